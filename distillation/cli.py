@@ -1,0 +1,133 @@
+"""The `distillation` command: plan, prune, run."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+import torch
+
+from distillation import teacher as teachers
+from distillation.export import Provenance, check_free, export
+from distillation.prune import on_meta, prune
+from distillation.recipe import Family, Recipe, read
+from distillation.taps import resolve
+from distillation.train import check, distil
+from sdbench.errors import UserError
+from sdbench.models.architectures import unet_config
+from sdbench.scenes.embedded import WEIGHTS
+
+WORK = Path("results/runs/distillation")  # ignored by git
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand => exit code: 0, or 2 for anything that the user can mend."""
+    options = _parser().parse_args(argv)
+    try:
+        _COMMANDS[options.command](options)
+    except UserError as error:
+        sys.stderr.write(f"distillation: {error}\n")
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "distillation", description="Make SSD-1B, Vega and their like from a teacher: cut it, then train what is left."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    plan = commands.add_parser("plan", help="print what a recipe comes to, without any weights")
+    cut = commands.add_parser("prune", help="cut a teacher, without training")
+    run = commands.add_parser("run", help="cut and train, stage by stage; a run that was stopped continues")
+    for command in (plan, cut, run):
+        command.add_argument("recipe", help="name of a shipped recipe, or path of a .toml file")
+    for command in (plan, run):
+        command.add_argument(
+            "--family", choices=get_args(Family), default="scenes", help="whose widths and settings (default: %(default)s)"
+        )
+    for command in (cut, run):
+        command.add_argument("--teacher", type=Path, help="folder of a whole pipeline (default: the embedded teacher)")
+        command.add_argument("--out", type=Path, required=True, help="new folder for the student")
+        command.add_argument("--unet-only", action="store_true", help="write the UNet alone instead of a whole pipeline")
+    run.add_argument("--work", type=Path, default=WORK, help="folder for what a stopped run continues from (default: %(default)s)")
+    run.add_argument("--steps", type=_count, help="steps of all stages together (default: the recipe's)")
+    run.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+    run.add_argument("--dry-run", action="store_true", help="check everything, print the plan and stop")
+    return parser
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
+def _plan(options: argparse.Namespace) -> None:
+    _say(describe(read(options.recipe), options.family))
+
+
+def _prune(options: argparse.Namespace) -> None:
+    recipe = read(options.recipe)
+    check_free(options.out)
+    teacher = teachers.find(_teacher_folder(options), recipe)
+    student = prune(teacher.unet(teacher.dtype, "cpu"), recipe.plans[-1])
+    _say(export(student, options.out, teacher, Provenance.of(recipe, teacher, student), unet_only=options.unet_only))
+
+
+def _run(options: argparse.Namespace) -> None:
+    recipe, folder = read(options.recipe), _teacher_folder(options)
+    if options.dry_run:
+        _, counts = check(recipe, options.family, folder, options.out, options.steps)
+        _say(describe(recipe, options.family, counts))
+        return
+    chosen = {"steps": options.steps, "device": options.device, "unet_only": options.unet_only}
+    _say(distil(recipe, options.family, folder, options.work, options.out, **chosen))
+
+
+def _say(what: object) -> None:
+    sys.stdout.write(f"{what}\n")
+
+
+def _teacher_folder(options: argparse.Namespace) -> Path:
+    folder: Path = options.teacher or WEIGHTS / "pipeline"
+    return folder
+
+
+def describe(recipe: Recipe, family: Family, counts: list[int] | None = None) -> str:
+    """A recipe in the widths of a family: stages, blocks kept and why, parameters, taps, settings.
+
+    Args:
+        recipe: what to describe.
+        family: whose widths and settings.
+        counts: steps of each stage, where they are not the recipe's own.
+    """
+    settings = recipe.scenes if family == "scenes" else recipe.sdxl
+    teacher = on_meta(unet_config(recipe.teacher, family))
+    lines = [f"{recipe.name}: {recipe.student} from {recipe.teacher}, family {family}", f"teacher: {_parameters(teacher)}"]
+    for stage, plan, steps in zip(recipe.stages, recipe.plans, counts or recipe.stage_steps(settings.steps), strict=True):
+        student = prune(teacher, plan)
+        lines.append(f"stage {stage.name}: {steps:,} steps, {_parameters(student)}, {sum(plan.depths.values())} transformer blocks")
+        lines += [f"  {row.attentions} keeps {_listed(row.blocks)}  ({row.source})" for row in stage.keep]
+    lines.append(f"  the middle resnet is the teacher's mid_block.resnets.{recipe.middle.resnet}  ({recipe.middle.source})")
+    taps = resolve(student.config, teacher.config, recipe.taps)
+    lines += [f"taps: {len(taps)} (student <- teacher, channels x height x width)", *(f"  {tap}" for tap in taps)]
+    lines.append("loss: " + ", ".join(f"{name} {weight:g}" for name, weight in recipe.loss))
+    lines += [f"settings of family {family}:", *(f"  {name} = {_said(value)}" for name, value in settings)]
+    return "\n".join(lines)
+
+
+def _parameters(network: torch.nn.Module) -> str:
+    return f"{sum(parameter.numel() for parameter in network.parameters()):,} parameters"
+
+
+def _listed(blocks: Sequence[int] | str) -> str:
+    return blocks if isinstance(blocks, str) else ", ".join(map(str, blocks)) or "nothing"
+
+
+def _said(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+_COMMANDS = {"plan": _plan, "prune": _prune, "run": _run}

@@ -1,0 +1,153 @@
+"""Students on disk: a diffusers folder with a note of how the student was made and a model card."""
+
+import json
+import platform
+import shutil
+import subprocess
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Self
+
+import torch
+from diffusers import UNet2DConditionModel
+
+from distillation.recipe import Recipe
+from distillation.teacher import Teacher
+from sdbench.errors import UserError
+
+INDEX = "model_index.json"
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """A stage's steps and its weighted loss terms at the end, averaged over a few batches that it was not trained on."""
+
+    name: str
+    steps: int
+    losses: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """How a student was made.
+
+    Attributes:
+        teacher_digest: of all the teacher's weights, as its records give it.
+        seed: of the training; None where there was none.
+        steps: of all stages; 0 for a student that was only cut.
+        commit: of the checkout that made it, where there is one.
+    """
+
+    recipe: str
+    recipe_digest: str
+    student: str
+    teacher: str
+    teacher_digest: str
+    family: str
+    parameters: int
+    seed: int | None
+    steps: int
+    stages: list[StageResult]
+    versions: dict[str, str]
+    commit: str | None
+
+    @classmethod
+    def of(
+        cls,
+        recipe: Recipe,
+        teacher: Teacher,
+        student: UNet2DConditionModel,
+        seed: int | None = None,
+        stages: list[StageResult] | None = None,
+    ) -> Self:
+        """Note down a student of a recipe, with the software that made it."""
+        return cls(
+            recipe=recipe.name,
+            recipe_digest=recipe.digest,
+            student=recipe.student,
+            teacher=recipe.teacher,
+            teacher_digest=teacher.digest,
+            family=teacher.spec.family,
+            parameters=sum(parameter.numel() for parameter in student.parameters()),
+            seed=seed,
+            steps=sum(stage.steps for stage in stages or []),
+            stages=stages or [],
+            versions={"python": platform.python_version()} | {name: version(name) for name in ("torch", "diffusers", "transformers")},
+            commit=_commit(),
+        )
+
+
+def export(student: UNet2DConditionModel, out: Path, teacher: Teacher, provenance: Provenance, *, unet_only: bool = False) -> Path:
+    """Write the student to `out`, in the teacher's dtype: a whole pipeline with the teacher's other parts, or its UNet alone.
+
+    Raises:
+        UserError: `out` holds something already.
+    """
+    check_free(out)
+    beside = out.with_name(f"{out.name}.part")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    if not unet_only:
+        _copy_parts(teacher.folder, beside)
+    student.to(getattr(torch, teacher.dtype)).save_pretrained(beside if unet_only else beside / "unet")
+    (beside / "provenance.json").write_text(json.dumps(asdict(provenance), indent=2) + "\n")
+    (beside / "README.md").write_text(card(provenance, unet_only=unet_only))
+    if out.exists():
+        out.rmdir()
+    return beside.rename(out)
+
+
+def check_free(out: Path) -> None:
+    """Make sure that nothing would be overwritten.
+
+    Raises:
+        UserError: `out` is a file, or a folder with something in it.
+    """
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise UserError(f"{out} exists; expected a new or empty folder. Remove it, or name another with --out")
+
+
+def card(provenance: Provenance, *, unet_only: bool) -> str:
+    """A short model card, in Markdown."""
+    kind = "UNet2DConditionModel" if unet_only else "StableDiffusionXLPipeline"
+    trained = f"trained for {provenance.steps} steps with layer-level losses (arXiv 2401.02677)" if provenance.steps else "not trained"
+    stages = [
+        f"- stage `{stage.name}`, {stage.steps} steps: {', '.join(f'{name} loss {value:.4g}' for name, value in stage.losses.items())}"
+        for stage in provenance.stages
+    ]
+    return "\n".join(
+        [
+            "---",
+            "library_name: diffusers",
+            f"tags: [distillation, {provenance.student}]",
+            "---",
+            f"# {provenance.student}, family {provenance.family}",
+            "",
+            f"A UNet of {provenance.parameters:,} parameters, cut from a teacher of architecture {provenance.teacher} by recipe",
+            f"`{provenance.recipe}` and {trained}. How it was made: `provenance.json`.",
+            "",
+            "These are not Segmind's weights, nor a copy of them: parts of the published recipe are unknown, and the recipe",
+            "file says which choices are this project's own.",
+            "",
+            *stages,
+            *([""] if stages else []),
+            f"Load it with `diffusers.{kind}.from_pretrained`.",
+            "",
+        ]
+    )
+
+
+def _copy_parts(teacher: Path, out: Path) -> None:
+    shutil.copy(teacher / INDEX, out / INDEX)
+    for name, kind in json.loads((teacher / INDEX).read_text()).items():
+        if name != "unet" and isinstance(kind, list) and kind[0] is not None:
+            shutil.copytree(teacher / name, out / name)
+
+
+def _commit() -> str | None:
+    """The checkout's commit; None where the package is not in one, or git is not there."""
+    if (git := shutil.which("git")) is None:
+        return None
+    found = subprocess.run([git, "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)  # noqa: S603  # fixed
+    return found.stdout.strip() if found.returncode == 0 else None

@@ -1,0 +1,88 @@
+"""Pruning: a smaller UNet whose every tensor is one of the teacher's."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+
+from distillation.recipe import MIDDLE, Plan
+from sdbench.errors import UserError
+from sdbench.models.architectures import PLAIN, TOPOLOGIES, Config, depths, unet_config
+
+_DEPTH_FIELDS = ("transformer_layers_per_block", "reverse_transformer_layers_per_block", "mid_block_type")
+
+
+def prune(teacher: UNet2DConditionModel, plan: Plan) -> UNet2DConditionModel:
+    """A UNet of the teacher's widths, dtype and device with the depths of the plan, holding copies of its tensors.
+
+    Raises:
+        UserError: the teacher lacks a block that the plan keeps, or no diffusers config describes the result.
+    """
+    student = on_meta(student_config(teacher.config, plan))
+    tensors = teacher.state_dict()
+    sources = key_map(student.state_dict(), plan)
+    if lacking := [source for source in sources.values() if source not in tensors]:
+        raise UserError(f"the teacher has no {lacking[0]!r}, which the plan keeps; its attentions have {depths(teacher.config)} blocks")
+    student.load_state_dict({key: tensors[source].clone() for key, source in sources.items()}, assign=True)
+    return student.train(teacher.training)
+
+
+def key_map(student_keys: Iterable[str], plan: Plan) -> dict[str, str]:
+    """The teacher's tensor that each of the student's tensors is copied from."""
+    return {key: _source(key, plan) for key in student_keys}
+
+
+def _source(key: str, plan: Plan) -> str:
+    path, divider, rest = key.partition(".transformer_blocks.")
+    if divider:
+        position, _, name = rest.partition(".")
+        return f"{path}{divider}{plan.blocks[path][int(position)]}.{name}"
+    if MIDDLE not in plan.blocks:
+        return key.replace("mid_block.resnets.0.", f"mid_block.resnets.{plan.mid_resnet}.")
+    return key
+
+
+def student_config(teacher: Config, plan: Plan) -> dict[str, Any]:
+    """The teacher's config with the plan's depths; for a known architecture, spelt as its own config spells them.
+
+    Raises:
+        UserError: the depths cannot be said in a config, or the plan names an attention that the teacher does not have.
+    """
+    if unknown := sorted(set(plan.blocks) - set(depths(teacher))):
+        raise UserError(f"the teacher has no attention {unknown[0]!r}, of which the plan keeps blocks")
+    kept = {name: value for name, value in teacher.items() if not name.startswith("_")}
+    config = kept | (_known_spelling(teacher, plan) or _spelling(teacher, plan))
+    if depths(config) != plan.depths:
+        raise UserError(
+            f"a diffusers config cannot say these depths: {plan.depths}; it gives the middle the depth of the last down block's "
+            "first attention, so remove the middle's attention in the same stage or before"
+        )
+    return config
+
+
+def _known_spelling(teacher: Config, plan: Plan) -> dict[str, Any]:
+    """The fields of the architecture that has these depths; empty where none has."""
+    for name in TOPOLOGIES:
+        config = unet_config(name)
+        if depths(config) == plan.depths and config["layers_per_block"] == teacher["layers_per_block"]:
+            return {field: config[field] for field in _DEPTH_FIELDS}
+    return {}
+
+
+def _spelling(teacher: Config, plan: Plan) -> dict[str, Any]:
+    def side(prefix: str, kinds: Iterable[str]) -> list[list[int]]:
+        each = [[depth for path, depth in plan.depths.items() if path.startswith(f"{prefix}.{index}.")] for index, _ in enumerate(kinds)]
+        return [depth or [1] for depth in each]
+
+    return {
+        "transformer_layers_per_block": side("down_blocks", teacher["down_block_types"]),
+        "reverse_transformer_layers_per_block": side("up_blocks", teacher["up_block_types"]),
+        "mid_block_type": teacher["mid_block_type"] if MIDDLE in plan.blocks else PLAIN,
+    }
+
+
+def on_meta(config: Config) -> UNet2DConditionModel:
+    """A UNet without storage."""
+    with torch.device("meta"):
+        return UNet2DConditionModel(**{name: value for name, value in config.items() if not name.startswith("_")})

@@ -1,0 +1,283 @@
+"""Recipes: which of the teacher's blocks a student keeps, what is compared, and how long it trains.
+
+A recipe names blocks by the teacher's own numbers, at every stage. It is checked in full against the two architectures
+when it is read, before any weights are. Nothing in it depends on widths: the same file prunes SDXL and the embedded
+teacher.
+"""
+
+import hashlib
+import itertools
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sdbench.errors import UserError, unknown
+from sdbench.models.architectures import TOPOLOGIES, depths, unet_config
+
+RECIPES = Path(__file__).parent / "recipes"
+MIDDLE = "mid_block.attentions.0"
+Family = Literal["scenes", "sdxl"]
+Positive = Annotated[int, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
+
+
+class _Data(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Keep(_Data):
+    """A row of a stage.
+
+    Attributes:
+        attentions: path of the teacher's attentions, `*` standing for any one part and `[01]` for a choice of them.
+        blocks: the teacher's transformer blocks that stay, or "all"; none, which only the middle may have, removes the attention.
+        source: where this is known from, or "inferred", or "chosen".
+    """
+
+    attentions: str
+    blocks: tuple[Annotated[int, Field(ge=0)], ...] | Literal["all"]
+    source: str
+
+
+class Stage(_Data):
+    """A cut and the training after it. What no row names stays as the stage before left it.
+
+    Attributes:
+        share: of the recipe's steps.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9-]+$")
+    share: float = Field(gt=0, le=1)
+    keep: tuple[Keep, ...] = Field(min_length=1)
+
+
+class Middle(_Data):
+    """Which of the teacher's two middle resnets is the student's only one, once the middle attention is gone."""
+
+    resnet: Literal[0, 1]
+    source: str
+
+
+class Loss(_Data):
+    """Weights of the loss terms; `feature` weighs the sum over the taps."""
+
+    task: Weight
+    output: Weight
+    feature: Weight
+
+
+class Scenes(_Data):
+    """How the embedded family trains.
+
+    Attributes:
+        steps: over all stages.
+        lr: peak learning rate of each stage.
+        warmup: steps of each stage over which the learning rate rises.
+        drop: share of captions replaced by the unconditional embedding.
+        pictures: rendered scenes in the training pool.
+    """
+
+    steps: Positive
+    lr: float = Field(gt=0)
+    batch: Positive
+    warmup: Positive
+    drop: float = Field(ge=0, lt=1)
+    pictures: Positive
+    seed: Annotated[int, Field(ge=0)]
+
+
+class FullSize(_Data):
+    """How the released student was trained.
+
+    Attributes:
+        teachers: Hub repositories or names of the teachers, in succession.
+        data: Hub datasets.
+    """
+
+    teachers: tuple[str, ...] = Field(min_length=1)
+    data: tuple[str, ...]
+    steps: Positive
+    lr: float = Field(gt=0)
+    batch: Positive
+    accumulation: Positive
+    size_px: Positive
+    dtype: Literal["bfloat16", "float32"]
+    source: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a network keeps of another.
+
+    Attributes:
+        blocks: of each attention, the other network's transformer blocks in order; an attention that is gone has no entry.
+        mid_resnet: the other's middle resnet that becomes the only one; read where the middle attention is gone.
+    """
+
+    blocks: Mapping[str, tuple[int, ...]]
+    mid_resnet: int
+
+    def within(self, previous: "Plan") -> "Plan":
+        """The same network cut from one that `previous` made, instead of from the teacher."""
+        blocks = {path: tuple(previous.blocks[path].index(block) for block in kept) for path, kept in self.blocks.items()}
+        return Plan(blocks, self.mid_resnet if MIDDLE in previous.blocks else 0)
+
+    @property
+    def depths(self) -> dict[str, int]:
+        """Transformer blocks of each attention."""
+        return {path: len(kept) for path, kept in self.blocks.items()}
+
+
+class Recipe(_Data):
+    """A student: its architecture, how it is cut from the teacher, and its training.
+
+    Attributes:
+        student: architecture that the last stage reaches.
+        teacher: architecture that the first stage starts from.
+        taps: paths of the modules whose outputs the feature loss compares, `*` standing for any one part.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9.-]+$")
+    student: str
+    teacher: str
+    middle: Middle
+    stages: tuple[Stage, ...] = Field(min_length=1)
+    taps: tuple[str, ...] = Field(min_length=1)
+    loss: Loss
+    scenes: Scenes
+    sdxl: FullSize
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what the recipe says; comments and layout are not in it."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+    @property
+    def plans(self) -> list[Plan]:
+        """Each stage's plan, in the teacher's block numbers.
+
+        Raises:
+            UserError: a row names what its network does not have.
+        """
+        blocks = {path: tuple(range(depth)) for path, depth in depths(unet_config(self.teacher)).items()}
+        plans = []
+        for stage in self.stages:
+            blocks = self._cut(blocks, stage)
+            plans.append(Plan(blocks, self.middle.resnet))
+        return plans
+
+    def stage_steps(self, steps: int) -> list[int]:
+        """Steps of each stage, by its share.
+
+        Raises:
+            UserError: too few steps for each stage to have one.
+        """
+        ends = [round(steps * share) for share in itertools.accumulate(stage.share for stage in self.stages)]
+        counts = [end - start for start, end in zip([0, *ends], [*ends[:-1], steps], strict=False)]
+        if min(counts) < 1:
+            raise UserError(
+                f"{steps} steps leave a stage of recipe {self.name!r} without any; found {counts} for {len(self.stages)} stages"
+            )
+        return counts
+
+    def _cut(self, blocks: Mapping[str, tuple[int, ...]], stage: Stage) -> dict[str, tuple[int, ...]]:
+        cut, seen = dict(blocks), set()
+        for row in stage.keep:
+            where = f"recipe {self.name!r}, stage {stage.name!r}"
+            for path in _matching(row.attentions, blocks, f"attention in {where}"):
+                if path in seen:
+                    raise UserError(f"{where}: two rows name {path}; expected one")
+                seen.add(path)
+                kept = blocks[path] if row.blocks == "all" else row.blocks
+                _check_blocks(path, kept, blocks[path], where)
+                cut[path] = kept
+        return {path: kept for path, kept in cut.items() if kept}
+
+    def check(self) -> None:
+        """Check it against the architectures that it names.
+
+        Raises:
+            UserError: a name is unknown, a row does not fit, the shares are not a whole, or the last stage is not the student.
+        """
+        for architecture in (self.teacher, self.student):
+            if architecture not in TOPOLOGIES:
+                raise unknown("architecture", architecture, TOPOLOGIES)
+        reached, expected = self.plans[-1].depths, depths(unet_config(self.student))
+        if wrong := sorted(path for path in reached | expected if reached.get(path) != expected.get(path)):
+            found = ", ".join(f"{path} {reached.get(path, 0)} (expected {expected.get(path, 0)})" for path in wrong)
+            raise UserError(f"recipe {self.name!r} does not end at {self.student}; transformer blocks kept: {found}")
+        if abs(sum(stage.share for stage in self.stages) - 1) > 1e-6:
+            raise UserError(f"recipe {self.name!r}: the stages' shares sum to {sum(stage.share for stage in self.stages):g}; expected 1")
+
+
+def matches(pattern: str, path: str) -> bool:
+    """Whether a module path fits a pattern, part by part."""
+    wanted, parts = pattern.split("."), path.split(".")
+    return len(wanted) == len(parts) and all(itertools.starmap(fnmatchcase, zip(parts, wanted, strict=True)))
+
+
+def _matching(pattern: str, paths: Iterable[str], kind: str) -> list[str]:
+    paths = list(paths)
+    if found := [path for path in paths if matches(pattern, path)]:
+        return found
+    raise unknown(kind, pattern, paths)
+
+
+def _check_blocks(path: str, kept: tuple[int, ...], there: tuple[int, ...], where: str) -> None:
+    if missing := [block for block in kept if block not in there]:
+        raise UserError(f"{where}: {path} has no block {missing[0]}; it has {', '.join(map(str, there))} at this stage")
+    if list(kept) != sorted(set(kept)):
+        raise UserError(f"{where}: {path} keeps {list(kept)}; expected each block once, in rising order")
+    if not kept and path != MIDDLE:
+        raise UserError(f"{where}: {path} keeps no block; only {MIDDLE} can go, others need at least one")
+
+
+def read(what: str | Path) -> Recipe:
+    """Read a recipe by the name of a shipped one, or from a file, and check it.
+
+    Raises:
+        UserError: there is no such recipe, or it is wrong; the message says where.
+    """
+    path = Path(what)
+    if path.suffix != ".toml":
+        path = RECIPES / f"{what}.toml"
+        if not path.is_file():
+            raise unknown("recipe", str(what), (found.stem for found in RECIPES.glob("*.toml")))
+    try:
+        recipe = Recipe.model_validate(tomllib.loads(path.read_text()))
+    except FileNotFoundError:
+        raise UserError(
+            f"no recipe at {path}; shipped ones go by name: {', '.join(sorted(file.stem for file in RECIPES.glob('*.toml')))}"
+        ) from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path} is not TOML: {error}") from None
+    except ValidationError as error:
+        raise _explain(path, error) from None
+    recipe.check()
+    return recipe
+
+
+_TABLES: dict[str, type[_Data]] = {
+    "": Recipe,
+    "stages": Stage,
+    "keep": Keep,
+    "middle": Middle,
+    "loss": Loss,
+    "scenes": Scenes,
+    "sdxl": FullSize,
+}
+
+
+def _explain(path: Path, error: ValidationError) -> UserError:
+    """The first thing that is wrong, unknown keys before all, since a misspelt key is also a missing one."""
+    first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
+    place = ".".join(map(str, first["loc"]))
+    if first["type"] == "extra_forbidden":
+        tables = ["", *(part for part in first["loc"][:-1] if isinstance(part, str))]
+        return unknown(f"key in {path.name} ({place})", str(first["loc"][-1]), _TABLES[tables[-1]].model_fields)
+    return UserError(f"{path.name}: {place}: {first['msg']}; found {first['input']!r}")

@@ -1,0 +1,90 @@
+"""Taps: pairs of modules, student and teacher, whose outputs the feature loss compares, and the hooks that collect them."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+from distillation.prune import on_meta
+from distillation.recipe import matches
+from sdbench.errors import UserError, unknown
+from sdbench.models.architectures import Config
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A pair of module paths, and the shape of both outputs for one image (1 x channels x height x width)."""
+
+    student: str
+    teacher: str
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.student} <- {self.teacher} {' x '.join(map(str, self.shape[1:]))}"
+
+
+def resolve(student: Config, teacher: Config, patterns: Sequence[str]) -> list[Tap]:
+    """The pairs that the patterns name in two UNets, given by their configs; checked by a forward pass without storage.
+
+    Raises:
+        UserError: a pattern names no module, a module is missing in the student, or the outputs of a pair differ in shape.
+    """
+    networks = on_meta(student), on_meta(teacher)
+    paths = _expand(patterns, networks[1])
+    if missing := [path for path in paths if path not in dict(networks[0].named_modules())]:
+        raise UserError(f"tap {missing[0]}: the teacher has it, the student does not; take it out of the recipe's taps or keep the module")
+    student_shapes, teacher_shapes = (_shapes(network, paths) for network in networks)
+    for path in paths:
+        if student_shapes[path] != teacher_shapes[path]:
+            raise UserError(
+                f"tap {path}: the student's output is {student_shapes[path]}, the teacher's {teacher_shapes[path]}; expected equal shapes"
+            )
+    return [Tap(path, path, student_shapes[path]) for path in paths]
+
+
+@contextmanager
+def collect(network: nn.Module, paths: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+    """While open, each forward pass leaves the outputs of the modules at `paths` in the mapping; nothing stays afterwards."""
+    outputs: dict[str, Tensor] = {}
+    handles = [network.get_submodule(path).register_forward_hook(_keep(outputs, path)) for path in paths]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+        outputs.clear()
+
+
+def _keep(outputs: dict[str, Tensor], path: str) -> Any:
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        outputs[path] = output if isinstance(output, Tensor) else output[0]  # attentions answer with a tuple
+
+    return hook
+
+
+def _expand(patterns: Sequence[str], network: nn.Module) -> list[str]:
+    modules = [path for path, _ in network.named_modules() if path]
+    for pattern in patterns:
+        if not any(matches(pattern, path) for path in modules):
+            same_depth = {path for path in modules if path.count(".") == pattern.count(".")}
+            raise unknown("tap (no such module in the teacher)", pattern, same_depth)
+    return [path for path in modules if any(matches(pattern, path) for pattern in patterns)]
+
+
+@torch.no_grad()
+def _shapes(network: UNet2DConditionModel, paths: list[str]) -> dict[str, tuple[int, ...]]:
+    config = network.config
+    pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(shape, device="meta")
+
+    conditions = {"text_embeds": empty(1, pooled), "time_ids": empty(1, 6)}
+    with collect(network, paths) as outputs:
+        latents = empty(1, config.in_channels, config.sample_size, config.sample_size)
+        network(latents, empty(1), empty(1, 1, config.cross_attention_dim), added_cond_kwargs=conditions)
+        return {path: tuple(output.shape) for path, output in outputs.items()}

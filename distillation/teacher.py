@@ -1,0 +1,60 @@
+"""The teacher: a whole pipeline on disk, whose UNet is of the architecture that a recipe cuts."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffusers import UNet2DConditionModel
+
+from distillation.recipe import Recipe
+from sdbench.errors import UserError
+from sdbench.models.digest import weights_digest
+from sdbench.models.files import read_headers, weight_files
+from sdbench.models.loading import load
+from sdbench.models.spec import ModelSpec, resolve
+
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Where it lies and what it is.
+
+    Attributes:
+        dtype: that its UNet is stored in; students are stored likewise.
+    """
+
+    folder: Path
+    spec: ModelSpec
+    dtype: str
+
+    @property
+    def digest(self) -> str:
+        """Of all its weights, as records give it."""
+        return str(weights_digest(self.spec, dtype=self.dtype))
+
+    def unet(self, dtype: str, device: str) -> UNet2DConditionModel:
+        """Its UNet, frozen; tensors are checked on the way.
+
+        Raises:
+            UserError: weights are missing, damaged or not finite, or the device is not there.
+        """
+        return load(self.spec, dtype=dtype, device=device).unet
+
+
+def find(folder: Path, recipe: Recipe) -> Teacher:
+    """The teacher in a folder; no weights are read.
+
+    Raises:
+        UserError: the folder is no whole pipeline, or its architecture is not the one that the recipe cuts.
+    """
+    if not (folder / "model_index.json").is_file():
+        raise UserError(
+            f"no teacher in {folder}; expected a whole pipeline in diffusers layout, with a model_index.json. Name one with --teacher"
+        )
+    spec = resolve(str(folder), name="teacher")
+    if spec.architecture != recipe.teacher:
+        raise UserError(f"the teacher in {folder} is of architecture {spec.architecture!r}; recipe {recipe.name!r} cuts {recipe.teacher!r}")
+    kinds = {tensor.dtype for tensor in read_headers(weight_files(folder / "unet", "unet", sixteen_bit=False)[1]).values()}
+    if len(kinds) > 1 or not kinds <= _DTYPES.keys():
+        raise UserError(f"the UNet in {folder} is stored as {', '.join(sorted(kinds))}; expected one of {', '.join(_DTYPES)}")
+    return Teacher(folder, spec, _DTYPES[kinds.pop()])

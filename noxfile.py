@@ -1,0 +1,62 @@
+"""The project's verbs: `nox -s benchmark`, `tests`, `lint`, `distill`, `gate`, `scenes`. Each builds what it needs."""
+
+import nox
+
+nox.needs_version = ">=2025.5.1"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.reuse_venv = "yes"
+nox.options.sessions = ["lint", "tests"]
+
+
+def _install(session: nox.Session, *groups: str) -> None:
+    session.install("-e", ".", *(word for group in groups for word in ("--group", group)))
+
+
+@nox.session
+def benchmark(session: nox.Session) -> None:
+    """Measure every model of a profile and write results/LEADERBOARD.md: nox -s benchmark -- [--profile NAME] [--dry-run]."""
+    _install(session)
+    session.run("sdbench", "benchmark", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests: nox -s tests -- [pytest's options, such as -m slow]."""
+    _install(session, "test")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and types."""
+    _install(session, "lint")
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    session.run("mypy")
+
+
+@nox.session(default=False)
+def distill(session: nox.Session) -> None:
+    """Regenerate a student: nox -s distill -- vega [--out FOLDER] [--dry-run]."""
+    _install(session)
+    session.run("distillation", "run", *session.posargs)
+
+
+@nox.session(default=False)
+def gate(session: nox.Session) -> None:
+    """Hold back a regressed checkpoint: nox -s gate -- CANDIDATE --baseline BASELINE."""
+    _install(session)
+    session.run("sdbench", "gate", *session.posargs)
+
+
+@nox.session(default=False)
+def scenes(session: nox.Session) -> None:
+    """Train the embedded family from nothing and install its weights: hours on two cores; a killed run goes on."""
+    _install(session)
+    work = "results/runs/training"
+    session.run("sdbench", "scenes", "train", "--work", work, *session.posargs)
+    teacher = f"{work}/out/pipeline"
+    for student in ("ssd-1b", "vega"):
+        session.run("distillation", "run", student, "--teacher", teacher, "--out", f"{work}/out/unets/{student}", "--unet-only")
+    session.run("distillation", "prune", "vega", "--teacher", teacher, "--out", f"{work}/out/unets/vega-pruned")
+    session.run("sdbench", "scenes", "ship", "--work", work)

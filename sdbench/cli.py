@@ -1,0 +1,256 @@
+"""The command line. Tables for people go to stderr, `--json` to stdout; imports wait until a command needs them."""
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdbench.errors import UserError
+
+if TYPE_CHECKING:
+    from sdbench.api import Places
+    from sdbench.models.spec import ModelSpec
+    from sdbench.suites import Suite
+
+BAD_INPUT = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command => the process's exit code; an error that a user can mend is a message and 2."""
+    arguments = parser().parse_args(argv)
+    command: Callable[[argparse.Namespace], int] = arguments.command
+    try:
+        return command(arguments)
+    except UserError as error:
+        say(f"sdbench: {error}")
+        return BAD_INPUT
+    except BrokenPipeError:
+        with contextlib.suppress(OSError):
+            sys.stdout.close()
+        return 0
+
+
+def say(text: str) -> None:
+    """A line for people."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201  # this is the command line
+
+
+def give(content: Any) -> None:
+    """The answer for machines."""
+    print(json.dumps(content, indent=1, default=str))  # noqa: T201  # this is the command line
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    top = argparse.ArgumentParser(prog="sdbench", description="Measure SDXL and its distilled students, rank them, and gate new checkpoints.")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: Callable[[argparse.Namespace], int], help_text: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=help_text, description=help_text)
+        made.set_defaults(command=command)
+        made.add_argument("--json", action="store_true", help="answer as JSON on stdout")
+        made.add_argument("--results", type=Path, default=Path("results"), help="folder of records (default: results)")
+        made.add_argument("--runs", type=Path, help="folder of pictures and features (default: RESULTS/runs)")
+        return made
+
+    measuring = add("run", _run, "measure models under a suite and write a record of each")
+    _add_models(measuring)
+    measuring.add_argument("--suite", help="name of a suite or path of a suite file (default: quality for scenes, standard for sdxl)")
+    measuring.add_argument("--only", choices=("quality", "probes"), help="run only one half of the suite")
+    measuring.add_argument("--dry-run", action="store_true", help="print what would be fetched and made, and stop")
+    for name in ("steps", "size-px", "batch", "n"):
+        measuring.add_argument(f"--{name}", type=int, help="in place of the suite's own; the row is then of suite '<name>-custom'")
+    measuring.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="in place of the suite's own; likewise")
+    measuring.add_argument("--device", help="cpu, cuda or cuda:<index> (default: cuda where there is one)")
+
+    profile = add("benchmark", _benchmark, "measure every model of a profile and write the leaderboard")
+    profile.add_argument("--profile", default="auto", help="auto, scenes, sdxl or sdxl-random (default: auto, which says what it chose)")
+    profile.add_argument("--dry-run", action="store_true", help="print what would be fetched and made, and stop")
+
+    scoring = add("score", _score, "score pictures made elsewhere against their prompts")
+    scoring.add_argument("--images", type=Path, required=True, help="folder of PNG, JPEG or WebP pictures")
+    scoring.add_argument("--prompts", type=Path, required=True, help="text file with a prompt a line, in the order of the file names")
+
+    gating = add("gate", _gate, "compare a candidate with a baseline: exit code 0 pass, 1 regressed, 2 cannot compare, 3 inconclusive")
+    gating.add_argument("candidate", help="record folder, catalogue name or checkpoint")
+    gating.add_argument("--baseline", required=True, help="record folder, catalogue name or checkpoint")
+    gating.add_argument("--policy", type=Path, help="policy file (default: suites/gate.toml)")
+    gating.add_argument("--suite", help="suite to run where a record is missing")
+
+    add("models", _models, "list the models known by name")
+    add("suites", _suites, "list the suites")
+    add("leaderboard", _leaderboard, "print the leaderboard and write results/LEADERBOARD.md")
+    add("doctor", _doctor, "say what this machine can run, what is missing, and whether the shipped weights are intact")
+
+    training = add("scenes", _scenes, "train the embedded family's own weights, or install what was trained")
+    training.add_argument("action", choices=("train", "ship"), help="train: make parts in WORK; ship: install them with a manifest")
+    training.add_argument("parts", nargs="*", help="parts to train (default: all)")
+    training.add_argument("--work", type=Path, default=Path("results/runs/training"), help="folder to train in; a part that was killed goes on from there")
+    training.add_argument("--device", help="cpu, cuda or cuda:<index>")
+    return top
+
+
+def _add_models(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", action="append", required=True, help="catalogue name, pipeline folder, UNet folder, .safetensors file or Hub name; repeatable")
+    command.add_argument("--base", help="pipeline that completes a bare UNet")
+    command.add_argument("--lora", help="LoRA file, folder or Hub name to fuse")
+    command.add_argument("--name", help="what tables call the model")
+    command.add_argument("--weights", choices=("own", "random"), default="own", help="random: the architecture without its weights, for latency and memory")
+
+
+def _places(arguments: argparse.Namespace) -> "Places":
+    from sdbench.api import Places
+
+    return Places(arguments.results, arguments.runs or arguments.results / "runs")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from sdbench import api, suites
+    from sdbench.models.spec import resolve
+
+    if arguments.name and len(arguments.model) > 1:
+        raise UserError("--name names one model, but several are given; run them one by one, or leave --name out")
+    named = {"base": arguments.base, "lora": arguments.lora, "name": arguments.name, "random": arguments.weights == "random"}
+    specs = [resolve(what, **named) for what in arguments.model]
+    suite = suites.load(arguments.suite or api.FAMILY_SUITE.get(specs[0].family, "standard"))
+    overrides = api.Overrides(arguments.steps, arguments.size_px, arguments.batch, arguments.dtype, arguments.n)
+    suite = overrides.apply(suite)
+    only = "probes" if arguments.weights == "random" and arguments.only is None else arguments.only
+    if arguments.dry_run:
+        return _plan(specs, suite, arguments)
+    made = api.run(specs, suite, _places(arguments), device=arguments.device, only=only)
+    return _show(made, arguments)
+
+
+def _plan(specs: "Sequence[ModelSpec]", suite: "Suite", arguments: argparse.Namespace) -> int:
+    from sdbench.plan import plan
+
+    content = plan(specs, suite)
+    if arguments.json:
+        give(content)
+    else:
+        say(content["text"])
+    return 0
+
+
+def _show(made: Sequence[Path], arguments: argparse.Namespace) -> int:
+    from sdbench import leaderboard, records
+
+    leaderboard.write(arguments.results)
+    shown = [leaderboard.Row(path, records.read(path)[0]) for path in made]
+    say(leaderboard.text_table(shown))
+    for path in made:
+        say(f"record: {path}")
+    if arguments.json:
+        give([{"path": path, **row.record.model_dump(mode="json")} for path, row in zip(made, shown, strict=True)])
+    return 0
+
+
+def _benchmark(arguments: argparse.Namespace) -> int:
+    from sdbench import api, profiles
+
+    chosen = profiles.choose(arguments.profile)
+    say(f"profile {chosen.name}: {chosen.why}")
+    for job in chosen.jobs:
+        if arguments.dry_run:
+            _plan(job.specs, job.suite, arguments)
+        else:
+            api.run(job.specs, job.suite, _places(arguments), only=job.only)
+    return 0 if arguments.dry_run else _leaderboard(arguments)
+
+
+def _score(arguments: argparse.Namespace) -> int:
+    from sdbench import api
+
+    values, scores = api.score(arguments.images, arguments.prompts, _places(arguments))
+    for value in values:
+        number = f"{value.value:.4g} ({value.low:.4g} to {value.high:.4g}), n = {value.n}" if value.value is not None else f"{value.state}: {value.reason}"
+        say(f"{value.name:28} {number} {value.note}".rstrip())
+    if arguments.json:
+        give({"values": [value.model_dump() for value in values], "scores": {name: column.tolist() for name, column in scores.columns.items()}})
+    return 0
+
+
+def _gate(arguments: argparse.Namespace) -> int:
+    from sdbench import api
+
+    try:
+        report = api.compare(arguments.candidate, arguments.baseline, arguments.policy, _places(arguments), arguments.suite)
+    except UserError:
+        raise
+    except Exception as error:  # noqa: BLE001  # a crash must never be read as "regressed", which is exit code 1
+        say(f"sdbench: the gate itself failed: {type(error).__name__}: {error}")
+        return BAD_INPUT
+    say(report.text())
+    if arguments.json:
+        give(report.to_json())
+    return report.exit_code
+
+
+def _models(arguments: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from sdbench.models.catalogue import CATALOGUE
+
+    if arguments.json:
+        give([asdict(entry) for entry in CATALOGUE.values()])
+        return 0
+    for entry in CATALOGUE.values():
+        fetch = f"{entry.download_gb:.1f} GB to fetch" if entry.download_gb else "nothing to fetch"
+        say(f"{entry.name:20} {entry.family:7} {entry.architecture or '-':11} {entry.source:9} {fetch:18} {entry.location}  {entry.licence}".rstrip())
+    return 0
+
+
+def _suites(arguments: argparse.Namespace) -> int:
+    from sdbench import suites
+
+    found = [suites.load(name) for name in suites.names()]
+    if arguments.json:
+        give([suite.model_dump() for suite in found])
+        return 0
+    for suite in found:
+        say(f"{suite.name}@{suite.version:<3} {suite.family or 'part':7} {suite.description}")
+    return 0
+
+
+def _leaderboard(arguments: argparse.Namespace) -> int:
+    from sdbench import leaderboard
+
+    board = leaderboard.rows(arguments.results)
+    path = leaderboard.write(arguments.results)
+    say(leaderboard.text_table(board))
+    say(f"written: {path}")
+    if arguments.json:
+        give([{"path": row.folder, **row.record.model_dump(mode="json")} for row in board])
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from sdbench import doctor
+
+    findings = doctor.examine()
+    for finding in findings:
+        say(f"{'ok ' if finding.fine else 'BAD' if finding.fatal else '-- '} {finding.text}")
+    if arguments.json:
+        give([vars(finding) for finding in findings])
+    return BAD_INPUT if any(finding.fatal and not finding.fine for finding in findings) else 0
+
+
+def _scenes(arguments: argparse.Namespace) -> int:
+    from sdbench import api
+    from sdbench.scenes.training import make, ship
+
+    shop = make.Shop(arguments.work, arguments.device or api.machine_device())
+    if arguments.action == "ship":
+        say(f"installed: {ship.ship(shop)}")
+        return 0
+    for part in arguments.parts or make.PARTS:
+        make.make(part, shop)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

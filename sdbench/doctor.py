@@ -1,0 +1,78 @@
+"""What this machine can run, what is missing, and whether what was shipped is intact."""
+
+import importlib.metadata
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdbench.scenes import embedded
+
+PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "torchmetrics", "open_clip_torch", "clean-fid", "pytest-benchmark", "datasets", "scipy")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at; a fatal one that is not fine keeps the embedded benchmark from running."""
+
+    fine: bool
+    fatal: bool
+    text: str
+
+
+def examine() -> list[Finding]:
+    """Look at packages, device, embedded weights, the Hub's cache, disk and the results folder."""
+    return [*_packages(), _device(), *_embedded(), *_hub(), _disk(), _results()]
+
+
+def _packages() -> list[Finding]:
+    findings = []
+    for package in PACKAGES:
+        try:
+            findings.append(Finding(True, True, f"{package} {importlib.metadata.version(package)}"))
+        except importlib.metadata.PackageNotFoundError:
+            findings.append(Finding(False, True, f"{package} is not installed; install sdbench again: pip install --force-reinstall sdbench"))
+    return findings
+
+
+def _device() -> Finding:
+    import torch  # noqa: PLC0415  # seconds
+
+    if not torch.cuda.is_available():
+        return Finding(False, False, f"no CUDA device: the embedded family runs on {os.cpu_count()} CPU cores; full-size suites need a GPU")
+    free, total = torch.cuda.mem_get_info()
+    return Finding(True, False, f"{torch.cuda.get_device_name()}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free: full-size suites can run")
+
+
+def _embedded() -> list[Finding]:
+    if not embedded.MANIFEST.exists():
+        return [Finding(False, True, f"embedded weights: no manifest at {embedded.MANIFEST}; reinstall sdbench, or train them: sdbench scenes train")]
+    bad = embedded.verify()
+    if bad:
+        return [Finding(False, True, f"embedded weights: {name} is missing or changed; reinstall sdbench, or check the file out again") for name in bad]
+    return [Finding(True, True, f"embedded weights: {len(embedded.manifest()['files'])} files fit their digests")]
+
+
+def _hub() -> list[Finding]:
+    from sdbench.models.catalogue import CATALOGUE  # noqa: PLC0415
+    from sdbench.models.spec import resolve  # noqa: PLC0415
+    from sdbench.weights import is_cached  # noqa: PLC0415
+
+    findings = []
+    for name, entry in CATALOGUE.items():
+        if entry.source == "hub":
+            there = is_cached(resolve(name), dtype="bfloat16")
+            text = f"weights of {name} ({entry.location}): " + ("cached" if there else f"not cached, about {entry.download_gb:.1f} GB to fetch")
+            findings.append(Finding(there, False, text))
+    return findings
+
+
+def _disk() -> Finding:
+    free = shutil.disk_usage(Path.cwd()).free
+    return Finding(free > 2e9, False, f"{free / 1e9:.0f} GB of disk free here")
+
+
+def _results() -> Finding:
+    folder = Path("results")
+    writable = os.access(folder if folder.exists() else Path.cwd(), os.W_OK)
+    return Finding(writable, True, f"results folder {folder} " + ("can be written" if writable else "cannot be written; name another with --results"))

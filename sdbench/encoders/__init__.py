@@ -1,0 +1,1 @@
+"""Pictures and captions to features: what the metrics compare."""

@@ -1,0 +1,16 @@
+"""Errors a user can meet and mend: each names the thing, what was found, what was expected, and the way out."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Bad input or a missing file; the command line prints the message and exits with 2."""
+
+
+def unknown(kind: str, word: str, known: Iterable[str]) -> UserError:
+    """An error for a name that is not in a closed list, with the nearest one that is."""
+    names = sorted(known)
+    near = difflib.get_close_matches(word, names, 1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
+    return UserError(f"unknown {kind} {word!r}; {hint}")

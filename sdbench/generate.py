@@ -1,0 +1,112 @@
+"""Model x prompts x seeds -> pictures in the store.
+
+A picture's noise comes from a generator of its own on the CPU, seeded by (suite seed, prompt id, sample), so it does not
+depend on order, batch or machine count. Batch number k always holds the same prompts at the same places: a resumed batch
+fills up with its finished prompts, which costs what any padding costs, and its bytes cannot differ from an unbroken run's.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, StableDiffusionXLPipeline
+from torch import Tensor
+from tqdm import tqdm
+
+from sdbench.errors import UserError
+from sdbench.scenes.grammar import parse
+from sdbench.scenes.render import render
+from sdbench.store import U8, Store, digest
+from sdbench.suites import Noise, Sampling, Suite
+
+SCHEDULERS = {"ddim": DDIMScheduler, "euler": EulerDiscreteScheduler, "dpmpp": DPMSolverMultistepScheduler}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to make: its prompt, and the identity it is stored under."""
+
+    prompt_id: str
+    sample: int
+    prompt: str
+    image: str
+
+
+def jobs(suite: Suite, sampling: Sampling, weights_digest: str | None) -> list[Job]:
+    """The pictures a suite asks of a model, in order."""
+    settings = sampling.model_dump(exclude={"batch"})
+    return [
+        Job(prompt_id, 0, prompt, digest([weights_digest, prompt_id, prompt, settings, suite.noise.model_dump()]))
+        for prompt_id, prompt in suite.prompt_list().items()
+    ]
+
+
+def generate(todo: list[Job], store: Store, batch: int, make: Callable[[list[Job]], U8], title: str) -> None:
+    """Make what is missing; `make` turns a full batch of jobs into N x H x W x 3 uint8."""
+    missing = set(store.missing([job.image for job in todo]))
+    with tqdm(total=len(todo), initial=len(todo) - len(missing), desc=f"{title}: pictures", unit="image", mininterval=1) as bar:
+        for start in range(0, len(todo), batch):
+            group = todo[start : start + batch]
+            fresh = [job for job in group if job.image in missing]
+            if not fresh:
+                continue
+            pictures = make(group + [group[-1]] * (batch - len(group)))
+            for job, pixels in zip(group, pictures, strict=False):
+                if job.image in missing:
+                    store.put(job.image, pixels)
+            bar.update(len(fresh))
+
+
+def rendered(group: list[Job]) -> U8:
+    """The pictures that the renderer draws for the captions: the best any model can do."""
+    return render([parse(job.prompt) for job in group], [int(job.prompt_id.split("-")[0]) for job in group], seed=1)
+
+
+def sampler(pipeline: StableDiffusionXLPipeline, sampling: Sampling, noise: Noise) -> Callable[[list[Job]], U8]:
+    """A function that makes a batch of pictures with the pipeline.
+
+    The function raises `UserError` where a picture holds NaN or infinity.
+    """
+    if sampling.scheduler != "model":
+        pipeline.scheduler = SCHEDULERS[sampling.scheduler].from_config(pipeline.scheduler.config)
+    device, dtype = pipeline.unet.device, DTYPES[sampling.dtype]
+    side = sampling.size_px // pipeline.vae_scale_factor
+    shape = (pipeline.unet.config.in_channels, side, side)
+
+    def make(group: list[Job]) -> U8:
+        latents = torch.stack([initial_noise(noise, job.prompt_id, job.sample, shape) for job in group])
+        pixels = pipeline(**call_arguments(sampling, [job.prompt for job in group]), latents=latents.to(device, dtype)).images
+        for job, picture in zip(group, pixels, strict=True):
+            if not np.isfinite(picture).all():
+                raise UserError(
+                    f"the model made NaN or infinite pixels for prompt {job.prompt_id} ({job.prompt!r}) in {sampling.dtype}; try another dtype, or check its weights."
+                )
+        return np.asarray(np.rint(255 * np.clip(pixels, 0, 1)), np.uint8)
+
+    return make
+
+
+def call_arguments(sampling: Sampling, prompts: list[str]) -> dict[str, Any]:
+    """What the stock pipeline is called with."""
+    return {
+        "prompt": prompts,
+        "negative_prompt": None if sampling.negative_prompt is None else [sampling.negative_prompt] * len(prompts),
+        "num_inference_steps": sampling.steps,
+        "guidance_scale": sampling.guidance_scale,
+        "height": sampling.size_px,
+        "width": sampling.size_px,
+        "output_type": "np",
+    }
+
+
+def initial_noise(noise: Noise, prompt_id: str, sample: int, shape: tuple[int, ...]) -> Tensor:
+    """Standard normal latents, float32 on the CPU => `shape`; the same for every prompt where the noise is `fixed`."""
+    if noise.kind == "fixed":
+        seed = noise.seed
+    else:
+        seed = int(hashlib.sha256(repr((noise.seed, prompt_id, sample)).encode()).hexdigest()[:15], 16)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))

@@ -1,0 +1,101 @@
+"""What a record says of where it was made: the machine that latency and memory belong to, and the code and its packages."""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+
+from sdbench import __version__
+from sdbench.records import Environment, Machine
+
+# What can change a number; the required packages of pyproject.toml but for those that only show or carry it.
+PACKAGES = (
+    "clean-fid",
+    "datasets",
+    "diffusers",
+    "numpy",
+    "open-clip-torch",
+    "peft",
+    "psutil",
+    "pyarrow",
+    "pydantic",
+    "pytest-benchmark",
+    "safetensors",
+    "scipy",
+    "torch",
+    "torchmetrics",
+    "torchvision",
+    "transformers",
+)
+
+
+def this_machine(device: str) -> Machine:
+    """This machine, as one that runs models on `device` ("cpu", "cuda" or "cuda:<index>")."""
+    import torch  # noqa: PLC0415  # seconds, which the gate and the tables need not wait
+
+    on_cuda = device.startswith("cuda")
+    return Machine(
+        device=torch.cuda.get_device_name(device) if on_cuda else "cpu",
+        driver=_nvidia_driver() if on_cuda else None,
+        torch=str(torch.__version__),
+        cuda=torch.version.cuda if on_cuda else None,
+        cpu=_cpu_name(),
+        cores=_cores(),
+        ram_gib=round(psutil.virtual_memory().total / 2**30, 1),
+    )
+
+
+def environment() -> Environment:
+    """Python, the packages that make numbers, and the commit where sdbench runs from a checkout."""
+    packages = {"sdbench": __version__} | {name: version for name in PACKAGES if (version := _version(name))}
+    commit, dirty = checkout_state(Path(__file__).resolve().parents[1])
+    return Environment(python=platform.python_version(), packages=packages, commit=commit, dirty=dirty)
+
+
+def checkout_state(root: Path) -> tuple[str | None, bool | None]:
+    """Commit of a checkout, and whether anything but its results differs from it; (None, None) where `root` is none."""
+    commit = _git(root, "rev-parse", "--verify", "HEAD") if (root / ".git").exists() else None
+    if not commit:
+        return None, None
+    changed = _git(root, "--no-optional-locks", "status", "--porcelain", "--", ".", ":(exclude)results")
+    return commit, None if changed is None else bool(changed)
+
+
+def _git(root: Path, *words: str) -> str | None:
+    git = shutil.which("git")
+    if git is None:
+        return None
+    done = subprocess.run([git, "-C", str(root), *words], capture_output=True, text=True, check=False)  # noqa: S603  # fixed words
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _nvidia_driver() -> str | None:
+    smi = shutil.which("nvidia-smi")
+    if smi is None:
+        return None
+    words = [smi, "--query-gpu=driver_version", "--format=csv,noheader"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)  # noqa: S603  # fixed words
+    return done.stdout.split()[0] if done.returncode == 0 and done.stdout.strip() else None

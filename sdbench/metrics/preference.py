@@ -1,0 +1,25 @@
+"""Human-preference proxies that are CLIP models tuned on people's choices between two images of one prompt.
+
+PickScore v1 (Kirstain et al. 2023): the model's own logit scale times the cosine. exp(a) / (exp(a) + exp(b)) is the
+probability that people prefer image a, so only differences on one prompt mean anything.
+"""
+
+import math
+
+import numpy.typing as npt
+
+from sdbench.metrics.agreement import cosine_agreement
+from sdbench.metrics.inputs import F64
+
+
+def pickscore(image: npt.ArrayLike, text: npt.ArrayLike, logit_scale: float) -> F64:
+    """Logits of image embeddings under their prompts', n x d and n x d => (n,); higher is better.
+
+    `logit_scale` is the factor itself (about 100), not the logarithm that checkpoints store.
+
+    Raises:
+        ValueError: not n x d, not finite, other shapes, a row of zeros, or a scale that is not positive and finite.
+    """
+    if not (math.isfinite(logit_scale) and logit_scale > 0):
+        raise ValueError(f"logit_scale must be positive and finite, found {logit_scale}")
+    return logit_scale * cosine_agreement(image, text)

@@ -1,0 +1,1 @@
+"""What is measured: the catalogue, architectures as data, and loading with its checks."""

@@ -1,0 +1,190 @@
+"""Architectures as data: the UNets of SDXL and its students, and the text encoders and VAE they share.
+
+An architecture is a topology: which blocks, how many resnets, how many transformer blocks in each attention. A family is
+a set of widths. Every pairing of the two is a `UNet2DConditionModel` with the same module paths, so that one recipe
+prunes the full-size teacher and the embedded one. Depths: as `comfy/model_detection.py` of ComfyUI states them.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+Family = Literal["sdxl", "scenes", "custom"]
+Config = Mapping[str, Any]
+
+CROSS, PLAIN = "UNetMidBlock2DCrossAttn", "UNetMidBlock2D"
+
+# fmt: off
+TOPOLOGIES: dict[str, dict[str, Any]] = {
+    #            resnets a block           transformer blocks of each attention, down                      up, where it is not the reverse                                      middle
+    "sdxl":       {"layers_per_block": 2, "transformer_layers_per_block": [1, 2, 10],           "reverse_transformer_layers_per_block": None,                         "mid_block_type": CROSS},
+    "ssd-1b":     {"layers_per_block": 2, "transformer_layers_per_block": [[1], [2, 2], [4, 4]], "reverse_transformer_layers_per_block": [[4, 4, 10], [2, 1, 1], 1],  "mid_block_type": PLAIN},
+    "vega":       {"layers_per_block": 2, "transformer_layers_per_block": [1, 1, 2],            "reverse_transformer_layers_per_block": None,                         "mid_block_type": PLAIN},
+    "koala-1b":   {"layers_per_block": 1, "transformer_layers_per_block": [1, 2, 6],            "reverse_transformer_layers_per_block": None,                         "mid_block_type": CROSS},
+    "koala-700m": {"layers_per_block": 1, "transformer_layers_per_block": [1, 2, 5],            "reverse_transformer_layers_per_block": None,                         "mid_block_type": None},
+}
+# fmt: on
+
+COMMON_UNET: dict[str, Any] = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "act_fn": "silu",
+    "addition_embed_type": "text_time",
+    "use_linear_projection": True,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+}
+
+WIDTHS: dict[str, dict[str, Any]] = {
+    "sdxl": {
+        "sample_size": 128,
+        "block_out_channels": [320, 640, 1280],
+        "attention_head_dim": [5, 10, 20],  # heads, not their width: diffusers' historical name
+        "cross_attention_dim": 2048,  # 768 + 1280
+        "norm_num_groups": 32,
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,  # 6 * 256 + 1280
+    },
+    "scenes": {
+        "sample_size": 16,
+        "block_out_channels": [16, 32, 64],
+        "attention_head_dim": [1, 2, 4],
+        "cross_attention_dim": 96,  # 32 + 64
+        "norm_num_groups": 4,
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 112,  # 6 * 8 + 64
+    },
+}
+
+
+def _text(width: int, layers: int, heads: int, *, act: str, tokens: int, vocabulary: int) -> dict[str, Any]:
+    return {
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "projection_dim": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "max_position_embeddings": tokens,
+        "hidden_act": act,
+        "bos_token_id": vocabulary - 2,
+        "eos_token_id": vocabulary - 1,
+        "pad_token_id": vocabulary - 1,
+    }
+
+
+_DDPM_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
+
+# What a pipeline holds besides its UNet, for pipelines built without weights. The scenes' own vocabulary is shorter or
+# longer than 514: a random pipeline spells letters.
+PARTS: dict[str, dict[str, dict[str, Any]]] = {
+    "sdxl": {
+        "text_encoder": _text(768, 12, 12, act="quick_gelu", tokens=77, vocabulary=49408),  # OpenAI's CLIP ViT-L/14
+        "text_encoder_2": _text(1280, 32, 20, act="gelu", tokens=77, vocabulary=49408),  # OpenCLIP's ViT-bigG/14
+        "vae": {
+            "sample_size": 1024,
+            "latent_channels": 4,
+            "block_out_channels": [128, 256, 512, 512],
+            "down_block_types": ["DownEncoderBlock2D"] * 4,
+            "up_block_types": ["UpDecoderBlock2D"] * 4,
+            "layers_per_block": 2,
+            "norm_num_groups": 32,
+            "scaling_factor": 0.13025,
+            "force_upcast": True,
+        },
+        "scheduler": {"_class_name": "EulerDiscreteScheduler", **_DDPM_BETAS, "steps_offset": 1, "timestep_spacing": "leading"},
+    },
+    "scenes": {
+        "text_encoder": _text(32, 3, 2, act="quick_gelu", tokens=20, vocabulary=514),
+        "text_encoder_2": _text(64, 3, 4, act="gelu", tokens=20, vocabulary=514),
+        "vae": {
+            "sample_size": 64,
+            "latent_channels": 4,
+            "block_out_channels": [16, 32, 64],
+            "down_block_types": ["DownEncoderBlock2D"] * 3,
+            "up_block_types": ["UpDecoderBlock2D"] * 3,
+            "layers_per_block": 1,
+            "norm_num_groups": 4,
+            "scaling_factor": 1.0,
+            "force_upcast": False,
+        },
+        "scheduler": {
+            "_class_name": "DDIMScheduler",
+            **_DDPM_BETAS,
+            "prediction_type": "v_prediction",
+            "rescale_betas_zero_snr": True,
+            "timestep_spacing": "trailing",
+            "clip_sample": False,
+            "set_alpha_to_one": True,
+        },
+    },
+}
+
+
+def unet_config(architecture: str, family: Literal["sdxl", "scenes"] = "sdxl") -> dict[str, Any]:
+    """Keyword arguments of `UNet2DConditionModel` for an architecture in the widths of a family."""
+    return {**COMMON_UNET, **TOPOLOGIES[architecture], **WIDTHS[family]}
+
+
+def depths(config: Config) -> dict[str, int]:
+    """Transformer blocks of each attention of a UNet: `{"down_blocks.1.attentions.0": 2, ...}`, paths as in its state dict."""
+    down, up = config["down_block_types"], config["up_block_types"]
+    layers = _each(config.get("layers_per_block", 2), len(down))
+    blocks = _each(config.get("transformer_layers_per_block", 1), len(down))
+    upwards = config.get("reverse_transformer_layers_per_block") or blocks[::-1]
+    found: dict[str, int] = {}
+    for side, kinds, counts, each in (("down", down, layers, blocks), ("up", up, [count + 1 for count in layers[::-1]], upwards)):
+        for index, (kind, count, depth) in enumerate(zip(kinds, counts, each, strict=True)):
+            if "CrossAttn" in kind:
+                found |= {f"{side}_blocks.{index}.attentions.{place}": deep for place, deep in enumerate(_each(depth, count))}
+    if config.get("mid_block_type", CROSS) == CROSS:
+        found["mid_block.attentions.0"] = _each(blocks[-1], 1)[0]
+    return found
+
+
+def depths_of_keys(keys: Iterable[str]) -> dict[str, int]:
+    """The same, read from the names of a UNet's tensors."""
+    found: dict[str, int] = {}
+    for key in keys:
+        path, divider, rest = key.partition(".transformer_blocks.")
+        if divider:
+            found[path] = max(found.get(path, 0), int(rest.split(".")[0]) + 1)
+    return found
+
+
+def ldm_depths(config: Config) -> dict[str, int]:
+    """The same as `depths`, paths as in checkpoints of the original (LDM) layout, which counts a side's layers in one row."""
+    row = _each(config.get("layers_per_block", 2), 1)[0] + 1  # entries a block takes: down, its sampler is the last one
+    found: dict[str, int] = {}
+    for path, depth in depths(config).items():
+        if path.startswith("mid_block"):
+            found["model.diffusion_model.middle_block.1"] = depth
+            continue
+        side, block, _, place = path.split(".")
+        number = int(block) * row + int(place)
+        entry = f"input_blocks.{number + 1}" if side == "down_blocks" else f"output_blocks.{number}"
+        found[f"model.diffusion_model.{entry}.1"] = depth
+    return found
+
+
+def architecture_of(config: Config) -> str:
+    """Name of the architecture that a UNet config has the topology of, at any width; "custom" where none fits."""
+    return next((name for name in TOPOLOGIES if _topology(config) == _topology(unet_config(name))), "custom")
+
+
+def family_of(config: Config) -> Family:
+    """Name of the family that a UNet takes its text from, by the width of that text; "custom" where none fits."""
+    for family in ("sdxl", "scenes"):
+        if config.get("cross_attention_dim") == WIDTHS[family]["cross_attention_dim"]:
+            return family
+    return "custom"
+
+
+def _topology(config: Config) -> tuple[Any, ...]:
+    types = [list(config.get(side, ())) for side in ("down_block_types", "up_block_types")]
+    if types != [COMMON_UNET["down_block_types"], COMMON_UNET["up_block_types"]]:
+        return (*types,)
+    return (*types, config.get("mid_block_type", CROSS), _each(config.get("layers_per_block", 2), 3), depths(config))
+
+
+def _each(value: Any, n: int) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value] * n

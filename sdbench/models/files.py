@@ -1,0 +1,177 @@
+"""Weights on disk, read without torch: safetensors headers, which files of a folder to take, and what a file is.
+
+Format of safetensors: 8 bytes (little-endian) with the length of the header, a JSON header, then the raw tensors.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sdbench.errors import UserError
+
+STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model", "text_encoder_2": "model"}
+AGAIN = "Copy or download it again"
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Where a tensor lies: bytes `start` to `stop` of `path`."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    path: Path
+    start: int
+    stop: int
+
+    @property
+    def n_elements(self) -> int:
+        """Numbers in it."""
+        return math.prod(self.shape)
+
+
+def read_header(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file by name, read from its header only.
+
+    Raises:
+        UserError: it is missing, no safetensors file, or cut short.
+    """
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            size = path.stat().st_size
+            header = json.loads(file.read(length)) if length <= size - 8 else None
+    except OSError as error:
+        raise UserError(f"cannot read weights {path}: {error.strerror}. {AGAIN}.") from error
+    except ValueError:
+        header = None
+    if not isinstance(header, dict):
+        raise UserError(f"{path} is no safetensors file ({_first_line(path)}), or was cut short. {AGAIN}; with git-lfs, `git lfs pull` it.")
+    header.pop("__metadata__", None)
+    tensors = {name: _tensor(path, 8 + length, entry) for name, entry in header.items()}
+    end = max((tensor.stop for tensor in tensors.values()), default=8 + length)
+    if end != size:
+        cut = next((name for name, tensor in tensors.items() if tensor.stop > size), "none")
+        raise UserError(
+            f"{path} was cut short or is damaged: {size} bytes, its header promises {end} (first tensor beyond the end: {cut}). {AGAIN}."
+        )
+    return tensors
+
+
+def _tensor(path: Path, offset: int, entry: Any) -> Tensor:
+    try:
+        start, stop = entry["data_offsets"]
+        return Tensor(entry["dtype"], tuple(entry["shape"]), path, offset + start, offset + stop)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} has a damaged safetensors header. {AGAIN}.") from error
+
+
+def _first_line(path: Path) -> str:
+    with path.open("rb") as file:
+        start = file.read(60)
+    return "a git-lfs pointer" if start.startswith(b"version https://git-lfs") else f"{path.stat().st_size} bytes"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        UserError: it is missing or no JSON object.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}. A model's folder in diffusers layout needs it.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no JSON object, found {type(content).__name__}")
+    return content
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which copy of a part's weights to take: `variant` as diffusers calls it ("fp16" or None), and its file names."""
+
+    variant: str | None
+    names: tuple[str, ...]
+
+
+def choose(names: Iterable[str], stem: str, *, sixteen_bit: bool) -> Choice | None:
+    """The weight files to take of those in one folder: the 16-bit copy for 16-bit runs, if there is one.
+
+    Args:
+        names: file names in the folder of one part.
+        stem: what its weight files' names begin with.
+        sixteen_bit: the run computes in 16 bit.
+    """
+    present = set(names)
+    for variant in ("fp16", None) if sixteen_bit else (None, "fp16"):
+        dot = f".{variant}" if variant else ""
+        if f"{stem}{dot}.safetensors" in present:
+            return Choice(variant, (f"{stem}{dot}.safetensors",))
+        index = f"{stem}.safetensors.index{dot}.json"
+        if index in present:
+            shard = re.compile(rf"{stem}{re.escape(dot)}-\d+-of-\d+\.safetensors")
+            return Choice(variant, (index, *sorted(filter(shard.fullmatch, present))))
+    return None
+
+
+def weight_files(folder: Path, part: str, *, sixteen_bit: bool) -> tuple[str | None, list[Path]]:
+    """Variant and safetensors files of a part ("unet", "vae", "text_encoder", "text_encoder_2") that lies in `folder`.
+
+    Raises:
+        UserError: there are none, or a shard that the index names is missing.
+    """
+    names = [path.name for path in folder.glob("*")]
+    choice = choose(names, STEMS[part], sixteen_bit=sixteen_bit)
+    if choice is None:
+        pickled = [name for name in names if name.endswith((".bin", ".ckpt", ".pt"))]
+        found = f"only pickled weights ({pickled[0]}), which can run code" if pickled else ", ".join(sorted(names)) or "nothing"
+        raise UserError(
+            f"{folder} has no weights of the {part}: expected {STEMS[part]}.safetensors, found {found}. Save it with `save_pretrained(..., safe_serialization=True)`."
+        )
+    if not choice.names[0].endswith(".json"):
+        return choice.variant, [folder / choice.names[0]]
+    promised = sorted(set(read_json(folder / choice.names[0]).get("weight_map", {}).values()))
+    missing = [name for name in promised if name not in names]
+    if missing or not promised:
+        raise UserError(
+            f"{folder / choice.names[0]} names {len(promised)} shards, of which {missing[0] if missing else 'none'} is missing. {AGAIN}."
+        )
+    return choice.variant, [folder / name for name in promised]
+
+
+def read_headers(files: Iterable[Path]) -> dict[str, Tensor]:
+    """Tensors of several files together."""
+    return {name: tensor for path in files for name, tensor in read_header(path).items()}
+
+
+def kind_of(path: Path, tensors: dict[str, Tensor]) -> Literal["unet", "checkpoint"]:
+    """What a single file holds: a UNet in diffusers' names, or a whole SDXL pipeline in the original (LDM) names.
+
+    Raises:
+        UserError: neither.
+    """
+    if all(any(key.startswith(prefix) for key in tensors) for prefix in LDM_PREFIXES.values()):
+        return "checkpoint"
+    if "conv_in.weight" in tensors and any(key.startswith("down_blocks.") for key in tensors):
+        return "unet"
+    example = next(iter(tensors), "no tensor")
+    if any("lora" in key.lower() for key in tensors):
+        raise UserError(
+            f"{path} is a LoRA (tensor {next(key for key in tensors if 'lora' in key.lower())!r}), no model. Name the model it belongs to, and this file with --lora."
+        )
+    raise UserError(
+        f"{path} is neither a UNet in diffusers' names (conv_in.weight, down_blocks.*) nor a whole SDXL checkpoint "
+        f"({', '.join(f'{prefix}*' for prefix in LDM_PREFIXES.values())}): found {len(tensors)} tensors such as {example!r}. Convert it with diffusers' scripts."
+    )
+
+
+LDM_PREFIXES = {
+    "unet": "model.diffusion_model.",
+    "vae": "first_stage_model.",
+    "text_encoder": "conditioner.embedders.0.transformer.",
+    "text_encoder_2": "conditioner.embedders.1.model.",
+}

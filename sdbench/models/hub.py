@@ -1,0 +1,17 @@
+"""What of the Hub lies on this disk. Nothing here touches the network: `sdbench.weights` fetches."""
+
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+
+def cached(repository: str, revision: str | None = None) -> Path | None:
+    """Folder of the newest fetched snapshot of a repository, complete or not; None where there is none."""
+    try:
+        return Path(snapshot_download(repository, revision=revision, local_files_only=True))
+    except LocalEntryNotFoundError as error:
+        found = getattr(error, "snapshot_path", None)  # of a snapshot that lacks files, such as those nobody asked for
+        return Path(found) if found else None
+    except HFValidationError:
+        return None

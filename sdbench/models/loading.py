@@ -1,0 +1,131 @@
+"""Weights => a stock `StableDiffusionXLPipeline`, checked tensor by tensor. Reads the disk only; never runs remote code."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import CLIPTextConfig
+
+from sdbench.errors import UserError
+from sdbench.models.architectures import TOPOLOGIES, depths, depths_of_keys
+from sdbench.models.blank import random_pipeline
+from sdbench.models.checks import check_checkpoint, check_finite, check_tensors
+from sdbench.models.files import STEMS, read_header, read_headers, read_json, weight_files
+from sdbench.models.locate import Layout, locate
+from sdbench.models.spec import ModelSpec
+from sdbench.models.stock import CLASSES, PIPELINE, quiet
+
+
+def load(spec: ModelSpec, *, dtype: torch.dtype | str, device: torch.device | str) -> Any:
+    """Load a model => a stock `StableDiffusionXLPipeline`, ready to generate: no watermark, no progress bar, LoRA fused.
+
+    Args:
+        spec: the model; one of the Hub must have been fetched (`sdbench.weights.fetch`).
+        dtype: of every weight: "float32", "bfloat16" or "float16".
+        device: where the pipeline goes.
+
+    Raises:
+        UserError: files are missing or damaged, tensors do not fit their configuration or are not finite.
+    """
+    if spec.source == "rendered":
+        raise UserError(f"{spec.name!r} is pictures without a model: there is nothing to load")
+    to, kind = _device(device), getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    quiet()
+    pipeline = random_pipeline(spec, kind, to) if spec.source == "random" else _read(spec, kind).to(to)
+    pipeline.set_progress_bar_config(disable=True)
+    for part in CLASSES:
+        getattr(pipeline, part).eval().requires_grad_(requires_grad=False)
+    return pipeline
+
+
+def _device(device: torch.device | str) -> torch.device:
+    found = torch.device(device)
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device {str(device)!r} is not there: torch {torch.__version__} sees no CUDA device; use --device cpu")
+    return found
+
+
+def _read(spec: ModelSpec, dtype: torch.dtype) -> Any:
+    layout = locate(spec)
+    pipeline = _read_checkpoint(layout, layout.checkpoint, dtype) if layout.checkpoint else _read_folders(layout, dtype)
+    if layout.lora:
+        _fuse(pipeline, layout.lora)
+    for part in CLASSES:
+        check_finite(getattr(pipeline, part), part, Path(spec.location))
+    return pipeline
+
+
+def _read_folders(layout: Layout, dtype: torch.dtype) -> Any:
+    parts = {part: _read_part(part, layout.pipeline / part, dtype) for part in STEMS if part != "unet"}
+    unet = _read_unet_file(layout, dtype) if layout.unet.is_file() else _read_part("unet", layout.unet, dtype)
+    return PIPELINE.from_pretrained(layout.pipeline, unet=unet, **parts, use_safetensors=True, local_files_only=True, add_watermarker=False)
+
+
+def on_meta(part: str, config: dict[str, Any]) -> nn.Module:
+    """A part of a pipeline without memory for its weights."""
+    with torch.device("meta"):
+        model: nn.Module = CLASSES[part](CLIPTextConfig.from_dict(config)) if part.startswith("text") else CLASSES[part].from_config(config)
+    return model
+
+
+def _read_part(part: str, folder: Path, dtype: torch.dtype) -> nn.Module:
+    config = read_json(folder / "config.json")
+    variant, files = weight_files(folder, part, sixteen_bit=dtype != torch.float32)
+    check_tensors(_described(part, config, folder), part, read_headers(files), folder)
+    model: nn.Module = CLASSES[part].from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True, variant=variant)
+    return model
+
+
+def _described(part: str, config: dict[str, Any], where: Path) -> nn.Module:
+    try:
+        return on_meta(part, config)
+    except (TypeError, ValueError, KeyError, IndexError) as error:
+        raise UserError(
+            f"{where / 'config.json'} describes no {CLASSES[part].__name__}: {error}. Take the one that the weights were saved with."
+        ) from error
+
+
+def _read_unet_file(layout: Layout, dtype: torch.dtype) -> nn.Module:
+    """A UNet without configuration: the base's widths, and of the known topologies the one that its tensors show."""
+    base = read_json(layout.pipeline / "unet" / "config.json")
+    tensors = read_header(layout.unet)
+    config = next(
+        (known for known in (base, *({**base, **known} for known in TOPOLOGIES.values())) if depths(known) == depths_of_keys(tensors)), None
+    )
+    if config is None:
+        raise UserError(
+            f"{layout.unet}: its transformer blocks {depths_of_keys(tensors)} are those of no known architecture; save the UNet as a folder with its config.json"
+        )
+    model = on_meta("unet", config)
+    check_tensors(model, "unet", tensors, layout.unet)
+    model.load_state_dict({name: tensor.to(dtype) for name, tensor in load_file(layout.unet).items()}, assign=True)
+    return model
+
+
+def _read_checkpoint(layout: Layout, checkpoint: Path, dtype: torch.dtype) -> Any:
+    described = {part: _described(part, read_json(layout.pipeline / part / "config.json"), layout.pipeline / part) for part in CLASSES}
+    check_checkpoint(described, read_header(checkpoint), checkpoint)
+    return PIPELINE.from_single_file(
+        str(checkpoint), config=str(layout.pipeline), dtype=dtype, local_files_only=True, add_watermarker=False
+    )
+
+
+def _fuse(pipeline: Any, file: Path) -> None:
+    """Add a LoRA to the weights, having seen that each of its layers has a place: diffusers leaves out those that have none."""
+    state, _ = pipeline.lora_state_dict(str(file.parent), weight_name=file.name, unet_config=pipeline.unet.config, local_files_only=True)
+    modules = {f"{part}.{name}" for part in CLASSES for name, _ in getattr(pipeline, part).named_modules()}
+    homeless = sorted({layer for layer in (key.split(".lora")[0] for key in state) if layer not in modules})
+    if homeless:
+        raise UserError(
+            f"LoRA {file} has {len(homeless)} layers that the model lacks, such as {homeless[0]!r}; it was made for another architecture"
+        )
+    try:
+        pipeline.load_lora_weights(str(file.parent), weight_name=file.name, local_files_only=True)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"LoRA {file} does not fit the model: {str(error).splitlines()[-1].strip()}; it was made for another width"
+        ) from error
+    pipeline.fuse_lora()
+    pipeline.unload_lora_weights()

@@ -1,0 +1,118 @@
+"""Where the files of a model lie: a `ModelSpec` => folders on this disk."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import sdbench.scenes
+from sdbench.errors import UserError
+from sdbench.models import hub
+from sdbench.models.files import STEMS, kind_of, read_header, read_headers, read_json, weight_files
+from sdbench.models.spec import ModelSpec
+
+EMBEDDED = Path(sdbench.scenes.__file__).parent / "weights"
+PIPELINE_CLASS = "StableDiffusionXLPipeline"
+PART_CLASSES = {
+    "unet": ("diffusers", "UNet2DConditionModel"),
+    "vae": ("diffusers", "AutoencoderKL"),
+    "text_encoder": ("transformers", "CLIPTextModel"),
+    "text_encoder_2": ("transformers", "CLIPTextModelWithProjection"),
+    "tokenizer": ("transformers", "CLIPTokenizer"),
+    "tokenizer_2": ("transformers", "CLIPTokenizer"),
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each part of a model lies.
+
+    Attributes:
+        pipeline: folder with `model_index.json`.
+        unet: folder or file of the UNet.
+        checkpoint: the file that all weights come from; `pipeline` then lends its configuration and tokenizers.
+        lora: file of the LoRA.
+    """
+
+    pipeline: Path
+    unet: Path
+    checkpoint: Path | None
+    lora: Path | None
+
+    def weights(self, *, sixteen_bit: bool) -> dict[str, list[Path]]:
+        """Weight files of each part.
+
+        Raises:
+            UserError: a part has none.
+        """
+        if self.checkpoint:
+            return {"checkpoint": [self.checkpoint]}
+        folders = {part: self.pipeline / part for part in STEMS} | {"unet": self.unet}
+        return {part: [at] if at.is_file() else weight_files(at, part, sixteen_bit=sixteen_bit)[1] for part, at in folders.items()}
+
+
+def locate(spec: ModelSpec) -> Layout:
+    """Find the files of a model that has some (neither random nor rendered).
+
+    Raises:
+        UserError: they are not on this disk, or are not those of an SDXL pipeline.
+    """
+    folder = _folder(spec)
+    pipeline = _folder(spec.base) if spec.base else folder
+    check_index(pipeline)
+    checkpoint = folder if spec.source == "file" and kind_of(folder, read_header(folder)) == "checkpoint" else None
+    return Layout(pipeline, folder if spec.base else folder / "unet", checkpoint, _lora(spec.lora) if spec.lora else None)
+
+
+def check_index(folder: Path) -> None:
+    """See that a folder is an SDXL pipeline of stock parts, so that no other code is loaded for it.
+
+    Raises:
+        UserError: it is not.
+    """
+    path = folder / "model_index.json"
+    index = read_json(path)
+    if index.get("_class_name") != PIPELINE_CLASS:
+        raise UserError(
+            f"{path} describes a {index.get('_class_name')!r}, expected {PIPELINE_CLASS!r}; only SDXL pipelines and their students are measured"
+        )
+    for part, expected in PART_CLASSES.items():
+        if tuple(index.get(part) or ()) != expected:
+            raise UserError(f"{path}: {part} is {index.get(part)}, expected {list(expected)}; parts with code of their own are not loaded")
+    library = (index.get("scheduler") or [None])[0]
+    if library != "diffusers":
+        raise UserError(f"{path}: the scheduler comes from {library!r}, expected 'diffusers'; parts with code of their own are not loaded")
+
+
+def _folder(spec: ModelSpec) -> Path:
+    if spec.source == "embedded":
+        return _present(EMBEDDED / spec.location, "the embedded weights are part of the package: install it again, or train them anew")
+    if spec.source == "hub":
+        return _cached(spec.location, spec.revision)
+    return _present(Path(spec.location), "it was moved or deleted since it was named")
+
+
+def _present(path: Path, advice: str) -> Path:
+    if not path.exists():
+        raise UserError(f"{path} is not there: {advice}")
+    return path
+
+
+def _cached(repository: str, revision: str | None = None) -> Path:
+    folder = hub.cached(repository, revision)
+    if folder is None:
+        raise UserError(
+            f"the weights of {repository!r} are not on this disk; fetch them where the Hub is reachable, or name a folder that holds them"
+        )
+    return folder
+
+
+def _lora(lora: str) -> Path:
+    path = Path(lora) if Path(lora).is_absolute() else _cached(lora)
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    chosen = next((file for file in files if file.name == "pytorch_lora_weights.safetensors"), files[0] if len(files) == 1 else None)
+    if chosen is None or chosen.suffix != ".safetensors":
+        raise UserError(
+            f"LoRA {path}: expected pytorch_lora_weights.safetensors or a single .safetensors file, found {[file.name for file in files] or 'none'}; name the file"
+        )
+    if not any("lora" in name.lower() for name in read_headers([chosen])):
+        raise UserError(f"{chosen} is no LoRA: none of its tensors has 'lora' in its name. If it is a model, name it as the model.")
+    return chosen

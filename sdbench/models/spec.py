@@ -1,0 +1,225 @@
+"""From what a user names to what is loaded: a catalogue name, a folder, a file or a Hub repository => a `ModelSpec`."""
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+from sdbench.errors import UserError, unknown
+from sdbench.models import hub
+from sdbench.models.architectures import TOPOLOGIES, Family, architecture_of, depths, depths_of_keys, family_of, ldm_depths, unet_config
+from sdbench.models.catalogue import CATALOGUE, TEACHERS, Source
+from sdbench.models.files import Tensor, kind_of, read_header, read_json
+
+UNET_CLASS = "UNet2DConditionModel"
+NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+RANDOM_LABEL = "random weights"
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model to measure: JSON-serialisable through `dataclasses.asdict`, and back through `from_dict`.
+
+    Attributes:
+        name: what tables call it.
+        architecture: a topology of `architectures.TOPOLOGIES`, "custom", or "" for pictures without a model.
+        location: Hub repository, absolute path, or folder of the embedded weights; "" for random and rendered.
+        base: the pipeline that text encoders, VAE and scheduler come from, where `location` is only a UNet; of a
+            checkpoint in one file, only its configuration and tokenizers are taken.
+        lora: absolute path or Hub repository of a LoRA that is fused into the weights.
+        revision: of a Hub repository; None for the newest.
+    """
+
+    name: str
+    family: Family
+    architecture: str
+    source: Source
+    location: str
+    base: "ModelSpec | None" = None
+    lora: str | None = None
+    revision: str | None = None
+
+    @property
+    def label(self) -> str:
+        """What every table says beside the name where weights are not what they seem."""
+        return RANDOM_LABEL if self.source == "random" else ""
+
+    @property
+    def origin(self) -> str:
+        """The source as records state it: `hub:<repo>`, `folder:<name>`, `file:<name>`, `embedded`, `random`, `rendered`."""
+        match self.source:
+            case "hub":
+                return f"hub:{self.location}"
+            case "folder" | "unet-folder":
+                return f"folder:{Path(self.location).name}"
+            case "file":
+                return f"file:{Path(self.location).name}"
+        return self.source
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The spec that `dataclasses.asdict` made `values` of."""
+        base = values.get("base")
+        return cls(**{**values, "base": cls.from_dict(base) if base else None})
+
+
+def resolve(
+    what: str,
+    *,
+    base: "str | ModelSpec | None" = None,
+    lora: str | None = None,
+    name: str | None = None,
+    random: bool = False,
+    revision: str | None = None,
+) -> ModelSpec:
+    """Find out what a user means; reads configs and headers, never weights.
+
+    Args:
+        what: catalogue name, path of a pipeline folder, UNet folder or `.safetensors` file, or `owner/name` on the Hub.
+        base: the pipeline (named likewise) that completes a bare UNet.
+        lora: path or Hub repository of a LoRA to fuse.
+        name: what tables call it; by default the catalogue's name or the last part of the path.
+        random: take the architecture of the catalogue's entry, with random weights.
+        revision: branch, tag or commit of a Hub repository.
+
+    Raises:
+        UserError: nothing is known by that name, or the options do not fit what was found.
+    """
+    completes = resolve(base) if isinstance(base, str) else base
+    if completes is not None and (completes.base is not None or completes.source in ("random", "rendered", "file")):
+        raise UserError(
+            f"--base {completes.name!r} is no whole pipeline with weights in diffusers layout ({completes.source}); name one, such as 'sdxl'"
+        )
+    spec = _random(what) if random else _found(what, completes, revision)
+    if lora is not None:
+        spec = _with_lora(spec, lora)
+    if completes is not None and spec.base != completes:
+        raise UserError(f"{what!r} is a whole pipeline already; leave --base out, it only completes a bare UNet")
+    return _named(spec, name)
+
+
+def _found(what: str, base: ModelSpec | None, revision: str | None) -> ModelSpec:
+    path = Path(what).expanduser()
+    if what in CATALOGUE:
+        return _from_catalogue(what, revision)
+    if path.is_dir():
+        return _from_folder(path.resolve(), base)
+    if path.is_file():
+        return _from_file(path.resolve(), base)
+    if HUB_NAME.fullmatch(what) and not path.parent.is_dir():
+        return _from_hub(what, base, revision)
+    raise _nothing(what, path)
+
+
+def _nothing(what: str, path: Path) -> UserError:
+    ways = (
+        "A model is a name of the catalogue, the path of a folder in diffusers layout or of a .safetensors file, or owner/name on the Hub."
+    )
+    if "/" not in what and "\\" not in what:
+        return UserError(f"{unknown('model', what, CATALOGUE)}. {ways}")
+    beside = [entry.name for entry in path.parent.glob("*")] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, beside, 1)
+    return UserError(f"no folder or file {what!r}" + (f"; did you mean {str(path.parent / near[0])!r}?" if near else ".") + f" {ways}")
+
+
+def _from_catalogue(name: str, revision: str | None) -> ModelSpec:
+    entry = CATALOGUE[name]
+    base = _from_catalogue(TEACHERS["scenes"], None) if entry.location.startswith("unets/") else None
+    return ModelSpec(name, entry.family, entry.architecture, entry.source, entry.location, base, revision=revision)
+
+
+def _random(what: str) -> ModelSpec:
+    if what not in CATALOGUE:
+        raise UserError(
+            f"random weights need an architecture of the catalogue: {unknown('model', what, (name for name, e in CATALOGUE.items() if e.architecture))}"
+        )
+    entry = CATALOGUE[what]
+    if entry.source == "rendered":
+        raise UserError(f"{what!r} is pictures without a model, so it has no weights to draw at random; name a model, such as 'sdxl'")
+    return ModelSpec(what, entry.family, entry.architecture, "random", "")
+
+
+def _from_folder(folder: Path, base: ModelSpec | None) -> ModelSpec:
+    if (folder / "model_index.json").is_file():
+        config = read_json(folder / "unet" / "config.json")
+        return ModelSpec(folder.name, family_of(config), architecture_of(config), "folder", str(folder))
+    if not (folder / "config.json").is_file():
+        inner = f" There is a UNet in {folder / 'unet'}: name that, with --base." if (folder / "unet" / "config.json").is_file() else ""
+        raise UserError(
+            f"{folder} is no checkpoint: it holds neither model_index.json (a pipeline) nor config.json (a UNet), "
+            f"but {', '.join(sorted(entry.name for entry in folder.iterdir())[:5]) or 'nothing'}.{inner}"
+        )
+    config = read_json(folder / "config.json")
+    if config.get("_class_name") != UNET_CLASS:
+        raise UserError(
+            f"{folder / 'config.json'} describes a {config.get('_class_name')!r}, expected {UNET_CLASS!r} or, for a whole pipeline, a model_index.json beside it"
+        )
+    family = family_of(config)
+    return ModelSpec(folder.name, family, architecture_of(config), "unet-folder", str(folder), _needed(base, folder, family))
+
+
+def _from_file(path: Path, base: ModelSpec | None) -> ModelSpec:
+    if path.suffix != ".safetensors":
+        raise UserError(
+            f"{path} is no .safetensors file; pickled weights can run code and are not read. Convert it with diffusers' scripts."
+        )
+    tensors = read_header(path)
+    ldm = kind_of(path, tensors) == "checkpoint"
+    family, architecture = _family_of_tensors(tensors), _architecture_of_tensors(tensors, ldm=ldm)
+    return ModelSpec(path.stem, family, architecture, "file", str(path), _needed(base, path, family, ldm=ldm))
+
+
+def _architecture_of_tensors(tensors: Mapping[str, Tensor], *, ldm: bool) -> str:
+    found, expected = depths_of_keys(tensors), ldm_depths if ldm else depths
+    return next((name for name in TOPOLOGIES if expected(unet_config(name)) == found), "custom")
+
+
+def _family_of_tensors(tensors: Mapping[str, Tensor]) -> Family:
+    ending = ".transformer_blocks.0.attn2.to_k.weight"  # width of the UNet x width of the text
+    widths = {tensor.shape[-1] for name, tensor in tensors.items() if name.endswith(ending)}
+    return family_of({"cross_attention_dim": widths.pop()}) if len(widths) == 1 else "custom"
+
+
+def _needed(base: ModelSpec | None, path: Path, family: Family, *, ldm: bool = False) -> ModelSpec:
+    if base is not None:
+        return base
+    holds = "no configuration and tokenizers" if ldm else "only a UNet"
+    example = TEACHERS.get(family)
+    advice = f"for example --base {example}" if example else "the pipeline it was made from"
+    raise UserError(f"{path} holds {holds}; name the pipeline that completes it with --base: {advice}")
+
+
+def _from_hub(repository: str, base: ModelSpec | None, revision: str | None) -> ModelSpec:
+    spec = ModelSpec(repository.split("/")[1], base.family if base else "sdxl", "custom", "hub", repository, base, revision=revision)
+    folder = hub.cached(repository, revision)
+    config = folder / "config.json" if folder and base else folder / "unet" / "config.json" if folder else None
+    if config is None or not config.is_file():
+        return spec  # what it is shows once it is fetched
+    content = read_json(config)
+    return replace(spec, family=family_of(content), architecture=architecture_of(content))
+
+
+def _with_lora(spec: ModelSpec, lora: str) -> ModelSpec:
+    if spec.source in ("random", "rendered"):
+        raise UserError(f"--lora needs a model with weights, {spec.name!r} is {spec.source}")
+    path = Path(lora).expanduser()
+    if path.exists():
+        return replace(spec, name=f"{spec.name}+{path.stem}", lora=str(path.resolve()))
+    if HUB_NAME.fullmatch(lora) and not path.parent.is_dir():
+        return replace(spec, name=f"{spec.name}+{path.name}", lora=lora)
+    raise UserError(f"no LoRA {lora!r}: it is the path of a .safetensors file or of a folder that holds one, or owner/name on the Hub")
+
+
+def _named(spec: ModelSpec, name: str | None) -> ModelSpec:
+    chosen = name or re.sub(r"[^\w.+-]+", "-", spec.name).lstrip(".-_+")
+    if not NAME.fullmatch(chosen):
+        raise UserError(f"{chosen or spec.name!r} cannot name a model: letters, digits and . _ + - only; choose another with --name")
+    entry = CATALOGUE.get(chosen)
+    if entry and (spec.lora or (spec.source != "random" and (spec.source, spec.location) != (entry.source, entry.location))):
+        raise UserError(
+            f"{chosen!r} is the catalogue's name of another model ({entry.location or entry.source}); choose one for {spec.location} with --name"
+        )
+    return replace(spec, name=chosen)

@@ -1,0 +1,24 @@
+"""The stock classes that a pipeline is made of, typed `Any`: strict checking cannot follow the libraries' annotations."""
+
+from typing import Any
+
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers.utils import logging as diffusers_logging
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
+from transformers.utils import logging as transformers_logging
+
+PIPELINE: Any = StableDiffusionXLPipeline
+CLASSES: dict[str, Any] = {
+    "unet": UNet2DConditionModel,
+    "vae": AutoencoderKL,
+    "text_encoder": CLIPTextModel,
+    "text_encoder_2": CLIPTextModelWithProjection,
+}
+
+
+def quiet() -> None:
+    """Silence the libraries' own progress bars, and their warnings: what they warn of while loading is an error here."""
+    libraries: tuple[Any, ...] = (diffusers_logging, transformers_logging)
+    for library in libraries:
+        library.disable_progress_bar()
+        library.set_verbosity_error()

@@ -1,0 +1,58 @@
+"""Text encoders on disk, and a tokenizer for pipelines that have no weights.
+
+Since transformers 5.6 a freshly built `CLIPTextModel` names its tensors without the prefix `text_model.` that every
+published checkpoint has and that other readers expect; `save_text_encoder` writes the published names.
+"""
+
+import json
+from pathlib import Path
+
+from safetensors.torch import save_file
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+PREFIX = "text_model."
+PROJECTION = "text_projection.weight"
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+
+def save_text_encoder(encoder: CLIPTextModel | CLIPTextModelWithProjection, folder: Path) -> None:
+    """Write `config.json` and `model.safetensors` to `folder`, tensors named as in the Hub's checkpoints."""
+    folder.mkdir(parents=True, exist_ok=True)
+    encoder.config.architectures = [type(encoder).__name__]
+    encoder.config.save_pretrained(folder)
+    tensors = {hub_key(key): tensor.detach().cpu().contiguous() for key, tensor in encoder.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def hub_key(key: str) -> str:
+    """A tensor's name in the Hub's checkpoints, whichever name this transformers gives it."""
+    return key if key.startswith(PREFIX) or key == PROJECTION else PREFIX + key
+
+
+def letter_tokenizer(folder: Path, *, vocabulary: int, tokens: int) -> CLIPTokenizer:
+    """A CLIP tokenizer without merges, one token a letter; its files land in `folder`.
+
+    The ids agree with the real tokenizer's where both have them: bytes 0..255, bytes that end a word 256..511, and the
+    start and end of text as the last two of the vocabulary.
+
+    Args:
+        folder: made where it is missing.
+        vocabulary: size of the text encoder's embedding, at least 514.
+        tokens: length that prompts are padded and cut to.
+    """
+    letters = _byte_letters()
+    ids = {letter: number for number, letter in enumerate([*letters, *(f"{letter}</w>" for letter in letters)])}
+    ids |= {START: vocabulary - 2, END: vocabulary - 1}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps(ids))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    made: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=tokens, pad_token=END)
+    made.save_pretrained(folder)
+    return made
+
+
+def _byte_letters() -> list[str]:
+    """The printable stand-in of each byte, in the order of CLIP's vocabulary (as GPT-2's byte-level encoding)."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = 256 - len(printable)
+    return [chr(byte) for byte in printable] + [chr(256 + number) for number in range(hidden)]

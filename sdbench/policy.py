@@ -1,0 +1,77 @@
+"""The gate's policy file: which metrics it weighs, in which direction, and how much loss of each is acceptable."""
+
+import tomllib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sdbench.errors import UserError, unknown
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Rule(_Table):
+    """How the gate weighs one metric.
+
+    Attributes:
+        direction: where better lies; the records must say the same.
+        margin: the loss one is ready to accept: in the metric's unit for scores and set metrics, a share of the
+            baseline for probes and counts (0.05 = 5 %).
+        required: False lets the gate skip, and say so, a probe that cannot be compared because the machines are of
+            another class or do not have it. A value that is missing, NaN or failed is never skipped.
+    """
+
+    direction: Literal["higher", "lower"]
+    margin: float = Field(ge=0, allow_inf_nan=False)
+    required: bool
+
+
+class Policy(_Table):
+    """`gate.toml`.
+
+    Attributes:
+        alpha: chance of a wrong verdict, of each one-sided bound and, after Holm, of any wrong "regressed".
+        suites: suite name -> metric name -> rule.
+    """
+
+    alpha: float = Field(gt=0, lt=0.5)
+    suites: dict[str, dict[str, Rule]]
+
+    def rules(self, suite: str) -> dict[str, Rule]:
+        """What is weighed for this suite.
+
+        Raises:
+            UserError: nothing is.
+        """
+        if suite not in self.suites:
+            raise unknown("suite in the gate's policy", suite, self.suites)
+        if not self.suites[suite]:
+            raise UserError(f"the gate's policy weighs no metric of suite {suite!r}, so it could only wave it through; name at least one")
+        return self.suites[suite]
+
+
+def load(path: Path) -> Policy:
+    """Read a policy file.
+
+    Raises:
+        UserError: unreadable, not TOML, or with a key or value that a policy cannot have.
+    """
+    try:
+        return Policy.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        raise _explained(path, error) from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the gate's policy {path}: {error}") from error
+
+
+def _explained(path: Path, error: ValidationError) -> UserError:
+    """One mistake of the file in words: a misspelt key before what is missing because of it."""
+    mistake = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
+    where = [str(part) for part in mistake["loc"]]
+    if mistake["type"] == "extra_forbidden":
+        known = Rule.model_fields if len(where) > 1 else Policy.model_fields
+        return UserError(f"{path}: {unknown('key', '.'.join(where[-1:]), known)} (in {'.'.join(where[:-1]) or 'the top table'})")
+    return UserError(f"{path}: {'.'.join(where)}: {mistake['msg']}, found {mistake['input']!r}")

@@ -1,0 +1,48 @@
+"""pytest plugin of a measuring process: pytest-benchmark's file says on which machine, a file beside it why stages failed."""
+
+import json
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sdbench.probes.request import Request
+
+FAILURES = pytest.StashKey[dict[str, str]]()
+SUFFIX = ".failures.json"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start with no failures."""
+    config.stash[FAILURES] = {}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """Note the first failure of a stage in one line."""
+    if call.excinfo and not call.excinfo.errisinstance(pytest.skip.Exception):
+        error = call.excinfo.value
+        words = " ".join(str(error).split())
+        stage = item.callspec.params["stage"] if hasattr(item, "callspec") else item.name
+        item.config.stash[FAILURES].setdefault(stage, f"{type(error).__name__}: {words}"[:500])
+    return (yield)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Write the failures beside the benchmark's own file."""
+    if target := session.config.getoption("benchmark_json"):
+        Path(str(target) + SUFFIX).write_text(json.dumps(session.config.stash[FAILURES]))
+
+
+def pytest_benchmark_generate_machine_info(config: pytest.Config) -> dict[str, Any]:
+    """The record's own description of the machine; the plugin's takes a second to make."""
+    del config
+    request = Request.from_environment()
+    return request.machine.model_dump() if request else {}
+
+
+def pytest_benchmark_generate_commit_info(config: pytest.Config) -> dict[str, Any]:
+    """Nothing: the record's environment says it."""
+    del config
+    return {}

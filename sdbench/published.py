@@ -1,0 +1,44 @@
+"""Numbers published elsewhere: data with a source (`published.toml`), shown beside measured ones and never in their place."""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, StringConstraints
+
+from sdbench.tables import Grid
+
+_DATA = Path(__file__).with_name("published.toml")
+_Name = Literal["sdxl", "ssd-1b", "vega"]
+_COLUMNS: dict[_Name, str] = {"sdxl": "SDXL", "ssd-1b": "SSD-1B", "vega": "Vega"}
+_Text = Annotated[str, StringConstraints(min_length=1)]
+
+
+class Claim(BaseModel):
+    """One published line.
+
+    Attributes:
+        what: the quantity.
+        protocol: hardware, data and settings, as far as the source states them.
+        source: who published it, and where.
+        values: model -> the number as printed there, with its unit.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    what: _Text
+    protocol: _Text
+    source: _Text
+    values: dict[_Name, _Text]
+
+
+def claims() -> list[Claim]:
+    """All published lines, in the order of the file."""
+    return [Claim.model_validate(claim) for claim in tomllib.loads(_DATA.read_text(encoding="utf-8"))["claim"]]
+
+
+def grid() -> Grid:
+    """The published numbers as a table; "not found" where a source has none for that model."""
+    header = ("what", *_COLUMNS.values(), "protocol", "source")
+    lines = [(claim.what, *(claim.values.get(name, "not found") for name in _COLUMNS), claim.protocol, claim.source) for claim in claims()]
+    return Grid(header, tuple(lines))

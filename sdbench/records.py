@@ -1,0 +1,251 @@
+"""The record: everything that is known of one model under one suite, and the only thing that gate, leaderboard and report read.
+
+A record is an immutable folder `results/<family>/<suite>@<version>/<model>/<digest>/` that holds `record.json`,
+`scores.parquet` (a row per prompt and sample) and `images/` (a few thumbnails). It is written beside and renamed, and
+its name is the digest of what it says, so that a record cannot be changed without changing its name.
+"""
+
+import hashlib
+import math
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from sdbench.errors import UserError
+
+SCHEMA_VERSION: Literal[1] = 1
+MAX_THUMBNAILS = 64
+State = Literal["ok", "missing", "nan", "failed", "not_applicable"]
+Direction = Literal["higher", "lower", "neither"]
+F64 = npt.NDArray[np.float64]
+
+
+class _Data(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Value(_Data):
+    """One number, or the reason why there is none.
+
+    Attributes:
+        name: protocol (`fd.scenes`, `clip_score.scenes`) or probe (`latency.pipeline.p50`).
+        kind: how a gate compares it: `score` (mean of a column of `scores.parquet`, paired by prompt and sample), `set`
+            (a distance of the whole set, paired through the column `<name>:influence`), `probe` (raw rounds in
+            `samples`, compared on the log scale), `count` (exact: parameters, FLOPs).
+        low, high: ends of the 95 % interval; None where there is none (counts).
+        n: images, prompts or calls behind the value.
+        reference: digest of the reference that a set metric was taken against.
+        samples: raw measurements of a probe, a list of calls for each round.
+        note: what a reader must know ("descriptive: n < 5 d", "random weights").
+    """
+
+    name: str
+    kind: Literal["score", "set", "probe", "count"]
+    direction: Direction
+    unit: str
+    state: State = "ok"
+    reason: str = ""
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+    reference: str | None = None
+    samples: tuple[tuple[float, ...], ...] | None = None
+    note: str = ""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        numbers = [number for number in (self.value, self.low, self.high) if number is not None]
+        if not all(math.isfinite(call) for calls in self.samples or () for call in calls):
+            raise ValueError(f"{self.name}: samples must be finite")  # JSON would turn NaN into null
+        if self.state == "ok" and (self.value is None or not all(map(math.isfinite, numbers))):
+            raise ValueError(f"{self.name}: state 'ok' needs finite numbers, found {numbers}")
+        if self.state != "ok" and (numbers or not self.reason):
+            raise ValueError(f"{self.name}: state {self.state!r} needs a reason and no numbers")
+        return self
+
+
+class Model(_Data):
+    """What was measured.
+
+    Attributes:
+        source: `hub:<repo>`, `folder:<name>`, `file:<name>`, `embedded`, `random`, `rendered` (pictures, no model), `images:<name>`.
+        label: shown in every table beside the name where weights are not what they seem ("random weights").
+        weights_digest: SHA-256 over all tensors of the pipeline; None where there is no model.
+    """
+
+    name: str
+    architecture: str
+    source: str
+    weights_digest: str | None
+    label: str = ""
+
+
+class Machine(_Data):
+    """Where it was measured. Latency and memory are compared only within one `machine_class`."""
+
+    device: str
+    driver: str | None
+    torch: str
+    cuda: str | None
+    cpu: str
+    cores: int
+    ram_gib: float
+
+    @property
+    def machine_class(self) -> str:
+        """Device name, driver major, torch minor, CUDA minor."""
+        torch_minor = ".".join(self.torch.split("+")[0].split(".")[:2])
+        if self.cuda is None:
+            return f"{self.cpu} ({self.cores} cores), torch {torch_minor}"
+        driver_major = (self.driver or "unknown").split(".")[0]
+        return f"{self.device}, driver {driver_major}, torch {torch_minor}, CUDA {self.cuda}"
+
+
+class SuiteId(_Data):
+    """Which suite: the digest is over its resolved content."""
+
+    name: str
+    version: int
+    digest: str
+
+
+class Environment(_Data):
+    """What made the numbers."""
+
+    python: str
+    packages: dict[str, str]
+    commit: str | None
+    dirty: bool | None
+
+
+class Record(_Data):
+    """`record.json`."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    family: str
+    suite: SuiteId
+    model: Model
+    machine: Machine
+    environment: Environment
+    created: datetime
+    n_images: int
+    values: tuple[Value, ...]
+    sampling: dict[str, Any] = Field(description="resolved sampling settings, as the run used them")
+
+    def value(self, name: str) -> Value | None:
+        """The value of this name, or None."""
+        return next((value for value in self.values if value.name == name), None)
+
+
+class Scores:
+    """Per-image columns of a record: `prompt_id`, `sample`, and one float64 column a metric."""
+
+    def __init__(self, prompt_ids: Sequence[str], samples: Sequence[int], columns: Mapping[str, F64]) -> None:
+        self.prompt_ids, self.samples, self.columns = tuple(prompt_ids), tuple(samples), dict(columns)
+
+    @property
+    def keys(self) -> list[tuple[str, int]]:
+        """(prompt id, sample index) of each row."""
+        return list(zip(self.prompt_ids, self.samples, strict=True))
+
+    def write(self, path: Path) -> None:
+        """Save as Parquet."""
+        table = {
+            "prompt_id": self.prompt_ids,
+            "sample": self.samples,
+            **{name: np.asarray(self.columns[name]) for name in sorted(self.columns)},
+        }
+        pq.write_table(pa.table(table), path)
+
+    @classmethod
+    def read(cls, path: Path) -> "Scores":
+        """Load from Parquet."""
+        table = pq.read_table(path)
+        columns = {name: table[name].to_numpy().astype(np.float64) for name in table.column_names if name not in ("prompt_id", "sample")}
+        return cls(table["prompt_id"].to_pylist(), table["sample"].to_pylist(), columns)
+
+
+def write(record: Record, scores: Scores, thumbnails: Mapping[str, bytes], results: Path) -> Path:
+    """Write a record folder beside its place and rename it there => its path.
+
+    Args:
+        record: what `record.json` will say.
+        scores: its per-image columns.
+        results: the folder all records lie under.
+        thumbnails: file name -> PNG bytes; the first 64 are kept.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    parent = results / record.family / f"{record.suite.name}@{record.suite.version}" / record.model.name
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".writing-", dir=parent) as made:
+            folder = Path(made) / "record"
+            (folder / "images").mkdir(parents=True)
+            (folder / "record.json").write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
+            scores.write(folder / "scores.parquet")
+            for name, png in list(thumbnails.items())[:MAX_THUMBNAILS]:
+                (folder / "images" / name).write_bytes(png)
+            final = parent / digest_of(folder)
+            if final.exists():
+                shutil.rmtree(folder)
+            else:
+                folder.replace(final)
+    except OSError as error:
+        raise UserError(
+            f"cannot write the record of {record.model.name!r} under {parent}: {error}. Make it writable, or name another folder with --results."
+        ) from error
+    return final
+
+
+def read(folder: Path) -> tuple[Record, Scores]:
+    """Load a record folder.
+
+    Raises:
+        UserError: it is no record, of another schema version, or changed since it was written.
+    """
+    try:
+        record = Record.model_validate_json((folder / "record.json").read_text(encoding="utf-8"))
+        scores = Scores.read(folder / "scores.parquet")
+    except (OSError, KeyError, ValueError) as error:  # pydantic's and Arrow's errors are ValueErrors
+        raise UserError(f"{folder} is no readable record (record.json and scores.parquet of schema {SCHEMA_VERSION}): {error}") from error
+    if folder.resolve().name != digest_of(folder):
+        raise UserError(
+            f"record {folder} was changed after it was written: its content has digest {digest_of(folder)}. Run the suite again to make it anew."
+        )
+    return record, scores
+
+
+def newest(results: Path, family: str | None = None) -> list[tuple[Path, Record]]:
+    """The row of each (family, suite version, model, machine class): the newest of its records, in a stable order."""
+    rows: dict[tuple[str, str, int, str, str], tuple[Path, Record]] = {}
+    for path in sorted(results.glob(f"{family or '*'}/*@*/*/*/record.json")):
+        record, _ = read(path.parent)
+        key = (record.family, record.suite.name, record.suite.version, record.model.name, record.machine.machine_class)
+        if key not in rows or rows[key][1].created < record.created:
+            rows[key] = (path.parent, record)
+    return [rows[key] for key in sorted(rows)]
+
+
+def digest_of(folder: Path) -> str:
+    """Digest of what a record folder says: its record and its scores (16 hex digits of SHA-256)."""
+    whole = hashlib.sha256()
+    for name in ("record.json", "scores.parquet"):
+        whole.update(hashlib.sha256((folder / name).read_bytes()).digest())
+    return whole.hexdigest()[:16]
+
+
+def now() -> datetime:
+    """The time a record is stamped with."""
+    return datetime.now(UTC).replace(microsecond=0)

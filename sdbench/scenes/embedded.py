@@ -1,0 +1,41 @@
+"""Where the embedded family's weights lie, and the manifest that says what they are and how they were made."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from sdbench.errors import UserError
+
+WEIGHTS = Path(__file__).parent / "weights"
+MANIFEST = WEIGHTS / "manifest.json"
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def manifest() -> dict[str, Any]:
+    """What the shipped weights are: files with digests, and for each network its seed, steps, scores, commit and versions."""
+    loaded: dict[str, Any] = json.loads(MANIFEST.read_text())
+    return loaded
+
+
+def verify() -> list[str]:
+    """Names of the shipped files that are missing or changed; empty where all is well."""
+    return [name for name, expected in manifest()["files"].items() if not (WEIGHTS / name).is_file() or digest(WEIGHTS / name) != expected]
+
+
+def checked(name: str) -> Path:
+    """Path of a shipped file or folder, its digests checked.
+
+    Raises:
+        UserError: a file is missing or was changed.
+    """
+    for file, expected in manifest()["files"].items():
+        if (file == name or file.startswith(f"{name}/")) and (not (WEIGHTS / file).is_file() or digest(WEIGHTS / file) != expected):
+            raise UserError(
+                f"embedded weights {WEIGHTS / file} are missing or changed (expected SHA-256 {expected}); reinstall sdbench, or check out the file again"
+            )
+    return WEIGHTS / name

@@ -1,0 +1,142 @@
+"""Captions of the `scenes` family: a grammar small enough that the truth of every caption is known.
+
+A scene holds one or two things on a plain background. "a large red circle left of a small blue star on a pink
+background" and "a small blue star right of a large red circle on a pink background" describe the same picture;
+`Scene.layout` is that picture: what stands in the first place (left or top) and in the second (right or bottom).
+"""
+
+import difflib
+import hashlib
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+
+SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
+COLOURS = {
+    "red": (214, 39, 40),
+    "orange": (255, 140, 20),
+    "yellow": (245, 220, 50),
+    "green": (44, 150, 60),
+    "cyan": (60, 210, 220),
+    "blue": (40, 70, 220),
+    "purple": (130, 50, 170),
+    "brown": (120, 75, 40),
+}
+BACKGROUNDS = {"white": (250, 250, 250), "black": (15, 15, 15), "gray": (150, 150, 150), "pink": (250, 180, 200)}
+SIZES = ("small", "large")
+RELATIONS = ("left of", "right of", "above", "below")
+Split = Literal["train", "heldout"]
+
+_CAPTION = re.compile(
+    r"a (?P<size>\w+) (?P<colour>\w+) (?P<shape>\w+)"
+    r"(?: (?P<relation>left of|right of|above|below) a (?P<size2>\w+) (?P<colour2>\w+) (?P<shape2>\w+))?"
+    r" on a (?P<background>\w+) background"
+)
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One object of a scene."""
+
+    size: str
+    colour: str
+    shape: str
+
+    def __str__(self) -> str:
+        return f"a {self.size} {self.colour} {self.shape}"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the picture shows, however the caption words it."""
+
+    axis: Literal["single", "row", "column"]
+    things: tuple[Thing, ...]
+    background: str
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A caption's meaning: one thing, or two with a relation, on a background."""
+
+    things: tuple[Thing, ...]
+    relation: str | None
+    background: str
+
+    @cached_property
+    def caption(self) -> str:
+        """The scene in words."""
+        body = str(self.things[0]) if self.relation is None else f"{self.things[0]} {self.relation} {self.things[1]}"
+        return f"{body} on a {self.background} background"
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The picture that the caption asks for."""
+        if self.relation is None:
+            return Layout("single", self.things, self.background)
+        things = self.things if self.relation in ("left of", "above") else self.things[::-1]
+        return Layout("row" if self.relation.endswith("of") else "column", things, self.background)
+
+    @property
+    def split(self) -> Split:
+        """One layout in eight is held out of every training set; all its wordings go with it."""
+        digest = hashlib.sha256(repr(self.layout).encode()).digest()
+        return "heldout" if digest[0] % 8 == 0 else "train"
+
+
+def scene_at(index: int, split: Split = "train", seed: int = 0) -> Scene:
+    """The scene with this index: the same on every machine; a quarter of them hold a single thing."""
+    rng = np.random.default_rng((seed, index))
+    while True:
+        scene = _draw(rng)
+        if scene.split == split:
+            return scene
+
+
+def parse(caption: str) -> Scene:
+    """Read a caption of the grammar.
+
+    Raises:
+        ValueError: the caption is not of the grammar; the message names the word and its nearest match.
+    """
+    match = _CAPTION.fullmatch(caption.strip().lower())
+    if match is None:
+        raise ValueError(
+            f"not a caption of the scenes grammar: {caption!r}; expected the form 'a large red circle left of a small "
+            "blue star on a pink background'"
+        )
+    words = match.groupdict()
+    things = [_thing(words["size"], words["colour"], words["shape"])]
+    if words["relation"] is not None:
+        things.append(_thing(words["size2"], words["colour2"], words["shape2"]))
+    return Scene(tuple(things), words["relation"], _known(words["background"], BACKGROUNDS, "background"))
+
+
+def _thing(size: str, colour: str, shape: str) -> Thing:
+    return Thing(_known(size, SIZES, "size"), _known(colour, COLOURS, "colour"), _known(shape, SHAPES, "shape"))
+
+
+def _known(word: str, words: object, kind: str) -> str:
+    known = list(words)  # type: ignore[call-overload]  # tuples and dicts of words alike
+    if word in known:
+        return word
+    near = difflib.get_close_matches(word, known, 1)
+    hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+    raise ValueError(f"unknown {kind} {word!r} in a caption of the scenes grammar{hint}")
+
+
+def _draw(rng: np.random.Generator) -> Scene:
+    def pick(words: object) -> str:
+        known = list(words)  # type: ignore[call-overload]  # tuples and dicts of words alike
+        return str(known[rng.integers(len(known))])
+
+    first = Thing(pick(SIZES), pick(COLOURS), pick(SHAPES))
+    background = pick(BACKGROUNDS)
+    if rng.random() < 0.25:
+        return Scene((first,), None, background)
+    while (second := Thing(pick(SIZES), pick(COLOURS), pick(SHAPES))) == first:
+        pass  # two equal things would make the relation meaningless
+    return Scene((first, second), pick(RELATIONS), background)

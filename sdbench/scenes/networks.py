@@ -1,0 +1,50 @@
+"""The convolutional network behind two evaluators: the attribute reader and the feature network of the Frechet distance."""
+
+import torch
+from torch import Tensor, nn
+
+from sdbench.scenes.attributes import AttributeHeads
+
+
+class Residual(nn.Module):
+    """Two 3 x 3 convolutions around a skip connection."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(_conv(width, width), nn.ReLU(), _conv(width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """N x C x H x W => the same shape."""
+        return torch.relu(x + self.body(x))
+
+
+class SceneNet(nn.Module):
+    """Pictures to `width` features, and from them the attributes of the layout.
+
+    The features keep the place of things (no global pooling), since left and right are part of a scene's truth.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(
+            _conv(3, 16, stride=2), nn.ReLU(),
+            _conv(16, 32, stride=2), nn.ReLU(), Residual(32),
+            _conv(32, 64, stride=2), nn.ReLU(), Residual(64),
+            _conv(64, 64, stride=2), nn.ReLU(), Residual(64),
+        )  # fmt: skip  # a line a resolution
+        self.project = nn.Linear(64 * 4 * 4, width)
+        self.heads = AttributeHeads(width)
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """N x 3 x 64 x 64 in -1..1 => N x width."""
+        projected: Tensor = self.project(self.trunk(pixels).flatten(1))
+        return projected
+
+    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+        """N x 3 x 64 x 64 in -1..1 => logits by attribute."""
+        logits: dict[str, Tensor] = self.heads(torch.relu(self.features(pixels)))
+        return logits
+
+
+def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs))

@@ -1,0 +1,1 @@
+"""How the embedded family's weights were made: one module per network, one resumable loop for all."""

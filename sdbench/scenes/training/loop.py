@@ -1,0 +1,130 @@
+"""The training loop that every network of the embedded family goes through.
+
+All randomness of a step follows from (seed, step), so a run that was killed and started again takes the same steps on
+the same data and, on one machine, ends with the same bytes.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast to train.
+
+    Attributes:
+        steps: optimiser steps.
+        lr: peak learning rate; warmed up over the first `warmup` steps, then a half cosine down to zero.
+        ema: decay of the running average of the weights, or None to keep the last weights.
+    """
+
+    steps: int
+    lr: float
+    batch: int
+    warmup: int = 50
+    weight_decay: float = 0.01
+    ema: float | None = None
+    clip_norm: float = 1.0
+    seed: int = 0
+
+
+def fit(
+    model: nn.Module,
+    loss: Callable[[int], dict[str, Tensor]],
+    schedule: Schedule,
+    folder: Path,
+    save_every_s: float = 60.0,
+) -> nn.Module:
+    """Train `model` in place and return the weights to keep: the running average where there is one.
+
+    Args:
+        loss: step -> named scalar terms; their sum is minimised.
+        folder: gets `state.pt` (to resume from) and `log.jsonl`.
+
+    Raises:
+        FloatingPointError: a loss is not finite; the last good checkpoint stays in `folder`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=schedule.lr, betas=(0.9, 0.99), weight_decay=schedule.weight_decay)
+    lr = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _lr_share(step, schedule))
+    average = deepcopy(model).requires_grad_(requires_grad=False) if schedule.ema else None
+    start = _resume(folder, model, average, optimiser, lr)
+    saved = time.monotonic()
+    model.train()
+    with tqdm(range(start, schedule.steps), initial=start, total=schedule.steps, desc=folder.name, mininterval=2) as bar:
+        for step in bar:
+            torch.manual_seed((schedule.seed << 32) + step)
+            terms = loss(step)
+            total = torch.stack(list(terms.values())).sum()
+            if not torch.isfinite(total):
+                raise FloatingPointError(f"{folder.name}: loss {total.item()} at step {step}; last good state in {folder / 'state.pt'}")
+            optimiser.zero_grad(set_to_none=True)
+            total.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            nn.utils.clip_grad_norm_(model.parameters(), schedule.clip_norm)
+            optimiser.step()
+            lr.step()
+            if average is not None and schedule.ema is not None:
+                _average(average, model, min(schedule.ema, (step + 1) / (step + 10)))
+            if step % 25 == 0:
+                values = {name: round(term.item(), 5) for name, term in terms.items()}
+                bar.set_postfix(values)
+                with (folder / "log.jsonl").open("a") as log:
+                    log.write(json.dumps({"step": step, **values}) + "\n")
+            if time.monotonic() - saved > save_every_s or step == schedule.steps - 1:
+                _save(folder, step + 1, model, average, optimiser, lr)
+                saved = time.monotonic()
+    return (average if average is not None else model).eval()
+
+
+def _lr_share(step: int, schedule: Schedule) -> float:
+    if step < schedule.warmup:
+        return (step + 1) / schedule.warmup
+    done = (step - schedule.warmup) / max(1, schedule.steps - schedule.warmup)
+    return float(0.5 * (1 + torch.cos(torch.tensor(done * torch.pi))))
+
+
+@torch.no_grad()
+def _average(average: nn.Module, model: nn.Module, decay: float) -> None:
+    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+    for kept, now in zip(average.buffers(), model.buffers(), strict=True):
+        kept.copy_(now)
+
+
+def _save(
+    folder: Path,
+    step: int,
+    model: nn.Module,
+    average: nn.Module | None,
+    optimiser: torch.optim.Optimizer,
+    lr: torch.optim.lr_scheduler.LambdaLR,
+) -> None:
+    state = {"step": step, "model": model.state_dict(), "optimiser": optimiser.state_dict(), "lr": lr.state_dict()}
+    if average is not None:
+        state["average"] = average.state_dict()
+    beside = folder / "state.pt.part"
+    torch.save(state, beside)
+    os.replace(beside, folder / "state.pt")
+
+
+def _resume(
+    folder: Path, model: nn.Module, average: nn.Module | None, optimiser: torch.optim.Optimizer, lr: torch.optim.lr_scheduler.LambdaLR
+) -> int:
+    path = folder / "state.pt"
+    if not path.exists():
+        return 0
+    state = torch.load(path, weights_only=True, map_location=next(model.parameters()).device)
+    model.load_state_dict(state["model"])
+    optimiser.load_state_dict(state["optimiser"])
+    lr.load_state_dict(state["lr"])
+    if average is not None:
+        average.load_state_dict(state["average"])
+    return int(state["step"])

@@ -1,0 +1,52 @@
+"""A pool of rendered training scenes, drawn once and kept on disk, since drawing costs more than a small network's step."""
+
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from sdbench.scenes.grammar import Scene, Split, scene_at
+from sdbench.scenes.render import SIZE_PX, render
+
+
+class Pool:
+    """`n` rendered scenes of a split, as one memory-mapped array."""
+
+    def __init__(self, folder: Path, n: int, split: Split = "train", seed: int = 0) -> None:
+        self.n, self.split, self.seed = n, split, seed
+        self.path = folder / f"{split}-{seed}-{n}.npy"
+        if not self.path.exists():
+            self._draw()
+        self.images: npt.NDArray[np.uint8] = np.load(self.path, mmap_mode="r")
+
+    @cached_property
+    def scenes(self) -> list[Scene]:
+        """The scene of each picture."""
+        return [scene_at(index, self.split, self.seed) for index in range(self.n)]
+
+    def rows(self, step: int, batch: int, seed: int = 0) -> npt.NDArray[np.int64]:
+        """Which pictures step number `step` trains on => batch indices."""
+        return np.random.default_rng((seed, step)).integers(self.n, size=batch)
+
+    def pixels(self, rows: npt.NDArray[np.int64]) -> Tensor:
+        """Pictures as the networks take them => N x 3 x H x W, float32 in -1..1."""
+        return to_pixels(self.images[rows])
+
+    def _draw(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        beside = self.path.with_suffix(".part")
+        images = np.lib.format.open_memmap(beside, "w+", np.uint8, (self.n, SIZE_PX, SIZE_PX, 3))
+        for start in tqdm(range(0, self.n, 256), desc=f"rendering {self.split} scenes"):
+            rows = range(start, min(start + 256, self.n))
+            images[start : rows.stop] = render([self.scenes[row] for row in rows], rows, self.seed)
+        images.flush()
+        beside.rename(self.path)
+
+
+def to_pixels(images: npt.NDArray[np.uint8]) -> Tensor:
+    """N x H x W x 3 uint8 => N x 3 x H x W float32 in -1..1."""
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1

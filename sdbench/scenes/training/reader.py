@@ -1,0 +1,60 @@
+"""Trains the attribute reader, which decides whether a picture shows what its caption asks, and the feature network.
+
+Both learn to name the attributes of rendered scenes; the reader sees them shifted, blurred and noisy as well, since it
+has to read pictures that a generator made.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sdbench.scenes.attributes import attribute_loss, labels, read_layouts
+from sdbench.scenes.networks import SceneNet
+from sdbench.scenes.training.loop import Schedule, fit
+from sdbench.scenes.training.pool import Pool
+
+READER_WIDTH, FEATURES_WIDTH = 128, 64
+READER = Schedule(steps=2000, lr=3e-3, batch=96, ema=0.99, seed=10)
+FEATURES = Schedule(steps=1000, lr=3e-3, batch=96, ema=0.99, seed=20)
+
+
+def train(work: Path, name: str, pool: Pool, width: int, schedule: Schedule, *, augment: bool, device: str = "cpu") -> SceneNet:
+    """Train a `SceneNet` on the pool's scenes => the network in evaluation mode."""
+    torch.manual_seed(schedule.seed)
+    net = SceneNet(width).to(device, memory_format=torch.channels_last)
+    truth = labels([scene.layout for scene in pool.scenes])
+
+    def loss(step: int) -> dict[str, Tensor]:
+        rows = pool.rows(step, schedule.batch, schedule.seed)
+        pixels = pool.pixels(rows).to(device)
+        return {
+            "attributes": attribute_loss(net(worsen(pixels) if augment else pixels), {name: values[rows] for name, values in truth.items()})
+        }
+
+    fit(net, loss, schedule, work / name)
+    return net
+
+
+def worsen(pixels: Tensor) -> Tensor:
+    """Random shift of up to 3 px, blur, noise and a change of brightness."""
+    dy, dx = (int(v) for v in torch.randint(-3, 4, (2,)))
+    pixels = F.pad(pixels, (3, 3, 3, 3), "replicate")[:, :, 3 + dy : 67 + dy, 3 + dx : 67 + dx]
+    n = len(pixels)
+    blurred = F.avg_pool2d(F.pad(pixels, (1, 1, 1, 1), "replicate"), 3, 1)
+    amount = torch.rand(4, n, 1, 1, 1, device=pixels.device)
+    pixels = torch.lerp(pixels, blurred, amount[0])
+    pixels = pixels * (0.9 + 0.2 * amount[1]) + 0.1 * (amount[2] - 0.5)
+    return (pixels + 0.15 * amount[3].square() * torch.randn_like(pixels)).clamp(-1, 1)
+
+
+@torch.no_grad()
+def accuracy(net: SceneNet, pool: Pool) -> float:
+    """Share of the pool's pictures that are read wholly right."""
+    right = 0
+    for start in range(0, pool.n, 256):
+        rows = torch.arange(start, min(start + 256, pool.n)).numpy()
+        layouts = read_layouts(net(pool.pixels(rows)))
+        right += sum(layout == pool.scenes[row].layout for layout, row in zip(layouts, rows, strict=True))
+    return right / pool.n

@@ -1,0 +1,39 @@
+"""Installs what was trained: copies `<work>/out/` to `sdbench/scenes/weights/` and writes the manifest of digests."""
+
+import json
+import platform
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+
+from sdbench.errors import UserError
+from sdbench.scenes.embedded import WEIGHTS, digest
+from sdbench.scenes.training.make import PARTS, Shop
+
+SHIPPED = ("pipeline", "unets", "evaluators")
+STUDENTS = ("ssd-1b", "vega", "vega-pruned")
+
+
+def ship(shop: Shop) -> Path:
+    """Copy the finished parts and write `manifest.json` => its path.
+
+    Raises:
+        UserError: a part or a student is not made yet.
+    """
+    lacking = [part for part in PARTS if not (shop.out / "reports" / f"{part}.json").exists()]
+    lacking += [name for name in STUDENTS if not (shop.out / "unets" / name / "config.json").exists()]
+    if lacking:
+        raise UserError(f"{shop.out} lacks {', '.join(lacking)}; make them with `sdbench scenes train` and `distillation`, or all at once with `nox -s scenes`")
+    for name in SHIPPED:
+        shutil.rmtree(WEIGHTS / name, ignore_errors=True)
+        shutil.copytree(shop.out / name, WEIGHTS / name)
+    reports = {part: json.loads((shop.out / "reports" / f"{part}.json").read_text()) for part in PARTS}
+    files = sorted(path for name in SHIPPED for path in (WEIGHTS / name).rglob("*") if path.is_file())
+    content = {
+        "files": {path.relative_to(WEIGHTS).as_posix(): digest(path) for path in files},
+        "parts": reports,
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("torch", "diffusers", "transformers", "open_clip_torch")},
+    }
+    (WEIGHTS / "manifest.json").write_text(json.dumps(content, indent=1) + "\n")
+    return WEIGHTS / "manifest.json"

@@ -1,0 +1,81 @@
+"""Trains the two text encoders of the `scenes` pipelines, and the tokenizer they share.
+
+Each learns to say, from its end-of-text embedding, what stands where in the picture, in the order of the layout rather
+than of the words ("a ring right of a star" puts the star first). Their hidden states then hold what the UNet needs.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
+
+from sdbench.scenes.attributes import AttributeHeads, attribute_loss, labels
+from sdbench.scenes.grammar import Scene, scene_at
+from sdbench.scenes.training.loop import Schedule, fit
+
+MAX_TOKENS = 20
+WIDTHS = {"text_encoder": 32, "text_encoder_2": 64}
+SCHEDULE = Schedule(steps=1000, lr=2e-3, batch=256, warmup=100)
+
+
+def tokenizer(folder: Path) -> CLIPTokenizer:
+    """A CLIP tokenizer whose byte-pair merges make one token of every word of the grammar; saved to `folder`."""
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    bpe.normalizer = normalizers.Lowercase()
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=2000,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    bpe.train_from_iterator((scene_at(index).caption for index in range(2000)), trainer)
+    with tempfile.TemporaryDirectory() as made:
+        bpe.model.save(made)
+        words = json.loads((Path(made) / "vocab.json").read_text())
+        # The special tokens come last, as in CLIP: open_clip finds the end of the text by its highest token id.
+        vocabulary = {word: index for index, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
+        (Path(made) / "vocab.json").write_text(json.dumps(vocabulary))
+        made_tokenizer = CLIPTokenizer.from_pretrained(made, model_max_length=MAX_TOKENS, pad_token="<|endoftext|>")  # noqa: S106  # a token of text
+    made_tokenizer.save_pretrained(folder)
+    return CLIPTokenizer.from_pretrained(folder)
+
+
+def train(work: Path, name: str, tokens: CLIPTokenizer, schedule: Schedule = SCHEDULE, device: str = "cpu") -> CLIPTextModelWithProjection:
+    """Train one of the two => the encoder; the first is used without its projection."""
+    torch.manual_seed(schedule.seed)
+    width = WIDTHS[name]
+    config = CLIPTextConfig(
+        vocab_size=len(tokens),
+        hidden_size=width,
+        intermediate_size=4 * width,
+        projection_dim=width,
+        num_hidden_layers=3,
+        num_attention_heads=width // 16,
+        max_position_embeddings=MAX_TOKENS,
+        hidden_act="quick_gelu" if name == "text_encoder" else "gelu",  # as in SDXL: OpenAI's CLIP-L, then OpenCLIP's bigG
+        bos_token_id=tokens.bos_token_id,
+        eos_token_id=tokens.eos_token_id,
+        pad_token_id=tokens.pad_token_id,
+    )
+    encoder = CLIPTextModelWithProjection(config)
+    model = nn.ModuleDict({"encoder": encoder, "heads": AttributeHeads(width)}).to(device)
+
+    def loss(step: int) -> dict[str, Tensor]:
+        scenes = [scene_at(step * schedule.batch + row) for row in range(schedule.batch)]
+        logits = model["heads"](encoder(tokenise(tokens, scenes).to(device)).text_embeds)
+        return {"attributes": attribute_loss(logits, labels([scene.layout for scene in scenes]))}
+
+    fit(model, loss, schedule, work / name)
+    return encoder.eval()
+
+
+def tokenise(tokens: CLIPTokenizer, scenes: list[Scene]) -> Tensor:
+    """Captions => N x MAX_TOKENS token ids."""
+    encoded = tokens([scene.caption for scene in scenes], padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
+    return encoded.input_ids

@@ -1,0 +1,42 @@
+"""Trains the teacher's UNet: SDXL's topology, narrow, on the latents of rendered scenes.
+
+Velocity prediction with a schedule that ends in pure noise (arXiv 2305.08891): with SDXL's own noise schedule the
+background's colour leaks through the last step, and a small model then gets colours wrong.
+"""
+
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+from torch.nn import functional as F
+
+from sdbench.models.architectures import unet_config
+from sdbench.scenes.training.latents import LatentPool, noisy, predict, target
+from sdbench.scenes.training.loop import Schedule, fit
+
+SCHEDULER = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+    "clip_sample": False,
+    "set_alpha_to_one": True,
+    "steps_offset": 0,
+}
+SCHEDULE = Schedule(steps=2000, lr=2e-3, batch=48, warmup=100, ema=0.995, seed=1)
+
+
+def train(work: Path, latents: LatentPool, schedule: Schedule = SCHEDULE, device: str = "cpu") -> UNet2DConditionModel:
+    """Train it => the running average of the weights."""
+    torch.manual_seed(schedule.seed)
+    unet = UNet2DConditionModel(**unet_config("sdxl", "scenes")).to(device)
+
+    def loss(step: int) -> dict[str, Tensor]:
+        batch = latents.batch(step, schedule.batch, schedule.seed, device=device)
+        return {"velocity": F.mse_loss(predict(unet, noisy(latents.scheduler, batch), batch), target(latents.scheduler, batch))}
+
+    return fit(unet, loss, schedule, work / "teacher")

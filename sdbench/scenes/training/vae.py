@@ -1,0 +1,70 @@
+"""Trains the VAE: 64 px pictures to 16 x 16 latents of 4 channels, each of zero mean and unit variance.
+
+A downsampling of 8, as SDXL's, left small shapes unreadable at this size (under 20 dB), and GroupNorm groups of a
+single channel erase colour; hence 4 and at least four channels a group.
+"""
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+from torch.nn import functional as F
+
+from sdbench.scenes.training.loop import Schedule, fit
+from sdbench.scenes.training.pool import Pool
+
+CONFIG = {
+    "sample_size": 64,
+    "latent_channels": 4,
+    "block_out_channels": (16, 32, 64),
+    "down_block_types": ("DownEncoderBlock2D",) * 3,
+    "up_block_types": ("UpDecoderBlock2D",) * 3,
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "scaling_factor": 1.0,
+    "force_upcast": False,
+}
+SCHEDULE = Schedule(steps=1000, lr=2e-3, batch=16, ema=0.99)
+
+
+def train(work: Path, pool: Pool, schedule: Schedule = SCHEDULE, device: str = "cpu") -> AutoencoderKL:
+    """Train it => the VAE, latents standardised."""
+    torch.manual_seed(schedule.seed)
+    vae = AutoencoderKL(**CONFIG).to(device, memory_format=torch.channels_last)  # a fifth faster on CPUs
+
+    def loss(step: int) -> dict[str, Tensor]:
+        pixels = pool.pixels(pool.rows(step, schedule.batch)).to(device)
+        posterior = vae.encode(pixels).latent_dist
+        restored = vae.decode(posterior.sample()).sample
+        return {
+            "mse": F.mse_loss(restored, pixels),
+            "l1": 0.1 * F.l1_loss(restored, pixels),
+            "kl": 2e-5 * posterior.kl().mean() / posterior.mean[0].numel(),
+        }
+
+    vae = fit(vae, loss, schedule, work / "vae")
+    standardise(vae, pool, device)
+    return vae
+
+
+@torch.no_grad()
+def standardise(vae: AutoencoderKL, pool: Pool, device: str) -> None:
+    """Fold the latents' mean and scale into the two 1 x 1 convolutions around them, so that `scaling_factor` is 1."""
+    latents = torch.cat([vae.encode(pool.pixels(pool.rows(step, 64, seed=1)).to(device)).latent_dist.mean for step in range(16)])
+    mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+    quant, post = vae.quant_conv, vae.post_quant_conv
+    channels = mean.numel()
+    quant.weight[:channels] /= std[:, None, None, None]
+    quant.bias[:channels] = (quant.bias[:channels] - mean) / std
+    quant.bias[channels:] -= 2 * std.log()
+    post.bias += post.weight[:, :, 0, 0] @ mean
+    post.weight *= std[None, :, None, None]
+
+
+@torch.no_grad()
+def psnr_db(vae: AutoencoderKL, pool: Pool, device: str) -> float:
+    """Peak signal-to-noise ratio of restored held-out pictures, in dB."""
+    pixels = pool.pixels(pool.rows(0, 128)).to(device)
+    error = F.mse_loss(vae.decode(vae.encode(pixels).latent_dist.mode()).sample.clamp(-1, 1), pixels)
+    return float(10 * torch.log10(4 / error))

@@ -1,0 +1,121 @@
+"""The run folder of one model under one suite: `results/runs/<digest>/`, ignored by git, safe to delete.
+
+Pictures are named by their identity (weights, prompt, sampling, noise), so a run that was killed goes on where it stood,
+and a changed suite reuses what has not changed. Every file is written beside its place and renamed.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from sdbench.errors import UserError
+
+U8 = npt.NDArray[np.uint8]
+F32 = npt.NDArray[np.float32]
+
+
+def digest(content: Any) -> str:
+    """SHA-256 of JSON content, 24 hex digits: enough to name things."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file so that it is either there whole or not at all.
+
+    Raises:
+        UserError: the folder cannot be written, or the disk is full.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_bytes(content)
+        os.replace(beside, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        raise UserError(
+            f"cannot write {path}: {error.strerror}. What was made so far is kept; make room or the folder writable, or name another with --runs."
+        ) from error
+
+
+class Store:
+    """Pictures and features of one run.
+
+    Args:
+        runs: the folder of all runs.
+        identity: JSON content that the run is named by; also saved as `manifest.json`.
+    """
+
+    def __init__(self, runs: Path, identity: dict[str, Any]) -> None:
+        self.folder = runs / digest(identity)
+        manifest = self.folder / "manifest.json"
+        if not manifest.exists():
+            write_bytes(manifest, json.dumps(identity, indent=1, sort_keys=True).encode() + b"\n")
+
+    def path(self, image: str) -> Path:
+        """Where the picture of this identity lies, or will."""
+        return self.folder / "images" / f"{image}.png"
+
+    def missing(self, images: Sequence[str]) -> list[str]:
+        """Those pictures that are not made yet, in order."""
+        return [image for image in images if not self.path(image).exists()]
+
+    def put(self, image: str, pixels: U8) -> None:
+        """Keep a picture, H x W x 3 uint8 RGB, as PNG."""
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "PNG")
+        write_bytes(self.path(image), buffer.getvalue())
+
+    def read(self, images: Sequence[str]) -> U8:
+        """Stored pictures => N x H x W x 3 uint8 RGB.
+
+        Raises:
+            UserError: a picture is missing, corrupted, of another mode or of another size than the rest.
+        """
+        return read_images([self.path(image) for image in images], "delete it and run again: only that picture is made again")
+
+    def features(self, name: str, images: Sequence[str], compute: Callable[[], F32]) -> F32:
+        """Features of these pictures under an encoder whose digest is part of `name`, computed once => N x d float32."""
+        path = self.folder / "features" / f"{name}-{digest(list(images))[:12]}.npy"
+        if path.exists():
+            kept: F32 = np.load(path)
+            return kept
+        made = np.asarray(compute(), np.float32)
+        buffer = io.BytesIO()
+        np.save(buffer, made)
+        write_bytes(path, buffer.getvalue())
+        return made
+
+
+def read_images(paths: Sequence[Path], way_out: str) -> U8:
+    """Pictures of one size => N x H x W x 3 uint8 RGB.
+
+    Raises:
+        UserError: a file is no whole picture, not 8-bit RGB, or differs in size from the first.
+    """
+    pictures: list[U8] = []
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                mode, pixels = image.mode, np.asarray(image)
+        except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+            raise UserError(f"picture {path} cannot be read ({error}); {way_out}.") from error
+        if mode != "RGB":
+            raise UserError(
+                f"picture {path} has mode {mode}, expected 8-bit RGB; convert it (a metric must not guess what transparency or gray means)."
+            )
+        if pictures and pixels.shape != pictures[0].shape:
+            raise UserError(
+                f"picture {path} is {pixels.shape[1]} x {pixels.shape[0]} px, the first is {pictures[0].shape[1]} x {pictures[0].shape[0]}; all must be of one size."
+            )
+        pictures.append(pixels)
+    return np.stack(pictures)

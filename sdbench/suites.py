@@ -1,0 +1,178 @@
+"""Suite files: what is measured, on which prompts, how the pictures are made. Checked before anything is loaded.
+
+A suite is a TOML file of `suites/`. `include` takes the metrics and probes of other suites, so that `quality` and
+`standard` say only what is their own. The digest of a suite is over its resolved content, includes and prompts included.
+"""
+
+import hashlib
+import json
+import tomllib
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sdbench.errors import UserError, unknown
+from sdbench.records import SuiteId
+from sdbench.scenes.grammar import scene_at
+
+
+T = TypeVar("T", bound=BaseModel)
+Family = Literal["sdxl", "scenes"]
+
+
+class _Data(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Prompts(_Data):
+    """Which captions: `scenes` draws held-out ones from the grammar, `file` reads a text file (a prompt a line) beside the suite."""
+
+    source: Literal["scenes", "file"] = "scenes"
+    file: str | None = None
+    n: Annotated[int, Field(gt=0)]
+    seed: int = 0
+
+
+class Sampling(_Data):
+    """How pictures are made.
+
+    Attributes:
+        scheduler: `model` keeps the pipeline's own; others replace its class and keep its configuration.
+        batch: pictures in each call; a short batch is padded, since results can change with it.
+    """
+
+    steps: Annotated[int, Field(gt=0)]
+    guidance_scale: Annotated[float, Field(ge=0)]
+    size_px: Annotated[int, Field(gt=0, multiple_of=8)]
+    scheduler: Literal["model", "ddim", "euler", "dpmpp"] = "model"
+    negative_prompt: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"]
+    batch: Annotated[int, Field(gt=0)]
+
+
+class Noise(_Data):
+    """Initial latents: one generator a picture, or one latent for all (as MLPerf)."""
+
+    kind: Literal["per_image", "fixed"] = "per_image"
+    seed: int = 0
+
+
+class Probes(_Data):
+    """How latency and memory are measured: fresh processes, and timed calls in each."""
+
+    rounds: Annotated[int, Field(gt=0)]
+    calls: Annotated[int, Field(gt=1)]
+    warmup: Annotated[int, Field(ge=0)]
+
+
+class Suite(_Data):
+    """A resolved suite.
+
+    Attributes:
+        family: which models it is for; None in a part, which other suites include.
+        metrics: protocols by family, since the two families have evaluators of their own.
+        reference: what set metrics compare with: `scenes` renders scenes of the training split, eight for each prompt.
+    """
+
+    name: str
+    version: Annotated[int, Field(gt=0)]
+    family: Family | None = None
+    description: str
+    include: tuple[str, ...] = ()
+    metrics: dict[Family, tuple[str, ...]] = {}
+    reference: Literal["scenes"] | None = None
+    prompts: Prompts | None = None
+    sampling: Sampling | None = None
+    noise: Noise = Noise()
+    probes: Probes | None = None
+
+    @property
+    def id(self) -> SuiteId:
+        """Name, version, and digest of everything that decides a number."""
+        content = json.dumps([self.model_dump(exclude={"description", "include"}), self.prompt_list()], sort_keys=True)
+        return SuiteId(name=self.name, version=self.version, digest=hashlib.sha256(content.encode()).hexdigest()[:16])
+
+    def prompt_list(self) -> dict[str, str]:
+        """Prompt id -> prompt, in order; the id is made of the prompt's place and text."""
+        if self.prompts is None:
+            return {}
+        texts = _read_prompts(self.prompts)
+        return {f"{index:05d}-{hashlib.sha256(text.encode()).hexdigest()[:8]}": text for index, text in enumerate(texts)}
+
+
+def suites_folder() -> Path:
+    """`./suites` where there is one, else the suites that came with the package."""
+    for folder in (Path("suites"), Path(__file__).parent / "_suites", Path(__file__).parent.parent / "suites"):
+        if folder.is_dir():
+            return folder
+    raise UserError("no suites found: neither ./suites nor those of the installed package; reinstall sdbench")
+
+
+def names() -> list[str]:
+    """Every suite that can be named."""
+    return sorted(path.stem for path in suites_folder().glob("*.toml") if path.stem != "gate")
+
+
+def load(what: str) -> Suite:
+    """Read a suite by name or path.
+
+    Raises:
+        UserError: no such suite, a misspelt key, or a value out of range.
+    """
+    path = Path(what) if what.endswith(".toml") else suites_folder() / f"{what}.toml"
+    if not path.is_file():
+        raise UserError(f"no suite file {what}") if what.endswith(".toml") else unknown("suite", what, names())
+    try:
+        content = tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"suite {path} is not valid TOML: {error}") from error
+    suite = validated(Suite, content, f"suite {path}")
+    for part in map(load, suite.include):
+        suite = suite.model_copy(
+            update={
+                "metrics": _merged(suite.metrics, part.metrics),
+                "probes": suite.probes or part.probes,
+                "reference": suite.reference or part.reference,
+            }
+        )
+    return suite
+
+
+def validated(kind: type[T], content: dict[str, Any], where: str) -> T:
+    """`content` as `kind`; a misspelt key is an error with the nearest right one."""
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")  # a misspelt key before what is missing for it
+        *parents, key = [str(part) for part in first["loc"]] or [""]
+        if first["type"] == "extra_forbidden":
+            place = f"key in [{'.'.join(parents)}]" if parents else "key"
+            raise UserError(f"{where}: {unknown(place, key, _keys(kind, parents))}") from error
+        raise UserError(f"{where}: {'.'.join([*parents, key])}: {first['msg']} (found {first['input']!r})") from error
+
+
+def _keys(kind: type[BaseModel], parents: list[str]) -> list[str]:
+    for parent in parents:
+        field = kind.model_fields[parent].annotation
+        options = [field, *getattr(field, "__args__", ())]
+        kind = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
+    return list(kind.model_fields)
+
+
+def _merged(one: dict[Family, tuple[str, ...]], other: dict[Family, tuple[str, ...]]) -> dict[Family, tuple[str, ...]]:
+    return {family: tuple(dict.fromkeys([*one.get(family, ()), *other.get(family, ())])) for family in {**one, **other}}
+
+
+@cache
+def _read_prompts(prompts: Prompts) -> tuple[str, ...]:
+    if prompts.source == "scenes":
+        return tuple(scene_at(index, "heldout", prompts.seed).caption for index in range(prompts.n))
+    path = suites_folder() / (prompts.file or "")
+    if not path.is_file():
+        raise UserError(f"prompt file {path} of the suite is missing")
+    texts = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    if len(texts) < prompts.n:
+        raise UserError(f"prompt file {path} holds {len(texts)} prompts; the suite asks for {prompts.n}")
+    return tuple(texts[: prompts.n])

@@ -1,0 +1,101 @@
+"""Tables as data, and how their numbers are written: one grid, printed as Markdown or for a terminal."""
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sdbench.records import Direction, Value
+
+_ARROWS: dict[Direction, str] = {"higher": " ↑", "lower": " ↓", "neither": ""}
+_SUFFIXES = (" ", " k", " M", " G", " T", " P")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table: every row has one cell for each column of the header."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def transposed(self) -> "Grid":
+        """Columns as rows."""
+        header, *rows = zip(self.header, *self.rows, strict=True)
+        return Grid(header, tuple(rows))
+
+
+def markdown(grid: Grid) -> str:
+    """The grid as a GitHub table; cells cannot break out of it."""
+    lines = [grid.header, tuple("---" for _ in grid.header), *grid.rows]
+    return "\n".join("| " + " | ".join(_one_line(cell).replace("|", "\\|").replace("<", "&lt;") for cell in line) + " |" for line in lines)
+
+
+def _one_line(cell: str) -> str:
+    return " ".join(cell.split())
+
+
+def text(grid: Grid, width: int) -> str:
+    """The grid for a terminal `width` characters wide, without colour."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for title in grid.header:
+        table.add_column(Text(title), overflow="fold")
+    for row in grid.rows:
+        table.add_row(*(Text(_one_line(cell)) for cell in row))
+    console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False, legacy_windows=False)
+    with console.capture() as captured:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines()).strip("\n")
+
+
+def arrow(direction: Direction) -> str:
+    """What to append to a column's title: where better lies."""
+    return _ARROWS[direction]
+
+
+def cell(value: Value | None, usual_n: int | None = None) -> str:
+    """A value with its interval, or its state and the reason; n only where it is not `usual_n`."""
+    if value is None:
+        return "missing: not in this record"
+    if value.value is None:
+        return f"{value.state.replace('_', ' ')}: {value.reason}"
+    if value.kind == "count":
+        return count(value.value)
+    n = f" [n={value.n}]" if usual_n is not None and value.n != usual_n else ""
+    note = f" ({value.note})" if value.note else ""
+    return estimate(value.value, value.low, value.high) + n + note
+
+
+def estimate(value: float, low: float | None, high: float | None) -> str:
+    """`value ± half-width`, or `value (low..high)` where the interval is lopsided or open, to two digits of its half-width."""
+    ends = [end for end in (low, high) if end is not None and end != value]
+    if not ends:
+        return significant(value)
+    spread = max(abs(end - value) for end in ends) if len(ends) == 1 else (max(ends) - min(ends)) / 2
+    digits = max(0, 1 - math.floor(math.log10(float(f"{spread:.1e}"))))
+    shown, bottom, top = (None if number is None else f"{number:.{digits}f}" for number in (value, low, high))
+    if low is not None and high is not None and abs((low + high) / 2 - value) <= spread / 20:
+        return f"{shown} ± {spread:.{digits}f}"
+    return f"{shown} ({bottom or '?'}..{top or '?'})"
+
+
+def significant(value: float, digits: int = 4) -> str:
+    """A number to so many digits, without exponent."""
+    if value == 0:
+        return "0"
+    return f"{value:.{max(0, digits - 1 - math.floor(math.log10(abs(value))))}f}"
+
+
+def count(value: float) -> str:
+    """A count on the thousands scale: 745225604 -> `745.2 M`."""
+    power = 0 if abs(value) < 1000 else min(int(math.log10(abs(value)) // 3), len(_SUFFIXES) - 1)
+    return f"{value / 1000**power:.4g}{_SUFFIXES[power]}".rstrip()
+
+
+def listed(words: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]])) if words else ""

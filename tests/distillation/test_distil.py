@@ -1,0 +1,144 @@
+"""Runs with a tiny teacher: what a student is made of, that a stopped run ends as one that was not, and what is exported."""
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+from safetensors.torch import load_file
+
+from distillation import data, train
+from distillation.export import Provenance, export
+from distillation.prune import prune
+from distillation.recipe import Recipe
+from distillation.teacher import find
+from distillation.train import distil
+from sdbench.errors import UserError
+from sdbench.models.digest import weights_digest
+from sdbench.models.spec import resolve
+from sdbench.scenes.training.latents import Batch
+from sdbench.scenes.training.loop import fit
+
+STEPS = 4
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def student(vega: Recipe, teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    return distil(vega, "scenes", teacher_folder, folder / "work", folder / "vega", steps=STEPS)
+
+
+class Interrupted:
+    """Batches that stop the run at call number `stop`, and count the calls."""
+
+    def __init__(self, stop: int) -> None:
+        self.stop, self.calls = stop, 0
+
+    def __call__(self, *arguments: object) -> Callable[[int], Batch]:
+        of_step = data.batches(*arguments)  # type: ignore[arg-type]
+
+        def batch(step: int) -> Batch:
+            self.calls += 1
+            if self.calls == self.stop:
+                raise KeyboardInterrupt
+            return of_step(step)
+
+        return batch
+
+
+def test_a_stopped_run_ends_with_the_same_bytes_and_repeats_no_step(
+    vega: Recipe, teacher_folder: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "fit", partial(fit, save_every_s=0))
+    of_a_stage = STEPS // 2 + train.FINAL_BATCHES
+    stopped, resumed = Interrupted(of_a_stage + 2), Interrupted(0)
+    monkeypatch.setattr(train, "batches", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        distil(vega, "scenes", teacher_folder, tmp_path / "work", tmp_path / "out", steps=STEPS)
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(train, "batches", resumed)
+    out = distil(vega, "scenes", teacher_folder, tmp_path / "work", tmp_path / "out", steps=STEPS)
+    assert resumed.calls == of_a_stage - 1  # the first stage and the second one's first step were there
+    assert (out / "unet" / WEIGHTS).read_bytes() == (student / "unet" / WEIGHTS).read_bytes()
+    assert json.loads((out / "provenance.json").read_text())["stages"] == json.loads((student / "provenance.json").read_text())["stages"]
+
+
+def test_a_finished_run_is_only_exported(
+    vega: Recipe, teacher_folder: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = Interrupted(1)
+    monkeypatch.setattr(train, "batches", batches)
+    out = distil(vega, "scenes", teacher_folder, student.parent / "work", tmp_path / "again", steps=STEPS, unet_only=True)
+    assert (out / WEIGHTS).read_bytes() == (student / "unet" / WEIGHTS).read_bytes()
+    assert not (out / "model_index.json").exists()
+
+
+def test_the_student_is_a_stock_pipeline_that_was_trained(vega: Recipe, teacher_folder: Path, student: Path) -> None:
+    pipeline = StableDiffusionXLPipeline.from_pretrained(student)
+    cut = prune(UNet2DConditionModel.from_pretrained(teacher_folder / "unet"), vega.plans[-1]).state_dict()
+    trained = pipeline.unet.state_dict()
+    assert cut.keys() == trained.keys()
+    assert not torch.equal(cut["conv_in.weight"], trained["conv_in.weight"])
+    assert resolve(str(student), name="student").architecture == "vega"
+    for part in ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler"):
+        for file in (teacher_folder / part).iterdir():
+            assert (student / part / file.name).read_bytes() == file.read_bytes()
+
+
+def test_provenance_says_how_it_was_made(vega: Recipe, teacher_folder: Path, student: Path) -> None:
+    noted = json.loads((student / "provenance.json").read_text())
+    unet = UNet2DConditionModel.from_pretrained(student / "unet")
+    assert noted["recipe_digest"] == vega.digest
+    assert noted["teacher_digest"] == weights_digest(resolve(str(teacher_folder), name="teacher"))
+    assert noted["parameters"] == sum(parameter.numel() for parameter in unet.parameters())
+    assert (noted["steps"], noted["seed"], noted["family"]) == (STEPS, vega.scenes.seed, "scenes")
+    assert [(stage["name"], stage["steps"], set(stage["losses"])) for stage in noted["stages"]] == [
+        (stage.name, 2, {"task", "output", "feature"}) for stage in vega.stages
+    ]
+    assert str(teacher_folder) not in json.dumps(noted)
+
+
+def test_training_brings_the_student_nearer_to_the_teacher(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
+    scenes = vega.scenes.model_copy(update={"lr": 5e-3})
+    brisk = vega.model_copy(update={"scenes": scenes, "loss": vega.loss.model_copy(update={"task": 0.0})})
+    out = distil(brisk, "scenes", teacher_folder, tmp_path / "work", tmp_path / "out", steps=16)
+    log = next((tmp_path / "work").glob("vega-*/2-depth/log.jsonl")).read_text()
+    first, last = json.loads(log.splitlines()[0]), json.loads((out / "provenance.json").read_text())["stages"][-1]["losses"]
+    assert last["output"] + last["feature"] < 0.9 * (first["output"] + first["feature"])
+
+
+def test_a_half_precision_teacher_is_trained_with_in_float32_and_its_student_stored_in_half(
+    vega: Recipe, teacher_folder: Path, tmp_path: Path
+) -> None:
+    StableDiffusionXLPipeline.from_pretrained(teacher_folder).to(torch.float16).save_pretrained(tmp_path / "half")
+    teacher = find(tmp_path / "half", vega)
+    unet = teacher.unet("float32", "cpu")
+    assert unet.dtype == torch.float32
+    student = prune(unet, vega.plans[-1])
+    out = export(student, tmp_path / "out", teacher, Provenance.of(vega, teacher, student), unet_only=True)
+    assert {tensor.dtype for tensor in load_file(out / WEIGHTS).values()} == {torch.float16}
+
+
+def test_what_cannot_work_is_said_before_any_work(vega: Recipe, teacher_folder: Path, student: Path, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    with pytest.raises(UserError, match="exists; expected a new or empty folder"):
+        distil(vega, "scenes", teacher_folder, work, student)
+    with pytest.raises(UserError, match="architecture 'vega'; recipe 'vega' cuts 'sdxl'"):
+        distil(vega, "scenes", student, work, tmp_path / "out")
+    with pytest.raises(UserError, match="no teacher in"):
+        distil(vega, "scenes", teacher_folder / "unet", work, tmp_path / "out")
+    with pytest.raises(UserError, match="family 'sdxl' cannot be trained yet; expected 'scenes'"):
+        distil(vega, "sdxl", teacher_folder, work, tmp_path / "out")
+    assert not work.exists()
+
+
+def test_export_overwrites_nothing(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="exists"):
+        export(None, tmp_path / "out", find(teacher_folder, vega), None)  # type: ignore[arg-type]
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["mine.txt"]

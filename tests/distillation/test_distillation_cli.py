@@ -1,0 +1,58 @@
+from pathlib import Path
+
+import pytest
+from diffusers import StableDiffusionXLPipeline
+
+from distillation.cli import main
+from distillation.prune import on_meta
+from sdbench.models.architectures import unet_config
+
+
+def test_plan_prints_counts_blocks_and_taps(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "ssd-1b"]) == 0
+    said = capsys.readouterr().out
+    expected = sum(parameter.numel() for parameter in on_meta(unet_config("ssd-1b", "scenes")).parameters())
+    assert f"stage depth: 1,050 steps, {expected:,} parameters, 34 transformer blocks" in said
+    assert "  down_blocks.2.attentions.* keeps 0, 1, 2, 6  (furusu/SSD-1B-anime" in said
+    assert "taps: 26" in said
+    assert "  mid_block <- mid_block 64 x 4 x 4" in said
+    assert "loss: task 1, output 0.5, feature 0.5" in said
+
+
+def test_prune_writes_a_pipeline(teacher_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prune", "vega", "--teacher", str(teacher_folder), "--out", str(tmp_path / "vega")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'vega'}\n"
+    assert StableDiffusionXLPipeline.from_pretrained(tmp_path / "vega").unet.config.mid_block_type == "UNetMidBlock2D"
+    assert "not trained" in (tmp_path / "vega" / "README.md").read_text()
+
+
+def test_a_dry_run_checks_and_makes_nothing(teacher_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [
+        "run",
+        "vega",
+        "--teacher",
+        str(teacher_folder),
+        "--work",
+        str(tmp_path / "work"),
+        "--out",
+        str(tmp_path / "out"),
+        "--dry-run",
+    ]
+    assert main([*arguments, "--steps", "10"]) == 0
+    assert "stage half: 4 steps" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+    assert main([*arguments, "--steps", "1"]) == 2
+
+
+def test_a_user_error_goes_to_stderr_with_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "vegga"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == "distillation: unknown recipe 'vegga'; did you mean 'vega'?\n"
+
+
+@pytest.mark.parametrize("steps", ["0", "-3", "many"])
+def test_steps_must_be_a_whole_number(steps: str) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["run", "vega", "--out", "x", "--steps", steps])
+    assert stopped.value.code == 2

@@ -1,0 +1,87 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline
+
+from sdbench.errors import UserError
+from sdbench.scenes.training import latents as module
+from sdbench.scenes.training.latents import LatentPool, noisy, target
+from sdbench.scenes.training.pool import Pool
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture(scope="module")
+def pool(work: Path) -> Pool:
+    return Pool(work, 8)
+
+
+@pytest.fixture(scope="module")
+def latents(teacher_folder: Path, pool: Pool, work: Path) -> LatentPool:
+    return LatentPool(teacher_folder, pool, work)
+
+
+def test_embeddings_and_latents_are_those_of_the_stock_pipeline(latents: LatentPool, pool: Pool, teacher_folder: Path) -> None:
+    pipeline = StableDiffusionXLPipeline.from_pretrained(teacher_folder)
+    batch = latents.batch(3, 4, seed=5, drop=0)
+    rows = pool.rows(3, 4, 5)
+    with torch.no_grad():
+        prompt, _, pooled, _ = pipeline.encode_prompt([pool.scenes[row].caption for row in rows], do_classifier_free_guidance=False)
+        encoded = pipeline.vae.encode(pool.pixels(rows)).latent_dist.mode() * pipeline.vae.config.scaling_factor
+    assert torch.allclose(batch.prompt_embeds, prompt, atol=1e-5)
+    assert torch.allclose(batch.pooled, pooled, atol=1e-5)
+    assert torch.allclose(batch.latents, encoded, atol=2e-3, rtol=2e-3)  # kept as float16
+    assert batch.time_ids.tolist() == [[64, 64, 0, 0, 64, 64]] * 4
+
+
+def test_a_batch_follows_from_seed_and_step(latents: LatentPool, teacher_folder: Path, pool: Pool, work: Path) -> None:
+    again = LatentPool(teacher_folder, pool, work).batch(7, 4, seed=1)
+    first = latents.batch(7, 4, seed=1)
+    assert all(torch.equal(getattr(first, name), getattr(again, name)) for name in vars(first))
+    assert not torch.equal(first.noise, latents.batch(8, 4, seed=1).noise)
+    assert not torch.equal(first.noise, latents.batch(7, 4, seed=2).noise)
+
+
+def test_dropped_captions_are_zeros(latents: LatentPool) -> None:
+    dropped, kept = latents.batch(0, 4, seed=0, drop=1), latents.batch(0, 4, seed=0, drop=0)
+    assert not dropped.prompt_embeds.any()
+    assert not dropped.pooled.any()
+    assert kept.prompt_embeds.any(-1).all()
+    some = latents.batch(0, 64, seed=0, drop=0.5).pooled.any(-1).float().mean()
+    assert 0.2 < some < 0.8
+
+
+def test_noise_and_targets_have_their_closed_forms(latents: LatentPool) -> None:
+    batch, scheduler = latents.batch(2, 4, seed=0), latents.scheduler
+    alpha = scheduler.alphas_cumprod[batch.timesteps].view(-1, 1, 1, 1)
+    mixed = alpha.sqrt() * batch.latents + (1 - alpha).sqrt() * batch.noise
+    assert torch.allclose(noisy(scheduler, batch), mixed, atol=1e-6)
+    velocity = alpha.sqrt() * batch.noise - (1 - alpha).sqrt() * batch.latents
+    assert torch.allclose(target(scheduler, batch), velocity, atol=1e-6)
+    epsilon = type(scheduler).from_config(scheduler.config, prediction_type="epsilon")
+    assert torch.equal(target(epsilon, batch), batch.noise)
+    with pytest.raises(UserError, match="prediction type of a scheduler 'sample'"):
+        target(type(scheduler).from_config(scheduler.config, prediction_type="sample"), batch)
+
+
+def test_latents_are_made_once_for_the_same_vae_and_pictures(
+    latents: LatentPool, teacher_folder: Path, pool: Pool, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("encoded again")
+
+    monkeypatch.setattr(module, "_encode", never)
+    assert np.array_equal(LatentPool(teacher_folder, pool, work).latents, latents.latents)
+    with pytest.raises(AssertionError, match="encoded again"):
+        LatentPool(teacher_folder, Pool(work, 8, seed=1), work)
+
+
+def test_an_incomplete_folder_is_refused(tmp_path: Path, pool: Pool) -> None:
+    (tmp_path / "vae").mkdir()
+    with pytest.raises(UserError, match=r"no text_encoder, text_encoder_2, tokenizer, tokenizer_2, scheduler; expected"):
+        LatentPool(tmp_path, pool, tmp_path)

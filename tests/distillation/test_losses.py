@@ -1,0 +1,25 @@
+import torch
+
+from distillation.losses import mse, terms
+from distillation.recipe import Loss
+from distillation.taps import Tap
+
+
+def test_the_terms_are_weighted_means_and_a_sum_over_taps() -> None:
+    taps = [Tap("a", "a", (1, 1)), Tap("b", "c", (1, 4))]
+    found = terms(
+        Loss(task=1, output=0.5, feature=0.25),
+        taps,
+        target=torch.tensor([[1.0, 1.0]]),
+        student=torch.tensor([[1.0, 3.0]]),
+        teacher=torch.tensor([[0.0, 0.0]]),
+        student_features={"a": torch.tensor([2.0]), "b": torch.tensor([1.0, 1.0, 1.0, 1.0])},
+        teacher_features={"a": torch.tensor([0.0]), "c": torch.tensor([1.0, 1.0, 1.0, 5.0])},
+    )
+    # task ((1-1)^2 + (3-1)^2) / 2; output 0.5 (1 + 9) / 2; feature 0.25 (4 + 16 / 4)
+    assert {name: term.item() for name, term in found.items()} == {"task": 2.0, "output": 2.5, "feature": 2.0}
+
+
+def test_half_precision_is_compared_in_float32() -> None:
+    x, y = torch.full((2,), 300.0, dtype=torch.float16), torch.zeros(2, dtype=torch.float16)
+    assert mse(x, y).item() == 90_000  # beyond float16's largest number

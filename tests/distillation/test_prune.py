@@ -1,0 +1,115 @@
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from tiny import tiny_unet
+
+from distillation.prune import key_map, on_meta, prune, student_config
+from distillation.recipe import MIDDLE, Plan, read
+from sdbench.errors import UserError
+from sdbench.models.architectures import depths, unet_config
+
+PARAMETERS = {"ssd-1b": 1_331_334_404, "vega": 745_225_604}  # shared facts: computed, and stated by the model cards
+
+
+def whole(unet: UNet2DConditionModel) -> Plan:
+    return Plan({path: tuple(range(depth)) for path, depth in depths(unet.config).items()}, 0)
+
+
+@torch.no_grad()
+def answer(unet: UNet2DConditionModel, channels: int = 96) -> torch.Tensor:
+    chance = torch.Generator().manual_seed(0)
+    conditions = {"text_embeds": torch.randn(2, 64, generator=chance), "time_ids": torch.ones(2, 6)}
+    latents, text = torch.randn(2, 4, 8, 8, generator=chance), torch.randn(2, 5, channels, generator=chance)
+    return unet(latents, torch.tensor([3, 700]), text, added_cond_kwargs=conditions).sample
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_full_size_students_have_their_parameters_and_stock_keys(name: str) -> None:
+    plan = read(name).plans[-1]
+    student = prune(on_meta(unet_config("sdxl")), plan)
+    assert sum(parameter.numel() for parameter in student.parameters()) == PARAMETERS[name]
+    keys, stock = student.state_dict().keys(), on_meta(unet_config(name))
+    assert keys == stock.state_dict().keys()
+    sources = key_map(keys, plan)
+    assert sources.keys() == keys
+    assert len(set(sources.values())) == len(keys)  # no tensor of the teacher is used twice
+    assert {field: student.config[field] for field in unet_config(name)} == {field: stock.config[field] for field in unet_config(name)}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_the_same_recipe_cuts_the_embedded_teacher(name: str) -> None:
+    student = prune(on_meta(unet_config("sdxl", "scenes")), read(name).plans[-1])
+    assert {key: tuple(value.shape) for key, value in student.state_dict().items()} == {
+        key: tuple(value.shape) for key, value in on_meta(unet_config(name, "scenes")).state_dict().items()
+    }
+
+
+def test_the_key_map_follows_the_plan() -> None:
+    ending = "attn1.to_q.weight"
+    keys = [
+        f"down_blocks.2.attentions.1.transformer_blocks.3.{ending}",
+        f"up_blocks.0.attentions.2.transformer_blocks.9.{ending}",
+        "mid_block.resnets.0.conv1.weight",
+        "down_blocks.2.attentions.1.proj_in.weight",
+    ]
+    recipe = read("ssd-1b")
+    expected = [f"down_blocks.2.attentions.1.transformer_blocks.6.{ending}", *keys[1:]]
+    assert list(key_map(keys, recipe.plans[-1]).values()) == expected
+    other = Plan(recipe.plans[-1].blocks, mid_resnet=1)
+    assert key_map(keys, other)[keys[2]] == "mid_block.resnets.1.conv1.weight"
+
+
+def test_keeping_all_keeps_the_output() -> None:
+    teacher = tiny_unet("sdxl").eval()
+    assert torch.equal(answer(prune(teacher, whole(teacher))), answer(teacher))
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_cutting_blocks_that_do_nothing_keeps_the_output(name: str) -> None:
+    teacher, plan = tiny_unet("sdxl").eval(), read(name).plans[-1]
+    with torch.no_grad():
+        for path, depth in depths(teacher.config).items():
+            for block in set(range(depth)) - set(plan.blocks.get(path, ())):
+                gone = teacher.get_submodule(f"{path}.transformer_blocks.{block}")
+                for output in (gone.attn1.to_out[0], gone.attn2.to_out[0], gone.ff.net[2]):
+                    output.weight.zero_(), output.bias.zero_()
+        for output in (teacher.mid_block.attentions[0].proj_out, teacher.mid_block.resnets[1].conv2):
+            output.weight.zero_(), output.bias.zero_()
+    assert torch.allclose(answer(prune(teacher, plan)), answer(teacher), atol=1e-5)
+
+
+def test_the_student_holds_copies() -> None:
+    teacher = tiny_unet("sdxl").eval()
+    before = answer(teacher)
+    student = prune(teacher, read("vega").plans[-1])
+    assert all(parameter.requires_grad for parameter in student.parameters())
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.zero_()
+    assert torch.equal(answer(teacher), before)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_cutting_in_stages_comes_to_the_same(name: str) -> None:
+    teacher, plans = tiny_unet("sdxl").eval(), read(name).plans
+    between = prune(teacher, plans[0])
+    assert depths(between.config) == plans[0].depths
+    staged, straight = prune(between, plans[1].within(plans[0])).state_dict(), prune(teacher, plans[1]).state_dict()
+    assert staged.keys() == straight.keys()
+    assert all(torch.equal(staged[key], straight[key]) for key in staged)
+
+
+def test_another_teacher_is_refused() -> None:
+    with pytest.raises(
+        UserError, match=r"the teacher has no 'down_blocks.1.attentions.0.transformer_blocks.1.norm1.weight', which the plan keeps"
+    ):
+        prune(tiny_unet("vega"), Plan(read("ssd-1b").plans[-1].blocks, 0))
+    with pytest.raises(UserError, match=f"the teacher has no attention {MIDDLE!r}"):
+        prune(tiny_unet("vega"), whole(tiny_unet("sdxl")))
+
+
+def test_depths_that_no_config_can_say_are_refused() -> None:
+    teacher = unet_config("sdxl")
+    blocks = {path: tuple(range(depth)) for path, depth in depths(teacher).items()} | {"down_blocks.2.attentions.0": (0, 1)}
+    with pytest.raises(UserError, match="remove the middle's attention in the same stage or before"):
+        student_config(teacher, Plan(blocks, 0))

@@ -1,0 +1,113 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distillation.recipe import RECIPES, Plan, Recipe, matches, read
+from sdbench.errors import UserError
+from sdbench.models.architectures import depths, unet_config
+
+SSD_1B = read("ssd-1b")
+
+
+@pytest.mark.parametrize("name", ["ssd-1b", "vega"])
+def test_a_shipped_recipe_ends_at_its_student_and_says_where_each_row_is_from(name: str) -> None:
+    recipe = read(name)
+    assert recipe.plans[-1].depths == depths(unet_config(name))
+    assert all(row.source for stage in recipe.stages for row in stage.keep)
+
+
+def test_ssd_1b_keeps_what_its_released_weights_show() -> None:
+    assert SSD_1B.plans[-1].blocks == {
+        "down_blocks.1.attentions.0": (0, 1),
+        "down_blocks.1.attentions.1": (0, 1),
+        "down_blocks.2.attentions.0": (0, 1, 2, 6),
+        "down_blocks.2.attentions.1": (0, 1, 2, 6),
+        "up_blocks.0.attentions.0": (0, 1, 2, 6),
+        "up_blocks.0.attentions.1": (0, 1, 2, 6),
+        "up_blocks.0.attentions.2": tuple(range(10)),
+        "up_blocks.1.attentions.0": (0, 1),
+        "up_blocks.1.attentions.1": (0,),
+        "up_blocks.1.attentions.2": (0,),
+    }
+
+
+def test_the_digest_is_of_what_the_recipe_says(tmp_path: Path) -> None:
+    text = (RECIPES / "vega.toml").read_text()
+    (tmp_path / "other.toml").write_text(f"# a comment\n{text}")
+    assert read(tmp_path / "other.toml").digest == read("vega").digest
+    (tmp_path / "other.toml").write_text(text.replace("output = 0.5", "output = 0.25"))
+    assert read(tmp_path / "other.toml").digest != read("vega").digest
+
+
+BAD = {
+    "misspelt key": ("feature = 0.5", "features = 0.5", "unknown key in bad.toml (loss.features) 'features'; did you mean 'feature'?"),
+    "misspelt key in a row": ("blocks = []", "block = []", "did you mean 'blocks'?"),
+    "no such block": ("blocks = [0, 1, 2, 6]", "blocks = [0, 1, 2, 10]", "down_blocks.2.attentions.0 has no block 10; it has 0, 1, 2"),
+    "block gone before": (
+        "blocks = [0, 6]",
+        "blocks = [0, 7]",
+        "down_blocks.2.attentions.0 has no block 7; it has 0, 1, 2, 6 at this stage",
+    ),
+    "no such attention": ("up_blocks.1.attentions.*", "up_blocks.2.attentions.*", "'up_blocks.2.attentions.*'; did you mean 'up_blocks."),
+    "order": ("blocks = [0, 6]", "blocks = [6, 0]", "keeps [6, 0]; expected each block once, in rising order"),
+    "twice": ("blocks = [0, 6]", "blocks = [0, 0]", "expected each block once"),
+    "nothing left": ("blocks = [0, 6]", "blocks = []", "only mid_block.attentions.0 can go"),
+    "two rows": ("down_blocks.1.attentions.*", "down_blocks.2.attentions.1", "two rows name down_blocks.2.attentions.1"),
+    "wrong end": (
+        "blocks = [0, 6]",
+        "blocks = [0, 1, 6]",
+        "does not end at vega; transformer blocks kept: down_blocks.2.attentions.0 3 (expected 2)",
+    ),
+    "shares": ("share = 0.6", "share = 0.5", "shares sum to 0.9; expected 1"),
+    "student": ('student = "vega"', 'student = "vegas"', "unknown architecture 'vegas'; did you mean 'vega'?"),
+    "number": ("lr = 5e-4", "lr = -1", "scenes.lr: Input should be greater than 0; found -1"),
+    "syntax": ("[loss]", "[loss", "is not TOML"),
+}
+
+
+@pytest.mark.parametrize(("old", "new", "message"), BAD.values(), ids=BAD)
+def test_a_bad_recipe_is_refused_with_the_reason(tmp_path: Path, old: str, new: str, message: str) -> None:
+    text = (RECIPES / "vega.toml").read_text()
+    assert old in text
+    (tmp_path / "bad.toml").write_text(text.replace(old, new, 1))
+    with pytest.raises(UserError) as error:
+        read(tmp_path / "bad.toml")
+    assert message in str(error.value)
+
+
+def test_a_recipe_that_is_not_there_is_named() -> None:
+    with pytest.raises(UserError, match="unknown recipe 'ssd1b'; did you mean 'ssd-1b'"):
+        read("ssd1b")
+    with pytest.raises(UserError, match=r"no recipe at nowhere\.toml; shipped ones go by name: ssd-1b, vega"):
+        read("nowhere.toml")
+
+
+@given(st.integers(2, 10**6))
+def test_the_stages_share_all_steps(steps: int) -> None:
+    counts = SSD_1B.stage_steps(steps)
+    assert sum(counts) == steps
+    assert all(abs(count - steps * stage.share) <= 1 for count, stage in zip(counts, SSD_1B.stages, strict=True))
+
+
+def test_too_few_steps_are_refused() -> None:
+    with pytest.raises(UserError, match="1 steps leave a stage"):
+        SSD_1B.stage_steps(1)
+
+
+def test_a_plan_within_another_counts_in_the_others_blocks() -> None:
+    first = Plan({"a": (0, 1, 2, 6), "mid_block.attentions.0": (0,)}, 1)
+    assert Plan({"a": (0, 6)}, 1).within(first) == Plan({"a": (0, 3)}, 1)
+    assert Plan({"a": (6,)}, 1).within(Plan({"a": (2, 6)}, 1)) == Plan({"a": (1,)}, 0)
+
+
+def test_a_pattern_fits_part_by_part() -> None:
+    assert matches("up_blocks.*.attentions.[01]", "up_blocks.2.attentions.1")
+    assert not matches("up_blocks.*.attentions.[01]", "up_blocks.2.attentions.2")
+    assert not matches("up_blocks.*", "up_blocks.0.attentions.0")
+
+
+def test_no_recipe_can_be_changed_once_read() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Recipe.__setattr__(SSD_1B, "name", "other")

@@ -1,0 +1,111 @@
+"""Records with known truth, for tests of what reads records."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from sdbench import records
+from sdbench.records import Environment, Machine, Model, Record, Scores, SuiteId, Value
+
+LAPTOP = Machine(device="cpu", driver=None, torch="2.11.0+cpu", cuda=None, cpu="Some CPU 3000", cores=8, ram_gib=31.2)
+GPU = Machine(device="Some GPU 80GB", driver="550.54.15", torch="2.11.0+cu128", cuda="12.8", cpu="Some CPU 3000", cores=16, ram_gib=251.0)
+
+
+def make_record(name: str = "scenes-teacher", values: tuple[Value, ...] = (), **changes: object) -> Record:
+    """A record without surprises; `changes` replace its fields."""
+    plain: dict[str, object] = {
+        "family": "scenes",
+        "suite": SuiteId(name="quality", version=1, digest="5017e"),
+        "model": Model(name=name, architecture="sdxl", source="embedded", weights_digest="3e16"),
+        "machine": LAPTOP,
+        "environment": Environment(python="3.11.9", packages={"torch": "2.11.0", "diffusers": "0.37.0"}, commit="c0441e", dirty=False),
+        "created": datetime(2025, 1, 2, 3, 4, 5, tzinfo=UTC),
+        "n_images": 4,
+        "values": values,
+        "sampling": {"steps": 20, "guidance_scale": 5.0, "scheduler": "ddim"},
+    }
+    return Record.model_validate({**plain, **changes})
+
+
+def make_scores(n_prompts: int = 2, samples: int = 2, **columns: np.ndarray) -> Scores:
+    """Rows prompt by prompt, sample by sample."""
+    ids = [f"p{prompt:04d}" for prompt in range(n_prompts) for _ in range(samples)]
+    return Scores(ids, list(range(samples)) * n_prompts, columns)
+
+
+def make_measured(
+    name: str = "scenes-student", *, seed: int = 1, n_prompts: int = 100, worse: str = "", by: float = 0.0, **changes: object
+) -> tuple[Record, Scores]:
+    """A model as good as any other made here, but for noise of its own, and `worse` in one metric `by` so much.
+
+    Prompts differ far more than models do, as in life; `by` is in the metric's unit for scores and sets, a share for probes.
+    """
+    shared, own = np.random.default_rng(0), np.random.default_rng(seed)
+    n = 2 * n_prompts
+
+    def column(mean: float, prompt_spread: float, noise: float) -> np.ndarray:
+        return mean + shared.normal(0, prompt_spread, n) + own.normal(0, noise, n)
+
+    columns = {
+        "clip_score.scenes": column(30, 4, 0.3),
+        "preference.scenes": column(2, 1, 0.05),
+        "fd.scenes:influence": column(0, 20, 2),
+        "scene_accuracy": (shared.random(n) < 0.9).astype(float),
+    }
+    columns["fd.scenes:influence"] -= columns["fd.scenes:influence"].mean()
+    if worse in columns:
+        columns[worse] -= by
+    slower = {name: 1 + by if name == worse else 1.0 for name in ("latency.pipeline.p50", "memory.peak_rss")}
+    calls = slower["latency.pipeline.p50"] * own.lognormal(np.log(0.5), 0.01, (8, 5))
+    resident = slower["memory.peak_rss"] * own.normal(900, 3, 8)
+    values = (
+        Value(
+            name="fd.scenes",
+            kind="set",
+            direction="lower",
+            unit="distance",
+            value=50 + by * (worse == "fd.scenes"),
+            low=45,
+            high=200,
+            n=n,
+            reference="4ef",
+        ),
+        *(
+            Value(name=name, kind="score", direction="higher", unit=unit, value=columns[name].mean(), low=-10, high=100, n=n)
+            for name, unit in (("clip_score.scenes", "100 cos"), ("preference.scenes", "logit"), ("scene_accuracy", "share"))
+        ),
+        Value(
+            name="latency.pipeline.p50",
+            kind="probe",
+            direction="lower",
+            unit="s",
+            value=float(np.median(calls)),
+            low=0.1,
+            high=9,
+            n=40,
+            samples=tuple(map(tuple, calls.tolist())),
+        ),
+        Value(
+            name="memory.peak_rss",
+            kind="probe",
+            direction="lower",
+            unit="MiB",
+            value=float(np.median(resident)),
+            n=8,
+            samples=tuple((peak,) for peak in resident.tolist()),
+        ),
+    )
+    return make_record(name, values, n_images=n, **changes), make_scores(n_prompts, 2, **columns)
+
+
+def saved(made: tuple[Record, Scores], results: Path) -> Path:
+    """The folder of a record that is written."""
+    return records.write(*made, {}, results)
+
+
+def with_value(made: tuple[Record, Scores], name: str, **changes: object) -> tuple[Record, Scores]:
+    """The same record with fields of one value replaced."""
+    record, scores = made
+    values = tuple(Value.model_validate({**value.model_dump(), **changes}) if value.name == name else value for value in record.values)
+    return record.model_copy(update={"values": values}), scores

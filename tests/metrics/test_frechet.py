@@ -1,0 +1,217 @@
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sdbench.metrics.frechet import Gaussian, Moments, frechet_distance, frechet_distance_small, gaussian, influence
+
+F64 = npt.NDArray[np.float64]
+
+
+def draw(n: int, d: int, seed: int = 0) -> F64:
+    """Correlated features with a mean."""
+    random = np.random.default_rng(seed)
+    return random.normal(size=(n, d)) @ random.normal(size=(d, d)) + random.normal(size=d)
+
+
+def with_dead_feature(features: F64) -> F64:
+    return np.insert(features, 1, 0.0, axis=1)
+
+
+def weighted_distance(features: F64, weights: F64, reference: Gaussian) -> float:
+    """Distance of a weighted set, scaled so that equal weights give the n - 1 covariance."""
+    n, mean = len(features), weights @ features
+    centred = features - mean
+    return frechet_distance(Gaussian(mean, (centred.T * weights) @ centred * n / (n - 1), n), reference)
+
+
+# Closed forms
+
+
+@pytest.mark.parametrize(("m1", "s1", "m2", "s2"), [(0.0, 1.0, 0.0, 1.0), (1.5, 2.0, -0.5, 3.0), (0.0, 0.0, 2.0, 4.0)])
+def test_one_dimension(m1: float, s1: float, m2: float, s2: float) -> None:
+    x, y = Gaussian(np.array([m1]), np.array([[s1**2]]), 9), Gaussian(np.array([m2]), np.array([[s2**2]]), 9)
+    assert frechet_distance(x, y) == pytest.approx((m1 - m2) ** 2 + (s1 - s2) ** 2, abs=1e-12)
+
+
+def test_commuting_covariances() -> None:
+    rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(4, 4)))[0]
+    a, b = np.array([1.0, 2.0, 0.5, 3.0]), np.array([2.0, 2.0, 1.5, 0.1])
+    x, y = (Gaussian(np.zeros(4), rotation @ np.diag(deviation**2) @ rotation.T, 9) for deviation in (a, b))
+    assert frechet_distance(x, y) == pytest.approx(((a - b) ** 2).sum())
+
+
+def test_a_shift_of_the_mean_adds_its_square() -> None:
+    features, shift = draw(50, 3), np.array([1.0, -2.0, 0.5])
+    assert frechet_distance(gaussian(features), gaussian(features + shift)) == pytest.approx((shift**2).sum())
+
+
+def test_scaling_a_set_scales_its_deviation() -> None:
+    features = draw(50, 3) - draw(50, 3).mean(axis=0)
+    expected = 0.25 * np.trace(gaussian(features).covariance)
+    assert frechet_distance(gaussian(features), gaussian(1.5 * features)) == pytest.approx(expected)
+
+
+# Other implementations
+
+
+def test_equals_cleanfid_and_torchmetrics() -> None:
+    fid = pytest.importorskip("cleanfid.fid")
+    torch = pytest.importorskip("torch")
+    tm = pytest.importorskip("torchmetrics.image.fid")
+    x, y = gaussian(draw(90, 12, seed=1)), gaussian(draw(70, 12, seed=2))
+    moments = (x.mean, x.covariance, y.mean, y.covariance)
+    with pytest.warns(DeprecationWarning, match="disp"):
+        theirs = fid.frechet_distance(*moments)
+    assert frechet_distance(x, y) == pytest.approx(theirs, rel=1e-9)
+    assert frechet_distance(x, y) == pytest.approx(float(tm._compute_fid(*map(torch.from_numpy, moments))), rel=1e-9)
+
+
+def test_small_equals_general_where_both_are_exact() -> None:
+    x, y = draw(40, 8, seed=1), draw(30, 8, seed=2)
+    assert frechet_distance_small(x, y) == pytest.approx(frechet_distance(gaussian(x), gaussian(y)), rel=1e-10)
+
+
+@pytest.mark.parametrize(("n", "m"), [(2, 2), (5, 9), (20, 20), (40, 6)])
+def test_small_equals_general_below_the_dimension(n: int, m: int) -> None:
+    x, y = draw(n, 20, seed=1), draw(m, 20, seed=2)
+    assert frechet_distance(gaussian(x), gaussian(y)) == pytest.approx(frechet_distance_small(x, y), rel=1e-6)
+
+
+# Properties
+
+
+@pytest.mark.parametrize("features", [draw(60, 7), draw(5, 7), with_dead_feature(draw(60, 7))], ids=["full", "n<d", "dead feature"])
+def test_self_distance_is_zero(features: F64) -> None:
+    scale = float(np.trace(gaussian(features).covariance))
+    assert 0 <= frechet_distance(gaussian(features), gaussian(features)) < 1e-6 * scale
+    assert 0 <= frechet_distance_small(features, features) < 1e-12 * scale
+
+
+@pytest.mark.parametrize("n", [4, 60])
+def test_symmetric(n: int) -> None:
+    x, y = gaussian(draw(n, 6, seed=1)), gaussian(draw(50, 6, seed=2))
+    assert frechet_distance(x, y) == pytest.approx(frechet_distance(y, x), rel=1e-7)
+
+
+def test_a_dead_feature_changes_nothing() -> None:
+    x, y = draw(60, 5, seed=1), draw(50, 5, seed=2)
+    expected = frechet_distance(gaussian(x), gaussian(y))
+    assert frechet_distance(gaussian(with_dead_feature(x)), gaussian(with_dead_feature(y))) == pytest.approx(expected, rel=1e-7)
+
+
+def test_collapse_and_noise_are_worse_than_the_same_distribution() -> None:
+    reference, same = gaussian(draw(400, 6)[:200]), draw(400, 6)[200:]
+    collapsed, noise = np.repeat(same[:2], 100, axis=0), same + 3 * np.random.default_rng(1).normal(size=same.shape)
+    good, *bad = (frechet_distance(gaussian(features), reference) for features in (same, collapsed, noise))
+    assert min(bad) > 5 * good
+
+
+# Moments
+
+
+@given(splits=st.lists(st.integers(0, 30), max_size=5), offset=st.sampled_from([0.0, 1e6]))
+@settings(max_examples=40, deadline=None)
+def test_streaming_equals_batch(splits: list[int], offset: float) -> None:
+    features = draw(30, 4) + offset
+    moments = Moments()
+    for batch in np.split(features, sorted(splits)):
+        moments.add(batch)
+    streamed = moments.gaussian()
+    assert streamed.n == 30
+    np.testing.assert_allclose(streamed.mean, features.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(streamed.covariance, np.cov(features, rowvar=False), rtol=1e-7)
+
+
+def test_large_offset_keeps_its_digits() -> None:
+    features = np.array([[1e8 + 1.0], [1e8 + 2.0], [1e8 + 3.0]])
+    assert gaussian(features).covariance == pytest.approx(1.0, rel=1e-12)
+
+
+def test_half_precision_is_summed_in_double() -> None:
+    features = np.full((3000, 1), 60000.0, np.float16)
+    assert gaussian(features).mean[0] == 60000.0 - 60000 % 32
+    assert gaussian(features).covariance[0, 0] == 0
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        (np.zeros(4), r"n x d, found shape \(4,\)"),
+        (np.array([[0.0], [np.nan]]), "1 of 2 rows, the first is row 1"),
+        (np.array([[np.inf], [0.0]]), "first is row 0"),
+        (np.zeros((1, 3)), "at least 2 rows, found 1"),
+    ],
+)
+def test_bad_features_are_refused(features: F64, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        gaussian(features)
+    with pytest.raises(ValueError, match=message):
+        frechet_distance_small(features, features)
+
+
+def test_other_widths_are_refused() -> None:
+    x, y = draw(9, 2), draw(9, 3)
+    moments = Moments()
+    moments.add(x)
+    for call in (
+        lambda: frechet_distance(gaussian(x), gaussian(y)),
+        lambda: frechet_distance_small(x, y),
+        lambda: influence(x, gaussian(y)),
+        lambda: moments.add(y),
+    ):
+        with pytest.raises(ValueError, match=r"same dimension, found [23] and [23]"):
+            call()
+
+
+# Influence
+
+
+@pytest.mark.parametrize("case", ["full", "dead feature"])
+def test_influence_is_the_derivative_by_an_images_weight(case: str) -> None:
+    features, other = draw(25, 4, seed=1), draw(40, 4, seed=2)
+    if case == "dead feature":
+        features, other = with_dead_feature(features), with_dead_feature(other)
+    reference, step, equal = gaussian(other), 1e-5, np.full(25, 1 / 25)
+    column = influence(features, reference)
+    for i in (0, 7, 24):
+        toward = np.eye(25)[i] - equal
+        ahead, behind = (weighted_distance(features, equal + sign * step * toward, reference) for sign in (1, -1))
+        assert column[i] == pytest.approx((ahead - behind) / (2 * step), rel=1e-5, abs=1e-5)
+
+
+def test_influence_below_the_dimension() -> None:
+    features, reference = draw(6, 10, seed=1), gaussian(draw(50, 10, seed=2))
+    equal, step = np.full(6, 1 / 6), 1e-4
+    toward = np.eye(6)[2] - equal
+    ahead, behind = (weighted_distance(features, equal + sign * step * toward, reference) for sign in (1, -1))
+    assert influence(features, reference)[2] == pytest.approx((ahead - behind) / (2 * step), rel=1e-3)
+
+
+def test_influence_agrees_with_the_jackknife() -> None:
+    features, reference = draw(300, 3, seed=1), gaussian(draw(300, 3, seed=2))
+    whole = frechet_distance(gaussian(features), reference)
+    jackknife = np.array([299 * (whole - frechet_distance(gaussian(np.delete(features, i, axis=0)), reference)) for i in range(300)])
+    column = influence(features, reference)
+    assert np.corrcoef(column, jackknife)[0, 1] > 0.999
+    assert column.std() == pytest.approx(jackknife.std(), rel=0.03)
+
+
+def test_influence_has_mean_zero_and_finds_the_outlier() -> None:
+    features = draw(60, 4, seed=1)
+    features[17] += 30
+    column = influence(features, gaussian(draw(60, 4, seed=2)))
+    assert column.mean() == pytest.approx(0, abs=1e-9 * np.abs(column).max())
+    assert column.argmax() == 17
+
+
+def test_standard_error_matches_repeated_sampling() -> None:
+    random, n, d = np.random.default_rng(4), 200, 3
+    reference = Gaussian(np.zeros(d), np.eye(d), 10_000)
+    distances, errors = [], []
+    for _ in range(300):
+        features = random.normal(size=(n, d)) * [1.0, 2.0, 0.5] + [0.5, 0.0, 0.0]
+        distances.append(frechet_distance(gaussian(features), reference))
+        errors.append(influence(features, reference).std(ddof=1) / np.sqrt(n))
+    assert np.mean(errors) / np.std(distances) == pytest.approx(1.0, abs=0.15)

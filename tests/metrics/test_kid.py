@@ -1,0 +1,71 @@
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from sdbench.metrics import kid as module
+from sdbench.metrics.kid import kid
+
+F64 = npt.NDArray[np.float64]
+RANDOM = np.random.default_rng(0)
+X, Y = RANDOM.normal(size=(9, 4)), RANDOM.normal(size=(7, 4)) + 0.5
+
+
+def by_loops(x: F64, y: F64, degree: int) -> float:
+    def k(a: F64, b: F64) -> float:
+        return float((a @ b / len(a) + 1) ** degree)
+
+    within_x = [k(a, b) for i, a in enumerate(x) for j, b in enumerate(x) if i != j]
+    within_y = [k(a, b) for i, a in enumerate(y) for j, b in enumerate(y) if i != j]
+    return float(np.mean(within_x) + np.mean(within_y) - 2 * np.mean([k(a, b) for a in x for b in y]))
+
+
+@pytest.mark.parametrize("degree", [1, 2, 3])
+def test_equals_the_double_loop(degree: int) -> None:
+    assert kid(X, Y, degree) == pytest.approx(by_loops(X, Y, degree), rel=1e-12)
+
+
+def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = kid(X, Y)
+    monkeypatch.setattr(module, "_BLOCK_ROWS", 4)
+    assert kid(X, Y) == pytest.approx(whole, rel=1e-12)
+
+
+def test_equals_torchmetrics() -> None:
+    torch = pytest.importorskip("torch")
+    tm = pytest.importorskip("torchmetrics.image.kid")
+    same_n = RANDOM.normal(size=(9, 4))  # theirs needs equal n
+    assert kid(X, same_n) == pytest.approx(float(tm.poly_mmd(torch.from_numpy(X), torch.from_numpy(same_n))), rel=1e-9)
+
+
+def test_degree_one_is_the_squared_mean_shift_without_its_bias() -> None:
+    shift = X.mean(axis=0) - Y.mean(axis=0)
+    bias = sum(np.trace(np.cov(features, rowvar=False)) / len(features) for features in (X, Y))
+    assert kid(X, Y, degree=1) == pytest.approx((shift @ shift - bias) / 4)
+
+
+def test_unbiased_at_small_n() -> None:
+    random = np.random.default_rng(1)
+    values = [kid(random.normal(size=(5, 3)), random.normal(size=(6, 3))) for _ in range(1500)]
+    assert abs(np.mean(values)) < 3 * np.std(values) / np.sqrt(len(values))
+    assert min(values) < 0
+
+
+def test_symmetric_and_larger_for_other_distributions() -> None:
+    random = np.random.default_rng(2)
+    a, b = random.normal(size=(2, 100, 4))
+    assert kid(X, Y) == pytest.approx(kid(Y, X))
+    assert kid(a, b + 1) > 0.3 > abs(kid(a, b))
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (X, Y[:, :3], "same dimension, found 4 and 3"),
+        (X[:1], Y, "x must have at least 2"),
+        (X, Y[:0], "y must have at least 2"),
+        (X[0], Y, "n x d"),
+    ],
+)
+def test_bad_features_are_refused(x: F64, y: F64, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        kid(x, y)

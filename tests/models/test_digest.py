@@ -1,0 +1,93 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from tiny import tiny_unet
+
+from sdbench.errors import UserError
+from sdbench.models.digest import weights_digest
+from sdbench.models.spec import resolve
+
+
+def digest(path: Path, base: Path | None = None, lora: Path | None = None) -> str | None:
+    return weights_digest(resolve(str(path), base=base and str(base), lora=lora and str(lora)))
+
+
+def _nudge(folder: Path) -> None:
+    path = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    tensors["decoder.conv_out.bias"][0] += 1e-6
+    save_file(tensors, path)
+
+
+def _rename(folder: Path) -> None:
+    path = folder / "text_encoder" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["text_model.other"] = tensors.pop("text_model.final_layer_norm.bias")
+    save_file(tensors, path)
+
+
+def _set(file: str, key: str, value: object) -> Callable[[Path], None]:
+    return lambda folder: (folder / file).write_text(json.dumps({**json.loads((folder / file).read_text()), key: value})) and None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _nudge,
+        _rename,
+        _set("unet/config.json", "norm_eps", 1e-4),
+        _set("scheduler/scheduler_config.json", "prediction_type", "epsilon"),
+        _set("model_index.json", "force_zeros_for_empty_prompt", False),
+        _set("tokenizer_2/tokenizer_config.json", "model_max_length", 7),
+    ],
+)
+def test_whatever_changes_pictures_changes_the_digest(made: Path, tmp_path: Path, change: Callable[[Path], None]) -> None:
+    copy = Path(shutil.copytree(made, tmp_path / "copy"))
+    assert digest(copy) == digest(made)
+    change(copy)
+    assert digest(copy) != digest(made)
+
+
+def test_versions_and_files_that_say_nothing_leave_it(made: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(made, tmp_path / "copy"))
+    (copy / "README.md").write_text("notes")
+    _set("unet/config.json", "_diffusers_version", "0.1")(copy)
+    shutil.rmtree(copy / "unet")
+    UNet2DConditionModel.from_pretrained(made / "unet").save_pretrained(copy / "unet", max_shard_size="200KB")
+    assert len(list((copy / "unet").glob("*.safetensors"))) > 1
+    assert digest(copy) == digest(made)
+
+
+def test_base_and_lora_are_in_it(made: Path, tmp_path: Path) -> None:
+    tiny_unet(seed=1).save_pretrained(tmp_path / "student")
+    other = Path(shutil.copytree(made, tmp_path / "other"))
+    _nudge(other)
+    assert digest(tmp_path / "student", made) != digest(tmp_path / "student", other)
+    for name, value in (("a", 1.0), ("b", 2.0)):
+        save_file({"unet.x.lora_A.weight": torch.full((1,), value)}, tmp_path / f"{name}.safetensors")
+    assert len({digest(made), *(digest(made, lora=tmp_path / f"{name}.safetensors") for name in "ab")}) == 3
+
+
+def test_the_replaced_unet_is_not_in_it(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "unet", tmp_path / "unet")
+    assert digest(tmp_path / "unet", made) == digest(made)
+
+
+def test_random_and_rendered() -> None:
+    sdxl, again, vega = (weights_digest(resolve(name, random=True)) for name in ("sdxl", "sdxl", "vega"))
+    assert sdxl == again != vega
+    assert weights_digest(resolve("scenes-rendered")) is None
+
+
+def test_damaged_weights_have_none(made: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(made, tmp_path / "copy"))
+    path = copy / "vae" / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match="cut short"):
+        digest(copy)

@@ -1,0 +1,286 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline
+from ldm import save_ldm
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from tiny import SIZE_PX, save_tiny_pipeline, tiny_unet
+
+from sdbench.errors import UserError
+from sdbench.models.loading import load
+from sdbench.models.locate import EMBEDDED
+from sdbench.models.spec import resolve
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def picture(pipeline: StableDiffusionXLPipeline, size_px: int = SIZE_PX) -> torch.Tensor:
+    noise = torch.Generator().manual_seed(0)
+    made = pipeline("a red circle", num_inference_steps=2, height=size_px, width=size_px, output_type="pt", generator=noise)
+    return made.images
+
+
+def open_(what: Path, dtype: str = "float32", **options: Any) -> StableDiffusionXLPipeline:
+    return load(resolve(str(what), **options), dtype=dtype, device="cpu")
+
+
+@pytest.fixture
+def copy(made: Path, tmp_path: Path) -> Path:
+    """A pipeline to damage."""
+    return Path(shutil.copytree(made, tmp_path / "copy"))
+
+
+def save_lora(unet: torch.nn.Module, folder: Path, targets: list[str]) -> Path:
+    torch.manual_seed(1)
+    config = LoraConfig(r=2, lora_alpha=6, target_modules=targets, init_lora_weights=False)
+    unet.add_adapter(config)
+    metadata = {**config.to_dict(), "target_modules": targets}
+    StableDiffusionXLPipeline.save_lora_weights(folder, get_peft_model_state_dict(unet), unet_lora_adapter_metadata=metadata)
+    return folder
+
+
+def test_folder(made: Path) -> None:
+    pipeline = open_(made)
+    stock = StableDiffusionXLPipeline.from_pretrained(made, add_watermarker=False)
+    stock.set_progress_bar_config(disable=True)
+    assert type(pipeline) is StableDiffusionXLPipeline
+    assert pipeline.watermark is None
+    assert not pipeline.unet.training
+    torch.testing.assert_close(picture(pipeline), picture(stock), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_dtype_is_that_of_every_part(made: Path, dtype: str) -> None:
+    pipeline = open_(made, dtype)
+    parts = (pipeline.unet, pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2)
+    assert {weight.dtype for part in parts for weight in part.parameters()} == {getattr(torch, dtype)}
+
+
+def test_bare_unet_replaces_that_of_its_base(made: Path, tmp_path: Path) -> None:
+    unet = tiny_unet("ssd-1b", seed=7)
+    unet.save_pretrained(tmp_path / "student")
+    for what in (tmp_path / "student", tmp_path / "student" / WEIGHTS):
+        pipeline = open_(what, base=str(made))
+        torch.testing.assert_close(dict(pipeline.unet.state_dict()), dict(unet.state_dict()), rtol=0, atol=0)
+        assert torch.isfinite(picture(pipeline)).all()
+    assert open_(tmp_path / "student" / WEIGHTS, "bfloat16", base=str(made)).unet.dtype == torch.bfloat16
+
+
+def test_pruned_unet_of_no_known_topology(made: Path, tmp_path: Path) -> None:
+    tiny_unet("sdxl", transformer_layers_per_block=[1, 2, 3]).save_pretrained(tmp_path / "student")
+    assert resolve(str(tmp_path / "student"), base=str(made)).architecture == "custom"
+    assert torch.isfinite(picture(open_(tmp_path / "student", base=str(made)))).all()
+    with pytest.raises(UserError, match="no known architecture; save the UNet as a folder"):
+        open_(tmp_path / "student" / WEIGHTS, base=str(made))
+
+
+def test_sharded_unet(made: Path, tmp_path: Path) -> None:
+    unet = tiny_unet()
+    unet.save_pretrained(tmp_path / "shards", max_shard_size="200KB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
+    torch.testing.assert_close(dict(open_(tmp_path / "shards", base=str(made)).unet.state_dict()), dict(unet.state_dict()), rtol=0, atol=0)
+    shard = sorted((tmp_path / "shards").glob("*.safetensors"))[1]
+    shard.unlink()
+    with pytest.raises(UserError, match=f"of which {shard.name} is missing"):
+        open_(tmp_path / "shards", base=str(made))
+
+
+def test_16_bit_copy_is_taken_for_16_bit_runs(made: Path, tmp_path: Path) -> None:
+    tiny_unet(seed=1).save_pretrained(tmp_path / "two")
+    tiny_unet(seed=2).half().save_pretrained(tmp_path / "two", variant="fp16")
+    full, half = (open_(tmp_path / "two", dtype, base=str(made)).unet.conv_in.weight for dtype in ("float32", "bfloat16"))
+    torch.testing.assert_close(full, tiny_unet(seed=1).conv_in.weight)
+    torch.testing.assert_close(half.float(), tiny_unet(seed=2).conv_in.weight, rtol=0.02, atol=0.02)
+
+
+def test_original_checkpoint(tmp_path: Path) -> None:
+    folder = save_tiny_pipeline(tmp_path / "tiny", "sdxl")
+    pipeline = open_(folder)
+    save_ldm(pipeline, tmp_path / "whole.safetensors")
+    again = open_(tmp_path / "whole.safetensors", base=str(folder))
+    torch.testing.assert_close(picture(again), picture(pipeline), rtol=0, atol=1e-4)
+    tensors = load_file(tmp_path / "whole.safetensors")
+    tensors.pop("first_stage_model.decoder.conv_in.weight")
+    save_file(tensors, tmp_path / "lacking.safetensors")
+    with pytest.raises(UserError, match="numbers for the vae"):
+        open_(tmp_path / "lacking.safetensors", base=str(folder))
+
+
+def test_lora_is_fused(made: Path, tmp_path: Path) -> None:
+    lora = save_lora(tiny_unet(), tmp_path / "lora", ["to_q", "to_v"])
+    plain, fused = open_(made), open_(made, lora=str(lora))
+    changed = {key for key, tensor in fused.unet.state_dict().items() if not torch.equal(tensor, plain.unet.state_dict()[key])}
+    assert changed == {key for key in plain.unet.state_dict() if key.endswith(("to_q.weight", "to_v.weight"))}
+    state = load_file(lora / "pytorch_lora_weights.safetensors")
+    layer = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    update = state[f"unet.{layer}.lora_B.weight"] @ state[f"unet.{layer}.lora_A.weight"]
+    before, after = (pipeline.unet.get_submodule(layer).weight for pipeline in (plain, fused))
+    torch.testing.assert_close(after - before, update * 6 / 2, rtol=1e-4, atol=1e-5)
+
+
+def test_lora_of_another_architecture(made: Path, tmp_path: Path) -> None:
+    deeper = save_lora(tiny_unet("sdxl"), tmp_path / "deeper", ["to_q"])
+    with pytest.raises(UserError, match=r"layers that the model lacks, such as 'unet\.down_blocks.*another architecture"):
+        open_(made, lora=str(deeper))
+    wider = save_lora(tiny_unet(block_out_channels=[8, 16, 32]), tmp_path / "wider", ["to_q"])
+    with pytest.raises(UserError, match=r"size mismatch.*another width"):
+        open_(made, lora=str(wider))
+
+
+def test_lora_that_is_none(made: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is no LoRA: none of its tensors"):
+        open_(made, lora=str(made / "unet" / WEIGHTS))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"expected pytorch_lora_weights\.safetensors or a single"):
+        open_(made, lora=str(tmp_path / "empty"))
+
+
+def test_random_weights_are_seeded_and_sane() -> None:
+    spec = resolve("scenes-vega", random=True)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first, second = (load(spec, dtype="bfloat16", device="cpu") for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.get_default_dtype() == torch.float32
+    torch.testing.assert_close(dict(first.unet.state_dict()), dict(second.unet.state_dict()), rtol=0, atol=0)
+    tensors = [
+        tensor for part in (first.unet, first.vae, first.text_encoder, first.text_encoder_2) for tensor in part.state_dict().values()
+    ]
+    assert {tensor.dtype for tensor in tensors} == {torch.bfloat16}
+    image = picture(first, 64)
+    assert image.shape == (1, 3, 64, 64)
+    assert image.float().std() > 0.01
+
+
+def test_rendered_has_nothing_to_load() -> None:
+    with pytest.raises(UserError, match="pictures without a model"):
+        load(resolve("scenes-rendered"), dtype="float32", device="cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_device_that_is_not_there(made: Path) -> None:
+    with pytest.raises(UserError, match="sees no CUDA device; use --device cpu"):
+        load(resolve(str(made)), dtype="float32", device="cuda")
+
+
+@pytest.mark.skipif(not (EMBEDDED / "pipeline").exists(), reason="the embedded weights are not built yet")
+def test_embedded_teacher_loads() -> None:
+    pipeline = load(resolve("scenes-teacher"), dtype="float32", device="cpu")
+    assert torch.isfinite(picture(pipeline, 64)).all()
+
+
+def _tensors(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        tensors = load_file(folder / "unet" / WEIGHTS)
+        change(tensors)
+        save_file(tensors, folder / "unet" / WEIGHTS)
+
+    return damage
+
+
+def _json(file: str, **values: Any) -> Callable[[Path], None]:
+    return lambda folder: (folder / file).write_text(json.dumps({**json.loads((folder / file).read_text()), **values})) and None
+
+
+def _bytes(file: str, change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    return lambda folder: (folder / file).write_bytes(change((folder / file).read_bytes())) and None
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_tensors(lambda t: t.pop("conv_in.weight")), r"unet lacks 1 of the 564 tensors .* 'conv_in\.weight'\. Put the config\.json"),
+        (_tensors(lambda t: t.update(stray=torch.zeros(1))), r"unet holds 1 tensors .* no place for, such as 'stray'"),
+        (
+            _tensors(lambda t: t.update({"conv_out.bias": torch.zeros(5)})),
+            rf"{WEIGHTS}: 'conv_out\.bias' has shape \[5\], .* asks for \[4\]",
+        ),
+        (
+            _tensors(lambda t: t["conv_out.bias"].fill_(torch.nan)),
+            r"unet of .*: tensor 'conv_out\.bias' has 4 values that are NaN or infinite",
+        ),
+        (_tensors(lambda t: t["conv_out.bias"][0].fill_(-torch.inf)), r"'conv_out\.bias' has 1 values that are NaN or infinite"),
+        (
+            _bytes(f"unet/{WEIGHTS}", lambda raw: raw[:-100]),
+            rf"{WEIGHTS} was cut short or is damaged: \d+ bytes, its header promises \d+ \(first tensor .*weight",
+        ),
+        (_bytes(f"unet/{WEIGHTS}", lambda raw: raw[:20]), r"is no safetensors file \(20 bytes\), or was cut short"),
+        (_bytes(f"unet/{WEIGHTS}", lambda _: b""), r"is no safetensors file \(0 bytes\)"),
+        (_bytes(f"vae/{WEIGHTS}", lambda _: b"version https://git-lfs.github.com/spec/v1\n"), "a git-lfs pointer"),
+        (lambda folder: (folder / "vae" / WEIGHTS).unlink(), rf"vae has no weights of the vae: expected {WEIGHTS}, found config.json"),
+        (
+            lambda folder: (folder / "vae" / WEIGHTS).rename(folder / "vae" / "diffusion_pytorch_model.bin"),
+            "only pickled weights .*can run code",
+        ),
+        (lambda folder: shutil.rmtree(folder / "text_encoder_2"), r"cannot read .*text_encoder_2/config\.json"),
+        (_bytes("text_encoder/config.json", lambda _: b"[]"), "holds no JSON object, found list"),
+        (
+            _json("model_index.json", _class_name="StableDiffusionPipeline"),
+            "describes a 'StableDiffusionPipeline', expected 'StableDiffusionXLPipeline'",
+        ),
+        (_json("model_index.json", unet=["my_code", "MyUNet"]), r"unet is \['my_code', 'MyUNet'\], expected .*code of their own"),
+        (_json("model_index.json", scheduler=["my_code", "MyScheduler"]), "scheduler comes from 'my_code'"),
+        (_json("unet/config.json", block_out_channels=[8, 8]), r"unet/config\.json describes no UNet2DConditionModel"),
+    ],
+)
+def test_damaged_folders(copy: Path, damage: Callable[[Path], None], message: str) -> None:
+    spec = resolve(str(copy))
+    damage(copy)
+    with pytest.raises(UserError, match=message):
+        load(spec, dtype="float32", device="cpu")
+
+
+def test_a_text_encoder_lacking_a_tensor(copy: Path) -> None:
+    tensors = load_file(copy / "text_encoder" / "model.safetensors")
+    tensors.pop("text_model.final_layer_norm.bias")
+    save_file(tensors, copy / "text_encoder" / "model.safetensors")
+    with pytest.raises(UserError, match=r"text_encoder lacks 1 of the .* 'text_model\.final_layer_norm\.bias'"):
+        open_(copy)
+
+
+def test_either_naming_of_text_encoders_is_read(copy: Path) -> None:
+    path = copy / "text_encoder" / "model.safetensors"
+    before = picture(open_(copy))
+    save_file({name.removeprefix("text_model."): tensor for name, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
+    torch.testing.assert_close(picture(open_(copy)), before, rtol=0, atol=1e-5)
+
+
+def test_old_names_of_attention_in_the_vae(copy: Path) -> None:
+    path = copy / "vae" / WEIGHTS
+    old = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
+    before, renamed = picture(open_(copy)), {}
+    for name, tensor in load_file(path).items():
+        kept = next((name.replace(new, was) for new, was in old.items() if new in name), name)
+        renamed[kept] = tensor
+    assert "decoder.mid_block.attentions.0.query.weight" in renamed
+    save_file(renamed, path)
+    torch.testing.assert_close(picture(open_(copy)), before, rtol=0, atol=1e-5)
+
+
+def test_embedded_weights_that_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sdbench.models.locate.EMBEDDED", tmp_path)
+    with pytest.raises(UserError, match="embedded weights are part of the package: install it again"):
+        load(resolve("scenes-vega"), dtype="float32", device="cpu")
+
+
+def test_embedded_students_share_the_teachers_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_tiny_pipeline(tmp_path / "pipeline", "sdxl")
+    tiny_unet("vega", seed=4).save_pretrained(tmp_path / "unets" / "vega")
+    monkeypatch.setattr("sdbench.models.locate.EMBEDDED", tmp_path)
+    teacher, student = (load(resolve(name), dtype="float32", device="cpu") for name in ("scenes-teacher", "scenes-vega"))
+    assert len(teacher.unet.state_dict()) == 1680
+    assert len(student.unet.state_dict()) == 564
+    torch.testing.assert_close(dict(student.vae.state_dict()), dict(teacher.vae.state_dict()), rtol=0, atol=0)
+
+
+def test_hub_model_that_was_not_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match="weights of 'segmind/Segmind-Vega' are not on this disk"):
+        load(resolve("vega"), dtype="float32", device="cpu")

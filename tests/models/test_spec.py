@@ -1,0 +1,146 @@
+import dataclasses
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from ldm import save_ldm
+from safetensors.torch import save_file
+from tiny import save_tiny_pipeline, tiny_unet
+
+from sdbench.errors import UserError
+from sdbench.models.catalogue import CATALOGUE
+from sdbench.models.loading import load
+from sdbench.models.spec import ModelSpec, resolve
+
+
+@pytest.fixture(autouse=True)
+def _empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+def test_catalogue_names() -> None:
+    assert resolve("vega") == ModelSpec("vega", "sdxl", "vega", "hub", "segmind/Segmind-Vega")
+    assert resolve("scenes-rendered") == ModelSpec("scenes-rendered", "scenes", "", "rendered", "")
+    pruned = resolve("scenes-vega-pruned")
+    assert (pruned.architecture, pruned.source, pruned.base) == ("vega", "embedded", resolve("scenes-teacher"))
+    assert all(resolve(name).name == name for name in CATALOGUE)
+
+
+def test_random_weights_are_labelled() -> None:
+    spec = resolve("ssd-1b", random=True)
+    assert spec == ModelSpec("ssd-1b", "sdxl", "ssd-1b", "random", "")
+    assert (spec.label, spec.origin, resolve("ssd-1b").label) == ("random weights", "random", "")
+
+
+def test_folder(made: Path) -> None:
+    spec = resolve(str(made))
+    assert spec == ModelSpec("tiny-vega", "scenes", "vega", "folder", str(made))
+    assert spec.origin == "folder:tiny-vega"
+
+
+def test_bare_unet_folder_and_file(made: Path, tmp_path: Path) -> None:
+    tiny_unet("ssd-1b").save_pretrained(tmp_path / "student")
+    spec = resolve(str(tmp_path / "student"), base=str(made), name="mine")
+    assert spec == ModelSpec("mine", "scenes", "ssd-1b", "unet-folder", str(tmp_path / "student"), resolve(str(made)))
+    file = resolve(str(tmp_path / "student" / "diffusion_pytorch_model.safetensors"), base=str(made))
+    assert (file.source, file.family, file.architecture, file.origin) == (
+        "file",
+        "scenes",
+        "ssd-1b",
+        "file:diffusion_pytorch_model.safetensors",
+    )
+
+
+def test_original_checkpoint_is_told_by_its_keys(tmp_path: Path) -> None:
+    folder = save_tiny_pipeline(tmp_path / "tiny", "sdxl")
+    save_ldm(load(resolve(str(folder)), dtype="float32", device="cpu"), tmp_path / "whole.safetensors")
+    spec = resolve(str(tmp_path / "whole.safetensors"), base=str(folder))
+    assert (spec.name, spec.source, spec.family, spec.architecture) == ("whole", "file", "scenes", "sdxl")
+    with pytest.raises(UserError, match=r"holds no configuration and tokenizers; .*--base scenes-teacher"):
+        resolve(str(tmp_path / "whole.safetensors"))
+
+
+def test_hub_name() -> None:
+    assert resolve("someone/their-sdxl", revision="v2") == ModelSpec(
+        "their-sdxl", "sdxl", "custom", "hub", "someone/their-sdxl", revision="v2"
+    )
+    bare = resolve("someone/their-unet", base="scenes-teacher")
+    assert (bare.family, bare.base) == ("scenes", resolve("scenes-teacher"))
+
+
+def test_lora_is_part_of_the_name(made: Path, tmp_path: Path) -> None:
+    (tmp_path / "style.safetensors").touch()
+    spec = resolve(str(made), lora=str(tmp_path / "style.safetensors"))
+    assert (spec.name, spec.lora) == ("tiny-vega+style", str(tmp_path / "style.safetensors"))
+    assert resolve("vega", lora="someone/style").lora == "someone/style"
+
+
+def test_json_and_back(made: Path, tmp_path: Path) -> None:
+    tiny_unet().save_pretrained(tmp_path / "student")
+    spec = resolve(str(tmp_path / "student"), base=str(made))
+    assert ModelSpec.from_dict(json.loads(json.dumps(dataclasses.asdict(spec)))) == spec
+
+
+def test_needs_neither_torch_nor_diffusers() -> None:
+    code = (
+        "import sys; from sdbench.models.spec import resolve; from sdbench.models.digest import weights_digest; import sdbench.weights; "
+        "weights_digest(resolve('sdxl', random=True)); sys.exit(bool({'torch', 'diffusers', 'transformers'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(__file__).parents[2]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("what", "options", "message"),
+    [
+        ("sdlx", {}, "unknown model 'sdlx'; did you mean 'sdxl'"),
+        ("./nowhere/at-all", {}, "no folder or file './nowhere/at-all'"),
+        ("sdlx", {"random": True}, "random weights need an architecture .* did you mean 'sdxl'"),
+        ("scenes-rendered", {"random": True}, "pictures without a model"),
+        ("sdxl", {"base": "vega"}, "whole pipeline already; leave --base out"),
+        ("sdxl", {"base": "scenes-vega"}, "--base 'scenes-vega' is no whole pipeline"),
+        ("sdxl", {"lora": "no-such-lora"}, "no LoRA 'no-such-lora'"),
+        ("sdxl", {"lora": "a/b", "random": True}, "--lora needs a model with weights, 'sdxl' is random"),
+        ("sdxl", {"name": "../sdxl"}, "cannot name a model"),
+        ("sdxl", {"name": "vega"}, "'vega' is the catalogue's name of another model"),
+        ("someone/vega", {}, "'vega' is the catalogue's name of another model"),
+        ("sdxl", {"name": "sdxl", "lora": "a/b"}, "'sdxl' is the catalogue's name of another model"),
+    ],
+)
+def test_bad_names_and_options(what: str, options: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        resolve(what, **options)  # type: ignore[arg-type]
+
+
+def test_mistyped_path_suggests_its_neighbour(made: Path) -> None:
+    with pytest.raises(UserError, match=re.escape(f"did you mean '{made}'")):
+        resolve(str(made.parent / "tiny-vegs"))
+
+
+def test_folders_that_are_no_checkpoint(made: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"is no checkpoint: .*but nothing"):
+        resolve(str(tmp_path / "empty"))
+    shutil.copytree(made / "unet", tmp_path / "half" / "unet")
+    with pytest.raises(UserError, match=r"There is a UNet in .*half/unet: name that, with --base"):
+        resolve(str(tmp_path / "half"))
+    with pytest.raises(UserError, match="describes a 'AutoencoderKL', expected 'UNet2DConditionModel'"):
+        resolve(str(made / "vae"))
+    with pytest.raises(UserError, match=r"holds only a UNet; .*for example --base scenes-teacher"):
+        resolve(str(made / "unet"))
+
+
+def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "old.ckpt").touch()
+    with pytest.raises(UserError, match="pickled weights can run code"):
+        resolve(str(tmp_path / "old.ckpt"))
+    save_file({"lora_unet_x.lora_down.weight": torch.zeros(1)}, tmp_path / "style.safetensors")
+    with pytest.raises(UserError, match=r"is a LoRA .*with --lora"):
+        resolve(str(tmp_path / "style.safetensors"))
+    save_file({"cond_stage_model.weight": torch.zeros(1)}, tmp_path / "sd15.safetensors")
+    with pytest.raises(UserError, match=r"neither a UNet .* nor a whole SDXL checkpoint"):
+        resolve(str(tmp_path / "sd15.safetensors"))

@@ -1,0 +1,104 @@
+"""Each stage alone does what the pipeline does at that place."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import EulerDiscreteScheduler
+from tiny import SIZE_PX
+
+from sdbench.models.loading import load
+from sdbench.models.spec import resolve
+from sdbench.probes.stages import Stages, parameters
+from sdbench.suites import Sampling
+
+SAMPLING = Sampling(steps=1, guidance_scale=3.0, size_px=SIZE_PX, dtype="float32", batch=1, negative_prompt="blue")
+
+
+@pytest.fixture
+def pipe(made: Path) -> Any:
+    return load(resolve(str(made)), dtype="float32", device="cpu")
+
+
+def with_inputs(pipe: Any, call: Any) -> tuple[Any, list[tuple[tuple[Any, ...], dict[str, Any]]]]:
+    """What a call returns, and with what it calls the UNet."""
+    seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    with torch.no_grad():
+        hook = pipe.unet.register_forward_pre_hook(lambda _, given, named: seen.append((given, named)), with_kwargs=True)
+        result = call()
+        hook.remove()
+    return result, seen
+
+
+@pytest.mark.parametrize(("guidance_scale", "batch"), [(3.0, 2), (1.0, 1)])
+def test_a_unet_step_is_given_what_the_pipeline_gives_it(pipe: Any, guidance_scale: float, batch: int) -> None:
+    stages = Stages(pipe, SAMPLING.model_copy(update={"guidance_scale": guidance_scale}))
+    noise, [(given, named)] = with_inputs(pipe, stages.prepare("unet_step"))
+    _, [(given_by_pipeline, named_by_pipeline)] = with_inputs(pipe, stages.prepare("pipeline"))
+    assert given[0].shape == given_by_pipeline[0].shape == (batch, 4, 4, 4)
+    assert noise.shape == (1, 4, 4, 4)
+    assert int(given[1]) == int(given_by_pipeline[1])
+    assert torch.equal(named["encoder_hidden_states"], named_by_pipeline["encoder_hidden_states"])
+    for key in ("text_embeds", "time_ids"):
+        assert torch.equal(named["added_cond_kwargs"][key], named_by_pipeline["added_cond_kwargs"][key])
+
+
+def test_the_pipeline_runs_every_step(pipe: Any) -> None:
+    pictures, calls = with_inputs(pipe, Stages(pipe, SAMPLING.model_copy(update={"steps": 3})).prepare("pipeline"))
+    assert len(calls) == 3
+    assert len(pictures.images) == 1
+
+
+def test_the_guided_step_leans_from_the_negative_to_the_prompt(pipe: Any) -> None:
+    call = Stages(pipe, SAMPLING).prepare("unet_step")
+    guided, [(given, named)] = with_inputs(pipe, call)
+    with torch.no_grad():
+        negative, text = pipe.unet(*given, **named)[0].chunk(2)
+    torch.testing.assert_close(guided, 3.0 * text - 2.0 * negative)
+
+
+def test_the_vae_is_given_latents_on_its_own_scale(pipe: Any) -> None:
+    call = Stages(pipe, SAMPLING).prepare("vae_decode")
+    assert call().shape == (1, 3, SIZE_PX, SIZE_PX)
+    pipe.vae.register_to_config(scaling_factor=0.5)
+    seen: list[torch.Tensor] = []
+    decode = pipe.vae.decode
+    pipe.vae.decode = lambda latents, **named: (seen.append(latents), decode(latents, **named))[1]
+    call()
+    Stages(pipe, SAMPLING).prepare("vae_decode")()
+    torch.testing.assert_close(seen[1], 2 * seen[0])
+
+
+def test_a_vae_that_overflows_in_half_precision_decodes_in_single(pipe: Any) -> None:
+    pipe.vae.register_to_config(force_upcast=True)
+    pipe.vae.half()
+    pixels = Stages(pipe, SAMPLING).prepare("vae_decode")()
+    assert pixels.dtype == torch.float32
+    assert pipe.vae.dtype == torch.float16, "and is left as it was"
+
+
+def test_text_encoders_read_the_prompt_and_the_negative_one(pipe: Any) -> None:
+    text, negative, _, _ = Stages(pipe, SAMPLING).prepare("text_encoders")()
+    assert text.shape == negative.shape == (1, 20, 96)
+    assert not torch.equal(text, negative)
+
+
+def test_the_suite_names_the_scheduler(pipe: Any) -> None:
+    own = type(pipe.scheduler)
+    Stages(pipe, SAMPLING)
+    assert type(pipe.scheduler) is own
+    Stages(pipe, SAMPLING.model_copy(update={"scheduler": "euler"}))
+    assert type(pipe.scheduler) is EulerDiscreteScheduler
+
+
+def test_parameters_are_those_of_the_weight_files(pipe: Any, made: Path) -> None:
+    from safetensors import safe_open  # noqa: PLC0415
+
+    def numbers(path: Path) -> int:
+        with safe_open(path, "pt") as file:
+            return sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118  # no mapping
+
+    by_part = {path.parent.name: numbers(path) for path in made.glob("*/*.safetensors")}
+    assert set(by_part) == {"unet", "vae", "text_encoder", "text_encoder_2"}
+    assert parameters(pipe) == {"unet": by_part["unet"], "pipeline": sum(by_part.values())}

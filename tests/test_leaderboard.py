@@ -1,0 +1,228 @@
+"""The leaderboard's tables are frozen as text, and what must never happen to a number is tested one by one."""
+
+import re
+from pathlib import Path
+
+import pytest
+from factories import GPU, LAPTOP, make_record, make_scores, saved
+
+from sdbench import leaderboard, published, tables
+from sdbench.errors import UserError
+from sdbench.leaderboard import Row
+from sdbench.records import Model, Record, SuiteId, Value
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def score(name: str, unit: str, value: float, low: float, high: float, **more: object) -> Value:
+    plain = {"name": name, "kind": "score", "direction": "higher", "unit": unit, "value": value, "low": low, "high": high, "n": 256}
+    return Value.model_validate({**plain, **more})
+
+
+def probe(name: str, unit: str, value: float, low: float | None = None, high: float | None = None, **more: object) -> Value:
+    return Value.model_validate(
+        {"name": name, "kind": "probe", "direction": "lower", "unit": unit, "value": value, "low": low, "high": high, "n": 40, **more}
+    )
+
+
+def count(name: str, unit: str, value: float) -> Value:
+    return Value(name=name, kind="count", direction="lower", unit=unit, value=value)
+
+
+def absent(name: str, kind: str, unit: str, state: str, reason: str, *, direction: str = "lower") -> Value:
+    return Value.model_validate({"name": name, "kind": kind, "direction": direction, "unit": unit, "state": state, "reason": reason})
+
+
+def speeds(seconds: float) -> tuple[Value, ...]:
+    return (
+        probe("latency.pipeline.p50", "s", seconds, seconds * 0.99, seconds * 1.01),
+        probe("latency.pipeline.p90", "s", seconds * 1.1, seconds * 1.05, seconds * 1.3),
+        probe("latency.pipeline.p99", "s", seconds * 1.2),
+        probe("latency.unet_step.p50", "s", seconds / 25, seconds / 25.5, seconds / 24.5),
+        probe("latency.unet_step.p90", "s", seconds / 24),
+        Value(
+            name="images_per_second",
+            kind="probe",
+            direction="higher",
+            unit="1/s",
+            value=4 / seconds,
+            low=3.9 / seconds,
+            high=4.1 / seconds,
+            n=40,
+        ),
+        probe("memory.peak_rss", "MiB", 912.4, n=1),
+    )
+
+
+def board() -> list[Row]:
+    """Five models in two families, with everything a table must cope with; deliberately out of order."""
+    no_model = "pictures, no model"
+    rendered = (
+        Value(name="fd.scenes", kind="set", direction="lower", unit="distance", value=3.21, low=2.9, high=3.52, n=256, reference="4ef"),
+        score("clip_score.scenes", "100 cos", 33.1234, 32.9, 33.3468),
+        score("preference.scenes", "logit", 2.5, 2.45, 2.55),
+        absent("win_rate.preference.scenes", "score", "share", "not_applicable", no_model, direction="higher"),
+        score("scene_accuracy", "share", 1.0, 0.985, 1.0),
+        absent("latency.pipeline.p50", "probe", "s", "not_applicable", no_model),
+    )
+    teacher = (
+        Value(
+            name="fd.scenes",
+            kind="set",
+            direction="lower",
+            unit="distance",
+            value=41.7,
+            low=36.2,
+            high=47.2,
+            n=256,
+            reference="4ef",
+            note="descriptive: n < 5 d",
+        ),
+        score("clip_score.scenes", "100 cos", 30.0, 29.4, 30.6),
+        score("preference.scenes", "logit", 1.9, 1.85, 1.95),
+        score("win_rate.preference.scenes", "share", 0.5, 0.44, 0.56),
+        score("scene_accuracy", "share", 0.93, 0.892, 0.955),
+        *speeds(0.5),
+        count("parameters.unet", "parameters", 7.1e6),
+        count("flops.unet", "MACs", 1.25e8),
+    )
+    vega = (
+        absent("fd.scenes", "set", "distance", "missing", "reference | not built\nyet"),
+        absent("clip_score.scenes", "score", "100 cos", "nan", "3 of 256 scores are NaN", direction="higher"),
+        score("preference.scenes", "logit", 1.2, 1.1, 1.3, n=255),
+        score("scene_accuracy", "share", 0.0, 0.0, 0.0148),
+        *speeds(0.2)[:3],
+        absent("memory.peak_rss", "probe", "MiB", "failed", "the probe's process died (-9)"),
+        count("parameters.unet", "parameters", 2_345_678),
+    )
+    sdxl = (*speeds(3.0), count("parameters.unet", "parameters", 2_567_463_684), count("flops.unet", "MACs", 3.3806e12))
+    suite = SuiteId(name="efficiency", version=2, digest="e44")
+    random = Model(name="sdxl", architecture="sdxl", source="random", weights_digest=None, label="random weights")
+    made = [
+        make_record("scenes-vega", vega, n_images=256, sampling={"steps": 20, "guidance_scale": 5.0, "scheduler": "euler"}),
+        make_record("scenes-teacher", teacher, n_images=256),
+        make_record(
+            "scenes-rendered",
+            rendered,
+            n_images=256,
+            model=Model(name="scenes-rendered", architecture="none", source="rendered", weights_digest=None),
+        ),
+        make_record("sdxl", sdxl, family="sdxl", suite=suite, machine=GPU, n_images=0, model=random),
+    ]
+    return [Row(Path(f"{index}" * 4), record) for index, record in enumerate(made)]
+
+
+def test_markdown_reads_as_agreed() -> None:
+    assert leaderboard.markdown(board()) == (GOLDEN / "leaderboard.md").read_text(encoding="utf-8")
+
+
+def test_the_terminal_reads_as_agreed() -> None:
+    assert leaderboard.text_table(board(), width=150) == (GOLDEN / "leaderboard.txt").read_text(encoding="utf-8")
+
+
+def test_the_order_of_records_changes_nothing() -> None:
+    assert leaderboard.markdown(board()[::-1]) == leaderboard.markdown(board())
+
+
+def test_every_row_of_every_table_is_as_wide_as_its_header_and_no_cell_is_empty() -> None:
+    tables_found = re.findall(r"(?:^\|.*\n)+", leaderboard.markdown(board()), re.MULTILINE)
+    assert len(tables_found) == 5
+    for table in tables_found:
+        cells = [re.split(r"(?<!\\)\|", line.strip())[1:-1] for line in table.strip().splitlines()]
+        assert {len(line) for line in cells} == {len(cells[0])}
+        assert all(cell.strip() for line in cells[2:] for cell in line)
+
+
+def test_machines_suite_versions_digests_and_families_never_share_a_table() -> None:
+    def record(**changes: object) -> Record:
+        return make_record("scenes-teacher", (score("scene_accuracy", "share", 0.5, 0.4, 0.6),), **changes)
+
+    other = [
+        record(),
+        record(machine=GPU),
+        record(machine=LAPTOP.model_copy(update={"torch": "2.12.0"})),
+        record(family="sdxl"),
+        record(suite=SuiteId(name="quality", version=2, digest="5017e")),
+        record(suite=SuiteId(name="quality", version=1, digest="07e4")),
+        record(suite=SuiteId(name="standard", version=1, digest="5017e")),
+    ]
+    assert [len(section.rows) for section in leaderboard.sections([Row(Path("0"), one) for one in other])] == [1] * len(other)
+
+
+def test_models_go_from_pictures_over_the_teacher_to_the_smallest_and_the_unknown_last() -> None:
+    def row(name: str, parameters: float | None, source: str = "folder:x") -> Row:
+        values = (count("parameters.unet", "parameters", parameters),) if parameters else ()
+        return Row(
+            Path("0"), make_record(name, values, model=Model(name=name, architecture="custom", source=source, weights_digest="3e16"))
+        )
+
+    shuffled = [
+        row("small", 1e6),
+        row("a-finetune", 7e6),
+        row("unknown", None),
+        row("scenes-rendered", None, "rendered"),
+        row("scenes-teacher", 7e6),
+    ]
+    (section,) = leaderboard.sections(shuffled)
+    assert [record.model.name for record in section.records] == ["scenes-rendered", "scenes-teacher", "a-finetune", "small", "unknown"]
+
+
+def test_write_reads_the_records_and_replaces_the_file(tmp_path: Path) -> None:
+    record = make_record(values=(score("scene_accuracy", "share", 0.5, 0.4, 0.6, n=4),))
+    folder = saved((record, make_scores()), tmp_path)
+    (tmp_path / "LEADERBOARD.md").write_text("old")
+    path = leaderboard.write(tmp_path)
+    assert path == tmp_path / "LEADERBOARD.md"
+    assert path.read_text(encoding="utf-8") == leaderboard.markdown([Row(folder, record)])
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["LEADERBOARD.md", "scenes"]
+
+
+def test_without_records_the_board_says_so(tmp_path: Path) -> None:
+    assert "no records yet" in leaderboard.write(tmp_path).read_text(encoding="utf-8")
+    assert "no records yet" in leaderboard.text_table([])
+
+
+def test_a_place_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="cannot write"):
+        leaderboard.write(tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "said"),
+    [
+        (12.3456, 11.3456, 13.3456, "12.3 ± 1.0"),
+        (0.51234, 0.51134, 0.51334, "0.5123 ± 0.0010"),
+        (1234.5, 1000.5, 1468.5, "1234 ± 234"),
+        (0.93, 0.892, 0.955, "0.930 (0.892..0.955)"),
+        (1.2, 1.1, None, "1.20 (1.10..?)"),
+        (1.0, 0.985, 1.0, "1.000 (0.985..1.000)"),
+        (0.5, 0.5, 0.5, "0.5000"),
+        (3.25, None, None, "3.250"),
+        (0.0, None, None, "0"),
+        (-2.0, -2.5, -1.5, "-2.00 ± 0.50"),
+    ],
+)
+def test_numbers_are_written_to_two_digits_of_their_uncertainty(value: float, low: float | None, high: float | None, said: str) -> None:
+    assert tables.estimate(value, low, high) == said
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(0, "0"), (999, "999"), (1000, "1 k"), (745_225_604, "745.2 M"), (3.3806e12, "3.381 T"), (5e21, "5e+06 P")]
+)
+def test_counts_are_written_on_the_thousands_scale(value: float, said: str) -> None:
+    assert tables.count(value) == said
+
+
+def test_names_cannot_break_out_of_a_table_or_be_read_as_markup() -> None:
+    grid = tables.Grid(("model",), (("[red]a|b</td>\nc",),))
+    assert tables.markdown(grid).splitlines()[2] == "| [red]a\\|b&lt;/td> c |"
+    assert "[red]a|b</td>" in tables.text(grid, 80)
+
+
+def test_published_numbers_carry_a_source_and_stay_out_of_measured_tables() -> None:
+    assert all(claim.source and claim.protocol and claim.values for claim in published.claims())
+    measured, elsewhere = leaderboard.markdown(board()).split("## Published elsewhere")
+    assert "23.4805" in elsewhere
+    assert "23.4805" not in measured
+    assert "Published" not in leaderboard.markdown([row for row in board() if row.record.family == "scenes"])

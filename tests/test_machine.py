@@ -1,0 +1,58 @@
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+
+from sdbench import __version__
+from sdbench.machine import PACKAGES, checkout_state, environment, this_machine
+
+ROOT = Path(__file__).parents[1]
+
+
+def git(folder: Path, *words: str) -> str:
+    me = ("-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false")
+    return subprocess.run(["git", "-C", str(folder), *me, *words], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_a_processor_is_no_cuda_machine_even_beside_one() -> None:
+    machine = this_machine("cpu")
+    assert (machine.device, machine.driver, machine.cuda) == ("cpu", None, None)
+    assert machine.machine_class.startswith(f"{machine.cpu} ({machine.cores} cores), torch ")
+    assert machine.cores >= 1
+    assert machine.ram_gib > 0.1
+
+
+@pytest.mark.gpu
+def test_a_cuda_machine_has_a_driver() -> None:
+    machine = this_machine("cuda")
+    assert machine.device == torch.cuda.get_device_name()
+    assert re.fullmatch(r".+, driver \d+, torch \d+\.\d+, CUDA \d+\.\d+", machine.machine_class)
+
+
+def test_environment_names_every_required_package_that_makes_numbers() -> None:
+    required = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    names = {re.split(r"[<>=~!; ]", line)[0] for line in required}
+    assert names - set(PACKAGES) == {"rich", "tqdm"}, "these only show; another new one belongs into PACKAGES"
+    assert set(PACKAGES) <= names
+    found = environment().packages
+    assert found["torch"] == torch.__version__.split("+")[0]
+    assert found["sdbench"] == __version__
+
+
+def test_dirty_means_code_not_results(tmp_path: Path) -> None:
+    assert checkout_state(tmp_path) == (None, None)
+    git(tmp_path, "init", "-q")
+    assert checkout_state(tmp_path) == (None, None), "no commit yet"
+    (tmp_path / "code.py").write_text("1\n")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "first")
+    commit = git(tmp_path, "rev-parse", "HEAD")
+    assert checkout_state(tmp_path) == (commit, False)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "record.json").write_text("{}")
+    assert checkout_state(tmp_path) == (commit, False)
+    (tmp_path / "code.py").write_text("2\n")
+    assert checkout_state(tmp_path) == (commit, True)

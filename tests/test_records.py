@@ -1,0 +1,193 @@
+"""A record says what was measured, for good: it comes back equal, and cannot be changed unseen."""
+
+import json
+import os
+import shutil
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from factories import GPU, LAPTOP, make_measured, make_record, make_scores, saved
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from sdbench import records
+from sdbench.errors import UserError
+from sdbench.records import Scores, SuiteId, Value
+
+
+def test_a_record_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    record, scores = make_measured()
+    folder = records.write(record, scores, {"p0000-0.png": b"png"}, tmp_path)
+    assert folder.parent == tmp_path / "scenes" / "quality@1" / "scenes-student"
+    assert folder.name == records.digest_of(folder)
+    again, scores_again = records.read(folder)
+    assert again == record
+    assert scores_again.keys == scores.keys
+    assert scores_again.columns.keys() == scores.columns.keys()
+    for name, column in scores.columns.items():
+        np.testing.assert_array_equal(scores_again.columns[name], column)
+    assert (folder / "images" / "p0000-0.png").read_bytes() == b"png"
+
+
+@given(rows=st.dictionaries(st.tuples(st.text(), st.integers(0, 99)), st.floats(width=64), min_size=1))
+def test_scores_keep_every_key_and_every_bit(rows: dict[tuple[str, int], float], tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("scores") / "scores.parquet"
+    column = np.array(list(rows.values()))
+    Scores([prompt for prompt, _ in rows], [sample for _, sample in rows], {"a.b:influence": column}).write(path)
+    again = Scores.read(path)
+    assert again.keys == list(rows)
+    np.testing.assert_array_equal(again.columns["a.b:influence"], column)
+
+
+def test_nan_scores_stay_nan(tmp_path: Path) -> None:
+    folder = saved((make_record(), make_scores(1, 2, fd=np.array([1.0, np.nan]))), tmp_path)
+    np.testing.assert_array_equal(records.read(folder)[1].columns["fd"], [1.0, np.nan])
+
+
+def test_the_same_record_twice_is_one_folder_and_leaves_no_rubbish(tmp_path: Path) -> None:
+    first, second = (saved(make_measured(), tmp_path) for _ in range(2))
+    assert first == second
+    assert [entry.name for entry in first.parent.iterdir()] == [first.name]
+
+
+def test_at_most_64_thumbnails_are_kept(tmp_path: Path) -> None:
+    folder = records.write(make_record(), make_scores(), {f"{i:03}.png": b"png" for i in range(70)}, tmp_path)
+    assert sorted(path.name for path in (folder / "images").iterdir()) == [f"{i:03}.png" for i in range(64)]
+
+
+@pytest.mark.parametrize("name", ["record.json", "scores.parquet"])
+def test_a_change_is_seen(name: str, tmp_path: Path) -> None:
+    folder = saved(make_measured(), tmp_path / "one")
+    other = saved(make_measured(seed=5, sampling={"steps": 1}), tmp_path / "other")
+    shutil.copy(other / name, folder / name)
+    with pytest.raises(UserError, match="changed"):
+        records.read(folder)
+
+
+def test_a_folder_may_be_named_in_any_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = saved(make_measured(), tmp_path)
+    monkeypatch.chdir(folder)
+    assert records.read(Path())[0] == records.read(folder)[0]
+
+
+def test_what_is_no_record_is_an_error(tmp_path: Path) -> None:
+    folder = saved(make_measured(), tmp_path)
+    text = (folder / "record.json").read_text(encoding="utf-8")
+    spoilt = {
+        "later schema": json.dumps({**json.loads(text), "schema_version": 2}),
+        "unknown key": json.dumps({**json.loads(text), "surprise": 1}),
+        "half a file": text[:100],
+        "no text": "\udcff",
+    }
+    for content in spoilt.values():
+        (folder / "record.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+        with pytest.raises(UserError, match="no readable record"):
+            records.read(folder)
+    (folder / "record.json").write_text(text, encoding="utf-8")
+    for content in (b"", b"not parquet"):
+        (folder / "scores.parquet").write_bytes(content)
+        with pytest.raises(UserError, match="no readable record"):
+            records.read(folder)
+    (folder / "scores.parquet").unlink()
+    with pytest.raises(UserError, match="no readable record"):
+        records.read(folder)
+    with pytest.raises(UserError, match="no readable record"):
+        records.read(tmp_path / "nowhere")
+
+
+def test_scores_without_keys_are_no_record(tmp_path: Path) -> None:
+    folder = saved(make_measured(), tmp_path)
+    pq.write_table(pa.table({"sample": [1]}), folder / "scores.parquet")
+    with pytest.raises(UserError, match="no readable record"):
+        records.read(folder)
+
+
+def test_a_file_in_the_way_is_an_error_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "scenes").write_text("in the way")
+    with pytest.raises(UserError, match="cannot write the record of 'scenes-student'"):
+        saved(make_measured(), tmp_path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are POSIX")
+def test_others_may_read_a_record(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        folder = saved(make_measured(), tmp_path)
+    finally:
+        os.umask(before)
+    assert folder.stat().st_mode & 0o777 == 0o755
+    assert (folder / "record.json").stat().st_mode & 0o777 == 0o644
+
+
+def test_the_newest_of_each_model_suite_version_and_machine_class_is_the_row(tmp_path: Path) -> None:
+    old = make_record()
+    later = {"created": old.created + timedelta(days=1)}
+    kept = [
+        make_record(**later),
+        make_record("scenes-vega"),
+        make_record(machine=GPU),
+        make_record(suite=SuiteId(name="quality", version=2, digest="5017e")),
+        make_record(family="sdxl"),
+    ]
+    same_class = LAPTOP.model_copy(update={"ram_gib": 64.0, "torch": "2.11.1"})
+    dropped = [old, make_record(machine=same_class, created=old.created - timedelta(days=1))]
+    for record in (*kept, *dropped):
+        saved((record, make_scores()), tmp_path)
+    rows = records.newest(tmp_path)
+    assert [record for _, record in rows] == sorted(kept, key=lambda r: (r.family, r.suite.version, r.model.name, r.machine.machine_class))
+    assert all(records.read(folder)[0] == record for folder, record in rows)
+    assert [record.family for _, record in records.newest(tmp_path, "sdxl")] == ["sdxl"]
+    assert records.newest(tmp_path / "nowhere") == []
+
+
+def test_newest_sees_no_half_written_record(tmp_path: Path) -> None:
+    folder = saved((make_record(), make_scores()), tmp_path)
+    shutil.copytree(folder, folder.parent / ".writing-x" / "record")
+    assert len(records.newest(tmp_path)) == 1
+
+
+def test_one_changed_record_stops_the_reading_of_all(tmp_path: Path) -> None:
+    folder = saved((make_record(), make_scores()), tmp_path)
+    saved((make_record("scenes-vega"), make_scores()), tmp_path)
+    with (folder / "record.json").open("a") as file:
+        file.write("\n")
+    with pytest.raises(UserError, match="changed"):
+        records.newest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"value": None},
+        {"value": float("nan")},
+        {"value": float("inf")},
+        {"value": 1, "low": float("-inf")},
+        {"state": "missing", "reason": ""},
+        {"state": "failed", "reason": "x", "value": 0},
+        {"state": "nan", "reason": "x", "high": 0},
+        {"state": "lost", "reason": "x"},
+        {"value": 1, "unknown": 1},
+    ],
+)
+def test_a_value_is_finite_or_says_why_it_is_not(fields: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        Value.model_validate({"name": "fd", "kind": "set", "direction": "lower", "unit": "distance", **fields})
+
+
+def test_samples_must_be_finite_to_come_back() -> None:
+    with pytest.raises(ValidationError):
+        Value(name="latency", kind="probe", direction="lower", unit="s", value=1, samples=((1.0, float("nan")),))
+
+
+def test_machine_classes_part_what_changes_speed_and_nothing_else() -> None:
+    assert GPU.machine_class == "Some GPU 80GB, driver 550, torch 2.11, CUDA 12.8"
+    assert LAPTOP.machine_class == "Some CPU 3000 (8 cores), torch 2.11"
+    same = {"driver": "550.90.07", "torch": "2.11.3+cu128", "ram_gib": 64.0}
+    assert GPU.model_copy(update=same).machine_class == GPU.machine_class
+    for change in ({"driver": "560.1"}, {"torch": "2.12.0"}, {"cuda": "12.9"}, {"device": "Other GPU"}):
+        assert GPU.model_copy(update=change).machine_class != GPU.machine_class
