@@ -52,7 +52,7 @@ class Overrides:
 
 def machine_device() -> str:
     """The device to run on: `cuda` where there is one, else `cpu`; `SDBENCH_DEVICE` decides otherwise."""
-    import torch  # noqa: PLC0415  # seconds that listing and gating need not wait
+    import torch
 
     return os.environ.get("SDBENCH_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -65,7 +65,7 @@ def run(
     Args:
         only: "quality" or "probes" for one half of the suite.
     """
-    from sdbench import run as runner  # noqa: PLC0415  # imports torch
+    from sdbench import run as runner
 
     where = places or Places()
     return runner.run(specs, runner.bench(suite, device=device or machine_device(), results=where.results, runs=where.runs, only=only))
@@ -77,14 +77,18 @@ def score(images: Path, prompts: Path, places: Places | None = None) -> tuple[li
     Raises:
         UserError: the numbers of pictures and prompts differ, or a picture cannot be read.
     """
-    from sdbench import run as runner  # noqa: PLC0415  # imports torch
-    from sdbench.score import score as scored  # noqa: PLC0415
-    from sdbench.store import read_images  # noqa: PLC0415
+    from sdbench import run as runner
+    from sdbench.score import score as scored
+    from sdbench.store import read_images
 
-    paths = sorted(path for path in _folder(images).iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
-    texts = [line.strip() for line in _file(prompts).read_text().splitlines() if line.strip()]
+    if not images.is_dir() or not prompts.is_file():
+        raise UserError(f"--images takes a folder and --prompts a text file; found {images} and {prompts}, of which one is missing or of the other kind")
+    paths = sorted(path for path in images.iterdir() if path.suffix.lower() in {".png", ".jpg", ".jpeg", ".webp"})
+    texts = [line.strip() for line in prompts.read_text().splitlines() if line.strip()]
     if not paths or len(paths) != len(texts):
-        raise UserError(f"{images} holds {len(paths)} pictures and {prompts} {len(texts)} prompts; there must be a prompt for each picture, in the order of the file names")
+        raise UserError(
+            f"{images} holds {len(paths)} pictures and {prompts} {len(texts)} prompts; there must be a prompt for each picture, in the order of the file names"
+        )
     subject = runner.external(paths, read_images(paths, "replace or remove it, and its prompt"), texts, (places or Places()).runs)
     metrics = [name for name in suites.load("quality").metrics["scenes"] if not name.startswith("win_rate")]
     return scored(subject, metrics)

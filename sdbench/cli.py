@@ -35,17 +35,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def say(text: str) -> None:
     """A line for people."""
-    print(text, file=sys.stderr, flush=True)  # noqa: T201  # this is the command line
+    print(text, file=sys.stderr, flush=True)
 
 
 def give(content: Any) -> None:
     """The answer for machines."""
-    print(json.dumps(content, indent=1, default=str))  # noqa: T201  # this is the command line
+    print(json.dumps(content, indent=1, default=str))
 
 
 def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
-    top = argparse.ArgumentParser(prog="sdbench", description="Measure SDXL and its distilled students, rank them, and gate new checkpoints.")
+    top = argparse.ArgumentParser(
+        prog="sdbench", description="Measure SDXL and its distilled students, rank them, and gate new checkpoints."
+    )
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, command: Callable[[argparse.Namespace], int], help_text: str) -> argparse.ArgumentParser:
@@ -88,17 +90,26 @@ def parser() -> argparse.ArgumentParser:
     training = add("scenes", _scenes, "train the embedded family's own weights, or install what was trained")
     training.add_argument("action", choices=("train", "ship"), help="train: make parts in WORK; ship: install them with a manifest")
     training.add_argument("parts", nargs="*", help="parts to train (default: all)")
-    training.add_argument("--work", type=Path, default=Path("results/runs/training"), help="folder to train in; a part that was killed goes on from there")
+    training.add_argument(
+        "--work", type=Path, default=Path("results/runs/training"), help="folder to train in; a part that was killed goes on from there"
+    )
     training.add_argument("--device", help="cpu, cuda or cuda:<index>")
     return top
 
 
 def _add_models(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--model", action="append", required=True, help="catalogue name, pipeline folder, UNet folder, .safetensors file or Hub name; repeatable")
+    command.add_argument(
+        "--model",
+        action="append",
+        required=True,
+        help="catalogue name, pipeline folder, UNet folder, .safetensors file or Hub name; repeatable",
+    )
     command.add_argument("--base", help="pipeline that completes a bare UNet")
     command.add_argument("--lora", help="LoRA file, folder or Hub name to fuse")
     command.add_argument("--name", help="what tables call the model")
-    command.add_argument("--weights", choices=("own", "random"), default="own", help="random: the architecture without its weights, for latency and memory")
+    command.add_argument(
+        "--weights", choices=("own", "random"), default="own", help="random: the architecture without its weights, for latency and memory"
+    )
 
 
 def _places(arguments: argparse.Namespace) -> "Places":
@@ -167,10 +178,19 @@ def _score(arguments: argparse.Namespace) -> int:
 
     values, scores = api.score(arguments.images, arguments.prompts, _places(arguments))
     for value in values:
-        number = f"{value.value:.4g} ({value.low:.4g} to {value.high:.4g}), n = {value.n}" if value.value is not None else f"{value.state}: {value.reason}"
+        number = (
+            f"{value.value:.4g} ({value.low:.4g} to {value.high:.4g}), n = {value.n}"
+            if value.value is not None
+            else f"{value.state}: {value.reason}"
+        )
         say(f"{value.name:28} {number} {value.note}".rstrip())
     if arguments.json:
-        give({"values": [value.model_dump() for value in values], "scores": {name: column.tolist() for name, column in scores.columns.items()}})
+        give(
+            {
+                "values": [value.model_dump() for value in values],
+                "scores": {name: column.tolist() for name, column in scores.columns.items()},
+            }
+        )
     return 0
 
 
@@ -200,7 +220,9 @@ def _models(arguments: argparse.Namespace) -> int:
         return 0
     for entry in CATALOGUE.values():
         fetch = f"{entry.download_gb:.1f} GB to fetch" if entry.download_gb else "nothing to fetch"
-        say(f"{entry.name:20} {entry.family:7} {entry.architecture or '-':11} {entry.source:9} {fetch:18} {entry.location}  {entry.licence}".rstrip())
+        say(
+            f"{entry.name:20} {entry.family:7} {entry.architecture or '-':11} {entry.source:9} {fetch:18} {entry.location}  {entry.licence}".rstrip()
+        )
     return 0
 
 
@@ -217,12 +239,12 @@ def _suites(arguments: argparse.Namespace) -> int:
 
 
 def _leaderboard(arguments: argparse.Namespace) -> int:
-    from sdbench import leaderboard
+    from sdbench import leaderboard, samples
 
     board = leaderboard.rows(arguments.results)
-    path = leaderboard.write(arguments.results)
+    made = [leaderboard.write(arguments.results), *samples.write(board, arguments.results)]
     say(leaderboard.text_table(board))
-    say(f"written: {path}")
+    say("written: " + ", ".join(map(str, made)))
     if arguments.json:
         give([{"path": row.folder, **row.record.model_dump(mode="json")} for row in board])
     return 0

@@ -8,7 +8,18 @@ from pathlib import Path
 
 from sdbench.scenes import embedded
 
-PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "torchmetrics", "open_clip_torch", "clean-fid", "pytest-benchmark", "datasets", "scipy")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "diffusers",
+    "transformers",
+    "torchmetrics",
+    "open_clip_torch",
+    "clean-fid",
+    "pytest-benchmark",
+    "datasets",
+    "scipy",
+)
 
 
 @dataclass(frozen=True)
@@ -31,38 +42,51 @@ def _packages() -> list[Finding]:
         try:
             findings.append(Finding(True, True, f"{package} {importlib.metadata.version(package)}"))
         except importlib.metadata.PackageNotFoundError:
-            findings.append(Finding(False, True, f"{package} is not installed; install sdbench again: pip install --force-reinstall sdbench"))
+            findings.append(
+                Finding(False, True, f"{package} is not installed; install sdbench again: pip install --force-reinstall sdbench")
+            )
     return findings
 
 
 def _device() -> Finding:
-    import torch  # noqa: PLC0415  # seconds
+    import torch
 
     if not torch.cuda.is_available():
         return Finding(False, False, f"no CUDA device: the embedded family runs on {os.cpu_count()} CPU cores; full-size suites need a GPU")
     free, total = torch.cuda.mem_get_info()
-    return Finding(True, False, f"{torch.cuda.get_device_name()}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free: full-size suites can run")
+    return Finding(
+        True, False, f"{torch.cuda.get_device_name()}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free: full-size suites can run"
+    )
 
 
 def _embedded() -> list[Finding]:
     if not embedded.MANIFEST.exists():
-        return [Finding(False, True, f"embedded weights: no manifest at {embedded.MANIFEST}; reinstall sdbench, or train them: sdbench scenes train")]
+        return [
+            Finding(
+                False, True, f"embedded weights: no manifest at {embedded.MANIFEST}; reinstall sdbench, or train them: sdbench scenes train"
+            )
+        ]
     bad = embedded.verify()
     if bad:
-        return [Finding(False, True, f"embedded weights: {name} is missing or changed; reinstall sdbench, or check the file out again") for name in bad]
+        return [
+            Finding(False, True, f"embedded weights: {name} is missing or changed; reinstall sdbench, or check the file out again")
+            for name in bad
+        ]
     return [Finding(True, True, f"embedded weights: {len(embedded.manifest()['files'])} files fit their digests")]
 
 
 def _hub() -> list[Finding]:
-    from sdbench.models.catalogue import CATALOGUE  # noqa: PLC0415
-    from sdbench.models.spec import resolve  # noqa: PLC0415
-    from sdbench.weights import is_cached  # noqa: PLC0415
+    from sdbench.models.catalogue import CATALOGUE
+    from sdbench.models.spec import resolve
+    from sdbench.weights import is_cached
 
     findings = []
     for name, entry in CATALOGUE.items():
         if entry.source == "hub":
             there = is_cached(resolve(name), dtype="bfloat16")
-            text = f"weights of {name} ({entry.location}): " + ("cached" if there else f"not cached, about {entry.download_gb:.1f} GB to fetch")
+            text = f"weights of {name} ({entry.location}): " + (
+                "cached" if there else f"not cached, about {entry.download_gb:.1f} GB to fetch"
+            )
             findings.append(Finding(there, False, text))
     return findings
 
@@ -75,4 +99,6 @@ def _disk() -> Finding:
 def _results() -> Finding:
     folder = Path("results")
     writable = os.access(folder if folder.exists() else Path.cwd(), os.W_OK)
-    return Finding(writable, True, f"results folder {folder} " + ("can be written" if writable else "cannot be written; name another with --results"))
+    return Finding(
+        writable, True, f"results folder {folder} " + ("can be written" if writable else "cannot be written; name another with --results")
+    )

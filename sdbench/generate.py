@@ -105,8 +105,6 @@ def call_arguments(sampling: Sampling, prompts: list[str]) -> dict[str, Any]:
 
 def initial_noise(noise: Noise, prompt_id: str, sample: int, shape: tuple[int, ...]) -> Tensor:
     """Standard normal latents, float32 on the CPU => `shape`; the same for every prompt where the noise is `fixed`."""
-    if noise.kind == "fixed":
-        seed = noise.seed
-    else:
-        seed = int(hashlib.sha256(repr((noise.seed, prompt_id, sample)).encode()).hexdigest()[:15], 16)
+    own = int(hashlib.sha256(repr((noise.seed, prompt_id, sample)).encode()).hexdigest()[:15], 16)
+    seed = noise.seed if noise.kind == "fixed" else own
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))

@@ -91,8 +91,7 @@ def _size(row: Row) -> tuple[bool, float, bool, str]:
     record = row.record
     parameters = record.value("parameters.unet")
     size = parameters.value if parameters and parameters.value else 0.0
-    is_model = not record.model.source.startswith(("rendered", "images:"))
-    return is_model, -size, record.model.name != TEACHERS.get(record.family), record.model.name
+    return not _is_pictures(record), -size, record.model.name != TEACHERS.get(record.family), record.model.name
 
 
 def markdown(board: Sequence[Row]) -> str:
@@ -154,7 +153,7 @@ def quality(section: Section) -> Grid:
 
 def _quality_row(record: Record, columns: Sequence[Value], teacher: Record | None) -> tuple[str, ...]:
     metrics = (tables.cell(record.value(column.name), record.n_images) for column in columns)
-    return _name(record), str(record.n_images), *metrics, tables.cell(record.value(P50)), _speed_up(record, teacher)
+    return _name(record), str(record.n_images), *metrics, _probe(record, P50), _speed_up(record, teacher)
 
 
 def efficiency(section: Section) -> Grid:
@@ -163,8 +162,18 @@ def efficiency(section: Section) -> Grid:
     header = ("", *map(_name, section.records))
     return Grid(
         header,
-        tuple((_title(value.name, value), *(tables.cell(record.value(value.name)) for record in section.records)) for value in columns),
+        tuple((_title(value.name, value), *(_probe(record, value.name) for record in section.records)) for value in columns),
     )
+
+
+def _probe(record: Record, name: str) -> str:
+    """A probe's or count's cell; pictures without a model have none to be missing."""
+    value = record.value(name)
+    return "no model" if value is None and _is_pictures(record) else tables.cell(value)
+
+
+def _is_pictures(record: Record) -> bool:
+    return record.model.source.startswith(("rendered", "images:"))
 
 
 def _is_shown(name: str) -> bool:
@@ -253,7 +262,7 @@ def _teacher(section: Section) -> Record | None:
 def _speed_up(record: Record, teacher: Record | None) -> str:
     own, its = record.value(P50), teacher.value(P50) if teacher else None
     if not own or not own.value:
-        return tables.cell(own)
+        return _probe(record, P50)
     if not its or not its.value:
         return "missing: no latency of the teacher on this machine"
     return f"{tables.significant(its.value / own.value, 3)}x"

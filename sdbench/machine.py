@@ -36,7 +36,7 @@ PACKAGES = (
 
 def this_machine(device: str) -> Machine:
     """This machine, as one that runs models on `device` ("cpu", "cuda" or "cuda:<index>")."""
-    import torch  # noqa: PLC0415  # seconds, which the gate and the tables need not wait
+    import torch
 
     on_cuda = device.startswith("cuda")
     return Machine(

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from sdbench.models.spec import ModelSpec
 from sdbench.models.architectures import TOPOLOGIES, unet_config
+from sdbench.models.spec import ModelSpec
 from sdbench.probes.flops import unet_macs
 from sdbench.suites import Sampling, Suite
 from sdbench.weights import files_to_fetch
@@ -29,7 +29,13 @@ def plan(specs: Sequence[ModelSpec], suite: Suite) -> dict[str, Any]:
         rows.append({"model": spec.name, "seconds": None if macs is None else n * steps * macs / rate / EFFICIENCY})
     size = suite.sampling.size_px if suite.sampling else 0
     disk = int(len(specs) * n * size * size * PNG_BYTES_PER_PIXEL) + sum(file.size_bytes for file in files)
-    content = {"suite": suite.id.model_dump(), "settings": suite.model_dump(), "files": [vars(file) for file in files], "disk_bytes": disk, "models": rows}
+    content = {
+        "suite": suite.id.model_dump(),
+        "settings": suite.model_dump(),
+        "files": [vars(file) for file in files],
+        "disk_bytes": disk,
+        "models": rows,
+    }
     return {**content, "text": _text(content, n)}
 
 
@@ -40,7 +46,10 @@ def _text(content: dict[str, Any], n: int) -> str:
     lines += [f"fetch: {file['repository']}/{file['name']} ({file['size_bytes'] / 1e9:.2f} GB)" for file in content["files"]]
     lines.append(f"disk: at most {content['disk_bytes'] / 1e9:.2f} GB" + ("" if content["files"] else "; nothing to fetch"))
     for row in content["models"]:
-        lines.append(f"{row['model']}: " + ("no estimate" if row["seconds"] is None else f"roughly {_duration(row['seconds'])} of sampling on this machine"))
+        lines.append(
+            f"{row['model']}: "
+            + ("no estimate" if row["seconds"] is None else f"roughly {_duration(row['seconds'])} of sampling on this machine")
+        )
     return "\n".join(lines)
 
 

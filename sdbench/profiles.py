@@ -50,12 +50,13 @@ def choose(name: str) -> Profile:
 
 
 def _auto() -> Profile:
-    import torch  # noqa: PLC0415  # seconds that listing profiles need not wait
+    import torch
 
-    from sdbench.weights import files_to_fetch, is_cached  # noqa: PLC0415  # imports the Hub's client
+    from sdbench.weights import files_to_fetch, is_cached
 
     if not torch.cuda.is_available():
         return Profile("auto", "no CUDA device here, so the embedded family 'scenes' on the CPU.", (_scenes(),))
+
     def at_hand(name: str) -> bool:
         spec = resolve(name)
         try:
@@ -64,7 +65,11 @@ def _auto() -> Profile:
             return False
 
     if all(map(at_hand, FULL_SIZE)):
-        return Profile("auto", f"a CUDA device, and the weights of {', '.join(FULL_SIZE)} cached or reachable: the full-size family.", (_full_size(random=False),))
+        return Profile(
+            "auto",
+            f"a CUDA device, and the weights of {', '.join(FULL_SIZE)} cached or reachable: the full-size family.",
+            (_full_size(random=False),),
+        )
     why = "a CUDA device, but the full-size weights are neither cached nor reachable: quality on the embedded family, latency and memory of the full-size architectures with random weights."
     return Profile("auto", why, (_scenes(), _full_size(random=True)))
 

@@ -1,19 +1,21 @@
 """Pictures -> values with intervals, and the per-image scores behind them.
 
-A protocol is a function of the pictures and their prompts, registered under its name. One that throws, or whose weights are
-not at hand, gives a value whose state says so; the others go on.
+A protocol is a function of the pictures and their prompts, listed under its name in `PROTOCOLS`. One that throws, or whose
+weights are not at hand, gives a value whose state says so; the others go on.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from sdbench import reference, stats
-from sdbench.encoders import scenes
-from sdbench.errors import UserError
+from sdbench.encoders import full_size, scenes
+from sdbench.encoders.full_size import WeightsMissingError
+from sdbench.errors import UserError, unknown
 from sdbench.metrics import clip_score, frechet, preference
 from sdbench.records import F64, Direction, Scores, State, Value
 from sdbench.scenes.grammar import parse
@@ -48,104 +50,119 @@ class Subject:
         return self.store.read(self.images)
 
     def features(self, encoder: str, compute: Callable[[U8], F32]) -> F32:
-        """Features under a scenes evaluator, computed once and kept in the run folder."""
-        return self.store.features(scenes.encoder_id(encoder), self.images, lambda: compute(self.pixels))
-
-
-PROTOCOLS: dict[str, Callable[[Subject], Result]] = {}
-
-
-def protocol(name: str) -> Callable[[Callable[[Subject], Result]], Callable[[Subject], Result]]:
-    """Register a protocol under its name."""
-
-    def register(function: Callable[[Subject], Result]) -> Callable[[Subject], Result]:
-        PROTOCOLS[name] = function
-        return function
-
-    return register
+        """Features under an encoder, whose name tells its weights; computed once and kept in the run folder."""
+        return self.store.features(encoder, self.images, lambda: compute(self.pixels))
 
 
 def score(subject: Subject, metrics: Sequence[str]) -> tuple[list[Value], Scores]:
-    """Every metric of the list, in the order of `PROTOCOLS`, since a win rate needs the preference scores before it."""
+    """Every metric of the list, in the order of `PROTOCOLS`, since a win rate needs the preference scores before it.
+
+    Raises:
+        UserError: a metric that is not known, or a picture that cannot be read.
+    """
+    for name in metrics:
+        if name not in PROTOCOLS:
+            raise unknown("metric", name, PROTOCOLS)
+    subject.pixels  # noqa: B018  # a picture that cannot be read ends the run here, before any metric
     values = []
     for name in sorted(metrics, key=list(PROTOCOLS).index):
         try:
-            value, columns = PROTOCOLS[name](subject)
-        except (UserError, ValueError, ArithmeticError) as error:
-            if isinstance(error, UserError):
-                raise
+            value, columns = PROTOCOLS[name].measure(subject, name)
+        except WeightsMissingError as error:
+            value, columns = without(name, "missing", str(error)), {}
+        except (UserError, ValueError, ArithmeticError, RuntimeError) as error:
             value, columns = without(name, "failed", f"{type(error).__name__}: {error}"), {}
         subject.columns.update(columns)
         values.append(value)
     return values, Scores(subject.prompt_ids, subject.samples, subject.columns)
 
 
-DESCRIBED: dict[str, tuple[str, Direction, str]] = {
-    # name                         kind     better    unit
-    "fd.scenes":                  ("set",   "lower",  "distance"),
-    "clip_score.scenes":          ("score", "higher", "100 cos"),
-    "preference.scenes":          ("score", "higher", "logit"),
-    "win_rate.preference.scenes": ("score", "higher", "share"),
-    "scene_accuracy":             ("score", "higher", "share"),
-}  # fmt: skip  # a table
-
-
 def without(name: str, state: State, reason: str) -> Value:
     """A value that says why there is no number."""
-    kind, direction, unit = DESCRIBED[name]
-    return Value(name=name, kind=kind, direction=direction, unit=unit, state=state, reason=reason)  # type: ignore[arg-type]  # the table's literals
+    kind = PROTOCOLS[name]
+    return Value(name=name, kind=kind.kind, direction=kind.direction, unit=kind.unit, state=state, reason=reason)
 
 
 def _value(name: str, estimate: stats.Estimate, note: str = "", reference_digest: str | None = None) -> Value:
-    kind, direction, unit = DESCRIBED[name]
-    return Value(
-        name=name, kind=kind, direction=direction, unit=unit, value=estimate.value, low=estimate.low, high=estimate.high,  # type: ignore[arg-type]  # the table's literals
-        n=estimate.n, note=note, reference=reference_digest,
-    )  # fmt: skip
+    kind = PROTOCOLS[name]
+    numbers = {"value": estimate.value, "low": estimate.low, "high": estimate.high, "n": estimate.n}
+    return Value(name=name, kind=kind.kind, direction=kind.direction, unit=kind.unit, note=note, reference=reference_digest, **numbers)
 
 
-@protocol("fd.scenes")
-def _frechet(subject: Subject) -> Result:
+def _frechet(subject: Subject, name: str) -> Result:
     against = reference.scenes(subject.runs)
-    features = subject.features("features", scenes.features)
+    features = subject.features(scenes.encoder_id("features"), scenes.features)
     n, width = features.shape
     if n < 2:
-        return without("fd.scenes", "not_applicable", f"a distance of distributions needs at least 2 pictures, found {n}"), {}
+        return without(name, "not_applicable", f"a distance of distributions needs at least 2 pictures, found {n}"), {}
     influence = frechet.influence(features, against.statistics)
     distance = frechet.frechet_distance(frechet.gaussian(features), against.statistics)
     note = "" if n >= 5 * width else f"descriptive: n = {n} < 5 d = {5 * width}"
-    return _value("fd.scenes", stats.standard_error_interval(distance, influence), note, against.digest), {"fd.scenes:influence": influence}
+    return _value(name, stats.standard_error_interval(distance, influence), note, against.digest), {f"{name}:influence": influence}
 
 
-@protocol("clip_score.scenes")
-def _clip_score(subject: Subject) -> Result:
-    scores = clip_score.clip_score(subject.features("clip", scenes.clip_images), scenes.clip_texts(subject.prompts))
-    return _value("clip_score.scenes", stats.mean_interval(scores)), {"clip_score.scenes": scores}
+def _clip_scenes(subject: Subject, name: str) -> Result:
+    image = subject.features(scenes.encoder_id("clip"), scenes.clip_images)
+    return _mean(name, clip_score.clip_score(image, scenes.clip_texts(subject.prompts)))
 
 
-@protocol("preference.scenes")
-def _preference(subject: Subject) -> Result:
+def _clip_full_size(subject: Subject, name: str) -> Result:
+    image = subject.features(f"{full_size.CLIP}-{full_size.CLIP_WEIGHTS}", full_size.clip_images)
+    return _mean(name, clip_score.clip_score(image, full_size.clip_texts(subject.prompts)))
+
+
+def _preference_scenes(subject: Subject, name: str) -> Result:
     text, scale = scenes.preference_texts(subject.prompts)
-    scores = preference.pickscore(subject.features("preference", scenes.preference_images), text, scale)
-    return _value("preference.scenes", stats.mean_interval(scores)), {"preference.scenes": scores}
+    return _mean(name, preference.pickscore(subject.features(scenes.encoder_id("preference"), scenes.preference_images), text, scale))
 
 
-@protocol("win_rate.preference.scenes")
-def _win_rate(subject: Subject) -> Result:
-    name = "win_rate.preference.scenes"
+def _pickscore(subject: Subject, name: str) -> Result:
+    text, scale = full_size.pickscore_texts(subject.prompts)
+    return _mean(name, preference.pickscore(subject.features("pickscore.v1", full_size.pickscore_images), text, scale))
+
+
+def _mean(name: str, scores: F64) -> Result:
+    return _value(name, stats.mean_interval(scores)), {name: scores}
+
+
+def _win_rate(subject: Subject, name: str) -> Result:
+    judge = name.removeprefix("win_rate.")
     if subject.is_teacher:
         return without(name, "not_applicable", "the teacher is what the others are compared with"), {}
-    if subject.teacher is None or "preference.scenes" not in subject.columns:
-        return without(name, "missing", "the teacher has no record under this suite; run scenes-teacher under it"), {}
-    theirs = dict(zip(subject.teacher.keys, subject.teacher.columns["preference.scenes"], strict=True))
+    if judge not in subject.columns:
+        return without(name, "missing", f"there is no {judge} of these pictures"), {}
+    if subject.teacher is None or judge not in subject.teacher.columns:
+        return without(name, "missing", f"the family's teacher has no {judge} under this suite; run it too"), {}
+    theirs = dict(zip(subject.teacher.keys, subject.teacher.columns[judge], strict=True))
     baseline = np.array([theirs[key] for key in zip(subject.prompt_ids, subject.samples, strict=True)])
-    candidate = subject.columns["preference.scenes"]
+    candidate = subject.columns[judge]
     rate = stats.wins_interval(candidate, baseline)
     column = np.where(candidate > baseline, 1.0, np.where(candidate < baseline, 0.0, 0.5))
     return _value(name, rate.estimate, f"{rate.wins} wins, {rate.ties} ties, {rate.losses} losses"), {name: column}
 
 
-@protocol("scene_accuracy")
-def _scene_accuracy(subject: Subject) -> Result:
+def _scene_accuracy(subject: Subject, name: str) -> Result:
     right = [seen == parse(prompt).layout for seen, prompt in zip(scenes.layouts(subject.pixels), subject.prompts, strict=True)]
-    return _value("scene_accuracy", stats.proportion_interval(sum(right), len(right))), {"scene_accuracy": np.asarray(right, np.float64)}
+    return _value(name, stats.proportion_interval(sum(right), len(right))), {name: np.asarray(right, np.float64)}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a metric is made, and how its values are to be read."""
+
+    kind: Literal["set", "score"]
+    direction: Direction
+    unit: str
+    measure: Callable[[Subject, str], Result]
+
+
+PROTOCOLS: dict[str, Protocol] = {
+    "scene_accuracy":             Protocol("score", "higher", "share",    _scene_accuracy),
+    "fd.scenes":                  Protocol("set",   "lower",  "distance", _frechet),
+    "clip_score.scenes":          Protocol("score", "higher", "100 cos",  _clip_scenes),
+    "clip_score.vit-l-14":        Protocol("score", "higher", "100 cos",  _clip_full_size),
+    "preference.scenes":          Protocol("score", "higher", "logit",    _preference_scenes),
+    "pickscore.v1":               Protocol("score", "higher", "logit",    _pickscore),
+    "win_rate.preference.scenes": Protocol("score", "higher", "share",    _win_rate),
+    "win_rate.pickscore.v1":      Protocol("score", "higher", "share",    _win_rate),
+}  # fmt: skip  # a table

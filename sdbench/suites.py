@@ -17,7 +17,6 @@ from sdbench.errors import UserError, unknown
 from sdbench.records import SuiteId
 from sdbench.scenes.grammar import scene_at
 
-
 T = TypeVar("T", bound=BaseModel)
 Family = Literal["sdxl", "scenes"]
 

@@ -73,7 +73,7 @@ def preference_texts(captions: Sequence[str]) -> tuple[F32, float]:
     model = _preference()
     with torch.inference_mode():
         embedded: F32 = model.text_projection(model.text_model(input_ids=_tokens(captions)).pooler_output).numpy()
-    return embedded, float(model.logit_scale.exp())
+    return embedded, model.logit_scale.detach().exp().item()
 
 
 def pixels(images: U8) -> Tensor:

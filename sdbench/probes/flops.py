@@ -20,7 +20,7 @@ def unet_macs(config: Mapping[str, Any], *, latent_size: int, tokens: int) -> in
         latent_size: side of the latents: pixels over the VAE's downsampling.
         tokens: length of the text.
     """
-    from diffusers import UNet2DConditionModel  # noqa: PLC0415  # takes seconds
+    from diffusers import UNet2DConditionModel
 
     pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
     with torch.device("meta"):

@@ -45,11 +45,6 @@ class Round:
             info.pop("memory_mib", None)
         return cls(seconds, info, failures)
 
-    @classmethod
-    def failed(cls, reason: str) -> "Round":
-        """A round that measured nothing."""
-        return cls(failures=dict.fromkeys(STAGES, reason))
-
 
 def values(rounds: Sequence[Round], *, device: str) -> list[Value]:
     """Every value of one model; those of what failed in all of its rounds say so with the reason."""

@@ -93,7 +93,7 @@ def test_the_suite_names_the_scheduler(pipe: Any) -> None:
 
 
 def test_parameters_are_those_of_the_weight_files(pipe: Any, made: Path) -> None:
-    from safetensors import safe_open  # noqa: PLC0415
+    from safetensors import safe_open
 
     def numbers(path: Path) -> int:
         with safe_open(path, "pt") as file:

@@ -5,16 +5,18 @@ the same data and, on one machine, ends with the same bytes.
 """
 
 import json
-import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
+
+from sdbench.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,14 @@ def fit(
         folder: gets `state.pt` (to resume from) and `log.jsonl`.
 
     Raises:
-        FloatingPointError: a loss is not finite; the last good checkpoint stays in `folder`.
+        UserError: a loss is not finite; the last good checkpoint stays in `folder`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     optimiser = torch.optim.AdamW(model.parameters(), lr=schedule.lr, betas=(0.9, 0.99), weight_decay=schedule.weight_decay)
     lr = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _lr_share(step, schedule))
     average = deepcopy(model).requires_grad_(requires_grad=False) if schedule.ema else None
-    start = _resume(folder, model, average, optimiser, lr)
+    parts = {"model": model, "optimiser": optimiser, "lr": lr} | ({"average": average} if average is not None else {})
+    start = _resume(folder / "state.pt", parts)
     saved = time.monotonic()
     model.train()
     with tqdm(range(start, schedule.steps), initial=start, total=schedule.steps, desc=folder.name, mininterval=2) as bar:
@@ -66,7 +69,9 @@ def fit(
             terms = loss(step)
             total = torch.stack(list(terms.values())).sum()
             if not torch.isfinite(total):
-                raise FloatingPointError(f"{folder.name}: loss {total.item()} at step {step}; last good state in {folder / 'state.pt'}")
+                raise UserError(
+                    f"training of {folder.name} met a loss of {total.item()} at step {step}; the last good state is kept in {folder / 'state.pt'}: lower the learning rate and run again"
+                )
             optimiser.zero_grad(set_to_none=True)
             total.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             nn.utils.clip_grad_norm_(model.parameters(), schedule.clip_norm)
@@ -80,7 +85,7 @@ def fit(
                 with (folder / "log.jsonl").open("a") as log:
                     log.write(json.dumps({"step": step, **values}) + "\n")
             if time.monotonic() - saved > save_every_s or step == schedule.steps - 1:
-                _save(folder, step + 1, model, average, optimiser, lr)
+                _save(folder / "state.pt", step + 1, parts)
                 saved = time.monotonic()
     return (average if average is not None else model).eval()
 
@@ -99,32 +104,16 @@ def _average(average: nn.Module, model: nn.Module, decay: float) -> None:
         kept.copy_(now)
 
 
-def _save(
-    folder: Path,
-    step: int,
-    model: nn.Module,
-    average: nn.Module | None,
-    optimiser: torch.optim.Optimizer,
-    lr: torch.optim.lr_scheduler.LambdaLR,
-) -> None:
-    state = {"step": step, "model": model.state_dict(), "optimiser": optimiser.state_dict(), "lr": lr.state_dict()}
-    if average is not None:
-        state["average"] = average.state_dict()
-    beside = folder / "state.pt.part"
-    torch.save(state, beside)
-    os.replace(beside, folder / "state.pt")
+def _save(path: Path, step: int, parts: Mapping[str, Any]) -> None:
+    beside = path.with_suffix(".part")
+    torch.save({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, beside)
+    beside.replace(path)
 
 
-def _resume(
-    folder: Path, model: nn.Module, average: nn.Module | None, optimiser: torch.optim.Optimizer, lr: torch.optim.lr_scheduler.LambdaLR
-) -> int:
-    path = folder / "state.pt"
+def _resume(path: Path, parts: Mapping[str, Any]) -> int:
     if not path.exists():
         return 0
-    state = torch.load(path, weights_only=True, map_location=next(model.parameters()).device)
-    model.load_state_dict(state["model"])
-    optimiser.load_state_dict(state["optimiser"])
-    lr.load_state_dict(state["lr"])
-    if average is not None:
-        average.load_state_dict(state["average"])
+    state = torch.load(path, weights_only=True, map_location=next(parts["model"].parameters()).device)
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
     return int(state["step"])

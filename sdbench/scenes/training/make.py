@@ -8,7 +8,6 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
@@ -106,6 +105,7 @@ def _text(shop: Shop) -> dict[str, float]:
     save_text_encoder(plain.half(), shop.pipeline / "text_encoder")
     second: CLIPTextModelWithProjection = text.train(shop.work, "text_encoder_2", shop.tokens, device=shop.device)
     save_text_encoder(second.half(), shop.pipeline / "text_encoder_2")
+    DDIMScheduler(**unet.SCHEDULER).save_pretrained(shop.pipeline / "scheduler")
     return {}
 
 
@@ -129,8 +129,7 @@ def _clip(shop: Shop) -> dict[str, float]:
 
 
 def _teacher(shop: Shop) -> dict[str, float]:
-    DDIMScheduler(**unet.SCHEDULER).save_pretrained(shop.pipeline / "scheduler")
-    latents = LatentPool(shop.pipeline, shop.encoded, shop.work)
+    latents = LatentPool(shop.pipeline, shop.encoded, shop.work / "latents")
     made: UNet2DConditionModel = unet.train(shop.work, latents, device=shop.device)
     made.half().save_pretrained(shop.pipeline / "unet")
     parts = {name: kind.from_pretrained(shop.pipeline / name) for name, kind in COMPONENTS.items()}
@@ -148,11 +147,11 @@ def _preference(shop: Shop) -> dict[str, float]:
 PARTS: dict[str, tuple[Schedule, Callable[[Shop], dict[str, float]]]] = {
     "vae": (vae.SCHEDULE, _vae),
     "text": (text.SCHEDULE, _text),
-    "teacher": (unet.SCHEDULE, _teacher),
     "reader": (reader.READER, _reader),
     "features": (reader.FEATURES, _features),
     "clip": (clip.SCHEDULE, _clip),
     "preference": (preference.SCHEDULE, _preference),
+    "teacher": (unet.SCHEDULE, _teacher),
 }
 
 

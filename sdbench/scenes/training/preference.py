@@ -1,7 +1,7 @@
 """Trains the preference model: PickScore's form (a `transformers` CLIP, logit scale times cosine), for pairs of scenes.
 
 Of two pictures for one caption, the better is the one with less of a fault: blur, noise, a colour shift, a thing missing
-or wrong, or the smear of an under-trained generator (a one-step guess of the teacher from noised latents).
+or wrong, or the smear of an under-trained generator (what a Vega-shaped UNet guesses from noised latents after 400 steps).
 """
 
 from pathlib import Path
@@ -23,8 +23,10 @@ from sdbench.scenes.training.latents import LatentPool, noisy, predict
 from sdbench.scenes.training.loop import Schedule, fit
 from sdbench.scenes.training.pool import Pool, to_pixels
 from sdbench.scenes.training.text import MAX_TOKENS, tokenise
+from sdbench.scenes.training.unet import train as train_unet
 
 SCHEDULE = Schedule(steps=1500, lr=1.5e-3, batch=48, warmup=100, ema=0.99, seed=40)
+UNDERTRAINED = Schedule(steps=400, lr=2e-3, batch=32, warmup=50, ema=0.99, seed=2)
 SMEARED = 2048
 FAULTS = ("blur", "noise", "colour", "wrong", "smear")
 
@@ -121,26 +123,26 @@ def _fault(kind: str, pixels: Tensor, amount: float, smear: Tensor) -> Tensor:
     return torch.lerp(pixels, smear, amount)
 
 
-@torch.no_grad()
 def _smears(path: Path, pipeline: Path, pool: Pool, work: Path) -> npt.NDArray[np.uint8]:
-    """One-step guesses of the teacher from latents noised by 60 to 95 % of its schedule => n x 64 x 64 x 3 uint8."""
-    if path.exists():
-        kept: npt.NDArray[np.uint8] = np.load(path)
-        return kept
-    latents = LatentPool(pipeline, pool, work)
-    unet = UNet2DConditionModel.from_pretrained(pipeline / "unet", torch_dtype=torch.float32)
-    vae = AutoencoderKL.from_pretrained(pipeline / "vae", torch_dtype=torch.float32)
-    pictures = []
-    for start in tqdm(range(0, SMEARED, 64), desc="smeared pictures"):
-        batch = latents.at(np.arange(start, start + 64), seed=start, least=600, most=950)
-        noised = noisy(latents.scheduler, batch)
-        alpha = latents.scheduler.alphas_cumprod[batch.timesteps][:, None, None, None]
-        guess = alpha.sqrt() * noised - (1 - alpha).sqrt() * predict(unet, noised, batch)
-        pixels = vae.decode(guess / vae.config.scaling_factor).sample
-        pictures.append(((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())
-    made = np.concatenate(pictures)
-    np.save(path, made)
+    """Guesses of an under-trained UNet from latents noised by 30 to 90 % of the schedule => n x 64 x 64 x 3 uint8."""
+    if not path.exists():
+        latents = LatentPool(pipeline, pool, work / "latents")
+        unet = train_unet(work, latents, UNDERTRAINED, architecture="vega", name="undertrained")
+        vae = AutoencoderKL.from_pretrained(pipeline / "vae", torch_dtype=torch.float32)
+        starts = tqdm(range(0, SMEARED, 64), desc="smeared pictures")
+        np.save(path, np.concatenate([_guess(latents, unet, vae, np.arange(start, start + 64)) for start in starts]))
+    made: npt.NDArray[np.uint8] = np.load(path)
     return made
+
+
+@torch.no_grad()
+def _guess(latents: LatentPool, unet: UNet2DConditionModel, vae: AutoencoderKL, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+    batch = latents.at(rows, seed=int(rows[0]), least=300, most=900)
+    noised = noisy(latents.scheduler, batch)
+    alpha = latents.scheduler.alphas_cumprod[batch.timesteps][:, None, None, None]
+    guess = alpha.sqrt() * noised - (1 - alpha).sqrt() * predict(unet, noised, batch)
+    pixels = vae.decode(guess / vae.config.scaling_factor).sample.clamp(-1, 1)
+    return np.asarray(((pixels + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())
 
 
 @torch.no_grad()

@@ -33,8 +33,8 @@ def train(work: Path, name: str, pool: Pool, width: int, schedule: Schedule, *, 
             "attributes": attribute_loss(net(worsen(pixels) if augment else pixels), {name: values[rows] for name, values in truth.items()})
         }
 
-    fit(net, loss, schedule, work / name)
-    return net
+    kept: SceneNet = fit(net, loss, schedule, work / name)  # type: ignore[assignment]  # the same class
+    return kept
 
 
 def worsen(pixels: Tensor) -> Tensor:

@@ -23,7 +23,9 @@ def ship(shop: Shop) -> Path:
     lacking = [part for part in PARTS if not (shop.out / "reports" / f"{part}.json").exists()]
     lacking += [name for name in STUDENTS if not (shop.out / "unets" / name / "config.json").exists()]
     if lacking:
-        raise UserError(f"{shop.out} lacks {', '.join(lacking)}; make them with `sdbench scenes train` and `distillation`, or all at once with `nox -s scenes`")
+        raise UserError(
+            f"{shop.out} lacks {', '.join(lacking)}; make them with `sdbench scenes train` and `distillation`, or all at once with `nox -s scenes`"
+        )
     for name in SHIPPED:
         shutil.rmtree(WEIGHTS / name, ignore_errors=True)
         shutil.copytree(shop.out / name, WEIGHTS / name)

@@ -30,13 +30,15 @@ SCHEDULER = {
 SCHEDULE = Schedule(steps=2000, lr=2e-3, batch=48, warmup=100, ema=0.995, seed=1)
 
 
-def train(work: Path, latents: LatentPool, schedule: Schedule = SCHEDULE, device: str = "cpu") -> UNet2DConditionModel:
-    """Train it => the running average of the weights."""
+def train(
+    work: Path, latents: LatentPool, schedule: Schedule = SCHEDULE, device: str = "cpu", architecture: str = "sdxl", name: str = "teacher"
+) -> UNet2DConditionModel:
+    """Train a UNet from nothing => the running average of its weights."""
     torch.manual_seed(schedule.seed)
-    unet = UNet2DConditionModel(**unet_config("sdxl", "scenes")).to(device)
+    unet = UNet2DConditionModel(**unet_config(architecture, "scenes")).to(device)
 
     def loss(step: int) -> dict[str, Tensor]:
         batch = latents.batch(step, schedule.batch, schedule.seed, device=device)
         return {"velocity": F.mse_loss(predict(unet, noisy(latents.scheduler, batch), batch), target(latents.scheduler, batch))}
 
-    return fit(unet, loss, schedule, work / "teacher")
+    return fit(unet, loss, schedule, work / name)

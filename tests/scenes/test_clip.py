@@ -1,0 +1,53 @@
+"""What the scenes' CLIP is trained against: captions with exactly one thing wrong."""
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from sdbench.scenes.grammar import Scene, parse, scene_at
+from sdbench.scenes.training.clip import contrastive_loss, one_word_wrong
+
+
+def words_of(scene: Scene) -> list[str | None]:
+    return [word for thing in scene.things for word in (thing.size, thing.colour, thing.shape)] + [scene.relation, scene.background]
+
+
+@given(st.integers(0, 100_000), st.integers(0, 2**32))
+def test_exactly_one_attribute_is_wrong(index: int, seed: int) -> None:
+    scene = scene_at(index)
+    wrong = one_word_wrong(scene, np.random.default_rng(seed))
+    assert len(words_of(wrong)) == len(words_of(scene))
+    assert sum(one != other for one, other in zip(words_of(scene), words_of(wrong), strict=True)) == 1
+    assert wrong.layout != scene.layout
+    assert parse(wrong.caption) == wrong
+
+
+def test_every_kind_of_word_gets_its_turn() -> None:
+    scene = parse("a large red circle left of a small blue star on a pink background")
+    rng = np.random.default_rng(0)
+    changed = {
+        place
+        for _ in range(200)
+        for place, (one, other) in enumerate(zip(words_of(scene), words_of(one_word_wrong(scene, rng)), strict=True))
+        if one != other
+    }
+    assert changed == set(range(8))
+
+
+def test_the_contrastive_loss_is_the_closed_form_of_its_two_directions() -> None:
+    scenes = [scene_at(0), scene_at(1)]
+    image, text = torch.eye(4)[:2], torch.eye(4)  # each picture fits its own caption and no other
+    loss = contrastive_loss(image, text, torch.tensor(2.0), scenes)
+    e = np.exp(2)
+    torch.testing.assert_close(loss.item(), 0.5 * (np.log((e + 3) / e) + np.log((e + 1) / e)), rtol=1e-5, atol=0)
+
+
+def test_two_pictures_of_one_layout_are_no_negatives_of_each_other() -> None:
+    one = parse("a large red circle left of a small blue star on a pink background")
+    same = parse("a small blue star right of a large red circle on a pink background")
+    image = F.normalize(torch.ones(2, 4))
+    text = torch.cat([image, -image])
+    assert contrastive_loss(image, text, torch.tensor(50.0), [one, same]) < 1e-6
+    assert contrastive_loss(image, text, torch.tensor(50.0), [one, scene_at(0)]) > 0.5

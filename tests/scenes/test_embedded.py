@@ -1,0 +1,97 @@
+"""The weights that are shipped. These tests need them; all but the first hold for untrained stand-ins as well."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from sdbench.encoders import scenes as encoders
+from sdbench.errors import UserError
+from sdbench.scenes import embedded
+from sdbench.scenes.embedded import WEIGHTS
+from sdbench.scenes.grammar import scene_at
+from sdbench.scenes.render import render
+
+MAX_BYTES = 32 * 2**20
+LAYER = ("layer_norm1", "layer_norm2", "mlp.fc1", "mlp.fc2", *(f"self_attn.{name}_proj" for name in "qkv"), "self_attn.out_proj")
+
+
+@pytest.mark.skipif("parts" not in embedded.manifest(), reason="stand-ins: the manifest names no trained parts")
+def test_the_reader_reads_heldout_pictures_wholly_right() -> None:
+    scenes = [scene_at(index, "heldout", seed=5) for index in range(1024)]
+    read = encoders.layouts(render(scenes, range(1024), seed=5))
+    right = [seen == scene.layout for seen, scene in zip(read, scenes, strict=True)]
+    assert np.mean(right) >= 0.995
+
+
+def test_the_manifest_names_every_file_with_its_digest() -> None:
+    assert embedded.verify() == []
+    there = {path.relative_to(WEIGHTS).as_posix() for path in WEIGHTS.rglob("*") if path.is_file()}
+    assert there == set(embedded.manifest()["files"]) | {"manifest.json"}
+
+
+def test_all_of_it_is_small_enough_to_ship() -> None:
+    assert sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file()) < MAX_BYTES
+
+
+def test_the_pipeline_loads_with_the_stock_class_and_every_tensor_finds_its_place() -> None:
+    pipeline = StableDiffusionXLPipeline.from_pretrained(WEIGHTS / "pipeline", use_safetensors=True, local_files_only=True, add_watermarker=False)
+    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        (file,) = (WEIGHTS / "pipeline" / part).glob("*.safetensors")
+        stored = {name.removeprefix("text_model."): tensor for name, tensor in load_file(file).items()}
+        loaded = {name.removeprefix("text_model."): tensor for name, tensor in getattr(pipeline, part).state_dict().items()}
+        assert stored.keys() == loaded.keys()
+        for name, tensor in stored.items():
+            torch.testing.assert_close(loaded[name].float(), tensor.float(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["text_encoder", "text_encoder_2"])
+def test_the_text_encoders_files_name_their_tensors_as_the_hub_does(name: str) -> None:
+    folder = WEIGHTS / "pipeline" / name
+    modules = [f"encoder.layers.{k}.{part}" for k in range(json.loads((folder / "config.json").read_text())["num_hidden_layers"]) for part in LAYER]
+    expected = {f"text_model.{module}.{kind}" for module in [*modules, "final_layer_norm"] for kind in ("weight", "bias")}
+    expected |= {f"text_model.embeddings.{kind}_embedding.weight" for kind in ("token", "position")}
+    expected |= {"text_projection.weight"} if name == "text_encoder_2" else set()
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        assert set(file.keys()) == expected
+
+
+def test_every_evaluator_takes_any_uint8_picture() -> None:
+    rng = np.random.default_rng(0)
+    pictures = np.stack([np.zeros((64, 64, 3)), np.full((64, 64, 3), 255), rng.integers(0, 256, (64, 64, 3))]).astype(np.uint8)
+    for encode in (encoders.features, encoders.clip_images, encoders.preference_images):
+        features = encode(pictures)
+        assert features.shape == (3, 64)
+        assert features.dtype == np.float32
+        assert np.isfinite(features).all()
+        assert len(np.unique(features, axis=0)) == 3
+    assert len(encoders.layouts(pictures)) == 3
+    texts, scale = encoders.preference_texts(["a large red circle on a pink background"] * 2)
+    assert texts.shape == encoders.clip_texts(["", "a small blue star on a gray background"]).shape == (2, 64)
+    assert scale > 0
+
+
+def test_a_changed_or_missing_file_is_an_error_that_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "unets").mkdir()
+    for name in ("unets/one.bin", "two.bin"):
+        (tmp_path / name).write_bytes(b"weights")
+    digests = {name: embedded.digest(tmp_path / name) for name in ("unets/one.bin", "two.bin")}
+    (tmp_path / "manifest.json").write_text(json.dumps({"files": digests}))
+    monkeypatch.setattr(embedded, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(embedded, "MANIFEST", tmp_path / "manifest.json")
+    assert embedded.verify() == []
+    assert embedded.checked("unets") == tmp_path / "unets"
+    (tmp_path / "unets" / "one.bin").write_bytes(b"weighty")
+    assert embedded.verify() == ["unets/one.bin"]
+    for name in ("unets", "unets/one.bin"):
+        with pytest.raises(UserError, match=r"unets/one\.bin are missing or changed.*reinstall"):
+            embedded.checked(name)
+    assert embedded.checked("two.bin") == tmp_path / "two.bin"
+    (tmp_path / "two.bin").unlink()
+    with pytest.raises(UserError, match=r"two\.bin are missing"):
+        embedded.checked("two.bin")

@@ -1,0 +1,128 @@
+"""The renderer is the truth of the embedded family: it must draw what the caption says, and always the same."""
+
+import hashlib
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from sdbench.scenes.grammar import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, Scene, Thing, parse, scene_at
+from sdbench.scenes.render import RADIUS, SIZE_PX, render
+
+U8 = npt.NDArray[np.uint8]
+
+
+def draw(caption: str, n: int = 1, seed: int = 0) -> U8:
+    return render([parse(caption)] * n, range(n), seed)
+
+
+def near(picture: U8, colour: tuple[int, int, int], within: int) -> npt.NDArray[np.bool_]:
+    """Where a picture has a colour, as seen through the jitter."""
+    return (abs(picture.astype(int) - colour) <= within).all(-1)
+
+
+def things_of(picture: U8) -> npt.NDArray[np.bool_]:
+    """Where a picture is not background, at least half."""
+    ground = picture[0, 0].astype(int)
+    return abs(picture.astype(int) - ground).max(-1) > 20
+
+
+def centroid(mask: npt.NDArray[np.bool_]) -> tuple[float, float]:
+    y, x = np.nonzero(mask)
+    return float(x.mean()), float(y.mean())
+
+
+def test_a_picture_has_the_same_bytes_alone_in_a_batch_and_in_any_order() -> None:
+    scenes = [scene_at(index) for index in range(24)]
+    batch = render(scenes, range(24), seed=5)
+    assert batch.shape == (24, SIZE_PX, SIZE_PX, 3)
+    assert batch.dtype == np.uint8
+    backwards = render(scenes[::-1], range(23, -1, -1), seed=5)
+    np.testing.assert_array_equal(backwards[::-1], batch)
+    for index in (0, 7, 23):
+        np.testing.assert_array_equal(render([scenes[index]], [index], seed=5)[0], batch[index])
+
+
+def test_index_and_seed_choose_the_jitter() -> None:
+    scene = [scene_at(0)]
+    pictures = [render(scene, [index], seed) for index, seed in ((0, 0), (1, 0), (0, 1))]
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert not np.array_equal(pictures[one], pictures[other])
+
+
+def test_the_pictures_are_those_that_the_shipped_weights_were_trained_on() -> None:
+    pictures = render([scene_at(index) for index in range(16)], range(16))
+    assert hashlib.sha256(pictures.tobytes()).hexdigest() == GOLDEN
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+def test_the_centre_of_a_large_circle_has_its_colour(colour: str) -> None:
+    for picture in draw(f"a large {colour} circle on a {'white' if colour == 'yellow' else 'gray'} background", n=8):
+        x, y = centroid(things_of(picture))
+        assert near(picture[round(y), round(x)], COLOURS[colour], 11)
+
+
+@pytest.mark.parametrize("background", BACKGROUNDS)
+def test_the_corners_have_the_background_s_colour(background: str) -> None:
+    for index, picture in enumerate(render([Scene(scene_at(i).things, scene_at(i).relation, background) for i in range(16)], range(16))):
+        corners = picture[[0, 0, -1, -1], [0, -1, 0, -1]]
+        assert near(corners, BACKGROUNDS[background], 7).all(), index
+        assert (corners == corners[0]).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "area"),
+    [
+        ("circle", np.pi),
+        ("square", (2 * 0.88) ** 2),
+        ("cross", 4 * 0.64 - 0.64**2),  # two bars of 2 x 0.64 that share their middle
+        ("ring", np.pi * (1 - 0.48**2)),
+        ("triangle", 0.9 * 1.8 / 0.866),  # from 0.75 down to -1.05 (its tip), as wide at the base as the slanted edges allow
+    ],
+)
+def test_a_shape_covers_the_area_of_its_closed_form(shape: str, area: float) -> None:
+    for size, radius in RADIUS.items():
+        measured = [things_of(picture).mean() for picture in draw(f"a {size} blue {shape} on a white background", n=40)]
+        # The jitter of the radius is uniform in 1 +- 0.08; edges of half a pixel are blurred.
+        assert np.mean(measured) == pytest.approx(area * radius**2, rel=0.12), size
+
+
+def test_large_things_cover_about_three_times_what_small_ones_do() -> None:
+    expected = (RADIUS["large"] / RADIUS["small"]) ** 2
+    for shape in SHAPES:
+        small, large = (things_of(draw(f"a {size} blue {shape} on a white background", n=24).reshape(-1, SIZE_PX, 3)).mean() for size in RADIUS)
+        assert large / small == pytest.approx(expected, rel=0.2), shape
+
+
+def test_a_ring_is_hollow_and_a_square_is_not() -> None:
+    for shape, hollow in (("ring", True), ("square", False)):
+        for picture in draw(f"a large blue {shape} on a white background", n=8):
+            x, y = centroid(things_of(picture))
+            assert near(picture[round(y), round(x)], BACKGROUNDS["white"] if hollow else COLOURS["blue"], 11)
+
+
+@pytest.mark.parametrize("relation", RELATIONS)
+def test_the_first_thing_stands_where_the_relation_says(relation: str) -> None:
+    for picture in draw(f"a large red square {relation} a small blue circle on a white background", n=12):
+        first, second = (centroid(near(picture, COLOURS[colour], 12)) for colour in ("red", "blue"))
+        along = 0 if relation.endswith("of") else 1
+        assert abs(first[along] - second[along]) > SIZE_PX / 4
+        assert (first[along] < second[along]) == (relation in ("left of", "above"))
+
+
+def test_two_things_never_touch() -> None:
+    things = Thing("large", "red", "circle"), Thing("large", "blue", "star")
+    for relation in RELATIONS:
+        for picture in render([Scene(things, relation, "white")] * 40, range(40)):
+            lines = things_of(picture).any(axis=0 if relation.endswith("of") else 1)
+            starts = np.flatnonzero(np.diff(np.r_[False, lines].astype(int)) == 1)
+            assert len(starts) == 2, relation
+
+
+def test_no_thing_is_cut_off_by_the_edge() -> None:
+    for picture in render([scene_at(index) for index in range(200)], range(200)):
+        mask = things_of(picture)
+        assert not (mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any())
+
+
+GOLDEN = "to be filled in"
