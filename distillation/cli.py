@@ -19,11 +19,14 @@ from sdbench.models.architectures import unet_config
 from sdbench.scenes.embedded import WEIGHTS
 
 WORK = Path("results/runs/distillation")  # ignored by git
+STUDENTS = Path("results/runs/students")  # likewise
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand => exit code: 0, or 2 for anything that the user can mend."""
     options = _parser().parse_args(argv)
+    if "out" in options and options.out is None:
+        options.out = STUDENTS / Path(options.recipe).stem
     try:
         _COMMANDS[options.command](options)
     except UserError as error:
@@ -48,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         )
     for command in (cut, run):
         command.add_argument("--teacher", type=Path, help="folder of a whole pipeline (default: the embedded teacher)")
-        command.add_argument("--out", type=Path, required=True, help="new folder for the student")
+        command.add_argument("--out", type=Path, help=f"new folder for the student (default: {STUDENTS}/RECIPE)")
         command.add_argument("--unet-only", action="store_true", help="write the UNet alone instead of a whole pipeline")
     run.add_argument("--work", type=Path, default=WORK, help="folder for what a stopped run continues from (default: %(default)s)")
     run.add_argument("--steps", type=_count, help="steps of all stages together (default: the recipe's)")

@@ -65,7 +65,7 @@ def distil(
 
     Raises:
         UserError: the family cannot be trained here, the teacher does not fit the recipe, or `out` is taken.
-        FloatingPointError: a loss is not finite.
+        UserError: a loss is not finite.
     """
     teacher, counts = check(recipe, family, teacher_folder, out, steps)
     settings = recipe.scenes

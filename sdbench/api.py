@@ -82,7 +82,9 @@ def score(images: Path, prompts: Path, places: Places | None = None) -> tuple[li
     from sdbench.store import read_images
 
     if not images.is_dir() or not prompts.is_file():
-        raise UserError(f"--images takes a folder and --prompts a text file; found {images} and {prompts}, of which one is missing or of the other kind")
+        raise UserError(
+            f"--images takes a folder and --prompts a text file; found {images} and {prompts}, of which one is missing or of the other kind"
+        )
     paths = sorted(path for path in images.iterdir() if path.suffix.lower() in {".png", ".jpg", ".jpeg", ".webp"})
     texts = [line.strip() for line in prompts.read_text().splitlines() if line.strip()]
     if not paths or len(paths) != len(texts):
@@ -106,10 +108,9 @@ def _record_of(what: str, where: Places, suite: str | None) -> Path:
         return Path(what)
     spec = resolve(what)
     chosen = suites.load(suite or FAMILY_SUITE.get(spec.family, "standard"))
-    if spec.name in CATALOGUE:
-        kept = [path for path, record in records.newest(where.results, spec.family) if _is(record, spec.name, chosen)]
-        if kept:
-            return kept[-1]
+    kept = [(record.created, path) for path, record in records.newest(where.results, spec.family) if _is(record, spec.name, chosen)]
+    if kept and spec.name in CATALOGUE:
+        return max(kept)[1]
     return run([spec], chosen, where)[0]
 
 

@@ -27,10 +27,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         say(f"sdbench: {error}")
         return BAD_INPUT
-    except BrokenPipeError:
+    except BrokenPipeError:  # whoever reads the answer went away; 0 would say that a gate has passed
         with contextlib.suppress(OSError):
             sys.stdout.close()
-        return 0
+        return BAD_INPUT
 
 
 def say(text: str) -> None:
@@ -178,11 +178,8 @@ def _score(arguments: argparse.Namespace) -> int:
 
     values, scores = api.score(arguments.images, arguments.prompts, _places(arguments))
     for value in values:
-        number = (
-            f"{value.value:.4g} ({value.low:.4g} to {value.high:.4g}), n = {value.n}"
-            if value.value is not None
-            else f"{value.state}: {value.reason}"
-        )
+        ends = "" if value.low is None else f" ({value.low:.4g} to {value.high:.4g})"
+        number = f"{value.state}: {value.reason}" if value.value is None else f"{value.value:.4g}{ends}, n = {value.n}"
         say(f"{value.name:28} {number} {value.note}".rstrip())
     if arguments.json:
         give(
@@ -195,18 +192,18 @@ def _score(arguments: argparse.Namespace) -> int:
 
 
 def _gate(arguments: argparse.Namespace) -> int:
-    from sdbench import api
-
     try:
+        from sdbench import api
+
         report = api.compare(arguments.candidate, arguments.baseline, arguments.policy, _places(arguments), arguments.suite)
-    except UserError:
+        say(report.text())
+        if arguments.json:
+            give(report.to_json())
+    except (UserError, BrokenPipeError):
         raise
     except Exception as error:  # noqa: BLE001  # a crash must never be read as "regressed", which is exit code 1
         say(f"sdbench: the gate itself failed: {type(error).__name__}: {error}")
         return BAD_INPUT
-    say(report.text())
-    if arguments.json:
-        give(report.to_json())
     return report.exit_code
 
 
@@ -263,11 +260,12 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 def _scenes(arguments: argparse.Namespace) -> int:
     from sdbench import api
+    from sdbench.machine import environment
     from sdbench.scenes.training import make, ship
 
     shop = make.Shop(arguments.work, arguments.device or api.machine_device())
     if arguments.action == "ship":
-        say(f"installed: {ship.ship(shop)}")
+        say(f"installed: {ship.ship(shop, environment().model_dump())}")
         return 0
     for part in arguments.parts or make.PARTS:
         make.make(part, shop)

@@ -22,6 +22,7 @@ from sdbench.models.loading import load
 from sdbench.models.spec import ModelSpec
 from sdbench.probes import driver
 from sdbench.records import Model, Record, Scores, Value
+from sdbench.scenes import embedded
 from sdbench.score import Subject, score
 from sdbench.store import U8, Store, digest
 from sdbench.suites import Sampling, Suite, suites_folder
@@ -77,6 +78,8 @@ def run(specs: Sequence[ModelSpec], setting: Bench) -> list[Path]:
 
 
 def _pictures(spec: ModelSpec, setting: Bench) -> tuple[Store, list[Job]]:
+    if spec.source == "embedded":
+        embedded.checked(spec.location)
     weights = weights_digest(spec, dtype=setting.sampling.dtype)
     todo = jobs(setting.suite, setting.sampling, weights)
     identity = {

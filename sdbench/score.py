@@ -15,7 +15,7 @@ import numpy as np
 from sdbench import reference, stats
 from sdbench.encoders import full_size, scenes
 from sdbench.encoders.full_size import WeightsMissingError
-from sdbench.errors import UserError, unknown
+from sdbench.errors import unknown
 from sdbench.metrics import clip_score, frechet, preference
 from sdbench.records import F64, Direction, Scores, State, Value
 from sdbench.scenes.grammar import parse
@@ -70,7 +70,7 @@ def score(subject: Subject, metrics: Sequence[str]) -> tuple[list[Value], Scores
             value, columns = PROTOCOLS[name].measure(subject, name)
         except WeightsMissingError as error:
             value, columns = without(name, "missing", str(error)), {}
-        except (UserError, ValueError, ArithmeticError, RuntimeError) as error:
+        except Exception as error:  # noqa: BLE001  # a metric that fails loses only itself
             value, columns = without(name, "failed", f"{type(error).__name__}: {error}"), {}
         subject.columns.update(columns)
         values.append(value)
@@ -85,8 +85,11 @@ def without(name: str, state: State, reason: str) -> Value:
 
 def _value(name: str, estimate: stats.Estimate, note: str = "", reference_digest: str | None = None) -> Value:
     kind = PROTOCOLS[name]
-    numbers = {"value": estimate.value, "low": estimate.low, "high": estimate.high, "n": estimate.n}
-    return Value(name=name, kind=kind.kind, direction=kind.direction, unit=kind.unit, note=note, reference=reference_digest, **numbers)
+    low, high = (estimate.low, estimate.high) if estimate.enough else (None, None)
+    return Value(
+        name=name, kind=kind.kind, direction=kind.direction, unit=kind.unit, value=estimate.value, low=low, high=high, n=estimate.n,
+        note=note, reference=reference_digest,
+    )  # fmt: skip
 
 
 def _frechet(subject: Subject, name: str) -> Result:

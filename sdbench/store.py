@@ -106,7 +106,10 @@ def read_images(paths: Sequence[Path], way_out: str) -> U8:
     for path in paths:
         try:
             with Image.open(path) as image:
-                mode, pixels = image.mode, np.asarray(image)
+                image.verify()  # the checksums, which decoding skips
+            with Image.open(path) as image:
+                deep = any(tile[3] == "RGB;16B" for tile in image.tile)  # Pillow would cut it down to 8 bits without a word
+                mode, pixels = "RGB;16" if deep else image.mode, np.asarray(image)
         except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
             raise UserError(f"picture {path} cannot be read ({error}); {way_out}.") from error
         if mode != "RGB":

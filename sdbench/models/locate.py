@@ -3,13 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import sdbench.scenes
 from sdbench.errors import UserError
 from sdbench.models import hub
 from sdbench.models.files import STEMS, kind_of, read_header, read_headers, read_json, weight_files
 from sdbench.models.spec import ModelSpec
+from sdbench.scenes.embedded import WEIGHTS
 
-EMBEDDED = Path(sdbench.scenes.__file__).parent / "weights"
 PIPELINE_CLASS = "StableDiffusionXLPipeline"
 PART_CLASSES = {
     "unet": ("diffusers", "UNet2DConditionModel"),
@@ -84,7 +83,7 @@ def check_index(folder: Path) -> None:
 
 def _folder(spec: ModelSpec) -> Path:
     if spec.source == "embedded":
-        return _present(EMBEDDED / spec.location, "the embedded weights are part of the package: install it again, or train them anew")
+        return _present(WEIGHTS / spec.location, "the embedded weights are part of the package: install it again, or train them anew")
     if spec.source == "hub":
         return _cached(spec.location, spec.revision)
     return _present(Path(spec.location), "it was moved or deleted since it was named")

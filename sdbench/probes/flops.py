@@ -24,7 +24,7 @@ def unet_macs(config: Mapping[str, Any], *, latent_size: int, tokens: int) -> in
 
     pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(dict(config))  # type: ignore[no-untyped-call]
+        unet = UNet2DConditionModel.from_config(dict(config))
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         unet(
             torch.empty(1, config["in_channels"], latent_size, latent_size),

@@ -56,5 +56,5 @@ def read_layouts(logits: dict[str, Tensor]) -> list[Layout]:
     for row, axis in enumerate(chosen["axis"]):
         places = (0,) if axis == "single" else (0, 1)
         things = tuple(Thing(*(chosen[f"{kind}_{place}"][row] for kind in ("size", "colour", "shape"))) for place in places)
-        layouts.append(Layout(axis, things, chosen["background"][row]))  # type: ignore[arg-type]  # AXES are the literals
+        layouts.append(Layout(axis, things, chosen["background"][row]))
     return layouts

@@ -79,7 +79,8 @@ def _star(x: F32, y: F32) -> F32:
 
 def _cross(x: F32, y: F32) -> F32:
     x, y = abs(x), abs(y)
-    return np.minimum(np.maximum(x - 1, y - np.float32(0.32)), np.maximum(x - np.float32(0.32), y - 1))
+    bar, post = np.maximum(x - 1, y - np.float32(0.32)), np.maximum(x - np.float32(0.32), y - 1)
+    return np.asarray(np.minimum(bar, post), np.float32)
 
 
 def _ring(x: F32, y: F32) -> F32:

@@ -1,12 +1,8 @@
 """A tiny teacher with SDXL's topology, and a recipe that trains on it in seconds."""
 
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from tiny import save_tiny_pipeline
 
 from distillation.recipe import Recipe, read

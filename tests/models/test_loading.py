@@ -15,7 +15,6 @@ from tiny import SIZE_PX, save_tiny_pipeline, tiny_unet
 
 from sdbench.errors import UserError
 from sdbench.models.loading import load
-from sdbench.models.locate import EMBEDDED
 from sdbench.models.spec import resolve
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -170,7 +169,6 @@ def test_device_that_is_not_there(made: Path) -> None:
         load(resolve(str(made)), dtype="float32", device="cuda")
 
 
-@pytest.mark.skipif(not (EMBEDDED / "pipeline").exists(), reason="the embedded weights are not built yet")
 def test_embedded_teacher_loads() -> None:
     pipeline = load(resolve("scenes-teacher"), dtype="float32", device="cpu")
     assert torch.isfinite(picture(pipeline, 64)).all()
@@ -265,7 +263,7 @@ def test_old_names_of_attention_in_the_vae(copy: Path) -> None:
 
 
 def test_embedded_weights_that_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sdbench.models.locate.EMBEDDED", tmp_path)
+    monkeypatch.setattr("sdbench.models.locate.WEIGHTS", tmp_path)
     with pytest.raises(UserError, match="embedded weights are part of the package: install it again"):
         load(resolve("scenes-vega"), dtype="float32", device="cpu")
 
@@ -273,7 +271,7 @@ def test_embedded_weights_that_are_missing(tmp_path: Path, monkeypatch: pytest.M
 def test_embedded_students_share_the_teachers_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_tiny_pipeline(tmp_path / "pipeline", "sdxl")
     tiny_unet("vega", seed=4).save_pretrained(tmp_path / "unets" / "vega")
-    monkeypatch.setattr("sdbench.models.locate.EMBEDDED", tmp_path)
+    monkeypatch.setattr("sdbench.models.locate.WEIGHTS", tmp_path)
     teacher, student = (load(resolve(name), dtype="float32", device="cpu") for name in ("scenes-teacher", "scenes-vega"))
     assert len(teacher.unet.state_dict()) == 1680
     assert len(student.unet.state_dict()) == 564

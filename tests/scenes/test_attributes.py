@@ -1,5 +1,7 @@
 """Layouts to class indices and back."""
 
+from itertools import pairwise
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,7 +24,8 @@ def test_reading_is_the_inverse_of_labelling(layouts: list[Layout]) -> None:
 
 def test_a_single_thing_has_no_second_place() -> None:
     single, pair = (
-        parse(text).layout for text in ("a large red circle on a pink background", "a large red circle left of a small blue star on a pink background")
+        parse(text).layout
+        for text in ("a large red circle on a pink background", "a large red circle left of a small blue star on a pink background")
     )
     found = labels([single, pair])
     assert [index[0].item() for name, index in found.items() if name.endswith("_1")] == [IGNORED] * 3
@@ -39,7 +42,7 @@ def test_the_loss_is_small_for_the_truth_and_grows_with_each_attribute_that_is_w
         right[name] = right[name].roll(1, 1)
         losses.append(attribute_loss(right, truth))
     assert losses[0] < 1e-6
-    assert all(before < after for before, after in zip(losses, losses[1:], strict=False))
+    assert all(before < after for before, after in pairwise(losses))
 
 
 def test_the_heads_answer_for_every_attribute() -> None:

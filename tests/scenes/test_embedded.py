@@ -40,7 +40,9 @@ def test_all_of_it_is_small_enough_to_ship() -> None:
 
 
 def test_the_pipeline_loads_with_the_stock_class_and_every_tensor_finds_its_place() -> None:
-    pipeline = StableDiffusionXLPipeline.from_pretrained(WEIGHTS / "pipeline", use_safetensors=True, local_files_only=True, add_watermarker=False)
+    pipeline = StableDiffusionXLPipeline.from_pretrained(
+        WEIGHTS / "pipeline", use_safetensors=True, local_files_only=True, add_watermarker=False
+    )
     for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
         (file,) = (WEIGHTS / "pipeline" / part).glob("*.safetensors")
         stored = {name.removeprefix("text_model."): tensor for name, tensor in load_file(file).items()}
@@ -53,7 +55,9 @@ def test_the_pipeline_loads_with_the_stock_class_and_every_tensor_finds_its_plac
 @pytest.mark.parametrize("name", ["text_encoder", "text_encoder_2"])
 def test_the_text_encoders_files_name_their_tensors_as_the_hub_does(name: str) -> None:
     folder = WEIGHTS / "pipeline" / name
-    modules = [f"encoder.layers.{k}.{part}" for k in range(json.loads((folder / "config.json").read_text())["num_hidden_layers"]) for part in LAYER]
+    modules = [
+        f"encoder.layers.{k}.{part}" for k in range(json.loads((folder / "config.json").read_text())["num_hidden_layers"]) for part in LAYER
+    ]
     expected = {f"text_model.{module}.{kind}" for module in [*modules, "final_layer_norm"] for kind in ("weight", "bias")}
     expected |= {f"text_model.embeddings.{kind}_embedding.weight" for kind in ("token", "position")}
     expected |= {"text_projection.weight"} if name == "text_encoder_2" else set()

@@ -6,10 +6,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from sdbench.scenes.grammar import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, Scene, Thing, parse, scene_at
+from sdbench.scenes.grammar import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, Scene, parse, scene_at
 from sdbench.scenes.render import RADIUS, SIZE_PX, render
 
 U8 = npt.NDArray[np.uint8]
+GOLDEN = "ac6d8d138239e9c59f43511e081f971ccea07807dfa7430e89b9fe235bab4b21"
 
 
 def draw(caption: str, n: int = 1, seed: int = 0) -> U8:
@@ -25,6 +26,12 @@ def things_of(picture: U8) -> npt.NDArray[np.bool_]:
     """Where a picture is not background, at least half."""
     ground = picture[0, 0].astype(int)
     return abs(picture.astype(int) - ground).max(-1) > 20
+
+
+def covered(pictures: U8) -> float:
+    """Share of the pictures that a thing covers, pixels at its edge counted in part."""
+    away = abs(pictures.astype(float) - pictures[:, :1, :1]).sum(-1)
+    return float((away.sum((1, 2)) / away.max((1, 2))).mean() / SIZE_PX**2)
 
 
 def centroid(mask: npt.NDArray[np.bool_]) -> tuple[float, float]:
@@ -82,16 +89,14 @@ def test_the_corners_have_the_background_s_colour(background: str) -> None:
 )
 def test_a_shape_covers_the_area_of_its_closed_form(shape: str, area: float) -> None:
     for size, radius in RADIUS.items():
-        measured = [things_of(picture).mean() for picture in draw(f"a {size} blue {shape} on a white background", n=40)]
-        # The jitter of the radius is uniform in 1 +- 0.08; edges of half a pixel are blurred.
-        assert np.mean(measured) == pytest.approx(area * radius**2, rel=0.12), size
+        # The radius jitters evenly within 8 %, which hardly moves the mean area.
+        assert covered(draw(f"a {size} blue {shape} on a white background", n=40)) == pytest.approx(area * radius**2, rel=0.06), size
 
 
 def test_large_things_cover_about_three_times_what_small_ones_do() -> None:
-    expected = (RADIUS["large"] / RADIUS["small"]) ** 2
     for shape in SHAPES:
-        small, large = (things_of(draw(f"a {size} blue {shape} on a white background", n=24).reshape(-1, SIZE_PX, 3)).mean() for size in RADIUS)
-        assert large / small == pytest.approx(expected, rel=0.2), shape
+        small, large = (covered(draw(f"a {size} blue {shape} on a white background", n=24)) for size in RADIUS)
+        assert large / small == pytest.approx((RADIUS["large"] / RADIUS["small"]) ** 2, rel=0.1), shape
 
 
 def test_a_ring_is_hollow_and_a_square_is_not() -> None:
@@ -110,19 +115,7 @@ def test_the_first_thing_stands_where_the_relation_says(relation: str) -> None:
         assert (first[along] < second[along]) == (relation in ("left of", "above"))
 
 
-def test_two_things_never_touch() -> None:
-    things = Thing("large", "red", "circle"), Thing("large", "blue", "star")
-    for relation in RELATIONS:
-        for picture in render([Scene(things, relation, "white")] * 40, range(40)):
-            lines = things_of(picture).any(axis=0 if relation.endswith("of") else 1)
-            starts = np.flatnonzero(np.diff(np.r_[False, lines].astype(int)) == 1)
-            assert len(starts) == 2, relation
-
-
 def test_no_thing_is_cut_off_by_the_edge() -> None:
     for picture in render([scene_at(index) for index in range(200)], range(200)):
         mask = things_of(picture)
-        assert not (mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any())
-
-
-GOLDEN = "to be filled in"
+        assert not np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]]).any()

@@ -52,22 +52,23 @@ def train(work: Path, pool: Pool, tokens: CLIPTokenizer, pipeline: Path, schedul
     """Train it => the model in evaluation mode."""
     smeared = _smears(work / "smears.npy", pipeline, pool, work)
     torch.manual_seed(schedule.seed)
-    both = nn.ModuleDict({"clip": CLIPModel(config(tokens)), "heads": AttributeHeads(64)}).to(device)
+    clip, heads = CLIPModel(config(tokens)), AttributeHeads(64)
+    both = nn.ModuleDict({"clip": clip, "heads": heads}).to(device)
 
     def loss(step: int) -> dict[str, Tensor]:
         rng = np.random.default_rng((schedule.seed, step))
         rows = rng.integers(SMEARED, size=schedule.batch)
         scenes = [pool.scenes[row] for row in rows]
         better, worse = pair(pool, rows, rng, smeared)
-        image = features(both["clip"], torch.cat([better, worse]).to(device))
-        text = text_features(both["clip"], tokenise(tokens, scenes).to(device))
-        scores = both["clip"].logit_scale.clamp(max=4.6).exp() * (F.normalize(text).repeat(2, 1) * F.normalize(image)).sum(1)
+        image = features(clip, torch.cat([better, worse]).to(device))
+        text = text_features(clip, tokenise(tokens, scenes).to(device))
+        scores = clip.logit_scale.clamp(max=4.6).exp() * (F.normalize(text).repeat(2, 1) * F.normalize(image)).sum(1)
         n = schedule.batch
         target = torch.zeros(n, dtype=torch.long, device=device)
         truth = labels([scene.layout for scene in scenes])
         return {
             "pairs": F.cross_entropy(scores.view(2, n).T, target),
-            "attributes": attribute_loss(both["heads"](image[:n]), truth) + attribute_loss(both["heads"](text), truth),
+            "attributes": attribute_loss(heads(image[:n]), truth) + attribute_loss(heads(text), truth),
         }
 
     kept: CLIPModel = fit(both, loss, schedule, work / "preference")["clip"]  # type: ignore[index]  # a ModuleDict

@@ -23,7 +23,7 @@ FEATURES = Schedule(steps=1000, lr=3e-3, batch=96, ema=0.99, seed=20)
 def train(work: Path, name: str, pool: Pool, width: int, schedule: Schedule, *, augment: bool, device: str = "cpu") -> SceneNet:
     """Train a `SceneNet` on the pool's scenes => the network in evaluation mode."""
     torch.manual_seed(schedule.seed)
-    net = SceneNet(width).to(device, memory_format=torch.channels_last)
+    net = SceneNet(width).to(device).to(memory_format=torch.channels_last)
     truth = labels([scene.layout for scene in pool.scenes])
 
     def loss(step: int) -> dict[str, Tensor]:

@@ -1,10 +1,9 @@
 """Installs what was trained: copies `<work>/out/` to `sdbench/scenes/weights/` and writes the manifest of digests."""
 
 import json
-import platform
 import shutil
-from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from sdbench.errors import UserError
 from sdbench.scenes.embedded import WEIGHTS, digest
@@ -14,8 +13,11 @@ SHIPPED = ("pipeline", "unets", "evaluators")
 STUDENTS = ("ssd-1b", "vega", "vega-pruned")
 
 
-def ship(shop: Shop) -> Path:
+def ship(shop: Shop, environment: dict[str, Any]) -> Path:
     """Copy the finished parts and write `manifest.json` => its path.
+
+    Args:
+        environment: versions and commit of what does it, for the manifest.
 
     Raises:
         UserError: a part or a student is not made yet.
@@ -34,8 +36,7 @@ def ship(shop: Shop) -> Path:
     content = {
         "files": {path.relative_to(WEIGHTS).as_posix(): digest(path) for path in files},
         "parts": reports,
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("torch", "diffusers", "transformers", "open_clip_torch")},
+        "environment": environment,
     }
     (WEIGHTS / "manifest.json").write_text(json.dumps(content, indent=1) + "\n")
     return WEIGHTS / "manifest.json"

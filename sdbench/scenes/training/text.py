@@ -77,5 +77,6 @@ def train(work: Path, name: str, tokens: CLIPTokenizer, schedule: Schedule = SCH
 
 def tokenise(tokens: CLIPTokenizer, scenes: list[Scene]) -> Tensor:
     """Captions => N x MAX_TOKENS token ids."""
-    encoded = tokens([scene.caption for scene in scenes], padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
-    return encoded.input_ids
+    captions = [scene.caption for scene in scenes]
+    ids: Tensor = tokens(captions, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt").input_ids
+    return ids

@@ -1,10 +1,8 @@
-import sys
+"""What several rooms' tests share."""
+
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from tiny import save_tiny_pipeline
 
 

@@ -1,0 +1,231 @@
+"""The command line: quick to say what is wrong, and exit codes that can be relied on."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from factories import make_measured, make_record, saved
+
+from sdbench import api, cli, suites
+from sdbench.errors import UserError
+from sdbench.gate import Report
+
+ROOT = Path(__file__).parents[1]
+SLOW = {"torch", "diffusers", "transformers", "open_clip", "torchvision", "datasets"}
+STRICT = """
+alpha = 0.05
+[suites.quality]
+"clip_score.scenes" = { direction = "higher", margin = 0.03, required = true }
+"""
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand in a folder without ./suites and ./results."""
+    monkeypatch.chdir(tmp_path)
+    suites._read_prompts.cache_clear()
+
+
+def run_in_process(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    path = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+    return subprocess.run([sys.executable, "-c", path + code], cwd=folder, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["models"], ["suites"], ["run", "--model", "sdlx"]])
+def test_what_needs_no_model_imports_none_of_the_slow_libraries(words: list[str], tmp_path: Path) -> None:
+    code = f"""
+from sdbench.cli import main
+try:
+    main({words!r})
+except SystemExit as done:
+    assert not done.code, done.code
+print("imported:", sorted({SLOW!r} & set(sys.modules)))
+"""
+    done = run_in_process(code, tmp_path)
+    assert done.stdout.splitlines()[-1:] == ["imported: []"], done.stderr
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        cli.main(["--help"])
+    assert done.value.code == 0
+    text = capsys.readouterr().out
+    for command in ("run", "benchmark", "score", "gate", "models", "suites", "leaderboard", "doctor", "scenes"):
+        assert f"\n    {command} " in text
+
+
+def message(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What is said of bad input: a screen at most, on stderr, with exit code 2."""
+    assert cli.main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("sdbench: ")
+    assert "Traceback" not in err
+    assert len(err) < 24 * 80
+    return err
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["run", "--model", "sdlx"], "'sdlx'"),
+        (["run", "--model", "scenes-teachr"], "did you mean 'scenes-teacher'"),
+        (["run", "--model", "scenes-teacher", "--suite", "qualty"], "unknown suite 'qualty'; did you mean 'quality'?"),
+        (["run", "--model", "scenes-teacher", "--suite", "nowhere.toml"], "no suite file nowhere.toml"),
+        (["run", "--model", "scenes-teacher", "--suite", "fid"], "suite 'fid' is a part"),
+        (["run", "--model", "scenes-teacher", "--suite", "standard"], "family"),
+        (["run", "--model", "scenes-teacher", "--model", "scenes-vega", "--name", "x"], "--name names one model"),
+        (["run", "--model", "scenes-teacher", "--steps", "0"], "steps"),
+        (["run", "--model", "scenes-teacher", "--size-px", "60"], "multiple of 8"),
+        (["benchmark", "--profile", "scene"], "unknown profile 'scene'; did you mean 'scenes'?"),
+        (["gate", "scenes-teachr", "--baseline", "scenes-teacher"], "did you mean 'scenes-teacher'"),
+        (["gate", "a", "--baseline", "b", "--policy", "nowhere.toml"], "nowhere.toml"),
+        (["score", "--images", "nowhere", "--prompts", "nowhere.txt"], "nowhere"),
+        (["scenes", "train", "reeder"], "did you mean 'reader'"),
+    ],
+)
+def test_bad_input_is_a_short_message_and_2(words: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert expected in message(words, capsys)
+
+
+def test_a_folder_that_is_no_checkpoint_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "holiday").mkdir()
+    (tmp_path / "holiday" / "beach.txt").write_text("sand")
+    assert "holiday" in message(["run", "--model", "./holiday"], capsys)
+    assert "holiday" in message(["gate", "./holiday", "--baseline", "scenes-teacher"], capsys)
+
+
+@pytest.mark.parametrize("words", [[], ["gat"], ["gate", "x"], ["run", "--modle", "x"], ["run", "--model", "x", "--dtype", "float64"]])
+def test_words_that_no_command_knows_exit_with_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        cli.main(words)
+    assert done.value.code == 2
+    assert "usage: sdbench" in capsys.readouterr().err
+
+
+@pytest.fixture
+def strict(tmp_path: Path) -> list[str]:
+    (tmp_path / "strict.toml").write_text(STRICT)
+    return ["--policy", str(tmp_path / "strict.toml")]
+
+
+def gate(candidate: Path, baseline: Path, *more: str) -> int:
+    return cli.main(["gate", str(candidate), "--baseline", str(baseline), *more])
+
+
+def test_the_gate_exits_with_0_for_an_equal_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, teacher = saved(make_measured(), tmp_path), saved(make_measured("scenes-teacher", seed=2), tmp_path)
+    assert gate(good, teacher) == 0
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("pass: ")
+
+
+def test_the_gate_exits_with_1_for_a_worse_one_and_says_so_as_json_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    worse, teacher = (
+        saved(make_measured(worse="clip_score.scenes", by=2), tmp_path),
+        saved(make_measured("scenes-teacher", seed=2), tmp_path),
+    )
+    assert gate(worse, teacher, "--json") == 1
+    out, err = capsys.readouterr()
+    assert err.startswith("regressed: ")
+    answer = json.loads(out)
+    assert (answer["verdict"], answer["exit_code"]) == ("regressed", 1)
+    assert [result["name"] for result in answer["results"] if result["verdict"] == "regressed"] == ["clip_score.scenes"]
+
+
+def test_the_gate_exits_with_2_for_what_it_cannot_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    teacher = saved(make_measured("scenes-teacher", seed=2), tmp_path)
+    assert gate(saved(make_measured(family="sdxl"), tmp_path), teacher) == 2
+    assert capsys.readouterr().err.startswith("incomparable: ")
+    assert gate(saved((make_record("empty", n_images=200), make_measured()[1]), tmp_path), teacher) == 2
+    assert capsys.readouterr().err.startswith("incomparable: ")
+    damaged = saved(make_measured("damaged"), tmp_path)
+    (damaged / "record.json").write_text(
+        (damaged / "record.json").read_text().replace("scenes-student", "x").replace("damaged", "harmless")
+    )
+    assert gate(damaged, teacher) == 2
+    assert "was changed after it was written" in capsys.readouterr().err
+
+
+def test_the_gate_exits_with_3_where_prompts_are_too_few(tmp_path: Path, strict: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    few, teacher = saved(make_measured(n_prompts=6), tmp_path), saved(make_measured("scenes-teacher", seed=2, n_prompts=6), tmp_path)
+    assert gate(few, teacher, *strict) == 3
+    assert capsys.readouterr().err.startswith("inconclusive: ")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no idea"), MemoryError(), UserError("mend it")])
+def test_a_gate_that_crashes_never_looks_like_one_that_judged(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def crash(*_: object) -> Report:
+        raise error
+
+    monkeypatch.setattr(api, "compare", crash)
+    assert str(error) in message(["gate", "a", "--baseline", "b"], capsys)
+
+
+def test_a_gate_that_cannot_print_its_report_never_looks_like_one_that_judged(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Mute(Report):
+        def text(self, width: int = 160) -> str:
+            raise ZeroDivisionError(width)
+
+    monkeypatch.setattr(api, "compare", lambda *_: Mute("pass", "", "a", "b"))
+    assert "ZeroDivisionError" in message(["gate", "a", "--baseline", "b"], capsys)
+
+
+def test_a_gate_whose_reader_went_away_does_not_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone:
+        def write(self, _: str) -> int:
+            raise BrokenPipeError
+
+        def flush(self) -> None: ...
+
+        def close(self) -> None: ...
+
+    worse, teacher = (
+        saved(make_measured(worse="clip_score.scenes", by=2), tmp_path),
+        saved(make_measured("scenes-teacher", seed=2), tmp_path),
+    )
+    monkeypatch.setattr(sys, "stdout", Gone())
+    assert gate(worse, teacher, "--json") == 2
+
+
+def test_the_process_exits_with_the_gate_s_code(tmp_path: Path) -> None:
+    worse, teacher = (
+        saved(make_measured(worse="clip_score.scenes", by=2), tmp_path),
+        saved(make_measured("scenes-teacher", seed=2), tmp_path),
+    )
+    code = f"from sdbench.cli import main; sys.exit(main(['gate', {str(worse)!r}, '--baseline', {str(teacher)!r}, '--json']))"
+    done = run_in_process(code, tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert json.loads(done.stdout)["verdict"] == "regressed"
+
+
+def test_models_and_suites_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["models", "--json"]) == 0
+    assert {"sdxl", "ssd-1b", "vega", "scenes-teacher"} <= {entry["name"] for entry in json.loads(capsys.readouterr().out)}
+    assert cli.main(["suites", "--json"]) == 0
+    found = {suite["name"]: suite["family"] for suite in json.loads(capsys.readouterr().out)}
+    assert found["quality"] == "scenes"
+    assert found["fid"] is None
+    assert cli.main(["suites"]) == 0
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "quality@" in err
+
+
+def test_settings_of_one_s_own_make_a_suite_of_another_name() -> None:
+    plain = suites.load("quality")
+    assert api.Overrides().apply(plain) is plain
+    changed = api.Overrides(steps=3, n=5).apply(plain)
+    assert changed.name == "quality-custom"
+    assert changed.id.digest != plain.id.digest
+    assert (changed.sampling and changed.sampling.steps, len(changed.prompt_list())) == (3, 5)
+    assert changed.sampling is not None
+    assert plain.sampling is not None
+    assert changed.sampling.model_dump(exclude={"steps"}) == plain.sampling.model_dump(exclude={"steps"})

@@ -1,0 +1,280 @@
+"""Pictures are the same whoever makes them, in what order, in how many pieces."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionXLPipeline
+from tiny import SIZE_PX, save_tiny_pipeline
+
+from sdbench.errors import UserError
+from sdbench.generate import DTYPES, SCHEDULERS, Job, call_arguments, generate, initial_noise, jobs, rendered, sampler
+from sdbench.scenes.grammar import parse
+from sdbench.store import U8, Store, digest
+from sdbench.suites import Noise, Prompts, Sampling, Suite
+
+SAMPLING = Sampling(steps=1, guidance_scale=2.0, size_px=SIZE_PX, dtype="float32", batch=3)
+SHAPE = (4, 4, 4)
+
+
+def suite(n: int = 7, **noise: Any) -> Suite:
+    return Suite(name="own", version=1, family="scenes", description="", prompts=Prompts(n=n), sampling=SAMPLING, noise=Noise(**noise))
+
+
+def todo(n: int = 7) -> list[Job]:
+    return jobs(suite(n), SAMPLING, "weights")
+
+
+def of_the_whole_batch(group: list[Job]) -> U8:
+    """Pictures that depend on every job of their batch and on their place in it, as a real model's last digits may."""
+    seed = int(digest([job.image for job in group]), 16)
+    return np.random.default_rng(seed).integers(0, 256, (len(group), 4, 4, 3), dtype=np.uint8)
+
+
+def counted(make: Callable[[list[Job]], U8], groups: list[list[Job]]) -> Callable[[list[Job]], U8]:
+    def call(group: list[Job]) -> U8:
+        groups.append(group)
+        return make(group)
+
+    return call
+
+
+def content(store: Store) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((store.folder / "images").iterdir())}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "runs", {"model": "tiny"})
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> dict[str, bytes]:
+    """The pictures of an unbroken run."""
+    unbroken = Store(tmp_path / "unbroken", {})
+    generate(todo(), unbroken, 3, of_the_whole_batch, "whole")
+    return content(unbroken)
+
+
+def test_every_batch_is_full_and_holds_its_prompts_in_order(store: Store) -> None:
+    groups: list[list[Job]] = []
+    generate(todo(), store, 3, counted(of_the_whole_batch, groups), "full")
+    wanted = todo()
+    assert groups == [wanted[:3], wanted[3:6], [wanted[6]] * 3]
+    assert set(content(store)) == {f"{job.image}.png" for job in wanted}
+
+
+@pytest.mark.parametrize("gone", [[0], [1, 5], [2, 3, 6], list(range(7))])
+def test_a_resumed_run_makes_what_is_missing_and_the_same_bytes(gone: list[int], store: Store, whole: dict[str, bytes]) -> None:
+    generate(todo(), store, 3, of_the_whole_batch, "first")
+    before = {path: path.stat().st_mtime_ns for path in (store.folder / "images").iterdir()}
+    for place in gone:
+        store.path(todo()[place].image).unlink()
+    groups: list[list[Job]] = []
+    generate(todo(), store, 3, counted(of_the_whole_batch, groups), "again")
+    assert content(store) == whole
+    assert len(groups) == len({place // 3 for place in gone})
+    kept = [store.path(job.image) for place, job in enumerate(todo()) if place not in gone]
+    assert all(path.stat().st_mtime_ns == before[path] for path in kept)
+
+
+def test_a_finished_run_makes_nothing(store: Store) -> None:
+    def never(_: list[Job]) -> U8:
+        raise AssertionError("called")
+
+    generate(todo(), store, 3, of_the_whole_batch, "first")
+    generate(todo(), store, 3, never, "again")
+
+
+def test_a_killed_process_goes_on_where_it_stood(store: Store, whole: dict[str, bytes]) -> None:
+    code = f"""
+import os, signal
+from pathlib import Path
+from test_generate import generate, of_the_whole_batch, todo
+from sdbench import store
+write, written = store.write_bytes, []
+def killed(path, content):
+    if len(written) == 4:  # in the middle of the second batch, half a file written
+        path.with_name("." + path.name + ".part").write_bytes(content[:9])
+        os.kill(os.getpid(), signal.SIGKILL)
+    written.append(path)
+    write(path, content)
+run = store.Store(Path({str(store.folder.parent)!r}), {{"model": "tiny"}})
+store.write_bytes = killed
+generate(todo(), run, 3, of_the_whole_batch, "killed")
+"""
+    here = Path(__file__).parent
+    paths = os.pathsep.join([str(here), str(here.parent)])
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": paths}, check=False, capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert len(list((store.folder / "images").glob("*.png"))) == 4
+    groups: list[list[Job]] = []
+    generate(todo(), store, 3, counted(of_the_whole_batch, groups), "resumed")
+    assert groups == [todo()[3:6], [todo()[6]] * 3]
+    assert {name: found for name, found in content(store).items() if name.endswith(".png")} >= whole
+    assert store.missing([job.image for job in todo()]) == []
+
+
+def test_what_a_picture_is_of_decides_its_name_and_nothing_else_does() -> None:
+    wanted = todo()
+    assert len({job.image for job in wanted}) == 7
+    assert todo(3) == wanted[:3]
+    assert jobs(suite(), SAMPLING.model_copy(update={"batch": 5}), "weights") == wanted
+    changed = [
+        jobs(suite(), SAMPLING, "other weights"),
+        jobs(suite(seed=1), SAMPLING, "weights"),
+        jobs(suite(kind="fixed"), SAMPLING, "weights"),
+        *(
+            jobs(suite(), SAMPLING.model_copy(update={name: value}), "weights")
+            for name, value in (
+                ("steps", 2),
+                ("guidance_scale", 2.5),
+                ("size_px", 24),
+                ("scheduler", "euler"),
+                ("negative_prompt", ""),
+                ("dtype", "float16"),
+            )
+        ),
+    ]
+    names = [job.image for made in [wanted, *changed] for job in made]
+    assert len(set(names)) == len(names)
+
+
+def test_noise_of_a_picture_follows_from_seed_prompt_and_sample_alone() -> None:
+    noise = Noise(seed=3)
+    one = initial_noise(noise, "00001-abc", 0, SHAPE)
+    torch.manual_seed(0)
+    torch.testing.assert_close(initial_noise(noise, "00001-abc", 0, SHAPE), one, rtol=0, atol=0)
+    for other in (
+        initial_noise(noise, "00002-abc", 0, SHAPE),
+        initial_noise(noise, "00001-abc", 1, SHAPE),
+        initial_noise(Noise(seed=4), "00001-abc", 0, SHAPE),
+    ):
+        assert not torch.equal(other, one)
+    many = torch.stack([initial_noise(noise, f"{index}", 0, SHAPE) for index in range(300)])
+    assert many.mean().item() == pytest.approx(0, abs=0.04)
+    assert many.std().item() == pytest.approx(1, abs=0.04)
+
+
+class Recorder:
+    """Stands in for a pipeline: notes the latents of each prompt, and answers gray, or what it is told."""
+
+    vae_scale_factor = 4
+
+    def __init__(self, pixel: float = 0.5) -> None:
+        self.pixel, self.latents = pixel, {}
+        self.scheduler = DDIMScheduler()
+        self.unet = SimpleNamespace(device=torch.device("cpu"), config=SimpleNamespace(in_channels=4))
+
+    def __call__(self, *, prompt: list[str], latents: torch.Tensor, **_: Any) -> SimpleNamespace:
+        self.latents |= dict(zip(prompt, latents, strict=True))
+        return SimpleNamespace(images=np.full((len(prompt), SIZE_PX, SIZE_PX, 3), self.pixel, np.float32))
+
+
+def latents_of(wanted: list[Job], batch: int, folder: Path, noise: Noise) -> dict[str, torch.Tensor]:
+    pipeline = Recorder()
+    generate(wanted, Store(folder, {}), batch, sampler(pipeline, SAMPLING, noise), "recorded")  # type: ignore[arg-type]  # a stand-in
+    return pipeline.latents
+
+
+def test_latents_do_not_depend_on_order_number_or_batch(tmp_path: Path) -> None:
+    noise = Noise(seed=3)
+    plain = latents_of(todo(), 3, tmp_path / "plain", noise)
+    assert len({latents.numpy().tobytes() for latents in plain.values()}) == len(plain) == 7
+    for name, other in (("backwards", todo()[::-1]), ("few", todo(4))):
+        for batch in (1, 2, 5):
+            found = latents_of(other, batch, tmp_path / f"{name}-{batch}", noise)
+            assert all(torch.equal(latents, plain[prompt]) for prompt, latents in found.items())
+
+
+def test_fixed_noise_is_the_same_for_all_prompts(tmp_path: Path) -> None:
+    found = latents_of(todo(), 3, tmp_path, Noise(kind="fixed", seed=3))
+    assert len(found) == 7
+    assert len({latents.numpy().tobytes() for latents in found.values()}) == 1
+    assert not torch.equal(initial_noise(Noise(kind="fixed", seed=4), "", 0, SHAPE), next(iter(found.values())))
+
+
+@pytest.mark.parametrize("pixel", [np.nan, np.inf])
+def test_pixels_that_are_not_finite_are_an_error_and_no_picture(pixel: float, store: Store) -> None:
+    with pytest.raises(UserError, match=rf"NaN or infinite pixels for prompt {todo()[0].prompt_id} .* in float32; try another dtype"):
+        generate(todo(), store, 3, sampler(Recorder(pixel), SAMPLING, Noise()), "broken")  # type: ignore[arg-type]  # a stand-in
+    assert len(store.missing([job.image for job in todo()])) == 7
+
+
+@pytest.mark.parametrize(
+    ("pixel", "byte"), [(0.0, 0), (1.0, 255), (0.5, 128), (-0.2, 0), (1.7, 255), (100.4 / 255, 100), (100.6 / 255, 101)]
+)
+def test_pixels_are_rounded_to_bytes_and_clipped(pixel: float, byte: int) -> None:
+    made = sampler(Recorder(pixel), SAMPLING, Noise())(todo()[:2])  # type: ignore[arg-type]  # a stand-in
+    assert made.dtype == np.uint8
+    assert (made == byte).all()
+
+
+def test_rendered_pictures_are_of_their_captions_and_other_ones_than_those_trained_on() -> None:
+    made = rendered(todo())
+    np.testing.assert_array_equal(rendered(todo()[4:5])[0], made[4])
+    assert made.shape == (7, 64, 64, 3)
+    axis = [parse(job.prompt).layout for job in todo()]
+    assert len(set(axis)) == 7
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> StableDiffusionXLPipeline:
+    made = StableDiffusionXLPipeline.from_pretrained(save_tiny_pipeline(tmp_path_factory.mktemp("tiny")), add_watermarker=False)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def test_a_real_pipeline_resumes_to_the_same_bytes(pipeline: StableDiffusionXLPipeline, store: Store, tmp_path: Path) -> None:
+    unbroken = Store(tmp_path / "unbroken", {})
+    wanted = todo(4)
+    generate(wanted, unbroken, 3, sampler(pipeline, SAMPLING, Noise()), "whole")
+    make, calls = sampler(pipeline, SAMPLING, Noise()), []
+
+    def stops(group: list[Job]) -> U8:
+        if calls:
+            raise KeyboardInterrupt
+        calls.append(group)
+        return make(group)
+
+    with pytest.raises(KeyboardInterrupt):
+        generate(wanted, store, 3, stops, "broken")
+    store.path(wanted[1].image).unlink()
+    generate(wanted, store, 3, make, "resumed")
+    assert content(store) == content(unbroken)
+    assert store.read([job.image for job in wanted]).shape == (4, SIZE_PX, SIZE_PX, 3)
+
+
+def test_the_pipeline_is_asked_for_what_the_suite_says(pipeline: StableDiffusionXLPipeline) -> None:
+    own = type(pipeline.scheduler)
+    sampler(pipeline, SAMPLING, Noise())
+    assert type(pipeline.scheduler) is own
+    for name, kind in SCHEDULERS.items():
+        settings = pipeline.scheduler.config.prediction_type, pipeline.scheduler.config.timestep_spacing
+        sampler(pipeline, SAMPLING.model_copy(update={"scheduler": name}), Noise())
+        assert type(pipeline.scheduler) is kind
+        assert (pipeline.scheduler.config.prediction_type, pipeline.scheduler.config.timestep_spacing) == settings
+    assert DTYPES.keys() == set(Sampling.model_fields["dtype"].annotation.__args__)  # type: ignore[union-attr]  # a Literal
+
+
+def test_negative_prompts_are_given_to_each_picture_or_to_none() -> None:
+    plain = call_arguments(SAMPLING, ["a", "b"])
+    assert plain == {
+        "prompt": ["a", "b"],
+        "negative_prompt": None,
+        "num_inference_steps": 1,
+        "guidance_scale": 2.0,
+        "height": SIZE_PX,
+        "width": SIZE_PX,
+        "output_type": "np",
+    }
+    empty = call_arguments(SAMPLING.model_copy(update={"negative_prompt": ""}), ["a", "b"])
+    assert empty == {**plain, "negative_prompt": ["", ""]}

@@ -1,0 +1,184 @@
+"""Run folders: whole or not there, and nothing is scored that is not what was stored."""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from sdbench import store as module
+from sdbench.errors import UserError
+from sdbench.store import U8, Store, digest, read_images, write_bytes
+
+PICTURE = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "runs", {"model": "tiny"})
+
+
+def files_of(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def shapes() -> st.SearchStrategy[tuple[int, int]]:
+    return st.tuples(st.integers(1, 9), st.integers(1, 9))
+
+
+@settings(max_examples=40, deadline=None)
+@given(shapes(), st.randoms(use_true_random=False))
+def test_what_is_put_is_read_back_exactly(tmp_path_factory: pytest.TempPathFactory, shape: tuple[int, int], random: object) -> None:
+    rng = np.random.default_rng(random.randrange(2**32))  # type: ignore[attr-defined]  # Hypothesis's Random
+    pictures = rng.integers(0, 256, (3, *shape, 3), dtype=np.uint8)
+    kept = Store(tmp_path_factory.mktemp("runs"), {})
+    for name, picture in zip("abc", pictures, strict=True):
+        kept.put(name, picture)
+    read = kept.read(["c", "a", "b"])
+    assert read.dtype == np.uint8
+    np.testing.assert_array_equal(read, pictures[[2, 0, 1]])
+
+
+def test_a_run_is_found_again_by_what_it_is_of(tmp_path: Path) -> None:
+    one = Store(tmp_path, {"model": "tiny", "steps": 4})
+    one.put("a", PICTURE)
+    same, other = Store(tmp_path, {"steps": 4, "model": "tiny"}), Store(tmp_path, {"model": "tiny", "steps": 5})
+    assert same.folder == one.folder
+    assert same.missing(["b", "a", "c"]) == ["b", "c"]
+    assert other.missing(["a"]) == ["a"]
+    assert files_of(one.folder) == ["images/a.png", "manifest.json"]
+
+
+def test_digests_depend_on_content_not_on_order_of_keys() -> None:
+    assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1})
+    assert len({digest(content) for content in ({"a": 1}, {"a": 1.5}, {"a": "1"}, {"a": None}, ["a", 1])}) == 5
+
+
+@pytest.mark.parametrize("failing", ["write_bytes", "replace"])
+def test_a_write_that_fails_leaves_what_was_there_and_nothing_else(failing: str, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.put("a", PICTURE)
+    before = {name: (store.folder / name).read_bytes() for name in files_of(store.folder)}
+    write = Path.write_bytes
+
+    def full(path: Path, content: bytes) -> int:
+        write(path, content[: len(content) // 2])
+        raise OSError(28, "No space left on device")
+
+    def stuck(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    if failing == "write_bytes":
+        monkeypatch.setattr(Path, "write_bytes", full)
+    else:
+        monkeypatch.setattr(module.os, "replace", stuck)
+    for name in ("a", "b"):
+        with pytest.raises(UserError, match=rf"cannot write .*{name}\.png: (No space left|Read-only).*--runs"):
+            store.put(name, 255 - PICTURE)
+    assert {name: (store.folder / name).read_bytes() for name in files_of(store.folder)} == before
+
+
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file in the way")
+    with pytest.raises(UserError, match=r"cannot write .*runs.*--runs"):
+        Store(tmp_path / "runs", {})
+    with pytest.raises(UserError, match="cannot write"):
+        write_bytes(tmp_path / "runs" / "below" / "x", b"")
+
+
+def test_a_missing_picture_is_an_error_that_names_it(store: Store) -> None:
+    with pytest.raises(UserError, match=r"picture .*images/a\.png cannot be read.*delete it and run again"):
+        store.read(["a"])
+
+
+def png(picture: U8 = PICTURE) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kept", [0, 8, 20, 60, 100])
+def test_a_truncated_picture_is_an_error_that_names_it(kept: int, store: Store) -> None:
+    store.put("good", PICTURE)
+    store.put("cut", PICTURE)
+    store.path("cut").write_bytes(store.path("cut").read_bytes()[:kept])
+    with pytest.raises(UserError, match=r"images/cut\.png cannot be read.*only that picture is made again"):
+        store.read(["good", "cut"])
+
+
+@pytest.mark.parametrize("picture", [PICTURE, np.full((16, 16, 3), 90, np.uint8)], ids=["noise", "flat"])
+def test_no_flipped_bit_goes_unnoticed(picture: U8, tmp_path: Path) -> None:
+    path, whole, errors = tmp_path / "a.png", png(picture), 0
+    for bit in range(0, len(whole) * 8, 3):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        try:
+            read = read_images([path], "make it again")
+        except UserError:
+            errors += 1
+        else:
+            np.testing.assert_array_equal(read[0], picture)  # it was a bit that says nothing of the picture
+    assert errors > len(whole) * 8 / 3 * 0.9
+
+
+def deep_png() -> bytes:
+    """2 x 2 RGB of 16 bits, which Pillow would cut down to 8 without a word."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    rows = zlib.compress((b"\0" + bytes(range(12))) * 2)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0)) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "L", "LA", "P", "1", "I;16", "RGB;16"])
+def test_what_is_not_8_bit_rgb_is_refused(mode: str, tmp_path: Path) -> None:
+    path = tmp_path / "other.png"
+    if mode == "RGB;16":
+        path.write_bytes(deep_png())
+    elif mode == "I;16":
+        Image.fromarray(np.arange(30, dtype=np.uint16).reshape(6, 5)).save(path)
+    else:
+        Image.fromarray(PICTURE).convert(mode).save(path)
+    with pytest.raises(UserError, match=rf"other\.png has mode {mode}, expected 8-bit RGB"):
+        read_images([path], "")
+
+
+def test_pictures_of_two_sizes_are_refused(store: Store) -> None:
+    store.put("a", PICTURE)
+    store.put("b", PICTURE[:4])
+    with pytest.raises(UserError, match=r"images/b\.png is 5 x 4 px, the first is 5 x 6"):
+        store.read(["a", "b"])
+
+
+def test_features_are_computed_once_for_the_same_pictures_and_encoder(store: Store) -> None:
+    calls = []
+
+    def compute() -> np.ndarray:
+        calls.append(1)
+        return np.arange(6, dtype=np.float64).reshape(2, 3) / 7
+
+    first = store.features("net-1234", ["a", "b"], compute)
+    again = Store(store.folder.parent, {"model": "tiny"}).features("net-1234", ["a", "b"], compute)
+    assert len(calls) == 1
+    assert first.dtype == again.dtype == np.float32
+    np.testing.assert_array_equal(again, first)
+    np.testing.assert_array_equal(first, compute().astype(np.float32))
+    calls.clear()
+    for name, images in (("net-5678", ["a", "b"]), ("net-1234", ["b", "a"]), ("net-1234", ["a"])):
+        store.features(name, images, compute)
+    assert len(calls) == 3
+
+
+def test_features_that_fail_are_not_kept(store: Store) -> None:
+    def broken() -> np.ndarray:
+        raise RuntimeError("no memory")
+
+    with pytest.raises(RuntimeError, match="no memory"):
+        store.features("net-1234", ["a"], broken)
+    assert files_of(store.folder) == ["manifest.json"]

@@ -1,0 +1,230 @@
+"""Suite files: what is misspelt is named, and whatever decides a number is in the digest."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from sdbench import suites
+from sdbench.errors import UserError
+from sdbench.scenes.grammar import scene_at
+from sdbench.score import PROTOCOLS
+
+ROOT = Path(__file__).parents[1]
+SHIPPED = sorted(path.stem for path in (ROOT / "suites").glob("*.toml") if path.stem != "gate")
+OWN = """
+name = "own"
+version = 1
+family = "scenes"
+description = "for tests"
+include = []
+
+[metrics]
+scenes = ["scene_accuracy"]
+
+[prompts]
+n = 3
+
+[sampling]
+steps = 4
+guidance_scale = 2.5
+size_px = 64
+dtype = "float32"
+batch = 2
+
+[noise]
+seed = 7
+
+[probes]
+rounds = 1
+calls = 2
+warmup = 0
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A `./suites` of our own."""
+    monkeypatch.chdir(tmp_path)
+    suites._read_prompts.cache_clear()
+    (tmp_path / "suites").mkdir()
+    return tmp_path / "suites"
+
+
+def write(folder: Path, old: str = "", new: str = "", name: str = "own", text: str = OWN) -> str:
+    assert old in text
+    (folder / f"{name}.toml").write_text(text.replace(old, new, 1))
+    return name
+
+
+def digest(folder: Path, old: str = "", new: str = "") -> str:
+    return suites.load(write(folder, old, new)).id.digest
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "where"),
+    [
+        ("version", "verison", ""),  # required
+        ("include", "inclde", ""),  # optional
+        ("[sampling]", "[sampilng]", ""),
+        ("steps", "step", "in [sampling] "),  # required
+        ("guidance_scale", "guidance", "in [sampling] "),
+        ("n", "m", "in [prompts] "),
+        ("seed", "sead", "in [noise] "),
+        ("warmup", "warm_up", "in [probes] "),
+    ],
+)
+def test_a_misspelt_key_is_named_with_the_right_one(right: str, wrong: str, where: str, folder: Path) -> None:
+    line = right if right.startswith("[") else f"\n{right} ="
+    name = write(folder, line, line.replace(right, wrong))
+    with pytest.raises(UserError) as caught:
+        suites.load(name)
+    plain = (right.strip("[]"), wrong.strip("[]"))
+    expected = f"suite suites/own.toml: unknown key {where}{plain[1]!r}; did you mean {plain[0]!r}?"
+    if right == "n":  # too short to be near anything
+        expected = f"suite suites/own.toml: unknown key {where}'m'; known: file, n, seed, source"
+    assert str(caught.value) == expected
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("steps = 4", "", r"sampling\.steps: Field required"),
+        ("steps = 4", "steps = 0", r"sampling\.steps: .*greater than 0 \(found 0\)"),
+        ("size_px = 64", "size_px = 60", r"sampling\.size_px: .*multiple of 8"),
+        ('"float32"', '"float64"', r"sampling\.dtype: .*'float32', 'bfloat16' or 'float16' \(found 'float64'\)"),
+        ("calls = 2", "calls = 1", r"probes\.calls"),
+        ('family = "scenes"', 'family = "scene"', r"family: .*'sdxl' or 'scenes' \(found 'scene'\)"),
+        ("scenes = [", "scene = [", r"metrics\.scene.*'sdxl' or 'scenes'"),
+        ("[prompts]", "[prompts", "is not valid TOML"),
+    ],
+)
+def test_a_value_out_of_range_is_named_with_what_is_expected(old: str, new: str, message: str, folder: Path) -> None:
+    name = write(folder, old, new)
+    with pytest.raises(UserError, match=message) as caught:
+        suites.load(name)
+    assert "suites/own.toml" in str(caught.value)
+
+
+def test_an_unknown_suite_is_an_error_with_the_nearest_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(UserError, match="unknown suite 'qualty'; did you mean 'quality'"):
+        suites.load("qualty")
+    with pytest.raises(UserError, match=r"no suite file elsewhere/own\.toml"):
+        suites.load("elsewhere/own.toml")
+    assert "gate" not in suites.names()
+
+
+def test_a_suite_file_is_read_by_its_path_too(folder: Path, tmp_path: Path) -> None:
+    write(folder)
+    write(tmp_path, name="elsewhere")
+    assert suites.load(str(tmp_path / "elsewhere.toml")) == suites.load("own")
+
+
+def test_includes_are_merged_and_what_the_suite_says_itself_comes_first(folder: Path) -> None:
+    part = 'name = "{}"\nversion = 1\ndescription = "a part"\n'
+    write(
+        folder,
+        name="one",
+        text=part.format("one") + '[metrics]\nscenes = ["fd.scenes", "scene_accuracy"]\n[probes]\nrounds = 9\ncalls = 9\nwarmup = 9\n',
+    )
+    write(
+        folder, name="two", text='reference = "scenes"\n' + part.format("two") + '[metrics]\nscenes = ["clip_score.scenes"]\nsdxl = ["x"]\n'
+    )
+    suite = suites.load(write(folder, "include = []", 'include = ["one", "two"]'))
+    assert suite.metrics == {"scenes": ("scene_accuracy", "fd.scenes", "clip_score.scenes"), "sdxl": ("x",)}
+    assert suite.reference == "scenes"
+    assert suite.probes == suites.Probes(rounds=1, calls=2, warmup=0)
+    probes = OWN[OWN.index("[probes]") :]
+    without = OWN.replace(probes, "").replace("include = []", 'include = ["one", "two"]')
+    taken = suites.load(write(folder, name="own", text=without))
+    assert taken.probes == suites.Probes(rounds=9, calls=9, warmup=9)
+    write(folder, name="two", text=part.format("two"))
+    assert suites.load("own").id != taken.id
+
+
+def test_an_unknown_include_is_an_error(folder: Path) -> None:
+    write(folder, name="latency", text=OWN)
+    with pytest.raises(UserError, match="unknown suite 'latncy'; did you mean 'latency'"):
+        suites.load(write(folder, "include = []", 'include = ["latncy"]'))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('name = "own"', 'name = "owns"'),
+        ("version = 1", "version = 2"),
+        ('["scene_accuracy"]', '["scene_accuracy", "fd.scenes"]'),
+        ('["scene_accuracy"]', '["scene_accuracy"]\nsdxl = ["x"]'),
+        ("include = []", 'reference = "scenes"'),
+        ("n = 3", "n = 4"),
+        ("n = 3", "n = 3\nseed = 1"),
+        ("steps = 4", "steps = 5"),
+        ("guidance_scale = 2.5", "guidance_scale = 2.6"),
+        ("size_px = 64", "size_px = 72"),
+        ("size_px = 64", 'size_px = 64\nscheduler = "euler"'),
+        ("size_px = 64", 'size_px = 64\nnegative_prompt = ""'),
+        ('"float32"', '"bfloat16"'),
+        ("batch = 2", "batch = 3"),
+        ("[noise]", '[noise]\nkind = "fixed"'),
+        ("seed = 7", "seed = 8"),
+        ("rounds = 1", "rounds = 2"),
+        ("calls = 2", "calls = 3"),
+        ("warmup = 0", "warmup = 1"),
+    ],
+)
+def test_every_setting_is_in_the_digest(old: str, new: str, folder: Path) -> None:
+    assert digest(folder, old, new) != digest(folder)
+
+
+def test_words_about_the_suite_are_not_in_the_digest(folder: Path) -> None:
+    assert digest(folder, "for tests", "for more tests") == digest(folder)
+    assert digest(folder, "n = 3", 'source = "scenes"\nn = 3 # a comment') == digest(folder)
+
+
+def test_a_changed_prompt_is_in_the_digest_though_the_settings_are_the_same(folder: Path) -> None:
+    def digest_of(*prompts: str) -> str:
+        suites._read_prompts.cache_clear()
+        (folder / "prompts.txt").write_text("\n\n".join(prompts) + "\n")
+        suite = suites.load(write(folder, "n = 3", 'source = "file"\nfile = "prompts.txt"\nn = 2'))
+        assert tuple(suite.prompt_list().values()) == prompts[:2]
+        return suite.id.digest
+
+    one = digest_of("a cat", "a dog")
+    assert digest_of("a cat", "a dog", "unused") == one
+    assert digest_of("a cat", "a fox") != one
+    assert digest_of("a dog", "a cat") != one
+    with pytest.raises(UserError, match="holds 1 prompts; the suite asks for 2"):
+        digest_of("a cat")
+
+
+def test_a_missing_prompt_file_is_an_error(folder: Path) -> None:
+    suite = suites.load(write(folder, "n = 3", 'source = "file"\nfile = "nowhere.txt"\nn = 2'))
+    with pytest.raises(UserError, match=r"prompt file suites/nowhere\.txt"):
+        suite.prompt_list()
+
+
+def test_prompt_ids_are_made_of_place_and_text(folder: Path) -> None:
+    few, more = (suites.load(write(folder, "n = 3", f"n = {n}")).prompt_list() for n in (3, 5))
+    assert list(few.items()) == list(more.items())[:3]
+    assert list(few.values()) == [scene_at(index, "heldout").caption for index in range(3)]
+    assert all(re.fullmatch(rf"0000{index}-[0-9a-f]{{8}}", prompt_id) for index, prompt_id in enumerate(few))
+
+
+def test_the_folder_here_wins_over_the_package_s_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(folder)
+    assert suites.names() == ["own"]
+    monkeypatch.chdir(folder)  # which has no ./suites
+    assert set(SHIPPED) <= set(suites.names())
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_suite_loads_and_can_name_its_prompts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    suites._read_prompts.cache_clear()
+    suite = suites.load(name)
+    assert suite.name == name
+    assert re.fullmatch("[0-9a-f]{16}", suite.id.digest)
+    assert len(suite.prompt_list()) == (suite.prompts.n if suite.prompts else 0)
+    assert set(suite.metrics.get("scenes", ())) <= PROTOCOLS.keys()
+    assert (suite.family is None) == (suite.prompts is None) == (suite.sampling is None)
