@@ -90,7 +90,11 @@ def export(student: UNet2DConditionModel, out: Path, teacher: Teacher, provenanc
     beside.mkdir(parents=True)
     if not unet_only:
         _copy_parts(teacher.folder, beside)
-    student.to(getattr(torch, teacher.dtype)).save_pretrained(beside if unet_only else beside / "unet")
+    unet = beside if unet_only else beside / "unet"
+    student.to(getattr(torch, teacher.dtype)).save_pretrained(unet)
+    config = json.loads((unet / "config.json").read_text())
+    config.pop("_name_or_path", None)  # where this machine had it
+    (unet / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     (beside / "provenance.json").write_text(json.dumps(asdict(provenance), indent=2) + "\n")
     (beside / "README.md").write_text(card(provenance, unet_only=unet_only))
     if out.exists():
