@@ -99,7 +99,9 @@ def markdown(board: Sequence[Row]) -> str:
     parts = [_NOTICE, "# Leaderboard", _LEGEND]
     for family, group in itertools.groupby(sections(board), lambda section: section.family):
         for section in group:
-            parts += [f"## {section.title}", tables.markdown(quality(section)), "### Efficiency", tables.markdown(efficiency(section))]
+            parts += [f"## {section.title}", tables.markdown(quality(section))]
+            if (measured := efficiency(section)).rows:
+                parts += ["### Efficiency", tables.markdown(measured)]
             parts += ["\n".join(f"- {line}" for line in footer(section))]
         if family == "sdxl":
             parts += [

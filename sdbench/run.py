@@ -82,13 +82,7 @@ def _pictures(spec: ModelSpec, setting: Bench) -> tuple[Store, list[Job]]:
         embedded.checked(spec.location)
     weights = weights_digest(spec, dtype=setting.sampling.dtype)
     todo = jobs(setting.suite, setting.sampling, weights)
-    identity = {
-        "suite": setting.suite.id.model_dump(),
-        "model": spec.name,
-        "weights": weights,
-        "sampling": setting.sampling.model_dump(),
-        "device": setting.device,
-    }
+    identity = {"model": spec.name, "weights": weights, "device": setting.device, "batch": setting.sampling.batch}
     store = Store(setting.runs, identity)
     if spec.source == "rendered":
         generate(todo, store, setting.sampling.batch, rendered, spec.name)

@@ -1,7 +1,8 @@
-"""The run folder of one model under one suite: `results/runs/<digest>/`, ignored by git, safe to delete.
+"""The run folder of one model on one device: `results/runs/<digest>/`, ignored by git, safe to delete.
 
-Pictures are named by their identity (weights, prompt, sampling, noise), so a run that was killed goes on where it stood,
-and a changed suite reuses what has not changed. Every file is written beside its place and renamed.
+It belongs to no single suite: pictures are named by their identity (weights, prompt, sampling, noise), so a run that was
+killed goes on where it stood, and a changed suite makes anew only what its change concerns. Every file is written beside
+its place and renamed.
 """
 
 import contextlib

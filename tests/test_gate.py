@@ -57,7 +57,7 @@ def test_an_equal_model_passes(teacher: Made, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "by"),
     [
-        ("fd.scenes", 15),
+        ("fd.scenes", 150),
         ("clip_score.scenes", 2),
         ("preference.scenes", 0.5),
         ("scene_accuracy", 0.2),

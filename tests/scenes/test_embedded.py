@@ -9,6 +9,7 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file
+from transformers import CLIPTokenizer
 
 from sdbench.encoders import scenes as encoders
 from sdbench.errors import UserError
@@ -63,6 +64,14 @@ def test_the_text_encoders_files_name_their_tensors_as_the_hub_does(name: str) -
     expected |= {"text_projection.weight"} if name == "text_encoder_2" else set()
     with safe_open(folder / "model.safetensors", "pt") as file:
         assert set(file.keys()) == expected
+
+
+@pytest.mark.xfail(
+    strict=True, reason="the two tokenizers were trained apart, and number 'a' differently; text_encoder_2 learned the first one's numbers"
+)
+def test_both_text_encoders_are_given_the_same_tokens() -> None:
+    one, other = (CLIPTokenizer.from_pretrained(WEIGHTS / "pipeline" / name) for name in ("tokenizer", "tokenizer_2"))
+    assert one.get_vocab() == other.get_vocab()
 
 
 def test_every_evaluator_takes_any_uint8_picture() -> None:

@@ -95,8 +95,7 @@ def _vae(shop: Shop) -> dict[str, float]:
 
 
 def _text(shop: Shop) -> dict[str, float]:
-    for name in ("tokenizer", "tokenizer_2"):
-        text.tokenizer(shop.pipeline / name)
+    text.tokenizer(shop.pipeline / "tokenizer").save_pretrained(shop.pipeline / "tokenizer_2")
     first = text.train(shop.work, "text_encoder", shop.tokens, device=shop.device)
     plain = CLIPTextModel(first.config)
     plain.load_state_dict(

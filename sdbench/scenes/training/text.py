@@ -39,7 +39,9 @@ def tokenizer(folder: Path) -> CLIPTokenizer:
         bpe.model.save(made)
         words = json.loads((Path(made) / "vocab.json").read_text())
         # The special tokens come last, as in CLIP: open_clip finds the end of the text by its highest token id.
-        vocabulary = {word: index for index, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
+        # The trainer numbers the letters that end a word anew each time; sorted, every run makes the same tokenizer.
+        ordered = sorted(words, key=lambda word: (words[word], word) if len(word.removesuffix("</w>")) > 1 else (-1, word))
+        vocabulary = {word: index for index, word in enumerate([*ordered, "<|startoftext|>", "<|endoftext|>"])}
         (Path(made) / "vocab.json").write_text(json.dumps(vocabulary))
         made_tokenizer = CLIPTokenizer.from_pretrained(made, model_max_length=MAX_TOKENS, pad_token="<|endoftext|>")  # noqa: S106  # a token of text
     made_tokenizer.save_pretrained(folder)
