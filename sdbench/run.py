@@ -21,7 +21,7 @@ from sdbench.models.digest import weights_digest
 from sdbench.models.loading import load
 from sdbench.models.spec import ModelSpec
 from sdbench.probes import driver
-from sdbench.records import Model, Record, Scores, Value
+from sdbench.records import Machine, Model, Record, Scores, Value
 from sdbench.scenes import embedded
 from sdbench.score import Subject, score
 from sdbench.store import U8, Store, digest
@@ -113,9 +113,15 @@ def _probed(specs: Sequence[ModelSpec], setting: Bench) -> dict[str, list[Value]
 
 
 def _record(spec: ModelSpec, setting: Bench, pictures: tuple[Store, list[Job]] | None, probed: list[Value]) -> Path:
-    weights = weights_digest(spec, dtype=setting.sampling.dtype)
-    values: list[Value] = []
-    scores, thumbnails = Scores([], [], {}), {}
+    model = Model(
+        name=spec.name,
+        architecture=spec.architecture,
+        source=spec.origin,
+        weights_digest=weights_digest(spec, dtype=setting.sampling.dtype),
+        label=spec.label,
+    )
+    machine = this_machine(setting.device)
+    values, scores, thumbnails = _kept_quality(model, machine, setting)
     if pictures is not None:
         store, todo = pictures
         subject = subject_of(store, todo, setting.runs)
@@ -125,15 +131,37 @@ def _record(spec: ModelSpec, setting: Bench, pictures: tuple[Store, list[Job]] |
     record = Record(
         family=spec.family,
         suite=setting.suite.id,
-        model=Model(name=spec.name, architecture=spec.architecture, source=spec.origin, weights_digest=weights, label=spec.label),
-        machine=this_machine(setting.device),
+        model=model,
+        machine=machine,
         environment=environment(),
         created=records.now(),
         n_images=len(scores.prompt_ids),
-        values=(*values, *probed),
+        values=(*values, *(probed if setting.probes else _kept_probes(model, machine, setting))),
         sampling=setting.sampling.model_dump(),
     )
     return _unless_same(record, scores, thumbnails, setting.results)
+
+
+def _kept(model: Model, machine: Machine, setting: Bench) -> tuple[Path, Record] | None:
+    """The record that this run adds to: of the same suite, weights and machine."""
+    of_suite = records.newest(setting.results, setting.suite.family)
+    return next((kept for kept in of_suite if (kept[1].suite, kept[1].model, kept[1].machine) == (setting.suite.id, model, machine)), None)
+
+
+def _kept_quality(model: Model, machine: Machine, setting: Bench) -> tuple[list[Value], Scores, dict[str, bytes]]:
+    """What an earlier run found of the pictures, so that a run of the probes alone does not lose it."""
+    kept = None if setting.quality else _kept(model, machine, setting)
+    if kept is None:
+        return [], Scores([], [], {}), {}
+    path, record = kept
+    thumbnails = {file.name: file.read_bytes() for file in sorted((path / "images").glob("*.png"))}
+    return [value for value in record.values if value.kind in {"score", "set"}], records.read(path)[1], thumbnails
+
+
+def _kept_probes(model: Model, machine: Machine, setting: Bench) -> list[Value]:
+    """Likewise the probes, for a run of the pictures alone."""
+    kept = _kept(model, machine, setting)
+    return [value for value in kept[1].values if value.kind in {"probe", "count"}] if kept else []
 
 
 def subject_of(store: Store, todo: Sequence[Job], runs: Path) -> Subject:

@@ -310,6 +310,23 @@ def test_another_suite_s_teacher_does_not_count(teacher: ModelSpec, tmp_path: Pa
     assert rate.state == "missing"
 
 
+def test_a_run_of_one_half_keeps_the_other_half_of_the_record(teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    probe = Value(name="parameters.unet", kind="count", direction="lower", unit="parameters", value=7)
+    monkeypatch.setattr(runner.driver, "measure", lambda specs, *_, **__: {spec.name: [probe] for spec in specs})
+    suite = SUITE.model_copy(update={"probes": Probes(rounds=1, calls=2, warmup=0)})
+    (pictures,) = runner.run([teacher], bench(tmp_path, suite))
+    (both,) = runner.run([teacher], bench(tmp_path, suite, "probes"))
+    assert both != pictures
+    record, scores = records.read(both)
+    before, columns = records.read(pictures)
+    assert record.values == (*before.values, probe)
+    assert record.n_images == before.n_images > 0
+    assert {name: column.tolist() for name, column in scores.columns.items()} == {
+        name: column.tolist() for name, column in columns.columns.items()
+    }
+    assert runner.run([teacher], bench(tmp_path, suite)) == [both]
+
+
 def test_probes_alone_make_no_pictures_and_rendered_ones_have_no_probes(
     teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

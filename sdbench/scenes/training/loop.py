@@ -65,7 +65,7 @@ def fit(
     model.train()
     with tqdm(range(start, schedule.steps), initial=start, total=schedule.steps, desc=folder.name, mininterval=2) as bar:
         for step in bar:
-            torch.manual_seed((schedule.seed << 32) + step)
+            torch.manual_seed((1_000_003 * schedule.seed + step) % 2**32)  # torch looks at 32 bits of a seed
             terms = loss(step)
             total = torch.stack(list(terms.values())).sum()
             if not torch.isfinite(total):
