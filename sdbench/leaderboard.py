@@ -118,12 +118,9 @@ def text_table(board: Sequence[Row], width: int = 160) -> str:
     """The same tables for a terminal of this width; models across in both, for protocol names are wider than numbers."""
     parts = []
     for section in sections(board):
-        parts += [
-            section.title,
-            tables.text(quality(section).transposed(), width),
-            tables.text(efficiency(section), width),
-            "\n".join(footer(section)),
-        ]
+        measured = efficiency(section)
+        shown = [quality(section).transposed(), *([measured] if measured.rows else [])]
+        parts += [section.title, *(tables.text(grid, width) for grid in shown), "\n".join(footer(section))]
     return "\n\n".join(parts or ["There are no records yet; `sdbench run` makes them."]) + "\n"
 
 

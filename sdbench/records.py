@@ -248,4 +248,4 @@ def digest_of(folder: Path) -> str:
 
 def now() -> datetime:
     """The time a record is stamped with."""
-    return datetime.now(UTC).replace(microsecond=0)
+    return datetime.now(UTC)
