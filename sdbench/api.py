@@ -81,7 +81,7 @@ def score(images: Path, prompts: Path, places: Places | None = None) -> tuple[li
     from sdbench.score import score as scored
     from sdbench.store import read_images
 
-    if not images.is_dir() or not prompts.is_file():
+    if not images.is_dir() or not prompts.exists() or prompts.is_dir():
         raise UserError(
             f"--images takes a folder and --prompts a text file; found {images} and {prompts}, of which one is missing or of the other kind"
         )
