@@ -1,5 +1,7 @@
 """The project's verbs: `nox -s benchmark`, `tests`, `lint`, `distill`, `gate`, `scenes`. Each builds what it needs."""
 
+from pathlib import Path
+
 import nox
 
 nox.needs_version = ">=2025.5.1"
@@ -55,8 +57,9 @@ def scenes(session: nox.Session) -> None:
     _install(session)
     work = "results/runs/training"
     session.run("sdbench", "scenes", "train", "--work", work, *session.posargs)
-    teacher = f"{work}/out/pipeline"
-    for student in ("ssd-1b", "vega"):
-        session.run("distillation", "run", student, "--teacher", teacher, "--out", f"{work}/out/unets/{student}", "--unet-only")
-    session.run("distillation", "prune", "vega", "--teacher", teacher, "--out", f"{work}/out/unets/vega-pruned")
+    runs = {"ssd-1b": ["run", "ssd-1b", "--work", work], "vega": ["run", "vega", "--work", work], "vega-pruned": ["prune", "vega"]}
+    for student, words in runs.items():
+        out = Path(work) / "out" / "unets" / student
+        if not out.exists():  # a finished student stays when a killed run goes on
+            session.run("distillation", *words, "--teacher", f"{work}/out/pipeline", "--out", str(out), "--unet-only")
     session.run("sdbench", "scenes", "ship", "--work", work)

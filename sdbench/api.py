@@ -1,6 +1,5 @@
 """What the command line does, for Python: the same names, the same records."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,10 +50,10 @@ class Overrides:
 
 
 def machine_device() -> str:
-    """The device to run on: `cuda` where there is one, else `cpu`; `SDBENCH_DEVICE` decides otherwise."""
+    """The device to run on: `cuda` where there is one, else `cpu`."""
     import torch
 
-    return os.environ.get("SDBENCH_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def run(
