@@ -114,12 +114,18 @@ def names() -> list[str]:
     return sorted(path.stem for path in suites_folder().glob("*.toml") if path.stem != "gate")
 
 
-def load(what: str) -> Suite:
+def load(what: str, including: tuple[str, ...] = ()) -> Suite:
     """Read a suite by name or path.
 
+    Args:
+        what: a name, or the path of a `.toml` file.
+        including: the suites that are being read and include this one.
+
     Raises:
-        UserError: no such suite, a misspelt key, or a value out of range.
+        UserError: no such suite, a misspelt key, a value out of range, or a suite that includes itself.
     """
+    if what in including:
+        raise UserError(f"suite {what} includes itself: {' -> '.join((*including, what))}; take one of these out of an `include`")
     path = Path(what) if what.endswith(".toml") else suites_folder() / f"{what}.toml"
     if not path.is_file():
         raise UserError(f"no suite file {what}") if what.endswith(".toml") else unknown("suite", what, names())
@@ -128,7 +134,8 @@ def load(what: str) -> Suite:
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"suite {path} is not valid TOML: {error}") from error
     suite = validated(Suite, content, f"suite {path}")
-    for part in map(load, suite.include):
+    for name in suite.include:
+        part = load(name, (*including, what))
         suite = suite.model_copy(
             update={
                 "metrics": _merged(suite.metrics, part.metrics),
@@ -164,10 +171,14 @@ def _merged(one: dict[Family, tuple[str, ...]], other: dict[Family, tuple[str, .
     return {family: tuple(dict.fromkeys([*one.get(family, ()), *other.get(family, ())])) for family in {**one, **other}}
 
 
-@cache
+@cache  # drawing 10,000 captions takes seconds
+def _drawn(n: int, seed: int) -> tuple[str, ...]:
+    return tuple(scene_at(index, "heldout", seed).caption for index in range(n))
+
+
 def _read_prompts(prompts: Prompts) -> tuple[str, ...]:
     if prompts.source == "scenes":
-        return tuple(scene_at(index, "heldout", prompts.seed).caption for index in range(prompts.n))
+        return _drawn(prompts.n, prompts.seed)
     path = suites_folder() / (prompts.file or "")
     if not path.is_file():
         raise UserError(f"prompt file {path} of the suite is missing")

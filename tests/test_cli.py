@@ -26,7 +26,6 @@ alpha = 0.05
 def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stand in a folder without ./suites and ./results."""
     monkeypatch.chdir(tmp_path)
-    suites._read_prompts.cache_clear()
 
 
 def run_in_process(code: str, folder: Path) -> subprocess.CompletedProcess[str]:

@@ -22,6 +22,7 @@ from sdbench.suites import Noise, Prompts, Sampling, Suite
 
 SAMPLING = Sampling(steps=1, guidance_scale=2.0, size_px=SIZE_PX, dtype="float32", batch=3)
 SHAPE = (4, 4, 4)
+FROZEN_NOISE = [-0.3573163, -1.0943444, 2.4288666]
 
 
 def suite(n: int = 7, **noise: Any) -> Suite:
@@ -160,6 +161,8 @@ def test_noise_of_a_picture_follows_from_seed_prompt_and_sample_alone() -> None:
         initial_noise(Noise(seed=4), "00001-abc", 0, SHAPE),
     ):
         assert not torch.equal(other, one)
+    assert one.dtype == torch.float32
+    assert one.flatten()[:3].tolist() == pytest.approx(FROZEN_NOISE, abs=1e-6)  # no library may change it unnoticed
     many = torch.stack([initial_noise(noise, f"{index}", 0, SHAPE) for index in range(300)])
     assert many.mean().item() == pytest.approx(0, abs=0.04)
     assert many.std().item() == pytest.approx(1, abs=0.04)
@@ -201,6 +204,8 @@ def test_fixed_noise_is_the_same_for_all_prompts(tmp_path: Path) -> None:
     assert len(found) == 7
     assert len({latents.numpy().tobytes() for latents in found.values()}) == 1
     assert not torch.equal(initial_noise(Noise(kind="fixed", seed=4), "", 0, SHAPE), next(iter(found.values())))
+    mlperf = torch.randn(SHAPE, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(next(iter(found.values())), mlperf)
 
 
 @pytest.mark.parametrize("pixel", [np.nan, np.inf])

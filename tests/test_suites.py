@@ -46,7 +46,6 @@ warmup = 0
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A `./suites` of our own."""
     monkeypatch.chdir(tmp_path)
-    suites._read_prompts.cache_clear()
     (tmp_path / "suites").mkdir()
     return tmp_path / "suites"
 
@@ -184,7 +183,6 @@ def test_words_about_the_suite_are_not_in_the_digest(folder: Path) -> None:
 
 def test_a_changed_prompt_is_in_the_digest_though_the_settings_are_the_same(folder: Path) -> None:
     def digest_of(*prompts: str) -> str:
-        suites._read_prompts.cache_clear()
         (folder / "prompts.txt").write_text("\n\n".join(prompts) + "\n")
         suite = suites.load(write(folder, "n = 3", 'source = "file"\nfile = "prompts.txt"\nn = 2'))
         assert tuple(suite.prompt_list().values()) == prompts[:2]
@@ -221,10 +219,16 @@ def test_the_folder_here_wins_over_the_package_s_own(folder: Path, monkeypatch: 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_suite_loads_and_can_name_its_prompts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    suites._read_prompts.cache_clear()
     suite = suites.load(name)
     assert suite.name == name
     assert re.fullmatch("[0-9a-f]{16}", suite.id.digest)
     assert len(suite.prompt_list()) == (suite.prompts.n if suite.prompts else 0)
     assert set(suite.metrics.get("scenes", ())) <= PROTOCOLS.keys()
     assert (suite.family is None) == (suite.prompts is None) == (suite.sampling is None)
+
+
+def test_suites_that_include_each_other_are_an_error(folder: Path) -> None:
+    write(folder, name="one", old="include = []", new='include = ["two"]')
+    write(folder, name="two", old="include = []", new='include = ["one"]')
+    with pytest.raises(UserError, match="suite one includes itself: one -> two -> one"):
+        suites.load("one")

@@ -99,7 +99,7 @@ PARTS: dict[str, dict[str, dict[str, Any]]] = {
         "vae": {
             "sample_size": 64,
             "latent_channels": 4,
-            "block_out_channels": [16, 32, 64],
+            "block_out_channels": [16, 32, 48],
             "down_block_types": ["DownEncoderBlock2D"] * 3,
             "up_block_types": ["UpDecoderBlock2D"] * 3,
             "layers_per_block": 1,

@@ -27,7 +27,7 @@ def config(vocabulary: int) -> dict[str, object]:
     """open_clip's model configuration."""
     return {
         "embed_dim": 64,
-        "vision_cfg": {"layers": (1, 1, 1, 1), "width": 12, "head_width": 24, "image_size": 64},  # OpenAI's RN family
+        "vision_cfg": {"layers": (1, 2, 2, 1), "width": 8, "head_width": 16, "image_size": 64},  # OpenAI's RN family
         "text_cfg": {"context_length": MAX_TOKENS, "vocab_size": vocabulary, "width": 64, "heads": 4, "layers": 3},
     }
 

@@ -56,7 +56,7 @@ def fit(
         UserError: a loss is not finite; the last good checkpoint stays in `folder`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=schedule.lr, betas=(0.9, 0.99), weight_decay=schedule.weight_decay)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=schedule.lr, betas=(0.9, 0.99), weight_decay=schedule.weight_decay, fused=True)
     lr = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _lr_share(step, schedule))
     average = deepcopy(model).requires_grad_(requires_grad=False) if schedule.ema else None
     parts = {"model": model, "optimiser": optimiser, "lr": lr} | ({"average": average} if average is not None else {})

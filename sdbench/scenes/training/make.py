@@ -31,7 +31,7 @@ COMPONENTS = {
     "unet": UNet2DConditionModel,
     "scheduler": DDIMScheduler,
 }
-TRAIN_SCENES, LATENT_SCENES, HELDOUT_SCENES = 24576, 12288, 2048
+TRAIN_SCENES, HELDOUT_SCENES = 24576, 2048
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,6 @@ class Shop:
     def train(self) -> Pool:
         """Pictures to train on."""
         return Pool(self.work / "pool", TRAIN_SCENES)
-
-    @property
-    def encoded(self) -> Pool:
-        """Fewer of them, whose latents the UNets train on: encoding takes longer than drawing."""
-        return Pool(self.work / "pool", LATENT_SCENES)
 
     @property
     def heldout(self) -> Pool:
@@ -128,7 +123,7 @@ def _clip(shop: Shop) -> dict[str, float]:
 
 
 def _teacher(shop: Shop) -> dict[str, float]:
-    latents = LatentPool(shop.pipeline, shop.encoded, shop.work / "latents")
+    latents = LatentPool(shop.pipeline, shop.train, shop.work / "latents")
     made: UNet2DConditionModel = unet.train(shop.work, latents, device=shop.device)
     made.half().save_pretrained(shop.pipeline / "unet")
     parts = {name: kind.from_pretrained(shop.pipeline / name) for name, kind in COMPONENTS.items()}
@@ -138,7 +133,7 @@ def _teacher(shop: Shop) -> dict[str, float]:
 
 
 def _preference(shop: Shop) -> dict[str, float]:
-    model = preference.train(shop.work, shop.encoded, shop.tokens, shop.pipeline, device=shop.device)
+    model = preference.train(shop.work, shop.train, shop.tokens, shop.pipeline, device=shop.device)
     model.half().save_pretrained(shop.out / "evaluators" / "preference")
     return {"picks_better": preference.picks_better(model.float().cpu(), shop.heldout, shop.tokens)}
 

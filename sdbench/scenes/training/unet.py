@@ -27,7 +27,7 @@ SCHEDULER = {
     "set_alpha_to_one": True,
     "steps_offset": 0,
 }
-SCHEDULE = Schedule(steps=2000, lr=2e-3, batch=48, warmup=100, ema=0.995, seed=1)
+SCHEDULE = Schedule(steps=6000, lr=2e-3, batch=48, warmup=200, ema=0.998, seed=1)
 
 
 def train(
@@ -35,7 +35,7 @@ def train(
 ) -> UNet2DConditionModel:
     """Train a UNet from nothing => the running average of its weights."""
     torch.manual_seed(schedule.seed)
-    unet = UNet2DConditionModel(**unet_config(architecture, "scenes")).to(device)
+    unet = UNet2DConditionModel(**unet_config(architecture, "scenes")).to(device).to(memory_format=torch.channels_last)
 
     def loss(step: int) -> dict[str, Tensor]:
         batch = latents.batch(step, schedule.batch, schedule.seed, device=device)

@@ -17,7 +17,7 @@ from sdbench.scenes.training.pool import Pool
 CONFIG = {
     "sample_size": 64,
     "latent_channels": 4,
-    "block_out_channels": (16, 32, 64),
+    "block_out_channels": (16, 32, 48),
     "down_block_types": ("DownEncoderBlock2D",) * 3,
     "up_block_types": ("UpDecoderBlock2D",) * 3,
     "layers_per_block": 1,
@@ -25,7 +25,7 @@ CONFIG = {
     "scaling_factor": 1.0,
     "force_upcast": False,
 }
-SCHEDULE = Schedule(steps=1000, lr=2e-3, batch=16, ema=0.99)
+SCHEDULE = Schedule(steps=3000, lr=2e-3, batch=16, ema=0.995)
 
 
 def train(work: Path, pool: Pool, schedule: Schedule = SCHEDULE, device: str = "cpu") -> AutoencoderKL:
