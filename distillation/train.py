@@ -24,7 +24,7 @@ from distillation.recipe import Family, Recipe
 from distillation.taps import Tap, collect, resolve
 from sdbench.errors import UserError
 from sdbench.scenes.training.latents import Batch, noisy, predict, target
-from sdbench.scenes.training.loop import Schedule, fit
+from sdbench.training import Schedule, fit
 
 FINAL_BATCHES = 4  # over which a stage's final losses are averaged; it was trained on none of them
 STUDENT, LOSSES = "student", "losses.json"

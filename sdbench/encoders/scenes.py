@@ -3,14 +3,13 @@
 import json
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import open_clip
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
 from sdbench.scenes.attributes import read_layouts
@@ -20,7 +19,6 @@ from sdbench.scenes.networks import SceneNet
 
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
-Net = TypeVar("Net", bound=nn.Module)
 BATCH = 64  # fixed: features may change in their last digits with it
 
 
@@ -91,25 +89,19 @@ def _batched(encode: Callable[[Tensor], Tensor], images: U8) -> F32:
 
 @cache
 def _scene_net(name: str) -> SceneNet:
-    tensors = load_file(checked(f"evaluators/{name}.safetensors"))
-    net = SceneNet(tensors["project.bias"].numel())
-    return _loaded(net, tensors)
+    return SceneNet.load(checked(f"evaluators/{name}.safetensors"))
 
 
 @cache
 def _clip() -> open_clip.CLIP:
-    config = json.loads(checked("evaluators/clip.json").read_text())
-    return _loaded(open_clip.CLIP(**config), load_file(checked("evaluators/clip.safetensors")))
+    model = open_clip.CLIP(**json.loads(checked("evaluators/clip.json").read_text()))
+    model.load_state_dict(load_file(checked("evaluators/clip.safetensors")))
+    return model.eval()
 
 
 @cache
 def _preference() -> CLIPModel:
     return CLIPModel.from_pretrained(checked("evaluators/preference"), dtype=torch.float32).eval()
-
-
-def _loaded(net: Net, tensors: dict[str, Tensor]) -> Net:
-    net.load_state_dict(tensors)
-    return net.float().eval()
 
 
 @cache

@@ -1,6 +1,10 @@
 """The convolutional network behind two evaluators: the attribute reader and the feature network of the Frechet distance."""
 
+from pathlib import Path
+from typing import Self
+
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sdbench.scenes.attributes import AttributeHeads
@@ -34,6 +38,14 @@ class SceneNet(nn.Module):
         )  # fmt: skip  # a line a resolution
         self.project = nn.Linear(64 * 4 * 4, width)
         self.heads = AttributeHeads(width)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a saved network in float32, ready to use."""
+        tensors = load_file(path)
+        net = cls(tensors["project.bias"].numel())
+        net.load_state_dict(tensors)
+        return net.eval()
 
     def features(self, pixels: Tensor) -> Tensor:
         """N x 3 x 64 x 64 in -1..1 => N x width."""

@@ -20,7 +20,7 @@ from sdbench.errors import UserError
 from sdbench.models.digest import weights_digest
 from sdbench.models.spec import resolve
 from sdbench.scenes.training.latents import Batch
-from sdbench.scenes.training.loop import fit
+from sdbench.training import fit
 
 STEPS = 4
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -7,12 +7,13 @@ costs a small share of a step. A batch follows from (seed, step) alone, the same
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -21,7 +22,14 @@ from sdbench.scenes.render import SIZE_PX
 from sdbench.scenes.training.pool import Pool
 
 TIME_IDS = (SIZE_PX, SIZE_PX, 0, 0, SIZE_PX, SIZE_PX)  # original height, width, crop top, left, target height, width
-_COMPONENTS = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
+COMPONENTS: dict[str, Any] = {  # of a pipeline, but for the UNet
+    "vae": AutoencoderKL,
+    "text_encoder": CLIPTextModel,
+    "text_encoder_2": CLIPTextModelWithProjection,
+    "tokenizer": CLIPTokenizer,
+    "tokenizer_2": CLIPTokenizer,
+    "scheduler": DDIMScheduler,
+}
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,21 @@ def predict(unet: UNet2DConditionModel, noised: Tensor, batch: Batch) -> Tensor:
     return output
 
 
+def components(folder: Path) -> dict[str, Any]:
+    """A pipeline's parts but for its UNet, in float32 on the CPU.
+
+    Raises:
+        UserError: the folder lacks one.
+    """
+    if missing := [name for name in COMPONENTS if not (folder / name).is_dir()]:
+        raise UserError(f"{folder} is not a complete pipeline folder: no {', '.join(missing)}; expected {', '.join(COMPONENTS)}")
+    parts = {name: kind.from_pretrained(folder / name) for name, kind in COMPONENTS.items()}
+    return {
+        name: part.float().eval().requires_grad_(requires_grad=False) if isinstance(part, nn.Module) else part
+        for name, part in parts.items()
+    }
+
+
 class LatentPool:
     """Latents and captions of a pool, for the text encoders, VAE and scheduler of one pipeline folder.
 
@@ -76,23 +99,19 @@ class LatentPool:
         pipeline_folder: a diffusers folder; its `unet` is not needed.
         work: gets the latents, as `latents-<digest>.npy`.
 
+    Attributes:
+        parts: of the pipeline, by name.
+
     Raises:
         UserError: the folder lacks a component.
     """
 
     def __init__(self, pipeline_folder: Path, pool: Pool, work: Path) -> None:
-        if missing := [name for name in _COMPONENTS if not (pipeline_folder / name).is_dir()]:
-            raise UserError(
-                f"{pipeline_folder} is not a complete pipeline folder: no {', '.join(missing)}; expected {', '.join(_COMPONENTS)}"
-            )
-        self.pool = pool
-        self.scheduler = DDIMScheduler.from_pretrained(pipeline_folder / "scheduler")
-        self._tokenizers = [CLIPTokenizer.from_pretrained(pipeline_folder / name) for name in ("tokenizer", "tokenizer_2")]
-        encoders = (("text_encoder", CLIPTextModel), ("text_encoder_2", CLIPTextModelWithProjection))
-        self._encoders = [kind.from_pretrained(pipeline_folder / name).float().eval() for name, kind in encoders]
+        self.pool, self.parts = pool, components(pipeline_folder)
+        self.scheduler: DDIMScheduler = self.parts["scheduler"]
         path = work / f"latents-{_digest(pipeline_folder / 'vae', pool)}.npy"
         if not path.exists():
-            _encode(pipeline_folder / "vae", pool, path)
+            _encode(self.parts["vae"], pool, path)
         self.latents: npt.NDArray[np.float16] = np.load(path, mmap_mode="r")
 
     def batch(self, step: int, batch: int, seed: int, drop: float = 0.1, device: str = "cpu") -> Batch:
@@ -127,7 +146,8 @@ class LatentPool:
     def embed(self, captions: list[str]) -> tuple[Tensor, Tensor]:
         """Captions => prompt embeddings N x tokens x 96 and pooled embeddings N x 64, as `encode_prompt` of the stock pipeline makes them."""
         outputs = []
-        for tokens, encoder in zip(self._tokenizers, self._encoders, strict=True):
+        for number in ("", "_2"):
+            tokens, encoder = self.parts[f"tokenizer{number}"], self.parts[f"text_encoder{number}"]
             ids = tokens(captions, padding="max_length", max_length=tokens.model_max_length, truncation=True, return_tensors="pt").input_ids
             outputs.append(encoder(ids, output_hidden_states=True))
         return torch.cat([output.hidden_states[-2] for output in outputs], -1), outputs[1].text_embeds
@@ -141,9 +161,8 @@ def _digest(vae: Path, pool: Pool) -> str:
 
 
 @torch.no_grad()
-def _encode(folder: Path, pool: Pool, path: Path) -> None:
+def _encode(vae: AutoencoderKL, pool: Pool, path: Path) -> None:
     """Each picture's posterior mode, scaled => n x 4 x 16 x 16 float16."""
-    vae = AutoencoderKL.from_pretrained(folder).float().eval()
     side = SIZE_PX // 2 ** (len(vae.config.block_out_channels) - 1)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".part")

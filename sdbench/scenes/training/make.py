@@ -17,20 +17,13 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from sdbench.errors import unknown
 from sdbench.models.text_encoders import save_text_encoder
+from sdbench.scenes.networks import SceneNet
 from sdbench.scenes.training import clip, preference, reader, text, unet, vae
 from sdbench.scenes.training.latents import LatentPool
-from sdbench.scenes.training.loop import Schedule
 from sdbench.scenes.training.pool import Pool
+from sdbench.scenes.training.watch import Watch
+from sdbench.training import Schedule
 
-COMPONENTS = {
-    "vae": AutoencoderKL,
-    "text_encoder": CLIPTextModel,
-    "text_encoder_2": CLIPTextModelWithProjection,
-    "tokenizer": CLIPTokenizer,
-    "tokenizer_2": CLIPTokenizer,
-    "unet": UNet2DConditionModel,
-    "scheduler": DDIMScheduler,
-}
 TRAIN_SCENES, HELDOUT_SCENES = 24576, 2048
 
 
@@ -124,12 +117,12 @@ def _clip(shop: Shop) -> dict[str, float]:
 
 def _teacher(shop: Shop) -> dict[str, float]:
     latents = LatentPool(shop.pipeline, shop.train, shop.work / "latents")
-    made: UNet2DConditionModel = unet.train(shop.work, latents, device=shop.device)
+    watch = Watch(latents, SceneNet.load(shop.out / "evaluators" / "reader.safetensors"))
+    made: UNet2DConditionModel = unet.train(shop.work, latents, device=shop.device, watch=watch)
+    _, scores = watch(made)
     made.half().save_pretrained(shop.pipeline / "unet")
-    parts = {name: kind.from_pretrained(shop.pipeline / name) for name, kind in COMPONENTS.items()}
-    index = StableDiffusionXLPipeline(**parts, add_watermarker=False)
-    index.save_config(shop.pipeline)
-    return {}
+    StableDiffusionXLPipeline(**latents.parts, unet=made, add_watermarker=False).save_config(shop.pipeline)
+    return scores
 
 
 def _preference(shop: Shop) -> dict[str, float]:

@@ -20,10 +20,10 @@ from sdbench.scenes.grammar import Scene
 from sdbench.scenes.render import render
 from sdbench.scenes.training.clip import one_word_wrong
 from sdbench.scenes.training.latents import LatentPool, noisy, predict
-from sdbench.scenes.training.loop import Schedule, fit
 from sdbench.scenes.training.pool import Pool, to_pixels
 from sdbench.scenes.training.text import MAX_TOKENS, tokenise
 from sdbench.scenes.training.unet import train as train_unet
+from sdbench.training import Schedule, fit
 
 SCHEDULE = Schedule(steps=1500, lr=1.5e-3, batch=48, warmup=100, ema=0.99, seed=40)
 UNDERTRAINED = Schedule(steps=400, lr=2e-3, batch=32, warmup=50, ema=0.99, seed=2)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from sdbench.models.architectures import unet_config
 from sdbench.scenes.training.latents import LatentPool, noisy, predict, target
-from sdbench.scenes.training.loop import Schedule, fit
+from sdbench.training import Schedule, Watch, fit
 
 SCHEDULER = {
     "num_train_timesteps": 1000,
@@ -31,7 +31,13 @@ SCHEDULE = Schedule(steps=6000, lr=2e-3, batch=48, warmup=200, ema=0.998, seed=1
 
 
 def train(
-    work: Path, latents: LatentPool, schedule: Schedule = SCHEDULE, device: str = "cpu", architecture: str = "sdxl", name: str = "teacher"
+    work: Path,
+    latents: LatentPool,
+    schedule: Schedule = SCHEDULE,
+    device: str = "cpu",
+    architecture: str = "sdxl",
+    name: str = "teacher",
+    watch: Watch | None = None,
 ) -> UNet2DConditionModel:
     """Train a UNet from nothing => the running average of its weights."""
     torch.manual_seed(schedule.seed)
@@ -41,4 +47,4 @@ def train(
         batch = latents.batch(step, schedule.batch, schedule.seed, device=device)
         return {"velocity": F.mse_loss(predict(unet, noisy(latents.scheduler, batch), batch), target(latents.scheduler, batch))}
 
-    return fit(unet, loss, schedule, work / name)
+    return fit(unet, loss, schedule, work / name, watch=watch)

@@ -11,8 +11,8 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional as F
 
-from sdbench.scenes.training.loop import Schedule, fit
 from sdbench.scenes.training.pool import Pool
+from sdbench.training import Schedule, fit
 
 CONFIG = {
     "sample_size": 64,

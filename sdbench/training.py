@@ -1,0 +1,241 @@
+"""The training loop that every network of this project goes through: the embedded family's and the students.
+
+All randomness of a step follows from (seed, step), so no state of a generator or a sampler has to be kept: a run that was
+killed and started again takes the same steps on the same data and, on one CPU, ends with the same bytes. `accelerate`
+places the work: one device or several, float32 or mixed precision. Two processes see in one step the batches that one
+process sees in two steps of accumulation.
+
+A run's folder holds `step-<n>/`, the newest checkpoint, written beside and renamed; `log.jsonl`; TensorBoard's events; and
+`samples/`, pictures made on the way.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_model, save_model
+from tensorboardX import SummaryWriter
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from sdbench.errors import UserError
+
+Loss = Callable[[int], dict[str, Tensor]]
+Watch = Callable[[nn.Module], tuple[npt.NDArray[np.uint8], dict[str, float]]]
+LOG_EVERY = 25  # steps
+_STEP = "step-{:08d}"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast to train.
+
+    Attributes:
+        steps: optimiser steps.
+        lr: peak learning rate; warmed up over the first `warmup` steps, then a half cosine down to zero.
+        batch: pictures in one forward pass of one process.
+        ema: decay of the running average of the weights, or None to keep the last weights.
+        accumulation: forward passes of each process before an optimiser step.
+    """
+
+    steps: int
+    lr: float
+    batch: int
+    warmup: int = 50
+    weight_decay: float = 0.01
+    ema: float | None = None
+    clip_norm: float = 1.0
+    seed: int = 0
+    accumulation: int = 1
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of a step."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return float(self.lr * 0.5 * (1 + np.cos(np.pi * done)))
+
+
+def fit(
+    model: nn.Module,
+    loss: Loss,
+    schedule: Schedule,
+    folder: Path,
+    *,
+    accelerator: Accelerator | None = None,
+    watch: Watch | None = None,
+    watch_every: int = 500,
+    save_every_s: float = 60.0,
+) -> nn.Module:
+    """Train `model` in place and return the weights to keep: the running average where there is one.
+
+    Args:
+        model: as `accelerator.prepare` made it, where an accelerator is given.
+        loss: number of a batch -> named scalar terms, each a mean over the batch; their sum is minimised.
+        folder: see above.
+        watch: the weights to keep so far -> an H x W x 3 picture and named values; called every `watch_every` steps and at the end.
+
+    Raises:
+        UserError: a loss or gradient is not finite, or a checkpoint cannot be read or written; the last good one stays.
+    """
+    accelerator = accelerator or Accelerator(cpu=next(model.parameters()).device.type == "cpu")
+    plain: nn.Module = accelerator.unwrap_model(model)
+    optimiser = torch.optim.AdamW(plain.parameters(), lr=schedule.lr, betas=(0.9, 0.99), weight_decay=schedule.weight_decay, fused=True)
+    average = deepcopy(plain).requires_grad_(requires_grad=False) if schedule.ema else None
+    state, kept = _State(folder, plain, optimiser, average), plain if average is None else average
+    start, saved = state.resume(), time.monotonic()
+    a_step = schedule.batch * schedule.accumulation * accelerator.num_processes
+    plain.train()
+    with _Journal(folder, start, quiet=not accelerator.is_main_process) as journal, _bar(folder.name, start, schedule.steps, a_step) as bar:
+        for step in range(start, schedule.steps):
+            optimiser.param_groups[0]["lr"] = schedule.lr_at(step)
+            terms = _backward(model, loss, schedule, step, accelerator)
+            norm = nn.utils.clip_grad_norm_(plain.parameters(), schedule.clip_norm)
+            if not torch.isfinite(norm):
+                raise UserError(_not_finite(folder, step, terms))
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+            if average is not None and schedule.ema is not None:
+                _average(average, plain, min(schedule.ema, (step + 1) / (step + 10)))
+            bar.update(a_step)
+            if step % LOG_EVERY == 0:
+                values = {name: round(term.item(), 5) for name, term in terms.items()}
+                bar.set_postfix(values)
+                journal.write(step, values | {"lr": optimiser.param_groups[0]["lr"], "gradient_norm": round(norm.item(), 5)})
+            last = step == schedule.steps - 1
+            if accelerator.is_main_process and (last or time.monotonic() - saved > save_every_s):
+                state.save(step + 1)
+                saved = time.monotonic()
+            if accelerator.is_main_process and watch is not None and (last or (step + 1) % watch_every == 0):
+                journal.show(step + 1, *watch(kept.eval()))
+                plain.train()
+    return kept.eval()
+
+
+def _backward(model: nn.Module, loss: Loss, schedule: Schedule, step: int, accelerator: Accelerator) -> dict[str, Tensor]:
+    """Leave the gradients of a step => its terms, averaged over the accumulated batches of this process."""
+    sums: dict[str, Tensor] = {}
+    for part in range(schedule.accumulation):
+        number = (step * schedule.accumulation + part) * accelerator.num_processes + accelerator.process_index
+        torch.manual_seed((1_000_003 * schedule.seed + number) % 2**32)  # torch looks at 32 bits of a seed
+        with accelerator.no_sync(model) if part < schedule.accumulation - 1 else nullcontext():
+            with accelerator.autocast():
+                terms = loss(number)
+            accelerator.backward(torch.stack(list(terms.values())).sum() / schedule.accumulation)
+        sums = {name: sums.get(name, 0) + term.detach() / schedule.accumulation for name, term in terms.items()}
+    return sums
+
+
+@torch.no_grad()
+def _average(average: nn.Module, model: nn.Module, decay: float) -> None:
+    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+    for kept, now in zip(average.buffers(), model.buffers(), strict=True):
+        kept.copy_(now)
+
+
+def _bar(title: str, start: int, steps: int, a_step: int) -> Any:
+    return tqdm(initial=start * a_step, total=steps * a_step, desc=title, unit="image", mininterval=2, leave=start < steps)
+
+
+def _not_finite(folder: Path, step: int, terms: dict[str, Tensor]) -> str:
+    values = ", ".join(f"{name} {term.item():g}" for name, term in terms.items())
+    checkpoint = _newest(folder)
+    kept = f"the last good checkpoint is {checkpoint}" if checkpoint else "there was no checkpoint yet"
+    return f"training of {folder.name} met a loss or gradient that is not finite at step {step} ({values}); {kept}. Lower the learning rate and run again"
+
+
+def _newest(folder: Path) -> Path | None:
+    return max(folder.glob("step-*"), default=None)
+
+
+@dataclass(frozen=True)
+class _State:
+    """What a checkpoint holds."""
+
+    folder: Path
+    model: nn.Module
+    optimiser: torch.optim.Optimizer
+    average: nn.Module | None
+
+    @property
+    def _networks(self) -> dict[str, nn.Module]:
+        return {"model": self.model} | ({"average": self.average} if self.average is not None else {})
+
+    def save(self, step: int) -> None:
+        """Write `step-<n>/` beside and rename it; the one before goes."""
+        beside, before = self.folder / "checkpoint.part", _newest(self.folder)
+        try:
+            shutil.rmtree(beside, ignore_errors=True)
+            beside.mkdir()
+            for name, network in self._networks.items():
+                save_model(network, str(beside / f"{name}.safetensors"))
+            torch.save(self.optimiser.state_dict(), beside / "optimiser.pt")
+            now = beside.rename(self.folder / _STEP.format(step))
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap what the disk says
+            shutil.rmtree(beside, ignore_errors=True)
+            raise UserError(
+                f"cannot write a checkpoint to {self.folder}: {error}; the last good one is {before}. Make room and run again"
+            ) from error
+        for old in set(self.folder.glob("step-*")) - {now}:  # more than one where the last run was killed right here
+            shutil.rmtree(old)
+
+    def resume(self) -> int:
+        """Load the newest checkpoint => steps taken."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if (newest := _newest(self.folder)) is None:
+            return 0
+        device = next(self.model.parameters()).device
+        try:
+            for name, network in self._networks.items():
+                load_model(network, newest / f"{name}.safetensors", device=str(device))
+            self.optimiser.load_state_dict(torch.load(newest / "optimiser.pt", weights_only=True, map_location=device))
+        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+            raise UserError(f"cannot go on from checkpoint {newest}: {error}. Remove it to begin again") from error
+        return int(newest.name.removeprefix("step-"))
+
+
+class _Journal:
+    """`log.jsonl`, TensorBoard's events and the pictures; lines after the step to go on from are dropped."""
+
+    def __init__(self, folder: Path, start: int, *, quiet: bool) -> None:
+        self._folder, self._quiet, self._log = folder, quiet, folder / "log.jsonl"
+        if quiet:
+            return
+        lines = self._log.read_text().splitlines(keepends=True) if self._log.exists() else []
+        self._log.write_text("".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] < start))
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._quiet:
+            self._board.close()
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Note the values of a step."""
+        if self._quiet:
+            return
+        with self._log.open("a") as log:
+            log.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def show(self, step: int, picture: npt.NDArray[np.uint8], values: dict[str, float]) -> None:
+        """Keep what the weights make after so many steps."""
+        self.write(step, values)
+        (self._folder / "samples").mkdir(exist_ok=True)
+        Image.fromarray(picture).save(self._folder / "samples" / f"{_STEP.format(step)}.png")
+        self._board.add_image("samples", picture, step, dataformats="HWC")
