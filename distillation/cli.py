@@ -1,6 +1,7 @@
 """The `distillation` command: plan, prune, run."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,7 +56,12 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--unet-only", action="store_true", help="write the UNet alone instead of a whole pipeline")
     run.add_argument("--work", type=Path, default=WORK, help="folder for what a stopped run continues from (default: %(default)s)")
     run.add_argument("--steps", type=_count, help="steps of all stages together (default: the recipe's)")
-    run.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+    run.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s"
+    )
+    run.add_argument(
+        "--deterministic", action="store_true", help="the same bytes from the same machine on a GPU too, at some cost in speed"
+    )
     run.add_argument("--dry-run", action="store_true", help="check everything, print the plan and stop")
     return parser
 
@@ -85,6 +91,10 @@ def _run(options: argparse.Namespace) -> None:
         _, counts = check(recipe, options.family, folder, options.out, options.steps)
         _say(describe(recipe, options.family, counts))
         return
+    if options.deterministic:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # what cuBLAS asks for
+        torch.use_deterministic_algorithms(mode=True)
+        torch.backends.cudnn.benchmark = False
     chosen = {"steps": options.steps, "device": options.device, "unet_only": options.unet_only}
     _say(distil(recipe, options.family, folder, options.work, options.out, **chosen))
 
@@ -116,7 +126,7 @@ def describe(recipe: Recipe, family: Family, counts: list[int] | None = None) ->
     lines.append(f"  the middle resnet is the teacher's mid_block.resnets.{recipe.middle.resnet}  ({recipe.middle.source})")
     taps = resolve(student.config, teacher.config, recipe.taps)
     lines += [f"taps: {len(taps)} (student <- teacher, channels x height x width)", *(f"  {tap}" for tap in taps)]
-    lines.append("loss: " + ", ".join(f"{name} {weight:g}" for name, weight in recipe.loss))
+    lines.append("loss: " + ", ".join(f"{name} {value}" for name, value in recipe.loss))
     lines += [f"settings of family {family}:", *(f"  {name} = {_said(value)}" for name, value in settings)]
     return "\n".join(lines)
 

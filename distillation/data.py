@@ -18,5 +18,5 @@ def scenes_pool(settings: Scenes, teacher: Path, work: Path) -> LatentPool:
 
 
 def batches(pool: LatentPool, settings: Scenes, device: str) -> Callable[[int], Batch]:
-    """Step => its batch, the same in every run."""
-    return lambda step: pool.batch(step, settings.batch, settings.seed, settings.drop, device)
+    """Number of a batch => the batch, the same in every run."""
+    return lambda number: pool.batch(number, settings.batch, settings.seed, settings.drop, device)

@@ -1,6 +1,7 @@
 """The three losses of layer-level distillation, each a mean squared error in float32 (distill_sdxl.py of segmind/SSD-1B)."""
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ def terms(
     """The weighted terms, whose sum is minimised.
 
     task = |student - target|^2, output = |student - teacher|^2, feature = sum over taps of |student tap - teacher tap|^2,
-    each a mean over its elements.
+    each a mean over its elements; with `weights.scale` "teacher", each tap's is divided by |teacher tap|^2.
 
     Args:
         weights: of each term.
@@ -37,13 +38,18 @@ def terms(
     return {
         "task": weights.task * mse(student, target),
         "output": weights.output * mse(student, teacher),
-        "feature": weights.feature * features(taps, student_features, teacher_features),
+        "feature": weights.feature * features(taps, student_features, teacher_features, weights.scale),
     }
 
 
-def features(taps: Sequence[Tap], student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Tensor:
-    """Sum of the taps' mean squared errors."""
-    return torch.stack([mse(student[tap.student], teacher[tap.teacher]) for tap in taps]).sum()
+def features(
+    taps: Sequence[Tap], student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], scale: Literal["none", "teacher"]
+) -> Tensor:
+    """Sum of the taps' mean squared errors, each over the mean square of the teacher's output where `scale` says so."""
+    errors = [mse(student[tap.student], teacher[tap.teacher]) for tap in taps]
+    if scale == "teacher":
+        errors = [error / teacher[tap.teacher].float().square().mean() for tap, error in zip(taps, errors, strict=True)]
+    return torch.stack(errors).sum()
 
 
 def mse(x: Tensor, y: Tensor) -> Tensor:

@@ -64,11 +64,18 @@ class Middle(_Data):
 
 
 class Loss(_Data):
-    """Weights of the loss terms; `feature` weighs the sum over the taps."""
+    """Weights of the loss terms.
+
+    Attributes:
+        feature: of the sum over the taps.
+        scale: what each tap's error is divided by: `none`, as in Segmind's script, or `teacher`, the mean square of the
+            teacher's own output (LAPTOP-Diff, arXiv 2404.11098), without which a few large taps dominate.
+    """
 
     task: Weight
     output: Weight
     feature: Weight
+    scale: Literal["none", "teacher"]
 
 
 class Scenes(_Data):
@@ -78,14 +85,23 @@ class Scenes(_Data):
         steps: over all stages.
         lr: peak learning rate of each stage.
         warmup: steps of each stage over which the learning rate rises.
+        batch: pictures in one forward pass of one process.
+        accumulation: forward passes of each process before a step.
+        ema: decay of the running average of the weights, which is what is kept; 0 keeps the last weights.
         drop: share of captions replaced by the unconditional embedding.
+        dtype: that both networks compute in; weights are kept in float32.
+        checkpointing: compute the student's activations twice instead of keeping them.
         pictures: rendered scenes in the training pool.
     """
 
     steps: Positive
     lr: float = Field(gt=0)
     batch: Positive
+    accumulation: Positive
     warmup: Positive
+    ema: float = Field(ge=0, lt=1)
+    dtype: Literal["bfloat16", "float32"]
+    checkpointing: bool
     drop: float = Field(ge=0, lt=1)
     pictures: Positive
     seed: Annotated[int, Field(ge=0)]

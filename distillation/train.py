@@ -1,7 +1,7 @@
 """Training: stage by stage, prune and fit, so that a run that was killed continues where it was.
 
 Each stage has a folder of its own under the work folder, named by everything that decides its weights. A finished stage
-is a UNet in safetensors with its losses beside it; an unfinished one holds the state to resume from.
+is a UNet in safetensors with its losses beside it; an unfinished one holds the checkpoint to go on from.
 """
 
 import hashlib
@@ -10,10 +10,12 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
+from accelerate import Accelerator
 from diffusers import DDIMScheduler, UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from distillation import teacher as teachers
 from distillation.data import batches, scenes_pool
@@ -23,7 +25,10 @@ from distillation.prune import prune
 from distillation.recipe import Family, Recipe
 from distillation.taps import Tap, collect, resolve
 from sdbench.errors import UserError
+from sdbench.scenes.embedded import checked
+from sdbench.scenes.networks import SceneNet
 from sdbench.scenes.training.latents import Batch, noisy, predict, target
+from sdbench.scenes.training.watch import Watch
 from sdbench.training import Schedule, fit
 
 FINAL_BATCHES = 4  # over which a stage's final losses are averaged; it was trained on none of them
@@ -32,12 +37,14 @@ STUDENT, LOSSES = "student", "losses.json"
 
 @dataclass(frozen=True)
 class Lesson:
-    """What every stage shares: the teacher's UNet, the noise schedule, and the batch of each step."""
+    """What every stage shares: the teacher's UNet, the noise schedule, each numbered batch, and how to look at a student."""
 
     recipe: Recipe
     teacher: UNet2DConditionModel
     scheduler: DDIMScheduler
     batch: Callable[[int], Batch]
+    accelerator: Accelerator
+    watch: Watch
 
 
 def distil(
@@ -48,7 +55,7 @@ def distil(
     out: Path,
     *,
     steps: int | None = None,
-    device: str = "cpu",
+    device: Literal["cpu", "cuda"] = "cpu",
     unet_only: bool = False,
 ) -> Path:
     """Make the student and write it to `out`; what an earlier run finished under `work` is not done again.
@@ -60,7 +67,7 @@ def distil(
         work: gets training pictures, latents and the stages.
         out: gets the student; must not hold anything yet.
         steps: of all stages together; the recipe's where not given.
-        device: where both networks run.
+        device: where both networks run; under `accelerate launch`, each process takes its own.
         unet_only: write the UNet alone instead of a whole pipeline.
 
     Raises:
@@ -69,11 +76,17 @@ def distil(
     """
     teacher, counts = check(recipe, family, teacher_folder, out, steps)
     settings = recipe.scenes
-    pool = scenes_pool(settings, teacher_folder, work)
-    lesson = Lesson(recipe, teacher.unet("float32", device), pool.scheduler, batches(pool, settings, device))
-    decides = json.dumps([recipe.digest, teacher.digest, counts, device])
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision="bf16" if settings.dtype == "bfloat16" else "no")
+    with accelerator.main_process_first():  # the others find what it drew and encoded
+        pool = scenes_pool(settings, teacher_folder, work)
+    place = str(accelerator.device)
+    watch = Watch(pool, SceneNet.load(checked("evaluators/reader.safetensors")))
+    lesson = Lesson(recipe, teacher.unet("float32", place), pool.scheduler, batches(pool, settings, place), accelerator, watch)
+    decides = json.dumps([recipe.digest, teacher.digest, counts, device, accelerator.num_processes])
     student, stages = teach(lesson, counts, work / f"{recipe.name}-{hashlib.sha256(decides.encode()).hexdigest()[:12]}")
-    return export(student, out, teacher, Provenance.of(recipe, teacher, student, settings.seed, stages), unet_only=unet_only)
+    if accelerator.is_main_process:
+        export(student, out, teacher, Provenance.of(recipe, teacher, student, settings.seed, stages), unet_only=unet_only)
+    return out
 
 
 def check(recipe: Recipe, family: Family, teacher_folder: Path, out: Path, steps: int | None = None) -> tuple[teachers.Teacher, list[int]]:
@@ -106,6 +119,7 @@ def teach(lesson: Lesson, counts: list[int], folder: Path) -> tuple[UNet2DCondit
         done = folder / f"{number}-{stage.name}"
         if not (done / STUDENT).exists():
             _run_stage(lesson, prune(student, plan.within(before) if before else plan), range(start, start + steps), done)
+        lesson.accelerator.wait_for_everyone()  # until the main process has written it
         student = UNet2DConditionModel.from_pretrained(done / STUDENT, local_files_only=True).to(lesson.teacher.device)
         results.append(StageResult(stage.name, steps, json.loads((done / STUDENT / LOSSES).read_text())))
         before, start = plan, start + steps
@@ -113,24 +127,49 @@ def teach(lesson: Lesson, counts: list[int], folder: Path) -> tuple[UNet2DCondit
 
 
 def _run_stage(lesson: Lesson, student: UNet2DConditionModel, steps: range, folder: Path) -> None:
-    settings = lesson.recipe.scenes
+    settings, accelerator = lesson.recipe.scenes, lesson.accelerator
     taps = resolve(student.config, lesson.teacher.config, lesson.recipe.taps)
-    schedule = Schedule(len(steps), settings.lr, settings.batch, warmup=settings.warmup, seed=settings.seed)
-    fit(student, lambda step: step_terms(lesson, student, taps, steps.start + step), schedule, folder)
-    losses = _final_losses(lesson, student, taps, steps.stop)
+    if settings.checkpointing:
+        student.enable_gradient_checkpointing()
+    model = accelerator.prepare_model(student)
+    first, after = (step * settings.accumulation * accelerator.num_processes for step in (steps.start, steps.stop))
+    schedule = Schedule(
+        len(steps),
+        settings.lr,
+        settings.batch,
+        warmup=settings.warmup,
+        ema=settings.ema or None,
+        seed=settings.seed,
+        accumulation=settings.accumulation,
+    )
+    kept = fit(
+        model,
+        lambda number: step_terms(lesson, model, taps, first + number),
+        schedule,
+        folder,
+        accelerator=accelerator,
+        watch=lesson.watch,
+    )
+    if accelerator.is_main_process:
+        _finish(kept, _final_losses(lesson, kept, taps, after), folder)
+
+
+def _finish(student: nn.Module, losses: dict[str, float], folder: Path) -> None:
     beside = folder / f"{STUDENT}.part"
     shutil.rmtree(beside, ignore_errors=True)
-    student.save_pretrained(beside)
+    student.save_pretrained(beside)  # type: ignore[operator]  # a UNet
     (beside / LOSSES).write_text(json.dumps(losses))
     beside.rename(folder / STUDENT)
-    (folder / "state.pt").unlink()
+    for checkpoint in folder.glob("step-*"):
+        shutil.rmtree(checkpoint)
 
 
-def step_terms(lesson: Lesson, student: UNet2DConditionModel, taps: list[Tap], step: int) -> dict[str, Tensor]:
-    """The weighted loss terms of one step."""
-    batch = lesson.batch(step)
+def step_terms(lesson: Lesson, student: nn.Module, taps: list[Tap], number: int) -> dict[str, Tensor]:
+    """The weighted loss terms of one batch; the student may be wrapped for several processes."""
+    batch = lesson.batch(number)
     noised = noisy(lesson.scheduler, batch)
-    with collect(lesson.teacher, [tap.teacher for tap in taps]) as taught, collect(student, [tap.student for tap in taps]) as learned:
+    plain = lesson.accelerator.unwrap_model(student)
+    with collect(lesson.teacher, [tap.teacher for tap in taps]) as taught, collect(plain, [tap.student for tap in taps]) as learned:
         with torch.no_grad():
             answer = predict(lesson.teacher, noised, batch)
         return terms(
@@ -145,7 +184,7 @@ def step_terms(lesson: Lesson, student: UNet2DConditionModel, taps: list[Tap], s
 
 
 @torch.no_grad()
-def _final_losses(lesson: Lesson, student: UNet2DConditionModel, taps: list[Tap], start: int) -> dict[str, float]:
-    """Mean of each weighted term over the batches of the steps that come after the stage's own."""
-    rows = [step_terms(lesson, student, taps, start + step) for step in range(FINAL_BATCHES)]
+def _final_losses(lesson: Lesson, student: nn.Module, taps: list[Tap], start: int) -> dict[str, float]:
+    """Mean of each weighted term over the batches that come after the stage's own."""
+    rows = [step_terms(lesson, student, taps, start + number) for number in range(FINAL_BATCHES)]
     return {name: float(torch.stack([row[name] for row in rows]).mean()) for name in rows[0]}

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = (
     {"errors", ""},  # "" is sdbench itself: its version
-    {"metrics", "stats", "models", "scenes", "records", "suites"},
+    {"metrics", "stats", "models", "scenes", "records", "suites", "training"},
     {
         "weights",
         "encoders",
@@ -39,14 +39,15 @@ ONLY = {
     "records": {"errors"},
     "models": {"errors", "models", "scenes"},
     "scenes": {"errors", "scenes"},
-    "scenes.training": {"errors", "scenes", "scenes.training", "models"},
+    "scenes.training": {"errors", "scenes", "scenes.training", "models", "training"},
+    "training": {"errors"},
     "suites": {"errors", "records", "scenes"},
     "gate": {"errors", "records", "stats", "policy", "tables", "compare"},
     "leaderboard": {"errors", "records", "stats", "tables", "published"},
     "report": {"errors", "records", "stats", "tables", "published", "gate", "leaderboard", "compare", "policy", "report"},
 }
 TRAINING_IS_FOR = {"scenes.training", "cli", "distillation"}
-DISTILLATION_KNOWS = {"errors", "models", "scenes", "scenes.training", "store", "records", "generate", "probes"}
+DISTILLATION_KNOWS = {"errors", "models", "scenes", "scenes.training", "training", "store", "records", "generate", "probes"}
 WITHOUT_TORCH = (
     "errors",
     "stats",
@@ -107,7 +108,7 @@ def imports(name: str, *, at_start: bool = False) -> frozenset[str]:
 
 
 def room(name: str) -> str:
-    """The room of a module: `sdbench.models.spec` is in `models`, `sdbench.scenes.training.loop` in `scenes.training`."""
+    """The room of a module: `sdbench.models.spec` is in `models`, `sdbench.scenes.training.vae` in `scenes.training`."""
     parts = name.split(".")
     if parts[0] != "sdbench":
         return parts[0]
@@ -141,7 +142,7 @@ def reached(name: str) -> dict[str, str]:
 
 
 def test_the_modules_are_found() -> None:
-    assert {"sdbench", "sdbench.cli", "sdbench.models.spec", "sdbench.scenes.training.loop", "distillation.cli"} <= modules().keys()
+    assert {"sdbench", "sdbench.cli", "sdbench.models.spec", "sdbench.scenes.training.vae", "distillation.cli"} <= modules().keys()
     assert "sdbench.suites" in imports("sdbench.cli")
     assert "sdbench.suites" not in imports("sdbench.cli", at_start=True)
     assert "torch" in reached("sdbench.run")

@@ -77,6 +77,22 @@ def test_a_finished_run_is_only_exported(
     assert not (out / "model_index.json").exists()
 
 
+def test_activations_computed_twice_give_the_same_student(vega: Recipe, teacher_folder: Path, student: Path, tmp_path: Path) -> None:
+    frugal = vega.model_copy(update={"scenes": vega.scenes.model_copy(update={"checkpointing": True})})
+    out = distil(frugal, "scenes", teacher_folder, tmp_path / "work", tmp_path / "out", steps=STEPS)
+    kept = load_file(student / "unet" / WEIGHTS)
+    for name, tensor in load_file(out / "unet" / WEIGHTS).items():
+        torch.testing.assert_close(tensor, kept[name], msg=name)
+
+
+def test_what_the_student_makes_is_shown_after_each_stage(student: Path) -> None:
+    for stage in ("1-half", "2-depth"):
+        (folder,) = (student.parent / "work").glob(f"vega-*/{stage}")
+        assert [path.name for path in (folder / "samples").iterdir()] == [f"step-{STEPS // 2:08d}.png"]
+        assert "scene_accuracy" in json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
+        assert not list(folder.glob("step-*"))
+
+
 def test_the_student_is_a_stock_pipeline_that_was_trained(vega: Recipe, teacher_folder: Path, student: Path) -> None:
     pipeline = StableDiffusionXLPipeline.from_pretrained(student)
     cut = prune(UNet2DConditionModel.from_pretrained(teacher_folder / "unet"), vega.plans[-1]).state_dict()

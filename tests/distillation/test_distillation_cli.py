@@ -18,7 +18,7 @@ def test_plan_prints_counts_blocks_and_taps(capsys: pytest.CaptureFixture[str]) 
     assert "  down_blocks.2.attentions.* keeps 0, 1, 2, 6  (furusu/SSD-1B-anime" in said
     assert "taps: 26" in said
     assert "  mid_block <- mid_block 64 x 4 x 4" in said
-    assert "loss: task 1, output 0.5, feature 0.5" in said
+    assert "loss: task 1.0, output 0.5, feature 0.5, scale none" in said
 
 
 def test_prune_writes_a_pipeline(teacher_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
+import pytest
 import torch
 
-from distillation.losses import mse, terms
+from distillation.losses import features, mse, terms
 from distillation.recipe import Loss
 from distillation.taps import Tap
 
@@ -8,7 +9,7 @@ from distillation.taps import Tap
 def test_the_terms_are_weighted_means_and_a_sum_over_taps() -> None:
     taps = [Tap("a", "a", (1, 1)), Tap("b", "c", (1, 4))]
     found = terms(
-        Loss(task=1, output=0.5, feature=0.25),
+        Loss(task=1, output=0.5, feature=0.25, scale="none"),
         taps,
         target=torch.tensor([[1.0, 1.0]]),
         student=torch.tensor([[1.0, 3.0]]),
@@ -23,3 +24,13 @@ def test_the_terms_are_weighted_means_and_a_sum_over_taps() -> None:
 def test_half_precision_is_compared_in_float32() -> None:
     x, y = torch.full((2,), 300.0, dtype=torch.float16), torch.zeros(2, dtype=torch.float16)
     assert mse(x, y).item() == 90_000  # beyond float16's largest number
+
+
+def test_scaled_by_the_teacher_a_tap_counts_the_same_however_large_its_outputs() -> None:
+    taps = [Tap("a", "a", (1, 1)), Tap("b", "b", (1, 2))]
+    taught = {"a": torch.tensor([2.0]), "b": torch.tensor([3.0, 4.0])}
+    learned = {"a": torch.tensor([1.0]), "b": torch.tensor([3.0, -1.0])}
+    assert features(taps, learned, taught, "teacher").item() == pytest.approx(1 / 4 + 12.5 / 12.5)
+    assert features(taps, learned, taught, "none").item() == pytest.approx(1 + 12.5)
+    louder = [{name: 1000 * value for name, value in side.items()} for side in (learned, taught)]
+    assert features(taps, *louder, "teacher").item() == pytest.approx(1.25)

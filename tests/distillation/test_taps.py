@@ -50,10 +50,10 @@ def test_an_identical_copy_has_no_feature_loss_and_a_changed_one_has() -> None:
     with torch.no_grad(), collect(teacher, paths) as taught, collect(copy, paths) as learned:
         teacher(latents, 5, text, added_cond_kwargs=conditions)
         copy(latents, 5, text, added_cond_kwargs=conditions)
-        assert features(taps, learned, taught) == 0
+        assert features(taps, learned, taught, "none") == 0
         copy.up_blocks[2].resnets[2].conv2.bias += 1
         copy(latents, 5, text, added_cond_kwargs=conditions)
-        assert features(taps, learned, taught).item() == pytest.approx(1, rel=1e-4)  # only the last tap moved, by 1
+        assert features(taps, learned, taught, "none").item() == pytest.approx(1, rel=1e-4)  # only the last tap moved, by 1
 
 
 def test_no_hook_stays_behind_even_after_an_error() -> None:

@@ -1,10 +1,11 @@
 """What a UNet of the embedded family trains on: the latents of a pool's pictures, and the embeddings of their captions.
 
-Latents are computed once and kept on disk under a name made of their content. Captions are encoded as they come, which
-costs a small share of a step. A batch follows from (seed, step) alone, the same on every device.
+Both are computed once and kept on disk under a name made of what they follow from. A batch follows from (seed, step)
+alone, the same on every device.
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,10 +98,11 @@ class LatentPool:
 
     Args:
         pipeline_folder: a diffusers folder; its `unet` is not needed.
-        work: gets the latents, as `latents-<digest>.npy`.
+        work: gets `latents-<digest>.npy` and `captions-<digest>.npy`.
 
     Attributes:
         parts: of the pipeline, by name.
+        latents: n x 4 x 16 x 16, modes of the posterior, scaled.
 
     Raises:
         UserError: the folder lacks a component.
@@ -109,10 +111,11 @@ class LatentPool:
     def __init__(self, pipeline_folder: Path, pool: Pool, work: Path) -> None:
         self.pool, self.parts = pool, components(pipeline_folder)
         self.scheduler: DDIMScheduler = self.parts["scheduler"]
-        path = work / f"latents-{_digest(pipeline_folder / 'vae', pool)}.npy"
-        if not path.exists():
-            _encode(self.parts["vae"], pool, path)
-        self.latents: npt.NDArray[np.float16] = np.load(path, mmap_mode="r")
+        of_pictures = _digest(pool.images.data, pipeline_folder / "vae")
+        captions = [scene.caption for scene in pool.scenes]
+        of_captions = _digest("\n".join(captions).encode(), *(pipeline_folder / name for name in COMPONENTS if name.startswith("t")))
+        self.latents = _kept(work / f"latents-{of_pictures}.npy", pool.n, lambda rows: encode(self.parts["vae"], pool.pixels(rows)))
+        self._captions = _kept(work / f"captions-{of_captions}.npy", pool.n, lambda rows: self._flat([captions[row] for row in rows]))
 
     def batch(self, step: int, batch: int, seed: int, drop: float = 0.1, device: str = "cpu") -> Batch:
         """What step number `step` trains on.
@@ -122,7 +125,7 @@ class LatentPool:
             batch: number of pictures.
             seed: of the run.
             drop: share of captions replaced by the unconditional embedding, which is zeros.
-            device: where the tensors go; the text encoders stay on the CPU.
+            device: where the tensors go.
         """
         mixed = int(np.random.SeedSequence((seed, step)).generate_state(1)[0])  # torch's generator takes 32 bits and drops the rest
         return self.at(self.pool.rows(step, batch, seed), mixed, drop, device=device)
@@ -137,38 +140,47 @@ class LatentPool:
         noise = torch.randn(latents.shape, generator=chance)
         timesteps = torch.randint(least, most or self.scheduler.config.num_train_timesteps, (n,), generator=chance)
         kept = (torch.rand(n, generator=chance) >= drop).float()
-        prompt_embeds, pooled = self.embed([self.pool.scenes[row].caption for row in rows])
-        prompt_embeds, pooled = prompt_embeds * kept[:, None, None], pooled * kept[:, None]
+        width = self.parts["text_encoder_2"].config.projection_dim
+        captions = torch.from_numpy(self._captions[rows]).float() * kept[:, None]
+        prompt_embeds, pooled = captions[:, :-width].unflatten(1, (self.parts["tokenizer"].model_max_length, -1)), captions[:, -width:]
         time_ids = torch.tensor([TIME_IDS], dtype=torch.float32).repeat(n, 1)
         return Batch(*(tensor.to(device) for tensor in (latents, prompt_embeds, pooled, time_ids, noise, timesteps)))
 
-    @torch.no_grad()
-    def embed(self, captions: list[str]) -> tuple[Tensor, Tensor]:
-        """Captions => prompt embeddings N x tokens x 96 and pooled embeddings N x 64, as `encode_prompt` of the stock pipeline makes them."""
+    def _flat(self, captions: list[str]) -> Tensor:
+        """Captions => N x (tokens x 96 + 64): prompt and pooled embeddings as `encode_prompt` of the stock pipeline makes them."""
         outputs = []
         for number in ("", "_2"):
             tokens, encoder = self.parts[f"tokenizer{number}"], self.parts[f"text_encoder{number}"]
             ids = tokens(captions, padding="max_length", max_length=tokens.model_max_length, truncation=True, return_tensors="pt").input_ids
             outputs.append(encoder(ids, output_hidden_states=True))
-        return torch.cat([output.hidden_states[-2] for output in outputs], -1), outputs[1].text_embeds
+        return torch.cat([torch.cat([output.hidden_states[-2] for output in outputs], -1).flatten(1), outputs[1].text_embeds], 1)
 
 
-def _digest(vae: Path, pool: Pool) -> str:
-    digest = hashlib.sha256(pool.images.data)
-    for path in sorted(vae.iterdir()):
+def encode(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
+    """N x 3 x 64 x 64 in -1..1 => the posterior's mode, scaled, N x 4 x 16 x 16."""
+    latents: Tensor = vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
+    return latents
+
+
+def _digest(data: bytes | memoryview, *folders: Path) -> str:
+    digest = hashlib.sha256(data)
+    for path in (file for folder in folders for file in sorted(folder.iterdir())):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
 @torch.no_grad()
-def _encode(vae: AutoencoderKL, pool: Pool, path: Path) -> None:
-    """Each picture's posterior mode, scaled => n x 4 x 16 x 16 float16."""
-    side = SIZE_PX // 2 ** (len(vae.config.block_out_channels) - 1)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".part")
-    latents = np.lib.format.open_memmap(beside, "w+", np.float16, (pool.n, vae.config.latent_channels, side, side))
-    for start in tqdm(range(0, pool.n, 64), desc="encoding latents", mininterval=2):
-        rows = np.arange(start, min(start + 64, pool.n))
-        latents[rows] = vae.encode(pool.pixels(rows)).latent_dist.mode() * vae.config.scaling_factor
-    latents.flush()
-    beside.rename(path)
+def _kept(path: Path, n: int, make: Callable[[npt.NDArray[np.int64]], Tensor]) -> npt.NDArray[np.float16]:
+    """What `make` gives for n rows, as a file of float16; made where it is not there yet."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_suffix(".part")
+        shape = make(np.arange(1)).shape[1:]
+        array = np.lib.format.open_memmap(beside, "w+", np.float16, (n, *shape))
+        for start in tqdm(range(0, n, 64), desc=f"encoding {path.stem.split('-')[0]}", mininterval=2):
+            rows = np.arange(start, min(start + 64, n))
+            array[rows] = make(rows)
+        array.flush()
+        beside.rename(path)
+    kept: npt.NDArray[np.float16] = np.load(path, mmap_mode="r")
+    return kept
