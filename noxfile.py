@@ -56,7 +56,7 @@ def scenes(session: nox.Session) -> None:
     """Train the embedded family from nothing and install its weights: hours on two cores; a killed run goes on."""
     _install(session)
     work = "results/runs/training"
-    session.run("sdbench", "scenes", "train", *session.posargs, "--work", work)
+    session.run("sdbench", "scenes", "train", "--work", work, *session.posargs)
     runs = {"ssd-1b": ["run", "ssd-1b", "--work", work], "vega": ["run", "vega", "--work", work], "vega-pruned": ["prune", "vega"]}
     for student, words in runs.items():
         out = Path(work) / "out" / "unets" / student

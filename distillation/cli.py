@@ -1,4 +1,4 @@
-"""The `distillation` command: plan, prune, run."""
+"""The `distillation` command: plan, prune, run, ablate."""
 
 import argparse
 import os
@@ -10,6 +10,7 @@ from typing import get_args
 import torch
 
 from distillation import teacher as teachers
+from distillation.ablation import markdown, sweep, table
 from distillation.export import Provenance, check_free, export
 from distillation.prune import on_meta, prune
 from distillation.recipe import Family, Recipe, read
@@ -44,24 +45,32 @@ def _parser() -> argparse.ArgumentParser:
     plan = commands.add_parser("plan", help="print what a recipe comes to, without any weights")
     cut = commands.add_parser("prune", help="cut a teacher, without training")
     run = commands.add_parser("run", help="cut and train, stage by stage; a run that was stopped continues")
-    for command in (plan, cut, run):
+    study = commands.add_parser(
+        "ablate", help="make a student in other ways, several seeds each, and compare; a sweep that was stopped continues"
+    )
+    for command in (plan, cut, run, study):
         command.add_argument("recipe", help="name of a shipped recipe, or path of a .toml file")
     for command in (plan, run):
         command.add_argument(
             "--family", choices=get_args(Family), default="scenes", help="whose widths and settings (default: %(default)s)"
         )
-    for command in (cut, run):
+    for command in (cut, run, study):
         command.add_argument("--teacher", type=Path, help="folder of a whole pipeline (default: the embedded teacher)")
+    for command in (cut, run):
         command.add_argument("--out", type=Path, help=f"new folder for the student (default: {STUDENTS}/RECIPE)")
         command.add_argument("--unet-only", action="store_true", help="write the UNet alone instead of a whole pipeline")
-    run.add_argument("--work", type=Path, default=WORK, help="folder for what a stopped run continues from (default: %(default)s)")
-    run.add_argument("--steps", type=_count, help="steps of all stages together (default: the recipe's)")
-    run.add_argument(
-        "--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s"
-    )
+    for command in (run, study):
+        command.add_argument("--work", type=Path, default=WORK, help="folder for what a stopped run continues from (default: %(default)s)")
+        command.add_argument("--steps", type=_count, help="steps of all stages together (default: the recipe's)")
+        command.add_argument(
+            "--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s"
+        )
     run.add_argument(
         "--deterministic", action="store_true", help="the same bytes from the same machine on a GPU too, at some cost in speed"
     )
+    study.add_argument("--seeds", type=_count, default=3, help="of each arm (default: %(default)s)")
+    study.add_argument("--arm", action="append", default=[], help="only this arm; may be given again (default: all)")
+    study.add_argument("--results", type=Path, default=Path("results"), help="folder of results (default: %(default)s)")
     run.add_argument("--dry-run", action="store_true", help="check everything, print the plan and stop")
     return parser
 
@@ -97,6 +106,12 @@ def _run(options: argparse.Namespace) -> None:
         torch.backends.cudnn.benchmark = False
     chosen = {"steps": options.steps, "device": options.device, "unet_only": options.unet_only}
     _say(distil(recipe, options.family, folder, options.work, options.out, **chosen))
+
+
+def _ablate(options: argparse.Namespace) -> None:
+    chosen = {"seeds": options.seeds, "steps": options.steps, "device": options.device, "only": options.arm}
+    outcomes = sweep(read(options.recipe), _teacher_folder(options), options.work, options.results, **chosen)
+    _say(markdown(table(outcomes)))
 
 
 def _say(what: object) -> None:
@@ -143,4 +158,4 @@ def _said(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-_COMMANDS = {"plan": _plan, "prune": _prune, "run": _run}
+_COMMANDS = {"plan": _plan, "prune": _prune, "run": _run, "ablate": _ablate}

@@ -89,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
 
     training = add("scenes", _scenes, "train the embedded family's own weights, or install what was trained")
     training.add_argument("action", choices=("train", "ship"), help="train: make parts in WORK; ship: install them with a manifest")
-    training.add_argument("parts", nargs="*", help="parts to train (default: all)")
+    training.add_argument("--parts", nargs="+", default=[], help="parts to train (default: all)")
     training.add_argument(
         "--work", type=Path, default=Path("results/runs/training"), help="folder to train in; a part that was killed goes on from there"
     )
@@ -265,7 +265,7 @@ def _scenes(arguments: argparse.Namespace) -> int:
 
     shop = make.Shop(arguments.work, arguments.device or api.machine_device())
     if arguments.action == "ship":
-        say(f"installed: {ship.ship(shop, environment().model_dump())}")
+        say(f"installed: {ship.ship(shop, environment().model_dump(), arguments.results / 'training')}")
         return 0
     for part in arguments.parts or make.PARTS:
         make.make(part, shop)

@@ -1,4 +1,4 @@
-"""Installs what was trained: copies `<work>/out/` to `sdbench/scenes/weights/` and writes the manifest of digests."""
+"""Installs what was trained: copies `<work>/out/` to `sdbench/scenes/weights/`, writes the manifest of digests, keeps the logs."""
 
 import json
 import shutil
@@ -13,11 +13,13 @@ SHIPPED = ("pipeline", "unets", "evaluators")
 STUDENTS = ("ssd-1b", "vega", "vega-pruned")
 
 
-def ship(shop: Shop, environment: dict[str, Any]) -> Path:
+def ship(shop: Shop, environment: dict[str, Any], logs: Path) -> Path:
     """Copy the finished parts and write `manifest.json` => its path.
 
     Args:
+        shop: where they were made.
         environment: versions and commit of what does it, for the manifest.
+        logs: folder that gets the losses of each network's training, as `<network>.jsonl`.
 
     Raises:
         UserError: a part or a student is not made yet.
@@ -39,4 +41,8 @@ def ship(shop: Shop, environment: dict[str, Any]) -> Path:
         "environment": environment,
     }
     (WEIGHTS / "manifest.json").write_text(json.dumps(content, indent=1) + "\n")
+    shutil.rmtree(logs, ignore_errors=True)
+    logs.mkdir(parents=True)
+    for log in shop.work.rglob("log.jsonl"):
+        shutil.copy(log, logs / f"{'-'.join(log.parent.relative_to(shop.work).parts)}.jsonl")
     return WEIGHTS / "manifest.json"

@@ -4,6 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+from torch import nn
 
 from sdbench.scenes.attributes import read_layouts
 from sdbench.scenes.grammar import scene_at
@@ -13,7 +14,8 @@ from sdbench.scenes.training.latents import LatentPool
 from sdbench.scenes.training.pool import to_pixels
 
 SEED, STEPS, GUIDANCE = 7, 12, 3.0
-SHOWN, COLUMNS = 16, 8
+BATCH, SHOWN, COLUMNS = 64, 16, 8
+U8 = npt.NDArray[np.uint8]
 
 
 class Watch:
@@ -22,29 +24,45 @@ class Watch:
     Args:
         latents: whose text encoders, scheduler and VAE are used.
         reader: the attribute reader.
-        n: captions, in one batch.
+        n: captions, a multiple of the batch of 64.
     """
 
-    def __init__(self, latents: LatentPool, reader: SceneNet, n: int = 64) -> None:
+    def __init__(self, latents: LatentPool, reader: SceneNet, n: int = BATCH) -> None:
         self._parts, self._reader = latents.parts, reader
         self._scenes = [scene_at(index, "heldout", SEED) for index in range(n)]
         self._noise = torch.randn((n, *latents.latents.shape[1:]), generator=torch.Generator().manual_seed(SEED))
 
-    @torch.no_grad()
-    def __call__(self, unet: UNet2DConditionModel) -> tuple[npt.NDArray[np.uint8], dict[str, float]]:
-        """The first pictures as a sheet, H x W x 3, and the accuracy over all."""
-        pipeline = StableDiffusionXLPipeline(**self._parts, unet=unet, add_watermarker=False)
-        for name in ("text_encoder", "text_encoder_2", "vae"):
-            self._parts[name].to(unet.device)
-        pipeline.set_progress_bar_config(disable=True)
-        made = pipeline(
-            prompt=[scene.caption for scene in self._scenes], latents=self._noise.to(unet.device), num_inference_steps=STEPS,
-            guidance_scale=GUIDANCE, height=SIZE_PX, width=SIZE_PX, output_type="np",
-        ).images  # fmt: skip
-        for name in ("text_encoder", "text_encoder_2", "vae"):
-            self._parts[name].to("cpu")  # where the training reads them
-        pictures = np.asarray(np.rint(255 * made), np.uint8)
-        read = read_layouts(self._reader(to_pixels(pictures)))
-        right = np.mean([layout == scene.layout for layout, scene in zip(read, self._scenes, strict=True)])
+    def __call__(self, unet: UNet2DConditionModel) -> tuple[U8, dict[str, float]]:
+        """The first pictures as a sheet, H x W x 3, and the share that is wholly right."""
+        pictures = self.pictures(unet)
         rows = pictures[:SHOWN].reshape(-1, COLUMNS, SIZE_PX, SIZE_PX, 3)
-        return rows.transpose(0, 2, 1, 3, 4).reshape(-1, COLUMNS * SIZE_PX, 3), {"scene_accuracy": float(right)}
+        sheet = rows.transpose(0, 2, 1, 3, 4).reshape(-1, COLUMNS * SIZE_PX, 3)
+        return sheet, {"scene_accuracy": float(np.mean(self.right(pictures)))}
+
+    @torch.no_grad()
+    def right(self, pictures: U8) -> list[bool]:
+        """Whether each picture shows what its caption asks."""
+        read = read_layouts(self._reader(to_pixels(pictures)))
+        return [layout == scene.layout for layout, scene in zip(read, self._scenes, strict=True)]
+
+    @torch.no_grad()
+    def pictures(self, unet: UNet2DConditionModel) -> U8:
+        """One picture for each caption => n x 64 x 64 x 3."""
+        pipeline = StableDiffusionXLPipeline(**self._parts, unet=unet, add_watermarker=False).to(unet.device)
+        pipeline.set_progress_bar_config(disable=True)
+        made = [
+            pipeline(
+                prompt=[scene.caption for scene in self._scenes[start : start + BATCH]],
+                latents=self._noise[start : start + BATCH].to(unet.device),
+                num_inference_steps=STEPS,
+                guidance_scale=GUIDANCE,
+                height=SIZE_PX,
+                width=SIZE_PX,
+                output_type="np",
+            ).images
+            for start in range(0, len(self._scenes), BATCH)
+        ]
+        for part in self._parts.values():
+            if isinstance(part, nn.Module):
+                part.to("cpu")  # where the pool uses them
+        return np.asarray(np.rint(255 * np.concatenate(made)), np.uint8)

@@ -1,0 +1,86 @@
+"""The ablation's arms are what their names say, its table has closed forms, and a sweep that was stopped goes on."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from distillation import ablation
+from distillation.ablation import BASE, Outcome, arms, markdown, one_shot, replanned, sweep, table
+from distillation.recipe import Recipe, read
+from sdbench.errors import UserError
+from sdbench.models.architectures import depths, unet_config
+
+
+@pytest.fixture
+def missed() -> dict[str, ablation.F64]:
+    """The later a block, the more it is missed."""
+    return {path: np.arange(depth)[:, None] * np.ones((1, 2)) for path, depth in depths(unet_config("sdxl")).items()}
+
+
+@pytest.mark.parametrize("name", ["ssd-1b", "vega"])
+def test_every_arm_is_a_whole_recipe_with_a_name_of_its_own_digest(name: str, missed: dict[str, ablation.F64]) -> None:
+    recipe = read(name)
+    ways = {arm: way() for arm, way in arms(recipe, lambda: missed).items()}
+    for way in ways.values():
+        way.check()
+        assert way.plans[-1].depths == recipe.plans[-1].depths
+    assert len({way.digest for way in ways.values()}) == len(ways) == 7
+    assert ways[BASE] == recipe
+    assert (ways["task only"].loss.output, ways["task only"].loss.feature) == (0, 0)
+    assert (ways["task and output"].loss.output, ways["task and output"].loss.feature) == (0.5, 0)
+
+
+def test_plans_of_the_arms(missed: dict[str, ablation.F64]) -> None:
+    recipe = read("vega")
+    ways, path = {arm: way() for arm, way in arms(recipe, lambda: missed).items()}, "down_blocks.2.attentions.0"
+    assert [plan.blocks[path] for plan in ways["first blocks"].plans] == [(0, 1, 2, 3), (0, 1)]
+    assert [plan.blocks[path] for plan in ways["blocks most missed"].plans] == [(6, 7, 8, 9), (8, 9)]
+    assert one_shot(recipe).plans == [recipe.plans[-1]]
+    final = recipe.plans[-1].blocks
+    own = replanned(recipe, lambda attention, there, k: recipe.plans[0].blocks[attention] if len(there) == 10 and k == 4 else final.get(attention, ()) if k < len(there) else tuple(there), "its own")  # fmt: skip
+    assert own.plans == recipe.plans
+
+
+def test_the_table_has_closed_forms() -> None:
+    def outcome(arm: str, seed: int, right: int) -> Outcome:
+        return Outcome(arm, seed, "", (True,) * right + (False,) * (10 - right), {}, 0.0)
+
+    rows = [outcome(BASE, 0, 4), outcome(BASE, 1, 6), outcome("other", 0, 5), outcome("other", 1, 9)]
+    base, other = table(rows)
+    assert base.accuracy == pytest.approx(0.5)
+    assert base.accuracy_half == pytest.approx(12.7062 * 0.1, rel=1e-4)  # t(0.975, 1) sd / sqrt(2), sd = 0.1 sqrt(2)
+    assert (base.difference, base.difference_half) == (0, 0)
+    assert other.difference == pytest.approx(0.2)
+    assert other.difference_half == pytest.approx(12.7062 * 0.1, rel=1e-4)
+    (alone,) = table([outcome("other", 0, 5)])
+    assert np.isnan([alone.accuracy_half, alone.difference]).all()
+    assert markdown([base, other]).splitlines()[-1] == "| other | 2 | 0.700 ± 2.541 | +0.200 ± 1.271 |"
+
+
+def test_a_sweep_that_was_stopped_makes_only_what_is_missing(
+    vega: Recipe, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ablation, "CAPTIONS", 64)
+    made = []
+
+    def counted(way: Recipe, *arguments: object, **chosen: object) -> Path:
+        made.append((way.loss.feature, way.scenes.seed))
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        return distil(way, *arguments, **chosen)  # type: ignore[arg-type]  # passed on
+
+    distil = ablation.distil
+    monkeypatch.setattr(ablation, "distil", counted)
+    where, only = (vega, teacher_folder, tmp_path / "work", tmp_path / "results"), (BASE, "task only")
+    with pytest.raises(KeyboardInterrupt):
+        sweep(*where, seeds=1, steps=2, only=only)
+    outcomes = sweep(*where, seeds=1, steps=2, only=only)
+    assert made == [(0.5, 0), (0.0, 0), (0.0, 0)]
+    assert [(outcome.arm, outcome.seed, len(outcome.right)) for outcome in outcomes] == [(BASE, 0, 64), ("task only", 0, 64)]
+    files = sorted((tmp_path / "results" / "ablation" / "vega").iterdir())
+    assert [file.name for file in files] == ["layer-level-0.json", "task-only-0.json"]
+    assert set(json.loads(files[0].read_text())["losses"]) == {"task", "output", "feature"}
+    with pytest.raises(UserError, match="unknown arm 'task onyl'; did you mean 'task only'"):
+        sweep(*where, seeds=1, steps=2, only=["task onyl"])
