@@ -72,10 +72,14 @@ def distil(
 
     Raises:
         UserError: the family cannot be trained here, the teacher does not fit the recipe, or `out` is taken.
-        UserError: a loss is not finite.
+        UserError: the device is not there, or a loss is not finite.
     """
     teacher, counts = check(recipe, family, teacher_folder, out, steps)
     settings = recipe.scenes
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "no device 'cuda' here: torch finds no GPU; `sdbench doctor` says what this machine can run, --device cpu always works"
+        )
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision="bf16" if settings.dtype == "bfloat16" else "no")
     with accelerator.main_process_first():  # the others find what it drew and encoded
         pool = scenes_pool(settings, teacher_folder, work)

@@ -17,6 +17,7 @@ from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError  # what torch's weights-only reader raises
 from typing import Any, Self
 
 import numpy as np
@@ -201,7 +202,7 @@ class _State:
             for name, network in self._networks.items():
                 load_model(network, newest / f"{name}.safetensors", device=str(device))
             self.optimiser.load_state_dict(torch.load(newest / "optimiser.pt", weights_only=True, map_location=device))
-        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        except (OSError, EOFError, RuntimeError, ValueError, UnpicklingError, SafetensorError) as error:
             raise UserError(f"cannot go on from checkpoint {newest}: {error}. Remove it to begin again") from error
         return int(newest.name.removeprefix("step-"))
 

@@ -149,6 +149,9 @@ def test_what_cannot_work_is_said_before_any_work(vega: Recipe, teacher_folder: 
         distil(vega, "scenes", teacher_folder / "unet", work, tmp_path / "out")
     with pytest.raises(UserError, match="family 'sdxl' cannot be trained yet; expected 'scenes'"):
         distil(vega, "sdxl", teacher_folder, work, tmp_path / "out")
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="no device 'cuda' here: torch finds no GPU"):
+            distil(vega, "scenes", teacher_folder, work, tmp_path / "out", device="cuda")
     assert not work.exists()
 
 

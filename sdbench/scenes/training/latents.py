@@ -142,7 +142,7 @@ class LatentPool:
         kept = (torch.rand(n, generator=chance) >= drop).float()
         width = self.parts["text_encoder_2"].config.projection_dim
         captions = torch.from_numpy(self._captions[rows]).float() * kept[:, None]
-        prompt_embeds, pooled = captions[:, :-width].unflatten(1, (self.parts["tokenizer"].model_max_length, -1)), captions[:, -width:]
+        prompt_embeds, pooled = captions[:, :-width].reshape(n, self.parts["tokenizer"].model_max_length, -1), captions[:, -width:]
         time_ids = torch.tensor([TIME_IDS], dtype=torch.float32).repeat(n, 1)
         return Batch(*(tensor.to(device) for tensor in (latents, prompt_embeds, pooled, time_ids, noise, timesteps)))
 
