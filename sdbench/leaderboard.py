@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdbench import published, records, tables
+from sdbench import published, records, tables, truth
 from sdbench.errors import UserError
 from sdbench.records import Record, Value
 from sdbench.tables import Grid
@@ -102,6 +102,8 @@ def markdown(board: Sequence[Row]) -> str:
             parts += [f"## {section.title}", tables.markdown(quality(section))]
             if (measured := efficiency(section)).rows:
                 parts += ["### Efficiency", tables.markdown(measured)]
+            if judged := truth.grid([(row.folder, row.record) for row in section.rows]):
+                parts += ["### Against the truth", tables.markdown(judged)]
             parts += ["\n".join(f"- {line}" for line in footer(section))]
         if family == "sdxl":
             parts += [

@@ -120,6 +120,35 @@ def standard_error_interval(value: float, influence: npt.ArrayLike, level: float
     return Estimate(value, value - half, value + half, len(influence))
 
 
+def rank_correlation(one: npt.ArrayLike, other: npt.ArrayLike, one_draws: npt.ArrayLike, other_draws: npt.ArrayLike) -> Estimate:
+    """Spearman's rank correlation of two values of each model, with the percentile interval over resamples of the prompts.
+
+    Args:
+        one: (models,), and `one_draws` (draws, models): the same from prompts drawn with replacement.
+        other: likewise, from the same draws.
+
+    The models are taken as given; the interval says how sure their order is, not what other models would do.
+
+    Raises:
+        ValueError: fewer than 3 models.
+    """
+    one, other = _column(one, "values"), _column(other, "values")
+    if len(one) < 3:
+        raise ValueError(f"a rank correlation needs at least 3 models, found {len(one)}")
+    draws = _spearman(np.asarray(one_draws, np.float64), np.asarray(other_draws, np.float64))
+    low, high = np.nanquantile(draws, [0.025, 0.975])
+    return Estimate(float(_spearman(one[None], other[None])[0]), float(low), float(high), len(one))
+
+
+def _spearman(one: F64, other: F64) -> F64:
+    """Row by row; NaN where all of a row are equal."""
+    ranks = [stats.rankdata(rows, axis=1) for rows in (one, other)]
+    a, b = (rank - rank.mean(1, keepdims=True) for rank in ranks)
+    with np.errstate(invalid="ignore"):
+        correlation: F64 = (a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1))
+    return correlation
+
+
 def quantile(samples: npt.ArrayLike, q: float, level: float = 0.95) -> Estimate:
     """Quantile q (linear between order statistics) with an interval between two order statistics.
 

@@ -20,6 +20,7 @@ FLOORS = (
         "policy",
         "tables",
         "published",
+        "truth",
         "compare",
         "gate",
         "leaderboard",
@@ -43,8 +44,9 @@ ONLY = {
     "training": {"errors"},
     "suites": {"errors", "records", "scenes"},
     "gate": {"errors", "records", "stats", "policy", "tables", "compare"},
-    "leaderboard": {"errors", "records", "stats", "tables", "published"},
-    "report": {"errors", "records", "stats", "tables", "published", "gate", "leaderboard", "compare", "policy", "report"},
+    "leaderboard": {"errors", "records", "stats", "tables", "published", "truth"},
+    "truth": {"records", "stats", "tables"},
+    "report": {"errors", "records", "stats", "tables", "published", "truth", "gate", "leaderboard", "compare", "policy", "report"},
 }
 TRAINING_IS_FOR = {"scenes.training", "cli", "distillation"}
 DISTILLATION_KNOWS = {"errors", "models", "scenes", "scenes.training", "training", "store", "records", "generate", "probes"}
@@ -59,6 +61,7 @@ WITHOUT_TORCH = (
     "leaderboard",
     "tables",
     "published",
+    "truth",
     "report",
     "samples",
     "machine",
