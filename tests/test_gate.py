@@ -325,6 +325,12 @@ def test_a_policy_that_is_not_there_or_weighs_nothing_is_an_error(tmp_path: Path
         Policy(alpha=0.05, suites={"quality": {}}).rules("quality")
 
 
+def test_a_suite_changed_on_the_command_line_is_weighed_as_the_one_it_was_made_from() -> None:
+    assert SHIPPED.rules("quality-custom") == SHIPPED.rules("quality")
+    own = Policy(alpha=0.05, suites={**SHIPPED.suites, "quality-custom": SHIPPED.suites["standard"]})
+    assert own.rules("quality-custom") == SHIPPED.rules("standard")
+
+
 @pytest.mark.parametrize("name", sorted(SHIPPED.suites))
 def test_the_shipped_policy_weighs_what_its_suite_measures(name: str) -> None:
     suite = suites.load(name)
