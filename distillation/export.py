@@ -73,7 +73,8 @@ class Provenance:
             seed=seed,
             steps=sum(stage.steps for stage in stages or []),
             stages=stages or [],
-            versions={"python": platform.python_version()} | {name: version(name) for name in ("torch", "diffusers", "transformers")},
+            versions={"python": platform.python_version()}
+            | {name: version(name) for name in ("torch", "accelerate", "diffusers", "transformers")},
             commit=_commit(),
         )
 

@@ -83,7 +83,7 @@ def message(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["gate", "scenes-teachr", "--baseline", "scenes-teacher"], "did you mean 'scenes-teacher'"),
         (["gate", "a", "--baseline", "b", "--policy", "nowhere.toml"], "nowhere.toml"),
         (["score", "--images", "nowhere", "--prompts", "nowhere.txt"], "nowhere"),
-        (["scenes", "train", "reeder"], "did you mean 'reader'"),
+        (["scenes", "train", "--parts", "reeder"], "did you mean 'reader'"),
     ],
 )
 def test_bad_input_is_a_short_message_and_2(words: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
