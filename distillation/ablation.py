@@ -186,10 +186,16 @@ def _interval(values: Sequence[float]) -> tuple[float, float]:
 def markdown(lines: Sequence[Arm]) -> str:
     """The arms as a table."""
     rows = [
-        f"| {arm.name} | {arm.seeds} | {arm.accuracy:.3f} ± {arm.accuracy_half:.3f} | {arm.difference:+.3f} ± {arm.difference_half:.3f} |"
+        f"| {arm.name} | {arm.seeds} | {_said(arm.accuracy, arm.accuracy_half, '')} | {_said(arm.difference, arm.difference_half, '+')} |"
         for arm in lines
     ]
     return "\n".join(["| arm | seeds | scene accuracy | difference to the recipe |", "|---|---:|---:|---:|", *rows])
+
+
+def _said(value: float, half: float, sign: str) -> str:
+    if np.isnan(value):
+        return "no student of the recipe with these seeds"
+    return f"{value:{sign}.3f}" + (" (one seed)" if np.isnan(half) else f" ± {half:.3f}")
 
 
 def replanned(recipe: Recipe, choose: Choose, source: str) -> Recipe:

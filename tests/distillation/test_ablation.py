@@ -55,7 +55,7 @@ def test_the_table_has_closed_forms() -> None:
     assert other.difference == pytest.approx(0.2)
     assert other.difference_half == pytest.approx(12.7062 * 0.1, rel=1e-4)
     (alone,) = table([outcome("other", 0, 5)])
-    assert np.isnan([alone.accuracy_half, alone.difference]).all()
+    assert markdown([alone]).splitlines()[-1] == "| other | 1 | 0.500 (one seed) | no student of the recipe with these seeds |"
     assert markdown([base, other]).splitlines()[-1] == "| other | 2 | 0.700 ± 2.541 | +0.200 ± 1.271 |"
 
 
