@@ -97,9 +97,9 @@ def fit(
     average = deepcopy(plain).requires_grad_(requires_grad=False) if schedule.ema else None
     state, kept = _State(folder, plain, optimiser, average), plain if average is None else average
     start, saved = state.resume(), time.monotonic()
-    a_step = schedule.batch * schedule.accumulation * accelerator.num_processes
+    a_step, quiet = schedule.batch * schedule.accumulation * accelerator.num_processes, not accelerator.is_main_process
     plain.train()
-    with _Journal(folder, start, quiet=not accelerator.is_main_process) as journal, _bar(folder.name, start, schedule.steps, a_step) as bar:
+    with _Journal(folder, start, quiet=quiet) as journal, _bar(folder.name, start, schedule.steps, a_step, quiet=quiet) as bar:
         for step in range(start, schedule.steps):
             optimiser.param_groups[0]["lr"] = schedule.lr_at(step)
             terms = _backward(model, loss, schedule, step, accelerator)
@@ -146,8 +146,8 @@ def _average(average: nn.Module, model: nn.Module, decay: float) -> None:
         kept.copy_(now)
 
 
-def _bar(title: str, start: int, steps: int, a_step: int) -> Any:
-    return tqdm(initial=start * a_step, total=steps * a_step, desc=title, unit="image", mininterval=2, leave=start < steps)
+def _bar(title: str, start: int, steps: int, a_step: int, *, quiet: bool) -> Any:
+    return tqdm(disable=quiet, initial=start * a_step, total=steps * a_step, desc=title, unit="image", mininterval=2, leave=start < steps)
 
 
 def _not_finite(folder: Path, step: int, terms: dict[str, Tensor]) -> str:
