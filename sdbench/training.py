@@ -36,6 +36,7 @@ from sdbench.errors import UserError
 Loss = Callable[[int], dict[str, Tensor]]
 Watch = Callable[[nn.Module], tuple[npt.NDArray[np.uint8], dict[str, float]]]
 LOG_EVERY = 25  # steps
+PAUSE_PER_SAVING = 20  # times as long as saving a checkpoint took, until the next: full-size ones are tens of GB
 _STEP = "step-{:08d}"
 
 
@@ -69,6 +70,11 @@ class Schedule:
         return float(self.lr * 0.5 * (1 + np.cos(np.pi * done)))
 
 
+def rows_of(step: int, n: int, batch: int, seed: int) -> npt.NDArray[np.int64]:
+    """Which of n examples step number `step` trains on => batch indices."""
+    return np.random.default_rng((seed, step)).integers(n, size=batch)
+
+
 def fit(
     model: nn.Module,
     loss: Loss,
@@ -87,6 +93,7 @@ def fit(
         loss: number of a batch -> named scalar terms, each a mean over the batch; their sum is minimised.
         folder: see above.
         watch: the weights to keep so far -> an H x W x 3 picture and named values; called every `watch_every` steps and at the end.
+        save_every_s: at least so long between two checkpoints, and never more than about 5 % of the time.
 
     Raises:
         UserError: a loss or gradient is not finite, or a checkpoint cannot be read or written; the last good one stays.
@@ -96,7 +103,7 @@ def fit(
     optimiser = torch.optim.AdamW(plain.parameters(), lr=schedule.lr, betas=(0.9, 0.99), weight_decay=schedule.weight_decay, fused=True)
     average = deepcopy(plain).requires_grad_(requires_grad=False) if schedule.ema else None
     state, kept = _State(folder, plain, optimiser, average), plain if average is None else average
-    start, saved = state.resume(), time.monotonic()
+    start, save_at = state.resume(), time.monotonic() + save_every_s
     a_step, quiet = schedule.batch * schedule.accumulation * accelerator.num_processes, not accelerator.is_main_process
     plain.train()
     with _Journal(folder, start, quiet=quiet) as journal, _bar(folder.name, start, schedule.steps, a_step, quiet=quiet) as bar:
@@ -116,9 +123,10 @@ def fit(
                 bar.set_postfix(values)
                 journal.write(step, values | {"lr": optimiser.param_groups[0]["lr"], "gradient_norm": round(norm.item(), 5)})
             last = step == schedule.steps - 1
-            if accelerator.is_main_process and (last or time.monotonic() - saved > save_every_s):
+            if accelerator.is_main_process and (last or time.monotonic() > save_at):
+                began = time.monotonic()
                 state.save(step + 1)
-                saved = time.monotonic()
+                save_at = time.monotonic() + max(save_every_s, PAUSE_PER_SAVING * (time.monotonic() - began))
             if accelerator.is_main_process and watch is not None and (last or (step + 1) % watch_every == 0):
                 journal.show(step + 1, *watch(kept.eval()))
                 plain.train()

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = (
     {"errors", ""},  # "" is sdbench itself: its version
-    {"metrics", "stats", "models", "scenes", "records", "suites", "training"},
+    {"metrics", "stats", "models", "scenes", "records", "suites", "training", "latents"},
     {
         "weights",
         "encoders",
@@ -40,8 +40,9 @@ ONLY = {
     "records": {"errors"},
     "models": {"errors", "models", "scenes"},
     "scenes": {"errors", "scenes"},
-    "scenes.training": {"errors", "scenes", "scenes.training", "models", "training"},
+    "scenes.training": {"errors", "scenes", "scenes.training", "models", "training", "latents"},
     "training": {"errors"},
+    "latents": {"errors", "models", "training"},
     "suites": {"errors", "records", "scenes"},
     "gate": {"errors", "records", "stats", "policy", "tables", "compare"},
     "leaderboard": {"errors", "records", "stats", "tables", "published", "truth"},
@@ -49,7 +50,20 @@ ONLY = {
     "report": {"errors", "records", "stats", "tables", "published", "truth", "gate", "leaderboard", "compare", "policy", "report"},
 }
 TRAINING_IS_FOR = {"scenes.training", "cli", "distillation"}
-DISTILLATION_KNOWS = {"errors", "models", "scenes", "scenes.training", "training", "store", "records", "generate", "probes"}
+# `latents` feeds both families' trainers; `suites` holds the types that `generate` is called with.
+DISTILLATION_KNOWS = {
+    "errors",
+    "models",
+    "scenes",
+    "scenes.training",
+    "training",
+    "latents",
+    "store",
+    "records",
+    "suites",
+    "generate",
+    "probes",
+}
 WITHOUT_TORCH = (
     "errors",
     "stats",

@@ -1,7 +1,7 @@
 """Stock SDXL pipelines so small that a test can afford them: 16 px, with the tensor names of a real architecture."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
@@ -11,31 +11,41 @@ from sdbench.models.architectures import PARTS, unet_config
 from sdbench.models.text_encoders import letter_tokenizer, save_text_encoder
 
 SIZE_PX = 16
+Family = Literal["sdxl", "scenes"]
 UNET: dict[str, Any] = {"sample_size": 4, "block_out_channels": [4, 8, 16], "attention_head_dim": [1, 1, 2], "norm_num_groups": 4}
+TEXT: dict[str, Any] = {
+    "num_hidden_layers": 2,
+    "intermediate_size": 128,
+    "vocab_size": 514,
+    "bos_token_id": 512,
+    "eos_token_id": 513,
+    "pad_token_id": 513,
+}
 VAE: dict[str, Any] = {"sample_size": SIZE_PX, "block_out_channels": [4, 8, 8]}
 
 
-def tiny_unet(architecture: str = "vega", seed: int = 0, **changes: Any) -> UNet2DConditionModel:
-    """A narrow UNet; its text has the scenes' width, so it counts as that family."""
+def tiny_unet(architecture: str = "vega", seed: int = 0, family: Family = "scenes", **changes: Any) -> UNet2DConditionModel:
+    """A narrow UNet; its text has the family's width, by which it counts as of that family."""
     torch.manual_seed(seed)
-    return UNet2DConditionModel(**{**unet_config(architecture, "scenes"), **UNET, **changes})
+    return UNet2DConditionModel(**{**unet_config(architecture, family), **UNET, **changes})
 
 
-def save_tiny_pipeline(folder: Path, architecture: str = "vega", seed: int = 0) -> Path:
+def save_tiny_pipeline(folder: Path, architecture: str = "vega", seed: int = 0, family: Family = "scenes") -> Path:
     """Write a whole pipeline in diffusers layout => its folder."""
-    parts = PARTS["scenes"]
+    parts = PARTS[family]
     torch.manual_seed(seed)
     for name, encoder in (("text_encoder", CLIPTextModel), ("text_encoder_2", CLIPTextModelWithProjection)):
-        save_text_encoder(encoder(CLIPTextConfig(**{**parts[name], "num_hidden_layers": 2})), folder / name)
-    tokens = letter_tokenizer(folder / "tokenizer", vocabulary=514, tokens=20)
-    letter_tokenizer(folder / "tokenizer_2", vocabulary=514, tokens=20)
+        save_text_encoder(encoder(CLIPTextConfig(**{**parts[name], **TEXT})), folder / name)
+    length = parts["text_encoder"]["max_position_embeddings"]
+    tokens = letter_tokenizer(folder / "tokenizer", vocabulary=514, tokens=length)
+    letter_tokenizer(folder / "tokenizer_2", vocabulary=514, tokens=length)
     StableDiffusionXLPipeline(
-        vae=AutoencoderKL(**{**parts["vae"], **VAE}),
+        vae=AutoencoderKL(**{**PARTS["scenes"]["vae"], **VAE}),
         text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder"),
         text_encoder_2=CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2"),
         tokenizer=tokens,
         tokenizer_2=tokens,
-        unet=tiny_unet(architecture, seed),
+        unet=tiny_unet(architecture, seed, family),
         scheduler=DDIMScheduler.from_config(parts["scheduler"]),
         force_zeros_for_empty_prompt=True,
         add_watermarker=False,

@@ -58,8 +58,8 @@ def _read(spec: ModelSpec, dtype: torch.dtype) -> Any:
 
 
 def _read_folders(layout: Layout, dtype: torch.dtype) -> Any:
-    parts = {part: _read_part(part, layout.pipeline / part, dtype) for part in STEMS if part != "unet"}
-    unet = _read_unet_file(layout, dtype) if layout.unet.is_file() else _read_part("unet", layout.unet, dtype)
+    parts = {part: read_part(part, layout.pipeline / part, dtype) for part in STEMS if part != "unet"}
+    unet = _read_unet_file(layout, dtype) if layout.unet.is_file() else read_part("unet", layout.unet, dtype)
     return PIPELINE.from_pretrained(layout.pipeline, unet=unet, **parts, use_safetensors=True, local_files_only=True, add_watermarker=False)
 
 
@@ -70,7 +70,12 @@ def on_meta(part: str, config: dict[str, Any]) -> nn.Module:
     return model
 
 
-def _read_part(part: str, folder: Path, dtype: torch.dtype) -> nn.Module:
+def read_part(part: str, folder: Path, dtype: torch.dtype) -> nn.Module:
+    """A part of a pipeline ("unet", "vae", "text_encoder", "text_encoder_2") from its folder, on the CPU.
+
+    Raises:
+        UserError: files are missing or damaged, or tensors do not fit the configuration.
+    """
     config = read_json(folder / "config.json")
     variant, files = weight_files(folder, part, sixteen_bit=dtype != torch.float32)
     check_tensors(_described(part, config, folder), part, read_headers(files), folder)

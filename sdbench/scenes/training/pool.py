@@ -1,5 +1,6 @@
 """A pool of rendered training scenes, drawn once and kept on disk, since drawing costs more than a small network's step."""
 
+import hashlib
 from functools import cached_property
 from pathlib import Path
 
@@ -11,10 +12,13 @@ from tqdm import tqdm
 
 from sdbench.scenes.grammar import Scene, Split, scene_at
 from sdbench.scenes.render import SIZE_PX, render
+from sdbench.training import rows_of
 
 
 class Pool:
-    """`n` rendered scenes of a split, as one memory-mapped array."""
+    """`n` rendered scenes of a split, as one memory-mapped array; the captioned pictures of a `sdbench.latents.LatentPool`."""
+
+    size_px = SIZE_PX
 
     def __init__(self, folder: Path, n: int, split: Split = "train", seed: int = 0) -> None:
         self.n, self.split, self.seed = n, split, seed
@@ -28,9 +32,25 @@ class Pool:
         """The scene of each picture."""
         return [scene_at(index, self.split, self.seed) for index in range(self.n)]
 
+    @property
+    def captions(self) -> list[str]:
+        """The caption of each picture."""
+        return [scene.caption for scene in self.scenes]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of pixels and captions."""
+        digest = hashlib.sha256(self.images.data)
+        digest.update("\n".join(self.captions).encode())
+        return digest.hexdigest()
+
+    def read(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Pictures, N x 3 x H x W in -1..1, and SDXL's micro-conditioning, N x 6: neither scaled nor cropped."""
+        return self.pixels(rows), torch.tensor([(SIZE_PX, SIZE_PX, 0, 0, SIZE_PX, SIZE_PX)], dtype=torch.float32).repeat(len(rows), 1)
+
     def rows(self, step: int, batch: int, seed: int = 0) -> npt.NDArray[np.int64]:
         """Which pictures step number `step` trains on => batch indices."""
-        return np.random.default_rng((seed, step)).integers(self.n, size=batch)
+        return rows_of(step, self.n, batch, seed)
 
     def pixels(self, rows: npt.NDArray[np.int64]) -> Tensor:
         """Pictures as the networks take them => N x 3 x H x W, float32 in -1..1."""

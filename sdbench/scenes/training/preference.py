@@ -15,11 +15,11 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
+from sdbench.latents import LatentPool, noisy, predict
 from sdbench.scenes.attributes import AttributeHeads, attribute_loss, labels
 from sdbench.scenes.grammar import Scene
 from sdbench.scenes.render import render
 from sdbench.scenes.training.clip import one_word_wrong
-from sdbench.scenes.training.latents import LatentPool, noisy, predict
 from sdbench.scenes.training.pool import Pool, to_pixels
 from sdbench.scenes.training.text import MAX_TOKENS, tokenise
 from sdbench.scenes.training.unet import train as train_unet

@@ -11,8 +11,8 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 from torch.nn import functional as F
 
+from sdbench.latents import LatentPool, noisy, predict, target
 from sdbench.models.architectures import unet_config
-from sdbench.scenes.training.latents import LatentPool, noisy, predict, target
 from sdbench.training import Schedule, Watch, fit
 
 SCHEDULER = {

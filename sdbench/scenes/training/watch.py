@@ -4,13 +4,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
-from torch import nn
 
+from sdbench.latents import LatentPool
 from sdbench.scenes.attributes import read_layouts
 from sdbench.scenes.grammar import scene_at
 from sdbench.scenes.networks import SceneNet
 from sdbench.scenes.render import SIZE_PX
-from sdbench.scenes.training.latents import LatentPool
 from sdbench.scenes.training.pool import to_pixels
 
 SEED, STEPS, GUIDANCE = 7, 12, 3.0
@@ -62,7 +61,4 @@ class Watch:
             ).images
             for start in range(0, len(self._scenes), BATCH)
         ]
-        for part in self._parts.values():
-            if isinstance(part, nn.Module):
-                part.to("cpu")  # where the pool uses them
         return np.asarray(np.rint(255 * np.concatenate(made)), np.uint8)

@@ -1,0 +1,125 @@
+"""Latents and embeddings are those of the stock pipeline, made once, and batches follow from (seed, step)."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline
+
+from sdbench import latents as module
+from sdbench.errors import UserError
+from sdbench.latents import LatentPool, noisy, target
+from sdbench.scenes.training.pool import Pool
+from sdbench.training import rows_of
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture(scope="module")
+def pool(work: Path) -> Pool:
+    return Pool(work, 8)
+
+
+@pytest.fixture(scope="module")
+def latents(teacher_folder: Path, pool: Pool, work: Path) -> LatentPool:
+    return LatentPool(teacher_folder, pool, work)
+
+
+def test_embeddings_and_latents_are_those_of_the_stock_pipeline(latents: LatentPool, pool: Pool, teacher_folder: Path) -> None:
+    pipeline = StableDiffusionXLPipeline.from_pretrained(teacher_folder)
+    batch = latents.batch(3, 4, seed=5, drop=0)
+    rows = rows_of(3, len(pool.captions), 4, 5)
+    with torch.no_grad():
+        prompt, _, pooled, _ = pipeline.encode_prompt([pool.scenes[row].caption for row in rows], do_classifier_free_guidance=False)
+        encoded = pipeline.vae.encode(pool.pixels(rows)).latent_dist.mode() * pipeline.vae.config.scaling_factor
+    for found, expected in ((batch.prompt_embeds, prompt), (batch.pooled, pooled), (batch.latents, encoded)):
+        torch.testing.assert_close(found, expected, atol=2e-3, rtol=2e-3)  # kept as float16
+    assert batch.time_ids.tolist() == [[64, 64, 0, 0, 64, 64]] * 4
+
+
+def test_a_batch_follows_from_seed_and_step(latents: LatentPool, teacher_folder: Path, pool: Pool, work: Path) -> None:
+    again = LatentPool(teacher_folder, pool, work).batch(7, 4, seed=1)
+    first = latents.batch(7, 4, seed=1)
+    assert all(torch.equal(getattr(first, name), getattr(again, name)) for name in vars(first))
+    assert not torch.equal(first.noise, latents.batch(8, 4, seed=1).noise)
+    assert not torch.equal(first.noise, latents.batch(7, 4, seed=2).noise)
+
+
+def test_dropped_captions_are_zeros(latents: LatentPool) -> None:
+    dropped, kept = latents.batch(0, 4, seed=0, drop=1), latents.batch(0, 4, seed=0, drop=0)
+    assert not dropped.prompt_embeds.any()
+    assert not dropped.pooled.any()
+    assert kept.prompt_embeds.any(-1).all()
+    some = latents.batch(0, 64, seed=0, drop=0.5).pooled.any(-1).float().mean()
+    assert 0.2 < some < 0.8
+
+
+def test_noise_and_targets_have_their_closed_forms(latents: LatentPool) -> None:
+    batch, scheduler = latents.batch(2, 4, seed=0), latents.scheduler
+    alpha = scheduler.alphas_cumprod[batch.timesteps].view(-1, 1, 1, 1)
+    mixed = alpha.sqrt() * batch.latents + (1 - alpha).sqrt() * batch.noise
+    assert torch.allclose(noisy(scheduler, batch), mixed, atol=1e-6)
+    velocity = alpha.sqrt() * batch.noise - (1 - alpha).sqrt() * batch.latents
+    assert torch.allclose(target(scheduler, batch), velocity, atol=1e-6)
+    epsilon = type(scheduler).from_config(scheduler.config, prediction_type="epsilon")
+    assert torch.equal(target(epsilon, batch), batch.noise)
+    with pytest.raises(UserError, match="prediction type of a scheduler 'sample'"):
+        target(type(scheduler).from_config(scheduler.config, prediction_type="sample"), batch)
+
+
+def test_latents_and_embeddings_are_made_once_for_the_same_networks_and_pictures(
+    latents: LatentPool, teacher_folder: Path, pool: Pool, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("encoded again")
+
+    other = Pool(work, 8, seed=1)
+    monkeypatch.setattr(module, "encode", never)
+    monkeypatch.setattr(LatentPool, "embedded", never)
+    assert np.array_equal(LatentPool(teacher_folder, pool, work).latents, latents.latents)
+    with pytest.raises(AssertionError, match="encoded again"):
+        LatentPool(teacher_folder, other, work)
+
+
+def test_an_incomplete_folder_is_refused(tmp_path: Path, pool: Pool) -> None:
+    (tmp_path / "vae").mkdir()
+    with pytest.raises(UserError, match=r"no text_encoder, text_encoder_2, tokenizer, tokenizer_2, scheduler; expected"):
+        LatentPool(tmp_path, pool, tmp_path)
+
+
+class Stopping:
+    """Captioned pictures that stop the run when row `stop` is read, and note the rows."""
+
+    def __init__(self, pool: Pool, stop: int | None) -> None:
+        self.digest, self.captions, self.size_px = pool.digest, pool.captions, 256  # so large that few are encoded at once
+        self._pool, self._stop, self.seen = pool, stop, list[int]()
+
+    def read(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        if self._stop in rows:
+            raise KeyboardInterrupt
+        self.seen += rows.tolist()
+        return self._pool.read(rows)
+
+
+def test_encoding_that_was_stopped_goes_on(latents: LatentPool, teacher_folder: Path, pool: Pool, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        LatentPool(teacher_folder, Stopping(pool, 5), tmp_path)
+    again = Stopping(pool, None)
+    resumed = LatentPool(teacher_folder, again, tmp_path)
+    assert again.seen == [4, 5, 6, 7]
+    torch.testing.assert_close(torch.from_numpy(resumed.latents).float(), torch.from_numpy(latents.latents).float(), atol=2e-3, rtol=2e-3)
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".npy", ".npy"]
+
+
+def test_a_disk_that_is_too_small_is_said_before_encoding(
+    teacher_folder: Path, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
+    with pytest.raises(UserError, match=r"0\.0 GB free; 0\.0 GB are needed for latents, time_ids of 8 pictures. Make room"):
+        LatentPool(teacher_folder, pool, tmp_path)
+    assert list(tmp_path.iterdir()) == []
