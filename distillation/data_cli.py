@@ -1,0 +1,102 @@
+"""`distillation data`: fetch, draw and look at training pictures."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from distillation.download import Rules
+from distillation.draw import draw
+from distillation.links import fetch
+from distillation.pictures import Pictures, open_pictures
+from distillation.teacher import EMBEDDED
+
+SHOWN = 5
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command's own subcommands and their options."""
+    actions = commands.add_parser("data", help="training pictures: fetch a list of links, let the teacher draw, look at what is there")
+    chosen = actions.add_subparsers(dest="action", required=True)
+    fetching = chosen.add_parser("fetch", help="fetch the pictures of a list of links; a run that was stopped continues")
+    making = chosen.add_parser("make", help="let the teacher draw a picture for each caption; a run that was stopped continues")
+    showing = chosen.add_parser("show", help="print number, digest, sizes and first captions of a source of pictures")
+    fetching.add_argument("list", help="CSV, JSON-lines or parquet file, or Hub dataset, with links and captions")
+    making.add_argument("prompts", type=Path, help="text file, a caption a line")
+    showing.add_argument("what", help="folder with metadata.jsonl or .csv, parquet files, webdataset tars (folder or glob), or Hub dataset")
+    for command in (fetching, making):
+        command.add_argument("--out", type=Path, required=True, help="folder for the pictures and their metadata.jsonl")
+        command.add_argument("--n", type=count, help="only the first rows (default: all)")
+    for command in (fetching, showing):
+        command.add_argument("--caption-column", help="where it is not called caption, text or prompt")
+    _add_fetching(fetching)
+    _add_making(making)
+
+
+def _add_fetching(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--url-column", help="where it is not called url, image_url or link")
+    command.add_argument("--threads", type=count, default=16, help="links at a time (default: %(default)s)")
+    command.add_argument("--min-px", type=count, default=Rules.min_px, help="least smaller side of a picture (default: %(default)s)")
+    command.add_argument(
+        "--timeout", type=count, default=Rules.timeout_s, help="seconds to wait for each part of an answer (default: %(default)s)"
+    )
+    command.add_argument("--retry-dead", action="store_true", help="try again what was dead in an earlier run")
+    command.add_argument("--allow-private", action="store_true", help="fetch from addresses that are not public, too")
+
+
+def _add_making(command: argparse.ArgumentParser) -> None:
+    gpu = torch.cuda.is_available()
+    command.add_argument("--teacher", type=Path, default=EMBEDDED, help="folder of a whole pipeline (default: the embedded teacher)")
+    command.add_argument("--steps", type=count, default=25, help="default: %(default)s")
+    command.add_argument("--guidance", type=float, default=7.5, help="guidance scale (default: %(default)s)")
+    command.add_argument("--seed", type=int, default=0, help="of the noise (default: %(default)s)")
+    command.add_argument("--size-px", type=count, help="width and height (default: the teacher's own)")
+    command.add_argument("--batch", type=count, default=4, help="pictures at a time (default: %(default)s)")
+    command.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16" if gpu else "float32", help="default: %(default)s"
+    )
+    command.add_argument("--device", default="cuda" if gpu else "cpu", help="cpu, cuda or cuda:<index> (default: %(default)s)")
+
+
+def count(text: str) -> int:
+    """A whole number above 0."""
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
+def run(options: argparse.Namespace) -> None:
+    """Do what the options say; the answer goes to stdout."""
+    answer = {"fetch": _fetch, "make": _make, "show": _show}[options.action](options)
+    sys.stdout.write(f"{answer}\n")
+
+
+def _fetch(options: argparse.Namespace) -> object:
+    rules = Rules(min_px=options.min_px, timeout_s=options.timeout, allow_private=options.allow_private)
+    chosen = {name: getattr(options, name) for name in ("url_column", "caption_column", "n", "threads", "retry_dead")}
+    return fetch(options.list, options.out, rules, **chosen)
+
+
+def _make(options: argparse.Namespace) -> object:
+    chosen = {name: getattr(options, name) for name in ("steps", "dtype", "batch", "size_px", "n", "seed", "device")}
+    return draw(options.prompts, options.teacher, options.out, guidance_scale=options.guidance, **chosen)
+
+
+def _show(options: argparse.Namespace) -> object:
+    return describe(open_pictures(options.what, caption_column=options.caption_column))
+
+
+def describe(pictures: Pictures) -> str:
+    """Name, number, digest, range of sizes and first captions.
+
+    Raises:
+        UserError: a picture's header cannot be read.
+    """
+    sizes = [pictures.size(row) for row in tqdm(range(len(pictures)), desc="sizes", unit="image", mininterval=1)]
+    width, height, side = ([one[0] for one in sizes], [one[1] for one in sizes], [min(one) for one in sizes])
+    ranges = (f"{name} {min(values)}..{max(values)} px" for name, values in (("width", width), ("height", height), ("smaller side", side)))
+    lines = [f"name: {pictures.name}", f"pictures: {len(pictures):,}", f"digest: {pictures.digest}", f"sizes: {', '.join(ranges)}"]
+    return "\n".join([*lines, "first captions:", *(f"  {caption}" for caption in pictures.captions[:SHOWN])])
