@@ -1,4 +1,4 @@
-"""The project's verbs: `nox -s benchmark`, `tests`, `lint`, `distill`, `gate`, `scenes`. Each builds what it needs."""
+"""The project's verbs: `nox -s benchmark`, `tests`, `lint`, `distill`, `gate`, `speed`, `scenes`. Each builds what it needs."""
 
 from pathlib import Path
 
@@ -49,6 +49,13 @@ def gate(session: nox.Session) -> None:
     """Hold back a regressed checkpoint: nox -s gate -- CANDIDATE --baseline BASELINE."""
     _install(session)
     session.run("sdbench", "gate", *session.posargs)
+
+
+@nox.session(default=False)
+def speed(session: nox.Session) -> None:
+    """Time the harness itself beside its peers, as ratios: nox -s speed -- [pytest's options]."""
+    _install(session, "test")
+    session.run("pytest", "suites/speed_training.py", "--benchmark-columns=median,iqr,rounds", *session.posargs)
 
 
 @nox.session(default=False)

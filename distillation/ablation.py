@@ -15,14 +15,14 @@ from typing import Literal
 
 import numpy as np
 from diffusers import UNet2DConditionModel
-from scipy.stats import t as student_t
 
 from distillation import teacher as teachers
-from distillation.data import batches, scenes_pool
+from distillation.data import batches, scenes
 from distillation.recipe import Keep, Recipe
 from distillation.sensitivity import F64, most_missed, removal_losses
 from distillation.train import distil
 from sdbench.errors import unknown
+from sdbench.latents import LatentPool
 from sdbench.models.architectures import depths, unet_config
 from sdbench.scenes.embedded import checked
 from sdbench.scenes.networks import SceneNet
@@ -55,18 +55,6 @@ class Outcome:
     def accuracy(self) -> float:
         """Share of the captions."""
         return float(np.mean(self.right))
-
-
-@dataclass(frozen=True)
-class Arm:
-    """A line of the table: mean accuracy over seeds, and the mean paired difference to the recipe as it is, with 95 % half widths."""
-
-    name: str
-    seeds: int
-    accuracy: float
-    accuracy_half: float
-    difference: float
-    difference_half: float
 
 
 def arms(recipe: Recipe, missed: Callable[[], Mapping[str, F64]]) -> dict[str, Callable[[], Recipe]]:
@@ -113,7 +101,7 @@ def sweep(
     Raises:
         UserError: an arm is unknown, or a student cannot be made.
     """
-    pool = scenes_pool(recipe.scenes, teacher_folder, work)
+    pool = LatentPool(teacher_folder, scenes(recipe.scenes.pictures, work), work / "latents")
     teacher = teachers.find(teacher_folder, recipe)
 
     @cache  # seconds to minutes
@@ -130,7 +118,7 @@ def sweep(
     for seed in range(seeds):
         for name in only or ways:
             way = ways[name]().model_copy(update={"scenes": recipe.scenes.model_copy(update={"seed": seed})})
-            identity = hashlib.sha256(json.dumps([way.digest, teacher.digest, steps, device]).encode()).hexdigest()[:16]
+            identity = hashlib.sha256(json.dumps([way.deciding("scenes"), teacher.digest, steps, device]).encode()).hexdigest()[:16]
             path = results / "ablation" / recipe.name / f"{name.replace(' ', '-')}-{seed}.json"
             if not (found := _read(path)) or found.identity != identity:
                 found = _make(Outcome(name, seed, identity, (), {}, 0.0), way, teacher_folder, work, watch, steps, device)
@@ -147,7 +135,7 @@ def _make(
 ) -> Outcome:
     started, out = time.monotonic(), work / "ablation" / what.identity
     if not out.exists():
-        distil(way, "scenes", teacher_folder, work, out, steps=steps, device=device, unet_only=True)
+        distil(way, "scenes", [teacher_folder], work, out, steps=steps, device=device, unet_only=True)
     seconds = time.monotonic() - started
     student = UNet2DConditionModel.from_pretrained(out).float().to(device).eval()
     losses = json.loads((out / "provenance.json").read_text())["stages"][-1]["losses"]
@@ -159,43 +147,6 @@ def _read(path: Path) -> Outcome | None:
         return None
     content = json.loads(path.read_text())
     return Outcome(**{**content, "right": tuple(content["right"])})
-
-
-def table(outcomes: Sequence[Outcome]) -> list[Arm]:
-    """One line an arm; differences are paired by seed."""
-    by_arm: dict[str, dict[int, float]] = {}
-    for outcome in outcomes:
-        by_arm.setdefault(outcome.arm, {})[outcome.seed] = outcome.accuracy
-    base = by_arm.get(BASE, {})
-    lines = []
-    for name, found in by_arm.items():
-        differences = [found[seed] - base[seed] for seed in found if seed in base]
-        lines.append(Arm(name, len(found), *_interval(list(found.values())), *_interval(differences)))
-    return lines
-
-
-def _interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and the half width of its 95 % t interval; NaN where there are too few values."""
-    if not values:
-        return float("nan"), float("nan")
-    n = len(values)
-    half = student_t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n) if n > 1 else float("nan")
-    return float(np.mean(values)), float(half)
-
-
-def markdown(lines: Sequence[Arm]) -> str:
-    """The arms as a table."""
-    rows = [
-        f"| {arm.name} | {arm.seeds} | {_said(arm.accuracy, arm.accuracy_half, '')} | {_said(arm.difference, arm.difference_half, '+')} |"
-        for arm in lines
-    ]
-    return "\n".join(["| arm | seeds | scene accuracy | difference to the recipe |", "|---|---:|---:|---:|", *rows])
-
-
-def _said(value: float, half: float, sign: str) -> str:
-    if np.isnan(value):
-        return "no student of the recipe with these seeds"
-    return f"{value:{sign}.3f}" + (" (one seed)" if np.isnan(half) else f" ± {half:.3f}")
 
 
 def replanned(recipe: Recipe, choose: Choose, source: str) -> Recipe:

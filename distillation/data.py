@@ -1,22 +1,56 @@
-"""What a student trains on: the embedded family's rendered scenes, as latents and embeddings that the teacher's own parts make."""
+"""What a student trains on: captioned pictures, and the batches that are made of their latents and embeddings."""
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-from distillation.recipe import Scenes
-from sdbench.scenes.training.latents import Batch, LatentPool
-from sdbench.scenes.training.pool import Pool
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from distillation.pictures import Pictures
+from distillation.recipe import Training
+from sdbench.latents import Batch, LatentPool
+from sdbench.scenes.training.pool import Pool, to_pixels
 
 
-def scenes_pool(settings: Scenes, teacher: Path, work: Path) -> LatentPool:
-    """The training pictures; drawn and encoded under `work` where they are not yet.
+class Squares:
+    """Captioned pictures as SDXL trains on them: the shorter side scaled to `size_px`, the square in the middle cut out.
 
-    Raises:
-        UserError: the teacher's folder is not a whole pipeline.
+    What was scaled and cut is told to the UNet, as SDXL's micro-conditioning (arXiv 2307.01952, 2.2).
     """
-    return LatentPool(teacher, Pool(work / "pool", settings.pictures), work / "latents")
+
+    def __init__(self, pictures: Pictures, size_px: int) -> None:
+        self._pictures, self.size_px, self.captions = pictures, size_px, pictures.captions
+        self.digest = hashlib.sha256(f"{pictures.digest} {size_px}".encode()).hexdigest()
+
+    def read(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Pictures, N x 3 x H x W in -1..1, and original height and width, crop top and left, target height and width, N x 6.
+
+        Raises:
+            UserError: a picture cannot be decoded.
+        """
+        squares, time_ids = zip(*(square(self._pictures.image(int(row)), self.size_px) for row in rows), strict=True)
+        return to_pixels(np.stack(squares)), torch.tensor(time_ids, dtype=torch.float32)
 
 
-def batches(pool: LatentPool, settings: Scenes, device: str) -> Callable[[int], Batch]:
+def square(picture: Image.Image, size_px: int) -> tuple[npt.NDArray[np.uint8], tuple[int, ...]]:
+    """The scaled picture's middle, size_px x size_px x 3, and its micro-conditioning."""
+    width, height = picture.size
+    scale = size_px / min(width, height)
+    scaled = picture.resize((max(size_px, round(width * scale)), max(size_px, round(height * scale))), Image.Resampling.LANCZOS)
+    left, top = ((side - size_px) // 2 for side in scaled.size)
+    cut = scaled.crop((left, top, left + size_px, top + size_px))
+    return np.asarray(cut, np.uint8), (height, width, top, left, size_px, size_px)
+
+
+def scenes(n: int, work: Path) -> Pool:
+    """Rendered scenes, drawn under `work` where they are not yet."""
+    return Pool(work / "pool", n)
+
+
+def batches(pool: LatentPool, settings: Training, device: str) -> Callable[[int], Batch]:
     """Number of a batch => the batch, the same in every run."""
     return lambda number: pool.batch(number, settings.batch, settings.seed, settings.drop, device)

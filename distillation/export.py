@@ -21,9 +21,10 @@ INDEX = "model_index.json"
 
 @dataclass(frozen=True)
 class StageResult:
-    """A stage's steps and its weighted loss terms at the end, averaged over a few batches that it was not trained on."""
+    """A stage's teacher, its steps, and its weighted loss terms at the end, averaged over a few batches that it was not trained on."""
 
     name: str
+    teacher_digest: str
     steps: int
     losses: dict[str, float]
 
@@ -33,7 +34,8 @@ class Provenance:
     """How a student was made.
 
     Attributes:
-        teacher_digest: of all the teacher's weights, as its records give it.
+        teacher_digest: of all weights of the teacher that it was cut from, as its records give it.
+        data_digest: of the pictures and captions that it was trained on; None where it was not.
         seed: of the training; None where there was none.
         steps: of all stages; 0 for a student that was only cut.
         commit: of the checkout that made it, where there is one.
@@ -44,6 +46,7 @@ class Provenance:
     student: str
     teacher: str
     teacher_digest: str
+    data_digest: str | None
     family: str
     parameters: int
     seed: int | None
@@ -60,6 +63,7 @@ class Provenance:
         student: UNet2DConditionModel,
         seed: int | None = None,
         stages: list[StageResult] | None = None,
+        data_digest: str | None = None,
     ) -> Self:
         """Note down a student of a recipe, with the software that made it."""
         return cls(
@@ -68,13 +72,13 @@ class Provenance:
             student=recipe.student,
             teacher=recipe.teacher,
             teacher_digest=teacher.digest,
+            data_digest=data_digest,
             family=teacher.spec.family,
             parameters=sum(parameter.numel() for parameter in student.parameters()),
             seed=seed,
             steps=sum(stage.steps for stage in stages or []),
             stages=stages or [],
-            versions={"python": platform.python_version()}
-            | {name: version(name) for name in ("torch", "accelerate", "diffusers", "transformers")},
+            versions=versions(),
             commit=_commit(),
         )
 
@@ -148,6 +152,11 @@ def _copy_parts(teacher: Path, out: Path) -> None:
     for name, kind in json.loads((teacher / INDEX).read_text()).items():
         if name != "unet" and isinstance(kind, list) and kind[0] is not None:
             shutil.copytree(teacher / name, out / name)
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that decide weights and pictures."""
+    return {"python": platform.python_version()} | {name: version(name) for name in ("torch", "accelerate", "diffusers", "transformers")}
 
 
 def _commit() -> str | None:

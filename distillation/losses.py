@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
+from diffusers import DDIMScheduler
 from torch import Tensor
-from torch.nn.functional import mse_loss
 
 from distillation.recipe import Loss
 from distillation.taps import Tap
@@ -15,6 +15,7 @@ def terms(
     weights: Loss,
     taps: Sequence[Tap],
     *,
+    of_task: Tensor,
     target: Tensor,
     student: Tensor,
     teacher: Tensor,
@@ -28,6 +29,7 @@ def terms(
 
     Args:
         weights: of each term.
+        of_task: N, what each picture counts for in the task term; its mean is taken over N (arXiv 2303.09556).
         taps: the pairs to compare.
         target: N x 4 x H x W, noise or velocity, as the scheduler's prediction type says.
         student: like `target`, what the student predicts.
@@ -36,7 +38,7 @@ def terms(
         teacher_features: outputs of the teacher's taps, by path.
     """
     return {
-        "task": weights.task * mse(student, target),
+        "task": weights.task * (of_task * squares(student, target).flatten(1).mean(1)).mean(),
         "output": weights.output * mse(student, teacher),
         "feature": weights.feature * features(taps, student_features, teacher_features, weights.scale),
     }
@@ -52,6 +54,26 @@ def features(
     return torch.stack(errors).sum()
 
 
+def task_weights(scheduler: DDIMScheduler, timesteps: Tensor, snr_gamma: float | None) -> Tensor:
+    """Min-SNR weights of the task term (arXiv 2303.09556) => N; ones where `snr_gamma` is None.
+
+    With snr = a / (1 - a): min(snr, gamma) / snr where the UNet says noise, min(snr, gamma) / (snr + 1) where it says velocities.
+    """
+    if snr_gamma is None:
+        return torch.ones(len(timesteps), device=timesteps.device)
+    signal: Tensor = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
+    snr = signal / (1 - signal)
+    least = snr.clamp(max=snr_gamma)
+    if scheduler.config.prediction_type == "v_prediction":
+        return least / (snr + 1)
+    return torch.where(snr > 0, least / snr, 1.0)
+
+
+def squares(x: Tensor, y: Tensor) -> Tensor:
+    """Squared differences in float32, whatever the inputs' precision."""
+    return (x.float() - y.float()).square()
+
+
 def mse(x: Tensor, y: Tensor) -> Tensor:
-    """Mean squared error in float32, whatever the inputs' precision."""
-    return mse_loss(x.float(), y.float())
+    """Mean squared error in float32."""
+    return squares(x, y).mean()

@@ -5,19 +5,21 @@ when it is read, before any weights are. Nothing in it depends on widths: the sa
 teacher.
 """
 
+import bisect
 import hashlib
 import itertools
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sdbench.errors import UserError, unknown
 from sdbench.models.architectures import TOPOLOGIES, depths, unet_config
+from sdbench.scenes.render import SIZE_PX
 
 RECIPES = Path(__file__).parent / "recipes"
 MIDDLE = "mid_block.attentions.0"
@@ -70,16 +72,19 @@ class Loss(_Data):
         feature: of the sum over the taps.
         scale: what each tap's error is divided by: `none`, as in Segmind's script, or `teacher`, the mean square of the
             teacher's own output (LAPTOP-Diff, arXiv 2404.11098), without which a few large taps dominate.
+        snr_gamma: weigh the task term of each picture by its timestep (min-SNR, arXiv 2303.09556); the distillation terms keep
+            their weight, where Segmind's script loses them. None: all timesteps alike.
     """
 
     task: Weight
     output: Weight
     feature: Weight
     scale: Literal["none", "teacher"]
+    snr_gamma: Annotated[float, Field(gt=0)] | None = None
 
 
-class Scenes(_Data):
-    """How the embedded family trains.
+class Training(_Data):
+    """How a family trains.
 
     Attributes:
         steps: over all stages.
@@ -89,9 +94,8 @@ class Scenes(_Data):
         accumulation: forward passes of each process before a step.
         ema: decay of the running average of the weights, which is what is kept; 0 keeps the last weights.
         drop: share of captions replaced by the unconditional embedding.
-        dtype: that both networks compute in; weights are kept in float32.
+        dtype: that both networks compute in; the student's weights are kept in float32.
         checkpointing: compute the student's activations twice instead of keeping them.
-        pictures: rendered scenes in the training pool.
     """
 
     steps: Positive
@@ -103,26 +107,40 @@ class Scenes(_Data):
     dtype: Literal["bfloat16", "float32"]
     checkpointing: bool
     drop: float = Field(ge=0, lt=1)
-    pictures: Positive
     seed: Annotated[int, Field(ge=0)]
 
 
-class FullSize(_Data):
-    """How the released student was trained.
+class Scenes(Training):
+    """How the embedded family trains.
 
     Attributes:
-        teachers: Hub repositories or names of the teachers, in succession.
-        data: Hub datasets.
+        pictures: rendered scenes in the training pool.
     """
 
-    teachers: tuple[str, ...] = Field(min_length=1)
+    pictures: Positive
+
+
+class Teaching(_Data):
+    """A teacher and its share of the steps; several teach in succession."""
+
+    name: str
+    share: float = Field(gt=0, le=1)
+    source: str
+
+
+class FullSize(Training):
+    """How the full-size family trains.
+
+    Attributes:
+        teachers: in succession.
+        data: Hub datasets that the released student saw.
+        size_px: side of the pictures, a multiple of 8.
+        source: where the numbers are from.
+    """
+
+    teachers: tuple[Teaching, ...] = Field(min_length=1)
     data: tuple[str, ...]
-    steps: Positive
-    lr: float = Field(gt=0)
-    batch: Positive
-    accumulation: Positive
-    size_px: Positive
-    dtype: Literal["bfloat16", "float32"]
+    size_px: Positive = Field(multiple_of=8)
     source: str
 
 
@@ -149,6 +167,16 @@ class Plan:
         return {path: len(kept) for path, kept in self.blocks.items()}
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Steps `start` to `end` of a run: numbers of the stage and of the teacher, from 0."""
+
+    stage: int
+    teacher: int
+    start: int
+    end: int
+
+
 class Recipe(_Data):
     """A student: its architecture, how it is cut from the teacher, and its training.
 
@@ -173,6 +201,19 @@ class Recipe(_Data):
         """SHA-256 of what the recipe says; comments and layout are not in it."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
+    def settings(self, family: Family) -> Scenes | FullSize:
+        """How a family trains."""
+        return self.scenes if family == "scenes" else self.sdxl
+
+    def size_px(self, family: Family) -> int:
+        """Side of the pictures that a family trains on."""
+        return SIZE_PX if family == "scenes" else self.sdxl.size_px
+
+    def deciding(self, family: Family) -> str:
+        """SHA-256 of what decides a student of this family: the other family's settings, and keys that are not given, are not in it."""
+        others = {name for name in get_args(Family) if name != family}
+        return hashlib.sha256(self.model_dump_json(exclude=others, exclude_none=True).encode()).hexdigest()
+
     @property
     def plans(self) -> list[Plan]:
         """Each stage's plan, in the teacher's block numbers.
@@ -193,13 +234,35 @@ class Recipe(_Data):
         Raises:
             UserError: too few steps for each stage to have one.
         """
-        ends = [round(steps * share) for share in itertools.accumulate(stage.share for stage in self.stages)]
-        counts = [end - start for start, end in zip([0, *ends], [*ends[:-1], steps], strict=False)]
+        counts = _split(steps, [stage.share for stage in self.stages])
         if min(counts) < 1:
             raise UserError(
                 f"{steps} steps leave a stage of recipe {self.name!r} without any; found {counts} for {len(self.stages)} stages"
             )
         return counts
+
+    def pieces(self, steps: int, teachers: int) -> list[Piece]:
+        """The run in pieces of one stage and one teacher each, none of them empty.
+
+        Args:
+            steps: of all.
+            teachers: how many are at hand; a single one teaches all along, else each has its share.
+
+        Raises:
+            UserError: neither one teacher nor as many as the recipe names, or too few steps.
+        """
+        shares = [1.0] if teachers == 1 else [teaching.share for teaching in self.sdxl.teachers]
+        if len(shares) != teachers:
+            names = ", ".join(teaching.name for teaching in self.sdxl.teachers)
+            raise UserError(
+                f"{teachers} teachers for recipe {self.name!r}, which names {len(shares)} ({names}); give one, or all of them in that order"
+            )
+        stages, lessons = (list(itertools.accumulate(counts)) for counts in (self.stage_steps(steps), _split(steps, shares)))
+        ends = sorted({*stages, *lessons} - {0})
+        return [
+            Piece(bisect.bisect_right(stages, start), bisect.bisect_right(lessons, start), start, end)
+            for start, end in zip([0, *ends], ends, strict=False)
+        ]
 
     def _cut(self, blocks: Mapping[str, tuple[int, ...]], stage: Stage) -> dict[str, tuple[int, ...]]:
         cut, seen = dict(blocks), set()
@@ -227,8 +290,15 @@ class Recipe(_Data):
         if wrong := sorted(path for path in reached | expected if reached.get(path) != expected.get(path)):
             found = ", ".join(f"{path} {reached.get(path, 0)} (expected {expected.get(path, 0)})" for path in wrong)
             raise UserError(f"recipe {self.name!r} does not end at {self.student}; transformer blocks kept: {found}")
-        if abs(sum(stage.share for stage in self.stages) - 1) > 1e-6:
-            raise UserError(f"recipe {self.name!r}: the stages' shares sum to {sum(stage.share for stage in self.stages):g}; expected 1")
+        for what, rows in (("stages", self.stages), ("teachers", self.sdxl.teachers)):
+            if abs((total := sum(row.share for row in rows)) - 1) > 1e-6:
+                raise UserError(f"recipe {self.name!r}: the shares of its {what} sum to {total:g}; expected 1")
+
+
+def _split(steps: int, shares: Sequence[float]) -> list[int]:
+    """Whole steps by share; what rounding leaves goes to the neighbours, so that all add up."""
+    ends = [round(steps * share) for share in itertools.accumulate(shares)]
+    return [end - start for start, end in zip([0, *ends], [*ends[:-1], steps], strict=False)]
 
 
 def matches(pattern: str, path: str) -> bool:
@@ -286,6 +356,7 @@ _TABLES: dict[str, type[_Data]] = {
     "loss": Loss,
     "scenes": Scenes,
     "sdxl": FullSize,
+    "teachers": Teaching,
 }
 
 

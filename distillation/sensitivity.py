@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from distillation.losses import mse
+from sdbench.latents import Batch, noisy, predict
 from sdbench.models.architectures import depths
-from sdbench.scenes.training.latents import Batch, noisy, predict
 
 F64 = npt.NDArray[np.float64]
 

@@ -3,15 +3,19 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from diffusers import UNet2DConditionModel
 
 from distillation.recipe import Recipe
 from sdbench.errors import UserError
+from sdbench.models.checks import check_finite
 from sdbench.models.digest import weights_digest
 from sdbench.models.files import read_headers, weight_files
-from sdbench.models.loading import load
+from sdbench.models.loading import read_part
 from sdbench.models.spec import ModelSpec, resolve
+from sdbench.scenes.embedded import WEIGHTS
 
+EMBEDDED = WEIGHTS / "pipeline"
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -36,9 +40,24 @@ class Teacher:
         """Its UNet, frozen; tensors are checked on the way.
 
         Raises:
-            UserError: weights are missing, damaged or not finite, or the device is not there.
+            UserError: weights are missing, damaged or not finite.
         """
-        return load(self.spec, dtype=dtype, device=device).unet
+        unet: UNet2DConditionModel = read_part("unet", self.folder / "unet", getattr(torch, dtype))
+        check_finite(unet, "unet", self.folder)
+        return unet.to(device).eval().requires_grad_(requires_grad=False)
+
+
+def pipeline(folder: Path) -> ModelSpec:
+    """The whole pipeline in a folder; no weights are read.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not (folder / "model_index.json").is_file():
+        raise UserError(
+            f"no teacher in {folder}; expected a whole pipeline in diffusers layout, with a model_index.json. Name one with --teacher"
+        )
+    return resolve(str(folder), name="teacher")
 
 
 def find(folder: Path, recipe: Recipe) -> Teacher:
@@ -47,11 +66,7 @@ def find(folder: Path, recipe: Recipe) -> Teacher:
     Raises:
         UserError: the folder is no whole pipeline, or its architecture is not the one that the recipe cuts.
     """
-    if not (folder / "model_index.json").is_file():
-        raise UserError(
-            f"no teacher in {folder}; expected a whole pipeline in diffusers layout, with a model_index.json. Name one with --teacher"
-        )
-    spec = resolve(str(folder), name="teacher")
+    spec = pipeline(folder)
     if spec.architecture != recipe.teacher:
         raise UserError(f"the teacher in {folder} is of architecture {spec.architecture!r}; recipe {recipe.name!r} cuts {recipe.teacher!r}")
     kinds = {tensor.dtype for tensor in read_headers(weight_files(folder / "unet", "unet", sixteen_bit=False)[1]).values()}

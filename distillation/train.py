@@ -7,7 +7,7 @@ is a UNet in safetensors with its losses beside it; an unfinished one holds the 
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,18 +18,20 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
 from distillation import teacher as teachers
-from distillation.data import batches, scenes_pool
+from distillation.data import batches, scenes
 from distillation.export import Provenance, StageResult, check_free, export
-from distillation.losses import terms
+from distillation.look import Look
+from distillation.losses import task_weights, terms
 from distillation.prune import prune
-from distillation.recipe import Family, Recipe
+from distillation.recipe import Family, Piece, Recipe, Training
 from distillation.taps import Tap, collect, resolve
 from sdbench.errors import UserError
+from sdbench.latents import Batch, Captioned, LatentPool, noisy, predict, target
 from sdbench.scenes.embedded import checked
 from sdbench.scenes.networks import SceneNet
-from sdbench.scenes.training.latents import Batch, noisy, predict, target
 from sdbench.scenes.training.watch import Watch
 from sdbench.training import Schedule, fit
+from sdbench.training import Watch as Watching
 
 FINAL_BATCHES = 4  # over which a stage's final losses are averaged; it was trained on none of them
 STUDENT, LOSSES = "student", "losses.json"
@@ -37,23 +39,25 @@ STUDENT, LOSSES = "student", "losses.json"
 
 @dataclass(frozen=True)
 class Lesson:
-    """What every stage shares: the teacher's UNet, the noise schedule, each numbered batch, and how to look at a student."""
+    """What the steps of a run share: the teacher's UNet, the noise schedule, each numbered batch, and how to look at a student."""
 
     recipe: Recipe
+    settings: Training
     teacher: UNet2DConditionModel
     scheduler: DDIMScheduler
     batch: Callable[[int], Batch]
     accelerator: Accelerator
-    watch: Watch
+    watch: Watching
 
 
 def distil(
     recipe: Recipe,
     family: Family,
-    teacher_folder: Path,
+    teacher_folders: Sequence[Path],
     work: Path,
     out: Path,
     *,
+    pictures: Captioned | None = None,
     steps: int | None = None,
     device: Literal["cpu", "cuda"] = "cpu",
     unet_only: bool = False,
@@ -63,79 +67,112 @@ def distil(
     Args:
         recipe: what to cut and how to train.
         family: which of the recipe's settings to take.
-        teacher_folder: the teacher as a whole diffusers pipeline.
+        teacher_folders: the teacher as a whole diffusers pipeline, or several in succession; the student is cut from the
+            first, whose text encoders and VAE it keeps, and of the others only the UNet is used.
         work: gets training pictures, latents and the stages.
         out: gets the student; must not hold anything yet.
+        pictures: to train on; rendered scenes where not given, which only the embedded family can do without.
         steps: of all stages together; the recipe's where not given.
         device: where both networks run; under `accelerate launch`, each process takes its own.
         unet_only: write the UNet alone instead of a whole pipeline.
 
     Raises:
-        UserError: the family cannot be trained here, the teacher does not fit the recipe, or `out` is taken.
-        UserError: the device is not there, or a loss is not finite.
+        UserError: a teacher does not fit the recipe or the family, there is nothing to train on, `out` is taken, the device is
+            not there, or a loss is not finite.
     """
-    teacher, counts = check(recipe, family, teacher_folder, out, steps)
-    settings = recipe.scenes
+    settings = recipe.settings(family)
+    found, pieces = check(recipe, family, teacher_folders, out, steps)
+    if family == "sdxl" and pictures is None:
+        raise UserError(
+            "family 'sdxl' needs pictures to train on; name them with --data: `distillation data make` draws some with the teacher"
+        )
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError(
             "no device 'cuda' here: torch finds no GPU; `sdbench doctor` says what this machine can run, --device cpu always works"
         )
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision="bf16" if settings.dtype == "bfloat16" else "no")
-    with accelerator.main_process_first():  # the others find what it drew and encoded
-        pool = scenes_pool(settings, teacher_folder, work)
     place = str(accelerator.device)
-    watch = Watch(pool, SceneNet.load(checked("evaluators/reader.safetensors")))
-    lesson = Lesson(recipe, teacher.unet("float32", place), pool.scheduler, batches(pool, settings, place), accelerator, watch)
-    decides = json.dumps([recipe.digest, teacher.digest, counts, device, accelerator.num_processes])
-    student, stages = teach(lesson, counts, work / f"{recipe.name}-{hashlib.sha256(decides.encode()).hexdigest()[:12]}")
+    with accelerator.main_process_first():  # the others find what it drew and encoded
+        source = scenes(recipe.scenes.pictures, work) if pictures is None else pictures
+        pool = LatentPool(teacher_folders[0], source, work / "latents", place)
+    watch: Watching
+    if family == "scenes":
+        watch = Watch(pool, SceneNet.load(checked("evaluators/reader.safetensors")))
+    else:
+        watch = Look(pool, teacher_folders[0], accelerator.autocast)
+    decides = [
+        recipe.deciding(family),
+        [teacher.digest for teacher in found],
+        pool.pictures.digest,
+        pieces[-1].end,
+        device,
+        accelerator.num_processes,
+    ]
+    folder = work / f"{recipe.name}-{hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:12]}"
+
+    def lesson(teacher: teachers.Teacher) -> Lesson:
+        return Lesson(
+            recipe, settings, teacher.unet(settings.dtype, place), pool.scheduler, batches(pool, settings, place), accelerator, watch
+        )
+
+    student, results = teach(lesson, found, pieces, folder)
     if accelerator.is_main_process:
-        export(student, out, teacher, Provenance.of(recipe, teacher, student, settings.seed, stages), unet_only=unet_only)
+        provenance = Provenance.of(recipe, found[0], student, settings.seed, results, pool.pictures.digest)
+        export(student, out, found[0], provenance, unet_only=unet_only)
     return out
 
 
-def check(recipe: Recipe, family: Family, teacher_folder: Path, out: Path, steps: int | None = None) -> tuple[teachers.Teacher, list[int]]:
-    """All that can be said before any weights are read => the teacher, and each stage's steps.
+def check(
+    recipe: Recipe, family: Family, teacher_folders: Sequence[Path], out: Path, steps: int | None = None
+) -> tuple[list[teachers.Teacher], list[Piece]]:
+    """All that can be said before any weights are read => the teachers, and the pieces of the run.
 
     Raises:
         UserError: the run cannot work.
     """
-    if family != "scenes":
-        raise UserError(
-            f"family {family!r} cannot be trained yet; expected 'scenes'. `distillation prune` cuts a full-size teacher without training"
-        )
     check_free(out)
-    teacher = teachers.find(teacher_folder, recipe)
-    if teacher.spec.family != family:
-        raise UserError(f"the teacher in {teacher_folder} is of family {teacher.spec.family!r}; expected {family!r}, as --family says")
-    return teacher, recipe.stage_steps(steps or recipe.scenes.steps)
+    found = [teachers.find(folder, recipe) for folder in teacher_folders]
+    for teacher in found:
+        if teacher.spec.family != family:
+            raise UserError(f"the teacher in {teacher.folder} is of family {teacher.spec.family!r}; expected {family!r}, as --family says")
+    return found, recipe.pieces(steps or recipe.settings(family).steps, len(found))
 
 
-def teach(lesson: Lesson, counts: list[int], folder: Path) -> tuple[UNet2DConditionModel, list[StageResult]]:
-    """Every stage in turn => the last student, and what each stage came to.
+def teach(
+    lesson: Callable[[teachers.Teacher], Lesson], found: Sequence[teachers.Teacher], pieces: Sequence[Piece], folder: Path
+) -> tuple[UNet2DConditionModel, list[StageResult]]:
+    """Every piece in turn => the last student, and what each piece came to.
 
     Args:
-        lesson: what the stages share.
-        counts: steps of each stage.
-        folder: gets a folder for each stage.
+        lesson: what the steps under a teacher share.
+        found: the teachers.
+        pieces: of the run.
+        folder: gets a folder for each piece.
     """
-    student, before, start, results = lesson.teacher, None, 0, []
-    for number, (stage, plan, steps) in enumerate(zip(lesson.recipe.stages, lesson.recipe.plans, counts, strict=True), 1):
-        done = folder / f"{number}-{stage.name}"
+    taught, student, before, results = None, None, None, []
+    for number, piece in enumerate(pieces, 1):
+        if taught is None or piece.teacher != taught[0]:
+            taught = piece.teacher, lesson(found[piece.teacher])
+        now, recipe = taught[1], taught[1].recipe
+        plan, done = recipe.plans[piece.stage], folder / f"{number}-{recipe.stages[piece.stage].name}"
         if not (done / STUDENT).exists():
-            _run_stage(lesson, prune(student, plan.within(before) if before else plan), range(start, start + steps), done)
-        lesson.accelerator.wait_for_everyone()  # until the main process has written it
-        student = UNet2DConditionModel.from_pretrained(done / STUDENT, local_files_only=True).to(lesson.teacher.device)
-        results.append(StageResult(stage.name, steps, json.loads((done / STUDENT / LOSSES).read_text())))
-        before, start = plan, start + steps
+            cut = prune(student or now.teacher, plan.within(before) if before else plan).float()
+            _run_piece(now, cut, range(piece.start, piece.end), done)
+        now.accelerator.wait_for_everyone()  # until the main process has written it
+        student = UNet2DConditionModel.from_pretrained(done / STUDENT, local_files_only=True).to(now.accelerator.device)
+        losses = json.loads((done / STUDENT / LOSSES).read_text())
+        results.append(StageResult(recipe.stages[piece.stage].name, found[piece.teacher].digest, piece.end - piece.start, losses))
+        before = plan
+    assert student is not None  # a run has at least one piece
     return student, results
 
 
-def _run_stage(lesson: Lesson, student: UNet2DConditionModel, steps: range, folder: Path) -> None:
-    settings, accelerator = lesson.recipe.scenes, lesson.accelerator
+def _run_piece(lesson: Lesson, student: UNet2DConditionModel, steps: range, folder: Path) -> None:
+    settings, accelerator = lesson.settings, lesson.accelerator
     taps = resolve(student.config, lesson.teacher.config, lesson.recipe.taps)
     if settings.checkpointing:
         student.enable_gradient_checkpointing()
-    model = accelerator.prepare_model(student)
+    model = accelerator.prepare_model(student.requires_grad_(requires_grad=True))
     first, after = (step * settings.accumulation * accelerator.num_processes for step in (steps.start, steps.stop))
     schedule = Schedule(
         len(steps),
@@ -170,21 +207,27 @@ def _finish(student: nn.Module, losses: dict[str, float], folder: Path) -> None:
 
 def step_terms(lesson: Lesson, student: nn.Module, taps: list[Tap], number: int) -> dict[str, Tensor]:
     """The weighted loss terms of one batch; the student may be wrapped for several processes."""
-    batch = lesson.batch(number)
+    batch, weights = lesson.batch(number), lesson.recipe.loss
     noised = noisy(lesson.scheduler, batch)
     plain = lesson.accelerator.unwrap_model(student)
     with collect(lesson.teacher, [tap.teacher for tap in taps]) as taught, collect(plain, [tap.student for tap in taps]) as learned:
-        with torch.no_grad():
-            answer = predict(lesson.teacher, noised, batch)
         return terms(
-            lesson.recipe.loss,
+            weights,
             taps,
+            of_task=task_weights(lesson.scheduler, batch.timesteps, weights.snr_gamma),
             target=target(lesson.scheduler, batch),
+            teacher=_answer(lesson.teacher, noised, batch),
             student=predict(student, noised, batch),
-            teacher=answer,
             student_features=learned,
             teacher_features=taught,
         )
+
+
+@torch.no_grad()
+def _answer(teacher: UNet2DConditionModel, noised: Tensor, batch: Batch) -> Tensor:
+    """What the teacher predicts, computed in its own precision, for its weights are not float32 that autocast could lower."""
+    with torch.autocast(noised.device.type, enabled=False):
+        return predict(teacher, noised.to(teacher.dtype), batch.to(teacher.dtype))
 
 
 @torch.no_grad()

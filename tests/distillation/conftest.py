@@ -1,19 +1,24 @@
-"""A tiny teacher with SDXL's topology, and a recipe that trains on it in seconds."""
+"""A recipe that trains on the tiny teacher in seconds, and a cache of `datasets` for each test."""
 
 from pathlib import Path
 
+import datasets
 import pytest
-from tiny import save_tiny_pipeline
 
 from distillation.recipe import Recipe, read
 
 
 @pytest.fixture(scope="session")
-def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_pipeline(tmp_path_factory.mktemp("teacher") / "pipeline", "sdxl")
-
-
-@pytest.fixture(scope="session")
 def vega() -> Recipe:
     recipe = read("vega")
-    return recipe.model_copy(update={"scenes": recipe.scenes.model_copy(update={"pictures": 8, "batch": 2, "warmup": 1})})
+    stages = tuple(stage.model_copy(update={"share": share}) for stage, share in zip(recipe.stages, (0.4, 0.6), strict=True))
+    scenes = recipe.scenes.model_copy(update={"pictures": 8, "batch": 2, "warmup": 1})
+    return recipe.model_copy(update={"stages": stages, "scenes": scenes})
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where `datasets` keeps what it opened; it asks no Hub."""
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    return tmp_path / "cache"

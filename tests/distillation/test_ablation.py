@@ -1,4 +1,4 @@
-"""The ablation's arms are what their names say, its table has closed forms, and a sweep that was stopped goes on."""
+"""The ablation's arms are what their names say, and a sweep that was stopped goes on."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from distillation import ablation
-from distillation.ablation import BASE, Outcome, arms, markdown, one_shot, replanned, sweep, table
+from distillation.ablation import BASE, arms, one_shot, replanned, sweep
 from distillation.recipe import Recipe, read
 from sdbench.errors import UserError
 from sdbench.models.architectures import depths, unet_config
@@ -41,22 +41,6 @@ def test_plans_of_the_arms(missed: dict[str, ablation.F64]) -> None:
     final = recipe.plans[-1].blocks
     own = replanned(recipe, lambda attention, there, k: recipe.plans[0].blocks[attention] if len(there) == 10 and k == 4 else final.get(attention, ()) if k < len(there) else tuple(there), "its own")  # fmt: skip
     assert own.plans == recipe.plans
-
-
-def test_the_table_has_closed_forms() -> None:
-    def outcome(arm: str, seed: int, right: int) -> Outcome:
-        return Outcome(arm, seed, "", (True,) * right + (False,) * (10 - right), {}, 0.0)
-
-    rows = [outcome(BASE, 0, 4), outcome(BASE, 1, 6), outcome("other", 0, 5), outcome("other", 1, 9)]
-    base, other = table(rows)
-    assert base.accuracy == pytest.approx(0.5)
-    assert base.accuracy_half == pytest.approx(12.7062 * 0.1, rel=1e-4)  # t(0.975, 1) sd / sqrt(2), sd = 0.1 sqrt(2)
-    assert (base.difference, base.difference_half) == (0, 0)
-    assert other.difference == pytest.approx(0.2)
-    assert other.difference_half == pytest.approx(12.7062 * 0.1, rel=1e-4)
-    (alone,) = table([outcome("other", 0, 5)])
-    assert markdown([alone]).splitlines()[-1] == "| other | 1 | 0.500 (one seed) | no student of the recipe with these seeds |"
-    assert markdown([base, other]).splitlines()[-1] == "| other | 2 | 0.700 ± 2.541 | +0.200 ± 1.271 |"
 
 
 def test_a_sweep_that_was_stopped_makes_only_what_is_missing(

@@ -17,9 +17,9 @@ from distillation.recipe import Recipe
 from distillation.teacher import find
 from distillation.train import distil
 from sdbench.errors import UserError
+from sdbench.latents import Batch
 from sdbench.models.digest import weights_digest
 from sdbench.models.spec import resolve
-from sdbench.scenes.training.latents import Batch
 from sdbench.training import fit
 
 STEPS = 4
@@ -29,7 +29,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 @pytest.fixture(scope="module")
 def student(vega: Recipe, teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    return distil(vega, "scenes", teacher_folder, folder / "work", folder / "vega", steps=STEPS)
+    return distil(vega, "scenes", [teacher_folder], folder / "work", folder / "vega", steps=STEPS)
 
 
 class Interrupted:
@@ -58,10 +58,10 @@ def test_a_stopped_run_ends_with_the_same_bytes_and_repeats_no_step(
     stopped, resumed = Interrupted(of_a_stage + 2), Interrupted(0)
     monkeypatch.setattr(train, "batches", stopped)
     with pytest.raises(KeyboardInterrupt):
-        distil(vega, "scenes", teacher_folder, tmp_path / "work", tmp_path / "out", steps=STEPS)
+        distil(vega, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=STEPS)
     assert not (tmp_path / "out").exists()
     monkeypatch.setattr(train, "batches", resumed)
-    out = distil(vega, "scenes", teacher_folder, tmp_path / "work", tmp_path / "out", steps=STEPS)
+    out = distil(vega, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=STEPS)
     assert resumed.calls == of_a_stage - 1  # the first stage and the second one's first step were there
     assert (out / "unet" / WEIGHTS).read_bytes() == (student / "unet" / WEIGHTS).read_bytes()
     assert json.loads((out / "provenance.json").read_text())["stages"] == json.loads((student / "provenance.json").read_text())["stages"]
@@ -72,14 +72,14 @@ def test_a_finished_run_is_only_exported(
 ) -> None:
     batches = Interrupted(1)
     monkeypatch.setattr(train, "batches", batches)
-    out = distil(vega, "scenes", teacher_folder, student.parent / "work", tmp_path / "again", steps=STEPS, unet_only=True)
+    out = distil(vega, "scenes", [teacher_folder], student.parent / "work", tmp_path / "again", steps=STEPS, unet_only=True)
     assert (out / WEIGHTS).read_bytes() == (student / "unet" / WEIGHTS).read_bytes()
     assert not (out / "model_index.json").exists()
 
 
 def test_activations_computed_twice_give_the_same_student(vega: Recipe, teacher_folder: Path, student: Path, tmp_path: Path) -> None:
     frugal = vega.model_copy(update={"scenes": vega.scenes.model_copy(update={"checkpointing": True})})
-    out = distil(frugal, "scenes", teacher_folder, tmp_path / "work", tmp_path / "out", steps=STEPS)
+    out = distil(frugal, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=STEPS)
     kept = load_file(student / "unet" / WEIGHTS)
     for name, tensor in load_file(out / "unet" / WEIGHTS).items():
         torch.testing.assert_close(tensor, kept[name], msg=name)
@@ -121,7 +121,7 @@ def test_provenance_says_how_it_was_made(vega: Recipe, teacher_folder: Path, stu
 def test_training_brings_the_student_nearer_to_the_teacher(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
     scenes = vega.scenes.model_copy(update={"lr": 5e-3})
     brisk = vega.model_copy(update={"scenes": scenes, "loss": vega.loss.model_copy(update={"task": 0.0})})
-    out = distil(brisk, "scenes", teacher_folder, tmp_path / "work", tmp_path / "out", steps=16)
+    out = distil(brisk, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=16)
     log = next((tmp_path / "work").glob("vega-*/2-depth/log.jsonl")).read_text()
     first, last = json.loads(log.splitlines()[0]), json.loads((out / "provenance.json").read_text())["stages"][-1]["losses"]
     assert last["output"] + last["feature"] < 0.9 * (first["output"] + first["feature"])
@@ -142,16 +142,20 @@ def test_a_half_precision_teacher_is_trained_with_in_float32_and_its_student_sto
 def test_what_cannot_work_is_said_before_any_work(vega: Recipe, teacher_folder: Path, student: Path, tmp_path: Path) -> None:
     work = tmp_path / "work"
     with pytest.raises(UserError, match="exists; expected a new or empty folder"):
-        distil(vega, "scenes", teacher_folder, work, student)
+        distil(vega, "scenes", [teacher_folder], work, student)
     with pytest.raises(UserError, match="architecture 'vega'; recipe 'vega' cuts 'sdxl'"):
-        distil(vega, "scenes", student, work, tmp_path / "out")
+        distil(vega, "scenes", [student], work, tmp_path / "out")
     with pytest.raises(UserError, match="no teacher in"):
-        distil(vega, "scenes", teacher_folder / "unet", work, tmp_path / "out")
-    with pytest.raises(UserError, match="family 'sdxl' cannot be trained yet; expected 'scenes'"):
-        distil(vega, "sdxl", teacher_folder, work, tmp_path / "out")
+        distil(vega, "scenes", [teacher_folder / "unet"], work, tmp_path / "out")
+    with pytest.raises(UserError, match="is of family 'scenes'; expected 'sdxl', as --family says"):
+        distil(vega, "sdxl", [teacher_folder], work, tmp_path / "out")
+    with pytest.raises(
+        UserError, match=r"2 teachers for recipe 'vega', which names 3 \(stabilityai.*, ZavyChromaXL, JuggernautXL\); give one, or all"
+    ):
+        distil(vega, "scenes", [teacher_folder] * 2, work, tmp_path / "out")
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="no device 'cuda' here: torch finds no GPU"):
-            distil(vega, "scenes", teacher_folder, work, tmp_path / "out", device="cuda")
+            distil(vega, "scenes", [teacher_folder], work, tmp_path / "out", device="cuda")
     assert not work.exists()
 
 

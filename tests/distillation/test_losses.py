@@ -1,7 +1,10 @@
+from collections.abc import Callable
+
 import pytest
 import torch
+from diffusers import DDIMScheduler
 
-from distillation.losses import features, mse, terms
+from distillation.losses import features, mse, task_weights, terms
 from distillation.recipe import Loss
 from distillation.taps import Tap
 
@@ -11,6 +14,7 @@ def test_the_terms_are_weighted_means_and_a_sum_over_taps() -> None:
     found = terms(
         Loss(task=1, output=0.5, feature=0.25, scale="none"),
         taps,
+        of_task=torch.ones(1),
         target=torch.tensor([[1.0, 1.0]]),
         student=torch.tensor([[1.0, 3.0]]),
         teacher=torch.tensor([[0.0, 0.0]]),
@@ -34,3 +38,32 @@ def test_scaled_by_the_teacher_a_tap_counts_the_same_however_large_its_outputs()
     assert features(taps, learned, taught, "none").item() == pytest.approx(1 + 12.5)
     louder = [{name: 1000 * value for name, value in side.items()} for side in (learned, taught)]
     assert features(taps, *louder, "teacher").item() == pytest.approx(1.25)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("epsilon", lambda snr: min(snr, 5) / snr), ("v_prediction", lambda snr: min(snr, 5) / (snr + 1))]
+)
+def test_min_snr_weighs_the_task_alone(kind: str, expected: Callable[[float], float]) -> None:
+    scheduler = DDIMScheduler(prediction_type=kind)
+    timesteps = torch.tensor([0, 100, 500, 999])
+    signal = scheduler.alphas_cumprod[timesteps].double()
+    wanted = torch.tensor([expected(snr.item()) for snr in signal / (1 - signal)])
+    torch.testing.assert_close(task_weights(scheduler, timesteps, 5.0), wanted, rtol=1e-5, atol=0)
+    assert task_weights(scheduler, timesteps, None).tolist() == [1] * 4
+    found = terms(
+        Loss(task=1, output=1, feature=1, scale="none", snr_gamma=5),
+        [Tap("a", "a", (1, 1))],
+        of_task=torch.tensor([0.5, 0.0]),
+        target=torch.zeros(2, 1),
+        student=torch.tensor([[2.0], [4.0]]),
+        teacher=torch.zeros(2, 1),
+        student_features={"a": torch.tensor([3.0])},
+        teacher_features={"a": torch.tensor([1.0])},
+    )
+    assert {name: term.item() for name, term in found.items()} == {"task": 1.0, "output": 10.0, "feature": 4.0}
+
+
+def test_min_snr_is_finite_for_pure_noise() -> None:
+    for kind, weight in (("epsilon", 1.0), ("v_prediction", 0.0)):
+        scheduler = DDIMScheduler(prediction_type=kind, rescale_betas_zero_snr=True)
+        assert task_weights(scheduler, torch.tensor([999]), 5.0).item() == pytest.approx(weight, abs=1e-6)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distillation.recipe import RECIPES, Plan, Recipe, matches, read
+from distillation.recipe import RECIPES, Piece, Plan, Recipe, matches, read
 from sdbench.errors import UserError
 from sdbench.models.architectures import depths, unet_config
 
@@ -60,9 +60,9 @@ BAD = {
         "blocks = [0, 1, 6]",
         "does not end at vega; transformer blocks kept: down_blocks.2.attentions.0 3 (expected 2)",
     ),
-    "shares": ("share = 0.6", "share = 0.5", "shares sum to 0.9; expected 1"),
+    "shares": ("share = 0.9", "share = 0.8", "the shares of its stages sum to 0.9; expected 1"),
     "student": ('student = "vega"', 'student = "vegas"', "unknown architecture 'vegas'; did you mean 'vega'?"),
-    "number": ("lr = 5e-4", "lr = -1", "scenes.lr: Input should be greater than 0; found -1"),
+    "number": ("lr = 1e-3", "lr = -1", "scenes.lr: Input should be greater than 0; found -1"),
     "syntax": ("[loss]", "[loss", "is not TOML"),
 }
 
@@ -84,7 +84,7 @@ def test_a_recipe_that_is_not_there_is_named() -> None:
         read("nowhere.toml")
 
 
-@given(st.integers(2, 10**6))
+@given(st.integers(10, 10**6))
 def test_the_stages_share_all_steps(steps: int) -> None:
     counts = SSD_1B.stage_steps(steps)
     assert sum(counts) == steps
@@ -92,8 +92,8 @@ def test_the_stages_share_all_steps(steps: int) -> None:
 
 
 def test_too_few_steps_are_refused() -> None:
-    with pytest.raises(UserError, match="1 steps leave a stage"):
-        SSD_1B.stage_steps(1)
+    with pytest.raises(UserError, match="4 steps leave a stage"):
+        SSD_1B.stage_steps(4)
 
 
 def test_a_plan_within_another_counts_in_the_others_blocks() -> None:
@@ -111,3 +111,24 @@ def test_a_pattern_fits_part_by_part() -> None:
 def test_no_recipe_can_be_changed_once_read() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Recipe.__setattr__(SSD_1B, "name", "other")
+
+
+def test_pieces_of_the_run_are_of_one_stage_and_one_teacher() -> None:
+    assert SSD_1B.pieces(100, 1) == [Piece(0, 0, 0, 10), Piece(1, 0, 10, 100)]
+    assert SSD_1B.pieces(100, 3) == [Piece(0, 0, 0, 10), Piece(1, 0, 10, 50), Piece(1, 1, 50, 75), Piece(1, 2, 75, 100)]
+    with pytest.raises(UserError, match=r"2 teachers for recipe 'ssd-1b', which names 3 \(stabilityai/"):
+        SSD_1B.pieces(100, 2)
+
+
+@given(st.integers(10, 10**6), st.sampled_from([1, 3]))
+def test_pieces_cover_all_steps_without_a_gap(steps: int, teachers: int) -> None:
+    pieces = SSD_1B.pieces(steps, teachers)
+    assert [piece.start for piece in pieces] == [0, *(piece.end for piece in pieces[:-1])]
+    assert pieces[-1].end == steps
+    assert all(piece.start < piece.end for piece in pieces)
+
+
+def test_what_decides_a_student_is_not_the_other_familys_settings() -> None:
+    other = SSD_1B.model_copy(update={"sdxl": SSD_1B.sdxl.model_copy(update={"lr": 1.0})})
+    assert other.deciding("scenes") == SSD_1B.deciding("scenes")
+    assert other.deciding("sdxl") != SSD_1B.deciding("sdxl")

@@ -7,8 +7,8 @@ from diffusers import DDIMScheduler
 from tiny import tiny_unet
 
 from distillation.sensitivity import most_missed, removal_losses
+from sdbench.latents import Batch, predict
 from sdbench.models.architectures import depths
-from sdbench.scenes.training.latents import Batch, predict
 
 DEAD = "down_blocks.2.attentions.1"
 

@@ -1,0 +1,121 @@
+"""Pictures as the full-size family trains on them, and a run on them with a tiny pipeline that has SDXL's text widths."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+from PIL import Image
+from tiny import save_tiny_pipeline, tiny_unet
+
+from distillation import look
+from distillation.data import Squares, square
+from distillation.pictures import open_pictures
+from distillation.recipe import Recipe
+from distillation.train import distil
+from sdbench.errors import UserError
+
+N, SIDE = 6, 16
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(look, "STEPS", 1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Landscape pictures of 48 x 32, the left half red, the right half of another gray each."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for number in range(N):
+        pixels = np.full((32, 48, 3), 40 * number, np.uint8)
+        pixels[:, :24] = (255, 0, 0)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    lines = [json.dumps({"file_name": f"{number}.png", "text": f"half red, half gray {number}"}) for number in range(N)]
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_pipeline(tmp_path_factory.mktemp("sdxl") / "teacher", "sdxl", family="sdxl")
+
+
+@pytest.fixture(scope="module")
+def recipe(vega: Recipe) -> Recipe:
+    changes = {"batch": 2, "accumulation": 1, "size_px": SIDE, "warmup": 1, "checkpointing": False, "dtype": "float32"}
+    return vega.model_copy(update={"sdxl": vega.sdxl.model_copy(update=changes)})
+
+
+def test_a_square_is_the_middle_and_says_what_was_scaled_and_cut() -> None:
+    pixels = np.zeros((32, 48, 3), np.uint8)
+    pixels[:, 8:40] = 255  # the middle square
+    cut, conditioning = square(Image.fromarray(pixels), 16)
+    assert cut.shape == (16, 16, 3)
+    assert cut.min() > 230  # Lanczos rings at the edges
+    assert conditioning == (32, 48, 0, 4, 16, 16)
+    tall, conditioning = square(Image.fromarray(pixels.transpose(1, 0, 2)), 64)
+    assert (tall.shape, conditioning) == ((64, 64, 3), (48, 32, 16, 0, 64, 64))
+
+
+def test_squares_are_read_in_order_and_named_by_content_and_size(folder: Path) -> None:
+    squares = Squares(open_pictures(str(folder)), SIDE)
+    pixels, time_ids = squares.read(np.array([5, 0]))
+    assert pixels.shape == (2, 3, SIDE, SIDE)
+    assert pixels[0, 0, 0, -1].item() == pytest.approx(200 / 127.5 - 1)
+    assert pixels[1, 0, 0, -1].item() == -1
+    assert time_ids.tolist() == [[32, 48, 0, 4, SIDE, SIDE]] * 2
+    assert squares.captions[5] == "half red, half gray 5"
+    assert squares.digest != Squares(open_pictures(str(folder)), 2 * SIDE).digest
+
+
+def test_a_run_of_the_full_size_family(recipe: Recipe, teacher: Path, folder: Path, tmp_path: Path) -> None:
+    squares = Squares(open_pictures(str(folder)), SIDE)
+    out = distil(recipe, "sdxl", [teacher], tmp_path / "work", tmp_path / "out", pictures=squares, steps=4)
+    pipeline = StableDiffusionXLPipeline.from_pretrained(out)
+    assert pipeline.unet.config.cross_attention_dim == 2048
+    noted = json.loads((out / "provenance.json").read_text())
+    assert noted["data_digest"] == squares.digest
+    assert [(stage["name"], stage["steps"]) for stage in noted["stages"]] == [("half", 2), ("depth", 2)]
+    (sheet,) = (tmp_path / "work").glob("vega-*/2-depth/samples/*.png")
+    with Image.open(sheet) as picture:
+        assert picture.size == (4 * SIDE, SIDE)
+
+
+def test_teachers_teach_in_succession(recipe: Recipe, teacher: Path, folder: Path, tmp_path: Path) -> None:
+    folders = [teacher]
+    for seed in (1, 2):
+        pipeline = StableDiffusionXLPipeline.from_pretrained(teacher, unet=tiny_unet("sdxl", seed, "sdxl"))
+        pipeline.save_pretrained(tmp_path / f"teacher-{seed}")
+        folders.append(tmp_path / f"teacher-{seed}")
+    squares = Squares(open_pictures(str(folder)), SIDE)
+    out = distil(recipe, "sdxl", folders, tmp_path / "work", tmp_path / "out", pictures=squares, steps=8)
+    stages = json.loads((out / "provenance.json").read_text())["stages"]
+    # stages of 3 and 5 steps, teachers of 4, 2 and 2
+    assert [(stage["name"], stage["steps"]) for stage in stages] == [("half", 3), ("depth", 1), ("depth", 2), ("depth", 2)]
+    digests = [stage["teacher_digest"] for stage in stages]
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 3
+    kept = UNet2DConditionModel.from_pretrained(out / "unet").state_dict()
+    alone = distil(recipe, "sdxl", folders[:1], tmp_path / "work", tmp_path / "alone", pictures=squares, steps=8)
+    other = UNet2DConditionModel.from_pretrained(alone / "unet").state_dict()
+    assert not torch.equal(kept["conv_out.weight"], other["conv_out.weight"])
+
+
+def test_bfloat16_keeps_the_teacher_in_it_and_the_student_in_float32(recipe: Recipe, teacher: Path, folder: Path, tmp_path: Path) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)  # one process has one precision
+    lower = recipe.model_copy(update={"sdxl": recipe.sdxl.model_copy(update={"dtype": "bfloat16", "checkpointing": True})})
+    out = distil(lower, "sdxl", [teacher], tmp_path / "work", tmp_path / "out", pictures=Squares(open_pictures(str(folder)), SIDE), steps=2)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    (checkpoint,) = (tmp_path / "work").glob("vega-*/2-depth/student")
+    assert UNet2DConditionModel.from_pretrained(checkpoint).dtype == torch.float32
+    assert np.isfinite(json.loads((out / "provenance.json").read_text())["stages"][-1]["losses"]["feature"])
+
+
+def test_the_full_size_family_needs_pictures(recipe: Recipe, teacher: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="needs pictures to train on; name them with --data"):
+        distil(recipe, "sdxl", [teacher], tmp_path / "work", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
