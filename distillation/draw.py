@@ -61,11 +61,13 @@ def draw(
     captions, spec = read_captions(prompts, n), pipeline(teacher)
     sampling = _sampling(steps=steps, guidance_scale=guidance_scale, size_px=size_px or own_size_px(teacher), dtype=dtype, batch=batch)
     identity = {"teacher": weights_digest(spec, dtype=dtype), "sampling": sampling.model_dump(), "seed": seed, "device": device}
-    _claim(out, identity)
+    _check(out, identity)
+    make = sampler(load(spec, dtype=dtype, device=device), sampling, Noise(seed=seed))
+    if not (out / MADE).exists():
+        _note(out, identity)  # no sooner: what cannot be loaded claims no folder
     store = Store(out, identity)
     todo = [Job(str(row), 0, caption, digest([store.folder.name, row, caption])) for row, caption in enumerate(captions)]
-    if store.missing([job.image for job in todo]):
-        generate(todo, store, batch, sampler(load(spec, dtype=dtype, device=device), sampling, Noise(seed=seed)), "teacher")
+    generate(todo, store, batch, make, "teacher")
     rows = [{"file_name": store.path(job.image).relative_to(out).as_posix(), "caption": job.prompt} for job in todo]
     write_bytes(out / METADATA[0], "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
     of_captions = hashlib.sha256("\n".join(captions).encode()).hexdigest()
@@ -106,11 +108,11 @@ def _sampling(**settings: Any) -> Sampling:
         raise UserError(f"{first['loc'][0]}: {first['msg']}; found {first['input']!r}") from error
 
 
-def _claim(out: Path, identity: dict[str, Any]) -> None:
+def _check(out: Path, identity: dict[str, Any]) -> None:
     """Make sure that the folder is new, or holds pictures that were made likewise."""
     if not (out / MADE).exists():
         check_free(out)
-        _note(out, identity)
+        return
     made = read_json(out / MADE)
     if differs := [name for name, value in identity.items() if made.get(name) != value]:
         found = ", ".join(f"{name} {made.get(name)} (now {identity[name]})" for name in differs)

@@ -143,7 +143,7 @@ def read_table(what: str) -> Table:
         builder.download_and_prepare()
         rows = builder.as_dataset(split="train")
     except Exception as error:  # `datasets` passes on what the reader beneath it raised
-        reason = f"{type(error).__name__}: {str(error.__cause__ or error).splitlines()[0]}"
+        reason = f"{type(error).__name__}: {next(iter(str(error.__cause__ or error).splitlines()), 'no reason given')}"
         ways = " Where there is a network, open it once: it stays in the cache of `datasets`" if place == {"path": what} else ""
         raise UserError(f"cannot read {what!r} as a dataset ({reason}).{ways}") from error
     if builder.repo_id:
