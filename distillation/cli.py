@@ -99,7 +99,7 @@ def _prune(options: argparse.Namespace) -> None:
     recipe = read(options.recipe)
     check_free(options.out)
     teacher = teachers.find(options.teacher or teachers.EMBEDDED, recipe)
-    student = prune(teacher.unet(teacher.dtype, "cpu"), recipe.plans[-1])
+    student = prune(teacher.unet(teacher.dtype, "cpu"), recipe.plans[-1], copy=False)  # from file to file
     _say(export(student, options.out, teacher, Provenance.of(recipe, teacher, student), unet_only=options.unet_only))
 
 

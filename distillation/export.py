@@ -11,6 +11,7 @@ from typing import Self
 
 import torch
 from diffusers import UNet2DConditionModel
+from safetensors import SafetensorError
 
 from distillation.recipe import Recipe
 from distillation.teacher import Teacher
@@ -87,24 +88,33 @@ def export(student: UNet2DConditionModel, out: Path, teacher: Teacher, provenanc
     """Write the student to `out`, in the teacher's dtype: a whole pipeline with the teacher's other parts, or its UNet alone.
 
     Raises:
-        UserError: `out` holds something already.
+        UserError: `out` holds something already, or the disk takes no more; then nothing is left there.
     """
     check_free(out)
     beside = out.with_name(f"{out.name}.part")
     shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
+    try:
+        _write(student, beside, teacher, provenance, unet_only=unet_only)
+        if out.exists():
+            out.rmdir()
+        return beside.rename(out)
+    except (OSError, SafetensorError) as error:  # safetensors wraps what the disk says
+        shutil.rmtree(beside, ignore_errors=True)
+        what = error.args[0][0][-1] if isinstance(error, shutil.Error) else error  # copytree lists every file that failed
+        raise UserError(f"cannot write the student to {out}: {what}. Make room, or name another folder with --out") from error
+
+
+def _write(student: UNet2DConditionModel, folder: Path, teacher: Teacher, provenance: Provenance, *, unet_only: bool) -> None:
+    folder.mkdir(parents=True)
     if not unet_only:
-        _copy_parts(teacher.folder, beside)
-    unet = beside if unet_only else beside / "unet"
+        _copy_parts(teacher.folder, folder)
+    unet = folder if unet_only else folder / "unet"
     student.to(getattr(torch, teacher.dtype)).save_pretrained(unet)
     config = json.loads((unet / "config.json").read_text())
     config.pop("_name_or_path", None)  # where this machine had it
     (unet / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    (beside / "provenance.json").write_text(json.dumps(asdict(provenance), indent=2) + "\n")
-    (beside / "README.md").write_text(card(provenance, unet_only=unet_only))
-    if out.exists():
-        out.rmdir()
-    return beside.rename(out)
+    (folder / "provenance.json").write_text(json.dumps(asdict(provenance), indent=2) + "\n")
+    (folder / "README.md").write_text(card(provenance, unet_only=unet_only))
 
 
 def check_free(out: Path) -> None:

@@ -13,8 +13,13 @@ from sdbench.models.architectures import PLAIN, TOPOLOGIES, Config, depths, unet
 _DEPTH_FIELDS = ("transformer_layers_per_block", "reverse_transformer_layers_per_block", "mid_block_type")
 
 
-def prune(teacher: UNet2DConditionModel, plan: Plan) -> UNet2DConditionModel:
-    """A UNet of the teacher's widths, dtype and device with the depths of the plan, holding copies of its tensors.
+def prune(teacher: UNet2DConditionModel, plan: Plan, *, copy: bool = True) -> UNet2DConditionModel:
+    """A UNet of the teacher's widths, dtype and device with the depths of the plan.
+
+    Args:
+        teacher: what to cut.
+        plan: what to keep.
+        copy: give the student tensors of its own; without, it shares the teacher's, which is enough to write it to disk.
 
     Raises:
         UserError: the teacher lacks a block that the plan keeps, or no diffusers config describes the result.
@@ -24,7 +29,7 @@ def prune(teacher: UNet2DConditionModel, plan: Plan) -> UNet2DConditionModel:
     sources = key_map(student.state_dict(), plan)
     if lacking := [source for source in sources.values() if source not in tensors]:
         raise UserError(f"the teacher has no {lacking[0]!r}, which the plan keeps; its attentions have {depths(teacher.config)} blocks")
-    student.load_state_dict({key: tensors[source].clone() for key, source in sources.items()}, assign=True)
+    student.load_state_dict({key: tensors[source].clone() if copy else tensors[source] for key, source in sources.items()}, assign=True)
     return student.train(teacher.training)
 
 

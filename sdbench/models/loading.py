@@ -40,6 +40,27 @@ def load(spec: ModelSpec, *, dtype: torch.dtype | str, device: torch.device | st
     return pipeline
 
 
+def load_unet(pipeline: Path, *, dtype: str, device: torch.device | str) -> Any:
+    """Load the UNet of a whole pipeline in diffusers layout, frozen, and nothing else.
+
+    On the CPU and in the dtype that it is stored in, its tensors stay mapped from their files: whatever its size, they
+    take none of the process's own memory.
+
+    Args:
+        pipeline: folder with `model_index.json`.
+        dtype: of every weight: "float32", "bfloat16" or "float16".
+        device: where the UNet goes.
+
+    Raises:
+        UserError: files are missing or damaged, tensors do not fit their configuration or are not finite.
+    """
+    to = _device(device)
+    quiet()
+    unet = _read_part("unet", pipeline / "unet", getattr(torch, dtype))
+    check_finite(unet, "unet", pipeline)
+    return unet.to(to).eval().requires_grad_(requires_grad=False)
+
+
 def _device(device: torch.device | str) -> torch.device:
     found = torch.device(device)
     if found.type == "cuda" and not torch.cuda.is_available():

@@ -1,0 +1,125 @@
+"""`distillation prune` moves tensors from the teacher's files to the student's: the same ones, checked, in little memory."""
+
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from memory import added_anonymous
+from safetensors.torch import load_file, save_file
+from tiny import noise_unet, tiny_unet, with_unet
+
+from distillation.cli import main
+from distillation.export import Provenance, export
+from distillation.prune import prune
+from distillation.recipe import read
+from distillation.teacher import find
+from sdbench.models.architectures import unet_config
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+RECIPES = [read(name) for name in ("ssd-1b", "vega")]
+LAYOUTS = {
+    "one file": (torch.float32, {}),
+    "shards": (torch.bfloat16, {"max_shard_size": "300KB"}),
+    "variant": (torch.float16, {"variant": "fp16"}),
+    "shards of a variant": (torch.float16, {"variant": "fp16", "max_shard_size": "300KB"}),
+}
+State = dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def in_memory() -> list[list[State]]:
+    """Each stage's student of each recipe."""
+    return [[prune(tiny_unet("sdxl"), plan).state_dict() for plan in recipe.plans] for recipe in RECIPES]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_student_is_the_one_that_is_made_in_memory(
+    layout: str, in_memory: list[list[State]], teacher_folder: Path, tmp_path: Path
+) -> None:
+    dtype, how = LAYOUTS[layout]
+    folder = with_unet(teacher_folder, tmp_path / "teacher", tiny_unet("sdxl").to(dtype), **how)
+    assert (len(list((folder / "unet").glob("*.safetensors"))) > 1) == ("shards" in layout)
+    teacher = find(folder, RECIPES[0])
+    note = Provenance.of(RECIPES[0], teacher, tiny_unet())
+    for recipe, stages in zip(RECIPES, in_memory, strict=True):
+        for number, (plan, expected) in enumerate(zip(recipe.plans, stages, strict=True)):
+            out = tmp_path / f"{recipe.name}-{number}"
+            export(prune(teacher.unet(teacher.dtype, "cpu"), plan, copy=False), out, teacher, note, unet_only=True)
+            found = load_file(out / WEIGHTS)
+            assert found.keys() == expected.keys()
+            assert all(torch.equal(found[key], value.to(dtype)) for key, value in expected.items())
+            assert {value.dtype for value in found.values()} == {dtype}
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux says how much of a process's memory is anonymous")
+def test_it_takes_little_memory_of_its_own(teacher_folder: Path, tmp_path: Path) -> None:
+    widths = {"block_out_channels": [96, 192, 384], "attention_head_dim": [3, 6, 12], "norm_num_groups": 32}
+    unet = noise_unet({**unet_config("sdxl", "scenes"), **widths})
+    big = with_unet(teacher_folder, tmp_path / "big", unet)
+    first = ["prune", "ssd-1b", "--teacher", str(teacher_folder), "--out", str(tmp_path / "first")]
+    added = added_anonymous(first, ["prune", "ssd-1b", "--teacher", str(big), "--out", str(tmp_path / "out")])
+    assert (tmp_path / "out" / "unet" / WEIGHTS).stat().st_size > 200e6
+    assert added < 50e6  # about 9 MB, of Python's objects; a copy of the student would be 215 MB more
+
+
+def cut_first(value: torch.Tensor) -> torch.Tensor:
+    return value[1:].clone()
+
+
+def put(bad: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda value: value.flatten().index_fill(0, torch.tensor([3]), bad).view_as(value)
+
+
+KEY = "down_blocks.2.attentions.1.transformer_blocks.6.attn2.to_k.weight"  # block 3 of the student
+DAMAGE = {
+    "missing": (None, f"lacks 1 of the 1680 tensors that its configuration asks for, such as '{KEY}'"),
+    "shape": (cut_first, f"'{KEY}' has shape [15, 96], its configuration asks for [16, 96]"),
+    "nan": (put(torch.nan), f"tensor '{KEY}' has 1 values that are NaN or infinite"),
+    "infinite": (put(-torch.inf), f"tensor '{KEY}' has 1 values that are NaN or infinite"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_tensor_is_named_and_nothing_written(
+    change: Callable[[torch.Tensor], torch.Tensor] | None,
+    message: str,
+    teacher_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = with_unet(teacher_folder, tmp_path / "teacher", tiny_unet("sdxl"))
+    tensors = load_file(folder / "unet" / WEIGHTS)
+    value = tensors.pop(KEY)
+    save_file(tensors | ({KEY: change(value)} if change else {}), folder / "unet" / WEIGHTS)
+    assert main(["prune", "ssd-1b", "--teacher", str(folder), "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["teacher"]
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """While open, writing past `size` bytes of a file fails as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("size", [300_000, 20])
+def test_a_full_disk_is_said_and_nothing_is_left(
+    size: int, teacher_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    with files_of_at_most(size):  # too little for the UNet; too little for the configuration
+        code = main(["prune", "vega", "--teacher", str(teacher_folder), "--out", str(out), "--unet-only"])
+    assert code == 2
+    said = capsys.readouterr().err
+    assert f"cannot write the student to {out}: " in said
+    assert "File too large" in said
+    assert "Make room, or name another folder with --out" in said
+    assert list(tmp_path.iterdir()) == []
