@@ -1,6 +1,7 @@
 """The `distillation` command: data, plan, prune, run, ablate."""
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -15,14 +16,13 @@ from distillation.ablation import sweep
 from distillation.comparison import markdown, plot, table
 from distillation.data import Squares
 from distillation.data_cli import count
+from distillation.describe import describe
 from distillation.export import Provenance, check_free, export
 from distillation.pictures import open_pictures
-from distillation.prune import on_meta, prune
+from distillation.prune import prune
 from distillation.recipe import Family, Recipe, read
-from distillation.taps import resolve
 from distillation.train import check, distil
 from sdbench.errors import UserError
-from sdbench.models.architectures import unet_config
 
 WORK = Path("results/runs/distillation")  # ignored by git
 STUDENTS = Path("results/runs/students")  # likewise
@@ -59,6 +59,13 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--family", choices=get_args(Family), default="scenes", help="whose widths and settings (default: %(default)s)"
         )
+        command.add_argument(
+            "--tflops",
+            type=_positive,
+            metavar="X",
+            help="estimate the time at X * 10^12 FLOPs a second of a GPU (default: assumed, and said)",
+        )
+        command.add_argument("--usd-per-hour", type=_positive, metavar="X", help="estimate the cost, at this price of a GPU")
     for command in (cut, study):
         command.add_argument("--teacher", type=Path, help="folder of a whole pipeline (default: the embedded teacher)")
     run.add_argument(
@@ -91,8 +98,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _positive(text: str) -> float:
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise ValueError(text)
+    return number
+
+
 def _plan(options: argparse.Namespace) -> None:
-    _say(describe(read(options.recipe), options.family))
+    _say(_described(options, read(options.recipe)))
+
+
+def _described(options: argparse.Namespace, recipe: Recipe, counts: list[int] | None = None) -> str:
+    return describe(recipe, options.family, counts, tflops=options.tflops, usd_per_hour=options.usd_per_hour)
 
 
 def _prune(options: argparse.Namespace) -> None:
@@ -106,8 +124,10 @@ def _prune(options: argparse.Namespace) -> None:
 def _run(options: argparse.Namespace) -> None:
     recipe, folders = read(options.recipe), options.teacher or [teachers.EMBEDDED]
     if options.dry_run:
-        check(recipe, options.family, folders, options.out, options.steps)
-        _say(describe(recipe, options.family, options.steps))
+        if options.family == "scenes" or options.teacher:  # the full-size teacher is no part of the package
+            check(recipe, options.family, folders, options.out, options.steps)
+        check_free(options.out)
+        _say(_described(options, recipe, recipe.stage_steps(options.steps or recipe.settings(options.family).steps)))
         return
     if options.deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # what cuBLAS asks for
@@ -129,41 +149,6 @@ def _ablate(options: argparse.Namespace) -> None:
 
 def _say(what: object) -> None:
     sys.stdout.write(f"{what}\n")
-
-
-def describe(recipe: Recipe, family: Family, steps: int | None = None) -> str:
-    """A recipe in the widths of a family: stages, blocks kept and why, parameters, taps, settings.
-
-    Args:
-        recipe: what to describe.
-        family: whose widths and settings.
-        steps: of all stages, where they are not the recipe's own.
-    """
-    settings = recipe.settings(family)
-    teacher = on_meta(unet_config(recipe.teacher, family))
-    lines = [f"{recipe.name}: {recipe.student} from {recipe.teacher}, family {family}", f"teacher: {_parameters(teacher)}"]
-    for stage, plan, its_steps in zip(recipe.stages, recipe.plans, recipe.stage_steps(steps or settings.steps), strict=True):
-        student = prune(teacher, plan)
-        lines.append(f"stage {stage.name}: {its_steps:,} steps, {_parameters(student)}, {sum(plan.depths.values())} transformer blocks")
-        lines += [f"  {row.attentions} keeps {_listed(row.blocks)}  ({row.source})" for row in stage.keep]
-    lines.append(f"  the middle resnet is the teacher's mid_block.resnets.{recipe.middle.resnet}  ({recipe.middle.source})")
-    taps = resolve(student.config, teacher.config, recipe.taps)
-    lines += [f"taps: {len(taps)} (student <- teacher, channels x height x width)", *(f"  {tap}" for tap in taps)]
-    lines.append("loss: " + ", ".join(f"{name} {value}" for name, value in recipe.loss))
-    lines += [f"settings of family {family}:", *(f"  {name} = {_said(value)}" for name, value in settings)]
-    return "\n".join(lines)
-
-
-def _parameters(network: torch.nn.Module) -> str:
-    return f"{sum(parameter.numel() for parameter in network.parameters()):,} parameters"
-
-
-def _listed(blocks: Sequence[int] | str) -> str:
-    return blocks if isinstance(blocks, str) else ", ".join(map(str, blocks)) or "nothing"
-
-
-def _said(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 _COMMANDS = {"data": data_cli.run, "plan": _plan, "prune": _prune, "run": _run, "ablate": _ablate}

@@ -22,17 +22,22 @@ def unet_macs(config: Mapping[str, Any], *, latent_size: int, tokens: int) -> in
     """
     from diffusers import UNet2DConditionModel
 
-    pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(dict(config))
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        unet(
-            torch.empty(1, config["in_channels"], latent_size, latent_size),
-            torch.tensor(1),
-            encoder_hidden_states=torch.empty(1, tokens, config["cross_attention_dim"]),
-            added_cond_kwargs={"text_embeds": torch.empty(1, pooled), "time_ids": torch.empty(1, 6)},
-        )
+        unet(**empty_input(config, latent_size, tokens))
     return int(counter.get_total_flops()) // 2
+
+
+def empty_input(config: Mapping[str, Any], latent_size: int, tokens: int) -> dict[str, Any]:
+    """Arguments of a UNet's forward for one picture, on torch's default device, without any values."""
+    pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
+    return {
+        "sample": torch.empty(1, config["in_channels"], latent_size, latent_size),
+        "timestep": torch.empty(1),
+        "encoder_hidden_states": torch.empty(1, tokens, config["cross_attention_dim"]),
+        "added_cond_kwargs": {"text_embeds": torch.empty(1, pooled), "time_ids": torch.empty(1, 6)},
+    }
 
 
 def unet_input(pipe: Any, size_px: int) -> dict[str, Any]:

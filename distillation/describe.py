@@ -1,0 +1,109 @@
+"""A recipe in words: what it cuts, what it compares, how it trains, and what that would take."""
+
+from collections.abc import Sequence
+
+from diffusers import UNet2DConditionModel
+
+from distillation.estimate import H100_TFLOPS, SHARE, Memory, count, gpu_hours, memory, step_flops
+from distillation.prune import on_meta, prune
+from distillation.recipe import Family, Recipe, Teaching
+from distillation.taps import resolve
+from sdbench.models.architectures import unet_config
+from sdbench.probes.flops import random_unet_input, unet_macs
+
+
+def describe(
+    recipe: Recipe, family: Family, counts: list[int] | None = None, *, tflops: float | None = None, usd_per_hour: float | None = None
+) -> str:
+    """A recipe in the widths of a family: stages, blocks kept and why, parameters, taps, settings, and what training would take.
+
+    Args:
+        recipe: what to describe.
+        family: whose widths and settings.
+        counts: steps of each stage, where they are not the recipe's own.
+        tflops: 10^12 FLOPs a second that a GPU reaches in training; where not given, an assumption that the text states.
+        usd_per_hour: price of a GPU; without it the text has no cost.
+    """
+    settings = recipe.settings(family)
+    counts = counts or recipe.stage_steps(settings.steps)
+    teacher = on_meta(unet_config(recipe.teacher, family))
+    students = [prune(teacher, plan) for plan in recipe.plans]
+    lines = [f"{recipe.name}: {recipe.student} from {recipe.teacher}, family {family}", f"teacher: {count(teacher):,} parameters"]
+    for stage, plan, steps, student in zip(recipe.stages, recipe.plans, counts, students, strict=True):
+        blocks = sum(plan.depths.values())
+        lines.append(f"stage {stage.name}: {steps:,} steps, {count(student):,} parameters, {blocks} transformer blocks")
+        lines += [f"  {row.attentions} keeps {_listed(row.blocks)}  ({row.source})" for row in stage.keep]
+    lines.append(f"  the middle resnet is the teacher's mid_block.resnets.{recipe.middle.resnet}  ({recipe.middle.source})")
+    taps = resolve(students[-1].config, teacher.config, recipe.taps)
+    lines += [f"taps: {len(taps)} (student <- teacher, channels x height x width)", *(f"  {tap}" for tap in taps)]
+    lines.append("loss: " + ", ".join(f"{name} {value}" for name, value in recipe.loss))
+    lines += [f"settings of family {family}:", *(f"  {name} = {_said(value)}" for name, value in settings)]
+    return "\n".join(lines + _estimate(recipe, family, teacher, students, counts, tflops, usd_per_hour))
+
+
+def _estimate(
+    recipe: Recipe,
+    family: Family,
+    teacher: UNet2DConditionModel,
+    students: list[UNet2DConditionModel],
+    counts: list[int],
+    tflops: float | None,
+    usd_per_hour: float | None,
+) -> list[str]:
+    settings, size_px = recipe.settings(family), recipe.size_px(family)
+    given = random_unet_input(recipe.teacher, family, size_px)
+    latent_size, tokens = given["latent_size"], given["tokens"]
+    first = memory(students[0], count(teacher), latent_size=latent_size, tokens=tokens, dtype=settings.dtype, ema=settings.ema > 0)
+    macs = [unet_macs(network.config, latent_size=latent_size, tokens=tokens) for network in (teacher, *students)]
+    flops = [step_flops(macs[0], student, settings.batch * settings.accumulation) for student in macs[1:]]
+    whole = sum(steps * each for steps, each in zip(counts, flops, strict=True))
+    hours = gpu_hours(whole, tflops or SHARE * H100_TFLOPS)
+    assumed = "" if tflops else f", assumed: {SHARE:.0%} of the {H100_TFLOPS:g} that an H100 has for dense bfloat16; set it with --tflops"
+    cost = [f"  cost: {_figure(hours * usd_per_hour)} USD at {usd_per_hour:g} an hour"] if usd_per_hour else []
+    return [
+        f"estimate at {size_px} px; nothing was run:",
+        *_memory(first, recipe.stages[0].name, settings.batch, settings.dtype),
+        f"  forward pass of a picture: teacher {_gmacs(macs[0])}",
+        *(
+            f"  stage {stage.name}: student {_gmacs(own)}, {each:.4g} FLOP a step"
+            for stage, own, each in zip(recipe.stages, macs[1:], flops, strict=True)
+        ),
+        f"  work: {whole:.4g} FLOP; each picture takes a forward of the teacher and three of the student (the backward is two)",
+        f"  time: {_figure(hours)} GPU hours at {tflops or SHARE * H100_TFLOPS:g} TFLOP/s{assumed}",
+        *cost,
+    ]
+
+
+def _memory(found: Memory, stage: str, batch: int, dtype: str) -> list[str]:
+    of = {name: _size(size) for name, size in vars(found).items()}
+    together, frugal = (_size(found.together(batch, checkpointing=checkpointing)) for checkpointing in (False, True))
+    return [
+        f"  memory of a GPU in stage {stage}, the largest:",
+        f"    student in float32: weights {of['weights']}, gradients {of['gradients']}, AdamW's moments {of['moments']}, EMA {of['average']}",
+        f"    in {dtype}: copies of these weights {of['copies']}, the teacher's weights {of['teacher']}",
+        f"    activations kept of a picture: {of['activations']}; with gradient checkpointing {of['checkpointed']}",
+        f"    together, with {batch} pictures in a forward pass: {together}; with gradient checkpointing {frugal}",
+    ]
+
+
+def _size(size: int) -> str:
+    return f"{_figure(size / 1e9)} GB" if size >= 1e8 else f"{_figure(size / 1e6)} MB"
+
+
+def _gmacs(macs: int) -> str:
+    return f"{macs / 1e9:,.5g} GMAC"
+
+
+def _figure(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _listed(blocks: Sequence[int] | str) -> str:
+    return blocks if isinstance(blocks, str) else ", ".join(map(str, blocks)) or "nothing"
+
+
+def _said(value: object) -> str:
+    if isinstance(value, Teaching):
+        return f"{value.name} ({value.share:.0%} of the steps; {value.source})"
+    return ", ".join(map(_said, value)) if isinstance(value, tuple) else str(value)

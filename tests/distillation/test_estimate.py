@@ -1,0 +1,127 @@
+"""What training would take: against closed forms and against counts of the full-size architectures."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from distillation.cli import main
+from distillation.estimate import Memory, gpu_hours, kept_by, kept_for_backward, memory, step_flops
+from distillation.prune import on_meta
+from sdbench.models.architectures import unet_config
+from sdbench.probes.flops import empty_input
+
+SHALLOW = {**unet_config("vega", "scenes"), "transformer_layers_per_block": [1, 1, 1]}
+BLOCKS = {32: 5, 64: 5}  # width: transformer blocks, in 2 attentions down and 3 up
+TEXT = 96  # its width
+# Activations of one picture at 1024 px in bfloat16 without autocast, attention as matrices; computed once with diffusers 0.42.1 (GB).
+MATRICES_GB = {"ssd-1b": 12.3, "vega": 7.0}
+
+
+def test_each_storage_is_counted_once_and_no_parameter() -> None:
+    network = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)).to("meta")
+    with kept_by(network) as total:
+        output = network(torch.empty(7, 3, device="meta"))
+        assert total() == 4 * 7 * (3 + 5)  # both linear layers' inputs; the second is what ReLU keeps too
+        del output
+        assert total() == 0
+
+
+@pytest.mark.parametrize("name", MATRICES_GB)
+def test_full_size_activations(name: str) -> None:
+    config = unet_config(name)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        unet = on_meta(config)
+        with torch.device("meta"), kept_by(unet) as total:
+            output = unet(**empty_input(config, 128, 77))
+            assert total() / 1e9 == pytest.approx(MATRICES_GB[name], abs=0.05)
+            del output
+    finally:
+        torch.set_default_dtype(before)
+
+
+ONE_TOKEN = {
+    # every block keeps its keys and values; the text itself is there once
+    "float32": ("float32", False, 4 * (TEXT + sum(2 * width * n for width, n in BLOCKS.items()))),
+    # autocast casts the text anew for each linear layer
+    "bfloat16": ("bfloat16", False, 2 * sum((2 * TEXT + 2 * width) * n for width, n in BLOCKS.items())),
+    # every block keeps its inputs, and the text is the same for all
+    "checkpointing": ("bfloat16", True, 4 * TEXT),
+}
+
+
+@pytest.mark.parametrize(("dtype", "checkpointing", "expected"), ONE_TOKEN.values(), ids=ONE_TOKEN)
+def test_what_one_more_token_keeps(dtype: str, checkpointing: bool, expected: int) -> None:
+    short, long = (
+        kept_for_backward(SHALLOW, latent_size=16, tokens=tokens, dtype=dtype, checkpointing=checkpointing) for tokens in (20, 21)
+    )
+    assert long - short == expected
+    assert not torch.is_autocast_enabled("cuda")
+    assert torch.get_autocast_dtype("cuda") == torch.float16  # torch's own default
+
+
+def test_a_block_keeps_no_matrix_of_attention() -> None:
+    """Twice the side is four times the pixels, and nothing grows with their square; the time embedding does not grow at all."""
+    small, large, larger = (
+        kept_for_backward(SHALLOW, latent_size=side, tokens=20, dtype="bfloat16", checkpointing=False) for side in (16, 32, 64)
+    )
+    assert larger - large == pytest.approx(4 * (large - small), rel=0.001)
+
+
+def test_full_size_memory() -> None:
+    student = on_meta(unet_config("ssd-1b"))
+    found = memory(student, 2_567_463_684, latent_size=128, tokens=77, dtype="bfloat16", ema=True)
+    n = 1_331_334_404
+    assert (found.weights, found.gradients, found.moments, found.average) == (4 * n, 4 * n, 8 * n, 4 * n)
+    assert (found.copies, found.teacher) == (2 * n, 2 * 2_567_463_684)
+    assert found.activations / 1e9 == pytest.approx(5.32, abs=0.05)  # computed once with diffusers 0.42.1
+    assert found.checkpointed / 1e9 == pytest.approx(0.55, abs=0.05)  # likewise
+
+
+def test_memory_adds_up() -> None:
+    found = Memory(weights=1, gradients=10, moments=100, average=1000, copies=10**4, teacher=10**5, activations=10**6, checkpointed=10**9)
+    assert found.together(3, checkpointing=False) == 3_111_111
+    assert found.together(3, checkpointing=True) == 3_000_111_111
+
+
+def test_a_step_of_the_full_size_recipe() -> None:
+    assert step_flops(5, 7, 3) == 3 * 2 * (5 + 3 * 7)
+    assert gpu_hours(7200 * 10**12, 2.0) == 1
+
+
+def test_a_full_size_run_is_estimated_without_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["run", "vega", "--family", "sdxl", "--out", str(tmp_path / "out"), "--dry-run", "--steps", "1000"]
+    assert main([*words, "--tflops", "500", "--usd-per-hour", "3"]) == 0
+    said = capsys.readouterr().out
+    assert "teacher: 2,567,463,684 parameters" in said
+    assert "stage depth: 600 steps, 745,225,604 parameters" in said
+    assert "estimate at 1024 px" in said
+    assert "teacher 3,380.6 GMAC" in said
+    steps = [float(number) for number in re.findall(r"([\d.e+]+) FLOP a step", said)]
+    assert steps[1] == pytest.approx(2 * (3.3806 + 3 * 1.4112) * 1e12 * 16 * 8, rel=1e-3)
+    work = 400 * steps[0] + 600 * steps[1]
+    assert float(re.findall(r"work: ([\d.e+]+) FLOP", said)[0]) == pytest.approx(work, rel=1e-3)
+    assert f"time: {work / 500e12 / 3600:,.3g} GPU hours at 500 TFLOP/s\n" in said
+    assert f"cost: {work / 500e12 / 3600 * 3:,.3g} USD at 3 an hour" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_full_size_run_could_not_do_is_said_by_a_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["run", "vega", "--family", "sdxl", "--dry-run", "--out"]
+    assert main([*words, str(tmp_path / "out"), "--steps", "1"]) == 2
+    assert "1 steps leave a stage of recipe 'vega' without any" in capsys.readouterr().err
+    (tmp_path / "mine.txt").write_text("mine")
+    assert main([*words, str(tmp_path)]) == 2
+    assert "exists; expected a new or empty folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "nan", "inf", "fast"])
+def test_a_speed_or_price_must_be_positive(number: str) -> None:
+    for option in ("--tflops", "--usd-per-hour"):
+        with pytest.raises(SystemExit) as stopped:
+            main(["plan", "vega", f"{option}={number}"])
+        assert stopped.value.code == 2
