@@ -56,7 +56,7 @@ def load_unet(pipeline: Path, *, dtype: str, device: torch.device | str) -> Any:
     """
     to = _device(device)
     quiet()
-    unet = _read_part("unet", pipeline / "unet", getattr(torch, dtype))
+    unet = read_part("unet", pipeline / "unet", getattr(torch, dtype))
     check_finite(unet, "unet", pipeline)
     return unet.to(to).eval().requires_grad_(requires_grad=False)
 
