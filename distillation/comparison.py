@@ -47,10 +47,10 @@ def _interval(values: Sequence[float]) -> tuple[float, float]:
 
 def markdown(lines: Sequence[Arm]) -> str:
     """The arms as a table."""
-    rows = [
-        f"| {arm.name} | {arm.seeds} | {_said(arm.accuracy, arm.accuracy_half, '')} | {_said(arm.difference, arm.difference_half, '+')} |"
-        for arm in lines
-    ]
+    rows = []
+    for arm in lines:
+        difference = "(the recipe)" if arm.name == BASE else _said(arm.difference, arm.difference_half, "+")
+        rows.append(f"| {arm.name} | {arm.seeds} | {_said(arm.accuracy, arm.accuracy_half, '')} | {difference} |")
     return "\n".join(["| arm | seeds | scene accuracy | difference to the recipe |", "|---|---:|---:|---:|", *rows])
 
 

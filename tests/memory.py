@@ -27,7 +27,7 @@ def added_anonymous(first: list[str], then: list[str]) -> int:
         assert child.stdin
         assert child.stdout
         _until_ready(child.pid, child.stdout)
-        before = _anonymous(child.pid)
+        before = anonymous(child.pid)
         child.stdin.write(b"\n")
         peak = _until_ready(child.pid, child.stdout)
         child.stdin.write(b"\n")
@@ -38,7 +38,7 @@ def added_anonymous(first: list[str], then: list[str]) -> int:
 def _until_ready(pid: int, output: IO[bytes]) -> int:
     peak = 0
     while True:
-        peak = max(peak, _anonymous(pid))
+        peak = max(peak, anonymous(pid))
         if select.select([output], [], [], 0.002)[0]:
             line = output.readline()
             assert line, "the command failed"
@@ -46,7 +46,8 @@ def _until_ready(pid: int, output: IO[bytes]) -> int:
                 return peak
 
 
-def _anonymous(pid: int) -> int:
+def anonymous(pid: int) -> int:
+    """Bytes of a process's own memory now."""
     found = re.search(r"^RssAnon:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
     assert found
     return int(found[1]) * 1024

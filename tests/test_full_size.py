@@ -1,18 +1,28 @@
 """The full-size path, with random weights: minutes and many GB, so marked slow."""
 
+import json
+import math
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+import tomli_w
 import torch
 from diffusers import StableDiffusionXLPipeline
-from memory import added_anonymous
+from memory import ROOT, added_anonymous, anonymous
+from PIL import Image
 from tiny import noise_unet, save_tiny_pipeline, with_unet
 
+from distillation.ablation import one_shot
+from distillation.recipe import read
 from sdbench import records
 from sdbench.cli import main
 from sdbench.models.architectures import unet_config
 from sdbench.models.loading import load
 from sdbench.models.spec import resolve
+from sdbench.scenes.training.pool import Pool
 
 
 @pytest.mark.slow
@@ -44,3 +54,53 @@ def test_cutting_the_full_size_unet_takes_half_a_gigabyte_at_most(tmp_path: Path
     assert added_anonymous(*words) <= 0.5e9
     pipeline = StableDiffusionXLPipeline.from_pretrained(f"{teacher}-student", dtype=torch.bfloat16)
     assert sum(parameter.numel() for parameter in pipeline.unet.parameters()) == 1_331_334_404
+
+
+TRAINING = """
+import sys
+from distillation import look
+from distillation.cli import main
+look.STEPS = 1  # what is shown is not looked at
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_full_size_vega_takes_ten_steps_within_24_gb_and_goes_on_when_killed(tmp_path: Path) -> None:
+    teacher, pictures = tmp_path / "teacher", tmp_path / "pictures"
+    load(resolve("sdxl", random=True), dtype=torch.bfloat16, device="cpu").save_pretrained(teacher)
+    save_scenes(pictures, 16)
+    recipe = one_shot(read("vega"))
+    settings = {"size_px": 256, "batch": 1, "accumulation": 1, "steps": 10, "warmup": 1}
+    recipe = recipe.model_copy(update={"name": "vega-256", "sdxl": recipe.sdxl.model_copy(update=settings)})
+    (tmp_path / "vega-256.toml").write_text(tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True)))
+    words = ["run", str(tmp_path / "vega-256.toml"), "--family", "sdxl", "--teacher", str(teacher), "--data", str(pictures)]
+    words = [sys.executable, "-c", TRAINING, *words, "--work", str(tmp_path / "work"), "--out", str(tmp_path / "vega")]
+    with subprocess.Popen(words, cwd=ROOT) as first:
+        while not (checkpoints := list(tmp_path.glob("work/vega-256-*/1-all/step-*"))):
+            assert first.poll() is None
+            time.sleep(0.2)
+        first.kill()
+    steps_before = int(checkpoints[0].name.removeprefix("step-"))
+    assert 0 < steps_before < 10
+    with subprocess.Popen(words, cwd=ROOT) as second:
+        peak = 0
+        while second.poll() is None:
+            peak = max(peak, anonymous(second.pid))
+            time.sleep(0.05)
+    assert second.returncode == 0
+    assert peak < 24e9
+    noted = json.loads((tmp_path / "vega" / "provenance.json").read_text())
+    assert (noted["steps"], noted["parameters"]) == (10, 745_225_604)
+    assert all(math.isfinite(value) for value in noted["stages"][0]["losses"].values())
+
+
+def save_scenes(folder: Path, n: int) -> None:
+    """An image folder of rendered scenes."""
+    folder.mkdir()
+    pool = Pool(folder.parent / "pool", n)
+    for number, pixels in enumerate(pool.images):
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    lines = [json.dumps({"file_name": f"{number}.png", "caption": caption}) for number, caption in enumerate(pool.captions)]
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
