@@ -4,6 +4,7 @@ import json
 import platform
 import shutil
 import subprocess
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Self
 
 import torch
 from diffusers import UNet2DConditionModel
+from huggingface_hub import ModelCardData
 from safetensors import SafetensorError
 
 from distillation.recipe import Recipe
@@ -37,6 +39,7 @@ class Provenance:
     Attributes:
         teacher_digest: of all weights of the teacher that it was cut from, as its records give it.
         data_digest: of the pictures and captions that it was trained on; None where it was not.
+        licence: of the teacher, which a student inherits; None where its folder names none.
         seed: of the training; None where there was none.
         steps: of all stages; 0 for a student that was only cut.
         commit: of the checkout that made it, where there is one.
@@ -48,6 +51,7 @@ class Provenance:
     teacher: str
     teacher_digest: str
     data_digest: str | None
+    licence: str | None
     family: str
     parameters: int
     seed: int | None
@@ -74,6 +78,7 @@ class Provenance:
             teacher=recipe.teacher,
             teacher_digest=teacher.digest,
             data_digest=data_digest,
+            licence=teacher.licence,
             family=teacher.spec.family,
             parameters=sum(parameter.numel() for parameter in student.parameters()),
             seed=seed,
@@ -84,8 +89,24 @@ class Provenance:
         )
 
 
-def export(student: UNet2DConditionModel, out: Path, teacher: Teacher, provenance: Provenance, *, unet_only: bool = False) -> Path:
+def export(
+    student: UNet2DConditionModel,
+    out: Path,
+    teacher: Teacher,
+    provenance: Provenance,
+    *,
+    logs: Mapping[str, Path] | None = None,
+    unet_only: bool = False,
+) -> Path:
     """Write the student to `out`, in the teacher's dtype: a whole pipeline with the teacher's other parts, or its UNet alone.
+
+    Args:
+        student: on any device.
+        out: new or empty folder.
+        teacher: what it was cut from.
+        provenance: how it was made.
+        logs: the losses of each stage on the way, JSON lines, copied to `losses/<stage>.jsonl`.
+        unet_only: leave the other parts of the pipeline out.
 
     Raises:
         UserError: `out` holds something already, or the disk takes no more; then nothing is left there.
@@ -95,6 +116,9 @@ def export(student: UNet2DConditionModel, out: Path, teacher: Teacher, provenanc
     shutil.rmtree(beside, ignore_errors=True)
     try:
         _write(student, beside, teacher, provenance, unet_only=unet_only)
+        for stage, log in (logs or {}).items():
+            (beside / "losses").mkdir(exist_ok=True)
+            shutil.copy(log, beside / "losses" / f"{stage}.jsonl")
         if out.exists():
             out.rmdir()
         return beside.rename(out)
@@ -138,8 +162,7 @@ def card(provenance: Provenance, *, unet_only: bool) -> str:
     return "\n".join(
         [
             "---",
-            "library_name: diffusers",
-            f"tags: [distillation, {provenance.student}]",
+            ModelCardData(library_name="diffusers", license=provenance.licence, tags=["distillation", provenance.student]).to_yaml(),
             "---",
             f"# {provenance.student}, family {provenance.family}",
             "",
@@ -151,6 +174,9 @@ def card(provenance: Provenance, *, unet_only: bool) -> str:
             "",
             *stages,
             *([""] if stages else []),
+            f"Licence: {provenance.licence}, as the teacher's."
+            if provenance.licence
+            else "Licence: the teacher's, which its folder does not name.",
             f"Load it with `diffusers.{kind}.from_pretrained`.",
             "",
         ]

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffusers import UNet2DConditionModel
+from huggingface_hub.repocard import metadata_load
 
 from distillation.recipe import Recipe
 from sdbench.errors import UserError
@@ -33,6 +34,14 @@ class Teacher:
     def digest(self) -> str:
         """Of all its weights, as records give it."""
         return str(weights_digest(self.spec, dtype=self.dtype))
+
+    @property
+    def licence(self) -> str | None:
+        """That its model card gives, as the Hub spells licences; None where there is none. The embedded teacher has the project's."""
+        if self.folder == EMBEDDED:
+            return "apache-2.0"
+        card = self.folder / "README.md"
+        return (metadata_load(card) or {}).get("license") if card.is_file() else None
 
     def unet(self, dtype: str, device: str) -> UNet2DConditionModel:
         """Its UNet, frozen; tensors are checked on the way. As stored and on the CPU, it takes no memory of its own.

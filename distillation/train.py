@@ -118,7 +118,8 @@ def distil(
     student, results = teach(lesson, found, pieces, folder)
     if accelerator.is_main_process:
         provenance = Provenance.of(recipe, found[0], student, settings.seed, results, pool.pictures.digest)
-        export(student, out, found[0], provenance, unet_only=unet_only)
+        logs = {log.parent.name: log for log in sorted(folder.glob("*/log.jsonl"))}
+        export(student, out, found[0], provenance, logs=logs, unet_only=unet_only)
     return out
 
 

@@ -27,4 +27,4 @@ def test_the_plot_is_a_picture_also_of_a_single_seed(tmp_path: Path) -> None:
     rows = [Outcome(arm, 0, "", (True, False), {}, 0.0) for arm in (BASE, "other")]
     plot(rows, tmp_path / "plot.png")
     with Image.open(tmp_path / "plot.png") as picture:
-        assert len(set(picture.convert("RGB").getdata())) > 10
+        assert len(picture.convert("RGB").getcolors(maxcolors=10**6) or ()) > 10

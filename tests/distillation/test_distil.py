@@ -1,6 +1,7 @@
 """Runs with a tiny teacher: what a student is made of, that a stopped run ends as one that was not, and what is exported."""
 
 import json
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -8,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+from huggingface_hub.repocard import metadata_load
 from safetensors.torch import load_file
 
 from distillation import data, train
 from distillation.export import Provenance, export
 from distillation.prune import prune
 from distillation.recipe import Recipe
-from distillation.teacher import find
+from distillation.teacher import EMBEDDED, find
 from distillation.train import distil
 from sdbench.errors import UserError
 from sdbench.latents import Batch
@@ -116,6 +118,21 @@ def test_provenance_says_how_it_was_made(vega: Recipe, teacher_folder: Path, stu
         (stage.name, 2, {"task", "output", "feature"}) for stage in vega.stages
     ]
     assert str(teacher_folder) not in json.dumps(noted)
+    for stage in ("1-half", "2-depth"):
+        (log,) = (student.parent / "work").glob(f"vega-*/{stage}/log.jsonl")
+        assert (student / "losses" / f"{stage}.jsonl").read_text() == log.read_text()
+
+
+def test_the_card_gives_the_teachers_licence(vega: Recipe, teacher_folder: Path, student: Path, tmp_path: Path) -> None:
+    assert metadata_load(student / "README.md") == {"library_name": "diffusers", "tags": ["distillation", "vega"]}
+    assert "which its folder does not name" in (student / "README.md").read_text()
+    shutil.copytree(teacher_folder, tmp_path / "named")
+    (tmp_path / "named" / "README.md").write_text("---\nlicense: openrail++\n---\nA teacher.\n")
+    teacher = find(tmp_path / "named", vega)
+    cut = prune(teacher.unet("float32", "cpu"), vega.plans[-1])
+    out = export(cut, tmp_path / "out", teacher, Provenance.of(vega, teacher, cut), unet_only=True)
+    assert metadata_load(out / "README.md")["license"] == "openrail++"
+    assert find(EMBEDDED, vega).licence == "apache-2.0"
 
 
 def test_training_brings_the_student_nearer_to_the_teacher(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
