@@ -1,4 +1,4 @@
-"""The `distillation` command: data, plan, prune, run, ablate."""
+"""The `distillation` command: data, plan, prune, run, ablate, sensitivity."""
 
 import argparse
 import math
@@ -10,7 +10,7 @@ from typing import get_args
 
 import torch
 
-from distillation import data_cli
+from distillation import data_cli, sensitivity_cli
 from distillation import teacher as teachers
 from distillation.ablation import sweep
 from distillation.comparison import markdown, plot, table
@@ -47,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     data_cli.add(commands)
+    sensitivity_cli.add(commands, WORK)
     plan = commands.add_parser("plan", help="print what a recipe comes to, without any weights")
     cut = commands.add_parser("prune", help="cut a teacher, without training")
     run = commands.add_parser("run", help="cut and train, stage by stage; a run that was stopped continues")
@@ -151,4 +152,4 @@ def _say(what: object) -> None:
     sys.stdout.write(f"{what}\n")
 
 
-_COMMANDS = {"data": data_cli.run, "plan": _plan, "prune": _prune, "run": _run, "ablate": _ablate}
+_COMMANDS = {"data": data_cli.run, "plan": _plan, "prune": _prune, "run": _run, "ablate": _ablate, "sensitivity": sensitivity_cli.run}

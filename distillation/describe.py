@@ -28,7 +28,10 @@ def describe(
     counts = counts or recipe.stage_steps(settings.steps)
     teacher = on_meta(unet_config(recipe.teacher, family))
     students = [prune(teacher, plan) for plan in recipe.plans]
-    lines = [f"{recipe.name}: {recipe.student} from {recipe.teacher}, family {family}", f"teacher: {count(teacher):,} parameters"]
+    lines = [
+        f"{recipe.name}: {recipe.student or 'a student'} from {recipe.teacher}, family {family}",
+        f"teacher: {count(teacher):,} parameters",
+    ]
     for stage, plan, steps, student in zip(recipe.stages, recipe.plans, counts, students, strict=True):
         blocks = sum(plan.depths.values())
         lines.append(f"stage {stage.name}: {steps:,} steps, {count(student):,} parameters, {blocks} transformer blocks")

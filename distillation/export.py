@@ -37,6 +37,7 @@ class Provenance:
     """How a student was made.
 
     Attributes:
+        student: its architecture, or the recipe's name where that has none.
         teacher_digest: of all weights of the teacher that it was cut from, as its records give it.
         data_digest: of the pictures and captions that it was trained on; None where it was not.
         licence: of the teacher, which a student inherits; None where its folder names none.
@@ -74,7 +75,7 @@ class Provenance:
         return cls(
             recipe=recipe.name,
             recipe_digest=recipe.digest,
-            student=recipe.student,
+            student=recipe.student or recipe.name,
             teacher=recipe.teacher,
             teacher_digest=teacher.digest,
             data_digest=data_digest,

@@ -181,13 +181,13 @@ class Recipe(_Data):
     """A student: its architecture, how it is cut from the teacher, and its training.
 
     Attributes:
-        student: architecture that the last stage reaches.
+        student: architecture that the last stage reaches; None where it has no name.
         teacher: architecture that the first stage starts from.
         taps: paths of the modules whose outputs the feature loss compares, `*` standing for any one part.
     """
 
     name: str = Field(pattern=r"^[a-z0-9.-]+$")
-    student: str
+    student: str | None = None
     teacher: str
     middle: Middle
     stages: tuple[Stage, ...] = Field(min_length=1)
@@ -284,9 +284,10 @@ class Recipe(_Data):
             UserError: a name is unknown, a row does not fit, the shares are not a whole, or the last stage is not the student.
         """
         for architecture in (self.teacher, self.student):
-            if architecture not in TOPOLOGIES:
+            if architecture is not None and architecture not in TOPOLOGIES:
                 raise unknown("architecture", architecture, TOPOLOGIES)
-        reached, expected = self.plans[-1].depths, depths(unet_config(self.student))
+        reached = self.plans[-1].depths
+        expected = depths(unet_config(self.student)) if self.student else reached
         if wrong := sorted(path for path in reached | expected if reached.get(path) != expected.get(path)):
             found = ", ".join(f"{path} {reached.get(path, 0)} (expected {expected.get(path, 0)})" for path in wrong)
             raise UserError(f"recipe {self.name!r} does not end at {self.student}; transformer blocks kept: {found}")

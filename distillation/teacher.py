@@ -8,8 +8,9 @@ from huggingface_hub.repocard import metadata_load
 
 from distillation.recipe import Recipe
 from sdbench.errors import UserError
+from sdbench.models.architectures import Config
 from sdbench.models.digest import weights_digest
-from sdbench.models.files import read_headers, weight_files
+from sdbench.models.files import read_headers, read_json, weight_files
 from sdbench.models.loading import load_unet
 from sdbench.models.spec import ModelSpec, resolve
 from sdbench.scenes.embedded import WEIGHTS
@@ -43,6 +44,11 @@ class Teacher:
         card = self.folder / "README.md"
         return (metadata_load(card) or {}).get("license") if card.is_file() else None
 
+    @property
+    def config(self) -> Config:
+        """Of its UNet."""
+        return read_json(self.folder / "unet" / "config.json")
+
     def unet(self, dtype: str, device: str) -> UNet2DConditionModel:
         """Its UNet, frozen; tensors are checked on the way. As stored and on the CPU, it takes no memory of its own.
 
@@ -66,14 +72,26 @@ def pipeline(folder: Path) -> ModelSpec:
 
 
 def find(folder: Path, recipe: Recipe) -> Teacher:
-    """The teacher in a folder; no weights are read.
+    """The teacher in a folder, of the architecture that the recipe cuts; no weights are read.
 
     Raises:
-        UserError: the folder is no whole pipeline, or its architecture is not the one that the recipe cuts.
+        UserError: the folder is no whole pipeline, or its architecture is another.
+    """
+    teacher = at(folder)
+    if teacher.spec.architecture != recipe.teacher:
+        raise UserError(
+            f"the teacher in {folder} is of architecture {teacher.spec.architecture!r}; recipe {recipe.name!r} cuts {recipe.teacher!r}"
+        )
+    return teacher
+
+
+def at(folder: Path) -> Teacher:
+    """The teacher in a folder, of any architecture; no weights are read.
+
+    Raises:
+        UserError: the folder is no whole pipeline.
     """
     spec = pipeline(folder)
-    if spec.architecture != recipe.teacher:
-        raise UserError(f"the teacher in {folder} is of architecture {spec.architecture!r}; recipe {recipe.name!r} cuts {recipe.teacher!r}")
     kinds = {tensor.dtype for tensor in read_headers(weight_files(folder / "unet", "unet", sixteen_bit=False)[1]).values()}
     if len(kinds) > 1 or not kinds <= _DTYPES.keys():
         raise UserError(f"the UNet in {folder} is stored as {', '.join(sorted(kinds))}; expected one of {', '.join(_DTYPES)}")

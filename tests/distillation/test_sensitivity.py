@@ -1,12 +1,16 @@
 """What is lost without a block: nothing where the block does nothing, and the UNet is as before afterwards."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from tiny import tiny_unet
+from tiny import save_tiny_pipeline, tiny_unet
 
-from distillation.sensitivity import most_missed, removal_losses
+from distillation.cli import main
+from distillation.recipe import read
+from distillation.sensitivity import WHOLE, Sensitivity, most_missed, removal_losses
 from sdbench.latents import Batch, predict
 from sdbench.models.architectures import depths
 
@@ -38,3 +42,29 @@ def test_a_block_that_does_nothing_is_not_missed_and_any_other_is() -> None:
 def test_the_blocks_most_missed_are_kept_in_rising_order(there: tuple[int, ...], k: int, expected: tuple[int, ...]) -> None:
     losses = {"a": np.array([[9.0, 1.0], [2.0, 2.0], [0.0, 0.0], [3.0, 9.0]])}
     assert most_missed(losses, "a", there, k) == expected
+
+
+def test_the_command_measures_once_and_writes_a_recipe(teacher_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    places = ["--teacher", str(teacher_folder), "--work", str(tmp_path / "work"), "--results", str(tmp_path / "results")]
+    words = ["sensitivity", *places, "--bins", "2", "--batches", "2", "--pictures", "2", "--parameters", "0.5"]
+    assert main([*words, "--write-recipe", str(tmp_path / "mine.toml")]) == 0
+    said = capsys.readouterr().out
+    kept = tmp_path / "results" / "sensitivity" / f"{teacher_folder.name}.json"
+    found = Sensitivity.model_validate_json(kept.read_text())
+    assert {path: len(rows) for path, rows in found.losses.items()} == {**depths(tiny_unet("sdxl").config), WHOLE: 1}
+    assert found.timesteps == [(0, 499), (500, 999)]
+    assert sum(line.startswith("| ") for line in said.splitlines()) > 71  # a row for each part
+    assert read(tmp_path / "mine.toml").plans[-1].depths != depths(tiny_unet("sdxl").config)
+    assert kept.with_suffix(".png").is_file()
+    before = kept.stat().st_mtime_ns
+    assert main(words) == 0
+    assert kept.stat().st_mtime_ns == before
+    assert main([*words[:-2], "--parameters", "0.01"]) == 2
+    assert "no plan comes down to" in capsys.readouterr().err
+
+
+def test_a_full_size_teacher_is_measured_on_pictures_that_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    teacher = save_tiny_pipeline(tmp_path / "teacher", "sdxl", family="sdxl")
+    words = ["sensitivity", "--teacher", str(teacher), "--work", str(tmp_path / "work"), "--results", str(tmp_path / "results")]
+    assert main(words) == 2
+    assert "name pictures to measure it on with --data" in capsys.readouterr().err

@@ -1,0 +1,181 @@
+"""The cut that costs least: of all plans within a budget, the one whose removed parts have the least summed output loss.
+
+Solved exactly as a 0/1 integer programme. That losses of single parts may be added is LAPTOP-Diff's finding (arXiv
+2404.11098). A mapping of parts, here as in `sensitivity`, has one number for each block of each attention, and under
+`mid_block` one for the middle's attention and second resnet together, blocks included.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from scipy.optimize import Bounds, LinearConstraint, milp
+from torch import nn
+
+from distillation.prune import on_meta, student_config
+from distillation.recipe import MIDDLE, Plan
+from distillation.sensitivity import F64, SECOND_RESNET, WHOLE
+from sdbench.errors import UserError
+from sdbench.latents import Batch, noisy, predict
+from sdbench.models.architectures import Config, depths
+from sdbench.probes.meters import synchronised
+
+I64 = npt.NDArray[np.int64]
+Parts = Mapping[str, F64] | Mapping[str, I64]
+TWIN = "down_blocks.2.attentions.0"  # whose depth a config gives to the middle
+WARMUP, CALLS = 3, 15
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a UNet costs.
+
+    Attributes:
+        total: of the teacher, in `unit`.
+        parts: what going without each part saves.
+        unit: `parameters`, or `ns` for the time of one call.
+    """
+
+    total: int
+    parts: Mapping[str, I64]
+    unit: str
+
+    def of(self, plan: Plan) -> int:
+        """What is left under a plan."""
+        return self.total - int(removed(self.parts, plan))
+
+    @property
+    def least(self) -> int:
+        """What is left with the cheapest block of each attention, and none in the middle."""
+        kept = sum(int(row.min()) for path, row in self.parts.items() if path not in (MIDDLE, WHOLE))
+        return self.of(Plan({path: () for path in self.parts if path not in (MIDDLE, WHOLE)}, 0)) + kept
+
+    @property
+    def shares(self) -> dict[str, F64]:
+        """Of the total, that each part has."""
+        return {path: row / self.total for path, row in self.parts.items()}
+
+    def said(self, amount: int) -> str:
+        """An amount with its share of the teacher's."""
+        number = f"{amount / 1e6:.3f} ms a call" if self.unit == "ns" else f"{amount:,} parameters"
+        return f"{number} ({amount / self.total:.2%} of the teacher's)"
+
+
+def removed(parts: Parts, plan: Plan) -> float:
+    """Sum over what a plan takes out; where the middle goes, its whole stands for its blocks."""
+    total = 0.0
+    for path, row in parts.items():
+        if path == WHOLE:
+            total += row[0] * (MIDDLE not in plan.blocks)
+        elif path in plan.blocks:
+            total += sum(value for block, value in enumerate(row) if block not in plan.blocks[path])
+    return total
+
+
+def parameters(config: Config) -> Cost:
+    """Exact counts of a UNet and its parts."""
+    unet = on_meta(config)
+    parts = {
+        path: np.array([_count(unet.get_submodule(f"{path}.transformer_blocks.{block}")) for block in range(depth)])
+        for path, depth in depths(config).items()
+    }
+    if MIDDLE in parts:
+        plan = Plan({path: tuple(range(depth)) for path, depth in depths(config).items() if path != MIDDLE}, 0)
+        parts[WHOLE] = np.array([_count(unet) - _count(on_meta(student_config(config, plan)))])
+    return Cost(_count(unet), parts, "parameters")
+
+
+def _count(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+@torch.no_grad()
+def times(unet: UNet2DConditionModel, batch: Batch, scheduler: DDIMScheduler) -> Cost:
+    """Measured times of one call of a UNet and of its parts, medians over calls."""
+    names = {path: [f"{path}.transformer_blocks.{block}" for block in range(depth)] for path, depth in depths(unet.config).items()}
+    middle = [MIDDLE, SECOND_RESNET] if MIDDLE in names else []
+    clocks: dict[str, list[float]] = {name: [] for name in ["", *middle, *(block for blocks in names.values() for block in blocks)]}
+    noised, batch = noisy(scheduler, batch).to(unet.dtype), batch.to(unet.dtype)
+    with ExitStack() as hooks:
+        for name, seconds in clocks.items():
+            module = unet.get_submodule(name)
+            hooks.enter_context(module.register_forward_pre_hook(_start(seconds)))
+            hooks.enter_context(module.register_forward_hook(_stop(seconds)))
+        for _ in range(WARMUP + CALLS):
+            predict(unet, noised, batch)
+    ns = {name: round(1e9 * median(seconds[WARMUP:])) for name, seconds in clocks.items()}
+    parts = {path: np.array([ns[block] for block in blocks]) for path, blocks in names.items()}
+    return Cost(ns[""], parts | ({WHOLE: np.array([sum(ns[name] for name in middle)])} if middle else {}), "ns")
+
+
+def _start(seconds: list[float]) -> Any:
+    return lambda *_: seconds.append(synchronised())
+
+
+def _stop(seconds: list[float]) -> Any:
+    def hook(*_: object) -> None:
+        seconds[-1] = synchronised() - seconds[-1]
+
+    return hook
+
+
+def least_loss(losses: Mapping[str, F64], cost: Cost, limit: int) -> Plan:
+    """The plan of least summed loss that leaves at most `limit` of the cost; every plan has a diffusers config.
+
+    Raises:
+        UserError: no plan is that small.
+    """
+    if limit < cost.least:
+        raise UserError(
+            f"no plan comes down to {cost.said(limit)}; the smallest, with one block in each attention and none in the middle, has "
+            f"{cost.said(cost.least)}. Allow at least that"
+        )
+    depth = {path: len(row) for path, row in losses.items() if path != WHOLE}
+    saved = _row(cost.parts, depth)
+    step = math.gcd(*map(int, saved)) or 1  # small whole numbers keep clear of the solver's tolerance
+    needed = LinearConstraint(saved / step, lb=math.ceil((cost.total - limit) / step))
+    weights = _row(losses, depth)
+    found = milp(
+        weights * (1e6 / np.abs(weights).max(initial=1e-300)),  # gaps under 1e-6 count as closed
+        integrality=np.ones_like(weights),
+        bounds=Bounds(0, [1] * (len(weights) - 1) + [int(MIDDLE in depth)]),
+        constraints=[needed, *_sayable(depth)],
+        options={"mip_rel_gap": 0},
+    )
+    assert found.x is not None  # the smallest plan is within the limit
+    gone = iter(found.x.round().astype(bool))
+    kept = {path: tuple(block for block in range(n) if not next(gone)) for path, n in depth.items()}
+    return Plan({path: blocks for path, blocks in kept.items() if blocks}, 0)
+
+
+def _row(parts: Parts, paths: Iterable[str]) -> npt.NDArray[Any]:
+    """One number a block, then what the whole middle has beyond its blocks."""
+    beyond = parts[WHOLE] - parts[MIDDLE].sum() if WHOLE in parts else np.array([0])
+    return np.concatenate([*(parts[path] for path in paths), beyond])
+
+
+def _sayable(depth: Mapping[str, int]) -> list[LinearConstraint]:
+    """Every attention keeps a block, but for the middle, which may go as a whole, and otherwise is as deep as its twin."""
+    ends = np.cumsum(list(depth.values()))
+    inside = np.zeros((len(depth), ends[-1] + 1))
+    for row, end, n in zip(inside, ends, depth.values(), strict=True):
+        row[end - n : end] = 1
+    rows, whole = dict(zip(depth, inside, strict=True)), np.eye(ends[-1] + 1)[-1]
+    limits = [LinearConstraint(row, ub=depth[path] - 1) for path, row in rows.items() if path != MIDDLE]
+    if MIDDLE not in depth:
+        return limits
+    n, difference = depth[MIDDLE], rows[MIDDLE] - rows[TWIN]
+    return [
+        *limits,
+        LinearConstraint(rows[MIDDLE] - whole, ub=n - 1),
+        LinearConstraint(rows[MIDDLE] - n * whole, lb=0),
+        LinearConstraint(difference - n * whole, ub=0),
+        LinearConstraint(difference + n * whole, lb=0),
+    ]
