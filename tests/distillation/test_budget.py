@@ -57,7 +57,7 @@ def test_no_plan_within_the_budget_costs_less(seed: int) -> None:
 
 
 def test_less_than_the_smallest_network_is_refused() -> None:
-    with pytest.raises(UserError, match="no plan comes down to .* parameters .* the smallest, with one block in each attention"):
+    with pytest.raises(UserError, match=r"no plan comes down to .* parameters .* the smallest, with one block in each attention"):
         least_loss(some_losses(0), COUNTS, COUNTS.least - 1)
     assert COUNTS.of(least_loss(some_losses(0), COUNTS, COUNTS.least)) == COUNTS.least
 
