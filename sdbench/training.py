@@ -36,7 +36,7 @@ from sdbench.errors import UserError
 Loss = Callable[[int], dict[str, Tensor]]
 Watch = Callable[[nn.Module], tuple[npt.NDArray[np.uint8], dict[str, float]]]
 LOG_EVERY = 25  # steps
-PAUSE_PER_SAVING = 20  # times as long as saving a checkpoint took, until the next: full-size ones are tens of GB
+SLOW_SAVE_S = 3.0  # a checkpoint that takes longer to save is saved more rarely: full-size ones are tens of GB
 _STEP = "step-{:08d}"
 
 
@@ -93,7 +93,7 @@ def fit(
         loss: number of a batch -> named scalar terms, each a mean over the batch; their sum is minimised.
         folder: see above.
         watch: the weights to keep so far -> an H x W x 3 picture and named values; called every `watch_every` steps and at the end.
-        save_every_s: at least so long between two checkpoints, and never more than about 5 % of the time.
+        save_every_s: between two checkpoints; longer where saving one is slow, so that it takes 5 % of the time at most.
 
     Raises:
         UserError: a loss or gradient is not finite, or a checkpoint cannot be read or written; the last good one stays.
@@ -126,7 +126,7 @@ def fit(
             if accelerator.is_main_process and (last or time.monotonic() > save_at):
                 began = time.monotonic()
                 state.save(step + 1)
-                save_at = time.monotonic() + max(save_every_s, PAUSE_PER_SAVING * (time.monotonic() - began))
+                save_at = time.monotonic() + save_every_s * max(1.0, (time.monotonic() - began) / SLOW_SAVE_S)
             if accelerator.is_main_process and watch is not None and (last or (step + 1) % watch_every == 0):
                 journal.show(step + 1, *watch(kept.eval()))
                 plain.train()

@@ -98,12 +98,12 @@ def test_a_full_size_run_is_estimated_without_weights(tmp_path: Path, capsys: py
     assert main([*words, "--tflops", "500", "--usd-per-hour", "3"]) == 0
     said = capsys.readouterr().out
     assert "teacher: 2,567,463,684 parameters" in said
-    assert "stage depth: 600 steps, 745,225,604 parameters" in said
+    assert "stage depth: 900 steps, 745,225,604 parameters" in said
     assert "estimate at 1024 px" in said
     assert "teacher 3,380.6 GMAC" in said
     steps = [float(number) for number in re.findall(r"([\d.e+]+) FLOP a step", said)]
     assert steps[1] == pytest.approx(2 * (3.3806 + 3 * 1.4112) * 1e12 * 16 * 8, rel=1e-3)
-    work = 400 * steps[0] + 600 * steps[1]
+    work = 100 * steps[0] + 900 * steps[1]
     assert float(re.findall(r"work: ([\d.e+]+) FLOP", said)[0]) == pytest.approx(work, rel=1e-3)
     assert f"time: {work / 500e12 / 3600:,.3g} GPU hours at 500 TFLOP/s\n" in said
     assert f"cost: {work / 500e12 / 3600 * 3:,.3g} USD at 3 an hour" in said
