@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand => exit code: 0, or 2 for anything that the user can mend."""
     options = _parser().parse_args(argv)
     if "out" in options and options.out is None:
-        options.out = STUDENTS / Path(options.recipe).stem
+        options.out = STUDENTS / f"my-{Path(options.recipe).stem}"  # the catalogue has models by the recipes' names
     try:
         _COMMANDS[options.command](options)
     except UserError as error:
@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         help="folder of a whole pipeline (default: the embedded teacher); several, in the recipe's order, teach in succession",
     )
     for command in (cut, run):
-        command.add_argument("--out", type=Path, help=f"new folder for the student (default: {STUDENTS}/RECIPE)")
+        command.add_argument("--out", type=Path, help=f"new folder for the student (default: {STUDENTS}/my-RECIPE)")
         command.add_argument("--unet-only", action="store_true", help="write the UNet alone instead of a whole pipeline")
     for command in (run, study):
         command.add_argument("--work", type=Path, default=WORK, help="folder for what a stopped run continues from (default: %(default)s)")
