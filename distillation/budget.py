@@ -17,8 +17,8 @@ import numpy.typing as npt
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from scipy.optimize import Bounds, LinearConstraint, milp
-from torch import nn
 
+from distillation.estimate import count
 from distillation.prune import on_meta, student_config
 from distillation.recipe import MIDDLE, Plan
 from distillation.sensitivity import F64, SECOND_RESNET, WHOLE
@@ -83,17 +83,13 @@ def parameters(config: Config) -> Cost:
     """Exact counts of a UNet and its parts."""
     unet = on_meta(config)
     parts = {
-        path: np.array([_count(unet.get_submodule(f"{path}.transformer_blocks.{block}")) for block in range(depth)])
+        path: np.array([count(unet.get_submodule(f"{path}.transformer_blocks.{block}")) for block in range(depth)])
         for path, depth in depths(config).items()
     }
     if MIDDLE in parts:
         plan = Plan({path: tuple(range(depth)) for path, depth in depths(config).items() if path != MIDDLE}, 0)
-        parts[WHOLE] = np.array([_count(unet) - _count(on_meta(student_config(config, plan)))])
-    return Cost(_count(unet), parts, "parameters")
-
-
-def _count(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
+        parts[WHOLE] = np.array([count(unet) - count(on_meta(student_config(config, plan)))])
+    return Cost(count(unet), parts, "parameters")
 
 
 @torch.no_grad()

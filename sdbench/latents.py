@@ -230,6 +230,8 @@ def _kept(path: Path, n: int, at_once: int, make: Callable[[npt.NDArray[np.int64
     if not path.exists():
         beside, done = path.with_suffix(".part"), path.with_suffix(".done")
         start = int(done.read_text()) if beside.exists() and done.exists() else 0
+        if not start:
+            done.unlink(missing_ok=True)  # of a file that somebody removed
         array: npt.NDArray[np.void] = np.load(beside, mmap_mode="r+") if start else _empty(beside, n, make(np.arange(1)))
         for first in tqdm(range(start, n, at_once), desc=f"encoding {path.stem.split('-')[0]}", mininterval=2):
             rows = np.arange(first, min(first + at_once, n))

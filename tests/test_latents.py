@@ -116,6 +116,18 @@ def test_encoding_that_was_stopped_goes_on(latents: LatentPool, teacher_folder: 
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".npy", ".npy"]
 
 
+def test_a_note_of_progress_without_its_file_skips_nothing(teacher_folder: Path, pool: Pool, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        LatentPool(teacher_folder, Stopping(pool, 5), tmp_path)
+    for part in tmp_path.glob("*.part"):
+        part.unlink()
+    with pytest.raises(KeyboardInterrupt):
+        LatentPool(teacher_folder, Stopping(pool, 1), tmp_path)
+    again = Stopping(pool, None)
+    LatentPool(teacher_folder, again, tmp_path)
+    assert sorted(set(again.seen)) == list(range(8))
+
+
 def test_a_disk_that_is_too_small_is_said_before_encoding(
     teacher_folder: Path, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
