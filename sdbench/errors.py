@@ -8,6 +8,10 @@ class UserError(Exception):
     """Bad input or a missing file; the command line prints the message and exits with 2."""
 
 
+class MissingError(UserError):
+    """What a number needs from outside, weights or a reference, is neither here nor reachable; the number is then missing, not failed."""
+
+
 def unknown(kind: str, word: str, known: Iterable[str]) -> UserError:
     """An error for a name that is not in a closed list, with the nearest one that is."""
     names = sorted(known)

@@ -21,9 +21,10 @@ from sdbench.models.digest import weights_digest
 from sdbench.models.loading import load
 from sdbench.models.spec import ModelSpec
 from sdbench.probes import driver
+from sdbench.protocols.base import Subject
 from sdbench.records import Machine, Model, Record, Scores, Value
 from sdbench.scenes import embedded
-from sdbench.score import Subject, score
+from sdbench.score import score
 from sdbench.store import U8, Store, digest
 from sdbench.suites import Sampling, Suite, suites_folder
 from sdbench.weights import fetch

@@ -27,6 +27,7 @@ FLOORS = (
         "samples",
         "report",
     },
+    {"protocols"},
     {"generate", "score", "probes"},
     {"run", "plan", "profiles", "doctor"},
     {"api"},

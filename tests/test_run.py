@@ -12,13 +12,13 @@ from tiny import SIZE_PX
 from sdbench import api, records, reference
 from sdbench import run as runner
 from sdbench.encoders import scenes
-from sdbench.encoders.full_size import WeightsMissingError
-from sdbench.errors import UserError
+from sdbench.errors import MissingError, UserError
 from sdbench.models.spec import ModelSpec, resolve
+from sdbench.protocols.base import Subject
 from sdbench.records import Scores, Value
 from sdbench.scenes.grammar import parse, scene_at
 from sdbench.scenes.render import render
-from sdbench.score import Subject, score
+from sdbench.score import score
 from sdbench.store import U8, Store
 from sdbench.suites import Probes, Prompts, Sampling, Suite
 
@@ -135,7 +135,7 @@ def test_a_metric_that_fails_says_so_and_the_others_go_on(error: Exception, tmp_
 
 def test_a_metric_without_weights_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(_: U8) -> None:
-        raise WeightsMissingError("go online once")
+        raise MissingError("go online once")
 
     monkeypatch.setattr(scenes, "clip_images", absent)
     found = scored(subject(tmp_path), "clip_score.scenes", "scene_accuracy")

@@ -12,17 +12,13 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoProcessor, CLIPModel
 
-from sdbench.errors import UserError
+from sdbench.errors import MissingError
 
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
 BATCH = 16  # fixed: features may change in their last digits with it
 CLIP, CLIP_WEIGHTS = "ViT-L-14-quickgelu", "openai"  # OpenAI's weights were trained with the quick GELU
 PICKSCORE, PICKSCORE_PROCESSOR = "yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
-
-
-class WeightsMissingError(UserError):
-    """An evaluator's weights are neither cached nor reachable."""
 
 
 def clip_images(images: U8) -> F32:
@@ -81,8 +77,8 @@ def pickscore() -> tuple[CLIPModel, Any]:
     return model.to(_device()).eval(), processor
 
 
-def _missing(what: str, error: Exception) -> WeightsMissingError:
-    return WeightsMissingError(
+def _missing(what: str, error: Exception) -> MissingError:
+    return MissingError(
         f"weights of {what} are neither cached nor reachable ({type(error).__name__}); go online once, or copy them into the Hub's cache"
     )
 

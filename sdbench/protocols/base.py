@@ -1,0 +1,71 @@
+"""What a protocol is, what it measures, and how it answers."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from sdbench import stats
+from sdbench.records import F64, Direction, Scores, State, Value
+from sdbench.store import F32, U8, Store
+
+Result = tuple[Value, dict[str, F64]]  # the value, and its columns of `scores.parquet`
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is scored.
+
+    Attributes:
+        images: identities of the pictures in the store, a row each.
+        teacher: scores of the family's teacher on the same prompts; None where the teacher has none (yet).
+        is_teacher: the pictures are the teacher's own.
+        columns: what earlier protocols found, for those that build on it.
+    """
+
+    store: Store
+    runs: Path
+    images: Sequence[str]
+    prompt_ids: Sequence[str]
+    samples: Sequence[int]
+    prompts: Sequence[str]
+    teacher: Scores | None = None
+    is_teacher: bool = False
+    columns: dict[str, F64] = field(default_factory=dict)
+
+    @cached_property
+    def pixels(self) -> U8:
+        """The stored bytes, decoded => N x H x W x 3 uint8 RGB."""
+        return self.store.read(self.images)
+
+    def features(self, encoder: str, compute: Callable[[U8], F32]) -> F32:
+        """Features under an encoder, whose name tells its weights; computed once and kept in the run folder."""
+        return self.store.features(encoder, self.images, lambda: compute(self.pixels))
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a metric is made, and how its values are to be read."""
+
+    name: str
+    kind: Literal["set", "score"]
+    direction: Direction
+    unit: str
+    measure: Callable[[Subject, "Protocol"], Result]
+
+    def value(self, estimate: stats.Estimate, note: str = "", reference: str | None = None) -> Value:
+        """A number with its interval, where there is one."""
+        low, high = (estimate.low, estimate.high) if estimate.enough else (None, None)
+        return Value(
+            name=self.name, kind=self.kind, direction=self.direction, unit=self.unit, value=estimate.value, low=low, high=high,
+            n=estimate.n, note=note, reference=reference,
+        )  # fmt: skip
+
+    def mean(self, scores: F64) -> Result:
+        """The mean of a score of each picture, (n,), and the scores."""
+        return self.value(stats.mean_interval(scores)), {self.name: scores}
+
+    def without(self, state: State, reason: str) -> Value:
+        """A value that says why there is no number."""
+        return Value(name=self.name, kind=self.kind, direction=self.direction, unit=self.unit, state=state, reason=reason)

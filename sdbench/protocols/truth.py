@@ -1,0 +1,16 @@
+"""Whether a picture shows what its caption asks; only scenes, whose truth is known, have it."""
+
+import numpy as np
+
+from sdbench import stats
+from sdbench.encoders import scenes
+from sdbench.protocols.base import Protocol, Result, Subject
+from sdbench.scenes.grammar import parse
+
+
+def _scene_accuracy(subject: Subject, protocol: Protocol) -> Result:
+    right = [seen == parse(prompt).layout for seen, prompt in zip(scenes.layouts(subject.pixels), subject.prompts, strict=True)]
+    return protocol.value(stats.proportion_interval(sum(right), len(right))), {protocol.name: np.asarray(right, np.float64)}
+
+
+PROTOCOLS = (Protocol("scene_accuracy", "score", "higher", "share", _scene_accuracy),)
