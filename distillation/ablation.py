@@ -18,7 +18,7 @@ from diffusers import UNet2DConditionModel
 
 from distillation import teacher as teachers
 from distillation.data import batches, scenes
-from distillation.recipe import Keep, Recipe
+from distillation.recipe import MIDDLE, Keep, KeepResnets, Recipe, Stage
 from distillation.sensitivity import F64, most_missed, removal_losses
 from distillation.train import distil
 from sdbench.errors import unknown
@@ -160,6 +160,7 @@ def replanned(recipe: Recipe, choose: Choose, source: str) -> Recipe:
     blocks = {path: tuple(range(depth)) for path, depth in depths(unet_config(recipe.teacher)).items()}
     stages = []
     for stage, plan in zip(recipe.stages, recipe.plans, strict=True):
+        blocks = {path: there for path, there in blocks.items() if path == MIDDLE or plan.place(path)}
         counts = {path: len(plan.blocks.get(path, ())) for path in blocks}
         blocks = {path: choose(path, there, counts[path]) for path, there in blocks.items()}
         rows = tuple(Keep(attentions=path, blocks=kept, source=source) for path, kept in blocks.items())
@@ -170,11 +171,11 @@ def replanned(recipe: Recipe, choose: Choose, source: str) -> Recipe:
 
 def one_shot(recipe: Recipe) -> Recipe:
     """All cuts at once, then all steps."""
-    last = recipe.plans[-1].blocks
-    rows = tuple(
-        Keep(attentions=path, blocks=last.get(path, ()), source="the recipe's last stage") for path in depths(unet_config(recipe.teacher))
-    )
-    return recipe.model_copy(update={"stages": (recipe.stages[-1].model_copy(update={"name": "all", "share": 1.0, "keep": rows}),)})
+    last, source = recipe.plans[-1], "the recipe's last stage"
+    paths = [path for path in depths(unet_config(recipe.teacher)) if path == MIDDLE or last.place(path)]
+    keep = tuple(Keep(attentions=path, blocks=last.blocks.get(path, ()), source=source) for path in paths)
+    shorten = tuple(KeepResnets(block=block, resnets=kept, source=source) for block, kept in last.resnets.items()) or None
+    return recipe.model_copy(update={"stages": (Stage(name="all", share=1.0, keep=keep, shorten=shorten),)})
 
 
 def _weighted(recipe: Recipe, **weights: float | str) -> Recipe:

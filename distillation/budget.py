@@ -6,8 +6,10 @@ Solved exactly as a 0/1 integer programme. That losses of single parts may be ad
 """
 
 import math
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -138,17 +140,32 @@ def least_loss(losses: Mapping[str, F64], cost: Cost, limit: int) -> Plan:
     step = math.gcd(*map(int, saved)) or 1  # small whole numbers keep clear of the solver's tolerance
     needed = LinearConstraint(saved / step, lb=math.ceil((cost.total - limit) / step))
     weights = _row(losses, depth)
-    found = milp(
-        weights * (1e6 / np.abs(weights).max(initial=1e-300)),  # gaps under 1e-6 count as closed
-        integrality=np.ones_like(weights),
-        bounds=Bounds(0, [1] * (len(weights) - 1) + [int(MIDDLE in depth)]),
-        constraints=[needed, *_sayable(depth)],
-        options={"mip_rel_gap": 0},
-    )
+    with _silent():
+        found = milp(
+            weights * (1e6 / np.abs(weights).max(initial=1e-300)),  # gaps under 1e-6 count as closed
+            integrality=np.ones_like(weights),
+            bounds=Bounds(0, [1] * (len(weights) - 1) + [int(MIDDLE in depth)]),
+            constraints=[needed, *_sayable(depth)],
+            options={"mip_rel_gap": 0},
+        )
     assert found.x is not None  # the smallest plan is within the limit
     gone = iter(found.x.round().astype(bool))
     kept = {path: tuple(block for block in range(n) if not next(gone)) for path, n in depth.items()}
     return Plan({path: blocks for path, blocks in kept.items() if blocks}, 0)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Nothing reaches the process's stdout: at times the solver prints a line past Python, into a table that a script reads."""
+    sys.stdout.flush()
+    kept, sink = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(sink, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(sink)
 
 
 def _row(parts: Parts, paths: Iterable[str]) -> npt.NDArray[Any]:

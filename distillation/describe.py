@@ -6,8 +6,8 @@ from diffusers import UNet2DConditionModel
 
 from distillation.estimate import H100_TFLOPS, SHARE, Memory, count, gpu_hours, memory, step_flops
 from distillation.prune import on_meta, prune
-from distillation.recipe import Family, Recipe, Teaching
-from distillation.taps import resolve
+from distillation.recipe import MIDDLE, Family, Recipe, Teaching
+from distillation.taps import Tap, resolve
 from sdbench.models.architectures import unet_config
 from sdbench.probes.flops import random_unet_input, unet_macs
 
@@ -35,13 +35,26 @@ def describe(
     for stage, plan, steps, student in zip(recipe.stages, recipe.plans, counts, students, strict=True):
         blocks = sum(plan.depths.values())
         lines.append(f"stage {stage.name}: {steps:,} steps, {count(student):,} parameters, {blocks} transformer blocks")
+        lines += [f"  {row.block} keeps resnets {_listed(row.resnets)}  ({row.source})" for row in stage.shorten or ()]
         lines += [f"  {row.attentions} keeps {_listed(row.blocks)}  ({row.source})" for row in stage.keep]
-    lines.append(f"  the middle resnet is the teacher's mid_block.resnets.{recipe.middle.resnet}  ({recipe.middle.source})")
-    taps = resolve(students[-1].config, teacher.config, recipe.taps)
+    lines += _middle(recipe)
+    taps = resolve(students[-1].config, teacher.config, recipe.plans[-1], recipe.taps)
     lines += [f"taps: {len(taps)} (student <- teacher, channels x height x width)", *(f"  {tap}" for tap in taps)]
     lines.append("loss: " + ", ".join(f"{name} {value}" for name, value in recipe.loss))
     lines += [f"settings of family {family}:", *(f"  {name} = {_said(value)}" for name, value in settings)]
-    return "\n".join(lines + _estimate(recipe, family, teacher, students, counts, tflops, usd_per_hour))
+    return "\n".join(lines + _estimate(recipe, family, teacher, students, taps, counts, tflops, usd_per_hour))
+
+
+def _middle(recipe: Recipe) -> list[str]:
+    """What becomes of the middle's resnets, where its attention goes."""
+    if MIDDLE in recipe.plans[-1].blocks:
+        return []
+    kept = (
+        "the whole middle goes"
+        if recipe.middle.resnet == "none"
+        else f"the middle resnet is the teacher's mid_block.resnets.{recipe.middle.resnet}"
+    )
+    return [f"  {kept}  ({recipe.middle.source})"]
 
 
 def _estimate(
@@ -49,6 +62,7 @@ def _estimate(
     family: Family,
     teacher: UNet2DConditionModel,
     students: list[UNet2DConditionModel],
+    taps: list[Tap],
     counts: list[int],
     tflops: float | None,
     usd_per_hour: float | None,
@@ -56,7 +70,7 @@ def _estimate(
     settings, size_px = recipe.settings(family), recipe.size_px(family)
     given = random_unet_input(recipe.teacher, family, size_px)
     latent_size, tokens = given["latent_size"], given["tokens"]
-    first = memory(students[0], count(teacher), latent_size=latent_size, tokens=tokens, dtype=settings.dtype, ema=settings.ema > 0)
+    first = memory(students[0], count(teacher), taps, latent_size=latent_size, tokens=tokens, dtype=settings.dtype, ema=settings.ema > 0)
     macs = [unet_macs(network.config, latent_size=latent_size, tokens=tokens) for network in (teacher, *students)]
     flops = [step_flops(macs[0], student, settings.batch * settings.accumulation) for student in macs[1:]]
     whole = sum(steps * each for steps, each in zip(counts, flops, strict=True))
@@ -84,7 +98,7 @@ def _memory(found: Memory, stage: str, batch: int, dtype: str) -> list[str]:
         f"  memory of a GPU in stage {stage}, the largest:",
         f"    student in float32: weights {of['weights']}, gradients {of['gradients']}, AdamW's moments {of['moments']}, EMA {of['average']}",
         f"    in {dtype}: copies of these weights {of['copies']}, the teacher's weights {of['teacher']}",
-        f"    activations kept of a picture: {of['activations']}; with gradient checkpointing {of['checkpointed']}",
+        f"    activations kept of a picture: {of['activations']}; with gradient checkpointing {of['checkpointed']}; the teacher's taps {of['taps']}",
         f"    together, with {batch} pictures in a forward pass: {together}; with gradient checkpointing {frugal}",
     ]
 

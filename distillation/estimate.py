@@ -3,7 +3,8 @@
 Shapes alone go through the networks, on PyTorch's fake CUDA device, which computes and stores nothing.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from distillation.prune import on_meta
+from distillation.taps import Tap
 from sdbench.probes.flops import empty_input
 
 FLOAT32 = 4  # bytes
@@ -27,7 +29,7 @@ _reference: Callable[[torch.UntypedStorage], Any] = StorageWeakRef  # ships no t
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that training keeps on a GPU. Features of the taps, workspaces and what the allocator wastes are not in it.
+    """Bytes that training keeps on a GPU. Workspaces and what the allocator wastes are not in it.
 
     Attributes:
         weights: of the student, in float32.
@@ -38,6 +40,7 @@ class Memory:
         teacher: its weights in that dtype.
         activations: kept for the backward pass of one picture.
         checkpointed: the same with gradient checkpointing; a block that is computed again adds its own for that while.
+        taps: the teacher's outputs that one picture is compared with.
     """
 
     weights: int
@@ -48,25 +51,30 @@ class Memory:
     teacher: int
     activations: int
     checkpointed: int
+    taps: int
 
     def together(self, batch: int, *, checkpointing: bool) -> int:
         """All of it, with `batch` pictures in a forward pass."""
         states = self.weights + self.gradients + self.moments + self.average + self.copies
-        return states + self.teacher + batch * (self.checkpointed if checkpointing else self.activations)
+        return states + self.teacher + batch * (self.taps + (self.checkpointed if checkpointing else self.activations))
 
 
-def memory(student: UNet2DConditionModel, teacher_parameters: int, *, latent_size: int, tokens: int, dtype: str, ema: bool) -> Memory:
+def memory(
+    student: UNet2DConditionModel, teacher_parameters: int, taps: Sequence[Tap], *, latent_size: int, tokens: int, dtype: str, ema: bool
+) -> Memory:
     """The memory of training a student.
 
     Args:
         student: on any device.
         teacher_parameters: how many the teacher has.
+        taps: what is compared, their shapes at the student's own `sample_size`.
         latent_size: side of the latents.
         tokens: length of the text.
         dtype: that both networks compute in.
         ema: an average of the weights is kept.
     """
     n, itemsize = count(student), getattr(torch, dtype).itemsize
+    area = (latent_size / student.config.sample_size) ** 2
     activations, checkpointed = (
         kept_for_backward(student.config, latent_size=latent_size, tokens=tokens, dtype=dtype, checkpointing=twice)
         for twice in (False, True)
@@ -80,6 +88,7 @@ def memory(student: UNet2DConditionModel, teacher_parameters: int, *, latent_siz
         teacher=itemsize * teacher_parameters,
         activations=activations,
         checkpointed=checkpointed,
+        taps=round(area * itemsize * sum(math.prod(tap.shape) for tap in taps)),
     )
 
 
@@ -101,6 +110,16 @@ def kept_for_backward(config: Mapping[str, Any], *, latent_size: int, tokens: in
         dtype: to compute in.
         checkpointing: blocks keep their inputs and are computed again.
     """
+    with on_fake_gpu(config, dtype, checkpointing=checkpointing) as (unet, total):
+        output = unet(**empty_input(config, latent_size, tokens))
+        bytes_kept = total()
+        del output  # until here it held what was kept
+    return bytes_kept
+
+
+@contextmanager
+def on_fake_gpu(config: Mapping[str, Any], dtype: str, *, checkpointing: bool) -> Iterator[tuple[UNet2DConditionModel, Callable[[], int]]]:
+    """A UNet as it trains, on a device that stores nothing, and what `kept_by` gives of it."""
     unet, kind = on_meta(config), getattr(torch, dtype)
     if checkpointing:
         unet.enable_gradient_checkpointing()
@@ -109,10 +128,7 @@ def kept_for_backward(config: Mapping[str, Any], *, latent_size: int, tokens: in
         # weights that are there in `dtype` already need no copy, which would pass for an activation
         unet.load_state_dict({name: torch.empty(shape, dtype=kind) for name, shape in shapes.items()}, assign=True)
         with _autocast(kind), _FusedAttention(), kept_by(unet.train()) as total:
-            output = unet(**empty_input(config, latent_size, tokens))
-            bytes_kept = total()
-            del output  # until here it held what was kept
-    return bytes_kept
+            yield unet, total
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The three losses of layer-level distillation, each a mean squared error in float32 (distill_sdxl.py of segmind/SSD-1B)."""
 
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import MutableMapping, Sequence
+from typing import Any, Literal
 
 import torch
 from diffusers import DDIMScheduler
@@ -19,8 +19,8 @@ def terms(
     target: Tensor,
     student: Tensor,
     teacher: Tensor,
-    student_features: Mapping[str, Tensor],
-    teacher_features: Mapping[str, Tensor],
+    student_features: MutableMapping[str, Tensor],
+    teacher_features: MutableMapping[str, Tensor],
 ) -> dict[str, Tensor]:
     """The weighted terms, whose sum is minimised.
 
@@ -34,8 +34,8 @@ def terms(
         target: N x 4 x H x W, noise or velocity, as the scheduler's prediction type says.
         student: like `target`, what the student predicts.
         teacher: like `target`, what the teacher predicts.
-        student_features: outputs of the student's taps, by path.
-        teacher_features: outputs of the teacher's taps, by path.
+        student_features: outputs of the student's taps, by path; taken out as they are compared, which frees their memory.
+        teacher_features: outputs of the teacher's taps, likewise.
     """
     return {
         "task": weights.task * (of_task * squares(student, target).flatten(1).mean(1)).mean(),
@@ -45,13 +45,17 @@ def terms(
 
 
 def features(
-    taps: Sequence[Tap], student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], scale: Literal["none", "teacher"]
+    taps: Sequence[Tap], student: MutableMapping[str, Tensor], teacher: MutableMapping[str, Tensor], scale: Literal["none", "teacher"]
 ) -> Tensor:
-    """Sum of the taps' mean squared errors, each over the mean square of the teacher's output where `scale` says so."""
-    errors = [mse(student[tap.student], teacher[tap.teacher]) for tap in taps]
-    if scale == "teacher":
-        errors = [error / teacher[tap.teacher].float().square().mean() for tap, error in zip(taps, errors, strict=True)]
-    return torch.stack(errors).sum()
+    """Sum of the taps' mean squared errors, each over the mean square of the teacher's output where `scale` says so.
+
+    The outputs are taken out of the mappings as they are compared.
+    """
+
+    def error(learned: Tensor, taught: Tensor) -> Tensor:
+        return mse(learned, taught) / (taught.float().square().mean() if scale == "teacher" else 1)
+
+    return torch.stack([error(student.pop(tap.student), teacher.pop(tap.teacher)) for tap in taps]).sum()
 
 
 def task_weights(scheduler: DDIMScheduler, timesteps: Tensor, snr_gamma: float | None) -> Tensor:
@@ -75,5 +79,24 @@ def squares(x: Tensor, y: Tensor) -> Tensor:
 
 
 def mse(x: Tensor, y: Tensor) -> Tensor:
-    """Mean squared error in float32."""
-    return squares(x, y).mean()
+    """Mean squared error in float32; only x has a gradient."""
+    error: Tensor = _MeanSquaredError.apply(x, y)
+    return error
+
+
+class _MeanSquaredError(torch.autograd.Function):
+    """Keeps the difference for the backward pass in x's precision, where autograd would keep it in float32.
+
+    The gradient is rounded to that precision anyhow. In bfloat16 a tap then costs what the teacher's output takes.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+        difference = x.float() - y.float()
+        ctx.save_for_backward(difference.to(x.dtype))
+        return difference.square().mean()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]  # torch declares any arguments
+        (difference,) = ctx.saved_tensors
+        return (grad / difference.numel() * (2 * difference.float())).to(difference.dtype), None

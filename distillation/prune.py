@@ -8,9 +8,9 @@ from diffusers import UNet2DConditionModel
 
 from distillation.recipe import MIDDLE, Plan
 from sdbench.errors import UserError
-from sdbench.models.architectures import PLAIN, TOPOLOGIES, Config, depths, unet_config
+from sdbench.models.architectures import PLAIN, TOPOLOGIES, Config, depths, resnets, unet_config
 
-_DEPTH_FIELDS = ("transformer_layers_per_block", "reverse_transformer_layers_per_block", "mid_block_type")
+Shape = tuple[dict[str, int], dict[str, int], str | None]  # transformer blocks of attentions, resnets of blocks, kind of middle
 
 
 def prune(teacher: UNet2DConditionModel, plan: Plan, *, copy: bool = True) -> UNet2DConditionModel:
@@ -39,13 +39,9 @@ def key_map(student_keys: Iterable[str], plan: Plan) -> dict[str, str]:
 
 
 def _source(key: str, plan: Plan) -> str:
-    path, divider, rest = key.partition(".transformer_blocks.")
-    if divider:
-        position, _, name = rest.partition(".")
-        return f"{path}{divider}{plan.blocks[path][int(position)]}.{name}"
-    if MIDDLE not in plan.blocks:
-        return key.replace("mid_block.resnets.0.", f"mid_block.resnets.{plan.mid_resnet}.")
-    return key
+    path, divider, rest = plan.origin(key).partition(".transformer_blocks.")
+    position, _, name = rest.partition(".")
+    return f"{path}{divider}{plan.blocks[path][int(position)]}.{name}" if divider else path
 
 
 def student_config(teacher: Config, plan: Plan) -> dict[str, Any]:
@@ -57,7 +53,14 @@ def student_config(teacher: Config, plan: Plan) -> dict[str, Any]:
     if unknown := sorted(set(plan.blocks) - set(depths(teacher))):
         raise UserError(f"the teacher has no attention {unknown[0]!r}, of which the plan keeps blocks")
     kept = {name: value for name, value in teacher.items() if not name.startswith("_")}
-    config = kept | (_known_spelling(teacher, plan) or _spelling(teacher, plan))
+    layers = resnets(teacher) | {block: len(numbers) for block, numbers in plan.resnets.items()}
+    shape = plan.depths, layers, _middle(teacher, plan)
+    config = kept | (_known_spelling(shape) or _spelling(teacher, shape))
+    if resnets(config) != layers:
+        raise UserError(
+            f"a diffusers config cannot say these numbers of resnets: {layers}; an up block has one more than the down block across from it, "
+            "so shorten both in the same stage"
+        )
     if depths(config) != plan.depths:
         raise UserError(
             f"a diffusers config cannot say these depths: {plan.depths}; it gives the middle the depth of the last down block's "
@@ -66,24 +69,34 @@ def student_config(teacher: Config, plan: Plan) -> dict[str, Any]:
     return config
 
 
-def _known_spelling(teacher: Config, plan: Plan) -> dict[str, Any]:
-    """The fields of the architecture that has these depths; empty where none has."""
+def _middle(teacher: Config, plan: Plan) -> str | None:
+    if MIDDLE in plan.blocks:
+        return str(teacher["mid_block_type"])
+    return None if plan.mid_resnet == "none" else PLAIN
+
+
+def _known_spelling(shape: Shape) -> dict[str, Any]:
+    """The fields of the architecture that has this shape; empty where none has."""
     for name in TOPOLOGIES:
         config = unet_config(name)
-        if depths(config) == plan.depths and config["layers_per_block"] == teacher["layers_per_block"]:
-            return {field: config[field] for field in _DEPTH_FIELDS}
+        if (depths(config), resnets(config), config["mid_block_type"]) == shape:
+            return TOPOLOGIES[name]
     return {}
 
 
-def _spelling(teacher: Config, plan: Plan) -> dict[str, Any]:
+def _spelling(teacher: Config, shape: Shape) -> dict[str, Any]:
+    blocks, layers, middle = shape
+
     def side(prefix: str, kinds: Iterable[str]) -> list[list[int]]:
-        each = [[depth for path, depth in plan.depths.items() if path.startswith(f"{prefix}.{index}.")] for index, _ in enumerate(kinds)]
+        each = [[depth for path, depth in blocks.items() if path.startswith(f"{prefix}.{index}.")] for index, _ in enumerate(kinds)]
         return [depth or [1] for depth in each]
 
+    counts = [layers[f"down_blocks.{index}"] for index, _ in enumerate(teacher["down_block_types"])]
     return {
+        "layers_per_block": counts if len(set(counts)) > 1 else counts[0],
         "transformer_layers_per_block": side("down_blocks", teacher["down_block_types"]),
         "reverse_transformer_layers_per_block": side("up_blocks", teacher["up_block_types"]),
-        "mid_block_type": teacher["mid_block_type"] if MIDDLE in plan.blocks else PLAIN,
+        "mid_block_type": middle,
     }
 
 

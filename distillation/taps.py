@@ -10,7 +10,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from distillation.prune import on_meta
-from distillation.recipe import matches
+from distillation.recipe import Plan, matches
 from sdbench.errors import UserError, unknown
 from sdbench.models.architectures import Config
 
@@ -27,23 +27,25 @@ class Tap:
         return f"{self.student} <- {self.teacher} {' x '.join(map(str, self.shape[1:]))}"
 
 
-def resolve(student: Config, teacher: Config, patterns: Sequence[str]) -> list[Tap]:
+def resolve(student: Config, teacher: Config, plan: Plan, patterns: Sequence[str]) -> list[Tap]:
     """The pairs that the patterns name in two UNets, given by their configs; checked by a forward pass without storage.
+
+    What the plan took out with its whole block or layer has no pair.
 
     Raises:
         UserError: a pattern names no module, a module is missing in the student, or the outputs of a pair differ in shape.
     """
     networks = on_meta(student), on_meta(teacher)
-    paths = _expand(patterns, networks[1])
-    if missing := [path for path in paths if path not in dict(networks[0].named_modules())]:
+    pairs = {path: place for path in _expand(patterns, networks[1]) if (place := plan.place(path))}
+    if missing := [path for path, place in pairs.items() if place not in dict(networks[0].named_modules())]:
         raise UserError(f"tap {missing[0]}: the teacher has it, the student does not; take it out of the recipe's taps or keep the module")
-    student_shapes, teacher_shapes = (_shapes(network, paths) for network in networks)
-    for path in paths:
-        if student_shapes[path] != teacher_shapes[path]:
+    student_shapes, teacher_shapes = (_shapes(network, paths) for network, paths in zip(networks, (pairs.values(), pairs), strict=True))
+    for path, place in pairs.items():
+        if student_shapes[place] != teacher_shapes[path]:
             raise UserError(
-                f"tap {path}: the student's output is {student_shapes[path]}, the teacher's {teacher_shapes[path]}; expected equal shapes"
+                f"tap {path}: the student's output is {student_shapes[place]}, the teacher's {teacher_shapes[path]}; expected equal shapes"
             )
-    return [Tap(path, path, student_shapes[path]) for path in paths]
+    return [Tap(place, path, student_shapes[place]) for path, place in pairs.items()]
 
 
 @contextmanager
@@ -76,7 +78,7 @@ def _expand(patterns: Sequence[str], network: nn.Module) -> list[str]:
 
 
 @torch.no_grad()
-def _shapes(network: UNet2DConditionModel, paths: list[str]) -> dict[str, tuple[int, ...]]:
+def _shapes(network: UNet2DConditionModel, paths: Iterable[str]) -> dict[str, tuple[int, ...]]:
     config = network.config
     pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
 

@@ -158,7 +158,8 @@ def teach(
         plan, done = recipe.plans[piece.stage], folder / f"{number}-{recipe.stages[piece.stage].name}"
         if not (done / STUDENT).exists():
             cut = prune(student or now.teacher, plan.within(before) if before else plan).float()
-            _run_piece(now, cut, range(piece.start, piece.end), done)
+            taps = resolve(cut.config, now.teacher.config, plan, recipe.taps)
+            _run_piece(now, cut, taps, range(piece.start, piece.end), done)
         now.accelerator.wait_for_everyone()  # until the main process has written it
         student = UNet2DConditionModel.from_pretrained(done / STUDENT, local_files_only=True).to(now.accelerator.device)
         losses = json.loads((done / STUDENT / LOSSES).read_text())
@@ -168,9 +169,8 @@ def teach(
     return student, results
 
 
-def _run_piece(lesson: Lesson, student: UNet2DConditionModel, steps: range, folder: Path) -> None:
+def _run_piece(lesson: Lesson, student: UNet2DConditionModel, taps: list[Tap], steps: range, folder: Path) -> None:
     settings, accelerator = lesson.settings, lesson.accelerator
-    taps = resolve(student.config, lesson.teacher.config, lesson.recipe.taps)
     if settings.checkpointing:
         student.enable_gradient_checkpointing()
     model = accelerator.prepare_model(student.requires_grad_(requires_grad=True))

@@ -43,7 +43,7 @@ class Bench:
         batch = batches(pool, self.settings, DEVICE)
         self.lesson = Lesson(recipe, self.settings, teacher, pool.scheduler, batch, Accelerator(cpu=DEVICE == "cpu"), watch)
         self.student = prune(teacher, recipe.plans[-1]).requires_grad_(requires_grad=True)
-        self.taps = resolve(self.student.config, teacher.config, recipe.taps)
+        self.taps = resolve(self.student.config, teacher.config, recipe.plans[-1], recipe.taps)
         self.pool = pool
 
 

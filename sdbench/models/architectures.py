@@ -141,6 +141,13 @@ def depths(config: Config) -> dict[str, int]:
     return found
 
 
+def resnets(config: Config) -> dict[str, int]:
+    """Resnets of each down and up block of a UNet: `{"down_blocks.0": 2, ..., "up_blocks.2": 3}`."""
+    layers = _each(config.get("layers_per_block", 2), len(config["down_block_types"]))
+    down = {f"down_blocks.{index}": count for index, count in enumerate(layers)}
+    return down | {f"up_blocks.{index}": count + 1 for index, count in enumerate(layers[::-1])}
+
+
 def depths_of_keys(keys: Iterable[str]) -> dict[str, int]:
     """The same, read from the names of a UNet's tensors."""
     found: dict[str, int] = {}

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from distillation import data, train
 from distillation.export import Provenance, export
 from distillation.prune import prune
-from distillation.recipe import Recipe
+from distillation.recipe import Recipe, read
 from distillation.teacher import EMBEDDED, find
 from distillation.train import distil
 from sdbench.errors import UserError
@@ -85,6 +85,16 @@ def test_activations_computed_twice_give_the_same_student(vega: Recipe, teacher_
     kept = load_file(student / "unet" / WEIGHTS)
     for name, tensor in load_file(out / "unet" / WEIGHTS).items():
         torch.testing.assert_close(tensor, kept[name], msg=name)
+
+
+def test_a_student_with_fewer_resnets_and_no_middle_trains_too(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
+    koala = read("koala-700m").model_copy(update={"scenes": vega.scenes})
+    out = distil(koala, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=2)
+    assert resolve(str(out), name="student").architecture == "koala-700m"
+    cut = prune(UNet2DConditionModel.from_pretrained(teacher_folder / "unet"), koala.plans[-1]).state_dict()
+    trained = StableDiffusionXLPipeline.from_pretrained(out).unet.state_dict()
+    assert cut.keys() == trained.keys()
+    assert not torch.equal(cut["up_blocks.0.resnets.1.conv1.weight"], trained["up_blocks.0.resnets.1.conv1.weight"])
 
 
 def test_what_the_student_makes_is_shown_after_each_stage(student: Path) -> None:

@@ -30,12 +30,23 @@ def test_half_precision_is_compared_in_float32() -> None:
     assert mse(x, y).item() == 90_000  # beyond float16's largest number
 
 
+def test_the_gradient_is_autograds_own() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(3, 5, requires_grad=True), torch.randn(3, 5)
+    (mse(x, y) * 0.7).backward()
+    (expected,) = torch.autograd.grad(0.7 * (x - y).square().mean(), x)
+    assert torch.equal(x.grad, expected)
+    half = x.detach().bfloat16().requires_grad_()
+    (mse(half, y) * 0.7).backward()
+    torch.testing.assert_close(half.grad, expected.bfloat16(), rtol=2**-6, atol=2**-10)
+
+
 def test_scaled_by_the_teacher_a_tap_counts_the_same_however_large_its_outputs() -> None:
     taps = [Tap("a", "a", (1, 1)), Tap("b", "b", (1, 2))]
     taught = {"a": torch.tensor([2.0]), "b": torch.tensor([3.0, 4.0])}
     learned = {"a": torch.tensor([1.0]), "b": torch.tensor([3.0, -1.0])}
-    assert features(taps, learned, taught, "teacher").item() == pytest.approx(1 / 4 + 12.5 / 12.5)
-    assert features(taps, learned, taught, "none").item() == pytest.approx(1 + 12.5)
+    assert features(taps, dict(learned), dict(taught), "teacher").item() == pytest.approx(1 / 4 + 12.5 / 12.5)
+    assert features(taps, dict(learned), dict(taught), "none").item() == pytest.approx(1 + 12.5)
     louder = [{name: 1000 * value for name, value in side.items()} for side in (learned, taught)]
     assert features(taps, *louder, "teacher").item() == pytest.approx(1.25)
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
@@ -8,7 +10,9 @@ from distillation.recipe import MIDDLE, Plan, read
 from sdbench.errors import UserError
 from sdbench.models.architectures import depths, unet_config
 
-PARAMETERS = {"ssd-1b": 1_331_334_404, "vega": 745_225_604}  # shared facts: computed, and stated by the model cards
+# Computed, and stated by the model cards.
+PARAMETERS = {"ssd-1b": 1_331_334_404, "vega": 745_225_604, "koala-1b": 1_161_184_324, "koala-700m": 782_822_724}
+IN_STAGES = ("ssd-1b", "vega")
 
 
 def whole(unet: UNet2DConditionModel) -> Plan:
@@ -64,7 +68,7 @@ def test_keeping_all_keeps_the_output() -> None:
     assert torch.equal(answer(prune(teacher, whole(teacher))), answer(teacher))
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.parametrize("name", IN_STAGES)
 def test_cutting_blocks_that_do_nothing_keeps_the_output(name: str) -> None:
     teacher, plan = tiny_unet("sdxl").eval(), read(name).plans[-1]
     with torch.no_grad():
@@ -89,7 +93,31 @@ def test_the_student_holds_copies() -> None:
     assert torch.equal(answer(teacher), before)
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
+def test_an_up_blocks_later_layers_move_up() -> None:
+    plan = read("koala-700m").plans[-1]
+    keys = [
+        "up_blocks.0.resnets.1.conv1.weight",
+        "up_blocks.1.attentions.1.transformer_blocks.1.ff.net.2.bias",
+        "up_blocks.0.upsamplers.0.conv.bias",
+    ]
+    sources = ["up_blocks.0.resnets.2.conv1.weight", "up_blocks.1.attentions.2.transformer_blocks.1.ff.net.2.bias", keys[2]]
+    assert list(key_map(keys, plan).values()) == sources
+    assert [plan.place(path) for path in ("up_blocks.0.resnets.2", "up_blocks.0.attentions.1", "mid_block")] == [
+        "up_blocks.0.resnets.1",
+        None,
+        None,
+    ]
+    assert read("koala-1b").plans[-1].place("mid_block") == "mid_block"
+
+
+def test_resnets_that_no_config_can_say_are_refused() -> None:
+    teacher = unet_config("sdxl")
+    plan = Plan(dict.fromkeys(depths(teacher), (0,)), 0, {"down_blocks.2": (0,)})
+    with pytest.raises(UserError, match="an up block has one more than the down block across from it"):
+        student_config(teacher, replace(plan, blocks={path: kept for path, kept in plan.blocks.items() if plan.place(path)}))
+
+
+@pytest.mark.parametrize("name", IN_STAGES)
 def test_cutting_in_stages_comes_to_the_same(name: str) -> None:
     teacher, plans = tiny_unet("sdxl").eval(), read(name).plans
     between = prune(teacher, plans[0])

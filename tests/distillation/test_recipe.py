@@ -11,11 +11,11 @@ from sdbench.models.architectures import depths, unet_config
 SSD_1B = read("ssd-1b")
 
 
-@pytest.mark.parametrize("name", ["ssd-1b", "vega"])
+@pytest.mark.parametrize("name", ["ssd-1b", "vega", "koala-1b", "koala-700m"])
 def test_a_shipped_recipe_ends_at_its_student_and_says_where_each_row_is_from(name: str) -> None:
     recipe = read(name)
     assert recipe.plans[-1].depths == depths(unet_config(name))
-    assert all(row.source for stage in recipe.stages for row in stage.keep)
+    assert all(row.source for stage in recipe.stages for row in (*stage.keep, *(stage.shorten or ())))
 
 
 def test_ssd_1b_keeps_what_its_released_weights_show() -> None:
@@ -77,10 +77,34 @@ def test_a_bad_recipe_is_refused_with_the_reason(tmp_path: Path, old: str, new: 
     assert message in str(error.value)
 
 
+BAD_RESNETS = {
+    "no such resnet": ("resnets = [0]", "resnets = [2]", "down_blocks.0 has no resnet 2; it has 0, 1 at this stage"),
+    "no such block": (
+        '"up_blocks.2"',
+        '"up_blocks.3"',
+        "unknown block in recipe 'koala-700m', stage 'depth' 'up_blocks.3'; did you mean 'up_blocks.",
+    ),
+    "none": ("resnets = [0]", "resnets = []", "down_blocks.0 keeps no resnet"),
+    "attention that went": ("up_blocks.1.attentions.*", "up_blocks.1.attentions.1", "unknown attention in recipe 'koala-700m'"),
+    "wrong end": ("resnets = [0]", "resnets = [0, 1]", "does not end at koala-700m; resnets kept: down_blocks.0 2 (expected 1)"),
+    "misspelt": ("resnets = [0]", "resnet = [0]", "did you mean 'resnets'?"),
+}
+
+
+@pytest.mark.parametrize(("old", "new", "message"), BAD_RESNETS.values(), ids=BAD_RESNETS)
+def test_a_bad_row_of_resnets_is_refused_with_the_reason(tmp_path: Path, old: str, new: str, message: str) -> None:
+    text = (RECIPES / "koala-700m.toml").read_text()
+    assert old in text
+    (tmp_path / "bad.toml").write_text(text.replace(old, new, 1))
+    with pytest.raises(UserError) as error:
+        read(tmp_path / "bad.toml")
+    assert message in str(error.value)
+
+
 def test_a_recipe_that_is_not_there_is_named() -> None:
     with pytest.raises(UserError, match="unknown recipe 'ssd1b'; did you mean 'ssd-1b'"):
         read("ssd1b")
-    with pytest.raises(UserError, match=r"no recipe at nowhere\.toml; shipped ones go by name: ssd-1b, vega"):
+    with pytest.raises(UserError, match=r"no recipe at nowhere\.toml; shipped ones go by name: koala-1b, koala-700m, ssd-1b, vega"):
         read("nowhere.toml")
 
 
@@ -100,6 +124,9 @@ def test_a_plan_within_another_counts_in_the_others_blocks() -> None:
     first = Plan({"a": (0, 1, 2, 6), "mid_block.attentions.0": (0,)}, 1)
     assert Plan({"a": (0, 6)}, 1).within(first) == Plan({"a": (0, 3)}, 1)
     assert Plan({"a": (6,)}, 1).within(Plan({"a": (2, 6)}, 1)) == Plan({"a": (1,)}, 0)
+    shorter = Plan({"up_blocks.0.attentions.2": (3, 4)}, "none", {"up_blocks.0": (0, 2)})
+    least = Plan({"up_blocks.0.attentions.2": (4,)}, "none", {"up_blocks.0": (2,)})
+    assert least.within(shorter) == Plan({"up_blocks.0.attentions.1": (1,)}, "none", {"up_blocks.0": (1,)})
 
 
 def test_a_pattern_fits_part_by_part() -> None:

@@ -1,15 +1,17 @@
 """What is lost without a block: nothing where the block does nothing, and the UNet is as before afterwards."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from PIL import Image
 from tiny import save_tiny_pipeline, tiny_unet
 
 from distillation.cli import main
-from distillation.recipe import read
+from distillation.recipe import RECIPES, read
 from distillation.sensitivity import WHOLE, Sensitivity, most_missed, removal_losses
 from sdbench.latents import Batch, predict
 from sdbench.models.architectures import depths
@@ -63,8 +65,19 @@ def test_the_command_measures_once_and_writes_a_recipe(teacher_folder: Path, tmp
     assert "no plan comes down to" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("own_cache")
 def test_a_full_size_teacher_is_measured_on_pictures_that_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     teacher = save_tiny_pipeline(tmp_path / "teacher", "sdxl", family="sdxl")
     words = ["sensitivity", "--teacher", str(teacher), "--work", str(tmp_path / "work"), "--results", str(tmp_path / "results")]
     assert main(words) == 2
     assert "name pictures to measure it on with --data" in capsys.readouterr().err
+    rows = [{"file_name": f"{row}.png", "text": f"picture number {row}"} for row in range(4)]
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "metadata.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    for row in range(4):
+        Image.new("RGB", (80, 64), (60 * row, 0, 0)).save(tmp_path / "pictures" / rows[row]["file_name"])
+    (tmp_path / "small.toml").write_text((RECIPES / "vega.toml").read_text().replace("size_px = 1024", "size_px = 64"))
+    few = ["--bins", "1", "--batches", "2", "--pictures", "2"]
+    assert main([*words, *few, "--data", str(tmp_path / "pictures"), "--like", str(tmp_path / "small.toml")]) == 0
+    found = Sensitivity.model_validate_json((tmp_path / "results" / "sensitivity" / "teacher.json").read_text())
+    assert {path: len(rows) for path, rows in found.losses.items()} == {**depths(tiny_unet("sdxl").config), WHOLE: 1}
