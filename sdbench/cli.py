@@ -148,7 +148,7 @@ def _run(arguments: argparse.Namespace) -> int:
     only = "probes" if arguments.weights == "random" and arguments.only is None else arguments.only
     if arguments.dry_run:
         return _plan(specs, suite, arguments)
-    if only != "probes":
+    if only != "probes" and specs[0].family == suite.family:
         _tell(suite, arguments)
     made = api.run(specs, suite, _places(arguments), device=arguments.device, only=only)
     return _show(made, arguments)
@@ -186,8 +186,10 @@ def _benchmark(arguments: argparse.Namespace) -> int:
     for job in chosen.jobs:
         if arguments.dry_run:
             _plan(job.specs, job.suite, arguments)
-        else:
-            api.run(job.specs, job.suite, _places(arguments), only=job.only)
+            continue
+        if job.only != "probes":
+            _tell(job.suite, arguments)
+        api.run(job.specs, job.suite, _places(arguments), only=job.only)
     return 0 if arguments.dry_run else _leaderboard(arguments)
 
 
