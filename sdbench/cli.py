@@ -131,7 +131,12 @@ def _add_reference(command: argparse.ArgumentParser) -> None:
 def _places(arguments: argparse.Namespace) -> "Places":
     from sdbench.api import Places
 
-    return Places(arguments.results, arguments.runs or arguments.results / "runs")
+    return Places(arguments.results, _runs(arguments))
+
+
+def _runs(arguments: argparse.Namespace) -> Path:
+    runs: Path | None = arguments.runs
+    return runs or Path(arguments.results) / "runs"
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -157,7 +162,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _plan(specs: "Sequence[ModelSpec]", suite: "Suite", arguments: argparse.Namespace) -> int:
     from sdbench.plan import plan
 
-    content = plan(specs, suite, _places(arguments).runs)
+    content = plan(specs, suite, _runs(arguments))
     if arguments.json:
         give(content)
     else:
@@ -260,7 +265,7 @@ def _tell(suite: "Suite", arguments: argparse.Namespace) -> None:
     """What a suite needs that is not on this disk."""
     from sdbench import needs
 
-    for line in needs.text(suite, _places(arguments).runs):
+    for line in needs.text(suite, _runs(arguments)):
         say(f"    {line}")
 
 
@@ -290,9 +295,11 @@ def _doctor(arguments: argparse.Namespace) -> int:
 def _reference(arguments: argparse.Namespace) -> int:
     from sdbench import reference_command
 
-    found = reference_command.run(arguments, _places(arguments).runs)
+    found = reference_command.run(arguments, _runs(arguments))
     for card in found:
         say(reference_command.line(card))
+    if not found:
+        say("no reference was built or imported yet; `scenes` is rendered when it is needed")
     if arguments.json:
         give([card.model_dump() for card in found])
     return 0

@@ -143,7 +143,8 @@ def load(card: Card, runs: Path) -> Reference:
 def save(card: Card, statistics: Gaussian, features: F32 | None, runs: Path) -> Card:
     """Write a reference: its numbers, then its card, which names them => the card as written."""
     buffer = io.BytesIO()
-    np.savez(buffer, mean=statistics.mean, covariance=statistics.covariance, **({} if features is None else {"features": features}))
+    kept = {"mean": statistics.mean, "covariance": statistics.covariance} | ({} if features is None else {"features": features})
+    np.savez(buffer, allow_pickle=False, **kept)
     sha256 = hashlib.sha256(buffer.getvalue()).hexdigest()
     card = card.model_copy(
         update={"features": 0 if features is None else len(features), "file": f"{card.encoder}-{sha256[:12]}.npz", "sha256": sha256}

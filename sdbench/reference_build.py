@@ -58,14 +58,17 @@ def in_dataset(what: str, split: str = "train", column: str | None = None, n: in
     Raises:
         MissingError, UserError: as `sources.read_table`; or there are fewer than `n`.
     """
-    rows = read_table(what, split).pictures(column)
+    table = read_table(what, split)
+    rows = table.pictures(column)
 
     def read(row: int) -> bytes:
         (picture,) = rows[row].values()
         with stream(picture) as file:
             return file.read()
 
-    return Pictures(f"{what} ({split})", [f"row {row} of {what}" for row in range(_enough(what, len(rows), n))], read)
+    return Pictures(
+        f"{table.version or table.name} ({split})", [f"row {row} of {what}" for row in range(_enough(what, len(rows), n))], read
+    )
 
 
 def _enough(where: str, found: int, n: int | None) -> int:

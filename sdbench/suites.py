@@ -45,12 +45,12 @@ class Prompts(_Data):
 
     source: Literal["scenes", "file", "dataset"] = "scenes"
     file: str | None = None
-    path: str | None = Field(None, exclude_if=_unset)
-    split: str | None = Field(None, exclude_if=_unset)
-    column: str | None = Field(None, exclude_if=_unset)
+    path: str | None = Field(default=None, exclude_if=_unset)
+    split: str | None = Field(default=None, exclude_if=_unset)
+    column: str | None = Field(default=None, exclude_if=_unset)
     n: Annotated[int, Field(gt=0)]
     seed: int = 0
-    digest: str | None = Field(None, exclude_if=_unset)
+    digest: str | None = Field(default=None, exclude_if=_unset)
 
     @model_validator(mode="after")
     def _has_its_place(self) -> Self:
@@ -87,8 +87,8 @@ class Noise(_Data):
 
     kind: Literal["per_image", "fixed"] = "per_image"
     seed: int = 0
-    file: str | None = Field(None, exclude_if=_unset)
-    digest: str | None = Field(None, exclude_if=_unset)
+    file: str | None = Field(default=None, exclude_if=_unset)
+    digest: str | None = Field(default=None, exclude_if=_unset)
 
     @model_validator(mode="after")
     def _file_is_fixed(self) -> Self:
@@ -166,7 +166,7 @@ class Suite(_Data):
     sampling: Sampling | None = None
     noise: Noise = Noise()
     probes: Probes | None = None
-    accept: Accept | None = Field(None, exclude_if=_unset)
+    accept: Accept | None = Field(default=None, exclude_if=_unset)
 
     @property
     def id(self) -> SuiteId:

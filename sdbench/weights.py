@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import huggingface_hub
+from filelock import FileLock
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.file_download import http_get
 
@@ -219,15 +220,23 @@ def _place(asset: Asset) -> Path | None:
 
 
 def _fetched(asset: Asset) -> Path:
-    """Fetch what is missing of an asset => its folder."""
-    place, arriving = home() / asset.name, home() / f".arriving-{asset.name}"
+    """Fetch what is missing of an asset, in one process at a time => its folder."""
+    try:
+        home().mkdir(parents=True, exist_ok=True)
+        with FileLock(home() / f".{asset.name}.lock"):
+            return _place(asset) or _fetch_into(home() / asset.name, asset)
+    except UserError:
+        raise
+    except Exception as error:  # as above
+        raise _missing(asset, error) from error
+
+
+def _fetch_into(place: Path, asset: Asset) -> Path:
+    arriving = home() / f".arriving-{asset.name}"
     for file in asset.files:
         if (place / file.name).is_file():
             continue
-        try:
-            part = _download(asset, file, arriving)
-        except Exception as error:  # as above
-            raise _missing(asset, error) from error
+        part = _download(asset, file, arriving)
         try:
             _digest(asset, file, part)
         except UserError:
@@ -276,14 +285,16 @@ def _digest(asset: Asset, file: File, path: Path) -> str:
     stamp = [path.stat().st_size, path.stat().st_mtime_ns]
     kept = noted.get(file.name, {})
     if kept.get("seen") == stamp:  # hashing gigabytes takes longer than loading them
-        found = kept["sha256"]
+        found = str(kept["sha256"])
     else:
         with path.open("rb") as content:
             found = hashlib.file_digest(content, "sha256").hexdigest()
     expected = file.sha256 or kept.get("sha256") or found
     if found != expected:
-        how = "its source states" if file.sha256 else f"was pinned when it was first used (in {book})"
-        raise UserError(f"weights: {path} of {asset.name!r} has SHA-256 {found}, but {expected} {how}. Delete the file and get it again.")
+        how = "its source states" if file.sha256 else f"was pinned when it was first used; delete {book} to trust the new one"
+        raise UserError(
+            f"weights: {path} of {asset.name!r} has SHA-256 {found}, but {expected} {how}. Else delete the file and get it again."
+        )
     if kept != (note := {"sha256": found, "seen": stamp}):
         with suppress(OSError):  # a folder that is only read keeps no notes; its files are hashed each time
             book.parent.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -113,7 +114,7 @@ def test_an_unknown_digest_is_pinned_at_first_use_and_refused_when_it_changes(tm
     whole = weights.digest("network")
     assert whole == hashlib.sha256("".join(hashlib.sha256(part).hexdigest() for part in (CONFIG, WEIGHTS)).encode()).hexdigest()
     (folder / "model.safetensors").write_bytes(WEIGHTS[:-1] + b"x")
-    with pytest.raises(UserError, match=r"was pinned when it was first used \(in .*digests/network\.json\)"):
+    with pytest.raises(UserError, match=r"was pinned when it was first used; delete .*digests/network\.json to trust"):
         weights.find("network")
     (tmp_path / "weights" / "digests" / "network.json").unlink()  # whoever trusts the new one says so
     assert weights.digest("network") != whole
@@ -179,6 +180,13 @@ def test_only_what_is_missing_of_a_folder_is_fetched(hub: Hub, tmp_path: Path) -
     assert [file.name for file in weights.absent([assets.ASSETS["network"]])] == ["config.json"]
     weights.find("network")
     assert dict(hub.hits) == {"lab/network/config.json": 1}
+
+
+def test_processes_that_want_the_same_fetch_it_once(hub: Hub) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(weights.find, ["network"] * 3))
+    assert len(set(found)) == 1
+    assert dict(hub.hits) == {"lab/network/config.json": 1, "lab/network/model.safetensors": 1}
 
 
 def test_a_folder_that_is_only_read_serves_without_notes(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,6 +87,7 @@ WITHOUT_TORCH = (
     "prompts",
     "suites",
     "reference",
+    "reference_command",
     "needs",
     "policy",
     "compare",
