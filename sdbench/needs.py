@@ -1,10 +1,11 @@
 """What a suite needs that is not on this disk; asks nobody and fetches nothing."""
 
+import os
 from pathlib import Path
 
+from huggingface_hub import constants
+
 from sdbench import assets, prompts, reference, weights
-from sdbench.models import hub
-from sdbench.models.spec import HUB_NAME
 from sdbench.suites import Suite, suites_folder
 from sdbench.weights import RemoteFile
 
@@ -45,5 +46,14 @@ def _inputs(suite: Suite) -> list[str]:
 def _is_here(what: str) -> bool:
     if name := prompts.asset(what):
         return not weights.absent([assets.named(name)])
-    found = prompts.located(what, suites_folder())
-    return found != what or Path(what).exists() or (HUB_NAME.fullmatch(what) is not None and hub.cached(what, kind="dataset") is not None)
+    return prompts.located(what, suites_folder()) != what or Path(what).exists() or _is_prepared(what)
+
+
+def _is_prepared(name: str) -> bool:
+    """Whether `datasets`, which takes seconds to import, has a Hub data set in its cache, where names are in snake case."""
+
+    def plain(word: str) -> str:
+        return word.lower().replace("_", "")
+
+    cache = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets")
+    return any(plain(folder.name) == plain(name.replace("/", "")) for folder in cache.glob("*___*"))

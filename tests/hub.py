@@ -55,8 +55,8 @@ class _Answer(http.server.BaseHTTPRequestHandler):
 
     def _answer(self, *, with_body: bool) -> None:
         parts = unquote(urlsplit(self.path).path).strip("/").split("/")
-        if parts[:2] == ["api", "models"]:
-            self._about("/".join(parts[2:4]))
+        if parts[:1] == ["api"]:
+            self._about("/".join(parts[2:4] if parts[1] == "models" else parts[1:4]))
             return
         path = "/".join(parts)
         if "resolve" in parts:
@@ -82,13 +82,19 @@ class _Answer(http.server.BaseHTTPRequestHandler):
         self._send(206 if asked else 200, content[start:], headers, with_body=with_body, cut=cut)
 
     def _about(self, repository: str) -> None:
-        folder = self.server.root / repository
+        folder, asked = self.server.root / repository, urlsplit(self.path)
         files = sorted(file for file in folder.rglob("*") if file.is_file())
         siblings = [{"rfilename": str(file.relative_to(folder)), "size": file.stat().st_size} for file in files]
-        answer: Any = {"id": repository, "modelId": repository, "sha": COMMIT, "siblings": siblings, "private": False, "tags": []}
-        if "/tree/" in self.path:
-            answer = [{"type": "file", "path": file["rfilename"], "size": file["size"], "oid": "0" * 40} for file in siblings]
+        answer: Any = {"id": repository.removeprefix("datasets/"), "sha": COMMIT, "siblings": siblings, "private": False, "tags": []}
+        if "/tree/" in asked.path:
+            below = folder / unquote(asked.path.partition("/tree/")[2]).partition("/")[2]
+            listed = sorted(below.rglob("*") if "recursive=true" in asked.query.lower() else below.glob("*"))
+            answer = [self._entry(path, folder) for path in listed]
         self._send(200 if files else 404, json.dumps(answer).encode(), {"Content-Type": "application/json"}, with_body=True)
+
+    def _entry(self, path: Path, folder: Path) -> dict[str, Any]:
+        kind, size = ("file", path.stat().st_size) if path.is_file() else ("directory", 0)
+        return {"type": kind, "path": str(path.relative_to(folder)), "size": size, "oid": "0" * 40}
 
     def _send(self, status: int, body: bytes, headers: dict[str, str], *, with_body: bool, cut: int | None = None) -> None:
         self.send_response(status)

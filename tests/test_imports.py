@@ -56,7 +56,7 @@ ONLY = {
     "sources": {"errors", "models"},
     "prompts": {"errors", "sources", "weights"},
     "suites": {"errors", "records", "scenes", "prompts"},
-    "needs": {"assets", "models", "prompts", "reference", "suites", "weights"},
+    "needs": {"assets", "prompts", "reference", "suites", "weights"},
     "gate": {"errors", "records", "stats", "policy", "tables", "compare"},
     "leaderboard": {"errors", "records", "stats", "tables", "published", "truth"},
     "truth": {"records", "stats", "tables"},

@@ -20,6 +20,7 @@ def _nothing_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("SDBENCH_WEIGHTS", str(tmp_path / "weights"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
     monkeypatch.setattr("huggingface_hub.file_download.http_get", lambda *_, **__: pytest.fail("asked somebody"))
 
 
@@ -54,6 +55,11 @@ def test_what_is_here_is_not_told(tmp_path: Path) -> None:
     (tmp_path / "references" / "mlperf-val2014").mkdir(parents=True)
     (tmp_path / "references" / "mlperf-val2014" / "e.json").write_text(card.model_dump_json())
     assert needs.text(suite, tmp_path) == []
+
+
+def test_a_data_set_that_was_opened_before_is_here(tmp_path: Path) -> None:
+    (tmp_path / "datasets" / "sayakpaul___coco-30-val-2014" / "default").mkdir(parents=True)
+    assert needs.inputs_are_here(suites.load("coco-30k"))
 
 
 @pytest.mark.parametrize("name", ["quality", "fid", "preference", "latency"])

@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +12,14 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from hub import Hub
 
 from sdbench import api, assets, suites
 from sdbench.errors import MissingError, UserError
 from sdbench.generate import initial_noise, jobs
 from sdbench.suites import Noise, Prompts, Sampling, Suite
 
+ROOT = Path(__file__).parents[1]
 CAPTIONS = ["a red square", "Übung, mit Komma", 'say "hello"', "None", "a red square", "last"]
 SAMPLING = Sampling(steps=1, guidance_scale=1, size_px=16, dtype="float32", batch=2)
 SHAPE = (4, 2, 2)
@@ -125,6 +130,31 @@ def test_a_list_is_named_by_its_digest_and_another_is_refused(tmp_path: Path) ->
 def test_a_hub_name_that_is_not_here_is_missing() -> None:
     with pytest.raises(MissingError, match=r"cannot read 'owner/prompts' as a dataset \(.*Where there is a network"):
         drawn("owner/prompts", 1)
+
+
+def test_a_hub_data_set_is_fetched_once_and_then_read_offline(tmp_path: Path) -> None:
+    written(tmp_path, "parquet")
+    hub = Hub(tmp_path / "served")
+    hub.put("datasets/owner/prompts/data/test-00000-of-00001.parquet", (tmp_path / "list.parquet").read_bytes())
+    code = """
+from sdbench import needs
+from sdbench.suites import Prompts, Suite
+listed = Prompts(source="dataset", path="owner/prompts", split="test", n=3)
+suite = Suite(name="own", version=1, description="", prompts=listed)
+print(needs.inputs_are_here(suite), suite.prompts_described())
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path / "hf")}
+
+    def said(**more: str) -> str:
+        done = subprocess.run([sys.executable, "-c", code], env={**environment, **more}, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    words = f"3 of owner/prompts, digest {hashlib.sha256(json.dumps(CAPTIONS[:3]).encode()).hexdigest()} (unverified)"
+    assert said(HF_ENDPOINT=hub.url) == f"False {words}"
+    hub.shutdown()
+    hub.server_close()
+    assert said(HF_HUB_OFFLINE="1") == f"True {words}"
 
 
 def test_a_file_beside_the_suites_is_found(tmp_path: Path) -> None:
