@@ -21,7 +21,7 @@ def lacking(suite: Suite, runs: Path) -> list[str]:
     words = [f"prompts {what} are not on this disk" for what in _inputs(suite) if not prompts.asset(what) and not _is_here(what)]
     name = suite.reference
     if suite.family and name not in (None, "scenes") and not any(card.name == name for card in reference.cards(runs)):
-        words.append(f"reference {name!r}, so every distance to it will be missing: {reference.how_to_build(name, 'NAME')}")
+        words.append(f"reference {name!r}, so every distance to it will be missing: {reference.how_to_build(name, 'ENCODER')}")
     return words
 
 

@@ -40,7 +40,7 @@ class Prompts(_Data):
         path: of a dataset: `asset:<name>`, local file or folder, or name on the Hub.
         column: of a dataset; may be left out where one is called prompt, caption or text.
         seed: of a dataset, 0 takes the first `n` prompts and any other draws `n` of them.
-        digest: of a dataset's prompts, as `sdbench suites` prints it; another list is refused, and without it the record says "unverified".
+        digest: of a dataset's prompts, as `--dry-run` prints it; another list is refused, and without it the record says "unverified".
     """
 
     source: Literal["scenes", "file", "dataset"] = "scenes"
