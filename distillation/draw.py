@@ -12,13 +12,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from distillation.export import check_free, versions
-from distillation.pictures import METADATA
 from distillation.teacher import pipeline
 from sdbench.errors import UserError
 from sdbench.generate import Job, generate, sampler
 from sdbench.models.digest import weights_digest
 from sdbench.models.files import read_json
 from sdbench.models.loading import load
+from sdbench.sources import METADATA
 from sdbench.store import Store, digest, write_bytes
 from sdbench.suites import Noise, Sampling
 

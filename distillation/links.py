@@ -15,8 +15,9 @@ from typing import Any
 from tqdm import tqdm
 
 from distillation.download import Link, Rules, download
-from distillation.pictures import CAPTIONS, METADATA, open_pictures, read_table, texts
+from distillation.pictures import CAPTIONS, open_pictures
 from sdbench.errors import UserError
+from sdbench.sources import METADATA, read_table, texts
 from sdbench.store import write_bytes
 
 URLS = ("url", "image_url", "link")

@@ -4,58 +4,22 @@ An image folder is read where it lies. Parquet files, tars and Hub datasets are 
 `datasets` (below `HF_HOME`), which takes their size on disk once more.
 """
 
-import errno
 import hashlib
-import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from glob import escape, glob
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, load_dataset_builder
-from datasets import Image as ImageColumn
+from datasets import Dataset
 from PIL import ExifTags, Image, ImageOps
 from tqdm import tqdm
 
-from sdbench.errors import UserError, unknown
-from sdbench.models.spec import HUB_NAME
+from sdbench.errors import UserError
+from sdbench.sources import Table, read_table, stream, texts
 
 CAPTIONS = ("caption", "text", "prompt", "txt")  # the last is what a tar's text files are called
-METADATA = ("metadata.jsonl", "metadata.csv")
-READERS = {".parquet": "parquet", ".tar": "webdataset", ".csv": "csv", ".jsonl": "json"}
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
-
-
-@dataclass(frozen=True)
-class Table:
-    """A source's rows, undecoded on disk.
-
-    Attributes:
-        version: of a Hub dataset its name, configuration and commit; None where the source is local.
-    """
-
-    name: str
-    rows: Dataset
-    version: str | None
-
-    def column(self, named: str | None, known: Sequence[str], option: str) -> str:
-        """The column that the caller named with `option`, or the only one whose name is known.
-
-        Raises:
-            UserError: there is no such column, or several.
-        """
-        if named is not None and named not in self.rows.column_names:
-            raise unknown(f"column of {self.name}", named, self.rows.column_names)
-        found = [named] if named else [column for column in self.rows.column_names if column.lower() in known]
-        if len(found) != 1:
-            raise UserError(
-                f"{self.name}: {' and '.join(found) or 'none'} of its columns ({', '.join(self.rows.column_names)}) "
-                f"{'are' if found else 'is'} called {' or '.join(known)}; expected one. Name it with {option}"
-            )
-        return found[0]
 
 
 @dataclass(frozen=True)
@@ -99,7 +63,7 @@ class Pictures:
     def _open(self, row: int) -> Iterator[Image.Image]:
         (picture,) = self.rows[row].values()
         try:
-            with _stream(picture) as file, Image.open(file) as image:
+            with stream(picture) as file, Image.open(file) as image:
                 yield image
         except Exception as error:  # decoders of damaged files raise nearly anything
             raise UserError(
@@ -122,45 +86,9 @@ def open_pictures(what: str, *, caption_column: str | None = None) -> Pictures:
     table = read_table(what)
     column = table.column(caption_column, CAPTIONS, "--caption-column")
     captions = _captions(table, column)
-    kinds = [name for name, kind in table.rows.features.items() if isinstance(kind, ImageColumn)]
-    if len(kinds) != 1:
-        found = ", ".join(f"{name} ({type(kind).__name__})" for name, kind in table.rows.features.items())
-        raise UserError(f"{table.name} has {len(kinds)} image columns; expected one. Its columns: {found}")
-    rows = table.rows.select_columns(kinds).cast_column(kinds[0], ImageColumn(decode=False))
+    rows = table.pictures()
     of_hub = table.version and hashlib.sha256(f"{table.version}\0{column}".encode()).hexdigest()
     return Pictures(table.name, of_hub or _content(table.name, rows, captions), captions, rows)
-
-
-def read_table(what: str) -> Table:
-    """The rows of a source (see `open_pictures`), or of a CSV or JSON-lines file.
-
-    Raises:
-        UserError: there is no such source, it is empty, or it cannot be read.
-    """
-    place = _located(what)
-    try:
-        builder = load_dataset_builder(**place)
-        builder.download_and_prepare()
-        rows = builder.as_dataset(split="train")
-    except Exception as error:  # `datasets` passes on what the reader beneath it raised
-        reason = f"{type(error).__name__}: {next(iter(str(error.__cause__ or error).splitlines()), 'no reason given')}"
-        ways = " Where there is a network, open it once: it stays in the cache of `datasets`" if place == {"path": what} else ""
-        raise UserError(f"cannot read {what!r} as a dataset ({reason}).{ways}") from error
-    if builder.repo_id:
-        return Table(what, rows, f"{what}/{builder.config.name}@{builder.hash}")
-    return Table(Path(what).expanduser().resolve().name, rows, None)
-
-
-def texts(table: Table, column: str, n: int | None = None) -> list[str | None]:
-    """A column of text, of the first `n` rows or of all.
-
-    Raises:
-        UserError: it holds something else.
-    """
-    kind = table.rows.features[column]
-    if getattr(kind, "dtype", None) not in ("string", "large_string"):
-        raise UserError(f"{table.name}: column {column!r} holds {kind}; expected text")
-    return list(table.rows[column][:n])
 
 
 def _captions(table: Table, column: str) -> list[str]:
@@ -172,36 +100,6 @@ def _captions(table: Table, column: str) -> list[str]:
     return captions
 
 
-def _located(what: str) -> dict[str, Any]:
-    """Arguments for `load_dataset_builder`."""
-    path = Path(what).expanduser()
-    if path.is_dir():
-        return _in_folder(path.resolve())
-    files = [str(path)] if path.is_file() else sorted(glob(str(path), recursive=True))  # noqa: PTH207  # absolute, too
-    if files:
-        suffixes = {Path(file).suffix.lower() for file in files}
-        if len(suffixes) > 1 or not suffixes <= READERS.keys():
-            raise UserError(f"{what} names files ending in {', '.join(sorted(suffixes))}; expected all of one of {', '.join(READERS)}")
-        return _files(READERS[suffixes.pop()], files)
-    if HUB_NAME.fullmatch(what) and not path.parent.is_dir():
-        return {"path": what}
-    raise UserError(f"no pictures at {what!r}: it is no folder, no file, no glob that fits any, and no owner/name of a Hub dataset")
-
-
-def _in_folder(folder: Path) -> dict[str, Any]:
-    if metadata := [str(folder / name) for name in METADATA if (folder / name).is_file()]:
-        return _files("imagefolder", metadata)
-    for suffix in (".parquet", ".tar"):
-        if any(folder.rglob(f"*{suffix}")):
-            return {"path": str(folder)}
-    found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:5]) or "nothing"
-    raise UserError(f"no captioned pictures in {folder}: expected {', '.join(METADATA)}, .parquet or .tar files; found {found}")
-
-
-def _files(reader: str, files: list[str]) -> dict[str, Any]:
-    return {"path": reader, "data_files": {"train": [escape(file) for file in files]}}
-
-
 def _content(name: str, rows: Dataset, captions: list[str]) -> str:
     """SHA-256 over the digests of each caption and of each picture's bytes."""
     whole = hashlib.sha256()
@@ -209,21 +107,13 @@ def _content(name: str, rows: Dataset, captions: list[str]) -> str:
     for row, (caption, pictures) in enumerate(tqdm(pairs, desc=f"reading {name}", total=len(rows), unit="image", mininterval=1)):
         (picture,) = pictures.values()
         try:
-            with _stream(picture) as file:
+            with stream(picture) as file:
                 whole.update(hashlib.sha256(caption.encode()).digest() + hashlib.file_digest(file, "sha256").digest())
         except OSError as error:
             raise UserError(
                 f"{name}: {_named(row, caption, picture)} cannot be read: {error.strerror}. Put it there, or take the row out"
             ) from error
     return whole.hexdigest()
-
-
-def _stream(picture: dict[str, Any] | None) -> io.BytesIO | io.BufferedReader:
-    if picture and picture["bytes"] is not None:
-        return io.BytesIO(picture["bytes"])
-    if picture and picture["path"] is not None:
-        return Path(picture["path"]).open("rb")
-    raise FileNotFoundError(errno.ENOENT, "there is none")
 
 
 def _named(row: int, caption: str, picture: dict[str, Any] | None) -> str:

@@ -87,6 +87,9 @@ def parser() -> argparse.ArgumentParser:
     add("leaderboard", _leaderboard, "print the leaderboard and write results/LEADERBOARD.md")
     add("doctor", _doctor, "say what this machine can run, what is missing, and whether the shipped weights are intact")
 
+    references = add("reference", _reference, "build reference statistics from real pictures, import published ones, or list those at hand")
+    _add_reference(references)
+
     training = add("scenes", _scenes, "train the embedded family's own weights, or install what was trained")
     training.add_argument("action", choices=("train", "ship"), help="train: make parts in WORK; ship: install them with a manifest")
     training.add_argument("--parts", nargs="+", default=[], help="parts to train (default: all)")
@@ -112,10 +115,28 @@ def _add_models(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_reference(command: argparse.ArgumentParser) -> None:
+    command.add_argument("action", choices=("build", "import", "list"))
+    command.add_argument("name", nargs="?", help="what suites call the reference")
+    command.add_argument("file", nargs="?", type=Path, help="import: a .npz with `mu` and `sigma`")
+    command.add_argument("--images", type=Path, help="build: folder of real pictures")
+    command.add_argument("--dataset", help="build: file, folder or Hub name that `datasets` opens")
+    command.add_argument("--split", default="train", help="build: of the dataset (default: train)")
+    command.add_argument("--column", help="build: of the dataset's pictures, where it has several")
+    command.add_argument("--encoder", nargs="+", default=[], help="build: encoders to build for; import: the one its maker names")
+    command.add_argument("--n", type=int, help="build: only the first N pictures; import: pictures behind the file")
+    command.add_argument("--source", help="import: where it was published")
+
+
 def _places(arguments: argparse.Namespace) -> "Places":
     from sdbench.api import Places
 
-    return Places(arguments.results, arguments.runs or arguments.results / "runs")
+    return Places(arguments.results, _runs(arguments))
+
+
+def _runs(arguments: argparse.Namespace) -> Path:
+    runs: Path | None = arguments.runs
+    return runs or Path(arguments.results) / "runs"
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -132,6 +153,8 @@ def _run(arguments: argparse.Namespace) -> int:
     only = "probes" if arguments.weights == "random" and arguments.only is None else arguments.only
     if arguments.dry_run:
         return _plan(specs, suite, arguments)
+    if only != "probes" and specs[0].family == suite.family:
+        _tell(suite, arguments)
     made = api.run(specs, suite, _places(arguments), device=arguments.device, only=only)
     return _show(made, arguments)
 
@@ -139,7 +162,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _plan(specs: "Sequence[ModelSpec]", suite: "Suite", arguments: argparse.Namespace) -> int:
     from sdbench.plan import plan
 
-    content = plan(specs, suite)
+    content = plan(specs, suite, _runs(arguments))
     if arguments.json:
         give(content)
     else:
@@ -168,8 +191,10 @@ def _benchmark(arguments: argparse.Namespace) -> int:
     for job in chosen.jobs:
         if arguments.dry_run:
             _plan(job.specs, job.suite, arguments)
-        else:
-            api.run(job.specs, job.suite, _places(arguments), only=job.only)
+            continue
+        if job.only != "probes":
+            _tell(job.suite, arguments)
+        api.run(job.specs, job.suite, _places(arguments), only=job.only)
     return 0 if arguments.dry_run else _leaderboard(arguments)
 
 
@@ -232,7 +257,16 @@ def _suites(arguments: argparse.Namespace) -> int:
         return 0
     for suite in found:
         say(f"{suite.name}@{suite.version:<3} {suite.family or 'part':7} {suite.description}")
+        _tell(suite, arguments)
     return 0
+
+
+def _tell(suite: "Suite", arguments: argparse.Namespace) -> None:
+    """What a suite needs that is not on this disk."""
+    from sdbench import needs
+
+    for line in needs.text(suite, _runs(arguments)):
+        say(f"    {line}")
 
 
 def _leaderboard(arguments: argparse.Namespace) -> int:
@@ -256,6 +290,19 @@ def _doctor(arguments: argparse.Namespace) -> int:
     if arguments.json:
         give([vars(finding) for finding in findings])
     return BAD_INPUT if any(finding.fatal and not finding.fine for finding in findings) else 0
+
+
+def _reference(arguments: argparse.Namespace) -> int:
+    from sdbench import reference_command
+
+    found = reference_command.run(arguments, _runs(arguments))
+    for card in found:
+        say(reference_command.line(card))
+    if not found:
+        say("no reference was built or imported yet; `scenes` is rendered when it is needed")
+    if arguments.json:
+        give([card.model_dump() for card in found])
+    return 0
 
 
 def _scenes(arguments: argparse.Namespace) -> int:

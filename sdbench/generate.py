@@ -8,6 +8,8 @@ fills up with its finished prompts, which costs what any padding costs, and its 
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,9 +40,9 @@ class Job:
 
 def jobs(suite: Suite, sampling: Sampling, weights_digest: str | None) -> list[Job]:
     """The pictures a suite asks of a model, in order."""
-    settings = sampling.model_dump(exclude={"batch"})
+    settings, noise = sampling.model_dump(exclude={"batch"}), suite.noise.identity()
     return [
-        Job(prompt_id, 0, prompt, digest([weights_digest, prompt_id, prompt, settings, suite.noise.model_dump()]))
+        Job(prompt_id, 0, prompt, digest([weights_digest, prompt_id, prompt, settings, noise]))
         for prompt_id, prompt in suite.prompt_list().items()
     ]
 
@@ -106,11 +108,31 @@ def call_arguments(sampling: Sampling, prompts: list[str]) -> dict[str, Any]:
 def initial_noise(noise: Noise, prompt_id: str, sample: int, shape: tuple[int, ...]) -> Tensor:
     """Standard normal latents, float32 on the CPU => `shape`.
 
-    `fixed` is MLPerf's: torch's generator with the suite's seed, the same latent for every prompt. `per_image` is keyed by
-    128 bits of (seed, prompt id, sample); torch's CPU generator takes 32 bits of a seed, with which two of 30,000 pictures
-    share their noise with odds of about one in ten.
+    `fixed` is MLPerf's: the same latent for every prompt, from a file or from torch's generator with the suite's seed (whose
+    last digits depend on the machine). `per_image` is keyed by 128 bits of (seed, prompt id, sample); torch's CPU generator
+    takes 32 bits of a seed, with which two of 30,000 pictures share their noise with odds of about one in ten.
+
+    Raises:
+        UserError: the latent's file holds something else.
     """
+    if path := noise.path():
+        return _saved_latent(path, shape)
     if noise.kind == "fixed":
         return torch.randn(shape, generator=torch.Generator().manual_seed(noise.seed))
     key = int.from_bytes(hashlib.sha256(repr((noise.seed, prompt_id, sample)).encode()).digest()[:16], "little")
     return torch.from_numpy(np.random.Generator(np.random.Philox(key=key)).standard_normal(shape, np.float32))
+
+
+@cache
+def _saved_latent(path: Path, shape: tuple[int, ...]) -> Tensor:
+    """The tensor of a file, C x H x W or 1 x C x H x W."""
+    try:
+        latent = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # torch raises nearly anything for what it cannot read
+        raise UserError(
+            f"the suite's latent {path} cannot be read as a tensor ({type(error).__name__}); save it with torch.save"
+        ) from error
+    if not isinstance(latent, Tensor) or tuple(latent.shape) not in (shape, (1, *shape)) or not latent.isfinite().all():
+        found = f"{tuple(latent.shape)}" if isinstance(latent, Tensor) else type(latent).__name__
+        raise UserError(f"the suite's latent {path} must be a finite tensor of shape {shape}, as the suite's size_px needs; found {found}")
+    return latent.reshape(shape).float()

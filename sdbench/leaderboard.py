@@ -197,6 +197,7 @@ def footer(section: Section) -> list[str]:
 
     return [
         line("suite digest", lambda record: record.suite.digest),
+        *([line("prompts", lambda record: record.prompts)] if any(record.prompts for record in section.records) else []),
         line(
             "sampling",
             lambda record: ", ".join(f"{key} {json.dumps(value, ensure_ascii=False)}" for key, value in sorted(record.sampling.items())),

@@ -2,24 +2,26 @@
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from sdbench import needs
 from sdbench.models.architectures import TOPOLOGIES, unet_config
 from sdbench.models.spec import ModelSpec
 from sdbench.probes.flops import unet_macs
 from sdbench.suites import Sampling, Suite
-from sdbench.weights import files_to_fetch
+from sdbench.weights import files_to_fetch, size_text
 
 PNG_BYTES_PER_PIXEL = 1.5  # photographs take about this much; plain scenes far less
 EFFICIENCY = 0.15  # share of a large matrix product's speed that a pipeline reaches: the slack of a rough estimate
 
 
-def plan(specs: Sequence[ModelSpec], suite: Suite) -> dict[str, Any]:
-    """Files to fetch, disk in bytes, and a rough time in seconds, with the same as text."""
+def plan(specs: Sequence[ModelSpec], suite: Suite, runs: Path) -> dict[str, Any]:
+    """Files to fetch, what else is not here, disk in bytes, and a rough time in seconds, with the same as text."""
     dtype = suite.sampling.dtype if suite.sampling else "float32"
-    files = [file for spec in specs for file in files_to_fetch(spec, dtype=dtype) if not file.cached]
+    files = [file for spec in specs for file in files_to_fetch(spec, dtype=dtype) if not file.cached] + needs.files(suite)
     n = suite.prompts.n if suite.prompts else 0
     rate = _macs_per_s()
     rows = []
@@ -30,7 +32,11 @@ def plan(specs: Sequence[ModelSpec], suite: Suite) -> dict[str, Any]:
     size = suite.sampling.size_px if suite.sampling else 0
     disk = int(len(specs) * n * size * size * PNG_BYTES_PER_PIXEL) + sum(file.size_bytes for file in files)
     content = {
-        "suite": suite.id.model_dump(),
+        "suite": suite.id.model_dump()
+        if needs.inputs_are_here(suite)
+        else suite.model_dump(include={"name", "version"}) | {"digest": None},
+        "prompts": suite.prompts_described() if needs.inputs_are_here(suite) else None,
+        "lacking": needs.lacking(suite, runs),
         "settings": suite.model_dump(),
         "files": [vars(file) for file in files],
         "disk_bytes": disk,
@@ -40,10 +46,13 @@ def plan(specs: Sequence[ModelSpec], suite: Suite) -> dict[str, Any]:
 
 
 def _text(content: dict[str, Any], n: int) -> str:
-    lines = [f"suite {content['suite']['name']}@{content['suite']['version']} (digest {content['suite']['digest']}): {n} pictures a model"]
+    digest = content["suite"]["digest"] or "not known until its prompts are here"
+    lines = [f"suite {content['suite']['name']}@{content['suite']['version']} (digest {digest}): {n} pictures a model"]
+    lines += [f"prompts: {content['prompts']}"] if content["prompts"] else []
     sampling = content["settings"]["sampling"] or {}
     lines.append("sampling: " + ", ".join(f"{key} {value}" for key, value in sampling.items()))
-    lines += [f"fetch: {file['repository']}/{file['name']} ({file['size_bytes'] / 1e9:.2f} GB)" for file in content["files"]]
+    lines += [f"fetch: {file['repository']}/{file['name']} ({size_text(file['size_bytes'])})" for file in content["files"]]
+    lines += [f"missing: {what}" for what in content["lacking"]]
     lines.append(f"disk: at most {content['disk_bytes'] / 1e9:.2f} GB" + ("" if content["files"] else "; nothing to fetch"))
     for row in content["models"]:
         lines.append(

@@ -141,6 +141,9 @@ class Record(_Data):
     n_images: int
     values: tuple[Value, ...]
     sampling: dict[str, Any] = Field(description="resolved sampling settings, as the run used them")
+    prompts: str = Field(
+        default="", description="of prompts that do not come with the suite: where from, their digest, whether it is verified"
+    )
 
     def value(self, name: str) -> Value | None:
         """The value of this name, or None."""

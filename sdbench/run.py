@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from sdbench import records
+from sdbench.accept import judged
 from sdbench.errors import UserError
 from sdbench.generate import DTYPES, Job, generate, jobs, rendered, sampler
 from sdbench.machine import environment, this_machine
@@ -57,6 +58,7 @@ def bench(suite: Suite, *, device: str, results: Path, runs: Path, only: str | N
         )
     for folder in (results, runs):
         _check_writable(folder)
+    suite.id  # noqa: B018  # prompts or a latent that are neither here nor reachable end the run here
     return Bench(suite, suite.sampling, device, results, runs, only != "probes", only != "quality")
 
 
@@ -126,8 +128,11 @@ def _record(spec: ModelSpec, setting: Bench, pictures: tuple[Store, list[Job]] |
     if pictures is not None:
         store, todo = pictures
         subject = subject_of(store, todo, setting.runs)
-        subject = replace(subject, teacher=_teacher_scores(setting), is_teacher=spec.name == TEACHERS[spec.family])
+        subject = replace(
+            subject, teacher=_teacher_scores(setting), is_teacher=spec.name == TEACHERS[spec.family], reference=setting.suite.reference
+        )
         values, scores = score(subject, setting.suite.metrics.get(setting.suite.family or "scenes", ()))
+        values = judged(values, setting.suite, setting.runs)
         thumbnails = {f"{job.prompt_id}.png": _thumbnail(subject.pixels[row]) for row, job in enumerate(todo[:THUMBNAILS])}
     record = Record(
         family=spec.family,
@@ -139,6 +144,7 @@ def _record(spec: ModelSpec, setting: Bench, pictures: tuple[Store, list[Job]] |
         n_images=len(scores.prompt_ids),
         values=(*values, *(probed if setting.probes else _kept_probes(model, machine, setting))),
         sampling=setting.sampling.model_dump(),
+        prompts=setting.suite.prompts_described(),
     )
     return _unless_same(record, scores, thumbnails, setting.results)
 

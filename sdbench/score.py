@@ -5,6 +5,7 @@ A protocol that throws, or whose weights are not at hand, gives a value whose st
 
 from collections.abc import Sequence
 
+from sdbench import assets, weights
 from sdbench.errors import MissingError, unknown
 from sdbench.protocols import captions, sets, truth
 from sdbench.protocols.base import Subject
@@ -33,5 +34,13 @@ def score(subject: Subject, metrics: Sequence[str]) -> tuple[list[Value], Scores
         except Exception as error:  # noqa: BLE001  # a metric that fails loses only itself
             value, columns = protocol.without("failed", f"{type(error).__name__}: {error}"), {}
         subject.columns.update(columns)
-        values.append(value)
+        values.append(_noted(value))
     return values, Scores(subject.prompt_ids, subject.samples, subject.columns)
+
+
+def _noted(value: Value) -> Value:
+    """The value, with a note where no source states the digest of the weights behind it."""
+    names = [asset.name for asset in assets.needed([value.name]) if weights.unverified(asset.name)]
+    if value.state != "ok" or not names:
+        return value
+    return value.model_copy(update={"note": "; ".join(filter(None, [value.note, f"unverified weights: {', '.join(names)}"]))})

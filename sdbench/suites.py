@@ -1,7 +1,8 @@
 """Suite files: what is measured, on which prompts, how the pictures are made. Checked before anything is loaded.
 
-A suite is a TOML file of `suites/`. `include` takes the metrics and probes of other suites, so that `quality` and
-`standard` say only what is their own. The digest of a suite is over its resolved content, includes and prompts included.
+A suite is a TOML file of `suites/`. `include` takes the metrics (of the suite's own family) and probes of other suites, so
+that `quality` and `standard` say only what is their own. The digest of a suite is over its resolved content, includes,
+prompts and the latent's file included; settings that came later are not in it where a suite does not use them.
 """
 
 import hashlib
@@ -9,10 +10,11 @@ import json
 import tomllib
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from sdbench import prompts as lists
 from sdbench.errors import UserError, unknown
 from sdbench.records import SuiteId
 from sdbench.scenes.grammar import scene_at
@@ -25,13 +27,37 @@ class _Data(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Prompts(_Data):
-    """Which captions: `scenes` draws held-out ones from the grammar, `file` reads a text file (a prompt a line) beside the suite."""
+def _unset(value: Any) -> bool:
+    return value is None
 
-    source: Literal["scenes", "file"] = "scenes"
+
+class Prompts(_Data):
+    """Which captions.
+
+    Attributes:
+        source: `scenes` draws held-out ones from the grammar, `file` reads a text file (a prompt a line) beside the suite,
+            `dataset` reads a column of whatever `datasets` opens.
+        path: of a dataset: `asset:<name>`, local file or folder, or name on the Hub.
+        column: of a dataset; may be left out where one is called prompt, caption or text.
+        seed: of a dataset, 0 takes the first `n` prompts and any other draws `n` of them.
+        digest: of a dataset's prompts, as `--dry-run` prints it; another list is refused, and without it the record says "unverified".
+    """
+
+    source: Literal["scenes", "file", "dataset"] = "scenes"
     file: str | None = None
+    path: str | None = Field(default=None, exclude_if=_unset)
+    split: str | None = Field(default=None, exclude_if=_unset)
+    column: str | None = Field(default=None, exclude_if=_unset)
     n: Annotated[int, Field(gt=0)]
     seed: int = 0
+    digest: str | None = Field(default=None, exclude_if=_unset)
+
+    @model_validator(mode="after")
+    def _has_its_place(self) -> Self:
+        needed = {"scenes": None, "file": "file", "dataset": "path"}[self.source]
+        if needed and not getattr(self, needed):
+            raise ValueError(f"source {self.source!r} needs {needed!r}")
+        return self
 
 
 class Sampling(_Data):
@@ -52,10 +78,43 @@ class Sampling(_Data):
 
 
 class Noise(_Data):
-    """Initial latents: one generator a picture, or one latent for all (as MLPerf)."""
+    """Initial latents: one generator a picture, or one latent for all (as MLPerf), drawn from `seed` or read from `file`.
+
+    Attributes:
+        file: `asset:<name>` or path of a tensor saved by `torch.save`; the same seed gives other last digits on another machine.
+        digest: SHA-256 of that file; another is refused.
+    """
 
     kind: Literal["per_image", "fixed"] = "per_image"
     seed: int = 0
+    file: str | None = Field(default=None, exclude_if=_unset)
+    digest: str | None = Field(default=None, exclude_if=_unset)
+
+    @model_validator(mode="after")
+    def _file_is_fixed(self) -> Self:
+        if self.file and self.kind != "fixed":
+            raise ValueError("'file' is one latent for all; it needs kind = \"fixed\"")
+        return self
+
+    def path(self) -> Path | None:
+        """The latent's file, its digest checked; None where there is none.
+
+        Raises:
+            MissingError: an asset that is neither here nor reachable.
+            UserError: no such file, or it has another digest.
+        """
+        if self.file is None:
+            return None
+        path = Path(lists.located(self.file, suites_folder()))
+        if not path.is_file():
+            raise UserError(f"the suite's latent {self.file} is missing: no file {path}, nor one beside the suites")
+        lists.check(f"latent {path}", lists.file_digest(path), self.digest)
+        return path
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two noises the same: the settings and, where there is a file, what is in it."""
+        path = self.path()
+        return self.model_dump(exclude={"file", "digest"} if path else None) | ({"content": lists.file_digest(path)} if path else {})
 
 
 class Probes(_Data):
@@ -66,13 +125,34 @@ class Probes(_Data):
     warmup: Annotated[int, Field(ge=0)]
 
 
+class Accept(_Data):
+    """The ranges that the source of a suite's protocol accepts, and what their maker fed it: the suite's check of itself.
+
+    Attributes:
+        name: what is reproduced.
+        source: where the ranges are stated.
+        prompts: digest of the prompts.
+        noise: SHA-256 of the latent's file.
+        statistics: git's name (SHA-1 of a blob) of the file of the reference statistics.
+        ranges: protocol -> lowest and highest value.
+    """
+
+    name: str
+    source: str
+    prompts: str
+    noise: str
+    statistics: str
+    ranges: dict[str, tuple[float, float]]
+
+
 class Suite(_Data):
     """A resolved suite.
 
     Attributes:
         family: which models it is for; None in a part, which other suites include.
         metrics: protocols by family, since the two families have evaluators of their own.
-        reference: what set metrics compare with: `scenes` renders scenes of the training split, eight for each prompt.
+        reference: what set metrics compare with: `scenes` renders scenes of the training split, eight for each prompt;
+            another name is of a reference that `sdbench reference` built or imported.
     """
 
     name: str
@@ -81,24 +161,51 @@ class Suite(_Data):
     description: str
     include: tuple[str, ...] = ()
     metrics: dict[Family, tuple[str, ...]] = {}
-    reference: Literal["scenes"] | None = None
+    reference: str | None = None
     prompts: Prompts | None = None
     sampling: Sampling | None = None
     noise: Noise = Noise()
     probes: Probes | None = None
+    accept: Accept | None = Field(default=None, exclude_if=_unset)
 
     @property
     def id(self) -> SuiteId:
-        """Name, version, and digest of everything that decides a number."""
-        content = json.dumps([self.model_dump(exclude={"description", "include"}), self.prompt_list()], sort_keys=True)
+        """Name, version, and digest of everything that decides a number.
+
+        Raises:
+            MissingError: prompts or the latent are neither here nor reachable.
+        """
+        settings = self.model_dump(exclude={"description", "include", "accept"}) | {"noise": self.noise.identity()}
+        content = json.dumps([settings, self.prompt_list()], sort_keys=True)
         return SuiteId(name=self.name, version=self.version, digest=hashlib.sha256(content.encode()).hexdigest()[:16])
 
     def prompt_list(self) -> dict[str, str]:
-        """Prompt id -> prompt, in order; the id is made of the prompt's place and text."""
+        """Prompt id -> prompt, in order; the id is made of the prompt's place and text.
+
+        Raises:
+            MissingError: they are neither here nor reachable.
+            UserError: too few of them, one is empty, or they have another digest.
+        """
         if self.prompts is None:
             return {}
         texts = _read_prompts(self.prompts)
         return {f"{index:05d}-{hashlib.sha256(text.encode()).hexdigest()[:8]}": text for index, text in enumerate(texts)}
+
+    def prompts_described(self) -> str:
+        """Where prompts of a dataset come from, and their digest; "" for those that come with the suite.
+
+        Raises:
+            MissingError, UserError: as `prompt_list`.
+        """
+        if self.prompts is None or self.prompts.source != "dataset":
+            return ""
+        texts = tuple(self.prompt_list().values())
+        repeated = len(texts) - len(set(texts))
+        return (
+            f"{len(texts)} of {self.prompts.path}, digest {lists.digest(texts)}"
+            + ("" if lists.is_verified(self.prompts.path or "", self.prompts.digest) else " (unverified)")
+            + (f", {repeated} of them repeat an earlier one" if repeated else "")
+        )
 
 
 def suites_folder() -> Path:
@@ -136,9 +243,10 @@ def load(what: str, including: tuple[str, ...] = ()) -> Suite:
     suite = validated(Suite, content, f"suite {path}")
     for name in suite.include:
         part = load(name, (*including, what))
+        taken = {family: names for family, names in part.metrics.items() if suite.family in (None, family)}
         suite = suite.model_copy(
             update={
-                "metrics": _merged(suite.metrics, part.metrics),
+                "metrics": _merged(suite.metrics, taken),
                 "probes": suite.probes or part.probes,
                 "reference": suite.reference or part.reference,
             }
@@ -179,6 +287,11 @@ def _drawn(n: int, seed: int) -> tuple[str, ...]:
 def _read_prompts(prompts: Prompts) -> tuple[str, ...]:
     if prompts.source == "scenes":
         return _drawn(prompts.n, prompts.seed)
+    if prompts.source == "dataset":
+        place = lists.located(prompts.path or "", suites_folder())
+        drawn = lists.from_dataset(place, prompts.split or "train", prompts.column, prompts.n, prompts.seed)
+        lists.check(f"the list of prompts {prompts.path}", lists.digest(drawn), prompts.digest)
+        return drawn
     path = suites_folder() / (prompts.file or "")
     if not path.is_file():
         raise UserError(f"prompt file {path} of the suite is missing")

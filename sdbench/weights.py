@@ -1,24 +1,35 @@
-"""Fetching weights from the Hub into huggingface_hub's cache: what is needed, how large it is, and nothing else.
+"""What is fetched from outside: whole pipelines into huggingface_hub's cache, and the assets of `assets.py` by digest.
 
-huggingface_hub downloads under a temporary name and renames when size and digest fit.
+An asset is taken from `SDBENCH_WEIGHTS` (a folder for each), else from the Hub's cache, else fetched: under a temporary
+name, and renamed when its SHA-256 fits. A digest that no source states is pinned at first use, and refused when it changes.
 """
 
-from collections.abc import Iterator
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import huggingface_hub
+from filelock import FileLock
 from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub.file_download import http_get
 
-from sdbench.errors import UserError
+from sdbench import assets
+from sdbench.assets import Asset, File
+from sdbench.errors import MissingError, UserError
 from sdbench.models import hub
 from sdbench.models.catalogue import CATALOGUE
 from sdbench.models.files import STEMS, choose, kind_of, read_header
 from sdbench.models.locate import locate
 from sdbench.models.spec import ModelSpec
 
+HOME = "SDBENCH_WEIGHTS"
 _CONFIGS = ("model_index.json", "scheduler/*.json", "tokenizer*/*.json", "tokenizer*/*.txt", *(f"{part}/config.json" for part in STEMS))
 
 
@@ -135,9 +146,159 @@ def _unreachable(job: _Job, error: Exception) -> UserError:
         "pipeline": ", ".join((*_CONFIGS, *(f"{part}/{STEMS[part]}*.safetensors" for part in job.parts))),
         "unet": f"config.json, {STEMS['unet']}*.safetensors",
     }
-    reason = str(error).splitlines()[0] if str(error) else ""
     return UserError(
-        f"cannot fetch {job.repository!r} from the Hub ({type(error).__name__}: {reason}). "
+        f"cannot fetch {job.repository!r} from the Hub ({_reason(error)}). "
         f"Needed{size}: {needed.get(job.kind, '*.safetensors')}. Where there is a network, run `hf download {job.repository}"
         f"{f' --revision {job.revision}' if job.revision else ''}` and copy its folder into {HF_HUB_CACHE}; or put the files in a folder and name that folder."
     )
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), 'no reason given')}"
+
+
+def find(name: str) -> Path:
+    """Where an asset lies, fetched if need be and checked against its digests => its file, or the folder where it has several.
+
+    Raises:
+        MissingError: it is neither here nor reachable; says which files, how large, and where to put them.
+        UserError: no such asset, or a file whose digest is not the one stated or pinned.
+    """
+    asset = assets.named(name)
+    place, _ = _checked(asset)
+    return place / asset.files[0].name if len(asset.files) == 1 else place
+
+
+def digest(name: str) -> str:
+    """SHA-256 of an asset's file, or over those of all its files; what an evaluator's features are named by.
+
+    Raises:
+        MissingError, UserError: as `find`.
+    """
+    _, found = _checked(assets.named(name))
+    return found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()
+
+
+def unverified(name: str) -> bool:
+    """Whether some file's digest is only pinned, because no source states it."""
+    return any(file.sha256 is None for file in assets.named(name).files)
+
+
+def absent(wanted: Iterable[Asset]) -> list[RemoteFile]:
+    """The files of those assets that are not on this disk; asks nobody."""
+    return [
+        RemoteFile(asset.source.partition(":")[2] if asset.hub else asset.source, None, file.name, file.size_bytes, cached=False)
+        for asset in wanted
+        if _place(asset) is None
+        for file in asset.files
+        if not (home() / asset.name / file.name).is_file()
+    ]
+
+
+def size_text(size_bytes: int) -> str:
+    """A size in words, to two digits after the point."""
+    return f"{size_bytes / 1e9:.2f} GB" if size_bytes >= 1e7 else f"{size_bytes / 1e6:.2f} MB"
+
+
+def home() -> Path:
+    """The folder of assets: `SDBENCH_WEIGHTS`, or one in the user's cache."""
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get(HOME) or Path(caches) / "sdbench" / "weights")
+
+
+def _checked(asset: Asset) -> tuple[Path, list[str]]:
+    """An asset's folder, and the SHA-256 of each of its files."""
+    place = _place(asset) or _fetched(asset)
+    return place, [_digest(asset, file, place / file.name) for file in asset.files]
+
+
+def _place(asset: Asset) -> Path | None:
+    """The folder that holds all of an asset's files."""
+    kept = hub.cached(asset.hub[1], kind=asset.hub[0]) if asset.hub else None
+    folders = [home() / asset.name, *([kept] if kept else [])]
+    return next((folder for folder in folders if all((folder / file.name).is_file() for file in asset.files)), None)
+
+
+def _fetched(asset: Asset) -> Path:
+    """Fetch what is missing of an asset, in one process at a time => its folder."""
+    try:
+        home().mkdir(parents=True, exist_ok=True)
+        with FileLock(home() / f".{asset.name}.lock"):
+            return _place(asset) or _fetch_into(home() / asset.name, asset)
+    except UserError:
+        raise
+    except Exception as error:  # as above
+        raise _missing(asset, error) from error
+
+
+def _fetch_into(place: Path, asset: Asset) -> Path:
+    arriving = home() / f".arriving-{asset.name}"
+    for file in asset.files:
+        if (place / file.name).is_file():
+            continue
+        part = _download(asset, file, arriving)
+        try:
+            _digest(asset, file, part)
+        except UserError:
+            part.unlink()
+            raise
+        (place / file.name).parent.mkdir(parents=True, exist_ok=True)
+        part.replace(place / file.name)
+    shutil.rmtree(arriving, ignore_errors=True)
+    return place
+
+
+def _download(asset: Asset, file: File, folder: Path) -> Path:
+    if asset.hub:
+        kind, repository = asset.hub
+        return Path(huggingface_hub.hf_hub_download(repository, file.name, repo_type=kind, local_dir=folder))
+    if huggingface_hub.is_offline_mode():
+        raise ConnectionError("offline mode is enabled (HF_HUB_OFFLINE)")
+    path = folder / file.name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as part:  # goes on where an earlier try was cut off
+        http_get(f"{asset.source}/{file.name}", part, resume_size=part.tell(), expected_size=file.size_bytes)
+    return path
+
+
+def _missing(asset: Asset, error: Exception) -> MissingError:
+    files = ", ".join(f"{file.name} ({size_text(file.size_bytes)})" for file in asset.files)
+    command = (
+        f"run `hf download {asset.hub[1]} --repo-type {asset.hub[0]} {' '.join(file.name for file in asset.files)}`, or "
+        if asset.hub
+        else ""
+    )
+    return MissingError(
+        f"weights: {asset.name!r} is not on this disk and cannot be fetched ({_reason(error)}). Needed of {asset.source}: {files}. Where there is "
+        f"a network, {command}get the files there; put them into {home() / asset.name} (the environment's {HOME} names another folder than {home()})."
+    )
+
+
+def _digest(asset: Asset, file: File, path: Path) -> str:
+    """SHA-256 of a file, which fits what its source states or what was pinned; pinned now where neither is known.
+
+    Raises:
+        UserError: it is another.
+    """
+    book = home() / "digests" / f"{asset.name}.json"
+    noted: dict[str, Any] = json.loads(book.read_text()) if book.is_file() else {}
+    stamp = [path.stat().st_size, path.stat().st_mtime_ns]
+    kept = noted.get(file.name, {})
+    if kept.get("seen") == stamp:  # hashing gigabytes takes longer than loading them
+        found = str(kept["sha256"])
+    else:
+        with path.open("rb") as content:
+            found = hashlib.file_digest(content, "sha256").hexdigest()
+    expected = file.sha256 or kept.get("sha256") or found
+    if found != expected:
+        how = "its source states" if file.sha256 else f"was pinned when it was first used; delete {book} to trust the new one"
+        raise UserError(
+            f"weights: {path} of {asset.name!r} has SHA-256 {found}, but {expected} {how}. Else delete the file and get it again."
+        )
+    if kept != (note := {"sha256": found, "seen": stamp}):
+        with suppress(OSError):  # a folder that is only read keeps no notes; its files are hashed each time
+            book.parent.mkdir(parents=True, exist_ok=True)
+            beside = book.with_name(f".{book.name}.{os.getpid()}")
+            beside.write_text(json.dumps({**noted, file.name: note}, indent=1) + "\n")
+            beside.replace(book)
+    return found

@@ -10,11 +10,19 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = (
     {"errors", ""},  # "" is sdbench itself: its version
-    {"metrics", "stats", "models", "scenes", "records", "suites", "training", "latents"},
+    {"metrics", "stats", "models", "scenes", "records", "training", "latents"},
     {
+        "assets",
         "weights",
+        "sources",
+        "prompts",
+        "suites",
         "encoders",
         "reference",
+        "reference_build",
+        "reference_command",
+        "accept",
+        "needs",
         "store",
         "machine",
         "policy",
@@ -44,14 +52,18 @@ ONLY = {
     "scenes.training": {"errors", "scenes", "scenes.training", "models", "training", "latents"},
     "training": {"errors"},
     "latents": {"errors", "models", "training"},
-    "suites": {"errors", "records", "scenes"},
+    "assets": {"errors"},
+    "sources": {"errors", "models"},
+    "prompts": {"errors", "sources", "weights"},
+    "suites": {"errors", "records", "scenes", "prompts"},
+    "needs": {"assets", "prompts", "reference", "suites", "weights"},
     "gate": {"errors", "records", "stats", "policy", "tables", "compare"},
     "leaderboard": {"errors", "records", "stats", "tables", "published", "truth"},
     "truth": {"records", "stats", "tables"},
     "report": {"errors", "records", "stats", "tables", "published", "truth", "gate", "leaderboard", "compare", "policy", "report"},
 }
 TRAINING_IS_FOR = {"scenes.training", "cli", "distillation"}
-# `latents` feeds both families' trainers; `suites` holds the types that `generate` is called with.
+# `latents` feeds both families' trainers; `sources` opens data sets; `suites` holds the types that `generate` is called with.
 DISTILLATION_KNOWS = {
     "errors",
     "models",
@@ -60,6 +72,7 @@ DISTILLATION_KNOWS = {
     "training",
     "latents",
     "store",
+    "sources",
     "records",
     "suites",
     "generate",
@@ -69,7 +82,13 @@ WITHOUT_TORCH = (
     "errors",
     "stats",
     "records",
+    "assets",
+    "weights",
+    "prompts",
     "suites",
+    "reference",
+    "reference_command",
+    "needs",
     "policy",
     "compare",
     "gate",

@@ -21,6 +21,7 @@ class Subject:
         images: identities of the pictures in the store, a row each.
         teacher: scores of the family's teacher on the same prompts; None where the teacher has none (yet).
         is_teacher: the pictures are the teacher's own.
+        reference: what set metrics compare with, by the name that the suite gives; None where it names none.
         columns: what earlier protocols found, for those that build on it.
     """
 
@@ -32,6 +33,7 @@ class Subject:
     prompts: Sequence[str]
     teacher: Scores | None = None
     is_teacher: bool = False
+    reference: str | None = None
     columns: dict[str, F64] = field(default_factory=dict)
 
     @cached_property

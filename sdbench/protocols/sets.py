@@ -2,12 +2,13 @@
 
 from sdbench import reference, stats
 from sdbench.encoders import scenes
+from sdbench.encoders.catalogue import ENCODERS
 from sdbench.metrics import frechet
 from sdbench.protocols.base import Protocol, Result, Subject
 
 
 def _frechet(subject: Subject, protocol: Protocol) -> Result:
-    against = reference.scenes(subject.runs)
+    against = reference.find(subject.reference, ENCODERS["scenes.features"], subject.runs)
     features = subject.features(scenes.encoder_id("features"), scenes.features)
     n, width = features.shape
     if n < 2:

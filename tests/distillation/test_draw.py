@@ -84,7 +84,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     with pytest.raises(KeyboardInterrupt):
         draw(prompts, teacher_folder, out, **SETTINGS)
     assert puts == order[:2]
-    with pytest.raises(UserError, match="no captioned pictures"):
+    with pytest.raises(UserError, match="nothing to read in"):
         open_pictures(str(out))
     monkeypatch.setattr(Store, "put", counted)
     draw(prompts, teacher_folder, out, **SETTINGS)
@@ -178,7 +178,7 @@ def test_the_command_line_makes_and_shows(prompts: Path, teacher_folder: Path, t
         *(f"  {caption}" for caption in CAPTIONS[:3]),
     ]
     assert main(["data", "show", str(tmp_path / "nothing")]) == 2
-    assert "\ndistillation: no pictures at " in capsys.readouterr().err
+    assert "\ndistillation: nothing to read at " in capsys.readouterr().err
 
 
 def test_the_command_line_fetches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

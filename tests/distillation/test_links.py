@@ -240,7 +240,7 @@ def test_a_killed_run_goes_on(site: Site, tmp_path: Path) -> None:
     go.set()
     with (tmp_path / "out" / BOOK).open("a") as file:
         file.write('{"url": "http://cut-sho')  # as a kill in the middle of a line would leave it
-    with pytest.raises(UserError, match=r"no captioned pictures in .*out: expected metadata\.jsonl"):
+    with pytest.raises(UserError, match=r"nothing to read in .*out: expected metadata\.jsonl"):
         open_pictures(str(tmp_path / "out"))
     before = Counter(site.hits)
     assert [before[str(page)] for page in range(7)] == [1, 1, 1, 1, 1, 1, 0]

@@ -205,8 +205,8 @@ def test_what_is_no_source_of_pictures_is_refused(tmp_path: Path) -> None:
     (tmp_path / "damaged.parquet").write_bytes(b"PAR1")
     (tmp_path / "notes.doc").touch()
     for what, said in {
-        "empty": r"no captioned pictures in .*empty: expected metadata\.jsonl.*; found nothing",
-        "nowhere": "no pictures at '.*nowhere': it is no folder, no file, no glob",
+        "empty": r"nothing to read in .*empty: expected metadata\.jsonl.*; found nothing",
+        "nowhere": "nothing to read at '.*nowhere': it is no folder, no file, no glob",
         "texts.parquet": r"texts\.parquet has 0 image columns; expected one. Its columns: text \(Value\)",
         "none.parquet": "corresponds to no data",
         "damaged.parquet": r"cannot read '.*damaged\.parquet' as a dataset \(",

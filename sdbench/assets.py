@@ -1,0 +1,108 @@
+"""What a number needs from outside, by name: evaluators' weights, prompt lists, a latent; where each comes from, and its digest.
+
+A digest stands here only where a source states it; a file without one is pinned when it is first used, and what was made
+with it reads "unverified". Sources: Inception and AlexNet: `torch.hub`'s prefix in the file's name, and the whole of it in
+several projects that check it; CLIP ViT-L/14 336 at ce19dc91 and ViT-H/14: the LFS oids that several projects pin; MLPerf:
+the files of mlcommons/inference at the commit in their address; HPDv2: a project that pins the benchmark lists at b9517430.
+Sizes without a digest are four bytes (HPS: two) for each of the network's parameters.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sdbench.errors import unknown
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of an asset: its path in the source, its size, and its SHA-256 where a source states it."""
+
+    name: str
+    size_bytes: int
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Asset:
+    """Something that is fetched by name.
+
+    Attributes:
+        source: `model:<repository>` or `dataset:<repository>` of the Hub, or the address of the folder that holds the files.
+        serves: the protocols that need it, by name or by what their names begin with.
+    """
+
+    name: str
+    source: str
+    files: tuple[File, ...]
+    serves: tuple[str, ...] = ()
+
+    @property
+    def hub(self) -> tuple[str, str] | None:
+        """Kind and name of the Hub's repository; None where it is of another place."""
+        kind, _, repository = self.source.partition(":")
+        return (kind, repository) if kind in ("model", "dataset") else None
+
+
+_CLIP, _CONFIG = "open_clip_model.safetensors", File("config.json", 1_000)
+_FID = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights"
+_MLPERF = "https://raw.githubusercontent.com/mlcommons/inference/b66003e10e2db4b8c36a448b0545ec90fcc6e9e9/text_to_image"
+
+_TABLE = (
+    Asset("inception-2015", _FID, (
+        File("pt_inception-2015-12-05-6726825d.pth", 95_628_359, "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"),
+    ), ("fid", "kid", "prdc")),
+    Asset("dinov2-vit-l-14", "model:facebook/dinov2-large", (_CONFIG, File("model.safetensors", 1_217_474_560)), ("fd.dinov2",)),
+    Asset("clip-vit-l-14-336", "model:openai/clip-vit-large-patch14-336", (
+        File("config.json", 4_757, "51b1c14aabcdf639c4a0370eeda1010b773bbe1df78319c7d0f5882c22ac0ac0"),
+        File("pytorch_model.bin", 1_711_974_081, "c6032c2e0caae3dc2d4fba35535fa6307dbb49df59c7e182b1bc4b3329b81801"),
+    ), ("cmmd",)),
+    Asset("clip-vit-l-14", "model:timm/vit_large_patch14_clip_224.openai", (File(_CLIP, 1_710_466_052),), (
+        "clip_score.vit-l-14", "agreement.clip.vit-l-14",
+    )),
+    Asset("clip-vit-b-32", "model:timm/vit_base_patch32_clip_224.openai", (File(_CLIP, 605_109_252),), (
+        "clip_score.vit-b-32", "clip_score.mlperf",
+    )),
+    Asset("clip-vit-b-16", "model:timm/vit_base_patch16_clip_224.openai", (File(_CLIP, 598_483_204),), ("clip_score.vit-b-16",)),
+    Asset("clip-vit-h-14", "model:laion/CLIP-ViT-H-14-laion2B-s32B-b79K", (
+        File("open_clip_pytorch_model.bin", 3_944_692_325, "9a78ef8e8c73fd0df621682e7a8e8eb36c6916cb3c16b291a082ecd52ab79cc4"),
+    ), ("clip_score.vit-h-14",)),
+    Asset("pickscore-v1", "model:yuvalkirstain/PickScore_v1", (_CONFIG, File("model.safetensors", 3_944_437_764)), ("pickscore.v1",)),
+    Asset("hps-v2.1",     "model:xswu/HPSv2",               (File("HPS_v2.1_compressed.pt", 1_972_218_882),),      ("hpsv2.1",)),
+    Asset("lpips-alex", "https://download.pytorch.org/models", (
+        File("alexnet-owt-7be5be79.pth", 244_408_911, "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02"),
+    ), ("agreement.lpips",)),
+    Asset("mlperf-captions", f"{_MLPERF}/coco2014/captions", (
+        File("captions_source.tsv", 862_324, "2eeb95637b30fe5af26dd644bafa7affe4e5472ad0bda32d0feb1bd261280d5e"),
+    )),
+    Asset("mlperf-latents", f"{_MLPERF}/tools", (
+        File("latents.pt", 263_324, "de038bcfd04ca1d4f59041000b509013a9617d79c772d58f338c56cbf083c76f"),
+    )),
+    Asset("hpdv2-prompts", "dataset:zhwang/HPDv2", (
+        File("benchmark/anime.json",       62_816, "6b38a479cc6f899866e9b7a8bf91f096b4afc6883b95275a61891327182b14ae"),
+        File("benchmark/concept-art.json", 85_787, "530d057deafcb82c581e9d1be2ffcb98828fe99f0b54257414d2ab8a5cf2b83e"),
+        File("benchmark/paintings.json",   81_338, "6570d39467e08b24b64e5b8a4177b0f61c525631121dc5a91fe2ab956eab4d5f"),
+        File("benchmark/photo.json",       44_606, "92a3c9a0f743f66eb87bd112cdda830d6bdb4c073c86021d53b74001fcb18052"),
+    )),
+)  # fmt: skip  # a table
+ASSETS = {asset.name: asset for asset in _TABLE}
+
+
+def named(name: str) -> Asset:
+    """The asset of this name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in ASSETS:
+        raise unknown("asset", name, ASSETS)
+    return ASSETS[name]
+
+
+def needed(metrics: Iterable[str]) -> list[Asset]:
+    """The evaluators that these protocols need; those of the embedded family come with the package."""
+    names = [name.removeprefix("win_rate.") for name in metrics if not name.endswith(".scenes")]
+    return [asset for asset in ASSETS.values() if any(_serves(asset, name) for name in names)]
+
+
+def _serves(asset: Asset, metric: str) -> bool:
+    return any(metric == start or metric.startswith(f"{start}.") for start in asset.serves)
