@@ -26,6 +26,7 @@ FLOORS = (
         "leaderboard",
         "samples",
         "report",
+        "torchmetrics",
     },
     {"protocols"},
     {"generate", "score", "probes"},
@@ -38,6 +39,7 @@ FLOORS = (
 ONLY = {
     "metrics": {"metrics"},
     "stats": set[str](),
+    "torchmetrics": {"metrics"},
     "records": {"errors"},
     "models": {"errors", "models", "scenes"},
     "scenes": {"errors", "scenes"},
