@@ -30,7 +30,7 @@ FLOORS = (
     },
     {"protocols"},
     {"generate", "score", "probes"},
-    {"run", "plan", "profiles", "doctor"},
+    {"run", "plan", "profiles", "golden", "doctor"},
     {"api"},
     {"cli", "__main__"},
 )
