@@ -44,7 +44,7 @@ class Gaussian:
             root = np.linalg.cholesky(self.covariance)
         except np.linalg.LinAlgError:
             eigenvalues, vectors = np.linalg.eigh(self.covariance)
-            root = np.linalg.qr((vectors * np.sqrt(eigenvalues.clip(0))).T, mode="r").T
+            root = np.linalg.qr((vectors * np.sqrt(eigenvalues.clip(0))).T).R.T
         return np.asarray(root, np.float64)
 
 
