@@ -1,3 +1,4 @@
+import tracemalloc
 from dataclasses import replace
 from typing import Any
 
@@ -197,6 +198,18 @@ def test_half_precision_is_summed_in_double() -> None:
     features = np.full((3000, 1), 60000.0, np.float16)
     assert gaussian(features).mean[0] == 60000.0 - 60000 % 32
     assert gaussian(features).covariance[0, 0] == 0
+
+
+def test_memory_does_not_grow_with_n() -> None:
+    def peak(n: int) -> int:
+        features = np.ones((n, 64), np.float16)
+        tracemalloc.start()
+        frechet_distance(gaussian(features), Gaussian(np.zeros(64), np.eye(64), 9))
+        made = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return made
+
+    assert peak(16 * 4096) < 1.05 * peak(2 * 4096)
 
 
 @pytest.mark.parametrize(
