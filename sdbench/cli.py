@@ -85,7 +85,11 @@ def parser() -> argparse.ArgumentParser:
     add("models", _models, "list the models known by name")
     add("suites", _suites, "list the suites")
     add("leaderboard", _leaderboard, "print the leaderboard and write results/LEADERBOARD.md")
-    add("doctor", _doctor, "say what this machine can run, what is missing, and whether the shipped weights are intact")
+    add(
+        "doctor",
+        _doctor,
+        "say what this machine can run, what is missing, and whether the shipped weights are intact and the metrics behave",
+    )
 
     references = add("reference", _reference, "build reference statistics from real pictures, import published ones, or list those at hand")
     _add_reference(references)
@@ -284,8 +288,9 @@ def _leaderboard(arguments: argparse.Namespace) -> int:
 def _doctor(arguments: argparse.Namespace) -> int:
     from sdbench import doctor
 
-    findings = doctor.examine()
-    for finding in findings:
+    findings = []
+    for finding in doctor.examine():
+        findings.append(finding)
         say(f"{'ok ' if finding.fine else 'BAD' if finding.fatal else '-- '} {finding.text}")
     if arguments.json:
         give([vars(finding) for finding in findings])

@@ -1,8 +1,9 @@
-"""What this machine can run, what is missing, and whether what was shipped is intact."""
+"""What this machine can run, what is missing, whether what was shipped is intact, and whether the metrics behave."""
 
 import importlib.metadata
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,16 +25,22 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at; a fatal one that is not fine keeps the embedded benchmark from running."""
+    """One thing looked at; a fatal one that is not fine keeps the benchmark from running, or its numbers from being trusted."""
 
     fine: bool
     fatal: bool
     text: str
 
 
-def examine() -> list[Finding]:
-    """Look at packages, device, embedded weights, the Hub's cache, disk and the results folder."""
-    return [*_packages(), _device(), *_embedded(), *_hub(), _disk(), _results()]
+def examine() -> Iterator[Finding]:
+    """Look at packages, device, embedded weights, the Hub's cache, disk, the results folder, and metrics of golden pictures."""
+    yield from _packages()
+    yield _device()
+    yield from _embedded()
+    yield from _hub()
+    yield _disk()
+    yield _results()
+    yield from _metrics()
 
 
 def _packages() -> list[Finding]:
@@ -102,3 +109,17 @@ def _results() -> Finding:
     return Finding(
         writable, True, f"results folder {folder} " + ("can be written" if writable else "cannot be written; name another with --results")
     )
+
+
+def _metrics() -> Iterator[Finding]:
+    from sdbench import golden
+
+    judged = golden.judge()
+    for one in judged:
+        if one.complaints:
+            yield Finding(False, True, f"metric {one.name} misbehaves on golden pictures: {'; '.join(one.complaints)}")
+        elif one.seen is not None:
+            numbers = [f"{name} {value.state if value.value is None else f'{value.value:.4g}'}" for name, value in one.seen.items()]
+            yield Finding(True, True, f"metric {one.name} behaves on golden pictures: {', '.join(numbers)}")
+    if away := [one.name for one in judged if one.seen is None]:
+        yield Finding(False, False, f"metrics whose weights or reference are not at hand: {', '.join(away)}")

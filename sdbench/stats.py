@@ -78,23 +78,29 @@ def mean_interval(values: npt.ArrayLike, level: float = 0.95) -> Estimate:
 
 
 def proportion_interval(successes: float, n: int, level: float = 0.95) -> Estimate:
-    """A share and its score interval (Wilson 1927); successes may be half-integers, where ties count half.
+    """A share and its score interval (Wilson 1927).
 
     Raises:
         ValueError: n < 1, or successes outside 0..n.
     """
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"a share needs 0 <= successes <= n and n >= 1, found {successes} of {n}")
-    share, z = successes / n, float(stats.norm.ppf((1 + level) / 2))
+    return _score_interval(successes / n, successes / n * (1 - successes / n), n, level)
+
+
+def _score_interval(share: float, variance: float, n: int, level: float = 0.95) -> Estimate:
+    """Wilson's interval for the mean of n numbers in 0..1 with this variance."""
+    z = float(stats.norm.ppf((1 + level) / 2))
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+    half = z * math.sqrt(variance / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
     return Estimate(share, min(share, centre - half), max(share, centre + half), n)
 
 
 def wins_interval(candidate: npt.ArrayLike, baseline: npt.ArrayLike) -> WinRate:
-    """How often the candidate's score is the higher on the same prompt, (n,) and (n,); ties half, Wilson interval.
+    """How often the candidate's score is the higher on the same prompt, (n,) and (n,); ties half.
 
-    With ties the interval is wider than it need be: a half varies less than a coin.
+    Wilson's interval, in which share (1 - share) gives way to what wins, halves and losses vary by: a tie varies less than a
+    coin. Without ties the two are equal.
 
     Raises:
         ValueError: other lengths, empty, or not finite.
@@ -103,21 +109,27 @@ def wins_interval(candidate: npt.ArrayLike, baseline: npt.ArrayLike) -> WinRate:
     if len(candidate) != len(baseline):
         raise ValueError(f"paired scores must have one length, found {len(candidate)} and {len(baseline)}")
     wins, losses = int((candidate > baseline).sum()), int((candidate < baseline).sum())
-    ties = len(candidate) - wins - losses
-    return WinRate(proportion_interval(wins + ties / 2, len(candidate)), wins, ties, losses)
+    n, ties = len(candidate), len(candidate) - wins - losses
+    share = (wins + ties / 2) / n
+    variance = (wins + ties / 4) / n - share**2
+    return WinRate(_score_interval(share, max(0.0, variance), n), wins, ties, losses)
 
 
-def standard_error_interval(value: float, influence: npt.ArrayLike, level: float = 0.95) -> Estimate:
-    """A statistic of the whole set with the normal interval of its influence column, value +- z std / sqrt(n).
+def standard_error_interval(value: float, influence: npt.ArrayLike, level: float = 0.95, systematic: float = 0.0) -> Estimate:
+    """A statistic of the whole set with the interval of its influence column, value +- (t std / sqrt(n) + systematic).
+
+    For a Frechet distance it covers what the distance is on average *at this n*; for FID-infinity, whose curvature is the
+    systematic part, what it would be with unlimited images.
 
     Raises:
         ValueError: fewer than 2 images, or not finite.
     """
     influence = _column(influence, "influence")
-    if len(influence) < 2 or not math.isfinite(value):
-        raise ValueError(f"a standard error needs a finite value and at least 2 images, found {value} and {len(influence)}")
-    half = float(stats.norm.ppf((1 + level) / 2)) * _standard_error(influence)
-    return Estimate(value, value - half, value + half, len(influence))
+    n = len(influence)
+    if n < 2 or not math.isfinite(value):
+        raise ValueError(f"a standard error needs a finite value and at least 2 images, found {value} and {n}")
+    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * _standard_error(influence) + systematic
+    return Estimate(value, value - half, value + half, n)
 
 
 def rank_correlation(one: npt.ArrayLike, other: npt.ArrayLike, one_draws: npt.ArrayLike, other_draws: npt.ArrayLike) -> Estimate:

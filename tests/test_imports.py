@@ -34,10 +34,11 @@ FLOORS = (
         "leaderboard",
         "samples",
         "report",
+        "torchmetrics",
     },
     {"protocols"},
     {"generate", "score", "probes"},
-    {"run", "plan", "profiles", "doctor"},
+    {"run", "plan", "profiles", "golden", "doctor"},
     {"api"},
     {"cli", "__main__"},
 )
@@ -46,6 +47,7 @@ FLOORS = (
 ONLY = {
     "metrics": {"metrics"},
     "stats": set[str](),
+    "torchmetrics": {"metrics"},
     "records": {"errors"},
     "models": {"errors", "models", "scenes"},
     "scenes": {"errors", "scenes"},

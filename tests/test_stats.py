@@ -77,7 +77,22 @@ def test_impossible_shares_are_refused(successes: float, n: int) -> None:
 def test_wins_count_the_candidate_and_half_the_ties() -> None:
     found = stats.wins_interval([3.0, 2.0, 1.0, 5.0], [1.0, 2.0, 2.0, 4.0])
     assert (found.wins, found.ties, found.losses) == (2, 1, 1)
-    assert found.estimate == stats.proportion_interval(2.5, 4)
+    assert (found.estimate.value, found.estimate.n) == (2.5 / 4, 4)
+
+
+def test_without_ties_a_win_rate_has_wilsons_interval() -> None:
+    assert stats.wins_interval([3.0, 2.0, 1.0, 5.0], [1.0, 3.0, 2.0, 4.0]).estimate == stats.proportion_interval(2, 4)
+
+
+def test_ties_narrow_the_interval_of_a_win_rate_but_never_close_it() -> None:
+    def width(ties: int) -> float:
+        found = stats.wins_interval([1.0] * 20 + [0.0] * (20 + ties), [0.0] * 20 + [1.0] * 20 + [0.0] * ties).estimate
+        assert found.value == pytest.approx(0.5)
+        return (found.high - found.low) * math.sqrt(found.n)
+
+    assert width(0) > width(20) > width(200) > 0
+    all_tied = stats.wins_interval(np.zeros(40), np.zeros(40)).estimate
+    assert 0.4 < all_tied.low < 0.5 < all_tied.high < 0.6
 
 
 def test_wins_of_unpaired_scores_are_refused() -> None:
@@ -90,8 +105,10 @@ def test_wins_of_unpaired_scores_are_refused() -> None:
 
 def test_standard_error_interval() -> None:
     found = stats.standard_error_interval(5.0, [-1.0, 1.0, -1.0, 1.0])
-    half = 1.959964 * math.sqrt(4 / 3) / 2
+    half = 3.1824463 * math.sqrt(4 / 3) / 2  # t(0.975, 3)
     assert (found.low, found.value, found.high) == pytest.approx((5 - half, 5, 5 + half))
+    wider = stats.standard_error_interval(5.0, [-1.0, 1.0, -1.0, 1.0], systematic=0.25)
+    assert (wider.low, wider.high) == pytest.approx((5 - half - 0.25, 5 + half + 0.25))
 
 
 @pytest.mark.parametrize(("value", "influence"), [(math.nan, [0.0, 1.0]), (1.0, [0.0])])

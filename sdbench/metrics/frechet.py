@@ -3,14 +3,18 @@
     d(x, y) = |m_x - m_y|^2 + tr S_x + tr S_y - 2 tr (S_y^1/2 S_x S_y^1/2)^1/2         (lower is better, 0 = same moments)
 
 Source: Dowson and Landau 1982; Heusel et al. 2017 (FID). Unit: squared feature units. Bias: upward, about 1/n, and still
-moving at n = 10 d, so values at unequal n are not comparable. The general matrix square root is never taken: with any
-factor L L^T = S_y the last trace is the sum of the square roots of the eigenvalues of L^T S_x L, which is symmetric.
+moving at n = 10 d, so values at unequal n are not comparable. The general matrix square root is never taken: with
+factors S_x = A A^T and S_y = B B^T the last trace is the nuclear norm (sum of singular values) of A^T B. A set of n <= d
+images is a factor of its own, so that A^T B has only n rows; above that the norm is the sum of the roots of the
+eigenvalues of B^T S_x B, which is symmetric.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
+from scipy.linalg import lapack
 
 from sdbench.metrics.inputs import F64, at_least, matrix, same_width
 
@@ -19,11 +23,29 @@ _BLOCK_ROWS = 4096  # a float64 copy of 4096 x 2048 features takes 64 MiB
 
 @dataclass(frozen=True, eq=False)
 class Gaussian:
-    """First two moments of n features: mean (d,), covariance (d, d) with n - 1 in the denominator."""
+    """First two moments of n features: mean (d,), covariance (d, d) with n - 1 in the denominator.
+
+    Attributes:
+        rows: n x d, the centred features over sqrt(n - 1), where n <= d and they are at hand: then S = rows^T rows.
+    """
 
     mean: F64
     covariance: F64
     n: int
+    rows: F64 | None = None
+
+    @cached_property
+    def factor(self) -> F64:
+        """B with B B^T = covariance, d x d and lower triangular; taken once, however many sets are compared with this one.
+
+        Cholesky's, or through eigh where the covariance is singular (one dead feature is enough).
+        """
+        try:
+            root = np.linalg.cholesky(self.covariance)
+        except np.linalg.LinAlgError:
+            eigenvalues, vectors = np.linalg.eigh(self.covariance)
+            root = np.linalg.qr((vectors * np.sqrt(eigenvalues.clip(0))).T).R.T
+        return np.asarray(root, np.float64)
 
 
 class Moments:
@@ -73,51 +95,45 @@ def gaussian(features: npt.ArrayLike) -> Gaussian:
     Raises:
         ValueError: not n x d, not finite, or n < 2.
     """
-    rows, moments = np.asarray(features), Moments()
-    if rows.ndim != 2:
-        raise ValueError(f"features must be n x d, found shape {rows.shape}")
-    for start in range(0, len(rows), _BLOCK_ROWS):
-        moments.add(rows[start : start + _BLOCK_ROWS])
-    return moments.gaussian()
+    array, moments = np.asarray(features), Moments()
+    if array.ndim != 2:
+        raise ValueError(f"features must be n x d, found shape {array.shape}")
+    for start in range(0, len(array), _BLOCK_ROWS):
+        moments.add(array[start : start + _BLOCK_ROWS])
+    made = moments.gaussian()
+    if made.n > len(made.mean):
+        return made
+    return replace(made, rows=(array - made.mean) / np.sqrt(made.n - 1))
 
 
 def frechet_distance(x: Gaussian, y: Gaussian) -> float:
-    """Distance between two Gaussians of the same d; right for singular covariances too.
+    """Distance between two Gaussians of the same d; right for singular covariances and n < d too.
+
+    Where many sets are compared with one, that one is best the y: its factor is kept.
 
     Raises:
         ValueError: their dimensions differ.
     """
     same_width(len(x.mean), len(y.mean), "x and y")
-    factor = _factor(y.covariance)
-    eigenvalues = np.linalg.eigvalsh(_symmetrised(factor, x.covariance))
-    root_trace = np.sqrt(eigenvalues.clip(0)).sum()  # rounding can push a zero below zero
-    return _assemble(x.mean - y.mean, float(np.trace(x.covariance) + np.trace(y.covariance)), float(root_trace))
+    shift = x.mean - y.mean
+    traces = np.trace(x.covariance) + np.trace(y.covariance)
+    return max(0.0, float(shift @ shift + traces - 2 * _root_trace(x, y)))
 
 
-def frechet_distance_small(x: npt.ArrayLike, y: npt.ArrayLike) -> float:
-    """The same distance straight from features, n x d and m x d; much the faster where n and m are at most d.
-
-    With X, Y the centred features over sqrt(n - 1), sqrt(m - 1), S_x = X^T X and S_y = Y^T Y, and the trace of the root
-    is the nuclear norm (sum of singular values) of X Y^T, which is n x m whatever d is.
-
-    Raises:
-        ValueError: not n x d, not finite, n or m < 2, or other widths.
-    """
-    x, y = matrix(x, "x"), matrix(y, "y")
-    same_width(x.shape[1], y.shape[1], "x and y")
-    at_least(len(x), 2, "x")
-    at_least(len(y), 2, "y")
-    x_centred = (x - x.mean(axis=0)) / np.sqrt(len(x) - 1)
-    y_centred = (y - y.mean(axis=0)) / np.sqrt(len(y) - 1)
-    nuclear_norm = np.linalg.svd(x_centred @ y_centred.T, compute_uv=False).sum()
-    return _assemble(x.mean(axis=0) - y.mean(axis=0), float((x_centred**2).sum() + (y_centred**2).sum()), float(nuclear_norm))
+def _root_trace(x: Gaussian, y: Gaussian) -> float:
+    """Trace of (S_y^1/2 S_x S_y^1/2)^1/2."""
+    if x.rows is None and y.rows is not None:
+        x, y = y, x
+    if x.rows is not None:
+        return float(np.linalg.svd(_cross(x.rows, y), compute_uv=False).sum())
+    return float(np.sqrt(np.linalg.eigvalsh(_symmetrised(x, y)).clip(0)).sum())  # rounding can push a zero below zero
 
 
 def influence(features: npt.ArrayLike, reference: Gaussian) -> F64:
     """First-order influence of each image on the distance of its set to the reference => (n,), mean zero.
 
-    With c_i = x_i - m, the distance has gradient 2 (m - m_r) in the mean and G = I - L (L^T S L)^-1/2 L^T in the
-    covariance (L L^T = S_r), so that
+    With c_i = x_i - m, the distance has gradient 2 (m - m_r) in the mean and G = I - B (B^T S B)^-1/2 B^T in the
+    covariance (B B^T = S_r), so that
 
         influence_i = 2 (m - m_r) . c_i + (c_i^T G c_i - mean_j c_j^T G c_j) n / (n - 1)
 
@@ -134,30 +150,29 @@ def influence(features: npt.ArrayLike, reference: Gaussian) -> F64:
     same_width(features.shape[1], len(reference.mean), "features and reference")
     own = gaussian(features)
     centred = features - own.mean
-    factor = _factor(reference.covariance)
-    eigenvalues, vectors = np.linalg.eigh(_symmetrised(factor, own.covariance))
-    kept = eigenvalues > len(eigenvalues) * np.finfo(np.float64).eps * eigenvalues[-1]
-    projected = centred @ (factor @ (vectors[:, kept] * eigenvalues[kept] ** -0.25))
-    quadratic = (centred**2).sum(axis=1) - (projected**2).sum(axis=1)
+    quadratic = (centred**2).sum(axis=1) - _bent(own, centred, reference)
     linear = 2 * centred @ (own.mean - reference.mean)
     return np.asarray(linear + (quadratic - quadratic.mean()) * (own.n / (own.n - 1)))
 
 
-def _factor(covariance: F64) -> F64:
-    """L with L L^T = covariance: Cholesky's, or through eigh where the covariance is singular (one dead feature is enough)."""
-    try:
-        root = np.linalg.cholesky(covariance)
-    except np.linalg.LinAlgError:
-        eigenvalues, vectors = np.linalg.eigh(covariance)
-        root = vectors * np.sqrt(eigenvalues.clip(0))
-    return np.asarray(root, np.float64)
+def _bent(own: Gaussian, centred: F64, reference: Gaussian) -> F64:
+    """c_i^T B (B^T S B)^-1/2 B^T c_i => (n,); with K = rows B, where there are rows, (n - 1) times the diagonal of (K K^T)^1/2."""
+    if own.rows is not None:
+        cross = _cross(own.rows, reference)
+        eigenvalues, vectors = np.linalg.eigh(cross @ cross.T)
+        return np.asarray((own.n - 1) * (vectors**2 @ np.sqrt(eigenvalues.clip(0))))
+    eigenvalues, vectors = np.linalg.eigh(_symmetrised(own, reference))
+    kept = eigenvalues > len(eigenvalues) * np.finfo(np.float64).eps * eigenvalues[-1]
+    projected = centred @ (reference.factor @ (vectors[:, kept] * eigenvalues[kept] ** -0.25))
+    return np.asarray((projected**2).sum(axis=1))
 
 
-def _symmetrised(factor: F64, covariance: F64) -> F64:
-    """L^T S L, symmetric to the last bit."""
-    product = factor.T @ covariance @ factor
-    return np.asarray((product + product.T) / 2)
+def _cross(rows: F64, y: Gaussian) -> F64:
+    """Rows times a factor of y's covariance, the one with fewer columns."""
+    return np.asarray(rows @ (y.factor if y.rows is None else y.rows.T))
 
 
-def _assemble(mean_shift: F64, traces: float, root_trace: float) -> float:
-    return max(0.0, float(mean_shift @ mean_shift) + traces - 2 * root_trace)
+def _symmetrised(x: Gaussian, y: Gaussian) -> F64:
+    """B^T S_x B, of which only the lower triangle is filled in; at half the work of two products."""
+    product, _ = lapack.dsygst(x.covariance, y.factor, itype=2, lower=1)
+    return np.asarray(product)

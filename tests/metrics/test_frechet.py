@@ -1,10 +1,16 @@
+import tracemalloc
+from dataclasses import replace
+from typing import Any
+
+import mpmath
 import numpy as np
 import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdbench.metrics.frechet import Gaussian, Moments, frechet_distance, frechet_distance_small, gaussian, influence
+from sdbench.metrics import frechet as module
+from sdbench.metrics.frechet import Gaussian, Moments, frechet_distance, gaussian, influence
 
 F64 = npt.NDArray[np.float64]
 
@@ -68,15 +74,70 @@ def test_equals_cleanfid_and_torchmetrics() -> None:
     assert frechet_distance(x, y) == pytest.approx(float(tm._compute_fid(*map(torch.from_numpy, moments))), rel=1e-9)
 
 
-def test_small_equals_general_where_both_are_exact() -> None:
-    x, y = draw(40, 8, seed=1), draw(30, 8, seed=2)
-    assert frechet_distance_small(x, y) == pytest.approx(frechet_distance(gaussian(x), gaussian(y)), rel=1e-10)
+def by_fifty_digits(x: F64, y: F64) -> float:
+    """The definition as it stands, through matrix square roots."""
+    with mpmath.workdps(50):
+
+        def moments(features: F64) -> tuple[Any, Any]:
+            rows = mpmath.matrix(features.tolist())
+            mean = sum((rows[i, :] for i in range(1, len(features))), rows[0, :]) / len(features)
+            centred = rows - mpmath.ones(len(features), 1) * mean
+            return mean, centred.T * centred / (len(features) - 1)
+
+        def root(matrix: Any) -> Any:
+            values, vectors = mpmath.eigsy((matrix + matrix.T) / 2)
+            return vectors * mpmath.diag([mpmath.sqrt(max(value, 0)) for value in values]) * vectors.T
+
+        (mean, s_x), (other, s_y) = moments(x), moments(y)
+        half = root(s_y)
+        inner = s_x + s_y - 2 * root(half * s_x * half)
+        return float(mpmath.norm(mean - other) ** 2 + sum(inner[i, i] for i in range(len(inner))))
 
 
-@pytest.mark.parametrize(("n", "m"), [(2, 2), (5, 9), (20, 20), (40, 6)])
-def test_small_equals_general_below_the_dimension(n: int, m: int) -> None:
-    x, y = draw(n, 20, seed=1), draw(m, 20, seed=2)
-    assert frechet_distance(gaussian(x), gaussian(y)) == pytest.approx(frechet_distance_small(x, y), rel=1e-6)
+SINGULAR = {
+    "n, m > d": (draw(40, 6, seed=1), draw(30, 6, seed=2)),
+    "n = d": (draw(6, 6, seed=1), draw(30, 6, seed=2)),
+    "n < d": (draw(4, 6, seed=1), draw(30, 6, seed=2)),
+    "n, m < d": (draw(4, 6, seed=1), draw(3, 6, seed=2)),
+    "n = m = 2": (draw(2, 6, seed=1), draw(2, 6, seed=2)),
+    "dead feature": (with_dead_feature(draw(40, 5, seed=1)), with_dead_feature(draw(30, 5, seed=2))),
+    "doubled feature": (draw(40, 3, seed=1).repeat(2, axis=1), draw(30, 6, seed=2)),
+    "one picture over and over": (np.tile(draw(1, 6, seed=1), (20, 1)), draw(30, 6, seed=2)),
+    "scales from 1e-6 to 1e3": (draw(40, 6, seed=1) * np.logspace(-6, 3, 6), draw(30, 6, seed=2) * np.logspace(-6, 3, 6)),
+}
+
+
+@pytest.mark.parametrize("case", SINGULAR)
+def test_equals_fifty_digits(case: str) -> None:
+    x, y = SINGULAR[case]
+    expected, scale = by_fifty_digits(x, y), float(np.trace(gaussian(x).covariance + gaussian(y).covariance))
+    known = Gaussian(gaussian(y).mean, gaussian(y).covariance, len(y))  # as reference statistics are: without their rows
+    assert frechet_distance(gaussian(x), gaussian(y)) == pytest.approx(expected, abs=1e-7 * scale)
+    assert frechet_distance(gaussian(x), known) == pytest.approx(expected, abs=1e-7 * scale)
+    assert frechet_distance(known, gaussian(x)) == pytest.approx(expected, abs=1e-7 * scale)
+
+
+def test_below_the_dimension_nothing_is_lost_to_roots_of_rounding() -> None:
+    x, y = draw(8, 20, seed=1), draw(9, 20, seed=2)
+    assert frechet_distance(gaussian(x), gaussian(y)) == pytest.approx(by_fifty_digits(x, y), rel=1e-13)
+
+
+def test_the_references_factor_is_taken_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken, cholesky = [], np.linalg.cholesky
+    monkeypatch.setattr(np.linalg, "cholesky", lambda covariance: taken.append(1) or cholesky(covariance))
+    reference = gaussian(draw(50, 6))
+    for seed in range(4):
+        frechet_distance(gaussian(draw(30, 6, seed)), reference)
+        frechet_distance(gaussian(draw(5, 6, seed)), reference)
+        influence(draw(30, 6, seed), reference)
+    assert len(taken) == 1
+
+
+@pytest.mark.parametrize("covariance", [np.cov(draw(30, 5).T), np.cov(draw(3, 5).T), np.zeros((5, 5))], ids=["full", "singular", "zero"])
+def test_a_factor_is_triangular_and_multiplies_to_the_covariance(covariance: F64) -> None:
+    factor = Gaussian(np.zeros(5), covariance, 30).factor
+    np.testing.assert_allclose(factor @ factor.T, covariance, atol=1e-12 * np.abs(covariance).max())
+    np.testing.assert_array_equal(np.triu(factor, 1), 0)
 
 
 # Properties
@@ -86,7 +147,11 @@ def test_small_equals_general_below_the_dimension(n: int, m: int) -> None:
 def test_self_distance_is_zero(features: F64) -> None:
     scale = float(np.trace(gaussian(features).covariance))
     assert 0 <= frechet_distance(gaussian(features), gaussian(features)) < 1e-6 * scale
-    assert 0 <= frechet_distance_small(features, features) < 1e-12 * scale
+
+
+def test_self_distance_below_the_dimension_is_zero_to_the_last_digits() -> None:
+    x = gaussian(draw(5, 7))
+    assert 0 <= frechet_distance(x, x) < 1e-13 * float(np.trace(x.covariance))
 
 
 @pytest.mark.parametrize("n", [4, 60])
@@ -135,6 +200,18 @@ def test_half_precision_is_summed_in_double() -> None:
     assert gaussian(features).covariance[0, 0] == 0
 
 
+def test_memory_does_not_grow_with_n() -> None:
+    def peak(n: int) -> int:
+        features = np.ones((n, 64), np.float16)
+        tracemalloc.start()
+        frechet_distance(gaussian(features), Gaussian(np.zeros(64), np.eye(64), 9))
+        made = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return made
+
+    assert peak(16 * 4096) < 1.05 * peak(2 * 4096)
+
+
 @pytest.mark.parametrize(
     ("features", "message"),
     [
@@ -147,8 +224,6 @@ def test_half_precision_is_summed_in_double() -> None:
 def test_bad_features_are_refused(features: F64, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         gaussian(features)
-    with pytest.raises(ValueError, match=message):
-        frechet_distance_small(features, features)
 
 
 def test_other_widths_are_refused() -> None:
@@ -157,7 +232,6 @@ def test_other_widths_are_refused() -> None:
     moments.add(x)
     for call in (
         lambda: frechet_distance(gaussian(x), gaussian(y)),
-        lambda: frechet_distance_small(x, y),
         lambda: influence(x, gaussian(y)),
         lambda: moments.add(y),
     ):
@@ -166,6 +240,15 @@ def test_other_widths_are_refused() -> None:
 
 
 # Influence
+
+
+@pytest.mark.parametrize(("n", "m"), [(6, 50), (6, 8), (40, 8)])
+def test_influence_is_the_same_with_and_without_rows(n: int, m: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    features, reference = draw(n, 10, seed=1), gaussian(draw(m, 10, seed=2))
+    short = influence(features, reference)
+    bare = Gaussian(reference.mean, reference.covariance, m)
+    monkeypatch.setattr(module, "gaussian", lambda rows: replace(gaussian(rows), rows=None))
+    np.testing.assert_allclose(influence(features, bare), short, rtol=1e-5, atol=1e-5 * np.abs(short).max())
 
 
 @pytest.mark.parametrize("case", ["full", "dead feature"])

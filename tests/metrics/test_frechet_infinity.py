@@ -1,0 +1,65 @@
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from sdbench.metrics import frechet_infinity as module
+from sdbench.metrics.frechet import Gaussian, frechet_distance, gaussian
+from sdbench.metrics.frechet_infinity import frechet_infinity
+
+F64 = npt.NDArray[np.float64]
+D = 6
+UNIT = Gaussian(np.zeros(D), np.eye(D), 10**6)
+
+
+def draw(n: int, seed: int, stretch: float = 1.0, shift: float = 0.0) -> F64:
+    return stretch * np.random.default_rng(seed).normal(size=(n, D)) + shift
+
+
+def test_it_takes_away_the_bias_that_a_distance_has() -> None:
+    truth = D * (1.3 - 1) ** 2 + D * 0.1**2
+    sets = [draw(60, seed, stretch=1.3, shift=0.1) for seed in range(120)]
+    distances = np.array([frechet_distance(gaussian(features), UNIT) for features in sets])
+    extrapolated = np.array([frechet_infinity(features, UNIT).value for features in sets])
+    assert distances.mean() - truth > 6 * distances.std() / np.sqrt(120)
+    assert abs(extrapolated.mean() - truth) < 3 * extrapolated.std() / np.sqrt(120)
+
+
+def test_between_equal_distributions_it_is_zero_and_sometimes_below() -> None:
+    values = [frechet_infinity(draw(90, seed), UNIT).value for seed in range(60)]
+    assert abs(np.mean(values)) < 3 * np.std(values) / np.sqrt(60)
+    assert min(values) < 0
+
+
+def test_a_parabola_in_one_over_n_is_extrapolated_but_for_its_curvature(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "frechet_distance", lambda x, _: 3 + 50 / x.n + 700 / x.n**2)
+    found = frechet_infinity(draw(60, 1), UNIT)
+    assert found.value + found.curvature == pytest.approx(3)
+    assert found.curvature == pytest.approx(2 * 700 / 60**2)
+
+
+def test_the_influence_is_the_change_that_an_image_brings() -> None:
+    features = draw(240, 1)
+    found = frechet_infinity(features, UNIT)
+    assert found.influence.mean() == pytest.approx(0, abs=1e-9)
+    for i in (3, 77, 200):
+        moved = features.copy()
+        moved[i] *= 1.001
+        change = 240 * (frechet_infinity(moved, UNIT).value - found.value)
+        assert change == pytest.approx(frechet_infinity(moved, UNIT).influence[i] - found.influence[i], rel=0.1, abs=1e-3)
+
+
+def test_the_same_images_give_the_same_value() -> None:
+    assert frechet_infinity(draw(40, 1), UNIT).value == frechet_infinity(draw(40, 1), UNIT).value
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        (draw(14, 1), "features .2.5 d: .* must have at least 15 rows, found 14"),
+        (draw(20, 1)[:, :5], "same dimension, found 5 and 6"),
+        (np.full((20, D), np.nan), "NaN or infinity in 20 of 20 rows"),
+    ],
+)
+def test_bad_features_are_refused(features: F64, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        frechet_infinity(features, UNIT)
