@@ -1,7 +1,7 @@
 """What the command line does, for Python: the same names, the same records."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sdbench import records, suites
@@ -91,8 +91,9 @@ def score(images: Path, prompts: Path, places: Places | None = None) -> tuple[li
             f"{images} holds {len(paths)} pictures and {prompts} {len(texts)} prompts; there must be a prompt for each picture, in the order of the file names"
         )
     subject = runner.external(paths, read_images(paths, "replace or remove it, and its prompt"), texts, (places or Places()).runs)
-    metrics = [name for name in suites.load("quality").metrics["scenes"] if not name.startswith("win_rate")]
-    return scored(subject, metrics)
+    suite = suites.load("quality")
+    metrics = [name for name in suite.metrics["scenes"] if not name.startswith("win_rate")]
+    return scored(replace(subject, reference=suite.reference), metrics)
 
 
 def compare(candidate: str, baseline: str, policy: Path | None, places: Places | None = None, suite: str | None = None) -> Report:

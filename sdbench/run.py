@@ -126,7 +126,9 @@ def _record(spec: ModelSpec, setting: Bench, pictures: tuple[Store, list[Job]] |
     if pictures is not None:
         store, todo = pictures
         subject = subject_of(store, todo, setting.runs)
-        subject = replace(subject, teacher=_teacher_scores(setting), is_teacher=spec.name == TEACHERS[spec.family])
+        subject = replace(
+            subject, teacher=_teacher_scores(setting), is_teacher=spec.name == TEACHERS[spec.family], reference=setting.suite.reference
+        )
         values, scores = score(subject, setting.suite.metrics.get(setting.suite.family or "scenes", ()))
         thumbnails = {f"{job.prompt_id}.png": _thumbnail(subject.pixels[row]) for row, job in enumerate(todo[:THUMBNAILS])}
     record = Record(

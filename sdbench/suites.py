@@ -1,7 +1,8 @@
 """Suite files: what is measured, on which prompts, how the pictures are made. Checked before anything is loaded.
 
-A suite is a TOML file of `suites/`. `include` takes the metrics and probes of other suites, so that `quality` and
-`standard` say only what is their own. The digest of a suite is over its resolved content, includes and prompts included.
+A suite is a TOML file of `suites/`. `include` takes the metrics (of the suite's own family) and probes of other suites, so
+that `quality` and `standard` say only what is their own. The digest of a suite is over its resolved content, includes and
+prompts included.
 """
 
 import hashlib
@@ -136,9 +137,10 @@ def load(what: str, including: tuple[str, ...] = ()) -> Suite:
     suite = validated(Suite, content, f"suite {path}")
     for name in suite.include:
         part = load(name, (*including, what))
+        taken = {family: names for family, names in part.metrics.items() if suite.family in (None, family)}
         suite = suite.model_copy(
             update={
-                "metrics": _merged(suite.metrics, part.metrics),
+                "metrics": _merged(suite.metrics, taken),
                 "probes": suite.probes or part.probes,
                 "reference": suite.reference or part.reference,
             }

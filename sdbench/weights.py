@@ -3,6 +3,7 @@
 huggingface_hub downloads under a temporary name and renames when size and digest fit.
 """
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -12,7 +13,7 @@ from typing import Literal
 import huggingface_hub
 from huggingface_hub.constants import HF_HUB_CACHE
 
-from sdbench.errors import UserError
+from sdbench.errors import MissingError, UserError
 from sdbench.models import hub
 from sdbench.models.catalogue import CATALOGUE
 from sdbench.models.files import STEMS, choose, kind_of, read_header
@@ -141,3 +142,23 @@ def _unreachable(job: _Job, error: Exception) -> UserError:
         f"Needed{size}: {needed.get(job.kind, '*.safetensors')}. Where there is a network, run `hf download {job.repository}"
         f"{f' --revision {job.revision}' if job.revision else ''}` and copy its folder into {HF_HUB_CACHE}; or put the files in a folder and name that folder."
     )
+
+
+def find(name: str) -> Path:
+    """Where an encoder's weights lie: a file, or a folder of several.
+
+    Raises:
+        MissingError: they are not at hand.
+    """
+    raise MissingError(f"weights of {name} are not at hand")
+
+
+def digest(name: str) -> str:
+    """SHA-256 of an encoder's weights, over all of its files.
+
+    Raises:
+        MissingError: as `find`.
+    """
+    found = find(name)
+    files = sorted(found.rglob("*")) if found.is_dir() else [found]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files if file.is_file())).hexdigest()

@@ -12,6 +12,7 @@ from tiny import SIZE_PX
 from sdbench import api, records, reference
 from sdbench import run as runner
 from sdbench.encoders import scenes
+from sdbench.encoders.catalogue import ENCODERS
 from sdbench.errors import MissingError, UserError
 from sdbench.models.spec import ModelSpec, resolve
 from sdbench.protocols.base import Subject
@@ -29,6 +30,7 @@ SUITE = Suite(
     family="scenes",
     description="",
     metrics={"scenes": METRICS},
+    reference="scenes",
     prompts=Prompts(n=4),
     sampling=Sampling(steps=1, guidance_scale=1.0, size_px=SIZE_PX, dtype="float32", batch=2),
 )
@@ -66,7 +68,9 @@ def subject(folder: Path, pictures: U8 = PICTURES, **changes: Any) -> Subject:
     names = [f"{index}" for index in range(len(pictures))]
     for name, picture in zip(names, pictures, strict=True):
         store.put(name, picture)
-    plain = Subject(store, folder / "runs", names, [f"p{name}" for name in names], [0] * len(names), PROMPTS[: len(names)])
+    plain = Subject(
+        store, folder / "runs", names, [f"p{name}" for name in names], [0] * len(names), PROMPTS[: len(names)], reference="scenes"
+    )
     return replace(plain, **changes)
 
 
@@ -221,14 +225,14 @@ def test_a_picture_that_cannot_be_read_ends_the_run_before_any_metric(tmp_path: 
 
 
 def test_the_reference_is_kept_and_made_anew_for_another_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = reference.scenes(tmp_path)
+    first = reference.find("scenes", ENCODERS["scenes.features"], tmp_path)
     monkeypatch.setattr(scenes, "features", lambda _: pytest.fail("made again"))
-    again = reference.scenes(tmp_path)
+    again = reference.find("scenes", ENCODERS["scenes.features"], tmp_path)
     assert again.digest == first.digest
     np.testing.assert_array_equal(again.statistics.covariance, first.statistics.covariance)
     monkeypatch.setattr(scenes, "features", lambda images: 2 * colours(images))
     monkeypatch.setattr(scenes, "encoder_id", "{}.other".format)
-    other = reference.scenes(tmp_path)
+    other = reference.find("scenes", ENCODERS["scenes.features"], tmp_path)
     assert other.digest != first.digest
     np.testing.assert_allclose(other.statistics.mean, 2 * first.statistics.mean)
 

@@ -11,8 +11,8 @@ it may be compared at a small n, but at one n.
 import numpy as np
 import numpy.typing as npt
 
-from sdbench.metrics import tiles
-from sdbench.metrics.inputs import F64, at_least, same_width
+from sdbench.metrics.inputs import F64
+from sdbench.metrics.mmd import mean_kernel
 
 SIGMA, SCALE = 10.0, 1000.0
 
@@ -26,20 +26,11 @@ def cmmd(x: npt.ArrayLike, y: npt.ArrayLike) -> tuple[float, F64]:
     Raises:
         ValueError: not n x d, not finite, other widths, or an empty set.
     """
-    (x, x_squares), (y, y_squares) = tiles.rows(x, "x"), tiles.rows(y, "y")
-    at_least(len(x), 1, "x")
-    at_least(len(y), 1, "y")
-    same_width(x.shape[1], y.shape[1], "x and y")
-    within, across = _mean_kernel(x, x, x_squares, x_squares), _mean_kernel(x, y, x_squares, y_squares)
+    within, across = mean_kernel(x, x, _kernel), mean_kernel(x, y, _kernel)
     witness = within - across
-    value = within.mean() + _mean_kernel(y, y, y_squares, y_squares).mean() - 2 * across.mean()
+    value = within.mean() + mean_kernel(y, y, _kernel).mean() - 2 * across.mean()
     return SCALE * max(0.0, float(value)), 2 * SCALE * (witness - witness.mean())
 
 
-def _mean_kernel(x: tiles.Features, y: tiles.Features, x_squares: F64, y_squares: F64) -> F64:
-    """Of each row of x, the mean of k over all rows of y => (n,)."""
-    means = np.empty(len(x))
-    for part, products in tiles.products(x, y):
-        squares = x_squares[part, None] + y_squares - 2 * products
-        means[part] = np.exp(squares / (-2 * SIGMA**2)).mean(axis=1)
-    return means
+def _kernel(products: F64, x_squares: F64, y_squares: F64) -> F64:
+    return np.asarray(np.exp((2 * products - x_squares - y_squares) / (2 * SIGMA**2)))

@@ -4,12 +4,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from sdbench import stats
 from sdbench.records import F64, Direction, Scores, State, Value
 from sdbench.store import F32, U8, Store
 
+T = TypeVar("T")
 Result = tuple[Value, dict[str, F64]]  # the value, and its columns of `scores.parquet`
 
 
@@ -21,7 +22,9 @@ class Subject:
         images: identities of the pictures in the store, a row each.
         teacher: scores of the family's teacher on the same prompts; None where the teacher has none (yet).
         is_teacher: the pictures are the teacher's own.
+        reference: what set metrics compare with, by the name that the suite gives; None where it names none.
         columns: what earlier protocols found, for those that build on it.
+        shared: what earlier protocols computed, for those that need the same.
     """
 
     store: Store
@@ -32,7 +35,9 @@ class Subject:
     prompts: Sequence[str]
     teacher: Scores | None = None
     is_teacher: bool = False
+    reference: str | None = None
     columns: dict[str, F64] = field(default_factory=dict)
+    shared: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def pixels(self) -> U8:
@@ -42,6 +47,13 @@ class Subject:
     def features(self, encoder: str, compute: Callable[[U8], F32]) -> F32:
         """Features under an encoder, whose name tells its weights; computed once and kept in the run folder."""
         return self.store.features(encoder, self.images, lambda: compute(self.pixels))
+
+    def once(self, name: str, compute: Callable[[], T]) -> T:
+        """What several protocols need, computed for the first of them."""
+        if name not in self.shared:
+            self.shared[name] = compute()
+        found: T = self.shared[name]
+        return found
 
 
 @dataclass(frozen=True)
