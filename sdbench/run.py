@@ -130,7 +130,9 @@ def _record(spec: ModelSpec, setting: Bench, pictures: tuple[Store, list[Job]] |
             subject, teacher=_teacher_scores(setting), is_teacher=spec.name == TEACHERS[spec.family], reference=setting.suite.reference
         )
         values, scores = score(subject, setting.suite.metrics.get(setting.suite.family or "scenes", ()))
-        thumbnails = {f"{job.prompt_id}.png": _thumbnail(subject.pixels[row]) for row, job in enumerate(todo[:THUMBNAILS])}
+        shown = todo[:THUMBNAILS]
+        drawn = store.read([job.image for job in shown])
+        thumbnails = {f"{job.prompt_id}.png": _thumbnail(picture) for job, picture in zip(shown, drawn, strict=True)}
     record = Record(
         family=spec.family,
         suite=setting.suite.id,

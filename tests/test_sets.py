@@ -15,7 +15,7 @@ from sdbench.metrics import prdc
 from sdbench.metrics.cmmd import cmmd
 from sdbench.metrics.frechet import frechet_distance, gaussian
 from sdbench.metrics.kid import kid
-from sdbench.protocols import sets
+from sdbench.protocols import base, sets
 from sdbench.protocols.base import Subject
 from sdbench.records import Value
 from sdbench.reference import Reference
@@ -161,6 +161,14 @@ def test_the_four_of_prdc_are_computed_once(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(prdc, "prdc", lambda *features: calls.append(1) or compute(*features))
     values(tmp_path)
     assert len(calls) == 1
+
+
+def test_features_are_made_of_a_block_of_pictures_at_a_time_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "BLOCK", 7)
+    seen = []
+    made = subject(tmp_path).features("net", lambda pictures: seen.append(len(pictures)) or stand_in("inception.clean")(pictures))
+    assert seen == [7] * 8 + [4]
+    np.testing.assert_allclose(made, stand_in("inception.clean")(SAME), rtol=1e-5)
 
 
 def test_a_share_that_no_single_picture_changes_has_no_interval(tmp_path: Path) -> None:

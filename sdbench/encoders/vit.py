@@ -15,6 +15,8 @@ from transformers import CLIPVisionModelWithProjection, Dinov2Model
 
 from sdbench import weights
 from sdbench.encoders.pixels import F32, U8, device, encode, normalised, pillow_bicubic
+from sdbench.errors import UserError
+from sdbench.models.stock import quiet
 
 BATCH = 16  # fixed: features may change in their last digits with it
 DINOV2, CLIP = "dinov2-vit-l-14", "clip-vit-l-14-336"
@@ -62,9 +64,27 @@ def _square(pictures: U8) -> U8:
 
 @cache
 def _dinov2(folder: Path) -> Any:
-    model = Dinov2Model.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+    model = _loaded(Dinov2Model, folder)
     embeddings = model.embeddings
     embeddings.position_embeddings = nn.Parameter(positions(embeddings.position_embeddings, DINOV2_PX // model.config.patch_size))
+    return model
+
+
+@cache
+def _clip(folder: Path) -> Any:
+    return _loaded(CLIPVisionModelWithProjection, folder)
+
+
+def _loaded(kind: Any, folder: Path) -> Any:
+    """A model of transformers, for evaluation.
+
+    Raises:
+        UserError: the folder lacks some of its weights, which transformers would draw at random.
+    """
+    quiet()
+    model, report = kind.from_pretrained(folder, local_files_only=True, dtype=torch.float32, output_loading_info=True)
+    if lacking := sorted(report["missing_keys"]):
+        raise UserError(f"{folder} lacks {len(lacking)} tensors of {kind.__name__}, such as {lacking[0]!r}; fetch it again")
     return model.to(device()).eval()
 
 
@@ -80,9 +100,3 @@ def positions(trained: Tensor, side: int) -> Tensor:
     grid = trained[:, 1:].unflatten(1, (n, n)).permute(0, 3, 1, 2)
     scaled = F.interpolate(grid, scale_factor=(side + 0.1) / n, mode="bicubic")
     return torch.cat([trained[:, :1], scaled.flatten(2).transpose(1, 2)], dim=1)
-
-
-@cache
-def _clip(folder: Path) -> Any:
-    model = CLIPVisionModelWithProjection.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
-    return model.to(device()).eval()

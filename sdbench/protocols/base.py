@@ -1,16 +1,19 @@
 """What a protocol is, what it measures, and how it answers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+
+import numpy as np
 
 from sdbench import stats
 from sdbench.records import F64, Direction, Scores, State, Value
 from sdbench.store import F32, U8, Store
 
 T = TypeVar("T")
+BLOCK = 64  # pictures in memory at a time, a multiple of every encoder's batch
 Result = tuple[Value, dict[str, F64]]  # the value, and its columns of `scores.parquet`
 
 
@@ -41,12 +44,21 @@ class Subject:
 
     @cached_property
     def pixels(self) -> U8:
-        """The stored bytes, decoded => N x H x W x 3 uint8 RGB."""
+        """The stored bytes, decoded => N x H x W x 3 uint8 RGB; all at once, which full-size pictures seldom fit memory for."""
         return self.store.read(self.images)
+
+    def blocks(self) -> Iterator[U8]:
+        """The same, 64 pictures at a time.
+
+        Raises:
+            UserError: a picture is missing, corrupted, or not 8-bit RGB.
+        """
+        for start in range(0, len(self.images), BLOCK):
+            yield self.store.read(self.images[start : start + BLOCK])
 
     def features(self, encoder: str, compute: Callable[[U8], F32]) -> F32:
         """Features under an encoder, whose name tells its weights; computed once and kept in the run folder."""
-        return self.store.features(encoder, self.images, lambda: compute(self.pixels))
+        return self.store.features(encoder, self.images, lambda: np.concatenate([compute(block) for block in self.blocks()]))
 
     def once(self, name: str, compute: Callable[[], T]) -> T:
         """What several protocols need, computed for the first of them."""

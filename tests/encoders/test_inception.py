@@ -124,7 +124,8 @@ def test_features_hardly_depend_on_the_batch(dtype: torch.dtype, bound: float, i
     network = copy.deepcopy(inception.network(inception_file)).to(dtype)
     pictures = torch.tensor(np.stack([photograph(seed, 75, 75) for seed in range(64)])).permute(0, 3, 1, 2).to(dtype) / 128 - 1
     with torch.inference_mode():
-        one, seven, all_at_once = (torch.cat([network(part) for part in pictures.split(batch)]) for batch in (1, 7, 64))
+        one, seven = (torch.cat([network(part) for part in pictures[:14].split(batch)]) for batch in (1, 7))
+        all_at_once = network(pictures)[:14]
     for other in (one, seven):
         torch.testing.assert_close(other, all_at_once, rtol=0, atol=bound * float(all_at_once.abs().max()))
 

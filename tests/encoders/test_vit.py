@@ -1,5 +1,6 @@
 """DINOv2 and CLIP as dgm-eval and CMMD use them: tiny networks of their kind, fed by the originals' steps."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,13 +10,16 @@ import torch
 from pictures import photograph
 from PIL import Image
 from torchvision import transforms
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, Dinov2Config, Dinov2Model
+from transformers import CLIPConfig, CLIPModel, CLIPVisionModelWithProjection, Dinov2Config, Dinov2Model
 
 from sdbench import weights
 from sdbench.encoders import vit
+from sdbench.errors import UserError
 from sdbench.store import U8
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 14}
+VISION = {**SMALL, "image_size": 336, "intermediate_size": 64, "projection_dim": 16}
+TEXT = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8, "vocab_size": 16}
 PICTURES = np.stack([photograph(seed, 260, 380) for seed in range(3)])
 
 
@@ -26,9 +30,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     dinov2 = Dinov2Model(Dinov2Config(**SMALL, image_size=518, layerscale_value=0.5))
     torch.nn.init.normal_(dinov2.embeddings.position_embeddings)
     dinov2.save_pretrained(made / vit.DINOV2)
-    CLIPVisionModelWithProjection(CLIPVisionConfig(**SMALL, image_size=336, intermediate_size=64, projection_dim=16)).save_pretrained(
-        made / vit.CLIP
-    )
+    towers = CLIPModel(CLIPConfig(projection_dim=16, vision_config=VISION, text_config=TEXT))
+    towers.config.save_pretrained(made / vit.CLIP)
+    torch.save(towers.state_dict(), made / vit.CLIP / "pytorch_model.bin")  # as OpenAI's repository has it, both towers in one
     return made
 
 
@@ -84,3 +88,14 @@ def test_a_picture_does_not_depend_on_those_beside_it(encode: Callable[[U8], np.
     monkeypatch.setattr(vit, "BATCH", 2)
     np.testing.assert_allclose(encode(PICTURES), together, atol=1e-5)
     assert len(np.unique(together.round(4), axis=0)) == 3
+
+
+def test_weights_that_are_not_there_are_not_drawn_at_random(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(folder / vit.CLIP, tmp_path / vit.CLIP)
+    file = tmp_path / vit.CLIP / "pytorch_model.bin"
+    state = torch.load(file, weights_only=True)
+    del state["visual_projection.weight"]
+    torch.save(state, file)
+    monkeypatch.setattr(weights, "find", tmp_path.joinpath)
+    with pytest.raises(UserError, match=r"lacks 1 tensors of CLIPVisionModelWithProjection, such as 'visual_projection\.weight'; fetch"):
+        vit.clip(PICTURES)
