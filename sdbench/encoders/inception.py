@@ -6,6 +6,7 @@ It is torchvision's Inception v3 but for its pools: averages leave out the paddi
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +31,8 @@ def features(resize: str, pictures: U8) -> F32:
     net, how = network(weights.find(ASSET)), INCEPTION[resize]
 
     def encoded(batch: U8) -> Tensor:  # resized one by one: 32 large pictures in float32 take some 400 MB
-        return net(torch.cat([how(torch.tensor(picture, device=device())[None]) for picture in batch]))
+        pooled: Tensor = net(torch.cat([how(torch.tensor(picture, device=device())[None]) for picture in batch]))
+        return pooled
 
     return encode(pictures, encoded, BATCH)
 
@@ -38,13 +40,13 @@ def features(resize: str, pictures: U8) -> F32:
 @cache
 def network(file: Path) -> nn.Module:
     """The network with a state dict, N x 3 x 299 x 299 in -1..1 => N x 2048; its classifier is left out."""
-    made = blank()
+    made: nn.Module = blank()
     made.load_state_dict(torch.load(file, weights_only=True, map_location="cpu"))
     made.fc = nn.Identity()
     return made.to(device())
 
 
-def blank() -> stock.Inception3:
+def blank() -> Any:
     """The network before its weights, for evaluation, classifier included."""
     blocks = [stock.BasicConv2d, _A, stock.InceptionB, _C, stock.InceptionD, _E, stock.InceptionAux]
     made = stock.Inception3(_CLASSES, aux_logits=False, inception_blocks=blocks, init_weights=False)
@@ -60,14 +62,14 @@ def _maximum(x: Tensor) -> Tensor:
     return F.max_pool2d(x, 3, stride=1, padding=1)
 
 
-class _A(stock.InceptionA):
+class _A(stock.InceptionA):  # type: ignore[misc]  # torchvision ships no types
     def _forward(self, x: Tensor) -> list[Tensor]:
         wide = self.branch5x5_2(self.branch5x5_1(x))
         double = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
         return [self.branch1x1(x), wide, double, self.branch_pool(_average(x))]
 
 
-class _C(stock.InceptionC):
+class _C(stock.InceptionC):  # type: ignore[misc]  # torchvision ships no types
     def _forward(self, x: Tensor) -> list[Tensor]:
         single = self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x)))
         double = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
@@ -75,7 +77,7 @@ class _C(stock.InceptionC):
         return [self.branch1x1(x), single, double, self.branch_pool(_average(x))]
 
 
-class _E(stock.InceptionE):
+class _E(stock.InceptionE):  # type: ignore[misc]  # torchvision ships no types
     pool = staticmethod(_average)
 
     def _forward(self, x: Tensor) -> list[Tensor]:

@@ -6,7 +6,9 @@ the CPU Pillow does it; on a GPU its integer arithmetic is repeated in float64, 
 the pictures are square (of others Pillow 13 chooses by their shape whether columns or rows go first).
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -106,18 +108,24 @@ def pillow_bicubic(images: U8, size: tuple[int, int], to: torch.device) -> Tenso
     """Pillow's `resize(BICUBIC)` to (height, width), bit for bit: N x H x W x 3 uint8 => N x 3 x height x width uint8."""
     if to.type != "cpu" and images.shape[1] == images.shape[2]:
         return resample(torch.from_numpy(images).to(to).permute(0, 3, 1, 2), size[0])
-    resized = np.stack([np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC)) for image in images])
-    return torch.from_numpy(resized).to(to).permute(0, 3, 1, 2)
+
+    def resized(image: U8) -> U8:
+        return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC))
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow lets go of the interpreter meanwhile
+        return torch.from_numpy(np.stack(list(pool.map(resized, images)))).to(to).permute(0, 3, 1, 2)
 
 
 def resample(pixels: Tensor, side: int) -> Tensor:
     """The same of squares by two products of matrices of integers: columns first, rounded and clipped, then rows."""
     weights = _weights(pixels.shape[3], side).to(pixels.device)
-    return _rounded(weights @ _rounded(pixels.double() @ weights.T)).to(torch.uint8)
+    made: Tensor = _rounded(weights @ _rounded(pixels.double() @ weights.T)).to(torch.uint8)
+    return made
 
 
 def _rounded(sums: Tensor) -> Tensor:
-    return ((sums + 2 ** (_BITS - 1)) / 2**_BITS).floor().clamp(0, 255)
+    rounded: Tensor = ((sums + 2 ** (_BITS - 1)) / 2**_BITS).floor().clamp(0, 255)
+    return rounded
 
 
 @lru_cache(maxsize=8)
@@ -130,7 +138,8 @@ def _weights(n: int, m: int) -> Tensor:
     inside = (places >= (centres - 2 * stretch + 0.5).trunc()) & (places < (centres + 2 * stretch + 0.5).trunc())
     kernel = torch.where(inside, _cubic((places - centres + 0.5) / stretch), 0.0)
     whole = kernel / kernel.sum(dim=1, keepdim=True) * 2**_BITS
-    return (whole + torch.where(whole < 0, -0.5, 0.5)).trunc()
+    weights: Tensor = (whole + torch.where(whole < 0, -0.5, 0.5)).trunc()
+    return weights
 
 
 def _cubic(x: Tensor) -> Tensor:

@@ -97,6 +97,6 @@ def positions(trained: Tensor, side: int) -> Tensor:
     n = math.isqrt(trained.shape[1] - 1)
     if n == side:
         return trained
-    grid = trained[:, 1:].unflatten(1, (n, n)).permute(0, 3, 1, 2)
+    grid = trained[:, 1:].reshape(1, n, n, -1).permute(0, 3, 1, 2)
     scaled = F.interpolate(grid, scale_factor=(side + 0.1) / n, mode="bicubic")
     return torch.cat([trained[:, :1], scaled.flatten(2).transpose(1, 2)], dim=1)

@@ -42,7 +42,7 @@ def kid_influence(x: npt.ArrayLike, y: npt.ArrayLike, degree: int = 3) -> F64:
     at_least(n, 2, "x")
 
     def kernel(products: F64, *_: F64) -> F64:
-        return (products / d + 1) ** degree
+        return np.asarray((products / d + 1) ** degree)
 
     within = (n * mean_kernel(x, x, kernel) - kernel(squares)) / (n - 1)
     witness = within - mean_kernel(x, y, kernel)
