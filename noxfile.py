@@ -1,4 +1,4 @@
-"""The project's verbs: `nox -s benchmark`, `tests`, `lint`, `distill`, `gate`, `speed`, `scenes`. Each builds what it needs."""
+"""The project's verbs: `nox -s benchmark`, `tests`, `peers`, `lint`, `distill`, `gate`, `speed`, `scenes`. Each builds what it needs."""
 
 from pathlib import Path
 
@@ -26,6 +26,13 @@ def tests(session: nox.Session) -> None:
     """Run the tests: nox -s tests -- [pytest's options, such as -m slow]."""
     _install(session, "test")
     session.run("pytest", *session.posargs)
+
+
+@nox.session(default=False)
+def peers(session: nox.Session) -> None:
+    """Compare set metrics with the libraries that they are named after: nox -s peers -- [pytest's options]."""
+    _install(session, "test", "peers")
+    session.run("pytest", "tests/encoders", "tests/metrics", *session.posargs)
 
 
 @nox.session

@@ -133,7 +133,9 @@ def _record(spec: ModelSpec, setting: Bench, pictures: tuple[Store, list[Job]] |
         )
         values, scores = score(subject, setting.suite.metrics.get(setting.suite.family or "scenes", ()))
         values = judged(values, setting.suite, setting.runs)
-        thumbnails = {f"{job.prompt_id}.png": _thumbnail(subject.pixels[row]) for row, job in enumerate(todo[:THUMBNAILS])}
+        shown = todo[:THUMBNAILS]
+        drawn = store.read([job.image for job in shown])
+        thumbnails = {f"{job.prompt_id}.png": _thumbnail(picture) for job, picture in zip(shown, drawn, strict=True)}
     record = Record(
         family=spec.family,
         suite=setting.suite.id,

@@ -24,7 +24,8 @@ def score(subject: Subject, metrics: Sequence[str]) -> tuple[list[Value], Scores
     for name in metrics:
         if name not in PROTOCOLS:
             raise unknown("metric", name, PROTOCOLS)
-    subject.pixels  # noqa: B018  # a picture that cannot be read ends the run here, before any metric
+    for _ in subject.blocks():  # a picture that cannot be read ends the run here, before any metric
+        pass
     values = []
     for protocol in sorted(map(PROTOCOLS.__getitem__, metrics), key=list(PROTOCOLS.values()).index):
         try:

@@ -1,15 +1,19 @@
 """What a protocol is, what it measures, and how it answers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
+
+import numpy as np
 
 from sdbench import stats
 from sdbench.records import F64, Direction, Scores, State, Value
 from sdbench.store import F32, U8, Store
 
+T = TypeVar("T")
+BLOCK = 64  # pictures in memory at a time, a multiple of every encoder's batch
 Result = tuple[Value, dict[str, F64]]  # the value, and its columns of `scores.parquet`
 
 
@@ -23,6 +27,7 @@ class Subject:
         is_teacher: the pictures are the teacher's own.
         reference: what set metrics compare with, by the name that the suite gives; None where it names none.
         columns: what earlier protocols found, for those that build on it.
+        shared: what earlier protocols computed, for those that need the same.
     """
 
     store: Store
@@ -35,15 +40,32 @@ class Subject:
     is_teacher: bool = False
     reference: str | None = None
     columns: dict[str, F64] = field(default_factory=dict)
+    shared: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def pixels(self) -> U8:
-        """The stored bytes, decoded => N x H x W x 3 uint8 RGB."""
+        """The stored bytes, decoded => N x H x W x 3 uint8 RGB; all at once, which full-size pictures seldom fit memory for."""
         return self.store.read(self.images)
+
+    def blocks(self) -> Iterator[U8]:
+        """The same, 64 pictures at a time.
+
+        Raises:
+            UserError: a picture is missing, corrupted, or not 8-bit RGB.
+        """
+        for start in range(0, len(self.images), BLOCK):
+            yield self.store.read(self.images[start : start + BLOCK])
 
     def features(self, encoder: str, compute: Callable[[U8], F32]) -> F32:
         """Features under an encoder, whose name tells its weights; computed once and kept in the run folder."""
-        return self.store.features(encoder, self.images, lambda: compute(self.pixels))
+        return self.store.features(encoder, self.images, lambda: np.concatenate([compute(block) for block in self.blocks()]))
+
+    def once(self, name: str, compute: Callable[[], T]) -> T:
+        """What several protocols need, computed for the first of them."""
+        if name not in self.shared:
+            self.shared[name] = compute()
+        found: T = self.shared[name]
+        return found
 
 
 @dataclass(frozen=True)

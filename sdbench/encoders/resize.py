@@ -1,0 +1,62 @@
+"""Pictures to what the Inception network takes, in the ways of four libraries: on the same pictures they disagree by several FID.
+
+Each takes N x H x W x 3 uint8 RGB => N x 3 x 299 x 299 float32 on the same device, and is named as the protocol that it
+belongs to. Nothing is rounded to bytes on the way.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SIDE_PX = 299
+
+
+def clean(pictures: Tensor) -> Tensor:
+    """clean-fid: Pillow's bicubic filter with antialias on floats, clipped to 0..255; bytes to -1..1 by (x - 128) / 128.
+
+    PyTorch's filter is Pillow's to 5e-3 of a step of a byte, which moves a feature by some 1e-7 of the largest (measured).
+    """
+    resized = F.interpolate(_channels_first(pictures).float(), _size(), mode="bicubic", antialias=True)
+    return (resized.clamp(0, 255) - 128) / 128
+
+
+def tf1(pictures: Tensor) -> Tensor:
+    """torch-fidelity: TensorFlow 1's bilinear, whose pixels have their corner, not their centre, at (0, 0); no antialias."""
+    x = _channels_first(pictures).float()
+    top, bottom, dy = _neighbours(x.shape[2], x.device)
+    left, right, dx = _neighbours(x.shape[3], x.device)
+
+    def row(at: Tensor) -> Tensor:
+        near, far = x[:, :, at][..., left], x[:, :, at][..., right]
+        return near + (far - near) * dx
+
+    upper = row(top)
+    return (upper + (row(bottom) - upper) * dy[:, None] - 128) / 128
+
+
+def mlperf(pictures: Tensor) -> Tensor:
+    """pytorch-fid, and with it MLPerf: bilinear without antialias on 0..1, which becomes -1..1 by 2 x - 1."""
+    return 2 * F.interpolate(_channels_first(pictures).float() / 255, _size(), mode="bilinear") - 1
+
+
+def torchmetrics(pictures: Tensor) -> Tensor:
+    """Torchmetrics since 1.8: bilinear with antialias; bytes to -1..1 by (x - 128) / 128."""
+    return (F.interpolate(_channels_first(pictures).float(), _size(), mode="bilinear", antialias=True) - 128) / 128
+
+
+INCEPTION = {resize.__name__: resize for resize in (clean, tf1, mlperf, torchmetrics)}
+
+
+def _channels_first(pictures: Tensor) -> Tensor:
+    return pictures.permute(0, 3, 1, 2)
+
+
+def _size() -> tuple[int, int]:
+    return SIDE_PX, SIDE_PX
+
+
+def _neighbours(n: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each of 299 places along n pixels: the pixel before it, the one after, and how far it lies between them."""
+    place = torch.arange(SIDE_PX, device=device) * torch.tensor(n / SIDE_PX, device=device)
+    before = place.long()
+    return before, (before + 1).clamp_max(n - 1), place - before

@@ -1,0 +1,37 @@
+"""Products of all rows of two sets in float64, a tile at a time: neither n x m numbers nor a copy of the features is ever held."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from sdbench.metrics.inputs import F64
+
+Features = npt.NDArray[np.floating]
+_TILE, _COLUMNS = 2**23, 4096  # a tile takes 64 MiB, a float64 copy of 4096 x 2048 features likewise
+
+
+def rows(features: npt.ArrayLike, name: str) -> tuple[Features, F64]:
+    """Features, n x d in the precision they have, and their squared lengths, (n,).
+
+    Raises:
+        ValueError: not n x d, or not finite.
+    """
+    array: Features = np.asarray(features)
+    if array.ndim != 2:
+        raise ValueError(f"{name} must be n x d, found shape {array.shape}")
+    squares = np.einsum("nd,nd->n", array, array, dtype=np.float64)
+    if (bad := np.flatnonzero(~np.isfinite(squares))).size:
+        raise ValueError(f"{name} must be finite, found NaN or infinity in {len(bad)} of {len(array)} rows, the first is row {bad[0]}")
+    return array, squares
+
+
+def products(x: Features, y: Features) -> Iterator[tuple[slice, F64]]:
+    """X Y^T of n x d and m x d, as slices of the n rows with their tiles, rows x m."""
+    height = max(1, _TILE // len(y))
+    for start in range(0, len(x), height):
+        part = x[start : start + height].astype(np.float64)
+        tile = np.empty((len(part), len(y)))
+        for column in range(0, len(y), _COLUMNS):
+            tile[:, column : column + _COLUMNS] = part @ y[column : column + _COLUMNS].T.astype(np.float64)
+        yield slice(start, start + len(part)), tile

@@ -1,0 +1,59 @@
+"""Encoders by name: what their features are kept under, and what they refuse."""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from sdbench import weights
+from sdbench.encoders.catalogue import ENCODERS
+from sdbench.errors import MissingError
+
+FULL_SIZE = sorted(set(ENCODERS) - {"scenes.features"})
+PICTURES = np.zeros((2, 40, 30, 3), np.uint8)
+
+
+def test_ids_tell_network_resize_and_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    def digest(asset: str) -> str:
+        return hashlib.sha256(asset.encode()).hexdigest()
+
+    monkeypatch.setattr(weights, "digest", digest)
+    before = {name: encoder.id() for name, encoder in ENCODERS.items()}
+    assert len(set(before.values())) == len(ENCODERS)
+    assert before["inception.tf1"] == f"inception.tf1-{digest('inception-2015')[:12]}"
+    monkeypatch.setattr(weights, "digest", lambda asset: digest(f"other {asset}"))
+    assert {name for name, encoder in ENCODERS.items() if encoder.id() != before[name]} == set(FULL_SIZE)
+    assert all(encoder.name == name for name, encoder in ENCODERS.items())
+
+
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_without_weights_both_say_so(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(asset: str) -> None:
+        raise MissingError(f"weights: {asset} is not on this disk")
+
+    monkeypatch.setattr(weights, "find", absent)
+    monkeypatch.setattr(weights, "digest", absent)
+    with pytest.raises(MissingError, match="is not on this disk"):
+        ENCODERS[name].id()
+    with pytest.raises(MissingError, match="is not on this disk"):
+        ENCODERS[name].features(PICTURES)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        PICTURES.astype(np.float32) * np.nan,
+        PICTURES.astype(np.uint16),
+        PICTURES[..., :1],
+        np.concatenate([PICTURES, PICTURES[..., :1]], axis=3),
+        PICTURES[..., 0],
+        PICTURES[0],
+        PICTURES.transpose(0, 3, 1, 2),
+        PICTURES[:0],
+    ],
+    ids=["NaN", "16 bit", "gray", "RGBA", "gray without channels", "one picture", "channels first", "none"],
+)
+def test_what_is_not_uint8_rgb_is_refused(name: str, wrong: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"uint8 RGB, found .*\("):
+        ENCODERS[name].features(wrong)

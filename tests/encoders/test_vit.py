@@ -1,0 +1,101 @@
+"""DINOv2 and CLIP as dgm-eval and CMMD use them: tiny networks of their kind, fed by the originals' steps."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pictures import photograph
+from PIL import Image
+from torchvision import transforms
+from transformers import CLIPConfig, CLIPModel, CLIPVisionModelWithProjection, Dinov2Config, Dinov2Model
+
+from sdbench import weights
+from sdbench.encoders import vit
+from sdbench.errors import UserError
+from sdbench.store import U8
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 14}
+VISION = {**SMALL, "image_size": 336, "intermediate_size": 64, "projection_dim": 16}
+TEXT = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8, "vocab_size": 16}
+PICTURES = np.stack([photograph(seed, 260, 380) for seed in range(3)])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("vit")
+    torch.manual_seed(0)
+    dinov2 = Dinov2Model(Dinov2Config(**SMALL, image_size=518, layerscale_value=0.5))
+    torch.nn.init.normal_(dinov2.embeddings.position_embeddings)
+    dinov2.save_pretrained(made / vit.DINOV2)
+    towers = CLIPModel(CLIPConfig(projection_dim=16, vision_config=VISION, text_config=TEXT))
+    towers.config.save_pretrained(made / vit.CLIP)
+    torch.save(towers.state_dict(), made / vit.CLIP / "pytorch_model.bin")  # as OpenAI's repository has it, both towers in one
+    return made
+
+
+@pytest.fixture(autouse=True)
+def _weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "find", folder.joinpath)
+
+
+def test_dinov2_is_the_class_token_of_pictures_as_dgm_eval_prepares_them(folder: Path) -> None:
+    prepare = transforms.Compose(
+        [
+            transforms.Resize((224, 224), transforms.InterpolationMode.BICUBIC),
+            transforms.ToTensor(),
+            transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        ]
+    )
+    model = Dinov2Model.from_pretrained(folder / vit.DINOV2).eval()
+    trained = model.embeddings.position_embeddings
+    model.embeddings.position_embeddings = torch.nn.Parameter(vit.positions(trained, 16))
+    with torch.inference_mode():
+        pixels = torch.stack([prepare(Image.fromarray(picture)) for picture in PICTURES])
+        theirs = model(pixel_values=pixels).last_hidden_state[:, 0].numpy()
+    ours = vit.dinov2(PICTURES)
+    assert ours.dtype == np.float32
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_positions_are_scaled_as_dinov2_does_not_as_transformers_does() -> None:
+    """A ramp along the columns stays one, but for the ends: its step is n / (side + 0.1) of the old one, not n / side."""
+    ramp = torch.arange(37.0).expand(37, 37).reshape(1, 37 * 37, 1)
+    grid = vit.positions(torch.cat([torch.full((1, 1, 1), -9.0), ramp], dim=1), 16)
+    assert grid[0, 0, 0] == -9
+    row = grid[0, 1:].reshape(16, 16)[5, 2:-2]
+    torch.testing.assert_close(row.diff(), torch.full((11,), 37 / 16.1), rtol=0, atol=0.1)
+    assert float(row[-1] - row[0]) == pytest.approx(11 * 37 / 16.1, abs=0.08)
+    unchanged = torch.rand(1, 1 + 16 * 16, 4)
+    assert torch.equal(vit.positions(unchanged, 16), unchanged)
+
+
+def test_clip_is_of_length_one_of_the_middle_square_as_cmmd_prepares_it(folder: Path) -> None:
+    mean, deviation = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    squares = [Image.fromarray(picture).crop((60, 0, 320, 260)).resize((336, 336), Image.Resampling.BICUBIC) for picture in PICTURES]
+    pixels = (np.stack([np.asarray(square) for square in squares]) / 255.0 - mean) / deviation
+    model = CLIPVisionModelWithProjection.from_pretrained(folder / vit.CLIP).eval()
+    with torch.inference_mode():
+        theirs = model(pixel_values=torch.tensor(pixels.transpose(0, 3, 1, 2), dtype=torch.float32)).image_embeds.numpy()
+    np.testing.assert_allclose(vit.clip(PICTURES), theirs / np.linalg.norm(theirs, axis=1, keepdims=True), atol=1e-5)
+
+
+@pytest.mark.parametrize("encode", [vit.dinov2, vit.clip])
+def test_a_picture_does_not_depend_on_those_beside_it(encode: Callable[[U8], np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
+    together = encode(PICTURES)
+    monkeypatch.setattr(vit, "BATCH", 2)
+    np.testing.assert_allclose(encode(PICTURES), together, atol=1e-5)
+    assert len(np.unique(together.round(4), axis=0)) == 3
+
+
+def test_weights_that_are_not_there_are_not_drawn_at_random(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(folder / vit.CLIP, tmp_path / vit.CLIP)
+    file = tmp_path / vit.CLIP / "pytorch_model.bin"
+    state = torch.load(file, weights_only=True)
+    del state["visual_projection.weight"]
+    torch.save(state, file)
+    monkeypatch.setattr(weights, "find", tmp_path.joinpath)
+    with pytest.raises(UserError, match=r"lacks 1 tensors of CLIPVisionModelWithProjection, such as 'visual_projection\.weight'; fetch"):
+        vit.clip(PICTURES)

@@ -1,0 +1,44 @@
+"""Pictures for tests of encoders: like photographs in their spectrum and edges, and noise."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from sdbench.store import U8
+
+SIZES = ((256, 256), (384, 512), (1024, 1024), (640, 480))
+
+
+def photograph(seed: int, height: int, width: int) -> U8:
+    """Amplitudes fall as 1/f, as in nature; colours are correlated; a few sharp edges lie over them."""
+    random = np.random.default_rng(seed)
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]) + 1 / max(height, width)
+    noise = random.normal(size=(4, height, width))
+    layers = np.fft.irfft2(np.fft.rfft2(noise) / frequency, (height, width))
+    layers /= layers.std(axis=(1, 2), keepdims=True)
+    picture = 128 + 45 * (layers[3] + 0.4 * layers[:3]).transpose(1, 2, 0) + 30 * random.normal(size=3)
+    for _ in range(random.integers(1, 6)):
+        (top, bottom), (left, right) = np.sort(random.integers(0, (height, width), (2, 2)), axis=0).T
+        picture[top:bottom, left:right] += 50 * random.normal(size=3)
+    return picture.clip(0, 255).astype(np.uint8)
+
+
+def noise(seed: int, height: int, width: int) -> U8:
+    """Every byte as likely."""
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def mixed(n: int, seed: int = 0) -> list[U8]:
+    """Photographs of four sizes in turn, every fifth picture noise."""
+    sizes = [SIZES[index % len(SIZES)] for index in range(n)]
+    return [(noise if index % 5 == 4 else photograph)(seed + index, *size) for index, size in enumerate(sizes)]
+
+
+def save(pictures: list[U8], folder: Path) -> list[U8]:
+    """Write pictures as PNG and JPEG in turn => what a reader gets back."""
+    folder.mkdir(parents=True)
+    paths = [folder / f"{index:03d}.{('png', 'jpg')[index % 2]}" for index in range(len(pictures))]
+    for path, picture in zip(paths, pictures, strict=True):
+        Image.fromarray(picture).save(path, quality=90)
+    return [np.asarray(Image.open(path)) for path in paths]
