@@ -21,6 +21,7 @@ class Subject:
         images: identities of the pictures in the store, a row each.
         teacher: scores of the family's teacher on the same prompts; None where the teacher has none (yet).
         is_teacher: the pictures are the teacher's own.
+        original: the teacher's pictures of the same prompts and noise, in the same order; None where they are not on this disk.
         columns: what earlier protocols found, for those that build on it.
     """
 
@@ -32,6 +33,7 @@ class Subject:
     prompts: Sequence[str]
     teacher: Scores | None = None
     is_teacher: bool = False
+    original: "Subject | None" = None
     columns: dict[str, F64] = field(default_factory=dict)
 
     @cached_property
@@ -46,13 +48,18 @@ class Subject:
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a metric is made, and how its values are to be read."""
+    """How a metric is made, and how its values are to be read.
+
+    Attributes:
+        against_teacher: it compares with the family's teacher, so pictures made elsewhere cannot have it.
+    """
 
     name: str
     kind: Literal["set", "score"]
     direction: Direction
     unit: str
     measure: Callable[[Subject, "Protocol"], Result]
+    against_teacher: bool = False
 
     def value(self, estimate: stats.Estimate, note: str = "", reference: str | None = None) -> Value:
         """A number with its interval, where there is one."""

@@ -1,0 +1,86 @@
+"""Full-size human-preference proxies: PickScore v1 through transformers, HPS v2.1 through open_clip."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+from torch import Tensor
+from transformers import CLIPModel
+
+from sdbench.encoders import at_hand, clip
+from sdbench.encoders.pixels import F32, U8, device, encode, exact, longest_edge, shortest_edge
+from sdbench.errors import UserError
+from sdbench.models.checks import check_finite
+
+HPS_ARCHITECTURE = "ViT-H-14"
+_prepared = partial(shortest_edge, corner=math.floor)  # as transformers' processor crops
+
+
+@dataclass(frozen=True, eq=False)
+class PickScore:
+    """A CLIP of transformers, and the name that features are kept under."""
+
+    model: CLIPModel
+    name: str
+
+    def images(self, images: U8, batch: int = clip.BATCH) -> F32:
+        """N x H x W x 3 uint8 RGB => N x d."""
+        weight, side = self.model.logit_scale, self.model.config.vision_config.image_size
+
+        def features(some: U8) -> Tensor:
+            pixels = _prepared(some, side, weight.device).to(weight.dtype)
+            embedded: Tensor = self.model.visual_projection(self.model.vision_model(pixel_values=pixels).pooler_output)
+            return embedded
+
+        return encode(images, features, batch)
+
+    def texts(self, captions: Sequence[str], batch: int = 64) -> tuple[F32, float]:
+        """Captions => N x d, and the logit scale. The tokens are open_clip's: the same vocabulary, and no file of it to fetch."""
+        tokens = clip.tokenize(captions).to(self.model.logit_scale.device)
+        with exact():
+            hidden = [
+                self.model.text_model(input_ids=tokens[start : start + batch]).pooler_output for start in range(0, len(tokens), batch)
+            ]
+            parts = [self.model.text_projection(some).cpu().numpy() for some in hidden]
+            return np.concatenate(parts), self.model.logit_scale.exp().item()
+
+
+def read_pickscore(folder: Path) -> PickScore:
+    """PickScore, or any CLIP in transformers' layout, from its folder.
+
+    Raises:
+        UserError: its files are damaged, or its weights not finite.
+    """
+    try:
+        model = CLIPModel.from_pretrained(folder, use_safetensors=True, local_files_only=True, dtype=torch.float32)
+    except Exception as error:
+        raise UserError(f"{folder} holds no CLIP in transformers' layout: {str(error).splitlines()[0]}; fetch it again") from error
+    check_finite(model, "PickScore", folder)
+    return PickScore(model.to(device()).eval(), f"pickscore.v1-{at_hand.digest(at_hand.weight_file(folder))}")
+
+
+@cache
+def pickscore() -> PickScore:
+    """PickScore v1 with its weights.
+
+    Raises:
+        MissingError: they are not at hand.
+    """
+    return read_pickscore(at_hand.find("pickscore-v1"))
+
+
+@cache
+def hps() -> clip.Clip:
+    """HPS v2.1 with its weights: a CLIP ViT-H/14 whose pictures are resized to the longer edge.
+
+    Raises:
+        MissingError: they are not at hand.
+    """
+    found = at_hand.find("hps-v2.1")
+    model = clip.fill(clip.build(open_clip.get_model_config(HPS_ARCHITECTURE)), found)
+    return clip.Clip(model, f"hpsv2.1-{at_hand.digest(at_hand.weight_file(found))}", longest_edge)
