@@ -79,7 +79,8 @@ def fill(model: open_clip.CLIP, found: Path) -> open_clip.CLIP:
     try:
         open_clip.load_checkpoint(model, str(file), strict=True, weights_only=True)
     except Exception as error:
-        raise UserError(f"{file} does not hold the weights of this CLIP: {str(error).splitlines()[0]}; fetch it again") from error
+        reason = str(error).strip().rpartition("\n")[2].strip()
+        raise UserError(f"{file} does not hold the weights of this CLIP ({reason}); fetch it again") from error
     check_finite(model, "CLIP", file)
     return model.to(device())
 

@@ -2,7 +2,8 @@
 
 A CLIP score is a protocol down to its resize. Pillow's bicubic, which CLIP was trained behind, works in 8-bit steps with
 22-bit weights; torch's differs from it by a level in 0.3 % of the pixels as uint8, in 10 to 20 % as float (measured). On
-the CPU Pillow does it, elsewhere its integer arithmetic is repeated in float64, where it is exact, a batch at a time.
+the CPU Pillow does it; on a GPU its integer arithmetic is repeated in float64, where it is exact, a batch at a time, if
+the pictures are square (of others Pillow 13 chooses by their shape whether columns or rows go first).
 """
 
 from collections.abc import Callable, Iterator
@@ -53,7 +54,9 @@ def rgb(images: U8) -> U8:
         ValueError: they are not: a metric must not guess what floats, gray or transparency mean.
     """
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not images.size:
-        raise ValueError(f"pictures must be N x H x W x 3 uint8 RGB, found {np.shape(images)} {getattr(images, 'dtype', type(images))}")
+        raise ValueError(
+            f"pictures must be N x H x W x 3 uint8 RGB, found {type(images).__name__} {tuple(np.shape(images))} {getattr(images, 'dtype', '')}"
+        )
     return images
 
 
@@ -99,17 +102,16 @@ def normalised(pixels: Tensor) -> Tensor:
 
 def pillow_bicubic(images: U8, size: tuple[int, int], to: torch.device) -> Tensor:
     """Pillow's `resize(BICUBIC)` to (height, width), bit for bit: N x H x W x 3 uint8 => N x 3 x height x width uint8."""
-    if to.type == "cpu":
-        resized = np.stack([np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC)) for image in images])
-        return torch.from_numpy(resized).permute(0, 3, 1, 2)
-    return resample(torch.from_numpy(images).to(to).permute(0, 3, 1, 2), size)
+    if to.type != "cpu" and images.shape[1] == images.shape[2]:
+        return resample(torch.from_numpy(images).to(to).permute(0, 3, 1, 2), size[0])
+    resized = np.stack([np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC)) for image in images])
+    return torch.from_numpy(resized).to(to).permute(0, 3, 1, 2)
 
 
-def resample(pixels: Tensor, size: tuple[int, int]) -> Tensor:
-    """The same by two products of matrices of integers: columns first, rounded and clipped, then rows."""
-    across, down = (_weights(n, m).to(pixels.device) for n, m in ((pixels.shape[3], size[1]), (pixels.shape[2], size[0])))
-    narrow = _rounded(pixels.double() @ across.T)
-    return _rounded(down @ narrow).to(torch.uint8)
+def resample(pixels: Tensor, side: int) -> Tensor:
+    """The same of squares by two products of matrices of integers: columns first, rounded and clipped, then rows."""
+    weights = _weights(pixels.shape[3], side).to(pixels.device)
+    return _rounded(weights @ _rounded(pixels.double() @ weights.T)).to(torch.uint8)
 
 
 def _rounded(sums: Tensor) -> Tensor:

@@ -57,9 +57,13 @@ def read_pickscore(folder: Path) -> PickScore:
         UserError: its files are damaged, or its weights not finite.
     """
     try:
-        model = CLIPModel.from_pretrained(folder, use_safetensors=True, local_files_only=True, dtype=torch.float32)
+        model, report = CLIPModel.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, dtype=torch.float32, output_loading_info=True
+        )
     except Exception as error:
-        raise UserError(f"{folder} holds no CLIP in transformers' layout: {str(error).splitlines()[0]}; fetch it again") from error
+        raise UserError(f"{folder} holds no CLIP in transformers' layout ({type(error).__name__}); fetch it again") from error
+    if lacking := sorted(report["missing_keys"]):  # transformers draws them at random, with no more than a warning
+        raise UserError(f"{folder} lacks {len(lacking)} tensors of PickScore, such as {lacking[0]!r}; fetch it again")
     check_finite(model, "PickScore", folder)
     return PickScore(model.to(device()).eval(), f"pickscore.v1-{at_hand.digest(at_hand.weight_file(folder))}")
 
