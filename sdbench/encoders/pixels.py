@@ -6,9 +6,10 @@ the CPU Pillow does it; on a GPU its integer arithmetic is repeated in float64, 
 the pictures are square (of others Pillow 13 chooses by their shape whether columns or rows go first).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ from torchvision.transforms.v2 import functional as transforms
 
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
+Pictures = U8 | Sequence[U8]  # N pictures H x W x 3 uint8 RGB: one array of them, or several where their sizes differ
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # OpenAI's, of CLIP's training pictures
 _BITS = 22  # of Pillow's weights: 32 less 8 of the pixel and 2 of room for bicubic's overshoot
 
@@ -41,7 +43,7 @@ def exact() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def encode(images: U8, encoder: Callable[[U8], Tensor], batch: int) -> F32:
+def encode(images: Pictures, encoder: Callable[[Any], Tensor], batch: int) -> F32:
     """Features of pictures, a batch at a time => N x d float32 (float64 where the network is)."""
     with exact():
         return np.concatenate([encoder(images[start : start + batch]).cpu().numpy() for start in range(0, len(images), batch)])
