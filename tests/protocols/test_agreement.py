@@ -8,6 +8,7 @@ import pytest
 import torch
 from clips import golden, noise, photographs
 from scipy.ndimage import correlate1d
+from torchmetrics.functional.image import structural_similarity_index_measure
 from torchvision.models import alexnet
 
 from sdbench.encoders import at_hand, perceptual, scenes
@@ -89,7 +90,7 @@ def test_a_corrupted_picture_of_the_teacher_fails_and_is_not_averaged_away(tmp_p
 
 def test_nan_features_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scenes, "clip_images", lambda images: np.full((len(images), 4), np.nan, np.float32))
-    monkeypatch.setattr(perceptual, "structural_similarity_index_measure", lambda a, *_, **__: torch.full((len(a),), torch.nan))
+    monkeypatch.setattr(perceptual, "_ssim", lambda a, _: torch.full((len(a),), torch.nan))
     found = scored(pair(tmp_path, PICTURES))
     assert [found[name].state for name in FREE] == ["failed", "ok", "failed", "ok"]
     assert "scores must be finite" in found["agreement.ssim"].reason
@@ -152,9 +153,12 @@ def plain_ssim(x: U8, y: U8) -> float:
 
 
 @pytest.mark.parametrize("name", golden())
-def test_ssim_is_that_of_the_paper(name: str) -> None:
+def test_ssim_is_that_of_the_paper_and_of_torchmetrics(name: str) -> None:
     x, y = golden()[name], golden()["photograph"]
-    assert perceptual.ssim(x, y)[0] == pytest.approx(plain_ssim(x[0], y[0]), abs=1e-6)
+    found = perceptual.ssim(x, y)[0]
+    assert found == pytest.approx(plain_ssim(x[0], y[0]), abs=1e-9)
+    a, b = (torch.from_numpy(side).permute(0, 3, 1, 2).double() for side in (x, y))
+    assert found == pytest.approx(structural_similarity_index_measure(a, b, data_range=255.0).item(), abs=1e-9)
 
 
 def test_ssim_does_not_depend_on_what_else_is_compared() -> None:
