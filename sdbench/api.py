@@ -212,11 +212,7 @@ def _record_of(what: str, where: Places, suite: suites.Suite | None, only: str |
         return Path(what)
     spec = resolve(what)
     chosen = _suite(suite, spec)
-    kept = [(record.created, path) for path, record in records.newest(where.results, spec.family) if _is(record, spec.name, chosen)]
+    kept = records.under(where.results, spec.family, chosen.id, spec.name)
     if kept and spec.name in CATALOGUE:
-        return max(kept)[1]
+        return kept[-1][0]
     return run([spec], chosen, where, only=only)[0]
-
-
-def _is(record: Record, name: str, suite: suites.Suite) -> bool:
-    return record.model.name == name and record.suite == suite.id

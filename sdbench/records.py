@@ -238,6 +238,13 @@ def newest(results: Path, family: str | None = None) -> list[tuple[Path, Record]
     return [rows[key] for key in sorted(rows)]
 
 
+def under(results: Path, family: str, suite: SuiteId, name: str) -> list[tuple[Path, Record]]:
+    """A model's records of exactly this suite, its digest included, oldest first."""
+    folders = sorted((results / family / f"{suite.name}@{suite.version}" / name).glob("*/record.json"))
+    found = [(path.parent, read(path.parent)[0]) for path in folders]
+    return sorted((kept for kept in found if kept[1].suite == suite), key=lambda kept: kept[1].created)
+
+
 def digest_of(folder: Path) -> str:
     """Digest of what a record folder says: its record and its scores (16 hex digits of SHA-256)."""
     whole = hashlib.sha256()

@@ -203,10 +203,9 @@ def _what_it_says(record: Record) -> dict[str, Any]:
 
 def _teacher(setting: Bench) -> tuple[Scores | None, Subject | None]:
     """What the teacher's record under this suite says, and its pictures, where they still lie in the run folder."""
-    for path, record in records.newest(setting.results, setting.suite.family):
-        if record.model.name == TEACHERS[record.family] and record.suite == setting.suite.id and record.n_images:
-            return records.read(path)[1], _drawn(record.model, setting)
-    return None, None
+    family = setting.suite.family or ""
+    kept = [found for found in records.under(setting.results, family, setting.suite.id, TEACHERS[family]) if found[1].n_images]
+    return (records.read(kept[-1][0])[1], _drawn(kept[-1][1].model, setting)) if kept else (None, None)
 
 
 def _drawn(model: Model, setting: Bench) -> Subject | None:
