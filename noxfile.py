@@ -55,7 +55,8 @@ def gate(session: nox.Session) -> None:
 def speed(session: nox.Session) -> None:
     """Time the harness itself beside its peers, as ratios: nox -s speed -- [pytest's options]."""
     _install(session, "test")
-    session.run("pytest", "suites/speed_training.py", "--benchmark-columns=median,iqr,rounds", *session.posargs)
+    files = sorted(map(str, Path("suites").glob("speed_*.py")))
+    session.run("pytest", *files, "--benchmark-columns=median,iqr,rounds", *session.posargs)
 
 
 @nox.session(default=False)

@@ -61,6 +61,23 @@ def for_transformers(model: open_clip.CLIP, config: dict[str, Any]) -> CLIPModel
     return other.eval()
 
 
+class Adapted:
+    """For torchmetrics 1.9, which expects the features where transformers >= 5 answers with an object (torchmetrics#3407)."""
+
+    def __init__(self, model: CLIPModel) -> None:
+        self.model, self.config = model, model.config
+
+    def to(self, device: Any) -> "Adapted":
+        self.model.to(device)
+        return self
+
+    def get_image_features(self, pixels: Tensor) -> Tensor:
+        return self.model.get_image_features(pixels).pooler_output
+
+    def get_text_features(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.model.get_text_features(ids, mask).pooler_output
+
+
 def _at(name: str, state: dict[str, Tensor]) -> Tensor:
     """The tensor of open_clip that transformers calls `name`."""
     exact = {
@@ -97,13 +114,13 @@ def _at(name: str, state: dict[str, Tensor]) -> Tensor:
 
 
 @cache
-def processor(side: int) -> CLIPProcessor:
-    """The one that CLIP's repositories describe, Pillow behind it, its vocabulary from open_clip's copy."""
+def processor(side: int, kind: type = CLIPImageProcessorPil) -> CLIPProcessor:
+    """The one that CLIP's repositories describe, its vocabulary from open_clip's copy; with Pillow behind it, or torchvision as by default since 2025."""
     spoken = open_clip.tokenizer.SimpleTokenizer()
     ends = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
     vocabulary = {ends.get(word, word): number for word, number in spoken.encoder.items()}
     tokenizer = CLIPTokenizer(vocab=vocabulary, merges=list(spoken.bpe_ranks), model_max_length=77)
-    return CLIPProcessor(CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side}), tokenizer)
+    return CLIPProcessor(kind(size={"shortest_edge": side}, crop_size={"height": side, "width": side}), tokenizer)
 
 
 def noise(n: int, height: int, width: int, seed: int = 0) -> U8:

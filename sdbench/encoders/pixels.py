@@ -6,7 +6,9 @@ the CPU Pillow does it; on a GPU its integer arithmetic is repeated in float64, 
 the pictures are square (of others Pillow 13 chooses by their shape whether columns or rows go first).
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -106,8 +108,12 @@ def pillow_bicubic(images: U8, size: tuple[int, int], to: torch.device) -> Tenso
     """Pillow's `resize(BICUBIC)` to (height, width), bit for bit: N x H x W x 3 uint8 => N x 3 x height x width uint8."""
     if to.type != "cpu" and images.shape[1] == images.shape[2]:
         return resample(torch.from_numpy(images).to(to).permute(0, 3, 1, 2), size[0])
-    resized = np.stack([np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC)) for image in images])
-    return torch.from_numpy(resized).to(to).permute(0, 3, 1, 2)
+
+    def resized(image: U8) -> U8:
+        return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC))
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow lets go of the interpreter meanwhile
+        return torch.from_numpy(np.stack(list(pool.map(resized, images)))).to(to).permute(0, 3, 1, 2)
 
 
 def resample(pixels: Tensor, side: int) -> Tensor:

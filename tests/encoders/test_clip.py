@@ -8,7 +8,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from clips import CAPTIONS, TINY, for_transformers, golden, noise, photographs, processor, tiny
+from clips import CAPTIONS, TINY, Adapted, for_transformers, golden, noise, photographs, processor, tiny
 from open_clip.transform import image_transform
 from PIL import Image
 from safetensors.torch import save_file
@@ -54,23 +54,6 @@ def test_open_clip_s_own_pipeline_and_mlperf_s_formula(towers: Clip, height: int
     found = scores(towers, images, CAPTIONS)
     np.testing.assert_allclose(found, by_open_clip(towers.model, images, CAPTIONS), rtol=0, atol=1e-5 * 100)
     assert found.std() > 1  # random, but not all alike
-
-
-class Adapted:
-    """transformers >= 5 answers with an object where torchmetrics 1.9 expects the features (torchmetrics#3407)."""
-
-    def __init__(self, model: Any) -> None:
-        self.model, self.config = model, model.config
-
-    def to(self, device: Any) -> "Adapted":
-        self.model.to(device)
-        return self
-
-    def get_image_features(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self.model.get_image_features(pixels).pooler_output
-
-    def get_text_features(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return self.model.get_text_features(ids, mask).pooler_output
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES[:2])
