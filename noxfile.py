@@ -62,7 +62,7 @@ def gate(session: nox.Session) -> None:
 def speed(session: nox.Session) -> None:
     """Time the harness itself beside its peers, as ratios: nox -s speed -- [pytest's options]."""
     _install(session, "test")
-    files = ["suites/speed_metrics.py", "suites/speed_training.py"]
+    files = sorted(map(str, Path("suites").glob("speed_*.py")))
     session.run("pytest", *files, "--benchmark-columns=median,iqr,rounds", *session.posargs)
 
 

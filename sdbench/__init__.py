@@ -1,3 +1,17 @@
 """sdbench: measure SDXL and its distilled students, and say whether a checkpoint may ship."""
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sdbench.api import evaluate as evaluate
+
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """`sdbench.evaluate`, imported when it is first asked for: `import sdbench` alone loads nothing."""
+    if name == "evaluate":
+        from sdbench.api import evaluate
+
+        return evaluate
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

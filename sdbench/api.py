@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from sdbench import records, suites
 from sdbench.errors import UserError
 from sdbench.gate import Report, gate
 from sdbench.models.catalogue import CATALOGUE
 from sdbench.models.spec import ModelSpec, resolve
+from sdbench.policy import Policy
 from sdbench.policy import load as load_policy
 from sdbench.records import Record, Scores, Value
 
@@ -77,6 +79,7 @@ def score(images: Path, prompts: Path, places: Places | None = None) -> tuple[li
         UserError: the numbers of pictures and prompts differ, or a picture cannot be read.
     """
     from sdbench import run as runner
+    from sdbench.score import PROTOCOLS
     from sdbench.score import score as scored
     from sdbench.store import read_images
 
@@ -92,27 +95,125 @@ def score(images: Path, prompts: Path, places: Places | None = None) -> tuple[li
         )
     subject = runner.external(paths, read_images(paths, "replace or remove it, and its prompt"), texts, (places or Places()).runs)
     suite = suites.load("quality")
-    metrics = [name for name in suite.metrics["scenes"] if not name.startswith("win_rate")]
+    metrics = [name for name in suite.metrics["scenes"] if not PROTOCOLS[name].against_teacher]
     return scored(replace(subject, reference=suite.reference), metrics)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` found.
+
+    Attributes:
+        folder: where the record lies, for the gate, the leaderboard and the report.
+        scores: its per-image columns.
+        report: of the gate, where there was a baseline.
+    """
+
+    folder: Path
+    record: Record
+    scores: Scores
+    report: Report | None
+
+
+def evaluate(
+    model: Any,
+    suite: str | suites.Suite | None = None,
+    baseline: str | Path | None = None,
+    *,
+    name: str | None = None,
+    only: str | None = None,
+    places: Places | None = None,
+    device: str | None = None,
+) -> Evaluation:
+    """Measure a model, from a notebook or in the middle of a training loop => the record that the command line would make.
+
+    A pipeline in memory is left as it was: device, dtype, scheduler, train or eval mode, and the state of the random
+    generators. Its networks are copied where the suite computes in another dtype. Latency and memory need a process of
+    their own, so a pipeline in memory has none: save it and name the folder. In several processes, call it in one.
+
+        >>> import sdbench
+        >>> from sdbench.api import Overrides
+        >>> from sdbench.suites import load
+        >>> few = Overrides(n=4, steps=2).apply(load("quality"))  # whole suites by their name: suite="quality"
+        >>> teacher = sdbench.evaluate("scenes-teacher", few, only="quality")  # once: win rates and agreement are against it
+        >>> found = sdbench.evaluate(pipeline, few, baseline="scenes-vega", name="step-1000")
+        >>> found.record.value("clip_score.scenes").n
+        4
+        >>> found.report.verdict in ("pass", "regressed", "inconclusive")
+        True
+
+    Args:
+        model: a `StableDiffusionXLPipeline`, or what `sdbench run --model` takes: a folder, a file, a name.
+        suite: a name, the path of a suite file, or a suite; by default the family's.
+        baseline: a record folder or what `--baseline` of the gate takes; what has no record is run first.
+        name: what tables call the model.
+        only: "quality" or "probes" for one half of the suite.
+        places: where records and the work behind them are kept.
+        device: for a model that is not in memory.
+
+    Raises:
+        UserError: bad input, as from the command line.
+    """
+    where = places or Places()
+    if isinstance(model, str | Path):
+        spec = resolve(str(model), name=name)
+        chosen = _suite(suite, spec)
+        (folder,) = run([spec], chosen, where, device=device, only=only)
+    else:
+        folder, chosen = _run_in_memory(model, suite, name, only, where)
+        only = "quality"
+    record, scores = records.read(folder)
+    if baseline is None:
+        return Evaluation(folder, record, scores, None)
+    policy, skipped = _measured_by(record, load_policy(suites.suites_folder() / "gate.toml"))
+    report = gate(folder, _record_of(str(baseline), where, chosen, only), policy)
+    notes = (f"not measured, so not weighed: {', '.join(skipped)}",) if skipped else ()
+    return Evaluation(folder, record, scores, replace(report, notes=(*report.notes, *notes)))
+
+
+def _run_in_memory(
+    pipeline: Any, suite: str | suites.Suite | None, name: str | None, only: str | None, where: Places
+) -> tuple[Path, suites.Suite]:
+    from sdbench import run as runner
+    from sdbench.generate import DTYPES
+    from sdbench.models import memory
+
+    if only == "probes":
+        raise UserError("latency and memory are measured in processes of their own; save the pipeline and name its folder")
+    spec = memory.describe(pipeline, name or "pipeline")
+    chosen = _suite(suite, spec)
+    setting = runner.bench(chosen, device=pipeline.unet.device.type, results=where.results, runs=where.runs, only="quality")
+    with memory.lent(pipeline, DTYPES[setting.sampling.dtype]) as guest:
+        (folder,) = runner.run([spec], replace(setting, loaded={spec.name: guest}))
+    return folder, chosen
+
+
+def _suite(suite: str | suites.Suite | None, spec: ModelSpec) -> suites.Suite:
+    return suite if isinstance(suite, suites.Suite) else suites.load(suite or FAMILY_SUITE.get(spec.family, "standard"))
+
+
+def _measured_by(record: Record, policy: Policy) -> tuple[Policy, list[str]]:
+    """The policy without what it may skip and nobody measured, the probes where only pictures were made, and the names of that."""
+    names, rules = {value.name for value in record.values}, policy.rules(record.suite.name)
+    skipped = [name for name, rule in rules.items() if not rule.required and name not in names]
+    kept = {name: rule for name, rule in rules.items() if name not in skipped}
+    return policy.model_copy(update={"suites": {record.suite.name: kept}}), skipped
 
 
 def compare(candidate: str, baseline: str, policy: Path | None, places: Places | None = None, suite: str | None = None) -> Report:
     """Gate a candidate against a baseline, each a record folder, a catalogue name or a checkpoint; what has no record is run."""
     where = places or Places()
     chosen = load_policy(policy or suites.suites_folder() / "gate.toml")
-    return gate(_record_of(candidate, where, suite), _record_of(baseline, where, suite), chosen)
+    under = suites.load(suite) if suite else None
+    return gate(_record_of(candidate, where, under), _record_of(baseline, where, under), chosen)
 
 
-def _record_of(what: str, where: Places, suite: str | None) -> Path:
+def _record_of(what: str, where: Places, suite: suites.Suite | None, only: str | None = None) -> Path:
     if (Path(what) / "record.json").is_file():
         return Path(what)
     spec = resolve(what)
-    chosen = suites.load(suite or FAMILY_SUITE.get(spec.family, "standard"))
-    kept = [(record.created, path) for path, record in records.newest(where.results, spec.family) if _is(record, spec.name, chosen)]
+    chosen = _suite(suite, spec)
+    kept = records.under(where.results, spec.family, chosen.id, spec.name)
     if kept and spec.name in CATALOGUE:
-        return max(kept)[1]
-    return run([spec], chosen, where)[0]
-
-
-def _is(record: Record, name: str, suite: suites.Suite) -> bool:
-    return record.model.name == name and record.suite == suite.id
+        return kept[-1][0]
+    return run([spec], chosen, where, only=only)[0]

@@ -78,7 +78,7 @@ class Model(_Data):
     """What was measured.
 
     Attributes:
-        source: `hub:<repo>`, `folder:<name>`, `file:<name>`, `embedded`, `random`, `rendered` (pictures, no model), `images:<name>`.
+        source: `hub:<repo>`, `folder:<name>`, `file:<name>`, `embedded`, `random`, `rendered` (pictures, no model), `memory`, `images:<name>`.
         label: shown in every table beside the name where weights are not what they seem ("random weights").
         weights_digest: SHA-256 over all tensors of the pipeline; None where there is no model.
     """
@@ -239,6 +239,13 @@ def newest(results: Path, family: str | None = None) -> list[tuple[Path, Record]
         if key not in rows or rows[key][1].created < record.created:
             rows[key] = (path.parent, record)
     return [rows[key] for key in sorted(rows)]
+
+
+def under(results: Path, family: str, suite: SuiteId, name: str) -> list[tuple[Path, Record]]:
+    """A model's records of exactly this suite, its digest included, oldest first."""
+    folders = sorted((results / family / f"{suite.name}@{suite.version}" / name).glob("*/record.json"))
+    found = [(path.parent, read(path.parent)[0]) for path in folders]
+    return sorted((kept for kept in found if kept[1].suite == suite), key=lambda kept: kept[1].created)
 
 
 def digest_of(folder: Path) -> str:

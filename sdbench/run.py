@@ -3,8 +3,8 @@
 import gc
 import io
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,11 @@ THUMBNAILS, THUMBNAIL_PX = 16, 256
 
 @dataclass(frozen=True)
 class Bench:
-    """A suite on this machine, and where its output goes."""
+    """A suite on this machine, and where its output goes.
+
+    Attributes:
+        loaded: pipelines that are in memory already, by the names of their specs, which have the source `memory`.
+    """
 
     suite: Suite
     sampling: Sampling
@@ -44,6 +48,7 @@ class Bench:
     runs: Path
     quality: bool = True
     probes: bool = True
+    loaded: Mapping[str, Any] = field(default_factory=dict)
 
 
 def bench(suite: Suite, *, device: str, results: Path, runs: Path, only: str | None = None) -> Bench:
@@ -85,19 +90,25 @@ def _pictures(spec: ModelSpec, setting: Bench) -> tuple[Store, list[Job]]:
         embedded.checked(spec.location)
     weights = weights_digest(spec, dtype=setting.sampling.dtype)
     todo = jobs(setting.suite, setting.sampling, weights)
-    identity = {"model": spec.name, "weights": weights, "device": setting.device, "batch": setting.sampling.batch}
-    store = Store(setting.runs, identity)
+    store = Store(setting.runs, _identity(spec.name, weights, setting))
     if spec.source == "rendered":
         generate(todo, store, setting.sampling.batch, rendered, spec.name)
     elif store.missing([job.image for job in todo]):
-        fetch(spec, dtype=setting.sampling.dtype)
-        pipeline = load(spec, dtype=DTYPES[setting.sampling.dtype], device=setting.device)
+        if spec.name in setting.loaded:
+            pipeline = setting.loaded[spec.name]
+        else:
+            fetch(spec, dtype=setting.sampling.dtype)
+            pipeline = load(spec, dtype=DTYPES[setting.sampling.dtype], device=setting.device)
         generate(todo, store, setting.sampling.batch, sampler(pipeline, setting.sampling, setting.suite.noise), spec.name)
         del pipeline
         gc.collect()
         if setting.device.startswith("cuda"):
             torch.cuda.empty_cache()
     return store, todo
+
+
+def _identity(name: str, weights: str | None, setting: Bench) -> dict[str, Any]:
+    return {"model": name, "weights": weights, "device": setting.device, "batch": setting.sampling.batch}
 
 
 def _probed(specs: Sequence[ModelSpec], setting: Bench) -> dict[str, list[Value]]:
@@ -128,8 +139,13 @@ def _record(spec: ModelSpec, setting: Bench, pictures: tuple[Store, list[Job]] |
     if pictures is not None:
         store, todo = pictures
         subject = subject_of(store, todo, setting.runs)
+        theirs, original = _teacher(setting)
         subject = replace(
-            subject, teacher=_teacher_scores(setting), is_teacher=spec.name == TEACHERS[spec.family], reference=setting.suite.reference
+            subject,
+            teacher=theirs,
+            original=original,
+            is_teacher=spec.name == TEACHERS[spec.family],
+            reference=setting.suite.reference,
         )
         values, scores = score(subject, setting.suite.metrics.get(setting.suite.family or "scenes", ()))
         values = judged(values, setting.suite, setting.runs)
@@ -197,11 +213,19 @@ def _what_it_says(record: Record) -> dict[str, Any]:
     return record.model_dump(exclude={"created", "environment"})
 
 
-def _teacher_scores(setting: Bench) -> Scores | None:
-    for path, record in records.newest(setting.results, setting.suite.family):
-        if record.model.name == TEACHERS[record.family] and record.suite == setting.suite.id and record.n_images:
-            return records.read(path)[1]
-    return None
+def _teacher(setting: Bench) -> tuple[Scores | None, Subject | None]:
+    """What the teacher's record under this suite says, and its pictures, where they still lie in the run folder."""
+    family = setting.suite.family or ""
+    kept = [found for found in records.under(setting.results, family, setting.suite.id, TEACHERS[family]) if found[1].n_images]
+    return (records.read(kept[-1][0])[1], _drawn(kept[-1][1].model, setting)) if kept else (None, None)
+
+
+def _drawn(model: Model, setting: Bench) -> Subject | None:
+    identity, todo = _identity(model.name, model.weights_digest, setting), jobs(setting.suite, setting.sampling, model.weights_digest)
+    if not (setting.runs / digest(identity)).is_dir():
+        return None
+    store = Store(setting.runs, identity)
+    return None if store.missing([job.image for job in todo]) else subject_of(store, todo, setting.runs)
 
 
 def _thumbnail(pixels: U8) -> bytes:

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from sdbench import assets, weights
 from sdbench.errors import MissingError, unknown
-from sdbench.protocols import captions, sets, truth
+from sdbench.protocols import agreement, captions, sets, truth
 from sdbench.protocols.base import Subject
 from sdbench.records import Scores, Value
 
 # In the order in which they are taken: a win rate needs the preference scores before it.
-PROTOCOLS = {protocol.name: protocol for protocol in (*truth.PROTOCOLS, *sets.PROTOCOLS, *captions.PROTOCOLS)}
+PROTOCOLS = {protocol.name: protocol for protocol in (*truth.PROTOCOLS, *sets.PROTOCOLS, *captions.PROTOCOLS, *agreement.PROTOCOLS)}
 
 
 def score(subject: Subject, metrics: Sequence[str]) -> tuple[list[Value], Scores]:

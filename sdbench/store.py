@@ -11,6 +11,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -98,28 +99,32 @@ class Store:
 
 
 def read_images(paths: Sequence[Path], way_out: str) -> U8:
-    """Pictures of one size => N x H x W x 3 uint8 RGB.
+    """Pictures of one size => N x H x W x 3 uint8 RGB, decoded on every core.
 
     Raises:
         UserError: a file is no whole picture, not 8-bit RGB, or differs in size from the first.
     """
-    pictures: list[U8] = []
-    for path in paths:
-        try:
-            with Image.open(path) as image:
-                image.verify()  # the checksums, which decoding skips
-            with Image.open(path) as image:
-                deep = any(tile[3] == "RGB;16B" for tile in image.tile)  # Pillow would cut it down to 8 bits without a word
-                mode, pixels = "RGB;16" if deep else image.mode, np.asarray(image)
-        except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-            raise UserError(f"picture {path} cannot be read ({error}); {way_out}.") from error
-        if mode != "RGB":
-            raise UserError(
-                f"picture {path} has mode {mode}, expected 8-bit RGB; convert it (a metric must not guess what transparency or gray means)."
-            )
-        if pictures and pixels.shape != pictures[0].shape:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        pictures = list(pool.map(lambda path: _read(path, way_out), paths))
+    for path, pixels in zip(paths, pictures, strict=True):
+        if pixels.shape != pictures[0].shape:
             raise UserError(
                 f"picture {path} is {pixels.shape[1]} x {pixels.shape[0]} px, the first is {pictures[0].shape[1]} x {pictures[0].shape[0]}; all must be of one size."
             )
-        pictures.append(pixels)
     return np.stack(pictures)
+
+
+def _read(path: Path, way_out: str) -> U8:
+    try:
+        with Image.open(path) as image:
+            image.verify()  # the checksums, which decoding skips
+        with Image.open(path) as image:
+            deep = any(tile[3] == "RGB;16B" for tile in image.tile)  # Pillow would cut it down to 8 bits without a word
+            mode, pixels = "RGB;16" if deep else image.mode, np.asarray(image)
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+        raise UserError(f"picture {path} cannot be read ({error}); {way_out}.") from error
+    if mode != "RGB":
+        raise UserError(
+            f"picture {path} has mode {mode}, expected 8-bit RGB; convert it (a metric must not guess what transparency or gray means)."
+        )
+    return pixels

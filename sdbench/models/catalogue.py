@@ -5,7 +5,7 @@ from typing import Literal
 
 from sdbench.models.architectures import Family
 
-Source = Literal["hub", "folder", "unet-folder", "file", "embedded", "random", "rendered"]
+Source = Literal["hub", "folder", "unet-folder", "file", "embedded", "random", "rendered", "memory"]
 
 
 @dataclass(frozen=True)

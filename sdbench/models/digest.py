@@ -21,7 +21,7 @@ def weights_digest(spec: ModelSpec, *, dtype: str = "float32") -> str | None:
     """SHA-256 (hex) over every tensor, configuration and tokenizer of a model, with its base and LoRA.
 
     It does not depend on how tensors are spread over files, nor on the versions that wrote them. Random weights have
-    the digest of their architecture and seed; pictures without a model have none.
+    the digest of their architecture and seed, a pipeline in memory that of `memory.digest`; pictures without a model have none.
 
     Args:
         spec: the model.
@@ -32,6 +32,8 @@ def weights_digest(spec: ModelSpec, *, dtype: str = "float32") -> str | None:
     """
     if spec.source == "rendered":
         return None
+    if spec.source == "memory":
+        return spec.location  # its digest, since it lies nowhere
     if spec.source == "random":
         return hashlib.sha256(f"random weights: {spec.family}/{spec.architecture}, seed {RANDOM_SEED}".encode()).hexdigest()
     layout = locate(spec)

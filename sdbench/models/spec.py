@@ -26,7 +26,8 @@ class ModelSpec:
     Attributes:
         name: what tables call it.
         architecture: a topology of `architectures.TOPOLOGIES`, "custom", or "" for pictures without a model.
-        location: Hub repository, absolute path, or folder of the embedded weights; "" for random and rendered.
+        location: Hub repository, absolute path, or folder of the embedded weights; "" for random and rendered; the digest of a
+            pipeline in memory.
         base: the pipeline that text encoders, VAE and scheduler come from, where `location` is only a UNet; of a
             checkpoint in one file, only its configuration and tokenizers are taken.
         lora: absolute path or Hub repository of a LoRA that is fused into the weights.
@@ -49,7 +50,7 @@ class ModelSpec:
 
     @property
     def origin(self) -> str:
-        """The source as records state it: `hub:<repo>`, `folder:<name>`, `file:<name>`, `embedded`, `random`, `rendered`."""
+        """The source as records state it: `hub:<repo>`, `folder:<name>`, `file:<name>`, `embedded`, `random`, `rendered`, `memory`."""
         match self.source:
             case "hub":
                 return f"hub:{self.location}"
@@ -98,7 +99,7 @@ def resolve(
         spec = _with_lora(spec, lora)
     if completes is not None and spec.base != completes:
         raise UserError(f"{what!r} is a whole pipeline already; leave --base out, it only completes a bare UNet")
-    return _named(spec, name)
+    return named(spec, name)
 
 
 def _found(what: str, base: ModelSpec | None, revision: str | None) -> ModelSpec:
@@ -213,7 +214,12 @@ def _with_lora(spec: ModelSpec, lora: str) -> ModelSpec:
     raise UserError(f"no LoRA {lora!r}: it is the path of a .safetensors file or of a folder that holds one, or owner/name on the Hub")
 
 
-def _named(spec: ModelSpec, name: str | None) -> ModelSpec:
+def named(spec: ModelSpec, name: str | None) -> ModelSpec:
+    """The spec under the name that tables will call it.
+
+    Raises:
+        UserError: it cannot be a file's name, or is the catalogue's for another model.
+    """
     chosen = name or re.sub(r"[^\w.+-]+", "-", spec.name).lstrip(".-_+")
     if not NAME.fullmatch(chosen):
         raise UserError(f"{chosen or spec.name!r} cannot name a model: letters, digits and . _ + - only; choose another with --name")

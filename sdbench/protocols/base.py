@@ -26,6 +26,7 @@ class Subject:
         teacher: scores of the family's teacher on the same prompts; None where the teacher has none (yet).
         is_teacher: the pictures are the teacher's own.
         reference: what set metrics compare with, by the name that the suite gives; None where it names none.
+        original: the teacher's pictures of the same prompts and noise, in the same order; None where they are not on this disk.
         columns: what earlier protocols found, for those that build on it.
         shared: what earlier protocols computed, for those that need the same.
     """
@@ -39,6 +40,7 @@ class Subject:
     teacher: Scores | None = None
     is_teacher: bool = False
     reference: str | None = None
+    original: "Subject | None" = None
     columns: dict[str, F64] = field(default_factory=dict)
     shared: dict[str, Any] = field(default_factory=dict)
 
@@ -70,13 +72,18 @@ class Subject:
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a metric is made, and how its values are to be read."""
+    """How a metric is made, and how its values are to be read.
+
+    Attributes:
+        against_teacher: it compares with the family's teacher, so pictures made elsewhere cannot have it.
+    """
 
     name: str
     kind: Literal["set", "score"]
     direction: Direction
     unit: str
     measure: Callable[[Subject, "Protocol"], Result]
+    against_teacher: bool = False
 
     def value(self, estimate: stats.Estimate, note: str = "", reference: str | None = None) -> Value:
         """A number with its interval, where there is one."""

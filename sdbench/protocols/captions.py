@@ -1,9 +1,12 @@
 """Scores of each picture under its caption: CLIP score, human-preference proxies, and how often they prefer it to the teacher's."""
 
+from functools import partial
+
 import numpy as np
 
 from sdbench import stats
-from sdbench.encoders import full_size, scenes
+from sdbench.encoders import clip, scenes
+from sdbench.encoders import preference as judges
 from sdbench.metrics import clip_score, preference
 from sdbench.protocols.base import Protocol, Result, Subject
 
@@ -13,9 +16,9 @@ def _clip_scenes(subject: Subject, protocol: Protocol) -> Result:
     return protocol.mean(clip_score.clip_score(image, scenes.clip_texts(subject.prompts)))
 
 
-def _clip_full_size(subject: Subject, protocol: Protocol) -> Result:
-    image = subject.features(f"{full_size.CLIP}-{full_size.CLIP_WEIGHTS}", full_size.clip_images)
-    return protocol.mean(clip_score.clip_score(image, full_size.clip_texts(subject.prompts)))
+def _clip(backbone: str, subject: Subject, protocol: Protocol) -> Result:
+    towers = clip.load(backbone)
+    return protocol.mean(clip_score.clip_score(subject.features(towers.name, towers.images), towers.texts(subject.prompts)))
 
 
 def _preference_scenes(subject: Subject, protocol: Protocol) -> Result:
@@ -24,8 +27,13 @@ def _preference_scenes(subject: Subject, protocol: Protocol) -> Result:
 
 
 def _pickscore(subject: Subject, protocol: Protocol) -> Result:
-    image = subject.features("pickscore.v1", full_size.pickscore_images)
-    return protocol.mean(preference.pickscore(image, *full_size.pickscore_texts(subject.prompts)))
+    judge = judges.pickscore()
+    return protocol.mean(preference.pickscore(subject.features(judge.name, judge.images), *judge.texts(subject.prompts)))
+
+
+def _hpsv2(subject: Subject, protocol: Protocol) -> Result:
+    judge = judges.hps()
+    return protocol.mean(preference.hpsv2(subject.features(judge.name, judge.images), judge.texts(subject.prompts)))
 
 
 def _win_rate(subject: Subject, protocol: Protocol) -> Result:
@@ -44,11 +52,16 @@ def _win_rate(subject: Subject, protocol: Protocol) -> Result:
     return protocol.value(rate.estimate, f"{rate.wins} wins, {rate.ties} ties, {rate.losses} losses"), {protocol.name: column}
 
 
-PROTOCOLS = (
-    Protocol("clip_score.scenes",          "score", "higher", "100 cos", _clip_scenes),
-    Protocol("clip_score.vit-l-14",        "score", "higher", "100 cos", _clip_full_size),
-    Protocol("preference.scenes",          "score", "higher", "logit",   _preference_scenes),
-    Protocol("pickscore.v1",               "score", "higher", "logit",   _pickscore),
-    Protocol("win_rate.preference.scenes", "score", "higher", "share",   _win_rate),
-    Protocol("win_rate.pickscore.v1",      "score", "higher", "share",   _win_rate),
+_CLIP = (
+    Protocol("clip_score.scenes",   "score", "higher", "100 cos", _clip_scenes),
+    *(Protocol(f"clip_score.{backbone}", "score", "higher", "100 cos", partial(_clip, backbone)) for backbone in clip.BACKBONES),
+    # MLPerf inference's SDXL: OpenAI's ViT-B/32, 100 cos, not clipped (text_to_image/tools/clip/clip_encoder.py, accuracy_coco.py).
+    Protocol("clip_score.mlperf",   "score", "higher", "100 cos", partial(_clip, "vit-b-32")),
 )  # fmt: skip  # a table
+_JUDGES = (
+    Protocol("preference.scenes",   "score", "higher", "logit",   _preference_scenes),
+    Protocol("pickscore.v1",        "score", "higher", "logit",   _pickscore),
+    Protocol("hpsv2.1",             "score", "higher", "100 cos", _hpsv2),
+)  # fmt: skip  # a table
+_WINS = (Protocol(f"win_rate.{judge.name}", "score", "higher", "share", _win_rate, against_teacher=True) for judge in _JUDGES)
+PROTOCOLS = (*_CLIP, *_JUDGES, *_WINS)

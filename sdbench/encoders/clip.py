@@ -1,0 +1,97 @@
+"""CLIP's two towers through open_clip, for CLIP scores, and for preference models of CLIP's shape."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from torch import Tensor
+
+from sdbench import weights
+from sdbench.encoders.pixels import F32, U8, device, encode, exact, shortest_edge
+from sdbench.errors import UserError
+from sdbench.models.checks import check_finite
+
+BATCH = 16  # fixed: features may change in their last digits with it
+# Backbone, as protocols name it -> open_clip's configuration. OpenAI's weights were trained with the quick GELU.
+BACKBONES = {
+    "vit-b-32": "ViT-B-32-quickgelu",
+    "vit-b-16": "ViT-B-16-quickgelu",
+    "vit-l-14": "ViT-L-14-quickgelu",
+    "vit-h-14": "ViT-H-14",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """Both towers, the preprocessing of pictures, and the name that features are kept under."""
+
+    model: open_clip.CLIP
+    name: str
+    prepare: Callable[[U8, int, torch.device], Tensor] = shortest_edge
+
+    def images(self, images: U8, batch: int = BATCH) -> F32:
+        """N x H x W x 3 uint8 RGB => N x d."""
+        weight, side = self.model.text_projection, self.model.visual.image_size[0]
+        return encode(images, lambda some: self.model.encode_image(self.prepare(some, side, weight.device).to(weight.dtype)), batch)
+
+    def texts(self, captions: Sequence[str], batch: int = 64) -> F32:
+        """Captions => N x d; a long caption is cut so that its end-of-text token stays."""
+        tokens = tokenize(captions)
+        with exact():
+            parts = [text_features(self.model, tokens[start : start + batch]).cpu().numpy() for start in range(0, len(tokens), batch)]
+        return np.concatenate(parts)
+
+
+def tokenize(captions: Sequence[str]) -> Tensor:
+    """Captions => N x 77 token ids, 0 after the end of text, which also ends what was cut."""
+    tokens: Tensor = open_clip.tokenize(list(captions))
+    return tokens
+
+
+def text_features(model: open_clip.CLIP, tokens: Tensor) -> Tensor:
+    """`encode_text` of N x 77 tokens, without the padding: attention is causal, so what follows the end of text changes nothing."""
+    ends = tokens.argmax(dim=1)  # the end of text has the largest id
+    length = int(ends.max()) + 1
+    kept = tokens[:, :length].to(model.text_projection.device)
+    hidden = model.token_embedding(kept) + model.positional_embedding[:length]
+    hidden = model.ln_final(model.transformer(hidden, attn_mask=model.attn_mask[:length, :length]))
+    projected: Tensor = hidden[torch.arange(len(kept)), ends] @ model.text_projection
+    return projected
+
+
+def build(config: Mapping[str, Any]) -> open_clip.CLIP:
+    """Towers of an open_clip configuration, on the CPU, with random weights."""
+    return open_clip.CLIP(**config).eval()
+
+
+def fill(model: open_clip.CLIP, file: Path) -> open_clip.CLIP:
+    """Put weights of a safetensors file or a state dict, which is read as data only, into towers => these, where encoders run.
+
+    Raises:
+        UserError: they are of another architecture, or not finite.
+    """
+    try:
+        open_clip.load_checkpoint(model, str(file), strict=True, weights_only=True)
+    except Exception as error:
+        reason = str(error).strip().rpartition("\n")[2].strip()
+        raise UserError(f"{file} does not hold the weights of this CLIP ({reason}); fetch it again") from error
+    check_finite(model, "CLIP", file)
+    return model.to(device())
+
+
+@cache
+def load(backbone: str) -> Clip:
+    """A backbone of `BACKBONES` with its weights.
+
+    Raises:
+        MissingError: they are not at hand.
+        UserError: they are damaged.
+    """
+    asset = f"clip-{backbone}"
+    model = fill(build(open_clip.get_model_config(BACKBONES[backbone])), weights.find(asset))
+    return Clip(model, f"clip.{backbone}-{weights.digest(asset)[:12]}")

@@ -1,0 +1,92 @@
+"""Full-size human-preference proxies: PickScore v1 through transformers, HPS v2.1 through open_clip."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+from torch import Tensor
+from transformers import CLIPModel
+
+from sdbench import weights
+from sdbench.encoders import clip
+from sdbench.encoders.pixels import F32, U8, device, encode, exact, longest_edge, shortest_edge
+from sdbench.errors import UserError
+from sdbench.models.checks import check_finite
+
+HPS_ARCHITECTURE = "ViT-H-14"
+_prepared = partial(shortest_edge, corner=math.floor)  # as transformers' processor crops
+
+
+@dataclass(frozen=True, eq=False)
+class PickScore:
+    """A CLIP of transformers, and the name that features are kept under."""
+
+    model: CLIPModel
+    name: str
+
+    def images(self, images: U8, batch: int = clip.BATCH) -> F32:
+        """N x H x W x 3 uint8 RGB => N x d."""
+        weight, side = self.model.logit_scale, self.model.config.vision_config.image_size
+
+        def features(some: U8) -> Tensor:
+            pixels = _prepared(some, side, weight.device).to(weight.dtype)
+            embedded: Tensor = self.model.visual_projection(self.model.vision_model(pixel_values=pixels).pooler_output)
+            return embedded
+
+        return encode(images, features, batch)
+
+    def texts(self, captions: Sequence[str], batch: int = 64) -> tuple[F32, float]:
+        """Captions => N x d, and the logit scale. The tokens are open_clip's: the same vocabulary, and no file of it to fetch."""
+        tokens = clip.tokenize(captions).to(self.model.logit_scale.device)
+        with exact():
+            hidden = [
+                self.model.text_model(input_ids=tokens[start : start + batch]).pooler_output for start in range(0, len(tokens), batch)
+            ]
+            parts = [self.model.text_projection(some).cpu().numpy() for some in hidden]
+            return np.concatenate(parts), self.model.logit_scale.exp().item()
+
+
+def read_pickscore(folder: Path, name: str) -> PickScore:
+    """PickScore, or any CLIP in transformers' layout, from its folder.
+
+    Raises:
+        UserError: its files are damaged, or its weights not finite.
+    """
+    try:
+        model, report = CLIPModel.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, dtype=torch.float32, output_loading_info=True
+        )
+    except Exception as error:
+        raise UserError(f"{folder} holds no CLIP in transformers' layout ({type(error).__name__}); fetch it again") from error
+    if lacking := sorted(report["missing_keys"]):  # transformers draws them at random, with no more than a warning
+        raise UserError(f"{folder} lacks {len(lacking)} tensors of PickScore, such as {lacking[0]!r}; fetch it again")
+    check_finite(model, "PickScore", folder)
+    return PickScore(model.to(device()).eval(), name)
+
+
+@cache
+def pickscore() -> PickScore:
+    """PickScore v1 with its weights.
+
+    Raises:
+        MissingError: they are not at hand.
+    """
+    asset = "pickscore-v1"
+    return read_pickscore(weights.find(asset), f"pickscore.v1-{weights.digest(asset)[:12]}")
+
+
+@cache
+def hps() -> clip.Clip:
+    """HPS v2.1 with its weights: a CLIP ViT-H/14 whose pictures are resized to the longer edge.
+
+    Raises:
+        MissingError: they are not at hand.
+    """
+    asset = "hps-v2.1"
+    model = clip.fill(clip.build(open_clip.get_model_config(HPS_ARCHITECTURE)), weights.find(asset))
+    return clip.Clip(model, f"hpsv2.1-{weights.digest(asset)[:12]}", longest_edge)

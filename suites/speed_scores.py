@@ -1,0 +1,100 @@
+"""How fast a CLIP score is made, from PNG files of 1024 px to the number, beside torchmetrics'; `nox -s speed` prints the ratios.
+
+Both have ViT-B/32 with the same random weights, on the GPU where there is one, the same files and captions, and batches of
+one size. torchmetrics reads captions through transformers, and through an adapter: by itself it fails with transformers 5.
+The second table is where the time goes: files to bytes, bytes to what the network takes, pictures and captions to features.
+"""
+
+from collections.abc import Callable
+from functools import cache, partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from clips import Adapted, for_transformers, photographs, processor
+from PIL import Image
+from torchmetrics.multimodal import CLIPScore
+from transformers import CLIPImageProcessor
+
+from sdbench.encoders import clip
+from sdbench.encoders.pixels import device, exact, shortest_edge
+from sdbench.metrics.clip_score import clip_score
+from sdbench.probes.meters import synchronised
+from sdbench.scenes.grammar import scene_at
+from sdbench.store import read_images
+
+N, ROUNDS = 16, 7
+CONFIG = open_clip.get_model_config(clip.BACKBONES["vit-b-32"])
+CAPTIONS = [scene_at(index).caption for index in range(N)]
+VERSIONS = ", ".join(f"{name} {version(name)}" for name in ("torch", "open_clip_torch", "torchmetrics", "transformers", "pillow"))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("pictures")
+    for row in range(N):
+        Image.fromarray(photographs(1, 1024, 1024, row)[0]).save(folder / f"{row:02d}.png")
+    return sorted(folder.iterdir())
+
+
+@cache
+def towers() -> clip.Clip:
+    torch.manual_seed(0)
+    return clip.Clip(clip.build(CONFIG).to(device()), "random")
+
+
+@cache
+def peer() -> CLIPScore:
+    model = Adapted(for_transformers(towers().model, CONFIG))
+    return CLIPScore(model_name_or_path=lambda: (model, processor(224, CLIPImageProcessor))).to(device())
+
+
+def ours(files: list[Path]) -> float:
+    images, texts = towers().images(read_images(files, "")), towers().texts(CAPTIONS)
+    return float(clip_score(images, texts).mean())
+
+
+def theirs(files: list[Path]) -> float:
+    metric = peer()
+    metric.reset()
+    for start in range(0, N, clip.BATCH):
+        pictures = [
+            torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1).to(device()) for path in files[start : start + clip.BATCH]
+        ]
+        metric.update(pictures, CAPTIONS[start : start + clip.BATCH])
+    return float(metric.score / metric.n_samples)  # its `compute` would show 0 for what is below
+
+
+@pytest.mark.benchmark(group=f"CLIP score of {N} PNG of 1024 px on {device()}, {VERSIONS}", timer=synchronised)
+@pytest.mark.parametrize("way", ["sdbench", "torchmetrics"])
+def test_clip_score(way: str, files: list[Path], benchmark: Any) -> None:
+    found = benchmark.pedantic({"sdbench": ours, "torchmetrics": theirs}[way], args=(files,), rounds=ROUNDS, warmup_rounds=1)
+    assert found == pytest.approx(theirs(files), abs=0.05)  # torchvision's resize is a level off in some pixels
+
+
+def stages(files: list[Path]) -> dict[str, Callable[[], Any]]:
+    """Each stage on what the one before it made."""
+    pictures = read_images(files, "")
+    batches = [pictures[start : start + clip.BATCH] for start in range(0, N, clip.BATCH)]
+    prepared = [shortest_edge(batch, 224, device()) for batch in batches]
+
+    def encode() -> None:
+        with exact():
+            [towers().model.encode_image(batch).cpu() for batch in prepared]
+
+    return {
+        "decode": partial(read_images, files, ""),
+        "preprocess": lambda: [shortest_edge(batch, 224, device()) for batch in batches],
+        "encode pictures": encode,
+        "encode captions": lambda: towers().texts(CAPTIONS),
+    }
+
+
+@pytest.mark.benchmark(group="of that, sdbench's stages", timer=synchronised)
+@pytest.mark.parametrize("stage", ["decode", "preprocess", "encode pictures", "encode captions"])
+def test_stage(stage: str, files: list[Path], benchmark: Any) -> None:
+    benchmark.pedantic(stages(files)[stage], rounds=ROUNDS, warmup_rounds=1)

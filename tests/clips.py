@@ -1,0 +1,145 @@
+"""CLIPs with random weights, the same ones for open_clip and for transformers, and pictures to show them."""
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import open_clip
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer
+
+U8 = npt.NDArray[np.uint8]
+TINY: dict[str, Any] = {
+    "embed_dim": 32,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+}
+CAPTIONS = [
+    "a large red circle left of a small blue star",
+    "A photo, of   TWO cats & a dog's bowl (1990s film still) -- 35mm!",
+    "ünïcödé 🦄 in the rain",
+    " ".join(["a very detailed city at night"] * 20),
+    "x",
+]
+
+
+def tiny() -> open_clip.CLIP:
+    """A CLIP that a test can afford, whose random embeddings point everywhere."""
+    torch.manual_seed(0)
+    return open_clip.CLIP(**TINY).eval()
+
+
+def for_transformers(model: open_clip.CLIP, config: dict[str, Any]) -> CLIPModel:
+    """The same network in transformers' layout."""
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    shared = {"hidden_act": "quick_gelu" if config.get("quick_gelu") else "gelu", "projection_dim": config["embed_dim"]}
+    towers = {
+        "vision_config": {
+            "image_size": vision["image_size"],
+            "patch_size": vision["patch_size"],
+            "hidden_size": vision["width"],
+            "intermediate_size": 4 * vision["width"],
+            "num_hidden_layers": vision["layers"],
+            "num_attention_heads": vision["width"] // vision.get("head_width", 64),
+            **shared,
+        },
+        "text_config": {
+            "hidden_size": text["width"],
+            "intermediate_size": 4 * text["width"],
+            "num_hidden_layers": text["layers"],
+            "num_attention_heads": text["heads"],
+            "eos_token_id": 2,  # as in the published ones: the place of the largest id is the end
+            **shared,
+        },
+    }
+    other = CLIPModel(CLIPConfig(**towers, projection_dim=config["embed_dim"]))
+    other.load_state_dict({name: _at(name, model.state_dict()) for name in other.state_dict()})
+    return other.eval()
+
+
+class Adapted:
+    """For torchmetrics 1.9, which expects the features where transformers >= 5 answers with an object (torchmetrics#3407)."""
+
+    def __init__(self, model: CLIPModel) -> None:
+        self.model, self.config = model, model.config
+
+    def to(self, device: Any) -> "Adapted":
+        self.model.to(device)
+        return self
+
+    def get_image_features(self, pixels: Tensor) -> Tensor:
+        return self.model.get_image_features(pixels).pooler_output
+
+    def get_text_features(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.model.get_text_features(ids, mask).pooler_output
+
+
+def _at(name: str, state: dict[str, Tensor]) -> Tensor:
+    """The tensor of open_clip that transformers calls `name`."""
+    exact = {
+        "logit_scale": "logit_scale",
+        "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
+        "text_model.embeddings.position_embedding.weight": "positional_embedding",
+        "vision_model.embeddings.class_embedding": "visual.class_embedding",
+        "vision_model.embeddings.patch_embedding.weight": "visual.conv1.weight",
+        "vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
+    }
+    if name in exact:
+        return state[exact[name]]
+    if name in ("text_projection.weight", "visual_projection.weight"):
+        return state["text_projection" if name.startswith("text") else "visual.proj"].T.contiguous()
+    words = {
+        "vision_model.pre_layrnorm": "visual.ln_pre",
+        "vision_model.post_layernorm": "visual.ln_post",
+        "text_model.final_layer_norm": "ln_final",
+        "vision_model.encoder.layers": "visual.transformer.resblocks",
+        "text_model.encoder.layers": "transformer.resblocks",
+        "layer_norm1": "ln_1",
+        "layer_norm2": "ln_2",
+        "mlp.fc1": "mlp.c_fc",
+        "mlp.fc2": "mlp.c_proj",
+        "self_attn.out_proj": "attn.out_proj",
+    }
+    ours = name
+    for theirs, mine in words.items():
+        ours = ours.replace(theirs, mine)
+    for place, kind in enumerate("qkv"):
+        if f"self_attn.{kind}_proj." in ours:
+            return state[ours.replace(f"self_attn.{kind}_proj.", "attn.in_proj_")].chunk(3)[place]
+    return state[ours]
+
+
+@cache
+def processor(side: int, kind: type = CLIPImageProcessorPil) -> CLIPProcessor:
+    """The one that CLIP's repositories describe, its vocabulary from open_clip's copy; with Pillow behind it, or torchvision as by default since 2025."""
+    spoken = open_clip.tokenizer.SimpleTokenizer()
+    ends = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+    vocabulary = {ends.get(word, word): number for word, number in spoken.encoder.items()}
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=list(spoken.bpe_ranks), model_max_length=77)
+    return CLIPProcessor(kind(size={"shortest_edge": side}, crop_size={"height": side, "width": side}), tokenizer)
+
+
+def noise(n: int, height: int, width: int, seed: int = 0) -> U8:
+    """The worst that a resize can meet."""
+    return np.random.default_rng(seed).integers(0, 256, (n, height, width, 3), dtype=np.uint8)
+
+
+def photographs(n: int, height: int, width: int, seed: int = 1) -> U8:
+    """Smooth shapes under fine grain, as in a photograph."""
+    rng = np.random.default_rng(seed)
+    coarse = [
+        Image.fromarray(noise(1, height // 16, width // 16, seed + row)[0]).resize((width, height), Image.Resampling.BICUBIC)
+        for row in range(n)
+    ]
+    return (np.stack(coarse) + rng.normal(0, 5, (n, height, width, 3))).clip(0, 255).astype(np.uint8)
+
+
+def golden(side: int = 64) -> dict[str, U8]:
+    """Pictures that have fooled metrics before, one each."""
+    picture = photographs(1, side, side)
+    gray = np.repeat(picture.mean(axis=3, keepdims=True).astype(np.uint8), 3, axis=3)
+    return {"black": picture * np.uint8(0), "noise": noise(1, side, side), "inverted": 255 - picture, "gray": gray, "photograph": picture}

@@ -1,0 +1,201 @@
+"""CLIP scores against the pipelines they are named after, on the same random networks and pictures."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from clips import CAPTIONS, TINY, Adapted, for_transformers, golden, noise, photographs, processor, tiny
+from open_clip.transform import image_transform
+from PIL import Image
+from safetensors.torch import save_file
+from torchmetrics.multimodal import CLIPScore
+
+from sdbench import weights
+from sdbench.encoders import clip
+from sdbench.encoders.clip import Clip
+from sdbench.errors import UserError
+from sdbench.metrics.clip_score import clip_score
+
+SIZES = [(64, 64), (256, 256), (96, 160), (24, 24)]
+SIDE = TINY["vision_cfg"]["image_size"]
+
+
+@pytest.fixture(scope="module")
+def towers() -> Clip:
+    return Clip(tiny(), "tiny")
+
+
+def pictures(height: int, width: int) -> clip.U8:
+    return np.concatenate([photographs(3, height, width), noise(2, height, width)])
+
+
+def scores(towers: Clip, images: clip.U8, captions: list[str], **how: Any) -> Any:
+    return clip_score(towers.images(images, **how), towers.texts(captions, **how))
+
+
+def by_open_clip(model: open_clip.CLIP, images: clip.U8, captions: list[str]) -> Any:
+    """open_clip's own way, a picture at a time: also that of MLPerf's `CLIPEncoder.get_clip_score`, times 100."""
+    transform, found = image_transform(SIDE, is_train=False), []
+    with torch.no_grad():
+        for image, caption in zip(images, captions, strict=True):
+            seen = model.encode_image(transform(Image.fromarray(image)).unsqueeze(0)).float()
+            said = model.encode_text(open_clip.tokenize([caption])).float()
+            seen, said = seen / seen.norm(dim=-1, keepdim=True), said / said.norm(dim=-1, keepdim=True)
+            found.append(100 * (seen @ said.T).item())
+    return np.array(found)
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_open_clip_s_own_pipeline_and_mlperf_s_formula(towers: Clip, height: int, width: int) -> None:
+    images = pictures(height, width)
+    found = scores(towers, images, CAPTIONS)
+    np.testing.assert_allclose(found, by_open_clip(towers.model, images, CAPTIONS), rtol=0, atol=1e-5 * 100)
+    assert found.std() > 1  # random, but not all alike
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES[:2])
+def test_torchmetrics_where_no_caption_is_too_long_for_it(towers: Clip, height: int, width: int) -> None:
+    images, captions = pictures(height, width)[:4], [CAPTIONS[row] for row in (0, 1, 2, 4)]
+    model = for_transformers(towers.model, TINY)
+    metric = CLIPScore(model_name_or_path=lambda: (Adapted(model), processor(SIDE)))
+    found = scores(towers, images, captions)
+    for image, caption, ours in zip(images, captions, found, strict=True):
+        metric.reset()
+        metric.update(torch.from_numpy(image).permute(2, 0, 1), caption)
+        assert metric.score.item() == pytest.approx(ours, abs=1e-5 * 100)
+
+
+def test_a_long_caption_keeps_its_end_of_text(towers: Clip) -> None:
+    """Cut without it, as torchmetrics does (#2883), the place that is read is another."""
+    long = CAPTIONS[3]
+    tokens = clip.tokenize([long, "x"])
+    assert tokens.shape == (2, 77)
+    assert tokens[0, 76] == tokens.max() == 49407
+    assert tokens[1].tolist()[:4] == [49406, 343, 49407, 0]
+    cut = towers.texts([long, long + " once more"])
+    np.testing.assert_array_equal(cut[0], cut[1])
+    assert np.abs(cut - towers.texts(["a very detailed city at night"])).max() > 1e-3
+
+
+def test_padding_is_left_out_and_changes_nothing(towers: Clip) -> None:
+    with torch.no_grad():
+        whole = towers.model.encode_text(clip.tokenize(CAPTIONS)).numpy()
+    np.testing.assert_allclose(towers.texts(CAPTIONS), whole, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(np.concatenate([towers.texts([caption]) for caption in CAPTIONS]), whole, rtol=0, atol=1e-5)
+
+
+def test_the_batch_size_is_no_matter_in_float64_and_little_in_float32() -> None:
+    """The bound in float32, on the scale 100 cos: 1e-4. What a suite runs has one size of batch anyhow."""
+    images, captions = np.concatenate([photographs(40, 40, 40), noise(24, 40, 40)]), CAPTIONS * 12 + CAPTIONS[:4]
+    for dtype, bound in ((torch.float64, 1e-6), (torch.float32, 1e-4)):
+        towers = Clip(tiny().to(dtype), "tiny")
+        one, seven, all_at_once = (scores(towers, images, captions, batch=batch) for batch in (1, 7, 64))
+        np.testing.assert_allclose(one, all_at_once, rtol=0, atol=bound)
+        np.testing.assert_allclose(seven, all_at_once, rtol=0, atol=bound)
+
+
+def test_golden_pictures_have_scores_of_their_own(towers: Clip) -> None:
+    found = {name: scores(towers, picture, ["a photograph of a city"])[0] for name, picture in golden().items()}
+    assert np.isfinite(list(found.values())).all()
+    assert len({round(value, 3) for value in found.values()}) == len(found)
+
+
+@pytest.mark.parametrize("wrong", [noise(1, 8, 8) / np.float32(255), noise(1, 8, 8)[..., :1]], ids=["float", "gray"])
+def test_what_is_not_uint8_rgb_is_refused(towers: Clip, wrong: Any) -> None:
+    with pytest.raises(ValueError, match="must be N x H x W x 3 uint8 RGB"):
+        towers.images(wrong)
+
+
+# ---- weights ----
+
+
+def save(state: dict[str, Any], path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin", "own.pt"])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_weights_come_back_from_a_file(name: str, wrapped: bool, towers: Clip, tmp_path: Path) -> None:
+    state = {key: tensor.contiguous() for key, tensor in towers.model.state_dict().items()}
+    path = save({"state_dict": state} if wrapped and not name.endswith("safetensors") else state, tmp_path / name)
+    torch.manual_seed(1)
+    filled = clip.fill(clip.build(TINY), path)
+    assert all(torch.equal(tensor, filled.state_dict()[key].cpu()) for key, tensor in state.items())
+
+
+def test_a_backbone_is_loaded_by_its_name_and_kept_under_its_digest(towers: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(towers.model.state_dict(), tmp_path / "weights.safetensors")
+    asked = []
+    monkeypatch.setattr(weights, "find", lambda name: asked.append(name) or path)
+    monkeypatch.setattr(weights, "digest", lambda name: f"{len(name):064}")
+    monkeypatch.setattr(open_clip, "get_model_config", lambda name: asked.append(name) or TINY)
+    clip.load.cache_clear()
+    loaded = clip.load("vit-l-14")
+    clip.load.cache_clear()
+    assert asked == ["clip-vit-l-14", "ViT-L-14-quickgelu"]
+    assert loaded.name == f"clip.vit-l-14-{0:012}"
+    np.testing.assert_allclose(loaded.texts(CAPTIONS), towers.texts(CAPTIONS), atol=1e-6)
+
+
+def test_weights_that_are_not_numbers_lacking_or_of_another_clip_are_refused(towers: Clip, tmp_path: Path) -> None:
+    state = {key: tensor.clone() for key, tensor in towers.model.state_dict().items()}
+    lacking = save({key: tensor for key, tensor in state.items() if key != "visual.proj"}, tmp_path / "lacking.safetensors")
+    other = save({**state, "text_projection": torch.zeros(32, 31)}, tmp_path / "other.safetensors")
+    state["visual.conv1.weight"][0, 0, 0, 0] = np.nan
+    nan = save(state, tmp_path / "nan.safetensors")
+    torn = tmp_path / "torn.safetensors"
+    torn.write_bytes(nan.read_bytes()[:5000])
+    for path, message in ((lacking, "visual.proj|Missing key"), (other, "CLIP"), (nan, "NaN or infinite"), (torn, "fetch it again")):
+        with pytest.raises(UserError, match=message):
+            clip.fill(clip.build(TINY), path)
+
+
+class Trap:
+    def __reduce__(self) -> Any:
+        return (Path.touch, (Path("sprung"),))
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "trap.pt").write_bytes(pickle.dumps({"state_dict": Trap()}))
+    torch.save({"state_dict": Trap()}, tmp_path / "zipped.pt")
+    for name in ("trap.pt", "zipped.pt"):
+        with pytest.raises(UserError, match="fetch it again"):
+            clip.fill(clip.build(TINY), tmp_path / name)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_every_backbone_is_of_open_clip_and_openai_s_have_the_quick_gelu() -> None:
+    for backbone, architecture in clip.BACKBONES.items():
+        config = open_clip.get_model_config(architecture)
+        assert config.get("quick_gelu", False) == (backbone != "vit-h-14")
+        tag = "laion2b_s32b_b79k" if backbone == "vit-h-14" else "openai"
+        known = open_clip.get_pretrained_cfg(architecture.removesuffix("-quickgelu"), tag)
+        assert known["quick_gelu" if backbone != "vit-h-14" else "hf_hub"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", ["vit-b-32", "vit-l-14"])
+def test_the_real_architectures_agree_with_open_clip_and_transformers(backbone: str) -> None:
+    config = open_clip.get_model_config(clip.BACKBONES[backbone])
+    torch.manual_seed(0)
+    model = clip.build(config)
+    towers, images = Clip(model, backbone), np.concatenate([photographs(1, 512, 512), noise(1, 512, 512)])
+    ours = scores(towers, images, CAPTIONS[:2])
+    transform = image_transform(224, is_train=False)
+    with torch.no_grad():
+        seen = model.encode_image(torch.stack([transform(Image.fromarray(image)) for image in images]))
+        said = model.encode_text(open_clip.tokenize(CAPTIONS[:2]))
+        np.testing.assert_allclose(ours, 100 * torch.cosine_similarity(seen, said).numpy(), atol=1e-3)
+        inputs = processor(224)(text=CAPTIONS[:2], images=list(images), return_tensors="pt", padding=True)
+        out = for_transformers(model, config)(**inputs)
+    np.testing.assert_allclose(ours, 100 * torch.cosine_similarity(out.image_embeds, out.text_embeds).numpy(), atol=1e-3)

@@ -1,0 +1,208 @@
+"""Student against teacher: the same pictures agree wholly, and whatever is missing is said."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from clips import golden, noise, photographs
+from scipy.ndimage import correlate1d
+from torchmetrics.functional.image import structural_similarity_index_measure
+from torchvision.models import alexnet
+
+from sdbench import weights
+from sdbench.encoders import perceptual, scenes
+from sdbench.errors import MissingError, UserError
+from sdbench.metrics import frechet
+from sdbench.protocols.base import Subject
+from sdbench.records import Value
+from sdbench.scenes.grammar import parse, scene_at
+from sdbench.scenes.render import render
+from sdbench.score import PROTOCOLS, score
+from sdbench.store import U8, Store
+
+METRICS = [name for name in PROTOCOLS if name.startswith(("agreement.", "fd_to_teacher."))]
+FREE = ["agreement.clip.scenes", "agreement.features.scenes", "agreement.ssim", "fd_to_teacher.scenes"]  # of weights from elsewhere
+PROMPTS = [scene_at(index, "heldout").caption for index in range(12)]
+PICTURES = render([parse(prompt) for prompt in PROMPTS], range(12))
+
+
+def subject(folder: Path, name: str, pictures: U8 = PICTURES, **changes: Any) -> Subject:
+    store = Store(folder / "runs", {"pictures": name})
+    names = [f"{index}" for index in range(len(pictures))]
+    for image, picture in zip(names, pictures, strict=True):
+        store.put(image, picture)
+    return Subject(store, folder, names, [f"p{image}" for image in names], [0] * len(names), PROMPTS[: len(names)], **changes)
+
+
+def pair(folder: Path, student: U8, teacher: U8 = PICTURES) -> Subject:
+    return subject(folder, "student", student, original=subject(folder, "teacher", teacher))
+
+
+def scored(of: Subject, metrics: list[str] = FREE) -> dict[str, Value]:
+    return {value.name: value for value in score(of, metrics)[0]}
+
+
+def test_the_teacher_s_own_pictures_agree_wholly(tmp_path: Path) -> None:
+    values, scores = score(pair(tmp_path, PICTURES), FREE)
+    assert [value.state for value in values] == ["ok"] * 4
+    for name in FREE[:3]:
+        np.testing.assert_allclose(scores.columns[name], 1, atol=1e-6)
+    distance = values[-1]
+    assert distance.value == pytest.approx(0, abs=1e-5)
+    assert distance.note == "descriptive: n = 12 < 5 d = 320"
+    assert (distance.low, distance.high) == (pytest.approx(0, abs=1e-4), pytest.approx(0, abs=1e-4))
+
+
+def test_the_farther_the_copy_the_lower_the_agreement_and_the_larger_the_distance(tmp_path: Path) -> None:
+    rough = (PICTURES + np.random.default_rng(0).normal(0, 12, PICTURES.shape)).clip(0, 255).astype(np.uint8)
+    near, far = scored(pair(tmp_path / "near", rough)), scored(pair(tmp_path / "far", 255 - PICTURES))
+    for name in FREE:
+        sign = PROTOCOLS[name].direction == "higher"
+        better, worse = (near, far) if sign else (far, near)
+        assert better[name].value > worse[name].value, name
+        assert near[name].n == 12
+        assert near[name].low < near[name].value < near[name].high
+
+
+def test_pictures_are_paired_by_prompt(tmp_path: Path) -> None:
+    found = scored(pair(tmp_path, PICTURES[::-1]))
+    assert found["agreement.ssim"].value < 0.9
+    assert found["fd_to_teacher.scenes"].value == pytest.approx(0, abs=1e-5)  # of sets, which have no order
+
+
+def test_without_the_teacher_s_pictures_it_is_missing_and_the_teacher_has_none(tmp_path: Path) -> None:
+    alone = scored(subject(tmp_path, "alone"), METRICS)
+    assert {value.state for value in alone.values()} == {"missing"}
+    assert "not in the run folder; run it too" in alone["agreement.ssim"].reason
+    teacher = scored(subject(tmp_path, "teacher", is_teacher=True), METRICS)
+    assert {value.state for value in teacher.values()} == {"not_applicable"}
+    assert all(PROTOCOLS[name].against_teacher for name in METRICS)
+
+
+def test_a_corrupted_picture_of_the_teacher_fails_and_is_not_averaged_away(tmp_path: Path) -> None:
+    student = pair(tmp_path, PICTURES)
+    student.original.store.path("3").write_bytes(b"no picture")
+    found = scored(student)
+    assert {value.state for value in found.values()} == {"failed"}
+    assert "3.png cannot be read" in found["agreement.ssim"].reason
+
+
+def test_nan_features_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scenes, "clip_images", lambda images: np.full((len(images), 4), np.nan, np.float32))
+    monkeypatch.setattr(perceptual, "_ssim", lambda a, _: torch.full((len(a),), torch.nan))
+    found = scored(pair(tmp_path, PICTURES))
+    assert [found[name].state for name in FREE] == ["failed", "ok", "failed", "ok"]
+    assert "scores must be finite" in found["agreement.ssim"].reason
+
+
+def test_one_picture_has_no_distance(tmp_path: Path) -> None:
+    found = scored(pair(tmp_path, PICTURES[:1], PICTURES[:1]))
+    assert found["fd_to_teacher.scenes"].state == "not_applicable"
+    assert found["agreement.ssim"].state == "ok"
+
+
+# ---- the interval of the distance to the teacher ----
+
+
+def both_sides(x: Any, y: Any) -> tuple[float, Any]:
+    one, other = frechet.gaussian(x), frechet.gaussian(y)
+    return frechet.frechet_distance(one, other), frechet.influence(x, other) + frechet.influence(y, one)
+
+
+def test_the_influence_of_a_pair_is_what_leaving_it_out_changes() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 5))
+    y = x + rng.normal(0.4, 0.6, size=(400, 5))
+    whole, influence = both_sides(x, y)
+    left_out = [both_sides(np.delete(x, row, 0), np.delete(y, row, 0))[0] for row in range(40)]
+    np.testing.assert_allclose((whole - np.array(left_out)) * 399, influence[:40], rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("n", [100, 500])
+def test_it_covers_the_expected_distance_of_pairs_of_samples(n: int) -> None:
+    """At least 93 % of 2,000 repetitions, with both sets drawn anew in pairs."""
+    rng, d = np.random.default_rng(n), 4
+    mix = rng.normal(size=(d, d)) / 2
+
+    def drawn() -> tuple[float, float]:
+        x = rng.normal(size=(n, d))
+        value, influence = both_sides(x, x @ mix + rng.normal(0.5, 0.7, size=(n, d)))
+        return value, 1.96 * influence.std(ddof=1) / np.sqrt(n)
+
+    values, halves = np.array([drawn() for _ in range(2000)]).T
+    assert (np.abs(values - values.mean()) <= halves).mean() >= 0.93
+
+
+# ---- pixels ----
+
+
+def plain_ssim(x: U8, y: U8) -> float:
+    """Wang et al. 2004, a channel at a time, the picture reflected at its border."""
+    window = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
+    window /= window.sum()
+
+    def blurred(values: Any) -> Any:
+        return correlate1d(correlate1d(values, window, axis=0, mode="mirror"), window, axis=1, mode="mirror")
+
+    a, b = x.astype(float), y.astype(float)
+    mean_a, mean_b = blurred(a), blurred(b)
+    variances, covariance = blurred(a * a) - mean_a**2 + blurred(b * b) - mean_b**2, blurred(a * b) - mean_a * mean_b
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    return float(((2 * mean_a * mean_b + c1) * (2 * covariance + c2) / ((mean_a**2 + mean_b**2 + c1) * (variances + c2))).mean())
+
+
+@pytest.mark.parametrize("name", golden())
+def test_ssim_is_that_of_the_paper_and_of_torchmetrics(name: str) -> None:
+    x, y = golden()[name], golden()["photograph"]
+    found = perceptual.ssim(x, y)[0]
+    assert found == pytest.approx(plain_ssim(x[0], y[0]), abs=1e-9)
+    a, b = (torch.from_numpy(side).permute(0, 3, 1, 2).double() for side in (x, y))
+    assert found == pytest.approx(structural_similarity_index_measure(a, b, data_range=255.0).item(), abs=1e-9)
+
+
+def test_ssim_does_not_depend_on_what_else_is_compared() -> None:
+    x, y = photographs(11, 48, 48), noise(11, 48, 48)
+    np.testing.assert_allclose(
+        perceptual.ssim(x, y), np.concatenate([perceptual.ssim(x[row : row + 1], y[row : row + 1]) for row in range(11)]), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("wrong", [(noise(2, 16, 16), noise(2, 16, 17)), (noise(2, 16, 16), noise(2, 16, 16) / 255)])
+def test_what_is_no_pair_of_pictures_is_refused(wrong: Any) -> None:
+    with pytest.raises(ValueError, match=r"one shape|uint8 RGB"):
+        perceptual.ssim(*wrong)
+
+
+def test_lpips_over_random_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    state = alexnet(weights=None).state_dict()
+    torch.save(state, tmp_path / "alexnet.pth")
+    monkeypatch.setattr(weights, "find", lambda _: tmp_path / "alexnet.pth")
+    perceptual._lpips.cache_clear()
+    x, y = photographs(9, 64, 64), noise(9, 64, 64)
+    found = perceptual.lpips(x, y)
+    np.testing.assert_allclose(found, perceptual.lpips(y, x), rtol=1e-5)
+    np.testing.assert_array_equal(perceptual.lpips(x, x), 0)
+    network = perceptual.with_alexnet(state)
+    assert torch.equal(dict(network.net.named_parameters())["slice5.10.weight"], state["features.10.weight"])
+    first, second = (2 * torch.from_numpy(side[:1]).permute(0, 3, 1, 2).float() / 255 - 1 for side in (x, y))
+    with torch.no_grad():
+        assert found[0] == pytest.approx(network(first, second).item(), rel=1e-5)
+    assert len(found) == 9
+    assert (found > 0).all()
+    perceptual._lpips.cache_clear()
+
+
+def test_lpips_without_weights_is_missing_and_with_others_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(_: str) -> Path:
+        raise MissingError("go online once")
+
+    monkeypatch.setattr(weights, "find", absent)
+    found = scored(pair(tmp_path, PICTURES), ["agreement.lpips", "agreement.ssim", "agreement.clip.vit-l-14"])
+    states = {name: value.state for name, value in found.items()}
+    assert states == {"agreement.clip.vit-l-14": "missing", "agreement.lpips": "missing", "agreement.ssim": "ok"}
+    torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match="does not hold torchvision's AlexNet"):
+        perceptual.read_lpips(tmp_path / "other.pth")

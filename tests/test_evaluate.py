@@ -1,0 +1,167 @@
+"""`sdbench.evaluate`: the record of the command line, from Python, and nothing of the caller's is changed."""
+
+import doctest
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import EulerDiscreteScheduler
+from peft import LoraConfig
+
+import sdbench
+from sdbench import api, records, reference, suites
+from sdbench.errors import UserError
+from sdbench.models import memory
+from sdbench.models.loading import load
+from sdbench.models.spec import resolve
+
+ROOT = Path(__file__).parents[1]
+PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A place of its own for results, with the suites as shipped."""
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(reference, "SCENES_N", 256)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def few(home: Path) -> suites.Suite:
+    assert home
+    return api.Overrides(n=4, steps=2, batch=2).apply(suites.load("quality"))
+
+
+@pytest.fixture(scope="module")
+def teacher(few: suites.Suite) -> api.Evaluation:
+    return sdbench.evaluate("scenes-teacher", few, only="quality")
+
+
+def student() -> Any:
+    return load(resolve("scenes-vega"), dtype="float32", device="cpu")
+
+
+def states(pipeline: Any) -> list[Any]:
+    """Whatever of a caller's could be changed."""
+    networks = [getattr(pipeline, part) for part in PARTS]
+    kinds = [(type(pipeline.scheduler), dict(pipeline.scheduler.config), len(pipeline.scheduler.timesteps), id(pipeline.scheduler))]
+    modes = [(id(module), module.training) for network in networks for module in network.modules()]
+    tensors = [
+        (id(tensor), tensor.dtype, tensor.device, tensor.requires_grad, tensor._version)
+        for network in networks
+        for tensor in network.parameters()
+    ]
+    generators = [torch.get_rng_state().tolist(), random.getstate(), repr(np.random.get_state())]  # noqa: NPY002
+    return [*kinds, modes, tensors, generators, torch.is_grad_enabled(), dict(vars(pipeline).get("_progress_bar_config", {}))]
+
+
+def test_the_example_of_the_documentation_runs(teacher: api.Evaluation) -> None:
+    assert teacher.folder.is_relative_to("results")
+    example = doctest.DocTestParser().get_doctest(api.evaluate.__doc__ or "", {"pipeline": student()}, "evaluate", None, None)
+    assert len(example.examples) == 8
+    failures, _ = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example)
+    assert failures == 0
+
+
+def test_a_pipeline_in_memory_scores_as_the_same_model_by_name(few: suites.Suite, teacher: api.Evaluation) -> None:
+    by_name = sdbench.evaluate("scenes-vega", few, only="quality")
+    found = sdbench.evaluate(student(), few, name="step-1000", baseline="scenes-vega")
+    assert found.record.values == by_name.record.values
+    assert {value.state for value in found.record.values} == {"ok"}
+    for name, column in by_name.scores.columns.items():
+        np.testing.assert_array_equal(found.scores.columns[name], column)
+    assert (found.record.model.name, found.record.model.source, found.record.model.architecture) == ("step-1000", "memory", "vega")
+    assert records.read(found.folder)[0] == found.record
+    assert found.report is not None
+    assert found.report.verdict == "pass"  # of itself
+    assert "not measured, so not weighed: latency.pipeline.p50, memory.peak_rss, memory.peak_allocated" in found.report.notes
+    assert by_name.report is None
+    assert teacher.record.value("agreement.ssim").state == "not_applicable"
+
+
+def test_a_training_loop_goes_on_as_if_nothing_had_been(few: suites.Suite) -> None:
+    pipeline = student()
+    pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
+    pipeline.unet.train().requires_grad_(requires_grad=True)
+    pipeline.unet.mid_block.eval()
+    before = states(pipeline)
+    suite = few.model_copy(update={"sampling": few.sampling.model_copy(update={"scheduler": "ddim"})})
+    sdbench.evaluate(pipeline, suite, name="in-training")
+    assert states(pipeline) == before
+    pipeline.unet.conv_in.weight.data.fill_(torch.nan)
+    before = states(pipeline)
+    with pytest.raises(UserError, match="NaN or infinite pixels"):
+        sdbench.evaluate(pipeline, suite, name="broken")
+    assert states(pipeline) == before
+
+
+def test_another_dtype_is_computed_in_a_copy(few: suites.Suite) -> None:
+    pipeline = student().to(torch.bfloat16)
+    before, bits = states(pipeline), pipeline.unet.conv_in.weight.detach().clone()
+    record = sdbench.evaluate(pipeline, few, name="sixteen").record
+    assert states(pipeline) == before
+    assert torch.equal(pipeline.unet.conv_in.weight, bits)
+    assert record.sampling["dtype"] == "float32"
+    assert record.model.weights_digest == memory.digest(pipeline)
+
+
+def test_the_digest_is_over_everything_that_decides_a_picture() -> None:
+    pipeline = student()
+    first = memory.digest(pipeline)
+    assert memory.digest(student()) == first
+    seen = {first}
+
+    def changed() -> None:
+        found = memory.digest(pipeline)
+        assert found not in seen
+        seen.add(found)
+
+    pipeline.unet.conv_out.bias.data[0] += 1e-3
+    changed()
+    pipeline.vae.config["scaling_factor"] = 7.0
+    pipeline.vae.register_to_config(scaling_factor=7.0)
+    changed()
+    pipeline.scheduler.register_to_config(beta_end=0.5)
+    changed()
+    pipeline.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"]))
+    changed()
+    pipeline.unet.disable_adapters()
+    changed()
+    pipeline.unet.enable_adapters()
+    layer = next(module for module in pipeline.unet.modules() if hasattr(module, "scaling"))
+    layer.scaling["default"] = 0.25
+    changed()
+
+
+def test_bad_input_is_said_before_anything_is_made(few: suites.Suite, home: Path) -> None:
+    pipeline = student()
+    with pytest.raises(UserError, match="UNet2DConditionModel is no StableDiffusionXLPipeline"):
+        sdbench.evaluate(pipeline.unet, few)
+    with pytest.raises(UserError, match="unknown model 'scenes-vegas'; did you mean 'scenes-vega'"):
+        sdbench.evaluate("scenes-vegas", few)
+    with pytest.raises(UserError, match="save the pipeline and name its folder"):
+        sdbench.evaluate(pipeline, few, only="probes")
+    with pytest.raises(UserError, match="is the catalogue's name of another model"):
+        sdbench.evaluate(pipeline, few, name="scenes-teacher")
+    with pytest.raises(UserError, match="family 'scenes', suite 'standard' is for 'sdxl'"):
+        sdbench.evaluate(pipeline, "standard", name="other")
+    pipeline.vae = None
+    with pytest.raises(UserError, match="the pipeline has no vae"):
+        sdbench.evaluate(pipeline, few)
+    assert not list(home.glob("results/scenes/*/other"))
+
+
+def test_import_sdbench_is_instant_and_evaluate_waits() -> None:
+    program = "import sys, sdbench; assert 'sdbench.api' not in sys.modules; sdbench.evaluate; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+    with pytest.raises(AttributeError, match="has no attribute 'evaluat'"):
+        sdbench.evaluat  # noqa: B018
