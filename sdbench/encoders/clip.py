@@ -93,5 +93,6 @@ def load(backbone: str) -> Clip:
         UserError: they are damaged.
     """
     asset = f"clip-{backbone}"
-    model = fill(build(open_clip.get_model_config(BACKBONES[backbone])), weights.find(asset))
+    file = weights.find(asset)  # before a network is built
+    model = fill(build(open_clip.get_model_config(BACKBONES[backbone])), file)
     return Clip(model, f"clip.{backbone}-{weights.digest(asset)[:12]}")

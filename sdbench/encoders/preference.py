@@ -88,5 +88,6 @@ def hps() -> clip.Clip:
         MissingError: they are not at hand.
     """
     asset = "hps-v2.1"
-    model = clip.fill(clip.build(open_clip.get_model_config(HPS_ARCHITECTURE)), weights.find(asset))
+    file = weights.find(asset)  # before a network is built
+    model = clip.fill(clip.build(open_clip.get_model_config(HPS_ARCHITECTURE)), file)
     return clip.Clip(model, f"hpsv2.1-{weights.digest(asset)[:12]}", longest_edge)
