@@ -123,7 +123,8 @@ def resample(pixels: Tensor, side: int) -> Tensor:
 
 
 def _rounded(sums: Tensor) -> Tensor:
-    return ((sums + 2 ** (_BITS - 1)) / 2**_BITS).floor().clamp(0, 255)
+    rounded: Tensor = ((sums + 2 ** (_BITS - 1)) / 2**_BITS).floor().clamp(0, 255)
+    return rounded
 
 
 @lru_cache(maxsize=8)
@@ -136,7 +137,8 @@ def _weights(n: int, m: int) -> Tensor:
     inside = (places >= (centres - 2 * stretch + 0.5).trunc()) & (places < (centres + 2 * stretch + 0.5).trunc())
     kernel = torch.where(inside, _cubic((places - centres + 0.5) / stretch), 0.0)
     whole = kernel / kernel.sum(dim=1, keepdim=True) * 2**_BITS
-    return (whole + torch.where(whole < 0, -0.5, 0.5)).trunc()
+    weights: Tensor = (whole + torch.where(whole < 0, -0.5, 0.5)).trunc()
+    return weights
 
 
 def _cubic(x: Tensor) -> Tensor:
