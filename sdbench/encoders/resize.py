@@ -14,7 +14,7 @@ SIDE_PX = 299
 def clean(pictures: Tensor) -> Tensor:
     """clean-fid: Pillow's bicubic filter with antialias on floats, clipped to 0..255; bytes to -1..1 by (x - 128) / 128.
 
-    PyTorch's filter is Pillow's to 5e-3 of a step of a byte, which moves a feature by some 1e-7 of the largest (measured).
+    PyTorch's filter is Pillow's to 5e-3 of a step of a byte, which moves features by less than 1e-6 of the largest (measured).
     """
     resized = F.interpolate(_channels_first(pictures).float(), _size(), mode="bicubic", antialias=True)
     return (resized.clamp(0, 255) - 128) / 128
