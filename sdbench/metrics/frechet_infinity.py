@@ -4,7 +4,7 @@
 
 Source: Chong and Forsyth 2020, who fit a line to 15 overlapping random subsets of n/10 .. n images. Here the images are split
 once, by a fixed seed, into two halves and three thirds, so that every image counts once at each size: the same idea with
-less than half the scatter, fewer distances, and an influence column. n/3 tells how far from a line the values are.
+about 0.7 of the scatter, fewer distances, and an influence column. n/3 tells how far from a line the values are.
 The reference is taken as it is: its own finite n stays in the value.
 """
 
