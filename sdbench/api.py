@@ -3,14 +3,19 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sdbench import records, suites
+from sdbench import baselines, floors, records, suites
+from sdbench.compare import Side
 from sdbench.errors import UserError
-from sdbench.gate import Report, gate
-from sdbench.models.catalogue import CATALOGUE
-from sdbench.models.spec import ModelSpec, resolve
+from sdbench.gate import gate
+from sdbench.policy import Policy
 from sdbench.policy import load as load_policy
 from sdbench.records import Record, Scores, Value
+from sdbench.verdicts import Report
+
+if TYPE_CHECKING:
+    from sdbench.models.spec import ModelSpec
 
 FAMILY_SUITE = {"scenes": "quality", "sdxl": "standard"}
 
@@ -57,7 +62,7 @@ def machine_device() -> str:
 
 
 def run(
-    specs: Sequence[ModelSpec], suite: suites.Suite, places: Places | None = None, *, device: str | None = None, only: str | None = None
+    specs: "Sequence[ModelSpec]", suite: suites.Suite, places: Places | None = None, *, device: str | None = None, only: str | None = None
 ) -> list[Path]:
     """Measure models under a suite => their record folders.
 
@@ -96,15 +101,63 @@ def score(images: Path, prompts: Path, places: Places | None = None) -> tuple[li
 
 
 def compare(candidate: str, baseline: str, policy: Path | None, places: Places | None = None, suite: str | None = None) -> Report:
-    """Gate a candidate against a baseline, each a record folder, a catalogue name or a checkpoint; what has no record is run."""
-    where = places or Places()
-    chosen = load_policy(policy or suites.suites_folder() / "gate.toml")
-    return gate(_record_of(candidate, where, suite), _record_of(baseline, where, suite), chosen)
+    """Gate a candidate against a baseline, each a record folder, a catalogue name or a checkpoint; what has no record is run.
+
+    The baseline may also be one of the names in `baselines.toml`, which comes before all else.
+    """
+    where, chosen = places or Places(), _policy(policy)
+    old = baselines.find(baseline, where.results) or _record_of(baseline, where, suite)
+    new = _record_of(candidate, where, suite or records.read(old)[0].suite.name.removesuffix("-custom"))
+    return gate(new, old, chosen, floors.between_runs(records.read(old)[0], where.results))
+
+
+def until_verdict(
+    spec: "ModelSpec", suite: suites.Suite, baseline: str, policy: Path | None, places: Places | None = None, device: str | None = None
+) -> tuple[Path, Report]:
+    """Measure a model until it is sure whether it is as good as the baseline => its record, the verdict."""
+    from sdbench import run as runner
+    from sdbench.until import Question, run_until_verdict
+
+    where, chosen = places or Places(), _policy(policy)
+    chosen.rules(suite.name)  # a policy that weighs nothing here ends the run before it begins
+    old = baselines.find(baseline, where.results) or _record_of(baseline, where, suite.name)
+    setting = runner.bench(suite, device=device or machine_device(), results=where.results, runs=where.runs)
+    return run_until_verdict(Question(spec, setting, old, chosen, floors.between_runs(records.read(old)[0], where.results)))
+
+
+def noise(
+    spec: "ModelSpec", suite: suites.Suite, seeds: int, places: Places | None = None, device: str | None = None
+) -> tuple[Path, floors.Floor]:
+    """Run a model under several noise seeds, each time anew, and write how far it lies from itself => file, floor.
+
+    Its records and pictures stay in the folder of runs: they are of no use to a leaderboard.
+
+    Raises:
+        UserError: fewer than 2 seeds.
+    """
+    if seeds < 2:
+        raise UserError(f"a noise floor needs at least 2 seeds, found {seeds}")
+    where, found = places or Places(), []
+    numbers = [suite.noise.seed + index for index in range(seeds)]
+    for seed in numbers:
+        seeded = suite.model_copy(update={"noise": suite.noise.model_copy(update={"seed": seed})})
+        folder = where.runs / "noise" / str(seed)  # probes are kept by what they measure: each run needs a place of its own
+        (record,) = run([spec], seeded, Places(folder / "records", folder), device=device)
+        found.append(Side.read(record))
+    floor = floors.of(found, numbers, suite.id)
+    return floors.write(floor, where.results), floor
+
+
+def _policy(path: Path | None) -> Policy:
+    return load_policy(path or suites.suites_folder() / "gate.toml")
 
 
 def _record_of(what: str, where: Places, suite: str | None) -> Path:
     if (Path(what) / "record.json").is_file():
         return Path(what)
+    from sdbench.models.catalogue import CATALOGUE
+    from sdbench.models.spec import resolve
+
     spec = resolve(what)
     chosen = suites.load(suite or FAMILY_SUITE.get(spec.family, "standard"))
     kept = [(record.created, path) for path, record in records.newest(where.results, spec.family) if _is(record, spec.name, chosen)]

@@ -1,4 +1,4 @@
-"""Intervals, paired comparisons and verdict rules; numpy and scipy only, deterministic.
+"""Intervals, paired comparisons and verdict rules; numpy only (scipy where a function says so), deterministic.
 
 Intervals shown to readers are two-sided, 95 %. Bounds that decide are one-sided, 95 % each: that a candidate is not worse
 than the margin, and that it is, are two one-sided questions (Schuirmann 1987), each answered wrongly at most 1 time in 20.
@@ -6,13 +6,15 @@ than the margin, and that it is, are two one-sided questions (Schuirmann 1987), 
 
 import bisect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+
+from sdbench import student_t
 
 F64 = npt.NDArray[np.float64]
 Verdict = Literal["pass", "regressed", "inconclusive", "incomparable"]
@@ -73,7 +75,7 @@ def mean_interval(values: npt.ArrayLike, level: float = 0.95) -> Estimate:
     """
     values = _column(values, "values")
     n, mean = len(values), float(values.mean())
-    half = 0.0 if n == 1 else float(stats.t.ppf((1 + level) / 2, n - 1)) * _standard_error(values)
+    half = 0.0 if n == 1 else student_t.quantile((1 + level) / 2, n - 1) * _standard_error(values)
     return Estimate(mean, mean - half, mean + half, n, enough=n > 1)
 
 
@@ -85,7 +87,7 @@ def proportion_interval(successes: float, n: int, level: float = 0.95) -> Estima
     """
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"a share needs 0 <= successes <= n and n >= 1, found {successes} of {n}")
-    share, z = successes / n, float(stats.norm.ppf((1 + level) / 2))
+    share, z = successes / n, NormalDist().inv_cdf((1 + level) / 2)
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
     return Estimate(share, min(share, centre - half), max(share, centre + half), n)
@@ -116,7 +118,7 @@ def standard_error_interval(value: float, influence: npt.ArrayLike, level: float
     influence = _column(influence, "influence")
     if len(influence) < 2 or not math.isfinite(value):
         raise ValueError(f"a standard error needs a finite value and at least 2 images, found {value} and {len(influence)}")
-    half = float(stats.norm.ppf((1 + level) / 2)) * _standard_error(influence)
+    half = NormalDist().inv_cdf((1 + level) / 2) * _standard_error(influence)
     return Estimate(value, value - half, value + half, len(influence))
 
 
@@ -142,7 +144,9 @@ def rank_correlation(one: npt.ArrayLike, other: npt.ArrayLike, one_draws: npt.Ar
 
 def _spearman(one: F64, other: F64) -> F64:
     """Row by row; NaN where all of a row are equal."""
-    ranks = [stats.rankdata(rows, axis=1) for rows in (one, other)]
+    from scipy.stats import rankdata
+
+    ranks = [rankdata(rows, axis=1) for rows in (one, other)]
     a, b = (rank - rank.mean(1, keepdims=True) for rank in ranks)
     with np.errstate(invalid="ignore"):
         correlation: F64 = (a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1))
@@ -160,10 +164,12 @@ def quantile(samples: npt.ArrayLike, q: float, level: float = 0.95) -> Estimate:
     """
     if not 0 < q < 1:
         raise ValueError(f"a quantile must lie between 0 and 1, found {q}")
+    from scipy.stats import binom
+
     ordered = np.sort(_column(samples, "samples"))
     n = len(ordered)
-    lower = int(stats.binom.ppf((1 - level) / 2, n, q))  # 1-based rank; 0 = none
-    upper = int(stats.binom.ppf((1 + level) / 2, n, q)) + 1  # 1-based rank; n + 1 = none
+    lower = int(binom.ppf((1 - level) / 2, n, q))  # 1-based rank; 0 = none
+    upper = int(binom.ppf((1 + level) / 2, n, q)) + 1  # 1-based rank; n + 1 = none
     enough = lower >= 1 and upper <= n
     low, high = (ordered[lower - 1], ordered[upper - 1]) if enough else (ordered[0], ordered[-1])
     return Estimate(float(np.quantile(ordered, q)), float(low), float(high), n, enough)
@@ -186,7 +192,7 @@ def paired_mean_bounds(difference: npt.ArrayLike, level: float = 0.95) -> Bounds
     if n == 1:
         return Bounds(-math.inf, math.inf, mean, math.inf, n)
     error = _standard_error(difference)
-    half = float(stats.t.ppf(level, n - 1)) * error
+    half = student_t.quantile(level, n - 1) * error
     return Bounds(mean - half, mean + half, mean, error, n)
 
 
@@ -208,9 +214,19 @@ def ratio_bounds(candidate_rounds: npt.ArrayLike, baseline_rounds: npt.ArrayLike
     random = np.random.default_rng(_SEED)
     draws = np.log(_median_draws(candidate, random)) - np.log(_median_draws(baseline, random))
     expansion = math.sqrt(n / (n - 1))
-    tail = float(stats.norm.cdf(-expansion * stats.t.ppf(level, len(candidate) + len(baseline) - 2)))
+    tail = NormalDist().cdf(-expansion * student_t.quantile(level, len(candidate) + len(baseline) - 2))
     low, high = np.quantile(draws, [tail, 1 - tail])
     return Bounds(float(low), float(high), difference, float(draws.std()) * expansion, n)
+
+
+def widened(bounds: Bounds, more: float, level: float = 0.95) -> Bounds:
+    """Bounds with another, independent standard deviation of the difference, which its sample does not show; 0 changes nothing."""
+    if not more:
+        return bounds
+    half = NormalDist().inv_cdf(level) * more
+    error = math.hypot(bounds.standard_error, more)
+    low, high = (bounds.difference + sign * math.hypot(end - bounds.difference, half) for sign, end in ((-1, bounds.low), (1, bounds.high)))
+    return Bounds(low, high, bounds.difference, error, bounds.n)
 
 
 def decide(bounds: Bounds, margin: float) -> Verdict:
@@ -236,11 +252,17 @@ def regression_p(bounds: Bounds, margin: float) -> float:
     gap = bounds.difference + margin
     if bounds.standard_error == 0:
         return 1.0 if gap >= 0 else 0.0
-    return float(stats.t.cdf(gap / bounds.standard_error, max(bounds.n - 1, 1)))
+    return student_t.cdf(gap / bounds.standard_error, max(bounds.n - 1, 1))
 
 
-def holm(p_values: Sequence[float], alpha: float = 0.05) -> tuple[bool, ...]:
+def holm(p_values: Sequence[float], alpha: float = 0.05, nominal: Sequence[Callable[[float], float]] | None = None) -> tuple[bool, ...]:
     """Which hypotheses are rejected, in the order given, with a chance of any false one below alpha (Holm 1979).
+
+    Args:
+        p_values: one of each hypothesis.
+        alpha: chance of any false rejection.
+        nominal: for each hypothesis, the level at which this look tests it, from the level that all its looks may spend
+            (Maurer and Bretz 2013); None where there is one look.
 
     Raises:
         ValueError: a p value outside 0..1, or NaN.
@@ -249,7 +271,8 @@ def holm(p_values: Sequence[float], alpha: float = 0.05) -> tuple[bool, ...]:
         raise ValueError(f"p values must lie in 0..1, found {bad[0]}")
     rejected = [False] * len(p_values)
     for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        if p_values[index] > alpha / (len(p_values) - rank):
+        share = alpha / (len(p_values) - rank)
+        if p_values[index] > (nominal[index](share) if nominal else share):
             break
         rejected[index] = True
     return tuple(rejected)
@@ -265,7 +288,7 @@ def needed_n(bounds: Bounds, margin: float) -> int | None:
     if not math.isfinite(spread) or gap <= 1e-8 * spread:
         return None
     enough = 3 + math.ceil((7 * spread / gap) ** 2)  # t(0.95) is at most 6.4, at a single degree of freedom
-    return bisect.bisect_left(range(enough), True, lo=2, key=lambda n: stats.t.ppf(0.95, n - 1) * spread < gap * math.sqrt(n))
+    return bisect.bisect_left(range(enough), True, lo=2, key=lambda n: student_t.quantile(0.95, n - 1) * spread < gap * math.sqrt(n))
 
 
 def _column(values: npt.ArrayLike, name: str) -> F64:

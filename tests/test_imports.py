@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = (
     {"errors", ""},  # "" is sdbench itself: its version
-    {"metrics", "stats", "models", "scenes", "records", "suites", "training", "latents"},
+    {"metrics", "stats", "student_t", "sequential", "models", "scenes", "records", "suites", "training", "latents"},
     {
         "weights",
         "encoders",
@@ -23,21 +23,26 @@ FLOORS = (
         "truth",
         "compare",
         "gate",
+        "verdicts",
+        "floors",
+        "baselines",
         "leaderboard",
         "samples",
         "report",
     },
     {"protocols"},
     {"generate", "score", "probes"},
-    {"run", "plan", "profiles", "doctor"},
+    {"run", "plan", "profiles", "doctor", "until"},
     {"api"},
-    {"cli", "__main__"},
+    {"cli", "gating", "__main__"},
 )
 # Rooms that know even less than their floor allows. `scenes.training` makes weights with `models` and the rest of
 # `scenes`; nothing but the command line, and `distillation`, may lean on it.
 ONLY = {
     "metrics": {"metrics"},
-    "stats": set[str](),
+    "stats": {"student_t"},
+    "student_t": set[str](),
+    "sequential": {"stats"},
     "records": {"errors"},
     "models": {"errors", "models", "scenes"},
     "scenes": {"errors", "scenes"},
@@ -45,7 +50,10 @@ ONLY = {
     "training": {"errors"},
     "latents": {"errors", "models", "training"},
     "suites": {"errors", "records", "scenes"},
-    "gate": {"errors", "records", "stats", "policy", "tables", "compare"},
+    "gate": {"errors", "records", "stats", "policy", "tables", "compare", "verdicts"},
+    "verdicts": {"stats", "tables"},
+    "floors": {"errors", "records", "compare", "store"},
+    "baselines": {"errors", "records", "store"},
     "leaderboard": {"errors", "records", "stats", "tables", "published", "truth"},
     "truth": {"records", "stats", "tables"},
     "report": {"errors", "records", "stats", "tables", "published", "truth", "gate", "leaderboard", "compare", "policy", "report"},
@@ -73,6 +81,12 @@ WITHOUT_TORCH = (
     "policy",
     "compare",
     "gate",
+    "verdicts",
+    "floors",
+    "baselines",
+    "student_t",
+    "sequential",
+    "gating",
     "leaderboard",
     "tables",
     "published",
