@@ -1,0 +1,150 @@
+"""The commands that judge: `gate`, `run --until-verdict`, `noise`, `baseline`. Exit code 1 says "regressed" and nothing else.
+
+Whatever goes wrong, a crash, a missing library, Ctrl-C, a request to end, a report that cannot be written, is exit code 2.
+"""
+
+import argparse
+import contextlib
+import json
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sdbench.models.spec import ModelSpec
+    from sdbench.suites import Suite
+    from sdbench.verdicts import Report
+
+INCOMPARABLE = 2
+
+
+def add_outputs(command: argparse.ArgumentParser) -> None:
+    """Options of the commands that give a verdict."""
+    command.add_argument("--policy", type=Path, help="policy file (default: suites/gate.toml)")
+    command.add_argument("--junit", type=Path, metavar="FILE", help="write the verdict as JUnit XML too")
+    command.add_argument("--markdown", type=Path, metavar="FILE", help="append it as Markdown too, such as to $GITHUB_STEP_SUMMARY")
+
+
+def gate(arguments: argparse.Namespace) -> int:
+    """`sdbench gate` => exit code."""
+
+    def judged() -> "Report":
+        from sdbench import api
+
+        return api.compare(arguments.candidate, arguments.baseline, arguments.policy, _places(arguments), arguments.suite)
+
+    return _verdict(judged, arguments, arguments.candidate)
+
+
+def until_verdict(arguments: argparse.Namespace, asked: "Callable[[], tuple[list[ModelSpec], Suite]]") -> int:
+    """`sdbench run --until-verdict` => exit code; `asked` gives the one model, and the suite."""
+
+    def judged() -> "Report":
+        from sdbench import api
+
+        (spec,), suite = asked()
+        path, report = api.until_verdict(spec, suite, arguments.baseline, arguments.policy, _places(arguments), arguments.device)
+        _say(f"record: {path}")
+        return report
+
+    return _verdict(judged, arguments, arguments.model[0])
+
+
+def noise(arguments: argparse.Namespace) -> int:
+    """`sdbench noise` => 0."""
+    from sdbench import api, suites
+    from sdbench.models.spec import resolve
+
+    spec = resolve(arguments.model)
+    suite = suites.load(arguments.suite or api.FAMILY_SUITE.get(spec.family, "standard"))
+    path, floor = api.noise(spec, suite, arguments.seeds, _places(arguments), arguments.device)
+    for name, spread in floor.metrics.items():
+        _say(f"{name:28} {spread.noise:.3g} between two runs; found {min(spread.values):.4g} to {max(spread.values):.4g}")
+    _say(f"written: {path}")
+    if arguments.json:
+        print(floor.model_dump_json(indent=1))
+    return 0
+
+
+def baseline(arguments: argparse.Namespace) -> int:
+    """`sdbench baseline` => 0."""
+    from sdbench import baselines
+
+    if arguments.action == "set":
+        baselines.set_baseline(arguments.name, arguments.record, arguments.why, arguments.results)
+    known = baselines.read(arguments.results)
+    for name, moves in known.items():
+        for move in reversed(moves):
+            since = f"{move.when:%Y-%m-%d %H:%M}"
+            _say(f"{name if move is moves[-1] else '':16} {since}  {move.model} under {move.suite}: {move.why}  ({move.record})")
+    if not known:
+        _say("no baseline has a name yet: sdbench baseline set NAME RECORD --why TEXT")
+    if arguments.json:
+        print(json.dumps({name: [move.model_dump(mode="json") for move in moves] for name, moves in known.items()}, indent=1))
+    return 0
+
+
+def _verdict(judged: "Callable[[], Report]", arguments: argparse.Namespace, candidate: str) -> int:
+    """Judge and publish => exit code."""
+    with contextlib.suppress(ValueError):  # only the main thread may ask for it
+        signal.signal(signal.SIGTERM, _end)
+    try:
+        try:
+            report = judged()
+        except BaseException as error:  # noqa: BLE001  # a crash must never be read as "regressed"
+            report = _failure(error, candidate, arguments.baseline or "no baseline")
+        _publish(report, arguments)
+    except BaseException as error:  # noqa: BLE001  # nor a verdict that could not be told as one that was
+        with contextlib.suppress(BaseException):
+            _say(f"sdbench: the verdict cannot be told: {_words(error)}")
+        for stream in (sys.stdout, sys.stderr):  # what they still hold would make Python exit with a code of its own
+            with contextlib.suppress(BaseException):
+                stream.close()
+        return INCOMPARABLE
+    return report.exit_code
+
+
+def _failure(error: BaseException, candidate: str, baseline_name: str) -> "Report":
+    from sdbench.verdicts import Report
+
+    return Report("incomparable", _words(error), candidate, baseline_name)
+
+
+def _words(error: BaseException) -> str:
+    from sdbench.errors import UserError
+
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return "the gate was interrupted before it had a verdict"
+    return f"the gate itself failed: {type(error).__name__}: {error}"
+
+
+def _publish(report: "Report", arguments: argparse.Namespace) -> None:
+    """For people first, then for machines; a file that cannot be written is an error."""
+    failed = report.verdict == "incomparable" and not report.results and not report.differences
+    _say(f"sdbench: {report.why}" if failed else report.text())
+    if arguments.junit:
+        arguments.junit.write_text(report.junit(), encoding="utf-8")
+    if arguments.markdown:
+        with arguments.markdown.open("a", encoding="utf-8") as file:
+            file.write(report.markdown())
+    if arguments.json:
+        print(json.dumps(report.to_json(), indent=1))
+    sys.stdout.flush()
+
+
+def _end(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _places(arguments: argparse.Namespace) -> Any:
+    from sdbench.api import Places
+
+    return Places(arguments.results, arguments.runs or arguments.results / "runs")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
