@@ -80,28 +80,7 @@ def parser() -> argparse.ArgumentParser:
     scoring.add_argument("--images", type=Path, required=True, help="folder of PNG, JPEG or WebP pictures")
     scoring.add_argument("--prompts", type=Path, required=True, help="text file with a prompt a line, in the order of the file names")
 
-    judging = add(
-        "gate", gating.gate, "compare a candidate with a baseline: exit code 0 pass, 1 regressed, 2 cannot compare, 3 inconclusive"
-    )
-    judging.add_argument("candidate", help="record folder, catalogue name or checkpoint")
-    judging.add_argument("--baseline", required=True, help="name of a baseline, record folder, catalogue name or checkpoint")
-    judging.add_argument("--suite", help="suite to run where a record is missing (default: the baseline's)")
-    gating.add_outputs(judging)
-
-    flooring = add("noise", gating.noise, "run a model against itself under other noise and write the floor that margins stand on")
-    flooring.add_argument("model", help="catalogue name or checkpoint")
-    flooring.add_argument("--seeds", type=int, default=4, help="how many runs (default: 4)")
-    flooring.add_argument("--suite", help="name or path (default: quality for scenes, standard for sdxl)")
-    flooring.add_argument("--device", help="cpu, cuda or cuda:<index> (default: cuda where there is one)")
-
-    naming = add("baseline", gating.baseline, "name the record that candidates are compared with, and say which names there are")
-    actions = naming.add_subparsers(dest="action", required=True, metavar="ACTION")
-    actions.add_parser("list", help="every name, the record it stands for, since when and why, and what it stood for before")
-    moving = actions.add_parser("set", help="let a name stand for another record from now on")
-    moving.add_argument("name", help="such as production")
-    moving.add_argument("record", type=Path, help="record folder under the folder of results")
-    moving.add_argument("--why", required=True, help="kept beside the date")
-
+    gating.add_commands(add)
     add("models", _models, "list the models known by name")
     add("suites", _suites, "list the suites")
     add("leaderboard", _leaderboard, "print the leaderboard and write results/LEADERBOARD.md")

@@ -87,10 +87,7 @@ def measure(name: str, rule: Rule, new: Side, old: Side, alpha: float, between_r
         return _absent(name, rule, new, old)
     if obstacle := _state(rule, found, expected) or _unlike(rule, found, expected, new, old):
         return obstacle
-    if found.kind in ("score", "set"):
-        bounds = paired(found, expected, new, old, 1 - alpha)
-    else:
-        bounds = _probe(found, expected, 1 - alpha)
+    bounds = paired(found, expected, new, old, 1 - alpha) if found.kind in ("score", "set") else _probe(found, expected, 1 - alpha)
     if isinstance(bounds, Bounds) and found.kind == "probe" and not same_run(new.record, old.record):
         bounds = stats.widened(bounds, between_runs, 1 - alpha)
     return -bounds if isinstance(bounds, Bounds) and rule.direction == "lower" else bounds

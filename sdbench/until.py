@@ -14,6 +14,7 @@ import numpy as np
 from sdbench import compare, gate, run, sequential, suites
 from sdbench.compare import Side
 from sdbench.errors import UserError
+from sdbench.machine import this_machine
 from sdbench.models.spec import ModelSpec
 from sdbench.policy import Policy
 from sdbench.records import Looks, Record, Scores, Value
@@ -143,7 +144,7 @@ class _Candidate:
         mine = self.old.record.model_copy(
             update={
                 "model": self.old.record.model.model_copy(update={"name": self.question.spec.name, "label": self.question.spec.label}),
-                "machine": run.this_machine(self.question.setting.device),
+                "machine": this_machine(self.question.setting.device),
                 "sampling": self.question.setting.sampling.model_dump(),
                 "values": tuple(self.probed),
                 "run": "",
