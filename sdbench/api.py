@@ -106,8 +106,12 @@ def compare(candidate: str, baseline: str, policy: Path | None, places: Places |
     The baseline may also be one of the names in `baselines.toml`, which comes before all else.
     """
     where, chosen = places or Places(), _policy(policy)
-    old = baselines.find(baseline, where.results) or _record_of(baseline, where, suite)
-    new = _record_of(candidate, where, suite or records.read(old)[0].suite.name.removesuffix("-custom"))
+    theirs, ours = (
+        baselines.find(baseline, where.results) or _named(baseline),
+        _named(candidate),
+    )  # names first: nothing is run for a misspelt one
+    old = _record_of(theirs, where, suite)
+    new = _record_of(ours, where, suite or records.read(old)[0].suite.name.removesuffix("-custom"))
     return gate(new, old, chosen, floors.between_runs(records.read(old)[0], where.results))
 
 
@@ -120,13 +124,13 @@ def until_verdict(
 
     where, chosen = places or Places(), _policy(policy)
     chosen.rules(suite.name)  # a policy that weighs nothing here ends the run before it begins
-    old = baselines.find(baseline, where.results) or _record_of(baseline, where, suite.name)
+    old = _record_of(baselines.find(baseline, where.results) or _named(baseline), where, suite.name)
     setting = runner.bench(suite, device=device or machine_device(), results=where.results, runs=where.runs)
     return run_until_verdict(Question(spec, setting, old, chosen, floors.between_runs(records.read(old)[0], where.results)))
 
 
 def noise(
-    spec: "ModelSpec", suite: suites.Suite, seeds: int, places: Places | None = None, device: str | None = None
+    spec: "ModelSpec", suite: suites.Suite, seeds: int, places: Places | None = None, device: str | None = None, only: str | None = None
 ) -> tuple[Path, floors.Floor]:
     """Run a model under several noise seeds, each time anew, and write how far it lies from itself => file, floor.
 
@@ -142,7 +146,7 @@ def noise(
     for seed in numbers:
         seeded = suite.model_copy(update={"noise": suite.noise.model_copy(update={"seed": seed})})
         folder = where.runs / "noise" / str(seed)  # probes are kept by what they measure: each run needs a place of its own
-        (record,) = run([spec], seeded, Places(folder / "records", folder), device=device)
+        (record,) = run([spec], seeded, Places(folder / "records", folder), device=device, only=only)
         found.append(Side.read(record))
     floor = floors.of(found, numbers, suite.id)
     return floors.write(floor, where.results), floor
@@ -152,18 +156,25 @@ def _policy(path: Path | None) -> Policy:
     return load_policy(path or suites.suites_folder() / "gate.toml")
 
 
-def _record_of(what: str, where: Places, suite: str | None) -> Path:
+def _named(what: str) -> "Path | ModelSpec":
     if (Path(what) / "record.json").is_file():
         return Path(what)
-    from sdbench.models.catalogue import CATALOGUE
     from sdbench.models.spec import resolve
 
-    spec = resolve(what)
-    chosen = suites.load(suite or FAMILY_SUITE.get(spec.family, "standard"))
-    kept = [(record.created, path) for path, record in records.newest(where.results, spec.family) if _is(record, spec.name, chosen)]
-    if kept and spec.name in CATALOGUE:
+    return resolve(what)
+
+
+def _record_of(named: "Path | ModelSpec", where: Places, suite: str | None) -> Path:
+    """A record folder; a model that has none under the suite is run."""
+    if isinstance(named, Path):
+        return named
+    from sdbench.models.catalogue import CATALOGUE
+
+    chosen = suites.load(suite or FAMILY_SUITE.get(named.family, "standard"))
+    kept = [(record.created, path) for path, record in records.newest(where.results, named.family) if _is(record, named.name, chosen)]
+    if kept and named.name in CATALOGUE:
         return max(kept)[1]
-    return run([spec], chosen, where)[0]
+    return run([named], chosen, where)[0]
 
 
 def _is(record: Record, name: str, suite: suites.Suite) -> bool:

@@ -32,6 +32,7 @@ def add_commands(add: Callable[[str, Callable[[argparse.Namespace], int], str], 
     flooring.add_argument("model", help="catalogue name or checkpoint")
     flooring.add_argument("--seeds", type=int, default=4, help="how many runs (default: 4)")
     flooring.add_argument("--suite", help="name or path (default: quality for scenes, standard for sdxl)")
+    flooring.add_argument("--only", choices=("quality", "probes"), help="run only one half of the suite")
     flooring.add_argument("--device", help="cpu, cuda or cuda:<index> (default: cuda where there is one)")
 
     naming = add("baseline", baseline, "name the record that candidates are compared with, and say which names there are")
@@ -82,7 +83,7 @@ def noise(arguments: argparse.Namespace) -> int:
 
     spec = resolve(arguments.model)
     suite = suites.load(arguments.suite or api.FAMILY_SUITE.get(spec.family, "standard"))
-    path, floor = api.noise(spec, suite, arguments.seeds, _places(arguments), arguments.device)
+    path, floor = api.noise(spec, suite, arguments.seeds, _places(arguments), arguments.device, arguments.only)
     for name, spread in floor.metrics.items():
         _say(f"{name:28} {spread.noise:.3g} between two runs; found {min(spread.values):.4g} to {max(spread.values):.4g}")
     _say(f"written: {path}")
@@ -122,9 +123,6 @@ def _verdict(judged: "Callable[[], Report]", arguments: argparse.Namespace, cand
     except BaseException as error:  # noqa: BLE001  # nor a verdict that could not be told as one that was
         with contextlib.suppress(BaseException):
             _say(f"sdbench: the verdict cannot be told: {_words(error)}")
-        for stream in (sys.stdout, sys.stderr):  # what they still hold would make Python exit with a code of its own
-            with contextlib.suppress(BaseException):
-                stream.close()
         return INCOMPARABLE
     return report.exit_code
 
@@ -155,8 +153,12 @@ def _publish(report: "Report", arguments: argparse.Namespace) -> None:
         with arguments.markdown.open("a", encoding="utf-8") as file:
             file.write(report.markdown())
     if arguments.json:
-        print(json.dumps(report.to_json(), indent=1))
-    sys.stdout.flush()
+        try:
+            print(json.dumps(report.to_json(), indent=1), flush=True)
+        except OSError:
+            with contextlib.suppress(OSError):
+                sys.stdout.close()  # what it still holds would make Python end with a code of its own
+            raise
 
 
 def _end(*_: Any) -> None:

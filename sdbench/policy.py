@@ -50,12 +50,12 @@ class Policy(_Table):
     suites: dict[str, dict[str, Rule]]
 
     def rules(self, suite: str) -> dict[str, Rule]:
-        """What is weighed for this suite; a suite changed on the command line, `<name>-custom`, is weighed as the one it was made from.
+        """What is weighed for this suite; one made of it, `<name>-custom` or `<name>-sequential`, is weighed as the suite itself.
 
         Raises:
             UserError: nothing is.
         """
-        if (own := suite if suite in self.suites else suite.removesuffix("-custom")) not in self.suites:
+        if (own := suite if suite in self.suites else suite.removesuffix("-sequential").removesuffix("-custom")) not in self.suites:
             raise unknown("suite in the gate's policy", suite, self.suites)
         if not self.suites[own]:
             raise UserError(f"the gate's policy weighs no metric of suite {own!r}, so it could only wave it through; name at least one")

@@ -1,6 +1,7 @@
 """Student's t distribution for whole degrees of freedom, without SciPy: importing it would take most of the gate's second."""
 
 import math
+from functools import cache
 from statistics import NormalDist
 
 import numpy as np
@@ -27,6 +28,7 @@ def cdf(t: float, df: int) -> float:
     return 0.5 + (angle + (math.cos(angle) * total if df > 1 else 0.0)) / math.pi
 
 
+@cache
 def quantile(p: float, df: int) -> float:
     """The t with P(T <= t) = p, by bisection; from 500 degrees of freedom on by the expansion of 26.7.5.
 

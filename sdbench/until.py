@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sdbench import compare, gate, run, sequential, suites
+from sdbench import looks, run, suites
 from sdbench.compare import Side
 from sdbench.errors import UserError
 from sdbench.machine import this_machine
@@ -20,7 +20,6 @@ from sdbench.policy import Policy
 from sdbench.records import Looks, Record, Scores, Value
 from sdbench.run import Bench, Easel
 from sdbench.score import PROTOCOLS, score
-from sdbench.stats import Bounds
 from sdbench.verdicts import Report
 
 LOOKS = 8
@@ -68,8 +67,8 @@ def run_until_verdict(question: Question) -> tuple[Path, Report]:
             break
     assert report
     notes = (f"stopped after {looked[-1]} of {len(easel.todo)} prompts, at look {len(looked)}", *report.notes)
-    looks = Looks(baseline=question.baseline.resolve().name, verdict=report.verdict, prompts=tuple(looked), of=len(easel.todo))
-    return state.record(looks), replace(report, notes=notes)
+    course = Looks(baseline=question.baseline.resolve().name, verdict=report.verdict, prompts=tuple(looked), of=len(easel.todo))
+    return state.record(course), replace(report, notes=notes)
 
 
 class _Candidate:
@@ -81,6 +80,7 @@ class _Candidate:
         measured = question.setting.suite.metrics.get(question.setting.suite.family or "scenes", ())
         self.sets = [name for name in rules if name in measured and PROTOCOLS[name].kind == "set"]
         self.scores = [name for name in rules if name in measured and name not in self.sets]
+        self.rules = looks.Rules(question.policy, question.setting.suite.name, self.sets, question.between_runs)
         self.parts: list[Scores] = []
         self.failed: dict[str, Value] = {}  # scores that some prompts do not have
 
@@ -93,36 +93,18 @@ class _Candidate:
         self.parts.append(scores)
         self.failed.update({value.name: value for value in values if value.state != "ok"})
 
-        def judged(sets: bool) -> Report:
-            return gate.judge(
-                *self._sides(size, sets), self._policy(sets), self.question.between_runs, lambda level: sequential.levels(shares, level)[-1]
-            )
+        return looks.verdict_at(shares, lambda sets: self._sides(size, sets), self.rules)
 
-        if size == total:
-            return judged(bool(self.sets))
-        report = judged(False)
-        if report.verdict == "pass" and self.sets:
-            report = judged(True) if self._baseline_drawn(size) else replace(report, verdict="inconclusive")
-            return report if report.verdict == "pass" else None
-        if report.verdict == "inconclusive" and self._undecidable(size, shares[-1]):
-            return replace(report, why=f"{report.why} The prompts that are left would hardly decide it.")
-        return None if report.verdict == "inconclusive" else report
-
-    def record(self, looks: Looks) -> Path:
+    def record(self, course: Looks) -> Path:
         """Write what was measured; of fewer prompts than the suite's it is of suite `<name>-sequential`."""
-        setting, size = self.question.setting, looks.prompts[-1]
-        if size < looks.of:
+        setting, size = self.question.setting, course.prompts[-1]
+        if size < course.of:
             assert setting.suite.prompts
             content = {**setting.suite.model_dump(), "name": f"{setting.suite.name}-sequential"}
             content["prompts"] = {**setting.suite.prompts.model_dump(), "n": size}
             setting = replace(setting, suite=suites.validated(suites.Suite, content, "the prompts so far"))
         pictures = self.easel.store, self.easel.todo[:size]
-        return run.record_of(self.question.spec, setting, pictures, self.probed, uuid.uuid4().hex[:12], looks)
-
-    def _policy(self, sets: bool) -> Policy:
-        name, policy = self.question.setting.suite.name, self.question.policy
-        rules = {metric: rule for metric, rule in policy.rules(name).items() if sets or metric not in self.sets}
-        return policy.model_copy(update={"suites": {name: rules}})
+        return run.record_of(self.question.spec, setting, pictures, self.probed, uuid.uuid4().hex[:12], course)
 
     def _score(self, names: list[str], start: int, stop: int) -> tuple[list[Value], Scores]:
         subject = run.subject_of(self.easel.store, self.easel.todo[start:stop], self.question.setting.runs)
@@ -132,8 +114,10 @@ class _Candidate:
         store, todo = run.place_of(self.old.record.model.name, self.old.record.model.weights_digest, self.question.setting)
         return not store.missing([job.image for job in todo[:size]])
 
-    def _sides(self, size: int, sets: bool) -> tuple[Side, Side]:
+    def _sides(self, size: int, sets: bool) -> tuple[Side, Side] | None:
         """Both models on the first prompts; with the distances of their sets, or without."""
+        if sets and size < len(self.easel.todo) and not self._baseline_drawn(size):
+            return None
         ids = [job.prompt_id for job in self.easel.todo[:size]]
         there = [name for name in self.scores if name not in self.failed]
         found = Scores(ids, [0] * size, {name: np.concatenate([part.columns[name] for part in self.parts]) for name in there})
@@ -189,16 +173,3 @@ class _Candidate:
         order = sorted(range(n), key=scores.keys.__getitem__)
         columns = {name: column[order] for name, column in scores.columns.items()}
         return Side(record.model_copy(update={"values": values, "n_images": n}), sorted(scores.keys), columns)
-
-    def _undecidable(self, size: int, share: float) -> bool:
-        new, old = self._sides(size, sets=False)
-        alpha, rules = self.question.policy.alpha, self._policy(sets=False).rules(self.question.setting.suite.name)
-        found = {
-            name: compare.measure(name, rule, new, old, alpha, self.question.between_runs.get(name, 0.0)) for name, rule in rules.items()
-        }
-        bounds = {
-            name: (each, compare.margin(rules[name], new.record.value(name))) for name, each in found.items() if isinstance(each, Bounds)
-        }
-        growing = [each for name, each in bounds.items() if name in self.scores]
-        settled = [each.low > -margin for name, (each, margin) in bounds.items() if name not in self.scores]
-        return sequential.undecidable(growing, share, alpha, passable=all(settled))

@@ -83,10 +83,9 @@ class Report:
 
     def markdown(self) -> str:
         """For CI pages and pull requests."""
-        title = f"### {_MARKS[self.verdict]} {self.verdict}: `{self.candidate}` against `{self.baseline}`"
-        why = tables.escaped(self.why)
+        title = " ".join(f"### {_MARKS[self.verdict]} {self.verdict}: {self.candidate} against {self.baseline}".split())
         table = tables.markdown(_grid(self.results, marks=True)) if self.results else ""
-        return "\n\n".join(filter(None, [title, why, table, tables.escaped(_listed(self))])) + "\n"
+        return "\n\n".join(filter(None, [tables.escaped(title), tables.escaped(self.why), table, tables.escaped(_listed(self))])) + "\n"
 
     def junit(self) -> str:
         """A suite with a case for the verdict as a whole and one for each metric; what is inconclusive counts as a failure."""
