@@ -22,7 +22,7 @@ from sdbench.run import Bench, Easel
 from sdbench.score import PROTOCOLS, score
 from sdbench.verdicts import Report
 
-LOOKS = 8
+LOOKS = 16
 
 
 @dataclass(frozen=True)

@@ -181,7 +181,8 @@ class Judge:
         self.against, self.draws = reference.scenes(work).statistics, draws
         suite = suites.load("quality")
         assert suite.prompts
-        self.n = suite.prompts.n
+        assert suite.sampling
+        self.n, self.batch = suite.prompts.n, suite.sampling.batch
         newest = [(path, record) for path, record in records.newest(Path("results"), "scenes") if record.model.architecture]
         self.template = next(record for _, record in newest if record.model.name == MODEL)
         self.rounds = {
@@ -260,7 +261,7 @@ def questions(judge: Judge) -> Iterator[Question]:
     yield Question("no difference, other noise", lambda random: _once(judge, *judge.itself(random)))
     for name in quality:
         yield Question(f"a loss of one margin: {name}", lambda random, name=name: _shifted(judge, name, 1, random))
-    for arm in judge.arms.keys() - {"vega"}:
+    for arm in [arm for arm in judge.arms if arm != "vega"]:
         yield Question(f"fault: {arm}", lambda random, arm=arm: _once(judge, *judge.faulty(arm, random)), _size(judge, arm))
     for name, what in (("latency.pipeline.p50", "slower"), ("memory.peak_rss", "more memory")):
         for rounds in (2, 5, 20):
@@ -276,7 +277,7 @@ def questions(judge: Judge) -> Iterator[Question]:
             f"until the verdict, a loss of {margins} margins: clip_score.scenes",
             lambda random, m=margins: _sequential(judge, "clip_score.scenes", m, random),
         )
-    for name in set(quality) - {"clip_score.scenes"}:
+    for name in [name for name in quality if name != "clip_score.scenes"]:
         yield Question(f"until the verdict, a loss of 1 margins: {name}", lambda random, name=name: _sequential(judge, name, 1, random))
 
 
@@ -299,9 +300,11 @@ def _probed(judge: Judge, name: str, slower: float, rounds: int, random: np.rand
 def _sequential(judge: Judge, name: str, margins: float, random: np.random.Generator) -> tuple[str, float]:
     new, old = judge.itself(random)
     amount = margins * judge.rules[name].margin
+    from sdbench.until import sizes
+
     new, rules = lost(new, name, amount, random), looks.Rules(judge.policy, "quality", ["fd.scenes"], {})
     shares: tuple[float, ...] = ()
-    for size in range(judge.n // 8, judge.n + 1, judge.n // 8):
+    for size in sizes(judge.n, judge.batch):
         shares, rows = (*shares, size / judge.n), np.arange(size)
 
         def sides(sets: bool, rows: np.ndarray = rows) -> tuple[Side, Side]:
