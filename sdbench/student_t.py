@@ -23,9 +23,8 @@ def cdf(t: float, df: int) -> float:
     steps = np.arange(1, (df + odd) // 2 - odd)
     powers = np.cumprod(math.cos(angle) ** 2 * (2 * steps - 1 + odd) / (2 * steps + odd))
     total = math.sin(angle) * (1 + float(powers.sum()))
-    if not odd:
-        return (1 + total) / 2
-    return 0.5 + (angle + (math.cos(angle) * total if df > 1 else 0.0)) / math.pi
+    above_half = (angle + (math.cos(angle) * total if df > 1 else 0.0)) / math.pi if odd else total / 2
+    return min(1.0, max(0.0, 0.5 + above_half))  # rounding can pass the ends
 
 
 @cache

@@ -263,6 +263,9 @@ def questions(judge: Judge) -> Iterator[Question]:
         yield Question(f"a loss of one margin: {name}", lambda random, name=name: _shifted(judge, name, 1, random))
     for arm in [arm for arm in judge.arms if arm != "vega"]:
         yield Question(f"fault: {arm}", lambda random, arm=arm: _once(judge, *judge.faulty(arm, random)), _size(judge, arm))
+    yield Question(
+        "fault: all taps lost, 600 steps (scene accuracy alone)", lambda random: _without_taps(judge, random), _without_taps_size(judge)
+    )
     for name, what in (("latency.pipeline.p50", "slower"), ("memory.peak_rss", "more memory")):
         for rounds in (2, 5, 20):
             for slower in (0.0, 0.03, 0.05, 0.1):
@@ -289,6 +292,28 @@ def _shifted(judge: Judge, name: str, margins: float, random: np.random.Generato
     new, old = judge.itself(random)
     amount = margins * judge.rules[name].margin
     return _once(judge, lost(new, name, amount, random), old, amount if name == "fd.scenes" else 0.0)
+
+
+def _students(arm: str) -> np.ndarray:
+    """Which captions each of an arm's students got right, 0 or 1 => seeds x captions; the ablation keeps no more of them than that."""
+    files = sorted(Path("results/ablation/vega").glob(f"{arm}-[0-9].json"))
+    return np.array([json.loads(file.read_text())["right"] for file in files], np.float64)
+
+
+def _without_taps_size(judge: Judge) -> dict[str, float]:
+    loss = float((_students("layer-level") - _students("task-and-output")).mean())
+    return {"scene_accuracy": loss / judge.rules["scene_accuracy"].margin}
+
+
+def _without_taps(judge: Judge, random: np.random.Generator) -> tuple[str, float]:
+    rules = Policy(alpha=judge.policy.alpha, suites={"quality": {"scene_accuracy": judge.rules["scene_accuracy"]}})
+    good, bad = _students("layer-level"), _students("task-and-output")
+    seed, captions = random.integers(len(good)), random.integers(good.shape[1], size=judge.n)
+    new, old = (
+        judge.side(Pictures({"scene_accuracy": arm[seed, captions]}, NOBODY.features[:1].repeat(judge.n, 0)), sets=False)
+        for arm in (bad, good)
+    )
+    return gate.judge(new, old, rules, {}).verdict, 1.0
 
 
 def _probed(judge: Judge, name: str, slower: float, rounds: int, random: np.random.Generator) -> tuple[str, float]:

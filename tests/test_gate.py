@@ -172,7 +172,9 @@ def test_rows_in_another_order_are_paired_by_key(teacher: Made, tmp_path: Path) 
 
 def test_another_machine_class_skips_probes_unless_required(teacher: Made, tmp_path: Path) -> None:
     elsewhere = make_measured(worse="latency.pipeline.p50", by=3.0, machine=GPU)
-    optional = {name: rule.model_copy(update={"required": not name.startswith("latency")}) for name, rule in SHIPPED.rules("quality").items()}
+    optional = {
+        name: rule.model_copy(update={"required": not name.startswith("latency")}) for name, rule in SHIPPED.rules("quality").items()
+    }
     optional |= {name: rule for name, rule in SHIPPED.rules("quality").items() if name.startswith("memory")}
     report = judge(elsewhere, teacher, tmp_path / "optional", Policy(alpha=0.05, suites={"quality": optional}))
     assert report.verdict == "pass"

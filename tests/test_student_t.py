@@ -16,6 +16,11 @@ def test_as_scipy(df: int) -> None:
         assert student_t.cdf(t, df) == pytest.approx(p, rel=0, abs=1e-12)
 
 
+def test_a_probability_stays_one() -> None:
+    ends = [student_t.cdf(t / 4, df) for df in DEGREES for t in range(-400, 401)]
+    assert (min(ends), max(ends)) == (0.0, 1.0)
+
+
 def test_at_the_ends() -> None:
     assert student_t.cdf(float("inf"), 3) == 1
     assert student_t.cdf(float("-inf"), 3) == 0
