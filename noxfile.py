@@ -1,4 +1,4 @@
-"""The project's verbs: `nox -s benchmark`, `tests`, `peers`, `lint`, `distill`, `gate`, `speed`, `scenes`. Each builds what it needs."""
+"""The project's verbs: `nox -s benchmark`, `tests`, `peers`, `lint`, `distill`, `gate`, `calibrate`, `speed`, `scenes`. Each builds what it needs."""
 
 from pathlib import Path
 
@@ -53,9 +53,17 @@ def distill(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def gate(session: nox.Session) -> None:
-    """Hold back a regressed checkpoint: nox -s gate -- CANDIDATE --baseline BASELINE."""
+    """Hold back a regressed checkpoint: nox -s gate -- CANDIDATE --baseline BASELINE. Nox says 0 for a pass, 1 for all else."""
     _install(session)
     session.run("sdbench", "gate", *session.posargs)
+
+
+@nox.session(default=False)
+def calibrate(session: nox.Session) -> None:
+    """Ask how often the gate errs, on the committed pool of scores: nox -s calibrate -- [--draws N]; made anew with `pool` in place of options."""
+    _install(session)
+    step = [] if session.posargs[:1] == ["pool"] else ["judge"]
+    session.run("python", "suites/calibrate_gate.py", *step, *session.posargs)
 
 
 @nox.session(default=False)

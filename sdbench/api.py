@@ -3,16 +3,19 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sdbench import records, suites
+from sdbench import baselines, floors, records, suites
+from sdbench.compare import Side
 from sdbench.errors import UserError
-from sdbench.gate import Report, gate
-from sdbench.models.catalogue import CATALOGUE
-from sdbench.models.spec import ModelSpec, resolve
+from sdbench.gate import gate
 from sdbench.policy import Policy
 from sdbench.policy import load as load_policy
 from sdbench.records import Record, Scores, Value
+from sdbench.verdicts import Report
+
+if TYPE_CHECKING:
+    from sdbench.models.spec import ModelSpec
 
 FAMILY_SUITE = {"scenes": "quality", "sdxl": "standard"}
 
@@ -59,7 +62,7 @@ def machine_device() -> str:
 
 
 def run(
-    specs: Sequence[ModelSpec], suite: suites.Suite, places: Places | None = None, *, device: str | None = None, only: str | None = None
+    specs: "Sequence[ModelSpec]", suite: suites.Suite, places: Places | None = None, *, device: str | None = None, only: str | None = None
 ) -> list[Path]:
     """Measure models under a suite => their record folders.
 
@@ -154,6 +157,8 @@ def evaluate(
     Raises:
         UserError: bad input, as from the command line.
     """
+    from sdbench.models.spec import resolve
+
     where = places or Places()
     if isinstance(model, str | Path):
         spec = resolve(str(model), name=name)
@@ -165,8 +170,9 @@ def evaluate(
     record, scores = records.read(folder)
     if baseline is None:
         return Evaluation(folder, record, scores, None)
-    policy, skipped = _measured_by(record, load_policy(suites.suites_folder() / "gate.toml"))
-    report = gate(folder, _record_of(str(baseline), where, chosen, only), policy)
+    policy, skipped = _measured_by(record, _policy(None))
+    old = _record_of(_baseline(str(baseline), where), where, chosen, only)
+    report = gate(folder, old, policy, floors.between_runs(records.read(old)[0], where.results))
     notes = (f"not measured, so not weighed: {', '.join(skipped)}",) if skipped else ()
     return Evaluation(folder, record, scores, replace(report, notes=(*report.notes, *notes)))
 
@@ -188,7 +194,7 @@ def _run_in_memory(
     return folder, chosen
 
 
-def _suite(suite: str | suites.Suite | None, spec: ModelSpec) -> suites.Suite:
+def _suite(suite: str | suites.Suite | None, spec: "ModelSpec") -> suites.Suite:
     return suite if isinstance(suite, suites.Suite) else suites.load(suite or FAMILY_SUITE.get(spec.family, "standard"))
 
 
@@ -201,19 +207,78 @@ def _measured_by(record: Record, policy: Policy) -> tuple[Policy, list[str]]:
 
 
 def compare(candidate: str, baseline: str, policy: Path | None, places: Places | None = None, suite: str | None = None) -> Report:
-    """Gate a candidate against a baseline, each a record folder, a catalogue name or a checkpoint; what has no record is run."""
-    where = places or Places()
-    chosen = load_policy(policy or suites.suites_folder() / "gate.toml")
-    under = suites.load(suite) if suite else None
-    return gate(_record_of(candidate, where, under), _record_of(baseline, where, under), chosen)
+    """Gate a candidate against a baseline, each a record folder, a catalogue name or a checkpoint; what has no record is run.
+
+    The baseline may also be one of the names in `baselines.toml`, which comes before all else.
+    """
+    where, chosen = places or Places(), _policy(policy)
+    theirs, ours = _baseline(baseline, where), _named(candidate)  # names first: nothing is run for a misspelt one
+    old = _record_of(theirs, where, suites.load(suite) if suite else None)
+    new = _record_of(ours, where, suites.load(suite or records.read(old)[0].suite.name.removesuffix("-custom")))
+    return gate(new, old, chosen, floors.between_runs(records.read(old)[0], where.results))
 
 
-def _record_of(what: str, where: Places, suite: suites.Suite | None, only: str | None = None) -> Path:
+def until_verdict(
+    spec: "ModelSpec", suite: suites.Suite, baseline: str, policy: Path | None, places: Places | None = None, device: str | None = None
+) -> tuple[Path, Report]:
+    """Measure a model until it is sure whether it is as good as the baseline => its record, the verdict."""
+    from sdbench import run as runner
+    from sdbench.until import Question, run_until_verdict
+
+    where, chosen = places or Places(), _policy(policy)
+    chosen.rules(suite.name)  # a policy that weighs nothing here ends the run before it begins
+    old = _record_of(_baseline(baseline, where), where, suite)
+    setting = runner.bench(suite, device=device or machine_device(), results=where.results, runs=where.runs)
+    return run_until_verdict(Question(spec, setting, old, chosen, floors.between_runs(records.read(old)[0], where.results)))
+
+
+def noise(
+    spec: "ModelSpec", suite: suites.Suite, seeds: int, places: Places | None = None, device: str | None = None, only: str | None = None
+) -> tuple[Path, floors.Floor]:
+    """Run a model under several noise seeds, each time anew, and write how far it lies from itself => file, floor.
+
+    Its records and pictures stay in the folder of runs: they are of no use to a leaderboard.
+
+    Raises:
+        UserError: fewer than 2 seeds.
+    """
+    if seeds < 2:
+        raise UserError(f"a noise floor needs at least 2 seeds, found {seeds}")
+    where, found = places or Places(), []
+    numbers = [suite.noise.seed + index for index in range(seeds)]
+    for seed in numbers:
+        seeded = suite.model_copy(update={"noise": suite.noise.model_copy(update={"seed": seed})})
+        folder = where.runs / "noise" / str(seed)  # probes are kept by what they measure: each run needs a place of its own
+        (record,) = run([spec], seeded, Places(folder / "records", folder), device=device, only=only)
+        found.append(Side.read(record))
+    floor = floors.of(found, numbers, suite.id)
+    return floors.write(floor, where.results), floor
+
+
+def _policy(path: Path | None) -> Policy:
+    return load_policy(path or suites.suites_folder() / "gate.toml")
+
+
+def _baseline(what: str, where: Places) -> "Path | ModelSpec":
+    return baselines.find(what, where.results) or _named(what)
+
+
+def _named(what: str) -> "Path | ModelSpec":
     if (Path(what) / "record.json").is_file():
         return Path(what)
-    spec = resolve(what)
-    chosen = _suite(suite, spec)
-    kept = records.under(where.results, spec.family, chosen.id, spec.name)
-    if kept and spec.name in CATALOGUE:
+    from sdbench.models.spec import resolve
+
+    return resolve(what)
+
+
+def _record_of(named: "Path | ModelSpec", where: Places, suite: suites.Suite | None, only: str | None = None) -> Path:
+    """A record folder; a model that has none under the suite is run."""
+    if isinstance(named, Path):
+        return named
+    from sdbench.models.catalogue import CATALOGUE
+
+    chosen = _suite(suite, named)
+    kept = records.under(where.results, named.family, chosen.id, named.name)
+    if kept and named.name in CATALOGUE:
         return kept[-1][0]
-    return run([spec], chosen, where, only=only)[0]
+    return run([named], chosen, where, only=only)[0]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sdbench import gating
 from sdbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -67,6 +68,9 @@ def parser() -> argparse.ArgumentParser:
         measuring.add_argument(f"--{name}", type=int, help="in place of the suite's own; the row is then of suite '<name>-custom'")
     measuring.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="in place of the suite's own; likewise")
     measuring.add_argument("--device", help="cpu, cuda or cuda:<index> (default: cuda where there is one)")
+    measuring.add_argument("--until-verdict", action="store_true", help="stop once the gate is sure; exit codes as of gate")
+    measuring.add_argument("--baseline", help="what to compare with until the verdict: as of gate")
+    gating.add_outputs(measuring)
 
     profile = add("benchmark", _benchmark, "measure every model of a profile and write the leaderboard")
     profile.add_argument("--profile", default="auto", help="auto, scenes, sdxl or sdxl-random (default: auto, which says what it chose)")
@@ -76,12 +80,7 @@ def parser() -> argparse.ArgumentParser:
     scoring.add_argument("--images", type=Path, required=True, help="folder of PNG, JPEG or WebP pictures")
     scoring.add_argument("--prompts", type=Path, required=True, help="text file with a prompt a line, in the order of the file names")
 
-    gating = add("gate", _gate, "compare a candidate with a baseline: exit code 0 pass, 1 regressed, 2 cannot compare, 3 inconclusive")
-    gating.add_argument("candidate", help="record folder, catalogue name or checkpoint")
-    gating.add_argument("--baseline", required=True, help="record folder, catalogue name or checkpoint")
-    gating.add_argument("--policy", type=Path, help="policy file (default: suites/gate.toml)")
-    gating.add_argument("--suite", help="suite to run where a record is missing")
-
+    gating.add_commands(add)
     add("models", _models, "list the models known by name")
     add("suites", _suites, "list the suites")
     add("leaderboard", _leaderboard, "print the leaderboard and write results/LEADERBOARD.md")
@@ -144,16 +143,11 @@ def _runs(arguments: argparse.Namespace) -> Path:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from sdbench import api, suites
-    from sdbench.models.spec import resolve
+    if arguments.until_verdict:
+        return gating.until_verdict(arguments, lambda: _asked(arguments))
+    from sdbench import api
 
-    if arguments.name and len(arguments.model) > 1:
-        raise UserError("--name names one model, but several are given; run them one by one, or leave --name out")
-    named = {"base": arguments.base, "lora": arguments.lora, "name": arguments.name, "random": arguments.weights == "random"}
-    specs = [resolve(what, **named) for what in arguments.model]
-    suite = suites.load(arguments.suite or api.FAMILY_SUITE.get(specs[0].family, "standard"))
-    overrides = api.Overrides(arguments.steps, arguments.size_px, arguments.batch, arguments.dtype, arguments.n)
-    suite = overrides.apply(suite)
+    specs, suite = _asked(arguments)
     only = "probes" if arguments.weights == "random" and arguments.only is None else arguments.only
     if arguments.dry_run:
         return _plan(specs, suite, arguments)
@@ -161,6 +155,21 @@ def _run(arguments: argparse.Namespace) -> int:
         _tell(suite, arguments)
     made = api.run(specs, suite, _places(arguments), device=arguments.device, only=only)
     return _show(made, arguments)
+
+
+def _asked(arguments: argparse.Namespace) -> "tuple[list[ModelSpec], Suite]":
+    """The models and the suite that the options of `run` name."""
+    from sdbench import api, suites
+    from sdbench.models.spec import resolve
+
+    if bool(arguments.baseline) != arguments.until_verdict or (arguments.until_verdict and len(arguments.model) > 1):
+        raise UserError("--until-verdict takes one --model and the --baseline that it is compared with; neither goes without the other")
+    if arguments.name and len(arguments.model) > 1:
+        raise UserError("--name names one model, but several are given; run them one by one, or leave --name out")
+    named = {"base": arguments.base, "lora": arguments.lora, "name": arguments.name, "random": arguments.weights == "random"}
+    specs = [resolve(what, **named) for what in arguments.model]
+    suite = suites.load(arguments.suite or api.FAMILY_SUITE.get(specs[0].family, "standard"))
+    return specs, api.Overrides(arguments.steps, arguments.size_px, arguments.batch, arguments.dtype, arguments.n).apply(suite)
 
 
 def _plan(specs: "Sequence[ModelSpec]", suite: "Suite", arguments: argparse.Namespace) -> int:
@@ -218,22 +227,6 @@ def _score(arguments: argparse.Namespace) -> int:
             }
         )
     return 0
-
-
-def _gate(arguments: argparse.Namespace) -> int:
-    try:
-        from sdbench import api
-
-        report = api.compare(arguments.candidate, arguments.baseline, arguments.policy, _places(arguments), arguments.suite)
-        say(report.text())
-        if arguments.json:
-            give(report.to_json())
-    except (UserError, BrokenPipeError):
-        raise
-    except Exception as error:  # noqa: BLE001  # a crash must never be read as "regressed", which is exit code 1
-        say(f"sdbench: the gate itself failed: {type(error).__name__}: {error}")
-        return BAD_INPUT
-    return report.exit_code
 
 
 def _models(arguments: argparse.Namespace) -> int:

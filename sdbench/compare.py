@@ -76,15 +76,26 @@ def _set_difference(new: set[Any], old: set[Any]) -> str:
     )
 
 
-def measure(name: str, rule: Rule, new: Side, old: Side, alpha: float) -> Bounds | Obstacle:
-    """Bounds of the difference, oriented so that plus = better, or why there are none."""
+def measure(name: str, rule: Rule, new: Side, old: Side, alpha: float, between_runs: float = 0.0) -> Bounds | Obstacle:
+    """Bounds of the difference, oriented so that plus = better, or why there are none.
+
+    Args:
+        between_runs: of a probe, the standard deviation of the log ratio of two runs of one model.
+    """
     found, expected = new.record.value(name), old.record.value(name)
     if found is None or expected is None:
         return _absent(name, rule, new, old)
     if obstacle := _state(rule, found, expected) or _unlike(rule, found, expected, new, old):
         return obstacle
-    bounds = _probe(found, expected, 1 - alpha) if found.kind in ("probe", "count") else _paired(found, expected, new, old, 1 - alpha)
+    bounds = paired(found, expected, new, old, 1 - alpha) if found.kind in ("score", "set") else _probe(found, expected, 1 - alpha)
+    if isinstance(bounds, Bounds) and found.kind == "probe" and not same_run(new.record, old.record):
+        bounds = stats.widened(bounds, between_runs, 1 - alpha)
     return -bounds if isinstance(bounds, Bounds) and rule.direction == "lower" else bounds
+
+
+def same_run(new: Record, old: Record) -> bool:
+    """Whether both were measured in turns, so that the machine's mood is the same for both."""
+    return bool(new.run) and new.run == old.run
 
 
 def _absent(name: str, rule: Rule, new: Side, old: Side) -> Obstacle:
@@ -124,7 +135,7 @@ def _unlike(rule: Rule, found: Value, expected: Value, new: Side, old: Side) -> 
     return None
 
 
-def _paired(found: Value, expected: Value, new: Side, old: Side, level: float) -> Bounds | Obstacle:
+def paired(found: Value, expected: Value, new: Side, old: Side, level: float) -> Bounds | Obstacle:
     """Candidate minus baseline of a score or set metric, averaged over a prompt's samples because they are not independent."""
     column = found.name if found.kind == "score" else f"{found.name}:influence"
     for side, name in ((new, "candidate"), (old, "baseline")):

@@ -6,116 +6,71 @@ What cannot be compared is refused with what differs: a gate that measured nothi
 """
 
 import math
-from collections.abc import Container, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
 
 from sdbench import compare, stats, tables
 from sdbench.compare import Obstacle, Side
 from sdbench.policy import Policy, Rule
 from sdbench.records import Record
 from sdbench.stats import Bounds, Verdict
-from sdbench.tables import Grid
+from sdbench.verdicts import Report, Result, shown
 
-EXIT_CODES: dict[Verdict, int] = {"pass": 0, "regressed": 1, "incomparable": 2, "inconclusive": 3}
-
-
-@dataclass(frozen=True)
-class Result:
-    """One weighed metric.
-
-    Attributes:
-        reason: why the verdict is what it is, in words.
-        relative: difference, low, high and margin are shares of the baseline, not in `unit`.
-        difference, low, high: candidate minus baseline and its one-sided bounds.
-        needed_n: how many prompts (rounds for a probe) would decide it; only where it is inconclusive, and any number would.
-    """
-
-    name: str
-    verdict: Verdict | Literal["skipped"]
-    reason: str
-    direction: str
-    margin: float
-    required: bool
-    unit: str = ""
-    relative: bool = False
-    candidate: float | None = None
-    baseline: float | None = None
-    difference: float | None = None
-    low: float | None = None
-    high: float | None = None
-    needed_n: int | None = None
+Level = Callable[[float], float]
 
 
-@dataclass(frozen=True)
-class Report:
-    """What the gate says.
-
-    Attributes:
-        why: the verdict in a sentence.
-        differences: what makes the records incomparable as a whole.
-        notes: what a reader should know though the gate does not weigh it.
-    """
-
-    verdict: Verdict
-    why: str
-    candidate: str
-    baseline: str
-    results: tuple[Result, ...] = ()
-    differences: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-
-    @property
-    def exit_code(self) -> int:
-        """0 pass, 1 regressed, 2 incomparable, 3 inconclusive."""
-        return EXIT_CODES[self.verdict]
-
-    def to_json(self) -> dict[str, Any]:
-        """Everything as plain JSON types; an infinite bound is null."""
-        results = [{key: _finite(item) for key, item in asdict(result).items()} for result in self.results]
-        return {
-            **asdict(self),
-            "results": results,
-            "differences": list(self.differences),
-            "notes": list(self.notes),
-            "exit_code": self.exit_code,
-        }
-
-    def text(self, width: int = 160) -> str:
-        """For people: why, then the metrics."""
-        header = ("metric", "verdict", "candidate", "baseline", "candidate - baseline", "margin", "why")
-        table = tables.text(Grid(header, tuple(map(_line, self.results))), width) if self.results else ""
-        listed = "\n".join(f"- {line}" for line in (*self.differences, *self.notes))
-        return "\n\n".join(filter(None, [f"{self.verdict}: {self.why}", table, listed])) + "\n"
-
-
-def gate(candidate: Path, baseline: Path, policy: Policy) -> Report:
+def gate(candidate: Path, baseline: Path, policy: Policy, between_runs: Mapping[str, float] | None = None) -> Report:
     """Compare the record folder of a candidate with that of a baseline.
+
+    Args:
+        candidate: a record folder.
+        baseline: a record folder.
+        policy: what is weighed, and the margins.
+        between_runs: of probes, how far two runs of one model lie apart on this machine class.
 
     Raises:
         UserError: a folder is no intact record, or the policy knows nothing of the suite.
     """
-    new, old = Side.read(candidate), Side.read(baseline)
+    return judge(Side.read(candidate), Side.read(baseline), policy, between_runs or {})
+
+
+def judge(new: Side, old: Side, policy: Policy, between_runs: Mapping[str, float], nominal: Level | None = None) -> Report:
+    """The same for two records in memory.
+
+    Args:
+        new: the candidate.
+        old: the baseline.
+        policy: what is weighed, and the margins.
+        between_runs: as of `gate`.
+        nominal: the level at which this one of several looks may test scores, from the level that all looks may spend.
+    """
     names = _label(new.record), _label(old.record)
     if differences := tuple(compare.differences(new, old)):
-        return Report(
-            "incomparable",
-            f"the records of {names[0]} and {names[1]} cannot be compared: {'; '.join(differences)}.",
-            *names,
-            (),
-            differences,
-        )
+        why = f"the records of {names[0]} and {names[1]} cannot be compared: {'; '.join(differences)}."
+        return Report("incomparable", why, *names, (), differences)
     rules = policy.rules(new.record.suite.name)
-    measured = {name: compare.measure(name, rule, new, old, policy.alpha) for name, rule in rules.items()}
+    levels = {name: nominal if nominal and _sampled(new.record, name) else _once for name in rules}
+    measured = {
+        name: compare.measure(name, rule, new, old, levels[name](policy.alpha), between_runs.get(name, 0.0)) for name, rule in rules.items()
+    }
     bounded = {name: found for name, found in measured.items() if isinstance(found, Bounds)}
-    rejected = stats.holm(
-        [stats.regression_p(found, compare.margin(rules[name], new.record.value(name))) for name, found in bounded.items()], policy.alpha
-    )
+    p_values = [stats.regression_p(found, compare.margin(rules[name], new.record.value(name))) for name, found in bounded.items()]
+    rejected = stats.holm(p_values, policy.alpha, [levels[name] for name in bounded])
     surely_worse = {name for name, is_rejected in zip(bounded, rejected, strict=True) if is_rejected}
     results = tuple(_result(name, rules[name], found, new, old, surely_worse=name in surely_worse) for name, found in measured.items())
     verdict = _overall(results)
-    return Report(verdict, _why(verdict, results, *names), *names, results, (), tuple(_notes(rules, new.record, old.record)))
+    return Report(verdict, _why(verdict, results, *names), *names, results, (), tuple(_notes(rules, new.record, old.record, between_runs)))
+
+
+def _once(level: float) -> float:
+    """A single look spends all of its level."""
+    return level
+
+
+def _sampled(record: Record, name: str) -> bool:
+    value = record.value(name)
+    return value is not None and value.kind in ("score", "set")
 
 
 def _label(record: Record) -> str:
@@ -180,39 +135,23 @@ def _why(verdict: Verdict, results: tuple[Result, ...], candidate: str, baseline
     if verdict == "pass":
         return f"{candidate} lost less than the margin against {baseline} in all {len(chosen)} metrics compared.{also}"
     if verdict == "regressed":
-        return f"{candidate} is worse than {baseline} by more than the margin in {tables.listed([f'{r.name} ({_shown(r)})' for r in chosen])}.{also}"
+        return f"{candidate} is worse than {baseline} by more than the margin in {tables.listed([f'{r.name} ({shown(r)})' for r in chosen])}.{also}"
     found = "; ".join(f"{result.name}: {result.reason}" for result in chosen)
     if verdict == "inconclusive":
         return f"{candidate} is neither surely as good as {baseline} nor surely worse: {found}.{also}"
     return f"{candidate} and {baseline} cannot be compared: {found}.{also}"
 
 
-def _notes(rules: Container[str], new: Record, old: Record) -> Iterator[str]:
+def _notes(rules: Mapping[str, Rule], new: Record, old: Record, between_runs: Mapping[str, float]) -> Iterator[str]:
     """What the gate does not weigh and a reader should know."""
     for key in sorted(new.sampling.keys() | old.sampling.keys()):
         if new.sampling.get(key) != old.sampling.get(key):
             yield f"sampling differs: {key} is {new.sampling.get(key)!r} against {old.sampling.get(key)!r}"
     for side, record in (("candidate", new), ("baseline", old)):
         yield from (f"{value.name} of the {side}: {value.note}" for value in record.values if value.note and value.name in rules)
-
-
-def _line(result: Result) -> tuple[str, ...]:
-    values = (tables.significant(value) if value is not None else "none" for value in (result.candidate, result.baseline))
-    margin = f"{100 * result.margin:g} %" if result.relative else f"{result.margin:g}"
-    return f"{result.name} ({result.unit})" if result.unit else result.name, result.verdict, *values, _shown(result), margin, result.reason
-
-
-def _shown(result: Result) -> str:
-    """The difference and its bounds, such as `+1.2 (+0.9..+1.5)`."""
-    if result.difference is None or result.low is None or result.high is None:
-        return "none"
-    ends = [_signed(end, result.relative) for end in (result.difference, result.low, result.high)]
-    return ends[0] if result.low == result.high else f"{ends[0]} ({ends[1]}..{ends[2]})"
-
-
-def _signed(number: float, relative: bool) -> str:
-    return f"{100 * number:+.1f} %" if relative else f"{number:+.3g}"
-
-
-def _finite(item: Any) -> Any:
-    return None if isinstance(item, float) and not math.isfinite(item) else item
+    unknown = [name for name in rules if (value := new.value(name)) and value.kind == "probe" and value.value and name not in between_runs]
+    if unknown and new != old and new.machine.machine_class == old.machine.machine_class and not compare.same_run(new, old):
+        yield (
+            f"{tables.listed(unknown)}: measured in other runs than the baseline's, and how far two runs of one model lie apart on this machine "
+            "is not known; measure both with one `sdbench run`, or find out with `sdbench noise`"
+        )

@@ -58,14 +58,15 @@ def judge() -> list[Judgement]:
     """Every known metric, in the order of `PROTOCOLS`."""
     with _offline(), TemporaryDirectory() as folder:
         runs, names, values = Path(folder), list(PROTOCOLS), dict[str, dict[str, Value]]()
-        _, teacher = score(_subject(render(SCENES, range(N), SEED + 1), runs), names)
+        original = _subject(render(SCENES, range(N), SEED + 1), runs)
+        _, teacher = score(original, names)
         for name, drawn in pictures().items():
-            values[name], scores = _scored(_subject(drawn, runs), teacher, names)
+            values[name], scores = _scored(_subject(drawn, runs), teacher, original, names)
             if name == "healthy":
                 own, names = scores, [metric for metric, value in values[name].items() if value.state not in _AWAY]
         # A store of their own has no features kept from the first time.
         again = replace(_subject(pictures()["healthy"], runs / "twice"), runs=runs)
-        values["twice"], _ = _scored(again, own, names)
+        values["twice"], _ = _scored(again, own, _subject(pictures()["healthy"], runs), names)
     return [
         _judged(protocol, {name: of[protocol.name] for name, of in values.items()})
         if protocol.name in names
@@ -108,11 +109,11 @@ def _judged(protocol: Protocol, seen: Seen) -> Judgement:
 
 
 def _subject(drawn: U8, runs: Path) -> Subject:
-    return run.external([Path(f"{row:02d}.png") for row in range(N)], drawn, PROMPTS, runs)
+    return replace(run.external([Path(f"{row:02d}.png") for row in range(N)], drawn, PROMPTS, runs), reference="scenes")
 
 
-def _scored(subject: Subject, teacher: Scores, names: list[str]) -> tuple[dict[str, Value], Scores]:
-    values, scores = score(replace(subject, teacher=teacher), names)
+def _scored(subject: Subject, teacher: Scores, original: Subject, names: list[str]) -> tuple[dict[str, Value], Scores]:
+    values, scores = score(replace(subject, teacher=teacher, original=original), names)
     return {value.name: value for value in values}, scores
 
 

@@ -2,9 +2,9 @@
 
 import tomllib
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sdbench.errors import UserError, unknown
 
@@ -22,11 +22,20 @@ class Rule(_Table):
             baseline for probes and counts (0.05 = 5 %).
         required: False lets the gate skip, and say so, a probe that cannot be compared because the machines are of
             another class or do not have it. A value that is missing, NaN or failed is never skipped.
+        noise: the floor that the margin stands on, as `sdbench noise` found it: the standard deviation of the difference
+            between two runs of one model under other noise.
     """
 
     direction: Literal["higher", "lower"]
     margin: float = Field(ge=0, allow_inf_nan=False)
     required: bool
+    noise: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _above_the_floor(self) -> Self:
+        if self.noise is not None and self.margin < self.noise:
+            raise ValueError(f"margin {self.margin:g} lies below the noise floor {self.noise:g}: a model would lose more against itself")
+        return self
 
 
 class Policy(_Table):
@@ -41,12 +50,12 @@ class Policy(_Table):
     suites: dict[str, dict[str, Rule]]
 
     def rules(self, suite: str) -> dict[str, Rule]:
-        """What is weighed for this suite; a suite changed on the command line, `<name>-custom`, is weighed as the one it was made from.
+        """What is weighed for this suite; one made of it, `<name>-custom` or `<name>-sequential`, is weighed as the suite itself.
 
         Raises:
             UserError: nothing is.
         """
-        if (own := suite if suite in self.suites else suite.removesuffix("-custom")) not in self.suites:
+        if (own := suite if suite in self.suites else suite.removesuffix("-sequential").removesuffix("-custom")) not in self.suites:
             raise unknown("suite in the gate's policy", suite, self.suites)
         if not self.suites[own]:
             raise UserError(f"the gate's policy weighs no metric of suite {own!r}, so it could only wave it through; name at least one")

@@ -128,6 +128,22 @@ class Environment(_Data):
     dirty: bool | None
 
 
+class Looks(_Data):
+    """A run that went on until its verdict.
+
+    Attributes:
+        baseline: digest of the record it was compared with.
+        verdict: what the gate said when it stopped.
+        prompts: how many prompts each look had, the last one's being what was used.
+        of: how many the suite has.
+    """
+
+    baseline: str
+    verdict: str
+    prompts: tuple[int, ...]
+    of: int
+
+
 class Record(_Data):
     """`record.json`."""
 
@@ -144,6 +160,8 @@ class Record(_Data):
     prompts: str = Field(
         default="", description="of prompts that do not come with the suite: where from, their digest, whether it is verified"
     )
+    run: str = Field("", description="the call that took the probes; models of one call took turns")
+    looks: Looks | None = Field(None, description="how a run that stops when sure came to its end")
 
     def value(self, name: str) -> Value | None:
         """The value of this name, or None."""
@@ -173,9 +191,10 @@ class Scores:
     @classmethod
     def read(cls, path: Path) -> "Scores":
         """Load from Parquet."""
-        table = pq.read_table(path)
-        columns = {name: table[name].to_numpy().astype(np.float64) for name in table.column_names if name not in ("prompt_id", "sample")}
-        return cls(table["prompt_id"].to_pylist(), table["sample"].to_pylist(), columns)
+        with pq.ParquetFile(path) as file:  # pq.read_table and to_numpy would import pandas, which takes a second
+            table = file.read().to_pydict()
+        ids, samples = table.pop("prompt_id"), table.pop("sample")
+        return cls(ids, samples, {name: np.array(column, np.float64) for name, column in table.items()})
 
 
 def write(record: Record, scores: Scores, thumbnails: Mapping[str, bytes], results: Path) -> Path:

@@ -3,7 +3,8 @@
 import gc
 import io
 import os
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from sdbench.models.loading import load
 from sdbench.models.spec import ModelSpec
 from sdbench.probes import driver
 from sdbench.protocols.base import Subject
-from sdbench.records import Machine, Model, Record, Scores, Value
+from sdbench.records import Looks, Machine, Model, Record, Scores, Value
 from sdbench.scenes import embedded
 from sdbench.score import score
 from sdbench.store import U8, Store, digest
@@ -80,38 +81,58 @@ def run(specs: Sequence[ModelSpec], setting: Bench) -> list[Path]:
     teacher = TEACHERS[setting.suite.family or ""]
     ordered = sorted(specs, key=lambda spec: spec.name != teacher)
     pictures = {spec.name: _pictures(spec, setting) for spec in ordered} if setting.quality else {}
-    probed = _probed([spec for spec in ordered if spec.source != "rendered"], setting) if setting.probes else {}
-    made = {spec.name: _record(spec, setting, pictures.get(spec.name), probed.get(spec.name, [])) for spec in ordered}
+    probed = probe([spec for spec in ordered if spec.source != "rendered"], setting) if setting.probes else {}
+    call = uuid.uuid4().hex[:12]
+    made = {spec.name: record_of(spec, setting, pictures.get(spec.name), probed.get(spec.name, []), call) for spec in ordered}
     return [made[spec.name] for spec in specs]
 
 
+class Easel:
+    """Where one model's pictures of a suite are made, as many as are asked for; the model is loaded when the first is missing."""
+
+    def __init__(self, spec: ModelSpec, setting: Bench) -> None:
+        if spec.source == "embedded":
+            embedded.checked(spec.location)
+        self.spec, self.setting = spec, setting
+        self.store, self.todo = place_of(spec.name, weights_digest(spec, dtype=setting.sampling.dtype), setting)
+        self._make: Callable[[list[Job]], U8] | None = None
+
+    def draw(self, n: int | None = None) -> None:
+        """Make what is missing of the first n pictures, or of all."""
+        part = self.todo[:n]
+        if self.store.missing([job.image for job in part]):
+            self._make = self._make or self._ready()
+            generate(part, self.store, self.setting.sampling.batch, self._make, self.spec.name)
+
+    def _ready(self) -> Callable[[list[Job]], U8]:
+        if self.spec.source == "rendered":
+            return rendered
+        sampling, pipeline = self.setting.sampling, self.setting.loaded.get(self.spec.name)
+        if pipeline is None:
+            fetch(self.spec, dtype=sampling.dtype)
+            pipeline = load(self.spec, dtype=DTYPES[sampling.dtype], device=self.setting.device)
+        return sampler(pipeline, sampling, self.setting.suite.noise)
+
+
+def place_of(name: str, weights: str | None, setting: Bench) -> tuple[Store, list[Job]]:
+    """Where a model's pictures of a suite lie, or will."""
+    identity = {"model": name, "weights": weights, "device": setting.device, "batch": setting.sampling.batch}
+    return Store(setting.runs, identity), jobs(setting.suite, setting.sampling, weights)
+
+
 def _pictures(spec: ModelSpec, setting: Bench) -> tuple[Store, list[Job]]:
-    if spec.source == "embedded":
-        embedded.checked(spec.location)
-    weights = weights_digest(spec, dtype=setting.sampling.dtype)
-    todo = jobs(setting.suite, setting.sampling, weights)
-    store = Store(setting.runs, _identity(spec.name, weights, setting))
-    if spec.source == "rendered":
-        generate(todo, store, setting.sampling.batch, rendered, spec.name)
-    elif store.missing([job.image for job in todo]):
-        if spec.name in setting.loaded:
-            pipeline = setting.loaded[spec.name]
-        else:
-            fetch(spec, dtype=setting.sampling.dtype)
-            pipeline = load(spec, dtype=DTYPES[setting.sampling.dtype], device=setting.device)
-        generate(todo, store, setting.sampling.batch, sampler(pipeline, setting.sampling, setting.suite.noise), spec.name)
-        del pipeline
-        gc.collect()
-        if setting.device.startswith("cuda"):
-            torch.cuda.empty_cache()
+    easel = Easel(spec, setting)
+    easel.draw()
+    store, todo = easel.store, easel.todo
+    del easel  # and the model with it
+    gc.collect()
+    if setting.device.startswith("cuda"):
+        torch.cuda.empty_cache()
     return store, todo
 
 
-def _identity(name: str, weights: str | None, setting: Bench) -> dict[str, Any]:
-    return {"model": name, "weights": weights, "device": setting.device, "batch": setting.sampling.batch}
-
-
-def _probed(specs: Sequence[ModelSpec], setting: Bench) -> dict[str, list[Value]]:
+def probe(specs: Sequence[ModelSpec], setting: Bench) -> dict[str, list[Value]]:
+    """Latency and memory by the models' names, measured in turns; nothing where the suite has no probes."""
     if setting.suite.probes is None or not specs:
         return {}
     work = setting.runs / "probes"
@@ -126,7 +147,19 @@ def _probed(specs: Sequence[ModelSpec], setting: Bench) -> dict[str, list[Value]
     )
 
 
-def _record(spec: ModelSpec, setting: Bench, pictures: tuple[Store, list[Job]] | None, probed: list[Value]) -> Path:
+def record_of(
+    spec: ModelSpec, setting: Bench, pictures: tuple[Store, list[Job]] | None, probed: list[Value], call: str, looks: Looks | None = None
+) -> Path:
+    """Score the pictures, join what was probed, and write the record => its folder.
+
+    Args:
+        spec: the model.
+        setting: the suite it was measured under.
+        pictures: what to score; None to keep what an earlier record says of them.
+        probed: its latency and memory.
+        call: name of the run that took them.
+        looks: of a run that stopped when sure.
+    """
     model = Model(
         name=spec.name,
         architecture=spec.architecture,
@@ -139,19 +172,13 @@ def _record(spec: ModelSpec, setting: Bench, pictures: tuple[Store, list[Job]] |
     if pictures is not None:
         store, todo = pictures
         subject = subject_of(store, todo, setting.runs)
-        theirs, original = _teacher(setting)
-        subject = replace(
-            subject,
-            teacher=theirs,
-            original=original,
-            is_teacher=spec.name == TEACHERS[spec.family],
-            reference=setting.suite.reference,
-        )
+        subject = to_score(setting, store, todo, is_teacher=spec.name == TEACHERS[spec.family])
         values, scores = score(subject, setting.suite.metrics.get(setting.suite.family or "scenes", ()))
         values = judged(values, setting.suite, setting.runs)
         shown = todo[:THUMBNAILS]
         drawn = store.read([job.image for job in shown])
         thumbnails = {f"{job.prompt_id}.png": _thumbnail(picture) for job, picture in zip(shown, drawn, strict=True)}
+    kept = None if setting.probes else _kept(model, machine, setting)
     record = Record(
         family=spec.family,
         suite=setting.suite.id,
@@ -160,9 +187,11 @@ def _record(spec: ModelSpec, setting: Bench, pictures: tuple[Store, list[Job]] |
         environment=environment(),
         created=records.now(),
         n_images=len(scores.prompt_ids),
-        values=(*values, *(probed if setting.probes else _kept_probes(model, machine, setting))),
+        values=(*values, *(probes_of(kept[1]) if kept else probed)),
         sampling=setting.sampling.model_dump(),
         prompts=setting.suite.prompts_described(),
+        run=kept[1].run if kept else call if probed else "",
+        looks=looks,
     )
     return _unless_same(record, scores, thumbnails, setting.results)
 
@@ -183,10 +212,9 @@ def _kept_quality(model: Model, machine: Machine, setting: Bench) -> tuple[list[
     return [value for value in record.values if value.kind in {"score", "set"}], records.read(path)[1], thumbnails
 
 
-def _kept_probes(model: Model, machine: Machine, setting: Bench) -> list[Value]:
-    """Likewise the probes, for a run of the pictures alone."""
-    kept = _kept(model, machine, setting)
-    return [value for value in kept[1].values if value.kind in {"probe", "count"}] if kept else []
+def probes_of(record: Record) -> list[Value]:
+    """What a record says of latency, memory and size; a run of the pictures alone does not lose it."""
+    return [value for value in record.values if value.kind in {"probe", "count"}]
 
 
 def subject_of(store: Store, todo: Sequence[Job], runs: Path) -> Subject:
@@ -210,22 +238,25 @@ def _unless_same(record: Record, scores: Scores, thumbnails: dict[str, bytes], r
 
 
 def _what_it_says(record: Record) -> dict[str, Any]:
-    return record.model_dump(exclude={"created", "environment"})
+    return record.model_dump(exclude={"created", "environment", "run"})
 
 
-def _teacher(setting: Bench) -> tuple[Scores | None, Subject | None]:
-    """What the teacher's record under this suite says, and its pictures, where they still lie in the run folder."""
+def to_score(setting: Bench, store: Store, todo: Sequence[Job], *, is_teacher: bool = False) -> Subject:
+    """The pictures of these jobs, with what the suite compares them with: the reference, the teacher's scores, and its pictures where they still are."""
     family = setting.suite.family or ""
     kept = [found for found in records.under(setting.results, family, setting.suite.id, TEACHERS[family]) if found[1].n_images]
-    return (records.read(kept[-1][0])[1], _drawn(kept[-1][1].model, setting)) if kept else (None, None)
+    subject = replace(subject_of(store, todo, setting.runs), is_teacher=is_teacher, reference=setting.suite.reference)
+    if not kept:
+        return subject
+    return replace(subject, teacher=records.read(kept[-1][0])[1], original=_drawn(kept[-1][1].model, setting, todo))
 
 
-def _drawn(model: Model, setting: Bench) -> Subject | None:
-    identity, todo = _identity(model.name, model.weights_digest, setting), jobs(setting.suite, setting.sampling, model.weights_digest)
-    if not (setting.runs / digest(identity)).is_dir():
-        return None
-    store = Store(setting.runs, identity)
-    return None if store.missing([job.image for job in todo]) else subject_of(store, todo, setting.runs)
+def _drawn(model: Model, setting: Bench, todo: Sequence[Job]) -> Subject | None:
+    """A measured model's pictures of the same prompts."""
+    store, theirs = place_of(model.name, model.weights_digest, setting)
+    by_key = {(job.prompt_id, job.sample): job for job in theirs}
+    same = [by_key[job.prompt_id, job.sample] for job in todo]
+    return None if store.missing([job.image for job in same]) else subject_of(store, same, setting.runs)
 
 
 def _thumbnail(pixels: U8) -> bytes:

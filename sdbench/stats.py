@@ -1,4 +1,4 @@
-"""Intervals, paired comparisons and verdict rules; numpy and scipy only, deterministic.
+"""Intervals, paired comparisons and verdict rules; numpy only (scipy where a function says so), deterministic.
 
 Intervals shown to readers are two-sided, 95 %. Bounds that decide are one-sided, 95 % each: that a candidate is not worse
 than the margin, and that it is, are two one-sided questions (Schuirmann 1987), each answered wrongly at most 1 time in 20.
@@ -6,19 +6,22 @@ than the margin, and that it is, are two one-sided questions (Schuirmann 1987), 
 
 import bisect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+
+from sdbench import student_t
 
 F64 = npt.NDArray[np.float64]
 Verdict = Literal["pass", "regressed", "inconclusive", "incomparable"]
 
 _DRAWS = 4000
 _SEED = 20240521
+_FEW_ROUNDS = 5  # fewer cannot be resampled: the bounds are then as wide as Student's at least
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ def mean_interval(values: npt.ArrayLike, level: float = 0.95) -> Estimate:
     """
     values = _column(values, "values")
     n, mean = len(values), float(values.mean())
-    half = 0.0 if n == 1 else float(stats.t.ppf((1 + level) / 2, n - 1)) * _standard_error(values)
+    half = 0.0 if n == 1 else student_t.quantile((1 + level) / 2, n - 1) * _standard_error(values)
     return Estimate(mean, mean - half, mean + half, n, enough=n > 1)
 
 
@@ -90,7 +93,7 @@ def proportion_interval(successes: float, n: int, level: float = 0.95) -> Estima
 
 def _score_interval(share: float, variance: float, n: int, level: float = 0.95) -> Estimate:
     """Wilson's interval for the mean of n numbers in 0..1 with this variance."""
-    z = float(stats.norm.ppf((1 + level) / 2))
+    z = NormalDist().inv_cdf((1 + level) / 2)
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z * math.sqrt(variance / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
     return Estimate(share, min(share, centre - half), max(share, centre + half), n)
@@ -128,7 +131,7 @@ def standard_error_interval(value: float, influence: npt.ArrayLike, level: float
     n = len(influence)
     if n < 2 or not math.isfinite(value):
         raise ValueError(f"a standard error needs a finite value and at least 2 images, found {value} and {n}")
-    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * _standard_error(influence) + systematic
+    half = student_t.quantile((1 + level) / 2, n - 1) * _standard_error(influence) + systematic
     return Estimate(value, value - half, value + half, n)
 
 
@@ -154,7 +157,9 @@ def rank_correlation(one: npt.ArrayLike, other: npt.ArrayLike, one_draws: npt.Ar
 
 def _spearman(one: F64, other: F64) -> F64:
     """Row by row; NaN where all of a row are equal."""
-    ranks = [stats.rankdata(rows, axis=1) for rows in (one, other)]
+    from scipy.stats import rankdata
+
+    ranks = [rankdata(rows, axis=1) for rows in (one, other)]
     a, b = (rank - rank.mean(1, keepdims=True) for rank in ranks)
     with np.errstate(invalid="ignore"):
         correlation: F64 = (a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1))
@@ -172,10 +177,12 @@ def quantile(samples: npt.ArrayLike, q: float, level: float = 0.95) -> Estimate:
     """
     if not 0 < q < 1:
         raise ValueError(f"a quantile must lie between 0 and 1, found {q}")
+    from scipy.stats import binom
+
     ordered = np.sort(_column(samples, "samples"))
     n = len(ordered)
-    lower = int(stats.binom.ppf((1 - level) / 2, n, q))  # 1-based rank; 0 = none
-    upper = int(stats.binom.ppf((1 + level) / 2, n, q)) + 1  # 1-based rank; n + 1 = none
+    lower = int(binom.ppf((1 - level) / 2, n, q))  # 1-based rank; 0 = none
+    upper = int(binom.ppf((1 + level) / 2, n, q)) + 1  # 1-based rank; n + 1 = none
     enough = lower >= 1 and upper <= n
     low, high = (ordered[lower - 1], ordered[upper - 1]) if enough else (ordered[0], ordered[-1])
     return Estimate(float(np.quantile(ordered, q)), float(low), float(high), n, enough)
@@ -198,31 +205,46 @@ def paired_mean_bounds(difference: npt.ArrayLike, level: float = 0.95) -> Bounds
     if n == 1:
         return Bounds(-math.inf, math.inf, mean, math.inf, n)
     error = _standard_error(difference)
-    half = float(stats.t.ppf(level, n - 1)) * error
+    half = student_t.quantile(level, n - 1) * error
     return Bounds(mean - half, mean + half, mean, error, n)
 
 
 def ratio_bounds(candidate_rounds: npt.ArrayLike, baseline_rounds: npt.ArrayLike, level: float = 0.95) -> Bounds:
     """Log ratio of median times, candidate over baseline (plus = slower), between one-sided bootstrap bounds.
 
-    Both are rounds x calls in one unit; the shapes may differ. Calls of one round share the machine's mood, so whole rounds are drawn; a single round leaves only its calls to draw,
-    which makes the bounds too narrow. Percentile bounds (Efron 1979), expanded to the quantiles of t because a few rounds
-    resampled spread too little (Hesterberg 2015, 3.4). n is the number of rounds (or calls) on the smaller side.
+    Both are rounds x calls in one unit; the shapes may differ. Calls of one round share the machine's mood, so whole rounds
+    are drawn; a single round leaves only its calls to draw, which makes the bounds too narrow. Percentile bounds (Efron
+    1979), expanded to the quantiles of t because a few rounds resampled spread too little (Hesterberg 2015, 3.4); with
+    fewer than 5 rounds Student's t bounds of their medians where those are wider. n is the number of rounds (or calls) on
+    the smaller side.
 
     Raises:
         ValueError: ragged, empty, or times that are not positive and finite.
     """
     candidate, baseline = _units(candidate_rounds, "candidate rounds"), _units(baseline_rounds, "baseline rounds")
-    difference = math.log(np.median(candidate) / np.median(baseline))
+    difference = float(np.log(np.median(candidate)) - np.log(np.median(baseline)))
     n = min(len(candidate), len(baseline))
     if n == 1:
         return Bounds(-math.inf, math.inf, difference, math.inf, n)
     random = np.random.default_rng(_SEED)
     draws = np.log(_median_draws(candidate, random)) - np.log(_median_draws(baseline, random))
     expansion = math.sqrt(n / (n - 1))
-    tail = float(stats.norm.cdf(-expansion * stats.t.ppf(level, len(candidate) + len(baseline) - 2)))
+    tail = NormalDist().cdf(-expansion * student_t.quantile(level, len(candidate) + len(baseline) - 2))
     low, high = np.quantile(draws, [tail, 1 - tail])
+    if n < _FEW_ROUNDS:
+        half = _few_rounds(candidate, baseline, level)
+        low, high = min(low, difference - half), max(high, difference + half)
     return Bounds(float(low), float(high), difference, float(draws.std()) * expansion, n)
+
+
+def widened(bounds: Bounds, more: float, level: float = 0.95) -> Bounds:
+    """Bounds with another, independent standard deviation of the difference, which its sample does not show; 0 changes nothing."""
+    if not more:
+        return bounds
+    half = NormalDist().inv_cdf(level) * more
+    error = math.hypot(bounds.standard_error, more)
+    low, high = (bounds.difference + sign * math.hypot(end - bounds.difference, half) for sign, end in ((-1, bounds.low), (1, bounds.high)))
+    return Bounds(low, high, bounds.difference, error, bounds.n)
 
 
 def decide(bounds: Bounds, margin: float) -> Verdict:
@@ -248,11 +270,17 @@ def regression_p(bounds: Bounds, margin: float) -> float:
     gap = bounds.difference + margin
     if bounds.standard_error == 0:
         return 1.0 if gap >= 0 else 0.0
-    return float(stats.t.cdf(gap / bounds.standard_error, max(bounds.n - 1, 1)))
+    return student_t.cdf(gap / bounds.standard_error, max(bounds.n - 1, 1))
 
 
-def holm(p_values: Sequence[float], alpha: float = 0.05) -> tuple[bool, ...]:
+def holm(p_values: Sequence[float], alpha: float = 0.05, nominal: Sequence[Callable[[float], float]] | None = None) -> tuple[bool, ...]:
     """Which hypotheses are rejected, in the order given, with a chance of any false one below alpha (Holm 1979).
+
+    Args:
+        p_values: one of each hypothesis.
+        alpha: chance of any false rejection.
+        nominal: for each hypothesis, the level at which this look tests it, from the level that all its looks may spend
+            (Maurer and Bretz 2013); None where there is one look.
 
     Raises:
         ValueError: a p value outside 0..1, or NaN.
@@ -261,7 +289,8 @@ def holm(p_values: Sequence[float], alpha: float = 0.05) -> tuple[bool, ...]:
         raise ValueError(f"p values must lie in 0..1, found {bad[0]}")
     rejected = [False] * len(p_values)
     for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        if p_values[index] > alpha / (len(p_values) - rank):
+        share = alpha / (len(p_values) - rank)
+        if p_values[index] > (nominal[index](share) if nominal else share):
             break
         rejected[index] = True
     return tuple(rejected)
@@ -277,7 +306,7 @@ def needed_n(bounds: Bounds, margin: float) -> int | None:
     if not math.isfinite(spread) or gap <= 1e-8 * spread:
         return None
     enough = 3 + math.ceil((7 * spread / gap) ** 2)  # t(0.95) is at most 6.4, at a single degree of freedom
-    return bisect.bisect_left(range(enough), True, lo=2, key=lambda n: stats.t.ppf(0.95, n - 1) * spread < gap * math.sqrt(n))
+    return bisect.bisect_left(range(enough), True, lo=2, key=lambda n: student_t.quantile(0.95, n - 1) * spread < gap * math.sqrt(n))
 
 
 def _column(values: npt.ArrayLike, name: str) -> F64:
@@ -301,6 +330,13 @@ def _units(rounds: npt.ArrayLike, name: str) -> F64:
             f"{name} must be rounds x calls of positive, finite times, found shape {array.shape} from {array.min(initial=math.inf)}"
         )
     return array.T if len(array) == 1 else array
+
+
+def _few_rounds(candidate: F64, baseline: F64, level: float) -> float:
+    """Half width of the t bound of the log ratio of round medians."""
+    logs = [np.log(np.median(units, axis=1)) for units in (candidate, baseline)]
+    variance = sum((each - each[0]).var(ddof=1) / len(each) for each in logs)  # from the first, so that equal rounds have exactly none
+    return student_t.quantile(level, len(candidate) + len(baseline) - 2) * math.sqrt(variance)
 
 
 def _median_draws(units: F64, random: np.random.Generator) -> F64:

@@ -32,7 +32,12 @@ class Grid:
 def markdown(grid: Grid) -> str:
     """The grid as a GitHub table; cells cannot break out of it."""
     lines = [grid.header, tuple("---" for _ in grid.header), *grid.rows]
-    return "\n".join("| " + " | ".join(_one_line(cell).replace("|", "\\|").replace("<", "&lt;") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(escaped(_one_line(cell)).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def escaped(content: str) -> str:
+    """Text that cannot become a tag in Markdown."""
+    return content.replace("<", "&lt;")
 
 
 def _one_line(cell: str) -> str:

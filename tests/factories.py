@@ -24,6 +24,7 @@ def make_record(name: str = "scenes-teacher", values: tuple[Value, ...] = (), **
         "n_images": 4,
         "values": values,
         "sampling": {"steps": 20, "guidance_scale": 5.0, "scheduler": "ddim"},
+        "run": "c411",
     }
     return Record.model_validate({**plain, **changes})
 

@@ -52,7 +52,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         cli.main(["--help"])
     assert done.value.code == 0
     text = capsys.readouterr().out
-    for command in ("run", "benchmark", "score", "gate", "models", "suites", "leaderboard", "doctor", "scenes"):
+    for command in ("run", "benchmark", "score", "gate", "noise", "baseline", "models", "suites", "leaderboard", "doctor", "scenes"):
         assert re.search(rf"^    {command}\s", text, re.MULTILINE), command
 
 
@@ -156,15 +156,95 @@ def test_the_gate_exits_with_3_where_prompts_are_too_few(tmp_path: Path, strict:
     assert capsys.readouterr().err.startswith("inconclusive: ")
 
 
-@pytest.mark.parametrize("error", [RuntimeError("no idea"), MemoryError(), UserError("mend it")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("no idea"),
+        MemoryError(),
+        UserError("mend it"),
+        ImportError("no torch"),
+        KeyboardInterrupt(),
+        SystemExit(1),
+        SystemExit(0),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize(
+    "words", [["gate", "a", "--baseline", "b"], ["run", "--model", "scenes-vega", "--until-verdict", "--baseline", "b"]]
+)
 def test_a_gate_that_crashes_never_looks_like_one_that_judged(
-    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: list[str], error: BaseException, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def crash(*_: object) -> Report:
         raise error
 
     monkeypatch.setattr(api, "compare", crash)
-    assert str(error) in message(["gate", "a", "--baseline", "b"], capsys)
+    monkeypatch.setattr(api, "until_verdict", crash)
+    assert str(error) in message(words, capsys)
+
+
+def test_a_crash_is_told_to_machines_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def crash(*_: object) -> Report:
+        raise ImportError("no parquet")
+
+    monkeypatch.setattr(api, "compare", crash)
+    junit, markdown = tmp_path / "gate.xml", tmp_path / "gate.md"
+    assert cli.main(["gate", "a", "--baseline", "b", "--json", "--junit", str(junit), "--markdown", str(markdown)]) == 2
+    assert json.loads(capsys.readouterr().out)["exit_code"] == 2
+    assert 'errors="1"' in junit.read_text()
+    assert "no parquet" in junit.read_text()
+    assert "no parquet" in markdown.read_text()
+
+
+@pytest.mark.parametrize("option", ["--junit", "--markdown"])
+def test_a_report_that_cannot_be_written_is_no_verdict(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = saved(make_measured(), tmp_path)
+    assert gate(folder, folder, option, str(tmp_path / "nowhere" / "file")) == 2
+    assert "the verdict cannot be told" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("full", ["stdout", "stderr"])
+def test_a_full_disk_is_no_verdict(full: str, tmp_path: Path) -> None:
+    worse = saved(make_measured(worse="clip_score.scenes", by=2), tmp_path)
+    words = [sys.executable, "-m", "sdbench.cli", "gate", str(worse), "--baseline", str(saved(make_measured(seed=2), tmp_path)), "--json"]
+    with Path("/dev/full").open("w") as sink:
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, full: sink}
+        assert subprocess.run(words, cwd=ROOT, check=False, **streams).returncode == 2  # type: ignore[call-overload]
+
+
+def test_a_gate_that_is_asked_to_end_has_no_verdict(tmp_path: Path) -> None:
+    code = """
+import os, signal
+from sdbench import api, cli
+api.compare = lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+sys.exit(cli.main(["gate", "a", "--baseline", "b"]))
+"""
+    done = run_in_process(code, tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "interrupted" in done.stderr
+
+
+def test_a_gate_on_records_imports_what_is_quick_to_import(tmp_path: Path) -> None:
+    folder = saved(make_measured(), tmp_path)
+    code = f"""
+from sdbench import cli
+assert cli.main(["gate", {str(folder)!r}, "--baseline", {str(folder)!r}]) == 0
+print("imported:", sorted({SLOW | {"scipy", "pandas", "matplotlib", "huggingface_hub", "PIL"}!r} & set(sys.modules)))
+"""
+    assert run_in_process(code, tmp_path).stdout.splitlines()[-1:] == ["imported: []"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "--model", "scenes-vega", "--until-verdict"],
+        ["run", "--model", "scenes-vega", "--baseline", "scenes-teacher"],
+        ["run", "--model", "scenes-vega", "--model", "scenes-ssd-1b", "--until-verdict", "--baseline", "scenes-teacher"],
+    ],
+)
+def test_until_the_verdict_takes_one_model_and_a_baseline(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--until-verdict takes one --model" in message(words, capsys)
 
 
 def test_a_gate_that_cannot_print_its_report_never_looks_like_one_that_judged(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from factories import GPU, make_measured, make_record, make_scores, saved, with_value
 
-from sdbench import policy, suites
+from sdbench import floors, policy, suites
 from sdbench.errors import UserError
 from sdbench.gate import Report, gate
 from sdbench.policy import Policy, Rule
@@ -172,13 +172,18 @@ def test_rows_in_another_order_are_paired_by_key(teacher: Made, tmp_path: Path) 
 
 def test_another_machine_class_skips_probes_unless_required(teacher: Made, tmp_path: Path) -> None:
     elsewhere = make_measured(worse="latency.pipeline.p50", by=3.0, machine=GPU)
-    report = judge(elsewhere, teacher, tmp_path / "optional")
+    optional = {
+        name: rule.model_copy(update={"required": not name.startswith("latency")}) for name, rule in SHIPPED.rules("quality").items()
+    }
+    optional |= {name: rule for name, rule in SHIPPED.rules("quality").items() if name.startswith("memory")}
+    report = judge(elsewhere, teacher, tmp_path / "optional", Policy(alpha=0.05, suites={"quality": optional}))
     assert report.verdict == "pass"
     skipped = {result.name: result.reason for result in report.results if result.verdict == "skipped"}
     assert skipped.keys() == {"latency.pipeline.p50", "memory.peak_rss", "memory.peak_allocated"}
     assert "other machine class: Some GPU 80GB" in skipped["latency.pipeline.p50"]
-    report = judge(elsewhere, teacher, tmp_path / "required", weighing("latency.pipeline.p50", direction="lower", margin=9))
+    report = judge(elsewhere, teacher, tmp_path / "shipped")
     assert (report.verdict, report.exit_code) == ("incomparable", 2)
+    assert "other machine class: Some GPU 80GB, driver 550, torch 2.11, CUDA 12.8 against Some CPU 3000 (8 cores), torch 2.11" in report.why
 
 
 def test_a_gate_that_skipped_everything_does_not_pass(teacher: Made, tmp_path: Path) -> None:
@@ -336,7 +341,19 @@ def test_the_shipped_policy_weighs_what_its_suite_measures(name: str) -> None:
     suite = suites.load(name)
     assert suite.family
     required = {metric for metric, rule in SHIPPED.rules(name).items() if rule.required}
-    assert required <= set(suite.metrics[suite.family])
+    assert required - {"latency.pipeline.p50"} <= set(suite.metrics[suite.family])
+    assert suite.probes
+
+
+def test_the_shipped_margins_stand_on_the_floor_that_was_measured() -> None:
+    (path,) = (ROOT / "results" / "noise" / "scenes").glob("quality@*/scenes-vega-*.toml")
+    floor = floors.read(path)
+    assert str(path.relative_to(ROOT)) in (ROOT / "suites" / "gate.toml").read_text(encoding="utf-8")
+    quality = {name: rule for name, rule in SHIPPED.rules("quality").items() if rule.noise}
+    assert quality.keys() == floor.metrics.keys()
+    for name, rule in quality.items():
+        assert rule.noise == pytest.approx(floor.metrics[name].noise, rel=0.01)
+        assert 4 <= rule.margin / floor.metrics[name].noise < 4.3
 
 
 @pytest.mark.parametrize("module", ["gate", "leaderboard"])

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = (
     {"errors", ""},  # "" is sdbench itself: its version
-    {"metrics", "stats", "models", "scenes", "records", "training", "latents"},
+    {"metrics", "stats", "student_t", "sequential", "models", "scenes", "records", "training", "latents"},
     {
         "assets",
         "weights",
@@ -31,6 +31,10 @@ FLOORS = (
         "truth",
         "compare",
         "gate",
+        "verdicts",
+        "floors",
+        "looks",
+        "baselines",
         "leaderboard",
         "samples",
         "report",
@@ -38,15 +42,17 @@ FLOORS = (
     },
     {"protocols"},
     {"generate", "score", "probes"},
-    {"run", "plan", "profiles", "golden", "doctor"},
+    {"run", "plan", "profiles", "golden", "doctor", "until"},
     {"api"},
-    {"cli", "__main__"},
+    {"cli", "gating", "__main__"},
 )
 # Rooms that know even less than their floor allows. `scenes.training` makes weights with `models` and the rest of
 # `scenes`; nothing but the command line, and `distillation`, may lean on it.
 ONLY = {
     "metrics": {"metrics"},
-    "stats": set[str](),
+    "stats": {"student_t"},
+    "student_t": set[str](),
+    "sequential": {"stats"},
     "torchmetrics": {"metrics"},
     "records": {"errors"},
     "models": {"errors", "models", "scenes"},
@@ -59,7 +65,10 @@ ONLY = {
     "prompts": {"errors", "sources", "weights"},
     "suites": {"errors", "records", "scenes", "prompts"},
     "needs": {"assets", "prompts", "reference", "suites", "weights"},
-    "gate": {"errors", "records", "stats", "policy", "tables", "compare"},
+    "gate": {"errors", "records", "stats", "policy", "tables", "compare", "verdicts"},
+    "verdicts": {"stats", "tables"},
+    "floors": {"errors", "records", "compare", "store"},
+    "baselines": {"errors", "records", "store"},
     "leaderboard": {"errors", "records", "stats", "tables", "published", "truth"},
     "truth": {"records", "stats", "tables"},
     "report": {"errors", "records", "stats", "tables", "published", "truth", "gate", "leaderboard", "compare", "policy", "report"},
@@ -95,6 +104,13 @@ WITHOUT_TORCH = (
     "policy",
     "compare",
     "gate",
+    "verdicts",
+    "floors",
+    "baselines",
+    "student_t",
+    "sequential",
+    "looks",
+    "gating",
     "leaderboard",
     "tables",
     "published",

@@ -1,0 +1,94 @@
+"""Baselines by name: `results/baselines.toml` says which record each name stands for, since when, and why.
+
+A name has a table for each time it was moved, the newest last; `sdbench baseline set` appends, nothing is ever taken out.
+"""
+
+import re
+import tomllib
+from datetime import datetime
+from pathlib import Path
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, TypeAdapter
+
+from sdbench import records
+from sdbench.errors import UserError
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+
+
+class Move(BaseModel):
+    """A name given to a record.
+
+    Attributes:
+        record: its folder, seen from the folder of results.
+        model, suite: what that record is of, for readers of the file.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    record: str
+    model: str
+    suite: str
+    when: datetime
+    why: str
+
+
+def read(results: Path) -> dict[str, tuple[Move, ...]]:
+    """Name -> its moves, the newest last; empty where there is no file.
+
+    Raises:
+        UserError: the file is not as `set_baseline` writes it.
+    """
+    path = _path(results)
+    if not path.exists():
+        return {}
+    try:
+        return TypeAdapter(dict[str, tuple[Move, ...]]).validate_python(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the baselines in {path}: {error}. Mend it, or take an older one from the history") from error
+
+
+def find(name: str, results: Path) -> Path | None:
+    """The record folder that a name stands for now; None where it is no baseline's name.
+
+    Raises:
+        UserError: its record is not there.
+    """
+    moves = read(results).get(name)
+    if not moves:
+        return None
+    folder = results / moves[-1].record
+    if not (folder / "record.json").is_file():
+        raise UserError(f"baseline {name!r} is record {folder}, which is not there; fetch it, or move the name with `sdbench baseline set`")
+    return folder
+
+
+def set_baseline(name: str, folder: Path, why: str, results: Path) -> Move:
+    """Let a name stand for a record from now on.
+
+    Raises:
+        UserError: no such record under `results`, no reason, or a name that reads like a path or flag.
+    """
+    from sdbench.store import write_bytes  # brings the picture libraries, which a gate has no use for
+
+    if not _NAME.fullmatch(name):
+        raise UserError(f"{name!r} is no name for a baseline; take letters, digits, '.', '_' and '-', such as 'production'")
+    if not why.strip():
+        raise UserError("say why the baseline moves: --why TEXT")
+    record, _ = records.read(folder)
+    try:
+        place = folder.resolve().relative_to(results.resolve())
+    except ValueError:
+        raise UserError(f"record {folder} does not lie in {results}, where whoever reads {_path(results)} would look for it") from None
+    suite = f"{record.suite.name}@{record.suite.version}"
+    move = Move(record=place.as_posix(), model=record.model.name, suite=suite, when=records.now().replace(microsecond=0), why=why.strip())
+    known = read(results)
+    known[name] = (*known.get(name, ()), move)
+    content = {each: [one.model_dump() for one in moves] for each, moves in sorted(known.items())}
+    write_bytes(_path(results), tomli_w.dumps(content).encode())
+    return move
+
+
+def _path(results: Path) -> Path:
+    return results / "baselines.toml"

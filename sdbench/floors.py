@@ -1,0 +1,136 @@
+"""The noise floor: how far a model lies from itself under other noise, which no margin of a policy may lie below.
+
+`sdbench noise` writes one TOML file for each suite, model and machine class:
+`results/noise/<family>/<suite>@<version>/<model>-<digest of the machine class>.toml`.
+"""
+
+import hashlib
+import itertools
+import math
+import tomllib
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import tomli_w
+from pydantic import BaseModel, ConfigDict
+
+from sdbench import compare, records
+from sdbench.compare import Side
+from sdbench.errors import UserError
+from sdbench.records import Record, SuiteId
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Spread(_Table):
+    """One metric of the runs.
+
+    Attributes:
+        noise: standard deviation of the difference of two runs: of scores and set metrics the root mean square of the
+            paired standard errors over all pairs of runs, of probes sqrt(2) times the runs' own, as a share.
+        values: what each run found.
+    """
+
+    noise: float
+    values: tuple[float, ...]
+    unit: str
+
+
+class Floor(_Table):
+    """A model against itself.
+
+    Attributes:
+        seeds: of the noise, a run each.
+        n: pictures in each run.
+    """
+
+    family: str
+    suite: SuiteId
+    model: str
+    weights_digest: str | None
+    machine_class: str
+    seeds: tuple[int, ...]
+    n: int
+    created: datetime
+    metrics: dict[str, Spread]
+
+
+def of(sides: Sequence[Side], seeds: Sequence[int], suite: SuiteId) -> Floor:
+    """The floor of runs of one model under a suite with other noise each time; a metric that any of them lacks has none.
+
+    Raises:
+        UserError: fewer than 2 runs.
+    """
+    if len(sides) < 2:
+        raise UserError(f"a noise floor needs at least 2 runs under different seeds, found {len(sides)}")
+    first = sides[0].record
+    names = [value.name for value in first.values if value.kind != "count" and all(_ok(side.record, value.name) for side in sides)]
+    return Floor(
+        family=first.family,
+        suite=suite,
+        model=first.model.name,
+        weights_digest=first.model.weights_digest,
+        machine_class=first.machine.machine_class,
+        seeds=tuple(seeds),
+        n=first.n_images,
+        created=records.now(),
+        metrics={name: _spread(name, sides) for name in names},
+    )
+
+
+def write(floor: Floor, results: Path) -> Path:
+    """Save under `results`, in place of an older one => its path."""
+    from sdbench.store import write_bytes  # brings the picture libraries, which a gate has no use for
+
+    machine = hashlib.sha256(floor.machine_class.encode()).hexdigest()[:8]
+    path = _folder(floor.family, floor.suite, results) / f"{floor.model}-{machine}.toml"
+    write_bytes(path, tomli_w.dumps(floor.model_dump(exclude_none=True)).encode())
+    return path
+
+
+def read(path: Path) -> Floor:
+    """Load a floor.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        return Floor.model_validate({"weights_digest": None, **tomllib.loads(path.read_text(encoding="utf-8"))})
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the noise floor {path}: {error}; write it again with `sdbench noise`") from error
+
+
+def between_runs(record: Record, results: Path) -> dict[str, float]:
+    """Probe -> how far two runs of one model lie apart on this record's machine class, the largest of its floors."""
+    of_machine = [floor for floor in _all(record, results) if floor.machine_class == record.machine.machine_class]
+    probes = {value.name for value in record.values if value.kind == "probe"}
+    found = [(name, spread.noise) for floor in of_machine for name, spread in floor.metrics.items() if name in probes]
+    return {name: max(noise for other, noise in found if other == name) for name, _ in found}
+
+
+def _all(record: Record, results: Path) -> Iterator[Floor]:
+    yield from map(read, sorted(_folder(record.family, record.suite, results).glob("*.toml")))
+
+
+def _folder(family: str, suite: SuiteId, results: Path) -> Path:
+    return results / "noise" / family / f"{suite.name}@{suite.version}"
+
+
+def _ok(record: Record, name: str) -> bool:
+    value = record.value(name)
+    return value is not None and value.state == "ok"
+
+
+def _spread(name: str, sides: Sequence[Side]) -> Spread:
+    found = [value for side in sides if (value := side.record.value(name)) and value.value is not None]
+    values = [value.value for value in found if value.value is not None]
+    if found[0].kind == "probe":
+        noise = math.sqrt(2) * float(np.log(values).std(ddof=1))
+    else:
+        errors = [compare.paired(found[i], found[j], sides[i], sides[j], 0.95) for i, j in itertools.combinations(range(len(sides)), 2)]
+        noise = math.sqrt(float(np.mean([error.standard_error**2 for error in errors if not isinstance(error, compare.Obstacle)])))
+    return Spread(noise=noise, values=tuple(values), unit=found[0].unit)

@@ -1,0 +1,447 @@
+"""How often the gate errs, on pictures of embedded Vega under several noise seeds and on faults injected into it.
+
+    python suites/calibrate_gate.py pool [--work DIR] [--student FOLDER]
+    python suites/calibrate_gate.py judge [--draws N]
+
+`pool` samples the pictures (a killed one goes on where it stood) and keeps their scores and features in
+`results/calibration/pool.parquet`. `judge` draws prompts from it with replacement, as many as the suite has, builds two
+records of each draw and asks the gate itself; a question that is answered already, for this pool and policy, is not
+asked again. It writes `results/calibration/gate.json` and `gate.md`.
+
+"No difference" is the model against itself: of a prompt's pictures under the seeds two are taken at random, in random order,
+so that the expected difference is exactly 0. A loss "of a margin" is taken off the candidate of such a draw. Faults are
+compared under the same noise, as the gate does. Latency and memory have no pool: their rounds are those of the committed
+records, each over its record's median, so they hold what a few runs on one machine show.
+"""
+
+import argparse
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sdbench import gate, looks, policy, records, stats, suites, tables
+from sdbench.compare import Side
+from sdbench.metrics import frechet
+from sdbench.policy import Policy
+from sdbench.records import Value
+
+FOLDER = Path("results/calibration")
+POOL = FOLDER / "pool.parquet"
+MODEL, SEEDS, PROMPTS = "scenes-vega", (2024, 2025, 2026, 2027), 1024
+SCORES = ("scene_accuracy", "clip_score.scenes", "preference.scenes")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way of making the same pictures: what is wrong with it, and the noise seeds it is sampled under."""
+
+    name: str
+    fault: Callable[[Any], None] | None = None
+    guidance_scale: float | None = None
+    model: str = MODEL
+    seeds: Sequence[int] = SEEDS[:1]
+
+
+def _vae_bfloat16(pipeline: Any) -> None:
+    """The whole decoder in bfloat16, weights and activations."""
+    import torch
+
+    vae = pipeline.vae.to(torch.bfloat16)
+    decode = vae.decode
+    vae.decode = lambda latents, **more: decode(latents.to(torch.bfloat16), **more)
+
+
+def _vae_float8(pipeline: Any) -> None:
+    """The decoder's weights rounded to eight bits (e4m3)."""
+    import torch
+
+    for weight in pipeline.vae.parameters():
+        weight.data = weight.data.to(torch.float8_e4m3fn).to(weight.dtype)
+
+
+def _blend(share: float) -> Callable[[Any], None]:
+    """A share of the way back to the UNet that was only cut: a stand-in for one that was trained less."""
+
+    def fault(pipeline: Any) -> None:
+        from safetensors.torch import load_file
+
+        from sdbench.scenes.embedded import checked
+
+        cut = load_file(checked("unets/vega-pruned") / "diffusion_pytorch_model.safetensors")
+        for name, weight in pipeline.unet.state_dict().items():
+            weight.lerp_(cut[name].to(weight.dtype), share)
+
+    return fault
+
+
+ARMS = (
+    Arm("vega", seeds=SEEDS),
+    Arm("guidance 2 for 3", guidance_scale=2.0),
+    Arm("guidance 1.5 for 3", guidance_scale=1.5),
+    Arm("VAE in bfloat16", _vae_bfloat16),
+    Arm("VAE weights in float8", _vae_float8),
+    Arm("a tenth back to the cut weights", _blend(0.1)),
+)
+
+
+def make_pool(work: Path, student: Path | None) -> None:
+    """Pictures, scores and features of every arm => `POOL`."""
+    arms = [*ARMS, *([Arm("a third of the training", model=str(student))] if student else [])]
+    made = [_measure(arm, seed, work) for arm in arms for seed in arm.seeds]
+    POOL.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(_in_eighths(pa.concat_tables(made)), POOL, compression="zstd", compression_level=19)
+    print(f"{POOL}: {POOL.stat().st_size / 1e6:.2f} MB")
+
+
+def _in_eighths(table: pa.Table) -> pa.Table:
+    """Features as whole numbers of eighths of their own standard deviation, 8 bits: adds 0.1 % to their variance, a file of 1 MB less."""
+    columns, units = {}, {}
+    for name in table.column_names:
+        column = np.array(table[name]) if name.startswith("feature") else None
+        if column is not None:
+            units[name] = float(column.std()) / 8
+            columns[name] = pa.array(np.clip(np.rint(column / units[name]), -128, 127).astype(np.int8))
+        else:
+            columns[name] = table[name]
+    return pa.table(columns).replace_schema_metadata({"units": json.dumps(units)})
+
+
+def _measure(arm: Arm, seed: int, work: Path) -> pa.Table:
+    from sdbench.encoders import scenes
+    from sdbench.generate import generate, jobs, sampler
+    from sdbench.models.digest import weights_digest
+    from sdbench.models.loading import load
+    from sdbench.models.spec import resolve
+    from sdbench.run import subject_of
+    from sdbench.score import score
+    from sdbench.store import Store
+
+    suite = suites.load("quality")
+    assert suite.sampling
+    assert suite.prompts
+    sampling = suite.sampling.model_copy(update={"guidance_scale": arm.guidance_scale or suite.sampling.guidance_scale})
+    suite = suite.model_copy(
+        update={"prompts": suite.prompts.model_copy(update={"n": PROMPTS}), "noise": suite.noise.model_copy(update={"seed": seed})}
+    )
+    spec = resolve(arm.model, base="scenes-teacher" if arm.model != MODEL else None)
+    todo = jobs(suite, sampling, f"{weights_digest(spec, dtype='float32')}{arm.name if arm.fault else ''}")
+    store = Store(work, {"calibration": arm.name})
+    if store.missing([job.image for job in todo]):
+        import torch
+
+        pipeline = load(spec, dtype=torch.float32, device="cpu")
+        if arm.fault:
+            arm.fault(pipeline)
+        generate(todo, store, sampling.batch, sampler(pipeline, sampling, suite.noise), f"{arm.name}, seed {seed}")
+    subject = subject_of(store, todo, work)
+    _, scores = score(subject, SCORES)
+    features = subject.features(scenes.encoder_id("features"), scenes.features)
+    columns = {name: scores.columns[name].astype(np.float32) for name in SCORES}
+    where = {"arm": pa.array([arm.name] * PROMPTS).dictionary_encode(), "seed": np.full(PROMPTS, seed, np.int32)}
+    return pa.table({**where, **columns, **{f"feature{index:02d}": column for index, column in enumerate(features.T)}})
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Scores and features of pictures, a row each."""
+
+    scores: dict[str, np.ndarray]
+    features: np.ndarray
+
+    def rows(self, chosen: np.ndarray) -> "Pictures":
+        return Pictures({name: column[chosen] for name, column in self.scores.items()}, self.features[chosen])
+
+
+class Judge:
+    """Draws from the pool, and what the gate says of them."""
+
+    def __init__(self, work: Path, draws: int) -> None:
+        from sdbench import reference
+
+        table = pq.read_table(POOL)
+        self.arms: dict[str, list[Pictures]] = {}
+        arm, seed, units = np.array(table["arm"].to_pylist()), np.array(table["seed"]), json.loads(table.schema.metadata[b"units"])
+        whole = Pictures(
+            {name: np.array(table[name], np.float64) for name in SCORES},
+            np.stack([np.array(table[name], np.float64) * unit for name, unit in units.items()], 1),
+        )
+        for name in dict.fromkeys(arm):
+            self.arms[name] = [whole.rows(np.flatnonzero((arm == name) & (seed == each))) for each in np.unique(seed[arm == name])]
+        self.policy = policy.load(suites.suites_folder() / "gate.toml")
+        self.rules = self.policy.rules("quality")
+        self.against, self.draws = reference.scenes(work).statistics, draws
+        suite = suites.load("quality")
+        assert suite.prompts
+        assert suite.sampling
+        self.n, self.batch = suite.prompts.n, suite.sampling.batch
+        newest = [(path, record) for path, record in records.newest(Path("results"), "scenes") if record.model.architecture]
+        self.template = next(record for _, record in newest if record.model.name == MODEL)
+        self.rounds = {
+            name: [
+                np.array(one) / value.value
+                for _, record in newest
+                if (value := record.value(name)) and value.value
+                for one in value.samples or ()
+            ]
+            for name in ("latency.pipeline.p50", "memory.peak_rss")
+        }
+
+    def itself(self, random: np.random.Generator) -> tuple[Pictures, Pictures]:
+        """Prompts with replacement, and for each of them two of the model's pictures."""
+        runs = self.arms["vega"]
+        prompts = random.integers(PROMPTS, size=self.n)
+        order = random.permuted(np.tile(np.arange(len(runs)), (self.n, 1)), axis=1)
+        together = Pictures(
+            {name: np.concatenate([run.scores[name] for run in runs]) for name in SCORES}, np.concatenate([run.features for run in runs])
+        )
+        return together.rows(order[:, 0] * PROMPTS + prompts), together.rows(order[:, 1] * PROMPTS + prompts)
+
+    def faulty(self, arm: str, random: np.random.Generator) -> tuple[Pictures, Pictures]:
+        """The same prompts and noise with a fault and without."""
+        prompts = random.integers(PROMPTS, size=self.n)
+        return self.arms[arm][0].rows(prompts), self.arms["vega"][0].rows(prompts)
+
+    def side(self, pictures: Pictures, *, sets: bool = True, worse: float = 0.0, probes: Sequence[Value] = ()) -> Side:
+        """A record of these pictures; `worse` is added to the Frechet distance."""
+        n = len(pictures.features)
+        values = [
+            Value(name=name, kind="score", direction="higher", unit="1", value=float(column.mean()), n=n)
+            for name, column in pictures.scores.items()
+        ]
+        columns = dict(pictures.scores)
+        if sets:
+            distance = frechet.frechet_distance(frechet.gaussian(pictures.features), self.against) + worse
+            columns["fd.scenes:influence"] = frechet.influence(pictures.features, self.against)
+            values.append(Value(name="fd.scenes", kind="set", direction="lower", unit="distance", value=distance, n=n))
+        kept = [
+            value
+            for value in self.template.values
+            if value.kind in ("probe", "count") and value.name not in {probe.name for probe in probes}
+        ]
+        record = self.template.model_copy(update={"values": (*values, *kept, *probes), "n_images": n, "run": "one"})
+        return Side(record, [(f"{row:05d}", 0) for row in range(n)], columns)
+
+    def probe(self, name: str, slower: float, rounds: int, random: np.random.Generator) -> Value:
+        """A probe of so many rounds of the stored ones, slower by a share."""
+        samples = [tuple((1 + slower) * self.rounds[name][row]) for row in random.integers(len(self.rounds[name]), size=rounds)]
+        middle = float(np.median(np.concatenate(samples)))
+        return Value(name=name, kind="probe", direction="lower", unit="1", value=middle, n=rounds, samples=tuple(samples))
+
+
+def lost(pictures: Pictures, name: str, amount: float, random: np.random.Generator) -> Pictures:
+    """The same with an expected loss of one score: right scenes turned wrong at random, other scores lowered."""
+    if name not in pictures.scores:
+        return pictures
+    column = pictures.scores[name]
+    changed = column * (random.random(len(column)) >= amount / column.mean()) if name == "scene_accuracy" else column - amount
+    return Pictures({**pictures.scores, name: changed}, pictures.features)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of the gate `draws` times: a function of a random generator => its report, and the share of prompts used."""
+
+    name: str
+    ask: Callable[[np.random.Generator], tuple[str, float]]
+    size_in_margins: dict[str, float] | None = None
+
+
+def questions(judge: Judge) -> Iterator[Question]:
+    """All of them."""
+    quality = [name for name in judge.rules if name in (*SCORES, "fd.scenes")]
+    yield Question("no difference, other noise", lambda random: _once(judge, *judge.itself(random)))
+    for name in quality:
+        yield Question(f"a loss of one margin: {name}", lambda random, name=name: _shifted(judge, name, 1, random))
+    for arm in [arm for arm in judge.arms if arm != "vega"]:
+        yield Question(f"fault: {arm}", lambda random, arm=arm: _once(judge, *judge.faulty(arm, random)), _size(judge, arm))
+    yield Question(
+        "fault: all taps lost, 600 steps (scene accuracy alone)", lambda random: _without_taps(judge, random), _without_taps_size(judge)
+    )
+    for name, what in (("latency.pipeline.p50", "slower"), ("memory.peak_rss", "more memory")):
+        for rounds in (2, 5, 20):
+            for slower in (0.0, 0.03, 0.05, 0.1):
+                question = f"{100 * slower:g} % {what}, {rounds} rounds"
+                yield Question(
+                    question,
+                    lambda random, probe=(name, slower, rounds): _probed(judge, *probe, random),
+                    {name: slower / judge.rules[name].margin},
+                )
+    for margins in (0, 1, 3):
+        yield Question(
+            f"until the verdict, a loss of {margins} margins: clip_score.scenes",
+            lambda random, m=margins: _sequential(judge, "clip_score.scenes", m, random),
+        )
+    for name in [name for name in quality if name != "clip_score.scenes"]:
+        yield Question(f"until the verdict, a loss of 1 margins: {name}", lambda random, name=name: _sequential(judge, name, 1, random))
+
+
+def _once(judge: Judge, new: Pictures, old: Pictures, worse: float = 0.0) -> tuple[str, float]:
+    return gate.judge(judge.side(new, worse=worse), judge.side(old), judge.policy, {}).verdict, 1.0
+
+
+def _shifted(judge: Judge, name: str, margins: float, random: np.random.Generator) -> tuple[str, float]:
+    new, old = judge.itself(random)
+    amount = margins * judge.rules[name].margin
+    return _once(judge, lost(new, name, amount, random), old, amount if name == "fd.scenes" else 0.0)
+
+
+def _students(arm: str) -> np.ndarray:
+    """Which captions each of an arm's students got right, 0 or 1 => seeds x captions; the ablation keeps no more of them than that."""
+    files = sorted(Path("results/ablation/vega").glob(f"{arm}-[0-9].json"))
+    return np.array([json.loads(file.read_text())["right"] for file in files], np.float64)
+
+
+def _without_taps_size(judge: Judge) -> dict[str, float]:
+    loss = float((_students("layer-level") - _students("task-and-output")).mean())
+    return {"scene_accuracy": loss / judge.rules["scene_accuracy"].margin}
+
+
+def _without_taps(judge: Judge, random: np.random.Generator) -> tuple[str, float]:
+    rules = Policy(alpha=judge.policy.alpha, suites={"quality": {"scene_accuracy": judge.rules["scene_accuracy"]}})
+    good, bad = _students("layer-level"), _students("task-and-output")
+    seed, captions = random.integers(len(good)), random.integers(good.shape[1], size=judge.n)
+    new, old = (
+        judge.side(Pictures({"scene_accuracy": arm[seed, captions]}, NOBODY.features[:1].repeat(judge.n, 0)), sets=False)
+        for arm in (bad, good)
+    )
+    return gate.judge(new, old, rules, {}).verdict, 1.0
+
+
+def _probed(judge: Judge, name: str, slower: float, rounds: int, random: np.random.Generator) -> tuple[str, float]:
+    rules = Policy(alpha=judge.policy.alpha, suites={"quality": {name: judge.rules[name]}})
+    new, old = (judge.side(NOBODY, sets=False, probes=[judge.probe(name, share, rounds, random)]) for share in (slower, 0.0))
+    return gate.judge(new, old, rules, {}).verdict, 1.0
+
+
+def _sequential(judge: Judge, name: str, margins: float, random: np.random.Generator) -> tuple[str, float]:
+    new, old = judge.itself(random)
+    amount = margins * judge.rules[name].margin
+    from sdbench.until import sizes
+
+    new, rules = lost(new, name, amount, random), looks.Rules(judge.policy, "quality", ["fd.scenes"], {})
+    shares: tuple[float, ...] = ()
+    for size in sizes(judge.n, judge.batch):
+        shares, rows = (*shares, size / judge.n), np.arange(size)
+
+        def sides(sets: bool, rows: np.ndarray = rows) -> tuple[Side, Side]:
+            return judge.side(new.rows(rows), sets=sets, worse=amount if name == "fd.scenes" else 0.0), judge.side(
+                old.rows(rows), sets=sets
+            )
+
+        if report := looks.verdict_at(shares, sides, rules):
+            return report.verdict, shares[-1]
+    raise AssertionError
+
+
+NOBODY = Pictures({}, np.zeros((2, 1)))
+
+
+def _size(judge: Judge, arm: str) -> dict[str, float]:
+    """How much worse the fault is in the whole pool, in margins (plus = worse)."""
+    bad, good = judge.arms[arm][0], judge.arms["vega"][0]
+    sizes = {name: float((good.scores[name] - bad.scores[name]).mean()) / judge.rules[name].margin for name in SCORES}
+    distances = [frechet.frechet_distance(frechet.gaussian(side.features), judge.against) for side in (bad, good)]
+    return {**sizes, "fd.scenes": (distances[0] - distances[1]) / judge.rules["fd.scenes"].margin}
+
+
+def unpaired(judge: Judge) -> dict[str, dict[str, float]]:
+    """For each fault and the model itself: prompts that a test of two independent sets needs over those that the paired one needs."""
+    random = np.random.default_rng(0)
+    pairs = {"other noise": judge.itself(random)} | {
+        arm: (runs[0], judge.arms["vega"][0]) for arm, runs in judge.arms.items() if arm != "vega"
+    }
+    found = {}
+    for arm, (new, old) in pairs.items():
+        columns = {name: (new.scores[name], old.scores[name]) for name in SCORES}
+        columns["fd.scenes"] = tuple(frechet.influence(side.features, judge.against) for side in (new, old))
+        found[arm] = {
+            name: float((a.var() + b.var()) / (a - b).var()) if (a != b).any() else float("inf") for name, (a, b) in columns.items()
+        }
+    return found
+
+
+def ask_all(judge: Judge) -> None:
+    """Every question that is not answered yet => `gate.json`, `gate.md`."""
+    digest = hashlib.sha256(POOL.read_bytes() + judge.policy.model_dump_json().encode() + str(judge.draws).encode()).hexdigest()[:16]
+    path = FOLDER / "gate.json"
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    answers = kept["answers"] if kept.get("digest") == digest else {}
+    for question in questions(judge):
+        if question.name in answers:
+            continue
+        random = np.random.default_rng(int(hashlib.sha256(question.name.encode()).hexdigest()[:8], 16))
+        said = [question.ask(random) for _ in range(judge.draws)]
+        counts = Counter(verdict for verdict, _ in said)
+        answers[question.name] = {
+            "draws": judge.draws,
+            "verdicts": counts,
+            "share_of_prompts": mean(share for _, share in said),
+            "size_in_margins": question.size_in_margins,
+        }
+        path.write_text(
+            json.dumps(
+                {
+                    "digest": digest,
+                    "margins": {name: rule.margin for name, rule in judge.rules.items()},
+                    "unpaired": unpaired(judge),
+                    "answers": answers,
+                },
+                indent=1,
+            )
+            + "\n"
+        )
+        print(question.name, dict(counts), f"{answers[question.name]['share_of_prompts']:.2f}", flush=True)
+    (FOLDER / "gate.md").write_text(table(json.loads(path.read_text())))
+
+
+def table(content: dict[str, Any]) -> str:
+    """The answers as Markdown, shares with 95 % intervals."""
+    header = ("what the candidate is", "worst size in margins", "pass", "regressed", "inconclusive", "share of the prompts")
+    rows = []
+    for name, answer in content["answers"].items():
+        shares = [
+            stats.proportion_interval(answer["verdicts"].get(verdict, 0), answer["draws"])
+            for verdict in ("pass", "regressed", "inconclusive")
+        ]
+        sizes = answer["size_in_margins"] or {}
+        worst = max(sizes, key=sizes.__getitem__) if sizes else ""
+        cells = (tables.estimate(share.value, share.low, share.high) for share in shares)
+        rows.append((name, f"{sizes[worst]:.2f} ({worst})" if worst else "", *cells, f"{answer['share_of_prompts']:.2f}"))
+    ratio_header = ("pairs", *next(iter(content["unpaired"].values())))
+    ratios = [
+        (arm, *("identical" if value == float("inf") else f"{value:.1f}" for value in found.values()))
+        for arm, found in content["unpaired"].items()
+    ]
+    return (
+        f"<!-- written by `python suites/calibrate_gate.py judge` -->\n\n{tables.markdown(tables.Grid(header, tuple(rows)))}\n\n"
+        f"Prompts that an unpaired test of the same pictures needs, over those of the paired one:\n\n{tables.markdown(tables.Grid(ratio_header, tuple(ratios)))}\n"
+    )
+
+
+def main() -> None:
+    """Run a step."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", choices=("pool", "judge"))
+    parser.add_argument("--work", type=Path, default=Path("results/runs/calibration"))
+    parser.add_argument(
+        "--student", type=Path, help="a UNet that was trained less, such as `distillation run vega --steps 800 --unet-only` makes"
+    )
+    parser.add_argument("--draws", type=int, default=1000)
+    arguments = parser.parse_args()
+    if arguments.step == "pool":
+        make_pool(arguments.work, arguments.student)
+    else:
+        ask_all(Judge(arguments.work, arguments.draws))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Stop with a verdict as early as is sure, and not before."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+from factories import make_measured
+
+from sdbench import looks
+from sdbench.compare import Side
+from sdbench.policy import Policy, Rule
+from sdbench.records import Record, Scores
+from sdbench.verdicts import Report
+
+RULES = Policy(
+    alpha=0.05,
+    suites={
+        "quality": {
+            "clip_score.scenes": Rule(direction="higher", margin=0.5, required=True),
+            "fd.scenes": Rule(direction="lower", margin=20, required=True),
+        }
+    },
+)
+ALL = looks.Rules(RULES, "quality", ["fd.scenes"], {})
+
+
+def first(made: tuple[Record, Scores], n: int, sets: bool) -> Side:
+    record, scores = made
+    values = tuple(
+        value.model_copy(update={"n": n, "value": scores.columns[value.name][:n].mean() if value.kind == "score" else value.value})
+        for value in record.values
+        if value.name == "clip_score.scenes" or (sets and value.name == "fd.scenes")
+    )
+    columns = {name: column[:n] for name, column in scores.columns.items()}
+    return Side(record.model_copy(update={"values": values, "n_images": n}), scores.keys[:n], columns)
+
+
+def course(worse: str, by: float, *, sets_from: int = 0) -> tuple[Report, list[int]]:
+    """Looks at eighths of 200 pictures; sets can be taken from a look of so many on."""
+    student, teacher, looked = make_measured(worse=worse, by=by), make_measured("scenes-teacher", seed=2), []
+
+    def sides(size: int, sets: bool) -> tuple[Side, Side] | None:
+        if sets and size < sets_from:
+            return None
+        return first(student, size, sets), first(teacher, size, sets)
+
+    for size in range(24, 193, 24):
+        looked.append(size)
+        if report := looks.verdict_at(tuple(each / 192 for each in looked), partial(sides, size), ALL):
+            return report, looked
+    raise AssertionError
+
+
+def test_the_same_passes_early_and_only_with_its_sets() -> None:
+    report, looked = course("", 0)
+    assert report.verdict == "pass"
+    assert looked[-1] < 192
+    assert [result.name for result in report.results] == ["clip_score.scenes", "fd.scenes"]
+    late, waited = course("", 0, sets_from=144)
+    assert (late.verdict, waited[-1]) == ("pass", 144)
+
+
+def test_what_is_far_worse_stops_at_once() -> None:
+    report, looked = course("clip_score.scenes", 3)
+    assert report.verdict == "regressed"
+    assert looked[-1] <= 48
+
+
+def test_a_worse_distance_of_the_set_is_seen_at_the_end() -> None:
+    report, looked = course("fd.scenes", 60)
+    assert (report.verdict, looked[-1]) == ("regressed", 192)
+
+
+def test_a_loss_of_the_margin_ends_undecided() -> None:
+    verdicts = [course("clip_score.scenes", 0.5)[0]]
+    assert {report.verdict for report in verdicts} <= {"inconclusive", "regressed"}
+
+
+def test_what_cannot_be_compared_stops_the_first_look() -> None:
+    student, teacher = make_measured(), make_measured("scenes-teacher", seed=2)
+    student[1].columns["clip_score.scenes"][3] = np.nan
+    report = looks.verdict_at((0.5,), lambda sets: (first(student, 24, sets), first(teacher, 24, sets)), ALL)
+    assert report is None or report.verdict == "incomparable"
+    assert report
+
+
+@pytest.mark.parametrize("sets", [True, False])
+def test_the_policy_of_a_look(sets: bool) -> None:
+    assert ("fd.scenes" in ALL.policy_of(sets=sets).rules("quality")) is sets

@@ -1,0 +1,116 @@
+"""A run that stops when sure: the same pictures as any run, looks that are written down, a way to go on."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import test_run
+from test_run import SUITE, bench, never
+
+from sdbench import records, until
+from sdbench import run as runner
+from sdbench.errors import UserError
+from sdbench.models.spec import ModelSpec
+from sdbench.policy import Policy, Rule
+from sdbench.store import Store
+
+_stand_ins = test_run._stand_ins  # the evaluators' stand-ins, for every test here too
+RULES = Policy(
+    alpha=0.05,
+    suites={
+        "own": {
+            "fd.scenes": Rule(direction="lower", margin=1, required=True),
+            "clip_score.scenes": Rule(direction="higher", margin=1, required=True),
+        }
+    },
+)
+SIX = SUITE.model_copy(update={"prompts": SUITE.prompts.model_copy(update={"n": 6}) if SUITE.prompts else None})
+
+
+@pytest.fixture
+def teacher(made: Path) -> ModelSpec:
+    return ModelSpec("scenes-teacher", "scenes", "vega", "folder", str(made))
+
+
+def ask(spec: ModelSpec, baseline: Path, folder: Path, rules: Policy = RULES) -> tuple[Path, Any]:
+    return until.run_until_verdict(until.Question(spec, bench(folder, SIX), baseline, rules, {}))
+
+
+def test_the_same_model_stops_at_the_first_look_with_the_pictures_of_a_whole_run(teacher: ModelSpec, tmp_path: Path) -> None:
+    (baseline,) = runner.run([teacher], bench(tmp_path, SIX))
+    path, report = ask(replace(teacher, name="student"), baseline, tmp_path)
+    assert (report.verdict, report.notes[0]) == ("pass", "stopped after 2 of 6 prompts, at look 1")
+    assert {result.name for result in report.results} == {"fd.scenes", "clip_score.scenes"}
+    record, scores = records.read(path)
+    assert (record.suite.name, record.n_images, record.looks) == (
+        "own-sequential",
+        2,
+        records.Looks(baseline=baseline.name, verdict="pass", prompts=(2,), of=6),
+    )
+    whole = records.read(baseline)[1]
+    assert scores.keys == whole.keys[:2]
+    assert scores.columns["clip_score.scenes"].tolist() == whole.columns["clip_score.scenes"][:2].tolist()
+    assert [file.read_bytes() for file in sorted((path / "images").iterdir())] == [
+        file.read_bytes() for file in sorted((baseline / "images").iterdir())[:2]
+    ]
+
+
+def test_without_the_baseline_s_pictures_the_distance_waits_for_all_prompts(teacher: ModelSpec, tmp_path: Path) -> None:
+    (baseline,) = runner.run([teacher], bench(tmp_path / "elsewhere", SIX))
+    path, report = ask(replace(teacher, name="student"), baseline, tmp_path)
+    assert (report.verdict, report.notes[0]) == ("pass", "stopped after 6 of 6 prompts, at look 3")
+    record, _ = records.read(path)
+    assert (record.suite, record.looks and record.looks.prompts) == (SIX.id, (2, 4, 6))
+
+
+def test_a_killed_run_goes_on_and_a_finished_one_makes_nothing(
+    teacher: ModelSpec,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (baseline,) = runner.run([teacher], bench(tmp_path / "elsewhere", SIX))
+    student, put, made = replace(teacher, name="student"), Store.put, []
+
+    def tired(store: Store, image: str, pixels: Any) -> None:
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        made.append(image)
+        put(store, image, pixels)
+
+    monkeypatch.setattr(Store, "put", tired)
+    with pytest.raises(KeyboardInterrupt):
+        ask(student, baseline, tmp_path)
+    monkeypatch.setattr(Store, "put", put)
+    path, report = ask(student, baseline, tmp_path)
+    assert report.verdict == "pass"
+    monkeypatch.setattr(Store, "put", never)
+    assert ask(student, baseline, tmp_path)[1] == report
+    theirs = records.read(baseline)[1].columns
+    assert records.read(path)[1].columns["clip_score.scenes"].tolist() == theirs["clip_score.scenes"].tolist()
+
+
+def test_a_metric_that_fails_ends_it_and_is_no_pass(teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (baseline,) = runner.run([teacher], bench(tmp_path, SIX))
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("no light")
+
+    monkeypatch.setattr(test_run.scenes, "clip_texts", broken)
+    _, report = ask(replace(teacher, name="student"), baseline, tmp_path)
+    assert (report.verdict, report.exit_code) == ("incomparable", 2)
+    assert "ZeroDivisionError: no light" in report.why
+
+
+def test_a_baseline_of_another_suite_is_refused_before_any_work(
+    teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (baseline,) = runner.run([teacher], bench(tmp_path))
+    monkeypatch.setattr(runner, "load", never)
+    with pytest.raises(UserError, match="run the baseline under this suite"):
+        ask(replace(teacher, name="student"), baseline, tmp_path)
+
+
+@pytest.mark.parametrize(("n", "batch", "expected"), [(512, 32, list(range(32, 513, 32))), (6, 2, [2, 4, 6]), (5, 4, [4, 5]), (3, 8, [3])])
+def test_looks_are_at_whole_batches_and_at_the_end(n: int, batch: int, expected: list[int]) -> None:
+    assert until.sizes(n, batch) == expected
