@@ -26,7 +26,7 @@ from sdbench.records import Machine, Model, Record, Scores, Value
 from sdbench.scenes import embedded
 from sdbench.score import score
 from sdbench.store import U8, Store, digest
-from sdbench.suites import Sampling, Suite, suites_folder
+from sdbench.suites import BASE, Sampling, Suite, suites_folder
 from sdbench.weights import fetch
 
 THUMBNAILS, THUMBNAIL_PX = 16, 256
@@ -34,7 +34,12 @@ THUMBNAILS, THUMBNAIL_PX = 16, 256
 
 @dataclass(frozen=True)
 class Bench:
-    """A suite on this machine, and where its output goes."""
+    """A suite on this machine, and where its output goes.
+
+    Attributes:
+        settings: labels of the probes' settings to measure; all by default.
+        profile: the probes also write what holds the time of each stage.
+    """
 
     suite: Suite
     sampling: Sampling
@@ -43,13 +48,26 @@ class Bench:
     runs: Path
     quality: bool = True
     probes: bool = True
+    settings: tuple[str, ...] = ()
+    profile: bool = False
 
 
-def bench(suite: Suite, *, device: str, results: Path, runs: Path, only: str | None = None) -> Bench:
+def bench(
+    suite: Suite,
+    *,
+    device: str,
+    results: Path,
+    runs: Path,
+    only: str | None = None,
+    settings: Sequence[str] = (),
+    profile: bool = False,
+) -> Bench:
     """Check that the suite can be run and the results be written, before anything slow begins.
 
     Args:
         only: "quality" or "probes" for one half of the suite, None for both.
+        settings: labels of the probes' settings to measure; all by default.
+        profile: the probes also write what holds the time of each stage.
     """
     if suite.prompts is None or suite.sampling is None or suite.family is None:
         raise UserError(
@@ -57,7 +75,12 @@ def bench(suite: Suite, *, device: str, results: Path, runs: Path, only: str | N
         )
     for folder in (results, runs):
         _check_writable(folder)
-    return Bench(suite, suite.sampling, device, results, runs, only != "probes", only != "quality")
+    if settings and suite.probes is None:
+        raise UserError(f"suite {suite.name!r} has no probes, so it has no setting {settings[0]!r}; leave it out, or name a suite that has")
+    if suite.probes:
+        suite.probes.chosen(settings)
+    pictures = only != "probes" and bool(suite.metrics.get(suite.family))
+    return Bench(suite, suite.sampling, device, results, runs, pictures, only != "quality", tuple(settings), profile)
 
 
 def run(specs: Sequence[ModelSpec], setting: Bench) -> list[Path]:
@@ -109,7 +132,8 @@ def _probed(specs: Sequence[ModelSpec], setting: Bench) -> dict[str, list[Value]
         work=work,
         suites=suites_folder(),
         device=setting.device,
-        dtype=setting.sampling.dtype,
+        settings=setting.settings,
+        profile=setting.profile,
     )
 
 
@@ -137,7 +161,7 @@ def _record(spec: ModelSpec, setting: Bench, pictures: tuple[Store, list[Job]] |
         environment=environment(),
         created=records.now(),
         n_images=len(scores.prompt_ids),
-        values=(*values, *(probed if setting.probes else _kept_probes(model, machine, setting))),
+        values=(*values, *probed, *_kept_probes(model, machine, setting)),
         sampling=setting.sampling.model_dump(),
     )
     return _unless_same(record, scores, thumbnails, setting.results)
@@ -160,9 +184,11 @@ def _kept_quality(model: Model, machine: Machine, setting: Bench) -> tuple[list[
 
 
 def _kept_probes(model: Model, machine: Machine, setting: Bench) -> list[Value]:
-    """Likewise the probes, for a run of the pictures alone."""
+    """Likewise the probes of settings that this run does not measure."""
     kept = _kept(model, machine, setting)
-    return [value for value in kept[1].values if value.kind in {"probe", "count"}] if kept else []
+    measured = (setting.suite.probes.chosen(setting.settings) if setting.suite.probes else {}) if setting.probes else {}
+    found = [value for value in kept[1].values if value.kind in {"probe", "count"}] if kept else []
+    return [value for value in found if (value.name.partition("@")[2] or BASE) not in measured]
 
 
 def subject_of(store: Store, todo: Sequence[Job], runs: Path) -> Subject:

@@ -15,7 +15,7 @@ SAMPLING = Sampling(steps=4, guidance_scale=3.0, size_px=SIZE_PX, dtype="float32
 
 def test_a_round_measures_every_stage(made: Path, tmp_path: Path) -> None:
     probes = Probes(rounds=1, calls=3, warmup=1)
-    values = measure([resolve(str(made), name="tiny")], SAMPLING, probes, work=tmp_path, suites=SUITES, device="cpu", dtype="float32")
+    values = measure([resolve(str(made), name="tiny")], SAMPLING, probes, work=tmp_path, suites=SUITES, device="cpu")
     found = {value.name: value for value in values["tiny"]}
     assert {value.state for value in found.values()} == {"ok"}, [value.reason for value in found.values() if value.reason]
     p50 = {stage: found[f"latency.{stage}.p50"] for stage in ("pipeline", "text_encoders", "unet_step", "vae_decode")}

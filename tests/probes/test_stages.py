@@ -10,7 +10,8 @@ from tiny import SIZE_PX
 
 from sdbench.models.loading import load
 from sdbench.models.spec import resolve
-from sdbench.probes.stages import Stages, parameters
+from sdbench.probes.loaded import described
+from sdbench.probes.stages import Stages
 from sdbench.suites import Sampling
 
 SAMPLING = Sampling(steps=1, guidance_scale=3.0, size_px=SIZE_PX, dtype="float32", batch=1, negative_prompt="blue")
@@ -101,4 +102,4 @@ def test_parameters_are_those_of_the_weight_files(pipe: Any, made: Path) -> None
 
     by_part = {path.parent.name: numbers(path) for path in made.glob("*/*.safetensors")}
     assert set(by_part) == {"unet", "vae", "text_encoder", "text_encoder_2"}
-    assert parameters(pipe) == {"unet": by_part["unet"], "pipeline": sum(by_part.values())}
+    assert described(pipe)["parameters"] == {"unet": by_part["unet"], "pipeline": sum(by_part.values())}
