@@ -62,7 +62,9 @@ def parser() -> argparse.ArgumentParser:
     _add_models(measuring)
     measuring.add_argument("--suite", help="name of a suite or path of a suite file (default: quality for scenes, standard for sdxl)")
     measuring.add_argument("--only", choices=("quality", "probes"), help="run only one half of the suite")
-    measuring.add_argument("--setting", action="append", default=[], help="setting of the suite's probes, such as base; repeatable (default: all)")
+    measuring.add_argument(
+        "--setting", action="append", default=[], help="setting of the suite's probes, such as base; repeatable (default: all)"
+    )
     measuring.add_argument("--profile", action="store_true", help="also write what holds the time of each stage, beside the rounds")
     measuring.add_argument("--dry-run", action="store_true", help="print what would be fetched and made, and stop")
     for name in ("steps", "size-px", "batch", "n"):

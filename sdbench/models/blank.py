@@ -56,10 +56,9 @@ def tiny_vae(full: Any) -> Any:
     with _building(full.dtype, full.device):
         made: Any = diffusers.AutoencoderTiny(latent_channels=full.config.latent_channels, **blocks, **sides)
     made.eval().requires_grad_(requires_grad=False)
-    side = calibration.LATENT_SIDE
-    calibration.calibrate_network(
-        made.decoder, lambda: made.decode(torch.randn(1, full.config.latent_channels, side, side).to(full.device, full.dtype))
-    )
+    shape = (1, full.config.latent_channels, calibration.LATENT_SIDE, calibration.LATENT_SIDE)
+    latents = torch.randn(shape, generator=torch.Generator().manual_seed(RANDOM_SEED)).to(full.device, full.dtype)
+    calibration.calibrate_network(made.decoder, lambda: made.decode(latents))
     return made
 
 

@@ -130,8 +130,8 @@ class _Moved(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if not func.is_view:
-            self.numbers += _numbers((args, kwargs, result))
+        if not func.is_view and (taken := _numbers((args, kwargs))):  # what takes nothing in only sets memory aside
+            self.numbers += taken + _numbers(result)
         return result
 
 

@@ -12,7 +12,7 @@ from sdbench.errors import UserError
 from sdbench.models.spec import ModelSpec
 from sdbench.probes import counts, driver, work
 from sdbench.probes.driver import measure
-from sdbench.probes.request import STAGES
+from sdbench.probes.request import CEILINGS, STAGES
 from sdbench.records import Value
 from sdbench.suites import Probes, Sampling, Setting
 
