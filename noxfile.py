@@ -55,7 +55,9 @@ def gate(session: nox.Session) -> None:
 def speed(session: nox.Session) -> None:
     """Time the harness itself beside its peers, as ratios: nox -s speed -- [pytest's options]."""
     _install(session, "test")
-    session.run("pytest", "suites/speed_training.py", "--benchmark-columns=median,iqr,rounds", *session.posargs)
+    session.run(
+        "pytest", "suites/speed_training.py", "suites/speed_probes.py", "-s", "--benchmark-columns=median,iqr,rounds", *session.posargs
+    )
 
 
 @nox.session(default=False)

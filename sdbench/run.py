@@ -2,6 +2,7 @@
 
 import gc
 import io
+import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -124,11 +125,14 @@ def _pictures(spec: ModelSpec, setting: Bench) -> tuple[Store, list[Job]]:
 def _probed(specs: Sequence[ModelSpec], setting: Bench) -> dict[str, list[Value]]:
     if setting.suite.probes is None or not specs:
         return {}
-    work = setting.runs / "probes"
+    work, probes = setting.runs / "probes", setting.suite.probes
+    dtypes = {each.dtype or setting.sampling.dtype for each in probes.chosen(setting.settings).values()}
+    for spec, dtype in itertools.product(specs, sorted(dtypes)):
+        fetch(spec, dtype=dtype)
     return driver.measure(
         specs,
         setting.sampling,
-        setting.suite.probes,
+        probes,
         work=work,
         suites=suites_folder(),
         device=setting.device,
