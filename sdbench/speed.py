@@ -71,7 +71,7 @@ def beside_published(records: Sequence[Record], teacher: Record | None) -> Grid:
 
 
 def _published(numbers: dict[published.Name, float], model: str) -> str:
-    by_name: dict[str, float] = {**numbers}
+    by_name = {str(name): number for name, number in numbers.items()}
     return f"{tables.significant(by_name['sdxl'] / by_name[model], 3)}x" if {"sdxl", model} <= by_name.keys() else ""
 
 

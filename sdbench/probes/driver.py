@@ -14,6 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -90,7 +91,7 @@ def measure(
     place = Place(work.resolve(), suites.resolve())
     if not (suites / BENCHMARKS).is_file():
         raise UserError(f"no {BENCHMARKS} in {suites}: it measures latency and memory; copy it there from the package's own suites")
-    common = {"sampling": sampling, "warmup": probes.warmup, "device": device, "machine": this_machine(device)}
+    common: dict[str, Any] = {"sampling": sampling, "warmup": probes.warmup, "device": device, "machine": this_machine(device)}
     requests = {
         (label, spec.name): Request(spec=spec, setting=setting, calls=setting.calls or probes.calls, **common)
         for label, setting in chosen.items()

@@ -35,7 +35,7 @@ def _joined(setting: str, model: str, rounds: Sequence[dict[str, Any]]) -> list[
 
 def _benchmark(setting: str, model: str, stage: str, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     calls = [item["stats"]["data"] for item in items]
-    stats = Stats()
+    stats: Any = Stats()  # type: ignore[no-untyped-call]  # pytest-benchmark's
     for seconds in (seconds for of_round in calls for seconds in of_round):
         stats.update(seconds)
     name = f"{model} {setting} {stage}"

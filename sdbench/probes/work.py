@@ -96,6 +96,7 @@ def loads(works: Mapping[str, Work], *, steps: int, batch: int, dtypes: Mapping[
 
 def of_random(spec: ModelSpec) -> dict[str, Any]:
     """The configurations of a model with random weights, which need not be loaded for it."""
+    assert spec.family != "custom", "its networks are not known"
     parts = PARTS[spec.family]
     return {
         "unet": unet_config(spec.architecture, spec.family),
@@ -121,11 +122,11 @@ def _counted(network: torch.nn.Module, call: Callable[[Any], object]) -> Work:
     return Work(int(flops.get_total_flops()) // 2, weights, max(0, moved.numbers - weights))
 
 
-class _Moved(TorchDispatchMode):
+class _Moved(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
     """Adds up what operators read and write, views apart."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's
         self.numbers = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
