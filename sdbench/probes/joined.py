@@ -1,4 +1,4 @@
-"""All rounds in one file of pytest-benchmark's format: `pytest-benchmark compare rounds.json --group-by=group --histogram`."""
+"""All rounds in one file of pytest-benchmark's format: `pytest-benchmark compare rounds.json --histogram`."""
 
 import json
 from collections.abc import Mapping, Sequence

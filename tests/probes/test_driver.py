@@ -240,7 +240,7 @@ def test_profiles_lie_beside_the_rounds_and_are_made_once(bench: Bench) -> None:
 
 
 def test_pytest_benchmark_compares_and_draws_all_rounds_in_one_file(bench: Bench, tmp_path: Path) -> None:
-    bench.measure("a", "killed", rounds=2)
+    bench.measure("a", rounds=2)
     joined = bench.work / driver.JOINED
     content = json.loads(joined.read_text())
     assert [item["params"] for item in content["benchmarks"]] == [
@@ -252,10 +252,10 @@ def test_pytest_benchmark_compares_and_draws_all_rounds_in_one_file(bench: Bench
     subprocess.run([*words, *drawing], capture_output=True, text=True, cwd=tmp_path, check=True)
     rows = (tmp_path / "table.csv").read_text().splitlines()
     assert len(rows) == 1 + len(content["benchmarks"])
-    assert sum("a base unet_step,0.5,0.5,0.5" in row for row in rows) == 1
+    assert sum(row.startswith("a base unet_step,a,base,unet_step,0.5,0.5,0.5,") for row in rows) == 1
     if not drawing:
         pytest.skip("compared, but not drawn: pytest-benchmark[histogram] is not installed")
-    assert "a base unet_step" in (tmp_path / "drawn.svg").read_text()
+    assert "a base unet_step" in (tmp_path / "drawn-unet_step_base.svg").read_text(), "a plot for each stage and setting"
 
 
 def test_a_suites_folder_without_the_benchmark_is_refused(bench: Bench, tmp_path: Path) -> None:
