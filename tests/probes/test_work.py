@@ -34,13 +34,9 @@ def test_stages_of_the_embedded_family() -> None:
     found = work.of(work.of_random(resolve("scenes-vega", random=True)), SAMPLING, zero_negative=True)
     forward = unet_macs(**random_unet_input("vega", "scenes", 64))
     assert found["unet_step"].macs == 2 * forward
-    alone = work.of(
-        work.of_random(resolve("scenes-vega", random=True)), SAMPLING.model_copy(update={"guidance_scale": 1.0}), zero_negative=False
-    )
-    assert alone["unet_step"].macs == forward
-    assert alone["unet_step"].weights == found["unet_step"].weights
     both = work.of(work.of_random(resolve("scenes-vega", random=True)), SAMPLING, zero_negative=False)
-    assert both["text_encoders"].macs == 2 * found["text_encoders"].macs == 2 * alone["text_encoders"].macs
+    assert both["text_encoders"].macs == 2 * found["text_encoders"].macs
+    assert both["vae_decode"] == found["vae_decode"]
 
 
 def test_full_size_decoding_is_five_teramacs() -> None:
