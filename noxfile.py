@@ -71,7 +71,7 @@ def speed(session: nox.Session) -> None:
     """Time the harness itself beside its peers, as ratios: nox -s speed -- [pytest's options]."""
     _install(session, "test")
     files = sorted(map(str, Path("suites").glob("speed_*.py")))
-    session.run("pytest", *files, "--benchmark-columns=median,iqr,rounds", *session.posargs)
+    session.run("pytest", *files, "-s", "--benchmark-columns=median,iqr,rounds", *session.posargs)
 
 
 @nox.session(default=False)

@@ -62,17 +62,27 @@ def machine_device() -> str:
 
 
 def run(
-    specs: "Sequence[ModelSpec]", suite: suites.Suite, places: Places | None = None, *, device: str | None = None, only: str | None = None
+    specs: "Sequence[ModelSpec]",
+    suite: suites.Suite,
+    places: Places | None = None,
+    *,
+    device: str | None = None,
+    only: str | None = None,
+    settings: Sequence[str] = (),
+    profile: bool = False,
 ) -> list[Path]:
     """Measure models under a suite => their record folders.
 
     Args:
         only: "quality" or "probes" for one half of the suite.
+        settings: labels of the probes' settings to measure; all by default.
+        profile: the probes also write what holds the time of each stage.
     """
     from sdbench import run as runner
 
     where = places or Places()
-    return runner.run(specs, runner.bench(suite, device=device or machine_device(), results=where.results, runs=where.runs, only=only))
+    choice: dict[str, Any] = {"only": only, "settings": settings, "profile": profile}
+    return runner.run(specs, runner.bench(suite, device=device or machine_device(), results=where.results, runs=where.runs, **choice))
 
 
 def score(images: Path, prompts: Path, places: Places | None = None) -> tuple[list[Value], Scores]:

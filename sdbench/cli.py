@@ -63,6 +63,10 @@ def parser() -> argparse.ArgumentParser:
     _add_models(measuring)
     measuring.add_argument("--suite", help="name of a suite or path of a suite file (default: quality for scenes, standard for sdxl)")
     measuring.add_argument("--only", choices=("quality", "probes"), help="run only one half of the suite")
+    measuring.add_argument(
+        "--setting", action="append", default=[], help="setting of the suite's probes, such as base; repeatable (default: all)"
+    )
+    measuring.add_argument("--profile", action="store_true", help="also write what holds the time of each stage, beside the rounds")
     measuring.add_argument("--dry-run", action="store_true", help="print what would be fetched and made, and stop")
     for name in ("steps", "size-px", "batch", "n"):
         measuring.add_argument(f"--{name}", type=int, help="in place of the suite's own; the row is then of suite '<name>-custom'")
@@ -153,7 +157,9 @@ def _run(arguments: argparse.Namespace) -> int:
         return _plan(specs, suite, arguments)
     if only != "probes" and specs[0].family == suite.family:
         _tell(suite, arguments)
-    made = api.run(specs, suite, _places(arguments), device=arguments.device, only=only)
+    made = api.run(
+        specs, suite, _places(arguments), device=arguments.device, only=only, settings=arguments.setting, profile=arguments.profile
+    )
     return _show(made, arguments)
 
 
@@ -207,7 +213,7 @@ def _benchmark(arguments: argparse.Namespace) -> int:
             continue
         if job.only != "probes":
             _tell(job.suite, arguments)
-        api.run(job.specs, job.suite, _places(arguments), only=job.only)
+        api.run(job.specs, job.suite, _places(arguments), only=job.only, settings=job.settings)
     return 0 if arguments.dry_run else _leaderboard(arguments)
 
 

@@ -15,7 +15,9 @@ from sdbench.records import F64, Record, Value
 from sdbench.stats import Bounds
 
 # Probes that only one kind of machine has; any other name that no record has is a mistake.
-_MACHINE_BOUND = frozenset({"memory.peak_rss", "memory.peak_allocated", "memory.peak_reserved"})
+_MACHINE_BOUND = frozenset(
+    f"memory.{name}" for name in ("peak_rss", "peak_allocated", "peak_reserved", "process", "context", "smallest_card")
+)
 
 
 @dataclass(frozen=True)

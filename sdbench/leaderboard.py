@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdbench import published, records, tables, truth
+from sdbench import published, records, speed, tables, truth
 from sdbench.errors import UserError
 from sdbench.records import Record, Value
 from sdbench.tables import Grid
@@ -98,10 +98,13 @@ def markdown(board: Sequence[Row]) -> str:
     """The whole of LEADERBOARD.md."""
     parts = [_NOTICE, "# Leaderboard", _LEGEND]
     for family, group in itertools.groupby(sections(board), lambda section: section.family):
-        for section in group:
+        of_family = list(group)
+        for section in of_family:
             parts += [f"## {section.title}", tables.markdown(quality(section))]
             if (measured := efficiency(section)).rows:
                 parts += ["### Efficiency", tables.markdown(measured)]
+            for title, grid in speed.grids(section.records, _teacher(section)).items():
+                parts += [f"### {title}", tables.markdown(grid)]
             if judged := truth.grid([(row.folder, row.record) for row in section.rows]):
                 parts += ["### Against the truth", tables.markdown(judged)]
             parts += ["\n".join(f"- {line}" for line in footer(section))]
@@ -111,6 +114,9 @@ def markdown(board: Sequence[Row]) -> str:
                 "Not measured here, and by protocols that differ from ours and from each other.",
                 tables.markdown(published.grid()),
             ]
+            for section in of_family:
+                if (beside := speed.beside_published(section.records, _teacher(section))).rows:
+                    parts += [f"### Beside {section.title}", tables.markdown(beside)]
     if not board:
         parts.append("There are no records yet; `sdbench run` makes them.")
     return "\n\n".join(parts) + "\n"
@@ -178,7 +184,9 @@ def _is_pictures(record: Record) -> bool:
 
 
 def _is_shown(name: str) -> bool:
-    """Of the stages, the median; the pipeline's own median stands in the first table."""
+    """Of the stages, the median; the pipeline's own median stands in the first table, other settings in tables of their own."""
+    if "@" in name:
+        return False
     if name.startswith("latency.") and not name.startswith("latency.pipeline."):
         return name.endswith(".p50")
     return name != P50
@@ -262,9 +270,7 @@ def _teacher(section: Section) -> Record | None:
 
 
 def _speed_up(record: Record, teacher: Record | None) -> str:
-    own, its = record.value(P50), teacher.value(P50) if teacher else None
+    own = record.value(P50)
     if not own or not own.value:
         return _probe(record, P50)
-    if not its or not its.value:
-        return "missing: no latency of the teacher on this machine"
-    return f"{tables.significant(its.value / own.value, 3)}x"
+    return speed.speed_up(record, teacher, P50) if teacher else "missing: no latency of the teacher on this machine"

@@ -19,6 +19,7 @@ PACKAGES = (
     "datasets",
     "diffusers",
     "numpy",
+    "nvidia-ml-py",
     "open-clip-torch",
     "peft",
     "psutil",

@@ -42,7 +42,7 @@ def plan(specs: Sequence[ModelSpec], suite: Suite, runs: Path) -> dict[str, Any]
         "disk_bytes": disk,
         "models": rows,
     }
-    return {**content, "text": _text(content, n)}
+    return {**content, "text": "\n".join([_text(content, n), *_probes(suite)])}
 
 
 def _text(content: dict[str, Any], n: int) -> str:
@@ -60,6 +60,13 @@ def _text(content: dict[str, Any], n: int) -> str:
             + ("no estimate" if row["seconds"] is None else f"roughly {_duration(row['seconds'])} of sampling on this machine")
         )
     return "\n".join(lines)
+
+
+def _probes(suite: Suite) -> list[str]:
+    if suite.probes is None:
+        return []
+    labels = list(suite.probes.chosen())
+    return [f"probes: {suite.probes.rounds} rounds a model, each a process for every setting: {', '.join(labels)}"]
 
 
 def _duration(seconds: float) -> str:

@@ -11,16 +11,19 @@ from sdbench.models.spec import ModelSpec, resolve
 from sdbench.suites import Suite
 
 FULL_SIZE = ("sdxl", "ssd-1b", "vega")
+ARCHITECTURES = (*FULL_SIZE, "koala-700m")  # random weights serve them all
+QUOTED = ("base", "b8", "compiled", "b8+compiled")  # of the suite's settings, those that take an hour and not a day
 NAMES = ("auto", "scenes", "sdxl", "sdxl-random")
 
 
 @dataclass(frozen=True)
 class Job:
-    """Models to measure under a suite; `only` names half of it."""
+    """Models to measure under a suite; `only` names half of it, `settings` some of its probes'."""
 
     specs: Sequence[ModelSpec]
     suite: Suite
     only: Literal["quality", "probes"] | None = None
+    settings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,4 +82,6 @@ def _scenes() -> Job:
 
 
 def _full_size(*, random: bool) -> Job:
-    return Job([resolve(name, random=random) for name in FULL_SIZE], suites.load("standard"), "probes" if random else None)
+    if random:
+        return Job([resolve(name, random=True) for name in ARCHITECTURES], suites.load("efficiency"), "probes", QUOTED)
+    return Job([resolve(name) for name in FULL_SIZE], suites.load("standard"))

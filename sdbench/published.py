@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, StringConstraints
 from sdbench.tables import Grid
 
 _DATA = Path(__file__).with_name("published.toml")
-_Name = Literal["sdxl", "ssd-1b", "vega"]
-_COLUMNS: dict[_Name, str] = {"sdxl": "SDXL", "ssd-1b": "SSD-1B", "vega": "Vega"}
+Name = Literal["sdxl", "ssd-1b", "vega"]
+_COLUMNS: dict[Name, str] = {"sdxl": "SDXL", "ssd-1b": "SSD-1B", "vega": "Vega"}
 _Text = Annotated[str, StringConstraints(min_length=1)]
 
 
@@ -22,6 +22,8 @@ class Claim(BaseModel):
         protocol: hardware, data and settings, as far as the source states them.
         source: who published it, and where.
         values: model -> the number as printed there, with its unit.
+        numbers: our probe that comes nearest -> model -> the number, of which ratios are made; empty where only words were
+            published, and no probe where nothing of the kind is measured here.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -29,7 +31,8 @@ class Claim(BaseModel):
     what: _Text
     protocol: _Text
     source: _Text
-    values: dict[_Name, _Text]
+    values: dict[Name, _Text]
+    numbers: dict[str, dict[Name, float]] = {}
 
 
 def claims() -> list[Claim]:

@@ -2,6 +2,7 @@
 
 import gc
 import io
+import itertools
 import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +29,7 @@ from sdbench.records import Looks, Machine, Model, Record, Scores, Value
 from sdbench.scenes import embedded
 from sdbench.score import score
 from sdbench.store import U8, Store, digest
-from sdbench.suites import Sampling, Suite, suites_folder
+from sdbench.suites import BASE, Sampling, Suite, suites_folder
 from sdbench.weights import fetch
 
 THUMBNAILS, THUMBNAIL_PX = 16, 256
@@ -40,6 +41,8 @@ class Bench:
 
     Attributes:
         loaded: pipelines that are in memory already, by the names of their specs, which have the source `memory`.
+        settings: labels of the probes' settings to measure; all by default.
+        profile: the probes also write what holds the time of each stage.
     """
 
     suite: Suite
@@ -50,13 +53,26 @@ class Bench:
     quality: bool = True
     probes: bool = True
     loaded: Mapping[str, Any] = field(default_factory=dict)
+    settings: tuple[str, ...] = ()
+    profile: bool = False
 
 
-def bench(suite: Suite, *, device: str, results: Path, runs: Path, only: str | None = None) -> Bench:
+def bench(
+    suite: Suite,
+    *,
+    device: str,
+    results: Path,
+    runs: Path,
+    only: str | None = None,
+    settings: Sequence[str] = (),
+    profile: bool = False,
+) -> Bench:
     """Check that the suite can be run and the results be written, before anything slow begins.
 
     Args:
         only: "quality" or "probes" for one half of the suite, None for both.
+        settings: labels of the probes' settings to measure; all by default.
+        profile: the probes also write what holds the time of each stage.
     """
     if suite.prompts is None or suite.sampling is None or suite.family is None:
         raise UserError(
@@ -65,7 +81,12 @@ def bench(suite: Suite, *, device: str, results: Path, runs: Path, only: str | N
     for folder in (results, runs):
         _check_writable(folder)
     suite.id  # noqa: B018  # prompts or a latent that are neither here nor reachable end the run here
-    return Bench(suite, suite.sampling, device, results, runs, only != "probes", only != "quality")
+    if settings and suite.probes is None:
+        raise UserError(f"suite {suite.name!r} has no probes, so it has no setting {settings[0]!r}; leave it out, or name a suite that has")
+    if suite.probes:
+        suite.probes.chosen(settings)
+    pictures = only != "probes" and bool(suite.metrics.get(suite.family))
+    return Bench(suite, suite.sampling, device, results, runs, pictures, only != "quality", settings=tuple(settings), profile=profile)
 
 
 def run(specs: Sequence[ModelSpec], setting: Bench) -> list[Path]:
@@ -135,15 +156,19 @@ def probe(specs: Sequence[ModelSpec], setting: Bench) -> dict[str, list[Value]]:
     """Latency and memory by the models' names, measured in turns; nothing where the suite has no probes."""
     if setting.suite.probes is None or not specs:
         return {}
-    work = setting.runs / "probes"
+    work, probes = setting.runs / "probes", setting.suite.probes
+    dtypes = {each.dtype or setting.sampling.dtype for each in probes.chosen(setting.settings).values()}
+    for spec, dtype in itertools.product(specs, sorted(dtypes)):
+        fetch(spec, dtype=dtype)
     return driver.measure(
         specs,
         setting.sampling,
-        setting.suite.probes,
+        probes,
         work=work,
         suites=suites_folder(),
         device=setting.device,
-        dtype=setting.sampling.dtype,
+        settings=setting.settings,
+        profile=setting.profile,
     )
 
 
@@ -171,14 +196,13 @@ def record_of(
     values, scores, thumbnails = _kept_quality(model, machine, setting)
     if pictures is not None:
         store, todo = pictures
-        subject = subject_of(store, todo, setting.runs)
         subject = to_score(setting, store, todo, is_teacher=spec.name == TEACHERS[spec.family])
         values, scores = score(subject, setting.suite.metrics.get(setting.suite.family or "scenes", ()))
         values = judged(values, setting.suite, setting.runs)
         shown = todo[:THUMBNAILS]
         drawn = store.read([job.image for job in shown])
         thumbnails = {f"{job.prompt_id}.png": _thumbnail(picture) for job, picture in zip(shown, drawn, strict=True)}
-    kept = None if setting.probes else _kept(model, machine, setting)
+    earlier, call_of_earlier = _kept_probes(model, machine, setting)
     record = Record(
         family=spec.family,
         suite=setting.suite.id,
@@ -187,10 +211,10 @@ def record_of(
         environment=environment(),
         created=records.now(),
         n_images=len(scores.prompt_ids),
-        values=(*values, *(probes_of(kept[1]) if kept else probed)),
+        values=(*values, *probed, *earlier),
         sampling=setting.sampling.model_dump(),
         prompts=setting.suite.prompts_described(),
-        run=kept[1].run if kept else call if probed else "",
+        run="" if probed and earlier else call if probed else call_of_earlier,
         looks=looks,
     )
     return _unless_same(record, scores, thumbnails, setting.results)
@@ -212,8 +236,17 @@ def _kept_quality(model: Model, machine: Machine, setting: Bench) -> tuple[list[
     return [value for value in record.values if value.kind in {"score", "set"}], records.read(path)[1], thumbnails
 
 
+def _kept_probes(model: Model, machine: Machine, setting: Bench) -> tuple[list[Value], str]:
+    """Likewise the probes of settings that this run does not measure, and the call that took them."""
+    kept = _kept(model, machine, setting)
+    if kept is None:
+        return [], ""
+    measured = setting.suite.probes.chosen(setting.settings) if setting.probes and setting.suite.probes else {}
+    return [value for value in probes_of(kept[1]) if (value.name.partition("@")[2] or BASE) not in measured], kept[1].run
+
+
 def probes_of(record: Record) -> list[Value]:
-    """What a record says of latency, memory and size; a run of the pictures alone does not lose it."""
+    """What a record says of latency, memory and size."""
     return [value for value in record.values if value.kind in {"probe", "count"}]
 
 

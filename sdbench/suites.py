@@ -7,12 +7,14 @@ prompts and the latent's file included; settings that came later are not in it w
 
 import hashlib
 import json
+import operator
 import tomllib
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from sdbench import prompts as lists
 from sdbench.errors import UserError, unknown
@@ -21,6 +23,8 @@ from sdbench.scenes.grammar import scene_at
 
 T = TypeVar("T", bound=BaseModel)
 Family = Literal["sdxl", "scenes"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+BASE = "base"
 
 
 class _Data(BaseModel):
@@ -73,7 +77,7 @@ class Sampling(_Data):
     size_px: Annotated[int, Field(gt=0, multiple_of=8)]
     scheduler: Literal["model", "ddim", "euler", "dpmpp"] = "model"
     negative_prompt: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16"]
+    dtype: Dtype
     batch: Annotated[int, Field(gt=0)]
 
 
@@ -117,12 +121,68 @@ class Noise(_Data):
         return self.model_dump(exclude={"file", "digest"} if path else None) | ({"content": lists.file_digest(path)} if path else {})
 
 
+class Setting(_Data):
+    """One way to run a model that is timed; `label` names it, in the names of its values too, so that none is taken for another.
+
+    Attributes:
+        batch: pictures of one call.
+        dtype: in place of the sampling's.
+        compile: `whole` compiles the UNet and the VAE's decoder; `blocks` only the kinds of transformer block, which is
+            done far sooner.
+        channels_last: order in memory of what the convolutions read.
+        vae: `tiny` puts an `AutoencoderTiny` with random weights in the VAE's place: its pictures mean nothing, its times do.
+        calls: timed calls of a round, in place of the probes'.
+    """
+
+    batch: Annotated[int, Field(gt=0)] = 1
+    dtype: Dtype | None = None
+    compile: Literal["whole", "blocks"] | None = None
+    channels_last: bool = False
+    vae: Literal["full", "tiny"] = "full"
+    calls: Annotated[int, Field(gt=1)] | None = None
+
+    @property
+    def label(self) -> str:
+        """What differs from the plainest setting, which is `base`: `b8+compiled`."""
+        batch = f"b{self.batch}" if self.batch > 1 else None
+        compiled = {None: None, "whole": "compiled", "blocks": "compiled-blocks"}[self.compile]
+        words = (batch, self.dtype, compiled, "channels-last" if self.channels_last else None, "tiny-vae" if self.vae == "tiny" else None)
+        return "+".join(filter(None, words)) or BASE
+
+
 class Probes(_Data):
-    """How latency and memory are measured: fresh processes, and timed calls in each."""
+    """How latency and memory are measured: fresh processes, and timed calls in each.
+
+    Attributes:
+        rounds: processes for each model and setting.
+        calls: timed calls of each stage in a round.
+        warmup: calls of each stage before them.
+        settings: beside `base` (one picture, eager, the suite's own dtype), which is always measured.
+    """
 
     rounds: Annotated[int, Field(gt=0)]
     calls: Annotated[int, Field(gt=1)]
     warmup: Annotated[int, Field(ge=0)]
+    settings: Annotated[tuple[Setting, ...], Field(exclude_if=operator.not_)] = ()
+
+    @field_validator("settings")
+    @classmethod
+    def _unlike(cls, settings: tuple[Setting, ...]) -> tuple[Setting, ...]:
+        labels = [BASE, *(setting.label for setting in settings)]
+        if twice := {label for label in labels if labels.count(label) > 1}:
+            raise ValueError(f"setting {min(twice)!r} is there more than once")
+        return settings
+
+    def chosen(self, labels: Sequence[str] = ()) -> dict[str, Setting]:
+        """Label -> setting, in the suite's order: all of them, or those named.
+
+        Raises:
+            UserError: no such setting.
+        """
+        known = {setting.label: setting for setting in (Setting(), *self.settings)}
+        if wrong := [label for label in labels if label not in known]:
+            raise unknown("setting", wrong[0], known)
+        return {label: setting for label, setting in known.items() if label in labels or not labels}
 
 
 class Accept(_Data):
@@ -268,7 +328,7 @@ def validated(kind: type[T], content: dict[str, Any], where: str) -> T:
 
 
 def _keys(kind: type[BaseModel], parents: list[str]) -> list[str]:
-    for parent in parents:
+    for parent in (name for name in parents if not name.isdigit()):  # a number is a place in a list
         field = kind.model_fields[parent].annotation
         options = [field, *getattr(field, "__args__", ())]
         kind = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))

@@ -1,4 +1,4 @@
-"""Latency and memory of one model: one round of `sdbench.probes.driver`, which starts this file with a request.
+"""Latency and memory of one model in one setting: one round of `sdbench.probes.driver`, which starts this file with a request.
 
 By hand: SDBENCH_PROBE_REQUEST=<request.json, as left in the run folder> pytest -p sdbench.probes.plugin suites/bench_pipeline.py
 """
@@ -8,15 +8,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import torch
 
-from sdbench.probes import flops, meters, stages
-from sdbench.probes.request import STAGES, VARIABLE, Request
+from sdbench.probes import ceilings, loaded, meters, profiled, room
+from sdbench.probes.request import CEILINGS, STAGES, VARIABLE, Request
+from sdbench.probes.stages import Call, Stages
+from sdbench.probes.watch import Watch
 
 
 @dataclass
 class Running:
     request: Request
-    stages: stages.Stages
+    stages: Stages
     info: dict[str, Any]
 
 
@@ -25,20 +28,59 @@ def running() -> Running:
     request = Request.from_environment()
     if request is None:
         pytest.skip(f"no request: {VARIABLE} names no file; `sdbench run` starts this file with one")
-    loaded, load_s = stages.load(request)
-    unet_input = flops.unet_input(loaded.pipe, request.sampling.size_px)
-    return Running(request, loaded, {"parameters": stages.parameters(loaded.pipe), "unet_input": unet_input, "load_s": load_s})
+    stages, load_s = loaded.load(request)
+    return Running(request, stages, {**loaded.described(stages.pipe), "load_s": load_s})
 
 
 @pytest.mark.benchmark(timer=meters.synchronised)
 @pytest.mark.parametrize("stage", STAGES)
 def test_stage(stage: str, running: Running, benchmark: Any) -> None:
-    call, warmup = running.stages.prepare(stage), running.request.warmup
+    request = running.request
+    if request.profile:
+        profiled.write(running.stages.prepare(stage), stage, request.device)
+        return
     benchmark.extra_info.update(running.info)
-    if stage == "pipeline":
-        start = time.perf_counter()
-        call()
-        benchmark.extra_info["first_call_s"] = meters.synchronised() - start
-        warmup = max(0, warmup - 1)
-    benchmark.pedantic(call, rounds=running.request.calls, warmup_rounds=warmup)
-    benchmark.extra_info["memory_mib"] = meters.peak_memory_mib(running.request.device)
+    try:
+        call, warmup = running.stages.prepare(stage), request.warmup
+        if stage == "pipeline":
+            benchmark.extra_info.update(cold(call, compiling=request.setting.compile is not None))
+            warmup = max(0, warmup - 1)
+        watch = Watch(request.device)
+        meters.start_peaks(request.device)
+        benchmark.pedantic(call, rounds=request.calls, warmup_rounds=warmup)
+    except torch.OutOfMemoryError as error:
+        said = str(error).partition(". Of the allocated memory")[0]
+    else:
+        benchmark.extra_info.update({"memory_mib": meters.peak_memory_mib(request.device), "watch": watch.noted()})
+        if stage == "pipeline" and request.device.startswith("cuda"):
+            benchmark.extra_info.update(on_the_card(running, watch))
+        return
+    # Here, not where it was caught: the error holds on to what was being computed.
+    torch.cuda.empty_cache()
+    fits = room.largest_batch(running.stages)
+    pytest.fail(f"{meters.OUT_OF_MEMORY} at batch {request.setting.batch}; the largest batch that fits is {fits}. {said}")
+
+
+def cold(call: Call, *, compiling: bool) -> dict[str, Any]:
+    """The first call; `compiled_anew` where the compiler found nothing on disk."""
+    anew = compiling and not meters.has_compiled()
+    start = time.perf_counter()
+    call()
+    return {"first_call_s": meters.synchronised() - start, "compiled_anew": anew}
+
+
+def on_the_card(running: Running, watch: Watch) -> dict[str, Any]:
+    device, process = running.request.device, watch.process_mib()
+    context = room.context_mib(device, process)
+    return {"process_mib": process, "context_mib": context, "smallest_card_gb": room.smallest_card(running.stages, device, context)}
+
+
+@pytest.mark.benchmark(timer=meters.synchronised)
+@pytest.mark.parametrize("stage", CEILINGS)
+def test_ceiling(stage: str, running: Running, benchmark: Any) -> None:
+    request = running.request
+    if request.profile:
+        pytest.skip("only what is profiled")
+    call = ceilings.prepare(stage, request.device, request.dtype)
+    benchmark.extra_info["amount"] = {stage: ceilings.amount(stage, request.device)}
+    benchmark.pedantic(call, rounds=5, warmup_rounds=2)

@@ -20,6 +20,7 @@ from distillation.recipe import read
 from sdbench import records
 from sdbench.cli import main
 from sdbench.models.architectures import unet_config
+from sdbench.models.calibration import SANE
 from sdbench.models.loading import load
 from sdbench.models.spec import resolve
 from sdbench.scenes.training.pool import Pool
@@ -54,6 +55,35 @@ def test_cutting_the_full_size_unet_takes_half_a_gigabyte_at_most(tmp_path: Path
     assert added_anonymous(*words) <= 0.5e9
     pipeline = StableDiffusionXLPipeline.from_pretrained(f"{teacher}-student", dtype=torch.bfloat16)
     assert sum(parameter.numel() for parameter in pipeline.unet.parameters()) == 1_331_334_404
+
+
+STEP = """
+import json, sys, time
+from sdbench.models import calibration
+from sdbench.models.loading import load
+from sdbench.models.spec import resolve
+from sdbench.probes.meters import peak_rss_mib
+from sdbench.probes.stages import Stages
+from sdbench.suites import load as suite
+
+sampling = suite("efficiency").sampling
+pipe = load(resolve(sys.argv[1], random=True), dtype=sampling.dtype, device="cpu")
+call = Stages(pipe, sampling).prepare("unet_step")
+start = time.perf_counter()
+spreads = calibration.spreads([pipe.unet], call)
+print(json.dumps({"seconds": time.perf_counter() - start, "rss_gb": peak_rss_mib() * 2**20 / 1e9, "spreads": spreads}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("architecture", ["sdxl", "ssd-1b", "vega", "koala-700m"])
+def test_a_guided_step_of_a_full_size_unet_at_1024_px_takes_24_gb_at_most_and_stays_sane(architecture: str) -> None:
+    done = subprocess.run([sys.executable, "-c", STEP, architecture], cwd=ROOT, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    print(f"{architecture}: {found['seconds']:.0f} s, {found['rss_gb']:.1f} GB")  # noqa: T201  # the figure this is run for
+    assert found["rss_gb"] < 24
+    assert {title: spread for title, spread in found["spreads"].items() if not SANE[0] <= spread <= SANE[1]} == {}
 
 
 TRAINING = """

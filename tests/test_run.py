@@ -21,7 +21,7 @@ from sdbench.scenes.grammar import parse, scene_at
 from sdbench.scenes.render import render
 from sdbench.score import score
 from sdbench.store import U8, Store
-from sdbench.suites import Probes, Prompts, Sampling, Suite
+from sdbench.suites import Probes, Prompts, Sampling, Setting, Suite
 
 METRICS = ("fd.scenes", "clip_score.scenes", "preference.scenes", "win_rate.preference.scenes", "scene_accuracy")
 SUITE = Suite(
@@ -329,6 +329,35 @@ def test_a_run_of_one_half_keeps_the_other_half_of_the_record(teacher: ModelSpec
         name: column.tolist() for name, column in columns.columns.items()
     }
     assert runner.run([teacher], bench(tmp_path, suite)) == [both]
+
+
+def test_settings_measured_one_after_the_other_come_together_in_one_record(
+    teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds, p50 = iter(range(1, 9)), "latency.pipeline.p50"
+
+    def measured(specs: list[ModelSpec], *_: Any, settings: tuple[str, ...], **__: Any) -> dict[str, list[Value]]:
+        names = [p50 if label == "base" else f"{p50}@{label}" for label in settings or ("base", "b2")]
+        return {
+            spec.name: [Value(name=name, kind="probe", direction="lower", unit="s", value=next(seconds)) for name in names]
+            for spec in specs
+        }
+
+    monkeypatch.setattr(runner.driver, "measure", measured)
+    monkeypatch.setattr(runner, "load", never)
+    suite = SUITE.model_copy(update={"metrics": {}, "probes": Probes(rounds=1, calls=2, warmup=0, settings=(Setting(batch=2),))})
+
+    def run(*settings: str) -> dict[str, float | None]:
+        place = {"device": "cpu", "results": tmp_path / "results", "runs": tmp_path / "runs"}
+        (made,) = runner.run([teacher], runner.bench(suite, **place, settings=settings))
+        return {value.name: value.value for value in records.read(made)[0].values}
+
+    assert run("base") == {p50: 1}
+    assert run("b2") == {p50: 1, f"{p50}@b2": 2}
+    assert run("base") == {p50: 3, f"{p50}@b2": 2}
+    assert run() == {p50: 4, f"{p50}@b2": 5}
+    with pytest.raises(UserError, match="unknown setting 'b3'"):
+        run("b3")
 
 
 def test_probes_alone_make_no_pictures_and_rendered_ones_have_no_probes(

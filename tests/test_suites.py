@@ -93,6 +93,9 @@ def test_a_misspelt_key_is_named_with_the_right_one(right: str, wrong: str, wher
         ("size_px = 64", "size_px = 60", r"sampling\.size_px: .*multiple of 8"),
         ('"float32"', '"float64"', r"sampling\.dtype: .*'float32', 'bfloat16' or 'float16' \(found 'float64'\)"),
         ("calls = 2", "calls = 1", r"probes\.calls"),
+        ("warmup = 0", "warmup = 0\nsettings = [{ batch = 0 }]", r"probes\.settings\.0\.batch: .*greater than 0"),
+        ("warmup = 0", "warmup = 0\nsettings = [{ batch = 8 }, { batch = 8, calls = 3 }]", "setting 'b8' is there more than once"),
+        ("warmup = 0", "warmup = 0\nsettings = [{ calls = 3 }]", "setting 'base' is there more than once"),
         ('family = "scenes"', 'family = "scene"', r"family: .*'sdxl' or 'scenes' \(found 'scene'\)"),
         ("scenes = [", "scene = [", r"metrics\.scene.*'sdxl' or 'scenes'"),
         ("[prompts]", "[prompts", "is not valid TOML"),
@@ -103,6 +106,27 @@ def test_a_value_out_of_range_is_named_with_what_is_expected(old: str, new: str,
     with pytest.raises(UserError, match=message) as caught:
         suites.load(name)
     assert "suites/own.toml" in str(caught.value)
+
+
+def test_a_misspelt_key_of_a_setting_is_named_too(folder: Path) -> None:
+    name = write(folder, "warmup = 0", "warmup = 0\nsettings = [{ batch = 8 }, { compil = 'whole' }]")
+    with pytest.raises(UserError, match=r"unknown key in \[probes\.settings\.1\] 'compil'; did you mean 'compile'\?"):
+        suites.load(name)
+
+
+def test_a_setting_is_named_by_what_it_changes() -> None:
+    assert suites.Setting().label == "base"
+    every = suites.Setting(batch=8, dtype="float16", compile="blocks", channels_last=True, vae="tiny", calls=3)
+    assert every.label == "b8+float16+compiled-blocks+channels-last+tiny-vae"
+    probes = suites.Probes(rounds=1, calls=2, warmup=0, settings=(suites.Setting(compile="whole"), suites.Setting(batch=2)))
+    assert list(probes.chosen()) == ["base", "compiled", "b2"]
+    assert list(probes.chosen(["b2", "base"])) == ["base", "b2"]
+    with pytest.raises(UserError, match="unknown setting 'compild'; did you mean 'compiled'"):
+        probes.chosen(["compild"])
+
+
+def test_without_settings_a_suite_has_the_digest_it_had_before_there_were_any() -> None:
+    assert "settings" not in suites.Probes(rounds=1, calls=2, warmup=0).model_dump()
 
 
 def test_an_unknown_suite_is_an_error_with_the_nearest_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,6 +194,7 @@ def test_an_unknown_include_is_an_error(folder: Path) -> None:
         ("rounds = 1", "rounds = 2"),
         ("calls = 2", "calls = 3"),
         ("warmup = 0", "warmup = 1"),
+        ("warmup = 0", "warmup = 0\nsettings = [{ batch = 8 }]"),
     ],
 )
 def test_every_setting_is_in_the_digest(old: str, new: str, folder: Path) -> None:

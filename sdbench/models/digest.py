@@ -35,7 +35,7 @@ def weights_digest(spec: ModelSpec, *, dtype: str = "float32") -> str | None:
     if spec.source == "memory":
         return spec.location  # its digest, since it lies nowhere
     if spec.source == "random":
-        return hashlib.sha256(f"random weights: {spec.family}/{spec.architecture}, seed {RANDOM_SEED}".encode()).hexdigest()
+        return hashlib.sha256(f"random weights: {spec.family}/{spec.architecture}, seed {RANDOM_SEED}, calibrated".encode()).hexdigest()
     layout = locate(spec)
     whole = hashlib.sha256()
     for part, files in sorted(layout.weights(sixteen_bit=dtype != "float32").items()):

@@ -11,9 +11,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -21,16 +22,19 @@ from sdbench.errors import UserError
 from sdbench.machine import environment, this_machine
 from sdbench.models.digest import weights_digest
 from sdbench.models.spec import ModelSpec
-from sdbench.probes import flops, plugin, values
-from sdbench.probes.request import STAGES, VARIABLE, Request
-from sdbench.probes.values import Round
+from sdbench.probes import counts, joined, meters, plugin
+from sdbench.probes.request import CEILINGS, STAGES, VARIABLE, Request
+from sdbench.probes.rounds import Round
+from sdbench.probes.values import values
 from sdbench.records import Value
-from sdbench.suites import Probes, Sampling
+from sdbench.suites import BASE, Probes, Sampling
 
 BENCHMARKS = "bench_pipeline.py"
 ROUND_LIMIT_S = 3600
+JOINED = "rounds.json"
 _PACKAGES = ("torch", "diffusers", "transformers", "peft", "pytest-benchmark")  # a finished round holds for these versions
-_MEASURING = tuple(Path(__file__).with_name(name) for name in ("stages.py", "meters.py"))  # and for this code
+_CODE = ("stages", "loaded", "meters", "ceilings", "room", "watch")
+_MEASURING = tuple(Path(__file__).with_name(f"{name}.py") for name in _CODE)  # and for this code
 _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
@@ -46,7 +50,7 @@ class Place:
     """Where rounds run and are kept.
 
     Attributes:
-        work: one JSON file of pytest-benchmark for each finished round; logs and requests beside them.
+        work: one JSON file of pytest-benchmark for each finished round; logs, requests and compilers' caches beside them.
         suites: the folder that holds `bench_pipeline.py`.
     """
 
@@ -55,75 +59,111 @@ class Place:
 
 
 def measure(
-    specs: Sequence[ModelSpec], sampling: Sampling, probes: Probes, *, work: Path, suites: Path, device: str, dtype: str
+    specs: Sequence[ModelSpec],
+    sampling: Sampling,
+    probes: Probes,
+    *,
+    work: Path,
+    suites: Path,
+    device: str,
+    settings: Sequence[str] = (),
+    profile: bool = False,
 ) -> dict[str, list[Value]]:
     """Latency, memory, parameters and FLOPs of each model, by its name; only rounds that are not in `work` are run.
 
+    All rounds together are then in `work/rounds.json`, which `pytest-benchmark compare` reads.
+
     Args:
         specs: models with weights or random ones; names are unique.
-        sampling: a suite's sampling settings; its batch is not used, for latency is of one picture.
-        probes: rounds (processes) of each model, timed calls of each stage in a round, calls of each before those.
+        sampling: a suite's sampling settings; batch and dtype are those of the probes' settings.
+        probes: rounds (processes) of each model and setting, timed calls of each stage in a round, calls of each before those.
         work: the folder that rounds are kept in, and taken from.
         suites: the folder that holds `bench_pipeline.py`.
         device: "cpu", "cuda" or "cuda:<index>".
-        dtype: "float32", "bfloat16" or "float16".
+        settings: labels of those to measure; all by default.
+        profile: also write what holds the time of each stage, once for each model and setting.
 
     Raises:
-        UserError: weights are not where a spec says, or `suites` holds no benchmark file.
+        UserError: weights are not where a spec says, there is no such setting, or `suites` holds no benchmark file.
     """
+    chosen = probes.chosen(settings)
     work.mkdir(parents=True, exist_ok=True)
     place = Place(work.resolve(), suites.resolve())
     if not (suites / BENCHMARKS).is_file():
         raise UserError(f"no {BENCHMARKS} in {suites}: it measures latency and memory; copy it there from the package's own suites")
-    settings = {
-        "sampling": sampling,
-        "calls": probes.calls,
-        "warmup": probes.warmup,
-        "device": device,
-        "machine": this_machine(device),
-        "dtype": dtype,
+    common: dict[str, Any] = {"sampling": sampling, "warmup": probes.warmup, "device": device, "machine": this_machine(device)}
+    requests = {
+        (label, spec.name): Request(spec=spec, setting=setting, calls=setting.calls or probes.calls, **common)
+        for label, setting in chosen.items()
+        for spec in specs
     }
-    requests = {spec.name: Request.model_validate({"spec": spec, **settings}) for spec in specs}
-    stems = {name: _stem(request, suites) for name, request in requests.items()}
-    rounds: dict[str, list[Round]] = {name: [] for name in requests}
-    turns = [(index, name) for index in range(probes.rounds) for name in requests]
+    stems = {key: _stem(request, suites) for key, request in requests.items()}
+    if profile:
+        for key, request in requests.items():
+            _profile(request, stems[key], place)
+    rounds: dict[tuple[str, str], list[Round]] = {key: [] for key in requests}
+    turns = [(index, *key) for index in range(probes.rounds) for key in requests]
     with tqdm(turns, desc="probes", unit="round") as bar:
-        for index, name in bar:
-            bar.set_postfix_str(name)
-            rounds[name].append(_round(requests[name], f"{stems[name]}-{index}", place))
-    return {name: [*values.values(rounds[name], device=device), _flops(request, rounds[name])] for name, request in requests.items()}
+        for index, label, name in bar:
+            bar.set_postfix_str(f"{name} {label}")
+            done = rounds[label, name]
+            hopeless = bool(done) and done[0].failures.get("pipeline", "").startswith(meters.OUT_OF_MEMORY)
+            done.append(done[0] if hopeless else _round(requests[label, name], stems[label, name], index, place))
+    kept = {
+        key: [file for index in range(probes.rounds) if (file := place.work / f"{stem}-{index}.json").exists()]
+        for key, stem in stems.items()
+    }
+    joined.write(kept, place.work / JOINED)
+    return {spec.name: _values({label: (requests[label, spec.name], rounds[label, spec.name]) for label in chosen}) for spec in specs}
 
 
-def _round(request: Request, stem: str, place: Place) -> Round:
+def _values(measured: Mapping[str, tuple[Request, list[Round]]]) -> list[Value]:
+    """Of a model in all settings; its counts stand with the plainest."""
+    found = []
+    for label, (request, rounds) in measured.items():
+        found += values(rounds, request.setting, counts.loads(request, rounds), on_cuda=request.device.startswith("cuda"))
+        found += counts.counts(request, rounds) if label == BASE else []
+    return found
+
+
+def _round(request: Request, stem: str, index: int, place: Place) -> Round:
     """A kept round, or a new one, kept where every stage was measured."""
-    kept = place.work / f"{stem}.json"
+    kept, partial = (place.work / f"{stem}-{index}{ending}" for ending in (".json", ".partial.json"))
     if kept.exists():
         return Round.read(kept, {})
-    partial = place.work / f"{stem}.partial.json"
-    failures = _run(request, partial, place)
+    failures = _run(request, partial, stem, place)
     measured = Round.read(partial, failures)
-    if measured.seconds.keys() == set(STAGES):
+    if measured.is_whole:
         partial.replace(kept)
     return measured
 
 
-def _run(request: Request, target: Path, place: Place) -> dict[str, str]:
+def _profile(request: Request, stem: str, place: Place) -> None:
+    """Tables beside the rounds, `<stem>.profile-<stage>.txt`, by a process of their own, for a profiler slows what it sees."""
+    target = place.work / f"{stem}.json"
+    if not all(target.with_suffix(f".profile-{stage}.txt").exists() for stage in STAGES):
+        _run(request.model_copy(update={"profile": True}), target, stem, place)
+
+
+def _run(request: Request, target: Path, stem: str, place: Place) -> dict[str, str]:
     """Start the measuring process => stage -> why it failed."""
-    noted = Path(f"{target}{plugin.SUFFIX}")
+    noted, everything = Path(f"{target}{plugin.SUFFIX}"), (*STAGES, *CEILINGS)
     for stale in (target, noted):
         stale.unlink(missing_ok=True)
     asked = target.with_suffix(".request")
     asked.write_text(request.model_dump_json(indent=1))
+    compilers = {meters.COMPILER_CACHE: str(place.work / "compiled" / stem)}
+    variables = {**_environment(), **compilers, VARIABLE: str(asked)}
     try:
         done = subprocess.run(  # noqa: S603  # our own words
-            _command(target, place), env=_environment(asked), capture_output=True, text=True, timeout=ROUND_LIMIT_S, check=False
+            _command(target, place), env=variables, capture_output=True, text=True, timeout=ROUND_LIMIT_S, check=False
         )
     except subprocess.TimeoutExpired:
-        return dict.fromkeys(STAGES, f"no end after {ROUND_LIMIT_S} s")
+        return dict.fromkeys(everything, f"no end after {ROUND_LIMIT_S} s")
     target.with_suffix(".log").write_text(f"{done.stdout}\n{done.stderr}")
     failures: dict[str, str] = json.loads(noted.read_text()) if noted.exists() else {}
     if done.returncode and not failures:
-        return dict.fromkeys(STAGES, _death(done))
+        return dict.fromkeys(everything, _death(done))
     return failures
 
 
@@ -140,10 +180,10 @@ def _command(target: Path, place: Place) -> list[str]:
     ]
 
 
-def _environment(asked: Path) -> dict[str, str]:
+def _environment() -> dict[str, str]:
     package = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
-    return {**os.environ, **_ENVIRONMENT, "PYTHONPATH": path, VARIABLE: str(asked)}
+    return {**os.environ, **_ENVIRONMENT, "PYTHONPATH": path}
 
 
 def _death(done: subprocess.CompletedProcess[str]) -> str:
@@ -157,26 +197,12 @@ def _death(done: subprocess.CompletedProcess[str]) -> str:
     return f"exit code {done.returncode}: {(errors or lines or ['it wrote nothing'])[-1].removeprefix('E').strip()[:500]}"
 
 
-def _flops(request: Request, rounds: Sequence[Round]) -> Value:
-    """From the UNet's configuration as a round saw it; a random one's is known without."""
-    name, unit, spec = "flops.unet", "MACs", request.spec
-    known = [measured.info["unet_input"] for measured in rounds if "unet_input" in measured.info]
-    if spec.source == "random" and spec.family != "custom":
-        known.append(flops.random_unet_input(spec.architecture, spec.family, request.sampling.size_px))
-    if not known:
-        return values.failed(name, "count", unit, values.reason(rounds, "pipeline"))
-    try:
-        return values.count(name, unit, flops.unet_macs(**known[0]))
-    except Exception as error:  # noqa: BLE001  # a probe that fails loses only itself
-        return values.failed(name, "count", unit, f"{type(error).__name__}: {error}")
-
-
 def _stem(request: Request, suites: Path) -> str:
     """File name of a model's rounds: by all that its times depend on, so that a kept round is never taken for another."""
     spec, packages = request.spec, environment().packages
     whole = {
         "model": (spec.name, spec.family, spec.architecture, spec.lora, weights_digest(spec, dtype=request.dtype)),
-        "settings": request.model_dump(mode="json", exclude={"spec": True, "machine": True, "sampling": {"batch", "dtype"}}),
+        "settings": request.model_dump(mode="json", exclude={"spec": True, "machine": True, "profile": True, "sampling": {"batch"}}),
         "packages": {name: packages.get(name) for name in _PACKAGES},
         "python": sys.version_info[:2],
         "machine": request.machine.machine_class,
@@ -184,4 +210,4 @@ def _stem(request: Request, suites: Path) -> str:
         "code": [hashlib.sha256(path.read_bytes()).hexdigest() for path in (suites / BENCHMARKS, *_MEASURING)],
     }
     digest = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
-    return f"{spec.name}-{digest}"
+    return f"{spec.name}-{request.setting.label}-{digest}"

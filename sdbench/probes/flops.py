@@ -40,14 +40,8 @@ def empty_input(config: Mapping[str, Any], latent_size: int, tokens: int) -> dic
     }
 
 
-def unet_input(pipe: Any, size_px: int) -> dict[str, Any]:
-    """Arguments of `unet_macs` for a loaded pipeline, JSON-serialisable."""
-    latent_size, tokens = size_px // pipe.vae_scale_factor, pipe.tokenizer.model_max_length
-    return {"config": dict(pipe.unet.config), "latent_size": latent_size, "tokens": tokens}
-
-
 def random_unet_input(architecture: str, family: Literal["sdxl", "scenes"], size_px: int) -> dict[str, Any]:
-    """The same for an architecture with random weights, which need not be loaded for it."""
+    """Arguments of `unet_macs` for an architecture, which need not be loaded for it."""
     parts = PARTS[family]
     latent_size = size_px // 2 ** (len(parts["vae"]["block_out_channels"]) - 1)
     return {

@@ -1,5 +1,6 @@
 """Clock and memory of the measuring process."""
 
+import os
 import resource
 import sys
 import time
@@ -8,6 +9,8 @@ from pathlib import Path
 import torch
 
 MIB = 2**20
+OUT_OF_MEMORY = "out of memory"  # how the reason of a failure begins that another try would not mend
+COMPILER_CACHE = "TORCHINDUCTOR_CACHE_DIR"  # the driver names a folder for each model and setting: its first round compiles anew
 
 
 def synchronised() -> float:
@@ -17,17 +20,29 @@ def synchronised() -> float:
     return time.perf_counter()
 
 
-def peak_memory_mib(device: str) -> dict[str, float]:
-    """Most memory that this process has held so far, in MiB, by name of the value.
+def has_compiled() -> bool:
+    """Whether anything is in the compiler's cache on disk."""
+    folder = os.environ.get(COMPILER_CACHE)
+    return bool(folder) and any(Path(str(folder)).glob("*"))
 
-    On CUDA by PyTorch's allocator: `peak_allocated` in tensors, `peak_reserved` with its cache; the CUDA context comes on top.
-    """
+
+def start_peaks(device: str) -> None:
+    """Forget the peaks of what came before, loading and compiling."""
     if device.startswith("cuda"):
-        return {
-            "peak_allocated": torch.cuda.max_memory_allocated(device) / MIB,
-            "peak_reserved": torch.cuda.max_memory_reserved(device) / MIB,
-        }
-    return {"peak_rss": peak_rss_mib()}
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory_mib(device: str) -> dict[str, float]:
+    """Most memory that this process has held, in MiB, by name of the value.
+
+    `peak_rss` of the host, since the process began. On CUDA, since `start_peaks`, by PyTorch's allocator: `peak_allocated`
+    in tensors, `peak_reserved` with its cache; the CUDA context comes on top.
+    """
+    found = {"peak_rss": peak_rss_mib()}
+    if device.startswith("cuda"):
+        found["peak_allocated"] = torch.cuda.max_memory_allocated(device) / MIB
+        found["peak_reserved"] = torch.cuda.max_memory_reserved(device) / MIB
+    return found
 
 
 def peak_rss_mib() -> float:

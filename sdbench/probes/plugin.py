@@ -23,9 +23,10 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     """Note the first failure of a stage in one line."""
     if call.excinfo and not call.excinfo.errisinstance(pytest.skip.Exception):
         error = call.excinfo.value
+        kind = "" if call.excinfo.errisinstance(pytest.fail.Exception) else f"{type(error).__name__}: "
         words = " ".join(str(error).split())
         stage = item.callspec.params["stage"] if hasattr(item, "callspec") else item.name
-        item.config.stash[FAILURES].setdefault(stage, f"{type(error).__name__}: {words}"[:500])
+        item.config.stash[FAILURES].setdefault(stage, f"{kind}{words}"[:500])
     return (yield)
 
 

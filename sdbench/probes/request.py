@@ -2,15 +2,15 @@
 
 import os
 from pathlib import Path
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from sdbench.models.spec import ModelSpec
 from sdbench.records import Machine
-from sdbench.suites import Sampling
+from sdbench.suites import Dtype, Sampling, Setting
 
-STAGES = ("pipeline", "text_encoders", "unet_step", "vae_decode")  # the pipeline first: its first call is the cold start
+STAGES = ("pipeline", "text_encoders", "unet_step", "scheduler", "vae_decode")  # the pipeline first: its first call is the cold start
+CEILINGS = ("matmul", "copy")  # what the machine can do at best, measured after the model in the same process
 VARIABLE = "SDBENCH_PROBE_REQUEST"  # names the file of the request
 
 
@@ -18,21 +18,28 @@ class Request(BaseModel):
     """One round.
 
     Attributes:
+        sampling: a suite's; the batch and, where it names one, the dtype are the setting's.
         calls: timed calls of each stage.
         warmup: calls of each stage before them; the cold first call counts as the pipeline's first.
         device: "cpu", "cuda" or "cuda:<index>".
-        dtype: of the networks, in place of the one that `sampling` names.
+        profile: write what holds each stage's time instead of timing it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     spec: ModelSpec
     sampling: Sampling
+    setting: Setting
     calls: int = Field(gt=0)
     warmup: int = Field(ge=0)
     device: str
     machine: Machine
-    dtype: Literal["float32", "bfloat16", "float16"]
+    profile: bool = False
+
+    @property
+    def dtype(self) -> Dtype:
+        """Of the networks."""
+        return self.setting.dtype or self.sampling.dtype
 
     @classmethod
     def from_environment(cls) -> "Request | None":

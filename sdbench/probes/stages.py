@@ -1,18 +1,15 @@
-"""The calls that are timed: the whole pipeline for one prompt, and each of its stages alone.
+"""The calls that are timed: the whole pipeline for a batch of one prompt, and each of its stages alone.
 
 A stage that is asked for prepares its inputs untimed and returns the call; the calls do what the pipeline itself does at
-that place, so that stages add up to the pipeline but for the scheduler and the conversion to pictures.
+that place, so that stages add up to the pipeline but for the conversion to pictures.
 """
 
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from sdbench.generate import SCHEDULERS, call_arguments
-from sdbench.models.loading import load as load_pipeline
-from sdbench.probes.request import Request
 from sdbench.suites import Sampling
 
 PROMPT = "a large red circle left of a small blue star on a pink background"
@@ -20,10 +17,10 @@ Call = Callable[[], object]
 
 
 class Stages:
-    """A loaded pipeline under a suite's sampling settings."""
+    """A loaded pipeline under a suite's sampling settings, `batch` pictures a call."""
 
-    def __init__(self, pipe: Any, sampling: Sampling) -> None:
-        self.pipe, self.sampling = pipe, sampling
+    def __init__(self, pipe: Any, sampling: Sampling, batch: int = 1) -> None:
+        self.pipe, self.sampling, self.batch = pipe, sampling, batch
         self.guided = sampling.guidance_scale > 1  # as diffusers decides it
         pipe.set_progress_bar_config(disable=True)
         if sampling.scheduler != "model":
@@ -36,8 +33,15 @@ class Stages:
         return torch.no_grad()(call)
 
     def pipeline(self) -> Call:
-        """Prompt to picture, batch 1."""
-        arguments = call_arguments(self.sampling, [PROMPT])
+        """Prompt to pictures."""
+        return self._pictures(self.batch, self.sampling)
+
+    def short(self, batch: int) -> Call:
+        """The pipeline with a single step: as much memory as with all of them."""
+        return self._pictures(batch, self.sampling.model_copy(update={"steps": 1}))
+
+    def _pictures(self, batch: int, sampling: Sampling, **changes: str) -> Call:
+        arguments = {**call_arguments(sampling, [PROMPT] * batch), **changes}
 
         def call() -> object:
             return self.pipe(**arguments, generator=torch.Generator().manual_seed(0))
@@ -49,11 +53,11 @@ class Stages:
         return self._encode
 
     def unet_step(self) -> Call:
-        """One forward of the UNet and the guidance that joins its halves: batch 2 with guidance, else 1."""
+        """One forward of the UNet and the guidance that joins its halves: twice the batch with guidance."""
         text, negative, pooled, negative_pooled = self._encode()
         size = self.sampling.size_px
         sizes = torch.tensor([[size, size, 0, 0, size, size]], device=text.device, dtype=text.dtype)  # original, crop, target
-        latents = self._latents()
+        sizes, latents = sizes.repeat(self.batch, 1), self._latents()
         if self.guided:
             text, pooled, sizes = torch.cat([negative, text]), torch.cat([negative_pooled, pooled]), sizes.repeat(2, 1)
             latents = latents.repeat(2, 1, 1, 1)
@@ -70,11 +74,27 @@ class Stages:
 
         return call
 
+    def scheduler(self) -> Call:
+        """All steps of a picture without the UNet: the timesteps, and latents before and after each."""
+        scheduler, latents = self.pipe.scheduler, self._latents()
+
+        def call() -> object:
+            scheduler.set_timesteps(self.sampling.steps, device=latents.device)
+            noisy = latents
+            for timestep in scheduler.timesteps:
+                scheduler.scale_model_input(noisy, timestep)
+                noisy = scheduler.step(latents, timestep, noisy, return_dict=False)[0]
+            return noisy
+
+        return call
+
     def vae_decode(self) -> Call:
-        """Latents to pixels, batch 1; with the detour through float32 where the VAE needs it."""
+        """Latents that the pipeline made to pixels; with the detour through float32 where the VAE needs it."""
         vae = self.pipe.vae
         upcast = vae.dtype == torch.float16 and vae.config.force_upcast
-        latents = self._latents() / vae.config.scaling_factor
+        short = self.sampling.model_copy(update={"steps": 1})
+        made: Any = self._pictures(self.batch, short, output_type="latent")()
+        latents = made.images / vae.config.scaling_factor
 
         def call() -> object:
             if not upcast:
@@ -87,33 +107,17 @@ class Stages:
         return call
 
     def _encode(self) -> Any:
+        arguments = call_arguments(self.sampling, [PROMPT] * self.batch)
         return self.pipe.encode_prompt(
-            PROMPT,
+            arguments["prompt"],
             device=self.pipe.unet.device,
             do_classifier_free_guidance=self.guided,
-            negative_prompt=self.sampling.negative_prompt,
+            negative_prompt=arguments["negative_prompt"],
         )
 
     def _latents(self) -> torch.Tensor:
-        # 1, channels, size / factor, size / factor
+        # batch, channels, size / factor, size / factor
         unet, side = self.pipe.unet, self.sampling.size_px // self.pipe.vae_scale_factor
-        return torch.randn(1, unet.config.in_channels, side, side, generator=torch.Generator().manual_seed(0)).to(unet.device, unet.dtype)
-
-
-def load(request: Request) -> tuple[Stages, float]:
-    """The pipeline of a request, ready to be timed => its stages, seconds it took to load (without the imports)."""
-    if request.device.startswith("cuda"):
-        torch.cuda.set_device(request.device)
-    start = time.perf_counter()
-    pipe = load_pipeline(request.spec, dtype=request.dtype, device=request.device)
-    return Stages(pipe, request.sampling), time.perf_counter() - start
-
-
-def parameters(pipe: Any) -> dict[str, int]:
-    """Parameters of the UNet and of all of the pipeline's networks."""
-    networks = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
-    return {"unet": _count(pipe.unet), "pipeline": sum(map(_count, networks))}
-
-
-def _count(network: torch.nn.Module) -> int:
-    return sum(weights.numel() for weights in network.parameters())
+        return torch.randn(self.batch, unet.config.in_channels, side, side, generator=torch.Generator().manual_seed(0)).to(
+            unet.device, unet.dtype
+        )

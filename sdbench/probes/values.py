@@ -1,74 +1,42 @@
-"""Rounds of one model -> the values of its record."""
+"""Rounds of one model in one setting -> the values of its record."""
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import reduce
+from collections.abc import Mapping, Sequence
 from itertools import chain
-from operator import getitem
-from pathlib import Path
-from statistics import median
-from typing import Any, Literal
 
 from sdbench import stats
+from sdbench.probes.conditions import conditions, remarks
+from sdbench.probes.meters import MIB
 from sdbench.probes.request import STAGES
+from sdbench.probes.room import CARDS_GB
+from sdbench.probes.rounds import Round, count, failed, lost, once, picked, reason
+from sdbench.probes.shares import shares
+from sdbench.probes.work import Load
 from sdbench.records import Value
+from sdbench.suites import BASE, Setting
 
 QUANTILES = {"p50": 0.50, "p90": 0.90, "p99": 0.99}
-Direction = Literal["higher", "lower"]
 
 
-@dataclass(frozen=True)
-class Round:
-    """What one process measured.
+def values(rounds: Sequence[Round], setting: Setting, loads: Mapping[str, Load], *, on_cuda: bool) -> list[Value]:
+    """Every value of a model in a setting; those of what failed in all of its rounds say so with the reason.
 
-    Attributes:
-        seconds: stage -> its timed calls.
-        info: of the stages together: `parameters`, `unet_input`, `load_s`; and of the pipeline's: `first_call_s`, `memory_mib`.
-        failures: stage -> why it has no times.
+    Names of other settings than the plainest end in `@<label>`.
+
+    Args:
+        loads: what a call of each stage asks of the machine; empty where that is not known.
     """
-
-    seconds: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    info: dict[str, Any] = field(default_factory=dict)
-    failures: dict[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def read(cls, path: Path, failures: dict[str, str]) -> "Round":
-        """From pytest-benchmark's JSON file; a stage that failed is left out, whatever the file holds of it."""
-        found = json.loads(path.read_text())["benchmarks"] if path.exists() and path.stat().st_size else []
-        whole = {item["params"]["stage"]: item for item in found if item["params"]["stage"] not in failures}
-        seconds = {stage: tuple(item["stats"]["data"]) for stage, item in whole.items()}
-        info: dict[str, Any] = {}
-        for stage in reversed(STAGES):  # the pipeline last: what several say, it says
-            info |= whole[stage]["extra_info"] if stage in whole else {}
-        if "pipeline" not in whole:
-            info.pop("memory_mib", None)
-        return cls(seconds, info, failures)
-
-
-def values(rounds: Sequence[Round], *, device: str) -> list[Value]:
-    """Every value of one model; those of what failed in all of its rounds say so with the reason."""
-    found = list(chain.from_iterable(_latency(stage, rounds) for stage in STAGES))
-    memory = ("peak_allocated", "peak_reserved") if device.startswith("cuda") else ("peak_rss",)
-    found.append(_images_per_second(found[0]))
-    found += [_once(f"memory.{name}", "MiB", rounds, ("memory_mib", name)) for name in memory]
-    found += [_once(f"cold_start.{name}", "s", rounds, (f"{name}_s",)) for name in ("load", "first_call")]
-    return found + [_parameters(name, rounds) for name in ("unet", "pipeline")]
-
-
-def count(name: str, unit: str, number: int) -> Value:
-    """An exact number."""
-    return Value(name=name, kind="count", direction="lower", unit=unit, value=number, n=1)
-
-
-def failed(name: str, kind: Literal["probe", "count"], unit: str, reason: str, *, direction: Direction = "lower") -> Value:
-    """A value that could not be measured."""
-    return Value(name=name, kind=kind, direction=direction, unit=unit, state="failed", reason=reason)
-
-
-def reason(rounds: Sequence[Round], stage: str) -> str:
-    """Why the first of the rounds that lost a stage lost it."""
-    return next((measured.failures[stage] for measured in rounds if stage in measured.failures), "not measured")
+    latencies = {stage: _latency(stage, rounds) for stage in STAGES}
+    found = [
+        *chain.from_iterable(latencies.values()),
+        _images_per_second(latencies["pipeline"][0], setting.batch, lost(rounds, "pipeline")),
+        *_memory(rounds, on_cuda=on_cuda),
+        *_cold_start(rounds, compiling=setting.compile is not None),
+        *shares(rounds, {stage: quantiles[0] for stage, quantiles in latencies.items()}, loads),
+        *conditions(rounds),
+    ]
+    if setting.label == BASE:
+        return found + [_parameters(name, rounds) for name in ("unet", "pipeline")]
+    return [value.model_copy(update={"name": f"{value.name}@{setting.label}"}) for value in found]
 
 
 def _latency(stage: str, rounds: Sequence[Round]) -> list[Value]:
@@ -78,6 +46,7 @@ def _latency(stage: str, rounds: Sequence[Round]) -> list[Value]:
     if not samples:
         return [failed(name, "probe", "s", reason(rounds, stage)) for name in names.values()]
     estimates = {mark: stats.quantile(list(chain.from_iterable(samples)), q) for mark, q in QUANTILES.items()}
+    said = [lost(rounds, stage), *(remarks(rounds) if stage == "pipeline" else [])]
     return [
         Value(
             name=names[mark],
@@ -89,54 +58,54 @@ def _latency(stage: str, rounds: Sequence[Round]) -> list[Value]:
             high=estimate.high if estimate.enough else None,
             n=estimate.n,
             samples=samples if mark == "p50" else None,
-            note=_lost(rounds, stage),
+            note="; ".join(
+                filter(None, ["" if estimate.enough else "n too small for an interval", *(said if mark == "p50" else said[:1])])
+            ),
         )
         for mark, estimate in estimates.items()
     ]
 
 
-def _images_per_second(p50: Value) -> Value:
+def _images_per_second(p50: Value, batch: int, note: str) -> Value:
     name, unit = "images_per_second", "images/s"
     if p50.value is None:
         return failed(name, "probe", unit, p50.reason, direction="higher")
-    low, high = (1 / end if end else None for end in (p50.high, p50.low))
-    return Value(name=name, kind="probe", direction="higher", unit=unit, value=1 / p50.value, low=low, high=high, n=p50.n, note=p50.note)
+    low, high = (batch / end if end else None for end in (p50.high, p50.low))
+    return Value(name=name, kind="probe", direction="higher", unit=unit, value=batch / p50.value, low=low, high=high, n=p50.n, note=note)
 
 
-def _once(name: str, unit: str, rounds: Sequence[Round], path: tuple[str, ...]) -> Value:
-    """The median of what each round measures once, at this path of its information."""
-    numbers = _picked(rounds, path)
-    if not numbers:
-        return failed(name, "probe", unit, reason(rounds, "pipeline"))
-    samples = tuple((number,) for number in numbers)
-    return Value(
-        name=name,
-        kind="probe",
-        direction="lower",
-        unit=unit,
-        value=median(numbers),
-        n=len(numbers),
-        samples=samples,
-        note=_lost(rounds, "pipeline"),
-    )
-
-
-def _parameters(name: str, rounds: Sequence[Round]) -> Value:
-    numbers = _picked(rounds, ("parameters", name))
-    value_name = f"parameters.{name}"
-    return count(value_name, "parameters", numbers[0]) if numbers else failed(value_name, "count", "parameters", reason(rounds, "pipeline"))
-
-
-def _picked(rounds: Sequence[Round], path: tuple[str, ...]) -> list[Any]:
-    found = []
-    for measured in rounds:
-        try:
-            found.append(reduce(getitem, path, measured.info))
-        except KeyError:  # lost with the stage that carries it
-            continue
+def _memory(rounds: Sequence[Round], *, on_cuda: bool) -> list[Value]:
+    why, note = reason(rounds, "pipeline"), lost(rounds, "pipeline")
+    weights = [number / MIB for number in picked(rounds, "weights_bytes")]
+    peaks = ("peak_allocated", "peak_reserved", "peak_rss") if on_cuda else ("peak_rss",)
+    found = [once("memory.weights", "MiB", weights, why)]
+    found += [once(f"memory.{name}", "MiB", picked(rounds, "memory_mib", name), why, note=note) for name in peaks]
+    if on_cuda:
+        measured = bool(picked(rounds, "memory_mib"))
+        unlisted = "NVML does not list this process" if measured else why
+        too_small = f"it needs more than {CARDS_GB[-1]} GB, or than this card has" if measured else why
+        found += [
+            once("memory.process", "MiB", picked(rounds, "process_mib"), unlisted, note=note),
+            once("memory.context", "MiB", picked(rounds, "context_mib"), why, note=note),
+            once("memory.smallest_card", "GB", picked(rounds, "smallest_card_gb"), too_small, note=note),
+        ]
     return found
 
 
-def _lost(rounds: Sequence[Round], stage: str) -> str:
-    lost = sum(stage not in measured.seconds for measured in rounds)
-    return f"{lost} of {len(rounds)} rounds failed: {reason(rounds, stage)}" if lost else ""
+def _cold_start(rounds: Sequence[Round], *, compiling: bool) -> list[Value]:
+    """Loading and the first call; that of a round that compiled anew stands apart."""
+    why = reason(rounds, "pipeline")
+    anew, kept = ([measured for measured in rounds if measured.info.get("compiled_anew", False) is wanted] for wanted in (True, False))
+    found = [
+        once("cold_start.load", "s", picked(rounds, "load_s"), why),
+        once("cold_start.first_call", "s", picked(kept, "first_call_s"), why if not anew else "every round compiled anew"),
+    ]
+    if compiling:
+        without = "no round compiled anew: the compiler's cache was full" if kept else why
+        found.append(once("cold_start.first_call_compiling", "s", picked(anew, "first_call_s"), without))
+    return found
+
+
+def _parameters(name: str, rounds: Sequence[Round]) -> Value:
+    numbers, value_name = picked(rounds, "parameters", name), f"parameters.{name}"
+    return count(value_name, "parameters", numbers[0]) if numbers else failed(value_name, "count", "parameters", reason(rounds, "pipeline"))

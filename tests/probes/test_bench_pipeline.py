@@ -1,27 +1,59 @@
-"""A whole round of the real benchmark file, on a pipeline so small that it costs little but its imports."""
+"""Whole rounds of the real benchmark file, on a pipeline so small that it costs little but its imports."""
 
+import json
 from pathlib import Path
 
+import pytest
 from tiny import SIZE_PX, tiny_unet
 
 from sdbench.models.spec import resolve
 from sdbench.probes.driver import measure
 from sdbench.probes.flops import unet_macs
-from sdbench.suites import Probes, Sampling
+from sdbench.probes.request import STAGES
+from sdbench.suites import Probes, Sampling, Setting
 
 SUITES = Path(__file__).parents[2] / "suites"
+PROBES = Probes(rounds=1, calls=3, warmup=1, settings=(Setting(batch=2, dtype="bfloat16", channels_last=True, vae="tiny"),))
 SAMPLING = Sampling(steps=4, guidance_scale=3.0, size_px=SIZE_PX, dtype="float32", batch=1)
 
 
 def test_a_round_measures_every_stage(made: Path, tmp_path: Path) -> None:
-    probes = Probes(rounds=1, calls=3, warmup=1)
-    values = measure([resolve(str(made), name="tiny")], SAMPLING, probes, work=tmp_path, suites=SUITES, device="cpu", dtype="float32")
+    values = measure([resolve(str(made), name="tiny")], SAMPLING, PROBES, work=tmp_path, suites=SUITES, device="cpu", settings=["base"])
     found = {value.name: value for value in values["tiny"]}
     assert {value.state for value in found.values()} == {"ok"}, [value.reason for value in found.values() if value.reason]
-    p50 = {stage: found[f"latency.{stage}.p50"] for stage in ("pipeline", "text_encoders", "unet_step", "vae_decode")}
+    p50 = {stage: found[f"latency.{stage}.p50"] for stage in STAGES}
     assert all(value.samples and len(value.samples[0]) == 3 and value.value > 0 for value in p50.values())
     unet = tiny_unet()
     assert found["parameters.unet"].value == sum(weights.numel() for weights in unet.parameters())
     assert found["flops.unet"].value == unet_macs(dict(unet.config), latent_size=4, tokens=20)
     assert found["memory.peak_rss"].value > 100, "PyTorch alone takes that, in MiB"
+    assert found["memory.weights"].value == pytest.approx(4 * found["parameters.pipeline"].value / 2**20, rel=0.01), "buffers come on top"
     assert found["cold_start.first_call"].value > 0
+    assert found["ceiling.matmul"].value > 0
+    assert found["share.roofline.unet_step"].value > 0
+    assert found["machine.foreign_cores"].value >= 0
+
+
+def test_a_setting_is_what_it_says(made: Path, tmp_path: Path) -> None:
+    label = "b2+bfloat16+channels-last+tiny-vae"
+    values = measure([resolve(str(made), name="tiny")], SAMPLING, PROBES, work=tmp_path, suites=SUITES, device="cpu", settings=[label])
+    found = {value.name: value for value in values["tiny"]}
+    assert {value.state for value in found.values()} == {"ok"}, [value.reason for value in found.values() if value.reason]
+    assert all(name.endswith(f"@{label}") for name in found)
+    rate, seconds = found[f"images_per_second@{label}"].value, found[f"latency.pipeline.p50@{label}"].value
+    assert rate == pytest.approx(2 / seconds)
+    (raw,) = tmp_path.glob("tiny-b2*-0.json")
+    assert json.loads(raw.read_text())["benchmarks"][0]["extra_info"]["configs"]["vae"]["_class_name"] == "AutoencoderTiny"
+
+
+@pytest.mark.slow
+def test_what_is_compiled_counts_its_cold_start_apart_and_finds_it_on_disk(made: Path, tmp_path: Path) -> None:
+    probes = Probes(rounds=2, calls=2, warmup=1, settings=(Setting(compile="whole"), Setting(compile="blocks")))
+    values = measure([resolve(str(made), name="tiny")], SAMPLING, probes, work=tmp_path, suites=SUITES, device="cpu")
+    found = {value.name: value for value in values["tiny"]}
+    assert {value.state for value in found.values()} == {"ok"}, [value.reason for value in found.values() if value.reason]
+    for label in ("compiled", "compiled-blocks"):
+        cold, warm = (found[f"cold_start.{name}@{label}"] for name in ("first_call_compiling", "first_call"))
+        assert (cold.n, warm.n) == (1, 1)
+        assert cold.value > warm.value
+        assert len(list((tmp_path / "compiled").glob(f"tiny-{label}-*"))) == 1

@@ -1,5 +1,8 @@
 import json
+import subprocess
+import sys
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +10,11 @@ import pytest
 
 from sdbench.errors import UserError
 from sdbench.models.spec import ModelSpec
-from sdbench.probes import driver
+from sdbench.probes import counts, driver, work
 from sdbench.probes.driver import measure
-from sdbench.probes.request import STAGES
+from sdbench.probes.request import CEILINGS, STAGES
 from sdbench.records import Value
-from sdbench.suites import Probes, Sampling
+from sdbench.suites import Probes, Sampling, Setting
 
 SAMPLING = Sampling(steps=2, guidance_scale=5.0, size_px=64, dtype="float32", batch=4)
 # Stands for the measuring process: a clock that runs half a second between two looks, and models that behave as they are called.
@@ -19,7 +22,7 @@ CHILD = """
 import itertools, os, signal
 from pathlib import Path
 import pytest
-from sdbench.probes.request import STAGES, Request
+from sdbench.probes.request import CEILINGS, STAGES, VARIABLE, Request
 
 clock = itertools.count(0, 0.5).__next__
 diary = Path(__file__).with_name("diary")
@@ -28,7 +31,7 @@ diary = Path(__file__).with_name("diary")
 def request_():
     request = Request.from_environment()
     with diary.open("a") as file:
-        file.write(request.spec.name + "\\n")
+        file.write(f"{request.spec.name}:{request.setting.label}".removesuffix(":base") + "\\n")
     if request.spec.name == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     if request.spec.name == "unreadable":
@@ -36,13 +39,19 @@ def request_():
     return request
 
 @pytest.mark.benchmark(timer=clock)
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [*STAGES, *CEILINGS])
 def test_stage(stage, request_, benchmark):
+    if request_.profile:
+        Path(os.environ[VARIABLE]).with_suffix(f".profile-{stage}.txt").write_text("table")
+        return
+    if request_.setting.batch > 4:
+        pytest.fail(f"out of memory at batch {request_.setting.batch}; the largest batch that fits is 4. Tried to allocate 9 GiB")
     if stage == "vae_decode" and request_.spec.name == "half":
         raise MemoryError("out of memory: tried to allocate 9 GiB")
-    benchmark.extra_info.update(parameters={"unet": 7, "pipeline": 11}, load_s=2.5, memory_mib={"peak_rss": 300.0})
+    benchmark.extra_info.update(parameters={"unet": 7, "pipeline": 11}, weights_bytes=2**21, load_s=2.5, memory_mib={"peak_rss": 300.0})
+    benchmark.extra_info.update(amount={stage: 1e12}, watch={"foreign_cores": 0.0})
     if stage == "pipeline":
-        benchmark.extra_info["first_call_s"] = 1.5
+        benchmark.extra_info.update(first_call_s=1.5, compiled_anew=False)
     benchmark.pedantic(lambda: None, rounds=request_.calls)
 """
 
@@ -52,10 +61,12 @@ class Bench:
     work: Path
     suites: Path
 
-    def measure(self, *names: str, rounds: int = 1, calls: int = 2, **changes: Any) -> dict[str, dict[str, Value]]:
+    def measure(
+        self, *names: str, rounds: int = 1, calls: int = 2, others: tuple[Setting, ...] = (), **changes: Any
+    ) -> dict[str, dict[str, Value]]:
         specs = [ModelSpec(name, "scenes", "vega", "random", "") for name in names]
-        probes = Probes(rounds=rounds, calls=calls, warmup=0)
-        settings = {"work": self.work, "suites": self.suites, "device": "cpu", "dtype": "float32", **changes}
+        probes = Probes(rounds=rounds, calls=calls, warmup=0, settings=others)
+        settings = {"work": self.work, "suites": self.suites, "device": "cpu", **changes}
         measured = measure(specs, SAMPLING, probes, **settings)
         return {name: {value.name: value for value in values} for name, values in measured.items()}
 
@@ -68,7 +79,10 @@ class Bench:
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     (tmp_path / "suites").mkdir()
     (tmp_path / "suites" / driver.BENCHMARKS).write_text(CHILD)
-    monkeypatch.setattr(driver.flops, "unet_macs", lambda **_: 1234)
+    monkeypatch.setattr(
+        work, "of", lambda *_, **__: dict.fromkeys(("text_encoders", "unet_step", "vae_decode"), work.Work(10**11, 0, 10**9))
+    )
+    counts._counted.cache_clear()
     monkeypatch.setenv("PYTEST_ADDOPTS", "--an-option-of-the-user")
     return Bench(tmp_path / "work", tmp_path / "suites")
 
@@ -96,7 +110,7 @@ def test_values_say_what_the_clock_said(bench: Bench) -> None:
     assert {name: found[name].value for name in ("parameters.unet", "parameters.pipeline", "flops.unet")} == {
         "parameters.unet": 7,
         "parameters.pipeline": 11,
-        "flops.unet": 1234,
+        "flops.unet": 10**11 // 2,
     }
     assert found["memory.peak_rss"].value == 300
     assert found["memory.peak_rss"].samples == ((300.0,), (300.0,))
@@ -108,7 +122,7 @@ def test_the_raw_files_of_pytest_benchmark_are_kept_with_the_machine(bench: Benc
     bench.measure("a")
     (raw,) = bench.work.glob("a-*-0.json")
     content = json.loads(raw.read_text())
-    assert [item["stats"]["data"] for item in content["benchmarks"]] == [[0.5, 0.5]] * 4
+    assert [item["stats"]["data"] for item in content["benchmarks"]] == [[0.5, 0.5]] * 7
     assert content["machine_info"]["device"] == "cpu"
 
 
@@ -118,7 +132,8 @@ def test_the_raw_files_of_pytest_benchmark_are_kept_with_the_machine(bench: Benc
 def test_a_model_that_fails_loses_only_itself_and_is_tried_again(bench: Bench, name: str, reason: str) -> None:
     measured = bench.measure(name, "a")
     lost = {value.name: value for value in measured[name].values() if value.state == "failed"}
-    assert set(lost) == set(measured["a"]) - {"flops.unet"}, "the FLOPs of random weights need no process"
+    counted = {name for name in measured["a"] if name.startswith(("flops.", "bytes."))}
+    assert set(lost) == set(measured["a"]) - counted - {"machine.foreign_cores"}, "the FLOPs of random weights need no process"
     assert all(reason in value.reason and value.value is None for value in lost.values())
     assert {value.state for value in measured["a"].values()} == {"ok"}
     bench.measure(name, "a")
@@ -128,17 +143,20 @@ def test_a_model_that_fails_loses_only_itself_and_is_tried_again(bench: Bench, n
 def test_a_stage_that_fails_leaves_the_others(bench: Bench) -> None:
     found = bench.measure("half")["half"]
     failed = {value.name: value.reason for value in found.values() if value.state == "failed"}
-    assert set(failed) == {f"latency.vae_decode.{mark}" for mark in ("p50", "p90", "p99")}
+    assert set(failed) == {
+        *(f"latency.vae_decode.{mark}" for mark in ("p50", "p90", "p99")),
+        *(f"share.{name}.vae_decode" for name in ("matmul", "roofline")),
+    }
     assert set(failed.values()) == {"MemoryError: out of memory: tried to allocate 9 GiB"}
     bench.measure("half")
     assert bench.started == ["half", "half"], "an incomplete round is no finished one"
 
 
 def test_a_round_that_fails_beside_others_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench.measure("a")
+    bench.measure("a", calls=6)
     monkeypatch.setattr(driver, "ROUND_LIMIT_S", 0.01)
-    p50 = bench.measure("a", rounds=2)["a"]["latency.pipeline.p50"]
-    assert p50.samples == ((0.5, 0.5),)
+    p50 = bench.measure("a", rounds=2, calls=6)["a"]["latency.pipeline.p50"]
+    assert p50.samples == ((0.5,) * 6,)
     assert p50.note == "1 of 2 rounds failed: no end after 0.01 s"
 
 
@@ -148,30 +166,96 @@ def test_a_broken_benchmark_file_is_the_reason(bench: Bench) -> None:
 
 
 def test_other_settings_are_other_rounds(bench: Bench) -> None:
-    spec, probes = ModelSpec("a", "scenes", "vega", "random", ""), Probes(rounds=1, calls=2, warmup=0)
+    spec = ModelSpec("a", "scenes", "vega", "random", "")
 
     def stem(spec: ModelSpec = spec, **changes: Any) -> str:
-        settings = {
-            "sampling": SAMPLING,
-            "calls": probes.calls,
-            "warmup": 0,
-            "device": "cpu",
-            "machine": driver.this_machine("cpu"),
-            "dtype": "float32",
-        }
-        return driver._stem(driver.Request.model_validate({"spec": spec, **settings, **changes}), bench.suites)
+        machine = driver.this_machine("cpu")
+        request = {"sampling": SAMPLING, "setting": Setting(), "calls": 2, "warmup": 0, "device": "cpu", "machine": machine}
+        return driver._stem(driver.Request.model_validate({"spec": spec, **request, **changes}), bench.suites)
 
     first = stem()
-    assert first == stem(sampling=SAMPLING.model_copy(update={"batch": 1})), "latency is of one picture, whatever the batch"
+    assert first == stem(sampling=SAMPLING.model_copy(update={"batch": 1})), "the batch is the setting's"
+    assert first == stem(profile=True)
     others = [
         stem(replace(spec, architecture="ssd-1b")),
         stem(sampling=SAMPLING.model_copy(update={"steps": 3})),
+        stem(sampling=SAMPLING.model_copy(update={"dtype": "float16"})),
         stem(calls=3),
         stem(warmup=1),
-        stem(dtype="bfloat16"),
+        stem(setting=Setting(batch=2)),
+        stem(setting=Setting(dtype="bfloat16")),
+        stem(setting=Setting(vae="tiny")),
+        stem(setting=Setting(compile="whole")),
+        stem(setting=Setting(channels_last=True)),
         stem(machine=driver.this_machine("cpu").model_copy(update={"cores": 999})),
     ]
-    assert len({first, *others}) == 7
+    assert len({first, *others}) == 12
+
+
+def test_settings_take_turns_with_the_models_and_their_values_carry_their_name(bench: Bench) -> None:
+    four = Setting(batch=4, calls=3)
+    found = bench.measure("a", "b", others=(four,))["a"]
+    assert bench.started == ["a", "b", "a:b4", "b:b4"]
+    assert found["images_per_second"].value == 2
+    assert found["images_per_second@b4"].value == 8
+    assert found["latency.unet_step.p50"].n == 2
+    assert found["latency.unet_step.p50@b4"].n == 3
+    assert "parameters.unet@b4" not in found
+    assert all(name.endswith("@b4") for name in bench.measure("a", others=(four,), settings=["b4"])["a"])
+    assert len(bench.started) == 4
+    with pytest.raises(UserError, match="unknown setting 'b5'; known: b4, base"):
+        bench.measure("a", others=(four,), settings=["b5"])
+
+
+def test_what_is_out_of_memory_says_what_fits_is_not_tried_again_and_the_rest_goes_on(bench: Bench) -> None:
+    found = bench.measure("a", rounds=2, others=(Setting(batch=8),))["a"]
+    assert bench.started == ["a", "a:b8", "a"]
+    lost = found["latency.pipeline.p50@b8"]
+    assert lost.state == "failed"
+    assert lost.reason == "out of memory at batch 8; the largest batch that fits is 4. Tried to allocate 9 GiB"
+    assert found["images_per_second@b8"].reason == lost.reason
+    assert found["latency.pipeline.p50"].state == "ok"
+
+
+def test_shares_are_of_the_machine_s_own_ceilings(bench: Bench) -> None:
+    found = bench.measure("a", others=(Setting(batch=2),))["a"]
+    assert found["ceiling.matmul"].value == 2.0, "1e12 operations in half a second"
+    assert found["ceiling.copy"].value == 2000.0
+    # 1e11 multiply-accumulates are 2e11 FLOPs: 0.1 s of 0.5; 1e9 numbers are 4e9 bytes: 0.002 s
+    assert found["share.matmul.unet_step"].value == pytest.approx(0.2)
+    assert found["share.roofline.unet_step"].value == pytest.approx(0.2)
+    assert found["share.matmul.pipeline"].value == pytest.approx(0.2 * (SAMPLING.steps + 2))
+    assert found["share.matmul.unet_step@b2"].value == pytest.approx(0.4)
+    assert found["bytes.unet_step"].value == 4 * 10**9
+
+
+def test_profiles_lie_beside_the_rounds_and_are_made_once(bench: Bench) -> None:
+    bench.measure("a", profile=True)
+    assert {path.name.rpartition("-")[2] for path in bench.work.glob("a-base-*.profile-*.txt")} == {
+        f"{name}.txt" for name in (*STAGES, *CEILINGS)
+    }
+    assert bench.started == ["a", "a"]
+    bench.measure("a", profile=True)
+    assert len(bench.started) == 2
+
+
+def test_pytest_benchmark_compares_and_draws_all_rounds_in_one_file(bench: Bench, tmp_path: Path) -> None:
+    bench.measure("a", rounds=2)
+    joined = bench.work / driver.JOINED
+    content = json.loads(joined.read_text())
+    assert [item["params"] for item in content["benchmarks"]] == [
+        {"model": "a", "setting": "base", "stage": stage} for stage in (*STAGES, *CEILINGS)
+    ]
+    assert all(item["extra_info"]["rounds"] == [[0.5, 0.5]] * 2 and item["stats"]["data"] == [0.5] * 4 for item in content["benchmarks"])
+    words = [sys.executable, "-m", "pytest_benchmark", "compare", str(joined), f"--csv={tmp_path / 'table.csv'}"]
+    drawing = [f"--histogram={tmp_path / 'drawn'}"] if find_spec("pygal") else []
+    subprocess.run([*words, *drawing], capture_output=True, text=True, cwd=tmp_path, check=True)
+    rows = (tmp_path / "table.csv").read_text().splitlines()
+    assert len(rows) == 1 + len(content["benchmarks"])
+    assert sum(row.startswith("a base unet_step,a,base,unet_step,0.5,0.5,0.5,") for row in rows) == 1
+    if not drawing:
+        pytest.skip("compared, but not drawn: pytest-benchmark[histogram] is not installed")
+    assert "a base unet_step" in (tmp_path / "drawn-unet_step_base.svg").read_text(), "a plot for each stage and setting"
 
 
 def test_a_suites_folder_without_the_benchmark_is_refused(bench: Bench, tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from tiny import SIZE_PX
 
 from sdbench.models.loading import load
 from sdbench.models.spec import resolve
-from sdbench.probes.stages import Stages, parameters
-from sdbench.suites import Sampling
+from sdbench.probes.loaded import arrange, described
+from sdbench.probes.stages import Stages
+from sdbench.suites import Sampling, Setting
 
 SAMPLING = Sampling(steps=1, guidance_scale=3.0, size_px=SIZE_PX, dtype="float32", batch=1, negative_prompt="blue")
 
@@ -78,6 +79,61 @@ def test_a_vae_that_overflows_in_half_precision_decodes_in_single(pipe: Any) -> 
     assert pipe.vae.dtype == torch.float16, "and is left as it was"
 
 
+@pytest.mark.parametrize("scheduler", ["model", "euler", "dpmpp"])
+def test_the_scheduler_takes_every_step_again_and_again(pipe: Any, scheduler: str) -> None:
+    call = Stages(pipe, SAMPLING.model_copy(update={"scheduler": scheduler, "steps": 4})).prepare("scheduler")
+    one, other = call(), call()
+    assert torch.equal(one, other)
+    assert one.shape == (1, 4, 4, 4)
+    taken: list[int] = []
+    step = pipe.scheduler.step
+    pipe.scheduler.step = lambda noise, timestep, *rest, **named: (taken.append(int(timestep)), step(noise, timestep, *rest, **named))[1]
+    call()
+    assert taken == pipe.scheduler.timesteps.tolist()
+    assert len(taken) == 4
+
+
+def test_a_batch_is_of_so_many_pictures_at_every_stage(pipe: Any) -> None:
+    stages = Stages(pipe, SAMPLING, 3)
+    assert len(stages.prepare("pipeline")().images) == 3
+    assert stages.prepare("text_encoders")()[0].shape[0] == 3
+    noise, [(given, named)] = with_inputs(pipe, stages.prepare("unet_step"))
+    assert noise.shape[0] == 3
+    assert given[0].shape[0] == named["encoder_hidden_states"].shape[0] == named["added_cond_kwargs"]["time_ids"].shape[0] == 6
+    assert stages.prepare("vae_decode")().shape[0] == 3
+    assert len(torch.no_grad()(stages.short(2))().images) == 2
+
+
+def test_the_vae_decodes_what_the_pipeline_makes(pipe: Any) -> None:
+    stages = Stages(pipe, SAMPLING.model_copy(update={"steps": 1}))
+    seen: list[torch.Tensor] = []
+    decode = pipe.vae.decode
+    call = stages.prepare("vae_decode")
+    pipe.vae.decode = lambda latents, **named: (seen.append(latents), decode(latents, **named))[1]
+    call()
+    stages.prepare("pipeline")()
+    torch.testing.assert_close(seen[0], seen[1])
+
+
+def test_a_setting_arranges_the_pipeline(pipe: Any) -> None:
+    full = pipe.vae
+    arrange(pipe, Setting())
+    assert pipe.vae is full
+    arrange(pipe, Setting(channels_last=True, vae="tiny", compile="whole"))
+    assert type(pipe.vae).__name__ == "AutoencoderTiny"
+    assert pipe.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    assert pipe.unet._compiled_call_impl is not None
+    assert pipe.vae.decoder._compiled_call_impl is not None
+    assert described(pipe)["configs"]["vae"]["_class_name"] == "AutoencoderTiny"
+
+
+def test_the_tiny_vae_takes_the_latents_and_makes_pictures_of_the_same_size(pipe: Any) -> None:
+    arrange(pipe, Setting(vae="tiny"))
+    stages = Stages(pipe, SAMPLING)
+    assert stages.prepare("vae_decode")().shape == (1, 3, SIZE_PX, SIZE_PX)
+    assert stages.prepare("pipeline")().images.shape == (1, SIZE_PX, SIZE_PX, 3)
+
+
 def test_text_encoders_read_the_prompt_and_the_negative_one(pipe: Any) -> None:
     text, negative, _, _ = Stages(pipe, SAMPLING).prepare("text_encoders")()
     assert text.shape == negative.shape == (1, 20, 96)
@@ -101,4 +157,4 @@ def test_parameters_are_those_of_the_weight_files(pipe: Any, made: Path) -> None
 
     by_part = {path.parent.name: numbers(path) for path in made.glob("*/*.safetensors")}
     assert set(by_part) == {"unet", "vae", "text_encoder", "text_encoder_2"}
-    assert parameters(pipe) == {"unet": by_part["unet"], "pipeline": sum(by_part.values())}
+    assert described(pipe)["parameters"] == {"unet": by_part["unet"], "pipeline": sum(by_part.values())}

@@ -1,0 +1,51 @@
+"""All rounds in one file of pytest-benchmark's format: `pytest-benchmark compare rounds.json --histogram`."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pytest_benchmark.stats import Stats
+
+
+def write(files: Mapping[tuple[str, str], Sequence[Path]], target: Path) -> None:
+    """Join the files of finished rounds: a benchmark for each model, setting and stage, its raw calls in the order of the rounds.
+
+    Args:
+        files: (setting, model) -> a file of each of its rounds.
+        target: written whole or not at all; nothing where no round is finished.
+    """
+    rounds = {key: [json.loads(path.read_text()) for path in paths] for key, paths in files.items() if paths}
+    if not rounds:
+        return
+    first = next(iter(rounds.values()))[0]
+    whole = {name: first[name] for name in ("machine_info", "commit_info", "datetime", "version")}
+    benchmarks = [benchmark for (setting, model), read in rounds.items() for benchmark in _joined(setting, model, read)]
+    beside = target.with_suffix(".writing")
+    beside.write_text(json.dumps({**whole, "benchmarks": benchmarks}))
+    beside.replace(target)
+
+
+def _joined(setting: str, model: str, rounds: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    by_stage: dict[str, list[dict[str, Any]]] = {}
+    for item in (item for read in rounds for item in read["benchmarks"]):
+        by_stage.setdefault(item["params"]["stage"], []).append(item)
+    return [_benchmark(setting, model, stage, items) for stage, items in by_stage.items()]
+
+
+def _benchmark(setting: str, model: str, stage: str, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    calls = [item["stats"]["data"] for item in items]
+    stats: Any = Stats()  # type: ignore[no-untyped-call]  # pytest-benchmark's
+    for seconds in (seconds for of_round in calls for seconds in of_round):
+        stats.update(seconds)
+    name = f"{model} {setting} {stage}"
+    return {
+        **items[0],
+        "group": f"{stage} {setting}",
+        "name": name,
+        "fullname": name,
+        "params": {"model": model, "setting": setting, "stage": stage},
+        "param": name,
+        "extra_info": {"rounds": calls, "of_rounds": [item["extra_info"] for item in items]},
+        "stats": {**stats.as_dict(), "data": stats.data, "iterations": 1},
+    }

@@ -1,0 +1,55 @@
+"""How much fits: the largest batch that a card takes, and the smallest card that takes a batch."""
+
+from collections.abc import Callable
+
+import torch
+
+from sdbench.probes.stages import Stages
+
+CARDS_GB = (8, 12, 16, 24)  # of 2**30 bytes, as cards are sold
+GIB, MIB = 2**30, 2**20
+
+
+def largest_batch(stages: Stages) -> int:
+    """The largest halving of the batch for which the pipeline runs; 0 where not even one picture fits."""
+    batch = stages.batch // 2
+    while batch and not _fits(stages, batch):
+        batch //= 2
+    return batch
+
+
+def smallest_card(stages: Stages, device: str, context_mib: float) -> int | None:
+    """Memory in GB of the smallest card on which the pipeline runs; None where it needs more than 24 GB, or than this card has.
+
+    Tried, not reckoned: the pipeline runs while PyTorch's allocator may take no more than such a card has left beside the
+    CUDA context.
+    """
+    total = torch.cuda.get_device_properties(device).total_memory
+    try:
+        for card in (card for card in CARDS_GB if card * GIB <= total * 1.02):  # a card of 24 GB has a little less to give
+            torch.cuda.empty_cache()
+            torch.cuda.set_per_process_memory_fraction(min(1.0, max(0.0, card * GIB - context_mib * MIB) / total), device)
+            if _fits(stages, stages.batch):
+                return card
+        return None
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
+
+
+def context_mib(device: str, process_mib: float | None) -> float:
+    """What a process holds of the card beside PyTorch's allocator: the CUDA context and its libraries.
+
+    Where NVML does not tell processes apart, the whole card's use stands for this process's, which is the same if it is alone.
+    """
+    free, total = torch.cuda.mem_get_info(device)
+    held_mib = (total - free) / MIB if process_mib is None else process_mib
+    return max(0.0, held_mib - torch.cuda.memory_reserved(device) / MIB)
+
+
+def _fits(stages: Stages, batch: int) -> bool:
+    call: Callable[[], object] = torch.no_grad()(stages.short(batch))
+    try:
+        call()
+    except torch.OutOfMemoryError:
+        return False
+    return True

@@ -1,0 +1,155 @@
+"""Work of each stage, counted on PyTorch's meta device, where nothing is computed or stored: multiply-accumulates, and numbers moved.
+
+Numbers moved are what the operators read and write when each runs for itself, as eager PyTorch runs them: inputs once,
+outputs once, attention without its score matrix (as flash attention has it). A compiler that joins operators moves fewer.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from sdbench.models.architectures import PARTS, unet_config
+from sdbench.models.spec import ModelSpec
+from sdbench.models.stock import CLASSES
+from sdbench.probes.flops import empty_input
+from sdbench.suites import Sampling
+
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+class Load(NamedTuple):
+    """What a call asks of the machine."""
+
+    flops: float
+    moved_bytes: float
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of one call with one picture: multiply-accumulates; weights, and other numbers, moved."""
+
+    macs: int
+    weights: int
+    others: int
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(self.macs + other.macs, self.weights + other.weights, self.others + other.others)
+
+    def __mul__(self, times: int) -> "Work":
+        return Work(times * self.macs, times * self.weights, times * self.others)
+
+    def batched(self, batch: int) -> "Work":
+        """Of a batch: the weights are moved once for all of it."""
+        return Work(batch * self.macs, self.weights, batch * self.others)
+
+    @property
+    def numbers(self) -> int:
+        """All numbers moved."""
+        return self.weights + self.others
+
+
+def of(configs: Mapping[str, Mapping[str, Any]], sampling: Sampling, *, zero_negative: bool) -> dict[str, Work]:
+    """Work of each stage for one picture; the scheduler multiplies nothing.
+
+    Args:
+        configs: of the four networks, as `loaded.described` and `of_random` give them.
+        sampling: steps, guidance and size.
+        zero_negative: a negative prompt that is not given is not encoded.
+    """
+    guided = sampling.guidance_scale > 1
+    with torch.device("meta"):
+        networks = {name: _network(name, config) for name, config in configs.items()}
+    side = sampling.size_px // 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
+    tokens = configs["text_encoder"]["max_position_embeddings"]
+    texts = [networks["text_encoder"], networks["text_encoder_2"]]
+    encoded = Work(0, 0, 0)
+    for text in texts:
+        encoded += _counted(text, lambda network: network(torch.empty(1, tokens, dtype=torch.long), output_hidden_states=True))
+    both = guided and not (sampling.negative_prompt is None and zero_negative)
+    step = _counted(networks["unet"], lambda network: network(**empty_input(configs["unet"], side, tokens)))
+    step = step.batched(2 if guided else 1)
+    decode = _counted(networks["vae"], lambda network: network.decode(torch.empty(1, configs["vae"]["latent_channels"], side, side)))
+    encode = encoded * (2 if both else 1)
+    return {"text_encoders": encode, "unet_step": step, "vae_decode": decode}
+
+
+def loads(works: Mapping[str, Work], *, steps: int, batch: int, dtypes: Mapping[str, str]) -> dict[str, Load]:
+    """What a call of each stage, and of the pipeline, asks of the machine: two FLOPs for each multiply-accumulate.
+
+    Args:
+        works: as `of` gives them.
+        steps: of the pipeline.
+        batch: pictures of a call.
+        dtypes: stage -> dtype that it runs in.
+    """
+    whole = {stage: work.batched(batch) for stage, work in works.items()}
+    found = {stage: Load(2.0 * work.macs, float(work.numbers * ITEM_BYTES[dtypes[stage]])) for stage, work in whole.items()}
+    times = {"text_encoders": 1, "unet_step": steps, "vae_decode": 1}
+    return {"pipeline": Load(*(sum(times[stage] * load[place] for stage, load in found.items()) for place in (0, 1))), **found}
+
+
+def of_random(spec: ModelSpec) -> dict[str, Any]:
+    """The configurations of a model with random weights, which need not be loaded for it."""
+    assert spec.family != "custom", "its networks are not known"
+    parts = PARTS[spec.family]
+    return {
+        "unet": unet_config(spec.architecture, spec.family),
+        **{part: parts[part] for part in ("vae", "text_encoder", "text_encoder_2")},
+    }
+
+
+def _network(name: str, config: Mapping[str, Any]) -> torch.nn.Module:
+    """On torch's default device."""
+    from diffusers import AutoencoderTiny
+    from transformers import CLIPTextConfig
+
+    kind: Any = AutoencoderTiny if config.get("_class_name") == "AutoencoderTiny" else CLASSES[name]
+    network: torch.nn.Module = kind(CLIPTextConfig.from_dict(dict(config))) if name.startswith("text") else kind.from_config(dict(config))
+    return network
+
+
+def _counted(network: torch.nn.Module, call: Callable[[Any], object]) -> Work:
+    moved, flops = _Moved(), FlopCounterMode(display=False)
+    with torch.device("meta"), torch.no_grad(), _WithoutScores(moved), moved, flops:
+        call(network)
+    weights = sum(tensor.numel() for tensor in network.parameters())
+    return Work(int(flops.get_total_flops()) // 2, weights, max(0, moved.numbers - weights))
+
+
+class _Moved(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
+    """Adds up what operators read and write, views apart."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's
+        self.numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view and (taken := _numbers((args, kwargs))):  # what takes nothing in only sets memory aside
+            self.numbers += taken + _numbers(result)
+        return result
+
+
+class _WithoutScores(TorchFunctionMode):
+    """On the meta device attention is spelled out; its score matrices are taken back from what was counted."""
+
+    def __init__(self, moved: _Moved) -> None:
+        super().__init__()
+        self.moved = moved
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before = self.moved.numbers
+        result = func(*args, **(kwargs or {}))
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            self.moved.numbers = before + _numbers((args, kwargs, result))
+        return result
+
+
+def _numbers(tree: Any) -> int:
+    return sum(leaf.numel() for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor))

@@ -1,0 +1,71 @@
+"""What the harness adds to a bare `pipeline(...)` call; `nox -s speed` prints it as `ratio_to_hand` (1.02 = 2 % slower).
+
+One call timed by the harness and one timed by hand take turns in the same process, so that the machine's moods meet both;
+the ratio is that of the medians. On a card the hand's clock is a pair of CUDA events, and memory is compared too. Embedded
+teacher, on the GPU where there is one.
+"""
+
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import pytest
+import torch
+
+from sdbench import suites
+from sdbench.generate import call_arguments
+from sdbench.machine import this_machine
+from sdbench.models.spec import resolve
+from sdbench.probes import loaded, meters
+from sdbench.probes.request import Request
+from sdbench.probes.stages import PROMPT
+
+ROUNDS = 30
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def hand_s(call: Callable[[], object]) -> float:
+    if DEVICE == "cpu":
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    call()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) / 1000
+
+
+@pytest.mark.benchmark(group=f"a picture on {DEVICE}", timer=meters.synchronised)
+def test_harness(benchmark: Any) -> None:
+    sampling = suites.load("quality").sampling
+    assert sampling
+    setting = suites.Setting()
+    request = Request(
+        spec=resolve("scenes-teacher"),
+        sampling=sampling,
+        setting=setting,
+        calls=ROUNDS,
+        warmup=1,
+        device=DEVICE,
+        machine=this_machine(DEVICE),
+    )
+    stages, _ = loaded.load(request)
+    arguments = call_arguments(sampling, [PROMPT])
+    by_hand: list[float] = []
+
+    def bare() -> None:
+        by_hand.append(hand_s(lambda: stages.pipe(**arguments, generator=torch.Generator().manual_seed(0))))
+
+    meters.start_peaks(DEVICE)
+    benchmark.pedantic(stages.prepare("pipeline"), setup=bare, rounds=ROUNDS, warmup_rounds=2)
+    benchmark.extra_info["ratio_to_hand"] = benchmark.stats.stats.median / median(by_hand[2:])
+    benchmark.extra_info["by_hand_s"] = by_hand[2:]
+    if DEVICE == "cuda":
+        harness_mib = meters.peak_memory_mib(DEVICE)["peak_allocated"]
+        torch.cuda.reset_peak_memory_stats()
+        bare()
+        benchmark.extra_info["memory_ratio_to_hand"] = harness_mib * 2**20 / torch.cuda.max_memory_allocated()
+    print({name: ratio for name, ratio in benchmark.extra_info.items() if "ratio" in name})  # noqa: T201  # the figure this is run for

@@ -1,0 +1,92 @@
+"""The probes on a CUDA device: what only one can show."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+
+import pytest
+import torch
+from tiny import SIZE_PX
+
+from sdbench.generate import call_arguments
+from sdbench.models.loading import load
+from sdbench.models.spec import resolve
+from sdbench.probes import room
+from sdbench.probes.driver import measure
+from sdbench.probes.stages import PROMPT, Stages
+from sdbench.probes.watch import MIB, Card, Watch
+from sdbench.suites import Probes, Sampling, Setting
+
+pytestmark = pytest.mark.gpu
+SUITES = Path(__file__).parents[2] / "suites"
+SAMPLING = Sampling(steps=20, guidance_scale=3.0, size_px=SIZE_PX, dtype="bfloat16", batch=1)
+
+
+def test_nvml_s_card_is_cuda_s_and_knows_this_process() -> None:
+    held = torch.empty(2**30, dtype=torch.uint8, device="cuda")
+    state = Card("cuda").state()
+    assert 100 < state["sm_mhz"] < 5000
+    assert 10 < state["temperature_c"] < 110
+    listed = Card("cuda").processes()
+    assert listed is not None
+    if os.getpid() in listed:  # in a container of its own process ids it is not
+        assert (Watch("cuda").process_mib() or 0) >= held.numel() / MIB
+
+
+def test_a_round_on_a_card_agrees_with_the_hand(made: Path, tmp_path: Path) -> None:
+    probes = Probes(rounds=3, calls=20, warmup=5)
+    values = measure([resolve(str(made), name="tiny")], SAMPLING, probes, work=tmp_path, suites=SUITES, device="cuda")
+    found = {value.name: value for value in values["tiny"]}
+    lost = {value.name: value.reason for value in found.values() if value.state != "ok"}
+    assert set(lost) <= {"memory.process", "machine.power", "machine.foreign_processes"}, lost
+    assert found["memory.smallest_card"].value == 8
+    pipe = load(resolve(str(made)), dtype="bfloat16", device="cuda")
+    seconds = []
+    for _ in range(30):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.reset_peak_memory_stats()
+        start.record()
+        pipe(**call_arguments(SAMPLING, [PROMPT]), generator=torch.Generator().manual_seed(0))
+        end.record()
+        end.synchronize()
+        seconds.append(start.elapsed_time(end) / 1000)
+    assert found["memory.peak_allocated"].value == pytest.approx(torch.cuda.max_memory_allocated() / MIB, rel=0.02)
+    assert found["latency.pipeline.p50"].value == pytest.approx(median(seconds[10:]), rel=0.2), "tiny and bound by launches: no finer"
+
+
+def test_under_a_cap_what_does_not_fit_is_found_and_the_cap_is_lifted(made: Path) -> None:
+    pipe = load(resolve(str(made)), dtype="bfloat16", device="cuda")
+    stages = Stages(pipe, SAMPLING.model_copy(update={"size_px": 512}))  # large enough to need memory of its own
+    assert room.smallest_card(stages, "cuda", context_mib=500) == 8
+    assert room.smallest_card(stages, "cuda", context_mib=24 * 1024) is None, "no card has anything left beside such a context"
+    total = torch.cuda.get_device_properties("cuda").total_memory
+    torch.cuda.empty_cache()
+    torch.empty(int(0.5 * total), dtype=torch.uint8, device="cuda")
+
+
+def test_another_process_on_the_card_is_seen() -> None:
+    code = "import torch, time; x = torch.zeros(2**28, device='cuda'); torch.cuda.synchronize(); print('there', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout
+        assert other.stdout.readline() == "there\n"
+        torch.zeros(1, device="cuda")
+        watch = Watch("cuda")
+        time.sleep(0.1)
+        noted = watch.noted()["foreign_processes"]
+        other.kill()
+    if noted is None:
+        pytest.skip("NVML does not list this process here, so it cannot tell others from it")
+    assert str(other.pid) in noted
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("setting", [Setting(compile="whole"), Setting(compile="blocks"), Setting(batch=4, vae="tiny", dtype="float16")])
+def test_settings_run_on_a_card(setting: Setting, made: Path, tmp_path: Path) -> None:
+    probes = Probes(rounds=2, calls=3, warmup=1, settings=(setting,))
+    place = {"work": tmp_path, "suites": SUITES, "device": "cuda", "settings": [setting.label]}
+    values = measure([resolve(str(made), name="tiny")], SAMPLING, probes, **place)
+    lost = {value.name: value.reason for value in values["tiny"] if value.state != "ok"}
+    assert {name.partition("@")[0] for name in lost} <= {"memory.process", "machine.power", "machine.foreign_processes"}, lost
