@@ -148,10 +148,10 @@ def _plan(specs: "Sequence[ModelSpec]", suite: "Suite", arguments: argparse.Name
 
 
 def _show(made: Sequence[Path], arguments: argparse.Namespace) -> int:
-    from sdbench import leaderboard, records
+    from sdbench import leaderboard, records, standings
 
     leaderboard.write(arguments.results)
-    shown = [leaderboard.Row(path, records.read(path)[0]) for path in made]
+    shown = [standings.Row(path, records.head(path)) for path in made]
     say(leaderboard.text_table(shown))
     for path in made:
         say(f"record: {path}")

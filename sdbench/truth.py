@@ -1,12 +1,11 @@
 """The metrics against the truth: where scene accuracy is known, do they put the models in its order?"""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from sdbench import records, stats, tables
+from sdbench import stats, tables
 from sdbench.records import Record, Scores
 from sdbench.tables import Grid
 
@@ -16,18 +15,14 @@ _DRAWS, _SEED = 2000, 20261124
 F64 = npt.NDArray[np.float64]
 
 
-def grid(rows: Sequence[tuple[Path, Record]]) -> Grid | None:
+def grid(models: Sequence[tuple[Record, Scores]]) -> Grid | None:
     """Spearman's rank correlation of each metric with scene accuracy, 1 where the orders agree; None with too few models.
 
     Every metric that all models have is judged. Each resample draws the same prompts for all models and metrics.
-
-    Args:
-        rows: of one section, with their folders.
     """
-    models = [(folder, record) for folder, record in rows if not record.model.source.startswith(("rendered", "images:"))]
-    if len(models) < LEAST or not all(_has(record, TRUTH) for _, record in models):
+    if len(models) < LEAST or not all(_has(record, TRUTH) for record, _ in models):
         return None
-    return _judged([(record, records.read(folder)[1]) for folder, record in models])
+    return _judged(models)
 
 
 def _has(record: Record, name: str) -> bool:
