@@ -82,10 +82,14 @@ class Report:
             "exit_code": self.exit_code,
         }
 
+    def grid(self) -> Grid:
+        """The metrics, a line each."""
+        header = ("metric", "verdict", "candidate", "baseline", "candidate - baseline", "margin", "why")
+        return Grid(header, tuple(map(_line, self.results)))
+
     def text(self, width: int = 160) -> str:
         """For people: why, then the metrics."""
-        header = ("metric", "verdict", "candidate", "baseline", "candidate - baseline", "margin", "why")
-        table = tables.text(Grid(header, tuple(map(_line, self.results))), width) if self.results else ""
+        table = tables.text(self.grid(), width) if self.results else ""
         listed = "\n".join(f"- {line}" for line in (*self.differences, *self.notes))
         return "\n\n".join(filter(None, [f"{self.verdict}: {self.why}", table, listed])) + "\n"
 

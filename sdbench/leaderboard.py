@@ -65,15 +65,24 @@ def write(results: Path) -> Path:
     Raises:
         UserError: a record is unreadable, or the file cannot be written.
     """
-    path, beside = results / FILE_NAME, results / f".{FILE_NAME}.{os.getpid()}"
-    board = markdown(rows(results))
+    return save(results / FILE_NAME, markdown(rows(results)))
+
+
+def save(path: Path, text: str) -> Path:
+    """Write a file, whole or not at all => its path.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        beside.write_text(board, encoding="utf-8")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(text, encoding="utf-8")
         beside.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):
             beside.unlink()
-        raise UserError(f"cannot write {path}: {error}. Make {results} a writable folder, or name another with --results.") from error
+        raise UserError(f"cannot write {path}: {error}. Make {path.parent} a writable folder, or name another place.") from error
     return path
 
 
