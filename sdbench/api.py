@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdbench import records, suites
+from sdbench import records, standings, suites
 from sdbench.errors import UserError
 from sdbench.gate import Report, gate
 from sdbench.models.catalogue import CATALOGUE
@@ -100,6 +100,34 @@ def compare(candidate: str, baseline: str, policy: Path | None, places: Places |
     where = places or Places()
     chosen = load_policy(policy or suites.suites_folder() / "gate.toml")
     return gate(_record_of(candidate, where, suite), _record_of(baseline, where, suite), chosen)
+
+
+def report(places: Places | None = None, out: Path | None = None, policy: Path | None = None) -> list[Path]:
+    """Write the HTML page of all records => the page, and what lies beside it."""
+    from sdbench.report import page
+
+    where = places or Places()
+    return page.write(where.results, out or where.results / page.FILE_NAME, load_policy(policy or suites.suites_folder() / "gate.toml"))
+
+
+def card(folder: str, places: Places | None = None, base: str | None = None) -> Path:
+    """Write the results of the model in a folder into its model card => the card.
+
+    Raises:
+        UserError: it is no model's folder, or no record is of its weights.
+    """
+    from sdbench.models.digest import weights_digest
+    from sdbench.report import card as cards
+
+    where = places or Places()
+    spec = resolve(folder, base=base)
+    board = standings.rows(where.results)
+    dtypes = {row.record.sampling["dtype"] for row in board if row.record.family == spec.family}
+    digests = {weights_digest(spec, dtype=dtype) for dtype in dtypes}
+    own = [row for row in board if row.record.model.weights_digest in digests]
+    if spec.source not in ("folder", "unet-folder") or not own:
+        raise UserError(f"no record under {where.results} is of the weights in {folder}; measure them first: sdbench run --model {folder}")
+    return cards.write(Path(folder), board, own)
 
 
 def _record_of(what: str, where: Places, suite: str | None) -> Path:

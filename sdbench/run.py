@@ -2,6 +2,7 @@
 
 import gc
 import io
+import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -29,7 +30,7 @@ from sdbench.store import U8, Store, digest
 from sdbench.suites import Sampling, Suite, suites_folder
 from sdbench.weights import fetch
 
-THUMBNAILS, THUMBNAIL_PX = 16, 256
+SHARED_THUMBNAILS, THUMBNAIL_PX = 32, 256
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def _record(spec: ModelSpec, setting: Bench, pictures: tuple[Store, list[Job]] |
         subject = subject_of(store, todo, setting.runs)
         subject = replace(subject, teacher=_teacher_scores(setting), is_teacher=spec.name == TEACHERS[spec.family])
         values, scores = score(subject, setting.suite.metrics.get(setting.suite.family or "scenes", ()))
-        thumbnails = {f"{job.prompt_id}.png": _thumbnail(subject.pixels[row]) for row, job in enumerate(todo[:THUMBNAILS])}
+        thumbnails = {f"{todo[row].prompt_id}.png": _thumbnail(subject.pixels[row]) for row in worth_keeping(scores, subject.teacher)}
     record = Record(
         family=spec.family,
         suite=setting.suite.id,
@@ -194,6 +195,23 @@ def _teacher_scores(setting: Bench) -> Scores | None:
         if record.model.name == TEACHERS[record.family] and record.suite == setting.suite.id and record.n_images:
             return records.read(path)[1]
     return None
+
+
+def worth_keeping(scores: Scores, teacher: Scores | None) -> list[int]:
+    """Rows whose pictures a record keeps: the first ones, which all models share, then by turns the worst of each kind.
+
+    Those are the pictures that cost most of a distance of the set, and those that lost most against the teacher's by a
+    score that win rates are taken by.
+    """
+    losses = [-column for name, column in scores.columns.items() if name.endswith(":influence")]
+    judges = [name.removeprefix("win_rate.") for name in scores.columns if name.startswith("win_rate.")]
+    for judge in judges if teacher else []:
+        theirs = dict(zip(teacher.keys, teacher.columns[judge], strict=True)) if teacher else {}
+        losses.append(scores.columns[judge] - np.array([theirs[key] for key in scores.keys]))
+    everything = range(len(scores.keys))
+    by_turns = itertools.chain.from_iterable(zip(*map(np.argsort, losses), strict=True))
+    kept = dict.fromkeys(map(int, itertools.chain(everything[:SHARED_THUMBNAILS], by_turns, everything)))
+    return list(kept)[: records.MAX_THUMBNAILS]
 
 
 def _thumbnail(pixels: U8) -> bytes:

@@ -52,7 +52,21 @@ ONLY = {
     "standings": {"records", "ranks"},
     "leaderboard": {"errors", "records", "stats", "tables", "published", "truth", "ranks", "standings"},
     "truth": {"records", "stats", "tables"},
-    "report": {"errors", "records", "stats", "tables", "published", "truth", "gate", "leaderboard", "compare", "policy", "report"},
+    "report": {
+        "errors",
+        "records",
+        "stats",
+        "tables",
+        "published",
+        "truth",
+        "ranks",
+        "standings",
+        "gate",
+        "leaderboard",
+        "compare",
+        "policy",
+        "report",
+    },
 }
 TRAINING_IS_FOR = {"scenes.training", "cli", "distillation"}
 # `latents` feeds both families' trainers; `suites` holds the types that `generate` is called with.

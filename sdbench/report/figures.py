@@ -2,10 +2,11 @@
 
 import hashlib
 import io
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -36,8 +37,8 @@ _STYLE = {
 }  # fmt: skip
 
 
-ElementTree.register_namespace("", "http://www.w3.org/2000/svg")
-ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
+ET.register_namespace("", "http://www.w3.org/2000/svg")
+ET.register_namespace("xlink", "http://www.w3.org/1999/xlink")
 
 
 @dataclass(frozen=True)
@@ -98,9 +99,7 @@ def _scatter(points: Sequence[_Point], x_label: str, y_label: str, words: str) -
         for point in points:
             x, y = number(point.x), number(point.y)
             axes.errorbar(x, y, [[a] for a in _arms(point.y)], [[a] for a in _arms(point.x)], color=_MUTED, linewidth=0.8, zorder=2)
-            axes.plot(
-                x, y, "o", color=_ACCENT, markerfacecolor=_ACCENT if point.best else _PAPER, markersize=6, zorder=3
-            )
+            axes.plot(x, y, "o", color=_ACCENT, markerfacecolor=_ACCENT if point.best else _PAPER, markersize=6, zorder=3)
         axes.grid()
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.yaxis.set_major_locator(MaxNLocator(6))
@@ -144,15 +143,15 @@ def _name(axes: Axes, points: Sequence[_Point]) -> None:
 
 
 def spread(places: Sequence[float], gap: float) -> list[float]:
-    """Places at least `gap` apart, in the same order, moved as a block back into 0..1 where it runs out below."""
+    """Places at least `gap` apart, in the same order, pushed down and, where they would leave 0..1 below, up again."""
     order = sorted(range(len(places)), key=lambda index: -places[index])
     found = list(places)
-    for above, below in zip(order, order[1:], strict=False):
+    for above, below in itertools.pairwise(order):
         found[below] = min(found[below], found[above] - gap)
-    under = max(0.0, -min(found, default=0.0))
-    for above, below in zip(reversed(order[:-1]), reversed(order[1:]), strict=False):
-        found[below] = max(found[below], 0.0) if under else found[below]
-        found[above] = max(found[above], found[below] + gap)
+    if order and found[order[-1]] < 0:
+        found[order[-1]] = 0.0
+        for below, above in itertools.pairwise(reversed(order)):
+            found[above] = max(found[above], found[below] + gap)
     return found
 
 
@@ -216,17 +215,17 @@ def _svg(figure: Figure, words: str) -> str:
     """The figure as an inline SVG that says in words what it shows, wears the page's colours, and has ids of its own."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    root = ElementTree.fromstring(buffer.getvalue())  # noqa: S314  # written a line above
-    prefix = hashlib.sha256(words.encode()).hexdigest()[:8]
+    root = ET.fromstring(buffer.getvalue())  # noqa: S314  # written a line above
+    prefix = hashlib.sha256(buffer.getvalue().encode()).hexdigest()[:8]
     for element in root.iter():
         for key, value in element.attrib.items():
             if key == "id":
                 element.set(key, f"{prefix}-{value}")
-            elif key == _HREF or key == "clip-path":
+            elif key in (_HREF, "clip-path"):
                 element.set(key, value.replace("#", f"#{prefix}-"))
             elif key == "style":
                 element.set(key, _COLOUR.sub(lambda found: _COLOURS[found.group()], value))
     root.attrib |= {"role": "img", "aria-label": words}
     for size in ("width", "height"):
         del root.attrib[size]
-    return ElementTree.tostring(root, encoding="unicode")
+    return ET.tostring(root, encoding="unicode")

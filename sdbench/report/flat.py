@@ -2,11 +2,12 @@
 
 import csv
 import io
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdbench import standings
+from sdbench import leaderboard, standings
 from sdbench.standings import Row, Section
 
 if TYPE_CHECKING:
@@ -67,6 +68,16 @@ def nested(board: Sequence[Row]) -> list[dict[str, Any]]:
     """A JSON object for each row: what it is, and its values."""
     sections = standings.sections(board)
     return [_about(section, row) | {"values": list(_values(section, row))} for section in sections for row in section.rows]
+
+
+def write(board: Sequence[Row], results: Path) -> list[Path]:
+    """Write `LEADERBOARD.csv` and `LEADERBOARD.json` => their paths.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    texts = {".csv": csv_text(board), ".json": json.dumps(nested(board), indent=1, ensure_ascii=False) + "\n"}
+    return [leaderboard.save((results / leaderboard.FILE_NAME).with_suffix(suffix), text) for suffix, text in texts.items()]
 
 
 def table(results: Path) -> "Dataset":

@@ -55,8 +55,8 @@ def _lede(board: Sequence[Row], results: Path) -> str:
         return "There are no records yet; `sdbench run` makes them."
     total = len(list(results.glob("*/*@*/*/*/record.json")))
     newest = max(row.record.created for row in board)
-    models = len({(row.record.family, row.record.model.name) for row in board})
-    return f"{models} models, the newest of their {total} records each, up to {newest:%d %B %Y}. Rows of different sections are not comparable."
+    rows = f"{len(board)} rows: the newest record of each model, out of {total}" if total > len(board) else f"{total} records"
+    return f"{rows}, up to {newest:%d %B %Y}. Rows of different sections are not comparable."
 
 
 def render(shown: Sequence[dict[str, Any]], lede: str, elsewhere: tables.Grid | None, images: str = "data:") -> str:

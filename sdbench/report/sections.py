@@ -144,7 +144,8 @@ def _cell(row: Row, name: str, rank: int | None) -> Cell:
         return Cell(tables.count(value.value), value.value)
     number, _, interval = tables.estimate(value.value, value.low, value.high).partition(" ")
     few = f"n = {value.n}" if value.kind != "probe" and value.n != row.record.n_images else ""
-    return Cell(number, value.value, interval.strip("()").replace("..", " to "), ", ".join(filter(None, [few, value.note])), rank)
+    note = "" if name.startswith("win_rate.") else value.note  # wins and losses: the matrix has them
+    return Cell(number, value.value, interval.strip("()").replace("..", " to "), ", ".join(filter(None, [few, note])), rank)
 
 
 def _aligned(cells: Sequence[Cell]) -> tuple[Cell, ...]:
@@ -188,9 +189,10 @@ def _shown(found: Worst, keys: Mapping[tuple[str, str], str], teacher: Row | Non
 
 
 def _numbers(case: Case) -> str:
+    amount = f"{'+' if case.amount > 0 else ''}{tables.significant(case.amount, 3)}"
     if case.own is None or case.teacher is None:
-        return f"{case.amount:+.3g}"
-    return f"{tables.significant(case.teacher)} → {tables.significant(case.own)} ({case.amount:+.3g})"
+        return amount
+    return f"{tables.significant(case.teacher)} → {tables.significant(case.own)} ({amount})"
 
 
 def _worst_note(section: Section) -> str:
@@ -203,7 +205,9 @@ def _worst_note(section: Section) -> str:
 def _wall_note(wall: Wall, held: Album) -> str:
     total = max((len(row.scores.prompt_ids) for row in held.rows), default=0)
     bad = sum(shot.worst for shot in wall.shots)
-    what = f"The same prompt and the same initial noise in each line. The records hold pictures of {len(held.prompt_ids)} of {total} prompts"
+    what = (
+        f"The same prompt and the same initial noise in each line. The records hold pictures of {len(held.prompt_ids)} of {total} prompts"
+    )
     return f"{what}; {len(wall.shots)} are here: {bad} because some model did badly on them, {len(wall.shots) - bad} drawn at random."
 
 
