@@ -1,4 +1,4 @@
-"""The project's verbs: `nox -s benchmark`, `tests`, `lint`, `distill`, `gate`, `speed`, `scenes`. Each builds what it needs."""
+"""The project's verbs: `nox -s benchmark`, `tests`, `lint`, `distill`, `gate`, `web`, `speed`, `scenes`. Each builds what it needs."""
 
 from pathlib import Path
 
@@ -52,10 +52,20 @@ def gate(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def web(session: nox.Session) -> None:
+    """Try the report in a headless chromium: nox -s web -- [pytest's options]; nox -s web -- --pictures draws the README's pictures."""
+    _install(session, "web")
+    if session.posargs == ["--pictures"]:
+        session.run("python", "tests/report/readme_pictures.py", "results")
+    else:
+        session.run("pytest", "-m", "browser", "tests/report", *session.posargs)
+
+
+@nox.session(default=False)
 def speed(session: nox.Session) -> None:
     """Time the harness itself beside its peers, as ratios: nox -s speed -- [pytest's options]."""
     _install(session, "test")
-    session.run("pytest", "suites/speed_training.py", "--benchmark-columns=median,iqr,rounds", *session.posargs)
+    session.run("pytest", "suites/speed_training.py", "suites/speed_report.py", "--benchmark-columns=median,iqr,rounds", *session.posargs)
 
 
 @nox.session(default=False)

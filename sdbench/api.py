@@ -122,7 +122,7 @@ def card(folder: str, places: Places | None = None, base: str | None = None) -> 
     where = places or Places()
     spec = resolve(folder, base=base)
     board = standings.rows(where.results)
-    dtypes = {row.record.sampling["dtype"] for row in board if row.record.family == spec.family}
+    dtypes = {row.record.sampling.get("dtype", "float32") for row in board if row.record.family == spec.family}
     digests = {weights_digest(spec, dtype=dtype) for dtype in dtypes}
     own = [row for row in board if row.record.model.weights_digest in digests]
     if spec.source not in ("folder", "unet-folder") or not own:

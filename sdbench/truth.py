@@ -35,12 +35,17 @@ def _judged(models: Sequence[tuple[Record, Scores]]) -> Grid:
     drawn = np.random.default_rng(_SEED).integers(n, size=(_DRAWS, n))
     names = [value.name for value in models[0][0].values if value.kind in ("score", "set") and value.name != TRUTH]
     truth = _values(models, TRUTH, drawn)
-    rows = []
-    for name in names:
-        if truth and (found := _values(models, name, drawn)) is not None:
-            judged = stats.rank_correlation(found[0], truth[0], found[1], truth[1])
-            rows.append((name, str(len(models)), tables.estimate(judged.value, judged.low, judged.high)))
+    assert truth is not None
+    found = {name: _values(models, name, drawn) for name in names}
+    rows = ((name, str(len(models)), _correlation(values, truth)) for name, values in found.items() if values)
     return Grid(("metric", "models", "rank correlation with scene accuracy (Spearman) ↑"), tuple(rows))
+
+
+def _correlation(found: tuple[F64, F64], truth: tuple[F64, F64]) -> str:
+    if min(np.ptp(found[0]), np.ptp(truth[0])) == 0:
+        return "not applicable: all models are equal"
+    judged = stats.rank_correlation(found[0], truth[0], found[1], truth[1])
+    return tables.estimate(judged.value, judged.low, judged.high)
 
 
 def _values(models: Sequence[tuple[Record, Scores]], name: str, drawn: npt.NDArray[np.int64]) -> tuple[F64, F64] | None:

@@ -61,3 +61,9 @@ def test_the_rank_correlation_is_spearmans_and_its_interval_follows_the_draws() 
     assert [wide.low, wide.high] == pytest.approx(list(expected))
     with pytest.raises(ValueError, match="at least 3 models, found 2"):
         stats.rank_correlation(one[:2], other[:2], draws[:, :2], draws[:, :2])
+
+
+def test_equal_models_have_no_order_to_agree_with() -> None:
+    found = truth.grid([measured(f"m{k}", 0.5, fd=100 * k, clip=k) for k in range(4)])
+    assert found is not None
+    assert {row[2] for row in found.rows} == {"not applicable: all models are equal"}

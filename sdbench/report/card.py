@@ -67,8 +67,9 @@ def _entries(section: Section, row: Row) -> list[EvalResult]:
 def _parts(section: Section, row: Row) -> list[str]:
     teacher = section.teacher if section.teacher != row else None
     shown = [row, *([teacher] if teacher else [])]
+    latency = row.record.value(standings.P50)
     lines = [_line(leaderboard.metric_title(value), value, shown) for value in standings.metrics(section)]
-    lines += [_line(leaderboard.probe_title(value), value, shown) for value in standings.probes(section)]
+    lines += [_line(leaderboard.probe_title(value), value, shown) for value in [*filter(None, [latency]), *standings.probes(section)]]
     measured = f"Suite digest {row.record.suite.digest}, record {row.folder.name}, {row.record.created:%Y-%m-%d}. Intervals are 95 %."
     return [f"### {section.title}", tables.markdown(Grid(("", *(one.name for one in shown)), tuple(lines))), measured]
 

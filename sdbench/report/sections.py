@@ -203,7 +203,7 @@ def _worst_note(section: Section) -> str:
 
 
 def _wall_note(wall: Wall, held: Album) -> str:
-    total = max((len(row.scores.prompt_ids) for row in held.rows), default=0)
+    total = max((len(set(row.scores.prompt_ids)) for row in held.rows), default=0)
     bad = sum(shot.worst for shot in wall.shots)
     what = (
         f"The same prompt and the same initial noise in each line. The records hold pictures of {len(held.prompt_ids)} of {total} prompts"

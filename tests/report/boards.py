@@ -11,7 +11,7 @@ from sdbench import records
 from sdbench.records import Record, Scores, Value
 
 SCRIPT = '<script>window.hacked = 1</script><img src="x" onerror="window.hacked = 1">'
-RIGHT_TO_LEFT = "\u202eشعار أحمر <b>\u202c مرحبا"
+RIGHT_TO_LEFT = "\u202eشعار أحمر <b>\u202c مرحبا"  # noqa: RUF001  # it is meant to be confusing
 LONG = "a very long prompt " * 526 + "ends."
 PROMPTS = (SCRIPT, RIGHT_TO_LEFT, LONG, *(f"a {colour} circle, number {n}" for n in range(7) for colour in ("red", "blue", "green")))
 MODELS = ("scenes-teacher", "scenes-ssd-1b", "scenes-vega")
@@ -30,11 +30,12 @@ def png(colour: tuple[int, int, int], side: int = 8) -> bytes:
 def make(place: int, name: str, prompts: tuple[str, ...] = PROMPTS, **changes: object) -> tuple[Record, Scores]:
     """A model that is the worse by CLIP score the further back it stands."""
     record, scores = make_measured(name, seed=place + 1, n_prompts=len(prompts), worse="clip_score.scenes", by=float(place), **changes)
-    column = scores.columns["clip_score.scenes"]
-    share = Value(name="win_rate.clip_score.scenes", kind="score", direction="higher", unit="share", value=0.4, low=0.3, high=0.5, n=len(column))
+    plain = {"name": "win_rate.clip_score.scenes", "kind": "score", "direction": "higher", "unit": "share"}
+    of_teacher = {"state": "not_applicable", "reason": "the teacher is what the others are compared with"}
+    share = Value.model_validate(plain | ({"value": 0.4, "low": 0.3, "high": 0.5, "n": len(scores.keys)} if place else of_teacher))
     parts = (stage("text_encoders", 0.01), stage("unet_step", 0.02), stage("vae_decode", 0.03))
     texts = [prompt for prompt in prompts for _ in range(2)]
-    more = (*record.values, *parts, *([share] if place else []))
+    more = (*record.values, *parts, share)
     return record.model_copy(update={"values": more}), Scores(scores.prompt_ids, scores.samples, scores.columns, texts)
 
 
@@ -47,5 +48,3 @@ def board(results: Path, models: tuple[str, ...] = MODELS, prompts: tuple[str, .
         pictures = {f"p{n:04d}.png": png(tuple(colour), side) for n, colour in enumerate(colours)}
         made.append(records.write(record, scores, pictures, results))
     return made
-
-

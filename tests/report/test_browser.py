@@ -1,23 +1,19 @@
 """The page in a real browser: what a reader does with it, with a mouse, with keys only, without JavaScript, and on paper."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from boards import LONG, PROMPTS, RIGHT_TO_LEFT, SCRIPT, board
+from browsers import CHROMIUM, chromium
 
 from sdbench import suites
 from sdbench.policy import load
 from sdbench.report import page as pages
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the dependency group web")
+pytest.importorskip("playwright.sync_api", reason="needs playwright, of the dependency group web")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python, of the dependency group web")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-QUIET = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
-)
 WIDE, PHONE = {"width": 1440, "height": 1000}, {"width": 390, "height": 844}
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the PATH")]
@@ -25,10 +21,8 @@ pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET.split())
+    with chromium() as found:
         yield found
-        found.close()
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +59,12 @@ def prompts(page: Any) -> list[str]:
 
 def test_a_click_sorts_best_first_and_another_turns_it_round(opened: Any) -> None:
     head = opened.locator(".board thead th", has_text="clip_score.scenes").first
-    values = "rows => rows.map((row) => Number(row.cells[{0}].dataset.sort))".format(head.evaluate("cell => cell.cellIndex"))
+    column = head.evaluate("cell => cell.cellIndex")
     for way, reverse in (("descending", True), ("ascending", False)):
         head.get_by_role("button").click()
         assert head.get_attribute("aria-sort") == way
-        found = opened.locator(".board tbody tr").evaluate_all(values)
+        cells = opened.locator(f".board tbody tr > :nth-child({column + 1})")
+        found = cells.evaluate_all("cells => cells.map((cell) => Number(cell.dataset.sort))")
         assert found == sorted(found, reverse=reverse)
     assert opened.locator("th[aria-sort]").count() == 1
     assert "ascending" in opened.locator("#live").text_content()
