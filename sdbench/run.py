@@ -2,7 +2,6 @@
 
 import gc
 import io
-import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -28,9 +27,10 @@ from sdbench.scenes import embedded
 from sdbench.score import score
 from sdbench.store import U8, Store, digest
 from sdbench.suites import Sampling, Suite, suites_folder
+from sdbench.thumbnails import worth_keeping
 from sdbench.weights import fetch
 
-SHARED_THUMBNAILS, THUMBNAIL_PX = 32, 256
+THUMBNAIL_PX = 256
 
 
 @dataclass(frozen=True)
@@ -195,23 +195,6 @@ def _teacher_scores(setting: Bench) -> Scores | None:
         if record.model.name == TEACHERS[record.family] and record.suite == setting.suite.id and record.n_images:
             return records.read(path)[1]
     return None
-
-
-def worth_keeping(scores: Scores, teacher: Scores | None) -> list[int]:
-    """Rows whose pictures a record keeps: the first ones, which all models share, then by turns the worst of each kind.
-
-    Those are the pictures that cost most of a distance of the set, and those that lost most against the teacher's by a
-    score that win rates are taken by.
-    """
-    losses = [-column for name, column in scores.columns.items() if name.endswith(":influence")]
-    judges = [name.removeprefix("win_rate.") for name in scores.columns if name.startswith("win_rate.")]
-    for judge in judges if teacher else []:
-        theirs = dict(zip(teacher.keys, teacher.columns[judge], strict=True)) if teacher else {}
-        losses.append(scores.columns[judge] - np.array([theirs[key] for key in scores.keys]))
-    everything = range(len(scores.keys))
-    by_turns = itertools.chain.from_iterable(zip(*map(np.argsort, losses), strict=True))
-    kept = dict.fromkeys(map(int, itertools.chain(everything[:SHARED_THUMBNAILS], by_turns, everything)))
-    return list(kept)[: records.MAX_THUMBNAILS]
 
 
 def _thumbnail(pixels: U8) -> bytes:

@@ -30,15 +30,14 @@ def _has(record: Record, name: str) -> bool:
     return value is not None and value.value is not None
 
 
-def _judged(models: Sequence[tuple[Record, Scores]]) -> Grid:
+def _judged(models: Sequence[tuple[Record, Scores]]) -> Grid | None:
     n = len(models[0][1].keys)
     drawn = np.random.default_rng(_SEED).integers(n, size=(_DRAWS, n))
     names = [value.name for value in models[0][0].values if value.kind in ("score", "set") and value.name != TRUTH]
     truth = _values(models, TRUTH, drawn)
-    assert truth is not None
     found = {name: _values(models, name, drawn) for name in names}
-    rows = ((name, str(len(models)), _correlation(values, truth)) for name, values in found.items() if values)
-    return Grid(("metric", "models", "rank correlation with scene accuracy (Spearman) ↑"), tuple(rows))
+    rows = [(name, str(len(models)), _correlation(values, truth)) for name, values in found.items() if values and truth]
+    return Grid(("metric", "models", "rank correlation with scene accuracy (Spearman) ↑"), tuple(rows)) if rows else None
 
 
 def _correlation(found: tuple[F64, F64], truth: tuple[F64, F64]) -> str:

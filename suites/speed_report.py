@@ -27,12 +27,22 @@ def _record(model: str, created: datetime, n: int, rng: np.random.Generator) -> 
     columns = {name: rng.normal(30, 3, n) for name in METRICS} | {"fd.scenes:influence": rng.normal(0, 100, n)}
     kinds = [("fd.scenes", "set", "lower", "distance"), *((name, "score", "higher", "1") for name in METRICS)]
     values = [
-        Value.model_validate({"name": name, "kind": kind, "direction": way, "unit": unit, "value": mean, "low": mean - 1, "high": mean + 1, "n": n})
+        Value.model_validate(
+            {"name": name, "kind": kind, "direction": way, "unit": unit, "value": mean, "low": mean - 1, "high": mean + 1, "n": n}
+        )
         for name, kind, way, unit in kinds
         for mean in [float(rng.normal(30, 1))]
     ]
     values += [
-        Value(name=f"latency.{part}.p50", kind="probe", direction="lower", unit="s", value=float(rng.uniform(0.1, 1)), n=8, samples=((0.1, 0.2),) * 2)
+        Value(
+            name=f"latency.{part}.p50",
+            kind="probe",
+            direction="lower",
+            unit="s",
+            value=float(rng.uniform(0.1, 1)),
+            n=8,
+            samples=((0.1, 0.2),) * 2,
+        )
         for part in ("pipeline", "unet_step", "vae_decode")
     ]
     values.append(Value(name="memory.peak_rss", kind="probe", direction="lower", unit="MiB", value=float(rng.uniform(900, 1000)), n=2))

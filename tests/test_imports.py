@@ -27,6 +27,7 @@ FLOORS = (
         "gate",
         "leaderboard",
         "samples",
+        "thumbnails",
         "report",
     },
     {"protocols"},

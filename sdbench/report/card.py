@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import yaml
-from huggingface_hub import EvalResult, ModelCard
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from sdbench import leaderboard, standings, tables
 from sdbench.errors import UserError
@@ -37,6 +37,7 @@ def write(folder: Path, board: list[Row], own: list[Row]) -> Path:
         card = ModelCard(text if text.startswith("---") else f"---\n{{}}\n---\n{text}")
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         raise UserError(f"the model card {path} cannot be read: {error}. Mend or remove it") from error
+    assert isinstance(card.data, ModelCardData)
     sections = [(section, row) for section in standings.sections(board) for row in section.rows if row in own]
     others = [kept for kept in card.data.eval_results or [] if not kept.dataset_type.startswith(_DATA)]
     card.data.eval_results = others + [found for section, row in sections for found in _entries(section, row)]

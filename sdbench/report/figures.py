@@ -6,6 +6,7 @@ import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 from xml.etree import ElementTree as ET
 
 from matplotlib import rc_context
@@ -19,6 +20,7 @@ from sdbench.standings import P50, Row, Section
 
 MODELS = 24  # a chart of bars
 _HREF = "{http://www.w3.org/1999/xlink}href"
+BARS = 60  # models; more are small points without intervals
 LABELS = 12  # a scatter; of more models, only those on the frontier are named
 MEMORY = ("memory.peak_allocated", "memory.peak_rss")
 # Stand-ins for the page's colours.
@@ -29,7 +31,7 @@ _COLOURS = {
 }  # fmt: skip  # a table
 _COLOUR = re.compile("|".join(_COLOURS))
 _INK, _MUTED, _LINE, _ACCENT, _PAPER, *_STAGES = _COLOURS
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none", "svg.hashsalt": "sdbench", "text.parse_math": False, "axes.unicode_minus": True,
     "font.family": "sans-serif", "font.size": 9, "text.color": _INK, "axes.labelcolor": _INK, "axes.edgecolor": _MUTED,
     "xtick.color": _MUTED, "ytick.color": _MUTED, "xtick.labelcolor": _INK, "ytick.labelcolor": _INK, "grid.color": _LINE,
@@ -96,10 +98,8 @@ def _scatter(points: Sequence[_Point], x_label: str, y_label: str, words: str) -
         axes = figure.add_axes((0.125, 0.145, 0.53, 0.76))
         frontier = sorted((number(point.x), number(point.y)) for point in points if point.best)
         axes.plot(*zip(*frontier, strict=True), color=_ACCENT, linewidth=1, linestyle=(0, (4, 2)), zorder=1)
-        for point in points:
-            x, y = number(point.x), number(point.y)
-            axes.errorbar(x, y, [[a] for a in _arms(point.y)], [[a] for a in _arms(point.x)], color=_MUTED, linewidth=0.8, zorder=2)
-            axes.plot(x, y, "o", color=_ACCENT, markerfacecolor=_ACCENT if point.best else _PAPER, markersize=6, zorder=3)
+        for best in (False, True):
+            _draw(axes, [point for point in points if point.best is best], bars=len(points) <= BARS)
         axes.grid()
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.yaxis.set_major_locator(MaxNLocator(6))
@@ -108,6 +108,16 @@ def _scatter(points: Sequence[_Point], x_label: str, y_label: str, words: str) -
         axes.set_title(y_label, fontsize=9, loc="left", x=-0.19, pad=9)
         _name(axes, points)
         return _svg(figure, words)
+
+
+def _draw(axes: Axes, points: Sequence[_Point], *, bars: bool) -> None:
+    """Points, filled where they are on the frontier, with bars as long as their intervals."""
+    x, y = [number(point.x) for point in points], [number(point.y) for point in points]
+    if bars and points:
+        across, up = (list(zip(*map(_arms, values), strict=True)) for values in ([p.x for p in points], [p.y for p in points]))
+        axes.errorbar(x, y, up, across, fmt="none", ecolor=_MUTED, elinewidth=0.8, zorder=2)
+    filled = _ACCENT if points and points[0].best else _PAPER
+    axes.plot(x, y, "o", color=_ACCENT, markerfacecolor=filled, markersize=6 if bars else 3, zorder=3)
 
 
 def number(value: Value) -> float:

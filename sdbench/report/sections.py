@@ -8,13 +8,14 @@ from typing import Any
 
 from sdbench import leaderboard, standings, tables, truth
 from sdbench.errors import UserError
-from sdbench.gate import Report, gate
+from sdbench.gate import gate
 from sdbench.policy import Policy
 from sdbench.records import Value
 from sdbench.report import figures, wins, worst
 from sdbench.report.pictures import Album, Wall
 from sdbench.report.worst import Case, Worst
 from sdbench.standings import P50, Row, Section
+from sdbench.tables import Grid
 
 VERDICTS = 24  # models
 _PARTS = {
@@ -89,7 +90,7 @@ def view(section: Section, number: int, wall: Wall, held: Album, policy: Policy)
         "chart_metrics": list(dict.fromkeys(chart.metric for chart in charts)),
         "charts_left": len(section.models) > figures.LABELS,
         "stages": figures.stages(section),
-        "efficiency": leaderboard.efficiency(section) if len(section.rows) <= VERDICTS else tables.Grid((), ()),
+        "efficiency": leaderboard.efficiency(section) if len(section.rows) <= VERDICTS else Grid((), ()),
         "matrices": [found for judge in judges if (found := wins.matrix(section, judge))],
         "truth": truth.grid([(row.record, row.scores) for row in section.models]),
         "verdicts": verdicts,
@@ -172,9 +173,10 @@ def _verdicts(section: Section, policy: Policy) -> Iterator[dict[str, Any]]:
     for row in [row for row in section.models if row is not section.teacher][:VERDICTS]:
         try:
             report = gate(row.folder, section.teacher.folder, policy)
+            found = {"verdict": report.verdict, "why": report.why, "grid": report.grid()}
         except UserError as error:  # the policy weighs nothing of this suite
-            report = Report("incomparable", str(error), row.name, section.teacher.name)
-        yield {"verdict": report.verdict, "candidate": row.name, "why": report.why, "grid": report.grid()}
+            found = {"verdict": "incomparable", "why": str(error), "grid": Grid((), ())}
+        yield {"candidate": row.name, **found}
 
 
 def _shown(found: Worst, keys: Mapping[tuple[str, str], str], teacher: Row | None) -> dict[str, Any]:
