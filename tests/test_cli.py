@@ -52,7 +52,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         cli.main(["--help"])
     assert done.value.code == 0
     text = capsys.readouterr().out
-    for command in ("run", "benchmark", "score", "gate", "models", "suites", "leaderboard", "doctor", "scenes"):
+    for command in ("run", "benchmark", "score", "gate", "models", "suites", "leaderboard", "report", "card", "doctor", "scenes"):
         assert re.search(rf"^    {command}\s", text, re.MULTILINE), command
 
 

@@ -215,7 +215,7 @@ def _wall_note(wall: Wall, held: Album) -> str:
 
 def beside(section: Section, number: int, wall: Wall) -> dict[str, Any]:
     """A section of the page that holds only the pictures that the first page has no room for."""
-    return {"id": f"s{number}", "title": section.title, "only_wall": True, "wall": wall, "teacher": ""}
+    return {"id": f"s{number}", "title": section.title, "only_wall": True, "wall": wall}
 
 
 def place(out: Path) -> Path:
