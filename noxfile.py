@@ -1,4 +1,4 @@
-"""The project's verbs: `nox -s benchmark`, `tests`, `peers`, `lint`, `distill`, `gate`, `calibrate`, `speed`, `scenes`. Each builds what it needs."""
+"""The project's verbs: `nox -s benchmark`, `tests`, `web`, `peers`, `lint`, `distill`, `gate`, `calibrate`, `speed`, `scenes`. Each builds what it needs."""
 
 from pathlib import Path
 
@@ -64,6 +64,16 @@ def calibrate(session: nox.Session) -> None:
     _install(session)
     step = [] if session.posargs[:1] == ["pool"] else ["judge"]
     session.run("python", "suites/calibrate_gate.py", *step, *session.posargs)
+
+
+@nox.session(default=False)
+def web(session: nox.Session) -> None:
+    """Try the report in a headless chromium: nox -s web -- [pytest's options]; nox -s web -- --pictures draws the README's pictures."""
+    _install(session, "web")
+    if session.posargs == ["--pictures"]:
+        session.run("python", "tests/report/readme_pictures.py", "results")
+    else:
+        session.run("pytest", "-m", "browser", "tests/report", *session.posargs)
 
 
 @nox.session(default=False)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdbench import baselines, floors, records, suites
+from sdbench import baselines, floors, records, standings, suites
 from sdbench.compare import Side
 from sdbench.errors import UserError
 from sdbench.gate import gate
@@ -226,6 +226,35 @@ def compare(candidate: str, baseline: str, policy: Path | None, places: Places |
     old = _record_of(theirs, where, suites.load(suite) if suite else None)
     new = _record_of(ours, where, suites.load(suite or records.read(old)[0].suite.name.removesuffix("-custom")))
     return gate(new, old, chosen, floors.between_runs(records.read(old)[0], where.results))
+
+
+def report(places: Places | None = None, out: Path | None = None, policy: Path | None = None) -> list[Path]:
+    """Write the HTML page of all records => the page, and what lies beside it."""
+    from sdbench.report import page
+
+    where = places or Places()
+    return page.write(where.results, out or where.results / page.FILE_NAME, _policy(policy))
+
+
+def card(folder: str, places: Places | None = None, base: str | None = None) -> Path:
+    """Write the results of the model in a folder into its model card => the card.
+
+    Raises:
+        UserError: it is no model's folder, or no record is of its weights.
+    """
+    from sdbench.models.digest import weights_digest
+    from sdbench.models.spec import resolve
+    from sdbench.report import card as cards
+
+    where = places or Places()
+    spec = resolve(folder, base=base)
+    board = standings.rows(where.results)
+    dtypes = {row.record.sampling.get("dtype", "float32") for row in board if row.record.family == spec.family}
+    digests = {weights_digest(spec, dtype=dtype) for dtype in dtypes}
+    own = [row for row in board if row.record.model.weights_digest in digests]
+    if spec.source not in ("folder", "unet-folder") or not own:
+        raise UserError(f"no record under {where.results} is of the weights in {folder}; measure them first: sdbench run --model {folder}")
+    return cards.write(Path(folder), board, own)
 
 
 def until_verdict(

@@ -87,7 +87,16 @@ def parser() -> argparse.ArgumentParser:
     gating.add_commands(add)
     add("models", _models, "list the models known by name")
     add("suites", _suites, "list the suites")
-    add("leaderboard", _leaderboard, "print the leaderboard and write results/LEADERBOARD.md")
+    add("leaderboard", _leaderboard, "print the leaderboard and write it as results/LEADERBOARD.md, .csv and .json")
+
+    page = add("report", _report, "write one HTML page of all records: tables, charts, verdicts and pictures")
+    page.add_argument("--out", type=Path, help="the page (default: RESULTS/report.html)")
+    page.add_argument("--policy", type=Path, help="policy file of the verdicts (default: suites/gate.toml)")
+
+    carding = add("card", _card, "write a model's results into the README.md of its folder")
+    carding.add_argument("folder", help="folder of a pipeline, or of a UNet with --base; it must have been measured")
+    carding.add_argument("--base", help="pipeline that completed a bare UNet when it was measured")
+
     add(
         "doctor",
         _doctor,
@@ -190,10 +199,10 @@ def _plan(specs: "Sequence[ModelSpec]", suite: "Suite", arguments: argparse.Name
 
 
 def _show(made: Sequence[Path], arguments: argparse.Namespace) -> int:
-    from sdbench import leaderboard, records
+    from sdbench import leaderboard, records, standings
 
     leaderboard.write(arguments.results)
-    shown = [leaderboard.Row(path, records.read(path)[0]) for path in made]
+    shown = [standings.Row(path, records.head(path)) for path in made]
     say(leaderboard.text_table(shown))
     for path in made:
         say(f"record: {path}")
@@ -273,14 +282,33 @@ def _tell(suite: "Suite", arguments: argparse.Namespace) -> None:
 
 
 def _leaderboard(arguments: argparse.Namespace) -> int:
-    from sdbench import leaderboard, samples
+    from sdbench import leaderboard, samples, standings
+    from sdbench.report import flat
 
-    board = leaderboard.rows(arguments.results)
-    made = [leaderboard.write(arguments.results), *samples.write(board, arguments.results)]
+    board = standings.rows(arguments.results)
+    made = [leaderboard.write(arguments.results), *flat.write(board, arguments.results), *samples.write(board, arguments.results)]
     say(leaderboard.text_table(board))
+    return _written(made, arguments, flat.nested(board))
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from sdbench import api
+
+    made = api.report(_places(arguments), arguments.out, arguments.policy)
+    return _written(made, arguments, made)
+
+
+def _card(arguments: argparse.Namespace) -> int:
+    from sdbench import api
+
+    made = api.card(arguments.folder, _places(arguments), base=arguments.base)
+    return _written([made], arguments, made)
+
+
+def _written(made: Sequence[Path], arguments: argparse.Namespace, content: Any) -> int:
     say("written: " + ", ".join(map(str, made)))
     if arguments.json:
-        give([{"path": row.folder, **row.record.model_dump(mode="json")} for row in board])
+        give(content)
     return 0
 
 

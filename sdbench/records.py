@@ -169,10 +169,13 @@ class Record(_Data):
 
 
 class Scores:
-    """Per-image columns of a record: `prompt_id`, `sample`, and one float64 column a metric."""
+    """Per-image columns of a record: `prompt_id`, `sample`, the `prompt` itself where it was kept, and one float64 column a metric."""
 
-    def __init__(self, prompt_ids: Sequence[str], samples: Sequence[int], columns: Mapping[str, F64]) -> None:
+    def __init__(
+        self, prompt_ids: Sequence[str], samples: Sequence[int], columns: Mapping[str, F64], prompts: Sequence[str] | None = None
+    ) -> None:
         self.prompt_ids, self.samples, self.columns = tuple(prompt_ids), tuple(samples), dict(columns)
+        self.prompts = None if prompts is None else tuple(prompts)
 
     @property
     def keys(self) -> list[tuple[str, int]]:
@@ -184,6 +187,7 @@ class Scores:
         table = {
             "prompt_id": self.prompt_ids,
             "sample": self.samples,
+            **({} if self.prompts is None else {"prompt": self.prompts}),
             **{name: np.asarray(self.columns[name]) for name in sorted(self.columns)},
         }
         pq.write_table(pa.table(table), path)
@@ -193,8 +197,8 @@ class Scores:
         """Load from Parquet."""
         with pq.ParquetFile(path) as file:  # pq.read_table and to_numpy would import pandas, which takes a second
             table = file.read().to_pydict()
-        ids, samples = table.pop("prompt_id"), table.pop("sample")
-        return cls(ids, samples, {name: np.array(column, np.float64) for name, column in table.items()})
+        ids, samples, prompts = table.pop("prompt_id"), table.pop("sample"), table.pop("prompt", None)
+        return cls(ids, samples, {name: np.array(column, np.float64) for name, column in table.items()}, prompts)
 
 
 def write(record: Record, scores: Scores, thumbnails: Mapping[str, bytes], results: Path) -> Path:
@@ -237,23 +241,49 @@ def read(folder: Path) -> tuple[Record, Scores]:
     Raises:
         UserError: it is no record, of another schema version, or changed since it was written.
     """
+    found = scores(folder)
+    return head(folder), found
+
+
+def head(folder: Path) -> Record:
+    """What `record.json` says, with the digest of the whole record checked; its scores are not parsed, which takes far longer.
+
+    Raises:
+        UserError: as `read`.
+    """
     try:
         record = Record.model_validate_json((folder / "record.json").read_text(encoding="utf-8"))
-        scores = Scores.read(folder / "scores.parquet")
-    except (OSError, KeyError, ValueError) as error:  # pydantic's and Arrow's errors are ValueErrors
-        raise UserError(f"{folder} is no readable record (record.json and scores.parquet of schema {SCHEMA_VERSION}): {error}") from error
-    if folder.resolve().name != digest_of(folder):
+        digest = digest_of(folder)
+    except (OSError, ValueError) as error:  # pydantic's errors are ValueErrors
+        raise _unreadable(folder, error) from error
+    if folder.resolve().name != digest:
         raise UserError(
-            f"record {folder} was changed after it was written: its content has digest {digest_of(folder)}. Run the suite again to make it anew."
+            f"record {folder} was changed after it was written: its content has digest {digest}. Run the suite again to make it anew."
         )
-    return record, scores
+    return record
+
+
+def scores(folder: Path) -> Scores:
+    """The per-image columns of a record folder.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    try:
+        return Scores.read(folder / "scores.parquet")
+    except (OSError, KeyError, ValueError) as error:  # Arrow's errors are ValueErrors
+        raise _unreadable(folder, error) from error
+
+
+def _unreadable(folder: Path, error: Exception) -> UserError:
+    return UserError(f"{folder} is no readable record (record.json and scores.parquet of schema {SCHEMA_VERSION}): {error}")
 
 
 def newest(results: Path, family: str | None = None) -> list[tuple[Path, Record]]:
     """The row of each (family, suite version, model, machine class): the newest of its records, in a stable order."""
     rows: dict[tuple[str, str, int, str, str], tuple[Path, Record]] = {}
     for path in sorted(results.glob(f"{family or '*'}/*@*/*/*/record.json")):
-        record, _ = read(path.parent)
+        record = head(path.parent)
         key = (record.family, record.suite.name, record.suite.version, record.model.name, record.machine.machine_class)
         if key not in rows or rows[key][1].created < record.created:
             rows[key] = (path.parent, record)

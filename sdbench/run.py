@@ -30,9 +30,10 @@ from sdbench.scenes import embedded
 from sdbench.score import score
 from sdbench.store import U8, Store, digest
 from sdbench.suites import BASE, Sampling, Suite, suites_folder
+from sdbench.thumbnails import worth_keeping
 from sdbench.weights import fetch
 
-THUMBNAILS, THUMBNAIL_PX = 16, 256
+THUMBNAIL_PX = 256
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,7 @@ def record_of(
         subject = to_score(setting, store, todo, is_teacher=spec.name == TEACHERS[spec.family])
         values, scores = score(subject, setting.suite.metrics.get(setting.suite.family or "scenes", ()))
         values = judged(values, setting.suite, setting.runs)
-        shown = todo[:THUMBNAILS]
+        shown = [todo[row] for row in worth_keeping(scores, subject.teacher)]
         drawn = store.read([job.image for job in shown])
         thumbnails = {f"{job.prompt_id}.png": _thumbnail(picture) for job, picture in zip(shown, drawn, strict=True)}
     earlier, call_of_earlier = _kept_probes(model, machine, setting)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from sdbench.leaderboard import Row, sections
+from sdbench.standings import Row, sections
 from sdbench.store import write_bytes
 
 COLUMNS, GAP_PX, LEAST_PX = 8, 4, 96

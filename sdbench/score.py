@@ -36,7 +36,7 @@ def score(subject: Subject, metrics: Sequence[str]) -> tuple[list[Value], Scores
             value, columns = protocol.without("failed", f"{type(error).__name__}: {error}"), {}
         subject.columns.update(columns)
         values.append(_noted(value))
-    return values, Scores(subject.prompt_ids, subject.samples, subject.columns)
+    return values, Scores(subject.prompt_ids, subject.samples, subject.columns, subject.prompts)
 
 
 def _noted(value: Value) -> Value:

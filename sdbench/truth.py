@@ -1,12 +1,11 @@
 """The metrics against the truth: where scene accuracy is known, do they put the models in its order?"""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from sdbench import records, stats, tables
+from sdbench import stats, tables
 from sdbench.records import Record, Scores
 from sdbench.tables import Grid
 
@@ -16,18 +15,14 @@ _DRAWS, _SEED = 2000, 20261124
 F64 = npt.NDArray[np.float64]
 
 
-def grid(rows: Sequence[tuple[Path, Record]]) -> Grid | None:
+def grid(models: Sequence[tuple[Record, Scores]]) -> Grid | None:
     """Spearman's rank correlation of each metric with scene accuracy, 1 where the orders agree; None with too few models.
 
     Every metric that all models have is judged. Each resample draws the same prompts for all models and metrics.
-
-    Args:
-        rows: of one section, with their folders.
     """
-    models = [(folder, record) for folder, record in rows if not record.model.source.startswith(("rendered", "images:"))]
-    if len(models) < LEAST or not all(_has(record, TRUTH) for _, record in models):
+    if len(models) < LEAST or not all(_has(record, TRUTH) for record, _ in models):
         return None
-    return _judged([(record, records.read(folder)[1]) for folder, record in models])
+    return _judged(models)
 
 
 def _has(record: Record, name: str) -> bool:
@@ -35,17 +30,21 @@ def _has(record: Record, name: str) -> bool:
     return value is not None and value.value is not None
 
 
-def _judged(models: Sequence[tuple[Record, Scores]]) -> Grid:
+def _judged(models: Sequence[tuple[Record, Scores]]) -> Grid | None:
     n = len(models[0][1].keys)
     drawn = np.random.default_rng(_SEED).integers(n, size=(_DRAWS, n))
     names = [value.name for value in models[0][0].values if value.kind in ("score", "set") and value.name != TRUTH]
     truth = _values(models, TRUTH, drawn)
-    rows = []
-    for name in names:
-        if truth and (found := _values(models, name, drawn)) is not None:
-            judged = stats.rank_correlation(found[0], truth[0], found[1], truth[1])
-            rows.append((name, str(len(models)), tables.estimate(judged.value, judged.low, judged.high)))
-    return Grid(("metric", "models", "rank correlation with scene accuracy (Spearman) ↑"), tuple(rows))
+    found = {name: _values(models, name, drawn) for name in names}
+    rows = [(name, str(len(models)), _correlation(values, truth)) for name, values in found.items() if values and truth]
+    return Grid(("metric", "models", "rank correlation with scene accuracy (Spearman) ↑"), tuple(rows)) if rows else None
+
+
+def _correlation(found: tuple[F64, F64], truth: tuple[F64, F64]) -> str:
+    if min(np.ptp(found[0]), np.ptp(truth[0])) == 0:
+        return "not applicable: all models are equal"
+    judged = stats.rank_correlation(found[0], truth[0], found[1], truth[1])
+    return tables.estimate(judged.value, judged.low, judged.high)
 
 
 def _values(models: Sequence[tuple[Record, Scores]], name: str, drawn: npt.NDArray[np.int64]) -> tuple[F64, F64] | None:

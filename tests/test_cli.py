@@ -52,7 +52,8 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         cli.main(["--help"])
     assert done.value.code == 0
     text = capsys.readouterr().out
-    for command in ("run", "benchmark", "score", "gate", "noise", "baseline", "models", "suites", "leaderboard", "doctor", "scenes"):
+    commands = "run benchmark score gate noise baseline models suites leaderboard report card doctor reference scenes"
+    for command in commands.split():
         assert re.search(rf"^    {command}\s", text, re.MULTILINE), command
 
 

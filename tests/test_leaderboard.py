@@ -3,15 +3,32 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from factories import GPU, LAPTOP, make_record, make_scores, saved
 
-from sdbench import leaderboard, published, tables
+from sdbench import leaderboard, published, records, standings, tables
 from sdbench.errors import UserError
-from sdbench.leaderboard import Row
-from sdbench.records import Model, Record, SuiteId, Value
+from sdbench.records import Model, Record, Scores, SuiteId, Value
+from sdbench.standings import Row
 
 GOLDEN = Path(__file__).parent / "golden"
+PICTURES = ("clip_score.scenes", "preference.scenes", "scene_accuracy")
+
+
+@pytest.fixture(autouse=True)
+def _scores(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """The rows of `board` have no files: all its pictures have the score of their model, preference with noise of its own."""
+    if "tmp_path" in request.fixturenames:
+        return
+
+    def made(folder: Path) -> Scores:
+        (record,) = (row.record for row in board() if row.folder == folder)
+        noise = {"preference.scenes": np.random.default_rng(int(folder.name[0])).normal(0, 9, 256)}
+        values = {value.name: value.value for value in record.values if value.name in PICTURES and value.value is not None}
+        return make_scores(128, 2, **{name: value + noise.get(name, np.zeros(256)) for name, value in values.items()})
+
+    monkeypatch.setattr(records, "scores", made)
 
 
 def score(name: str, unit: str, value: float, low: float, high: float, **more: object) -> Value:
@@ -146,7 +163,7 @@ def test_machines_suite_versions_digests_and_families_never_share_a_table() -> N
         record(suite=SuiteId(name="quality", version=1, digest="07e4")),
         record(suite=SuiteId(name="standard", version=1, digest="5017e")),
     ]
-    assert [len(section.rows) for section in leaderboard.sections([Row(Path("0"), one) for one in other])] == [1] * len(other)
+    assert [len(section.rows) for section in standings.sections([Row(Path("0"), one) for one in other])] == [1] * len(other)
 
 
 def test_models_go_from_pictures_over_the_teacher_to_the_smallest_and_the_unknown_last() -> None:
@@ -163,7 +180,7 @@ def test_models_go_from_pictures_over_the_teacher_to_the_smallest_and_the_unknow
         row("scenes-rendered", None, "rendered"),
         row("scenes-teacher", 7e6),
     ]
-    (section,) = leaderboard.sections(shuffled)
+    (section,) = standings.sections(shuffled)
     assert [record.model.name for record in section.records] == ["scenes-rendered", "scenes-teacher", "a-finetune", "small", "unknown"]
 
 

@@ -1,0 +1,89 @@
+"""A model's results in its card: `model-index` metadata, which the Hub reads, and a section between two markers."""
+
+import re
+from pathlib import Path
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from sdbench import leaderboard, standings, tables
+from sdbench.errors import UserError
+from sdbench.records import Value
+from sdbench.standings import Row, Section
+from sdbench.tables import Grid
+
+FILE_NAME = "README.md"
+_START, _END = (
+    "<!-- sdbench: results, written by `sdbench card`; what stands between these two lines is replaced -->",
+    "<!-- sdbench: end -->",
+)
+_DATA = "sdbench"  # marks our entries of a card's `model-index`: the beginning of their data set's type
+
+
+def write(folder: Path, board: list[Row], own: list[Row]) -> Path:
+    """Put the results of a model into `folder/README.md`, in place of those that were there before => its path.
+
+    Args:
+        folder: the model's; a card that it has is kept but for the results.
+        board: all rows, for the teachers'.
+        own: the model's rows.
+
+    Raises:
+        UserError: the card cannot be read or written, or its metadata is not YAML.
+    """
+    path = folder / FILE_NAME
+    try:
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        card = ModelCard(text if text.startswith("---") else f"---\n{{}}\n---\n{text}")
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        raise UserError(f"the model card {path} cannot be read: {error}. Mend or remove it") from error
+    assert isinstance(card.data, ModelCardData)
+    sections = [(section, row) for section in standings.sections(board) for row in section.rows if row in own]
+    others = [kept for kept in card.data.eval_results or [] if not kept.dataset_type.startswith(_DATA)]
+    card.data.eval_results = others + [found for section, row in sections for found in _entries(section, row)]
+    card.data.model_name = card.data.model_name or own[0].record.model.name
+    card.text = _replaced(card.text, "\n\n".join(part for section, row in sections for part in _parts(section, row)), path)
+    return leaderboard.save(path, str(card))
+
+
+def _entries(section: Section, row: Row) -> list[EvalResult]:
+    """An entry for each metric of pictures that has a value; latency belongs to a machine and stands in the section alone."""
+    record = row.record
+    return [
+        EvalResult(
+            task_type="text-to-image",
+            dataset_type=f"{_DATA}/{record.suite.name}",
+            dataset_name=f"{record.suite.name}@{record.suite.version}, {record.n_images} prompts",
+            dataset_revision=record.suite.digest,
+            metric_type=value.name,
+            metric_name=leaderboard.metric_title(value),
+            metric_value=float(f"{value.value:.6g}"),
+            metric_args={"low": value.low, "high": value.high, "n": value.n},
+        )
+        for metric in standings.metrics(section)
+        if (value := record.value(metric.name)) and value.value is not None
+    ]
+
+
+def _parts(section: Section, row: Row) -> list[str]:
+    teacher = section.teacher if section.teacher != row else None
+    shown = [row, *([teacher] if teacher else [])]
+    latency = row.record.value(standings.P50)
+    lines = [_line(leaderboard.metric_title(value), value, shown) for value in standings.metrics(section)]
+    lines += [_line(leaderboard.probe_title(value), value, shown) for value in [*filter(None, [latency]), *standings.probes(section)]]
+    measured = f"Suite digest {row.record.suite.digest}, record {row.folder.name}, {row.record.created:%Y-%m-%d}. Intervals are 95 %."
+    return [f"### {section.title}", tables.markdown(Grid(("", *(one.name for one in shown)), tuple(lines))), measured]
+
+
+def _line(title: str, value: Value, shown: list[Row]) -> tuple[str, ...]:
+    return title, *(leaderboard.probe(row, value.name) for row in shown)
+
+
+def _replaced(text: str, results: str, path: Path) -> str:
+    """The card's text with the results between the markers, at its end where there are none yet."""
+    if text.count(_START) != text.count(_END) or text.count(_START) > 1:
+        raise UserError(f"the model card {path} holds only one of sdbench's two markers, or several; remove them and what is between them")
+    section = f"{_START}\n\n## Results\n\n{results}\n\n{_END}"
+    if _START not in text:
+        return f"{text.rstrip()}\n\n{section}\n"
+    return re.sub(f"{re.escape(_START)}.*?{re.escape(_END)}", lambda _: section, text, flags=re.DOTALL)

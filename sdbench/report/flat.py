@@ -1,0 +1,95 @@
+"""The leaderboard as data: a line for each value, for CSV and `datasets`, and the same nested, for JSON."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdbench import leaderboard, standings
+from sdbench.standings import Row, Section
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# Column -> type, as `datasets` names it.
+COLUMNS = {
+    "family": "string", "suite": "string", "suite_version": "int64", "suite_digest": "string", "machine_class": "string",
+    "model": "string", "label": "string", "architecture": "string", "source": "string", "weights_digest": "string",
+    "metric": "string", "kind": "string", "direction": "string", "unit": "string", "state": "string", "reason": "string",
+    "value": "float64", "low": "float64", "high": "float64", "n": "int64", "rank": "int64", "reference": "string", "note": "string",
+    "record": "string", "created": "string",
+}  # fmt: skip  # a table
+
+
+def lines(board: Sequence[Row]) -> Iterator[dict[str, Any]]:
+    """A line for each value of each row, in the order of the leaderboard; what is missing has a state, a reason and no number."""
+    for section in standings.sections(board):
+        for row in section.rows:
+            about = _about(section, row)
+            yield from (about | value for value in _values(section, row))
+
+
+def _about(section: Section, row: Row) -> dict[str, Any]:
+    record = row.record
+    return {
+        "family": section.family,
+        "suite": record.suite.name,
+        "suite_version": record.suite.version,
+        "suite_digest": record.suite.digest,
+        "machine_class": record.machine.machine_class,
+        "model": record.model.name,
+        "label": record.model.label,
+        "architecture": record.model.architecture,
+        "source": record.model.source,
+        "weights_digest": record.model.weights_digest,
+        "record": row.folder.name,
+        "created": record.created.isoformat(),
+    }
+
+
+def _values(section: Section, row: Row) -> Iterator[dict[str, Any]]:
+    for value in row.record.values:
+        rank = section.ranks.get(value.name, {}).get(row.name)
+        yield {"metric": value.name, **value.model_dump(exclude={"name", "samples"}), "rank": rank}
+
+
+def csv_text(board: Sequence[Row]) -> str:
+    """All lines as CSV with a header; an absent number is an empty field."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(COLUMNS), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines(board))
+    return text.getvalue()
+
+
+def nested(board: Sequence[Row]) -> list[dict[str, Any]]:
+    """A JSON object for each row: what it is, and its values."""
+    sections = standings.sections(board)
+    return [_about(section, row) | {"values": list(_values(section, row))} for section in sections for row in section.rows]
+
+
+def write(board: Sequence[Row], results: Path) -> list[Path]:
+    """Write `LEADERBOARD.csv` and `LEADERBOARD.json` => their paths.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    texts = {".csv": csv_text(board), ".json": json.dumps(nested(board), indent=1, ensure_ascii=False) + "\n"}
+    return [leaderboard.save((results / leaderboard.FILE_NAME).with_suffix(suffix), text) for suffix, text in texts.items()]
+
+
+def table(results: Path) -> "Dataset":
+    """The newest record of each model as a `datasets` table, a line for each value.
+
+    Raises:
+        UserError: a record is unreadable or was changed.
+    """
+    from datasets import Dataset, Features, Value
+
+    columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+    for line in lines(standings.rows(results)):
+        for name, column in columns.items():
+            column.append(line[name])
+    return Dataset.from_dict(columns, features=Features({name: Value(kind) for name, kind in COLUMNS.items()}))

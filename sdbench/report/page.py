@@ -1,0 +1,86 @@
+"""One HTML page of all records: no request leaves it, nothing in it is run but its own script, and it opens from a file."""
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from sdbench import leaderboard, published, ranks, standings, tables
+from sdbench.policy import Policy
+from sdbench.report import pictures, sections
+from sdbench.standings import Row, Section
+
+FILE_NAME = "report.html"
+_HERE = Path(__file__).parent
+
+
+def write(results: Path, out: Path, policy: Policy) -> list[Path]:
+    """Write the page, and beside it the pictures that it has no room for => what was written.
+
+    Raises:
+        UserError: a record or a picture is unreadable, or a file cannot be written.
+    """
+    board = standings.rows(results)
+    found = standings.sections(board)
+    albums = [sections.album(section) for section in found]
+    room = pictures.PAGE_BYTES // max(1, sum(bool(album.prompt_ids) for album in albums))
+    made, shown = [out], []
+    for number, (section, album) in enumerate(zip(found, albums, strict=True), 1):
+        wall = pictures.wall(album, room)
+        view = sections.view(section, number, wall, album, policy)
+        if wall.left:
+            view["beside"] = _write_rest(section, number, album, wall.left, out, made)
+        shown.append(view)
+    leaderboard.save(out, render(shown, _lede(board, results), published.grid()))
+    return made
+
+
+def _write_rest(section: Section, number: int, album: pictures.Album, left: Sequence[str], out: Path, made: list[Path]) -> str:
+    """The page of a section's remaining pictures => its path, relative to the first page."""
+    folder = sections.place(out)
+    wall = pictures.rest(album, left, folder / f"s{number}")
+    view = sections.beside(section, number, wall)
+    path = folder / f"s{number}.html"
+    leaderboard.save(path, render([view], f"The {len(left)} prompts that {out.name} has no room for.", None, images="'self' data: file:"))
+    made.append(path)
+    return path.relative_to(out.parent).as_posix()
+
+
+def _lede(board: Sequence[Row], results: Path) -> str:
+    if not board:
+        return "There are no records yet; `sdbench run` makes them."
+    total = len(list(results.glob("*/*@*/*/*/record.json")))
+    newest = max(row.record.created for row in board)
+    rows = f"{len(board)} rows: the newest record of each model, out of {total}" if total > len(board) else f"{total} records"
+    return f"{rows}, up to {newest:%d %B %Y}. Rows of different sections are not comparable."
+
+
+def render(shown: Sequence[dict[str, Any]], lede: str, elsewhere: tables.Grid | None, images: str = "data:") -> str:
+    """The page of these sections.
+
+    Args:
+        shown: what `sections` made of each.
+        lede: a sentence on the whole.
+        elsewhere: published numbers.
+        images: where pictures may come from, as a Content-Security-Policy says it.
+    """
+    script, style = ((_HERE / name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    environment = Environment(
+        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("page.html.j2").render(
+        title="sdbench leaderboard",
+        lede=lede,
+        sections=shown,
+        published=elsewhere,
+        explained=ranks.EXPLAINED,
+        images=images,
+        script=Markup(script),  # noqa: S704  # our own file
+        style=Markup(style),  # noqa: S704  # likewise
+        script_hash=f"sha256-{digest}",
+    )

@@ -1,0 +1,178 @@
+"""The image wall: the thumbnails that the records of a section hold, the same prompt and noise in each line.
+
+Records hold at most 64 pictures a model. The page takes in at most 200 prompts, and no more bytes than a mail would carry: by turns
+those of the worst pictures and others drawn at random; the rest goes into a folder beside the page.
+"""
+
+import base64
+import io
+import itertools
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from sdbench import tables
+from sdbench.errors import UserError
+from sdbench.report.worst import prompts
+from sdbench.standings import Row, Section
+
+MOST_PROMPTS, MODELS = 200, 24
+PAGE_BYTES = 3_200_000  # of all pictures of a page, as base64
+_AS_IS_BYTES, _SIDE_PX, _QUALITY, _SEED = 8192, 256, 80, 0
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A thumbnail.
+
+    Attributes:
+        key: names it within its section: model and file.
+        src: what an `<img>` takes: a data URL, or a path relative to the page.
+        scores: what each metric says of it.
+    """
+
+    key: str
+    model: str
+    src: str
+    width: int
+    height: int
+    scores: str
+
+
+@dataclass(frozen=True)
+class Shot:
+    """A prompt, and each model's picture of it; None where its record does not hold one.
+
+    Attributes:
+        worst: it is there because some model did badly on it; else it was drawn at random.
+        loss: the most that a model lost on it against the teacher, below 0; 0 where none did.
+    """
+
+    prompt_id: str
+    prompt: str
+    worst: bool
+    loss: float
+    pictures: tuple[Picture | None, ...]
+
+    @property
+    def n_bytes(self) -> int:
+        """Of its pictures, as they stand in the page."""
+        return sum(len(picture.src) for picture in self.pictures if picture)
+
+
+@dataclass(frozen=True)
+class Wall:
+    """What a section shows, in the suite's order, and the prompts that are left over."""
+
+    models: tuple[str, ...]
+    shots: tuple[Shot, ...]
+    left: tuple[str, ...]
+
+
+class Album:
+    """The thumbnails of a section's first models.
+
+    Args:
+        section: the rows.
+        worst: prompt ids of the worst pictures, the worst first.
+        losses: prompt id -> the most that a model lost on it against the teacher.
+    """
+
+    def __init__(self, section: Section, worst: Sequence[str], losses: Mapping[str, float]) -> None:
+        self.worst, self.losses = worst, losses
+        held = [row for row in section.rows if any((row.folder / "images").glob("*.png"))]
+        self.rows: Sequence[Row] = held[:MODELS]
+        self._files = [{path.stem: path for path in (row.folder / "images").glob("*.png")} for row in self.rows]
+        self._places = [_first_places(row) for row in self.rows]
+        self._texts: dict[str, str] = {}
+        for row in self.rows:
+            self._texts |= dict(zip(row.scores.prompt_ids, prompts(row.scores), strict=True))
+        self.prompt_ids = sorted(set().union(*self._files))
+
+    def shot(self, prompt_id: str, beside: Path | None = None) -> Shot:
+        """The pictures of a prompt, in the page, or copied to a folder `beside` it."""
+        found = (self._picture(place, prompt_id, beside) for place in range(len(self.rows)))
+        text = self._texts.get(prompt_id, prompt_id)
+        return Shot(prompt_id, text, prompt_id in self.worst, self.losses.get(prompt_id, 0.0), tuple(found))
+
+    def _picture(self, place: int, prompt_id: str, beside: Path | None) -> Picture | None:
+        path, row = self._files[place].get(prompt_id), self.rows[place]
+        if path is None:
+            return None
+        content, kind, (width, height) = _encoded(path)
+        if beside is None:
+            src = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+        else:
+            file = beside / row.folder.parent.name / f"{path.stem}.{kind}"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+            src = file.relative_to(beside.parent).as_posix()
+        return Picture(f"{row.name}/{prompt_id}", row.name, src, width, height, self._scores(place, prompt_id))
+
+    def _scores(self, place: int, prompt_id: str) -> str:
+        at, columns = self._places[place].get(prompt_id), self.rows[place].scores.columns
+        if at is None:
+            return ""
+        shown = (name for name in columns if not name.endswith(":influence"))
+        return ", ".join(f"{name} {tables.significant(float(columns[name][at]))}" for name in shown)
+
+
+def _first_places(row: Row) -> dict[str, int]:
+    """Prompt id -> where its first sample stands in the scores."""
+    return {prompt_id: at for at, prompt_id in reversed(list(enumerate(row.scores.prompt_ids)))}
+
+
+def wall(album: Album, n_bytes: int) -> Wall:
+    """Choose and read the pictures of a section that go into the page, at most so many bytes of them.
+
+    Raises:
+        UserError: a picture cannot be read.
+    """
+    others = [prompt_id for prompt_id in album.prompt_ids if prompt_id not in album.worst]
+    random.Random(_SEED).shuffle(others)  # noqa: S311  # no secret
+    worst = [prompt_id for prompt_id in album.worst if prompt_id in album.prompt_ids]
+    shots: list[Shot] = []
+    for prompt_id in filter(None, itertools.chain.from_iterable(itertools.zip_longest(worst, others))):
+        shot = album.shot(prompt_id)
+        n_bytes -= shot.n_bytes
+        if n_bytes < 0 or len(shots) == MOST_PROMPTS:
+            break
+        shots.append(shot)
+    shown = {shot.prompt_id for shot in shots}
+    left = tuple(prompt_id for prompt_id in album.prompt_ids if prompt_id not in shown)
+    return Wall(_names(album), tuple(sorted(shots, key=lambda shot: shot.prompt_id)), left)
+
+
+def rest(album: Album, left: Sequence[str], beside: Path) -> Wall:
+    """The pictures that are left over, copied to a folder `beside` the page.
+
+    Raises:
+        UserError: a picture cannot be read, or the folder cannot be written.
+    """
+    try:
+        return Wall(_names(album), tuple(album.shot(prompt_id, beside) for prompt_id in left), ())
+    except OSError as error:
+        raise UserError(f"cannot write the pictures beside the page: {error}; name a writable place with --out.") from error
+
+
+def _names(album: Album) -> tuple[str, ...]:
+    return tuple(row.name for row in album.rows)
+
+
+def _encoded(path: Path) -> tuple[bytes, str, tuple[int, int]]:
+    """A picture as it is where it is small, else as WebP => bytes, format, (width, height)."""
+    try:
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content)) as image:
+            if len(content) <= _AS_IS_BYTES:
+                image.verify()
+                return content, "png", image.size
+            image.thumbnail((_SIDE_PX, _SIDE_PX))
+            buffer = io.BytesIO()
+            image.convert("RGB").save(buffer, "WEBP", quality=_QUALITY)
+            return buffer.getvalue(), "webp", image.size
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+        raise UserError(f"picture {path} cannot be read ({error}); run the suite again to make the record anew.") from error

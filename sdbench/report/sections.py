@@ -1,0 +1,223 @@
+"""What the page shows of a section of the leaderboard, ready to be written down."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from sdbench import leaderboard, standings, tables, truth
+from sdbench.errors import UserError
+from sdbench.gate import gate
+from sdbench.policy import Policy
+from sdbench.records import Value
+from sdbench.report import figures, wins, worst
+from sdbench.report.pictures import Album, Wall
+from sdbench.report.worst import Case, Worst
+from sdbench.standings import P50, Row, Section
+from sdbench.tables import Grid
+
+VERDICTS = 24  # models
+_PARTS = {
+    "table": "Table", "trade": "Trade-offs", "stages": "Where the time goes", "wins": "Who beats whom", "truth": "Against the truth",
+    "gate": "Verdicts", "worst": "Worst pictures", "images": "Image wall", "made": "How the numbers were made",
+}  # fmt: skip  # a table
+_FIGURE_SPACE, _PUNCTUATION_SPACE = "\u2007", "\u2008"  # as wide as a digit, and as a point
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number with what belongs to it, or the reason why there is none.
+
+    Attributes:
+        sort: what the column is sorted by.
+    """
+
+    text: str
+    sort: float | None = None
+    interval: str = ""
+    note: str = ""
+    rank: int | None = None
+
+    @property
+    def absent(self) -> bool:
+        """Whether there is no number."""
+        return self.sort is None
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table, without its models."""
+
+    title: str
+    unit: str
+    direction: str
+    cells: tuple[Cell, ...]
+
+    @property
+    def arrow(self) -> str:
+        """Where better lies."""
+        return {"higher": " ↑", "lower": " ↓"}.get(self.direction, "")
+
+
+def album(section: Section) -> Album:
+    """The section's pictures, the worst ones known."""
+    judges = wins.judges(section)
+    found = chain(worst.regressions(section, judges), worst.costly(section))
+    ids = dict.fromkeys(case.prompt_id for one in zip_cases(found) for case in one)
+    return Album(section, list(ids), worst.losses(section, judges[0]) if judges else {})
+
+
+def zip_cases(found: Iterator[Worst]) -> Iterator[tuple[Case, ...]]:
+    """The first of each list, then the second of each, and so on."""
+    lists = [one.cases for one in found]
+    return (tuple(cases[place] for cases in lists if place < len(cases)) for place in range(worst.MOST))
+
+
+def view(section: Section, number: int, wall: Wall, held: Album, policy: Policy) -> dict[str, Any]:
+    """Everything that the template asks of a section but the pictures' folder."""
+    judges = wins.judges(section)
+    keys = {(picture.model, shot.prompt_id): picture.key for shot in wall.shots for picture in shot.pictures if picture}
+    verdicts = list(_verdicts(section, policy))
+    shown = {
+        "columns": (columns := _columns(section)),
+        "rows": [
+            {"name": row.name, "role": _role(section, row), "cells": [column.cells[place] for column in columns]}
+            for place, row in enumerate(section.rows)
+        ],
+        "ranked": bool(section.ranks),
+        "charts": (charts := _charts(section)),
+        "chart_metrics": list(dict.fromkeys(chart.metric for chart in charts)),
+        "charts_left": len(section.models) > figures.LABELS,
+        "stages": figures.stages(section),
+        "efficiency": leaderboard.efficiency(section) if len(section.rows) <= VERDICTS else Grid((), ()),
+        "matrices": [found for judge in judges if (found := wins.matrix(section, judge))],
+        "truth": truth.grid([(row.record, row.scores) for row in section.models]),
+        "verdicts": verdicts,
+        "verdicts_left": len(section.models) - 1 > len(verdicts),
+        "regressions": [_shown(one, keys, section.teacher) for one in worst.regressions(section, judges)],
+        "costly": [_shown(one, keys, None) for one in worst.costly(section)],
+        "worst_note": _worst_note(section),
+        "wall": wall,
+        "wall_note": _wall_note(wall, held),
+        "footer": leaderboard.footer(section) if len(section.rows) <= VERDICTS else leaderboard.footer(section)[:1],
+        "teacher": section.teacher.name if section.teacher else "",
+    }
+    there = {"table": True, "trade": shown["charts"], "stages": shown["stages"], "wins": shown["matrices"], "truth": shown["truth"],
+             "gate": verdicts, "worst": shown["regressions"] or shown["costly"], "images": wall.shots, "made": True}  # fmt: skip
+    parts = [(title, part) for part, title in _PARTS.items() if there[part]]
+    return {"id": f"s{number}", "title": section.title, "only_wall": False, "beside": "", "parts": parts, **shown}
+
+
+def _role(section: Section, row: Row) -> str:
+    if row.is_pictures:
+        return "pictures, no model"
+    return "the teacher" if row is section.teacher else ""
+
+
+def _columns(section: Section) -> list[Column]:
+    """Metrics, median latency, speed-up, memory, and size."""
+    costs = {value.name: value for value in standings.probes(section)}
+    found = [_column(section, value) for value in standings.metrics(section)]
+    latency = next((value for row in section.rows if (value := row.record.value(P50))), None)
+    if latency:
+        found += [_column(section, latency), _speed_ups(section)]
+    return found + [_column(section, costs[name]) for name in (*figures.MEMORY, "parameters.unet") if name in costs]
+
+
+def _column(section: Section, value: Value) -> Column:
+    places = section.ranks.get(value.name, {})
+    cells = [_cell(row, value.name, places.get(row.name)) for row in section.rows]
+    return Column(value.name, value.unit, value.direction, _aligned(cells))
+
+
+def _speed_ups(section: Section) -> Column:
+    texts = [leaderboard.speed_up(row, section.teacher) for row in section.rows]
+    cells = [Cell(text, float(text[:-1])) if text.endswith("x") and text[0].isdigit() else Cell(text) for text in texts]
+    return Column("speed-up", "over the teacher", "higher", _aligned(cells))
+
+
+def _cell(row: Row, name: str, rank: int | None) -> Cell:
+    value = row.record.value(name)
+    if value is None or value.value is None:
+        return Cell("no model" if value is None and row.is_pictures else tables.cell(value))
+    if value.kind == "count":
+        return Cell(tables.count(value.value), value.value)
+    number, _, interval = tables.estimate(value.value, value.low, value.high).partition(" ")
+    few = f"n = {value.n}" if value.kind != "probe" and value.n != row.record.n_images else ""
+    note = "" if name.startswith("win_rate.") else value.note  # wins and losses: the matrix has them
+    return Cell(number, value.value, interval.strip("()").replace("..", " to "), ", ".join(filter(None, [few, note])), rank)
+
+
+def _aligned(cells: Sequence[Cell]) -> tuple[Cell, ...]:
+    """Numbers filled up with spaces as wide as digits, so that their points stand below each other."""
+    digits = [len(cell.text.partition(".")[2]) for cell in cells if not cell.absent and cell.text[-1].isdigit()]
+    most = max(digits, default=0)
+    return tuple(replace(cell, text=_padded(cell.text, most)) if not cell.absent and cell.text[-1].isdigit() else cell for cell in cells)
+
+
+def _padded(text: str, most: int) -> str:
+    has = len(text.partition(".")[2])
+    return text + (_PUNCTUATION_SPACE if most and not has else "") + _FIGURE_SPACE * (most - has)
+
+
+def _charts(section: Section) -> list[figures.Chart]:
+    ranked = [value for value in standings.metrics(section) if not value.name.startswith("win_rate.")]
+    return list(chain.from_iterable(figures.pareto(section, value, leaderboard.metric_title(value)) for value in ranked))
+
+
+def _verdicts(section: Section, policy: Policy) -> Iterator[dict[str, Any]]:
+    """What the gate says of the first models with the teacher as their baseline."""
+    if section.teacher is None:
+        return
+    for row in [row for row in section.models if row is not section.teacher][:VERDICTS]:
+        try:
+            report = gate(row.folder, section.teacher.folder, policy)
+            found = {"verdict": report.verdict, "why": report.why, "grid": report.grid()}
+        except UserError as error:  # the policy weighs nothing of this suite
+            found = {"verdict": "incomparable", "why": str(error), "grid": Grid((), ())}
+        yield {"candidate": row.name, **found}
+
+
+def _shown(found: Worst, keys: Mapping[tuple[str, str], str], teacher: Row | None) -> dict[str, Any]:
+    """A list of the worst pictures, each with those of its pictures that the wall holds."""
+
+    def one(case: Case) -> dict[str, Any]:
+        names = [name for name in (teacher.name if teacher else None, found.model) if name]
+        pictures = [(name, keys[name, case.prompt_id]) for name in names if (name, case.prompt_id) in keys]
+        return {"prompt": case.prompt, "numbers": _numbers(case), "pictures": pictures}
+
+    return {"model": found.model, "metric": found.metric, "cases": [one(case) for case in found.cases]}
+
+
+def _numbers(case: Case) -> str:
+    amount = f"{'+' if case.amount > 0 else ''}{tables.significant(case.amount, 3)}"
+    if case.own is None or case.teacher is None:
+        return amount
+    return f"{tables.significant(case.teacher)} → {tables.significant(case.own)} ({amount})"
+
+
+def _worst_note(section: Section) -> str:
+    kept = "Pictures are shown where the records hold them."
+    told = f"Each prompt's score: the teacher's → the model's (the difference). Each model's {worst.MOST} worst."
+    costs = "Frechet distance: what a picture adds to the distance of its set, to first order (its influence divided by n)."
+    return " ".join([told if section.teacher else "", costs, kept]).strip()
+
+
+def _wall_note(wall: Wall, held: Album) -> str:
+    total = max((len(set(row.scores.prompt_ids)) for row in held.rows), default=0)
+    bad = sum(shot.worst for shot in wall.shots)
+    what = (
+        f"The same prompt and the same initial noise in each line. The records hold pictures of {len(held.prompt_ids)} of {total} prompts"
+    )
+    return f"{what}; {len(wall.shots)} are here: {bad} because some model did badly on them, {len(wall.shots) - bad} drawn at random."
+
+
+def beside(section: Section, number: int, wall: Wall) -> dict[str, Any]:
+    """A section of the page that holds only the pictures that the first page has no room for."""
+    return {"id": f"s{number}", "title": section.title, "only_wall": True, "wall": wall}
+
+
+def place(out: Path) -> Path:
+    """The folder beside a page."""
+    return out.with_name(f"{out.stem}-pictures")

@@ -1,0 +1,118 @@
+"""Results in a model card: readable by the Hub's own tools, the same when written twice, and the rest of the card untouched."""
+
+from pathlib import Path
+
+import pytest
+from boards import board
+from huggingface_hub import ModelCard
+
+from sdbench import api, cli, records, standings
+from sdbench.errors import UserError
+from sdbench.models.digest import weights_digest
+from sdbench.models.spec import resolve
+from sdbench.report import card
+from sdbench.standings import Row
+
+MINE = """---
+library_name: diffusers
+license: apache-2.0
+tags:
+- distillation
+model-index:
+- name: mine
+  results:
+  - task:
+      type: text-to-image
+    dataset:
+      type: coco
+      name: COCO 2014
+    metrics:
+    - type: fid
+      value: 23.5
+---
+# mine
+
+Words of my own, with a \\1 and a | in them.
+"""
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> list[Row]:
+    board(tmp_path / "results")
+    return standings.rows(tmp_path / "results")
+
+
+def student(rows: list[Row]) -> Row:
+    return next(row for row in rows if row.record.model.name == "scenes-vega")
+
+
+def test_a_card_gets_the_results_and_keeps_all_else(tmp_path: Path, rows: list[Row]) -> None:
+    (tmp_path / "README.md").write_text(MINE, encoding="utf-8")
+    row = student(rows)
+    made = ModelCard.load(card.write(tmp_path, rows, [row]))
+    assert made.data.license == "apache-2.0"
+    assert "Words of my own, with a \\1 and a | in them." in made.text
+    assert made.data.model_name == "mine"
+    results = {result.metric_type: result for result in made.data.eval_results}
+    assert results["fid"].metric_value == 23.5
+    value = row.record.value("clip_score.scenes")
+    assert value is not None
+    assert results["clip_score.scenes"].metric_value == pytest.approx(value.value, rel=1e-5)
+    assert results["clip_score.scenes"].dataset_name == "quality@1, 48 prompts"
+    assert results["clip_score.scenes"].dataset_revision == "5017e"
+    assert "latency.pipeline.p50" not in results
+    assert "| latency.pipeline.p50 (s) ↓ | " in made.text
+    assert "| scenes-vega | scenes-teacher |" in made.text
+
+
+def test_twice_is_as_once_and_new_results_replace_the_old(tmp_path: Path, rows: list[Row]) -> None:
+    (tmp_path / "README.md").write_text(MINE, encoding="utf-8")
+    once = card.write(tmp_path, rows, [student(rows)]).read_text(encoding="utf-8")
+    assert card.write(tmp_path, rows, [student(rows)]).read_text(encoding="utf-8") == once
+    other = card.write(tmp_path, rows, [rows[0]]).read_text(encoding="utf-8")
+    assert other.count("## Results") == 1
+    assert student(rows).folder.name not in other
+
+
+def test_without_a_card_one_is_made(tmp_path: Path, rows: list[Row]) -> None:
+    made = ModelCard.load(card.write(tmp_path, rows, [rows[0]]))
+    assert made.data.model_name == rows[0].record.model.name
+    assert made.text.strip().startswith("<!-- sdbench: results")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("---\n[1, 2\n---\n", "cannot be read"),
+        ("---\njust words\n---\n", "cannot be read"),
+        ("---\n{}\n---\n<!-- sdbench: end -->", "only one"),
+    ],
+)
+def test_a_card_that_cannot_be_understood_is_left_alone(text: str, said: str, tmp_path: Path, rows: list[Row]) -> None:
+    path = tmp_path / "README.md"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=said):
+        card.write(tmp_path, rows, [rows[0]])
+    assert path.read_text(encoding="utf-8") == text
+
+
+def test_the_command_finds_the_records_by_the_weights(
+    tmp_path: Path, made: Path, rows: list[Row], capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "results"
+    words = ["card", str(made), "--results", str(results)]
+    assert cli.main(words) == 2
+    assert "measure them first: sdbench run --model" in capsys.readouterr().err
+    spec = resolve(str(made))
+    record, row = student(rows).record, student(rows)
+    model = record.model.model_copy(update={"name": "tiny-vega", "weights_digest": weights_digest(spec)})
+    mine = record.model_copy(update={"model": model, "family": spec.family, "sampling": {**record.sampling, "dtype": "float32"}})
+    records.write(mine, row.scores, {}, results)
+    copy = tmp_path / "student"
+    copy.symlink_to(made, target_is_directory=True)
+    path = made / "README.md"
+    try:
+        assert api.card(str(made), api.Places(results)) == path
+        assert "tiny-vega" in path.read_text(encoding="utf-8")
+    finally:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,58 @@
+"""The leaderboard as data: every value of every row, and nothing that is not there made up."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+from boards import MODELS, board, make
+from factories import with_value
+
+from sdbench import cli, records, standings
+from sdbench.report import flat
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    board(tmp_path)
+    missing = with_value(
+        make(3, "scenes-odd"), "fd.scenes", state="missing", reason='no "reference",\nyet', value=None, low=None, high=None
+    )
+    records.write(*missing, {}, tmp_path)
+    return tmp_path
+
+
+def test_csv_has_a_line_for_each_value_with_its_state(results: Path) -> None:
+    rows = standings.rows(results)
+    lines = list(csv.DictReader(io.StringIO(flat.csv_text(rows))))
+    assert len(lines) == sum(len(row.record.values) for row in rows)
+    assert list(lines[0]) == list(flat.COLUMNS)
+    by_key = {(line["model"], line["metric"]): line for line in lines}
+    value = rows[0].record.value("clip_score.scenes")
+    assert value is not None
+    assert float(by_key[rows[0].record.model.name, "clip_score.scenes"]["value"]) == value.value
+    absent = by_key["scenes-odd", "fd.scenes"]
+    assert (absent["value"], absent["state"], absent["reason"], absent["rank"]) == ("", "missing", 'no "reference",\nyet', "")
+    assert [by_key[name, "clip_score.scenes"]["rank"] for name in MODELS] == ["1", "2", "3"]
+
+
+def test_json_holds_the_same(results: Path) -> None:
+    rows = standings.rows(results)
+    nested = json.loads(json.dumps(flat.nested(rows)))
+    flattened = [{key: item for key, item in row.items() if key != "values"} | value for row in nested for value in row["values"]]
+    assert flattened == list(flat.lines(rows))
+
+
+def test_datasets_reads_the_same_table(results: Path) -> None:
+    table = flat.table(results)
+    assert table.to_list() == list(flat.lines(standings.rows(results)))
+    assert table.features["value"].dtype == "float64"
+
+
+def test_the_command_writes_all_three(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["leaderboard", "--results", str(results), "--json"]) == 0
+    printed = capsys.readouterr().out
+    assert json.loads(printed) == json.loads((results / "LEADERBOARD.json").read_text(encoding="utf-8"))
+    assert (results / "LEADERBOARD.csv").read_text(encoding="utf-8") == flat.csv_text(standings.rows(results))
+    assert (results / "LEADERBOARD.md").exists()

@@ -1,0 +1,117 @@
+"""The page as a file: safe, whole, of bounded size, and the same for the same records."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from boards import LONG, board
+from factories import GPU, make_record
+
+from sdbench import api, cli, records, standings
+from sdbench.errors import UserError
+from sdbench.records import Model, Scores, SuiteId
+from sdbench.report import sections
+
+
+class Tags(HTMLParser):
+    """Every start tag with its attributes, and the ids."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> str:
+    board(tmp_path)
+    assert cli.main(["report", "--results", str(tmp_path)]) == 0
+    return (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_nothing_in_the_page_points_outside_or_runs_but_its_own_script(page: str) -> None:
+    tags = Tags(page).found
+    assert [tag for tag, _ in tags].count("script") == 1
+    assert not any(name.startswith("on") for _, attributes in tags for name in attributes)
+    links = [value or "" for _, attributes in tags for name, value in attributes.items() if name in ("src", "href", "xlink:href", "action")]
+    assert links
+    assert all(link.startswith(("#", "data:")) for link in links)
+    policy = next(attributes["content"] for tag, attributes in tags if attributes.get("http-equiv") == "Content-Security-Policy")
+    assert (policy or "").startswith("default-src 'none'; img-src data:; ")
+    assert "unsafe-eval" not in (policy or "")
+    assert re.search(r"script-src 'sha256-[\w+/=]{44}'", policy or "")
+
+
+def test_ids_are_unique_and_every_link_within_the_page_finds_its_target(page: str) -> None:
+    tags = Tags(page).found
+    ids = [attributes["id"] for _, attributes in tags if attributes.get("id")]
+    assert len(ids) == len(set(ids))
+    assert {(a["href"] or "")[1:] for tag, a in tags if tag == "a" and (a.get("href") or "").startswith("#")} <= set(ids)
+
+
+def test_hostile_words_are_escaped_wherever_they_stand(page: str) -> None:
+    assert "<script>window.hacked" not in page
+    assert "<img src=" not in page.replace('<img src="data:', "")
+    assert LONG in page
+
+
+def test_the_same_records_make_the_same_page(page: str, tmp_path: Path) -> None:
+    (again,) = api.report(api.Places(tmp_path), tmp_path / "again.html")
+    assert again.read_text(encoding="utf-8") == page
+
+
+def test_everything_the_page_promises_is_there(page: str) -> None:
+    for part in ("table", "trade", "stages", "wins", "gate", "worst", "images", "made"):
+        assert f'id="s1-{part}"' in page
+    assert re.search(r'<span class="chip regressed">regressed</span> scenes-vega', page)
+    assert "Published elsewhere" in page
+    assert "23.4805" in page[page.index('id="published"') :]
+    assert "23.4805" not in page[: page.index('id="published"')]
+    assert "pictures of 24 of 24 prompts; 24 are here" in page
+
+
+def test_models_without_pictures_scores_or_a_policy_have_a_page_too(tmp_path: Path) -> None:
+    suite = SuiteId(name="efficiency", version=1, digest="e44")
+    random = Model(name="sdxl", architecture="sdxl", source="random", weights_digest=None, label="random weights")
+    odd = random.model_copy(update={"name": "odd", "source": "folder:odd", "label": '"><b>'})
+    for model in (random, odd):
+        records.write(make_record(family="sdxl", suite=suite, machine=GPU, n_images=0, model=model), Scores([], [], {}), {}, tmp_path)
+    (path,) = api.report(api.Places(tmp_path))
+    text = path.read_text(encoding="utf-8")
+    assert "sdxl (random weights)" in text
+    assert 'class="chip incomparable"' in text
+    assert "unknown suite in the gate" in text
+    assert "&#34;&gt;&lt;b&gt;" in text
+
+
+def test_without_records_the_page_says_so(tmp_path: Path) -> None:
+    (path,) = api.report(api.Places(tmp_path))
+    assert "no records yet" in path.read_text(encoding="utf-8")
+
+
+def test_a_place_that_cannot_be_written_and_a_policy_that_is_not_there_are_errors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="cannot write"):
+        api.report(api.Places(tmp_path), tmp_path / "file" / "report.html")
+    assert cli.main(["report", "--results", str(tmp_path), "--policy", "nowhere.toml"]) == 2
+    assert "nowhere.toml" in capsys.readouterr().err
+
+
+def test_numbers_stand_below_each_other_by_their_points(tmp_path: Path) -> None:
+    board(tmp_path)
+    (section,) = standings.sections(standings.rows(tmp_path))
+    for column in sections._columns(section):
+        tails = [
+            len(cell.text) - (cell.text.index(".") if "." in cell.text else len(cell.text))
+            for cell in column.cells
+            if cell.text[-1].isdigit()
+        ]
+        assert len(set(tails)) <= 1, column
+    padded = sections._aligned([sections.Cell("52", 52.0), sections.Cell("63.6", 63.6), sections.Cell("no model")])
+    assert [cell.text for cell in padded] == ["52\u2008\u2007", "63.6", "no model"]
