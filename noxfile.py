@@ -64,7 +64,7 @@ def web(session: nox.Session) -> None:
 @nox.session(default=False)
 def speed(session: nox.Session) -> None:
     """Time the harness itself beside its peers, as ratios: nox -s speed -- [pytest's options]."""
-    _install(session, "test")
+    _install(session, "web")
     session.run("pytest", "suites/speed_training.py", "suites/speed_report.py", "--benchmark-columns=median,iqr,rounds", *session.posargs)
 
 
