@@ -79,7 +79,7 @@ def web(session: nox.Session) -> None:
 @nox.session(default=False)
 def speed(session: nox.Session) -> None:
     """Time the harness itself beside its peers, as ratios: nox -s speed -- [pytest's options]."""
-    _install(session, "test")
+    _install(session, "web")
     files = sorted(map(str, Path("suites").glob("speed_*.py")))
     session.run("pytest", *files, "-s", "--benchmark-columns=median,iqr,rounds", *session.posargs)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdbench import baselines, floors, records, standings, suites
+from sdbench import baselines, floors, records, suites
 from sdbench.compare import Side
 from sdbench.errors import UserError
 from sdbench.gate import gate
@@ -242,6 +242,7 @@ def card(folder: str, places: Places | None = None, base: str | None = None) -> 
     Raises:
         UserError: it is no model's folder, or no record is of its weights.
     """
+    from sdbench import standings
     from sdbench.models.digest import weights_digest
     from sdbench.models.spec import resolve
     from sdbench.report import card as cards

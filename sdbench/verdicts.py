@@ -76,15 +76,20 @@ class Report:
             "exit_code": self.exit_code,
         }
 
+    def grid(self, *, marks: bool = False) -> Grid:
+        """The metrics, a line each; with a sign before each verdict where a reader skims."""
+        header = ("metric", "verdict", "candidate", "baseline", "candidate - baseline", "margin", "why")
+        return Grid(header, tuple(_line(result, f"{_MARKS[result.verdict]} " if marks else "") for result in self.results))
+
     def text(self, width: int = 160) -> str:
         """For people: why, then the metrics."""
-        table = tables.text(_grid(self.results), width) if self.results else ""
+        table = tables.text(self.grid(), width) if self.results else ""
         return "\n\n".join(filter(None, [f"{self.verdict}: {self.why}", table, _listed(self)])) + "\n"
 
     def markdown(self) -> str:
         """For CI pages and pull requests."""
         title = " ".join(f"### {_MARKS[self.verdict]} {self.verdict}: {self.candidate} against {self.baseline}".split())
-        table = tables.markdown(_grid(self.results, marks=True)) if self.results else ""
+        table = tables.markdown(self.grid(marks=True)) if self.results else ""
         return "\n\n".join(filter(None, [tables.escaped(title), tables.escaped(self.why), table, tables.escaped(_listed(self))])) + "\n"
 
     def junit(self) -> str:
@@ -107,11 +112,6 @@ def shown(result: Result) -> str:
         return "none"
     ends = [_signed(end, result.relative) for end in (result.difference, result.low, result.high)]
     return ends[0] if result.low == result.high else f"{ends[0]} ({ends[1]}..{ends[2]})"
-
-
-def _grid(results: tuple[Result, ...], *, marks: bool = False) -> Grid:
-    header = ("metric", "verdict", "candidate", "baseline", "candidate - baseline", "margin", "why")
-    return Grid(header, tuple(_line(result, f"{_MARKS[result.verdict]} " if marks else "") for result in results))
 
 
 def _line(result: Result, mark: str) -> tuple[str, ...]:

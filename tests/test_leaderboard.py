@@ -143,7 +143,7 @@ def test_the_order_of_records_changes_nothing() -> None:
 
 def test_every_row_of_every_table_is_as_wide_as_its_header_and_no_cell_is_empty() -> None:
     tables_found = re.findall(r"(?:^\|.*\n)+", leaderboard.markdown(board()), re.MULTILINE)
-    assert len(tables_found) == 6
+    assert len(tables_found) == 7
     for table in tables_found:
         cells = [re.split(r"(?<!\\)\|", line.strip())[1:-1] for line in table.strip().splitlines()]
         assert {len(line) for line in cells} == {len(cells[0])}

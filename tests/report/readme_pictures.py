@@ -1,7 +1,7 @@
 """Pictures of the page for the README, from the committed records: `python tests/report/readme_pictures.py results`.
 
 Writes `report-page.png` (the table and the charts), `report-wall.png` (the image wall) and
-`report-phone.png` (on a phone, in the dark) into the folder of records, in 64 colours, which keeps them small.
+`report-phone.png` (on a phone, in the dark) into the folder of records.
 """
 
 import io
@@ -38,8 +38,7 @@ def _take(browser: Any, page_file: Path, out: Path, width: int, height: int, sch
     if part:
         page.locator(f"#s1-{part}").evaluate("head => head.scrollIntoView()")
         page.wait_for_timeout(500)  # pictures load as they come into view
-    image = Image.open(io.BytesIO(page.screenshot())).convert("RGB").quantize(64, dither=Image.Dither.NONE)
-    image.save(out, optimize=True)
+    Image.open(io.BytesIO(page.screenshot())).convert("RGB").save(out, optimize=True)
     print(f"written: {out}, {out.stat().st_size / 1000:.0f} kB")  # noqa: T201
     context.close()
 

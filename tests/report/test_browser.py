@@ -12,7 +12,7 @@ from sdbench import suites
 from sdbench.policy import load
 from sdbench.report import page as pages
 
-pytest.importorskip("playwright.sync_api", reason="needs playwright, of the dependency group web")
+sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the dependency group web")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python, of the dependency group web")
 WIDE, PHONE = {"width": 1440, "height": 1000}, {"width": 390, "height": 844}
 
@@ -201,5 +201,5 @@ def test_what_has_no_room_lies_beside_the_page_and_opens_from_there(browser: Any
     assert shown > 0
     assert shown + page.locator(".shot").count() == len(PROMPTS)
     page.locator(".zoom").last.scroll_into_view_if_needed()
-    page.wait_for_function("[...document.querySelectorAll('.zoom img')].at(-1).naturalWidth === 8", timeout=5000)
+    sync_api.expect(page.locator(".zoom img").last).to_have_js_property("naturalWidth", 8)
     page.close()
