@@ -21,6 +21,7 @@ Verdict = Literal["pass", "regressed", "inconclusive", "incomparable"]
 
 _DRAWS = 4000
 _SEED = 20240521
+_FEW_ROUNDS = 5  # fewer cannot be resampled: the bounds are then as wide as Student's at least
 
 
 @dataclass(frozen=True)
@@ -199,15 +200,17 @@ def paired_mean_bounds(difference: npt.ArrayLike, level: float = 0.95) -> Bounds
 def ratio_bounds(candidate_rounds: npt.ArrayLike, baseline_rounds: npt.ArrayLike, level: float = 0.95) -> Bounds:
     """Log ratio of median times, candidate over baseline (plus = slower), between one-sided bootstrap bounds.
 
-    Both are rounds x calls in one unit; the shapes may differ. Calls of one round share the machine's mood, so whole rounds are drawn; a single round leaves only its calls to draw,
-    which makes the bounds too narrow. Percentile bounds (Efron 1979), expanded to the quantiles of t because a few rounds
-    resampled spread too little (Hesterberg 2015, 3.4). n is the number of rounds (or calls) on the smaller side.
+    Both are rounds x calls in one unit; the shapes may differ. Calls of one round share the machine's mood, so whole rounds
+    are drawn; a single round leaves only its calls to draw, which makes the bounds too narrow. Percentile bounds (Efron
+    1979), expanded to the quantiles of t because a few rounds resampled spread too little (Hesterberg 2015, 3.4); with
+    fewer than 5 rounds Student's t bounds of their medians where those are wider. n is the number of rounds (or calls) on
+    the smaller side.
 
     Raises:
         ValueError: ragged, empty, or times that are not positive and finite.
     """
     candidate, baseline = _units(candidate_rounds, "candidate rounds"), _units(baseline_rounds, "baseline rounds")
-    difference = math.log(np.median(candidate) / np.median(baseline))
+    difference = float(np.log(np.median(candidate)) - np.log(np.median(baseline)))
     n = min(len(candidate), len(baseline))
     if n == 1:
         return Bounds(-math.inf, math.inf, difference, math.inf, n)
@@ -216,6 +219,9 @@ def ratio_bounds(candidate_rounds: npt.ArrayLike, baseline_rounds: npt.ArrayLike
     expansion = math.sqrt(n / (n - 1))
     tail = NormalDist().cdf(-expansion * student_t.quantile(level, len(candidate) + len(baseline) - 2))
     low, high = np.quantile(draws, [tail, 1 - tail])
+    if n < _FEW_ROUNDS:
+        half = _few_rounds(candidate, baseline, level)
+        low, high = min(low, difference - half), max(high, difference + half)
     return Bounds(float(low), float(high), difference, float(draws.std()) * expansion, n)
 
 
@@ -312,6 +318,13 @@ def _units(rounds: npt.ArrayLike, name: str) -> F64:
             f"{name} must be rounds x calls of positive, finite times, found shape {array.shape} from {array.min(initial=math.inf)}"
         )
     return array.T if len(array) == 1 else array
+
+
+def _few_rounds(candidate: F64, baseline: F64, level: float) -> float:
+    """Half width of the t bound of the log ratio of round medians."""
+    logs = [np.log(np.median(units, axis=1)) for units in (candidate, baseline)]
+    variance = sum((each - each[0]).var(ddof=1) / len(each) for each in logs)  # from the first, so that equal rounds have exactly none
+    return student_t.quantile(level, len(candidate) + len(baseline) - 2) * math.sqrt(variance)
 
 
 def _median_draws(units: F64, random: np.random.Generator) -> F64:
