@@ -176,6 +176,7 @@ class Judge:
         )
         for name in dict.fromkeys(arm):
             self.arms[name] = [whole.rows(np.flatnonzero((arm == name) & (seed == each))) for each in np.unique(seed[arm == name])]
+        self.right = float(np.mean([run.scores["scene_accuracy"].mean() for run in self.arms["vega"]]))
         self.policy = policy.load(suites.suites_folder() / "gate.toml")
         self.rules = self.policy.rules("quality")
         self.against, self.draws = reference.scenes(work).statistics, draws
@@ -237,12 +238,12 @@ class Judge:
         return Value(name=name, kind="probe", direction="lower", unit="1", value=middle, n=rounds, samples=tuple(samples))
 
 
-def lost(pictures: Pictures, name: str, amount: float, random: np.random.Generator) -> Pictures:
-    """The same with an expected loss of one score: right scenes turned wrong at random, other scores lowered."""
+def lost(judge: Judge, pictures: Pictures, name: str, amount: float, random: np.random.Generator) -> Pictures:
+    """The same with an expected loss of one score: right scenes turned wrong at random, each with the same chance, other scores lowered."""
     if name not in pictures.scores:
         return pictures
     column = pictures.scores[name]
-    changed = column * (random.random(len(column)) >= amount / column.mean()) if name == "scene_accuracy" else column - amount
+    changed = column * (random.random(len(column)) >= amount / judge.right) if name == "scene_accuracy" else column - amount
     return Pictures({**pictures.scores, name: changed}, pictures.features)
 
 
@@ -291,7 +292,7 @@ def _once(judge: Judge, new: Pictures, old: Pictures, worse: float = 0.0) -> tup
 def _shifted(judge: Judge, name: str, margins: float, random: np.random.Generator) -> tuple[str, float]:
     new, old = judge.itself(random)
     amount = margins * judge.rules[name].margin
-    return _once(judge, lost(new, name, amount, random), old, amount if name == "fd.scenes" else 0.0)
+    return _once(judge, lost(judge, new, name, amount, random), old, amount if name == "fd.scenes" else 0.0)
 
 
 def _students(arm: str) -> np.ndarray:
@@ -327,7 +328,7 @@ def _sequential(judge: Judge, name: str, margins: float, random: np.random.Gener
     amount = margins * judge.rules[name].margin
     from sdbench.until import sizes
 
-    new, rules = lost(new, name, amount, random), looks.Rules(judge.policy, "quality", ["fd.scenes"], {})
+    new, rules = lost(judge, new, name, amount, random), looks.Rules(judge.policy, "quality", ["fd.scenes"], {})
     shares: tuple[float, ...] = ()
     for size in sizes(judge.n, judge.batch):
         shares, rows = (*shares, size / judge.n), np.arange(size)
