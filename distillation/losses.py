@@ -97,6 +97,6 @@ class _MeanSquaredError(torch.autograd.Function):
         return difference.square().mean()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]  # torch declares any arguments
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (difference,) = ctx.saved_tensors
         return (grad / difference.numel() * (2 * difference.float())).to(difference.dtype), None

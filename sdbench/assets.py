@@ -50,8 +50,8 @@ _MLPERF = "https://raw.githubusercontent.com/mlcommons/inference/b66003e10e2db4b
 _TABLE = (
     Asset("inception-2015", _FID, (
         File("pt_inception-2015-12-05-6726825d.pth", 95_628_359, "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"),
-    ), ("fid", "kid", "prdc")),
-    Asset("dinov2-vit-l-14", "model:facebook/dinov2-large", (_CONFIG, File("model.safetensors", 1_217_474_560)), ("fd.dinov2",)),
+    ), ("fid", "fid_infinity", "kid", "prdc", "fd_to_teacher.clean")),
+    Asset("dinov2-vit-l-14", "model:facebook/dinov2-large", (_CONFIG, File("model.safetensors", 1_217_474_560)), ("fd.dinov2", "agreement.dinov2")),
     Asset("clip-vit-l-14-336", "model:openai/clip-vit-large-patch14-336", (
         File("config.json", 4_757, "51b1c14aabcdf639c4a0370eeda1010b773bbe1df78319c7d0f5882c22ac0ac0"),
         File("pytorch_model.bin", 1_711_974_081, "c6032c2e0caae3dc2d4fba35535fa6307dbb49df59c7e182b1bc4b3329b81801"),

@@ -44,7 +44,7 @@ def _section(section: Section) -> Iterator[str]:
         yield from ("### Ranks", ranks.EXPLAINED, tables.markdown(ranked(section)))
     if (measured := efficiency(section)).rows:
         yield from ("### Efficiency", tables.markdown(measured))
-    for title, grid in speed.grids(section.records, section.teacher and section.teacher.record).items():
+    for title, grid in speed.grids(section.records, _teacher(section)).items():
         yield from (f"### {title}", tables.markdown(grid))
     if judged := truth.grid([(row.record, row.scores) for row in section.models]):
         yield from ("### Against the truth", tables.markdown(judged))
@@ -56,8 +56,12 @@ def _published(of_family: Sequence[Section]) -> Iterator[str]:
     yield "Not measured here, and by protocols that differ from ours and from each other."
     yield tables.markdown(published.grid())
     for section in of_family:
-        if (beside := speed.beside_published(section.records, section.teacher and section.teacher.record)).rows:
+        if (beside := speed.beside_published(section.records, _teacher(section))).rows:
             yield from (f"### Beside {section.title}", tables.markdown(beside))
+
+
+def _teacher(section: Section) -> Record | None:
+    return section.teacher.record if section.teacher else None
 
 
 def text_table(board: Sequence[Row], width: int = 160) -> str:

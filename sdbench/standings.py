@@ -16,14 +16,18 @@ P50 = "latency.pipeline.p50"
 TITLES = {
     "fd": "Frechet",
     "fid": "Frechet",
+    "fid_infinity": "Frechet",
     "kid": "KID",
     "cmmd": "CMMD",
     "clip_score": "CLIP",
     "preference": "preference",
     "pickscore": "preference",
-    "hps": "preference",
+    "hpsv2": "preference",
     "win_rate": "win rate",
     "scene_accuracy": "scene accuracy",
+    "agreement": "agreement",
+    "fd_to_teacher": "Frechet to the teacher",
+    "prdc": "",  # the names say what they are
 }
 _EFFICIENCY = ("latency.pipeline", "latency", "images_per_second", "memory", "parameters", "flops")
 

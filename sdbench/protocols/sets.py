@@ -9,7 +9,7 @@ import numpy as np
 from sdbench import reference, stats
 from sdbench.encoders.catalogue import ENCODERS
 from sdbench.errors import MissingError
-from sdbench.metrics import cmmd, frechet, kid, mmd, prdc
+from sdbench.metrics import cmmd, frechet, frechet_infinity, kid, mmd, prdc
 from sdbench.metrics.inputs import F64
 from sdbench.protocols.base import Protocol, Result, Subject
 from sdbench.reference import Reference
@@ -54,6 +54,16 @@ def _frechet(encoder: str, subject: Subject, protocol: Protocol) -> Result:
     return _result(protocol, distance, frechet.influence(features, against.statistics), against.digest, note)
 
 
+def _infinity(encoder: str, subject: Subject, protocol: Protocol) -> Result:
+    features, against = _compared(encoder, subject)
+    least = math.ceil(frechet_infinity.LEAST_PER_DIMENSION * features.shape[1])
+    if len(features) < least:
+        return _too_few(protocol, least, len(features))
+    made = frechet_infinity.frechet_infinity(features, against.statistics)
+    estimate = stats.standard_error_interval(made.value, made.influence, systematic=abs(made.curvature))
+    return protocol.value(estimate, "extrapolated to unlimited pictures", against.digest), {f"{protocol.name}:influence": made.influence}
+
+
 def _kid(subject: Subject, protocol: Protocol) -> Result:
     features, real, against = _with_pictures("inception.clean", subject)
     if len(features) < 2:
@@ -85,6 +95,7 @@ def _prdc(subject: Subject, protocol: Protocol) -> Result:
 PROTOCOLS = (
     Protocol("fd.scenes",        "set", "lower",  "distance",    partial(_frechet, "scenes.features")),
     Protocol("fid.clean",        "set", "lower",  "distance",    partial(_frechet, "inception.clean")),
+    Protocol("fid_infinity.clean", "set", "lower", "distance",  partial(_infinity, "inception.clean")),
     Protocol("fid.tf1",          "set", "lower",  "distance",    partial(_frechet, "inception.tf1")),
     Protocol("fid.mlperf",       "set", "lower",  "distance",    partial(_frechet, "inception.mlperf")),
     Protocol("fid.torchmetrics", "set", "lower",  "distance",    partial(_frechet, "inception.torchmetrics")),
