@@ -80,6 +80,7 @@ ONLY = {
     "truth": {"records", "stats", "tables"},
     "report": {
         "errors",
+        "speed",
         "records",
         "stats",
         "tables",

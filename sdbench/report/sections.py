@@ -1,12 +1,13 @@
 """What the page shows of a section of the leaderboard, ready to be written down."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from sdbench import leaderboard, standings, tables, truth
+from sdbench import leaderboard, speed, standings, tables, truth
 from sdbench.errors import UserError
 from sdbench.gate import gate
 from sdbench.policy import Policy
@@ -91,6 +92,7 @@ def view(section: Section, number: int, wall: Wall, held: Album, policy: Policy)
         "charts_left": len(section.models) > figures.LABELS,
         "stages": figures.stages(section),
         "efficiency": leaderboard.efficiency(section) if len(section.rows) <= VERDICTS else Grid((), ()),
+        "settings": speed.grids(section.records, section.teacher.record if section.teacher else None),
         "matrices": [found for judge in judges if (found := wins.matrix(section, judge))],
         "truth": truth.grid([(row.record, row.scores) for row in section.models]),
         "verdicts": verdicts,
@@ -133,8 +135,12 @@ def _column(section: Section, value: Value) -> Column:
 
 def _speed_ups(section: Section) -> Column:
     texts = [leaderboard.speed_up(row, section.teacher) for row in section.rows]
-    cells = [Cell(text, float(text[:-1])) if text.endswith("x") and text[0].isdigit() else Cell(text) for text in texts]
-    return Column("speed-up", "over the teacher", "higher", _aligned(cells))
+    return Column("speed-up", "over the teacher", "higher", _aligned([_speed_up(text) for text in texts]))
+
+
+def _speed_up(text: str) -> Cell:
+    number, _, interval = text.partition(" ")
+    return Cell(number, float(number[:-1]), _interval(interval)) if re.fullmatch(r"[\d.]+x", number) else Cell(text)
 
 
 def _cell(row: Row, name: str, rank: int | None) -> Cell:
@@ -146,7 +152,11 @@ def _cell(row: Row, name: str, rank: int | None) -> Cell:
     number, _, interval = tables.estimate(value.value, value.low, value.high).partition(" ")
     few = f"n = {value.n}" if value.kind != "probe" and value.n != row.record.n_images else ""
     note = "" if name.startswith("win_rate.") else value.note  # wins and losses: the matrix has them
-    return Cell(number, value.value, interval.strip("()").replace("..", " to "), ", ".join(filter(None, [few, note])), rank)
+    return Cell(number, value.value, _interval(interval), ", ".join(filter(None, [few, note])), rank)
+
+
+def _interval(text: str) -> str:
+    return text.strip("()").replace("..", " to ")
 
 
 def _aligned(cells: Sequence[Cell]) -> tuple[Cell, ...]:
