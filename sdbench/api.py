@@ -180,7 +180,7 @@ def evaluate(
     record, scores = records.read(folder)
     if baseline is None:
         return Evaluation(folder, record, scores, None)
-    policy, skipped = _measured_by(record, _policy(None))
+    policy, skipped = _without_probes(record, _policy(None)) if only == "quality" else (_policy(None), [])
     old = _record_of(_baseline(str(baseline), where), where, chosen, only)
     report = gate(folder, old, policy, floors.between_runs(records.read(old)[0], where.results))
     notes = (f"not measured, so not weighed: {', '.join(skipped)}",) if skipped else ()
@@ -208,10 +208,10 @@ def _suite(suite: str | suites.Suite | None, spec: "ModelSpec") -> suites.Suite:
     return suite if isinstance(suite, suites.Suite) else suites.load(suite or FAMILY_SUITE.get(spec.family, "standard"))
 
 
-def _measured_by(record: Record, policy: Policy) -> tuple[Policy, list[str]]:
-    """The policy without what it may skip and nobody measured, the probes where only pictures were made, and the names of that."""
+def _without_probes(record: Record, policy: Policy) -> tuple[Policy, list[str]]:
+    """The policy for a record of pictures alone, and the names of what it does not weigh then."""
     names, rules = {value.name for value in record.values}, policy.rules(record.suite.name)
-    skipped = [name for name, rule in rules.items() if not rule.required and name not in names]
+    skipped = [name for name in rules if name.partition(".")[0] in ("latency", "memory") and name not in names]
     kept = {name: rule for name, rule in rules.items() if name not in skipped}
     return policy.model_copy(update={"suites": {record.suite.name: kept}}), skipped
 

@@ -13,7 +13,7 @@ import psutil
 from sdbench import __version__
 from sdbench.records import Environment, Machine
 
-# What can change a number; the required packages of pyproject.toml but for those that only show or carry it.
+# What can change a number; the required packages of pyproject.toml but for those that only train, show, fetch or carry it.
 PACKAGES = (
     "clean-fid",
     "datasets",

@@ -30,7 +30,7 @@ FRECHET = {
     "fd.dinov2": "dinov2.vit-l-14",
 }
 PRDC = tuple(f"prdc.{name}" for name in ("precision", "recall", "density", "coverage"))
-NAMES = (*FRECHET, "kid", "cmmd", *PRDC)
+NAMES = ("fid.clean", "fid_infinity.clean", *list(FRECHET)[1:], "kid", "cmmd", *PRDC)
 REAL = np.stack([photograph(seed, 32, 32) for seed in range(100, 160)])
 SAME = np.stack([photograph(seed, 32, 32) for seed in range(60)])
 
@@ -142,13 +142,13 @@ def test_published_moments_serve_frechet_distances_and_nothing_else(tmp_path: Pa
     whole = reference.find
     monkeypatch.setattr(reference, "find", lambda *arguments: replace(whole(*arguments), features=None))
     found = values(tmp_path)
-    assert {name for name, value in found.items() if value.state == "ok"} == set(FRECHET)
+    assert {name for name, value in found.items() if value.state == "ok"} == {*FRECHET, "fid_infinity.clean"}
     for name in ("kid", "cmmd", *PRDC):
         assert found[name].state == "missing"
         assert found[name].reason.startswith("reference: 'real' is of published moments")
 
 
-@pytest.mark.parametrize(("n", "lacking"), [(1, set(NAMES)), (6, set(PRDC)), (7, set())])
+@pytest.mark.parametrize(("n", "lacking"), [(1, set(NAMES)), (6, {"fid_infinity.clean", *PRDC}), (7, {"fid_infinity.clean"}), (38, set())])
 def test_too_few_pictures_are_no_set(n: int, lacking: set[str], tmp_path: Path) -> None:
     found = values(tmp_path, SAME[:n])
     assert {name for name, value in found.items() if value.state == "not_applicable"} == lacking
