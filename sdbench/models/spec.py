@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Self
 
 from sdbench.errors import UserError, unknown
-from sdbench.models import hub
 from sdbench.models.architectures import TOPOLOGIES, Family, architecture_of, depths, depths_of_keys, family_of, ldm_depths, unet_config
 from sdbench.models.catalogue import CATALOGUE, TEACHERS, Source
 from sdbench.models.files import Tensor, kind_of, read_header, read_json
@@ -195,6 +194,8 @@ def _needed(base: ModelSpec | None, path: Path, family: Family, *, ldm: bool = F
 
 def _from_hub(repository: str, base: ModelSpec | None, revision: str | None) -> ModelSpec:
     spec = ModelSpec(repository.split("/")[1], base.family if base else "sdxl", "custom", "hub", repository, base, revision=revision)
+    from sdbench.models import hub  # takes half a second, which a gate on names need not
+
     folder = hub.cached(repository, revision)
     config = folder / "config.json" if folder and base else folder / "unet" / "config.json" if folder else None
     if config is None or not config.is_file():
