@@ -38,6 +38,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setattr(assets, "ASSETS", {asset.name: asset for asset in known})
     monkeypatch.setenv("SDBENCH_WEIGHTS", str(tmp_path / "weights"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # whatever the environment says
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
     monkeypatch.setattr(
         "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
@@ -221,7 +222,8 @@ def test_from_the_environment_in_processes_of_their_own(hub: Hub, tmp_path: Path
     """As a user has it: HF_ENDPOINT for the mirror, HF_HUB_OFFLINE afterwards."""
     hub.put("facebook/dinov2-large/config.json", CONFIG)
     hub.put("facebook/dinov2-large/model.safetensors", WEIGHTS)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "SDBENCH_WEIGHTS": str(tmp_path / "own"), "HF_HOME": str(tmp_path / "hf")}
+    places = {"PYTHONPATH": str(ROOT), "SDBENCH_WEIGHTS": str(tmp_path / "own"), "HF_HOME": str(tmp_path / "hf")}
+    environment = {**os.environ, **places, "HF_HUB_OFFLINE": "0"}
 
     def found(**more: str) -> subprocess.CompletedProcess[str]:
         code = "from sdbench import weights; print(weights.find('dinov2-vit-l-14'), weights.digest('dinov2-vit-l-14'))"

@@ -143,7 +143,7 @@ listed = Prompts(source="dataset", path="owner/prompts", split="test", n=3)
 suite = Suite(name="own", version=1, description="", prompts=listed)
 print(needs.inputs_are_here(suite), suite.prompts_described())
 """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path / "hf")}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"}
 
     def said(**more: str) -> str:
         done = subprocess.run([sys.executable, "-c", code], env={**environment, **more}, capture_output=True, text=True, check=False)

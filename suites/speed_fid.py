@@ -1,0 +1,88 @@
+"""How fast `fid.clean` gets from PNG files of 1024 px to features, beside clean-fid's; `nox -s speed` prints the ratios.
+
+Both run one network with the same random weights, since clean-fid's own is a download; files, decoding, resize and batches are each
+one's own. What comes after, from features to the distance, is in speed_metrics.py. The second table is where the time goes.
+"""
+
+from collections.abc import Callable
+from functools import cache, partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cleanfid.fid import get_files_features
+from pictures import photograph
+from PIL import Image
+from torch import Tensor, nn
+
+from sdbench import weights
+from sdbench.encoders import inception
+from sdbench.encoders.pixels import F32, device, exact
+from sdbench.encoders.resize import clean
+from sdbench.probes.meters import synchronised
+from sdbench.store import read_images
+
+N, ROUNDS, WORKERS = 32, 5, 2
+VERSIONS = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "clean-fid", "pillow"))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("pictures")
+    for row in range(N):
+        Image.fromarray(photograph(row, 1024, 1024)).save(folder / f"{row:02d}.png")
+    return sorted(map(str, folder.iterdir()))
+
+
+@cache
+def network() -> Any:
+    torch.manual_seed(0)
+    made = inception.blank()
+    made.fc = nn.Identity()
+    return made.to(device())
+
+
+def ours(files: list[str], monkeypatch: pytest.MonkeyPatch) -> F32:
+    monkeypatch.setattr(weights, "find", Path)
+    monkeypatch.setattr(inception, "network", lambda _: network())
+    return inception.features("clean", read_images(list(map(Path, files)), ""))
+
+
+def theirs(files: list[str], _: pytest.MonkeyPatch) -> F32:
+    def model(batch: Tensor) -> Tensor:
+        return network()((batch - 128) / 128)
+
+    found: F32 = get_files_features(
+        files, model, num_workers=WORKERS, batch_size=inception.BATCH, device=device(), mode="clean", verbose=False
+    )
+    return found
+
+
+@pytest.mark.benchmark(group=f"{N} PNG of 1024 px to Inception's features on {device()}, {VERSIONS}", timer=synchronised)
+@pytest.mark.parametrize("way", ["sdbench", "clean-fid"])
+def test_fid_clean(way: str, files: list[str], monkeypatch: pytest.MonkeyPatch, benchmark: Any) -> None:
+    found = benchmark.pedantic({"sdbench": ours, "clean-fid": theirs}[way], args=(files, monkeypatch), rounds=ROUNDS, warmup_rounds=1)
+    expected = theirs(files, monkeypatch)
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def stages(files: list[str]) -> dict[str, Callable[[], Any]]:
+    """Each stage on what the one before it made."""
+    paths = list(map(Path, files))
+    pictures = [torch.tensor(picture, device=device())[None] for picture in read_images(paths, "")]
+    prepared = torch.cat([clean(picture) for picture in pictures])
+
+    def encode() -> None:
+        with exact():
+            network()(prepared).cpu()
+
+    return {"decode": partial(read_images, paths, ""), "resize": lambda: [clean(picture) for picture in pictures], "encode": encode}
+
+
+@pytest.mark.benchmark(group="of that, sdbench's stages", timer=synchronised)
+@pytest.mark.parametrize("stage", ["decode", "resize", "encode"])
+def test_stage(stage: str, files: list[str], benchmark: Any) -> None:
+    benchmark.pedantic(stages(files)[stage], rounds=ROUNDS, warmup_rounds=1)
