@@ -31,10 +31,6 @@ def _scenes_clip() -> Features:
     return Features(scenes.encoder_id("clip"), scenes.clip_images)
 
 
-def _scenes_features() -> Features:
-    return Features(scenes.encoder_id("features"), scenes.features)
-
-
 def _of(encoder: str) -> Features:
     found = ENCODERS[encoder]
     return Features(found.id(), found.features)
@@ -86,11 +82,11 @@ def _against(measure: Callable[[Subject, Subject, Protocol], Result]) -> Callabl
 
 PROTOCOLS = (
     Protocol("agreement.clip.scenes",     "score", "higher", "cos",      _against(partial(_cosine, _scenes_clip)),      True),
-    Protocol("agreement.features.scenes", "score", "higher", "cos",      _against(partial(_cosine, _scenes_features)),  True),
+    Protocol("agreement.features.scenes", "score", "higher", "cos",      _against(partial(_cosine, partial(_of, "scenes.features"))),  True),
     Protocol("agreement.clip.vit-l-14",   "score", "higher", "cos",      _against(partial(_cosine, _full_size_clip)),   True),
     Protocol("agreement.dinov2",          "score", "higher", "cos",      _against(partial(_cosine, partial(_of, "dinov2.vit-l-14"))),  True),
     Protocol("agreement.ssim",            "score", "higher", "SSIM",     _against(partial(_pixels, perceptual.ssim)),   True),
     Protocol("agreement.lpips",           "score", "lower",  "LPIPS",    _against(partial(_pixels, perceptual.lpips)),  True),
-    Protocol("fd_to_teacher.scenes",      "set",   "lower",  "distance", _against(partial(_frechet, _scenes_features)), True),
+    Protocol("fd_to_teacher.scenes",      "set",   "lower",  "distance", _against(partial(_frechet, partial(_of, "scenes.features"))), True),
     Protocol("fd_to_teacher.clean",       "set",   "lower",  "distance", _against(partial(_frechet, partial(_of, "inception.clean"))), True),
 )  # fmt: skip  # a table
