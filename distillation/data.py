@@ -24,7 +24,11 @@ class Squares:
 
     def __init__(self, pictures: Pictures, size_px: int) -> None:
         self._pictures, self.size_px, self.captions = pictures, size_px, pictures.captions
-        self.digest = hashlib.sha256(f"{pictures.digest} {size_px}".encode()).hexdigest()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of captions, pictures and size; all pictures of a local source are read for it, once."""
+        return hashlib.sha256(f"{self._pictures.digest} {self.size_px}".encode()).hexdigest()
 
     def read(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Pictures, N x 3 x H x W in -1..1, and original height and width, crop top and left, target height and width, N x 6.

@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -27,18 +28,27 @@ class Pictures:
     """Pictures with captions; each is read and decoded when it is asked for.
 
     Attributes:
-        digest: SHA-256. Of a local source over captions and undecoded pictures in their order, so that it stays the same
-            where the files are moved or packed otherwise; of a Hub dataset over its name, configuration and commit,
-            and the caption column's name.
+        version: of a Hub dataset its name, configuration and commit, and the caption column's name; None where the source is local.
     """
 
     name: str
-    digest: str
+    version: str | None
     captions: list[str]
     rows: Dataset  # its only column holds the pictures, undecoded
 
     def __len__(self) -> int:
         return len(self.captions)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of a Hub dataset's version; of a local source over captions and undecoded pictures in their order, all of which are read.
+
+        The latter stays the same where the files are moved or packed otherwise.
+
+        Raises:
+            UserError: a picture is not there, or cannot be read.
+        """
+        return hashlib.sha256(self.version.encode()).hexdigest() if self.version else _content(self)
 
     def image(self, row: int) -> Image.Image:
         """The picture, 8-bit RGB, upright: transparency on white, of 16 bits the upper 8; colour profiles are not applied.
@@ -72,7 +82,7 @@ class Pictures:
 
 
 def open_pictures(what: str, *, caption_column: str | None = None) -> Pictures:
-    """Open a source of captioned pictures; all of its bytes are read once where it is local, for the digest.
+    """Open a source of captioned pictures; none of them is read.
 
     Args:
         what: folder with pictures and a `metadata.jsonl` or `metadata.csv`; folder, file or glob of parquet files or
@@ -80,15 +90,11 @@ def open_pictures(what: str, *, caption_column: str | None = None) -> Pictures:
         caption_column: where it is not called by one of `CAPTIONS`.
 
     Raises:
-        UserError: there is no such source, it is empty or cannot be read, or its columns are not clear.
-        UserError: a row lacks its caption or its picture.
+        UserError: there is no such source, it is empty or cannot be read, its columns are not clear, or a row lacks its caption.
     """
     table = read_table(what)
     column = table.column(caption_column, CAPTIONS, "--caption-column")
-    captions = _captions(table, column)
-    rows = table.pictures()
-    of_hub = table.version and hashlib.sha256(f"{table.version}\0{column}".encode()).hexdigest()
-    return Pictures(table.name, of_hub or _content(table.name, rows, captions), captions, rows)
+    return Pictures(table.name, table.version and f"{table.version}\0{column}", _captions(table, column), table.pictures())
 
 
 def _captions(table: Table, column: str) -> list[str]:
@@ -100,18 +106,19 @@ def _captions(table: Table, column: str) -> list[str]:
     return captions
 
 
-def _content(name: str, rows: Dataset, captions: list[str]) -> str:
+def _content(pictures: Pictures) -> str:
     """SHA-256 over the digests of each caption and of each picture's bytes."""
     whole = hashlib.sha256()
-    pairs = zip(captions, rows, strict=True)
-    for row, (caption, pictures) in enumerate(tqdm(pairs, desc=f"reading {name}", total=len(rows), unit="image", mininterval=1)):
-        (picture,) = pictures.values()
+    pairs = zip(pictures.captions, pictures.rows, strict=True)
+    bar = tqdm(pairs, desc=f"reading {pictures.name}", total=len(pictures), unit="image", mininterval=1)
+    for row, (caption, columns) in enumerate(bar):
+        (picture,) = columns.values()
         try:
             with stream(picture) as file:
                 whole.update(hashlib.sha256(caption.encode()).digest() + hashlib.file_digest(file, "sha256").digest())
         except OSError as error:
             raise UserError(
-                f"{name}: {_named(row, caption, picture)} cannot be read: {error.strerror}. Put it there, or take the row out"
+                f"{pictures.name}: {_named(row, caption, picture)} cannot be read: {error.strerror}. Put it there, or take the row out"
             ) from error
     return whole.hexdigest()
 

@@ -9,11 +9,13 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
@@ -27,6 +29,7 @@ from distillation.recipe import Family, Piece, Recipe, Training
 from distillation.taps import Tap, collect, resolve
 from sdbench.errors import UserError
 from sdbench.latents import Batch, Captioned, LatentPool, noisy, predict, target
+from sdbench.processes import from_main
 from sdbench.scenes.embedded import checked
 from sdbench.scenes.networks import SceneNet
 from sdbench.scenes.training.watch import Watch
@@ -34,6 +37,7 @@ from sdbench.training import Schedule, fit
 from sdbench.training import Watch as Watching
 
 FINAL_BATCHES = 4  # over which a stage's final losses are averaged; it was trained on none of them
+PATIENCE = timedelta(days=1)  # of processes with each other: one hashes and draws for all, and their shares of encoding end apart
 STUDENT, LOSSES = "student", "losses.json"
 
 
@@ -90,25 +94,24 @@ def distil(
         raise UserError(
             "no device 'cuda' here: torch finds no GPU; `sdbench doctor` says what this machine can run, --device cpu always works"
         )
-    accelerator = Accelerator(cpu=device == "cpu", mixed_precision="bf16" if settings.dtype == "bfloat16" else "no")
+    precision = "bf16" if settings.dtype == "bfloat16" else "no"
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=precision, kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
     place = str(accelerator.device)
-    with accelerator.main_process_first():  # the others find what it drew and encoded
+    with accelerator.main_process_first():  # the others find what it drew
         source = scenes(recipe.scenes.pictures, work) if pictures is None else pictures
-        pool = LatentPool(teacher_folders[0], source, work / "latents", place)
+    pool = LatentPool(teacher_folders[0], source, work / "latents", place)
     watch: Watching
     if family == "scenes":
         watch = Watch(pool, SceneNet.load(checked("evaluators/reader.safetensors")))
     else:
         watch = Look(pool, teacher_folders[0], accelerator.autocast)
-    decides = [
-        recipe.deciding(family),
-        [teacher.digest for teacher in found],
-        pool.pictures.digest,
-        pieces[-1].end,
-        device,
-        accelerator.num_processes,
-    ]
-    folder = work / f"{recipe.name}-{hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:12]}"
+
+    def folder_name() -> str:
+        digests = [teacher.digest for teacher in found], source.digest
+        decides = [recipe.deciding(family), *digests, pieces[-1].end, device, accelerator.num_processes]
+        return f"{recipe.name}-{hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:12]}"
+
+    folder = work / from_main(folder_name)
 
     def lesson(teacher: teachers.Teacher) -> Lesson:
         return Lesson(
@@ -117,7 +120,7 @@ def distil(
 
     student, results = teach(lesson, found, pieces, folder)
     if accelerator.is_main_process:
-        provenance = Provenance.of(recipe, found[0], student, settings.seed, results, pool.pictures.digest)
+        provenance = Provenance.of(recipe, found[0], student, settings.seed, results, source.digest)
         logs = {log.parent.name: log for log in sorted(folder.glob("*/log.jsonl"))}
         export(student, out, found[0], provenance, logs=logs, unet_only=unet_only)
     return out

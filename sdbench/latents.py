@@ -1,7 +1,7 @@
 """What a UNet of either family trains on: the latents of captioned pictures, and the embeddings of their captions.
 
 Both are computed once and kept on disk under a name made of what they follow from; encoding that was killed goes on where
-it stood. A batch follows from (seed, step) alone, the same on every device.
+it stood. The processes of a distributed run share it out. A batch follows from (seed, step) alone, the same on every device.
 """
 
 import hashlib
@@ -22,6 +22,7 @@ from transformers import CLIPTokenizer
 
 from sdbench.errors import UserError, unknown
 from sdbench.models.loading import read_part
+from sdbench.processes import from_main, sharing
 from sdbench.training import rows_of
 
 ENCODED_AT_ONCE_PX = 64 * 64 * 64  # pixels of all pictures in one pass of the VAE
@@ -135,7 +136,7 @@ class LatentPool:
         pipeline_folder: a diffusers folder; its `unet` is not needed.
         pictures: what to encode.
         work: gets `latents-<digest>.npy` and `captions-<digest>.npy`.
-        device: where what is not there yet is encoded.
+        device: where what is not there yet is encoded, by this process its share.
 
     Attributes:
         scheduler: of the pipeline's noise schedule.
@@ -149,7 +150,7 @@ class LatentPool:
         self.pictures, self._folder, self._device = pictures, pipeline_folder, device
         self.scheduler: DDIMScheduler = DDIMScheduler.from_pretrained(pipeline_folder / "scheduler")
         texts = [name for name in COMPONENTS if name.startswith("t")]
-        of_pictures, of_captions = (_digest(pictures.digest, pipeline_folder, names) for names in (["vae"], texts))
+        of_pictures, of_captions = from_main(lambda: [_digest(pictures.digest, pipeline_folder, names) for names in (["vae"], texts)])
         n, at_once = len(pictures.captions), max(1, ENCODED_AT_ONCE_PX // pictures.size_px**2)
         self._pictures = _kept(work / f"latents-{of_pictures}.npy", n, at_once, self.encoded)
         self._captions = _kept(work / f"captions-{of_captions}.npy", n, 64, self.embedded)
@@ -227,24 +228,36 @@ def _digest(pictures: str, folder: Path, parts: Sequence[str]) -> str:
 @torch.no_grad()
 def _kept(path: Path, n: int, at_once: int, make: Callable[[npt.NDArray[np.int64]], dict[str, Tensor]]) -> npt.NDArray[np.void]:
     """What `make` gives for n rows, as a file with a field for each tensor; what is there already is not made again."""
-    if not path.exists():
-        beside, done = path.with_suffix(".part"), path.with_suffix(".done")
-        start = int(done.read_text()) if beside.exists() and done.exists() else 0
-        if not start:
-            done.unlink(missing_ok=True)  # of a file that somebody removed
-        array: npt.NDArray[np.void] = np.load(beside, mmap_mode="r+") if start else _empty(beside, n, make(np.arange(1)))
-        for first in tqdm(range(start, n, at_once), desc=f"encoding {path.stem.split('-')[0]}", mininterval=2):
-            rows = np.arange(first, min(first + at_once, n))
-            for name, tensor in make(rows).items():
-                array[name][rows] = tensor.cpu().numpy()
-            done.write_text(str(rows[-1] + 1))
-        beside.rename(path)
-        done.unlink()
+    beside, done = path.with_suffix(".part"), path.with_suffix(".done")
+    if from_main(lambda: not path.exists() and _begin(beside, done, n, make)):
+        _fill(beside, done, at_once, make)
+        from_main(lambda: (beside.rename(path), done.unlink()))
     kept: npt.NDArray[np.void] = np.load(path, mmap_mode="r")
     return kept
 
 
-def _empty(path: Path, n: int, example: dict[str, Tensor]) -> npt.NDArray[np.void]:
+def _begin(beside: Path, done: Path, n: int, make: Callable[[npt.NDArray[np.int64]], dict[str, Tensor]]) -> bool:
+    """See to a file of rows and its note of progress, a byte for each row; of two that do not belong together both are made anew."""
+    if not (beside.exists() and done.exists() and done.stat().st_size == n):
+        done.unlink(missing_ok=True)
+        _empty(beside, n, make(np.arange(1)))
+        done.write_bytes(bytes(n))
+    return True
+
+
+def _fill(beside: Path, done: Path, at_once: int, make: Callable[[npt.NDArray[np.int64]], dict[str, Tensor]]) -> None:
+    """Make this process's share of the rows that are not there; which chunks these are follows from their number alone."""
+    array, noted = np.load(beside, mmap_mode="r+"), np.memmap(done, np.uint8, "r+")
+    (process, processes), chunks = sharing(), range(0, len(noted), at_once)
+    mine = [first for number, first in enumerate(chunks) if number % processes == process and not noted[first : first + at_once].all()]
+    for first in tqdm(mine, desc=f"encoding {beside.stem.split('-')[0]}", mininterval=2, disable=process > 0):
+        rows = np.arange(first, min(first + at_once, len(noted)))
+        for name, tensor in make(rows).items():
+            array[name][rows] = tensor.cpu().numpy()
+        noted[rows] = True
+
+
+def _empty(path: Path, n: int, example: dict[str, Tensor]) -> None:
     """A file for n rows like the example; where the disk cannot hold it, writing to it would kill the process, so that is seen first."""
     kind = np.dtype([(name, tensor.cpu().numpy().dtype, tuple(tensor.shape[1:])) for name, tensor in example.items()])
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -252,5 +265,4 @@ def _empty(path: Path, n: int, example: dict[str, Tensor]) -> npt.NDArray[np.voi
         raise UserError(
             f"{path.parent} has {free / 1e9:.1f} GB free; {needed / 1e9:.1f} GB are needed for {', '.join(example)} of {n:,} pictures. Make room, or name another folder with --work"
         )
-    made: npt.NDArray[np.void] = np.lib.format.open_memmap(path, "w+", kind, (n,))
-    return made
+    np.lib.format.open_memmap(path, "w+", kind, (n,))

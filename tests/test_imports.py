@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = (
     {"errors", ""},  # "" is sdbench itself: its version
-    {"metrics", "stats", "student_t", "sequential", "models", "scenes", "records", "training", "latents"},
+    {"metrics", "stats", "student_t", "sequential", "models", "scenes", "records", "training", "processes", "latents"},
     {
         "assets",
         "weights",
@@ -63,7 +63,8 @@ ONLY = {
     "scenes": {"errors", "scenes"},
     "scenes.training": {"errors", "scenes", "scenes.training", "models", "training", "latents"},
     "training": {"errors"},
-    "latents": {"errors", "models", "training"},
+    "processes": set[str](),
+    "latents": {"errors", "models", "processes", "training"},
     "assets": {"errors"},
     "sources": {"errors", "models"},
     "prompts": {"errors", "sources", "weights"},
@@ -104,6 +105,7 @@ DISTILLATION_KNOWS = {
     "scenes",
     "scenes.training",
     "training",
+    "processes",
     "latents",
     "store",
     "sources",

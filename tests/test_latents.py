@@ -1,5 +1,8 @@
 """Latents and embeddings are those of the stock pipeline, made once, and batches follow from (seed, step)."""
 
+import json
+import multiprocessing
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
+from torch import distributed
 
 from sdbench import latents as module
 from sdbench.errors import UserError
@@ -135,3 +139,52 @@ def test_a_disk_that_is_too_small_is_said_before_encoding(
     with pytest.raises(UserError, match=r"0\.0 GB free; 0\.0 GB are needed for latents, time_ids of 8 pictures. Make room"):
         LatentPool(teacher_folder, pool, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def share(rank: int, folder: Path, fails_at: int | None) -> None:
+    """One of two processes that keep squares of 0..9 in chunks of 3; `fails_at` is a row that ends the second one."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
+    made: list[int] = []
+
+    def squares(rows: np.ndarray) -> dict[str, torch.Tensor]:
+        if fails_at in rows and rank:
+            os._exit(9)
+        made.extend(rows.tolist())
+        (folder / f"made.{rank}").write_text(json.dumps(made))
+        return {"squares": torch.from_numpy(rows[:, None] ** 2)}
+
+    module._kept(folder / "kept.npy", 10, 3, squares)
+
+
+def shared(folder: Path, fails_at: int | None = None) -> list[int | None]:
+    fork = multiprocessing.get_context("fork")  # torch, imported twice more, would take longer than all the rest
+    ranks = [fork.Process(target=share, args=(rank, folder, fails_at)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(timeout=120)
+    return [process.exitcode for process in ranks]
+
+
+def test_two_processes_share_the_encoding(tmp_path: Path) -> None:
+    assert shared(tmp_path) == [0, 0]
+    made = [json.loads((tmp_path / f"made.{rank}").read_text()) for rank in range(2)]
+    assert made == [[0, 0, 1, 2, 6, 7, 8], [3, 4, 5, 9]]  # the main one's first row shows how large the file has to be
+    assert np.load(tmp_path / "kept.npy")["squares"].ravel().tolist() == [row**2 for row in range(10)]
+    assert sorted(path.name for path in tmp_path.glob("kept*")) == ["kept.npy"]
+
+
+def test_one_process_goes_on_where_two_were_stopped(tmp_path: Path) -> None:
+    exits = shared(tmp_path, fails_at=9)
+    assert exits[0]
+    assert exits[1] == 9
+    made: list[int] = []
+
+    def squares(rows: np.ndarray) -> dict[str, torch.Tensor]:
+        made.extend(rows.tolist())
+        return {"squares": torch.from_numpy(rows[:, None] ** 2)}
+
+    kept = module._kept(tmp_path / "kept.npy", 10, 3, squares)
+    assert made == [9]
+    assert kept["squares"].ravel().tolist() == [row**2 for row in range(10)]

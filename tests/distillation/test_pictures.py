@@ -171,7 +171,7 @@ def test_a_hub_dataset_that_is_nowhere_is_an_error_with_a_way_out() -> None:
 )  # fmt: skip
 def test_a_wrong_row_is_named(tmp_path: Path, rows: list[dict[str, Any]], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        open_pictures(str(image_folder(tmp_path / "pictures", rows)))
+        _ = open_pictures(str(image_folder(tmp_path / "pictures", rows))).digest
 
 
 def test_a_caption_column_can_be_named(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_a_row_without_picture_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=re.escape("holes.parquet: the picture without a name of row 1 ('Übung, mit Komma') cannot be read")
     ):
-        open_pictures(str(tmp_path / "holes.parquet"))
+        _ = open_pictures(str(tmp_path / "holes.parquet")).digest
 
 
 def test_what_is_no_source_of_pictures_is_refused(tmp_path: Path) -> None:
