@@ -33,7 +33,7 @@ class Finding:
 
 
 def examine() -> Iterator[Finding]:
-    """Look at packages, device, embedded weights, the Hub's cache, disk, the results folder, and metrics of golden pictures."""
+    """Look at packages, device, embedded weights, the Hub's cache, disk, the results folder, metrics of golden pictures, and known values."""
     yield from _packages()
     yield _device()
     yield from _embedded()
@@ -41,6 +41,7 @@ def examine() -> Iterator[Finding]:
     yield _disk()
     yield _results()
     yield from _metrics()
+    yield from _known()
 
 
 def _packages() -> list[Finding]:
@@ -123,3 +124,16 @@ def _metrics() -> Iterator[Finding]:
             yield Finding(True, True, f"metric {one.name} behaves on golden pictures: {', '.join(numbers)}")
     if away := [one.name for one in judged if one.seen is None]:
         yield Finding(False, False, f"metrics whose weights or reference are not at hand: {', '.join(away)}")
+
+
+def _known() -> Iterator[Finding]:
+    from sdbench import golden, known
+
+    with golden.offline():
+        compared = list(known.compare())
+    for one in compared:
+        said = f"{one.what} is {one.found:.3f}, published {one.expected:.3f} ({known.SOURCE})"
+        way_out = "" if one.fits else "; weights or libraries are not the published ones: remove and fetch the weights again"
+        yield Finding(one.fits, True, f"known value: {said}{way_out}")
+    if not compared:
+        yield Finding(False, False, f"known values of CLIP {known.BACKBONE}: not checked, its weights are not at hand ({known.SOURCE})")

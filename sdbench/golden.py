@@ -56,7 +56,7 @@ def pictures() -> dict[str, U8]:
 
 def judge() -> list[Judgement]:
     """Every known metric, in the order of `PROTOCOLS`."""
-    with _offline(), TemporaryDirectory() as folder:
+    with offline(), TemporaryDirectory() as folder:
         runs, names, values = Path(folder), list(PROTOCOLS), dict[str, dict[str, Value]]()
         original = _subject(render(SCENES, range(N), SEED + 1), runs)
         _, teacher = score(original, names)
@@ -118,7 +118,7 @@ def _scored(subject: Subject, teacher: Scores, original: Subject, names: list[st
 
 
 @contextmanager
-def _offline() -> Iterator[None]:
+def offline() -> Iterator[None]:
     """What is not on this disk stays away, as under HF_HUB_OFFLINE=1."""
     before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
     try:

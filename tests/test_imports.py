@@ -46,7 +46,7 @@ FLOORS = (
     },
     {"protocols"},
     {"generate", "score", "probes"},
-    {"run", "plan", "profiles", "golden", "doctor", "until"},
+    {"run", "plan", "profiles", "golden", "known", "doctor", "until"},
     {"api"},
     {"cli", "gating", "__main__"},
 )
