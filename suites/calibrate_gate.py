@@ -33,6 +33,7 @@ from calibration_pool import FOLDER, MODEL, POOL, PROMPTS, SCORES, make
 
 from sdbench import gate, looks, policy, records, reference, stats, suites, tables
 from sdbench.compare import Side
+from sdbench.encoders.catalogue import ENCODERS
 from sdbench.metrics import frechet
 from sdbench.policy import Policy
 from sdbench.records import Value
@@ -66,7 +67,7 @@ class Judge:
         self.right = float(np.mean([run.scores["scene_accuracy"].mean() for run in self.arms["vega"]]))
         self.policy = policy.load(suites.suites_folder() / "gate.toml")
         self.rules = self.policy.rules("quality")
-        self.against, self.draws = reference.scenes(work).statistics, draws
+        self.against, self.draws = reference.find("scenes", ENCODERS["scenes.features"], work).statistics, draws
         suite = suites.load("quality")
         assert suite.prompts
         assert suite.sampling
