@@ -49,7 +49,7 @@ class Overrides:
             return suite
         n = changed.pop("n", None)
         sampling = {**suite.sampling.model_dump(), **changed}
-        prompts = {**suite.prompts.model_dump(), **({"n": n, "digest": None} if n else {})}
+        prompts = {**suite.prompts.model_dump(), **({} if n is None else {"n": n, "digest": None})}
         content = {**suite.model_dump(), "name": f"{suite.name}-custom", "sampling": sampling, "prompts": prompts}
         return suites.validated(suites.Suite, content, f"suite {suite.name!r} with your settings")
 
