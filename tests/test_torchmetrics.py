@@ -72,7 +72,11 @@ def test_a_parents_dtype_leaves_what_was_computed_alone() -> None:
     def both(x: Any, y: Any) -> dict[str, Any]:
         return {"kid": kid(x, y)}
 
-    for metric, expected in ((Frechet(REFERENCE), EXPECTED[0]), (OfFeatures(kid, REAL), EXPECTED[1]), (OfFeatures(both, REAL), EXPECTED[1])):
+    for metric, expected in (
+        (Frechet(REFERENCE), EXPECTED[0]),
+        (OfFeatures(kid, REAL), EXPECTED[1]),
+        (OfFeatures(both, REAL), EXPECTED[1]),
+    ):
         metric.update(FEATURES)
         metric.compute()
         nn.ModuleDict({"metric": metric}).to(torch.bfloat16)
