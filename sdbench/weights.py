@@ -256,6 +256,8 @@ def _download(asset: Asset, file: File, folder: Path) -> Path:
         raise ConnectionError("offline mode is enabled (HF_HUB_OFFLINE)")
     path = folder / file.name
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_file() and path.stat().st_size > file.size_bytes:  # of another answer, such as a proxy's; nobody serves what follows it
+        path.unlink()
     with path.open("ab") as part:  # goes on where an earlier try was cut off
         http_get(f"{asset.source}/{file.name}", part, resume_size=part.tell(), expected_size=file.size_bytes)
     return path

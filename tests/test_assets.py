@@ -95,6 +95,14 @@ def test_a_fetch_that_was_killed_goes_on_where_the_place_is_not_the_hub(hub: Hub
     assert hub.ranges == ["bytes=70000-"]
 
 
+def test_a_part_longer_than_the_file_is_begun_anew(hub: Hub, tmp_path: Path) -> None:
+    part = tmp_path / "weights" / ".arriving-elsewhere" / "old.pth"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(bytes(len(WEIGHTS) + 1))
+    assert weights.find("elsewhere").read_bytes() == WEIGHTS[::-1]
+    assert hub.ranges == []
+
+
 @pytest.mark.parametrize(("name", "path"), [("stated", "lab/stated/weights.bin"), ("elsewhere", "releases/old.pth")])
 def test_another_digest_is_refused_and_nothing_is_left(name: str, path: str, hub: Hub, tmp_path: Path) -> None:
     other = hub.put(path, bytes(len(WEIGHTS)))
