@@ -16,6 +16,7 @@ from PIL import Image
 
 from sdbench import records
 from sdbench.accept import judged
+from sdbench.encoders.memory import release
 from sdbench.errors import UserError
 from sdbench.generate import DTYPES, Job, generate, jobs, rendered, sampler
 from sdbench.machine import environment, this_machine
@@ -105,7 +106,10 @@ def run(specs: Sequence[ModelSpec], setting: Bench) -> list[Path]:
     pictures = {spec.name: _pictures(spec, setting) for spec in ordered} if setting.quality else {}
     probed = probe([spec for spec in ordered if spec.source != "rendered"], setting) if setting.probes else {}
     call = uuid.uuid4().hex[:12]
-    made = {spec.name: record_of(spec, setting, pictures.get(spec.name), probed.get(spec.name, []), call) for spec in ordered}
+    try:
+        made = {spec.name: record_of(spec, setting, pictures.get(spec.name), probed.get(spec.name, []), call) for spec in ordered}
+    finally:
+        release()
     return [made[spec.name] for spec in specs]
 
 
