@@ -260,6 +260,7 @@ def test_a_real_pipeline_resumes_to_the_same_bytes(pipeline: StableDiffusionXLPi
     assert store.read([job.image for job in wanted]).shape == (4, SIZE_PX, SIZE_PX, 3)
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of NumPy 2, in diffusers
 @pytest.mark.parametrize("kind", [DDIMScheduler, EulerAncestralDiscreteScheduler, LCMScheduler])
 def test_a_picture_depends_on_nothing_but_its_own_noise(kind: Any, pipeline: StableDiffusionXLPipeline) -> None:
     """Neither on torch's own generator, which a stochastic scheduler would else draw from, nor on its place, nor on autocast."""

@@ -40,4 +40,4 @@ def _mean_of_others(features: npt.ArrayLike, kernel: Kernel, name: str) -> F64:
     """Of each row, the mean of the kernel over the other rows => (n,)."""
     rows, squares = tiles.rows(features, name)
     at_least(len(rows), 2, name)
-    return np.asarray((len(rows) * mean_kernel(rows, rows, kernel) - kernel(squares)) / (len(rows) - 1))
+    return np.asarray((len(rows) * mean_kernel(rows, rows, kernel) - kernel(squares, squares, squares)) / (len(rows) - 1))
