@@ -100,15 +100,17 @@ def measure(
     stems = {key: _stem(request, suites) for key, request in requests.items()}
     if profile:
         for key, request in requests.items():
-            _profile(request, stems[key], place)
+            for why in dict.fromkeys(_profile(request, stems[key], place).values()):
+                tqdm.write(f"{key[1]} {key[0]} has no whole profile: {why}", file=sys.stderr)
     rounds: dict[tuple[str, str], list[Round]] = {key: [] for key in requests}
     turns = [(index, *key) for index in range(probes.rounds) for key in requests]
     with tqdm(turns, desc="probes", unit="round") as bar:
         for index, label, name in bar:
             bar.set_postfix_str(f"{name} {label}")
             done = rounds[label, name]
-            hopeless = bool(done) and done[0].failures.get("pipeline", "").startswith(meters.OUT_OF_MEMORY)
-            done.append(done[0] if hopeless else _round(requests[label, name], stems[label, name], index, place))
+            lost = done[0].failures.get("pipeline", "") if done else ""
+            hopeless = lost.startswith(meters.OUT_OF_MEMORY)
+            done.append(_nothing(lost) if hopeless else _round(requests[label, name], stems[label, name], index, place))
     kept = {
         key: [file for index in range(probes.rounds) if (file := place.work / f"{stem}-{index}.json").exists()]
         for key, stem in stems.items()
@@ -130,7 +132,9 @@ def _round(request: Request, stem: str, index: int, place: Place) -> Round:
     """A kept round, or a new one, kept where every stage was measured."""
     kept, partial = (place.work / f"{stem}-{index}{ending}" for ending in (".json", ".partial.json"))
     if kept.exists():
-        return Round.read(kept, {})
+        if (measured := Round.read(kept, {})).is_whole:
+            return measured
+        kept.unlink()  # damaged since
     failures = _run(request, partial, stem, place)
     measured = Round.read(partial, failures)
     if measured.is_whole:
@@ -138,16 +142,22 @@ def _round(request: Request, stem: str, index: int, place: Place) -> Round:
     return measured
 
 
-def _profile(request: Request, stem: str, place: Place) -> None:
-    """Tables beside the rounds, `<stem>.profile-<stage>.txt`, by a process of their own, for a profiler slows what it sees."""
+def _nothing(why: str) -> Round:
+    """A round that measured nothing."""
+    return Round(failures=dict.fromkeys((*STAGES, *CEILINGS), why))
+
+
+def _profile(request: Request, stem: str, place: Place) -> dict[str, str]:
+    """Tables beside the rounds, `<stem>.profile-<stage>.txt`, by a process of their own, for a profiler slows what it sees => as `_run`."""
     target = place.work / f"{stem}.json"
-    if not all(target.with_suffix(f".profile-{stage}.txt").exists() for stage in STAGES):
-        _run(request.model_copy(update={"profile": True}), target, stem, place)
+    if all(target.with_suffix(f".profile-{stage}.txt").exists() for stage in STAGES):
+        return {}
+    return _run(request.model_copy(update={"profile": True}), target, stem, place)
 
 
 def _run(request: Request, target: Path, stem: str, place: Place) -> dict[str, str]:
     """Start the measuring process => stage -> why it failed."""
-    noted, everything = Path(f"{target}{plugin.SUFFIX}"), (*STAGES, *CEILINGS)
+    noted = Path(f"{target}{plugin.SUFFIX}")
     for stale in (target, noted):
         stale.unlink(missing_ok=True)
     asked = target.with_suffix(".request")
@@ -159,12 +169,12 @@ def _run(request: Request, target: Path, stem: str, place: Place) -> dict[str, s
             _command(target, place), env=variables, capture_output=True, text=True, timeout=ROUND_LIMIT_S, check=False
         )
     except subprocess.TimeoutExpired:
-        return dict.fromkeys(everything, f"no end after {ROUND_LIMIT_S} s")
+        return _nothing(f"no end after {ROUND_LIMIT_S} s").failures
     target.with_suffix(".log").write_text(f"{done.stdout}\n{done.stderr}")
     failures: dict[str, str] = json.loads(noted.read_text()) if noted.exists() else {}
-    if done.returncode and not failures:
-        return dict.fromkeys(everything, _death(done))
-    return failures
+    if failures or not done.returncode or Round.read(target, {}).is_whole:  # whole: it died of its own end, with everything written
+        return failures
+    return _nothing(_death(done)).failures
 
 
 def _command(target: Path, place: Place) -> list[str]:
