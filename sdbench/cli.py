@@ -338,11 +338,10 @@ def _reference(arguments: argparse.Namespace) -> int:
 
 
 def _scenes(arguments: argparse.Namespace) -> int:
-    from sdbench import api
-    from sdbench.machine import environment
+    from sdbench.machine import chosen_device, environment
     from sdbench.scenes.training import make, ship
 
-    shop = make.Shop(arguments.work, arguments.device or api.machine_device())
+    shop = make.Shop(arguments.work, chosen_device(arguments.device))
     if arguments.action == "ship":
         say(f"installed: {ship.ship(shop, environment().model_dump(), arguments.results / 'training')}")
         return 0
