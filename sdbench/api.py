@@ -216,9 +216,11 @@ def compare(candidate: str, baseline: str, policy: Path | None, places: Places |
     """
     where, chosen = places or Places(), _policy(policy)
     theirs, ours = _baseline(baseline, where), _named(candidate)  # names first: nothing is run for a misspelt one
-    old = _record_of(theirs, where, suites.load(suite) if suite else None)
-    new = _record_of(ours, where, suites.load(suite or records.read(old)[0].suite.name.removesuffix("-custom")))
-    return gate(new, old, chosen, floors.between_runs(records.read(old)[0], where.results))
+    given = suites.load(suite) if suite else None
+    old = _record_of(theirs, where, given)
+    expected = records.head(old)
+    new = _record_of(ours, where, given or expected.suite.name.removesuffix("-custom"))
+    return gate(new, old, chosen, floors.between_runs(expected, where.results))
 
 
 def report(places: Places | None = None, out: Path | None = None, policy: Path | None = None) -> list[Path]:
@@ -304,7 +306,7 @@ def _named(what: str) -> "Path | ModelSpec":
     return resolve(what)
 
 
-def _record_of(named: "Path | ModelSpec", where: Places, suite: suites.Suite | None, only: str | None = None) -> Path:
+def _record_of(named: "Path | ModelSpec", where: Places, suite: str | suites.Suite | None, only: str | None = None) -> Path:
     """A record folder; a model that has none under the suite is run."""
     if isinstance(named, Path):
         return named
