@@ -43,9 +43,7 @@ def test_one_run_has_no_floor_and_what_a_run_lacks_has_none(tmp_path: Path) -> N
 def test_conditions_have_no_floor(tmp_path: Path) -> None:
     drift = Value(name="machine.drift", kind="probe", direction="neither", unit="share", value=-0.02, n=1, samples=((-0.02,),))
     made = [make_measured(seed=seed) for seed in (1, 2)]
-    runs = [
-        Side.read(saved((record.model_copy(update={"values": (*record.values, drift)}), scores), tmp_path)) for record, scores in made
-    ]
+    runs = [Side.read(saved((record.model_copy(update={"values": (*record.values, drift)}), scores), tmp_path)) for record, scores in made]
     found = floors.of(runs, (1, 2), SUITE).metrics
     assert "machine.drift" not in found
     assert all(math.isfinite(spread.noise) for spread in found.values())

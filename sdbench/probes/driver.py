@@ -8,6 +8,7 @@ slow meanwhile is slow for all of them.
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from sdbench.models.digest import weights_digest
 from sdbench.models.spec import ModelSpec
 from sdbench.probes import counts, joined, meters, plugin
 from sdbench.probes.request import CEILINGS, STAGES, VARIABLE, Request
-from sdbench.probes.rounds import Round
+from sdbench.probes.rounds import Round, picked
 from sdbench.probes.values import values
 from sdbench.records import Value
 from sdbench.suites import BASE, Probes, Sampling
@@ -103,14 +104,13 @@ def measure(
             for why in dict.fromkeys(_profile(request, stems[key], place).values()):
                 tqdm.write(f"{key[1]} {key[0]} has no whole profile: {why}", file=sys.stderr)
     rounds: dict[tuple[str, str], list[Round]] = {key: [] for key in requests}
-    turns = [(index, *key) for index in range(probes.rounds) for key in requests]
-    with tqdm(turns, desc="probes", unit="round") as bar:
-        for index, label, name in bar:
+    with tqdm([*requests] * probes.rounds, desc="probes", unit="round") as bar:
+        for label, name in bar:
             bar.set_postfix_str(f"{name} {label}")
             done = rounds[label, name]
             lost = done[0].failures.get("pipeline", "") if done else ""
             hopeless = lost.startswith(meters.OUT_OF_MEMORY)
-            done.append(_nothing(lost) if hopeless else _round(requests[label, name], stems[label, name], index, place))
+            done.append(_nothing(lost) if hopeless else _round(requests[label, name], stems[label, name], done, place))
     kept = {
         key: [file for index in range(probes.rounds) if (file := place.work / f"{stem}-{index}.json").exists()]
         for key, stem in stems.items()
@@ -128,18 +128,25 @@ def _values(measured: Mapping[str, tuple[Request, list[Round]]]) -> list[Value]:
     return found
 
 
-def _round(request: Request, stem: str, index: int, place: Place) -> Round:
-    """A kept round, or a new one, kept where every stage was measured."""
-    kept, partial = (place.work / f"{stem}-{index}{ending}" for ending in (".json", ".partial.json"))
+def _round(request: Request, stem: str, done: Sequence[Round], place: Place) -> Round:
+    """The kept round after those that are done, or a new one, kept where every stage was measured."""
+    kept, partial = (place.work / f"{stem}-{len(done)}{ending}" for ending in (".json", ".partial.json"))
     if kept.exists():
         if (measured := Round.read(kept, {})).is_whole:
             return measured
         kept.unlink()  # damaged since
+    if not picked(done, "first_call_s"):
+        shutil.rmtree(_compiled(stem, place), ignore_errors=True)  # what is there a process left that was killed while it compiled
     failures = _run(request, partial, stem, place)
     measured = Round.read(partial, failures)
     if measured.is_whole:
         partial.replace(kept)
     return measured
+
+
+def _compiled(stem: str, place: Place) -> Path:
+    """The compiler's cache of a model in a setting."""
+    return place.work / "compiled" / stem
 
 
 def _nothing(why: str) -> Round:
@@ -162,8 +169,7 @@ def _run(request: Request, target: Path, stem: str, place: Place) -> dict[str, s
         stale.unlink(missing_ok=True)
     asked = target.with_suffix(".request")
     asked.write_text(request.model_dump_json(indent=1))
-    compilers = {meters.COMPILER_CACHE: str(place.work / "compiled" / stem)}
-    variables = {**_environment(), **compilers, VARIABLE: str(asked)}
+    variables = {**_environment(), meters.COMPILER_CACHE: str(_compiled(stem, place)), VARIABLE: str(asked)}
     try:
         done = subprocess.run(  # noqa: S603  # our own words
             _command(target, place), env=variables, capture_output=True, text=True, timeout=ROUND_LIMIT_S, check=False

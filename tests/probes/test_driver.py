@@ -176,6 +176,19 @@ def test_a_kept_round_that_was_damaged_is_measured_again(bench: Bench) -> None:
     assert bench.started == ["a", "a"]
 
 
+def test_the_first_round_finds_nothing_compiled_and_the_others_what_it_left(bench: Bench) -> None:
+    bench.measure("a")
+    (kept,) = bench.work.glob("a-*-0.json")
+    cache = bench.work / "compiled" / kept.name.removesuffix("-0.json")
+    cache.mkdir(parents=True, exist_ok=True)
+    (cache / "half").touch()
+    bench.measure("a", rounds=2)
+    assert (cache / "half").exists()
+    kept.unlink()
+    bench.measure("a")
+    assert not (cache / "half").exists(), "without a round that is kept it is of one that was killed"
+
+
 def test_a_broken_benchmark_file_is_the_reason(bench: Bench) -> None:
     (bench.suites / driver.BENCHMARKS).write_text("import no_such_module_at_all\n")
     assert "No module named 'no_such_module_at_all'" in bench.measure("a")["a"]["latency.pipeline.p50"].reason
