@@ -163,7 +163,7 @@ def _agreement(rules: Mapping[str, Rule], new: Side, old: Side, alpha: float) ->
     found = []
     for name in sorted((new.metrics() & old.metrics()) - rules.keys()):
         value = new.record.value(name)
-        if value and value.kind == "score" and name.startswith("agreement."):
+        if value and value.kind == "score" and value.direction != "neither" and name.startswith("agreement."):
             rule = Rule(direction=value.direction, margin=0.0, required=False)
             measured = compare.measure(name, rule, new, old, alpha / 2)
             if isinstance(measured, Bounds):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +27,8 @@ Pictures = U8 | Sequence[U8]  # N pictures H x W x 3 uint8 RGB: one array of the
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # OpenAI's, of CLIP's training pictures
 _BITS = 22  # of Pillow's weights: 32 less 8 of the pixel and 2 of room for bicubic's overshoot
 # Not `set_float32_matmul_precision`: torch raises where its older settings are asked after one of these was used.
-_FLOAT32 = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv)
+_CUDNN, _MKLDNN = cast("Any", torch.backends.cudnn), cast("Any", torch.backends.mkldnn)  # whose parts torch's types leave out
+_FLOAT32 = (torch.backends.cuda.matmul, _CUDNN.conv, _MKLDNN.matmul, _MKLDNN.conv)
 
 
 def device() -> torch.device:

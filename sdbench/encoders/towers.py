@@ -5,11 +5,12 @@ without the padding behind their end, which causal attention never sees. Attenti
 leaves it to `nn.MultiheadAttention`, which in inference goes through its steps one by one on the CPU.
 """
 
+from typing import Any
+
 import open_clip
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import ResidualAttentionBlock
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def image_features(model: open_clip.CLIP, pixels: Tensor) -> Tensor:
@@ -34,7 +35,7 @@ def text_features(model: open_clip.CLIP, tokens: Tensor) -> Tensor:
     return answer
 
 
-def _token(blocks: nn.ModuleList, tokens: Tensor, at: Tensor, mask: Tensor | None = None) -> Tensor:
+def _token(blocks: Any, tokens: Tensor, at: Tensor, mask: Tensor | None = None) -> Tensor:
     """What the blocks make of one token of each sequence: N x L x width, N places, L x L added to the logits => N x width."""
     *rest, last = blocks
     for block in rest:
@@ -46,15 +47,17 @@ def _token(blocks: nn.ModuleList, tokens: Tensor, at: Tensor, mask: Tensor | Non
     ]
 
 
-def _block(block: ResidualAttentionBlock, residual: Tensor, queries: Tensor, normed: Tensor, mask: Tensor | None) -> Tensor:
+def _block(block: Any, residual: Tensor, queries: Tensor, normed: Tensor, mask: Tensor | None) -> Tensor:
     """A residual block of M queries to L tokens: N x M x width, the same normed, N x L x width => N x M x width."""
     residual = residual + block.ls_1(_attention(block.attn, queries, normed, mask))
-    return residual + block.ls_2(block.mlp(block.ln_2(residual)))
+    made: Tensor = residual + block.ls_2(block.mlp(block.ln_2(residual)))
+    return made
 
 
-def _attention(attention: nn.MultiheadAttention, queries: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
+def _attention(attention: Any, queries: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
     width, weight, bias = attention.embed_dim, attention.in_proj_weight, attention.in_proj_bias
     query = F.linear(queries, weight[:width], bias[:width])
     key, value = F.linear(tokens, weight[width:], bias[width:]).chunk(2, dim=-1)
-    heads = (part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for part in (query, key, value))
-    return attention.out_proj(F.scaled_dot_product_attention(*heads, attn_mask=mask).transpose(1, 2).flatten(2))
+    query, key, value = (part.reshape(*part.shape[:2], attention.num_heads, -1).transpose(1, 2) for part in (query, key, value))
+    made: Tensor = attention.out_proj(F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2))
+    return made
