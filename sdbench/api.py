@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdbench import baselines, floors, records, suites
+from sdbench import baselines, floors, machine, records, suites
 from sdbench.compare import Side
 from sdbench.errors import UserError
 from sdbench.gate import gate
@@ -54,13 +54,6 @@ class Overrides:
         return suites.validated(suites.Suite, content, f"suite {suite.name!r} with your settings")
 
 
-def machine_device() -> str:
-    """The device to run on: `cuda` where there is one, else `cpu`."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def run(
     specs: "Sequence[ModelSpec]",
     suite: suites.Suite,
@@ -82,7 +75,7 @@ def run(
 
     where = places or Places()
     choice: dict[str, Any] = {"only": only, "settings": settings, "profile": profile}
-    return runner.run(specs, runner.bench(suite, device=device or machine_device(), results=where.results, runs=where.runs, **choice))
+    return runner.run(specs, runner.bench(suite, device=machine.chosen_device(device), results=where.results, runs=where.runs, **choice))
 
 
 def score(images: Path, prompts: Path, places: Places | None = None) -> tuple[list[Value], Scores]:
@@ -226,8 +219,9 @@ def compare(candidate: str, baseline: str, policy: Path | None, places: Places |
     """
     where, chosen = places or Places(), _policy(policy)
     theirs, ours = _baseline(baseline, where), _named(candidate)  # names first: nothing is run for a misspelt one
-    old = _record_of(theirs, where, suites.load(suite) if suite else None)
-    new = _record_of(ours, where, suites.load(suite or records.head(old).suite.name.removesuffix("-custom")))
+    given = suites.load(suite) if suite else None
+    old = _record_of(theirs, where, given)
+    new = _record_of(ours, where, given or records.head(old).suite.name.removesuffix("-custom"))
     return _judged(new, old, chosen, where)
 
 
@@ -275,7 +269,7 @@ def until_verdict(
     where, chosen = places or Places(), _policy(policy)
     chosen.rules(suite.name)  # a policy that weighs nothing here ends the run before it begins
     old = _record_of(_baseline(baseline, where), where, suite, device)
-    setting = runner.bench(suite, device=device or machine_device(), results=where.results, runs=where.runs)
+    setting = runner.bench(suite, device=machine.chosen_device(device), results=where.results, runs=where.runs)
     return run_until_verdict(Question(spec, setting, old, chosen, floors.between_runs(records.head(old), where.results)))
 
 
@@ -319,7 +313,7 @@ def _named(what: str) -> "Path | ModelSpec":
 
 
 def _record_of(
-    named: "Path | ModelSpec", where: Places, suite: suites.Suite | None, device: str | None = None, only: str | None = None
+    named: "Path | ModelSpec", where: Places, suite: str | suites.Suite | None, device: str | None = None, only: str | None = None
 ) -> Path:
     """A record folder; a model that has none under the suite is run."""
     if isinstance(named, Path):

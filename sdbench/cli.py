@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,15 +17,20 @@ if TYPE_CHECKING:
     from sdbench.models.spec import ModelSpec
     from sdbench.suites import Suite
 
-BAD_INPUT = 2
+BAD_INPUT, INTERRUPTED = 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command => the process's exit code; an error that a user can mend is a message and 2."""
     arguments = parser().parse_args(argv)
     command: Callable[[argparse.Namespace], int] = arguments.command
+    with contextlib.suppress(ValueError):  # only the main thread may ask for it
+        signal.signal(signal.SIGTERM, _interrupt)
     try:
         return command(arguments)
+    except KeyboardInterrupt:
+        say("sdbench: interrupted; what was finished is kept, and the same command goes on from there")
+        return INTERRUPTED
     except UserError as error:
         say(f"sdbench: {error}")
         return BAD_INPUT
@@ -32,6 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         with contextlib.suppress(OSError):
             sys.stdout.close()
         return BAD_INPUT
+
+
+def _interrupt(*_: object) -> None:
+    """A request to end is Ctrl-C's: what a command has started ends with it."""
+    raise KeyboardInterrupt
 
 
 def say(text: str) -> None:
@@ -338,11 +349,10 @@ def _reference(arguments: argparse.Namespace) -> int:
 
 
 def _scenes(arguments: argparse.Namespace) -> int:
-    from sdbench import api
-    from sdbench.machine import environment
+    from sdbench.machine import chosen_device, environment
     from sdbench.scenes.training import make, ship
 
-    shop = make.Shop(arguments.work, arguments.device or api.machine_device())
+    shop = make.Shop(arguments.work, chosen_device(arguments.device))
     if arguments.action == "ship":
         say(f"installed: {ship.ship(shop, environment().model_dump(), arguments.results / 'training')}")
         return 0

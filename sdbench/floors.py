@@ -62,13 +62,16 @@ class Floor(_Table):
 def of(sides: Sequence[Side], seeds: Sequence[int], suite: SuiteId) -> Floor:
     """The floor of runs of one model under a suite with other noise each time; a metric that any of them lacks has none.
 
+    Neither have counts, and conditions that are neither good nor bad: no policy weighs those, and a drift has no logarithm.
+
     Raises:
         UserError: fewer than 2 runs.
     """
     if len(sides) < 2:
         raise UserError(f"a noise floor needs at least 2 runs under different seeds, found {len(sides)}")
     first = sides[0].record
-    names = [value.name for value in first.values if value.kind != "count" and all(_ok(side.record, value.name) for side in sides)]
+    weighed = [value.name for value in first.values if value.kind != "count" and value.direction != "neither"]
+    names = [name for name in weighed if all(_ok(side.record, name) for side in sides)]
     return Floor(
         family=first.family,
         suite=suite,

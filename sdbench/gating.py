@@ -6,7 +6,6 @@ Whatever goes wrong, a crash, a missing library, Ctrl-C, a request to end, a rep
 import argparse
 import contextlib
 import json
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -112,8 +111,6 @@ def baseline(arguments: argparse.Namespace) -> int:
 
 def _verdict(judged: "Callable[[], Report]", arguments: argparse.Namespace, candidate: str) -> int:
     """Judge and publish => exit code."""
-    with contextlib.suppress(ValueError):  # only the main thread may ask for it
-        signal.signal(signal.SIGTERM, _end)
     try:
         try:
             report = judged()
@@ -159,10 +156,6 @@ def _publish(report: "Report", arguments: argparse.Namespace) -> None:
             with contextlib.suppress(OSError):
                 sys.stdout.close()  # what it still holds would make Python end with a code of its own
             raise
-
-
-def _end(*_: Any) -> None:
-    raise KeyboardInterrupt
 
 
 def _places(arguments: argparse.Namespace) -> Any:

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 
 from sdbench import __version__
+from sdbench.errors import UserError
 from sdbench.records import Environment, Machine
 
 # What can change a number; the required packages of pyproject.toml but for those that only train, show, fetch or carry it.
@@ -33,6 +34,22 @@ PACKAGES = (
     "torchvision",
     "transformers",
 )
+
+
+def chosen_device(asked: str | None) -> str:
+    """The device to run on, "cpu", "cuda" or "cuda:<index>": the one asked for, else "cuda" where there is one.
+
+    Raises:
+        UserError: no such device is here.
+    """
+    import torch
+
+    here = ["cpu", *(["cuda"] if torch.cuda.is_available() else []), *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    if asked is None:
+        return "cuda" if "cuda" in here else "cpu"
+    if asked not in here:
+        raise UserError(f"no device {asked!r} here: torch {torch.__version__} sees {', '.join(here)}; name one of these with --device")
+    return asked
 
 
 def this_machine(device: str) -> Machine:

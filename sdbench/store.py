@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 
 from sdbench.errors import UserError
 
@@ -133,6 +134,6 @@ def _read(path: Path, way_out: str) -> U8:
     return pixels
 
 
-def mode_of(image: ImageFile.ImageFile) -> str:
+def mode_of(image: ImageFile) -> str:
     """Pillow's mode of a picture that is not decoded yet; "RGB;16" for 16 bits, which Pillow would cut down to 8 without a word."""
     return "RGB;16" if any(tile[3] == "RGB;16B" for tile in image.tile) else image.mode

@@ -39,7 +39,7 @@ class Prompts(_Data):
     """Which captions.
 
     Attributes:
-        source: `scenes` draws held-out ones from the grammar, `file` reads a text file (a prompt a line) beside the suite,
+        source: `scenes` draws held-out ones from the grammar, `file` reads a text file (a prompt a line) beside the suite's own,
             `dataset` reads a column of whatever `datasets` opens.
         path: of a dataset: `asset:<name>`, local file or folder, or name on the Hub.
         column: of a dataset; may be left out where one is called prompt, caption or text.
@@ -236,6 +236,8 @@ class Suite(_Data):
             MissingError: prompts or the latent are neither here nor reachable.
         """
         settings = self.model_dump(exclude={"description", "include", "accept"}) | {"noise": self.noise.identity()}
+        if self.prompts and self.prompts.file:
+            settings["prompts"]["file"] = Path(self.prompts.file).name  # its lines are in the digest; where it lies is not
         content = json.dumps([settings, self.prompt_list()], sort_keys=True)
         return SuiteId(name=self.name, version=self.version, digest=hashlib.sha256(content.encode()).hexdigest()[:16])
 
@@ -297,10 +299,13 @@ def load(what: str, including: tuple[str, ...] = ()) -> Suite:
     if not path.is_file():
         raise UserError(f"no suite file {what}") if what.endswith(".toml") else unknown("suite", what, names())
     try:
-        content = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # not TOML, or not UTF-8
         raise UserError(f"suite {path} is not valid TOML: {error}") from error
     suite = validated(Suite, content, f"suite {path}")
+    if suite.prompts and suite.prompts.file and path.parent != suites_folder():
+        beside = suite.prompts.model_copy(update={"file": str((path.parent / suite.prompts.file).resolve())})
+        suite = suite.model_copy(update={"prompts": beside})
     for name in suite.include:
         part = load(name, (*including, what))
         taken = {family: names for family, names in part.metrics.items() if suite.family in (None, family)}
@@ -354,7 +359,7 @@ def _read_prompts(prompts: Prompts) -> tuple[str, ...]:
         return drawn
     path = suites_folder() / (prompts.file or "")
     if not path.is_file():
-        raise UserError(f"prompt file {path} of the suite is missing")
+        raise UserError(f"prompt file {path} of the suite is missing; it is looked for beside the suite's own file")
     texts = lists.lines(path)
     if len(texts) < prompts.n:
         raise UserError(f"prompt file {path} holds {len(texts)} prompts; the suite asks for {prompts.n}")

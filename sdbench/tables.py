@@ -89,9 +89,9 @@ def estimate(value: float, low: float | None, high: float | None) -> str:
 
 
 def significant(value: float, digits: int = 4) -> str:
-    """A number to so many digits, without exponent."""
-    if value == 0:
-        return "0"
+    """A number to so many digits, without exponent; `nan` and `inf` as such."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value or 0:.0f}"  # -0.0 is 0
     return f"{value:.{max(0, digits - 1 - math.floor(math.log10(abs(value))))}f}"
 
 

@@ -48,7 +48,9 @@ def test_stage(stage: str, running: Running, benchmark: Any) -> None:
         watch = Watch(request.device)
         meters.start_peaks(request.device)
         benchmark.pedantic(call, rounds=request.calls, warmup_rounds=warmup)
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not room.is_out_of_memory(error):
+            raise
         said = str(error).partition(". Of the allocated memory")[0]
     else:
         benchmark.extra_info.update({"memory_mib": meters.peak_memory_mib(request.device), "watch": watch.noted()})
@@ -71,8 +73,11 @@ def cold(call: Call, *, compiling: bool) -> dict[str, Any]:
 
 def on_the_card(running: Running, watch: Watch) -> dict[str, Any]:
     device, process = running.request.device, watch.process_mib()
-    context = room.context_mib(device, process)
-    return {"process_mib": process, "context_mib": context, "smallest_card_gb": room.smallest_card(running.stages, device, context)}
+    found: dict[str, Any] = {"process_mib": process, "context_mib": room.context_mib(device, process)}
+    try:
+        return {**found, "smallest_card_gb": room.smallest_card(running.stages, device, found["context_mib"])}
+    except Exception as error:  # noqa: BLE001  # the calls are timed: what is tried after them must not lose them
+        return {**found, "smallest_card_failed": f"{type(error).__name__}: {error}"}
 
 
 @pytest.mark.benchmark(timer=meters.synchronised)

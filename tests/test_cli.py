@@ -12,6 +12,7 @@ from factories import make_measured, make_record, saved
 from sdbench import api, cli, suites
 from sdbench.errors import UserError
 from sdbench.gate import Report
+from sdbench.records import SuiteId
 
 ROOT = Path(__file__).parents[1]
 SLOW = {"torch", "diffusers", "transformers", "open_clip", "torchvision", "datasets"}
@@ -224,6 +225,33 @@ sys.exit(cli.main(["gate", "a", "--baseline", "b"]))
     done = run_in_process(code, tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert "interrupted" in done.stderr
+
+
+def test_a_request_to_end_ends_what_was_started_too(tmp_path: Path) -> None:
+    code = """
+import subprocess
+from sdbench import cli
+started = "import time; print('there', flush=True); time.sleep(60)"
+cli._models = lambda _: subprocess.run([sys.executable, "-c", started])
+sys.exit(cli.main(["models"]))
+"""
+    path = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+    words = [sys.executable, "-c", path + code]
+    with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "there\n"
+        process.terminate()
+        _, said = process.communicate(timeout=20)  # which ends only when both have let go of the pipe
+    assert process.returncode == 130
+    assert said == "sdbench: interrupted; what was finished is kept, and the same command goes on from there\n"
+
+
+def test_records_of_a_suite_that_is_nowhere_are_compared(tmp_path: Path) -> None:
+    policy = tmp_path / "own.toml"
+    policy.write_text(STRICT.replace("quality", "own"))
+    suite = SuiteId(name="own", version=1, digest="5017e")
+    folders = [saved(make_measured(seed=seed, suite=suite), tmp_path) for seed in (1, 2)]
+    assert gate(*folders, "--policy", str(policy)) == 3
 
 
 def test_a_gate_on_records_imports_what_is_quick_to_import(tmp_path: Path) -> None:

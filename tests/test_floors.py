@@ -12,7 +12,7 @@ from sdbench.compare import Side
 from sdbench.errors import UserError
 from sdbench.gate import gate
 from sdbench.policy import Policy, Rule
-from sdbench.records import SuiteId
+from sdbench.records import SuiteId, Value
 
 SUITE = SuiteId(name="quality", version=1, digest="5017e")
 
@@ -38,6 +38,15 @@ def test_one_run_has_no_floor_and_what_a_run_lacks_has_none(tmp_path: Path) -> N
     gone = {"value": None, "low": None, "high": None, "samples": None, "state": "failed", "reason": "out of ink"}
     other = Side.read(saved(with_value(make_measured(seed=2), "clip_score.scenes", **gone), tmp_path))
     assert "clip_score.scenes" not in floors.of([*sides(tmp_path, 1), other], (1, 2), SUITE).metrics
+
+
+def test_conditions_have_no_floor(tmp_path: Path) -> None:
+    drift = Value(name="machine.drift", kind="probe", direction="neither", unit="share", value=-0.02, n=1, samples=((-0.02,),))
+    made = [make_measured(seed=seed) for seed in (1, 2)]
+    runs = [Side.read(saved((record.model_copy(update={"values": (*record.values, drift)}), scores), tmp_path)) for record, scores in made]
+    found = floors.of(runs, (1, 2), SUITE).metrics
+    assert "machine.drift" not in found
+    assert all(math.isfinite(spread.noise) for spread in found.values())
 
 
 def test_a_floor_that_cannot_be_read_is_said(tmp_path: Path) -> None:

@@ -93,6 +93,7 @@ ONLY = {
         "leaderboard",
         "compare",
         "policy",
+        "floors",
         "report",
     },
 }

@@ -221,6 +221,25 @@ def test_a_changed_prompt_is_in_the_digest_though_the_settings_are_the_same(fold
         digest_of("a cat")
 
 
+def test_prompts_lie_beside_the_suite_s_own_file_wherever_that_is(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    written = {place: f"{place.name}: a cat\n" for place in (folder, tmp_path / "own")}
+    for place, prompts in written.items():
+        (place / "prompts.txt").write_text(prompts, encoding="utf-8")
+        write(place, "n = 3", 'source = "file"\nfile = "prompts.txt"\nn = 1')
+    shipped, own, by_path = (suites.load(what) for what in ("own", "own/own.toml", "suites/own.toml"))
+    assert [list(suite.prompt_list().values()) for suite in (shipped, own)] == [["suites: a cat"], ["own: a cat"]]
+    assert by_path == shipped
+    (tmp_path / "own" / "prompts.txt").write_text(written[folder], encoding="utf-8")
+    assert own.id.digest == shipped.id.digest, "wherever the same prompts lie"
+
+
+def test_a_suite_that_is_no_text_is_an_error(folder: Path) -> None:
+    (folder / "own.toml").write_bytes(b'name = "\xff"')
+    with pytest.raises(UserError, match="is not valid TOML"):
+        suites.load("own")
+
+
 def test_a_missing_prompt_file_is_an_error(folder: Path) -> None:
     suite = suites.load(write(folder, "n = 3", 'source = "file"\nfile = "nowhere.txt"\nn = 2'))
     with pytest.raises(UserError, match=r"prompt file suites/nowhere\.txt"):

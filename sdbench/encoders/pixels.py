@@ -27,7 +27,7 @@ Pictures = U8 | Sequence[U8]  # N pictures H x W x 3 uint8 RGB: one array of the
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # OpenAI's, of CLIP's training pictures
 _BITS = 22  # of Pillow's weights: 32 less 8 of the pixel and 2 of room for bicubic's overshoot
 # Not `set_float32_matmul_precision`: torch raises where its older settings are asked after one of these was used.
-_CUDNN, _MKLDNN = cast("Any", torch.backends.cudnn), cast("Any", torch.backends.mkldnn)  # their classes are put in their place at import
+_CUDNN, _MKLDNN = cast("Any", torch.backends.cudnn), cast("Any", torch.backends.mkldnn)  # whose parts torch's types leave out
 _FLOAT32 = (torch.backends.cuda.matmul, _CUDNN.conv, _MKLDNN.matmul, _MKLDNN.conv)
 
 

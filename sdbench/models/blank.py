@@ -33,13 +33,9 @@ def random_pipeline(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -
     with tempfile.TemporaryDirectory() as made:
         tokens = letter_tokenizer(Path(made), vocabulary=text["vocab_size"], tokens=text["max_position_embeddings"])
     with _building(dtype, device):
-        pipe = PIPELINE(
-            **random_parts(spec.family, spec.architecture),
-            tokenizer=tokens,
-            tokenizer_2=tokens,
-            scheduler=_scheduler(parts["scheduler"]),
-            add_watermarker=False,
-        )
+        networks = random_parts(spec.family, spec.architecture)
+    # The scheduler stays out of it, as in a pipeline that was read: NumPy takes its tables from the CPU.
+    pipe = PIPELINE(**networks, tokenizer=tokens, tokenizer_2=tokens, scheduler=_scheduler(parts["scheduler"]), add_watermarker=False)
     pipe.set_progress_bar_config(disable=True)
     calibration.calibrate(pipe)
     return pipe

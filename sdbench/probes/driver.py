@@ -8,6 +8,7 @@ slow meanwhile is slow for all of them.
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from sdbench.models.digest import weights_digest
 from sdbench.models.spec import ModelSpec
 from sdbench.probes import counts, joined, meters, plugin
 from sdbench.probes.request import CEILINGS, STAGES, VARIABLE, Request
-from sdbench.probes.rounds import Round
+from sdbench.probes.rounds import Round, picked
 from sdbench.probes.values import values
 from sdbench.records import Value
 from sdbench.suites import BASE, Probes, Sampling
@@ -100,15 +101,16 @@ def measure(
     stems = {key: _stem(request, suites) for key, request in requests.items()}
     if profile:
         for key, request in requests.items():
-            _profile(request, stems[key], place)
+            for why in dict.fromkeys(_profile(request, stems[key], place).values()):
+                tqdm.write(f"{key[1]} {key[0]} has no whole profile: {why}", file=sys.stderr)
     rounds: dict[tuple[str, str], list[Round]] = {key: [] for key in requests}
-    turns = [(index, *key) for index in range(probes.rounds) for key in requests]
-    with tqdm(turns, desc="probes", unit="round") as bar:
-        for index, label, name in bar:
+    with tqdm([*requests] * probes.rounds, desc="probes", unit="round") as bar:
+        for label, name in bar:
             bar.set_postfix_str(f"{name} {label}")
             done = rounds[label, name]
-            hopeless = bool(done) and done[0].failures.get("pipeline", "").startswith(meters.OUT_OF_MEMORY)
-            done.append(done[0] if hopeless else _round(requests[label, name], stems[label, name], index, place))
+            lost = done[0].failures.get("pipeline", "") if done else ""
+            hopeless = lost.startswith(meters.OUT_OF_MEMORY)
+            done.append(_nothing(lost) if hopeless else _round(requests[label, name], stems[label, name], done, place))
     kept = {
         key: [file for index in range(probes.rounds) if (file := place.work / f"{stem}-{index}.json").exists()]
         for key, stem in stems.items()
@@ -126,11 +128,15 @@ def _values(measured: Mapping[str, tuple[Request, list[Round]]]) -> list[Value]:
     return found
 
 
-def _round(request: Request, stem: str, index: int, place: Place) -> Round:
-    """A kept round, or a new one, kept where every stage was measured."""
-    kept, partial = (place.work / f"{stem}-{index}{ending}" for ending in (".json", ".partial.json"))
+def _round(request: Request, stem: str, done: Sequence[Round], place: Place) -> Round:
+    """The kept round after those that are done, or a new one, kept where every stage was measured."""
+    kept, partial = (place.work / f"{stem}-{len(done)}{ending}" for ending in (".json", ".partial.json"))
     if kept.exists():
-        return Round.read(kept, {})
+        if (measured := Round.read(kept, {})).is_whole:
+            return measured
+        kept.unlink()  # damaged since
+    if not picked(done, "first_call_s"):
+        shutil.rmtree(_compiled(stem, place), ignore_errors=True)  # what is there a process left that was killed while it compiled
     failures = _run(request, partial, stem, place)
     measured = Round.read(partial, failures)
     if measured.is_whole:
@@ -138,33 +144,43 @@ def _round(request: Request, stem: str, index: int, place: Place) -> Round:
     return measured
 
 
-def _profile(request: Request, stem: str, place: Place) -> None:
-    """Tables beside the rounds, `<stem>.profile-<stage>.txt`, by a process of their own, for a profiler slows what it sees."""
+def _compiled(stem: str, place: Place) -> Path:
+    """The compiler's cache of a model in a setting."""
+    return place.work / "compiled" / stem
+
+
+def _nothing(why: str) -> Round:
+    """A round that measured nothing."""
+    return Round(failures=dict.fromkeys((*STAGES, *CEILINGS), why))
+
+
+def _profile(request: Request, stem: str, place: Place) -> dict[str, str]:
+    """Tables beside the rounds, `<stem>.profile-<stage>.txt`, by a process of their own, for a profiler slows what it sees => as `_run`."""
     target = place.work / f"{stem}.json"
-    if not all(target.with_suffix(f".profile-{stage}.txt").exists() for stage in STAGES):
-        _run(request.model_copy(update={"profile": True}), target, stem, place)
+    if all(target.with_suffix(f".profile-{stage}.txt").exists() for stage in STAGES):
+        return {}
+    return _run(request.model_copy(update={"profile": True}), target, stem, place)
 
 
 def _run(request: Request, target: Path, stem: str, place: Place) -> dict[str, str]:
     """Start the measuring process => stage -> why it failed."""
-    noted, everything = Path(f"{target}{plugin.SUFFIX}"), (*STAGES, *CEILINGS)
+    noted = Path(f"{target}{plugin.SUFFIX}")
     for stale in (target, noted):
         stale.unlink(missing_ok=True)
     asked = target.with_suffix(".request")
     asked.write_text(request.model_dump_json(indent=1))
-    compilers = {meters.COMPILER_CACHE: str(place.work / "compiled" / stem)}
-    variables = {**_environment(), **compilers, VARIABLE: str(asked)}
+    variables = {**_environment(), meters.COMPILER_CACHE: str(_compiled(stem, place)), VARIABLE: str(asked)}
     try:
         done = subprocess.run(  # noqa: S603  # our own words
             _command(target, place), env=variables, capture_output=True, text=True, timeout=ROUND_LIMIT_S, check=False
         )
     except subprocess.TimeoutExpired:
-        return dict.fromkeys(everything, f"no end after {ROUND_LIMIT_S} s")
+        return _nothing(f"no end after {ROUND_LIMIT_S} s").failures
     target.with_suffix(".log").write_text(f"{done.stdout}\n{done.stderr}")
     failures: dict[str, str] = json.loads(noted.read_text()) if noted.exists() else {}
-    if done.returncode and not failures:
-        return dict.fromkeys(everything, _death(done))
-    return failures
+    if failures or not done.returncode or Round.read(target, {}).is_whole:  # whole: it died of its own end, with everything written
+        return failures
+    return _nothing(_death(done)).failures
 
 
 def _command(target: Path, place: Place) -> list[str]:

@@ -8,6 +8,15 @@ from sdbench.probes.stages import Stages
 
 CARDS_GB = (8, 12, 16, 24)  # of 2**30 bytes, as cards are sold
 GIB, MIB = 2**30, 2**20
+_NO_ROOM = ("unable to find an engine", "ALLOC_FAILED", "ALLOCATION_FAILED", "CUDA error: out of memory")  # cuDNN's, cuBLAS's, the driver's
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a call failed for want of memory: PyTorch's allocator says so by an exception of its own, the libraries below it in words.
+
+    cuDNN tries one algorithm after another, and where each of them runs out of memory it has found none.
+    """
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _NO_ROOM)
 
 
 def largest_batch(stages: Stages) -> int:
@@ -24,16 +33,16 @@ def smallest_card(stages: Stages, device: str, context_mib: float) -> int | None
     Tried, not reckoned: the pipeline runs while PyTorch's allocator may take no more than such a card has left beside the
     CUDA context.
     """
-    total = torch.cuda.get_device_properties(device).total_memory
+    total, index = torch.cuda.get_device_properties(device).total_memory, torch.device(device).index  # None is the current one
     try:
         for card in (card for card in CARDS_GB if card * GIB <= total * 1.02):  # a card of 24 GB has a little less to give
             torch.cuda.empty_cache()
-            torch.cuda.set_per_process_memory_fraction(min(1.0, max(0.0, card * GIB - context_mib * MIB) / total), device)
+            torch.cuda.set_per_process_memory_fraction(min(1.0, max(0.0, card * GIB - context_mib * MIB) / total), index)
             if _fits(stages, stages.batch):
                 return card
         return None
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, device)
+        torch.cuda.set_per_process_memory_fraction(1.0, index)
 
 
 def context_mib(device: str, process_mib: float | None) -> float:
@@ -50,6 +59,8 @@ def _fits(stages: Stages, batch: int) -> bool:
     call: Callable[[], object] = torch.no_grad()(stages.short(batch))
     try:
         call()
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         return False
     return True

@@ -20,7 +20,8 @@ class Round:
     Attributes:
         seconds: stage or ceiling -> its timed calls.
         info: of the stages together: what `loaded.described` says, `load_s`, `amount` of each ceiling; and of
-            the pipeline's: `first_call_s`, `memory_mib`, `watch`, and on a card `process_mib`, `context_mib`, `smallest_card_gb`.
+            the pipeline's: `first_call_s`, `memory_mib`, `watch`, and on a card `process_mib`, `context_mib`, `smallest_card_gb` or
+            `smallest_card_failed`.
         failures: stage -> why it has no times.
     """
 
@@ -31,7 +32,7 @@ class Round:
     @classmethod
     def read(cls, path: Path, failures: dict[str, str]) -> "Round":
         """From pytest-benchmark's JSON file; a stage that failed is left out, whatever the file holds of it."""
-        found = json.loads(path.read_text())["benchmarks"] if path.exists() and path.stat().st_size else []
+        found = _benchmarks(path)
         whole = {item["params"]["stage"]: item for item in found if item["params"]["stage"] not in failures}
         seconds = {stage: tuple(item["stats"]["data"]) for stage, item in whole.items()}
         info: dict[str, Any] = {}
@@ -47,6 +48,15 @@ class Round:
     def is_whole(self) -> bool:
         """Everything was measured."""
         return self.seconds.keys() == {*STAGES, *CEILINGS}
+
+
+def _benchmarks(path: Path) -> list[dict[str, Any]]:
+    """What pytest-benchmark wrote; nothing where its process ended before it had."""
+    try:
+        found: list[dict[str, Any]] = json.loads(path.read_text())["benchmarks"]
+    except (OSError, ValueError):
+        return []
+    return found
 
 
 def picked(rounds: Sequence[Round], *path: str) -> list[Any]:

@@ -80,6 +80,8 @@ class Stages:
 
         def call() -> object:
             scheduler.set_timesteps(self.sampling.steps, device=latents.device)
+            if hasattr(scheduler, "set_begin_index"):
+                scheduler.set_begin_index(0)  # without it the first step is looked up, for which a GPU is waited for
             noisy = latents
             for timestep in scheduler.timesteps:
                 scheduler.scale_model_input(noisy, timestep)

@@ -81,15 +81,21 @@ def _memory(rounds: Sequence[Round], *, on_cuda: bool) -> list[Value]:
     found = [once("memory.weights", "MiB", weights, why)]
     found += [once(f"memory.{name}", "MiB", picked(rounds, "memory_mib", name), why, note=note) for name in peaks]
     if on_cuda:
-        measured = bool(picked(rounds, "memory_mib"))
-        unlisted = "NVML does not list this process" if measured else why
-        too_small = f"it needs more than {CARDS_GB[-1]} GB, or than this card has" if measured else why
-        found += [
-            once("memory.process", "MiB", picked(rounds, "process_mib"), unlisted, note=note),
-            once("memory.context", "MiB", picked(rounds, "context_mib"), why, note=note),
-            once("memory.smallest_card", "GB", picked(rounds, "smallest_card_gb"), too_small, note=note),
-        ]
+        found += _on_the_card(rounds, why, note)
     return found
+
+
+def _on_the_card(rounds: Sequence[Round], why: str, note: str) -> list[Value]:
+    """What the process holds beside its tensors, and the smallest card that it runs on."""
+    process, measured = picked(rounds, "process_mib"), bool(picked(rounds, "memory_mib"))
+    unlisted = "NVML does not list this process" if measured else why
+    alone = "" if process else "by the whole card's use, as if nothing else were on it: NVML does not list this process"
+    untried = picked(rounds, "smallest_card_failed") or [f"it needs more than {CARDS_GB[-1]} GB, or than this card has"]
+    return [
+        once("memory.process", "MiB", process, unlisted, note=note),
+        once("memory.context", "MiB", picked(rounds, "context_mib"), why, note="; ".join(filter(None, [note, alone]))),
+        once("memory.smallest_card", "GB", picked(rounds, "smallest_card_gb"), untried[0] if measured else why, note=note),
+    ]
 
 
 def _cold_start(rounds: Sequence[Round], *, compiling: bool) -> list[Value]:

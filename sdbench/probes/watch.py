@@ -31,7 +31,10 @@ class Card:
         self._nvml: Any = pynvml
         pynvml.nvmlInit()
         uuid = str(torch.cuda.get_device_properties(device).uuid)
-        self._handle = pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}")
+        try:
+            self._handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+        except pynvml.NVMLError:  # a slice of a card
+            self._handle = pynvml.nvmlDeviceGetHandleByUUID(f"MIG-{uuid}")
 
     def state(self) -> dict[str, Any]:
         """Clocks in MHz, temperature in Celsius, power in W, and why the clock is held down."""

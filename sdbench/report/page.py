@@ -31,7 +31,7 @@ def write(results: Path, out: Path, policy: Policy) -> list[Path]:
     made, shown = [out], []
     for number, (section, album) in enumerate(zip(found, albums, strict=True), 1):
         wall = pictures.wall(album, room)
-        view = sections.view(section, number, wall, album, policy)
+        view = sections.view(section, number, wall, album, policy, results)
         if wall.left:
             view["beside"] = _write_rest(section, number, album, wall.left, out, made)
         shown.append(view)

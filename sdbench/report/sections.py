@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from sdbench import leaderboard, speed, standings, tables, truth
+from sdbench import floors, leaderboard, speed, standings, tables, truth
 from sdbench.errors import UserError
 from sdbench.gate import gate
 from sdbench.policy import Policy
@@ -75,11 +75,11 @@ def zip_cases(found: Iterator[Worst]) -> Iterator[tuple[Case, ...]]:
     return (tuple(cases[place] for cases in lists if place < len(cases)) for place in range(worst.MOST))
 
 
-def view(section: Section, number: int, wall: Wall, held: Album, policy: Policy) -> dict[str, Any]:
+def view(section: Section, number: int, wall: Wall, held: Album, policy: Policy, results: Path) -> dict[str, Any]:
     """Everything that the template asks of a section but the pictures' folder."""
     judges = wins.judges(section)
     keys = {(picture.model, shot.prompt_id): picture.key for shot in wall.shots for picture in shot.pictures if picture}
-    verdicts = list(_verdicts(section, policy))
+    verdicts = list(_verdicts(section, policy, results))
     shown = {
         "columns": (columns := _columns(section)),
         "rows": [
@@ -176,13 +176,14 @@ def _charts(section: Section) -> list[figures.Chart]:
     return list(chain.from_iterable(figures.pareto(section, value, leaderboard.metric_title(value)) for value in ranked))
 
 
-def _verdicts(section: Section, policy: Policy) -> Iterator[dict[str, Any]]:
+def _verdicts(section: Section, policy: Policy, results: Path) -> Iterator[dict[str, Any]]:
     """What the gate says of the first models with the teacher as their baseline."""
     if section.teacher is None:
         return
+    between_runs = floors.between_runs(section.teacher.record, results)
     for row in [row for row in section.models if row is not section.teacher][:VERDICTS]:
         try:
-            report = gate(row.folder, section.teacher.folder, policy)
+            report = gate(row.folder, section.teacher.folder, policy, between_runs)
             found = {"verdict": report.verdict, "why": report.why, "grid": report.grid()}
         except UserError as error:  # the policy weighs nothing of this suite
             found = {"verdict": "incomparable", "why": str(error), "grid": Grid((), ())}

@@ -6,7 +6,7 @@ from torch import nn
 
 from sdbench.models import calibration
 from sdbench.models.architectures import TOPOLOGIES
-from sdbench.models.blank import tiny_vae
+from sdbench.models.blank import random_pipeline, tiny_vae
 from sdbench.models.loading import load
 from sdbench.models.spec import ModelSpec, resolve
 
@@ -30,6 +30,14 @@ def test_it_is_the_same_every_time_and_the_tiny_vae_too() -> None:
         return [*pipe.unet.parameters(), *pipe.vae.parameters(), *tiny_vae(pipe.vae).parameters()]
 
     assert all(torch.equal(one, other) for one, other in zip(weights(), weights(), strict=True))
+
+
+def test_only_the_networks_are_built_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "calibrate", lambda _: None)
+    pipe = random_pipeline(resolve("sdxl", random=True), torch.bfloat16, torch.device("meta"))
+    assert pipe.unet.device.type == pipe.vae.device.type == pipe.text_encoder_2.device.type == "meta"
+    pipe.scheduler.set_timesteps(3, device="cpu")
+    assert len(pipe.scheduler.timesteps) == 3, "NumPy reads the scheduler's tables, which it cannot from a GPU"
 
 
 def test_a_layer_is_scaled_once_and_its_output_to_what_is_wanted() -> None:

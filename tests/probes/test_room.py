@@ -16,17 +16,19 @@ class Allocator:
 
     def __init__(self, total: int) -> None:
         self.total, self.fraction, self.batch = total, 1.0, 1
+        self.lack: Exception = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB")
 
     def short(self, batch: int) -> Any:
         def call() -> None:
             assert not torch.is_grad_enabled()
             if 7 * GIB + batch * 3 * GIB > self.fraction * self.total:
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB")
+                raise self.lack
 
         return call
 
-    def cap(self, fraction: float, _: str) -> None:
+    def cap(self, fraction: float, device: int | None) -> None:
         assert 0.0 <= fraction <= 1.0
+        assert device is None or torch.cuda._utils._get_device_index(device) >= 0, "as torch asks, which takes no cuda without a number"
         self.fraction = fraction
 
 
@@ -60,6 +62,29 @@ def test_the_smallest_card_is_the_first_whose_memory_less_the_context_suffices(
     allocator.batch = batch
     assert room.smallest_card(allocator, "cuda", context_mib) == smallest
     assert allocator.fraction == 1.0, "the cap is lifted"
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_a_card_needs_no_number(card: Any, device: str) -> None:
+    assert room.smallest_card(card(80 * GIB), device, 500) == 12
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "GET was unable to find an engine to execute this computation",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "CUDA error: out of memory",
+    ],
+)
+def test_libraries_that_lack_memory_say_so_in_words_of_their_own(card: Any, words: str) -> None:
+    allocator = card(80 * GIB)
+    allocator.lack = RuntimeError(words)
+    assert room.smallest_card(allocator, "cuda", 500) == 12
+    allocator.lack = RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+    with pytest.raises(RuntimeError, match="mat1"):
+        room.smallest_card(allocator, "cuda", 500)
+    assert allocator.fraction == 1.0, "the cap is lifted then, too"
 
 
 @pytest.mark.parametrize(("batch", "total", "largest"), [(16, 80 * GIB, 8), (16, 20 * GIB, 4), (16, 9 * GIB, 0), (1, 9 * GIB, 0)])

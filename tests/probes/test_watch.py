@@ -19,9 +19,9 @@ class NVMLError(Exception):
     pass
 
 
-def nvml(processes: dict[int, int | None] | None, **changes: Any) -> ModuleType:
-    """A driver with two cards, the second of which is CUDA's first."""
-    handles = {"GPU-ffffffff-0000-0000-0000-000000000000": "the other", f"GPU-{UUID}": "ours"}
+def nvml(processes: dict[int, int | None] | None, kind: str = "GPU", **changes: Any) -> ModuleType:
+    """A driver with two cards, the second of which, or a slice of it, is CUDA's first."""
+    handles = {"GPU-ffffffff-0000-0000-0000-000000000000": "the other", f"{kind}-{UUID}": "ours"}
 
     def unsupported(*_: Any) -> Any:
         raise NVMLError("Not Supported")
@@ -71,6 +71,11 @@ def test_the_card_is_found_by_its_uuid_and_says_how_it_is(card: Any) -> None:
     state = {"sm_mhz": 1980, "memory_mhz": 1980, "temperature_c": 61, "power_w": 345.6, "slowed_by": ["power cap"]}
     assert noted["states"] == [state, state]
     assert noted["foreign_processes"] == {"77": 512.0, "78": None}, "neither this process nor the waiting one that started it"
+
+
+def test_a_slice_of_a_card_is_found_too(card: Any) -> None:
+    card({os.getpid(): 2**30}, kind="MIG")
+    assert Watch("cuda").process_mib() == 1024
 
 
 def test_what_nvml_does_not_say_is_none(card: Any) -> None:

@@ -4,11 +4,13 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
-from boards import LONG, board
-from factories import GPU, make_record
+from boards import LONG, MODELS, board, make, png
+from factories import GPU, make_measured, make_record, saved
 
-from sdbench import api, cli, records, standings
+from sdbench import api, cli, floors, records, standings
+from sdbench.compare import Side
 from sdbench.errors import UserError
 from sdbench.records import Model, Scores, SuiteId
 from sdbench.report import sections
@@ -72,6 +74,30 @@ def test_everything_the_page_promises_is_there(page: str) -> None:
     assert "23.4805" in page[page.index('id="published"') :]
     assert "23.4805" not in page[: page.index('id="published"')]
     assert "pictures of 24 of 24 prompts; 24 are here" in page
+
+
+def test_verdicts_know_how_far_two_runs_of_a_model_lie_apart(tmp_path: Path) -> None:
+    teacher = saved(make_measured("scenes-teacher", seed=1, run="one"), tmp_path)
+    student = saved(make_measured("scenes-vega", seed=2, run="other", worse="latency.pipeline.p50", by=0.2), tmp_path)
+
+    def said() -> str:
+        (path,) = api.report(api.Places(tmp_path))
+        return re.findall(r'<span class="chip (\w+)">', path.read_text(encoding="utf-8"))[0]
+
+    assert said() == "regressed"
+    floor = floors.of([Side.read(teacher), Side.read(student)], (1, 2), records.head(teacher).suite)
+    spread = floors.Spread(noise=0.25, values=(0.4, 0.6), unit="s")
+    floors.write(floor.model_copy(update={"metrics": {"latency.pipeline.p50": spread}}), tmp_path)
+    assert said() == "inconclusive" == api.compare(str(student), str(teacher), None, api.Places(tmp_path)).verdict
+
+
+def test_a_score_that_is_no_number_is_shown_as_such(tmp_path: Path) -> None:
+    for place, name in enumerate(MODELS):
+        record, scores = make(place, name)
+        scores.columns["preference.scenes"][0] = np.nan
+        records.write(record, scores, {"p0000.png": png((place, 0, 0))}, tmp_path)
+    (path,) = api.report(api.Places(tmp_path))
+    assert "preference.scenes nan" in path.read_text(encoding="utf-8")
 
 
 def test_models_without_pictures_scores_or_a_policy_have_a_page_too(tmp_path: Path) -> None:
