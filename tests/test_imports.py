@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = (
     {"errors", ""},  # "" is sdbench itself: its version
-    {"metrics", "stats", "student_t", "sequential", "models", "scenes", "records", "training", "processes", "latents"},
+    {"metrics", "stats", "student_t", "decisions", "sequential", "models", "scenes", "records", "training", "processes", "latents"},
     {
         "assets",
         "weights",
@@ -55,8 +55,9 @@ FLOORS = (
 ONLY = {
     "metrics": {"metrics"},
     "stats": {"student_t"},
+    "decisions": {"stats", "student_t"},
     "student_t": set[str](),
-    "sequential": {"stats"},
+    "sequential": {"decisions", "stats"},
     "torchmetrics": {"metrics"},
     "records": {"errors"},
     "models": {"errors", "models", "scenes"},
@@ -70,19 +71,20 @@ ONLY = {
     "prompts": {"errors", "sources", "weights"},
     "suites": {"errors", "records", "scenes", "prompts"},
     "needs": {"assets", "prompts", "reference", "suites", "weights"},
-    "gate": {"errors", "records", "stats", "policy", "tables", "compare", "verdicts"},
-    "verdicts": {"stats", "tables"},
+    "gate": {"errors", "records", "decisions", "policy", "tables", "compare", "verdicts"},
+    "verdicts": {"decisions", "tables"},
     "floors": {"errors", "records", "compare", "store"},
     "baselines": {"errors", "records", "store"},
     "leaderboard": {"errors", "records", "stats", "tables", "published", "speed", "truth", "ranks", "standings"},
-    "speed": {"records", "stats", "tables", "published"},
-    "ranks": {"records", "stats"},
+    "speed": {"records", "decisions", "tables", "published"},
+    "ranks": {"records", "decisions"},
     "standings": {"records", "ranks"},
     "truth": {"records", "stats", "tables"},
     "report": {
         "errors",
         "speed",
         "records",
+        "decisions",
         "stats",
         "tables",
         "published",
@@ -118,6 +120,7 @@ DISTILLATION_KNOWS = {
 WITHOUT_TORCH = (
     "errors",
     "stats",
+    "decisions",
     "records",
     "assets",
     "weights",
