@@ -87,7 +87,7 @@ def _embedded() -> list[Finding]:
 def _hub() -> list[Finding]:
     from sdbench.models.catalogue import CATALOGUE
     from sdbench.models.spec import resolve
-    from sdbench.weights import is_cached
+    from sdbench.pipelines import is_cached
 
     findings = []
     for name, entry in CATALOGUE.items():

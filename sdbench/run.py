@@ -24,6 +24,7 @@ from sdbench.models.catalogue import TEACHERS
 from sdbench.models.digest import weights_digest
 from sdbench.models.loading import load
 from sdbench.models.spec import ModelSpec
+from sdbench.pipelines import fetch
 from sdbench.probes import driver
 from sdbench.protocols.base import Subject
 from sdbench.records import Looks, Machine, Model, Record, Scores, Value
@@ -32,7 +33,6 @@ from sdbench.score import score
 from sdbench.store import U8, Store, digest
 from sdbench.suites import BASE, Sampling, Suite, suites_folder
 from sdbench.thumbnails import worth_keeping
-from sdbench.weights import fetch
 
 THUMBNAIL_PX = 256
 

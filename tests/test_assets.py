@@ -12,7 +12,7 @@ import pytest
 from hub import Hub
 from tiny import save_tiny_pipeline
 
-from sdbench import assets, suites, weights
+from sdbench import assets, pipelines, suites, weights
 from sdbench.assets import Asset, File
 from sdbench.errors import MissingError, UserError
 from sdbench.models.loading import load
@@ -219,10 +219,10 @@ def test_an_unknown_asset_is_an_error_with_the_nearest_name() -> None:
 def test_a_pipeline_is_fetched_through_the_same_api(hub: Hub) -> None:
     save_tiny_pipeline(hub.root / "someone" / "tiny")
     spec = resolve("someone/tiny")
-    sizes = {file.name: file.size_bytes for file in weights.files_to_fetch(spec, dtype="float32")}
+    sizes = {file.name: file.size_bytes for file in pipelines.files_to_fetch(spec, dtype="float32")}
     assert sizes["unet/config.json"] == (hub.root / "someone/tiny/unet/config.json").stat().st_size
-    weights.fetch(spec, dtype="float32")
-    assert weights.is_cached(spec, dtype="float32")
+    pipelines.fetch(spec, dtype="float32")
+    assert pipelines.is_cached(spec, dtype="float32")
     assert load(resolve("someone/tiny"), dtype="float32", device="cpu").unet is not None
 
 

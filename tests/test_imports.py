@@ -14,6 +14,7 @@ FLOORS = (
     {
         "assets",
         "weights",
+        "pipelines",
         "sources",
         "prompts",
         "suites",
@@ -124,6 +125,7 @@ WITHOUT_TORCH = (
     "records",
     "assets",
     "weights",
+    "pipelines",
     "prompts",
     "suites",
     "reference",
