@@ -16,6 +16,7 @@ from sdbench.verdicts import Report
 
 if TYPE_CHECKING:
     from sdbench.models.spec import ModelSpec
+    from sdbench.store import U8
 
 FAMILY_SUITE = {"scenes": "quality", "sdxl": "standard"}
 
@@ -79,15 +80,26 @@ def run(
 
 
 def score(images: Path, prompts: Path, places: Places | None = None) -> tuple[list[Value], Scores]:
-    """Score pictures made elsewhere against a text file with a prompt a line, in the order of the sorted file names.
+    """Score pictures of scenes made elsewhere, 64 x 64 px, against a text file with a caption a line, in the order of the sorted file names.
 
     Raises:
-        UserError: the numbers of pictures and prompts differ, or one of the files cannot be read.
+        UserError: the numbers of pictures and captions differ, one of the files cannot be read, or they are of no scenes.
     """
     from sdbench import run as runner
-    from sdbench.prompts import lines
     from sdbench.score import PROTOCOLS
     from sdbench.score import score as scored
+
+    subject = runner.external(*_scenes(images, prompts), (places or Places()).runs)
+    suite = suites.load("quality")
+    metrics = [name for name in suite.metrics["scenes"] if not PROTOCOLS[name].against_teacher]
+    return scored(replace(subject, reference=suite.reference), metrics)
+
+
+def _scenes(images: Path, prompts: Path) -> "tuple[list[Path], U8, tuple[str, ...]]":
+    """Files, pictures and captions, if the embedded family's evaluators know such."""
+    from sdbench.prompts import lines
+    from sdbench.scenes.grammar import parse
+    from sdbench.scenes.render import SIZE_PX
     from sdbench.store import read_images
 
     if not images.is_dir() or not prompts.exists() or prompts.is_dir():
@@ -95,15 +107,23 @@ def score(images: Path, prompts: Path, places: Places | None = None) -> tuple[li
             f"--images takes a folder and --prompts a text file; found {images} and {prompts}, of which one is missing or of the other kind"
         )
     paths = sorted(path for path in images.iterdir() if path.suffix.lower() in {".png", ".jpg", ".jpeg", ".webp"})
-    texts = lines(prompts)
-    if not paths or len(paths) != len(texts):
+    captions = lines(prompts)
+    if not paths or len(paths) != len(captions):
         raise UserError(
-            f"{images} holds {len(paths)} pictures and {prompts} {len(texts)} prompts; there must be a prompt for each picture, in the order of the file names"
+            f"{images} holds {len(paths)} pictures and {prompts} {len(captions)} prompts; there must be a prompt for each picture, in the order of the file names"
         )
-    subject = runner.external(paths, read_images(paths, "replace or remove it, and its prompt"), texts, (places or Places()).runs)
-    suite = suites.load("quality")
-    metrics = [name for name in suite.metrics["scenes"] if not PROTOCOLS[name].against_teacher]
-    return scored(replace(subject, reference=suite.reference), metrics)
+    pixels = read_images(paths, "replace or remove it, and its prompt")
+    if pixels.shape[1:3] != (SIZE_PX, SIZE_PX):
+        raise UserError(
+            f"{images} holds pictures of {pixels.shape[2]} x {pixels.shape[1]} px; this scores scenes of {SIZE_PX} x {SIZE_PX}, with the evaluators "
+            "of the embedded family. Full-size pictures are scored where they are made: sdbench run --model"
+        )
+    for caption in captions:
+        try:
+            parse(caption)
+        except ValueError as error:
+            raise UserError(f"{prompts}: {error}") from error
+    return paths, pixels, captions
 
 
 @dataclass(frozen=True)

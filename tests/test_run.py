@@ -430,6 +430,16 @@ def test_pictures_and_prompts_must_be_as_many(tmp_path: Path) -> None:
         api.score(images, prompts, api.Places(tmp_path, tmp_path / "runs"))
 
 
+def test_pictures_and_prompts_of_no_scenes_are_refused(tmp_path: Path) -> None:
+    """Their evaluators would fail on the ones, and make something up of the others."""
+    wide = np.concatenate([PICTURES, PICTURES], axis=2)
+    with pytest.raises(UserError, match=r"pictures of 128 x 64 px; this scores scenes of 64 x 64, .*sdbench run --model"):
+        api.score(*saved(tmp_path / "wide", wide, PROMPTS), api.Places(tmp_path, tmp_path / "runs"))
+    with pytest.raises(UserError, match=r"prompts\.txt: not a caption of the scenes grammar: 'a photo of a cat'"):
+        api.score(*saved(tmp_path / "cat", PICTURES, [*PROMPTS[:-1], "a photo of a cat"]), api.Places(tmp_path, tmp_path / "runs"))
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize("make", [lambda folder: folder / "nowhere", lambda folder: folder / "prompts.txt"], ids=["missing", "file"])
 def test_what_is_no_folder_of_pictures_is_an_error(make: Callable[[Path], Path], tmp_path: Path) -> None:
     _, prompts = saved(tmp_path, PICTURES, PROMPTS)
