@@ -125,7 +125,9 @@ def take(name: str, file: Path, encoder: str, n: int, source: str, runs: Path) -
         with np.load(io.BytesIO(content)) as published:
             mean, covariance = np.asarray(published["mu"], np.float64), np.asarray(published["sigma"], np.float64)
     except (OSError, ValueError, KeyError, AttributeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{file} is no file of statistics ({error}); expected a .npz with arrays `mu` (d) and `sigma` (d x d)") from error
+        raise UserError(
+            f"{file} is no file of statistics ({type(error).__name__}); expected a .npz with arrays `mu` (d) and `sigma` (d x d)"
+        ) from error
     d = mean.shape[0] if mean.ndim == 1 else 0
     if (
         not d
@@ -218,7 +220,10 @@ def _features(contents: Sequence[bytes], names: Sequence[str], encoder: Encoder)
     decoded = [_decoded(content, name) for content, name in zip(contents, names, strict=True)]
     sizes = [picture.shape for picture in decoded]
     rows = {size: [row for row, own in enumerate(sizes) if own == size] for size in dict.fromkeys(sizes)}
-    parts = np.concatenate([encoder.features(np.stack([decoded[row] for row in group])) for group in rows.values()])
+    try:
+        parts = np.concatenate([encoder.features(np.stack([decoded[row] for row in group])) for group in rows.values()])
+    except ValueError as error:
+        raise UserError(f"{names[0]} to {names[-1]}: {error}; take pictures or an encoder that fit each other") from error
     order = [row for group in rows.values() for row in group]
     return np.asarray(parts[np.argsort(order)], np.float32)
 

@@ -328,6 +328,24 @@ def test_the_command_builds_imports_and_lists(images: Path, runs: Path, tmp_path
 
 
 @pytest.mark.usefixtures("_toy")
+def test_the_weights_of_all_encoders_are_looked_for_first(
+    images: Path, runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def absent() -> str:
+        raise MissingError("weights: 'far' is not on this disk")
+
+    monkeypatch.setitem(ENCODERS, "far", Encoder("far", absent, colours))
+    assert cli.main(["reference", "build", "real", "--images", str(images), "--encoder", "toy", "far", "--runs", str(runs)]) == 2
+    assert "'far' is not on this disk" in capsys.readouterr().err
+    assert not runs.exists()
+
+
+def test_pictures_that_an_encoder_does_not_take_are_named(images: Path, runs: Path) -> None:
+    with pytest.raises(UserError, match=r"00\.png to .*10\.png: the scenes' evaluators take N x 64 x 64 .*that fit each other"):
+        build("real", in_folder(images), ENCODERS["scenes.features"], runs)
+
+
+@pytest.mark.usefixtures("_toy")
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
