@@ -262,6 +262,7 @@ def until_verdict(
 
     where, chosen = places or Places(), _policy(policy)
     chosen.rules(suite.name)  # a policy that weighs nothing here ends the run before it begins
+    runner.check_models([spec], suite)
     old = _record_of(_baseline(baseline, where), where, suite)
     setting = runner.bench(suite, device=machine.chosen_device(device), results=where.results, runs=where.runs)
     return run_until_verdict(Question(spec, setting, old, chosen, floors.between_runs(records.read(old)[0], where.results)))

@@ -95,11 +95,7 @@ def run(specs: Sequence[ModelSpec], setting: Bench) -> list[Path]:
 
     The family's teacher goes first where it is among them, since win rates are against its pictures.
     """
-    for spec in specs:
-        if spec.family != setting.suite.family:
-            raise UserError(
-                f"{spec.name!r} is of family {spec.family!r}, suite {setting.suite.name!r} is for {setting.suite.family!r}; rows of two families are never compared"
-            )
+    check_models(specs, setting.suite)
     teacher = TEACHERS[setting.suite.family or ""]
     ordered = sorted(specs, key=lambda spec: spec.name != teacher)
     pictures = {spec.name: _pictures(spec, setting) for spec in ordered} if setting.quality else {}
@@ -107,6 +103,24 @@ def run(specs: Sequence[ModelSpec], setting: Bench) -> list[Path]:
     call = uuid.uuid4().hex[:12]
     made = {spec.name: record_of(spec, setting, pictures.get(spec.name), probed.get(spec.name, []), call) for spec in ordered}
     return [made[spec.name] for spec in specs]
+
+
+def check_models(specs: Sequence[ModelSpec], suite: Suite) -> None:
+    """See that models can be measured under a suite, and told apart.
+
+    Raises:
+        UserError: one is of another family, or two have one name.
+    """
+    by_name: dict[str, ModelSpec] = {}
+    for spec in specs:
+        if spec.family != suite.family:
+            raise UserError(
+                f"{spec.name!r} is of family {spec.family!r}, suite {suite.name!r} is for {suite.family!r}; rows of two families are never compared"
+            )
+        if other := by_name.get(spec.name):
+            places = " and ".join(each.location or each.source for each in (other, spec))
+            raise UserError(f"two models are called {spec.name!r}: {places}; run them one by one, each with a --name of its own")
+        by_name[spec.name] = spec
 
 
 class Easel:

@@ -79,6 +79,13 @@ def message(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["run", "--model", "scenes-teacher", "--suite", "fid"], "suite 'fid' is a part"),
         (["run", "--model", "scenes-teacher", "--suite", "standard"], "family"),
         (["run", "--model", "scenes-teacher", "--model", "scenes-vega", "--name", "x"], "--name names one model"),
+        (["run", "--model", "scenes-teacher", "--model", "scenes-teacher"], "two models are called 'scenes-teacher'"),
+        (["run", "--model", "scenes-teacher", "--device", "gpu"], "no device 'gpu' here"),
+        (["run", "--model", "scenes-teacher", "--junit", "gate.xml"], "--junit goes only with --until-verdict"),
+        (
+            ["run", "--model", "scenes-teacher", "--until-verdict", "--baseline", "b", "--dry-run"],
+            "--dry-run does not go with --until-verdict",
+        ),
         (["run", "--model", "scenes-teacher", "--steps", "0"], "steps"),
         (["run", "--model", "scenes-teacher", "--size-px", "60"], "multiple of 8"),
         (["benchmark", "--profile", "scene"], "unknown profile 'scene'; did you mean 'scenes'?"),

@@ -48,7 +48,7 @@ FLOORS = (
     {"generate", "score", "probes"},
     {"run", "plan", "profiles", "golden", "known", "doctor", "until"},
     {"api"},
-    {"cli", "gating", "__main__"},
+    {"cli", "console", "measuring", "gating", "showing", "__main__"},
 )
 # Rooms that know even less than their floor allows. `scenes.training` makes weights with `models` and the rest of
 # `scenes`; nothing but the command line, and `distillation`, may lean on it.
@@ -148,6 +148,9 @@ WITHOUT_TORCH = (
     "machine",
     "api",
     "cli",
+    "console",
+    "measuring",
+    "showing",
     "metrics",
 )
 
