@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sdbench import gating, showing
 from sdbench.console import Add, give, places, runs, say
@@ -68,7 +68,10 @@ def _run(arguments: argparse.Namespace) -> int:
     specs, suite = _asked(arguments)
     only = "probes" if arguments.weights == "random" and arguments.only is None else arguments.only
     if arguments.dry_run:
-        return _plan(specs, suite, arguments)
+        planned = _planned(specs, suite, arguments, only, arguments.setting)
+        if arguments.json:
+            give(planned)
+        return 0
     if only != "probes" and specs[0].family == suite.family:
         tell(suite, arguments)
     made = api.run(
@@ -100,15 +103,14 @@ def _check_verdict(arguments: argparse.Namespace) -> None:
         raise UserError(f"{wrong[0]} {'does not go' if arguments.until_verdict else 'goes only'} with --until-verdict; leave it out")
 
 
-def _plan(specs: "Sequence[ModelSpec]", suite: "Suite", arguments: argparse.Namespace) -> int:
+def _planned(
+    specs: "Sequence[ModelSpec]", suite: "Suite", arguments: argparse.Namespace, only: str | None, settings: "Sequence[str]"
+) -> dict[str, Any]:
     from sdbench.plan import plan
 
-    content = plan(specs, suite, runs(arguments))
-    if arguments.json:
-        give(content)
-    else:
-        say(content["text"])
-    return 0
+    content = plan(specs, suite, runs(arguments), only=only, settings=settings)
+    say(content["text"])
+    return content
 
 
 def _show(made: Sequence[Path], arguments: argparse.Namespace) -> int:
@@ -129,14 +131,16 @@ def _benchmark(arguments: argparse.Namespace) -> int:
 
     chosen = profiles.choose(arguments.profile)
     say(f"profile {chosen.name}: {chosen.why}")
+    if arguments.dry_run:
+        planned = [_planned(job.specs, job.suite, arguments, job.only, job.settings) for job in chosen.jobs]
+        if arguments.json:
+            give(planned)
+        return 0
     for job in chosen.jobs:
-        if arguments.dry_run:
-            _plan(job.specs, job.suite, arguments)
-            continue
         if job.only != "probes":
             tell(job.suite, arguments)
         api.run(job.specs, job.suite, places(arguments), only=job.only, settings=job.settings)
-    return 0 if arguments.dry_run else showing.show_leaderboard(arguments)
+    return showing.show_leaderboard(arguments)
 
 
 def _score(arguments: argparse.Namespace) -> int:

@@ -79,14 +79,18 @@ def bench(
         raise UserError(
             f"suite {suite.name!r} is a part: it has no prompts and no sampling of its own; run one that includes it, such as 'quality' or 'standard'"
         )
+    pictures = only != "probes" and bool(suite.metrics.get(suite.family))
+    if not pictures and (only == "quality" or suite.probes is None):
+        lacking = {"quality": "no metrics", "probes": "no probes"}.get(only or "", "neither metrics nor probes")
+        raise UserError(f"suite {suite.name!r} has {lacking}, so there is nothing to measure; name another with --suite")
+    if (settings or profile) and (only == "quality" or suite.probes is None):
+        option = "--setting" if settings else "--profile"
+        raise UserError(f"{option} is for probes, of which this run of suite {suite.name!r} has none; leave it out")
+    if suite.probes:
+        suite.probes.chosen(settings)
     for folder in (results, runs):
         _check_writable(folder)
     suite.id  # noqa: B018  # prompts or a latent that are neither here nor reachable end the run here
-    if settings and suite.probes is None:
-        raise UserError(f"suite {suite.name!r} has no probes, so it has no setting {settings[0]!r}; leave it out, or name a suite that has")
-    if suite.probes:
-        suite.probes.chosen(settings)
-    pictures = only != "probes" and bool(suite.metrics.get(suite.family))
     return Bench(suite, suite.sampling, device, results, runs, pictures, only != "quality", settings=tuple(settings), profile=profile)
 
 

@@ -80,6 +80,13 @@ def message(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["run", "--model", "scenes-teacher", "--suite", "standard"], "family"),
         (["run", "--model", "scenes-teacher", "--model", "scenes-vega", "--name", "x"], "--name names one model"),
         (["run", "--model", "scenes-teacher", "--model", "scenes-teacher"], "two models are called 'scenes-teacher'"),
+        (
+            ["run", "--model", "sdxl", "--weights", "random", "--suite", "hpdv2"],
+            "suite 'hpdv2' has no probes, so there is nothing to measure",
+        ),
+        (["run", "--model", "sdxl", "--only", "quality", "--suite", "efficiency"], "suite 'efficiency' has no metrics"),
+        (["run", "--model", "scenes-teacher", "--only", "quality", "--setting", "base"], "--setting is for probes"),
+        (["run", "--model", "scenes-teacher", "--only", "quality", "--profile"], "--profile is for probes"),
         (["run", "--model", "scenes-teacher", "--device", "gpu"], "no device 'gpu' here"),
         (["run", "--model", "scenes-teacher", "--junit", "gate.xml"], "--junit goes only with --until-verdict"),
         (
