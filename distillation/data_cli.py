@@ -30,13 +30,13 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         command.add_argument("--out", type=Path, required=True, help="folder for the pictures and their metadata.jsonl")
         command.add_argument("--n", type=count, help="only the first rows (default: all)")
     for command in (fetching, showing):
-        command.add_argument("--caption-column", help="where it is not called caption, text or prompt")
+        command.add_argument("--caption-column", help="where it is not called caption, text, prompt or clean_prompts")
     _add_fetching(fetching)
     _add_making(making)
 
 
 def _add_fetching(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--url-column", help="where it is not called url, image_url or link")
+    command.add_argument("--url-column", help="where it is not called url, image_url, link or Attachments")
     command.add_argument("--threads", type=count, default=16, help="links at a time (default: %(default)s)")
     command.add_argument("--min-px", type=count, default=Rules.min_px, help="least smaller side of a picture (default: %(default)s)")
     command.add_argument(

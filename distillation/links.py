@@ -20,7 +20,7 @@ from sdbench.errors import UserError
 from sdbench.sources import METADATA, read_table, texts
 from sdbench.store import write_bytes
 
-URLS = ("url", "image_url", "link")
+URLS = ("url", "image_url", "link", "attachments")  # the last in lists taken from Discord, as Vega's Midjourney set
 BOOK = "links.jsonl"
 
 

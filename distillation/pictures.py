@@ -19,7 +19,7 @@ from tqdm import tqdm
 from sdbench.errors import UserError
 from sdbench.sources import Table, read_table, stream, texts
 
-CAPTIONS = ("caption", "text", "prompt", "txt")  # the last is what a tar's text files are called
+CAPTIONS = ("caption", "text", "prompt", "clean_prompts", "txt")  # Vega's Midjourney set's; what a tar's text files are called
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 

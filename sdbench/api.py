@@ -49,7 +49,7 @@ class Overrides:
             return suite
         n = changed.pop("n", None)
         sampling = {**suite.sampling.model_dump(), **changed}
-        prompts = {**suite.prompts.model_dump(), **({"n": n, "digest": None} if n else {})}
+        prompts = {**suite.prompts.model_dump(), **({} if n is None else {"n": n, "digest": None})}
         content = {**suite.model_dump(), "name": f"{suite.name}-custom", "sampling": sampling, "prompts": prompts}
         return suites.validated(suites.Suite, content, f"suite {suite.name!r} with your settings")
 
@@ -82,9 +82,10 @@ def score(images: Path, prompts: Path, places: Places | None = None) -> tuple[li
     """Score pictures made elsewhere against a text file with a prompt a line, in the order of the sorted file names.
 
     Raises:
-        UserError: the numbers of pictures and prompts differ, or a picture cannot be read.
+        UserError: the numbers of pictures and prompts differ, or one of the files cannot be read.
     """
     from sdbench import run as runner
+    from sdbench.prompts import lines
     from sdbench.score import PROTOCOLS
     from sdbench.score import score as scored
     from sdbench.store import read_images
@@ -94,7 +95,7 @@ def score(images: Path, prompts: Path, places: Places | None = None) -> tuple[li
             f"--images takes a folder and --prompts a text file; found {images} and {prompts}, of which one is missing or of the other kind"
         )
     paths = sorted(path for path in images.iterdir() if path.suffix.lower() in {".png", ".jpg", ".jpeg", ".webp"})
-    texts = [line.strip() for line in prompts.read_text().splitlines() if line.strip()]
+    texts = lines(prompts)
     if not paths or len(paths) != len(texts):
         raise UserError(
             f"{images} holds {len(paths)} pictures and {prompts} {len(texts)} prompts; there must be a prompt for each picture, in the order of the file names"
@@ -155,46 +156,48 @@ def evaluate(
         name: what tables call the model.
         only: "quality" or "probes" for one half of the suite.
         places: where records and the work behind them are kept.
-        device: for a model that is not in memory.
+        device: for a model that is not in memory, and its baseline.
 
     Raises:
         UserError: bad input, as from the command line.
     """
-    from sdbench.models.spec import resolve
-
-    where = places or Places()
-    if isinstance(model, str | Path):
-        spec = resolve(str(model), name=name)
-        chosen = _suite(suite, spec)
-        (folder,) = run([spec], chosen, where, device=device, only=only)
-    else:
-        folder, chosen = _run_in_memory(model, suite, name, only, where)
-        only = "quality"
+    where, in_memory = places or Places(), not isinstance(model, str | Path)
+    if in_memory and only == "probes":
+        raise UserError("latency and memory are measured in processes of their own; save the pipeline and name its folder")
+    spec, only = _described(model, name), "quality" if in_memory else only
+    device = model.unet.device.type if in_memory else device
+    chosen, policy, old = _suite(suite, spec), _policy(None), None
+    if baseline is not None:  # before the model, which may take hours, is run for a misspelt name
+        policy.rules(chosen.name)
+        old = _record_of(_baseline(str(baseline), where), where, chosen, device, only)
+    (folder,) = _run_in_memory(model, spec, chosen, where) if in_memory else run([spec], chosen, where, device=device, only=only)
     record, scores = records.read(folder)
-    if baseline is None:
+    if old is None:
         return Evaluation(folder, record, scores, None)
-    policy, skipped = _without_probes(record, _policy(None)) if only == "quality" else (_policy(None), [])
-    old = _record_of(_baseline(str(baseline), where), where, chosen, only)
-    report = gate(folder, old, policy, floors.between_runs(records.read(old)[0], where.results))
+    policy, skipped = _without_probes(record, policy) if only == "quality" else (policy, [])
+    report = _judged(folder, old, policy, where)
     notes = (f"not measured, so not weighed: {', '.join(skipped)}",) if skipped else ()
     return Evaluation(folder, record, scores, replace(report, notes=(*report.notes, *notes)))
 
 
-def _run_in_memory(
-    pipeline: Any, suite: str | suites.Suite | None, name: str | None, only: str | None, where: Places
-) -> tuple[Path, suites.Suite]:
+def _described(model: Any, name: str | None) -> "ModelSpec":
+    if isinstance(model, str | Path):
+        from sdbench.models.spec import resolve
+
+        return resolve(str(model), name=name)
+    from sdbench.models import memory
+
+    return memory.describe(model, name or "pipeline")
+
+
+def _run_in_memory(pipeline: Any, spec: "ModelSpec", suite: suites.Suite, where: Places) -> list[Path]:
     from sdbench import run as runner
     from sdbench.generate import DTYPES
     from sdbench.models import memory
 
-    if only == "probes":
-        raise UserError("latency and memory are measured in processes of their own; save the pipeline and name its folder")
-    spec = memory.describe(pipeline, name or "pipeline")
-    chosen = _suite(suite, spec)
-    setting = runner.bench(chosen, device=pipeline.unet.device.type, results=where.results, runs=where.runs, only="quality")
+    setting = runner.bench(suite, device=pipeline.unet.device.type, results=where.results, runs=where.runs, only="quality")
     with memory.lent(pipeline, DTYPES[setting.sampling.dtype]) as guest:
-        (folder,) = runner.run([spec], replace(setting, loaded={spec.name: guest}))
-    return folder, chosen
+        return runner.run([spec], replace(setting, loaded={spec.name: guest}))
 
 
 def _suite(suite: str | suites.Suite | None, spec: "ModelSpec") -> suites.Suite:
@@ -218,9 +221,12 @@ def compare(candidate: str, baseline: str, policy: Path | None, places: Places |
     theirs, ours = _baseline(baseline, where), _named(candidate)  # names first: nothing is run for a misspelt one
     given = suites.load(suite) if suite else None
     old = _record_of(theirs, where, given)
-    expected = records.head(old)
-    new = _record_of(ours, where, given or expected.suite.name.removesuffix("-custom"))
-    return gate(new, old, chosen, floors.between_runs(expected, where.results))
+    new = _record_of(ours, where, given or records.head(old).suite.name.removesuffix("-custom"))
+    return _judged(new, old, chosen, where)
+
+
+def _judged(new: Path, old: Path, policy: Policy, where: Places) -> Report:
+    return gate(new, old, policy, floors.between_runs(records.head(old), where.results))
 
 
 def report(places: Places | None = None, out: Path | None = None, policy: Path | None = None) -> list[Path]:
@@ -263,9 +269,9 @@ def until_verdict(
     where, chosen = places or Places(), _policy(policy)
     chosen.rules(suite.name)  # a policy that weighs nothing here ends the run before it begins
     runner.check_models([spec], suite)
-    old = _record_of(_baseline(baseline, where), where, suite)
+    old = _record_of(_baseline(baseline, where), where, suite, device)
     setting = runner.bench(suite, device=machine.chosen_device(device), results=where.results, runs=where.runs)
-    return run_until_verdict(Question(spec, setting, old, chosen, floors.between_runs(records.read(old)[0], where.results)))
+    return run_until_verdict(Question(spec, setting, old, chosen, floors.between_runs(records.head(old), where.results)))
 
 
 def noise(
@@ -307,7 +313,9 @@ def _named(what: str) -> "Path | ModelSpec":
     return resolve(what)
 
 
-def _record_of(named: "Path | ModelSpec", where: Places, suite: str | suites.Suite | None, only: str | None = None) -> Path:
+def _record_of(
+    named: "Path | ModelSpec", where: Places, suite: str | suites.Suite | None, device: str | None = None, only: str | None = None
+) -> Path:
     """A record folder; a model that has none under the suite is run."""
     if isinstance(named, Path):
         return named
@@ -317,4 +325,4 @@ def _record_of(named: "Path | ModelSpec", where: Places, suite: str | suites.Sui
     kept = records.under(where.results, named.family, chosen.id, named.name)
     if kept and named.name in CATALOGUE:
         return kept[-1][0]
-    return run([named], chosen, where, only=only)[0]
+    return run([named], chosen, where, device=device, only=only)[0]

@@ -2,9 +2,10 @@
 
 A digest stands here only where a source states it; a file without one is pinned when it is first used, and what was made
 with it reads "unverified". Sources: Inception and AlexNet: `torch.hub`'s prefix in the file's name, and the whole of it in
-several projects that check it; CLIP ViT-L/14 336 at ce19dc91 and ViT-H/14: the LFS oids that several projects pin; MLPerf:
-the files of mlcommons/inference at the commit in their address; HPDv2: a project that pins the benchmark lists at b9517430.
-Sizes without a digest are four bytes (HPS: two) for each of the network's parameters.
+several projects that check it; PickScore and HPS v2.1: the Hub's LFS pages at dc2ed37 and 697403c; DINOv2 at 47b73eef, CLIP
+ViT-B/32 at a6f597a3, ViT-B/16 at 977e3dd0, ViT-L/14 at 18d05354, ViT-L/14 336 at ce19dc91 and ViT-H/14: LFS oids that several
+projects pin; MLPerf: the files of mlcommons/inference at the commit in their address; HPDv2: a project that pins the
+benchmark lists at b9517430. PickScore's size is four bytes for each of the network's parameters.
 """
 
 from collections.abc import Iterable
@@ -43,7 +44,7 @@ class Asset:
         return (kind, repository) if kind in ("model", "dataset") else None
 
 
-_CLIP, _CONFIG = "open_clip_model.safetensors", File("config.json", 1_000)
+_CLIP = "open_clip_model.safetensors"
 _FID = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights"
 _MLPERF = "https://raw.githubusercontent.com/mlcommons/inference/b66003e10e2db4b8c36a448b0545ec90fcc6e9e9/text_to_image"
 
@@ -51,23 +52,33 @@ _TABLE = (
     Asset("inception-2015", _FID, (
         File("pt_inception-2015-12-05-6726825d.pth", 95_628_359, "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"),
     ), ("fid", "fid_infinity", "kid", "prdc", "fd_to_teacher.clean")),
-    Asset("dinov2-vit-l-14", "model:facebook/dinov2-large", (_CONFIG, File("model.safetensors", 1_217_474_560)), ("fd.dinov2", "agreement.dinov2")),
+    Asset("dinov2-vit-l-14", "model:facebook/dinov2-large", (
+        File("config.json", 549, "12df51c069a2dc1305e34ba71ef58bc2407ea553b75f4722a1715c1bce3bbed0"),
+        File("model.safetensors", 1_217_522_888, "399fba97a95f22c36834418bc69373364a99af3a1153da1c0fb31db567c92e23"),
+    ), ("fd.dinov2", "agreement.dinov2")),
     Asset("clip-vit-l-14-336", "model:openai/clip-vit-large-patch14-336", (
         File("config.json", 4_757, "51b1c14aabcdf639c4a0370eeda1010b773bbe1df78319c7d0f5882c22ac0ac0"),
         File("pytorch_model.bin", 1_711_974_081, "c6032c2e0caae3dc2d4fba35535fa6307dbb49df59c7e182b1bc4b3329b81801"),
     ), ("cmmd",)),
-    Asset("clip-vit-l-14", "model:timm/vit_large_patch14_clip_224.openai", (File(_CLIP, 1_710_466_052),), (
-        "clip_score.vit-l-14", "agreement.clip.vit-l-14",
-    )),
-    Asset("clip-vit-b-32", "model:timm/vit_base_patch32_clip_224.openai", (File(_CLIP, 605_109_252),), (
-        "clip_score.vit-b-32", "clip_score.mlperf",
-    )),
-    Asset("clip-vit-b-16", "model:timm/vit_base_patch16_clip_224.openai", (File(_CLIP, 598_483_204),), ("clip_score.vit-b-16",)),
+    Asset("clip-vit-l-14", "model:timm/vit_large_patch14_clip_224.openai", (
+        File(_CLIP, 1_710_517_724, "9ce2e8a8ebfff3793d7d375ad6d3c35cb9aebf3de7ace0fc7308accab7cd207e"),
+    ), ("clip_score.vit-l-14", "agreement.clip.vit-l-14")),
+    Asset("clip-vit-b-32", "model:timm/vit_base_patch32_clip_224.openai", (
+        File(_CLIP, 605_143_284, "e6d1bd7789aa45192b3bf90570a789b478bae1b74ebcce7eddd908e83a2b7c31"),
+    ), ("clip_score.vit-b-32", "clip_score.mlperf")),
+    Asset("clip-vit-b-16", "model:timm/vit_base_patch16_clip_224.openai", (
+        File(_CLIP, 598_516_980, "4b8699299b1e8997753c64b052ba32031449d5d853f55a039148560ee02b820f"),
+    ), ("clip_score.vit-b-16",)),
     Asset("clip-vit-h-14", "model:laion/CLIP-ViT-H-14-laion2B-s32B-b79K", (
         File("open_clip_pytorch_model.bin", 3_944_692_325, "9a78ef8e8c73fd0df621682e7a8e8eb36c6916cb3c16b291a082ecd52ab79cc4"),
     ), ("clip_score.vit-h-14",)),
-    Asset("pickscore-v1", "model:yuvalkirstain/PickScore_v1", (_CONFIG, File("model.safetensors", 3_944_437_764)), ("pickscore.v1",)),
-    Asset("hps-v2.1",     "model:xswu/HPSv2",               (File("HPS_v2.1_compressed.pt", 1_972_218_882),),      ("hpsv2.1",)),
+    Asset("pickscore-v1", "model:yuvalkirstain/PickScore_v1", (
+        File("config.json", 1_000),
+        File("model.safetensors", 3_944_437_764, "ef31ef6fc5ff4d9bb90dd232df4e145887ba62c5a03aa2841415f8c25f18d52e"),
+    ), ("pickscore.v1",)),
+    Asset("hps-v2.1", "model:xswu/HPSv2", (
+        File("HPS_v2.1_compressed.pt", 1_972_490_005, "c57a38fb4a2f7e7c15bf00da2ea377cdf165448b4dd1052a484c215a998c9837"),
+    ), ("hpsv2.1",)),
     Asset("lpips-alex", "https://download.pytorch.org/models", (
         File("alexnet-owt-7be5be79.pth", 244_408_911, "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02"),
     ), ("agreement.lpips",)),

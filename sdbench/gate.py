@@ -60,7 +60,8 @@ def judge(new: Side, old: Side, policy: Policy, between_runs: Mapping[str, float
     surely_worse = {name for name, is_rejected in zip(bounded, rejected, strict=True) if is_rejected}
     results = tuple(_result(name, rules[name], found, new, old, surely_worse=name in surely_worse) for name, found in measured.items())
     verdict = _overall(results)
-    return Report(verdict, _why(verdict, results, *names), *names, results, (), tuple(_notes(rules, new.record, old.record, between_runs)))
+    notes = (*_notes(rules, new.record, old.record, between_runs), *_agreement(rules, new, old, policy.alpha))
+    return Report(verdict, _why(verdict, results, *names), *names, results, (), notes)
 
 
 def _once(level: float) -> float:
@@ -155,3 +156,17 @@ def _notes(rules: Mapping[str, Rule], new: Record, old: Record, between_runs: Ma
             f"{tables.listed(unknown)}: measured in other runs than the baseline's, and how far two runs of one model lie apart on this machine "
             "is not known; measure both with one `sdbench run`, or find out with `sdbench noise`"
         )
+
+
+def _agreement(rules: Mapping[str, Rule], new: Side, old: Side, alpha: float) -> Iterator[str]:
+    """How much nearer to the teacher the candidate is, or further off, by what the policy does not weigh."""
+    found = []
+    for name in sorted((new.metrics() & old.metrics()) - rules.keys()):
+        value = new.record.value(name)
+        if value and value.kind == "score" and value.direction != "neither" and name.startswith("agreement."):
+            rule = Rule(direction=value.direction, margin=0.0, required=False)
+            measured = compare.measure(name, rule, new, old, alpha / 2)
+            if isinstance(measured, Bounds):
+                found.append(f"{name} {shown(_result(name, rule, measured, new, old, surely_worse=False))}")
+    if found:
+        yield f"agreement with the teacher, not weighed, with two-sided bounds: {', '.join(found)}"

@@ -80,8 +80,11 @@ def sampler(pipeline: StableDiffusionXLPipeline, sampling: Sampling, noise: Nois
     shape = (pipeline.unet.config.in_channels, side, side)
 
     def make(group: list[Job]) -> U8:
-        latents = torch.stack([initial_noise(noise, job.prompt_id, job.sample, shape) for job in group])
-        pixels = pipeline(**call_arguments(sampling, [job.prompt for job in group]), latents=latents.to(device, dtype)).images
+        latents = torch.stack([initial_noise(noise, job.prompt_id, job.sample, shape) for job in group]).to(device, dtype)
+        generators = [_step_generator(noise, job) for job in group]
+        with torch.autocast(device.type, enabled=False):  # the caller's would make other pictures than the dtype says
+            arguments = call_arguments(sampling, [job.prompt for job in group])
+            pixels = pipeline(**arguments, latents=latents, generator=generators).images
         for job, picture in zip(group, pixels, strict=True):
             if not np.isfinite(picture).all():
                 raise UserError(
@@ -119,8 +122,18 @@ def initial_noise(noise: Noise, prompt_id: str, sample: int, shape: tuple[int, .
         return _saved_latent(path, shape)
     if noise.kind == "fixed":
         return torch.randn(shape, generator=torch.Generator().manual_seed(noise.seed))
-    key = int.from_bytes(hashlib.sha256(repr((noise.seed, prompt_id, sample)).encode()).digest()[:16], "little")
-    return torch.from_numpy(np.random.Generator(np.random.Philox(key=key)).standard_normal(shape, np.float32))
+    random = np.random.Generator(np.random.Philox(key=_key(noise, prompt_id, sample)))
+    return torch.from_numpy(random.standard_normal(shape, np.float32))
+
+
+def _key(noise: Noise, prompt_id: str, sample: int) -> int:
+    return int.from_bytes(hashlib.sha256(repr((noise.seed, prompt_id, sample)).encode()).digest()[:16], "little")
+
+
+def _step_generator(noise: Noise, job: Job) -> torch.Generator:
+    """What a scheduler draws from that adds noise at each step (ancestral, LCM), one for each picture as for its latents."""
+    key = _key(noise, job.prompt_id, job.sample) if noise.kind == "per_image" else noise.seed
+    return torch.Generator().manual_seed(key % 2**63)
 
 
 @cache

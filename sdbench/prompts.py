@@ -43,6 +43,19 @@ def located(what: str, beside: Path) -> str:
     return next((str(place) for place in (Path(what), beside / what) if place.exists()), what)
 
 
+def lines(path: Path) -> tuple[str, ...]:
+    """Prompts of a text file, one a line; blank lines are left out.
+
+    Raises:
+        UserError: it cannot be read as UTF-8 text.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # without the mark that some editors put first
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"prompts {path} cannot be read as UTF-8 text ({error}); save them so, a prompt a line") from error
+    return tuple(filter(None, map(str.strip, text.split("\n"))))  # a prompt may hold what `splitlines` takes for an end
+
+
 @cache  # a table of 30,000 prompts takes seconds
 def from_dataset(what: str, split: str, column: str | None, n: int, seed: int) -> tuple[str, ...]:
     """Prompts of a table: the first `n`, or, where `seed` is not 0, `n` drawn without replacement.

@@ -10,6 +10,7 @@ import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from sdbench.errors import UserError
 from sdbench.metrics.frechet import Gaussian, Moments
 from sdbench.reference import KEPT, Card, card_of, folder, save
 from sdbench.sources import read_table, stream
-from sdbench.store import F32, U8, digest, write_bytes
+from sdbench.store import F32, U8, digest, kept, mode_of
 
 BLOCK = 64  # pictures in memory at a time
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
@@ -46,7 +47,7 @@ def in_folder(path: Path, n: int | None = None) -> Pictures:
     """The pictures below a folder, by name; the first `n` of them.
 
     Raises:
-        UserError: there are none, or fewer than `n`.
+        UserError: there are fewer than `n`, or than 2.
     """
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES) if path.is_dir() else []
     return Pictures(path.name, [str(file) for file in files[: _enough(str(path), len(files), n)]], lambda row: files[row].read_bytes())
@@ -56,7 +57,7 @@ def in_dataset(what: str, split: str = "train", column: str | None = None, n: in
     """The pictures of whatever `datasets` opens; the first `n` rows.
 
     Raises:
-        MissingError, UserError: as `sources.read_table`; or there are fewer than `n`.
+        MissingError, UserError: as `sources.read_table`; or there are fewer than `n`, or than 2.
     """
     table = read_table(what, split)
     rows = table.pictures(column)
@@ -72,9 +73,12 @@ def in_dataset(what: str, split: str = "train", column: str | None = None, n: in
 
 
 def _enough(where: str, found: int, n: int | None) -> int:
-    if found < max(n or 0, 2):
+    wanted = 2 if n is None else n
+    if wanted < 2:
+        raise UserError(f"--n {n}: a reference is of at least 2 pictures")
+    if found < wanted:
         raise UserError(f"{where} holds {found} pictures ({', '.join(sorted(SUFFIXES))}); a reference of {n or 'at least 2'} was asked for")
-    return n or found
+    return found if n is None else n
 
 
 def build(name: str, pictures: Pictures, encoder: Encoder, runs: Path) -> Card:
@@ -87,24 +91,19 @@ def build(name: str, pictures: Pictures, encoder: Encoder, runs: Path) -> Card:
     if taken:
         return _same(taken, pictures, encoder, runs)
     blocks = folder(name, runs) / f".{encoder.name}"
-    moments, kept, whole = Moments(), [], hashlib.sha256()
+    moments, spread, whole = Moments(), [], hashlib.sha256()
     for rows, contents in _blocks(pictures, f"{name}, {encoder.name}"):
         hashes = [hashlib.sha256(content).digest() for content in contents]
         whole.update(b"".join(hashes))
         part = blocks / f"{digest([encoder.id(), b''.join(hashes).hex()])}.npy"
-        if not part.exists():
-            decoded = [_decoded(content, pictures.names[row]) for row, content in zip(rows, contents, strict=True)]
-            buffer = io.BytesIO()
-            np.save(buffer, _features(decoded, encoder))
-            write_bytes(part, buffer.getvalue())
-        features: F32 = np.load(part)
+        features = kept(part, partial(_features, contents, [pictures.names[row] for row in rows], encoder))
         moments.add(features)
-        kept.append(features[[_is_kept(row, n) for row in rows]])
+        spread.append(features[[_is_kept(row, n) for row in rows]])
     data = {"source": pictures.source, "sha256": whole.hexdigest()}
     made = _digest(data["sha256"], n, encoder.id())
     card = save(
         Card(name=name, digest=made, encoder=encoder.name, encoder_id=encoder.id(), data=data, n=n),
-        moments.gaussian(), np.concatenate(kept), runs,
+        moments.gaussian(), np.concatenate(spread), runs,
     )  # fmt: skip
     shutil.rmtree(blocks, ignore_errors=True)
     return card
@@ -205,16 +204,18 @@ def _decoded(content: bytes, name: str) -> U8:
     """A picture => H x W x 3 uint8 RGB; gray ones get three equal channels, as every reference implementation gives them."""
     try:
         with Image.open(io.BytesIO(content)) as image:
-            mode, pixels = image.mode, np.asarray(image.convert("RGB") if image.mode == "L" else image)
+            mode = mode_of(image)
+            pixels = np.asarray(image.convert("RGB") if mode == "L" else image)
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"picture {name} cannot be decoded ({error}); replace it, or take it out") from error
-    if mode not in ("RGB", "L") or pixels.dtype != np.uint8:
+    if mode not in ("RGB", "L"):
         raise UserError(f"picture {name} has mode {mode}, expected 8-bit RGB or gray; convert it, or take it out")
     return pixels
 
 
-def _features(decoded: list[U8], encoder: Encoder) -> F32:
+def _features(contents: Sequence[bytes], names: Sequence[str], encoder: Encoder) -> F32:
     """Features of pictures of any sizes, in their order; those of one size go through the encoder together."""
+    decoded = [_decoded(content, name) for content, name in zip(contents, names, strict=True)]
     sizes = [picture.shape for picture in decoded]
     rows = {size: [row for row, own in enumerate(sizes) if own == size] for size in dict.fromkeys(sizes)}
     parts = np.concatenate([encoder.features(np.stack([decoded[row] for row in group])) for group in rows.values()])

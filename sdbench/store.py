@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 
 from sdbench.errors import UserError
 
@@ -87,15 +88,19 @@ class Store:
 
     def features(self, name: str, images: Sequence[str], compute: Callable[[], F32]) -> F32:
         """Features of these pictures under an encoder whose digest is part of `name`, computed once => N x d float32."""
-        path = self.folder / "features" / f"{name}-{digest(list(images))[:12]}.npy"
-        if path.exists():
-            kept: F32 = np.load(path)
-            return kept
-        made = np.asarray(compute(), np.float32)
-        buffer = io.BytesIO()
-        np.save(buffer, made)
-        write_bytes(path, buffer.getvalue())
-        return made
+        return kept(self.folder / "features" / f"{name}-{digest(list(images))[:12]}.npy", compute)
+
+
+def kept(path: Path, compute: Callable[[], F32]) -> F32:
+    """The array of a file, float32; computed and written where there is no file, or one that a crash has cut off."""
+    with contextlib.suppress(OSError, ValueError, EOFError):
+        found: F32 = np.load(path)
+        return found
+    made = np.asarray(compute(), np.float32)
+    buffer = io.BytesIO()
+    np.save(buffer, made)
+    write_bytes(path, buffer.getvalue())
+    return made
 
 
 def read_images(paths: Sequence[Path], way_out: str) -> U8:
@@ -119,8 +124,7 @@ def _read(path: Path, way_out: str) -> U8:
         with Image.open(path) as image:
             image.verify()  # the checksums, which decoding skips
         with Image.open(path) as image:
-            deep = any(tile[3] == "RGB;16B" for tile in image.tile)  # Pillow would cut it down to 8 bits without a word
-            mode, pixels = "RGB;16" if deep else image.mode, np.asarray(image)
+            mode, pixels = mode_of(image), np.asarray(image)
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
         raise UserError(f"picture {path} cannot be read ({error}); {way_out}.") from error
     if mode != "RGB":
@@ -128,3 +132,8 @@ def _read(path: Path, way_out: str) -> U8:
             f"picture {path} has mode {mode}, expected 8-bit RGB; convert it (a metric must not guess what transparency or gray means)."
         )
     return pixels
+
+
+def mode_of(image: ImageFile) -> str:
+    """Pillow's mode of a picture that is not decoded yet; "RGB;16" for 16 bits, which Pillow would cut down to 8 without a word."""
+    return "RGB;16" if any(tile[3] == "RGB;16B" for tile in image.tile) else image.mode

@@ -18,7 +18,7 @@ def cdf(t: float, df: int) -> float:
     if df < 1:
         raise ValueError(f"degrees of freedom must be at least 1, found {df}")
     if not math.isfinite(t):
-        return float(t > 0)
+        return t if math.isnan(t) else float(t > 0)
     angle, odd = math.atan2(t, math.sqrt(df)), df % 2
     steps = np.arange(1, (df + odd) // 2 - odd)
     powers = np.cumprod(math.cos(angle) ** 2 * (2 * steps - 1 + odd) / (2 * steps + odd))

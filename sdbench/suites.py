@@ -360,7 +360,7 @@ def _read_prompts(prompts: Prompts) -> tuple[str, ...]:
     path = suites_folder() / (prompts.file or "")
     if not path.is_file():
         raise UserError(f"prompt file {path} of the suite is missing; it is looked for beside the suite's own file")
-    texts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    texts = lists.lines(path)
     if len(texts) < prompts.n:
         raise UserError(f"prompt file {path} holds {len(texts)} prompts; the suite asks for {prompts.n}")
-    return tuple(texts[: prompts.n])
+    return texts[: prompts.n]

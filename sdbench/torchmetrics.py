@@ -48,16 +48,20 @@ class _SetMetric(Metric):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Any = "") -> "_SetMetric":
         """Follow a move to another device, but no other dtype."""
+        kept = {name: getattr(self, name) for name in (*self._defaults, "_computed", "_forward_cache")}
         super()._apply(fn, exclude_state=[*exclude_state, *self._defaults])
-        device = fn(torch.empty(0, device=self.device)).device
-        for name, default in self._defaults.items():
-            setattr(self, name, _moved(getattr(self, name), device))
-            self._defaults[name] = _moved(default, device)
+        for name, value in kept.items():
+            setattr(self, name, _moved(value, self.device))
+        self._defaults = _moved(self._defaults, self.device)
         return self
 
 
-def _moved(state: Any, device: torch.device) -> Any:
-    return state.to(device) if isinstance(state, Tensor) else [part.to(device) for part in state]
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _moved(part, device) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_moved(part, device) for part in value]
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 class Frechet(_SetMetric):
@@ -144,7 +148,7 @@ class OfFeatures(_SetMetric):
     def sync(self, *words: Any, **settings: Any) -> None:
         """Gather the features of all ranks; one without any takes part with none, of the right width."""
         if not self.features:
-            self.features.append(torch.empty(0, self._width, device=self.device))
+            self.features.append(self._none())
         super().sync(*words, **settings)
 
     def compute(self) -> Any:
@@ -154,8 +158,11 @@ class OfFeatures(_SetMetric):
             ValueError: too few rows for the function.
         """
         parts = self.features if isinstance(self.features, list) else [self.features]  # after a sync they are one tensor
-        rows = torch.cat([torch.empty(0, self._width, device=self.device), *parts]).cpu().numpy()
+        rows = torch.cat([self._none(), *parts]).cpu().numpy()
         return self._tensors(self.function(rows, self.reference))
+
+    def _none(self) -> Tensor:
+        return torch.empty(0, self._width, dtype=torch.float32, device=self.device)
 
     def _tensors(self, found: Any) -> Any:
         if isinstance(found, Mapping):

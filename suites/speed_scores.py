@@ -22,6 +22,7 @@ from transformers import CLIPImageProcessor
 
 from sdbench.encoders import clip
 from sdbench.encoders.pixels import device, exact, shortest_edge
+from sdbench.encoders.towers import image_features
 from sdbench.metrics.clip_score import clip_score
 from sdbench.probes.meters import synchronised
 from sdbench.scenes.grammar import scene_at
@@ -84,7 +85,7 @@ def stages(files: list[Path]) -> dict[str, Callable[[], Any]]:
 
     def encode() -> None:
         with exact():
-            [towers().model.encode_image(batch).cpu() for batch in prepared]
+            [image_features(towers().model, batch).cpu() for batch in prepared]
 
     return {
         "decode": partial(read_images, files, ""),

@@ -1,5 +1,7 @@
 """Pictures for tests of encoders: like photographs in their spectrum and edges, and noise."""
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -42,3 +44,13 @@ def save(pictures: list[U8], folder: Path) -> list[U8]:
     for path, picture in zip(paths, pictures, strict=True):
         Image.fromarray(picture).save(path, quality=90)
     return [np.asarray(Image.open(path)) for path in paths]
+
+
+def deep_png() -> bytes:
+    """2 x 2 RGB of 16 bits, which Pillow would cut down to 8 without a word."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    rows = zlib.compress((b"\0" + bytes(range(12))) * 2)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0)) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")

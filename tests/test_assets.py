@@ -220,19 +220,21 @@ def test_a_pipeline_is_fetched_through_the_same_api(hub: Hub) -> None:
 
 def test_from_the_environment_in_processes_of_their_own(hub: Hub, tmp_path: Path) -> None:
     """As a user has it: HF_ENDPOINT for the mirror, HF_HUB_OFFLINE afterwards."""
-    hub.put("facebook/dinov2-large/config.json", CONFIG)
-    hub.put("facebook/dinov2-large/model.safetensors", WEIGHTS)
     places = {"PYTHONPATH": str(ROOT), "SDBENCH_WEIGHTS": str(tmp_path / "own"), "HF_HOME": str(tmp_path / "hf")}
     environment = {**os.environ, **places, "HF_HUB_OFFLINE": "0"}
+    files = f"File('config.json', {len(CONFIG)}), File('model.safetensors', {len(WEIGHTS)})"
+    code = f"""from sdbench import assets, weights
+from sdbench.assets import Asset, File
+assets.ASSETS = {{'network': Asset('network', 'model:lab/network', ({files}))}}
+print(weights.find('network'), weights.digest('network'))"""
 
     def found(**more: str) -> subprocess.CompletedProcess[str]:
-        code = "from sdbench import weights; print(weights.find('dinov2-vit-l-14'), weights.digest('dinov2-vit-l-14'))"
         return subprocess.run([sys.executable, "-c", code], env={**environment, **more}, capture_output=True, text=True, check=False)
 
     absent = found(HF_HUB_OFFLINE="1")
-    assert "MissingError: weights: 'dinov2-vit-l-14' is not on this disk" in absent.stderr
+    assert "MissingError: weights: 'network' is not on this disk" in absent.stderr
     online, offline = found(HF_ENDPOINT=hub.url), found(HF_HUB_OFFLINE="1")
-    assert online.stdout.startswith(f"{tmp_path / 'own' / 'dinov2-vit-l-14'} "), online.stderr
+    assert online.stdout.startswith(f"{tmp_path / 'own' / 'network'} "), online.stderr
     assert offline.stdout == online.stdout
 
 

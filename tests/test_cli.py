@@ -334,6 +334,8 @@ def test_models_and_suites_as_json(capsys: pytest.CaptureFixture[str]) -> None:
 def test_settings_of_one_s_own_make_a_suite_of_another_name() -> None:
     plain = suites.load("quality")
     assert api.Overrides().apply(plain) is plain
+    with pytest.raises(UserError, match=r"prompts\.n: Input should be greater than 0 \(found 0\)"):
+        api.Overrides(n=0).apply(plain)
     changed = api.Overrides(steps=3, n=5).apply(plain)
     assert changed.name == "quality-custom"
     assert changed.id.digest != plain.id.digest

@@ -154,10 +154,32 @@ def test_bad_input_is_said_before_anything_is_made(few: suites.Suite, home: Path
         sdbench.evaluate(pipeline, few, name="scenes-teacher")
     with pytest.raises(UserError, match="family 'scenes', suite 'standard' is for 'sdxl'"):
         sdbench.evaluate(pipeline, "standard", name="other")
+    with pytest.raises(UserError, match="unknown model 'scenes-vegas'; did you mean 'scenes-vega'"):
+        sdbench.evaluate(pipeline, few, name="other", baseline="scenes-vegas")
+    with pytest.raises(UserError, match="unknown suite in the gate's policy 'own'"):
+        sdbench.evaluate(pipeline, few.model_copy(update={"name": "own"}), name="other", baseline="scenes-vega")
     pipeline.vae = None
     with pytest.raises(UserError, match="the pipeline has no vae"):
         sdbench.evaluate(pipeline, few)
     assert not list(home.glob("results/scenes/*/other"))
+
+
+def test_a_baseline_without_a_record_is_run_first_and_where_the_model_is(few: suites.Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = []
+
+    def run(specs: Any, *_: Any, device: str | None, **__: Any) -> None:
+        ran.append((specs[0].name, device))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api, "run", run)
+    for ask in (
+        lambda: sdbench.evaluate(student(), few, baseline="scenes-ssd-1b"),
+        lambda: sdbench.evaluate("scenes-vega", few, baseline="scenes-ssd-1b", device="cpu"),
+        lambda: api.until_verdict(resolve("scenes-vega"), few, "scenes-ssd-1b", None, device="cpu"),
+    ):
+        with pytest.raises(KeyboardInterrupt):
+            ask()
+    assert ran == [("scenes-ssd-1b", "cpu")] * 3
 
 
 def test_import_sdbench_is_instant_and_evaluate_waits() -> None:

@@ -290,6 +290,28 @@ def test_other_sampling_and_the_notes_of_weighed_values_are_told(teacher: Made, 
     assert report.notes == ("sampling differs: scheduler is 'euler' against 'ddim'", "fd.scenes of the candidate: n < 5 d")
 
 
+def with_agreement(made: Made, cosine: float) -> Made:
+    record, scores = made
+    value = Value(name="agreement.clip.scenes", kind="score", direction="higher", unit="cos", value=cosine, n=len(scores.prompt_ids))
+    column = np.full(len(scores.prompt_ids), cosine)
+    return record.model_copy(update={"values": (*record.values, value)}), Scores(
+        scores.prompt_ids, scores.samples, {**scores.columns, value.name: column}
+    )
+
+
+def test_agreement_with_the_teacher_is_told_but_not_weighed_unless_the_policy_names_it(teacher: Made, tmp_path: Path) -> None:
+    near, far = with_agreement(make_measured(), 0.875), with_agreement(make_measured(), 0.75)
+    report = judge(far, near, tmp_path / "told")
+    assert (report.verdict, report.notes) == (
+        "pass",
+        ("agreement with the teacher, not weighed, with two-sided bounds: agreement.clip.scenes -0.125",),
+    )
+    weighed = judge(far, near, tmp_path / "weighed", weighing("agreement.clip.scenes", margin=0.1, required=False))
+    assert (weighed.verdict, weighed.notes) == ("regressed", ())
+    of_the_teacher = {**NO_VALUE, "state": "not_applicable", "reason": "the teacher is what the others are compared with"}
+    assert judge(far, with_value(with_agreement(teacher, 1.0), "agreement.clip.scenes", **of_the_teacher), tmp_path / "teacher").notes == ()
+
+
 def test_the_report_reads_as_agreed(teacher: Made, tmp_path: Path) -> None:
     candidate = with_value(make_measured(), "memory.peak_rss", samples=((1125.0,),) * 3, value=1125)
     candidate = with_value(candidate, "latency.pipeline.p50", samples=((1.0, 1.0),) * 3, value=1.0)

@@ -1,5 +1,6 @@
 """Pictures are the same whoever makes them, in what order, in how many pieces."""
 
+import copy
 import os
 import signal
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionXLPipeline
+from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, LCMScheduler, StableDiffusionXLPipeline
 from tiny import SIZE_PX, save_tiny_pipeline
 
 from sdbench import store as module
@@ -257,6 +258,23 @@ def test_a_real_pipeline_resumes_to_the_same_bytes(pipeline: StableDiffusionXLPi
     generate(wanted, store, 3, make, "resumed")
     assert content(store) == content(unbroken)
     assert store.read([job.image for job in wanted]).shape == (4, SIZE_PX, SIZE_PX, 3)
+
+
+@pytest.mark.parametrize("kind", [DDIMScheduler, EulerAncestralDiscreteScheduler, LCMScheduler])
+def test_a_picture_depends_on_nothing_but_its_own_noise(kind: Any, pipeline: StableDiffusionXLPipeline) -> None:
+    """Neither on torch's own generator, which a stochastic scheduler would else draw from, nor on its place, nor on autocast."""
+    own = copy.copy(pipeline)
+    own.scheduler = kind.from_config(pipeline.scheduler.config)
+    wanted, sampling = todo(3), SAMPLING.model_copy(update={"steps": 3})
+    torch.manual_seed(0)
+    made = sampler(own, sampling, Noise())(wanted).astype(int)
+    torch.manual_seed(1)
+    with torch.autocast("cpu", torch.bfloat16):
+        again = sampler(own, sampling, Noise())(wanted[::-1])[::-1].astype(int)
+    assert np.abs(made - again).max() <= 1
+    assert np.abs(made - sampler(own, sampling, Noise(seed=1))(wanted)).max() > 50
+    fixed = [sampler(own, sampling, Noise(kind="fixed"))([job] * 3).astype(int) for job in (wanted[0], wanted[0])]
+    assert np.abs(fixed[0] - fixed[1]).max() == 0
 
 
 def test_the_pipeline_is_asked_for_what_the_suite_says(pipeline: StableDiffusionXLPipeline) -> None:

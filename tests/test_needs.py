@@ -140,8 +140,8 @@ def test_a_run_without_its_prompts_stops_before_anything_is_loaded(
 
 
 def test_unverified_weights_and_prompts_are_said_in_the_record_and_the_tables(tmp_path: Path) -> None:
-    value = Value(name="clip_score.vit-l-14", kind="score", direction="higher", unit="100 cos", value=26.5, n=3)
-    assert score._noted(value).note == "unverified weights: clip-vit-l-14"
+    value = Value(name="pickscore.v1", kind="score", direction="higher", unit="logit", value=21.5, n=3)
+    assert score._noted(value).note == "unverified weights: pickscore-v1"
     assert (
         score._noted(value.model_copy(update={"name": "win_rate.pickscore.v1", "note": "2 wins"})).note
         == "2 wins; unverified weights: pickscore-v1"
@@ -156,4 +156,4 @@ def test_unverified_weights_and_prompts_are_said_in_the_record_and_the_tables(tm
     assert records.read(path)[0].prompts == "5 of owner/list, digest 12ab (unverified)"
     table = leaderboard.markdown(leaderboard.rows(tmp_path))
     assert "- prompts: 5 of owner/list, digest 12ab (unverified)" in table
-    assert "unverified weights: clip-vit-l-14" in table
+    assert "unverified weights: pickscore-v1" in table

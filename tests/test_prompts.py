@@ -14,7 +14,7 @@ import pytest
 import torch
 from hub import Hub
 
-from sdbench import api, assets, suites
+from sdbench import api, assets, prompts, suites
 from sdbench.errors import MissingError, UserError
 from sdbench.generate import initial_noise, jobs
 from sdbench.suites import Noise, Prompts, Sampling, Suite
@@ -183,6 +183,16 @@ def test_an_asset_s_lists_are_one_and_verified_by_its_digests(tmp_path: Path, mo
     assert "unverified" in own.prompts_described()
     with pytest.raises(UserError, match="unknown asset 'list'; did you mean 'lists'"):
         drawn("asset:list/in/*.json")
+
+
+def test_a_text_file_has_a_prompt_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "p.txt"
+    path.write_bytes("\ufeffone\r\n\n  two\u2028and a half\x85 \nÜbung".encode())
+    assert prompts.lines(path) == ("one", "two\u2028and a half", "Übung")
+    path.write_bytes("Übung".encode("latin-1"))
+    for file in (path, tmp_path / "nowhere", tmp_path):
+        with pytest.raises(UserError, match=rf"prompts {file} cannot be read as UTF-8 text \(.*a prompt a line"):
+            prompts.lines(file)
 
 
 @pytest.mark.parametrize(("name", "lacks"), [("coco-30k", "sayakpaul/coco"), ("hpdv2", "hpdv2-prompts"), ("mlperf-sdxl", "mlperf-")])

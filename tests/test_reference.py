@@ -10,6 +10,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+from pictures import deep_png
 from PIL import Image
 
 from sdbench import cli, reference, reference_build
@@ -182,8 +183,8 @@ def test_gray_pictures_get_three_channels_and_others_are_refused(images: Path, r
     build("gray", in_folder(images, 2), TOY, runs)
     expected = colours(np.repeat(ARRAYS[0][None, ..., :1], 3, axis=3))
     np.testing.assert_array_equal(find("gray", TOY, runs).features, np.concatenate([expected, FEATURES[1:2]]))
-    for mode, bad in {"RGBA": Image.new("RGBA", (4, 4)), "I;16": Image.new("I;16", (4, 4)), "P": Image.new("P", (4, 4))}.items():
-        (images / "01.png").write_bytes(png(bad))
+    for mode, bad in {"RGB;16": deep_png(), **{mode: png(Image.new(mode, (4, 4))) for mode in ("RGBA", "I;16", "P")}}.items():
+        (images / "01.png").write_bytes(bad)
         with pytest.raises(UserError, match=rf"01\.png has mode {mode}, expected 8-bit RGB or gray"):
             build("bad", in_folder(images), TOY, runs)
     for content in (b"no picture", FILES[1][:60]):
@@ -200,6 +201,12 @@ def test_gray_pictures_get_three_channels_and_others_are_refused(images: Path, r
 def test_some_names_are_refused(name: str, images: Path, runs: Path) -> None:
     with pytest.raises(UserError, match="a reference cannot be called"):
         build(name, in_folder(images), TOY, runs)
+
+
+@pytest.mark.parametrize("n", [-5, 0, 1])
+def test_a_reference_of_fewer_than_two_is_refused(n: int, images: Path) -> None:
+    with pytest.raises(UserError, match=rf"--n {n}: a reference is of at least 2 pictures"):
+        in_folder(images, n)
 
 
 def test_no_pictures_are_an_error(tmp_path: Path) -> None:

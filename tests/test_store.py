@@ -1,14 +1,13 @@
 """Run folders: whole or not there, and nothing is scored that is not what was stored."""
 
 import io
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pictures import deep_png
 from PIL import Image
 
 from sdbench import store as module
@@ -126,16 +125,6 @@ def test_no_flipped_bit_goes_unnoticed(picture: U8, tmp_path: Path) -> None:
     assert errors > len(whole) * 8 / 3 * 0.85
 
 
-def deep_png() -> bytes:
-    """2 x 2 RGB of 16 bits, which Pillow would cut down to 8 without a word."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    rows = zlib.compress((b"\0" + bytes(range(12))) * 2)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0)) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
-
-
 @pytest.mark.parametrize("mode", ["RGBA", "L", "LA", "P", "1", "I;16", "RGB;16"])
 def test_what_is_not_8_bit_rgb_is_refused(mode: str, tmp_path: Path) -> None:
     path = tmp_path / "other.png"
@@ -173,6 +162,17 @@ def test_features_are_computed_once_for_the_same_pictures_and_encoder(store: Sto
     for name, images in (("net-5678", ["a", "b"]), ("net-1234", ["b", "a"]), ("net-1234", ["a"])):
         store.features(name, images, compute)
     assert len(calls) == 3
+
+
+@pytest.mark.parametrize("left", [0, 40, 140])
+def test_features_that_a_crash_has_cut_off_are_computed_again(left: int, store: Store) -> None:
+    whole = np.arange(6, dtype=np.float32).reshape(2, 3)
+    store.features("net-1234", ["a", "b"], lambda: whole)
+    (file,) = (store.folder / "features").iterdir()
+    content = file.read_bytes()
+    file.write_bytes(content[:left])
+    np.testing.assert_array_equal(store.features("net-1234", ["a", "b"], lambda: whole), whole)
+    assert file.read_bytes() == content
 
 
 def test_features_that_fail_are_not_kept(store: Store) -> None:

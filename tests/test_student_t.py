@@ -1,5 +1,7 @@
 """Student's t against SciPy's, over the degrees of freedom that anybody compares with."""
 
+import math
+
 import pytest
 from scipy import stats
 
@@ -24,6 +26,7 @@ def test_a_probability_stays_one() -> None:
 def test_at_the_ends() -> None:
     assert student_t.cdf(float("inf"), 3) == 1
     assert student_t.cdf(float("-inf"), 3) == 0
+    assert math.isnan(student_t.cdf(math.nan, 3))  # 0 would reject whatever is tested
     assert student_t.quantile(0.95, 10**15) == pytest.approx(float(stats.norm.ppf(0.95)))
     for p, df in ((0.0, 5), (1.0, 5), (0.9, 0)):
         with pytest.raises(ValueError):  # noqa: PT011  # the standard library's words for p

@@ -68,6 +68,24 @@ def test_a_parents_dtype_leaves_the_states_alone(change: Callable[[nn.Module], n
         assert fed(metric) == pytest.approx(expected, rel=1e-9)
 
 
+def test_a_parents_dtype_leaves_what_was_computed_alone() -> None:
+    def both(x: Any, y: Any) -> dict[str, Any]:
+        return {"kid": kid(x, y)}
+
+    for metric, expected in (
+        (Frechet(REFERENCE), EXPECTED[0]),
+        (OfFeatures(kid, REAL), EXPECTED[1]),
+        (OfFeatures(both, REAL), EXPECTED[1]),
+    ):
+        metric.update(FEATURES)
+        metric.compute()
+        nn.ModuleDict({"metric": metric}).to(torch.bfloat16)
+        found = metric.compute()
+        found = found["kid"] if isinstance(found, dict) else found
+        assert found.dtype == torch.float64
+        assert float(found) == pytest.approx(expected, rel=1e-9)
+
+
 def test_a_move_to_another_device_is_followed() -> None:
     metric = Frechet(REFERENCE).to("meta")
     assert {metric.device.type, metric.n.device.type, metric.scatter.device.type} == {"meta"}

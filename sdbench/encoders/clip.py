@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sdbench import weights
 from sdbench.encoders.pixels import F32, U8, device, encode, exact, shortest_edge
+from sdbench.encoders.towers import image_features, text_features
 from sdbench.errors import UserError
 from sdbench.models.checks import check_finite
 
@@ -37,7 +38,7 @@ class Clip:
     def images(self, images: U8, batch: int = BATCH) -> F32:
         """N x H x W x 3 uint8 RGB => N x d."""
         weight, side = self.model.text_projection, self.model.visual.image_size[0]
-        return encode(images, lambda some: self.model.encode_image(self.prepare(some, side, weight.device).to(weight.dtype)), batch)
+        return encode(images, lambda some: image_features(self.model, self.prepare(some, side, weight.device).to(weight.dtype)), batch)
 
     def texts(self, captions: Sequence[str], batch: int = 64) -> F32:
         """Captions => N x d; a long caption is cut so that its end-of-text token stays."""
@@ -51,17 +52,6 @@ def tokenize(captions: Sequence[str]) -> Tensor:
     """Captions => N x 77 token ids, 0 after the end of text, which also ends what was cut."""
     tokens: Tensor = open_clip.tokenize(list(captions))
     return tokens
-
-
-def text_features(model: open_clip.CLIP, tokens: Tensor) -> Tensor:
-    """`encode_text` of N x 77 tokens, without the padding: attention is causal, so what follows the end of text changes nothing."""
-    ends = tokens.argmax(dim=1)  # the end of text has the largest id
-    length = int(ends.max()) + 1
-    kept = tokens[:, :length].to(model.text_projection.device)
-    hidden = model.token_embedding(kept) + model.positional_embedding[:length]
-    hidden = model.ln_final(model.transformer(hidden, attn_mask=model.attn_mask[:length, :length]))
-    projected: Tensor = hidden[torch.arange(len(kept)), ends] @ model.text_projection
-    return projected
 
 
 def build(config: Mapping[str, Any]) -> open_clip.CLIP:

@@ -4,19 +4,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from pathlib import Path
 
 import numpy as np
 import open_clip
-import torch
 from torch import Tensor
 from transformers import CLIPModel
 
 from sdbench import weights
-from sdbench.encoders import clip
-from sdbench.encoders.pixels import F32, U8, device, encode, exact, longest_edge, shortest_edge
-from sdbench.errors import UserError
-from sdbench.models.checks import check_finite
+from sdbench.encoders import clip, folders
+from sdbench.encoders.pixels import F32, U8, encode, exact, longest_edge, shortest_edge
 
 HPS_ARCHITECTURE = "ViT-H-14"
 _prepared = partial(shortest_edge, corner=math.floor)  # as transformers' processor crops
@@ -51,33 +47,16 @@ class PickScore:
             return np.concatenate(parts), self.model.logit_scale.exp().item()
 
 
-def read_pickscore(folder: Path, name: str) -> PickScore:
-    """PickScore, or any CLIP in transformers' layout, from its folder.
-
-    Raises:
-        UserError: its files are damaged, or its weights not finite.
-    """
-    try:
-        model, report = CLIPModel.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, dtype=torch.float32, output_loading_info=True
-        )
-    except Exception as error:
-        raise UserError(f"{folder} holds no CLIP in transformers' layout ({type(error).__name__}); fetch it again") from error
-    if lacking := sorted(report["missing_keys"]):  # transformers draws them at random, with no more than a warning
-        raise UserError(f"{folder} lacks {len(lacking)} tensors of PickScore, such as {lacking[0]!r}; fetch it again")
-    check_finite(model, "PickScore", folder)
-    return PickScore(model.to(device()).eval(), name)
-
-
 @cache
 def pickscore() -> PickScore:
     """PickScore v1 with its weights.
 
     Raises:
         MissingError: they are not at hand.
+        UserError: they are damaged.
     """
     asset = "pickscore-v1"
-    return read_pickscore(weights.find(asset), f"pickscore.v1-{weights.digest(asset)[:12]}")
+    return PickScore(folders.read(CLIPModel, weights.find(asset), safetensors=True), f"pickscore.v1-{weights.digest(asset)[:12]}")
 
 
 @cache
@@ -86,6 +65,7 @@ def hps() -> clip.Clip:
 
     Raises:
         MissingError: they are not at hand.
+        UserError: they are damaged.
     """
     asset = "hps-v2.1"
     file = weights.find(asset)  # before a network is built

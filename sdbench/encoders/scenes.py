@@ -5,20 +5,18 @@ from collections.abc import Callable, Sequence
 from functools import cache
 
 import numpy as np
-import numpy.typing as npt
 import open_clip
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
+from sdbench.encoders.pixels import F32, U8, encode, exact
 from sdbench.scenes.attributes import read_layouts
 from sdbench.scenes.embedded import checked, digest
 from sdbench.scenes.grammar import Layout
 from sdbench.scenes.networks import SceneNet
 
-U8 = npt.NDArray[np.uint8]
-F32 = npt.NDArray[np.float32]
 BATCH = 64  # fixed: features may change in their last digits with it
 
 
@@ -42,7 +40,7 @@ def layouts(images: U8) -> list[Layout]:
     """What the attribute reader sees in each picture."""
     reader = _scene_net("reader")
     read: list[Layout] = []
-    with torch.inference_mode():
+    with exact():
         for start in range(0, len(images), BATCH):
             read += read_layouts(reader(pixels(images[start : start + BATCH])))
     return read
@@ -55,7 +53,7 @@ def clip_images(images: U8) -> F32:
 
 def clip_texts(captions: Sequence[str]) -> F32:
     """Captions => N x 64 of the open_clip model."""
-    with torch.inference_mode():
+    with exact():
         embedded: F32 = _clip().encode_text(_tokens(captions)).numpy()
     return embedded
 
@@ -69,7 +67,7 @@ def preference_images(images: U8) -> F32:
 def preference_texts(captions: Sequence[str]) -> tuple[F32, float]:
     """Captions => N x 64 of the preference model, and its logit scale."""
     model = _preference()
-    with torch.inference_mode():
+    with exact():
         embedded: F32 = model.text_projection(model.text_model(input_ids=_tokens(captions)).pooler_output).numpy()
     return embedded, model.logit_scale.detach().exp().item()
 
@@ -81,10 +79,8 @@ def pixels(images: U8) -> Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def _batched(encode: Callable[[Tensor], Tensor], images: U8) -> F32:
-    with torch.inference_mode():
-        parts = [encode(pixels(images[start : start + BATCH])).numpy() for start in range(0, len(images), BATCH)]
-    return np.concatenate(parts)
+def _batched(network: Callable[[Tensor], Tensor], images: U8) -> F32:
+    return encode(images, lambda batch: network(pixels(batch)), BATCH)
 
 
 @cache

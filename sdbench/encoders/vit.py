@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection, Dinov2Model
 
 from sdbench import weights
+from sdbench.encoders import folders
 from sdbench.encoders.pixels import F32, U8, device, encode, normalised, pillow_bicubic
-from sdbench.errors import UserError
-from sdbench.models.stock import quiet
 
 BATCH = 16  # fixed: features may change in their last digits with it
 DINOV2, CLIP = "dinov2-vit-l-14", "clip-vit-l-14-336"
@@ -64,7 +63,7 @@ def _square(pictures: U8) -> U8:
 
 @cache
 def _dinov2(folder: Path) -> Any:
-    model = _loaded(Dinov2Model, folder)
+    model = folders.read(Dinov2Model, folder, safetensors=True)
     embeddings = model.embeddings
     embeddings.position_embeddings = nn.Parameter(positions(embeddings.position_embeddings, DINOV2_PX // model.config.patch_size))
     return model
@@ -72,20 +71,7 @@ def _dinov2(folder: Path) -> Any:
 
 @cache
 def _clip(folder: Path) -> Any:
-    return _loaded(CLIPVisionModelWithProjection, folder)
-
-
-def _loaded(kind: Any, folder: Path) -> Any:
-    """A model of transformers, for evaluation.
-
-    Raises:
-        UserError: the folder lacks some of its weights, which transformers would draw at random.
-    """
-    quiet()
-    model, report = kind.from_pretrained(folder, local_files_only=True, dtype=torch.float32, output_loading_info=True)
-    if lacking := sorted(report["missing_keys"]):
-        raise UserError(f"{folder} lacks {len(lacking)} tensors of {kind.__name__}, such as {lacking[0]!r}; fetch it again")
-    return model.to(device()).eval()
+    return folders.read(CLIPVisionModelWithProjection, folder, safetensors=False)
 
 
 def positions(trained: Tensor, side: int) -> Tensor:

@@ -17,8 +17,6 @@ from sdbench.metrics import agreement, frechet
 from sdbench.protocols.base import Protocol, Result, Subject
 from sdbench.store import F32, U8
 
-BLOCK = 64
-
 
 class Features(NamedTuple):
     """An encoder of pictures and the name, its weights' digest in it, that features are kept under."""
@@ -57,9 +55,7 @@ def _cosine(encoder: Callable[[], Features], student: Subject, teacher: Subject,
 
 
 def _pixels(compare: Callable[[U8, U8], F32], student: Subject, teacher: Subject, protocol: Protocol) -> Result:
-    n = len(student.images)  # the teacher's pictures are read a block at a time: both sets at once may not fit
-    blocks = (slice(start, start + BLOCK) for start in range(0, n, BLOCK))
-    found = [compare(student.pixels[rows], teacher.store.read(teacher.images[rows])) for rows in blocks]
+    found = [compare(*pictures) for pictures in zip(student.blocks(), teacher.blocks(), strict=True)]
     return protocol.mean(agreement.column(np.concatenate(found)))
 
 

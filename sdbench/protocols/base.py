@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -44,13 +43,8 @@ class Subject:
     columns: dict[str, F64] = field(default_factory=dict)
     shared: dict[str, Any] = field(default_factory=dict)
 
-    @cached_property
-    def pixels(self) -> U8:
-        """The stored bytes, decoded => N x H x W x 3 uint8 RGB; all at once, which full-size pictures seldom fit memory for."""
-        return self.store.read(self.images)
-
     def blocks(self) -> Iterator[U8]:
-        """The same, 64 pictures at a time.
+        """The stored bytes, decoded, 64 pictures at a time => N x H x W x 3 uint8 RGB.
 
         Raises:
             UserError: a picture is missing, corrupted, or not 8-bit RGB.

@@ -9,7 +9,8 @@ from sdbench.scenes.grammar import parse
 
 
 def _scene_accuracy(subject: Subject, protocol: Protocol) -> Result:
-    right = [seen == parse(prompt).layout for seen, prompt in zip(scenes.layouts(subject.pixels), subject.prompts, strict=True)]
+    seen = [layout for block in subject.blocks() for layout in scenes.layouts(block)]
+    right = [layout == parse(prompt).layout for layout, prompt in zip(seen, subject.prompts, strict=True)]
     return protocol.value(stats.proportion_interval(sum(right), len(right))), {protocol.name: np.asarray(right, np.float64)}
 
 

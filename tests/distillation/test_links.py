@@ -302,6 +302,24 @@ def test_lists_come_in_several_formats_with_columns_of_other_names(site: Site, t
     assert site.hits == {"1": 2, "2": 1}
 
 
+@pytest.mark.parametrize(
+    "others",
+    [
+        # zzliang/GRIT, an instance on its card
+        {"key": "000373938", "clip_similarity_vitb32": 0.35, "clip_similarity_vitl14": 0.29, "id": 1, "width": 228, "height": 221, "url": "", "caption": ""},
+        # wanng/midjourney-v5-202304-clean, by scripts that read it: the two files under data/ have the same columns
+        {"Content": "**a** --v 5", "upscaled": True, "Attachments": "", "clean_prompts": ""},
+    ],
+    ids=["GRIT", "Midjourney"],
+)  # fmt: skip
+def test_the_lists_that_vega_s_card_names_need_no_column_named(others: dict[str, Any], site: Site, tmp_path: Path) -> None:
+    url, caption = list(others)[-2:]
+    rows = [{**others, url: site.url(number), caption: f"picture {number}"} for number in (1, 2)]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "list.parquet")
+    assert fetch(str(tmp_path / "list.parquet"), tmp_path / "out", RULES).pictures == 2
+    assert open_pictures(str(tmp_path / "out")).captions == ["picture 1", "picture 2"]
+
+
 def test_a_folder_of_something_else_is_left_alone(site: Site, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").touch()

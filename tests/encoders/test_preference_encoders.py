@@ -12,9 +12,10 @@ from clips import CAPTIONS, TINY, for_transformers, noise, photographs, processo
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_pixels import hps_transform
+from transformers import CLIPModel
 
 from sdbench import weights
-from sdbench.encoders import clip, pixels, preference
+from sdbench.encoders import clip, folders, pixels, preference
 from sdbench.encoders.preference import PickScore
 from sdbench.errors import UserError
 from sdbench.metrics.preference import hpsv2, pickscore
@@ -49,7 +50,7 @@ def as_published(model: Any, prompt: str, images: list[Image.Image]) -> Any:
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_pickscore_s_published_snippet(saved: Path, height: int, width: int) -> None:
-    judge, images = preference.read_pickscore(saved, "tiny"), pictures(height, width)
+    judge, images = PickScore(folders.read(CLIPModel, saved, safetensors=True), "tiny"), pictures(height, width)
     found = pickscore(judge.images(images), *judge.texts(CAPTIONS))
     expected = [as_published(judge.model, caption, [Image.fromarray(image)])[0] for image, caption in zip(images, CAPTIONS, strict=True)]
     scale = judge.model.logit_scale.exp().item()
@@ -100,13 +101,13 @@ def test_weights_that_are_not_numbers_or_lacking_are_refused(saved: Path, tmp_pa
     (tmp_path / "config.json").write_bytes((saved / "config.json").read_bytes())
     lacking = {name: tensor for name, tensor in state.items() if name != "visual_projection.weight"}
     broken = {**state, "logit_scale": torch.tensor(math.nan)}
-    for content, message in ((lacking, "lacks 1 tensors of PickScore, such as 'visual_projection.weight'"), (broken, "NaN or infinite")):
+    for content, message in ((lacking, "lacks 1 tensors of CLIPModel, such as 'visual_projection.weight'"), (broken, "NaN or infinite")):
         save_file(content, tmp_path / "model.safetensors", metadata={"format": "pt"})
         with pytest.raises(UserError, match=message):
-            preference.read_pickscore(tmp_path, "tiny")
+            folders.read(CLIPModel, tmp_path, safetensors=True)
     (tmp_path / "model.safetensors").write_bytes(b"torn")
-    with pytest.raises(UserError, match="holds no CLIP in transformers' layout"):
-        preference.read_pickscore(tmp_path, "tiny")
+    with pytest.raises(UserError, match=r"holds no CLIPModel in transformers' layout \(SafetensorError: .*fetch it again"):
+        folders.read(CLIPModel, tmp_path, safetensors=True)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision import transforms
 from transformers import CLIPConfig, CLIPModel, CLIPVisionModelWithProjection, Dinov2Config, Dinov2Model
 
-from sdbench import weights
+from sdbench import assets, weights
 from sdbench.encoders import vit
 from sdbench.errors import UserError
 from sdbench.store import U8
@@ -99,3 +99,24 @@ def test_weights_that_are_not_there_are_not_drawn_at_random(folder: Path, tmp_pa
     monkeypatch.setattr(weights, "find", tmp_path.joinpath)
     with pytest.raises(UserError, match=r"lacks 1 tensors of CLIPVisionModelWithProjection, such as 'visual_projection\.weight'; fetch"):
         vit.clip(PICTURES)
+
+
+@pytest.mark.parametrize(
+    ("encode", "name", "file", "other"),
+    [(vit.dinov2, vit.DINOV2, "model.safetensors", "pytorch_model.bin"), (vit.clip, vit.CLIP, "pytorch_model.bin", "model.safetensors")],
+)
+def test_only_the_file_whose_digest_is_checked_is_read(
+    encode: Callable[[U8], np.ndarray], name: str, file: str, other: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert [one.name for one in assets.named(name).files][1:] == [file]
+    expected = encode(PICTURES)
+    for kind in ("beside", "torn"):
+        shutil.copytree(folder / name, tmp_path / kind / name)
+        (tmp_path / kind / name / other).write_bytes(b"something else, which nobody checked")
+    monkeypatch.setattr(weights, "find", (tmp_path / "beside").joinpath)
+    np.testing.assert_array_equal(encode(PICTURES), expected)
+    torn = tmp_path / "torn" / name / file
+    torn.write_bytes(torn.read_bytes()[:1000])
+    monkeypatch.setattr(weights, "find", (tmp_path / "torn").joinpath)
+    with pytest.raises(UserError, match=r"in transformers' layout \(\w+: .*fetch it again"):
+        encode(PICTURES)

@@ -15,6 +15,7 @@ from sdbench import weights
 from sdbench.encoders import perceptual, scenes
 from sdbench.errors import MissingError, UserError
 from sdbench.metrics import frechet
+from sdbench.protocols import base
 from sdbench.protocols.base import Subject
 from sdbench.records import Value
 from sdbench.scenes.grammar import parse, scene_at
@@ -70,6 +71,14 @@ def test_pictures_are_paired_by_prompt(tmp_path: Path) -> None:
     found = scored(pair(tmp_path, PICTURES[::-1]))
     assert found["agreement.ssim"].value < 0.9
     assert found["fd_to_teacher.scenes"].value == pytest.approx(0, abs=1e-5)  # of sets, which have no order
+
+
+def test_neither_set_of_pictures_is_held_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, sizes, read = scored(pair(tmp_path, PICTURES[::-1])), set(), Store.read
+    monkeypatch.setattr(base, "BLOCK", 5)
+    monkeypatch.setattr(Store, "read", lambda store, images: sizes.add(len(images)) or read(store, images))
+    assert scored(pair(tmp_path, PICTURES[::-1])) == whole
+    assert sizes == {5, 2}
 
 
 def test_without_the_teacher_s_pictures_it_is_missing_and_the_teacher_has_none(tmp_path: Path) -> None:
