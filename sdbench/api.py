@@ -12,6 +12,7 @@ from sdbench.gate import gate
 from sdbench.policy import Policy
 from sdbench.policy import load as load_policy
 from sdbench.records import Record, Scores, Value
+from sdbench.validation import validated
 from sdbench.verdicts import Report
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Overrides:
         sampling = {**suite.sampling.model_dump(), **changed}
         prompts = {**suite.prompts.model_dump(), **({} if n is None else {"n": n, "digest": None})}
         content = {**suite.model_dump(), "name": f"{suite.name}-custom", "sampling": sampling, "prompts": prompts}
-        return suites.validated(suites.Suite, content, f"suite {suite.name!r} with your settings")
+        return validated(suites.Suite, content, f"suite {suite.name!r} with your settings")
 
 
 def run(

@@ -11,7 +11,8 @@ from sdbench import needs
 from sdbench.models.architectures import TOPOLOGIES, unet_config
 from sdbench.models.spec import ModelSpec
 from sdbench.probes.flops import unet_macs
-from sdbench.suites import Sampling, Setting, Suite
+from sdbench.settings import Sampling, Setting
+from sdbench.suites import Suite
 from sdbench.weights import files_to_fetch, size_text
 
 PNG_BYTES_PER_PIXEL = 1.5  # photographs take about this much; plain scenes far less

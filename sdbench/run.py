@@ -28,8 +28,9 @@ from sdbench.protocols.base import Subject
 from sdbench.records import Looks, Machine, Model, Record, Scores, Value
 from sdbench.scenes import embedded
 from sdbench.score import score
+from sdbench.settings import BASE, Sampling
 from sdbench.store import U8, Store, digest
-from sdbench.suites import BASE, Sampling, Suite, suites_folder
+from sdbench.suites import Suite, suites_folder
 from sdbench.thumbnails import worth_keeping
 from sdbench.weights import fetch
 

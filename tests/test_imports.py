@@ -9,13 +9,14 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = (
-    {"errors", ""},  # "" is sdbench itself: its version
+    {"errors", "validation", ""},  # "" is sdbench itself: its version
     {"metrics", "stats", "student_t", "sequential", "models", "scenes", "records", "training", "processes", "latents"},
     {
         "assets",
         "weights",
         "sources",
         "prompts",
+        "settings",
         "suites",
         "encoders",
         "reference",
@@ -58,7 +59,8 @@ ONLY = {
     "student_t": set[str](),
     "sequential": {"stats"},
     "torchmetrics": {"metrics"},
-    "records": {"errors"},
+    "validation": {"errors"},
+    "records": {"errors", "validation"},
     "models": {"errors", "models", "scenes"},
     "scenes": {"errors", "scenes"},
     "scenes.training": {"errors", "scenes", "scenes.training", "models", "training", "latents"},
@@ -68,12 +70,13 @@ ONLY = {
     "assets": {"errors"},
     "sources": {"errors", "models"},
     "prompts": {"errors", "sources", "weights"},
-    "suites": {"errors", "records", "scenes", "prompts"},
+    "settings": {"errors", "validation"},
+    "suites": {"errors", "validation", "settings", "records", "scenes", "prompts"},
     "needs": {"assets", "prompts", "reference", "suites", "weights"},
     "gate": {"errors", "records", "stats", "policy", "tables", "compare", "verdicts"},
     "verdicts": {"stats", "tables"},
-    "floors": {"errors", "records", "compare", "store"},
-    "baselines": {"errors", "records", "store"},
+    "floors": {"errors", "validation", "records", "compare", "store"},
+    "baselines": {"errors", "validation", "records", "store"},
     "leaderboard": {"errors", "records", "stats", "tables", "published", "speed", "truth", "ranks", "standings"},
     "speed": {"records", "stats", "tables", "published"},
     "ranks": {"records", "stats"},
@@ -99,7 +102,7 @@ ONLY = {
 }
 DOORS = {"sdbench": {"sdbench.api"}}  # what a package offers by name though it lies above, imported when it is asked for
 TRAINING_IS_FOR = {"scenes.training", "cli", "distillation"}
-# `latents` feeds both families' trainers; `sources` opens data sets; `suites` holds the types that `generate` is called with.
+# `latents` feeds both families' trainers; `sources` opens data sets; `settings` and `suites` hold the types that `generate` is called with.
 DISTILLATION_KNOWS = {
     "errors",
     "models",
@@ -111,12 +114,15 @@ DISTILLATION_KNOWS = {
     "store",
     "sources",
     "records",
+    "settings",
     "suites",
     "generate",
     "probes",
 }
 WITHOUT_TORCH = (
     "errors",
+    "validation",
+    "settings",
     "stats",
     "records",
     "assets",

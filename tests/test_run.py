@@ -20,8 +20,9 @@ from sdbench.records import Scores, Value
 from sdbench.scenes.grammar import parse, scene_at
 from sdbench.scenes.render import render
 from sdbench.score import score
+from sdbench.settings import Probes, Sampling, Setting
 from sdbench.store import U8, Store
-from sdbench.suites import Probes, Prompts, Sampling, Setting, Suite
+from sdbench.suites import Prompts, Suite
 
 METRICS = ("fd.scenes", "clip_score.scenes", "preference.scenes", "win_rate.preference.scenes", "scene_accuracy")
 SUITE = Suite(

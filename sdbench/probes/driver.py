@@ -29,7 +29,7 @@ from sdbench.probes.request import CEILINGS, STAGES, VARIABLE, Request
 from sdbench.probes.rounds import Round, picked
 from sdbench.probes.values import values
 from sdbench.records import Value
-from sdbench.suites import BASE, Probes, Sampling
+from sdbench.settings import BASE, Probes, Sampling
 
 BENCHMARKS = "bench_pipeline.py"
 ROUND_LIMIT_S = 3600

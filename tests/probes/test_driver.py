@@ -14,7 +14,7 @@ from sdbench.probes import counts, driver, work
 from sdbench.probes.driver import measure
 from sdbench.probes.request import CEILINGS, STAGES
 from sdbench.records import Value
-from sdbench.suites import Probes, Sampling, Setting
+from sdbench.settings import Probes, Sampling, Setting
 
 SAMPLING = Sampling(steps=2, guidance_scale=5.0, size_px=64, dtype="float32", batch=4)
 # Stands for the measuring process: a clock that runs half a second between two looks, and models that behave as they are called.
