@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sdbench import records, stats, tables
+from sdbench import decisions, records, tables
+from sdbench.decisions import Bounds
 from sdbench.errors import unknown
 from sdbench.policy import Rule
 from sdbench.records import F64, Record, Value
-from sdbench.stats import Bounds
 
 # Probes that only one kind of machine has; any other name that no record has is a mistake.
 _MACHINE_BOUND = frozenset(
@@ -91,7 +91,7 @@ def measure(name: str, rule: Rule, new: Side, old: Side, alpha: float, between_r
         return obstacle
     bounds = paired(found, expected, new, old, 1 - alpha) if found.kind in ("score", "set") else _probe(found, expected, 1 - alpha)
     if isinstance(bounds, Bounds) and found.kind == "probe" and not same_run(new.record, old.record):
-        bounds = stats.widened(bounds, between_runs, 1 - alpha)
+        bounds = decisions.widened(bounds, between_runs, 1 - alpha)
     return -bounds if isinstance(bounds, Bounds) and rule.direction == "lower" else bounds
 
 
@@ -151,7 +151,7 @@ def paired(found: Value, expected: Value, new: Side, old: Side, level: float) ->
         assert expected.value is not None
         difference = difference + (found.value - expected.value)
     _, prompt = np.unique([prompt_id for prompt_id, _ in new.keys], return_inverse=True)
-    return stats.paired_mean_bounds(np.bincount(prompt, difference) / np.bincount(prompt), level)
+    return decisions.paired_mean_bounds(np.bincount(prompt, difference) / np.bincount(prompt), level)
 
 
 def _probe(found: Value, expected: Value, level: float) -> Bounds | Obstacle:
@@ -162,7 +162,7 @@ def _probe(found: Value, expected: Value, level: float) -> Bounds | Obstacle:
         return Obstacle("incomparable", f"a ratio needs values above 0, found {found.value} against {expected.value}")
     if found.samples and expected.samples:
         try:
-            return stats.ratio_bounds(found.samples, expected.samples, level)
+            return decisions.ratio_bounds(found.samples, expected.samples, level)
         except ValueError as error:
             return Obstacle("incomparable", str(error))
     if any(value.samples or value.low is not None or value.high is not None for value in (found, expected)):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sdbench.errors import UserError
 from sdbench.scenes import embedded
 
 PACKAGES = (
@@ -86,7 +87,7 @@ def _embedded() -> list[Finding]:
 def _hub() -> list[Finding]:
     from sdbench.models.catalogue import CATALOGUE
     from sdbench.models.spec import resolve
-    from sdbench.weights import is_cached
+    from sdbench.pipelines import is_cached
 
     findings = []
     for name, entry in CATALOGUE.items():
@@ -129,8 +130,12 @@ def _metrics() -> Iterator[Finding]:
 def _known() -> Iterator[Finding]:
     from sdbench import golden, known
 
-    with golden.offline():
-        compared = list(known.compare())
+    try:
+        with golden.offline():
+            compared = list(known.compare())
+    except UserError as error:
+        yield Finding(False, True, f"known values of CLIP {known.BACKBONE}: {error}")
+        return
     for one in compared:
         said = f"{one.what} is {one.found:.3f}, published {one.expected:.3f} ({known.SOURCE})"
         way_out = "" if one.fits else "; weights or libraries are not the published ones: remove and fetch the weights again"

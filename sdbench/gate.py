@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from sdbench import compare, stats, tables
+from sdbench import compare, decisions, tables
 from sdbench.compare import Obstacle, Side
+from sdbench.decisions import Bounds, Verdict
 from sdbench.policy import Policy, Rule
 from sdbench.records import Record
-from sdbench.stats import Bounds, Verdict
 from sdbench.verdicts import Report, Result, shown
 
 Level = Callable[[float], float]
@@ -55,8 +55,8 @@ def judge(new: Side, old: Side, policy: Policy, between_runs: Mapping[str, float
         name: compare.measure(name, rule, new, old, levels[name](policy.alpha), between_runs.get(name, 0.0)) for name, rule in rules.items()
     }
     bounded = {name: found for name, found in measured.items() if isinstance(found, Bounds)}
-    p_values = [stats.regression_p(found, compare.margin(rules[name], new.record.value(name))) for name, found in bounded.items()]
-    rejected = stats.holm(p_values, policy.alpha, [levels[name] for name in bounded])
+    p_values = [decisions.regression_p(found, compare.margin(rules[name], new.record.value(name))) for name, found in bounded.items()]
+    rejected = decisions.holm(p_values, policy.alpha, [levels[name] for name in bounded])
     surely_worse = {name for name, is_rejected in zip(bounded, rejected, strict=True) if is_rejected}
     results = tuple(_result(name, rules[name], found, new, old, surely_worse=name in surely_worse) for name, found in measured.items())
     verdict = _overall(results)
@@ -104,14 +104,14 @@ def _result(name: str, rule: Rule, measured: Bounds | Obstacle, new: Side, old: 
 
 def _judged(result: Result, bounds: Bounds, margin: float, *, surely_worse: bool) -> Result:
     """The verdict on a metric's bounds; "regressed" must also survive Holm's correction."""
-    verdict = stats.decide(bounds, margin)
+    verdict = decisions.decide(bounds, margin)
     if verdict == "pass":
         return replace(result, verdict=verdict, reason="surely lost less than the margin")
     if verdict == "regressed":
         if surely_worse:
             return replace(result, verdict=verdict, reason="surely lost more than the margin")
         return replace(result, verdict="inconclusive", reason="lost more than the margin, but not surely so among so many metrics (Holm)")
-    needed, unit = stats.needed_n(bounds, margin), "rounds" if result.relative else "prompts"
+    needed, unit = decisions.needed_n(bounds, margin), "rounds" if result.relative else "prompts"
     unknown = (
         f"a single one of them shows no spread, measure more {unit}" if bounds.n == 1 else f"no number of {unit} is known to decide it"
     )

@@ -18,6 +18,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteS
 from torch import Tensor
 from tqdm import tqdm
 
+from sdbench.encoders.pixels import full_float32
 from sdbench.errors import UserError
 from sdbench.scenes.grammar import parse
 from sdbench.scenes.render import render
@@ -83,7 +84,7 @@ def sampler(pipeline: StableDiffusionXLPipeline, sampling: Sampling, noise: Nois
     def make(group: list[Job]) -> U8:
         latents = torch.stack([initial_noise(noise, job.prompt_id, job.sample, shape) for job in group]).to(device, dtype)
         generators = [_step_generator(noise, job) for job in group]
-        with torch.autocast(device.type, enabled=False):  # the caller's would make other pictures than the dtype says
+        with full_float32():  # a training loop's settings would make other pictures than the dtype says
             arguments = call_arguments(sampling, [job.prompt for job in group])
             pixels = pipeline(**arguments, latents=latents, generator=generators).images
         for job, picture in zip(group, pixels, strict=True):

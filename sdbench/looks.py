@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 from sdbench import compare, gate, sequential
 from sdbench.compare import Side
+from sdbench.decisions import Bounds
 from sdbench.policy import Policy
-from sdbench.stats import Bounds
 from sdbench.verdicts import Report
 
 HARDLY = "The prompts that are left would hardly decide it."

@@ -10,10 +10,11 @@ import torch
 from sdbench import needs
 from sdbench.models.architectures import TOPOLOGIES, unet_config
 from sdbench.models.spec import ModelSpec
+from sdbench.pipelines import files_to_fetch
 from sdbench.probes.flops import unet_macs
 from sdbench.settings import Sampling, Setting
 from sdbench.suites import Suite
-from sdbench.weights import files_to_fetch, size_text
+from sdbench.weights import size_text
 
 PNG_BYTES_PER_PIXEL = 1.5  # photographs take about this much; plain scenes far less
 EFFICIENCY = 0.15  # share of a large matrix product's speed that a pipeline reaches: the slack of a rough estimate

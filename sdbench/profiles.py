@@ -55,7 +55,7 @@ def choose(name: str) -> Profile:
 def _auto() -> Profile:
     import torch
 
-    from sdbench.weights import files_to_fetch, is_cached
+    from sdbench.pipelines import files_to_fetch, is_cached
 
     if not torch.cuda.is_available():
         return Profile("auto", "no CUDA device here, so the embedded family 'scenes' on the CPU.", (_scenes(),))

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats as scipy_stats
 
-from sdbench import stats
+from sdbench import decisions
 from sdbench.records import F64, Record, Scores, Value
 
 ALPHA = 0.05
@@ -89,7 +89,7 @@ def surely_better(values: F64, alpha: float = ALPHA) -> npt.NDArray[np.bool_]:
     p = np.where(np.isnan(p), 1.0, np.maximum(p, 2.0 ** (1 - n)))  # NaN: no difference and no spread
     upper = np.triu_indices(models, 1)
     told_apart = np.zeros((models, models), bool)
-    told_apart[upper] = stats.holm(p[upper].tolist(), alpha)
+    told_apart[upper] = decisions.holm(p[upper].tolist(), alpha)
     better: npt.NDArray[np.bool_] = (told_apart | told_apart.T) & (difference > 0)
     for middle in range(models):
         better |= better[:, middle, None] & better[None, middle]

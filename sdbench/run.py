@@ -16,6 +16,7 @@ from PIL import Image
 
 from sdbench import records
 from sdbench.accept import judged
+from sdbench.encoders.memory import release
 from sdbench.errors import UserError
 from sdbench.generate import DTYPES, Job, generate, jobs, rendered, sampler
 from sdbench.machine import environment, this_machine
@@ -23,6 +24,7 @@ from sdbench.models.catalogue import TEACHERS
 from sdbench.models.digest import weights_digest
 from sdbench.models.loading import load
 from sdbench.models.spec import ModelSpec
+from sdbench.pipelines import fetch
 from sdbench.probes import driver
 from sdbench.protocols.base import Subject
 from sdbench.records import Looks, Machine, Model, Record, Scores, Value
@@ -32,7 +34,6 @@ from sdbench.settings import BASE, Sampling
 from sdbench.store import U8, Store, digest
 from sdbench.suites import Suite, suites_folder
 from sdbench.thumbnails import worth_keeping
-from sdbench.weights import fetch
 
 THUMBNAIL_PX = 256
 
@@ -106,7 +107,10 @@ def run(specs: Sequence[ModelSpec], setting: Bench) -> list[Path]:
     pictures = {spec.name: _pictures(spec, setting) for spec in ordered} if setting.quality else {}
     probed = probe([spec for spec in ordered if spec.source != "rendered"], setting) if setting.probes else {}
     call = uuid.uuid4().hex[:12]
-    made = {spec.name: record_of(spec, setting, pictures.get(spec.name), probed.get(spec.name, []), call) for spec in ordered}
+    try:
+        made = {spec.name: record_of(spec, setting, pictures.get(spec.name), probed.get(spec.name, []), call) for spec in ordered}
+    finally:
+        release()
     return [made[spec.name] for spec in specs]
 
 

@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Sequence
 
-from sdbench import published, stats, tables
+from sdbench import decisions, published, tables
 from sdbench.records import Record
 from sdbench.tables import Grid
 
@@ -30,7 +30,7 @@ _PROBES = (
 def speed_up(record: Record, teacher: Record, name: str) -> str:
     """How many times as fast as the teacher, `1.55x ± 0.02`, by a value that both have; what stands in the way otherwise.
 
-    The 95 % interval resamples rounds (`stats.ratio_bounds`); there is none from a single round.
+    The 95 % interval resamples rounds (`decisions.ratio_bounds`); there is none from a single round.
     """
     own, its = record.value(name), teacher.value(name)
     if not own or not own.value:
@@ -39,7 +39,7 @@ def speed_up(record: Record, teacher: Record, name: str) -> str:
         return "missing: nothing of the teacher to compare with"
     if record is teacher or not (own.samples and its.samples):
         return f"{tables.significant(its.value / own.value, 3)}x"
-    bounds = stats.ratio_bounds(own.samples, its.samples, level=0.975)
+    bounds = decisions.ratio_bounds(own.samples, its.samples, level=0.975)
     low, high = (math.exp(-end) if math.isfinite(end) else None for end in (bounds.high, bounds.low))
     number, space, interval = tables.estimate(math.exp(-bounds.difference), low, high).partition(" ")
     return f"{number}x{space}{interval}"

@@ -1,15 +1,8 @@
-"""Intervals, paired comparisons and verdict rules; numpy only (scipy where a function says so), deterministic.
+"""Intervals that readers are shown: two-sided, 95 %; numpy only (scipy where a function says so). `decisions` has the bounds that decide."""
 
-Intervals shown to readers are two-sided, 95 %. Bounds that decide are one-sided, 95 % each: that a candidate is not worse
-than the margin, and that it is, are two one-sided questions (Schuirmann 1987), each answered wrongly at most 1 time in 20.
-"""
-
-import bisect
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +10,6 @@ import numpy.typing as npt
 from sdbench import student_t
 
 F64 = npt.NDArray[np.float64]
-Verdict = Literal["pass", "regressed", "inconclusive", "incomparable"]
-
-_DRAWS = 4000
-_SEED = 20240521
-_FEW_ROUNDS = 5  # fewer cannot be resampled: the bounds are then as wide as Student's at least
 
 
 @dataclass(frozen=True)
@@ -50,21 +38,6 @@ class WinRate:
     losses: int
 
 
-@dataclass(frozen=True)
-class Bounds:
-    """A difference between candidate and baseline between two one-sided bounds; n pairs, rounds or calls."""
-
-    low: float
-    high: float
-    difference: float
-    standard_error: float
-    n: int
-
-    def __neg__(self) -> "Bounds":
-        """The same difference seen from the other side: turns lower-is-better into plus = better."""
-        return Bounds(-self.high, -self.low, -self.difference, self.standard_error, self.n)
-
-
 def mean_interval(values: npt.ArrayLike, level: float = 0.95) -> Estimate:
     """Mean and Student's t interval (Student 1908).
 
@@ -74,9 +47,9 @@ def mean_interval(values: npt.ArrayLike, level: float = 0.95) -> Estimate:
     Raises:
         ValueError: not one-dimensional, empty, or not finite.
     """
-    values = _column(values, "values")
+    values = column(values, "values")
     n, mean = len(values), float(values.mean())
-    half = 0.0 if n == 1 else student_t.quantile((1 + level) / 2, n - 1) * _standard_error(values)
+    half = 0.0 if n == 1 else student_t.quantile((1 + level) / 2, n - 1) * standard_error(values)
     return Estimate(mean, mean - half, mean + half, n, enough=n > 1)
 
 
@@ -108,7 +81,7 @@ def wins_interval(candidate: npt.ArrayLike, baseline: npt.ArrayLike) -> WinRate:
     Raises:
         ValueError: other lengths, empty, or not finite.
     """
-    candidate, baseline = _column(candidate, "candidate"), _column(baseline, "baseline")
+    candidate, baseline = column(candidate, "candidate"), column(baseline, "baseline")
     if len(candidate) != len(baseline):
         raise ValueError(f"paired scores must have one length, found {len(candidate)} and {len(baseline)}")
     wins, losses = int((candidate > baseline).sum()), int((candidate < baseline).sum())
@@ -127,11 +100,11 @@ def standard_error_interval(value: float, influence: npt.ArrayLike, level: float
     Raises:
         ValueError: fewer than 2 images, or not finite.
     """
-    influence = _column(influence, "influence")
+    influence = column(influence, "influence")
     n = len(influence)
     if n < 2 or not math.isfinite(value):
         raise ValueError(f"a standard error needs a finite value and at least 2 images, found {value} and {n}")
-    half = student_t.quantile((1 + level) / 2, n - 1) * _standard_error(influence) + systematic
+    half = student_t.quantile((1 + level) / 2, n - 1) * standard_error(influence) + systematic
     return Estimate(value, value - half, value + half, n)
 
 
@@ -147,7 +120,7 @@ def rank_correlation(one: npt.ArrayLike, other: npt.ArrayLike, one_draws: npt.Ar
     Raises:
         ValueError: fewer than 3 models.
     """
-    one, other = _column(one, "values"), _column(other, "values")
+    one, other = column(one, "values"), column(other, "values")
     if len(one) < 3:
         raise ValueError(f"a rank correlation needs at least 3 models, found {len(one)}")
     draws = _spearman(np.asarray(one_draws, np.float64), np.asarray(other_draws, np.float64))
@@ -179,7 +152,7 @@ def quantile(samples: npt.ArrayLike, q: float, level: float = 0.95) -> Estimate:
         raise ValueError(f"a quantile must lie between 0 and 1, found {q}")
     from scipy.stats import binom
 
-    ordered = np.sort(_column(samples, "samples"))
+    ordered = np.sort(column(samples, "samples"))
     n = len(ordered)
     lower = int(binom.ppf((1 - level) / 2, n, q))  # 1-based rank; 0 = none
     upper = int(binom.ppf((1 + level) / 2, n, q)) + 1  # 1-based rank; n + 1 = none
@@ -188,128 +161,12 @@ def quantile(samples: npt.ArrayLike, q: float, level: float = 0.95) -> Estimate:
     return Estimate(float(np.quantile(ordered, q)), float(low), float(high), n, enough)
 
 
-def paired_mean_bounds(difference: npt.ArrayLike, level: float = 0.95) -> Bounds:
-    """Mean of paired differences between one-sided t bounds, each at `level`.
-
-    One entry a prompt: average the samples of a prompt first, for they are not independent. For a statistic of the whole
-    set (Frechet distance) pass the difference of the values plus the difference of the influence columns. All-zero
-    differences give bounds of zero width; a single other difference gives infinite ones.
+def column(values: npt.ArrayLike, name: str) -> F64:
+    """A non-empty column of finite numbers, float64.
 
     Raises:
-        ValueError: not one-dimensional, empty, or not finite.
+        ValueError: it is something else.
     """
-    difference = _column(difference, "difference")
-    n, mean = len(difference), float(difference.mean())
-    if not difference.any():
-        return Bounds(0.0, 0.0, 0.0, 0.0, n)
-    if n == 1:
-        return Bounds(-math.inf, math.inf, mean, math.inf, n)
-    error = _standard_error(difference)
-    half = student_t.quantile(level, n - 1) * error
-    return Bounds(mean - half, mean + half, mean, error, n)
-
-
-def ratio_bounds(candidate_rounds: npt.ArrayLike, baseline_rounds: npt.ArrayLike, level: float = 0.95) -> Bounds:
-    """Log ratio of median times, candidate over baseline (plus = slower), between one-sided bootstrap bounds.
-
-    Both are rounds x calls in one unit; the shapes may differ. Calls of one round share the machine's mood, so whole rounds
-    are drawn; a single round leaves only its calls to draw, which makes the bounds too narrow. Percentile bounds (Efron
-    1979), expanded to the quantiles of t because a few rounds resampled spread too little (Hesterberg 2015, 3.4); with
-    fewer than 5 rounds Student's t bounds of their medians where those are wider. n is the number of rounds (or calls) on
-    the smaller side.
-
-    Raises:
-        ValueError: ragged, empty, or times that are not positive and finite.
-    """
-    candidate, baseline = _units(candidate_rounds, "candidate rounds"), _units(baseline_rounds, "baseline rounds")
-    difference = float(np.log(np.median(candidate)) - np.log(np.median(baseline)))
-    n = min(len(candidate), len(baseline))
-    if n == 1:
-        return Bounds(-math.inf, math.inf, difference, math.inf, n)
-    random = np.random.default_rng(_SEED)
-    draws = np.log(_median_draws(candidate, random)) - np.log(_median_draws(baseline, random))
-    expansion = math.sqrt(n / (n - 1))
-    tail = NormalDist().cdf(-expansion * student_t.quantile(level, len(candidate) + len(baseline) - 2))
-    low, high = np.quantile(draws, [tail, 1 - tail])
-    if n < _FEW_ROUNDS:
-        half = _few_rounds(candidate, baseline, level)
-        low, high = min(low, difference - half), max(high, difference + half)
-    return Bounds(float(low), float(high), difference, float(draws.std()) * expansion, n)
-
-
-def widened(bounds: Bounds, more: float, level: float = 0.95) -> Bounds:
-    """Bounds with another, independent standard deviation of the difference, which its sample does not show; 0 changes nothing."""
-    if not more:
-        return bounds
-    half = NormalDist().inv_cdf(level) * more
-    error = math.hypot(bounds.standard_error, more)
-    low, high = (bounds.difference + sign * math.hypot(end - bounds.difference, half) for sign, end in ((-1, bounds.low), (1, bounds.high)))
-    return Bounds(low, high, bounds.difference, error, bounds.n)
-
-
-def decide(bounds: Bounds, margin: float) -> Verdict:
-    """Pass, regressed or inconclusive, for bounds oriented so that plus = better, and the loss one is ready to accept.
-
-    Pass if the candidate is surely not worse by the margin (low > -margin), regressed if it surely is (high < -margin).
-    What did not change at all passes at any margin, 0 too.
-
-    Raises:
-        ValueError: a margin below 0, or NaN.
-    """
-    if not margin >= 0 or math.isnan(bounds.low) or math.isnan(bounds.high):
-        raise ValueError(
-            f"a verdict needs a margin of at least 0 and bounds that are numbers, found margin {margin}, bounds {bounds.low} to {bounds.high}"
-        )
-    if bounds.low > -margin or bounds.low == bounds.high == 0:
-        return "pass"
-    return "regressed" if bounds.high < -margin else "inconclusive"
-
-
-def regression_p(bounds: Bounds, margin: float) -> float:
-    """One-sided p value of "not worse than the margin" (t test); what `holm` takes when several metrics are judged at once."""
-    gap = bounds.difference + margin
-    if bounds.standard_error == 0:
-        return 1.0 if gap >= 0 else 0.0
-    return student_t.cdf(gap / bounds.standard_error, max(bounds.n - 1, 1))
-
-
-def holm(p_values: Sequence[float], alpha: float = 0.05, nominal: Sequence[Callable[[float], float]] | None = None) -> tuple[bool, ...]:
-    """Which hypotheses are rejected, in the order given, with a chance of any false one below alpha (Holm 1979).
-
-    Args:
-        p_values: one of each hypothesis.
-        alpha: chance of any false rejection.
-        nominal: for each hypothesis, the level at which this look tests it, from the level that all its looks may spend
-            (Maurer and Bretz 2013); None where there is one look.
-
-    Raises:
-        ValueError: a p value outside 0..1, or NaN.
-    """
-    if bad := [p for p in p_values if not 0 <= p <= 1]:
-        raise ValueError(f"p values must lie in 0..1, found {bad[0]}")
-    rejected = [False] * len(p_values)
-    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        share = alpha / (len(p_values) - rank)
-        if p_values[index] > (nominal[index](share) if nominal else share):
-            break
-        rejected[index] = True
-    return tuple(rejected)
-
-
-def needed_n(bounds: Bounds, margin: float) -> int | None:
-    """The smallest number of pairs at which the present mean difference and spread would bring pass or regressed.
-
-    An outlook, not a promise: the mean will move. None where no number would do: the mean sits on the margin, or the
-    spread is unknown.
-    """
-    gap, spread = abs(bounds.difference + margin), bounds.standard_error * math.sqrt(bounds.n)
-    if not math.isfinite(spread) or gap <= 1e-8 * spread:
-        return None
-    enough = 3 + math.ceil((7 * spread / gap) ** 2)  # t(0.95) is at most 6.4, at a single degree of freedom
-    return bisect.bisect_left(range(enough), True, lo=2, key=lambda n: student_t.quantile(0.95, n - 1) * spread < gap * math.sqrt(n))
-
-
-def _column(values: npt.ArrayLike, name: str) -> F64:
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or array.size == 0 or not np.isfinite(array).all():
         raise ValueError(
@@ -318,29 +175,6 @@ def _column(values: npt.ArrayLike, name: str) -> F64:
     return array
 
 
-def _standard_error(values: F64) -> float:
+def standard_error(values: F64) -> float:
+    """Of the mean of n >= 2 numbers."""
     return float(values.std(ddof=1)) / math.sqrt(len(values))
-
-
-def _units(rounds: npt.ArrayLike, name: str) -> F64:
-    """What is drawn: rounds, or the calls of a single round, units x calls."""
-    array = np.asarray(rounds, dtype=np.float64)
-    if array.ndim != 2 or array.size == 0 or not (np.isfinite(array) & (array > 0)).all():
-        raise ValueError(
-            f"{name} must be rounds x calls of positive, finite times, found shape {array.shape} from {array.min(initial=math.inf)}"
-        )
-    return array.T if len(array) == 1 else array
-
-
-def _few_rounds(candidate: F64, baseline: F64, level: float) -> float:
-    """Half width of the t bound of the log ratio of round medians."""
-    logs = [np.log(np.median(units, axis=1)) for units in (candidate, baseline)]
-    variance = sum((each - each[0]).var(ddof=1) / len(each) for each in logs)  # from the first, so that equal rounds have exactly none
-    return student_t.quantile(level, len(candidate) + len(baseline) - 2) * math.sqrt(variance)
-
-
-def _median_draws(units: F64, random: np.random.Generator) -> F64:
-    """Medians of resampled units => (draws,)."""
-    picks = random.integers(len(units), size=(_DRAWS, len(units)))
-    medians: F64 = np.median(units[picks].reshape(_DRAWS, -1), axis=1)
-    return medians

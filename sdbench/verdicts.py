@@ -7,7 +7,7 @@ from typing import Any, Literal
 from xml.etree import ElementTree as ET
 
 from sdbench import tables
-from sdbench.stats import Verdict
+from sdbench.decisions import Verdict
 from sdbench.tables import Grid
 
 EXIT_CODES: dict[Verdict, int] = {"pass": 0, "regressed": 1, "incomparable": 2, "inconclusive": 3}

@@ -1,4 +1,4 @@
-"""What is fetched from outside: whole pipelines into huggingface_hub's cache, and the assets of `assets.py` by digest.
+"""The assets of `assets.py`, fetched and checked by digest.
 
 An asset is taken from `SDBENCH_WEIGHTS` (a folder for each), else from the Hub's cache, else fetched: under a temporary
 name, and renamed when its SHA-256 fits. A digest that no source states is pinned at first use, and refused when it changes.
@@ -8,153 +8,33 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import huggingface_hub
 from filelock import FileLock
-from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.file_download import http_get
 
 from sdbench import assets
 from sdbench.assets import Asset, File
 from sdbench.errors import MissingError, UserError
 from sdbench.models import hub
-from sdbench.models.catalogue import CATALOGUE
-from sdbench.models.files import STEMS, choose, kind_of, read_header
-from sdbench.models.locate import locate
-from sdbench.models.spec import ModelSpec
 
 HOME = "SDBENCH_WEIGHTS"
-_CONFIGS = ("model_index.json", "scheduler/*.json", "tokenizer*/*.json", "tokenizer*/*.txt", *(f"{part}/config.json" for part in STEMS))
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file of a Hub repository that a model needs."""
+    """A file that a model or a number needs, and whether it is on this disk."""
 
     repository: str
     revision: str | None
     name: str
     size_bytes: int
     cached: bool
-
-
-@dataclass(frozen=True)
-class _Job:
-    """What to take of a repository: configurations, and the weights of some parts; or a LoRA."""
-
-    repository: str
-    revision: str | None
-    kind: Literal["pipeline", "unet", "lora"]
-    parts: tuple[str, ...] = ()
-
-
-def files_to_fetch(spec: ModelSpec, *, dtype: str) -> list[RemoteFile]:
-    """The files of the Hub that a model needs, those that are here already included; none for models that are not of the Hub.
-
-    Args:
-        spec: the model.
-        dtype: what the run computes in: a 16-bit run takes the 16-bit copy of the weights, if there is one.
-
-    Raises:
-        UserError: the Hub cannot be reached, or the repository lacks something.
-    """
-    return [file for job in _jobs(spec) for file in _list(job, sixteen_bit=dtype != "float32")]
-
-
-def is_cached(spec: ModelSpec, *, dtype: str) -> bool:
-    """Whether everything a model needs is on this disk; asks nobody."""
-    if spec.source in ("random", "rendered"):
-        return True
-    try:
-        files = locate(spec).weights(sixteen_bit=dtype != "float32")
-    except UserError:
-        return False
-    return all(path.is_file() for paths in files.values() for path in paths)
-
-
-def fetch(spec: ModelSpec, *, dtype: str) -> None:
-    """Download what a model needs and this disk lacks.
-
-    Raises:
-        UserError: the Hub cannot be reached, or the repository lacks something.
-    """
-    jobs = _jobs(spec)
-    if not jobs or is_cached(spec, dtype=dtype):
-        return
-    for job in jobs:
-        names = [file.name for file in _list(job, sixteen_bit=dtype != "float32")]
-        try:
-            huggingface_hub.snapshot_download(job.repository, revision=job.revision, allow_patterns=names)
-        except Exception as error:  # the HTTP library beneath, and so its errors, change with huggingface_hub's version
-            raise _unreachable(job, error) from error
-
-
-def _jobs(spec: ModelSpec) -> list[_Job]:
-    jobs = []
-    if spec.source == "hub":
-        jobs.append(_Job(spec.location, spec.revision, "unet" if spec.base else "pipeline", ("unet",) if spec.base else tuple(STEMS)))
-    if spec.base and spec.base.source == "hub":
-        jobs.append(_Job(spec.base.location, spec.base.revision, "pipeline", _lent(spec)))
-    if spec.lora and not Path(spec.lora).is_absolute():
-        jobs.append(_Job(spec.lora, None, "lora"))
-    return jobs
-
-
-def _lent(spec: ModelSpec) -> tuple[str, ...]:
-    """Parts whose weights come from the base."""
-    whole = spec.source == "file" and kind_of(Path(spec.location), read_header(Path(spec.location))) == "checkpoint"
-    return () if whole else tuple(part for part in STEMS if part != "unet")
-
-
-def _list(job: _Job, *, sixteen_bit: bool) -> list[RemoteFile]:
-    try:
-        siblings = huggingface_hub.HfApi().model_info(job.repository, revision=job.revision, files_metadata=True).siblings or []
-    except Exception as error:  # as above
-        raise _unreachable(job, error) from error
-    sizes = {sibling.rfilename: sibling.size or 0 for sibling in siblings}
-    here = hub.cached(job.repository, job.revision)
-    wanted = sorted(set(_wanted(job, sizes, sixteen_bit=sixteen_bit)))
-    return [RemoteFile(job.repository, job.revision, name, sizes[name], here is not None and (here / name).is_file()) for name in wanted]
-
-
-def _wanted(job: _Job, names: dict[str, int], *, sixteen_bit: bool) -> Iterator[str]:
-    if job.kind == "lora":
-        yield from (name for name in names if fnmatch(name, "*.safetensors") and "/" not in name)
-        return
-    patterns = ("config.json",) if job.kind == "unet" else _CONFIGS
-    yield from (name for name in names if any(fnmatch(name, pattern) for pattern in patterns))
-    for part in job.parts:
-        folder = "" if job.kind == "unet" else f"{part}/"
-        choice = choose((name.removeprefix(folder) for name in names if name.startswith(folder)), STEMS[part], sixteen_bit=sixteen_bit)
-        if choice is None:
-            raise UserError(
-                f"repository {job.repository!r} has no {folder}{STEMS[part]}.safetensors; only safetensors in diffusers layout are read"
-            )
-        yield from (f"{folder}{name}" for name in choice.names)
-
-
-def _unreachable(job: _Job, error: Exception) -> UserError:
-    entry = next((entry for entry in CATALOGUE.values() if entry.location == job.repository), None)
-    size = f" (about {entry.download_gb} GB)" if entry and job.kind == "pipeline" and job.parts else ""
-    needed = {
-        "pipeline": ", ".join((*_CONFIGS, *(f"{part}/{STEMS[part]}*.safetensors" for part in job.parts))),
-        "unet": f"config.json, {STEMS['unet']}*.safetensors",
-    }
-    return UserError(
-        f"cannot fetch {job.repository!r} from the Hub ({_reason(error)}). "
-        f"Needed{size}: {needed.get(job.kind, '*.safetensors')}. Where there is a network, run `hf download {job.repository}"
-        f"{f' --revision {job.revision}' if job.revision else ''}` and copy its folder into {HF_HUB_CACHE}; or put the files in a folder and name that folder."
-    )
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), 'no reason given')}"
 
 
 def find(name: str) -> Path:
@@ -256,9 +136,16 @@ def _download(asset: Asset, file: File, folder: Path) -> Path:
         raise ConnectionError("offline mode is enabled (HF_HUB_OFFLINE)")
     path = folder / file.name
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_file() and path.stat().st_size > file.size_bytes:  # of another answer, such as a proxy's; nobody serves what follows it
+        path.unlink()
     with path.open("ab") as part:  # goes on where an earlier try was cut off
         http_get(f"{asset.source}/{file.name}", part, resume_size=part.tell(), expected_size=file.size_bytes)
     return path
+
+
+def reason(error: Exception) -> str:
+    """An error of another library in one line."""
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), 'no reason given')}"
 
 
 def _missing(asset: Asset, error: Exception) -> MissingError:
@@ -269,7 +156,7 @@ def _missing(asset: Asset, error: Exception) -> MissingError:
         else ""
     )
     return MissingError(
-        f"weights: {asset.name!r} is not on this disk and cannot be fetched ({_reason(error)}). Needed of {asset.source}: {files}. Where there is "
+        f"weights: {asset.name!r} is not on this disk and cannot be fetched ({reason(error)}). Needed of {asset.source}: {files}. Where there is "
         f"a network, {command}get the files there; put them into {home() / asset.name} (the environment's {HOME} names another folder than {home()})."
     )
 

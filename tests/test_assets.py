@@ -12,7 +12,7 @@ import pytest
 from hub import Hub
 from tiny import save_tiny_pipeline
 
-from sdbench import assets, suites, weights
+from sdbench import assets, pipelines, suites, weights
 from sdbench.assets import Asset, File
 from sdbench.errors import MissingError, UserError
 from sdbench.models.loading import load
@@ -93,6 +93,14 @@ def test_a_fetch_that_was_killed_goes_on_where_the_place_is_not_the_hub(hub: Hub
     part.write_bytes(WEIGHTS[::-1][:70_000])
     assert weights.find("elsewhere").read_bytes() == WEIGHTS[::-1]
     assert hub.ranges == ["bytes=70000-"]
+
+
+def test_a_part_longer_than_the_file_is_begun_anew(hub: Hub, tmp_path: Path) -> None:
+    part = tmp_path / "weights" / ".arriving-elsewhere" / "old.pth"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(bytes(len(WEIGHTS) + 1))
+    assert weights.find("elsewhere").read_bytes() == WEIGHTS[::-1]
+    assert hub.ranges == []
 
 
 @pytest.mark.parametrize(("name", "path"), [("stated", "lab/stated/weights.bin"), ("elsewhere", "releases/old.pth")])
@@ -211,10 +219,10 @@ def test_an_unknown_asset_is_an_error_with_the_nearest_name() -> None:
 def test_a_pipeline_is_fetched_through_the_same_api(hub: Hub) -> None:
     save_tiny_pipeline(hub.root / "someone" / "tiny")
     spec = resolve("someone/tiny")
-    sizes = {file.name: file.size_bytes for file in weights.files_to_fetch(spec, dtype="float32")}
+    sizes = {file.name: file.size_bytes for file in pipelines.files_to_fetch(spec, dtype="float32")}
     assert sizes["unet/config.json"] == (hub.root / "someone/tiny/unet/config.json").stat().st_size
-    weights.fetch(spec, dtype="float32")
-    assert weights.is_cached(spec, dtype="float32")
+    pipelines.fetch(spec, dtype="float32")
+    assert pipelines.is_cached(spec, dtype="float32")
     assert load(resolve("someone/tiny"), dtype="float32", device="cpu").unet is not None
 
 

@@ -15,7 +15,7 @@ from diffusers import EulerDiscreteScheduler
 from peft import LoraConfig
 
 import sdbench
-from sdbench import api, records, reference, suites
+from sdbench import api, records, reference, run, suites
 from sdbench.errors import UserError
 from sdbench.models import memory
 from sdbench.models.loading import load
@@ -88,8 +88,9 @@ def test_a_pipeline_in_memory_scores_as_the_same_model_by_name(few: suites.Suite
     assert teacher.record.value("agreement.ssim").state == "not_applicable"
 
 
-def test_a_training_loop_goes_on_as_if_nothing_had_been(few: suites.Suite) -> None:
-    pipeline = student()
+def test_a_training_loop_goes_on_as_if_nothing_had_been(few: suites.Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline, released = student(), list[int]()
+    monkeypatch.setattr(run, "release", lambda: released.append(1))  # what evaluators hold of a GPU
     pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
     pipeline.unet.train().requires_grad_(requires_grad=True)
     pipeline.unet.mid_block.eval()
@@ -97,6 +98,7 @@ def test_a_training_loop_goes_on_as_if_nothing_had_been(few: suites.Suite) -> No
     suite = few.model_copy(update={"sampling": few.sampling.model_copy(update={"scheduler": "ddim"})})
     sdbench.evaluate(pipeline, suite, name="in-training")
     assert states(pipeline) == before
+    assert released == [1]
     pipeline.unet.conv_in.weight.data.fill_(torch.nan)
     before = states(pipeline)
     with pytest.raises(UserError, match="NaN or infinite pixels"):

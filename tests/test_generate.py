@@ -210,6 +210,24 @@ def test_fixed_noise_is_the_same_for_all_prompts(tmp_path: Path) -> None:
     assert torch.equal(next(iter(found.values())), mlperf)
 
 
+def test_float32_is_float32_whatever_the_caller_has_set() -> None:
+    seen = []
+
+    class Watched(Recorder):
+        def __call__(self, **arguments: Any) -> SimpleNamespace:
+            seen.append((torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision))
+            return super().__call__(**arguments)
+
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        sampler(Watched(), SAMPLING, Noise())(todo(1))  # type: ignore[arg-type]  # a stand-in
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+    assert seen == [("ieee", "ieee")]
+
+
 @pytest.mark.parametrize("pixel", [np.nan, np.inf])
 def test_pixels_that_are_not_finite_are_an_error_and_no_picture(pixel: float, store: Store) -> None:
     with pytest.raises(UserError, match=rf"NaN or infinite pixels for prompt {todo()[0].prompt_id} .* in float32; try another dtype"):
@@ -261,6 +279,7 @@ def test_a_real_pipeline_resumes_to_the_same_bytes(pipeline: StableDiffusionXLPi
     assert store.read([job.image for job in wanted]).shape == (4, SIZE_PX, SIZE_PX, 3)
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of NumPy 2, in diffusers
 @pytest.mark.parametrize("kind", [DDIMScheduler, EulerAncestralDiscreteScheduler, LCMScheduler])
 def test_a_picture_depends_on_nothing_but_its_own_noise(kind: Any, pipeline: StableDiffusionXLPipeline) -> None:
     """Neither on torch's own generator, which a stochastic scheduler would else draw from, nor on its place, nor on autocast."""

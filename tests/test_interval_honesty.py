@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 from scipy import stats as scipy_stats
 
-from sdbench import stats
+from sdbench import decisions, stats
 from sdbench.metrics.frechet import frechet_distance, gaussian, influence
 from sdbench.metrics.frechet_infinity import frechet_infinity
 
@@ -56,7 +56,7 @@ def test_a_clip_score_difference_is_covered(n: int, repetitions: int) -> None:
     found = []
     for seed in range(repetitions):
         student, teacher = clip_scores(np.random.default_rng((seed, n)), n)
-        bounds = stats.paired_mean_bounds(student - teacher, level=0.975)
+        bounds = decisions.paired_mean_bounds(student - teacher, level=0.975)
         found.append(bounds.low <= CLIP_DIFFERENCE <= bounds.high)
     report(f"CLIP difference, n = {n}", np.mean(found), repetitions)
     low, high = low_high(repetitions)
@@ -132,7 +132,7 @@ def distances(world: World, n: int, repetitions: int) -> tuple[F64, F64, F64, F6
         theirs = stats.standard_error_interval(frechet_distance(gaussian(teacher), world.reference), influence(teacher, world.reference))
         gap = frechet_distance(gaussian(student), world.reference) - theirs.value
         column = influence(student, world.reference) - influence(teacher, world.reference)
-        bounds = stats.paired_mean_bounds(column + gap, level=0.975)
+        bounds = decisions.paired_mean_bounds(column + gap, level=0.975)
         rows.append((theirs.value, theirs.high - theirs.value, gap, bounds.high - gap))
     return tuple(np.array(rows).T)
 

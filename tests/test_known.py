@@ -12,7 +12,7 @@ from torchmetrics.functional.multimodal import clip_score
 from sdbench import doctor, known
 from sdbench.encoders import clip
 from sdbench.encoders.clip import Clip
-from sdbench.errors import MissingError
+from sdbench.errors import MissingError, UserError
 
 CONFIG = {**open_clip.get_model_config(clip.BACKBONES[known.BACKBONE])}
 
@@ -57,6 +57,17 @@ def test_the_doctor_compares(towers: Clip, monkeypatch: pytest.MonkeyPatch) -> N
     assert bad.fatal
     assert not bad.fine
     assert f"published {fitting[2].expected + 0.02:.3f} (torchmetrics 1.9.0" in bad.text
+
+
+def test_damaged_weights_are_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def damaged(_: str) -> Clip:
+        raise UserError("weights: clip.safetensors is torn; fetch it again")
+
+    monkeypatch.setattr(clip, "load", damaged)
+    (finding,) = doctor._known()
+    assert finding.fatal
+    assert not finding.fine
+    assert finding.text == "known values of CLIP vit-b-16: weights: clip.safetensors is torn; fetch it again"
 
 
 def test_without_weights_nothing_is_claimed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import ttest_rel
 
-from sdbench import ranks, stats
+from sdbench import decisions, ranks
 from sdbench.records import Record, Scores
 
 
@@ -20,7 +20,7 @@ def spread(models: int, n: int, step: float, seed: int = 0) -> np.ndarray:
 def test_pairs_are_told_apart_as_by_scipys_paired_t_test_with_holm() -> None:
     values = spread(4, 50, 0.4)
     pairs = [(one, other) for one in range(4) for other in range(one + 1, 4)]
-    expected = stats.holm([ttest_rel(values[one], values[other]).pvalue for one, other in pairs])
+    expected = decisions.holm([ttest_rel(values[one], values[other]).pvalue for one, other in pairs])
     found = ranks.surely_better(values)
     assert [bool(found[one, other] or found[other, one]) for one, other in pairs] == list(expected)
     assert {True, False} <= set(expected)

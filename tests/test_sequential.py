@@ -5,8 +5,8 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
+from sdbench.decisions import Bounds
 from sdbench.sequential import levels, spent, undecidable
-from sdbench.stats import Bounds
 
 EIGHTHS = tuple(look / 8 for look in range(1, 9))
 

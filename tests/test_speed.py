@@ -6,8 +6,8 @@ import numpy as np
 from factories import GPU, make_record
 
 from sdbench import published, speed, tables
+from sdbench.decisions import ratio_bounds
 from sdbench.records import Model, Record, Value
-from sdbench.stats import ratio_bounds
 
 
 def probe(name: str, rounds: list[list[float]], unit: str = "s", direction: str = "lower") -> Value:

@@ -56,8 +56,8 @@ def lpips(x: U8, y: U8) -> F32:
     Raises:
         MissingError: AlexNet's weights are not at hand.
     """
-    network = _lpips()
-    return _compare(lambda a, b: network(a / 127.5 - 1, b / 127.5 - 1).flatten(1).mean(1), x, y)
+    compared = network()
+    return _compare(lambda a, b: compared(a / 127.5 - 1, b / 127.5 - 1).flatten(1).mean(1), x, y)
 
 
 def _compare(measure: Callable[[Tensor, Tensor], Tensor], x: U8, y: U8) -> F32:
@@ -73,10 +73,10 @@ def _compare(measure: Callable[[Tensor, Tensor], Tensor], x: U8, y: U8) -> F32:
 
 def with_alexnet(state: dict[str, Tensor]) -> nn.Module:
     """LPIPS over an AlexNet with torchvision's names of tensors."""
-    network = _LPIPS(pretrained=True, net="alex", pnet_rand=True)  # the heads are pretrained, the network random
-    mine = {name: state[f"features.{name.split('.', 1)[1]}"] for name in network.net.state_dict()}
-    network.net.load_state_dict(mine)
-    return network.eval()
+    made = _LPIPS(pretrained=True, net="alex", pnet_rand=True)  # the heads are pretrained, the network random
+    mine = {name: state[f"features.{name.split('.', 1)[1]}"] for name in made.net.state_dict()}
+    made.net.load_state_dict(mine)
+    return made.eval()
 
 
 def read_lpips(file: Path) -> nn.Module:
@@ -86,13 +86,19 @@ def read_lpips(file: Path) -> nn.Module:
         UserError: it is no AlexNet's, or not finite.
     """
     try:
-        network = with_alexnet(torch.load(file, map_location="cpu", weights_only=True))
+        made = with_alexnet(torch.load(file, map_location="cpu", weights_only=True))
     except Exception as error:
         raise UserError(f"{file} does not hold torchvision's AlexNet: {type(error).__name__}: {error}; fetch it again") from error
-    check_finite(network, "AlexNet", file)
-    return network.to(device())
+    check_finite(made, "AlexNet", file)
+    return made.to(device())
 
 
 @cache
-def _lpips() -> nn.Module:
+def network() -> nn.Module:
+    """LPIPS with its weights.
+
+    Raises:
+        MissingError: AlexNet's are not at hand.
+        UserError: they are damaged.
+    """
     return read_lpips(weights.find("lpips-alex"))

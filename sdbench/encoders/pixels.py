@@ -37,8 +37,8 @@ def device() -> torch.device:
 
 
 @contextmanager
-def exact() -> Iterator[None]:
-    """Inference in full float32, whatever the caller's training loop has set.
+def full_float32() -> Iterator[None]:
+    """Float32 is float32 inside, and other dtypes are what tensors say, whatever the caller's training loop has set.
 
     TF32, torch's default for convolutions on Ampere and later, keeps 10 of 23 bits; autocast, 10 or 7. With cuDNN's benchmark on,
     the last digits depend on which of its algorithms was the faster just now.
@@ -48,12 +48,19 @@ def exact() -> Iterator[None]:
         for kind in _FLOAT32:
             kind.fp32_precision = "ieee"
         torch.backends.cudnn.benchmark = False
-        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False), torch.inference_mode():
+        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
             yield
     finally:
         torch.backends.cudnn.benchmark = benchmark
         for kind, precision in zip(_FLOAT32, before, strict=True):
             kind.fp32_precision = precision
+
+
+@contextmanager
+def exact() -> Iterator[None]:
+    """Inference in full float32: how encoders run."""
+    with full_float32(), torch.inference_mode():
+        yield
 
 
 def encode(images: Pictures, encoder: Callable[[Any], Tensor], batch: int) -> F32:

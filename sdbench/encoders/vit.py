@@ -29,7 +29,7 @@ def dinov2(pictures: U8) -> F32:
     Source: Stein et al. 2023, whose dgm-eval resizes so unless told otherwise.
     """
     mean, deviation = (torch.tensor(values, device=device())[:, None, None] for values in _IMAGENET)
-    model = _dinov2(weights.find(DINOV2))
+    model = dinov2_network(weights.find(DINOV2))
 
     def encoded(batch: U8) -> Tensor:
         pixels = pillow_bicubic(batch, (DINOV2_PX, DINOV2_PX), device()).float() / 255
@@ -44,7 +44,7 @@ def clip(pictures: U8) -> F32:
 
     Source: Jayasumana et al. 2024 (CMMD).
     """
-    model = _clip(weights.find(CLIP))
+    model = clip_network(weights.find(CLIP))
 
     def encoded(batch: U8) -> Tensor:
         pixels = pillow_bicubic(_square(batch), (CLIP_PX, CLIP_PX), device()).float() / 255
@@ -62,7 +62,8 @@ def _square(pictures: U8) -> U8:
 
 
 @cache
-def _dinov2(folder: Path) -> Any:
+def dinov2_network(folder: Path) -> Any:
+    """DINOv2 from its folder, for 224 px, N x 3 x 224 x 224 normalised."""
     model = folders.read(Dinov2Model, folder, safetensors=True)
     embeddings = model.embeddings
     embeddings.position_embeddings = nn.Parameter(positions(embeddings.position_embeddings, DINOV2_PX // model.config.patch_size))
@@ -70,7 +71,8 @@ def _dinov2(folder: Path) -> Any:
 
 
 @cache
-def _clip(folder: Path) -> Any:
+def clip_network(folder: Path) -> Any:
+    """CLIP's tower of pictures from its folder, N x 3 x 336 x 336 normalised."""
     return folders.read(CLIPVisionModelWithProjection, folder, safetensors=False)
 
 

@@ -11,31 +11,33 @@ expectation, less variance, and no seed.
 import numpy as np
 import numpy.typing as npt
 
-from sdbench.metrics.inputs import F64, at_least, matrix, same_width
+from sdbench.metrics import tiles
+from sdbench.metrics.inputs import F64, at_least
+from sdbench.metrics.mmd import Kernel, mean_kernel
 
-_BLOCK_ROWS = 1024
 
+def kid(x: npt.ArrayLike, y: npt.ArrayLike, degree: int = 3) -> tuple[float, F64]:
+    """KID of two sets of features, n x d and m x d, and the first-order influence of each row of x on it => (n,), mean zero.
 
-def kid(x: npt.ArrayLike, y: npt.ArrayLike, degree: int = 3) -> float:
-    """KID of two sets of features, n x d and m x d; dimensionless, around 0 for one distribution.
+    Dimensionless, around 0 for one distribution. influence_i = 2 (mean_{j != i} k(x_i, x_j) - mean_j k(x_i, y_j)), less its
+    mean: twice the first term of its expansion by single images (Hoeffding 1948). The standard error is
+    std(influence, ddof=1) / sqrt(n), where the sets differ; it takes y as given.
 
     Raises:
         ValueError: not n x d, not finite, n or m < 2, or other widths.
     """
-    x, y = matrix(x, "x"), matrix(y, "y")
-    same_width(x.shape[1], y.shape[1], "x and y")
-    return _mean_of_pairs(x, degree, "x") + _mean_of_pairs(y, degree, "y") - 2 * _kernel_sum(x, y, degree) / (len(x) * len(y))
+
+    def kernel(products: F64, *_: F64) -> F64:
+        return np.asarray((products / np.shape(x)[1] + 1) ** degree)
+
+    within, around = _mean_of_others(x, kernel, "x"), _mean_of_others(y, kernel, "y")
+    across = mean_kernel(x, y, kernel)
+    witness = within - across
+    return float(within.mean() + around.mean() - 2 * across.mean()), 2 * (witness - witness.mean())
 
 
-def _mean_of_pairs(x: F64, degree: int, name: str) -> float:
-    """Mean of k over the n (n - 1) ordered pairs of different rows."""
-    n, d = x.shape
-    at_least(n, 2, name)
-    diagonal = float((((x**2).sum(axis=1) / d + 1) ** degree).sum())
-    return float((_kernel_sum(x, x, degree) - diagonal) / (n * (n - 1)))
-
-
-def _kernel_sum(x: F64, y: F64, degree: int) -> float:
-    """Sum of k over all pairs, in blocks of rows so that n x m is never held at once."""
-    d = x.shape[1]
-    return float(sum(np.sum((x[start : start + _BLOCK_ROWS] @ y.T / d + 1) ** degree) for start in range(0, len(x), _BLOCK_ROWS)))
+def _mean_of_others(features: npt.ArrayLike, kernel: Kernel, name: str) -> F64:
+    """Of each row, the mean of the kernel over the other rows => (n,)."""
+    rows, squares = tiles.rows(features, name)
+    at_least(len(rows), 2, name)
+    return np.asarray((len(rows) * mean_kernel(rows, rows, kernel) - kernel(squares, squares, squares)) / (len(rows) - 1))

@@ -25,25 +25,3 @@ def mean_kernel(x: npt.ArrayLike, y: npt.ArrayLike, kernel: Kernel) -> F64:
     for part, products in tiles.products(x, y):
         means[part] = kernel(products, x_squares[part, None], y_squares).mean(axis=1)
     return means
-
-
-def kid_influence(x: npt.ArrayLike, y: npt.ArrayLike, degree: int = 3) -> F64:
-    """First-order influence of each row of x on the KID of x to y => (n,), mean zero.
-
-    influence_i = 2 (mean_{j != i} k(x_i, x_j) - mean_j k(x_i, y_j)), less its mean, with KID's kernel: twice the first
-    term of its expansion by single images (Hoeffding 1948). The standard error is std(influence, ddof=1) / sqrt(n), where
-    the sets differ; it takes y as given.
-
-    Raises:
-        ValueError: not n x d, not finite, other widths, n < 2, or an empty y.
-    """
-    rows, squares = tiles.rows(x, "x")
-    n, d = rows.shape
-    at_least(n, 2, "x")
-
-    def kernel(products: F64, *_: F64) -> F64:
-        return np.asarray((products / d + 1) ** degree)
-
-    within = (n * mean_kernel(x, x, kernel) - kernel(squares)) / (n - 1)
-    witness = within - mean_kernel(x, y, kernel)
-    return np.asarray(2 * (witness - witness.mean()))

@@ -9,7 +9,7 @@ import numpy as np
 from sdbench import reference, stats
 from sdbench.encoders.catalogue import ENCODERS
 from sdbench.errors import MissingError
-from sdbench.metrics import cmmd, frechet, frechet_infinity, kid, mmd, prdc
+from sdbench.metrics import cmmd, frechet, frechet_infinity, kid, prdc
 from sdbench.metrics.inputs import F64
 from sdbench.protocols.base import Protocol, Result, Subject
 from sdbench.reference import Reference
@@ -68,7 +68,7 @@ def _kid(subject: Subject, protocol: Protocol) -> Result:
     features, real, against = _with_pictures("inception.clean", subject)
     if len(features) < 2:
         return _too_few(protocol, 2, len(features))
-    return _result(protocol, kid.kid(features, real), mmd.kid_influence(features, real), against)
+    return _result(protocol, *kid.kid(features, real), against)
 
 
 def _cmmd(subject: Subject, protocol: Protocol) -> Result:

@@ -3,11 +3,15 @@ import numpy.typing as npt
 import pytest
 
 from sdbench.metrics import kid as module
-from sdbench.metrics.kid import kid
+from sdbench.metrics import tiles
 
 F64 = npt.NDArray[np.float64]
 RANDOM = np.random.default_rng(0)
 X, Y = RANDOM.normal(size=(9, 4)), RANDOM.normal(size=(7, 4)) + 0.5
+
+
+def kid(x: F64, y: F64, degree: int = 3) -> float:
+    return module.kid(x, y, degree)[0]
 
 
 def by_loops(x: F64, y: F64, degree: int) -> float:
@@ -24,10 +28,12 @@ def test_equals_the_double_loop(degree: int) -> None:
     assert kid(X, Y, degree) == pytest.approx(by_loops(X, Y, degree), rel=1e-12)
 
 
-def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = kid(X, Y)
-    monkeypatch.setattr(module, "_BLOCK_ROWS", 4)
-    assert kid(X, Y) == pytest.approx(whole, rel=1e-12)
+def test_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = module.kid(X, Y)
+    monkeypatch.setattr(tiles, "_TILE", 20)
+    monkeypatch.setattr(tiles, "_COLUMNS", 3)
+    assert kid(X, Y) == pytest.approx(whole[0], rel=1e-12)
+    np.testing.assert_allclose(module.kid(X, Y)[1], whole[1], rtol=1e-9)
 
 
 def test_equals_torchmetrics() -> None:
@@ -69,3 +75,27 @@ def test_symmetric_and_larger_for_other_distributions() -> None:
 def test_bad_features_are_refused(x: F64, y: F64, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         kid(x, y)
+
+
+# ---- the influence of a picture: the derivative, and its standard error against repeated draws ----
+
+
+def draw(n: int, seed: int, shift: float = 0.0) -> F64:
+    return np.random.default_rng(seed).normal(size=(n, 8)) + shift
+
+
+@pytest.mark.parametrize("degree", [1, 3])
+def test_leaving_a_picture_out_changes_kid_by_its_influence(degree: int) -> None:
+    """Exactly (n - 1) (KID - KID without i), whose mean is zero since KID is an average over pairs, but for a factor (n - 1) / (n - 2)."""
+    x, y = draw(30, 1, 0.5), draw(40, 2)
+    n, value = len(x), kid(x, y, degree)
+    changes = np.array([(n - 1) * (value - kid(np.delete(x, row, axis=0), y, degree)) for row in range(n)])
+    np.testing.assert_allclose(module.kid(x, y, degree)[1], changes, rtol=0.15, atol=0.02 * np.abs(changes).max())
+
+
+def test_the_standard_error_is_that_of_repeated_draws() -> None:
+    y = draw(300, 0)
+    found = [module.kid(draw(100, seed, 0.5), y) for seed in range(1, 201)]
+    spread = np.std([value for value, _ in found], ddof=1)
+    stated = np.mean([influence.std(ddof=1) / np.sqrt(len(influence)) for _, influence in found])
+    assert stated == pytest.approx(spread, rel=0.2)

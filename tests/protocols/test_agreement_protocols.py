@@ -189,7 +189,7 @@ def test_lpips_over_random_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     state = alexnet(weights=None).state_dict()
     torch.save(state, tmp_path / "alexnet.pth")
     monkeypatch.setattr(weights, "find", lambda _: tmp_path / "alexnet.pth")
-    perceptual._lpips.cache_clear()
+    perceptual.network.cache_clear()
     x, y = photographs(9, 64, 64), noise(9, 64, 64)
     found = perceptual.lpips(x, y)
     np.testing.assert_allclose(found, perceptual.lpips(y, x), rtol=1e-5)
@@ -201,7 +201,7 @@ def test_lpips_over_random_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert found[0] == pytest.approx(network(first, second).item(), rel=1e-5)
     assert len(found) == 9
     assert (found > 0).all()
-    perceptual._lpips.cache_clear()
+    perceptual.network.cache_clear()
 
 
 def test_lpips_without_weights_is_missing_and_with_others_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

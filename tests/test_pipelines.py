@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub.errors import OfflineModeIsEnabled
 from tiny import save_tiny_pipeline, tiny_unet
 
-from sdbench import weights
+from sdbench import pipelines
 from sdbench.errors import UserError
 from sdbench.models.loading import load
 from sdbench.models.spec import resolve
@@ -56,7 +56,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
 
 @pytest.mark.parametrize(("dtype", "suffix"), [("float32", ""), ("bfloat16", ".fp16"), ("float16", ".fp16")])
 def test_only_configs_and_one_copy_of_the_weights_are_listed(hub: Hub, dtype: str, suffix: str) -> None:
-    files = weights.files_to_fetch(resolve("someone/tiny"), dtype=dtype)
+    files = pipelines.files_to_fetch(resolve("someone/tiny"), dtype=dtype)
     assert {file.name for file in files if "safetensors" in file.name} == {
         f"unet/diffusion_pytorch_model{suffix}.safetensors",
         f"vae/diffusion_pytorch_model{suffix}.safetensors",
@@ -71,13 +71,13 @@ def test_only_configs_and_one_copy_of_the_weights_are_listed(hub: Hub, dtype: st
 
 def test_fetched_once_and_then_loaded_from_the_cache(hub: Hub) -> None:
     spec = resolve("someone/tiny")
-    assert not weights.is_cached(spec, dtype="float16")
-    weights.fetch(spec, dtype="float16")
+    assert not pipelines.is_cached(spec, dtype="float16")
+    pipelines.fetch(spec, dtype="float16")
     asked = list(hub.downloads)
-    weights.fetch(spec, dtype="float16")
+    pipelines.fetch(spec, dtype="float16")
     assert hub.downloads == asked
-    assert weights.is_cached(spec, dtype="float16")
-    assert all(file.cached for file in weights.files_to_fetch(spec, dtype="float16"))
+    assert pipelines.is_cached(spec, dtype="float16")
+    assert all(file.cached for file in pipelines.files_to_fetch(spec, dtype="float16"))
     found = resolve("someone/tiny")
     assert (found.family, found.architecture, found.origin) == ("scenes", "vega", "hub:someone/tiny")
     assert load(found, dtype="bfloat16", device="cpu").unet.dtype.itemsize == 2
@@ -87,25 +87,25 @@ def test_fetched_once_and_then_loaded_from_the_cache(hub: Hub) -> None:
 def test_a_base_is_fetched_without_its_unet(tmp_path: Path) -> None:
     tiny_unet().save_pretrained(tmp_path / "student")
     spec = resolve(str(tmp_path / "student"), base="someone/tiny")
-    names = {file.name for file in weights.files_to_fetch(spec, dtype="float32")}
+    names = {file.name for file in pipelines.files_to_fetch(spec, dtype="float32")}
     assert "unet/diffusion_pytorch_model.safetensors" not in names
     assert {"vae/diffusion_pytorch_model.safetensors", "model_index.json"} < names
-    weights.fetch(spec, dtype="float32")
+    pipelines.fetch(spec, dtype="float32")
     assert load(spec, dtype="float32", device="cpu").unet is not None
 
 
 def test_an_interrupted_download_is_not_cached(hub: Hub) -> None:
     spec = resolve("someone/tiny")
-    weights.fetch(spec, dtype="float32")
+    pipelines.fetch(spec, dtype="float32")
     (hub.cache / "models--someone--tiny" / "snapshots" / COMMIT / "vae" / "diffusion_pytorch_model.safetensors").unlink()
-    assert not weights.is_cached(spec, dtype="float32")
+    assert not pipelines.is_cached(spec, dtype="float32")
 
 
 def test_a_repository_without_safetensors(hub: Hub) -> None:
     for path in hub.folder.glob("vae/*.safetensors"):
         path.unlink()
     with pytest.raises(UserError, match=r"'someone/tiny' has no vae/diffusion_pytorch_model\.safetensors"):
-        weights.files_to_fetch(resolve("someone/tiny"), dtype="float32")
+        pipelines.files_to_fetch(resolve("someone/tiny"), dtype="float32")
 
 
 @pytest.mark.parametrize("error", [OfflineModeIsEnabled("offline mode is enabled"), ConnectionError("no route to host")])
@@ -115,7 +115,7 @@ def test_no_network_says_what_is_needed_and_where_it_goes(hub: Hub, monkeypatch:
 
     monkeypatch.setattr(hub, "model_info", refuse)
     with pytest.raises(UserError) as found:
-        weights.fetch(resolve("vega"), dtype="float16")
+        pipelines.fetch(resolve("vega"), dtype="float16")
     message = str(found.value)
     assert all(
         part in message
@@ -133,6 +133,6 @@ def test_no_network_says_what_is_needed_and_where_it_goes(hub: Hub, monkeypatch:
 def test_models_that_are_not_of_the_hub_need_nothing(tmp_path: Path) -> None:
     folder = save_tiny_pipeline(tmp_path / "tiny")
     for spec in (resolve(str(folder)), resolve("sdxl", random=True), resolve("scenes-rendered")):
-        assert weights.files_to_fetch(spec, dtype="float32") == []
-        assert weights.is_cached(spec, dtype="float32")
-        weights.fetch(spec, dtype="float32")
+        assert pipelines.files_to_fetch(spec, dtype="float32") == []
+        assert pipelines.is_cached(spec, dtype="float32")
+        pipelines.fetch(spec, dtype="float32")

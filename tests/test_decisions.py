@@ -1,0 +1,184 @@
+import math
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats as scipy_stats
+
+from sdbench import decisions
+from sdbench.decisions import Bounds
+
+F64 = npt.NDArray[np.float64]
+
+
+# Paired bounds
+
+
+def test_paired_bounds_are_the_ends_of_a_two_sided_90_percent_interval() -> None:
+    difference = np.random.default_rng(0).normal(0.3, 1, 30)
+    found = decisions.paired_mean_bounds(difference)
+    theirs = scipy_stats.ttest_1samp(difference, 0).confidence_interval(0.9)
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high))
+    assert found.standard_error == pytest.approx(scipy_stats.sem(difference))
+    assert found.n == 30
+
+
+def test_paired_bounds_cover_on_either_side() -> None:
+    found = [decisions.paired_mean_bounds(draw) for draw in np.random.default_rng(1).normal(size=(1000, 12))]
+    assert np.mean([bounds.low > 0 for bounds in found]) == pytest.approx(0.05, abs=0.02)
+    assert np.mean([bounds.high < 0 for bounds in found]) == pytest.approx(0.05, abs=0.02)
+
+
+def test_a_single_pair_knows_nothing_unless_nothing_changed() -> None:
+    assert decisions.paired_mean_bounds([0.5]) == Bounds(-math.inf, math.inf, 0.5, math.inf, 1)
+    assert decisions.paired_mean_bounds([0.0]) == Bounds(0, 0, 0, 0, 1)
+
+
+def test_negated_bounds_are_those_of_the_negated_difference() -> None:
+    difference = np.array([0.1, 0.5, -0.2, 0.9])
+    assert -decisions.paired_mean_bounds(difference) == decisions.paired_mean_bounds(-difference)
+
+
+# Latency ratios
+
+
+def rounds(slowdown: float, seed: int, n_rounds: int = 6) -> F64:
+    random = np.random.default_rng(seed)
+    return slowdown * np.exp(random.normal(0, 0.02, (n_rounds, 1)) + random.normal(0, 0.01, (n_rounds, 8)))
+
+
+def test_ratio_is_plus_for_a_slower_candidate() -> None:
+    found = decisions.ratio_bounds(rounds(1.5, seed=1), rounds(1.0, seed=2))
+    assert found.low < math.log(1.5) < found.high
+    assert found.low > 0.2
+    assert found.difference == pytest.approx(math.log(1.5), abs=0.03)
+    assert found.n == 6
+
+
+def test_ratio_bounds_are_deterministic_unitless_and_turn_with_the_roles() -> None:
+    slow, fast = rounds(1.5, seed=1), rounds(1.0, seed=2)
+    found, again, turned = (
+        decisions.ratio_bounds(slow, fast),
+        decisions.ratio_bounds(slow * 1000, fast * 1000),
+        -decisions.ratio_bounds(fast, slow),
+    )
+    assert decisions.ratio_bounds(slow, fast) == found
+    assert (again.low, again.high) == pytest.approx((found.low, found.high))
+    assert (turned.low, turned.high) == pytest.approx((found.low, found.high), abs=0.01)
+
+
+def test_rounds_that_differ_widen_the_bounds_more_than_their_calls_say() -> None:
+    by_round = rounds(1.0, seed=1)
+    pooled = by_round.reshape(1, -1)
+    wide, narrow = decisions.ratio_bounds(by_round, by_round), decisions.ratio_bounds(pooled, pooled)
+    assert narrow.n == 48
+    assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low)
+
+
+def test_ratio_bounds_cover_with_few_rounds() -> None:
+    found = [decisions.ratio_bounds(rounds(1.0, seed, 4), rounds(1.0, seed + 1000, 4)) for seed in range(150)]
+    assert np.mean([bounds.low <= 0 for bounds in found]) >= 0.92
+    assert np.mean([bounds.high >= 0 for bounds in found]) >= 0.92
+
+
+def test_a_single_call_knows_nothing() -> None:
+    assert decisions.ratio_bounds([[2.0]], [[1.0]]) == Bounds(-math.inf, math.inf, math.log(2), math.inf, 1)
+
+
+@pytest.mark.parametrize("bad", [[[1.0, 0.0]], [[1.0, math.nan]], [1.0, 2.0], [[1.0], [1.0, 2.0]], []])
+def test_bad_rounds_are_refused(bad: list[list[float]]) -> None:
+    with pytest.raises(ValueError, match=r"rounds must be rounds x calls|inhomogeneous"):
+        decisions.ratio_bounds([[1.0]], bad)
+
+
+# Verdicts
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "margin", "verdict"),
+    [
+        (-0.5, 2.0, 1.0, "pass"),
+        (0.5, 2.0, 0.0, "pass"),
+        (-0.9, -0.1, 1.0, "pass"),  # worse, but surely by less than the margin
+        (-3.0, -1.5, 1.0, "regressed"),
+        (-3.0, 0.5, 1.0, "inconclusive"),
+        (-1.0, 2.0, 1.0, "inconclusive"),  # a bound on the margin proves nothing
+        (-2.0, -1.0, 1.0, "inconclusive"),
+        (-math.inf, math.inf, 1.0, "inconclusive"),
+        (0.0, 0.0, 0.0, "pass"),
+        (0.0, 1.0, 0.0, "inconclusive"),
+    ],
+)
+def test_verdicts(low: float, high: float, margin: float, verdict: str) -> None:
+    assert decisions.decide(Bounds(low, high, (low + high) / 2, 1.0, 10), margin) == verdict
+
+
+def test_unchanged_scores_pass_at_margin_zero() -> None:
+    assert decisions.decide(decisions.paired_mean_bounds(np.zeros(5)), margin=0.0) == "pass"
+
+
+@pytest.mark.parametrize(("low", "margin"), [(0.0, -1.0), (0.0, math.nan), (math.nan, 1.0)])
+def test_verdict_of_no_number_is_refused(low: float, margin: float) -> None:
+    with pytest.raises(ValueError, match="a verdict needs"):
+        decisions.decide(Bounds(low, 1.0, 0.5, 1.0, 10), margin)
+
+
+@given(shift=st.floats(-2, 2), margin=st.floats(0, 2))
+@settings(deadline=None, max_examples=60)
+def test_p_below_5_percent_means_regressed(shift: float, margin: float) -> None:
+    bounds = decisions.paired_mean_bounds(np.random.default_rng(0).normal(shift, 1, 20))
+    assert (decisions.regression_p(bounds, margin) < 0.05) == (decisions.decide(bounds, margin) == "regressed")
+
+
+def test_p_without_spread() -> None:
+    assert decisions.regression_p(decisions.paired_mean_bounds([0.0, 0.0]), 0.0) == 1
+    assert decisions.regression_p(decisions.paired_mean_bounds([-1.0, -1.0]), 0.5) == 0
+    assert decisions.regression_p(decisions.paired_mean_bounds([-1.0]), 0.5) == 0.5
+
+
+def test_holm_by_hand() -> None:
+    assert decisions.holm([0.03, 0.01, 0.04, 0.005]) == (False, True, False, True)  # 0.03 > 0.05 / 2 stops it
+    assert decisions.holm([0.03, 0.01]) == (True, True)
+    assert decisions.holm([0.0125, 0.2, 0.3, 0.4]) == (True, False, False, False)
+    assert decisions.holm([]) == ()
+
+
+def test_holm_keeps_the_family_error() -> None:
+    families = np.random.default_rng(0).uniform(size=(2000, 5))
+    assert np.mean([any(decisions.holm(list(family))) for family in families]) == pytest.approx(0.05, abs=0.015)
+
+
+def test_holm_refuses_what_is_no_p_value() -> None:
+    with pytest.raises(ValueError, match="found nan"):
+        decisions.holm([0.1, math.nan])
+
+
+# Needed n
+
+
+@pytest.mark.parametrize("mean", [-1.2, -0.4, 0.0, 0.3])
+def test_needed_n_is_the_first_that_decides(mean: float) -> None:
+    n, spread, margin = 10, 2.0, 0.5
+
+    def bounds_at(k: int) -> Bounds:
+        error = spread / math.sqrt(k)
+        half = scipy_stats.t.ppf(0.95, k - 1) * error
+        return Bounds(mean - half, mean + half, mean, error, k)
+
+    needed = decisions.needed_n(bounds_at(n), margin)
+    assert needed is not None
+    assert decisions.decide(bounds_at(needed), margin) == ("regressed" if mean < -margin else "pass")
+    assert decisions.decide(bounds_at(needed - 1), margin) == "inconclusive"
+
+
+def test_needed_n_may_not_exist() -> None:
+    assert decisions.needed_n(Bounds(-1.0, 0.0, -0.5, 0.3, 10), margin=0.5) is None
+    assert decisions.needed_n(decisions.paired_mean_bounds([0.7]), margin=0.5) is None
+
+
+def test_needed_n_is_two_without_spread_and_large_near_the_margin() -> None:
+    assert decisions.needed_n(decisions.paired_mean_bounds([0.2, 0.2, 0.2]), margin=0.0) == 2
+    far = decisions.needed_n(Bounds(-1.0, 0.0, -0.5 + 1e-7, 1.0, 100), margin=0.5)
+    assert far == pytest.approx((1.644854 * 10 / 1e-7) ** 2, rel=1e-3)
