@@ -79,10 +79,10 @@ ONLY = {
     "verdicts": {"decisions", "tables"},
     "floors": {"errors", "validation", "records", "compare", "store"},
     "baselines": {"errors", "validation", "records", "store"},
-    "leaderboard": {"errors", "records", "stats", "tables", "published", "speed", "truth", "ranks", "standings"},
+    "leaderboard": {"errors", "models", "records", "stats", "tables", "published", "speed", "truth", "ranks", "standings"},
     "speed": {"records", "decisions", "tables", "published"},
     "ranks": {"records", "decisions"},
-    "standings": {"records", "ranks"},
+    "standings": {"models", "records", "ranks", "speed"},
     "truth": {"records", "stats", "tables"},
     "report": {
         "errors",
