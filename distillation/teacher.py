@@ -1,6 +1,7 @@
 """The teacher: a whole pipeline on disk, whose UNet is of the architecture that a recipe cuts."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from diffusers import UNet2DConditionModel
@@ -31,9 +32,9 @@ class Teacher:
     spec: ModelSpec
     dtype: str
 
-    @property
+    @cached_property
     def digest(self) -> str:
-        """Of all its weights, as records give it."""
+        """Of all its weights, as records give it; gigabytes are read for it, once."""
         return str(weights_digest(self.spec, dtype=self.dtype))
 
     @property

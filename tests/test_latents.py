@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -52,6 +53,14 @@ def test_a_batch_follows_from_seed_and_step(latents: LatentPool, teacher_folder:
     assert all(torch.equal(getattr(first, name), getattr(again, name)) for name in vars(first))
     assert not torch.equal(first.noise, latents.batch(8, 4, seed=1).noise)
     assert not torch.equal(first.noise, latents.batch(7, 4, seed=2).noise)
+
+
+def test_lower_precision_leaves_timesteps_and_sizes_as_they_are(latents: LatentPool) -> None:
+    batch = replace(latents.batch(0, 1, seed=0), timesteps=torch.tensor([999]), time_ids=torch.tensor([[769.0, 1365, 0, 171, 1024, 1024]]))
+    lower = batch.to(torch.bfloat16)
+    assert torch.equal(lower.timesteps, batch.timesteps)
+    assert torch.equal(lower.time_ids, batch.time_ids)
+    assert {lower.latents.dtype, lower.noise.dtype, lower.prompt_embeds.dtype, lower.pooled.dtype} == {torch.bfloat16}
 
 
 def test_dropped_captions_are_zeros(latents: LatentPool) -> None:
