@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from diffusers import UNet2DConditionModel
 
 from distillation.estimate import H100_TFLOPS, SHARE, Memory, count, gpu_hours, memory, step_flops
+from distillation.plan import MIDDLE
 from distillation.prune import on_meta, prune
-from distillation.recipe import MIDDLE, Family, Recipe, Teaching
+from distillation.recipe import Family, Recipe
+from distillation.recipe_tables import Teaching
 from distillation.taps import Tap, resolve
 from sdbench.models.architectures import unet_config
 from sdbench.probes.flops import random_unet_input, unet_macs

@@ -24,8 +24,10 @@ from distillation.data import batches, scenes
 from distillation.export import Provenance, StageResult, check_free, export
 from distillation.look import Look
 from distillation.losses import task_weights, terms
+from distillation.plan import Plan
 from distillation.prune import prune
-from distillation.recipe import Family, Piece, Plan, Recipe, Training
+from distillation.recipe import Family, Piece, Recipe
+from distillation.recipe_tables import Training
 from distillation.taps import Tap, collect, resolve
 from sdbench.errors import UserError
 from sdbench.latents import Batch, Captioned, LatentPool, noisy, predict, target

@@ -234,7 +234,7 @@ def _kept(path: Path, n: int, at_once: int, make: Callable[[npt.NDArray[np.int64
     beside, done = path.with_suffix(".part"), path.with_suffix(".done")
     if from_main(lambda: not path.exists() and _begin(beside, done, n, make)):
         _fill(beside, done, at_once, make)
-        from_main(lambda: (beside.rename(path), done.unlink()))
+        from_main(lambda: _end(beside, done, path))
     kept: npt.NDArray[np.void] = np.load(path, mmap_mode="r")
     return kept
 
@@ -246,6 +246,11 @@ def _begin(beside: Path, done: Path, n: int, make: Callable[[npt.NDArray[np.int6
         _empty(beside, n, make(np.arange(1)))
         done.write_bytes(bytes(n))
     return True
+
+
+def _end(beside: Path, done: Path, path: Path) -> None:
+    beside.rename(path)
+    done.unlink()
 
 
 def _fill(beside: Path, done: Path, at_once: int, make: Callable[[npt.NDArray[np.int64]], dict[str, Tensor]]) -> None:
