@@ -98,7 +98,8 @@ ONLY = {
 }
 DOORS = {"sdbench": {"sdbench.api"}}  # what a package offers by name though it lies above, imported when it is asked for
 TRAINING_IS_FOR = {"scenes.training", "cli", "distillation"}
-# `latents` feeds both families' trainers; `sources` opens data sets; `suites` holds the types that `generate` is called with.
+# `latents` feeds both families' trainers; `sources` opens data sets; `suites` holds the types that `generate` is called with;
+# `machine` knows the commit of a checkout.
 DISTILLATION_KNOWS = {
     "errors",
     "models",
@@ -107,6 +108,7 @@ DISTILLATION_KNOWS = {
     "training",
     "processes",
     "latents",
+    "machine",
     "store",
     "sources",
     "records",

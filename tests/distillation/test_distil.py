@@ -238,3 +238,28 @@ def test_export_overwrites_nothing(vega: Recipe, teacher_folder: Path, tmp_path:
     with pytest.raises(UserError, match="exists"):
         export(None, tmp_path / "out", find(teacher_folder, vega), None)  # type: ignore[arg-type]
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
+def test_a_student_can_go_to_the_folder_that_one_stands_in(
+    vega: Recipe, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    teacher = find(teacher_folder, vega)
+    cut = prune(teacher.unet("float32", "cpu"), vega.plans[-1])
+    export(cut, Path(), teacher, Provenance.of(vega, teacher, cut), unet_only=True)
+    assert (tmp_path / "here" / WEIGHTS).exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+
+
+def test_the_commit_is_the_packages_own_and_not_of_a_repository_around_its_environment(
+    vega: Recipe, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    around = tmp_path / "mine" / ".venv" / "site-packages" / "distillation"
+    around.mkdir(parents=True)
+    who = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+    for words in (("init", "-q"), (*who, "commit", "-q", "--allow-empty", "-m", "first")):
+        subprocess.run(["git", "-C", str(tmp_path / "mine"), *words], check=True)
+    teacher = find(teacher_folder, vega)
+    monkeypatch.setattr("distillation.export.__file__", str(around / "export.py"))
+    assert Provenance.of(vega, teacher, teacher.unet("float32", "cpu")).commit is None
