@@ -189,6 +189,11 @@ def test_the_card_gives_the_teachers_licence(vega: Recipe, teacher_folder: Path,
     out = export(cut, tmp_path / "out", teacher, Provenance.of(vega, teacher, cut), unet_only=True)
     assert metadata_load(out / "README.md")["license"] == "openrail++"
     assert find(EMBEDDED, vega).licence == "apache-2.0"
+    (tmp_path / "named" / "README.md").write_text("---\nlicense: open: rail\n---\n")  # said before any training, which would end in it
+    with pytest.raises(
+        UserError, match=r"cannot read the licence, which students inherit, from .*README.md: mapping values are not allowed"
+    ):
+        find(tmp_path / "named", vega)
 
 
 def test_training_brings_the_student_nearer_to_the_teacher(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
