@@ -22,7 +22,7 @@ def add_commands(add: Add) -> None:
     profile.add_argument("--profile", default="auto", help="auto, scenes, sdxl or sdxl-random (default: auto, which says what it chose)")
     profile.add_argument("--dry-run", action="store_true", help="print what would be fetched and made, and stop")
 
-    scoring = add("score", _score, "score pictures made elsewhere against their prompts")
+    scoring = add("score", _score, "score pictures of scenes made elsewhere (64 px) against their captions")
     scoring.add_argument("--images", type=Path, required=True, help="folder of PNG, JPEG or WebP pictures")
     scoring.add_argument("--prompts", type=Path, required=True, help="text file with a prompt a line, in the order of the file names")
 
