@@ -18,7 +18,9 @@ from diffusers import UNet2DConditionModel
 
 from distillation import teacher as teachers
 from distillation.data import batches, scenes
-from distillation.recipe import MIDDLE, Keep, KeepResnets, Recipe, Stage
+from distillation.plan import MIDDLE
+from distillation.recipe import Recipe
+from distillation.recipe_tables import Keep, KeepResnets, Stage
 from distillation.sensitivity import F64, most_missed, removal_losses
 from distillation.train import distil
 from sdbench.errors import unknown

@@ -23,6 +23,7 @@ from distillation.prune import prune
 from distillation.recipe import Family, Recipe, read
 from distillation.train import check, distil
 from sdbench.errors import UserError
+from sdbench.processes import sharing
 
 WORK = Path("results/runs/distillation")  # ignored by git
 STUDENTS = Path("results/runs/students")  # likewise
@@ -95,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument("--seeds", type=count, default=3, help="of each arm (default: %(default)s)")
     study.add_argument("--arm", action="append", default=[], help="only this arm; may be given again (default: all)")
     study.add_argument("--results", type=Path, default=Path("results"), help="folder of results (default: %(default)s)")
-    run.add_argument("--dry-run", action="store_true", help="check everything, print the plan and stop")
+    run.add_argument("--dry-run", action="store_true", help="check recipe, teacher and target, print the plan and stop")
     return parser
 
 
@@ -137,7 +138,9 @@ def _run(options: argparse.Namespace) -> None:
     chosen = {"steps": options.steps, "device": options.device, "unet_only": options.unet_only}
     if options.data:
         chosen["pictures"] = Squares(open_pictures(options.data, caption_column=options.caption_column), recipe.size_px(options.family))
-    _say(distil(recipe, options.family, folders, options.work, options.out, **chosen))
+    out = distil(recipe, options.family, folders, options.work, options.out, **chosen)
+    if sharing()[0] == 0:  # of several processes, the one that wrote it
+        _say(out)
 
 
 def _ablate(options: argparse.Namespace) -> None:

@@ -9,7 +9,9 @@ import numpy as np
 import tomli_w
 
 from distillation.budget import TWIN, Cost, removed
-from distillation.recipe import MIDDLE, Keep, Middle, Plan, Recipe, Stage
+from distillation.plan import MIDDLE, Plan
+from distillation.recipe import Recipe
+from distillation.recipe_tables import Keep, Middle, Stage
 from distillation.sensitivity import F64, WHOLE
 from sdbench.errors import UserError
 from sdbench.models.architectures import TOPOLOGIES, depths, unet_config

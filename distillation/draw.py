@@ -18,9 +18,10 @@ from sdbench.generate import Job, generate, sampler
 from sdbench.models.digest import weights_digest
 from sdbench.models.files import read_json
 from sdbench.models.loading import load
+from sdbench.settings import Sampling
 from sdbench.sources import METADATA
 from sdbench.store import Store, digest, write_bytes
-from sdbench.suites import Noise, Sampling
+from sdbench.suites import Noise
 
 MADE = "made.json"
 

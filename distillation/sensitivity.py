@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from distillation.losses import mse
-from distillation.recipe import MIDDLE
+from distillation.plan import MIDDLE
 from distillation.teacher import Teacher
 from sdbench.errors import UserError
 from sdbench.latents import Batch, Captioned, LatentPool, noisy, predict

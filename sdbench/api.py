@@ -12,6 +12,7 @@ from sdbench.gate import gate
 from sdbench.policy import Policy
 from sdbench.policy import load as load_policy
 from sdbench.records import Record, Scores, Value
+from sdbench.validation import validated
 from sdbench.verdicts import Report
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Overrides:
         sampling = {**suite.sampling.model_dump(), **changed}
         prompts = {**suite.prompts.model_dump(), **({} if n is None else {"n": n, "digest": None})}
         content = {**suite.model_dump(), "name": f"{suite.name}-custom", "sampling": sampling, "prompts": prompts}
-        return suites.validated(suites.Suite, content, f"suite {suite.name!r} with your settings")
+        return validated(suites.Suite, content, f"suite {suite.name!r} with your settings")
 
 
 def run(
@@ -288,6 +289,7 @@ def until_verdict(
 
     where, chosen = places or Places(), _policy(policy)
     chosen.rules(suite.name)  # a policy that weighs nothing here ends the run before it begins
+    runner.check_models([spec], suite)
     old = _record_of(_baseline(baseline, where), where, suite, device)
     setting = runner.bench(suite, device=machine.chosen_device(device), results=where.results, runs=where.runs)
     return run_until_verdict(Question(spec, setting, old, chosen, floors.between_runs(records.head(old), where.results)))

@@ -9,23 +9,22 @@ from datetime import datetime
 from pathlib import Path
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, TypeAdapter
+from pydantic import TypeAdapter
 
 from sdbench import records
 from sdbench.errors import UserError
+from sdbench.validation import Table
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
 
-class Move(BaseModel):
+class Move(Table):
     """A name given to a record.
 
     Attributes:
         record: its folder, seen from the folder of results.
         model, suite: what that record is of, for readers of the file.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     record: str
     model: str

@@ -14,19 +14,15 @@ from pathlib import Path
 
 import numpy as np
 import tomli_w
-from pydantic import BaseModel, ConfigDict
 
 from sdbench import compare, records
 from sdbench.compare import Side
 from sdbench.errors import UserError
 from sdbench.records import Record, SuiteId
+from sdbench.validation import Table
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Spread(_Table):
+class Spread(Table):
     """One metric of the runs.
 
     Attributes:
@@ -40,7 +36,7 @@ class Spread(_Table):
     unit: str
 
 
-class Floor(_Table):
+class Floor(Table):
     """A model against itself.
 
     Attributes:

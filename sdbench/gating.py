@@ -5,11 +5,12 @@ Whatever goes wrong, a crash, a missing library, Ctrl-C, a request to end, a rep
 
 import argparse
 import contextlib
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from sdbench.console import Add, give, places, say
 
 if TYPE_CHECKING:
     from sdbench.models.spec import ModelSpec
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 INCOMPARABLE = 2
 
 
-def add_commands(add: Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]) -> None:
-    """The commands, each made by `add(name, function, help)`."""
+def add_commands(add: Add) -> None:
+    """The commands and their options."""
     judging = add("gate", gate, "compare a candidate with a baseline: exit code 0 pass, 1 regressed, 2 cannot compare, 3 inconclusive")
     judging.add_argument("candidate", help="record folder, catalogue name or checkpoint")
     judging.add_argument("--baseline", required=True, help="name of a baseline, record folder, catalogue name or checkpoint")
@@ -56,7 +57,7 @@ def gate(arguments: argparse.Namespace) -> int:
     def judged() -> "Report":
         from sdbench import api
 
-        return api.compare(arguments.candidate, arguments.baseline, arguments.policy, _places(arguments), arguments.suite)
+        return api.compare(arguments.candidate, arguments.baseline, arguments.policy, places(arguments), arguments.suite)
 
     return _verdict(judged, arguments, arguments.candidate)
 
@@ -68,8 +69,8 @@ def until_verdict(arguments: argparse.Namespace, asked: "Callable[[], tuple[list
         from sdbench import api
 
         (spec,), suite = asked()
-        path, report = api.until_verdict(spec, suite, arguments.baseline, arguments.policy, _places(arguments), arguments.device)
-        _say(f"record: {path}")
+        path, report = api.until_verdict(spec, suite, arguments.baseline, arguments.policy, places(arguments), arguments.device)
+        say(f"record: {path}")
         return report
 
     return _verdict(judged, arguments, arguments.model[0])
@@ -82,12 +83,12 @@ def noise(arguments: argparse.Namespace) -> int:
 
     spec = resolve(arguments.model)
     suite = suites.load(arguments.suite or api.FAMILY_SUITE.get(spec.family, "standard"))
-    path, floor = api.noise(spec, suite, arguments.seeds, _places(arguments), arguments.device, arguments.only)
+    path, floor = api.noise(spec, suite, arguments.seeds, places(arguments), arguments.device, arguments.only)
     for name, spread in floor.metrics.items():
-        _say(f"{name:28} {spread.noise:.3g} between two runs; found {min(spread.values):.4g} to {max(spread.values):.4g}")
-    _say(f"written: {path}")
+        say(f"{name:28} {spread.noise:.3g} between two runs; found {min(spread.values):.4g} to {max(spread.values):.4g}")
+    say(f"written: {path}")
     if arguments.json:
-        print(floor.model_dump_json(indent=1))
+        give(floor.model_dump(mode="json"))
     return 0
 
 
@@ -101,11 +102,11 @@ def baseline(arguments: argparse.Namespace) -> int:
     for name, moves in known.items():
         for move in reversed(moves):
             since = f"{move.when:%Y-%m-%d %H:%M}"
-            _say(f"{name if move is moves[-1] else '':16} {since}  {move.model} under {move.suite}: {move.why}  ({move.record})")
+            say(f"{name if move is moves[-1] else '':16} {since}  {move.model} under {move.suite}: {move.why}  ({move.record})")
     if not known:
-        _say("no baseline has a name yet: sdbench baseline set NAME RECORD --why TEXT")
+        say("no baseline has a name yet: sdbench baseline set NAME RECORD --why TEXT")
     if arguments.json:
-        print(json.dumps({name: [move.model_dump(mode="json") for move in moves] for name, moves in known.items()}, indent=1))
+        give({name: [move.model_dump(mode="json") for move in moves] for name, moves in known.items()})
     return 0
 
 
@@ -119,7 +120,7 @@ def _verdict(judged: "Callable[[], Report]", arguments: argparse.Namespace, cand
         _publish(report, arguments)
     except BaseException as error:  # noqa: BLE001  # nor a verdict that could not be told as one that was
         with contextlib.suppress(BaseException):
-            _say(f"sdbench: the verdict cannot be told: {_words(error)}")
+            say(f"sdbench: the verdict cannot be told: {_words(error)}")
         return INCOMPARABLE
     return report.exit_code
 
@@ -143,7 +144,7 @@ def _words(error: BaseException) -> str:
 def _publish(report: "Report", arguments: argparse.Namespace) -> None:
     """For people first, then for machines; a file that cannot be written is an error."""
     failed = report.verdict == "incomparable" and not report.results and not report.differences
-    _say(f"sdbench: {report.why}" if failed else report.text())
+    say(f"sdbench: {report.why}" if failed else report.text())
     if arguments.junit:
         arguments.junit.write_text(report.junit(), encoding="utf-8")
     if arguments.markdown:
@@ -151,18 +152,8 @@ def _publish(report: "Report", arguments: argparse.Namespace) -> None:
             file.write(report.markdown())
     if arguments.json:
         try:
-            print(json.dumps(report.to_json(), indent=1), flush=True)
+            give(report.to_json())
         except OSError:
             with contextlib.suppress(OSError):
                 sys.stdout.close()  # what it still holds would make Python end with a code of its own
             raise
-
-
-def _places(arguments: argparse.Namespace) -> Any:
-    from sdbench.api import Places
-
-    return Places(arguments.results, arguments.runs or arguments.results / "runs")
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

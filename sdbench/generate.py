@@ -22,8 +22,9 @@ from sdbench.encoders.pixels import full_float32
 from sdbench.errors import UserError
 from sdbench.scenes.grammar import parse
 from sdbench.scenes.render import render
+from sdbench.settings import Sampling
 from sdbench.store import U8, Store, digest
-from sdbench.suites import Noise, Sampling, Suite
+from sdbench.suites import Noise, Suite
 
 SCHEDULERS = {"ddim": DDIMScheduler, "euler": EulerDiscreteScheduler, "dpmpp": DPMSolverMultistepScheduler}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

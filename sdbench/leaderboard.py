@@ -12,8 +12,10 @@ from pathlib import Path
 
 from sdbench import published, ranks, speed, tables, truth
 from sdbench.errors import UserError
+from sdbench.models.catalogue import TEACHERS
 from sdbench.records import Record, Value
-from sdbench.standings import P50, TEACHERS, TITLES, Row, Section, metrics, probes, rows, sections, title_rank
+from sdbench.speed import P50
+from sdbench.standings import TITLES, Row, Section, metrics, probes, rows, sections, title_rank
 from sdbench.tables import Grid
 
 FILE_NAME = "LEADERBOARD.md"

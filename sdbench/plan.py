@@ -1,7 +1,7 @@
 """What a run would fetch, write and cost, found out without doing it."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,38 +12,55 @@ from sdbench.models.architectures import TOPOLOGIES, unet_config
 from sdbench.models.spec import ModelSpec
 from sdbench.pipelines import files_to_fetch
 from sdbench.probes.flops import unet_macs
-from sdbench.suites import Sampling, Suite
+from sdbench.settings import Sampling, Setting
+from sdbench.suites import Suite
 from sdbench.weights import size_text
 
 PNG_BYTES_PER_PIXEL = 1.5  # photographs take about this much; plain scenes far less
 EFFICIENCY = 0.15  # share of a large matrix product's speed that a pipeline reaches: the slack of a rough estimate
 
 
-def plan(specs: Sequence[ModelSpec], suite: Suite, runs: Path) -> dict[str, Any]:
-    """Files to fetch, what else is not here, disk in bytes, and a rough time in seconds, with the same as text."""
+def plan(specs: Sequence[ModelSpec], suite: Suite, runs: Path, *, only: str | None = None, settings: Sequence[str] = ()) -> dict[str, Any]:
+    """Files to fetch, what else is not here, disk in bytes, and a rough time in seconds, with the same as text.
+
+    Args:
+        only: "quality" or "probes" for one half of the suite, as of the run.
+        settings: labels of the probes' settings; all by default.
+    """
     dtype = suite.sampling.dtype if suite.sampling else "float32"
     files = [file for spec in specs for file in files_to_fetch(spec, dtype=dtype) if not file.cached] + needs.files(suite)
-    n = suite.prompts.n if suite.prompts else 0
-    rate = _macs_per_s()
-    rows = []
-    for spec in specs:
-        macs = _macs(spec, suite.sampling) if suite.sampling else None
-        steps = suite.sampling.steps * (2 if suite.sampling.guidance_scale > 1 else 1) if suite.sampling else 0
-        rows.append({"model": spec.name, "seconds": None if macs is None else n * steps * macs / rate / EFFICIENCY})
+    n = suite.prompts.n if suite.prompts and only != "probes" and suite.metrics.get(suite.family or "scenes") else 0
+    probes = suite.probes.chosen(settings) if suite.probes and only != "quality" else {}
     size = suite.sampling.size_px if suite.sampling else 0
-    disk = int(len(specs) * n * size * size * PNG_BYTES_PER_PIXEL) + sum(file.size_bytes for file in files)
+    known = needs.inputs_are_here(suite)
     content = {
-        "suite": suite.id.model_dump()
-        if needs.inputs_are_here(suite)
-        else suite.model_dump(include={"name", "version"}) | {"digest": None},
-        "prompts": suite.prompts_described() if needs.inputs_are_here(suite) else None,
+        "suite": suite.id.model_dump() if known else suite.model_dump(include={"name", "version"}) | {"digest": None},
+        "prompts": suite.prompts_described() if known else None,
         "lacking": needs.lacking(suite, runs),
         "settings": suite.model_dump(),
         "files": [vars(file) for file in files],
-        "disk_bytes": disk,
-        "models": rows,
+        "disk_bytes": int(len(specs) * n * size * size * PNG_BYTES_PER_PIXEL) + sum(file.size_bytes for file in files),
+        "models": _times(specs, suite, n + _timed(suite, probes)),
     }
-    return {**content, "text": "\n".join([_text(content, n), *_probes(suite)])}
+    return {**content, "text": "\n".join([_text(content, n), *_probes(suite, probes)])}
+
+
+def _timed(suite: Suite, settings: Mapping[str, Setting]) -> int:
+    """Pictures that the probes' calls of the pipeline make for each model."""
+    if suite.probes is None:
+        return 0
+    calls = [setting.batch * (suite.probes.warmup + (setting.calls or suite.probes.calls)) for setting in settings.values()]
+    return suite.probes.rounds * sum(calls)
+
+
+def _times(specs: Sequence[ModelSpec], suite: Suite, pictures: int) -> list[dict[str, Any]]:
+    """Seconds of each model for so many pictures; None where its work is not known."""
+    rate, found = _macs_per_s(), []
+    for spec in specs:
+        macs = _macs(spec, suite.sampling) if suite.sampling else None
+        forwards = suite.sampling.steps * (2 if suite.sampling.guidance_scale > 1 else 1) if suite.sampling else 0
+        found.append({"model": spec.name, "seconds": None if macs is None else pictures * forwards * macs / rate / EFFICIENCY})
+    return found
 
 
 def _text(content: dict[str, Any], n: int) -> str:
@@ -63,11 +80,10 @@ def _text(content: dict[str, Any], n: int) -> str:
     return "\n".join(lines)
 
 
-def _probes(suite: Suite) -> list[str]:
-    if suite.probes is None:
+def _probes(suite: Suite, settings: Mapping[str, Setting]) -> list[str]:
+    if suite.probes is None or not settings:
         return []
-    labels = list(suite.probes.chosen())
-    return [f"probes: {suite.probes.rounds} rounds a model, each a process for every setting: {', '.join(labels)}"]
+    return [f"probes: {suite.probes.rounds} rounds a model, each a process for every setting: {', '.join(settings)}"]
 
 
 def _duration(seconds: float) -> str:

@@ -4,16 +4,13 @@ import tomllib
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from sdbench.errors import UserError, unknown
+from sdbench.validation import Table, validated
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Rule(_Table):
+class Rule(Table):
     """How the gate weighs one metric.
 
     Attributes:
@@ -38,7 +35,7 @@ class Rule(_Table):
         return self
 
 
-class Policy(_Table):
+class Policy(Table):
     """`gate.toml`.
 
     Attributes:
@@ -69,18 +66,7 @@ def load(path: Path) -> Policy:
         UserError: unreadable, not TOML, or with a key or value that a policy cannot have.
     """
     try:
-        return Policy.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except ValidationError as error:
-        raise _explained(path, error) from error
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read the gate's policy {path}: {error}") from error
-
-
-def _explained(path: Path, error: ValidationError) -> UserError:
-    """One mistake of the file in words: a misspelt key before what is missing because of it."""
-    mistake = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
-    where = [str(part) for part in mistake["loc"]]
-    if mistake["type"] == "extra_forbidden":
-        known = Rule.model_fields if len(where) > 1 else Policy.model_fields
-        return UserError(f"{path}: {unknown('key', '.'.join(where[-1:]), known)} (in {'.'.join(where[:-1]) or 'the top table'})")
-    return UserError(f"{path}: {'.'.join(where)}: {mistake['msg']}, found {mistake['input']!r}")
+    return validated(Policy, content, f"policy {path}")

@@ -4,9 +4,10 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import Field, StringConstraints
 
 from sdbench.tables import Grid
+from sdbench.validation import Table
 
 _DATA = Path(__file__).with_name("published.toml")
 Name = Literal["sdxl", "ssd-1b", "vega"]
@@ -14,7 +15,7 @@ _COLUMNS: dict[Name, str] = {"sdxl": "SDXL", "ssd-1b": "SSD-1B", "vega": "Vega"}
 _Text = Annotated[str, StringConstraints(min_length=1)]
 
 
-class Claim(BaseModel):
+class Claim(Table):
     """One published line.
 
     Attributes:
@@ -26,13 +27,11 @@ class Claim(BaseModel):
             published, and no probe where nothing of the kind is measured here.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     what: _Text
     protocol: _Text
     source: _Text
     values: dict[Name, _Text]
-    numbers: dict[str, dict[Name, float]] = {}
+    numbers: dict[str, dict[Name, float]] = Field(default_factory=dict)
 
 
 def claims() -> list[Claim]:

@@ -18,9 +18,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from sdbench.errors import UserError
+from sdbench.validation import Table
 
 SCHEMA_VERSION: Literal[1] = 1
 MAX_THUMBNAILS = 64
@@ -29,11 +30,7 @@ Direction = Literal["higher", "lower", "neither"]
 F64 = npt.NDArray[np.float64]
 
 
-class _Data(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Value(_Data):
+class Value(Table):
     """One number, or the reason why there is none.
 
     Attributes:
@@ -74,7 +71,7 @@ class Value(_Data):
         return self
 
 
-class Model(_Data):
+class Model(Table):
     """What was measured.
 
     Attributes:
@@ -90,7 +87,7 @@ class Model(_Data):
     label: str = ""
 
 
-class Machine(_Data):
+class Machine(Table):
     """Where it was measured. Latency and memory are compared only within one `machine_class`."""
 
     device: str
@@ -111,7 +108,7 @@ class Machine(_Data):
         return f"{self.device}, driver {driver_major}, torch {torch_minor}, CUDA {self.cuda}"
 
 
-class SuiteId(_Data):
+class SuiteId(Table):
     """Which suite: the digest is over its resolved content."""
 
     name: str
@@ -119,7 +116,7 @@ class SuiteId(_Data):
     digest: str
 
 
-class Environment(_Data):
+class Environment(Table):
     """What made the numbers."""
 
     python: str
@@ -128,7 +125,7 @@ class Environment(_Data):
     dirty: bool | None
 
 
-class Looks(_Data):
+class Looks(Table):
     """A run that went on until its verdict.
 
     Attributes:
@@ -144,7 +141,7 @@ class Looks(_Data):
     of: int
 
 
-class Record(_Data):
+class Record(Table):
     """`record.json`."""
 
     schema_version: Literal[1] = SCHEMA_VERSION

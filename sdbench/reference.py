@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from sdbench.errors import MissingError, UserError
 from sdbench.machine import environment
@@ -20,6 +20,7 @@ from sdbench.metrics.frechet import Gaussian, gaussian
 from sdbench.scenes.grammar import scene_at
 from sdbench.scenes.render import render
 from sdbench.store import F32, U8, digest, write_bytes
+from sdbench.validation import Table
 
 if TYPE_CHECKING:
     from sdbench.encoders.catalogue import Encoder  # which brings torch; what is at hand is told without it
@@ -42,7 +43,7 @@ class Reference:
     features: F32 | None
 
 
-class Card(BaseModel):
+class Card(Table):
     """How a reference was made.
 
     Attributes:
@@ -56,7 +57,6 @@ class Card(BaseModel):
         packages: versions that made it.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     name: str
     digest: str
     encoder: str

@@ -30,8 +30,9 @@ from sdbench.protocols.base import Subject
 from sdbench.records import Looks, Machine, Model, Record, Scores, Value
 from sdbench.scenes import embedded
 from sdbench.score import score
+from sdbench.settings import BASE, Sampling
 from sdbench.store import U8, Store, digest
-from sdbench.suites import BASE, Sampling, Suite, suites_folder
+from sdbench.suites import Suite, suites_folder
 from sdbench.thumbnails import worth_keeping
 
 THUMBNAIL_PX = 256
@@ -80,14 +81,18 @@ def bench(
         raise UserError(
             f"suite {suite.name!r} is a part: it has no prompts and no sampling of its own; run one that includes it, such as 'quality' or 'standard'"
         )
+    pictures = only != "probes" and bool(suite.metrics.get(suite.family))
+    if not pictures and (only == "quality" or suite.probes is None):
+        lacking = {"quality": "no metrics", "probes": "no probes"}.get(only or "", "neither metrics nor probes")
+        raise UserError(f"suite {suite.name!r} has {lacking}, so there is nothing to measure; name another with --suite")
+    if (settings or profile) and (only == "quality" or suite.probes is None):
+        option = "--setting" if settings else "--profile"
+        raise UserError(f"{option} is for probes, of which this run of suite {suite.name!r} has none; leave it out")
+    if suite.probes:
+        suite.probes.chosen(settings)
     for folder in (results, runs):
         _check_writable(folder)
     suite.id  # noqa: B018  # prompts or a latent that are neither here nor reachable end the run here
-    if settings and suite.probes is None:
-        raise UserError(f"suite {suite.name!r} has no probes, so it has no setting {settings[0]!r}; leave it out, or name a suite that has")
-    if suite.probes:
-        suite.probes.chosen(settings)
-    pictures = only != "probes" and bool(suite.metrics.get(suite.family))
     return Bench(suite, suite.sampling, device, results, runs, pictures, only != "quality", settings=tuple(settings), profile=profile)
 
 
@@ -96,11 +101,7 @@ def run(specs: Sequence[ModelSpec], setting: Bench) -> list[Path]:
 
     The family's teacher goes first where it is among them, since win rates are against its pictures.
     """
-    for spec in specs:
-        if spec.family != setting.suite.family:
-            raise UserError(
-                f"{spec.name!r} is of family {spec.family!r}, suite {setting.suite.name!r} is for {setting.suite.family!r}; rows of two families are never compared"
-            )
+    check_models(specs, setting.suite)
     teacher = TEACHERS[setting.suite.family or ""]
     ordered = sorted(specs, key=lambda spec: spec.name != teacher)
     pictures = {spec.name: _pictures(spec, setting) for spec in ordered} if setting.quality else {}
@@ -111,6 +112,24 @@ def run(specs: Sequence[ModelSpec], setting: Bench) -> list[Path]:
     finally:
         release()
     return [made[spec.name] for spec in specs]
+
+
+def check_models(specs: Sequence[ModelSpec], suite: Suite) -> None:
+    """See that models can be measured under a suite, and told apart.
+
+    Raises:
+        UserError: one is of another family, or two have one name.
+    """
+    by_name: dict[str, ModelSpec] = {}
+    for spec in specs:
+        if spec.family != suite.family:
+            raise UserError(
+                f"{spec.name!r} is of family {spec.family!r}, suite {suite.name!r} is for {suite.family!r}; rows of two families are never compared"
+            )
+        if other := by_name.get(spec.name):
+            places = " and ".join(each.location or each.source for each in (other, spec))
+            raise UserError(f"two models are called {spec.name!r}: {places}; run them one by one, each with a --name of its own")
+        by_name[spec.name] = spec
 
 
 class Easel:

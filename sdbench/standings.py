@@ -7,10 +7,9 @@ from functools import cached_property
 from pathlib import Path
 
 from sdbench import ranks, records
+from sdbench.models.catalogue import TEACHERS
 from sdbench.records import Record, Scores, Value
-
-TEACHERS = {"sdxl": "sdxl", "scenes": "scenes-teacher"}
-P50 = "latency.pipeline.p50"
+from sdbench.speed import P50
 
 # What a metric's name begins with -> the title of its column; also the order of the columns.
 TITLES = {

@@ -7,35 +7,28 @@ prompts and the latent's file included; settings that came later are not in it w
 
 import hashlib
 import json
-import operator
 import tomllib
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from sdbench import prompts as lists
 from sdbench.errors import UserError, unknown
 from sdbench.records import SuiteId
 from sdbench.scenes.grammar import scene_at
+from sdbench.settings import Probes, Sampling
+from sdbench.validation import Table, validated
 
-T = TypeVar("T", bound=BaseModel)
 Family = Literal["sdxl", "scenes"]
-Dtype = Literal["float32", "bfloat16", "float16"]
-BASE = "base"
-
-
-class _Data(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 def _unset(value: Any) -> bool:
     return value is None
 
 
-class Prompts(_Data):
+class Prompts(Table):
     """Which captions.
 
     Attributes:
@@ -64,24 +57,7 @@ class Prompts(_Data):
         return self
 
 
-class Sampling(_Data):
-    """How pictures are made.
-
-    Attributes:
-        scheduler: `model` keeps the pipeline's own; others replace its class and keep its configuration.
-        batch: pictures in each call; a short batch is padded, since results can change with it.
-    """
-
-    steps: Annotated[int, Field(gt=0)]
-    guidance_scale: Annotated[float, Field(ge=0)]
-    size_px: Annotated[int, Field(gt=0, multiple_of=8)]
-    scheduler: Literal["model", "ddim", "euler", "dpmpp"] = "model"
-    negative_prompt: str | None = None
-    dtype: Dtype
-    batch: Annotated[int, Field(gt=0)]
-
-
-class Noise(_Data):
+class Noise(Table):
     """Initial latents: one generator a picture, or one latent for all (as MLPerf), drawn from `seed` or read from `file`.
 
     Attributes:
@@ -121,71 +97,7 @@ class Noise(_Data):
         return self.model_dump(exclude={"file", "digest"} if path else None) | ({"content": lists.file_digest(path)} if path else {})
 
 
-class Setting(_Data):
-    """One way to run a model that is timed; `label` names it, in the names of its values too, so that none is taken for another.
-
-    Attributes:
-        batch: pictures of one call.
-        dtype: in place of the sampling's.
-        compile: `whole` compiles the UNet and the VAE's decoder; `blocks` only the kinds of transformer block, which is
-            done far sooner.
-        channels_last: order in memory of what the convolutions read.
-        vae: `tiny` puts an `AutoencoderTiny` with random weights in the VAE's place: its pictures mean nothing, its times do.
-        calls: timed calls of a round, in place of the probes'.
-    """
-
-    batch: Annotated[int, Field(gt=0)] = 1
-    dtype: Dtype | None = None
-    compile: Literal["whole", "blocks"] | None = None
-    channels_last: bool = False
-    vae: Literal["full", "tiny"] = "full"
-    calls: Annotated[int, Field(gt=1)] | None = None
-
-    @property
-    def label(self) -> str:
-        """What differs from the plainest setting, which is `base`: `b8+compiled`."""
-        batch = f"b{self.batch}" if self.batch > 1 else None
-        compiled = {None: None, "whole": "compiled", "blocks": "compiled-blocks"}[self.compile]
-        words = (batch, self.dtype, compiled, "channels-last" if self.channels_last else None, "tiny-vae" if self.vae == "tiny" else None)
-        return "+".join(filter(None, words)) or BASE
-
-
-class Probes(_Data):
-    """How latency and memory are measured: fresh processes, and timed calls in each.
-
-    Attributes:
-        rounds: processes for each model and setting.
-        calls: timed calls of each stage in a round.
-        warmup: calls of each stage before them.
-        settings: beside `base` (one picture, eager, the suite's own dtype), which is always measured.
-    """
-
-    rounds: Annotated[int, Field(gt=0)]
-    calls: Annotated[int, Field(gt=1)]
-    warmup: Annotated[int, Field(ge=0)]
-    settings: Annotated[tuple[Setting, ...], Field(exclude_if=operator.not_)] = ()
-
-    @field_validator("settings")
-    @classmethod
-    def _unlike(cls, settings: tuple[Setting, ...]) -> tuple[Setting, ...]:
-        labels = [BASE, *(setting.label for setting in settings)]
-        if twice := {label for label in labels if labels.count(label) > 1}:
-            raise ValueError(f"setting {min(twice)!r} is there more than once")
-        return settings
-
-    def chosen(self, labels: Sequence[str] = ()) -> dict[str, Setting]:
-        """Label -> setting, in the suite's order: all of them, or those named.
-
-        Raises:
-            UserError: no such setting.
-        """
-        known = {setting.label: setting for setting in (Setting(), *self.settings)}
-        if wrong := [label for label in labels if label not in known]:
-            raise unknown("setting", wrong[0], known)
-        return {label: setting for label, setting in known.items() if label in labels or not labels}
-
-
-class Accept(_Data):
+class Accept(Table):
     """The ranges that the source of a suite's protocol accepts, and what their maker fed it: the suite's check of itself.
 
     Attributes:
@@ -205,7 +117,7 @@ class Accept(_Data):
     ranges: dict[str, tuple[float, float]]
 
 
-class Suite(_Data):
+class Suite(Table):
     """A resolved suite.
 
     Attributes:
@@ -220,7 +132,7 @@ class Suite(_Data):
     family: Family | None = None
     description: str
     include: tuple[str, ...] = ()
-    metrics: dict[Family, tuple[str, ...]] = {}
+    metrics: dict[Family, tuple[str, ...]] = Field(default_factory=dict)
     reference: str | None = None
     prompts: Prompts | None = None
     sampling: Sampling | None = None
@@ -317,27 +229,6 @@ def load(what: str, including: tuple[str, ...] = ()) -> Suite:
             }
         )
     return suite
-
-
-def validated(kind: type[T], content: dict[str, Any], where: str) -> T:
-    """`content` as `kind`; a misspelt key is an error with the nearest right one."""
-    try:
-        return kind.model_validate(content)
-    except ValidationError as error:
-        first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")  # a misspelt key before what is missing for it
-        *parents, key = [str(part) for part in first["loc"]] or [""]
-        if first["type"] == "extra_forbidden":
-            place = f"key in [{'.'.join(parents)}]" if parents else "key"
-            raise UserError(f"{where}: {unknown(place, key, _keys(kind, parents))}") from error
-        raise UserError(f"{where}: {'.'.join([*parents, key])}: {first['msg']} (found {first['input']!r})") from error
-
-
-def _keys(kind: type[BaseModel], parents: list[str]) -> list[str]:
-    for parent in (name for name in parents if not name.isdigit()):  # a number is a place in a list
-        field = kind.model_fields[parent].annotation
-        options = [field, *getattr(field, "__args__", ())]
-        kind = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
-    return list(kind.model_fields)
 
 
 def _merged(one: dict[Family, tuple[str, ...]], other: dict[Family, tuple[str, ...]]) -> dict[Family, tuple[str, ...]]:

@@ -20,6 +20,7 @@ from sdbench.policy import Policy
 from sdbench.records import Looks, Record, Scores, Value
 from sdbench.run import Bench, Easel
 from sdbench.score import PROTOCOLS, score
+from sdbench.validation import validated
 from sdbench.verdicts import Report
 
 LOOKS = 16
@@ -102,7 +103,7 @@ class _Candidate:
             assert setting.suite.prompts
             content = {**setting.suite.model_dump(), "name": f"{setting.suite.name}-sequential"}
             content["prompts"] = {**setting.suite.prompts.model_dump(), "n": size}
-            setting = replace(setting, suite=suites.validated(suites.Suite, content, "the prompts so far"))
+            setting = replace(setting, suite=validated(suites.Suite, content, "the prompts so far"))
         pictures = self.easel.store, self.easel.todo[:size]
         return run.record_of(self.question.spec, setting, pictures, self.probed, uuid.uuid4().hex[:12], course)
 

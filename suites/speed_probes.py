@@ -20,6 +20,7 @@ from sdbench.models.spec import resolve
 from sdbench.probes import loaded, meters
 from sdbench.probes.request import Request
 from sdbench.probes.stages import PROMPT
+from sdbench.settings import Setting
 
 ROUNDS = 30
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -42,7 +43,7 @@ def hand_s(call: Callable[[], object]) -> float:
 def test_harness(benchmark: Any) -> None:
     sampling = suites.load("quality").sampling
     assert sampling
-    setting = suites.Setting()
+    setting = Setting()
     request = Request(
         spec=resolve("scenes-teacher"),
         sampling=sampling,

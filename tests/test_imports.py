@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = (
-    {"errors", ""},  # "" is sdbench itself: its version
+    {"errors", "validation", ""},  # "" is sdbench itself: its version
     {"metrics", "stats", "student_t", "decisions", "sequential", "models", "scenes", "records", "training", "processes", "latents"},
     {
         "assets",
@@ -17,6 +17,7 @@ FLOORS = (
         "pipelines",
         "sources",
         "prompts",
+        "settings",
         "suites",
         "encoders",
         "reference",
@@ -49,7 +50,7 @@ FLOORS = (
     {"generate", "score", "probes"},
     {"run", "plan", "profiles", "golden", "known", "doctor", "until"},
     {"api"},
-    {"cli", "gating", "__main__"},
+    {"cli", "console", "measuring", "gating", "showing", "__main__"},
 )
 # Rooms that know even less than their floor allows. `scenes.training` makes weights with `models` and the rest of
 # `scenes`; nothing but the command line, and `distillation`, may lean on it.
@@ -60,7 +61,8 @@ ONLY = {
     "student_t": set[str](),
     "sequential": {"decisions", "stats"},
     "torchmetrics": {"metrics"},
-    "records": {"errors"},
+    "validation": {"errors"},
+    "records": {"errors", "validation"},
     "models": {"errors", "models", "scenes"},
     "scenes": {"errors", "scenes"},
     "scenes.training": {"errors", "scenes", "scenes.training", "models", "training", "latents"},
@@ -70,16 +72,17 @@ ONLY = {
     "assets": {"errors"},
     "sources": {"errors", "models"},
     "prompts": {"errors", "sources", "weights"},
-    "suites": {"errors", "records", "scenes", "prompts"},
+    "settings": {"errors", "validation"},
+    "suites": {"errors", "validation", "settings", "records", "scenes", "prompts"},
     "needs": {"assets", "prompts", "reference", "suites", "weights"},
     "gate": {"errors", "records", "decisions", "policy", "tables", "compare", "verdicts"},
     "verdicts": {"decisions", "tables"},
-    "floors": {"errors", "records", "compare", "store"},
-    "baselines": {"errors", "records", "store"},
-    "leaderboard": {"errors", "records", "stats", "tables", "published", "speed", "truth", "ranks", "standings"},
+    "floors": {"errors", "validation", "records", "compare", "store"},
+    "baselines": {"errors", "validation", "records", "store"},
+    "leaderboard": {"errors", "models", "records", "stats", "tables", "published", "speed", "truth", "ranks", "standings"},
     "speed": {"records", "decisions", "tables", "published"},
     "ranks": {"records", "decisions"},
-    "standings": {"records", "ranks"},
+    "standings": {"models", "records", "ranks", "speed"},
     "truth": {"records", "stats", "tables"},
     "report": {
         "errors",
@@ -102,7 +105,8 @@ ONLY = {
 }
 DOORS = {"sdbench": {"sdbench.api"}}  # what a package offers by name though it lies above, imported when it is asked for
 TRAINING_IS_FOR = {"scenes.training", "cli", "distillation"}
-# `latents` feeds both families' trainers; `sources` opens data sets; `suites` holds the types that `generate` is called with.
+# `latents` feeds both families' trainers; `sources` opens data sets; `settings` and `suites` hold the types that `generate` is called
+# with; `machine` knows the commit of a checkout.
 DISTILLATION_KNOWS = {
     "errors",
     "models",
@@ -111,15 +115,19 @@ DISTILLATION_KNOWS = {
     "training",
     "processes",
     "latents",
+    "machine",
     "store",
     "sources",
     "records",
+    "settings",
     "suites",
     "generate",
     "probes",
 }
 WITHOUT_TORCH = (
     "errors",
+    "validation",
+    "settings",
     "stats",
     "decisions",
     "records",
@@ -153,6 +161,9 @@ WITHOUT_TORCH = (
     "machine",
     "api",
     "cli",
+    "console",
+    "measuring",
+    "showing",
     "metrics",
 )
 

@@ -1,6 +1,7 @@
 """What a suite needs that is not here is said before anything slow, without asking anybody, and as the record says it later."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from factories import make_record, saved
 
 from sdbench import cli, leaderboard, needs, records, score, suites
 from sdbench.models.spec import resolve
-from sdbench.plan import plan
+from sdbench.plan import EFFICIENCY, plan
 from sdbench.records import Scores, Value
 from sdbench.reference import Card
 
@@ -88,6 +89,35 @@ def test_a_dry_run_tells_it_and_fetches_nothing(
         == 0
     )
     assert json.loads(capsys.readouterr().out)["lacking"] == content["lacking"]
+
+
+@pytest.mark.parametrize(
+    ("options", "pictures", "timed", "probes"),
+    [
+        ([], 512, 5 * (1 + 4), "base"),
+        (["--only", "quality"], 512, 0, None),
+        (["--weights", "random"], 0, 5 * (1 + 4), "base"),
+        (["--suite", "efficiency-scenes", "--setting", "b8", "--setting", "compiled"], 0, 5 * (8 * (2 + 4) + 2 + 4), "b8, compiled"),
+    ],
+)
+def test_a_dry_run_tells_what_the_same_run_would_make(
+    options: list[str],
+    pictures: int,
+    timed: int,
+    probes: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sdbench.plan._macs_per_s", lambda: 1 / EFFICIENCY)
+    monkeypatch.setattr("sdbench.plan._macs", lambda *_: 1)
+    assert cli.main(["run", "--model", "scenes-vega", "--dry-run", "--json", "--runs", str(tmp_path), *options]) == 0
+    out, err = capsys.readouterr()
+    assert f": {pictures} pictures a model" in err
+    assert re.findall(r"probes: 5 rounds a model, each a process for every setting: (.*)", err) == ([probes] if probes else [])
+    content = json.loads(out)
+    assert content["models"] == [{"model": "scenes-vega", "seconds": pytest.approx((pictures + timed) * 12 * 2)}]
+    assert (content["disk_bytes"] > 0) == (pictures > 0)
 
 
 def test_suites_are_listed_with_what_they_lack(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,9 @@ from hub import Hub
 from sdbench import api, assets, prompts, suites
 from sdbench.errors import MissingError, UserError
 from sdbench.generate import initial_noise, jobs
-from sdbench.suites import Noise, Prompts, Sampling, Suite
+from sdbench.settings import Sampling
+from sdbench.suites import Noise, Prompts, Suite
+from sdbench.validation import validated
 
 ROOT = Path(__file__).parents[1]
 CAPTIONS = ["a red square", "Übung, mit Komma", 'say "hello"', "None", "a red square", "last"]
@@ -208,7 +210,7 @@ def test_shipped_suites_without_their_prompts_say_what_is_missing(name: str, lac
 )
 def test_a_source_without_its_place_is_an_error(prompt: dict[str, str], expected: str) -> None:
     with pytest.raises(UserError, match=expected):
-        suites.validated(Suite, {"name": "x", "version": 1, "description": "", "prompts": {**prompt, "n": 1}}, "suite x")
+        validated(Suite, {"name": "x", "version": 1, "description": "", "prompts": {**prompt, "n": 1}}, "suite x")
 
 
 # ---- the latent of a file ----
@@ -272,4 +274,4 @@ def test_another_latent_than_the_suite_states_is_refused(tmp_path: Path) -> None
 
 def test_a_latent_of_a_file_is_one_for_all(tmp_path: Path) -> None:
     with pytest.raises(UserError, match='it needs kind = "fixed"'):
-        suites.validated(Suite, {"name": "x", "version": 1, "description": "", "noise": {"file": str(tmp_path)}}, "suite x")
+        validated(Suite, {"name": "x", "version": 1, "description": "", "noise": {"file": str(tmp_path)}}, "suite x")

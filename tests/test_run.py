@@ -20,8 +20,9 @@ from sdbench.records import Scores, Value
 from sdbench.scenes.grammar import parse, scene_at
 from sdbench.scenes.render import render
 from sdbench.score import score
+from sdbench.settings import Probes, Sampling, Setting
 from sdbench.store import U8, Store
-from sdbench.suites import Probes, Prompts, Sampling, Setting, Suite
+from sdbench.suites import Prompts, Suite
 
 METRICS = ("fd.scenes", "clip_score.scenes", "preference.scenes", "win_rate.preference.scenes", "scene_accuracy")
 SUITE = Suite(
@@ -381,11 +382,17 @@ def test_probes_alone_make_no_pictures_and_rendered_ones_have_no_probes(
     assert not (tmp_path / "runs" / "probes").exists()
 
 
-def test_a_model_of_another_family_is_refused_before_any_work(teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_of_another_family_or_of_another_s_name_is_refused_before_any_work(
+    teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     setting = bench(tmp_path)
     monkeypatch.setattr(runner, "weights_digest", never)
     with pytest.raises(UserError, match="'stranger' is of family 'sdxl', suite 'own' is for 'scenes'"):
         runner.run([teacher, replace(teacher, name="stranger", family="sdxl")], setting)
+    with pytest.raises(
+        UserError, match=r"two models are called 'scenes-teacher': .* and /elsewhere; run them one by one, each with a --name"
+    ):
+        runner.run([teacher, replace(teacher, location="/elsewhere")], setting)
     assert files_of(tmp_path) == {}
 
 

@@ -9,6 +9,7 @@ from sdbench import suites
 from sdbench.errors import UserError
 from sdbench.scenes.grammar import scene_at
 from sdbench.score import PROTOCOLS
+from sdbench.settings import Probes, Setting
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = sorted(path.stem for path in (ROOT / "suites").glob("*.toml") if path.stem != "gate")
@@ -115,10 +116,10 @@ def test_a_misspelt_key_of_a_setting_is_named_too(folder: Path) -> None:
 
 
 def test_a_setting_is_named_by_what_it_changes() -> None:
-    assert suites.Setting().label == "base"
-    every = suites.Setting(batch=8, dtype="float16", compile="blocks", channels_last=True, vae="tiny", calls=3)
+    assert Setting().label == "base"
+    every = Setting(batch=8, dtype="float16", compile="blocks", channels_last=True, vae="tiny", calls=3)
     assert every.label == "b8+float16+compiled-blocks+channels-last+tiny-vae"
-    probes = suites.Probes(rounds=1, calls=2, warmup=0, settings=(suites.Setting(compile="whole"), suites.Setting(batch=2)))
+    probes = Probes(rounds=1, calls=2, warmup=0, settings=(Setting(compile="whole"), Setting(batch=2)))
     assert list(probes.chosen()) == ["base", "compiled", "b2"]
     assert list(probes.chosen(["b2", "base"])) == ["base", "b2"]
     with pytest.raises(UserError, match="unknown setting 'compild'; did you mean 'compiled'"):
@@ -126,7 +127,7 @@ def test_a_setting_is_named_by_what_it_changes() -> None:
 
 
 def test_without_settings_a_suite_has_the_digest_it_had_before_there_were_any() -> None:
-    assert "settings" not in suites.Probes(rounds=1, calls=2, warmup=0).model_dump()
+    assert "settings" not in Probes(rounds=1, calls=2, warmup=0).model_dump()
 
 
 def test_an_unknown_suite_is_an_error_with_the_nearest_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,11 +158,11 @@ def test_includes_are_merged_and_what_the_suite_says_itself_comes_first(folder: 
     suite = suites.load(write(folder, "include = []", 'include = ["one", "two"]'))
     assert suite.metrics == {"scenes": ("scene_accuracy", "fd.scenes", "clip_score.scenes")}  # none of the other family's
     assert suite.reference == "scenes"
-    assert suite.probes == suites.Probes(rounds=1, calls=2, warmup=0)
+    assert suite.probes == Probes(rounds=1, calls=2, warmup=0)
     probes = OWN[OWN.index("[probes]") :]
     without = OWN.replace(probes, "").replace("include = []", 'include = ["one", "two"]')
     taken = suites.load(write(folder, name="own", text=without))
-    assert taken.probes == suites.Probes(rounds=9, calls=9, warmup=9)
+    assert taken.probes == Probes(rounds=9, calls=9, warmup=9)
     write(folder, name="two", text=part.format("two"))
     assert suites.load("own").id != taken.id
 

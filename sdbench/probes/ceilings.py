@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from sdbench.suites import Dtype
+from sdbench.settings import Dtype
 
 MATMUL_SIDE = {"cuda": 8192, "cpu": 512}  # a CPU without float16 takes half a second for that
 COPY_BYTES = {"cuda": 2**30, "cpu": 2**27}  # well above what caches hold on a card, and most of them on a CPU

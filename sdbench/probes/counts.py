@@ -10,7 +10,7 @@ from sdbench.probes.request import Request
 from sdbench.probes.rounds import Round, count, failed, picked, reason
 from sdbench.probes.work import Load, Work
 from sdbench.records import Value
-from sdbench.suites import Sampling
+from sdbench.settings import Sampling
 
 
 def counts(request: Request, rounds: Sequence[Round]) -> list[Value]:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from sdbench.probes.request import CEILINGS, STAGES, VARIABLE, Request
 from sdbench.probes.rounds import Round, picked
 from sdbench.probes.values import values
 from sdbench.records import Value
-from sdbench.suites import BASE, Probes, Sampling
+from sdbench.settings import BASE, Probes, Sampling
 
 BENCHMARKS = "bench_pipeline.py"
 ROUND_LIMIT_S = 3600
@@ -44,6 +45,9 @@ _ENVIRONMENT = {
     "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
     "PYTEST_ADDOPTS": "",
 }
+
+
+Key = tuple[str, str]  # label of a setting, name of a model
 
 
 @dataclass(frozen=True)
@@ -98,25 +102,32 @@ def measure(
         for label, setting in chosen.items()
         for spec in specs
     }
-    stems = {key: _stem(request, suites) for key, request in requests.items()}
+    digest = cache(weights_digest)  # settings share the weights, whose gigabytes need to be read only once
+    stems = {key: _stem(request, suites, digest(request.spec, dtype=request.dtype)) for key, request in requests.items()}
     if profile:
         for key, request in requests.items():
             for why in dict.fromkeys(_profile(request, stems[key], place).values()):
                 tqdm.write(f"{key[1]} {key[0]} has no whole profile: {why}", file=sys.stderr)
-    rounds: dict[tuple[str, str], list[Round]] = {key: [] for key in requests}
-    with tqdm([*requests] * probes.rounds, desc="probes", unit="round") as bar:
-        for label, name in bar:
-            bar.set_postfix_str(f"{name} {label}")
-            done = rounds[label, name]
-            lost = done[0].failures.get("pipeline", "") if done else ""
-            hopeless = lost.startswith(meters.OUT_OF_MEMORY)
-            done.append(_nothing(lost) if hopeless else _round(requests[label, name], stems[label, name], done, place))
+    rounds = _in_turns(requests, stems, probes.rounds, place)
     kept = {
         key: [file for index in range(probes.rounds) if (file := place.work / f"{stem}-{index}.json").exists()]
         for key, stem in stems.items()
     }
     joined.write(kept, place.work / JOINED)
     return {spec.name: _values({label: (requests[label, spec.name], rounds[label, spec.name]) for label in chosen}) for spec in specs}
+
+
+def _in_turns(requests: Mapping[Key, Request], stems: Mapping[Key, str], n: int, place: Place) -> dict[Key, list[Round]]:
+    """The rounds of each model and setting; what is out of memory is not tried again."""
+    rounds: dict[Key, list[Round]] = {key: [] for key in requests}
+    with tqdm([*requests] * n, desc="probes", unit="round") as bar:
+        for key in bar:
+            bar.set_postfix_str(" ".join(reversed(key)))
+            done = rounds[key]
+            lost = done[0].failures.get("pipeline", "") if done else ""
+            hopeless = lost.startswith(meters.OUT_OF_MEMORY)
+            done.append(_nothing(lost) if hopeless else _round(requests[key], stems[key], done, place))
+    return rounds
 
 
 def _values(measured: Mapping[str, tuple[Request, list[Round]]]) -> list[Value]:
@@ -213,11 +224,11 @@ def _death(done: subprocess.CompletedProcess[str]) -> str:
     return f"exit code {done.returncode}: {(errors or lines or ['it wrote nothing'])[-1].removeprefix('E').strip()[:500]}"
 
 
-def _stem(request: Request, suites: Path) -> str:
+def _stem(request: Request, suites: Path, weights: str | None) -> str:
     """File name of a model's rounds: by all that its times depend on, so that a kept round is never taken for another."""
     spec, packages = request.spec, environment().packages
     whole = {
-        "model": (spec.name, spec.family, spec.architecture, spec.lora, weights_digest(spec, dtype=request.dtype)),
+        "model": (spec.name, spec.family, spec.architecture, spec.lora, weights),
         "settings": request.model_dump(mode="json", exclude={"spec": True, "machine": True, "profile": True, "sampling": {"batch"}}),
         "packages": {name: packages.get(name) for name in _PACKAGES},
         "python": sys.version_info[:2],

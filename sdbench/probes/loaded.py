@@ -10,7 +10,7 @@ from sdbench.models.blank import tiny_vae
 from sdbench.models.loading import load as load_pipeline
 from sdbench.probes.request import Request
 from sdbench.probes.stages import Stages
-from sdbench.suites import Setting
+from sdbench.settings import Setting
 
 
 def load(request: Request) -> tuple[Stages, float]:

@@ -3,18 +3,19 @@
 import os
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from sdbench.models.spec import ModelSpec
 from sdbench.records import Machine
-from sdbench.suites import Dtype, Sampling, Setting
+from sdbench.settings import Dtype, Sampling, Setting
+from sdbench.validation import Table
 
 STAGES = ("pipeline", "text_encoders", "unet_step", "scheduler", "vae_decode")  # the pipeline first: its first call is the cold start
 CEILINGS = ("matmul", "copy")  # what the machine can do at best, measured after the model in the same process
 VARIABLE = "SDBENCH_PROBE_REQUEST"  # names the file of the request
 
 
-class Request(BaseModel):
+class Request(Table):
     """One round.
 
     Attributes:
@@ -24,8 +25,6 @@ class Request(BaseModel):
         device: "cpu", "cuda" or "cuda:<index>".
         profile: write what holds each stage's time instead of timing it.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     spec: ModelSpec
     sampling: Sampling

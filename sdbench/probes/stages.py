@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from sdbench.generate import SCHEDULERS, call_arguments
-from sdbench.suites import Sampling
+from sdbench.settings import Sampling
 
 PROMPT = "a large red circle left of a small blue star on a pink background"
 Call = Callable[[], object]

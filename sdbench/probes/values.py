@@ -12,7 +12,7 @@ from sdbench.probes.rounds import Round, count, failed, lost, once, picked, reas
 from sdbench.probes.shares import shares
 from sdbench.probes.work import Load
 from sdbench.records import Value
-from sdbench.suites import BASE, Setting
+from sdbench.settings import BASE, Setting
 
 QUANTILES = {"p50": 0.50, "p90": 0.90, "p99": 0.99}
 

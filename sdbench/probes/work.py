@@ -18,7 +18,7 @@ from sdbench.models.architectures import PARTS, unet_config
 from sdbench.models.spec import ModelSpec
 from sdbench.models.stock import CLASSES
 from sdbench.probes.flops import empty_input
-from sdbench.suites import Sampling
+from sdbench.settings import Sampling
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 

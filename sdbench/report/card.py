@@ -9,6 +9,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from sdbench import leaderboard, standings, tables
 from sdbench.errors import UserError
 from sdbench.records import Value
+from sdbench.speed import P50
 from sdbench.standings import Row, Section
 from sdbench.tables import Grid
 
@@ -68,7 +69,7 @@ def _entries(section: Section, row: Row) -> list[EvalResult]:
 def _parts(section: Section, row: Row) -> list[str]:
     teacher = section.teacher if section.teacher != row else None
     shown = [row, *([teacher] if teacher else [])]
-    latency = row.record.value(standings.P50)
+    latency = row.record.value(P50)
     lines = [_line(leaderboard.metric_title(value), value, shown) for value in standings.metrics(section)]
     lines += [_line(leaderboard.probe_title(value), value, shown) for value in [*filter(None, [latency]), *standings.probes(section)]]
     measured = f"Suite digest {row.record.suite.digest}, record {row.folder.name}, {row.record.created:%Y-%m-%d}. Intervals are 95 %."

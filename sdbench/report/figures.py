@@ -16,7 +16,8 @@ from matplotlib.ticker import MaxNLocator
 
 from sdbench import tables
 from sdbench.records import Record, Value
-from sdbench.standings import P50, Row, Section
+from sdbench.speed import P50
+from sdbench.standings import Row, Section
 
 MODELS = 24  # a chart of bars
 _HREF = "{http://www.w3.org/1999/xlink}href"

@@ -15,7 +15,8 @@ from sdbench.records import Value
 from sdbench.report import figures, wins, worst
 from sdbench.report.pictures import Album, Wall
 from sdbench.report.worst import Case, Worst
-from sdbench.standings import P50, Row, Section
+from sdbench.speed import P50
+from sdbench.standings import Row, Section
 from sdbench.tables import Grid
 
 VERDICTS = 24  # models

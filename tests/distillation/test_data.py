@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,13 +11,15 @@ from accelerate.state import AcceleratorState
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from PIL import Image
 from tiny import save_tiny_pipeline, tiny_unet
+from torch import nn
 
-from distillation import look
+from distillation import look, train
 from distillation.data import Squares, square
 from distillation.pictures import open_pictures
 from distillation.recipe import Recipe
 from distillation.train import distil
 from sdbench.errors import UserError
+from sdbench.training import fit
 
 N, SIDE = 6, 16
 
@@ -105,11 +108,21 @@ def test_teachers_teach_in_succession(recipe: Recipe, teacher: Path, folder: Pat
     assert not torch.equal(kept["conv_out.weight"], other["conv_out.weight"])
 
 
-def test_bfloat16_keeps_the_teacher_in_it_and_the_student_in_float32(recipe: Recipe, teacher: Path, folder: Path, tmp_path: Path) -> None:
+def test_bfloat16_keeps_the_teacher_in_it_and_the_student_in_float32(
+    recipe: Recipe, teacher: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)  # one process has one precision
     lower = recipe.model_copy(update={"sdxl": recipe.sdxl.model_copy(update={"dtype": "bfloat16", "checkpointing": True})})
+    starts = []
+
+    def fit_and_note(model: UNet2DConditionModel, *arguments: Any, **chosen: Any) -> nn.Module:
+        starts.append(model.conv_in.weight.detach().clone())
+        return fit(model, *arguments, **chosen)
+
+    monkeypatch.setattr(train, "fit", fit_and_note)
     out = distil(lower, "sdxl", [teacher], tmp_path / "work", tmp_path / "out", pictures=Squares(open_pictures(str(folder)), SIDE), steps=2)
     AcceleratorState._reset_state(reset_partial_state=True)
+    assert torch.equal(starts[0], UNet2DConditionModel.from_pretrained(teacher / "unet").conv_in.weight)  # not rounded on the way
     (checkpoint,) = (tmp_path / "work").glob("vega-*/2-depth/student")
     assert UNet2DConditionModel.from_pretrained(checkpoint).dtype == torch.float32
     assert np.isfinite(json.loads((out / "provenance.json").read_text())["stages"][-1]["losses"]["feature"])

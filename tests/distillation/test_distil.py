@@ -1,16 +1,22 @@
 """Runs with a tiny teacher: what a student is made of, that a stopped run ends as one that was not, and what is exported."""
 
+import gc
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from huggingface_hub.repocard import metadata_load
 from safetensors.torch import load_file
+from torch import nn
 
 from distillation import data, train
 from distillation.export import Provenance, export
@@ -74,9 +80,49 @@ def test_a_finished_run_is_only_exported(
 ) -> None:
     batches = Interrupted(1)
     monkeypatch.setattr(train, "batches", batches)
+    (left,) = (student.parent / "work").glob("vega-*/2-depth")
+    (left / "step-00000002").mkdir()  # of a run that was killed before it took its checkpoint away
     out = distil(vega, "scenes", [teacher_folder], student.parent / "work", tmp_path / "again", steps=STEPS, unet_only=True)
     assert (out / WEIGHTS).read_bytes() == (student / "unet" / WEIGHTS).read_bytes()
     assert not (out / "model_index.json").exists()
+    assert not (left / "step-00000002").exists()
+
+
+def living_unets() -> int:
+    gc.collect()
+    return sum(type(thing) is UNet2DConditionModel for thing in gc.get_objects())
+
+
+def test_a_stage_trains_beside_no_network_but_the_teacher(
+    vega: Recipe, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, counts = living_unets(), []
+
+    def counted(*arguments: Any, **chosen: Any) -> nn.Module:
+        counts.append(living_unets() - before)
+        return fit(*arguments, **chosen)
+
+    monkeypatch.setattr(train, "fit", counted)
+    distil(vega, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=STEPS, unet_only=True)
+    assert counts == [2, 2]
+
+
+GRADIENTS = """
+import torch
+from torch import nn
+from distillation.train import accelerate
+accelerator = accelerate("cpu", "float32")
+net = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 2))
+together = accelerator.prepare_model(net)
+together(torch.ones(1, 3)).sum().backward()
+assert len({parameter.grad.untyped_storage().data_ptr() for parameter in net.parameters()}) == 1
+"""
+
+
+def test_gradients_of_several_processes_are_kept_once_and_not_in_a_bucket_too(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(GRADIENTS)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(tmp_path / "script.py")]
+    subprocess.run(launch, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 def test_activations_computed_twice_give_the_same_student(vega: Recipe, teacher_folder: Path, student: Path, tmp_path: Path) -> None:
@@ -143,6 +189,11 @@ def test_the_card_gives_the_teachers_licence(vega: Recipe, teacher_folder: Path,
     out = export(cut, tmp_path / "out", teacher, Provenance.of(vega, teacher, cut), unet_only=True)
     assert metadata_load(out / "README.md")["license"] == "openrail++"
     assert find(EMBEDDED, vega).licence == "apache-2.0"
+    (tmp_path / "named" / "README.md").write_text("---\nlicense: open: rail\n---\n")  # said before any training, which would end in it
+    with pytest.raises(
+        UserError, match=r"cannot read the licence, which students inherit, from .*README.md: mapping values are not allowed"
+    ):
+        find(tmp_path / "named", vega)
 
 
 def test_training_brings_the_student_nearer_to_the_teacher(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
@@ -192,3 +243,28 @@ def test_export_overwrites_nothing(vega: Recipe, teacher_folder: Path, tmp_path:
     with pytest.raises(UserError, match="exists"):
         export(None, tmp_path / "out", find(teacher_folder, vega), None)  # type: ignore[arg-type]
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
+def test_a_student_can_go_to_the_folder_that_one_stands_in(
+    vega: Recipe, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    teacher = find(teacher_folder, vega)
+    cut = prune(teacher.unet("float32", "cpu"), vega.plans[-1])
+    export(cut, Path(), teacher, Provenance.of(vega, teacher, cut), unet_only=True)
+    assert (tmp_path / "here" / WEIGHTS).exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+
+
+def test_the_commit_is_the_packages_own_and_not_of_a_repository_around_its_environment(
+    vega: Recipe, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    around = tmp_path / "mine" / ".venv" / "site-packages" / "distillation"
+    around.mkdir(parents=True)
+    who = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+    for words in (("init", "-q"), (*who, "commit", "-q", "--allow-empty", "-m", "first")):
+        subprocess.run(["git", "-C", str(tmp_path / "mine"), *words], check=True)
+    teacher = find(teacher_folder, vega)
+    monkeypatch.setattr("distillation.export.__file__", str(around / "export.py"))
+    assert Provenance.of(vega, teacher, teacher.unet("float32", "cpu")).commit is None

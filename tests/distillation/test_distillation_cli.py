@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 from diffusers import StableDiffusionXLPipeline
 
+from distillation import cli
 from distillation.cli import main
 from distillation.prune import on_meta
 from distillation.recipe import read
@@ -60,3 +61,13 @@ def test_steps_must_be_a_whole_number(steps: str) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["run", "vega", "--out", "x", "--steps", steps])
     assert stopped.value.code == 2
+
+
+def test_of_several_processes_the_main_one_says_where_the_student_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "distil", lambda *_, **__: tmp_path)
+    for process, said in ((0, f"{tmp_path}\n"), (1, "")):
+        monkeypatch.setattr(cli, "sharing", lambda process=process: (process, 2))
+        assert main(["run", "vega", "--out", str(tmp_path / "out")]) == 0
+        assert capsys.readouterr().out == said

@@ -10,7 +10,7 @@ from sdbench.models.spec import resolve
 from sdbench.probes.driver import measure
 from sdbench.probes.flops import unet_macs
 from sdbench.probes.request import STAGES
-from sdbench.suites import Probes, Sampling, Setting
+from sdbench.settings import Probes, Sampling, Setting
 
 SUITES = Path(__file__).parents[2] / "suites"
 PROBES = Probes(rounds=1, calls=3, warmup=1, settings=(Setting(batch=2, dtype="bfloat16", channels_last=True, vae="tiny"),))

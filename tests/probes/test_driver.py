@@ -14,7 +14,7 @@ from sdbench.probes import counts, driver, work
 from sdbench.probes.driver import measure
 from sdbench.probes.request import CEILINGS, STAGES
 from sdbench.records import Value
-from sdbench.suites import Probes, Sampling, Setting
+from sdbench.settings import Probes, Sampling, Setting
 
 SAMPLING = Sampling(steps=2, guidance_scale=5.0, size_px=64, dtype="float32", batch=4)
 # Stands for the measuring process: a clock that runs half a second between two looks, and models that behave as they are called.
@@ -197,15 +197,16 @@ def test_a_broken_benchmark_file_is_the_reason(bench: Bench) -> None:
 def test_other_settings_are_other_rounds(bench: Bench) -> None:
     spec = ModelSpec("a", "scenes", "vega", "random", "")
 
-    def stem(spec: ModelSpec = spec, **changes: Any) -> str:
+    def stem(spec: ModelSpec = spec, weights: str = "3e16", **changes: Any) -> str:
         machine = driver.this_machine("cpu")
         request = {"sampling": SAMPLING, "setting": Setting(), "calls": 2, "warmup": 0, "device": "cpu", "machine": machine}
-        return driver._stem(driver.Request.model_validate({"spec": spec, **request, **changes}), bench.suites)
+        return driver._stem(driver.Request.model_validate({"spec": spec, **request, **changes}), bench.suites, weights)
 
     first = stem()
     assert first == stem(sampling=SAMPLING.model_copy(update={"batch": 1})), "the batch is the setting's"
     assert first == stem(profile=True)
     others = [
+        stem(weights="4f27"),
         stem(replace(spec, architecture="ssd-1b")),
         stem(sampling=SAMPLING.model_copy(update={"steps": 3})),
         stem(sampling=SAMPLING.model_copy(update={"dtype": "float16"})),
@@ -218,7 +219,7 @@ def test_other_settings_are_other_rounds(bench: Bench) -> None:
         stem(setting=Setting(channels_last=True)),
         stem(machine=driver.this_machine("cpu").model_copy(update={"cores": 999})),
     ]
-    assert len({first, *others}) == 12
+    assert len({first, *others}) == 13
 
 
 def test_settings_take_turns_with_the_models_and_their_values_carry_their_name(bench: Bench) -> None:

@@ -18,7 +18,7 @@ from sdbench.probes import room
 from sdbench.probes.driver import measure
 from sdbench.probes.stages import PROMPT, Stages
 from sdbench.probes.watch import MIB, Card, Watch
-from sdbench.suites import Probes, Sampling, Setting
+from sdbench.settings import Probes, Sampling, Setting
 
 pytestmark = pytest.mark.gpu
 SUITES = Path(__file__).parents[2] / "suites"
@@ -55,6 +55,13 @@ def test_a_round_on_a_card_agrees_with_the_hand(made: Path, tmp_path: Path) -> N
         seconds.append(start.elapsed_time(end) / 1000)
     assert found["memory.peak_allocated"].value == pytest.approx(torch.cuda.max_memory_allocated() / MIB, rel=0.02)
     assert found["latency.pipeline.p50"].value == pytest.approx(median(seconds[10:]), rel=0.2), "tiny and bound by launches: no finer"
+
+
+def test_random_weights_of_full_size_have_every_value(tmp_path: Path) -> None:
+    probes, sampling = Probes(rounds=1, calls=2, warmup=1), SAMPLING.model_copy(update={"steps": 2, "size_px": 1024})
+    values = measure([resolve("vega", random=True)], sampling, probes, work=tmp_path, suites=SUITES, device="cuda")["vega"]
+    lost = {value.name: value.reason for value in values if value.state != "ok"}
+    assert set(lost) <= {"memory.process", "machine.power", "machine.foreign_processes"}, lost
 
 
 def test_under_a_cap_what_does_not_fit_is_found_and_the_cap_is_lifted(made: Path) -> None:

@@ -12,7 +12,7 @@ from sdbench.models.loading import load
 from sdbench.models.spec import resolve
 from sdbench.probes.loaded import arrange, described
 from sdbench.probes.stages import Stages
-from sdbench.suites import Sampling, Setting
+from sdbench.settings import Sampling, Setting
 
 SAMPLING = Sampling(steps=1, guidance_scale=3.0, size_px=SIZE_PX, dtype="float32", batch=1, negative_prompt="blue")
 

@@ -12,7 +12,7 @@ from sdbench.probes.request import CEILINGS, STAGES
 from sdbench.probes.rounds import Round
 from sdbench.probes.values import values
 from sdbench.records import Value
-from sdbench.suites import Setting
+from sdbench.settings import Setting
 
 STATE = {"sm_mhz": 1980, "memory_mhz": 2619, "temperature_c": 61, "power_w": None, "slowed_by": ["power cap"]}
 

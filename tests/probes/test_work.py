@@ -7,7 +7,7 @@ from torch import nn
 from sdbench.models.spec import resolve
 from sdbench.probes import work
 from sdbench.probes.flops import random_unet_input, unet_macs
-from sdbench.suites import Sampling
+from sdbench.settings import Sampling
 
 SAMPLING = Sampling(steps=12, guidance_scale=3.0, size_px=64, dtype="float32", batch=1)
 

@@ -1,0 +1,37 @@
+"""What all commands share: lines for people on stderr, answers for machines on stdout, and where results lie."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sdbench.api import Places
+
+Command = Callable[[argparse.Namespace], int]  # => the process's exit code
+Add = Callable[[str, Command, str], argparse.ArgumentParser]  # name, function and help of a command => its parser
+
+
+def say(text: str) -> None:
+    """A line for people."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def give(content: Any) -> None:
+    """The answer for machines."""
+    print(json.dumps(content, indent=1, default=str), flush=True)
+
+
+def runs(arguments: argparse.Namespace) -> Path:
+    """The folder of pictures and features: within that of results, where no other is named."""
+    named: Path | None = arguments.runs
+    return named or Path(arguments.results) / "runs"
+
+
+def places(arguments: argparse.Namespace) -> "Places":
+    """Where results and runs lie."""
+    from sdbench.api import Places
+
+    return Places(arguments.results, runs(arguments))
