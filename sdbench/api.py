@@ -242,7 +242,10 @@ def compare(candidate: str, baseline: str, policy: Path | None, places: Places |
     theirs, ours = _baseline(baseline, where), _named(candidate)  # names first: nothing is run for a misspelt one
     given = suites.load(suite) if suite else None
     old = _record_of(theirs, where, given)
-    new = _record_of(ours, where, given or records.head(old).suite.name.removesuffix("-custom"))
+    of_suite = records.head(old).suite.name
+    if not isinstance(ours, Path):
+        chosen.rules(of_suite)  # a policy that weighs nothing here ends it before the candidate is run
+    new = _record_of(ours, where, given or of_suite.removesuffix("-custom"))
     return _judged(new, old, chosen, where)
 
 

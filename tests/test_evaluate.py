@@ -184,6 +184,16 @@ def test_a_baseline_without_a_record_is_run_first_and_where_the_model_is(few: su
     assert ran == [("scenes-ssd-1b", "cpu")] * 3
 
 
+def test_nothing_is_run_for_a_policy_that_does_not_weigh_the_suite(
+    teacher: api.Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "run", lambda *_, **__: pytest.fail("run"))
+    policy = tmp_path / "policy.toml"
+    policy.write_text("alpha = 0.05\n[suites.other]\n")
+    with pytest.raises(UserError, match="unknown suite in the gate's policy 'quality-custom'"):
+        api.compare("scenes-vega-pruned", str(teacher.folder), policy)
+
+
 def test_import_sdbench_is_instant_and_evaluate_waits() -> None:
     program = "import sys, sdbench; assert 'sdbench.api' not in sys.modules; sdbench.evaluate; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
