@@ -29,7 +29,7 @@ from sdbench.probes import driver
 from sdbench.protocols.base import Subject
 from sdbench.records import Looks, Machine, Model, Record, Scores, Value
 from sdbench.scenes import embedded
-from sdbench.score import score
+from sdbench.score import named, score
 from sdbench.settings import BASE, Sampling
 from sdbench.store import U8, Store, digest
 from sdbench.suites import Suite, suites_folder
@@ -90,6 +90,7 @@ def bench(
         raise UserError(f"{option} is for probes, of which this run of suite {suite.name!r} has none; leave it out")
     if suite.probes:
         suite.probes.chosen(settings)
+    named(suite.metrics.get(suite.family, ()))
     for folder in (results, runs):
         _check_writable(folder)
     suite.id  # noqa: B018  # prompts or a latent that are neither here nor reachable end the run here

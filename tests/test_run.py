@@ -403,6 +403,11 @@ def test_a_part_is_no_suite_to_run(lacking: str, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_unknown_metric_of_a_suite_is_found_before_any_picture_is_made(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"unknown metric 'fd\.scene'; did you mean 'fd\.scenes'"):
+        bench(tmp_path, SUITE.model_copy(update={"metrics": {"scenes": ("fd.scene",)}}))
+
+
 @pytest.mark.parametrize("blocked", ["results", "runs"])
 def test_a_folder_that_cannot_be_written_is_found_before_any_work(blocked: str, tmp_path: Path) -> None:
     (tmp_path / blocked).write_text("a file in the way")
