@@ -1,6 +1,6 @@
 """What the command line does, for Python: the same names, the same records."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,51 +80,73 @@ def run(
     return runner.run(specs, runner.bench(suite, device=machine.chosen_device(device), results=where.results, runs=where.runs, **choice))
 
 
-def score(images: Path, prompts: Path, places: Places | None = None) -> tuple[list[Value], Scores]:
-    """Score pictures of scenes made elsewhere, 64 x 64 px, against a text file with a caption a line, in the order of the sorted file names.
+def score(images: Path, prompts: Path, places: Places | None = None, suite: str = "standard") -> tuple[list[Value], Scores]:
+    """Score pictures made elsewhere by a suite's metrics, but for those that compare with the teacher.
+
+    Args:
+        images: folder of PNG, JPEG or WebP pictures of one size.
+        prompts: text file with a prompt a line, in the order of the sorted file names.
+        places: where the work is kept.
+        suite: name or path of a suite, which says the family: one of `scenes` takes 64 x 64 px and the grammar's captions.
 
     Raises:
-        UserError: the numbers of pictures and captions differ, one of the files cannot be read, or they are of no scenes.
+        UserError: the numbers of pictures and prompts differ, one of the files cannot be read, or the family has no such pictures.
     """
     from sdbench import run as runner
+    from sdbench.prompts import lines
     from sdbench.score import PROTOCOLS
     from sdbench.score import score as scored
-
-    subject = runner.external(*_scenes(images, prompts), (places or Places()).runs)
-    suite = suites.load("quality")
-    metrics = [name for name in suite.metrics["scenes"] if not PROTOCOLS[name].against_teacher]
-    return scored(replace(subject, reference=suite.reference), metrics)
-
-
-def _scenes(images: Path, prompts: Path) -> "tuple[list[Path], U8, tuple[str, ...]]":
-    """Files, pictures and captions, if the embedded family's evaluators know such."""
-    from sdbench.prompts import lines
-    from sdbench.scenes.grammar import parse
-    from sdbench.scenes.render import SIZE_PX
-    from sdbench.store import read_images
 
     if not images.is_dir() or not prompts.exists() or prompts.is_dir():
         raise UserError(
             f"--images takes a folder and --prompts a text file; found {images} and {prompts}, of which one is missing or of the other kind"
         )
+    chosen, texts = suites.load(suite), lines(prompts)
+    if chosen.family is None:
+        raise UserError(f"suite {suite!r} is a part, of no family; score by one that includes it, such as 'standard' or 'quality'")
     paths = sorted(path for path in images.iterdir() if path.suffix.lower() in {".png", ".jpg", ".jpeg", ".webp"})
-    captions = lines(prompts)
-    if not paths or len(paths) != len(captions):
+    if not paths or len(paths) != len(texts):
         raise UserError(
-            f"{images} holds {len(paths)} pictures and {prompts} {len(captions)} prompts; there must be a prompt for each picture, in the order of the file names"
+            f"{images} holds {len(paths)} pictures and {prompts} {len(texts)} prompts; there must be a prompt for each picture, in the order of the file names"
         )
-    pixels = read_images(paths, "replace or remove it, and its prompt")
-    if pixels.shape[1:3] != (SIZE_PX, SIZE_PX):
+    if chosen.family == "scenes":
+        _check_scenes(images, paths[0], prompts, texts)
+    subject = runner.external(_read(paths), texts, (places or Places()).runs)
+    metrics = [name for name in chosen.metrics.get(chosen.family, ()) if not PROTOCOLS[name].against_teacher]
+    return scored(replace(subject, reference=chosen.reference), metrics)
+
+
+def _read(paths: Sequence[Path]) -> "Iterator[U8]":
+    """Pictures of one size, a block of them in memory at a time."""
+    from sdbench.protocols.base import BLOCK
+    from sdbench.store import read_images
+
+    size = None
+    for start in range(0, len(paths), BLOCK):
+        block = read_images(paths[start : start + BLOCK], "replace or remove it, and its prompt")
+        size = size or block.shape[1:3]
+        if block.shape[1:3] != size:
+            raise UserError(
+                f"picture {paths[start]} is {block.shape[2]} x {block.shape[1]} px, the first is {size[1]} x {size[0]}; all must be of one size."
+            )
+        yield from block
+
+
+def _check_scenes(images: Path, first: Path, prompts: Path, captions: Sequence[str]) -> None:
+    """The embedded family's evaluators would fail on pictures of another size, and make something up of other captions."""
+    from sdbench.scenes.grammar import parse
+    from sdbench.scenes.render import SIZE_PX
+
+    height, width, _ = next(_read([first])).shape
+    if (height, width) != (SIZE_PX, SIZE_PX):
         raise UserError(
-            f"{images} holds pictures of {pixels.shape[2]} x {pixels.shape[1]} px; this scores scenes of {SIZE_PX} x {SIZE_PX}, with the evaluators "
-            "of the embedded family. Full-size pictures are scored where they are made: sdbench run --model"
+            f"{images} holds pictures of {width} x {height} px; scenes are of {SIZE_PX} x {SIZE_PX}. Full-size ones are scored by --suite standard"
         )
     for caption in captions:
         try:
             parse(caption)
         except ValueError as error:
-            raise UserError(f"{prompts}: {error}") from error
-    return paths, pixels, captions
+            raise UserError(f"{prompts}: {error}; other prompts are scored by --suite standard") from error
 
 
 @dataclass(frozen=True)

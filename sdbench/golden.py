@@ -109,7 +109,7 @@ def _judged(protocol: Protocol, seen: Seen) -> Judgement:
 
 
 def _subject(drawn: U8, runs: Path) -> Subject:
-    return replace(run.external([Path(f"{row:02d}.png") for row in range(N)], drawn, PROMPTS, runs), reference="scenes")
+    return replace(run.external(drawn, PROMPTS, runs), reference="scenes")
 
 
 def _scored(subject: Subject, teacher: Scores, original: Subject, names: list[str]) -> tuple[dict[str, Value], Scores]:

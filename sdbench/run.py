@@ -1,16 +1,16 @@
 """Suite x models -> records. Each step does only what is missing, and writes nothing that another step would have to undo."""
 
 import gc
+import hashlib
 import io
 import itertools
 import os
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 
@@ -337,12 +337,12 @@ def _check_writable(folder: Path) -> None:
         ) from error
 
 
-def external(images: Sequence[Path], pixels: U8, prompts: Sequence[str], runs: Path) -> Subject:
-    """Pictures made elsewhere, kept as PNG in a store of their own, to be scored like any others."""
-    names = [digest([path.name, pixels[row].tobytes().hex()]) for row, path in enumerate(images)]
-    store = Store(runs, {"pictures": names})
-    for name, picture in zip(names, np.asarray(pixels), strict=True):
+def external(pictures: Iterable[U8], prompts: Sequence[str], runs: Path) -> Subject:
+    """Pictures made elsewhere, H x W x 3 each, kept as PNG in a store of their own, to be scored like any others."""
+    store, todo = Store(runs, {"pictures": "made elsewhere"}), []
+    for row, (picture, prompt) in enumerate(zip(pictures, prompts, strict=True)):
+        name = digest([picture.shape, hashlib.sha256(picture.tobytes()).hexdigest()])
         if store.missing([name]):
             store.put(name, picture)
-    todo = [Job(f"{row:05d}", 0, prompt, name) for row, (prompt, name) in enumerate(zip(prompts, names, strict=True))]
+        todo.append(Job(f"{row:05d}", 0, prompt, name))
     return subject_of(store, todo, runs)
