@@ -20,6 +20,7 @@ from tqdm import tqdm
 from sdbench.encoders.catalogue import Encoder
 from sdbench.errors import UserError
 from sdbench.metrics.frechet import Gaussian, Moments
+from sdbench.metrics.inputs import F64
 from sdbench.reference import KEPT, Card, card_of, folder, save
 from sdbench.sources import read_table, stream
 from sdbench.store import F32, U8, digest, kept, mode_of
@@ -120,6 +121,22 @@ def take(name: str, file: Path, encoder: str, n: int, source: str, runs: Path) -
     Raises:
         UserError: it holds something else, or the name is taken by another file or n.
     """
+    content, mean, covariance = _published(file)
+    if n < 2:
+        raise UserError(f"--n {n}: statistics are of at least 2 pictures; say how many pictures {file} was made of")
+    sha256 = hashlib.sha256(content).hexdigest()
+    git = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+    made = _digest(sha256, n, encoder)
+    taken = _free(name, encoder, runs)
+    if taken and taken.digest != made:
+        raise _other(taken, f"{file} of n = {n} ({sha256[:12]})", runs)
+    data = {"source": source, "sha256": sha256, "git": git}
+    card = Card(name=name, digest=made, encoder=encoder, encoder_id=None, data=data, n=n)
+    return taken or save(card, Gaussian(mean, covariance, n), None, runs)
+
+
+def _published(file: Path) -> tuple[bytes, F64, F64]:
+    """What a file holds, and the moments in it."""
     try:
         content = file.read_bytes()
         with np.load(io.BytesIO(content)) as published:
@@ -128,30 +145,19 @@ def take(name: str, file: Path, encoder: str, n: int, source: str, runs: Path) -
         raise UserError(
             f"{file} is no file of statistics ({type(error).__name__}); expected a .npz with arrays `mu` (d) and `sigma` (d x d)"
         ) from error
-    d = mean.shape[0] if mean.ndim == 1 else 0
-    if (
-        not d
-        or covariance.shape != (d, d)
-        or not np.isfinite(mean).all()
-        or not np.allclose(covariance, covariance.T)
-        or (covariance.diagonal() < 0).any()
-    ):
+    if mean.ndim != 1 or not mean.size or covariance.shape != (len(mean), len(mean)) or not _are_moments(mean, covariance):
         raise UserError(
-            f"{file}: `mu` {mean.shape} and `sigma` {covariance.shape} are no mean and covariance; expected finite (d) and symmetric (d x d)"
+            f"{file}: `mu` {mean.shape} and `sigma` {covariance.shape} are no mean and covariance; "
+            "expected finite (d) and symmetric (d x d), without negative eigenvalues"
         )
-    if n < 2:
-        raise UserError(f"--n {n}: statistics are of at least 2 pictures; say how many pictures {file} was made of")
-    sha256, git = (
-        hashlib.sha256(content).hexdigest(),
-        hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest(),
-    )
-    made = _digest(sha256, n, encoder)
-    taken = _free(name, encoder, runs)
-    if taken and taken.digest != made:
-        raise _other(taken, f"{file} of n = {n} ({sha256[:12]})", runs)
-    data = {"source": source, "sha256": sha256, "git": git}
-    card = Card(name=name, digest=made, encoder=encoder, encoder_id=None, data=data, n=n)
-    return taken or save(card, Gaussian(mean, covariance, n), None, runs)
+    return content, mean, covariance
+
+
+def _are_moments(mean: F64, covariance: F64) -> bool:
+    if not np.isfinite(mean).all() or not np.allclose(covariance, covariance.T):
+        return False
+    eigenvalues = np.linalg.eigvalsh(covariance)
+    return bool(eigenvalues[0] >= -1e-4 * abs(eigenvalues[-1]))  # rounding to float32 leaves some below 0
 
 
 def _free(name: str, encoder: str, runs: Path) -> Card | None:

@@ -283,12 +283,15 @@ def test_what_holds_no_moments_is_refused(runs: Path, tmp_path: Path) -> None:
     mean, covariance = FEATURES.mean(0), np.cov(FEATURES, rowvar=False)
     crooked = covariance.copy()
     crooked[0, 1] += 1
+    impossible = covariance.copy()
+    impossible[0, 1] = impossible[1, 0] = 2 * covariance[0, 0]  # a correlation above 1
     bad = {
         "no arrays": {"mu": mean, "sigma": np.zeros(3)},
         "of two sizes": {"mu": mean[:3]},
         "not finite": {"mu": mean * np.nan},
         "not symmetric": {"sigma": crooked},
         "negative": {"sigma": -covariance},
+        "impossible": {"sigma": impossible},
     }
     for changes in bad.values():
         with pytest.raises(UserError, match="are no mean and covariance"):
