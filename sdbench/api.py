@@ -208,7 +208,7 @@ def evaluate(
     if in_memory and only == "probes":
         raise UserError("latency and memory are measured in processes of their own; save the pipeline and name its folder")
     spec, only = _described(model, name), "quality" if in_memory else only
-    device = model.unet.device.type if in_memory else device
+    device = str(model.unet.device) if in_memory else device
     chosen, policy, old = _suite(suite, spec), _policy(None), None
     if baseline is not None:  # before the model, which may take hours, is run for a misspelt name
         policy.rules(chosen.name)
@@ -238,7 +238,7 @@ def _run_in_memory(pipeline: Any, spec: "ModelSpec", suite: suites.Suite, where:
     from sdbench.generate import DTYPES
     from sdbench.models import memory
 
-    setting = runner.bench(suite, device=pipeline.unet.device.type, results=where.results, runs=where.runs, only="quality")
+    setting = runner.bench(suite, device=str(pipeline.unet.device), results=where.results, runs=where.runs, only="quality")
     with memory.lent(pipeline, DTYPES[setting.sampling.dtype]) as guest:
         return runner.run([spec], replace(setting, loaded={spec.name: guest}))
 
@@ -310,6 +310,7 @@ def until_verdict(
 ) -> tuple[Path, Report]:
     """Measure a model until it is sure whether it is as good as the baseline => its record, the verdict."""
     from sdbench import run as runner
+    from sdbench.encoders.memory import evaluators
     from sdbench.until import Question, run_until_verdict
 
     where, chosen = places or Places(), _policy(policy)
@@ -317,7 +318,8 @@ def until_verdict(
     runner.check_models([spec], suite)
     old = _record_of(_baseline(baseline, where), where, suite, device)
     setting = runner.bench(suite, device=machine.chosen_device(device), results=where.results, runs=where.runs)
-    return run_until_verdict(Question(spec, setting, old, chosen, floors.between_runs(records.head(old), where.results)))
+    with evaluators(setting.device):
+        return run_until_verdict(Question(spec, setting, old, chosen, floors.between_runs(records.head(old), where.results)))
 
 
 def noise(

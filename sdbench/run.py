@@ -16,7 +16,7 @@ from PIL import Image
 
 from sdbench import records
 from sdbench.accept import judged
-from sdbench.encoders.memory import release
+from sdbench.encoders.memory import evaluators
 from sdbench.errors import UserError
 from sdbench.generate import DTYPES, Job, generate, jobs, rendered, sampler
 from sdbench.machine import environment, this_machine
@@ -108,10 +108,8 @@ def run(specs: Sequence[ModelSpec], setting: Bench) -> list[Path]:
     pictures = {spec.name: _pictures(spec, setting) for spec in ordered} if setting.quality else {}
     probed = probe([spec for spec in ordered if spec.source != "rendered"], setting) if setting.probes else {}
     call = uuid.uuid4().hex[:12]
-    try:
+    with evaluators(setting.device):
         made = {spec.name: record_of(spec, setting, pictures.get(spec.name), probed.get(spec.name, []), call) for spec in ordered}
-    finally:
-        release()
     return [made[spec.name] for spec in specs]
 
 
@@ -162,7 +160,8 @@ class Easel:
 
 def place_of(name: str, weights: str | None, setting: Bench) -> tuple[Store, list[Job]]:
     """Where a model's pictures of a suite lie, or will."""
-    identity = {"model": name, "weights": weights, "device": setting.device, "batch": setting.sampling.batch}
+    kind, _, _ = setting.device.partition(":")  # two cards of one machine draw the same
+    identity = {"model": name, "weights": weights, "device": kind, "batch": setting.sampling.batch}
     return Store(setting.runs, identity), jobs(setting.suite, setting.sampling, weights)
 
 

@@ -15,7 +15,7 @@ from diffusers import EulerDiscreteScheduler
 from peft import LoraConfig
 
 import sdbench
-from sdbench import api, records, reference, run, suites
+from sdbench import api, records, reference, suites
 from sdbench.errors import UserError
 from sdbench.models import memory
 from sdbench.models.loading import load
@@ -90,7 +90,7 @@ def test_a_pipeline_in_memory_scores_as_the_same_model_by_name(few: suites.Suite
 
 def test_a_training_loop_goes_on_as_if_nothing_had_been(few: suites.Suite, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline, released = student(), list[int]()
-    monkeypatch.setattr(run, "release", lambda: released.append(1))  # what evaluators hold of a GPU
+    monkeypatch.setattr("sdbench.encoders.memory.release", lambda: released.append(1))  # what evaluators hold of a GPU
     pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
     pipeline.unet.train().requires_grad_(requires_grad=True)
     pipeline.unet.mid_block.eval()

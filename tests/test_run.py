@@ -311,6 +311,11 @@ def test_a_student_alone_has_no_win_rate_until_the_teacher_was_run(teacher: Mode
     assert after.value == 0.5
 
 
+def test_a_card_finds_the_pictures_of_the_card_beside_it(tmp_path: Path) -> None:
+    places = [runner.place_of("m", "w", replace(bench(tmp_path), device=device))[0].folder for device in ("cuda", "cuda:1", "cpu")]
+    assert places[0] == places[1] != places[2]
+
+
 def test_another_suite_s_teacher_does_not_count(teacher: ModelSpec, tmp_path: Path) -> None:
     runner.run([teacher], bench(tmp_path, SUITE.model_copy(update={"version": 2})))
     record, _ = records.read(runner.run([resolve("scenes-rendered")], bench(tmp_path))[0])
