@@ -74,7 +74,9 @@ def test_the_example_of_the_documentation_runs(teacher: api.Evaluation) -> None:
 
 def test_a_pipeline_in_memory_scores_as_the_same_model_by_name(few: suites.Suite, teacher: api.Evaluation) -> None:
     by_name = sdbench.evaluate("scenes-vega", few, only="quality")
-    found = sdbench.evaluate(student(), few, name="step-1000", baseline="scenes-vega")
+    pipeline = student()
+    with torch.autocast("cpu", torch.bfloat16):  # as a training loop may have it
+        found = sdbench.evaluate(pipeline, few, name="step-1000", baseline="scenes-vega")
     assert found.record.values == by_name.record.values
     assert {value.state for value in found.record.values} == {"ok"}
     for name, column in by_name.scores.columns.items():
