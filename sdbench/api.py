@@ -1,6 +1,6 @@
 """What the command line does, for Python: the same names, the same records."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,6 @@ from sdbench.verdicts import Report
 
 if TYPE_CHECKING:
     from sdbench.models.spec import ModelSpec
-    from sdbench.store import U8
 
 FAMILY_SUITE = {"scenes": "quality", "sdxl": "standard"}
 
@@ -92,61 +91,14 @@ def score(images: Path, prompts: Path, places: Places | None = None, suite: str 
     Raises:
         UserError: the numbers of pictures and prompts differ, one of the files cannot be read, or the family has no such pictures.
     """
-    from sdbench import run as runner
-    from sdbench.prompts import lines
+    from sdbench import elsewhere
     from sdbench.score import PROTOCOLS
     from sdbench.score import score as scored
 
-    if not images.is_dir() or not prompts.exists() or prompts.is_dir():
-        raise UserError(
-            f"--images takes a folder and --prompts a text file; found {images} and {prompts}, of which one is missing or of the other kind"
-        )
-    chosen, texts = suites.load(suite), lines(prompts)
-    if chosen.family is None:
-        raise UserError(f"suite {suite!r} is a part, of no family; score by one that includes it, such as 'standard' or 'quality'")
-    paths = sorted(path for path in images.iterdir() if path.suffix.lower() in {".png", ".jpg", ".jpeg", ".webp"})
-    if not paths or len(paths) != len(texts):
-        raise UserError(
-            f"{images} holds {len(paths)} pictures and {prompts} {len(texts)} prompts; there must be a prompt for each picture, in the order of the file names"
-        )
-    if chosen.family == "scenes":
-        _check_scenes(images, paths[0], prompts, texts)
-    subject = runner.external(_read(paths), texts, (places or Places()).runs)
-    metrics = [name for name in chosen.metrics.get(chosen.family, ()) if not PROTOCOLS[name].against_teacher]
-    return scored(replace(subject, reference=chosen.reference), metrics)
-
-
-def _read(paths: Sequence[Path]) -> "Iterator[U8]":
-    """Pictures of one size, a block of them in memory at a time."""
-    from sdbench.protocols.base import BLOCK
-    from sdbench.store import read_images
-
-    size = None
-    for start in range(0, len(paths), BLOCK):
-        block = read_images(paths[start : start + BLOCK], "replace or remove it, and its prompt")
-        size = size or block.shape[1:3]
-        if block.shape[1:3] != size:
-            raise UserError(
-                f"picture {paths[start]} is {block.shape[2]} x {block.shape[1]} px, the first is {size[1]} x {size[0]}; all must be of one size."
-            )
-        yield from block
-
-
-def _check_scenes(images: Path, first: Path, prompts: Path, captions: Sequence[str]) -> None:
-    """The embedded family's evaluators would fail on pictures of another size, and make something up of other captions."""
-    from sdbench.scenes.grammar import parse
-    from sdbench.scenes.render import SIZE_PX
-
-    height, width, _ = next(_read([first])).shape
-    if (height, width) != (SIZE_PX, SIZE_PX):
-        raise UserError(
-            f"{images} holds pictures of {width} x {height} px; scenes are of {SIZE_PX} x {SIZE_PX}. Full-size ones are scored by --suite standard"
-        )
-    for caption in captions:
-        try:
-            parse(caption)
-        except ValueError as error:
-            raise UserError(f"{prompts}: {error}; other prompts are scored by --suite standard") from error
+    chosen = suites.load(suite)
+    subject = elsewhere.subject(images, prompts, chosen, (places or Places()).runs)
+    metrics = chosen.metrics.get(chosen.family or "sdxl", ())
+    return scored(subject, [name for name in metrics if not PROTOCOLS[name].against_teacher])
 
 
 @dataclass(frozen=True)

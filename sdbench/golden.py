@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from huggingface_hub import constants
 
-from sdbench import assets, run
+from sdbench import assets, elsewhere
 from sdbench.protocols.base import Protocol, Subject
 from sdbench.records import Scores, Value
 from sdbench.scenes.grammar import scene_at
@@ -111,7 +111,7 @@ def _judged(protocol: Protocol, seen: Seen) -> Judgement:
 
 
 def _subject(drawn: U8, runs: Path) -> Subject:
-    return replace(run.external(drawn, PROMPTS, runs), reference="scenes")
+    return replace(elsewhere.kept(drawn, PROMPTS, runs), reference="scenes")
 
 
 def _scored(subject: Subject, teacher: Scores, original: Subject, names: list[str]) -> tuple[dict[str, Value], Scores]:

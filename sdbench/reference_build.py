@@ -23,10 +23,9 @@ from sdbench.metrics.frechet import Gaussian, Moments
 from sdbench.metrics.inputs import F64
 from sdbench.reference import KEPT, Card, card_of, folder, save
 from sdbench.sources import read_table, stream
-from sdbench.store import F32, U8, digest, kept, mode_of
+from sdbench.store import F32, SUFFIXES, U8, digest, kept, mode_of
 
 BLOCK = 64  # pictures in memory at a time
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 
 

@@ -1,12 +1,11 @@
 """Suite x models -> records. Each step does only what is missing, and writes nothing that another step would have to undo."""
 
 import gc
-import hashlib
 import io
 import itertools
 import os
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from sdbench.records import Looks, Machine, Model, Record, Scores, Value
 from sdbench.scenes import embedded
 from sdbench.score import named, score
 from sdbench.settings import BASE, Sampling
-from sdbench.store import U8, Store, digest
+from sdbench.store import U8, Store
 from sdbench.suites import Suite, suites_folder
 from sdbench.thumbnails import worth_keeping
 
@@ -334,14 +333,3 @@ def _check_writable(folder: Path) -> None:
         raise UserError(
             f"folder {folder} cannot be written ({error.strerror}); make it writable, or name another with --results and --runs."
         ) from error
-
-
-def external(pictures: Iterable[U8], prompts: Sequence[str], runs: Path) -> Subject:
-    """Pictures made elsewhere, H x W x 3 each, kept as PNG in a store of their own, to be scored like any others."""
-    store, todo = Store(runs, {"pictures": "made elsewhere"}), []
-    for row, (picture, prompt) in enumerate(zip(pictures, prompts, strict=True)):
-        name = digest([picture.shape, hashlib.sha256(picture.tobytes()).hexdigest()])
-        if store.missing([name]):
-            store.put(name, picture)
-        todo.append(Job(f"{row:05d}", 0, prompt, name))
-    return subject_of(store, todo, runs)

@@ -24,6 +24,7 @@ from sdbench.errors import UserError
 
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}  # of files that are taken for pictures
 
 
 def digest(content: Any) -> str:

@@ -48,7 +48,7 @@ FLOORS = (
     },
     {"protocols"},
     {"generate", "score", "probes"},
-    {"run", "plan", "profiles", "golden", "known", "doctor", "until"},
+    {"run", "elsewhere", "plan", "profiles", "golden", "known", "doctor", "until"},
     {"api"},
     {"cli", "console", "measuring", "gating", "showing", "__main__"},
 )
