@@ -25,7 +25,7 @@ from distillation.export import Provenance, StageResult, check_free, export
 from distillation.look import Look
 from distillation.losses import task_weights, terms
 from distillation.plan import Plan
-from distillation.prune import prune
+from distillation.prune import prune, student_config
 from distillation.recipe import Family, Piece, Recipe
 from distillation.recipe_tables import Training
 from distillation.taps import Tap, collect, resolve
@@ -152,6 +152,8 @@ def check(
     for teacher in found:
         if teacher.spec.family != family:
             raise UserError(f"the teacher in {teacher.folder} is of family {teacher.spec.family!r}; expected {family!r}, as --family says")
+    students = [student_config(found[0].config, plan) for plan in recipe.plans]
+    resolve(students[-1], found[0].config, recipe.plans[-1], recipe.taps)
     return found, recipe.pieces(steps or recipe.settings(family).steps, len(found))
 
 

@@ -19,9 +19,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from distillation import data, train
+from distillation.budget import TWIN
 from distillation.export import Provenance, export
+from distillation.plan import MIDDLE
 from distillation.prune import prune
 from distillation.recipe import Recipe, read
+from distillation.recipe_tables import Keep
 from distillation.teacher import EMBEDDED, find
 from distillation.train import distil
 from sdbench.errors import UserError
@@ -231,6 +234,14 @@ def test_what_cannot_work_is_said_before_any_work(vega: Recipe, teacher_folder: 
         UserError, match=r"2 teachers for recipe 'vega', which names 3 \(stabilityai.*, ZavyChromaXL, JuggernautXL\); give one, or all"
     ):
         distil(vega, "scenes", [teacher_folder] * 2, work, tmp_path / "out")
+    with pytest.raises(UserError, match=r"tap .* 'mid_blok'; did you mean 'mid_block'"):
+        distil(vega.model_copy(update={"taps": ("mid_blok",)}), "scenes", [teacher_folder], work, tmp_path / "out")
+    halves = tuple(Keep(attentions=path, blocks=(0, 1), source="") for path in (TWIN, MIDDLE))
+    first = vega.stages[0].model_copy(update={"keep": halves})
+    unsayable = vega.stages[1].model_copy(update={"keep": (Keep(attentions=TWIN, blocks=(0,), source=""),)})
+    both = vega.model_copy(update={"student": None, "stages": (first, unsayable)})
+    with pytest.raises(UserError, match="a diffusers config cannot say these depths"):
+        distil(both, "scenes", [teacher_folder], work, tmp_path / "out")
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="no device 'cuda' here: torch finds no GPU"):
             distil(vega, "scenes", [teacher_folder], work, tmp_path / "out", device="cuda")
