@@ -92,7 +92,7 @@ def distil(
         raise UserError(
             "family 'sdxl' needs pictures to train on; name them with --data: `distillation data make` draws some with the teacher"
         )
-    accelerator = accelerate(device, settings.dtype)
+    accelerator = accelerator_on(device, settings.dtype)
     place = str(accelerator.device)
     with accelerator.main_process_first():  # the others find what it drew
         source = scenes(recipe.scenes.pictures, work) if pictures is None else pictures
@@ -125,7 +125,7 @@ def distil(
     return out
 
 
-def accelerate(device: Literal["cpu", "cuda"], dtype: Literal["bfloat16", "float32"]) -> Accelerator:
+def accelerator_on(device: Literal["cpu", "cuda"], dtype: Literal["bfloat16", "float32"]) -> Accelerator:
     """Where and in which precision the networks run, in one process or in several.
 
     Raises:
