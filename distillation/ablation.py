@@ -29,6 +29,7 @@ from sdbench.models.architectures import depths, unet_config
 from sdbench.scenes.embedded import checked
 from sdbench.scenes.networks import SceneNet
 from sdbench.scenes.training.watch import Watch
+from sdbench.store import write_bytes
 
 Choose = Callable[[str, Sequence[int], int], tuple[int, ...]]
 CAPTIONS = 512
@@ -124,10 +125,7 @@ def sweep(
             path = results / "ablation" / recipe.name / f"{name.replace(' ', '-')}-{seed}.json"
             if not (found := _read(path)) or found.identity != identity:
                 found = _make(Outcome(name, seed, identity, (), {}, 0.0), way, teacher_folder, work, watch, steps, device)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                beside = path.with_suffix(".part")
-                beside.write_text(json.dumps(asdict(found)) + "\n")
-                beside.replace(path)
+                write_bytes(path, json.dumps(asdict(found)).encode() + b"\n")
             outcomes.append(found)
     return outcomes
 

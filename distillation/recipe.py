@@ -1,8 +1,8 @@
 """Recipes: which of the teacher's blocks a student keeps, what is compared, and how long it trains.
 
-A recipe names blocks by the teacher's own numbers, at every stage. It is checked in full against the two architectures
-when it is read, before any weights are. Nothing in it depends on widths: the same file prunes SDXL and the embedded
-teacher.
+A recipe names blocks by the teacher's own numbers, at every stage. It is checked against the two architectures when it is
+read, its taps when a run begins: both before any weights are. Nothing in it depends on widths: the same file prunes SDXL
+and the embedded teacher.
 """
 
 import bisect

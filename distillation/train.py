@@ -25,7 +25,7 @@ from distillation.export import Provenance, StageResult, check_free, export
 from distillation.look import Look
 from distillation.losses import task_weights, terms
 from distillation.plan import Plan
-from distillation.prune import prune
+from distillation.prune import prune, student_config
 from distillation.recipe import Family, Piece, Recipe
 from distillation.recipe_tables import Training
 from distillation.taps import Tap, collect, resolve
@@ -92,7 +92,7 @@ def distil(
         raise UserError(
             "family 'sdxl' needs pictures to train on; name them with --data: `distillation data make` draws some with the teacher"
         )
-    accelerator = accelerate(device, settings.dtype)
+    accelerator = accelerator_on(device, settings.dtype)
     place = str(accelerator.device)
     with accelerator.main_process_first():  # the others find what it drew
         source = scenes(recipe.scenes.pictures, work) if pictures is None else pictures
@@ -125,7 +125,7 @@ def distil(
     return out
 
 
-def accelerate(device: Literal["cpu", "cuda"], dtype: Literal["bfloat16", "float32"]) -> Accelerator:
+def accelerator_on(device: Literal["cpu", "cuda"], dtype: Literal["bfloat16", "float32"]) -> Accelerator:
     """Where and in which precision the networks run, in one process or in several.
 
     Raises:
@@ -152,6 +152,8 @@ def check(
     for teacher in found:
         if teacher.spec.family != family:
             raise UserError(f"the teacher in {teacher.folder} is of family {teacher.spec.family!r}; expected {family!r}, as --family says")
+    students = [student_config(found[0].config, plan) for plan in recipe.plans]
+    resolve(students[-1], found[0].config, recipe.plans[-1], recipe.taps)
     return found, recipe.pieces(steps or recipe.settings(family).steps, len(found))
 
 

@@ -47,7 +47,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             beside.unlink()
         raise UserError(
-            f"cannot write {path}: {error.strerror}. What was made so far is kept; make room or the folder writable, or name another with --runs."
+            f"cannot write {path}: {error.strerror}. What was made so far is kept; make room or the folder writable, or name another folder."
         ) from error
 
 

@@ -122,7 +122,7 @@ def fit(
             if not torch.isfinite(norm):
                 raise UserError(_not_finite(folder, step, terms))
             optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
+            optimiser.zero_grad(set_to_none=accelerator.num_processes == 1)  # of several they may lie in buckets, which stay anyway
             if average is not None and schedule.ema is not None:
                 _average(average, plain, min(schedule.ema, (step + 1) / (step + 10)))
             bar.update(a_step)

@@ -244,15 +244,18 @@ import sys
 from pathlib import Path
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 from sdbench.training import Schedule, fit
-accelerator = Accelerator(cpu=True)
+accelerator = Accelerator(cpu=True, kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)])
 torch.manual_seed(0)
 net = accelerator.prepare(nn.Linear(3, 1))
 data = torch.randn(24, 4, 3, generator=torch.Generator().manual_seed(0))
 def loss(number):
     return {{"square": (net(data[number]) - data[number].sum(1, keepdim=True)).square().mean()}}
 fit(net, loss, Schedule(steps=6, lr=1e-2, batch=4, warmup=2, accumulation={accumulation}), Path(sys.argv[1]), accelerator=accelerator)
+if accelerator.num_processes > 1:  # kept once, in a bucket, through all of an accumulation
+    assert len({{parameter.grad.untyped_storage().data_ptr() for parameter in net.parameters()}}) == 1
 """
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
 from PIL import Image
 from tiny import save_tiny_pipeline, tiny_unet
 from torch import nn
@@ -75,7 +75,16 @@ def test_squares_are_read_in_order_and_named_by_content_and_size(folder: Path) -
     assert squares.digest != Squares(open_pictures(str(folder)), 2 * SIDE).digest
 
 
-def test_a_run_of_the_full_size_family(recipe: Recipe, teacher: Path, folder: Path, tmp_path: Path) -> None:
+def test_a_run_of_the_full_size_family(
+    recipe: Recipe, teacher: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode, at_once = AutoencoderKL._decode, []
+
+    def counted(vae: AutoencoderKL, latents: torch.Tensor, **chosen: Any) -> Any:
+        at_once.append(len(latents))
+        return decode(vae, latents, **chosen)
+
+    monkeypatch.setattr(AutoencoderKL, "_decode", counted)
     squares = Squares(open_pictures(str(folder)), SIDE)
     out = distil(recipe, "sdxl", [teacher], tmp_path / "work", tmp_path / "out", pictures=squares, steps=4)
     pipeline = StableDiffusionXLPipeline.from_pretrained(out)
@@ -86,6 +95,7 @@ def test_a_run_of_the_full_size_family(recipe: Recipe, teacher: Path, folder: Pa
     (sheet,) = (tmp_path / "work").glob("vega-*/2-depth/samples/*.png")
     with Image.open(sheet) as picture:
         assert picture.size == (4 * SIDE, SIDE)
+    assert at_once == [1] * 8  # 4 pictures after each stage: at 1024 px a decoder takes gigabytes for each
 
 
 def test_teachers_teach_in_succession(recipe: Recipe, teacher: Path, folder: Path, tmp_path: Path) -> None:

@@ -1,11 +1,10 @@
 """Runs with a tiny teacher: what a student is made of, that a stopped run ends as one that was not, and what is exported."""
 
+import errno
 import gc
 import json
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,9 +18,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from distillation import data, train
+from distillation.budget import TWIN
 from distillation.export import Provenance, export
+from distillation.plan import MIDDLE
 from distillation.prune import prune
 from distillation.recipe import Recipe, read
+from distillation.recipe_tables import Keep
 from distillation.teacher import EMBEDDED, find
 from distillation.train import distil
 from sdbench.errors import UserError
@@ -88,6 +90,24 @@ def test_a_finished_run_is_only_exported(
     assert not (left / "step-00000002").exists()
 
 
+def test_a_disk_that_has_no_room_for_a_stages_student_keeps_its_checkpoint(
+    vega: Recipe, teacher_folder: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    run = partial(distil, vega, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=STEPS)
+    with monkeypatch.context() as patch:
+        patch.setattr(UNet2DConditionModel, "save_pretrained", full)
+        with pytest.raises(
+            UserError, match=r"cannot write student to .*1-half.*No space left.*the last good checkpoint is .*step-00000002"
+        ):
+            run()
+    (stage,) = (tmp_path / "work").glob("vega-*/1-half")
+    assert {path.name for path in stage.iterdir()} == {"log.jsonl", "samples", "step-00000002", "tensorboard"}
+    assert (run() / "unet" / WEIGHTS).read_bytes() == (student / "unet" / WEIGHTS).read_bytes()
+
+
 def living_unets() -> int:
     gc.collect()
     return sum(type(thing) is UNet2DConditionModel for thing in gc.get_objects())
@@ -107,22 +127,8 @@ def test_a_stage_trains_beside_no_network_but_the_teacher(
     assert counts == [2, 2]
 
 
-GRADIENTS = """
-import torch
-from torch import nn
-from distillation.train import accelerate
-accelerator = accelerate("cpu", "float32")
-net = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 2))
-together = accelerator.prepare_model(net)
-together(torch.ones(1, 3)).sum().backward()
-assert len({parameter.grad.untyped_storage().data_ptr() for parameter in net.parameters()}) == 1
-"""
-
-
-def test_gradients_of_several_processes_are_kept_once_and_not_in_a_bucket_too(tmp_path: Path) -> None:
-    (tmp_path / "script.py").write_text(GRADIENTS)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(tmp_path / "script.py")]
-    subprocess.run(launch, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+def test_gradients_of_several_processes_are_kept_once_and_not_in_a_bucket_too() -> None:
+    assert train.accelerator_on("cpu", "float32").ddp_handler.gradient_as_bucket_view
 
 
 def test_activations_computed_twice_give_the_same_student(vega: Recipe, teacher_folder: Path, student: Path, tmp_path: Path) -> None:
@@ -231,6 +237,14 @@ def test_what_cannot_work_is_said_before_any_work(vega: Recipe, teacher_folder: 
         UserError, match=r"2 teachers for recipe 'vega', which names 3 \(stabilityai.*, ZavyChromaXL, JuggernautXL\); give one, or all"
     ):
         distil(vega, "scenes", [teacher_folder] * 2, work, tmp_path / "out")
+    with pytest.raises(UserError, match=r"tap .* 'mid_blok'; did you mean 'mid_block'"):
+        distil(vega.model_copy(update={"taps": ("mid_blok",)}), "scenes", [teacher_folder], work, tmp_path / "out")
+    halves = tuple(Keep(attentions=path, blocks=(0, 1), source="") for path in (TWIN, MIDDLE))
+    first = vega.stages[0].model_copy(update={"keep": halves})
+    unsayable = vega.stages[1].model_copy(update={"keep": (Keep(attentions=TWIN, blocks=(0,), source=""),)})
+    both = vega.model_copy(update={"student": None, "stages": (first, unsayable)})
+    with pytest.raises(UserError, match="a diffusers config cannot say these depths"):
+        distil(both, "scenes", [teacher_folder], work, tmp_path / "out")
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="no device 'cuda' here: torch finds no GPU"):
             distil(vega, "scenes", [teacher_folder], work, tmp_path / "out", device="cuda")

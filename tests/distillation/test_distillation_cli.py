@@ -57,10 +57,11 @@ def test_a_user_error_goes_to_stderr_with_exit_code_2(capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize("steps", ["0", "-3", "many"])
-def test_steps_must_be_a_whole_number(steps: str) -> None:
+def test_steps_must_be_a_whole_number(steps: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["run", "vega", "--out", "x", "--steps", steps])
     assert stopped.value.code == 2
+    assert f"argument --steps: '{steps}' is no whole number of at least 1" in capsys.readouterr().err
 
 
 def test_of_several_processes_the_main_one_says_where_the_student_is(

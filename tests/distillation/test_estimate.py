@@ -167,8 +167,9 @@ def test_what_a_full_size_run_could_not_do_is_said_by_a_dry_run(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("number", ["0", "-1", "nan", "inf", "fast"])
-def test_a_speed_or_price_must_be_positive(number: str) -> None:
+def test_a_speed_or_price_must_be_positive(number: str, capsys: pytest.CaptureFixture[str]) -> None:
     for option in ("--tflops", "--usd-per-hour"):
         with pytest.raises(SystemExit) as stopped:
             main(["plan", "vega", f"{option}={number}"])
         assert stopped.value.code == 2
+        assert f"argument {option}: '{number}' is no number of at least 1e-06" in capsys.readouterr().err
