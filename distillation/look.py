@@ -28,8 +28,9 @@ class Look:
 
     def __init__(self, pool: LatentPool, pipeline_folder: Path, precision: Callable[[], AbstractContextManager[object]]) -> None:
         self._batch, self._precision = pool.at(np.arange(min(SHOWN, len(pool.latents))), SEED), precision
-        self._vae: Any = read_part("vae", pipeline_folder / "vae", torch.float32)
-        self._vae.enable_slicing()  # one picture at a time: training leaves little memory
+        vae: Any = read_part("vae", pipeline_folder / "vae", torch.float32)
+        vae.enable_slicing()  # one picture at a time: training leaves little memory
+        self._vae = vae
         self._scheduler = EulerDiscreteScheduler.from_pretrained(pipeline_folder / "scheduler")
 
     @torch.no_grad()
