@@ -69,16 +69,25 @@ def _run(arguments: argparse.Namespace) -> int:
     specs, suite = _asked(arguments)
     only = "probes" if arguments.weights == "random" and arguments.only is None else arguments.only
     if arguments.dry_run:
-        planned = _planned(specs, suite, arguments, only, arguments.setting)
-        if arguments.json:
-            give(planned)
-        return 0
+        return _dry_run(specs, suite, only, arguments)
     if only != "probes" and specs[0].family == suite.family:
         tell(suite, arguments)
     made = api.run(
         specs, suite, places(arguments), device=arguments.device, only=only, settings=arguments.setting, profile=arguments.profile
     )
     return _show(made, arguments)
+
+
+def _dry_run(specs: "Sequence[ModelSpec]", suite: "Suite", only: str | None, arguments: argparse.Namespace) -> int:
+    """Refuse what the run would refuse, and say what it would make."""
+    from sdbench.run import check_models, check_suite
+
+    check_models(specs, suite)
+    check_suite(suite, only=only, settings=arguments.setting, profile=arguments.profile)
+    planned = _planned(specs, suite, arguments, only, arguments.setting)
+    if arguments.json:
+        give(planned)
+    return 0
 
 
 def _asked(arguments: argparse.Namespace) -> "tuple[list[ModelSpec], Suite]":
@@ -117,11 +126,12 @@ def _planned(
 def _show(made: Sequence[Path], arguments: argparse.Namespace) -> int:
     from sdbench import leaderboard, records, standings
 
-    leaderboard.write(arguments.results)
+    written = leaderboard.write(arguments.results)
     shown = [standings.Row(path, records.head(path)) for path in made]
     say(leaderboard.text_table(shown))
     for path in made:
         say(f"record: {path}")
+    say(f"leaderboard: {written}")
     if arguments.json:
         give([{"path": path, **row.record.model_dump(mode="json")} for path, row in zip(made, shown, strict=True)])
     return 0

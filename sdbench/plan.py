@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from sdbench import needs
-from sdbench.models.architectures import TOPOLOGIES, unet_config
+from sdbench.models.architectures import TOPOLOGIES
 from sdbench.models.spec import ModelSpec
 from sdbench.pipelines import files_to_fetch
-from sdbench.probes.flops import unet_macs
+from sdbench.probes.flops import random_unet_input, unet_macs
 from sdbench.settings import Sampling, Setting
 from sdbench.suites import Suite
 from sdbench.weights import size_text
@@ -28,15 +28,16 @@ def plan(specs: Sequence[ModelSpec], suite: Suite, runs: Path, *, only: str | No
         settings: labels of the probes' settings; all by default.
     """
     dtype = suite.sampling.dtype if suite.sampling else "float32"
-    files = [file for spec in specs for file in files_to_fetch(spec, dtype=dtype) if not file.cached] + needs.files(suite)
-    n = suite.prompts.n if suite.prompts and only != "probes" and suite.metrics.get(suite.family or "scenes") else 0
+    scored = suite if only != "probes" else suite.model_copy(update={"metrics": {}, "reference": None})
+    files = [file for spec in specs for file in files_to_fetch(spec, dtype=dtype) if not file.cached] + needs.files(scored)
+    n = suite.prompts.n if suite.prompts and scored.metrics.get(suite.family or "scenes") else 0
     probes = suite.probes.chosen(settings) if suite.probes and only != "quality" else {}
     size = suite.sampling.size_px if suite.sampling else 0
     known = needs.inputs_are_here(suite)
     content = {
         "suite": suite.id.model_dump() if known else suite.model_dump(include={"name", "version"}) | {"digest": None},
         "prompts": suite.prompts_described() if known else None,
-        "lacking": needs.lacking(suite, runs),
+        "lacking": needs.lacking(scored, runs),
         "settings": suite.model_dump(),
         "files": [vars(file) for file in files],
         "disk_bytes": int(len(specs) * n * size * size * PNG_BYTES_PER_PIXEL) + sum(file.size_bytes for file in files),
@@ -94,8 +95,7 @@ def _macs(spec: ModelSpec, sampling: Sampling) -> int | None:
     """MACs of one UNet forward of a known architecture."""
     if spec.architecture not in TOPOLOGIES or spec.family == "custom":
         return None
-    downsampling, tokens = (4, 20) if spec.family == "scenes" else (8, 77)
-    return unet_macs(unet_config(spec.architecture, spec.family), latent_size=sampling.size_px // downsampling, tokens=tokens)
+    return unet_macs(**random_unet_input(spec.architecture, spec.family, sampling.size_px))
 
 
 def _macs_per_s() -> float:

@@ -76,24 +76,35 @@ def bench(
         settings: labels of the probes' settings to measure; all by default.
         profile: the probes also write what holds the time of each stage.
     """
+    check_suite(suite, only=only, settings=settings, profile=profile)
+    assert suite.sampling
+    for folder in (results, runs):
+        _check_writable(folder)
+    suite.id  # noqa: B018  # prompts or a latent that are neither here nor reachable end the run here
+    pictures = only != "probes" and bool(suite.metrics.get(suite.family or "scenes"))
+    return Bench(suite, suite.sampling, device, results, runs, pictures, only != "quality", settings=tuple(settings), profile=profile)
+
+
+def check_suite(suite: Suite, *, only: str | None, settings: Sequence[str], profile: bool) -> None:
+    """See that a suite is whole, and that what is asked of it leaves something to measure.
+
+    Raises:
+        UserError: it is a part, nothing of it would be measured, or it has no such setting.
+    """
     if suite.prompts is None or suite.sampling is None or suite.family is None:
         raise UserError(
             f"suite {suite.name!r} is a part: it has no prompts and no sampling of its own; run one that includes it, such as 'quality' or 'standard'"
         )
-    pictures = only != "probes" and bool(suite.metrics.get(suite.family))
-    if not pictures and (only == "quality" or suite.probes is None):
+    timed, scored = only != "quality" and suite.probes is not None, only != "probes" and bool(suite.metrics.get(suite.family))
+    if not timed and not scored:
         lacking = {"quality": "no metrics", "probes": "no probes"}.get(only or "", "neither metrics nor probes")
         raise UserError(f"suite {suite.name!r} has {lacking}, so there is nothing to measure; name another with --suite")
-    if (settings or profile) and (only == "quality" or suite.probes is None):
+    if (settings or profile) and not timed:
         option = "--setting" if settings else "--profile"
         raise UserError(f"{option} is for probes, of which this run of suite {suite.name!r} has none; leave it out")
     if suite.probes:
         suite.probes.chosen(settings)
     named(suite.metrics.get(suite.family, ()))
-    for folder in (results, runs):
-        _check_writable(folder)
-    suite.id  # noqa: B018  # prompts or a latent that are neither here nor reachable end the run here
-    return Bench(suite, suite.sampling, device, results, runs, pictures, only != "quality", settings=tuple(settings), profile=profile)
 
 
 def run(specs: Sequence[ModelSpec], setting: Bench) -> list[Path]:

@@ -85,6 +85,11 @@ def message(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
             "suite 'hpdv2' has no probes, so there is nothing to measure",
         ),
         (["run", "--model", "sdxl", "--only", "quality", "--suite", "efficiency"], "suite 'efficiency' has no metrics"),
+        (["run", "--model", "sdxl", "--suite", "quality", "--dry-run"], "family"),
+        (
+            ["run", "--model", "sdxl", "--weights", "random", "--suite", "efficiency", "--dry-run", "--setting", "b3"],
+            "unknown setting 'b3'",
+        ),
         (["run", "--model", "scenes-teacher", "--only", "quality", "--setting", "base"], "--setting is for probes"),
         (["run", "--model", "scenes-teacher", "--only", "quality", "--profile"], "--profile is for probes"),
         (["run", "--model", "scenes-teacher", "--device", "gpu"], "no device 'gpu' here"),

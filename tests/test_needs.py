@@ -82,12 +82,8 @@ def test_a_dry_run_tells_it_and_fetches_nothing(
     assert "\nmissing: reference 'mlperf-val2014'" in text
     known = plan([resolve("sdxl", random=True)], suites.load("standard"), tmp_path)
     assert known["suite"]["digest"] == suites.load("standard").id.digest
-    assert (
-        cli.main(
-            ["run", "--model", "sdxl", "--weights", "random", "--suite", "mlperf-sdxl", "--dry-run", "--json", "--runs", str(tmp_path)]
-        )
-        == 0
-    )
+    words = ["--model", "sdxl", "--weights", "random", "--suite", "mlperf-sdxl", "--only", "quality", "--runs", str(tmp_path)]
+    assert cli.main(["run", *words, "--dry-run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["lacking"] == content["lacking"]
 
 
@@ -118,6 +114,13 @@ def test_a_dry_run_tells_what_the_same_run_would_make(
     content = json.loads(out)
     assert content["models"] == [{"model": "scenes-vega", "seconds": pytest.approx((pictures + timed) * 12 * 2)}]
     assert (content["disk_bytes"] > 0) == (pictures > 0)
+
+
+def test_random_weights_need_no_evaluators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sdbench.plan._macs_per_s", lambda: 1.0)
+    content = plan([resolve("sdxl", random=True)], suites.load("standard"), tmp_path, only="probes")
+    assert (content["files"], content["lacking"], content["disk_bytes"]) == ([], [], 0)
+    assert content["suite"]["digest"] == suites.load("standard").id.digest
 
 
 def test_suites_are_listed_with_what_they_lack(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

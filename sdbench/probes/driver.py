@@ -35,8 +35,11 @@ BENCHMARKS = "bench_pipeline.py"
 ROUND_LIMIT_S = 3600
 JOINED = "rounds.json"
 _PACKAGES = ("torch", "diffusers", "transformers", "peft", "pytest-benchmark")  # a finished round holds for these versions
-_CODE = ("stages", "loaded", "meters", "ceilings", "room", "watch")
-_MEASURING = tuple(Path(__file__).with_name(f"{name}.py") for name in _CODE)  # and for this code
+_CODE = (  # and for this code, which is what runs and how it is timed
+    *("probes/stages", "probes/loaded", "probes/meters", "probes/ceilings", "probes/room", "probes/watch"),
+    *("generate", "models/blank", "models/calibration"),
+)
+_MEASURING = tuple(Path(__file__).parents[1] / f"{name}.py" for name in _CODE)
 _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",

@@ -1,6 +1,7 @@
 """Each stage alone does what the pipeline does at that place."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from tiny import SIZE_PX
 
 from sdbench.models.loading import load
 from sdbench.models.spec import resolve
+from sdbench.probes import loaded
 from sdbench.probes.loaded import arrange, described
 from sdbench.probes.stages import Stages
 from sdbench.settings import Sampling, Setting
@@ -127,6 +129,19 @@ def test_a_setting_arranges_the_pipeline(pipe: Any) -> None:
     assert pipe.unet._compiled_call_impl is not None
     assert pipe.vae.decoder._compiled_call_impl is not None
     assert described(pipe)["configs"]["vae"]["_class_name"] == "AutoencoderTiny"
+
+
+def test_on_a_card_float32_is_no_tf32_and_what_loading_left_is_given_back(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    cudnn = SimpleNamespace(allow_tf32=True)
+    monkeypatch.setattr(torch.backends, "cudnn", cudnn)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    emptied: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
+    monkeypatch.setattr(loaded, "load_pipeline", lambda *_, **__: pipe)
+    request = SimpleNamespace(device="cuda", spec=None, dtype="float32", setting=Setting(), sampling=SAMPLING)
+    loaded.load(request)  # type: ignore[arg-type]
+    assert cudnn.allow_tf32 is False
+    assert emptied
 
 
 def test_the_tiny_vae_takes_the_latents_and_makes_pictures_of_the_same_size(pipe: Any) -> None:
