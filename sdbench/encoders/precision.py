@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import torch
 
-_CUDNN, _MKLDNN = cast("Any", torch.backends.cudnn), cast("Any", torch.backends.mkldnn)  # whose parts torch's types leave out
+_ALL, _CUDNN, _MKLDNN = (cast("Any", kind) for kind in (torch.backends, torch.backends.cudnn, torch.backends.mkldnn))  # of few types
 # torch has two sets of settings, and raises where the older is asked after the newer has said otherwise: both are set here.
 _NEWER = (torch.backends.cuda.matmul, _CUDNN.conv, _CUDNN.rnn, _MKLDNN.matmul, _MKLDNN.conv)
 _OLDER: tuple[tuple[Callable[[], Any], Callable[[Any], None], Any], ...] = (  # how it is asked, how told, and what full float32 is
@@ -37,7 +37,7 @@ def full_float32() -> Iterator[None]:
             if setting is not None:
                 tell(setting)
         for kind, precision in zip(_NEWER, newer, strict=True):
-            kind.fp32_precision = precision
+            kind.fp32_precision = "none" if precision == _ALL.fp32_precision else precision  # what follows the setting of all goes on so
 
 
 def _asked(ask: Callable[[], Any]) -> Any:

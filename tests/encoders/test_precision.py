@@ -66,6 +66,19 @@ def test_nothing_is_rounded_inside_and_the_settings_are_put_back_even_after_an_e
     assert not torch.is_inference_mode_enabled()
 
 
+@pytest.mark.usefixtures("_as_it_was")
+def test_what_follows_the_setting_of_all_goes_on_following_it() -> None:
+    try:
+        torch.backends.fp32_precision = "tf32"
+        with pixels.exact():
+            assert newer() == ["ieee"] * 5
+        assert newer()[0] == "tf32"
+        torch.backends.fp32_precision = "ieee"
+        assert newer()[0] == "ieee"
+    finally:
+        torch.backends.fp32_precision = "none"
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_training_loop_s_autocast_does_not_reach_an_encoder(dtype: torch.dtype) -> None:
     pictures, layer = photographs(2, 64, 64), torch.nn.Conv2d(3, 4, 5)
