@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,39 +21,18 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
+from sdbench.encoders.precision import full_float32
+
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
 Pictures = U8 | Sequence[U8]  # N pictures H x W x 3 uint8 RGB: one array of them, or several where their sizes differ
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # OpenAI's, of CLIP's training pictures
 _BITS = 22  # of Pillow's weights: 32 less 8 of the pixel and 2 of room for bicubic's overshoot
-# Not `set_float32_matmul_precision`: torch raises where its older settings are asked after one of these was used.
-_CUDNN, _MKLDNN = cast("Any", torch.backends.cudnn), cast("Any", torch.backends.mkldnn)  # whose parts torch's types leave out
-_FLOAT32 = (torch.backends.cuda.matmul, _CUDNN.conv, _MKLDNN.matmul, _MKLDNN.conv)
 
 
 def device() -> torch.device:
     """Where encoders run: the GPU where there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-@contextmanager
-def full_float32() -> Iterator[None]:
-    """Float32 is float32 inside, and other dtypes are what tensors say, whatever the caller's training loop has set.
-
-    TF32, torch's default for convolutions on Ampere and later, keeps 10 of 23 bits; autocast, 10 or 7. With cuDNN's benchmark on,
-    the last digits depend on which of its algorithms was the faster just now.
-    """
-    before, benchmark = [kind.fp32_precision for kind in _FLOAT32], torch.backends.cudnn.benchmark
-    try:
-        for kind in _FLOAT32:
-            kind.fp32_precision = "ieee"
-        torch.backends.cudnn.benchmark = False
-        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
-            yield
-    finally:
-        torch.backends.cudnn.benchmark = benchmark
-        for kind, precision in zip(_FLOAT32, before, strict=True):
-            kind.fp32_precision = precision
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """Preprocessing is part of a protocol: the same as the reference libraries', to the bit where they agree with themselves."""
 
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from PIL import Image
 from torchvision.transforms import functional as theirs
 from torchvision.transforms.v2 import functional as v2
 
-from sdbench.encoders import pixels, scenes
+from sdbench.encoders import pixels
 
 CPU = torch.device("cpu")
 SIZES = [(1024, 1024), (512, 512), (256, 256), (64, 64), (300, 500), (333, 224)]
@@ -105,61 +104,3 @@ def test_golden_pictures_keep_their_look(prepare: Any) -> None:
 def test_only_uint8_rgb_is_taken(prepare: Any, wrong: Any) -> None:
     with pytest.raises(ValueError, match=r"must be N x H x W x 3 uint8 RGB, found \w+ \("):
         prepare(wrong, 32, CPU)
-
-
-def in_older_words() -> None:
-    torch.set_float32_matmul_precision("medium")
-    torch.backends.cudnn.allow_tf32 = True
-
-
-def in_newer_words() -> None:
-    """After which torch raises where `allow_tf32` or `get_float32_matmul_precision` are asked."""
-    torch.backends.cuda.matmul.fp32_precision = "tf32"
-    torch.backends.cudnn.conv.fp32_precision = "tf32"
-    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
-
-
-@pytest.fixture
-def _as_it_was() -> Iterator[None]:
-    yield
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.conv.fp32_precision = "tf32"
-    for kind in (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul):
-        kind.fp32_precision = "none"
-    torch.set_float32_matmul_precision("highest")
-
-
-@pytest.mark.usefixtures("_as_it_was")
-@pytest.mark.parametrize("asked", [in_older_words, in_newer_words])
-def test_nothing_is_rounded_inside_and_the_settings_are_put_back_even_after_an_error(asked: Callable[[], None]) -> None:
-    def settings() -> list[Any]:
-        kinds = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv)
-        return [torch.backends.cudnn.benchmark, *(kind.fp32_precision for kind in kinds)]
-
-    asked()
-    torch.backends.cudnn.benchmark = True
-    before = settings()
-    assert before[:4] == [True, "tf32", "tf32", "bf16"]
-    with pixels.exact():
-        assert settings() == [False, *["ieee"] * 4]
-        assert torch.is_inference_mode_enabled()
-    with pytest.raises(ZeroDivisionError), pixels.exact():
-        1 / 0  # noqa: B018
-    assert settings() == before
-    assert not torch.is_inference_mode_enabled()
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_training_loop_s_autocast_does_not_reach_an_encoder(dtype: torch.dtype) -> None:
-    pictures, layer = photographs(2, 64, 64), torch.nn.Conv2d(3, 4, 5)
-
-    def encoder(batch: pixels.U8) -> torch.Tensor:
-        return layer(torch.from_numpy(batch).permute(0, 3, 1, 2).float()).flatten(1)
-
-    def encoded() -> list[Any]:
-        return [pixels.encode(pictures, encoder, 2), scenes.features(pictures), scenes.preference_texts(["a small red star"])[0]]
-
-    plain = encoded()
-    with torch.autocast("cpu", dtype):
-        for found, expected in zip(encoded(), plain, strict=True):
-            np.testing.assert_array_equal(found, expected)
