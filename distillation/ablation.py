@@ -18,7 +18,9 @@ from diffusers import UNet2DConditionModel
 
 from distillation import teacher as teachers
 from distillation.data import batches, scenes
-from distillation.recipe import MIDDLE, Keep, KeepResnets, Recipe, Stage
+from distillation.plan import MIDDLE
+from distillation.recipe import Recipe
+from distillation.recipe_tables import Keep, KeepResnets, Stage
 from distillation.sensitivity import F64, most_missed, removal_losses
 from distillation.train import distil
 from sdbench.errors import unknown
@@ -27,6 +29,7 @@ from sdbench.models.architectures import depths, unet_config
 from sdbench.scenes.embedded import checked
 from sdbench.scenes.networks import SceneNet
 from sdbench.scenes.training.watch import Watch
+from sdbench.store import write_bytes
 
 Choose = Callable[[str, Sequence[int], int], tuple[int, ...]]
 CAPTIONS = 512
@@ -122,10 +125,7 @@ def sweep(
             path = results / "ablation" / recipe.name / f"{name.replace(' ', '-')}-{seed}.json"
             if not (found := _read(path)) or found.identity != identity:
                 found = _make(Outcome(name, seed, identity, (), {}, 0.0), way, teacher_folder, work, watch, steps, device)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                beside = path.with_suffix(".part")
-                beside.write_text(json.dumps(asdict(found)) + "\n")
-                beside.replace(path)
+                write_bytes(path, json.dumps(asdict(found)).encode() + b"\n")
             outcomes.append(found)
     return outcomes
 

@@ -21,8 +21,8 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from distillation.estimate import count
+from distillation.plan import MIDDLE, Plan
 from distillation.prune import on_meta, student_config
-from distillation.recipe import MIDDLE, Plan
 from distillation.sensitivity import F64, SECOND_RESNET, WHOLE
 from sdbench.errors import UserError
 from sdbench.latents import Batch, noisy, predict

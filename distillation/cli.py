@@ -1,7 +1,6 @@
 """The `distillation` command: data, plan, prune, run, ablate, sensitivity."""
 
 import argparse
-import math
 import os
 import sys
 from collections.abc import Sequence
@@ -15,14 +14,15 @@ from distillation import teacher as teachers
 from distillation.ablation import sweep
 from distillation.comparison import markdown, plot, table
 from distillation.data import Squares
-from distillation.data_cli import count
 from distillation.describe import describe
 from distillation.export import Provenance, check_free, export
+from distillation.options import add_device, count, within
 from distillation.pictures import open_pictures
 from distillation.prune import prune
 from distillation.recipe import Family, Recipe, read
 from distillation.train import check, distil
 from sdbench.errors import UserError
+from sdbench.processes import sharing
 
 WORK = Path("results/runs/distillation")  # ignored by git
 STUDENTS = Path("results/runs/students")  # likewise
@@ -56,54 +56,61 @@ def _parser() -> argparse.ArgumentParser:
     )
     for command in (plan, cut, run, study):
         command.add_argument("recipe", help="name of a shipped recipe, or path of a .toml file")
-    for command in (plan, run):
+    _add_estimating(plan, run)
+    _add_writing(cut, run)
+    _add_training(run, study)
+    _add_teachers(cut, run, study)
+    _add_data(run)
+    run.add_argument(
+        "--deterministic", action="store_true", help="the same bytes from the same machine on a GPU too, at some cost in speed"
+    )
+    run.add_argument("--dry-run", action="store_true", help="check recipe, teacher and target, print the plan and stop")
+    study.add_argument("--seeds", type=count, default=3, help="of each arm (default: %(default)s)")
+    study.add_argument("--arm", action="append", default=[], help="only this arm; may be given again (default: all)")
+    study.add_argument("--results", type=Path, default=Path("results"), help="folder of results (default: %(default)s)")
+    return parser
+
+
+def _add_estimating(*commands: argparse.ArgumentParser) -> None:
+    for command in commands:
         command.add_argument(
             "--family", choices=get_args(Family), default="scenes", help="whose widths and settings (default: %(default)s)"
         )
         command.add_argument(
             "--tflops",
-            type=_positive,
+            type=within(float, 1e-6),
             metavar="X",
             help="estimate the time at X * 10^12 FLOPs a second of a GPU (default: assumed, and said)",
         )
-        command.add_argument("--usd-per-hour", type=_positive, metavar="X", help="estimate the cost, at this price of a GPU")
-    for command in (cut, study):
-        command.add_argument("--teacher", type=Path, help="folder of a whole pipeline (default: the embedded teacher)")
-    run.add_argument(
-        "--teacher",
-        type=Path,
-        action="append",
-        help="folder of a whole pipeline (default: the embedded teacher); several, in the recipe's order, teach in succession",
-    )
-    for command in (cut, run):
+        command.add_argument("--usd-per-hour", type=within(float, 1e-6), metavar="X", help="estimate the cost, at this price of a GPU")
+
+
+def _add_writing(*commands: argparse.ArgumentParser) -> None:
+    for command in commands:
         command.add_argument("--out", type=Path, help=f"new folder for the student (default: {STUDENTS}/my-RECIPE)")
         command.add_argument("--unet-only", action="store_true", help="write the UNet alone instead of a whole pipeline")
-    for command in (run, study):
+
+
+def _add_training(*commands: argparse.ArgumentParser) -> None:
+    for command in commands:
         command.add_argument("--work", type=Path, default=WORK, help="folder for what a stopped run continues from (default: %(default)s)")
         command.add_argument("--steps", type=count, help="steps of all stages together (default: the recipe's)")
-        command.add_argument(
-            "--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s"
-        )
+        add_device(command)
+
+
+def _add_teachers(cut: argparse.ArgumentParser, run: argparse.ArgumentParser, study: argparse.ArgumentParser) -> None:
+    one = "folder of a whole pipeline (default: the embedded teacher)"
+    for command in (cut, study):
+        command.add_argument("--teacher", type=Path, help=one)
+    run.add_argument("--teacher", type=Path, action="append", help=f"{one}; several, in the recipe's order, teach in succession")
+
+
+def _add_data(run: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--data",
         help="captioned pictures to train on: image folder, parquet or webdataset files, or a Hub dataset (default: rendered scenes, which only family scenes can do without)",
     )
     run.add_argument("--caption-column", help="column of --data with the captions (default: caption, text or prompt)")
-    run.add_argument(
-        "--deterministic", action="store_true", help="the same bytes from the same machine on a GPU too, at some cost in speed"
-    )
-    study.add_argument("--seeds", type=count, default=3, help="of each arm (default: %(default)s)")
-    study.add_argument("--arm", action="append", default=[], help="only this arm; may be given again (default: all)")
-    study.add_argument("--results", type=Path, default=Path("results"), help="folder of results (default: %(default)s)")
-    run.add_argument("--dry-run", action="store_true", help="check everything, print the plan and stop")
-    return parser
-
-
-def _positive(text: str) -> float:
-    number = float(text)
-    if not 0 < number < math.inf:
-        raise ValueError(text)
-    return number
 
 
 def _plan(options: argparse.Namespace) -> None:
@@ -137,7 +144,9 @@ def _run(options: argparse.Namespace) -> None:
     chosen = {"steps": options.steps, "device": options.device, "unet_only": options.unet_only}
     if options.data:
         chosen["pictures"] = Squares(open_pictures(options.data, caption_column=options.caption_column), recipe.size_px(options.family))
-    _say(distil(recipe, options.family, folders, options.work, options.out, **chosen))
+    out = distil(recipe, options.family, folders, options.work, options.out, **chosen)
+    if sharing()[0] == 0:  # of several processes, the one that wrote it
+        _say(out)
 
 
 def _ablate(options: argparse.Namespace) -> None:

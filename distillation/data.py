@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from distillation.pictures import Pictures
-from distillation.recipe import Training
+from distillation.recipe_tables import Training
 from sdbench.latents import Batch, LatentPool
 from sdbench.scenes.training.pool import Pool, to_pixels
 

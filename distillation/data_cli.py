@@ -10,6 +10,7 @@ from tqdm import tqdm
 from distillation.download import Rules
 from distillation.draw import draw
 from distillation.links import fetch
+from distillation.options import count
 from distillation.pictures import Pictures, open_pictures
 from distillation.teacher import EMBEDDED
 
@@ -58,14 +59,6 @@ def _add_making(command: argparse.ArgumentParser) -> None:
         "--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16" if gpu else "float32", help="default: %(default)s"
     )
     command.add_argument("--device", default="cuda" if gpu else "cpu", help="cpu, cuda or cuda:<index> (default: %(default)s)")
-
-
-def count(text: str) -> int:
-    """A whole number above 0."""
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
 
 
 def run(options: argparse.Namespace) -> None:

@@ -9,10 +9,13 @@ import numpy as np
 import tomli_w
 
 from distillation.budget import TWIN, Cost, removed
-from distillation.recipe import MIDDLE, Keep, Middle, Plan, Recipe, Stage
+from distillation.plan import MIDDLE, Plan
+from distillation.recipe import Recipe
+from distillation.recipe_tables import Keep, Middle, Stage
 from distillation.sensitivity import F64, WHOLE
 from sdbench.errors import UserError
 from sdbench.models.architectures import TOPOLOGIES, depths, unet_config
+from sdbench.store import write_bytes
 
 SOURCE = "sensitivity of the teacher's output"
 
@@ -135,8 +138,7 @@ def write(recipe: Recipe, path: Path, note: str) -> None:
     """Write a recipe as TOML under a comment.
 
     Raises:
-        UserError: the recipe is wrong.
+        UserError: the recipe is wrong, or the disk takes no more.
     """
     recipe.check()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"# {note}\n\n{tomli_w.dumps(recipe.model_dump(mode='json', exclude_none=True))}")
+    write_bytes(path, f"# {note}\n\n{tomli_w.dumps(recipe.model_dump(mode='json', exclude_none=True))}".encode())

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 
 from diffusers import UNet2DConditionModel
 
-from distillation.estimate import H100_TFLOPS, SHARE, Memory, count, gpu_hours, memory, step_flops
+from distillation.estimate import H100_TFLOPS, PASSES, SHARE, Memory, count, gpu_hours, memory, step_flops
+from distillation.plan import MIDDLE
 from distillation.prune import on_meta, prune
-from distillation.recipe import MIDDLE, Family, Recipe, Teaching
+from distillation.recipe import Family, Recipe
+from distillation.recipe_tables import Teaching
 from distillation.taps import Tap, resolve
 from sdbench.models.architectures import unet_config
 from sdbench.probes.flops import random_unet_input, unet_macs
@@ -72,20 +74,21 @@ def _estimate(
     latent_size, tokens = given["latent_size"], given["tokens"]
     first = memory(students[0], count(teacher), taps, latent_size=latent_size, tokens=tokens, dtype=settings.dtype, ema=settings.ema > 0)
     macs = [unet_macs(network.config, latent_size=latent_size, tokens=tokens) for network in (teacher, *students)]
-    flops = [step_flops(macs[0], student, settings.batch * settings.accumulation) for student in macs[1:]]
+    pictures, twice = settings.batch * settings.accumulation, settings.checkpointing
+    flops = [step_flops(macs[0], student, pictures, checkpointing=twice) for student in macs[1:]]
     whole = sum(steps * each for steps, each in zip(counts, flops, strict=True))
     hours = gpu_hours(whole, tflops or SHARE * H100_TFLOPS)
     assumed = "" if tflops else f", assumed: {SHARE:.0%} of the {H100_TFLOPS:g} that an H100 has for dense bfloat16; set it with --tflops"
     cost = [f"  cost: {_figure(hours * usd_per_hour)} USD at {usd_per_hour:g} an hour"] if usd_per_hour else []
     return [
-        f"estimate at {size_px} px; nothing was run:",
+        f"estimate at {size_px} px for each process, one a GPU; nothing was run:",
         *_memory(first, recipe.stages[0].name, settings.batch, settings.dtype),
         f"  forward pass of a picture: teacher {_gmacs(macs[0])}",
         *(
             f"  stage {stage.name}: student {_gmacs(own)}, {each:.4g} FLOP a step"
             for stage, own, each in zip(recipe.stages, macs[1:], flops, strict=True)
         ),
-        f"  work: {whole:.4g} FLOP; each picture takes a forward of the teacher and three of the student (the backward is two)",
+        f"  work: {whole:.4g} FLOP; each picture takes a forward of the teacher, and of the student what {PASSES[twice]:g} forwards take",
         f"  time: {_figure(hours)} GPU hours at {tflops or SHARE * H100_TFLOPS:g} TFLOP/s{assumed}",
         *cost,
     ]

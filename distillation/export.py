@@ -3,7 +3,6 @@
 import json
 import platform
 import shutil
-import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -18,6 +17,7 @@ from safetensors import SafetensorError
 from distillation.recipe import Recipe
 from distillation.teacher import Teacher
 from sdbench.errors import UserError
+from sdbench.machine import checkout_state
 
 INDEX = "model_index.json"
 
@@ -86,7 +86,7 @@ class Provenance:
             steps=sum(stage.steps for stage in stages or []),
             stages=stages or [],
             versions=versions(),
-            commit=_commit(),
+            commit=checkout_state(Path(__file__).resolve().parents[1])[0],
         )
 
 
@@ -113,20 +113,22 @@ def export(
         UserError: `out` holds something already, or the disk takes no more; then nothing is left there.
     """
     check_free(out)
-    beside = out.with_name(f"{out.name}.part")
+    place = out.resolve()  # "." has no name of its own
+    beside = place.with_name(f"{place.name}.part")
     shutil.rmtree(beside, ignore_errors=True)
     try:
         _write(student, beside, teacher, provenance, unet_only=unet_only)
         for stage, log in (logs or {}).items():
             (beside / "losses").mkdir(exist_ok=True)
             shutil.copy(log, beside / "losses" / f"{stage}.jsonl")
-        if out.exists():
-            out.rmdir()
-        return beside.rename(out)
+        if place.exists():
+            place.rmdir()
+        beside.rename(place)
     except (OSError, SafetensorError) as error:  # safetensors wraps what the disk says
         shutil.rmtree(beside, ignore_errors=True)
         what = error.args[0][0][-1] if isinstance(error, shutil.Error) else error  # copytree lists every file that failed
         raise UserError(f"cannot write the student to {out}: {what}. Make room, or name another folder with --out") from error
+    return out
 
 
 def _write(student: UNet2DConditionModel, folder: Path, teacher: Teacher, provenance: Provenance, *, unet_only: bool) -> None:
@@ -194,11 +196,3 @@ def _copy_parts(teacher: Path, out: Path) -> None:
 def versions() -> dict[str, str]:
     """Of Python and of the packages that decide weights and pictures."""
     return {"python": platform.python_version()} | {name: version(name) for name in ("torch", "accelerate", "diffusers", "transformers")}
-
-
-def _commit() -> str | None:
-    """The checkout's commit; None where the package is not in one, or git is not there."""
-    if (git := shutil.which("git")) is None:
-        return None
-    found = subprocess.run([git, "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)  # noqa: S603  # fixed
-    return found.stdout.strip() if found.returncode == 0 else None

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from distillation.recipe import MIDDLE
+from distillation.plan import MIDDLE
 from distillation.sensitivity import WHOLE, Sensitivity
 
 GAP = 1.5  # between attentions, in blocks

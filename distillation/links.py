@@ -15,6 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from distillation.download import Link, Rules, download
+from distillation.export import check_free
 from distillation.pictures import CAPTIONS, open_pictures
 from sdbench.errors import UserError
 from sdbench.sources import METADATA, read_table, texts
@@ -124,8 +125,6 @@ def _follow_all(urls: list[str], out: Path, rules: Rules, threads: int, *, retry
     """What became of each link, followed where that is not known yet; pictures are in place before a link is noted down."""
     book = out / BOOK
     if out.exists() and not book.exists():
-        from distillation.export import check_free  # brings torch, for which nothing else here waits
-
         check_free(out)
     known = {link.url: link for link in _recall(book)}
     for url in urls:

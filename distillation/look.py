@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,9 @@ class Look:
 
     def __init__(self, pool: LatentPool, pipeline_folder: Path, precision: Callable[[], AbstractContextManager[object]]) -> None:
         self._batch, self._precision = pool.at(np.arange(min(SHOWN, len(pool.latents))), SEED), precision
-        self._vae = read_part("vae", pipeline_folder / "vae", torch.float32)
+        vae: Any = read_part("vae", pipeline_folder / "vae", torch.float32)
+        vae.enable_slicing()  # one picture at a time: training leaves little memory
+        self._vae = vae
         self._scheduler = EulerDiscreteScheduler.from_pretrained(pipeline_folder / "scheduler")
 
     @torch.no_grad()

@@ -7,7 +7,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from distillation.recipe import Loss
+from distillation.recipe_tables import Loss
 from distillation.taps import Tap
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 
-from distillation.recipe import MIDDLE, Plan
+from distillation.plan import Plan
 from sdbench.errors import UserError
-from sdbench.models.architectures import PLAIN, TOPOLOGIES, Config, depths, resnets, unet_config
+from sdbench.models.architectures import TOPOLOGIES, Config, depths, resnets, unet_config
 
 Shape = tuple[dict[str, int], dict[str, int], str | None]  # transformer blocks of attentions, resnets of blocks, kind of middle
 
@@ -54,7 +54,7 @@ def student_config(teacher: Config, plan: Plan) -> dict[str, Any]:
         raise UserError(f"the teacher has no attention {unknown[0]!r}, of which the plan keeps blocks")
     kept = {name: value for name, value in teacher.items() if not name.startswith("_")}
     layers = resnets(teacher) | {block: len(numbers) for block, numbers in plan.resnets.items()}
-    shape = plan.depths, layers, _middle(teacher, plan)
+    shape = plan.depths, layers, plan.mid_block_type
     config = kept | (_known_spelling(shape) or _spelling(teacher, shape))
     if resnets(config) != layers:
         raise UserError(
@@ -67,12 +67,6 @@ def student_config(teacher: Config, plan: Plan) -> dict[str, Any]:
             "first attention, so remove the middle's attention in the same stage or before"
         )
     return config
-
-
-def _middle(teacher: Config, plan: Plan) -> str | None:
-    if MIDDLE in plan.blocks:
-        return str(teacher["mid_block_type"])
-    return None if plan.mid_resnet == "none" else PLAIN
 
 
 def _known_spelling(shape: Shape) -> dict[str, Any]:

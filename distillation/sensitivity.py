@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from distillation.losses import mse
-from distillation.recipe import MIDDLE
+from distillation.plan import MIDDLE
 from distillation.teacher import Teacher
 from sdbench.errors import UserError
 from sdbench.latents import Batch, Captioned, LatentPool, noisy, predict
 from sdbench.models.architectures import depths
+from sdbench.store import write_bytes
 
 F64 = npt.NDArray[np.float64]
 WHOLE = "mid_block"  # stands for the middle's attention and second resnet together
@@ -122,10 +123,7 @@ def measured(teacher: Teacher, name: str, settings: Settings, pictures: Captione
         n_pictures=settings.n,
         losses={part: rows.reshape(len(rows), settings.bins, settings.batches).tolist() for part, rows in losses.items()},
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".part")
-    beside.write_text(made.model_dump_json() + "\n")
-    beside.replace(path)
+    write_bytes(path, made.model_dump_json().encode() + b"\n")
     return made
 
 

@@ -2,16 +2,13 @@
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
-
-import torch
 
 from distillation import budget, derive
 from distillation import teacher as teachers
 from distillation.data import Squares, scenes
-from distillation.data_cli import count
 from distillation.figure import draw
+from distillation.options import add_device, count, within
 from distillation.pictures import open_pictures
 from distillation.recipe import Recipe, read
 from distillation.sensitivity import Settings, batches_of, measured, precision, ranked
@@ -27,33 +24,20 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", work: P
     command.add_argument("--teacher", type=Path, help="folder of a whole pipeline (default: the embedded teacher)")
     command.add_argument("--data", help="captioned pictures to measure on (default: rendered scenes, for a teacher of that family)")
     command.add_argument("--caption-column", help="column of --data with the captions (default: caption, text or prompt)")
-    command.add_argument("--bins", type=_within(int, 1, 1000), default=10, help="equal parts of the timesteps (default: %(default)s)")
-    command.add_argument("--batches", type=_within(int, 2, 10_000), default=4, help="of each bin (default: %(default)s)")
+    command.add_argument("--bins", type=within(int, 1, 1000), default=10, help="equal parts of the timesteps (default: %(default)s)")
+    command.add_argument("--batches", type=within(int, 2, 10_000), default=4, help="of each bin (default: %(default)s)")
     command.add_argument("--pictures", type=count, default=8, help="of each batch (default: %(default)s)")
     limit = command.add_mutually_exclusive_group()
+    limit.add_argument("--parameters", type=within(float, 1e-6, 1e12), help="most that the student may have: a number, or up to 1, a share")
     limit.add_argument(
-        "--parameters", type=_within(float, 1e-6, 1e12), help="most that the student may have: a number, or up to 1, a share"
-    )
-    limit.add_argument(
-        "--latency", type=_within(float, 1e-6, 1), help="most of the teacher's time a call that the student may take: a share"
+        "--latency", type=within(float, 1e-6, 1), help="most of the teacher's time a call that the student may take: a share"
     )
     command.add_argument("--stages", type=count, default=2, help="in which the student is cut (default: %(default)s)")
     command.add_argument("--like", default="vega", help="recipe with the settings, taps and loss to take (default: %(default)s)")
     command.add_argument("--write-recipe", type=Path, metavar="FILE.toml", help="new file for a recipe of the derived plan")
     command.add_argument("--work", type=Path, default=work, help="folder for pictures and latents (default: %(default)s)")
     command.add_argument("--results", type=Path, default=Path("results"), help="folder of results (default: %(default)s)")
-    command.add_argument(
-        "--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s"
-    )
-
-
-def _within(kind: type[int] | type[float], least: float, most: float) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        if not least <= (number := kind(text)) <= most:
-            raise argparse.ArgumentTypeError(f"{text} is not within {least:g} to {most:g}")
-        return number
-
-    return parse
+    add_device(command)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -9,8 +9,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
+from distillation.plan import Plan, matches
 from distillation.prune import on_meta
-from distillation.recipe import Plan, matches
 from sdbench.errors import UserError, unknown
 from sdbench.models.architectures import Config
 

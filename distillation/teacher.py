@@ -1,10 +1,12 @@
 """The teacher: a whole pipeline on disk, whose UNet is of the architecture that a recipe cuts."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from diffusers import UNet2DConditionModel
 from huggingface_hub.repocard import metadata_load
+from yaml import YAMLError
 
 from distillation.recipe import Recipe
 from sdbench.errors import UserError
@@ -25,24 +27,18 @@ class Teacher:
 
     Attributes:
         dtype: that its UNet is stored in; students are stored likewise.
+        licence: that its model card gives, as the Hub spells licences; None where there is none. The embedded teacher has the project's.
     """
 
     folder: Path
     spec: ModelSpec
     dtype: str
+    licence: str | None
 
-    @property
+    @cached_property
     def digest(self) -> str:
-        """Of all its weights, as records give it."""
+        """Of all its weights, as records give it; gigabytes are read for it, once."""
         return str(weights_digest(self.spec, dtype=self.dtype))
-
-    @property
-    def licence(self) -> str | None:
-        """That its model card gives, as the Hub spells licences; None where there is none. The embedded teacher has the project's."""
-        if self.folder == EMBEDDED:
-            return "apache-2.0"
-        card = self.folder / "README.md"
-        return (metadata_load(card) or {}).get("license") if card.is_file() else None
 
     @property
     def config(self) -> Config:
@@ -89,10 +85,19 @@ def at(folder: Path) -> Teacher:
     """The teacher in a folder, of any architecture; no weights are read.
 
     Raises:
-        UserError: the folder is no whole pipeline.
+        UserError: the folder is no whole pipeline, or its model card cannot be read.
     """
     spec = pipeline(folder)
     kinds = {tensor.dtype for tensor in read_headers(weight_files(folder / "unet", "unet", sixteen_bit=False)[1]).values()}
     if len(kinds) > 1 or not kinds <= _DTYPES.keys():
         raise UserError(f"the UNet in {folder} is stored as {', '.join(sorted(kinds))}; expected one of {', '.join(_DTYPES)}")
-    return Teacher(folder, spec, _DTYPES[kinds.pop()])
+    return Teacher(folder, spec, _DTYPES[kinds.pop()], "apache-2.0" if folder == EMBEDDED else _licence(folder / "README.md"))
+
+
+def _licence(card: Path) -> str | None:
+    try:
+        return (metadata_load(card) or {}).get("license") if card.is_file() else None
+    except (ValueError, YAMLError) as error:
+        raise UserError(
+            f"cannot read the licence, which students inherit, from {card}: {' '.join(str(error).split())}. Mend the YAML at its top, or remove the file"
+        ) from error

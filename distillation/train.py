@@ -7,7 +7,7 @@ is a UNet in safetensors with its losses beside it; an unfinished one holds the 
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
@@ -24,8 +24,10 @@ from distillation.data import batches, scenes
 from distillation.export import Provenance, StageResult, check_free, export
 from distillation.look import Look
 from distillation.losses import task_weights, terms
-from distillation.prune import prune
-from distillation.recipe import Family, Piece, Recipe, Training
+from distillation.plan import Plan
+from distillation.prune import prune, student_config
+from distillation.recipe import Family, Piece, Recipe
+from distillation.recipe_tables import Training
 from distillation.taps import Tap, collect, resolve
 from sdbench.errors import UserError
 from sdbench.latents import Batch, Captioned, LatentPool, noisy, predict, target
@@ -33,7 +35,7 @@ from sdbench.processes import from_main
 from sdbench.scenes.embedded import checked
 from sdbench.scenes.networks import SceneNet
 from sdbench.scenes.training.watch import Watch
-from sdbench.training import Schedule, fit
+from sdbench.training import Schedule, fit, written
 from sdbench.training import Watch as Watching
 
 FINAL_BATCHES = 4  # over which a stage's final losses are averaged; it was trained on none of them
@@ -43,7 +45,7 @@ STUDENT, LOSSES = "student", "losses.json"
 
 @dataclass(frozen=True)
 class Lesson:
-    """What the steps of a run share: the teacher's UNet, the noise schedule, each numbered batch, and how to look at a student."""
+    """What the steps under a teacher share: its UNet, the noise schedule, each numbered batch, and how to look at a student."""
 
     recipe: Recipe
     settings: Training
@@ -90,12 +92,7 @@ def distil(
         raise UserError(
             "family 'sdxl' needs pictures to train on; name them with --data: `distillation data make` draws some with the teacher"
         )
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            "no device 'cuda' here: torch finds no GPU; `sdbench doctor` says what this machine can run, --device cpu always works"
-        )
-    precision = "bf16" if settings.dtype == "bfloat16" else "no"
-    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=precision, kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
+    accelerator = accelerator_on(device, settings.dtype)
     place = str(accelerator.device)
     with accelerator.main_process_first():  # the others find what it drew
         source = scenes(recipe.scenes.pictures, work) if pictures is None else pictures
@@ -106,24 +103,40 @@ def distil(
     else:
         watch = Look(pool, teacher_folders[0], accelerator.autocast)
 
-    def folder_name() -> str:
-        digests = [teacher.digest for teacher in found], source.digest
-        decides = [recipe.deciding(family), *digests, pieces[-1].end, device, accelerator.num_processes]
-        return f"{recipe.name}-{hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:12]}"
-
-    folder = work / from_main(folder_name)
-
     def lesson(teacher: teachers.Teacher) -> Lesson:
         return Lesson(
             recipe, settings, teacher.unet(settings.dtype, place), pool.scheduler, batches(pool, settings, place), accelerator, watch
         )
 
-    student, results = teach(lesson, found, pieces, folder)
+    digests, data_digest = from_main(lambda: ([teacher.digest for teacher in found], source.digest))
+    decides = [recipe.deciding(family), digests, data_digest, pieces[-1].end, device, accelerator.num_processes]
+    run = work / f"{recipe.name}-{hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:12]}"
+    folders = [run / f"{number}-{recipe.stages[piece.stage].name}" for number, piece in enumerate(pieces, 1)]
+    teach(lesson, recipe, found, zip(pieces, folders, strict=True), accelerator)
     if accelerator.is_main_process:
-        provenance = Provenance.of(recipe, found[0], student, settings.seed, results, source.digest)
-        logs = {log.parent.name: log for log in sorted(folder.glob("*/log.jsonl"))}
+        student = _finished(folders[-1])
+        results = [
+            StageResult(recipe.stages[piece.stage].name, digests[piece.teacher], piece.end - piece.start, _losses(folder))
+            for piece, folder in zip(pieces, folders, strict=True)
+        ]
+        provenance = Provenance.of(recipe, found[0], student, settings.seed, results, data_digest)
+        logs = {folder.name: folder / "log.jsonl" for folder in folders}
         export(student, out, found[0], provenance, logs=logs, unet_only=unet_only)
     return out
+
+
+def accelerator_on(device: Literal["cpu", "cuda"], dtype: Literal["bfloat16", "float32"]) -> Accelerator:
+    """Where and in which precision the networks run, in one process or in several.
+
+    Raises:
+        UserError: the device is not there.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "no device 'cuda' here: torch finds no GPU; `sdbench doctor` says what this machine can run, --device cpu always works"
+        )
+    together = [InitProcessGroupKwargs(timeout=PATIENCE), DistributedDataParallelKwargs(gradient_as_bucket_view=True)]  # gradients once
+    return Accelerator(cpu=device == "cpu", mixed_precision="bf16" if dtype == "bfloat16" else "no", kwargs_handlers=together)
 
 
 def check(
@@ -139,41 +152,60 @@ def check(
     for teacher in found:
         if teacher.spec.family != family:
             raise UserError(f"the teacher in {teacher.folder} is of family {teacher.spec.family!r}; expected {family!r}, as --family says")
+    students = [student_config(found[0].config, plan) for plan in recipe.plans]
+    resolve(students[-1], found[0].config, recipe.plans[-1], recipe.taps)
     return found, recipe.pieces(steps or recipe.settings(family).steps, len(found))
 
 
 def teach(
-    lesson: Callable[[teachers.Teacher], Lesson], found: Sequence[teachers.Teacher], pieces: Sequence[Piece], folder: Path
-) -> tuple[UNet2DConditionModel, list[StageResult]]:
-    """Every piece in turn => the last student, and what each piece came to.
+    lesson: Callable[[teachers.Teacher], Lesson],
+    recipe: Recipe,
+    found: Sequence[teachers.Teacher],
+    pieces: Iterable[tuple[Piece, Path]],
+    accelerator: Accelerator,
+) -> None:
+    """Every piece in turn, each from the student that the piece before left in its folder.
 
     Args:
         lesson: what the steps under a teacher share.
+        recipe: what to cut.
         found: the teachers.
-        pieces: of the run.
-        folder: gets a folder for each piece.
+        pieces: of the run, with a folder for each.
+        accelerator: of the lessons.
     """
-    taught, student, before, results = None, None, None, []
-    for number, piece in enumerate(pieces, 1):
-        if taught is None or piece.teacher != taught[0]:
-            taught = piece.teacher, lesson(found[piece.teacher])
-        now, recipe = taught[1], taught[1].recipe
-        plan, done = recipe.plans[piece.stage], folder / f"{number}-{recipe.stages[piece.stage].name}"
-        if not (done / STUDENT).exists():
-            cut = prune(student or now.teacher, plan.within(before) if before else plan).float()
-            taps = resolve(cut.config, now.teacher.config, plan, recipe.taps)
-            _run_piece(now, cut, taps, range(piece.start, piece.end), done)
-        now.accelerator.wait_for_everyone()  # until the main process has written it
-        student = UNet2DConditionModel.from_pretrained(done / STUDENT, local_files_only=True).to(now.accelerator.device)
-        losses = json.loads((done / STUDENT / LOSSES).read_text())
-        results.append(StageResult(recipe.stages[piece.stage].name, found[piece.teacher].digest, piece.end - piece.start, losses))
-        before = plan
-    assert student is not None  # a run has at least one piece
-    return student, results
+    before = None
+    for piece, folder in pieces:
+        plan, teacher = recipe.plans[piece.stage], found[piece.teacher]
+        if not (folder / STUDENT).exists():
+            _run_piece(lesson(teacher), _cut(teacher, plan, before), plan, range(piece.start, piece.end), folder)
+            accelerator.free_memory()  # it holds every model that it ever prepared
+        accelerator.wait_for_everyone()  # the student is written, and no process still reads a checkpoint
+        if accelerator.is_main_process:
+            for checkpoint in folder.glob("step-*"):
+                shutil.rmtree(checkpoint)
+        before = plan, folder
 
 
-def _run_piece(lesson: Lesson, student: UNet2DConditionModel, taps: list[Tap], steps: range, folder: Path) -> None:
+def _cut(teacher: teachers.Teacher, plan: Plan, before: tuple[Plan, Path] | None) -> UNet2DConditionModel:
+    """What a piece starts from, in float32 on the CPU: cut from the student before it or, of the first, from the teacher as it is stored."""
+    if before is None:
+        return prune(teacher.unet(teacher.dtype, "cpu"), plan).float()
+    of_student, folder = before
+    return prune(_finished(folder), plan.within(of_student))
+
+
+def _finished(folder: Path) -> UNet2DConditionModel:
+    return UNet2DConditionModel.from_pretrained(folder / STUDENT, local_files_only=True)
+
+
+def _losses(folder: Path) -> dict[str, float]:
+    found: dict[str, float] = json.loads((folder / STUDENT / LOSSES).read_text())
+    return found
+
+
+def _run_piece(lesson: Lesson, student: UNet2DConditionModel, plan: Plan, steps: range, folder: Path) -> None:
     settings, accelerator = lesson.settings, lesson.accelerator
+    taps = resolve(student.config, lesson.teacher.config, plan, lesson.recipe.taps)
     if settings.checkpointing:
         student.enable_gradient_checkpointing()
     model = accelerator.prepare_model(student.requires_grad_(requires_grad=True))
@@ -196,17 +228,10 @@ def _run_piece(lesson: Lesson, student: UNet2DConditionModel, taps: list[Tap], s
         watch=lesson.watch,
     )
     if accelerator.is_main_process:
-        _finish(kept, _final_losses(lesson, kept, taps, after), folder)
-
-
-def _finish(student: nn.Module, losses: dict[str, float], folder: Path) -> None:
-    beside = folder / f"{STUDENT}.part"
-    shutil.rmtree(beside, ignore_errors=True)
-    student.save_pretrained(beside)  # type: ignore[operator]  # a UNet
-    (beside / LOSSES).write_text(json.dumps(losses))
-    beside.rename(folder / STUDENT)
-    for checkpoint in folder.glob("step-*"):
-        shutil.rmtree(checkpoint)
+        losses = _final_losses(lesson, kept, taps, after)
+        with written(STUDENT, folder) as beside:
+            kept.save_pretrained(beside)  # type: ignore[operator]  # a UNet
+            (beside / LOSSES).write_text(json.dumps(losses))
 
 
 def step_terms(lesson: Lesson, student: nn.Module, taps: list[Tap], number: int) -> dict[str, Tensor]:

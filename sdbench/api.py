@@ -79,32 +79,26 @@ def run(
     return runner.run(specs, runner.bench(suite, device=machine.chosen_device(device), results=where.results, runs=where.runs, **choice))
 
 
-def score(images: Path, prompts: Path, places: Places | None = None) -> tuple[list[Value], Scores]:
-    """Score pictures made elsewhere against a text file with a prompt a line, in the order of the sorted file names.
+def score(images: Path, prompts: Path, places: Places | None = None, suite: str = "standard") -> tuple[list[Value], Scores]:
+    """Score pictures made elsewhere by a suite's metrics, but for those that compare with the teacher.
+
+    Args:
+        images: folder of PNG, JPEG or WebP pictures of one size.
+        prompts: text file with a prompt a line, in the order of the sorted file names.
+        places: where the work is kept.
+        suite: name or path of a suite, which says the family: one of `scenes` takes 64 x 64 px and the grammar's captions.
 
     Raises:
-        UserError: the numbers of pictures and prompts differ, or one of the files cannot be read.
+        UserError: the numbers of pictures and prompts differ, one of the files cannot be read, or the family has no such pictures.
     """
-    from sdbench import run as runner
-    from sdbench.prompts import lines
+    from sdbench import elsewhere
     from sdbench.score import PROTOCOLS
     from sdbench.score import score as scored
-    from sdbench.store import read_images
 
-    if not images.is_dir() or not prompts.exists() or prompts.is_dir():
-        raise UserError(
-            f"--images takes a folder and --prompts a text file; found {images} and {prompts}, of which one is missing or of the other kind"
-        )
-    paths = sorted(path for path in images.iterdir() if path.suffix.lower() in {".png", ".jpg", ".jpeg", ".webp"})
-    texts = lines(prompts)
-    if not paths or len(paths) != len(texts):
-        raise UserError(
-            f"{images} holds {len(paths)} pictures and {prompts} {len(texts)} prompts; there must be a prompt for each picture, in the order of the file names"
-        )
-    subject = runner.external(paths, read_images(paths, "replace or remove it, and its prompt"), texts, (places or Places()).runs)
-    suite = suites.load("quality")
-    metrics = [name for name in suite.metrics["scenes"] if not PROTOCOLS[name].against_teacher]
-    return scored(replace(subject, reference=suite.reference), metrics)
+    chosen = suites.load(suite)
+    subject = elsewhere.subject(images, prompts, chosen, (places or Places()).runs)
+    metrics = chosen.metrics.get(chosen.family or "sdxl", ())
+    return scored(subject, [name for name in metrics if not PROTOCOLS[name].against_teacher])
 
 
 @dataclass(frozen=True)
@@ -166,7 +160,7 @@ def evaluate(
     if in_memory and only == "probes":
         raise UserError("latency and memory are measured in processes of their own; save the pipeline and name its folder")
     spec, only = _described(model, name), "quality" if in_memory else only
-    device = model.unet.device.type if in_memory else device
+    device = str(model.unet.device) if in_memory else device
     chosen, policy, old = _suite(suite, spec), _policy(None), None
     if baseline is not None:  # before the model, which may take hours, is run for a misspelt name
         policy.rules(chosen.name)
@@ -196,7 +190,7 @@ def _run_in_memory(pipeline: Any, spec: "ModelSpec", suite: suites.Suite, where:
     from sdbench.generate import DTYPES
     from sdbench.models import memory
 
-    setting = runner.bench(suite, device=pipeline.unet.device.type, results=where.results, runs=where.runs, only="quality")
+    setting = runner.bench(suite, device=str(pipeline.unet.device), results=where.results, runs=where.runs, only="quality")
     with memory.lent(pipeline, DTYPES[setting.sampling.dtype]) as guest:
         return runner.run([spec], replace(setting, loaded={spec.name: guest}))
 
@@ -222,7 +216,10 @@ def compare(candidate: str, baseline: str, policy: Path | None, places: Places |
     theirs, ours = _baseline(baseline, where), _named(candidate)  # names first: nothing is run for a misspelt one
     given = suites.load(suite) if suite else None
     old = _record_of(theirs, where, given)
-    new = _record_of(ours, where, given or records.head(old).suite.name.removesuffix("-custom"))
+    of_suite = records.head(old).suite.name
+    if not isinstance(ours, Path):
+        chosen.rules(of_suite)  # a policy that weighs nothing here ends it before the candidate is run
+    new = _record_of(ours, where, given or of_suite.removesuffix("-custom"))
     return _judged(new, old, chosen, where)
 
 
@@ -265,6 +262,7 @@ def until_verdict(
 ) -> tuple[Path, Report]:
     """Measure a model until it is sure whether it is as good as the baseline => its record, the verdict."""
     from sdbench import run as runner
+    from sdbench.encoders.memory import evaluators
     from sdbench.until import Question, run_until_verdict
 
     where, chosen = places or Places(), _policy(policy)
@@ -272,7 +270,8 @@ def until_verdict(
     runner.check_models([spec], suite)
     old = _record_of(_baseline(baseline, where), where, suite, device)
     setting = runner.bench(suite, device=machine.chosen_device(device), results=where.results, runs=where.runs)
-    return run_until_verdict(Question(spec, setting, old, chosen, floors.between_runs(records.head(old), where.results)))
+    with evaluators(setting.device):
+        return run_until_verdict(Question(spec, setting, old, chosen, floors.between_runs(records.head(old), where.results)))
 
 
 def noise(

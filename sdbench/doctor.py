@@ -124,7 +124,7 @@ def _metrics() -> Iterator[Finding]:
             numbers = [f"{name} {value.state if value.value is None else f'{value.value:.4g}'}" for name, value in one.seen.items()]
             yield Finding(True, True, f"metric {one.name} behaves on golden pictures: {', '.join(numbers)}")
     if away := [one.name for one in judged if one.seen is None]:
-        yield Finding(False, False, f"metrics whose weights or reference are not at hand: {', '.join(away)}")
+        yield Finding(False, False, f"metrics not tried, for want of weights or of a GPU: {', '.join(away)}")
 
 
 def _known() -> Iterator[Finding]:

@@ -14,9 +14,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import torch
 from huggingface_hub import constants
 
-from sdbench import run
+from sdbench import assets, elsewhere
 from sdbench.protocols.base import Protocol, Subject
 from sdbench.records import Scores, Value
 from sdbench.scenes.grammar import scene_at
@@ -34,7 +35,7 @@ Seen = Mapping[str, Value]  # what one metric makes of each set of pictures
 
 @dataclass(frozen=True)
 class Judgement:
-    """What is wrong with a metric, nothing where it behaves; `seen` is None where its weights or reference are not at hand."""
+    """What is wrong with a metric, nothing where it behaves; `seen` is None where it was not tried for want of weights or a GPU."""
 
     name: str
     seen: Seen | None
@@ -55,9 +56,10 @@ def pictures() -> dict[str, U8]:
 
 
 def judge() -> list[Judgement]:
-    """Every known metric, in the order of `PROTOCOLS`."""
+    """Every known metric, in the order of `PROTOCOLS`; those of full-size networks only on a GPU, without one they would take hours."""
+    names = [name for name in PROTOCOLS if torch.cuda.is_available() or not assets.needed([name])]
     with offline(), TemporaryDirectory() as folder:
-        runs, names, values = Path(folder), list(PROTOCOLS), dict[str, dict[str, Value]]()
+        runs, values = Path(folder), dict[str, dict[str, Value]]()
         original = _subject(render(SCENES, range(N), SEED + 1), runs)
         _, teacher = score(original, names)
         for name, drawn in pictures().items():
@@ -109,7 +111,7 @@ def _judged(protocol: Protocol, seen: Seen) -> Judgement:
 
 
 def _subject(drawn: U8, runs: Path) -> Subject:
-    return replace(run.external([Path(f"{row:02d}.png") for row in range(N)], drawn, PROMPTS, runs), reference="scenes")
+    return replace(elsewhere.kept(drawn, PROMPTS, runs), reference="scenes")
 
 
 def _scored(subject: Subject, teacher: Scores, original: Subject, names: list[str]) -> tuple[dict[str, Value], Scores]:

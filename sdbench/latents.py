@@ -7,6 +7,7 @@ it stood. The processes of a distributed run share it out. A batch follows from 
 import hashlib
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,7 @@ from tqdm import tqdm
 from transformers import CLIPTokenizer
 
 from sdbench.errors import UserError, unknown
+from sdbench.models.checks import check_finite
 from sdbench.models.loading import read_part
 from sdbench.processes import from_main, sharing
 from sdbench.training import rows_of
@@ -79,10 +81,13 @@ class Batch:
     timesteps: Tensor
 
     def to(self, to: torch.device | str | torch.dtype) -> Self:
-        """The same on another device or, but for the timesteps, in another precision."""
+        """The same on another device or, but for timesteps and micro-conditioning, in another precision.
+
+        In bfloat16 a side of 1365 px would become 1368.
+        """
+        exact = ("timesteps", "time_ids") if isinstance(to, torch.dtype) else ()
         tensors = {field.name: getattr(self, field.name) for field in fields(self)}
-        whole = isinstance(to, torch.dtype)
-        return type(self)(**{name: tensor if whole and name == "timesteps" else tensor.to(to) for name, tensor in tensors.items()})
+        return type(self)(**{name: tensor if name in exact else tensor.to(to) for name, tensor in tensors.items()})
 
 
 def noisy(scheduler: DDIMScheduler, batch: Batch) -> Tensor:
@@ -113,11 +118,12 @@ def components(folder: Path) -> dict[str, Any]:
     """A pipeline's parts but for its UNet, in float32 on the CPU.
 
     Raises:
-        UserError: the folder lacks one, or one is damaged.
+        UserError: the folder lacks one, or one is damaged or not finite.
     """
     _complete(folder)
-    return {name: _frozen(read_part(name, folder / name, torch.float32)) if kind is None else kind.from_pretrained(folder / name)
-            for name, kind in COMPONENTS.items()}  # fmt: skip
+    return {
+        name: _weights(name, folder / name) if kind is None else kind.from_pretrained(folder / name) for name, kind in COMPONENTS.items()
+    }
 
 
 def _complete(folder: Path) -> None:
@@ -125,8 +131,10 @@ def _complete(folder: Path) -> None:
         raise UserError(f"{folder} is not a complete pipeline folder: no {', '.join(missing)}; expected {', '.join(COMPONENTS)}")
 
 
-def _frozen(part: nn.Module) -> nn.Module:
-    return part.eval().requires_grad_(requires_grad=False)
+def _weights(part: str, folder: Path) -> nn.Module:
+    found = read_part(part, folder, torch.float32)
+    check_finite(found, part, folder)
+    return found.eval().requires_grad_(requires_grad=False)
 
 
 class LatentPool:
@@ -142,7 +150,7 @@ class LatentPool:
         scheduler: of the pipeline's noise schedule.
 
     Raises:
-        UserError: the folder lacks a component.
+        UserError: the folder lacks a component, one is damaged, a picture cannot be read, or the disk has too little room.
     """
 
     def __init__(self, pipeline_folder: Path, pictures: Captioned, work: Path, device: str = "cpu") -> None:
@@ -236,11 +244,6 @@ def _kept(path: Path, n: int, at_once: int, make: Callable[[npt.NDArray[np.int64
     return kept
 
 
-def _end(beside: Path, done: Path, path: Path) -> None:
-    beside.rename(path)
-    done.unlink()
-
-
 def _begin(beside: Path, done: Path, n: int, make: Callable[[npt.NDArray[np.int64]], dict[str, Tensor]]) -> bool:
     """See to a file of rows and its note of progress, a byte for each row; of two that do not belong together both are made anew."""
     if not (beside.exists() and done.exists() and done.stat().st_size == n):
@@ -248,6 +251,12 @@ def _begin(beside: Path, done: Path, n: int, make: Callable[[npt.NDArray[np.int6
         _empty(beside, n, make(np.arange(1)))
         done.write_bytes(bytes(n))
     return True
+
+
+def _end(beside: Path, done: Path, path: Path) -> None:
+    with suppress(FileNotFoundError):  # another run in the same folder was done sooner; both filled one file, with the same rows
+        beside.rename(path)
+        done.unlink()
 
 
 def _fill(beside: Path, done: Path, at_once: int, make: Callable[[npt.NDArray[np.int64]], dict[str, Tensor]]) -> None:

@@ -25,6 +25,7 @@ def add_commands(add: Add) -> None:
     scoring = add("score", _score, "score pictures made elsewhere against their prompts")
     scoring.add_argument("--images", type=Path, required=True, help="folder of PNG, JPEG or WebP pictures")
     scoring.add_argument("--prompts", type=Path, required=True, help="text file with a prompt a line, in the order of the file names")
+    scoring.add_argument("--suite", default="standard", help="whose metrics (default: standard; quality for pictures of scenes)")
 
 
 def _add_run(measuring: argparse.ArgumentParser) -> None:
@@ -156,7 +157,7 @@ def _benchmark(arguments: argparse.Namespace) -> int:
 def _score(arguments: argparse.Namespace) -> int:
     from sdbench import api
 
-    values, scores = api.score(arguments.images, arguments.prompts, places(arguments))
+    values, scores = api.score(arguments.images, arguments.prompts, places(arguments), arguments.suite)
     for value in values:
         ends = "" if value.low is None else f" ({value.low:.4g} to {value.high:.4g})"
         number = f"{value.state}: {value.reason}" if value.value is None else f"{value.value:.4g}{ends}, n = {value.n}"

@@ -20,12 +20,12 @@ from tqdm import tqdm
 from sdbench.encoders.catalogue import Encoder
 from sdbench.errors import UserError
 from sdbench.metrics.frechet import Gaussian, Moments
+from sdbench.metrics.inputs import F64
 from sdbench.reference import KEPT, Card, card_of, folder, save
 from sdbench.sources import read_table, stream
-from sdbench.store import F32, U8, digest, kept, mode_of
+from sdbench.store import F32, SUFFIXES, U8, digest, kept, mode_of
 
 BLOCK = 64  # pictures in memory at a time
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 
 
@@ -120,29 +120,11 @@ def take(name: str, file: Path, encoder: str, n: int, source: str, runs: Path) -
     Raises:
         UserError: it holds something else, or the name is taken by another file or n.
     """
-    try:
-        content = file.read_bytes()
-        with np.load(io.BytesIO(content)) as published:
-            mean, covariance = np.asarray(published["mu"], np.float64), np.asarray(published["sigma"], np.float64)
-    except (OSError, ValueError, KeyError, AttributeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{file} is no file of statistics ({error}); expected a .npz with arrays `mu` (d) and `sigma` (d x d)") from error
-    d = mean.shape[0] if mean.ndim == 1 else 0
-    if (
-        not d
-        or covariance.shape != (d, d)
-        or not np.isfinite(mean).all()
-        or not np.allclose(covariance, covariance.T)
-        or (covariance.diagonal() < 0).any()
-    ):
-        raise UserError(
-            f"{file}: `mu` {mean.shape} and `sigma` {covariance.shape} are no mean and covariance; expected finite (d) and symmetric (d x d)"
-        )
+    content, mean, covariance = _published(file)
     if n < 2:
         raise UserError(f"--n {n}: statistics are of at least 2 pictures; say how many pictures {file} was made of")
-    sha256, git = (
-        hashlib.sha256(content).hexdigest(),
-        hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest(),
-    )
+    sha256 = hashlib.sha256(content).hexdigest()
+    git = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
     made = _digest(sha256, n, encoder)
     taken = _free(name, encoder, runs)
     if taken and taken.digest != made:
@@ -150,6 +132,31 @@ def take(name: str, file: Path, encoder: str, n: int, source: str, runs: Path) -
     data = {"source": source, "sha256": sha256, "git": git}
     card = Card(name=name, digest=made, encoder=encoder, encoder_id=None, data=data, n=n)
     return taken or save(card, Gaussian(mean, covariance, n), None, runs)
+
+
+def _published(file: Path) -> tuple[bytes, F64, F64]:
+    """What a file holds, and the moments in it."""
+    try:
+        content = file.read_bytes()
+        with np.load(io.BytesIO(content)) as published:
+            mean, covariance = np.asarray(published["mu"], np.float64), np.asarray(published["sigma"], np.float64)
+    except (OSError, ValueError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{file} is no file of statistics ({type(error).__name__}); expected a .npz with arrays `mu` (d) and `sigma` (d x d)"
+        ) from error
+    if mean.ndim != 1 or not mean.size or covariance.shape != (len(mean), len(mean)) or not _are_moments(mean, covariance):
+        raise UserError(
+            f"{file}: `mu` {mean.shape} and `sigma` {covariance.shape} are no mean and covariance; "
+            "expected finite (d) and symmetric (d x d), without negative eigenvalues"
+        )
+    return content, mean, covariance
+
+
+def _are_moments(mean: F64, covariance: F64) -> bool:
+    if not np.isfinite(mean).all() or not np.allclose(covariance, covariance.T):
+        return False
+    eigenvalues = np.linalg.eigvalsh(covariance)
+    return bool(eigenvalues[0] >= -1e-4 * abs(eigenvalues[-1]))  # rounding to float32 leaves some below 0
 
 
 def _free(name: str, encoder: str, runs: Path) -> Card | None:
@@ -218,7 +225,10 @@ def _features(contents: Sequence[bytes], names: Sequence[str], encoder: Encoder)
     decoded = [_decoded(content, name) for content, name in zip(contents, names, strict=True)]
     sizes = [picture.shape for picture in decoded]
     rows = {size: [row for row, own in enumerate(sizes) if own == size] for size in dict.fromkeys(sizes)}
-    parts = np.concatenate([encoder.features(np.stack([decoded[row] for row in group])) for group in rows.values()])
+    try:
+        parts = np.concatenate([encoder.features(np.stack([decoded[row] for row in group])) for group in rows.values()])
+    except ValueError as error:
+        raise UserError(f"{names[0]} to {names[-1]}: {error}; take pictures or an encoder that fit each other") from error
     order = [row for group in rows.values() for row in group]
     return np.asarray(parts[np.argsort(order)], np.float32)
 

@@ -16,7 +16,7 @@ def run(arguments: Namespace, runs: Path) -> list[Card]:
     """Do it => the cards of what was made, or of all that is at hand.
 
     Raises:
-        UserError: an option is missing, or does not fit; or as `build` and `take`.
+        UserError: an option is missing, or does not fit; the weights of an encoder are not at hand; or as `build` and `take`.
     """
     if arguments.action == "list":
         return cards(runs)
@@ -28,6 +28,8 @@ def run(arguments: Namespace, runs: Path) -> list[Card]:
         return [take(arguments.name, arguments.file, encoder.name, arguments.n, arguments.source, runs) for encoder in encoders]
     _check(arguments, "name", "encoder")
     encoders, pictures = [_encoder(name) for name in arguments.encoder], _pictures(arguments)
+    for encoder in encoders:
+        encoder.id()  # before the hours that the first may take, the weights of all
     return [build(arguments.name, pictures, encoder, runs) for encoder in encoders]
 
 

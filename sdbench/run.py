@@ -10,13 +10,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 
 from sdbench import records
 from sdbench.accept import judged
-from sdbench.encoders.memory import release
+from sdbench.encoders.memory import evaluators
 from sdbench.errors import UserError
 from sdbench.generate import DTYPES, Job, generate, jobs, rendered, sampler
 from sdbench.machine import environment, this_machine
@@ -29,9 +28,9 @@ from sdbench.probes import driver
 from sdbench.protocols.base import Subject
 from sdbench.records import Looks, Machine, Model, Record, Scores, Value
 from sdbench.scenes import embedded
-from sdbench.score import score
+from sdbench.score import named, score
 from sdbench.settings import BASE, Sampling
-from sdbench.store import U8, Store, digest
+from sdbench.store import U8, Store
 from sdbench.suites import Suite, suites_folder
 from sdbench.thumbnails import worth_keeping
 
@@ -105,6 +104,7 @@ def check_suite(suite: Suite, *, only: str | None, settings: Sequence[str], prof
         raise UserError(f"{option} is for probes, of which this run of suite {suite.name!r} has none; leave it out")
     if suite.probes:
         suite.probes.chosen(settings)
+    named(suite.metrics.get(suite.family, ()))
 
 
 def run(specs: Sequence[ModelSpec], setting: Bench) -> list[Path]:
@@ -118,10 +118,8 @@ def run(specs: Sequence[ModelSpec], setting: Bench) -> list[Path]:
     pictures = {spec.name: _pictures(spec, setting) for spec in ordered} if setting.quality else {}
     probed = probe([spec for spec in ordered if spec.source != "rendered"], setting) if setting.probes else {}
     call = uuid.uuid4().hex[:12]
-    try:
+    with evaluators(setting.device):
         made = {spec.name: record_of(spec, setting, pictures.get(spec.name), probed.get(spec.name, []), call) for spec in ordered}
-    finally:
-        release()
     return [made[spec.name] for spec in specs]
 
 
@@ -172,7 +170,8 @@ class Easel:
 
 def place_of(name: str, weights: str | None, setting: Bench) -> tuple[Store, list[Job]]:
     """Where a model's pictures of a suite lie, or will."""
-    identity = {"model": name, "weights": weights, "device": setting.device, "batch": setting.sampling.batch}
+    kind, _, _ = setting.device.partition(":")  # two cards of one machine draw the same
+    identity = {"model": name, "weights": weights, "device": kind, "batch": setting.sampling.batch}
     return Store(setting.runs, identity), jobs(setting.suite, setting.sampling, weights)
 
 
@@ -345,14 +344,3 @@ def _check_writable(folder: Path) -> None:
         raise UserError(
             f"folder {folder} cannot be written ({error.strerror}); make it writable, or name another with --results and --runs."
         ) from error
-
-
-def external(images: Sequence[Path], pixels: U8, prompts: Sequence[str], runs: Path) -> Subject:
-    """Pictures made elsewhere, kept as PNG in a store of their own, to be scored like any others."""
-    names = [digest([path.name, pixels[row].tobytes().hex()]) for row, path in enumerate(images)]
-    store = Store(runs, {"pictures": names})
-    for name, picture in zip(names, np.asarray(pixels), strict=True):
-        if store.missing([name]):
-            store.put(name, picture)
-    todo = [Job(f"{row:05d}", 0, prompt, name) for row, (prompt, name) in enumerate(zip(prompts, names, strict=True))]
-    return subject_of(store, todo, runs)

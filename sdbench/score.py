@@ -8,11 +8,23 @@ from collections.abc import Sequence
 from sdbench import assets, weights
 from sdbench.errors import MissingError, unknown
 from sdbench.protocols import agreement, captions, sets, truth
-from sdbench.protocols.base import Subject
+from sdbench.protocols.base import Protocol, Subject
 from sdbench.records import Scores, Value
 
 # In the order in which they are taken: a win rate needs the preference scores before it.
 PROTOCOLS = {protocol.name: protocol for protocol in (*truth.PROTOCOLS, *sets.PROTOCOLS, *captions.PROTOCOLS, *agreement.PROTOCOLS)}
+
+
+def named(metrics: Sequence[str]) -> list[Protocol]:
+    """The protocols of these names, in the order in which they are taken.
+
+    Raises:
+        UserError: a metric that is not known.
+    """
+    for name in metrics:
+        if name not in PROTOCOLS:
+            raise unknown("metric", name, PROTOCOLS)
+    return [protocol for name, protocol in PROTOCOLS.items() if name in metrics]
 
 
 def score(subject: Subject, metrics: Sequence[str]) -> tuple[list[Value], Scores]:
@@ -21,13 +33,11 @@ def score(subject: Subject, metrics: Sequence[str]) -> tuple[list[Value], Scores
     Raises:
         UserError: a metric that is not known, or a picture that cannot be read.
     """
-    for name in metrics:
-        if name not in PROTOCOLS:
-            raise unknown("metric", name, PROTOCOLS)
+    protocols = named(metrics)
     for _ in subject.blocks():  # a picture that cannot be read ends the run here, before any metric
         pass
     values = []
-    for protocol in sorted(map(PROTOCOLS.__getitem__, metrics), key=list(PROTOCOLS.values()).index):
+    for protocol in protocols:
         try:
             value, columns = protocol.measure(subject, protocol)
         except MissingError as error:

@@ -24,6 +24,7 @@ from sdbench.errors import UserError
 
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}  # of files that are taken for pictures
 
 
 def digest(content: Any) -> str:
@@ -46,7 +47,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             beside.unlink()
         raise UserError(
-            f"cannot write {path}: {error.strerror}. What was made so far is kept; make room or the folder writable, or name another with --runs."
+            f"cannot write {path}: {error.strerror}. What was made so far is kept; make room or the folder writable, or name another folder."
         ) from error
 
 

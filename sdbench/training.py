@@ -12,8 +12,8 @@ A run's folder holds `step-<n>/`, the newest checkpoint, written beside and rena
 import json
 import shutil
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,11 +102,19 @@ def fit(
     plain: nn.Module = accelerator.unwrap_model(model)
     optimiser = torch.optim.AdamW(plain.parameters(), lr=schedule.lr, betas=(0.9, 0.99), weight_decay=schedule.weight_decay, fused=True)
     average = deepcopy(plain).requires_grad_(requires_grad=False) if schedule.ema else None
-    state, kept = _State(folder, plain, optimiser, average), plain if average is None else average
-    start, save_at = state.resume(), time.monotonic() + save_every_s
-    a_step, quiet = schedule.batch * schedule.accumulation * accelerator.num_processes, not accelerator.is_main_process
-    plain.train()
-    with _Journal(folder, start, quiet=quiet) as journal, _bar(folder.name, start, schedule.steps, a_step, quiet=quiet) as bar:
+    kept = plain if average is None else average
+    checkpoints = _Checkpoints(folder, plain, optimiser, average, save_every_s)
+    start, main = checkpoints.resume(), accelerator.is_main_process
+    a_step = schedule.batch * schedule.accumulation * accelerator.num_processes
+    with _Journal(folder, start, quiet=not main) as journal, _bar(folder.name, start, schedule.steps, a_step, quiet=not main) as bar:
+
+        def look(taken: int) -> None:
+            if main and watch is not None and taken and (taken == schedule.steps or taken % watch_every == 0):
+                journal.show(taken, *watch(kept.eval()))
+                plain.train()
+
+        plain.train()
+        look(start)  # the run may have been killed before it looked
         for step in range(start, schedule.steps):
             optimiser.param_groups[0]["lr"] = schedule.lr_at(step)
             terms = _backward(model, loss, schedule, step, accelerator)
@@ -114,7 +122,7 @@ def fit(
             if not torch.isfinite(norm):
                 raise UserError(_not_finite(folder, step, terms))
             optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
+            optimiser.zero_grad(set_to_none=accelerator.num_processes == 1)  # of several they may lie in buckets, which stay anyway
             if average is not None and schedule.ema is not None:
                 _average(average, plain, min(schedule.ema, (step + 1) / (step + 10)))
             bar.update(a_step)
@@ -122,14 +130,9 @@ def fit(
                 values = {name: round(term.item(), 5) for name, term in terms.items()}
                 bar.set_postfix(values)
                 journal.write(step, values | {"lr": optimiser.param_groups[0]["lr"], "gradient_norm": round(norm.item(), 5)})
-            last = step == schedule.steps - 1
-            if accelerator.is_main_process and (last or time.monotonic() > save_at):
-                began = time.monotonic()
-                state.save(step + 1)
-                save_at = time.monotonic() + save_every_s * max(1.0, (time.monotonic() - began) / SLOW_SAVE_S)
-            if accelerator.is_main_process and watch is not None and (last or (step + 1) % watch_every == 0):
-                journal.show(step + 1, *watch(kept.eval()))
-                plain.train()
+            if main:
+                checkpoints.save_if_due(step + 1, last=step == schedule.steps - 1)
+            look(step + 1)
     return kept.eval()
 
 
@@ -160,84 +163,120 @@ def _bar(title: str, start: int, steps: int, a_step: int, *, quiet: bool) -> Any
 
 def _not_finite(folder: Path, step: int, terms: dict[str, Tensor]) -> str:
     values = ", ".join(f"{name} {term.item():g}" for name, term in terms.items())
+    return f"training of {folder.name} met a loss or gradient that is not finite at step {step} ({values}); {_last_good(folder)}. Lower the learning rate and run again"
+
+
+def _last_good(folder: Path) -> str:
     checkpoint = _newest(folder)
-    kept = f"the last good checkpoint is {checkpoint}" if checkpoint else "there was no checkpoint yet"
-    return f"training of {folder.name} met a loss or gradient that is not finite at step {step} ({values}); {kept}. Lower the learning rate and run again"
+    return f"the last good checkpoint is {checkpoint}" if checkpoint else "there was no checkpoint yet"
 
 
 def _newest(folder: Path) -> Path | None:
     return max(folder.glob("step-*"), default=None)
 
 
-@dataclass(frozen=True)
-class _State:
-    """What a checkpoint holds."""
+@contextmanager
+def _writing(what: str, folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap what the disk says
+        raise UserError(f"cannot write {what} to {folder}: {error}; {_last_good(folder)}. Make room and run again") from error
 
-    folder: Path
-    model: nn.Module
-    optimiser: torch.optim.Optimizer
-    average: nn.Module | None
 
-    @property
-    def _networks(self) -> dict[str, nn.Module]:
-        return {"model": self.model} | ({"average": self.average} if self.average is not None else {})
+@contextmanager
+def written(name: str, folder: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `<folder>/<name>`, whole or not at all.
 
-    def save(self, step: int) -> None:
-        """Write `step-<n>/` beside and rename it; the one before goes."""
-        beside, before = self.folder / "checkpoint.part", _newest(self.folder)
+    Raises:
+        UserError: the disk takes no more; then nothing is left of it.
+    """
+    beside = folder / "unfinished.part"
+    shutil.rmtree(beside, ignore_errors=True)  # of a run that was killed
+    with _writing(name, folder):
         try:
-            shutil.rmtree(beside, ignore_errors=True)
             beside.mkdir()
-            for name, network in self._networks.items():
-                save_model(network, str(beside / f"{name}.safetensors"))
-            torch.save(self.optimiser.state_dict(), beside / "optimiser.pt")
-            now = beside.rename(self.folder / _STEP.format(step))
-        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap what the disk says
+            yield beside
+            beside.rename(folder / name)
+        except BaseException:
             shutil.rmtree(beside, ignore_errors=True)
-            raise UserError(
-                f"cannot write a checkpoint to {self.folder}: {error}; the last good one is {before}. Make room and run again"
-            ) from error
-        for old in set(self.folder.glob("step-*")) - {now}:  # more than one where the last run was killed right here
+            raise
+
+
+class _Checkpoints:
+    """What a run goes on from, in `step-<n>/`: the newest only.
+
+    Args:
+        folder: of the run.
+        model: in training.
+        optimiser: its optimiser.
+        average: of the model's weights, where there is one.
+        every_s: between two of them; longer where saving one is slow.
+    """
+
+    def __init__(self, folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, average: nn.Module | None, every_s: float) -> None:
+        self._folder, self._optimiser, self._every_s = folder, optimiser, every_s
+        self._networks = {"model": model} | ({"average": average} if average is not None else {})
+        self._save_at = time.monotonic() + every_s
+
+    def save_if_due(self, step: int, *, last: bool) -> None:
+        """Save the state after so many steps, where the last one is old or there are no more steps."""
+        if not last and time.monotonic() <= self._save_at:
+            return
+        began = time.monotonic()
+        self._save(_STEP.format(step))
+        self._save_at = time.monotonic() + self._every_s * max(1.0, (time.monotonic() - began) / SLOW_SAVE_S)
+
+    def _save(self, name: str) -> None:
+        with written(name, self._folder) as beside:
+            for network_name, network in self._networks.items():
+                save_model(network, str(beside / f"{network_name}.safetensors"))
+            torch.save(self._optimiser.state_dict(), beside / "optimiser.pt")
+        for old in set(self._folder.glob("step-*")) - {self._folder / name}:  # more than one where the last run was killed right here
             shutil.rmtree(old)
 
     def resume(self) -> int:
-        """Load the newest checkpoint => steps taken."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if (newest := _newest(self.folder)) is None:
+        """Load the newest => steps taken."""
+        with _writing("a run", self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+        if (newest := _newest(self._folder)) is None:
             return 0
-        device = next(self.model.parameters()).device
+        device = next(self._networks["model"].parameters()).device
         try:
             for name, network in self._networks.items():
                 load_model(network, newest / f"{name}.safetensors", device=str(device))
-            self.optimiser.load_state_dict(torch.load(newest / "optimiser.pt", weights_only=True, map_location=device))
+            self._optimiser.load_state_dict(torch.load(newest / "optimiser.pt", weights_only=True, map_location=device))
         except (OSError, EOFError, RuntimeError, ValueError, UnpicklingError, SafetensorError) as error:
             raise UserError(f"cannot go on from checkpoint {newest}: {error}. Remove it to begin again") from error
         return int(newest.name.removeprefix("step-"))
 
 
 class _Journal:
-    """`log.jsonl`, TensorBoard's events and the pictures; lines after the step to go on from are dropped."""
+    """`log.jsonl`, TensorBoard's events and the pictures; what was noted of the step to go on from and later is noted again."""
 
     def __init__(self, folder: Path, start: int, *, quiet: bool) -> None:
         self._folder, self._quiet, self._log = folder, quiet, folder / "log.jsonl"
         if quiet:
             return
-        lines = self._log.read_text().splitlines(keepends=True) if self._log.exists() else []
-        self._log.write_text("".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] < start))
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+        with _writing("the log", folder):
+            lines = self._log.read_text().splitlines(keepends=True) if self._log.exists() else []
+            beside = self._log.with_suffix(".part")
+            beside.write_text("".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] < start))
+            beside.replace(self._log)
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         if not self._quiet:
-            self._board.close()
+            with suppress(OSError):  # a full disk, which another error says
+                self._board.close()
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Note the values of a step."""
         if self._quiet:
             return
-        with self._log.open("a") as log:
+        with _writing("the log", self._folder), self._log.open("a") as log:
             log.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
@@ -245,6 +284,7 @@ class _Journal:
     def show(self, step: int, picture: npt.NDArray[np.uint8], values: dict[str, float]) -> None:
         """Keep what the weights make after so many steps."""
         self.write(step, values)
-        (self._folder / "samples").mkdir(exist_ok=True)
-        Image.fromarray(picture).save(self._folder / "samples" / f"{_STEP.format(step)}.png")
+        with _writing("a picture", self._folder):
+            (self._folder / "samples").mkdir(exist_ok=True)
+            Image.fromarray(picture).save(self._folder / "samples" / f"{_STEP.format(step)}.png")
         self._board.add_image("samples", picture, step, dataformats="HWC")

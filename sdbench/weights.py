@@ -165,10 +165,15 @@ def _digest(asset: Asset, file: File, path: Path) -> str:
     """SHA-256 of a file, which fits what its source states or what was pinned; pinned now where neither is known.
 
     Raises:
-        UserError: it is another.
+        UserError: it is another, or the notes are damaged.
     """
     book = home() / "digests" / f"{asset.name}.json"
-    noted: dict[str, Any] = json.loads(book.read_text()) if book.is_file() else {}
+    try:
+        noted: dict[str, Any] = json.loads(book.read_text()) if book.is_file() else {}
+    except ValueError as error:
+        raise UserError(
+            f"weights: {book} holds no notes on digests ({error}); delete it, and those of {asset.name!r} are taken anew"
+        ) from error
     stamp = [path.stat().st_size, path.stat().st_mtime_ns]
     kept = noted.get(file.name, {})
     if kept.get("seen") == stamp:  # hashing gigabytes takes longer than loading them

@@ -198,6 +198,14 @@ def test_processes_that_want_the_same_fetch_it_once(hub: Hub) -> None:
     assert dict(hub.hits) == {"lab/network/config.json": 1, "lab/network/model.safetensors": 1}
 
 
+@pytest.mark.usefixtures("hub")
+def test_damaged_notes_are_named(tmp_path: Path) -> None:
+    weights.find("network")
+    (tmp_path / "weights" / "digests" / "network.json").write_text("")
+    with pytest.raises(UserError, match=r"digests/network\.json holds no notes on digests \(.*delete it"):
+        weights.find("network")
+
+
 def test_a_folder_that_is_only_read_serves_without_notes(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights.find("stated")
     (tmp_path / "weights" / "digests" / "stated.json").unlink()

@@ -15,7 +15,7 @@ from diffusers import EulerDiscreteScheduler
 from peft import LoraConfig
 
 import sdbench
-from sdbench import api, records, reference, run, suites
+from sdbench import api, records, reference, suites
 from sdbench.errors import UserError
 from sdbench.models import memory
 from sdbench.models.loading import load
@@ -74,7 +74,9 @@ def test_the_example_of_the_documentation_runs(teacher: api.Evaluation) -> None:
 
 def test_a_pipeline_in_memory_scores_as_the_same_model_by_name(few: suites.Suite, teacher: api.Evaluation) -> None:
     by_name = sdbench.evaluate("scenes-vega", few, only="quality")
-    found = sdbench.evaluate(student(), few, name="step-1000", baseline="scenes-vega")
+    pipeline = student()
+    with torch.autocast("cpu", torch.bfloat16):  # as a training loop may have it
+        found = sdbench.evaluate(pipeline, few, name="step-1000", baseline="scenes-vega")
     assert found.record.values == by_name.record.values
     assert {value.state for value in found.record.values} == {"ok"}
     for name, column in by_name.scores.columns.items():
@@ -90,7 +92,7 @@ def test_a_pipeline_in_memory_scores_as_the_same_model_by_name(few: suites.Suite
 
 def test_a_training_loop_goes_on_as_if_nothing_had_been(few: suites.Suite, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline, released = student(), list[int]()
-    monkeypatch.setattr(run, "release", lambda: released.append(1))  # what evaluators hold of a GPU
+    monkeypatch.setattr("sdbench.encoders.memory.release", lambda: released.append(1))  # what evaluators hold of a GPU
     pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
     pipeline.unet.train().requires_grad_(requires_grad=True)
     pipeline.unet.mid_block.eval()
@@ -182,6 +184,16 @@ def test_a_baseline_without_a_record_is_run_first_and_where_the_model_is(few: su
         with pytest.raises(KeyboardInterrupt):
             ask()
     assert ran == [("scenes-ssd-1b", "cpu")] * 3
+
+
+def test_nothing_is_run_for_a_policy_that_does_not_weigh_the_suite(
+    teacher: api.Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "run", lambda *_, **__: pytest.fail("run"))
+    policy = tmp_path / "policy.toml"
+    policy.write_text("alpha = 0.05\n[suites.other]\n")
+    with pytest.raises(UserError, match="unknown suite in the gate's policy 'quality-custom'"):
+        api.compare("scenes-vega-pruned", str(teacher.folder), policy)
 
 
 def test_import_sdbench_is_instant_and_evaluate_waits() -> None:

@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from huggingface_hub import constants, is_offline_mode
 
-from sdbench import cli, doctor, golden
-from sdbench.encoders import scenes
+from sdbench import cli, doctor, golden, weights
+from sdbench.encoders import clip, scenes
 from sdbench.protocols.base import Protocol, Result, Subject
 from sdbench.records import Value
 from sdbench.score import PROTOCOLS
@@ -52,6 +53,17 @@ def test_a_metric_that_is_not_the_same_twice_is_found(monkeypatch: pytest.Monkey
     monkeypatch.setattr(scenes, "clip_images", lambda images: CLIP_IMAGES(images) + 0.5 * random.normal(size=(len(images), 64)))
     (complaint,) = complaints_of(monkeypatch)
     assert "a second time" in complaint
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_full_size_networks_are_tried_on_a_gpu_only(gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(clip, "load", lambda backbone: asked.append(backbone) or weights.find("nothing of the kind"))
+    monkeypatch.setattr(golden, "PROTOCOLS", {"clip_score.vit-b-32": PROTOCOLS["clip_score.vit-b-32"]})
+    (judged,) = golden.judge()
+    assert bool(asked) == gpu
+    assert (judged.seen is None) == (not gpu)
 
 
 def test_nothing_is_fetched_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,6 +127,6 @@ def test_the_doctor_says_which_metrics_behave(monkeypatch: pytest.MonkeyPatch, c
     text = capsys.readouterr().err
     assert "ok  metric kid behaves on golden pictures: healthy 1, black 1" in text
     assert "BAD metric cmmd misbehaves on golden pictures: black pictures get 1" in text
-    assert "--  metrics whose weights or reference are not at hand: fid.clean" in text
+    assert "--  metrics not tried, for want of weights or of a GPU: fid.clean" in text
     monkeypatch.setattr(golden, "judge", lambda: judged[:2])
     assert not any(finding.fatal and not finding.fine for finding in doctor.examine() if "metric" in finding.text)

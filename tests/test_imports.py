@@ -48,7 +48,7 @@ FLOORS = (
     },
     {"protocols"},
     {"generate", "score", "probes"},
-    {"run", "plan", "profiles", "golden", "known", "doctor", "until"},
+    {"run", "elsewhere", "plan", "profiles", "golden", "known", "doctor", "until"},
     {"api"},
     {"cli", "console", "measuring", "gating", "showing", "__main__"},
 )
@@ -105,7 +105,8 @@ ONLY = {
 }
 DOORS = {"sdbench": {"sdbench.api"}}  # what a package offers by name though it lies above, imported when it is asked for
 TRAINING_IS_FOR = {"scenes.training", "cli", "distillation"}
-# `latents` feeds both families' trainers; `sources` opens data sets; `settings` and `suites` hold the types that `generate` is called with.
+# `latents` feeds both families' trainers; `sources` opens data sets; `settings` and `suites` hold the types that `generate` is called
+# with; `machine` knows the commit of a checkout.
 DISTILLATION_KNOWS = {
     "errors",
     "models",
@@ -114,6 +115,7 @@ DISTILLATION_KNOWS = {
     "training",
     "processes",
     "latents",
+    "machine",
     "store",
     "sources",
     "records",

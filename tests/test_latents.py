@@ -3,13 +3,17 @@
 import json
 import multiprocessing
 import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
+from safetensors.torch import load_file, save_file
 from torch import distributed
 
 from sdbench import latents as module
@@ -54,6 +58,14 @@ def test_a_batch_follows_from_seed_and_step(latents: LatentPool, teacher_folder:
     assert not torch.equal(first.noise, latents.batch(7, 4, seed=2).noise)
 
 
+def test_lower_precision_leaves_timesteps_and_sizes_as_they_are(latents: LatentPool) -> None:
+    batch = replace(latents.batch(0, 1, seed=0), timesteps=torch.tensor([999]), time_ids=torch.tensor([[769.0, 1365, 0, 171, 1024, 1024]]))
+    lower = batch.to(torch.bfloat16)
+    assert torch.equal(lower.timesteps, batch.timesteps)
+    assert torch.equal(lower.time_ids, batch.time_ids)
+    assert {lower.latents.dtype, lower.noise.dtype, lower.prompt_embeds.dtype, lower.pooled.dtype} == {torch.bfloat16}
+
+
 def test_dropped_captions_are_zeros(latents: LatentPool) -> None:
     dropped, kept = latents.batch(0, 4, seed=0, drop=1), latents.batch(0, 4, seed=0, drop=0)
     assert not dropped.prompt_embeds.any()
@@ -88,6 +100,31 @@ def test_latents_and_embeddings_are_made_once_for_the_same_networks_and_pictures
     assert np.array_equal(LatentPool(teacher_folder, pool, work).latents, latents.latents)
     with pytest.raises(AssertionError, match="encoded again"):
         LatentPool(teacher_folder, other, work)
+
+
+def test_two_runs_may_fill_one_folder(
+    teacher_folder: Path, pool: Pool, latents: LatentPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill = module._fill
+
+    def fill_while_another_ends(beside: Path, done: Path, *rest: Any) -> None:
+        fill(beside, done, *rest)
+        beside.rename(beside.with_suffix(".npy"))
+        done.unlink()
+
+    monkeypatch.setattr(module, "_fill", fill_while_another_ends)
+    assert np.array_equal(LatentPool(teacher_folder, pool, tmp_path).latents, latents.latents)
+
+
+def test_weights_that_are_not_finite_are_named_before_anything_is_made_of_them(teacher_folder: Path, pool: Pool, tmp_path: Path) -> None:
+    shutil.copytree(teacher_folder, tmp_path / "teacher")
+    weights = tmp_path / "teacher" / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    tensors["encoder.conv_in.bias"][0] = torch.nan
+    save_file(tensors, weights)
+    with pytest.raises(UserError, match=r"tensor 'encoder.conv_in.bias' has 1 values that are NaN"):
+        LatentPool(tmp_path / "teacher", pool, tmp_path / "work")
+    assert not (tmp_path / "work").exists()
 
 
 def test_an_incomplete_folder_is_refused(tmp_path: Path, pool: Pool) -> None:

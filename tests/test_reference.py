@@ -283,12 +283,15 @@ def test_what_holds_no_moments_is_refused(runs: Path, tmp_path: Path) -> None:
     mean, covariance = FEATURES.mean(0), np.cov(FEATURES, rowvar=False)
     crooked = covariance.copy()
     crooked[0, 1] += 1
+    impossible = covariance.copy()
+    impossible[0, 1] = impossible[1, 0] = 2 * covariance[0, 0]  # a correlation above 1
     bad = {
         "no arrays": {"mu": mean, "sigma": np.zeros(3)},
         "of two sizes": {"mu": mean[:3]},
         "not finite": {"mu": mean * np.nan},
         "not symmetric": {"sigma": crooked},
         "negative": {"sigma": -covariance},
+        "impossible": {"sigma": impossible},
     }
     for changes in bad.values():
         with pytest.raises(UserError, match="are no mean and covariance"):
@@ -325,6 +328,24 @@ def test_the_command_builds_imports_and_lists(images: Path, runs: Path, tmp_path
     assert "n = 4       4 features kept" in err
     assert "moments only" in err
     assert "of a paper" in err
+
+
+@pytest.mark.usefixtures("_toy")
+def test_the_weights_of_all_encoders_are_looked_for_first(
+    images: Path, runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def absent() -> str:
+        raise MissingError("weights: 'far' is not on this disk")
+
+    monkeypatch.setitem(ENCODERS, "far", Encoder("far", absent, colours))
+    assert cli.main(["reference", "build", "real", "--images", str(images), "--encoder", "toy", "far", "--runs", str(runs)]) == 2
+    assert "'far' is not on this disk" in capsys.readouterr().err
+    assert not runs.exists()
+
+
+def test_pictures_that_an_encoder_does_not_take_are_named(images: Path, runs: Path) -> None:
+    with pytest.raises(UserError, match=r"00\.png to .*10\.png: the scenes' evaluators take N x 64 x 64 .*that fit each other"):
+        build("real", in_folder(images), ENCODERS["scenes.features"], runs)
 
 
 @pytest.mark.usefixtures("_toy")

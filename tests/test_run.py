@@ -7,13 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from clips import photographs, tiny
+from PIL import Image
 from tiny import SIZE_PX
 
 from sdbench import api, records, reference
 from sdbench import run as runner
-from sdbench.encoders import scenes
+from sdbench.encoders import clip, scenes
 from sdbench.encoders.catalogue import ENCODERS
+from sdbench.encoders.clip import Clip
 from sdbench.errors import MissingError, UserError
+from sdbench.metrics.clip_score import clip_score
 from sdbench.models.spec import ModelSpec, resolve
 from sdbench.protocols.base import Subject
 from sdbench.records import Scores, Value
@@ -307,6 +311,11 @@ def test_a_student_alone_has_no_win_rate_until_the_teacher_was_run(teacher: Mode
     assert after.value == 0.5
 
 
+def test_a_card_finds_the_pictures_of_the_card_beside_it(tmp_path: Path) -> None:
+    places = [runner.place_of("m", "w", replace(bench(tmp_path), device=device))[0].folder for device in ("cuda", "cuda:1", "cpu")]
+    assert places[0] == places[1] != places[2]
+
+
 def test_another_suite_s_teacher_does_not_count(teacher: ModelSpec, tmp_path: Path) -> None:
     runner.run([teacher], bench(tmp_path, SUITE.model_copy(update={"version": 2})))
     record, _ = records.read(runner.run([resolve("scenes-rendered")], bench(tmp_path))[0])
@@ -403,6 +412,11 @@ def test_a_part_is_no_suite_to_run(lacking: str, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_unknown_metric_of_a_suite_is_found_before_any_picture_is_made(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"unknown metric 'fd\.scene'; did you mean 'fd\.scenes'"):
+        bench(tmp_path, SUITE.model_copy(update={"metrics": {"scenes": ("fd.scene",)}}))
+
+
 @pytest.mark.parametrize("blocked", ["results", "runs"])
 def test_a_folder_that_cannot_be_written_is_found_before_any_work(blocked: str, tmp_path: Path) -> None:
     (tmp_path / blocked).write_text("a file in the way")
@@ -424,7 +438,7 @@ def saved(folder: Path, pictures: U8, prompts: list[str]) -> tuple[Path, Path]:
 
 def test_pictures_made_elsewhere_score_as_our_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parents[1])  # for the suite's list of metrics
-    values, scores = api.score(*saved(tmp_path, PICTURES, PROMPTS), api.Places(tmp_path, tmp_path / "runs"))
+    values, scores = api.score(*saved(tmp_path, PICTURES, PROMPTS), api.Places(tmp_path, tmp_path / "runs"), "quality")
     own, columns = score(subject(tmp_path), [name for name in METRICS if not name.startswith("win_rate")])
     assert values == own
     for name, column in columns.columns.items():
@@ -435,6 +449,41 @@ def test_pictures_and_prompts_must_be_as_many(tmp_path: Path) -> None:
     images, prompts = saved(tmp_path, PICTURES, PROMPTS[:5])
     with pytest.raises(UserError, match=r"6 pictures and .* 5 prompts"):
         api.score(images, prompts, api.Places(tmp_path, tmp_path / "runs"))
+
+
+def test_full_size_pictures_score_by_what_is_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SDBENCH_WEIGHTS", str(tmp_path / "none"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    towers, pictures = Clip(tiny(), "tiny"), photographs(70, 40, 56)
+    monkeypatch.setattr(clip, "load", lambda backbone: {"vit-l-14": towers}[backbone])
+    prompts = [f"a photograph, number {row}" for row in range(70)]
+    values, scores = api.score(*saved(tmp_path, pictures, prompts), api.Places(tmp_path, tmp_path / "runs"))
+    assert {value.name for value in values if value.state != "missing"} == {"clip_score.vit-l-14"}
+    assert {"fid.clean", "pickscore.v1"} < {value.name for value in values}
+    expected = clip_score(towers.images(pictures), towers.texts(prompts))
+    np.testing.assert_allclose(scores.columns["clip_score.vit-l-14"], expected, atol=1e-4)
+
+
+def test_pictures_of_several_sizes_are_refused_in_whatever_block(tmp_path: Path) -> None:
+    images, prompts = saved(tmp_path, photographs(66, 40, 56), ["a photograph"] * 66)
+    Image.fromarray(photographs(1, 40, 40)[0]).save(images / "064.png")
+    Image.fromarray(photographs(1, 40, 40)[0]).save(images / "065.png")
+    with pytest.raises(UserError, match=r"064\.png is 40 x 40 px, the first is 56 x 40"):
+        api.score(images, prompts, api.Places(tmp_path, tmp_path / "runs"))
+
+
+def test_pictures_and_prompts_of_no_scenes_are_refused(tmp_path: Path) -> None:
+    """Their evaluators would fail on the ones, and make something up of the others."""
+    wide = np.concatenate([PICTURES, PICTURES], axis=2)
+    with pytest.raises(UserError, match=r"pictures of 128 x 64 px; scenes are of 64 x 64.*--suite standard"):
+        api.score(*saved(tmp_path / "wide", wide, PROMPTS), api.Places(tmp_path, tmp_path / "runs"), "quality")
+    with pytest.raises(UserError, match=r"prompts\.txt: not a caption of the scenes grammar: 'a photo of a cat'"):
+        api.score(
+            *saved(tmp_path / "cat", PICTURES, [*PROMPTS[:-1], "a photo of a cat"]), api.Places(tmp_path, tmp_path / "runs"), "quality"
+        )
+    with pytest.raises(UserError, match=r"suite 'fid' is a part"):
+        api.score(*saved(tmp_path / "part", PICTURES, PROMPTS), api.Places(tmp_path, tmp_path / "runs"), "fid")
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("make", [lambda folder: folder / "nowhere", lambda folder: folder / "prompts.txt"], ids=["missing", "file"])

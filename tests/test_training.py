@@ -80,6 +80,28 @@ fit(net, deadly, SCHEDULE, Path(sys.argv[1]), save_every_s=-1)
 """
 
 
+@pytest.mark.parametrize("killed_at", [5, 12])
+def test_a_killed_run_looks_at_what_it_goes_on_from(killed_at: int, tmp_path: Path) -> None:
+    """Killed while it looked, or right after: what was seen of the checkpoint is in the log once."""
+
+    def seen(folder: Path, taken: int | None = None) -> bytes:
+        def watch(kept: nn.Module) -> tuple[npt.NDArray[np.uint8], dict[str, float]]:
+            if taken is not None and (folder / f"step-{taken:08d}").exists():
+                raise KeyboardInterrupt
+            return np.zeros((2, 2, 3), np.uint8), {"norm": next(kept.parameters()).norm().item()}
+
+        net = tiny_net()
+        fit(net, noisy_loss(net), SCHEDULE, folder, watch=watch, watch_every=5, save_every_s=ALWAYS)
+        return (folder / "log.jsonl").read_bytes()
+
+    whole = seen(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        seen(tmp_path / "killed", killed_at)
+    assert seen(tmp_path / "killed") == whole
+    assert seen(tmp_path / "killed") == whole  # and once more, with no step left to take
+    assert whole.count(b"norm") == 3 + 1  # gradient_norm of step 0, too
+
+
 def test_a_run_ended_by_sigkill_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     code = KILLED.format(tests=str(Path(__file__).parent))
     assert (
@@ -142,10 +164,32 @@ def test_a_checkpoint_that_cannot_be_written_is_an_error_and_the_one_before_stay
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("sdbench.training.save_model", full)
-    with pytest.raises(UserError, match=r"No space left on device; the last good one is .*step-00000005\. Make room and run again"):
+    with pytest.raises(UserError, match=r"No space left on device; the last good checkpoint is .*step-00000005\. Make room and run again"):
         fit(net, noisy_loss(net), SCHEDULE, tmp_path, save_every_s=ALWAYS)
     assert {path.name: path.read_bytes() for path in (tmp_path / "step-00000005").iterdir()} == before
     assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "samples"])
+def test_a_log_or_picture_that_cannot_be_written_is_an_error_that_names_the_checkpoint(name: str, tmp_path: Path) -> None:
+    net, in_the_way = tiny_net(), tmp_path / name
+
+    def watch(_: nn.Module) -> tuple[npt.NDArray[np.uint8], dict[str, float]]:
+        return np.zeros((2, 2, 3), np.uint8), {}
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(net, noisy_loss(net, 5, KeyboardInterrupt()), SCHEDULE, tmp_path, save_every_s=ALWAYS)
+    in_the_way.unlink(missing_ok=True)
+    in_the_way.mkdir() if name == "log.jsonl" else in_the_way.write_text("")
+    with pytest.raises(UserError, match=rf"cannot write .*{name}.*; the last good checkpoint is .*step-000000.*\. Make room and run again"):
+        fit(net, noisy_loss(net), SCHEDULE, tmp_path, watch=watch)
+
+
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    net = tiny_net()
+    with pytest.raises(UserError, match=r"cannot write a run to .*; there was no checkpoint yet"):
+        fit(net, noisy_loss(net), SCHEDULE, tmp_path / "file" / "run")
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "average.safetensors", "optimiser.pt"])
@@ -200,15 +244,18 @@ import sys
 from pathlib import Path
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 from sdbench.training import Schedule, fit
-accelerator = Accelerator(cpu=True)
+accelerator = Accelerator(cpu=True, kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)])
 torch.manual_seed(0)
 net = accelerator.prepare(nn.Linear(3, 1))
 data = torch.randn(24, 4, 3, generator=torch.Generator().manual_seed(0))
 def loss(number):
     return {{"square": (net(data[number]) - data[number].sum(1, keepdim=True)).square().mean()}}
 fit(net, loss, Schedule(steps=6, lr=1e-2, batch=4, warmup=2, accumulation={accumulation}), Path(sys.argv[1]), accelerator=accelerator)
+if accelerator.num_processes > 1:  # kept once, in a bucket, through all of an accumulation
+    assert len({{parameter.grad.untyped_storage().data_ptr() for parameter in net.parameters()}}) == 1
 """
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
 from sdbench.encoders.pixels import F32, U8, encode, exact
+from sdbench.models.stock import quiet
 from sdbench.scenes.attributes import read_layouts
 from sdbench.scenes.embedded import checked, digest
 from sdbench.scenes.grammar import Layout
@@ -97,6 +98,7 @@ def _clip() -> open_clip.CLIP:
 
 @cache
 def _preference() -> CLIPModel:
+    quiet()
     return CLIPModel.from_pretrained(checked("evaluators/preference"), dtype=torch.float32).eval()
 
 

@@ -1,4 +1,4 @@
-"""Agreement of two models on the same prompt and noise, picture by picture: cosines of features, and what compares pixels.
+"""Agreement of two models on the same prompt and noise, picture by picture: cosines of features.
 
 1 = the student drew what the teacher drew. It says how near, not how good: a student can differ and be better.
 """
@@ -19,15 +19,6 @@ def cosine_agreement(x: npt.ArrayLike, y: npt.ArrayLike) -> F64:
     if x.shape != y.shape:
         raise ValueError(f"paired features must have the same shape, found {x.shape} and {y.shape}")
     return np.asarray((_unit(x, "x") * _unit(y, "y")).sum(axis=1).clip(-1, 1))
-
-
-def column(scores: npt.ArrayLike) -> F64:
-    """What another library found of each pair, as a column of finite numbers.
-
-    Raises:
-        ValueError: not one-dimensional, or not finite.
-    """
-    return matrix(np.asarray(scores, np.float64)[:, None], "scores")[:, 0]
 
 
 def _unit(features: F64, name: str) -> F64:

@@ -56,7 +56,7 @@ def _cosine(encoder: Callable[[], Features], student: Subject, teacher: Subject,
 
 def _pixels(compare: Callable[[U8, U8], F32], student: Subject, teacher: Subject, protocol: Protocol) -> Result:
     found = [compare(*pictures) for pictures in zip(student.blocks(), teacher.blocks(), strict=True)]
-    return protocol.mean(agreement.column(np.concatenate(found)))
+    return protocol.mean(np.concatenate(found).astype(np.float64))
 
 
 def _frechet(encoder: Callable[[], Features], student: Subject, teacher: Subject, protocol: Protocol) -> Result:

@@ -2,21 +2,24 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
 from PIL import Image
 from tiny import save_tiny_pipeline, tiny_unet
+from torch import nn
 
-from distillation import look
+from distillation import look, train
 from distillation.data import Squares, square
 from distillation.pictures import open_pictures
 from distillation.recipe import Recipe
 from distillation.train import distil
 from sdbench.errors import UserError
+from sdbench.training import fit
 
 N, SIDE = 6, 16
 
@@ -72,7 +75,16 @@ def test_squares_are_read_in_order_and_named_by_content_and_size(folder: Path) -
     assert squares.digest != Squares(open_pictures(str(folder)), 2 * SIDE).digest
 
 
-def test_a_run_of_the_full_size_family(recipe: Recipe, teacher: Path, folder: Path, tmp_path: Path) -> None:
+def test_a_run_of_the_full_size_family(
+    recipe: Recipe, teacher: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode, at_once = AutoencoderKL._decode, []
+
+    def counted(vae: AutoencoderKL, latents: torch.Tensor, **chosen: Any) -> Any:
+        at_once.append(len(latents))
+        return decode(vae, latents, **chosen)
+
+    monkeypatch.setattr(AutoencoderKL, "_decode", counted)
     squares = Squares(open_pictures(str(folder)), SIDE)
     out = distil(recipe, "sdxl", [teacher], tmp_path / "work", tmp_path / "out", pictures=squares, steps=4)
     pipeline = StableDiffusionXLPipeline.from_pretrained(out)
@@ -83,6 +95,7 @@ def test_a_run_of_the_full_size_family(recipe: Recipe, teacher: Path, folder: Pa
     (sheet,) = (tmp_path / "work").glob("vega-*/2-depth/samples/*.png")
     with Image.open(sheet) as picture:
         assert picture.size == (4 * SIDE, SIDE)
+    assert at_once == [1] * 8  # 4 pictures after each stage: at 1024 px a decoder takes gigabytes for each
 
 
 def test_teachers_teach_in_succession(recipe: Recipe, teacher: Path, folder: Path, tmp_path: Path) -> None:
@@ -105,11 +118,21 @@ def test_teachers_teach_in_succession(recipe: Recipe, teacher: Path, folder: Pat
     assert not torch.equal(kept["conv_out.weight"], other["conv_out.weight"])
 
 
-def test_bfloat16_keeps_the_teacher_in_it_and_the_student_in_float32(recipe: Recipe, teacher: Path, folder: Path, tmp_path: Path) -> None:
+def test_bfloat16_keeps_the_teacher_in_it_and_the_student_in_float32(
+    recipe: Recipe, teacher: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)  # one process has one precision
     lower = recipe.model_copy(update={"sdxl": recipe.sdxl.model_copy(update={"dtype": "bfloat16", "checkpointing": True})})
+    starts = []
+
+    def fit_and_note(model: UNet2DConditionModel, *arguments: Any, **chosen: Any) -> nn.Module:
+        starts.append(model.conv_in.weight.detach().clone())
+        return fit(model, *arguments, **chosen)
+
+    monkeypatch.setattr(train, "fit", fit_and_note)
     out = distil(lower, "sdxl", [teacher], tmp_path / "work", tmp_path / "out", pictures=Squares(open_pictures(str(folder)), SIDE), steps=2)
     AcceleratorState._reset_state(reset_partial_state=True)
+    assert torch.equal(starts[0], UNet2DConditionModel.from_pretrained(teacher / "unet").conv_in.weight)  # not rounded on the way
     (checkpoint,) = (tmp_path / "work").glob("vega-*/2-depth/student")
     assert UNet2DConditionModel.from_pretrained(checkpoint).dtype == torch.float32
     assert np.isfinite(json.loads((out / "provenance.json").read_text())["stages"][-1]["losses"]["feature"])

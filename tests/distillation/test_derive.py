@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from distillation.budget import TWIN, least_loss, parameters, removed
 from distillation.cli import main
 from distillation.derive import SOURCE, _ends, check_target, in_stages, recipe_of, table, write
+from distillation.plan import MIDDLE, Plan
 from distillation.prune import student_config
-from distillation.recipe import MIDDLE, Plan, read
+from distillation.recipe import read
 from distillation.sensitivity import F64, WHOLE
 from sdbench.errors import UserError
 from sdbench.models.architectures import depths, unet_config

@@ -1,21 +1,29 @@
 """Runs with a tiny teacher: what a student is made of, that a stopped run ends as one that was not, and what is exported."""
 
+import errno
+import gc
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from huggingface_hub.repocard import metadata_load
 from safetensors.torch import load_file
+from torch import nn
 
 from distillation import data, train
+from distillation.budget import TWIN
 from distillation.export import Provenance, export
+from distillation.plan import MIDDLE
 from distillation.prune import prune
 from distillation.recipe import Recipe, read
+from distillation.recipe_tables import Keep
 from distillation.teacher import EMBEDDED, find
 from distillation.train import distil
 from sdbench.errors import UserError
@@ -74,9 +82,53 @@ def test_a_finished_run_is_only_exported(
 ) -> None:
     batches = Interrupted(1)
     monkeypatch.setattr(train, "batches", batches)
+    (left,) = (student.parent / "work").glob("vega-*/2-depth")
+    (left / "step-00000002").mkdir()  # of a run that was killed before it took its checkpoint away
     out = distil(vega, "scenes", [teacher_folder], student.parent / "work", tmp_path / "again", steps=STEPS, unet_only=True)
     assert (out / WEIGHTS).read_bytes() == (student / "unet" / WEIGHTS).read_bytes()
     assert not (out / "model_index.json").exists()
+    assert not (left / "step-00000002").exists()
+
+
+def test_a_disk_that_has_no_room_for_a_stages_student_keeps_its_checkpoint(
+    vega: Recipe, teacher_folder: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    run = partial(distil, vega, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=STEPS)
+    with monkeypatch.context() as patch:
+        patch.setattr(UNet2DConditionModel, "save_pretrained", full)
+        with pytest.raises(
+            UserError, match=r"cannot write student to .*1-half.*No space left.*the last good checkpoint is .*step-00000002"
+        ):
+            run()
+    (stage,) = (tmp_path / "work").glob("vega-*/1-half")
+    assert {path.name for path in stage.iterdir()} == {"log.jsonl", "samples", "step-00000002", "tensorboard"}
+    assert (run() / "unet" / WEIGHTS).read_bytes() == (student / "unet" / WEIGHTS).read_bytes()
+
+
+def living_unets() -> int:
+    gc.collect()
+    return sum(type(thing) is UNet2DConditionModel for thing in gc.get_objects())
+
+
+def test_a_stage_trains_beside_no_network_but_the_teacher(
+    vega: Recipe, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, counts = living_unets(), []
+
+    def counted(*arguments: Any, **chosen: Any) -> nn.Module:
+        counts.append(living_unets() - before)
+        return fit(*arguments, **chosen)
+
+    monkeypatch.setattr(train, "fit", counted)
+    distil(vega, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=STEPS, unet_only=True)
+    assert counts == [2, 2]
+
+
+def test_gradients_of_several_processes_are_kept_once_and_not_in_a_bucket_too() -> None:
+    assert train.accelerator_on("cpu", "float32").ddp_handler.gradient_as_bucket_view
 
 
 def test_activations_computed_twice_give_the_same_student(vega: Recipe, teacher_folder: Path, student: Path, tmp_path: Path) -> None:
@@ -143,6 +195,11 @@ def test_the_card_gives_the_teachers_licence(vega: Recipe, teacher_folder: Path,
     out = export(cut, tmp_path / "out", teacher, Provenance.of(vega, teacher, cut), unet_only=True)
     assert metadata_load(out / "README.md")["license"] == "openrail++"
     assert find(EMBEDDED, vega).licence == "apache-2.0"
+    (tmp_path / "named" / "README.md").write_text("---\nlicense: open: rail\n---\n")  # said before any training, which would end in it
+    with pytest.raises(
+        UserError, match=r"cannot read the licence, which students inherit, from .*README.md: mapping values are not allowed"
+    ):
+        find(tmp_path / "named", vega)
 
 
 def test_training_brings_the_student_nearer_to_the_teacher(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
@@ -180,6 +237,14 @@ def test_what_cannot_work_is_said_before_any_work(vega: Recipe, teacher_folder: 
         UserError, match=r"2 teachers for recipe 'vega', which names 3 \(stabilityai.*, ZavyChromaXL, JuggernautXL\); give one, or all"
     ):
         distil(vega, "scenes", [teacher_folder] * 2, work, tmp_path / "out")
+    with pytest.raises(UserError, match=r"tap .* 'mid_blok'; did you mean 'mid_block'"):
+        distil(vega.model_copy(update={"taps": ("mid_blok",)}), "scenes", [teacher_folder], work, tmp_path / "out")
+    halves = tuple(Keep(attentions=path, blocks=(0, 1), source="") for path in (TWIN, MIDDLE))
+    first = vega.stages[0].model_copy(update={"keep": halves})
+    unsayable = vega.stages[1].model_copy(update={"keep": (Keep(attentions=TWIN, blocks=(0,), source=""),)})
+    both = vega.model_copy(update={"student": None, "stages": (first, unsayable)})
+    with pytest.raises(UserError, match="a diffusers config cannot say these depths"):
+        distil(both, "scenes", [teacher_folder], work, tmp_path / "out")
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="no device 'cuda' here: torch finds no GPU"):
             distil(vega, "scenes", [teacher_folder], work, tmp_path / "out", device="cuda")
@@ -192,3 +257,28 @@ def test_export_overwrites_nothing(vega: Recipe, teacher_folder: Path, tmp_path:
     with pytest.raises(UserError, match="exists"):
         export(None, tmp_path / "out", find(teacher_folder, vega), None)  # type: ignore[arg-type]
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
+def test_a_student_can_go_to_the_folder_that_one_stands_in(
+    vega: Recipe, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    teacher = find(teacher_folder, vega)
+    cut = prune(teacher.unet("float32", "cpu"), vega.plans[-1])
+    export(cut, Path(), teacher, Provenance.of(vega, teacher, cut), unet_only=True)
+    assert (tmp_path / "here" / WEIGHTS).exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+
+
+def test_the_commit_is_the_packages_own_and_not_of_a_repository_around_its_environment(
+    vega: Recipe, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    around = tmp_path / "mine" / ".venv" / "site-packages" / "distillation"
+    around.mkdir(parents=True)
+    who = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+    for words in (("init", "-q"), (*who, "commit", "-q", "--allow-empty", "-m", "first")):
+        subprocess.run(["git", "-C", str(tmp_path / "mine"), *words], check=True)
+    teacher = find(teacher_folder, vega)
+    monkeypatch.setattr("distillation.export.__file__", str(around / "export.py"))
+    assert Provenance.of(vega, teacher, teacher.unet("float32", "cpu")).commit is None

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 from diffusers import StableDiffusionXLPipeline
 
+from distillation import cli
 from distillation.cli import main
 from distillation.prune import on_meta
 from distillation.recipe import read
@@ -56,7 +57,18 @@ def test_a_user_error_goes_to_stderr_with_exit_code_2(capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize("steps", ["0", "-3", "many"])
-def test_steps_must_be_a_whole_number(steps: str) -> None:
+def test_steps_must_be_a_whole_number(steps: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["run", "vega", "--out", "x", "--steps", steps])
     assert stopped.value.code == 2
+    assert f"argument --steps: '{steps}' is no whole number of at least 1" in capsys.readouterr().err
+
+
+def test_of_several_processes_the_main_one_says_where_the_student_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "distil", lambda *_, **__: tmp_path)
+    for process, said in ((0, f"{tmp_path}\n"), (1, "")):
+        monkeypatch.setattr(cli, "sharing", lambda process=process: (process, 2))
+        assert main(["run", "vega", "--out", str(tmp_path / "out")]) == 0
+        assert capsys.readouterr().out == said

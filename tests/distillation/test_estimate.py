@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from distillation.cli import main
-from distillation.estimate import Memory, gpu_hours, kept_by, kept_for_backward, memory, on_fake_gpu, step_flops
+from distillation.estimate import PASSES, Memory, gpu_hours, kept_by, kept_for_backward, memory, on_fake_gpu, step_flops
 from distillation.losses import features
 from distillation.prune import on_meta
 from distillation.recipe import read
@@ -117,8 +118,22 @@ def test_memory_adds_up() -> None:
 
 
 def test_a_step_of_the_full_size_recipe() -> None:
-    assert step_flops(5, 7, 3) == 3 * 2 * (5 + 3 * 7)
+    assert step_flops(5, 8, 3, checkpointing=False) == 3 * 2 * (5 + 24)
+    assert step_flops(5, 8, 3, checkpointing=True) == 3 * 2 * (5 + 30)
     assert gpu_hours(7200 * 10**12, 2.0) == 1
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_what_a_forward_and_a_backward_take(checkpointing: bool) -> None:
+    config = unet_config("vega")
+    unet = on_meta(config).train()
+    if checkpointing:
+        unet.enable_gradient_checkpointing()
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        (output,) = unet(**empty_input(config, 128, 77), return_dict=False)
+        forward = counter.get_total_flops()
+        output.sum().backward()
+    assert counter.get_total_flops() / forward == pytest.approx(PASSES[checkpointing], abs=0.05)
 
 
 def test_a_full_size_run_is_estimated_without_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -130,7 +145,7 @@ def test_a_full_size_run_is_estimated_without_weights(tmp_path: Path, capsys: py
     assert "estimate at 1024 px" in said
     assert "teacher 3,380.6 GMAC" in said
     steps = [float(number) for number in re.findall(r"([\d.e+]+) FLOP a step", said)]
-    assert steps[1] == pytest.approx(2 * (3.3806 + 3 * 1.4112) * 1e12 * 16 * 8, rel=1e-3)
+    assert steps[1] == pytest.approx(2 * (3.3806 + 3.75 * 1.4112) * 1e12 * 16 * 8, rel=1e-3)
     work = 100 * steps[0] + 900 * steps[1]
     assert float(re.findall(r"work: ([\d.e+]+) FLOP", said)[0]) == pytest.approx(work, rel=1e-3)
     hours, cost = (
@@ -152,8 +167,9 @@ def test_what_a_full_size_run_could_not_do_is_said_by_a_dry_run(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("number", ["0", "-1", "nan", "inf", "fast"])
-def test_a_speed_or_price_must_be_positive(number: str) -> None:
+def test_a_speed_or_price_must_be_positive(number: str, capsys: pytest.CaptureFixture[str]) -> None:
     for option in ("--tflops", "--usd-per-hour"):
         with pytest.raises(SystemExit) as stopped:
             main(["plan", "vega", f"{option}={number}"])
         assert stopped.value.code == 2
+        assert f"argument {option}: '{number}' is no number of at least 1e-06" in capsys.readouterr().err

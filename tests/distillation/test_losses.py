@@ -5,7 +5,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from distillation.losses import features, mse, task_weights, terms
-from distillation.recipe import Loss
+from distillation.recipe_tables import Loss
 from distillation.taps import Tap
 
 

@@ -5,8 +5,9 @@ import torch
 from diffusers import UNet2DConditionModel
 from tiny import tiny_unet
 
+from distillation.plan import MIDDLE, Plan
 from distillation.prune import key_map, on_meta, prune, student_config
-from distillation.recipe import MIDDLE, Plan, read
+from distillation.recipe import read
 from sdbench.errors import UserError
 from sdbench.models.architectures import depths, unet_config
 

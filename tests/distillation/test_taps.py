@@ -3,8 +3,9 @@ import torch
 from tiny import tiny_unet
 
 from distillation.losses import features
+from distillation.plan import Plan
 from distillation.prune import prune
-from distillation.recipe import Plan, read
+from distillation.recipe import read
 from distillation.taps import collect, resolve
 from sdbench.errors import UserError
 from sdbench.models.architectures import unet_config

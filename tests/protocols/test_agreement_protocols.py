@@ -103,7 +103,7 @@ def test_nan_features_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(perceptual, "_ssim", lambda a, _: torch.full((len(a),), torch.nan))
     found = scored(pair(tmp_path, PICTURES))
     assert [found[name].state for name in FREE] == ["failed", "ok", "failed", "ok"]
-    assert "scores must be finite" in found["agreement.ssim"].reason
+    assert "must be a non-empty column of finite numbers, found shape (12,) with 12 not finite" in found["agreement.ssim"].reason
 
 
 def test_one_picture_has_no_distance(tmp_path: Path) -> None:

@@ -1,0 +1,33 @@
+"""Options that several commands share."""
+
+import argparse
+import math
+from collections.abc import Callable
+
+import torch
+
+
+def within(kind: type[int] | type[float], least: float, most: float = math.inf) -> Callable[[str], float]:
+    """What reads a number of that kind from `least` to `most`, and says so where it finds something else."""
+
+    def parse(text: str) -> float:
+        try:
+            number = kind(text)
+        except ValueError:
+            number = math.nan
+        if not (least <= number <= most and math.isfinite(number)):
+            limits = f"from {least:g} to {most:g}" if math.isfinite(most) else f"of at least {least:g}"
+            raise argparse.ArgumentTypeError(f"{text!r} is no {'whole ' if kind is int else ''}number {limits}")
+        return number
+
+    return parse
+
+
+count = within(int, 1)
+
+
+def add_device(command: argparse.ArgumentParser) -> None:
+    """Add `--device`."""
+    command.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s"
+    )

@@ -1,0 +1,76 @@
+"""Pictures made elsewhere, and their prompts: checked, and kept like one's own, so that every metric takes them alike."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from sdbench.errors import UserError
+from sdbench.generate import Job
+from sdbench.prompts import lines
+from sdbench.protocols.base import BLOCK, Subject
+from sdbench.run import subject_of
+from sdbench.scenes.grammar import parse
+from sdbench.scenes.render import SIZE_PX
+from sdbench.store import SUFFIXES, U8, Store, digest, read_images
+from sdbench.suites import Suite
+
+
+def subject(images: Path, prompts: Path, suite: Suite, runs: Path) -> Subject:
+    """The pictures of a folder, in the order of their names, under the lines of a text file, to be scored by a suite.
+
+    Raises:
+        UserError: their numbers differ, one of the files cannot be read, or the suite's family has no such pictures.
+    """
+    if not images.is_dir() or not prompts.exists() or prompts.is_dir():
+        raise UserError(
+            f"--images takes a folder and --prompts a text file; found {images} and {prompts}, of which one is missing or of the other kind"
+        )
+    if suite.family is None:
+        raise UserError(f"suite {suite.name!r} is a part, of no family; score by one that includes it, such as 'standard' or 'quality'")
+    paths, texts = sorted(path for path in images.iterdir() if path.suffix.lower() in SUFFIXES), lines(prompts)
+    if not paths or len(paths) != len(texts):
+        raise UserError(
+            f"{images} holds {len(paths)} pictures and {prompts} {len(texts)} prompts; there must be a prompt for each picture, in the order of the file names"
+        )
+    if suite.family == "scenes":
+        _check_scenes(images, paths[0], prompts, texts)
+    return replace(kept(_read(paths), texts, runs), reference=suite.reference)
+
+
+def kept(pictures: Iterable[U8], prompts: Sequence[str], runs: Path) -> Subject:
+    """Pictures, H x W x 3 each, kept as PNG in a store of their own."""
+    store, todo = Store(runs, {"pictures": "made elsewhere"}), []
+    for row, (picture, prompt) in enumerate(zip(pictures, prompts, strict=True)):
+        name = digest([picture.shape, hashlib.sha256(picture.tobytes()).hexdigest()])
+        if store.missing([name]):
+            store.put(name, picture)
+        todo.append(Job(f"{row:05d}", 0, prompt, name))
+    return subject_of(store, todo, runs)
+
+
+def _read(paths: Sequence[Path]) -> Iterator[U8]:
+    """Pictures of one size, a block of them in memory at a time."""
+    size = None
+    for start in range(0, len(paths), BLOCK):
+        block = read_images(paths[start : start + BLOCK], "replace or remove it, and its prompt")
+        size = size or block.shape[1:3]
+        if block.shape[1:3] != size:
+            raise UserError(
+                f"picture {paths[start]} is {block.shape[2]} x {block.shape[1]} px, the first is {size[1]} x {size[0]}; all must be of one size."
+            )
+        yield from block
+
+
+def _check_scenes(images: Path, first: Path, prompts: Path, captions: Sequence[str]) -> None:
+    """The embedded family's evaluators would fail on pictures of another size, and make something up of other captions."""
+    height, width, _ = next(_read([first])).shape
+    if (height, width) != (SIZE_PX, SIZE_PX):
+        raise UserError(
+            f"{images} holds pictures of {width} x {height} px; scenes are of {SIZE_PX} x {SIZE_PX}. Full-size ones are scored by --suite standard"
+        )
+    for caption in captions:
+        try:
+            parse(caption)
+        except ValueError as error:
+            raise UserError(f"{prompts}: {error}; other prompts are scored by --suite standard") from error
