@@ -158,7 +158,7 @@ def _probe(found: Value, expected: Value, level: float) -> Bounds | Obstacle:
     """Log ratio of candidate to baseline: of the medians of raw rounds, or of two numbers that have no spread."""
     if (found.value, found.samples) == (expected.value, expected.samples):
         return Bounds(0.0, 0.0, 0.0, 0.0, max(found.n, 1))
-    if not (found.value and expected.value and found.value > 0 and expected.value > 0):
+    if not (found.value and expected.value and min(found.value, expected.value) > 0):
         return Obstacle("incomparable", f"a ratio needs values above 0, found {found.value} against {expected.value}")
     if found.samples and expected.samples:
         try:

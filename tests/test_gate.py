@@ -10,8 +10,10 @@ import pytest
 from factories import GPU, make_measured, make_record, make_scores, saved, with_value
 
 from sdbench import floors, policy, suites
+from sdbench.compare import Side
 from sdbench.errors import UserError
 from sdbench.gate import Report, gate
+from sdbench.gate import judge as judge_sides
 from sdbench.policy import Policy, Rule
 from sdbench.records import Record, Scores, SuiteId, Value
 
@@ -28,6 +30,16 @@ def judge(candidate: Made, baseline: Made, tmp_path: Path, rules: Policy = SHIPP
 
 def weighing(name: str, *, direction: str = "higher", margin: float = 0.0, required: bool = True) -> Policy:
     return Policy(alpha=0.05, suites={"quality": {name: Rule(direction=direction, margin=margin, required=required)}})
+
+
+def optional(name: str) -> Policy:
+    """A metric that may be skipped, beside one that may not."""
+    direction = "lower" if name.startswith(("latency", "memory")) else "higher"
+    rules = {
+        name: Rule(direction=direction, margin=9, required=False),
+        "clip_score.scenes": Rule(direction="higher", margin=9, required=True),
+    }
+    return Policy(alpha=0.05, suites={"quality": rules})
 
 
 @pytest.fixture
@@ -81,6 +93,9 @@ def test_too_few_prompts_are_inconclusive_and_the_number_asked_for_decides(tmp_p
     assert (report.verdict, report.exit_code) == ("inconclusive", 3)
     needed = report.results[0].needed_n
     assert needed is not None
+    assert report.why.startswith(
+        "scenes-student is neither surely as good as scenes-teacher nor surely worse: clip_score.scenes: 6 prompts "
+    )
     assert f"6 prompts leave it open; about {needed} would decide it" in report.why
     repeats = -(-needed // 6)
 
@@ -207,7 +222,38 @@ def test_a_value_that_is_not_there_never_passes(state: str, side: str, teacher: 
 def test_a_failed_probe_does_not_pass_even_where_it_may_be_skipped(machine: object, teacher: Made, tmp_path: Path) -> None:
     where = {"machine": machine} if machine else {}
     failed = with_value(make_measured(**where), "latency.pipeline.p50", state="failed", reason="out of memory", **NO_VALUE)
-    assert judge(failed, teacher, tmp_path).exit_code == 2
+    assert judge(failed, teacher, tmp_path, optional("latency.pipeline.p50")).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("state", "verdict"), [("missing", "incomparable"), ("nan", "incomparable"), ("failed", "incomparable"), ("not_applicable", "skipped")]
+)
+def test_only_what_cannot_apply_is_skipped_where_it_may_be(state: str, verdict: str, teacher: Made, tmp_path: Path) -> None:
+    absent = with_value(make_measured(), "scene_accuracy", state=state, reason="out of ink", **NO_VALUE)
+    report = judge(absent, teacher, tmp_path, optional("scene_accuracy"))
+    assert {result.name: result.verdict for result in report.results} == {"scene_accuracy": verdict, "clip_score.scenes": "pass"}
+    assert report.exit_code == (0 if verdict == "skipped" else 2)
+
+
+@pytest.mark.parametrize("side", ["candidate", "baseline"])
+def test_a_probe_that_one_record_lacks_is_skipped_only_if_its_machine_is_another(side: str, teacher: Made, tmp_path: Path) -> None:
+    def judged(**where: object) -> str:
+        sides = {"candidate": make_measured(**where), "baseline": teacher}
+        record, scores = sides[side]
+        sides[side] = record.model_copy(update={"values": tuple(v for v in record.values if v.name != "memory.peak_rss")}), scores
+        report = judge(sides["candidate"], sides["baseline"], tmp_path / f"{len(where)}", optional("memory.peak_rss"))
+        assert side in report.results[0].reason
+        return report.results[0].verdict
+
+    assert (judged(), judged(machine=GPU)) == ("incomparable", "skipped")
+
+
+def test_of_several_looks_scores_are_tested_at_the_look_s_level_and_probes_at_their_own(teacher: Made, tmp_path: Path) -> None:
+    sides = Side.read(saved(make_measured(), tmp_path)), Side.read(saved(teacher, tmp_path))
+    once, looking = (judge_sides(*sides, SHIPPED, {}, nominal).results for nominal in (None, lambda level: level / 100))
+    width = {one.name: (other.high - other.low) / (one.high - one.low) for one, other in zip(once, looking, strict=True) if one.high}
+    assert {name for name, wider in width.items() if wider > 1.5} == {"fd.scenes", "clip_score.scenes", "preference.scenes"}
+    assert (width["latency.pipeline.p50"], width["memory.peak_rss"]) == (1, 1)
 
 
 def test_a_failure_outranks_a_regression(teacher: Made, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Stop with a verdict as early as is sure, and not before."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -82,6 +83,24 @@ def test_what_cannot_be_compared_stops_the_first_look() -> None:
     report = looks.verdict_at((0.5,), lambda sets: (first(student, 24, sets), first(teacher, 24, sets)), ALL)
     assert report is None or report.verdict == "incomparable"
     assert report
+
+
+@pytest.mark.parametrize(("latency", "score", "ends"), [(0.05, 0.0, True), (0.05, 0.4, True), (0.0, 0.4, False)])
+def test_a_latency_that_stays_open_ends_it_for_no_prompt_will_decide_it(latency: float, score: float, ends: bool) -> None:
+    open_at = {
+        "clip_score.scenes": Rule(direction="higher", margin=0.5, required=True),
+        "latency.pipeline.p50": Rule(direction="lower", margin=0.05, required=True),
+    }
+    rules = looks.Rules(Policy(alpha=0.05, suites={"quality": open_at}), "quality", [], {})
+    record, scores = make_measured(worse="latency.pipeline.p50", by=latency)
+    scores.columns["clip_score.scenes"] -= score
+    sides = []
+    for made in ((record, scores), make_measured("scenes-teacher", seed=2)):
+        side, timed = first(made, 40, sets=False), made[0].value("latency.pipeline.p50")
+        sides.append(replace(side, record=side.record.model_copy(update={"values": (*side.record.values, timed)})))
+    report = looks.verdict_at((0.2,), lambda _: (sides[0], sides[1]), rules)
+    assert (report is not None) == ends
+    assert report is None or (report.verdict == "inconclusive" and report.why.endswith(looks.HARDLY))
 
 
 @pytest.mark.parametrize("sets", [True, False])
