@@ -37,7 +37,15 @@ def on_a_card(**info: Any) -> dict[str, Value]:
 
 def test_memory_of_a_card() -> None:
     found = on_a_card()
-    expected = {"peak_rss": 300, "peak_allocated": 400, "peak_reserved": 500, "process": 900, "context": 400, "smallest_card": 12}
+    expected = {
+        "weights": 1,
+        "peak_rss": 300,
+        "peak_allocated": 400,
+        "peak_reserved": 500,
+        "process": 900,
+        "context": 400,
+        "smallest_card": 12,
+    }
     assert {name: found[f"memory.{name}"].value for name in expected} == expected
     assert {value.name for value in found.values() if value.state != "ok"} == {"machine.power"}
     assert found["memory.context"].note == ""
