@@ -3,8 +3,10 @@
 By hand: SDBENCH_PROBE_REQUEST=<request.json, as left in the run folder> pytest -p sdbench.probes.plugin suites/bench_pipeline.py
 """
 
+import os
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,7 +39,8 @@ def running() -> Running:
 def test_stage(stage: str, running: Running, benchmark: Any) -> None:
     request = running.request
     if request.profile:
-        profiled.write(running.stages.prepare(stage), stage, request.device)
+        table = Path(os.environ[VARIABLE]).with_suffix(f".profile-{stage}.txt")
+        profiled.write(running.stages.prepare(stage), request.device, table)
         return
     benchmark.extra_info.update(running.info)
     try:

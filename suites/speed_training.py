@@ -2,107 +2,224 @@
 
 `as_published`: written as distill_sdxl.py of segmind/SSD-1B is, which encodes pictures (VAE in float32) and captions at
 every step. `cached_by_hand`: latents and embeddings lie ready in memory and nothing is watched, logged or saved: what a
-training loop cannot be faster than. Embedded family, on the GPU where there is one.
+training loop cannot be faster than. On the GPU where there is one.
+
+The embedded family by default; full size with random weights, as its recipe says but for batch and accumulation, is slow:
+`nox -s speed -- -m slow -k training`, with `--benchmark-json FILE` to keep it. On a GPU a profile is left in results/runs/speed.
 """
 
 from collections.abc import Callable
-from copy import deepcopy
-from functools import partial
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
-from accelerate import Accelerator
+from diffusers import UNet2DConditionModel
+from torch import Tensor
 
 from distillation.data import batches, scenes
+from distillation.estimate import step_flops
 from distillation.losses import mse
-from distillation.prune import prune
-from distillation.recipe import read
+from distillation.prune import prune, student_config
+from distillation.recipe import Family, read
 from distillation.taps import collect, resolve
-from distillation.train import Lesson, step_terms
+from distillation.train import Lesson, accelerator_on, step_terms
 from sdbench.latents import Batch, LatentPool, noisy, predict, target
-from sdbench.models.loading import read_part
-from sdbench.probes.meters import synchronised
+from sdbench.models.loading import load, load_unet
+from sdbench.models.spec import resolve as model
+from sdbench.probes import ceilings, meters, profiled
+from sdbench.probes.flops import unet_macs
 from sdbench.scenes.embedded import WEIGHTS
+from sdbench.settings import Dtype
 from sdbench.training import Schedule, fit, rows_of
 
-STEPS, ROUNDS, PICTURES = 10, 5, 256
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+PROFILES = Path("results/runs/speed")
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is trained.
+
+    Attributes:
+        pictures: in the pool.
+        steps: in a timed call.
+        rounds: timed calls.
+        settings: in place of the recipe's.
+    """
+
+    recipe: str
+    family: Family
+    pictures: int
+    steps: int
+    rounds: int
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+# Small enough for 24 GB of a CPU; on a card of 80 GB the published loop's VAE does not take more pictures in float32.
+FITTING = {"accumulation": 1} | ({"batch": 8} if DEVICE == "cuda" else {"batch": 1, "size_px": 512})
+CASES = {
+    "scenes-vega": Case("vega", "scenes", pictures=256, steps=10, rounds=5, settings={"ema": 0.0}),  # the plain loops have none
+    "vega": Case("vega", "sdxl", pictures=16, steps=2, rounds=3, settings=FITTING),
+    "ssd-1b": Case("ssd-1b", "sdxl", pictures=16, steps=2, rounds=3, settings=FITTING),
+}
+ON_CARDS = pytest.mark.skipif(DEVICE == "cpu", reason="weights, gradients and moments of SSD-1B alone take 21 GB")
+MARKS = {"vega": [pytest.mark.slow], "ssd-1b": [pytest.mark.slow, ON_CARDS]}
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Pictures of noise, with captions, of a size that scenes are not drawn in."""
+
+    n: int
+    size_px: int
+
+    @property
+    def digest(self) -> str:
+        return repr(self)
+
+    @property
+    def captions(self) -> list[str]:
+        return [f"picture {number} of noise" for number in range(self.n)]
+
+    def read(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        side = self.size_px
+        time_ids = torch.tensor([[side, side, 0, 0, side, side]], dtype=torch.float32)
+        return torch.rand(len(rows), 3, side, side) * 2 - 1, time_ids.expand(len(rows), -1)
 
 
 class Bench:
-    """A student of Vega's plan, its teacher, and a small pool."""
+    """A teacher, a small pool, and the plan of a student."""
 
-    def __init__(self, work: Path) -> None:
-        recipe = read("vega")
-        self.settings = recipe.scenes.model_copy(update={"ema": 0.0})  # the plain loops have none
-        pool = LatentPool(WEIGHTS / "pipeline", scenes(PICTURES, work), work / "latents", DEVICE)
-        teacher: Any = read_part("unet", WEIGHTS / "pipeline" / "unet", torch.float32).to(DEVICE).requires_grad_(requires_grad=False)
+    def __init__(self, case: Case, work: Path) -> None:
+        recipe = read(case.recipe)
+        self.case, self.plan = case, recipe.plans[-1]
+        self.settings = recipe.settings(case.family).model_copy(update=case.settings)
+        if case.family == "sdxl":
+            load(model(recipe.teacher, random=True), dtype="bfloat16", device=DEVICE).save_pretrained(work / "pipeline")
+        folder = WEIGHTS / "pipeline" if case.family == "scenes" else work / "pipeline"
+        pictures = scenes(case.pictures, work) if case.family == "scenes" else Noise(case.pictures, case.settings.get("size_px", 1024))
+        self.pool = LatentPool(folder, pictures, work / "latents", DEVICE)
+        teacher: Any = load_unet(folder, dtype=self.settings.dtype, device=DEVICE)
         watch = lambda _: pytest.fail("nothing is to be watched")  # noqa: E731
-        batch = batches(pool, self.settings, DEVICE)
-        self.lesson = Lesson(recipe, self.settings, teacher, pool.scheduler, batch, Accelerator(cpu=DEVICE == "cpu"), watch)
-        self.student = prune(teacher, recipe.plans[-1]).requires_grad_(requires_grad=True)
-        self.taps = resolve(self.student.config, teacher.config, recipe.plans[-1], recipe.taps)
-        self.pool = pool
+        batch, accelerator = batches(self.pool, self.settings, DEVICE), accelerator_on(DEVICE, self.settings.dtype)
+        self.lesson = Lesson(recipe, self.settings, teacher, self.pool.scheduler, batch, accelerator, watch)
+        self.configs = teacher.config, student_config(teacher.config, self.plan)
+        self.taps = resolve(*reversed(self.configs), self.plan, recipe.taps)
+
+    def student(self) -> UNet2DConditionModel:
+        made = prune(self.lesson.teacher, self.plan).float().requires_grad_(requires_grad=True).train()
+        if self.settings.checkpointing:
+            made.enable_gradient_checkpointing()
+        return made
+
+    def flops(self) -> int:
+        """Of a timed call."""
+        batch = self.lesson.batch(0)
+        shape = {"latent_size": batch.latents.shape[-1], "tokens": batch.prompt_embeds.shape[1]}
+        teacher, student = (unet_macs(config, **shape) for config in self.configs)
+        return step_flops(teacher, student, self.case.steps * self.settings.batch, checkpointing=self.settings.checkpointing)
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return Bench(tmp_path_factory.mktemp("speed"))
+def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return Bench(CASES[request.param], tmp_path_factory.mktemp("speed"))
+
+
+class Enough(Exception):  # noqa: N818  # no error
+    """Ends a training before it saves its last checkpoint, which at full size takes longer than the steps."""
 
 
 def ours(bench: Bench, folder: Path) -> Callable[[], None]:
-    schedule = Schedule(STEPS, bench.settings.lr, bench.settings.batch, warmup=1)
-    student, numbers = deepcopy(bench.student), iter(range(10**6))
+    settings, steps, lesson = bench.settings, bench.case.steps, bench.lesson
+    schedule = Schedule(steps + 1, settings.lr, settings.batch, warmup=1)
+    student, folders = lesson.accelerator.prepare_model(bench.student()), map(str, range(10**6))
+
+    def terms(number: int) -> dict[str, Tensor]:
+        if number == steps:
+            raise Enough
+        return step_terms(lesson, student, bench.taps, number)
 
     def run() -> None:
-        fit(student, lambda number: step_terms(bench.lesson, student, bench.taps, number), schedule, folder / str(next(numbers)))
+        with suppress(Enough):
+            fit(student, terms, schedule, folder / next(folders), accelerator=lesson.accelerator)
 
     return run
 
 
 def plain(bench: Bench, batch_at: Callable[[int], Batch]) -> Callable[[], None]:
-    student, teacher, scheduler, weights = deepcopy(bench.student), bench.lesson.teacher, bench.lesson.scheduler, bench.lesson.recipe.loss
-    optimiser = torch.optim.AdamW(student.parameters(), lr=bench.settings.lr)
+    lesson, student = bench.lesson, bench.student()
+    teacher, scheduler, weights = lesson.teacher, lesson.scheduler, lesson.recipe.loss
     paths = [tap.student for tap in bench.taps]
 
-    def step(number: int) -> None:
-        batch = batch_at(number)
+    def loss_of(batch: Batch) -> Tensor:
         noised = noisy(scheduler, batch)
         with collect(student, paths) as learned, collect(teacher, paths) as taught:
             with torch.no_grad():
-                answer = predict(teacher, noised, batch)
-            said = predict(student, noised, batch)
+                answer = predict(teacher, noised.to(teacher.dtype), batch.to(teacher.dtype))
+            with lesson.accelerator.autocast():
+                said = predict(student, noised, batch)
             features = torch.stack([mse(learned[path], taught[path]) for path in paths]).sum()
-            loss = mse(said, target(scheduler, batch)) + weights.output * mse(said, answer) + weights.feature * features
-        loss.backward()  # type: ignore[no-untyped-call]  # torch's
-        optimiser.step()
-        optimiser.zero_grad()
+            return mse(said, target(scheduler, batch)) + weights.output * mse(said, answer) + weights.feature * features
 
     def run() -> None:
-        for number in range(STEPS):
-            step(number)
+        optimiser = torch.optim.AdamW(student.parameters(), lr=bench.settings.lr)
+        for number in range(bench.case.steps):
+            loss_of(batch_at(number)).backward()  # type: ignore[no-untyped-call]  # torch's
+            optimiser.step()
+            optimiser.zero_grad()
 
     return run
 
 
-@torch.no_grad()
-def encoded_anew(bench: Bench, number: int) -> Batch:
-    rows = rows_of(number, PICTURES, bench.settings.batch, bench.settings.seed)
-    made = bench.pool.encoded(rows) | bench.pool.embedded(rows)
-    noise, timesteps = torch.randn_like(made["latents"], dtype=torch.float32), torch.randint(1000, (len(rows),))
-    return Batch(**made, noise=noise, timesteps=timesteps).to(DEVICE).to(torch.float32)
+def as_published(bench: Bench) -> Callable[[], None]:
+    pool, settings = bench.pool, bench.settings
+    for name in ("text_encoder", "text_encoder_2"):
+        pool.parts[name].to(bench.lesson.teacher.dtype)
+
+    @torch.no_grad()
+    def encoded_anew(number: int) -> Batch:
+        rows = rows_of(number, bench.case.pictures, settings.batch, settings.seed)
+        made = pool.encoded(rows) | pool.embedded(rows)
+        noise, timesteps = torch.randn_like(made["latents"], dtype=torch.float32), torch.randint(1000, (len(rows),))
+        return Batch(**made, noise=noise, timesteps=timesteps).to(DEVICE).to(torch.float32)
+
+    return plain(bench, encoded_anew)
 
 
-@pytest.mark.benchmark(group=f"{STEPS} steps of 16 pictures on {DEVICE}", timer=synchronised)
+def cached_by_hand(bench: Bench) -> Callable[[], None]:
+    return plain(bench, [bench.lesson.batch(number) for number in range(bench.case.steps)].__getitem__)
+
+
+@cache
+def most_flops(dtype: Dtype) -> float:
+    """What the device does in a second at best."""
+    call = ceilings.prepare("matmul", DEVICE, dtype)
+    marks = [(call(), meters.synchronised())[1] for _ in range(10)]
+    return ceilings.amount("matmul", DEVICE) / float(np.diff(marks).min())
+
+
+@pytest.mark.benchmark(timer=meters.synchronised)
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("bench", [pytest.param(name, marks=MARKS.get(name, [])) for name in CASES], indirect=True)
 @pytest.mark.parametrize("loop", ["cached_by_hand", "sdbench", "as_published"])
 def test_training(loop: str, bench: Bench, benchmark: Any, tmp_path: Path) -> None:
-    ready = [bench.lesson.batch(number) for number in range(STEPS)]
-    loops = {
-        "sdbench": lambda: ours(bench, tmp_path),
-        "as_published": lambda: plain(bench, partial(encoded_anew, bench)),
-        "cached_by_hand": lambda: plain(bench, ready.__getitem__),
+    case, settings = bench.case, bench.settings
+    benchmark.group = f"{case.steps} steps of {settings.batch} pictures, {case.recipe} of family {case.family}, on {DEVICE}"
+    loops = {"sdbench": partial(ours, folder=tmp_path), "as_published": as_published, "cached_by_hand": cached_by_hand}
+    run = loops[loop](bench)
+    meters.start_peaks(DEVICE)
+    benchmark.pedantic(run, rounds=case.rounds, warmup_rounds=1)
+    took = benchmark.stats.stats.median
+    benchmark.extra_info |= {
+        "images_per_second": case.steps * settings.batch / took,
+        "share_of_matmul": bench.flops() / took / most_flops(settings.dtype),
+        "memory_mib": meters.peak_memory_mib(DEVICE),
     }
-    benchmark.pedantic(loops[loop](), rounds=ROUNDS, warmup_rounds=1)
-    benchmark.extra_info["images_per_second"] = STEPS * bench.settings.batch / benchmark.stats.stats.median
+    if loop == "sdbench" and DEVICE == "cuda":
+        profiled.write(run, DEVICE, PROFILES / f"{case.recipe}-{DEVICE}.txt")

@@ -1,6 +1,5 @@
-"""What holds the time of a stage: PyTorch's profiler over one warm call, as a table beside the rounds."""
+"""What holds the time of a call: PyTorch's profiler over one that is warm, as a table."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,13 +7,12 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from sdbench.probes import meters
-from sdbench.probes.request import VARIABLE
 
 ROWS = 30
 
 
-def write(call: Callable[[], object], stage: str, device: str) -> Path:
-    """The operators and kernels that took longest, by their own time => `<request>.profile-<stage>.txt`."""
+def write(call: Callable[[], object], device: str, path: Path) -> None:
+    """The operators and kernels that took longest, by their own time."""
     on_cuda = device.startswith("cuda")
     for _ in range(2):  # cold, and compiled
         call()
@@ -25,6 +23,5 @@ def write(call: Callable[[], object], stage: str, device: str) -> Path:
         meters.synchronised()
     sort_by = "self_device_time_total" if on_cuda else "self_cpu_time_total"
     table = seen.key_averages().table(sort_by=sort_by, row_limit=ROWS, max_name_column_width=90)
-    path = Path(os.environ[VARIABLE]).with_suffix(f".profile-{stage}.txt")
-    path.write_text(f"{stage}, torch {torch.__version__}\n{table}\n")
-    return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{path.stem}, torch {torch.__version__}\n{table}\n")
