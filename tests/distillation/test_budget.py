@@ -64,7 +64,7 @@ def test_less_than_the_smallest_network_is_refused() -> None:
 
 
 @settings(max_examples=10, deadline=None)
-@given(st.integers(0, 10**6), st.floats(0.3, 0.85), st.integers(1, 3))
+@given(st.integers(0, 10**6), st.floats(0.3, 0.75), st.integers(1, 3))  # at 0.84 the middle and one more part may do, too few for 3 stages
 def test_plans_can_be_built_and_have_the_parameters_that_are_said(seed: int, share: float, stages: int) -> None:
     losses, limit = some_losses(seed), int(share * COUNTS.total)
     plan = least_loss(losses, COUNTS, limit)
