@@ -245,7 +245,7 @@ def record_of(
         environment=environment(),
         created=records.now(),
         n_images=len(scores.prompt_ids),
-        values=(*values, *probed, *earlier),
+        values=(*values, *_in_order([*probed, *earlier], setting.suite)),
         sampling=setting.sampling.model_dump(),
         prompts=setting.suite.prompts_described(),
         run="" if probed and earlier else call if probed else call_of_earlier,
@@ -276,7 +276,17 @@ def _kept_probes(model: Model, machine: Machine, setting: Bench) -> tuple[list[V
     if kept is None:
         return [], ""
     measured = setting.suite.probes.chosen(setting.settings) if setting.probes and setting.suite.probes else {}
-    return [value for value in probes_of(kept[1]) if (value.name.partition("@")[2] or BASE) not in measured], kept[1].run
+    return [value for value in probes_of(kept[1]) if _label(value) not in measured], kept[1].run
+
+
+def _in_order(probed: list[Value], suite: Suite) -> list[Value]:
+    """The settings in the suite's order, whichever were measured last."""
+    order = {label: number for number, label in enumerate(suite.probes.chosen() if suite.probes else ())}
+    return sorted(probed, key=lambda value: order.get(_label(value), len(order)))
+
+
+def _label(value: Value) -> str:
+    return value.name.partition("@")[2] or BASE
 
 
 def probes_of(record: Record) -> list[Value]:

@@ -2,7 +2,8 @@
 
 The ceilings are this machine's own, measured in the same processes: the fastest matrix product and the fastest copy.
 `share.matmul` is the work over time and ceiling. `share.roofline` is the least time that work and bytes moved leave, over
-the time taken; bytes are those of operators that run each for itself, so a compiler that joins them can pass 1.
+the time taken; bytes are those of operators that run each for itself, so a compiler that joins them can pass 1. So can a
+stage in a dtype whose matrix product is slow on this machine: then the ceiling is none, which the value's note says.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from sdbench.probes.rounds import Round, failed, once, picked, reason
 from sdbench.probes.work import Load
 from sdbench.records import Value
 
+_ABOVE = "above 1: the machine's own matrix product or copy is slower than that, no ceiling here"
 _UNITS = {"matmul": ("TFLOP/s", 1e12), "copy": ("GB/s", 1e9)}
 
 
@@ -45,7 +47,7 @@ def _stage(stage: str, load: Load, p50: Value, ceilings: Mapping[str, float]) ->
             found.append(failed(title, "probe", "share", p50.reason or "no ceiling was measured", direction="higher"))
             continue
         low, high = (seconds / end if end else None for end in (p50.high, p50.low))
-        found.append(
-            Value(name=title, kind="probe", direction="higher", unit="share", value=seconds / p50.value, low=low, high=high, n=p50.n)
-        )
+        share = seconds / p50.value
+        note = _ABOVE if share > 1 else ""
+        found.append(Value(name=title, kind="probe", direction="higher", unit="share", value=share, low=low, high=high, n=p50.n, note=note))
     return found

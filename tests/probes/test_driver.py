@@ -260,6 +260,11 @@ def test_shares_are_of_the_machine_s_own_ceilings(bench: Bench) -> None:
     assert found["share.matmul.pipeline"].value == pytest.approx(0.2 * (SAMPLING.steps + 2))
     assert found["share.matmul.unet_step@b2"].value == pytest.approx(0.4)
     assert found["bytes.unet_step"].value == 4 * 10**9
+    assert found["share.matmul.unet_step@b2"].note == ""
+    above = bench.measure("b", others=(Setting(batch=4),))["b"]["share.matmul.pipeline@b4"]
+    assert above.value == pytest.approx(0.8 * (SAMPLING.steps + 2))
+    assert above.value > 1
+    assert above.note.startswith("above 1: the machine's own matrix product or copy is slower")
 
 
 def test_profiles_lie_beside_the_rounds_and_are_made_once(bench: Bench) -> None:
