@@ -16,7 +16,7 @@ from distillation.comparison import markdown, plot, table
 from distillation.data import Squares
 from distillation.describe import describe
 from distillation.export import Provenance, check_free, export
-from distillation.options import add_device, count, within
+from distillation.options import TEACHER, add_device, count, within
 from distillation.pictures import open_pictures
 from distillation.prune import prune
 from distillation.recipe import Family, Recipe, read
@@ -99,10 +99,9 @@ def _add_training(*commands: argparse.ArgumentParser) -> None:
 
 
 def _add_teachers(cut: argparse.ArgumentParser, run: argparse.ArgumentParser, study: argparse.ArgumentParser) -> None:
-    one = "folder of a whole pipeline (default: the embedded teacher)"
     for command in (cut, study):
-        command.add_argument("--teacher", type=Path, help=one)
-    run.add_argument("--teacher", type=Path, action="append", help=f"{one}; several, in the recipe's order, teach in succession")
+        command.add_argument("--teacher", help=TEACHER)
+    run.add_argument("--teacher", action="append", help=f"{TEACHER}; several, in the recipe's order, teach in succession")
 
 
 def _add_data(run: argparse.ArgumentParser) -> None:
@@ -124,16 +123,17 @@ def _described(options: argparse.Namespace, recipe: Recipe, counts: list[int] | 
 def _prune(options: argparse.Namespace) -> None:
     recipe = read(options.recipe)
     check_free(options.out)
-    teacher = teachers.find(options.teacher or teachers.EMBEDDED, recipe)
+    teacher = teachers.find(teachers.place(options.teacher), recipe)
     student = prune(teacher.unet(teacher.dtype, "cpu"), recipe.plans[-1], copy=False)  # from file to file
-    _say(export(student, options.out, teacher, Provenance.of(recipe, teacher, student), unet_only=options.unet_only))
+    _say(export(student, options.out, teacher, Provenance.of(recipe, [teacher], student), unet_only=options.unet_only))
 
 
 def _run(options: argparse.Namespace) -> None:
-    recipe, folders = read(options.recipe), options.teacher or [teachers.EMBEDDED]
+    recipe, named = read(options.recipe), options.teacher or [None]
     if options.dry_run:
-        if options.family == "scenes" or options.teacher:  # the full-size teacher is no part of the package
-            check(recipe, options.family, folders, options.out, options.steps)
+        here = all(Path(name).is_dir() for name in options.teacher) if options.teacher else options.family == "scenes"
+        if here:  # nothing is fetched for this
+            check(recipe, options.family, [teachers.place(name) for name in named], options.out, options.steps)
         check_free(options.out)
         _say(_described(options, recipe, recipe.stage_steps(options.steps or recipe.settings(options.family).steps)))
         return
@@ -144,7 +144,10 @@ def _run(options: argparse.Namespace) -> None:
     chosen = {"steps": options.steps, "device": options.device, "unet_only": options.unet_only}
     if options.data:
         chosen["pictures"] = Squares(open_pictures(options.data, caption_column=options.caption_column), recipe.size_px(options.family))
-    out = distil(recipe, options.family, folders, options.work, options.out, **chosen)
+    if options.device == "cuda" and torch.cuda.device_count() > 1 and "WORLD_SIZE" not in os.environ:
+        n = torch.cuda.device_count()
+        sys.stderr.write(f"one of {n} GPUs will train; for all: torchrun --nproc-per-node {n} $(which distillation) run ...\n")
+    out = distil(recipe, options.family, [teachers.place(name) for name in named], options.work, options.out, **chosen)
     if sharing()[0] == 0:  # of several processes, the one that wrote it
         _say(out)
 
@@ -152,7 +155,7 @@ def _run(options: argparse.Namespace) -> None:
 def _ablate(options: argparse.Namespace) -> None:
     chosen = {"seeds": options.seeds, "steps": options.steps, "device": options.device, "only": options.arm}
     recipe = read(options.recipe)
-    outcomes = sweep(recipe, options.teacher or teachers.EMBEDDED, options.work, options.results, **chosen)
+    outcomes = sweep(recipe, teachers.place(options.teacher), options.work, options.results, **chosen)
     plot(outcomes, options.results / "ablation" / f"{recipe.name}.png")
     _say(markdown(table(outcomes)))
 

@@ -34,7 +34,7 @@ class Squares:
         """Pictures, N x 3 x H x W in -1..1, and original height and width, crop top and left, target height and width, N x 6.
 
         Raises:
-            UserError: a picture cannot be decoded.
+            UndecodableError: a picture cannot be decoded.
         """
         squares, time_ids = zip(*(square(self._pictures.image(int(row)), self.size_px) for row in rows), strict=True)
         return to_pixels(np.stack(squares)), torch.tensor(time_ids, dtype=torch.float32)

@@ -1,6 +1,7 @@
 """`distillation data`: fetch, draw and look at training pictures."""
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -10,9 +11,10 @@ from tqdm import tqdm
 from distillation.download import Rules
 from distillation.draw import draw
 from distillation.links import fetch
-from distillation.options import count
+from distillation.options import TEACHER, count
 from distillation.pictures import Pictures, open_pictures
-from distillation.teacher import EMBEDDED
+from distillation.teacher import place
+from sdbench.sources import METADATA
 
 SHOWN = 5
 
@@ -49,7 +51,7 @@ def _add_fetching(command: argparse.ArgumentParser) -> None:
 
 def _add_making(command: argparse.ArgumentParser) -> None:
     gpu = torch.cuda.is_available()
-    command.add_argument("--teacher", type=Path, default=EMBEDDED, help="folder of a whole pipeline (default: the embedded teacher)")
+    command.add_argument("--teacher", help=TEACHER)
     command.add_argument("--steps", type=count, default=25, help="default: %(default)s")
     command.add_argument("--guidance", type=float, default=7.5, help="guidance scale (default: %(default)s)")
     command.add_argument("--seed", type=int, default=0, help="of the noise (default: %(default)s)")
@@ -59,6 +61,17 @@ def _add_making(command: argparse.ArgumentParser) -> None:
         "--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16" if gpu else "float32", help="default: %(default)s"
     )
     command.add_argument("--device", default="cuda" if gpu else "cpu", help="cpu, cuda or cuda:<index> (default: %(default)s)")
+    command.add_argument(
+        "--part", type=_part, default=(1, 1), metavar="K/N", help="only the K-th of N parts, for N commands at a time, such as one a GPU"
+    )
+
+
+def _part(text: str) -> tuple[int, int]:
+    """`2/8` => (2, 8)."""
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise argparse.ArgumentTypeError(f"{text!r} is no part K/N with K from 1 to N, such as 2/8")
+    return int(found[1]), int(found[2])
 
 
 def run(options: argparse.Namespace) -> None:
@@ -74,8 +87,9 @@ def _fetch(options: argparse.Namespace) -> object:
 
 
 def _make(options: argparse.Namespace) -> object:
-    chosen = {name: getattr(options, name) for name in ("steps", "dtype", "batch", "size_px", "n", "seed", "device")}
-    return draw(options.prompts, options.teacher, options.out, guidance_scale=options.guidance, **chosen)
+    chosen = {name: getattr(options, name) for name in ("steps", "dtype", "batch", "size_px", "n", "seed", "device", "part")}
+    out = draw(options.prompts, place(options.teacher), options.out, guidance_scale=options.guidance, **chosen)
+    return out if (out / METADATA[0]).exists() else f"{out}, without metadata.jsonl yet: the other parts are not done"
 
 
 def _show(options: argparse.Namespace) -> object:

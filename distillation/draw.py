@@ -39,13 +39,14 @@ def draw(
     n: int | None = None,
     seed: int = 0,
     device: str = "cpu",
+    part: tuple[int, int] = (1, 1),
 ) -> Path:
     """Draw a picture for each caption into an image folder => the folder; what an earlier run drew is not drawn again.
 
     Args:
         prompts: text file, a caption a line; empty lines do not count.
         teacher: folder of a whole pipeline.
-        out: new folder, or one that an earlier run filled with the same teacher, sampling, seed and device.
+        out: new folder, or one that an earlier run filled with the same teacher, sampling, seed and kind of device.
         steps: of the pipeline's own scheduler.
         guidance_scale: of classifier-free guidance.
         dtype: "float32", "bfloat16" or "float16".
@@ -54,6 +55,7 @@ def draw(
         n: only the first captions.
         seed: of the noise.
         device: "cpu", "cuda" or "cuda:<index>".
+        part: the k-th of n parts, for n commands at a time, into one folder; the last to end finishes it.
 
     Raises:
         UserError: there are fewer captions, no teacher or no such device, or a setting is out of range.
@@ -61,14 +63,21 @@ def draw(
     """
     captions, spec = read_captions(prompts, n), pipeline(teacher)
     sampling = _sampling(steps=steps, guidance_scale=guidance_scale, size_px=size_px or own_size_px(teacher), dtype=dtype, batch=batch)
-    identity = {"teacher": weights_digest(spec, dtype=dtype), "sampling": sampling.model_dump(), "seed": seed, "device": device}
+    identity = {
+        "teacher": weights_digest(spec, dtype=dtype),
+        "sampling": sampling.model_dump(),
+        "seed": seed,
+        "device": device.partition(":")[0],
+    }
     _check(out, identity)
     make = sampler(load(spec, dtype=dtype, device=device), sampling, Noise(seed=seed))
     if not (out / MADE).exists():
         _note(out, identity)  # no sooner: what cannot be loaded claims no folder
     store = Store(out, identity)
     todo = [Job(str(row), 0, caption, digest([store.folder.name, row, caption])) for row, caption in enumerate(captions)]
-    generate(todo, store, batch, make, "teacher")
+    generate(todo[part[0] - 1 :: part[1]], store, batch, make, "teacher")
+    if store.missing([job.image for job in todo]):  # the other parts'
+        return out
     rows = [{"file_name": store.path(job.image).relative_to(out).as_posix(), "caption": job.prompt} for job in todo]
     write_bytes(out / METADATA[0], "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
     of_captions = hashlib.sha256("\n".join(captions).encode()).hexdigest()

@@ -3,7 +3,7 @@
 import json
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,13 +18,14 @@ from distillation.recipe import Recipe
 from distillation.teacher import Teacher
 from sdbench.errors import UserError
 from sdbench.machine import checkout_state
+from sdbench.models.files import part_files
 
 INDEX = "model_index.json"
 
 
 @dataclass(frozen=True)
 class StageResult:
-    """A stage's teacher, its steps, and its weighted loss terms at the end, averaged over a few batches that it was not trained on."""
+    """A stage's teacher, its steps, and its weighted loss terms at the end, averaged over a few batches after its own."""
 
     name: str
     teacher_digest: str
@@ -40,7 +41,7 @@ class Provenance:
         student: its architecture, or the recipe's name where that has none.
         teacher_digest: of all weights of the teacher that it was cut from, as its records give it.
         data_digest: of the pictures and captions that it was trained on; None where it was not.
-        licence: of the teacher, which a student inherits; None where its folder names none.
+        licences: of the teachers, which a student inherits; None for one whose folder names none.
         seed: of the training; None where there was none.
         steps: of all stages; 0 for a student that was only cut.
         commit: of the checkout that made it, where there is one.
@@ -52,7 +53,7 @@ class Provenance:
     teacher: str
     teacher_digest: str
     data_digest: str | None
-    licence: str | None
+    licences: list[str | None]
     family: str
     parameters: int
     seed: int | None
@@ -65,22 +66,22 @@ class Provenance:
     def of(
         cls,
         recipe: Recipe,
-        teacher: Teacher,
+        teachers: Sequence[Teacher],
         student: UNet2DConditionModel,
         seed: int | None = None,
         stages: list[StageResult] | None = None,
         data_digest: str | None = None,
     ) -> Self:
-        """Note down a student of a recipe, with the software that made it."""
+        """Note down a student of a recipe, cut from the first of its teachers, with the software that made it."""
         return cls(
             recipe=recipe.name,
             recipe_digest=recipe.digest,
             student=recipe.student or recipe.name,
             teacher=recipe.teacher,
-            teacher_digest=teacher.digest,
+            teacher_digest=teachers[0].digest,
             data_digest=data_digest,
-            licence=teacher.licence,
-            family=teacher.spec.family,
+            licences=list(dict.fromkeys(teacher.licence for teacher in teachers)),
+            family=teachers[0].spec.family,
             parameters=sum(parameter.numel() for parameter in student.parameters()),
             seed=seed,
             steps=sum(stage.steps for stage in stages or []),
@@ -126,8 +127,7 @@ def export(
         beside.rename(place)
     except (OSError, SafetensorError) as error:  # safetensors wraps what the disk says
         shutil.rmtree(beside, ignore_errors=True)
-        what = error.args[0][0][-1] if isinstance(error, shutil.Error) else error  # copytree lists every file that failed
-        raise UserError(f"cannot write the student to {out}: {what}. Make room, or name another folder with --out") from error
+        raise UserError(f"cannot write the student to {out}: {error}. Make room, or name another folder with --out") from error
     return out
 
 
@@ -156,8 +156,10 @@ def check_free(out: Path) -> None:
 
 def card(provenance: Provenance, *, unet_only: bool) -> str:
     """A short model card, in Markdown."""
+    licence = provenance.licences[0] if len(provenance.licences) == 1 else "other"
     kind = "UNet2DConditionModel" if unet_only else "StableDiffusionXLPipeline"
     trained = f"trained for {provenance.steps} steps with layer-level losses (arXiv 2401.02677)" if provenance.steps else "not trained"
+    owner = "the teacher's" if len(provenance.licences) == 1 else "those of the teachers"
     stages = [
         f"- stage `{stage.name}`, {stage.steps} steps: {', '.join(f'{name} loss {value:.4g}' for name, value in stage.losses.items())}"
         for stage in provenance.stages
@@ -165,7 +167,7 @@ def card(provenance: Provenance, *, unet_only: bool) -> str:
     return "\n".join(
         [
             "---",
-            ModelCardData(library_name="diffusers", license=provenance.licence, tags=["distillation", provenance.student]).to_yaml(),
+            ModelCardData(library_name="diffusers", license=licence, tags=["distillation", provenance.student]).to_yaml(),
             "---",
             f"# {provenance.student}, family {provenance.family}",
             "",
@@ -177,9 +179,9 @@ def card(provenance: Provenance, *, unet_only: bool) -> str:
             "",
             *stages,
             *([""] if stages else []),
-            f"Licence: {provenance.licence}, as the teacher's."
-            if provenance.licence
-            else "Licence: the teacher's, which its folder does not name.",
+            "Licence: the teacher's, which its folder does not name."
+            if licence is None
+            else f"Licence: {' and '.join(name or 'one that is not named' for name in provenance.licences)}, as {owner}.",
             f"Load it with `diffusers.{kind}.from_pretrained`.",
             "",
         ]
@@ -190,7 +192,20 @@ def _copy_parts(teacher: Path, out: Path) -> None:
     shutil.copy(teacher / INDEX, out / INDEX)
     for name, kind in json.loads((teacher / INDEX).read_text()).items():
         if name != "unet" and isinstance(kind, list) and kind[0] is not None:
-            shutil.copytree(teacher / name, out / name)
+            (out / name).mkdir()
+            for path in part_files(teacher / name, name):
+                _copy_plain(path, out / name)
+    for path in teacher.glob("LICENSE*"):
+        shutil.copy(path, out / path.name)
+
+
+def _copy_plain(path: Path, folder: Path) -> None:
+    """Copy a file under the name that is found without naming a variant, where the teacher has a 16-bit copy alone."""
+    copy = folder / path.name.replace(".fp16", "")
+    if ".index." in path.name:
+        copy.write_text(path.read_text().replace(".fp16", ""))
+    else:
+        shutil.copy(path, copy)
 
 
 def versions() -> dict[str, str]:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import torch
 
+TEACHER = "folder of a whole pipeline, a name such as sdxl, or owner/name on the Hub (default: the embedded teacher)"
+
 
 def within(kind: type[int] | type[float], least: float, most: float = math.inf) -> Callable[[str], float]:
     """What reads a number of that kind from `least` to `most`, and says so where it finds something else."""

@@ -16,7 +16,7 @@ from datasets import Dataset
 from PIL import ExifTags, Image, ImageOps
 from tqdm import tqdm
 
-from sdbench.errors import UserError
+from sdbench.errors import UndecodableError, UserError
 from sdbench.sources import Table, read_table, stream, texts
 
 CAPTIONS = ("caption", "text", "prompt", "clean_prompts", "txt")  # Vega's Midjourney set's; what a tar's text files are called
@@ -54,7 +54,7 @@ class Pictures:
         """The picture, 8-bit RGB, upright: transparency on white, of 16 bits the upper 8; colour profiles are not applied.
 
         Raises:
-            UserError: it cannot be decoded.
+            UndecodableError: it cannot be decoded.
         """
         with self._open(row) as image:
             return _rgb(ImageOps.exif_transpose(image))
@@ -63,7 +63,7 @@ class Pictures:
         """Width and height of the upright picture in px, from its header.
 
         Raises:
-            UserError: it is no picture.
+            UndecodableError: it is no picture.
         """
         with self._open(row) as image:
             width, height = image.size
@@ -76,7 +76,7 @@ class Pictures:
             with stream(picture) as file, Image.open(file) as image:
                 yield image
         except Exception as error:  # decoders of damaged files raise nearly anything
-            raise UserError(
+            raise UndecodableError(
                 f"{self.name}: {_named(row, self.captions[row], picture)} cannot be decoded: {error}. Replace it, or take the row out"
             ) from error
 

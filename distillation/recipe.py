@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import Field, ValidationError
 
@@ -69,9 +69,12 @@ class Recipe(Table):
         return SIZE_PX if family == "scenes" else self.sdxl.size_px
 
     def deciding(self, family: Family) -> str:
-        """SHA-256 of what decides a student of this family: the other family's settings, and keys that are not given, are not in it."""
-        others = {name for name in get_args(Family) if name != family}
-        return hashlib.sha256(self.model_dump_json(exclude=others, exclude_none=True).encode()).hexdigest()
+        """SHA-256 of what decides a student of this family: neither the other family's settings, nor sources and names, nor keys that are not given."""
+        rows = {"__all__": {"source"}}
+        prose: dict[str, Any] = {"stages": {"__all__": {"keep": rows, "shorten": rows}}, "middle": {"source"}}
+        prose["sdxl"] = {"source": True, "data": True, "teachers": {"__all__": {"name", "source"}}}
+        others = {name: True for name in get_args(Family) if name != family}
+        return hashlib.sha256(self.model_dump_json(exclude=prose | others, exclude_none=True).encode()).hexdigest()
 
     @property
     def plans(self) -> list[Plan]:

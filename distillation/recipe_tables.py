@@ -88,8 +88,11 @@ class Training(Table):
         steps: over all stages.
         lr: peak learning rate.
         warmup: steps over which the learning rate rises to it.
-        batch: pictures in one forward pass of one process.
-        accumulation: forward passes of each process before a step.
+        batch: pictures in one forward pass.
+        accumulation: batches that a step sums up, shared out over the processes: their number has to divide it.
+        betas: AdamW's.
+        weight_decay: AdamW's.
+        clip_norm: of the gradient, at most.
         ema: decay of the running average of the weights, which is what is kept; 0 keeps the last weights.
         drop: share of captions replaced by the unconditional embedding.
         dtype: that both networks compute in; the student's weights are kept in float32.
@@ -100,6 +103,9 @@ class Training(Table):
     lr: float = Field(gt=0)
     batch: Positive
     accumulation: Positive
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]]
+    weight_decay: Weight
+    clip_norm: float = Field(gt=0)
     warmup: Positive
     ema: float = Field(ge=0, lt=1)
     dtype: Literal["bfloat16", "float32"]

@@ -8,7 +8,7 @@ from distillation import budget, derive
 from distillation import teacher as teachers
 from distillation.data import Squares, scenes
 from distillation.figure import draw
-from distillation.options import add_device, count, within
+from distillation.options import TEACHER, add_device, count, within
 from distillation.pictures import open_pictures
 from distillation.recipe import Recipe, read
 from distillation.sensitivity import Settings, batches_of, measured, precision, ranked
@@ -21,7 +21,7 @@ PAIR = Settings(bins=1, batches=2, pictures=2)  # guidance calls the UNet with t
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", work: Path) -> None:
     """Add the command and its options."""
     command = commands.add_parser("sensitivity", help="measure which transformer blocks a teacher misses most, and derive what to cut")
-    command.add_argument("--teacher", type=Path, help="folder of a whole pipeline (default: the embedded teacher)")
+    command.add_argument("--teacher", help=TEACHER)
     command.add_argument("--data", help="captioned pictures to measure on (default: rendered scenes, for a teacher of that family)")
     command.add_argument("--caption-column", help="column of --data with the captions (default: caption, text or prompt)")
     command.add_argument("--bins", type=within(int, 1, 1000), default=10, help="equal parts of the timesteps (default: %(default)s)")
@@ -45,8 +45,8 @@ def run(options: argparse.Namespace) -> None:
     like, target = read(options.like), options.write_recipe
     if target:
         derive.check_target(target, budget=bool(options.parameters or options.latency))
-    teacher = teachers.at(options.teacher or teachers.EMBEDDED)
-    name = options.teacher.resolve().name if options.teacher else "scenes-teacher"
+    teacher = teachers.at(teachers.place(options.teacher))
+    name = Path(options.teacher).resolve().name if options.teacher else "scenes-teacher"
     settings = Settings(bins=options.bins, batches=options.batches, pictures=options.pictures)
     pictures = _pictures(options, teacher, like, max(settings.n, PAIR.n))
     found = measured(teacher, name, settings, pictures, options.work, options.results, options.device)

@@ -14,10 +14,20 @@ from sdbench.models.architectures import Config
 from sdbench.models.digest import weights_digest
 from sdbench.models.files import read_headers, read_json, weight_files
 from sdbench.models.loading import load_unet
+from sdbench.models.locate import locate
 from sdbench.models.spec import ModelSpec, resolve
+from sdbench.pipelines import fetch
 from sdbench.scenes.embedded import WEIGHTS
 
 EMBEDDED = WEIGHTS / "pipeline"
+_NOISE: dict[str, object] = {  # keys of a scheduler's configuration, and diffusers' defaults
+    "prediction_type": "epsilon",
+    "num_train_timesteps": 1000,
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "rescale_betas_zero_snr": False,
+}
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -45,6 +55,12 @@ class Teacher:
         """Of its UNet."""
         return read_json(self.folder / "unet" / "config.json")
 
+    @property
+    def noise(self) -> dict[str, object]:
+        """What its UNet was trained to undo, by its scheduler's configuration."""
+        config = read_json(self.folder / "scheduler" / "scheduler_config.json")
+        return {key: config.get(key, default) for key, default in _NOISE.items()}
+
     def unet(self, dtype: str, device: str) -> UNet2DConditionModel:
         """Its UNet, frozen; tensors are checked on the way. As stored and on the CPU, it takes no memory of its own.
 
@@ -52,6 +68,24 @@ class Teacher:
             UserError: weights are missing, damaged or not finite, or the device is not there.
         """
         return load_unet(self.folder, dtype=dtype, device=device)
+
+
+def place(what: str | None) -> Path:
+    """The folder of the pipeline that `what` names, fetched from the Hub where it is not on this disk; the embedded teacher where nothing is named.
+
+    Args:
+        what: a folder, a name of the catalogue such as "sdxl", or `owner/name` on the Hub.
+
+    Raises:
+        UserError: there is no such pipeline, or the Hub cannot be reached.
+    """
+    if what is None or Path(what).is_dir():
+        return EMBEDDED if what is None else Path(what)
+    spec = resolve(what)
+    if spec.base is not None or spec.source not in ("hub", "embedded"):
+        raise UserError(f"{what!r} is no whole pipeline in diffusers layout; name a folder, 'sdxl', or owner/name on the Hub")
+    fetch(spec, dtype="float32")
+    return locate(spec).pipeline
 
 
 def pipeline(folder: Path) -> ModelSpec:

@@ -4,20 +4,22 @@ Each stage has a folder of its own under the work folder, named by everything th
 is a UNet in safetensors with its losses beside it; an unfinished one holds the checkpoint to go on from.
 """
 
-import hashlib
+import gc
 import json
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from distillation import teacher as teachers
 from distillation.data import batches, scenes
@@ -35,12 +37,13 @@ from sdbench.processes import from_main
 from sdbench.scenes.embedded import checked
 from sdbench.scenes.networks import SceneNet
 from sdbench.scenes.training.watch import Watch
+from sdbench.store import digest, write_bytes
 from sdbench.training import Schedule, fit, written
 from sdbench.training import Watch as Watching
 
-FINAL_BATCHES = 4  # over which a stage's final losses are averaged; it was trained on none of them
+FINAL_BATCHES = 4  # after a stage's own, over which its final losses are averaged
 PATIENCE = timedelta(days=1)  # of processes with each other: one hashes and draws for all, and their shares of encoding end apart
-STUDENT, LOSSES = "student", "losses.json"
+STUDENT, LOSSES, DECIDES = "student", "losses.json", "decides.json"
 
 
 @dataclass(frozen=True)
@@ -109,8 +112,8 @@ def distil(
         )
 
     digests, data_digest = from_main(lambda: ([teacher.digest for teacher in found], source.digest))
-    decides = [recipe.deciding(family), digests, data_digest, pieces[-1].end, device, accelerator.num_processes]
-    run = work / f"{recipe.name}-{hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:12]}"
+    decides = {"recipe": recipe.deciding(family), "teachers": digests, "data": data_digest, "steps": pieces[-1].end, "device": device}
+    run = from_main(lambda: _place(work, recipe.name, decides))
     folders = [run / f"{number}-{recipe.stages[piece.stage].name}" for number, piece in enumerate(pieces, 1)]
     teach(lesson, recipe, found, zip(pieces, folders, strict=True), accelerator)
     if accelerator.is_main_process:
@@ -119,24 +122,42 @@ def distil(
             StageResult(recipe.stages[piece.stage].name, digests[piece.teacher], piece.end - piece.start, _losses(folder))
             for piece, folder in zip(pieces, folders, strict=True)
         ]
-        provenance = Provenance.of(recipe, found[0], student, settings.seed, results, data_digest)
+        provenance = Provenance.of(recipe, found, student, settings.seed, results, data_digest)
         logs = {folder.name: folder / "log.jsonl" for folder in folders}
         export(student, out, found[0], provenance, logs=logs, unet_only=unet_only)
     return out
+
+
+def _place(work: Path, name: str, decides: dict[str, Any]) -> Path:
+    """The folder of the run that these decide; where it is new, how others of this recipe differ is said."""
+    run = work / f"{name}-{digest(decides)[:12]}"
+    if not (run / DECIDES).exists():
+        for other in sorted(work.glob(f"{name}-{'?' * 12}/{DECIDES}")):
+            before = json.loads(other.read_text())
+            differs = ", ".join(key for key, value in decides.items() if before.get(key) != value)
+            tqdm.write(f"a new run begins in {run}; that in {other.parent} is of other {differs}", file=sys.stderr)
+        write_bytes(run / DECIDES, json.dumps(decides, indent=1).encode() + b"\n")
+    return run
 
 
 def accelerator_on(device: Literal["cpu", "cuda"], dtype: Literal["bfloat16", "float32"]) -> Accelerator:
     """Where and in which precision the networks run, in one process or in several.
 
     Raises:
-        UserError: the device is not there.
+        UserError: the device is not there, or this process has trained on another, or in another precision.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError(
             "no device 'cuda' here: torch finds no GPU; `sdbench doctor` says what this machine can run, --device cpu always works"
         )
     together = [InitProcessGroupKwargs(timeout=PATIENCE), DistributedDataParallelKwargs(gradient_as_bucket_view=True)]  # gradients once
-    return Accelerator(cpu=device == "cpu", mixed_precision="bf16" if dtype == "bfloat16" else "no", kwargs_handlers=together)
+    try:
+        made = Accelerator(cpu=device == "cpu", mixed_precision="bf16" if dtype == "bfloat16" else "no", kwargs_handlers=together)
+    except ValueError as error:  # accelerate keeps one state a process
+        raise UserError(f"this process has trained otherwise before; start a new one to train in {dtype} on {device} ({error})") from error
+    if made.device.type != device:
+        raise UserError(f"this process has trained on {made.device.type} before; start a new one to train on {device}")
+    return made
 
 
 def check(
@@ -151,7 +172,13 @@ def check(
     found = [teachers.find(folder, recipe) for folder in teacher_folders]
     for teacher in found:
         if teacher.spec.family != family:
-            raise UserError(f"the teacher in {teacher.folder} is of family {teacher.spec.family!r}; expected {family!r}, as --family says")
+            raise UserError(
+                f"the teacher in {teacher.folder} is of family {teacher.spec.family!r}; expected {family!r}, as --family says: name another with --teacher, such as sdxl"
+            )
+        if differs := [key for key, value in found[0].noise.items() if teacher.noise[key] != value]:
+            raise UserError(
+                f"the teacher in {teacher.folder} was trained with another noise than that in {found[0].folder}: its scheduler's {differs[0]} is {teacher.noise[differs[0]]}, not {found[0].noise[differs[0]]}"
+            )
     students = [student_config(found[0].config, plan) for plan in recipe.plans]
     resolve(students[-1], found[0].config, recipe.plans[-1], recipe.taps)
     return found, recipe.pieces(steps or recipe.settings(family).steps, len(found))
@@ -179,6 +206,7 @@ def teach(
         if not (folder / STUDENT).exists():
             _run_piece(lesson(teacher), _cut(teacher, plan, before), plan, range(piece.start, piece.end), folder)
             accelerator.free_memory()  # it holds every model that it ever prepared
+            gc.collect()  # one whose forward was wrapped for mixed precision holds itself
         accelerator.wait_for_everyone()  # the student is written, and no process still reads a checkpoint
         if accelerator.is_main_process:
             for checkpoint in folder.glob("step-*"):
@@ -209,15 +237,18 @@ def _run_piece(lesson: Lesson, student: UNet2DConditionModel, plan: Plan, steps:
     if settings.checkpointing:
         student.enable_gradient_checkpointing()
     model = accelerator.prepare_model(student.requires_grad_(requires_grad=True))
-    first, after = (step * settings.accumulation * accelerator.num_processes for step in (steps.start, steps.stop))
+    first, after = (step * settings.accumulation for step in (steps.start, steps.stop))
     schedule = Schedule(
         len(steps),
         settings.lr,
         settings.batch,
         warmup=settings.warmup,
+        weight_decay=settings.weight_decay,
         ema=settings.ema or None,
+        clip_norm=settings.clip_norm,
         seed=settings.seed,
         accumulation=settings.accumulation,
+        betas=settings.betas,
     )
     kept = fit(
         model,

@@ -12,6 +12,10 @@ class MissingError(UserError):
     """What a number needs from outside, weights or a reference, is neither here nor reachable; the number is then missing, not failed."""
 
 
+class UndecodableError(UserError):
+    """A picture is there, but is none or is damaged; others may be whole."""
+
+
 def unknown(kind: str, word: str, known: Iterable[str]) -> UserError:
     """An error for a name that is not in a closed list, with the nearest one that is."""
     names = sorted(known)

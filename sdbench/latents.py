@@ -1,15 +1,18 @@
 """What a UNet of either family trains on: the latents of captioned pictures, and the embeddings of their captions.
 
 Both are computed once and kept on disk under a name made of what they follow from; encoding that was killed goes on where
-it stood. The processes of a distributed run share it out. A batch follows from (seed, step) alone, the same on every device.
+it stood. The processes of a distributed run share it out. Pictures that cannot be decoded are left out and said, up to one
+in a hundred. A batch follows from (seed, step) alone, the same on every device.
 """
 
 import hashlib
 import shutil
-from collections.abc import Callable, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -21,13 +24,16 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTokenizer
 
-from sdbench.errors import UserError, unknown
+from sdbench.errors import UndecodableError, UserError, unknown
 from sdbench.models.checks import check_finite
+from sdbench.models.files import part_files
 from sdbench.models.loading import read_part
 from sdbench.processes import from_main, sharing
 from sdbench.training import rows_of
 
 ENCODED_AT_ONCE_PX = 64 * 64 * 64  # pixels of all pictures in one pass of the VAE
+UNFLUSHED_S = 30.0  # of encoding, which a machine that goes down may lose; a process that is killed loses none
+UNDECODABLE = 0.01  # of the pictures, which may be left out
 COMPONENTS: dict[str, Any] = {  # of a pipeline, but for the UNet; None: weights, read with all checks
     "vae": None,
     "text_encoder": None,
@@ -57,6 +63,9 @@ class Captioned(Protocol):
         """Pictures as a VAE takes them, N x 3 x H x W float32 in -1..1, and SDXL's micro-conditioning, N x 6.
 
         The latter: original height and width, crop top and left, target height and width.
+
+        Raises:
+            UndecodableError: a picture cannot be decoded.
         """
 
 
@@ -150,7 +159,7 @@ class LatentPool:
         scheduler: of the pipeline's noise schedule.
 
     Raises:
-        UserError: the folder lacks a component, one is damaged, a picture cannot be read, or the disk has too little room.
+        UserError: the folder lacks a component, one is damaged, too many pictures cannot be decoded, or the disk has too little room.
     """
 
     def __init__(self, pipeline_folder: Path, pictures: Captioned, work: Path, device: str = "cpu") -> None:
@@ -160,8 +169,10 @@ class LatentPool:
         texts = [name for name in COMPONENTS if name.startswith("t")]
         of_pictures, of_captions = from_main(lambda: [_digest(pictures.digest, pipeline_folder, names) for names in (["vae"], texts)])
         n, at_once = len(pictures.captions), max(1, ENCODED_AT_ONCE_PX // pictures.size_px**2)
-        self._pictures = _kept(work / f"latents-{of_pictures}.npy", n, at_once, self.encoded)
-        self._captions = _kept(work / f"captions-{of_captions}.npy", n, 64, self.embedded)
+        latents = _Rows(work / f"latents-{of_pictures}.npy", n, at_once, self.encoded)
+        embeddings = _Rows(work / f"captions-{of_captions}.npy", n, 64, self.embedded)
+        self._pictures, self._captions = _kept(latents, embeddings)
+        self._whole = np.setdiff1d(np.arange(n), latents.left_out())
         self.__dict__.pop("parts", None)  # gigabytes at full size, and done with
 
     @cached_property
@@ -187,13 +198,17 @@ class LatentPool:
             device: where the tensors go.
         """
         mixed = int(np.random.SeedSequence((seed, step)).generate_state(1)[0])  # torch's generator takes 32 bits and drops the rest
-        return self.at(rows_of(step, len(self._pictures), batch, seed), mixed, drop, device=device)
+        return self.at(rows_of(step, len(self), batch, seed), mixed, drop, device=device)
+
+    def __len__(self) -> int:
+        """Pictures that could be decoded."""
+        return len(self._whole)
 
     def at(
         self, rows: npt.NDArray[np.int64], seed: int, drop: float = 0.0, least: int = 0, most: int | None = None, device: str = "cpu"
     ) -> Batch:
-        """The pictures of these rows, with noise and timesteps (`least` <= t < `most`) that follow from `seed`."""
-        n = len(rows)
+        """These of the pictures that could be decoded, with noise and timesteps (`least` <= t < `most`) that follow from `seed`."""
+        n, rows = len(rows), self._whole[rows]
         chance = torch.Generator().manual_seed(seed)
         latents, time_ids = (torch.from_numpy(self._pictures[name][rows]).float() for name in ("latents", "time_ids"))
         prompt_embeds, pooled = (torch.from_numpy(self._captions[name][rows]).float() for name in ("prompt_embeds", "pooled"))
@@ -204,7 +219,7 @@ class LatentPool:
         return batch.to(device)
 
     def encoded(self, rows: npt.NDArray[np.int64]) -> dict[str, Tensor]:
-        """What is kept of these pictures, made anew."""
+        """What is kept of these pictures, made anew; in float32, of which a GPU's convolutions may keep no more digits (TF32) than the file does."""
         pixels, time_ids = self.pictures.read(rows)
         return {"latents": encode(self.parts["vae"], pixels.to(self._device)).half(), "time_ids": time_ids}
 
@@ -227,56 +242,136 @@ def encode(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
 
 def _digest(pictures: str, folder: Path, parts: Sequence[str]) -> str:
     digest = hashlib.sha256(pictures.encode())
-    for path in (file for part in parts for file in sorted((folder / part).iterdir())):
+    for path in (file for part in parts for file in part_files(folder / part, part)):
         with path.open("rb") as file:
             digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]
 
 
+@dataclass(frozen=True)
+class _Rows:
+    """A file of `n` rows that `make` gives, `at_once` of them at a time.
+
+    Beside it, while it is not whole: itself with the suffix `.part`, and `.done`, a byte for each row, 1 once it is made.
+    """
+
+    path: Path
+    n: int
+    at_once: int
+    make: Callable[[npt.NDArray[np.int64]], dict[str, Tensor]]
+
+    @property
+    def beside(self) -> Path:
+        """The file that is not whole."""
+        return self.path.with_suffix(".part")
+
+    @property
+    def done(self) -> Path:
+        """The marks."""
+        return self.path.with_suffix(".done")
+
+    @property
+    def begun(self) -> bool:
+        """Whether file and marks are there and belong together."""
+        return self.beside.exists() and self.done.exists() and self.done.stat().st_size == self.n
+
+    def left_out(self) -> npt.NDArray[np.int64]:
+        """Rows of pictures that cannot be decoded, once the file is whole."""
+        noted = self.path.with_suffix(".left-out.npy")
+        found: npt.NDArray[np.int64] = np.load(noted) if noted.exists() else np.zeros(0, np.int64)
+        return found
+
+
 @torch.no_grad()
-def _kept(path: Path, n: int, at_once: int, make: Callable[[npt.NDArray[np.int64]], dict[str, Tensor]]) -> npt.NDArray[np.void]:
-    """What `make` gives for n rows, as a file with a field for each tensor; what is there already is not made again."""
-    beside, done = path.with_suffix(".part"), path.with_suffix(".done")
-    if from_main(lambda: not path.exists() and _begin(beside, done, n, make)):
-        _fill(beside, done, at_once, make)
-        from_main(lambda: _end(beside, done, path))
-    kept: npt.NDArray[np.void] = np.load(path, mmap_mode="r")
-    return kept
+def _kept(*wanted: _Rows) -> list[npt.NDArray[np.void]]:
+    """The arrays of these files of one folder, with a field for each tensor; what is there already is not made again."""
+    for rows, is_there in zip(wanted, from_main(lambda: _begin(wanted)), strict=True):
+        if not is_there:
+            _fill(rows)
+            from_main(partial(_end, rows))
+    return [np.load(rows.path, mmap_mode="r") for rows in wanted]
 
 
-def _begin(beside: Path, done: Path, n: int, make: Callable[[npt.NDArray[np.int64]], dict[str, Tensor]]) -> bool:
-    """See to a file of rows and its note of progress, a byte for each row; of two that do not belong together both are made anew."""
-    if not (beside.exists() and done.exists() and done.stat().st_size == n):
-        done.unlink(missing_ok=True)
-        _empty(beside, n, make(np.arange(1)))
-        done.write_bytes(bytes(n))
-    return True
+def _begin(wanted: Sequence[_Rows]) -> list[bool]:
+    """See to a file and its marks for each that is not whole => which are whole.
 
-
-def _end(beside: Path, done: Path, path: Path) -> None:
-    with suppress(FileNotFoundError):  # another run in the same folder was done sooner; both filled one file, with the same rows
-        beside.rename(path)
-        done.unlink()
-
-
-def _fill(beside: Path, done: Path, at_once: int, make: Callable[[npt.NDArray[np.int64]], dict[str, Tensor]]) -> None:
-    """Make this process's share of the rows that are not there; which chunks these are follows from their number alone."""
-    array, noted = np.load(beside, mmap_mode="r+"), np.memmap(done, np.uint8, "r+")
-    (process, processes), chunks = sharing(), range(0, len(noted), at_once)
-    mine = [first for number, first in enumerate(chunks) if number % processes == process and not noted[first : first + at_once].all()]
-    for first in tqdm(mine, desc=f"encoding {beside.stem.split('-')[0]}", mininterval=2, disable=process > 0):
-        rows = np.arange(first, min(first + at_once, len(noted)))
-        for name, tensor in make(rows).items():
-            array[name][rows] = tensor.cpu().numpy()
-        noted[rows] = True
-
-
-def _empty(path: Path, n: int, example: dict[str, Tensor]) -> None:
-    """A file for n rows like the example; where the disk cannot hold it, writing to it would kill the process, so that is seen first."""
-    kind = np.dtype([(name, tensor.cpu().numpy().dtype, tuple(tensor.shape[1:])) for name, tensor in example.items()])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if (needed := n * kind.itemsize) > (free := shutil.disk_usage(path.parent).free):
+    Where the disk cannot hold them all, writing would kill the process hours later, so that is seen first.
+    """
+    new = [rows for rows in wanted if not rows.path.exists() and not rows.begun]
+    kinds = [_kind(rows) for rows in new]
+    folder = wanted[0].path.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    needed = sum(rows.n * kind.itemsize for rows, kind in zip(new, kinds, strict=True))
+    if needed > (free := shutil.disk_usage(folder).free):
+        fields = ", ".join(name for kind in kinds for name in kind.names or ())
         raise UserError(
-            f"{path.parent} has {free / 1e9:.1f} GB free; {needed / 1e9:.1f} GB are needed for {', '.join(example)} of {n:,} pictures. Make room, or name another folder with --work"
+            f"{folder} has {free / 1e9:.1f} GB free; {needed / 1e9:.1f} GB are needed for {fields} of {wanted[0].n:,} pictures. Make room, or name another folder with --work"
         )
-    np.lib.format.open_memmap(path, "w+", kind, (n,))
+    for rows, kind in zip(new, kinds, strict=True):
+        rows.done.unlink(missing_ok=True)
+        np.lib.format.open_memmap(rows.beside, "w+", kind, (rows.n,))  # takes no room before it is written to
+        rows.done.write_bytes(bytes(rows.n))
+    return [rows.path.exists() for rows in wanted]
+
+
+def _kind(rows: _Rows) -> np.dtype[np.void]:
+    """Fields of a row, from the first that can be made."""
+    for row in range(rows.n):
+        try:
+            made = rows.make(np.array([row]))
+        except UndecodableError:
+            if row < UNDECODABLE * rows.n:
+                continue
+            raise
+        return np.dtype([(name, tensor.cpu().numpy().dtype, tuple(tensor.shape[1:])) for name, tensor in made.items()])
+    raise UserError(f"there is nothing to make {rows.path} of")
+
+
+def _fill(rows: _Rows) -> None:
+    """Make this process's share of the rows that are not there; which chunks these are follows from their number alone.
+
+    Rows are marked once they are on the disk, or as the process ends; those that cannot be made never are.
+    """
+    array, marks = np.load(rows.beside, mmap_mode="r+"), np.memmap(rows.done, np.uint8, "r+")
+    (process, processes), chunks = sharing(), range(0, rows.n, rows.at_once)
+    mine = [first for number, first in enumerate(chunks) if number % processes == process and not marks[first : first + rows.at_once].all()]
+    fresh, flushed, torn = np.zeros(rows.n, bool), -UNFLUSHED_S, 0
+    try:
+        for first in tqdm(mine, desc=f"encoding {rows.path.stem.split('-')[0]}", mininterval=2, disable=process > 0):
+            for chunk, made in _made(rows, np.arange(first, min(first + rows.at_once, rows.n))):
+                if isinstance(made, UndecodableError):
+                    torn += 1
+                    if torn > UNDECODABLE * rows.n / processes:
+                        raise made
+                    tqdm.write(f"left out: {made}", file=sys.stderr)
+                    continue
+                for name, tensor in made.items():
+                    array[name][chunk] = tensor.cpu().numpy()
+                fresh[chunk] = True
+            if time.monotonic() - flushed > UNFLUSHED_S:
+                array.flush()
+                marks[fresh] = 1
+                flushed = time.monotonic()
+    finally:
+        array.flush()
+        marks[fresh] = 1
+
+
+def _made(rows: _Rows, chunk: npt.NDArray[np.int64]) -> Iterator[tuple[npt.NDArray[np.int64], dict[str, Tensor] | UndecodableError]]:
+    """What can be made of a chunk: all at once, or else one by one."""
+    try:
+        yield chunk, rows.make(chunk)
+    except UndecodableError as error:
+        if len(chunk) == 1:
+            yield chunk, error
+            return
+        for row in chunk:
+            yield from _made(rows, np.array([row]))
+
+
+def _end(rows: _Rows) -> None:
+    with suppress(FileNotFoundError):  # another run in the same folder was done sooner; both filled one file, with the same rows
+        if len(left_out := np.flatnonzero(np.fromfile(rows.done, np.uint8) == 0)):
+            np.save(rows.path.with_suffix(".left-out.npy"), left_out)
+        rows.beside.rename(rows.path)
+        rows.done.unlink()

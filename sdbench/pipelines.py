@@ -17,7 +17,15 @@ from sdbench.models.locate import locate
 from sdbench.models.spec import ModelSpec
 from sdbench.weights import RemoteFile, reason
 
-_CONFIGS = ("model_index.json", "scheduler/*.json", "tokenizer*/*.json", "tokenizer*/*.txt", *(f"{part}/config.json" for part in STEMS))
+_CONFIGS = (
+    "model_index.json",
+    "README.md",
+    "LICENSE*",
+    "scheduler/*.json",
+    "tokenizer*/*.json",
+    "tokenizer*/*.txt",
+    *(f"{part}/config.json" for part in STEMS),
+)
 
 
 @dataclass(frozen=True)

@@ -255,9 +255,10 @@ def record_of(
 
 
 def _kept(model: Model, machine: Machine, setting: Bench) -> tuple[Path, Record] | None:
-    """The record that this run adds to: of the same suite, weights and machine."""
+    """The record that this run adds to: of the same suite, weights and class of machine."""
     of_suite = records.newest(setting.results, setting.suite.family)
-    return next((kept for kept in of_suite if (kept[1].suite, kept[1].model, kept[1].machine) == (setting.suite.id, model, machine)), None)
+    wanted = setting.suite.id, model, machine.machine_class
+    return next((kept for kept in of_suite if (kept[1].suite, kept[1].model, kept[1].machine.machine_class) == wanted), None)
 
 
 def _kept_quality(model: Model, machine: Machine, setting: Bench) -> tuple[list[Value], Scores, dict[str, bytes]]:

@@ -120,9 +120,11 @@ def _located(what: str) -> dict[str, Any]:
 def _in_folder(folder: Path) -> dict[str, Any]:
     if metadata := [str(folder / name) for name in METADATA if (folder / name).is_file()]:
         return _files("imagefolder", metadata)
-    for suffix in (".parquet", ".tar"):
-        if any(folder.rglob(f"*{suffix}")):
-            return {"path": str(folder)}
+    tars, tables = (sorted(map(str, folder.rglob(f"*{suffix}"))) for suffix in (".tar", ".parquet"))
+    if tars and tables:  # img2dataset's, whose tables say of each tar what became of its links
+        return _files("webdataset", tars)
+    if tars or tables:
+        return {"path": str(folder)}
     found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:5]) or "nothing"
     raise UserError(f"nothing to read in {folder}: expected {', '.join(METADATA)}, .parquet or .tar files; found {found}")
 

@@ -2,15 +2,17 @@
 
 All randomness of a step follows from (seed, step), so no state of a generator or a sampler has to be kept: a run that was
 killed and started again takes the same steps on the same data and, on one CPU, ends with the same bytes. `accelerate`
-places the work: one device or several, float32 or mixed precision. Two processes see in one step the batches that one
-process sees in two steps of accumulation.
+places the work: one device or several, float32 or mixed precision. Processes share out the batches of a step: whatever their
+number, a run takes the same steps on the same data, up to rounding, and may go on with another number.
 
-A run's folder holds `step-<n>/`, the newest checkpoint, written beside and renamed; `log.jsonl`; TensorBoard's events; and
-`samples/`, pictures made on the way.
+A run's folder holds `step-<n>/`, the two newest checkpoints, written beside and renamed; `log.jsonl`; TensorBoard's events;
+and `samples/`, pictures made on the way.
 """
 
 import json
+import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -32,11 +34,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sdbench.errors import UserError
+from sdbench.processes import from_main, sharing
 
 Loss = Callable[[int], dict[str, Tensor]]
 Watch = Callable[[nn.Module], tuple[npt.NDArray[np.uint8], dict[str, float]]]
 LOG_EVERY = 25  # steps
-SLOW_SAVE_S = 3.0  # a checkpoint that takes longer to save is saved more rarely: full-size ones are tens of GB
+SLOW_SAVE_S = 1.2  # a checkpoint that takes longer to save is saved more rarely: full-size ones are tens of GB
+CHECKPOINTS = 2  # kept of each run: the disk may have lost the newest where the machine went down
 _STEP = "step-{:08d}"
 
 
@@ -47,9 +51,12 @@ class Schedule:
     Attributes:
         steps: optimiser steps.
         lr: peak learning rate; warmed up over the first `warmup` steps, then a half cosine down to zero.
-        batch: pictures in one forward pass of one process.
+        batch: pictures in one forward pass.
+        weight_decay: AdamW's.
         ema: decay of the running average of the weights, or None to keep the last weights.
-        accumulation: forward passes of each process before an optimiser step.
+        clip_norm: of the gradient, at most.
+        accumulation: batches that an optimiser step sums up, shared out over the processes.
+        betas: AdamW's.
     """
 
     steps: int
@@ -61,6 +68,7 @@ class Schedule:
     clip_norm: float = 1.0
     seed: int = 0
     accumulation: int = 1
+    betas: tuple[float, float] = (0.9, 0.99)
 
     def lr_at(self, step: int) -> float:
         """The learning rate of a step."""
@@ -93,19 +101,23 @@ def fit(
         loss: number of a batch -> named scalar terms, each a mean over the batch; their sum is minimised.
         folder: see above.
         watch: the weights to keep so far -> an H x W x 3 picture and named values; called every `watch_every` steps and at the end.
-        save_every_s: between two checkpoints; longer where saving one is slow, so that it takes 5 % of the time at most.
+        save_every_s: between two checkpoints; longer where saving one is slow, so that it takes 2 % of the time at most.
+
+    A lone step whose loss or gradient is not finite, as a damaged picture gives, is skipped and logged.
 
     Raises:
-        UserError: a loss or gradient is not finite, or a checkpoint cannot be read or written; the last good one stays.
+        UserError: two steps on end are not finite, or the last, or a checkpoint cannot be read or written; the last good one stays.
+        UserError: the batches of a step cannot be shared out evenly over the processes.
     """
     accelerator = accelerator or Accelerator(cpu=next(model.parameters()).device.type == "cpu")
+    _check_shares(schedule, accelerator.num_processes)
     plain: nn.Module = accelerator.unwrap_model(model)
-    optimiser = torch.optim.AdamW(plain.parameters(), lr=schedule.lr, betas=(0.9, 0.99), weight_decay=schedule.weight_decay, fused=True)
+    optimiser = torch.optim.AdamW(plain.parameters(), lr=schedule.lr, betas=schedule.betas, weight_decay=schedule.weight_decay, fused=True)
     average = deepcopy(plain).requires_grad_(requires_grad=False) if schedule.ema else None
     kept = plain if average is None else average
     checkpoints = _Checkpoints(folder, plain, optimiser, average, save_every_s)
     start, main = checkpoints.resume(), accelerator.is_main_process
-    a_step = schedule.batch * schedule.accumulation * accelerator.num_processes
+    a_step, skipped = schedule.batch * schedule.accumulation, False
     with _Journal(folder, start, quiet=not main) as journal, _bar(folder.name, start, schedule.steps, a_step, quiet=not main) as bar:
 
         def look(taken: int) -> None:
@@ -119,14 +131,18 @@ def fit(
             optimiser.param_groups[0]["lr"] = schedule.lr_at(step)
             terms = _backward(model, loss, schedule, step, accelerator)
             norm = nn.utils.clip_grad_norm_(plain.parameters(), schedule.clip_norm)
-            if not torch.isfinite(norm):
+            was_skipped, skipped = skipped, not torch.isfinite(norm)
+            if skipped and (was_skipped or step == schedule.steps - 1):
                 raise UserError(_not_finite(folder, step, terms))
-            optimiser.step()
+            if not skipped:
+                optimiser.step()
             optimiser.zero_grad(set_to_none=accelerator.num_processes == 1)  # of several they may lie in buckets, which stay anyway
-            if average is not None and schedule.ema is not None:
+            if average is not None and schedule.ema is not None and not skipped:
                 _average(average, plain, min(schedule.ema, (step + 1) / (step + 10)))
             bar.update(a_step)
-            if step % LOG_EVERY == 0:
+            if skipped:
+                journal.write(step, {"skipped": 1.0})
+            elif step % LOG_EVERY == 0:
                 values = {name: round(term.item(), 5) for name, term in terms.items()}
                 bar.set_postfix(values)
                 journal.write(step, values | {"lr": optimiser.param_groups[0]["lr"], "gradient_norm": round(norm.item(), 5)})
@@ -136,17 +152,25 @@ def fit(
     return kept.eval()
 
 
+def _check_shares(schedule: Schedule, processes: int) -> None:
+    if schedule.accumulation % processes:
+        raise UserError(
+            f"{schedule.accumulation} batches a step cannot be shared out evenly over {processes} processes; start a number that divides them, or change the recipe's accumulation"
+        )
+
+
 def _backward(model: nn.Module, loss: Loss, schedule: Schedule, step: int, accelerator: Accelerator) -> dict[str, Tensor]:
     """Leave the gradients of a step => its terms, averaged over the accumulated batches of this process."""
     sums: dict[str, Tensor] = {}
-    for part in range(schedule.accumulation):
-        number = (step * schedule.accumulation + part) * accelerator.num_processes + accelerator.process_index
+    parts = range(accelerator.process_index, schedule.accumulation, accelerator.num_processes)
+    for part in parts:
+        number = step * schedule.accumulation + part
         torch.manual_seed((1_000_003 * schedule.seed + number) % 2**32)  # torch looks at 32 bits of a seed
-        with accelerator.no_sync(model) if part < schedule.accumulation - 1 else nullcontext():
+        with accelerator.no_sync(model) if part < parts[-1] else nullcontext():
             with accelerator.autocast():
                 terms = loss(number)
-            accelerator.backward(torch.stack(list(terms.values())).sum() / schedule.accumulation)
-        sums = {name: sums.get(name, 0) + term.detach() / schedule.accumulation for name, term in terms.items()}
+            accelerator.backward(torch.stack(list(terms.values())).sum() / len(parts))
+        sums = {name: sums.get(name, 0) + term.detach() / len(parts) for name, term in terms.items()}
     return sums
 
 
@@ -163,7 +187,7 @@ def _bar(title: str, start: int, steps: int, a_step: int, *, quiet: bool) -> Any
 
 def _not_finite(folder: Path, step: int, terms: dict[str, Tensor]) -> str:
     values = ", ".join(f"{name} {term.item():g}" for name, term in terms.items())
-    return f"training of {folder.name} met a loss or gradient that is not finite at step {step} ({values}); {_last_good(folder)}. Lower the learning rate and run again"
+    return f"training of {folder.name} met a loss or gradient that is not finite at step {step} ({values}); {_last_good(folder)}. The same steps come when it runs again: change what they follow from, such as the learning rate or the seed, which begins a new run"
 
 
 def _last_good(folder: Path) -> str:
@@ -196,14 +220,26 @@ def written(name: str, folder: Path) -> Iterator[Path]:
         try:
             beside.mkdir()
             yield beside
+            for path in (*beside.rglob("*"), beside):
+                _flush(path)
             beside.rename(folder / name)
+            _flush(folder)
         except BaseException:
             shutil.rmtree(beside, ignore_errors=True)
             raise
 
 
+def _flush(path: Path) -> None:
+    """See a file or folder onto the disk, where it outlasts the machine's going down."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
 class _Checkpoints:
-    """What a run goes on from, in `step-<n>/`: the newest only.
+    """What a run goes on from, in `step-<n>/`: the newest ones.
 
     Args:
         folder: of the run.
@@ -227,27 +263,52 @@ class _Checkpoints:
         self._save_at = time.monotonic() + self._every_s * max(1.0, (time.monotonic() - began) / SLOW_SAVE_S)
 
     def _save(self, name: str) -> None:
+        older = sorted(self._folder.glob("step-*"))[:-1]
+        if older and shutil.disk_usage(self._folder).free < sum(path.stat().st_size for path in older[-1].iterdir()):
+            shutil.rmtree(older[-1])  # rather than end for want of room
+        shutil.rmtree(self._folder / name, ignore_errors=True)  # one that could not be read, before which the run went on
         with written(name, self._folder) as beside:
             for network_name, network in self._networks.items():
                 save_model(network, str(beside / f"{network_name}.safetensors"))
             torch.save(self._optimiser.state_dict(), beside / "optimiser.pt")
-        for old in set(self._folder.glob("step-*")) - {self._folder / name}:  # more than one where the last run was killed right here
+        kept = sorted(path for path in self._folder.glob("step-*") if path.name <= name)[-CHECKPOINTS:]
+        for old in set(self._folder.glob("step-*")) - set(kept):
             shutil.rmtree(old)
 
     def resume(self) -> int:
-        """Load the newest => steps taken."""
+        """Load the newest that can be read, the same in every process => steps taken."""
         with _writing("a run", self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
-        if (newest := _newest(self._folder)) is None:
+        newest = from_main(self._load_newest)
+        if newest is None:
             return 0
+        if sharing()[0] > 0:
+            self._load(newest)
+        return int(newest.name.removeprefix("step-"))
+
+    def _load_newest(self) -> Path | None:
+        damaged: UserError | None = None
+        for folder in sorted(self._folder.glob("step-*"), reverse=True):
+            try:
+                self._load(folder)
+            except UserError as error:
+                damaged = damaged or error
+                continue
+            if damaged:
+                tqdm.write(f"{damaged}. Going on from the one before: {folder}", file=sys.stderr)
+            return folder
+        if damaged:
+            raise UserError(f"{damaged}. Remove it to begin again")
+        return None
+
+    def _load(self, folder: Path) -> None:
         device = next(self._networks["model"].parameters()).device
         try:
             for name, network in self._networks.items():
-                load_model(network, newest / f"{name}.safetensors", device=str(device))
-            self._optimiser.load_state_dict(torch.load(newest / "optimiser.pt", weights_only=True, map_location=device))
+                load_model(network, folder / f"{name}.safetensors", device=str(device))
+            self._optimiser.load_state_dict(torch.load(folder / "optimiser.pt", weights_only=True, map_location=device))
         except (OSError, EOFError, RuntimeError, ValueError, UnpicklingError, SafetensorError) as error:
-            raise UserError(f"cannot go on from checkpoint {newest}: {error}. Remove it to begin again") from error
-        return int(newest.name.removeprefix("step-"))
+            raise UserError(f"cannot go on from checkpoint {folder}: {error}") from error
 
 
 class _Journal:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from sdbench import weights
 from sdbench.encoders import inception
 from sdbench.encoders.pixels import F32, device, exact
+from sdbench.encoders.precision import full_float32
 from sdbench.encoders.resize import clean
 from sdbench.probes.meters import synchronised
 from sdbench.store import read_images
@@ -55,9 +56,10 @@ def theirs(files: list[str], _: pytest.MonkeyPatch) -> F32:
     def model(batch: Tensor) -> Tensor:
         return network()((batch - 128) / 128)
 
-    found: F32 = get_files_features(
-        files, model, num_workers=WORKERS, batch_size=inception.BATCH, device=device(), mode="clean", verbose=False
-    )
+    with full_float32():  # both compute in the same precision
+        found: F32 = get_files_features(
+            files, model, num_workers=WORKERS, batch_size=inception.BATCH, device=device(), mode="clean", verbose=False
+        )
     return found
 
 

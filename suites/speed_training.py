@@ -8,6 +8,7 @@ The embedded family by default; full size with random weights, as its recipe say
 `nox -s speed -- -m slow -k training`, with `--benchmark-json FILE` to keep it. On a GPU a profile is left in results/runs/speed.
 """
 
+import gc
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
@@ -98,6 +100,7 @@ class Bench:
     """A teacher, a small pool, and the plan of a student."""
 
     def __init__(self, case: Case, work: Path) -> None:
+        AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001  # a process has one precision, each case its own
         recipe = read(case.recipe)
         self.case, self.plan = case, recipe.plans[-1]
         self.settings = recipe.settings(case.family).model_copy(update=case.settings)
@@ -213,6 +216,8 @@ def test_training(loop: str, bench: Bench, benchmark: Any, tmp_path: Path) -> No
     case, settings = bench.case, bench.settings
     benchmark.group = f"{case.recipe} of family {case.family}, {case.steps} steps, batch {settings.batch}, on {DEVICE}"
     loops = {"sdbench": partial(ours, folder=tmp_path), "as_published": as_published, "cached_by_hand": cached_by_hand}
+    bench.lesson.accelerator.free_memory()  # of the student of the loop before
+    gc.collect()
     run = loops[loop](bench)
     meters.start_peaks(DEVICE)
     benchmark.pedantic(run, rounds=case.rounds, warmup_rounds=1)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import distributed
 
 from sdbench import latents as module
-from sdbench.errors import UserError
+from sdbench.errors import UndecodableError, UserError
 from sdbench.latents import LatentPool, noisy, target
 from sdbench.scenes.training.pool import Pool
 from sdbench.training import rows_of
@@ -107,10 +107,10 @@ def test_two_runs_may_fill_one_folder(
 ) -> None:
     fill = module._fill
 
-    def fill_while_another_ends(beside: Path, done: Path, *rest: Any) -> None:
-        fill(beside, done, *rest)
-        beside.rename(beside.with_suffix(".npy"))
-        done.unlink()
+    def fill_while_another_ends(rows: Any) -> None:
+        fill(rows)
+        rows.beside.rename(rows.path)
+        rows.done.unlink()
 
     monkeypatch.setattr(module, "_fill", fill_while_another_ends)
     assert np.array_equal(LatentPool(teacher_folder, pool, tmp_path).latents, latents.latents)
@@ -173,7 +173,9 @@ def test_a_disk_that_is_too_small_is_said_before_encoding(
     teacher_folder: Path, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
-    with pytest.raises(UserError, match=r"0\.0 GB free; 0\.0 GB are needed for latents, time_ids of 8 pictures. Make room"):
+    with pytest.raises(
+        UserError, match=r"0\.0 GB free; 0\.0 GB are needed for latents, time_ids, prompt_embeds, pooled of 8 pictures. Make room"
+    ):
         LatentPool(teacher_folder, pool, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -191,7 +193,7 @@ def share(rank: int, folder: Path, fails_at: int | None) -> None:
         (folder / f"made.{rank}").write_text(json.dumps(made))
         return {"squares": torch.from_numpy(rows[:, None] ** 2)}
 
-    module._kept(folder / "kept.npy", 10, 3, squares)
+    module._kept(module._Rows(folder / "kept.npy", 10, 3, squares))
 
 
 def shared(folder: Path, fails_at: int | None = None) -> list[int | None]:
@@ -222,6 +224,40 @@ def test_one_process_goes_on_where_two_were_stopped(tmp_path: Path) -> None:
         made.extend(rows.tolist())
         return {"squares": torch.from_numpy(rows[:, None] ** 2)}
 
-    kept = module._kept(tmp_path / "kept.npy", 10, 3, squares)
+    (kept,) = module._kept(module._Rows(tmp_path / "kept.npy", 10, 3, squares))
     assert made == [9]
     assert kept["squares"].ravel().tolist() == [row**2 for row in range(10)]
+
+
+class Torn:
+    """Captioned pictures, of which these rows cannot be decoded; the pool's, over and over."""
+
+    def __init__(self, pool: Pool, n: int, torn: set[int], size_px: int = 256) -> None:
+        self.digest, self.size_px, self._pool, self._torn = f"torn {torn}", size_px, pool, torn
+        self.captions = [pool.captions[row % 8] for row in range(n)]
+
+    def read(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        if torn := self._torn & set(rows.tolist()):
+            raise UndecodableError(f"row {min(torn)} is torn")
+        return self._pool.read(rows % 8)
+
+
+def test_a_few_pictures_that_cannot_be_decoded_are_left_out_and_said(
+    teacher_folder: Path, pool: Pool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = LatentPool(teacher_folder, Torn(pool, 200, {0, 77}), tmp_path)
+    assert len(found) == 198
+    assert [line for line in capsys.readouterr().err.splitlines() if "torn" in line] == [f"left out: row {row} is torn" for row in (0, 77)]
+    assert torch.equal(found.at(np.array([0, 76]), seed=0).latents, torch.from_numpy(found.latents[[1, 78]]).float())
+    assert found.batch(0, 2000, seed=0).latents.flatten(1).any(1).all(), "none of them is ever drawn"
+    again = LatentPool(teacher_folder, Torn(pool, 200, {0, 77}), tmp_path)
+    assert len(again) == 198
+    assert capsys.readouterr().err == ""
+
+
+def test_more_than_a_few_are_an_error_that_loses_nothing(teacher_folder: Path, pool: Pool, tmp_path: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(UndecodableError, match="row 9 is torn"):
+            LatentPool(teacher_folder, Torn(pool, 200, {5, 7, 9}), tmp_path)
+    (marks,) = tmp_path.glob("latents-*.done")
+    assert np.flatnonzero(np.fromfile(marks, np.uint8) == 1).tolist() == [0, 1, 2, 3, 4, 6, 8]

@@ -65,7 +65,8 @@ def test_only_configs_and_one_copy_of_the_weights_are_listed(hub: Hub, dtype: st
     }
     others = {file.name for file in files if "safetensors" not in file.name}
     assert {"model_index.json", "unet/config.json", "scheduler/scheduler_config.json", "tokenizer/merges.txt"} < others
-    assert not any(name.endswith((".bin", ".md")) for name in others)
+    assert "README.md" in others  # it names the licence
+    assert not any(name.endswith(".bin") for name in others)
     assert all(file.size_bytes == (hub.folder / file.name).stat().st_size and not file.cached for file in files)
 
 

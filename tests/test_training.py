@@ -1,8 +1,10 @@
 """The training loop: a killed run goes on as if nothing had happened, and a broken one keeps its last good state."""
 
 import errno
+import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -29,15 +32,17 @@ def tiny_net(seed: int = 0) -> nn.Module:
     return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 1))
 
 
-def noisy_loss(net: nn.Module, until: int = 1000, error: BaseException | None = None) -> Callable[[int], dict[str, Tensor]]:
-    """Data drawn anew each step; from step `until` on it throws, or is NaN."""
+def noisy_loss(
+    net: nn.Module, until: int = 1000, error: BaseException | None = None, again: int = 1000
+) -> Callable[[int], dict[str, Tensor]]:
+    """Data drawn anew each step; from step `until` on it throws, or is NaN, but not from `again` on."""
 
     def loss(step: int) -> dict[str, Tensor]:
         if step >= until and error is not None:
             raise error
         x = torch.randn(8, 3)
         square = (net(x) - x.sum(1, keepdim=True)).square().mean()
-        return {"square": square * (torch.nan if step >= until else 1), "small": 1e-3 * net[0].weight.square().sum()}  # type: ignore[index]  # a Sequential
+        return {"square": square * (torch.nan if until <= step < again else 1), "small": 1e-3 * net[0].weight.square().sum()}  # type: ignore[index]  # a Sequential
 
     return loss
 
@@ -61,7 +66,7 @@ def test_a_killed_run_that_goes_on_ends_as_an_unbroken_one_bit_for_bit(ema: floa
     assert all(map(torch.equal, again, kept))
     assert all(map(torch.equal, tensors(resumed), tensors(whole)))
     assert (tmp_path / "broken" / "log.jsonl").read_bytes() == (tmp_path / "whole" / "log.jsonl").read_bytes()
-    assert [path.name for path in (tmp_path / "broken").glob("step-*")] == ["step-00000012"]
+    assert {path.name for path in (tmp_path / "broken").glob("step-*")} == {"step-00000011", "step-00000012"}
 
 
 KILLED = """
@@ -136,12 +141,33 @@ def test_training_finds_what_there_is_to_find_and_logs_every_term(tmp_path: Path
 def test_a_loss_that_is_not_finite_is_an_error_and_the_last_good_checkpoint_stays(tmp_path: Path) -> None:
     net = tiny_net()
     with pytest.raises(
-        UserError, match=r"not finite at step 6 \(square nan, small [0-9.e-]+\); the last good checkpoint is .*step-00000006"
+        UserError,
+        match=r"not finite at step 7 \(square nan, small [0-9.e-]+\); the last good checkpoint is .*step-00000007\. The same steps",
     ):
         fit(net, noisy_loss(net, 6), SCHEDULE, tmp_path, save_every_s=ALWAYS)
     for name in ("model", "average"):
-        assert all(torch.isfinite(value).all() for value in load_file(tmp_path / "step-00000006" / f"{name}.safetensors").values())
+        assert all(torch.isfinite(value).all() for value in load_file(tmp_path / "step-00000007" / f"{name}.safetensors").values())
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_lone_step_that_is_not_finite_is_skipped_and_logged(tmp_path: Path) -> None:
+    net, weights = tiny_net(), list[list[Tensor]]()
+
+    def watch(_: nn.Module) -> tuple[npt.NDArray[np.uint8], dict[str, float]]:
+        weights.append([parameter.detach().clone() for parameter in net.parameters()])
+        return np.zeros((2, 2, 3), np.uint8), {}
+
+    fit(net, noisy_loss(net, 6, again=7), SCHEDULE, tmp_path, watch=watch, watch_every=1)
+    moved = [not all(map(torch.equal, one, other)) for one, other in itertools.pairwise(weights)]
+    assert moved == [step != 6 for step in range(1, 12)]
+    assert all(torch.isfinite(parameter).all() for parameter in net.parameters())
+    assert '{"step": 6, "skipped": 1.0}' in (tmp_path / "log.jsonl").read_text().splitlines()
+
+
+def test_the_last_step_has_to_be_finite(tmp_path: Path) -> None:
+    net = tiny_net()
+    with pytest.raises(UserError, match="not finite at step 11"):
+        fit(net, noisy_loss(net, 11), SCHEDULE, tmp_path)
 
 
 def test_a_gradient_that_is_not_finite_is_an_error_though_the_loss_is_fine(tmp_path: Path) -> None:
@@ -150,7 +176,7 @@ def test_a_gradient_that_is_not_finite_is_an_error_though_the_loss_is_fine(tmp_p
     def loss(_: int) -> dict[str, Tensor]:
         return {"root": (net.weight - net.weight.detach()).square().sum().sqrt()}  # 0, with a gradient of 0 / 0
 
-    with pytest.raises(UserError, match=r"not finite at step 0 \(root 0\); there was no checkpoint yet"):
+    with pytest.raises(UserError, match=r"not finite at step 1 \(root 0\); there was no checkpoint yet"):
         fit(net, loss, SCHEDULE, tmp_path)
 
 
@@ -192,10 +218,25 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
         fit(net, noisy_loss(net), SCHEDULE, tmp_path / "file" / "run")
 
 
+def test_a_checkpoint_that_the_disk_lost_costs_the_steps_since_the_one_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = tiny_net()
+    kept = tensors(fit(whole, noisy_loss(whole), SCHEDULE, tmp_path / "whole"))
+    broken, folder = tiny_net(), tmp_path / "broken"
+    with pytest.raises(KeyboardInterrupt):
+        fit(broken, noisy_loss(broken, 12 - 1, KeyboardInterrupt()), SCHEDULE, folder, save_every_s=ALWAYS)
+    (folder / "step-00000011" / "optimiser.pt").write_bytes(b"")
+    resumed = tiny_net(seed=1)
+    assert all(map(torch.equal, tensors(fit(resumed, noisy_loss(resumed), SCHEDULE, folder, save_every_s=ALWAYS)), kept))
+    said = capsys.readouterr().err
+    assert re.search(r"cannot go on from checkpoint .*step-00000011: .*\. Going on from the one before: .*step-00000010", said)
+    assert {path.name for path in folder.glob("step-*")} == {"step-00000011", "step-00000012"}
+
+
 @pytest.mark.parametrize("file", ["model.safetensors", "average.safetensors", "optimiser.pt"])
 def test_a_damaged_checkpoint_is_named(file: str, tmp_path: Path) -> None:
     net = tiny_net()
     fit(net, noisy_loss(net), SCHEDULE, tmp_path)
+    assert len(list(tmp_path.glob("step-*"))) == 1
     damaged = tmp_path / "step-00000012" / file
     damaged.write_bytes(damaged.read_bytes()[:40])
     with pytest.raises(UserError, match=r"cannot go on from checkpoint .*step-00000012.*Remove it to begin again"):
@@ -252,26 +293,35 @@ torch.manual_seed(0)
 net = accelerator.prepare(nn.Linear(3, 1))
 data = torch.randn(24, 4, 3, generator=torch.Generator().manual_seed(0))
 def loss(number):
-    return {{"square": (net(data[number]) - data[number].sum(1, keepdim=True)).square().mean()}}
-fit(net, loss, Schedule(steps=6, lr=1e-2, batch=4, warmup=2, accumulation={accumulation}), Path(sys.argv[1]), accelerator=accelerator)
+    return {"square": (net(data[number]) - data[number].sum(1, keepdim=True)).square().mean()}
+fit(net, loss, Schedule(steps=6, lr=1e-2, batch=4, warmup=2, accumulation=4), Path(sys.argv[1]), accelerator=accelerator)
 if accelerator.num_processes > 1:  # kept once, in a bucket, through all of an accumulation
-    assert len({{parameter.grad.untyped_storage().data_ptr() for parameter in net.parameters()}}) == 1
+    assert len({parameter.grad.untyped_storage().data_ptr() for parameter in net.parameters()}) == 1
 """
 
 
-def test_two_processes_take_the_steps_that_one_takes_with_twice_the_accumulation(tmp_path: Path) -> None:
-    def trained(n: int, accumulation: int) -> dict[str, Tensor]:
-        script, folder = tmp_path / f"{n}.py", tmp_path / f"run-{n}"
-        script.write_text(TOGETHER.format(accumulation=accumulation))
+def test_two_processes_share_out_the_batches_of_the_steps_that_one_takes(tmp_path: Path) -> None:
+    (script := tmp_path / "together.py").write_text(TOGETHER)
+
+    def trained(n: int) -> dict[str, Tensor]:
+        folder = tmp_path / f"run-{n}"
         launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n}"]
         subprocess.run(
             [sys.executable, *launch, str(script), str(folder)], check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
         )
         return load_file(folder / "step-00000006" / "model.safetensors")
 
-    together, alone = trained(2, 2), trained(1, 4)
+    together, alone = trained(2), trained(1)
     for name, tensor in alone.items():
         torch.testing.assert_close(together[name], tensor)
+
+
+def test_batches_that_cannot_be_shared_out_evenly_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Accelerator, "num_processes", 4)
+    net = tiny_net()
+    with pytest.raises(UserError, match="6 batches a step cannot be shared out evenly over 4 processes; start a number that divides them"):
+        fit(net, noisy_loss(net), replace(SCHEDULE, accumulation=6), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_without_an_average_the_last_weights_are_kept_with_one_their_running_mean(tmp_path: Path) -> None:

@@ -143,6 +143,20 @@ def weight_files(folder: Path, part: str, *, sixteen_bit: bool) -> tuple[str | N
     return choice.variant, [folder / name for name in promised]
 
 
+def part_files(folder: Path, part: str) -> list[Path]:
+    """What a part of a pipeline that lies in `folder` consists of: of its weights one copy, float32 where there is one, and none for other frameworks.
+
+    Raises:
+        UserError: as `weight_files`.
+    """
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    if part not in STEMS:
+        return files
+    variant, weights = weight_files(folder, part, sixteen_bit=False)
+    index = f"{STEMS[part]}.safetensors.index{f'.{variant}' if variant else ''}.json"
+    return [path for path in files if path in weights or path.name == index or (path.suffix == ".json" and ".index." not in path.name)]
+
+
 def read_headers(files: Iterable[Path]) -> dict[str, Tensor]:
     """Tensors of several files together."""
     return {name: tensor for path in files for name, tensor in read_header(path).items()}

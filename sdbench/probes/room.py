@@ -57,10 +57,12 @@ def context_mib(device: str, process_mib: float | None) -> float:
 
 def _fits(stages: Stages, batch: int) -> bool:
     call: Callable[[], object] = torch.no_grad()(stages.short(batch))
+    fits = True
     try:
         call()
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        return False
-    return True
+        fits = False
+    stages.restore()
+    return fits

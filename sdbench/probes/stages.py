@@ -21,6 +21,7 @@ class Stages:
 
     def __init__(self, pipe: Any, sampling: Sampling, batch: int = 1) -> None:
         self.pipe, self.sampling, self.batch = pipe, sampling, batch
+        self._vae_dtype = pipe.vae.dtype
         self.guided = sampling.guidance_scale > 1  # as diffusers decides it
         pipe.set_progress_bar_config(disable=True)
         if sampling.scheduler != "model":
@@ -31,6 +32,10 @@ class Stages:
         with torch.no_grad():
             call: Call = getattr(self, stage)()
         return torch.no_grad()(call)
+
+    def restore(self) -> None:
+        """Put the VAE back into its dtype, which the pipeline leaves in float32 where decoding fails for want of memory."""
+        self.pipe.vae.to(dtype=self._vae_dtype)
 
     def pipeline(self) -> Call:
         """Prompt to pictures."""
@@ -63,10 +68,12 @@ class Stages:
             latents = latents.repeat(2, 1, 1, 1)
         self.pipe.scheduler.set_timesteps(self.sampling.steps, device=text.device)
         timestep = self.pipe.scheduler.timesteps[0]
-        added = {"text_embeds": pooled, "time_ids": sizes}
+        # with all that the pipeline passes: other words, and a compiled UNet is compiled again for them
+        added: dict[str, Any] = {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": sizes}}
+        added |= {"timestep_cond": None, "cross_attention_kwargs": None}
 
         def call() -> object:
-            noise = self.pipe.unet(latents, timestep, encoder_hidden_states=text, added_cond_kwargs=added, return_dict=False)[0]
+            noise = self.pipe.unet(latents, timestep, encoder_hidden_states=text, **added, return_dict=False)[0]
             if not self.guided:
                 return noise
             negative_noise, text_noise = noise.chunk(2)

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ from distillation.plan import MIDDLE
 from distillation.prune import prune
 from distillation.recipe import Recipe, read
 from distillation.recipe_tables import Keep
-from distillation.teacher import EMBEDDED, find
+from distillation.teacher import EMBEDDED, find, place
 from distillation.train import distil
 from sdbench.errors import UserError
 from sdbench.latents import Batch
@@ -192,7 +193,7 @@ def test_the_card_gives_the_teachers_licence(vega: Recipe, teacher_folder: Path,
     (tmp_path / "named" / "README.md").write_text("---\nlicense: openrail++\n---\nA teacher.\n")
     teacher = find(tmp_path / "named", vega)
     cut = prune(teacher.unet("float32", "cpu"), vega.plans[-1])
-    out = export(cut, tmp_path / "out", teacher, Provenance.of(vega, teacher, cut), unet_only=True)
+    out = export(cut, tmp_path / "out", teacher, Provenance.of(vega, [teacher], cut), unet_only=True)
     assert metadata_load(out / "README.md")["license"] == "openrail++"
     assert find(EMBEDDED, vega).licence == "apache-2.0"
     (tmp_path / "named" / "README.md").write_text("---\nlicense: open: rail\n---\n")  # said before any training, which would end in it
@@ -200,6 +201,70 @@ def test_the_card_gives_the_teachers_licence(vega: Recipe, teacher_folder: Path,
         UserError, match=r"cannot read the licence, which students inherit, from .*README.md: mapping values are not allowed"
     ):
         find(tmp_path / "named", vega)
+
+
+def test_several_teachers_licences_are_all_named(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
+    for name, licence in (("one", "openrail++"), ("two", "mit")):
+        shutil.copytree(teacher_folder, tmp_path / name)
+        (tmp_path / name / "README.md").write_text(f"---\nlicense: {licence}\n---\n")
+    (tmp_path / "one" / "LICENSE.md").write_text("its text")
+    found = [find(tmp_path / name, vega) for name in ("one", "two", "one")] + [find(teacher_folder, vega)]
+    cut = prune(found[0].unet("float32", "cpu"), vega.plans[-1])
+    out = export(cut, tmp_path / "out", found[0], Provenance.of(vega, found, cut))
+    assert metadata_load(out / "README.md")["license"] == "other"
+    assert "openrail++ and mit and one that is not named, as those of the teachers." in (out / "README.md").read_text()
+    assert (out / "LICENSE.md").read_text() == "its text"
+
+
+def test_a_student_of_a_teacher_in_16_bit_files_alone_loads_without_naming_them(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
+    pipeline = StableDiffusionXLPipeline.from_pretrained(teacher_folder).to(torch.float16)
+    pipeline.save_pretrained(tmp_path / "half", variant="fp16", max_shard_size="20kB")
+    assert list((tmp_path / "half" / "text_encoder").glob("*.index.fp16.json"))
+    (tmp_path / "half" / "vae" / "diffusion_pytorch_model.bin").write_bytes(b"of another kind")
+    teacher = find(tmp_path / "half", vega)
+    cut = prune(teacher.unet("float32", "cpu"), vega.plans[-1])
+    out = export(cut, tmp_path / "out", teacher, Provenance.of(vega, [teacher], cut))
+    loaded = StableDiffusionXLPipeline.from_pretrained(out, dtype=torch.float16)
+    expected = pipeline.text_encoder.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.text_encoder.state_dict().items())
+    assert not [path.name for path in out.rglob("*") if "fp16" in path.name or path.suffix == ".bin"]
+
+
+def test_teachers_of_another_noise_do_not_follow_each_other(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(teacher_folder, tmp_path / "other")
+    config = tmp_path / "other" / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"prediction_type": "epsilon"}))
+    with pytest.raises(UserError, match=r"another noise than that in .*: its scheduler's prediction_type is epsilon, not v_prediction"):
+        train.check(vega, "scenes", [teacher_folder, tmp_path / "other", teacher_folder], tmp_path / "out")
+
+
+def test_a_run_that_begins_anew_says_beside_which(vega: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    work = tmp_path / "work"
+    decides = {"recipe": vega.deciding("scenes"), "steps": 4}
+    before = train._place(work, "vega", decides)
+    assert capsys.readouterr().err == ""
+    reworded = vega.model_copy(update={"middle": vega.middle.model_copy(update={"source": "a better one"})})
+    assert train._place(work, "vega", decides | {"recipe": reworded.deciding("scenes")}) == before
+    lower = vega.model_copy(update={"scenes": vega.scenes.model_copy(update={"lr": 1e-5})})
+    after = train._place(work, "vega", decides | {"recipe": lower.deciding("scenes")})
+    assert f"a new run begins in {after}; that in {before} is of other recipe" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "folder"), [(None, EMBEDDED), ("scenes-teacher", EMBEDDED), ("sdxl", Path("cached"))])
+def test_a_teacher_goes_by_name(name: str | None, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched = []
+    monkeypatch.setattr("distillation.teacher.fetch", lambda spec, dtype: fetched.append((spec.location, dtype)))
+    if name == "sdxl":
+        monkeypatch.setattr("distillation.teacher.locate", lambda _: SimpleNamespace(pipeline=Path("cached")))
+    assert place(name) == folder
+    assert fetched[:1] == {"sdxl": [("stabilityai/stable-diffusion-xl-base-1.0", "float32")]}.get(str(name), fetched[:1])
+
+
+def test_what_is_no_whole_pipeline_is_no_teacher() -> None:
+    with pytest.raises(UserError, match="is no whole pipeline in diffusers layout; name a folder, 'sdxl', or owner/name"):
+        place("scenes-vega")
+    with pytest.raises(UserError, match="nowhere"):
+        place("nowhere")
 
 
 def test_training_brings_the_student_nearer_to_the_teacher(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
@@ -219,7 +284,7 @@ def test_a_half_precision_teacher_is_trained_with_in_float32_and_its_student_sto
     unet = teacher.unet("float32", "cpu")
     assert unet.dtype == torch.float32
     student = prune(unet, vega.plans[-1])
-    out = export(student, tmp_path / "out", teacher, Provenance.of(vega, teacher, student), unet_only=True)
+    out = export(student, tmp_path / "out", teacher, Provenance.of(vega, [teacher], student), unet_only=True)
     assert {tensor.dtype for tensor in load_file(out / WEIGHTS).values()} == {torch.float16}
 
 
@@ -266,7 +331,7 @@ def test_a_student_can_go_to_the_folder_that_one_stands_in(
     monkeypatch.chdir(tmp_path / "here")
     teacher = find(teacher_folder, vega)
     cut = prune(teacher.unet("float32", "cpu"), vega.plans[-1])
-    export(cut, Path(), teacher, Provenance.of(vega, teacher, cut), unet_only=True)
+    export(cut, Path(), teacher, Provenance.of(vega, [teacher], cut), unet_only=True)
     assert (tmp_path / "here" / WEIGHTS).exists()
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
 
@@ -281,4 +346,4 @@ def test_the_commit_is_the_packages_own_and_not_of_a_repository_around_its_envir
         subprocess.run(["git", "-C", str(tmp_path / "mine"), *words], check=True)
     teacher = find(teacher_folder, vega)
     monkeypatch.setattr("distillation.export.__file__", str(around / "export.py"))
-    assert Provenance.of(vega, teacher, teacher.unet("float32", "cpu")).commit is None
+    assert Provenance.of(vega, [teacher], teacher.unet("float32", "cpu")).commit is None

@@ -68,6 +68,23 @@ def test_a_picture_is_the_stock_pipelines_from_the_rows_noise(prompts: Path, tea
     assert np.abs(drawn[0] - drawn[2]).max() > 10  # one caption, other noise
 
 
+@pytest.mark.parametrize("order", [(1, 2, 3), (3, 1, 2)])
+def test_parts_draw_together_what_one_run_draws(order: tuple[int, ...], prompts: Path, teacher_folder: Path, tmp_path: Path) -> None:
+    whole = draw(prompts, teacher_folder, tmp_path / "whole", **SETTINGS | {"batch": 1})
+    out = tmp_path / "parts"
+    for part in order:
+        assert not (out / "metadata.jsonl").exists()
+        draw(prompts, teacher_folder, out, part=(part, 3), **SETTINGS | {"batch": 1})
+    assert files(out) == files(whole)
+
+
+@pytest.mark.parametrize("part", ["0/2", "3/2", "2", "a/b", "1/0"])
+def test_a_part_that_there_is_not_is_an_error(part: str, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["data", "make", str(prompts), "--out", str(tmp_path / "out"), "--part", part])
+    assert f"{part!r} is no part K/N" in capsys.readouterr().err
+
+
 def test_a_killed_run_goes_on_to_the_same_bytes(
     prompts: Path, teacher_folder: Path, tmp_path: Path, puts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

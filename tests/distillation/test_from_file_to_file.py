@@ -43,7 +43,7 @@ def test_the_student_is_the_one_that_is_made_in_memory(
     folder = with_unet(teacher_folder, tmp_path / "teacher", tiny_unet("sdxl").to(dtype), **how)
     assert (len(list((folder / "unet").glob("*.safetensors"))) > 1) == ("shards" in layout)
     teacher = find(folder, RECIPES[0])
-    note = Provenance.of(RECIPES[0], teacher, tiny_unet())
+    note = Provenance.of(RECIPES[0], [teacher], tiny_unet())
     for recipe, stages in zip(RECIPES, in_memory, strict=True):
         for number, (plan, expected) in enumerate(zip(recipe.plans, stages, strict=True)):
             out = tmp_path / f"{recipe.name}-{number}"

@@ -89,6 +89,13 @@ def test_every_layout_gives_the_same(tmp_path: Path) -> None:
             assert pictures.size(row) == (7, 4 + row)
 
 
+def test_tables_beside_tars_are_not_taken_for_the_pictures(tmp_path: Path) -> None:
+    archive = tar(tmp_path / "img2dataset" / "00000.tar")
+    datasets.Dataset.from_dict({"url": ["a"], "caption": ["b"], "status": ["success"]}).to_parquet(archive.with_suffix(".parquet"))
+    archive.with_name("00000_stats.json").write_text("{}")
+    assert open_pictures(str(archive.parent)).captions == CAPTIONS
+
+
 def test_the_digest_is_of_the_content_not_of_the_place(tmp_path: Path) -> None:
     folder = image_folder(tmp_path / "one")
     first = open_pictures(str(folder)).digest

@@ -15,16 +15,22 @@ class Allocator:
     """Of a card of so many bytes; a picture needs 3 GiB beside 7 GiB of weights."""
 
     def __init__(self, total: int) -> None:
-        self.total, self.fraction, self.batch = total, 1.0, 1
+        self.total, self.fraction, self.batch, self.vae = total, 1.0, 1, "float16"
         self.lack: Exception = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB")
 
     def short(self, batch: int) -> Any:
         def call() -> None:
             assert not torch.is_grad_enabled()
+            assert self.vae == "float16"
+            self.vae = "float32"  # the pipeline's detour, which an error leaves on its way
             if 7 * GIB + batch * 3 * GIB > self.fraction * self.total:
                 raise self.lack
+            self.vae = "float16"
 
         return call
+
+    def restore(self) -> None:
+        self.vae = "float16"
 
     def cap(self, fraction: float, device: int | None) -> None:
         assert 0.0 <= fraction <= 1.0

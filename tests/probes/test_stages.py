@@ -43,6 +43,7 @@ def test_a_unet_step_is_given_what_the_pipeline_gives_it(pipe: Any, guidance_sca
     assert noise.shape == (1, 4, 4, 4)
     assert int(given[1]) == int(given_by_pipeline[1])
     assert torch.equal(named["encoder_hidden_states"], named_by_pipeline["encoder_hidden_states"])
+    assert named.keys() == named_by_pipeline.keys(), "or a compiled UNet would be compiled for each"
     for key in ("text_embeds", "time_ids"):
         assert torch.equal(named["added_cond_kwargs"][key], named_by_pipeline["added_cond_kwargs"][key])
 
@@ -175,3 +176,11 @@ def test_parameters_are_those_of_the_weight_files(pipe: Any, made: Path) -> None
     by_part = {path.parent.name: numbers(path) for path in made.glob("*/*.safetensors")}
     assert set(by_part) == {"unet", "vae", "text_encoder", "text_encoder_2"}
     assert described(pipe)["parameters"] == {"unet": by_part["unet"], "pipeline": sum(by_part.values())}
+
+
+def test_a_vae_that_an_error_left_in_float32_is_put_back(pipe: Any) -> None:
+    pipe.vae.to(torch.float16)
+    stages = Stages(pipe, SAMPLING)
+    pipe.vae.to(torch.float32)
+    stages.restore()
+    assert pipe.vae.dtype == torch.float16

@@ -71,10 +71,9 @@ def test_caps_that_fail_lose_only_the_smallest_card(monkeypatch: pytest.MonkeyPa
     def broken(*_: Any) -> int:
         raise ValueError("no such cap")
 
-    monkeypatch.setattr(room, "context_mib", lambda *_: 400.0)
     monkeypatch.setattr(room, "smallest_card", broken)
-    running = SimpleNamespace(request=SimpleNamespace(device="cuda"), stages=None)
-    seen = benchmarks.on_the_card(running, SimpleNamespace(process_mib=lambda: 900.0))
-    found = on_a_card(smallest_card_gb=None, **seen)
+    noted = {"process_mib": 900.0, "context_mib": 400.0}
+    benchmarks.test_smallest_card(SimpleNamespace(request=SimpleNamespace(device="cuda"), stages=None, of_pipeline=noted))
+    found = on_a_card(smallest_card_gb=None, **noted)
     assert (found["memory.process"].value, found["memory.context"].value) == (900, 400)
     assert found["memory.smallest_card"].reason == "ValueError: no such cap"
