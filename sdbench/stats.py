@@ -1,6 +1,7 @@
 """Intervals that readers are shown: two-sided, 95 %; numpy only (scipy where a function says so). `decisions` has the bounds that decide."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -139,26 +140,32 @@ def _spearman(one: F64, other: F64) -> F64:
     return correlation
 
 
-def quantile(samples: npt.ArrayLike, q: float, level: float = 0.95) -> Estimate:
-    """Quantile q (linear between order statistics) with an interval between two order statistics.
+def time_quantile(rounds: Sequence[npt.ArrayLike], q: float, level: float = 0.95) -> Estimate:
+    """Quantile q of all times together (linear between order statistics), with an interval that takes rounds as what is independent.
 
-    [x_(l), x_(u)] covers with probability P(l <= B < u), B ~ Binomial(n, q), whatever the distribution (Thompson 1936;
-    David and Nagaraja 2003, 7.1). Where n has no such pair (p99 from fewer than 368 calls), `enough` is False.
+    Calls of one round share the machine's mood: an interval that takes them all as independent covers 74 to 85 % where rounds
+    spread as much as calls or more. So it is Student's t interval of the rounds' own quantiles, of their logarithms since they
+    are times, around the quantile of all. `enough` is False for a single round, and where a round has fewer than
+    1 / min(q, 1 - q) calls to have such a quantile.
+
+    Args:
+        rounds: rounds x calls, positive; their lengths may differ.
 
     Raises:
-        ValueError: q outside 0..1 (open), empty, or not finite.
+        ValueError: q outside 0..1 (open), no round, one that is empty, or times that are not positive and finite.
     """
     if not 0 < q < 1:
         raise ValueError(f"a quantile must lie between 0 and 1, found {q}")
-    from scipy.stats import binom
-
-    ordered = np.sort(column(samples, "samples"))
-    n = len(ordered)
-    lower = int(binom.ppf((1 - level) / 2, n, q))  # 1-based rank; 0 = none
-    upper = int(binom.ppf((1 + level) / 2, n, q)) + 1  # 1-based rank; n + 1 = none
-    enough = lower >= 1 and upper <= n
-    low, high = (ordered[lower - 1], ordered[upper - 1]) if enough else (ordered[0], ordered[-1])
-    return Estimate(float(np.quantile(ordered, q)), float(low), float(high), n, enough)
+    columns = [column(times, "times of a round") for times in rounds]
+    together = column(np.concatenate(columns) if columns else [], "times")
+    if together.min() <= 0:
+        raise ValueError(f"times must be positive, found {together.min()}")
+    value, n = float(np.quantile(together, q)), len(together)
+    if len(columns) < 2 or min(map(len, columns)) * min(q, 1 - q) < 1 - 1e-9:
+        return Estimate(value, float(together.min()), float(together.max()), n, enough=False)
+    own = np.log([np.quantile(times, q) for times in columns])
+    factor = math.exp(student_t.quantile((1 + level) / 2, len(own) - 1) * standard_error(own))
+    return Estimate(value, value / factor, value * factor, n)
 
 
 def column(values: npt.ArrayLike, name: str) -> F64:

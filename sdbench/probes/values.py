@@ -40,12 +40,12 @@ def values(rounds: Sequence[Round], setting: Setting, loads: Mapping[str, Load],
 
 
 def _latency(stage: str, rounds: Sequence[Round]) -> list[Value]:
-    # rounds x calls; quantiles over all calls together
+    # rounds x calls
     samples = tuple(measured.seconds[stage] for measured in rounds if stage in measured.seconds)
     names = {mark: f"latency.{stage}.{mark}" for mark in QUANTILES}
     if not samples:
         return [failed(name, "probe", "s", reason(rounds, stage)) for name in names.values()]
-    estimates = {mark: stats.quantile(list(chain.from_iterable(samples)), q) for mark, q in QUANTILES.items()}
+    estimates = {mark: stats.time_quantile(samples, q) for mark, q in QUANTILES.items()}
     said = [lost(rounds, stage), *(remarks(rounds) if stage == "pipeline" else [])]
     return [
         Value(

@@ -159,7 +159,7 @@ def test_a_round_that_fails_beside_others_is_told(bench: Bench, monkeypatch: pyt
     monkeypatch.setattr(driver, "ROUND_LIMIT_S", 0.01)
     p50 = bench.measure("a", rounds=2, calls=6)["a"]["latency.pipeline.p50"]
     assert p50.samples == ((0.5,) * 6,)
-    assert p50.note == "1 of 2 rounds failed: no end after 0.01 s"
+    assert p50.note == "n too small for an interval; 1 of 2 rounds failed: no end after 0.01 s"
 
 
 def test_a_process_that_dies_with_everything_written_has_measured_it(bench: Bench) -> None:
