@@ -110,13 +110,14 @@ def standard_error_interval(value: float, influence: npt.ArrayLike, level: float
 
 
 def rank_correlation(one: npt.ArrayLike, other: npt.ArrayLike, one_draws: npt.ArrayLike, other_draws: npt.ArrayLike) -> Estimate:
-    """Spearman's rank correlation of two values of each model, with the percentile interval over resamples of the prompts.
+    """Spearman's rank correlation of two values of each model, with the middle 95 % of what resampled prompts give.
 
     Args:
         one: (models,), and `one_draws` (draws, models): the same from prompts drawn with replacement.
         other: likewise, from the same draws.
 
-    The models are taken as given; the interval says how sure their order is, not what other models would do.
+    That range says how easily the order of these models is upset; it is no confidence interval. Resampling adds the prompts'
+    noise a second time, which shuffles ranks further, so that it lies too low and can miss the true correlation altogether.
 
     Raises:
         ValueError: fewer than 3 models.
