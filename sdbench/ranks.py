@@ -40,20 +40,20 @@ def ranks(models: Sequence[tuple[Record, Scores]], names: Sequence[str]) -> dict
 
 
 def oriented(models: Sequence[tuple[Record, Scores]], name: str) -> Mapping[int, F64]:
-    """Place of a model -> its value of each prompt, plus = better, for the models that share the prompts of the first.
+    """Place of a model -> its value of each prompt, plus = better, for the models that share prompts and reference of the first.
 
     A set metric's prompts carry the value of the set plus their influence on it, whose mean is the value.
     """
     columns: dict[int, F64] = {}
-    shared: npt.NDArray[np.str_] | None = None
+    first: tuple[npt.NDArray[np.str_], str | None] | None = None
     for model, (record, scores) in enumerate(models):
         value = record.value(name)
         column = _column(value, scores)
         if value is None or column is None:
             continue
         prompts, row = np.unique(np.asarray(scores.prompt_ids), return_inverse=True)
-        shared = prompts if shared is None else shared
-        if np.array_equal(prompts, shared) and len(prompts) > 1:
+        first = (prompts, value.reference) if first is None else first
+        if np.array_equal(prompts, first[0]) and value.reference == first[1] and len(prompts) > 1:
             by_prompt = np.bincount(row, column) / np.bincount(row)
             columns[model] = -by_prompt if value.direction == "lower" else by_prompt
     return columns
