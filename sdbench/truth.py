@@ -37,7 +37,11 @@ def _judged(models: Sequence[tuple[Record, Scores]]) -> Grid | None:
     truth = _values(models, TRUTH, drawn)
     found = {name: _values(models, name, drawn) for name in names}
     rows = [(name, str(len(models)), _correlation(values, truth)) for name, values in found.items() if values and truth]
-    return Grid(("metric", "models", "rank correlation with scene accuracy (Spearman), and where resampled prompts put it ↑"), tuple(rows)) if rows else None
+    return (
+        Grid(("metric", "models", "rank correlation with scene accuracy (Spearman), and where resampled prompts put it ↑"), tuple(rows))
+        if rows
+        else None
+    )
 
 
 def _correlation(found: tuple[F64, F64], truth: tuple[F64, F64]) -> str:

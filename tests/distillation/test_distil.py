@@ -3,8 +3,10 @@
 import errno
 import gc
 import json
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -76,6 +78,39 @@ def test_a_stopped_run_ends_with_the_same_bytes_and_repeats_no_step(
     assert resumed.calls == of_a_stage - 1  # the first stage and the second one's first step were there
     assert (out / "unet" / WEIGHTS).read_bytes() == (student / "unet" / WEIGHTS).read_bytes()
     assert json.loads((out / "provenance.json").read_text())["stages"] == json.loads((student / "provenance.json").read_text())["stages"]
+
+
+TOGETHER = """
+import sys
+from pathlib import Path
+from distillation.recipe import read
+from distillation.train import distil
+recipe = read("vega")
+scenes = recipe.scenes.model_copy(update={"pictures": 8, "batch": 2, "warmup": 1, "accumulation": 2})
+stages = tuple(stage.model_copy(update={"share": 0.5}) for stage in recipe.stages)
+recipe = recipe.model_copy(update={"scenes": scenes, "stages": stages})
+teacher, folder = map(Path, sys.argv[1:])
+distil(recipe, "scenes", [teacher], folder / "work", folder / "out", steps=4, unet_only=True)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_student_that_one_makes(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
+    (script := tmp_path / "together.py").write_text(TOGETHER)
+
+    def made(n: int) -> dict[str, torch.Tensor]:
+        folder = tmp_path / f"by-{n}"
+        words = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n}", str(script), str(teacher_folder), str(folder)]
+        subprocess.run([sys.executable, *words], check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        return load_file(folder / "out" / WEIGHTS)
+
+    together, alone = made(2), made(1)
+    cut = prune(UNet2DConditionModel.from_pretrained(teacher_folder / "unet"), vega.plans[-1]).state_dict()
+    apart = sum((together[name] - tensor).square().sum() for name, tensor in alone.items()).sqrt()
+    moved = sum((tensor - cut[name]).square().sum() for name, tensor in alone.items()).sqrt()
+    assert apart < 0.01 * moved
+    (run,) = (tmp_path / "by-2" / "work").glob("vega-*")
+    assert [path.name for path in (tmp_path / "by-1" / "work").glob("vega-*")] == [run.name], "either can go on where the other stood"
 
 
 def test_a_finished_run_is_only_exported(
