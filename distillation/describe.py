@@ -10,8 +10,9 @@ from distillation.prune import on_meta, prune
 from distillation.recipe import Family, Recipe
 from distillation.recipe_tables import Teaching
 from distillation.taps import Tap, resolve
-from sdbench.models.architectures import unet_config
+from sdbench.models.architectures import Config, unet_config
 from sdbench.probes.flops import random_unet_input, unet_macs
+from sdbench.training import CHECKPOINTS
 
 
 def describe(
@@ -83,6 +84,7 @@ def _estimate(
     return [
         f"estimate at {size_px} px for each process, one a GPU; nothing was run:",
         *_memory(first, recipe.stages[0].name, settings.batch, settings.dtype),
+        _disk(teacher.config, first, latent_size, tokens),
         f"  forward pass of a picture: teacher {_gmacs(macs[0])}",
         *(
             f"  stage {stage.name}: student {_gmacs(own)}, {each:.4g} FLOP a step"
@@ -104,6 +106,13 @@ def _memory(found: Memory, stage: str, batch: int, dtype: str) -> list[str]:
         f"    activations kept of a picture: {of['activations']}; with gradient checkpointing {of['checkpointed']}; the teacher's taps {of['taps']}",
         f"    together, with {batch} pictures in a forward pass: {together}; with gradient checkpointing {frugal}",
     ]
+
+
+def _disk(config: Config, found: Memory, latent_size: int, tokens: int) -> str:
+    pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
+    latents, embeddings = config["in_channels"] * latent_size**2, tokens * config["cross_attention_dim"] + pooled
+    checkpoints = (CHECKPOINTS + 1) * (found.weights + found.moments + found.average)
+    return f"  disk: {_size(2 * (latents + embeddings) * 1000)} for latents and embeddings of 1,000 pictures; {_size(checkpoints)} for checkpoints"
 
 
 def _size(size: int) -> str:
