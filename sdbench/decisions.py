@@ -124,7 +124,9 @@ def regression_p(bounds: Bounds, margin: float) -> float:
     return student_t.cdf(gap / bounds.standard_error, max(bounds.n - 1, 1))
 
 
-def holm(p_values: Sequence[float], alpha: float = 0.05, nominal: Sequence[Callable[[float], float]] | None = None) -> tuple[bool, ...]:
+def holm(
+    p_values: Sequence[float], alpha: float = 0.05, nominal: Sequence[Callable[[float], float]] | None = None, untested: int = 0
+) -> tuple[bool, ...]:
     """Which hypotheses are rejected, in the order given, with a chance of any false one below alpha (Holm 1979).
 
     Args:
@@ -132,19 +134,21 @@ def holm(p_values: Sequence[float], alpha: float = 0.05, nominal: Sequence[Calla
         alpha: chance of any false rejection.
         nominal: for each hypothesis, the level at which this look tests it, from the level that all its looks may spend
             (Maurer and Bretz 2013); None where there is one look.
+        untested: further hypotheses of the family, which only a later look tests.
 
     Raises:
         ValueError: a p value outside 0..1, or NaN.
     """
     if bad := [p for p in p_values if not 0 <= p <= 1]:
         raise ValueError(f"p values must lie in 0..1, found {bad[0]}")
-    rejected = [False] * len(p_values)
-    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        share = alpha / (len(p_values) - rank)
-        if p_values[index] > (nominal[index](share) if nominal else share):
+    rejected: set[int] = set()
+    while len(rejected) < len(p_values):  # the levels of hypotheses differ, so their p values have no one order
+        share = alpha / (len(p_values) + untested - len(rejected))
+        fresh = {index for index, p in enumerate(p_values) if p <= (nominal[index](share) if nominal else share)} - rejected
+        if not fresh:
             break
-        rejected[index] = True
-    return tuple(rejected)
+        rejected |= fresh
+    return tuple(index in rejected for index in range(len(p_values)))
 
 
 def needed_n(bounds: Bounds, margin: float) -> int | None:

@@ -35,7 +35,9 @@ def gate(candidate: Path, baseline: Path, policy: Policy, between_runs: Mapping[
     return judge(Side.read(candidate), Side.read(baseline), policy, between_runs or {})
 
 
-def judge(new: Side, old: Side, policy: Policy, between_runs: Mapping[str, float], nominal: Level | None = None) -> Report:
+def judge(
+    new: Side, old: Side, policy: Policy, between_runs: Mapping[str, float], nominal: Level | None = None, *, untested: int = 0
+) -> Report:
     """The same for two records in memory.
 
     Args:
@@ -44,6 +46,7 @@ def judge(new: Side, old: Side, policy: Policy, between_runs: Mapping[str, float
         policy: what is weighed, and the margins.
         between_runs: as of `gate`.
         nominal: the level at which this one of several looks may test scores, from the level that all looks may spend.
+        untested: metrics that only a later look tests; a "regressed" must survive Holm's correction for these too.
     """
     names = _label(new.record), _label(old.record)
     if differences := tuple(compare.differences(new, old)):
@@ -56,7 +59,7 @@ def judge(new: Side, old: Side, policy: Policy, between_runs: Mapping[str, float
     }
     bounded = {name: found for name, found in measured.items() if isinstance(found, Bounds)}
     p_values = [decisions.regression_p(found, compare.margin(rules[name], new.record.value(name))) for name, found in bounded.items()]
-    rejected = decisions.holm(p_values, policy.alpha, [levels[name] for name in bounded])
+    rejected = decisions.holm(p_values, policy.alpha, [levels[name] for name in bounded], untested)
     surely_worse = {name for name, is_rejected in zip(bounded, rejected, strict=True) if is_rejected}
     results = tuple(_result(name, rules[name], found, new, old, surely_worse=name in surely_worse) for name, found in measured.items())
     verdict = _overall(results)

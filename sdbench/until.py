@@ -1,6 +1,7 @@
 """A run that stops when the gate is sure: prompts in batches, a look after each few, error rates as of a single look.
 
-A look takes the scores of the first k prompts on both sides; `sequential` says at which level. A distance of the whole set
+A look takes the scores of the first k prompts on both sides; `sequential` says at which level, and `looks` why a pass waits
+for half of them and which faults even that does not show. A distance of the whole set
 is not taken before a look that may be the last: once all else has passed, from the first k pictures of both models, or,
 where the baseline's pictures are not in the run folder, once all prompts are in and its record has the value.
 """

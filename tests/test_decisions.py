@@ -145,6 +145,18 @@ def test_holm_by_hand() -> None:
     assert decisions.holm([]) == ()
 
 
+def test_holm_counts_what_is_not_tested_yet() -> None:
+    assert decisions.holm([0.03], untested=1) == (False,)
+    assert decisions.holm([0.02], untested=1) == (True,)
+    assert decisions.holm([0.012, 0.02, 0.03], untested=1) == (True, False, False)
+
+
+def test_a_p_value_above_its_own_level_does_not_stop_a_larger_one_below_its() -> None:
+    strict, plain = (lambda level: level / 100), (lambda level: level)
+    assert decisions.holm([0.001, 0.02], nominal=[strict, plain]) == (False, True)
+    assert decisions.holm([0.0004, 0.02], nominal=[strict, plain]) == (True, True)  # 0.02 is rejected first
+
+
 def test_holm_keeps_the_family_error() -> None:
     families = np.random.default_rng(0).uniform(size=(2000, 5))
     assert np.mean([any(decisions.holm(list(family))) for family in families]) == pytest.approx(0.05, abs=0.015)

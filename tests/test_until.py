@@ -37,22 +37,22 @@ def ask(spec: ModelSpec, baseline: Path, folder: Path, rules: Policy = RULES) ->
     return until.run_until_verdict(until.Question(spec, bench(folder, SIX), baseline, rules, {}))
 
 
-def test_the_same_model_stops_at_the_first_look_with_the_pictures_of_a_whole_run(teacher: ModelSpec, tmp_path: Path) -> None:
+def test_the_same_model_stops_past_half_with_the_pictures_of_a_whole_run(teacher: ModelSpec, tmp_path: Path) -> None:
     (baseline,) = runner.run([teacher], bench(tmp_path, SIX))
     path, report = ask(replace(teacher, name="student"), baseline, tmp_path)
-    assert (report.verdict, report.notes[0]) == ("pass", "stopped after 2 of 6 prompts, at look 1")
+    assert (report.verdict, report.notes[0]) == ("pass", "stopped after 4 of 6 prompts, at look 2")
     assert {result.name for result in report.results} == {"fd.scenes", "clip_score.scenes"}
     record, scores = records.read(path)
     assert (record.suite.name, record.n_images, record.looks) == (
         "own-sequential",
-        2,
-        records.Looks(baseline=baseline.name, verdict="pass", prompts=(2,), of=6),
+        4,
+        records.Looks(baseline=baseline.name, verdict="pass", prompts=(2, 4), of=6),
     )
     whole = records.read(baseline)[1]
-    assert scores.keys == whole.keys[:2]
-    assert scores.columns["clip_score.scenes"].tolist() == whole.columns["clip_score.scenes"][:2].tolist()
+    assert scores.keys == whole.keys[:4]
+    assert scores.columns["clip_score.scenes"].tolist() == whole.columns["clip_score.scenes"][:4].tolist()
     assert [file.read_bytes() for file in sorted((path / "images").iterdir())] == [
-        file.read_bytes() for file in sorted((baseline / "images").iterdir())[:2]
+        file.read_bytes() for file in sorted((baseline / "images").iterdir())[:4]
     ]
 
 
