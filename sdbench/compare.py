@@ -20,6 +20,9 @@ _MACHINE_BOUND = frozenset(
 )
 
 
+Samples = tuple[tuple[float, ...], ...]
+
+
 @dataclass(frozen=True)
 class Side:
     """A record, with its scores in the order of their keys."""
@@ -161,14 +164,21 @@ def _probe(found: Value, expected: Value, level: float) -> Bounds | Obstacle:
     if not (found.value and expected.value and min(found.value, expected.value) > 0):
         return Obstacle("incomparable", f"a ratio needs values above 0, found {found.value} against {expected.value}")
     if found.samples and expected.samples:
-        try:
-            return decisions.ratio_bounds(found.samples, expected.samples, level)
-        except ValueError as error:
-            return Obstacle("incomparable", str(error))
+        return _of_rounds(found.samples, expected.samples, level)
     if any(value.samples or value.low is not None or value.high is not None for value in (found, expected)):
         return Obstacle("incomparable", "an uncertain value without raw samples on both sides; weigh one that has them, such as a p50")
     ratio = math.log(found.value / expected.value)
     return Bounds(ratio, ratio, ratio, 0.0, 1)
+
+
+def _of_rounds(found: Samples, expected: Samples, level: float) -> Bounds | Obstacle:
+    if len(found) != len(expected):
+        counts = f"{len(found)} of the candidate, {len(expected)} of the baseline"
+        return Obstacle("incomparable", f"rounds measured: {counts}; those that failed are no measurement, run the probes again")
+    try:
+        return decisions.ratio_bounds(found, expected, level)
+    except ValueError as error:
+        return Obstacle("incomparable", str(error))
 
 
 def margin(rule: Rule, value: Value | None) -> float:

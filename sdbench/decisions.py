@@ -64,15 +64,15 @@ def ratio_bounds(candidate_rounds: npt.ArrayLike, baseline_rounds: npt.ArrayLike
     """Log ratio of median times, candidate over baseline (plus = slower), between one-sided bootstrap bounds.
 
     Both are rounds x calls in one unit; the shapes may differ. Calls of one round share the machine's mood, so whole rounds
-    are drawn; a single round leaves only its calls to draw, which makes the bounds too narrow. Percentile bounds (Efron
-    1979), expanded to the quantiles of t because a few rounds resampled spread too little (Hesterberg 2015, 3.4); with
-    fewer than 5 rounds Student's t bounds of their medians where those are wider. n is the number of rounds (or calls) on
-    the smaller side.
+    are drawn, and a single round on either side gives infinite bounds. Percentile bounds (Efron 1979), expanded to the
+    quantiles of t because a few rounds resampled spread too little (Hesterberg 2015, 3.4), with the degrees of freedom of
+    Welch 1947; with fewer than 5 rounds Student's t bounds of their medians where those are wider. n is the number of rounds
+    on the smaller side.
 
     Raises:
         ValueError: ragged, empty, or times that are not positive and finite.
     """
-    candidate, baseline = _units(candidate_rounds, "candidate rounds"), _units(baseline_rounds, "baseline rounds")
+    candidate, baseline = _rounds(candidate_rounds, "candidate rounds"), _rounds(baseline_rounds, "baseline rounds")
     difference = float(np.log(np.median(candidate)) - np.log(np.median(baseline)))
     n = min(len(candidate), len(baseline))
     if n == 1:
@@ -80,11 +80,12 @@ def ratio_bounds(candidate_rounds: npt.ArrayLike, baseline_rounds: npt.ArrayLike
     random = np.random.default_rng(_SEED)
     draws = np.log(_median_draws(candidate, random)) - np.log(_median_draws(baseline, random))
     expansion = math.sqrt(n / (n - 1))
-    tail = NormalDist().cdf(-expansion * student_t.quantile(level, len(candidate) + len(baseline) - 2))
+    error, df = _combined(_of_medians(candidate), _of_medians(baseline))
+    t = student_t.quantile(level, df)
+    tail = NormalDist().cdf(-expansion * t)
     low, high = np.quantile(draws, [tail, 1 - tail])
     if n < _FEW_ROUNDS:
-        half = _few_rounds(candidate, baseline, level)
-        low, high = min(low, difference - half), max(high, difference + half)
+        low, high = min(low, difference - t * error), max(high, difference + t * error)
     return Bounds(float(low), float(high), difference, float(draws.std()) * expansion, n)
 
 
@@ -164,25 +165,35 @@ def needed_n(bounds: Bounds, margin: float) -> int | None:
     return bisect.bisect_left(range(enough), True, lo=2, key=lambda n: student_t.quantile(0.95, n - 1) * spread < gap * math.sqrt(n))
 
 
-def _units(rounds: npt.ArrayLike, name: str) -> F64:
-    """What is drawn: rounds, or the calls of a single round, units x calls."""
+def _rounds(rounds: npt.ArrayLike, name: str) -> F64:
     array = np.asarray(rounds, dtype=np.float64)
     if array.ndim != 2 or array.size == 0 or not (np.isfinite(array) & (array > 0)).all():
         raise ValueError(
             f"{name} must be rounds x calls of positive, finite times, found shape {array.shape} from {array.min(initial=math.inf)}"
         )
-    return array.T if len(array) == 1 else array
+    return array
 
 
-def _few_rounds(candidate: F64, baseline: F64, level: float) -> float:
-    """Half width of the t bound of the log ratio of round medians."""
-    logs = [np.log(np.median(units, axis=1)) for units in (candidate, baseline)]
-    variance = sum((each - each[0]).var(ddof=1) / len(each) for each in logs)  # from the first, so that equal rounds have exactly none
-    return student_t.quantile(level, len(candidate) + len(baseline) - 2) * math.sqrt(variance)
+def _of_medians(rounds: F64) -> tuple[float, int]:
+    """Variance of the mean log median of at least 2 rounds, and its degrees of freedom."""
+    logs = np.log(np.median(rounds, axis=1))
+    return float((logs - logs[0]).var(ddof=1)) / len(logs), len(logs) - 1  # from the first, so that equal rounds have exactly none
 
 
-def _median_draws(units: F64, random: np.random.Generator) -> F64:
-    """Medians of resampled units => (draws,)."""
-    picks = random.integers(len(units), size=(_DRAWS, len(units)))
-    medians: F64 = np.median(units[picks].reshape(_DRAWS, -1), axis=1)
+def _combined(*parts: tuple[float, int]) -> tuple[float, int]:
+    """Standard error of a sum of independent parts, and its degrees of freedom, rounded down (Satterthwaite 1946).
+
+    Args:
+        parts: of each its variance and degrees of freedom.
+    """
+    variance = sum(part for part, _ in parts)
+    if variance == 0:
+        return 0.0, sum(df for _, df in parts)
+    return math.sqrt(variance), math.floor(1 / sum((part / variance) ** 2 / df for part, df in parts) + 1e-9)
+
+
+def _median_draws(rounds: F64, random: np.random.Generator) -> F64:
+    """Medians of resampled rounds => (draws,)."""
+    picks = random.integers(len(rounds), size=(_DRAWS, len(rounds)))
+    medians: F64 = np.median(rounds[picks].reshape(_DRAWS, -1), axis=1)
     return medians

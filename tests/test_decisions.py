@@ -69,12 +69,22 @@ def test_ratio_bounds_are_deterministic_unitless_and_turn_with_the_roles() -> No
     assert (turned.low, turned.high) == pytest.approx((found.low, found.high), abs=0.01)
 
 
-def test_rounds_that_differ_widen_the_bounds_more_than_their_calls_say() -> None:
-    by_round = rounds(1.0, seed=1)
-    pooled = by_round.reshape(1, -1)
-    wide, narrow = decisions.ratio_bounds(by_round, by_round), decisions.ratio_bounds(pooled, pooled)
-    assert narrow.n == 48
-    assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low)
+def test_a_single_round_knows_nothing_however_many_calls_it_has() -> None:
+    many, one = rounds(1.0, seed=1), rounds(1.0, seed=2, n_rounds=1)
+    for pair in ((one, many), (many, one), (one, one)):
+        found = decisions.ratio_bounds(*pair)
+        assert (found.low, found.high, found.standard_error, found.n) == (-math.inf, math.inf, math.inf, 1)
+
+
+def test_unequal_spreads_have_the_degrees_of_freedom_of_welch() -> None:
+    calm, restless = np.exp(0.001 * rounds(1.0, seed=1, n_rounds=4)), rounds(1.0, seed=2, n_rounds=4)
+    found = decisions.ratio_bounds(restless, calm)
+    medians = [np.log(np.median(each, axis=1)) for each in (restless, calm)]
+    theirs = scipy_stats.ttest_ind(*medians, equal_var=False)
+    assert theirs.df == pytest.approx(3, abs=0.1)
+    half = scipy_stats.t.ppf(0.95, math.floor(theirs.df)) * theirs._standard_error
+    assert found.high - found.difference >= half * (1 - 1e-9)
+    assert found.difference - found.low >= half * (1 - 1e-9)
 
 
 def test_ratio_bounds_cover_with_few_rounds() -> None:
