@@ -7,7 +7,7 @@ They are one-sided, 95 % each: that a candidate is not worse than the margin, an
 import bisect
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Literal
 
@@ -21,22 +21,37 @@ Verdict = Literal["pass", "regressed", "inconclusive", "incomparable"]
 
 _DRAWS = 4000
 _SEED = 20240521
+_SUREST = 1 - 1e-12  # Student's distribution is right to 1e-13
 _FEW_ROUNDS = 5  # fewer cannot be resampled: the bounds are then as wide as Student's at least
 
 
 @dataclass(frozen=True)
+class BetweenRuns:
+    """How far two runs of one model lie apart: the standard deviation of their difference, and the runs it was estimated from, 2 or more."""
+
+    deviation: float
+    runs: int
+
+
+@dataclass(frozen=True)
 class Bounds:
-    """A difference between candidate and baseline between two one-sided bounds; n pairs, rounds or calls."""
+    """A difference between candidate and baseline between two one-sided bounds; n pairs or rounds.
+
+    Attributes:
+        standard_error: of the sample alone.
+        between: what the bounds hold beyond the sample, and no more of it would shrink.
+    """
 
     low: float
     high: float
     difference: float
     standard_error: float
     n: int
+    between: BetweenRuns | None = None
 
     def __neg__(self) -> "Bounds":
         """The same difference seen from the other side: turns lower-is-better into plus = better."""
-        return Bounds(-self.high, -self.low, -self.difference, self.standard_error, self.n)
+        return replace(self, low=-self.high, high=-self.low, difference=-self.difference)
 
 
 def paired_mean_bounds(difference: npt.ArrayLike, level: float = 0.95) -> Bounds:
@@ -44,7 +59,8 @@ def paired_mean_bounds(difference: npt.ArrayLike, level: float = 0.95) -> Bounds
 
     One entry a prompt: average the samples of a prompt first, for they are not independent. For a statistic of the whole
     set (Frechet distance) pass the difference of the values plus the difference of the influence columns. All-zero
-    differences give bounds of zero width; a single other difference gives infinite ones.
+    differences give bounds of zero width; a single other difference, or a level so near 1 that its quantile is not known,
+    infinite ones.
 
     Raises:
         ValueError: not one-dimensional, empty, or not finite.
@@ -56,6 +72,8 @@ def paired_mean_bounds(difference: npt.ArrayLike, level: float = 0.95) -> Bounds
     if n == 1:
         return Bounds(-math.inf, math.inf, mean, math.inf, n)
     error = standard_error(difference)
+    if level > _SUREST:
+        return Bounds(-math.inf, math.inf, mean, error, n)
     half = student_t.quantile(level, n - 1) * error
     return Bounds(mean - half, mean + half, mean, error, n)
 
@@ -89,14 +107,14 @@ def ratio_bounds(candidate_rounds: npt.ArrayLike, baseline_rounds: npt.ArrayLike
     return Bounds(float(low), float(high), difference, float(draws.std()) * expansion, n)
 
 
-def widened(bounds: Bounds, more: float, level: float = 0.95) -> Bounds:
-    """Bounds with another, independent standard deviation of the difference, which its sample does not show; 0 changes nothing."""
-    if not more:
-        return bounds
-    half = NormalDist().inv_cdf(level) * more
-    error = math.hypot(bounds.standard_error, more)
+def widened(bounds: Bounds, between: BetweenRuns, level: float = 0.95) -> Bounds:
+    """Bounds with another, independent part of the difference, which its sample does not show.
+
+    Half widths are added as variances are, each with the t quantile of its own degrees of freedom.
+    """
+    half = _half_between(between, level)
     low, high = (bounds.difference + sign * math.hypot(end - bounds.difference, half) for sign, end in ((-1, bounds.low), (1, bounds.high)))
-    return Bounds(low, high, bounds.difference, error, bounds.n)
+    return replace(bounds, low=low, high=high, between=between)
 
 
 def decide(bounds: Bounds, margin: float) -> Verdict:
@@ -119,10 +137,14 @@ def decide(bounds: Bounds, margin: float) -> Verdict:
 
 def regression_p(bounds: Bounds, margin: float) -> float:
     """One-sided p value of "not worse than the margin" (t test); what `holm` takes when several metrics are judged at once."""
-    gap = bounds.difference + margin
-    if bounds.standard_error == 0:
+    gap, between = bounds.difference + margin, bounds.between
+    if math.isinf(bounds.standard_error):
+        return 0.5
+    sample = bounds.standard_error**2, max(bounds.n - 1, 1)
+    error, df = _combined(sample, (between.deviation**2, between.runs - 1)) if between else _combined(sample)
+    if error == 0:
         return 1.0 if gap >= 0 else 0.0
-    return student_t.cdf(gap / bounds.standard_error, max(bounds.n - 1, 1))
+    return student_t.cdf(gap / error, df)
 
 
 def holm(
@@ -152,17 +174,24 @@ def holm(
     return tuple(index in rejected for index in range(len(p_values)))
 
 
-def needed_n(bounds: Bounds, margin: float) -> int | None:
+def needed_n(bounds: Bounds, margin: float, level: float = 0.95) -> int | None:
     """The smallest number of pairs at which the present mean difference and spread would bring pass or regressed.
 
-    An outlook, not a promise: the mean will move. None where no number would do: the mean sits on the margin, or the
-    spread is unknown.
+    An outlook, not a promise: the mean will move. None where no number would do: the mean lies nearer to the margin than two
+    runs lie to each other, or on it, or the spread is unknown.
     """
     gap, spread = abs(bounds.difference + margin), bounds.standard_error * math.sqrt(bounds.n)
-    if not math.isfinite(spread) or gap <= 1e-8 * spread:
+    gap = math.sqrt(max(0.0, gap**2 - _half_between(bounds.between, level) ** 2)) if bounds.between else gap
+    widest = student_t.quantile(level, 2) * spread
+    if not math.isfinite(spread) or gap <= 1e-9 * widest:
         return None
-    enough = 3 + math.ceil((7 * spread / gap) ** 2)  # t(0.95) is at most 6.4, at a single degree of freedom
-    return bisect.bisect_left(range(enough), True, lo=2, key=lambda n: student_t.quantile(0.95, n - 1) * spread < gap * math.sqrt(n))
+    enough = 3 + math.ceil((widest / gap) ** 2)
+    return bisect.bisect_left(range(enough), True, lo=2, key=lambda n: student_t.quantile(level, n - 1) * spread < gap * math.sqrt(n))
+
+
+def _half_between(between: BetweenRuns, level: float) -> float:
+    """Half width of the bounds that the noise between runs alone would give."""
+    return student_t.quantile(level, between.runs - 1) * between.deviation
 
 
 def _rounds(rounds: npt.ArrayLike, name: str) -> F64:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from sdbench import compare, gate, sequential
 from sdbench.compare import Side
-from sdbench.decisions import Bounds
+from sdbench.decisions import BetweenRuns, Bounds
 from sdbench.policy import Policy, Rule
 from sdbench.verdicts import Report
 
@@ -30,7 +30,7 @@ class Rules:
     policy: Policy
     suite: str
     sets: Collection[str]
-    between_runs: Mapping[str, float]
+    between_runs: Mapping[str, BetweenRuns]
 
     @property
     def early(self) -> dict[str, Rule]:
@@ -80,7 +80,7 @@ def _undecidable(pair: tuple[Side, Side], share: float, rules: Rules) -> bool:
     new, old = pair
     growing, passable = [], True
     for name, rule in rules.early.items():
-        bounds, value = compare.measure(name, rule, new, old, rules.policy.alpha, rules.between_runs.get(name, 0.0)), new.record.value(name)
+        bounds, value = compare.measure(name, rule, new, old, rules.policy.alpha, rules.between_runs.get(name)), new.record.value(name)
         if isinstance(bounds, Bounds) and value:
             margin = compare.margin(rule, value)
             if value.kind == "score":

@@ -14,6 +14,7 @@ import numpy as np
 
 from sdbench import looks, run, suites
 from sdbench.compare import Side
+from sdbench.decisions import BetweenRuns
 from sdbench.errors import UserError
 from sdbench.machine import this_machine
 from sdbench.models.spec import ModelSpec
@@ -39,7 +40,7 @@ class Question:
     setting: Bench
     baseline: Path
     policy: Policy
-    between_runs: dict[str, float]
+    between_runs: dict[str, BetweenRuns]
 
 
 def sizes(n: int, batch: int) -> list[int]:

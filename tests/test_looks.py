@@ -113,6 +113,13 @@ def test_what_is_far_worse_stops_at_once() -> None:
     assert looked[-1] <= 48
 
 
+def test_a_strict_policy_s_first_looks_decide_nothing() -> None:
+    student, teacher = make_measured(worse="clip_score.scenes", by=3), make_measured("scenes-teacher", seed=2)
+    rules = replace(ALL, sets=[], policy=only("clip_score.scenes").model_copy(update={"alpha": 0.001}))
+    pair = first(student, 12, sets=False), first(teacher, 12, sets=False)
+    assert looks.verdict_at((1 / 16,), lambda _: pair, rules) is None
+
+
 def test_a_worse_distance_of_the_set_is_seen_at_the_end() -> None:
     report, looked = course("fd.scenes", 60)
     assert (report.verdict, looked[-1]) == ("regressed", 192)
