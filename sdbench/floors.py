@@ -11,9 +11,11 @@ import tomllib
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import tomli_w
+from pydantic import Field
 
 from sdbench import compare, records
 from sdbench.compare import Side
@@ -50,7 +52,7 @@ class Floor(Table):
     model: str
     weights_digest: str | None
     machine_class: str
-    seeds: tuple[int, ...]
+    seeds: Annotated[tuple[int, ...], Field(min_length=2)]
     n: int
     created: datetime
     metrics: dict[str, Spread]

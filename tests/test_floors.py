@@ -57,6 +57,13 @@ def test_a_floor_that_cannot_be_read_is_said(tmp_path: Path) -> None:
         floors.read(path)
 
 
+def test_a_floor_of_a_single_run_is_none(tmp_path: Path) -> None:
+    path = floors.write(floors.of(sides(tmp_path, 1, 2), (1, 2), SUITE), tmp_path)
+    path.write_text(path.read_text().replace("    2,\n", ""))
+    with pytest.raises(UserError, match="sdbench noise"):
+        floors.read(path)
+
+
 def test_only_floors_of_the_same_machine_class_count(tmp_path: Path) -> None:
     runs = sides(tmp_path, 1, 2)
     path = floors.write(floors.of(runs, (1, 2), SUITE), tmp_path)

@@ -82,6 +82,13 @@ def test_without_the_baseline_s_pictures_the_distance_waits_for_all_prompts(teac
     assert (record.suite, record.looks and record.looks.prompts) == (SIX.id, (2, 4, 6))
 
 
+def test_a_policy_of_distances_alone_looks_at_everything(teacher: ModelSpec, tmp_path: Path) -> None:
+    (baseline,) = runner.run([teacher], bench(tmp_path, SIX))
+    rules = RULES.model_copy(update={"suites": {"own": {"fd.scenes": RULES.suites["own"]["fd.scenes"]}}})
+    _, report = ask(replace(teacher, name="student"), baseline, tmp_path, rules)
+    assert (report.verdict, report.notes[0]) == ("pass", "stopped after 6 of 6 prompts, at look 3")
+
+
 def test_a_killed_run_goes_on_and_a_finished_one_makes_nothing(
     teacher: ModelSpec,
     tmp_path: Path,
