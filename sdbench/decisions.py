@@ -41,7 +41,7 @@ class Bounds:
 
     Attributes:
         standard_error: of the sample alone.
-        between: what the bounds hold beyond the sample, and no more of it would shrink.
+        between: noise that the bounds hold beside the sample's, which more of the sample would not shrink.
     """
 
     low: float
