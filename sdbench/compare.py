@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sdbench import decisions, records, tables
-from sdbench.decisions import Bounds
+from sdbench.decisions import BetweenRuns, Bounds
 from sdbench.errors import unknown
 from sdbench.policy import Rule
 from sdbench.records import F64, Record, Value
@@ -18,6 +18,9 @@ from sdbench.records import F64, Record, Value
 _MACHINE_BOUND = frozenset(
     f"memory.{name}" for name in ("peak_rss", "peak_allocated", "peak_reserved", "process", "context", "smallest_card")
 )
+
+
+Samples = tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -78,20 +81,21 @@ def _set_difference(new: set[Any], old: set[Any]) -> str:
     )
 
 
-def measure(name: str, rule: Rule, new: Side, old: Side, alpha: float, between_runs: float = 0.0) -> Bounds | Obstacle:
+def measure(name: str, rule: Rule, new: Side, old: Side, alpha: float, between_runs: BetweenRuns | None = None) -> Bounds | Obstacle:
     """Bounds of the difference, oriented so that plus = better, or why there are none.
 
     Args:
-        between_runs: of a probe, the standard deviation of the log ratio of two runs of one model.
+        between_runs: of a probe, how far the log ratio of two runs of one model lies from 0.
     """
     found, expected = new.record.value(name), old.record.value(name)
     if found is None or expected is None:
         return _absent(name, rule, new, old)
     if obstacle := _state(rule, found, expected) or _unlike(rule, found, expected, new, old):
         return obstacle
-    bounds = paired(found, expected, new, old, 1 - alpha) if found.kind in ("score", "set") else _probe(found, expected, 1 - alpha)
-    if isinstance(bounds, Bounds) and found.kind == "probe" and not same_run(new.record, old.record):
-        bounds = decisions.widened(bounds, between_runs, 1 - alpha)
+    if found.kind in ("score", "set"):
+        bounds = paired(found, expected, new, old, 1 - alpha)
+    else:
+        bounds = _probe(found, expected, 1 - alpha, None if same_run(new.record, old.record) else between_runs)
     return -bounds if isinstance(bounds, Bounds) and rule.direction == "lower" else bounds
 
 
@@ -154,21 +158,34 @@ def paired(found: Value, expected: Value, new: Side, old: Side, level: float) ->
     return decisions.paired_mean_bounds(np.bincount(prompt, difference) / np.bincount(prompt), level)
 
 
-def _probe(found: Value, expected: Value, level: float) -> Bounds | Obstacle:
-    """Log ratio of candidate to baseline: of the medians of raw rounds, or of two numbers that have no spread."""
+def _probe(found: Value, expected: Value, level: float, between_runs: BetweenRuns | None) -> Bounds | Obstacle:
+    """Log ratio of candidate to baseline; one measurement against itself differs by nothing, however far runs lie apart."""
     if (found.value, found.samples) == (expected.value, expected.samples):
         return Bounds(0.0, 0.0, 0.0, 0.0, max(found.n, 1))
+    bounds = _log_ratio(found, expected, level)
+    return decisions.widened(bounds, between_runs, level) if between_runs and isinstance(bounds, Bounds) else bounds
+
+
+def _log_ratio(found: Value, expected: Value, level: float) -> Bounds | Obstacle:
+    """Of the medians of raw rounds, or of two numbers that have no spread."""
     if not (found.value and expected.value and min(found.value, expected.value) > 0):
         return Obstacle("incomparable", f"a ratio needs values above 0, found {found.value} against {expected.value}")
     if found.samples and expected.samples:
-        try:
-            return decisions.ratio_bounds(found.samples, expected.samples, level)
-        except ValueError as error:
-            return Obstacle("incomparable", str(error))
+        return _of_rounds(found.samples, expected.samples, level)
     if any(value.samples or value.low is not None or value.high is not None for value in (found, expected)):
         return Obstacle("incomparable", "an uncertain value without raw samples on both sides; weigh one that has them, such as a p50")
     ratio = math.log(found.value / expected.value)
     return Bounds(ratio, ratio, ratio, 0.0, 1)
+
+
+def _of_rounds(found: Samples, expected: Samples, level: float) -> Bounds | Obstacle:
+    if len(found) != len(expected):
+        counts = f"{len(found)} of the candidate, {len(expected)} of the baseline"
+        return Obstacle("incomparable", f"rounds measured: {counts}; those that failed are no measurement, run the probes again")
+    try:
+        return decisions.ratio_bounds(found, expected, level)
+    except ValueError as error:
+        return Obstacle("incomparable", str(error))
 
 
 def margin(rule: Rule, value: Value | None) -> float:

@@ -11,12 +11,15 @@ import tomllib
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import tomli_w
+from pydantic import Field
 
 from sdbench import compare, records
 from sdbench.compare import Side
+from sdbench.decisions import BetweenRuns
 from sdbench.errors import UserError
 from sdbench.records import Record, SuiteId
 from sdbench.validation import Table
@@ -49,7 +52,7 @@ class Floor(Table):
     model: str
     weights_digest: str | None
     machine_class: str
-    seeds: tuple[int, ...]
+    seeds: Annotated[tuple[int, ...], Field(min_length=2)]
     n: int
     created: datetime
     metrics: dict[str, Spread]
@@ -103,12 +106,15 @@ def read(path: Path) -> Floor:
         raise UserError(f"cannot read the noise floor {path}: {error}; write it again with `sdbench noise`") from error
 
 
-def between_runs(record: Record, results: Path) -> dict[str, float]:
-    """Probe -> how far two runs of one model lie apart on this record's machine class, the largest of its floors."""
+def between_runs(record: Record, results: Path) -> dict[str, BetweenRuns]:
+    """Probe -> how far two runs of one model lie apart on this record's machine class, by the floor that has most noise of it."""
     of_machine = [floor for floor in _all(record, results) if floor.machine_class == record.machine.machine_class]
-    probes = {value.name for value in record.values if value.kind == "probe"}
-    found = [(name, spread.noise) for floor in of_machine for name, spread in floor.metrics.items() if name in probes]
-    return {name: max(noise for other, noise in found if other == name) for name, _ in found}
+    found = {}
+    for name in {value.name for value in record.values if value.kind == "probe"}:
+        if having := [floor for floor in of_machine if name in floor.metrics]:
+            noisiest = max(having, key=lambda floor: floor.metrics[name].noise)
+            found[name] = BetweenRuns(noisiest.metrics[name].noise, len(noisiest.seeds))
+    return found
 
 
 def _all(record: Record, results: Path) -> Iterator[Floor]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sdbench import compare, decisions, tables
 from sdbench.compare import Obstacle, Side
-from sdbench.decisions import Bounds, Verdict
+from sdbench.decisions import BetweenRuns, Bounds, Verdict
 from sdbench.policy import Policy, Rule
 from sdbench.records import Record
 from sdbench.verdicts import Report, Result, shown
@@ -20,7 +20,7 @@ from sdbench.verdicts import Report, Result, shown
 Level = Callable[[float], float]
 
 
-def gate(candidate: Path, baseline: Path, policy: Policy, between_runs: Mapping[str, float] | None = None) -> Report:
+def gate(candidate: Path, baseline: Path, policy: Policy, between_runs: Mapping[str, BetweenRuns] | None = None) -> Report:
     """Compare the record folder of a candidate with that of a baseline.
 
     Args:
@@ -35,7 +35,9 @@ def gate(candidate: Path, baseline: Path, policy: Policy, between_runs: Mapping[
     return judge(Side.read(candidate), Side.read(baseline), policy, between_runs or {})
 
 
-def judge(new: Side, old: Side, policy: Policy, between_runs: Mapping[str, float], nominal: Level | None = None) -> Report:
+def judge(
+    new: Side, old: Side, policy: Policy, between_runs: Mapping[str, BetweenRuns], nominal: Level | None = None, *, untested: int = 0
+) -> Report:
     """The same for two records in memory.
 
     Args:
@@ -44,6 +46,7 @@ def judge(new: Side, old: Side, policy: Policy, between_runs: Mapping[str, float
         policy: what is weighed, and the margins.
         between_runs: as of `gate`.
         nominal: the level at which this one of several looks may test scores, from the level that all looks may spend.
+        untested: metrics that only a later look tests; a "regressed" must survive Holm's correction for these too.
     """
     names = _label(new.record), _label(old.record)
     if differences := tuple(compare.differences(new, old)):
@@ -52,13 +55,15 @@ def judge(new: Side, old: Side, policy: Policy, between_runs: Mapping[str, float
     rules = policy.rules(new.record.suite.name)
     levels = {name: nominal if nominal and _sampled(new.record, name) else _once for name in rules}
     measured = {
-        name: compare.measure(name, rule, new, old, levels[name](policy.alpha), between_runs.get(name, 0.0)) for name, rule in rules.items()
+        name: compare.measure(name, rule, new, old, levels[name](policy.alpha), between_runs.get(name)) for name, rule in rules.items()
     }
     bounded = {name: found for name, found in measured.items() if isinstance(found, Bounds)}
     p_values = [decisions.regression_p(found, compare.margin(rules[name], new.record.value(name))) for name, found in bounded.items()]
-    rejected = decisions.holm(p_values, policy.alpha, [levels[name] for name in bounded])
+    rejected = decisions.holm(p_values, policy.alpha, [levels[name] for name in bounded], untested)
     surely_worse = {name for name, is_rejected in zip(bounded, rejected, strict=True) if is_rejected}
-    results = tuple(_result(name, rules[name], found, new, old, surely_worse=name in surely_worse) for name, found in measured.items())
+    results = tuple(
+        _result(name, rules[name], found, new, old, policy.alpha, surely_worse=name in surely_worse) for name, found in measured.items()
+    )
     verdict = _overall(results)
     notes = (*_notes(rules, new.record, old.record, between_runs), *_agreement(rules, new, old, policy.alpha))
     return Report(verdict, _why(verdict, results, *names), *names, results, (), notes)
@@ -78,7 +83,7 @@ def _label(record: Record) -> str:
     return f"{record.model.name} ({record.model.label})" if record.model.label else record.model.name
 
 
-def _result(name: str, rule: Rule, measured: Bounds | Obstacle, new: Side, old: Side, *, surely_worse: bool) -> Result:
+def _result(name: str, rule: Rule, measured: Bounds | Obstacle, new: Side, old: Side, alpha: float, *, surely_worse: bool) -> Result:
     """A metric's verdict, its numbers turned back from "plus = better" to candidate minus baseline."""
     found, expected = new.record.value(name), old.record.value(name)
     about = found or expected
@@ -99,10 +104,10 @@ def _result(name: str, rule: Rule, measured: Bounds | Obstacle, new: Side, old: 
     natural = -measured if rule.direction == "lower" else measured
     difference, low, high = (math.expm1(end) if result.relative else end for end in (natural.difference, natural.low, natural.high))
     result = replace(result, difference=difference, low=low, high=high)
-    return _judged(result, measured, compare.margin(rule, about), surely_worse=surely_worse)
+    return _judged(result, measured, compare.margin(rule, about), alpha, surely_worse=surely_worse)
 
 
-def _judged(result: Result, bounds: Bounds, margin: float, *, surely_worse: bool) -> Result:
+def _judged(result: Result, bounds: Bounds, margin: float, alpha: float, *, surely_worse: bool) -> Result:
     """The verdict on a metric's bounds; "regressed" must also survive Holm's correction."""
     verdict = decisions.decide(bounds, margin)
     if verdict == "pass":
@@ -111,10 +116,13 @@ def _judged(result: Result, bounds: Bounds, margin: float, *, surely_worse: bool
         if surely_worse:
             return replace(result, verdict=verdict, reason="surely lost more than the margin")
         return replace(result, verdict="inconclusive", reason="lost more than the margin, but not surely so among so many metrics (Holm)")
-    needed, unit = decisions.needed_n(bounds, margin), "rounds" if result.relative else "prompts"
-    unknown = (
-        f"a single one of them shows no spread, measure more {unit}" if bounds.n == 1 else f"no number of {unit} is known to decide it"
-    )
+    needed, unit = decisions.needed_n(bounds, margin, 1 - alpha), "rounds" if result.relative else "prompts"
+    if bounds.n == 1:
+        unknown = f"a single one of them shows no spread, measure more {unit}"
+    elif bounds.between:
+        unknown = "two runs lie too far apart for any number of them, measure both models with one `sdbench run`"
+    else:
+        unknown = f"no number of {unit} is known to decide it"
     outlook = f"about {needed} would decide it" if needed else unknown
     return replace(result, verdict="inconclusive", reason=f"{bounds.n} {unit} leave it open; {outlook}", needed_n=needed)
 
@@ -143,7 +151,7 @@ def _why(verdict: Verdict, results: tuple[Result, ...], candidate: str, baseline
     return f"{candidate} and {baseline} cannot be compared: {found}.{also}"
 
 
-def _notes(rules: Mapping[str, Rule], new: Record, old: Record, between_runs: Mapping[str, float]) -> Iterator[str]:
+def _notes(rules: Mapping[str, Rule], new: Record, old: Record, between_runs: Mapping[str, BetweenRuns]) -> Iterator[str]:
     """What the gate does not weigh and a reader should know."""
     for key in sorted(new.sampling.keys() | old.sampling.keys()):
         if new.sampling.get(key) != old.sampling.get(key):
@@ -167,6 +175,6 @@ def _agreement(rules: Mapping[str, Rule], new: Side, old: Side, alpha: float) ->
             rule = Rule(direction=value.direction, margin=0.0, required=False)
             measured = compare.measure(name, rule, new, old, alpha / 2)
             if isinstance(measured, Bounds):
-                found.append(f"{name} {shown(_result(name, rule, measured, new, old, surely_worse=False))}")
+                found.append(f"{name} {shown(_result(name, rule, measured, new, old, alpha / 2, surely_worse=False))}")
     if found:
         yield f"agreement with the teacher, not weighed, with two-sided bounds: {', '.join(found)}"

@@ -1,15 +1,21 @@
-"""One look at a growing comparison: stop with a verdict, or go on."""
+"""One look at a growing comparison: stop with a verdict, or go on.
+
+A pass waits for half of the prompts. A fault that hits a small share of them and leaves the rest as they were may not be
+among the first at all, and differences that are all zero pass at any level. The whole set may miss it too: faults on less
+than a few per cent of the prompts are outside of what t bounds guarantee (256 prompts hold none of 1 % in 8 % of draws).
+"""
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
 from sdbench import compare, gate, sequential
 from sdbench.compare import Side
-from sdbench.decisions import Bounds
-from sdbench.policy import Policy
+from sdbench.decisions import BetweenRuns, Bounds
+from sdbench.policy import Policy, Rule
 from sdbench.verdicts import Report
 
 HARDLY = "The prompts that are left would hardly decide it."
+PASS_FROM = 0.5  # of the prompts
 
 
 @dataclass(frozen=True)
@@ -24,12 +30,16 @@ class Rules:
     policy: Policy
     suite: str
     sets: Collection[str]
-    between_runs: Mapping[str, float]
+    between_runs: Mapping[str, BetweenRuns]
+
+    @property
+    def early(self) -> dict[str, Rule]:
+        """What any look can judge."""
+        return {name: rule for name, rule in self.policy.rules(self.suite).items() if name not in self.sets}
 
     def policy_of(self, *, sets: bool) -> Policy:
         """The policy for a look with the distances of the sets, or without."""
-        rules = {name: rule for name, rule in self.policy.rules(self.suite).items() if sets or name not in self.sets}
-        return self.policy.model_copy(update={"suites": {self.suite: rules}})
+        return self.policy.model_copy(update={"suites": {self.suite: self.policy.rules(self.suite) if sets else self.early}})
 
 
 def verdict_at(shares: tuple[float, ...], sides: Callable[[bool], tuple[Side, Side] | None], rules: Rules) -> Report | None:
@@ -42,26 +52,35 @@ def verdict_at(shares: tuple[float, ...], sides: Callable[[bool], tuple[Side, Si
     """
 
     def judged(pair: tuple[Side, Side], *, sets: bool) -> Report:
-        return gate.judge(*pair, rules.policy_of(sets=sets), rules.between_runs, lambda level: sequential.levels(shares, level)[-1])
+        untested = 0 if sets else len(rules.sets)
+        return gate.judge(
+            *pair, rules.policy_of(sets=sets), rules.between_runs, lambda level: sequential.levels(shares, level)[-1], untested=untested
+        )
 
     last = shares[-1] >= 1
+    if not last and not rules.early:
+        return None
     pair = sides(last and bool(rules.sets))
     assert pair
     report = judged(pair, sets=last)
-    if report.verdict == "pass" and rules.sets and not last:
-        whole = sides(True)
-        report = judged(whole, sets=True) if whole else replace(report, verdict="inconclusive")
-        return report if report.verdict == "pass" else None
-    if last or report.verdict != "inconclusive":
+    if last or report.verdict in ("regressed", "incomparable"):
         return report
-    return replace(report, why=f"{report.why} {HARDLY}") if _undecidable(pair, shares[-1], rules) else None
+    if report.verdict == "pass":
+        if shares[-1] < PASS_FROM:
+            return None
+        if rules.sets:
+            whole = sides(True)
+            report = judged(whole, sets=True) if whole else replace(report, verdict="inconclusive")
+        return report if report.verdict == "pass" else None
+    given_up = not rules.sets and _undecidable(pair, shares[-1], rules)  # a set's distance may still say "regressed"
+    return replace(report, why=f"{report.why} {HARDLY}") if given_up else None
 
 
 def _undecidable(pair: tuple[Side, Side], share: float, rules: Rules) -> bool:
     new, old = pair
     growing, passable = [], True
-    for name, rule in rules.policy_of(sets=False).rules(rules.suite).items():
-        bounds, value = compare.measure(name, rule, new, old, rules.policy.alpha, rules.between_runs.get(name, 0.0)), new.record.value(name)
+    for name, rule in rules.early.items():
+        bounds, value = compare.measure(name, rule, new, old, rules.policy.alpha, rules.between_runs.get(name)), new.record.value(name)
         if isinstance(bounds, Bounds) and value:
             margin = compare.margin(rule, value)
             if value.kind == "score":

@@ -142,7 +142,7 @@ def check_models(specs: Sequence[ModelSpec], suite: Suite) -> None:
 
 
 class Easel:
-    """Where one model's pictures of a suite are made, as many as are asked for; the model is loaded when the first is missing."""
+    """Where one model's pictures of a suite are made, those that are asked for; the model is loaded when the first is missing."""
 
     def __init__(self, spec: ModelSpec, setting: Bench) -> None:
         if spec.source == "embedded":
@@ -151,9 +151,8 @@ class Easel:
         self.store, self.todo = place_of(spec.name, weights_digest(spec, dtype=setting.sampling.dtype), setting)
         self._make: Callable[[list[Job]], U8] | None = None
 
-    def draw(self, n: int | None = None) -> None:
-        """Make what is missing of the first n pictures, or of all."""
-        part = self.todo[:n]
+    def draw(self, part: list[Job]) -> None:
+        """Make what is missing of these pictures."""
         if self.store.missing([job.image for job in part]):
             self._make = self._make or self._ready()
             generate(part, self.store, self.setting.sampling.batch, self._make, self.spec.name)
@@ -177,7 +176,7 @@ def place_of(name: str, weights: str | None, setting: Bench) -> tuple[Store, lis
 
 def _pictures(spec: ModelSpec, setting: Bench) -> tuple[Store, list[Job]]:
     easel = Easel(spec, setting)
-    easel.draw()
+    easel.draw(easel.todo)
     store, todo = easel.store, easel.todo
     del easel  # and the model with it
     gc.collect()

@@ -42,8 +42,9 @@ class WinRate:
 def mean_interval(values: npt.ArrayLike, level: float = 0.95) -> Estimate:
     """Mean and Student's t interval (Student 1908).
 
-    Chosen over a bootstrap: per-image scores are bounded, so t covers well from some 20 images on, where BCa falls short,
-    and nothing is drawn. A single value has no interval (`enough` is False).
+    Chosen over a bootstrap: t covers scores that spread about their mean from some 20 images on, where BCa falls short, and
+    nothing is drawn. What is sparse or skewed, such as a share near 0 or 1 or the difference of two, it covers less often than
+    it says (`decisions` has figures). A single value has no interval (`enough` is False).
 
     Raises:
         ValueError: not one-dimensional, empty, or not finite.

@@ -38,6 +38,7 @@ class Prompts(Table):
         column: of a dataset; may be left out where one is called prompt, caption or text.
         seed: of a dataset, 0 takes the first `n` prompts and any other draws `n` of them.
         digest: of a dataset's prompts, as `--dry-run` prints it; another list is refused, and without it the record says "unverified".
+        looked: of a run that stopped when sure, as records have it: only so many of the `n`, the first by `look_order`.
     """
 
     source: Literal["scenes", "file", "dataset"] = "scenes"
@@ -48,6 +49,7 @@ class Prompts(Table):
     n: Annotated[int, Field(gt=0)]
     seed: int = 0
     digest: str | None = Field(default=None, exclude_if=_unset)
+    looked: Annotated[int, Field(gt=0)] | None = Field(default=None, exclude_if=_unset)
 
     @model_validator(mode="after")
     def _has_its_place(self) -> Self:
@@ -163,7 +165,11 @@ class Suite(Table):
         if self.prompts is None:
             return {}
         texts = _read_prompts(self.prompts)
-        return {f"{index:05d}-{hashlib.sha256(text.encode()).hexdigest()[:8]}": text for index, text in enumerate(texts)}
+        listed = {f"{index:05d}-{hashlib.sha256(text.encode()).hexdigest()[:8]}": text for index, text in enumerate(texts)}
+        if self.prompts.looked is None:
+            return listed
+        kept = set(sorted(listed, key=look_order)[: self.prompts.looked])
+        return {prompt_id: text for prompt_id, text in listed.items() if prompt_id in kept}
 
     def prompts_described(self) -> str:
         """Where prompts of a dataset come from, and their digest; "" for those that come with the suite.
@@ -180,6 +186,11 @@ class Suite(Table):
             + ("" if lists.is_verified(self.prompts.path or "", self.prompts.digest) else " (unverified)")
             + (f", {repeated} of them repeat an earlier one" if repeated else "")
         )
+
+
+def look_order(prompt_id: str) -> bytes:
+    """By this a run that stops when sure sorts its prompts: the same each time, and mixed however the list is sorted."""
+    return hashlib.sha256(prompt_id.encode()).digest()
 
 
 def suites_folder() -> Path:

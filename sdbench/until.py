@@ -1,8 +1,10 @@
 """A run that stops when the gate is sure: prompts in batches, a look after each few, error rates as of a single look.
 
-A look takes the scores of the first k prompts on both sides; `sequential` says at which level. A distance of the whole set
-is not taken before a look that may be the last: once all else has passed, from the first k pictures of both models, or,
-where the baseline's pictures are not in the run folder, once all prompts are in and its record has the value.
+Prompts are mixed first (`suites.look_order`), for lists are sorted by style or length, and the first of them would speak for no
+others. A look takes the scores of the first k prompts on both sides; `sequential` says at which level, and `looks` why a pass
+waits for half of them and which faults even that does not show. A distance of the whole set is not taken before a look that may
+be the last: once all else has passed, from the first k pictures of both models, or, where the baseline's pictures are not in
+the run folder, once all prompts are in and its record has the value.
 """
 
 import uuid
@@ -13,7 +15,9 @@ import numpy as np
 
 from sdbench import looks, run, suites
 from sdbench.compare import Side
+from sdbench.decisions import BetweenRuns
 from sdbench.errors import UserError
+from sdbench.generate import Job
 from sdbench.machine import this_machine
 from sdbench.models.spec import ModelSpec
 from sdbench.policy import Policy
@@ -38,7 +42,7 @@ class Question:
     setting: Bench
     baseline: Path
     policy: Policy
-    between_runs: dict[str, float]
+    between_runs: dict[str, BetweenRuns]
 
 
 def sizes(n: int, batch: int) -> list[int]:
@@ -62,13 +66,13 @@ def run_until_verdict(question: Question) -> tuple[Path, Report]:
     easel, probed = Easel(question.spec, setting), run.probe([question.spec], setting).get(question.spec.name, [])
     state = _Candidate(question, easel, old, probed)
     looked: list[int] = []
-    for size in sizes(len(easel.todo), setting.sampling.batch):
+    for size in sizes(len(state.todo), setting.sampling.batch):
         looked.append(size)
         if report := state.look(looked):
             break
     assert report
-    notes = (f"stopped after {looked[-1]} of {len(easel.todo)} prompts, at look {len(looked)}", *report.notes)
-    course = Looks(baseline=question.baseline.resolve().name, verdict=report.verdict, prompts=tuple(looked), of=len(easel.todo))
+    notes = (f"stopped after {looked[-1]} of {len(state.todo)} prompts, at look {len(looked)}", *report.notes)
+    course = Looks(baseline=question.baseline.resolve().name, verdict=report.verdict, prompts=tuple(looked), of=len(state.todo))
     return state.record(course), replace(report, notes=notes)
 
 
@@ -77,6 +81,7 @@ class _Candidate:
 
     def __init__(self, question: Question, easel: Easel, old: Side, probed: list[Value]) -> None:
         self.question, self.easel, self.old, self.probed = question, easel, old, probed
+        self.todo = _mixed(easel.todo)
         rules = question.policy.rules(question.setting.suite.name)
         measured = question.setting.suite.metrics.get(question.setting.suite.family or "scenes", ())
         self.sets = [name for name in rules if name in measured and PROTOCOLS[name].kind == "set"]
@@ -87,9 +92,9 @@ class _Candidate:
 
     def look(self, looked: list[int]) -> Report | None:
         """Judge the prompts so far; None to go on."""
-        size, total = looked[-1], len(self.easel.todo)
+        size, total = looked[-1], len(self.todo)
         shares = tuple(each / total for each in looked)
-        self.easel.draw(size)
+        self.easel.draw(self.todo[:size])
         values, scores = self._score(self.scores, (looked[-2:-1] or [0])[0], size)
         self.parts.append(scores)
         self.failed.update({value.name: value for value in values if value.state != "ok"})
@@ -97,28 +102,29 @@ class _Candidate:
         return looks.verdict_at(shares, lambda sets: self._sides(size, sets), self.rules)
 
     def record(self, course: Looks) -> Path:
-        """Write what was measured; of fewer prompts than the suite's it is of suite `<name>-sequential`."""
+        """Write what was measured, in the suite's order; of fewer prompts than the suite's it is of suite `<name>-sequential`."""
         setting, size = self.question.setting, course.prompts[-1]
         if size < course.of:
             assert setting.suite.prompts
             content = {**setting.suite.model_dump(), "name": f"{setting.suite.name}-sequential"}
-            content["prompts"] = {**setting.suite.prompts.model_dump(), "n": size}
+            content["prompts"] = {**setting.suite.prompts.model_dump(), "looked": size}
             setting = replace(setting, suite=validated(suites.Suite, content, "the prompts so far"))
-        pictures = self.easel.store, self.easel.todo[:size]
-        return run.record_of(self.question.spec, setting, pictures, self.probed, uuid.uuid4().hex[:12], course)
+        looked = set(self.todo[:size])
+        pictures = [job for job in self.easel.todo if job in looked]
+        return run.record_of(self.question.spec, setting, (self.easel.store, pictures), self.probed, uuid.uuid4().hex[:12], course)
 
     def _score(self, names: list[str], start: int, stop: int) -> tuple[list[Value], Scores]:
-        return score(run.to_score(self.question.setting, self.easel.store, self.easel.todo[start:stop]), names)
+        return score(run.to_score(self.question.setting, self.easel.store, self.todo[start:stop]), names)
 
     def _baseline_drawn(self, size: int) -> bool:
         store, todo = run.place_of(self.old.record.model.name, self.old.record.model.weights_digest, self.question.setting)
-        return not store.missing([job.image for job in todo[:size]])
+        return not store.missing([job.image for job in _mixed(todo)[:size]])
 
     def _sides(self, size: int, sets: bool) -> tuple[Side, Side] | None:
         """Both models on the first prompts; with the distances of their sets, or without."""
-        if sets and size < len(self.easel.todo) and not self._baseline_drawn(size):
+        if sets and size < len(self.todo) and not self._baseline_drawn(size):
             return None
-        ids = [job.prompt_id for job in self.easel.todo[:size]]
+        ids = [job.prompt_id for job in self.todo[:size]]
         there = [name for name in self.scores if name not in self.failed]
         found = Scores(ids, [0] * size, {name: np.concatenate([part.columns[name] for part in self.parts]) for name in there})
         theirs = Scores(
@@ -145,13 +151,13 @@ class _Candidate:
         """The distances of both sets of pictures, their influence columns added to the scores."""
         values, scores = self._score(self.sets, 0, size)
         found.columns.update(scores.columns)
-        if size == len(self.easel.todo):
+        if size == len(self.todo):
             columns = [f"{name}:influence" for name in self.sets]
             rows = self._rows(list(theirs.prompt_ids))
             theirs.columns.update({name: self.old.columns[name][rows] for name in columns if name in self.old.columns})
             return values, [value for name in self.sets if (value := self.old.record.value(name))]
         store, todo = run.place_of(self.old.record.model.name, self.old.record.model.weights_digest, self.question.setting)
-        old_values, old_scores = score(run.to_score(self.question.setting, store, todo[:size]), self.sets)
+        old_values, old_scores = score(run.to_score(self.question.setting, store, _mixed(todo)[:size]), self.sets)
         theirs.columns.update(old_scores.columns)
         return values, old_values
 
@@ -173,3 +179,7 @@ class _Candidate:
         order = sorted(range(n), key=scores.keys.__getitem__)
         columns = {name: column[order] for name, column in scores.columns.items()}
         return Side(record.model_copy(update={"values": values, "n_images": n}), sorted(scores.keys), columns)
+
+
+def _mixed(todo: list[Job]) -> list[Job]:
+    return sorted(todo, key=lambda job: suites.look_order(job.prompt_id))

@@ -5,13 +5,13 @@
 
 `pool` samples the pictures (a killed one goes on where it stood) and keeps their scores and features in
 `results/calibration/pool.parquet`. `judge` draws prompts from it with replacement, as many as the suite has, builds two
-records of each draw and asks the gate itself; a question that is answered already, for this pool and policy, is not
-asked again. It writes `results/calibration/gate.json` and `gate.md`.
+records of each draw and asks the gate itself; a question that is answered already, for this pool, policy, these records and
+this code, is not asked again. It writes `results/calibration/gate.json` and `gate.md`.
 
 "No difference" is the model against itself: of a prompt's pictures under the seeds two are taken at random, in random order,
 so that the expected difference is exactly 0. A loss "of a margin" is taken off the candidate of such a draw. Faults are
 compared under the same noise, as the gate does. Latency and memory have no pool: their rounds are those of the committed
-records, each over its record's median, so they hold what a few runs on one machine show.
+records of suite `quality`, each over its record's median, so they hold what a few runs on one machine show.
 
 The committed pool has two students that `distillation run` made wrong: "half of the training" by `--steps 1200`, "the middle's
 tap lost" by the recipe without `mid_block` among its taps.
@@ -31,13 +31,16 @@ import numpy as np
 import pyarrow.parquet as pq
 from calibration_pool import FOLDER, MODEL, POOL, PROMPTS, SCORES, make
 
-from sdbench import gate, looks, policy, records, reference, stats, suites, tables
+from sdbench import compare, decisions, gate, looks, policy, records, reference, sequential, stats, student_t, suites, tables, until
 from sdbench.compare import Side
 from sdbench.encoders.catalogue import ENCODERS
 from sdbench.metrics import frechet
 from sdbench.policy import Policy
 from sdbench.records import Value
 from sdbench.until import sizes
+
+SUITE = "quality"
+CODE = [Path(__file__), *(Path(room.__file__) for room in (decisions, compare, gate, looks, sequential, stats, student_t, frechet, until))]
 
 
 @dataclass(frozen=True)
@@ -66,13 +69,18 @@ class Judge:
             self.arms[name] = [whole.rows(np.flatnonzero((arm == name) & (seed == each))) for each in np.unique(seed[arm == name])]
         self.right = float(np.mean([run.scores["scene_accuracy"].mean() for run in self.arms["vega"]]))
         self.policy = policy.load(suites.suites_folder() / "gate.toml")
-        self.rules = self.policy.rules("quality")
+        self.rules = self.policy.rules(SUITE)
         self.against, self.draws = reference.find("scenes", ENCODERS["scenes.features"], work).statistics, draws
-        suite = suites.load("quality")
+        suite = suites.load(SUITE)
         assert suite.prompts
         assert suite.sampling
         self.n, self.batch = suite.prompts.n, suite.sampling.batch
-        newest = [(path, record) for path, record in records.newest(Path("results"), "scenes") if record.model.architecture]
+        newest = [
+            (folder, record)
+            for folder, record in records.newest(Path("results"), "scenes")
+            if record.suite.name == SUITE and record.model.architecture
+        ]
+        self.folders = [folder for folder, _ in newest]
         self.template = next(record for _, record in newest if record.model.name == MODEL)
         self.rounds = {
             name: [
@@ -181,7 +189,7 @@ def _shifted(judge: Judge, name: str, margins: float, random: np.random.Generato
 
 
 def _probed(judge: Judge, name: str, slower: float, rounds: int, random: np.random.Generator) -> tuple[str, float]:
-    rules = Policy(alpha=judge.policy.alpha, suites={"quality": {name: judge.rules[name]}})
+    rules = Policy(alpha=judge.policy.alpha, suites={SUITE: {name: judge.rules[name]}})
     new, old = (judge.side(NOBODY, sets=False, probes=[judge.probe(name, share, rounds, random)]) for share in (slower, 0.0))
     return gate.judge(new, old, rules, {}).verdict, 1.0
 
@@ -189,7 +197,7 @@ def _probed(judge: Judge, name: str, slower: float, rounds: int, random: np.rand
 def _sequential(judge: Judge, name: str, margins: float, random: np.random.Generator) -> tuple[str, float]:
     new, old = judge.itself(random)
     amount = margins * judge.rules[name].margin
-    new, rules = lost(judge, new, name, amount, random), looks.Rules(judge.policy, "quality", ["fd.scenes"], {})
+    new, rules = lost(judge, new, name, amount, random), looks.Rules(judge.policy, SUITE, ["fd.scenes"], {})
     shares: tuple[float, ...] = ()
     for size in sizes(judge.n, judge.batch):
         shares, rows = (*shares, size / judge.n), np.arange(size)
@@ -231,9 +239,16 @@ def unpaired(judge: Judge) -> dict[str, dict[str, float]]:
     return found
 
 
+def digest_of(judge: Judge) -> str:
+    """Of all that answers depend on: draws, pool, policy, records, and the code that draws and judges."""
+    asked = [str(judge.draws), judge.policy.model_dump_json(), *map(records.digest_of, judge.folders)]
+    files = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (POOL, *CODE)]
+    return hashlib.sha256("\n".join([*asked, *files]).encode()).hexdigest()[:16]
+
+
 def ask_all(judge: Judge) -> None:
     """Every question that is not answered yet => `gate.json`, `gate.md`."""
-    digest = hashlib.sha256(POOL.read_bytes() + judge.policy.model_dump_json().encode() + str(judge.draws).encode()).hexdigest()[:16]
+    digest = digest_of(judge)
     path = FOLDER / "gate.json"
     kept = json.loads(path.read_text()) if path.exists() else {}
     answers = kept["answers"] if kept.get("digest") == digest else {}

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from sdbench import decisions
-from sdbench.decisions import Bounds
+from sdbench.decisions import BetweenRuns, Bounds
 
 F64 = npt.NDArray[np.float64]
 
@@ -34,6 +34,13 @@ def test_paired_bounds_cover_on_either_side() -> None:
 def test_a_single_pair_knows_nothing_unless_nothing_changed() -> None:
     assert decisions.paired_mean_bounds([0.5]) == Bounds(-math.inf, math.inf, 0.5, math.inf, 1)
     assert decisions.paired_mean_bounds([0.0]) == Bounds(0, 0, 0, 0, 1)
+
+
+def test_a_level_that_has_no_quantile_knows_nothing_unless_nothing_changed() -> None:
+    found = decisions.paired_mean_bounds([0.5, 0.7], 1 - 1e-17)
+    assert (found.low, found.high, found.standard_error) == (-math.inf, math.inf, pytest.approx(0.1))
+    assert decisions.paired_mean_bounds([0.5, 0.5], 1 - 1e-17).low == -math.inf
+    assert decisions.paired_mean_bounds([0.0, 0.0], 1 - 1e-17).high == 0
 
 
 def test_negated_bounds_are_those_of_the_negated_difference() -> None:
@@ -69,12 +76,22 @@ def test_ratio_bounds_are_deterministic_unitless_and_turn_with_the_roles() -> No
     assert (turned.low, turned.high) == pytest.approx((found.low, found.high), abs=0.01)
 
 
-def test_rounds_that_differ_widen_the_bounds_more_than_their_calls_say() -> None:
-    by_round = rounds(1.0, seed=1)
-    pooled = by_round.reshape(1, -1)
-    wide, narrow = decisions.ratio_bounds(by_round, by_round), decisions.ratio_bounds(pooled, pooled)
-    assert narrow.n == 48
-    assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low)
+def test_a_single_round_knows_nothing_however_many_calls_it_has() -> None:
+    many, one = rounds(1.0, seed=1), rounds(1.0, seed=2, n_rounds=1)
+    for pair in ((one, many), (many, one), (one, one)):
+        found = decisions.ratio_bounds(*pair)
+        assert (found.low, found.high, found.standard_error, found.n) == (-math.inf, math.inf, math.inf, 1)
+
+
+def test_unequal_spreads_have_the_degrees_of_freedom_of_welch() -> None:
+    calm, restless = np.exp(0.001 * rounds(1.0, seed=1, n_rounds=4)), rounds(1.0, seed=2, n_rounds=4)
+    found = decisions.ratio_bounds(restless, calm)
+    medians = [np.log(np.median(each, axis=1)) for each in (restless, calm)]
+    theirs = scipy_stats.ttest_ind(*medians, equal_var=False)
+    assert theirs.df == pytest.approx(3, abs=0.1)
+    half = scipy_stats.t.ppf(0.95, math.floor(theirs.df)) * theirs._standard_error
+    assert found.high - found.difference >= half * (1 - 1e-9)
+    assert found.difference - found.low >= half * (1 - 1e-9)
 
 
 def test_ratio_bounds_cover_with_few_rounds() -> None:
@@ -91,6 +108,26 @@ def test_a_single_call_knows_nothing() -> None:
 def test_bad_rounds_are_refused(bad: list[list[float]]) -> None:
     with pytest.raises(ValueError, match=r"rounds must be rounds x calls|inhomogeneous"):
         decisions.ratio_bounds([[1.0]], bad)
+
+
+# Noise between runs
+
+
+def test_noise_of_a_few_runs_has_their_quantile_of_t() -> None:
+    exact = Bounds(0.2, 0.2, 0.2, 0.0, 1)
+    for runs in (2, 4):
+        found = decisions.widened(exact, BetweenRuns(0.1, runs))
+        half = scipy_stats.t.ppf(0.95, runs - 1) * 0.1
+        assert (found.low, found.high) == pytest.approx((0.2 - half, 0.2 + half))
+        assert (-found).between == found.between
+
+
+def test_bounds_with_a_floor_of_four_runs_cover() -> None:
+    random, missed = np.random.default_rng(0), 0
+    for _ in range(2000):
+        floor = BetweenRuns(float(random.normal(0, 1, 4).std(ddof=1)), 4)
+        missed += decisions.widened(Bounds(*3 * [random.normal()], 0.0, 1), floor).low > 0
+    assert missed / 2000 == pytest.approx(0.05, abs=0.015)
 
 
 # Verdicts
@@ -132,6 +169,13 @@ def test_p_below_5_percent_means_regressed(shift: float, margin: float) -> None:
     assert (decisions.regression_p(bounds, margin) < 0.05) == (decisions.decide(bounds, margin) == "regressed")
 
 
+def test_p_of_another_run_has_the_degrees_of_freedom_of_both_parts() -> None:
+    bounds = decisions.widened(Bounds(-1.0, -1.0, -1.0, 0.0, 1), BetweenRuns(0.5, 4))
+    assert decisions.regression_p(bounds, 0.0) == pytest.approx(scipy_stats.t.cdf(-2, 3))
+    both = decisions.widened(Bounds(-2.0, 0.0, -1.0, 0.3, 9), BetweenRuns(0.4, 4))
+    assert decisions.regression_p(both, 0.0) == pytest.approx(scipy_stats.t.cdf(-1 / 0.5, math.floor(0.5**4 / (0.3**4 / 8 + 0.4**4 / 3))))
+
+
 def test_p_without_spread() -> None:
     assert decisions.regression_p(decisions.paired_mean_bounds([0.0, 0.0]), 0.0) == 1
     assert decisions.regression_p(decisions.paired_mean_bounds([-1.0, -1.0]), 0.5) == 0
@@ -143,6 +187,18 @@ def test_holm_by_hand() -> None:
     assert decisions.holm([0.03, 0.01]) == (True, True)
     assert decisions.holm([0.0125, 0.2, 0.3, 0.4]) == (True, False, False, False)
     assert decisions.holm([]) == ()
+
+
+def test_holm_counts_what_is_not_tested_yet() -> None:
+    assert decisions.holm([0.03], untested=1) == (False,)
+    assert decisions.holm([0.02], untested=1) == (True,)
+    assert decisions.holm([0.012, 0.02, 0.03], untested=1) == (True, False, False)
+
+
+def test_a_p_value_above_its_own_level_does_not_stop_a_larger_one_below_its() -> None:
+    strict, plain = (lambda level: level / 100), (lambda level: level)
+    assert decisions.holm([0.001, 0.02], nominal=[strict, plain]) == (False, True)
+    assert decisions.holm([0.0004, 0.02], nominal=[strict, plain]) == (True, True)  # 0.02 is rejected first
 
 
 def test_holm_keeps_the_family_error() -> None:
@@ -171,6 +227,20 @@ def test_needed_n_is_the_first_that_decides(mean: float) -> None:
     assert needed is not None
     assert decisions.decide(bounds_at(needed), margin) == ("regressed" if mean < -margin else "pass")
     assert decisions.decide(bounds_at(needed - 1), margin) == "inconclusive"
+
+
+def test_needed_n_of_another_run_s_rounds_shrinks_only_what_rounds_shrink() -> None:
+    spread, margin, between = 0.5, 0.3, BetweenRuns(0.1, 4)
+
+    def bounds_at(k: int) -> Bounds:
+        error = spread / math.sqrt(k)
+        half = scipy_stats.t.ppf(0.99, k - 1) * error
+        return decisions.widened(Bounds(0.2 - half, 0.2 + half, 0.2, error, k), between, 0.99)
+
+    needed = decisions.needed_n(bounds_at(5), margin, 0.99)
+    assert needed is not None
+    assert [decisions.decide(bounds_at(k), margin) for k in (needed - 1, needed)] == ["inconclusive", "pass"]
+    assert decisions.needed_n(bounds_at(5), 0.2, 0.99) is None  # 0.4 from the margin, which t(3) 0.1 = 0.45 hides at any k
 
 
 def test_needed_n_may_not_exist() -> None:

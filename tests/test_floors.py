@@ -9,6 +9,7 @@ from factories import GPU, make_measured, saved, with_value
 
 from sdbench import floors
 from sdbench.compare import Side
+from sdbench.decisions import BetweenRuns
 from sdbench.errors import UserError
 from sdbench.gate import gate
 from sdbench.policy import Policy, Rule
@@ -56,6 +57,13 @@ def test_a_floor_that_cannot_be_read_is_said(tmp_path: Path) -> None:
         floors.read(path)
 
 
+def test_a_floor_of_a_single_run_is_none(tmp_path: Path) -> None:
+    path = floors.write(floors.of(sides(tmp_path, 1, 2), (1, 2), SUITE), tmp_path)
+    path.write_text(path.read_text().replace("    2,\n", ""))
+    with pytest.raises(UserError, match="sdbench noise"):
+        floors.read(path)
+
+
 def test_only_floors_of_the_same_machine_class_count(tmp_path: Path) -> None:
     runs = sides(tmp_path, 1, 2)
     path = floors.write(floors.of(runs, (1, 2), SUITE), tmp_path)
@@ -65,7 +73,7 @@ def test_only_floors_of_the_same_machine_class_count(tmp_path: Path) -> None:
         update={"model": "other", "metrics": {"memory.peak_rss": floors.Spread(noise=9.0, values=(1.0,), unit="")}}
     )
     floors.write(wider, tmp_path)
-    assert floors.between_runs(runs[0].record, tmp_path)["memory.peak_rss"] == 9.0
+    assert floors.between_runs(runs[0].record, tmp_path)["memory.peak_rss"] == BetweenRuns(9.0, 2)
 
 
 def test_another_run_s_latency_is_judged_with_the_noise_between_runs(tmp_path: Path) -> None:
@@ -73,13 +81,20 @@ def test_another_run_s_latency_is_judged_with_the_noise_between_runs(tmp_path: P
     slower = saved(make_measured(worse="latency.pipeline.p50", by=0.15, run="another"), tmp_path)
     together = saved(make_measured(worse="latency.pipeline.p50", by=0.15), tmp_path)
     teacher = saved(make_measured("scenes-teacher", seed=2), tmp_path)
-    known = {"latency.pipeline.p50": 0.1}
+    known = {"latency.pipeline.p50": BetweenRuns(0.1, 4)}
     assert gate(together, teacher, rules, known).verdict == "regressed"
     apart = gate(slower, teacher, rules, known)
-    assert (apart.verdict, apart.notes) == ("inconclusive", ())
+    assert (apart.verdict, apart.notes, apart.results[0].needed_n) == ("inconclusive", (), None)
+    assert "measure both models with one `sdbench run`" in apart.why
     unknown = gate(slower, teacher, rules)
     assert unknown.verdict == "regressed"
     assert "measured in other runs than the baseline's" in unknown.notes[0]
+
+
+def test_a_record_passes_against_itself_however_far_runs_lie_apart(tmp_path: Path) -> None:
+    rules = Policy(alpha=0.05, suites={"quality": {"latency.pipeline.p50": Rule(direction="lower", margin=0.05, required=True)}})
+    itself = saved(make_measured(run=""), tmp_path)
+    assert gate(itself, itself, rules, {"latency.pipeline.p50": BetweenRuns(0.25, 4)}).verdict == "pass"
 
 
 def test_a_margin_below_its_floor_is_refused() -> None:

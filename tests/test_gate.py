@@ -314,12 +314,29 @@ def test_counts_are_exact(tmp_path: Path) -> None:
 
 
 def test_one_call_has_no_bounds_and_its_json_is_strict(teacher: Made, tmp_path: Path) -> None:
-    once = with_value(make_measured(), "latency.pipeline.p50", samples=((0.5,),), value=0.5)
+    once, teacher = (
+        with_value(made, "latency.pipeline.p50", samples=((time,),), value=time) for made, time in ((make_measured(), 0.5), (teacher, 0.6))
+    )
     report = judge(once, teacher, tmp_path, weighing("latency.pipeline.p50", direction="lower", margin=0.1))
     assert (report.verdict, report.results[0].needed_n) == ("inconclusive", None)
     assert "measure more rounds" in report.why
     said = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert (said["exit_code"], said["verdict"], said["results"][0]["high"]) == (3, "inconclusive", None)
+
+
+@pytest.mark.parametrize(("own", "its"), [(1, 8), (8, 1), (7, 8)])
+def test_rounds_that_failed_on_one_side_are_no_comparison(own: int, its: int, teacher: Made, tmp_path: Path) -> None:
+    def measured(made: Made, rounds: int) -> Made:
+        value = made[0].value("latency.pipeline.p50")
+        assert value
+        assert value.samples
+        return with_value(made, "latency.pipeline.p50", samples=value.samples[:rounds])
+
+    report = judge(
+        measured(make_measured(), own), measured(teacher, its), tmp_path, weighing("latency.pipeline.p50", direction="lower", margin=9)
+    )
+    assert report.exit_code == 2
+    assert f"rounds measured: {own} of the candidate, {its} of the baseline" in report.why
 
 
 def test_a_changed_record_is_an_error(teacher: Made, tmp_path: Path) -> None:

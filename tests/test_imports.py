@@ -77,7 +77,7 @@ ONLY = {
     "needs": {"assets", "prompts", "reference", "suites", "weights"},
     "gate": {"errors", "records", "decisions", "policy", "tables", "compare", "verdicts"},
     "verdicts": {"decisions", "tables"},
-    "floors": {"errors", "validation", "records", "compare", "store"},
+    "floors": {"errors", "validation", "records", "decisions", "compare", "store"},
     "baselines": {"errors", "validation", "records", "store"},
     "leaderboard": {"errors", "models", "records", "stats", "tables", "published", "speed", "truth", "ranks", "standings"},
     "speed": {"records", "decisions", "tables", "published"},

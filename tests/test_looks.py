@@ -25,6 +25,10 @@ RULES = Policy(
 ALL = looks.Rules(RULES, "quality", ["fd.scenes"], {})
 
 
+def only(name: str) -> Policy:
+    return Policy(alpha=RULES.alpha, suites={"quality": {name: RULES.suites["quality"][name]}})
+
+
 def first(made: tuple[Record, Scores], n: int, sets: bool) -> Side:
     record, scores = made
     values = tuple(
@@ -55,16 +59,65 @@ def course(worse: str, by: float, *, sets_from: int = 0) -> tuple[Report, list[i
 def test_the_same_passes_early_and_only_with_its_sets() -> None:
     report, looked = course("", 0)
     assert report.verdict == "pass"
-    assert looked[-1] < 192
+    assert looked[-1] == 96
     assert [result.name for result in report.results] == ["clip_score.scenes", "fd.scenes"]
     late, waited = course("", 0, sets_from=144)
     assert (late.verdict, waited[-1]) == ("pass", 144)
+
+
+def test_a_fault_that_the_first_prompts_do_not_show_does_not_pass_on_those() -> None:
+    student, teacher, looked = make_measured("scenes-teacher", seed=2), make_measured("scenes-teacher", seed=2), []
+    student[1].columns["clip_score.scenes"][24:] -= 3
+    rules = replace(ALL, sets=[], policy=only("clip_score.scenes"))
+    for size in range(24, 193, 24):
+        looked.append(size)
+        pair = first(student, size, sets=False), first(teacher, size, sets=False)
+        if report := looks.verdict_at(tuple(each / 192 for each in looked), lambda _, pair=pair: pair, rules):
+            break
+    assert report
+    assert report.verdict == "regressed"
+
+
+def test_what_did_not_change_passes_at_half() -> None:
+    made = make_measured()
+    rules = replace(ALL, sets=[], policy=only("clip_score.scenes"))
+    for share, verdict in ((0.49, None), (0.5, "pass")):
+        report = looks.verdict_at((share,), lambda _: (first(made, 96, sets=False), first(made, 96, sets=False)), rules)
+        assert (report and report.verdict) == verdict
+
+
+def test_a_policy_of_sets_alone_is_judged_at_the_last_look() -> None:
+    made, rules = make_measured(), replace(ALL, policy=only("fd.scenes"))
+    looked = [
+        looks.verdict_at(shares, lambda sets: (first(made, 96, sets), first(made, 96, sets)), rules) for shares in ((0.5,), (0.5, 1.0))
+    ]
+    assert [report and report.verdict for report in looked] == [None, "pass"]
+
+
+def test_an_early_look_leaves_a_share_of_the_level_to_the_sets_it_cannot_test() -> None:
+    """At half of the prompts alpha spends 0.0056, alpha / 2 0.0015; p is 0.003."""
+    noise = np.random.default_rng(0).normal(0, 1, 200)
+    noise = (noise - noise.mean()) / noise.std(ddof=1)
+    student, teacher = make_measured(), make_measured()
+    teacher[1].columns["clip_score.scenes"][:] = 0
+    student[1].columns["clip_score.scenes"][:] = noise - 0.5 - 2.75 / np.sqrt(200)
+    pair = [replace(first(made, 200, sets=False), keys=[(f"p{row:04d}", 0) for row in range(200)]) for made in (student, teacher)]
+    alone, beside = replace(ALL, sets=[], policy=only("clip_score.scenes")), ALL
+    found = [looks.verdict_at((0.5,), lambda _: (pair[0], pair[1]), rules) for rules in (alone, beside)]
+    assert [report and report.verdict for report in found] == ["regressed", None]
 
 
 def test_what_is_far_worse_stops_at_once() -> None:
     report, looked = course("clip_score.scenes", 3)
     assert report.verdict == "regressed"
     assert looked[-1] <= 48
+
+
+def test_a_strict_policy_s_first_looks_decide_nothing() -> None:
+    student, teacher = make_measured(worse="clip_score.scenes", by=3), make_measured("scenes-teacher", seed=2)
+    rules = replace(ALL, sets=[], policy=only("clip_score.scenes").model_copy(update={"alpha": 0.001}))
+    pair = first(student, 12, sets=False), first(teacher, 12, sets=False)
+    assert looks.verdict_at((1 / 16,), lambda _: pair, rules) is None
 
 
 def test_a_worse_distance_of_the_set_is_seen_at_the_end() -> None:
@@ -101,6 +154,16 @@ def test_a_latency_that_stays_open_ends_it_for_no_prompt_will_decide_it(latency:
     report = looks.verdict_at((0.2,), lambda _: (sides[0], sides[1]), rules)
     assert (report is not None) == ends
     assert report is None or (report.verdict == "inconclusive" and report.why.endswith(looks.HARDLY))
+
+
+@pytest.mark.parametrize("sets", [True, False])
+def test_it_is_not_given_up_while_a_distance_may_still_say_regressed(sets: bool) -> None:
+    student, teacher = make_measured(), make_measured("scenes-teacher", seed=2)
+    difference = student[1].columns["clip_score.scenes"][:144] - teacher[1].columns["clip_score.scenes"][:144]
+    student[1].columns["clip_score.scenes"] -= 0.5 + difference.mean()  # on its margin
+    rules = ALL if sets else replace(ALL, sets=[], policy=only("clip_score.scenes"))
+    report = looks.verdict_at((0.75,), lambda _: (first(student, 144, sets=False), first(teacher, 144, sets=False)), rules)
+    assert (report is None) == sets
 
 
 @pytest.mark.parametrize("sets", [True, False])

@@ -36,6 +36,15 @@ def test_early_looks_do_not_depend_on_how_many_come_after() -> None:
     assert levels(EIGHTHS[:3], 0.05) == pytest.approx(levels(EIGHTHS, 0.05)[:3])
 
 
+@pytest.mark.parametrize("alpha", [0.03, 0.01, 1e-4])
+def test_what_a_first_look_may_spend_is_small_and_not_nothing(alpha: float) -> None:
+    sixteenths = tuple(look / 16 for look in range(1, 17))
+    first, *_, last = levels(sixteenths, alpha)
+    assert 0 < first < 1e-15
+    assert first == pytest.approx(spent(1 / 16, alpha), rel=1e-6)
+    assert 0.6 * alpha < last < alpha
+
+
 @pytest.mark.parametrize("shares", [(), (0.0, 1.0), (0.5, 0.5), (0.6, 0.4), (0.5, 1.1)])
 def test_shares_must_grow(shares: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="must grow"):

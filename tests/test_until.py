@@ -8,7 +8,7 @@ import pytest
 import test_run
 from test_run import SUITE, bench, never
 
-from sdbench import records, until
+from sdbench import records, suites, until
 from sdbench import run as runner
 from sdbench.errors import UserError
 from sdbench.models.spec import ModelSpec
@@ -37,23 +37,41 @@ def ask(spec: ModelSpec, baseline: Path, folder: Path, rules: Policy = RULES) ->
     return until.run_until_verdict(until.Question(spec, bench(folder, SIX), baseline, rules, {}))
 
 
-def test_the_same_model_stops_at_the_first_look_with_the_pictures_of_a_whole_run(teacher: ModelSpec, tmp_path: Path) -> None:
+def test_the_same_model_stops_past_half_with_the_pictures_of_a_whole_run(teacher: ModelSpec, tmp_path: Path) -> None:
     (baseline,) = runner.run([teacher], bench(tmp_path, SIX))
     path, report = ask(replace(teacher, name="student"), baseline, tmp_path)
-    assert (report.verdict, report.notes[0]) == ("pass", "stopped after 2 of 6 prompts, at look 1")
+    assert (report.verdict, report.notes[0]) == ("pass", "stopped after 4 of 6 prompts, at look 2")
     assert {result.name for result in report.results} == {"fd.scenes", "clip_score.scenes"}
     record, scores = records.read(path)
     assert (record.suite.name, record.n_images, record.looks) == (
         "own-sequential",
-        2,
-        records.Looks(baseline=baseline.name, verdict="pass", prompts=(2,), of=6),
+        4,
+        records.Looks(baseline=baseline.name, verdict="pass", prompts=(2, 4), of=6),
     )
     whole = records.read(baseline)[1]
-    assert scores.keys == whole.keys[:2]
-    assert scores.columns["clip_score.scenes"].tolist() == whole.columns["clip_score.scenes"][:2].tolist()
-    assert [file.read_bytes() for file in sorted((path / "images").iterdir())] == [
-        file.read_bytes() for file in sorted((baseline / "images").iterdir())[:2]
-    ]
+    mixed = sorted(whole.keys, key=lambda key: suites.look_order(key[0]))
+    assert scores.keys == sorted(mixed[:4])
+    assert scores.keys != whole.keys[:4]
+    rows = [whole.keys.index(key) for key in scores.keys]
+    assert scores.columns["clip_score.scenes"].tolist() == whole.columns["clip_score.scenes"][rows].tolist()
+    pictures = {file.name: file.read_bytes() for file in (baseline / "images").iterdir()}
+    assert {file.name: file.read_bytes() for file in (path / "images").iterdir()}.items() <= pictures.items()
+
+
+def test_what_was_looked_at_is_a_suite_that_can_be_run_again(teacher: ModelSpec, tmp_path: Path) -> None:
+    (baseline,) = runner.run([teacher], bench(tmp_path, SIX))
+    path, _ = ask(replace(teacher, name="student"), baseline, tmp_path)
+    record, scores = records.read(path)
+    assert SIX.prompts
+    again = SIX.model_copy(update={"name": "own-sequential", "prompts": SIX.prompts.model_copy(update={"looked": 4})})
+    assert (again.id, list(again.prompt_list())) == (record.suite, list(scores.prompt_ids))
+
+
+def test_a_sorted_list_is_looked_at_in_a_mixed_order_that_stays() -> None:
+    ids = [f"{place:05d}" for place in range(400)]
+    mixed = sorted(ids, key=suites.look_order)
+    assert mixed[:2] == ["00331", "00399"]
+    assert 30 <= sum(each < "00100" for each in mixed[:160]) <= 50
 
 
 def test_without_the_baseline_s_pictures_the_distance_waits_for_all_prompts(teacher: ModelSpec, tmp_path: Path) -> None:
@@ -62,6 +80,13 @@ def test_without_the_baseline_s_pictures_the_distance_waits_for_all_prompts(teac
     assert (report.verdict, report.notes[0]) == ("pass", "stopped after 6 of 6 prompts, at look 3")
     record, _ = records.read(path)
     assert (record.suite, record.looks and record.looks.prompts) == (SIX.id, (2, 4, 6))
+
+
+def test_a_policy_of_distances_alone_looks_at_everything(teacher: ModelSpec, tmp_path: Path) -> None:
+    (baseline,) = runner.run([teacher], bench(tmp_path, SIX))
+    rules = RULES.model_copy(update={"suites": {"own": {"fd.scenes": RULES.suites["own"]["fd.scenes"]}}})
+    _, report = ask(replace(teacher, name="student"), baseline, tmp_path, rules)
+    assert (report.verdict, report.notes[0]) == ("pass", "stopped after 6 of 6 prompts, at look 3")
 
 
 def test_a_killed_run_goes_on_and_a_finished_one_makes_nothing(
