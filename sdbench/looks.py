@@ -23,7 +23,7 @@ class Rules:
     """What is judged, and which of it needs the whole set of pictures.
 
     Attributes:
-        sets: metrics that are taken only at a look that may be the last.
+        sets: metrics that are taken only at a look that may be the last: where the others pass, or nothing is left to hope for.
         between_runs: of probes, how far two runs of one model lie apart on this machine class.
     """
 
@@ -72,18 +72,21 @@ def verdict_at(shares: tuple[float, ...], sides: Callable[[bool], tuple[Side, Si
             whole = sides(True)
             report = judged(whole, sets=True) if whole else replace(report, verdict="inconclusive")
         return report if report.verdict == "pass" else None
-    given_up = not rules.sets and _undecidable(pair, shares[-1], rules)  # a set's distance may still say "regressed"
+    given_up = _undecidable(pair, shares[-1], rules, sets=False)
+    if given_up and rules.sets:  # whose distances may still say "regressed"
+        whole = sides(True)
+        given_up = whole is not None and _undecidable(whole, shares[-1], rules, sets=True)
     return replace(report, why=f"{report.why} {HARDLY}") if given_up else None
 
 
-def _undecidable(pair: tuple[Side, Side], share: float, rules: Rules) -> bool:
+def _undecidable(pair: tuple[Side, Side], share: float, rules: Rules, *, sets: bool) -> bool:
     new, old = pair
     growing, passable = [], True
-    for name, rule in rules.early.items():
+    for name, rule in rules.policy_of(sets=sets).rules(rules.suite).items():
         bounds, value = compare.measure(name, rule, new, old, rules.policy.alpha, rules.between_runs.get(name)), new.record.value(name)
         if isinstance(bounds, Bounds) and value:
             margin = compare.margin(rule, value)
-            if value.kind == "score":
+            if value.kind in ("score", "set"):
                 growing.append((bounds, margin))
             else:
                 passable &= bounds.low > -margin

@@ -156,14 +156,18 @@ def test_a_latency_that_stays_open_ends_it_for_no_prompt_will_decide_it(latency:
     assert report is None or (report.verdict == "inconclusive" and report.why.endswith(looks.HARDLY))
 
 
-@pytest.mark.parametrize("sets", [True, False])
-def test_it_is_not_given_up_while_a_distance_may_still_say_regressed(sets: bool) -> None:
-    student, teacher = make_measured(), make_measured("scenes-teacher", seed=2)
+@pytest.mark.parametrize(("distance", "taken", "ends"), [(0, True, True), (60, True, False), (0, False, False)])
+def test_it_is_not_given_up_while_a_distance_may_still_say_regressed(distance: float, *, taken: bool, ends: bool) -> None:
+    student, teacher = make_measured(worse="fd.scenes", by=distance), make_measured("scenes-teacher", seed=2)
     difference = student[1].columns["clip_score.scenes"][:144] - teacher[1].columns["clip_score.scenes"][:144]
     student[1].columns["clip_score.scenes"] -= 0.5 + difference.mean()  # on its margin
-    rules = ALL if sets else replace(ALL, sets=[], policy=only("clip_score.scenes"))
-    report = looks.verdict_at((0.75,), lambda _: (first(student, 144, sets=False), first(teacher, 144, sets=False)), rules)
-    assert (report is None) == sets
+
+    def sides(sets: bool) -> tuple[Side, Side] | None:
+        return (first(student, 144, sets), first(teacher, 144, sets)) if taken or not sets else None
+
+    report = looks.verdict_at((0.75,), sides, ALL)
+    assert (report is not None) == ends
+    assert report is None or (report.verdict == "inconclusive" and report.why.endswith(looks.HARDLY))
 
 
 @pytest.mark.parametrize("sets", [True, False])
