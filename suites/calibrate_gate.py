@@ -107,6 +107,12 @@ class Judge:
         prompts = random.integers(PROMPTS, size=self.n)
         return self.arms[arm][0].rows(prompts), self.arms["vega"][0].rows(prompts)
 
+    def rare(self, random: np.random.Generator) -> tuple[Pictures, Pictures]:
+        """The same pictures, but that each prompt loses, with a chance of 1 in 40, forty margins of CLIP score: one on average."""
+        same = self.arms["vega"][0].rows(random.integers(PROMPTS, size=self.n))
+        loss = 40 * self.rules["clip_score.scenes"].margin * (random.random(self.n) < 1 / 40)
+        return Pictures({**same.scores, "clip_score.scenes": same.scores["clip_score.scenes"] - loss}, same.features), same
+
     def side(self, pictures: Pictures, *, sets: bool = True, worse: float = 0.0, probes: Sequence[Value] = ()) -> Side:
         """A record of these pictures; `worse` is added to the Frechet distance."""
         n = len(pictures.features)
@@ -134,6 +140,9 @@ class Judge:
         return Value(name=name, kind="probe", direction="lower", unit="1", value=middle, n=rounds, samples=tuple(samples))
 
 
+RARE = "a loss of one margin by one prompt in 40: clip_score.scenes"
+
+
 def lost(judge: Judge, pictures: Pictures, name: str, amount: float, random: np.random.Generator) -> Pictures:
     """The same with an expected loss of one score: right scenes turned wrong at random, each with the same chance, other scores lowered."""
     if name not in pictures.scores:
@@ -158,6 +167,9 @@ def questions(judge: Judge) -> Iterator[Question]:
     yield Question("no difference, other noise", lambda random: _once(judge, *judge.itself(random)))
     for name in quality:
         yield Question(f"a loss of one margin: {name}", lambda random, name=name: _shifted(judge, name, 1, random))
+    yield Question("no difference, other noise, 5 rounds of the same speed and memory", lambda random: _whole(judge, random))
+    yield Question(RARE, lambda random: _once(judge, *judge.rare(random)))
+    yield Question(f"until the verdict, {RARE}", lambda random: _sequential(judge, *judge.rare(random)))
     for arm in [arm for arm in judge.arms if arm != "vega"]:
         yield Question(f"fault: {arm}", lambda random, arm=arm: _once(judge, *judge.faulty(arm, random)), _size(judge, arm))
     for name, what in (("latency.pipeline.p50", "slower"), ("memory.peak_rss", "more memory")):
@@ -172,10 +184,12 @@ def questions(judge: Judge) -> Iterator[Question]:
     for margins in (0, 1, 3):
         yield Question(
             f"until the verdict, a loss of {margins} margins: clip_score.scenes",
-            lambda random, m=margins: _sequential(judge, "clip_score.scenes", m, random),
+            lambda random, m=margins: _shifted_sequential(judge, "clip_score.scenes", m, random),
         )
     for name in [name for name in quality if name != "clip_score.scenes"]:
-        yield Question(f"until the verdict, a loss of 1 margins: {name}", lambda random, name=name: _sequential(judge, name, 1, random))
+        yield Question(
+            f"until the verdict, a loss of 1 margins: {name}", lambda random, name=name: _shifted_sequential(judge, name, 1, random)
+        )
 
 
 def _once(judge: Judge, new: Pictures, old: Pictures, worse: float = 0.0) -> tuple[str, float]:
@@ -194,18 +208,26 @@ def _probed(judge: Judge, name: str, slower: float, rounds: int, random: np.rand
     return gate.judge(new, old, rules, {}).verdict, 1.0
 
 
-def _sequential(judge: Judge, name: str, margins: float, random: np.random.Generator) -> tuple[str, float]:
+def _whole(judge: Judge, random: np.random.Generator) -> tuple[str, float]:
+    """With latency and memory drawn for both sides, as one run of both models takes them."""
+    sides = [judge.side(pictures, probes=[judge.probe(name, 0.0, 5, random) for name in judge.rounds]) for pictures in judge.itself(random)]
+    return gate.judge(sides[0], sides[1], judge.policy, {}).verdict, 1.0
+
+
+def _shifted_sequential(judge: Judge, name: str, margins: float, random: np.random.Generator) -> tuple[str, float]:
     new, old = judge.itself(random)
     amount = margins * judge.rules[name].margin
-    new, rules = lost(judge, new, name, amount, random), looks.Rules(judge.policy, SUITE, ["fd.scenes"], {})
+    return _sequential(judge, lost(judge, new, name, amount, random), old, amount if name == "fd.scenes" else 0.0)
+
+
+def _sequential(judge: Judge, new: Pictures, old: Pictures, worse: float = 0.0) -> tuple[str, float]:
+    rules = looks.Rules(judge.policy, SUITE, ["fd.scenes"], {})
     shares: tuple[float, ...] = ()
     for size in sizes(judge.n, judge.batch):
         shares, rows = (*shares, size / judge.n), np.arange(size)
 
         def sides(sets: bool, rows: np.ndarray = rows) -> tuple[Side, Side]:
-            return judge.side(new.rows(rows), sets=sets, worse=amount if name == "fd.scenes" else 0.0), judge.side(
-                old.rows(rows), sets=sets
-            )
+            return judge.side(new.rows(rows), sets=sets, worse=worse), judge.side(old.rows(rows), sets=sets)
 
         if report := looks.verdict_at(shares, sides, rules):
             return report.verdict, shares[-1]
