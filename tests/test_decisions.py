@@ -17,7 +17,8 @@ F64 = npt.NDArray[np.float64]
 
 
 def test_paired_bounds_are_the_ends_of_a_two_sided_90_percent_interval() -> None:
-    difference = np.random.default_rng(0).normal(0.3, 1, 30)
+    half = np.random.default_rng(0).normal(0.3, 1, 15)
+    difference = np.concatenate([half, 0.6 - half])  # not skewed
     found = decisions.paired_mean_bounds(difference)
     theirs = scipy_stats.ttest_1samp(difference, 0).confidence_interval(0.9)
     assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high))
@@ -46,6 +47,15 @@ def test_a_level_that_has_no_quantile_knows_nothing_unless_nothing_changed() -> 
 def test_negated_bounds_are_those_of_the_negated_difference() -> None:
     difference = np.array([0.1, 0.5, -0.2, 0.9])
     assert -decisions.paired_mean_bounds(difference) == decisions.paired_mean_bounds(-difference)
+
+
+@pytest.mark.parametrize(("share", "n"), [(1 / 40, 512), (1 / 80, 512), (0.084, 512), (0.084, 64), (0.02, 256), (0.1, 64)])
+def test_a_loss_by_few_prompts_that_is_exactly_the_margin_hardly_passes(share: float, n: int) -> None:
+    """Exactly, over all numbers of prompts that may be hit; Student's bounds pass 6 to 12 % of these."""
+    chances = scipy_stats.binom.pmf(np.arange(n + 1), n, share)
+    likely = np.flatnonzero(chances > 1e-7)
+    passes = [decisions.decide(decisions.paired_mean_bounds(np.repeat([-1.0, 0.0], [hit, n - hit])), share) == "pass" for hit in likely]
+    assert chances[likely][passes].sum() < 0.06
 
 
 # Latency ratios
@@ -165,7 +175,8 @@ def test_verdict_of_no_number_is_refused(low: float, margin: float) -> None:
 @given(shift=st.floats(-2, 2), margin=st.floats(0, 2))
 @settings(deadline=None, max_examples=60)
 def test_p_below_5_percent_means_regressed(shift: float, margin: float) -> None:
-    bounds = decisions.paired_mean_bounds(np.random.default_rng(0).normal(shift, 1, 20))
+    half = np.random.default_rng(0).normal(shift, 1, 10)
+    bounds = decisions.paired_mean_bounds(np.concatenate([half, 2 * shift - half]))  # not skewed
     assert (decisions.regression_p(bounds, margin) < 0.05) == (decisions.decide(bounds, margin) == "regressed")
 
 
