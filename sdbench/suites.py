@@ -8,6 +8,7 @@ prompts and the latent's file included; settings that came later are not in it w
 import hashlib
 import json
 import tomllib
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -168,7 +169,7 @@ class Suite(Table):
         listed = {f"{index:05d}-{hashlib.sha256(text.encode()).hexdigest()[:8]}": text for index, text in enumerate(texts)}
         if self.prompts.looked is None:
             return listed
-        kept = set(sorted(listed, key=look_order)[: self.prompts.looked])
+        kept = set(look_order([*listed], self.sampling.batch if self.sampling else 1)[: self.prompts.looked])
         return {prompt_id: text for prompt_id, text in listed.items() if prompt_id in kept}
 
     def prompts_described(self) -> str:
@@ -188,9 +189,14 @@ class Suite(Table):
         )
 
 
-def look_order(prompt_id: str) -> bytes:
-    """By this a run that stops when sure sorts its prompts: the same each time, and mixed however the list is sorted."""
-    return hashlib.sha256(prompt_id.encode()).digest()
+def look_order(prompt_ids: Sequence[str], batch: int) -> list[str]:
+    """The order in which a run that stops when sure takes its prompts: the same each time, and mixed however the list is sorted.
+
+    Batches stay as they are, for the bytes of a picture may depend on its neighbours; a short one stays the last.
+    """
+    batches = [prompt_ids[start : start + batch] for start in range(0, len(prompt_ids), batch)]
+    mixed = sorted(batches, key=lambda ids: (len(ids) < batch, hashlib.sha256(ids[0].encode()).digest()))
+    return [prompt_id for ids in mixed for prompt_id in ids]
 
 
 def suites_folder() -> Path:

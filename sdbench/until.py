@@ -1,6 +1,6 @@
 """A run that stops when the gate is sure: prompts in batches, a look after each few, error rates as of a single look.
 
-Prompts are mixed first (`suites.look_order`), for lists are sorted by style or length, and the first of them would speak for no
+Batches of prompts are mixed first (`suites.look_order`), for lists are sorted by style or length, and the first of them would speak for no
 others. A look takes the scores of the first k prompts on both sides; `sequential` says at which level, and `looks` why a pass
 waits for half of them and which faults even that does not show. A distance of the whole set is not taken before a look that may
 be the last: once all else has passed, from the first k pictures of both models, or, where the baseline's pictures are not in
@@ -81,7 +81,7 @@ class _Candidate:
 
     def __init__(self, question: Question, easel: Easel, old: Side, probed: list[Value]) -> None:
         self.question, self.easel, self.old, self.probed = question, easel, old, probed
-        self.todo = _mixed(easel.todo)
+        self.todo = self._mixed(easel.todo)
         rules = question.policy.rules(question.setting.suite.name)
         measured = question.setting.suite.metrics.get(question.setting.suite.family or "scenes", ())
         self.sets = [name for name in rules if name in measured and PROTOCOLS[name].kind == "set"]
@@ -116,9 +116,13 @@ class _Candidate:
     def _score(self, names: list[str], start: int, stop: int) -> tuple[list[Value], Scores]:
         return score(run.to_score(self.question.setting, self.easel.store, self.todo[start:stop]), names)
 
+    def _mixed(self, todo: list[Job]) -> list[Job]:
+        jobs = {job.prompt_id: job for job in todo}
+        return [jobs[prompt_id] for prompt_id in suites.look_order([*jobs], self.question.setting.sampling.batch)]
+
     def _baseline_drawn(self, size: int) -> bool:
         store, todo = run.place_of(self.old.record.model.name, self.old.record.model.weights_digest, self.question.setting)
-        return not store.missing([job.image for job in _mixed(todo)[:size]])
+        return not store.missing([job.image for job in self._mixed(todo)[:size]])
 
     def _sides(self, size: int, sets: bool) -> tuple[Side, Side] | None:
         """Both models on the first prompts; with the distances of their sets, or without."""
@@ -157,7 +161,7 @@ class _Candidate:
             theirs.columns.update({name: self.old.columns[name][rows] for name in columns if name in self.old.columns})
             return values, [value for name in self.sets if (value := self.old.record.value(name))]
         store, todo = run.place_of(self.old.record.model.name, self.old.record.model.weights_digest, self.question.setting)
-        old_values, old_scores = score(run.to_score(self.question.setting, store, _mixed(todo)[:size]), self.sets)
+        old_values, old_scores = score(run.to_score(self.question.setting, store, self._mixed(todo)[:size]), self.sets)
         theirs.columns.update(old_scores.columns)
         return values, old_values
 
@@ -179,7 +183,3 @@ class _Candidate:
         order = sorted(range(n), key=scores.keys.__getitem__)
         columns = {name: column[order] for name, column in scores.columns.items()}
         return Side(record.model_copy(update={"values": values, "n_images": n}), sorted(scores.keys), columns)
-
-
-def _mixed(todo: list[Job]) -> list[Job]:
-    return sorted(todo, key=lambda job: suites.look_order(job.prompt_id))

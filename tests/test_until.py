@@ -49,8 +49,7 @@ def test_the_same_model_stops_past_half_with_the_pictures_of_a_whole_run(teacher
         records.Looks(baseline=baseline.name, verdict="pass", prompts=(2, 4), of=6),
     )
     whole = records.read(baseline)[1]
-    mixed = sorted(whole.keys, key=lambda key: suites.look_order(key[0]))
-    assert scores.keys == sorted(mixed[:4])
+    assert scores.keys == sorted((name, 0) for name in suites.look_order(whole.prompt_ids, 2)[:4])
     assert scores.keys != whole.keys[:4]
     rows = [whole.keys.index(key) for key in scores.keys]
     assert scores.columns["clip_score.scenes"].tolist() == whole.columns["clip_score.scenes"][rows].tolist()
@@ -69,9 +68,16 @@ def test_what_was_looked_at_is_a_suite_that_can_be_run_again(teacher: ModelSpec,
 
 def test_a_sorted_list_is_looked_at_in_a_mixed_order_that_stays() -> None:
     ids = [f"{place:05d}" for place in range(400)]
-    mixed = sorted(ids, key=suites.look_order)
+    mixed = suites.look_order(ids, 1)
     assert mixed[:2] == ["00331", "00399"]
     assert 30 <= sum(each < "00100" for each in mixed[:160]) <= 50
+
+
+def test_batches_stay_together_and_a_short_one_stays_last() -> None:
+    ids = [f"{place:05d}" for place in range(11)]
+    mixed = suites.look_order(ids, 4)
+    assert mixed[8:] == ids[8:]
+    assert sorted([mixed[:4], mixed[4:8]]) == [ids[:4], ids[4:8]]
 
 
 def test_without_the_baseline_s_pictures_the_distance_waits_for_all_prompts(teacher: ModelSpec, tmp_path: Path) -> None:
