@@ -6,6 +6,7 @@ folder without `metadata.jsonl` is not finished; the same command goes on with i
 
 import hashlib
 import json
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def draw(
         n: only the first captions.
         seed: of the noise.
         device: "cpu", "cuda" or "cuda:<index>".
-        part: the k-th of n parts, for n commands at a time, into one folder; the last to end finishes it.
+        part: the k-th of n parts, every n-th batch, for n commands at a time into one folder; the last to end finishes it.
 
     Raises:
         UserError: there are fewer captions, no teacher or no such device, or a setting is out of range.
@@ -75,7 +76,8 @@ def draw(
         _note(out, identity)  # no sooner: what cannot be loaded claims no folder
     store = Store(out, identity)
     todo = [Job(str(row), 0, caption, digest([store.folder.name, row, caption])) for row, caption in enumerate(captions)]
-    generate(todo[part[0] - 1 :: part[1]], store, batch, make, "teacher")
+    batches = [todo[start : start + batch] for start in range(0, len(todo), batch)]  # whole: neighbours may change a picture's last bits
+    generate(list(chain.from_iterable(batches[part[0] - 1 :: part[1]])), store, batch, make, "teacher")
     if store.missing([job.image for job in todo]):  # the other parts'
         return out
     rows = [{"file_name": store.path(job.image).relative_to(out).as_posix(), "caption": job.prompt} for job in todo]

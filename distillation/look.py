@@ -26,7 +26,7 @@ class Look:
     """
 
     def __init__(self, pool: LatentPool, pipeline_folder: Path, precision: Callable[[], AbstractContextManager[object]]) -> None:
-        self._batch, self._precision = pool.at(np.arange(min(SHOWN, len(pool.latents))), SEED), precision
+        self._batch, self._precision = pool.at(np.arange(min(SHOWN, len(pool))), SEED), precision
         self._vae = read_part("vae", pipeline_folder / "vae", torch.float32)
         self._vae.enable_slicing()  # type: ignore[operator]  # an AutoencoderKL; one picture at a time, for training leaves little memory
         self._scheduler = EulerDiscreteScheduler.from_pretrained(pipeline_folder / "scheduler")

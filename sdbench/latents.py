@@ -32,7 +32,7 @@ from sdbench.processes import from_main, sharing
 from sdbench.training import rows_of
 
 ENCODED_AT_ONCE_PX = 64 * 64 * 64  # pixels of all pictures in one pass of the VAE
-UNFLUSHED_S = 30.0  # of encoding, which a machine that goes down may lose; a process that is killed loses none
+UNFLUSHED_S = 30.0  # of encoding, which is lost at most where a process is killed or the machine goes down
 UNDECODABLE = 0.01  # of the pictures, which may be left out
 COMPONENTS: dict[str, Any] = {  # of a pipeline, but for the UNet; None: weights, read with all checks
     "vae": None,

@@ -70,11 +70,11 @@ def test_a_picture_is_the_stock_pipelines_from_the_rows_noise(prompts: Path, tea
 
 @pytest.mark.parametrize("order", [(1, 2, 3), (3, 1, 2)])
 def test_parts_draw_together_what_one_run_draws(order: tuple[int, ...], prompts: Path, teacher_folder: Path, tmp_path: Path) -> None:
-    whole = draw(prompts, teacher_folder, tmp_path / "whole", **SETTINGS | {"batch": 1})
+    whole = draw(prompts, teacher_folder, tmp_path / "whole", **SETTINGS)
     out = tmp_path / "parts"
     for part in order:
         assert not (out / "metadata.jsonl").exists()
-        draw(prompts, teacher_folder, out, part=(part, 3), **SETTINGS | {"batch": 1})
+        draw(prompts, teacher_folder, out, part=(part, 3), **SETTINGS)
     assert files(out) == files(whole)
 
 
