@@ -66,7 +66,7 @@ ONLY = {
     "models": {"errors", "models", "scenes"},
     "scenes": {"errors", "scenes"},
     "scenes.training": {"errors", "scenes", "scenes.training", "models", "training", "latents"},
-    "training": {"errors"},
+    "training": {"errors", "processes"},
     "processes": set[str](),
     "latents": {"errors", "models", "processes", "training"},
     "assets": {"errors"},
@@ -106,10 +106,11 @@ ONLY = {
 DOORS = {"sdbench": {"sdbench.api"}}  # what a package offers by name though it lies above, imported when it is asked for
 TRAINING_IS_FOR = {"scenes.training", "cli", "distillation"}
 # `latents` feeds both families' trainers; `sources` opens data sets; `settings` and `suites` hold the types that `generate` is called
-# with; `machine` knows the commit of a checkout.
+# with; `machine` knows the commit of a checkout; `pipelines` fetches a teacher.
 DISTILLATION_KNOWS = {
     "errors",
     "models",
+    "pipelines",
     "scenes",
     "scenes.training",
     "training",
