@@ -96,17 +96,22 @@ def rows(results: Path) -> list[Row]:
 
 
 def sections(board: Sequence[Row]) -> list[Section]:
-    """Group and sort rows: pictures without a model first, then models by the size of their UNet, the teacher before its equals."""
+    """Group and sort rows.
+
+    Within a family sections with pictures come before those of speed alone; in a section pictures without a model
+    first, then models by the size of their UNet, the teacher before its equals.
+    """
 
     def key(row: Row) -> tuple[str, str, int, str, str]:
         record = row.record
         return record.family, record.suite.name, record.suite.version, record.machine.machine_class, record.suite.digest
 
     grouped = itertools.groupby(sorted(board, key=key), key)
-    return [
+    found = [
         Section(family, f"{family}: {suite}@{version} on {machine}", tuple(sorted(group, key=_size)))
         for (family, suite, version, machine, _), group in grouped
     ]
+    return sorted(found, key=lambda section: (section.family, not any(record.n_images for record in section.records)))
 
 
 def _size(row: Row) -> tuple[bool, float, bool, str]:
