@@ -103,7 +103,7 @@ def fit(
         watch: the weights to keep so far -> an H x W x 3 picture and named values; called every `watch_every` steps and at the end.
         save_every_s: between two checkpoints; longer where saving one is slow, so that it takes 2 % of the time at most.
 
-    A lone step whose loss or gradient is not finite, as a damaged picture gives, is skipped and logged.
+    A lone step whose loss or gradient is not finite is skipped and logged.
 
     Raises:
         UserError: two steps on end are not finite, or the last, or a checkpoint cannot be read or written; the last good one stays.
