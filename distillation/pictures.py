@@ -5,10 +5,13 @@ An image folder is read where it lies. Parquet files, tars and Hub datasets are 
 """
 
 import hashlib
+import json
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +21,8 @@ from tqdm import tqdm
 
 from sdbench.errors import UndecodableError, UserError
 from sdbench.sources import Table, read_table, stream, texts
+from sdbench.store import write_bytes
+from sdbench.weights import user_cache
 
 CAPTIONS = ("caption", "text", "prompt", "clean_prompts", "txt")  # Vega's Midjourney set's; what a tar's text files are called
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
@@ -41,14 +46,23 @@ class Pictures:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of a Hub dataset's version; of a local source over captions and undecoded pictures in their order, all of which are read.
+        """SHA-256 of a Hub dataset's version; of a local source over captions and undecoded pictures in their order.
 
-        The latter stays the same where the files are moved or packed otherwise.
+        The latter stays the same where the files are moved or packed otherwise. It reads all of them, which takes the better part of an hour
+        for a million; it is therefore noted in the user's cache, and holds as long as each file keeps its place, size and time.
 
         Raises:
             UserError: a picture is not there, or cannot be read.
         """
-        return hashlib.sha256(self.version.encode()).hexdigest() if self.version else _content(self)
+        if self.version:
+            return hashlib.sha256(self.version.encode()).hexdigest()
+        noted = user_cache() / "pictures" / _stamp(self)
+        if noted.is_file():
+            return noted.read_text()
+        found = _content(self)
+        with suppress(UserError):  # where no note can be left, they are read each time
+            write_bytes(noted, found.encode())
+        return found
 
     def image(self, row: int) -> Image.Image:
         """The picture, 8-bit RGB, upright: transparency on white, of 16 bits the upper 8; colour profiles are not applied.
@@ -104,6 +118,22 @@ def _captions(table: Table, column: str) -> list[str]:
             raise UserError(f"{table.name}: row {row} has no caption; found {caption!r}. Write one, or take the row out")
         captions.append(caption)
     return captions
+
+
+def _stamp(pictures: Pictures) -> str:
+    """Changes with captions and with place, size and time of any file, of which none is read: pictures' own, and the cache's that hold others."""
+    (column,) = pictures.rows.column_names
+    files = [*(kept["filename"] for kept in pictures.rows.cache_files), *pictures.rows.flatten()[f"{column}.path"]]
+    found = [(file, stat.st_size, stat.st_mtime_ns) if (stat := _stat(file)) else file for file in files]
+    return hashlib.sha256(json.dumps([pictures.captions, found]).encode()).hexdigest()
+
+
+def _stat(file: str | None) -> os.stat_result | None:
+    """None for what is no file, as names are within a tar or a table."""
+    try:
+        return Path(file).stat() if file else None
+    except OSError:
+        return None
 
 
 def _content(pictures: Pictures) -> str:

@@ -82,8 +82,12 @@ def size_text(size_bytes: int) -> str:
 
 def home() -> Path:
     """The folder of assets: `SDBENCH_WEIGHTS`, or one in the user's cache."""
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get(HOME) or Path(caches) / "sdbench" / "weights")
+    return Path(os.environ.get(HOME) or user_cache() / "weights")
+
+
+def user_cache() -> Path:
+    """The user's folder of what can be fetched or found out again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sdbench"
 
 
 def _checked(asset: Asset) -> tuple[Path, list[str]]:

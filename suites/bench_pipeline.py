@@ -31,7 +31,10 @@ def running() -> Running:
     request = Request.from_environment()
     if request is None:
         pytest.skip(f"no request: {VARIABLE} names no file; `sdbench run` starts this file with one")
-    stages, load_s = loaded.load(request)
+    try:
+        stages, load_s = loaded.load(request)
+    except RuntimeError as error:
+        pytest.fail(f"{meters.OUT_OF_MEMORY} while the model was loaded: no batch fits. {out_of_memory(error)}")
     return Running(request, stages, {**loaded.described(stages.pipe), "load_s": load_s})
 
 
@@ -53,9 +56,7 @@ def test_stage(stage: str, running: Running, benchmark: Any) -> None:
         meters.start_peaks(request.device)
         benchmark.pedantic(call, rounds=request.calls, warmup_rounds=warmup)
     except RuntimeError as error:
-        if not room.is_out_of_memory(error):
-            raise
-        said = str(error).partition(". Of the allocated memory")[0]
+        said = out_of_memory(error)
     else:
         benchmark.extra_info.update({"memory_mib": meters.peak_memory_mib(request.device), "watch": watch.noted()})
         if stage == "pipeline" and request.device.startswith("cuda"):
@@ -68,6 +69,13 @@ def test_stage(stage: str, running: Running, benchmark: Any) -> None:
     running.stages.restore()
     fits = room.largest_batch(running.stages)
     pytest.fail(f"{meters.OUT_OF_MEMORY} at batch {request.setting.batch}; the largest batch that fits is {fits}. {said}")
+
+
+def out_of_memory(error: RuntimeError) -> str:
+    """What it says of that, without the allocator's advice; any other error goes on."""
+    if not room.is_out_of_memory(error):
+        raise error
+    return str(error).partition(". Of the allocated memory")[0]
 
 
 def cold(call: Call, *, compiling: bool) -> dict[str, Any]:

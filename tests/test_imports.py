@@ -124,6 +124,7 @@ DISTILLATION_KNOWS = {
     "suites",
     "generate",
     "probes",
+    "weights",
 }
 WITHOUT_TORCH = (
     "errors",

@@ -82,7 +82,9 @@ class Watch:
         The process that started this one is no stranger: it waits.
         """
         seconds, busy, own = (now - then for now, then in zip((time.perf_counter(), _busy_s(), _own_s()), self._start, strict=True))
-        found: dict[str, Any] = {"foreign_cores": max(0.0, busy - own) / seconds}
+        found: dict[str, Any] = {
+            "foreign_cores": round(max(0.0, busy - own) / seconds, 3)
+        }  # what counts them counts hundredths of a second
         if self.card is None:
             return found | ({"card": self.reason} if self.reason else {})
         listed = self.card.processes() or {}

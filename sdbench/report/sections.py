@@ -178,17 +178,17 @@ def _charts(section: Section) -> list[figures.Chart]:
 
 
 def _verdicts(section: Section, policy: Policy, results: Path) -> Iterator[dict[str, Any]]:
-    """What the gate says of the first models with the teacher as their baseline."""
+    """What the gate says of the first models with the teacher as their baseline; nothing of a suite that the policy does not weigh."""
     if section.teacher is None:
+        return
+    try:
+        policy.rules(section.teacher.record.suite.name)
+    except UserError:
         return
     between_runs = floors.between_runs(section.teacher.record, results)
     for row in [row for row in section.models if row is not section.teacher][:VERDICTS]:
-        try:
-            report = gate(row.folder, section.teacher.folder, policy, between_runs)
-            found = {"verdict": report.verdict, "why": report.why, "grid": report.grid()}
-        except UserError as error:  # the policy weighs nothing of this suite
-            found = {"verdict": "incomparable", "why": str(error), "grid": Grid((), ())}
-        yield {"candidate": row.name, **found}
+        report = gate(row.folder, section.teacher.folder, policy, between_runs)
+        yield {"candidate": row.name, "verdict": report.verdict, "why": report.why, "grid": report.grid()}
 
 
 def _shown(found: Worst, keys: Mapping[tuple[str, str], str], teacher: Row | None) -> dict[str, Any]:

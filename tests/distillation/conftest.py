@@ -16,6 +16,14 @@ def vega() -> Recipe:
     return recipe.model_copy(update={"stages": stages, "scenes": scenes})
 
 
+@pytest.fixture(autouse=True)
+def notes(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where digests of pictures are noted."""
+    caches = tmp_path_factory.mktemp("caches")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(caches))
+    return caches / "sdbench" / "pictures"
+
+
 @pytest.fixture
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where `datasets` keeps what it opened; it asks no Hub."""

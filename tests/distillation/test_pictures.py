@@ -3,9 +3,11 @@
 import hashlib
 import io
 import json
+import os
 import re
 import shutil
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +107,18 @@ def test_the_digest_is_of_the_content_not_of_the_place(tmp_path: Path) -> None:
     assert open_pictures(str(tmp_path / "other")).digest == closed_form(CAPTIONS, [FILES[0], FILES[1], FILES[1], FILES[3]])
     rows = [{"file_name": f"in/{row}.png", "caption": CAPTIONS[row]} for row in (1, 0, 2, 3)]
     assert open_pictures(str(image_folder(tmp_path / "turned", rows))).digest != first
+
+
+@pytest.mark.parametrize("make", [image_folder, parquet_folder])
+def test_a_digest_is_noted_and_holds_until_a_file_changes(make: Callable[[Path], Path], tmp_path: Path, notes: Path) -> None:
+    source = make(tmp_path / "source")
+    first = open_pictures(str(source)).digest
+    (noted,) = notes.iterdir()
+    noted.write_text("read from the note")
+    assert open_pictures(str(source)).digest == "read from the note"
+    last = [path for path in sorted(source.rglob("*")) if path.suffix in {".png", ".parquet"}][-1]
+    os.utime(last, ns=(1, 1))
+    assert open_pictures(str(source)).digest == first
 
 
 def test_pictures_become_upright_rgb(tmp_path: Path) -> None:

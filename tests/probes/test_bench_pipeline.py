@@ -7,7 +7,7 @@ import pytest
 from tiny import SIZE_PX, tiny_unet
 
 from sdbench.models.spec import resolve
-from sdbench.probes.driver import measure
+from sdbench.probes.driver import BENCHMARKS, measure
 from sdbench.probes.flops import unet_macs
 from sdbench.probes.request import STAGES
 from sdbench.settings import Probes, Sampling, Setting
@@ -44,6 +44,25 @@ def test_a_setting_is_what_it_says(made: Path, tmp_path: Path) -> None:
     assert rate == pytest.approx(2 / seconds)
     (raw,) = tmp_path.glob("tiny-b2*-0.json")
     assert json.loads(raw.read_text())["benchmarks"][0]["extra_info"]["configs"]["vae"]["_class_name"] == "AutoencoderTiny"
+
+
+LACK = """
+def lack(_):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB. Of the allocated memory 70 GiB is held elsewhere")
+
+loaded.load = lack
+"""
+
+
+def test_what_is_too_large_to_load_says_so_and_is_not_tried_again(made: Path, tmp_path: Path) -> None:
+    suites = tmp_path / "suites"
+    suites.mkdir()
+    (suites / BENCHMARKS).write_text((SUITES / BENCHMARKS).read_text() + LACK)
+    probes = PROBES.model_copy(update={"rounds": 2, "settings": ()})
+    values = measure([resolve(str(made), name="tiny")], SAMPLING, probes, work=tmp_path, suites=suites, device="cpu")["tiny"]
+    reasons = {value.reason for value in values if value.name.startswith("latency.")}
+    assert reasons == {"out of memory while the model was loaded: no batch fits. CUDA out of memory. Tried to allocate 9 GiB"}
+    assert len(list(tmp_path.glob("tiny-base-*.log"))) == 1
 
 
 @pytest.mark.slow

@@ -109,8 +109,8 @@ def test_models_without_pictures_scores_or_a_policy_have_a_page_too(tmp_path: Pa
     (path,) = api.report(api.Places(tmp_path))
     text = path.read_text(encoding="utf-8")
     assert "sdxl (random weights)" in text
-    assert 'class="chip incomparable"' in text
-    assert "unknown suite in the gate" in text
+    assert 'id="s1-made"' in text
+    assert 'id="s1-gate"' not in text, "the policy weighs nothing of this suite"
     assert "&#34;&gt;&lt;b&gt;" in text
 
 
