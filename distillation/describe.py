@@ -37,7 +37,8 @@ def describe(
     ]
     for stage, plan, steps, student in zip(recipe.stages, recipe.plans, counts, students, strict=True):
         blocks = sum(plan.depths.values())
-        lines.append(f"stage {stage.name}: {steps:,} steps, {count(student):,} parameters, {blocks} transformer blocks")
+        few = f" (all of them warm-up, to {steps / settings.warmup:.0%} of lr)" if steps < settings.warmup else ""
+        lines.append(f"stage {stage.name}: {steps:,} steps{few}, {count(student):,} parameters, {blocks} transformer blocks")
         lines += [f"  {row.block} keeps resnets {_listed(row.resnets)}  ({row.source})" for row in stage.shorten or ()]
         lines += [f"  {row.attentions} keeps {_listed(row.blocks)}  ({row.source})" for row in stage.keep]
     lines += _middle(recipe)

@@ -1,11 +1,12 @@
 """What the command line does, for Python: the same names, the same records."""
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdbench import baselines, floors, machine, records, suites
+from sdbench import floors, machine, records, sides, suites
 from sdbench.compare import Side
 from sdbench.errors import UserError
 from sdbench.gate import gate
@@ -17,8 +18,6 @@ from sdbench.verdicts import Report
 
 if TYPE_CHECKING:
     from sdbench.models.spec import ModelSpec
-
-FAMILY_SUITE = {"scenes": "quality", "sdxl": "standard"}
 
 
 @dataclass(frozen=True)
@@ -164,7 +163,7 @@ def evaluate(
     chosen, policy, old = _suite(suite, spec), _policy(None), None
     if baseline is not None:  # before the model, which may take hours, is run for a misspelt name
         policy.rules(chosen.name)
-        old = _record_of(_baseline(str(baseline), where), where, chosen, device, only)
+        old = _opponent(str(baseline), chosen, where, device, only)
     (folder,) = _run_in_memory(model, spec, chosen, where) if in_memory else run([spec], chosen, where, device=device, only=only)
     record, scores = records.read(folder)
     if old is None:
@@ -196,7 +195,9 @@ def _run_in_memory(pipeline: Any, spec: "ModelSpec", suite: suites.Suite, where:
 
 
 def _suite(suite: str | suites.Suite | None, spec: "ModelSpec") -> suites.Suite:
-    return suite if isinstance(suite, suites.Suite) else suites.load(suite or FAMILY_SUITE.get(spec.family, "standard"))
+    if suite is None:
+        return sides.suite_of(spec)
+    return suite if isinstance(suite, suites.Suite) else suites.load(suite)
 
 
 def _without_probes(record: Record, policy: Policy) -> tuple[Policy, list[str]]:
@@ -213,13 +214,8 @@ def compare(candidate: str, baseline: str, policy: Path | None, places: Places |
     The baseline may also be one of the names in `baselines.toml`, which comes before all else.
     """
     where, chosen = places or Places(), _policy(policy)
-    theirs, ours = _baseline(baseline, where), _named(candidate)  # names first: nothing is run for a misspelt one
     given = suites.load(suite) if suite else None
-    old = _record_of(theirs, where, given)
-    of_suite = records.head(old).suite.name
-    if not isinstance(ours, Path):
-        chosen.rules(of_suite)  # a policy that weighs nothing here ends it before the candidate is run
-    new = _record_of(ours, where, given or of_suite.removesuffix("-custom"))
+    new, old = sides.pair(candidate, baseline, given, chosen, where.results, lambda specs, suite: run(specs, suite, where))
     return _judged(new, old, chosen, where)
 
 
@@ -268,7 +264,7 @@ def until_verdict(
     where, chosen = places or Places(), _policy(policy)
     chosen.rules(suite.name)  # a policy that weighs nothing here ends the run before it begins
     runner.check_models([spec], suite)
-    old = _record_of(_baseline(baseline, where), where, suite, device)
+    old = _opponent(baseline, suite, where, device)
     setting = runner.bench(suite, device=machine.chosen_device(device), results=where.results, runs=where.runs)
     with evaluators(setting.device):
         return run_until_verdict(Question(spec, setting, old, chosen, floors.between_runs(records.head(old), where.results)))
@@ -294,35 +290,21 @@ def noise(
         (record,) = run([spec], seeded, Places(folder / "records", folder), device=device, only=only)
         found.append(Side.read(record))
     floor = floors.of(found, numbers, suite.id)
-    return floors.write(floor, where.results), floor
+    written = floors.write(floor, where.results)
+    for seed in numbers:  # the next floor is measured anew; until here, what was killed goes on
+        shutil.rmtree(where.runs / "noise" / str(seed) / "probes", ignore_errors=True)
+    return written, floor
 
 
 def _policy(path: Path | None) -> Policy:
     return load_policy(path or suites.suites_folder() / "gate.toml")
 
 
-def _baseline(what: str, where: Places) -> "Path | ModelSpec":
-    return baselines.find(what, where.results) or _named(what)
-
-
-def _named(what: str) -> "Path | ModelSpec":
-    if (Path(what) / "record.json").is_file():
-        return Path(what)
-    from sdbench.models.spec import resolve
-
-    return resolve(what)
-
-
-def _record_of(
-    named: "Path | ModelSpec", where: Places, suite: str | suites.Suite | None, device: str | None = None, only: str | None = None
-) -> Path:
-    """A record folder; a model that has none under the suite is run."""
-    if isinstance(named, Path):
-        return named
-    from sdbench.models.catalogue import CATALOGUE
-
-    chosen = _suite(suite, named)
-    kept = records.under(where.results, named.family, chosen.id, named.name)
-    if kept and named.name in CATALOGUE:
-        return kept[-1][0]
-    return run([named], chosen, where, device=device, only=only)[0]
+def _opponent(baseline: str, suite: suites.Suite, where: Places, device: str | None, only: str | None = None) -> Path:
+    """The record that a model which is run here is compared with; run too, where this machine class has none."""
+    found = sides.find(baseline, where.results)
+    if isinstance(found, Path):
+        sides.check(found, suite.id)
+        return found
+    here = machine.this_machine(machine.chosen_device(device)).machine_class
+    return sides.of(found, suite, here, where.results, lambda specs, suite: run(specs, suite, where, device=device, only=only))

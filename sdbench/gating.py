@@ -1,6 +1,6 @@
-"""The commands that judge: `gate`, `run --until-verdict`, `noise`, `baseline`. Exit code 1 says "regressed" and nothing else.
+"""The commands that judge, `gate` and `run --until-verdict`, and what they stand on: `noise` and `baseline`.
 
-Whatever goes wrong, a crash, a missing library, Ctrl-C, a request to end, a report that cannot be written, is exit code 2.
+Exit code 1 of a verdict says "regressed" and nothing else: whatever goes wrong, a crash, a missing library, Ctrl-C, a request to end, a report that cannot be written, is exit code 2.
 """
 
 import argparse
@@ -78,11 +78,11 @@ def until_verdict(arguments: argparse.Namespace, asked: "Callable[[], tuple[list
 
 def noise(arguments: argparse.Namespace) -> int:
     """`sdbench noise` => 0."""
-    from sdbench import api, suites
+    from sdbench import api, sides, suites
     from sdbench.models.spec import resolve
 
     spec = resolve(arguments.model)
-    suite = suites.load(arguments.suite or api.FAMILY_SUITE.get(spec.family, "standard"))
+    suite = suites.load(arguments.suite) if arguments.suite else sides.suite_of(spec)
     path, floor = api.noise(spec, suite, arguments.seeds, places(arguments), arguments.device, arguments.only)
     for name, spread in floor.metrics.items():
         say(f"{name:28} {spread.noise:.3g} between two runs; found {min(spread.values):.4g} to {max(spread.values):.4g}")

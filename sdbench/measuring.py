@@ -92,7 +92,7 @@ def _dry_run(specs: "Sequence[ModelSpec]", suite: "Suite", only: str | None, arg
 
 def _asked(arguments: argparse.Namespace) -> "tuple[list[ModelSpec], Suite]":
     """The models and the suite that the options of `run` name."""
-    from sdbench import api, suites
+    from sdbench import api, sides, suites
     from sdbench.models.spec import resolve
 
     _check_verdict(arguments)
@@ -100,7 +100,7 @@ def _asked(arguments: argparse.Namespace) -> "tuple[list[ModelSpec], Suite]":
         raise UserError("--name names one model, but several are given; run them one by one, or leave --name out")
     named = {"base": arguments.base, "lora": arguments.lora, "name": arguments.name, "random": arguments.weights == "random"}
     specs = [resolve(what, **named) for what in arguments.model]
-    suite = suites.load(arguments.suite or api.FAMILY_SUITE.get(specs[0].family, "standard"))
+    suite = suites.load(arguments.suite) if arguments.suite else sides.suite_of(specs[0])
     return specs, api.Overrides(arguments.steps, arguments.size_px, arguments.batch, arguments.dtype, arguments.n).apply(suite)
 
 

@@ -255,7 +255,7 @@ def head(folder: Path) -> Record:
         raise _unreadable(folder, error) from error
     if folder.resolve().name != digest:
         raise UserError(
-            f"record {folder} was changed after it was written: its content has digest {digest}. Run the suite again to make it anew."
+            f"record {folder} was changed after it was written: its content has digest {digest}. Restore it, or delete the folder and run the suite again."
         )
     return record
 
@@ -273,25 +273,29 @@ def scores(folder: Path) -> Scores:
 
 
 def _unreadable(folder: Path, error: Exception) -> UserError:
-    return UserError(f"{folder} is no readable record (record.json and scores.parquet of schema {SCHEMA_VERSION}): {error}")
+    return UserError(
+        f"{folder} is no readable record (record.json and scores.parquet of schema {SCHEMA_VERSION}): {error}. Restore it, or delete the folder"
+    )
 
 
 def newest(results: Path, family: str | None = None) -> list[tuple[Path, Record]]:
-    """The row of each (family, suite version, model, machine class): the newest of its records, in a stable order."""
-    rows: dict[tuple[str, str, int, str, str], tuple[Path, Record]] = {}
+    """The row of each (family, suite, model, label, machine class): the newest of its records, in a stable order."""
+    rows: dict[tuple[str | int, ...], tuple[Path, Record]] = {}
     for path in sorted(results.glob(f"{family or '*'}/*@*/*/*/record.json")):
         record = head(path.parent)
-        key = (record.family, record.suite.name, record.suite.version, record.model.name, record.machine.machine_class)
+        suite, model = record.suite, record.model
+        key = (record.family, suite.name, suite.version, model.name, record.machine.machine_class, model.label, suite.digest)
         if key not in rows or rows[key][1].created < record.created:
             rows[key] = (path.parent, record)
     return [rows[key] for key in sorted(rows)]
 
 
-def under(results: Path, family: str, suite: SuiteId, name: str) -> list[tuple[Path, Record]]:
-    """A model's records of exactly this suite, its digest included, oldest first."""
+def under(results: Path, family: str, suite: SuiteId, name: str, label: str = "") -> list[tuple[Path, Record]]:
+    """A model's records of exactly this suite, its digest included, oldest first; those of random weights have a label."""
     folders = sorted((results / family / f"{suite.name}@{suite.version}" / name).glob("*/record.json"))
-    found = [(path.parent, read(path.parent)[0]) for path in folders]
-    return sorted((kept for kept in found if kept[1].suite == suite), key=lambda kept: kept[1].created)
+    found = [(path.parent, head(path.parent)) for path in folders]
+    wanted = (kept for kept in found if (kept[1].suite, kept[1].model.label) == (suite, label))
+    return sorted(wanted, key=lambda kept: kept[1].created)
 
 
 def digest_of(folder: Path) -> str:

@@ -4,7 +4,6 @@ import gc
 import io
 import itertools
 import os
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,14 +21,15 @@ from sdbench.machine import environment, this_machine
 from sdbench.models.catalogue import TEACHERS
 from sdbench.models.digest import weights_digest
 from sdbench.models.loading import load
-from sdbench.models.spec import ModelSpec
+from sdbench.models.spec import ModelSpec, recognised
 from sdbench.pipelines import fetch
 from sdbench.probes import driver
+from sdbench.probes.driver import Probed
 from sdbench.protocols.base import Subject
 from sdbench.records import Looks, Machine, Model, Record, Scores, Value
 from sdbench.scenes import embedded
 from sdbench.score import named, score
-from sdbench.settings import BASE, Sampling
+from sdbench.settings import BASE, Sampling, Setting
 from sdbench.store import U8, Store
 from sdbench.suites import Suite, suites_folder
 from sdbench.thumbnails import worth_keeping
@@ -81,6 +81,7 @@ def bench(
     for folder in (results, runs):
         _check_writable(folder)
     suite.id  # noqa: B018  # prompts or a latent that are neither here nor reachable end the run here
+    records.newest(results, suite.family)  # so does a damaged record, which the new ones could not be joined to
     pictures = only != "probes" and bool(suite.metrics.get(suite.family or "scenes"))
     return Bench(suite, suite.sampling, device, results, runs, pictures, only != "quality", settings=tuple(settings), profile=profile)
 
@@ -112,15 +113,39 @@ def run(specs: Sequence[ModelSpec], setting: Bench) -> list[Path]:
 
     The family's teacher goes first where it is among them, since win rates are against its pictures.
     """
-    check_models(specs, setting.suite)
     teacher = TEACHERS[setting.suite.family or ""]
-    ordered = sorted(specs, key=lambda spec: spec.name != teacher)
-    pictures = {spec.name: _pictures(spec, setting) for spec in ordered} if setting.quality else {}
-    probed = probe([spec for spec in ordered if spec.source != "rendered"], setting) if setting.probes else {}
-    call = uuid.uuid4().hex[:12]
+    ordered = sorted(ready(specs, setting), key=lambda spec: spec.name != teacher)
+    models = {spec.name: model_of(spec, setting) for spec in ordered}
+    pictures = {spec.name: _pictures(spec, models[spec.name], setting) for spec in ordered} if setting.quality else {}
+    probed = probe(ordered, setting)
     with evaluators(setting.device):
-        made = {spec.name: record_of(spec, setting, pictures.get(spec.name), probed.get(spec.name, []), call) for spec in ordered}
+        made = {name: record_of(model, setting, pictures.get(name), probed) for name, model in models.items()}
     return [made[spec.name] for spec in specs]
+
+
+def ready(specs: Sequence[ModelSpec], setting: Bench) -> list[ModelSpec]:
+    """Fetch what models lack => them, those of the Hub as what they show to be once they are here.
+
+    Raises:
+        UserError: one is of another family or damaged, two have one name, or the Hub cannot be reached.
+    """
+    check_models(specs, setting.suite)
+    dtypes = {setting.sampling.dtype} if setting.quality else set()
+    dtypes |= {each.dtype or setting.sampling.dtype for each in _settings(setting).values()}
+    for spec, dtype in itertools.product(specs, sorted(dtypes)):
+        fetch(spec, dtype=dtype)
+    for spec in specs:
+        if spec.source == "embedded":
+            embedded.checked(spec.location)
+    known = [recognised(spec) for spec in specs]
+    check_models(known, setting.suite)
+    return known
+
+
+def model_of(spec: ModelSpec, setting: Bench) -> Model:
+    """What records say of a model, its weights read for their digest: once in a run, so that all of a record is of the same weights."""
+    digest = weights_digest(spec, dtype=setting.sampling.dtype)
+    return Model(name=spec.name, architecture=spec.architecture, source=spec.origin, weights_digest=digest, label=spec.label)
 
 
 def check_models(specs: Sequence[ModelSpec], suite: Suite) -> None:
@@ -144,11 +169,9 @@ def check_models(specs: Sequence[ModelSpec], suite: Suite) -> None:
 class Easel:
     """Where one model's pictures of a suite are made, those that are asked for; the model is loaded when the first is missing."""
 
-    def __init__(self, spec: ModelSpec, setting: Bench) -> None:
-        if spec.source == "embedded":
-            embedded.checked(spec.location)
+    def __init__(self, spec: ModelSpec, model: Model, setting: Bench) -> None:
         self.spec, self.setting = spec, setting
-        self.store, self.todo = place_of(spec.name, weights_digest(spec, dtype=setting.sampling.dtype), setting)
+        self.store, self.todo = place_of(model, setting)
         self._make: Callable[[list[Job]], U8] | None = None
 
     def draw(self, part: list[Job]) -> None:
@@ -162,20 +185,19 @@ class Easel:
             return rendered
         sampling, pipeline = self.setting.sampling, self.setting.loaded.get(self.spec.name)
         if pipeline is None:
-            fetch(self.spec, dtype=sampling.dtype)
             pipeline = load(self.spec, dtype=DTYPES[sampling.dtype], device=self.setting.device)
         return sampler(pipeline, sampling, self.setting.suite.noise)
 
 
-def place_of(name: str, weights: str | None, setting: Bench) -> tuple[Store, list[Job]]:
+def place_of(model: Model, setting: Bench) -> tuple[Store, list[Job]]:
     """Where a model's pictures of a suite lie, or will."""
     kind, _, _ = setting.device.partition(":")  # two cards of one machine draw the same
-    identity = {"model": name, "weights": weights, "device": kind, "batch": setting.sampling.batch}
-    return Store(setting.runs, identity), jobs(setting.suite, setting.sampling, weights)
+    identity = {"model": model.name, "weights": model.weights_digest, "device": kind, "batch": setting.sampling.batch}
+    return Store(setting.runs, identity), jobs(setting.suite, setting.sampling, model.weights_digest)
 
 
-def _pictures(spec: ModelSpec, setting: Bench) -> tuple[Store, list[Job]]:
-    easel = Easel(spec, setting)
+def _pictures(spec: ModelSpec, model: Model, setting: Bench) -> tuple[Store, list[Job]]:
+    easel = Easel(spec, model, setting)
     easel.draw(easel.todo)
     store, todo = easel.store, easel.todo
     del easel  # and the model with it
@@ -185,19 +207,16 @@ def _pictures(spec: ModelSpec, setting: Bench) -> tuple[Store, list[Job]]:
     return store, todo
 
 
-def probe(specs: Sequence[ModelSpec], setting: Bench) -> dict[str, list[Value]]:
-    """Latency and memory by the models' names, measured in turns; nothing where the suite has no probes."""
-    if setting.suite.probes is None or not specs:
-        return {}
-    work, probes = setting.runs / "probes", setting.suite.probes
-    dtypes = {each.dtype or setting.sampling.dtype for each in probes.chosen(setting.settings).values()}
-    for spec, dtype in itertools.product(specs, sorted(dtypes)):
-        fetch(spec, dtype=dtype)
+def probe(specs: Sequence[ModelSpec], setting: Bench) -> Probed:
+    """Latency and memory, measured in turns; nothing of rendered pictures, nor where the suite has no probes."""
+    timed = [spec for spec in specs if spec.source != "rendered"]
+    if setting.suite.probes is None or not setting.probes or not timed:
+        return Probed({}, "")
     return driver.measure(
-        specs,
+        timed,
         setting.sampling,
-        probes,
-        work=work,
+        setting.suite.probes,
+        work=setting.runs / "probes",
         suites=suites_folder(),
         device=setting.device,
         settings=setting.settings,
@@ -205,49 +224,40 @@ def probe(specs: Sequence[ModelSpec], setting: Bench) -> dict[str, list[Value]]:
     )
 
 
-def record_of(
-    spec: ModelSpec, setting: Bench, pictures: tuple[Store, list[Job]] | None, probed: list[Value], call: str, looks: Looks | None = None
-) -> Path:
+def record_of(model: Model, setting: Bench, pictures: tuple[Store, list[Job]] | None, probed: Probed, looks: Looks | None = None) -> Path:
     """Score the pictures, join what was probed, and write the record => its folder.
 
     Args:
-        spec: the model.
+        model: what was measured.
         setting: the suite it was measured under.
         pictures: what to score; None to keep what an earlier record says of them.
-        probed: its latency and memory.
-        call: name of the run that took them.
+        probed: latency and memory, of other models too.
         looks: of a run that stopped when sure.
     """
-    model = Model(
-        name=spec.name,
-        architecture=spec.architecture,
-        source=spec.origin,
-        weights_digest=weights_digest(spec, dtype=setting.sampling.dtype),
-        label=spec.label,
-    )
     machine = this_machine(setting.device)
     values, scores, thumbnails = _kept_quality(model, machine, setting)
     if pictures is not None:
         store, todo = pictures
-        subject = to_score(setting, store, todo, is_teacher=spec.name == TEACHERS[spec.family])
+        subject = to_score(setting, store, todo, is_teacher=model.name == TEACHERS[setting.suite.family or ""])
         values, scores = score(subject, setting.suite.metrics.get(setting.suite.family or "scenes", ()))
         values = judged(values, setting.suite, setting.runs)
         shown = [todo[row] for row in worth_keeping(scores, subject.teacher)]
         drawn = store.read([job.image for job in shown])
         thumbnails = {f"{job.prompt_id}.png": _thumbnail(picture) for job, picture in zip(shown, drawn, strict=True)}
-    earlier, call_of_earlier = _kept_probes(model, machine, setting)
+    new, (earlier, earlier_turns) = probed.values.get(model.name, []), _kept_probes(model, machine, setting)
+    turns = {of for of, found in ((probed.turns, new), (earlier_turns, earlier)) if found}
     record = Record(
-        family=spec.family,
+        family=setting.suite.family or "",
         suite=setting.suite.id,
         model=model,
         machine=machine,
         environment=environment(),
         created=records.now(),
         n_images=len(scores.prompt_ids),
-        values=(*values, *_in_order([*probed, *earlier], setting.suite)),
+        values=(*values, *_in_order([*new, *earlier], setting.suite)),
         sampling=setting.sampling.model_dump(),
         prompts=setting.suite.prompts_described(),
-        run="" if probed and earlier else call if probed else call_of_earlier,
+        run=turns.pop() if len(turns) == 1 else "",
         looks=looks,
     )
     return _unless_same(record, scores, thumbnails, setting.results)
@@ -271,12 +281,17 @@ def _kept_quality(model: Model, machine: Machine, setting: Bench) -> tuple[list[
 
 
 def _kept_probes(model: Model, machine: Machine, setting: Bench) -> tuple[list[Value], str]:
-    """Likewise the probes of settings that this run does not measure, and the call that took them."""
+    """Likewise the probes of settings that this run does not measure, and the turns that they were taken in."""
     kept = _kept(model, machine, setting)
     if kept is None:
         return [], ""
-    measured = setting.suite.probes.chosen(setting.settings) if setting.probes and setting.suite.probes else {}
+    measured = _settings(setting)
     return [value for value in probes_of(kept[1]) if _label(value) not in measured], kept[1].run
+
+
+def _settings(setting: Bench) -> Mapping[str, Setting]:
+    """Settings of the probes that this run measures, by their labels."""
+    return setting.suite.probes.chosen(setting.settings) if setting.probes and setting.suite.probes else {}
 
 
 def _in_order(probed: list[Value], suite: Suite) -> list[Value]:
@@ -330,7 +345,7 @@ def to_score(setting: Bench, store: Store, todo: Sequence[Job], *, is_teacher: b
 
 def _drawn(model: Model, setting: Bench, todo: Sequence[Job]) -> Subject | None:
     """A measured model's pictures of the same prompts."""
-    store, theirs = place_of(model.name, model.weights_digest, setting)
+    store, theirs = place_of(model, setting)
     by_key = {(job.prompt_id, job.sample): job for job in theirs}
     same = [by_key[job.prompt_id, job.sample] for job in todo]
     return None if store.missing([job.image for job in same]) else subject_of(store, same, setting.runs)

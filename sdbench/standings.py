@@ -75,8 +75,9 @@ class Section:
 
     @property
     def teacher(self) -> Row | None:
-        """The row of the family's teacher."""
-        return next((row for row in self.rows if row.record.model.name == TEACHERS.get(self.family)), None)
+        """The row of the family's teacher; of one with random weights only where there is no other."""
+        found = (row for row in self.rows if row.record.model.name == TEACHERS.get(self.family))
+        return min(found, key=lambda row: row.record.model.label, default=None)
 
     @cached_property
     def ranks(self) -> dict[str, dict[str, int | None]]:

@@ -7,7 +7,6 @@ be the last: once all else has passed, from the first k pictures of both models,
 the run folder, once all prompts are in and its record has the value.
 """
 
-import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +20,8 @@ from sdbench.generate import Job
 from sdbench.machine import this_machine
 from sdbench.models.spec import ModelSpec
 from sdbench.policy import Policy
-from sdbench.records import Looks, Record, Scores, Value
+from sdbench.probes.driver import Probed
+from sdbench.records import Looks, Model, Record, Scores, Value
 from sdbench.run import Bench, Easel
 from sdbench.score import PROTOCOLS, score
 from sdbench.validation import validated
@@ -63,8 +63,9 @@ def run_until_verdict(question: Question) -> tuple[Path, Report]:
             f"baseline {question.baseline} is of {old.record.suite}, {old.record.n_images} pictures; this run is of {setting.suite.id}, "
             f"{len(setting.suite.prompt_list())}: run the baseline under this suite"
         )
-    easel, probed = Easel(question.spec, setting), run.probe([question.spec], setting).get(question.spec.name, [])
-    state = _Candidate(question, easel, old, probed)
+    (spec,) = run.ready([question.spec], setting)
+    model = run.model_of(spec, setting)
+    state = _Candidate(question, model, Easel(spec, model, setting), old, run.probe([spec], setting))
     looked: list[int] = []
     for size in sizes(len(state.todo), setting.sampling.batch):
         looked.append(size)
@@ -79,8 +80,8 @@ def run_until_verdict(question: Question) -> tuple[Path, Report]:
 class _Candidate:
     """The model under question, as far as it is measured."""
 
-    def __init__(self, question: Question, easel: Easel, old: Side, probed: list[Value]) -> None:
-        self.question, self.easel, self.old, self.probed = question, easel, old, probed
+    def __init__(self, question: Question, model: Model, easel: Easel, old: Side, probed: Probed) -> None:
+        self.question, self.model, self.easel, self.old, self.probed = question, model, easel, old, probed
         self.todo = self._mixed(easel.todo)
         rules = question.policy.rules(question.setting.suite.name)
         measured = question.setting.suite.metrics.get(question.setting.suite.family or "scenes", ())
@@ -111,7 +112,7 @@ class _Candidate:
             setting = replace(setting, suite=validated(suites.Suite, content, "the prompts so far"))
         looked = set(self.todo[:size])
         pictures = [job for job in self.easel.todo if job in looked]
-        return run.record_of(self.question.spec, setting, (self.easel.store, pictures), self.probed, uuid.uuid4().hex[:12], course)
+        return run.record_of(self.model, setting, (self.easel.store, pictures), self.probed, course)
 
     def _score(self, names: list[str], start: int, stop: int) -> tuple[list[Value], Scores]:
         return score(run.to_score(self.question.setting, self.easel.store, self.todo[start:stop]), names)
@@ -121,7 +122,7 @@ class _Candidate:
         return [jobs[prompt_id] for prompt_id in suites.look_order([*jobs], self.question.setting.sampling.batch)]
 
     def _baseline_drawn(self, size: int) -> bool:
-        store, todo = run.place_of(self.old.record.model.name, self.old.record.model.weights_digest, self.question.setting)
+        store, todo = run.place_of(self.old.record.model, self.question.setting)
         return not store.missing([job.image for job in self._mixed(todo)[:size]])
 
     def _sides(self, size: int, sets: bool) -> tuple[Side, Side] | None:
@@ -137,10 +138,10 @@ class _Candidate:
         whole = self._whole(found, theirs, size) if sets else ([], [])
         mine = self.old.record.model_copy(
             update={
-                "model": self.old.record.model.model_copy(update={"name": self.question.spec.name, "label": self.question.spec.label}),
+                "model": self.model,
                 "machine": this_machine(self.question.setting.device),
                 "sampling": self.question.setting.sampling.model_dump(),
-                "values": tuple(self.probed),
+                "values": tuple(self.probed.values.get(self.model.name, ())),
                 "run": "",
             }
         )
@@ -160,7 +161,7 @@ class _Candidate:
             rows = self._rows(list(theirs.prompt_ids))
             theirs.columns.update({name: self.old.columns[name][rows] for name in columns if name in self.old.columns})
             return values, [value for name in self.sets if (value := self.old.record.value(name))]
-        store, todo = run.place_of(self.old.record.model.name, self.old.record.model.weights_digest, self.question.setting)
+        store, todo = run.place_of(self.old.record.model, self.question.setting)
         old_values, old_scores = score(run.to_score(self.question.setting, store, self._mixed(todo)[:size]), self.sets)
         theirs.columns.update(old_scores.columns)
         return values, old_values

@@ -40,6 +40,7 @@ FLOORS = (
         "floors",
         "looks",
         "baselines",
+        "sides",
         "leaderboard",
         "samples",
         "thumbnails",

@@ -20,7 +20,8 @@ from sdbench.errors import MissingError, UserError
 from sdbench.metrics.clip_score import clip_score
 from sdbench.models.spec import ModelSpec, resolve
 from sdbench.protocols.base import Subject
-from sdbench.records import Scores, Value
+from sdbench.probes.driver import Probed
+from sdbench.records import Model, Scores, Value
 from sdbench.scenes.grammar import parse, scene_at
 from sdbench.scenes.render import render
 from sdbench.score import score
@@ -312,7 +313,8 @@ def test_a_student_alone_has_no_win_rate_until_the_teacher_was_run(teacher: Mode
 
 
 def test_a_card_finds_the_pictures_of_the_card_beside_it(tmp_path: Path) -> None:
-    places = [runner.place_of("m", "w", replace(bench(tmp_path), device=device))[0].folder for device in ("cuda", "cuda:1", "cpu")]
+    model = Model(name="m", architecture="vega", source="folder:m", weights_digest="w")
+    places = [runner.place_of(model, replace(bench(tmp_path), device=device))[0].folder for device in ("cuda", "cuda:1", "cpu")]
     assert places[0] == places[1] != places[2]
 
 
@@ -326,7 +328,7 @@ def test_another_suite_s_teacher_does_not_count(teacher: ModelSpec, tmp_path: Pa
 
 def test_a_run_of_one_half_keeps_the_other_half_of_the_record(teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     probe = Value(name="parameters.unet", kind="count", direction="lower", unit="parameters", value=7)
-    monkeypatch.setattr(runner.driver, "measure", lambda specs, *_, **__: {spec.name: [probe] for spec in specs})
+    monkeypatch.setattr(runner.driver, "measure", lambda specs, *_, **__: Probed({spec.name: [probe] for spec in specs}, "turns"))
     suite = SUITE.model_copy(update={"probes": Probes(rounds=1, calls=2, warmup=0)})
     (pictures,) = runner.run([teacher], bench(tmp_path, suite))
     (both,) = runner.run([teacher], bench(tmp_path, suite, "probes"))
@@ -346,12 +348,10 @@ def test_settings_measured_one_after_the_other_come_together_in_one_record(
 ) -> None:
     seconds, p50 = iter(range(1, 9)), "latency.pipeline.p50"
 
-    def measured(specs: list[ModelSpec], *_: Any, settings: tuple[str, ...], **__: Any) -> dict[str, list[Value]]:
+    def measured(specs: list[ModelSpec], *_: Any, settings: tuple[str, ...], **__: Any) -> Probed:
         names = [p50 if label == "base" else f"{p50}@{label}" for label in settings or ("base", "b2")]
-        return {
-            spec.name: [Value(name=name, kind="probe", direction="lower", unit="s", value=next(seconds)) for name in names]
-            for spec in specs
-        }
+        values = [[Value(name=name, kind="probe", direction="lower", unit="s", value=next(seconds)) for name in names] for _ in specs]
+        return Probed(dict(zip([spec.name for spec in specs], values, strict=True)), "turns")
 
     monkeypatch.setattr(runner.driver, "measure", measured)
     monkeypatch.setattr(runner, "load", never)
@@ -377,9 +377,9 @@ def test_probes_alone_make_no_pictures_and_rendered_ones_have_no_probes(
     latency = Value(name="latency.pipeline.p50", kind="probe", direction="lower", unit="s", value=0.5, n=2, samples=((0.4, 0.6),))
     asked: list[list[str]] = []
 
-    def measured(specs: list[ModelSpec], *_: Any, **__: Any) -> dict[str, list[Value]]:
+    def measured(specs: list[ModelSpec], *_: Any, **__: Any) -> Probed:
         asked.append([spec.name for spec in specs])
-        return {spec.name: [latency] for spec in specs}
+        return Probed({spec.name: [latency] for spec in specs}, "turns")
 
     monkeypatch.setattr(runner.driver, "measure", measured)
     monkeypatch.setattr(runner, "load", never)

@@ -204,6 +204,14 @@ def _from_hub(repository: str, base: ModelSpec | None, revision: str | None) -> 
     return replace(spec, family=family_of(content), architecture=architecture_of(content))
 
 
+def recognised(spec: ModelSpec) -> ModelSpec:
+    """A model of the Hub as what its configuration says, where that is on this disk by now; any other as it is."""
+    if spec.source != "hub":
+        return spec
+    found = _from_hub(spec.location, spec.base, spec.revision)
+    return replace(spec, family=found.family, architecture=found.architecture) if found.architecture != "custom" else spec
+
+
 def _with_lora(spec: ModelSpec, lora: str) -> ModelSpec:
     if spec.source in ("random", "rendered"):
         raise UserError(f"--lora needs a model with weights, {spec.name!r} is {spec.source}")

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -30,6 +31,8 @@ from sdbench.probes.rounds import Round, picked
 from sdbench.probes.values import values
 from sdbench.records import Value
 from sdbench.settings import BASE, Probes, Sampling
+from sdbench.store import digest as digest_of
+from sdbench.store import write_bytes
 
 BENCHMARKS = "bench_pipeline.py"
 ROUND_LIMIT_S = 3600
@@ -51,6 +54,19 @@ _ENVIRONMENT = {
 
 
 Key = tuple[str, str]  # label of a setting, name of a model
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What rounds measured.
+
+    Attributes:
+        values: latency, memory, parameters and FLOPs of each model, by its name.
+        turns: names the rounds that took turns; those of other models, or of another time, have another name.
+    """
+
+    values: Mapping[str, list[Value]]
+    turns: str
 
 
 @dataclass(frozen=True)
@@ -76,8 +92,10 @@ def measure(
     device: str,
     settings: Sequence[str] = (),
     profile: bool = False,
-) -> dict[str, list[Value]]:
-    """Latency, memory, parameters and FLOPs of each model, by its name; only rounds that are not in `work` are run.
+) -> Probed:
+    """Measure models in turns; only rounds that are not in `work` are run.
+
+    Rounds of a model that took turns with others are not taken for these: only what was measured in turns has the machine's mood in common.
 
     All rounds together are then in `work/rounds.json`, which `pytest-benchmark compare` reads.
 
@@ -106,7 +124,8 @@ def measure(
         for spec in specs
     }
     digest = cache(weights_digest)  # settings share the weights, whose gigabytes need to be read only once
-    stems = {key: _stem(request, suites, digest(request.spec, dtype=request.dtype)) for key, request in requests.items()}
+    turns = _turns([(spec.name, digest(spec, dtype=sampling.dtype)) for spec in specs], place)
+    stems = {key: _stem(request, suites, digest(request.spec, dtype=request.dtype), turns) for key, request in requests.items()}
     if profile:
         for key, request in requests.items():
             for why in dict.fromkeys(_profile(request, stems[key], place).values()):
@@ -117,7 +136,16 @@ def measure(
         for key, stem in stems.items()
     }
     joined.write(kept, place.work / JOINED)
-    return {spec.name: _values({label: (requests[label, spec.name], rounds[label, spec.name]) for label in chosen}) for spec in specs}
+    found = {spec.name: _values({label: (requests[label, spec.name], rounds[label, spec.name]) for label in chosen}) for spec in specs}
+    return Probed(found, turns)
+
+
+def _turns(models: Sequence[tuple[str, str | None]], place: Place) -> str:
+    """The name of the rounds in which these models, names and weights, take turns: theirs alone, for as long as `work` is kept."""
+    path = place.work / "turns" / f"{digest_of(sorted(models, key=str))}.txt"
+    if not path.exists():
+        write_bytes(path, uuid.uuid4().hex[:12].encode())
+    return path.read_text()
 
 
 def _in_turns(requests: Mapping[Key, Request], stems: Mapping[Key, str], n: int, place: Place) -> dict[Key, list[Round]]:
@@ -227,7 +255,7 @@ def _death(done: subprocess.CompletedProcess[str]) -> str:
     return f"exit code {done.returncode}: {(errors or lines or ['it wrote nothing'])[-1].removeprefix('E').strip()[:500]}"
 
 
-def _stem(request: Request, suites: Path, weights: str | None) -> str:
+def _stem(request: Request, suites: Path, weights: str | None, turns: str) -> str:
     """File name of a model's rounds: by all that its times depend on, so that a kept round is never taken for another."""
     spec, packages = request.spec, environment().packages
     whole = {
@@ -237,6 +265,7 @@ def _stem(request: Request, suites: Path, weights: str | None) -> str:
         "python": sys.version_info[:2],
         "machine": request.machine.machine_class,
         "threads": os.environ.get("OMP_NUM_THREADS"),
+        "turns": turns,
         "code": [hashlib.sha256(path.read_bytes()).hexdigest() for path in (suites / BENCHMARKS, *_MEASURING)],
     }
     digest = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]

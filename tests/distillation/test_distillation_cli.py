@@ -44,7 +44,7 @@ def test_a_dry_run_checks_and_makes_nothing(teacher_folder: Path, tmp_path: Path
         "--dry-run",
     ]
     assert main([*arguments, "--steps", "10"]) == 0
-    assert "stage half: 1 steps" in capsys.readouterr().out
+    assert "stage half: 1 steps (all of them warm-up, to 4% of lr), " in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
     assert main([*arguments, "--steps", "1"]) == 2
 

@@ -18,7 +18,7 @@ SAMPLING = Sampling(steps=4, guidance_scale=3.0, size_px=SIZE_PX, dtype="float32
 
 
 def test_a_round_measures_every_stage(made: Path, tmp_path: Path) -> None:
-    values = measure([resolve(str(made), name="tiny")], SAMPLING, PROBES, work=tmp_path, suites=SUITES, device="cpu", settings=["base"])
+    values = measure([resolve(str(made), name="tiny")], SAMPLING, PROBES, work=tmp_path, suites=SUITES, device="cpu", settings=["base"]).values
     found = {value.name: value for value in values["tiny"]}
     assert {value.state for value in found.values()} == {"ok"}, [value.reason for value in found.values() if value.reason]
     p50 = {stage: found[f"latency.{stage}.p50"] for stage in STAGES}
@@ -36,7 +36,7 @@ def test_a_round_measures_every_stage(made: Path, tmp_path: Path) -> None:
 
 def test_a_setting_is_what_it_says(made: Path, tmp_path: Path) -> None:
     label = "b2+bfloat16+channels-last+tiny-vae"
-    values = measure([resolve(str(made), name="tiny")], SAMPLING, PROBES, work=tmp_path, suites=SUITES, device="cpu", settings=[label])
+    values = measure([resolve(str(made), name="tiny")], SAMPLING, PROBES, work=tmp_path, suites=SUITES, device="cpu", settings=[label]).values
     found = {value.name: value for value in values["tiny"]}
     assert {value.state for value in found.values()} == {"ok"}, [value.reason for value in found.values() if value.reason]
     assert all(name.endswith(f"@{label}") for name in found)
@@ -59,7 +59,7 @@ def test_what_is_too_large_to_load_says_so_and_is_not_tried_again(made: Path, tm
     suites.mkdir()
     (suites / BENCHMARKS).write_text((SUITES / BENCHMARKS).read_text() + LACK)
     probes = PROBES.model_copy(update={"rounds": 2, "settings": ()})
-    values = measure([resolve(str(made), name="tiny")], SAMPLING, probes, work=tmp_path, suites=suites, device="cpu")["tiny"]
+    values = measure([resolve(str(made), name="tiny")], SAMPLING, probes, work=tmp_path, suites=suites, device="cpu").values["tiny"]
     reasons = {value.reason for value in values if value.name.startswith("latency.")}
     assert reasons == {"out of memory while the model was loaded: no batch fits. CUDA out of memory. Tried to allocate 9 GiB"}
     assert len(list(tmp_path.glob("tiny-base-*.log"))) == 1
@@ -68,7 +68,7 @@ def test_what_is_too_large_to_load_says_so_and_is_not_tried_again(made: Path, tm
 @pytest.mark.slow
 def test_what_is_compiled_counts_its_cold_start_apart_and_finds_it_on_disk(made: Path, tmp_path: Path) -> None:
     probes = Probes(rounds=2, calls=2, warmup=1, settings=(Setting(compile="whole"), Setting(compile="blocks")))
-    values = measure([resolve(str(made), name="tiny")], SAMPLING, probes, work=tmp_path, suites=SUITES, device="cpu")
+    values = measure([resolve(str(made), name="tiny")], SAMPLING, probes, work=tmp_path, suites=SUITES, device="cpu").values
     found = {value.name: value for value in values["tiny"]}
     assert {value.state for value in found.values()} == {"ok"}, [value.reason for value in found.values() if value.reason]
     for label in ("compiled", "compiled-blocks"):

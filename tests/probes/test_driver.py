@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ import pytest
 from sdbench.errors import UserError
 from sdbench.models.spec import ModelSpec
 from sdbench.probes import counts, driver, work
-from sdbench.probes.driver import measure
+from sdbench.probes.driver import Probed, measure
 from sdbench.probes.request import CEILINGS, STAGES
 from sdbench.records import Value
 from sdbench.settings import Probes, Sampling, Setting
@@ -66,11 +67,14 @@ class Bench:
     def measure(
         self, *names: str, rounds: int = 1, calls: int = 2, others: tuple[Setting, ...] = (), **changes: Any
     ) -> dict[str, dict[str, Value]]:
+        measured = self.probed(*names, rounds=rounds, calls=calls, others=others, **changes)
+        return {name: {value.name: value for value in values} for name, values in measured.values.items()}
+
+    def probed(self, *names: str, rounds: int = 1, calls: int = 2, others: tuple[Setting, ...] = (), **changes: Any) -> Probed:
         specs = [ModelSpec(name, "scenes", "vega", "random", "") for name in names]
         probes = Probes(rounds=rounds, calls=calls, warmup=0, settings=others)
         settings = {"work": self.work, "suites": self.suites, "device": "cpu", **changes}
-        measured = measure(specs, SAMPLING, probes, **settings)
-        return {name: {value.name: value for value in values} for name, values in measured.items()}
+        return measure(specs, SAMPLING, probes, **settings)
 
     @property
     def started(self) -> list[str]:
@@ -94,8 +98,18 @@ def test_models_take_turns_and_a_second_run_measures_only_what_is_missing(bench:
     assert bench.started == ["a", "b", "a", "b"]
     assert bench.measure("a", "b", rounds=2) == measured
     assert len(bench.started) == 4
-    bench.measure("b", rounds=3)
-    assert bench.started[4:] == ["b"]
+    bench.measure("b", "a", rounds=3)
+    assert bench.started[4:] == ["b", "a"]
+
+
+def test_only_rounds_that_took_turns_with_each_other_go_by_one_name(bench: Bench) -> None:
+    alone, other = bench.probed("a").turns, bench.probed("b").turns
+    together = bench.probed("a", "b")
+    assert bench.started == ["a", "b", "a", "b"], "each alone is no turn: both are measured anew"
+    assert len({alone, other, together.turns}) == 3
+    assert bench.probed("b", "a", rounds=2).turns == together.turns
+    shutil.rmtree(bench.work)
+    assert bench.probed("a", "b").turns != together.turns
 
 
 def test_values_say_what_the_clock_said(bench: Bench) -> None:
@@ -197,16 +211,17 @@ def test_a_broken_benchmark_file_is_the_reason(bench: Bench) -> None:
 def test_other_settings_are_other_rounds(bench: Bench) -> None:
     spec = ModelSpec("a", "scenes", "vega", "random", "")
 
-    def stem(spec: ModelSpec = spec, weights: str = "3e16", **changes: Any) -> str:
+    def stem(spec: ModelSpec = spec, weights: str = "3e16", turns: str = "1", **changes: Any) -> str:
         machine = driver.this_machine("cpu")
         request = {"sampling": SAMPLING, "setting": Setting(), "calls": 2, "warmup": 0, "device": "cpu", "machine": machine}
-        return driver._stem(driver.Request.model_validate({"spec": spec, **request, **changes}), bench.suites, weights)
+        return driver._stem(driver.Request.model_validate({"spec": spec, **request, **changes}), bench.suites, weights, turns)
 
     first = stem()
     assert first == stem(sampling=SAMPLING.model_copy(update={"batch": 1})), "the batch is the setting's"
     assert first == stem(profile=True)
     others = [
         stem(weights="4f27"),
+        stem(turns="2"),
         stem(replace(spec, architecture="ssd-1b")),
         stem(sampling=SAMPLING.model_copy(update={"steps": 3})),
         stem(sampling=SAMPLING.model_copy(update={"dtype": "float16"})),
@@ -219,7 +234,7 @@ def test_other_settings_are_other_rounds(bench: Bench) -> None:
         stem(setting=Setting(channels_last=True)),
         stem(machine=driver.this_machine("cpu").model_copy(update={"cores": 999})),
     ]
-    assert len({first, *others}) == 13
+    assert len({first, *others}) == 14
 
 
 def test_settings_take_turns_with_the_models_and_their_values_carry_their_name(bench: Bench) -> None:
@@ -231,7 +246,7 @@ def test_settings_take_turns_with_the_models_and_their_values_carry_their_name(b
     assert found["latency.unet_step.p50"].n == 2
     assert found["latency.unet_step.p50@b4"].n == 3
     assert "parameters.unet@b4" not in found
-    assert all(name.endswith("@b4") for name in bench.measure("a", others=(four,), settings=["b4"])["a"])
+    assert all(name.endswith("@b4") for name in bench.measure("a", "b", others=(four,), settings=["b4"])["a"])
     assert len(bench.started) == 4
     with pytest.raises(UserError, match="unknown setting 'b5'; known: b4, base"):
         bench.measure("a", others=(four,), settings=["b5"])

@@ -38,7 +38,7 @@ def test_nvml_s_card_is_cuda_s_and_knows_this_process() -> None:
 
 def test_a_round_on_a_card_agrees_with_the_hand(made: Path, tmp_path: Path) -> None:
     probes = Probes(rounds=3, calls=20, warmup=5)
-    values = measure([resolve(str(made), name="tiny")], SAMPLING, probes, work=tmp_path, suites=SUITES, device="cuda")
+    values = measure([resolve(str(made), name="tiny")], SAMPLING, probes, work=tmp_path, suites=SUITES, device="cuda").values
     found = {value.name: value for value in values["tiny"]}
     lost = {value.name: value.reason for value in found.values() if value.state != "ok"}
     assert set(lost) <= {"memory.process", "machine.power", "machine.foreign_processes"}, lost
@@ -59,7 +59,7 @@ def test_a_round_on_a_card_agrees_with_the_hand(made: Path, tmp_path: Path) -> N
 
 def test_random_weights_of_full_size_have_every_value(tmp_path: Path) -> None:
     probes, sampling = Probes(rounds=1, calls=2, warmup=1), SAMPLING.model_copy(update={"steps": 2, "size_px": 1024})
-    values = measure([resolve("vega", random=True)], sampling, probes, work=tmp_path, suites=SUITES, device="cuda")["vega"]
+    values = measure([resolve("vega", random=True)], sampling, probes, work=tmp_path, suites=SUITES, device="cuda").values["vega"]
     lost = {value.name: value.reason for value in values if value.state != "ok"}
     assert set(lost) <= {"memory.process", "machine.power", "machine.foreign_processes"}, lost
 
@@ -94,6 +94,6 @@ def test_another_process_on_the_card_is_seen() -> None:
 def test_settings_run_on_a_card(setting: Setting, made: Path, tmp_path: Path) -> None:
     probes = Probes(rounds=2, calls=3, warmup=1, settings=(setting,))
     place = {"work": tmp_path, "suites": SUITES, "device": "cuda", "settings": [setting.label]}
-    values = measure([resolve(str(made), name="tiny")], SAMPLING, probes, **place)
+    values = measure([resolve(str(made), name="tiny")], SAMPLING, probes, **place).values
     lost = {value.name: value.reason for value in values["tiny"] if value.state != "ok"}
     assert {name.partition("@")[0] for name in lost} <= {"memory.process", "machine.power", "machine.foreign_processes"}, lost

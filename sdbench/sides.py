@@ -1,0 +1,109 @@
+"""The two records that a gate compares: those that a user names, those that are there already, or new ones of a run."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from sdbench import baselines, records, suites
+from sdbench.errors import UserError
+from sdbench.models.catalogue import CATALOGUE
+from sdbench.models.spec import ModelSpec, resolve
+from sdbench.policy import Policy
+from sdbench.records import Record, SuiteId
+from sdbench.suites import Suite
+
+FAMILY_SUITE = {"scenes": "quality", "sdxl": "standard"}
+Run = Callable[[Sequence[ModelSpec], Suite], list[Path]]
+Named = Path | ModelSpec  # a record folder, or a model
+
+
+def find(what: str, results: Path) -> Named:
+    """A name of `baselines.toml`, which comes before all else, a record folder, or what `sdbench run --model` takes.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    return baselines.find(what, results) or named(what)
+
+
+def named(what: str) -> Named:
+    """As `find`, without the names of baselines."""
+    return Path(what) if (Path(what) / "record.json").is_file() else resolve(what)
+
+
+def suite_of(spec: ModelSpec) -> Suite:
+    """The suite of a model's family."""
+    return suites.load(FAMILY_SUITE.get(spec.family, "standard"))
+
+
+def pair(candidate: str, baseline: str, suite: Suite | None, policy: Policy, results: Path, run: Run) -> tuple[Path, Path]:
+    """Records of both, of one suite and, where they can be, of one machine class; what has none is run.
+
+    Args:
+        candidate: as of `named`.
+        baseline: as of `find`.
+        suite: to run where a record is missing; by default that of the other one's record, or of the baseline's family.
+        policy: what is weighed; one that weighs nothing of the suite ends it before anything is run.
+        results: the folder of results.
+        run: measures models under a suite => their records.
+
+    Raises:
+        UserError: one of them is nothing, or not of the suite that the other would be run under.
+    """
+    theirs, ours = find(baseline, results), named(candidate)  # names first: nothing is run for a misspelt one
+    if isinstance(ours, Path):
+        return (ours, theirs) if isinstance(theirs, Path) else (ours, _opposite(theirs, ours, suite, policy, results, run))
+    if isinstance(theirs, Path):
+        return _opposite(ours, theirs, suite, policy, results, run), theirs
+    chosen = suite or suite_of(theirs)
+    policy.rules(chosen.name)
+    kept = [_by_class(spec, chosen.id, results) for spec in (ours, theirs)]
+    if common := [machine for machine in kept[1] if machine in kept[0]]:
+        return kept[0][common[-1]], kept[1][common[-1]]
+    if ours == theirs:
+        return (made := run([ours], chosen)[0]), made
+    new, old = run([ours, theirs], chosen)  # in turns, so that latency is compared under one mood of the machine
+    return new, old
+
+
+def of(spec: ModelSpec, suite: Suite, machine_class: str, results: Path, run: Run) -> Path:
+    """The newest record of a model of the catalogue on machines of a class; of others, or where there is none, a new one."""
+    kept = _by_class(spec, suite.id, results)
+    return kept[machine_class] if machine_class in kept else run([spec], suite)[0]
+
+
+def check(folder: Path, suite: SuiteId) -> Record:
+    """The record in a folder, which is of this suite.
+
+    Raises:
+        UserError: it is of another, so that a run under this one could not be compared with it.
+    """
+    record = records.head(folder)
+    if record.suite != suite:
+        raise UserError(
+            f"record {folder} is of suite {_called(record.suite)}, and this run would be of {_called(suite)}, which no verdict compares; name the "
+            "suite with --suite, or run both models under one suite and the same settings first, and name their records"
+        )
+    return record
+
+
+def _opposite(spec: ModelSpec, folder: Path, suite: Suite | None, policy: Policy, results: Path, run: Run) -> Path:
+    """A record to compare that in a folder with."""
+    of_suite = records.head(folder).suite.name
+    policy.rules(of_suite)
+    chosen = suite or suites.load(of_suite.removesuffix("-custom").removesuffix("-sequential"))
+    return of(spec, chosen, check(folder, chosen.id).machine.machine_class, results, run)
+
+
+def _by_class(spec: ModelSpec, suite: SuiteId, results: Path) -> dict[str, Path]:
+    """Machine class -> the newest record of a model of the catalogue, newest class last; other names may have other weights behind them by now."""
+    if CATALOGUE.get(spec.name) is None:
+        return {}
+    kept: dict[str, Path] = {}
+    for folder, record in records.under(results, spec.family, suite, spec.name, spec.label):
+        kept.pop(record.machine.machine_class, None)
+        kept[record.machine.machine_class] = folder
+    return kept
+
+
+def _called(suite: SuiteId) -> str:
+    return f"{suite.name}@{suite.version} (digest {suite.digest})"
