@@ -21,6 +21,7 @@ from sdbench.machine import environment, this_machine
 from sdbench.models.catalogue import TEACHERS
 from sdbench.models.digest import weights_digest
 from sdbench.models.loading import load
+from sdbench.models.locate import check_here
 from sdbench.models.spec import ModelSpec, recognised
 from sdbench.pipelines import fetch
 from sdbench.probes import driver
@@ -152,7 +153,7 @@ def check_models(specs: Sequence[ModelSpec], suite: Suite) -> None:
     """See that models can be measured under a suite, and told apart.
 
     Raises:
-        UserError: one is of another family, or two have one name.
+        UserError: one is of another family or lacks weights, or two have one name.
     """
     by_name: dict[str, ModelSpec] = {}
     for spec in specs:
@@ -163,6 +164,7 @@ def check_models(specs: Sequence[ModelSpec], suite: Suite) -> None:
         if other := by_name.get(spec.name):
             places = " and ".join(each.location or each.source for each in (other, spec))
             raise UserError(f"two models are called {spec.name!r}: {places}; run them one by one, each with a --name of its own")
+        check_here(spec)
         by_name[spec.name] = spec
 
 

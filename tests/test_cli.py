@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -113,6 +114,17 @@ def message(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 )
 def test_bad_input_is_a_short_message_and_2(words: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert expected in message(words, capsys)
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_weights_that_cannot_be_read_are_refused_before_anything_is_made(
+    more: list[str], made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(made / "unet", tmp_path / "student")
+    (tmp_path / "student" / "diffusion_pytorch_model.safetensors").rename(tmp_path / "student" / "diffusion_pytorch_model.bin")
+    for base in ("scenes-teacher", "segmind/SSD-1B"):  # the other one would have to be fetched first
+        assert "only pickled weights" in message(["run", "--model", "./student", "--base", base, "--suite", "quality", *more], capsys)
+    assert [path for path in tmp_path.rglob("results/**/*") if path.is_file()] == []
 
 
 def test_a_folder_that_is_no_checkpoint_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

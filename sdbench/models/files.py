@@ -6,14 +6,16 @@ Format of safetensors: 8 bytes (little-endian) with the length of the header, a 
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from sdbench.errors import UserError
 
+T = TypeVar("T")
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model", "text_encoder_2": "model"}
+_WRAPPERS = ("unet.", "module.", "_orig_mod.")  # of a pipeline's trainer, of data in parallel, of torch.compile
 AGAIN = "Copy or download it again"
 
 
@@ -170,8 +172,15 @@ def kind_of(path: Path, tensors: dict[str, Tensor]) -> Literal["unet", "checkpoi
     """
     if all(any(key.startswith(prefix) for key in tensors) for prefix in LDM_PREFIXES.values()):
         return "checkpoint"
-    if "conv_in.weight" in tensors and any(key.startswith("down_blocks.") for key in tensors):
+    inner = bare(tensors)
+    if "conv_in.weight" in inner and any(key.startswith("down_blocks.") for key in inner):
         return "unet"
+    if tensors and all(key.startswith(LDM_PREFIXES["unet"]) for key in tensors):
+        raise UserError(
+            f"{path} is a UNet alone in the original (LDM) names. Save it as a folder, with a pipeline of its architecture as config, and name that: "
+            f'python -c "from diffusers import UNet2DConditionModel as UNet; UNet.from_single_file({str(path)!r}, '
+            f"config='stabilityai/stable-diffusion-xl-base-1.0', subfolder='unet').save_pretrained({path.stem!r})\""
+        )
     example = next(iter(tensors), "no tensor")
     if any("lora" in key.lower() for key in tensors):
         raise UserError(
@@ -179,8 +188,16 @@ def kind_of(path: Path, tensors: dict[str, Tensor]) -> Literal["unet", "checkpoi
         )
     raise UserError(
         f"{path} is neither a UNet in diffusers' names (conv_in.weight, down_blocks.*) nor a whole SDXL checkpoint "
-        f"({', '.join(f'{prefix}*' for prefix in LDM_PREFIXES.values())}): found {len(tensors)} tensors such as {example!r}. Convert it with diffusers' scripts."
+        f"({', '.join(f'{prefix}*' for prefix in LDM_PREFIXES.values())}): found {len(tensors)} tensors such as {example!r}. Save the UNet with `save_pretrained`, and name that folder."
     )
+
+
+def bare(tensors: Mapping[str, T]) -> dict[str, T]:
+    """A UNet's tensors without what training puts before the names of them all: `unet.`, `module.`, `_orig_mod.`."""
+    found = dict(tensors)
+    while prefix := next((each for each in _WRAPPERS if found and all(key.startswith(each) for key in found)), None):
+        found = {key.removeprefix(prefix): tensor for key, tensor in found.items()}
+    return found
 
 
 LDM_PREFIXES = {

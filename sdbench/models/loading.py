@@ -13,7 +13,7 @@ from sdbench.errors import UserError
 from sdbench.models.architectures import TOPOLOGIES, depths, depths_of_keys
 from sdbench.models.blank import random_pipeline
 from sdbench.models.checks import check_checkpoint, check_finite, check_tensors
-from sdbench.models.files import STEMS, read_header, read_headers, read_json, weight_files
+from sdbench.models.files import STEMS, bare, read_header, read_headers, read_json, weight_files
 from sdbench.models.locate import Layout, locate
 from sdbench.models.spec import ModelSpec
 from sdbench.models.stock import CLASSES, PIPELINE, quiet
@@ -118,7 +118,7 @@ def _described(part: str, config: dict[str, Any], where: Path) -> nn.Module:
 def _read_unet_file(layout: Layout, dtype: torch.dtype) -> nn.Module:
     """A UNet without configuration: the base's widths, and of the known topologies the one that its tensors show."""
     base = read_json(layout.pipeline / "unet" / "config.json")
-    tensors = read_header(layout.unet)
+    tensors = bare(read_header(layout.unet))
     config = next(
         (known for known in (base, *({**base, **known} for known in TOPOLOGIES.values())) if depths(known) == depths_of_keys(tensors)), None
     )
@@ -128,7 +128,7 @@ def _read_unet_file(layout: Layout, dtype: torch.dtype) -> nn.Module:
         )
     model = on_meta("unet", config)
     check_tensors(model, "unet", tensors, layout.unet)
-    model.load_state_dict({name: tensor.to(dtype) for name, tensor in load_file(layout.unet).items()}, assign=True)
+    model.load_state_dict({name: tensor.to(dtype) for name, tensor in bare(load_file(layout.unet)).items()}, assign=True)
     return model
 
 

@@ -1,6 +1,6 @@
 """Where the files of a model lie: a `ModelSpec` => folders on this disk."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sdbench.errors import UserError
@@ -59,6 +59,20 @@ def locate(spec: ModelSpec) -> Layout:
     check_index(pipeline)
     checkpoint = folder if spec.source == "file" and kind_of(folder, read_header(folder)) == "checkpoint" else None
     return Layout(pipeline, folder if spec.base else folder / "unet", checkpoint, _lora(spec.lora) if spec.lora else None)
+
+
+def check_here(spec: ModelSpec) -> None:
+    """See that what is on this disk of a model has weights that can be read, whatever of it is still to be fetched.
+
+    Raises:
+        UserError: as `locate` and `Layout.weights`.
+    """
+    if spec.lora and Path(spec.lora).is_absolute():
+        _lora(spec.lora)
+    if spec.source == "unet-folder":
+        weight_files(Path(spec.location), "unet", sixteen_bit=False)
+    if spec.source in ("folder", "unet-folder", "file") and (spec.base is None or spec.base.source != "hub"):
+        locate(replace(spec, lora=None)).weights(sixteen_bit=False)
 
 
 def check_index(folder: Path) -> None:

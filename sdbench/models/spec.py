@@ -10,11 +10,13 @@ from typing import Any, Self
 from sdbench.errors import UserError, unknown
 from sdbench.models.architectures import TOPOLOGIES, Family, architecture_of, depths, depths_of_keys, family_of, ldm_depths, unet_config
 from sdbench.models.catalogue import CATALOGUE, TEACHERS, Source
-from sdbench.models.files import Tensor, kind_of, read_header, read_json
+from sdbench.models.files import Tensor, bare, kind_of, read_header, read_json
 
 UNET_CLASS = "UNet2DConditionModel"
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_STOCK_FILES = ("diffusion_pytorch_model", "diffusion_pytorch_model.fp16", "model")  # what trainers call the weights of every checkpoint,
+_STOCK_FOLDERS = ("unet", "unet_ema")  # and the folders in it
 RANDOM_LABEL = "random weights"
 
 
@@ -81,7 +83,7 @@ def resolve(
         what: catalogue name, path of a pipeline folder, UNet folder or `.safetensors` file, or `owner/name` on the Hub.
         base: the pipeline (named likewise) that completes a bare UNet.
         lora: path or Hub repository of a LoRA to fuse.
-        name: what tables call it; by default the catalogue's name or the last part of the path.
+        name: what tables call it; by default the catalogue's name or the last part of the path, with the one before it where all checkpoints share the last.
         random: take the architecture of the catalogue's entry, with random weights.
         revision: branch, tag or commit of a Hub repository.
 
@@ -147,10 +149,9 @@ def _from_folder(folder: Path, base: ModelSpec | None) -> ModelSpec:
         config = read_json(folder / "unet" / "config.json")
         return ModelSpec(folder.name, family_of(config), architecture_of(config), "folder", str(folder))
     if not (folder / "config.json").is_file():
-        inner = f" There is a UNet in {folder / 'unet'}: name that, with --base." if (folder / "unet" / "config.json").is_file() else ""
         raise UserError(
             f"{folder} is no checkpoint: it holds neither model_index.json (a pipeline) nor config.json (a UNet), "
-            f"but {', '.join(sorted(entry.name for entry in folder.iterdir())[:5]) or 'nothing'}.{inner}"
+            f"but {', '.join(sorted(entry.name for entry in folder.iterdir())[:5]) or 'nothing'}.{_inside(folder)}"
         )
     config = read_json(folder / "config.json")
     if config.get("_class_name") != UNET_CLASS:
@@ -158,18 +159,35 @@ def _from_folder(folder: Path, base: ModelSpec | None) -> ModelSpec:
             f"{folder / 'config.json'} describes a {config.get('_class_name')!r}, expected {UNET_CLASS!r} or, for a whole pipeline, a model_index.json beside it"
         )
     family = family_of(config)
-    return ModelSpec(folder.name, family, architecture_of(config), "unet-folder", str(folder), _needed(base, folder, family))
+    return ModelSpec(_telling(folder), family, architecture_of(config), "unet-folder", str(folder), _needed(base, folder, family))
+
+
+def _telling(path: Path) -> str:
+    """A name that tells one checkpoint from the next: of `checkpoint-1000/unet`, and of the weights in it, `checkpoint-1000-unet`."""
+    if path.is_file():
+        return _telling(path.parent) if path.stem in _STOCK_FILES else path.stem
+    return f"{path.parent.name}-{path.name}" if path.name in _STOCK_FOLDERS else path.name
+
+
+def _inside(folder: Path) -> str:
+    """What of a folder can be named."""
+    unets = sorted(config.parent for config in folder.glob("*/config.json") if read_json(config).get("_class_name") == UNET_CLASS)
+    if found := [str(path) for path in (*unets, *sorted(folder.glob("*.safetensors")))]:
+        return f" Name what is in it, with --base: {' or '.join(found)}."
+    return ""
 
 
 def _from_file(path: Path, base: ModelSpec | None) -> ModelSpec:
     if path.suffix != ".safetensors":
         raise UserError(
-            f"{path} is no .safetensors file; pickled weights can run code and are not read. Convert it with diffusers' scripts."
+            f"{path} is no .safetensors file; pickled weights can run code and are not read. Write its tensors to one: python -c "
+            f"\"import torch; from safetensors.torch import save_file; found = torch.load({str(path)!r}, map_location='cpu', weights_only=True); "
+            f"save_file({{name: tensor.clone() for name, tensor in found.get('state_dict', found).items()}}, {str(path.with_suffix('.safetensors'))!r})\""
         )
-    tensors = read_header(path)
+    tensors = bare(read_header(path))
     ldm = kind_of(path, tensors) == "checkpoint"
     family, architecture = _family_of_tensors(tensors), _architecture_of_tensors(tensors, ldm=ldm)
-    return ModelSpec(path.stem, family, architecture, "file", str(path), _needed(base, path, family, ldm=ldm))
+    return ModelSpec(_telling(path), family, architecture, "file", str(path), _needed(base, path, family, ldm=ldm))
 
 
 def _architecture_of_tensors(tensors: Mapping[str, Tensor], *, ldm: bool) -> str:

@@ -73,6 +73,14 @@ def test_bare_unet_replaces_that_of_its_base(made: Path, tmp_path: Path) -> None
     assert open_(tmp_path / "student" / WEIGHTS, "bfloat16", base=str(made)).unet.dtype == torch.bfloat16
 
 
+def test_what_training_puts_before_every_name_is_taken_off(made: Path, tmp_path: Path) -> None:
+    unet = tiny_unet(seed=7)
+    save_file({f"_orig_mod.module.{name}": tensor for name, tensor in unet.state_dict().items()}, tmp_path / "student.safetensors")
+    spec = resolve(str(tmp_path / "student.safetensors"), base=str(made))
+    assert (spec.family, spec.architecture) == ("scenes", "vega")
+    torch.testing.assert_close(dict(load(spec, dtype="float32", device="cpu").unet.state_dict()), dict(unet.state_dict()), rtol=0, atol=0)
+
+
 def test_pruned_unet_of_no_known_topology(made: Path, tmp_path: Path) -> None:
     tiny_unet("sdxl", transformer_layers_per_block=[1, 2, 3]).save_pretrained(tmp_path / "student")
     assert resolve(str(tmp_path / "student"), base=str(made)).architecture == "custom"

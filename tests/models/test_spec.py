@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ldm import save_ldm
+from ldm import save_ldm, unet_key
 from safetensors.torch import save_file
 from tiny import save_tiny_pipeline, tiny_unet
 
@@ -54,6 +54,21 @@ def test_bare_unet_folder_and_file(made: Path, tmp_path: Path) -> None:
         "ssd-1b",
         "file:diffusion_pytorch_model.safetensors",
     )
+
+
+def test_checkpoints_of_one_run_have_names_of_their_own(made: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint-1000"
+    for name in ("unet", "unet_ema", "final"):
+        shutil.copytree(made / "unet", folder / name)
+    shutil.copy(folder / "unet" / "diffusion_pytorch_model.safetensors", folder / "model.safetensors")
+    names = {
+        folder / "unet": "checkpoint-1000-unet",
+        folder / "unet_ema": "checkpoint-1000-unet_ema",
+        folder / "unet" / "diffusion_pytorch_model.safetensors": "checkpoint-1000-unet",
+        folder / "model.safetensors": "checkpoint-1000",
+        folder / "final": "final",
+    }
+    assert {path: resolve(str(path), base=str(made)).name for path in names} == names
 
 
 def test_original_checkpoint_is_told_by_its_keys(tmp_path: Path) -> None:
@@ -125,8 +140,13 @@ def test_folders_that_are_no_checkpoint(made: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"is no checkpoint: .*but nothing"):
         resolve(str(tmp_path / "empty"))
-    shutil.copytree(made / "unet", tmp_path / "half" / "unet")
-    with pytest.raises(UserError, match=r"There is a UNet in .*half/unet: name that, with --base"):
+    for name in ("unet", "unet_ema"):
+        shutil.copytree(made / "unet", tmp_path / "half" / name)
+    shutil.copytree(made / "vae", tmp_path / "half" / "vae")
+    (tmp_path / "half" / "model.safetensors").touch()
+    with pytest.raises(
+        UserError, match=r"Name what is in it, with --base: \S*half/unet or \S*half/unet_ema or \S*half/model\.safetensors\."
+    ):
         resolve(str(tmp_path / "half"))
     with pytest.raises(UserError, match="describes a 'AutoencoderKL', expected 'UNet2DConditionModel'"):
         resolve(str(made / "vae"))
@@ -144,3 +164,31 @@ def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:
     save_file({"cond_stage_model.weight": torch.zeros(1)}, tmp_path / "sd15.safetensors")
     with pytest.raises(UserError, match=r"neither a UNet .* nor a whole SDXL checkpoint"):
         resolve(str(tmp_path / "sd15.safetensors"))
+
+
+def way_out(what: Path) -> str:
+    """The program that the refusal of a file tells its user to run."""
+    with pytest.raises(UserError) as refused:
+        resolve(str(what))
+    found = re.search(r'python -c "(.+)"$', str(refused.value))
+    assert found, refused.value
+    return found[1]
+
+
+def test_the_way_out_of_pickled_weights_leads_out(made: Path, tmp_path: Path) -> None:
+    unet = tiny_unet("ssd-1b", seed=3)
+    torch.save({"state_dict": unet.state_dict()}, tmp_path / "old.ckpt")
+    exec(way_out(tmp_path / "old.ckpt"), {})
+    kept = load(resolve(str(tmp_path / "old.safetensors"), base=str(made)), dtype="float32", device="cpu").unet
+    torch.testing.assert_close(dict(kept.state_dict()), dict(unet.state_dict()), rtol=0, atol=0)
+
+
+def test_the_way_out_of_a_unet_in_original_names_leads_out(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    unet = tiny_unet()
+    save_file(
+        {f"model.diffusion_model.{unet_key(key)}": tensor for key, tensor in unet.state_dict().items()}, tmp_path / "student.safetensors"
+    )
+    exec(way_out(tmp_path / "student.safetensors").replace("stabilityai/stable-diffusion-xl-base-1.0", str(made)), {})
+    kept = load(resolve(str(tmp_path / "student"), base=str(made)), dtype="float32", device="cpu").unet
+    torch.testing.assert_close(dict(kept.state_dict()), dict(unet.state_dict()), rtol=0, atol=0)
