@@ -45,10 +45,14 @@ def parser() -> argparse.ArgumentParser:
     top = Parser(prog="sdbench", description="Measure SDXL and its distilled students, rank them, and gate new checkpoints.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(name: str, command: Command, help_text: str) -> argparse.ArgumentParser:
+    def plain(name: str, command: Command, help_text: str) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=help_text, description=help_text)
         made.set_defaults(command=command)
         made.add_argument("--json", action="store_true", help="answer as JSON on stdout")
+        return made
+
+    def add(name: str, command: Command, help_text: str) -> argparse.ArgumentParser:
+        made = plain(name, command, help_text)
         made.add_argument("--results", type=Path, default=Path("results"), help="folder of records (default: results)")
         made.add_argument("--runs", type=Path, help="folder of pictures and features (default: RESULTS/runs)")
         return made
@@ -56,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     measuring.add_commands(add)
     gating.add_commands(add)
     showing.add_commands(add)
-    add("models", _models, "list the models known by name")
+    plain("models", _models, "list the models known by name")
     add("suites", _suites, "list the suites")
     add(
         "doctor",
@@ -123,7 +127,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     from sdbench import doctor
 
     findings = []
-    for finding in doctor.examine():
+    for finding in doctor.examine(arguments.results, runs(arguments)):
         findings.append(finding)
         say(f"{'ok ' if finding.fine else 'BAD' if finding.fatal else '-- '} {finding.text}")
     if arguments.json:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sdbench.errors import UserError
+
 if TYPE_CHECKING:
     from sdbench.api import Places
 
@@ -35,6 +37,18 @@ def runs(arguments: argparse.Namespace) -> Path:
     """The folder of pictures and features: within that of results, where no other is named."""
     named: Path | None = arguments.runs
     return named or Path(arguments.results) / "runs"
+
+
+def check_results(arguments: argparse.Namespace) -> None:
+    """See that there are results to read: whoever only reads them must not make an empty folder of a misspelt name.
+
+    Raises:
+        UserError: the folder is not there.
+    """
+    if not arguments.results.is_dir():
+        raise UserError(
+            f"there is no folder of results {arguments.results}; name another with --results, or measure something first: sdbench run"
+        )
 
 
 def places(arguments: argparse.Namespace) -> "Places":

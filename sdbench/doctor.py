@@ -33,14 +33,15 @@ class Finding:
     text: str
 
 
-def examine() -> Iterator[Finding]:
-    """Look at packages, device, embedded weights, the Hub's cache, disk, the results folder, metrics of golden pictures, and known values."""
+def examine(results: Path, runs: Path) -> Iterator[Finding]:
+    """Look at packages, device, embedded weights, the Hub's cache, disk, the folders of results and runs, metrics of golden pictures, and known values."""
     yield from _packages()
     yield _device()
     yield from _embedded()
     yield from _hub()
-    yield _disk()
-    yield _results()
+    yield _disk(runs)
+    yield _writable(results, "--results")
+    yield _writable(runs, "--runs")
     yield from _metrics()
     yield from _known()
 
@@ -100,17 +101,21 @@ def _hub() -> list[Finding]:
     return findings
 
 
-def _disk() -> Finding:
-    free = shutil.disk_usage(Path.cwd()).free
-    return Finding(free > 2e9, False, f"{free / 1e9:.0f} GB of disk free here")
+def _disk(folder: Path) -> Finding:
+    free = shutil.disk_usage(_nearest(folder)).free
+    return Finding(free > 2e9, False, f"{free / 1e9:.0f} GB of disk free for {folder}")
 
 
-def _results() -> Finding:
-    folder = Path("results")
-    writable = os.access(folder if folder.exists() else Path.cwd(), os.W_OK)
+def _writable(folder: Path, option: str) -> Finding:
+    writable = os.access(_nearest(folder), os.W_OK)
     return Finding(
-        writable, True, f"results folder {folder} " + ("can be written" if writable else "cannot be written; name another with --results")
+        writable, True, f"folder {folder} " + ("can be written" if writable else f"cannot be written; name another with {option}")
     )
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder, or the one that it would be made in."""
+    return next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
 
 
 def _metrics() -> Iterator[Finding]:

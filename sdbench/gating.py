@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdbench.console import Add, add_completion, give, places, say
+from sdbench.console import Add, add_completion, check_results, give, places, say
 
 if TYPE_CHECKING:
     from sdbench.models.spec import ModelSpec
@@ -104,6 +104,7 @@ def baseline(arguments: argparse.Namespace) -> int:
     """`sdbench baseline` => 0."""
     from sdbench import baselines
 
+    check_results(arguments)
     if arguments.action == "set":
         baselines.set_baseline(arguments.name, arguments.record, arguments.why, arguments.results)
     known = baselines.read(arguments.results)

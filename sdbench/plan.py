@@ -10,7 +10,7 @@ import torch
 from sdbench import needs
 from sdbench.models.architectures import TOPOLOGIES
 from sdbench.models.spec import ModelSpec
-from sdbench.pipelines import files_to_fetch
+from sdbench.pipelines import files_to_fetch, is_cached
 from sdbench.probes.flops import random_unet_input, unet_macs
 from sdbench.settings import Sampling, Setting
 from sdbench.suites import Suite
@@ -29,7 +29,8 @@ def plan(specs: Sequence[ModelSpec], suite: Suite, runs: Path, *, only: str | No
     """
     dtype = suite.sampling.dtype if suite.sampling else "float32"
     scored = suite if only != "probes" else suite.model_copy(update={"metrics": {}, "reference": None})
-    files = [file for spec in specs for file in files_to_fetch(spec, dtype=dtype) if not file.cached] + needs.files(scored)
+    lacking = [spec for spec in specs if not is_cached(spec, dtype=dtype)]  # of the others nobody is asked: there may be no network
+    files = [file for spec in lacking for file in files_to_fetch(spec, dtype=dtype) if not file.cached] + needs.files(scored)
     n = suite.prompts.n if suite.prompts and scored.metrics.get(suite.family or "scenes") else 0
     probes = suite.probes.chosen(settings) if suite.probes and only != "quality" else {}
     size = suite.sampling.size_px if suite.sampling else 0

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sdbench.console import Add, give, places, say
+from sdbench.console import Add, check_results, give, places, say
 
 
 def add_commands(add: Add) -> None:
@@ -26,6 +26,7 @@ def show_leaderboard(arguments: argparse.Namespace) -> int:
     from sdbench import leaderboard, samples, standings
     from sdbench.report import flat
 
+    check_results(arguments)
     board = standings.rows(arguments.results)
     made = [leaderboard.write(arguments.results), *flat.write(board, arguments.results), *samples.write(board, arguments.results)]
     say(leaderboard.text_table(board))
@@ -35,6 +36,7 @@ def show_leaderboard(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     from sdbench import api
 
+    check_results(arguments)
     made = api.report(places(arguments), arguments.out, arguments.policy)
     return _written(made, arguments, made)
 
@@ -42,6 +44,7 @@ def _report(arguments: argparse.Namespace) -> int:
 def _card(arguments: argparse.Namespace) -> int:
     from sdbench import api
 
+    check_results(arguments)
     made = api.card(arguments.folder, places(arguments), base=arguments.base)
     return _written([made], arguments, made)
 

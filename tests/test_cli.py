@@ -13,7 +13,7 @@ import pytest
 from factories import make_measured, make_record, saved
 
 from distillation.cli import _parser as distillation_parser
-from sdbench import api, cli, suites
+from sdbench import api, cli, doctor, suites
 from sdbench.errors import UserError
 from sdbench.gate import Report
 from sdbench.models.spec import ModelSpec, resolve
@@ -406,6 +406,21 @@ def test_models_and_suites_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     out, err = capsys.readouterr()
     assert out == ""
     assert "quality@" in err
+
+
+@pytest.mark.parametrize("words", [["leaderboard"], ["report"], ["card", "."], ["baseline", "--results", "nowhere", "list"]])
+def test_results_that_are_not_there_are_not_made(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = [] if "--results" in words else ["--results", "nowhere"]
+    assert "no folder of results nowhere; name another with --results" in message([*words, *more], capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_doctor_looks_at_the_folders_that_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(doctor, "_metrics", lambda: iter(()))
+    monkeypatch.setattr(doctor, "_known", lambda: iter(()))
+    found = {finding.text for finding in doctor.examine(tmp_path / "new" / "results", tmp_path / "away")}
+    assert f"folder {tmp_path}/new/results can be written" in found
+    assert any(text.endswith(f"of disk free for {tmp_path}/away") for text in found)
 
 
 def test_settings_of_one_s_own_make_a_suite_of_another_name() -> None:

@@ -1,6 +1,7 @@
 """Golden pictures find metrics that are turned round, blind, or not the same twice, and the shipped ones are none of these."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -119,7 +120,7 @@ def test_what_is_expected(name: str, direction: str, numbers: dict[str, float | 
     assert all(part in complaint for part, complaint in zip(wrong, found, strict=True))
 
 
-def test_the_doctor_says_which_metrics_behave(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_doctor_says_which_metrics_behave(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     seen = {name: Value(name="kid", kind="set", direction="lower", unit="", value=1.0) for name in NAMES}
     judged = [golden.Judgement("kid", seen), golden.Judgement("fid.clean", None), golden.Judgement("cmmd", seen, ("black pictures get 1",))]
     monkeypatch.setattr(golden, "judge", lambda: judged)
@@ -129,4 +130,4 @@ def test_the_doctor_says_which_metrics_behave(monkeypatch: pytest.MonkeyPatch, c
     assert "BAD metric cmmd misbehaves on golden pictures: black pictures get 1" in text
     assert "--  metrics not tried, for want of weights or of a GPU: fid.clean" in text
     monkeypatch.setattr(golden, "judge", lambda: judged[:2])
-    assert not any(finding.fatal and not finding.fine for finding in doctor.examine() if "metric" in finding.text)
+    assert not any(finding.fatal and not finding.fine for finding in doctor.examine(tmp_path, tmp_path) if "metric" in finding.text)

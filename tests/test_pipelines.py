@@ -11,6 +11,8 @@ from sdbench import pipelines
 from sdbench.errors import UserError
 from sdbench.models.loading import load
 from sdbench.models.spec import resolve
+from sdbench.plan import plan
+from sdbench.suites import load as load_suite
 
 COMMIT = "0" * 40
 
@@ -129,6 +131,15 @@ def test_no_network_says_what_is_needed_and_where_it_goes(hub: Hub, monkeypatch:
             "name that folder",
         )
     )
+
+
+def test_a_plan_of_what_is_cached_asks_nobody(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    spec = resolve("someone/tiny")
+    suite = load_suite("quality")
+    assert len(plan([spec], suite, tmp_path, only="probes")["files"]) > 4
+    pipelines.fetch(spec, dtype="float32")
+    monkeypatch.setattr(hub, "model_info", lambda *_, **__: pytest.fail("asked"))
+    assert plan([spec], suite, tmp_path, only="probes")["files"] == []
 
 
 def test_models_that_are_not_of_the_hub_need_nothing(tmp_path: Path) -> None:
