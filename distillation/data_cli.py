@@ -14,12 +14,13 @@ from distillation.links import fetch
 from distillation.options import TEACHER, count
 from distillation.pictures import Pictures, open_pictures
 from distillation.teacher import place
+from sdbench.arguments import Parser
 from sdbench.sources import METADATA
 
 SHOWN = 5
 
 
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add(commands: "argparse._SubParsersAction[Parser]") -> None:
     """Add the command's own subcommands and their options."""
     actions = commands.add_parser("data", help="training pictures: fetch a list of links, let the teacher draw, look at what is there")
     chosen = actions.add_subparsers(dest="action", required=True)

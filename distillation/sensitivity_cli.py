@@ -12,13 +12,14 @@ from distillation.options import TEACHER, add_device, count, within
 from distillation.pictures import open_pictures
 from distillation.recipe import Recipe, read
 from distillation.sensitivity import Settings, batches_of, measured, precision, ranked
+from sdbench.arguments import Parser
 from sdbench.errors import UserError
 from sdbench.latents import Captioned
 
 PAIR = Settings(bins=1, batches=2, pictures=2)  # guidance calls the UNet with two halves
 
 
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", work: Path) -> None:
+def add(commands: "argparse._SubParsersAction[Parser]", work: Path) -> None:
     """Add the command and its options."""
     command = commands.add_parser("sensitivity", help="measure which transformer blocks a teacher misses most, and derive what to cut")
     command.add_argument("--teacher", help=TEACHER)

@@ -10,5 +10,5 @@ class Parser(argparse.ArgumentParser):
     Its subcommands are parsers of this class too.
     """
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options, allow_abbrev=False)
+    def __init__(self, prog: str | None = None, **options: Any) -> None:
+        super().__init__(prog, allow_abbrev=False, **options)

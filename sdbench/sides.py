@@ -25,20 +25,22 @@ def find(what: str, results: Path) -> Named:
     return baselines.find(what, results) or named(what)
 
 
-def named(what: str, **completion: str | None) -> Named:
+def named(what: str, *, base: str | None = None, lora: str | None = None, name: str | None = None) -> Named:
     """As `find`, without the names of baselines.
 
     Args:
         what: a record folder, or what `sdbench run --model` takes.
-        completion: `base`, `lora` and `name` of a model, as `resolve` takes them.
+        base, lora, name: of a model, as `resolve` takes them.
 
     Raises:
         UserError: it is none of these, or a record, of which there is nothing to complete.
     """
     if not (Path(what) / "record.json").is_file():
-        return resolve(what, **completion)
-    if given := [f"--{option}" for option, value in completion.items() if value is not None]:
-        raise UserError(f"{what} is a record, whose model was run already; {given[0]} is for one that is run now, leave it out")
+        return resolve(what, base=base, lora=lora, name=name)
+    if (base, lora, name) != (None, None, None):
+        raise UserError(
+            f"{what} is a record, whose model was run already; --base, --lora and --name are for one that is run now, leave them out"
+        )
     return Path(what)
 
 

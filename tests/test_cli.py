@@ -195,7 +195,7 @@ def test_a_unet_is_gated_and_run_against_itself_with_what_completes_it(
 
 def test_a_record_is_complete(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = str(saved(make_measured(), tmp_path))
-    assert "--base is for one that is run now" in message(["gate", folder, "--baseline", folder, "--base", "scenes-teacher"], capsys)
+    assert "are for one that is run now" in message(["gate", folder, "--baseline", folder, "--base", "scenes-teacher"], capsys)
 
 
 @pytest.fixture
