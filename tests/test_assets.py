@@ -214,7 +214,12 @@ def test_a_folder_that_is_only_read_serves_without_notes(hub: Hub, tmp_path: Pat
         raise PermissionError
 
     monkeypatch.setattr(Path, "write_text", refuse)
+    weights._sha256.cache_clear()
+    hashed, hash_it = [], hashlib.file_digest
+    monkeypatch.setattr("hashlib.file_digest", lambda *how: hashed.append(how) or hash_it(*how))
     assert weights.find("stated").read_bytes() == WEIGHTS
+    assert weights.digest("stated") == hashlib.sha256(WEIGHTS).hexdigest()
+    assert len(hashed) == 1
     assert hub.hits["lab/stated/weights.bin"] == 1
 
 
