@@ -105,7 +105,7 @@ def board() -> list[Row]:
     )
     vega = (
         absent("fd.scenes", "set", "distance", "missing", "reference | not built\nyet"),
-        absent("clip_score.scenes", "score", "100 cos", "nan", "3 of 256 scores are NaN", direction="higher"),
+        absent("clip_score.scenes", "score", "100 cos", "failed", "3 of 256 scores are NaN", direction="higher"),
         score("preference.scenes", "logit", 1.2, 1.1, 1.3, n=255),
         score("scene_accuracy", "share", 0.0, 0.0, 0.0148),
         *speeds(0.2)[:3],

@@ -169,7 +169,7 @@ def test_one_changed_record_stops_the_reading_of_all(tmp_path: Path) -> None:
         {"value": 1, "low": float("-inf")},
         {"state": "missing", "reason": ""},
         {"state": "failed", "reason": "x", "value": 0},
-        {"state": "nan", "reason": "x", "high": 0},
+        {"state": "missing", "reason": "x", "high": 0},
         {"state": "lost", "reason": "x"},
         {"value": 1, "unknown": 1},
     ],
