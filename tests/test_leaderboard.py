@@ -166,6 +166,21 @@ def test_machines_suite_versions_digests_and_families_never_share_a_table() -> N
     assert [len(section.rows) for section in standings.sections([Row(Path("0"), one) for one in other])] == [1] * len(other)
 
 
+def test_the_teacher_of_a_section_is_the_one_with_real_weights() -> None:
+    def row(label: str) -> Row:
+        model = Model(name="scenes-teacher", architecture="sdxl", source="embedded", weights_digest=None, label=label)
+        return Row(Path("0"), make_record(values=speeds(2.0), model=model))
+
+    real, random, student = row(""), row("random weights"), Row(Path("0"), make_record("scenes-vega", speeds(1.0)))
+    for board in ([real, random, student], [student, random, real]):
+        (section,) = standings.sections(board)
+        assert section.teacher == real
+        assert {one.name for one in section.rows} == {"scenes-teacher", "scenes-teacher (random weights)", "scenes-vega"}
+    (section,) = standings.sections([student, random])
+    assert section.teacher == random
+    assert standings.sections([student])[0].teacher is None
+
+
 def test_models_go_from_pictures_over_the_teacher_to_the_smallest_and_the_unknown_last() -> None:
     def row(name: str, parameters: float | None, source: str = "folder:x") -> Row:
         values = (count("parameters.unet", "parameters", parameters),) if parameters else ()
