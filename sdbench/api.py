@@ -96,8 +96,7 @@ def score(images: Path, prompts: Path, places: Places | None = None, suite: str 
 
     chosen = suites.load(suite)
     subject = elsewhere.subject(images, prompts, chosen, (places or Places()).runs)
-    metrics = chosen.metrics.get(chosen.family or "sdxl", ())
-    return scored(subject, [name for name in metrics if not PROTOCOLS[name].against_teacher])
+    return scored(subject, [name for name in chosen.own_metrics if not PROTOCOLS[name].against_teacher])
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def judge(
         nominal: the level at which this one of several looks may test scores, from the level that all looks may spend.
         untested: metrics that only a later look tests; a "regressed" must survive Holm's correction for these too.
     """
-    names = _label(new.record), _label(old.record)
+    names = new.record.model.title, old.record.model.title
     if differences := tuple(compare.differences(new, old)):
         why = f"the records of {names[0]} and {names[1]} cannot be compared: {'; '.join(differences)}."
         return Report("incomparable", why, *names, (), differences)
@@ -81,10 +81,6 @@ def _once(level: float) -> float:
 def _sampled(record: Record, name: str) -> bool:
     value = record.value(name)
     return value is not None and value.kind in ("score", "set")
-
-
-def _label(record: Record) -> str:
-    return f"{record.model.name} ({record.model.label})" if record.model.label else record.model.name
 
 
 def _result(name: str, rule: Rule, measured: Bounds | Obstacle, new: Side, old: Side, alpha: float, *, surely_worse: bool) -> Result:

@@ -13,7 +13,7 @@ from sdbench.weights import RemoteFile
 def files(suite: Suite) -> list[RemoteFile]:
     """Files of evaluators, prompts and latent that the run will fetch."""
     names = [name for name in map(prompts.asset, _inputs(suite)) if name]
-    return weights.absent([*assets.needed(suite.metrics.get(suite.family, ()) if suite.family else ()), *map(assets.named, names)])
+    return weights.absent([*assets.needed(suite.own_metrics), *map(assets.named, names)])
 
 
 def lacking(suite: Suite, runs: Path) -> list[str]:

@@ -25,7 +25,7 @@ from sdbench.validation import Table
 
 SCHEMA_VERSION: Literal[1] = 1
 MAX_THUMBNAILS = 64
-State = Literal["ok", "missing", "nan", "failed", "not_applicable"]
+State = Literal["ok", "missing", "failed", "not_applicable"]
 Direction = Literal["higher", "lower", "neither"]
 F64 = npt.NDArray[np.float64]
 
@@ -85,6 +85,11 @@ class Model(Table):
     source: str
     weights_digest: str | None
     label: str = ""
+
+    @property
+    def title(self) -> str:
+        """The name, and the label where there is one, as people read it."""
+        return f"{self.name} ({self.label})" if self.label else self.name
 
 
 class Machine(Table):

@@ -56,14 +56,11 @@ class Store:
 
     Args:
         runs: the folder of all runs.
-        identity: JSON content that the run is named by; also saved as `manifest.json`.
+        identity: JSON content that the run is named by; saved as `manifest.json` beside the first picture.
     """
 
     def __init__(self, runs: Path, identity: dict[str, Any]) -> None:
-        self.folder = runs / digest(identity)
-        manifest = self.folder / "manifest.json"
-        if not manifest.exists():
-            write_bytes(manifest, json.dumps(identity, indent=1, sort_keys=True).encode() + b"\n")
+        self.folder, self._identity = runs / digest(identity), identity
 
     def path(self, image: str) -> Path:
         """Where the picture of this identity lies, or will."""
@@ -77,6 +74,9 @@ class Store:
         """Keep a picture, H x W x 3 uint8 RGB, as PNG."""
         buffer = io.BytesIO()
         Image.fromarray(pixels).save(buffer, "PNG")
+        manifest = self.folder / "manifest.json"
+        if not manifest.exists():
+            write_bytes(manifest, json.dumps(self._identity, indent=1, sort_keys=True).encode() + b"\n")
         write_bytes(self.path(image), buffer.getvalue())
 
     def read(self, images: Sequence[str]) -> U8:

@@ -144,6 +144,11 @@ class Suite(Table):
     accept: Accept | None = Field(default=None, exclude_if=_unset)
 
     @property
+    def own_metrics(self) -> tuple[str, ...]:
+        """The protocols of its own family; a part has none."""
+        return self.metrics.get(self.family, ()) if self.family else ()
+
+    @property
     def id(self) -> SuiteId:
         """Name, version, and digest of everything that decides a number.
 

@@ -208,7 +208,7 @@ def test_a_gate_that_skipped_everything_does_not_pass(teacher: Made, tmp_path: P
     assert "nothing was compared" in report.why
 
 
-@pytest.mark.parametrize("state", ["missing", "nan", "failed", "not_applicable"])
+@pytest.mark.parametrize("state", ["missing", "failed", "not_applicable"])
 @pytest.mark.parametrize("side", ["candidate", "baseline"])
 def test_a_value_that_is_not_there_never_passes(state: str, side: str, teacher: Made, tmp_path: Path) -> None:
     sides = {"candidate": make_measured(), "baseline": teacher}
@@ -225,9 +225,7 @@ def test_a_failed_probe_does_not_pass_even_where_it_may_be_skipped(machine: obje
     assert judge(failed, teacher, tmp_path, optional("latency.pipeline.p50")).exit_code == 2
 
 
-@pytest.mark.parametrize(
-    ("state", "verdict"), [("missing", "incomparable"), ("nan", "incomparable"), ("failed", "incomparable"), ("not_applicable", "skipped")]
-)
+@pytest.mark.parametrize(("state", "verdict"), [("missing", "incomparable"), ("failed", "incomparable"), ("not_applicable", "skipped")])
 def test_only_what_cannot_apply_is_skipped_where_it_may_be(state: str, verdict: str, teacher: Made, tmp_path: Path) -> None:
     absent = with_value(make_measured(), "scene_accuracy", state=state, reason="out of ink", **NO_VALUE)
     report = judge(absent, teacher, tmp_path, optional("scene_accuracy"))

@@ -19,8 +19,8 @@ from sdbench.encoders.clip import Clip
 from sdbench.errors import MissingError, UserError
 from sdbench.metrics.clip_score import clip_score
 from sdbench.models.spec import ModelSpec, resolve
-from sdbench.protocols.base import Subject
 from sdbench.probes.driver import Probed
+from sdbench.protocols.base import Subject
 from sdbench.records import Model, Scores, Value
 from sdbench.scenes.grammar import parse, scene_at
 from sdbench.scenes.render import render
@@ -324,6 +324,32 @@ def test_another_suite_s_teacher_does_not_count(teacher: ModelSpec, tmp_path: Pa
     rate = record.value("win_rate.preference.scenes")
     assert rate is not None
     assert rate.state == "missing"
+
+
+def test_a_teacher_of_random_weights_is_nobody_s_teacher(tmp_path: Path, teacher: ModelSpec) -> None:
+    runner.run([teacher], bench(tmp_path))
+    (real,) = records.newest(tmp_path / "results")
+    scores = records.scores(real[0])
+    random = real[1].model.model_copy(update={"source": "random", "label": "random weights"})
+    better = Scores(scores.prompt_ids, scores.samples, {name: column + 1 for name, column in scores.columns.items()})
+    records.write(real[1].model_copy(update={"model": random, "created": records.now()}), better, {}, tmp_path / "results")
+    record = records.head(runner.run([replace(teacher, name="student")], bench(tmp_path))[0])
+    rate = record.value("win_rate.preference.scenes")
+    assert rate is not None
+    assert rate.value == 0.5
+
+
+def test_a_damaged_record_ends_a_run_before_anything_is_made(teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder,) = runner.run([teacher], bench(tmp_path))
+    (folder / "scores.parquet").write_bytes(b"half of it")
+    before = files_of(tmp_path)
+    for work in ("load", "weights_digest", "fetch", "generate"):
+        monkeypatch.setattr(runner, work, never)
+    with pytest.raises(UserError, match=rf"record .*{folder.name} was changed.*Restore it, or delete the folder"):
+        api.run(
+            [replace(teacher, name="student")], SUITE, api.Places(tmp_path / "results", tmp_path / "runs"), device="cpu", only="quality"
+        )
+    assert files_of(tmp_path) == before
 
 
 def test_a_run_of_one_half_keeps_the_other_half_of_the_record(teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
