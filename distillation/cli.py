@@ -21,6 +21,7 @@ from distillation.pictures import open_pictures
 from distillation.prune import prune
 from distillation.recipe import Family, Recipe, read
 from distillation.train import check, distil
+from sdbench.arguments import Parser
 from sdbench.errors import UserError
 from sdbench.processes import sharing
 
@@ -42,9 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "distillation", description="Make SSD-1B, Vega and their like from a teacher: cut it, then train what is left."
-    )
+    parser = Parser("distillation", description="Make SSD-1B, Vega and their like from a teacher: cut it, then train what is left.")
     commands = parser.add_subparsers(dest="command", required=True)
     data_cli.add(commands)
     sensitivity_cli.add(commands, WORK)

@@ -207,15 +207,37 @@ def _without_probes(record: Record, policy: Policy) -> tuple[Policy, list[str]]:
     return policy.model_copy(update={"suites": {record.suite.name: kept}}), skipped
 
 
-def compare(candidate: str, baseline: str, policy: Path | None, places: Places | None = None, suite: str | None = None) -> Report:
+def compare(
+    candidate: str,
+    baseline: str,
+    policy: Path | None,
+    places: Places | None = None,
+    suite: str | None = None,
+    *,
+    base: str | None = None,
+    lora: str | None = None,
+    name: str | None = None,
+    device: str | None = None,
+) -> Report:
     """Gate a candidate against a baseline, each a record folder, a catalogue name or a checkpoint; what has no record is run.
 
     The baseline may also be one of the names in `baselines.toml`, which comes before all else.
+
+    Args:
+        suite: name or path of the suite to run where a record is missing; by default the baseline's.
+        base, lora, name: of a candidate that is run, as of `sdbench run`.
+        device: for what is run.
+
+    Raises:
+        UserError: bad input, as from the command line.
     """
     where, chosen = places or Places(), _policy(policy)
     given = suites.load(suite) if suite else None
-    new, old = sides.pair(candidate, baseline, given, chosen, where.results, lambda specs, suite: run(specs, suite, where))
-    return _judged(new, old, chosen, where)
+    old = sides.find(baseline, where.results)
+    new = sides.named(candidate, base=base, lora=lora, name=name)
+    return _judged(
+        *sides.pair(new, old, given, chosen, where.results, lambda specs, suite: run(specs, suite, where, device=device)), chosen, where
+    )
 
 
 def _judged(new: Path, old: Path, policy: Policy, where: Places) -> Report:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sdbench import gating, measuring, showing
+from sdbench.arguments import Parser
 from sdbench.console import Command, give, runs, say
 from sdbench.errors import UserError
 
@@ -41,9 +42,7 @@ def _interrupt(*_: object) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
-    top = argparse.ArgumentParser(
-        prog="sdbench", description="Measure SDXL and its distilled students, rank them, and gate new checkpoints."
-    )
+    top = Parser(prog="sdbench", description="Measure SDXL and its distilled students, rank them, and gate new checkpoints.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, command: Command, help_text: str) -> argparse.ArgumentParser:

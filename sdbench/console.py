@@ -24,6 +24,13 @@ def give(content: Any) -> None:
     print(json.dumps(content, indent=1, default=str), flush=True)
 
 
+def add_completion(command: argparse.ArgumentParser) -> None:
+    """Options that say more of a model which one word does not name whole."""
+    command.add_argument("--base", help="pipeline that completes a bare UNet")
+    command.add_argument("--lora", help="LoRA file, folder or Hub name to fuse")
+    command.add_argument("--name", help="what tables call the model")
+
+
 def runs(arguments: argparse.Namespace) -> Path:
     """The folder of pictures and features: within that of results, where no other is named."""
     named: Path | None = arguments.runs

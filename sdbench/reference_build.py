@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from sdbench.encoders.catalogue import Encoder
@@ -208,10 +208,11 @@ def _read(pictures: Pictures, row: int) -> bytes:
 
 
 def _decoded(content: bytes, name: str) -> U8:
-    """A picture => H x W x 3 uint8 RGB; gray ones get three equal channels, as every reference implementation gives them."""
+    """A picture => H x W x 3 uint8 RGB, upright (as EXIF has it); gray ones get three equal channels, as every reference implementation gives them."""
     try:
         with Image.open(io.BytesIO(content)) as image:
             mode = mode_of(image)
+            ImageOps.exif_transpose(image, in_place=True)
             pixels = np.asarray(image.convert("RGB") if mode == "L" else image)
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"picture {name} cannot be decoded ({error}); replace it, or take it out") from error

@@ -25,9 +25,21 @@ def find(what: str, results: Path) -> Named:
     return baselines.find(what, results) or named(what)
 
 
-def named(what: str) -> Named:
-    """As `find`, without the names of baselines."""
-    return Path(what) if (Path(what) / "record.json").is_file() else resolve(what)
+def named(what: str, **completion: str | None) -> Named:
+    """As `find`, without the names of baselines.
+
+    Args:
+        what: a record folder, or what `sdbench run --model` takes.
+        completion: `base`, `lora` and `name` of a model, as `resolve` takes them.
+
+    Raises:
+        UserError: it is none of these, or a record, of which there is nothing to complete.
+    """
+    if not (Path(what) / "record.json").is_file():
+        return resolve(what, **completion)
+    if given := [f"--{option}" for option, value in completion.items() if value is not None]:
+        raise UserError(f"{what} is a record, whose model was run already; {given[0]} is for one that is run now, leave it out")
+    return Path(what)
 
 
 def suite_of(spec: ModelSpec) -> Suite:
@@ -35,21 +47,20 @@ def suite_of(spec: ModelSpec) -> Suite:
     return suites.load(FAMILY_SUITE.get(spec.family, "standard"))
 
 
-def pair(candidate: str, baseline: str, suite: Suite | None, policy: Policy, results: Path, run: Run) -> tuple[Path, Path]:
-    """Records of both, of one suite and, where they can be, of one machine class; what has none is run.
+def pair(ours: Named, theirs: Named, suite: Suite | None, policy: Policy, results: Path, run: Run) -> tuple[Path, Path]:
+    """Records of candidate and baseline, of one suite and, where they can be, of one machine class; what has none is run.
 
     Args:
-        candidate: as of `named`.
-        baseline: as of `find`.
+        ours: the candidate.
+        theirs: the baseline.
         suite: to run where a record is missing; by default that of the other one's record, or of the baseline's family.
         policy: what is weighed; one that weighs nothing of the suite ends it before anything is run.
         results: the folder of results.
         run: measures models under a suite => their records.
 
     Raises:
-        UserError: one of them is nothing, or not of the suite that the other would be run under.
+        UserError: a record is not of the suite that the other one would be run under.
     """
-    theirs, ours = find(baseline, results), named(candidate)  # names first: nothing is run for a misspelt one
     if isinstance(ours, Path):
         return (ours, theirs) if isinstance(theirs, Path) else (ours, _opposite(theirs, ours, suite, policy, results, run))
     if isinstance(theirs, Path):

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
 from sdbench.errors import UserError
@@ -105,7 +105,7 @@ def kept(path: Path, compute: Callable[[], F32]) -> F32:
 
 
 def read_images(paths: Sequence[Path], way_out: str) -> U8:
-    """Pictures of one size => N x H x W x 3 uint8 RGB, decoded on every core.
+    """Pictures of one size => N x H x W x 3 uint8 RGB, upright (as EXIF has them), decoded on every core.
 
     Raises:
         UserError: a file is no whole picture, not 8-bit RGB, or differs in size from the first.
@@ -125,7 +125,9 @@ def _read(path: Path, way_out: str) -> U8:
         with Image.open(path) as image:
             image.verify()  # the checksums, which decoding skips
         with Image.open(path) as image:
-            mode, pixels = mode_of(image), np.asarray(image)
+            mode = mode_of(image)
+            ImageOps.exif_transpose(image, in_place=True)
+            pixels = np.asarray(image)
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
         raise UserError(f"picture {path} cannot be read ({error}); {way_out}.") from error
     if mode != "RGB":

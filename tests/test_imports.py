@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = (
-    {"errors", "validation", ""},  # "" is sdbench itself: its version
+    {"arguments", "errors", "validation", ""},  # "" is sdbench itself: its version
     {"metrics", "stats", "student_t", "decisions", "sequential", "models", "scenes", "records", "training", "processes", "latents"},
     {
         "assets",
@@ -62,6 +62,7 @@ ONLY = {
     "student_t": set[str](),
     "sequential": {"decisions", "stats"},
     "torchmetrics": {"metrics"},
+    "arguments": set[str](),
     "validation": {"errors"},
     "records": {"errors", "validation"},
     "models": {"errors", "models", "scenes"},
@@ -109,6 +110,7 @@ TRAINING_IS_FOR = {"scenes.training", "cli", "distillation"}
 # `latents` feeds both families' trainers; `sources` opens data sets; `settings` and `suites` hold the types that `generate` is called
 # with; `machine` knows the commit of a checkout; `pipelines` fetches a teacher.
 DISTILLATION_KNOWS = {
+    "arguments",
     "errors",
     "models",
     "pipelines",
@@ -128,6 +130,7 @@ DISTILLATION_KNOWS = {
     "weights",
 }
 WITHOUT_TORCH = (
+    "arguments",
     "errors",
     "validation",
     "settings",

@@ -11,7 +11,7 @@ from clips import photographs, tiny
 from PIL import Image
 from tiny import SIZE_PX
 
-from sdbench import api, records, reference
+from sdbench import api, elsewhere, records, reference
 from sdbench import run as runner
 from sdbench.encoders import clip, scenes
 from sdbench.encoders.catalogue import ENCODERS
@@ -27,7 +27,7 @@ from sdbench.scenes.render import render
 from sdbench.score import score
 from sdbench.settings import Probes, Sampling, Setting
 from sdbench.store import U8, Store
-from sdbench.suites import Prompts, Suite
+from sdbench.suites import Prompts, Suite, load
 
 METRICS = ("fd.scenes", "clip_score.scenes", "preference.scenes", "win_rate.preference.scenes", "scene_accuracy")
 SUITE = Suite(
@@ -476,6 +476,15 @@ def test_pictures_and_prompts_must_be_as_many(tmp_path: Path) -> None:
     images, prompts = saved(tmp_path, PICTURES, PROMPTS[:5])
     with pytest.raises(UserError, match=r"6 pictures and .* 5 prompts"):
         api.score(images, prompts, api.Places(tmp_path, tmp_path / "runs"))
+
+
+def test_pictures_whose_names_have_two_orders_are_refused(tmp_path: Path) -> None:
+    images, prompts = saved(tmp_path, PICTURES, PROMPTS)
+    (images / "005.png").rename(images / "10.png")
+    assert len(elsewhere.subject(images, prompts, load("quality"), tmp_path / "runs").images) == len(PICTURES)
+    (images / "004.png").rename(images / "2.png")
+    with pytest.raises(UserError, match=r"003\.png comes before 2\.png as text and after it by number.*as in 00002\.png"):
+        elsewhere.subject(images, prompts, load("quality"), tmp_path / "runs")
 
 
 def test_full_size_pictures_score_by_what_is_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
