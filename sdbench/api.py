@@ -297,7 +297,7 @@ def noise(
 
 
 def _policy(path: Path | None) -> Policy:
-    return load_policy(path or suites.suites_folder() / "gate.toml")
+    return load_policy(path or suites.find(suites.POLICY))
 
 
 def _opponent(baseline: str, suite: suites.Suite, where: Places, device: str | None, only: str | None = None) -> Path:

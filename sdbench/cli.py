@@ -110,7 +110,12 @@ def _models(arguments: argparse.Namespace) -> int:
 def _suites(arguments: argparse.Namespace) -> int:
     from sdbench import suites
 
-    found = [suites.load(name) for name in suites.names()]
+    found = []
+    for name in suites.names():
+        try:
+            found.append(suites.load(name))
+        except UserError as error:  # ./suites may hold another program's files
+            say(f"not a suite: {error}")
     if arguments.json:
         give([suite.model_dump() for suite in found])
         return 0

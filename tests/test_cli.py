@@ -336,6 +336,15 @@ def test_models_and_suites_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert "quality@" in err
 
 
+def test_another_program_s_files_in_suites_hide_none_of_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "suites").mkdir()
+    (tmp_path / "suites" / "api_tests.toml").write_text('endpoint = "/v1"')
+    assert cli.main(["suites"]) == 0
+    err = capsys.readouterr().err
+    assert "not a suite: suite suites/api_tests.toml: unknown key 'endpoint'" in err
+    assert "quality@" in err
+
+
 def test_settings_of_one_s_own_make_a_suite_of_another_name() -> None:
     plain = suites.load("quality")
     assert api.Overrides().apply(plain) is plain
