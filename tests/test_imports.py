@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = (
-    {"errors", "validation", ""},  # "" is sdbench itself: its version
+    {"errors", "validation", "disk", ""},  # "" is sdbench itself: its version
     {"metrics", "stats", "student_t", "decisions", "sequential", "models", "scenes", "records", "training", "processes", "latents"},
     {
         "assets",
@@ -63,6 +63,7 @@ ONLY = {
     "sequential": {"decisions", "stats"},
     "torchmetrics": {"metrics"},
     "validation": {"errors"},
+    "disk": {"errors"},
     "records": {"errors", "validation"},
     "models": {"errors", "models", "scenes"},
     "scenes": {"errors", "scenes"},
@@ -78,14 +79,15 @@ ONLY = {
     "needs": {"assets", "prompts", "reference", "suites", "weights"},
     "gate": {"errors", "records", "decisions", "policy", "tables", "compare", "verdicts"},
     "verdicts": {"decisions", "tables"},
-    "floors": {"errors", "validation", "records", "decisions", "compare", "store"},
-    "baselines": {"errors", "validation", "records", "store"},
-    "leaderboard": {"errors", "models", "records", "stats", "tables", "published", "speed", "truth", "ranks", "standings"},
+    "floors": {"errors", "validation", "records", "decisions", "compare", "disk"},
+    "baselines": {"errors", "validation", "records", "disk"},
+    "leaderboard": {"disk", "models", "records", "stats", "tables", "published", "speed", "truth", "ranks", "standings"},
     "speed": {"records", "decisions", "tables", "published"},
     "ranks": {"records", "decisions"},
     "standings": {"models", "records", "ranks", "speed"},
     "truth": {"records", "stats", "tables"},
     "report": {
+        "disk",
         "errors",
         "speed",
         "records",
@@ -118,6 +120,7 @@ DISTILLATION_KNOWS = {
     "processes",
     "latents",
     "machine",
+    "disk",
     "store",
     "sources",
     "records",
@@ -129,6 +132,7 @@ DISTILLATION_KNOWS = {
 }
 WITHOUT_TORCH = (
     "errors",
+    "disk",
     "validation",
     "settings",
     "stats",
