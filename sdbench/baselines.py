@@ -64,6 +64,16 @@ def find(name: str, results: Path) -> Path | None:
     return folder
 
 
+def described(results: Path) -> str:
+    """The names that there are, for messages."""
+    known = read(results)
+    return (
+        f"{_path(results)} has {', '.join(known)}"
+        if known
+        else f"there is no {_path(results)}; name the folder that it is in with --results"
+    )
+
+
 def set_baseline(name: str, folder: Path, why: str, results: Path) -> Move:
     """Let a name stand for a record from now on.
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sdbench import gating, measuring, showing
-from sdbench.console import Command, give, runs, say
+from sdbench.console import Command, add_common, give, runs, say
 from sdbench.errors import UserError
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -49,9 +49,7 @@ def parser() -> argparse.ArgumentParser:
     def add(name: str, command: Command, help_text: str) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=help_text, description=help_text)
         made.set_defaults(command=command)
-        made.add_argument("--json", action="store_true", help="answer as JSON on stdout")
-        made.add_argument("--results", type=Path, default=Path("results"), help="folder of records (default: results)")
-        made.add_argument("--runs", type=Path, help="folder of pictures and features (default: RESULTS/runs)")
+        add_common(made)
         return made
 
     measuring.add_commands(add)

@@ -158,7 +158,9 @@ class Suite(Table):
         if self.prompts and self.prompts.file:
             settings["prompts"]["file"] = Path(self.prompts.file).name  # its lines are in the digest; where it lies is not
         if self.prompts and self.prompts.source == "dataset":  # likewise
-            settings["prompts"] = {key: value for key, value in settings["prompts"].items() if key not in ("path", "split", "column", "digest")}
+            settings["prompts"] = {
+                key: value for key, value in settings["prompts"].items() if key not in ("path", "split", "column", "digest")
+            }
         content = json.dumps([settings, self.prompt_list()], sort_keys=True)
         return SuiteId(name=self.name, version=self.version, digest=hashlib.sha256(content.encode()).hexdigest()[:16])
 
