@@ -31,13 +31,13 @@ from distillation.prune import prune, student_config
 from distillation.recipe import Family, Piece, Recipe
 from distillation.recipe_tables import Training
 from distillation.taps import Tap, collect, resolve
+from sdbench.disk import digest, write_bytes
 from sdbench.errors import UserError
 from sdbench.latents import Batch, Captioned, LatentPool, noisy, predict, target
 from sdbench.processes import from_main
 from sdbench.scenes.embedded import checked
 from sdbench.scenes.networks import SceneNet
 from sdbench.scenes.training.watch import Watch
-from sdbench.store import digest, write_bytes
 from sdbench.training import Schedule, fit, written
 from sdbench.training import Watch as Watching
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
-from sdbench import assets, prompts, reference, weights
-from sdbench.suites import Suite, suites_folder
+from sdbench import assets, prompts, reference, suites, weights
+from sdbench.suites import Suite
 from sdbench.weights import RemoteFile
 
 
@@ -46,7 +46,7 @@ def _inputs(suite: Suite) -> list[str]:
 def _is_here(what: str) -> bool:
     if name := prompts.asset(what):
         return not weights.absent([assets.named(name)])
-    return prompts.located(what, suites_folder()) != what or Path(what).exists() or _is_prepared(what)
+    return prompts.located(what, suites.find(what)) != what or Path(what).exists() or _is_prepared(what)
 
 
 def _is_prepared(name: str) -> bool:

@@ -120,6 +120,11 @@ class SuiteId(Table):
     version: int
     digest: str
 
+    @property
+    def text(self) -> str:
+        """All of it, for messages and reports."""
+        return f"{self.name}@{self.version} (digest {self.digest})"
+
 
 class Environment(Table):
     """What made the numbers."""

@@ -31,7 +31,7 @@ from sdbench.scenes import embedded
 from sdbench.score import named, score
 from sdbench.settings import BASE, Sampling, Setting
 from sdbench.store import U8, Store
-from sdbench.suites import Suite, suites_folder
+from sdbench.suites import Suite, find
 from sdbench.thumbnails import worth_keeping
 
 THUMBNAIL_PX = 256
@@ -220,7 +220,7 @@ def probe(specs: Sequence[ModelSpec], setting: Bench) -> Probed:
         setting.sampling,
         setting.suite.probes,
         work=setting.runs / "probes",
-        suites=suites_folder(),
+        suites=find(driver.BENCHMARKS).parent,
         device=setting.device,
         settings=setting.settings,
         profile=setting.profile,
