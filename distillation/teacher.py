@@ -16,7 +16,7 @@ from sdbench.models.files import read_headers, read_json, weight_files
 from sdbench.models.loading import load_unet
 from sdbench.models.locate import locate
 from sdbench.models.spec import ModelSpec, resolve
-from sdbench.pipelines import fetch
+from sdbench.pipelines import fetch, fetch_card
 from sdbench.scenes.embedded import WEIGHTS
 
 EMBEDDED = WEIGHTS / "pipeline"
@@ -47,8 +47,8 @@ class Teacher:
 
     @cached_property
     def digest(self) -> str:
-        """Of all its weights, as records give it; gigabytes are read for it, once."""
-        return str(weights_digest(self.spec, dtype=self.dtype))
+        """Of all its weights, of two copies those of 32 bits, as records of float32 runs give it; gigabytes are read for it, once."""
+        return str(weights_digest(self.spec, dtype="float32"))
 
     @property
     def config(self) -> Config:
@@ -62,7 +62,7 @@ class Teacher:
         return {key: config.get(key, default) for key, default in _NOISE.items()}
 
     def unet(self, dtype: str, device: str) -> UNet2DConditionModel:
-        """Its UNet, frozen; tensors are checked on the way. As stored and on the CPU, it takes no memory of its own.
+        """Its UNet, frozen, of two copies that of 32 bits; tensors are checked on the way. As stored and on the CPU, it takes no memory of its own.
 
         Raises:
             UserError: weights are missing, damaged or not finite, or the device is not there.
@@ -85,6 +85,7 @@ def place(what: str | None) -> Path:
     if spec.base is not None or spec.source not in ("hub", "embedded"):
         raise UserError(f"{what!r} is no whole pipeline in diffusers layout; name a folder, 'sdxl', or owner/name on the Hub")
     fetch(spec, dtype="float32")
+    fetch_card(spec)
     return locate(spec).pipeline
 
 
