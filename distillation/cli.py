@@ -13,11 +13,10 @@ from distillation import data_cli, sensitivity_cli
 from distillation import teacher as teachers
 from distillation.ablation import sweep
 from distillation.comparison import markdown, plot, table
-from distillation.data import Squares
+from distillation.data import open_squares
 from distillation.describe import describe
 from distillation.export import Provenance, check_free, export
-from distillation.options import TEACHER, add_device, count, within
-from distillation.pictures import open_pictures
+from distillation.options import TEACHER, add_data, add_device, count, within
 from distillation.prune import prune
 from distillation.recipe import Family, Recipe, read
 from distillation.train import check, distil
@@ -60,7 +59,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_writing(cut, run)
     _add_training(run, study)
     _add_teachers(cut, run, study)
-    _add_data(run)
+    add_data(
+        run,
+        "captioned pictures to train on: image folder, parquet or webdataset files, or a Hub dataset (default: rendered scenes, which only family scenes can do without)",
+    )
     run.add_argument(
         "--deterministic", action="store_true", help="the same bytes from the same machine on a GPU too, at some cost in speed"
     )
@@ -104,14 +106,6 @@ def _add_teachers(cut: argparse.ArgumentParser, run: argparse.ArgumentParser, st
     run.add_argument("--teacher", action="append", help=f"{TEACHER}; several, in the recipe's order, teach in succession")
 
 
-def _add_data(run: argparse.ArgumentParser) -> None:
-    run.add_argument(
-        "--data",
-        help="captioned pictures to train on: image folder, parquet or webdataset files, or a Hub dataset (default: rendered scenes, which only family scenes can do without)",
-    )
-    run.add_argument("--caption-column", help="column of --data with the captions (default: caption, text or prompt)")
-
-
 def _plan(options: argparse.Namespace) -> None:
     _say(_described(options, read(options.recipe)))
 
@@ -143,7 +137,7 @@ def _run(options: argparse.Namespace) -> None:
         torch.backends.cudnn.benchmark = False
     chosen = {"steps": options.steps, "device": options.device, "unet_only": options.unet_only}
     if options.data:
-        chosen["pictures"] = Squares(open_pictures(options.data, caption_column=options.caption_column), recipe.size_px(options.family))
+        chosen["pictures"] = open_squares(options.data, options.caption_column, recipe.size_px(options.family))
     if options.device == "cuda" and torch.cuda.device_count() > 1 and "WORLD_SIZE" not in os.environ:
         n = torch.cuda.device_count()
         sys.stderr.write(f"one of {n} GPUs will train; for all: torchrun --nproc-per-node {n} $(which distillation) run ...\n")

@@ -40,6 +40,9 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 def _add_fetching(command: argparse.ArgumentParser) -> None:
     command.add_argument("--url-column", help="where it is not called url, image_url, link or Attachments")
+    command.add_argument(
+        "--where", type=_where, metavar="COLUMN=VALUE", help="only rows that have this value, such as upscaled=true (default: all)"
+    )
     command.add_argument("--threads", type=count, default=16, help="links at a time (default: %(default)s)")
     command.add_argument("--min-px", type=count, default=Rules.min_px, help="least smaller side of a picture (default: %(default)s)")
     command.add_argument(
@@ -74,6 +77,14 @@ def _part(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
+def _where(text: str) -> tuple[str, str]:
+    """`upscaled=true` => ("upscaled", "true")."""
+    column, equals, value = text.partition("=")
+    if not (column and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} is no COLUMN=VALUE, such as upscaled=true")
+    return column, value
+
+
 def run(options: argparse.Namespace) -> None:
     """Do what the options say; the answer goes to stdout."""
     answer = {"fetch": _fetch, "make": _make, "show": _show}[options.action](options)
@@ -82,7 +93,7 @@ def run(options: argparse.Namespace) -> None:
 
 def _fetch(options: argparse.Namespace) -> object:
     rules = Rules(min_px=options.min_px, timeout_s=options.timeout, allow_private=options.allow_private)
-    chosen = {name: getattr(options, name) for name in ("url_column", "caption_column", "n", "threads", "retry_dead")}
+    chosen = {name: getattr(options, name) for name in ("url_column", "caption_column", "where", "n", "threads", "retry_dead")}
     return fetch(options.list, options.out, rules, **chosen)
 
 

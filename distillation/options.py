@@ -28,6 +28,12 @@ def within(kind: type[int] | type[float], least: float, most: float = math.inf) 
 count = within(int, 1)
 
 
+def add_data(command: argparse.ArgumentParser, help_text: str) -> None:
+    """Add `--data` and `--caption-column`."""
+    command.add_argument("--data", action="append", help=f"{help_text}; may be given again: the sources follow each other")
+    command.add_argument("--caption-column", help="column of --data with the captions (default: caption, text, prompt or clean_prompts)")
+
+
 def add_device(command: argparse.ArgumentParser) -> None:
     """Add `--device`."""
     command.add_argument(

@@ -6,10 +6,9 @@ from pathlib import Path
 
 from distillation import budget, derive
 from distillation import teacher as teachers
-from distillation.data import Squares, scenes
+from distillation.data import open_squares, scenes
 from distillation.figure import draw
-from distillation.options import TEACHER, add_device, count, within
-from distillation.pictures import open_pictures
+from distillation.options import TEACHER, add_data, add_device, count, within
 from distillation.recipe import Recipe, read
 from distillation.sensitivity import Settings, batches_of, measured, precision, ranked
 from sdbench.errors import UserError
@@ -22,8 +21,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", work: P
     """Add the command and its options."""
     command = commands.add_parser("sensitivity", help="measure which transformer blocks a teacher misses most, and derive what to cut")
     command.add_argument("--teacher", help=TEACHER)
-    command.add_argument("--data", help="captioned pictures to measure on (default: rendered scenes, for a teacher of that family)")
-    command.add_argument("--caption-column", help="column of --data with the captions (default: caption, text or prompt)")
+    add_data(command, "captioned pictures to measure on (default: rendered scenes, for a teacher of that family)")
     command.add_argument("--bins", type=within(int, 1, 1000), default=10, help="equal parts of the timesteps (default: %(default)s)")
     command.add_argument("--batches", type=within(int, 2, 10_000), default=4, help="of each bin (default: %(default)s)")
     command.add_argument("--pictures", type=count, default=8, help="of each batch (default: %(default)s)")
@@ -72,7 +70,7 @@ def run(options: argparse.Namespace) -> None:
 def _pictures(options: argparse.Namespace, teacher: teachers.Teacher, like: Recipe, n: int) -> Captioned:
     if options.data:
         size_px = like.size_px("scenes" if teacher.spec.family == "scenes" else "sdxl")
-        return Squares(open_pictures(options.data, caption_column=options.caption_column), size_px)
+        return open_squares(options.data, options.caption_column, size_px)
     if teacher.spec.family != "scenes":
         raise UserError(f"the teacher in {teacher.folder} is of family {teacher.spec.family!r}; name pictures to measure it on with --data")
     return scenes(n, options.work)

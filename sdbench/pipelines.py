@@ -98,7 +98,7 @@ def fetch_card(spec: ModelSpec) -> None:
         return
     try:  # of the commit that the weights are of: a newer one would take their place, without them
         huggingface_hub.snapshot_download(spec.location, revision=folder.name, allow_patterns=list(_CARD))
-    except Exception as error:  # as in `_download`
+    except Exception as error:  # noqa: BLE001  # whatever it was: a licence that is missing stops no run
         tqdm.write(f"{spec.name}: no README.md in {folder}, and so no licence ({reason(error)}); put it there", file=sys.stderr)
 
 
