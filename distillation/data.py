@@ -73,6 +73,16 @@ def scenes(n: int, work: Path) -> Pool:
     return Pool(work / "pool", n)
 
 
+def passes(n_pictures: int, steps: int, settings: Training) -> float:
+    """How often a run sees each of its pictures, on average: they are drawn with replacement."""
+    return steps * settings.batch * settings.accumulation / n_pictures
+
+
+def exposure(n_pictures: int, steps: int, settings: Training) -> str:
+    """The same in words."""
+    return f"{n_pictures:,} pictures, each seen {passes(n_pictures, steps, settings):,.1f} times on average"
+
+
 def batches(pool: LatentPool, settings: Training, device: str) -> Callable[[int], Batch]:
     """Number of a batch => the batch, the same in every run."""
     return lambda number: pool.batch(number, settings.batch, settings.seed, settings.drop, device)

@@ -4,8 +4,6 @@ import argparse
 import math
 from collections.abc import Callable
 
-import torch
-
 TEACHER = "folder of a whole pipeline, a name such as sdxl, or owner/name on the Hub (default: the embedded teacher)"
 
 
@@ -36,6 +34,12 @@ def add_data(command: argparse.ArgumentParser, help_text: str) -> None:
 
 def add_device(command: argparse.ArgumentParser) -> None:
     """Add `--device`."""
-    command.add_argument(
-        "--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s"
-    )
+    command.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+
+
+def settle_device(options: argparse.Namespace) -> None:
+    """Where a command has a `--device` that was not given, take the GPU, if there is one."""
+    if "device" in options and options.device is None:
+        import torch
+
+        options.device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -3,18 +3,15 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from distillation import budget, derive
-from distillation import teacher as teachers
-from distillation.data import open_squares, scenes
-from distillation.figure import draw
 from distillation.options import TEACHER, add_data, add_device, count, within
 from distillation.recipe import Recipe, read
-from distillation.sensitivity import Settings, batches_of, measured, precision, ranked
 from sdbench.errors import UserError
-from sdbench.latents import Captioned
 
-PAIR = Settings(bins=1, batches=2, pictures=2)  # guidance calls the UNet with two halves
+if TYPE_CHECKING:
+    from distillation.teacher import Teacher
+    from sdbench.latents import Captioned
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", work: Path) -> None:
@@ -40,19 +37,25 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", work: P
 
 def run(options: argparse.Namespace) -> None:
     """Measure, show, and derive a plan where there is a budget; the answer goes to stdout."""
+    from distillation import budget, derive
+    from distillation import teacher as teachers
+    from distillation.figure import draw
+    from distillation.sensitivity import Settings, batches_of, measured, precision, ranked
+
+    pair_of_halves = Settings(bins=1, batches=2, pictures=2)  # guidance calls the UNet with two halves
     like, target = read(options.like), options.write_recipe
     if target:
         derive.check_target(target, budget=bool(options.parameters or options.latency))
     teacher = teachers.at(teachers.place(options.teacher))
     name = Path(options.teacher).resolve().name if options.teacher else "scenes-teacher"
     settings = Settings(bins=options.bins, batches=options.batches, pictures=options.pictures)
-    pictures = _pictures(options, teacher, like, max(settings.n, PAIR.n))
+    pictures = _pictures(options, teacher, like, max(settings.n, pair_of_halves.n))
     found = measured(teacher, name, settings, pictures, options.work, options.results, options.device)
     draw(found, options.results / "sensitivity" / f"{name}.png")
     counts = budget.parameters(teacher.config)
     _say(ranked(found, counts.shares))
     if options.latency:
-        (pair, _), scheduler = batches_of(teacher, PAIR, pictures, options.work, options.device)
+        (pair, _), scheduler = batches_of(teacher, pair_of_halves, pictures, options.work, options.device)
         cost, share = budget.times(teacher.unet(precision(teacher), options.device), pair, scheduler), options.latency
     elif options.parameters:
         cost, share = counts, options.parameters
@@ -67,7 +70,9 @@ def run(options: argparse.Namespace) -> None:
         _say(f"\n{target}")
 
 
-def _pictures(options: argparse.Namespace, teacher: teachers.Teacher, like: Recipe, n: int) -> Captioned:
+def _pictures(options: argparse.Namespace, teacher: "Teacher", like: Recipe, n: int) -> "Captioned":
+    from distillation.data import open_squares, scenes
+
     if options.data:
         size_px = like.size_px("scenes" if teacher.spec.family == "scenes" else "sdxl")
         return open_squares(options.data, options.caption_column, size_px)

@@ -90,7 +90,7 @@ def test_squares_of_several_sources_follow_each_other(folder: Path, tmp_path: Pa
 
 
 def test_a_run_of_the_full_size_family(
-    recipe: Recipe, teacher: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Recipe, teacher: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     decode, at_once = AutoencoderKL._decode, []
 
@@ -105,6 +105,11 @@ def test_a_run_of_the_full_size_family(
     assert pipeline.unet.config.cross_attention_dim == 2048
     noted = json.loads((out / "provenance.json").read_text())
     assert noted["data_digest"] == squares.digest
+    assert (noted["pictures"], noted["passes"]) == (N, 4 * 2 / N)
+    assert f"on {N} pictures, each seen 1.3 times on average," in (out / "README.md").read_text()
+    said = capsys.readouterr().err
+    assert f"training on {N} pictures, each seen 1.3 times on average\n" in said
+    assert f"taught by the float32 weights in {teacher}\n" in said
     assert [(stage["name"], stage["steps"]) for stage in noted["stages"]] == [("half", 2), ("depth", 2)]
     (sheet,) = (tmp_path / "work").glob("vega-*/2-depth/samples/*.png")
     with Image.open(sheet) as picture:
