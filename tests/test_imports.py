@@ -285,7 +285,7 @@ def test_distillation_takes_only_the_rooms_it_may() -> None:
     assert taken - {"distillation"} <= DISTILLATION_KNOWS
 
 
-@pytest.mark.parametrize("name", [name for name in of_sdbench() if room(name) in WITHOUT_TORCH])
+@pytest.mark.parametrize("name", [*(name for name in of_sdbench() if room(name) in WITHOUT_TORCH), "distillation.cli"])
 def test_readers_of_records_and_the_command_line_import_no_torch(name: str) -> None:
     assert {other: by for other, by in reached(name).items() if other in SLOW or other.split(".")[0] in SLOW} == {}
 
