@@ -133,8 +133,10 @@ def _run(options: argparse.Namespace) -> None:
     if options.data:
         chosen["pictures"] = open_squares(options.data, options.caption_column, recipe.size_px(options.family))
     if options.device == "cuda" and torch.cuda.device_count() > 1 and "WORLD_SIZE" not in os.environ:
-        n = torch.cuda.device_count()
-        sys.stderr.write(f"one of {n} GPUs will train; for all: torchrun --nproc-per-node {n} $(which distillation) run ...\n")
+        from sdbench.training import most_sharing
+
+        n = most_sharing(recipe.settings(options.family).accumulation, gpus := torch.cuda.device_count())
+        sys.stderr.write(f"one of {gpus} GPUs will train; for {n}: torchrun --nproc-per-node {n} $(which distillation) run ...\n")
     folders = [teachers.place(name) for name in options.teacher or [None]]
     out = distil(recipe, options.family, folders, options.work, options.out, **chosen)
     if sharing()[0] == 0:  # of several processes, the one that wrote it
