@@ -255,7 +255,7 @@ def record_of(model: Model, setting: Bench, pictures: tuple[Store, list[Job]] | 
         created=records.now(),
         n_images=len(scores.prompt_ids),
         values=(*values, *_in_order([*new, *earlier], setting.suite)),
-        sampling=setting.sampling.model_dump(),
+        sampling=setting.sampling.model_dump(mode="json"),
         prompts=setting.suite.prompts_described(),
         run=turns.pop() if len(turns) == 1 else "",
         looks=looks,

@@ -19,14 +19,10 @@ from sdbench import prompts as lists
 from sdbench.errors import UserError, unknown
 from sdbench.records import SuiteId
 from sdbench.scenes.grammar import scene_at
-from sdbench.settings import Probes, Sampling
+from sdbench.settings import Probes, Sampling, unset
 from sdbench.validation import Table, validated
 
 Family = Literal["sdxl", "scenes"]
-
-
-def _unset(value: Any) -> bool:
-    return value is None
 
 
 class Prompts(Table):
@@ -44,13 +40,13 @@ class Prompts(Table):
 
     source: Literal["scenes", "file", "dataset"] = "scenes"
     file: str | None = None
-    path: str | None = Field(default=None, exclude_if=_unset)
-    split: str | None = Field(default=None, exclude_if=_unset)
-    column: str | None = Field(default=None, exclude_if=_unset)
+    path: str | None = Field(default=None, exclude_if=unset)
+    split: str | None = Field(default=None, exclude_if=unset)
+    column: str | None = Field(default=None, exclude_if=unset)
     n: Annotated[int, Field(gt=0)]
     seed: int = 0
-    digest: str | None = Field(default=None, exclude_if=_unset)
-    looked: Annotated[int, Field(gt=0)] | None = Field(default=None, exclude_if=_unset)
+    digest: str | None = Field(default=None, exclude_if=unset)
+    looked: Annotated[int, Field(gt=0)] | None = Field(default=None, exclude_if=unset)
 
     @model_validator(mode="after")
     def _has_its_place(self) -> Self:
@@ -70,8 +66,8 @@ class Noise(Table):
 
     kind: Literal["per_image", "fixed"] = "per_image"
     seed: int = 0
-    file: str | None = Field(default=None, exclude_if=_unset)
-    digest: str | None = Field(default=None, exclude_if=_unset)
+    file: str | None = Field(default=None, exclude_if=unset)
+    digest: str | None = Field(default=None, exclude_if=unset)
 
     @model_validator(mode="after")
     def _file_is_fixed(self) -> Self:
@@ -141,7 +137,7 @@ class Suite(Table):
     sampling: Sampling | None = None
     noise: Noise = Noise()
     probes: Probes | None = None
-    accept: Accept | None = Field(default=None, exclude_if=_unset)
+    accept: Accept | None = Field(default=None, exclude_if=unset)
 
     @property
     def id(self) -> SuiteId:

@@ -19,8 +19,8 @@ from sdbench.encoders.clip import Clip
 from sdbench.errors import MissingError, UserError
 from sdbench.metrics.clip_score import clip_score
 from sdbench.models.spec import ModelSpec, resolve
-from sdbench.protocols.base import Subject
 from sdbench.probes.driver import Probed
+from sdbench.protocols.base import Subject
 from sdbench.records import Model, Scores, Value
 from sdbench.scenes.grammar import parse, scene_at
 from sdbench.scenes.render import render

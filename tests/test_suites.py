@@ -91,6 +91,18 @@ def test_a_misspelt_key_is_named_with_the_right_one(right: str, wrong: str, wher
     [
         ("steps = 4", "", r"sampling\.steps: Field required"),
         ("steps = 4", "steps = 0", r"sampling\.steps: .*greater than 0 \(found 0\)"),
+        ("size_px = 64", 'size_px = 64\nscheduler = "lmc"', r"sampling\.scheduler: .*'lcm' or 'tcd' \(found 'lmc'\)"),
+        ("size_px = 64", 'size_px = 64\ntimestep_spacing = "trailing"', r"named and heeds it \(ddim, .*, euler-ancestral\), not 'model'"),
+        ("size_px = 64", 'size_px = 64\nscheduler = "lcm"\ntimestep_spacing = "trailing"', "not 'lcm'"),
+        ("size_px = 64", 'size_px = 64\nscheduler = "ddim"\ntimesteps = [999, 749, 499, 249]', r"\(dpmpp, euler, lcm, tcd\), not 'ddim'"),
+        ("size_px = 64", 'size_px = 64\nscheduler = "euler"\neta = 0.3', r"\(ddim, tcd\), not 'euler'"),
+        ("size_px = 64", 'size_px = 64\nscheduler = "lcm"\ntimesteps = [999, 749]', r"one for each of the 4 steps, found \[999, 749\]$"),
+        ("size_px = 64", 'size_px = 64\nscheduler = "lcm"\ntimesteps = [999, 749, 749, 249]', "timesteps must fall"),
+        (
+            "size_px = 64",
+            'size_px = 64\nscheduler = "euler"\ntimestep_spacing = "trailing"\ntimesteps = [999, 749, 499, 249]',
+            "nothing to space",
+        ),
         ("size_px = 64", "size_px = 60", r"sampling\.size_px: .*multiple of 8"),
         ('"float32"', '"float64"', r"sampling\.dtype: .*'float32', 'bfloat16' or 'float16' \(found 'float64'\)"),
         ("calls = 2", "calls = 1", r"probes\.calls"),
@@ -200,6 +212,16 @@ def test_an_unknown_include_is_an_error(folder: Path) -> None:
 )
 def test_every_setting_is_in_the_digest(old: str, new: str, folder: Path) -> None:
     assert digest(folder, old, new) != digest(folder)
+
+
+@pytest.mark.parametrize("more", ['scheduler = "euler"\ntimestep_spacing = "trailing"', 'scheduler = "euler"\ntimesteps = [9, 5, 3, 1]'])
+def test_how_steps_are_spaced_is_in_the_digest(more: str, folder: Path) -> None:
+    assert digest(folder, "steps = 4", f"steps = 4\n{more}") != digest(folder, "steps = 4", 'steps = 4\nscheduler = "euler"')
+
+
+def test_what_a_suite_does_not_say_of_its_steps_is_not_in_its_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert suites.load("quality").id.digest == "39ce964345b3e9c7", "that of the records from before there were such settings"
 
 
 def test_words_about_the_suite_are_not_in_the_digest(folder: Path) -> None:
