@@ -292,7 +292,7 @@ def noise(
     where, found = places or Places(), []
     numbers = [suite.noise.seed + index for index in range(seeds)]
     for seed in numbers:
-        seeded = suite.model_copy(update={"noise": suite.noise.model_copy(update={"seed": seed})})
+        seeded = suite.model_copy(update={"noise": suite.noise.model_copy(update={"seed": seed}), "teacher": None})  # who drew other noise
         folder = where.runs / "noise" / str(seed)  # probes are kept by what they measure: each run needs a place of its own
         (record,) = run([spec], seeded, Places(folder / "records", folder), device=device, only=only)
         found.append(Side.read(record))

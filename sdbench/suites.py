@@ -116,6 +116,19 @@ class Accept(Table):
     ranges: dict[str, tuple[float, float]]
 
 
+class Teacher(Table):
+    """Whose pictures win rates and agreement are against, in place of the family's teacher under the same suite.
+
+    Attributes:
+        model: name of its records.
+        suite: name or path of the suite that those are of: the same prompts, noise and size, other sampling, such as 25 steps
+            for students of 4; None for the suite itself.
+    """
+
+    model: str
+    suite: str | None = None
+
+
 class Suite(Table):
     """A resolved suite.
 
@@ -138,6 +151,7 @@ class Suite(Table):
     noise: Noise = Noise()
     probes: Probes | None = None
     accept: Accept | None = Field(default=None, exclude_if=unset)
+    teacher: Teacher | None = Field(default=None, exclude_if=unset)
 
     @property
     def id(self) -> SuiteId:
@@ -145,12 +159,38 @@ class Suite(Table):
 
         Raises:
             MissingError: prompts or the latent are neither here nor reachable.
+            UserError: as `of_teacher`.
         """
         settings = self.model_dump(exclude={"description", "include", "accept"}) | {"noise": self.noise.identity()}
         if self.prompts and self.prompts.file:
             settings["prompts"]["file"] = Path(self.prompts.file).name  # its lines are in the digest; where it lies is not
+        if (theirs := self.of_teacher()) is not self:
+            settings["teacher"]["suite"] = theirs.id.model_dump()
         content = json.dumps([settings, self.prompt_list()], sort_keys=True)
         return SuiteId(name=self.name, version=self.version, digest=hashlib.sha256(content.encode()).hexdigest()[:16])
+
+    def of_teacher(self) -> "Suite":
+        """The suite that the teacher's pictures are of: the one that `teacher` names, or this.
+
+        Raises:
+            UserError: its pictures could not be paired with this suite's, or it names a third suite.
+        """
+        if self.teacher is None or self.teacher.suite is None:
+            return self
+        found = load(self.teacher.suite)
+        theirs, what = found.prompt_list(), f"suite {self.name!r} takes its teacher from suite {found.name!r}"
+        if found.teacher and found.teacher.suite:
+            raise UserError(f"{what}, which takes its own from {found.teacher.suite!r}; name that one")
+        pairs = {
+            "family": (self.family, found.family),
+            "size_px": (self.sampling and self.sampling.size_px, found.sampling and found.sampling.size_px),
+            "noise": (self.noise.identity(), found.noise.identity()),
+        }
+        if unlike := [f"{name} {ours} against {others}" for name, (ours, others) in pairs.items() if ours != others]:
+            raise UserError(f"{what}, whose pictures cannot be paired with its own: {', '.join(unlike)}")
+        if lacking := [text for prompt_id, text in self.prompt_list().items() if theirs.get(prompt_id) != text]:
+            raise UserError(f"{what}, which lacks {len(lacking)} of its prompts at their places, such as {lacking[0]!r}")
+        return found
 
     def prompt_list(self) -> dict[str, str]:
         """Prompt id -> prompt, in order; the id is made of the prompt's place and text.

@@ -224,6 +224,36 @@ def test_what_a_suite_does_not_say_of_its_steps_is_not_in_its_digest(monkeypatch
     assert suites.load("quality").id.digest == "39ce964345b3e9c7", "that of the records from before there were such settings"
 
 
+def test_a_teacher_s_suite_is_in_the_digest(folder: Path) -> None:
+    write(folder, name="long", text=OWN.replace('"own"', '"long"'))
+    own, named = (
+        digest(folder, "include = []", f"include = []\nteacher = {{ {what} }}") for what in ('model = "x"', 'model = "x", suite = "long"')
+    )
+    assert len({digest(folder), own, named}) == 3
+    write(folder, name="long", text=OWN.replace('"own"', '"long"').replace("steps = 4", "steps = 25"))
+    longer = suites.load(write(folder, "include = []", 'include = []\nteacher = { model = "x", suite = "long" }'))
+    assert longer.id.digest != named
+    assert longer.of_teacher() == suites.load("long")
+    assert suites.load("long").of_teacher() == suites.load("long")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("seed = 7", "seed = 8", r"cannot be paired with its own: noise \{'kind': 'per_image', 'seed': 7\} against .*8"),
+        ("size_px = 64", "size_px = 72", "size_px 64 against 72"),
+        ('family = "scenes"', 'family = "sdxl"', "family scenes against sdxl"),
+        ("n = 3", "n = 2", "lacks 1 of its prompts at their places, such as 'a "),
+        ("include = []", 'teacher = { model = "y", suite = "own" }', "takes its own from 'own'; name that one"),
+    ],
+)
+def test_a_teacher_whose_pictures_cannot_be_paired_is_refused(old: str, new: str, message: str, folder: Path) -> None:
+    write(folder, old, new, name="long", text=OWN.replace('"own"', '"long"'))
+    suite = suites.load(write(folder, "include = []", 'include = []\nteacher = { model = "x", suite = "long" }'))
+    with pytest.raises(UserError, match=message):
+        suite.id  # noqa: B018  # every run asks for it first
+
+
 def test_words_about_the_suite_are_not_in_the_digest(folder: Path) -> None:
     assert digest(folder, "for tests", "for more tests") == digest(folder)
     assert digest(folder, "n = 3", 'source = "scenes"\nn = 3 # a comment') == digest(folder)
