@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sdbench import gating, measuring, showing
 from sdbench.arguments import Parser
-from sdbench.console import Command, give, runs, say
+from sdbench.console import Command, add_common, give, runs, say
 from sdbench.errors import UserError
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -48,19 +48,17 @@ def parser() -> argparse.ArgumentParser:
     def plain(name: str, command: Command, help_text: str) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=help_text, description=help_text)
         made.set_defaults(command=command)
-        made.add_argument("--json", action="store_true", help="answer as JSON on stdout")
         return made
 
     def add(name: str, command: Command, help_text: str) -> argparse.ArgumentParser:
         made = plain(name, command, help_text)
-        made.add_argument("--results", type=Path, default=Path("results"), help="folder of records (default: results)")
-        made.add_argument("--runs", type=Path, help="folder of pictures and features (default: RESULTS/runs)")
+        add_common(made)
         return made
 
     measuring.add_commands(add)
     gating.add_commands(add)
     showing.add_commands(add)
-    plain("models", _models, "list the models known by name")
+    plain("models", _models, "list the models known by name").add_argument("--json", action="store_true", help="answer as JSON on stdout")
     add("suites", _suites, "list the suites")
     add(
         "doctor",
@@ -113,7 +111,12 @@ def _models(arguments: argparse.Namespace) -> int:
 def _suites(arguments: argparse.Namespace) -> int:
     from sdbench import suites
 
-    found = [suites.load(name) for name in suites.names()]
+    found = []
+    for name in suites.names():
+        try:
+            found.append(suites.load(name))
+        except UserError as error:  # ./suites may hold another program's files
+            say(f"not a suite: {error}")
     if arguments.json:
         give([suite.model_dump() for suite in found])
         return 0

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdbench.console import Add, add_completion, check_results, give, places, say
+from sdbench.console import Add, add_common, add_completion, check_results, give, places, say
 
 if TYPE_CHECKING:
     from sdbench.models.spec import ModelSpec
@@ -40,11 +40,13 @@ def add_commands(add: Add) -> None:
 
     naming = add("baseline", baseline, "name the record that candidates are compared with, and say which names there are")
     actions = naming.add_subparsers(dest="action", required=True, metavar="ACTION")
-    actions.add_parser("list", help="every name, the record it stands for, since when and why, and what it stood for before")
+    listing = actions.add_parser("list", help="every name, the record it stands for, since when and why, and what it stood for before")
     moving = actions.add_parser("set", help="let a name stand for another record from now on")
     moving.add_argument("name", help="such as production")
     moving.add_argument("record", type=Path, help="record folder under the folder of results")
     moving.add_argument("--why", required=True, help="kept beside the date")
+    for action in (listing, moving):
+        add_common(action, again=True)
 
 
 def add_outputs(command: argparse.ArgumentParser) -> None:

@@ -22,7 +22,16 @@ def find(what: str, results: Path) -> Named:
     Raises:
         UserError: it is none of these.
     """
-    return baselines.find(what, results) or named(what)
+    if folder := baselines.find(what, results):
+        return folder
+    try:
+        return named(what)
+    except UserError as error:
+        if Path(what).exists():
+            raise UserError(
+                f"{error} It is the baseline, and --base is of the candidate: measure it first, `sdbench run --model {what} --base ...`, and name its record."
+            ) from error
+        raise UserError(f"{error} Nor is it the name of a baseline: {baselines.described(results)}.") from error
 
 
 def named(what: str, *, base: str | None = None, lora: str | None = None, name: str | None = None) -> Named:
@@ -93,7 +102,7 @@ def check(folder: Path, suite: SuiteId) -> Record:
     record = records.head(folder)
     if record.suite != suite:
         raise UserError(
-            f"record {folder} is of suite {_called(record.suite)}, and this run would be of {_called(suite)}, which no verdict compares; name the "
+            f"record {folder} is of suite {record.suite.text}, and this run would be of {suite.text}, which no verdict compares; name the "
             "suite with --suite, or run both models under one suite and the same settings first, and name their records"
         )
     return record
@@ -103,7 +112,12 @@ def _opposite(spec: ModelSpec, folder: Path, suite: Suite | None, policy: Policy
     """A record to compare that in a folder with."""
     of_suite = records.head(folder).suite.name
     policy.rules(of_suite)
-    chosen = suite or suites.load(of_suite.removesuffix("-custom").removesuffix("-sequential"))
+    whole = of_suite.removesuffix("-custom").removesuffix("-sequential")
+    if suite is None and whole not in suites.names():
+        raise UserError(
+            f"record {folder} is of suite {whole!r}, of which there is no file in ./suites or in the package; give it with --suite FILE"
+        )
+    chosen = suite or suites.load(whole)
     return of(spec, chosen, check(folder, chosen.id).machine.machine_class, results, run)
 
 
@@ -116,7 +130,3 @@ def _by_class(spec: ModelSpec, suite: SuiteId, results: Path) -> dict[str, Path]
         kept.pop(record.machine.machine_class, None)
         kept[record.machine.machine_class] = folder
     return kept
-
-
-def _called(suite: SuiteId) -> str:
-    return f"{suite.name}@{suite.version} (digest {suite.digest})"

@@ -8,12 +8,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
 from factories import make_measured, make_record, saved
 
 from distillation.cli import _parser as distillation_parser
-from sdbench import api, cli, doctor, suites
+from sdbench import api, baselines, cli, doctor, suites
 from sdbench.errors import UserError
 from sdbench.gate import Report
 from sdbench.models.spec import ModelSpec, resolve
@@ -105,6 +106,12 @@ def message(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ),
         (["run", "--model", "scenes-teacher", "--steps", "0"], "steps"),
         (["run", "--model", "scenes-teacher", "--size-px", "60"], "multiple of 8"),
+        (["run", "--model", "scenes-teacher", "--scheduler", "lmc"], "sampling.scheduler: Input should be 'model', 'ddim'"),
+        (["run", "--model", "scenes-teacher", "--timestep-spacing", "trailing"], "needs a scheduler that is named and heeds it"),
+        (
+            ["run", "--model", "scenes-teacher", "--scheduler", "lcm", "--timesteps", "999", "499", "--steps", "4"],
+            "one for each of the 4 steps",
+        ),
         (["benchmark", "--profile", "scene"], "unknown profile 'scene'; did you mean 'scenes'?"),
         (["gate", "scenes-teachr", "--baseline", "scenes-teacher"], "did you mean 'scenes-teacher'"),
         (["gate", "a", "--baseline", "b", "--policy", "nowhere.toml"], "nowhere.toml"),
@@ -229,6 +236,26 @@ def test_the_gate_exits_with_1_for_a_worse_one_and_says_so_as_json_too(tmp_path:
     assert [result["name"] for result in answer["results"] if result["verdict"] == "regressed"] == ["clip_score.scenes"]
 
 
+def test_every_report_says_what_it_is_of(tmp_path: Path, strict: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    student, teacher = saved(make_measured(), tmp_path), saved(make_measured("scenes-teacher", seed=2), tmp_path)
+    baselines.set_baseline("production", teacher, "release 3", tmp_path)
+    files = ["--junit", "gate.xml", "--markdown", "gate.md"]
+    assert cli.main(["gate", str(student), "--baseline", "production", "--results", str(tmp_path), "--json", *strict, *files]) == 3
+    inputs = json.loads(capsys.readouterr().out)["inputs"]
+    assert inputs == {
+        "candidate": str(student),
+        "baseline": str(teacher),
+        "baseline_asked": "production",
+        "suite": "quality@1 (digest 5017e)",
+        "policy": str(tmp_path / "strict.toml"),
+        "alpha": 0.05,
+    }
+    properties = ET.parse("gate.xml").findall("properties/property")
+    assert [each.get("value") for each in properties] == list(map(str, inputs.values()))
+    lines = (tmp_path / "gate.md").read_text(encoding="utf-8").splitlines()
+    assert {f"- baseline: {teacher}", "- baseline asked: production", "- alpha: 0.05"} <= set(lines)
+
+
 def test_the_gate_exits_with_2_for_what_it_cannot_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     teacher = saved(make_measured("scenes-teacher", seed=2), tmp_path)
     assert gate(saved(make_measured(family="sdxl"), tmp_path), teacher) == 2
@@ -337,12 +364,17 @@ sys.exit(cli.main(["models"]))
     assert said == "sdbench: interrupted; what was finished is kept, and the same command goes on from there\n"
 
 
-def test_records_of_a_suite_that_is_nowhere_are_compared(tmp_path: Path) -> None:
+def test_records_of_a_suite_that_is_nowhere_are_compared_and_no_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     policy = tmp_path / "own.toml"
     policy.write_text(STRICT.replace("quality", "own"))
     suite = SuiteId(name="own", version=1, digest="5017e")
     folders = [saved(make_measured(seed=seed, suite=suite), tmp_path) for seed in (1, 2)]
     assert gate(*folders, "--policy", str(policy)) == 3
+    capsys.readouterr()
+    assert gate(folders[0], Path("scenes-vega"), "--policy", str(policy)) == 2
+    assert (
+        "is of suite 'own', of which there is no file in ./suites or in the package; give it with --suite FILE" in capsys.readouterr().err
+    )
 
 
 def test_a_gate_on_records_imports_what_is_quick_to_import(tmp_path: Path) -> None:
@@ -423,9 +455,21 @@ def test_the_doctor_looks_at_the_folders_that_are_named(monkeypatch: pytest.Monk
     assert any(text.endswith(f"of disk free for {tmp_path}/away") for text in found)
 
 
+def test_another_program_s_files_in_suites_hide_none_of_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "suites").mkdir()
+    (tmp_path / "suites" / "api_tests.toml").write_text('endpoint = "/v1"')
+    assert cli.main(["suites"]) == 0
+    err = capsys.readouterr().err
+    assert "not a suite: suite suites/api_tests.toml: unknown key 'endpoint'" in err
+    assert "quality@" in err
+
+
 def test_settings_of_one_s_own_make_a_suite_of_another_name() -> None:
     plain = suites.load("quality")
     assert api.Overrides().apply(plain) is plain
+    few = api.Overrides(guidance_scale=1.0, scheduler="lcm", timesteps=[999, 749, 499, 249]).apply(plain).sampling
+    assert few
+    assert (few.steps, few.guidance_scale, few.scheduler, few.timesteps) == (4, 1.0, "lcm", (999, 749, 499, 249))
     with pytest.raises(UserError, match=r"prompts\.n: Input should be greater than 0 \(found 0\)"):
         api.Overrides(n=0).apply(plain)
     changed = api.Overrides(steps=3, n=5).apply(plain)

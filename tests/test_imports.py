@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = (
-    {"arguments", "errors", "validation", ""},  # "" is sdbench itself: its version
+    {"arguments", "disk", "errors", "validation", ""},  # "" is sdbench itself: its version
     {"metrics", "stats", "student_t", "decisions", "sequential", "models", "scenes", "records", "training", "processes", "latents"},
     {
         "assets",
@@ -64,6 +64,7 @@ ONLY = {
     "torchmetrics": {"metrics"},
     "arguments": set[str](),
     "validation": {"errors"},
+    "disk": {"errors"},
     "records": {"errors", "validation"},
     "models": {"errors", "models", "scenes"},
     "scenes": {"errors", "scenes"},
@@ -79,14 +80,15 @@ ONLY = {
     "needs": {"assets", "prompts", "reference", "suites", "weights"},
     "gate": {"errors", "records", "decisions", "policy", "tables", "compare", "verdicts"},
     "verdicts": {"decisions", "tables"},
-    "floors": {"errors", "validation", "records", "decisions", "compare", "store"},
-    "baselines": {"errors", "validation", "records", "store"},
-    "leaderboard": {"errors", "models", "records", "stats", "tables", "published", "speed", "truth", "ranks", "standings"},
+    "floors": {"errors", "validation", "records", "decisions", "compare", "disk"},
+    "baselines": {"errors", "validation", "records", "disk"},
+    "leaderboard": {"disk", "models", "records", "stats", "tables", "published", "speed", "truth", "ranks", "standings"},
     "speed": {"records", "decisions", "tables", "published"},
     "ranks": {"records", "decisions"},
     "standings": {"models", "records", "ranks", "speed"},
     "truth": {"records", "stats", "tables"},
     "report": {
+        "disk",
         "errors",
         "speed",
         "records",
@@ -120,6 +122,7 @@ DISTILLATION_KNOWS = {
     "processes",
     "latents",
     "machine",
+    "disk",
     "store",
     "sources",
     "records",
@@ -132,6 +135,7 @@ DISTILLATION_KNOWS = {
 WITHOUT_TORCH = (
     "arguments",
     "errors",
+    "disk",
     "validation",
     "settings",
     "stats",
@@ -281,7 +285,7 @@ def test_distillation_takes_only_the_rooms_it_may() -> None:
     assert taken - {"distillation"} <= DISTILLATION_KNOWS
 
 
-@pytest.mark.parametrize("name", [name for name in of_sdbench() if room(name) in WITHOUT_TORCH])
+@pytest.mark.parametrize("name", [*(name for name in of_sdbench() if room(name) in WITHOUT_TORCH), "distillation.cli"])
 def test_readers_of_records_and_the_command_line_import_no_torch(name: str) -> None:
     assert {other: by for other, by in reached(name).items() if other in SLOW or other.split(".")[0] in SLOW} == {}
 

@@ -43,7 +43,7 @@ def load(spec: ModelSpec, *, dtype: torch.dtype | str, device: torch.device | st
 
 
 def load_unet(pipeline: Path, *, dtype: str, device: torch.device | str) -> Any:
-    """Load the UNet of a whole pipeline in diffusers layout, frozen, and nothing else.
+    """Load the UNet of a whole pipeline in diffusers layout, frozen, and nothing else; of two copies that of 32 bits, in any dtype.
 
     On the CPU and in the dtype that it is stored in, its tensors stay mapped from their files: whatever its size, they
     take none of the process's own memory.
@@ -58,7 +58,7 @@ def load_unet(pipeline: Path, *, dtype: str, device: torch.device | str) -> Any:
     """
     to = _device(device)
     quiet()
-    unet = read_part("unet", pipeline / "unet", getattr(torch, dtype))
+    unet = read_part("unet", pipeline / "unet", getattr(torch, dtype), sixteen_bit=False)
     check_finite(unet, "unet", pipeline)
     return unet.to(to).eval().requires_grad_(requires_grad=False)
 
@@ -93,14 +93,21 @@ def on_meta(part: str, config: dict[str, Any]) -> nn.Module:
     return model
 
 
-def read_part(part: str, folder: Path, dtype: torch.dtype) -> nn.Module:
+def read_part(part: str, folder: Path, dtype: torch.dtype, *, sixteen_bit: bool | None = None) -> nn.Module:
     """A part of a pipeline ("unet", "vae", "text_encoder", "text_encoder_2") from its folder, on the CPU.
+
+    Args:
+        part: its name.
+        folder: where it lies.
+        dtype: of every weight.
+        sixteen_bit: of two copies take that of 16 bits; where not given, for 16-bit dtypes.
 
     Raises:
         UserError: files are missing or damaged, or tensors do not fit the configuration.
     """
     config = read_json(folder / "config.json")
-    variant, files = weight_files(folder, part, sixteen_bit=dtype != torch.float32)
+    lower = dtype != torch.float32 if sixteen_bit is None else sixteen_bit
+    variant, files = weight_files(folder, part, sixteen_bit=lower)
     check_tensors(_described(part, config, folder), part, read_headers(files), folder)
     model: nn.Module = CLASSES[part].from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True, variant=variant)
     return model
