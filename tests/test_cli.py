@@ -194,6 +194,7 @@ def test_a_unet_is_gated_and_run_against_itself_with_what_completes_it(
     unet, teacher = str(made / "unet"), "scenes-teacher"
     more = ["--base", teacher, "--name", "mine", "--device", "cpu"]
     assert "complete" in message(["gate", unet, "--baseline", "scenes-vega-pruned"], capsys)
+    assert "It is the baseline" in message(["gate", "scenes-vega-pruned", "--baseline", unet], capsys)
     message(["gate", unet, "--baseline", "scenes-vega-pruned", *more], capsys)
     message(["noise", unet, *more], capsys)
     own = resolve(unet, base=teacher, name="mine")
