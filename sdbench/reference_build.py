@@ -138,9 +138,9 @@ def _published(file: Path) -> tuple[bytes, F64, F64]:
     """What a file holds, and the moments in it."""
     try:
         content = file.read_bytes()
-        with np.load(io.BytesIO(content)) as published:
+        with np.lib.npyio.NpzFile(io.BytesIO(content)) as published:
             mean, covariance = np.asarray(published["mu"], np.float64), np.asarray(published["sigma"], np.float64)
-    except (OSError, ValueError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(
             f"{file} is no file of statistics ({type(error).__name__}); expected a .npz with arrays `mu` (d) and `sigma` (d x d)"
         ) from error
