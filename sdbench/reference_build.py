@@ -17,13 +17,13 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from sdbench.arrays import F32, F64, U8
 from sdbench.encoders.catalogue import Encoder
 from sdbench.errors import UserError
 from sdbench.metrics.frechet import Gaussian, Moments
-from sdbench.metrics.inputs import F64
 from sdbench.reference import KEPT, Card, card_of, folder, save
 from sdbench.sources import read_table, stream
-from sdbench.store import F32, SUFFIXES, U8, digest, kept, mode_of
+from sdbench.store import SUFFIXES, digest, kept, mode_of
 
 BLOCK = 64  # pictures in memory at a time
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
