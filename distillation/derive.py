@@ -14,9 +14,9 @@ from distillation.recipe import Recipe
 from distillation.recipe_tables import Keep, Middle, Stage
 from distillation.sensitivity import WHOLE
 from sdbench.arrays import F64
+from sdbench.disk import write_bytes
 from sdbench.errors import UserError
 from sdbench.models.architectures import TOPOLOGIES, depths, unet_config
-from sdbench.store import write_bytes
 
 SOURCE = "sensitivity of the teacher's output"
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
-from sdbench import assets, prompts, reference, weights
-from sdbench.suites import Suite, suites_folder
+from sdbench import assets, prompts, reference, suites, weights
+from sdbench.suites import Suite
 from sdbench.weights import RemoteFile
 
 
@@ -50,7 +50,7 @@ def _is_here(what: str) -> bool:
     if name := prompts.asset(what):
         return not weights.absent([assets.named(name)])
     there = Path(what).exists() or any(glob(what, recursive=True))  # noqa: PTH207  # absolute, too
-    return there or prompts.located(what, suites_folder()) != what or _is_prepared(what)
+    return there or prompts.located(what, suites.find(what)) != what or _is_prepared(what)
 
 
 def _is_prepared(name: str) -> bool:

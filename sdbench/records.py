@@ -119,6 +119,11 @@ class SuiteId(Table):
     version: int
     digest: str
 
+    @property
+    def text(self) -> str:
+        """All of it, for messages and reports."""
+        return f"{self.name}@{self.version} (digest {self.digest})"
+
 
 class Environment(Table):
     """What made the numbers."""
@@ -161,7 +166,7 @@ class Record(Table):
     prompts: str = Field(
         default="", description="of prompts that do not come with the suite: where from, their digest, whether it is verified"
     )
-    run: str = Field("", description="the call that took the probes; models of one call took turns")
+    run: str = Field("", description="the turns that the probes took; models of one name were measured in turns")
     looks: Looks | None = Field(None, description="how a run that stops when sure came to its end")
 
     def value(self, name: str) -> Value | None:

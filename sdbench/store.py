@@ -6,7 +6,6 @@ its place and renamed.
 """
 
 import contextlib
-import hashlib
 import io
 import json
 import os
@@ -16,37 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
 from sdbench.arrays import F32, U8
+from sdbench.disk import digest, write_bytes
 from sdbench.errors import UserError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}  # of files that are taken for pictures
-
-
-def digest(content: Any) -> str:
-    """SHA-256 of JSON content, 24 hex digits: enough to name things."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that it is either there whole or not at all.
-
-    Raises:
-        UserError: the folder cannot be written, or the disk is full.
-    """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(content)
-        beside.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            beside.unlink()
-        raise UserError(
-            f"cannot write {path}: {error.strerror}. What was made so far is kept; make room or the folder writable, or name another folder."
-        ) from error
 
 
 class Store:
@@ -103,7 +79,7 @@ def kept(path: Path, compute: Callable[[], F32]) -> F32:
 
 
 def read_images(paths: Sequence[Path], way_out: str) -> U8:
-    """Pictures of one size => N x H x W x 3 uint8 RGB, decoded on every core.
+    """Pictures of one size => N x H x W x 3 uint8 RGB, upright (as EXIF has them), decoded on every core.
 
     Raises:
         UserError: a file is no whole picture, not 8-bit RGB, or differs in size from the first.
@@ -123,7 +99,9 @@ def _read(path: Path, way_out: str) -> U8:
         with Image.open(path) as image:
             image.verify()  # the checksums, which decoding skips
         with Image.open(path) as image:
-            mode, pixels = mode_of(image), np.asarray(image)
+            mode = mode_of(image)
+            ImageOps.exif_transpose(image, in_place=True)
+            pixels = np.asarray(image)
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
         raise UserError(f"picture {path} cannot be read ({error}); {way_out}.") from error
     if mode != "RGB":

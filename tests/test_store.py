@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import deep_png
-from PIL import Image
+from PIL import ExifTags, Image
 
 from sdbench import store as module
+from sdbench.disk import digest, write_bytes
 from sdbench.errors import UserError
-from sdbench.store import U8, Store, digest, read_images, write_bytes
+from sdbench.store import U8, Store, read_images
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
 
@@ -137,6 +138,13 @@ def test_what_is_not_8_bit_rgb_is_refused(mode: str, tmp_path: Path) -> None:
         Image.fromarray(PICTURE).convert(mode).save(path)
     with pytest.raises(UserError, match=rf"other\.png has mode {mode}, expected 8-bit RGB"):
         read_images([path], "")
+
+
+def test_pictures_are_read_upright(tmp_path: Path) -> None:
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6  # shown turned clockwise by 90 degrees
+    Image.fromarray(PICTURE).save(tmp_path / "turned.png", exif=turned)
+    np.testing.assert_array_equal(read_images([tmp_path / "turned.png"], "")[0], np.rot90(PICTURE, -1))
 
 
 def test_pictures_of_two_sizes_are_refused(store: Store) -> None:
