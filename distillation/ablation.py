@@ -21,8 +21,9 @@ from distillation.data import batches, scenes
 from distillation.plan import MIDDLE
 from distillation.recipe import Recipe
 from distillation.recipe_tables import Keep, KeepResnets, Stage
-from distillation.sensitivity import F64, most_missed, removal_losses
+from distillation.sensitivity import most_missed, removal_losses
 from distillation.train import distil
+from sdbench.arrays import F64
 from sdbench.disk import write_bytes
 from sdbench.errors import unknown
 from sdbench.latents import LatentPool

@@ -23,7 +23,8 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from distillation.estimate import count
 from distillation.plan import MIDDLE, Plan
 from distillation.prune import on_meta, student_config
-from distillation.sensitivity import F64, SECOND_RESNET, WHOLE
+from distillation.sensitivity import SECOND_RESNET, WHOLE
+from sdbench.arrays import F64
 from sdbench.errors import UserError
 from sdbench.latents import Batch, noisy, predict
 from sdbench.models.architectures import Config, depths

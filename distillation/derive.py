@@ -12,7 +12,8 @@ from distillation.budget import TWIN, Cost, removed
 from distillation.plan import MIDDLE, Plan
 from distillation.recipe import Recipe
 from distillation.recipe_tables import Keep, Middle, Stage
-from distillation.sensitivity import F64, WHOLE
+from distillation.sensitivity import WHOLE
+from sdbench.arrays import F64
 from sdbench.disk import write_bytes
 from sdbench.errors import UserError
 from sdbench.models.architectures import TOPOLOGIES, depths, unet_config

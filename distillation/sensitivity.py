@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -21,12 +20,12 @@ from tqdm import tqdm
 from distillation.losses import mse
 from distillation.plan import MIDDLE
 from distillation.teacher import Teacher
+from sdbench.arrays import F64
 from sdbench.disk import write_bytes
 from sdbench.errors import UserError
 from sdbench.latents import Batch, Captioned, LatentPool, noisy, predict
 from sdbench.models.architectures import depths
 
-F64 = npt.NDArray[np.float64]
 WHOLE = "mid_block"  # stands for the middle's attention and second resnet together
 SECOND_RESNET = "mid_block.resnets.1"
 

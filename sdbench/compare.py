@@ -9,10 +9,11 @@ from typing import Any, Literal
 import numpy as np
 
 from sdbench import decisions, records, tables
+from sdbench.arrays import F64
 from sdbench.decisions import BetweenRuns, Bounds
 from sdbench.errors import unknown
 from sdbench.policy import Rule
-from sdbench.records import F64, Record, Value
+from sdbench.records import Record, Value
 
 # Probes that only one kind of machine has; any other name that no record has is a mistake.
 _MACHINE_BOUND = frozenset(

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sdbench import student_t
-from sdbench.stats import F64, column, standard_error
+from sdbench.arrays import F64
+from sdbench.stats import column, standard_error
 
 Verdict = Literal["pass", "regressed", "inconclusive", "incomparable"]
 

@@ -76,7 +76,10 @@ def _embedded() -> list[Finding]:
                 False, True, f"embedded weights: no manifest at {embedded.MANIFEST}; reinstall sdbench, or train them: sdbench scenes train"
             )
         ]
-    bad = embedded.verify()
+    try:
+        bad = embedded.verify()
+    except UserError as error:
+        return [Finding(False, True, str(error))]
     if bad:
         return [
             Finding(False, True, f"embedded weights: {name} is missing or changed; reinstall sdbench, or check the file out again")

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from sdbench.arrays import U8
 from sdbench.disk import digest
 from sdbench.errors import UserError
 from sdbench.generate import Job
@@ -14,7 +15,7 @@ from sdbench.protocols.base import BLOCK, Subject
 from sdbench.run import subject_of
 from sdbench.scenes.grammar import parse
 from sdbench.scenes.render import SIZE_PX
-from sdbench.store import SUFFIXES, U8, Store, read_images
+from sdbench.store import SUFFIXES, Store, read_images
 from sdbench.suites import Suite
 
 

@@ -26,13 +26,14 @@ from diffusers import (
 from torch import Tensor
 from tqdm import tqdm
 
+from sdbench.arrays import U8
 from sdbench.disk import digest
 from sdbench.encoders.precision import full_float32
 from sdbench.errors import UserError
 from sdbench.scenes.grammar import parse
 from sdbench.scenes.render import render
 from sdbench.settings import Sampling
-from sdbench.store import U8, Store
+from sdbench.store import Store
 from sdbench.suites import Noise, Suite
 
 SCHEDULERS = {

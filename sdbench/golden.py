@@ -18,12 +18,12 @@ import torch
 from huggingface_hub import constants
 
 from sdbench import assets, elsewhere
+from sdbench.arrays import U8
 from sdbench.protocols.base import Protocol, Subject
 from sdbench.records import Scores, Value
 from sdbench.scenes.grammar import scene_at
 from sdbench.scenes.render import render
 from sdbench.score import PROTOCOLS, score
-from sdbench.store import U8
 
 N, KINDS, SEED = 64, 8, 5
 SCENES = [scene_at(index, "heldout", SEED) for index in range(N)]

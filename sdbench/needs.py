@@ -1,6 +1,7 @@
 """What a suite needs that is not on this disk; asks nobody and fetches nothing."""
 
 import os
+from glob import glob
 from pathlib import Path
 
 from huggingface_hub import constants
@@ -18,7 +19,7 @@ def files(suite: Suite) -> list[RemoteFile]:
 
 def lacking(suite: Suite, runs: Path) -> list[str]:
     """What else is not here, in words: prompts of the Hub or of a file, a reference; and how to get it."""
-    words = [f"prompts {what} are not on this disk" for what in _inputs(suite) if not prompts.asset(what) and not _is_here(what)]
+    words = [f"{kind} {what}: not on this disk" for what, kind in _inputs(suite).items() if not prompts.asset(what) and not _is_here(what)]
     name = suite.reference
     if suite.family and name not in (None, "scenes") and not any(card.name == name for card in reference.cards(runs)):
         words.append(f"reference {name!r}, so every distance to it will be missing: {reference.how_to_build(name, 'ENCODER')}")
@@ -39,14 +40,17 @@ def inputs_are_here(suite: Suite) -> bool:
     return all(map(_is_here, _inputs(suite)))
 
 
-def _inputs(suite: Suite) -> list[str]:
-    return [what for what in (suite.prompts.path if suite.prompts else None, suite.noise.file) if what]
+def _inputs(suite: Suite) -> dict[str, str]:
+    """What the suite takes from elsewhere -> what it is."""
+    kinds = {"prompts": suite.prompts.path if suite.prompts else None, "latent": suite.noise.file}
+    return {what: kind for kind, what in kinds.items() if what}
 
 
 def _is_here(what: str) -> bool:
     if name := prompts.asset(what):
         return not weights.absent([assets.named(name)])
-    return prompts.located(what, suites.find(what)) != what or Path(what).exists() or _is_prepared(what)
+    there = Path(what).exists() or any(glob(what, recursive=True))  # noqa: PTH207  # absolute, too
+    return there or prompts.located(what, suites.find(what)) != what or _is_prepared(what)
 
 
 def _is_prepared(name: str) -> bool:

@@ -15,7 +15,8 @@ import numpy.typing as npt
 from scipy import stats as scipy_stats
 
 from sdbench import decisions
-from sdbench.records import F64, Record, Scores, Value
+from sdbench.arrays import F64
+from sdbench.records import Record, Scores, Value
 
 ALPHA = 0.05
 EXPLAINED = (

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 
+from sdbench.arrays import F64
 from sdbench.errors import UserError
 from sdbench.validation import Table
 
@@ -27,7 +27,6 @@ SCHEMA_VERSION: Literal[1] = 1
 MAX_THUMBNAILS = 64
 State = Literal["ok", "missing", "failed", "not_applicable"]
 Direction = Literal["higher", "lower", "neither"]
-F64 = npt.NDArray[np.float64]
 
 
 class Value(Table):

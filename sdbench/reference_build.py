@@ -17,14 +17,14 @@ import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from sdbench.arrays import F32, F64, U8
 from sdbench.disk import digest
 from sdbench.encoders.catalogue import Encoder
 from sdbench.errors import UserError
 from sdbench.metrics.frechet import Gaussian, Moments
-from sdbench.metrics.inputs import F64
 from sdbench.reference import KEPT, Card, card_of, folder, save
 from sdbench.sources import read_table, stream
-from sdbench.store import F32, SUFFIXES, U8, kept, mode_of
+from sdbench.store import SUFFIXES, kept, mode_of
 
 BLOCK = 64  # pictures in memory at a time
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
@@ -139,9 +139,9 @@ def _published(file: Path) -> tuple[bytes, F64, F64]:
     """What a file holds, and the moments in it."""
     try:
         content = file.read_bytes()
-        with np.load(io.BytesIO(content)) as published:
+        with np.lib.npyio.NpzFile(io.BytesIO(content)) as published:
             mean, covariance = np.asarray(published["mu"], np.float64), np.asarray(published["sigma"], np.float64)
-    except (OSError, ValueError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(
             f"{file} is no file of statistics ({type(error).__name__}); expected a .npz with arrays `mu` (d) and `sigma` (d x d)"
         ) from error

@@ -14,6 +14,7 @@ from PIL import Image
 
 from sdbench import records
 from sdbench.accept import judged
+from sdbench.arrays import U8
 from sdbench.encoders.memory import evaluators
 from sdbench.errors import UserError
 from sdbench.generate import DTYPES, Job, generate, jobs, rendered, sampler
@@ -31,7 +32,7 @@ from sdbench.records import Looks, Machine, Model, Record, Scores, Value
 from sdbench.scenes import embedded
 from sdbench.score import named, score
 from sdbench.settings import BASE, Sampling, Setting
-from sdbench.store import U8, Store
+from sdbench.store import Store
 from sdbench.suites import Suite, find
 from sdbench.thumbnails import worth_keeping
 

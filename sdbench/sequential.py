@@ -19,8 +19,8 @@ from statistics import NormalDist
 
 import numpy as np
 
+from sdbench.arrays import F64
 from sdbench.decisions import Bounds
-from sdbench.stats import F64
 
 _CHANCE = 0.1
 _NODES, _REACH = 400, 8.0  # Simpson's rule on so many intervals, out to so many standard deviations

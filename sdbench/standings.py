@@ -1,6 +1,7 @@
 """The rows of a leaderboard: the newest record of each model, in sections within which they may be compared."""
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -107,10 +108,13 @@ def sections(board: Sequence[Row]) -> list[Section]:
         return record.family, record.suite.name, record.suite.version, record.machine.machine_class, record.suite.digest
 
     grouped = itertools.groupby(sorted(board, key=key), key)
-    found = [
-        Section(family, f"{family}: {suite}@{version} on {machine}", tuple(sorted(group, key=_size)))
-        for (family, suite, version, machine, _), group in grouped
-    ]
+    sorted_rows = {of: tuple(sorted(group, key=_size)) for of, group in grouped}
+    digests = Counter(of[:4] for of in sorted_rows)
+    found = []
+    for of, members in sorted_rows.items():
+        family, suite, version, machine, digest = of
+        settings = f" (digest {digest})" if digests[of[:4]] > 1 else ""  # such as those of `<name>-custom`
+        found.append(Section(family, f"{family}: {suite}@{version}{settings} on {machine}", members))
     return sorted(found, key=lambda section: (section.family, not any(record.n_images for record in section.records)))
 
 

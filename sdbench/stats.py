@@ -9,8 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sdbench import student_t
-
-F64 = npt.NDArray[np.float64]
+from sdbench.arrays import F64
 
 
 @dataclass(frozen=True)

@@ -15,15 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
+from sdbench.arrays import F32, U8
 from sdbench.disk import digest, write_bytes
 from sdbench.errors import UserError
 
-U8 = npt.NDArray[np.uint8]
-F32 = npt.NDArray[np.float32]
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}  # of files that are taken for pictures
 
 

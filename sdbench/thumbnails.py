@@ -4,7 +4,8 @@ import itertools
 
 import numpy as np
 
-from sdbench.records import F64, MAX_THUMBNAILS, Scores
+from sdbench.arrays import F64
+from sdbench.records import MAX_THUMBNAILS, Scores
 
 SHARED = 32  # the first pictures of the suite
 

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from sdbench.arrays import F64
 from sdbench.metrics.frechet import Gaussian, frechet_distance
-from sdbench.metrics.inputs import F64, at_least, matrix, same_width
+from sdbench.metrics.inputs import at_least, matrix, same_width
 
 Extractor = Callable[[Any], Tensor | npt.NDArray[Any]]  # pictures => features, n x d
 

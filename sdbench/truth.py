@@ -6,13 +6,13 @@ import numpy as np
 import numpy.typing as npt
 
 from sdbench import stats, tables
+from sdbench.arrays import F64
 from sdbench.records import Record, Scores
 from sdbench.tables import Grid
 
 TRUTH = "scene_accuracy"
 LEAST = 4  # models
 _DRAWS, _SEED = 2000, 20261124
-F64 = npt.NDArray[np.float64]
 
 
 def grid(models: Sequence[tuple[Record, Scores]]) -> Grid | None:

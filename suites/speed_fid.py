@@ -19,8 +19,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sdbench import weights
+from sdbench.arrays import F32
 from sdbench.encoders import inception
-from sdbench.encoders.pixels import F32, device, exact
+from sdbench.encoders.pixels import device, exact
 from sdbench.encoders.precision import full_float32
 from sdbench.encoders.resize import clean
 from sdbench.probes.meters import synchronised

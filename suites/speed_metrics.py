@@ -10,7 +10,6 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from cleanfid import fid as cleanfid
@@ -18,10 +17,10 @@ from torch import Tensor
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
+from sdbench.arrays import F32
 from sdbench.metrics.frechet import Gaussian, frechet_distance, gaussian
 from sdbench.metrics.kid import kid
 
-F32 = npt.NDArray[np.float32]
 D, REFERENCE_N, KID_N = 2048, 6000, 2000
 VERSIONS = ", ".join(f"{name} {version(name)}" for name in ("scipy", "numpy", "torch", "clean-fid", "torchmetrics"))
 

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = (
-    {"arguments", "disk", "errors", "validation", ""},  # "" is sdbench itself: its version
+    {"arguments", "arrays", "disk", "errors", "validation", ""},  # "" is sdbench itself: its version
     {"metrics", "stats", "student_t", "decisions", "sequential", "models", "scenes", "records", "training", "processes", "latents"},
     {
         "assets",
@@ -56,19 +56,19 @@ FLOORS = (
 # Rooms that know even less than their floor allows. `scenes.training` makes weights with `models` and the rest of
 # `scenes`; nothing but the command line, and `distillation`, may lean on it.
 ONLY = {
-    "metrics": {"metrics"},
-    "stats": {"student_t"},
-    "decisions": {"stats", "student_t"},
+    "metrics": {"arrays", "metrics"},
+    "stats": {"arrays", "student_t"},
+    "decisions": {"arrays", "stats", "student_t"},
     "student_t": set[str](),
-    "sequential": {"decisions", "stats"},
-    "torchmetrics": {"metrics"},
+    "sequential": {"arrays", "decisions", "stats"},
+    "torchmetrics": {"arrays", "metrics"},
     "arguments": set[str](),
     "validation": {"errors"},
     "disk": {"errors"},
-    "records": {"errors", "validation"},
+    "records": {"arrays", "errors", "validation"},
     "models": {"errors", "models", "scenes"},
-    "scenes": {"errors", "scenes"},
-    "scenes.training": {"errors", "scenes", "scenes.training", "models", "training", "latents"},
+    "scenes": {"arrays", "errors", "scenes"},
+    "scenes.training": {"arrays", "errors", "scenes", "scenes.training", "models", "training", "latents"},
     "training": {"errors", "processes"},
     "processes": set[str](),
     "latents": {"errors", "models", "processes", "training"},
@@ -84,9 +84,9 @@ ONLY = {
     "baselines": {"errors", "validation", "records", "disk"},
     "leaderboard": {"disk", "models", "records", "stats", "tables", "published", "speed", "truth", "ranks", "standings"},
     "speed": {"records", "decisions", "tables", "published"},
-    "ranks": {"records", "decisions"},
+    "ranks": {"arrays", "records", "decisions"},
     "standings": {"models", "records", "ranks", "speed"},
-    "truth": {"records", "stats", "tables"},
+    "truth": {"arrays", "records", "stats", "tables"},
     "report": {
         "disk",
         "errors",
@@ -113,6 +113,7 @@ TRAINING_IS_FOR = {"scenes.training", "cli", "distillation"}
 # with; `machine` knows the commit of a checkout; `pipelines` fetches a teacher.
 DISTILLATION_KNOWS = {
     "arguments",
+    "arrays",
     "errors",
     "models",
     "pipelines",

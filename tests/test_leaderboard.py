@@ -163,7 +163,14 @@ def test_machines_suite_versions_digests_and_families_never_share_a_table() -> N
         record(suite=SuiteId(name="quality", version=1, digest="07e4")),
         record(suite=SuiteId(name="standard", version=1, digest="5017e")),
     ]
-    assert [len(section.rows) for section in standings.sections([Row(Path("0"), one) for one in other])] == [1] * len(other)
+    found = standings.sections([Row(Path("0"), one) for one in other])
+    assert [len(section.rows) for section in found] == [1] * len(other)
+    titles = [section.title for section in found]
+    assert len(set(titles)) == len(other), "those of one suite and machine by their digest"
+    assert [title for title in titles if "digest" in title] == [
+        "scenes: quality@1 (digest 07e4) on Some CPU 3000 (8 cores), torch 2.11",
+        "scenes: quality@1 (digest 5017e) on Some CPU 3000 (8 cores), torch 2.11",
+    ]
 
 
 def test_the_teacher_of_a_section_is_the_one_with_real_weights() -> None:

@@ -42,7 +42,9 @@ def test_weights_prompts_and_reference_are_told_with_their_sizes(tmp_path: Path)
         assert part in told
     assert "missing: reference 'mlperf-val2014', so every distance to it will be missing: build it" in told
     assert "sdbench reference import mlperf-val2014 FILE.npz" in told
-    assert "missing: prompts sayakpaul/coco-30-val-2014 are not on this disk" in needs.text(suites.load("coco-30k"), tmp_path)
+    assert "missing: prompts sayakpaul/coco-30-val-2014: not on this disk" in needs.text(suites.load("coco-30k"), tmp_path)
+    latent = suites.load("quality").model_copy(update={"noise": suites.Noise(kind="fixed", file="latents.pt")})
+    assert needs.lacking(latent, tmp_path) == ["latent latents.pt: not on this disk"]
 
 
 def test_what_is_here_is_not_told(tmp_path: Path) -> None:
@@ -57,6 +59,16 @@ def test_what_is_here_is_not_told(tmp_path: Path) -> None:
     (tmp_path / "references" / "mlperf-val2014").mkdir(parents=True)
     (tmp_path / "references" / "mlperf-val2014" / "e.json").write_text(card.model_dump_json())
     assert needs.text(suite, tmp_path) == []
+
+
+def test_files_of_one_s_own_are_here_by_any_name_that_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own.jsonl").write_text('{"prompt": "a cat"}\n')
+    suite = suites.load("coco-30k")
+    assert suite.prompts
+    monkeypatch.chdir(tmp_path)
+    for path in ("own.jsonl", "*.jsonl", f"{tmp_path}/*.jsonl", "other/*.jsonl"):
+        own = suite.model_copy(update={"prompts": suite.prompts.model_copy(update={"path": path})})
+        assert needs.inputs_are_here(own) == (path != "other/*.jsonl")
 
 
 def test_a_data_set_that_was_opened_before_is_here(tmp_path: Path) -> None:

@@ -307,7 +307,10 @@ def test_what_holds_no_moments_is_refused(runs: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "other.npz", mean=mean)
     np.savez(tmp_path / "pickled.npz", mu=np.array([{}], object), sigma=covariance)
     (tmp_path / "text.npz").write_text("no zip")
-    for name in ("other", "pickled", "text", "nowhere"):
+    (tmp_path / "empty.npz").touch()
+    np.save(tmp_path / "array.npy", mean)
+    (tmp_path / "array.npy").rename(tmp_path / "array.npz")
+    for name in ("other", "pickled", "text", "empty", "array", "nowhere"):
         with pytest.raises(UserError, match=rf"{name}\.npz is no file of statistics"):
             take("x", tmp_path / f"{name}.npz", "toy", 10, "s", runs)
     with pytest.raises(UserError, match="--n 1: statistics are of at least 2 pictures"):

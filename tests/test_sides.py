@@ -37,7 +37,8 @@ class Desk:
         return [self.record(spec.name, day=99, suite=suite.id) for spec in specs]
 
     def pair(self, candidate: str | Path, baseline: str | Path, suite: Suite | None = None, policy: Policy = POLICY) -> tuple[Path, Path]:
-        return sides.pair(str(candidate), str(baseline), suite, policy, self.results, self.run)
+        theirs = sides.find(str(baseline), self.results)
+        return sides.pair(sides.named(str(candidate)), theirs, suite, policy, self.results, self.run)
 
 
 @pytest.fixture
@@ -139,7 +140,7 @@ def test_nothing_is_run_for_a_misspelt_name_or_a_policy_that_weighs_nothing(cand
     named = desk.record("scenes-vega") if candidate == "record" else candidate
     with pytest.raises(UserError, match="unknown model 'scenes-techer'; did you mean 'scenes-teacher'"):
         desk.pair(named, "scenes-techer")
-    with pytest.raises(UserError, match="unknown suite in the gate's policy 'quality'"):
+    with pytest.raises(UserError, match=r"has no table \[suites\.quality\]"):
         desk.pair(named, "scenes-teacher", policy=Policy(alpha=0.05, suites={}))
     assert desk.asked == []
 

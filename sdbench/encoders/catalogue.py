@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from sdbench import weights
+from sdbench.arrays import F32, U8
 from sdbench.encoders import inception, scenes, vit
 from sdbench.encoders.pixels import rgb
 from sdbench.encoders.resize import INCEPTION
-from sdbench.store import F32, U8
 
 
 @dataclass(frozen=True)

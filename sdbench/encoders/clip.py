@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from sdbench import weights
-from sdbench.encoders.pixels import F32, U8, device, encode, exact, shortest_edge
+from sdbench.arrays import F32, U8
+from sdbench.encoders.pixels import device, encode, exact, shortest_edge
 from sdbench.encoders.towers import image_features, text_features
 from sdbench.errors import UserError
 from sdbench.models.checks import check_finite

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torchvision.models import inception as stock
 
 from sdbench import weights
-from sdbench.encoders.pixels import F32, U8, device, encode
+from sdbench.arrays import F32, U8
+from sdbench.encoders.pixels import device, encode
 from sdbench.encoders.resize import INCEPTION
 
 BATCH = 32  # fixed: features change in their last digits with it

@@ -11,8 +11,9 @@ from torch import Tensor
 from transformers import CLIPModel
 
 from sdbench import weights
+from sdbench.arrays import F32, U8
 from sdbench.encoders import clip, folders
-from sdbench.encoders.pixels import F32, U8, encode, exact, longest_edge, shortest_edge
+from sdbench.encoders.pixels import encode, exact, longest_edge, shortest_edge
 
 HPS_ARCHITECTURE = "ViT-H-14"
 _prepared = partial(shortest_edge, corner=math.floor)  # as transformers' processor crops

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
-from sdbench.encoders.pixels import F32, U8, encode, exact
+from sdbench.arrays import F32, U8
+from sdbench.encoders.pixels import encode, exact
 from sdbench.models.stock import quiet
 from sdbench.scenes.attributes import read_layouts
 from sdbench.scenes.embedded import checked, digest

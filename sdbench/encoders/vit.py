@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection, Dinov2Model
 
 from sdbench import weights
+from sdbench.arrays import F32, U8
 from sdbench.encoders import folders
-from sdbench.encoders.pixels import F32, U8, device, encode, normalised, pillow_bicubic
+from sdbench.encoders.pixels import device, encode, normalised, pillow_bicubic
 
 BATCH = 16  # fixed: features may change in their last digits with it
 DINOV2, CLIP = "dinov2-vit-l-14", "clip-vit-l-14-336"

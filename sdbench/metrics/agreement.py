@@ -6,7 +6,8 @@
 import numpy as np
 import numpy.typing as npt
 
-from sdbench.metrics.inputs import F64, matrix
+from sdbench.arrays import F64
+from sdbench.metrics.inputs import matrix
 
 
 def cosine_agreement(x: npt.ArrayLike, y: npt.ArrayLike) -> F64:

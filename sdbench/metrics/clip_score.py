@@ -6,8 +6,8 @@ The backbone is part of the protocol's name (`clip_score.vit-l-14`); values of t
 
 import numpy.typing as npt
 
+from sdbench.arrays import F64
 from sdbench.metrics.agreement import cosine_agreement
-from sdbench.metrics.inputs import F64
 
 
 def clip_score(image: npt.ArrayLike, text: npt.ArrayLike) -> F64:

@@ -11,7 +11,7 @@ it may be compared at a small n, but at one n.
 import numpy as np
 import numpy.typing as npt
 
-from sdbench.metrics.inputs import F64
+from sdbench.arrays import F64
 from sdbench.metrics.mmd import mean_kernel
 
 SIGMA, SCALE = 10.0, 1000.0

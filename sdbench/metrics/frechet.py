@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import lapack
 
-from sdbench.metrics.inputs import F64, at_least, matrix, same_width
+from sdbench.arrays import F64
+from sdbench.metrics.inputs import at_least, matrix, same_width
 
 _BLOCK_ROWS = 4096  # a float64 copy of 4096 x 2048 features takes 64 MiB
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from sdbench.arrays import F64
 from sdbench.metrics.frechet import Gaussian, frechet_distance, gaussian, influence
-from sdbench.metrics.inputs import F64, at_least, matrix
+from sdbench.metrics.inputs import at_least, matrix
 
 _SEED = 2020
 LEAST_PER_DIMENSION = 2.5

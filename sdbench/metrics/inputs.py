@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-F64 = npt.NDArray[np.float64]
+from sdbench.arrays import F64
 
 
 def matrix(features: npt.ArrayLike, name: str) -> F64:

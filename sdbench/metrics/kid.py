@@ -11,8 +11,9 @@ expectation, less variance, and no seed.
 import numpy as np
 import numpy.typing as npt
 
+from sdbench.arrays import F64
 from sdbench.metrics import tiles
-from sdbench.metrics.inputs import F64, at_least
+from sdbench.metrics.inputs import at_least
 from sdbench.metrics.mmd import Kernel, mean_kernel
 
 

@@ -5,8 +5,9 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from sdbench.arrays import F64
 from sdbench.metrics import tiles
-from sdbench.metrics.inputs import F64, at_least, same_width
+from sdbench.metrics.inputs import at_least, same_width
 
 Kernel = Callable[[F64, F64, F64], F64]  # products a . b, and squared lengths |a|^2 and |b|^2, that broadcast
 

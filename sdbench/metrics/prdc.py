@@ -20,8 +20,9 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+from sdbench.arrays import F64
 from sdbench.metrics import tiles
-from sdbench.metrics.inputs import F64, at_least, same_width
+from sdbench.metrics.inputs import at_least, same_width
 
 K = 5
 Indices = npt.NDArray[np.intp]

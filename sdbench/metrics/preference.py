@@ -9,8 +9,8 @@ import math
 
 import numpy.typing as npt
 
+from sdbench.arrays import F64
 from sdbench.metrics.agreement import cosine_agreement
-from sdbench.metrics.inputs import F64
 
 
 def pickscore(image: npt.ArrayLike, text: npt.ArrayLike, logit_scale: float) -> F64:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from sdbench.metrics.inputs import F64
+from sdbench.arrays import F64
 
 Features = npt.NDArray[np.floating]
 _TILE, _COLUMNS = 2**23, 4096  # a tile takes 64 MiB, a float64 copy of 4096 x 2048 features likewise

@@ -11,11 +11,11 @@ from typing import NamedTuple
 import numpy as np
 
 from sdbench import stats
+from sdbench.arrays import F32, U8
 from sdbench.encoders import clip, perceptual, scenes
 from sdbench.encoders.catalogue import ENCODERS
 from sdbench.metrics import agreement, frechet
 from sdbench.protocols.base import Protocol, Result, Subject
-from sdbench.store import F32, U8
 
 
 class Features(NamedTuple):

@@ -8,8 +8,9 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from sdbench import stats
-from sdbench.records import F64, Direction, Scores, State, Value
-from sdbench.store import F32, U8, Store
+from sdbench.arrays import F32, F64, U8
+from sdbench.records import Direction, Scores, State, Value
+from sdbench.store import Store
 
 T = TypeVar("T")
 BLOCK = 64  # pictures in memory at a time, a multiple of every encoder's batch

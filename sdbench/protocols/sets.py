@@ -7,13 +7,12 @@ from functools import partial
 import numpy as np
 
 from sdbench import reference, stats
+from sdbench.arrays import F32, F64
 from sdbench.encoders.catalogue import ENCODERS
 from sdbench.errors import MissingError
 from sdbench.metrics import cmmd, frechet, frechet_infinity, kid, prdc
-from sdbench.metrics.inputs import F64
 from sdbench.protocols.base import Protocol, Result, Subject
 from sdbench.reference import Reference
-from sdbench.store import F32
 
 _ALONE = "no interval: no picture, left out alone, changes the value"
 

@@ -106,7 +106,9 @@ class Album:
         if beside is None:
             src = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
         else:
-            file = beside / row.folder.parent.name / f"{path.stem}.{kind}"
+            file = (
+                beside / row.folder.parent.name / row.folder.name / f"{path.stem}.{kind}"
+            )  # a model may have a row with real weights, and one without
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(content)
             src = file.relative_to(beside.parent).as_posix()
@@ -175,4 +177,4 @@ def _encoded(path: Path) -> tuple[bytes, str, tuple[int, int]]:
             image.convert("RGB").save(buffer, "WEBP", quality=_QUALITY)
             return buffer.getvalue(), "webp", image.size
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-        raise UserError(f"picture {path} cannot be read ({error}); run the suite again to make the record anew.") from error
+        raise UserError(f"picture {path} cannot be read ({error}); restore it, or delete it: the page does without.") from error

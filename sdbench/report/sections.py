@@ -107,7 +107,7 @@ def view(section: Section, number: int, wall: Wall, held: Album, policy: Policy,
         "teacher": section.teacher.name if section.teacher else "",
     }
     there = {"table": True, "trade": shown["charts"], "stages": shown["stages"], "wins": shown["matrices"], "truth": shown["truth"],
-             "gate": verdicts, "worst": shown["regressions"] or shown["costly"], "images": wall.shots, "made": True}  # fmt: skip
+             "gate": verdicts, "worst": shown["regressions"] or shown["costly"], "images": wall.shots or wall.left, "made": True}  # fmt: skip
     parts = [(title, part) for part, title in _PARTS.items() if there[part]]
     return {"id": f"s{number}", "title": section.title, "only_wall": False, "beside": "", "parts": parts, **shown}
 

@@ -17,8 +17,18 @@ def digest(path: Path) -> str:
 
 
 def manifest() -> dict[str, Any]:
-    """What the shipped weights are: files with digests, and for each network its seed, steps, scores, commit and versions."""
-    loaded: dict[str, Any] = json.loads(MANIFEST.read_text())
+    """What the shipped weights are: files with digests, and for each network its seed, steps, scores, commit and versions.
+
+    Raises:
+        UserError: the manifest is missing or damaged.
+    """
+    try:
+        loaded: dict[str, Any] = json.loads(MANIFEST.read_text(encoding="utf-8"))
+        loaded["files"].items()
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"embedded weights: {MANIFEST} is no manifest ({type(error).__name__}: {error}); reinstall sdbench, or check out the file again"
+        ) from error
     return loaded
 
 

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from sdbench.arrays import F32
 from sdbench.scenes.grammar import BACKGROUNDS, COLOURS, SHAPES, Scene
 
 SIZE_PX = 64
 RADIUS = {"small": 0.105, "large": 0.185}
-F32 = npt.NDArray[np.float32]
 
 
 def render(scenes: Sequence[Scene], indices: Sequence[int], seed: int = 0, size_px: int = SIZE_PX) -> npt.NDArray[np.uint8]:

@@ -13,7 +13,7 @@ from sdbench import api, cli, floors, records, standings
 from sdbench.compare import Side
 from sdbench.errors import UserError
 from sdbench.records import Model, Scores, SuiteId
-from sdbench.report import sections
+from sdbench.report import pictures, sections
 
 
 class Tags(HTMLParser):
@@ -53,6 +53,17 @@ def test_ids_are_unique_and_every_link_within_the_page_finds_its_target(page: st
     ids = [attributes["id"] for _, attributes in tags if attributes.get("id")]
     assert len(ids) == len(set(ids))
     assert {(a["href"] or "")[1:] for tag, a in tags if tag == "a" and (a.get("href") or "").startswith("#")} <= set(ids)
+
+
+def test_pictures_for_which_the_page_has_no_room_at_all_are_linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "PAGE_BYTES", 0)
+    board(tmp_path)
+    page, *beside = api.report(api.Places(tmp_path), policy=None)
+    tags = Tags(page.read_text(encoding="utf-8")).found
+    assert [
+        page.parent / (attributes["href"] or "") for tag, attributes in tags if tag == "a" and "pictures/" in (attributes["href"] or "")
+    ] == beside
+    assert len(beside) == 1
 
 
 def test_hostile_words_are_escaped_wherever_they_stand(page: str) -> None:

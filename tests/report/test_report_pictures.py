@@ -63,8 +63,19 @@ def test_what_is_left_is_copied_beside_the_page(tmp_path: Path) -> None:
     rest = pictures.rest(album, ["p0003", "p0005"], tmp_path / "report-pictures" / "s1")
     first = rest.shots[0].pictures[0]
     assert first is not None
-    assert first.src == "s1/scenes-teacher/p0003.png"
+    assert first.src == f"s1/scenes-teacher/{album.rows[0].folder.name}/p0003.png"
     assert (tmp_path / "report-pictures" / first.src).read_bytes() == (album.rows[0].folder / "images" / "p0003.png").read_bytes()
+
+
+def test_two_rows_of_one_name_keep_their_own_pictures_beside_the_page(tmp_path: Path) -> None:
+    for label in ("", "random weights"):
+        record, scores = make(0, "scenes-teacher")
+        model = record.model.model_copy(update={"label": label})
+        records.write(record.model_copy(update={"model": model}), scores, {"p0000.png": png((200, len(label), 0))}, tmp_path)
+    album = sections.album(section(tmp_path))
+    (shot,) = pictures.rest(album, ["p0000"], tmp_path / "report-pictures" / "s1").shots
+    contents = {(tmp_path / "report-pictures" / picture.src).read_bytes() for picture in shot.pictures if picture}
+    assert contents == {png((200, 0, 0)), png((200, 14, 0))}
 
 
 def test_large_pictures_are_made_small_and_light(tmp_path: Path) -> None:
@@ -84,7 +95,7 @@ def test_large_pictures_are_made_small_and_light(tmp_path: Path) -> None:
 def test_a_picture_that_cannot_be_read_is_an_error(content: bytes, tmp_path: Path) -> None:
     record, scores = make(0, "scenes-teacher")
     records.write(record, scores, {"p0000.png": content}, tmp_path)
-    with pytest.raises(UserError, match=r"p0000\.png cannot be read"):
+    with pytest.raises(UserError, match=r"p0000\.png cannot be read .*; restore it, or delete it"):
         pictures.wall(sections.album(section(tmp_path)), 10**7)
 
 

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
+from sdbench import doctor
 from sdbench.encoders import scenes as encoders
 from sdbench.errors import UserError
 from sdbench.scenes import embedded
@@ -105,3 +106,9 @@ def test_a_changed_or_missing_file_is_an_error_that_names_it(tmp_path: Path, mon
     (tmp_path / "two.bin").unlink()
     with pytest.raises(UserError, match=r"two\.bin are missing"):
         embedded.checked("two.bin")
+    for manifest in ("", "[]", "{}"):
+        (tmp_path / "manifest.json").write_text(manifest)
+        with pytest.raises(UserError, match=r"manifest\.json is no manifest .*; reinstall"):
+            embedded.checked("two.bin")
+        (finding,) = doctor._embedded()
+        assert (finding.fine, finding.fatal) == (False, True)

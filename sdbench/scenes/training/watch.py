@@ -1,10 +1,10 @@
 """What a UNet in training makes: pictures of held-out captions, and the share that the attribute reader finds wholly right."""
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 
+from sdbench.arrays import U8
 from sdbench.latents import LatentPool
 from sdbench.scenes.attributes import read_layouts
 from sdbench.scenes.grammar import scene_at
@@ -14,7 +14,6 @@ from sdbench.scenes.training.pool import to_pixels
 
 SEED, STEPS, GUIDANCE = 7, 12, 3.0
 BATCH, SHOWN, COLUMNS = 64, 16, 8
-U8 = npt.NDArray[np.uint8]
 
 
 class Watch:
