@@ -21,6 +21,7 @@ from distillation.pictures import open_pictures
 from distillation.prune import prune
 from distillation.recipe import Family, Recipe, read
 from distillation.train import check, distil
+from sdbench import __version__
 from sdbench.errors import UserError
 from sdbench.processes import sharing
 
@@ -45,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "distillation", description="Make SSD-1B, Vega and their like from a teacher: cut it, then train what is left."
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     data_cli.add(commands)
     sensitivity_cli.add(commands, WORK)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sdbench import gating, measuring, showing
+from sdbench import __version__, gating, measuring, showing
 from sdbench.console import Command, give, runs, say
 from sdbench.errors import UserError
 
@@ -44,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="sdbench", description="Measure SDXL and its distilled students, rank them, and gate new checkpoints."
     )
+    top.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, command: Command, help_text: str) -> argparse.ArgumentParser:

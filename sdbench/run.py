@@ -256,6 +256,7 @@ def record_of(model: Model, setting: Bench, pictures: tuple[Store, list[Job]] | 
         n_images=len(scores.prompt_ids),
         values=(*values, *_in_order([*new, *earlier], setting.suite)),
         sampling=setting.sampling.model_dump(mode="json"),
+        noise=setting.suite.noise.model_dump(),
         prompts=setting.suite.prompts_described(),
         run=turns.pop() if len(turns) == 1 else "",
         looks=looks,
@@ -330,7 +331,7 @@ def _unless_same(record: Record, scores: Scores, thumbnails: dict[str, bytes], r
 
 
 def _what_it_says(record: Record) -> dict[str, Any]:
-    return record.model_dump(exclude={"created", "environment", "run"})
+    return record.model_dump(exclude={"created", "environment", "run", "noise"})  # the noise is in the suite's digest
 
 
 def to_score(setting: Bench, store: Store, todo: Sequence[Job], *, is_teacher: bool = False) -> Subject:

@@ -4,12 +4,14 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from factories import make_measured, make_record, saved
 
-from sdbench import api, cli, suites
+from distillation import cli as distillation
+from sdbench import __version__, api, cli, suites
 from sdbench.errors import UserError
 from sdbench.gate import Report
 from sdbench.records import SuiteId
@@ -56,6 +58,23 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     commands = "run benchmark score gate noise baseline models suites leaderboard report card doctor reference scenes"
     for command in commands.split():
         assert re.search(rf"^    {command}\s", text, re.MULTILINE), command
+
+
+@pytest.mark.parametrize("program", [cli.main, distillation.main])
+def test_a_command_says_its_version(program: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        program(["--version"])
+    assert done.value.code == 0
+    assert capsys.readouterr().out.split()[1:] == [__version__]
+
+
+@pytest.mark.parametrize("more", [[], ["--until-verdict", "--baseline", "b"]])
+def test_every_run_writes_all_files_of_the_leaderboard(more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = saved(make_measured(), tmp_path)
+    monkeypatch.setattr(api, "run", lambda *_, **__: [folder])
+    monkeypatch.setattr(api, "until_verdict", lambda *_: (folder, Report("pass", "", "a", "b")))
+    assert cli.main(["run", "--model", "scenes-vega", "--results", str(tmp_path), *more]) == 0
+    assert {path.suffix for path in tmp_path.glob("LEADERBOARD.*")} == {".md", ".tex", ".csv", ".json"}
 
 
 def message(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
