@@ -12,7 +12,7 @@ from clips import photographs, tiny
 from PIL import Image
 from tiny import SIZE_PX
 
-from sdbench import api, records, reference, suites
+from sdbench import api, elsewhere, records, reference, suites
 from sdbench import run as runner
 from sdbench.encoders import clip, scenes
 from sdbench.encoders.catalogue import ENCODERS
@@ -28,7 +28,7 @@ from sdbench.scenes.render import render
 from sdbench.score import score
 from sdbench.settings import Probes, Sampling, Setting
 from sdbench.store import U8, Store
-from sdbench.suites import Prompts, Suite, Teacher
+from sdbench.suites import Prompts, Suite, Teacher, load
 
 METRICS = ("fd.scenes", "clip_score.scenes", "preference.scenes", "win_rate.preference.scenes", "scene_accuracy")
 SUITE = Suite(
@@ -337,6 +337,32 @@ def test_another_suite_s_teacher_does_not_count(teacher: ModelSpec, tmp_path: Pa
     assert rate.state == "missing"
 
 
+def test_a_teacher_of_random_weights_is_nobody_s_teacher(tmp_path: Path, teacher: ModelSpec) -> None:
+    runner.run([teacher], bench(tmp_path))
+    (real,) = records.newest(tmp_path / "results")
+    scores = records.scores(real[0])
+    random = real[1].model.model_copy(update={"source": "random", "label": "random weights"})
+    better = Scores(scores.prompt_ids, scores.samples, {name: column + 1 for name, column in scores.columns.items()})
+    records.write(real[1].model_copy(update={"model": random, "created": records.now()}), better, {}, tmp_path / "results")
+    record = records.head(runner.run([replace(teacher, name="student")], bench(tmp_path))[0])
+    rate = record.value("win_rate.preference.scenes")
+    assert rate is not None
+    assert rate.value == 0.5
+
+
+def test_a_damaged_record_ends_a_run_before_anything_is_made(teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder,) = runner.run([teacher], bench(tmp_path))
+    (folder / "scores.parquet").write_bytes(b"half of it")
+    before = files_of(tmp_path)
+    for work in ("load", "weights_digest", "fetch", "generate"):
+        monkeypatch.setattr(runner, work, never)
+    with pytest.raises(UserError, match=rf"record .*{folder.name} was changed.*Restore it, or delete the folder"):
+        api.run(
+            [replace(teacher, name="student")], SUITE, api.Places(tmp_path / "results", tmp_path / "runs"), device="cpu", only="quality"
+        )
+    assert files_of(tmp_path) == before
+
+
 @pytest.fixture
 def few(tmp_path: Path) -> Suite:
     """The suite in two steps, whose teacher is that of the plain one, in a file."""
@@ -502,6 +528,15 @@ def test_pictures_and_prompts_must_be_as_many(tmp_path: Path) -> None:
     images, prompts = saved(tmp_path, PICTURES, PROMPTS[:5])
     with pytest.raises(UserError, match=r"6 pictures and .* 5 prompts"):
         api.score(images, prompts, api.Places(tmp_path, tmp_path / "runs"))
+
+
+def test_pictures_whose_names_have_two_orders_are_refused(tmp_path: Path) -> None:
+    images, prompts = saved(tmp_path, PICTURES, PROMPTS)
+    (images / "005.png").rename(images / "10.png")
+    assert len(elsewhere.subject(images, prompts, load("quality"), tmp_path / "runs").images) == len(PICTURES)
+    (images / "004.png").rename(images / "2.png")
+    with pytest.raises(UserError, match=r"003\.png comes before 2\.png as text and after it by number.*as in 00002\.png"):
+        elsewhere.subject(images, prompts, load("quality"), tmp_path / "runs")
 
 
 def test_full_size_pictures_score_by_what_is_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from huggingface_hub.repocard import metadata_load
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from distillation import data, train
@@ -285,14 +285,33 @@ def test_a_run_that_begins_anew_says_beside_which(vega: Recipe, tmp_path: Path, 
     assert f"a new run begins in {after}; that in {before} is of other recipe" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("name", "folder"), [(None, EMBEDDED), ("scenes-teacher", EMBEDDED), ("sdxl", Path("cached"))])
-def test_a_teacher_goes_by_name(name: str | None, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "location", "folder"),
+    [
+        (None, None, EMBEDDED),
+        ("scenes-teacher", "pipeline", EMBEDDED),
+        ("sdxl", "stabilityai/stable-diffusion-xl-base-1.0", Path("cached")),
+    ],
+)
+def test_a_teacher_goes_by_name(name: str | None, location: str | None, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fetched = []
     monkeypatch.setattr("distillation.teacher.fetch", lambda spec, dtype: fetched.append((spec.location, dtype)))
+    monkeypatch.setattr("distillation.teacher.fetch_card", lambda spec: fetched.append((spec.location, "card")))
     if name == "sdxl":
         monkeypatch.setattr("distillation.teacher.locate", lambda _: SimpleNamespace(pipeline=Path("cached")))
     assert place(name) == folder
-    assert fetched[:1] == {"sdxl": [("stabilityai/stable-diffusion-xl-base-1.0", "float32")]}.get(str(name), fetched[:1])
+    assert fetched == ([(location, "float32"), (location, "card")] if location else [])
+
+
+def test_a_teacher_of_two_copies_is_that_of_32_bits(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
+    alone = find(teacher_folder, vega)
+    shutil.copytree(teacher_folder, tmp_path / "both")
+    noise = {name: torch.randn(tensor.shape).half() for name, tensor in load_file(teacher_folder / "unet" / WEIGHTS).items()}
+    save_file(noise, tmp_path / "both" / "unet" / WEIGHTS.replace(".", ".fp16.", 1))
+    both = find(tmp_path / "both", vega)
+    assert (both.dtype, both.digest) == ("float32", alone.digest)
+    taught = both.unet("bfloat16", "cpu").state_dict()
+    assert all(torch.equal(taught[name], tensor) for name, tensor in alone.unet("bfloat16", "cpu").state_dict().items())
 
 
 def test_what_is_no_whole_pipeline_is_no_teacher() -> None:

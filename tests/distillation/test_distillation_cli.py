@@ -3,7 +3,6 @@ from pathlib import Path
 import pytest
 from diffusers import StableDiffusionXLPipeline
 
-from distillation import cli
 from distillation.cli import main
 from distillation.prune import on_meta
 from distillation.recipe import read
@@ -20,6 +19,7 @@ def test_plan_prints_counts_blocks_and_taps(capsys: pytest.CaptureFixture[str]) 
     assert "taps: 26" in said
     assert "  mid_block <- mid_block 64 x 4 x 4" in said
     assert "loss: task 1.0, output 0.5, feature 0.5, scale none" in said
+    assert "begins with a new AdamW; lr rises for 25 steps to 0.001, then goes down a half cosine to zero" in said
     assert "395.6 TFLOP/s, assumed: 40% of the 989 that an H100 has for dense bfloat16; set it with --tflops" in said
     assert "cost" not in said.splitlines()[-1]
 
@@ -44,7 +44,9 @@ def test_a_dry_run_checks_and_makes_nothing(teacher_folder: Path, tmp_path: Path
         "--dry-run",
     ]
     assert main([*arguments, "--steps", "10"]) == 0
-    assert "stage half: 1 steps (all of them warm-up, to 4% of lr), " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "stage half: 1 steps (all of them warm-up, to 4% of lr), " in said
+    assert f"this run: teachers {teacher_folder} (100% of the steps)\n" in said
     assert list(tmp_path.iterdir()) == []
     assert main([*arguments, "--steps", "1"]) == 2
 
@@ -67,8 +69,8 @@ def test_steps_must_be_a_whole_number(steps: str, capsys: pytest.CaptureFixture[
 def test_of_several_processes_the_main_one_says_where_the_student_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "distil", lambda *_, **__: tmp_path)
+    monkeypatch.setattr("distillation.train.distil", lambda *_, **__: tmp_path)
     for process, said in ((0, f"{tmp_path}\n"), (1, "")):
-        monkeypatch.setattr(cli, "sharing", lambda process=process: (process, 2))
+        monkeypatch.setattr("sdbench.processes.sharing", lambda process=process: (process, 2))
         assert main(["run", "vega", "--out", str(tmp_path / "out")]) == 0
         assert capsys.readouterr().out == said
