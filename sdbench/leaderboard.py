@@ -147,6 +147,7 @@ def footer(section: Section) -> list[str]:
         line("suite digest", lambda record: record.suite.digest),
         *([line("prompts", lambda record: record.prompts)] if any(record.prompts for record in section.records) else []),
         line("sampling", lambda record: _settings(record.sampling)),
+        *([line("scheduler", _scheduler)] if any(record.scheduler for record in section.records) else []),
         *([line("noise", _noise)] if any(record.noise for record in section.records) else []),
         line("references", _references),
         line("device", _device),
@@ -161,6 +162,10 @@ def footer(section: Section) -> list[str]:
 
 def _settings(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {json.dumps(value, ensure_ascii=False)}" for key, value in sorted(settings.items()))
+
+
+def _scheduler(record: Record) -> str:
+    return _settings(record.scheduler) or "not in the record"
 
 
 def _noise(record: Record) -> str:

@@ -165,6 +165,11 @@ class Record(Table):
     n_images: int
     values: tuple[Value, ...]
     sampling: dict[str, Any] = Field(description="resolved sampling settings, as the run used them")
+    scheduler: dict[str, Any] = Field(
+        default={},
+        exclude_if=operator.not_,
+        description="that drew the pictures: class, kind of prediction, timesteps; older records lack it",
+    )
     noise: dict[str, Any] = Field(
         default={}, exclude_if=operator.not_, description="of the initial latents: kind and seed; older records lack it"
     )

@@ -48,7 +48,7 @@ FLOORS = (
         "torchmetrics",
     },
     {"protocols"},
-    {"generate", "score", "probes"},
+    {"generate", "schedulers", "score", "probes"},
     {"run", "elsewhere", "plan", "profiles", "golden", "known", "doctor", "until"},
     {"api"},
     {"cli", "console", "measuring", "gating", "showing", "__main__"},

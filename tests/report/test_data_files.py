@@ -42,7 +42,7 @@ def test_json_holds_the_same(results: Path) -> None:
     nested = json.loads(json.dumps(flat.nested(rows)))
     flattened = [{key: item for key, item in row.items() if key != "values"} | value for row in nested for value in row["values"]]
     lines = list(flat.lines(rows))
-    assert [line | {name: json.loads(line[name]) for name in ("sampling", "noise")} for line in lines] == flattened
+    assert [line | {name: json.loads(line[name]) for name in ("sampling", "scheduler", "noise")} for line in lines] == flattened
     assert nested[0]["sampling"] == rows[0].record.sampling
     assert (nested[0]["commit"], nested[0]["dirty"]) == ("c0441e", False)
 
