@@ -10,6 +10,7 @@ from typing import get_args
 from distillation import data_cli, sensitivity_cli
 from distillation.options import TEACHER, add_data, add_device, count, settle_device, within
 from distillation.recipe import Family, Recipe, read
+from sdbench import __version__
 from sdbench.arguments import Parser
 from sdbench.errors import UserError
 
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser("distillation", description="Make SSD-1B, Vega and their like from a teacher: cut it, then train what is left.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     data_cli.add(commands)
     sensitivity_cli.add(commands, WORK)

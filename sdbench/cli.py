@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sdbench import gating, measuring, showing
+from sdbench import __version__, gating, measuring, showing
 from sdbench.arguments import Parser
 from sdbench.console import Command, add_common, give, runs, say
 from sdbench.errors import UserError
@@ -43,6 +43,7 @@ def _interrupt(*_: object) -> None:
 def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
     top = Parser(prog="sdbench", description="Measure SDXL and its distilled students, rank them, and gate new checkpoints.")
+    top.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     def plain(name: str, command: Command, help_text: str) -> argparse.ArgumentParser:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sdbench import showing
 from sdbench.console import Add, add_common, add_completion, check_results, give, places, say
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ def until_verdict(arguments: argparse.Namespace, asked: "Callable[[], tuple[list
         (spec,), suite = asked()
         path, report = api.until_verdict(spec, suite, arguments.baseline, arguments.policy, places(arguments), arguments.device)
         say(f"record: {path}")
+        showing.renew(arguments.results)
         return report
 
     return _verdict(judged, arguments, arguments.model[0])

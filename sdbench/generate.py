@@ -23,6 +23,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     TCDScheduler,
 )
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import retrieve_timesteps
 from torch import Tensor
 from tqdm import tqdm
 
@@ -118,6 +119,13 @@ def set_scheduler(pipeline: Any, sampling: Sampling) -> None:
     if sampling.scheduler != "model":
         spacing = {} if sampling.timestep_spacing is None else {"timestep_spacing": sampling.timestep_spacing}
         pipeline.scheduler = SCHEDULERS[sampling.scheduler].from_config(pipeline.scheduler.config, **spacing)
+
+
+def timesteps(scheduler: Any, sampling: Sampling, device: torch.device | str) -> Tensor:
+    """Set the scheduler's timesteps as the pipeline does => them, (steps,)."""
+    chosen = sampling.timesteps and [*sampling.timesteps]
+    found: Tensor = retrieve_timesteps(scheduler, sampling.steps, device, chosen)[0]
+    return found
 
 
 def is_guided(sampling: Sampling, unet: Mapping[str, Any]) -> bool:

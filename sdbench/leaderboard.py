@@ -5,15 +5,16 @@ Reads record folders and nothing else; the same records always give the same tex
 
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from sdbench import published, ranks, speed, tables, truth
 from sdbench.disk import write_bytes
 from sdbench.models.catalogue import TEACHERS
 from sdbench.records import Record, Value
 from sdbench.speed import P50
-from sdbench.standings import TITLES, Row, Section, metrics, probes, rows, sections, title_rank
+from sdbench.standings import TITLES, Row, Section, metrics, probes, sections, title_rank
 from sdbench.tables import Grid
 
 FILE_NAME = "LEADERBOARD.md"
@@ -74,13 +75,26 @@ def text_table(board: Sequence[Row], width: int = 160) -> str:
     return "\n\n".join(parts or ["There are no records yet; `sdbench run` makes them."]) + "\n"
 
 
-def write(results: Path) -> Path:
-    """Write `results/LEADERBOARD.md`, whole or not at all => its path.
+def latex(board: Sequence[Row]) -> str:
+    """The tables of quality and efficiency for a paper, which takes the package booktabs; how they were made stands in comments."""
+    parts = [f"% {_NOTICE.strip('<!-> ').replace(FILE_NAME, 'This file')}\n% \\usepackage{{booktabs}}"]
+    for section in sections(board):
+        shown = (grid for grid in (quality(section), efficiency(section)) if grid.rows)
+        tabulars = (
+            f"\\begin{{table}}\n\\caption{{{tables.in_latex(section.title)}}}\n{tables.latex(grid)}\n\\end{{table}}" for grid in shown
+        )
+        parts += [*tabulars, "\n".join(f"% {line}" for line in footer(section))]
+    return "\n\n".join(parts) + "\n"
+
+
+def write(board: Sequence[Row], results: Path) -> list[Path]:
+    """Write `LEADERBOARD.md` and `LEADERBOARD.tex`, each whole or not at all => their paths.
 
     Raises:
-        UserError: a record is unreadable, or the file cannot be written.
+        UserError: a file cannot be written.
     """
-    return write_bytes(results / FILE_NAME, markdown(rows(results)).encode())
+    texts = {".md": markdown(board), ".tex": latex(board)}
+    return [write_bytes((results / FILE_NAME).with_suffix(suffix), text.encode()) for suffix, text in texts.items()]
 
 
 def quality(section: Section) -> Grid:
@@ -132,10 +146,9 @@ def footer(section: Section) -> list[str]:
     return [
         line("suite digest", lambda record: record.suite.digest),
         *([line("prompts", lambda record: record.prompts)] if any(record.prompts for record in section.records) else []),
-        line(
-            "sampling",
-            lambda record: ", ".join(f"{key} {json.dumps(value, ensure_ascii=False)}" for key, value in sorted(record.sampling.items())),
-        ),
+        line("sampling", lambda record: _settings(record.sampling)),
+        *([line("scheduler", _scheduler)] if any(record.scheduler for record in section.records) else []),
+        *([line("noise", _noise)] if any(record.noise for record in section.records) else []),
         line("references", _references),
         line("device", _device),
         line("versions", _versions),
@@ -145,6 +158,18 @@ def footer(section: Section) -> list[str]:
         ),
         "records: " + ", ".join(f"{row.record.model.name} {row.folder.name} ({row.record.created:%Y-%m-%d})" for row in section.rows),
     ]
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {json.dumps(value, ensure_ascii=False)}" for key, value in sorted(settings.items()))
+
+
+def _scheduler(record: Record) -> str:
+    return _settings(record.scheduler) or "not in the record"
+
+
+def _noise(record: Record) -> str:
+    return _settings(record.noise) or "not in the record"
 
 
 def _references(record: Record) -> str:

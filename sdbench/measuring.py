@@ -135,12 +135,12 @@ def _planned(
 def _show(made: Sequence[Path], arguments: argparse.Namespace) -> int:
     from sdbench import leaderboard, records, standings
 
-    written = leaderboard.write(arguments.results)
+    _, written = showing.renew(arguments.results)
     shown = [standings.Row(path, records.head(path)) for path in made]
     say(leaderboard.text_table(shown))
     for path in made:
         say(f"record: {path}")
-    say(f"leaderboard: {written}")
+    say(f"leaderboard: {', '.join(map(str, written))}")
     if arguments.json:
         give([{"path": path, **row.record.model_dump(mode="json")} for path, row in zip(made, shown, strict=True)])
     return 0

@@ -16,6 +16,7 @@ from sdbench.models.locate import locate
 from sdbench.models.spec import ModelSpec
 from sdbench.pipelines import files_to_fetch, is_cached
 from sdbench.probes.flops import random_unet_input, unet_macs
+from sdbench.schedulers import resolved
 from sdbench.settings import Sampling, Setting
 from sdbench.suites import Suite
 from sdbench.weights import size_text
@@ -60,11 +61,12 @@ def _timed(suite: Suite, settings: Mapping[str, Setting]) -> int:
 
 
 def _times(specs: Sequence[ModelSpec], suite: Suite, pictures: int) -> list[dict[str, Any]]:
-    """Seconds of each model for so many pictures; None where its work is not known."""
+    """Seconds of each model for so many pictures, None where its work is not known; and what draws them."""
     rate, found = _macs_per_s(), []
     for spec in specs:
         macs = _macs(spec, suite.sampling) if suite.sampling else None
-        found.append({"model": spec.name, "seconds": None if macs is None else pictures * macs / rate / EFFICIENCY})
+        seconds = None if macs is None else pictures * macs / rate / EFFICIENCY
+        found.append({"model": spec.name, "seconds": seconds, "scheduler": resolved(spec, suite.sampling) if suite.sampling else {}})
     return found
 
 
@@ -80,6 +82,7 @@ def _text(content: dict[str, Any], n: int) -> str:
     for row in content["models"]:
         lines.append(
             f"{row['model']}: "
+            + (f"{drawn['class']} at {', '.join(map(str, drawn['timesteps']))}; " if (drawn := row["scheduler"]) else "")
             + ("no estimate" if row["seconds"] is None else f"roughly {_duration(row['seconds'])} of sampling on this machine")
         )
     return "\n".join(lines)

@@ -7,6 +7,7 @@ its name is the digest of what it says, so that a record cannot be changed witho
 
 import hashlib
 import math
+import operator
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -163,6 +164,14 @@ class Record(Table):
     n_images: int
     values: tuple[Value, ...]
     sampling: dict[str, Any] = Field(description="resolved sampling settings, as the run used them")
+    scheduler: dict[str, Any] = Field(
+        default={},
+        exclude_if=operator.not_,
+        description="that drew the pictures: class, kind of prediction, timesteps; older records lack it",
+    )
+    noise: dict[str, Any] = Field(
+        default={}, exclude_if=operator.not_, description="of the initial latents: kind and seed; older records lack it"
+    )
     prompts: str = Field(
         default="", description="of prompts that do not come with the suite: where from, their digest, whether it is verified"
     )

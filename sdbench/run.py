@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from sdbench import records
+from sdbench import records, schedulers
 from sdbench.accept import judged
 from sdbench.arrays import U8
 from sdbench.encoders.memory import evaluators
@@ -119,11 +119,12 @@ def run(specs: Sequence[ModelSpec], setting: Bench) -> list[Path]:
     models = {spec.name: model_of(spec, setting) for spec in ordered}
     pictures = {spec.name: _pictures(spec, models[spec.name], setting) for spec in ordered} if setting.quality else {}
     probed = probe(ordered, setting)
+    drawn_by = {spec.name: scheduler_of(spec, setting) for spec in ordered}
     made = {}
     with evaluators(setting.device):
         for name, model in models.items():
             subject = to_score(model, setting, *pictures[name]) if name in pictures else None
-            made[name] = record_of(model, setting, subject, probed)
+            made[name] = record_of(model, setting, subject, probed, drawn_by[name])
     return [made[spec.name] for spec in specs]
 
 
@@ -229,7 +230,14 @@ def probe(specs: Sequence[ModelSpec], setting: Bench) -> Probed:
     )
 
 
-def record_of(model: Model, setting: Bench, subject: Subject | None, probed: Probed, looks: Looks | None = None) -> Path:
+def scheduler_of(spec: ModelSpec, setting: Bench) -> dict[str, Any]:
+    """What draws a model's pictures of a suite, as records have it."""
+    return schedulers.resolved(spec, setting.sampling, setting.loaded.get(spec.name))
+
+
+def record_of(
+    model: Model, setting: Bench, subject: Subject | None, probed: Probed, scheduler: Mapping[str, Any], looks: Looks | None = None
+) -> Path:
     """Score the pictures, join what was probed, and write the record => its folder.
 
     Args:
@@ -237,6 +245,7 @@ def record_of(model: Model, setting: Bench, subject: Subject | None, probed: Pro
         setting: the suite it was measured under.
         subject: the pictures to score; None to keep what an earlier record says of them.
         probed: latency and memory, of other models too.
+        scheduler: as of `scheduler_of`.
         looks: of a run that stopped when sure.
     """
     machine = this_machine(setting.device)
@@ -259,6 +268,8 @@ def record_of(model: Model, setting: Bench, subject: Subject | None, probed: Pro
         n_images=len(scores.prompt_ids),
         values=(*values, *_in_order([*new, *earlier], setting.suite)),
         sampling=setting.sampling.model_dump(mode="json"),
+        scheduler=dict(scheduler),
+        noise=setting.suite.noise.model_dump(),
         prompts=setting.suite.prompts_described(),
         run=turns.pop() if len(turns) == 1 else "",
         looks=looks,
@@ -333,7 +344,8 @@ def _unless_same(record: Record, scores: Scores, thumbnails: dict[str, bytes], r
 
 
 def _what_it_says(record: Record) -> dict[str, Any]:
-    return record.model_dump(exclude={"created", "environment", "run"})
+    said_by_digests = {"noise", "scheduler"}
+    return record.model_dump(exclude={"created", "environment", "run", *said_by_digests})
 
 
 def to_score(model: Model, setting: Bench, store: Store, todo: Sequence[Job]) -> Subject:

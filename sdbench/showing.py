@@ -3,14 +3,17 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sdbench.console import Add, check_results, give, places, say
+
+if TYPE_CHECKING:
+    from sdbench.standings import Row
 
 
 def add_commands(add: Add) -> None:
     """The commands and their options."""
-    add("leaderboard", show_leaderboard, "print the leaderboard and write it as results/LEADERBOARD.md, .csv and .json")
+    add("leaderboard", show_leaderboard, "print the leaderboard and write it as results/LEADERBOARD.md, .tex, .csv and .json")
 
     page = add("report", _report, "write one HTML page of all records: tables, charts, verdicts and pictures")
     page.add_argument("--out", type=Path, help="the page (default: RESULTS/report.html)")
@@ -23,14 +26,22 @@ def add_commands(add: Add) -> None:
 
 def show_leaderboard(arguments: argparse.Namespace) -> int:
     """`sdbench leaderboard` => 0."""
-    from sdbench import leaderboard, samples, standings
+    from sdbench import leaderboard
     from sdbench.report import flat
 
     check_results(arguments)
-    board = standings.rows(arguments.results)
-    made = [leaderboard.write(arguments.results), *flat.write(board, arguments.results), *samples.write(board, arguments.results)]
+    board, made = renew(arguments.results)
     say(leaderboard.text_table(board))
     return _written(made, arguments, flat.nested(board))
+
+
+def renew(results: Path) -> "tuple[list[Row], list[Path]]":
+    """Write all files of the leaderboard anew => its rows, the files."""
+    from sdbench import leaderboard, samples, standings
+    from sdbench.report import flat
+
+    board = standings.rows(results)
+    return board, [*leaderboard.write(board, results), *flat.write(board, results), *samples.write(board, results)]
 
 
 def _report(arguments: argparse.Namespace) -> int:

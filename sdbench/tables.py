@@ -13,6 +13,11 @@ from rich.text import Text
 from sdbench.records import Direction, Value
 
 _ARROWS: dict[Direction, str] = {"higher": " ↑", "lower": " ↓", "neither": ""}
+_LATEX = str.maketrans(
+    {sign: f"\\{sign}" for sign in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$"}
+    | {"±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$"}
+)
 _SUFFIXES = (" ", " k", " M", " G", " T", " P")
 
 
@@ -33,6 +38,19 @@ def markdown(grid: Grid) -> str:
     """The grid as a GitHub table; cells cannot break out of it."""
     lines = [grid.header, tuple("---" for _ in grid.header), *grid.rows]
     return "\n".join("| " + " | ".join(escaped(_one_line(cell)).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def latex(grid: Grid) -> str:
+    """The grid as LaTeX's `tabular`, with the rules of the package booktabs."""
+    head, *rows = (" & ".join(map(in_latex, line)) + r" \\" for line in (grid.header, *grid.rows))
+    columns = "l" + "r" * (len(grid.header) - 1)
+    lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}"]
+    return "\n".join(lines)
+
+
+def in_latex(content: str) -> str:
+    """Text on one line that LaTeX prints as it is."""
+    return _one_line(content).translate(_LATEX)
 
 
 def escaped(content: str) -> str:

@@ -115,7 +115,7 @@ class _Candidate:
             content = {**setting.suite.model_dump(), "name": f"{setting.suite.name}-sequential"}
             content["prompts"] = {**setting.suite.prompts.model_dump(), "looked": size}
             setting = replace(setting, suite=validated(suites.Suite, content, "the prompts so far"))
-        return run.record_of(self.model, setting, subject, self.probed, course)
+        return run.record_of(self.model, setting, subject, self.probed, run.scheduler_of(self.easel.spec, setting), course)
 
     def _subject(self, pictures: list[Job]) -> Subject:
         return run.to_score(self.model, self.question.setting, self.easel.store, pictures)

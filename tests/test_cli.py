@@ -6,15 +6,15 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
 from factories import make_measured, make_record, saved
 
-from distillation.cli import _parser as distillation_parser
-from sdbench import api, baselines, cli, doctor, suites
+from distillation import cli as distillation
+from sdbench import __version__, api, baselines, cli, doctor, suites
 from sdbench.errors import UserError
 from sdbench.gate import Report
 from sdbench.models.spec import ModelSpec, resolve
@@ -62,6 +62,23 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     commands = "run benchmark score gate noise baseline models suites leaderboard report card doctor reference scenes"
     for command in commands.split():
         assert re.search(rf"^    {command}\s", text, re.MULTILINE), command
+
+
+@pytest.mark.parametrize("program", [cli.main, distillation.main])
+def test_a_command_says_its_version(program: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        program(["--version"])
+    assert done.value.code == 0
+    assert capsys.readouterr().out.split()[1:] == [__version__]
+
+
+@pytest.mark.parametrize("more", [[], ["--until-verdict", "--baseline", "b"]])
+def test_every_run_writes_all_files_of_the_leaderboard(more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = saved(make_measured(), tmp_path)
+    monkeypatch.setattr(api, "run", lambda *_, **__: [folder])
+    monkeypatch.setattr(api, "until_verdict", lambda *_: (folder, Report("pass", "", "a", "b")))
+    assert cli.main(["run", "--model", "scenes-vega", "--results", str(tmp_path), *more]) == 0
+    assert {path.suffix for path in tmp_path.glob("LEADERBOARD.*")} == {".md", ".tex", ".csv", ".json"}
 
 
 def message(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -170,7 +187,7 @@ def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser
 
 
 def test_no_option_is_taken_by_its_first_letters() -> None:
-    every = [*parsers(cli.parser()), *parsers(distillation_parser())]
+    every = [*parsers(cli.parser()), *parsers(distillation._parser())]
     assert {"sdbench gate", "sdbench baseline set", "distillation run", "distillation data fetch"} <= {each.prog for each in every}
     assert [each.prog for each in every if each.allow_abbrev] == []
 

@@ -19,7 +19,10 @@ from sdbench import store as module
 from sdbench.disk import digest, write_bytes
 from sdbench.errors import UserError
 from sdbench.generate import DTYPES, SCHEDULERS, Job, call_arguments, generate, initial_noise, jobs, rendered, sampler
+from sdbench.models.architectures import PARTS
+from sdbench.models.spec import ModelSpec, resolve
 from sdbench.scenes.grammar import parse
+from sdbench.schedulers import resolved
 from sdbench.settings import HEEDS, Sampling, Scheduler
 from sdbench.store import U8, Store
 from sdbench.suites import Noise, Prompts, Suite
@@ -332,6 +335,31 @@ def test_a_scheduler_heeds_what_the_table_says(name: Scheduler, pipeline: Stable
     assert sampler(own, sampling, Noise())(todo(1)).shape == (1, SIZE_PX, SIZE_PX, 3)
     taken = own.scheduler.timesteps.tolist()
     assert taken == [999, 499, 99] if chosen == "timesteps" else taken[0] == 999
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"scheduler": "euler"}, {"scheduler": "euler", "timestep_spacing": "leading"}, {"scheduler": "lcm", "timesteps": [999, 749, 9]}],
+)
+def test_what_is_said_of_the_scheduler_is_what_drew(more: dict[str, Any], pipeline: StableDiffusionXLPipeline, made: Path) -> None:
+    own, sampling = copy.copy(pipeline), Sampling.model_validate({**SAMPLING.model_dump(), "steps": 3, **more})
+    own.scheduler = DDIMScheduler.from_config(PARTS["scenes"]["scheduler"])
+    before = own.scheduler.timesteps
+    said = [
+        resolved(resolve(str(made)), sampling),
+        resolved(resolve("scenes-vega", random=True), sampling),
+        resolved(resolve(str(made)), sampling, own),
+    ]
+    assert own.scheduler.timesteps is before
+    sampler(own, sampling, Noise())(todo(1))
+    drew = own.scheduler
+    expected = {"class": type(drew).__name__, "prediction_type": "v_prediction", "timesteps": drew.timesteps.tolist()}
+    assert said == [expected] * 3
+
+
+def test_nothing_is_said_of_a_scheduler_that_is_not_here(tmp_path: Path) -> None:
+    assert resolved(ModelSpec("gone", "sdxl", "sdxl", "folder", str(tmp_path / "gone")), SAMPLING) == {}
+    assert resolved(resolve("scenes-rendered"), SAMPLING) == {}
 
 
 def test_noise_of_each_step_is_as_much_as_the_suite_says(pipeline: StableDiffusionXLPipeline) -> None:

@@ -48,7 +48,7 @@ FLOORS = (
         "torchmetrics",
     },
     {"protocols"},
-    {"generate", "score", "probes"},
+    {"generate", "schedulers", "score", "probes"},
     {"run", "elsewhere", "plan", "profiles", "golden", "known", "doctor", "until"},
     {"api"},
     {"cli", "console", "measuring", "gating", "showing", "__main__"},
@@ -112,6 +112,7 @@ TRAINING_IS_FOR = {"scenes.training", "cli", "distillation"}
 # `latents` feeds both families' trainers; `sources` opens data sets; `settings` and `suites` hold the types that `generate` is called
 # with; `machine` knows the commit of a checkout; `pipelines` fetches a teacher.
 DISTILLATION_KNOWS = {
+    "",  # the version
     "arguments",
     "arrays",
     "errors",

@@ -210,21 +210,54 @@ def test_write_reads_the_records_and_replaces_the_file(tmp_path: Path) -> None:
     record = make_record(values=(score("scene_accuracy", "share", 0.5, 0.4, 0.6, n=4),))
     folder = saved((record, make_scores()), tmp_path)
     (tmp_path / "LEADERBOARD.md").write_text("old")
-    path = leaderboard.write(tmp_path)
-    assert path == tmp_path / "LEADERBOARD.md"
-    assert path.read_text(encoding="utf-8") == leaderboard.markdown([Row(folder, record)])
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["LEADERBOARD.md", "scenes"]
+    board = standings.rows(tmp_path)
+    written = leaderboard.write(board, tmp_path)
+    assert written == [tmp_path / "LEADERBOARD.md", tmp_path / "LEADERBOARD.tex"]
+    assert board == [Row(folder, record)]
+    assert [path.read_text(encoding="utf-8") for path in written] == [leaderboard.markdown(board), leaderboard.latex(board)]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["LEADERBOARD.md", "LEADERBOARD.tex", "scenes"]
+
+
+def test_a_paper_s_tables_hold_what_the_leaderboard_does() -> None:
+    text = leaderboard.latex(board())
+    cells = {cell for section in standings.sections(board()) for row in leaderboard.quality(section).rows for cell in row}
+    assert all(tables.in_latex(cell) in text for cell in cells)
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == text.count(r"\caption{") >= 2
+    printed = [line for line in text.splitlines() if not line.startswith("%")]
+    assert not [line for line in printed if re.search(r"(?<!\\)[%#_]|[±↑↓^]", line)], "LaTeX would stumble over it"
+
+
+def test_latex_prints_a_cell_as_it_is() -> None:
+    grid = tables.Grid(("model", "a_b ↑"), (("x & y", "1 ± 2 %"), ("back\\slash", "<{~^}>")))
+    assert tables.latex(grid).splitlines() == [
+        r"\begin{tabular}{lr}",
+        r"\toprule",
+        r"model & a\_b $\uparrow$ \\",
+        r"\midrule",
+        r"x \& y & 1 $\pm$ 2 \% \\",
+        r"back\textbackslash{}slash & $<$\{\textasciitilde{}\textasciicircum{}\}$>$ \\",
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+
+
+def test_noise_is_said_where_a_record_says_it() -> None:
+    with_noise = make_record("new", noise={"kind": "per_image", "seed": 7})
+    (section,) = standings.sections([Row(Path("a"), with_noise), Row(Path("b"), make_record("old"))])
+    assert 'noise: kind "per_image", seed 7 (new); not in the record (old)' in leaderboard.footer(section)
+    (section,) = standings.sections([Row(Path("b"), make_record("old"))])
+    assert not [line for line in leaderboard.footer(section) if line.startswith("noise")]
 
 
 def test_without_records_the_board_says_so(tmp_path: Path) -> None:
-    assert "no records yet" in leaderboard.write(tmp_path).read_text(encoding="utf-8")
+    assert "no records yet" in leaderboard.write([], tmp_path)[0].read_text(encoding="utf-8")
     assert "no records yet" in leaderboard.text_table([])
 
 
 def test_a_place_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot write"):
-        leaderboard.write(tmp_path / "file")
+        leaderboard.write([], tmp_path / "file")
 
 
 @pytest.mark.parametrize(

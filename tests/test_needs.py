@@ -8,7 +8,7 @@ import pytest
 from factories import make_record, saved
 from tiny import tiny_unet, with_unet
 
-from sdbench import cli, leaderboard, needs, records, score, suites
+from sdbench import cli, leaderboard, needs, records, score, standings, suites
 from sdbench.models.spec import resolve
 from sdbench.plan import EFFICIENCY, plan
 from sdbench.records import Scores, Value
@@ -125,7 +125,10 @@ def test_a_dry_run_tells_what_the_same_run_would_make(
     assert f": {pictures} pictures a model" in err
     assert re.findall(r"probes: 5 rounds a model, each a process for every setting: (.*)", err) == ([probes] if probes else [])
     content = json.loads(out)
-    assert content["models"] == [{"model": "scenes-vega", "seconds": pytest.approx((pictures + timed) * 12 * 2)}]
+    (row,) = content["models"]
+    assert (row["model"], row["seconds"]) == ("scenes-vega", pytest.approx((pictures + timed) * 12 * 2))
+    assert f"scenes-vega: DDIMScheduler at {', '.join(map(str, row['scheduler']['timesteps']))}; roughly" in err
+    assert (len(row["scheduler"]["timesteps"]), row["scheduler"]["timesteps"][0]) == (12, 999)
     assert (content["disk_bytes"] > 0) == (pictures > 0)
 
 
@@ -178,6 +181,6 @@ def test_unverified_weights_and_prompts_are_said_in_the_record_and_the_tables(tm
     )
     path = saved((record, Scores([], [], {})), tmp_path)
     assert records.read(path)[0].prompts == "5 of owner/list, digest 12ab (unverified)"
-    table = leaderboard.markdown(leaderboard.rows(tmp_path))
+    table = leaderboard.markdown(standings.rows(tmp_path))
     assert "- prompts: 5 of owner/list, digest 12ab (unverified)" in table
     assert "unverified weights: pickscore-v1" in table

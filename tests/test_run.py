@@ -279,6 +279,9 @@ def test_a_run_writes_a_record_of_each_model_and_a_second_one_nothing(
     assert found[0].model.weights_digest == found[2].model.weights_digest is not None
     assert found[1].model.weights_digest is None
     assert found[0].sampling["size_px"] == SIZE_PX
+    assert found[0].noise == {"kind": "per_image", "seed": 0}
+    assert found[0].scheduler == {"class": "DDIMScheduler", "prediction_type": "v_prediction", "timesteps": [999]}
+    assert found[1].scheduler == {}
     assert len(list((made[0] / "images").glob("*.png"))) == 4
 
     before = files_of(tmp_path)
@@ -311,6 +314,15 @@ def test_a_student_alone_has_no_win_rate_until_the_teacher_was_run(teacher: Mode
     after = rate()
     assert after is not None
     assert after.value == 0.5
+
+
+def test_a_record_from_before_records_said_their_noise_and_scheduler_is_kept(teacher: ModelSpec, tmp_path: Path) -> None:
+    (made,) = runner.run([teacher], bench(tmp_path))
+    record, scores = records.read(made)
+    older = records.write(record.model_copy(update={"noise": {}, "scheduler": {}}), scores, {}, tmp_path / "older" / "results")
+    assert '"noise"' not in (older / "record.json").read_text()
+    (tmp_path / "runs").rename(tmp_path / "older" / "runs")
+    assert runner.run([teacher], bench(tmp_path / "older")) == [older]
 
 
 def test_a_card_finds_the_pictures_of_the_card_beside_it(tmp_path: Path) -> None:

@@ -8,9 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import retrieve_timesteps
 
-from sdbench.generate import call_arguments, is_guided, set_scheduler
+from sdbench.generate import call_arguments, is_guided, set_scheduler, timesteps
 from sdbench.settings import Sampling
 
 PROMPT = "a large red circle left of a small blue star on a pink background"
@@ -66,7 +65,7 @@ class Stages:
         if self.guided:
             text, pooled, sizes = torch.cat([negative, text]), torch.cat([negative_pooled, pooled]), sizes.repeat(2, 1)
             latents = latents.repeat(2, 1, 1, 1)
-        timestep = self._timesteps(text.device)[0]
+        timestep = timesteps(self.pipe.scheduler, self.sampling, text.device)[0]
         # with all that the pipeline passes: other words, and a compiled UNet is compiled again for them
         added: dict[str, Any] = {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": sizes}}
         added |= {"timestep_cond": self._embedded_guidance(), "cross_attention_kwargs": None}
@@ -85,12 +84,12 @@ class Stages:
         scheduler, latents = self.pipe.scheduler, self._latents()
 
         def call() -> object:
-            timesteps = self._timesteps(latents.device)
+            steps = timesteps(scheduler, self.sampling, latents.device)
             noise = self.pipe.prepare_extra_step_kwargs(torch.Generator().manual_seed(0), self.sampling.eta or 0.0)
             if hasattr(scheduler, "set_begin_index"):
                 scheduler.set_begin_index(0)  # without it the first step is looked up, for which a GPU is waited for
             noisy = latents
-            for timestep in timesteps:
+            for timestep in steps:
                 scheduler.scale_model_input(noisy, timestep)
                 noisy = scheduler.step(latents, timestep, noisy, **noise, return_dict=False)[0]
             return noisy
@@ -122,11 +121,6 @@ class Stages:
             do_classifier_free_guidance=self.guided,
             negative_prompt=arguments["negative_prompt"],
         )
-
-    def _timesteps(self, device: torch.device) -> torch.Tensor:
-        timesteps = self.sampling.timesteps and [*self.sampling.timesteps]
-        found: torch.Tensor = retrieve_timesteps(self.pipe.scheduler, self.sampling.steps, device, timesteps)[0]
-        return found
 
     def _embedded_guidance(self) -> torch.Tensor | None:
         """What a UNet is told of the guidance scale that was trained to follow it in one forward => batch x `time_cond_proj_dim`."""

@@ -20,15 +20,19 @@ COLUMNS = {
     "model": "string", "label": "string", "architecture": "string", "source": "string", "weights_digest": "string",
     "metric": "string", "kind": "string", "direction": "string", "unit": "string", "state": "string", "reason": "string",
     "value": "float64", "low": "float64", "high": "float64", "n": "int64", "rank": "int64", "reference": "string", "note": "string",
-    "record": "string", "created": "string",
+    "sampling": "string", "scheduler": "string", "noise": "string", "commit": "string", "dirty": "bool", "record": "string", "created": "string",
 }  # fmt: skip  # a table
 
 
 def lines(board: Sequence[Row]) -> Iterator[dict[str, Any]]:
-    """A line for each value of each row, in the order of the leaderboard; what is missing has a state, a reason and no number."""
+    """A line for each value of each row, in the order of the leaderboard; what is missing has a state, a reason and no number.
+
+    Sampling, scheduler and noise, which have settings of their own, are JSON.
+    """
     for section in standings.sections(board):
         for row in section.rows:
             about = _about(section, row)
+            about = {name: json.dumps(content) if isinstance(content, dict) else content for name, content in about.items()}
             yield from (about | value for value in _values(section, row))
 
 
@@ -45,6 +49,11 @@ def _about(section: Section, row: Row) -> dict[str, Any]:
         "architecture": record.model.architecture,
         "source": record.model.source,
         "weights_digest": record.model.weights_digest,
+        "sampling": record.sampling,
+        "scheduler": record.scheduler,
+        "noise": record.noise,
+        "commit": record.environment.commit,
+        "dirty": record.environment.dirty,
         "record": row.folder.name,
         "created": record.created.isoformat(),
     }

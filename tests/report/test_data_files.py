@@ -41,7 +41,10 @@ def test_json_holds_the_same(results: Path) -> None:
     rows = standings.rows(results)
     nested = json.loads(json.dumps(flat.nested(rows)))
     flattened = [{key: item for key, item in row.items() if key != "values"} | value for row in nested for value in row["values"]]
-    assert flattened == list(flat.lines(rows))
+    lines = list(flat.lines(rows))
+    assert [line | {name: json.loads(line[name]) for name in ("sampling", "scheduler", "noise")} for line in lines] == flattened
+    assert nested[0]["sampling"] == rows[0].record.sampling
+    assert (nested[0]["commit"], nested[0]["dirty"]) == ("c0441e", False)
 
 
 def test_datasets_reads_the_same_table(results: Path) -> None:
@@ -50,9 +53,9 @@ def test_datasets_reads_the_same_table(results: Path) -> None:
     assert table.features["value"].dtype == "float64"
 
 
-def test_the_command_writes_all_three(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_all_of_them(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["leaderboard", "--results", str(results), "--json"]) == 0
     printed = capsys.readouterr().out
     assert json.loads(printed) == json.loads((results / "LEADERBOARD.json").read_text(encoding="utf-8"))
     assert (results / "LEADERBOARD.csv").read_text(encoding="utf-8") == flat.csv_text(standings.rows(results))
-    assert (results / "LEADERBOARD.md").exists()
+    assert {path.name for path in results.glob("LEADERBOARD.*")} == {f"LEADERBOARD.{kind}" for kind in ("csv", "json", "md", "tex")}
