@@ -134,7 +134,10 @@ def footer(section: Section) -> list[str]:
         *([line("prompts", lambda record: record.prompts)] if any(record.prompts for record in section.records) else []),
         line(
             "sampling",
-            lambda record: ", ".join(f"{key} {json.dumps(value, ensure_ascii=False)}" for key, value in sorted(record.sampling.items())),
+            lambda record: (
+                ", ".join(f"{key} {json.dumps(value, ensure_ascii=False)}" for key, value in sorted(record.sampling.items()))
+                or "made elsewhere, not known"
+            ),
         ),
         line("references", _references),
         line("device", _device),

@@ -26,6 +26,7 @@ def add_commands(add: Add) -> None:
     scoring.add_argument("--images", type=Path, required=True, help="folder of PNG, JPEG or WebP pictures")
     scoring.add_argument("--prompts", type=Path, required=True, help="text file with a prompt a line, in the order of the file names")
     scoring.add_argument("--suite", default="standard", help="whose metrics (default: standard; quality for pictures of scenes)")
+    scoring.add_argument("--name", help="also write a record, which tables call so: a row of the leaderboard, and what the gate compares")
 
 
 def _add_run(measuring: argparse.ArgumentParser) -> None:
@@ -40,6 +41,8 @@ def _add_run(measuring: argparse.ArgumentParser) -> None:
     for name in ("steps", "size-px", "batch", "n"):
         measuring.add_argument(f"--{name}", type=int, help="in place of the suite's own; the row is then of suite '<name>-custom'")
     measuring.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="in place of the suite's own; likewise")
+    measuring.add_argument("--prompts", type=Path, help="text file with a prompt a line, in place of the suite's own; likewise")
+    measuring.add_argument("--reference", help="what distances are to, as `sdbench reference list` names it; likewise")
     measuring.add_argument("--device", help="cpu, cuda or cuda:<index> (default: cuda where there is one)")
     measuring.add_argument("--until-verdict", action="store_true", help="stop once the gate is sure; exit codes as of gate")
     measuring.add_argument("--baseline", help="what to compare with until the verdict: as of gate")
@@ -92,7 +95,7 @@ def _dry_run(specs: "Sequence[ModelSpec]", suite: "Suite", only: str | None, arg
 
 def _asked(arguments: argparse.Namespace) -> "tuple[list[ModelSpec], Suite]":
     """The models and the suite that the options of `run` name."""
-    from sdbench import api, sides, suites
+    from sdbench import api, reference, sides, suites
     from sdbench.models.spec import resolve
 
     _check_verdict(arguments)
@@ -100,8 +103,11 @@ def _asked(arguments: argparse.Namespace) -> "tuple[list[ModelSpec], Suite]":
         raise UserError("--name names one model, but several are given; run them one by one, or leave --name out")
     named = {"base": arguments.base, "lora": arguments.lora, "name": arguments.name, "random": arguments.weights == "random"}
     specs = [resolve(what, **named) for what in arguments.model]
+    if arguments.reference:
+        reference.check_name(arguments.reference, runs(arguments))
     suite = suites.load(arguments.suite) if arguments.suite else sides.suite_of(specs[0])
-    return specs, api.Overrides(arguments.steps, arguments.size_px, arguments.batch, arguments.dtype, arguments.n).apply(suite)
+    names = ("steps", "size_px", "batch", "dtype", "n", "prompts", "reference")
+    return specs, api.Overrides(**{name: getattr(arguments, name) for name in names}).apply(suite)
 
 
 def _check_verdict(arguments: argparse.Namespace) -> None:
@@ -157,6 +163,10 @@ def _benchmark(arguments: argparse.Namespace) -> int:
 def _score(arguments: argparse.Namespace) -> int:
     from sdbench import api
 
+    if arguments.name:
+        return _show(
+            [api.record_pictures(arguments.images, arguments.prompts, arguments.name, places(arguments), arguments.suite)], arguments
+        )
     values, scores = api.score(arguments.images, arguments.prompts, places(arguments), arguments.suite)
     for value in values:
         ends = "" if value.low is None else f" ({value.low:.4g} to {value.high:.4g})"

@@ -86,6 +86,11 @@ class Model(Table):
     weights_digest: str | None
     label: str = ""
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether there are only pictures, which another program has made."""
+        return self.source.startswith("images:")
+
 
 class Machine(Table):
     """Where it was measured. Latency and memory are compared only within one `machine_class`."""

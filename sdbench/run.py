@@ -28,6 +28,7 @@ from sdbench.probes.driver import Probed
 from sdbench.protocols.base import Subject
 from sdbench.records import Looks, Machine, Model, Record, Scores, Value
 from sdbench.scenes import embedded
+from sdbench.scenes.grammar import parse
 from sdbench.score import named, score
 from sdbench.settings import BASE, Sampling, Setting
 from sdbench.store import U8, Store
@@ -103,9 +104,24 @@ def check_suite(suite: Suite, *, only: str | None, settings: Sequence[str], prof
     if (settings or profile) and not timed:
         option = "--setting" if settings else "--profile"
         raise UserError(f"{option} is for probes, of which this run of suite {suite.name!r} has none; leave it out")
+    if suite.family == "scenes" and suite.prompts.source != "scenes":
+        check_captions([*suite.prompt_list().values()], f"suite {suite.name!r}")
     if suite.probes:
         suite.probes.chosen(settings)
     named(suite.metrics.get(suite.family, ()))
+
+
+def check_captions(captions: Sequence[str], where: str) -> None:
+    """See that the embedded family's evaluators know what these say; of others they would make something up.
+
+    Raises:
+        UserError: one is no caption of a scene.
+    """
+    for caption in captions:
+        try:
+            parse(caption)
+        except ValueError as error:
+            raise UserError(f"{where}: {error}; other prompts are for the full-size family, by --suite standard") from error
 
 
 def run(specs: Sequence[ModelSpec], setting: Bench) -> list[Path]:
@@ -239,6 +255,7 @@ def record_of(model: Model, setting: Bench, pictures: tuple[Store, list[Job]] | 
     if pictures is not None:
         store, todo = pictures
         subject = to_score(setting, store, todo, is_teacher=model.name == TEACHERS[setting.suite.family or ""])
+        subject = replace(subject, is_elsewhere=model.is_elsewhere)
         values, scores = score(subject, setting.suite.metrics.get(setting.suite.family or "scenes", ()))
         values = judged(values, setting.suite, setting.runs)
         shown = [todo[row] for row in worth_keeping(scores, subject.teacher)]
@@ -255,7 +272,7 @@ def record_of(model: Model, setting: Bench, pictures: tuple[Store, list[Job]] | 
         created=records.now(),
         n_images=len(scores.prompt_ids),
         values=(*values, *_in_order([*new, *earlier], setting.suite)),
-        sampling=setting.sampling.model_dump(),
+        sampling={} if model.is_elsewhere else setting.sampling.model_dump(),
         prompts=setting.suite.prompts_described(),
         run=turns.pop() if len(turns) == 1 else "",
         looks=looks,

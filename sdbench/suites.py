@@ -156,7 +156,7 @@ class Suite(Table):
         """
         settings = self.model_dump(exclude={"description", "include", "accept"}) | {"noise": self.noise.identity()}
         if self.prompts and self.prompts.file:
-            settings["prompts"]["file"] = Path(self.prompts.file).name  # its lines are in the digest; where it lies is not
+            settings["prompts"]["file"] = "prompts.txt"  # its lines are in the digest; where it lies, and what it is called, is not
         if self.prompts and self.prompts.source == "dataset":  # likewise
             settings["prompts"] = {
                 key: value for key, value in settings["prompts"].items() if key not in ("path", "split", "column", "digest")

@@ -24,6 +24,7 @@ class Subject:
         images: identities of the pictures in the store, a row each.
         teacher: scores of the family's teacher on the same prompts; None where the teacher has none (yet).
         is_teacher: the pictures are the teacher's own.
+        is_elsewhere: another program has made them, from noise of its own.
         reference: what set metrics compare with, by the name that the suite gives; None where it names none.
         original: the teacher's pictures of the same prompts and noise, in the same order; None where they are not on this disk.
         columns: what earlier protocols found, for those that build on it.
@@ -38,6 +39,7 @@ class Subject:
     prompts: Sequence[str]
     teacher: Scores | None = None
     is_teacher: bool = False
+    is_elsewhere: bool = False
     reference: str | None = None
     original: "Subject | None" = None
     columns: dict[str, F64] = field(default_factory=dict)
