@@ -114,8 +114,8 @@ def score(images: Path, prompts: Path, places: Places | None = None, suite: str 
 def record_pictures(images: Path, prompts: Path, name: str, places: Places | None = None, suite: str = "standard") -> Path:
     """Score pictures made elsewhere, as `score`, and write a record, which leaderboard and gate read => its folder.
 
-    It is of the suite itself where the prompts are the suite's, so that its row stands beside the models'; of `<name>-custom` else. What is
-    compared with the teacher on the same noise does not apply to it.
+    It is of the suite itself where the prompts are the suite's, so that its row stands beside the models'; of `<name>-custom` else. Agreement
+    with the teacher on the same noise does not apply to it; win rates over the teacher do.
 
     Args:
         name: what tables call the pictures.

@@ -38,9 +38,6 @@ def score(subject: Subject, metrics: Sequence[str]) -> tuple[list[Value], Scores
         pass
     values = []
     for protocol in protocols:
-        if subject.is_elsewhere and protocol.against_teacher:
-            values.append(protocol.without("not_applicable", "made elsewhere, not from the teacher's noise"))
-            continue
         try:
             value, columns = protocol.measure(subject, protocol)
         except MissingError as error:

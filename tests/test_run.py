@@ -451,7 +451,7 @@ name = "own"
 version = 1
 family = "scenes"
 description = "for tests"
-metrics.scenes = ["scene_accuracy", "preference.scenes", "win_rate.preference.scenes"]
+metrics.scenes = ["scene_accuracy", "preference.scenes", "win_rate.preference.scenes", "agreement.ssim"]
 prompts = { n = 6 }
 sampling = { steps = 1, guidance_scale = 1, size_px = 64, dtype = "float32", batch = 6 }
 """
@@ -476,7 +476,10 @@ def test_pictures_made_elsewhere_get_a_row_and_a_verdict(tmp_path: Path) -> None
     assert record.model == Model(name="dall-e", architecture="", source="images:images", weights_digest=None)
     found = {value.name: value for value in record.values}
     assert (record.sampling, found["scene_accuracy"].value) == ({}, 1)
-    assert found["win_rate.preference.scenes"].state == "not_applicable"
+    assert [found[name].state for name in ("win_rate.preference.scenes", "agreement.ssim")] == [
+        "missing",
+        "not_applicable",
+    ]  # no teacher yet
     (row,) = standings.rows(tmp_path)
     assert (row.name, row.is_pictures) == ("dall-e", True)
     assert "sampling: made elsewhere, not known" in leaderboard.markdown([row])

@@ -71,7 +71,7 @@ class Protocol:
     """How a metric is made, and how its values are to be read.
 
     Attributes:
-        against_teacher: it compares with the family's teacher, so pictures made elsewhere cannot have it.
+        against_teacher: it compares with the family's teacher, so pictures without a record cannot have it.
     """
 
     name: str
