@@ -39,6 +39,7 @@ class Prompts(Table):
     Attributes:
         source: `scenes` draws held-out ones from the grammar, `file` reads a text file (a prompt a line) beside the suite's own,
             `dataset` reads a column of whatever `datasets` opens.
+        file: as written, beside the suite's own; of a loaded suite, or one made in Python, its path.
         path: of a dataset: `asset:<name>`, local file or folder, or name on the Hub.
         column: of a dataset; may be left out where one is called prompt, caption or text.
         seed: of a dataset, 0 takes the first `n` prompts and any other draws `n` of them.
