@@ -12,6 +12,7 @@ from sdbench.errors import UserError
 from sdbench.gate import gate
 from sdbench.policy import Policy
 from sdbench.policy import load as load_policy
+from sdbench.prompts import lines
 from sdbench.records import Record, Scores, Value
 from sdbench.validation import validated
 from sdbench.verdicts import Inputs, Report
@@ -35,6 +36,8 @@ class Overrides:
     Attributes:
         timesteps: by default of `steps`, as many as there are of them.
         n: number of prompts.
+        prompts: text file with a prompt a line, all of which are taken where `n` does not say otherwise.
+        reference: name of the reference that distances are to.
     """
 
     steps: int | None = None
@@ -47,17 +50,25 @@ class Overrides:
     batch: int | None = None
     dtype: str | None = None
     n: int | None = None
+    prompts: Path | None = None
+    reference: str | None = None
 
     def apply(self, suite: suites.Suite) -> suites.Suite:
-        """The suite with these settings in place of its own."""
+        """The suite with these settings in place of its own.
+
+        Raises:
+            UserError: a value is out of range, or the prompts cannot be read.
+        """
         changed = {name: value for name, value in vars(self).items() if value is not None}
         if not changed or suite.sampling is None or suite.prompts is None:
             return suite
-        n = changed.pop("n", None)
+        n, own, reference = (changed.pop(name, None) for name in ("n", "prompts", "reference"))
         changed = {"steps": len(self.timesteps), **changed} if self.timesteps else changed
         sampling = {**suite.sampling.model_dump(), **changed}
-        prompts = {**suite.prompts.model_dump(), **({} if n is None else {"n": n, "digest": None})}
+        listed = {"source": "file", "file": str(own), "n": len(lines(own))} if own else suite.prompts.model_dump()
+        prompts = {**listed, **({} if n is None else {"n": n, "digest": None})}
         content = {**suite.model_dump(), "name": f"{suite.name}-custom", "sampling": sampling, "prompts": prompts}
+        content |= {"reference": reference or suite.reference}
         return validated(suites.Suite, content, f"suite {suite.name!r} with your settings")
 
 
@@ -104,6 +115,29 @@ def score(images: Path, prompts: Path, places: Places | None = None, suite: str 
     chosen = suites.load(suite)
     subject = elsewhere.subject(images, prompts, chosen, (places or Places()).runs)
     return scored(subject, [name for name in chosen.own_metrics if not PROTOCOLS[name].against_teacher])
+
+
+def record_pictures(images: Path, prompts: Path, name: str, places: Places | None = None, suite: str = "standard") -> Path:
+    """Score pictures made elsewhere, as `score`, and write a record, which leaderboard and gate read => its folder.
+
+    It is of the suite itself where the prompts are the suite's, so that its row stands beside the models'; of `<name>-custom` else. Agreement
+    with the teacher on the same noise does not apply to it; win rates over the teacher do.
+
+    Args:
+        name: what tables call the pictures.
+        images, prompts, places, suite: as of `score`.
+
+    Raises:
+        UserError: as `score`, or the name is a model's of the catalogue.
+    """
+    from sdbench import elsewhere
+    from sdbench import run as runner
+
+    where, chosen = places or Places(), suites.load(suite)
+    if lines(prompts) != tuple(chosen.prompt_list().values()):
+        chosen = Overrides(prompts=prompts).apply(chosen)
+    setting = runner.bench(chosen, device=machine.chosen_device(None), results=where.results, runs=where.runs, only="quality")
+    return elsewhere.record(images, prompts, name, setting)
 
 
 @dataclass(frozen=True)
@@ -174,10 +208,7 @@ def evaluate(
     record, scores = records.read(folder)
     if old is None:
         return Evaluation(folder, record, scores, None)
-    policy, skipped = _without_probes(record, policy) if only == "quality" else (policy, [])
-    report = _judged(folder, old, policy, where, str(baseline))
-    notes = (f"not measured, so not weighed: {', '.join(skipped)}",) if skipped else ()
-    return Evaluation(folder, record, scores, replace(report, notes=(*report.notes, *notes)))
+    return Evaluation(folder, record, scores, _judged(folder, old, policy, where, str(baseline), only=only))
 
 
 def _described(model: Any, name: str | None) -> "ModelSpec":
@@ -211,7 +242,7 @@ def _without_probes(record: Record, policy: Policy) -> tuple[Policy, list[str]]:
     names, rules = {value.name for value in record.values}, policy.rules(record.suite.name)
     skipped = [name for name in rules if name.partition(".")[0] in ("latency", "memory") and name not in names]
     kept = {name: rule for name, rule in rules.items() if name not in skipped}
-    return policy.model_copy(update={"suites": {record.suite.name: kept}}), skipped
+    return policy.model_copy(update={"suites": {policy.table(record.suite.name): kept}}), skipped
 
 
 def compare(
@@ -246,8 +277,14 @@ def compare(
     return _judged(new, old, chosen, where, baseline)
 
 
-def _judged(new: Path, old: Path, policy: Policy, where: Places, asked: str) -> Report:
-    return _signed(gate(new, old, policy, floors.between_runs(records.head(old), where.results)), new, old, policy, asked)
+def _judged(new: Path, old: Path, policy: Policy, where: Places, asked: str, only: str | None = None) -> Report:
+    """The verdict; latency and memory are not weighed for a run of the quality `only`, nor where one side has no model."""
+    ours, theirs = records.head(new), records.head(old)
+    alone = next((side for side in (ours, theirs) if side.model.is_elsewhere), ours if only == "quality" else None)
+    weighed, skipped = _without_probes(alone, policy) if alone else (policy, [])
+    report = gate(new, old, weighed, floors.between_runs(theirs, where.results))
+    notes = (f"not measured, so not weighed: {', '.join(skipped)}",) if skipped else ()
+    return _signed(replace(report, notes=(*report.notes, *notes)), new, old, policy, asked)
 
 
 def _signed(report: Report, new: Path, old: Path, policy: Policy, asked: str) -> Report:

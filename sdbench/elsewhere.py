@@ -8,12 +8,16 @@ from pathlib import Path
 
 from sdbench.arrays import U8
 from sdbench.disk import digest
+from sdbench.encoders.memory import evaluators
 from sdbench.errors import UserError
 from sdbench.generate import Job
+from sdbench.models.catalogue import CATALOGUE
+from sdbench.models.spec import NAME
+from sdbench.probes.driver import Probed
 from sdbench.prompts import lines
 from sdbench.protocols.base import BLOCK, Subject
-from sdbench.run import subject_of
-from sdbench.scenes.grammar import parse
+from sdbench.records import Model
+from sdbench.run import Bench, check_captions, record_of, subject_of, to_score
 from sdbench.scenes.render import SIZE_PX
 from sdbench.store import SUFFIXES, Store, read_images
 from sdbench.suites import Suite
@@ -39,6 +43,23 @@ def subject(images: Path, prompts: Path, suite: Suite, runs: Path) -> Subject:
     if suite.family == "scenes":
         _check_scenes(images, paths[0], prompts, texts)
     return replace(kept(_read(paths), texts, runs), reference=suite.reference)
+
+
+def record(images: Path, prompts: Path, name: str, setting: Bench) -> Path:
+    """Score pictures as `subject` takes them, whose prompts are those of the setting's suite, and write the record => its folder.
+
+    Raises:
+        UserError: as `subject`, or it cannot be called so.
+    """
+    if name in CATALOGUE or not NAME.fullmatch(name):
+        raise UserError(
+            f"{name!r} cannot name pictures: letters, digits and . _ + - only, and no model of the catalogue; choose another --name"
+        )
+    pictures, listed = subject(images, prompts, setting.suite, setting.runs), setting.suite.prompt_list().items()
+    todo = [Job(prompt_id, 0, text, image) for (prompt_id, text), image in zip(listed, pictures.images, strict=True)]
+    model = Model(name=name, architecture="", source=f"images:{images.resolve().name}", weights_digest=None)
+    with evaluators(setting.device):
+        return record_of(model, setting, to_score(model, setting, pictures.store, todo), Probed({}, ""), {})
 
 
 def kept(pictures: Iterable[U8], prompts: Sequence[str], runs: Path) -> Subject:
@@ -90,8 +111,4 @@ def _check_scenes(images: Path, first: Path, prompts: Path, captions: Sequence[s
         raise UserError(
             f"{images} holds pictures of {width} x {height} px; scenes are of {SIZE_PX} x {SIZE_PX}. Full-size ones are scored by --suite standard"
         )
-    for caption in captions:
-        try:
-            parse(caption)
-        except ValueError as error:
-            raise UserError(f"{prompts}: {error}; other prompts are scored by --suite standard") from error
+    check_captions(captions, str(prompts))

@@ -69,7 +69,7 @@ def judge(
         _result(name, rules[name], found, new, old, policy.alpha, surely_worse=name in surely_worse) for name, found in measured.items()
     )
     verdict = _overall(results)
-    own = new.record.suite.name in policy.suites
+    own = policy.table(new.record.suite.name) == new.record.suite.name
     notes = (*_notes(rules, new.record, old.record, between_runs, own=own), *_agreement(rules, new, old, policy.alpha))
     return Report(verdict, _why(verdict, results, *names), *names, results, (), notes)
 
@@ -156,7 +156,9 @@ def _notes(rules: Mapping[str, Rule], new: Record, old: Record, between_runs: Ma
     """What the gate does not weigh and a reader should know; `own` where the rules are of this very suite."""
     if not own:
         yield f"suite {new.suite.name!r} is weighed by the margins of the suite it was made from; no noise floor is of its settings"
-    for key in sorted(new.sampling.keys() | old.sampling.keys()):
+    if elsewhere := [record.model.name for record in (new, old) if record.model.is_elsewhere]:
+        yield f"the pictures of {tables.listed(elsewhere)} were made elsewhere: how they were sampled is not known"
+    for key in sorted(new.sampling.keys() | old.sampling.keys()) if not elsewhere else ():
         if new.sampling.get(key) != old.sampling.get(key):
             yield f"sampling differs: {key} is {new.sampling.get(key)!r} against {old.sampling.get(key)!r}"
     for side, record in (("candidate", new), ("baseline", old)):

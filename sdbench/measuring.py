@@ -27,6 +27,7 @@ def add_commands(add: Add) -> None:
     scoring.add_argument("--images", type=Path, required=True, help="folder of PNG, JPEG or WebP pictures")
     scoring.add_argument("--prompts", type=Path, required=True, help="text file with a prompt a line, in the order of the file names")
     scoring.add_argument("--suite", default="standard", help="whose metrics (default: standard; quality for pictures of scenes)")
+    scoring.add_argument("--name", help="also write a record, which tables call so: a row of the leaderboard, and what the gate compares")
 
 
 def _add_run(measuring: argparse.ArgumentParser) -> None:
@@ -50,6 +51,8 @@ def _add_overrides(command: argparse.ArgumentParser) -> None:
     for name in ("steps", "size-px", "batch", "n"):
         own.add_argument(f"--{name}", type=int)
     own.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
+    own.add_argument("--prompts", type=Path, help="text file with a prompt a line")
+    own.add_argument("--reference", help="what distances are to, as `sdbench reference list` names it")
     own.add_argument("--guidance-scale", type=float, help="1 or less for none")
     own.add_argument("--scheduler", help="ddim, dpmpp, euler, euler-ancestral, lcm, tcd, or model for its own")
     own.add_argument("--timestep-spacing", help="leading, trailing or linspace; with a scheduler that is named")
@@ -101,7 +104,7 @@ def _dry_run(specs: "Sequence[ModelSpec]", suite: "Suite", only: str | None, arg
 
 def _asked(arguments: argparse.Namespace) -> "tuple[list[ModelSpec], Suite]":
     """The models and the suite that the options of `run` name."""
-    from sdbench import api, sides, suites
+    from sdbench import api, reference, sides, suites
     from sdbench.models.spec import resolve
 
     _check_verdict(arguments)
@@ -109,6 +112,8 @@ def _asked(arguments: argparse.Namespace) -> "tuple[list[ModelSpec], Suite]":
         raise UserError("--name names one model, but several are given; run them one by one, or leave --name out")
     named = {"base": arguments.base, "lora": arguments.lora, "name": arguments.name, "random": arguments.weights == "random"}
     specs = [resolve(what, **named) for what in arguments.model]
+    if arguments.reference:
+        reference.check_name(arguments.reference, runs(arguments))
     suite = suites.load(arguments.suite) if arguments.suite else sides.suite_of(specs[0])
     return specs, api.Overrides(**{own.name: getattr(arguments, own.name) for own in fields(api.Overrides)}).apply(suite)
 
@@ -166,6 +171,10 @@ def _benchmark(arguments: argparse.Namespace) -> int:
 def _score(arguments: argparse.Namespace) -> int:
     from sdbench import api
 
+    if arguments.name:
+        return _show(
+            [api.record_pictures(arguments.images, arguments.prompts, arguments.name, places(arguments), arguments.suite)], arguments
+        )
     values, scores = api.score(arguments.images, arguments.prompts, places(arguments), arguments.suite)
     for value in values:
         ends = "" if value.low is None else f" ({value.low:.4g} to {value.high:.4g})"

@@ -57,13 +57,17 @@ class Policy(Table):
         self._file = path
         return self
 
+    def table(self, suite: str) -> str:
+        """The suite by whose table this one is weighed: itself, or what it was made from, `<name>-custom` or `<name>-sequential`."""
+        return suite if suite in self.suites else suite.removesuffix("-sequential").removesuffix("-custom")
+
     def rules(self, suite: str) -> dict[str, Rule]:
-        """What is weighed for this suite; one made of it, `<name>-custom` or `<name>-sequential`, is weighed as the suite itself.
+        """What is weighed for this suite.
 
         Raises:
             UserError: nothing is.
         """
-        if (own := suite if suite in self.suites else suite.removesuffix("-sequential").removesuffix("-custom")) not in self.suites:
+        if (own := self.table(suite)) not in self.suites:
             raise UserError(
                 f"policy {self.name} has no table [suites.{own}], so it weighs nothing of suite {suite!r} (it has {', '.join(sorted(self.suites))}); write "
                 "one, there or in a file of your own: --policy FILE, or ./suites/gate.toml"

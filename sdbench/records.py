@@ -91,6 +91,11 @@ class Model(Table):
         """The name, and the label where there is one, as people read it."""
         return f"{self.name} ({self.label})" if self.label else self.name
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether there are only pictures, which another program has made."""
+        return self.source.startswith("images:")
+
 
 class Machine(Table):
     """Where it was measured. Latency and memory are compared only within one `machine_class`."""

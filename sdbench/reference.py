@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 
 from sdbench.arrays import F32, U8
 from sdbench.disk import digest, write_bytes
-from sdbench.errors import MissingError, UserError
+from sdbench.errors import MissingError, UserError, unknown
 from sdbench.machine import environment
 from sdbench.metrics.frechet import Gaussian, gaussian
 from sdbench.scenes.grammar import scene_at
@@ -121,6 +121,16 @@ def cards(runs: Path) -> list[Card]:
     """Every reference at hand, by name and encoder."""
     found = [card_of(path.parent.name, path.stem, runs) for path in sorted((runs / "references").glob("*/*.json"))]
     return [card for card in found if card]
+
+
+def check_name(name: str, runs: Path) -> None:
+    """See that a reference of this name is here, for any encoder.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in (known := {"scenes", *(card.name for card in cards(runs))}):
+        raise UserError(f"{unknown('reference', name, known)} {how_to_build(name, 'ENCODER')}")
 
 
 def load(card: Card, runs: Path) -> Reference:

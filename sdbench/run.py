@@ -30,6 +30,7 @@ from sdbench.probes.driver import Probed
 from sdbench.protocols.base import Subject
 from sdbench.records import Looks, Machine, Model, Record, Scores, Value
 from sdbench.scenes import embedded
+from sdbench.scenes.grammar import parse
 from sdbench.score import named, score
 from sdbench.settings import BASE, Sampling, Setting
 from sdbench.store import Store
@@ -105,9 +106,24 @@ def check_suite(suite: Suite, *, only: str | None, settings: Sequence[str], prof
     if (settings or profile) and not timed:
         option = "--setting" if settings else "--profile"
         raise UserError(f"{option} is for probes, of which this run of suite {suite.name!r} has none; leave it out")
+    if suite.family == "scenes" and suite.prompts.source != "scenes":
+        check_captions([*suite.prompt_list().values()], f"suite {suite.name!r}")
     if suite.probes:
         suite.probes.chosen(settings)
     named(suite.own_metrics)
+
+
+def check_captions(captions: Sequence[str], where: str) -> None:
+    """See that the embedded family's evaluators know what these say; of others they would make something up.
+
+    Raises:
+        UserError: one is no caption of a scene.
+    """
+    for caption in captions:
+        try:
+            parse(caption)
+        except ValueError as error:
+            raise UserError(f"{where}: {error}; other prompts are for the full-size family, by --suite standard") from error
 
 
 def run(specs: Sequence[ModelSpec], setting: Bench) -> list[Path]:
@@ -267,9 +283,9 @@ def record_of(
         created=records.now(),
         n_images=len(scores.prompt_ids),
         values=(*values, *_in_order([*new, *earlier], setting.suite)),
-        sampling=setting.sampling.model_dump(mode="json"),
+        sampling={} if model.is_elsewhere else setting.sampling.model_dump(mode="json"),
         scheduler=dict(scheduler),
-        noise=setting.suite.noise.model_dump(),
+        noise={} if model.is_elsewhere else setting.suite.noise.model_dump(),
         prompts=setting.suite.prompts_described(),
         run=turns.pop() if len(turns) == 1 else "",
         looks=looks,
@@ -355,6 +371,7 @@ def to_score(model: Model, setting: Bench, store: Store, todo: Sequence[Job]) ->
     subject = replace(
         subject_of(store, todo, setting.runs),
         is_teacher=model.name == name and theirs is setting.suite,
+        is_elsewhere=model.is_elsewhere,
         reference=setting.suite.reference,
         original_name=f"{name} under {theirs.name}@{theirs.version}",
     )

@@ -52,7 +52,7 @@ class Row:
     @property
     def is_pictures(self) -> bool:
         """Whether there are pictures without a model."""
-        return self.record.model.source.startswith(("rendered", "images:"))
+        return self.record.model.source == "rendered" or self.record.model.is_elsewhere
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ class Prompts(Table):
     Attributes:
         source: `scenes` draws held-out ones from the grammar, `file` reads a text file (a prompt a line) beside the suite's own,
             `dataset` reads a column of whatever `datasets` opens.
+        file: as written, beside the suite's own; of a loaded suite, or one made in Python, its path.
         path: of a dataset: `asset:<name>`, local file or folder, or name on the Hub.
         column: of a dataset; may be left out where one is called prompt, caption or text.
         seed: of a dataset, 0 takes the first `n` prompts and any other draws `n` of them.
@@ -172,7 +173,7 @@ class Suite(Table):
         """
         settings = self.model_dump(exclude={"description", "include", "accept"}) | {"noise": self.noise.identity()}
         if self.prompts and self.prompts.file:
-            settings["prompts"]["file"] = Path(self.prompts.file).name  # its lines are in the digest; where it lies is not
+            settings["prompts"]["file"] = "prompts.txt"  # its lines are in the digest; where it lies, and what it is called, is not
         if self.prompts and self.prompts.source == "dataset":  # likewise
             settings["prompts"] = {
                 key: value for key, value in settings["prompts"].items() if key not in ("path", "split", "column", "digest")

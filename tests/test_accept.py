@@ -22,8 +22,7 @@ NOTHING = Value(name="fid.mlperf", kind="set", direction="lower", unit="distance
 def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Suite:
     """A protocol as MLPerf's, and the published statistics imported as a reference."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "suites").mkdir()
-    (tmp_path / "suites" / "prompts.txt").write_text("\n".join(PROMPTS))
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
     torch.save(torch.zeros(4, 2, 2), tmp_path / "latents.pt")
     accept = Accept(
         name="MLPerf",

@@ -132,6 +132,7 @@ def message(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["benchmark", "--profile", "scene"], "unknown profile 'scene'; did you mean 'scenes'?"),
         (["gate", "scenes-teachr", "--baseline", "scenes-teacher"], "did you mean 'scenes-teacher'"),
         (["gate", "a", "--baseline", "b", "--policy", "nowhere.toml"], "nowhere.toml"),
+        (["run", "--model", "scenes-vega", "--reference", "secnes"], "unknown reference 'secnes'; did you mean 'scenes'"),
         (["score", "--images", "nowhere", "--prompts", "nowhere.txt"], "nowhere"),
         (["scenes", "train", "--parts", "reeder"], "did you mean 'reader'"),
     ],
@@ -480,6 +481,24 @@ def test_another_program_s_files_in_suites_hide_none_of_ours(tmp_path: Path, cap
     err = capsys.readouterr().err
     assert "not a suite: suite suites/api_tests.toml: unknown key 'endpoint'" in err
     assert "quality@" in err
+
+
+def test_prompts_and_a_reference_of_one_s_own_make_a_suite_by_what_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = suites.load("standard")
+    for name in ("mine.txt", "copied.txt"):
+        (tmp_path / name).write_text("a cat\n\na dog\na fox\n", encoding="utf-8")
+    mine, copied, two = (
+        api.Overrides(prompts=Path(name), n=n).apply(plain) for name, n in (("mine.txt", None), ("copied.txt", None), ("mine.txt", 2))
+    )
+    assert (mine.name, [*mine.prompt_list().values()]) == ("standard-custom", ["a cat", "a dog", "a fox"])
+    assert mine.id == copied.id != two.id
+    assert len(two.prompt_list()) == 2
+    to_mine = api.Overrides(reference="mine").apply(plain)
+    assert (to_mine.name, to_mine.reference, to_mine.prompt_list()) == ("standard-custom", "mine", plain.prompt_list())
+    with pytest.raises(UserError, match=r"prompts nowhere\.txt cannot be read"):
+        api.Overrides(prompts=Path("nowhere.txt")).apply(plain)
+    said = message(["run", "--model", "scenes-vega", "--prompts", "mine.txt", "--dry-run"], capsys)
+    assert "suite 'quality-custom': not a caption of the scenes grammar: 'a cat'" in said
 
 
 def test_settings_of_one_s_own_make_a_suite_of_another_name() -> None:

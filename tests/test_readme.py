@@ -1,15 +1,20 @@
-"""The README says nothing that the results do not: its table is the leaderboard's, for the suite as it is now."""
+"""The README says nothing that the results and the commands do not: its table is the leaderboard's, its command lines are understood."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
-from sdbench import suites
+from sdbench import cli, policy, suites
+from sdbench.score import PROTOCOLS
 
 ROOT = Path(__file__).parents[1]
-README, LEADERBOARD = ((ROOT / name).read_text() for name in ("README.md", "results/LEADERBOARD.md"))
+README, LEADERBOARD, CONTRIBUTING = (
+    (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "results/LEADERBOARD.md", "CONTRIBUTING.md")
+)
 ROWS = [line.strip("| ").split(" | ") for line in README.splitlines() if line.startswith("| scenes-")]
+COMMANDS = re.findall(r"^sdbench .*", README, re.MULTILINE)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[row[0] for row in ROWS])
@@ -25,3 +30,23 @@ def test_the_table_is_of_the_shipped_suite(monkeypatch: pytest.MonkeyPatch) -> N
     assert re.findall(r"`quality@\d+`", README) == [f"`quality@{suite.version}`"]
     assert f"suite digest: {suite.id.digest}" in LEADERBOARD
     assert len(ROWS) == 5
+
+
+def test_every_command_line_is_understood_and_what_one_builds_another_uses() -> None:
+    assert len(COMMANDS) > 12
+    known = [cli.parser().parse_args(shlex.split(line, comments=True)[1:]) for line in COMMANDS]
+    built = {each.name for each in known if each.command.__name__ == "_reference"}
+    used = {each.reference for each in known if each.command.__name__ == "_run"} - {None}
+    assert used == {"mine"}
+    assert used <= built
+
+
+def test_the_suite_of_one_s_own_and_its_policy_are_as_written(tmp_path: Path) -> None:
+    own, weighed = re.findall(r"```toml\n(.*?)```", CONTRIBUTING, re.DOTALL)
+    (tmp_path / "mine.txt").write_text("\n".join(f"prompt {row}" for row in range(200)))
+    for name, text in (("mine.toml", own), ("policy.toml", weighed)):
+        (tmp_path / name).write_text(text)
+    suite, rules = suites.load(str(tmp_path / "mine.toml")), policy.load(tmp_path / "policy.toml").rules("mine")
+    assert len(suite.prompt_list()) == 200
+    assert rules.keys() <= set(suite.metrics["sdxl"]) <= PROTOCOLS.keys()
+    assert all(PROTOCOLS[name].direction == rule.direction for name, rule in rules.items())

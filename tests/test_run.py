@@ -12,7 +12,7 @@ from clips import photographs, tiny
 from PIL import Image
 from tiny import SIZE_PX
 
-from sdbench import api, elsewhere, records, reference, suites
+from sdbench import api, elsewhere, leaderboard, records, reference, standings, suites
 from sdbench import run as runner
 from sdbench.encoders import clip, scenes
 from sdbench.encoders.catalogue import ENCODERS
@@ -524,6 +524,55 @@ def test_pictures_made_elsewhere_score_as_our_own(tmp_path: Path, monkeypatch: p
     assert values == own
     for name, column in columns.columns.items():
         np.testing.assert_array_equal(scores.columns[name], column)
+
+
+OWN = """
+name = "own"
+version = 1
+family = "scenes"
+description = "for tests"
+metrics.scenes = ["scene_accuracy", "preference.scenes", "win_rate.preference.scenes", "agreement.ssim"]
+prompts = { n = 6 }
+sampling = { steps = 1, guidance_scale = 1, size_px = 64, dtype = "float32", batch = 6 }
+"""
+OWN_POLICY = """
+alpha = 0.05
+[suites.own]
+"preference.scenes" = { direction = "higher", margin = 1, required = true }
+"latency.pipeline.p50" = { direction = "lower", margin = 0.05, required = true }
+"""
+
+
+def test_pictures_made_elsewhere_get_a_row_and_a_verdict(tmp_path: Path) -> None:
+    places, own, policy = api.Places(tmp_path, tmp_path / "runs"), tmp_path / "own.toml", tmp_path / "policy.toml"
+    own.write_text(OWN)
+    policy.write_text(OWN_POLICY)
+    suite = suites.load(str(own))
+    prompts = [*suite.prompt_list().values()]
+    pictures = render([parse(prompt) for prompt in prompts], range(6))
+    folder = api.record_pictures(*saved(tmp_path, pictures, prompts), "dall-e", places, str(own))
+    record, scores = records.read(folder)
+    assert (record.suite, list(scores.prompt_ids)) == (suite.id, [*suite.prompt_list()])  # beside the models' rows
+    assert record.model == Model(name="dall-e", architecture="", source="images:images", weights_digest=None)
+    found = {value.name: value for value in record.values}
+    assert (record.sampling, found["scene_accuracy"].value) == ({}, 1)
+    assert [found[name].state for name in ("win_rate.preference.scenes", "agreement.ssim")] == [
+        "missing",
+        "not_applicable",
+    ]  # no teacher yet
+    (row,) = standings.rows(tmp_path)
+    assert (row.name, row.is_pictures) == ("dall-e", True)
+    assert "sampling: made elsewhere, not known" in leaderboard.markdown([row])
+    report = api.compare(str(folder), str(folder), policy, places)
+    assert (report.verdict, [result.name for result in report.results]) == ("pass", ["preference.scenes"])
+    assert report.notes == (
+        "the pictures of dall-e and dall-e were made elsewhere: how they were sampled is not known",
+        "not measured, so not weighed: latency.pipeline.p50",
+    )
+    other = api.record_pictures(*saved(tmp_path / "other", pictures, prompts[1:] + prompts[:1]), "dall-e", places, str(own))
+    assert records.head(other).suite.name == "own-custom"
+    with pytest.raises(UserError, match="no model of the catalogue; choose another --name"):
+        api.record_pictures(*saved(tmp_path / "named", pictures, prompts), "sdxl", places, str(own))
 
 
 def test_pictures_and_prompts_must_be_as_many(tmp_path: Path) -> None:

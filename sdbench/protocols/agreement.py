@@ -43,6 +43,8 @@ def _paired(measure: Callable[[Subject, Subject, Protocol], Result], subject: Su
     """What `measure` makes of the student's pictures and of the teacher's, or why there is nothing to compare."""
     if subject.is_teacher:
         return protocol.without("not_applicable", "the teacher is what the others are compared with"), {}
+    if subject.is_elsewhere:
+        return protocol.without("not_applicable", "made elsewhere, not from the teacher's noise"), {}
     if subject.original is None:
         return protocol.without(
             "missing", f"the pictures of the teacher, {subject.original_name}, are not in the run folder; run it too"

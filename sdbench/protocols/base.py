@@ -25,6 +25,7 @@ class Subject:
         images: identities of the pictures in the store, a row each.
         teacher: scores of the teacher on the same prompts; None where it has none (yet).
         is_teacher: the pictures are the teacher's own.
+        is_elsewhere: another program has made them, from noise of its own.
         reference: what set metrics compare with, by the name that the suite gives; None where it names none.
         original: the teacher's pictures of the same prompts and noise, in the same order; None where they are not on this disk.
         original_name: what the teacher is called, and the suite that its record is of.
@@ -40,6 +41,7 @@ class Subject:
     prompts: Sequence[str]
     teacher: Scores | None = None
     is_teacher: bool = False
+    is_elsewhere: bool = False
     reference: str | None = None
     original: "Subject | None" = None
     original_name: str = "the family's teacher"
@@ -72,7 +74,7 @@ class Protocol:
     """How a metric is made, and how its values are to be read.
 
     Attributes:
-        against_teacher: it compares with the family's teacher, so pictures made elsewhere cannot have it.
+        against_teacher: it compares with the family's teacher, so pictures without a record cannot have it.
     """
 
     name: str
