@@ -9,7 +9,9 @@ import hashlib
 import shutil
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import cached_property, partial
@@ -26,12 +28,16 @@ from transformers import CLIPTokenizer
 
 from sdbench.errors import UndecodableError, UserError, unknown
 from sdbench.models.checks import check_finite
-from sdbench.models.files import part_files
+from sdbench.models.files import part_files, read_json
 from sdbench.models.loading import read_part
 from sdbench.processes import from_main, sharing
 from sdbench.training import rows_of
 
-ENCODED_AT_ONCE_PX = 64 * 64 * 64  # pixels of all pictures in one pass of the VAE
+ENCODED_AT_ONCE_PX = {  # pixels of all pictures in one pass of the VAE, which decide a latent's last bits
+    "cpu": 64 * 64 * 64,  # the shipped students' latents were made so
+    "cuda": 4 * 1024 * 1024,  # a picture of 1024 px takes about 2 GB: some four tensors of 128 channels
+}
+READERS = 8  # threads that read and decode the next pictures while the device encodes
 UNFLUSHED_S = 30.0  # of encoding, which is lost at most where a process is killed or the machine goes down
 UNDECODABLE = 0.01  # of the pictures, which may be left out
 COMPONENTS: dict[str, Any] = {  # of a pipeline, but for the UNet; None: weights, read with all checks
@@ -75,8 +81,9 @@ class Batch:
 
     Attributes:
         latents: N x 4 x H/8 x W/8 (H/4 x W/4 in the embedded family), clean, scaled by the VAE's `scaling_factor`.
-        prompt_embeds: N x tokens x width, of both text encoders side by side; zeros where the caption was dropped.
-        pooled: N x width, of the second text encoder; zeros where the caption was dropped.
+        prompt_embeds: N x tokens x width, of both text encoders side by side; where the caption was dropped, the unconditional
+            embedding, which is zeros, or that of "" where the pipeline's `force_zeros_for_empty_prompt` is false.
+        pooled: N x width, of the second text encoder; likewise.
         time_ids: N x 6, SDXL's micro-conditioning.
         noise: like `latents`.
         timesteps: N, int64 in 0..999.
@@ -168,10 +175,12 @@ class LatentPool:
         self.scheduler: DDIMScheduler = DDIMScheduler.from_pretrained(pipeline_folder / "scheduler")
         texts = [name for name in COMPONENTS if name.startswith("t")]
         of_pictures, of_captions = from_main(lambda: [_digest(pictures.digest, pipeline_folder, names) for names in (["vae"], texts)])
-        n, at_once = len(pictures.captions), max(1, ENCODED_AT_ONCE_PX // pictures.size_px**2)
-        latents = _Rows(work / f"latents-{of_pictures}.npy", n, at_once, self.encoded)
+        n, at_once = len(pictures.captions), max(1, ENCODED_AT_ONCE_PX[torch.device(device).type] // pictures.size_px**2)
+        latents = _Rows(work / f"latents-{of_pictures}.npy", n, at_once, self._encoded, pictures.read)
         embeddings = _Rows(work / f"captions-{of_captions}.npy", n, 64, self.embedded)
-        self._pictures, self._captions = _kept(latents, embeddings)
+        unconditional = _Rows(work / f"unconditional-{of_captions}.npy", 1, 1, lambda _: self._embedded([""]))
+        self._pictures, self._captions, *rest = _kept(latents, embeddings, *([] if _zeros_for_empty(pipeline_folder) else [unconditional]))
+        self._unconditional = rest[0] if rest else None
         self._whole = np.setdiff1d(np.arange(n), latents.left_out())
         self.__dict__.pop("parts", None)  # gigabytes at full size, and done with
 
@@ -194,7 +203,7 @@ class LatentPool:
             step: chooses, with `seed`, the pictures, the noise, the timesteps and the captions to drop.
             batch: number of pictures.
             seed: of the run.
-            drop: share of captions replaced by the unconditional embedding, which is zeros.
+            drop: share of captions replaced by the unconditional embedding.
             device: where the tensors go.
         """
         mixed = int(np.random.SeedSequence((seed, step)).generate_state(1)[0])  # torch's generator takes 32 bits and drops the rest
@@ -211,27 +220,47 @@ class LatentPool:
         n, rows = len(rows), self._whole[rows]
         chance = torch.Generator().manual_seed(seed)
         latents, time_ids = (torch.from_numpy(self._pictures[name][rows]).float() for name in ("latents", "time_ids"))
-        prompt_embeds, pooled = (torch.from_numpy(self._captions[name][rows]).float() for name in ("prompt_embeds", "pooled"))
         noise = torch.randn(latents.shape, generator=chance)
         timesteps = torch.randint(least, most or self.scheduler.config.num_train_timesteps, (n,), generator=chance)
         kept = (torch.rand(n, generator=chance) >= drop).float()
-        batch = Batch(latents, prompt_embeds * kept[:, None, None], pooled * kept[:, None], time_ids, noise, timesteps)
-        return batch.to(device)
+        prompt_embeds = self._dropped("prompt_embeds", rows, kept[:, None, None])
+        return Batch(latents, prompt_embeds, self._dropped("pooled", rows, kept[:, None]), time_ids, noise, timesteps).to(device)
+
+    def _dropped(self, name: str, rows: npt.NDArray[np.int64], kept: Tensor) -> Tensor:
+        """Embeddings of these captions where `kept` is 1, and the unconditional one where it is 0."""
+        conditional = torch.from_numpy(self._captions[name][rows]).float() * kept
+        return (
+            conditional
+            if self._unconditional is None
+            else conditional + torch.from_numpy(self._unconditional[name][[0]]).float() * (1 - kept)
+        )
 
     def encoded(self, rows: npt.NDArray[np.int64]) -> dict[str, Tensor]:
         """What is kept of these pictures, made anew; in float32, of which a GPU's convolutions may keep no more digits (TF32) than the file does."""
-        pixels, time_ids = self.pictures.read(rows)
+        return self._encoded(self.pictures.read(rows))
+
+    def _encoded(self, read: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        pixels, time_ids = read
         return {"latents": encode(self.parts["vae"], pixels.to(self._device)).half(), "time_ids": time_ids}
 
     def embedded(self, rows: npt.NDArray[np.int64]) -> dict[str, Tensor]:
         """What is kept of these captions, made anew: embeddings as `encode_prompt` of the stock pipeline makes them."""
-        captions, outputs = [self.pictures.captions[row] for row in rows], []
+        return self._embedded([self.pictures.captions[row] for row in rows])
+
+    def _embedded(self, captions: list[str]) -> dict[str, Tensor]:
+        outputs = []
         for number in ("", "_2"):
             tokens, encoder = self.parts[f"tokenizer{number}"], self.parts[f"text_encoder{number}"]
             ids = tokens(captions, padding="max_length", max_length=tokens.model_max_length, truncation=True, return_tensors="pt").input_ids
             outputs.append(encoder(ids.to(self._device), output_hidden_states=True))
         prompt_embeds = torch.cat([output.hidden_states[-2] for output in outputs], -1)
         return {"prompt_embeds": prompt_embeds.half(), "pooled": outputs[1].text_embeds.half()}
+
+
+def _zeros_for_empty(folder: Path) -> bool:
+    """Whether a pipeline's unconditional embedding is zeros, as its index says; where there is none, or it says nothing, diffusers takes that."""
+    index = folder / "model_index.json"
+    return bool(read_json(index).get("force_zeros_for_empty_prompt", True)) if index.exists() else True
 
 
 def encode(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
@@ -250,7 +279,7 @@ def _digest(pictures: str, folder: Path, parts: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class _Rows:
-    """A file of `n` rows that `make` gives, `at_once` of them at a time.
+    """A file of `n` rows that `make` gives of what `read`, in threads, read for it; `at_once` of them at a time.
 
     Beside it, while it is not whole: itself with the suffix `.part`, and `.done`, a byte for each row, 1 once it is made.
     """
@@ -258,7 +287,8 @@ class _Rows:
     path: Path
     n: int
     at_once: int
-    make: Callable[[npt.NDArray[np.int64]], dict[str, Tensor]]
+    make: Callable[[Any], dict[str, Tensor]]
+    read: Callable[[npt.NDArray[np.int64]], Any] = lambda rows: rows
 
     @property
     def beside(self) -> Path:
@@ -318,7 +348,7 @@ def _kind(rows: _Rows) -> np.dtype[np.void]:
     """Fields of a row, from the first that can be made."""
     for row in range(rows.n):
         try:
-            made = rows.make(np.array([row]))
+            made = rows.make(rows.read(np.array([row])))
         except UndecodableError:
             if row < UNDECODABLE * rows.n:
                 continue
@@ -337,8 +367,11 @@ def _fill(rows: _Rows) -> None:
     mine = [first for number, first in enumerate(chunks) if number % processes == process and not marks[first : first + rows.at_once].all()]
     fresh, flushed, torn = np.zeros(rows.n, bool), -UNFLUSHED_S, 0
     try:
-        for first in tqdm(mine, desc=f"encoding {rows.path.stem.split('-')[0]}", mininterval=2, disable=process > 0):
-            for chunk, made in _made(rows, np.arange(first, min(first + rows.at_once, rows.n))):
+        ahead = _read_ahead(rows.read, [np.arange(first, min(first + rows.at_once, rows.n)) for first in mine])
+        for whole, read in tqdm(
+            ahead, desc=f"encoding {rows.path.stem.split('-')[0]}", total=len(mine), mininterval=2, disable=process > 0
+        ):
+            for chunk, made in _made(rows, whole, read):
                 if isinstance(made, UndecodableError):
                     torn += 1
                     if torn > UNDECODABLE * rows.n / processes:
@@ -357,16 +390,34 @@ def _fill(rows: _Rows) -> None:
         marks[fresh] = 1
 
 
-def _made(rows: _Rows, chunk: npt.NDArray[np.int64]) -> Iterator[tuple[npt.NDArray[np.int64], dict[str, Tensor] | UndecodableError]]:
+def _read_ahead(
+    read: Callable[[npt.NDArray[np.int64]], Any], chunks: Sequence[npt.NDArray[np.int64]]
+) -> Iterator[tuple[npt.NDArray[np.int64], Callable[[], Any]]]:
+    """Chunks in turn, each with a function that waits for what was read of it, while the next ones are read."""
+    pool, pending = ThreadPoolExecutor(READERS), deque[tuple[npt.NDArray[np.int64], Callable[[], Any]]]()
+    try:
+        for chunk in chunks:
+            pending.append((chunk, pool.submit(read, chunk).result))
+            if len(pending) > READERS:
+                yield pending.popleft()
+        yield from pending
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _made(
+    rows: _Rows, chunk: npt.NDArray[np.int64], read: Callable[[], Any]
+) -> Iterator[tuple[npt.NDArray[np.int64], dict[str, Tensor] | UndecodableError]]:
     """What can be made of a chunk: all at once, or else one by one."""
     try:
-        yield chunk, rows.make(chunk)
+        yield chunk, rows.make(read())
     except UndecodableError as error:
         if len(chunk) == 1:
             yield chunk, error
             return
         for row in chunk:
-            yield from _made(rows, np.array([row]))
+            alone = np.array([row])
+            yield from _made(rows, alone, partial(rows.read, alone))
 
 
 def _end(rows: _Rows) -> None:

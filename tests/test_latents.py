@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -73,6 +74,23 @@ def test_dropped_captions_are_zeros(latents: LatentPool) -> None:
     assert kept.prompt_embeds.any(-1).all()
     some = latents.batch(0, 64, seed=0, drop=0.5).pooled.any(-1).float().mean()
     assert 0.2 < some < 0.8
+
+
+def test_dropped_captions_are_the_empty_one_s_where_the_pipeline_says_so(pool: Pool, teacher_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(teacher_folder, tmp_path / "teacher")
+    index = tmp_path / "teacher" / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"force_zeros_for_empty_prompt": False}))
+    pipeline = StableDiffusionXLPipeline.from_pretrained(tmp_path / "teacher")
+    with torch.no_grad():
+        _, unconditional, _, unconditional_pooled = pipeline.encode_prompt("a circle")
+    assert unconditional.any()
+    latents = LatentPool(tmp_path / "teacher", pool, tmp_path / "work")
+    dropped, kept, some = (latents.batch(0, 8, seed=0, drop=drop) for drop in (1, 0, 0.5))
+    torch.testing.assert_close(dropped.prompt_embeds, unconditional.expand(8, -1, -1), atol=2e-3, rtol=2e-3)  # kept as float16
+    torch.testing.assert_close(dropped.pooled, unconditional_pooled.expand(8, -1), atol=2e-3, rtol=2e-3)
+    assert not torch.equal(kept.pooled, dropped.pooled)
+    of_each = [kept.pooled[row] if torch.equal(some.pooled[row], kept.pooled[row]) else dropped.pooled[row] for row in range(8)]
+    assert torch.equal(some.pooled, torch.stack(of_each))
 
 
 def test_noise_and_targets_have_their_closed_forms(latents: LatentPool) -> None:
@@ -145,6 +163,26 @@ class Stopping:
             raise KeyboardInterrupt
         self.seen += rows.tolist()
         return self._pool.read(rows)
+
+
+def test_pictures_are_read_while_others_are_encoded(
+    teacher_folder: Path, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, read = module.encode, threading.Event()
+
+    class Noted(Stopping):
+        def read(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+            if 7 in rows:
+                read.set()
+            return super().read(rows)
+
+    def encode_once_the_last_is_read(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
+        if len(pixels) > 1:  # one alone shows how large the file has to be
+            assert read.wait(60)
+        return encode(vae, pixels)
+
+    monkeypatch.setattr(module, "encode", encode_once_the_last_is_read)
+    assert len(LatentPool(teacher_folder, Noted(pool, None), tmp_path)) == 8
 
 
 def test_encoding_that_was_stopped_goes_on(latents: LatentPool, teacher_folder: Path, pool: Pool, tmp_path: Path) -> None:
