@@ -10,6 +10,7 @@ from typing import get_args
 from distillation import data_cli, sensitivity_cli
 from distillation.options import TEACHER, add_data, add_device, count, settle_device, within
 from distillation.recipe import Family, Recipe, read
+from sdbench.arguments import Parser
 from sdbench.errors import UserError
 
 WORK = Path("results/runs/distillation")  # ignored by git
@@ -31,9 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "distillation", description="Make SSD-1B, Vega and their like from a teacher: cut it, then train what is left."
-    )
+    parser = Parser("distillation", description="Make SSD-1B, Vega and their like from a teacher: cut it, then train what is left.")
     commands = parser.add_subparsers(dest="command", required=True)
     data_cli.add(commands)
     sensitivity_cli.add(commands, WORK)
@@ -134,8 +133,10 @@ def _run(options: argparse.Namespace) -> None:
     if options.data:
         chosen["pictures"] = open_squares(options.data, options.caption_column, recipe.size_px(options.family))
     if options.device == "cuda" and torch.cuda.device_count() > 1 and "WORLD_SIZE" not in os.environ:
-        n = torch.cuda.device_count()
-        sys.stderr.write(f"one of {n} GPUs will train; for all: torchrun --nproc-per-node {n} $(which distillation) run ...\n")
+        from sdbench.training import most_sharing
+
+        n = most_sharing(recipe.settings(options.family).accumulation, gpus := torch.cuda.device_count())
+        sys.stderr.write(f"one of {gpus} GPUs will train; for {n}: torchrun --nproc-per-node {n} $(which distillation) run ...\n")
     folders = [teachers.place(name) for name in options.teacher or [None]]
     out = distil(recipe, options.family, folders, options.work, options.out, **chosen)
     if sharing()[0] == 0:  # of several processes, the one that wrote it

@@ -55,6 +55,10 @@ def describe(
     taps = resolve(students[-1].config, teacher.config, recipe.plans[-1], recipe.taps)
     lines += [f"taps: {len(taps)} (student <- teacher, channels x height x width)", *(f"  {tap}" for tap in taps)]
     lines.append("loss: " + ", ".join(f"{name} {value}" for name, value in recipe.loss))
+    then = {"cosine": "then goes down a half cosine to zero", "none": "then stays"}[settings.lr_decay]
+    lines.append(
+        f"each stage, and each teacher in it, begins with a new AdamW; lr rises for {settings.warmup} steps to {settings.lr:g}, {then}"
+    )
     named = {name: value for name, value in settings if not (teachers and name in ("teachers", "data", "pictures"))}
     lines += [f"settings of family {family}:", *(f"  {name} = {_said(value)}" for name, value in named.items())]
     if teachers:

@@ -8,6 +8,11 @@ Positive = Annotated[int, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
 
 
+def _is_cosine(decay: str) -> bool:
+    """Whether a recipe says what all did before there was a choice, whose digests stay."""
+    return decay == "cosine"
+
+
 class Table(BaseModel):
     """A table of a recipe; a key that it does not know is an error."""
 
@@ -88,6 +93,7 @@ class Training(Table):
         steps: over all stages.
         lr: peak learning rate.
         warmup: steps over which the learning rate rises to it.
+        lr_decay: how it goes on: by a half cosine down to zero, or "none": not at all.
         batch: pictures in one forward pass.
         accumulation: batches that a step sums up, shared out over the processes: their number has to divide it.
         betas: AdamW's.
@@ -107,6 +113,7 @@ class Training(Table):
     weight_decay: Weight
     clip_norm: float = Field(gt=0)
     warmup: Positive
+    lr_decay: Literal["cosine", "none"] = Field(default="cosine", exclude_if=_is_cosine)
     ema: float = Field(ge=0, lt=1)
     dtype: Literal["bfloat16", "float32"]
     checkpointing: bool

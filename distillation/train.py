@@ -31,18 +31,18 @@ from distillation.prune import prune, student_config
 from distillation.recipe import Family, Piece, Recipe
 from distillation.recipe_tables import Training
 from distillation.taps import Tap, collect, resolve
+from sdbench.disk import digest, write_bytes
 from sdbench.errors import UserError
 from sdbench.latents import Batch, Captioned, LatentPool, noisy, predict, target
 from sdbench.processes import from_main
 from sdbench.scenes.embedded import checked
 from sdbench.scenes.networks import SceneNet
 from sdbench.scenes.training.watch import Watch
-from sdbench.store import digest, write_bytes
-from sdbench.training import Schedule, fit, written
+from sdbench.training import Schedule, check_shares, fit, written
 from sdbench.training import Watch as Watching
 
 FINAL_BATCHES = 4  # after a stage's own, over which its final losses are averaged
-PATIENCE = timedelta(days=1)  # of processes with each other: one hashes and draws for all, and their shares of encoding end apart
+PATIENCE = timedelta(minutes=30)  # of processes that train together: while one saves a checkpoint or looks, the others wait
 STUDENT, LOSSES, DECIDES = "student", "losses.json", "decides.json"
 
 
@@ -87,12 +87,13 @@ def distil(
 
     Raises:
         UserError: a teacher does not fit the recipe or the family, there is nothing to train on, `out` is taken, the device is
-            not there, or a loss is not finite.
+            not there, the processes cannot share out a step evenly, or a loss is not finite.
     """
     settings = recipe.settings(family)
     found, pieces = check(recipe, family, teacher_folders, out, steps)
     check_pictures(family, pictures)
     accelerator = accelerator_on(device, settings.dtype)
+    check_shares(settings.accumulation, accelerator.num_processes)  # before hours of encoding
     place = str(accelerator.device)
     with accelerator.main_process_first():  # the others find what it drew
         source = scenes(recipe.scenes.pictures, work) if pictures is None else pictures
@@ -262,6 +263,7 @@ def _run_piece(lesson: Lesson, student: UNet2DConditionModel, plan: Plan, steps:
         seed=settings.seed,
         accumulation=settings.accumulation,
         betas=settings.betas,
+        lr_decay=settings.lr_decay,
     )
     kept = fit(
         model,

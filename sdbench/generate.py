@@ -18,12 +18,13 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteS
 from torch import Tensor
 from tqdm import tqdm
 
+from sdbench.disk import digest
 from sdbench.encoders.precision import full_float32
 from sdbench.errors import UserError
 from sdbench.scenes.grammar import parse
 from sdbench.scenes.render import render
 from sdbench.settings import Sampling
-from sdbench.store import U8, Store, digest
+from sdbench.store import U8, Store
 from sdbench.suites import Noise, Suite
 
 SCHEDULERS = {"ddim": DDIMScheduler, "euler": EulerDiscreteScheduler, "dpmpp": DPMSolverMultistepScheduler}

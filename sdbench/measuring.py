@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdbench import gating, showing
-from sdbench.console import Add, give, places, runs, say
+from sdbench.console import Add, add_completion, give, places, runs, say
 from sdbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,9 +53,7 @@ def _add_models(command: argparse.ArgumentParser) -> None:
         required=True,
         help="catalogue name, pipeline folder, UNet folder, .safetensors file or Hub name; repeatable",
     )
-    command.add_argument("--base", help="pipeline that completes a bare UNet")
-    command.add_argument("--lora", help="LoRA file, folder or Hub name to fuse")
-    command.add_argument("--name", help="what tables call the model")
+    add_completion(command)
     command.add_argument(
         "--weights", choices=("own", "random"), default="own", help="random: the architecture without its weights, for latency and memory"
     )

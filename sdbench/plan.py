@@ -30,7 +30,7 @@ def plan(specs: Sequence[ModelSpec], suite: Suite, runs: Path, *, only: str | No
     dtype = suite.sampling.dtype if suite.sampling else "float32"
     scored = suite if only != "probes" else suite.model_copy(update={"metrics": {}, "reference": None})
     files = [file for spec in specs for file in files_to_fetch(spec, dtype=dtype) if not file.cached] + needs.files(scored)
-    n = suite.prompts.n if suite.prompts and scored.metrics.get(suite.family or "scenes") else 0
+    n = suite.prompts.n if suite.prompts and scored.own_metrics else 0
     probes = suite.probes.chosen(settings) if suite.probes and only != "quality" else {}
     size = suite.sampling.size_px if suite.sampling else 0
     known = needs.inputs_are_here(suite)

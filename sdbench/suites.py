@@ -23,6 +23,10 @@ from sdbench.settings import Probes, Sampling
 from sdbench.validation import Table, validated
 
 Family = Literal["sdxl", "scenes"]
+POLICY = "gate.toml"
+_OWN = Path("suites")
+_INSTALLED, _CHECKED_OUT = Path(__file__).parent / "_suites", Path(__file__).parents[1] / "suites"
+_SHIPPED = _INSTALLED if _INSTALLED.is_dir() else _CHECKED_OUT
 
 
 def _unset(value: Any) -> bool:
@@ -88,7 +92,7 @@ class Noise(Table):
         """
         if self.file is None:
             return None
-        path = Path(lists.located(self.file, suites_folder()))
+        path = Path(lists.located(self.file, find(self.file)))
         if not path.is_file():
             raise UserError(f"the suite's latent {self.file} is missing: no file {path}, nor one beside the suites")
         lists.check(f"latent {path}", lists.file_digest(path), self.digest)
@@ -144,6 +148,11 @@ class Suite(Table):
     accept: Accept | None = Field(default=None, exclude_if=_unset)
 
     @property
+    def own_metrics(self) -> tuple[str, ...]:
+        """The protocols of its own family; a part has none."""
+        return self.metrics.get(self.family, ()) if self.family else ()
+
+    @property
     def id(self) -> SuiteId:
         """Name, version, and digest of everything that decides a number.
 
@@ -153,6 +162,10 @@ class Suite(Table):
         settings = self.model_dump(exclude={"description", "include", "accept"}) | {"noise": self.noise.identity()}
         if self.prompts and self.prompts.file:
             settings["prompts"]["file"] = Path(self.prompts.file).name  # its lines are in the digest; where it lies is not
+        if self.prompts and self.prompts.source == "dataset":  # likewise
+            settings["prompts"] = {
+                key: value for key, value in settings["prompts"].items() if key not in ("path", "split", "column", "digest")
+            }
         content = json.dumps([settings, self.prompt_list()], sort_keys=True)
         return SuiteId(name=self.name, version=self.version, digest=hashlib.sha256(content.encode()).hexdigest()[:16])
 
@@ -199,17 +212,15 @@ def look_order(prompt_ids: Sequence[str], batch: int) -> list[str]:
     return [prompt_id for ids in mixed for prompt_id in ids]
 
 
-def suites_folder() -> Path:
-    """`./suites` where there is one, else the suites that came with the package."""
-    for folder in (Path("suites"), Path(__file__).parent / "_suites", Path(__file__).parent.parent / "suites"):
-        if folder.is_dir():
-            return folder
-    raise UserError("no suites found: neither ./suites nor those of the installed package; reinstall sdbench")
+def find(name: str) -> Path:
+    """A suite file, the policy, or what else lies beside them: that of `./suites` where it has one of this name, else the package's own."""
+    own = _OWN / name
+    return own if own.exists() else _SHIPPED / name
 
 
 def names() -> list[str]:
     """Every suite that can be named."""
-    return sorted(path.stem for path in suites_folder().glob("*.toml") if path.stem != "gate")
+    return sorted({path.stem for folder in (_OWN, _SHIPPED) for path in folder.glob("*.toml") if path.name != POLICY})
 
 
 def load(what: str, including: tuple[str, ...] = ()) -> Suite:
@@ -224,7 +235,7 @@ def load(what: str, including: tuple[str, ...] = ()) -> Suite:
     """
     if what in including:
         raise UserError(f"suite {what} includes itself: {' -> '.join((*including, what))}; take one of these out of an `include`")
-    path = Path(what) if what.endswith(".toml") else suites_folder() / f"{what}.toml"
+    path = Path(what) if what.endswith(".toml") else find(f"{what}.toml")
     if not path.is_file():
         raise UserError(f"no suite file {what}") if what.endswith(".toml") else unknown("suite", what, names())
     try:
@@ -232,8 +243,8 @@ def load(what: str, including: tuple[str, ...] = ()) -> Suite:
     except ValueError as error:  # not TOML, or not UTF-8
         raise UserError(f"suite {path} is not valid TOML: {error}") from error
     suite = validated(Suite, content, f"suite {path}")
-    if suite.prompts and suite.prompts.file and path.parent != suites_folder():
-        beside = suite.prompts.model_copy(update={"file": str((path.parent / suite.prompts.file).resolve())})
+    if suite.prompts and suite.prompts.file:
+        beside = suite.prompts.model_copy(update={"file": str(path.parent / suite.prompts.file)})
         suite = suite.model_copy(update={"prompts": beside})
     for name in suite.include:
         part = load(name, (*including, what))
@@ -261,11 +272,11 @@ def _read_prompts(prompts: Prompts) -> tuple[str, ...]:
     if prompts.source == "scenes":
         return _drawn(prompts.n, prompts.seed)
     if prompts.source == "dataset":
-        place = lists.located(prompts.path or "", suites_folder())
+        place = lists.located(prompts.path or "", find(prompts.path or ""))
         drawn = lists.from_dataset(place, prompts.split or "train", prompts.column, prompts.n, prompts.seed)
         lists.check(f"the list of prompts {prompts.path}", lists.digest(drawn), prompts.digest)
         return drawn
-    path = suites_folder() / (prompts.file or "")
+    path = Path(prompts.file or "")
     if not path.is_file():
         raise UserError(f"prompt file {path} of the suite is missing; it is looked for beside the suite's own file")
     texts = lists.lines(path)

@@ -20,7 +20,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError  # what torch's weights-only reader raises
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -50,13 +50,14 @@ class Schedule:
 
     Attributes:
         steps: optimiser steps.
-        lr: peak learning rate; warmed up over the first `warmup` steps, then a half cosine down to zero.
+        lr: peak learning rate; warmed up over the first `warmup` steps.
         batch: pictures in one forward pass.
         weight_decay: AdamW's.
         ema: decay of the running average of the weights, or None to keep the last weights.
         clip_norm: of the gradient, at most.
         accumulation: batches that an optimiser step sums up, shared out over the processes.
         betas: AdamW's.
+        lr_decay: how the learning rate goes on after its warm-up: by a half cosine down to zero, or not at all.
     """
 
     steps: int
@@ -69,11 +70,14 @@ class Schedule:
     seed: int = 0
     accumulation: int = 1
     betas: tuple[float, float] = (0.9, 0.99)
+    lr_decay: Literal["cosine", "none"] = "cosine"
 
     def lr_at(self, step: int) -> float:
         """The learning rate of a step."""
         if step < self.warmup:
             return self.lr * (step + 1) / self.warmup
+        if self.lr_decay == "none":
+            return self.lr
         done = (step - self.warmup) / max(1, self.steps - self.warmup)
         return float(self.lr * 0.5 * (1 + np.cos(np.pi * done)))
 
@@ -110,7 +114,7 @@ def fit(
         UserError: the batches of a step cannot be shared out evenly over the processes.
     """
     accelerator = accelerator or Accelerator(cpu=next(model.parameters()).device.type == "cpu")
-    _check_shares(schedule, accelerator.num_processes)
+    check_shares(schedule.accumulation, accelerator.num_processes)
     plain: nn.Module = accelerator.unwrap_model(model)
     optimiser = torch.optim.AdamW(plain.parameters(), lr=schedule.lr, betas=schedule.betas, weight_decay=schedule.weight_decay, fused=True)
     average = deepcopy(plain).requires_grad_(requires_grad=False) if schedule.ema else None
@@ -152,10 +156,20 @@ def fit(
     return kept.eval()
 
 
-def _check_shares(schedule: Schedule, processes: int) -> None:
-    if schedule.accumulation % processes:
+def most_sharing(accumulation: int, processes: int) -> int:
+    """The largest number of processes, at most so many, that a step's `accumulation` batches can be shared out over evenly."""
+    return max(number for number in range(1, processes + 1) if accumulation % number == 0)
+
+
+def check_shares(accumulation: int, processes: int) -> None:
+    """Make sure that the processes can share out the batches of a step evenly.
+
+    Raises:
+        UserError: they cannot; the message says how many could.
+    """
+    if accumulation % processes:
         raise UserError(
-            f"{schedule.accumulation} batches a step cannot be shared out evenly over {processes} processes; start a number that divides them, or change the recipe's accumulation"
+            f"{accumulation} batches a step cannot be shared out evenly over {processes} processes; start {most_sharing(accumulation, processes)}, or change the recipe's accumulation"
         )
 
 

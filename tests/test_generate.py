@@ -15,11 +15,12 @@ from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, LCMSchedul
 from tiny import SIZE_PX, save_tiny_pipeline
 
 from sdbench import store as module
+from sdbench.disk import digest, write_bytes
 from sdbench.errors import UserError
 from sdbench.generate import DTYPES, SCHEDULERS, Job, call_arguments, generate, initial_noise, jobs, rendered, sampler
 from sdbench.scenes.grammar import parse
 from sdbench.settings import Sampling
-from sdbench.store import U8, Store, digest, write_bytes
+from sdbench.store import U8, Store
 from sdbench.suites import Noise, Prompts, Suite
 
 SAMPLING = Sampling(steps=1, guidance_scale=2.0, size_px=SIZE_PX, dtype="float32", batch=3)

@@ -254,11 +254,20 @@ def test_prompt_ids_are_made_of_place_and_text(folder: Path) -> None:
     assert all(re.fullmatch(rf"0000{index}-[0-9a-f]{{8}}", prompt_id) for index, prompt_id in enumerate(few))
 
 
-def test_the_folder_here_wins_over_the_package_s_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(folder)
-    assert suites.names() == ["own"]
+def test_a_file_here_wins_over_the_package_s_own_of_its_name_and_hides_no_other(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(folder, 'scenes = ["scene_accuracy"]', 'scenes = ["clip_score.scenes"]', name="fid", text=OWN.replace('"own"', '"fid"'))
+    write(folder, "include = []", 'include = ["fid", "clip_score", "agreement"]')
+    assert suites.names() == sorted([*SHIPPED, "own"])
+    assert suites.load("own").metrics["scenes"][:2] == ("scene_accuracy", "clip_score.scenes")  # by the `fid` that lies here
+    assert "agreement.ssim" in suites.load("own").metrics["scenes"]
+    (folder / "prompts.txt").write_text("not the prompts of `standard`\n")
+    assert len(suites.load("standard").prompt_list()) == 64
+    for name in ("gate.toml", "bench_pipeline.py"):
+        assert suites.find(name) == ROOT / "suites" / name
+    (folder / "gate.toml").write_text("")
+    assert suites.find("gate.toml") == Path("suites/gate.toml")
     monkeypatch.chdir(folder)  # which has no ./suites
-    assert set(SHIPPED) <= set(suites.names())
+    assert suites.names() == SHIPPED
 
 
 @pytest.mark.parametrize("name", SHIPPED)

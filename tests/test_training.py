@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sdbench.errors import UserError
-from sdbench.training import Schedule, fit
+from sdbench.training import Schedule, fit, most_sharing
 
 SCHEDULE = Schedule(steps=12, lr=1e-2, batch=8, warmup=3, ema=0.9, seed=4)
 ALWAYS = -1.0  # seconds between saved states
@@ -280,13 +281,25 @@ def test_the_weights_to_keep_are_watched_on_the_way_and_at_the_end(tmp_path: Pat
     assert all(map(torch.equal, tensors(fit(unwatched, noisy_loss(unwatched), SCHEDULE, tmp_path / "unwatched")), tensors(final)))
 
 
+@pytest.mark.parametrize(("decay", "half", "last"), [("cosine", 0.5, 0.0), ("none", 1.0, 1.0)])
+def test_the_learning_rate_rises_and_then_goes_down_or_stays(decay: Literal["cosine", "none"], half: float, last: float) -> None:
+    schedule = Schedule(steps=110, lr=2.0, batch=1, warmup=10, lr_decay=decay)
+    assert [schedule.lr_at(step) for step in (0, 4, 9, 10)] == [0.2, 1.0, 2.0, 2.0]
+    assert schedule.lr_at(60) == pytest.approx(2 * half)
+    assert schedule.lr_at(110) == pytest.approx(2 * last)
+
+
 TOGETHER = """
 import sys
+import time
+from datetime import timedelta
 from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
+from torch.distributed.distributed_c10d import _set_pg_timeout
+from sdbench.processes import from_main
 from sdbench.training import Schedule, fit
 accelerator = Accelerator(cpu=True, kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)])
 torch.manual_seed(0)
@@ -297,6 +310,8 @@ def loss(number):
 fit(net, loss, Schedule(steps=6, lr=1e-2, batch=4, warmup=2, accumulation=4), Path(sys.argv[1]), accelerator=accelerator)
 if accelerator.num_processes > 1:  # kept once, in a bucket, through all of an accumulation
     assert len({parameter.grad.untyped_storage().data_ptr() for parameter in net.parameters()}) == 1
+    _set_pg_timeout(timedelta(seconds=1), None)  # of training; what one does for all may take longer
+assert from_main(lambda: time.sleep(2) or "made") == "made"
 """
 
 
@@ -319,9 +334,10 @@ def test_two_processes_share_out_the_batches_of_the_steps_that_one_takes(tmp_pat
 def test_batches_that_cannot_be_shared_out_evenly_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Accelerator, "num_processes", 4)
     net = tiny_net()
-    with pytest.raises(UserError, match="6 batches a step cannot be shared out evenly over 4 processes; start a number that divides them"):
+    with pytest.raises(UserError, match="6 batches a step cannot be shared out evenly over 4 processes; start 3, or change"):
         fit(net, noisy_loss(net), replace(SCHEDULE, accumulation=6), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+    assert [most_sharing(8, processes) for processes in (1, 3, 7, 8, 9)] == [1, 2, 4, 8, 8]
 
 
 def test_without_an_average_the_last_weights_are_kept_with_one_their_running_mean(tmp_path: Path) -> None:

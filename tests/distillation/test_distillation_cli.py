@@ -19,6 +19,7 @@ def test_plan_prints_counts_blocks_and_taps(capsys: pytest.CaptureFixture[str]) 
     assert "taps: 26" in said
     assert "  mid_block <- mid_block 64 x 4 x 4" in said
     assert "loss: task 1.0, output 0.5, feature 0.5, scale none" in said
+    assert "begins with a new AdamW; lr rises for 25 steps to 0.001, then goes down a half cosine to zero" in said
     assert "395.6 TFLOP/s, assumed: 40% of the 989 that an H100 has for dense bfloat16; set it with --tflops" in said
     assert "cost" not in said.splitlines()[-1]
 

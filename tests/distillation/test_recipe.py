@@ -41,6 +41,15 @@ def test_the_digest_is_of_what_the_recipe_says(tmp_path: Path) -> None:
     assert read(tmp_path / "other.toml").digest != read("vega").digest
 
 
+def test_a_recipe_that_says_what_all_once_did_keeps_its_digest(tmp_path: Path) -> None:
+    text, line = (RECIPES / "vega.toml").read_text(), 'lr_decay = "cosine"\n'
+    assert line in text
+    (tmp_path / "silent.toml").write_text(text.replace(line, ""))
+    assert read(tmp_path / "silent.toml").digest == read("vega").digest
+    (tmp_path / "other.toml").write_text(text.replace(line, 'lr_decay = "none"\n'))
+    assert read(tmp_path / "other.toml").deciding("scenes") != read("vega").deciding("scenes")
+
+
 BAD = {
     "misspelt key": ("feature = 0.5", "features = 0.5", "unknown key in bad.toml (loss.features) 'features'; did you mean 'feature'?"),
     "misspelt key in a row": ("blocks = []", "block = []", "did you mean 'blocks'?"),
