@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import distributed
 
 from sdbench import latents as module
+from sdbench import row_files
 from sdbench.errors import UndecodableError, UserError
 from sdbench.latents import LatentPool, noisy, target
 from sdbench.scenes.training.pool import Pool
@@ -123,14 +124,14 @@ def test_latents_and_embeddings_are_made_once_for_the_same_networks_and_pictures
 def test_two_runs_may_fill_one_folder(
     teacher_folder: Path, pool: Pool, latents: LatentPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fill = module._fill
+    fill = row_files._fill
 
     def fill_while_another_ends(rows: Any) -> None:
         fill(rows)
         rows.beside.rename(rows.path)
         rows.done.unlink()
 
-    monkeypatch.setattr(module, "_fill", fill_while_another_ends)
+    monkeypatch.setattr(row_files, "_fill", fill_while_another_ends)
     assert np.array_equal(LatentPool(teacher_folder, pool, tmp_path).latents, latents.latents)
 
 
@@ -210,7 +211,7 @@ def test_a_note_of_progress_without_its_file_skips_nothing(teacher_folder: Path,
 def test_a_disk_that_is_too_small_is_said_before_encoding(
     teacher_folder: Path, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
+    monkeypatch.setattr(row_files.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
     with pytest.raises(
         UserError, match=r"0\.0 GB free; 0\.0 GB are needed for latents, time_ids, prompt_embeds, pooled of 8 pictures. Make room"
     ):
@@ -231,7 +232,7 @@ def share(rank: int, folder: Path, fails_at: int | None) -> None:
         (folder / f"made.{rank}").write_text(json.dumps(made))
         return {"squares": torch.from_numpy(rows[:, None] ** 2)}
 
-    module._kept(module._Rows(folder / "kept.npy", 10, 3, squares))
+    row_files.filled(row_files.RowFile(folder / "kept.npy", 10, 3, squares))
 
 
 def shared(folder: Path, fails_at: int | None = None) -> list[int | None]:
@@ -262,7 +263,7 @@ def test_one_process_goes_on_where_two_were_stopped(tmp_path: Path) -> None:
         made.extend(rows.tolist())
         return {"squares": torch.from_numpy(rows[:, None] ** 2)}
 
-    (kept,) = module._kept(module._Rows(tmp_path / "kept.npy", 10, 3, squares))
+    (kept,) = row_files.filled(row_files.RowFile(tmp_path / "kept.npy", 10, 3, squares))
     assert made == [9]
     assert kept["squares"].ravel().tolist() == [row**2 for row in range(10)]
 
