@@ -155,7 +155,8 @@ def _dry_run(options: argparse.Namespace, recipe: Recipe) -> str:
     steps = options.steps or recipe.settings(options.family).steps
     check_free(options.out)
     recipe.pieces(steps, len(names))
-    if all(folders := [teachers.here(name) for name in names]):
+    folders = [folder for name in names if (folder := teachers.here(name))]
+    if len(folders) == len(names):
         check(recipe, options.family, folders, options.out, steps)
     pictures = open_squares(options.data, options.caption_column, recipe.size_px(options.family)) if options.data else None
     check_pictures(options.family, pictures)
