@@ -33,10 +33,16 @@ class Overrides:
     """Settings of a suite that a run may change; such a suite is named `<name>-custom`, so its rows stay apart.
 
     Attributes:
+        timesteps: by default of `steps`, as many as there are of them.
         n: number of prompts.
     """
 
     steps: int | None = None
+    guidance_scale: float | None = None
+    scheduler: str | None = None
+    timestep_spacing: str | None = None
+    timesteps: Sequence[int] | None = None
+    eta: float | None = None
     size_px: int | None = None
     batch: int | None = None
     dtype: str | None = None
@@ -48,6 +54,7 @@ class Overrides:
         if not changed or suite.sampling is None or suite.prompts is None:
             return suite
         n = changed.pop("n", None)
+        changed = {"steps": len(self.timesteps), **changed} if self.timesteps else changed
         sampling = {**suite.sampling.model_dump(), **changed}
         prompts = {**suite.prompts.model_dump(), **({} if n is None else {"n": n, "digest": None})}
         content = {**suite.model_dump(), "name": f"{suite.name}-custom", "sampling": sampling, "prompts": prompts}
@@ -312,7 +319,7 @@ def noise(
     where, found = places or Places(), []
     numbers = [suite.noise.seed + index for index in range(seeds)]
     for seed in numbers:
-        seeded = suite.model_copy(update={"noise": suite.noise.model_copy(update={"seed": seed})})
+        seeded = suite.model_copy(update={"noise": suite.noise.model_copy(update={"seed": seed}), "teacher": None})  # who drew other noise
         folder = where.runs / "noise" / str(seed)  # probes are kept by what they measure: each run needs a place of its own
         (record,) = run([spec], seeded, Places(folder / "records", folder), device=device, only=only)
         found.append(Side.read(record))

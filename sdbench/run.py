@@ -111,10 +111,9 @@ def check_suite(suite: Suite, *, only: str | None, settings: Sequence[str], prof
 def run(specs: Sequence[ModelSpec], setting: Bench) -> list[Path]:
     """Measure models => their record folders, in the order of `specs`.
 
-    The family's teacher goes first where it is among them, since win rates are against its pictures.
+    The teacher goes first where it is among them, since win rates are against its pictures.
     """
-    teacher = TEACHERS[setting.suite.family or ""]
-    ordered = sorted(ready(specs, setting), key=lambda spec: spec.name != teacher)
+    ordered = sorted(ready(specs, setting), key=lambda spec: spec.name != _teacher(setting.suite))
     models = {spec.name: model_of(spec, setting) for spec in ordered}
     pictures = {spec.name: _pictures(spec, models[spec.name], setting) for spec in ordered} if setting.quality else {}
     probed = probe(ordered, setting)
@@ -256,7 +255,7 @@ def record_of(model: Model, setting: Bench, subject: Subject | None, probed: Pro
         created=records.now(),
         n_images=len(scores.prompt_ids),
         values=(*values, *_in_order([*new, *earlier], setting.suite)),
-        sampling=setting.sampling.model_dump(),
+        sampling=setting.sampling.model_dump(mode="json"),
         prompts=setting.suite.prompts_described(),
         run=turns.pop() if len(turns) == 1 else "",
         looks=looks,
@@ -336,13 +335,24 @@ def _what_it_says(record: Record) -> dict[str, Any]:
 
 def to_score(model: Model, setting: Bench, store: Store, todo: Sequence[Job]) -> Subject:
     """A model's pictures of these jobs, with what the suite compares them with: the reference, the teacher's scores, and its pictures where they still are."""
-    family = setting.suite.family or ""
-    teacher = TEACHERS[family]
-    kept = [found for found in records.under(setting.results, family, setting.suite.id, teacher) if found[1].n_images]
-    subject = replace(subject_of(store, todo, setting.runs), is_teacher=model.name == teacher, reference=setting.suite.reference)
+    theirs, name = setting.suite.of_teacher(), _teacher(setting.suite)
+    assert theirs.sampling
+    subject = replace(
+        subject_of(store, todo, setting.runs),
+        is_teacher=model.name == name and theirs is setting.suite,
+        reference=setting.suite.reference,
+        original_name=f"{name} under {theirs.name}@{theirs.version}",
+    )
+    kept = [found for found in records.under(setting.results, setting.suite.family or "", theirs.id, name) if found[1].n_images]
     if not kept:
         return subject
-    return replace(subject, teacher=records.read(kept[-1][0])[1], original=_drawn(kept[-1][1].model, setting, todo))
+    drawn = _drawn(kept[-1][1].model, replace(setting, suite=theirs, sampling=theirs.sampling), todo)
+    return replace(subject, teacher=records.read(kept[-1][0])[1], original=drawn)
+
+
+def _teacher(suite: Suite) -> str:
+    """The name of the model that the others are compared with."""
+    return suite.teacher.model if suite.teacher else TEACHERS[suite.family or ""]
 
 
 def _drawn(model: Model, setting: Bench, todo: Sequence[Job]) -> Subject | None:

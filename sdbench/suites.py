@@ -19,7 +19,7 @@ from sdbench import prompts as lists
 from sdbench.errors import UserError, unknown
 from sdbench.records import SuiteId
 from sdbench.scenes.grammar import scene_at
-from sdbench.settings import Probes, Sampling
+from sdbench.settings import Probes, Sampling, unset
 from sdbench.validation import Table, validated
 
 Family = Literal["sdxl", "scenes"]
@@ -27,10 +27,6 @@ POLICY = "gate.toml"
 _OWN = Path("suites")
 _INSTALLED, _CHECKED_OUT = Path(__file__).parent / "_suites", Path(__file__).parents[1] / "suites"
 _SHIPPED = _INSTALLED if _INSTALLED.is_dir() else _CHECKED_OUT
-
-
-def _unset(value: Any) -> bool:
-    return value is None
 
 
 class Prompts(Table):
@@ -48,13 +44,13 @@ class Prompts(Table):
 
     source: Literal["scenes", "file", "dataset"] = "scenes"
     file: str | None = None
-    path: str | None = Field(default=None, exclude_if=_unset)
-    split: str | None = Field(default=None, exclude_if=_unset)
-    column: str | None = Field(default=None, exclude_if=_unset)
+    path: str | None = Field(default=None, exclude_if=unset)
+    split: str | None = Field(default=None, exclude_if=unset)
+    column: str | None = Field(default=None, exclude_if=unset)
     n: Annotated[int, Field(gt=0)]
     seed: int = 0
-    digest: str | None = Field(default=None, exclude_if=_unset)
-    looked: Annotated[int, Field(gt=0)] | None = Field(default=None, exclude_if=_unset)
+    digest: str | None = Field(default=None, exclude_if=unset)
+    looked: Annotated[int, Field(gt=0)] | None = Field(default=None, exclude_if=unset)
 
     @model_validator(mode="after")
     def _has_its_place(self) -> Self:
@@ -74,8 +70,8 @@ class Noise(Table):
 
     kind: Literal["per_image", "fixed"] = "per_image"
     seed: int = 0
-    file: str | None = Field(default=None, exclude_if=_unset)
-    digest: str | None = Field(default=None, exclude_if=_unset)
+    file: str | None = Field(default=None, exclude_if=unset)
+    digest: str | None = Field(default=None, exclude_if=unset)
 
     @model_validator(mode="after")
     def _file_is_fixed(self) -> Self:
@@ -124,6 +120,19 @@ class Accept(Table):
     ranges: dict[str, tuple[float, float]]
 
 
+class Teacher(Table):
+    """Whose pictures win rates and agreement are against, in place of the family's teacher under the same suite.
+
+    Attributes:
+        model: name of its records.
+        suite: name or path of the suite that those are of: the same prompts, noise and size, other sampling, such as 25 steps
+            for students of 4; None for the suite itself.
+    """
+
+    model: str
+    suite: str | None = None
+
+
 class Suite(Table):
     """A resolved suite.
 
@@ -145,7 +154,8 @@ class Suite(Table):
     sampling: Sampling | None = None
     noise: Noise = Noise()
     probes: Probes | None = None
-    accept: Accept | None = Field(default=None, exclude_if=_unset)
+    accept: Accept | None = Field(default=None, exclude_if=unset)
+    teacher: Teacher | None = Field(default=None, exclude_if=unset)
 
     @property
     def own_metrics(self) -> tuple[str, ...]:
@@ -158,6 +168,7 @@ class Suite(Table):
 
         Raises:
             MissingError: prompts or the latent are neither here nor reachable.
+            UserError: as `of_teacher`.
         """
         settings = self.model_dump(exclude={"description", "include", "accept"}) | {"noise": self.noise.identity()}
         if self.prompts and self.prompts.file:
@@ -166,8 +177,33 @@ class Suite(Table):
             settings["prompts"] = {
                 key: value for key, value in settings["prompts"].items() if key not in ("path", "split", "column", "digest")
             }
+        if (theirs := self.of_teacher()) is not self:
+            settings["teacher"]["suite"] = theirs.id.model_dump()
         content = json.dumps([settings, self.prompt_list()], sort_keys=True)
         return SuiteId(name=self.name, version=self.version, digest=hashlib.sha256(content.encode()).hexdigest()[:16])
+
+    def of_teacher(self) -> "Suite":
+        """The suite that the teacher's pictures are of: the one that `teacher` names, or this.
+
+        Raises:
+            UserError: its pictures could not be paired with this suite's, or it names a third suite.
+        """
+        if self.teacher is None or self.teacher.suite is None:
+            return self
+        found = load(self.teacher.suite)
+        theirs, what = found.prompt_list(), f"suite {self.name!r} takes its teacher from suite {found.name!r}"
+        if found.teacher and found.teacher.suite:
+            raise UserError(f"{what}, which takes its own from {found.teacher.suite!r}; name that one")
+        pairs = {
+            "family": (self.family, found.family),
+            "size_px": (self.sampling and self.sampling.size_px, found.sampling and found.sampling.size_px),
+            "noise": (self.noise.identity(), found.noise.identity()),
+        }
+        if unlike := [f"{name} {ours} against {others}" for name, (ours, others) in pairs.items() if ours != others]:
+            raise UserError(f"{what}, whose pictures cannot be paired with its own: {', '.join(unlike)}")
+        if lacking := [text for prompt_id, text in self.prompt_list().items() if theirs.get(prompt_id) != text]:
+            raise UserError(f"{what}, which lacks {len(lacking)} of its prompts at their places, such as {lacking[0]!r}")
+        return found
 
     def prompt_list(self) -> dict[str, str]:
         """Prompt id -> prompt, in order; the id is made of the prompt's place and text.

@@ -146,7 +146,7 @@ class _Candidate:
             update={
                 "model": self.model,
                 "machine": this_machine(self.question.setting.device),
-                "sampling": self.question.setting.sampling.model_dump(),
+                "sampling": self.question.setting.sampling.model_dump(mode="json"),
                 "values": tuple(self.probed.values.get(self.model.name, ())),
                 "run": "",
             }

@@ -105,6 +105,12 @@ def message(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ),
         (["run", "--model", "scenes-teacher", "--steps", "0"], "steps"),
         (["run", "--model", "scenes-teacher", "--size-px", "60"], "multiple of 8"),
+        (["run", "--model", "scenes-teacher", "--scheduler", "lmc"], "sampling.scheduler: Input should be 'model', 'ddim'"),
+        (["run", "--model", "scenes-teacher", "--timestep-spacing", "trailing"], "needs a scheduler that is named and heeds it"),
+        (
+            ["run", "--model", "scenes-teacher", "--scheduler", "lcm", "--timesteps", "999", "499", "--steps", "4"],
+            "one for each of the 4 steps",
+        ),
         (["benchmark", "--profile", "scene"], "unknown profile 'scene'; did you mean 'scenes'?"),
         (["gate", "scenes-teachr", "--baseline", "scenes-teacher"], "did you mean 'scenes-teacher'"),
         (["gate", "a", "--baseline", "b", "--policy", "nowhere.toml"], "nowhere.toml"),
@@ -434,6 +440,9 @@ def test_another_program_s_files_in_suites_hide_none_of_ours(tmp_path: Path, cap
 def test_settings_of_one_s_own_make_a_suite_of_another_name() -> None:
     plain = suites.load("quality")
     assert api.Overrides().apply(plain) is plain
+    few = api.Overrides(guidance_scale=1.0, scheduler="lcm", timesteps=[999, 749, 499, 249]).apply(plain).sampling
+    assert few
+    assert (few.steps, few.guidance_scale, few.scheduler, few.timesteps) == (4, 1.0, "lcm", (999, 749, 499, 249))
     with pytest.raises(UserError, match=r"prompts\.n: Input should be greater than 0 \(found 0\)"):
         api.Overrides(n=0).apply(plain)
     changed = api.Overrides(steps=3, n=5).apply(plain)

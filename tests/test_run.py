@@ -1,5 +1,6 @@
 """Pictures to values to records, with evaluators that stand in for the shipped ones."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from clips import photographs, tiny
 from PIL import Image
 from tiny import SIZE_PX
 
-from sdbench import api, elsewhere, records, reference
+from sdbench import api, elsewhere, records, reference, suites
 from sdbench import run as runner
 from sdbench.encoders import clip, scenes
 from sdbench.encoders.catalogue import ENCODERS
@@ -27,7 +28,7 @@ from sdbench.scenes.render import render
 from sdbench.score import score
 from sdbench.settings import Probes, Sampling, Setting
 from sdbench.store import U8, Store
-from sdbench.suites import Prompts, Suite, load
+from sdbench.suites import Prompts, Suite, Teacher, load
 
 METRICS = ("fd.scenes", "clip_score.scenes", "preference.scenes", "win_rate.preference.scenes", "scene_accuracy")
 SUITE = Suite(
@@ -350,6 +351,47 @@ def test_a_damaged_record_ends_a_run_before_anything_is_made(teacher: ModelSpec,
             [replace(teacher, name="student")], SUITE, api.Places(tmp_path / "results", tmp_path / "runs"), device="cpu", only="quality"
         )
     assert files_of(tmp_path) == before
+
+
+@pytest.fixture
+def few(tmp_path: Path) -> Suite:
+    """The suite in two steps, whose teacher is that of the plain one, in a file."""
+    sampling = "\n".join(f"{key} = {json.dumps(value)}" for key, value in SUITE.sampling or () if value is not None)
+    (tmp_path / "own.toml").write_text(
+        'name = "own"\nversion = 1\nfamily = "scenes"\ndescription = ""\nreference = "scenes"\n'
+        f"[metrics]\nscenes = {json.dumps(METRICS)}\n[prompts]\nn = 4\n[sampling]\n{sampling}\n"
+    )
+    assert suites.load(str(tmp_path / "own.toml")) == SUITE
+    assert SUITE.sampling
+    metrics: Any = {"scenes": (*METRICS, "agreement.clip.scenes")}
+    changes = {"name": "few", "metrics": metrics, "teacher": Teacher(model="scenes-teacher", suite=str(tmp_path / "own.toml"))}
+    return SUITE.model_copy(update={**changes, "sampling": SUITE.sampling.model_copy(update={"steps": 2, "batch": 1})})
+
+
+def test_a_student_of_few_steps_is_compared_with_the_teacher_in_its_own_sampling(teacher: ModelSpec, few: Suite, tmp_path: Path) -> None:
+    names = ("win_rate.preference.scenes", "agreement.clip.scenes")
+
+    def found(spec: ModelSpec) -> list[Value | None]:
+        record = records.read(runner.run([spec], bench(tmp_path, few))[0])[0]
+        assert record.sampling["steps"] == 2
+        return [record.value(name) for name in names]
+
+    for value in found(replace(teacher, name="student")):
+        assert value
+        assert (value.state, "scenes-teacher under own@1" in value.reason) == ("missing", True)
+    runner.run([teacher], bench(tmp_path))
+    student, itself = found(replace(teacher, name="student")), found(teacher)
+    assert [value.state for value in (*student, *itself) if value] == ["ok"] * 4, "the teacher in few steps is a student of itself"
+    assert student[1]
+    assert student[1].value is not None
+    assert student[1].value < 1 - 1e-9, "not the pictures of these two steps"
+
+
+def test_a_suite_names_a_teacher_of_one_s_own(teacher: ModelSpec, tmp_path: Path) -> None:
+    suite = SUITE.model_copy(update={"teacher": Teacher(model="juggernaut")})
+    specs = [replace(teacher, name=name) for name in ("scenes-teacher", "juggernaut")]
+    made = [records.head(path).value("win_rate.preference.scenes") for path in runner.run(specs, bench(tmp_path, suite))]
+    assert [value.state for value in made if value] == ["ok", "not_applicable"]
 
 
 def test_a_run_of_one_half_keeps_the_other_half_of_the_record(teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
