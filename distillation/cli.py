@@ -32,7 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser("distillation", description="Make SSD-1B, Vega and their like from a teacher: cut it, then train what is left.")
+    parser: argparse.ArgumentParser = Parser(
+        "distillation", description="Make SSD-1B, Vega and their like from a teacher: cut it, then train what is left."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     data_cli.add(commands)
     sensitivity_cli.add(commands, WORK)
@@ -55,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--deterministic", action="store_true", help="the same bytes from the same machine on a GPU too, at some cost in speed"
     )
-    run.add_argument("--dry-run", action="store_true", help="check recipe, teacher and target, print the plan and stop")
+    run.add_argument("--dry-run", action="store_true", help="check recipe, teachers, pictures and target, print the plan and stop")
     study.add_argument("--seeds", type=count, default=3, help="of each arm (default: %(default)s)")
     study.add_argument("--arm", action="append", default=[], help="only this arm; may be given again (default: all)")
     study.add_argument("--results", type=Path, default=Path("results"), help="folder of results (default: %(default)s)")
