@@ -103,7 +103,7 @@ def killed_in_the_middle(store: Store) -> None:
     written = []
 
     def write(path: Path, content: bytes) -> None:
-        if len(written) == 4:
+        if len(written) == 5:  # the manifest and four pictures
             path.with_name(f".{path.name}.part").write_bytes(content[:9])
             os.kill(os.getpid(), signal.SIGKILL)
         written.append(path)
