@@ -33,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser("distillation", description="Make SSD-1B, Vega and their like from a teacher: cut it, then train what is left.")
+    parser: argparse.ArgumentParser = Parser(
+        "distillation", description="Make SSD-1B, Vega and their like from a teacher: cut it, then train what is left."
+    )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     data_cli.add(commands)
@@ -57,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--deterministic", action="store_true", help="the same bytes from the same machine on a GPU too, at some cost in speed"
     )
-    run.add_argument("--dry-run", action="store_true", help="check recipe, teacher and target, print the plan and stop")
+    run.add_argument("--dry-run", action="store_true", help="check recipe, teachers, pictures and target, print the plan and stop")
     study.add_argument("--seeds", type=count, default=3, help="of each arm (default: %(default)s)")
     study.add_argument("--arm", action="append", default=[], help="only this arm; may be given again (default: all)")
     study.add_argument("--results", type=Path, default=Path("results"), help="folder of results (default: %(default)s)")
@@ -157,7 +159,8 @@ def _dry_run(options: argparse.Namespace, recipe: Recipe) -> str:
     steps = options.steps or recipe.settings(options.family).steps
     check_free(options.out)
     recipe.pieces(steps, len(names))
-    if all(folders := [teachers.here(name) for name in names]):
+    folders = [folder for name in names if (folder := teachers.here(name))]
+    if len(folders) == len(names):
         check(recipe, options.family, folders, options.out, steps)
     pictures = open_squares(options.data, options.caption_column, recipe.size_px(options.family)) if options.data else None
     check_pictures(options.family, pictures)

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 
 from distillation.data import passes
 from distillation.recipe import Recipe
+from distillation.recipe_tables import Training
 from distillation.teacher import Teacher
 from sdbench.errors import UserError
 from sdbench.machine import checkout_state
@@ -73,13 +74,13 @@ class Provenance:
         recipe: Recipe,
         teachers: Sequence[Teacher],
         student: UNet2DConditionModel,
-        seed: int | None = None,
+        settings: Training | None = None,
         stages: list[StageResult] | None = None,
         data_digest: str | None = None,
         pictures: int | None = None,
     ) -> Self:
         """Note down a student of a recipe, cut from the first of its teachers, with the software that made it."""
-        steps, family = sum(stage.steps for stage in stages or []), teachers[0].spec.family
+        steps = sum(stage.steps for stage in stages or [])
         return cls(
             recipe=recipe.name,
             recipe_digest=recipe.digest,
@@ -88,11 +89,11 @@ class Provenance:
             teacher_digest=teachers[0].digest,
             data_digest=data_digest,
             pictures=pictures,
-            passes=pictures and passes(pictures, steps, recipe.settings(family)),
+            passes=passes(pictures, steps, settings) if pictures and settings else None,
             licences=list(dict.fromkeys(teacher.licence for teacher in teachers)),
-            family=family,
+            family=teachers[0].spec.family,
             parameters=sum(parameter.numel() for parameter in student.parameters()),
-            seed=seed,
+            seed=settings.seed if settings else None,
             steps=steps,
             stages=stages or [],
             versions=versions(),

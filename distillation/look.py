@@ -26,7 +26,8 @@ class Look:
     """
 
     def __init__(self, pool: LatentPool, pipeline_folder: Path, precision: Callable[[], AbstractContextManager[object]]) -> None:
-        self._batch, self._precision = pool.at(np.arange(min(SHOWN, len(pool))), SEED), precision
+        rows = np.arange(min(SHOWN, len(pool)))
+        self._batch, self._unconditional, self._precision = pool.at(rows, SEED), pool.at(rows, SEED, drop=1), precision
         self._vae = read_part("vae", pipeline_folder / "vae", torch.float32)
         self._vae.enable_slicing()  # type: ignore[operator]  # an AutoencoderKL; one picture at a time, for training leaves little memory
         self._scheduler = EulerDiscreteScheduler.from_pretrained(pipeline_folder / "scheduler")
@@ -34,7 +35,7 @@ class Look:
     @torch.no_grad()
     def __call__(self, unet: UNet2DConditionModel) -> tuple[npt.NDArray[np.uint8], dict[str, float]]:
         """A row of pictures, H x W x 3; and no values."""
-        batch = self._batch.to(unet.device)
+        batch, unconditional = self._batch.to(unet.device), self._unconditional.to(unet.device)
         pipeline = StableDiffusionXLPipeline(
             vae=self._vae.to(unet.device), text_encoder=None, text_encoder_2=None, tokenizer=None, tokenizer_2=None,
             unet=unet, scheduler=self._scheduler, add_watermarker=False,
@@ -44,8 +45,8 @@ class Look:
             images = pipeline(
                 prompt_embeds=batch.prompt_embeds,
                 pooled_prompt_embeds=batch.pooled,
-                negative_prompt_embeds=torch.zeros_like(batch.prompt_embeds),
-                negative_pooled_prompt_embeds=torch.zeros_like(batch.pooled),
+                negative_prompt_embeds=unconditional.prompt_embeds,
+                negative_pooled_prompt_embeds=unconditional.pooled,
                 latents=batch.noise,
                 height=batch.noise.shape[2] * pipeline.vae_scale_factor,
                 width=batch.noise.shape[3] * pipeline.vae_scale_factor,

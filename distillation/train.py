@@ -124,7 +124,7 @@ def distil(
             StageResult(recipe.stages[piece.stage].name, digests[piece.teacher], piece.end - piece.start, _losses(folder))
             for piece, folder in zip(pieces, folders, strict=True)
         ]
-        provenance = Provenance.of(recipe, found, student, settings.seed, results, data_digest, len(pool))
+        provenance = Provenance.of(recipe, found, student, settings, results, data_digest, len(pool))
         logs = {folder.name: folder / "log.jsonl" for folder in folders}
         export(student, out, found[0], provenance, logs=logs, unet_only=unet_only)
     return out

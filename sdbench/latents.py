@@ -1,18 +1,13 @@
 """What a UNet of either family trains on: the latents of captioned pictures, and the embeddings of their captions.
 
-Both are computed once and kept on disk under a name made of what they follow from; encoding that was killed goes on where
-it stood. The processes of a distributed run share it out. Pictures that cannot be decoded are left out and said, up to one
-in a hundred. A batch follows from (seed, step) alone, the same on every device.
+Both are computed once and kept on disk, by `row_files`, under a name made of what they follow from. A batch follows from
+(seed, step) alone, the same on every device.
 """
 
 import hashlib
-import shutil
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -21,19 +16,20 @@ import numpy.typing as npt
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import CLIPTokenizer
 
-from sdbench.errors import UndecodableError, UserError, unknown
+from sdbench.errors import UserError, unknown
 from sdbench.models.checks import check_finite
-from sdbench.models.files import part_files
+from sdbench.models.files import part_files, read_json
 from sdbench.models.loading import read_part
-from sdbench.processes import from_main, sharing
+from sdbench.processes import from_main
+from sdbench.row_files import RowFile, filled
 from sdbench.training import rows_of
 
-ENCODED_AT_ONCE_PX = 64 * 64 * 64  # pixels of all pictures in one pass of the VAE
-UNFLUSHED_S = 30.0  # of encoding, which is lost at most where a process is killed or the machine goes down
-UNDECODABLE = 0.01  # of the pictures, which may be left out
+ENCODED_AT_ONCE_PX = {  # pixels of all pictures in one pass of the VAE, which decide a latent's last bits
+    "cpu": 64 * 64 * 64,  # the shipped students' latents were made so
+    "cuda": 4 * 1024 * 1024,  # a picture of 1024 px takes about 2 GB: some four tensors of 128 channels
+}
 COMPONENTS: dict[str, Any] = {  # of a pipeline, but for the UNet; None: weights, read with all checks
     "vae": None,
     "text_encoder": None,
@@ -75,8 +71,9 @@ class Batch:
 
     Attributes:
         latents: N x 4 x H/8 x W/8 (H/4 x W/4 in the embedded family), clean, scaled by the VAE's `scaling_factor`.
-        prompt_embeds: N x tokens x width, of both text encoders side by side; zeros where the caption was dropped.
-        pooled: N x width, of the second text encoder; zeros where the caption was dropped.
+        prompt_embeds: N x tokens x width, of both text encoders side by side; where the caption was dropped, the unconditional
+            embedding, which is zeros, or that of "" where the pipeline's `force_zeros_for_empty_prompt` is false.
+        pooled: N x width, of the second text encoder; likewise.
         time_ids: N x 6, SDXL's micro-conditioning.
         noise: like `latents`.
         timesteps: N, int64 in 0..999.
@@ -168,10 +165,12 @@ class LatentPool:
         self.scheduler: DDIMScheduler = DDIMScheduler.from_pretrained(pipeline_folder / "scheduler")
         texts = [name for name in COMPONENTS if name.startswith("t")]
         of_pictures, of_captions = from_main(lambda: [_digest(pictures.digest, pipeline_folder, names) for names in (["vae"], texts)])
-        n, at_once = len(pictures.captions), max(1, ENCODED_AT_ONCE_PX // pictures.size_px**2)
-        latents = _Rows(work / f"latents-{of_pictures}.npy", n, at_once, self.encoded)
-        embeddings = _Rows(work / f"captions-{of_captions}.npy", n, 64, self.embedded)
-        self._pictures, self._captions = _kept(latents, embeddings)
+        n, at_once = len(pictures.captions), max(1, ENCODED_AT_ONCE_PX[torch.device(device).type] // pictures.size_px**2)
+        latents = RowFile(work / f"latents-{of_pictures}.npy", n, at_once, self._encoded, pictures.read)
+        embeddings = RowFile(work / f"captions-{of_captions}.npy", n, 64, self.embedded)
+        unconditional = RowFile(work / f"unconditional-{of_captions}.npy", 1, 1, lambda _: self._embedded([""]))
+        self._pictures, self._captions, *rest = filled(latents, embeddings, *([] if _zeros_for_empty(pipeline_folder) else [unconditional]))
+        self._unconditional = rest[0] if rest else None
         self._whole = np.setdiff1d(np.arange(n), latents.left_out())
         self.__dict__.pop("parts", None)  # gigabytes at full size, and done with
 
@@ -194,7 +193,7 @@ class LatentPool:
             step: chooses, with `seed`, the pictures, the noise, the timesteps and the captions to drop.
             batch: number of pictures.
             seed: of the run.
-            drop: share of captions replaced by the unconditional embedding, which is zeros.
+            drop: share of captions replaced by the unconditional embedding.
             device: where the tensors go.
         """
         mixed = int(np.random.SeedSequence((seed, step)).generate_state(1)[0])  # torch's generator takes 32 bits and drops the rest
@@ -211,27 +210,47 @@ class LatentPool:
         n, rows = len(rows), self._whole[rows]
         chance = torch.Generator().manual_seed(seed)
         latents, time_ids = (torch.from_numpy(self._pictures[name][rows]).float() for name in ("latents", "time_ids"))
-        prompt_embeds, pooled = (torch.from_numpy(self._captions[name][rows]).float() for name in ("prompt_embeds", "pooled"))
         noise = torch.randn(latents.shape, generator=chance)
         timesteps = torch.randint(least, most or self.scheduler.config.num_train_timesteps, (n,), generator=chance)
         kept = (torch.rand(n, generator=chance) >= drop).float()
-        batch = Batch(latents, prompt_embeds * kept[:, None, None], pooled * kept[:, None], time_ids, noise, timesteps)
-        return batch.to(device)
+        prompt_embeds = self._dropped("prompt_embeds", rows, kept[:, None, None])
+        return Batch(latents, prompt_embeds, self._dropped("pooled", rows, kept[:, None]), time_ids, noise, timesteps).to(device)
+
+    def _dropped(self, name: str, rows: npt.NDArray[np.int64], kept: Tensor) -> Tensor:
+        """Embeddings of these captions where `kept` is 1, and the unconditional one where it is 0."""
+        conditional = torch.from_numpy(self._captions[name][rows]).float() * kept
+        return (
+            conditional
+            if self._unconditional is None
+            else conditional + torch.from_numpy(self._unconditional[name][[0]]).float() * (1 - kept)
+        )
 
     def encoded(self, rows: npt.NDArray[np.int64]) -> dict[str, Tensor]:
         """What is kept of these pictures, made anew; in float32, of which a GPU's convolutions may keep no more digits (TF32) than the file does."""
-        pixels, time_ids = self.pictures.read(rows)
+        return self._encoded(self.pictures.read(rows))
+
+    def _encoded(self, read: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        pixels, time_ids = read
         return {"latents": encode(self.parts["vae"], pixels.to(self._device)).half(), "time_ids": time_ids}
 
     def embedded(self, rows: npt.NDArray[np.int64]) -> dict[str, Tensor]:
         """What is kept of these captions, made anew: embeddings as `encode_prompt` of the stock pipeline makes them."""
-        captions, outputs = [self.pictures.captions[row] for row in rows], []
+        return self._embedded([self.pictures.captions[row] for row in rows])
+
+    def _embedded(self, captions: list[str]) -> dict[str, Tensor]:
+        outputs = []
         for number in ("", "_2"):
             tokens, encoder = self.parts[f"tokenizer{number}"], self.parts[f"text_encoder{number}"]
             ids = tokens(captions, padding="max_length", max_length=tokens.model_max_length, truncation=True, return_tensors="pt").input_ids
             outputs.append(encoder(ids.to(self._device), output_hidden_states=True))
         prompt_embeds = torch.cat([output.hidden_states[-2] for output in outputs], -1)
         return {"prompt_embeds": prompt_embeds.half(), "pooled": outputs[1].text_embeds.half()}
+
+
+def _zeros_for_empty(folder: Path) -> bool:
+    """Whether a pipeline's unconditional embedding is zeros, as its index says; where there is none, or it says nothing, diffusers takes that."""
+    index = folder / "model_index.json"
+    return bool(read_json(index).get("force_zeros_for_empty_prompt", True)) if index.exists() else True
 
 
 def encode(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
@@ -246,132 +265,3 @@ def _digest(pictures: str, folder: Path, parts: Sequence[str]) -> str:
         with path.open("rb") as file:
             digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """A file of `n` rows that `make` gives, `at_once` of them at a time.
-
-    Beside it, while it is not whole: itself with the suffix `.part`, and `.done`, a byte for each row, 1 once it is made.
-    """
-
-    path: Path
-    n: int
-    at_once: int
-    make: Callable[[npt.NDArray[np.int64]], dict[str, Tensor]]
-
-    @property
-    def beside(self) -> Path:
-        """The file that is not whole."""
-        return self.path.with_suffix(".part")
-
-    @property
-    def done(self) -> Path:
-        """The marks."""
-        return self.path.with_suffix(".done")
-
-    @property
-    def begun(self) -> bool:
-        """Whether file and marks are there and belong together."""
-        return self.beside.exists() and self.done.exists() and self.done.stat().st_size == self.n
-
-    def left_out(self) -> npt.NDArray[np.int64]:
-        """Rows of pictures that cannot be decoded, once the file is whole."""
-        noted = self.path.with_suffix(".left-out.npy")
-        found: npt.NDArray[np.int64] = np.load(noted) if noted.exists() else np.zeros(0, np.int64)
-        return found
-
-
-@torch.no_grad()
-def _kept(*wanted: _Rows) -> list[npt.NDArray[np.void]]:
-    """The arrays of these files of one folder, with a field for each tensor; what is there already is not made again."""
-    for rows, is_there in zip(wanted, from_main(lambda: _begin(wanted)), strict=True):
-        if not is_there:
-            _fill(rows)
-            from_main(partial(_end, rows))
-    return [np.load(rows.path, mmap_mode="r") for rows in wanted]
-
-
-def _begin(wanted: Sequence[_Rows]) -> list[bool]:
-    """See to a file and its marks for each that is not whole => which are whole.
-
-    Where the disk cannot hold them all, writing would kill the process hours later, so that is seen first.
-    """
-    new = [rows for rows in wanted if not rows.path.exists() and not rows.begun]
-    kinds = [_kind(rows) for rows in new]
-    folder = wanted[0].path.parent
-    folder.mkdir(parents=True, exist_ok=True)
-    needed = sum(rows.n * kind.itemsize for rows, kind in zip(new, kinds, strict=True))
-    if needed > (free := shutil.disk_usage(folder).free):
-        fields = ", ".join(name for kind in kinds for name in kind.names or ())
-        raise UserError(
-            f"{folder} has {free / 1e9:.1f} GB free; {needed / 1e9:.1f} GB are needed for {fields} of {wanted[0].n:,} pictures. Make room, or name another folder with --work"
-        )
-    for rows, kind in zip(new, kinds, strict=True):
-        rows.done.unlink(missing_ok=True)
-        np.lib.format.open_memmap(rows.beside, "w+", kind, (rows.n,))  # takes no room before it is written to
-        rows.done.write_bytes(bytes(rows.n))
-    return [rows.path.exists() for rows in wanted]
-
-
-def _kind(rows: _Rows) -> np.dtype[np.void]:
-    """Fields of a row, from the first that can be made."""
-    for row in range(rows.n):
-        try:
-            made = rows.make(np.array([row]))
-        except UndecodableError:
-            if row < UNDECODABLE * rows.n:
-                continue
-            raise
-        return np.dtype([(name, tensor.cpu().numpy().dtype, tuple(tensor.shape[1:])) for name, tensor in made.items()])
-    raise UserError(f"there is nothing to make {rows.path} of")
-
-
-def _fill(rows: _Rows) -> None:
-    """Make this process's share of the rows that are not there; which chunks these are follows from their number alone.
-
-    Rows are marked once they are on the disk, or as the process ends; those that cannot be made never are.
-    """
-    array, marks = np.load(rows.beside, mmap_mode="r+"), np.memmap(rows.done, np.uint8, "r+")
-    (process, processes), chunks = sharing(), range(0, rows.n, rows.at_once)
-    mine = [first for number, first in enumerate(chunks) if number % processes == process and not marks[first : first + rows.at_once].all()]
-    fresh, flushed, torn = np.zeros(rows.n, bool), -UNFLUSHED_S, 0
-    try:
-        for first in tqdm(mine, desc=f"encoding {rows.path.stem.split('-')[0]}", mininterval=2, disable=process > 0):
-            for chunk, made in _made(rows, np.arange(first, min(first + rows.at_once, rows.n))):
-                if isinstance(made, UndecodableError):
-                    torn += 1
-                    if torn > UNDECODABLE * rows.n / processes:
-                        raise made
-                    tqdm.write(f"left out: {made}", file=sys.stderr)
-                    continue
-                for name, tensor in made.items():
-                    array[name][chunk] = tensor.cpu().numpy()
-                fresh[chunk] = True
-            if time.monotonic() - flushed > UNFLUSHED_S:
-                array.flush()
-                marks[fresh] = 1
-                flushed = time.monotonic()
-    finally:
-        array.flush()
-        marks[fresh] = 1
-
-
-def _made(rows: _Rows, chunk: npt.NDArray[np.int64]) -> Iterator[tuple[npt.NDArray[np.int64], dict[str, Tensor] | UndecodableError]]:
-    """What can be made of a chunk: all at once, or else one by one."""
-    try:
-        yield chunk, rows.make(chunk)
-    except UndecodableError as error:
-        if len(chunk) == 1:
-            yield chunk, error
-            return
-        for row in chunk:
-            yield from _made(rows, np.array([row]))
-
-
-def _end(rows: _Rows) -> None:
-    with suppress(FileNotFoundError):  # another run in the same folder was done sooner; both filled one file, with the same rows
-        if len(left_out := np.flatnonzero(np.fromfile(rows.done, np.uint8) == 0)):
-            np.save(rows.path.with_suffix(".left-out.npy"), left_out)
-        rows.beside.rename(rows.path)
-        rows.done.unlink()

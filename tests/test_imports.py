@@ -10,7 +10,20 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = (
     {"arguments", "arrays", "disk", "errors", "validation", ""},  # "" is sdbench itself: its version
-    {"metrics", "stats", "student_t", "decisions", "sequential", "models", "scenes", "records", "training", "processes", "latents"},
+    {
+        "metrics",
+        "stats",
+        "student_t",
+        "decisions",
+        "sequential",
+        "models",
+        "scenes",
+        "records",
+        "training",
+        "processes",
+        "row_files",
+        "latents",
+    },
     {
         "assets",
         "weights",
@@ -71,7 +84,8 @@ ONLY = {
     "scenes.training": {"arrays", "errors", "scenes", "scenes.training", "models", "training", "latents"},
     "training": {"errors", "processes"},
     "processes": set[str](),
-    "latents": {"errors", "models", "processes", "training"},
+    "row_files": {"errors", "processes"},
+    "latents": {"errors", "models", "processes", "row_files", "training"},
     "assets": {"errors"},
     "sources": {"errors", "models"},
     "prompts": {"errors", "sources", "weights"},

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import distributed
 
 from sdbench import latents as module
+from sdbench import row_files
 from sdbench.errors import UndecodableError, UserError
 from sdbench.latents import LatentPool, noisy, target
 from sdbench.scenes.training.pool import Pool
@@ -75,6 +77,23 @@ def test_dropped_captions_are_zeros(latents: LatentPool) -> None:
     assert 0.2 < some < 0.8
 
 
+def test_dropped_captions_are_the_empty_one_s_where_the_pipeline_says_so(pool: Pool, teacher_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(teacher_folder, tmp_path / "teacher")
+    index = tmp_path / "teacher" / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"force_zeros_for_empty_prompt": False}))
+    pipeline = StableDiffusionXLPipeline.from_pretrained(tmp_path / "teacher")
+    with torch.no_grad():
+        _, unconditional, _, unconditional_pooled = pipeline.encode_prompt("a circle")
+    assert unconditional.any()
+    latents = LatentPool(tmp_path / "teacher", pool, tmp_path / "work")
+    dropped, kept, some = (latents.batch(0, 8, seed=0, drop=drop) for drop in (1, 0, 0.5))
+    torch.testing.assert_close(dropped.prompt_embeds, unconditional.expand(8, -1, -1), atol=2e-3, rtol=2e-3)  # kept as float16
+    torch.testing.assert_close(dropped.pooled, unconditional_pooled.expand(8, -1), atol=2e-3, rtol=2e-3)
+    assert not torch.equal(kept.pooled, dropped.pooled)
+    of_each = [kept.pooled[row] if torch.equal(some.pooled[row], kept.pooled[row]) else dropped.pooled[row] for row in range(8)]
+    assert torch.equal(some.pooled, torch.stack(of_each))
+
+
 def test_noise_and_targets_have_their_closed_forms(latents: LatentPool) -> None:
     batch, scheduler = latents.batch(2, 4, seed=0), latents.scheduler
     alpha = scheduler.alphas_cumprod[batch.timesteps].view(-1, 1, 1, 1)
@@ -105,14 +124,14 @@ def test_latents_and_embeddings_are_made_once_for_the_same_networks_and_pictures
 def test_two_runs_may_fill_one_folder(
     teacher_folder: Path, pool: Pool, latents: LatentPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fill = module._fill
+    fill = row_files._fill
 
     def fill_while_another_ends(rows: Any) -> None:
         fill(rows)
         rows.beside.rename(rows.path)
         rows.done.unlink()
 
-    monkeypatch.setattr(module, "_fill", fill_while_another_ends)
+    monkeypatch.setattr(row_files, "_fill", fill_while_another_ends)
     assert np.array_equal(LatentPool(teacher_folder, pool, tmp_path).latents, latents.latents)
 
 
@@ -147,6 +166,26 @@ class Stopping:
         return self._pool.read(rows)
 
 
+def test_pictures_are_read_while_others_are_encoded(
+    teacher_folder: Path, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, read = module.encode, threading.Event()
+
+    class Noted(Stopping):
+        def read(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+            if 7 in rows:
+                read.set()
+            return super().read(rows)
+
+    def encode_once_the_last_is_read(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
+        if len(pixels) > 1:  # one alone shows how large the file has to be
+            assert read.wait(60)
+        return encode(vae, pixels)
+
+    monkeypatch.setattr(module, "encode", encode_once_the_last_is_read)
+    assert len(LatentPool(teacher_folder, Noted(pool, None), tmp_path)) == 8
+
+
 def test_encoding_that_was_stopped_goes_on(latents: LatentPool, teacher_folder: Path, pool: Pool, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         LatentPool(teacher_folder, Stopping(pool, 5), tmp_path)
@@ -172,7 +211,7 @@ def test_a_note_of_progress_without_its_file_skips_nothing(teacher_folder: Path,
 def test_a_disk_that_is_too_small_is_said_before_encoding(
     teacher_folder: Path, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
+    monkeypatch.setattr(row_files.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
     with pytest.raises(
         UserError, match=r"0\.0 GB free; 0\.0 GB are needed for latents, time_ids, prompt_embeds, pooled of 8 pictures. Make room"
     ):
@@ -193,7 +232,7 @@ def share(rank: int, folder: Path, fails_at: int | None) -> None:
         (folder / f"made.{rank}").write_text(json.dumps(made))
         return {"squares": torch.from_numpy(rows[:, None] ** 2)}
 
-    module._kept(module._Rows(folder / "kept.npy", 10, 3, squares))
+    row_files.filled(row_files.RowFile(folder / "kept.npy", 10, 3, squares))
 
 
 def shared(folder: Path, fails_at: int | None = None) -> list[int | None]:
@@ -224,7 +263,7 @@ def test_one_process_goes_on_where_two_were_stopped(tmp_path: Path) -> None:
         made.extend(rows.tolist())
         return {"squares": torch.from_numpy(rows[:, None] ** 2)}
 
-    (kept,) = module._kept(module._Rows(tmp_path / "kept.npy", 10, 3, squares))
+    (kept,) = row_files.filled(row_files.RowFile(tmp_path / "kept.npy", 10, 3, squares))
     assert made == [9]
     assert kept["squares"].ravel().tolist() == [row**2 for row in range(10)]
 
