@@ -20,6 +20,7 @@ from distillation.options import TEACHER, add_device, count, within
 from distillation.pictures import open_pictures
 from distillation.prune import prune
 from distillation.recipe import Family, Recipe, read
+from distillation.succession import warn_of_others
 from distillation.train import check, distil
 from sdbench.errors import UserError
 from sdbench.processes import sharing
@@ -133,7 +134,8 @@ def _run(options: argparse.Namespace) -> None:
     if options.dry_run:
         here = all(Path(name).is_dir() for name in options.teacher) if options.teacher else options.family == "scenes"
         if here:  # nothing is fetched for this
-            check(recipe, options.family, [teachers.place(name) for name in named], options.out, options.steps)
+            found, _ = check(recipe, options.family, [teachers.place(name) for name in named], options.out, options.steps)
+            warn_of_others(found)
         check_free(options.out)
         _say(_described(options, recipe, recipe.stage_steps(options.steps or recipe.settings(options.family).steps)))
         return
