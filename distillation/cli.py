@@ -153,6 +153,7 @@ def _dry_run(options: argparse.Namespace, recipe: Recipe) -> str:
     from distillation.data import open_squares
     from distillation.describe import describe
     from distillation.export import check_free
+    from distillation.succession import warn_of_others
     from distillation.train import check, check_pictures
 
     names = options.teacher or [None]
@@ -161,7 +162,7 @@ def _dry_run(options: argparse.Namespace, recipe: Recipe) -> str:
     recipe.pieces(steps, len(names))
     folders = [folder for name in names if (folder := teachers.here(name))]
     if len(folders) == len(names):
-        check(recipe, options.family, folders, options.out, steps)
+        warn_of_others(check(recipe, options.family, folders, options.out, steps)[0])
     pictures = open_squares(options.data, options.caption_column, recipe.size_px(options.family)) if options.data else None
     check_pictures(options.family, pictures)
     return describe(

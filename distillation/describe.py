@@ -1,11 +1,11 @@
 """A recipe in words: what it cuts, what it compares, how it trains, and what that would take."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from diffusers import UNet2DConditionModel
 
 from distillation.data import exposure
-from distillation.estimate import H100_TFLOPS, PASSES, SHARE, Memory, count, gpu_hours, memory, step_flops
+from distillation.estimate import H100_TFLOPS, PASSES, SHARES, Memory, count, gpu_hours, memory, step_flops
 from distillation.plan import MIDDLE
 from distillation.prune import on_meta, prune
 from distillation.recipe import Family, Recipe
@@ -100,9 +100,10 @@ def _estimate(
     pictures, twice = settings.batch * settings.accumulation, settings.checkpointing
     flops = [step_flops(macs[0], student, pictures, checkpointing=twice) for student in macs[1:]]
     whole = sum(steps * each for steps, each in zip(counts, flops, strict=True))
-    hours = gpu_hours(whole, tflops or SHARE * H100_TFLOPS)
-    assumed = "" if tflops else f", assumed: {SHARE:.0%} of the {H100_TFLOPS:g} that an H100 has for dense bfloat16; set it with --tflops"
-    cost = [f"  cost: {_figure(hours * usd_per_hour)} USD at {usd_per_hour:g} an hour"] if usd_per_hour else []
+    speeds = [tflops] if tflops else [share * H100_TFLOPS for share in SHARES]
+    hours = [gpu_hours(whole, speed) for speed in speeds]
+    of_h100 = f", assumed: {_range(100 * share for share in SHARES)} % of an H100's {H100_TFLOPS:g} for dense bfloat16"
+    cost = [f"  cost: {_range(each * usd_per_hour for each in hours)} USD at {usd_per_hour:g} an hour"] if usd_per_hour else []
     return [
         f"estimate at {size_px} px; nothing was run:",
         *_memory(first, recipe.stages[0].name, settings.batch, settings.dtype),
@@ -113,8 +114,10 @@ def _estimate(
             for stage, own, each in zip(recipe.stages, macs[1:], flops, strict=True)
         ),
         f"  work: {whole:.4g} FLOP; each picture takes a forward of the teacher, and of the student what {PASSES[twice]:g} forwards take",
-        f"  time: {_figure(hours)} GPU hours at {tflops or SHARE * H100_TFLOPS:g} TFLOP/s{assumed}",
+        f"  time: {_range(hours)} GPU hours at {_range(speeds)} TFLOP/s{'' if tflops else of_h100}",
         *cost,
+        "    not in it: drawing and encoding the pictures, pictures on the way, checkpoints",
+        "    to measure it: nox -s speed -- -m slow -k training, whose `tflops` goes to --tflops",
     ]
 
 
@@ -126,7 +129,9 @@ def _memory(found: Memory, stage: str, batch: int, dtype: str) -> list[str]:
         f"    student in float32: weights {of['weights']}, gradients {of['gradients']}, AdamW's moments {of['moments']}, EMA {of['average']}",
         f"    in {dtype}: copies of these weights {of['copies']}, the teacher's weights {of['teacher']}",
         f"    activations kept of a picture: {of['activations']}; with gradient checkpointing {of['checkpointed']}; the teacher's taps {of['taps']}",
+        f"    computed again with checkpointing, the largest block of a picture: {of['again']}",
         f"    together, with {batch} pictures in a forward pass: {together}; with gradient checkpointing {frugal}",
+        "    not in it: workspaces, gradients on their way through a block, and what the allocator wastes",
     ]
 
 
@@ -148,6 +153,11 @@ def _gmacs(macs: int) -> str:
 def _figure(value: float) -> str:
     """Three digits, or all before the point."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _range(values: Iterable[float]) -> str:
+    """One figure, or the first and the last."""
+    return " to ".join(map(_figure, values))
 
 
 def _listed(blocks: Sequence[int] | str) -> str:

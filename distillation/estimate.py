@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -23,7 +25,9 @@ from sdbench.probes.flops import empty_input
 
 FLOAT32 = 4  # bytes
 H100_TFLOPS = 989.0  # dense bfloat16, NVIDIA's data sheet of the H100 SXM
-SHARE = 0.4  # of it, assumed to be reached
+# Of it, assumed to be reached: at best what SDXL's half-precision inference of 8 pictures reaches of an A100 (38 %, by huggingface/open-muse's
+# benchmark), at worst less than half as much, for training in eager mode has norms and losses in float32 and no compiled kernels.
+SHARES = (0.4, 0.15)
 # A forward and a backward in forwards, without and with gradient checkpointing; counted with torch's FlopCounterMode.
 PASSES = {False: 3.0, True: 3.75}  # 3.72 for Vega, 3.75 for SSD-1B: not all of a block is computed again
 _reference: Callable[[torch.UntypedStorage], Any] = StorageWeakRef  # ships no types
@@ -31,7 +35,7 @@ _reference: Callable[[torch.UntypedStorage], Any] = StorageWeakRef  # ships no t
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that training keeps on a GPU. Workspaces and what the allocator wastes are not in it.
+    """Bytes that training keeps on a GPU. Workspaces, gradients on their way through a block and what the allocator wastes are not in it.
 
     Attributes:
         weights: of the student, in float32.
@@ -41,7 +45,8 @@ class Memory:
         copies: of the weights in the dtype to compute in, which autocast keeps for the backward pass; 0 for float32.
         teacher: its weights in that dtype.
         activations: kept for the backward pass of one picture.
-        checkpointed: the same with gradient checkpointing; a block that is computed again adds its own for that while.
+        checkpointed: the same with gradient checkpointing, before any block is computed again.
+        again: what the largest block adds while it is computed again.
         taps: the teacher's outputs that one picture is compared with.
     """
 
@@ -53,12 +58,14 @@ class Memory:
     teacher: int
     activations: int
     checkpointed: int
+    again: int
     taps: int
 
     def together(self, batch: int, *, checkpointing: bool) -> int:
         """All of it, with `batch` pictures in a forward pass."""
         states = self.weights + self.gradients + self.moments + self.average + self.copies
-        return states + self.teacher + batch * (self.taps + (self.checkpointed if checkpointing else self.activations))
+        kept = self.checkpointed + self.again if checkpointing else self.activations
+        return states + self.teacher + batch * (self.taps + kept)
 
 
 def memory(
@@ -77,7 +84,7 @@ def memory(
     """
     n, itemsize = count(student), getattr(torch, dtype).itemsize
     area = (latent_size / student.config.sample_size) ** 2
-    activations, checkpointed = (
+    (activations, again), (checkpointed, _) = (
         kept_for_backward(student.config, latent_size=latent_size, tokens=tokens, dtype=dtype, checkpointing=twice)
         for twice in (False, True)
     )
@@ -90,6 +97,7 @@ def memory(
         teacher=itemsize * teacher_parameters,
         activations=activations,
         checkpointed=checkpointed,
+        again=again,
         taps=round(area * itemsize * sum(math.prod(tap.shape) for tap in taps)),
     )
 
@@ -99,8 +107,8 @@ def count(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def kept_for_backward(config: Mapping[str, Any], *, latent_size: int, tokens: int, dtype: str, checkpointing: bool) -> int:
-    """Bytes of activations that a UNet's forward keeps for one picture, its weights and their copies not counted.
+def kept_for_backward(config: Mapping[str, Any], *, latent_size: int, tokens: int, dtype: str, checkpointing: bool) -> tuple[int, int]:
+    """Bytes of activations that a UNet's forward keeps for one picture, its weights and their copies not counted: of all, and of its largest block.
 
     As in training on a GPU: under autocast where `dtype` is a 16-bit one (norms compute in float32), attention in one
     kernel, which keeps its inputs, its output and a number a query instead of a matrix.
@@ -113,10 +121,21 @@ def kept_for_backward(config: Mapping[str, Any], *, latent_size: int, tokens: in
         checkpointing: blocks keep their inputs and are computed again.
     """
     with on_fake_gpu(config, dtype, checkpointing=checkpointing) as (unet, total):
+        of_blocks = _note_blocks(unet, total)
         output = unet(**empty_input(config, latent_size, tokens))
         bytes_kept = total()
         del output  # until here it held what was kept
-    return bytes_kept
+    return bytes_kept, max(of_blocks)
+
+
+def _note_blocks(unet: UNet2DConditionModel, total: Callable[[], int]) -> list[int]:
+    """A list that a forward pass fills with what each block keeps that diffusers computes again as one."""
+    before: list[int] = []
+    kept: list[int] = []
+    for block in (module for module in unet.modules() if isinstance(module, ResnetBlock2D | BasicTransformerBlock)):
+        block.register_forward_pre_hook(lambda *_: before.append(total()))
+        block.register_forward_hook(lambda *_: kept.append(total() - before.pop()))
+    return kept
 
 
 @contextmanager

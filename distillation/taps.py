@@ -1,12 +1,13 @@
 """Taps: pairs of modules, student and teacher, whose outputs the feature loss compares, and the hooks that collect them."""
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from distillation.plan import Plan, matches
@@ -39,7 +40,9 @@ def resolve(student: Config, teacher: Config, plan: Plan, patterns: Sequence[str
     pairs = {path: place for path in _expand(patterns, networks[1]) if (place := plan.place(path))}
     if missing := [path for path, place in pairs.items() if place not in dict(networks[0].named_modules())]:
         raise UserError(f"tap {missing[0]}: the teacher has it, the student does not; take it out of the recipe's taps or keep the module")
-    student_shapes, teacher_shapes = (_shapes(network, paths) for network, paths in zip(networks, (pairs.values(), pairs), strict=True))
+    student_shapes, teacher_shapes = (
+        _shapes(_plain(config), tuple(paths)) for config, paths in ((student, pairs.values()), (teacher, pairs))
+    )
     for path, place in pairs.items():
         if student_shapes[place] != teacher_shapes[path]:
             raise UserError(
@@ -77,8 +80,15 @@ def _expand(patterns: Sequence[str], network: nn.Module) -> list[str]:
     return [path for path in modules if any(matches(pattern, path) for pattern in patterns)]
 
 
+def _plain(config: Config) -> str:
+    """What of a UNet's config makes the network, as a key; not where it lay."""
+    return json.dumps({name: value for name, value in config.items() if not name.startswith("_")})
+
+
+@cache  # it takes a second, and a teacher's are the same for each stage
 @torch.no_grad()
-def _shapes(network: UNet2DConditionModel, paths: Iterable[str]) -> dict[str, tuple[int, ...]]:
+def _shapes(config_json: str, paths: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    network = on_meta(json.loads(config_json))
     config = network.config
     pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
 

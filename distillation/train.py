@@ -8,7 +8,8 @@ import gc
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -30,10 +31,12 @@ from distillation.plan import Plan
 from distillation.prune import prune, student_config
 from distillation.recipe import Family, Piece, Recipe
 from distillation.recipe_tables import Training
+from distillation.succession import warn_of_others
 from distillation.taps import Tap, collect, resolve
 from sdbench.disk import digest, write_bytes
 from sdbench.errors import UserError
 from sdbench.latents import Batch, Captioned, LatentPool, noisy, predict, target
+from sdbench.probes.room import is_out_of_memory
 from sdbench.processes import from_main
 from sdbench.scenes.embedded import checked
 from sdbench.scenes.networks import SceneNet
@@ -87,13 +90,15 @@ def distil(
 
     Raises:
         UserError: a teacher does not fit the recipe or the family, there is nothing to train on, `out` is taken, the device is
-            not there, the processes cannot share out a step evenly, or a loss is not finite.
+            not there or has too little memory, the processes cannot share out a step evenly, or a loss is not finite.
     """
     settings = recipe.settings(family)
     found, pieces = check(recipe, family, teacher_folders, out, steps)
     check_pictures(family, pictures)
     accelerator = accelerator_on(device, settings.dtype)
     check_shares(settings.accumulation, accelerator.num_processes)  # before hours of encoding
+    if accelerator.is_main_process:
+        warn_of_others(found)
     place = str(accelerator.device)
     with accelerator.main_process_first():  # the others find what it drew
         source = scenes(recipe.scenes.pictures, work) if pictures is None else pictures
@@ -117,7 +122,8 @@ def distil(
     decides = {"recipe": recipe.deciding(family), "teachers": digests, "data": data_digest, "steps": pieces[-1].end, "device": device}
     run = from_main(lambda: _place(work, recipe.name, decides))
     folders = [run / f"{number}-{recipe.stages[piece.stage].name}" for number, piece in enumerate(pieces, 1)]
-    teach(lesson, recipe, found, zip(pieces, folders, strict=True), accelerator)
+    with _enough_memory(settings, place):
+        teach(lesson, recipe, found, zip(pieces, folders, strict=True), accelerator)
     if accelerator.is_main_process:
         student = _finished(folders[-1])
         results = [
@@ -128,6 +134,20 @@ def distil(
         logs = {folder.name: folder / "log.jsonl" for folder in folders}
         export(student, out, found[0], provenance, logs=logs, unet_only=unet_only)
     return out
+
+
+@contextmanager
+def _enough_memory(settings: Training, device: str) -> Iterator[None]:
+    """Say how a step takes less of a GPU where it takes more than there is."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        twice = "" if settings.checkpointing else ", or set checkpointing = true, which computes activations twice instead of keeping them"
+        raise UserError(
+            f"{device} has too little memory to train with batch = {settings.batch}, accumulation = {settings.accumulation} and checkpointing = {str(settings.checkpointing).lower()} ({str(error).splitlines()[0]}). In a copy of the recipe, halve batch and double accumulation, which keeps the pictures of a step{twice}; `distillation plan` estimates what is needed"
+        ) from error
 
 
 def _place(work: Path, name: str, decides: dict[str, Any]) -> Path:
@@ -181,8 +201,8 @@ def check(
             raise UserError(
                 f"the teacher in {teacher.folder} was trained with another noise than that in {found[0].folder}: its scheduler's {differs[0]} is {teacher.noise[differs[0]]}, not {found[0].noise[differs[0]]}"
             )
-    students = [student_config(found[0].config, plan) for plan in recipe.plans]
-    resolve(students[-1], found[0].config, recipe.plans[-1], recipe.taps)
+    for plan in recipe.plans:
+        resolve(student_config(found[0].config, plan), found[0].config, plan, recipe.taps)
     return found, recipe.pieces(steps or recipe.settings(family).steps, len(found))
 
 

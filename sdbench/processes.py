@@ -30,7 +30,7 @@ def from_main(make: Callable[[], Made]) -> Made:
 @cache
 def _patient(_world: distributed.ProcessGroup | None) -> distributed.ProcessGroup:
     """All of a run's processes again, in a group that waits on the CPU, whatever they train on."""
-    return distributed.new_group(timeout=PATIENCE, backend="gloo")
+    return distributed.new_group(timeout=PATIENCE, backend="gloo")  # type: ignore[return-value]  # each process is of it
 
 
 def sharing() -> tuple[int, int]:

@@ -22,6 +22,7 @@ from sdbench.metrics.frechet import Gaussian, frechet_distance, gaussian
 from sdbench.metrics.kid import kid
 
 D, REFERENCE_N, KID_N = 2048, 6000, 2000
+ROUNDS = 3
 VERSIONS = ", ".join(f"{name} {version(name)}" for name in ("scipy", "numpy", "torch", "clean-fid", "torchmetrics"))
 
 
@@ -80,7 +81,7 @@ def test_frechet_step(n: int, side: Callable[[F32], float], benchmark: Any) -> N
     features = drawn(n, 2)
     reference(), with_reference()
     benchmark.group = f"Frechet step, n = {n}, d = {D} ({VERSIONS})"
-    found = benchmark.pedantic(side, args=(features,), rounds=3 if side is ours else 1)
+    found = benchmark.pedantic(side, args=(features,), rounds=ROUNDS, warmup_rounds=1)
     benchmark.extra_info.update(versions=VERSIONS, value=found)
     if n > D:
         assert found == pytest.approx(ours(features), rel=1e-4)
@@ -101,6 +102,6 @@ def kid_by_torchmetrics(x: F32, y: F32) -> float:
 def test_kid(side: Callable[[F32, F32], Any], benchmark: Any) -> None:
     x, y = drawn(KID_N, 2), drawn(KID_N, 3)
     benchmark.group = f"KID, n = m = {KID_N}, d = {D} ({VERSIONS})"
-    found = benchmark.pedantic(side, args=(x, y), rounds=3 if side is kid_alone else 1)
+    found = benchmark.pedantic(side, args=(x, y), rounds=ROUNDS, warmup_rounds=1)
     benchmark.extra_info.update(versions=VERSIONS, value=found)
     assert found == pytest.approx(kid_alone(x, y), rel=0.1)

@@ -224,6 +224,7 @@ def test_training(loop: str, bench: Bench, benchmark: Any, tmp_path: Path) -> No
     took = benchmark.stats.stats.median
     benchmark.extra_info |= {
         "images_per_second": case.steps * settings.batch / took,
+        "tflops": bench.flops() / took / 1e12,  # what `distillation plan --tflops` asks for
         "share_of_matmul": bench.flops() / took / most_flops(settings.dtype),
         "memory_mib": meters.peak_memory_mib(DEVICE),
     }

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -289,45 +290,43 @@ def test_the_learning_rate_rises_and_then_goes_down_or_stays(decay: Literal["cos
     assert schedule.lr_at(110) == pytest.approx(2 * last)
 
 
-TOGETHER = """
+def summed_up(folder: Path) -> Path:
+    """Train a network whose every step sums up four batches => its weights."""
+    accelerator = Accelerator(cpu=True, kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)])
+    torch.manual_seed(0)
+    net = accelerator.prepare(nn.Linear(3, 1))
+    data = torch.randn(24, 4, 3, generator=torch.Generator().manual_seed(0))
+
+    def loss(number: int) -> dict[str, Tensor]:
+        return {"square": (net(data[number]) - data[number].sum(1, keepdim=True)).square().mean()}
+
+    fit(net, loss, Schedule(steps=6, lr=1e-2, batch=4, warmup=2, accumulation=4), folder, accelerator=accelerator)
+    if accelerator.num_processes > 1:  # kept once, in a bucket, through all of an accumulation
+        assert len({parameter.grad.untyped_storage().data_ptr() for parameter in net.parameters()}) == 1
+    return folder / "step-00000006" / "model.safetensors"
+
+
+TOGETHER = f"""
 import sys
 import time
 from datetime import timedelta
 from pathlib import Path
-import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
-from torch import nn
 from torch.distributed.distributed_c10d import _set_pg_timeout
+sys.path.append({str(Path(__file__).parent)!r})
 from sdbench.processes import from_main
-from sdbench.training import Schedule, fit
-accelerator = Accelerator(cpu=True, kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)])
-torch.manual_seed(0)
-net = accelerator.prepare(nn.Linear(3, 1))
-data = torch.randn(24, 4, 3, generator=torch.Generator().manual_seed(0))
-def loss(number):
-    return {"square": (net(data[number]) - data[number].sum(1, keepdim=True)).square().mean()}
-fit(net, loss, Schedule(steps=6, lr=1e-2, batch=4, warmup=2, accumulation=4), Path(sys.argv[1]), accelerator=accelerator)
-if accelerator.num_processes > 1:  # kept once, in a bucket, through all of an accumulation
-    assert len({parameter.grad.untyped_storage().data_ptr() for parameter in net.parameters()}) == 1
-    _set_pg_timeout(timedelta(seconds=1), None)  # of training; what one does for all may take longer
+from test_training import summed_up
+summed_up(Path(sys.argv[1]))
+_set_pg_timeout(timedelta(seconds=1), None)  # of training; what one does for all may take longer
 assert from_main(lambda: time.sleep(2) or "made") == "made"
 """
 
 
 def test_two_processes_share_out_the_batches_of_the_steps_that_one_takes(tmp_path: Path) -> None:
     (script := tmp_path / "together.py").write_text(TOGETHER)
-
-    def trained(n: int) -> dict[str, Tensor]:
-        folder = tmp_path / f"run-{n}"
-        launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n}"]
-        subprocess.run(
-            [sys.executable, *launch, str(script), str(folder)], check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-        )
-        return load_file(folder / "step-00000006" / "model.safetensors")
-
-    together, alone = trained(2), trained(1)
-    for name, tensor in alone.items():
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), str(tmp_path / "by-2")]
+    subprocess.run([sys.executable, *words], check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    together = load_file(tmp_path / "by-2" / "step-00000006" / "model.safetensors")
+    for name, tensor in load_file(summed_up(tmp_path / "by-1")).items():
         torch.testing.assert_close(together[name], tensor)
 
 

@@ -1,11 +1,14 @@
 """A recipe that trains on the tiny teacher in seconds, and a cache of `datasets` for each test."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
 import pytest
 
+from distillation import look
 from distillation.recipe import Recipe, read
+from sdbench.scenes.training import watch
 
 
 @pytest.fixture(scope="session")
@@ -14,6 +17,15 @@ def vega() -> Recipe:
     stages = tuple(stage.model_copy(update={"share": share}) for stage, share in zip(recipe.stages, (0.4, 0.6), strict=True))
     scenes = recipe.scenes.model_copy(update={"pictures": 8, "batch": 2, "warmup": 1})
     return recipe.model_copy(update={"stages": stages, "scenes": scenes})
+
+
+@pytest.fixture(scope="session", autouse=True)
+def a_glance() -> Iterator[None]:
+    """One denoising step makes as many pictures as all; what they show is not asked of a tiny student."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(watch, "STEPS", 1)
+        patch.setattr(look, "STEPS", 1)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from PIL import Image
 from tiny import save_tiny_pipeline, tiny_unet
 from torch import nn
 
-from distillation import look, train
+from distillation import train
 from distillation.data import Squares, open_squares, square
 from distillation.pictures import open_pictures
 from distillation.recipe import Recipe
@@ -23,11 +23,6 @@ from sdbench.errors import UserError
 from sdbench.training import fit
 
 N, SIDE = 6, 16
-
-
-@pytest.fixture(autouse=True)
-def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(look, "STEPS", 1)
 
 
 @pytest.fixture(scope="module")

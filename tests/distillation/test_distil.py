@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from huggingface_hub.repocard import metadata_load
 from safetensors.torch import load_file, save_file
@@ -27,6 +28,7 @@ from distillation.plan import MIDDLE
 from distillation.prune import prune
 from distillation.recipe import Recipe, read
 from distillation.recipe_tables import Keep
+from distillation.succession import warn_of_others
 from distillation.teacher import EMBEDDED, find, place
 from distillation.train import distil
 from sdbench.errors import UserError
@@ -80,37 +82,57 @@ def test_a_stopped_run_ends_with_the_same_bytes_and_repeats_no_step(
     assert json.loads((out / "provenance.json").read_text())["stages"] == json.loads((student / "provenance.json").read_text())["stages"]
 
 
-TOGETHER = """
+def of_two_batches(teacher: Path, folder: Path) -> Path:
+    """Make a student whose every step sums up two batches, activations computed twice => its weights."""
+    recipe = read("vega")
+    changes = {"pictures": 8, "batch": 2, "warmup": 1, "accumulation": 2, "checkpointing": True}
+    stages = tuple(stage.model_copy(update={"share": 0.5}) for stage in recipe.stages)
+    recipe = recipe.model_copy(update={"scenes": recipe.scenes.model_copy(update=changes), "stages": stages})
+    return distil(recipe, "scenes", [teacher], folder / "work", folder / "out", steps=STEPS, unet_only=True) / WEIGHTS
+
+
+TOGETHER = f"""
 import sys
 from pathlib import Path
-from distillation.recipe import read
-from distillation.train import distil
-recipe = read("vega")
-scenes = recipe.scenes.model_copy(update={"pictures": 8, "batch": 2, "warmup": 1, "accumulation": 2})
-stages = tuple(stage.model_copy(update={"share": 0.5}) for stage in recipe.stages)
-recipe = recipe.model_copy(update={"scenes": scenes, "stages": stages})
-teacher, folder = map(Path, sys.argv[1:])
-distil(recipe, "scenes", [teacher], folder / "work", folder / "out", steps=4, unet_only=True)
+sys.path += {[str(Path(__file__).parent), str(Path(__file__).parents[1])]}
+from sdbench.scenes.training import watch
+from test_distil import of_two_batches
+watch.STEPS = 1
+of_two_batches(*map(Path, sys.argv[1:]))
 """
 
 
-@pytest.mark.slow
 def test_two_processes_make_the_student_that_one_makes(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
     (script := tmp_path / "together.py").write_text(TOGETHER)
-
-    def made(n: int) -> dict[str, torch.Tensor]:
-        folder = tmp_path / f"by-{n}"
-        words = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n}", str(script), str(teacher_folder), str(folder)]
-        subprocess.run([sys.executable, *words], check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-        return load_file(folder / "out" / WEIGHTS)
-
-    together, alone = made(2), made(1)
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, teacher_folder, tmp_path / "by-2"]
+    subprocess.run([sys.executable, *map(str, words)], check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    together, alone = load_file(tmp_path / "by-2" / "out" / WEIGHTS), load_file(of_two_batches(teacher_folder, tmp_path / "by-1"))
     cut = prune(UNet2DConditionModel.from_pretrained(teacher_folder / "unet"), vega.plans[-1]).state_dict()
     apart = sum((together[name] - tensor).square().sum() for name, tensor in alone.items()).sqrt()
     moved = sum((tensor - cut[name]).square().sum() for name, tensor in alone.items()).sqrt()
     assert apart < 0.01 * moved
     (run,) = (tmp_path / "by-2" / "work").glob("vega-*")
     assert [path.name for path in (tmp_path / "by-1" / "work").glob("vega-*")] == [run.name], "either can go on where the other stood"
+
+
+def test_processes_that_cannot_share_out_a_step_are_refused_before_anything_is_made(
+    vega: Recipe, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Accelerator, "num_processes", 2)
+    with pytest.raises(UserError, match="1 batches a step cannot be shared out evenly over 2 processes; start 1, or change"):
+        distil(vega, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=STEPS)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_step_that_a_gpu_has_no_room_for_ends_with_the_way_out(checkpointing: bool, vega: Recipe) -> None:
+    settings = vega.sdxl.model_copy(update={"checkpointing": checkpointing})
+    said = r"cuda has too little memory .* batch = 16, accumulation = 8 .*halve batch and double"
+    with pytest.raises(UserError, match=said) as error, train._enough_memory(settings, "cuda"):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore of it")
+    assert ("set checkpointing = true" in str(error.value)) != checkpointing
+    with pytest.raises(RuntimeError, match="something else"), train._enough_memory(settings, "cuda"):
+        raise RuntimeError("something else")
 
 
 def test_a_finished_run_is_only_exported(
@@ -161,10 +183,6 @@ def test_a_stage_trains_beside_no_network_but_the_teacher(
     monkeypatch.setattr(train, "fit", counted)
     distil(vega, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=STEPS, unet_only=True)
     assert counts == [2, 2]
-
-
-def test_gradients_of_several_processes_are_kept_once_and_not_in_a_bucket_too() -> None:
-    assert train.accelerator_on("cpu", "float32").ddp_handler.gradient_as_bucket_view
 
 
 def test_activations_computed_twice_give_the_same_student(vega: Recipe, teacher_folder: Path, student: Path, tmp_path: Path) -> None:
@@ -273,6 +291,17 @@ def test_teachers_of_another_noise_do_not_follow_each_other(vega: Recipe, teache
         train.check(vega, "scenes", [teacher_folder, tmp_path / "other", teacher_folder], tmp_path / "out")
 
 
+def test_a_later_teacher_of_other_text_encoders_or_vae_is_named(
+    vega: Recipe, teacher_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    StableDiffusionXLPipeline.from_pretrained(teacher_folder).to(torch.float16).save_pretrained(tmp_path / "half")
+    tuned = shutil.copytree(teacher_folder, tmp_path / "tuned") / "text_encoder_2" / "model.safetensors"
+    save_file({name: tensor + 1e-3 for name, tensor in load_file(tuned).items()}, tuned)
+    warn_of_others([find(folder, vega) for folder in (teacher_folder, tmp_path / "half", tmp_path / "tuned")])
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(f"the teacher in {tmp_path / 'tuned'} has another text_encoder_2 than the first one in {teacher_folder}, but")
+
+
 def test_a_run_that_begins_anew_says_beside_which(vega: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     work = tmp_path / "work"
     decides = {"recipe": vega.deciding("scenes"), "steps": 4}
@@ -294,7 +323,7 @@ def test_a_run_that_begins_anew_says_beside_which(vega: Recipe, tmp_path: Path, 
     ],
 )
 def test_a_teacher_goes_by_name(name: str | None, location: str | None, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fetched = []
+    fetched: list[tuple[str, str]] = []
     monkeypatch.setattr("distillation.teacher.fetch", lambda spec, dtype: fetched.append((spec.location, dtype)))
     monkeypatch.setattr("distillation.teacher.fetch_card", lambda spec: fetched.append((spec.location, "card")))
     if name == "sdxl":

@@ -1,21 +1,27 @@
 """What training would take: against closed forms and against counts of the full-size architectures."""
 
 import re
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from distillation.cli import main
 from distillation.estimate import PASSES, Memory, gpu_hours, kept_by, kept_for_backward, memory, on_fake_gpu, step_flops
-from distillation.losses import features
+from distillation.losses import features, mse
+from distillation.plan import Plan
 from distillation.prune import on_meta
 from distillation.recipe import read
-from distillation.taps import Tap, collect, resolve
-from sdbench.models.architectures import unet_config
+from distillation.taps import collect, resolve
+from sdbench.models.architectures import depths, unet_config
 from sdbench.probes.flops import empty_input
 
 SHALLOW = {**unet_config("vega", "scenes"), "transformer_layers_per_block": [1, 1, 1]}
@@ -62,7 +68,7 @@ ONE_TOKEN = {
 @pytest.mark.parametrize(("dtype", "checkpointing", "expected"), ONE_TOKEN.values(), ids=ONE_TOKEN)
 def test_what_one_more_token_keeps(dtype: str, checkpointing: bool, expected: int) -> None:
     short, long = (
-        kept_for_backward(SHALLOW, latent_size=16, tokens=tokens, dtype=dtype, checkpointing=checkpointing) for tokens in (20, 21)
+        kept_for_backward(SHALLOW, latent_size=16, tokens=tokens, dtype=dtype, checkpointing=checkpointing)[0] for tokens in (20, 21)
     )
     assert long - short == expected
     assert not torch.is_autocast_enabled("cuda")
@@ -72,7 +78,7 @@ def test_what_one_more_token_keeps(dtype: str, checkpointing: bool, expected: in
 def test_a_block_keeps_no_matrix_of_attention() -> None:
     """Twice the side is four times the pixels, and nothing grows with their square; the time embedding does not grow at all."""
     small, large, larger = (
-        kept_for_backward(SHALLOW, latent_size=side, tokens=20, dtype="bfloat16", checkpointing=False) for side in (16, 32, 64)
+        kept_for_backward(SHALLOW, latent_size=side, tokens=20, dtype="bfloat16", checkpointing=False)[0] for side in (16, 32, 64)
     )
     assert larger - large == pytest.approx(4 * (large - small), rel=0.001)
 
@@ -99,23 +105,75 @@ def test_the_taps_add_what_the_teachers_outputs_take(checkpointing: bool) -> Non
 
 def test_full_size_memory() -> None:
     student = on_meta(unet_config("ssd-1b"))
-    found = memory(student, 2_567_463_684, [Tap("a", "a", (1, 4, 8))], latent_size=64, tokens=77, dtype="bfloat16", ema=True)
-    assert found.taps == 2 * 4 * 8 / 4  # a quarter of the pixels
     found = memory(student, 2_567_463_684, [], latent_size=128, tokens=77, dtype="bfloat16", ema=True)
     n = 1_331_334_404
     assert (found.weights, found.gradients, found.moments, found.average) == (4 * n, 4 * n, 8 * n, 4 * n)
     assert (found.copies, found.teacher) == (2 * n, 2 * 2_567_463_684)
-    assert found.activations / 1e9 == pytest.approx(5.32, abs=0.05)  # computed once with diffusers 0.42.1
-    assert found.checkpointed / 1e9 == pytest.approx(0.55, abs=0.05)  # likewise
-    assert found.checkpointed <= 0.5 * found.activations
+    assert found.checkpointed + found.again <= 0.5 * found.activations
+
+
+class Living(TorchDispatchMode):
+    """While open, `peak_bytes` is the most that storages made meanwhile have taken at once, after any operation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.known, self.bytes, self.peak_bytes = set[int](), 0, 0
+
+    def __torch_dispatch__(self, function: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        before = {tensor.untyped_storage()._cdata for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)}
+        for storage in (tensor.untyped_storage() for tensor in tree_leaves(made) if isinstance(tensor, Tensor)):
+            if storage._cdata not in before | self.known:
+                self.known.add(storage._cdata)
+                self.bytes += storage.nbytes()
+                weakref.finalize(storage, self.free, storage._cdata, storage.nbytes())
+        self.peak_bytes = max(self.peak_bytes, self.bytes)
+        return made
+
+    def free(self, key: int, size: int) -> None:
+        self.known.remove(key)
+        self.bytes -= size
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_step_on_the_cpu_takes_what_is_estimated(checkpointing: bool) -> None:
+    """Two accumulated batches, so that all gradients are there at the peak: it lies in the backward pass of the second."""
+    side, n = 64, 2
+    unet = UNet2DConditionModel(**SHALLOW).train()
+    if checkpointing:
+        unet.enable_gradient_checkpointing()
+    taps = resolve(SHALLOW, SHALLOW, Plan({path: tuple(range(depth)) for path, depth in depths(SHALLOW).items()}, 0), read("vega").taps)
+    inputs = tree_map(lambda like: torch.randn(n, *like.shape[1:]), empty_input(SHALLOW, side, 20))
+    with Living() as living:
+        for _ in range(2):
+            with collect(unet, [tap.student for tap in taps]) as learned:
+                scale = side // SHALLOW["sample_size"]
+                taught = {tap.teacher: torch.zeros(n, tap.shape[1], scale * tap.shape[2], scale * tap.shape[3]) for tap in taps}
+                (output,) = unet(**inputs, return_dict=False)
+                loss = features(taps, learned, taught, "none") + mse(output, torch.zeros_like(output))
+                del output
+            loss.backward()  # type: ignore[no-untyped-call]  # torch's
+            del loss
+    found = memory(unet, 0, taps, latent_size=side, tokens=20, dtype="float32", ema=False)
+    lasting = found.weights + found.moments  # made before, or by the optimiser
+    assert 0.96 <= (found.together(n, checkpointing=checkpointing) - lasting) / living.peak_bytes <= 1.12
 
 
 def test_memory_adds_up() -> None:
     found = Memory(
-        weights=1, gradients=10, moments=100, average=1000, copies=10**4, teacher=10**5, activations=10**6, checkpointed=10**9, taps=10**7
+        weights=1,
+        gradients=10,
+        moments=100,
+        average=1000,
+        copies=10**4,
+        teacher=10**5,
+        activations=10**6,
+        checkpointed=10**9,
+        again=10**8,
+        taps=10**7,
     )
     assert found.together(3, checkpointing=False) == 33_111_111
-    assert found.together(3, checkpointing=True) == 3_030_111_111
+    assert found.together(3, checkpointing=True) == 3_330_111_111
 
 
 def test_a_step_of_the_full_size_recipe() -> None:
