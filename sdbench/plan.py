@@ -112,10 +112,9 @@ def _unet(spec: ModelSpec) -> dict[str, Any]:
     if spec.source == "random":
         return {}
     try:
-        layout = locate(spec)
+        return read_json(locate(spec).unet_config)
     except UserError:
         return {}
-    return read_json((layout.unet if layout.unet.is_dir() else layout.pipeline / "unet") / "config.json")
 
 
 def _macs_per_s() -> float:

@@ -71,8 +71,7 @@ def _configs(layout: Layout) -> dict[str, Path]:
     for part in parts:
         kept = (path for path in (layout.pipeline / part).glob("*") if path.suffix in (".json", ".txt") and ".index." not in path.name)
         found |= {f"{part}/{path.name}": path for path in kept}
-    unet = layout.unet if layout.unet.is_dir() else layout.pipeline / "unet"
-    return found | {"unet": unet / "config.json"}
+    return found | {"unet": layout.unet_config}
 
 
 def _canonical(path: Path) -> str:

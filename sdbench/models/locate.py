@@ -36,6 +36,11 @@ class Layout:
     checkpoint: Path | None
     lora: Path | None
 
+    @property
+    def unet_config(self) -> Path:
+        """The UNet's configuration: beside its weights, or the pipeline's where those are one file."""
+        return (self.unet if self.unet.is_dir() else self.pipeline / "unet") / "config.json"
+
     def weights(self, *, sixteen_bit: bool) -> dict[str, list[Path]]:
         """Weight files of each part.
 
