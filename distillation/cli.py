@@ -33,9 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = Parser(
-        "distillation", description="Make SSD-1B, Vega and their like from a teacher: cut it, then train what is left."
-    )
+    parser = Parser("distillation", description="Make SSD-1B, Vega and their like from a teacher: cut it, then train what is left.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     data_cli.add(commands)
