@@ -12,6 +12,10 @@ class MissingError(UserError):
     """What a number needs from outside, weights or a reference, is neither here nor reachable; the number is then missing, not failed."""
 
 
+class IncompleteError(UserError):
+    """A model is there, but only a part of a pipeline; another has to lend the rest."""
+
+
 class UndecodableError(UserError):
     """A picture is there, but is none or is damaged; others may be whole."""
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sdbench import baselines, records, suites
-from sdbench.errors import UserError
+from sdbench.errors import IncompleteError, UserError
 from sdbench.models.catalogue import CATALOGUE
 from sdbench.models.spec import ModelSpec, resolve
 from sdbench.policy import Policy
@@ -26,11 +26,13 @@ def find(what: str, results: Path) -> Named:
         return folder
     try:
         return named(what)
+    except IncompleteError as error:
+        raise UserError(
+            f"{error} It is the baseline, and --base is of the candidate: measure it first, `sdbench run --model {what} --base ...`, and name its record."
+        ) from error
     except UserError as error:
         if Path(what).exists():
-            raise UserError(
-                f"{error} It is the baseline, and --base is of the candidate: measure it first, `sdbench run --model {what} --base ...`, and name its record."
-            ) from error
+            raise
         raise UserError(f"{error} Nor is it the name of a baseline: {baselines.described(results)}.") from error
 
 

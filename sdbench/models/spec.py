@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from sdbench.errors import UserError, unknown
+from sdbench.errors import IncompleteError, UserError, unknown
 from sdbench.models.architectures import TOPOLOGIES, Family, architecture_of, depths, depths_of_keys, family_of, ldm_depths, unet_config
 from sdbench.models.catalogue import CATALOGUE, TEACHERS, Source
 from sdbench.models.files import Tensor, bare, kind_of, read_header, read_json
@@ -207,7 +207,7 @@ def _needed(base: ModelSpec | None, path: Path, family: Family, *, ldm: bool = F
     holds = "no configuration and tokenizers" if ldm else "only a UNet"
     example = TEACHERS.get(family)
     advice = f"for example --base {example}" if example else "the pipeline it was made from"
-    raise UserError(f"{path} holds {holds}; name the pipeline that completes it with --base: {advice}")
+    raise IncompleteError(f"{path} holds {holds}; name the pipeline that completes it with --base: {advice}")
 
 
 def _from_hub(repository: str, base: ModelSpec | None, revision: str | None) -> ModelSpec:
