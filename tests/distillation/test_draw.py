@@ -195,7 +195,7 @@ def test_the_command_line_makes_and_shows(prompts: Path, teacher_folder: Path, t
         *(f"  {caption}" for caption in CAPTIONS[:3]),
     ]
     assert main(["data", "show", str(tmp_path / "nothing")]) == 2
-    assert "\ndistillation: nothing to read at " in capsys.readouterr().err
+    assert "distillation: nothing to read at " in capsys.readouterr().err
 
 
 def test_the_command_line_fetches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
