@@ -90,10 +90,11 @@ def run(
         profile: the probes also write what holds the time of each stage.
     """
     from sdbench import run as runner
+    from sdbench.bench import bench
 
     where = places or Places()
     choice: dict[str, Any] = {"only": only, "settings": settings, "profile": profile}
-    return runner.run(specs, runner.bench(suite, device=machine.chosen_device(device), results=where.results, runs=where.runs, **choice))
+    return runner.run(specs, bench(suite, device=machine.chosen_device(device), results=where.results, runs=where.runs, **choice))
 
 
 def score(images: Path, prompts: Path, places: Places | None = None, suite: str = "standard") -> tuple[list[Value], Scores]:
@@ -131,12 +132,12 @@ def record_pictures(images: Path, prompts: Path, name: str, places: Places | Non
         UserError: as `score`, or the name is a model's of the catalogue.
     """
     from sdbench import elsewhere
-    from sdbench import run as runner
+    from sdbench.bench import bench
 
     where, chosen = places or Places(), suites.load(suite)
     if lines(prompts) != tuple(chosen.prompt_list().values()):
         chosen = Overrides(prompts=prompts).apply(chosen)
-    setting = runner.bench(chosen, device=machine.chosen_device(None), results=where.results, runs=where.runs, only="quality")
+    setting = bench(chosen, device=machine.chosen_device(None), results=where.results, runs=where.runs, only="quality")
     return elsewhere.record(images, prompts, name, setting)
 
 
@@ -223,10 +224,11 @@ def _described(model: Any, name: str | None) -> "ModelSpec":
 
 def _run_in_memory(pipeline: Any, spec: "ModelSpec", suite: suites.Suite, where: Places) -> list[Path]:
     from sdbench import run as runner
+    from sdbench.bench import bench
     from sdbench.generate import DTYPES
     from sdbench.models import memory
 
-    setting = runner.bench(suite, device=str(pipeline.unet.device), results=where.results, runs=where.runs, only="quality")
+    setting = bench(suite, device=str(pipeline.unet.device), results=where.results, runs=where.runs, only="quality")
     with memory.lent(pipeline, DTYPES[setting.sampling.dtype]) as guest:
         return runner.run([spec], replace(setting, loaded={spec.name: guest}))
 
@@ -327,15 +329,15 @@ def until_verdict(
     spec: "ModelSpec", suite: suites.Suite, baseline: str, policy: Path | None, places: Places | None = None, device: str | None = None
 ) -> tuple[Path, Report]:
     """Measure a model until it is sure whether it is as good as the baseline => its record, the verdict."""
-    from sdbench import run as runner
+    from sdbench.bench import bench, check_models
     from sdbench.encoders.memory import evaluators
     from sdbench.until import Question, run_until_verdict
 
     where, chosen = places or Places(), _policy(policy)
     chosen.rules(suite.name)  # a policy that weighs nothing here ends the run before it begins
-    runner.check_models([spec], suite)
+    check_models([spec], suite)
     old = _opponent(baseline, suite, where, device)
-    setting = runner.bench(suite, device=machine.chosen_device(device), results=where.results, runs=where.runs)
+    setting = bench(suite, device=machine.chosen_device(device), results=where.results, runs=where.runs)
     with evaluators(setting.device):
         path, report = run_until_verdict(Question(spec, setting, old, chosen, floors.between_runs(records.head(old), where.results)))
     return path, _signed(report, path, old, chosen, baseline)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sdbench.arrays import U8
+from sdbench.bench import Bench, check_captions
 from sdbench.disk import digest
 from sdbench.encoders.memory import evaluators
 from sdbench.errors import UserError
@@ -16,8 +17,8 @@ from sdbench.models.spec import NAME
 from sdbench.probes.driver import Probed
 from sdbench.prompts import lines
 from sdbench.protocols.base import BLOCK, Subject
+from sdbench.recording import record_of, subject_of, to_score
 from sdbench.records import Model
-from sdbench.run import Bench, check_captions, record_of, subject_of, to_score
 from sdbench.scenes.render import SIZE_PX
 from sdbench.store import SUFFIXES, Store, read_images
 from sdbench.suites import Suite

@@ -92,7 +92,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _dry_run(specs: "Sequence[ModelSpec]", suite: "Suite", only: str | None, arguments: argparse.Namespace) -> int:
     """Refuse what the run would refuse, and say what it would make."""
-    from sdbench.run import check_models, check_suite
+    from sdbench.bench import check_models, check_suite
 
     check_models(specs, suite)
     check_suite(suite, only=only, settings=arguments.setting, profile=arguments.profile)

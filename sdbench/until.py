@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from sdbench import looks, run, suites
+from sdbench.bench import Bench, place_of
 from sdbench.compare import Side
 from sdbench.decisions import BetweenRuns
 from sdbench.errors import UserError
@@ -22,8 +23,9 @@ from sdbench.models.spec import ModelSpec
 from sdbench.policy import Policy
 from sdbench.probes.driver import Probed
 from sdbench.protocols.base import Subject
+from sdbench.recording import probes_of, record_of, to_score
 from sdbench.records import Looks, Model, Record, Scores, Value
-from sdbench.run import Bench, Easel
+from sdbench.run import Easel
 from sdbench.score import PROTOCOLS, score
 from sdbench.validation import validated
 from sdbench.verdicts import Report
@@ -115,10 +117,10 @@ class _Candidate:
             content = {**setting.suite.model_dump(), "name": f"{setting.suite.name}-sequential"}
             content["prompts"] = {**setting.suite.prompts.model_dump(), "looked": size}
             setting = replace(setting, suite=validated(suites.Suite, content, "the prompts so far"))
-        return run.record_of(self.model, setting, subject, self.probed, run.scheduler_of(self.easel.spec, setting), course)
+        return record_of(self.model, setting, subject, self.probed, run.scheduler_of(self.easel.spec, setting), course)
 
     def _subject(self, pictures: list[Job]) -> Subject:
-        return run.to_score(self.model, self.question.setting, self.easel.store, pictures)
+        return to_score(self.model, self.question.setting, self.easel.store, pictures)
 
     def _score(self, names: list[str], start: int, stop: int) -> tuple[list[Value], Scores]:
         return score(self._subject(self.todo[start:stop]), names)
@@ -128,7 +130,7 @@ class _Candidate:
         return [jobs[prompt_id] for prompt_id in suites.look_order([*jobs], self.question.setting.sampling.batch)]
 
     def _baseline_drawn(self, size: int) -> bool:
-        store, todo = run.place_of(self.old.record.model, self.question.setting)
+        store, todo = place_of(self.old.record.model, self.question.setting)
         return not store.missing([job.image for job in self._mixed(todo)[:size]])
 
     def _sides(self, size: int, sets: bool) -> tuple[Side, Side] | None:
@@ -167,10 +169,8 @@ class _Candidate:
             rows = self._rows(list(theirs.prompt_ids))
             theirs.columns.update({name: self.old.columns[name][rows] for name in columns if name in self.old.columns})
             return values, [value for name in self.sets if (value := self.old.record.value(name))]
-        store, todo = run.place_of(self.old.record.model, self.question.setting)
-        old_values, old_scores = score(
-            run.to_score(self.old.record.model, self.question.setting, store, self._mixed(todo)[:size]), self.sets
-        )
+        store, todo = place_of(self.old.record.model, self.question.setting)
+        old_values, old_scores = score(to_score(self.old.record.model, self.question.setting, store, self._mixed(todo)[:size]), self.sets)
         theirs.columns.update(old_scores.columns)
         return values, old_values
 
@@ -188,7 +188,7 @@ class _Candidate:
             for name in self.scores
             if name in scores.columns
         ]
-        values = (*means, *more, *run.probes_of(record))
+        values = (*means, *more, *probes_of(record))
         order = sorted(range(n), key=scores.keys.__getitem__)
         columns = {name: column[order] for name, column in scores.columns.items()}
         return Side(record.model_copy(update={"values": values, "n_images": n}), sorted(scores.keys), columns)

@@ -62,7 +62,7 @@ FLOORS = (
     },
     {"protocols"},
     {"generate", "schedulers", "score", "probes"},
-    {"run", "elsewhere", "plan", "profiles", "golden", "known", "doctor", "until"},
+    {"bench", "recording", "run", "elsewhere", "plan", "profiles", "golden", "known", "doctor", "until"},
     {"api"},
     {"cli", "console", "measuring", "gating", "showing", "__main__"},
 )

@@ -14,6 +14,8 @@ from tiny import SIZE_PX
 
 from sdbench import api, elsewhere, leaderboard, records, reference, standings, suites
 from sdbench import run as runner
+from sdbench.bench import Bench, place_of
+from sdbench.bench import bench as prepared
 from sdbench.encoders import clip, scenes
 from sdbench.encoders.catalogue import ENCODERS
 from sdbench.encoders.clip import Clip
@@ -252,8 +254,8 @@ def teacher(made: Path) -> ModelSpec:
     return ModelSpec("scenes-teacher", "scenes", "vega", "folder", str(made))
 
 
-def bench(folder: Path, suite: Suite = SUITE, only: str | None = "quality") -> runner.Bench:
-    return runner.bench(suite, device="cpu", results=folder / "results", runs=folder / "runs", only=only)
+def bench(folder: Path, suite: Suite = SUITE, only: str | None = "quality") -> Bench:
+    return prepared(suite, device="cpu", results=folder / "results", runs=folder / "runs", only=only)
 
 
 def files_of(folder: Path) -> dict[str, int]:
@@ -327,7 +329,7 @@ def test_a_record_from_before_records_said_their_noise_and_scheduler_is_kept(tea
 
 def test_a_card_finds_the_pictures_of_the_card_beside_it(tmp_path: Path) -> None:
     model = Model(name="m", architecture="vega", source="folder:m", weights_digest="w")
-    places = [runner.place_of(model, replace(bench(tmp_path), device=device))[0].folder for device in ("cuda", "cuda:1", "cpu")]
+    places = [place_of(model, replace(bench(tmp_path), device=device))[0].folder for device in ("cuda", "cuda:1", "cpu")]
     assert places[0] == places[1] != places[2]
 
 
@@ -439,7 +441,7 @@ def test_settings_measured_one_after_the_other_come_together_in_one_record(
 
     def run(*settings: str) -> dict[str, float | None]:
         place = {"device": "cpu", "results": tmp_path / "results", "runs": tmp_path / "runs"}
-        (made,) = runner.run([teacher], runner.bench(suite, **place, settings=settings))
+        (made,) = runner.run([teacher], prepared(suite, **place, settings=settings))
         return {value.name: value.value for value in records.read(made)[0].values}
 
     assert run("base") == {p50: 1}
