@@ -116,7 +116,7 @@ def test_only_rounds_that_took_turns_with_each_other_go_by_one_name(bench: Bench
 
 
 def test_each_noise_floor_is_measured_anew_and_a_killed_one_goes_on(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "suites_folder", lambda: bench.suites)
+    monkeypatch.setattr(runner, "find", lambda name: bench.suites / name)
     probes, prompts = Probes(rounds=1, calls=2, warmup=0), Prompts(n=1)
     suite = Suite(name="own", version=1, family="scenes", description="", prompts=prompts, sampling=SAMPLING, probes=probes)
     spec, write = ModelSpec("a", "scenes", "vega", "random", ""), floors.write
