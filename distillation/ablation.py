@@ -23,13 +23,13 @@ from distillation.recipe import Recipe
 from distillation.recipe_tables import Keep, KeepResnets, Stage
 from distillation.sensitivity import F64, most_missed, removal_losses
 from distillation.train import distil
+from sdbench.disk import write_bytes
 from sdbench.errors import unknown
 from sdbench.latents import LatentPool
 from sdbench.models.architectures import depths, unet_config
 from sdbench.scenes.embedded import checked
 from sdbench.scenes.networks import SceneNet
 from sdbench.scenes.training.watch import Watch
-from sdbench.store import write_bytes
 
 Choose = Callable[[str, Sequence[int], int], tuple[int, ...]]
 CAPTIONS = 512

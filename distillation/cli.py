@@ -1,4 +1,4 @@
-"""The `distillation` command: data, plan, prune, run, ablate, sensitivity."""
+"""The `distillation` command: data, plan, prune, run, ablate, sensitivity. Imports wait until a command needs them."""
 
 import argparse
 import os
@@ -7,23 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-import torch
-
 from distillation import data_cli, sensitivity_cli
-from distillation import teacher as teachers
-from distillation.ablation import sweep
-from distillation.comparison import markdown, plot, table
-from distillation.data import Squares
-from distillation.describe import describe
-from distillation.export import Provenance, check_free, export
-from distillation.options import TEACHER, add_device, count, within
-from distillation.pictures import open_pictures
-from distillation.prune import prune
+from distillation.options import TEACHER, add_data, add_device, count, settle_device, within
 from distillation.recipe import Family, Recipe, read
-from distillation.succession import warn_of_others
-from distillation.train import check, distil
+from sdbench.arguments import Parser
 from sdbench.errors import UserError
-from sdbench.processes import sharing
 
 WORK = Path("results/runs/distillation")  # ignored by git
 STUDENTS = Path("results/runs/students")  # likewise
@@ -34,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     if "out" in options and options.out is None:
         options.out = STUDENTS / f"my-{Path(options.recipe).stem}"  # the catalogue has models by the recipes' names
+    settle_device(options)
     try:
         _COMMANDS[options.command](options)
     except UserError as error:
@@ -43,9 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "distillation", description="Make SSD-1B, Vega and their like from a teacher: cut it, then train what is left."
-    )
+    parser = Parser("distillation", description="Make SSD-1B, Vega and their like from a teacher: cut it, then train what is left.")
     commands = parser.add_subparsers(dest="command", required=True)
     data_cli.add(commands)
     sensitivity_cli.add(commands, WORK)
@@ -61,7 +48,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_writing(cut, run)
     _add_training(run, study)
     _add_teachers(cut, run, study)
-    _add_data(run)
+    add_data(
+        run,
+        "captioned pictures to train on: image folder, parquet or webdataset files, or a Hub dataset (default: rendered scenes, which only family scenes can do without)",
+    )
     run.add_argument(
         "--deterministic", action="store_true", help="the same bytes from the same machine on a GPU too, at some cost in speed"
     )
@@ -105,23 +95,17 @@ def _add_teachers(cut: argparse.ArgumentParser, run: argparse.ArgumentParser, st
     run.add_argument("--teacher", action="append", help=f"{TEACHER}; several, in the recipe's order, teach in succession")
 
 
-def _add_data(run: argparse.ArgumentParser) -> None:
-    run.add_argument(
-        "--data",
-        help="captioned pictures to train on: image folder, parquet or webdataset files, or a Hub dataset (default: rendered scenes, which only family scenes can do without)",
-    )
-    run.add_argument("--caption-column", help="column of --data with the captions (default: caption, text or prompt)")
-
-
 def _plan(options: argparse.Namespace) -> None:
-    _say(_described(options, read(options.recipe)))
+    from distillation.describe import describe
 
-
-def _described(options: argparse.Namespace, recipe: Recipe, counts: list[int] | None = None) -> str:
-    return describe(recipe, options.family, counts, tflops=options.tflops, usd_per_hour=options.usd_per_hour)
+    _say(describe(read(options.recipe), options.family, tflops=options.tflops, usd_per_hour=options.usd_per_hour))
 
 
 def _prune(options: argparse.Namespace) -> None:
+    from distillation import teacher as teachers
+    from distillation.export import Provenance, check_free, export
+    from distillation.prune import prune
+
     recipe = read(options.recipe)
     check_free(options.out)
     teacher = teachers.find(teachers.place(options.teacher), recipe)
@@ -130,14 +114,17 @@ def _prune(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    recipe, named = read(options.recipe), options.teacher or [None]
+    import torch
+
+    from distillation import teacher as teachers
+    from distillation.data import open_squares
+    from distillation.train import distil
+    from sdbench.processes import sharing
+    from sdbench.training import most_sharing
+
+    recipe = read(options.recipe)
     if options.dry_run:
-        here = all(Path(name).is_dir() for name in options.teacher) if options.teacher else options.family == "scenes"
-        if here:  # nothing is fetched for this
-            found, _ = check(recipe, options.family, [teachers.place(name) for name in named], options.out, options.steps)
-            warn_of_others(found)
-        check_free(options.out)
-        _say(_described(options, recipe, recipe.stage_steps(options.steps or recipe.settings(options.family).steps)))
+        _say(_dry_run(options, recipe))
         return
     if options.deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # what cuBLAS asks for
@@ -145,18 +132,50 @@ def _run(options: argparse.Namespace) -> None:
         torch.backends.cudnn.benchmark = False
     chosen = {"steps": options.steps, "device": options.device, "unet_only": options.unet_only}
     if options.data:
-        chosen["pictures"] = Squares(open_pictures(options.data, caption_column=options.caption_column), recipe.size_px(options.family))
+        chosen["pictures"] = open_squares(options.data, options.caption_column, recipe.size_px(options.family))
     if options.device == "cuda" and torch.cuda.device_count() > 1 and "WORLD_SIZE" not in os.environ:
-        from sdbench.training import most_sharing
-
         n = most_sharing(recipe.settings(options.family).accumulation, gpus := torch.cuda.device_count())
         sys.stderr.write(f"one of {gpus} GPUs will train; for {n}: torchrun --nproc-per-node {n} $(which distillation) run ...\n")
-    out = distil(recipe, options.family, [teachers.place(name) for name in named], options.work, options.out, **chosen)
+    folders = [teachers.place(name) for name in options.teacher or [None]]
+    out = distil(recipe, options.family, folders, options.work, options.out, **chosen)
     if sharing()[0] == 0:  # of several processes, the one that wrote it
         _say(out)
 
 
+def _dry_run(options: argparse.Namespace, recipe: Recipe) -> str:
+    """What `_run` would do, in words, once all has been checked that can be without fetching a teacher."""
+    from distillation import teacher as teachers
+    from distillation.data import open_squares
+    from distillation.describe import describe
+    from distillation.export import check_free
+    from distillation.succession import warn_of_others
+    from distillation.train import check, check_pictures
+
+    names = options.teacher or [None]
+    steps = options.steps or recipe.settings(options.family).steps
+    check_free(options.out)
+    recipe.pieces(steps, len(names))
+    if all(folders := [teachers.here(name) for name in names]):
+        found, _ = check(recipe, options.family, folders, options.out, steps)
+        warn_of_others(found)
+    pictures = open_squares(options.data, options.caption_column, recipe.size_px(options.family)) if options.data else None
+    check_pictures(options.family, pictures)
+    return describe(
+        recipe,
+        options.family,
+        recipe.stage_steps(steps),
+        teachers=[name or "the embedded teacher" for name in names],
+        n_pictures=len(pictures.captions) if pictures else recipe.scenes.pictures,
+        tflops=options.tflops,
+        usd_per_hour=options.usd_per_hour,
+    )
+
+
 def _ablate(options: argparse.Namespace) -> None:
+    from distillation import teacher as teachers
+    from distillation.ablation import sweep
+    from distillation.comparison import markdown, plot, table
+
     chosen = {"seeds": options.seeds, "steps": options.steps, "device": options.device, "only": options.arm}
     recipe = read(options.recipe)
     outcomes = sweep(recipe, teachers.place(options.teacher), options.work, options.results, **chosen)

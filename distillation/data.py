@@ -1,7 +1,9 @@
 """What a student trains on: captioned pictures, and the batches that are made of their latents and embeddings."""
 
+import bisect
 import hashlib
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from distillation.pictures import Pictures
+from distillation.pictures import Pictures, open_pictures
 from distillation.recipe_tables import Training
 from sdbench.latents import Batch, LatentPool
 from sdbench.scenes.training.pool import Pool, to_pixels
@@ -19,16 +21,19 @@ from sdbench.scenes.training.pool import Pool, to_pixels
 class Squares:
     """Captioned pictures as SDXL trains on them: the shorter side scaled to `size_px`, the square in the middle cut out.
 
-    What was scaled and cut is told to the UNet, as SDXL's micro-conditioning (arXiv 2307.01952, 2.2).
+    What was scaled and cut is told to the UNet, as SDXL's micro-conditioning (arXiv 2307.01952, 2.2). Of several sources, the
+    rows of each follow those of the one before.
     """
 
-    def __init__(self, pictures: Pictures, size_px: int) -> None:
-        self._pictures, self.size_px, self.captions = pictures, size_px, pictures.captions
+    def __init__(self, sources: Sequence[Pictures], size_px: int) -> None:
+        self._sources, self.size_px = sources, size_px
+        self.captions = [caption for source in sources for caption in source.captions]
+        self._ends = list(itertools.accumulate(map(len, sources)))
 
     @property
     def digest(self) -> str:
-        """SHA-256 of captions, pictures and size; all pictures of a local source are read for it, once."""
-        return hashlib.sha256(f"{self._pictures.digest} {self.size_px}".encode()).hexdigest()
+        """SHA-256 of the sources' digests in their order and of the size; all pictures of a local source are read for it, once."""
+        return hashlib.sha256(" ".join([*(source.digest for source in self._sources), str(self.size_px)]).encode()).hexdigest()
 
     def read(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Pictures, N x 3 x H x W in -1..1, and original height and width, crop top and left, target height and width, N x 6.
@@ -36,8 +41,12 @@ class Squares:
         Raises:
             UndecodableError: a picture cannot be decoded.
         """
-        squares, time_ids = zip(*(square(self._pictures.image(int(row)), self.size_px) for row in rows), strict=True)
+        squares, time_ids = zip(*(square(self._image(int(row)), self.size_px) for row in rows), strict=True)
         return to_pixels(np.stack(squares)), torch.tensor(time_ids, dtype=torch.float32)
+
+    def _image(self, row: int) -> Image.Image:
+        source = bisect.bisect_right(self._ends, row)
+        return self._sources[source].image(row - self._ends[source] + len(self._sources[source]))
 
 
 def square(picture: Image.Image, size_px: int) -> tuple[npt.NDArray[np.uint8], tuple[int, ...]]:
@@ -50,9 +59,28 @@ def square(picture: Image.Image, size_px: int) -> tuple[npt.NDArray[np.uint8], t
     return np.asarray(cut, np.uint8), (height, width, top, left, size_px, size_px)
 
 
+def open_squares(sources: Sequence[str], caption_column: str | None, size_px: int) -> Squares:
+    """Squares of the sources that a command line names, each as `open_pictures` reads it.
+
+    Raises:
+        UserError: a source cannot be read.
+    """
+    return Squares([open_pictures(source, caption_column=caption_column) for source in sources], size_px)
+
+
 def scenes(n: int, work: Path) -> Pool:
     """Rendered scenes, drawn under `work` where they are not yet."""
     return Pool(work / "pool", n)
+
+
+def passes(n_pictures: int, steps: int, settings: Training) -> float:
+    """How often a run sees each of its pictures, on average: they are drawn with replacement."""
+    return steps * settings.batch * settings.accumulation / n_pictures
+
+
+def exposure(n_pictures: int, steps: int, settings: Training) -> str:
+    """The same in words."""
+    return f"{n_pictures:,} pictures, each seen {passes(n_pictures, steps, settings):,.1f} times on average"
 
 
 def batches(pool: LatentPool, settings: Training, device: str) -> Callable[[int], Batch]:

@@ -4,17 +4,13 @@ import argparse
 import re
 import sys
 from pathlib import Path
-
-import torch
-from tqdm import tqdm
+from typing import TYPE_CHECKING
 
 from distillation.download import Rules
-from distillation.draw import draw
-from distillation.links import fetch
 from distillation.options import TEACHER, count
-from distillation.pictures import Pictures, open_pictures
-from distillation.teacher import place
-from sdbench.sources import METADATA
+
+if TYPE_CHECKING:
+    from distillation.pictures import Pictures
 
 SHOWN = 5
 
@@ -40,6 +36,9 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 def _add_fetching(command: argparse.ArgumentParser) -> None:
     command.add_argument("--url-column", help="where it is not called url, image_url, link or Attachments")
+    command.add_argument(
+        "--where", type=_where, metavar="COLUMN=VALUE", help="only rows that have this value, such as upscaled=true (default: all)"
+    )
     command.add_argument("--threads", type=count, default=16, help="links at a time (default: %(default)s)")
     command.add_argument("--min-px", type=count, default=Rules.min_px, help="least smaller side of a picture (default: %(default)s)")
     command.add_argument(
@@ -50,17 +49,14 @@ def _add_fetching(command: argparse.ArgumentParser) -> None:
 
 
 def _add_making(command: argparse.ArgumentParser) -> None:
-    gpu = torch.cuda.is_available()
     command.add_argument("--teacher", help=TEACHER)
     command.add_argument("--steps", type=count, default=25, help="default: %(default)s")
     command.add_argument("--guidance", type=float, default=7.5, help="guidance scale (default: %(default)s)")
     command.add_argument("--seed", type=int, default=0, help="of the noise (default: %(default)s)")
     command.add_argument("--size-px", type=count, help="width and height (default: the teacher's own)")
     command.add_argument("--batch", type=count, default=4, help="pictures at a time (default: %(default)s)")
-    command.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16" if gpu else "float32", help="default: %(default)s"
-    )
-    command.add_argument("--device", default="cuda" if gpu else "cpu", help="cpu, cuda or cuda:<index> (default: %(default)s)")
+    command.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: float32 on the CPU, bfloat16 on a GPU")
+    command.add_argument("--device", help="cpu, cuda or cuda:<index> (default: cuda where there is one)")
     command.add_argument(
         "--part", type=_part, default=(1, 1), metavar="K/N", help="only the K-th of N parts, for N commands at a time, such as one a GPU"
     )
@@ -74,6 +70,14 @@ def _part(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
+def _where(text: str) -> tuple[str, str]:
+    """`upscaled=true` => ("upscaled", "true")."""
+    column, equals, value = text.partition("=")
+    if not (column and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} is no COLUMN=VALUE, such as upscaled=true")
+    return column, value
+
+
 def run(options: argparse.Namespace) -> None:
     """Do what the options say; the answer goes to stdout."""
     answer = {"fetch": _fetch, "make": _make, "show": _show}[options.action](options)
@@ -81,27 +85,38 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _fetch(options: argparse.Namespace) -> object:
+    from distillation.links import fetch
+
     rules = Rules(min_px=options.min_px, timeout_s=options.timeout, allow_private=options.allow_private)
-    chosen = {name: getattr(options, name) for name in ("url_column", "caption_column", "n", "threads", "retry_dead")}
+    chosen = {name: getattr(options, name) for name in ("url_column", "caption_column", "where", "n", "threads", "retry_dead")}
     return fetch(options.list, options.out, rules, **chosen)
 
 
 def _make(options: argparse.Namespace) -> object:
+    from distillation.draw import draw
+    from distillation.teacher import place
+    from sdbench.sources import METADATA
+
+    options.dtype = options.dtype or ("float32" if options.device == "cpu" else "bfloat16")
     chosen = {name: getattr(options, name) for name in ("steps", "dtype", "batch", "size_px", "n", "seed", "device", "part")}
     out = draw(options.prompts, place(options.teacher), options.out, guidance_scale=options.guidance, **chosen)
     return out if (out / METADATA[0]).exists() else f"{out}, without metadata.jsonl yet: the other parts are not done"
 
 
 def _show(options: argparse.Namespace) -> object:
+    from distillation.pictures import open_pictures
+
     return describe(open_pictures(options.what, caption_column=options.caption_column))
 
 
-def describe(pictures: Pictures) -> str:
+def describe(pictures: "Pictures") -> str:
     """Name, number, digest, range of sizes and first captions.
 
     Raises:
         UserError: a picture's header cannot be read.
     """
+    from tqdm import tqdm
+
     sizes = [pictures.size(row) for row in tqdm(range(len(pictures)), desc="sizes", unit="image", mininterval=1)]
     width, height, side = ([one[0] for one in sizes], [one[1] for one in sizes], [min(one) for one in sizes])
     ranges = (f"{name} {min(values)}..{max(values)} px" for name, values in (("width", width), ("height", height), ("smaller side", side)))

@@ -13,9 +13,9 @@ from distillation.plan import MIDDLE, Plan
 from distillation.recipe import Recipe
 from distillation.recipe_tables import Keep, Middle, Stage
 from distillation.sensitivity import F64, WHOLE
+from sdbench.disk import write_bytes
 from sdbench.errors import UserError
 from sdbench.models.architectures import TOPOLOGIES, depths, unet_config
-from sdbench.store import write_bytes
 
 SOURCE = "sensitivity of the teacher's output"
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from diffusers import UNet2DConditionModel
 
+from distillation.data import exposure
 from distillation.estimate import H100_TFLOPS, PASSES, SHARES, Memory, count, gpu_hours, memory, step_flops
 from distillation.plan import MIDDLE
 from distillation.prune import on_meta, prune
@@ -16,7 +17,14 @@ from sdbench.training import CHECKPOINTS
 
 
 def describe(
-    recipe: Recipe, family: Family, counts: list[int] | None = None, *, tflops: float | None = None, usd_per_hour: float | None = None
+    recipe: Recipe,
+    family: Family,
+    counts: list[int] | None = None,
+    *,
+    teachers: Sequence[str] = (),
+    n_pictures: int | None = None,
+    tflops: float | None = None,
+    usd_per_hour: float | None = None,
 ) -> str:
     """A recipe in the widths of a family: stages, blocks kept and why, parameters, taps, settings, and what training would take.
 
@@ -24,6 +32,8 @@ def describe(
         recipe: what to describe.
         family: whose widths and settings.
         counts: steps of each stage, where they are not the recipe's own.
+        teachers: names of those of a run, where one is described.
+        n_pictures: that it trains on.
         tflops: 10^12 FLOPs a second that a GPU reaches in training; where not given, an assumption that the text states.
         usd_per_hour: price of a GPU; without it the text has no cost.
     """
@@ -49,7 +59,14 @@ def describe(
     lines.append(
         f"each stage, and each teacher in it, begins with a new AdamW; lr rises for {settings.warmup} steps to {settings.lr:g}, {then}"
     )
-    lines += [f"settings of family {family}:", *(f"  {name} = {_said(value)}" for name, value in settings)]
+    named = {name: value for name, value in settings if not (teachers and name in ("teachers", "data", "pictures"))}
+    lines += [f"settings of family {family}:", *(f"  {name} = {_said(value)}" for name, value in named.items())]
+    if teachers:
+        shares = [1.0] if len(teachers) == 1 else [teaching.share for teaching in recipe.sdxl.teachers]
+        taught = (f"{name} ({share:.0%} of the steps)" for name, share in zip(teachers, shares, strict=True))
+        lines.append(f"this run: teachers {', '.join(taught)}")
+    if n_pictures:
+        lines.append(f"this run: {exposure(n_pictures, sum(counts), settings)}")
     return "\n".join(lines + _estimate(recipe, family, teacher, students, taps, counts, tflops, usd_per_hour))
 
 
@@ -88,7 +105,7 @@ def _estimate(
     of_h100 = f", assumed: {_range(100 * share for share in SHARES)} % of an H100's {H100_TFLOPS:g} for dense bfloat16"
     cost = [f"  cost: {_range(each * usd_per_hour for each in hours)} USD at {usd_per_hour:g} an hour"] if usd_per_hour else []
     return [
-        f"estimate at {size_px} px for each process, one a GPU; nothing was run:",
+        f"estimate at {size_px} px; nothing was run:",
         *_memory(first, recipe.stages[0].name, settings.batch, settings.dtype),
         _disk(teacher.config, first, latent_size, tokens),
         f"  forward pass of a picture: teacher {_gmacs(macs[0])}",
@@ -108,7 +125,7 @@ def _memory(found: Memory, stage: str, batch: int, dtype: str) -> list[str]:
     of = {name: _size(size) for name, size in vars(found).items()}
     together, frugal = (_size(found.together(batch, checkpointing=checkpointing)) for checkpointing in (False, True))
     return [
-        f"  memory of a GPU in stage {stage}, the largest:",
+        f"  memory of each process, one a GPU, in stage {stage}, the largest:",
         f"    student in float32: weights {of['weights']}, gradients {of['gradients']}, AdamW's moments {of['moments']}, EMA {of['average']}",
         f"    in {dtype}: copies of these weights {of['copies']}, the teacher's weights {of['teacher']}",
         f"    activations kept of a picture: {of['activations']}; with gradient checkpointing {of['checkpointed']}; the teacher's taps {of['taps']}",

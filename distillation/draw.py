@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from distillation.export import check_free, versions
 from distillation.teacher import pipeline
+from sdbench.disk import digest, write_bytes
 from sdbench.errors import UserError
 from sdbench.generate import Job, generate, sampler
 from sdbench.models.digest import weights_digest
@@ -21,7 +22,7 @@ from sdbench.models.files import read_json
 from sdbench.models.loading import load
 from sdbench.settings import Sampling
 from sdbench.sources import METADATA
-from sdbench.store import Store, digest, write_bytes
+from sdbench.store import Store
 from sdbench.suites import Noise
 
 MADE = "made.json"

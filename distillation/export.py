@@ -14,6 +14,7 @@ from diffusers import UNet2DConditionModel
 from huggingface_hub import ModelCardData
 from safetensors import SafetensorError
 
+from distillation.data import passes
 from distillation.recipe import Recipe
 from distillation.teacher import Teacher
 from sdbench.errors import UserError
@@ -41,6 +42,8 @@ class Provenance:
         student: its architecture, or the recipe's name where that has none.
         teacher_digest: of all weights of the teacher that it was cut from, as its records give it.
         data_digest: of the pictures and captions that it was trained on; None where it was not.
+        pictures: how many of them could be decoded; None likewise.
+        passes: how often each was seen, on average; None likewise.
         licences: of the teachers, which a student inherits; None for one whose folder names none.
         seed: of the training; None where there was none.
         steps: of all stages; 0 for a student that was only cut.
@@ -53,6 +56,8 @@ class Provenance:
     teacher: str
     teacher_digest: str
     data_digest: str | None
+    pictures: int | None
+    passes: float | None
     licences: list[str | None]
     family: str
     parameters: int
@@ -71,8 +76,10 @@ class Provenance:
         seed: int | None = None,
         stages: list[StageResult] | None = None,
         data_digest: str | None = None,
+        pictures: int | None = None,
     ) -> Self:
         """Note down a student of a recipe, cut from the first of its teachers, with the software that made it."""
+        steps, family = sum(stage.steps for stage in stages or []), teachers[0].spec.family
         return cls(
             recipe=recipe.name,
             recipe_digest=recipe.digest,
@@ -80,11 +87,13 @@ class Provenance:
             teacher=recipe.teacher,
             teacher_digest=teachers[0].digest,
             data_digest=data_digest,
+            pictures=pictures,
+            passes=pictures and passes(pictures, steps, recipe.settings(family)),
             licences=list(dict.fromkeys(teacher.licence for teacher in teachers)),
-            family=teachers[0].spec.family,
+            family=family,
             parameters=sum(parameter.numel() for parameter in student.parameters()),
             seed=seed,
-            steps=sum(stage.steps for stage in stages or []),
+            steps=steps,
             stages=stages or [],
             versions=versions(),
             commit=checkout_state(Path(__file__).resolve().parents[1])[0],
@@ -158,7 +167,10 @@ def card(provenance: Provenance, *, unet_only: bool) -> str:
     """A short model card, in Markdown."""
     licence = provenance.licences[0] if len(provenance.licences) == 1 else "other"
     kind = "UNet2DConditionModel" if unet_only else "StableDiffusionXLPipeline"
-    trained = f"trained for {provenance.steps} steps with layer-level losses (arXiv 2401.02677)" if provenance.steps else "not trained"
+    seen = f" on {provenance.pictures:,} pictures, each seen {provenance.passes:,.1f} times on average," if provenance.pictures else ""
+    trained = (
+        f"trained for {provenance.steps} steps{seen} with layer-level losses (arXiv 2401.02677)" if provenance.steps else "not trained"
+    )
     owner = "the teacher's" if len(provenance.licences) == 1 else "those of the teachers"
     stages = [
         f"- stage `{stage.name}`, {stage.steps} steps: {', '.join(f'{name} loss {value:.4g}' for name, value in stage.losses.items())}"

@@ -17,9 +17,9 @@ from tqdm import tqdm
 from distillation.download import Link, Rules, download
 from distillation.export import check_free
 from distillation.pictures import CAPTIONS, open_pictures
+from sdbench.disk import write_bytes
 from sdbench.errors import UserError
-from sdbench.sources import METADATA, read_table, texts
-from sdbench.store import write_bytes
+from sdbench.sources import METADATA, Table, read_table, texts
 
 URLS = ("url", "image_url", "link", "attachments")  # the last in lists taken from Discord, as Vega's Midjourney set
 BOOK = "links.jsonl"
@@ -67,6 +67,7 @@ def fetch(
     *,
     url_column: str | None = None,
     caption_column: str | None = None,
+    where: tuple[str, str] | None = None,
     n: int | None = None,
     threads: int = 16,
     retry_dead: bool = False,
@@ -79,14 +80,18 @@ def fetch(
         rules: what is fetched.
         url_column: where it is not called by one of `URLS`.
         caption_column: where it is not called by one of `pictures.CAPTIONS`.
-        n: only the first rows of the list.
+        where: only rows whose column has this value, as in `Table.where`.
+        n: only the first rows of the list, or of those.
         threads: links at a time.
         retry_dead: try again what was dead in an earlier run.
 
     Raises:
-        UserError: the list cannot be read or its columns are not clear, `out` is taken, or no link leads to a picture.
+        UserError: the list cannot be read or its columns are not clear, `out` is taken, also by another list, or no link leads to a picture.
     """
-    rows = list(_rows(what, url_column, caption_column, n))
+    table = read_table(what)
+    column = table.column(url_column, URLS, "--url-column")
+    _check_list(table, column, out)
+    rows = list(_rows(table.where(*where) if where else table, column, caption_column, n))
     captions: dict[str, str] = {}
     for url, caption in rows:
         if url and caption:
@@ -113,10 +118,20 @@ def fetch(
     )
 
 
-def _rows(what: str, url_column: str | None, caption_column: str | None, n: int | None) -> Iterator[tuple[str, str]]:
+def _check_list(table: Table, column: str, out: Path) -> None:
+    """Make sure that a folder's links are all in the list: pictures of another one would leave its metadata, and so the training, unsaid."""
+    if known := {link.url for link in _recall(out / BOOK)}:
+        strange = known.difference((url or "").strip() for url in texts(table, column))
+        if strange:
+            raise UserError(
+                f"{out} holds another list's pictures: {len(strange):,} of its links, such as {min(strange)}, are not in {table.name}. "
+                "Name another folder with --out; `distillation run` takes --data several times"
+            )
+
+
+def _rows(table: Table, url_column: str, caption_column: str | None, n: int | None) -> Iterator[tuple[str, str]]:
     """Link and caption of each row, "" where there is none."""
-    table = read_table(what)
-    columns = table.column(url_column, URLS, "--url-column"), table.column(caption_column, CAPTIONS, "--caption-column")
+    columns = url_column, table.column(caption_column, CAPTIONS, "--caption-column")
     for url, caption in zip(*(texts(table, column, n) for column in columns), strict=True):
         yield (url or "").strip(), (caption or "").strip()
 

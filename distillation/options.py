@@ -4,8 +4,6 @@ import argparse
 import math
 from collections.abc import Callable
 
-import torch
-
 TEACHER = "folder of a whole pipeline, a name such as sdxl, or owner/name on the Hub (default: the embedded teacher)"
 
 
@@ -28,8 +26,20 @@ def within(kind: type[int] | type[float], least: float, most: float = math.inf) 
 count = within(int, 1)
 
 
+def add_data(command: argparse.ArgumentParser, help_text: str) -> None:
+    """Add `--data` and `--caption-column`."""
+    command.add_argument("--data", action="append", help=f"{help_text}; may be given again: the sources follow each other")
+    command.add_argument("--caption-column", help="column of --data with the captions (default: caption, text, prompt or clean_prompts)")
+
+
 def add_device(command: argparse.ArgumentParser) -> None:
     """Add `--device`."""
-    command.add_argument(
-        "--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s"
-    )
+    command.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+
+
+def settle_device(options: argparse.Namespace) -> None:
+    """Where a command has a `--device` that was not given, take the GPU, if there is one."""
+    if "device" in options and options.device is None:
+        import torch
+
+        options.device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -19,9 +19,9 @@ from datasets import Dataset
 from PIL import ExifTags, Image, ImageOps
 from tqdm import tqdm
 
+from sdbench.disk import write_bytes
 from sdbench.errors import UndecodableError, UserError
 from sdbench.sources import Table, read_table, stream, texts
-from sdbench.store import write_bytes
 from sdbench.weights import user_cache
 
 CAPTIONS = ("caption", "text", "prompt", "clean_prompts", "txt")  # Vega's Midjourney set's; what a tar's text files are called

@@ -21,10 +21,10 @@ from tqdm import tqdm
 from distillation.losses import mse
 from distillation.plan import MIDDLE
 from distillation.teacher import Teacher
+from sdbench.disk import write_bytes
 from sdbench.errors import UserError
 from sdbench.latents import Batch, Captioned, LatentPool, noisy, predict
 from sdbench.models.architectures import depths
-from sdbench.store import write_bytes
 
 F64 = npt.NDArray[np.float64]
 WHOLE = "mid_block"  # stands for the middle's attention and second resnet together

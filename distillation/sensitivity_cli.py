@@ -3,27 +3,22 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from distillation import budget, derive
-from distillation import teacher as teachers
-from distillation.data import Squares, scenes
-from distillation.figure import draw
-from distillation.options import TEACHER, add_device, count, within
-from distillation.pictures import open_pictures
+from distillation.options import TEACHER, add_data, add_device, count, within
 from distillation.recipe import Recipe, read
-from distillation.sensitivity import Settings, batches_of, measured, precision, ranked
 from sdbench.errors import UserError
-from sdbench.latents import Captioned
 
-PAIR = Settings(bins=1, batches=2, pictures=2)  # guidance calls the UNet with two halves
+if TYPE_CHECKING:
+    from distillation.teacher import Teacher
+    from sdbench.latents import Captioned
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", work: Path) -> None:
     """Add the command and its options."""
     command = commands.add_parser("sensitivity", help="measure which transformer blocks a teacher misses most, and derive what to cut")
     command.add_argument("--teacher", help=TEACHER)
-    command.add_argument("--data", help="captioned pictures to measure on (default: rendered scenes, for a teacher of that family)")
-    command.add_argument("--caption-column", help="column of --data with the captions (default: caption, text or prompt)")
+    add_data(command, "captioned pictures to measure on (default: rendered scenes, for a teacher of that family)")
     command.add_argument("--bins", type=within(int, 1, 1000), default=10, help="equal parts of the timesteps (default: %(default)s)")
     command.add_argument("--batches", type=within(int, 2, 10_000), default=4, help="of each bin (default: %(default)s)")
     command.add_argument("--pictures", type=count, default=8, help="of each batch (default: %(default)s)")
@@ -42,19 +37,25 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", work: P
 
 def run(options: argparse.Namespace) -> None:
     """Measure, show, and derive a plan where there is a budget; the answer goes to stdout."""
+    from distillation import budget, derive
+    from distillation import teacher as teachers
+    from distillation.figure import draw
+    from distillation.sensitivity import Settings, batches_of, measured, precision, ranked
+
+    pair_of_halves = Settings(bins=1, batches=2, pictures=2)  # guidance calls the UNet with two halves
     like, target = read(options.like), options.write_recipe
     if target:
         derive.check_target(target, budget=bool(options.parameters or options.latency))
     teacher = teachers.at(teachers.place(options.teacher))
     name = Path(options.teacher).resolve().name if options.teacher else "scenes-teacher"
     settings = Settings(bins=options.bins, batches=options.batches, pictures=options.pictures)
-    pictures = _pictures(options, teacher, like, max(settings.n, PAIR.n))
+    pictures = _pictures(options, teacher, like, max(settings.n, pair_of_halves.n))
     found = measured(teacher, name, settings, pictures, options.work, options.results, options.device)
     draw(found, options.results / "sensitivity" / f"{name}.png")
     counts = budget.parameters(teacher.config)
     _say(ranked(found, counts.shares))
     if options.latency:
-        (pair, _), scheduler = batches_of(teacher, PAIR, pictures, options.work, options.device)
+        (pair, _), scheduler = batches_of(teacher, pair_of_halves, pictures, options.work, options.device)
         cost, share = budget.times(teacher.unet(precision(teacher), options.device), pair, scheduler), options.latency
     elif options.parameters:
         cost, share = counts, options.parameters
@@ -69,10 +70,12 @@ def run(options: argparse.Namespace) -> None:
         _say(f"\n{target}")
 
 
-def _pictures(options: argparse.Namespace, teacher: teachers.Teacher, like: Recipe, n: int) -> Captioned:
+def _pictures(options: argparse.Namespace, teacher: "Teacher", like: Recipe, n: int) -> "Captioned":
+    from distillation.data import open_squares, scenes
+
     if options.data:
         size_px = like.size_px("scenes" if teacher.spec.family == "scenes" else "sdxl")
-        return Squares(open_pictures(options.data, caption_column=options.caption_column), size_px)
+        return open_squares(options.data, options.caption_column, size_px)
     if teacher.spec.family != "scenes":
         raise UserError(f"the teacher in {teacher.folder} is of family {teacher.spec.family!r}; name pictures to measure it on with --data")
     return scenes(n, options.work)

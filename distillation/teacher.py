@@ -16,7 +16,7 @@ from sdbench.models.files import read_headers, read_json, weight_files
 from sdbench.models.loading import load_unet
 from sdbench.models.locate import locate
 from sdbench.models.spec import ModelSpec, resolve
-from sdbench.pipelines import fetch
+from sdbench.pipelines import fetch, fetch_card, is_cached
 from sdbench.scenes.embedded import WEIGHTS
 
 EMBEDDED = WEIGHTS / "pipeline"
@@ -47,8 +47,8 @@ class Teacher:
 
     @cached_property
     def digest(self) -> str:
-        """Of all its weights, as records give it; gigabytes are read for it, once."""
-        return str(weights_digest(self.spec, dtype=self.dtype))
+        """Of all its weights, of two copies those of 32 bits, as records of float32 runs give it; gigabytes are read for it, once."""
+        return str(weights_digest(self.spec, dtype="float32"))
 
     @property
     def config(self) -> Config:
@@ -62,7 +62,7 @@ class Teacher:
         return {key: config.get(key, default) for key, default in _NOISE.items()}
 
     def unet(self, dtype: str, device: str) -> UNet2DConditionModel:
-        """Its UNet, frozen; tensors are checked on the way. As stored and on the CPU, it takes no memory of its own.
+        """Its UNet, frozen, of two copies that of 32 bits; tensors are checked on the way. As stored and on the CPU, it takes no memory of its own.
 
         Raises:
             UserError: weights are missing, damaged or not finite, or the device is not there.
@@ -79,13 +79,31 @@ def place(what: str | None) -> Path:
     Raises:
         UserError: there is no such pipeline, or the Hub cannot be reached.
     """
+    if isinstance(found := _named(what), Path):
+        return found
+    fetch(found, dtype="float32")
+    fetch_card(found)
+    return locate(found).pipeline
+
+
+def here(what: str | None) -> Path | None:
+    """The folder that `place` gives, or None where it would fetch it.
+
+    Raises:
+        UserError: there is no such pipeline.
+    """
+    if isinstance(found := _named(what), Path):
+        return found
+    return locate(found).pipeline if is_cached(found, dtype="float32") else None
+
+
+def _named(what: str | None) -> Path | ModelSpec:
     if what is None or Path(what).is_dir():
         return EMBEDDED if what is None else Path(what)
     spec = resolve(what)
     if spec.base is not None or spec.source not in ("hub", "embedded"):
         raise UserError(f"{what!r} is no whole pipeline in diffusers layout; name a folder, 'sdxl', or owner/name on the Hub")
-    fetch(spec, dtype="float32")
-    return locate(spec).pipeline
+    return spec
 
 
 def pipeline(folder: Path) -> ModelSpec:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from distillation import teacher as teachers
-from distillation.data import batches, scenes
+from distillation.data import batches, exposure, scenes
 from distillation.export import Provenance, StageResult, check_free, export
 from distillation.look import Look
 from distillation.losses import task_weights, terms
@@ -33,6 +33,7 @@ from distillation.recipe import Family, Piece, Recipe
 from distillation.recipe_tables import Training
 from distillation.succession import warn_of_others
 from distillation.taps import Tap, collect, resolve
+from sdbench.disk import digest, write_bytes
 from sdbench.errors import UserError
 from sdbench.latents import Batch, Captioned, LatentPool, noisy, predict, target
 from sdbench.probes.room import is_out_of_memory
@@ -40,7 +41,6 @@ from sdbench.processes import from_main
 from sdbench.scenes.embedded import checked
 from sdbench.scenes.networks import SceneNet
 from sdbench.scenes.training.watch import Watch
-from sdbench.store import digest, write_bytes
 from sdbench.training import Schedule, check_shares, fit, written
 from sdbench.training import Watch as Watching
 
@@ -94,10 +94,7 @@ def distil(
     """
     settings = recipe.settings(family)
     found, pieces = check(recipe, family, teacher_folders, out, steps)
-    if family == "sdxl" and pictures is None:
-        raise UserError(
-            "family 'sdxl' needs pictures to train on; name them with --data: `distillation data make` draws some with the teacher"
-        )
+    check_pictures(family, pictures)
     accelerator = accelerator_on(device, settings.dtype)
     check_shares(settings.accumulation, accelerator.num_processes)  # before hours of encoding
     if accelerator.is_main_process:
@@ -105,6 +102,10 @@ def distil(
     place = str(accelerator.device)
     with accelerator.main_process_first():  # the others find what it drew
         source = scenes(recipe.scenes.pictures, work) if pictures is None else pictures
+    if accelerator.is_main_process:
+        tqdm.write(f"training on {exposure(len(source.captions), pieces[-1].end, settings)}", file=sys.stderr)
+        for teacher in found:
+            tqdm.write(f"taught by the {teacher.dtype} weights in {teacher.folder}", file=sys.stderr)
     pool = LatentPool(teacher_folders[0], source, work / "latents", place)
     watch: Watching
     if family == "scenes":
@@ -129,7 +130,7 @@ def distil(
             StageResult(recipe.stages[piece.stage].name, digests[piece.teacher], piece.end - piece.start, _losses(folder))
             for piece, folder in zip(pieces, folders, strict=True)
         ]
-        provenance = Provenance.of(recipe, found, student, settings.seed, results, data_digest)
+        provenance = Provenance.of(recipe, found, student, settings.seed, results, data_digest, len(pool))
         logs = {folder.name: folder / "log.jsonl" for folder in folders}
         export(student, out, found[0], provenance, logs=logs, unet_only=unet_only)
     return out
@@ -203,6 +204,18 @@ def check(
     for plan in recipe.plans:
         resolve(student_config(found[0].config, plan), found[0].config, plan, recipe.taps)
     return found, recipe.pieces(steps or recipe.settings(family).steps, len(found))
+
+
+def check_pictures(family: Family, pictures: Captioned | None) -> None:
+    """See that there is something to train on.
+
+    Raises:
+        UserError: there is nothing.
+    """
+    if family == "sdxl" and pictures is None:
+        raise UserError(
+            "family 'sdxl' needs pictures to train on; name them with --data: `distillation data make` draws some with the teacher"
+        )
 
 
 def teach(

@@ -14,7 +14,7 @@ from sdbench.policy import Policy
 from sdbench.policy import load as load_policy
 from sdbench.records import Record, Scores, Value
 from sdbench.validation import validated
-from sdbench.verdicts import Report
+from sdbench.verdicts import Inputs, Report
 
 if TYPE_CHECKING:
     from sdbench.models.spec import ModelSpec
@@ -33,10 +33,16 @@ class Overrides:
     """Settings of a suite that a run may change; such a suite is named `<name>-custom`, so its rows stay apart.
 
     Attributes:
+        timesteps: by default of `steps`, as many as there are of them.
         n: number of prompts.
     """
 
     steps: int | None = None
+    guidance_scale: float | None = None
+    scheduler: str | None = None
+    timestep_spacing: str | None = None
+    timesteps: Sequence[int] | None = None
+    eta: float | None = None
     size_px: int | None = None
     batch: int | None = None
     dtype: str | None = None
@@ -48,6 +54,7 @@ class Overrides:
         if not changed or suite.sampling is None or suite.prompts is None:
             return suite
         n = changed.pop("n", None)
+        changed = {"steps": len(self.timesteps), **changed} if self.timesteps else changed
         sampling = {**suite.sampling.model_dump(), **changed}
         prompts = {**suite.prompts.model_dump(), **({} if n is None else {"n": n, "digest": None})}
         content = {**suite.model_dump(), "name": f"{suite.name}-custom", "sampling": sampling, "prompts": prompts}
@@ -96,8 +103,7 @@ def score(images: Path, prompts: Path, places: Places | None = None, suite: str 
 
     chosen = suites.load(suite)
     subject = elsewhere.subject(images, prompts, chosen, (places or Places()).runs)
-    metrics = chosen.metrics.get(chosen.family or "sdxl", ())
-    return scored(subject, [name for name in metrics if not PROTOCOLS[name].against_teacher])
+    return scored(subject, [name for name in chosen.own_metrics if not PROTOCOLS[name].against_teacher])
 
 
 @dataclass(frozen=True)
@@ -169,7 +175,7 @@ def evaluate(
     if old is None:
         return Evaluation(folder, record, scores, None)
     policy, skipped = _without_probes(record, policy) if only == "quality" else (policy, [])
-    report = _judged(folder, old, policy, where)
+    report = _judged(folder, old, policy, where, str(baseline))
     notes = (f"not measured, so not weighed: {', '.join(skipped)}",) if skipped else ()
     return Evaluation(folder, record, scores, replace(report, notes=(*report.notes, *notes)))
 
@@ -208,19 +214,46 @@ def _without_probes(record: Record, policy: Policy) -> tuple[Policy, list[str]]:
     return policy.model_copy(update={"suites": {record.suite.name: kept}}), skipped
 
 
-def compare(candidate: str, baseline: str, policy: Path | None, places: Places | None = None, suite: str | None = None) -> Report:
+def compare(
+    candidate: str,
+    baseline: str,
+    policy: Path | None,
+    places: Places | None = None,
+    suite: str | None = None,
+    *,
+    base: str | None = None,
+    lora: str | None = None,
+    name: str | None = None,
+    device: str | None = None,
+) -> Report:
     """Gate a candidate against a baseline, each a record folder, a catalogue name or a checkpoint; what has no record is run.
 
     The baseline may also be one of the names in `baselines.toml`, which comes before all else.
+
+    Args:
+        suite: name or path of the suite to run where a record is missing; by default the baseline's.
+        base, lora, name: of a candidate that is run, as of `sdbench run`.
+        device: for what is run.
+
+    Raises:
+        UserError: bad input, as from the command line.
     """
     where, chosen = places or Places(), _policy(policy)
     given = suites.load(suite) if suite else None
-    new, old = sides.pair(candidate, baseline, given, chosen, where.results, lambda specs, suite: run(specs, suite, where))
-    return _judged(new, old, chosen, where)
+    theirs = sides.find(baseline, where.results)
+    ours = sides.named(candidate, base=base, lora=lora, name=name)
+    new, old = sides.pair(ours, theirs, given, chosen, where.results, lambda specs, suite: run(specs, suite, where, device=device))
+    return _judged(new, old, chosen, where, baseline)
 
 
-def _judged(new: Path, old: Path, policy: Policy, where: Places) -> Report:
-    return gate(new, old, policy, floors.between_runs(records.head(old), where.results))
+def _judged(new: Path, old: Path, policy: Policy, where: Places, asked: str) -> Report:
+    return _signed(gate(new, old, policy, floors.between_runs(records.head(old), where.results)), new, old, policy, asked)
+
+
+def _signed(report: Report, new: Path, old: Path, policy: Policy, asked: str) -> Report:
+    """The report, which says what it is of."""
+    suite = records.head(old).suite
+    return replace(report, inputs=Inputs(str(new), str(old), asked, suite.text, policy.name, policy.alpha))
 
 
 def report(places: Places | None = None, out: Path | None = None, policy: Path | None = None) -> list[Path]:
@@ -267,7 +300,8 @@ def until_verdict(
     old = _opponent(baseline, suite, where, device)
     setting = runner.bench(suite, device=machine.chosen_device(device), results=where.results, runs=where.runs)
     with evaluators(setting.device):
-        return run_until_verdict(Question(spec, setting, old, chosen, floors.between_runs(records.head(old), where.results)))
+        path, report = run_until_verdict(Question(spec, setting, old, chosen, floors.between_runs(records.head(old), where.results)))
+    return path, _signed(report, path, old, chosen, baseline)
 
 
 def noise(
@@ -285,7 +319,7 @@ def noise(
     where, found = places or Places(), []
     numbers = [suite.noise.seed + index for index in range(seeds)]
     for seed in numbers:
-        seeded = suite.model_copy(update={"noise": suite.noise.model_copy(update={"seed": seed})})
+        seeded = suite.model_copy(update={"noise": suite.noise.model_copy(update={"seed": seed}), "teacher": None})  # who drew other noise
         folder = where.runs / "noise" / str(seed)  # probes are kept by what they measure: each run needs a place of its own
         (record,) = run([spec], seeded, Places(folder / "records", folder), device=device, only=only)
         found.append(Side.read(record))
@@ -297,7 +331,7 @@ def noise(
 
 
 def _policy(path: Path | None) -> Policy:
-    return load_policy(path or suites.suites_folder() / "gate.toml")
+    return load_policy(path or suites.find(suites.POLICY))
 
 
 def _opponent(baseline: str, suite: suites.Suite, where: Places, device: str | None, only: str | None = None) -> Path:

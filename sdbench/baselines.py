@@ -12,6 +12,7 @@ import tomli_w
 from pydantic import TypeAdapter
 
 from sdbench import records
+from sdbench.disk import write_bytes
 from sdbench.errors import UserError
 from sdbench.validation import Table
 
@@ -63,14 +64,22 @@ def find(name: str, results: Path) -> Path | None:
     return folder
 
 
+def described(results: Path) -> str:
+    """The names that there are, for messages."""
+    known = read(results)
+    return (
+        f"{_path(results)} has {', '.join(known)}"
+        if known
+        else f"there is no {_path(results)}; name the folder that it is in with --results"
+    )
+
+
 def set_baseline(name: str, folder: Path, why: str, results: Path) -> Move:
     """Let a name stand for a record from now on.
 
     Raises:
         UserError: no such record under `results`, no reason, or a name that reads like a path or flag.
     """
-    from sdbench.store import write_bytes  # brings the picture libraries, which a gate has no use for
-
     if not _NAME.fullmatch(name):
         raise UserError(f"{name!r} is no name for a baseline; take letters, digits, '.', '_' and '-', such as 'production'")
     if not why.strip():

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sdbench import gating, measuring, showing
-from sdbench.console import Command, give, runs, say
+from sdbench.arguments import Parser
+from sdbench.console import Command, add_common, give, runs, say
 from sdbench.errors import UserError
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -41,17 +42,13 @@ def _interrupt(*_: object) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
-    top = argparse.ArgumentParser(
-        prog="sdbench", description="Measure SDXL and its distilled students, rank them, and gate new checkpoints."
-    )
+    top = Parser(prog="sdbench", description="Measure SDXL and its distilled students, rank them, and gate new checkpoints.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, command: Command, help_text: str) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=help_text, description=help_text)
         made.set_defaults(command=command)
-        made.add_argument("--json", action="store_true", help="answer as JSON on stdout")
-        made.add_argument("--results", type=Path, default=Path("results"), help="folder of records (default: results)")
-        made.add_argument("--runs", type=Path, help="folder of pictures and features (default: RESULTS/runs)")
+        add_common(made)
         return made
 
     measuring.add_commands(add)
@@ -110,7 +107,12 @@ def _models(arguments: argparse.Namespace) -> int:
 def _suites(arguments: argparse.Namespace) -> int:
     from sdbench import suites
 
-    found = [suites.load(name) for name in suites.names()]
+    found = []
+    for name in suites.names():
+        try:
+            found.append(suites.load(name))
+        except UserError as error:  # ./suites may hold another program's files
+            say(f"not a suite: {error}")
     if arguments.json:
         give([suite.model_dump() for suite in found])
         return 0

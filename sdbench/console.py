@@ -24,6 +24,24 @@ def give(content: Any) -> None:
     print(json.dumps(content, indent=1, default=str), flush=True)
 
 
+def add_completion(command: argparse.ArgumentParser) -> None:
+    """Options that say more of a model which one word does not name whole."""
+    command.add_argument("--base", help="pipeline that completes a bare UNet")
+    command.add_argument("--lora", help="LoRA file, folder or Hub name to fuse")
+    command.add_argument("--name", help="what tables call the model")
+
+
+def add_common(command: argparse.ArgumentParser, *, again: bool = False) -> None:
+    """Options of all commands; `again` of an action, which may be given them before its name or behind it."""
+
+    def default(value: Any) -> Any:
+        return argparse.SUPPRESS if again else value
+
+    command.add_argument("--json", action="store_true", default=default(False), help="answer as JSON on stdout")
+    command.add_argument("--results", type=Path, default=default(Path("results")), help="folder of records (default: results)")
+    command.add_argument("--runs", type=Path, default=default(None), help="folder of pictures and features (default: RESULTS/runs)")
+
+
 def runs(arguments: argparse.Namespace) -> Path:
     """The folder of pictures and features: within that of results, where no other is named."""
     named: Path | None = arguments.runs

@@ -1,10 +1,12 @@
 """Pictures made elsewhere, and their prompts: checked, and kept like one's own, so that every metric takes them alike."""
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from sdbench.disk import digest
 from sdbench.errors import UserError
 from sdbench.generate import Job
 from sdbench.prompts import lines
@@ -12,7 +14,7 @@ from sdbench.protocols.base import BLOCK, Subject
 from sdbench.run import subject_of
 from sdbench.scenes.grammar import parse
 from sdbench.scenes.render import SIZE_PX
-from sdbench.store import SUFFIXES, U8, Store, digest, read_images
+from sdbench.store import SUFFIXES, U8, Store, read_images
 from sdbench.suites import Suite
 
 
@@ -20,7 +22,7 @@ def subject(images: Path, prompts: Path, suite: Suite, runs: Path) -> Subject:
     """The pictures of a folder, in the order of their names, under the lines of a text file, to be scored by a suite.
 
     Raises:
-        UserError: their numbers differ, one of the files cannot be read, or the suite's family has no such pictures.
+        UserError: their numbers differ, one of the files cannot be read, their names have two orders, or the suite's family has no such pictures.
     """
     if not images.is_dir() or not prompts.exists() or prompts.is_dir():
         raise UserError(
@@ -28,7 +30,7 @@ def subject(images: Path, prompts: Path, suite: Suite, runs: Path) -> Subject:
         )
     if suite.family is None:
         raise UserError(f"suite {suite.name!r} is a part, of no family; score by one that includes it, such as 'standard' or 'quality'")
-    paths, texts = sorted(path for path in images.iterdir() if path.suffix.lower() in SUFFIXES), lines(prompts)
+    paths, texts = _in_order(path for path in images.iterdir() if path.suffix.lower() in SUFFIXES), lines(prompts)
     if not paths or len(paths) != len(texts):
         raise UserError(
             f"{images} holds {len(paths)} pictures and {prompts} {len(texts)} prompts; there must be a prompt for each picture, in the order of the file names"
@@ -47,6 +49,24 @@ def kept(pictures: Iterable[U8], prompts: Sequence[str], runs: Path) -> Subject:
             store.put(name, picture)
         todo.append(Job(f"{row:05d}", 0, prompt, name))
     return subject_of(store, todo, runs)
+
+
+def _in_order(paths: Iterable[Path]) -> list[Path]:
+    """Pictures by their names, where those have one order: as text `10.png` comes before `2.png`."""
+    by_text = sorted(paths)
+    by_number = sorted(by_text, key=_numbered)
+    for text, number in zip(by_text, by_number, strict=True):
+        if text != number:
+            raise UserError(
+                f"{text.parent}: {text.name} comes before {number.name} as text and after it by number, so that it is not clear which prompt each is of; "
+                "give their numbers as many digits, as in 00002.png"
+            )
+    return by_text
+
+
+def _numbered(path: Path) -> list[str | int]:
+    """A name as text and numbers in turn."""
+    return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"([0-9]+)", path.name))]
 
 
 def _read(paths: Sequence[Path]) -> Iterator[U8]:

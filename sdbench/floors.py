@@ -20,6 +20,7 @@ from pydantic import Field
 from sdbench import compare, records
 from sdbench.compare import Side
 from sdbench.decisions import BetweenRuns
+from sdbench.disk import write_bytes
 from sdbench.errors import UserError
 from sdbench.records import Record, SuiteId
 from sdbench.validation import Table
@@ -61,7 +62,8 @@ class Floor(Table):
 def of(sides: Sequence[Side], seeds: Sequence[int], suite: SuiteId) -> Floor:
     """The floor of runs of one model under a suite with other noise each time; a metric that any of them lacks has none.
 
-    Neither have counts, and conditions that are neither good nor bad: no policy weighs those, and a drift has no logarithm.
+    Neither have counts, and conditions that are neither good nor bad, which no policy weighs; a set metric without influences, whose
+    differences have no error; and a probe at 0, which has no logarithm.
 
     Raises:
         UserError: fewer than 2 runs.
@@ -80,18 +82,15 @@ def of(sides: Sequence[Side], seeds: Sequence[int], suite: SuiteId) -> Floor:
         seeds=tuple(seeds),
         n=first.n_images,
         created=records.now(),
-        metrics={name: _spread(name, sides) for name in names},
+        metrics={name: spread for name in names if (spread := _spread(name, sides))},
     )
 
 
 def write(floor: Floor, results: Path) -> Path:
     """Save under `results`, in place of an older one => its path."""
-    from sdbench.store import write_bytes  # brings the picture libraries, which a gate has no use for
-
     machine = hashlib.sha256(floor.machine_class.encode()).hexdigest()[:8]
     path = _folder(floor.family, floor.suite, results) / f"{floor.model}-{machine}.toml"
-    write_bytes(path, tomli_w.dumps(floor.model_dump(exclude_none=True)).encode())
-    return path
+    return write_bytes(path, tomli_w.dumps(floor.model_dump(exclude_none=True)).encode())
 
 
 def read(path: Path) -> Floor:
@@ -130,12 +129,17 @@ def _ok(record: Record, name: str) -> bool:
     return value is not None and value.state == "ok"
 
 
-def _spread(name: str, sides: Sequence[Side]) -> Spread:
+def _spread(name: str, sides: Sequence[Side]) -> Spread | None:
     found = [value for side in sides if (value := side.record.value(name)) and value.value is not None]
     values = [value.value for value in found if value.value is not None]
     if found[0].kind == "probe":
+        if min(values) <= 0:
+            return None
         noise = math.sqrt(2) * float(np.log(values).std(ddof=1))
     else:
-        errors = [compare.paired(found[i], found[j], sides[i], sides[j], 0.95) for i, j in itertools.combinations(range(len(sides)), 2)]
-        noise = math.sqrt(float(np.mean([error.standard_error**2 for error in errors if not isinstance(error, compare.Obstacle)])))
+        pairs = [compare.paired(found[i], found[j], sides[i], sides[j], 0.95) for i, j in itertools.combinations(range(len(sides)), 2)]
+        errors = [pair.standard_error for pair in pairs if not isinstance(pair, compare.Obstacle)]
+        if len(errors) < len(pairs):
+            return None
+        noise = math.sqrt(float(np.mean(np.square(errors))))
     return Spread(noise=noise, values=tuple(values), unit=found[0].unit)

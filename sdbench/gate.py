@@ -48,7 +48,7 @@ def judge(
         nominal: the level at which this one of several looks may test scores, from the level that all looks may spend.
         untested: metrics that only a later look tests; a "regressed" must survive Holm's correction for these too.
     """
-    names = _label(new.record), _label(old.record)
+    names = new.record.model.title, old.record.model.title
     if differences := tuple(compare.differences(new, old)):
         why = f"the records of {names[0]} and {names[1]} cannot be compared: {'; '.join(differences)}."
         return Report("incomparable", why, *names, (), differences)
@@ -69,7 +69,8 @@ def judge(
         _result(name, rules[name], found, new, old, policy.alpha, surely_worse=name in surely_worse) for name, found in measured.items()
     )
     verdict = _overall(results)
-    notes = (*_notes(rules, new.record, old.record, between_runs), *_agreement(rules, new, old, policy.alpha))
+    own = new.record.suite.name in policy.suites
+    notes = (*_notes(rules, new.record, old.record, between_runs, own=own), *_agreement(rules, new, old, policy.alpha))
     return Report(verdict, _why(verdict, results, *names), *names, results, (), notes)
 
 
@@ -81,10 +82,6 @@ def _once(level: float) -> float:
 def _sampled(record: Record, name: str) -> bool:
     value = record.value(name)
     return value is not None and value.kind in ("score", "set")
-
-
-def _label(record: Record) -> str:
-    return f"{record.model.name} ({record.model.label})" if record.model.label else record.model.name
 
 
 def _result(name: str, rule: Rule, measured: Bounds | Obstacle, new: Side, old: Side, alpha: float, *, surely_worse: bool) -> Result:
@@ -155,8 +152,10 @@ def _why(verdict: Verdict, results: tuple[Result, ...], candidate: str, baseline
     return f"{candidate} and {baseline} cannot be compared: {found}.{also}"
 
 
-def _notes(rules: Mapping[str, Rule], new: Record, old: Record, between_runs: Mapping[str, BetweenRuns]) -> Iterator[str]:
-    """What the gate does not weigh and a reader should know."""
+def _notes(rules: Mapping[str, Rule], new: Record, old: Record, between_runs: Mapping[str, BetweenRuns], *, own: bool) -> Iterator[str]:
+    """What the gate does not weigh and a reader should know; `own` where the rules are of this very suite."""
+    if not own:
+        yield f"suite {new.suite.name!r} is weighed by the margins of the suite it was made from; no noise floor is of its settings"
     for key in sorted(new.sampling.keys() | old.sampling.keys()):
         if new.sampling.get(key) != old.sampling.get(key):
             yield f"sampling differs: {key} is {new.sampling.get(key)!r} against {old.sampling.get(key)!r}"
@@ -166,7 +165,7 @@ def _notes(rules: Mapping[str, Rule], new: Record, old: Record, between_runs: Ma
     if unknown and new != old and new.machine.machine_class == old.machine.machine_class and not compare.same_run(new, old):
         yield (
             f"{tables.listed(unknown)}: measured in other runs than the baseline's, and how far two runs of one model lie apart on this machine "
-            "is not known; measure both with one `sdbench run`, or find out with `sdbench noise`"
+            f"is not known; measure both with one `sdbench run`{', or find out with `sdbench noise`' if own else ''}"
         )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdbench.console import Add, give, places, say
+from sdbench.console import Add, add_common, add_completion, give, places, say
 
 if TYPE_CHECKING:
     from sdbench.models.spec import ModelSpec
@@ -26,6 +26,8 @@ def add_commands(add: Add) -> None:
     judging.add_argument("candidate", help="record folder, catalogue name or checkpoint")
     judging.add_argument("--baseline", required=True, help="name of a baseline, record folder, catalogue name or checkpoint")
     judging.add_argument("--suite", help="suite to run where a record is missing (default: the baseline's)")
+    add_completion(judging)
+    _add_device(judging)
     add_outputs(judging)
 
     flooring = add("noise", noise, "run a model against itself under other noise and write the floor that margins stand on")
@@ -33,15 +35,18 @@ def add_commands(add: Add) -> None:
     flooring.add_argument("--seeds", type=int, default=4, help="how many runs (default: 4)")
     flooring.add_argument("--suite", help="name or path (default: quality for scenes, standard for sdxl)")
     flooring.add_argument("--only", choices=("quality", "probes"), help="run only one half of the suite")
-    flooring.add_argument("--device", help="cpu, cuda or cuda:<index> (default: cuda where there is one)")
+    add_completion(flooring)
+    _add_device(flooring)
 
     naming = add("baseline", baseline, "name the record that candidates are compared with, and say which names there are")
     actions = naming.add_subparsers(dest="action", required=True, metavar="ACTION")
-    actions.add_parser("list", help="every name, the record it stands for, since when and why, and what it stood for before")
+    listing = actions.add_parser("list", help="every name, the record it stands for, since when and why, and what it stood for before")
     moving = actions.add_parser("set", help="let a name stand for another record from now on")
     moving.add_argument("name", help="such as production")
     moving.add_argument("record", type=Path, help="record folder under the folder of results")
     moving.add_argument("--why", required=True, help="kept beside the date")
+    for action in (listing, moving):
+        add_common(action, again=True)
 
 
 def add_outputs(command: argparse.ArgumentParser) -> None:
@@ -51,13 +56,18 @@ def add_outputs(command: argparse.ArgumentParser) -> None:
     command.add_argument("--markdown", type=Path, metavar="FILE", help="append it as Markdown too, such as to $GITHUB_STEP_SUMMARY")
 
 
+def _add_device(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--device", help="cpu, cuda or cuda:<index> (default: cuda where there is one)")
+
+
 def gate(arguments: argparse.Namespace) -> int:
     """`sdbench gate` => exit code."""
 
     def judged() -> "Report":
         from sdbench import api
 
-        return api.compare(arguments.candidate, arguments.baseline, arguments.policy, places(arguments), arguments.suite)
+        own = {name: getattr(arguments, name) for name in ("suite", "base", "lora", "name", "device")}
+        return api.compare(arguments.candidate, arguments.baseline, arguments.policy, places(arguments), **own)
 
     return _verdict(judged, arguments, arguments.candidate)
 
@@ -81,7 +91,7 @@ def noise(arguments: argparse.Namespace) -> int:
     from sdbench import api, sides, suites
     from sdbench.models.spec import resolve
 
-    spec = resolve(arguments.model)
+    spec = resolve(arguments.model, base=arguments.base, lora=arguments.lora, name=arguments.name)
     suite = suites.load(arguments.suite) if arguments.suite else sides.suite_of(spec)
     path, floor = api.noise(spec, suite, arguments.seeds, places(arguments), arguments.device, arguments.only)
     for name, spread in floor.metrics.items():

@@ -6,7 +6,7 @@ fills up with its finished prompts, which costs what any padding costs, and its 
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,19 +14,35 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, StableDiffusionXLPipeline
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    LCMScheduler,
+    StableDiffusionXLPipeline,
+    TCDScheduler,
+)
 from torch import Tensor
 from tqdm import tqdm
 
+from sdbench.disk import digest
 from sdbench.encoders.precision import full_float32
 from sdbench.errors import UserError
 from sdbench.scenes.grammar import parse
 from sdbench.scenes.render import render
 from sdbench.settings import Sampling
-from sdbench.store import U8, Store, digest
+from sdbench.store import U8, Store
 from sdbench.suites import Noise, Suite
 
-SCHEDULERS = {"ddim": DDIMScheduler, "euler": EulerDiscreteScheduler, "dpmpp": DPMSolverMultistepScheduler}
+SCHEDULERS = {
+    "ddim": DDIMScheduler,
+    "dpmpp": DPMSolverMultistepScheduler,
+    "euler": EulerDiscreteScheduler,
+    "euler-ancestral": EulerAncestralDiscreteScheduler,
+    "lcm": LCMScheduler,
+    "tcd": TCDScheduler,
+}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -75,8 +91,7 @@ def sampler(pipeline: StableDiffusionXLPipeline, sampling: Sampling, noise: Nois
 
     The function raises `UserError` where a picture holds NaN or infinity.
     """
-    if sampling.scheduler != "model":
-        pipeline.scheduler = SCHEDULERS[sampling.scheduler].from_config(pipeline.scheduler.config)
+    set_scheduler(pipeline, sampling)
     device, dtype = pipeline.unet.device, DTYPES[sampling.dtype]
     side = sampling.size_px // pipeline.vae_scale_factor
     shape = (pipeline.unet.config.in_channels, side, side)
@@ -97,8 +112,26 @@ def sampler(pipeline: StableDiffusionXLPipeline, sampling: Sampling, noise: Nois
     return make
 
 
+def set_scheduler(pipeline: Any, sampling: Sampling) -> None:
+    """Put the scheduler that the sampling names in the place of the pipeline's own, which lends its configuration."""
+    if sampling.scheduler != "model":
+        spacing = {} if sampling.timestep_spacing is None else {"timestep_spacing": sampling.timestep_spacing}
+        pipeline.scheduler = SCHEDULERS[sampling.scheduler].from_config(pipeline.scheduler.config, **spacing)
+
+
+def is_guided(sampling: Sampling, unet: Mapping[str, Any]) -> bool:
+    """Whether a step is two forwards of the UNet, with the prompt and the negative one: classifier-free guidance, as diffusers decides it.
+
+    Args:
+        sampling: its guidance scale.
+        unet: configuration; one with `time_cond_proj_dim` (of latent consistency models) is told the guidance scale instead.
+    """
+    return sampling.guidance_scale > 1 and unet.get("time_cond_proj_dim") is None
+
+
 def call_arguments(sampling: Sampling, prompts: list[str]) -> dict[str, Any]:
     """What the stock pipeline is called with."""
+    given = {"timesteps": sampling.timesteps and [*sampling.timesteps], "eta": sampling.eta}
     return {
         "prompt": prompts,
         "negative_prompt": None if sampling.negative_prompt is None else [sampling.negative_prompt] * len(prompts),
@@ -107,6 +140,7 @@ def call_arguments(sampling: Sampling, prompts: list[str]) -> dict[str, Any]:
         "height": sampling.size_px,
         "width": sampling.size_px,
         "output_type": "np",
+        **{name: value for name, value in given.items() if value is not None},
     }
 
 

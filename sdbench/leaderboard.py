@@ -3,15 +3,13 @@
 Reads record folders and nothing else; the same records always give the same text.
 """
 
-import contextlib
 import itertools
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from sdbench import published, ranks, speed, tables, truth
-from sdbench.errors import UserError
+from sdbench.disk import write_bytes
 from sdbench.models.catalogue import TEACHERS
 from sdbench.records import Record, Value
 from sdbench.speed import P50
@@ -82,25 +80,7 @@ def write(results: Path) -> Path:
     Raises:
         UserError: a record is unreadable, or the file cannot be written.
     """
-    return save(results / FILE_NAME, markdown(rows(results)))
-
-
-def save(path: Path, text: str) -> Path:
-    """Write a file, whole or not at all => its path.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            beside.unlink()
-        raise UserError(f"cannot write {path}: {error}. Make {path.parent} a writable folder, or name another place.") from error
-    return path
+    return write_bytes(results / FILE_NAME, markdown(rows(results)).encode())
 
 
 def quality(section: Section) -> Grid:

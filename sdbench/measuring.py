@@ -2,11 +2,12 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdbench import gating, showing
-from sdbench.console import Add, give, places, runs, say
+from sdbench.console import Add, add_completion, give, places, runs, say
 from sdbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,13 +38,23 @@ def _add_run(measuring: argparse.ArgumentParser) -> None:
     )
     measuring.add_argument("--profile", action="store_true", help="also write what holds the time of each stage, beside the rounds")
     measuring.add_argument("--dry-run", action="store_true", help="print what would be fetched and made, and stop")
-    for name in ("steps", "size-px", "batch", "n"):
-        measuring.add_argument(f"--{name}", type=int, help="in place of the suite's own; the row is then of suite '<name>-custom'")
-    measuring.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="in place of the suite's own; likewise")
+    _add_overrides(measuring)
     measuring.add_argument("--device", help="cpu, cuda or cuda:<index> (default: cuda where there is one)")
     measuring.add_argument("--until-verdict", action="store_true", help="stop once the gate is sure; exit codes as of gate")
     measuring.add_argument("--baseline", help="what to compare with until the verdict: as of gate")
     gating.add_outputs(measuring)
+
+
+def _add_overrides(command: argparse.ArgumentParser) -> None:
+    own = command.add_argument_group("in place of the suite's own", "the row is then of suite '<name>-custom'")
+    for name in ("steps", "size-px", "batch", "n"):
+        own.add_argument(f"--{name}", type=int)
+    own.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
+    own.add_argument("--guidance-scale", type=float, help="1 or less for none")
+    own.add_argument("--scheduler", help="ddim, dpmpp, euler, euler-ancestral, lcm, tcd, or model for its own")
+    own.add_argument("--timestep-spacing", help="leading, trailing or linspace; with a scheduler that is named")
+    own.add_argument("--timesteps", type=int, nargs="+", metavar="T", help="of each step, such as 999 749 499 249; likewise")
+    own.add_argument("--eta", type=float, help="noise added at each step, of ddim and tcd: 0 to 1")
 
 
 def _add_models(command: argparse.ArgumentParser) -> None:
@@ -53,9 +64,7 @@ def _add_models(command: argparse.ArgumentParser) -> None:
         required=True,
         help="catalogue name, pipeline folder, UNet folder, .safetensors file or Hub name; repeatable",
     )
-    command.add_argument("--base", help="pipeline that completes a bare UNet")
-    command.add_argument("--lora", help="LoRA file, folder or Hub name to fuse")
-    command.add_argument("--name", help="what tables call the model")
+    add_completion(command)
     command.add_argument(
         "--weights", choices=("own", "random"), default="own", help="random: the architecture without its weights, for latency and memory"
     )
@@ -101,7 +110,7 @@ def _asked(arguments: argparse.Namespace) -> "tuple[list[ModelSpec], Suite]":
     named = {"base": arguments.base, "lora": arguments.lora, "name": arguments.name, "random": arguments.weights == "random"}
     specs = [resolve(what, **named) for what in arguments.model]
     suite = suites.load(arguments.suite) if arguments.suite else sides.suite_of(specs[0])
-    return specs, api.Overrides(arguments.steps, arguments.size_px, arguments.batch, arguments.dtype, arguments.n).apply(suite)
+    return specs, api.Overrides(**{own.name: getattr(arguments, own.name) for own in fields(api.Overrides)}).apply(suite)
 
 
 def _check_verdict(arguments: argparse.Namespace) -> None:

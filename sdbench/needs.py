@@ -5,15 +5,15 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
-from sdbench import assets, prompts, reference, weights
-from sdbench.suites import Suite, suites_folder
+from sdbench import assets, prompts, reference, suites, weights
+from sdbench.suites import Suite
 from sdbench.weights import RemoteFile
 
 
 def files(suite: Suite) -> list[RemoteFile]:
     """Files of evaluators, prompts and latent that the run will fetch."""
     names = [name for name in map(prompts.asset, _inputs(suite)) if name]
-    return weights.absent([*assets.needed(suite.metrics.get(suite.family, ()) if suite.family else ()), *map(assets.named, names)])
+    return weights.absent([*assets.needed(suite.own_metrics), *map(assets.named, names)])
 
 
 def lacking(suite: Suite, runs: Path) -> list[str]:
@@ -46,7 +46,7 @@ def _inputs(suite: Suite) -> list[str]:
 def _is_here(what: str) -> bool:
     if name := prompts.asset(what):
         return not weights.absent([assets.named(name)])
-    return prompts.located(what, suites_folder()) != what or Path(what).exists() or _is_prepared(what)
+    return prompts.located(what, suites.find(what)) != what or Path(what).exists() or _is_prepared(what)
 
 
 def _is_prepared(name: str) -> bool:

@@ -1,5 +1,6 @@
 """Whole pipelines of the Hub, fetched into huggingface_hub's cache: of a repository only the configurations and one copy of the weights."""
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -8,6 +9,7 @@ from typing import Literal
 
 import huggingface_hub
 from huggingface_hub.constants import HF_HUB_CACHE
+from tqdm import tqdm
 
 from sdbench.errors import UserError
 from sdbench.models import hub
@@ -17,10 +19,10 @@ from sdbench.models.locate import locate
 from sdbench.models.spec import ModelSpec
 from sdbench.weights import RemoteFile, reason
 
+_CARD = ("README.md", "LICENSE*")
 _CONFIGS = (
     "model_index.json",
-    "README.md",
-    "LICENSE*",
+    *_CARD,
     "scheduler/*.json",
     "tokenizer*/*.json",
     "tokenizer*/*.txt",
@@ -52,31 +54,60 @@ def files_to_fetch(spec: ModelSpec, *, dtype: str) -> list[RemoteFile]:
 
 
 def is_cached(spec: ModelSpec, *, dtype: str) -> bool:
-    """Whether everything a model needs is on this disk; asks nobody."""
+    """Whether everything a model needs is on this disk; asks nobody.
+
+    A 16-bit copy alone is not what a float32 run needs: whether the repository has another, only the Hub can say.
+    """
     if spec.source in ("random", "rendered"):
         return True
     try:
         files = locate(spec).weights(sixteen_bit=dtype != "float32")
     except UserError:
         return False
-    return all(path.is_file() for paths in files.values() for path in paths)
+    paths = [path for of_part in files.values() for path in of_part]
+    lower = dtype == "float32" and any(".fp16" in path.name for path in paths) and bool(_jobs(spec))
+    return all(path.is_file() for path in paths) and not lower
 
 
 def fetch(spec: ModelSpec, *, dtype: str) -> None:
     """Download what a model needs and this disk lacks.
 
+    Where the Hub cannot be reached, a float32 run takes the 16-bit copy that is here, and says so.
+
     Raises:
         UserError: the Hub cannot be reached, or the repository lacks something.
     """
-    jobs = _jobs(spec)
-    if not jobs or is_cached(spec, dtype=dtype):
+    if is_cached(spec, dtype=dtype):
         return
-    for job in jobs:
-        names = [file.name for file in _list(job, sixteen_bit=dtype != "float32")]
-        try:
-            huggingface_hub.snapshot_download(job.repository, revision=job.revision, allow_patterns=names)
-        except Exception as error:  # the HTTP library beneath, and so its errors, change with huggingface_hub's version
-            raise _unreachable(job, error) from error
+    try:
+        for job in _jobs(spec):
+            _download(job, sixteen_bit=dtype != "float32")
+    except UserError as error:
+        if not is_cached(spec, dtype="float16"):
+            raise
+        tqdm.write(f"{spec.name}: its 16-bit copy alone is here, and is taken. {error}", file=sys.stderr)
+
+
+def fetch_card(spec: ModelSpec) -> None:
+    """Download the model card and the licence of a pipeline of the Hub where its weights alone are here, as `diffusers` caches them.
+
+    Where the Hub cannot be reached, that is said.
+    """
+    folder = hub.cached(spec.location, spec.revision) if spec.source == "hub" else None
+    if folder is None or (folder / "README.md").is_file():
+        return
+    try:  # of the commit that the weights are of: a newer one would take their place, without them
+        huggingface_hub.snapshot_download(spec.location, revision=folder.name, allow_patterns=list(_CARD))
+    except Exception as error:  # noqa: BLE001  # whatever it was: a licence that is missing stops no run
+        tqdm.write(f"{spec.name}: no README.md in {folder}, and so no licence ({reason(error)}); put it there", file=sys.stderr)
+
+
+def _download(job: _Job, *, sixteen_bit: bool) -> None:
+    names = [file.name for file in _list(job, sixteen_bit=sixteen_bit)]
+    try:
+        huggingface_hub.snapshot_download(job.repository, revision=job.revision, allow_patterns=names)
+    except Exception as error:  # the HTTP library beneath, and so its errors, change with huggingface_hub's version
+        raise _unreachable(job, error) from error
 
 
 def _jobs(spec: ModelSpec) -> list[_Job]:

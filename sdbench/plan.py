@@ -8,7 +8,11 @@ from typing import Any
 import torch
 
 from sdbench import needs
-from sdbench.models.architectures import TOPOLOGIES
+from sdbench.errors import UserError
+from sdbench.generate import is_guided
+from sdbench.models.architectures import TOPOLOGIES, unet_config
+from sdbench.models.files import read_json
+from sdbench.models.locate import locate
 from sdbench.models.spec import ModelSpec
 from sdbench.pipelines import files_to_fetch
 from sdbench.probes.flops import random_unet_input, unet_macs
@@ -30,7 +34,7 @@ def plan(specs: Sequence[ModelSpec], suite: Suite, runs: Path, *, only: str | No
     dtype = suite.sampling.dtype if suite.sampling else "float32"
     scored = suite if only != "probes" else suite.model_copy(update={"metrics": {}, "reference": None})
     files = [file for spec in specs for file in files_to_fetch(spec, dtype=dtype) if not file.cached] + needs.files(scored)
-    n = suite.prompts.n if suite.prompts and scored.metrics.get(suite.family or "scenes") else 0
+    n = suite.prompts.n if suite.prompts and scored.own_metrics else 0
     probes = suite.probes.chosen(settings) if suite.probes and only != "quality" else {}
     size = suite.sampling.size_px if suite.sampling else 0
     known = needs.inputs_are_here(suite)
@@ -59,8 +63,7 @@ def _times(specs: Sequence[ModelSpec], suite: Suite, pictures: int) -> list[dict
     rate, found = _macs_per_s(), []
     for spec in specs:
         macs = _macs(spec, suite.sampling) if suite.sampling else None
-        forwards = suite.sampling.steps * (2 if suite.sampling.guidance_scale > 1 else 1) if suite.sampling else 0
-        found.append({"model": spec.name, "seconds": None if macs is None else pictures * forwards * macs / rate / EFFICIENCY})
+        found.append({"model": spec.name, "seconds": None if macs is None else pictures * macs / rate / EFFICIENCY})
     return found
 
 
@@ -92,10 +95,23 @@ def _duration(seconds: float) -> str:
 
 
 def _macs(spec: ModelSpec, sampling: Sampling) -> int | None:
-    """MACs of one UNet forward of a known architecture."""
+    """MACs of a picture in the UNet of a known architecture."""
     if spec.architecture not in TOPOLOGIES or spec.family == "custom":
         return None
-    return unet_macs(**random_unet_input(spec.architecture, spec.family, sampling.size_px))
+    config = _unet(spec) or unet_config(spec.architecture, spec.family)
+    forwards = sampling.steps * (2 if is_guided(sampling, config) else 1)
+    return forwards * unet_macs(**random_unet_input(spec.architecture, spec.family, sampling.size_px))
+
+
+def _unet(spec: ModelSpec) -> dict[str, Any]:
+    """The configuration of a model's UNet; empty where it has none on this disk, or none yet."""
+    if spec.source == "random":
+        return {}
+    try:
+        layout = locate(spec)
+    except UserError:
+        return {}
+    return read_json((layout.unet if layout.unet.is_dir() else layout.pipeline / "unet") / "config.json")
 
 
 def _macs_per_s() -> float:

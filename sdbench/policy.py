@@ -4,9 +4,9 @@ import tomllib
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
-from sdbench.errors import UserError, unknown
+from sdbench.errors import UserError
 from sdbench.validation import Table, validated
 
 
@@ -45,6 +45,17 @@ class Policy(Table):
 
     alpha: float = Field(gt=0, lt=0.5)
     suites: dict[str, dict[str, Rule]]
+    _file: Path | None = PrivateAttr(default=None)
+
+    @property
+    def name(self) -> str:
+        """Its file; one made in Python has none."""
+        return str(self._file or "made in Python")
+
+    def of_file(self, path: Path) -> Self:
+        """The policy, which knows its file from now on."""
+        self._file = path
+        return self
 
     def rules(self, suite: str) -> dict[str, Rule]:
         """What is weighed for this suite; one made of it, `<name>-custom` or `<name>-sequential`, is weighed as the suite itself.
@@ -53,9 +64,14 @@ class Policy(Table):
             UserError: nothing is.
         """
         if (own := suite if suite in self.suites else suite.removesuffix("-sequential").removesuffix("-custom")) not in self.suites:
-            raise unknown("suite in the gate's policy", suite, self.suites)
+            raise UserError(
+                f"policy {self.name} has no table [suites.{own}], so it weighs nothing of suite {suite!r} (it has {', '.join(sorted(self.suites))}); write "
+                "one, there or in a file of your own: --policy FILE, or ./suites/gate.toml"
+            )
         if not self.suites[own]:
-            raise UserError(f"the gate's policy weighs no metric of suite {own!r}, so it could only wave it through; name at least one")
+            raise UserError(
+                f"policy {self.name} names no metric in [suites.{own}], so it could only wave that suite through; name at least one"
+            )
         return self.suites[own]
 
 
@@ -69,4 +85,4 @@ def load(path: Path) -> Policy:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read the gate's policy {path}: {error}") from error
-    return validated(Policy, content, f"policy {path}")
+    return validated(Policy, content, f"policy {path}").of_file(path)

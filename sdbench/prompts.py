@@ -30,7 +30,7 @@ def located(what: str, beside: Path) -> str:
 
     Args:
         what: `asset:<name>`, `asset:<name>/<path in its folder>`, a path, or a name.
-        beside: the folder of the suites.
+        beside: where it would lie beside the suites.
 
     Raises:
         MissingError: an asset that is neither here nor reachable.
@@ -40,7 +40,7 @@ def located(what: str, beside: Path) -> str:
 
         rest = what.removeprefix(f"{ASSET}{name}").lstrip("/")
         return str(find(name) / rest) if rest else str(find(name))
-    return next((str(place) for place in (Path(what), beside / what) if place.exists()), what)
+    return next((str(place) for place in (Path(what), beside) if place.exists()), what)
 
 
 def lines(path: Path) -> tuple[str, ...]:

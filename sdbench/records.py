@@ -25,7 +25,7 @@ from sdbench.validation import Table
 
 SCHEMA_VERSION: Literal[1] = 1
 MAX_THUMBNAILS = 64
-State = Literal["ok", "missing", "nan", "failed", "not_applicable"]
+State = Literal["ok", "missing", "failed", "not_applicable"]
 Direction = Literal["higher", "lower", "neither"]
 F64 = npt.NDArray[np.float64]
 
@@ -86,6 +86,11 @@ class Model(Table):
     weights_digest: str | None
     label: str = ""
 
+    @property
+    def title(self) -> str:
+        """The name, and the label where there is one, as people read it."""
+        return f"{self.name} ({self.label})" if self.label else self.name
+
 
 class Machine(Table):
     """Where it was measured. Latency and memory are compared only within one `machine_class`."""
@@ -114,6 +119,11 @@ class SuiteId(Table):
     name: str
     version: int
     digest: str
+
+    @property
+    def text(self) -> str:
+        """All of it, for messages and reports."""
+        return f"{self.name}@{self.version} (digest {self.digest})"
 
 
 class Environment(Table):
@@ -157,7 +167,7 @@ class Record(Table):
     prompts: str = Field(
         default="", description="of prompts that do not come with the suite: where from, their digest, whether it is verified"
     )
-    run: str = Field("", description="the call that took the probes; models of one call took turns")
+    run: str = Field("", description="the turns that the probes took; models of one name were measured in turns")
     looks: Looks | None = Field(None, description="how a run that stops when sure came to its end")
 
     def value(self, name: str) -> Value | None:

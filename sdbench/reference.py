@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import Field, ValidationError
 
+from sdbench.disk import digest, write_bytes
 from sdbench.errors import MissingError, UserError
 from sdbench.machine import environment
 from sdbench.metrics.frechet import Gaussian, gaussian
 from sdbench.scenes.grammar import scene_at
 from sdbench.scenes.render import render
-from sdbench.store import F32, U8, digest, write_bytes
+from sdbench.store import F32, U8
 from sdbench.validation import Table
 
 if TYPE_CHECKING:

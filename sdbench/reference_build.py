@@ -14,16 +14,17 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from sdbench.disk import digest
 from sdbench.encoders.catalogue import Encoder
 from sdbench.errors import UserError
 from sdbench.metrics.frechet import Gaussian, Moments
 from sdbench.metrics.inputs import F64
 from sdbench.reference import KEPT, Card, card_of, folder, save
 from sdbench.sources import read_table, stream
-from sdbench.store import F32, SUFFIXES, U8, digest, kept, mode_of
+from sdbench.store import F32, SUFFIXES, U8, kept, mode_of
 
 BLOCK = 64  # pictures in memory at a time
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
@@ -208,10 +209,11 @@ def _read(pictures: Pictures, row: int) -> bytes:
 
 
 def _decoded(content: bytes, name: str) -> U8:
-    """A picture => H x W x 3 uint8 RGB; gray ones get three equal channels, as every reference implementation gives them."""
+    """A picture => H x W x 3 uint8 RGB, upright (as EXIF has it); gray ones get three equal channels, as every reference implementation gives them."""
     try:
         with Image.open(io.BytesIO(content)) as image:
             mode = mode_of(image)
+            ImageOps.exif_transpose(image, in_place=True)
             pixels = np.asarray(image.convert("RGB") if mode == "L" else image)
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"picture {name} cannot be decoded ({error}); replace it, or take it out") from error

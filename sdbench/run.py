@@ -31,7 +31,7 @@ from sdbench.scenes import embedded
 from sdbench.score import named, score
 from sdbench.settings import BASE, Sampling, Setting
 from sdbench.store import U8, Store
-from sdbench.suites import Suite, suites_folder
+from sdbench.suites import Suite, find
 from sdbench.thumbnails import worth_keeping
 
 THUMBNAIL_PX = 256
@@ -82,7 +82,7 @@ def bench(
         _check_writable(folder)
     suite.id  # noqa: B018  # prompts or a latent that are neither here nor reachable end the run here
     records.newest(results, suite.family)  # so does a damaged record, which the new ones could not be joined to
-    pictures = only != "probes" and bool(suite.metrics.get(suite.family or "scenes"))
+    pictures = only != "probes" and bool(suite.own_metrics)
     return Bench(suite, suite.sampling, device, results, runs, pictures, only != "quality", settings=tuple(settings), profile=profile)
 
 
@@ -96,7 +96,7 @@ def check_suite(suite: Suite, *, only: str | None, settings: Sequence[str], prof
         raise UserError(
             f"suite {suite.name!r} is a part: it has no prompts and no sampling of its own; run one that includes it, such as 'quality' or 'standard'"
         )
-    timed, scored = only != "quality" and suite.probes is not None, only != "probes" and bool(suite.metrics.get(suite.family))
+    timed, scored = only != "quality" and suite.probes is not None, only != "probes" and bool(suite.own_metrics)
     if not timed and not scored:
         lacking = {"quality": "no metrics", "probes": "no probes"}.get(only or "", "neither metrics nor probes")
         raise UserError(f"suite {suite.name!r} has {lacking}, so there is nothing to measure; name another with --suite")
@@ -105,21 +105,23 @@ def check_suite(suite: Suite, *, only: str | None, settings: Sequence[str], prof
         raise UserError(f"{option} is for probes, of which this run of suite {suite.name!r} has none; leave it out")
     if suite.probes:
         suite.probes.chosen(settings)
-    named(suite.metrics.get(suite.family, ()))
+    named(suite.own_metrics)
 
 
 def run(specs: Sequence[ModelSpec], setting: Bench) -> list[Path]:
     """Measure models => their record folders, in the order of `specs`.
 
-    The family's teacher goes first where it is among them, since win rates are against its pictures.
+    The teacher goes first where it is among them, since win rates are against its pictures.
     """
-    teacher = TEACHERS[setting.suite.family or ""]
-    ordered = sorted(ready(specs, setting), key=lambda spec: spec.name != teacher)
+    ordered = sorted(ready(specs, setting), key=lambda spec: spec.name != _teacher(setting.suite))
     models = {spec.name: model_of(spec, setting) for spec in ordered}
     pictures = {spec.name: _pictures(spec, models[spec.name], setting) for spec in ordered} if setting.quality else {}
     probed = probe(ordered, setting)
+    made = {}
     with evaluators(setting.device):
-        made = {name: record_of(model, setting, pictures.get(name), probed) for name, model in models.items()}
+        for name, model in models.items():
+            subject = to_score(model, setting, *pictures[name]) if name in pictures else None
+            made[name] = record_of(model, setting, subject, probed)
     return [made[spec.name] for spec in specs]
 
 
@@ -217,33 +219,31 @@ def probe(specs: Sequence[ModelSpec], setting: Bench) -> Probed:
         setting.sampling,
         setting.suite.probes,
         work=setting.runs / "probes",
-        suites=suites_folder(),
+        suites=find(driver.BENCHMARKS).parent,
         device=setting.device,
         settings=setting.settings,
         profile=setting.profile,
     )
 
 
-def record_of(model: Model, setting: Bench, pictures: tuple[Store, list[Job]] | None, probed: Probed, looks: Looks | None = None) -> Path:
+def record_of(model: Model, setting: Bench, subject: Subject | None, probed: Probed, looks: Looks | None = None) -> Path:
     """Score the pictures, join what was probed, and write the record => its folder.
 
     Args:
         model: what was measured.
         setting: the suite it was measured under.
-        pictures: what to score; None to keep what an earlier record says of them.
+        subject: the pictures to score; None to keep what an earlier record says of them.
         probed: latency and memory, of other models too.
         looks: of a run that stopped when sure.
     """
     machine = this_machine(setting.device)
     values, scores, thumbnails = _kept_quality(model, machine, setting)
-    if pictures is not None:
-        store, todo = pictures
-        subject = to_score(setting, store, todo, is_teacher=model.name == TEACHERS[setting.suite.family or ""])
-        values, scores = score(subject, setting.suite.metrics.get(setting.suite.family or "scenes", ()))
+    if subject is not None:
+        values, scores = score(subject, setting.suite.own_metrics)
         values = judged(values, setting.suite, setting.runs)
-        shown = [todo[row] for row in worth_keeping(scores, subject.teacher)]
-        drawn = store.read([job.image for job in shown])
-        thumbnails = {f"{job.prompt_id}.png": _thumbnail(picture) for job, picture in zip(shown, drawn, strict=True)}
+        shown = worth_keeping(scores, subject.teacher)
+        drawn = subject.store.read([subject.images[row] for row in shown])
+        thumbnails = {f"{subject.prompt_ids[row]}.png": _thumbnail(picture) for row, picture in zip(shown, drawn, strict=True)}
     new, (earlier, earlier_turns) = probed.values.get(model.name, []), _kept_probes(model, machine, setting)
     turns = {of for of, found in ((probed.turns, new), (earlier_turns, earlier)) if found}
     record = Record(
@@ -255,7 +255,7 @@ def record_of(model: Model, setting: Bench, pictures: tuple[Store, list[Job]] | 
         created=records.now(),
         n_images=len(scores.prompt_ids),
         values=(*values, *_in_order([*new, *earlier], setting.suite)),
-        sampling=setting.sampling.model_dump(),
+        sampling=setting.sampling.model_dump(mode="json"),
         prompts=setting.suite.prompts_described(),
         run=turns.pop() if len(turns) == 1 else "",
         looks=looks,
@@ -333,14 +333,26 @@ def _what_it_says(record: Record) -> dict[str, Any]:
     return record.model_dump(exclude={"created", "environment", "run"})
 
 
-def to_score(setting: Bench, store: Store, todo: Sequence[Job], *, is_teacher: bool = False) -> Subject:
-    """The pictures of these jobs, with what the suite compares them with: the reference, the teacher's scores, and its pictures where they still are."""
-    family = setting.suite.family or ""
-    kept = [found for found in records.under(setting.results, family, setting.suite.id, TEACHERS[family]) if found[1].n_images]
-    subject = replace(subject_of(store, todo, setting.runs), is_teacher=is_teacher, reference=setting.suite.reference)
+def to_score(model: Model, setting: Bench, store: Store, todo: Sequence[Job]) -> Subject:
+    """A model's pictures of these jobs, with what the suite compares them with: the reference, the teacher's scores, and its pictures where they still are."""
+    theirs, name = setting.suite.of_teacher(), _teacher(setting.suite)
+    assert theirs.sampling
+    subject = replace(
+        subject_of(store, todo, setting.runs),
+        is_teacher=model.name == name and theirs is setting.suite,
+        reference=setting.suite.reference,
+        original_name=f"{name} under {theirs.name}@{theirs.version}",
+    )
+    kept = [found for found in records.under(setting.results, setting.suite.family or "", theirs.id, name) if found[1].n_images]
     if not kept:
         return subject
-    return replace(subject, teacher=records.read(kept[-1][0])[1], original=_drawn(kept[-1][1].model, setting, todo))
+    drawn = _drawn(kept[-1][1].model, replace(setting, suite=theirs, sampling=theirs.sampling), todo)
+    return replace(subject, teacher=records.read(kept[-1][0])[1], original=drawn)
+
+
+def _teacher(suite: Suite) -> str:
+    """The name of the model that the others are compared with."""
+    return suite.teacher.model if suite.teacher else TEACHERS[suite.family or ""]
 
 
 def _drawn(model: Model, setting: Bench, todo: Sequence[Job]) -> Subject | None:

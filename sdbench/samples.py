@@ -6,8 +6,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from sdbench.disk import write_bytes
 from sdbench.standings import Row, sections
-from sdbench.store import write_bytes
 
 COLUMNS, GAP_PX, LEAST_PX = 8, 4, 96
 

@@ -2,32 +2,74 @@
 
 import operator
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from sdbench.errors import unknown
 from sdbench.validation import Table
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+Scheduler = Literal["model", "ddim", "dpmpp", "euler", "euler-ancestral", "lcm", "tcd"]
 BASE = "base"
+# What each scheduler of diffusers heeds; anything else it would pass over in silence, or end the run for.
+HEEDS: dict[Scheduler, tuple[str, ...]] = {
+    "model": (),  # which it is shows only once the pipeline is here
+    "ddim": ("timestep_spacing", "eta"),
+    "dpmpp": ("timestep_spacing", "timesteps"),
+    "euler": ("timestep_spacing", "timesteps"),
+    "euler-ancestral": ("timestep_spacing",),
+    "lcm": ("timesteps",),
+    "tcd": ("timesteps", "eta"),
+}
+
+
+def unset(value: Any) -> bool:
+    """Whether a setting is left out of digests, so that those from before there was such a setting hold."""
+    return value is None
 
 
 class Sampling(Table):
     """How pictures are made.
 
     Attributes:
-        scheduler: `model` keeps the pipeline's own; others replace its class and keep its configuration.
+        scheduler: `model` keeps the pipeline's own; others replace its class and keep its configuration. `dpmpp` is
+            `DPMSolverMultistepScheduler`, the others' classes begin with their names.
+        timestep_spacing: in place of the configuration's; SDXL's own is `leading`, many few-step students learned `trailing`.
+        timesteps: each step's, falling, in place of any spacing.
+        eta: noise added at each step, as a share of what it may be: 0 (the pipeline's default) is deterministic. `tcd` calls it gamma.
         batch: pictures in each call; a short batch is padded, since results can change with it.
     """
 
     steps: Annotated[int, Field(gt=0)]
     guidance_scale: Annotated[float, Field(ge=0)]
     size_px: Annotated[int, Field(gt=0, multiple_of=8)]
-    scheduler: Literal["model", "ddim", "euler", "dpmpp"] = "model"
+    scheduler: Scheduler = "model"
+    timestep_spacing: Annotated[Literal["leading", "trailing", "linspace"] | None, Field(exclude_if=unset)] = None
+    timesteps: Annotated[tuple[Annotated[int, Field(ge=0, lt=1000)], ...] | None, Field(exclude_if=unset)] = None
+    eta: Annotated[float | None, Field(ge=0, le=1, exclude_if=unset)] = None
     negative_prompt: str | None = None
     dtype: Dtype
     batch: Annotated[int, Field(gt=0)]
+
+    @model_validator(mode="after")
+    def _heeded(self) -> Self:
+        for name in ("timestep_spacing", "timesteps", "eta"):
+            if getattr(self, name) is not None and name not in HEEDS[self.scheduler]:
+                able = ", ".join(scheduler for scheduler, names in HEEDS.items() if name in names)
+                raise ValueError(f"{name} needs a scheduler that is named and heeds it ({able}), not {self.scheduler!r}")
+        if self.timesteps is None:
+            return self
+        if self.timestep_spacing is not None:
+            raise ValueError("timesteps leave nothing to space; leave timestep_spacing out, or them")
+        if len(self.timesteps) != self.steps or sorted(set(self.timesteps), reverse=True) != list(self.timesteps):
+            raise ValueError(f"timesteps must fall, one for each of the {self.steps} steps, found {list(self.timesteps)}")
+        return self
+
+    @property
+    def of_one_step(self) -> "Sampling":
+        """The same with the first step alone."""
+        return self.model_copy(update={"steps": 1, "timesteps": self.timesteps and self.timesteps[:1]})
 
 
 class Setting(Table):

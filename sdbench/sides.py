@@ -22,12 +22,31 @@ def find(what: str, results: Path) -> Named:
     Raises:
         UserError: it is none of these.
     """
-    return baselines.find(what, results) or named(what)
+    if folder := baselines.find(what, results):
+        return folder
+    try:
+        return named(what)
+    except UserError as error:
+        if Path(what).exists():
+            raise
+        raise UserError(f"{error} Nor is it the name of a baseline: {baselines.described(results)}.") from error
 
 
-def named(what: str) -> Named:
-    """As `find`, without the names of baselines."""
-    return Path(what) if (Path(what) / "record.json").is_file() else resolve(what)
+def named(what: str, **completion: str | None) -> Named:
+    """As `find`, without the names of baselines.
+
+    Args:
+        what: a record folder, or what `sdbench run --model` takes.
+        completion: `base`, `lora` and `name` of a model, as `resolve` takes them.
+
+    Raises:
+        UserError: it is none of these, or a record, of which there is nothing to complete.
+    """
+    if not (Path(what) / "record.json").is_file():
+        return resolve(what, **completion)
+    if given := [f"--{option}" for option, value in completion.items() if value is not None]:
+        raise UserError(f"{what} is a record, whose model was run already; {given[0]} is for one that is run now, leave it out")
+    return Path(what)
 
 
 def suite_of(spec: ModelSpec) -> Suite:
@@ -35,21 +54,20 @@ def suite_of(spec: ModelSpec) -> Suite:
     return suites.load(FAMILY_SUITE.get(spec.family, "standard"))
 
 
-def pair(candidate: str, baseline: str, suite: Suite | None, policy: Policy, results: Path, run: Run) -> tuple[Path, Path]:
-    """Records of both, of one suite and, where they can be, of one machine class; what has none is run.
+def pair(ours: Named, theirs: Named, suite: Suite | None, policy: Policy, results: Path, run: Run) -> tuple[Path, Path]:
+    """Records of candidate and baseline, of one suite and, where they can be, of one machine class; what has none is run.
 
     Args:
-        candidate: as of `named`.
-        baseline: as of `find`.
+        ours: the candidate.
+        theirs: the baseline.
         suite: to run where a record is missing; by default that of the other one's record, or of the baseline's family.
         policy: what is weighed; one that weighs nothing of the suite ends it before anything is run.
         results: the folder of results.
         run: measures models under a suite => their records.
 
     Raises:
-        UserError: one of them is nothing, or not of the suite that the other would be run under.
+        UserError: a record is not of the suite that the other one would be run under.
     """
-    theirs, ours = find(baseline, results), named(candidate)  # names first: nothing is run for a misspelt one
     if isinstance(ours, Path):
         return (ours, theirs) if isinstance(theirs, Path) else (ours, _opposite(theirs, ours, suite, policy, results, run))
     if isinstance(theirs, Path):
@@ -80,7 +98,7 @@ def check(folder: Path, suite: SuiteId) -> Record:
     record = records.head(folder)
     if record.suite != suite:
         raise UserError(
-            f"record {folder} is of suite {_called(record.suite)}, and this run would be of {_called(suite)}, which no verdict compares; name the "
+            f"record {folder} is of suite {record.suite.text}, and this run would be of {suite.text}, which no verdict compares; name the "
             "suite with --suite, or run both models under one suite and the same settings first, and name their records"
         )
     return record
@@ -90,7 +108,12 @@ def _opposite(spec: ModelSpec, folder: Path, suite: Suite | None, policy: Policy
     """A record to compare that in a folder with."""
     of_suite = records.head(folder).suite.name
     policy.rules(of_suite)
-    chosen = suite or suites.load(of_suite.removesuffix("-custom").removesuffix("-sequential"))
+    whole = of_suite.removesuffix("-custom").removesuffix("-sequential")
+    if suite is None and whole not in suites.names():
+        raise UserError(
+            f"record {folder} is of suite {whole!r}, of which there is no file in ./suites or in the package; give it with --suite FILE"
+        )
+    chosen = suite or suites.load(whole)
     return of(spec, chosen, check(folder, chosen.id).machine.machine_class, results, run)
 
 
@@ -103,7 +126,3 @@ def _by_class(spec: ModelSpec, suite: SuiteId, results: Path) -> dict[str, Path]
         kept.pop(record.machine.machine_class, None)
         kept[record.machine.machine_class] = folder
     return kept
-
-
-def _called(suite: SuiteId) -> str:
-    return f"{suite.name}@{suite.version} (digest {suite.digest})"

@@ -3,10 +3,10 @@
 import errno
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from glob import escape, glob
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from datasets import Dataset, load_dataset_builder
 from datasets import Image as ImageColumn
@@ -45,6 +45,20 @@ class Table:
                 f"{'are' if found else 'is'} called {' or '.join(known)}; expected one. Name it with {option}"
             )
         return found[0]
+
+    def where(self, column: str, value: str) -> Self:
+        """The rows that have this value in a column, both as text, whether in capitals or not: `upscaled`, `true`.
+
+        Raises:
+            UserError: there is no such column, or no such row.
+        """
+        if column not in self.rows.column_names:
+            raise unknown(f"column of {self.name}", column, self.rows.column_names)
+        cells = [str(cell) for cell in self.rows[column]]
+        if not (kept := [row for row, cell in enumerate(cells) if cell.casefold() == value.casefold()]):
+            found = ", ".join(sorted(set(cells))[:5])
+            raise UserError(f"{self.name}: no row whose column {column!r} is {value!r}; found {found}")
+        return replace(self, rows=self.rows.select(kept), version=self.version and f"{self.version}\0{column}={value.casefold()}")
 
     def pictures(self, named: str | None = None) -> Dataset:
         """The rows' undecoded pictures alone, of the column named or of the only one that holds images.

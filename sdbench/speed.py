@@ -66,7 +66,9 @@ def beside_published(records: Sequence[Record], teacher: Record | None) -> Grid:
             if record is not teacher and record.value(name) and record.model.name in claim.values:
                 assert teacher
                 said = _published(numbers, record.model.name) or claim.values[record.model.name]
-                rows.append((f"{claim.what}: {claim.protocol}", claim.source, _name(record), name, said, speed_up(record, teacher, name)))
+                rows.append(
+                    (f"{claim.what}: {claim.protocol}", claim.source, record.model.title, name, said, speed_up(record, teacher, name))
+                )
     return Grid(("published", "source", "model", "measured as", "ratio published", "ratio measured here"), tuple(rows))
 
 
@@ -91,7 +93,7 @@ def _ratios(records: Sequence[Record], teacher: Record | None, labels: Sequence[
     ]
     if teacher.value("flops.unet"):
         rows.append(("multiply-accumulates of the UNet", "any", *(speed_up(record, teacher, "flops.unet") for record in students)))
-    return Grid(("stage", "setting", *map(_name, students)), tuple(rows))
+    return Grid(("stage", "setting", *(record.model.title for record in students)), tuple(rows))
 
 
 def _settings(records: Sequence[Record], labels: Sequence[str]) -> Grid:
@@ -101,7 +103,7 @@ def _settings(records: Sequence[Record], labels: Sequence[str]) -> Grid:
         values = [record.value(_full(probe, label)) for record in measured]
         if like := next(filter(None, values), None):
             rows.append((f"{probe} ({like.unit}){tables.arrow(like.direction)}", label or "base", *map(tables.cell, values)))
-    return Grid(("probe", "setting", *map(_name, measured)), tuple(rows))
+    return Grid(("probe", "setting", *(record.model.title for record in measured)), tuple(rows))
 
 
 def _with_model(records: Sequence[Record]) -> list[Record]:
@@ -110,7 +112,3 @@ def _with_model(records: Sequence[Record]) -> list[Record]:
 
 def _full(probe: str, label: str) -> str:
     return f"{probe}@{label}" if label else probe
-
-
-def _name(record: Record) -> str:
-    return f"{record.model.name} ({record.model.label})" if record.model.label else record.model.name

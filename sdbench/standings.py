@@ -46,8 +46,7 @@ class Row:
     @property
     def name(self) -> str:
         """The model's name, and its label where it has one."""
-        model = self.record.model
-        return f"{model.name} ({model.label})" if model.label else model.name
+        return self.record.model.title
 
     @property
     def is_pictures(self) -> bool:

@@ -6,7 +6,6 @@ its place and renamed.
 """
 
 import contextlib
-import hashlib
 import io
 import json
 import os
@@ -17,9 +16,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
+from sdbench.disk import digest, write_bytes
 from sdbench.errors import UserError
 
 U8 = npt.NDArray[np.uint8]
@@ -27,43 +27,16 @@ F32 = npt.NDArray[np.float32]
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}  # of files that are taken for pictures
 
 
-def digest(content: Any) -> str:
-    """SHA-256 of JSON content, 24 hex digits: enough to name things."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that it is either there whole or not at all.
-
-    Raises:
-        UserError: the folder cannot be written, or the disk is full.
-    """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(content)
-        beside.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            beside.unlink()
-        raise UserError(
-            f"cannot write {path}: {error.strerror}. What was made so far is kept; make room or the folder writable, or name another folder."
-        ) from error
-
-
 class Store:
     """Pictures and features of one run.
 
     Args:
         runs: the folder of all runs.
-        identity: JSON content that the run is named by; also saved as `manifest.json`.
+        identity: JSON content that the run is named by; saved as `manifest.json` beside the first picture.
     """
 
     def __init__(self, runs: Path, identity: dict[str, Any]) -> None:
-        self.folder = runs / digest(identity)
-        manifest = self.folder / "manifest.json"
-        if not manifest.exists():
-            write_bytes(manifest, json.dumps(identity, indent=1, sort_keys=True).encode() + b"\n")
+        self.folder, self._identity = runs / digest(identity), identity
 
     def path(self, image: str) -> Path:
         """Where the picture of this identity lies, or will."""
@@ -77,6 +50,9 @@ class Store:
         """Keep a picture, H x W x 3 uint8 RGB, as PNG."""
         buffer = io.BytesIO()
         Image.fromarray(pixels).save(buffer, "PNG")
+        manifest = self.folder / "manifest.json"
+        if not manifest.exists():
+            write_bytes(manifest, json.dumps(self._identity, indent=1, sort_keys=True).encode() + b"\n")
         write_bytes(self.path(image), buffer.getvalue())
 
     def read(self, images: Sequence[str]) -> U8:
@@ -105,7 +81,7 @@ def kept(path: Path, compute: Callable[[], F32]) -> F32:
 
 
 def read_images(paths: Sequence[Path], way_out: str) -> U8:
-    """Pictures of one size => N x H x W x 3 uint8 RGB, decoded on every core.
+    """Pictures of one size => N x H x W x 3 uint8 RGB, upright (as EXIF has them), decoded on every core.
 
     Raises:
         UserError: a file is no whole picture, not 8-bit RGB, or differs in size from the first.
@@ -125,7 +101,9 @@ def _read(path: Path, way_out: str) -> U8:
         with Image.open(path) as image:
             image.verify()  # the checksums, which decoding skips
         with Image.open(path) as image:
-            mode, pixels = mode_of(image), np.asarray(image)
+            mode = mode_of(image)
+            ImageOps.exif_transpose(image, in_place=True)
+            pixels = np.asarray(image)
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
         raise UserError(f"picture {path} cannot be read ({error}); {way_out}.") from error
     if mode != "RGB":

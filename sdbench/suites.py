@@ -19,14 +19,14 @@ from sdbench import prompts as lists
 from sdbench.errors import UserError, unknown
 from sdbench.records import SuiteId
 from sdbench.scenes.grammar import scene_at
-from sdbench.settings import Probes, Sampling
+from sdbench.settings import Probes, Sampling, unset
 from sdbench.validation import Table, validated
 
 Family = Literal["sdxl", "scenes"]
-
-
-def _unset(value: Any) -> bool:
-    return value is None
+POLICY = "gate.toml"
+_OWN = Path("suites")
+_INSTALLED, _CHECKED_OUT = Path(__file__).parent / "_suites", Path(__file__).parents[1] / "suites"
+_SHIPPED = _INSTALLED if _INSTALLED.is_dir() else _CHECKED_OUT
 
 
 class Prompts(Table):
@@ -44,13 +44,13 @@ class Prompts(Table):
 
     source: Literal["scenes", "file", "dataset"] = "scenes"
     file: str | None = None
-    path: str | None = Field(default=None, exclude_if=_unset)
-    split: str | None = Field(default=None, exclude_if=_unset)
-    column: str | None = Field(default=None, exclude_if=_unset)
+    path: str | None = Field(default=None, exclude_if=unset)
+    split: str | None = Field(default=None, exclude_if=unset)
+    column: str | None = Field(default=None, exclude_if=unset)
     n: Annotated[int, Field(gt=0)]
     seed: int = 0
-    digest: str | None = Field(default=None, exclude_if=_unset)
-    looked: Annotated[int, Field(gt=0)] | None = Field(default=None, exclude_if=_unset)
+    digest: str | None = Field(default=None, exclude_if=unset)
+    looked: Annotated[int, Field(gt=0)] | None = Field(default=None, exclude_if=unset)
 
     @model_validator(mode="after")
     def _has_its_place(self) -> Self:
@@ -70,8 +70,8 @@ class Noise(Table):
 
     kind: Literal["per_image", "fixed"] = "per_image"
     seed: int = 0
-    file: str | None = Field(default=None, exclude_if=_unset)
-    digest: str | None = Field(default=None, exclude_if=_unset)
+    file: str | None = Field(default=None, exclude_if=unset)
+    digest: str | None = Field(default=None, exclude_if=unset)
 
     @model_validator(mode="after")
     def _file_is_fixed(self) -> Self:
@@ -88,7 +88,7 @@ class Noise(Table):
         """
         if self.file is None:
             return None
-        path = Path(lists.located(self.file, suites_folder()))
+        path = Path(lists.located(self.file, find(self.file)))
         if not path.is_file():
             raise UserError(f"the suite's latent {self.file} is missing: no file {path}, nor one beside the suites")
         lists.check(f"latent {path}", lists.file_digest(path), self.digest)
@@ -120,6 +120,19 @@ class Accept(Table):
     ranges: dict[str, tuple[float, float]]
 
 
+class Teacher(Table):
+    """Whose pictures win rates and agreement are against, in place of the family's teacher under the same suite.
+
+    Attributes:
+        model: name of its records.
+        suite: name or path of the suite that those are of: the same prompts, noise and size, other sampling, such as 25 steps
+            for students of 4; None for the suite itself.
+    """
+
+    model: str
+    suite: str | None = None
+
+
 class Suite(Table):
     """A resolved suite.
 
@@ -141,7 +154,13 @@ class Suite(Table):
     sampling: Sampling | None = None
     noise: Noise = Noise()
     probes: Probes | None = None
-    accept: Accept | None = Field(default=None, exclude_if=_unset)
+    accept: Accept | None = Field(default=None, exclude_if=unset)
+    teacher: Teacher | None = Field(default=None, exclude_if=unset)
+
+    @property
+    def own_metrics(self) -> tuple[str, ...]:
+        """The protocols of its own family; a part has none."""
+        return self.metrics.get(self.family, ()) if self.family else ()
 
     @property
     def id(self) -> SuiteId:
@@ -149,12 +168,42 @@ class Suite(Table):
 
         Raises:
             MissingError: prompts or the latent are neither here nor reachable.
+            UserError: as `of_teacher`.
         """
         settings = self.model_dump(exclude={"description", "include", "accept"}) | {"noise": self.noise.identity()}
         if self.prompts and self.prompts.file:
             settings["prompts"]["file"] = Path(self.prompts.file).name  # its lines are in the digest; where it lies is not
+        if self.prompts and self.prompts.source == "dataset":  # likewise
+            settings["prompts"] = {
+                key: value for key, value in settings["prompts"].items() if key not in ("path", "split", "column", "digest")
+            }
+        if (theirs := self.of_teacher()) is not self:
+            settings["teacher"]["suite"] = theirs.id.model_dump()
         content = json.dumps([settings, self.prompt_list()], sort_keys=True)
         return SuiteId(name=self.name, version=self.version, digest=hashlib.sha256(content.encode()).hexdigest()[:16])
+
+    def of_teacher(self) -> "Suite":
+        """The suite that the teacher's pictures are of: the one that `teacher` names, or this.
+
+        Raises:
+            UserError: its pictures could not be paired with this suite's, or it names a third suite.
+        """
+        if self.teacher is None or self.teacher.suite is None:
+            return self
+        found = load(self.teacher.suite)
+        theirs, what = found.prompt_list(), f"suite {self.name!r} takes its teacher from suite {found.name!r}"
+        if found.teacher and found.teacher.suite:
+            raise UserError(f"{what}, which takes its own from {found.teacher.suite!r}; name that one")
+        pairs = {
+            "family": (self.family, found.family),
+            "size_px": (self.sampling and self.sampling.size_px, found.sampling and found.sampling.size_px),
+            "noise": (self.noise.identity(), found.noise.identity()),
+        }
+        if unlike := [f"{name} {ours} against {others}" for name, (ours, others) in pairs.items() if ours != others]:
+            raise UserError(f"{what}, whose pictures cannot be paired with its own: {', '.join(unlike)}")
+        if lacking := [text for prompt_id, text in self.prompt_list().items() if theirs.get(prompt_id) != text]:
+            raise UserError(f"{what}, which lacks {len(lacking)} of its prompts at their places, such as {lacking[0]!r}")
+        return found
 
     def prompt_list(self) -> dict[str, str]:
         """Prompt id -> prompt, in order; the id is made of the prompt's place and text.
@@ -199,17 +248,15 @@ def look_order(prompt_ids: Sequence[str], batch: int) -> list[str]:
     return [prompt_id for ids in mixed for prompt_id in ids]
 
 
-def suites_folder() -> Path:
-    """`./suites` where there is one, else the suites that came with the package."""
-    for folder in (Path("suites"), Path(__file__).parent / "_suites", Path(__file__).parent.parent / "suites"):
-        if folder.is_dir():
-            return folder
-    raise UserError("no suites found: neither ./suites nor those of the installed package; reinstall sdbench")
+def find(name: str) -> Path:
+    """A suite file, the policy, or what else lies beside them: that of `./suites` where it has one of this name, else the package's own."""
+    own = _OWN / name
+    return own if own.exists() else _SHIPPED / name
 
 
 def names() -> list[str]:
     """Every suite that can be named."""
-    return sorted(path.stem for path in suites_folder().glob("*.toml") if path.stem != "gate")
+    return sorted({path.stem for folder in (_OWN, _SHIPPED) for path in folder.glob("*.toml") if path.name != POLICY})
 
 
 def load(what: str, including: tuple[str, ...] = ()) -> Suite:
@@ -224,7 +271,7 @@ def load(what: str, including: tuple[str, ...] = ()) -> Suite:
     """
     if what in including:
         raise UserError(f"suite {what} includes itself: {' -> '.join((*including, what))}; take one of these out of an `include`")
-    path = Path(what) if what.endswith(".toml") else suites_folder() / f"{what}.toml"
+    path = Path(what) if what.endswith(".toml") else find(f"{what}.toml")
     if not path.is_file():
         raise UserError(f"no suite file {what}") if what.endswith(".toml") else unknown("suite", what, names())
     try:
@@ -232,8 +279,8 @@ def load(what: str, including: tuple[str, ...] = ()) -> Suite:
     except ValueError as error:  # not TOML, or not UTF-8
         raise UserError(f"suite {path} is not valid TOML: {error}") from error
     suite = validated(Suite, content, f"suite {path}")
-    if suite.prompts and suite.prompts.file and path.parent != suites_folder():
-        beside = suite.prompts.model_copy(update={"file": str((path.parent / suite.prompts.file).resolve())})
+    if suite.prompts and suite.prompts.file:
+        beside = suite.prompts.model_copy(update={"file": str(path.parent / suite.prompts.file)})
         suite = suite.model_copy(update={"prompts": beside})
     for name in suite.include:
         part = load(name, (*including, what))
@@ -261,11 +308,11 @@ def _read_prompts(prompts: Prompts) -> tuple[str, ...]:
     if prompts.source == "scenes":
         return _drawn(prompts.n, prompts.seed)
     if prompts.source == "dataset":
-        place = lists.located(prompts.path or "", suites_folder())
+        place = lists.located(prompts.path or "", find(prompts.path or ""))
         drawn = lists.from_dataset(place, prompts.split or "train", prompts.column, prompts.n, prompts.seed)
         lists.check(f"the list of prompts {prompts.path}", lists.digest(drawn), prompts.digest)
         return drawn
-    path = suites_folder() / (prompts.file or "")
+    path = Path(prompts.file or "")
     if not path.is_file():
         raise UserError(f"prompt file {path} of the suite is missing; it is looked for beside the suite's own file")
     texts = lists.lines(path)

@@ -21,6 +21,7 @@ from sdbench.machine import this_machine
 from sdbench.models.spec import ModelSpec
 from sdbench.policy import Policy
 from sdbench.probes.driver import Probed
+from sdbench.protocols.base import Subject
 from sdbench.records import Looks, Model, Record, Scores, Value
 from sdbench.run import Bench, Easel
 from sdbench.score import PROTOCOLS, score
@@ -84,9 +85,10 @@ class _Candidate:
         self.question, self.model, self.easel, self.old, self.probed = question, model, easel, old, probed
         self.todo = self._mixed(easel.todo)
         rules = question.policy.rules(question.setting.suite.name)
-        measured = question.setting.suite.metrics.get(question.setting.suite.family or "scenes", ())
-        self.sets = [name for name in rules if name in measured and PROTOCOLS[name].kind == "set"]
-        self.scores = [name for name in rules if name in measured and name not in self.sets]
+        # Those weighed, and the judges that weighed win rates are made of.
+        measured = [name for name in question.setting.suite.own_metrics if name in rules or f"win_rate.{name}" in rules]
+        self.sets = [name for name in measured if PROTOCOLS[name].kind == "set"]
+        self.scores = [name for name in measured if name not in self.sets]
         self.rules = looks.Rules(question.policy, question.setting.suite.name, self.sets, question.between_runs)
         self.parts: list[Scores] = []
         self.failed: dict[str, Value] = {}  # scores that some prompts do not have
@@ -105,17 +107,21 @@ class _Candidate:
     def record(self, course: Looks) -> Path:
         """Write what was measured, in the suite's order; of fewer prompts than the suite's it is of suite `<name>-sequential`."""
         setting, size = self.question.setting, course.prompts[-1]
+        looked = set(self.todo[:size])
+        pictures = [job for job in self.easel.todo if job in looked]
+        subject = self._subject(pictures)  # of the whole suite, which the teacher was measured under
         if size < course.of:
             assert setting.suite.prompts
             content = {**setting.suite.model_dump(), "name": f"{setting.suite.name}-sequential"}
             content["prompts"] = {**setting.suite.prompts.model_dump(), "looked": size}
             setting = replace(setting, suite=validated(suites.Suite, content, "the prompts so far"))
-        looked = set(self.todo[:size])
-        pictures = [job for job in self.easel.todo if job in looked]
-        return run.record_of(self.model, setting, (self.easel.store, pictures), self.probed, course)
+        return run.record_of(self.model, setting, subject, self.probed, course)
+
+    def _subject(self, pictures: list[Job]) -> Subject:
+        return run.to_score(self.model, self.question.setting, self.easel.store, pictures)
 
     def _score(self, names: list[str], start: int, stop: int) -> tuple[list[Value], Scores]:
-        return score(run.to_score(self.question.setting, self.easel.store, self.todo[start:stop]), names)
+        return score(self._subject(self.todo[start:stop]), names)
 
     def _mixed(self, todo: list[Job]) -> list[Job]:
         jobs = {job.prompt_id: job for job in todo}
@@ -140,7 +146,7 @@ class _Candidate:
             update={
                 "model": self.model,
                 "machine": this_machine(self.question.setting.device),
-                "sampling": self.question.setting.sampling.model_dump(),
+                "sampling": self.question.setting.sampling.model_dump(mode="json"),
                 "values": tuple(self.probed.values.get(self.model.name, ())),
                 "run": "",
             }
@@ -162,7 +168,9 @@ class _Candidate:
             theirs.columns.update({name: self.old.columns[name][rows] for name in columns if name in self.old.columns})
             return values, [value for name in self.sets if (value := self.old.record.value(name))]
         store, todo = run.place_of(self.old.record.model, self.question.setting)
-        old_values, old_scores = score(run.to_score(self.question.setting, store, self._mixed(todo)[:size]), self.sets)
+        old_values, old_scores = score(
+            run.to_score(self.old.record.model, self.question.setting, store, self._mixed(todo)[:size]), self.sets
+        )
         theirs.columns.update(old_scores.columns)
         return values, old_values
 

@@ -36,7 +36,8 @@ def validated(kind: type[T], content: dict[str, Any], where: str) -> T:
         path = ".".join(map(str, parents))
         if first["type"] == "extra_forbidden":
             raise UserError(f"{where}: {unknown(f'key in [{path}]' if path else 'key', str(key), _keys(kind, parents))}") from error
-        raise UserError(f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']} (found {first['input']!r})") from error
+        found = "" if isinstance(first["input"], dict) else f" (found {first['input']!r})"  # not all of a table for what it lacks
+        raise UserError(f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}{found}") from error
 
 
 def _keys(kind: Any, parents: Sequence[str | int]) -> list[str]:

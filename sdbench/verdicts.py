@@ -43,6 +43,26 @@ class Result:
 
 
 @dataclass(frozen=True)
+class Inputs:
+    """What was judged, and by what, for whoever reads a report without the command that made it.
+
+    Attributes:
+        candidate, baseline: record folders.
+        baseline_asked: what the baseline was asked for by, such as its name in `baselines.toml`.
+        suite: name, version and digest.
+        policy: its file.
+        alpha: of the policy.
+    """
+
+    candidate: str
+    baseline: str
+    baseline_asked: str
+    suite: str
+    policy: str
+    alpha: float
+
+
+@dataclass(frozen=True)
 class Report:
     """What the gate says.
 
@@ -50,6 +70,7 @@ class Report:
         why: the verdict in a sentence.
         differences: what makes the records incomparable as a whole.
         notes: what a reader should know though the gate does not weigh it.
+        inputs: None where the gate failed before it had any.
     """
 
     verdict: Verdict
@@ -59,6 +80,7 @@ class Report:
     results: tuple[Result, ...] = ()
     differences: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    inputs: Inputs | None = None
 
     @property
     def exit_code(self) -> int:
@@ -90,12 +112,20 @@ class Report:
         """For CI pages and pull requests."""
         title = " ".join(f"### {_MARKS[self.verdict]} {self.verdict}: {self.candidate} against {self.baseline}".split())
         table = tables.markdown(self.grid(marks=True)) if self.results else ""
-        return "\n\n".join(filter(None, [tables.escaped(title), tables.escaped(self.why), table, tables.escaped(_listed(self))])) + "\n"
+        inputs = "\n".join(f"- {key}: {value}" for key, value in _inputs(self).items())
+        return (
+            "\n\n".join(filter(None, [*map(tables.escaped, (title, self.why)), table, *map(tables.escaped, (_listed(self), inputs))]))
+            + "\n"
+        )
 
     def junit(self) -> str:
         """A suite with a case for the verdict as a whole and one for each metric; what is inconclusive counts as a failure."""
         name = f"sdbench gate: {self.candidate} against {self.baseline}"
         suite = ET.Element("testsuite", name=_xml(name))
+        if inputs := _inputs(self):
+            properties = ET.SubElement(suite, "properties")
+            for key, value in inputs.items():
+                ET.SubElement(properties, "property", name=key, value=_xml(value))
         cases = [
             _case(suite, "verdict", self.verdict, self.why),
             *(_case(suite, result.name, result.verdict, f"{result.reason}: {shown(result)}") for result in self.results),
@@ -123,6 +153,11 @@ def _line(result: Result, mark: str) -> tuple[str, ...]:
 
 def _listed(report: Report) -> str:
     return "\n".join(f"- {' '.join(line.split())}" for line in (*report.differences, *report.notes))
+
+
+def _inputs(report: Report) -> dict[str, str]:
+    """What each is called -> what it is."""
+    return {key.replace("_", " "): str(value) for key, value in asdict(report.inputs).items()} if report.inputs else {}
 
 
 def _case(suite: ET.Element, name: str, verdict: str, reason: str) -> ET.Element:

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ def _fetched(asset: Asset) -> Path:
             return _place(asset) or _fetch_into(home() / asset.name, asset)
     except UserError:
         raise
-    except Exception as error:  # as above
+    except Exception as error:  # the HTTP library's errors change with huggingface_hub's version
         raise _missing(asset, error) from error
 
 
@@ -180,11 +181,8 @@ def _digest(asset: Asset, file: File, path: Path) -> str:
         ) from error
     stamp = [path.stat().st_size, path.stat().st_mtime_ns]
     kept = noted.get(file.name, {})
-    if kept.get("seen") == stamp:  # hashing gigabytes takes longer than loading them
-        found = str(kept["sha256"])
-    else:
-        with path.open("rb") as content:
-            found = hashlib.file_digest(content, "sha256").hexdigest()
+    # Hashing gigabytes takes longer than loading them.
+    found = str(kept["sha256"]) if kept.get("seen") == stamp else _sha256(path, (stamp[0], stamp[1]))
     expected = file.sha256 or kept.get("sha256") or found
     if found != expected:
         how = "its source states" if file.sha256 else f"was pinned when it was first used; delete {book} to trust the new one"
@@ -192,9 +190,15 @@ def _digest(asset: Asset, file: File, path: Path) -> str:
             f"weights: {path} of {asset.name!r} has SHA-256 {found}, but {expected} {how}. Else delete the file and get it again."
         )
     if kept != (note := {"sha256": found, "seen": stamp}):
-        with suppress(OSError):  # a folder that is only read keeps no notes; its files are hashed each time
+        with suppress(OSError):  # a folder that is only read keeps no notes; its files are hashed once a process
             book.parent.mkdir(parents=True, exist_ok=True)
             beside = book.with_name(f".{book.name}.{os.getpid()}")
             beside.write_text(json.dumps({**noted, file.name: note}, indent=1) + "\n")
             beside.replace(book)
     return found
+
+
+@cache  # an encoder asks for its digest with each block of pictures
+def _sha256(path: Path, stamp: tuple[int, int]) -> str:  # noqa: ARG001  # the stamp is part of what is remembered
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

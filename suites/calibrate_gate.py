@@ -68,7 +68,7 @@ class Judge:
         for name in dict.fromkeys(arm):
             self.arms[name] = [whole.rows(np.flatnonzero((arm == name) & (seed == each))) for each in np.unique(seed[arm == name])]
         self.right = float(np.mean([run.scores["scene_accuracy"].mean() for run in self.arms["vega"]]))
-        self.policy = policy.load(suites.suites_folder() / "gate.toml")
+        self.policy = policy.load(suites.find(suites.POLICY))
         self.rules = self.policy.rules(SUITE)
         self.against, self.draws = reference.find("scenes", ENCODERS["scenes.features"], work).statistics, draws
         suite = suites.load(SUITE)

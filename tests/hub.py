@@ -5,10 +5,13 @@ import http.server
 import json
 import threading
 from collections import Counter
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+import pytest
 
 COMMIT = "c" * 40
 
@@ -38,6 +41,21 @@ class Hub(http.server.ThreadingHTTPServer):
         (self.root / path).parent.mkdir(parents=True, exist_ok=True)
         (self.root / path).write_bytes(content)
         return hashlib.sha256(content).hexdigest()
+
+
+@contextmanager
+def serving(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A Hub over `folder/served` that huggingface_hub asks instead of its own; its cache is `folder/cache`."""
+    server, constants = Hub(folder / "served"), "huggingface_hub.constants"
+    monkeypatch.setattr(f"{constants}.HF_HUB_CACHE", str(folder / "cache"))
+    monkeypatch.setattr(f"{constants}.HF_HUB_OFFLINE", False)  # whatever the environment says
+    monkeypatch.setattr(f"{constants}.ENDPOINT", server.url)
+    monkeypatch.setattr(f"{constants}.HUGGINGFACE_CO_URL_TEMPLATE", f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}")
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 class _Answer(http.server.BaseHTTPRequestHandler):

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from hub import Hub
+from hub import Hub, serving
 from tiny import save_tiny_pipeline
 
 from sdbench import assets, pipelines, suites, weights
@@ -25,29 +25,21 @@ WEIGHTS, CONFIG = bytes(range(256)) * 400, b'{"hidden_size": 4}'
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A Hub with a network of two files, a file of a stated digest, and one of another place; all of them assets."""
-    server = Hub(tmp_path / "served")
-    server.put("lab/network/config.json", CONFIG)
-    server.put("lab/network/model.safetensors", WEIGHTS)
-    stated = server.put("lab/stated/weights.bin", WEIGHTS)
-    elsewhere = server.put("releases/old.pth", WEIGHTS[::-1])
-    known = (
-        Asset("network", "model:lab/network", (File("config.json", len(CONFIG)), File("model.safetensors", len(WEIGHTS))), ("fd.lab",)),
-        Asset("stated", "model:lab/stated", (File("weights.bin", len(WEIGHTS), stated),), ("clip_score.lab",)),
-        Asset("elsewhere", f"{server.url}/releases", (File("old.pth", len(WEIGHTS), elsewhere),)),
-    )
-    monkeypatch.setattr(assets, "ASSETS", {asset.name: asset for asset in known})
-    monkeypatch.setenv("SDBENCH_WEIGHTS", str(tmp_path / "weights"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # whatever the environment says
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
-    monkeypatch.setattr(
-        "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-    )
-    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 10_000)  # so much at a time is kept
-    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)
-    yield server
-    server.shutdown()
-    server.server_close()
+    with serving(tmp_path, monkeypatch) as server:
+        server.put("lab/network/config.json", CONFIG)
+        server.put("lab/network/model.safetensors", WEIGHTS)
+        stated = server.put("lab/stated/weights.bin", WEIGHTS)
+        elsewhere = server.put("releases/old.pth", WEIGHTS[::-1])
+        known = (
+            Asset("network", "model:lab/network", (File("config.json", len(CONFIG)), File("model.safetensors", len(WEIGHTS))), ("fd.lab",)),
+            Asset("stated", "model:lab/stated", (File("weights.bin", len(WEIGHTS), stated),), ("clip_score.lab",)),
+            Asset("elsewhere", f"{server.url}/releases", (File("old.pth", len(WEIGHTS), elsewhere),)),
+        )
+        monkeypatch.setattr(assets, "ASSETS", {asset.name: asset for asset in known})
+        monkeypatch.setenv("SDBENCH_WEIGHTS", str(tmp_path / "weights"))
+        monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 10_000)  # so much at a time is kept
+        monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)
+        yield server
 
 
 @pytest.fixture
@@ -214,7 +206,12 @@ def test_a_folder_that_is_only_read_serves_without_notes(hub: Hub, tmp_path: Pat
         raise PermissionError
 
     monkeypatch.setattr(Path, "write_text", refuse)
+    weights._sha256.cache_clear()
+    hashed, hash_it = [], hashlib.file_digest
+    monkeypatch.setattr("hashlib.file_digest", lambda *how: hashed.append(how) or hash_it(*how))
     assert weights.find("stated").read_bytes() == WEIGHTS
+    assert weights.digest("stated") == hashlib.sha256(WEIGHTS).hexdigest()
+    assert len(hashed) == 1
     assert hub.hits["lab/stated/weights.bin"] == 1
 
 

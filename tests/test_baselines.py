@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from factories import make_measured, saved
 
-from sdbench import baselines, cli
+from sdbench import baselines, cli, sides
 from sdbench.errors import UserError
 
 
@@ -64,9 +64,25 @@ def test_the_gate_takes_a_name_before_all_else(results: Path, capsys: pytest.Cap
         saved(make_measured("scenes-teacher", seed=2), results),
     )
     words = ["--results", str(results)]
-    assert cli.main(["baseline", *words, "set", "scenes-vega", str(teacher), "--why", "a name like a model's"]) == 0
+    assert cli.main(["baseline", "set", "scenes-vega", str(teacher), "--why", "a name like a model's", *words]) == 0
     assert "a name like a model's" in capsys.readouterr().err
     assert cli.main(["gate", str(student), "--baseline", "scenes-vega", *words]) == 1
     assert "worse than scenes-teacher" in capsys.readouterr().err
-    assert cli.main(["baseline", *words, "--json", "list"]) == 0
-    assert '"why": "a name like a model\'s"' in capsys.readouterr().out
+    for order in (["baseline", *words, "--json", "list"], ["baseline", "list", "--json", *words]):
+        assert cli.main(order) == 0
+        assert '"why": "a name like a model\'s"' in capsys.readouterr().out
+
+
+def test_a_misspelt_name_is_told_with_those_that_there_are(results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = saved(make_measured(), results)
+    baselines.set_baseline("production", folder, "because", results)
+
+    def said(*words: str) -> str:
+        assert cli.main(["gate", str(folder), "--baseline", "prodution", *words]) == 2
+        return capsys.readouterr().err
+
+    assert f"Nor is it the name of a baseline: {results / 'baselines.toml'} has production." in said("--results", str(results))
+    assert f"there is no {tmp_path / 'baselines.toml'}; name the folder that it is in with --results" in said("--results", str(tmp_path))
+    with pytest.raises(UserError, match="is no checkpoint") as error:
+        sides.find(str(tmp_path), results)  # which is there
+    assert "baseline" not in str(error.value)

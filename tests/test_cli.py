@@ -1,17 +1,22 @@
 """The command line: quick to say what is wrong, and exit codes that can be relied on."""
 
+import argparse
 import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
 from factories import make_measured, make_record, saved
 
-from sdbench import api, cli, suites
+from distillation.cli import _parser as distillation_parser
+from sdbench import api, baselines, cli, suites
 from sdbench.errors import UserError
 from sdbench.gate import Report
+from sdbench.models.spec import ModelSpec, resolve
 from sdbench.records import SuiteId
 
 ROOT = Path(__file__).parents[1]
@@ -100,6 +105,12 @@ def message(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ),
         (["run", "--model", "scenes-teacher", "--steps", "0"], "steps"),
         (["run", "--model", "scenes-teacher", "--size-px", "60"], "multiple of 8"),
+        (["run", "--model", "scenes-teacher", "--scheduler", "lmc"], "sampling.scheduler: Input should be 'model', 'ddim'"),
+        (["run", "--model", "scenes-teacher", "--timestep-spacing", "trailing"], "needs a scheduler that is named and heeds it"),
+        (
+            ["run", "--model", "scenes-teacher", "--scheduler", "lcm", "--timesteps", "999", "499", "--steps", "4"],
+            "one for each of the 4 steps",
+        ),
         (["benchmark", "--profile", "scene"], "unknown profile 'scene'; did you mean 'scenes'?"),
         (["gate", "scenes-teachr", "--baseline", "scenes-teacher"], "did you mean 'scenes-teacher'"),
         (["gate", "a", "--baseline", "b", "--policy", "nowhere.toml"], "nowhere.toml"),
@@ -118,12 +129,68 @@ def test_a_folder_that_is_no_checkpoint_is_named(tmp_path: Path, capsys: pytest.
     assert "holiday" in message(["gate", "./holiday", "--baseline", "scenes-teacher"], capsys)
 
 
-@pytest.mark.parametrize("words", [[], ["gat"], ["gate", "x"], ["run", "--modle", "x"], ["run", "--model", "x", "--dtype", "float64"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["gat"],
+        ["gate", "x"],
+        ["gate", "x", "--base", "y"],
+        ["models", "--js"],
+        ["run", "--modle", "x"],
+        ["run", "--model", "x", "--dtype", "float64"],
+    ],
+)
 def test_words_that_no_command_knows_exit_with_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as done:
         cli.main(words)
     assert done.value.code == 2
     assert "usage: sdbench" in capsys.readouterr().err
+
+
+def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """A parser, and those of all its subcommands."""
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                yield from parsers(below)
+
+
+def test_no_option_is_taken_by_its_first_letters() -> None:
+    every = [*parsers(cli.parser()), *parsers(distillation_parser())]
+    assert {"sdbench gate", "sdbench baseline set", "distillation run", "distillation data fetch"} <= {each.prog for each in every}
+    assert [each.prog for each in every if each.allow_abbrev] == []
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[ModelSpec], str | None]]:
+    """Models and device of each run, which is stopped there."""
+    seen: list[tuple[list[ModelSpec], str | None]] = []
+
+    def stop(specs: list[ModelSpec], *_: object, device: str | None = None, **__: object) -> None:
+        seen.append((specs, device))
+        raise UserError("as far as the test goes")
+
+    monkeypatch.setattr(api, "run", stop)
+    return seen
+
+
+def test_a_unet_is_gated_and_run_against_itself_with_what_completes_it(
+    made: Path, ran: list[tuple[list[ModelSpec], str | None]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    unet, teacher = str(made / "unet"), "scenes-teacher"
+    more = ["--base", teacher, "--name", "mine", "--device", "cpu"]
+    assert "complete" in message(["gate", unet, "--baseline", "scenes-vega-pruned"], capsys)
+    message(["gate", unet, "--baseline", "scenes-vega-pruned", *more], capsys)
+    message(["noise", unet, *more], capsys)
+    own = resolve(unet, base=teacher, name="mine")
+    assert ran == [([own, resolve("scenes-vega-pruned")], "cpu"), ([own], "cpu")]
+
+
+def test_a_record_is_complete(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(saved(make_measured(), tmp_path))
+    assert "--base is for one that is run now" in message(["gate", folder, "--baseline", folder, "--base", "scenes-teacher"], capsys)
 
 
 @pytest.fixture
@@ -155,6 +222,26 @@ def test_the_gate_exits_with_1_for_a_worse_one_and_says_so_as_json_too(tmp_path:
     answer = json.loads(out)
     assert (answer["verdict"], answer["exit_code"]) == ("regressed", 1)
     assert [result["name"] for result in answer["results"] if result["verdict"] == "regressed"] == ["clip_score.scenes"]
+
+
+def test_every_report_says_what_it_is_of(tmp_path: Path, strict: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    student, teacher = saved(make_measured(), tmp_path), saved(make_measured("scenes-teacher", seed=2), tmp_path)
+    baselines.set_baseline("production", teacher, "release 3", tmp_path)
+    files = ["--junit", "gate.xml", "--markdown", "gate.md"]
+    assert cli.main(["gate", str(student), "--baseline", "production", "--results", str(tmp_path), "--json", *strict, *files]) == 3
+    inputs = json.loads(capsys.readouterr().out)["inputs"]
+    assert inputs == {
+        "candidate": str(student),
+        "baseline": str(teacher),
+        "baseline_asked": "production",
+        "suite": "quality@1 (digest 5017e)",
+        "policy": str(tmp_path / "strict.toml"),
+        "alpha": 0.05,
+    }
+    properties = ET.parse("gate.xml").findall("properties/property")
+    assert [each.get("value") for each in properties] == list(map(str, inputs.values()))
+    lines = (tmp_path / "gate.md").read_text(encoding="utf-8").splitlines()
+    assert {f"- baseline: {teacher}", "- baseline asked: production", "- alpha: 0.05"} <= set(lines)
 
 
 def test_the_gate_exits_with_2_for_what_it_cannot_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -196,7 +283,7 @@ def test_the_gate_exits_with_3_where_prompts_are_too_few(tmp_path: Path, strict:
 def test_a_gate_that_crashes_never_looks_like_one_that_judged(
     words: list[str], error: BaseException, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def crash(*_: object) -> Report:
+    def crash(*_: object, **__: object) -> Report:
         raise error
 
     monkeypatch.setattr(api, "compare", crash)
@@ -205,7 +292,7 @@ def test_a_gate_that_crashes_never_looks_like_one_that_judged(
 
 
 def test_a_crash_is_told_to_machines_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def crash(*_: object) -> Report:
+    def crash(*_: object, **__: object) -> Report:
         raise ImportError("no parquet")
 
     monkeypatch.setattr(api, "compare", crash)
@@ -238,7 +325,7 @@ def test_a_gate_that_is_asked_to_end_has_no_verdict(tmp_path: Path) -> None:
     code = """
 import os, signal
 from sdbench import api, cli
-api.compare = lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+api.compare = lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)
 sys.exit(cli.main(["gate", "a", "--baseline", "b"]))
 """
     done = run_in_process(code, tmp_path)
@@ -265,12 +352,17 @@ sys.exit(cli.main(["models"]))
     assert said == "sdbench: interrupted; what was finished is kept, and the same command goes on from there\n"
 
 
-def test_records_of_a_suite_that_is_nowhere_are_compared(tmp_path: Path) -> None:
+def test_records_of_a_suite_that_is_nowhere_are_compared_and_no_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     policy = tmp_path / "own.toml"
     policy.write_text(STRICT.replace("quality", "own"))
     suite = SuiteId(name="own", version=1, digest="5017e")
     folders = [saved(make_measured(seed=seed, suite=suite), tmp_path) for seed in (1, 2)]
     assert gate(*folders, "--policy", str(policy)) == 3
+    capsys.readouterr()
+    assert gate(folders[0], Path("scenes-vega"), "--policy", str(policy)) == 2
+    assert (
+        "is of suite 'own', of which there is no file in ./suites or in the package; give it with --suite FILE" in capsys.readouterr().err
+    )
 
 
 def test_a_gate_on_records_imports_what_is_quick_to_import(tmp_path: Path) -> None:
@@ -302,7 +394,7 @@ def test_a_gate_that_cannot_print_its_report_never_looks_like_one_that_judged(
         def text(self, width: int = 160) -> str:
             raise ZeroDivisionError(width)
 
-    monkeypatch.setattr(api, "compare", lambda *_: Mute("pass", "", "a", "b"))
+    monkeypatch.setattr(api, "compare", lambda *_, **__: Mute("pass", "", "a", "b"))
     assert "ZeroDivisionError" in message(["gate", "a", "--baseline", "b"], capsys)
 
 
@@ -336,9 +428,21 @@ def test_models_and_suites_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert "quality@" in err
 
 
+def test_another_program_s_files_in_suites_hide_none_of_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "suites").mkdir()
+    (tmp_path / "suites" / "api_tests.toml").write_text('endpoint = "/v1"')
+    assert cli.main(["suites"]) == 0
+    err = capsys.readouterr().err
+    assert "not a suite: suite suites/api_tests.toml: unknown key 'endpoint'" in err
+    assert "quality@" in err
+
+
 def test_settings_of_one_s_own_make_a_suite_of_another_name() -> None:
     plain = suites.load("quality")
     assert api.Overrides().apply(plain) is plain
+    few = api.Overrides(guidance_scale=1.0, scheduler="lcm", timesteps=[999, 749, 499, 249]).apply(plain).sampling
+    assert few
+    assert (few.steps, few.guidance_scale, few.scheduler, few.timesteps) == (4, 1.0, "lcm", (999, 749, 499, 249))
     with pytest.raises(UserError, match=r"prompts\.n: Input should be greater than 0 \(found 0\)"):
         api.Overrides(n=0).apply(plain)
     changed = api.Overrides(steps=3, n=5).apply(plain)

@@ -41,6 +41,17 @@ def test_one_run_has_no_floor_and_what_a_run_lacks_has_none(tmp_path: Path) -> N
     assert "clip_score.scenes" not in floors.of([*sides(tmp_path, 1), other], (1, 2), SUITE).metrics
 
 
+def test_a_set_metric_without_influences_and_a_probe_at_0_have_no_floor(tmp_path: Path) -> None:
+    runs = []
+    for seed in (1, 2):
+        record, scores = with_value(make_measured(seed=seed), "memory.peak_rss", value=0.0, samples=((0.0,),))
+        del scores.columns["fd.scenes:influence"]
+        runs.append(Side.read(saved((record, scores), tmp_path)))
+    found = floors.of(runs, (1, 2), SUITE).metrics
+    assert found.keys() == {"clip_score.scenes", "preference.scenes", "scene_accuracy", "latency.pipeline.p50"}
+    assert all(math.isfinite(spread.noise) for spread in found.values())
+
+
 def test_conditions_have_no_floor(tmp_path: Path) -> None:
     drift = Value(name="machine.drift", kind="probe", direction="neither", unit="share", value=-0.02, n=1, samples=((-0.02,),))
     made = [make_measured(seed=seed) for seed in (1, 2)]

@@ -208,7 +208,7 @@ def test_a_gate_that_skipped_everything_does_not_pass(teacher: Made, tmp_path: P
     assert "nothing was compared" in report.why
 
 
-@pytest.mark.parametrize("state", ["missing", "nan", "failed", "not_applicable"])
+@pytest.mark.parametrize("state", ["missing", "failed", "not_applicable"])
 @pytest.mark.parametrize("side", ["candidate", "baseline"])
 def test_a_value_that_is_not_there_never_passes(state: str, side: str, teacher: Made, tmp_path: Path) -> None:
     sides = {"candidate": make_measured(), "baseline": teacher}
@@ -225,9 +225,7 @@ def test_a_failed_probe_does_not_pass_even_where_it_may_be_skipped(machine: obje
     assert judge(failed, teacher, tmp_path, optional("latency.pipeline.p50")).exit_code == 2
 
 
-@pytest.mark.parametrize(
-    ("state", "verdict"), [("missing", "incomparable"), ("nan", "incomparable"), ("failed", "incomparable"), ("not_applicable", "skipped")]
-)
+@pytest.mark.parametrize(("state", "verdict"), [("missing", "incomparable"), ("failed", "incomparable"), ("not_applicable", "skipped")])
 def test_only_what_cannot_apply_is_skipped_where_it_may_be(state: str, verdict: str, teacher: Made, tmp_path: Path) -> None:
     absent = with_value(make_measured(), "scene_accuracy", state=state, reason="out of ink", **NO_VALUE)
     report = judge(absent, teacher, tmp_path, optional("scene_accuracy"))
@@ -409,8 +407,10 @@ def test_a_policy_says_what_is_wrong_with_it(text: str, said: str, tmp_path: Pat
 def test_a_policy_that_is_not_there_or_weighs_nothing_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot read"):
         policy.load(tmp_path / "none.toml")
-    with pytest.raises(UserError, match="did you mean 'quality'"):
-        SHIPPED.rules("qualty")
+    with pytest.raises(
+        UserError, match=r"gate\.toml has no table \[suites\.few\].*'few-custom' \(it has quality, standard\); write one, .*--policy FILE"
+    ):
+        SHIPPED.rules("few-custom")
     with pytest.raises(UserError, match="no metric"):
         Policy(alpha=0.05, suites={"quality": {}}).rules("quality")
 
@@ -419,6 +419,17 @@ def test_a_suite_changed_on_the_command_line_is_weighed_as_the_one_it_was_made_f
     assert SHIPPED.rules("quality-custom") == SHIPPED.rules("quality")
     own = Policy(alpha=0.05, suites={**SHIPPED.suites, "quality-custom": SHIPPED.suites["standard"]})
     assert own.rules("quality-custom") == SHIPPED.rules("standard")
+
+
+def test_margins_and_floors_of_the_suite_that_it_was_made_from_are_said_to_be_so(tmp_path: Path) -> None:
+    named = {"suite": SuiteId(name="quality-custom", version=1, digest="5017e"), "run": ""}
+    sides = make_measured(**named), make_measured("scenes-teacher", seed=2, **named)
+    first, between = judge(*sides, tmp_path).notes
+    assert first.startswith("suite 'quality-custom' is weighed by the margins of the suite it was made from; no noise floor")
+    assert "measure both with one `sdbench run`" in between
+    assert "sdbench noise" not in between
+    own = Policy(alpha=0.05, suites={"quality-custom": SHIPPED.rules("quality")})
+    assert not any("made from" in note for note in judge(*sides, tmp_path / "own", own).notes)
 
 
 @pytest.mark.parametrize("name", sorted(SHIPPED.suites))

@@ -1,6 +1,7 @@
 """Pictures are the same whoever makes them, in what order, in how many pieces."""
 
 import copy
+import inspect
 import os
 import signal
 from collections.abc import Callable
@@ -15,11 +16,12 @@ from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, LCMSchedul
 from tiny import SIZE_PX, save_tiny_pipeline
 
 from sdbench import store as module
+from sdbench.disk import digest, write_bytes
 from sdbench.errors import UserError
 from sdbench.generate import DTYPES, SCHEDULERS, Job, call_arguments, generate, initial_noise, jobs, rendered, sampler
 from sdbench.scenes.grammar import parse
-from sdbench.settings import Sampling
-from sdbench.store import U8, Store, digest, write_bytes
+from sdbench.settings import HEEDS, Sampling, Scheduler
+from sdbench.store import U8, Store
 from sdbench.suites import Noise, Prompts, Suite
 
 SAMPLING = Sampling(steps=1, guidance_scale=2.0, size_px=SIZE_PX, dtype="float32", batch=3)
@@ -101,7 +103,7 @@ def killed_in_the_middle(store: Store) -> None:
     written = []
 
     def write(path: Path, content: bytes) -> None:
-        if len(written) == 4:
+        if len(written) == 5:  # the manifest and four pictures
             path.with_name(f".{path.name}.part").write_bytes(content[:9])
             os.kill(os.getpid(), signal.SIGKILL)
         written.append(path)
@@ -306,7 +308,47 @@ def test_the_pipeline_is_asked_for_what_the_suite_says(pipeline: StableDiffusion
         sampler(pipeline, SAMPLING.model_copy(update={"scheduler": name}), Noise())
         assert type(pipeline.scheduler) is kind
         assert (pipeline.scheduler.config.prediction_type, pipeline.scheduler.config.timestep_spacing) == settings
+        assert kind.__name__.lower().startswith(name.replace("-", "")) or name == "dpmpp"
+    assert {"model", *SCHEDULERS} == set(HEEDS)
     assert DTYPES.keys() == set(Sampling.model_fields["dtype"].annotation.__args__)  # type: ignore[union-attr]  # a Literal
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_scheduler_heeds_what_the_table_says(name: Scheduler, pipeline: StableDiffusionXLPipeline) -> None:
+    kind, own = SCHEDULERS[name], copy.copy(pipeline)
+    scheduler = kind.from_config(pipeline.scheduler.config)
+    spaced = {spacing: kind.from_config(scheduler.config, timestep_spacing=spacing) for spacing in ("leading", "trailing")}
+    for made in spaced.values():
+        made.set_timesteps(4)
+    found = {
+        "timestep_spacing": spaced["leading"].timesteps.tolist() != spaced["trailing"].timesteps.tolist(),
+        "timesteps": "timesteps" in inspect.signature(scheduler.set_timesteps).parameters,
+        "eta": "eta" in inspect.signature(scheduler.step).parameters,
+    }
+    assert HEEDS[name] == tuple(setting for setting, heeded in found.items() if heeded)
+    settings = {"timestep_spacing": "trailing", "timesteps": (999, 499, 99), "eta": 0.5}
+    chosen = next(setting for setting in HEEDS[name])
+    sampling = Sampling.model_validate({**SAMPLING.model_dump(), "steps": 3, "scheduler": name, chosen: settings[chosen]})
+    assert sampler(own, sampling, Noise())(todo(1)).shape == (1, SIZE_PX, SIZE_PX, 3)
+    taken = own.scheduler.timesteps.tolist()
+    assert taken == [999, 499, 99] if chosen == "timesteps" else taken[0] == 999
+
+
+def test_noise_of_each_step_is_as_much_as_the_suite_says(pipeline: StableDiffusionXLPipeline) -> None:
+    def made(**settings: Any) -> U8:
+        sampling = Sampling.model_validate({**SAMPLING.model_dump(), "steps": 3, "scheduler": "tcd", **settings})
+        return sampler(copy.copy(pipeline), sampling, Noise())(todo(1))
+
+    assert np.array_equal(made(), made(eta=0.0))
+    assert not np.array_equal(made(), made(eta=0.5))
+
+
+def test_what_a_suite_does_not_say_of_its_steps_is_not_in_a_picture_s_identity() -> None:
+    assert SAMPLING.model_dump().keys() == {
+        *("steps", "guidance_scale", "size_px", "scheduler", "negative_prompt", "dtype", "batch"),
+    }  # else no picture of an earlier run would be found
+    given = Sampling.model_validate({**SAMPLING.model_dump(), "scheduler": "lcm", "timesteps": [999]})
+    assert jobs(suite(), given, "w")[0].image != jobs(suite(), SAMPLING.model_copy(update={"scheduler": "lcm"}), "w")[0].image
 
 
 def test_negative_prompts_are_given_to_each_picture_or_to_none() -> None:

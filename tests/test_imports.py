@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = (
-    {"errors", "validation", ""},  # "" is sdbench itself: its version
+    {"arguments", "disk", "errors", "validation", ""},  # "" is sdbench itself: its version
     {"metrics", "stats", "student_t", "decisions", "sequential", "models", "scenes", "records", "training", "processes", "latents"},
     {
         "assets",
@@ -62,7 +62,9 @@ ONLY = {
     "student_t": set[str](),
     "sequential": {"decisions", "stats"},
     "torchmetrics": {"metrics"},
+    "arguments": set[str](),
     "validation": {"errors"},
+    "disk": {"errors"},
     "records": {"errors", "validation"},
     "models": {"errors", "models", "scenes"},
     "scenes": {"errors", "scenes"},
@@ -78,14 +80,15 @@ ONLY = {
     "needs": {"assets", "prompts", "reference", "suites", "weights"},
     "gate": {"errors", "records", "decisions", "policy", "tables", "compare", "verdicts"},
     "verdicts": {"decisions", "tables"},
-    "floors": {"errors", "validation", "records", "decisions", "compare", "store"},
-    "baselines": {"errors", "validation", "records", "store"},
-    "leaderboard": {"errors", "models", "records", "stats", "tables", "published", "speed", "truth", "ranks", "standings"},
+    "floors": {"errors", "validation", "records", "decisions", "compare", "disk"},
+    "baselines": {"errors", "validation", "records", "disk"},
+    "leaderboard": {"disk", "models", "records", "stats", "tables", "published", "speed", "truth", "ranks", "standings"},
     "speed": {"records", "decisions", "tables", "published"},
     "ranks": {"records", "decisions"},
     "standings": {"models", "records", "ranks", "speed"},
     "truth": {"records", "stats", "tables"},
     "report": {
+        "disk",
         "errors",
         "speed",
         "records",
@@ -109,6 +112,7 @@ TRAINING_IS_FOR = {"scenes.training", "cli", "distillation"}
 # `latents` feeds both families' trainers; `sources` opens data sets; `settings` and `suites` hold the types that `generate` is called
 # with; `machine` knows the commit of a checkout; `pipelines` fetches a teacher.
 DISTILLATION_KNOWS = {
+    "arguments",
     "errors",
     "models",
     "pipelines",
@@ -118,6 +122,7 @@ DISTILLATION_KNOWS = {
     "processes",
     "latents",
     "machine",
+    "disk",
     "store",
     "sources",
     "records",
@@ -128,7 +133,9 @@ DISTILLATION_KNOWS = {
     "weights",
 }
 WITHOUT_TORCH = (
+    "arguments",
     "errors",
+    "disk",
     "validation",
     "settings",
     "stats",
@@ -278,7 +285,7 @@ def test_distillation_takes_only_the_rooms_it_may() -> None:
     assert taken - {"distillation"} <= DISTILLATION_KNOWS
 
 
-@pytest.mark.parametrize("name", [name for name in of_sdbench() if room(name) in WITHOUT_TORCH])
+@pytest.mark.parametrize("name", [*(name for name in of_sdbench() if room(name) in WITHOUT_TORCH), "distillation.cli"])
 def test_readers_of_records_and_the_command_line_import_no_torch(name: str) -> None:
     assert {other: by for other, by in reached(name).items() if other in SLOW or other.split(".")[0] in SLOW} == {}
 

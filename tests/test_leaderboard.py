@@ -105,7 +105,7 @@ def board() -> list[Row]:
     )
     vega = (
         absent("fd.scenes", "set", "distance", "missing", "reference | not built\nyet"),
-        absent("clip_score.scenes", "score", "100 cos", "nan", "3 of 256 scores are NaN", direction="higher"),
+        absent("clip_score.scenes", "score", "100 cos", "failed", "3 of 256 scores are NaN", direction="higher"),
         score("preference.scenes", "logit", 1.2, 1.1, 1.3, n=255),
         score("scene_accuracy", "share", 0.0, 0.0, 0.0148),
         *speeds(0.2)[:3],
@@ -164,6 +164,21 @@ def test_machines_suite_versions_digests_and_families_never_share_a_table() -> N
         record(suite=SuiteId(name="standard", version=1, digest="5017e")),
     ]
     assert [len(section.rows) for section in standings.sections([Row(Path("0"), one) for one in other])] == [1] * len(other)
+
+
+def test_the_teacher_of_a_section_is_the_one_with_real_weights() -> None:
+    def row(label: str) -> Row:
+        model = Model(name="scenes-teacher", architecture="sdxl", source="embedded", weights_digest=None, label=label)
+        return Row(Path("0"), make_record(values=speeds(2.0), model=model))
+
+    real, random, student = row(""), row("random weights"), Row(Path("0"), make_record("scenes-vega", speeds(1.0)))
+    for board in ([real, random, student], [student, random, real]):
+        (section,) = standings.sections(board)
+        assert section.teacher == real
+        assert {one.name for one in section.rows} == {"scenes-teacher", "scenes-teacher (random weights)", "scenes-vega"}
+    (section,) = standings.sections([student, random])
+    assert section.teacher == random
+    assert standings.sections([student])[0].teacher is None
 
 
 def test_models_go_from_pictures_over_the_teacher_to_the_smallest_and_the_unknown_last() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from factories import make_record, saved
+from tiny import tiny_unet, with_unet
 
 from sdbench import cli, leaderboard, needs, records, score, suites
 from sdbench.models.spec import resolve
@@ -106,7 +107,7 @@ def test_a_dry_run_tells_what_the_same_run_would_make(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("sdbench.plan._macs_per_s", lambda: 1 / EFFICIENCY)
-    monkeypatch.setattr("sdbench.plan._macs", lambda *_: 1)
+    monkeypatch.setattr("sdbench.plan.unet_macs", lambda **_: 1)
     assert cli.main(["run", "--model", "scenes-vega", "--dry-run", "--json", "--runs", str(tmp_path), *options]) == 0
     out, err = capsys.readouterr()
     assert f": {pictures} pictures a model" in err
@@ -114,6 +115,14 @@ def test_a_dry_run_tells_what_the_same_run_would_make(
     content = json.loads(out)
     assert content["models"] == [{"model": "scenes-vega", "seconds": pytest.approx((pictures + timed) * 12 * 2)}]
     assert (content["disk_bytes"] > 0) == (pictures > 0)
+
+
+def test_a_unet_that_is_told_the_guidance_scale_is_run_once_a_step(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sdbench.plan._macs_per_s", lambda: 1 / EFFICIENCY)
+    monkeypatch.setattr("sdbench.plan.unet_macs", lambda **_: 1)
+    specs = [resolve(str(made)), resolve(str(with_unet(made, tmp_path / "lcm", tiny_unet(time_cond_proj_dim=8))))]
+    content = plan(specs, suites.load("quality"), tmp_path, only="quality")
+    assert [row["seconds"] for row in content["models"]] == pytest.approx([512 * 12 * 2, 512 * 12])
 
 
 def test_random_weights_need_no_evaluators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,5 @@
 import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,12 +32,18 @@ class Hub:
     def snapshot_download(self, repository: str, *, revision: str | None, allow_patterns: list[str]) -> str:
         root = self.cache / f"models--{repository.replace('/', '--')}"
         (root / "refs").mkdir(parents=True, exist_ok=True)
-        (root / "refs" / (revision or "main")).write_text(COMMIT)
-        for name in allow_patterns:
+        if revision != COMMIT:
+            (root / "refs" / (revision or "main")).write_text(COMMIT)
+        names = [str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file()]
+        for name in (name for name in names if any(fnmatch(name, pattern) for pattern in allow_patterns)):
             self.downloads.append(name)
             (root / "snapshots" / COMMIT / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(self.folder / name, root / "snapshots" / COMMIT / name)
         return str(root / "snapshots" / COMMIT)
+
+
+def unreachable(*_: Any, **__: Any) -> None:
+    raise ConnectionError("no route to host")
 
 
 @pytest.fixture
@@ -82,6 +89,54 @@ def test_fetched_once_and_then_loaded_from_the_cache(hub: Hub) -> None:
     found = resolve("someone/tiny")
     assert (found.family, found.architecture, found.origin) == ("scenes", "vega", "hub:someone/tiny")
     assert load(found, dtype="bfloat16", device="cpu").unet.dtype.itemsize == 2
+
+
+def test_a_float32_run_takes_the_copy_of_32_bits_whatever_else_is_cached(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = resolve("someone/tiny")
+    pipelines.fetch(spec, dtype="float16")
+    assert not pipelines.is_cached(spec, dtype="float32")
+    with monkeypatch.context() as patch:
+        patch.setattr(hub, "model_info", unreachable)
+        pipelines.fetch(spec, dtype="float32")
+    said = capsys.readouterr().err
+    assert said.startswith(
+        "tiny: its 16-bit copy alone is here, and is taken. cannot fetch 'someone/tiny' from the Hub (ConnectionError: no route"
+    )
+    pipelines.fetch(spec, dtype="float32")
+    assert pipelines.is_cached(spec, dtype="float32")
+    assert "unet/diffusion_pytorch_model.safetensors" in hub.downloads
+    assert capsys.readouterr().err == ""
+
+
+def test_of_a_repository_that_has_16_bits_alone_a_float32_run_takes_these(hub: Hub) -> None:
+    for path in hub.folder.rglob("*.safetensors"):
+        if ".fp16" not in path.name:
+            path.unlink()
+    spec = resolve("someone/tiny")
+    for _ in range(2):
+        pipelines.fetch(spec, dtype="float32")
+    assert load(spec, dtype="float32", device="cpu").unet is not None
+
+
+def test_the_licence_of_what_diffusers_cached_is_fetched_or_missed(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (hub.folder / "LICENSE.md").write_text("its text")
+    spec = resolve("someone/tiny")
+    pipelines.fetch_card(spec)  # nothing to name a licence of
+    pipelines.fetch(spec, dtype="float32")
+    for card in ("README.md", "LICENSE.md"):
+        (hub.cache / "models--someone--tiny" / "snapshots" / COMMIT / card).unlink()
+    hub.downloads.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr("huggingface_hub.snapshot_download", unreachable)
+        pipelines.fetch_card(spec)
+    assert "tiny: no README.md in " in capsys.readouterr().err
+    for _ in range(2):
+        pipelines.fetch_card(spec)
+    assert sorted(hub.downloads) == ["LICENSE.md", "README.md"]
 
 
 @pytest.mark.usefixtures("hub")

@@ -48,6 +48,7 @@ def drawn(path: Path | str, n: int = 6, **more: Any) -> list[str]:
 
 
 def written(folder: Path, kind: str) -> Path:
+    folder.mkdir(exist_ok=True)
     table, path = datasets.Dataset.from_dict({"id": list(range(6)), "caption": CAPTIONS}), folder / f"list.{kind}"
     match kind:
         case "parquet":
@@ -126,6 +127,9 @@ def test_a_list_is_named_by_its_digest_and_another_is_refused(tmp_path: Path) ->
         with pytest.raises(UserError, match=f"the list of prompts .* has digest {digest}, but the suite states 0000"):
             ask()
     assert api.Overrides(n=2).apply(stated).prompt_list().keys() == dict(list(plain.prompt_list().items())[:2]).keys()
+    elsewhere = written(tmp_path / "elsewhere", "jsonl")
+    assert stated.id == plain.id == suite(elsewhere, column="caption").id  # by what is in the list, wherever it lies
+    assert suite(path, n=5).id != plain.id
     some = suite(path, digest=digest, looked=3)  # of the same list
     assert list(some.prompt_list()) == sorted(suites.look_order([*plain.prompt_list()], plain.sampling.batch)[:3])
     assert some.prompts_described().startswith(f"3 of {path}, digest ")

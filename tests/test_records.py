@@ -145,6 +145,18 @@ def test_the_newest_of_each_model_suite_version_and_machine_class_is_the_row(tmp
     assert records.newest(tmp_path / "nowhere") == []
 
 
+def test_random_weights_and_other_settings_hide_no_row_of_the_name(tmp_path: Path) -> None:
+    real = make_record()
+    random = real.model.model_copy(update={"source": "random", "weights_digest": None, "label": "random weights"})
+    later = {"created": real.created + timedelta(days=1)}
+    others = [make_record(model=random, **later), make_record(suite=SuiteId(name="quality", version=1, digest="0"), **later)]
+    for record in (real, *others):
+        saved((record, make_scores()), tmp_path)
+    assert [record for _, record in records.newest(tmp_path)] == [others[1], real, others[0]]
+    assert [record for _, record in records.under(tmp_path, "scenes", real.suite, real.model.name)] == [real]
+    assert [record for _, record in records.under(tmp_path, "scenes", real.suite, real.model.name, "random weights")] == [others[0]]
+
+
 def test_newest_sees_no_half_written_record(tmp_path: Path) -> None:
     folder = saved((make_record(), make_scores()), tmp_path)
     shutil.copytree(folder, folder.parent / ".writing-x" / "record")
@@ -169,7 +181,7 @@ def test_one_changed_record_stops_the_reading_of_all(tmp_path: Path) -> None:
         {"value": 1, "low": float("-inf")},
         {"state": "missing", "reason": ""},
         {"state": "failed", "reason": "x", "value": 0},
-        {"state": "nan", "reason": "x", "high": 0},
+        {"state": "missing", "reason": "x", "high": 0},
         {"state": "lost", "reason": "x"},
         {"value": 1, "unknown": 1},
     ],

@@ -11,7 +11,7 @@ import datasets
 import numpy as np
 import pytest
 from pictures import deep_png
-from PIL import Image
+from PIL import ExifTags, Image
 
 from sdbench import cli, reference, reference_build
 from sdbench.encoders.catalogue import ENCODERS, Encoder
@@ -195,6 +195,14 @@ def test_gray_pictures_get_three_channels_and_others_are_refused(images: Path, r
     (images / "01.png").symlink_to("nowhere")
     with pytest.raises(UserError, match=r"01\.png cannot be read"):
         build("bad", in_folder(images), TOY, runs)
+
+
+def test_photographs_are_taken_upright() -> None:
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 8  # shown turned anticlockwise by 90 degrees
+    for picture in (ARRAYS[2], ARRAYS[2][..., 0]):
+        Image.fromarray(picture).save(buffer := io.BytesIO(), "PNG", exif=turned)
+        np.testing.assert_array_equal(reference_build._decoded(buffer.getvalue(), "")[..., 0], np.rot90(ARRAYS[2][..., 0]))
 
 
 @pytest.mark.parametrize("name", ["scenes", "", "../x", "a b", ".hidden"])

@@ -1,5 +1,6 @@
 """Pictures to values to records, with evaluators that stand in for the shipped ones."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from clips import photographs, tiny
 from PIL import Image
 from tiny import SIZE_PX
 
-from sdbench import api, records, reference
+from sdbench import api, elsewhere, records, reference, suites
 from sdbench import run as runner
 from sdbench.encoders import clip, scenes
 from sdbench.encoders.catalogue import ENCODERS
@@ -19,15 +20,15 @@ from sdbench.encoders.clip import Clip
 from sdbench.errors import MissingError, UserError
 from sdbench.metrics.clip_score import clip_score
 from sdbench.models.spec import ModelSpec, resolve
-from sdbench.protocols.base import Subject
 from sdbench.probes.driver import Probed
+from sdbench.protocols.base import Subject
 from sdbench.records import Model, Scores, Value
 from sdbench.scenes.grammar import parse, scene_at
 from sdbench.scenes.render import render
 from sdbench.score import score
 from sdbench.settings import Probes, Sampling, Setting
 from sdbench.store import U8, Store
-from sdbench.suites import Prompts, Suite
+from sdbench.suites import Prompts, Suite, Teacher, load
 
 METRICS = ("fd.scenes", "clip_score.scenes", "preference.scenes", "win_rate.preference.scenes", "scene_accuracy")
 SUITE = Suite(
@@ -326,6 +327,73 @@ def test_another_suite_s_teacher_does_not_count(teacher: ModelSpec, tmp_path: Pa
     assert rate.state == "missing"
 
 
+def test_a_teacher_of_random_weights_is_nobody_s_teacher(tmp_path: Path, teacher: ModelSpec) -> None:
+    runner.run([teacher], bench(tmp_path))
+    (real,) = records.newest(tmp_path / "results")
+    scores = records.scores(real[0])
+    random = real[1].model.model_copy(update={"source": "random", "label": "random weights"})
+    better = Scores(scores.prompt_ids, scores.samples, {name: column + 1 for name, column in scores.columns.items()})
+    records.write(real[1].model_copy(update={"model": random, "created": records.now()}), better, {}, tmp_path / "results")
+    record = records.head(runner.run([replace(teacher, name="student")], bench(tmp_path))[0])
+    rate = record.value("win_rate.preference.scenes")
+    assert rate is not None
+    assert rate.value == 0.5
+
+
+def test_a_damaged_record_ends_a_run_before_anything_is_made(teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder,) = runner.run([teacher], bench(tmp_path))
+    (folder / "scores.parquet").write_bytes(b"half of it")
+    before = files_of(tmp_path)
+    for work in ("load", "weights_digest", "fetch", "generate"):
+        monkeypatch.setattr(runner, work, never)
+    with pytest.raises(UserError, match=rf"record .*{folder.name} was changed.*Restore it, or delete the folder"):
+        api.run(
+            [replace(teacher, name="student")], SUITE, api.Places(tmp_path / "results", tmp_path / "runs"), device="cpu", only="quality"
+        )
+    assert files_of(tmp_path) == before
+
+
+@pytest.fixture
+def few(tmp_path: Path) -> Suite:
+    """The suite in two steps, whose teacher is that of the plain one, in a file."""
+    sampling = "\n".join(f"{key} = {json.dumps(value)}" for key, value in SUITE.sampling or () if value is not None)
+    (tmp_path / "own.toml").write_text(
+        'name = "own"\nversion = 1\nfamily = "scenes"\ndescription = ""\nreference = "scenes"\n'
+        f"[metrics]\nscenes = {json.dumps(METRICS)}\n[prompts]\nn = 4\n[sampling]\n{sampling}\n"
+    )
+    assert suites.load(str(tmp_path / "own.toml")) == SUITE
+    assert SUITE.sampling
+    metrics: Any = {"scenes": (*METRICS, "agreement.clip.scenes")}
+    changes = {"name": "few", "metrics": metrics, "teacher": Teacher(model="scenes-teacher", suite=str(tmp_path / "own.toml"))}
+    return SUITE.model_copy(update={**changes, "sampling": SUITE.sampling.model_copy(update={"steps": 2, "batch": 1})})
+
+
+def test_a_student_of_few_steps_is_compared_with_the_teacher_in_its_own_sampling(teacher: ModelSpec, few: Suite, tmp_path: Path) -> None:
+    names = ("win_rate.preference.scenes", "agreement.clip.scenes")
+
+    def found(spec: ModelSpec) -> list[Value | None]:
+        record = records.read(runner.run([spec], bench(tmp_path, few))[0])[0]
+        assert record.sampling["steps"] == 2
+        return [record.value(name) for name in names]
+
+    for value in found(replace(teacher, name="student")):
+        assert value
+        assert (value.state, "scenes-teacher under own@1" in value.reason) == ("missing", True)
+    runner.run([teacher], bench(tmp_path))
+    student, itself = found(replace(teacher, name="student")), found(teacher)
+    assert [value.state for value in (*student, *itself) if value] == ["ok"] * 4, "the teacher in few steps is a student of itself"
+    assert student[1]
+    assert student[1].value is not None
+    assert student[1].value < 1 - 1e-9, "not the pictures of these two steps"
+
+
+def test_a_suite_names_a_teacher_of_one_s_own(teacher: ModelSpec, tmp_path: Path) -> None:
+    suite = SUITE.model_copy(update={"teacher": Teacher(model="juggernaut")})
+    specs = [replace(teacher, name=name) for name in ("scenes-teacher", "juggernaut")]
+    made = [records.head(path).value("win_rate.preference.scenes") for path in runner.run(specs, bench(tmp_path, suite))]
+    assert [value.state for value in made if value] == ["ok", "not_applicable"]
+
+
 def test_a_run_of_one_half_keeps_the_other_half_of_the_record(teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     probe = Value(name="parameters.unet", kind="count", direction="lower", unit="parameters", value=7)
     monkeypatch.setattr(runner.driver, "measure", lambda specs, *_, **__: Probed({spec.name: [probe] for spec in specs}, "turns"))
@@ -450,6 +518,15 @@ def test_pictures_and_prompts_must_be_as_many(tmp_path: Path) -> None:
     images, prompts = saved(tmp_path, PICTURES, PROMPTS[:5])
     with pytest.raises(UserError, match=r"6 pictures and .* 5 prompts"):
         api.score(images, prompts, api.Places(tmp_path, tmp_path / "runs"))
+
+
+def test_pictures_whose_names_have_two_orders_are_refused(tmp_path: Path) -> None:
+    images, prompts = saved(tmp_path, PICTURES, PROMPTS)
+    (images / "005.png").rename(images / "10.png")
+    assert len(elsewhere.subject(images, prompts, load("quality"), tmp_path / "runs").images) == len(PICTURES)
+    (images / "004.png").rename(images / "2.png")
+    with pytest.raises(UserError, match=r"003\.png comes before 2\.png as text and after it by number.*as in 00002\.png"):
+        elsewhere.subject(images, prompts, load("quality"), tmp_path / "runs")
 
 
 def test_full_size_pictures_score_by_what_is_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import deep_png
-from PIL import Image
+from PIL import ExifTags, Image
 
 from sdbench import store as module
+from sdbench.disk import digest, write_bytes
 from sdbench.errors import UserError
-from sdbench.store import U8, Store, digest, read_images, write_bytes
+from sdbench.store import U8, Store, read_images
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
 
@@ -51,6 +52,7 @@ def test_a_run_is_found_again_by_what_it_is_of(tmp_path: Path) -> None:
     assert same.missing(["b", "a", "c"]) == ["b", "c"]
     assert other.missing(["a"]) == ["a"]
     assert files_of(one.folder) == ["images/a.png", "manifest.json"]
+    assert not other.folder.exists(), "nothing is written for what is only looked for"
 
 
 def test_digests_depend_on_content_not_on_order_of_keys() -> None:
@@ -84,7 +86,7 @@ def test_a_write_that_fails_leaves_what_was_there_and_nothing_else(failing: str,
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("a file in the way")
     with pytest.raises(UserError, match=r"cannot write .*runs.*name another folder"):
-        Store(tmp_path / "runs", {})
+        Store(tmp_path / "runs", {}).put("a", PICTURE)
     with pytest.raises(UserError, match="cannot write"):
         write_bytes(tmp_path / "runs" / "below" / "x", b"")
 
@@ -138,6 +140,13 @@ def test_what_is_not_8_bit_rgb_is_refused(mode: str, tmp_path: Path) -> None:
         read_images([path], "")
 
 
+def test_pictures_are_read_upright(tmp_path: Path) -> None:
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6  # shown turned clockwise by 90 degrees
+    Image.fromarray(PICTURE).save(tmp_path / "turned.png", exif=turned)
+    np.testing.assert_array_equal(read_images([tmp_path / "turned.png"], "")[0], np.rot90(PICTURE, -1))
+
+
 def test_pictures_of_two_sizes_are_refused(store: Store) -> None:
     store.put("a", PICTURE)
     store.put("b", PICTURE[:4])
@@ -181,4 +190,4 @@ def test_features_that_fail_are_not_kept(store: Store) -> None:
 
     with pytest.raises(RuntimeError, match="no memory"):
         store.features("net-1234", ["a"], broken)
-    assert files_of(store.folder) == ["manifest.json"]
+    assert files_of(store.folder) == []

@@ -91,6 +91,18 @@ def test_a_misspelt_key_is_named_with_the_right_one(right: str, wrong: str, wher
     [
         ("steps = 4", "", r"sampling\.steps: Field required"),
         ("steps = 4", "steps = 0", r"sampling\.steps: .*greater than 0 \(found 0\)"),
+        ("size_px = 64", 'size_px = 64\nscheduler = "lmc"', r"sampling\.scheduler: .*'lcm' or 'tcd' \(found 'lmc'\)"),
+        ("size_px = 64", 'size_px = 64\ntimestep_spacing = "trailing"', r"named and heeds it \(ddim, .*, euler-ancestral\), not 'model'"),
+        ("size_px = 64", 'size_px = 64\nscheduler = "lcm"\ntimestep_spacing = "trailing"', "not 'lcm'"),
+        ("size_px = 64", 'size_px = 64\nscheduler = "ddim"\ntimesteps = [999, 749, 499, 249]', r"\(dpmpp, euler, lcm, tcd\), not 'ddim'"),
+        ("size_px = 64", 'size_px = 64\nscheduler = "euler"\neta = 0.3', r"\(ddim, tcd\), not 'euler'"),
+        ("size_px = 64", 'size_px = 64\nscheduler = "lcm"\ntimesteps = [999, 749]', r"one for each of the 4 steps, found \[999, 749\]$"),
+        ("size_px = 64", 'size_px = 64\nscheduler = "lcm"\ntimesteps = [999, 749, 749, 249]', "timesteps must fall"),
+        (
+            "size_px = 64",
+            'size_px = 64\nscheduler = "euler"\ntimestep_spacing = "trailing"\ntimesteps = [999, 749, 499, 249]',
+            "nothing to space",
+        ),
         ("size_px = 64", "size_px = 60", r"sampling\.size_px: .*multiple of 8"),
         ('"float32"', '"float64"', r"sampling\.dtype: .*'float32', 'bfloat16' or 'float16' \(found 'float64'\)"),
         ("calls = 2", "calls = 1", r"probes\.calls"),
@@ -202,6 +214,46 @@ def test_every_setting_is_in_the_digest(old: str, new: str, folder: Path) -> Non
     assert digest(folder, old, new) != digest(folder)
 
 
+@pytest.mark.parametrize("more", ['scheduler = "euler"\ntimestep_spacing = "trailing"', 'scheduler = "euler"\ntimesteps = [9, 5, 3, 1]'])
+def test_how_steps_are_spaced_is_in_the_digest(more: str, folder: Path) -> None:
+    assert digest(folder, "steps = 4", f"steps = 4\n{more}") != digest(folder, "steps = 4", 'steps = 4\nscheduler = "euler"')
+
+
+def test_what_a_suite_does_not_say_of_its_steps_is_not_in_its_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert suites.load("quality").id.digest == "39ce964345b3e9c7", "that of the records from before there were such settings"
+
+
+def test_a_teacher_s_suite_is_in_the_digest(folder: Path) -> None:
+    write(folder, name="long", text=OWN.replace('"own"', '"long"'))
+    own, named = (
+        digest(folder, "include = []", f"include = []\nteacher = {{ {what} }}") for what in ('model = "x"', 'model = "x", suite = "long"')
+    )
+    assert len({digest(folder), own, named}) == 3
+    write(folder, name="long", text=OWN.replace('"own"', '"long"').replace("steps = 4", "steps = 25"))
+    longer = suites.load(write(folder, "include = []", 'include = []\nteacher = { model = "x", suite = "long" }'))
+    assert longer.id.digest != named
+    assert longer.of_teacher() == suites.load("long")
+    assert suites.load("long").of_teacher() == suites.load("long")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("seed = 7", "seed = 8", r"cannot be paired with its own: noise \{'kind': 'per_image', 'seed': 7\} against .*8"),
+        ("size_px = 64", "size_px = 72", "size_px 64 against 72"),
+        ('family = "scenes"', 'family = "sdxl"', "family scenes against sdxl"),
+        ("n = 3", "n = 2", "lacks 1 of its prompts at their places, such as 'a "),
+        ("include = []", 'teacher = { model = "y", suite = "own" }', "takes its own from 'own'; name that one"),
+    ],
+)
+def test_a_teacher_whose_pictures_cannot_be_paired_is_refused(old: str, new: str, message: str, folder: Path) -> None:
+    write(folder, old, new, name="long", text=OWN.replace('"own"', '"long"'))
+    suite = suites.load(write(folder, "include = []", 'include = []\nteacher = { model = "x", suite = "long" }'))
+    with pytest.raises(UserError, match=message):
+        suite.id  # noqa: B018  # every run asks for it first
+
+
 def test_words_about_the_suite_are_not_in_the_digest(folder: Path) -> None:
     assert digest(folder, "for tests", "for more tests") == digest(folder)
     assert digest(folder, "n = 3", 'source = "scenes"\nn = 3 # a comment') == digest(folder)
@@ -254,11 +306,20 @@ def test_prompt_ids_are_made_of_place_and_text(folder: Path) -> None:
     assert all(re.fullmatch(rf"0000{index}-[0-9a-f]{{8}}", prompt_id) for index, prompt_id in enumerate(few))
 
 
-def test_the_folder_here_wins_over_the_package_s_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(folder)
-    assert suites.names() == ["own"]
+def test_a_file_here_wins_over_the_package_s_own_of_its_name_and_hides_no_other(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(folder, 'scenes = ["scene_accuracy"]', 'scenes = ["clip_score.scenes"]', name="fid", text=OWN.replace('"own"', '"fid"'))
+    write(folder, "include = []", 'include = ["fid", "clip_score", "agreement"]')
+    assert suites.names() == sorted([*SHIPPED, "own"])
+    assert suites.load("own").metrics["scenes"][:2] == ("scene_accuracy", "clip_score.scenes")  # by the `fid` that lies here
+    assert "agreement.ssim" in suites.load("own").metrics["scenes"]
+    (folder / "prompts.txt").write_text("not the prompts of `standard`\n")
+    assert len(suites.load("standard").prompt_list()) == 64
+    for name in ("gate.toml", "bench_pipeline.py"):
+        assert suites.find(name) == ROOT / "suites" / name
+    (folder / "gate.toml").write_text("")
+    assert suites.find("gate.toml") == Path("suites/gate.toml")
     monkeypatch.chdir(folder)  # which has no ./suites
-    assert set(SHIPPED) <= set(suites.names())
+    assert suites.names() == SHIPPED
 
 
 @pytest.mark.parametrize("name", SHIPPED)

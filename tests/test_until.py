@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import test_run
-from test_run import SUITE, bench, never
+from test_run import METRICS, SUITE, bench, never
 
 from sdbench import records, suites, until
 from sdbench import run as runner
@@ -33,8 +33,8 @@ def teacher(made: Path) -> ModelSpec:
     return ModelSpec("scenes-teacher", "scenes", "vega", "folder", str(made))
 
 
-def ask(spec: ModelSpec, baseline: Path, folder: Path, rules: Policy = RULES) -> tuple[Path, Any]:
-    return until.run_until_verdict(until.Question(spec, bench(folder, SIX), baseline, rules, {}))
+def ask(spec: ModelSpec, baseline: Path, folder: Path, rules: Policy = RULES, suite: suites.Suite = SIX) -> tuple[Path, Any]:
+    return until.run_until_verdict(until.Question(spec, bench(folder, suite), baseline, rules, {}))
 
 
 def test_the_same_model_stops_past_half_with_the_pictures_of_a_whole_run(teacher: ModelSpec, tmp_path: Path) -> None:
@@ -145,3 +145,22 @@ def test_a_baseline_of_another_suite_is_refused_before_any_work(
 @pytest.mark.parametrize(("n", "batch", "expected"), [(512, 32, list(range(32, 513, 32))), (6, 2, [2, 4, 6]), (5, 4, [4, 5]), (3, 8, [3])])
 def test_looks_are_at_whole_batches_and_at_the_end(n: int, batch: int, expected: list[int]) -> None:
     assert until.sizes(n, batch) == expected
+
+
+def test_an_early_record_has_its_win_rate_and_agreement_with_the_whole_suite_s_teacher(teacher: ModelSpec, tmp_path: Path) -> None:
+    suite = SIX.model_copy(update={"metrics": {"scenes": (*METRICS, "agreement.clip.scenes")}})
+    (baseline,) = runner.run([teacher], bench(tmp_path, suite))
+    path, _ = ask(replace(teacher, name="student"), baseline, tmp_path, suite=suite)
+    record, _ = records.read(path)
+    assert record.n_images == 4
+    found = [(value.value, value.n) for name in ("win_rate.preference.scenes", "agreement.clip.scenes") if (value := record.value(name))]
+    assert found == [(0.5, 4), (pytest.approx(1), 4)]
+
+
+def test_a_policy_may_weigh_a_win_rate_without_its_judge(teacher: ModelSpec, tmp_path: Path) -> None:
+    win_rate = "win_rate.preference.scenes"
+    runner.run([teacher], bench(tmp_path, SIX))
+    (baseline,) = runner.run([replace(teacher, name="other")], bench(tmp_path, SIX))
+    rules = Policy(alpha=0.05, suites={"own": {win_rate: Rule(direction="higher", margin=0.1, required=True)}})
+    _, report = ask(replace(teacher, name="student"), baseline, tmp_path, rules)
+    assert [(result.name, result.verdict, result.candidate, result.baseline) for result in report.results] == [(win_rate, "pass", 0.5, 0.5)]

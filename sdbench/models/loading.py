@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.utils import convert_state_dict_to_diffusers, convert_state_dict_to_peft, convert_unet_state_dict_to_peft
 from safetensors.torch import load_file
 from torch import nn
 from transformers import CLIPTextConfig
@@ -16,6 +17,7 @@ from sdbench.models.files import STEMS, read_header, read_headers, read_json, we
 from sdbench.models.locate import Layout, locate
 from sdbench.models.spec import ModelSpec
 from sdbench.models.stock import CLASSES, PIPELINE, quiet
+from sdbench.models.text_encoders import PREFIX
 
 
 def load(spec: ModelSpec, *, dtype: torch.dtype | str, device: torch.device | str) -> Any:
@@ -41,7 +43,7 @@ def load(spec: ModelSpec, *, dtype: torch.dtype | str, device: torch.device | st
 
 
 def load_unet(pipeline: Path, *, dtype: str, device: torch.device | str) -> Any:
-    """Load the UNet of a whole pipeline in diffusers layout, frozen, and nothing else.
+    """Load the UNet of a whole pipeline in diffusers layout, frozen, and nothing else; of two copies that of 32 bits, in any dtype.
 
     On the CPU and in the dtype that it is stored in, its tensors stay mapped from their files: whatever its size, they
     take none of the process's own memory.
@@ -56,7 +58,7 @@ def load_unet(pipeline: Path, *, dtype: str, device: torch.device | str) -> Any:
     """
     to = _device(device)
     quiet()
-    unet = read_part("unet", pipeline / "unet", getattr(torch, dtype))
+    unet = read_part("unet", pipeline / "unet", getattr(torch, dtype), sixteen_bit=False)
     check_finite(unet, "unet", pipeline)
     return unet.to(to).eval().requires_grad_(requires_grad=False)
 
@@ -91,14 +93,21 @@ def on_meta(part: str, config: dict[str, Any]) -> nn.Module:
     return model
 
 
-def read_part(part: str, folder: Path, dtype: torch.dtype) -> nn.Module:
+def read_part(part: str, folder: Path, dtype: torch.dtype, *, sixteen_bit: bool | None = None) -> nn.Module:
     """A part of a pipeline ("unet", "vae", "text_encoder", "text_encoder_2") from its folder, on the CPU.
+
+    Args:
+        part: its name.
+        folder: where it lies.
+        dtype: of every weight.
+        sixteen_bit: of two copies take that of 16 bits; where not given, for 16-bit dtypes.
 
     Raises:
         UserError: files are missing or damaged, or tensors do not fit the configuration.
     """
     config = read_json(folder / "config.json")
-    variant, files = weight_files(folder, part, sixteen_bit=dtype != torch.float32)
+    lower = dtype != torch.float32 if sixteen_bit is None else sixteen_bit
+    variant, files = weight_files(folder, part, sixteen_bit=lower)
     check_tensors(_described(part, config, folder), part, read_headers(files), folder)
     model: nn.Module = CLASSES[part].from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True, variant=variant)
     return model
@@ -140,10 +149,21 @@ def _read_checkpoint(layout: Layout, checkpoint: Path, dtype: torch.dtype) -> An
 
 def _fuse(pipeline: Any, file: Path) -> None:
     """Add a LoRA to the weights, having seen that each of its layers has a place: diffusers leaves out those that have none."""
-    state, _ = pipeline.lora_state_dict(str(file.parent), weight_name=file.name, unet_config=pipeline.unet.config, local_files_only=True)
-    modules = {f"{part}.{name}" for part in CLASSES for name, _ in getattr(pipeline, part).named_modules()}
-    homeless = sorted({layer for layer in (key.split(".lora")[0] for key in state) if layer not in modules})
-    if homeless:
+    if any("dora_scale" in name for name in read_header(file)):
+        raise UserError(
+            f"LoRA {file} is a DoRA, of which diffusers leaves out the magnitudes; merge it where it was trained, and name the result"
+        )
+    try:
+        state, _ = pipeline.lora_state_dict(
+            str(file.parent), weight_name=file.name, unet_config=pipeline.unet.config, local_files_only=True
+        )
+        layers = _layers(pipeline, state)
+    except ValueError as error:
+        raise UserError(
+            f"LoRA {file} is of a kind that diffusers does not read ({str(error)[:100].strip()}); save it in the names of diffusers or of Kohya's scripts"
+        ) from error
+    modules = {f"{part}.{name}" for part in _WITH_LORA for name, _ in getattr(pipeline, part).named_modules()}
+    if homeless := sorted(layers - modules):
         raise UserError(
             f"LoRA {file} has {len(homeless)} layers that the model lacks, such as {homeless[0]!r}; it was made for another architecture"
         )
@@ -155,3 +175,20 @@ def _fuse(pipeline: Any, file: Path) -> None:
         ) from error
     pipeline.fuse_lora()
     pipeline.unload_lora_weights()
+
+
+_WITH_LORA = ("unet", "text_encoder", "text_encoder_2")  # parts that diffusers loads LoRAs into
+
+
+def _layers(pipeline: Any, state: dict[str, Any]) -> set[str]:
+    """The modules that a LoRA's tensors are for, in the names that diffusers turns theirs into once more as it loads them."""
+    layers = {name.split(".lora")[0] for name in state if not name.startswith(tuple(f"{part}." for part in _WITH_LORA))}
+    for part in _WITH_LORA:
+        own = {name.removeprefix(f"{part}."): tensor for name, tensor in state.items() if name.startswith(f"{part}.")}
+        if part == "unet":
+            own = convert_unet_state_dict_to_peft(own)
+        elif own:
+            own = convert_state_dict_to_peft(convert_state_dict_to_diffusers(own))
+        prefix = "" if part == "unet" or hasattr(getattr(pipeline, part), "text_model") else PREFIX
+        layers |= {f"{part}.{name.removeprefix(prefix).split('.lora')[0]}" for name in own}
+    return layers

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
+from sdbench.generate import is_guided
 from sdbench.probes import work
 from sdbench.probes.request import Request
 from sdbench.probes.rounds import Round, count, failed, picked, reason
@@ -18,7 +19,7 @@ def counts(request: Request, rounds: Sequence[Round]) -> list[Value]:
     works, why = _works(request, rounds)
     if not works:
         return [failed("flops.unet", "count", "MACs", why)]
-    forwards = 2 if request.sampling.guidance_scale > 1 else 1
+    forwards = 2 if is_guided(request.sampling, _known(request, rounds)["configs"]["unet"]) else 1
     return [
         count("flops.unet", "MACs", works["unet_step"].macs // forwards),
         *(count(f"flops.{stage}", "MACs", found.macs) for stage, found in works.items()),

@@ -21,6 +21,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from sdbench.disk import digest as digest_of
+from sdbench.disk import write_bytes
 from sdbench.errors import UserError
 from sdbench.machine import environment, this_machine
 from sdbench.models.digest import weights_digest
@@ -31,8 +33,6 @@ from sdbench.probes.rounds import Round, picked
 from sdbench.probes.values import values
 from sdbench.records import Value
 from sdbench.settings import BASE, Probes, Sampling
-from sdbench.store import digest as digest_of
-from sdbench.store import write_bytes
 
 BENCHMARKS = "bench_pipeline.py"
 ROUND_LIMIT_S = 3600

@@ -36,6 +36,7 @@ def empty_input(config: Mapping[str, Any], latent_size: int, tokens: int) -> dic
         "sample": torch.empty(1, config["in_channels"], latent_size, latent_size),
         "timestep": torch.empty(1),
         "encoder_hidden_states": torch.empty(1, tokens, config["cross_attention_dim"]),
+        "timestep_cond": None if (guidance := config.get("time_cond_proj_dim")) is None else torch.empty(1, guidance),
         "added_cond_kwargs": {"text_embeds": torch.empty(1, pooled), "time_ids": torch.empty(1, 6)},
     }
 

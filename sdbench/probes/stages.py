@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import retrieve_timesteps
 
-from sdbench.generate import SCHEDULERS, call_arguments
+from sdbench.generate import call_arguments, is_guided, set_scheduler
 from sdbench.settings import Sampling
 
 PROMPT = "a large red circle left of a small blue star on a pink background"
@@ -22,10 +23,9 @@ class Stages:
     def __init__(self, pipe: Any, sampling: Sampling, batch: int = 1) -> None:
         self.pipe, self.sampling, self.batch = pipe, sampling, batch
         self._vae_dtype = pipe.vae.dtype
-        self.guided = sampling.guidance_scale > 1  # as diffusers decides it
+        self.guided = is_guided(sampling, pipe.unet.config)
         pipe.set_progress_bar_config(disable=True)
-        if sampling.scheduler != "model":
-            pipe.scheduler = SCHEDULERS[sampling.scheduler].from_config(pipe.scheduler.config)
+        set_scheduler(pipe, sampling)
 
     def prepare(self, stage: str) -> Call:
         """The call of this stage, one of `request.STAGES`."""
@@ -43,7 +43,7 @@ class Stages:
 
     def short(self, batch: int) -> Call:
         """The pipeline with a single step: as much memory as with all of them."""
-        return self._pictures(batch, self.sampling.model_copy(update={"steps": 1}))
+        return self._pictures(batch, self.sampling.of_one_step)
 
     def _pictures(self, batch: int, sampling: Sampling, **changes: str) -> Call:
         arguments = {**call_arguments(sampling, [PROMPT] * batch), **changes}
@@ -66,11 +66,10 @@ class Stages:
         if self.guided:
             text, pooled, sizes = torch.cat([negative, text]), torch.cat([negative_pooled, pooled]), sizes.repeat(2, 1)
             latents = latents.repeat(2, 1, 1, 1)
-        self.pipe.scheduler.set_timesteps(self.sampling.steps, device=text.device)
-        timestep = self.pipe.scheduler.timesteps[0]
+        timestep = self._timesteps(text.device)[0]
         # with all that the pipeline passes: other words, and a compiled UNet is compiled again for them
         added: dict[str, Any] = {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": sizes}}
-        added |= {"timestep_cond": None, "cross_attention_kwargs": None}
+        added |= {"timestep_cond": self._embedded_guidance(), "cross_attention_kwargs": None}
 
         def call() -> object:
             noise = self.pipe.unet(latents, timestep, encoder_hidden_states=text, **added, return_dict=False)[0]
@@ -86,13 +85,14 @@ class Stages:
         scheduler, latents = self.pipe.scheduler, self._latents()
 
         def call() -> object:
-            scheduler.set_timesteps(self.sampling.steps, device=latents.device)
+            timesteps = self._timesteps(latents.device)
+            noise = self.pipe.prepare_extra_step_kwargs(torch.Generator().manual_seed(0), self.sampling.eta or 0.0)
             if hasattr(scheduler, "set_begin_index"):
                 scheduler.set_begin_index(0)  # without it the first step is looked up, for which a GPU is waited for
             noisy = latents
-            for timestep in scheduler.timesteps:
+            for timestep in timesteps:
                 scheduler.scale_model_input(noisy, timestep)
-                noisy = scheduler.step(latents, timestep, noisy, return_dict=False)[0]
+                noisy = scheduler.step(latents, timestep, noisy, **noise, return_dict=False)[0]
             return noisy
 
         return call
@@ -101,8 +101,7 @@ class Stages:
         """Latents that the pipeline made to pixels; with the detour through float32 where the VAE needs it."""
         vae = self.pipe.vae
         upcast = vae.dtype == torch.float16 and vae.config.force_upcast
-        short = self.sampling.model_copy(update={"steps": 1})
-        made: Any = self._pictures(self.batch, short, output_type="latent")()
+        made: Any = self._pictures(self.batch, self.sampling.of_one_step, output_type="latent")()
         latents = made.images / vae.config.scaling_factor
 
         def call() -> object:
@@ -123,6 +122,20 @@ class Stages:
             do_classifier_free_guidance=self.guided,
             negative_prompt=arguments["negative_prompt"],
         )
+
+    def _timesteps(self, device: torch.device) -> torch.Tensor:
+        timesteps = self.sampling.timesteps and [*self.sampling.timesteps]
+        found: torch.Tensor = retrieve_timesteps(self.pipe.scheduler, self.sampling.steps, device, timesteps)[0]
+        return found
+
+    def _embedded_guidance(self) -> torch.Tensor | None:
+        """What a UNet is told of the guidance scale that was trained to follow it in one forward => batch x `time_cond_proj_dim`."""
+        unet = self.pipe.unet
+        if (width := unet.config.time_cond_proj_dim) is None:
+            return None
+        scales = torch.tensor(self.sampling.guidance_scale - 1).repeat(self.batch)
+        embedded: torch.Tensor = self.pipe.get_guidance_scale_embedding(scales, embedding_dim=width)
+        return embedded.to(unet.device, unet.dtype)
 
     def _latents(self) -> torch.Tensor:
         # batch, channels, size / factor, size / factor

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from sdbench.generate import is_guided
 from sdbench.models.architectures import PARTS, unet_config
 from sdbench.models.spec import ModelSpec
 from sdbench.models.stock import CLASSES
@@ -62,7 +63,7 @@ def of(configs: Mapping[str, Mapping[str, Any]], sampling: Sampling, *, zero_neg
         sampling: steps, guidance and size.
         zero_negative: a negative prompt that is not given is not encoded.
     """
-    guided = sampling.guidance_scale > 1
+    guided = is_guided(sampling, configs["unet"])
     with torch.device("meta"):
         networks = {name: _network(name, config) for name, config in configs.items()}
     side = sampling.size_px // 2 ** (len(configs["vae"]["block_out_channels"]) - 1)

@@ -45,7 +45,7 @@ def _paired(measure: Callable[[Subject, Subject, Protocol], Result], subject: Su
         return protocol.without("not_applicable", "the teacher is what the others are compared with"), {}
     if subject.original is None:
         return protocol.without(
-            "missing", "the pictures of the family's teacher under this suite are not in the run folder; run it too"
+            "missing", f"the pictures of the teacher, {subject.original_name}, are not in the run folder; run it too"
         ), {}
     return measure(subject, subject.original, protocol)
 

@@ -22,10 +22,11 @@ class Subject:
 
     Attributes:
         images: identities of the pictures in the store, a row each.
-        teacher: scores of the family's teacher on the same prompts; None where the teacher has none (yet).
+        teacher: scores of the teacher on the same prompts; None where it has none (yet).
         is_teacher: the pictures are the teacher's own.
         reference: what set metrics compare with, by the name that the suite gives; None where it names none.
         original: the teacher's pictures of the same prompts and noise, in the same order; None where they are not on this disk.
+        original_name: what the teacher is called, and the suite that its record is of.
         columns: what earlier protocols found, for those that build on it.
         shared: what earlier protocols computed, for those that need the same.
     """
@@ -40,6 +41,7 @@ class Subject:
     is_teacher: bool = False
     reference: str | None = None
     original: "Subject | None" = None
+    original_name: str = "the family's teacher"
     columns: dict[str, F64] = field(default_factory=dict)
     shared: dict[str, Any] = field(default_factory=dict)
 

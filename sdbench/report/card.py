@@ -7,6 +7,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from sdbench import leaderboard, standings, tables
+from sdbench.disk import write_bytes
 from sdbench.errors import UserError
 from sdbench.records import Value
 from sdbench.speed import P50
@@ -44,7 +45,7 @@ def write(folder: Path, board: list[Row], own: list[Row]) -> Path:
     card.data.eval_results = others + [found for section, row in sections for found in _entries(section, row)]
     card.data.model_name = card.data.model_name or own[0].record.model.name
     card.text = _replaced(card.text, "\n\n".join(part for section, row in sections for part in _parts(section, row)), path)
-    return leaderboard.save(path, str(card))
+    return write_bytes(path, str(card).encode())
 
 
 def _entries(section: Section, row: Row) -> list[EvalResult]:

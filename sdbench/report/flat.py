@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdbench import leaderboard, standings
+from sdbench.disk import write_bytes
 from sdbench.standings import Row, Section
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def write(board: Sequence[Row], results: Path) -> list[Path]:
         UserError: a file cannot be written.
     """
     texts = {".csv": csv_text(board), ".json": json.dumps(nested(board), indent=1, ensure_ascii=False) + "\n"}
-    return [leaderboard.save((results / leaderboard.FILE_NAME).with_suffix(suffix), text) for suffix, text in texts.items()]
+    return [write_bytes((results / leaderboard.FILE_NAME).with_suffix(suffix), text.encode()) for suffix, text in texts.items()]
 
 
 def table(results: Path) -> "Dataset":

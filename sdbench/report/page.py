@@ -9,7 +9,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from sdbench import leaderboard, published, ranks, standings, tables
+from sdbench import published, ranks, standings, tables
+from sdbench.disk import write_bytes
 from sdbench.policy import Policy
 from sdbench.report import pictures, sections
 from sdbench.standings import Row, Section
@@ -35,7 +36,7 @@ def write(results: Path, out: Path, policy: Policy) -> list[Path]:
         if wall.left:
             view["beside"] = _write_rest(section, number, album, wall.left, out, made)
         shown.append(view)
-    leaderboard.save(out, render(shown, _lede(board, results), published.grid()))
+    write_bytes(out, render(shown, _lede(board, results), published.grid()).encode())
     return made
 
 
@@ -45,7 +46,8 @@ def _write_rest(section: Section, number: int, album: pictures.Album, left: Sequ
     wall = pictures.rest(album, left, folder / f"s{number}")
     view = sections.beside(section, number, wall)
     path = folder / f"s{number}.html"
-    leaderboard.save(path, render([view], f"The {len(left)} prompts that {out.name} has no room for.", None, images="'self' data: file:"))
+    page = render([view], f"The {len(left)} prompts that {out.name} has no room for.", None, images="'self' data: file:")
+    write_bytes(path, page.encode())
     made.append(path)
     return path.relative_to(out.parent).as_posix()
 

@@ -1,5 +1,6 @@
 """Pictures as the full-size family trains on them, and a run on them with a tiny pipeline that has SDXL's text widths."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from tiny import save_tiny_pipeline, tiny_unet
 from torch import nn
 
 from distillation import train
-from distillation.data import Squares, square
+from distillation.data import Squares, open_squares, square
 from distillation.pictures import open_pictures
 from distillation.recipe import Recipe
 from distillation.train import distil
@@ -60,18 +61,31 @@ def test_a_square_is_the_middle_and_says_what_was_scaled_and_cut() -> None:
 
 
 def test_squares_are_read_in_order_and_named_by_content_and_size(folder: Path) -> None:
-    squares = Squares(open_pictures(str(folder)), SIDE)
+    squares = Squares([open_pictures(str(folder))], SIDE)
     pixels, time_ids = squares.read(np.array([5, 0]))
     assert pixels.shape == (2, 3, SIDE, SIDE)
     assert pixels[0, 0, 0, -1].item() == pytest.approx(200 / 127.5 - 1)
     assert pixels[1, 0, 0, -1].item() == -1
     assert time_ids.tolist() == [[32, 48, 0, 4, SIDE, SIDE]] * 2
     assert squares.captions[5] == "half red, half gray 5"
-    assert squares.digest != Squares(open_pictures(str(folder)), 2 * SIDE).digest
+    assert squares.digest != Squares([open_pictures(str(folder))], 2 * SIDE).digest
+
+
+def test_squares_of_several_sources_follow_each_other(folder: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (16, 16), "blue").save(tmp_path / "blue.png")
+    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "blue.png", "prompt": "blue"}))
+    squares = open_squares([str(tmp_path), str(folder), str(tmp_path)], None, SIDE)
+    assert [squares.captions[row] for row in (0, 1, N, N + 1)] == ["blue", "half red, half gray 0", f"half red, half gray {N - 1}", "blue"]
+    pixels, _ = squares.read(np.array([0, 1, N, N + 1]))
+    assert torch.equal(pixels[0], pixels[3])
+    assert pixels[:3, :, 0, -1].tolist() == [[-1, -1, 1], [-1] * 3, pytest.approx([200 / 127.5 - 1] * 3)]
+    blue, gray = (open_pictures(str(source)).digest for source in (tmp_path, folder))
+    assert squares.digest == hashlib.sha256(f"{blue} {gray} {blue} {SIDE}".encode()).hexdigest()
+    assert open_squares([str(folder)], None, SIDE).digest == hashlib.sha256(f"{gray} {SIDE}".encode()).hexdigest()  # as it was for one
 
 
 def test_a_run_of_the_full_size_family(
-    recipe: Recipe, teacher: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Recipe, teacher: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     decode, at_once = AutoencoderKL._decode, []
 
@@ -80,12 +94,17 @@ def test_a_run_of_the_full_size_family(
         return decode(vae, latents, **chosen)
 
     monkeypatch.setattr(AutoencoderKL, "_decode", counted)
-    squares = Squares(open_pictures(str(folder)), SIDE)
+    squares = Squares([open_pictures(str(folder))], SIDE)
     out = distil(recipe, "sdxl", [teacher], tmp_path / "work", tmp_path / "out", pictures=squares, steps=4)
     pipeline = StableDiffusionXLPipeline.from_pretrained(out)
     assert pipeline.unet.config.cross_attention_dim == 2048
     noted = json.loads((out / "provenance.json").read_text())
     assert noted["data_digest"] == squares.digest
+    assert (noted["pictures"], noted["passes"]) == (N, 4 * 2 / N)
+    assert f"on {N} pictures, each seen 1.3 times on average," in (out / "README.md").read_text()
+    said = capsys.readouterr().err
+    assert f"training on {N} pictures, each seen 1.3 times on average\n" in said
+    assert f"taught by the float32 weights in {teacher}\n" in said
     assert [(stage["name"], stage["steps"]) for stage in noted["stages"]] == [("half", 2), ("depth", 2)]
     (sheet,) = (tmp_path / "work").glob("vega-*/2-depth/samples/*.png")
     with Image.open(sheet) as picture:
@@ -99,7 +118,7 @@ def test_teachers_teach_in_succession(recipe: Recipe, teacher: Path, folder: Pat
         pipeline = StableDiffusionXLPipeline.from_pretrained(teacher, unet=tiny_unet("sdxl", seed, "sdxl"))
         pipeline.save_pretrained(tmp_path / f"teacher-{seed}")
         folders.append(tmp_path / f"teacher-{seed}")
-    squares = Squares(open_pictures(str(folder)), SIDE)
+    squares = Squares([open_pictures(str(folder))], SIDE)
     out = distil(recipe, "sdxl", folders, tmp_path / "work", tmp_path / "out", pictures=squares, steps=8)
     stages = json.loads((out / "provenance.json").read_text())["stages"]
     # stages of 3 and 5 steps, teachers of 4, 2 and 2
@@ -125,7 +144,9 @@ def test_bfloat16_keeps_the_teacher_in_it_and_the_student_in_float32(
         return fit(model, *arguments, **chosen)
 
     monkeypatch.setattr(train, "fit", fit_and_note)
-    out = distil(lower, "sdxl", [teacher], tmp_path / "work", tmp_path / "out", pictures=Squares(open_pictures(str(folder)), SIDE), steps=2)
+    out = distil(
+        lower, "sdxl", [teacher], tmp_path / "work", tmp_path / "out", pictures=Squares([open_pictures(str(folder))], SIDE), steps=2
+    )
     AcceleratorState._reset_state(reset_partial_state=True)
     assert torch.equal(starts[0], UNet2DConditionModel.from_pretrained(teacher / "unet").conv_in.weight)  # not rounded on the way
     (checkpoint,) = (tmp_path / "work").glob("vega-*/2-depth/student")

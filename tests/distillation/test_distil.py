@@ -297,6 +297,7 @@ def test_a_later_teacher_of_other_text_encoders_or_vae_is_named(
     StableDiffusionXLPipeline.from_pretrained(teacher_folder).to(torch.float16).save_pretrained(tmp_path / "half")
     tuned = shutil.copytree(teacher_folder, tmp_path / "tuned") / "text_encoder_2" / "model.safetensors"
     save_file({name: tensor + 1e-3 for name, tensor in load_file(tuned).items()}, tuned)
+    capsys.readouterr()  # diffusers may speak of the halves
     warn_of_others([find(folder, vega) for folder in (teacher_folder, tmp_path / "half", tmp_path / "tuned")])
     (said,) = capsys.readouterr().err.splitlines()
     assert said.startswith(f"the teacher in {tmp_path / 'tuned'} has another text_encoder_2 than the first one in {teacher_folder}, but")
@@ -315,20 +316,32 @@ def test_a_run_that_begins_anew_says_beside_which(vega: Recipe, tmp_path: Path, 
 
 
 @pytest.mark.parametrize(
-    ("name", "folder", "expected"),
+    ("name", "location", "folder"),
     [
-        (None, EMBEDDED, []),
-        ("scenes-teacher", EMBEDDED, [("pipeline", "float32")]),  # which `fetch` finds on this disk
-        ("sdxl", Path("cached"), [("stabilityai/stable-diffusion-xl-base-1.0", "float32")]),
+        (None, None, EMBEDDED),
+        ("scenes-teacher", "pipeline", EMBEDDED),
+        ("sdxl", "stabilityai/stable-diffusion-xl-base-1.0", Path("cached")),
     ],
 )
-def test_a_teacher_goes_by_name(name: str | None, folder: Path, expected: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
-    fetched: list[tuple[str, str]] = []
+def test_a_teacher_goes_by_name(name: str | None, location: str | None, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched = []
     monkeypatch.setattr("distillation.teacher.fetch", lambda spec, dtype: fetched.append((spec.location, dtype)))
+    monkeypatch.setattr("distillation.teacher.fetch_card", lambda spec: fetched.append((spec.location, "card")))
     if name == "sdxl":
         monkeypatch.setattr("distillation.teacher.locate", lambda _: SimpleNamespace(pipeline=Path("cached")))
     assert place(name) == folder
-    assert fetched == expected
+    assert fetched == ([(location, "float32"), (location, "card")] if location else [])
+
+
+def test_a_teacher_of_two_copies_is_that_of_32_bits(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
+    alone = find(teacher_folder, vega)
+    shutil.copytree(teacher_folder, tmp_path / "both")
+    noise = {name: torch.randn(tensor.shape).half() for name, tensor in load_file(teacher_folder / "unet" / WEIGHTS).items()}
+    save_file(noise, tmp_path / "both" / "unet" / WEIGHTS.replace(".", ".fp16.", 1))
+    both = find(tmp_path / "both", vega)
+    assert (both.dtype, both.digest) == ("float32", alone.digest)
+    taught = both.unet("bfloat16", "cpu").state_dict()
+    assert all(torch.equal(taught[name], tensor) for name, tensor in alone.unet("bfloat16", "cpu").state_dict().items())
 
 
 def test_what_is_no_whole_pipeline_is_no_teacher() -> None:

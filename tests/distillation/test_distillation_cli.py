@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from diffusers import StableDiffusionXLPipeline
 
-from distillation import cli, describe
+from distillation import describe
 from distillation.cli import main
 from distillation.estimate import Memory
 from distillation.prune import on_meta
@@ -55,7 +55,9 @@ def test_a_dry_run_checks_and_makes_nothing(teacher_folder: Path, tmp_path: Path
         "--dry-run",
     ]
     assert main([*arguments, "--steps", "10"]) == 0
-    assert "stage half: 1 steps (all of them warm-up, to 4% of lr), " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "stage half: 1 steps (all of them warm-up, to 4% of lr), " in said
+    assert f"this run: teachers {teacher_folder} (100% of the steps)\n" in said
     assert list(tmp_path.iterdir()) == []
     assert main([*arguments, "--steps", "1"]) == 2
 
@@ -78,8 +80,8 @@ def test_steps_must_be_a_whole_number(steps: str, capsys: pytest.CaptureFixture[
 def test_of_several_processes_the_main_one_says_where_the_student_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "distil", lambda *_, **__: tmp_path)
+    monkeypatch.setattr("distillation.train.distil", lambda *_, **__: tmp_path)
     for process, said in ((0, f"{tmp_path}\n"), (1, "")):
-        monkeypatch.setattr(cli, "sharing", lambda process=process: (process, 2))
+        monkeypatch.setattr("sdbench.processes.sharing", lambda process=process: (process, 2))
         assert main(["run", "vega", "--out", str(tmp_path / "out")]) == 0
         assert capsys.readouterr().out == said

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from distillation.cli import main
@@ -142,7 +143,7 @@ def test_a_step_on_the_cpu_takes_what_is_estimated(checkpointing: bool) -> None:
     if checkpointing:
         unet.enable_gradient_checkpointing()
     taps = resolve(SHALLOW, SHALLOW, Plan({path: tuple(range(depth)) for path, depth in depths(SHALLOW).items()}, 0), read("vega").taps)
-    inputs = tree_map(lambda like: torch.randn(n, *like.shape[1:]), empty_input(SHALLOW, side, 20))
+    inputs = tree_map_only(Tensor, lambda like: torch.randn(n, *like.shape[1:]), empty_input(SHALLOW, side, 20))
     with Living() as living:
         for _ in range(2):
             with collect(unet, [tap.student for tap in taps]) as learned:
@@ -194,10 +195,29 @@ def test_what_a_forward_and_a_backward_take(checkpointing: bool) -> None:
     assert counter.get_total_flops() / forward == pytest.approx(PASSES[checkpointing], abs=0.05)
 
 
-def test_a_full_size_run_is_estimated_without_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def pictures(own_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two of them, opened with a cache of their own."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for number in range(2):
+        Image.new("RGB", (8, 8)).save(folder / f"{number}.png")
+    (folder / "metadata.jsonl").write_text("".join(f'{{"file_name": "{number}.png", "text": "black"}}\n' for number in range(2)))
+    assert not own_cache.exists()
+    return folder
+
+
+def test_a_full_size_run_is_estimated_without_weights(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("distillation.teacher.is_cached", lambda *_, **__: False)
     words = ["run", "vega", "--family", "sdxl", "--out", str(tmp_path / "out"), "--dry-run", "--steps", "1000"]
+    words += ["--teacher", "sdxl", "--data", str(pictures), "--data", str(pictures)]
     assert main([*words, "--tflops", "500", "--usd-per-hour", "3"]) == 0
     said = capsys.readouterr().out
+    assert "this run: teachers sdxl (100% of the steps)\n" in said
+    assert "this run: 4 pictures, each seen 32,000.0 times on average\n" in said
+    assert "ZavyChromaXL" not in said
+    assert "GRIT" not in said
     assert "teacher: 2,567,463,684 parameters" in said
     assert "stage depth: 900 steps, 745,225,604 parameters" in said
     assert "estimate at 1024 px" in said
@@ -214,7 +234,25 @@ def test_a_full_size_run_is_estimated_without_weights(tmp_path: Path, capsys: py
     )
     assert hours == pytest.approx(work / 500e12 / 3600, rel=5e-3)  # printed with three digits
     assert cost == pytest.approx(3 * work / 500e12 / 3600, rel=5e-3)
-    assert list(tmp_path.iterdir()) == []
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--teacher", "sdxl"], "needs pictures to train on; name them with --data"),
+        (["--teacher", "sdxl", "--data", "/nowhere"], "nothing to read at '/nowhere'"),
+        (["--teacher", "sdlx"], "unknown model 'sdlx'; did you mean 'sdxl'"),
+        (["--teacher", "sdxl", "--teacher", "a/b"], "2 teachers for recipe 'vega', which names 3"),
+        ([], "is of family 'scenes'; expected 'sdxl', as --family says"),
+    ],
+)
+def test_what_a_run_would_refuse_a_dry_run_refuses_too(
+    options: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("distillation.teacher.is_cached", lambda *_, **__: False)
+    assert main(["run", "vega", "--family", "sdxl", "--out", str(tmp_path / "out"), "--dry-run", *options]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_what_a_full_size_run_could_not_do_is_said_by_a_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,6 +22,7 @@ import pytest
 from PIL import Image
 
 from distillation import download as module
+from distillation.cli import main
 from distillation.download import Rules
 from distillation.links import BOOK, Report, fetch
 from distillation.pictures import open_pictures
@@ -326,3 +327,33 @@ def test_a_folder_of_something_else_is_left_alone(site: Site, tmp_path: Path) ->
     with pytest.raises(UserError, match="out exists; expected a new or empty folder"):
         fetch(listed(tmp_path / "list.jsonl", [site.url(1)]), tmp_path / "out", RULES)
     assert site.hits == {}
+
+
+def test_another_list_s_folder_is_left_as_it_is(site: Site, tmp_path: Path) -> None:
+    first, longer = (listed(tmp_path / f"{n}.jsonl", list(map(site.url, range(n)))) for n in (2, 3))
+    fetch(first, tmp_path / "out", RULES)
+    assert fetch(longer, tmp_path / "out", RULES).pictures == 3
+    before = (tmp_path / "out" / "metadata.jsonl").read_bytes()
+    with pytest.raises(
+        UserError,
+        match=r"another list's pictures: 1 of its links, such as .*/2, are not in 2.jsonl.*; `distillation run` takes --data several",
+    ):
+        fetch(first, tmp_path / "out", RULES)
+    assert (tmp_path / "out" / "metadata.jsonl").read_bytes() == before
+
+
+def test_rows_are_chosen_by_a_column_also_later(site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"Attachments": site.url(number), "clean_prompts": f"picture {number}", "upscaled": number > 1} for number in range(4)]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "list.parquet")
+    what, out = str(tmp_path / "list.parquet"), tmp_path / "out"
+    assert fetch(what, out, RULES).pictures == 4
+    arguments = ["data", "fetch", what, "--out", str(out), "--min-px", "8", "--allow-private", "--where"]
+    assert main([*arguments, "upscaled=true"]) == 0
+    assert open_pictures(str(out)).captions == ["picture 2", "picture 3"]
+    assert main([*arguments, "upscaled=maybe"]) == 2
+    assert "list.parquet: no row whose column 'upscaled' is 'maybe'; found False, True" in capsys.readouterr().err
+    assert main([*arguments, "upscale=true"]) == 2
+    assert "did you mean 'upscaled'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*arguments, "upscaled"])
+    assert "'upscaled' is no COLUMN=VALUE" in capsys.readouterr().err

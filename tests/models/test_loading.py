@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
-from ldm import save_ldm
+from ldm import save_ldm, unet_key
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
@@ -16,6 +16,7 @@ from tiny import SIZE_PX, save_tiny_pipeline, tiny_unet
 from sdbench.errors import UserError
 from sdbench.models.loading import load
 from sdbench.models.spec import resolve
+from sdbench.models.text_encoders import hub_key
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -122,6 +123,74 @@ def test_lora_is_fused(made: Path, tmp_path: Path) -> None:
     update = state[f"unet.{layer}.lora_B.weight"] @ state[f"unet.{layer}.lora_A.weight"]
     before, after = (pipeline.unet.get_submodule(layer).weight for pipeline in (plain, fused))
     torch.testing.assert_close(after - before, update * 6 / 2, rtol=1e-4, atol=1e-5)
+
+
+def kohya(pipeline: StableDiffusionXLPipeline, unet_name: Callable[[str], str]) -> dict[str, torch.Tensor]:
+    """A LoRA of rank 2 and alpha 3 for some layers of every part, in the names of Kohya's scripts."""
+    torch.manual_seed(2)
+    names = {"unet": ("unet", unet_name), "text_encoder": ("te1", hub_key), "text_encoder_2": ("te2", hub_key)}
+    found = {}
+    for part, (short, rename) in names.items():
+        for name, module in getattr(pipeline, part).named_modules():
+            if name.endswith((".proj_in", "attn2.to_out.0", "q_proj", "k_proj", "v_proj", "out_proj", "fc1")):
+                key = f"lora_{short}_{rename(name).replace('.', '_')}"
+                found[f"{key}.lora_down.weight"] = torch.randn(2, module.in_features) / 10
+                found[f"{key}.lora_up.weight"] = torch.randn(module.out_features, 2) / 10
+                found[f"{key}.alpha"] = torch.tensor(3.0)
+    return found
+
+
+def peft(pipeline: StableDiffusionXLPipeline) -> dict[str, torch.Tensor]:
+    """A LoRA for a text encoder in peft's names, with the prefix that encoders had when it was trained."""
+    torch.manual_seed(3)
+    found = {}
+    for name, module in pipeline.text_encoder.named_modules():
+        if name.endswith(("q_proj", "fc1")):
+            key = f"text_encoder.{hub_key(name)}"
+            found[f"{key}.lora_A.weight"] = torch.randn(2, module.in_features) / 10
+            found[f"{key}.lora_B.weight"] = torch.randn(module.out_features, 2) / 10
+    return found
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [lambda pipeline: kohya(pipeline, str), lambda pipeline: kohya(pipeline, ldm_name), peft],
+    ids=["kohya", "kohya-ldm", "peft"],
+)
+def test_every_spelling_of_a_lora_is_fused_as_diffusers_does(
+    spelling: Callable[[StableDiffusionXLPipeline], dict[str, torch.Tensor]], made: Path, tmp_path: Path
+) -> None:
+    plain, stock = open_(made), StableDiffusionXLPipeline.from_pretrained(made, add_watermarker=False)
+    lora = spelling(plain)
+    save_file(lora, tmp_path / "lora.safetensors")
+    fused = open_(made, lora=str(tmp_path / "lora.safetensors"))
+    stock.load_lora_weights(tmp_path, weight_name="lora.safetensors")
+    stock.fuse_lora()
+    stock.unload_lora_weights()
+    changed = 0
+    for part in ("unet", "text_encoder", "text_encoder_2"):
+        before, after, theirs = (getattr(pipeline, part).state_dict() for pipeline in (plain, fused, stock))
+        changed += sum(not torch.equal(before[name], after[name]) for name in before)
+        torch.testing.assert_close(dict(after), dict(theirs), rtol=0, atol=1e-6)
+    assert changed == sum(name.endswith(("lora_down.weight", "lora_A.weight")) for name in lora)
+
+
+def ldm_name(module: str) -> str:
+    """Name of a UNet's module in the original layout."""
+    return unet_key(f"{module}.weight").removesuffix(".weight")
+
+
+def test_loras_that_diffusers_would_fuse_in_part(made: Path, tmp_path: Path) -> None:
+    pipeline, file = open_(made), tmp_path / "lora.safetensors"
+    layer = "lora_unet_down_blocks_1_attentions_0_proj_in"
+    for lora, expected in (
+        (peft(pipeline) | {"vae.encoder.mid_block.attentions.0.to_q.lora_A.weight": torch.zeros(2, 8)}, r"such as 'vae\.encoder"),
+        ({f"{layer}.hada_lora.weight": torch.zeros(1)}, "of a kind that diffusers does not read"),
+        (kohya(pipeline, str) | {f"{layer}.dora_scale": torch.zeros(1)}, "is a DoRA"),
+    ):
+        save_file(lora, file)
+        with pytest.raises(UserError, match=expected):
+            open_(made, lora=str(file))
 
 
 def test_lora_of_another_architecture(made: Path, tmp_path: Path) -> None:

@@ -18,7 +18,9 @@ SAMPLING = Sampling(steps=4, guidance_scale=3.0, size_px=SIZE_PX, dtype="float32
 
 
 def test_a_round_measures_every_stage(made: Path, tmp_path: Path) -> None:
-    values = measure([resolve(str(made), name="tiny")], SAMPLING, PROBES, work=tmp_path, suites=SUITES, device="cpu", settings=["base"]).values
+    values = measure(
+        [resolve(str(made), name="tiny")], SAMPLING, PROBES, work=tmp_path, suites=SUITES, device="cpu", settings=["base"]
+    ).values
     found = {value.name: value for value in values["tiny"]}
     assert {value.state for value in found.values()} == {"ok"}, [value.reason for value in found.values() if value.reason]
     p50 = {stage: found[f"latency.{stage}.p50"] for stage in STAGES}
@@ -36,7 +38,9 @@ def test_a_round_measures_every_stage(made: Path, tmp_path: Path) -> None:
 
 def test_a_setting_is_what_it_says(made: Path, tmp_path: Path) -> None:
     label = "b2+bfloat16+channels-last+tiny-vae"
-    values = measure([resolve(str(made), name="tiny")], SAMPLING, PROBES, work=tmp_path, suites=SUITES, device="cpu", settings=[label]).values
+    values = measure(
+        [resolve(str(made), name="tiny")], SAMPLING, PROBES, work=tmp_path, suites=SUITES, device="cpu", settings=[label]
+    ).values
     found = {value.name: value for value in values["tiny"]}
     assert {value.state for value in found.values()} == {"ok"}, [value.reason for value in found.values() if value.reason]
     assert all(name.endswith(f"@{label}") for name in found)

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from sdbench import api, floors
+from sdbench import run as runner
 from sdbench.errors import UserError
 from sdbench.models.spec import ModelSpec
 from sdbench.probes import counts, driver, work
@@ -16,6 +18,7 @@ from sdbench.probes.driver import Probed, measure
 from sdbench.probes.request import CEILINGS, STAGES
 from sdbench.records import Value
 from sdbench.settings import Probes, Sampling, Setting
+from sdbench.suites import Prompts, Suite
 
 SAMPLING = Sampling(steps=2, guidance_scale=5.0, size_px=64, dtype="float32", batch=4)
 # Stands for the measuring process: a clock that runs half a second between two looks, and models that behave as they are called.
@@ -110,6 +113,28 @@ def test_only_rounds_that_took_turns_with_each_other_go_by_one_name(bench: Bench
     assert bench.probed("b", "a", rounds=2).turns == together.turns
     shutil.rmtree(bench.work)
     assert bench.probed("a", "b").turns != together.turns
+
+
+def test_each_noise_floor_is_measured_anew_and_a_killed_one_goes_on(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "suites_folder", lambda: bench.suites)
+    probes, prompts = Probes(rounds=1, calls=2, warmup=0), Prompts(n=1)
+    suite = Suite(name="own", version=1, family="scenes", description="", prompts=prompts, sampling=SAMPLING, probes=probes)
+    spec, write = ModelSpec("a", "scenes", "vega", "random", ""), floors.write
+
+    def find() -> Path:
+        return api.noise(spec, suite, 2, api.Places(tmp_path / "results", tmp_path / "runs"), device="cpu")[0]
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(floors, "write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        find()
+    monkeypatch.setattr(floors, "write", write)
+    written = find()
+    assert bench.started == ["a"] * 2, "of two seeds, measured before the kill"
+    assert find() == written
+    assert bench.started == ["a"] * 4
 
 
 def test_values_say_what_the_clock_said(bench: Bench) -> None:

@@ -22,7 +22,7 @@ def test_the_interval_of_a_ratio_contains_the_first_run_s_ratio_in_18_of_20_runs
     specs = [resolve("scenes-teacher"), resolve("scenes-vega")]
     ends = []
     for run in range(1 + AGAIN):
-        place = {"work": tmp_path / str(run), "suites": suites.suites_folder(), "device": "cpu", "settings": ["base"]}
+        place = {"work": tmp_path / str(run), "suites": suites.find("bench_pipeline.py").parent, "device": "cpu", "settings": ["base"]}
         measured = measure(specs, suite.sampling, suite.probes, **place).values
         p50 = {name: next(value for value in values if value.name == "latency.pipeline.p50") for name, values in measured.items()}
         teacher, student = p50["scenes-teacher"].samples, p50["scenes-vega"].samples

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import EulerDiscreteScheduler
-from tiny import SIZE_PX
+from tiny import SIZE_PX, tiny_unet
 
 from sdbench.models.loading import load
 from sdbench.models.spec import resolve
@@ -34,8 +34,12 @@ def with_inputs(pipe: Any, call: Any) -> tuple[Any, list[tuple[tuple[Any, ...], 
     return result, seen
 
 
-@pytest.mark.parametrize(("guidance_scale", "batch"), [(3.0, 2), (1.0, 1)])
-def test_a_unet_step_is_given_what_the_pipeline_gives_it(pipe: Any, guidance_scale: float, batch: int) -> None:
+@pytest.mark.parametrize(
+    ("guidance_scale", "told", "batch"),
+    [(3.0, {}, 2), (1.0, {}, 1), (3.0, {"time_cond_proj_dim": 8}, 1), (1.0, {"time_cond_proj_dim": 8}, 1)],
+)
+def test_a_unet_step_is_given_what_the_pipeline_gives_it(pipe: Any, guidance_scale: float, told: dict[str, int], batch: int) -> None:
+    pipe.unet = tiny_unet(**told)  # of latent consistency models, which are told the guidance scale
     stages = Stages(pipe, SAMPLING.model_copy(update={"guidance_scale": guidance_scale}))
     noise, [(given, named)] = with_inputs(pipe, stages.prepare("unet_step"))
     _, [(given_by_pipeline, named_by_pipeline)] = with_inputs(pipe, stages.prepare("pipeline"))
@@ -44,6 +48,8 @@ def test_a_unet_step_is_given_what_the_pipeline_gives_it(pipe: Any, guidance_sca
     assert int(given[1]) == int(given_by_pipeline[1])
     assert torch.equal(named["encoder_hidden_states"], named_by_pipeline["encoder_hidden_states"])
     assert named.keys() == named_by_pipeline.keys(), "or a compiled UNet would be compiled for each"
+    torch.testing.assert_close(named["timestep_cond"], named_by_pipeline["timestep_cond"], rtol=0, atol=0)
+    assert (named["timestep_cond"] is None) == (not told)
     for key in ("text_embeds", "time_ids"):
         assert torch.equal(named["added_cond_kwargs"][key], named_by_pipeline["added_cond_kwargs"][key])
 
@@ -52,6 +58,14 @@ def test_the_pipeline_runs_every_step(pipe: Any) -> None:
     pictures, calls = with_inputs(pipe, Stages(pipe, SAMPLING.model_copy(update={"steps": 3})).prepare("pipeline"))
     assert len(calls) == 3
     assert len(pictures.images) == 1
+
+
+def test_a_short_call_takes_the_first_of_the_timesteps(pipe: Any) -> None:
+    stages = Stages(pipe, SAMPLING.model_copy(update={"steps": 2, "scheduler": "lcm", "timesteps": (999, 499)}))
+    _, calls = with_inputs(pipe, stages.short(1))
+    assert [int(given[1]) for given, _ in calls] == [999]
+    _, calls = with_inputs(pipe, stages.prepare("unet_step"))
+    assert [int(given[1]) for given, _ in calls] == [999]
 
 
 def test_the_guided_step_leans_from_the_negative_to_the_prompt(pipe: Any) -> None:
@@ -82,9 +96,20 @@ def test_a_vae_that_overflows_in_half_precision_decodes_in_single(pipe: Any) -> 
     assert pipe.vae.dtype == torch.float16, "and is left as it was"
 
 
-@pytest.mark.parametrize("scheduler", ["model", "euler", "dpmpp"])
-def test_the_scheduler_takes_every_step_again_and_again(pipe: Any, scheduler: str) -> None:
-    call = Stages(pipe, SAMPLING.model_copy(update={"scheduler": scheduler, "steps": 4})).prepare("scheduler")
+@pytest.mark.parametrize(
+    ("scheduler", "more"),
+    [
+        *(
+            ("model", {}),
+            ("euler", {}),
+            ("dpmpp", {"timesteps": (999, 749, 499, 249)}),
+            ("euler-ancestral", {"timestep_spacing": "trailing"}),
+        ),
+        *(("lcm", {"timesteps": (999, 749, 499, 249)}), ("tcd", {"eta": 0.5})),
+    ],
+)
+def test_the_scheduler_takes_every_step_again_and_again(pipe: Any, scheduler: str, more: dict[str, Any]) -> None:
+    call = Stages(pipe, SAMPLING.model_copy(update={"scheduler": scheduler, "steps": 4, **more})).prepare("scheduler")
     one, other = call(), call()
     assert torch.equal(one, other)
     assert one.shape == (1, 4, 4, 4)
@@ -94,6 +119,7 @@ def test_the_scheduler_takes_every_step_again_and_again(pipe: Any, scheduler: st
     call()
     assert taken == pipe.scheduler.timesteps.tolist()
     assert len(taken) == 4
+    assert taken == list(more.get("timesteps", taken))
     pipe.scheduler.index_for_timestep = None
     call()  # which looks no step up
 

@@ -39,6 +39,15 @@ def test_stages_of_the_embedded_family() -> None:
     assert both["vae_decode"] == found["vae_decode"]
 
 
+def test_a_unet_that_is_told_the_guidance_scale_runs_once_a_step() -> None:
+    configs = work.of_random(resolve("scenes-vega", random=True))
+    plain = work.of(configs, SAMPLING, zero_negative=False)
+    told = work.of({**configs, "unet": {**configs["unet"], "time_cond_proj_dim": 8}}, SAMPLING, zero_negative=False)
+    embedding = 8 * configs["unet"]["block_out_channels"][0]
+    assert told["unet_step"].macs == plain["unet_step"].macs // 2 + embedding
+    assert told["text_encoders"].macs == plain["text_encoders"].macs // 2
+
+
 def test_full_size_decoding_is_five_teramacs() -> None:
     """5.24 TMAC at 1024 px: computed for the facts, once, with other code."""
     config = work.of_random(resolve("sdxl", random=True))["vae"]

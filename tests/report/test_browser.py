@@ -29,7 +29,7 @@ def browser() -> Iterator[Any]:
 def written(tmp_path_factory: pytest.TempPathFactory) -> str:
     results = tmp_path_factory.mktemp("results")
     board(results)
-    pages.write(results, results / "report.html", load(suites.suites_folder() / "gate.toml"))
+    pages.write(results, results / "report.html", load(suites.find(suites.POLICY)))
     return (results / "report.html").as_uri()
 
 
@@ -192,7 +192,7 @@ def test_on_paper_there_are_no_controls_and_every_detail_is_open(opened: Any) ->
 def test_what_has_no_room_lies_beside_the_page_and_opens_from_there(browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     board(tmp_path)
     monkeypatch.setattr("sdbench.report.pictures.PAGE_BYTES", 3000)
-    page_file, beside = pages.write(tmp_path, tmp_path / "report.html", load(suites.suites_folder() / "gate.toml"))
+    page_file, beside = pages.write(tmp_path, tmp_path / "report.html", load(suites.find(suites.POLICY)))
     page = browser.new_page()
     page.goto(page_file.as_uri())
     shown = page.locator(".shot").count()
