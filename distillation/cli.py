@@ -122,6 +122,7 @@ def _run(options: argparse.Namespace) -> None:
     from distillation.data import open_squares
     from distillation.train import distil
     from sdbench.processes import sharing
+    from sdbench.training import most_sharing
 
     recipe = read(options.recipe)
     if options.dry_run:
@@ -135,8 +136,6 @@ def _run(options: argparse.Namespace) -> None:
     if options.data:
         chosen["pictures"] = open_squares(options.data, options.caption_column, recipe.size_px(options.family))
     if options.device == "cuda" and torch.cuda.device_count() > 1 and "WORLD_SIZE" not in os.environ:
-        from sdbench.training import most_sharing
-
         n = most_sharing(recipe.settings(options.family).accumulation, gpus := torch.cuda.device_count())
         sys.stderr.write(f"one of {gpus} GPUs will train; for {n}: torchrun --nproc-per-node {n} $(which distillation) run ...\n")
     folders = [teachers.place(name) for name in options.teacher or [None]]

@@ -11,7 +11,7 @@ from diffusers import UNet2DConditionModel
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from distillation.cli import main
@@ -143,7 +143,7 @@ def test_a_step_on_the_cpu_takes_what_is_estimated(checkpointing: bool) -> None:
     if checkpointing:
         unet.enable_gradient_checkpointing()
     taps = resolve(SHALLOW, SHALLOW, Plan({path: tuple(range(depth)) for path, depth in depths(SHALLOW).items()}, 0), read("vega").taps)
-    inputs = tree_map(lambda like: torch.randn(n, *like.shape[1:]), empty_input(SHALLOW, side, 20))
+    inputs = tree_map_only(Tensor, lambda like: torch.randn(n, *like.shape[1:]), empty_input(SHALLOW, side, 20))
     with Living() as living:
         for _ in range(2):
             with collect(unet, [tap.student for tap in taps]) as learned:
