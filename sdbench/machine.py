@@ -23,6 +23,7 @@ PACKAGES = (
     "nvidia-ml-py",
     "open-clip-torch",
     "peft",
+    "pillow",
     "psutil",
     "pyarrow",
     "pydantic",

@@ -53,7 +53,19 @@ def test_a_cuda_machine_has_a_driver() -> None:
 def test_environment_names_every_required_package_that_makes_numbers() -> None:
     required = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     names = {re.split(r"[<>=~!; ]", line)[0] for line in required}
-    others = {"accelerate", "filelock", "huggingface-hub", "jinja2", "matplotlib", "rich", "tensorboardX", "tomli-w", "tqdm", "urllib3"}
+    others = {
+        "accelerate",
+        "filelock",
+        "huggingface-hub",
+        "jinja2",
+        "matplotlib",
+        "pyyaml",
+        "rich",
+        "tensorboardX",
+        "tomli-w",
+        "tqdm",
+        "urllib3",
+    }
     assert names - set(PACKAGES) == others, "these only train, show, fetch or write recipes; another new one belongs into PACKAGES"
     assert set(PACKAGES) <= names
     found = environment().packages
