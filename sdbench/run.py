@@ -51,8 +51,8 @@ def ready(specs: Sequence[ModelSpec], setting: Bench) -> list[ModelSpec]:
         UserError: one is of another family or damaged, two have one name, or the Hub cannot be reached.
     """
     check_models(specs, setting.suite)
-    dtypes = {setting.sampling.dtype} if setting.quality else set()
-    dtypes |= {each.dtype or setting.sampling.dtype for each in setting.timed.values()}
+    own = setting.sampling.dtype  # the copy of the weights whose digest names the model, whatever is timed
+    dtypes = {own, *(each.dtype or own for each in setting.timed.values())}
     for spec, dtype in itertools.product(specs, sorted(dtypes)):
         fetch(spec, dtype=dtype)
     for spec in specs:
