@@ -262,8 +262,9 @@ def unpaired(judge: Judge) -> dict[str, dict[str, float]]:
 
 
 def digest_of(judge: Judge) -> str:
-    """Of all that answers depend on: draws, pool, policy, records, and the code that draws and judges."""
-    asked = [str(judge.draws), judge.policy.model_dump_json(), *map(records.digest_of, judge.folders)]
+    """Of all that answers depend on: draws, pool, the suite's part of the policy, records, and the code that draws and judges."""
+    policy_json = judge.policy.model_copy(update={"suites": {SUITE: judge.rules}}).model_dump_json()
+    asked = [str(judge.draws), policy_json, *map(records.digest_of, judge.folders)]
     files = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (POOL, *CODE)]
     return hashlib.sha256("\n".join([*asked, *files]).encode()).hexdigest()[:16]
 

@@ -408,7 +408,8 @@ def test_a_policy_that_is_not_there_or_weighs_nothing_is_an_error(tmp_path: Path
     with pytest.raises(UserError, match="cannot read"):
         policy.load(tmp_path / "none.toml")
     with pytest.raises(
-        UserError, match=r"gate\.toml has no table \[suites\.few\].*'few-custom' \(it has quality, standard\); write one, .*--policy FILE"
+        UserError,
+        match=r"gate\.toml has no table \[suites\.few\].*'few-custom' \(it has few-step, quality, standard\); write one, .*--policy FILE",
     ):
         SHIPPED.rules("few-custom")
     with pytest.raises(UserError, match="no metric"):
