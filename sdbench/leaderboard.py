@@ -45,7 +45,7 @@ def _section(section: Section) -> Iterator[str]:
         yield from ("### Ranks", ranks.EXPLAINED, tables.markdown(ranked(section)))
     if (measured := efficiency(section)).rows:
         yield from ("### Efficiency", tables.markdown(measured))
-    for title, grid in speed.grids(section.records, _teacher(section)).items():
+    for title, grid in speed.grids(section.records, section.pace.record if section.pace else None).items():
         yield from (f"### {title}", tables.markdown(grid))
     if judged := truth.grid([(row.record, row.scores) for row in section.models]):
         yield from ("### Against the truth", tables.markdown(judged))
@@ -57,12 +57,8 @@ def _published(of_family: Sequence[Section]) -> Iterator[str]:
     yield "Not measured here, and by protocols that differ from ours and from each other."
     yield tables.markdown(published.grid())
     for section in of_family:
-        if (beside := speed.beside_published(section.records, _teacher(section))).rows:
+        if (beside := speed.beside_published(section.records, section.teacher.record if section.teacher else None)).rows:
             yield from (f"### Beside {section.title}", tables.markdown(beside))
-
-
-def _teacher(section: Section) -> Record | None:
-    return section.teacher.record if section.teacher else None
 
 
 def text_table(board: Sequence[Row], width: int = 160) -> str:
@@ -100,9 +96,9 @@ def write(board: Sequence[Row], results: Path) -> list[Path]:
 def quality(section: Section) -> Grid:
     """Models down, metrics across; then the median latency."""
     columns = metrics(section)
-    teacher = TEACHERS.get(section.family, "the teacher")
+    teacher = speed.called(section.pace.record, section.records) if section.pace else TEACHERS.get(section.family, "the teacher")
     header = ("model", "images", *map(metric_title, columns), "latency p50 (s) ↓", f"speed-up over {teacher} ↑")
-    return Grid(header, tuple(_quality_row(row, columns, section.teacher) for row in section.rows))
+    return Grid(header, tuple(_quality_row(row, columns, section.pace) for row in section.rows))
 
 
 def _quality_row(row: Row, columns: Sequence[Value], teacher: Row | None) -> tuple[str, ...]:

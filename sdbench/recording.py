@@ -17,7 +17,7 @@ from sdbench.machine import environment, this_machine
 from sdbench.models.catalogue import TEACHERS
 from sdbench.probes.driver import Probed
 from sdbench.protocols.base import Subject
-from sdbench.records import Looks, Machine, Model, Record, Scores, Value
+from sdbench.records import Looks, Machine, Model, Original, Record, Scores, Value
 from sdbench.score import score
 from sdbench.settings import BASE
 from sdbench.store import Store
@@ -62,6 +62,7 @@ def record_of(
         sampling={} if model.is_elsewhere else setting.sampling.model_dump(mode="json"),
         scheduler=dict(scheduler),
         noise={} if model.is_elsewhere else setting.suite.noise.model_dump(),
+        teacher=Original(model=teacher_of(setting.suite), suite=setting.suite.of_teacher().id) if setting.suite.teacher else None,
         prompts=setting.suite.prompts_described(),
         run=turns.pop() if len(turns) == 1 else "",
         looks=looks,
@@ -142,7 +143,7 @@ def _unless_same(record: Record, scores: Scores, thumbnails: dict[str, bytes], r
 
 
 def _what_it_says(record: Record) -> dict[str, Any]:
-    said_by_digests = {"noise", "scheduler"}
+    said_by_digests = {"noise", "scheduler", "teacher"}
     return record.model_dump(exclude={"created", "environment", "run", *said_by_digests})
 
 

@@ -156,6 +156,13 @@ class Looks(Table):
     of: int
 
 
+class Original(Table):
+    """The teacher that a suite names, where that is not the family's under the suite itself."""
+
+    model: str
+    suite: SuiteId
+
+
 class Record(Table):
     """`record.json`."""
 
@@ -176,6 +183,11 @@ class Record(Table):
     )
     noise: dict[str, Any] = Field(
         default={}, exclude_if=operator.not_, description="of the initial latents: kind and seed; older records lack it"
+    )
+    teacher: Original | None = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description="whose pictures win rates and agreement are against, where the suite names it",
     )
     prompts: str = Field(
         default="", description="of prompts that do not come with the suite: where from, their digest, whether it is verified"

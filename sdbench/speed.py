@@ -45,13 +45,19 @@ def speed_up(record: Record, teacher: Record, name: str) -> str:
     return f"{number}x{space}{interval}"
 
 
+def called(teacher: Record, records: Sequence[Record]) -> str:
+    """The teacher's name, with its suite where it is not that of these records."""
+    name, suite = teacher.model.name, teacher.suite
+    return name if suite == records[0].suite else f"{name} under {suite.name}@{suite.version}"
+
+
 def grids(records: Sequence[Record], teacher: Record | None) -> dict[str, Grid]:
     """Title -> table: ratios to the teacher by stage; settings with the model's own VAE; those with the tiny one, never together."""
     labels = _labels(records)
     tiny = [label for label in labels if "tiny-vae" in label]
     full = [label for label in labels if label not in tiny]
     found = {
-        f"Speed-up over {teacher.model.name} by stage" if teacher else "": _ratios(records, teacher, full),
+        f"Speed-up over {called(teacher, records)} by stage" if teacher else "": _ratios(records, teacher, full),
         "By setting": _settings(records, full) if len(full) > 1 else None,
         "With the tiny VAE": _settings(records, tiny),
     }

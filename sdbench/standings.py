@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sdbench import ranks, records
 from sdbench.models.catalogue import TEACHERS
-from sdbench.records import Record, Scores, Value
+from sdbench.records import Original, Record, Scores, SuiteId, Value
 from sdbench.speed import P50
 
 # What a metric's name begins with -> the title of its column; also the order of the columns.
@@ -57,11 +57,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Section:
-    """Rows that may be compared: one family, suite version and digest, and machine class."""
+    """Rows that may be compared: one family, suite version and digest, and machine class.
+
+    Attributes:
+        original: the row of the teacher that the suite names under another suite, on the same machine class.
+    """
 
     family: str
     title: str
     rows: tuple[Row, ...]
+    original: Row | None = None
 
     @property
     def records(self) -> tuple[Record, ...]:
@@ -75,9 +80,17 @@ class Section:
 
     @property
     def teacher(self) -> Row | None:
-        """The row of the family's teacher; of one with random weights only where there is no other."""
-        found = (row for row in self.rows if row.record.model.name == TEACHERS.get(self.family))
+        """The row of the teacher, the suite's or the family's, if it is of this suite; of one with random weights only where there is no other."""
+        named = _named_teacher(self.records)
+        if named and named.suite != self.records[0].suite:
+            return None
+        found = (row for row in self.rows if row.record.model.name == (named.model if named else TEACHERS.get(self.family)))
         return min(found, key=lambda row: row.record.model.label, default=None)
+
+    @property
+    def pace(self) -> Row | None:
+        """The row that speed-ups are over: the teacher's, under its own suite where that is another."""
+        return self.teacher or self.original
 
     @cached_property
     def ranks(self) -> dict[str, dict[str, int | None]]:
@@ -114,8 +127,22 @@ def sections(board: Sequence[Row]) -> list[Section]:
     for of, members in sorted_rows.items():
         family, suite, version, machine, digest = of
         settings = f" (digest {digest})" if digests[of[:4]] > 1 else ""  # such as those of `<name>-custom`
-        found.append(Section(family, f"{family}: {suite}@{version}{settings} on {machine}", members))
+        found.append(Section(family, f"{family}: {suite}@{version}{settings} on {machine}", members, _original(members, board)))
     return sorted(found, key=lambda section: (section.family, not any(record.n_images for record in section.records)))
+
+
+def _named_teacher(of_suite: Sequence[Record]) -> Original | None:
+    return next((record.teacher for record in of_suite if record.teacher), None)
+
+
+def _original(members: Sequence[Row], board: Sequence[Row]) -> Row | None:
+    named = _named_teacher([row.record for row in members])
+    wanted = named and (named.model, "", named.suite, members[0].record.machine.machine_class)
+
+    def key(record: Record) -> tuple[str, str, SuiteId, str]:
+        return record.model.name, record.model.label, record.suite, record.machine.machine_class
+
+    return next((row for row in board if key(row.record) == wanted), None)
 
 
 def _size(row: Row) -> tuple[bool, float, bool, str]:

@@ -9,7 +9,7 @@ from factories import GPU, LAPTOP, make_record, make_scores, saved
 
 from sdbench import leaderboard, published, records, standings, tables
 from sdbench.errors import UserError
-from sdbench.records import Model, Record, Scores, SuiteId, Value
+from sdbench.records import Model, Original, Record, Scores, SuiteId, Value
 from sdbench.standings import Row
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -298,3 +298,26 @@ def test_published_numbers_carry_a_source_and_stay_out_of_measured_tables() -> N
     assert "23.4805" in elsewhere
     assert "23.4805" not in measured
     assert "Published" not in leaderboard.markdown([row for row in board() if row.record.family == "scenes"])
+
+
+def test_a_student_of_few_steps_is_timed_against_its_teacher_under_the_teacher_s_suite() -> None:
+    whole, few = SuiteId(name="standard", version=3, digest="a"), SuiteId(name="few-step", version=1, digest="b")
+    named = {"family": "sdxl", "suite": few, "teacher": Original(model="sdxl", suite=whole)}
+    teacher = make_record("sdxl", speeds(6.0), family="sdxl", suite=whole)
+    student, hurried = make_record("lcm", speeds(1.0), **named), make_record("sdxl", speeds(2.0), **named)
+    rows = [Row(Path(str(number)), record) for number, record in enumerate((teacher, student, hurried))]
+    (section,) = (found for found in standings.sections(rows) if "few-step" in found.title)
+    assert section.teacher is None, "the teacher in 4 steps is nobody's teacher"
+    shown = leaderboard.quality(section)
+    assert shown.header[-1] == "speed-up over sdxl under standard@3 ↑"
+    assert {row[0]: row[-1] for row in shown.rows} == {"lcm": "6.00x", "sdxl": "3.00x"}
+    (elsewhere,) = standings.sections([rows[1], Row(Path("3"), teacher.model_copy(update={"machine": GPU}))])[:1]
+    assert elsewhere.pace is None, "measured on another machine"
+
+
+def test_a_teacher_that_the_suite_names_is_the_teacher_of_its_own_rows() -> None:
+    own = SuiteId(name="mine", version=1, digest="a")
+    records = [make_record(name, speeds(1.0), suite=own, teacher=Original(model="big", suite=own)) for name in ("big", "scenes-teacher")]
+    (section,) = standings.sections([Row(Path(str(number)), record) for number, record in enumerate(records)])
+    assert section.teacher
+    assert section.teacher.name == "big"

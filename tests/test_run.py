@@ -24,7 +24,7 @@ from sdbench.metrics.clip_score import clip_score
 from sdbench.models.spec import ModelSpec, resolve
 from sdbench.probes.driver import Probed
 from sdbench.protocols.base import Subject
-from sdbench.records import Model, Scores, Value
+from sdbench.records import Model, Original, Scores, Value
 from sdbench.scenes.grammar import parse, scene_at
 from sdbench.scenes.render import render
 from sdbench.score import score
@@ -388,6 +388,7 @@ def test_a_student_of_few_steps_is_compared_with_the_teacher_in_its_own_sampling
     def found(spec: ModelSpec) -> list[Value | None]:
         record = records.read(runner.run([spec], bench(tmp_path, few))[0])[0]
         assert record.sampling["steps"] == 2
+        assert record.teacher == Original(model="scenes-teacher", suite=SUITE.id)
         return [record.value(name) for name in names]
 
     for value in found(replace(teacher, name="student")):

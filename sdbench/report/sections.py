@@ -93,7 +93,7 @@ def view(section: Section, number: int, wall: Wall, held: Album, policy: Policy,
         "charts_left": len(section.models) > figures.LABELS,
         "stages": figures.stages(section),
         "efficiency": leaderboard.efficiency(section) if len(section.rows) <= VERDICTS else Grid((), ()),
-        "settings": speed.grids(section.records, section.teacher.record if section.teacher else None),
+        "settings": speed.grids(section.records, section.pace.record if section.pace else None),
         "matrices": [found for judge in judges if (found := wins.matrix(section, judge))],
         "truth": truth.grid([(row.record, row.scores) for row in section.models]),
         "verdicts": verdicts,
@@ -135,8 +135,9 @@ def _column(section: Section, value: Value) -> Column:
 
 
 def _speed_ups(section: Section) -> Column:
-    texts = [leaderboard.speed_up(row, section.teacher) for row in section.rows]
-    return Column("speed-up", "over the teacher", "higher", _aligned([_speed_up(text) for text in texts]))
+    texts = [leaderboard.speed_up(row, section.pace) for row in section.rows]
+    over = "the teacher" if section.teacher or not section.pace else speed.called(section.pace.record, section.records)
+    return Column("speed-up", f"over {over}", "higher", _aligned([_speed_up(text) for text in texts]))
 
 
 def _speed_up(text: str) -> Cell:
