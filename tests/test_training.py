@@ -308,26 +308,40 @@ def summed_up(folder: Path) -> Path:
 
 TOGETHER = f"""
 import sys
-import time
-from datetime import timedelta
 from pathlib import Path
-from torch.distributed.distributed_c10d import _set_pg_timeout
 sys.path.append({str(Path(__file__).parent)!r})
-from sdbench.processes import from_main
 from test_training import summed_up
 summed_up(Path(sys.argv[1]))
-_set_pg_timeout(timedelta(seconds=1), None)  # of training; what one does for all may take longer
+"""
+# The time limit of training is set to a second; what one does for all may take longer.
+PATIENT = """
+import time
+from datetime import timedelta
+from torch.distributed.distributed_c10d import _set_pg_timeout
+from sdbench.processes import from_main
+_set_pg_timeout(timedelta(seconds=1), None)
 assert from_main(lambda: time.sleep(2) or "made") == "made"
 """
 
 
+def by_two(script: str, folder: Path) -> Path:
+    """Run a script in two processes, which takes a folder => the folder."""
+    (path := folder / "together.py").write_text(script)
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(path), str(folder / "by-2")]
+    done = subprocess.run([sys.executable, *words], check=False, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    return folder / "by-2"
+
+
 def test_two_processes_share_out_the_batches_of_the_steps_that_one_takes(tmp_path: Path) -> None:
-    (script := tmp_path / "together.py").write_text(TOGETHER)
-    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), str(tmp_path / "by-2")]
-    subprocess.run([sys.executable, *words], check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    together = load_file(tmp_path / "by-2" / "step-00000006" / "model.safetensors")
+    together = load_file(by_two(TOGETHER, tmp_path) / "step-00000006" / "model.safetensors")
     for name, tensor in load_file(summed_up(tmp_path / "by-1")).items():
         torch.testing.assert_close(together[name], tensor)
+
+
+@pytest.mark.slow
+def test_what_one_process_does_for_all_may_take_longer_than_a_step_of_training(tmp_path: Path) -> None:
+    by_two(TOGETHER + PATIENT, tmp_path)
 
 
 def test_batches_that_cannot_be_shared_out_evenly_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
