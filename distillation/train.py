@@ -97,15 +97,11 @@ def distil(
     check_pictures(family, pictures)
     accelerator = accelerator_on(device, settings.dtype)
     check_shares(settings.accumulation, accelerator.num_processes)  # before hours of encoding
-    if accelerator.is_main_process:
-        warn_of_others(found)
     place = str(accelerator.device)
     with accelerator.main_process_first():  # the others find what it drew
         source = scenes(recipe.scenes.pictures, work) if pictures is None else pictures
     if accelerator.is_main_process:
-        tqdm.write(f"training on {exposure(len(source.captions), pieces[-1].end, settings)}", file=sys.stderr)
-        for teacher in found:
-            tqdm.write(f"taught by the {teacher.dtype} weights in {teacher.folder}", file=sys.stderr)
+        _announce(found, exposure(len(source.captions), pieces[-1].end, settings))
     pool = LatentPool(teacher_folders[0], source, work / "latents", place)
     watch: Watching
     if family == "scenes":
@@ -134,6 +130,14 @@ def distil(
         logs = {folder.name: folder / "log.jsonl" for folder in folders}
         export(student, out, found[0], provenance, logs=logs, unet_only=unet_only)
     return out
+
+
+def _announce(found: Sequence[teachers.Teacher], pictures: str) -> None:
+    """Say, before hours of encoding, what teaches and on what."""
+    warn_of_others(found)
+    tqdm.write(f"training on {pictures}", file=sys.stderr)
+    for teacher in found:
+        tqdm.write(f"taught by the {teacher.dtype} weights in {teacher.folder}", file=sys.stderr)
 
 
 @contextmanager

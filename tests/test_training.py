@@ -318,9 +318,10 @@ PATIENT = """
 import time
 from datetime import timedelta
 from torch.distributed.distributed_c10d import _set_pg_timeout
-from sdbench.processes import from_main
+from sdbench.processes import from_main, sharing
 _set_pg_timeout(timedelta(seconds=1), None)
-assert from_main(lambda: time.sleep(2) or "made") == "made"
+told = from_main(lambda: time.sleep(2) or "made")
+Path(sys.argv[1], f"told-{sharing()[0]}").write_text(told)
 """
 
 
@@ -341,7 +342,8 @@ def test_two_processes_share_out_the_batches_of_the_steps_that_one_takes(tmp_pat
 
 @pytest.mark.slow
 def test_what_one_process_does_for_all_may_take_longer_than_a_step_of_training(tmp_path: Path) -> None:
-    by_two(TOGETHER + PATIENT, tmp_path)
+    folder = by_two(TOGETHER + PATIENT, tmp_path)
+    assert [(folder / f"told-{process}").read_text() for process in (0, 1)] == ["made", "made"]
 
 
 def test_batches_that_cannot_be_shared_out_evenly_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
