@@ -26,11 +26,11 @@ from distillation.train import distil
 from sdbench.arrays import F64
 from sdbench.disk import write_bytes
 from sdbench.errors import unknown
-from sdbench.latents import LatentPool
 from sdbench.models.architectures import depths, unet_config
 from sdbench.scenes.embedded import checked
 from sdbench.scenes.networks import SceneNet
 from sdbench.scenes.training.watch import Watch
+from sdbench.training.latents import LatentPool
 
 Choose = Callable[[str, Sequence[int], int], tuple[int, ...]]
 CAPTIONS = 512

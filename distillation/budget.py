@@ -26,9 +26,9 @@ from distillation.prune import on_meta, student_config
 from distillation.sensitivity import SECOND_RESNET, WHOLE
 from sdbench.arrays import F64
 from sdbench.errors import UserError
-from sdbench.latents import Batch, noisy, predict
 from sdbench.models.architectures import Config, depths
 from sdbench.probes.meters import synchronised
+from sdbench.training.latents import Batch, noisy, predict
 
 I64 = npt.NDArray[np.int64]
 Parts = Mapping[str, F64] | Mapping[str, I64]

@@ -121,8 +121,8 @@ def _run(options: argparse.Namespace) -> None:
     from distillation import teacher as teachers
     from distillation.data import open_squares
     from distillation.train import distil
-    from sdbench.processes import sharing
-    from sdbench.training import most_sharing
+    from sdbench.training.loop import most_sharing
+    from sdbench.training.processes import sharing
 
     recipe = read(options.recipe)
     if options.dry_run:

@@ -96,7 +96,7 @@ def _fetch(options: argparse.Namespace) -> object:
 def _make(options: argparse.Namespace) -> object:
     from distillation.draw import draw
     from distillation.teacher import place
-    from sdbench.sources import METADATA
+    from sdbench.assets.sources import METADATA
 
     options.dtype = options.dtype or ("float32" if options.device == "cpu" else "bfloat16")
     chosen = {name: getattr(options, name) for name in ("steps", "dtype", "batch", "size_px", "n", "seed", "device", "part")}

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from distillation.export import check_free, versions
 from distillation.teacher import pipeline
+from sdbench.assets.sources import METADATA
 from sdbench.disk import digest, write_bytes
 from sdbench.errors import UserError
 from sdbench.generate import Job, generate, sampler
@@ -21,7 +22,6 @@ from sdbench.models.digest import weights_digest
 from sdbench.models.files import read_json
 from sdbench.models.loading import load
 from sdbench.settings import Sampling
-from sdbench.sources import METADATA
 from sdbench.store import Store
 from sdbench.suites import Noise
 

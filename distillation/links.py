@@ -17,9 +17,9 @@ from tqdm import tqdm
 from distillation.download import Link, Rules, download
 from distillation.export import check_free
 from distillation.pictures import CAPTIONS, open_pictures
+from sdbench.assets.sources import METADATA, Table, read_table, texts
 from sdbench.disk import write_bytes
 from sdbench.errors import UserError
-from sdbench.sources import METADATA, Table, read_table, texts
 
 URLS = ("url", "image_url", "link", "attachments")  # the last in lists taken from Discord, as Vega's Midjourney set
 BOOK = "links.jsonl"

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 
-from sdbench.latents import LatentPool
 from sdbench.models.loading import read_part
+from sdbench.training.latents import LatentPool
 
 SHOWN, STEPS, GUIDANCE, SEED = 4, 25, 7.5, 7
 SHEET_PX = 512

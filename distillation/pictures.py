@@ -19,10 +19,10 @@ from datasets import Dataset
 from PIL import ExifTags, Image, ImageOps
 from tqdm import tqdm
 
+from sdbench.assets.sources import Table, read_table, stream, texts
+from sdbench.assets.weights import user_cache
 from sdbench.disk import write_bytes
 from sdbench.errors import UndecodableError, UserError
-from sdbench.sources import Table, read_table, stream, texts
-from sdbench.weights import user_cache
 
 CAPTIONS = ("caption", "text", "prompt", "clean_prompts", "txt")  # Vega's Midjourney set's; what a tar's text files are called
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height

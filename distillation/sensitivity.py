@@ -23,8 +23,8 @@ from distillation.teacher import Teacher
 from sdbench.arrays import F64
 from sdbench.disk import write_bytes
 from sdbench.errors import UserError
-from sdbench.latents import Batch, Captioned, LatentPool, noisy, predict
 from sdbench.models.architectures import depths
+from sdbench.training.latents import Batch, Captioned, LatentPool, noisy, predict
 
 WHOLE = "mid_block"  # stands for the middle's attention and second resnet together
 SECOND_RESNET = "mid_block.resnets.1"

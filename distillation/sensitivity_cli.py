@@ -12,7 +12,7 @@ from sdbench.errors import UserError
 if TYPE_CHECKING:
     from distillation.teacher import Teacher
     from sdbench.arguments import Parser
-    from sdbench.latents import Captioned
+    from sdbench.training.latents import Captioned
 
 
 def add(commands: "argparse._SubParsersAction[Parser]", work: Path) -> None:

@@ -9,6 +9,7 @@ from huggingface_hub.repocard import metadata_load
 from yaml import YAMLError
 
 from distillation.recipe import Recipe
+from sdbench.assets.pipelines import fetch, fetch_card, is_cached
 from sdbench.errors import UserError
 from sdbench.models.architectures import Config
 from sdbench.models.digest import weights_digest
@@ -16,7 +17,6 @@ from sdbench.models.files import read_headers, read_json, weight_files
 from sdbench.models.loading import load_unet
 from sdbench.models.locate import locate
 from sdbench.models.spec import ModelSpec, resolve
-from sdbench.pipelines import fetch, fetch_card, is_cached
 from sdbench.scenes.embedded import WEIGHTS
 
 EMBEDDED = WEIGHTS / "pipeline"

@@ -35,14 +35,14 @@ from distillation.succession import warn_of_others
 from distillation.taps import Tap, collect, resolve
 from sdbench.disk import digest, write_bytes
 from sdbench.errors import UserError
-from sdbench.latents import Batch, Captioned, LatentPool, noisy, predict, target
 from sdbench.probes.room import is_out_of_memory
-from sdbench.processes import from_main
 from sdbench.scenes.embedded import checked
 from sdbench.scenes.networks import SceneNet
 from sdbench.scenes.training.watch import Watch
-from sdbench.training import Schedule, check_shares, fit, written
-from sdbench.training import Watch as Watching
+from sdbench.training.latents import Batch, Captioned, LatentPool, noisy, predict, target
+from sdbench.training.loop import Schedule, check_shares, fit, written
+from sdbench.training.loop import Watch as Watching
+from sdbench.training.processes import from_main
 
 FINAL_BATCHES = 4  # after a stage's own, over which its final losses are averaged
 PATIENCE = timedelta(minutes=30)  # of processes that train together: while one saves a checkpoint or looks, the others wait

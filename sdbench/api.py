@@ -6,16 +6,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdbench import floors, machine, records, sides, suites
-from sdbench.compare import Side
+from sdbench import machine, records, suites
+from sdbench.assets.prompts import lines
 from sdbench.errors import UserError
-from sdbench.gate import gate
-from sdbench.policy import Policy
-from sdbench.policy import load as load_policy
-from sdbench.prompts import lines
+from sdbench.gate import floors, sides
+from sdbench.gate.compare import Side
+from sdbench.gate.judging import gate
+from sdbench.gate.policy import Policy
+from sdbench.gate.policy import load as load_policy
+from sdbench.gate.verdicts import Inputs, Report
 from sdbench.records import Record, Scores, Value
 from sdbench.validation import validated
-from sdbench.verdicts import Inputs, Report
 
 if TYPE_CHECKING:
     from sdbench.models.spec import ModelSpec
@@ -89,8 +90,8 @@ def run(
         settings: labels of the probes' settings to measure; all by default.
         profile: the probes also write what holds the time of each stage.
     """
-    from sdbench import run as runner
-    from sdbench.bench import bench
+    from sdbench.run import runner
+    from sdbench.run.bench import bench
 
     where = places or Places()
     choice: dict[str, Any] = {"only": only, "settings": settings, "profile": profile}
@@ -109,7 +110,7 @@ def score(images: Path, prompts: Path, places: Places | None = None, suite: str 
     Raises:
         UserError: the numbers of pictures and prompts differ, one of the files cannot be read, or the family has no such pictures.
     """
-    from sdbench import elsewhere
+    from sdbench.run import elsewhere
     from sdbench.score import PROTOCOLS
     from sdbench.score import score as scored
 
@@ -131,8 +132,8 @@ def record_pictures(images: Path, prompts: Path, name: str, places: Places | Non
     Raises:
         UserError: as `score`, or the name is a model's of the catalogue.
     """
-    from sdbench import elsewhere
-    from sdbench.bench import bench
+    from sdbench.run import elsewhere
+    from sdbench.run.bench import bench
 
     where, chosen = places or Places(), suites.load(suite)
     if lines(prompts) != tuple(chosen.prompt_list().values()):
@@ -223,10 +224,10 @@ def _described(model: Any, name: str | None) -> "ModelSpec":
 
 
 def _run_in_memory(pipeline: Any, spec: "ModelSpec", suite: suites.Suite, where: Places) -> list[Path]:
-    from sdbench import run as runner
-    from sdbench.bench import bench
     from sdbench.generate import DTYPES
     from sdbench.models import memory
+    from sdbench.run import runner
+    from sdbench.run.bench import bench
 
     setting = bench(suite, device=str(pipeline.unet.device), results=where.results, runs=where.runs, only="quality")
     with memory.lent(pipeline, DTYPES[setting.sampling.dtype]) as guest:
@@ -309,7 +310,7 @@ def card(folder: str, places: Places | None = None, base: str | None = None) -> 
     Raises:
         UserError: it is no model's folder, or no record is of its weights.
     """
-    from sdbench import standings
+    from sdbench.leaderboard import standings
     from sdbench.models.digest import weights_digest
     from sdbench.models.spec import resolve
     from sdbench.report import card as cards
@@ -329,9 +330,9 @@ def until_verdict(
     spec: "ModelSpec", suite: suites.Suite, baseline: str, policy: Path | None, places: Places | None = None, device: str | None = None
 ) -> tuple[Path, Report]:
     """Measure a model until it is sure whether it is as good as the baseline => its record, the verdict."""
-    from sdbench.bench import bench, check_models
     from sdbench.encoders.memory import evaluators
-    from sdbench.until import Question, run_until_verdict
+    from sdbench.run.bench import bench, check_models
+    from sdbench.run.until import Question, run_until_verdict
 
     where, chosen = places or Places(), _policy(policy)
     chosen.rules(suite.name)  # a policy that weighs nothing here ends the run before it begins

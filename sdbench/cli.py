@@ -7,9 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sdbench import __version__, gating, measuring, showing
+from sdbench import __version__
 from sdbench.arguments import Parser
-from sdbench.console import Command, add_common, give, runs, say
+from sdbench.commands import gating, measuring, showing
+from sdbench.commands.console import Command, add_common, give, runs, say
 from sdbench.errors import UserError
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -128,10 +129,10 @@ def _suites(arguments: argparse.Namespace) -> int:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from sdbench import doctor
+    from sdbench.doctor import checks
 
     findings = []
-    for finding in doctor.examine(arguments.results, runs(arguments)):
+    for finding in checks.examine(arguments.results, runs(arguments)):
         findings.append(finding)
         say(f"{'ok ' if finding.fine else 'BAD' if finding.fatal else '-- '} {finding.text}")
     if arguments.json:
@@ -140,11 +141,11 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _reference(arguments: argparse.Namespace) -> int:
-    from sdbench import reference_command
+    from sdbench.commands import reference
 
-    found = reference_command.run(arguments, runs(arguments))
+    found = reference.run(arguments, runs(arguments))
     for card in found:
-        say(reference_command.line(card))
+        say(reference.line(card))
     if not found:
         say("no reference was built or imported yet; `scenes` is rendered when it is needed")
     if arguments.json:

@@ -5,7 +5,7 @@ A protocol that throws, or whose weights are not at hand, gives a value whose st
 
 from collections.abc import Sequence
 
-from sdbench import assets, weights
+from sdbench.assets import catalogue, weights
 from sdbench.errors import MissingError, unknown
 from sdbench.protocols import agreement, captions, sets, truth
 from sdbench.protocols.base import Protocol, Subject
@@ -51,7 +51,7 @@ def score(subject: Subject, metrics: Sequence[str]) -> tuple[list[Value], Scores
 
 def _noted(value: Value) -> Value:
     """The value, with a note where no source states the digest of the weights behind it."""
-    names = [asset.name for asset in assets.needed([value.name]) if weights.unverified(asset.name)]
+    names = [asset.name for asset in catalogue.needed([value.name]) if weights.unverified(asset.name)]
     if value.state != "ok" or not names:
         return value
     return value.model_copy(update={"note": "; ".join(filter(None, [value.note, f"unverified weights: {', '.join(names)}"]))})

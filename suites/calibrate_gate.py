@@ -31,16 +31,23 @@ import numpy as np
 import pyarrow.parquet as pq
 from calibration_pool import FOLDER, MODEL, POOL, PROMPTS, SCORES, make
 
-from sdbench import compare, decisions, gate, looks, policy, records, reference, sequential, stats, student_t, suites, tables, until
-from sdbench.compare import Side
+from sdbench import records, suites, tables
 from sdbench.encoders.catalogue import ENCODERS
+from sdbench.gate import compare, judging, looks, policy
+from sdbench.gate.compare import Side
+from sdbench.gate.policy import Policy
 from sdbench.metrics import frechet
-from sdbench.policy import Policy
 from sdbench.records import Value
-from sdbench.until import sizes
+from sdbench.reference import cards
+from sdbench.run import until
+from sdbench.run.until import sizes
+from sdbench.stats import decisions, intervals, sequential, student_t
 
 SUITE = "quality"
-CODE = [Path(__file__), *(Path(room.__file__) for room in (decisions, compare, gate, looks, sequential, stats, student_t, frechet, until))]
+CODE = [
+    Path(__file__),
+    *(Path(room.__file__) for room in (decisions, compare, judging, looks, sequential, intervals, student_t, frechet, until)),
+]
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,7 @@ class Judge:
         self.right = float(np.mean([run.scores["scene_accuracy"].mean() for run in self.arms["vega"]]))
         self.policy = policy.load(suites.find(suites.POLICY))
         self.rules = self.policy.rules(SUITE)
-        self.against, self.draws = reference.find("scenes", ENCODERS["scenes.features"], work).statistics, draws
+        self.against, self.draws = cards.find("scenes", ENCODERS["scenes.features"], work).statistics, draws
         suite = suites.load(SUITE)
         assert suite.prompts
         assert suite.sampling
@@ -193,7 +200,7 @@ def questions(judge: Judge) -> Iterator[Question]:
 
 
 def _once(judge: Judge, new: Pictures, old: Pictures, worse: float = 0.0) -> tuple[str, float]:
-    return gate.judge(judge.side(new, worse=worse), judge.side(old), judge.policy, {}).verdict, 1.0
+    return judging.judge(judge.side(new, worse=worse), judge.side(old), judge.policy, {}).verdict, 1.0
 
 
 def _shifted(judge: Judge, name: str, margins: float, random: np.random.Generator) -> tuple[str, float]:
@@ -205,13 +212,13 @@ def _shifted(judge: Judge, name: str, margins: float, random: np.random.Generato
 def _probed(judge: Judge, name: str, slower: float, rounds: int, random: np.random.Generator) -> tuple[str, float]:
     rules = Policy(alpha=judge.policy.alpha, suites={SUITE: {name: judge.rules[name]}})
     new, old = (judge.side(NOBODY, sets=False, probes=[judge.probe(name, share, rounds, random)]) for share in (slower, 0.0))
-    return gate.judge(new, old, rules, {}).verdict, 1.0
+    return judging.judge(new, old, rules, {}).verdict, 1.0
 
 
 def _whole(judge: Judge, random: np.random.Generator) -> tuple[str, float]:
     """With latency and memory drawn for both sides, as one run of both models takes them."""
     sides = [judge.side(pictures, probes=[judge.probe(name, 0.0, 5, random) for name in judge.rounds]) for pictures in judge.itself(random)]
-    return gate.judge(sides[0], sides[1], judge.policy, {}).verdict, 1.0
+    return judging.judge(sides[0], sides[1], judge.policy, {}).verdict, 1.0
 
 
 def _shifted_sequential(judge: Judge, name: str, margins: float, random: np.random.Generator) -> tuple[str, float]:
@@ -309,7 +316,7 @@ def table(content: dict[str, Any]) -> str:
     rows = []
     for name, answer in content["answers"].items():
         shares = [
-            stats.proportion_interval(answer["verdicts"].get(verdict, 0), answer["draws"])
+            intervals.proportion_interval(answer["verdicts"].get(verdict, 0), answer["draws"])
             for verdict in ("pass", "regressed", "inconclusive")
         ]
         sizes = answer["size_in_margins"] or {}

@@ -17,7 +17,7 @@ from sdbench.generate import generate, jobs, sampler
 from sdbench.models.digest import weights_digest
 from sdbench.models.loading import load
 from sdbench.models.spec import resolve
-from sdbench.recording import subject_of
+from sdbench.run.recording import subject_of
 from sdbench.score import score
 from sdbench.store import Store
 

@@ -18,8 +18,8 @@ from pictures import photograph
 from PIL import Image
 from torch import Tensor, nn
 
-from sdbench import weights
 from sdbench.arrays import F32
+from sdbench.assets import weights
 from sdbench.encoders import inception
 from sdbench.encoders.pixels import device, exact
 from sdbench.encoders.precision import full_float32

@@ -32,14 +32,14 @@ from distillation.prune import prune, student_config
 from distillation.recipe import Family, read
 from distillation.taps import collect, resolve
 from distillation.train import Lesson, accelerator_on, step_terms
-from sdbench.latents import Batch, LatentPool, noisy, predict, target
 from sdbench.models.loading import load, load_unet
 from sdbench.models.spec import resolve as model
 from sdbench.probes import ceilings, meters, profiled
 from sdbench.probes.flops import unet_macs
 from sdbench.scenes.embedded import WEIGHTS
 from sdbench.settings import Dtype
-from sdbench.training import Schedule, fit, rows_of
+from sdbench.training.latents import Batch, LatentPool, noisy, predict, target
+from sdbench.training.loop import Schedule, fit, rows_of
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PROFILES = Path("results/runs/speed")

@@ -14,9 +14,11 @@ import pytest
 from factories import make_measured, make_record, saved
 
 from distillation import cli as distillation
-from sdbench import __version__, api, baselines, cli, doctor, suites
+from sdbench import __version__, api, cli, suites
+from sdbench.doctor import checks
 from sdbench.errors import UserError
-from sdbench.gate import Report
+from sdbench.gate import baselines
+from sdbench.gate.judging import Report
 from sdbench.models.spec import ModelSpec, resolve
 from sdbench.records import SuiteId
 
@@ -467,9 +469,9 @@ def test_results_that_are_not_there_are_not_made(words: list[str], tmp_path: Pat
 
 
 def test_the_doctor_looks_at_the_folders_that_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(doctor, "_metrics", lambda: iter(()))
-    monkeypatch.setattr(doctor, "_known", lambda: iter(()))
-    found = {finding.text for finding in doctor.examine(tmp_path / "new" / "results", tmp_path / "away")}
+    monkeypatch.setattr(checks, "_metrics", lambda: iter(()))
+    monkeypatch.setattr(checks, "_known", lambda: iter(()))
+    found = {finding.text for finding in checks.examine(tmp_path / "new" / "results", tmp_path / "away")}
     assert f"folder {tmp_path}/new/results can be written" in found
     assert any(text.endswith(f"of disk free for {tmp_path}/away") for text in found)
 

@@ -15,11 +15,12 @@ from diffusers import EulerDiscreteScheduler
 from peft import LoraConfig
 
 import sdbench
-from sdbench import api, records, reference, suites
+from sdbench import api, records, suites
 from sdbench.errors import UserError
 from sdbench.models import memory
 from sdbench.models.loading import load
 from sdbench.models.spec import resolve
+from sdbench.reference import cards
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
@@ -31,7 +32,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(reference, "SCENES_N", 256)
+        patch.setattr(cards, "SCENES_N", 256)
         yield folder
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sdbench import cli, policy, suites
+from sdbench import cli, suites
+from sdbench.gate import policy
 from sdbench.score import PROTOCOLS
 
 ROOT = Path(__file__).parents[1]

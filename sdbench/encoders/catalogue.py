@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from sdbench import weights
 from sdbench.arrays import F32, U8
+from sdbench.assets import weights
 from sdbench.encoders import inception, scenes, vit
 from sdbench.encoders.pixels import rgb
 from sdbench.encoders.resize import INCEPTION

@@ -11,8 +11,8 @@ import open_clip
 import torch
 from torch import Tensor
 
-from sdbench import weights
 from sdbench.arrays import F32, U8
+from sdbench.assets import weights
 from sdbench.encoders.pixels import device, encode, exact, shortest_edge
 from sdbench.encoders.towers import image_features, text_features
 from sdbench.errors import UserError

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import inception as stock
 
-from sdbench import weights
 from sdbench.arrays import F32, U8
+from sdbench.assets import weights
 from sdbench.encoders.pixels import device, encode
 from sdbench.encoders.resize import INCEPTION
 

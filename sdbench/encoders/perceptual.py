@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.functional.image.lpips import _LPIPS  # it brings the heads' weights, and asks the network for the rest
 
-from sdbench import weights
 from sdbench.arrays import F32, U8
+from sdbench.assets import weights
 from sdbench.encoders.pixels import device, exact, rgb
 from sdbench.errors import UserError
 from sdbench.models.checks import check_finite

@@ -10,8 +10,8 @@ import open_clip
 from torch import Tensor
 from transformers import CLIPModel
 
-from sdbench import weights
 from sdbench.arrays import F32, U8
+from sdbench.assets import weights
 from sdbench.encoders import clip, folders
 from sdbench.encoders.pixels import encode, exact, longest_edge, shortest_edge
 

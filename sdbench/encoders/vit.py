@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection, Dinov2Model
 
-from sdbench import weights
 from sdbench.arrays import F32, U8
+from sdbench.assets import weights
 from sdbench.encoders import folders
 from sdbench.encoders.pixels import device, encode, normalised, pillow_bicubic
 

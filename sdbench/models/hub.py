@@ -1,4 +1,4 @@
-"""What of the Hub lies on this disk. Nothing here touches the network: `sdbench.weights` fetches."""
+"""What of the Hub lies on this disk. Nothing here touches the network: `sdbench.assets` fetches."""
 
 from pathlib import Path
 

@@ -24,7 +24,7 @@ def load(spec: ModelSpec, *, dtype: torch.dtype | str, device: torch.device | st
     """Load a model => a stock `StableDiffusionXLPipeline`, ready to generate: no watermark, no progress bar, LoRA fused.
 
     Args:
-        spec: the model; one of the Hub must have been fetched (`sdbench.pipelines.fetch`).
+        spec: the model; one of the Hub must have been fetched (`sdbench.assets.pipelines.fetch`).
         dtype: of every weight: "float32", "bfloat16" or "float16".
         device: where the pipeline goes.
 

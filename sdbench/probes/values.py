@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from itertools import chain
 
-from sdbench import stats
 from sdbench.probes.conditions import conditions, remarks
 from sdbench.probes.meters import MIB
 from sdbench.probes.request import STAGES
@@ -13,6 +12,7 @@ from sdbench.probes.shares import shares
 from sdbench.probes.work import Load
 from sdbench.records import Value
 from sdbench.settings import BASE, Setting
+from sdbench.stats import intervals
 
 QUANTILES = {"p50": 0.50, "p90": 0.90, "p99": 0.99}
 
@@ -45,7 +45,7 @@ def _latency(stage: str, rounds: Sequence[Round]) -> list[Value]:
     names = {mark: f"latency.{stage}.{mark}" for mark in QUANTILES}
     if not samples:
         return [failed(name, "probe", "s", reason(rounds, stage)) for name in names.values()]
-    estimates = {mark: stats.time_quantile(samples, q) for mark, q in QUANTILES.items()}
+    estimates = {mark: intervals.time_quantile(samples, q) for mark, q in QUANTILES.items()}
     said = [lost(rounds, stage), *(remarks(rounds) if stage == "pipeline" else [])]
     return [
         Value(

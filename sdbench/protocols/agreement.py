@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sdbench import stats
 from sdbench.arrays import F32, U8
 from sdbench.encoders import clip, perceptual, scenes
 from sdbench.encoders.catalogue import ENCODERS
 from sdbench.metrics import agreement, frechet
 from sdbench.protocols.base import Protocol, Result, Subject
+from sdbench.stats import intervals
 
 
 class Features(NamedTuple):
@@ -69,7 +69,7 @@ def _frechet(encoder: Callable[[], Features], student: Subject, teacher: Subject
         return protocol.without("not_applicable", f"a distance of distributions needs at least 2 pictures, found {n}"), {}
     student_side, teacher_side = frechet.gaussian(ours), frechet.gaussian(theirs)
     influence = frechet.influence(ours, teacher_side) + frechet.influence(theirs, student_side)
-    estimate = stats.standard_error_interval(frechet.frechet_distance(student_side, teacher_side), influence)
+    estimate = intervals.standard_error_interval(frechet.frechet_distance(student_side, teacher_side), influence)
     note = "" if n >= 5 * width else f"descriptive: n = {n} < 5 d = {5 * width}"
     return protocol.value(estimate, note), {f"{protocol.name}:influence": influence}
 

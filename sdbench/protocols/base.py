@@ -7,9 +7,9 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from sdbench import stats
 from sdbench.arrays import F32, F64, U8
 from sdbench.records import Direction, Scores, State, Value
+from sdbench.stats import intervals
 from sdbench.store import Store
 
 T = TypeVar("T")
@@ -84,7 +84,7 @@ class Protocol:
     measure: Callable[[Subject, "Protocol"], Result]
     against_teacher: bool = False
 
-    def value(self, estimate: stats.Estimate, note: str = "", reference: str | None = None) -> Value:
+    def value(self, estimate: intervals.Estimate, note: str = "", reference: str | None = None) -> Value:
         """A number with its interval, where there is one."""
         low, high = (estimate.low, estimate.high) if estimate.enough else (None, None)
         return Value(
@@ -94,7 +94,7 @@ class Protocol:
 
     def mean(self, scores: F64) -> Result:
         """The mean of a score of each picture, (n,), and the scores."""
-        return self.value(stats.mean_interval(scores)), {self.name: scores}
+        return self.value(intervals.mean_interval(scores)), {self.name: scores}
 
     def without(self, state: State, reason: str) -> Value:
         """A value that says why there is no number."""

@@ -4,11 +4,11 @@ from functools import partial
 
 import numpy as np
 
-from sdbench import stats
 from sdbench.encoders import clip, scenes
 from sdbench.encoders import preference as judges
 from sdbench.metrics import clip_score, preference
 from sdbench.protocols.base import Protocol, Result, Subject
+from sdbench.stats import intervals
 
 
 def _clip_scenes(subject: Subject, protocol: Protocol) -> Result:
@@ -47,7 +47,7 @@ def _win_rate(subject: Subject, protocol: Protocol) -> Result:
     theirs = dict(zip(subject.teacher.keys, subject.teacher.columns[judge], strict=True))
     baseline = np.array([theirs[key] for key in zip(subject.prompt_ids, subject.samples, strict=True)])
     candidate = subject.columns[judge]
-    rate = stats.wins_interval(candidate, baseline)
+    rate = intervals.wins_interval(candidate, baseline)
     column = np.where(candidate > baseline, 1.0, np.where(candidate < baseline, 0.0, 0.5))
     return protocol.value(rate.estimate, f"{rate.wins} wins, {rate.ties} ties, {rate.losses} losses"), {protocol.name: column}
 

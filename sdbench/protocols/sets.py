@@ -6,13 +6,14 @@ from functools import partial
 
 import numpy as np
 
-from sdbench import reference, stats
 from sdbench.arrays import F32, F64
 from sdbench.encoders.catalogue import ENCODERS
 from sdbench.errors import MissingError
 from sdbench.metrics import cmmd, frechet, frechet_infinity, kid, prdc
 from sdbench.protocols.base import Protocol, Result, Subject
-from sdbench.reference import Reference
+from sdbench.reference import cards
+from sdbench.reference.cards import Reference
+from sdbench.stats import intervals
 
 _ALONE = "no interval: no picture, left out alone, changes the value"
 
@@ -20,7 +21,7 @@ _ALONE = "no interval: no picture, left out alone, changes the value"
 def _compared(encoder: str, subject: Subject) -> tuple[F32, Reference]:
     """Features of the pictures, n x d, and the reference of the same encoder, which is looked up first: it costs nothing."""
     by = ENCODERS[encoder]
-    against = reference.find(subject.reference, by, subject.runs)
+    against = cards.find(subject.reference, by, subject.runs)
     return subject.features(by.id(), by.features), against
 
 
@@ -39,7 +40,7 @@ def _too_few(protocol: Protocol, least: int, n: int) -> Result:
 
 
 def _result(protocol: Protocol, value: float, influence: F64, against: str, note: str = "") -> Result:
-    estimate = stats.standard_error_interval(value, influence)
+    estimate = intervals.standard_error_interval(value, influence)
     return protocol.value(estimate, note, against), {f"{protocol.name}:influence": influence}
 
 
@@ -59,7 +60,7 @@ def _infinity(encoder: str, subject: Subject, protocol: Protocol) -> Result:
     if len(features) < least:
         return _too_few(protocol, least, len(features))
     made = frechet_infinity.frechet_infinity(features, against.statistics)
-    estimate = stats.standard_error_interval(made.value, made.influence, systematic=abs(made.curvature))
+    estimate = intervals.standard_error_interval(made.value, made.influence, systematic=abs(made.curvature))
     return protocol.value(estimate, "extrapolated to unlimited pictures", against.digest), {f"{protocol.name}:influence": made.influence}
 
 
@@ -84,8 +85,8 @@ def _prdc(subject: Subject, protocol: Protocol) -> Result:
     found = subject.once(f"prdc {against}", lambda: prdc.prdc(features, real))
     value, influence = found[protocol.name.removeprefix("prdc.")]
     if np.allclose(influence, 0):
-        return protocol.value(stats.Estimate(value, value, value, len(features), enough=False), _ALONE, against), {}
-    estimate = stats.standard_error_interval(value, influence)
+        return protocol.value(intervals.Estimate(value, value, value, len(features), enough=False), _ALONE, against), {}
+    estimate = intervals.standard_error_interval(value, influence)
     ends = max(0.0, estimate.low), min(1.0 if protocol.unit == "share" else math.inf, estimate.high)
     estimate = replace(estimate, low=ends[0], high=ends[1])
     return protocol.value(estimate, reference=against), {f"{protocol.name}:influence": influence}

@@ -6,12 +6,13 @@ from pathlib import Path
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from sdbench import leaderboard, standings, tables
+from sdbench import tables
 from sdbench.disk import write_bytes
 from sdbench.errors import UserError
+from sdbench.leaderboard import standings, writing
+from sdbench.leaderboard.speed import P50
+from sdbench.leaderboard.standings import Row, Section
 from sdbench.records import Value
-from sdbench.speed import P50
-from sdbench.standings import Row, Section
 from sdbench.tables import Grid
 
 FILE_NAME = "README.md"
@@ -58,7 +59,7 @@ def _entries(section: Section, row: Row) -> list[EvalResult]:
             dataset_name=f"{record.suite.name}@{record.suite.version}, {record.n_images} prompts",
             dataset_revision=record.suite.digest,
             metric_type=value.name,
-            metric_name=leaderboard.metric_title(value),
+            metric_name=writing.metric_title(value),
             metric_value=float(f"{value.value:.6g}"),
             metric_args={"low": value.low, "high": value.high, "n": value.n},
         )
@@ -71,14 +72,14 @@ def _parts(section: Section, row: Row) -> list[str]:
     teacher = section.teacher if section.teacher != row else None
     shown = [row, *([teacher] if teacher else [])]
     latency = row.record.value(P50)
-    lines = [_line(leaderboard.metric_title(value), value, shown) for value in standings.metrics(section)]
-    lines += [_line(leaderboard.probe_title(value), value, shown) for value in [*filter(None, [latency]), *standings.probes(section)]]
+    lines = [_line(writing.metric_title(value), value, shown) for value in standings.metrics(section)]
+    lines += [_line(writing.probe_title(value), value, shown) for value in [*filter(None, [latency]), *standings.probes(section)]]
     measured = f"Suite digest {row.record.suite.digest}, record {row.folder.name}, {row.record.created:%Y-%m-%d}. Intervals are 95 %."
     return [f"### {section.title}", tables.markdown(Grid(("", *(one.name for one in shown)), tuple(lines))), measured]
 
 
 def _line(title: str, value: Value, shown: list[Row]) -> tuple[str, ...]:
-    return title, *(leaderboard.probe(row, value.name) for row in shown)
+    return title, *(writing.probe(row, value.name) for row in shown)
 
 
 def _replaced(text: str, results: str, path: Path) -> str:

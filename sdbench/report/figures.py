@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from sdbench import tables
+from sdbench.leaderboard.speed import P50
+from sdbench.leaderboard.standings import Row, Section
 from sdbench.records import Record, Value
-from sdbench.speed import P50
-from sdbench.standings import Row, Section
 
 MODELS = 24  # a chart of bars
 _HREF = "{http://www.w3.org/1999/xlink}href"

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdbench import leaderboard, standings
 from sdbench.disk import write_bytes
-from sdbench.standings import Row, Section
+from sdbench.leaderboard import standings, writing
+from sdbench.leaderboard.standings import Row, Section
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -87,7 +87,7 @@ def write(board: Sequence[Row], results: Path) -> list[Path]:
         UserError: a file cannot be written.
     """
     texts = {".csv": csv_text(board), ".json": json.dumps(nested(board), indent=1, ensure_ascii=False) + "\n"}
-    return [write_bytes((results / leaderboard.FILE_NAME).with_suffix(suffix), text.encode()) for suffix, text in texts.items()]
+    return [write_bytes((results / writing.FILE_NAME).with_suffix(suffix), text.encode()) for suffix, text in texts.items()]
 
 
 def table(results: Path) -> "Dataset":

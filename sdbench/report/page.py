@@ -9,11 +9,12 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from sdbench import published, ranks, standings, tables
+from sdbench import tables
 from sdbench.disk import write_bytes
-from sdbench.policy import Policy
+from sdbench.gate.policy import Policy
+from sdbench.leaderboard import published, ranks, standings
+from sdbench.leaderboard.standings import Row, Section
 from sdbench.report import pictures, sections
-from sdbench.standings import Row, Section
 
 FILE_NAME = "report.html"
 _HERE = Path(__file__).parent

@@ -16,8 +16,8 @@ from PIL import Image, UnidentifiedImageError
 
 from sdbench import tables
 from sdbench.errors import UserError
+from sdbench.leaderboard.standings import Row, Section
 from sdbench.report.worst import prompts
-from sdbench.standings import Row, Section
 
 MOST_PROMPTS, MODELS = 200, 24
 PAGE_BYTES = 3_200_000  # of all pictures of a page, as base64

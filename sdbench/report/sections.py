@@ -7,16 +7,18 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from sdbench import floors, leaderboard, speed, standings, tables, truth
+from sdbench import tables
 from sdbench.errors import UserError
-from sdbench.gate import gate
-from sdbench.policy import Policy
+from sdbench.gate import floors
+from sdbench.gate.judging import gate
+from sdbench.gate.policy import Policy
+from sdbench.leaderboard import speed, standings, truth, writing
+from sdbench.leaderboard.speed import P50
+from sdbench.leaderboard.standings import Row, Section
 from sdbench.records import Value
 from sdbench.report import figures, wins, worst
 from sdbench.report.pictures import Album, Wall
 from sdbench.report.worst import Case, Worst
-from sdbench.speed import P50
-from sdbench.standings import Row, Section
 from sdbench.tables import Grid
 
 VERDICTS = 24  # models
@@ -92,7 +94,7 @@ def view(section: Section, number: int, wall: Wall, held: Album, policy: Policy,
         "chart_metrics": list(dict.fromkeys(chart.metric for chart in charts)),
         "charts_left": len(section.models) > figures.LABELS,
         "stages": figures.stages(section),
-        "efficiency": leaderboard.efficiency(section) if len(section.rows) <= VERDICTS else Grid((), ()),
+        "efficiency": writing.efficiency(section) if len(section.rows) <= VERDICTS else Grid((), ()),
         "settings": speed.grids(section.records, section.pace.record if section.pace else None),
         "matrices": [found for judge in judges if (found := wins.matrix(section, judge))],
         "truth": truth.grid([(row.record, row.scores) for row in section.models]),
@@ -103,7 +105,7 @@ def view(section: Section, number: int, wall: Wall, held: Album, policy: Policy,
         "worst_note": _worst_note(section),
         "wall": wall,
         "wall_note": _wall_note(wall, held),
-        "footer": leaderboard.footer(section) if len(section.rows) <= VERDICTS else leaderboard.footer(section)[:1],
+        "footer": writing.footer(section) if len(section.rows) <= VERDICTS else writing.footer(section)[:1],
         "teacher": section.teacher.name if section.teacher else "",
     }
     there = {"table": True, "trade": shown["charts"], "stages": shown["stages"], "wins": shown["matrices"], "truth": shown["truth"],
@@ -135,7 +137,7 @@ def _column(section: Section, value: Value) -> Column:
 
 
 def _speed_ups(section: Section) -> Column:
-    texts = [leaderboard.speed_up(row, section.pace) for row in section.rows]
+    texts = [writing.speed_up(row, section.pace) for row in section.rows]
     over = "the teacher" if section.teacher or not section.pace else speed.called(section.pace.record, section.records)
     return Column("speed-up", f"over {over}", "higher", _aligned([_speed_up(text) for text in texts]))
 
@@ -175,7 +177,7 @@ def _padded(text: str, most: int) -> str:
 
 def _charts(section: Section) -> list[figures.Chart]:
     ranked = [value for value in standings.metrics(section) if not value.name.startswith("win_rate.")]
-    return list(chain.from_iterable(figures.pareto(section, value, leaderboard.metric_title(value)) for value in ranked))
+    return list(chain.from_iterable(figures.pareto(section, value, writing.metric_title(value)) for value in ranked))
 
 
 def _verdicts(section: Section, policy: Policy, results: Path) -> Iterator[dict[str, Any]]:

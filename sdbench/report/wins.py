@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from scipy.stats import binomtest
 
-from sdbench import decisions, ranks, stats
-from sdbench.standings import Section
+from sdbench.leaderboard import ranks
+from sdbench.leaderboard.standings import Section
+from sdbench.stats import decisions, intervals
 
 MOST = 24  # models a matrix
 
@@ -45,7 +46,7 @@ def matrix(section: Section, judge: str) -> Matrix | None:
     if len(places) < 2:
         return None
     pairs = list(itertools.combinations(places, 2))
-    rates = {pair: stats.wins_interval(columns[pair[0]], columns[pair[1]]) for pair in pairs}
+    rates = {pair: intervals.wins_interval(columns[pair[0]], columns[pair[1]]) for pair in pairs}
     sure = decisions.holm([_sign_test(rate.wins, rate.losses) for rate in rates.values()], ranks.ALPHA)
     found: dict[tuple[int, int], Win] = {}
     for (pair, rate), told_apart in zip(rates.items(), sure, strict=True):

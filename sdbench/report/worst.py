@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sdbench.leaderboard.standings import Row, Section
 from sdbench.records import Scores
-from sdbench.standings import Row, Section
 
 MOST = 10  # pictures a model and metric
 MODELS = 24

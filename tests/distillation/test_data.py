@@ -20,7 +20,7 @@ from distillation.pictures import open_pictures
 from distillation.recipe import Recipe
 from distillation.train import distil
 from sdbench.errors import UserError
-from sdbench.training import fit
+from sdbench.training.loop import fit
 
 N, SIDE = 6, 16
 

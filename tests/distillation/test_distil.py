@@ -32,10 +32,10 @@ from distillation.succession import warn_of_others
 from distillation.teacher import EMBEDDED, find, place
 from distillation.train import distil
 from sdbench.errors import UserError
-from sdbench.latents import Batch
 from sdbench.models.digest import weights_digest
 from sdbench.models.spec import resolve
-from sdbench.training import fit
+from sdbench.training.latents import Batch
+from sdbench.training.loop import fit
 
 STEPS = 4
 WEIGHTS = "diffusion_pytorch_model.safetensors"

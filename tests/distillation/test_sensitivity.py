@@ -13,8 +13,8 @@ from tiny import save_tiny_pipeline, tiny_unet
 from distillation.cli import main
 from distillation.recipe import RECIPES, read
 from distillation.sensitivity import WHOLE, Sensitivity, most_missed, removal_losses
-from sdbench.latents import Batch, predict
 from sdbench.models.architectures import depths
+from sdbench.training.latents import Batch, predict
 
 DEAD = "down_blocks.2.attentions.1"
 

@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from sdbench import weights
+from sdbench.assets import weights
 from sdbench.encoders.catalogue import ENCODERS
 from sdbench.errors import MissingError
 

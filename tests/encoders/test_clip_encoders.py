@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torchmetrics.multimodal import CLIPScore
 
-from sdbench import weights
+from sdbench.assets import weights
 from sdbench.encoders import clip
 from sdbench.encoders.clip import Clip
 from sdbench.errors import UserError

@@ -14,7 +14,7 @@ from pictures import mixed, photograph, save
 from torch import Tensor
 from torchvision.transforms.functional import to_tensor
 
-from sdbench import weights
+from sdbench.assets import weights
 from sdbench.encoders import inception
 from sdbench.metrics.frechet import frechet_distance, gaussian
 from sdbench.store import F32, U8

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from test_pixels import hps_transform
 from transformers import CLIPModel
 
-from sdbench import weights
+from sdbench.assets import weights
 from sdbench.encoders import clip, folders, pixels, preference
 from sdbench.encoders.preference import PickScore
 from sdbench.errors import UserError

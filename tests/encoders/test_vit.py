@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision import transforms
 from transformers import CLIPConfig, CLIPModel, CLIPVisionModelWithProjection, Dinov2Config, Dinov2Model
 
-from sdbench import assets, weights
+from sdbench.assets import catalogue, weights
 from sdbench.encoders import vit
 from sdbench.errors import UserError
 from sdbench.store import U8
@@ -108,7 +108,7 @@ def test_weights_that_are_not_there_are_not_drawn_at_random(folder: Path, tmp_pa
 def test_only_the_file_whose_digest_is_checked_is_read(
     encode: Callable[[U8], np.ndarray], name: str, file: str, other: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert [one.name for one in assets.named(name).files][1:] == [file]
+    assert [one.name for one in catalogue.named(name).files][1:] == [file]
     expected = encode(PICTURES)
     for kind in ("beside", "torn"):
         shutil.copytree(folder / name, tmp_path / kind / name)

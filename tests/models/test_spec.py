@@ -103,7 +103,7 @@ def test_json_and_back(made: Path, tmp_path: Path) -> None:
 
 def test_needs_neither_torch_nor_diffusers() -> None:
     code = (
-        "import sys; from sdbench.models.spec import resolve; from sdbench.models.digest import weights_digest; import sdbench.weights; "
+        "import sys; from sdbench.models.spec import resolve; from sdbench.models.digest import weights_digest; import sdbench.assets.weights; "
         "weights_digest(resolve('sdxl', random=True)); sys.exit(bool({'torch', 'diffusers', 'transformers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(__file__).parents[2]).returncode == 0

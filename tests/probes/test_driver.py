@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 
-from sdbench import api, floors
-from sdbench import run as runner
+from sdbench import api
 from sdbench.errors import UserError
+from sdbench.gate import floors
 from sdbench.models.spec import ModelSpec
 from sdbench.probes import counts, driver, work
 from sdbench.probes.driver import Probed, measure
 from sdbench.probes.request import CEILINGS, STAGES
 from sdbench.records import Value
+from sdbench.run import runner
 from sdbench.settings import Probes, Sampling, Setting
 from sdbench.suites import Prompts, Suite
 

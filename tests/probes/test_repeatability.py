@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from sdbench import suites
-from sdbench.decisions import ratio_bounds
 from sdbench.models.spec import resolve
 from sdbench.probes.driver import measure
+from sdbench.stats.decisions import ratio_bounds
 
 AGAIN = 20
 

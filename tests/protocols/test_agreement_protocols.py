@@ -11,7 +11,7 @@ from scipy.ndimage import correlate1d
 from torchmetrics.functional.image import structural_similarity_index_measure
 from torchvision.models import alexnet
 
-from sdbench import weights
+from sdbench.assets import weights
 from sdbench.encoders import perceptual, scenes
 from sdbench.errors import MissingError, UserError
 from sdbench.metrics import frechet

@@ -9,7 +9,7 @@ from boards import LONG, PROMPTS, RIGHT_TO_LEFT, SCRIPT, board
 from browsers import CHROMIUM, chromium
 
 from sdbench import suites
-from sdbench.policy import load
+from sdbench.gate.policy import load
 from sdbench.report import page as pages
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the dependency group web")

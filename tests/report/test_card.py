@@ -6,12 +6,13 @@ import pytest
 from boards import board
 from huggingface_hub import ModelCard
 
-from sdbench import api, cli, records, standings
+from sdbench import api, cli, records
 from sdbench.errors import UserError
+from sdbench.leaderboard import standings
+from sdbench.leaderboard.standings import Row
 from sdbench.models.digest import weights_digest
 from sdbench.models.spec import resolve
 from sdbench.report import card
-from sdbench.standings import Row
 
 MINE = """---
 library_name: diffusers

@@ -11,10 +11,11 @@ from factories import make_record
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdbench import records, standings
+from sdbench import records
+from sdbench.leaderboard import standings
+from sdbench.leaderboard.standings import Row, Section
 from sdbench.records import Value
 from sdbench.report import figures
-from sdbench.standings import Row, Section
 
 
 def cost(name: str, value: float, unit: str = "s", **more: object) -> Value:

@@ -9,7 +9,8 @@ import pytest
 from boards import MODELS, board, make
 from factories import with_value
 
-from sdbench import cli, records, standings
+from sdbench import cli, records
+from sdbench.leaderboard import standings
 from sdbench.report import flat
 
 

@@ -9,9 +9,11 @@ import pytest
 from boards import LONG, MODELS, board, make, png
 from factories import GPU, make_measured, make_record, saved
 
-from sdbench import api, cli, floors, records, standings
-from sdbench.compare import Side
+from sdbench import api, cli, records
 from sdbench.errors import UserError
+from sdbench.gate import floors
+from sdbench.gate.compare import Side
+from sdbench.leaderboard import standings
 from sdbench.records import Model, Scores, SuiteId
 from sdbench.report import pictures, sections
 

@@ -8,10 +8,11 @@ import pytest
 from boards import MODELS, PROMPTS, board, make, png
 from PIL import Image
 
-from sdbench import records, standings
+from sdbench import records
 from sdbench.errors import UserError
+from sdbench.leaderboard import standings
+from sdbench.leaderboard.standings import Section
 from sdbench.report import pictures, sections, wins, worst
-from sdbench.standings import Section
 
 
 def section(results: Path) -> Section:

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
-from sdbench import doctor
+from sdbench.doctor import checks
 from sdbench.encoders import scenes as encoders
 from sdbench.errors import UserError
 from sdbench.scenes import embedded
@@ -110,5 +110,5 @@ def test_a_changed_or_missing_file_is_an_error_that_names_it(tmp_path: Path, mon
         (tmp_path / "manifest.json").write_text(manifest)
         with pytest.raises(UserError, match=r"manifest\.json is no manifest .*; reinstall"):
             embedded.checked("two.bin")
-        (finding,) = doctor._embedded()
+        (finding,) = checks._embedded()
         assert (finding.fine, finding.fatal) == (False, True)

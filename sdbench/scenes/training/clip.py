@@ -18,7 +18,7 @@ from sdbench.scenes.attributes import AttributeHeads, attribute_loss, labels
 from sdbench.scenes.grammar import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZES, Scene, Thing
 from sdbench.scenes.training.pool import Pool
 from sdbench.scenes.training.text import MAX_TOKENS, tokenise
-from sdbench.training import Schedule, fit
+from sdbench.training.loop import Schedule, fit
 
 SCHEDULE = Schedule(steps=1500, lr=2e-3, batch=96, warmup=100, ema=0.99, seed=30)
 

@@ -16,13 +16,13 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from sdbench.errors import unknown
-from sdbench.latents import LatentPool
 from sdbench.models.text_encoders import save_text_encoder
 from sdbench.scenes.networks import SceneNet
 from sdbench.scenes.training import clip, preference, reader, text, unet, vae
 from sdbench.scenes.training.pool import Pool
 from sdbench.scenes.training.watch import Watch
-from sdbench.training import Schedule
+from sdbench.training.latents import LatentPool
+from sdbench.training.loop import Schedule
 
 TRAIN_SCENES, HELDOUT_SCENES = 24576, 2048
 

@@ -12,11 +12,11 @@ from tqdm import tqdm
 
 from sdbench.scenes.grammar import Scene, Split, scene_at
 from sdbench.scenes.render import SIZE_PX, render
-from sdbench.training import rows_of
+from sdbench.training.loop import rows_of
 
 
 class Pool:
-    """`n` rendered scenes of a split, as one memory-mapped array; the captioned pictures of a `sdbench.latents.LatentPool`."""
+    """`n` rendered scenes of a split, as one memory-mapped array; the captioned pictures of a `sdbench.training.latents.LatentPool`."""
 
     size_px = SIZE_PX
 

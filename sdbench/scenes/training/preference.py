@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from sdbench.latents import LatentPool, noisy, predict
 from sdbench.scenes.attributes import AttributeHeads, attribute_loss, labels
 from sdbench.scenes.grammar import Scene
 from sdbench.scenes.render import render
@@ -23,7 +22,8 @@ from sdbench.scenes.training.clip import one_word_wrong
 from sdbench.scenes.training.pool import Pool, to_pixels
 from sdbench.scenes.training.text import MAX_TOKENS, tokenise
 from sdbench.scenes.training.unet import train as train_unet
-from sdbench.training import Schedule, fit
+from sdbench.training.latents import LatentPool, noisy, predict
+from sdbench.training.loop import Schedule, fit
 
 SCHEDULE = Schedule(steps=1500, lr=1.5e-3, batch=48, warmup=100, ema=0.99, seed=40)
 UNDERTRAINED = Schedule(steps=400, lr=2e-3, batch=32, warmup=50, ema=0.99, seed=2)

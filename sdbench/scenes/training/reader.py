@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from sdbench.scenes.attributes import attribute_loss, labels, read_layouts
 from sdbench.scenes.networks import SceneNet
 from sdbench.scenes.training.pool import Pool
-from sdbench.training import Schedule, fit
+from sdbench.training.loop import Schedule, fit
 
 READER_WIDTH, FEATURES_WIDTH = 128, 64
 READER = Schedule(steps=2000, lr=3e-3, batch=96, ema=0.99, seed=10)

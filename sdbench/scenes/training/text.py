@@ -15,7 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokeni
 
 from sdbench.scenes.attributes import AttributeHeads, attribute_loss, labels
 from sdbench.scenes.grammar import Scene, scene_at
-from sdbench.training import Schedule, fit
+from sdbench.training.loop import Schedule, fit
 
 MAX_TOKENS = 20
 WIDTHS = {"text_encoder": 32, "text_encoder_2": 64}

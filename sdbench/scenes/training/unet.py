@@ -11,9 +11,9 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 from torch.nn import functional as F
 
-from sdbench.latents import LatentPool, noisy, predict, target
 from sdbench.models.architectures import unet_config
-from sdbench.training import Schedule, Watch, fit
+from sdbench.training.latents import LatentPool, noisy, predict, target
+from sdbench.training.loop import Schedule, Watch, fit
 
 SCHEDULER = {
     "num_train_timesteps": 1000,

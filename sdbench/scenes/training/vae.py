@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sdbench.scenes.training.pool import Pool
-from sdbench.training import Schedule, fit
+from sdbench.training.loop import Schedule, fit
 
 CONFIG = {
     "sample_size": 64,

@@ -5,12 +5,12 @@ import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 
 from sdbench.arrays import U8
-from sdbench.latents import LatentPool
 from sdbench.scenes.attributes import read_layouts
 from sdbench.scenes.grammar import scene_at
 from sdbench.scenes.networks import SceneNet
 from sdbench.scenes.render import SIZE_PX
 from sdbench.scenes.training.pool import to_pixels
+from sdbench.training.latents import LatentPool
 
 SEED, STEPS, GUIDANCE = 7, 12, 3.0
 BATCH, SHOWN, COLUMNS = 64, 16, 8

@@ -1,0 +1,1 @@
+"""What comes from outside by name and digest: evaluators' weights, pipelines, prompts, tables of pictures."""

@@ -1,0 +1,173 @@
+"""The commands that judge, `gate` and `run --until-verdict`, and what they stand on: `noise` and `baseline`.
+
+Exit code 1 of a verdict says "regressed" and nothing else: whatever goes wrong, a crash, a missing library, Ctrl-C, a request to end, a report that cannot be written, is exit code 2.
+"""
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sdbench.commands import showing
+from sdbench.commands.console import Add, add_common, add_completion, check_results, give, places, say
+
+if TYPE_CHECKING:
+    from sdbench.gate.verdicts import Report
+    from sdbench.models.spec import ModelSpec
+    from sdbench.suites import Suite
+
+INCOMPARABLE = 2
+
+
+def add_commands(add: Add) -> None:
+    """The commands and their options."""
+    judging = add("gate", gate, "compare a candidate with a baseline: exit code 0 pass, 1 regressed, 2 cannot compare, 3 inconclusive")
+    judging.add_argument("candidate", help="record folder, catalogue name or checkpoint")
+    judging.add_argument("--baseline", required=True, help="name of a baseline, record folder, catalogue name or checkpoint")
+    judging.add_argument("--suite", help="suite to run where a record is missing (default: the baseline's)")
+    add_completion(judging)
+    _add_device(judging)
+    add_outputs(judging)
+
+    flooring = add("noise", noise, "run a model against itself under other noise and write the floor that margins stand on")
+    flooring.add_argument("model", help="catalogue name or checkpoint")
+    flooring.add_argument("--seeds", type=int, default=4, help="how many runs (default: 4)")
+    flooring.add_argument("--suite", help="name or path (default: quality for scenes, standard for sdxl)")
+    flooring.add_argument("--only", choices=("quality", "probes"), help="run only one half of the suite")
+    add_completion(flooring)
+    _add_device(flooring)
+
+    naming = add("baseline", baseline, "name the record that candidates are compared with, and say which names there are")
+    actions = naming.add_subparsers(dest="action", required=True, metavar="ACTION")
+    listing = actions.add_parser("list", help="every name, the record it stands for, since when and why, and what it stood for before")
+    moving = actions.add_parser("set", help="let a name stand for another record from now on")
+    moving.add_argument("name", help="such as production")
+    moving.add_argument("record", type=Path, help="record folder under the folder of results")
+    moving.add_argument("--why", required=True, help="kept beside the date")
+    for action in (listing, moving):
+        add_common(action, again=True)
+
+
+def add_outputs(command: argparse.ArgumentParser) -> None:
+    """Options of the commands that give a verdict."""
+    command.add_argument("--policy", type=Path, help="policy file (default: suites/gate.toml)")
+    command.add_argument("--junit", type=Path, metavar="FILE", help="write the verdict as JUnit XML too")
+    command.add_argument("--markdown", type=Path, metavar="FILE", help="append it as Markdown too, such as to $GITHUB_STEP_SUMMARY")
+
+
+def _add_device(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--device", help="cpu, cuda or cuda:<index> (default: cuda where there is one)")
+
+
+def gate(arguments: argparse.Namespace) -> int:
+    """`sdbench gate` => exit code."""
+
+    def judged() -> "Report":
+        from sdbench import api
+
+        own = {name: getattr(arguments, name) for name in ("suite", "base", "lora", "name", "device")}
+        return api.compare(arguments.candidate, arguments.baseline, arguments.policy, places(arguments), **own)
+
+    return _verdict(judged, arguments, arguments.candidate)
+
+
+def until_verdict(arguments: argparse.Namespace, asked: "Callable[[], tuple[list[ModelSpec], Suite]]") -> int:
+    """`sdbench run --until-verdict` => exit code; `asked` gives the one model, and the suite."""
+
+    def judged() -> "Report":
+        from sdbench import api
+
+        (spec,), suite = asked()
+        path, report = api.until_verdict(spec, suite, arguments.baseline, arguments.policy, places(arguments), arguments.device)
+        say(f"record: {path}")
+        showing.renew(arguments.results)
+        return report
+
+    return _verdict(judged, arguments, arguments.model[0])
+
+
+def noise(arguments: argparse.Namespace) -> int:
+    """`sdbench noise` => 0."""
+    from sdbench import api, suites
+    from sdbench.gate import sides
+    from sdbench.models.spec import resolve
+
+    spec = resolve(arguments.model, base=arguments.base, lora=arguments.lora, name=arguments.name)
+    suite = suites.load(arguments.suite) if arguments.suite else sides.suite_of(spec)
+    path, floor = api.noise(spec, suite, arguments.seeds, places(arguments), arguments.device, arguments.only)
+    for name, spread in floor.metrics.items():
+        say(f"{name:28} {spread.noise:.3g} between two runs; found {min(spread.values):.4g} to {max(spread.values):.4g}")
+    say(f"written: {path}")
+    if arguments.json:
+        give(floor.model_dump(mode="json"))
+    return 0
+
+
+def baseline(arguments: argparse.Namespace) -> int:
+    """`sdbench baseline` => 0."""
+    from sdbench.gate import baselines
+
+    check_results(arguments)
+    if arguments.action == "set":
+        baselines.set_baseline(arguments.name, arguments.record, arguments.why, arguments.results)
+    known = baselines.read(arguments.results)
+    for name, moves in known.items():
+        for move in reversed(moves):
+            since = f"{move.when:%Y-%m-%d %H:%M}"
+            say(f"{name if move is moves[-1] else '':16} {since}  {move.model} under {move.suite}: {move.why}  ({move.record})")
+    if not known:
+        say("no baseline has a name yet: sdbench baseline set NAME RECORD --why TEXT")
+    if arguments.json:
+        give({name: [move.model_dump(mode="json") for move in moves] for name, moves in known.items()})
+    return 0
+
+
+def _verdict(judged: "Callable[[], Report]", arguments: argparse.Namespace, candidate: str) -> int:
+    """Judge and publish => exit code."""
+    try:
+        try:
+            report = judged()
+        except BaseException as error:  # noqa: BLE001  # a crash must never be read as "regressed"
+            report = _failure(error, candidate, arguments.baseline or "no baseline")
+        _publish(report, arguments)
+    except BaseException as error:  # noqa: BLE001  # nor a verdict that could not be told as one that was
+        with contextlib.suppress(BaseException):
+            say(f"sdbench: the verdict cannot be told: {_words(error)}")
+        return INCOMPARABLE
+    return report.exit_code
+
+
+def _failure(error: BaseException, candidate: str, baseline_name: str) -> "Report":
+    from sdbench.gate.verdicts import Report
+
+    return Report("incomparable", _words(error), candidate, baseline_name)
+
+
+def _words(error: BaseException) -> str:
+    from sdbench.errors import UserError
+
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return "the gate was interrupted before it had a verdict"
+    return f"the gate itself failed: {type(error).__name__}: {error}"
+
+
+def _publish(report: "Report", arguments: argparse.Namespace) -> None:
+    """For people first, then for machines; a file that cannot be written is an error."""
+    failed = report.verdict == "incomparable" and not report.results and not report.differences
+    say(f"sdbench: {report.why}" if failed else report.text())
+    if arguments.junit:
+        arguments.junit.write_text(report.junit(), encoding="utf-8")
+    if arguments.markdown:
+        with arguments.markdown.open("a", encoding="utf-8") as file:
+            file.write(report.markdown())
+    if arguments.json:
+        try:
+            give(report.to_json())
+        except OSError:
+            with contextlib.suppress(OSError):
+                sys.stdout.close()  # what it still holds would make Python end with a code of its own
+            raise

@@ -1,0 +1,202 @@
+"""The commands that measure: `run`, `benchmark`, `score`."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdbench.commands import gating, showing
+from sdbench.commands.console import Add, add_completion, give, places, runs, say
+from sdbench.errors import UserError
+
+if TYPE_CHECKING:
+    from sdbench.models.spec import ModelSpec
+    from sdbench.suites import Suite
+
+
+def add_commands(add: Add) -> None:
+    """The commands and their options."""
+    _add_run(add("run", _run, "measure models under a suite and write a record of each"))
+
+    profile = add("benchmark", _benchmark, "measure every model of a profile and write the leaderboard")
+    profile.add_argument("--profile", default="auto", help="auto, scenes, sdxl or sdxl-random (default: auto, which says what it chose)")
+    profile.add_argument("--dry-run", action="store_true", help="print what would be fetched and made, and stop")
+
+    scoring = add("score", _score, "score pictures made elsewhere against their prompts")
+    scoring.add_argument("--images", type=Path, required=True, help="folder of PNG, JPEG or WebP pictures")
+    scoring.add_argument("--prompts", type=Path, required=True, help="text file with a prompt a line, in the order of the file names")
+    scoring.add_argument("--suite", default="standard", help="whose metrics (default: standard; quality for pictures of scenes)")
+    scoring.add_argument("--name", help="also write a record, which tables call so: a row of the leaderboard, and what the gate compares")
+
+
+def _add_run(measuring: argparse.ArgumentParser) -> None:
+    _add_models(measuring)
+    measuring.add_argument("--suite", help="name of a suite or path of a suite file (default: quality for scenes, standard for sdxl)")
+    measuring.add_argument("--only", choices=("quality", "probes"), help="run only one half of the suite")
+    measuring.add_argument(
+        "--setting", action="append", default=[], help="setting of the suite's probes, such as base; repeatable (default: all)"
+    )
+    measuring.add_argument("--profile", action="store_true", help="also write what holds the time of each stage, beside the rounds")
+    measuring.add_argument("--dry-run", action="store_true", help="print what would be fetched and made, and stop")
+    _add_overrides(measuring)
+    measuring.add_argument("--device", help="cpu, cuda or cuda:<index> (default: cuda where there is one)")
+    measuring.add_argument("--until-verdict", action="store_true", help="stop once the gate is sure; exit codes as of gate")
+    measuring.add_argument("--baseline", help="what to compare with until the verdict: as of gate")
+    gating.add_outputs(measuring)
+
+
+def _add_overrides(command: argparse.ArgumentParser) -> None:
+    own = command.add_argument_group("in place of the suite's own", "the row is then of suite '<name>-custom'")
+    for name in ("steps", "size-px", "batch", "n"):
+        own.add_argument(f"--{name}", type=int)
+    own.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
+    own.add_argument("--prompts", type=Path, help="text file with a prompt a line")
+    own.add_argument("--reference", help="what distances are to, as `sdbench reference list` names it")
+    own.add_argument("--guidance-scale", type=float, help="1 or less for none")
+    own.add_argument("--scheduler", help="ddim, dpmpp, euler, euler-ancestral, lcm, tcd, or model for its own")
+    own.add_argument("--timestep-spacing", help="leading, trailing or linspace; with a scheduler that is named")
+    own.add_argument("--timesteps", type=int, nargs="+", metavar="T", help="of each step, such as 999 749 499 249; likewise")
+    own.add_argument("--eta", type=float, help="noise added at each step, of ddim and tcd: 0 to 1")
+
+
+def _add_models(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--model",
+        action="append",
+        required=True,
+        help="catalogue name, pipeline folder, UNet folder, .safetensors file or Hub name; repeatable",
+    )
+    add_completion(command)
+    command.add_argument(
+        "--weights", choices=("own", "random"), default="own", help="random: the architecture without its weights, for latency and memory"
+    )
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.until_verdict:
+        return gating.until_verdict(arguments, lambda: _asked(arguments))
+    from sdbench import api
+
+    specs, suite = _asked(arguments)
+    only = "probes" if arguments.weights == "random" and arguments.only is None else arguments.only
+    if arguments.dry_run:
+        return _dry_run(specs, suite, only, arguments)
+    if only != "probes" and specs[0].family == suite.family:
+        tell(suite, arguments)
+    made = api.run(
+        specs, suite, places(arguments), device=arguments.device, only=only, settings=arguments.setting, profile=arguments.profile
+    )
+    return _show(made, arguments)
+
+
+def _dry_run(specs: "Sequence[ModelSpec]", suite: "Suite", only: str | None, arguments: argparse.Namespace) -> int:
+    """Refuse what the run would refuse, and say what it would make."""
+    from sdbench.run.bench import check_models, check_suite
+
+    check_models(specs, suite)
+    check_suite(suite, only=only, settings=arguments.setting, profile=arguments.profile)
+    planned = _planned(specs, suite, arguments, only, arguments.setting)
+    if arguments.json:
+        give(planned)
+    return 0
+
+
+def _asked(arguments: argparse.Namespace) -> "tuple[list[ModelSpec], Suite]":
+    """The models and the suite that the options of `run` name."""
+    from sdbench import api, suites
+    from sdbench.gate import sides
+    from sdbench.models.spec import resolve
+    from sdbench.reference import cards
+
+    _check_verdict(arguments)
+    if arguments.name and len(arguments.model) > 1:
+        raise UserError("--name names one model, but several are given; run them one by one, or leave --name out")
+    named = {"base": arguments.base, "lora": arguments.lora, "name": arguments.name, "random": arguments.weights == "random"}
+    specs = [resolve(what, **named) for what in arguments.model]
+    if arguments.reference:
+        cards.check_name(arguments.reference, runs(arguments))
+    suite = suites.load(arguments.suite) if arguments.suite else sides.suite_of(specs[0])
+    return specs, api.Overrides(**{own.name: getattr(arguments, own.name) for own in fields(api.Overrides)}).apply(suite)
+
+
+def _check_verdict(arguments: argparse.Namespace) -> None:
+    """See that options which mean nothing with `--until-verdict`, or without it, are not there."""
+    if bool(arguments.baseline) != arguments.until_verdict or (arguments.until_verdict and len(arguments.model) > 1):
+        raise UserError("--until-verdict takes one --model and the --baseline that it is compared with; neither goes without the other")
+    names = ("dry_run", "only", "setting", "profile") if arguments.until_verdict else ("policy", "junit", "markdown")
+    if wrong := [f"--{name.replace('_', '-')}" for name in names if getattr(arguments, name)]:
+        raise UserError(f"{wrong[0]} {'does not go' if arguments.until_verdict else 'goes only'} with --until-verdict; leave it out")
+
+
+def _planned(
+    specs: "Sequence[ModelSpec]", suite: "Suite", arguments: argparse.Namespace, only: str | None, settings: "Sequence[str]"
+) -> dict[str, Any]:
+    from sdbench.run.plan import plan
+
+    content = plan(specs, suite, runs(arguments), only=only, settings=settings)
+    say(content["text"])
+    return content
+
+
+def _show(made: Sequence[Path], arguments: argparse.Namespace) -> int:
+    from sdbench import records
+    from sdbench.leaderboard import standings, writing
+
+    _, written = showing.renew(arguments.results)
+    shown = [standings.Row(path, records.head(path)) for path in made]
+    say(writing.text_table(shown))
+    for path in made:
+        say(f"record: {path}")
+    say(f"leaderboard: {', '.join(map(str, written))}")
+    if arguments.json:
+        give([{"path": path, **row.record.model_dump(mode="json")} for path, row in zip(made, shown, strict=True)])
+    return 0
+
+
+def _benchmark(arguments: argparse.Namespace) -> int:
+    from sdbench import api
+    from sdbench.run import profiles
+
+    chosen = profiles.choose(arguments.profile)
+    say(f"profile {chosen.name}: {chosen.why}")
+    if arguments.dry_run:
+        planned = [_planned(job.specs, job.suite, arguments, job.only, job.settings) for job in chosen.jobs]
+        if arguments.json:
+            give(planned)
+        return 0
+    for job in chosen.jobs:
+        if job.only != "probes":
+            tell(job.suite, arguments)
+        api.run(job.specs, job.suite, places(arguments), only=job.only, settings=job.settings)
+    return showing.show_leaderboard(arguments)
+
+
+def _score(arguments: argparse.Namespace) -> int:
+    from sdbench import api
+
+    if arguments.name:
+        return _show(
+            [api.record_pictures(arguments.images, arguments.prompts, arguments.name, places(arguments), arguments.suite)], arguments
+        )
+    values, scores = api.score(arguments.images, arguments.prompts, places(arguments), arguments.suite)
+    for value in values:
+        ends = "" if value.low is None else f" ({value.low:.4g} to {value.high:.4g})"
+        number = f"{value.state}: {value.reason}" if value.value is None else f"{value.value:.4g}{ends}, n = {value.n}"
+        say(f"{value.name:28} {number} {value.note}".rstrip())
+    if arguments.json:
+        give(
+            {
+                "values": [value.model_dump() for value in values],
+                "scores": {name: column.tolist() for name, column in scores.columns.items()},
+            }
+        )
+    return 0
+
+
+def tell(suite: "Suite", arguments: argparse.Namespace) -> None:
+    """What a suite needs that is not on this disk."""
+    from sdbench.run import needs
+
+    for line in needs.text(suite, runs(arguments)):
+        say(f"    {line}")

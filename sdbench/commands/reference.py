@@ -1,0 +1,66 @@
+"""What `sdbench reference` does: build, import or list. The list comes without torch."""
+
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sdbench.errors import UserError, unknown
+from sdbench.reference.cards import Card, all_cards
+
+if TYPE_CHECKING:
+    from sdbench.encoders.catalogue import Encoder
+    from sdbench.reference.build import Pictures
+
+
+def run(arguments: Namespace, runs: Path) -> list[Card]:
+    """Do it => the cards of what was made, or of all that is at hand.
+
+    Raises:
+        UserError: an option is missing, or does not fit; the weights of an encoder are not at hand; or as `build` and `take`.
+    """
+    if arguments.action == "list":
+        return all_cards(runs)
+    from sdbench.reference.build import build, take
+
+    if arguments.action == "import":
+        _check(arguments, "name", "file", "encoder", "n", "source")
+        encoders = [_encoder(name) for name in arguments.encoder]
+        return [take(arguments.name, arguments.file, encoder.name, arguments.n, arguments.source, runs) for encoder in encoders]
+    _check(arguments, "name", "encoder")
+    encoders, pictures = [_encoder(name) for name in arguments.encoder], _pictures(arguments)
+    for encoder in encoders:
+        encoder.id()  # before the hours that the first may take, the weights of all
+    return [build(arguments.name, pictures, encoder, runs) for encoder in encoders]
+
+
+def line(card: Card) -> str:
+    """A reference in words."""
+    kept = f"{card.features} features kept" if card.features else "moments only"
+    return f"{card.name:20} {card.encoder:16} n = {card.n:<7} {kept:20} digest {card.digest}  of {card.data['source']}"
+
+
+def _check(arguments: Namespace, *names: str) -> None:
+    missing = [name for name in names if not getattr(arguments, name)]
+    if missing:
+        known = {"name": "NAME", "file": "FILE"}
+        raise UserError(
+            f"sdbench reference {arguments.action} needs {', '.join(known.get(name, f'--{name}') for name in missing)}; see --help"
+        )
+
+
+def _encoder(name: str) -> "Encoder":
+    from sdbench.encoders.catalogue import ENCODERS
+
+    if name not in ENCODERS:
+        raise unknown("encoder", name, ENCODERS)
+    return ENCODERS[name]
+
+
+def _pictures(arguments: Namespace) -> "Pictures":
+    from sdbench.reference.build import in_dataset, in_folder
+
+    if (arguments.images is None) == (arguments.dataset is None):
+        raise UserError("sdbench reference build takes its pictures from either --images FOLDER or --dataset NAME; give one of them")
+    if arguments.images:
+        return in_folder(arguments.images, arguments.n)
+    return in_dataset(arguments.dataset, arguments.split, arguments.column, arguments.n)

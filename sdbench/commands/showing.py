@@ -1,0 +1,67 @@
+"""The commands that show what was measured: `leaderboard`, `report`, `card`."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdbench.commands.console import Add, check_results, give, places, say
+
+if TYPE_CHECKING:
+    from sdbench.leaderboard.standings import Row
+
+
+def add_commands(add: Add) -> None:
+    """The commands and their options."""
+    add("leaderboard", show_leaderboard, "print the leaderboard and write it as results/LEADERBOARD.md, .tex, .csv and .json")
+
+    page = add("report", _report, "write one HTML page of all records: tables, charts, verdicts and pictures")
+    page.add_argument("--out", type=Path, help="the page (default: RESULTS/report.html)")
+    page.add_argument("--policy", type=Path, help="policy file of the verdicts (default: suites/gate.toml)")
+
+    carding = add("card", _card, "write a model's results into the README.md of its folder")
+    carding.add_argument("folder", help="folder of a pipeline, or of a UNet with --base; it must have been measured")
+    carding.add_argument("--base", help="pipeline that completed a bare UNet when it was measured")
+
+
+def show_leaderboard(arguments: argparse.Namespace) -> int:
+    """`sdbench leaderboard` => 0."""
+    from sdbench.leaderboard import writing
+    from sdbench.report import flat
+
+    check_results(arguments)
+    board, made = renew(arguments.results)
+    say(writing.text_table(board))
+    return _written(made, arguments, flat.nested(board))
+
+
+def renew(results: Path) -> "tuple[list[Row], list[Path]]":
+    """Write all files of the leaderboard anew => its rows, the files."""
+    from sdbench.leaderboard import samples, standings, writing
+    from sdbench.report import flat
+
+    board = standings.rows(results)
+    return board, [*writing.write(board, results), *flat.write(board, results), *samples.write(board, results)]
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from sdbench import api
+
+    check_results(arguments)
+    made = api.report(places(arguments), arguments.out, arguments.policy)
+    return _written(made, arguments, made)
+
+
+def _card(arguments: argparse.Namespace) -> int:
+    from sdbench import api
+
+    check_results(arguments)
+    made = api.card(arguments.folder, places(arguments), base=arguments.base)
+    return _written([made], arguments, made)
+
+
+def _written(made: Sequence[Path], arguments: argparse.Namespace, content: Any) -> int:
+    say("written: " + ", ".join(map(str, made)))
+    if arguments.json:
+        give(content)
+    return 0

@@ -1,0 +1,1 @@
+"""Records to verdicts, by the margins of a policy; without torch."""

@@ -1,0 +1,146 @@
+"""The noise floor: how far a model lies from itself under other noise, which no margin of a policy may lie below.
+
+`sdbench noise` writes one TOML file for each suite, model and machine class:
+`results/noise/<family>/<suite>@<version>/<model>-<digest of the machine class>.toml`.
+"""
+
+import hashlib
+import itertools
+import math
+import tomllib
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tomli_w
+from pydantic import Field
+
+from sdbench import records
+from sdbench.disk import write_bytes
+from sdbench.errors import UserError
+from sdbench.gate import compare
+from sdbench.gate.compare import Side
+from sdbench.records import Record, SuiteId
+from sdbench.stats.decisions import BetweenRuns
+from sdbench.validation import Table
+
+
+class Spread(Table):
+    """One metric of the runs.
+
+    Attributes:
+        noise: standard deviation of the difference of two runs: of scores and set metrics the root mean square of the
+            paired standard errors over all pairs of runs, of probes sqrt(2) times the runs' own, as a share.
+        values: what each run found.
+    """
+
+    noise: float
+    values: tuple[float, ...]
+    unit: str
+
+
+class Floor(Table):
+    """A model against itself.
+
+    Attributes:
+        seeds: of the noise, a run each.
+        n: pictures in each run.
+    """
+
+    family: str
+    suite: SuiteId
+    model: str
+    weights_digest: str | None
+    machine_class: str
+    seeds: Annotated[tuple[int, ...], Field(min_length=2)]
+    n: int
+    created: datetime
+    metrics: dict[str, Spread]
+
+
+def of(sides: Sequence[Side], seeds: Sequence[int], suite: SuiteId) -> Floor:
+    """The floor of runs of one model under a suite with other noise each time; a metric that any of them lacks has none.
+
+    Neither have counts, and conditions that are neither good nor bad, which no policy weighs; a set metric without influences, whose
+    differences have no error; and a probe at 0, which has no logarithm.
+
+    Raises:
+        UserError: fewer than 2 runs.
+    """
+    if len(sides) < 2:
+        raise UserError(f"a noise floor needs at least 2 runs under different seeds, found {len(sides)}")
+    first = sides[0].record
+    weighed = [value.name for value in first.values if value.kind != "count" and value.direction != "neither"]
+    names = [name for name in weighed if all(_ok(side.record, name) for side in sides)]
+    return Floor(
+        family=first.family,
+        suite=suite,
+        model=first.model.name,
+        weights_digest=first.model.weights_digest,
+        machine_class=first.machine.machine_class,
+        seeds=tuple(seeds),
+        n=first.n_images,
+        created=records.now(),
+        metrics={name: spread for name in names if (spread := _spread(name, sides))},
+    )
+
+
+def write(floor: Floor, results: Path) -> Path:
+    """Save under `results`, in place of an older one => its path."""
+    machine = hashlib.sha256(floor.machine_class.encode()).hexdigest()[:8]
+    path = _folder(floor.family, floor.suite, results) / f"{floor.model}-{machine}.toml"
+    return write_bytes(path, tomli_w.dumps(floor.model_dump(exclude_none=True)).encode())
+
+
+def read(path: Path) -> Floor:
+    """Load a floor.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        return Floor.model_validate({"weights_digest": None, **tomllib.loads(path.read_text(encoding="utf-8"))})
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the noise floor {path}: {error}; write it again with `sdbench noise`") from error
+
+
+def between_runs(record: Record, results: Path) -> dict[str, BetweenRuns]:
+    """Probe -> how far two runs of one model lie apart on this record's machine class, by the floor that has most noise of it."""
+    of_machine = [floor for floor in _all(record, results) if floor.machine_class == record.machine.machine_class]
+    found = {}
+    for name in {value.name for value in record.values if value.kind == "probe"}:
+        if having := [floor for floor in of_machine if name in floor.metrics]:
+            noisiest = max(having, key=lambda floor: floor.metrics[name].noise)
+            found[name] = BetweenRuns(noisiest.metrics[name].noise, len(noisiest.seeds))
+    return found
+
+
+def _all(record: Record, results: Path) -> Iterator[Floor]:
+    yield from map(read, sorted(_folder(record.family, record.suite, results).glob("*.toml")))
+
+
+def _folder(family: str, suite: SuiteId, results: Path) -> Path:
+    return results / "noise" / family / f"{suite.name}@{suite.version}"
+
+
+def _ok(record: Record, name: str) -> bool:
+    value = record.value(name)
+    return value is not None and value.state == "ok"
+
+
+def _spread(name: str, sides: Sequence[Side]) -> Spread | None:
+    found = [value for side in sides if (value := side.record.value(name)) and value.value is not None]
+    values = [value.value for value in found if value.value is not None]
+    if found[0].kind == "probe":
+        if min(values) <= 0:
+            return None
+        noise = math.sqrt(2) * float(np.log(values).std(ddof=1))
+    else:
+        pairs = [compare.paired(found[i], found[j], sides[i], sides[j], 0.95) for i, j in itertools.combinations(range(len(sides)), 2)]
+        errors = [pair.standard_error for pair in pairs if not isinstance(pair, compare.Obstacle)]
+        if len(errors) < len(pairs):
+            return None
+        noise = math.sqrt(float(np.mean(np.square(errors))))
+    return Spread(noise=noise, values=tuple(values), unit=found[0].unit)

@@ -1,0 +1,180 @@
+"""What the gate says, and how it is written: for a terminal, as Markdown for CI pages, as JUnit XML, as JSON."""
+
+import math
+import re
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+from xml.etree import ElementTree as ET
+
+from sdbench import tables
+from sdbench.stats.decisions import Verdict
+from sdbench.tables import Grid
+
+EXIT_CODES: dict[Verdict, int] = {"pass": 0, "regressed": 1, "incomparable": 2, "inconclusive": 3}
+_MARKS = {"pass": "✅", "regressed": "❌", "incomparable": "⛔", "inconclusive": "❔", "skipped": "▫️"}
+_NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # what XML 1.0 cannot hold
+
+
+@dataclass(frozen=True)
+class Result:
+    """One weighed metric.
+
+    Attributes:
+        reason: why the verdict is what it is, in words.
+        relative: difference, low, high and margin are shares of the baseline, not in `unit`.
+        difference, low, high: candidate minus baseline and its one-sided bounds.
+        needed_n: how many prompts (rounds for a probe) would decide it; only where it is inconclusive, and any number would.
+    """
+
+    name: str
+    verdict: Verdict | Literal["skipped"]
+    reason: str
+    direction: str
+    margin: float
+    required: bool
+    unit: str = ""
+    relative: bool = False
+    candidate: float | None = None
+    baseline: float | None = None
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    needed_n: int | None = None
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What was judged, and by what, for whoever reads a report without the command that made it.
+
+    Attributes:
+        candidate, baseline: record folders.
+        baseline_asked: what the baseline was asked for by, such as its name in `baselines.toml`.
+        suite: name, version and digest.
+        policy: its file.
+        alpha: of the policy.
+    """
+
+    candidate: str
+    baseline: str
+    baseline_asked: str
+    suite: str
+    policy: str
+    alpha: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the gate says.
+
+    Attributes:
+        why: the verdict in a sentence.
+        differences: what makes the records incomparable as a whole.
+        notes: what a reader should know though the gate does not weigh it.
+        inputs: None where the gate failed before it had any.
+    """
+
+    verdict: Verdict
+    why: str
+    candidate: str
+    baseline: str
+    results: tuple[Result, ...] = ()
+    differences: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    inputs: Inputs | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """0 pass, 1 regressed, 2 incomparable, 3 inconclusive."""
+        return EXIT_CODES[self.verdict]
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as plain JSON types; an infinite bound is null."""
+        results = [{key: _finite(item) for key, item in asdict(result).items()} for result in self.results]
+        return {
+            **asdict(self),
+            "results": results,
+            "differences": list(self.differences),
+            "notes": list(self.notes),
+            "exit_code": self.exit_code,
+        }
+
+    def grid(self, *, marks: bool = False) -> Grid:
+        """The metrics, a line each; with a sign before each verdict where a reader skims."""
+        header = ("metric", "verdict", "candidate", "baseline", "candidate - baseline", "margin", "why")
+        return Grid(header, tuple(_line(result, f"{_MARKS[result.verdict]} " if marks else "") for result in self.results))
+
+    def text(self, width: int = 160) -> str:
+        """For people: why, then the metrics."""
+        table = tables.text(self.grid(), width) if self.results else ""
+        return "\n\n".join(filter(None, [f"{self.verdict}: {self.why}", table, _listed(self)])) + "\n"
+
+    def markdown(self) -> str:
+        """For CI pages and pull requests."""
+        title = " ".join(f"### {_MARKS[self.verdict]} {self.verdict}: {self.candidate} against {self.baseline}".split())
+        table = tables.markdown(self.grid(marks=True)) if self.results else ""
+        inputs = "\n".join(f"- {key}: {value}" for key, value in _inputs(self).items())
+        return (
+            "\n\n".join(filter(None, [*map(tables.escaped, (title, self.why)), table, *map(tables.escaped, (_listed(self), inputs))]))
+            + "\n"
+        )
+
+    def junit(self) -> str:
+        """A suite with a case for the verdict as a whole and one for each metric; what is inconclusive counts as a failure."""
+        name = f"sdbench gate: {self.candidate} against {self.baseline}"
+        suite = ET.Element("testsuite", name=_xml(name))
+        if inputs := _inputs(self):
+            properties = ET.SubElement(suite, "properties")
+            for key, value in inputs.items():
+                ET.SubElement(properties, "property", name=key, value=_xml(value))
+        cases = [
+            _case(suite, "verdict", self.verdict, self.why),
+            *(_case(suite, result.name, result.verdict, f"{result.reason}: {shown(result)}") for result in self.results),
+        ]
+        for key, kind in (("tests", None), ("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
+            suite.set(key, str(sum(kind is None or case.find(kind) is not None for case in cases)))
+        ET.indent(suite)
+        return f'<?xml version="1.0" encoding="UTF-8"?>\n{ET.tostring(suite, encoding="unicode")}\n'
+
+
+def shown(result: Result) -> str:
+    """The difference and its bounds, such as `+1.2 (+0.9..+1.5)`."""
+    if result.difference is None or result.low is None or result.high is None:
+        return "none"
+    ends = [_signed(end, result.relative) for end in (result.difference, result.low, result.high)]
+    return ends[0] if result.low == result.high else f"{ends[0]} ({ends[1]}..{ends[2]})"
+
+
+def _line(result: Result, mark: str) -> tuple[str, ...]:
+    values = (tables.significant(value) if value is not None else "none" for value in (result.candidate, result.baseline))
+    margin = f"{100 * result.margin:g} %" if result.relative else f"{result.margin:g}"
+    name = f"{result.name} ({result.unit})" if result.unit else result.name
+    return name, mark + result.verdict, *values, shown(result), margin, result.reason
+
+
+def _listed(report: Report) -> str:
+    return "\n".join(f"- {' '.join(line.split())}" for line in (*report.differences, *report.notes))
+
+
+def _inputs(report: Report) -> dict[str, str]:
+    """What each is called -> what it is."""
+    return {key.replace("_", " "): str(value) for key, value in asdict(report.inputs).items()} if report.inputs else {}
+
+
+def _case(suite: ET.Element, name: str, verdict: str, reason: str) -> ET.Element:
+    case = ET.SubElement(suite, "testcase", classname="sdbench.gate", name=_xml(name))
+    if verdict != "pass":
+        kind = {"incomparable": "error", "skipped": "skipped"}.get(verdict, "failure")
+        ET.SubElement(case, kind, type=verdict, message=_xml(reason))
+    return case
+
+
+def _xml(text: str) -> str:
+    return _NO_XML.sub("�", text)
+
+
+def _signed(number: float, relative: bool) -> str:
+    return f"{100 * number:+.1f} %" if relative else f"{number:+.3g}"
+
+
+def _finite(item: Any) -> Any:
+    return None if isinstance(item, float) and not math.isfinite(item) else item

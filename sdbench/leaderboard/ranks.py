@@ -1,0 +1,97 @@
+"""Ranks that the data bear out: models that cannot be told apart share one.
+
+A model's rank for a metric is 1 + the number of models that are surely better. "Surely better" is decided prompt by prompt:
+a two-sided t test of the paired differences (Student 1908) for every pair of models, with Holm's correction over all pairs,
+so that a metric's ranks hold a wrong claim at most 1 time in 20. What follows from two such claims is claimed too (if A is
+better than B and B better than C, then A is better than C), so two models of one rank are never told apart. The opposite
+would need more than data can give: where A and B, and B and C, cannot be told apart but A and C can, A and B share rank 1
+and C has rank 2, though B might be its equal. Merging such chains would call different models equal.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats as scipy_stats
+
+from sdbench.arrays import F64
+from sdbench.records import Record, Scores, Value
+from sdbench.stats import decisions
+
+ALPHA = 0.05
+EXPLAINED = (
+    "A rank is 1 + the number of models that are surely better: t tests of the differences prompt by prompt, all pairs of models, "
+    "Holm-corrected to a 5 % chance of any wrong claim for each metric. Models that share a rank cannot be told apart."
+)
+
+
+def ranks(models: Sequence[tuple[Record, Scores]], names: Sequence[str]) -> dict[str, tuple[int | None, ...]]:
+    """Metric -> rank of each model; None where a model has no such value, or was not measured on the prompts of the others.
+
+    Metrics that fewer than two models can be ranked by are left out.
+    """
+    found = {}
+    for name in names:
+        columns = oriented(models, name)
+        if len(columns) > 1:
+            better = surely_better(np.stack(list(columns.values())))
+            places = dict(zip(columns, (1 + better.sum(0)).tolist(), strict=True))
+            found[name] = tuple(places.get(model) for model in range(len(models)))
+    return found
+
+
+def oriented(models: Sequence[tuple[Record, Scores]], name: str) -> Mapping[int, F64]:
+    """Place of a model -> its value of each prompt, plus = better, for the models that share prompts and reference of the first.
+
+    A set metric's prompts carry the value of the set plus their influence on it, whose mean is the value.
+    """
+    columns: dict[int, F64] = {}
+    first: tuple[npt.NDArray[np.str_], str | None] | None = None
+    for model, (record, scores) in enumerate(models):
+        value = record.value(name)
+        column = _column(value, scores)
+        if value is None or column is None:
+            continue
+        prompts, row = np.unique(np.asarray(scores.prompt_ids), return_inverse=True)
+        first = (prompts, value.reference) if first is None else first
+        if np.array_equal(prompts, first[0]) and value.reference == first[1] and len(prompts) > 1:
+            by_prompt = np.bincount(row, column) / np.bincount(row)
+            columns[model] = -by_prompt if value.direction == "lower" else by_prompt
+    return columns
+
+
+def _column(value: Value | None, scores: Scores) -> F64 | None:
+    """The per-image column behind a value; None where there is none, or not all of it is finite."""
+    if value is None or value.value is None or value.kind not in ("score", "set") or value.direction == "neither":
+        return None
+    column = scores.columns.get(value.name if value.kind == "score" else f"{value.name}:influence")
+    if column is None or not np.isfinite(column).all():
+        return None
+    return column if value.kind == "score" else column - column.mean() + value.value
+
+
+def surely_better(values: F64, alpha: float = ALPHA) -> npt.NDArray[np.bool_]:
+    """Which models surely beat which: [i, j] says that i is better than j.
+
+    Args:
+        values: (models, prompts), plus = better, at least two of each.
+        alpha: chance of any wrong claim.
+
+    No p value is taken to be smaller than 2^(1 - n), the least that n signs of differences can give: differences that are
+    all equal would otherwise prove anything from two prompts.
+    """
+    models, n = values.shape
+    covariance = np.cov(values)
+    variance = np.diag(covariance)[:, None] + np.diag(covariance)[None] - 2 * covariance
+    variance[variance < 1e-12 * np.trace(covariance) / models] = 0  # equal but for rounding
+    difference = values.mean(1)[:, None] - values.mean(1)[None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p = 2 * scipy_stats.t.sf(np.abs(difference) / np.sqrt(variance / n), n - 1)
+    p = np.where(np.isnan(p), 1.0, np.maximum(p, 2.0 ** (1 - n)))  # NaN: no difference and no spread
+    upper = np.triu_indices(models, 1)
+    told_apart = np.zeros((models, models), bool)
+    told_apart[upper] = decisions.holm(p[upper].tolist(), alpha)
+    better: npt.NDArray[np.bool_] = (told_apart | told_apart.T) & (difference > 0)
+    for middle in range(models):
+        better |= better[:, middle, None] & better[None, middle]
+    return better

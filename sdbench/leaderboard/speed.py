@@ -1,0 +1,122 @@
+"""Probes side by side: what a setting changes, and ratios to the teacher, measured and published."""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+from sdbench import tables
+from sdbench.leaderboard import published
+from sdbench.records import Record
+from sdbench.stats import decisions
+from sdbench.tables import Grid
+
+P50 = "latency.pipeline.p50"
+_STAGES = ("pipeline", "text_encoders", "unet_step", "scheduler", "vae_decode")
+# What is shown of each setting; a record has the memory of its kind of machine.
+_PROBES = (
+    P50,
+    "images_per_second",
+    "latency.unet_step.p50",
+    "latency.vae_decode.p50",
+    "share.matmul.unet_step",
+    "share.roofline.unet_step",
+    "memory.peak_allocated",
+    "memory.process",
+    "memory.smallest_card",
+    "memory.peak_rss",
+    "cold_start.first_call",
+    "cold_start.first_call_compiling",
+)
+
+
+def speed_up(record: Record, teacher: Record, name: str) -> str:
+    """How many times as fast as the teacher, `1.55x ± 0.02`, by a value that both have; what stands in the way otherwise.
+
+    The 95 % interval resamples rounds (`decisions.ratio_bounds`); there is none from a single round.
+    """
+    own, its = record.value(name), teacher.value(name)
+    if not own or not own.value:
+        return tables.cell(own)
+    if not its or not its.value:
+        return "missing: nothing of the teacher to compare with"
+    if record is teacher or not (own.samples and its.samples):
+        return f"{tables.significant(its.value / own.value, 3)}x"
+    bounds = decisions.ratio_bounds(own.samples, its.samples, level=0.975)
+    low, high = (math.exp(-end) if math.isfinite(end) else None for end in (bounds.high, bounds.low))
+    number, space, interval = tables.estimate(math.exp(-bounds.difference), low, high).partition(" ")
+    return f"{number}x{space}{interval}"
+
+
+def called(teacher: Record, records: Sequence[Record]) -> str:
+    """The teacher's name, with its suite where it is not that of these records."""
+    name, suite = teacher.model.name, teacher.suite
+    return name if suite == records[0].suite else f"{name} under {suite.name}@{suite.version}"
+
+
+def grids(records: Sequence[Record], teacher: Record | None) -> dict[str, Grid]:
+    """Title -> table: ratios to the teacher by stage; settings with the model's own VAE; those with the tiny one, never together."""
+    labels = _labels(records)
+    tiny = [label for label in labels if "tiny-vae" in label]
+    full = [label for label in labels if label not in tiny]
+    found = {
+        f"Speed-up over {called(teacher, records)} by stage" if teacher else "": _ratios(records, teacher, full),
+        "By setting": _settings(records, full) if len(full) > 1 else None,
+        "With the tiny VAE": _settings(records, tiny),
+    }
+    return {title: grid for title, grid in found.items() if grid and grid.rows}
+
+
+def beside_published(records: Sequence[Record], teacher: Record | None) -> Grid:
+    """Ratios to the teacher that were published, and the same ratio as measured here; no rows where nothing was measured."""
+    rows = []
+    for claim in published.claims() if teacher else ():
+        for (name, numbers), record in itertools.product(claim.numbers.items(), records):
+            if record is not teacher and record.value(name) and record.model.name in claim.values:
+                assert teacher
+                said = _published(numbers, record.model.name) or claim.values[record.model.name]
+                rows.append(
+                    (f"{claim.what}: {claim.protocol}", claim.source, record.model.title, name, said, speed_up(record, teacher, name))
+                )
+    return Grid(("published", "source", "model", "measured as", "ratio published", "ratio measured here"), tuple(rows))
+
+
+def _published(numbers: dict[published.Name, float], model: str) -> str:
+    by_name = {str(name): number for name, number in numbers.items()}
+    return f"{tables.significant(by_name['sdxl'] / by_name[model], 3)}x" if {"sdxl", model} <= by_name.keys() else ""
+
+
+def _labels(records: Sequence[Record]) -> list[str]:
+    names = [value.name for record in records for value in record.values if value.name.partition("@")[0] == P50]
+    return list(dict.fromkeys(name.partition("@")[2] for name in names))
+
+
+def _ratios(records: Sequence[Record], teacher: Record | None, labels: Sequence[str]) -> Grid | None:
+    students = [record for record in _with_model(records) if record is not teacher]
+    if teacher is None or not students:
+        return None
+    rows = [
+        (stage, label or "base", *(speed_up(record, teacher, name) for record in students))
+        for stage, label in itertools.product(_STAGES, labels)
+        if teacher.value(name := _full(f"latency.{stage}.p50", label))
+    ]
+    if teacher.value("flops.unet"):
+        rows.append(("multiply-accumulates of the UNet", "any", *(speed_up(record, teacher, "flops.unet") for record in students)))
+    return Grid(("stage", "setting", *(record.model.title for record in students)), tuple(rows))
+
+
+def _settings(records: Sequence[Record], labels: Sequence[str]) -> Grid:
+    measured = _with_model(records)
+    rows = []
+    for probe, label in itertools.product(_PROBES, labels):
+        values = [record.value(_full(probe, label)) for record in measured]
+        if like := next(filter(None, values), None):
+            rows.append((f"{probe} ({like.unit}){tables.arrow(like.direction)}", label or "base", *map(tables.cell, values)))
+    return Grid(("probe", "setting", *(record.model.title for record in measured)), tuple(rows))
+
+
+def _with_model(records: Sequence[Record]) -> list[Record]:
+    return [record for record in records if (value := record.value(P50)) and value.state != "not_applicable"]
+
+
+def _full(probe: str, label: str) -> str:
+    return f"{probe}@{label}" if label else probe

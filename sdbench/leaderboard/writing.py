@@ -1,0 +1,209 @@
+"""Records to tables, a few for each section of the standings.
+
+Reads record folders and nothing else; the same records always give the same text.
+"""
+
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sdbench import tables
+from sdbench.disk import write_bytes
+from sdbench.leaderboard import published, ranks, speed, truth
+from sdbench.leaderboard.speed import P50
+from sdbench.leaderboard.standings import TITLES, Row, Section, metrics, probes, sections, title_rank
+from sdbench.models.catalogue import TEACHERS
+from sdbench.records import Record, Value
+from sdbench.tables import Grid
+
+FILE_NAME = "LEADERBOARD.md"
+_PACKAGES = ("torch", "diffusers", "transformers", "sdbench")
+_NOTICE = f"<!-- {FILE_NAME} is generated from the records by `sdbench leaderboard`; do not edit it by hand. -->"
+_LEGEND = (
+    "`±` and `(low..high)` are 95 % intervals, the second where they are lopsided; a bare number has none: it is a count, or comes from too few calls. "
+    "↑ more is better, ↓ less is better. A value that is not there says why. Rows of different sections are not comparable."
+)
+
+
+def markdown(board: Sequence[Row]) -> str:
+    """The whole of LEADERBOARD.md."""
+    parts = [_NOTICE, "# Leaderboard", _LEGEND]
+    for family, group in itertools.groupby(sections(board), lambda section: section.family):
+        of_family = list(group)
+        parts += itertools.chain.from_iterable(map(_section, of_family))
+        if family == "sdxl":
+            parts += _published(of_family)
+    if not board:
+        parts.append("There are no records yet; `sdbench run` makes them.")
+    return "\n\n".join(parts) + "\n"
+
+
+def _section(section: Section) -> Iterator[str]:
+    yield from (f"## {section.title}", tables.markdown(quality(section)))
+    if section.ranks:
+        yield from ("### Ranks", ranks.EXPLAINED, tables.markdown(ranked(section)))
+    if (measured := efficiency(section)).rows:
+        yield from ("### Efficiency", tables.markdown(measured))
+    for title, grid in speed.grids(section.records, section.pace.record if section.pace else None).items():
+        yield from (f"### {title}", tables.markdown(grid))
+    if judged := truth.grid([(row.record, row.scores) for row in section.models]):
+        yield from ("### Against the truth", tables.markdown(judged))
+    yield "\n".join(f"- {line}" for line in footer(section))
+
+
+def _published(of_family: Sequence[Section]) -> Iterator[str]:
+    yield "## Published elsewhere"
+    yield "Not measured here, and by protocols that differ from ours and from each other."
+    yield tables.markdown(published.grid())
+    for section in of_family:
+        if (beside := speed.beside_published(section.records, section.teacher.record if section.teacher else None)).rows:
+            yield from (f"### Beside {section.title}", tables.markdown(beside))
+
+
+def text_table(board: Sequence[Row], width: int = 160) -> str:
+    """The same tables for a terminal of this width; models across in both, for protocol names are wider than numbers."""
+    parts = []
+    for section in sections(board):
+        measured = efficiency(section)
+        shown = [quality(section).transposed(), *([measured] if measured.rows else [])]
+        parts += [section.title, *(tables.text(grid, width) for grid in shown), "\n".join(footer(section))]
+    return "\n\n".join(parts or ["There are no records yet; `sdbench run` makes them."]) + "\n"
+
+
+def latex(board: Sequence[Row]) -> str:
+    """The tables of quality and efficiency for a paper, which takes the package booktabs; how they were made stands in comments."""
+    parts = [f"% {_NOTICE.strip('<!-> ').replace(FILE_NAME, 'This file')}\n% \\usepackage{{booktabs}}"]
+    for section in sections(board):
+        shown = (grid for grid in (quality(section), efficiency(section)) if grid.rows)
+        tabulars = (
+            f"\\begin{{table}}\n\\caption{{{tables.in_latex(section.title)}}}\n{tables.latex(grid)}\n\\end{{table}}" for grid in shown
+        )
+        parts += [*tabulars, "\n".join(f"% {line}" for line in footer(section))]
+    return "\n\n".join(parts) + "\n"
+
+
+def write(board: Sequence[Row], results: Path) -> list[Path]:
+    """Write `LEADERBOARD.md` and `LEADERBOARD.tex`, each whole or not at all => their paths.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    texts = {".md": markdown(board), ".tex": latex(board)}
+    return [write_bytes((results / FILE_NAME).with_suffix(suffix), text.encode()) for suffix, text in texts.items()]
+
+
+def quality(section: Section) -> Grid:
+    """Models down, metrics across; then the median latency."""
+    columns = metrics(section)
+    teacher = speed.called(section.pace.record, section.records) if section.pace else TEACHERS.get(section.family, "the teacher")
+    header = ("model", "images", *map(metric_title, columns), "latency p50 (s) ↓", f"speed-up over {teacher} ↑")
+    return Grid(header, tuple(_quality_row(row, columns, section.pace) for row in section.rows))
+
+
+def _quality_row(row: Row, columns: Sequence[Value], teacher: Row | None) -> tuple[str, ...]:
+    n = row.record.n_images
+    cells = (tables.cell(row.record.value(column.name), n) for column in columns)
+    return row.name, str(n), *cells, probe(row, P50), speed_up(row, teacher)
+
+
+def ranked(section: Section) -> Grid:
+    """Models down, metrics across: ranks."""
+    titles = {value.name: metric_title(value) for value in metrics(section)}
+    header = ("model", *(titles[name].rstrip(" ↑↓") for name in section.ranks))
+    cells = ((row.name, *(str(places[row.name] or "not ranked") for places in section.ranks.values())) for row in section.models)
+    return Grid(header, tuple(cells))
+
+
+def efficiency(section: Section) -> Grid:
+    """Probes and counts down, models across: the tails of the latency, its stages, memory, size and work."""
+    header = ("", *(row.name for row in section.rows))
+    lines = ((probe_title(value), *(probe(row, value.name) for row in section.rows)) for value in probes(section))
+    return Grid(header, tuple(lines))
+
+
+def probe(row: Row, name: str) -> str:
+    """A probe's or count's cell; pictures without a model have none to be missing."""
+    value = row.record.value(name)
+    return "no model" if value is None and row.is_pictures else tables.cell(value)
+
+
+def footer(section: Section) -> list[str]:
+    """How the numbers were made; a line names models only where they differ."""
+
+    def line(what: str, say: Callable[[Record], str]) -> str:
+        said: dict[str, list[str]] = {}
+        for record in section.records:
+            said.setdefault(say(record), []).append(record.model.name)
+        if len(said) == 1:
+            return f"{what}: {next(iter(said))}"
+        return f"{what}: " + "; ".join(f"{words} ({tables.listed(names)})" for words, names in said.items())
+
+    return [
+        line("suite digest", lambda record: record.suite.digest),
+        *([line("prompts", lambda record: record.prompts)] if any(record.prompts for record in section.records) else []),
+        line("sampling", lambda record: _settings(record.sampling) or "made elsewhere, not known"),
+        *([line("scheduler", _scheduler)] if any(record.scheduler for record in section.records) else []),
+        *([line("noise", _noise)] if any(record.noise for record in section.records) else []),
+        line("references", _references),
+        line("device", _device),
+        line("versions", _versions),
+        line(
+            "commit",
+            lambda record: (record.environment.commit or "unknown") + (" with uncommitted changes" if record.environment.dirty else ""),
+        ),
+        "records: " + ", ".join(f"{row.record.model.name} {row.folder.name} ({row.record.created:%Y-%m-%d})" for row in section.rows),
+    ]
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {json.dumps(value, ensure_ascii=False)}" for key, value in sorted(settings.items()))
+
+
+def _scheduler(record: Record) -> str:
+    return _settings(record.scheduler) or "not in the record"
+
+
+def _noise(record: Record) -> str:
+    return _settings(record.noise) or "not in the record"
+
+
+def _references(record: Record) -> str:
+    return ", ".join(f"{value.name} against {value.reference}" for value in record.values if value.reference) or "none"
+
+
+def _device(record: Record) -> str:
+    machine = record.machine
+    gpu = f"driver {machine.driver}, CUDA {machine.cuda}, " if machine.cuda else ""
+    return f"{machine.device}, {gpu}{machine.cpu}, {machine.cores} cores, {machine.ram_gib:.0f} GiB"
+
+
+def _versions(record: Record) -> str:
+    packages = record.environment.packages
+    return f"python {record.environment.python}, " + ", ".join(f"{name} {packages[name]}" for name in _PACKAGES if name in packages)
+
+
+def metric_title(value: Value) -> str:
+    """The protocol's name, and what it is where the name does not say so: `Frechet: fd.scenes (distance) ↓`."""
+    rank = title_rank(value.name, tuple(TITLES))
+    title = list(TITLES.values())[rank] if rank < len(TITLES) else value.name
+    says_so = value.name.startswith(title.lower().replace(" ", "_"))
+    return _title(value.name if says_so else f"{title}: {value.name}", value)
+
+
+def probe_title(value: Value) -> str:
+    """A probe's name, unit and direction."""
+    return _title(value.name, value)
+
+
+def _title(title: str, value: Value) -> str:
+    return f"{title} ({value.unit}){tables.arrow(value.direction)}"
+
+
+def speed_up(row: Row, teacher: Row | None) -> str:
+    """How many times faster than the teacher, or why that is not known."""
+    own = row.record.value(P50)
+    if not own or not own.value:
+        return probe(row, P50)
+    return speed.speed_up(row.record, teacher.record, P50) if teacher else "missing: no latency of the teacher on this machine"

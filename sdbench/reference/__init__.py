@@ -1,0 +1,1 @@
+"""Statistics of real pictures, with the recipe that made them."""

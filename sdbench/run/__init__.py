@@ -1,0 +1,1 @@
+"""A suite over models, one record each."""

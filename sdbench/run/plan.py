@@ -1,0 +1,129 @@
+"""What a run would fetch, write and cost, found out without doing it."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sdbench.assets.pipelines import files_to_fetch, is_cached
+from sdbench.assets.weights import size_text
+from sdbench.errors import UserError
+from sdbench.generate import is_guided
+from sdbench.models.architectures import TOPOLOGIES, unet_config
+from sdbench.models.files import read_json
+from sdbench.models.locate import locate
+from sdbench.models.spec import ModelSpec
+from sdbench.probes.flops import random_unet_input, unet_macs
+from sdbench.run import needs
+from sdbench.schedulers import resolved
+from sdbench.settings import Sampling, Setting
+from sdbench.suites import Suite
+
+PNG_BYTES_PER_PIXEL = 1.5  # photographs take about this much; plain scenes far less
+EFFICIENCY = 0.15  # share of a large matrix product's speed that a pipeline reaches: the slack of a rough estimate
+
+
+def plan(specs: Sequence[ModelSpec], suite: Suite, runs: Path, *, only: str | None = None, settings: Sequence[str] = ()) -> dict[str, Any]:
+    """Files to fetch, what else is not here, disk in bytes, and a rough time in seconds, with the same as text.
+
+    Args:
+        only: "quality" or "probes" for one half of the suite, as of the run.
+        settings: labels of the probes' settings; all by default.
+    """
+    dtype = suite.sampling.dtype if suite.sampling else "float32"
+    scored = suite if only != "probes" else suite.model_copy(update={"metrics": {}, "reference": None})
+    lacking = [spec for spec in specs if not is_cached(spec, dtype=dtype)]  # of the others nobody is asked: there may be no network
+    files = [file for spec in lacking for file in files_to_fetch(spec, dtype=dtype) if not file.cached] + needs.files(scored)
+    n = suite.prompts.n if suite.prompts and scored.own_metrics else 0
+    probes = suite.probes.chosen(settings) if suite.probes and only != "quality" else {}
+    size = suite.sampling.size_px if suite.sampling else 0
+    known = needs.inputs_are_here(suite)
+    content = {
+        "suite": suite.id.model_dump() if known else suite.model_dump(include={"name", "version"}) | {"digest": None},
+        "prompts": suite.prompts_described() if known else None,
+        "lacking": needs.lacking(scored, runs),
+        "settings": suite.model_dump(),
+        "files": [vars(file) for file in files],
+        "disk_bytes": int(len(specs) * n * size * size * PNG_BYTES_PER_PIXEL) + sum(file.size_bytes for file in files),
+        "models": _times(specs, suite, n + _timed(suite, probes)),
+    }
+    return {**content, "text": "\n".join([_text(content, n), *_probes(suite, probes)])}
+
+
+def _timed(suite: Suite, settings: Mapping[str, Setting]) -> int:
+    """Pictures that the probes' calls of the pipeline make for each model."""
+    if suite.probes is None:
+        return 0
+    calls = [setting.batch * (suite.probes.warmup + (setting.calls or suite.probes.calls)) for setting in settings.values()]
+    return suite.probes.rounds * sum(calls)
+
+
+def _times(specs: Sequence[ModelSpec], suite: Suite, pictures: int) -> list[dict[str, Any]]:
+    """Seconds of each model for so many pictures, None where its work is not known; and what draws them."""
+    rate, found = _macs_per_s(), []
+    for spec in specs:
+        macs = _macs(spec, suite.sampling) if suite.sampling else None
+        seconds = None if macs is None else pictures * macs / rate / EFFICIENCY
+        found.append({"model": spec.name, "seconds": seconds, "scheduler": resolved(spec, suite.sampling) if suite.sampling else {}})
+    return found
+
+
+def _text(content: dict[str, Any], n: int) -> str:
+    digest = content["suite"]["digest"] or "not known until its prompts are here"
+    lines = [f"suite {content['suite']['name']}@{content['suite']['version']} (digest {digest}): {n} pictures a model"]
+    lines += [f"prompts: {content['prompts']}"] if content["prompts"] else []
+    sampling = content["settings"]["sampling"] or {}
+    lines.append("sampling: " + ", ".join(f"{key} {value}" for key, value in sampling.items()))
+    lines += [f"fetch: {file['repository']}/{file['name']} ({size_text(file['size_bytes'])})" for file in content["files"]]
+    lines += [f"missing: {what}" for what in content["lacking"]]
+    lines.append(f"disk: at most {content['disk_bytes'] / 1e9:.2f} GB" + ("" if content["files"] else "; nothing to fetch"))
+    for row in content["models"]:
+        lines.append(
+            f"{row['model']}: "
+            + (f"{drawn['class']} at {', '.join(map(str, drawn['timesteps']))}; " if (drawn := row["scheduler"]) else "")
+            + ("no estimate" if row["seconds"] is None else f"roughly {_duration(row['seconds'])} of sampling on this machine")
+        )
+    return "\n".join(lines)
+
+
+def _probes(suite: Suite, settings: Mapping[str, Setting]) -> list[str]:
+    if suite.probes is None or not settings:
+        return []
+    return [f"probes: {suite.probes.rounds} rounds a model, each a process for every setting: {', '.join(settings)}"]
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{seconds / 60:.1f} min"
+
+
+def _macs(spec: ModelSpec, sampling: Sampling) -> int | None:
+    """MACs of a picture in the UNet of a known architecture."""
+    if spec.architecture not in TOPOLOGIES or spec.family == "custom":
+        return None
+    config = _unet(spec) or unet_config(spec.architecture, spec.family)
+    forwards = sampling.steps * (2 if is_guided(sampling, config) else 1)
+    return forwards * unet_macs(**random_unet_input(spec.architecture, spec.family, sampling.size_px))
+
+
+def _unet(spec: ModelSpec) -> dict[str, Any]:
+    """The configuration of a model's UNet; empty where it has none on this disk, or none yet."""
+    if spec.source == "random":
+        return {}
+    try:
+        return read_json(locate(spec).unet_config)
+    except UserError:
+        return {}
+
+
+def _macs_per_s() -> float:
+    """Speed of a large matrix product here."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    side, dtype = (8192, torch.bfloat16) if device == "cuda" else (1024, torch.float32)
+    a = torch.randn(side, side, device=device, dtype=dtype)
+    for _ in range(2):
+        start = time.perf_counter()
+        (a @ a).sum().item()
+        seconds = time.perf_counter() - start
+    return side**3 / seconds

@@ -1,0 +1,282 @@
+"""What is fetched by name: downloaded, cut off, refused, pinned, found offline, against a Hub on the loopback."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hub import Hub, serving
+from tiny import save_tiny_pipeline
+
+from sdbench import suites
+from sdbench.assets import catalogue, pipelines, weights
+from sdbench.assets.catalogue import Asset, File
+from sdbench.errors import MissingError, UserError
+from sdbench.models.loading import load
+from sdbench.models.spec import resolve
+
+ROOT = Path(__file__).parents[2]
+WEIGHTS, CONFIG = bytes(range(256)) * 400, b'{"hidden_size": 4}'
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A Hub with a network of two files, a file of a stated digest, and one of another place; all of them assets."""
+    with serving(tmp_path, monkeypatch) as server:
+        server.put("lab/network/config.json", CONFIG)
+        server.put("lab/network/model.safetensors", WEIGHTS)
+        stated = server.put("lab/stated/weights.bin", WEIGHTS)
+        elsewhere = server.put("releases/old.pth", WEIGHTS[::-1])
+        known = (
+            Asset("network", "model:lab/network", (File("config.json", len(CONFIG)), File("model.safetensors", len(WEIGHTS))), ("fd.lab",)),
+            Asset("stated", "model:lab/stated", (File("weights.bin", len(WEIGHTS), stated),), ("clip_score.lab",)),
+            Asset("elsewhere", f"{server.url}/releases", (File("old.pth", len(WEIGHTS), elsewhere),)),
+        )
+        monkeypatch.setattr(catalogue, "ASSETS", {asset.name: asset for asset in known})
+        monkeypatch.setenv("SDBENCH_WEIGHTS", str(tmp_path / "weights"))
+        monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 10_000)  # so much at a time is kept
+        monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)
+        yield server
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+def kept(tmp_path: Path) -> list[str]:
+    """What lies under final names."""
+    home = tmp_path / "weights"
+    return sorted(
+        str(file.relative_to(home))
+        for file in home.rglob("*")
+        if file.is_file() and not file.relative_to(home).parts[0].startswith((".", "digests"))
+    )
+
+
+def test_fetched_once_and_then_taken_from_disk(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert weights.find("stated").read_bytes() == WEIGHTS
+    folder = weights.find("network")
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == {"config.json": CONFIG, "model.safetensors": WEIGHTS}
+    assert weights.find("elsewhere").read_bytes() == WEIGHTS[::-1]
+    assert kept(tmp_path) == ["elsewhere/old.pth", "network/config.json", "network/model.safetensors", "stated/weights.bin"]
+    assert not list((tmp_path / "weights").glob(".arriving*"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    before = dict(hub.hits)
+    assert weights.find("network") == folder
+    assert weights.find("stated").read_bytes() == weights.find("elsewhere").read_bytes()[::-1]
+    assert dict(hub.hits) == before
+
+
+@pytest.mark.parametrize(("name", "path"), [("stated", "lab/stated/weights.bin"), ("elsewhere", "releases/old.pth")])
+def test_a_connection_that_is_cut_off_goes_on_where_it_stood(name: str, path: str, hub: Hub) -> None:
+    hub.cuts[path] = 60_000
+    assert len(weights.find(name).read_bytes()) == len(WEIGHTS)
+    assert hub.hits[path] == 2
+    assert hub.ranges == ["bytes=60000-"]
+
+
+def test_a_fetch_that_was_killed_goes_on_where_the_place_is_not_the_hub(hub: Hub, tmp_path: Path) -> None:
+    part = tmp_path / "weights" / ".arriving-elsewhere" / "old.pth"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(WEIGHTS[::-1][:70_000])
+    assert weights.find("elsewhere").read_bytes() == WEIGHTS[::-1]
+    assert hub.ranges == ["bytes=70000-"]
+
+
+def test_a_part_longer_than_the_file_is_begun_anew(hub: Hub, tmp_path: Path) -> None:
+    part = tmp_path / "weights" / ".arriving-elsewhere" / "old.pth"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(bytes(len(WEIGHTS) + 1))
+    assert weights.find("elsewhere").read_bytes() == WEIGHTS[::-1]
+    assert hub.ranges == []
+
+
+@pytest.mark.parametrize(("name", "path"), [("stated", "lab/stated/weights.bin"), ("elsewhere", "releases/old.pth")])
+def test_another_digest_is_refused_and_nothing_is_left(name: str, path: str, hub: Hub, tmp_path: Path) -> None:
+    other = hub.put(path, bytes(len(WEIGHTS)))
+    with pytest.raises(
+        UserError, match=rf"of '{name}' has SHA-256 {other}, but {catalogue.ASSETS[name].files[0].sha256} its source states"
+    ):
+        weights.find(name)
+    assert kept(tmp_path) == []
+    assert not [file for file in (tmp_path / "weights").rglob("*") if file.is_file() and file.stat().st_size == len(WEIGHTS)]
+    hub.put(path, WEIGHTS if name == "stated" else WEIGHTS[::-1])
+    assert weights.find(name).is_file()  # and the next try is not held up by the last
+
+
+@pytest.mark.usefixtures("hub")
+def test_an_unknown_digest_is_pinned_at_first_use_and_refused_when_it_changes(tmp_path: Path) -> None:
+    assert weights.unverified("network")
+    assert not weights.unverified("stated")
+    folder = weights.find("network")
+    assert weights.digest("stated") == hashlib.sha256(WEIGHTS).hexdigest()
+    whole = weights.digest("network")
+    assert whole == hashlib.sha256("".join(hashlib.sha256(part).hexdigest() for part in (CONFIG, WEIGHTS)).encode()).hexdigest()
+    (folder / "model.safetensors").write_bytes(WEIGHTS[:-1] + b"x")
+    with pytest.raises(UserError, match=r"was pinned when it was first used; delete .*digests/network\.json to trust"):
+        weights.find("network")
+    (tmp_path / "weights" / "digests" / "network.json").unlink()  # whoever trusts the new one says so
+    assert weights.digest("network") != whole
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_stated_digest_is_checked_on_disk_too(tmp_path: Path) -> None:
+    (tmp_path / "weights" / "stated").mkdir(parents=True)
+    (tmp_path / "weights" / "stated" / "weights.bin").write_bytes(b"by hand")
+    with pytest.raises(UserError, match="its source states"):
+        weights.find("stated")
+    assert kept(tmp_path) == ["stated/weights.bin"]  # it is the user's
+
+
+def test_a_digest_is_computed_once(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights.find("stated")
+    monkeypatch.setattr("hashlib.file_digest", lambda *_: pytest.fail("hashed again"))
+    weights.find("stated")
+    assert hub.hits["lab/stated/weights.bin"] == 1
+
+
+@pytest.mark.usefixtures("hub", "offline")
+def test_offline_and_missing_is_one_error_with_every_file_its_size_and_its_place(tmp_path: Path) -> None:
+    with pytest.raises(MissingError) as found:
+        weights.find("network")
+    message = str(found.value)
+    assert message.startswith("weights: 'network' is not on this disk and cannot be fetched (")
+    for part in (
+        "config.json (0.00 MB)",
+        "model.safetensors (0.10 MB)",
+        "`hf download lab/network --repo-type model config.json model.safetensors`",
+    ):
+        assert part in message
+    assert f"put them into {tmp_path / 'weights' / 'network'}" in message
+    assert "SDBENCH_WEIGHTS" in message
+    with pytest.raises(MissingError, match=r"offline mode is enabled \(HF_HUB_OFFLINE\)"):
+        weights.find("elsewhere")
+
+
+def test_a_hub_that_lacks_the_file_is_missing_too(hub: Hub) -> None:
+    (hub.root / "lab/stated/weights.bin").unlink()
+    with pytest.raises(MissingError, match=r"EntryNotFound"):
+        weights.find("stated")
+
+
+@pytest.mark.usefixtures("hub", "offline")
+def test_the_hub_s_own_cache_serves_offline(tmp_path: Path) -> None:
+    snapshot = tmp_path / "cache" / "models--lab--network" / "snapshots" / ("c" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("c" * 40)
+    (snapshot / "config.json").write_bytes(CONFIG)
+    assert [file.name for file in weights.absent([catalogue.ASSETS["network"]])] == ["config.json", "model.safetensors"]
+    (snapshot / "model.safetensors").write_bytes(WEIGHTS)
+    assert weights.absent([catalogue.ASSETS["network"]]) == []
+    assert weights.find("network") == snapshot
+
+
+@pytest.mark.usefixtures("hub")
+def test_only_what_is_missing_of_a_folder_is_fetched(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "weights" / "network").mkdir(parents=True)
+    (tmp_path / "weights" / "network" / "model.safetensors").write_bytes(WEIGHTS)
+    assert [file.name for file in weights.absent([catalogue.ASSETS["network"]])] == ["config.json"]
+    weights.find("network")
+    assert dict(hub.hits) == {"lab/network/config.json": 1}
+
+
+def test_processes_that_want_the_same_fetch_it_once(hub: Hub) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(weights.find, ["network"] * 3))
+    assert len(set(found)) == 1
+    assert dict(hub.hits) == {"lab/network/config.json": 1, "lab/network/model.safetensors": 1}
+
+
+@pytest.mark.usefixtures("hub")
+def test_damaged_notes_are_named(tmp_path: Path) -> None:
+    weights.find("network")
+    (tmp_path / "weights" / "digests" / "network.json").write_text("")
+    with pytest.raises(UserError, match=r"digests/network\.json holds no notes on digests \(.*delete it"):
+        weights.find("network")
+
+
+def test_a_folder_that_is_only_read_serves_without_notes(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights.find("stated")
+    (tmp_path / "weights" / "digests" / "stated.json").unlink()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    weights._sha256.cache_clear()
+    hashed, hash_it = [], hashlib.file_digest
+    monkeypatch.setattr("hashlib.file_digest", lambda *how: hashed.append(how) or hash_it(*how))
+    assert weights.find("stated").read_bytes() == WEIGHTS
+    assert weights.digest("stated") == hashlib.sha256(WEIGHTS).hexdigest()
+    assert len(hashed) == 1
+    assert hub.hits["lab/stated/weights.bin"] == 1
+
+
+@pytest.mark.usefixtures("hub")
+def test_an_unknown_asset_is_an_error_with_the_nearest_name() -> None:
+    with pytest.raises(UserError, match="unknown asset 'netwerk'; did you mean 'network'"):
+        weights.find("netwerk")
+
+
+def test_a_pipeline_is_fetched_through_the_same_api(hub: Hub) -> None:
+    save_tiny_pipeline(hub.root / "someone" / "tiny")
+    spec = resolve("someone/tiny")
+    sizes = {file.name: file.size_bytes for file in pipelines.files_to_fetch(spec, dtype="float32")}
+    assert sizes["unet/config.json"] == (hub.root / "someone/tiny/unet/config.json").stat().st_size
+    pipelines.fetch(spec, dtype="float32")
+    assert pipelines.is_cached(spec, dtype="float32")
+    assert load(resolve("someone/tiny"), dtype="float32", device="cpu").unet is not None
+
+
+def test_from_the_environment_in_processes_of_their_own(hub: Hub, tmp_path: Path) -> None:
+    """As a user has it: HF_ENDPOINT for the mirror, HF_HUB_OFFLINE afterwards."""
+    places = {"PYTHONPATH": str(ROOT), "SDBENCH_WEIGHTS": str(tmp_path / "own"), "HF_HOME": str(tmp_path / "hf")}
+    environment = {**os.environ, **places, "HF_HUB_OFFLINE": "0"}
+    files = f"File('config.json', {len(CONFIG)}), File('model.safetensors', {len(WEIGHTS)})"
+    code = f"""from sdbench.assets import catalogue, weights
+from sdbench.assets.catalogue import Asset, File
+assets.ASSETS = {{'network': Asset('network', 'model:lab/network', ({files}))}}
+print(weights.find('network'), weights.digest('network'))"""
+
+    def found(**more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-c", code], env={**environment, **more}, capture_output=True, text=True, check=False)
+
+    absent = found(HF_HUB_OFFLINE="1")
+    assert "MissingError: weights: 'network' is not on this disk" in absent.stderr
+    online, offline = found(HF_ENDPOINT=hub.url), found(HF_HUB_OFFLINE="1")
+    assert online.stdout.startswith(f"{tmp_path / 'own' / 'network'} "), online.stderr
+    assert offline.stdout == online.stdout
+
+
+# ---- the table ----
+
+
+def test_every_full_size_metric_of_a_shipped_suite_says_what_weights_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    without = {"agreement.ssim"}  # compares pixels
+    taken = {name for suite in map(suites.load, suites.names()) for name in suite.metrics.get("sdxl", ())} - without
+    assert {name for name in taken if not catalogue.needed([name])} == set()
+
+
+def test_what_the_metrics_need_is_told_by_name() -> None:
+    def needs(*metrics: str) -> list[str]:
+        return [asset.name for asset in catalogue.needed(metrics)]
+
+    assert needs("fid.mlperf", "clip_score.mlperf") == ["inception-2015", "clip-vit-b-32"]
+    assert needs("win_rate.pickscore.v1") == ["pickscore-v1"]
+    assert needs("fd.scenes", "clip_score.scenes", "kid.scenes") == []
+    assert needs("fidelity") == []
+
+
+def test_stated_digests_are_whole_and_those_in_names_agree() -> None:
+    files = [file for asset in catalogue.ASSETS.values() for file in asset.files]
+    assert all(len(file.sha256) == 64 and int(file.sha256, 16) for file in files if file.sha256)
+    hashed = {file.name: file.sha256 or "" for file in files if file.name.endswith(".pth")}
+    assert len(hashed) == 2
+    assert all(digest.startswith(name.removesuffix(".pth").rpartition("-")[2]) for name, digest in hashed.items())

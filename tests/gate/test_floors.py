@@ -1,0 +1,113 @@
+"""The noise floor: what a model differs from itself by, and what the gate makes of it."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from factories import GPU, make_measured, saved, with_value
+
+from sdbench.errors import UserError
+from sdbench.gate import floors
+from sdbench.gate.compare import Side
+from sdbench.gate.judging import gate
+from sdbench.gate.policy import Policy, Rule
+from sdbench.records import SuiteId, Value
+from sdbench.stats.decisions import BetweenRuns
+
+SUITE = SuiteId(name="quality", version=1, digest="5017e")
+
+
+def sides(tmp_path: Path, *seeds: int) -> list[Side]:
+    return [Side.read(saved(make_measured(seed=seed), tmp_path)) for seed in seeds]
+
+
+def test_scores_have_the_paired_error_and_probes_that_of_their_runs(tmp_path: Path) -> None:
+    runs = sides(tmp_path, 1, 2, 3, 4)
+    floor = floors.of(runs, (1, 2, 3, 4), SUITE)
+    # each side has noise of deviation 0.3, a prompt two samples, a hundred prompts
+    assert floor.metrics["clip_score.scenes"].noise == pytest.approx(math.sqrt(2) * 0.3 / math.sqrt(2) / 10, rel=0.1)
+    latency = [value.value for run in runs if (value := run.record.value("latency.pipeline.p50")) and value.value]
+    assert floor.metrics["latency.pipeline.p50"].noise == pytest.approx(math.sqrt(2) * np.std(np.log(latency), ddof=1))
+    assert floor.metrics["latency.pipeline.p50"].values == tuple(latency)
+    assert floors.read(floors.write(floor, tmp_path)) == floor
+
+
+def test_one_run_has_no_floor_and_what_a_run_lacks_has_none(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="at least 2 runs"):
+        floors.of(sides(tmp_path, 1), (1,), SUITE)
+    gone = {"value": None, "low": None, "high": None, "samples": None, "state": "failed", "reason": "out of ink"}
+    other = Side.read(saved(with_value(make_measured(seed=2), "clip_score.scenes", **gone), tmp_path))
+    assert "clip_score.scenes" not in floors.of([*sides(tmp_path, 1), other], (1, 2), SUITE).metrics
+
+
+def test_a_set_metric_without_influences_and_a_probe_at_0_have_no_floor(tmp_path: Path) -> None:
+    runs = []
+    for seed in (1, 2):
+        record, scores = with_value(make_measured(seed=seed), "memory.peak_rss", value=0.0, samples=((0.0,),))
+        del scores.columns["fd.scenes:influence"]
+        runs.append(Side.read(saved((record, scores), tmp_path)))
+    found = floors.of(runs, (1, 2), SUITE).metrics
+    assert found.keys() == {"clip_score.scenes", "preference.scenes", "scene_accuracy", "latency.pipeline.p50"}
+    assert all(math.isfinite(spread.noise) for spread in found.values())
+
+
+def test_conditions_have_no_floor(tmp_path: Path) -> None:
+    drift = Value(name="machine.drift", kind="probe", direction="neither", unit="share", value=-0.02, n=1, samples=((-0.02,),))
+    made = [make_measured(seed=seed) for seed in (1, 2)]
+    runs = [Side.read(saved((record.model_copy(update={"values": (*record.values, drift)}), scores), tmp_path)) for record, scores in made]
+    found = floors.of(runs, (1, 2), SUITE).metrics
+    assert "machine.drift" not in found
+    assert all(math.isfinite(spread.noise) for spread in found.values())
+
+
+def test_a_floor_that_cannot_be_read_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "floor.toml"
+    path.write_text("family = 1")
+    with pytest.raises(UserError, match="sdbench noise"):
+        floors.read(path)
+
+
+def test_a_floor_of_a_single_run_is_none(tmp_path: Path) -> None:
+    path = floors.write(floors.of(sides(tmp_path, 1, 2), (1, 2), SUITE), tmp_path)
+    path.write_text(path.read_text().replace("    2,\n", ""))
+    with pytest.raises(UserError, match="sdbench noise"):
+        floors.read(path)
+
+
+def test_only_floors_of_the_same_machine_class_count(tmp_path: Path) -> None:
+    runs = sides(tmp_path, 1, 2)
+    path = floors.write(floors.of(runs, (1, 2), SUITE), tmp_path)
+    assert floors.between_runs(runs[0].record, tmp_path).keys() == {"latency.pipeline.p50", "memory.peak_rss"}
+    assert floors.between_runs(make_measured(machine=GPU)[0], tmp_path) == {}
+    wider = floors.read(path).model_copy(
+        update={"model": "other", "metrics": {"memory.peak_rss": floors.Spread(noise=9.0, values=(1.0,), unit="")}}
+    )
+    floors.write(wider, tmp_path)
+    assert floors.between_runs(runs[0].record, tmp_path)["memory.peak_rss"] == BetweenRuns(9.0, 2)
+
+
+def test_another_run_s_latency_is_judged_with_the_noise_between_runs(tmp_path: Path) -> None:
+    rules = Policy(alpha=0.05, suites={"quality": {"latency.pipeline.p50": Rule(direction="lower", margin=0.05, required=True)}})
+    slower = saved(make_measured(worse="latency.pipeline.p50", by=0.15, run="another"), tmp_path)
+    together = saved(make_measured(worse="latency.pipeline.p50", by=0.15), tmp_path)
+    teacher = saved(make_measured("scenes-teacher", seed=2), tmp_path)
+    known = {"latency.pipeline.p50": BetweenRuns(0.1, 4)}
+    assert gate(together, teacher, rules, known).verdict == "regressed"
+    apart = gate(slower, teacher, rules, known)
+    assert (apart.verdict, apart.notes, apart.results[0].needed_n) == ("inconclusive", (), None)
+    assert "measure both models with one `sdbench run`" in apart.why
+    unknown = gate(slower, teacher, rules)
+    assert unknown.verdict == "regressed"
+    assert "measured in other runs than the baseline's" in unknown.notes[0]
+
+
+def test_a_record_passes_against_itself_however_far_runs_lie_apart(tmp_path: Path) -> None:
+    rules = Policy(alpha=0.05, suites={"quality": {"latency.pipeline.p50": Rule(direction="lower", margin=0.05, required=True)}})
+    itself = saved(make_measured(run=""), tmp_path)
+    assert gate(itself, itself, rules, {"latency.pipeline.p50": BetweenRuns(0.25, 4)}).verdict == "pass"
+
+
+def test_a_margin_below_its_floor_is_refused() -> None:
+    with pytest.raises(ValueError, match="lies below the noise floor"):
+        Rule(direction="higher", margin=0.1, required=True, noise=0.2)

@@ -1,0 +1,56 @@
+"""How a verdict is written: XML and Markdown that cannot be broken by what they hold."""
+
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from sdbench.gate.verdicts import Report, Result
+
+
+def result(name: str, verdict: str, reason: str = "because") -> Result:
+    return Result(
+        name, verdict, reason, "higher", 0.5, required=True, unit="share", candidate=0.4, baseline=0.5, difference=-0.1, low=-0.2, high=0.0
+    )  # type: ignore[arg-type]
+
+
+MIXED = Report(
+    "regressed",
+    "x is worse",
+    "x",
+    "y",
+    (result("a", "pass"), result("b", "regressed"), result("c", "inconclusive"), result("d", "skipped"), result("e", "incomparable")),
+    notes=("one note",),
+)
+
+
+def test_junit_counts_what_it_holds() -> None:
+    suite = ET.fromstring(MIXED.junit().encode())
+    assert suite.attrib == {"name": "sdbench gate: x against y", "tests": "6", "failures": "3", "errors": "1", "skipped": "1"}
+    found = {case.get("name"): [child.tag for child in case] for case in suite}
+    assert found == {"verdict": ["failure"], "a": [], "b": ["failure"], "c": ["failure"], "d": ["skipped"], "e": ["error"]}
+    assert "because: -0.1 (-0.2..+0)" in (suite.findall("testcase")[2][0].get("message") or "")
+
+
+@pytest.mark.parametrize(
+    ("verdict", "tag"), [("pass", None), ("regressed", "failure"), ("inconclusive", "failure"), ("incomparable", "error")]
+)
+def test_a_verdict_without_metrics_is_a_case_too(verdict: str, tag: str | None) -> None:
+    (case,) = ET.fromstring(Report(verdict, "so", "x", "y").junit().encode())  # type: ignore[arg-type]
+    assert [child.tag for child in case] == ([tag] if tag else [])
+
+
+def test_hostile_text_stays_text() -> None:
+    hostile = 'a "<b>" & \x00\x1b[31m | c\nd'
+    report = Report("incomparable", hostile, hostile, hostile, (result(hostile, "incomparable", hostile),), (hostile,))
+    assert len(ET.fromstring(report.junit().encode()).findall("testcase")) == 2
+    text = report.markdown()
+    assert "<b>" not in text
+    row = next(line for line in text.splitlines() if line.startswith("| a "))
+    assert row.replace("\\|", "").count("|") == 8
+
+
+def test_markdown_says_verdict_reason_and_every_metric() -> None:
+    text = MIXED.markdown()
+    assert text.startswith("### ❌ regressed: x against y\n\nx is worse\n")
+    assert text.count("\n| ") == 7
+    assert text.endswith("- one note\n")

@@ -1,0 +1,100 @@
+"""Ranks claim no more than paired tests bear out, and what they claim is consistent."""
+
+import numpy as np
+import pytest
+from factories import make_measured, with_value
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import ttest_rel
+
+from sdbench.leaderboard import ranks
+from sdbench.records import Record, Scores
+from sdbench.stats import decisions
+
+
+def spread(models: int, n: int, step: float, seed: int = 0) -> np.ndarray:
+    """Models `step` apart on prompts that all share; each with noise of its own."""
+    rng = np.random.default_rng(seed)
+    return rng.normal(0, 5, n) + rng.normal(0, 1, (models, n)) + step * np.arange(models)[:, None]
+
+
+def test_pairs_are_told_apart_as_by_scipys_paired_t_test_with_holm() -> None:
+    values = spread(4, 50, 0.4)
+    pairs = [(one, other) for one in range(4) for other in range(one + 1, 4)]
+    expected = decisions.holm([ttest_rel(values[one], values[other]).pvalue for one, other in pairs])
+    found = ranks.surely_better(values)
+    assert [bool(found[one, other] or found[other, one]) for one, other in pairs] == list(expected)
+    assert {True, False} <= set(expected)
+    assert not found[0].any()  # the worst beats nobody
+
+
+@settings(max_examples=50, deadline=None)
+@given(models=st.integers(2, 8), n=st.integers(2, 40), step=st.floats(0, 2), seed=st.integers(0, 99))
+def test_better_is_an_order_that_goes_with_the_means(models: int, n: int, step: float, seed: int) -> None:
+    values = spread(models, n, step, seed)
+    better = ranks.surely_better(values)
+    assert not (better & better.T).any()
+    assert ((better.astype(int) @ better.astype(int) > 0) <= better).all()
+    means = values.mean(1)
+    assert all(means[one] > means[other] for one, other in np.argwhere(better))
+    places = 1 + better.sum(0)
+    assert not any(better[one, other] for one in range(models) for other in range(models) if places[one] == places[other])
+
+
+def test_equal_models_are_told_apart_once_in_twenty_times_at_most() -> None:
+    wrong = sum(ranks.surely_better(spread(5, 30, 0, seed)).any() for seed in range(400))
+    assert wrong <= 400 * 0.05 + 2 * np.sqrt(400 * 0.05 * 0.95)
+
+
+def test_few_prompts_prove_nothing_however_alike_their_differences() -> None:
+    assert not ranks.surely_better(np.array([[1.0, 2, 3], [2, 3, 4]])).any()
+    assert ranks.surely_better(np.array([np.arange(9.0), np.arange(9.0) + 1]))[1, 0]
+    assert not ranks.surely_better(np.array([np.arange(9.0), np.arange(9.0)])).any()
+
+
+def models() -> list[tuple[Record, Scores]]:
+    return [
+        make_measured("scenes-teacher", seed=1),
+        make_measured("same", seed=2),
+        make_measured("worse", seed=3, worse="clip_score.scenes", by=2.0),
+        make_measured("far", seed=4, worse="fd.scenes", by=300.0),
+    ]
+
+
+def test_models_that_cannot_be_told_apart_share_a_rank() -> None:
+    found = ranks.ranks(models(), ["clip_score.scenes", "fd.scenes", "no.such"])
+    assert found == {"clip_score.scenes": (1, 1, 4, 1), "fd.scenes": (1, 1, 1, 4)}
+
+
+def test_a_model_that_was_not_measured_alike_has_no_rank() -> None:
+    first, second, third, fourth = models()
+    columns = {**second[1].columns, "clip_score.scenes": np.full(200, np.nan)}
+    spoilt = second[0], Scores(second[1].prompt_ids, second[1].samples, columns)
+    elsewhere = third[0], Scores([f"q{name}" for name in third[1].prompt_ids], third[1].samples, third[1].columns)
+    lacking = with_value(fourth, "clip_score.scenes", state="missing", reason="no weights", value=None, low=None, high=None)
+    kept = make_measured("kept", seed=5)
+    assert ranks.ranks([first, spoilt, elsewhere, lacking, kept], ["clip_score.scenes"]) == {"clip_score.scenes": (1, None, None, None, 1)}
+    assert ranks.ranks([first, spoilt], ["clip_score.scenes"]) == {}
+
+
+def test_distances_to_another_reference_are_not_ranked_with_the_first() -> None:
+    first, second, *_, fourth = models()
+    other = with_value(second, "fd.scenes", reference="another")
+    assert ranks.ranks([first, other, fourth], ["fd.scenes"]) == {"fd.scenes": (1, None, 2)}
+
+
+def test_samples_are_averaged_by_prompt_and_turned_so_that_more_is_better() -> None:
+    record, scores = make_measured()
+    order = np.random.default_rng(0).permutation(200)
+    shuffled = Scores(
+        [scores.prompt_ids[i] for i in order],
+        [scores.samples[i] for i in order],
+        {name: column[order] for name, column in scores.columns.items()},
+    )
+    for name, column, sign in (("clip_score.scenes", "clip_score.scenes", 1), ("fd.scenes", "fd.scenes:influence", -1)):
+        found = ranks.oriented([(record, scores), (record, shuffled)], name)
+        np.testing.assert_allclose(found[0], found[1])
+        value = record.value(name)
+        assert value is not None
+        assert found[0].mean() == pytest.approx(sign * (value.value or 0))
+        np.testing.assert_allclose(np.diff(found[0]), sign * np.diff(scores.columns[column].reshape(100, 2).mean(1)), atol=1e-9)

@@ -1,0 +1,92 @@
+"""Ratios to the teacher, and tables of settings: what must never share a table does not."""
+
+import math
+
+import numpy as np
+from factories import GPU, make_record
+
+from sdbench import tables
+from sdbench.leaderboard import published, speed
+from sdbench.records import Model, Record, Value
+from sdbench.stats.decisions import ratio_bounds
+
+
+def probe(name: str, rounds: list[list[float]], unit: str = "s", direction: str = "lower") -> Value:
+    value = float(np.median(rounds))
+    samples = tuple(map(tuple, rounds))
+    return Value.model_validate(
+        {"name": name, "kind": "probe", "direction": direction, "unit": unit, "value": value, "n": 9, "samples": samples}
+    )
+
+
+def lost(name: str, reason: str) -> Value:
+    return Value(name=name, kind="probe", direction="lower", unit="s", state="failed", reason=reason)
+
+
+def full_size(name: str, *values: Value) -> Record:
+    model = Model(name=name, architecture=name, source="random", weights_digest=None, label="random weights")
+    return make_record(name, values, family="sdxl", machine=GPU, n_images=0, model=model)
+
+
+TEACHER = [[2.0, 2.1, 2.0], [2.2, 2.3, 2.2], [2.0, 2.0, 2.1]]
+STUDENT = [[1.0, 1.1, 1.0], [1.1, 1.1, 1.2], [1.0, 1.0, 1.0]]
+
+
+def test_a_ratio_has_the_interval_of_resampled_rounds() -> None:
+    teacher, student = full_size("sdxl", probe(speed.P50, TEACHER)), full_size("vega", probe(speed.P50, STUDENT))
+    bounds = ratio_bounds(STUDENT, TEACHER, 0.975)
+    low, high = math.exp(-bounds.high), math.exp(-bounds.low)
+    said = speed.speed_up(student, teacher, speed.P50)
+    assert said.startswith(f"{2.1 / 1.0:.2f}x"), "medians of all calls"
+    assert said.partition(" ")[2] == tables.estimate(2.1, low, high).partition(" ")[2]
+    assert low < 2.1 < high
+    assert speed.speed_up(teacher, teacher, speed.P50) == "1.00x"
+
+
+def test_one_round_has_no_interval_and_a_failure_says_why() -> None:
+    teacher, student = full_size("sdxl", probe(speed.P50, [[2.0]])), full_size("vega", probe(speed.P50, [[1.0]]))
+    assert speed.speed_up(student, teacher, speed.P50) == "2.000x"
+    broken = full_size("vega", lost(speed.P50, "out of memory at batch 8; the largest batch that fits is 4"))
+    assert speed.speed_up(broken, teacher, speed.P50) == "failed: out of memory at batch 8; the largest batch that fits is 4"
+    assert speed.speed_up(student, broken, speed.P50) == "missing: nothing of the teacher to compare with"
+
+
+def test_settings_have_rows_and_the_tiny_vae_a_table_of_its_own() -> None:
+    names = (speed.P50, f"{speed.P50}@b8", f"{speed.P50}@tiny-vae", f"{speed.P50}@b8+tiny-vae")
+    teacher = full_size("sdxl", *(probe(name, TEACHER) for name in names))
+    student = full_size("vega", probe(names[0], STUDENT), lost(names[1], "out of memory"), *(probe(name, STUDENT) for name in names[2:]))
+    found = speed.grids([teacher, student], teacher)
+    assert list(found) == ["Speed-up over sdxl by stage", "By setting", "With the tiny VAE"]
+    assert [row[1] for row in found["By setting"].rows] == ["base", "b8"]
+    assert found["By setting"].rows[1][3] == "failed: out of memory"
+    assert [row[1] for row in found["With the tiny VAE"].rows] == ["tiny-vae", "b8+tiny-vae"]
+    assert found["By setting"].header == ("probe", "setting", "sdxl (random weights)", "vega (random weights)")
+    assert [row[:2] for row in found["Speed-up over sdxl by stage"].rows] == [("pipeline", "base"), ("pipeline", "b8")]
+
+
+def test_a_suite_without_settings_or_models_has_no_such_tables() -> None:
+    teacher = full_size("sdxl", probe(speed.P50, TEACHER))
+    assert speed.grids([teacher], teacher) == {}
+    assert speed.grids([make_record()], None) == {}
+
+
+def test_published_ratios_stand_beside_the_measured() -> None:
+    teacher, student = full_size("sdxl", probe(speed.P50, TEACHER)), full_size("ssd-1b", probe(speed.P50, STUDENT))
+    rows = speed.beside_published([teacher, student], teacher).rows
+    by_claim = {row[0]: row for row in rows}
+    koala = by_claim["latency and memory: RTX 4090, 1024 px"]
+    assert koala[3:5] == (speed.P50, f"{3.23 / 2.09:.2f}x")
+    assert koala[5] == speed.speed_up(student, teacher, speed.P50)
+    words = next(row for row in rows if row[0].startswith("speed-up over SDXL"))
+    assert words[4] == '"up to 60 % faster"'
+    assert all(row[2] == "ssd-1b (random weights)" for row in rows)
+    assert speed.beside_published([student], None).rows == ()
+
+
+def test_numbers_that_ratios_are_made_of_are_those_in_the_text() -> None:
+    for claim in published.claims():
+        for probe_name, numbers in claim.numbers.items():
+            for model, number in numbers.items():
+                shown = claim.values[model]
+                forms = {f"{number:g} s", f"{1000 * number:.0f} ms"} if probe_name.startswith("latency") else {f"{number:g} GB"}
+                assert any(form in shown for form in forms), (claim.what, model, number, shown)

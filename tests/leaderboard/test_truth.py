@@ -1,0 +1,70 @@
+"""The metrics against the truth: closed forms of the rank correlation, and what is left out of it."""
+
+import numpy as np
+import pytest
+from factories import make_record, make_scores
+from scipy.stats import spearmanr
+
+from sdbench.leaderboard import truth
+from sdbench.records import Model, Record, Scores, Value
+from sdbench.stats import intervals
+
+
+def measured(name: str, accuracy: float, fd: float, clip: float, spread: float = 0.0) -> tuple[Record, Scores]:
+    rng = np.random.default_rng(int(1000 * accuracy))
+    right = (np.arange(100) < 100 * accuracy).astype(float)
+    columns = {"scene_accuracy": right, "clip_score.scenes": clip + spread * rng.normal(size=100), "fd.scenes:influence": np.zeros(100)}
+
+    def value(metric: str, kind: str, direction: str, number: float) -> Value:
+        return Value.model_validate({"name": metric, "kind": kind, "direction": direction, "unit": "1", "value": number, "n": 100})
+
+    values = (
+        value("fd.scenes", "set", "lower", fd),
+        value("clip_score.scenes", "score", "higher", clip),
+        value("scene_accuracy", "score", "higher", accuracy),
+    )
+    model = Model(name=name, architecture="sdxl", source="embedded", weights_digest="3e16")
+    return make_record(name, values, model=model), make_scores(50, 2, **columns)
+
+
+def test_a_metric_that_orders_the_models_as_the_truth_does_has_correlation_1_whatever_its_direction() -> None:
+    models = [measured(f"m{k}", 0.1 + 0.2 * k, fd=500 - 100 * k, clip=k) for k in range(4)]
+    found = truth.grid(models)
+    assert found is not None
+    assert [row[:2] for row in found.rows] == [("fd.scenes", "4"), ("clip_score.scenes", "4")]
+    assert all(row[2].startswith("1.00") for row in found.rows)
+    assert truth.grid(models[:3]) is None
+
+
+def test_metrics_that_one_model_lacks_are_left_out() -> None:
+    models = [measured(f"m{k}", 0.1 + 0.2 * k, fd=100 * k, clip=k) for k in range(4)]
+    upside_down = truth.grid(models)
+    assert upside_down is not None
+    assert upside_down.rows[0][:2] == ("fd.scenes", "4")
+    assert upside_down.rows[0][2].startswith("-1")
+    record, scores = models[2]
+    models[2] = (record, Scores(scores.prompt_ids, scores.samples, {k: v for k, v in scores.columns.items() if k != "clip_score.scenes"}))
+    found = truth.grid(models)
+    assert found is not None
+    assert [row[0] for row in found.rows] == ["fd.scenes"]
+
+
+def test_the_rank_correlation_is_spearmans_and_its_interval_follows_the_draws() -> None:
+    rng = np.random.default_rng(0)
+    one, other = rng.normal(size=9), np.round(rng.normal(size=9))  # with ties
+    draws = rng.normal(size=(500, 9))
+    found = intervals.rank_correlation(one, other, draws, draws)
+    assert found.value == pytest.approx(spearmanr(one, other).statistic)
+    assert (found.low, found.high, found.n) == (pytest.approx(1), pytest.approx(1), 9)
+    others = rng.normal(size=(500, 9))
+    wide = intervals.rank_correlation(one, one, draws, others)
+    expected = np.quantile([spearmanr(a, b).statistic for a, b in zip(draws, others, strict=True)], [0.025, 0.975])
+    assert [wide.low, wide.high] == pytest.approx(list(expected))
+    with pytest.raises(ValueError, match="at least 3 models, found 2"):
+        intervals.rank_correlation(one[:2], other[:2], draws[:, :2], draws[:, :2])
+
+
+def test_equal_models_have_no_order_to_agree_with() -> None:
+    found = truth.grid([measured(f"m{k}", 0.5, fd=100 * k, clip=k) for k in range(4)])
+    assert found is not None
+    assert {row[2] for row in found.rows} == {"not applicable: all models are equal"}

@@ -1,0 +1,324 @@
+"""The leaderboard's tables are frozen as text, and what must never happen to a number is tested one by one."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from factories import GPU, LAPTOP, make_record, make_scores, saved
+
+from sdbench import records, tables
+from sdbench.errors import UserError
+from sdbench.leaderboard import published, standings, writing
+from sdbench.leaderboard.standings import Row
+from sdbench.records import Model, Original, Record, Scores, SuiteId, Value
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+PICTURES = ("clip_score.scenes", "preference.scenes", "scene_accuracy")
+
+
+@pytest.fixture(autouse=True)
+def _scores(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """The rows of `board` have no files: all its pictures have the score of their model, preference with noise of its own."""
+    if "tmp_path" in request.fixturenames:
+        return
+
+    def made(folder: Path) -> Scores:
+        (record,) = (row.record for row in board() if row.folder == folder)
+        noise = {"preference.scenes": np.random.default_rng(int(folder.name[0])).normal(0, 9, 256)}
+        values = {value.name: value.value for value in record.values if value.name in PICTURES and value.value is not None}
+        return make_scores(128, 2, **{name: value + noise.get(name, np.zeros(256)) for name, value in values.items()})
+
+    monkeypatch.setattr(records, "scores", made)
+
+
+def score(name: str, unit: str, value: float, low: float, high: float, **more: object) -> Value:
+    plain = {"name": name, "kind": "score", "direction": "higher", "unit": unit, "value": value, "low": low, "high": high, "n": 256}
+    return Value.model_validate({**plain, **more})
+
+
+def probe(name: str, unit: str, value: float, low: float | None = None, high: float | None = None, **more: object) -> Value:
+    return Value.model_validate(
+        {"name": name, "kind": "probe", "direction": "lower", "unit": unit, "value": value, "low": low, "high": high, "n": 40, **more}
+    )
+
+
+def count(name: str, unit: str, value: float) -> Value:
+    return Value(name=name, kind="count", direction="lower", unit=unit, value=value)
+
+
+def absent(name: str, kind: str, unit: str, state: str, reason: str, *, direction: str = "lower") -> Value:
+    return Value.model_validate({"name": name, "kind": kind, "direction": direction, "unit": unit, "state": state, "reason": reason})
+
+
+def speeds(seconds: float) -> tuple[Value, ...]:
+    return (
+        probe("latency.pipeline.p50", "s", seconds, seconds * 0.99, seconds * 1.01),
+        probe("latency.pipeline.p90", "s", seconds * 1.1, seconds * 1.05, seconds * 1.3),
+        probe("latency.pipeline.p99", "s", seconds * 1.2),
+        probe("latency.unet_step.p50", "s", seconds / 25, seconds / 25.5, seconds / 24.5),
+        probe("latency.unet_step.p90", "s", seconds / 24),
+        Value(
+            name="images_per_second",
+            kind="probe",
+            direction="higher",
+            unit="1/s",
+            value=4 / seconds,
+            low=3.9 / seconds,
+            high=4.1 / seconds,
+            n=40,
+        ),
+        probe("memory.peak_rss", "MiB", 912.4, n=1),
+    )
+
+
+def board() -> list[Row]:
+    """Five models in two families, with everything a table must cope with; deliberately out of order."""
+    no_model = "pictures, no model"
+    rendered = (
+        Value(name="fd.scenes", kind="set", direction="lower", unit="distance", value=3.21, low=2.9, high=3.52, n=256, reference="4ef"),
+        score("clip_score.scenes", "100 cos", 33.1234, 32.9, 33.3468),
+        score("preference.scenes", "logit", 2.5, 2.45, 2.55),
+        absent("win_rate.preference.scenes", "score", "share", "not_applicable", no_model, direction="higher"),
+        score("scene_accuracy", "share", 1.0, 0.985, 1.0),
+        absent("latency.pipeline.p50", "probe", "s", "not_applicable", no_model),
+    )
+    teacher = (
+        Value(
+            name="fd.scenes",
+            kind="set",
+            direction="lower",
+            unit="distance",
+            value=41.7,
+            low=36.2,
+            high=47.2,
+            n=256,
+            reference="4ef",
+            note="descriptive: n < 5 d",
+        ),
+        score("clip_score.scenes", "100 cos", 30.0, 29.4, 30.6),
+        score("preference.scenes", "logit", 1.9, 1.85, 1.95),
+        score("win_rate.preference.scenes", "share", 0.5, 0.44, 0.56),
+        score("scene_accuracy", "share", 0.93, 0.892, 0.955),
+        *speeds(0.5),
+        count("parameters.unet", "parameters", 7.1e6),
+        count("flops.unet", "MACs", 1.25e8),
+    )
+    vega = (
+        absent("fd.scenes", "set", "distance", "missing", "reference | not built\nyet"),
+        absent("clip_score.scenes", "score", "100 cos", "failed", "3 of 256 scores are NaN", direction="higher"),
+        score("preference.scenes", "logit", 1.2, 1.1, 1.3, n=255),
+        score("scene_accuracy", "share", 0.0, 0.0, 0.0148),
+        *speeds(0.2)[:3],
+        absent("memory.peak_rss", "probe", "MiB", "failed", "the probe's process died (-9)"),
+        count("parameters.unet", "parameters", 2_345_678),
+    )
+    sdxl = (*speeds(3.0), count("parameters.unet", "parameters", 2_567_463_684), count("flops.unet", "MACs", 3.3806e12))
+    suite = SuiteId(name="efficiency", version=2, digest="e44")
+    random = Model(name="sdxl", architecture="sdxl", source="random", weights_digest=None, label="random weights")
+    made = [
+        make_record("scenes-vega", vega, n_images=256, sampling={"steps": 20, "guidance_scale": 5.0, "scheduler": "euler"}),
+        make_record("scenes-teacher", teacher, n_images=256),
+        make_record(
+            "scenes-rendered",
+            rendered,
+            n_images=256,
+            model=Model(name="scenes-rendered", architecture="none", source="rendered", weights_digest=None),
+        ),
+        make_record("sdxl", sdxl, family="sdxl", suite=suite, machine=GPU, n_images=0, model=random),
+    ]
+    return [Row(Path(f"{index}" * 4), record) for index, record in enumerate(made)]
+
+
+def test_markdown_reads_as_agreed() -> None:
+    assert writing.markdown(board()) == (GOLDEN / "leaderboard.md").read_text(encoding="utf-8")
+
+
+def test_the_terminal_reads_as_agreed() -> None:
+    assert writing.text_table(board(), width=150) == (GOLDEN / "leaderboard.txt").read_text(encoding="utf-8")
+
+
+def test_the_order_of_records_changes_nothing() -> None:
+    assert writing.markdown(board()[::-1]) == writing.markdown(board())
+
+
+def test_every_row_of_every_table_is_as_wide_as_its_header_and_no_cell_is_empty() -> None:
+    tables_found = re.findall(r"(?:^\|.*\n)+", writing.markdown(board()), re.MULTILINE)
+    assert len(tables_found) == 7
+    for table in tables_found:
+        cells = [re.split(r"(?<!\\)\|", line.strip())[1:-1] for line in table.strip().splitlines()]
+        assert {len(line) for line in cells} == {len(cells[0])}
+        assert all(cell.strip() for line in cells[2:] for cell in line)
+
+
+def test_machines_suite_versions_digests_and_families_never_share_a_table() -> None:
+    def record(**changes: object) -> Record:
+        return make_record("scenes-teacher", (score("scene_accuracy", "share", 0.5, 0.4, 0.6),), **changes)
+
+    other = [
+        record(),
+        record(machine=GPU),
+        record(machine=LAPTOP.model_copy(update={"torch": "2.12.0"})),
+        record(family="sdxl"),
+        record(suite=SuiteId(name="quality", version=2, digest="5017e")),
+        record(suite=SuiteId(name="quality", version=1, digest="07e4")),
+        record(suite=SuiteId(name="standard", version=1, digest="5017e")),
+    ]
+    found = standings.sections([Row(Path("0"), one) for one in other])
+    assert [len(section.rows) for section in found] == [1] * len(other)
+    titles = [section.title for section in found]
+    assert len(set(titles)) == len(other), "those of one suite and machine by their digest"
+    assert [title for title in titles if "digest" in title] == [
+        "scenes: quality@1 (digest 07e4) on Some CPU 3000 (8 cores), torch 2.11",
+        "scenes: quality@1 (digest 5017e) on Some CPU 3000 (8 cores), torch 2.11",
+    ]
+
+
+def test_the_teacher_of_a_section_is_the_one_with_real_weights() -> None:
+    def row(label: str) -> Row:
+        model = Model(name="scenes-teacher", architecture="sdxl", source="embedded", weights_digest=None, label=label)
+        return Row(Path("0"), make_record(values=speeds(2.0), model=model))
+
+    real, random, student = row(""), row("random weights"), Row(Path("0"), make_record("scenes-vega", speeds(1.0)))
+    for board in ([real, random, student], [student, random, real]):
+        (section,) = standings.sections(board)
+        assert section.teacher == real
+        assert {one.name for one in section.rows} == {"scenes-teacher", "scenes-teacher (random weights)", "scenes-vega"}
+    (section,) = standings.sections([student, random])
+    assert section.teacher == random
+    assert standings.sections([student])[0].teacher is None
+
+
+def test_models_go_from_pictures_over_the_teacher_to_the_smallest_and_the_unknown_last() -> None:
+    def row(name: str, parameters: float | None, source: str = "folder:x") -> Row:
+        values = (count("parameters.unet", "parameters", parameters),) if parameters else ()
+        return Row(
+            Path("0"), make_record(name, values, model=Model(name=name, architecture="custom", source=source, weights_digest="3e16"))
+        )
+
+    shuffled = [
+        row("small", 1e6),
+        row("a-finetune", 7e6),
+        row("unknown", None),
+        row("scenes-rendered", None, "rendered"),
+        row("scenes-teacher", 7e6),
+    ]
+    (section,) = standings.sections(shuffled)
+    assert [record.model.name for record in section.records] == ["scenes-rendered", "scenes-teacher", "a-finetune", "small", "unknown"]
+
+
+def test_write_reads_the_records_and_replaces_the_file(tmp_path: Path) -> None:
+    record = make_record(values=(score("scene_accuracy", "share", 0.5, 0.4, 0.6, n=4),))
+    folder = saved((record, make_scores()), tmp_path)
+    (tmp_path / "LEADERBOARD.md").write_text("old")
+    board = standings.rows(tmp_path)
+    written = writing.write(board, tmp_path)
+    assert written == [tmp_path / "LEADERBOARD.md", tmp_path / "LEADERBOARD.tex"]
+    assert board == [Row(folder, record)]
+    assert [path.read_text(encoding="utf-8") for path in written] == [writing.markdown(board), writing.latex(board)]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["LEADERBOARD.md", "LEADERBOARD.tex", "scenes"]
+
+
+def test_a_paper_s_tables_hold_what_the_leaderboard_does() -> None:
+    text = writing.latex(board())
+    cells = {cell for section in standings.sections(board()) for row in writing.quality(section).rows for cell in row}
+    assert all(tables.in_latex(cell) in text for cell in cells)
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == text.count(r"\caption{") >= 2
+    printed = [line for line in text.splitlines() if not line.startswith("%")]
+    assert not [line for line in printed if re.search(r"(?<!\\)[%#_]|[±↑↓^]", line)], "LaTeX would stumble over it"
+
+
+def test_latex_prints_a_cell_as_it_is() -> None:
+    grid = tables.Grid(("model", "a_b ↑"), (("x & y", "1 ± 2 %"), ("back\\slash", "<{~^}>")))
+    assert tables.latex(grid).splitlines() == [
+        r"\begin{tabular}{lr}",
+        r"\toprule",
+        r"model & a\_b $\uparrow$ \\",
+        r"\midrule",
+        r"x \& y & 1 $\pm$ 2 \% \\",
+        r"back\textbackslash{}slash & $<$\{\textasciitilde{}\textasciicircum{}\}$>$ \\",
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+
+
+def test_noise_is_said_where_a_record_says_it() -> None:
+    with_noise = make_record("new", noise={"kind": "per_image", "seed": 7})
+    (section,) = standings.sections([Row(Path("a"), with_noise), Row(Path("b"), make_record("old"))])
+    assert 'noise: kind "per_image", seed 7 (new); not in the record (old)' in writing.footer(section)
+    (section,) = standings.sections([Row(Path("b"), make_record("old"))])
+    assert not [line for line in writing.footer(section) if line.startswith("noise")]
+
+
+def test_without_records_the_board_says_so(tmp_path: Path) -> None:
+    assert "no records yet" in writing.write([], tmp_path)[0].read_text(encoding="utf-8")
+    assert "no records yet" in writing.text_table([])
+
+
+def test_a_place_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="cannot write"):
+        writing.write([], tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "said"),
+    [
+        (12.3456, 11.3456, 13.3456, "12.3 ± 1.0"),
+        (0.51234, 0.51134, 0.51334, "0.5123 ± 0.0010"),
+        (1234.5, 1000.5, 1468.5, "1234 ± 234"),
+        (0.93, 0.892, 0.955, "0.930 (0.892..0.955)"),
+        (1.2, 1.1, None, "1.20 (1.10..?)"),
+        (1.0, 0.985, 1.0, "1.000 (0.985..1.000)"),
+        (0.5, 0.5, 0.5, "0.5000"),
+        (3.25, None, None, "3.250"),
+        (0.0, None, None, "0"),
+        (-2.0, -2.5, -1.5, "-2.00 ± 0.50"),
+    ],
+)
+def test_numbers_are_written_to_two_digits_of_their_uncertainty(value: float, low: float | None, high: float | None, said: str) -> None:
+    assert tables.estimate(value, low, high) == said
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(0, "0"), (999, "999"), (1000, "1 k"), (745_225_604, "745.2 M"), (3.3806e12, "3.381 T"), (5e21, "5e+06 P")]
+)
+def test_counts_are_written_on_the_thousands_scale(value: float, said: str) -> None:
+    assert tables.count(value) == said
+
+
+def test_names_cannot_break_out_of_a_table_or_be_read_as_markup() -> None:
+    grid = tables.Grid(("model",), (("[red]a|b</td>\nc",),))
+    assert tables.markdown(grid).splitlines()[2] == "| [red]a\\|b&lt;/td> c |"
+    assert "[red]a|b</td>" in tables.text(grid, 80)
+
+
+def test_published_numbers_carry_a_source_and_stay_out_of_measured_tables() -> None:
+    assert all(claim.source and claim.protocol and claim.values for claim in published.claims())
+    measured, elsewhere = writing.markdown(board()).split("## Published elsewhere")
+    assert "23.4805" in elsewhere
+    assert "23.4805" not in measured
+    assert "Published" not in writing.markdown([row for row in board() if row.record.family == "scenes"])
+
+
+def test_a_student_of_few_steps_is_timed_against_its_teacher_under_the_teacher_s_suite() -> None:
+    whole, few = SuiteId(name="standard", version=3, digest="a"), SuiteId(name="few-step", version=1, digest="b")
+    named = {"family": "sdxl", "suite": few, "teacher": Original(model="sdxl", suite=whole)}
+    teacher = make_record("sdxl", speeds(6.0), family="sdxl", suite=whole)
+    student, hurried = make_record("lcm", speeds(1.0), **named), make_record("sdxl", speeds(2.0), **named)
+    rows = [Row(Path(str(number)), record) for number, record in enumerate((teacher, student, hurried))]
+    (section,) = (found for found in standings.sections(rows) if "few-step" in found.title)
+    assert section.teacher is None, "the teacher in 4 steps is nobody's teacher"
+    shown = writing.quality(section)
+    assert shown.header[-1] == "speed-up over sdxl under standard@3 ↑"
+    assert {row[0]: row[-1] for row in shown.rows} == {"lcm": "6.00x", "sdxl": "3.00x"}
+    (elsewhere,) = standings.sections([rows[1], Row(Path("3"), teacher.model_copy(update={"machine": GPU}))])[:1]
+    assert elsewhere.pace is None, "measured on another machine"
+
+
+def test_a_teacher_that_the_suite_names_is_the_teacher_of_its_own_rows() -> None:
+    own = SuiteId(name="mine", version=1, digest="a")
+    records = [make_record(name, speeds(1.0), suite=own, teacher=Original(model="big", suite=own)) for name in ("big", "scenes-teacher")]
+    (section,) = standings.sections([Row(Path(str(number)), record) for number, record in enumerate(records)])
+    assert section.teacher
+    assert section.teacher.name == "big"

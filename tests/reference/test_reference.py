@@ -1,0 +1,375 @@
+"""References carry their recipe: built once, from any layout, in pieces; what does not fit is refused; published ones are imported."""
+
+import hashlib
+import io
+import json
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+from pictures import deep_png
+from PIL import ExifTags, Image
+
+from sdbench import cli
+from sdbench.encoders.catalogue import ENCODERS, Encoder
+from sdbench.errors import MissingError, UserError
+from sdbench.reference import build as building
+from sdbench.reference import cards
+from sdbench.reference.build import Pictures, build, in_dataset, in_folder, take
+from sdbench.reference.cards import all_cards, find
+from sdbench.store import F32, U8
+
+ROOT = Path(__file__).parents[2]
+N, D = 11, 6
+SIZES = [(8, 8), (8, 8), (5, 9), (8, 8), (9, 5), (5, 9)]  # height, width; real pictures have many
+ARRAYS = [np.random.default_rng(row).integers(0, 256, (*SIZES[row % len(SIZES)], 3), dtype=np.uint8) for row in range(N)]
+
+
+def colours(images: U8) -> F32:
+    """Mean and spread of each channel, N x 6, of pictures of any one size."""
+    assert images.dtype == np.uint8
+    flat = images.reshape(len(images), -1, 3) / 255
+    return np.concatenate([flat.mean(1), flat.std(1)], 1).astype(np.float32)
+
+
+TOY = Encoder("toy", lambda: "toy-1234", colours)
+FEATURES = np.concatenate([colours(array[None]) for array in ARRAYS])
+
+
+def png(picture: Any) -> bytes:
+    buffer = io.BytesIO()
+    (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+FILES = [png(array) for array in ARRAYS]
+DATA = hashlib.sha256(b"".join(hashlib.sha256(file).digest() for file in FILES)).hexdigest()
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "real"
+    (folder / "more").mkdir(parents=True)
+    for row, content in enumerate(FILES):
+        (folder / ("more" if row > 8 else "") / f"{row:02d}.png").write_bytes(content)
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    return tmp_path / "runs"
+
+
+# ---- building ----
+
+
+def test_the_statistics_are_those_of_the_pictures_features(images: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(building, "BLOCK", 4)
+    card = build("real", in_folder(images), TOY, runs)
+    found = find("real", TOY, runs)
+    np.testing.assert_allclose(found.statistics.mean, FEATURES.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(found.statistics.covariance, np.cov(FEATURES.astype(np.float64), rowvar=False), rtol=1e-6, atol=1e-12)
+    np.testing.assert_array_equal(found.features, FEATURES)
+    assert found.features is not None
+    assert found.features.dtype == np.float32
+    assert (found.statistics.n, found.digest) == (N, card.digest)
+    assert (card.encoder_id, card.data, card.n, card.features) == ("toy-1234", {"source": "real", "sha256": DATA}, N, N)
+    assert {"numpy", "torch", "sdbench"} <= card.packages.keys()
+    assert {path.name for path in (runs / "references" / "real").iterdir()} == {"toy.json", card.file}
+
+
+def test_every_layout_of_the_same_pictures_has_the_same_digest(
+    images: Path, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    table = datasets.Dataset.from_dict({"image": FILES, "caption": ["x"] * N}, features=datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")}))  # fmt: skip
+    table.to_parquet(tmp_path / "table.parquet")
+    one, other = build("one", in_folder(images), TOY, runs), build("other", in_dataset(str(tmp_path / "table.parquet")), TOY, runs)
+    assert one.digest == other.digest
+    assert one.sha256 == other.sha256  # its numbers, to the last bit
+    few = build("few", in_dataset(str(tmp_path / "table.parquet"), n=5), TOY, runs)
+    assert few.n == 5
+    assert few.digest != one.digest
+    with pytest.raises(UserError, match=r"holds 11 pictures .* a reference of 12 was asked for"):
+        in_dataset(str(tmp_path / "table.parquet"), n=12)
+    with pytest.raises(UserError, match="0 image columns named 'caption'"):
+        in_dataset(str(tmp_path / "table.parquet"), column="caption")
+
+
+def test_built_once_and_another_reference_of_that_name_is_refused(images: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = build("real", in_folder(images), TOY, runs)
+    lazy = Encoder("toy", lambda: "toy-1234", lambda _: pytest.fail("computed again"))
+    assert build("real", in_folder(images), lazy, runs) == card
+    others = {
+        "fewer": (in_folder(images, 5), lazy),
+        "other weights": (in_folder(images), Encoder("toy", lambda: "toy-5678", colours)),
+    }
+    for pictures, encoder in others.values():
+        with pytest.raises(
+            UserError, match=r"reference 'real' for 'toy' is there already, of real of n = 11 .* Choose another name, or delete"
+        ):
+            build("real", pictures, encoder, runs)
+    (images / "03.png").write_bytes(FILES[4])
+    with pytest.raises(UserError, match="is there already"):
+        build("real", in_folder(images), lazy, runs)
+    monkeypatch.undo()
+    assert all_cards(runs) == [card]
+
+
+def test_a_build_that_was_killed_goes_on(images: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(building, "BLOCK", 4)
+    seen: list[int] = []
+
+    def breaks(pictures: U8) -> F32:
+        seen.append(len(pictures))
+        if sum(seen) > 8:
+            raise KeyboardInterrupt
+        return colours(pictures)
+
+    with pytest.raises(KeyboardInterrupt):
+        build("real", in_folder(images), Encoder("toy", lambda: "toy-1234", breaks), runs)
+    assert find_state(runs) == "missing"
+    done: list[int] = []
+
+    def counted(pictures: U8) -> F32:
+        done.append(len(pictures))
+        return colours(pictures)
+
+    build("real", in_folder(images), Encoder("toy", lambda: "toy-1234", counted), runs)
+    assert sum(done) == N - 8
+    np.testing.assert_array_equal(find("real", TOY, runs).features, FEATURES)
+
+
+def find_state(runs: Path) -> str:
+    try:
+        find("real", TOY, runs)
+    except MissingError:
+        return "missing"
+    except UserError:
+        return "refused"
+    return "found"
+
+
+def test_memory_does_not_grow_with_the_pictures(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(building, "BLOCK", 8)
+    monkeypatch.setattr(building, "KEPT", 40)
+    picture = png(np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8))
+
+    def peak(n: int) -> int:
+        tracemalloc.start()
+        card = build(f"n{n}", Pictures("same", [str(row) for row in range(n)], lambda _: picture), TOY, runs)
+        reached = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert (card.n, card.features) == (n, 40)
+        return reached
+
+    peak(48)  # warms up
+    assert peak(400) < 1.2 * peak(50)
+
+
+@pytest.mark.parametrize(("n", "kept"), [(3, 3), (7, 7), (8, 7), (20, 7), (7001, 7)])
+def test_the_features_kept_are_spread_evenly(n: int, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(building, "KEPT", 7)
+    rows = [row for row in range(n) if building._is_kept(row, n)]
+    assert len(rows) == kept
+    assert np.ptp(np.diff([-1, *rows])) <= 1
+
+
+def test_gray_pictures_get_three_channels_and_others_are_refused(images: Path, runs: Path) -> None:
+    gray = Image.fromarray(ARRAYS[0][..., 0])
+    (images / "00.png").write_bytes(png(gray))
+    build("gray", in_folder(images, 2), TOY, runs)
+    expected = colours(np.repeat(ARRAYS[0][None, ..., :1], 3, axis=3))
+    np.testing.assert_array_equal(find("gray", TOY, runs).features, np.concatenate([expected, FEATURES[1:2]]))
+    for mode, bad in {"RGB;16": deep_png(), **{mode: png(Image.new(mode, (4, 4))) for mode in ("RGBA", "I;16", "P")}}.items():
+        (images / "01.png").write_bytes(bad)
+        with pytest.raises(UserError, match=rf"01\.png has mode {mode}, expected 8-bit RGB or gray"):
+            build("bad", in_folder(images), TOY, runs)
+    for content in (b"no picture", FILES[1][:60]):
+        (images / "01.png").write_bytes(content)
+        with pytest.raises(UserError, match=r"01\.png cannot be decoded"):
+            build("bad", in_folder(images), TOY, runs)
+    (images / "01.png").unlink()
+    (images / "01.png").symlink_to("nowhere")
+    with pytest.raises(UserError, match=r"01\.png cannot be read"):
+        build("bad", in_folder(images), TOY, runs)
+
+
+def test_photographs_are_taken_upright() -> None:
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 8  # shown turned anticlockwise by 90 degrees
+    for picture in (ARRAYS[2], ARRAYS[2][..., 0]):
+        Image.fromarray(picture).save(buffer := io.BytesIO(), "PNG", exif=turned)
+        np.testing.assert_array_equal(building._decoded(buffer.getvalue(), "")[..., 0], np.rot90(ARRAYS[2][..., 0]))
+
+
+@pytest.mark.parametrize("name", ["scenes", "", "../x", "a b", ".hidden"])
+def test_some_names_are_refused(name: str, images: Path, runs: Path) -> None:
+    with pytest.raises(UserError, match="a reference cannot be called"):
+        build(name, in_folder(images), TOY, runs)
+
+
+@pytest.mark.parametrize("n", [-5, 0, 1])
+def test_a_reference_of_fewer_than_two_is_refused(n: int, images: Path) -> None:
+    with pytest.raises(UserError, match=rf"--n {n}: a reference is of at least 2 pictures"):
+        in_folder(images, n)
+
+
+def test_no_pictures_are_an_error(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(UserError, match="holds 0 pictures"):
+            in_folder(folder)
+
+
+# ---- finding ----
+
+
+def test_a_reference_that_is_not_here_is_missing_and_says_how_to_build_it(runs: Path) -> None:
+    with pytest.raises(MissingError, match=r"^reference: 'real' is not here for encoder 'toy'; .*`sdbench reference build real --images"):
+        find("real", TOY, runs)
+    with pytest.raises(MissingError, match=r"^reference: the suite names none"):
+        find(None, TOY, runs)
+
+
+def test_what_does_not_fit_is_refused(images: Path, runs: Path) -> None:
+    card = build("real", in_folder(images), TOY, runs)
+    with pytest.raises(UserError, match=r"^reference: 'real' was made with encoder toy-1234, this is toy-5678"):
+        find("real", Encoder("toy", lambda: "toy-5678", colours), runs)
+    numbers = runs / "references" / "real" / card.file
+    whole = numbers.read_bytes()
+    for content in (whole[:-1], whole[:200] + b"x" + whole[201:], b""):
+        numbers.write_bytes(content)
+        with pytest.raises(UserError, match=r"is damaged: its SHA-256 is not the one on its card; delete .*real and build"):
+            find("real", TOY, runs)
+    numbers.unlink()
+    with pytest.raises(UserError, match=r"\.npz cannot be read"):
+        find("real", TOY, runs)
+    (runs / "references" / "real" / "toy.json").write_text('{"name": "real"}')
+    with pytest.raises(UserError, match="is no card of a reference"):
+        find("real", TOY, runs)
+
+
+def test_scenes_have_the_digest_that_committed_records_name(monkeypatch: pytest.MonkeyPatch, runs: Path) -> None:
+    named = {
+        value["reference"]
+        for path in ROOT.glob("results/scenes/quality@*/*/*/record.json")
+        for value in json.loads(path.read_text())["values"]
+        if value["reference"]
+    }
+    of_the_first_pictures = cards._rendered(8)
+    monkeypatch.setattr(cards, "_rendered", lambda n: np.resize(of_the_first_pictures, (max(n // 64, 8), 64, 64, 3)))  # 64 are enough here
+    assert {find("scenes", ENCODERS["scenes.features"], runs).digest} == named
+
+
+# ---- importing ----
+
+
+def published(path: Path, **changes: Any) -> Path:
+    np.savez_compressed(path, **{"mu": FEATURES.mean(0), "sigma": np.cov(FEATURES, rowvar=False), **changes})
+    return path
+
+
+def test_published_moments_are_imported_with_their_source(runs: Path, tmp_path: Path) -> None:
+    file = published(tmp_path / "val.npz")
+    card = take("val", file, "toy", 500, "their repository", runs)
+    found = find("val", Encoder("toy", lambda: "toy-whatever", colours), runs)  # whose weights only its maker knows
+    np.testing.assert_allclose(found.statistics.mean, FEATURES.mean(0))
+    assert (found.features, found.statistics.n, card.encoder_id) == (None, 500, None)
+    content = file.read_bytes()
+    git = hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
+    assert card.data == {"source": "their repository", "sha256": hashlib.sha256(content).hexdigest(), "git": git}
+    assert take("val", file, "toy", 500, "their repository", runs) == card
+    with pytest.raises(UserError, match=r"'val' for 'toy' is there already, of their repository of n = 500 .*asked was .* of n = 400"):
+        take("val", file, "toy", 400, "their repository", runs)
+
+
+def test_what_holds_no_moments_is_refused(runs: Path, tmp_path: Path) -> None:
+    mean, covariance = FEATURES.mean(0), np.cov(FEATURES, rowvar=False)
+    crooked = covariance.copy()
+    crooked[0, 1] += 1
+    impossible = covariance.copy()
+    impossible[0, 1] = impossible[1, 0] = 2 * covariance[0, 0]  # a correlation above 1
+    bad = {
+        "no arrays": {"mu": mean, "sigma": np.zeros(3)},
+        "of two sizes": {"mu": mean[:3]},
+        "not finite": {"mu": mean * np.nan},
+        "not symmetric": {"sigma": crooked},
+        "negative": {"sigma": -covariance},
+        "impossible": {"sigma": impossible},
+    }
+    for changes in bad.values():
+        with pytest.raises(UserError, match="are no mean and covariance"):
+            take("x", published(tmp_path / "bad.npz", **changes), "toy", 10, "s", runs)
+    np.savez(tmp_path / "other.npz", mean=mean)
+    np.savez(tmp_path / "pickled.npz", mu=np.array([{}], object), sigma=covariance)
+    (tmp_path / "text.npz").write_text("no zip")
+    (tmp_path / "empty.npz").touch()
+    np.save(tmp_path / "array.npy", mean)
+    (tmp_path / "array.npy").rename(tmp_path / "array.npz")
+    for name in ("other", "pickled", "text", "empty", "array", "nowhere"):
+        with pytest.raises(UserError, match=rf"{name}\.npz is no file of statistics"):
+            take("x", tmp_path / f"{name}.npz", "toy", 10, "s", runs)
+    with pytest.raises(UserError, match="--n 1: statistics are of at least 2 pictures"):
+        take("x", published(tmp_path / "good.npz"), "toy", 1, "s", runs)
+
+
+# ---- the command ----
+
+
+@pytest.fixture
+def _toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ENCODERS, "toy", TOY)
+
+
+@pytest.mark.usefixtures("_toy")
+def test_the_command_builds_imports_and_lists(images: Path, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    at = ["--runs", str(runs), "--json"]
+    assert cli.main(["reference", "build", "real", "--images", str(images), "--encoder", "toy", "--n", "4", *at]) == 0
+    (built,) = json.loads(capsys.readouterr().out)
+    file = published(tmp_path / "val.npz")
+    assert cli.main(["reference", "import", "val", str(file), "--encoder", "toy", "--n", "500", "--source", "a paper", *at]) == 0
+    (taken,) = json.loads(capsys.readouterr().out)
+    assert cli.main(["reference", "list", *at]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out) == [built, taken]
+    assert "n = 4       4 features kept" in err
+    assert "moments only" in err
+    assert "of a paper" in err
+
+
+@pytest.mark.usefixtures("_toy")
+def test_the_weights_of_all_encoders_are_looked_for_first(
+    images: Path, runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def absent() -> str:
+        raise MissingError("weights: 'far' is not on this disk")
+
+    monkeypatch.setitem(ENCODERS, "far", Encoder("far", absent, colours))
+    assert cli.main(["reference", "build", "real", "--images", str(images), "--encoder", "toy", "far", "--runs", str(runs)]) == 2
+    assert "'far' is not on this disk" in capsys.readouterr().err
+    assert not runs.exists()
+
+
+def test_pictures_that_an_encoder_does_not_take_are_named(images: Path, runs: Path) -> None:
+    with pytest.raises(UserError, match=r"00\.png to .*10\.png: the scenes' evaluators take N x 64 x 64 .*that fit each other"):
+        build("real", in_folder(images), ENCODERS["scenes.features"], runs)
+
+
+@pytest.mark.usefixtures("_toy")
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["build"], "needs NAME, --encoder"),
+        (["build", "x", "--encoder", "toy"], "either --images FOLDER or --dataset NAME"),
+        (["build", "x", "--encoder", "toi", "--images", "."], "unknown encoder 'toi'; did you mean 'toy'?"),
+        (["import", "x"], "needs FILE, --encoder, --n, --source"),
+        (["build", "x", "--encoder", "toy", "--images", "nowhere"], "nowhere holds 0 pictures"),
+    ],
+)
+def test_a_command_that_lacks_something_says_what(words: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["reference", *words]) == 2
+    assert expected in capsys.readouterr().err

@@ -1,0 +1,637 @@
+"""Pictures to values to records, with evaluators that stand in for the shipped ones."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from clips import photographs, tiny
+from PIL import Image
+from tiny import SIZE_PX
+
+from sdbench import api, records, suites
+from sdbench.encoders import clip, scenes
+from sdbench.encoders.catalogue import ENCODERS
+from sdbench.encoders.clip import Clip
+from sdbench.errors import MissingError, UserError
+from sdbench.leaderboard import standings, writing
+from sdbench.metrics.clip_score import clip_score
+from sdbench.models.spec import ModelSpec, resolve
+from sdbench.probes.driver import Probed
+from sdbench.protocols.base import Subject
+from sdbench.records import Model, Original, Scores, Value
+from sdbench.reference import cards
+from sdbench.run import elsewhere, runner
+from sdbench.run.bench import Bench, place_of
+from sdbench.run.bench import bench as prepared
+from sdbench.scenes.grammar import parse, scene_at
+from sdbench.scenes.render import render
+from sdbench.score import score
+from sdbench.settings import Probes, Sampling, Setting
+from sdbench.store import U8, Store
+from sdbench.suites import Prompts, Suite, Teacher, load
+
+METRICS = ("fd.scenes", "clip_score.scenes", "preference.scenes", "win_rate.preference.scenes", "scene_accuracy")
+SUITE = Suite(
+    name="own",
+    version=1,
+    family="scenes",
+    description="",
+    metrics={"scenes": METRICS},
+    reference="scenes",
+    prompts=Prompts(n=4),
+    sampling=Sampling(steps=1, guidance_scale=1.0, size_px=SIZE_PX, dtype="float32", batch=2),
+)
+PROMPTS = [scene_at(index, "heldout").caption for index in range(6)]
+PICTURES = render([parse(prompt) for prompt in PROMPTS], range(6))
+
+
+def colours(images: U8) -> scenes.F32:
+    """The stand-in for every picture encoder: mean and spread of each channel => N x 6."""
+    assert images.dtype == np.uint8
+    flat = images.reshape(len(images), -1, 3) / 255
+    return np.concatenate([flat.mean(1), flat.std(1)], 1).astype(np.float32)
+
+
+def letters(captions: Any) -> scenes.F32:
+    """The stand-in for every text encoder: counts of six letters => N x 6."""
+    return np.array([[1 + caption.count(letter) for letter in "aeiorl"] for caption in captions], np.float32)
+
+
+@pytest.fixture(autouse=True)
+def _stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {colours(picture[None]).tobytes(): parse(prompt).layout for picture, prompt in zip(PICTURES, PROMPTS, strict=True)}
+    other = parse("a small cyan ring on a black background").layout
+    monkeypatch.setattr(scenes, "encoder_id", "{}.stand-in".format)
+    for name in ("features", "clip_images", "preference_images"):
+        monkeypatch.setattr(scenes, name, colours)
+    monkeypatch.setattr(scenes, "clip_texts", letters)
+    monkeypatch.setattr(scenes, "preference_texts", lambda captions: (letters(captions), 20.0))
+    monkeypatch.setattr(scenes, "layouts", lambda images: [known.get(colours(image[None]).tobytes(), other) for image in images])
+    monkeypatch.setattr(cards, "SCENES_N", 32)
+
+
+def subject(folder: Path, pictures: U8 = PICTURES, **changes: Any) -> Subject:
+    store = Store(folder / "runs", {"pictures": len(pictures)})
+    names = [f"{index}" for index in range(len(pictures))]
+    for name, picture in zip(names, pictures, strict=True):
+        store.put(name, picture)
+    plain = Subject(
+        store, folder / "runs", names, [f"p{name}" for name in names], [0] * len(names), PROMPTS[: len(names)], reference="scenes"
+    )
+    return replace(plain, **changes)
+
+
+def scored(subject: Subject, *metrics: str) -> dict[str, Value]:
+    return {value.name: value for value in score(subject, metrics or METRICS)[0]}
+
+
+def test_every_metric_has_a_value_with_its_interval_and_a_column(tmp_path: Path) -> None:
+    teacher = Scores([f"p{index}" for index in range(6)], [0] * 6, {"preference.scenes": np.array([-99, 99, -99, -99, 99, -99.0])})
+    values, scores = score(subject(tmp_path, teacher=teacher), METRICS)
+    for value in values:
+        assert value.state == "ok", value
+        assert value.n == 6
+        assert value.low is not None
+        assert value.high is not None
+        assert value.value is not None
+        assert value.low <= value.value <= value.high
+    found = {value.name: value for value in values}
+    assert found.keys() == set(METRICS)
+    assert found["scene_accuracy"].value == 1
+    assert found["win_rate.preference.scenes"].value == pytest.approx(4 / 6)
+    assert found["win_rate.preference.scenes"].note == "4 wins, 0 ties, 2 losses"
+    assert found["fd.scenes"].note == "descriptive: n = 6 < 5 d = 30"
+    assert found["fd.scenes"].reference
+    assert set(scores.columns) == {"fd.scenes:influence", *METRICS} - {"fd.scenes"}
+    assert all(len(column) == 6 and np.isfinite(column).all() for column in scores.columns.values())
+    expected = (
+        100
+        * (colours(PICTURES) * letters(PROMPTS)).sum(1)
+        / np.linalg.norm(colours(PICTURES), axis=1)
+        / np.linalg.norm(letters(PROMPTS), axis=1)
+    )
+    np.testing.assert_allclose(scores.columns["clip_score.scenes"], expected, rtol=1e-5)
+    assert found["clip_score.scenes"].value == pytest.approx(expected.mean(), rel=1e-5)
+
+
+def test_scene_accuracy_counts_whole_scenes(tmp_path: Path) -> None:
+    pictures = np.concatenate([PICTURES[:3], 255 - PICTURES[3:]])
+    values, scores = score(subject(tmp_path, pictures), ["scene_accuracy"])
+    assert values[0].value == 0.5
+    assert scores.columns["scene_accuracy"].tolist() == [1, 1, 1, 0, 0, 0]
+
+
+def test_the_distance_to_the_reference_itself_is_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cards, "_rendered", lambda _: PICTURES)
+    monkeypatch.setattr(cards, "SCENES_N", 6)
+    found = scored(subject(tmp_path), "fd.scenes")["fd.scenes"]
+    assert found.value == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("not finite"), RuntimeError("out of memory"), KeyError("who knows"), UserError("weights were changed")]
+)
+def test_a_metric_that_fails_says_so_and_the_others_go_on(error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: U8) -> None:
+        raise error
+
+    monkeypatch.setattr(scenes, "clip_images", broken)
+    found = scored(subject(tmp_path, is_teacher=True))
+    assert found["clip_score.scenes"].state == "failed"
+    assert type(error).__name__ in found["clip_score.scenes"].reason
+    assert str(error) in found["clip_score.scenes"].reason
+    assert found["clip_score.scenes"].value is None
+    assert {name for name, value in found.items() if value.state == "ok"} == {"fd.scenes", "preference.scenes", "scene_accuracy"}
+
+
+def test_a_metric_without_weights_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(_: U8) -> None:
+        raise MissingError("go online once")
+
+    monkeypatch.setattr(scenes, "clip_images", absent)
+    found = scored(subject(tmp_path), "clip_score.scenes", "scene_accuracy")
+    assert (found["clip_score.scenes"].state, found["clip_score.scenes"].reason) == ("missing", "go online once")
+    assert found["scene_accuracy"].state == "ok"
+
+
+def test_nan_features_fail_and_never_become_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("features", "clip_images", "preference_images"):
+        monkeypatch.setattr(scenes, name, lambda images: colours(images) * np.float32(np.nan))
+    found = scored(subject(tmp_path))
+    assert {name for name, value in found.items() if value.state == "ok"} == {"scene_accuracy"}
+    assert [found[name].state for name in METRICS[:3]] == ["failed"] * 3
+
+
+def test_an_unknown_metric_is_an_error_with_the_nearest_name(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"unknown metric 'fd\.scene'; did you mean 'fd\.scenes'"):
+        score(subject(tmp_path), ["scene_accuracy", "fd.scene"])
+
+
+def test_a_win_rate_needs_the_teacher_and_the_teacher_needs_none(tmp_path: Path) -> None:
+    pair = ("preference.scenes", "win_rate.preference.scenes")
+    alone = scored(subject(tmp_path / "alone"), *pair)["win_rate.preference.scenes"]
+    assert (alone.state, alone.value) == ("missing", None)
+    assert "teacher" in alone.reason
+    teacher = scored(subject(tmp_path / "teacher", is_teacher=True), *pair)["win_rate.preference.scenes"]
+    assert teacher.state == "not_applicable"
+    failed = Scores([f"p{index}" for index in range(6)], [0] * 6, {})
+    without = scored(subject(tmp_path / "without", teacher=failed), *pair)["win_rate.preference.scenes"]
+    assert without.state == "missing"
+
+
+def test_one_picture_has_no_distance_and_its_mean_no_interval(tmp_path: Path) -> None:
+    found = scored(subject(tmp_path, PICTURES[:1]))
+    assert found["fd.scenes"].state == "not_applicable"
+    assert "at least 2 pictures, found 1" in found["fd.scenes"].reason
+    assert found["clip_score.scenes"].state == "ok"
+    assert (found["clip_score.scenes"].low, found["clip_score.scenes"].high) == (None, None)
+    assert found["scene_accuracy"].low == pytest.approx(0.2065, abs=1e-4)  # Wilson's interval of 1 out of 1
+
+
+@pytest.mark.parametrize("kind", ["black", "white", "noise", "inverted"])
+def test_any_8_bit_pictures_can_be_scored(kind: str, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, PICTURES.shape, dtype=np.uint8)
+    pictures = {"black": PICTURES * np.uint8(0), "white": PICTURES | np.uint8(255), "noise": noise, "inverted": 255 - PICTURES}[kind]
+    found = scored(subject(tmp_path, pictures, is_teacher=True), *METRICS)
+    assert found["scene_accuracy"].value == 0
+    assert found["fd.scenes"].value is not None
+    assert found["fd.scenes"].value > 0.01
+    if kind != "black":  # of which the stand-in's features are zero: no direction
+        assert {value.state for value in found.values()} == {"ok", "not_applicable"}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        PICTURES.astype(np.float32),
+        PICTURES.astype(np.int16),
+        PICTURES[:, :32],
+        PICTURES[..., :1],
+        PICTURES[0],
+        PICTURES.transpose(0, 3, 1, 2),
+    ],
+)
+def test_the_scenes_evaluators_refuse_what_is_not_uint8_rgb_of_their_size(wrong: Any) -> None:
+    with pytest.raises(ValueError, match=r"take N x 64 x 64 x 3 uint8 RGB, found \("):
+        scenes.pixels(wrong)
+
+
+def test_bytes_become_minus_one_to_one_channels_first() -> None:
+    picture = np.zeros((1, 64, 64, 3), np.uint8)
+    picture[0, 5, 7] = (255, 0, 51)
+    pixels = scenes.pixels(picture)
+    assert pixels.shape == (1, 3, 64, 64)
+    np.testing.assert_allclose(pixels[0, :, 5, 7].numpy(), [1, -1, -0.6], atol=1e-6)
+
+
+def test_a_picture_that_cannot_be_read_ends_the_run_before_any_metric(tmp_path: Path) -> None:
+    broken = subject(tmp_path)
+    broken.store.path("3").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"images/3\.png cannot be read"):
+        score(broken, METRICS)
+
+
+def test_the_reference_is_kept_and_made_anew_for_another_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = cards.find("scenes", ENCODERS["scenes.features"], tmp_path)
+    monkeypatch.setattr(scenes, "features", lambda _: pytest.fail("made again"))
+    again = cards.find("scenes", ENCODERS["scenes.features"], tmp_path)
+    assert again.digest == first.digest
+    np.testing.assert_array_equal(again.statistics.covariance, first.statistics.covariance)
+    monkeypatch.setattr(scenes, "features", lambda images: 2 * colours(images))
+    monkeypatch.setattr(scenes, "encoder_id", "{}.other".format)
+    other = cards.find("scenes", ENCODERS["scenes.features"], tmp_path)
+    assert other.digest != first.digest
+    np.testing.assert_allclose(other.statistics.mean, 2 * first.statistics.mean)
+
+
+# ---- suite x models -> records ----
+
+
+@pytest.fixture
+def teacher(made: Path) -> ModelSpec:
+    return ModelSpec("scenes-teacher", "scenes", "vega", "folder", str(made))
+
+
+def bench(folder: Path, suite: Suite = SUITE, only: str | None = "quality") -> Bench:
+    return prepared(suite, device="cpu", results=folder / "results", runs=folder / "runs", only=only)
+
+
+def files_of(folder: Path) -> dict[str, int]:
+    return {path.relative_to(folder).as_posix(): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def never(*_: Any, **__: Any) -> None:
+    raise AssertionError("work was done")
+
+
+def test_a_run_writes_a_record_of_each_model_and_a_second_one_nothing(
+    teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    specs = [replace(teacher, name="student"), resolve("scenes-rendered"), teacher]
+    made = runner.run(specs, bench(tmp_path))
+    found = [records.read(path)[0] for path in made]
+    assert [record.model.name for record in found] == ["student", "scenes-rendered", "scenes-teacher"]
+    assert [record.n_images for record in found] == [4, 4, 4]
+    rates = [record.value("win_rate.preference.scenes") for record in found]
+    assert [rate.state for rate in rates if rate] == ["ok", "ok", "not_applicable"]
+    assert rates[0] is not None
+    assert (rates[0].value, rates[0].note) == (0.5, "0 wins, 4 ties, 0 losses")  # its weights are the teacher's
+    assert found[0].model.weights_digest == found[2].model.weights_digest is not None
+    assert found[1].model.weights_digest is None
+    assert found[0].sampling["size_px"] == SIZE_PX
+    assert found[0].noise == {"kind": "per_image", "seed": 0}
+    assert found[0].scheduler == {"class": "DDIMScheduler", "prediction_type": "v_prediction", "timesteps": [999]}
+    assert found[1].scheduler == {}
+    assert len(list((made[0] / "images").glob("*.png"))) == 4
+
+    before = files_of(tmp_path)
+    monkeypatch.setattr(runner, "load", never)
+    monkeypatch.setattr(Store, "put", never)
+    assert runner.run(specs, bench(tmp_path)) == made
+    assert files_of(tmp_path) == before
+
+
+def test_a_changed_number_is_a_new_record_beside_the_old_one(teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (first,) = runner.run([teacher], bench(tmp_path))
+    before = files_of(first)
+    monkeypatch.setattr(scenes, "clip_texts", lambda captions: letters(captions) ** 2)
+    (second,) = runner.run([teacher], bench(tmp_path))
+    assert second != first
+    assert second.parent == first.parent
+    assert files_of(first) == before
+
+
+def test_a_student_alone_has_no_win_rate_until_the_teacher_was_run(teacher: ModelSpec, tmp_path: Path) -> None:
+    student = replace(teacher, name="student")
+
+    def rate() -> Value | None:
+        return records.read(runner.run([student], bench(tmp_path))[0])[0].value("win_rate.preference.scenes")
+
+    alone = rate()
+    assert alone is not None
+    assert alone.state == "missing"
+    runner.run([teacher], bench(tmp_path))
+    after = rate()
+    assert after is not None
+    assert after.value == 0.5
+
+
+def test_a_record_from_before_records_said_their_noise_and_scheduler_is_kept(teacher: ModelSpec, tmp_path: Path) -> None:
+    (made,) = runner.run([teacher], bench(tmp_path))
+    record, scores = records.read(made)
+    older = records.write(record.model_copy(update={"noise": {}, "scheduler": {}}), scores, {}, tmp_path / "older" / "results")
+    assert '"noise"' not in (older / "record.json").read_text()
+    (tmp_path / "runs").rename(tmp_path / "older" / "runs")
+    assert runner.run([teacher], bench(tmp_path / "older")) == [older]
+
+
+def test_a_card_finds_the_pictures_of_the_card_beside_it(tmp_path: Path) -> None:
+    model = Model(name="m", architecture="vega", source="folder:m", weights_digest="w")
+    places = [place_of(model, replace(bench(tmp_path), device=device))[0].folder for device in ("cuda", "cuda:1", "cpu")]
+    assert places[0] == places[1] != places[2]
+
+
+def test_another_suite_s_teacher_does_not_count(teacher: ModelSpec, tmp_path: Path) -> None:
+    runner.run([teacher], bench(tmp_path, SUITE.model_copy(update={"version": 2})))
+    record, _ = records.read(runner.run([resolve("scenes-rendered")], bench(tmp_path))[0])
+    rate = record.value("win_rate.preference.scenes")
+    assert rate is not None
+    assert rate.state == "missing"
+
+
+def test_a_teacher_of_random_weights_is_nobody_s_teacher(tmp_path: Path, teacher: ModelSpec) -> None:
+    runner.run([teacher], bench(tmp_path))
+    (real,) = records.newest(tmp_path / "results")
+    scores = records.scores(real[0])
+    random = real[1].model.model_copy(update={"source": "random", "label": "random weights"})
+    better = Scores(scores.prompt_ids, scores.samples, {name: column + 1 for name, column in scores.columns.items()})
+    records.write(real[1].model_copy(update={"model": random, "created": records.now()}), better, {}, tmp_path / "results")
+    record = records.head(runner.run([replace(teacher, name="student")], bench(tmp_path))[0])
+    rate = record.value("win_rate.preference.scenes")
+    assert rate is not None
+    assert rate.value == 0.5
+
+
+def test_a_damaged_record_ends_a_run_before_anything_is_made(teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder,) = runner.run([teacher], bench(tmp_path))
+    (folder / "scores.parquet").write_bytes(b"half of it")
+    before = files_of(tmp_path)
+    for work in ("load", "weights_digest", "fetch", "generate"):
+        monkeypatch.setattr(runner, work, never)
+    with pytest.raises(UserError, match=rf"record .*{folder.name} was changed.*Restore it, or delete the folder"):
+        api.run(
+            [replace(teacher, name="student")], SUITE, api.Places(tmp_path / "results", tmp_path / "runs"), device="cpu", only="quality"
+        )
+    assert files_of(tmp_path) == before
+
+
+@pytest.fixture
+def few(tmp_path: Path) -> Suite:
+    """The suite in two steps, whose teacher is that of the plain one, in a file."""
+    sampling = "\n".join(f"{key} = {json.dumps(value)}" for key, value in SUITE.sampling or () if value is not None)
+    (tmp_path / "own.toml").write_text(
+        'name = "own"\nversion = 1\nfamily = "scenes"\ndescription = ""\nreference = "scenes"\n'
+        f"[metrics]\nscenes = {json.dumps(METRICS)}\n[prompts]\nn = 4\n[sampling]\n{sampling}\n"
+    )
+    assert suites.load(str(tmp_path / "own.toml")) == SUITE
+    assert SUITE.sampling
+    metrics: Any = {"scenes": (*METRICS, "agreement.clip.scenes")}
+    changes = {"name": "few", "metrics": metrics, "teacher": Teacher(model="scenes-teacher", suite=str(tmp_path / "own.toml"))}
+    return SUITE.model_copy(update={**changes, "sampling": SUITE.sampling.model_copy(update={"steps": 2, "batch": 1})})
+
+
+def test_a_student_of_few_steps_is_compared_with_the_teacher_in_its_own_sampling(teacher: ModelSpec, few: Suite, tmp_path: Path) -> None:
+    names = ("win_rate.preference.scenes", "agreement.clip.scenes")
+
+    def found(spec: ModelSpec) -> list[Value | None]:
+        record = records.read(runner.run([spec], bench(tmp_path, few))[0])[0]
+        assert record.sampling["steps"] == 2
+        assert record.teacher == Original(model="scenes-teacher", suite=SUITE.id)
+        return [record.value(name) for name in names]
+
+    for value in found(replace(teacher, name="student")):
+        assert value
+        assert (value.state, "scenes-teacher under own@1" in value.reason) == ("missing", True)
+    runner.run([teacher], bench(tmp_path))
+    student, itself = found(replace(teacher, name="student")), found(teacher)
+    assert [value.state for value in (*student, *itself) if value] == ["ok"] * 4, "the teacher in few steps is a student of itself"
+    assert student[1]
+    assert student[1].value is not None
+    assert student[1].value < 1 - 1e-9, "not the pictures of these two steps"
+
+
+def test_a_suite_names_a_teacher_of_one_s_own(teacher: ModelSpec, tmp_path: Path) -> None:
+    suite = SUITE.model_copy(update={"teacher": Teacher(model="juggernaut")})
+    specs = [replace(teacher, name=name) for name in ("scenes-teacher", "juggernaut")]
+    made = [records.head(path).value("win_rate.preference.scenes") for path in runner.run(specs, bench(tmp_path, suite))]
+    assert [value.state for value in made if value] == ["ok", "not_applicable"]
+
+
+def test_a_run_of_one_half_keeps_the_other_half_of_the_record(teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    probe = Value(name="parameters.unet", kind="count", direction="lower", unit="parameters", value=7)
+    monkeypatch.setattr(runner.driver, "measure", lambda specs, *_, **__: Probed({spec.name: [probe] for spec in specs}, "turns"))
+    suite = SUITE.model_copy(update={"probes": Probes(rounds=1, calls=2, warmup=0)})
+    (pictures,) = runner.run([teacher], bench(tmp_path, suite))
+    (both,) = runner.run([teacher], bench(tmp_path, suite, "probes"))
+    assert both != pictures
+    record, scores = records.read(both)
+    before, columns = records.read(pictures)
+    assert record.values == (*before.values, probe)
+    assert record.n_images == before.n_images > 0
+    assert {name: column.tolist() for name, column in scores.columns.items()} == {
+        name: column.tolist() for name, column in columns.columns.items()
+    }
+    assert runner.run([teacher], bench(tmp_path, suite)) == [both]
+
+
+def test_settings_measured_one_after_the_other_come_together_in_one_record(
+    teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds, p50 = iter(range(1, 9)), "latency.pipeline.p50"
+
+    def measured(specs: list[ModelSpec], *_: Any, settings: tuple[str, ...], **__: Any) -> Probed:
+        names = [p50 if label == "base" else f"{p50}@{label}" for label in settings or ("base", "b2")]
+        values = [[Value(name=name, kind="probe", direction="lower", unit="s", value=next(seconds)) for name in names] for _ in specs]
+        return Probed(dict(zip([spec.name for spec in specs], values, strict=True)), "turns")
+
+    monkeypatch.setattr(runner.driver, "measure", measured)
+    monkeypatch.setattr(runner, "load", never)
+    suite = SUITE.model_copy(update={"metrics": {}, "probes": Probes(rounds=1, calls=2, warmup=0, settings=(Setting(batch=2),))})
+
+    def run(*settings: str) -> dict[str, float | None]:
+        place = {"device": "cpu", "results": tmp_path / "results", "runs": tmp_path / "runs"}
+        (made,) = runner.run([teacher], prepared(suite, **place, settings=settings))
+        return {value.name: value.value for value in records.read(made)[0].values}
+
+    assert run("base") == {p50: 1}
+    assert run("b2") == {p50: 1, f"{p50}@b2": 2}
+    assert run("base") == {p50: 3, f"{p50}@b2": 2}
+    assert list(run("b2")) == list(run("base")) == [p50, f"{p50}@b2"], "in the suite's order, whichever came last"
+    assert run() == {p50: 6, f"{p50}@b2": 7}
+    with pytest.raises(UserError, match="unknown setting 'b3'"):
+        run("b3")
+
+
+def test_probes_alone_make_no_pictures_and_rendered_ones_have_no_probes(
+    teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    latency = Value(name="latency.pipeline.p50", kind="probe", direction="lower", unit="s", value=0.5, n=2, samples=((0.4, 0.6),))
+    asked: list[list[str]] = []
+
+    def measured(specs: list[ModelSpec], *_: Any, **__: Any) -> Probed:
+        asked.append([spec.name for spec in specs])
+        return Probed({spec.name: [latency] for spec in specs}, "turns")
+
+    monkeypatch.setattr(runner.driver, "measure", measured)
+    monkeypatch.setattr(runner, "load", never)
+    suite = SUITE.model_copy(update={"probes": Probes(rounds=1, calls=2, warmup=0)})
+    made = runner.run([resolve("scenes-rendered"), teacher], bench(tmp_path, suite, "probes"))
+    found = [records.read(path)[0] for path in made]
+    assert asked == [["scenes-teacher"]]
+    assert [record.values for record in found] == [(), (latency,)]
+    assert [record.n_images for record in found] == [0, 0]
+    assert not (tmp_path / "runs" / "probes").exists()
+
+
+def test_a_model_of_another_family_or_of_another_s_name_is_refused_before_any_work(
+    teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting = bench(tmp_path)
+    monkeypatch.setattr(runner, "weights_digest", never)
+    with pytest.raises(UserError, match="'stranger' is of family 'sdxl', suite 'own' is for 'scenes'"):
+        runner.run([teacher, replace(teacher, name="stranger", family="sdxl")], setting)
+    with pytest.raises(
+        UserError, match=r"two models are called 'scenes-teacher': .* and /elsewhere; run them one by one, each with a --name"
+    ):
+        runner.run([teacher, replace(teacher, location="/elsewhere")], setting)
+    assert files_of(tmp_path) == {}
+
+
+@pytest.mark.parametrize("lacking", ["prompts", "sampling", "family"])
+def test_a_part_is_no_suite_to_run(lacking: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"suite 'own' is a part.*'quality' or 'standard'"):
+        bench(tmp_path, SUITE.model_copy(update={lacking: None}))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_metric_of_a_suite_is_found_before_any_picture_is_made(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"unknown metric 'fd\.scene'; did you mean 'fd\.scenes'"):
+        bench(tmp_path, SUITE.model_copy(update={"metrics": {"scenes": ("fd.scene",)}}))
+
+
+@pytest.mark.parametrize("blocked", ["results", "runs"])
+def test_a_folder_that_cannot_be_written_is_found_before_any_work(blocked: str, tmp_path: Path) -> None:
+    (tmp_path / blocked).write_text("a file in the way")
+    with pytest.raises(UserError, match=rf"folder .*{blocked} cannot be written \(File exists\).*--results and --runs"):
+        bench(tmp_path)
+    assert files_of(tmp_path).keys() == {blocked}
+
+
+# ---- pictures made elsewhere ----
+
+
+def saved(folder: Path, pictures: U8, prompts: list[str]) -> tuple[Path, Path]:
+    store = Store(folder / "work", {})
+    for index, picture in enumerate(pictures):
+        store.put(f"{index:03d}", picture)
+    (folder / "prompts.txt").write_text("\n".join(prompts) + "\n")
+    return store.folder / "images", folder / "prompts.txt"
+
+
+def test_pictures_made_elsewhere_score_as_our_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])  # for the suite's list of metrics
+    values, scores = api.score(*saved(tmp_path, PICTURES, PROMPTS), api.Places(tmp_path, tmp_path / "runs"), "quality")
+    own, columns = score(subject(tmp_path), [name for name in METRICS if not name.startswith("win_rate")])
+    assert values == own
+    for name, column in columns.columns.items():
+        np.testing.assert_array_equal(scores.columns[name], column)
+
+
+OWN = """
+name = "own"
+version = 1
+family = "scenes"
+description = "for tests"
+metrics.scenes = ["scene_accuracy", "preference.scenes", "win_rate.preference.scenes", "agreement.ssim"]
+prompts = { n = 6 }
+sampling = { steps = 1, guidance_scale = 1, size_px = 64, dtype = "float32", batch = 6 }
+"""
+OWN_POLICY = """
+alpha = 0.05
+[suites.own]
+"preference.scenes" = { direction = "higher", margin = 1, required = true }
+"latency.pipeline.p50" = { direction = "lower", margin = 0.05, required = true }
+"""
+
+
+def test_pictures_made_elsewhere_get_a_row_and_a_verdict(tmp_path: Path) -> None:
+    places, own, policy = api.Places(tmp_path, tmp_path / "runs"), tmp_path / "own.toml", tmp_path / "policy.toml"
+    own.write_text(OWN)
+    policy.write_text(OWN_POLICY)
+    suite = suites.load(str(own))
+    prompts = [*suite.prompt_list().values()]
+    pictures = render([parse(prompt) for prompt in prompts], range(6))
+    folder = api.record_pictures(*saved(tmp_path, pictures, prompts), "dall-e", places, str(own))
+    record, scores = records.read(folder)
+    assert (record.suite, list(scores.prompt_ids)) == (suite.id, [*suite.prompt_list()])  # beside the models' rows
+    assert record.model == Model(name="dall-e", architecture="", source="images:images", weights_digest=None)
+    found = {value.name: value for value in record.values}
+    assert (record.sampling, found["scene_accuracy"].value) == ({}, 1)
+    assert [found[name].state for name in ("win_rate.preference.scenes", "agreement.ssim")] == [
+        "missing",
+        "not_applicable",
+    ]  # no teacher yet
+    (row,) = standings.rows(tmp_path)
+    assert (row.name, row.is_pictures) == ("dall-e", True)
+    assert "sampling: made elsewhere, not known" in writing.markdown([row])
+    report = api.compare(str(folder), str(folder), policy, places)
+    assert (report.verdict, [result.name for result in report.results]) == ("pass", ["preference.scenes"])
+    assert report.notes == (
+        "the pictures of dall-e and dall-e were made elsewhere: how they were sampled is not known",
+        "not measured, so not weighed: latency.pipeline.p50",
+    )
+    other = api.record_pictures(*saved(tmp_path / "other", pictures, prompts[1:] + prompts[:1]), "dall-e", places, str(own))
+    assert records.head(other).suite.name == "own-custom"
+    with pytest.raises(UserError, match="no model of the catalogue; choose another --name"):
+        api.record_pictures(*saved(tmp_path / "named", pictures, prompts), "sdxl", places, str(own))
+
+
+def test_pictures_and_prompts_must_be_as_many(tmp_path: Path) -> None:
+    images, prompts = saved(tmp_path, PICTURES, PROMPTS[:5])
+    with pytest.raises(UserError, match=r"6 pictures and .* 5 prompts"):
+        api.score(images, prompts, api.Places(tmp_path, tmp_path / "runs"))
+
+
+def test_pictures_whose_names_have_two_orders_are_refused(tmp_path: Path) -> None:
+    images, prompts = saved(tmp_path, PICTURES, PROMPTS)
+    (images / "005.png").rename(images / "10.png")
+    assert len(elsewhere.subject(images, prompts, load("quality"), tmp_path / "runs").images) == len(PICTURES)
+    (images / "004.png").rename(images / "2.png")
+    with pytest.raises(UserError, match=r"003\.png comes before 2\.png as text and after it by number.*as in 00002\.png"):
+        elsewhere.subject(images, prompts, load("quality"), tmp_path / "runs")
+
+
+def test_full_size_pictures_score_by_what_is_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SDBENCH_WEIGHTS", str(tmp_path / "none"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    towers, pictures = Clip(tiny(), "tiny"), photographs(70, 40, 56)
+    monkeypatch.setattr(clip, "load", lambda backbone: {"vit-l-14": towers}[backbone])
+    prompts = [f"a photograph, number {row}" for row in range(70)]
+    values, scores = api.score(*saved(tmp_path, pictures, prompts), api.Places(tmp_path, tmp_path / "runs"))
+    assert {value.name for value in values if value.state != "missing"} == {"clip_score.vit-l-14"}
+    assert {"fid.clean", "pickscore.v1"} < {value.name for value in values}
+    expected = clip_score(towers.images(pictures), towers.texts(prompts))
+    np.testing.assert_allclose(scores.columns["clip_score.vit-l-14"], expected, atol=1e-4)
+
+
+def test_pictures_of_several_sizes_are_refused_in_whatever_block(tmp_path: Path) -> None:
+    images, prompts = saved(tmp_path, photographs(66, 40, 56), ["a photograph"] * 66)
+    Image.fromarray(photographs(1, 40, 40)[0]).save(images / "064.png")
+    Image.fromarray(photographs(1, 40, 40)[0]).save(images / "065.png")
+    with pytest.raises(UserError, match=r"064\.png is 40 x 40 px, the first is 56 x 40"):
+        api.score(images, prompts, api.Places(tmp_path, tmp_path / "runs"))
+
+
+def test_pictures_and_prompts_of_no_scenes_are_refused(tmp_path: Path) -> None:
+    """Their evaluators would fail on the ones, and make something up of the others."""
+    wide = np.concatenate([PICTURES, PICTURES], axis=2)
+    with pytest.raises(UserError, match=r"pictures of 128 x 64 px; scenes are of 64 x 64.*--suite standard"):
+        api.score(*saved(tmp_path / "wide", wide, PROMPTS), api.Places(tmp_path, tmp_path / "runs"), "quality")
+    with pytest.raises(UserError, match=r"prompts\.txt: not a caption of the scenes grammar: 'a photo of a cat'"):
+        api.score(
+            *saved(tmp_path / "cat", PICTURES, [*PROMPTS[:-1], "a photo of a cat"]), api.Places(tmp_path, tmp_path / "runs"), "quality"
+        )
+    with pytest.raises(UserError, match=r"suite 'fid' is a part"):
+        api.score(*saved(tmp_path / "part", PICTURES, PROMPTS), api.Places(tmp_path, tmp_path / "runs"), "fid")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("make", [lambda folder: folder / "nowhere", lambda folder: folder / "prompts.txt"], ids=["missing", "file"])
+def test_what_is_no_folder_of_pictures_is_an_error(make: Callable[[Path], Path], tmp_path: Path) -> None:
+    _, prompts = saved(tmp_path, PICTURES, PROMPTS)
+    with pytest.raises(UserError):
+        api.score(make(tmp_path), prompts, api.Places(tmp_path, tmp_path / "runs"))

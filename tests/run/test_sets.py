@@ -1,0 +1,178 @@
+"""Set metrics as protocols: which encoder and reference each is made with, its direction, and what it says where there is no number."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pictures import noise, photograph
+
+from sdbench.encoders.catalogue import ENCODERS, Encoder
+from sdbench.errors import MissingError
+from sdbench.metrics import prdc
+from sdbench.metrics.cmmd import cmmd
+from sdbench.metrics.frechet import frechet_distance, gaussian
+from sdbench.metrics.kid import kid
+from sdbench.protocols import base, sets
+from sdbench.protocols.base import Subject
+from sdbench.records import Value
+from sdbench.reference import cards
+from sdbench.reference.cards import Reference
+from sdbench.score import score
+from sdbench.store import F32, U8, Store
+
+FRECHET = {
+    "fid.clean": "inception.clean",
+    "fid.tf1": "inception.tf1",
+    "fid.mlperf": "inception.mlperf",
+    "fid.torchmetrics": "inception.torchmetrics",
+    "fd.dinov2": "dinov2.vit-l-14",
+}
+PRDC = tuple(f"prdc.{name}" for name in ("precision", "recall", "density", "coverage"))
+NAMES = ("fid.clean", "fid_infinity.clean", *list(FRECHET)[1:], "kid", "cmmd", *PRDC)
+REAL = np.stack([photograph(seed, 32, 32) for seed in range(100, 160)])
+SAME = np.stack([photograph(seed, 32, 32) for seed in range(60)])
+
+
+def stand_in(name: str) -> Callable[[U8], F32]:
+    """Features that differ by encoder: means of a picture's quarters and its contrasts, mixed => N x 15; CLIP's are of length 1."""
+    mix = np.random.default_rng(list(ENCODERS).index(name)).normal(size=(15, 15)) + 3 * np.eye(15)
+
+    def features(pictures: U8) -> F32:
+        quarters = pictures.reshape(len(pictures), 2, 16, 2, 16, 3).mean(axis=(2, 4)).reshape(len(pictures), 12) / 128 - 1
+        contrasts = np.diff(pictures.astype(float), axis=1).std(axis=(1, 2)) / 64
+        rows = np.concatenate([quarters, contrasts], axis=1) @ mix
+        return np.asarray(rows / (np.linalg.norm(rows, axis=1, keepdims=True) if name.startswith("clip") else 1), np.float32)
+
+    return features
+
+
+@pytest.fixture(autouse=True)
+def _stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoders = {name: Encoder(name, f"{name}.stand-in".__str__, stand_in(name)) for name in ENCODERS}
+
+    def find(name: str | None, encoder: Encoder, _: Path) -> Reference:
+        if name != "real":
+            raise MissingError(f"reference: {name}")
+        features = encoder.features(REAL)
+        return Reference(f"digest of {encoder.name}", gaussian(features), features)
+
+    monkeypatch.setattr(sets, "ENCODERS", encoders)
+    monkeypatch.setattr(cards, "find", find)
+
+
+def subject(folder: Path, pictures: U8 = SAME, **changes: object) -> Subject:
+    store = Store(folder / "runs", {"pictures": len(pictures)})
+    names = [f"{index:03d}" for index in range(len(pictures))]
+    for name, picture in zip(names, pictures, strict=True):
+        store.put(name, picture)
+    made = Subject(store, folder / "runs", names, names, [0] * len(names), [""] * len(names), reference="real")
+    return replace(made, **changes)
+
+
+def values(folder: Path, pictures: U8 = SAME, **changes: object) -> dict[str, Value]:
+    return {value.name: value for value in score(subject(folder, pictures, **changes), NAMES)[0]}
+
+
+def test_every_protocol_has_a_number_with_interval_reference_and_influence(tmp_path: Path) -> None:
+    made, scores = score(subject(tmp_path), NAMES)
+    assert [value.name for value in made] == list(NAMES)
+    for value in made:
+        assert value.state == "ok", value
+        assert value.n == 60
+        assert value.value is not None
+        assert value.low is not None
+        assert value.high is not None
+        assert value.low <= value.value <= value.high
+        assert value.kind == "set"
+        column = scores.columns[f"{value.name}:influence"]
+        assert column.shape == (60,)
+        assert column.mean() == pytest.approx(0, abs=1e-9)
+    assert {value.direction for value in made if value.name in PRDC} == {"higher"}
+    assert {value.direction for value in made if value.name not in PRDC} == {"lower"}
+    assert all(value.high <= 1 for value in made if value.unit == "share" and value.high)
+
+
+def test_each_is_made_of_the_features_of_its_own_encoder(tmp_path: Path) -> None:
+    found = values(tmp_path)
+    for name, encoder in FRECHET.items():
+        own, real = (stand_in(encoder)(pictures) for pictures in (SAME, REAL))
+        assert found[name].value == pytest.approx(frechet_distance(gaussian(own), gaussian(real))), name
+        assert found[name].reference == f"digest of {encoder}"
+    own, real = (stand_in("inception.clean")(pictures) for pictures in (SAME, REAL))
+    assert found["kid"].value == pytest.approx(kid(own, real)[0])
+    assert [found[name].value for name in PRDC] == pytest.approx([value for value, _ in prdc.prdc(own, real).values()])
+    assert found["cmmd"].value == pytest.approx(cmmd(*(stand_in("clip.vit-l-14-336")(pictures) for pictures in (SAME, REAL)))[0])
+    assert len({found[name].value for name in FRECHET}) == len(FRECHET)
+
+
+def test_every_protocol_names_an_encoder_that_there_is() -> None:
+    assert set(FRECHET.values()) | {"inception.clean", "clip.vit-l-14-336"} <= ENCODERS.keys()
+    assert {protocol.name for protocol in sets.PROTOCOLS} == {*NAMES, "fd.scenes"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "unhurt"),
+    [("collapsed", {"prdc.precision", "prdc.density"}), ("noise", set()), ("black", set()), ("inverted", {*PRDC})],
+)
+def test_every_break_is_worse_in_every_protocol_that_can_see_it(kind: str, unhurt: set[str], tmp_path: Path) -> None:
+    pictures = {
+        "collapsed": np.repeat(REAL[:1], 60, axis=0),
+        "noise": np.stack([noise(seed, 32, 32) for seed in range(60)]),
+        "black": SAME * np.uint8(0),
+        "inverted": 255 - (SAME // 2),
+    }[kind]
+    good, bad = values(tmp_path / "good"), values(tmp_path / "bad", pictures)
+    for name in set(NAMES) - unhurt:
+        better, worse = good[name].value, bad[name].value
+        assert better is not None
+        assert worse is not None
+        assert (worse < better - 0.1) if good[name].direction == "higher" else (worse > 2 * abs(better)), name
+
+
+def test_a_suite_without_a_reference_has_none_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Subject, "features", lambda *_: pytest.fail("features were computed for nothing"))
+    found = values(tmp_path, reference=None)
+    assert {value.state for value in found.values()} == {"missing"}
+    assert all(value.reason.startswith("reference: ") for value in found.values())
+
+
+def test_published_moments_serve_frechet_distances_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = cards.find
+    monkeypatch.setattr(cards, "find", lambda *arguments: replace(whole(*arguments), features=None))
+    found = values(tmp_path)
+    assert {name for name, value in found.items() if value.state == "ok"} == {*FRECHET, "fid_infinity.clean"}
+    for name in ("kid", "cmmd", *PRDC):
+        assert found[name].state == "missing"
+        assert found[name].reason.startswith("reference: 'real' is of published moments")
+
+
+@pytest.mark.parametrize(("n", "lacking"), [(1, set(NAMES)), (6, {"fid_infinity.clean", *PRDC}), (7, {"fid_infinity.clean"}), (38, set())])
+def test_too_few_pictures_are_no_set(n: int, lacking: set[str], tmp_path: Path) -> None:
+    found = values(tmp_path, SAME[:n])
+    assert {name for name, value in found.items() if value.state == "not_applicable"} == lacking
+    assert all(f"found {n}" in found[name].reason for name in lacking)
+    assert {value.state for name, value in found.items() if name not in lacking} <= {"ok"}
+
+
+def test_the_four_of_prdc_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, compute = [], prdc.prdc
+    monkeypatch.setattr(prdc, "prdc", lambda *features: calls.append(1) or compute(*features))
+    values(tmp_path)
+    assert len(calls) == 1
+
+
+def test_features_are_made_of_a_block_of_pictures_at_a_time_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "BLOCK", 7)
+    seen = []
+    made = subject(tmp_path).features("net", lambda pictures: seen.append(len(pictures)) or stand_in("inception.clean")(pictures))
+    assert seen == [7] * 8 + [4]
+    np.testing.assert_allclose(made, stand_in("inception.clean")(SAME), rtol=1e-5)
+
+
+def test_a_share_that_no_single_picture_changes_has_no_interval(tmp_path: Path) -> None:
+    found = values(tmp_path, SAME * np.uint8(0))
+    assert found["prdc.precision"].value == 0
+    assert (found["prdc.precision"].low, found["prdc.precision"].high) == (None, None)
+    assert "no interval" in found["prdc.precision"].note

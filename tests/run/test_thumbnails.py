@@ -1,0 +1,29 @@
+"""A record keeps pictures that all models share, and its own worst."""
+
+import numpy as np
+
+from sdbench.records import Scores
+from sdbench.run.thumbnails import SHARED, worth_keeping
+
+N = 200
+
+
+def test_the_shared_ones_come_first_then_the_worst_of_each_kind_by_turns() -> None:
+    influence, own, theirs = np.zeros(N), np.full(N, 5.0), np.full(N, 5.0)
+    influence[[150, 160]] = 9, 8
+    own[[170, 180]] = 1, 2  # the teacher is as bad at 180
+    theirs[180] = 2
+    student = Scores([f"p{n}" for n in range(N)], [0] * N, {"fd:influence": influence, "clip": own, "win_rate.clip": own})
+    teacher = Scores([f"p{n}" for n in reversed(range(N))], [0] * N, {"clip": theirs[::-1]})
+    kept = worth_keeping(student, teacher)
+    assert len(kept) == len(set(kept)) == 64
+    assert kept[:SHARED] == list(range(SHARED))
+    assert kept[SHARED : SHARED + 2] == [150, 170]
+    assert 160 in kept
+    assert 180 not in kept[: SHARED + 4]
+
+
+def test_without_a_teacher_or_scores_the_first_are_kept() -> None:
+    assert worth_keeping(Scores([f"p{n}" for n in range(N)], [0] * N, {}), None) == list(range(64))
+    assert worth_keeping(Scores(["a", "b"], [0, 0], {"fd:influence": np.array([0.0, 1.0])}), None) == [0, 1]
+    assert worth_keeping(Scores([], [], {}), None) == []

@@ -1,0 +1,265 @@
+import math
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats as scipy_stats
+
+from sdbench.stats import decisions
+from sdbench.stats.decisions import BetweenRuns, Bounds
+
+F64 = npt.NDArray[np.float64]
+
+
+# Paired bounds
+
+
+def test_paired_bounds_are_the_ends_of_a_two_sided_90_percent_interval() -> None:
+    half = np.random.default_rng(0).normal(0.3, 1, 15)
+    difference = np.concatenate([half, 0.6 - half])  # not skewed
+    found = decisions.paired_mean_bounds(difference)
+    theirs = scipy_stats.ttest_1samp(difference, 0).confidence_interval(0.9)
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high))
+    assert found.standard_error == pytest.approx(scipy_stats.sem(difference))
+    assert found.n == 30
+
+
+def test_paired_bounds_cover_on_either_side() -> None:
+    found = [decisions.paired_mean_bounds(draw) for draw in np.random.default_rng(1).normal(size=(1000, 12))]
+    assert np.mean([bounds.low > 0 for bounds in found]) == pytest.approx(0.05, abs=0.02)
+    assert np.mean([bounds.high < 0 for bounds in found]) == pytest.approx(0.05, abs=0.02)
+
+
+def test_a_single_pair_knows_nothing_unless_nothing_changed() -> None:
+    assert decisions.paired_mean_bounds([0.5]) == Bounds(-math.inf, math.inf, 0.5, math.inf, 1)
+    assert decisions.paired_mean_bounds([0.0]) == Bounds(0, 0, 0, 0, 1)
+
+
+def test_a_level_that_has_no_quantile_knows_nothing_unless_nothing_changed() -> None:
+    found = decisions.paired_mean_bounds([0.5, 0.7], 1 - 1e-17)
+    assert (found.low, found.high, found.standard_error) == (-math.inf, math.inf, pytest.approx(0.1))
+    assert decisions.paired_mean_bounds([0.5, 0.5], 1 - 1e-17).low == -math.inf
+    assert decisions.paired_mean_bounds([0.0, 0.0], 1 - 1e-17).high == 0
+
+
+def test_negated_bounds_are_those_of_the_negated_difference() -> None:
+    difference = np.array([0.1, 0.5, -0.2, 0.9])
+    assert -decisions.paired_mean_bounds(difference) == decisions.paired_mean_bounds(-difference)
+
+
+@pytest.mark.parametrize(("share", "n"), [(1 / 40, 512), (1 / 80, 512), (0.084, 512), (0.084, 64), (0.02, 256), (0.1, 64)])
+def test_a_loss_by_few_prompts_that_is_exactly_the_margin_hardly_passes(share: float, n: int) -> None:
+    """Exactly, over all numbers of prompts that may be hit; Student's bounds pass 6 to 12 % of these."""
+    chances = scipy_stats.binom.pmf(np.arange(n + 1), n, share)
+    likely = np.flatnonzero(chances > 1e-7)
+    passes = [decisions.decide(decisions.paired_mean_bounds(np.repeat([-1.0, 0.0], [hit, n - hit])), share) == "pass" for hit in likely]
+    assert chances[likely][passes].sum() < 0.06
+
+
+# Latency ratios
+
+
+def rounds(slowdown: float, seed: int, n_rounds: int = 6) -> F64:
+    random = np.random.default_rng(seed)
+    return slowdown * np.exp(random.normal(0, 0.02, (n_rounds, 1)) + random.normal(0, 0.01, (n_rounds, 8)))
+
+
+def test_ratio_is_plus_for_a_slower_candidate() -> None:
+    found = decisions.ratio_bounds(rounds(1.5, seed=1), rounds(1.0, seed=2))
+    assert found.low < math.log(1.5) < found.high
+    assert found.low > 0.2
+    assert found.difference == pytest.approx(math.log(1.5), abs=0.03)
+    assert found.n == 6
+
+
+def test_ratio_bounds_are_deterministic_unitless_and_turn_with_the_roles() -> None:
+    slow, fast = rounds(1.5, seed=1), rounds(1.0, seed=2)
+    found, again, turned = (
+        decisions.ratio_bounds(slow, fast),
+        decisions.ratio_bounds(slow * 1000, fast * 1000),
+        -decisions.ratio_bounds(fast, slow),
+    )
+    assert decisions.ratio_bounds(slow, fast) == found
+    assert (again.low, again.high) == pytest.approx((found.low, found.high))
+    assert (turned.low, turned.high) == pytest.approx((found.low, found.high), abs=0.01)
+
+
+def test_a_single_round_knows_nothing_however_many_calls_it_has() -> None:
+    many, one = rounds(1.0, seed=1), rounds(1.0, seed=2, n_rounds=1)
+    for pair in ((one, many), (many, one), (one, one)):
+        found = decisions.ratio_bounds(*pair)
+        assert (found.low, found.high, found.standard_error, found.n) == (-math.inf, math.inf, math.inf, 1)
+
+
+def test_unequal_spreads_have_the_degrees_of_freedom_of_welch() -> None:
+    calm, restless = np.exp(0.001 * rounds(1.0, seed=1, n_rounds=4)), rounds(1.0, seed=2, n_rounds=4)
+    found = decisions.ratio_bounds(restless, calm)
+    medians = [np.log(np.median(each, axis=1)) for each in (restless, calm)]
+    theirs = scipy_stats.ttest_ind(*medians, equal_var=False)
+    assert theirs.df == pytest.approx(3, abs=0.1)
+    half = scipy_stats.t.ppf(0.95, math.floor(theirs.df)) * theirs._standard_error
+    assert found.high - found.difference >= half * (1 - 1e-9)
+    assert found.difference - found.low >= half * (1 - 1e-9)
+
+
+def test_ratio_bounds_cover_with_few_rounds() -> None:
+    found = [decisions.ratio_bounds(rounds(1.0, seed, 4), rounds(1.0, seed + 1000, 4)) for seed in range(150)]
+    assert np.mean([bounds.low <= 0 for bounds in found]) >= 0.92
+    assert np.mean([bounds.high >= 0 for bounds in found]) >= 0.92
+
+
+def test_a_single_call_knows_nothing() -> None:
+    assert decisions.ratio_bounds([[2.0]], [[1.0]]) == Bounds(-math.inf, math.inf, math.log(2), math.inf, 1)
+
+
+@pytest.mark.parametrize("bad", [[[1.0, 0.0]], [[1.0, math.nan]], [1.0, 2.0], [[1.0], [1.0, 2.0]], []])
+def test_bad_rounds_are_refused(bad: list[list[float]]) -> None:
+    with pytest.raises(ValueError, match=r"rounds must be rounds x calls|inhomogeneous"):
+        decisions.ratio_bounds([[1.0]], bad)
+
+
+# Noise between runs
+
+
+def test_noise_of_a_few_runs_has_their_quantile_of_t() -> None:
+    exact = Bounds(0.2, 0.2, 0.2, 0.0, 1)
+    for runs in (2, 4):
+        found = decisions.widened(exact, BetweenRuns(0.1, runs))
+        half = scipy_stats.t.ppf(0.95, runs - 1) * 0.1
+        assert (found.low, found.high) == pytest.approx((0.2 - half, 0.2 + half))
+        assert (-found).between == found.between
+
+
+def test_bounds_with_a_floor_of_four_runs_cover() -> None:
+    random, missed = np.random.default_rng(0), 0
+    for _ in range(2000):
+        floor = BetweenRuns(float(random.normal(0, 1, 4).std(ddof=1)), 4)
+        missed += decisions.widened(Bounds(*3 * [random.normal()], 0.0, 1), floor).low > 0
+    assert missed / 2000 == pytest.approx(0.05, abs=0.015)
+
+
+# Verdicts
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "margin", "verdict"),
+    [
+        (-0.5, 2.0, 1.0, "pass"),
+        (0.5, 2.0, 0.0, "pass"),
+        (-0.9, -0.1, 1.0, "pass"),  # worse, but surely by less than the margin
+        (-3.0, -1.5, 1.0, "regressed"),
+        (-3.0, 0.5, 1.0, "inconclusive"),
+        (-1.0, 2.0, 1.0, "inconclusive"),  # a bound on the margin proves nothing
+        (-2.0, -1.0, 1.0, "inconclusive"),
+        (-math.inf, math.inf, 1.0, "inconclusive"),
+        (0.0, 0.0, 0.0, "pass"),
+        (0.0, 1.0, 0.0, "inconclusive"),
+    ],
+)
+def test_verdicts(low: float, high: float, margin: float, verdict: str) -> None:
+    assert decisions.decide(Bounds(low, high, (low + high) / 2, 1.0, 10), margin) == verdict
+
+
+def test_unchanged_scores_pass_at_margin_zero() -> None:
+    assert decisions.decide(decisions.paired_mean_bounds(np.zeros(5)), margin=0.0) == "pass"
+
+
+@pytest.mark.parametrize(("low", "margin"), [(0.0, -1.0), (0.0, math.nan), (math.nan, 1.0)])
+def test_verdict_of_no_number_is_refused(low: float, margin: float) -> None:
+    with pytest.raises(ValueError, match="a verdict needs"):
+        decisions.decide(Bounds(low, 1.0, 0.5, 1.0, 10), margin)
+
+
+@given(shift=st.floats(-2, 2), margin=st.floats(0, 2))
+@settings(deadline=None, max_examples=60)
+def test_p_below_5_percent_means_regressed(shift: float, margin: float) -> None:
+    half = np.random.default_rng(0).normal(shift, 1, 10)
+    bounds = decisions.paired_mean_bounds(np.concatenate([half, 2 * shift - half]))  # not skewed
+    assert (decisions.regression_p(bounds, margin) < 0.05) == (decisions.decide(bounds, margin) == "regressed")
+
+
+def test_p_of_another_run_has_the_degrees_of_freedom_of_both_parts() -> None:
+    bounds = decisions.widened(Bounds(-1.0, -1.0, -1.0, 0.0, 1), BetweenRuns(0.5, 4))
+    assert decisions.regression_p(bounds, 0.0) == pytest.approx(scipy_stats.t.cdf(-2, 3))
+    both = decisions.widened(Bounds(-2.0, 0.0, -1.0, 0.3, 9), BetweenRuns(0.4, 4))
+    assert decisions.regression_p(both, 0.0) == pytest.approx(scipy_stats.t.cdf(-1 / 0.5, math.floor(0.5**4 / (0.3**4 / 8 + 0.4**4 / 3))))
+
+
+def test_p_without_spread() -> None:
+    assert decisions.regression_p(decisions.paired_mean_bounds([0.0, 0.0]), 0.0) == 1
+    assert decisions.regression_p(decisions.paired_mean_bounds([-1.0, -1.0]), 0.5) == 0
+    assert decisions.regression_p(decisions.paired_mean_bounds([-1.0]), 0.5) == 0.5
+
+
+def test_holm_by_hand() -> None:
+    assert decisions.holm([0.03, 0.01, 0.04, 0.005]) == (False, True, False, True)  # 0.03 > 0.05 / 2 stops it
+    assert decisions.holm([0.03, 0.01]) == (True, True)
+    assert decisions.holm([0.0125, 0.2, 0.3, 0.4]) == (True, False, False, False)
+    assert decisions.holm([]) == ()
+
+
+def test_holm_counts_what_is_not_tested_yet() -> None:
+    assert decisions.holm([0.03], untested=1) == (False,)
+    assert decisions.holm([0.02], untested=1) == (True,)
+    assert decisions.holm([0.012, 0.02, 0.03], untested=1) == (True, False, False)
+
+
+def test_a_p_value_above_its_own_level_does_not_stop_a_larger_one_below_its() -> None:
+    strict, plain = (lambda level: level / 100), (lambda level: level)
+    assert decisions.holm([0.001, 0.02], nominal=[strict, plain]) == (False, True)
+    assert decisions.holm([0.0004, 0.02], nominal=[strict, plain]) == (True, True)  # 0.02 is rejected first
+
+
+def test_holm_keeps_the_family_error() -> None:
+    families = np.random.default_rng(0).uniform(size=(2000, 5))
+    assert np.mean([any(decisions.holm(list(family))) for family in families]) == pytest.approx(0.05, abs=0.015)
+
+
+def test_holm_refuses_what_is_no_p_value() -> None:
+    with pytest.raises(ValueError, match="found nan"):
+        decisions.holm([0.1, math.nan])
+
+
+# Needed n
+
+
+@pytest.mark.parametrize("mean", [-1.2, -0.4, 0.0, 0.3])
+def test_needed_n_is_the_first_that_decides(mean: float) -> None:
+    n, spread, margin = 10, 2.0, 0.5
+
+    def bounds_at(k: int) -> Bounds:
+        error = spread / math.sqrt(k)
+        half = scipy_stats.t.ppf(0.95, k - 1) * error
+        return Bounds(mean - half, mean + half, mean, error, k)
+
+    needed = decisions.needed_n(bounds_at(n), margin)
+    assert needed is not None
+    assert decisions.decide(bounds_at(needed), margin) == ("regressed" if mean < -margin else "pass")
+    assert decisions.decide(bounds_at(needed - 1), margin) == "inconclusive"
+
+
+def test_needed_n_of_another_run_s_rounds_shrinks_only_what_rounds_shrink() -> None:
+    spread, margin, between = 0.5, 0.3, BetweenRuns(0.1, 4)
+
+    def bounds_at(k: int) -> Bounds:
+        error = spread / math.sqrt(k)
+        half = scipy_stats.t.ppf(0.99, k - 1) * error
+        return decisions.widened(Bounds(0.2 - half, 0.2 + half, 0.2, error, k), between, 0.99)
+
+    needed = decisions.needed_n(bounds_at(5), margin, 0.99)
+    assert needed is not None
+    assert [decisions.decide(bounds_at(k), margin) for k in (needed - 1, needed)] == ["inconclusive", "pass"]
+    assert decisions.needed_n(bounds_at(5), 0.2, 0.99) is None  # 0.4 from the margin, which t(3) 0.1 = 0.45 hides at any k
+
+
+def test_needed_n_may_not_exist() -> None:
+    assert decisions.needed_n(Bounds(-1.0, 0.0, -0.5, 0.3, 10), margin=0.5) is None
+    assert decisions.needed_n(decisions.paired_mean_bounds([0.7]), margin=0.5) is None
+
+
+def test_needed_n_is_two_without_spread_and_large_near_the_margin() -> None:
+    assert decisions.needed_n(decisions.paired_mean_bounds([0.2, 0.2, 0.2]), margin=0.0) == 2
+    far = decisions.needed_n(Bounds(-1.0, 0.0, -0.5 + 1e-7, 1.0, 100), margin=0.5)
+    assert far == pytest.approx((1.644854 * 10 / 1e-7) ** 2, rel=1e-3)

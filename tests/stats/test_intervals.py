@@ -1,0 +1,162 @@
+import math
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats as scipy_stats
+
+from sdbench.stats import decisions, intervals
+
+F64 = npt.NDArray[np.float64]
+
+
+# Mean
+
+
+def test_mean_interval_equals_the_textbook_example() -> None:
+    found = intervals.mean_interval([1.0, 2.0, 3.0, 4.0, 5.0])  # t(0.975, 4) = 2.776, sd = sqrt(2.5)
+    half = 2.7764451 * math.sqrt(2.5 / 5)
+    assert (found.value, found.n, found.enough) == (3, 5, True)
+    assert (found.low, found.high) == pytest.approx((3 - half, 3 + half))
+
+
+def test_mean_interval_covers_skewed_scores() -> None:
+    draws = np.random.default_rng(0).beta(5, 1, size=(400, 64))
+    covered = sum(interval.low <= 5 / 6 <= interval.high for interval in map(intervals.mean_interval, draws))
+    assert 0.92 <= covered / 400 <= 0.98
+
+
+def test_one_value_has_no_interval() -> None:
+    assert intervals.mean_interval([7.0]) == intervals.Estimate(7.0, 7.0, 7.0, 1, enough=False)
+
+
+@pytest.mark.parametrize("values", [[], [1.0, math.nan], [math.inf], [[1.0]]])
+def test_bad_columns_are_refused(values: list[float]) -> None:
+    for function in (intervals.mean_interval, decisions.paired_mean_bounds):
+        with pytest.raises(ValueError, match="finite numbers, found shape"):
+            function(values)
+
+
+# Shares and wins
+
+
+@pytest.mark.parametrize("successes", [0, 1, 13, 39, 40])
+def test_proportion_interval_equals_scipys_wilson(successes: int) -> None:
+    theirs = scipy_stats.binomtest(successes, 40).proportion_ci(method="wilson")
+    ours = intervals.proportion_interval(successes, 40)
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+
+
+def test_wilson_covers_by_exact_sums() -> None:
+    n, shares = 50, np.linspace(0.02, 0.98, 49)
+    spans = [intervals.proportion_interval(successes, n) for successes in range(n + 1)]
+    mass = scipy_stats.binom.pmf(np.arange(n + 1)[:, None], n, shares)
+    inside = np.array([[interval.low <= share <= interval.high for share in shares] for interval in spans])
+    coverage = (mass * inside).sum(axis=0)
+    assert coverage.min() > 0.9
+    assert coverage.mean() == pytest.approx(0.95, abs=0.01)
+
+
+@given(n=st.integers(1, 500), share=st.floats(0, 1))
+@settings(deadline=None)
+def test_proportion_interval_holds_the_share_and_stays_in_range(n: int, share: float) -> None:
+    found = intervals.proportion_interval(share * n, n)
+    assert -1e-12 <= found.low <= found.value <= found.high <= 1 + 1e-12
+
+
+@pytest.mark.parametrize(("successes", "n"), [(1, 0), (-1, 5), (6, 5), (math.nan, 5)])
+def test_impossible_shares_are_refused(successes: float, n: int) -> None:
+    with pytest.raises(ValueError, match="successes"):
+        intervals.proportion_interval(successes, n)
+
+
+def test_wins_count_the_candidate_and_half_the_ties() -> None:
+    found = intervals.wins_interval([3.0, 2.0, 1.0, 5.0], [1.0, 2.0, 2.0, 4.0])
+    assert (found.wins, found.ties, found.losses) == (2, 1, 1)
+    assert (found.estimate.value, found.estimate.n) == (2.5 / 4, 4)
+
+
+def test_without_ties_a_win_rate_has_wilsons_interval() -> None:
+    assert intervals.wins_interval([3.0, 2.0, 1.0, 5.0], [1.0, 3.0, 2.0, 4.0]).estimate == intervals.proportion_interval(2, 4)
+
+
+def test_ties_narrow_the_interval_of_a_win_rate_but_never_close_it() -> None:
+    def width(ties: int) -> float:
+        found = intervals.wins_interval([1.0] * 20 + [0.0] * (20 + ties), [0.0] * 20 + [1.0] * 20 + [0.0] * ties).estimate
+        assert found.value == pytest.approx(0.5)
+        return (found.high - found.low) * math.sqrt(found.n)
+
+    assert width(0) > width(20) > width(200) > 0
+    all_tied = intervals.wins_interval(np.zeros(40), np.zeros(40)).estimate
+    assert 0.4 < all_tied.low < 0.5 < all_tied.high < 0.6
+
+
+def test_wins_of_unpaired_scores_are_refused() -> None:
+    with pytest.raises(ValueError, match="one length, found 2 and 1"):
+        intervals.wins_interval([1.0, 2.0], [1.0])
+
+
+# Influence
+
+
+def test_standard_error_interval() -> None:
+    found = intervals.standard_error_interval(5.0, [-1.0, 1.0, -1.0, 1.0])
+    half = 3.1824463 * math.sqrt(4 / 3) / 2  # t(0.975, 3)
+    assert (found.low, found.value, found.high) == pytest.approx((5 - half, 5, 5 + half))
+    wider = intervals.standard_error_interval(5.0, [-1.0, 1.0, -1.0, 1.0], systematic=0.25)
+    assert (wider.low, wider.high) == pytest.approx((5 - half - 0.25, 5 + half + 0.25))
+
+
+@pytest.mark.parametrize(("value", "influence"), [(math.nan, [0.0, 1.0]), (1.0, [0.0])])
+def test_standard_error_of_nothing_is_refused(value: float, influence: list[float]) -> None:
+    with pytest.raises(ValueError, match="at least 2 images"):
+        intervals.standard_error_interval(value, influence)
+
+
+# Quantiles
+
+
+@pytest.mark.parametrize(("q", "t"), [(0.5, 4.302653), (0.25, 4.302653)])
+def test_a_time_quantile_is_of_all_calls_and_its_interval_of_rounds(q: float, t: float) -> None:
+    rounds = [[1.0, 2.0, 3.0, 4.0], [2.0, 4.0, 6.0, 8.0], [1.5, 3.0, 4.5, 6.0]]  # the same, 1, 2 and 1.5 times as long
+    found = intervals.time_quantile(rounds, q)
+    assert found.value == np.quantile(np.concatenate(rounds), q)
+    half = t * np.log([1, 2, 1.5]).std(ddof=1) / math.sqrt(3)
+    assert math.log(found.high / found.value) == pytest.approx(half, rel=1e-6)
+    assert math.log(found.value / found.low) == pytest.approx(half, rel=1e-6)
+    assert (found.n, found.enough) == (12, True)
+
+
+@pytest.mark.parametrize(("rounds", "calls", "q", "enough"), [(2, 2, 0.5, True), (1, 50, 0.5, False), (3, 10, 0.9, True), (3, 9, 0.9, False), (3, 100, 0.99, True), (9, 99, 0.99, False)])  # fmt: skip
+def test_a_time_quantile_says_when_n_is_too_small(rounds: int, calls: int, q: float, *, enough: bool) -> None:
+    found = intervals.time_quantile([np.arange(1.0, calls + 1)] * rounds, q)
+    assert found.enough is enough
+    if not enough:
+        assert (found.low, found.high) == (1, calls)
+
+
+@given(times=st.lists(st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=9), min_size=1, max_size=9), q=st.sampled_from([0.5, 0.9]))
+@settings(deadline=None)
+def test_a_time_quantile_lies_in_its_interval(times: list[list[float]], q: float) -> None:
+    found = intervals.time_quantile(times, q)
+    assert 0 <= found.low <= found.value <= found.high
+
+
+@pytest.mark.parametrize("mood", [0.0, 0.02, 0.1])
+def test_the_interval_of_a_median_time_covers_whatever_the_rounds_mood(mood: float) -> None:
+    random, n = np.random.default_rng(7), 1000
+    times = np.exp(mood * random.standard_normal((n, 5, 1)) + 0.02 * random.standard_normal((n, 5, 4)))
+    found = [intervals.time_quantile(list(one), 0.5) for one in times]
+    covered = np.mean([one.low <= 1 <= one.high for one in found])
+    assert 0.925 < covered <= 1
+
+
+def test_times_that_are_none_are_refused() -> None:
+    with pytest.raises(ValueError, match="between 0 and 1, found 99"):
+        intervals.time_quantile([[1.0]], 99)
+    with pytest.raises(ValueError, match=r"must be positive, found 0\.0"):
+        intervals.time_quantile([[1.0, 0.0]], 0.5)
+    with pytest.raises(ValueError, match="non-empty column"):
+        intervals.time_quantile([], 0.5)

@@ -1,0 +1,72 @@
+"""Looks that keep the error rate of one: published bounds, and random walks."""
+
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+
+from sdbench.stats.decisions import Bounds
+from sdbench.stats.sequential import levels, spent, undecidable
+
+EIGHTHS = tuple(look / 8 for look in range(1, 9))
+
+
+def z_values(shares: tuple[float, ...], alpha: float) -> list[float]:
+    return [-NormalDist().inv_cdf(level) for level in levels(shares, alpha)]
+
+
+def test_the_published_bounds() -> None:
+    # Lan and DeMets' O'Brien-Fleming, one-sided 0.025, five equal looks.
+    assert z_values((0.2, 0.4, 0.6, 0.8, 1.0), 0.025) == pytest.approx([4.877, 3.357, 2.680, 2.290, 2.031], abs=5e-4)
+
+
+def test_one_look_at_everything_spends_all() -> None:
+    assert levels((1.0,), 0.05)[0] == pytest.approx(0.05, abs=1e-9)
+    assert spent(1.0, 0.05) == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.05 / 6])
+def test_a_walk_without_drift_crosses_as_often_as_it_may(alpha: float) -> None:
+    walks = np.cumsum(np.random.default_rng(0).standard_normal((400_000, 8)), axis=1) / np.sqrt(np.arange(1, 9))
+    crossed = (walks > z_values(EIGHTHS, alpha)).any(axis=1).mean()
+    assert crossed == pytest.approx(alpha, abs=4 * np.sqrt(alpha / 400_000))
+
+
+def test_early_looks_do_not_depend_on_how_many_come_after() -> None:
+    assert levels(EIGHTHS[:3], 0.05) == pytest.approx(levels(EIGHTHS, 0.05)[:3])
+
+
+@pytest.mark.parametrize("alpha", [0.03, 0.01, 1e-4])
+def test_what_a_first_look_may_spend_is_small_and_not_nothing(alpha: float) -> None:
+    sixteenths = tuple(look / 16 for look in range(1, 17))
+    first, *_, last = levels(sixteenths, alpha)
+    assert 0 < first < 1e-15
+    assert first == pytest.approx(spent(1 / 16, alpha), rel=1e-6)
+    assert 0.6 * alpha < last < alpha
+
+
+@pytest.mark.parametrize("shares", [(), (0.0, 1.0), (0.5, 0.5), (0.6, 0.4), (0.5, 1.1)])
+def test_shares_must_grow(shares: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="must grow"):
+        levels(shares, 0.05)
+
+
+def bounds(difference: float, error: float = 0.1) -> Bounds:
+    return Bounds(difference - error, difference + error, difference, error, 100)
+
+
+def test_what_sits_on_its_margin_is_given_up_late_and_not_early() -> None:
+    on_the_margin = [(bounds(-1.0), 1.0), (bounds(0.0), 1.0)]
+    assert not undecidable(on_the_margin, 0.125, 0.05)
+    assert undecidable(on_the_margin, 0.75, 0.05)
+    assert not undecidable(on_the_margin, 1.0, 0.05)
+
+
+def test_what_is_on_its_way_to_a_verdict_is_not_given_up() -> None:
+    assert not undecidable([(bounds(0.0), 1.0)], 0.75, 0.05)
+    assert not undecidable([(bounds(-1.0), 1.0), (bounds(-2.0), 1.0)], 0.75, 0.05)
+    assert not undecidable([(bounds(0.0, 0.0), 1.0)], 0.75, 0.05)
+
+
+def test_a_pass_that_something_else_forbids_is_not_waited_for() -> None:
+    assert undecidable([(bounds(0.0), 1.0)], 0.75, 0.05, passable=False)

@@ -1,0 +1,302 @@
+"""Latents and embeddings are those of the stock pipeline, made once, and batches follow from (seed, step)."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import threading
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline
+from safetensors.torch import load_file, save_file
+from torch import distributed
+
+from sdbench.errors import UndecodableError, UserError
+from sdbench.scenes.training.pool import Pool
+from sdbench.training import latents as module
+from sdbench.training import row_files
+from sdbench.training.latents import LatentPool, noisy, target
+from sdbench.training.loop import rows_of
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture(scope="module")
+def pool(work: Path) -> Pool:
+    return Pool(work, 8)
+
+
+@pytest.fixture(scope="module")
+def latents(teacher_folder: Path, pool: Pool, work: Path) -> LatentPool:
+    return LatentPool(teacher_folder, pool, work)
+
+
+def test_embeddings_and_latents_are_those_of_the_stock_pipeline(latents: LatentPool, pool: Pool, teacher_folder: Path) -> None:
+    pipeline = StableDiffusionXLPipeline.from_pretrained(teacher_folder)
+    batch = latents.batch(3, 4, seed=5, drop=0)
+    rows = rows_of(3, len(pool.captions), 4, 5)
+    with torch.no_grad():
+        prompt, _, pooled, _ = pipeline.encode_prompt([pool.scenes[row].caption for row in rows], do_classifier_free_guidance=False)
+        encoded = pipeline.vae.encode(pool.pixels(rows)).latent_dist.mode() * pipeline.vae.config.scaling_factor
+    for found, expected in ((batch.prompt_embeds, prompt), (batch.pooled, pooled), (batch.latents, encoded)):
+        torch.testing.assert_close(found, expected, atol=2e-3, rtol=2e-3)  # kept as float16
+    assert batch.time_ids.tolist() == [[64, 64, 0, 0, 64, 64]] * 4
+
+
+def test_a_batch_follows_from_seed_and_step(latents: LatentPool, teacher_folder: Path, pool: Pool, work: Path) -> None:
+    again = LatentPool(teacher_folder, pool, work).batch(7, 4, seed=1)
+    first = latents.batch(7, 4, seed=1)
+    assert all(torch.equal(getattr(first, name), getattr(again, name)) for name in vars(first))
+    assert not torch.equal(first.noise, latents.batch(8, 4, seed=1).noise)
+    assert not torch.equal(first.noise, latents.batch(7, 4, seed=2).noise)
+
+
+def test_lower_precision_leaves_timesteps_and_sizes_as_they_are(latents: LatentPool) -> None:
+    batch = replace(latents.batch(0, 1, seed=0), timesteps=torch.tensor([999]), time_ids=torch.tensor([[769.0, 1365, 0, 171, 1024, 1024]]))
+    lower = batch.to(torch.bfloat16)
+    assert torch.equal(lower.timesteps, batch.timesteps)
+    assert torch.equal(lower.time_ids, batch.time_ids)
+    assert {lower.latents.dtype, lower.noise.dtype, lower.prompt_embeds.dtype, lower.pooled.dtype} == {torch.bfloat16}
+
+
+def test_dropped_captions_are_zeros(latents: LatentPool) -> None:
+    dropped, kept = latents.batch(0, 4, seed=0, drop=1), latents.batch(0, 4, seed=0, drop=0)
+    assert not dropped.prompt_embeds.any()
+    assert not dropped.pooled.any()
+    assert kept.prompt_embeds.any(-1).all()
+    some = latents.batch(0, 64, seed=0, drop=0.5).pooled.any(-1).float().mean()
+    assert 0.2 < some < 0.8
+
+
+def test_dropped_captions_are_the_empty_one_s_where_the_pipeline_says_so(pool: Pool, teacher_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(teacher_folder, tmp_path / "teacher")
+    index = tmp_path / "teacher" / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"force_zeros_for_empty_prompt": False}))
+    pipeline = StableDiffusionXLPipeline.from_pretrained(tmp_path / "teacher")
+    with torch.no_grad():
+        _, unconditional, _, unconditional_pooled = pipeline.encode_prompt("a circle")
+    assert unconditional.any()
+    latents = LatentPool(tmp_path / "teacher", pool, tmp_path / "work")
+    dropped, kept, some = (latents.batch(0, 8, seed=0, drop=drop) for drop in (1, 0, 0.5))
+    torch.testing.assert_close(dropped.prompt_embeds, unconditional.expand(8, -1, -1), atol=2e-3, rtol=2e-3)  # kept as float16
+    torch.testing.assert_close(dropped.pooled, unconditional_pooled.expand(8, -1), atol=2e-3, rtol=2e-3)
+    assert not torch.equal(kept.pooled, dropped.pooled)
+    of_each = [kept.pooled[row] if torch.equal(some.pooled[row], kept.pooled[row]) else dropped.pooled[row] for row in range(8)]
+    assert torch.equal(some.pooled, torch.stack(of_each))
+
+
+def test_noise_and_targets_have_their_closed_forms(latents: LatentPool) -> None:
+    batch, scheduler = latents.batch(2, 4, seed=0), latents.scheduler
+    alpha = scheduler.alphas_cumprod[batch.timesteps].view(-1, 1, 1, 1)
+    mixed = alpha.sqrt() * batch.latents + (1 - alpha).sqrt() * batch.noise
+    assert torch.allclose(noisy(scheduler, batch), mixed, atol=1e-6)
+    velocity = alpha.sqrt() * batch.noise - (1 - alpha).sqrt() * batch.latents
+    assert torch.allclose(target(scheduler, batch), velocity, atol=1e-6)
+    epsilon = type(scheduler).from_config(scheduler.config, prediction_type="epsilon")
+    assert torch.equal(target(epsilon, batch), batch.noise)
+    with pytest.raises(UserError, match="prediction type of a scheduler 'sample'"):
+        target(type(scheduler).from_config(scheduler.config, prediction_type="sample"), batch)
+
+
+def test_latents_and_embeddings_are_made_once_for_the_same_networks_and_pictures(
+    latents: LatentPool, teacher_folder: Path, pool: Pool, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("encoded again")
+
+    other = Pool(work, 8, seed=1)
+    monkeypatch.setattr(module, "encode", never)
+    monkeypatch.setattr(LatentPool, "embedded", never)
+    assert np.array_equal(LatentPool(teacher_folder, pool, work).latents, latents.latents)
+    with pytest.raises(AssertionError, match="encoded again"):
+        LatentPool(teacher_folder, other, work)
+
+
+def test_two_runs_may_fill_one_folder(
+    teacher_folder: Path, pool: Pool, latents: LatentPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill = row_files._fill
+
+    def fill_while_another_ends(rows: Any) -> None:
+        fill(rows)
+        rows.beside.rename(rows.path)
+        rows.done.unlink()
+
+    monkeypatch.setattr(row_files, "_fill", fill_while_another_ends)
+    assert np.array_equal(LatentPool(teacher_folder, pool, tmp_path).latents, latents.latents)
+
+
+def test_weights_that_are_not_finite_are_named_before_anything_is_made_of_them(teacher_folder: Path, pool: Pool, tmp_path: Path) -> None:
+    shutil.copytree(teacher_folder, tmp_path / "teacher")
+    weights = tmp_path / "teacher" / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    tensors["encoder.conv_in.bias"][0] = torch.nan
+    save_file(tensors, weights)
+    with pytest.raises(UserError, match=r"tensor 'encoder.conv_in.bias' has 1 values that are NaN"):
+        LatentPool(tmp_path / "teacher", pool, tmp_path / "work")
+    assert not (tmp_path / "work").exists()
+
+
+def test_an_incomplete_folder_is_refused(tmp_path: Path, pool: Pool) -> None:
+    (tmp_path / "vae").mkdir()
+    with pytest.raises(UserError, match=r"no text_encoder, text_encoder_2, tokenizer, tokenizer_2, scheduler; expected"):
+        LatentPool(tmp_path, pool, tmp_path)
+
+
+class Stopping:
+    """Captioned pictures that stop the run when row `stop` is read, and note the rows."""
+
+    def __init__(self, pool: Pool, stop: int | None) -> None:
+        self.digest, self.captions, self.size_px = pool.digest, pool.captions, 256  # so large that few are encoded at once
+        self._pool, self._stop, self.seen = pool, stop, list[int]()
+
+    def read(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        if self._stop in rows:
+            raise KeyboardInterrupt
+        self.seen += rows.tolist()
+        return self._pool.read(rows)
+
+
+def test_pictures_are_read_while_others_are_encoded(
+    teacher_folder: Path, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, read = module.encode, threading.Event()
+
+    class Noted(Stopping):
+        def read(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+            if 7 in rows:
+                read.set()
+            return super().read(rows)
+
+    def encode_once_the_last_is_read(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
+        if len(pixels) > 1:  # one alone shows how large the file has to be
+            assert read.wait(60)
+        return encode(vae, pixels)
+
+    monkeypatch.setattr(module, "encode", encode_once_the_last_is_read)
+    assert len(LatentPool(teacher_folder, Noted(pool, None), tmp_path)) == 8
+
+
+def test_encoding_that_was_stopped_goes_on(latents: LatentPool, teacher_folder: Path, pool: Pool, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        LatentPool(teacher_folder, Stopping(pool, 5), tmp_path)
+    again = Stopping(pool, None)
+    resumed = LatentPool(teacher_folder, again, tmp_path)
+    assert again.seen == [4, 5, 6, 7]
+    np.testing.assert_allclose(resumed.latents, latents.latents, atol=2e-3, rtol=2e-3)
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".npy", ".npy"]
+
+
+def test_a_note_of_progress_without_its_file_skips_nothing(teacher_folder: Path, pool: Pool, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        LatentPool(teacher_folder, Stopping(pool, 5), tmp_path)
+    for part in tmp_path.glob("*.part"):
+        part.unlink()
+    with pytest.raises(KeyboardInterrupt):
+        LatentPool(teacher_folder, Stopping(pool, 1), tmp_path)
+    again = Stopping(pool, None)
+    LatentPool(teacher_folder, again, tmp_path)
+    assert sorted(set(again.seen)) == list(range(8))
+
+
+def test_a_disk_that_is_too_small_is_said_before_encoding(
+    teacher_folder: Path, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(row_files.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
+    with pytest.raises(
+        UserError, match=r"0\.0 GB free; 0\.0 GB are needed for latents, time_ids, prompt_embeds, pooled of 8 pictures. Make room"
+    ):
+        LatentPool(teacher_folder, pool, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def share(rank: int, folder: Path, fails_at: int | None) -> None:
+    """One of two processes that keep squares of 0..9 in chunks of 3; `fails_at` is a row that ends the second one."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
+    made: list[int] = []
+
+    def squares(rows: np.ndarray) -> dict[str, torch.Tensor]:
+        if fails_at in rows and rank:
+            os._exit(9)
+        made.extend(rows.tolist())
+        (folder / f"made.{rank}").write_text(json.dumps(made))
+        return {"squares": torch.from_numpy(rows[:, None] ** 2)}
+
+    row_files.filled(row_files.RowFile(folder / "kept.npy", 10, 3, squares))
+
+
+def shared(folder: Path, fails_at: int | None = None) -> list[int | None]:
+    fork = multiprocessing.get_context("fork")  # torch, imported twice more, would take longer than all the rest
+    ranks = [fork.Process(target=share, args=(rank, folder, fails_at)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(timeout=120)
+    return [process.exitcode for process in ranks]
+
+
+def test_two_processes_share_the_encoding(tmp_path: Path) -> None:
+    assert shared(tmp_path) == [0, 0]
+    made = [json.loads((tmp_path / f"made.{rank}").read_text()) for rank in range(2)]
+    assert made == [[0, 0, 1, 2, 6, 7, 8], [3, 4, 5, 9]]  # the main one's first row shows how large the file has to be
+    assert np.load(tmp_path / "kept.npy")["squares"].ravel().tolist() == [row**2 for row in range(10)]
+    assert sorted(path.name for path in tmp_path.glob("kept*")) == ["kept.npy"]
+
+
+def test_one_process_goes_on_where_two_were_stopped(tmp_path: Path) -> None:
+    exits = shared(tmp_path, fails_at=9)
+    assert exits[0]
+    assert exits[1] == 9
+    made: list[int] = []
+
+    def squares(rows: np.ndarray) -> dict[str, torch.Tensor]:
+        made.extend(rows.tolist())
+        return {"squares": torch.from_numpy(rows[:, None] ** 2)}
+
+    (kept,) = row_files.filled(row_files.RowFile(tmp_path / "kept.npy", 10, 3, squares))
+    assert made == [9]
+    assert kept["squares"].ravel().tolist() == [row**2 for row in range(10)]
+
+
+class Torn:
+    """Captioned pictures, of which these rows cannot be decoded; the pool's, over and over."""
+
+    def __init__(self, pool: Pool, n: int, torn: set[int], size_px: int = 256) -> None:
+        self.digest, self.size_px, self._pool, self._torn = f"torn {torn}", size_px, pool, torn
+        self.captions = [pool.captions[row % 8] for row in range(n)]
+
+    def read(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        if torn := self._torn & set(rows.tolist()):
+            raise UndecodableError(f"row {min(torn)} is torn")
+        return self._pool.read(rows % 8)
+
+
+def test_a_few_pictures_that_cannot_be_decoded_are_left_out_and_said(
+    teacher_folder: Path, pool: Pool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = LatentPool(teacher_folder, Torn(pool, 200, {0, 77}), tmp_path)
+    assert len(found) == 198
+    assert [line for line in capsys.readouterr().err.splitlines() if "torn" in line] == [f"left out: row {row} is torn" for row in (0, 77)]
+    assert torch.equal(found.at(np.array([0, 76]), seed=0).latents, torch.from_numpy(found.latents[[1, 78]]).float())
+    assert found.batch(0, 2000, seed=0).latents.flatten(1).any(1).all(), "none of them is ever drawn"
+    again = LatentPool(teacher_folder, Torn(pool, 200, {0, 77}), tmp_path)
+    assert len(again) == 198
+    assert capsys.readouterr().err == ""
+
+
+def test_more_than_a_few_are_an_error_that_loses_nothing(teacher_folder: Path, pool: Pool, tmp_path: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(UndecodableError, match="row 9 is torn"):
+            LatentPool(teacher_folder, Torn(pool, 200, {5, 7, 9}), tmp_path)
+    (marks,) = tmp_path.glob("latents-*.done")
+    assert np.flatnonzero(np.fromfile(marks, np.uint8) == 1).tolist() == [0, 1, 2, 3, 4, 6, 8]
