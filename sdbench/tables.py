@@ -107,9 +107,11 @@ def estimate(value: float, low: float | None, high: float | None) -> str:
 
 
 def significant(value: float, digits: int = 4) -> str:
-    """A number to so many digits, without exponent; `nan` and `inf` as such."""
+    """A number to so many digits, with an exponent only below a millionth; `nan` and `inf` as such."""
     if value == 0 or not math.isfinite(value):
         return f"{value or 0:.0f}"  # -0.0 is 0
+    if abs(value) < 1e-6:
+        return f"{value:.{digits - 1}e}"
     return f"{value:.{max(0, digits - 1 - math.floor(math.log10(abs(value))))}f}"
 
 

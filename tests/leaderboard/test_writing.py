@@ -273,6 +273,7 @@ def test_a_place_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
         (0.5, 0.5, 0.5, "0.5000"),
         (3.25, None, None, "3.250"),
         (0.0, None, None, "0"),
+        (6.517e-12, None, None, "6.517e-12"),
         (-2.0, -2.5, -1.5, "-2.00 ± 0.50"),
     ],
 )
