@@ -98,7 +98,9 @@ def run(
     return runner.run(specs, bench(suite, device=machine.chosen_device(device), results=where.results, runs=where.runs, **choice))
 
 
-def score(images: Path, prompts: Path, places: Places | None = None, suite: str = "standard") -> tuple[list[Value], Scores]:
+def score(
+    images: Path, prompts: Path, places: Places | None = None, suite: str = "standard", *, device: str | None = None
+) -> tuple[list[Value], Scores]:
     """Score pictures made elsewhere by a suite's metrics, but for those that compare with the teacher.
 
     Args:
@@ -106,20 +108,26 @@ def score(images: Path, prompts: Path, places: Places | None = None, suite: str 
         prompts: text file with a prompt a line, in the order of the sorted file names.
         places: where the work is kept.
         suite: name or path of a suite, which says the family: one of `scenes` takes 64 x 64 px and the grammar's captions.
+        device: where the evaluators run.
 
     Raises:
-        UserError: the numbers of pictures and prompts differ, one of the files cannot be read, or the family has no such pictures.
+        UserError: the numbers of pictures and prompts differ, one of the files cannot be read, the family has no such pictures, or there is
+            no such device.
     """
+    from sdbench.encoders.memory import evaluators
     from sdbench.run import elsewhere
     from sdbench.score import PROTOCOLS
     from sdbench.score import score as scored
 
     chosen = suites.load(suite)
     subject = elsewhere.subject(images, prompts, chosen, (places or Places()).runs)
-    return scored(subject, [name for name in chosen.own_metrics if not PROTOCOLS[name].against_teacher])
+    with evaluators(machine.chosen_device(device)):
+        return scored(subject, [name for name in chosen.own_metrics if not PROTOCOLS[name].against_teacher])
 
 
-def record_pictures(images: Path, prompts: Path, name: str, places: Places | None = None, suite: str = "standard") -> Path:
+def record_pictures(
+    images: Path, prompts: Path, name: str, places: Places | None = None, suite: str = "standard", *, device: str | None = None
+) -> Path:
     """Score pictures made elsewhere, as `score`, and write a record, which leaderboard and gate read => its folder.
 
     It is of the suite itself where the prompts are the suite's, so that its row stands beside the models'; of `<name>-custom` else. Agreement
@@ -127,7 +135,7 @@ def record_pictures(images: Path, prompts: Path, name: str, places: Places | Non
 
     Args:
         name: what tables call the pictures.
-        images, prompts, places, suite: as of `score`.
+        images, prompts, places, suite, device: as of `score`.
 
     Raises:
         UserError: as `score`, or the name is a model's of the catalogue.
@@ -138,7 +146,7 @@ def record_pictures(images: Path, prompts: Path, name: str, places: Places | Non
     where, chosen = places or Places(), suites.load(suite)
     if lines(prompts) != tuple(chosen.prompt_list().values()):
         chosen = Overrides(prompts=prompts).apply(chosen)
-    setting = bench(chosen, device=machine.chosen_device(None), results=where.results, runs=where.runs, only="quality")
+    setting = bench(chosen, device=machine.chosen_device(device), results=where.results, runs=where.runs, only="quality")
     return elsewhere.record(images, prompts, name, setting)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from sdbench import __version__
 from sdbench.arguments import Parser
 from sdbench.commands import gating, measuring, showing
-from sdbench.commands.console import Command, add_common, give, runs, say
+from sdbench.commands.console import Command, add_common, add_device, give, runs, say
 from sdbench.errors import UserError
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -77,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
     training.add_argument(
         "--work", type=Path, default=Path("results/runs/training"), help="folder to train in; a part that was killed goes on from there"
     )
-    training.add_argument("--device", help="cpu, cuda or cuda:<index>")
+    add_device(training)
     return top
 
 
@@ -92,6 +92,7 @@ def _add_reference(command: argparse.ArgumentParser) -> None:
     command.add_argument("--encoder", nargs="+", default=[], help="build: encoders to build for; import: the one its maker names")
     command.add_argument("--n", type=int, help="build: only the first N pictures; import: pictures behind the file")
     command.add_argument("--source", help="import: where it was published")
+    add_device(command)
 
 
 def _models(arguments: argparse.Namespace) -> int:

@@ -33,6 +33,11 @@ def add_completion(command: argparse.ArgumentParser) -> None:
     command.add_argument("--name", help="what tables call the model")
 
 
+def add_device(command: argparse.ArgumentParser) -> None:
+    """Where models and evaluators run."""
+    command.add_argument("--device", help="cpu, cuda or cuda:<index> (default: cuda where there is one)")
+
+
 def add_common(command: argparse.ArgumentParser, *, again: bool = False) -> None:
     """Options of all commands; `again` of an action, which may be given them before its name or behind it."""
 

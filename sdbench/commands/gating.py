@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdbench.commands import showing
-from sdbench.commands.console import Add, add_common, add_completion, check_results, give, places, say
+from sdbench.commands.console import Add, add_common, add_completion, add_device, check_results, give, places, say
 
 if TYPE_CHECKING:
     from sdbench.gate.verdicts import Report
@@ -28,7 +28,7 @@ def add_commands(add: Add) -> None:
     judging.add_argument("--baseline", required=True, help="name of a baseline, record folder, catalogue name or checkpoint")
     judging.add_argument("--suite", help="suite to run where a record is missing (default: the baseline's)")
     add_completion(judging)
-    _add_device(judging)
+    add_device(judging)
     add_outputs(judging)
 
     flooring = add("noise", noise, "run a model against itself under other noise and write the floor that margins stand on")
@@ -37,7 +37,7 @@ def add_commands(add: Add) -> None:
     flooring.add_argument("--suite", help="name or path (default: quality for scenes, standard for sdxl)")
     flooring.add_argument("--only", choices=("quality", "probes"), help="run only one half of the suite")
     add_completion(flooring)
-    _add_device(flooring)
+    add_device(flooring)
 
     naming = add("baseline", baseline, "name the record that candidates are compared with, and say which names there are")
     actions = naming.add_subparsers(dest="action", required=True, metavar="ACTION")
@@ -55,10 +55,6 @@ def add_outputs(command: argparse.ArgumentParser) -> None:
     command.add_argument("--policy", type=Path, help="policy file (default: suites/gate.toml)")
     command.add_argument("--junit", type=Path, metavar="FILE", help="write the verdict as JUnit XML too")
     command.add_argument("--markdown", type=Path, metavar="FILE", help="append it as Markdown too, such as to $GITHUB_STEP_SUMMARY")
-
-
-def _add_device(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--device", help="cpu, cuda or cuda:<index> (default: cuda where there is one)")
 
 
 def gate(arguments: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdbench.commands import gating, showing
-from sdbench.commands.console import Add, add_completion, give, places, runs, say
+from sdbench.commands.console import Add, add_completion, add_device, give, places, runs, say
 from sdbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def add_commands(add: Add) -> None:
     scoring.add_argument("--prompts", type=Path, required=True, help="text file with a prompt a line, in the order of the file names")
     scoring.add_argument("--suite", default="standard", help="whose metrics (default: standard; quality for pictures of scenes)")
     scoring.add_argument("--name", help="also write a record, which tables call so: a row of the leaderboard, and what the gate compares")
+    add_device(scoring)
 
 
 def _add_run(measuring: argparse.ArgumentParser) -> None:
@@ -40,7 +41,7 @@ def _add_run(measuring: argparse.ArgumentParser) -> None:
     measuring.add_argument("--profile", action="store_true", help="also write what holds the time of each stage, beside the rounds")
     measuring.add_argument("--dry-run", action="store_true", help="print what would be fetched and made, and stop")
     _add_overrides(measuring)
-    measuring.add_argument("--device", help="cpu, cuda or cuda:<index> (default: cuda where there is one)")
+    add_device(measuring)
     measuring.add_argument("--until-verdict", action="store_true", help="stop once the gate is sure; exit codes as of gate")
     measuring.add_argument("--baseline", help="what to compare with until the verdict: as of gate")
     gating.add_outputs(measuring)
@@ -175,11 +176,10 @@ def _benchmark(arguments: argparse.Namespace) -> int:
 def _score(arguments: argparse.Namespace) -> int:
     from sdbench import api
 
+    given = {"places": places(arguments), "suite": arguments.suite, "device": arguments.device}
     if arguments.name:
-        return _show(
-            [api.record_pictures(arguments.images, arguments.prompts, arguments.name, places(arguments), arguments.suite)], arguments
-        )
-    values, scores = api.score(arguments.images, arguments.prompts, places(arguments), arguments.suite)
+        return _show([api.record_pictures(arguments.images, arguments.prompts, arguments.name, **given)], arguments)
+    values, scores = api.score(arguments.images, arguments.prompts, **given)
     for value in values:
         ends = "" if value.low is None else f" ({value.low:.4g} to {value.high:.4g})"
         number = f"{value.state}: {value.reason}" if value.value is None else f"{value.value:.4g}{ends}, n = {value.n}"

@@ -1,27 +1,29 @@
-"""The memory that full-size evaluators take, some 15 GB with all of them: on the card that a run is of, and only as long as it scores."""
+"""The memory that full-size evaluators take, some 15 GB with all of them: on the device that a run is of, and only as long as it scores."""
 
 import gc
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import torch
 
-from sdbench.encoders import clip, inception, perceptual, preference, vit
+from sdbench.encoders import clip, inception, perceptual, pixels, preference, vit
 
 LOADERS = (clip.load, inception.network, perceptual.network, preference.hps, preference.pickscore, vit.clip_network, vit.dinov2_network)
 
 
 @contextmanager
 def evaluators(device: str) -> Iterator[None]:
-    """Encoders run on this card inside, and give its memory back at the end.
+    """Full-size encoders run on this device inside, and give its memory back at the end.
 
     Args:
-        device: "cuda" or "cuda:<index>"; with "cpu" they run on the GPU where there is one, as outside.
+        device: "cuda", "cuda:<index>", or anything else for the CPU.
     """
+    release()  # what was read before may lie on another device
+    token = pixels.CHOSEN.set(torch.device(device if device.startswith("cuda") else "cpu"))
     try:
-        with torch.cuda.device(device) if device.startswith("cuda") else nullcontext():
-            yield
+        yield
     finally:
+        pixels.CHOSEN.reset(token)
         release()
 
 

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any
 
@@ -28,9 +29,12 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 _BITS = 22  # of Pillow's weights: 32 less 8 of the pixel and 2 of room for bicubic's overshoot
 
 
+CHOSEN: ContextVar[torch.device | None] = ContextVar("CHOSEN", default=None)  # the device of a run, set by `memory.evaluators`
+
+
 def device() -> torch.device:
-    """Where encoders run: the GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Where encoders run: on the device of the run, outside of one on the GPU where there is one."""
+    return CHOSEN.get() or torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @contextmanager

@@ -10,11 +10,13 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+import torch
 from pictures import deep_png
 from PIL import ExifTags, Image
 
 from sdbench import cli
 from sdbench.encoders.catalogue import ENCODERS, Encoder
+from sdbench.encoders.pixels import device
 from sdbench.errors import MissingError, UserError
 from sdbench.reference import build as building
 from sdbench.reference import cards
@@ -339,6 +341,16 @@ def test_the_command_builds_imports_and_lists(images: Path, runs: Path, tmp_path
     assert "n = 4       4 features kept" in err
     assert "moments only" in err
     assert "of a paper" in err
+
+
+def test_an_encoder_runs_where_it_is_told(images: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setitem(ENCODERS, "toy", Encoder("toy", lambda: "toy", lambda pictures: seen.append(device()) or colours(pictures)))
+    words = ["reference", "build", "real", "--images", str(images), "--encoder", "toy", "--runs", str(runs)]
+    assert cli.main([*words, "--device", "gpu"]) == 2
+    assert cli.main([*words, "--device", "cpu"]) == 0
+    assert set(seen) == {torch.device("cpu")}
 
 
 @pytest.mark.usefixtures("_toy")

@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from clips import photographs, tiny
 from PIL import Image
 from tiny import SIZE_PX
 
-from sdbench import api, records, suites
+from sdbench import api, cli, records, suites
 from sdbench.encoders import clip, scenes
 from sdbench.encoders.catalogue import ENCODERS
 from sdbench.encoders.clip import Clip
+from sdbench.encoders.pixels import device
 from sdbench.errors import MissingError, UserError
 from sdbench.leaderboard import standings, writing
 from sdbench.metrics.clip_score import clip_score
@@ -529,6 +531,18 @@ def test_pictures_made_elsewhere_score_as_our_own(tmp_path: Path, monkeypatch: p
     assert values == own
     for name, column in columns.columns.items():
         np.testing.assert_array_equal(scores.columns[name], column)
+
+
+@pytest.mark.parametrize("more", [[], ["--name", "dall-e"]])
+def test_pictures_made_elsewhere_are_scored_where_it_is_told(more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(scenes, "features", lambda images: seen.append(device()) or colours(images))
+    images, prompts = map(str, saved(tmp_path, PICTURES, PROMPTS))
+    words = ["score", "--images", images, "--prompts", prompts, "--suite", "quality", "--results", str(tmp_path / "results"), *more]
+    assert cli.main([*words, "--device", "gpu"]) == 2
+    assert cli.main([*words, "--device", "cpu"]) == 0
+    assert set(seen) == {torch.device("cpu")}
 
 
 OWN = """
