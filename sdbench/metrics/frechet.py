@@ -130,8 +130,8 @@ def _root_trace(x: Gaussian, y: Gaussian) -> float:
     return float(np.sqrt(np.linalg.eigvalsh(_symmetrised(x, y)).clip(0)).sum())  # rounding can push a zero below zero
 
 
-def influence(features: npt.ArrayLike, reference: Gaussian) -> F64:
-    """First-order influence of each image on the distance of its set to the reference => (n,), mean zero.
+def frechet(features: npt.ArrayLike, reference: Gaussian) -> tuple[float, F64]:
+    """Distance of a set of features, n x d, to a reference, and the first-order influence of each row on it => (n,), mean zero.
 
     With c_i = x_i - m, the distance has gradient 2 (m - m_r) in the mean and G = I - B (B^T S B)^-1/2 B^T in the
     covariance (B B^T = S_r), so that
@@ -148,8 +148,25 @@ def influence(features: npt.ArrayLike, reference: Gaussian) -> F64:
         ValueError: not n x d, not finite, n < 2, or of another d than the reference.
     """
     features = matrix(features, "features")
-    same_width(features.shape[1], len(reference.mean), "features and reference")
     own = gaussian(features)
+    return frechet_distance(own, reference), _influence(features, own, reference)
+
+
+def paired(x: npt.ArrayLike, y: npt.ArrayLike) -> tuple[float, F64]:
+    """Distance of two sets drawn in pairs, n x d each, and the first-order influence of each pair on it => (n,), mean zero.
+
+    Both sides are samples: the influence of a pair is the sum of its two, and its spread over pairs is the error.
+
+    Raises:
+        ValueError: not n x d, not finite, n < 2, or of other shapes.
+    """
+    x, y = matrix(x, "x"), matrix(y, "y")
+    one, other = gaussian(x), gaussian(y)
+    return frechet_distance(one, other), _influence(x, one, other) + _influence(y, other, one)
+
+
+def _influence(features: F64, own: Gaussian, reference: Gaussian) -> F64:
+    """Of each row on the distance of its set, whose moments are `own`, to the reference => (n,), by the formula of `frechet`."""
     centred = features - own.mean
     quadratic = (centred**2).sum(axis=1) - _bent(own, centred, reference)
     linear = 2 * centred @ (own.mean - reference.mean)

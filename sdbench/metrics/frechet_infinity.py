@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sdbench.arrays import F64
-from sdbench.metrics.frechet import Gaussian, frechet_distance, gaussian, influence
+from sdbench.metrics.frechet import Gaussian, frechet
 from sdbench.metrics.inputs import at_least, matrix
 
 _SEED = 2020
@@ -27,7 +27,7 @@ class Extrapolation:
 
     Attributes:
         curvature: what a parabola through n, n/2 and n/3 would add to the value: how much the line may be wrong by.
-        influence: first-order influence of each image on the value, (n,), mean zero, as `frechet.influence` has it.
+        influence: first-order influence of each image on the value, (n,), mean zero, as `frechet.frechet` has it.
     """
 
     value: float
@@ -53,7 +53,8 @@ def frechet_infinity(features: npt.ArrayLike, reference: Gaussian) -> Extrapolat
 
 def _mean_over_parts(features: F64, parts: list[npt.NDArray[np.int64]], reference: Gaussian) -> tuple[float, F64]:
     """Mean distance of the parts, and each image's influence on that mean."""
-    column = np.empty(len(features))
+    column, distances = np.empty(len(features)), []
     for part in parts:
-        column[part] = influence(features[part], reference)
-    return float(np.mean([frechet_distance(gaussian(features[part]), reference) for part in parts])), column
+        distance, column[part] = frechet(features[part], reference)
+        distances.append(distance)
+    return float(np.mean(distances)), column

@@ -62,14 +62,12 @@ def _pixels(compare: Callable[[U8, U8], F32], student: Subject, teacher: Subject
 
 
 def _frechet(encoder: Callable[[], Features], student: Subject, teacher: Subject, protocol: Protocol) -> Result:
-    """Both sides are samples, drawn in pairs: the influence of a pair is the sum of its two, and its spread over pairs is the error."""
     theirs, ours = (subject.features(*encoder()) for subject in (teacher, student))
     n, width = ours.shape
     if n < 2:
         return protocol.without("not_applicable", f"a distance of distributions needs at least 2 pictures, found {n}"), {}
-    student_side, teacher_side = frechet.gaussian(ours), frechet.gaussian(theirs)
-    influence = frechet.influence(ours, teacher_side) + frechet.influence(theirs, student_side)
-    estimate = intervals.standard_error_interval(frechet.frechet_distance(student_side, teacher_side), influence)
+    value, influence = frechet.paired(ours, theirs)
+    estimate = intervals.standard_error_interval(value, influence)
     note = "" if n >= 5 * width else f"descriptive: n = {n} < 5 d = {5 * width}"
     return protocol.value(estimate, note), {f"{protocol.name}:influence": influence}
 

@@ -49,9 +49,8 @@ def _frechet(encoder: str, subject: Subject, protocol: Protocol) -> Result:
     n, width = features.shape
     if n < 2:
         return _too_few(protocol, 2, n)
-    distance = frechet.frechet_distance(frechet.gaussian(features), against.statistics)
     note = "" if n >= 5 * width else f"descriptive: n = {n} < 5 d = {5 * width}"
-    return _result(protocol, distance, frechet.influence(features, against.statistics), against.digest, note)
+    return _result(protocol, *frechet.frechet(features, against.statistics), against.digest, note)
 
 
 def _infinity(encoder: str, subject: Subject, protocol: Protocol) -> Result:

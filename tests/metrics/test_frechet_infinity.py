@@ -31,7 +31,7 @@ def test_between_equal_distributions_it_is_zero_and_sometimes_below() -> None:
 
 
 def test_a_parabola_in_one_over_n_is_extrapolated_but_for_its_curvature(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "frechet_distance", lambda x, _: 3 + 50 / x.n + 700 / x.n**2)
+    monkeypatch.setattr(module, "frechet", lambda x, _: (3 + 50 / len(x) + 700 / len(x) ** 2, np.zeros(len(x))))
     found = frechet_infinity(draw(60, 1), UNIT)
     assert found.value + found.curvature == pytest.approx(3)
     assert found.curvature == pytest.approx(2 * 700 / 60**2)

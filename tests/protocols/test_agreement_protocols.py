@@ -14,7 +14,7 @@ from torchvision.models import alexnet
 from sdbench.assets import weights
 from sdbench.encoders import perceptual, scenes
 from sdbench.errors import MissingError, UserError
-from sdbench.metrics import frechet
+from sdbench.metrics.frechet import paired
 from sdbench.protocols import base
 from sdbench.protocols.base import Subject
 from sdbench.records import Value
@@ -115,17 +115,12 @@ def test_one_picture_has_no_distance(tmp_path: Path) -> None:
 # ---- the interval of the distance to the teacher ----
 
 
-def both_sides(x: Any, y: Any) -> tuple[float, Any]:
-    one, other = frechet.gaussian(x), frechet.gaussian(y)
-    return frechet.frechet_distance(one, other), frechet.influence(x, other) + frechet.influence(y, one)
-
-
 def test_the_influence_of_a_pair_is_what_leaving_it_out_changes() -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(400, 5))
     y = x + rng.normal(0.4, 0.6, size=(400, 5))
-    whole, influence = both_sides(x, y)
-    left_out = [both_sides(np.delete(x, row, 0), np.delete(y, row, 0))[0] for row in range(40)]
+    whole, influence = paired(x, y)
+    left_out = [paired(np.delete(x, row, 0), np.delete(y, row, 0))[0] for row in range(40)]
     np.testing.assert_allclose((whole - np.array(left_out)) * 399, influence[:40], rtol=0.05, atol=0.05)
 
 
@@ -137,7 +132,7 @@ def test_it_covers_the_expected_distance_of_pairs_of_samples(n: int) -> None:
 
     def drawn() -> tuple[float, float]:
         x = rng.normal(size=(n, d))
-        value, influence = both_sides(x, x @ mix + rng.normal(0.5, 0.7, size=(n, d)))
+        value, influence = paired(x, x @ mix + rng.normal(0.5, 0.7, size=(n, d)))
         return value, 1.96 * influence.std(ddof=1) / np.sqrt(n)
 
     values, halves = np.array([drawn() for _ in range(2000)]).T

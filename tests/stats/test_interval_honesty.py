@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 from scipy import stats as scipy_stats
 
-from sdbench.metrics.frechet import frechet_distance, gaussian, influence
+from sdbench.metrics.frechet import frechet, frechet_distance, gaussian
 from sdbench.metrics.frechet_infinity import frechet_infinity
 from sdbench.stats import decisions, intervals
 
@@ -129,12 +129,9 @@ def distances(world: World, n: int, repetitions: int) -> tuple[F64, F64, F64, F6
     rows = []
     for seed in range(repetitions):
         student, teacher = world.pair(seed, n)
-        theirs = intervals.standard_error_interval(
-            frechet_distance(gaussian(teacher), world.reference), influence(teacher, world.reference)
-        )
-        gap = frechet_distance(gaussian(student), world.reference) - theirs.value
-        column = influence(student, world.reference) - influence(teacher, world.reference)
-        bounds = decisions.paired_mean_bounds(column + gap, level=0.975)
+        (value, influence), (other, column) = (frechet(features, world.reference) for features in (teacher, student))
+        theirs, gap = intervals.standard_error_interval(value, influence), other - value
+        bounds = decisions.paired_mean_bounds(column - influence + gap, level=0.975)
         rows.append((theirs.value, theirs.high - theirs.value, gap, bounds.high - gap))
     return tuple(np.array(rows).T)
 
