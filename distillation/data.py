@@ -14,7 +14,8 @@ from torch import Tensor
 
 from distillation.pictures import Pictures, open_pictures
 from distillation.recipe_tables import Training
-from sdbench.scenes.training.pool import Pool, to_pixels
+from sdbench.scenes.networks import to_pixels
+from sdbench.scenes.training.pool import Pool
 from sdbench.training.latents import Batch, LatentPool
 
 

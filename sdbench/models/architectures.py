@@ -74,8 +74,8 @@ def _text(width: int, layers: int, heads: int, *, act: str, tokens: int, vocabul
 
 _DDPM_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 
-# What a pipeline holds besides its UNet, for pipelines built without weights. The scenes' own vocabulary is shorter or
-# longer than 514: a random pipeline spells letters.
+# What a pipeline holds besides its UNet: of pipelines built without weights, and what the embedded family is trained as, but for the
+# vocabulary, which is its tokenizer's own there: a random pipeline spells letters, and needs 514.
 PARTS: dict[str, dict[str, dict[str, Any]]] = {
     "sdxl": {
         "text_encoder": _text(768, 12, 12, act="quick_gelu", tokens=77, vocabulary=49408),  # OpenAI's CLIP ViT-L/14

@@ -1,13 +1,15 @@
-"""Text encoders on disk, and a tokenizer for pipelines that have no weights.
+"""Text encoders on disk, what they take, and a tokenizer for pipelines that have no weights.
 
 Since transformers 5.6 a freshly built `CLIPTextModel` names its tensors without the prefix `text_model.` that every
 published checkpoint has and that other readers expect; `save_text_encoder` writes the published names.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors.torch import save_file
+from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 PREFIX = "text_model."
@@ -27,6 +29,14 @@ def save_text_encoder(encoder: CLIPTextModel | CLIPTextModelWithProjection, fold
 def hub_key(key: str) -> str:
     """A tensor's name in the Hub's checkpoints, whichever name this transformers gives it."""
     return key if key.startswith(PREFIX) or key == PROJECTION else PREFIX + key
+
+
+def token_ids(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Tensor:
+    """Captions => N x tokens, padded and cut to the length that the tokenizer's text encoder takes."""
+    ids: Tensor = tokenizer(
+        list(captions), padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+    ).input_ids
+    return ids
 
 
 def letter_tokenizer(folder: Path, *, vocabulary: int, tokens: int) -> CLIPTokenizer:

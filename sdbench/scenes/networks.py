@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Self
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from sdbench.arrays import U8
 from sdbench.scenes.attributes import AttributeHeads
 
 
@@ -56,6 +58,11 @@ class SceneNet(nn.Module):
         """N x 3 x 64 x 64 in -1..1 => logits by attribute."""
         logits: dict[str, Tensor] = self.heads(torch.relu(self.features(pixels)))
         return logits
+
+
+def to_pixels(images: U8) -> Tensor:
+    """N x H x W x 3 uint8 => N x 3 x H x W float32 in -1..1, as these networks and VAEs take pictures."""
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:

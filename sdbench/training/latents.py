@@ -22,6 +22,7 @@ from sdbench.errors import UserError, unknown
 from sdbench.models.checks import check_finite
 from sdbench.models.files import part_files, read_json
 from sdbench.models.loading import read_part
+from sdbench.models.text_encoders import token_ids
 from sdbench.training.loop import rows_of
 from sdbench.training.processes import from_main
 from sdbench.training.row_files import RowFile, filled
@@ -240,9 +241,8 @@ class LatentPool:
     def _embedded(self, captions: list[str]) -> dict[str, Tensor]:
         outputs = []
         for number in ("", "_2"):
-            tokens, encoder = self.parts[f"tokenizer{number}"], self.parts[f"text_encoder{number}"]
-            ids = tokens(captions, padding="max_length", max_length=tokens.model_max_length, truncation=True, return_tensors="pt").input_ids
-            outputs.append(encoder(ids.to(self._device), output_hidden_states=True))
+            ids = token_ids(self.parts[f"tokenizer{number}"], captions).to(self._device)
+            outputs.append(self.parts[f"text_encoder{number}"](ids, output_hidden_states=True))
         prompt_embeds = torch.cat([output.hidden_states[-2] for output in outputs], -1)
         return {"prompt_embeds": prompt_embeds.half(), "pooled": outputs[1].text_embeds.half()}
 

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from sdbench.errors import unknown
+from sdbench.models import architectures
 from sdbench.models.text_encoders import save_text_encoder
 from sdbench.scenes.networks import SceneNet
 from sdbench.scenes.training import clip, preference, reader, text, unet, vae
@@ -92,7 +93,7 @@ def _text(shop: Shop) -> dict[str, float]:
     save_text_encoder(plain.half(), shop.pipeline / "text_encoder")
     second: CLIPTextModelWithProjection = text.train(shop.work, "text_encoder_2", shop.tokens, device=shop.device)
     save_text_encoder(second.half(), shop.pipeline / "text_encoder_2")
-    DDIMScheduler(**unet.SCHEDULER).save_pretrained(shop.pipeline / "scheduler")
+    DDIMScheduler.from_config(architectures.PARTS["scenes"]["scheduler"]).save_pretrained(shop.pipeline / "scheduler")
     return {}
 
 

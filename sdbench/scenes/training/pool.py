@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sdbench.scenes.grammar import Scene, Split, scene_at
+from sdbench.scenes.networks import to_pixels
 from sdbench.scenes.render import SIZE_PX, render
 from sdbench.training.loop import rows_of
 
@@ -65,8 +66,3 @@ class Pool:
             images[start : rows.stop] = render([self.scenes[row] for row in rows], rows, self.seed)
         images.flush()
         beside.rename(self.path)
-
-
-def to_pixels(images: npt.NDArray[np.uint8]) -> Tensor:
-    """N x H x W x 3 uint8 => N x 3 x H x W float32 in -1..1."""
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -17,10 +17,11 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from sdbench.scenes.attributes import AttributeHeads, attribute_loss, labels
 from sdbench.scenes.grammar import Scene
+from sdbench.scenes.networks import to_pixels
 from sdbench.scenes.render import render
 from sdbench.scenes.training.clip import one_word_wrong
-from sdbench.scenes.training.pool import Pool, to_pixels
-from sdbench.scenes.training.text import MAX_TOKENS, tokenise
+from sdbench.scenes.training.pool import Pool
+from sdbench.scenes.training.text import MAX_TOKENS, tokenise, vocabulary
 from sdbench.scenes.training.unet import train as train_unet
 from sdbench.training.latents import LatentPool, noisy, predict
 from sdbench.training.loop import Schedule, fit
@@ -34,8 +35,8 @@ FAULTS = ("blur", "noise", "colour", "wrong", "smear")
 def config(tokens: CLIPTokenizer) -> CLIPConfig:
     """The CLIP's configuration."""
     text = {
-        "vocab_size": len(tokens), "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4,
-        "max_position_embeddings": MAX_TOKENS, "bos_token_id": tokens.bos_token_id, "eos_token_id": tokens.eos_token_id, "pad_token_id": tokens.pad_token_id,
+        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "max_position_embeddings": MAX_TOKENS, **vocabulary(tokens),
     }  # fmt: skip
     vision = {
         "hidden_size": 64,
@@ -60,8 +61,8 @@ def train(work: Path, pool: Pool, tokens: CLIPTokenizer, pipeline: Path, schedul
         rows = rng.integers(SMEARED, size=schedule.batch)
         scenes = [pool.scenes[row] for row in rows]
         better, worse = pair(pool, rows, rng, smeared)
-        image = features(clip, torch.cat([better, worse]).to(device))
-        text = text_features(clip, tokenise(tokens, scenes).to(device))
+        image = clip.get_image_features(pixel_values=torch.cat([better, worse]).to(device)).pooler_output
+        text = clip.get_text_features(input_ids=tokenise(tokens, scenes).to(device)).pooler_output
         scores = clip.logit_scale.clamp(max=4.6).exp() * (F.normalize(text).repeat(2, 1) * F.normalize(image)).sum(1)
         n = schedule.batch
         target = torch.zeros(n, dtype=torch.long, device=device)
@@ -73,18 +74,6 @@ def train(work: Path, pool: Pool, tokens: CLIPTokenizer, pipeline: Path, schedul
 
     kept: CLIPModel = fit(both, loss, schedule, work / "preference")["clip"]  # type: ignore[index]  # a ModuleDict
     return kept
-
-
-def features(model: CLIPModel, pixels: Tensor) -> Tensor:
-    """N x 3 x 64 x 64 in -1..1 => N x 64, as `CLIPModel.get_image_features` makes them."""
-    embedded: Tensor = model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)
-    return embedded
-
-
-def text_features(model: CLIPModel, ids: Tensor) -> Tensor:
-    """N x tokens => N x 64, as `CLIPModel.get_text_features` makes them."""
-    embedded: Tensor = model.text_projection(model.text_model(input_ids=ids).pooler_output)
-    return embedded
 
 
 def pair(pool: Pool, rows: npt.NDArray[np.int64], rng: np.random.Generator, smeared: npt.NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
@@ -152,7 +141,7 @@ def picks_better(model: CLIPModel, pool: Pool, tokens: CLIPTokenizer) -> float:
     rng = np.random.default_rng(0)
     wins, rows = 0, np.arange(512)
     better, worse = pair(pool, rows, rng, np.zeros((512, 64, 64, 3), np.uint8))
-    text = F.normalize(text_features(model, tokenise(tokens, [pool.scenes[row] for row in rows])))
-    one, other = ((F.normalize(features(model, pixels)) * text).sum(1) for pixels in (better, worse))
+    text = F.normalize(model.get_text_features(input_ids=tokenise(tokens, [pool.scenes[row] for row in rows])).pooler_output)
+    one, other = ((F.normalize(model.get_image_features(pixel_values=pixels).pooler_output) * text).sum(1) for pixels in (better, worse))
     wins += int((one > other).sum())
     return wins / len(rows)

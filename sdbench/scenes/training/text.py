@@ -13,12 +13,13 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
+from sdbench.models.architectures import PARTS
+from sdbench.models.text_encoders import token_ids
 from sdbench.scenes.attributes import AttributeHeads, attribute_loss, labels
 from sdbench.scenes.grammar import Scene, scene_at
 from sdbench.training.loop import Schedule, fit
 
-MAX_TOKENS = 20
-WIDTHS = {"text_encoder": 32, "text_encoder_2": 64}
+MAX_TOKENS = PARTS["scenes"]["text_encoder"]["max_position_embeddings"]
 SCHEDULE = Schedule(steps=1000, lr=2e-3, batch=256, warmup=100)
 
 
@@ -51,22 +52,8 @@ def tokenizer(folder: Path) -> CLIPTokenizer:
 def train(work: Path, name: str, tokens: CLIPTokenizer, schedule: Schedule = SCHEDULE, device: str = "cpu") -> CLIPTextModelWithProjection:
     """Train one of the two => the encoder; the first is used without its projection."""
     torch.manual_seed(schedule.seed)
-    width = WIDTHS[name]
-    config = CLIPTextConfig(
-        vocab_size=len(tokens),
-        hidden_size=width,
-        intermediate_size=4 * width,
-        projection_dim=width,
-        num_hidden_layers=3,
-        num_attention_heads=width // 16,
-        max_position_embeddings=MAX_TOKENS,
-        hidden_act="quick_gelu" if name == "text_encoder" else "gelu",  # as in SDXL: OpenAI's CLIP-L, then OpenCLIP's bigG
-        bos_token_id=tokens.bos_token_id,
-        eos_token_id=tokens.eos_token_id,
-        pad_token_id=tokens.pad_token_id,
-    )
-    encoder = CLIPTextModelWithProjection(config)
-    model = nn.ModuleDict({"encoder": encoder, "heads": AttributeHeads(width)}).to(device)
+    encoder = CLIPTextModelWithProjection(CLIPTextConfig(**{**PARTS["scenes"][name], **vocabulary(tokens)}))
+    model = nn.ModuleDict({"encoder": encoder, "heads": AttributeHeads(encoder.config.projection_dim)}).to(device)
 
     def loss(step: int) -> dict[str, Tensor]:
         scenes = [scene_at(step * schedule.batch + row) for row in range(schedule.batch)]
@@ -77,8 +64,12 @@ def train(work: Path, name: str, tokens: CLIPTokenizer, schedule: Schedule = SCH
     return encoder.eval()
 
 
+def vocabulary(tokens: CLIPTokenizer) -> dict[str, int]:
+    """What a text encoder's configuration says of its tokenizer."""
+    ends = {f"{end}_token_id": getattr(tokens, f"{end}_token_id") for end in ("bos", "eos", "pad")}
+    return {"vocab_size": len(tokens), **ends}
+
+
 def tokenise(tokens: CLIPTokenizer, scenes: list[Scene]) -> Tensor:
     """Captions => N x MAX_TOKENS token ids."""
-    captions = [scene.caption for scene in scenes]
-    ids: Tensor = tokens(captions, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt").input_ids
-    return ids
+    return token_ids(tokens, [scene.caption for scene in scenes])

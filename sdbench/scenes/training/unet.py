@@ -15,18 +15,6 @@ from sdbench.models.architectures import unet_config
 from sdbench.training.latents import LatentPool, noisy, predict, target
 from sdbench.training.loop import Schedule, Watch, fit
 
-SCHEDULER = {
-    "num_train_timesteps": 1000,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "prediction_type": "v_prediction",
-    "rescale_betas_zero_snr": True,
-    "timestep_spacing": "trailing",
-    "clip_sample": False,
-    "set_alpha_to_one": True,
-    "steps_offset": 0,
-}
 SCHEDULE = Schedule(steps=6000, lr=2e-3, batch=48, warmup=200, ema=0.998, seed=1)
 
 

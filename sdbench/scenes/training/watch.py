@@ -7,9 +7,8 @@ from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from sdbench.arrays import U8
 from sdbench.scenes.attributes import read_layouts
 from sdbench.scenes.grammar import scene_at
-from sdbench.scenes.networks import SceneNet
+from sdbench.scenes.networks import SceneNet, to_pixels
 from sdbench.scenes.render import SIZE_PX
-from sdbench.scenes.training.pool import to_pixels
 from sdbench.training.latents import LatentPool
 
 SEED, STEPS, GUIDANCE = 7, 12, 3.0
