@@ -23,7 +23,7 @@ from transformers import CLIPImageProcessor
 from sdbench.encoders import clip
 from sdbench.encoders.pixels import device, exact, shortest_edge
 from sdbench.encoders.towers import image_features
-from sdbench.metrics.clip_score import clip_score
+from sdbench.metrics.cosine import caption_score
 from sdbench.probes.meters import synchronised
 from sdbench.scenes.grammar import scene_at
 from sdbench.store import read_images
@@ -56,7 +56,7 @@ def peer() -> CLIPScore:
 
 def ours(files: list[Path]) -> float:
     images, texts = towers().images(read_images(files, "")), towers().texts(CAPTIONS)
-    return float(clip_score(images, texts).mean())
+    return float(caption_score(images, texts).mean())
 
 
 def theirs(files: list[Path]) -> float:

@@ -14,7 +14,7 @@ import torch
 from sdbench.encoders import clip
 from sdbench.encoders.clip import Clip
 from sdbench.errors import MissingError
-from sdbench.metrics.clip_score import clip_score
+from sdbench.metrics.cosine import caption_score
 
 BACKBONE = "vit-b-16"
 SOURCE = "torchmetrics 1.9.0, functional/multimodal/clip_score.py, examples with openai/clip-vit-base-patch16"
@@ -41,9 +41,11 @@ def noise(seed: int) -> npt.NDArray[np.uint8]:
 
 
 KNOWN = (
-    Known("noise and 'a photo of a cat'", 24.426, lambda towers: clip_score(towers.images(noise(42)), towers.texts(["a photo of a cat"]))),
-    Known("two pictures of noise", 99.486, lambda towers: clip_score(towers.images(noise(42)), towers.images(noise(43)))),
-    Known("two headlines", 91.395, lambda towers: clip_score(towers.texts(CAPTIONS[:1]), towers.texts(CAPTIONS[1:]))),
+    Known(
+        "noise and 'a photo of a cat'", 24.426, lambda towers: caption_score(towers.images(noise(42)), towers.texts(["a photo of a cat"]))
+    ),
+    Known("two pictures of noise", 99.486, lambda towers: caption_score(towers.images(noise(42)), towers.images(noise(43)))),
+    Known("two headlines", 91.395, lambda towers: caption_score(towers.texts(CAPTIONS[:1]), towers.texts(CAPTIONS[1:]))),
 )
 
 

@@ -4,7 +4,6 @@ import functools
 import math
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,8 +14,6 @@ from torchmetrics.functional.image.lpips import _LPIPS  # it brings the heads' w
 from sdbench.arrays import F32, U8
 from sdbench.assets import weights
 from sdbench.encoders.pixels import device, exact, rgb
-from sdbench.errors import UserError
-from sdbench.models.checks import check_finite
 
 BATCH = 8
 RADIUS, SIGMA = 5, 1.5  # of SSIM's window, px
@@ -80,20 +77,6 @@ def with_alexnet(state: dict[str, Tensor]) -> nn.Module:
     return made.eval()
 
 
-def read_lpips(file: Path) -> nn.Module:
-    """The same from a file of torchvision's.
-
-    Raises:
-        UserError: it is no AlexNet's, or not finite.
-    """
-    try:
-        made = with_alexnet(torch.load(file, map_location="cpu", weights_only=True))
-    except Exception as error:
-        raise UserError(f"{file} does not hold torchvision's AlexNet: {type(error).__name__}: {error}; fetch it again") from error
-    check_finite(made, "AlexNet", file)
-    return made.to(device())
-
-
 @cache
 def network() -> nn.Module:
     """LPIPS with its weights.
@@ -102,4 +85,4 @@ def network() -> nn.Module:
         MissingError: AlexNet's are not at hand.
         UserError: they are damaged.
     """
-    return read_lpips(weights.find("lpips-alex"))
+    return with_alexnet(torch.load(weights.find("lpips-alex"), map_location="cpu", weights_only=True)).to(device())

@@ -27,8 +27,6 @@ from sdbench.encoders.precision import full_float32
 Pictures = U8 | Sequence[U8]  # N pictures H x W x 3 uint8 RGB: one array of them, or several where their sizes differ
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # OpenAI's, of CLIP's training pictures
 _BITS = 22  # of Pillow's weights: 32 less 8 of the pixel and 2 of room for bicubic's overshoot
-
-
 CHOSEN: ContextVar[torch.device | None] = ContextVar("CHOSEN", default=None)  # the device of a run, set by `memory.evaluators`
 
 

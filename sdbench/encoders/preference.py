@@ -7,6 +7,7 @@ from functools import cache, partial
 
 import numpy as np
 import open_clip
+import torch
 from torch import Tensor
 from transformers import CLIPModel
 
@@ -26,26 +27,29 @@ class PickScore:
     model: CLIPModel
     name: str
 
+    @property
+    def scale(self) -> float:
+        """The factor of the cosine."""
+        factor: float = self.model.logit_scale.detach().exp().item()
+        return factor
+
     def images(self, images: U8, batch: int = clip.BATCH) -> F32:
         """N x H x W x 3 uint8 RGB => N x d."""
         weight, side = self.model.logit_scale, self.model.config.vision_config.image_size
 
         def features(some: U8) -> Tensor:
             pixels = _prepared(some, side, weight.device).to(weight.dtype)
-            embedded: Tensor = self.model.visual_projection(self.model.vision_model(pixel_values=pixels).pooler_output)
+            embedded: Tensor = self.model.get_image_features(pixel_values=pixels).pooler_output
             return embedded
 
         return encode(images, features, batch)
 
-    def texts(self, captions: Sequence[str], batch: int = 64) -> tuple[F32, float]:
-        """Captions => N x d, and the logit scale. The tokens are open_clip's: the same vocabulary, and no file of it to fetch."""
+    def texts(self, captions: Sequence[str], batch: int = 64) -> F32:
+        """Captions => N x d. The tokens are open_clip's: the same vocabulary, and no file of it to fetch."""
         tokens = clip.tokenize(captions).to(self.model.logit_scale.device)
         with exact():
-            hidden = [
-                self.model.text_model(input_ids=tokens[start : start + batch]).pooler_output for start in range(0, len(tokens), batch)
-            ]
-            parts = [self.model.text_projection(some).cpu().numpy() for some in hidden]
-            return np.concatenate(parts), self.model.logit_scale.exp().item()
+            parts = [self.model.get_text_features(input_ids=part).pooler_output.cpu().numpy() for part in torch.split(tokens, batch)]
+        return np.concatenate(parts)
 
 
 @cache

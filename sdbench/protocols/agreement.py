@@ -6,37 +6,24 @@ reference adds a third. These need neither a reference nor a caption. They say h
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 
 from sdbench.arrays import F32, U8
-from sdbench.encoders import clip, perceptual, scenes
-from sdbench.encoders.catalogue import ENCODERS
-from sdbench.metrics import agreement, frechet
+from sdbench.encoders import perceptual
+from sdbench.encoders.catalogue import ENCODERS, TOWERS
+from sdbench.metrics import frechet
+from sdbench.metrics.cosine import cosine
 from sdbench.protocols.base import Protocol, Result, Subject
 from sdbench.stats import intervals
 
 
-class Features(NamedTuple):
-    """An encoder of pictures and the name, its weights' digest in it, that features are kept under."""
-
-    name: str
-    compute: Callable[[U8], F32]
-
-
-def _scenes_clip() -> Features:
-    return Features(scenes.encoder_id("clip"), scenes.clip_images)
-
-
-def _of(encoder: str) -> Features:
-    found = ENCODERS[encoder]
-    return Features(found.id(), found.features)
-
-
-def _full_size_clip() -> Features:
-    towers = clip.load("vit-l-14")
-    return Features(towers.name, towers.images)
+def _encoder(name: str) -> tuple[str, Callable[[U8], F32]]:
+    """What features of an encoder are kept under, its weights' digest in it, and the function that makes them."""
+    if name in TOWERS:
+        towers = TOWERS[name]()
+        return towers.name, towers.images
+    return ENCODERS[name].id(), ENCODERS[name].features
 
 
 def _paired(measure: Callable[[Subject, Subject, Protocol], Result], subject: Subject, protocol: Protocol) -> Result:
@@ -52,8 +39,9 @@ def _paired(measure: Callable[[Subject, Subject, Protocol], Result], subject: Su
     return measure(subject, subject.original, protocol)
 
 
-def _cosine(encoder: Callable[[], Features], student: Subject, teacher: Subject, protocol: Protocol) -> Result:
-    return protocol.mean(agreement.cosine_agreement(student.features(*(found := encoder())), teacher.features(*found)))
+def _cosine(encoder: str, student: Subject, teacher: Subject, protocol: Protocol) -> Result:
+    ours, theirs = (subject.features(*_encoder(encoder)) for subject in (student, teacher))
+    return protocol.mean(cosine(ours, theirs))
 
 
 def _pixels(compare: Callable[[U8, U8], F32], student: Subject, teacher: Subject, protocol: Protocol) -> Result:
@@ -61,8 +49,8 @@ def _pixels(compare: Callable[[U8, U8], F32], student: Subject, teacher: Subject
     return protocol.mean(np.concatenate(found).astype(np.float64))
 
 
-def _frechet(encoder: Callable[[], Features], student: Subject, teacher: Subject, protocol: Protocol) -> Result:
-    theirs, ours = (subject.features(*encoder()) for subject in (teacher, student))
+def _frechet(encoder: str, student: Subject, teacher: Subject, protocol: Protocol) -> Result:
+    ours, theirs = (subject.features(*_encoder(encoder)) for subject in (student, teacher))
     n, width = ours.shape
     if n < 2:
         return protocol.without("not_applicable", f"a distance of distributions needs at least 2 pictures, found {n}"), {}
@@ -77,12 +65,12 @@ def _against(measure: Callable[[Subject, Subject, Protocol], Result]) -> Callabl
 
 
 PROTOCOLS = (
-    Protocol("agreement.clip.scenes",     "score", "higher", "cos",      _against(partial(_cosine, _scenes_clip)),      True),
-    Protocol("agreement.features.scenes", "score", "higher", "cos",      _against(partial(_cosine, partial(_of, "scenes.features"))),  True),
-    Protocol("agreement.clip.vit-l-14",   "score", "higher", "cos",      _against(partial(_cosine, _full_size_clip)),   True),
-    Protocol("agreement.dinov2",          "score", "higher", "cos",      _against(partial(_cosine, partial(_of, "dinov2.vit-l-14"))),  True),
-    Protocol("agreement.ssim",            "score", "higher", "SSIM",     _against(partial(_pixels, perceptual.ssim)),   True),
-    Protocol("agreement.lpips",           "score", "lower",  "LPIPS",    _against(partial(_pixels, perceptual.lpips)),  True),
-    Protocol("fd_to_teacher.scenes",      "set",   "lower",  "distance", _against(partial(_frechet, partial(_of, "scenes.features"))), True),
-    Protocol("fd_to_teacher.clean",       "set",   "lower",  "distance", _against(partial(_frechet, partial(_of, "inception.clean"))), True),
+    Protocol("agreement.clip.scenes",     "score", "higher", "cos",      _against(partial(_cosine, "clip.scenes")),      True),
+    Protocol("agreement.features.scenes", "score", "higher", "cos",      _against(partial(_cosine, "scenes.features")),  True),
+    Protocol("agreement.clip.vit-l-14",   "score", "higher", "cos",      _against(partial(_cosine, "clip.vit-l-14")),    True),
+    Protocol("agreement.dinov2",          "score", "higher", "cos",      _against(partial(_cosine, "dinov2.vit-l-14")),  True),
+    Protocol("agreement.ssim",            "score", "higher", "SSIM",     _against(partial(_pixels, perceptual.ssim)),    True),
+    Protocol("agreement.lpips",           "score", "lower",  "LPIPS",    _against(partial(_pixels, perceptual.lpips)),   True),
+    Protocol("fd_to_teacher.scenes",      "set",   "lower",  "distance", _against(partial(_frechet, "scenes.features")), True),
+    Protocol("fd_to_teacher.clean",       "set",   "lower",  "distance", _against(partial(_frechet, "inception.clean")), True),
 )  # fmt: skip  # a table

@@ -4,36 +4,16 @@ from functools import partial
 
 import numpy as np
 
-from sdbench.encoders import clip, scenes
-from sdbench.encoders import preference as judges
-from sdbench.metrics import clip_score, preference
+from sdbench.encoders.catalogue import TOWERS
+from sdbench.encoders.clip import BACKBONES
+from sdbench.metrics.cosine import caption_score
 from sdbench.protocols.base import Protocol, Result, Subject
 from sdbench.stats import intervals
 
 
-def _clip_scenes(subject: Subject, protocol: Protocol) -> Result:
-    image = subject.features(scenes.encoder_id("clip"), scenes.clip_images)
-    return protocol.mean(clip_score.clip_score(image, scenes.clip_texts(subject.prompts)))
-
-
-def _clip(backbone: str, subject: Subject, protocol: Protocol) -> Result:
-    towers = clip.load(backbone)
-    return protocol.mean(clip_score.clip_score(subject.features(towers.name, towers.images), towers.texts(subject.prompts)))
-
-
-def _preference_scenes(subject: Subject, protocol: Protocol) -> Result:
-    image = subject.features(scenes.encoder_id("preference"), scenes.preference_images)
-    return protocol.mean(preference.pickscore(image, *scenes.preference_texts(subject.prompts)))
-
-
-def _pickscore(subject: Subject, protocol: Protocol) -> Result:
-    judge = judges.pickscore()
-    return protocol.mean(preference.pickscore(subject.features(judge.name, judge.images), *judge.texts(subject.prompts)))
-
-
-def _hpsv2(subject: Subject, protocol: Protocol) -> Result:
-    judge = judges.hps()
-    return protocol.mean(preference.hpsv2(subject.features(judge.name, judge.images), judge.texts(subject.prompts)))
+def _cosine(encoder: str, subject: Subject, protocol: Protocol) -> Result:
+    towers = TOWERS[encoder]()
+    return protocol.mean(caption_score(subject.features(towers.name, towers.images), towers.texts(subject.prompts), towers.scale))
 
 
 def _win_rate(subject: Subject, protocol: Protocol) -> Result:
@@ -53,15 +33,15 @@ def _win_rate(subject: Subject, protocol: Protocol) -> Result:
 
 
 _CLIP = (
-    Protocol("clip_score.scenes",   "score", "higher", "100 cos", _clip_scenes),
-    *(Protocol(f"clip_score.{backbone}", "score", "higher", "100 cos", partial(_clip, backbone)) for backbone in clip.BACKBONES),
+    Protocol("clip_score.scenes",   "score", "higher", "100 cos", partial(_cosine, "clip.scenes")),
+    *(Protocol(f"clip_score.{backbone}", "score", "higher", "100 cos", partial(_cosine, f"clip.{backbone}")) for backbone in BACKBONES),
     # MLPerf inference's SDXL: OpenAI's ViT-B/32, 100 cos, not clipped (text_to_image/tools/clip/clip_encoder.py, accuracy_coco.py).
-    Protocol("clip_score.mlperf",   "score", "higher", "100 cos", partial(_clip, "vit-b-32")),
+    Protocol("clip_score.mlperf",   "score", "higher", "100 cos", partial(_cosine, "clip.vit-b-32")),
 )  # fmt: skip  # a table
 _JUDGES = (
-    Protocol("preference.scenes",   "score", "higher", "logit",   _preference_scenes),
-    Protocol("pickscore.v1",        "score", "higher", "logit",   _pickscore),
-    Protocol("hpsv2.1",             "score", "higher", "100 cos", _hpsv2),
+    Protocol("preference.scenes",   "score", "higher", "logit",   partial(_cosine, "preference.scenes")),
+    Protocol("pickscore.v1",        "score", "higher", "logit",   partial(_cosine, "pickscore.v1")),
+    Protocol("hpsv2.1",             "score", "higher", "100 cos", partial(_cosine, "hpsv2.1")),
 )  # fmt: skip  # a table
 _WINS = (Protocol(f"win_rate.{judge.name}", "score", "higher", "share", _win_rate, against_teacher=True) for judge in _JUDGES)
 PROTOCOLS = (*_CLIP, *_JUDGES, *_WINS)

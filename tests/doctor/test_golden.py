@@ -1,25 +1,27 @@
 """Golden pictures find metrics that are turned round, blind, or not the same twice, and the shipped ones are none of these."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from huggingface_hub import constants, is_offline_mode
+from torch import Tensor
 
 from sdbench import cli
 from sdbench.assets import weights
 from sdbench.doctor import checks, golden
-from sdbench.encoders import clip, scenes
+from sdbench.encoders import scenes
+from sdbench.encoders.catalogue import TOWERS
 from sdbench.protocols.base import Protocol, Result, Subject
 from sdbench.records import Value
 from sdbench.score import PROTOCOLS
 
 EMBEDDED = {"scene_accuracy", "fd.scenes", "clip_score.scenes", "preference.scenes", "win_rate.preference.scenes"}
 NAMES = (*golden.pictures(), "twice")
-CLIP_IMAGES = scenes.clip_images
+CLIP = scenes.clip()
 
 
 def test_every_embedded_metric_behaves() -> None:
@@ -37,23 +39,28 @@ def complaints_of(monkeypatch: pytest.MonkeyPatch, name: str = "clip_score.scene
     return judged.complaints
 
 
+def instead(monkeypatch: pytest.MonkeyPatch, picture: Callable[[Tensor], Tensor]) -> None:
+    """Another tower of pictures in the scenes' CLIP."""
+    monkeypatch.setitem(TOWERS, "clip.scenes", lambda: replace(CLIP, picture=picture))
+
+
 @pytest.mark.parametrize(
     ("sabotage", "says"),
     [
-        (lambda images: CLIP_IMAGES(255 - images), "inverted pictures get"),
-        (lambda images: np.ones((len(images), 64)), "black pictures get"),
-        (lambda images: np.full((len(images), 64), np.nan), "healthy pictures are failed: ValueError"),
+        (lambda pixels: CLIP.picture(-pixels), "inverted pictures get"),
+        (lambda pixels: torch.ones(len(pixels), 64), "black pictures get"),
+        (lambda pixels: torch.full((len(pixels), 64), torch.nan), "healthy pictures are failed: ValueError"),
     ],
     ids=["inverted on the way in", "blind", "no numbers"],
 )
-def test_a_metric_that_is_broken_is_found(sabotage: Callable[[Any], Any], says: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scenes, "clip_images", sabotage)
+def test_a_metric_that_is_broken_is_found(sabotage: Callable[[Tensor], Tensor], says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    instead(monkeypatch, sabotage)
     assert any(says in complaint for complaint in complaints_of(monkeypatch))
 
 
 def test_a_metric_that_is_not_the_same_twice_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    random = np.random.default_rng(0)
-    monkeypatch.setattr(scenes, "clip_images", lambda images: CLIP_IMAGES(images) + 0.5 * random.normal(size=(len(images), 64)))
+    random = torch.Generator().manual_seed(0)
+    instead(monkeypatch, lambda pixels: CLIP.picture(pixels) + 2 * torch.randn(len(pixels), 64, generator=random))
     (complaint,) = complaints_of(monkeypatch)
     assert "a second time" in complaint
 
@@ -62,7 +69,7 @@ def test_a_metric_that_is_not_the_same_twice_is_found(monkeypatch: pytest.Monkey
 def test_full_size_networks_are_tried_on_a_gpu_only(gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    monkeypatch.setattr(clip, "load", lambda backbone: asked.append(backbone) or weights.find("nothing of the kind"))
+    monkeypatch.setitem(TOWERS, "clip.vit-b-32", lambda: asked.append(1) or weights.find("nothing of the kind"))
     monkeypatch.setattr(golden, "PROTOCOLS", {"clip_score.vit-b-32": PROTOCOLS["clip_score.vit-b-32"]})
     (judged,) = golden.judge()
     assert bool(asked) == gpu
@@ -72,11 +79,7 @@ def test_full_size_networks_are_tried_on_a_gpu_only(gpu: bool, monkeypatch: pyte
 def test_nothing_is_fetched_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     before, met = is_offline_mode(), []
 
-    def watched(images: Any) -> Any:
-        met.append(is_offline_mode())
-        return CLIP_IMAGES(images)
-
-    monkeypatch.setattr(scenes, "clip_images", watched)
+    instead(monkeypatch, lambda pixels: met.append(is_offline_mode()) or CLIP.picture(pixels))
     assert complaints_of(monkeypatch) == ()
     assert set(met) == {True}
     assert is_offline_mode() == constants.HF_HUB_OFFLINE == before

@@ -17,8 +17,7 @@ from torchmetrics.multimodal import CLIPScore
 from sdbench.assets import weights
 from sdbench.encoders import clip
 from sdbench.encoders.clip import Clip
-from sdbench.errors import UserError
-from sdbench.metrics.clip_score import clip_score
+from sdbench.metrics.cosine import caption_score
 
 SIZES = [(64, 64), (256, 256), (96, 160), (24, 24)]
 SIDE = TINY["vision_cfg"]["image_size"]
@@ -34,7 +33,7 @@ def pictures(height: int, width: int) -> clip.U8:
 
 
 def scores(towers: Clip, images: clip.U8, captions: list[str], **how: Any) -> Any:
-    return clip_score(towers.images(images, **how), towers.texts(captions, **how))
+    return caption_score(towers.images(images, **how), towers.texts(captions, **how))
 
 
 def by_open_clip(model: open_clip.CLIP, images: clip.U8, captions: list[str]) -> Any:
@@ -146,16 +145,12 @@ def test_a_backbone_is_loaded_by_its_name_and_kept_under_its_digest(towers: Clip
     np.testing.assert_allclose(loaded.texts(CAPTIONS), towers.texts(CAPTIONS), atol=1e-6)
 
 
-def test_weights_that_are_not_numbers_lacking_or_of_another_clip_are_refused(towers: Clip, tmp_path: Path) -> None:
+def test_weights_that_are_lacking_or_of_another_clip_are_not_drawn_at_random(towers: Clip, tmp_path: Path) -> None:
     state = {key: tensor.clone() for key, tensor in towers.model.state_dict().items()}
     lacking = save({key: tensor for key, tensor in state.items() if key != "visual.proj"}, tmp_path / "lacking.safetensors")
     other = save({**state, "text_projection": torch.zeros(32, 31)}, tmp_path / "other.safetensors")
-    state["visual.conv1.weight"][0, 0, 0, 0] = np.nan
-    nan = save(state, tmp_path / "nan.safetensors")
-    torn = tmp_path / "torn.safetensors"
-    torn.write_bytes(nan.read_bytes()[:5000])
-    for path, message in ((lacking, "visual.proj|Missing key"), (other, "CLIP"), (nan, "NaN or infinite"), (torn, "fetch it again")):
-        with pytest.raises(UserError, match=message):
+    for path, message in ((lacking, 'Missing key.*"visual.proj"'), (other, "size mismatch for text_projection")):
+        with pytest.raises(RuntimeError, match=message):
             clip.fill(clip.build(TINY), path)
 
 
@@ -169,7 +164,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "trap.pt").write_bytes(pickle.dumps({"state_dict": Trap()}))
     torch.save({"state_dict": Trap()}, tmp_path / "zipped.pt")
     for name in ("trap.pt", "zipped.pt"):
-        with pytest.raises(UserError, match="fetch it again"):
+        with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
             clip.fill(clip.build(TINY), tmp_path / name)
     assert not (tmp_path / "sprung").exists()
 

@@ -87,7 +87,7 @@ def test_a_training_loop_s_autocast_does_not_reach_an_encoder(dtype: torch.dtype
         return layer(torch.from_numpy(batch).permute(0, 3, 1, 2).float()).flatten(1)
 
     def encoded() -> list[Any]:
-        return [pixels.encode(pictures, encoder, 2), scenes.features(pictures), scenes.preference_texts(["a small red star"])[0]]
+        return [pixels.encode(pictures, encoder, 2), scenes.features(pictures), scenes.preference().texts(["a small red star"])]
 
     plain = encoded()
     with torch.autocast("cpu", dtype):

@@ -18,7 +18,7 @@ from sdbench.assets import weights
 from sdbench.encoders import clip, folders, pixels, preference
 from sdbench.encoders.preference import PickScore
 from sdbench.errors import UserError
-from sdbench.metrics.preference import hpsv2, pickscore
+from sdbench.metrics.cosine import caption_score
 
 SIZES = [(256, 256), (97, 160), (160, 97), (24, 24)]
 SIDE = TINY["vision_cfg"]["image_size"]
@@ -51,7 +51,7 @@ def as_published(model: Any, prompt: str, images: list[Image.Image]) -> Any:
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_pickscore_s_published_snippet(saved: Path, height: int, width: int) -> None:
     judge, images = PickScore(folders.read(CLIPModel, saved, safetensors=True), "tiny"), pictures(height, width)
-    found = pickscore(judge.images(images), *judge.texts(CAPTIONS))
+    found = caption_score(judge.images(images), judge.texts(CAPTIONS), judge.scale)
     expected = [as_published(judge.model, caption, [Image.fromarray(image)])[0] for image, caption in zip(images, CAPTIONS, strict=True)]
     scale = judge.model.logit_scale.exp().item()
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * scale)
@@ -62,7 +62,7 @@ def test_hpsv2_s_own_score(height: int, width: int) -> None:
     """100 x the cosine, as `evaluate_benchmark` has it; pictures resized to the longer edge as floats."""
     model, images = tiny(), pictures(height, width)
     judge = clip.Clip(model, "hps", pixels.longest_edge)
-    found = hpsv2(judge.images(images), judge.texts(CAPTIONS))
+    found = caption_score(judge.images(images), judge.texts(CAPTIONS), judge.scale)
     with torch.no_grad():
         seen = model.encode_image(torch.stack([hps_transform(Image.fromarray(image), SIDE) for image in images]), normalize=True)
         said = model.encode_text(open_clip.tokenize(CAPTIONS), normalize=True)
@@ -75,7 +75,7 @@ def test_the_batch_size_is_no_matter_in_float64_and_little_in_float32() -> None:
     images, captions = np.concatenate([photographs(40, 40, 40), noise(24, 40, 40)]), CAPTIONS * 12 + CAPTIONS[:4]
     for dtype, bound in ((torch.float64, 1e-6), (torch.float32, 1e-4)):
         judge = PickScore(for_transformers(tiny(), TINY).to(dtype), "tiny")
-        one, seven, whole = (pickscore(judge.images(images, n), *judge.texts(captions, n)) for n in (1, 7, 64))
+        one, seven, whole = (caption_score(judge.images(images, n), judge.texts(captions, n), judge.scale) for n in (1, 7, 64))
         np.testing.assert_allclose(one, whole, rtol=0, atol=bound)
         np.testing.assert_allclose(seven, whole, rtol=0, atol=bound)
 
@@ -120,4 +120,4 @@ def test_the_real_architecture_of_hpsv2() -> None:
         seen = model.encode_image(torch.stack([hps_transform(Image.fromarray(image), 224) for image in images]), normalize=True)
         said = model.encode_text(open_clip.tokenize(CAPTIONS[:2]), normalize=True)
         expected = torch.diagonal(seen @ said.T * 100).numpy()
-    np.testing.assert_allclose(hpsv2(judge.images(images), judge.texts(CAPTIONS[:2])), expected, rtol=0, atol=1e-3)
+    np.testing.assert_allclose(caption_score(judge.images(images), judge.texts(CAPTIONS[:2])), expected, rtol=0, atol=1e-3)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,13 @@ from PIL import Image
 from tiny import SIZE_PX
 
 from sdbench import api, cli, records, suites
-from sdbench.encoders import clip, scenes
-from sdbench.encoders.catalogue import ENCODERS
+from sdbench.encoders import scenes
+from sdbench.encoders.catalogue import ENCODERS, TOWERS
 from sdbench.encoders.clip import Clip
 from sdbench.encoders.pixels import device
 from sdbench.errors import MissingError, UserError
 from sdbench.leaderboard import standings, writing
-from sdbench.metrics.clip_score import clip_score
+from sdbench.metrics.cosine import caption_score
 from sdbench.models.spec import ModelSpec, resolve
 from sdbench.probes.driver import Probed
 from sdbench.protocols.base import Subject
@@ -63,15 +63,28 @@ def letters(captions: Any) -> scenes.F32:
     return np.array([[1 + caption.count(letter) for letter in "aeiorl"] for caption in captions], np.float32)
 
 
+@dataclass
+class StandIn:
+    """Two towers of the family of stand-ins."""
+
+    name: str
+    images: Callable[[U8], scenes.F32] = colours
+    texts: Callable[[Any], scenes.F32] = letters
+    scale: float = 100.0
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, name: str, **changes: Any) -> None:
+    monkeypatch.setitem(TOWERS, name, lambda: StandIn(f"{name}.stand-in", **changes))
+
+
 @pytest.fixture(autouse=True)
 def _stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     known = {colours(picture[None]).tobytes(): parse(prompt).layout for picture, prompt in zip(PICTURES, PROMPTS, strict=True)}
     other = parse("a small cyan ring on a black background").layout
     monkeypatch.setattr(scenes, "encoder_id", "{}.stand-in".format)
-    for name in ("features", "clip_images", "preference_images"):
-        monkeypatch.setattr(scenes, name, colours)
-    monkeypatch.setattr(scenes, "clip_texts", letters)
-    monkeypatch.setattr(scenes, "preference_texts", lambda captions: (letters(captions), 20.0))
+    monkeypatch.setattr(scenes, "features", colours)
+    stand_in(monkeypatch, "clip.scenes")
+    stand_in(monkeypatch, "preference.scenes")
     monkeypatch.setattr(scenes, "layouts", lambda images: [known.get(colours(image[None]).tobytes(), other) for image in images])
     monkeypatch.setattr(cards, "SCENES_N", 32)
 
@@ -141,7 +154,7 @@ def test_a_metric_that_fails_says_so_and_the_others_go_on(error: Exception, tmp_
     def broken(_: U8) -> None:
         raise error
 
-    monkeypatch.setattr(scenes, "clip_images", broken)
+    stand_in(monkeypatch, "clip.scenes", images=broken)
     found = scored(subject(tmp_path, is_teacher=True))
     assert found["clip_score.scenes"].state == "failed"
     assert type(error).__name__ in found["clip_score.scenes"].reason
@@ -151,18 +164,22 @@ def test_a_metric_that_fails_says_so_and_the_others_go_on(error: Exception, tmp_
 
 
 def test_a_metric_without_weights_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent(_: U8) -> None:
+    def absent() -> None:
         raise MissingError("go online once")
 
-    monkeypatch.setattr(scenes, "clip_images", absent)
+    monkeypatch.setitem(TOWERS, "clip.scenes", absent)
     found = scored(subject(tmp_path), "clip_score.scenes", "scene_accuracy")
     assert (found["clip_score.scenes"].state, found["clip_score.scenes"].reason) == ("missing", "go online once")
     assert found["scene_accuracy"].state == "ok"
 
 
 def test_nan_features_fail_and_never_become_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("features", "clip_images", "preference_images"):
-        monkeypatch.setattr(scenes, name, lambda images: colours(images) * np.float32(np.nan))
+    def nan(images: U8) -> scenes.F32:
+        return colours(images) * np.float32(np.nan)
+
+    monkeypatch.setattr(scenes, "features", nan)
+    stand_in(monkeypatch, "clip.scenes", images=nan)
+    stand_in(monkeypatch, "preference.scenes", images=nan)
     found = scored(subject(tmp_path))
     assert {name for name, value in found.items() if value.state == "ok"} == {"scene_accuracy"}
     assert [found[name].state for name in METRICS[:3]] == ["failed"] * 3
@@ -300,7 +317,7 @@ def test_a_run_writes_a_record_of_each_model_and_a_second_one_nothing(
 def test_a_changed_number_is_a_new_record_beside_the_old_one(teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (first,) = runner.run([teacher], bench(tmp_path))
     before = files_of(first)
-    monkeypatch.setattr(scenes, "clip_texts", lambda captions: letters(captions) ** 2)
+    stand_in(monkeypatch, "clip.scenes", texts=lambda captions: letters(captions) ** 2)
     (second,) = runner.run([teacher], bench(tmp_path))
     assert second != first
     assert second.parent == first.parent
@@ -613,12 +630,12 @@ def test_full_size_pictures_score_by_what_is_at_hand(tmp_path: Path, monkeypatch
     monkeypatch.setenv("SDBENCH_WEIGHTS", str(tmp_path / "none"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     towers, pictures = Clip(tiny(), "tiny"), photographs(70, 40, 56)
-    monkeypatch.setattr(clip, "load", lambda backbone: {"vit-l-14": towers}[backbone])
+    monkeypatch.setitem(TOWERS, "clip.vit-l-14", lambda: towers)
     prompts = [f"a photograph, number {row}" for row in range(70)]
     values, scores = api.score(*saved(tmp_path, pictures, prompts), api.Places(tmp_path, tmp_path / "runs"))
     assert {value.name for value in values if value.state != "missing"} == {"clip_score.vit-l-14"}
     assert {"fid.clean", "pickscore.v1"} < {value.name for value in values}
-    expected = clip_score(towers.images(pictures), towers.texts(prompts))
+    expected = caption_score(towers.images(pictures), towers.texts(prompts))
     np.testing.assert_allclose(scores.columns["clip_score.vit-l-14"], expected, atol=1e-4)
 
 

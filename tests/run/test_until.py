@@ -127,7 +127,7 @@ def test_a_metric_that_fails_ends_it_and_is_no_pass(teacher: ModelSpec, tmp_path
     def broken(*_: object) -> None:
         raise ZeroDivisionError("no light")
 
-    monkeypatch.setattr(test_runner.scenes, "clip_texts", broken)
+    test_runner.stand_in(monkeypatch, "clip.scenes", texts=broken)
     _, report = ask(replace(teacher, name="student"), baseline, tmp_path)
     assert (report.verdict, report.exit_code) == ("incomparable", 2)
     assert "ZeroDivisionError: no light" in report.why

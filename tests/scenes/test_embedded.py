@@ -14,6 +14,7 @@ from transformers import CLIPTokenizer
 from sdbench.doctor import checks
 from sdbench.encoders import scenes as encoders
 from sdbench.errors import UserError
+from sdbench.models.architectures import PARTS, unet_config
 from sdbench.scenes import embedded
 from sdbench.scenes.embedded import WEIGHTS
 from sdbench.scenes.grammar import scene_at
@@ -54,6 +55,14 @@ def test_the_pipeline_loads_with_the_stock_class_and_every_tensor_finds_its_plac
             torch.testing.assert_close(loaded[name].float(), tensor.float(), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("part", [*PARTS["scenes"], "unet"])
+def test_pipelines_with_random_weights_are_of_the_shipped_architecture(part: str) -> None:
+    (file,) = (WEIGHTS / "pipeline" / part).glob("*config.json")
+    expected = PARTS["scenes"][part] if part in PARTS["scenes"] else unet_config("sdxl", "scenes")
+    of_the_tokenizer = {"vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"}
+    assert {name: value for name, value in expected.items() if name not in of_the_tokenizer}.items() <= json.loads(file.read_text()).items()
+
+
 @pytest.mark.parametrize("name", ["text_encoder", "text_encoder_2"])
 def test_the_text_encoders_files_name_their_tensors_as_the_hub_does(name: str) -> None:
     folder = WEIGHTS / "pipeline" / name
@@ -75,16 +84,16 @@ def test_both_text_encoders_are_given_the_same_tokens() -> None:
 def test_every_evaluator_takes_any_uint8_picture() -> None:
     rng = np.random.default_rng(0)
     pictures = np.stack([np.zeros((64, 64, 3)), np.full((64, 64, 3), 255), rng.integers(0, 256, (64, 64, 3))]).astype(np.uint8)
-    for encode in (encoders.features, encoders.clip_images, encoders.preference_images):
+    for encode in (encoders.features, encoders.clip().images, encoders.preference().images):
         features = encode(pictures)
         assert features.shape == (3, 64)
         assert features.dtype == np.float32
         assert np.isfinite(features).all()
         assert len(np.unique(features, axis=0)) == 3
     assert len(encoders.layouts(pictures)) == 3
-    texts, scale = encoders.preference_texts(["a large red circle on a pink background"] * 2)
-    assert texts.shape == encoders.clip_texts(["", "a small blue star on a gray background"]).shape == (2, 64)
-    assert scale > 0
+    for towers in (encoders.clip(), encoders.preference()):
+        assert towers.texts(["", "a small blue star on a gray background"]).shape == (2, 64)
+        assert towers.scale > 0
 
 
 def test_a_changed_or_missing_file_is_an_error_that_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
