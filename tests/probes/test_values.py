@@ -57,7 +57,7 @@ def test_what_a_card_cannot_say_is_told() -> None:
     assert found["memory.process"].reason == "NVML does not list this process"
     assert found["memory.context"].value == 400
     assert "as if nothing else were on it" in found["memory.context"].note
-    assert found["memory.smallest_card"].reason == "it needs more than 24 GB, or than this card has"
+    assert found["memory.smallest_card"].reason == f"it needs more than {room.CARDS_GB[-1]} GB, or than this card has"
 
 
 def test_caps_that_fail_lose_only_the_smallest_card(monkeypatch: pytest.MonkeyPatch) -> None:
