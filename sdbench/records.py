@@ -110,12 +110,16 @@ class Machine(Table):
 
     @property
     def machine_class(self) -> str:
-        """Device name, driver major, torch minor, CUDA minor."""
+        """Device name, driver major, torch minor, CUDA minor, and the host's processor.
+
+        The processor counts beside a card too: eager PyTorch launches some 2,500 kernels a UNet step from one thread, which at batch 1
+        can take as long as a fast card takes to run them, so two hosts of one card are not one machine. Cores are not named there.
+        """
         torch_minor = ".".join(self.torch.split("+")[0].split(".")[:2])
         if self.cuda is None:
             return f"{self.cpu} ({self.cores} cores), torch {torch_minor}"
         driver_major = (self.driver or "unknown").split(".")[0]
-        return f"{self.device}, driver {driver_major}, torch {torch_minor}, CUDA {self.cuda}"
+        return f"{self.device}, driver {driver_major}, torch {torch_minor}, CUDA {self.cuda}, {self.cpu}"
 
 
 class SuiteId(Table):

@@ -47,7 +47,7 @@ def test_a_processor_is_no_cuda_machine_even_beside_one() -> None:
 def test_a_cuda_machine_has_a_driver() -> None:
     machine = this_machine("cuda")
     assert machine.device == torch.cuda.get_device_name()
-    assert re.fullmatch(r".+, driver \d+, torch \d+\.\d+, CUDA \d+\.\d+", machine.machine_class)
+    assert re.fullmatch(r".+, driver \d+, torch \d+\.\d+, CUDA \d+\.\d+, .+", machine.machine_class)
 
 
 def test_environment_names_every_required_package_that_makes_numbers() -> None:
