@@ -136,10 +136,15 @@ class SuiteId(Table):
 
 
 class Environment(Table):
-    """What made the numbers."""
+    """What made the numbers.
+
+    Attributes:
+        variables: of the process's environment, those that change speed, memory or digits.
+    """
 
     python: str
     packages: dict[str, str]
+    variables: dict[str, str] = Field(default={}, exclude_if=operator.not_)
     commit: str | None
     dirty: bool | None
 

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from sdbench.disk import digest as digest_of
 from sdbench.disk import write_bytes
 from sdbench.errors import UserError
-from sdbench.machine import environment, this_machine
+from sdbench.machine import environment, this_machine, variables
 from sdbench.models.digest import weights_digest
 from sdbench.models.spec import ModelSpec
 from sdbench.probes import counts, joined, meters, plugin
@@ -117,7 +117,8 @@ def measure(
     place = Place(work.resolve(), suites.resolve())
     if not (suites / BENCHMARKS).is_file():
         raise UserError(f"no {BENCHMARKS} in {suites}: it measures latency and memory; copy it there from the package's own suites")
-    common: dict[str, Any] = {"sampling": sampling, "warmup": probes.warmup, "device": device, "machine": this_machine(device)}
+    here = {"device": device, "machine": this_machine(device), "variables": variables()}
+    common: dict[str, Any] = {"sampling": sampling, "warmup": probes.warmup, **here}
     requests = {
         (label, spec.name): Request(spec=spec, setting=setting, calls=setting.calls or probes.calls, **common)
         for label, setting in chosen.items()
@@ -264,7 +265,6 @@ def _stem(request: Request, suites: Path, weights: str | None, turns: str) -> st
         "packages": {name: packages.get(name) for name in _PACKAGES},
         "python": sys.version_info[:2],
         "machine": request.machine.machine_class,
-        "threads": os.environ.get("OMP_NUM_THREADS"),
         "turns": turns,
         "code": [hashlib.sha256(path.read_bytes()).hexdigest() for path in (suites / BENCHMARKS, *_MEASURING)],
     }
