@@ -46,13 +46,15 @@ def smallest_card(stages: Stages, device: str, context_mib: float) -> int | None
         torch.cuda.set_per_process_memory_fraction(1.0, index)
 
 
-def context_mib(device: str, process_mib: float | None) -> float:
+def context_mib(device: str, held_mib: float | None) -> float:
     """What a process holds of the card beside PyTorch's allocator: the CUDA context and its libraries.
 
-    Where NVML does not tell processes apart, the whole card's use stands for this process's, which is the same if it is alone.
+    Args:
+        held_mib: by the process, as NVML says; where it does not, the whole card's use stands for it, which is the same if it is alone.
     """
-    free, total = torch.cuda.mem_get_info(device)
-    held_mib = (total - free) / MIB if process_mib is None else process_mib
+    if held_mib is None:
+        free, total = torch.cuda.mem_get_info(device)
+        held_mib = (total - free) / MIB
     return max(0.0, held_mib - torch.cuda.memory_reserved(device) / MIB)
 
 
