@@ -127,11 +127,11 @@ def measure(
     digest = cache(weights_digest)  # settings share the weights, whose gigabytes need to be read only once
     turns = _turns([(spec.name, digest(spec, dtype=sampling.dtype)) for spec in specs], place)
     stems = {key: _stem(request, suites, digest(request.spec, dtype=request.dtype), turns) for key, request in requests.items()}
-    if profile:
+    rounds = _in_turns(requests, stems, probes.rounds, place)
+    if profile:  # after the rounds, whose compiler's cache it finds
         for key, request in requests.items():
             for why in dict.fromkeys(_profile(request, stems[key], place).values()):
                 tqdm.write(f"{key[1]} {key[0]} has no whole profile: {why}", file=sys.stderr)
-    rounds = _in_turns(requests, stems, probes.rounds, place)
     kept = {
         key: [file for index in range(probes.rounds) if (file := place.work / f"{stem}-{index}.json").exists()]
         for key, stem in stems.items()
@@ -212,10 +212,10 @@ def _run(request: Request, target: Path, stem: str, place: Place) -> dict[str, s
         stale.unlink(missing_ok=True)
     asked = target.with_suffix(".request")
     asked.write_text(request.model_dump_json(indent=1))
-    variables = {**_environment(), meters.COMPILER_CACHE: str(_compiled(stem, place)), VARIABLE: str(asked)}
+    inherited = {**_environment(), meters.COMPILER_CACHE: str(_compiled(stem, place)), VARIABLE: str(asked)}
     try:
         done = subprocess.run(  # noqa: S603  # our own words
-            _command(target, place), env=variables, capture_output=True, text=True, timeout=ROUND_LIMIT_S, check=False
+            _command(target, place), env=inherited, capture_output=True, text=True, timeout=ROUND_LIMIT_S, check=False
         )
     except subprocess.TimeoutExpired:
         return _nothing(f"no end after {ROUND_LIMIT_S} s").failures

@@ -36,7 +36,7 @@ diary = Path(__file__).with_name("diary")
 def request_():
     request = Request.from_environment()
     with diary.open("a") as file:
-        file.write(f"{request.spec.name}:{request.setting.label}".removesuffix(":base") + "\\n")
+        file.write(f"{request.spec.name}:{request.setting.label}".removesuffix(":base") + ":profile" * request.profile + "\\n")
     if request.spec.name == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     if request.spec.name == "late":
