@@ -10,12 +10,11 @@ import torch
 from sdbench.assets.pipelines import files_to_fetch, is_cached
 from sdbench.assets.weights import size_text
 from sdbench.errors import UserError
-from sdbench.generate import is_guided
-from sdbench.models.architectures import TOPOLOGIES, unet_config
+from sdbench.models.architectures import TOPOLOGIES
 from sdbench.models.files import read_json
 from sdbench.models.locate import locate
 from sdbench.models.spec import ModelSpec
-from sdbench.probes.flops import random_unet_input, unet_macs
+from sdbench.probes import work
 from sdbench.run import needs
 from sdbench.schedulers import resolved
 from sdbench.settings import Sampling, Setting
@@ -99,12 +98,12 @@ def _duration(seconds: float) -> str:
 
 
 def _macs(spec: ModelSpec, sampling: Sampling) -> int | None:
-    """MACs of a picture in the UNet of a known architecture."""
+    """MACs of a picture by a pipeline whose UNet has a known architecture."""
     if spec.architecture not in TOPOLOGIES or spec.family == "custom":
         return None
-    config = _unet(spec) or unet_config(spec.architecture, spec.family)
-    forwards = sampling.steps * (2 if is_guided(sampling, config) else 1)
-    return forwards * unet_macs(**random_unet_input(spec.architecture, spec.family, sampling.size_px))
+    configs = work.of_random(spec)
+    works = work.of(configs | {"unet": configs["unet"] | _unet(spec)}, sampling, zero_negative=True)
+    return sum(found.macs * (sampling.steps if stage == "unet_step" else 1) for stage, found in works.items())
 
 
 def _unet(spec: ModelSpec) -> dict[str, Any]:
