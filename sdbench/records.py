@@ -199,6 +199,10 @@ class Record(Table):
         """The value of this name, or None."""
         return next((value for value in self.values if value.name == name), None)
 
+    def same_run(self, other: "Record") -> bool:
+        """Whether the probes of both were taken in turns, so that the machine's mood is the same for both."""
+        return bool(self.run) and self.run == other.run
+
 
 class Scores:
     """Per-image columns of a record: `prompt_id`, `sample`, the `prompt` itself where it was kept, and one float64 column a metric."""

@@ -97,13 +97,8 @@ def measure(name: str, rule: Rule, new: Side, old: Side, alpha: float, between_r
     if found.kind in ("score", "set"):
         bounds = paired(found, expected, new, old, 1 - alpha)
     else:
-        bounds = _probe(found, expected, 1 - alpha, None if same_run(new.record, old.record) else between_runs)
+        bounds = _probe(found, expected, 1 - alpha, None if new.record.same_run(old.record) else between_runs)
     return -bounds if isinstance(bounds, Bounds) and rule.direction == "lower" else bounds
-
-
-def same_run(new: Record, old: Record) -> bool:
-    """Whether both were measured in turns, so that the machine's mood is the same for both."""
-    return bool(new.run) and new.run == old.run
 
 
 def _absent(name: str, rule: Rule, new: Side, old: Side) -> Obstacle:

@@ -166,7 +166,7 @@ def _notes(rules: Mapping[str, Rule], new: Record, old: Record, between_runs: Ma
     for side, record in (("candidate", new), ("baseline", old)):
         yield from (f"{value.name} of the {side}: {value.note}" for value in record.values if value.note and value.name in rules)
     unknown = [name for name in rules if (value := new.value(name)) and value.kind == "probe" and value.value and name not in between_runs]
-    if unknown and new != old and new.machine.machine_class == old.machine.machine_class and not compare.same_run(new, old):
+    if unknown and new != old and new.machine.machine_class == old.machine.machine_class and not new.same_run(old):
         yield (
             f"{tables.listed(unknown)}: measured in other runs than the baseline's, and how far two runs of one model lie apart on this machine "
             f"is not known; measure both with one `sdbench run`{', or find out with `sdbench noise`' if own else ''}"
