@@ -40,7 +40,8 @@ class Value(Table):
             `samples`, compared on the log scale), `count` (exact: parameters, FLOPs).
         low, high: ends of the 95 % interval; None where there is none (counts).
         n: images, prompts or calls behind the value.
-        reference: digest of the reference that a set metric was taken against.
+        reference: digest of what it was taken against: of the reference of a set metric, of the teacher's weights where it compares with
+            the teacher. Values are alike only where it is the same; older records do not name the teacher's, and are alike among themselves.
         samples: raw measurements of a probe, a list of calls for each round.
         note: what a reader must know ("descriptive: n < 5 d", "random weights").
     """

@@ -162,7 +162,7 @@ def test_unlike_records_are_refused(change: dict[str, object], said: str, teache
     assert said in report.why
 
 
-def test_other_prompts_protocols_and_references_are_refused(teacher: Made, tmp_path: Path) -> None:
+def test_other_prompts_and_protocols_are_refused(teacher: Made, tmp_path: Path) -> None:
     record, scores = teacher
     renamed = Scores(["other", *scores.prompt_ids[1:]], scores.samples, scores.columns)
     report = judge(make_measured(), (record, renamed), tmp_path / "keys")
@@ -172,8 +172,20 @@ def test_other_prompts_protocols_and_references_are_refused(teacher: Made, tmp_p
     extra = Value(name="hps.v2", kind="score", direction="higher", unit="1", value=1, n=200)
     report = judge(make_measured(), (record.model_copy(update={"values": (*record.values, extra)}), scores), tmp_path / "protocol")
     assert report.differences == ("protocols differ: 1 only in the baseline (hps.v2)",)
-    report = judge(make_measured(), with_value(teacher, "fd.scenes", reference="07e4"), tmp_path / "reference")
-    assert report.differences == ("reference of fd.scenes is 4ef against 07e4",)
+
+
+@pytest.mark.parametrize(("reference", "said"), [("07e4", "07e4"), (None, "what is not in its record")])
+def test_a_metric_against_another_reference_is_refused_and_the_others_are_not(
+    reference: str | None, said: str, teacher: Made, tmp_path: Path
+) -> None:
+    other = with_value(teacher, "fd.scenes", reference=reference)
+    report = judge(make_measured(), other, tmp_path / "weighed")
+    assert (report.verdict, [result.name for result in report.results if result.verdict == "incomparable"]) == (
+        "incomparable",
+        ["fd.scenes"],
+    )
+    assert f"fd.scenes: taken against 4ef, that of the baseline against {said}; run both again" in report.why
+    assert judge(make_measured(), other, tmp_path / "not-weighed", weighing("clip_score.scenes", margin=1)).verdict == "pass"
 
 
 def test_rows_in_another_order_are_paired_by_key(teacher: Made, tmp_path: Path) -> None:

@@ -17,6 +17,9 @@ from sdbench.encoders import clip, scenes
 from sdbench.encoders.catalogue import ENCODERS
 from sdbench.encoders.clip import Clip
 from sdbench.errors import MissingError, UserError
+from sdbench.gate import compare
+from sdbench.gate.compare import Side
+from sdbench.gate.policy import Rule
 from sdbench.leaderboard import standings, writing
 from sdbench.metrics.clip_score import clip_score
 from sdbench.models.spec import ModelSpec, resolve
@@ -281,6 +284,7 @@ def test_a_run_writes_a_record_of_each_model_and_a_second_one_nothing(
     assert rates[0] is not None
     assert (rates[0].value, rates[0].note) == (0.5, "0 wins, 4 ties, 0 losses")  # its weights are the teacher's
     assert found[0].model.weights_digest == found[2].model.weights_digest is not None
+    assert {rate.reference for rate in rates[:2] if rate} == {found[2].model.weights_digest[:24]}, "whose pictures they beat"
     assert found[1].model.weights_digest is None
     assert found[0].sampling["size_px"] == SIZE_PX
     assert found[0].noise == {"kind": "per_image", "seed": 0}
@@ -409,6 +413,21 @@ def test_a_suite_names_a_teacher_of_one_s_own(teacher: ModelSpec, tmp_path: Path
     specs = [replace(teacher, name=name) for name in ("scenes-teacher", "juggernaut")]
     made = [records.head(path).value("win_rate.preference.scenes") for path in runner.run(specs, bench(tmp_path, suite))]
     assert [value.state for value in made if value] == ["ok", "not_applicable"]
+
+
+def test_values_against_another_teacher_of_the_same_name_are_not_alike(tmp_path: Path) -> None:
+    names, wins = ("win_rate.preference.scenes", "agreement.clip.scenes"), Rule(direction="higher", margin=1, required=True)
+    suite = SUITE.model_copy(update={"metrics": {"scenes": ("preference.scenes", *names)}, "teacher": Teacher(model="drawn")})
+    specs = [replace(resolve("scenes-rendered"), name=name) for name in ("drawn", "student")]
+    drawn, first = runner.run(specs, bench(tmp_path, suite))
+    assert [value.reference for name in names if (value := records.head(first).value(name))] == [drawn.name] * 2  # there are no weights
+    record, scores = records.read(drawn)
+    again = record.model.model_copy(update={"weights_digest": 16 * "07e4"})
+    records.write(record.model_copy(update={"model": again, "created": records.now()}), scores, {}, tmp_path / "results")
+    (second,) = runner.run(specs[1:], bench(tmp_path, suite))
+    found = compare.measure(names[0], wins, Side.read(second), Side.read(first), 0.05)
+    assert isinstance(found, compare.Obstacle)
+    assert found.reason == f"taken against {6 * '07e4'}, that of the baseline against {drawn.name}; run both again"
 
 
 def test_a_run_of_one_half_keeps_the_other_half_of_the_record(teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
