@@ -76,7 +76,8 @@ class Model(Table):
     """What was measured.
 
     Attributes:
-        source: `hub:<repo>`, `folder:<name>`, `file:<name>`, `embedded`, `random`, `rendered` (pictures, no model), `memory`, `images:<name>`.
+        source: `hub:<repo>`, `folder:<name>`, `file:<name>`, `embedded`, `random`, `rendered` (pictures, no model), `memory`,
+            `images:<folder>, <width> x <height> px, <formats>` (made elsewhere; older records have the folder alone).
         label: shown in every table beside the name where weights are not what they seem ("random weights").
         weights_digest: SHA-256 over all tensors of the pipeline; None where there is no model.
     """

@@ -158,7 +158,7 @@ def _notes(rules: Mapping[str, Rule], new: Record, old: Record, between_runs: Ma
     """What the gate does not weigh and a reader should know; `own` where the rules are of this very suite."""
     if not own:
         yield f"suite {new.suite.name!r} is weighed by the margins of the suite it was made from; no noise floor is of its settings"
-    if elsewhere := [record.model.name for record in (new, old) if record.model.is_elsewhere]:
+    if elsewhere := [f"{record.model.name} ({record.model.source})" for record in (new, old) if record.model.is_elsewhere]:
         yield f"the pictures of {tables.listed(elsewhere)} were made elsewhere: how they were sampled is not known"
     for key in sorted(new.sampling.keys() | old.sampling.keys()) if not elsewhere else ():
         if new.sampling.get(key) != old.sampling.get(key):

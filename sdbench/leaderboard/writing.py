@@ -144,7 +144,7 @@ def footer(section: Section) -> list[str]:
     return [
         line("suite digest", lambda record: record.suite.digest),
         *([line("prompts", lambda record: record.prompts)] if any(record.prompts for record in section.records) else []),
-        line("sampling", lambda record: _settings(record.sampling) or "made elsewhere, not known"),
+        line("sampling", lambda record: _settings(record.sampling) or f"made elsewhere, not known ({record.model.source})"),
         *([line("scheduler", _scheduler)] if any(record.scheduler for record in section.records) else []),
         *([line("noise", _noise)] if any(record.noise for record in section.records) else []),
         line("references", _references),

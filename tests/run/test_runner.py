@@ -577,7 +577,7 @@ def test_pictures_made_elsewhere_get_a_row_and_a_verdict(tmp_path: Path) -> None
     folder = api.record_pictures(*saved(tmp_path, pictures, prompts), "dall-e", places, str(own))
     record, scores = records.read(folder)
     assert (record.suite, list(scores.prompt_ids)) == (suite.id, [*suite.prompt_list()])  # beside the models' rows
-    assert record.model == Model(name="dall-e", architecture="", source="images:images", weights_digest=None)
+    assert record.model == Model(name="dall-e", architecture="", source="images:images, 64 x 64 px, PNG", weights_digest=None)
     found = {value.name: value for value in record.values}
     assert (record.sampling, found["scene_accuracy"].value) == ({}, 1)
     assert [found[name].state for name in ("win_rate.preference.scenes", "agreement.ssim")] == [
@@ -586,15 +586,18 @@ def test_pictures_made_elsewhere_get_a_row_and_a_verdict(tmp_path: Path) -> None
     ]  # no teacher yet
     (row,) = standings.rows(tmp_path)
     assert (row.name, row.is_pictures) == ("dall-e", True)
-    assert "sampling: made elsewhere, not known" in writing.markdown([row])
+    assert "sampling: made elsewhere, not known (images:images, 64 x 64 px, PNG)" in writing.markdown([row])
     report = api.compare(str(folder), str(folder), policy, places)
     assert (report.verdict, [result.name for result in report.results]) == ("pass", ["preference.scenes"])
     assert report.notes == (
-        "the pictures of dall-e and dall-e were made elsewhere: how they were sampled is not known",
+        "the pictures of dall-e (images:images, 64 x 64 px, PNG) and dall-e (images:images, 64 x 64 px, PNG) were made elsewhere: how they were sampled is not known",
         "not measured, so not weighed: latency.pipeline.p50",
     )
-    other = api.record_pictures(*saved(tmp_path / "other", pictures, prompts[1:] + prompts[:1]), "dall-e", places, str(own))
-    assert records.head(other).suite.name == "own-custom"
+    files, listed = saved(tmp_path / "other", pictures, prompts[1:] + prompts[:1])
+    Image.fromarray(pictures[0]).save(files / "000.jpg")
+    (files / "000.png").unlink()
+    other = records.head(api.record_pictures(files, listed, "dall-e", places, str(own)))
+    assert (other.suite.name, other.model.source) == ("own-custom", "images:images, 64 x 64 px, JPEG and PNG")
     with pytest.raises(UserError, match="no model of the catalogue; choose another --name"):
         api.record_pictures(*saved(tmp_path / "named", pictures, prompts), "sdxl", places, str(own))
 
