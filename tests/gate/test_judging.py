@@ -1,6 +1,7 @@
 """The gate must find what was made worse, and must never wave through what it could not compare."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from sdbench.gate.judging import Report, gate
 from sdbench.gate.judging import judge as judge_sides
 from sdbench.gate.policy import Policy, Rule
 from sdbench.records import Record, Scores, SuiteId, Value
+from sdbench.stats.decisions import decide, paired_mean_bounds
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -422,7 +424,7 @@ def test_a_policy_that_is_not_there_or_weighs_nothing_is_an_error(tmp_path: Path
         policy.load(tmp_path / "none.toml")
     with pytest.raises(
         UserError,
-        match=r"gate\.toml has no table \[suites\.few\].*'few-custom' \(it has few-step, quality, standard\); write one, .*--policy FILE",
+        match=r"gate\.toml has no table \[suites\.few\].*'few-custom' \(it has coco-30k, few-step, hpdv2, quality, standard\); write one, .*--policy FILE",
     ):
         SHIPPED.rules("few-custom")
     with pytest.raises(UserError, match="no metric"):
@@ -452,7 +454,23 @@ def test_the_shipped_policy_weighs_what_its_suite_measures(name: str) -> None:
     assert suite.family
     required = {metric for metric, rule in SHIPPED.rules(name).items() if rule.required}
     assert required - {"latency.pipeline.p50"} <= set(suite.metrics[suite.family])
-    assert suite.probes
+    assert bool(suite.probes) == ("latency.pipeline.p50" in required)
+
+
+@pytest.mark.parametrize("name", sorted(SHIPPED.suites.keys() - {"quality"}))
+def test_at_full_size_margins_stand_on_the_published_noise_and_a_model_passes_against_itself(name: str) -> None:
+    prompts = suites.load(name).prompts
+    assert prompts
+    published = {"clip_score.vit-l-14": 0.04, "fid.clean": 0.19}  # BK-SDM's, of 30,000 images
+    rules, random = SHIPPED.rules(name), np.random.default_rng(0)
+    stated = {metric: rule.noise for metric, rule in rules.items() if rule.noise}
+    assert stated == {metric: pytest.approx(published[metric] * math.sqrt(30_000 / prompts.n), rel=0.01) for metric in stated}
+    assert stated.keys() == published.keys() & rules.keys()
+    a_prompt = {metric: noise * math.sqrt(prompts.n) for metric, noise in stated.items()} | {"pickscore.v1": 2.8}
+    for metric in a_prompt.keys() & rules.keys():
+        bounds = [paired_mean_bounds(random.normal(0, a_prompt[metric], prompts.n), 0.95) for _ in range(200)]
+        passed = np.mean([decide(found, rules[metric].margin) == "pass" for found in bounds])
+        assert passed >= 0.97, f"{metric}: {passed}"
 
 
 def test_the_shipped_margins_stand_on_the_floor_that_was_measured() -> None:
