@@ -366,10 +366,15 @@ def noise(
     Its records and pictures stay in the folder of runs: they are of no use to a leaderboard.
 
     Raises:
-        UserError: fewer than 2 seeds.
+        UserError: fewer than 2 seeds, or a suite whose noise is a file, the same under every seed.
     """
     if seeds < 2:
         raise UserError(f"a noise floor needs at least 2 seeds, found {seeds}")
+    if suite.noise.file:
+        raise UserError(
+            f"suite {suite.name!r} takes its latent from {suite.noise.file}, whatever the seed: its runs would not differ, and the floor would be 0. "
+            "Use a suite whose noise is drawn from a seed"
+        )
     where, found = places or Places(), []
     numbers = [suite.noise.seed + index for index in range(seeds)]
     for seed in numbers:
