@@ -75,12 +75,22 @@ def test_a_command_says_its_version(program: Callable[[list[str]], int], capsys:
 
 
 @pytest.mark.parametrize("more", [[], ["--until-verdict", "--baseline", "b"]])
-def test_every_run_writes_all_files_of_the_leaderboard(more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_run_writes_all_files_of_the_leaderboard_and_stands_where_it_cannot(
+    more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = saved(make_measured(), tmp_path)
     monkeypatch.setattr(api, "run", lambda *_, **__: [folder])
     monkeypatch.setattr(api, "until_verdict", lambda *_: (folder, Report("pass", "", "a", "b")))
-    assert cli.main(["run", "--model", "scenes-vega", "--results", str(tmp_path), *more]) == 0
+    words = ["run", "--model", "scenes-vega", "--results", str(tmp_path), "--json", *more]
+    assert cli.main(words) == 0
     assert {path.suffix for path in tmp_path.glob("LEADERBOARD.*")} == {".md", ".tex", ".csv", ".json"}
+    whole = capsys.readouterr().out
+    (folder / "images" / "p0000.png").write_bytes(b"cut off")
+    assert cli.main(words) == 0
+    out, err = capsys.readouterr()
+    assert out == whole
+    assert f"record: {folder}\n" in err
+    assert re.search(r"leaderboard was not renewed.*p0000\.png cannot be read", err)
 
 
 def message(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:

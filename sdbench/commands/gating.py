@@ -82,7 +82,7 @@ def until_verdict(arguments: argparse.Namespace, asked: "Callable[[], tuple[list
         (spec,), suite = asked()
         path, report = api.until_verdict(spec, suite, arguments.baseline, arguments.policy, places(arguments), arguments.device)
         say(f"record: {path}")
-        showing.renew(arguments.results)
+        showing.renew_after_run(arguments.results)
         return report
 
     return _verdict(judged, arguments, arguments.model[0])

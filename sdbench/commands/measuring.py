@@ -143,14 +143,13 @@ def _show(made: Sequence[Path], arguments: argparse.Namespace) -> int:
     from sdbench import records
     from sdbench.leaderboard import standings, writing
 
-    _, written = showing.renew(arguments.results)
     shown = [standings.Row(path, records.head(path)) for path in made]
     say(writing.text_table(shown))
     for path in made:
         say(f"record: {path}")
-    say(f"leaderboard: {', '.join(map(str, written))}")
     if arguments.json:
         give([{"path": path, **row.record.model_dump(mode="json")} for path, row in zip(made, shown, strict=True)])
+    showing.renew_after_run(arguments.results)
     return 0
 
 
