@@ -128,6 +128,7 @@ def message(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["run", "--model", "scenes-teacher", "--only", "quality", "--setting", "base"], "--setting is for probes"),
         (["run", "--model", "scenes-teacher", "--only", "quality", "--profile"], "--profile is for probes"),
         (["run", "--model", "scenes-teacher", "--device", "gpu"], "no device 'gpu' here"),
+        (["run", "--model", "scenes-teacher", "--device", "gpu", "--dry-run"], "no device 'gpu' here"),
         (["run", "--model", "scenes-teacher", "--junit", "gate.xml"], "--junit goes only with --until-verdict"),
         (
             ["run", "--model", "scenes-teacher", "--until-verdict", "--baseline", "b", "--dry-run"],

@@ -96,7 +96,7 @@ def _dry_run(specs: "Sequence[ModelSpec]", suite: "Suite", only: str | None, arg
 
     check_models(specs, suite)
     check_suite(suite, only=only, settings=arguments.setting, profile=arguments.profile)
-    planned = _planned(specs, suite, arguments, only, arguments.setting)
+    planned = _planned(specs, suite, arguments, only, arguments.setting, arguments.device)
     if arguments.json:
         give(planned)
     return 0
@@ -130,11 +130,16 @@ def _check_verdict(arguments: argparse.Namespace) -> None:
 
 
 def _planned(
-    specs: "Sequence[ModelSpec]", suite: "Suite", arguments: argparse.Namespace, only: str | None, settings: "Sequence[str]"
+    specs: "Sequence[ModelSpec]",
+    suite: "Suite",
+    arguments: argparse.Namespace,
+    only: str | None,
+    settings: "Sequence[str]",
+    device: str | None = None,
 ) -> dict[str, Any]:
     from sdbench.run.plan import plan
 
-    content = plan(specs, suite, runs(arguments), only=only, settings=settings)
+    content = plan(specs, suite, runs(arguments), device=device, only=only, settings=settings)
     say(content["text"])
     return content
 
