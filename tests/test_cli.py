@@ -180,6 +180,8 @@ def test_a_folder_that_is_no_checkpoint_is_named(tmp_path: Path, capsys: pytest.
         ["gate", "x"],
         ["gate", "x", "--base", "y"],
         ["models", "--js"],
+        ["leaderboard", "--runs", "x"],
+        ["scenes", "ship", "--json"],
         ["run", "--modle", "x"],
         ["run", "--model", "x", "--dtype", "float64"],
     ],

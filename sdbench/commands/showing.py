@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdbench.commands.console import Add, check_results, give, places, say
+from sdbench.commands.console import Add, check_results, give, say
 
 if TYPE_CHECKING:
     from sdbench.leaderboard.standings import Row
@@ -58,7 +58,7 @@ def _report(arguments: argparse.Namespace) -> int:
     from sdbench import api
 
     check_results(arguments)
-    made = api.report(places(arguments), arguments.out, arguments.policy)
+    made = api.report(api.Places(arguments.results), arguments.out, arguments.policy)
     return _written(made, arguments, made)
 
 
@@ -66,7 +66,7 @@ def _card(arguments: argparse.Namespace) -> int:
     from sdbench import api
 
     check_results(arguments)
-    made = api.card(arguments.folder, places(arguments), base=arguments.base)
+    made = api.card(arguments.folder, api.Places(arguments.results), base=arguments.base)
     return _written([made], arguments, made)
 
 

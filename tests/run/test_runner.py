@@ -524,7 +524,8 @@ def saved(folder: Path, pictures: U8, prompts: list[str]) -> tuple[Path, Path]:
 
 def test_pictures_made_elsewhere_score_as_our_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parents[2])  # for the suite's list of metrics
-    values, scores = api.score(*saved(tmp_path, PICTURES, PROMPTS), api.Places(tmp_path, tmp_path / "runs"), "quality")
+    values, scores = api.score(*saved(tmp_path, PICTURES, PROMPTS), api.Places(tmp_path), "quality")
+    assert list((tmp_path / "runs").glob("*/images/*.png")), "with the results, where no other folder is named"
     own, columns = score(subject(tmp_path), [name for name in METRICS if not name.startswith("win_rate")])
     assert values == own
     for name, column in columns.columns.items():
