@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -479,6 +480,19 @@ def test_results_that_are_not_there_are_not_made(words: list[str], tmp_path: Pat
     more = [] if "--results" in words else ["--results", "nowhere"]
     assert "no folder of results nowhere; name another with --results" in message([*words, *more], capsys)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_doctor_names_what_is_too_old_or_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metadata, "requires", lambda _: ["numpy>=2.0", "torch>=99", "nowhere>=1"])
+    found = [*checks._packages()]
+    assert [(finding.fine, finding.fatal) for finding in found] == [(True, True), (False, True), (False, True)]
+    assert found[0].text == f"numpy {metadata.version('numpy')}"
+    assert re.match(r"torch 2\.\S+, needed is torch>=99; install sdbench again", found[1].text)
+    assert found[2].text.startswith("nowhere is not installed, needed is nowhere>=1; install")
+    monkeypatch.undo()
+    assert all(finding.fine for finding in checks._packages())
+    monkeypatch.setattr(metadata, "requires", lambda _: metadata.version("nowhere"))
+    assert [finding.fatal for finding in checks._packages()] == [False]
 
 
 def test_the_doctor_looks_at_the_folders_that_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
