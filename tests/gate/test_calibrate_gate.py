@@ -35,7 +35,7 @@ def test_answers_of_other_records_or_code_are_not_kept(calibrate: ModuleType, tm
         changed.write_bytes(path.read_bytes() + b"\n")
         monkeypatch.setattr(calibrate, "CODE", [changed if each == path else each for each in code])
         found.append(calibrate.digest_of(judge))
-    assert {"decisions.py", "compare.py", "gate.py", "looks.py", "sequential.py", "stats.py", "student_t.py", "frechet.py"} <= {
+    assert {"decisions.py", "compare.py", "judging.py", "looks.py", "sequential.py", "intervals.py", "student_t.py", "frechet.py"} <= {
         path.name for path in code
     }
     judge.folders = judge.folders[1:]
