@@ -80,7 +80,7 @@ def this_machine(device: str) -> Machine:
 
 def environment() -> Environment:
     """Python, the packages that make numbers, and the commit where sdbench runs from a checkout."""
-    packages = {"sdbench": __version__} | {name: version for name in PACKAGES if (version := _version(name))}
+    packages = {"sdbench": __version__} | {name: found for name in PACKAGES if (found := version(name))}
     commit, dirty = checkout_state(Path(__file__).resolve().parents[1])
     return Environment(python=platform.python_version(), packages=packages, variables=variables(), commit=commit, dirty=dirty)
 
@@ -99,19 +99,20 @@ def checkout_state(root: Path) -> tuple[str | None, bool | None]:
     return commit, None if changed is None else bool(changed)
 
 
+def version(package: str) -> str | None:
+    """The version of an installed package; None where it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def _git(root: Path, *words: str) -> str | None:
     git = shutil.which("git")
     if git is None:
         return None
     done = subprocess.run([git, "-C", str(root), *words], capture_output=True, text=True, check=False)  # noqa: S603  # fixed words
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _cores() -> int:
@@ -126,9 +127,10 @@ def _cpu_name() -> str:
 
 
 def _nvidia_driver() -> str | None:
-    smi = shutil.which("nvidia-smi")
-    if smi is None:
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    except pynvml.NVMLError:
         return None
-    words = [smi, "--query-gpu=driver_version", "--format=csv,noheader"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)  # noqa: S603  # fixed words
-    return done.stdout.split()[0] if done.returncode == 0 and done.stdout.strip() else None

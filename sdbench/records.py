@@ -8,7 +8,6 @@ its name is the digest of what it says, so that a record cannot be changed witho
 import hashlib
 import math
 import operator
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -271,9 +270,7 @@ def write(record: Record, scores: Scores, thumbnails: Mapping[str, bytes], resul
             for name, png in list(thumbnails.items())[:MAX_THUMBNAILS]:
                 (folder / "images" / name).write_bytes(png)
             final = parent / digest_of(folder)
-            if final.exists():
-                shutil.rmtree(folder)
-            else:
+            if not final.exists():
                 folder.replace(final)
     except OSError as error:
         raise UserError(
@@ -331,19 +328,24 @@ def _unreadable(folder: Path, error: Exception) -> UserError:
 def newest(results: Path, family: str | None = None) -> list[tuple[Path, Record]]:
     """The row of each (family, suite, model, label, machine class): the newest of its records, in a stable order."""
     rows: dict[tuple[str | int, ...], tuple[Path, Record]] = {}
-    for path in sorted(results.glob(f"{family or '*'}/*@*/*/*/record.json")):
-        record = head(path.parent)
+    for folder in folders(results, family):
+        record = head(folder)
         suite, model = record.suite, record.model
         key = (record.family, suite.name, suite.version, model.name, record.machine.machine_class, model.label, suite.digest)
         if key not in rows or rows[key][1].created < record.created:
-            rows[key] = (path.parent, record)
+            rows[key] = (folder, record)
     return [rows[key] for key in sorted(rows)]
+
+
+def folders(results: Path, family: str | None = None) -> list[Path]:
+    """All record folders, of one family or of all."""
+    return sorted(path.parent for path in results.glob(f"{family or '*'}/*@*/*/*/record.json"))
 
 
 def under(results: Path, family: str, suite: SuiteId, name: str, label: str = "") -> list[tuple[Path, Record]]:
     """A model's records of exactly this suite, its digest included, oldest first; those of random weights have a label."""
-    folders = sorted((results / family / f"{suite.name}@{suite.version}" / name).glob("*/record.json"))
-    found = [(path.parent, head(path.parent)) for path in folders]
+    paths = sorted((results / family / f"{suite.name}@{suite.version}" / name).glob("*/record.json"))
+    found = [(path.parent, head(path.parent)) for path in paths]
     wanted = (kept for kept in found if (kept[1].suite, kept[1].model.label) == (suite, label))
     return sorted(wanted, key=lambda kept: kept[1].created)
 

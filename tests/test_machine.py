@@ -1,8 +1,10 @@
 import os
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -44,6 +46,21 @@ def test_a_processor_is_no_cuda_machine_even_beside_one() -> None:
     assert machine.ram_gib > 0.1
 
 
+def test_the_driver_is_what_nvml_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    class NVMLError(Exception):
+        pass
+
+    def absent() -> None:
+        raise NVMLError
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100")
+    monkeypatch.setenv("PATH", "")  # nvidia-smi is not needed
+    for init, driver in ((lambda: None, "550.54.15"), (absent, None)):
+        nvml = SimpleNamespace(NVMLError=NVMLError, nvmlInit=init, nvmlSystemGetDriverVersion=lambda: "550.54.15")
+        monkeypatch.setitem(sys.modules, "pynvml", nvml)
+        assert this_machine("cuda").driver == driver
+
+
 @pytest.mark.gpu
 def test_a_cuda_machine_has_a_driver() -> None:
     machine = this_machine("cuda")
@@ -60,6 +77,7 @@ def test_environment_names_every_required_package_that_makes_numbers() -> None:
         "huggingface-hub",
         "jinja2",
         "matplotlib",
+        "packaging",
         "pyyaml",
         "rich",
         "tensorboardX",

@@ -4,10 +4,11 @@ from collections.abc import Callable
 
 import torch
 
+from sdbench.probes.meters import MIB
 from sdbench.probes.stages import Stages
 
 CARDS_GB = (8, 12, 16, 24, 32, 40, 48, 80)  # of 2**30 bytes, as cards are sold
-GIB, MIB = 2**30, 2**20
+GIB = 2**30
 # cuDNN's, cuBLAS's, the driver's, and the allocator's where a compiler has wrapped its exception in one of its own.
 _NO_ROOM = ("unable to find an engine", "ALLOC_FAILED", "ALLOCATION_FAILED", "CUDA error: out of memory", "CUDA out of memory")
 

@@ -12,7 +12,8 @@ from typing import Any
 import psutil
 import torch
 
-MIB = 2**20
+from sdbench.probes.meters import MIB
+
 _SLOWED = {  # bits of NVML's clock event reasons that mean less speed than the load asks for
     0x04: "power cap",
     0x08: "hardware slowdown",

@@ -309,6 +309,20 @@ def test_a_changed_number_is_a_new_record_beside_the_old_one(teacher: ModelSpec,
     assert files_of(first) == before
 
 
+def test_weights_that_come_back_keep_what_was_found_of_them(teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, _ = runner.run([teacher, resolve("scenes-rendered")], bench(tmp_path))
+    record, scores = records.read(first)
+    other = record.model.model_copy(update={"weights_digest": "another checkpoint's"})
+    records.write(record.model_copy(update={"model": other, "created": records.now(), "values": ()}), scores, {}, tmp_path / "results")
+    looked_at, head, probes_alone = set(), records.head, replace(bench(tmp_path), quality=False)
+    monkeypatch.setattr(records, "head", lambda folder: looked_at.add(folder.parent.name) or head(folder))
+    (again,) = runner.run([teacher], probes_alone)
+    assert looked_at == {"scenes-teacher"}, "others' records are not read"
+    found = records.read(again)[0]
+    assert (found.model, found.values, found.n_images) == (record.model, record.values, 4)
+    assert again in [folder for folder, _ in records.newest(tmp_path / "results")]
+
+
 def test_a_student_alone_has_no_win_rate_until_the_teacher_was_run(teacher: ModelSpec, tmp_path: Path) -> None:
     student = replace(teacher, name="student")
 
@@ -543,7 +557,8 @@ def saved(folder: Path, pictures: U8, prompts: list[str]) -> tuple[Path, Path]:
 
 def test_pictures_made_elsewhere_score_as_our_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parents[2])  # for the suite's list of metrics
-    values, scores = api.score(*saved(tmp_path, PICTURES, PROMPTS), api.Places(tmp_path, tmp_path / "runs"), "quality")
+    values, scores = api.score(*saved(tmp_path, PICTURES, PROMPTS), api.Places(tmp_path), "quality")
+    assert list((tmp_path / "runs").glob("*/images/*.png")), "with the results, where no other folder is named"
     own, columns = score(subject(tmp_path), [name for name in METRICS if not name.startswith("win_rate")])
     assert values == own
     for name, column in columns.columns.items():
