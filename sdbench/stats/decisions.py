@@ -2,7 +2,7 @@
 
 They are one-sided, 95 % each: that a candidate is not worse than the margin, and that it is, are two one-sided questions
 (Schuirmann 1987), each answered wrongly 1 time in 20 where means are normal. Those of sparse differences are skewed: where a loss of
-exactly the margin comes from faults of one size, 5 to 60 of them expected among 512 prompts, Student's bound passes it in up to 16.3 %,
+exactly the margin comes from faults of one size, 5 to 60 of them expected among 512 prompts, Student's bound passes it in up to 16.4 %,
 the one corrected for skewness in at most 5.1 % (exactly, over all numbers of faults; at one prompt in 40 10.6 and 2.8 %).
 
 No bound mends what the sample does not show: sizes with a long tail, whose largest the few faults at hand are not (exponential
