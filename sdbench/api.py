@@ -39,6 +39,7 @@ class Overrides:
         n: number of prompts.
         prompts: text file with a prompt a line, all of which are taken where `n` does not say otherwise.
         reference: name of the reference that distances are to.
+        rounds, calls: processes of each model and setting, and timed calls of each stage in one.
     """
 
     steps: int | None = None
@@ -53,24 +54,37 @@ class Overrides:
     n: int | None = None
     prompts: Path | None = None
     reference: str | None = None
+    rounds: int | None = None
+    calls: int | None = None
 
     def apply(self, suite: suites.Suite) -> suites.Suite:
         """The suite with these settings in place of its own.
 
         Raises:
-            UserError: a value is out of range, or the prompts cannot be read.
+            UserError: a value is out of range, the prompts cannot be read, or there are no probes whose rounds could be others.
         """
         changed = {name: value for name, value in vars(self).items() if value is not None}
         if not changed or suite.sampling is None or suite.prompts is None:
             return suite
         n, own, reference = (changed.pop(name, None) for name in ("n", "prompts", "reference"))
+        timing: dict[str, int] = {name: changed.pop(name) for name in ("rounds", "calls") if name in changed}
         changed = {"steps": len(self.timesteps), **changed} if self.timesteps else changed
         sampling = {**suite.sampling.model_dump(), **changed}
         listed = {"source": "file", "file": str(own), "n": len(lines(own))} if own else suite.prompts.model_dump()
         prompts = {**listed, **({} if n is None else {"n": n, "digest": None})}
         content = {**suite.model_dump(), "name": f"{suite.name}-custom", "sampling": sampling, "prompts": prompts}
-        content |= {"reference": reference or suite.reference}
+        content |= {"reference": reference or suite.reference, "probes": _timed(suite, timing) if timing else content["probes"]}
         return validated(suites.Suite, content, f"suite {suite.name!r} with your settings")
+
+
+def _timed(suite: suites.Suite, timing: dict[str, int]) -> dict[str, Any]:
+    """The probes of a suite with other numbers of rounds and calls, which no setting then has for itself."""
+    if suite.probes is None:
+        raise UserError(f"suite {suite.name!r} has no probes, so nothing to take in {' and '.join(timing)}; leave that out")
+    content = {**suite.probes.model_dump(), **timing}
+    if "calls" in timing:
+        content["settings"] = [{**setting, "calls": None} for setting in content.get("settings", ())]
+    return content
 
 
 def run(
@@ -352,10 +366,15 @@ def noise(
     Its records and pictures stay in the folder of runs: they are of no use to a leaderboard.
 
     Raises:
-        UserError: fewer than 2 seeds.
+        UserError: fewer than 2 seeds, or a suite whose noise is a file, the same under every seed.
     """
     if seeds < 2:
         raise UserError(f"a noise floor needs at least 2 seeds, found {seeds}")
+    if suite.noise.file:
+        raise UserError(
+            f"suite {suite.name!r} takes its latent from {suite.noise.file}, whatever the seed: its runs would not differ, and the floor would be 0. "
+            "Use a suite whose noise is drawn from a seed"
+        )
     where, found = places or Places(), []
     numbers = [suite.noise.seed + index for index in range(seeds)]
     for seed in numbers:

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -34,6 +35,14 @@ PACKAGES = (
     "torchmetrics",
     "torchvision",
     "transformers",
+)
+# Environment variables by which the same code computes otherwise, as the documentation of PyTorch (its pages on CUDA's variables, on
+# threads and on compiling) and NVIDIA's CUDA programming guide have them; not those that name places or devices.
+_SWITCHES = re.compile(
+    r"(OMP|MKL)_NUM_THREADS|PYTORCH_(CUDA_)?ALLOC_CONF|PYTORCH_NO_CUDA_MEMORY_CACHING|NVIDIA_TF32_OVERRIDE"
+    r"|TORCH_(ALLOW_TF32_CUBLAS_OVERRIDE|BLAS_PREFER_\w+|CUBLAS_WORKSPACE_CACHE|CUDNN_\w+)|CUBLAS_WORKSPACE_CONFIG|CUBLASLT_WORKSPACE_SIZE"
+    r"|CUDA_(LAUNCH_BLOCKING|MODULE_LOADING|DEVICE_MAX_CONNECTIONS|SCALE_LAUNCH_QUEUES|FORCE_PTX_JIT)|CUDNN_CONV_WSCAP_DBG"
+    r"|TORCH_COMPILE_DISABLE|TORCHDYNAMO_\w+|TORCHINDUCTOR_(?!CACHE_DIR)\w+"
 )
 
 
@@ -73,7 +82,12 @@ def environment() -> Environment:
     """Python, the packages that make numbers, and the commit where sdbench runs from a checkout."""
     packages = {"sdbench": __version__} | {name: version for name in PACKAGES if (version := _version(name))}
     commit, dirty = checkout_state(Path(__file__).resolve().parents[1])
-    return Environment(python=platform.python_version(), packages=packages, commit=commit, dirty=dirty)
+    return Environment(python=platform.python_version(), packages=packages, variables=variables(), commit=commit, dirty=dirty)
+
+
+def variables() -> dict[str, str]:
+    """Those environment variables that are set and change how fast, in how much memory or to which digits networks are computed."""
+    return {name: value for name, value in sorted(os.environ.items()) if _SWITCHES.fullmatch(name)}
 
 
 def checkout_state(root: Path) -> tuple[str | None, bool | None]:

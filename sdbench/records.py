@@ -40,7 +40,8 @@ class Value(Table):
             `samples`, compared on the log scale), `count` (exact: parameters, FLOPs).
         low, high: ends of the 95 % interval; None where there is none (counts).
         n: images, prompts or calls behind the value.
-        reference: digest of the reference that a set metric was taken against.
+        reference: digest of what it was taken against: of the reference of a set metric, of the teacher's weights where it compares with
+            the teacher. Values are alike only where it is the same; older records do not name the teacher's, and are alike among themselves.
         samples: raw measurements of a probe, a list of calls for each round.
         note: what a reader must know ("descriptive: n < 5 d", "random weights").
     """
@@ -75,7 +76,8 @@ class Model(Table):
     """What was measured.
 
     Attributes:
-        source: `hub:<repo>`, `folder:<name>`, `file:<name>`, `embedded`, `random`, `rendered` (pictures, no model), `memory`, `images:<name>`.
+        source: `hub:<repo>`, `folder:<name>`, `file:<name>`, `embedded`, `random`, `rendered` (pictures, no model), `memory`,
+            `images:<folder>, <width> x <height> px, <formats>` (made elsewhere; older records have the folder alone).
         label: shown in every table beside the name where weights are not what they seem ("random weights").
         weights_digest: SHA-256 over all tensors of the pipeline; None where there is no model.
     """
@@ -110,12 +112,16 @@ class Machine(Table):
 
     @property
     def machine_class(self) -> str:
-        """Device name, driver major, torch minor, CUDA minor."""
+        """Device name, driver major, torch minor, CUDA minor, and the host's processor.
+
+        The processor counts beside a card too: eager PyTorch launches some 2,500 kernels a UNet step from one thread, which at batch 1
+        can take as long as a fast card takes to run them, so two hosts of one card are not one machine. Cores are not named there.
+        """
         torch_minor = ".".join(self.torch.split("+")[0].split(".")[:2])
         if self.cuda is None:
             return f"{self.cpu} ({self.cores} cores), torch {torch_minor}"
         driver_major = (self.driver or "unknown").split(".")[0]
-        return f"{self.device}, driver {driver_major}, torch {torch_minor}, CUDA {self.cuda}"
+        return f"{self.device}, driver {driver_major}, torch {torch_minor}, CUDA {self.cuda}, {self.cpu}"
 
 
 class SuiteId(Table):
@@ -132,10 +138,15 @@ class SuiteId(Table):
 
 
 class Environment(Table):
-    """What made the numbers."""
+    """What made the numbers.
+
+    Attributes:
+        variables: of the process's environment, those that change speed, memory or digits.
+    """
 
     python: str
     packages: dict[str, str]
+    variables: dict[str, str] = Field(default={}, exclude_if=operator.not_)
     commit: str | None
     dirty: bool | None
 
@@ -198,6 +209,10 @@ class Record(Table):
     def value(self, name: str) -> Value | None:
         """The value of this name, or None."""
         return next((value for value in self.values if value.name == name), None)
+
+    def same_run(self, other: "Record") -> bool:
+        """Whether the probes of both were taken in turns, so that the machine's mood is the same for both."""
+        return bool(self.run) and self.run == other.run
 
 
 class Scores:

@@ -132,6 +132,7 @@ def message(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
             "one for each of the 4 steps",
         ),
         (["benchmark", "--profile", "scene"], "unknown profile 'scene'; did you mean 'scenes'?"),
+        (["noise", "sdxl", "--suite", "mlperf-sdxl"], "takes its latent from asset:mlperf-latents, whatever the seed"),
         (["gate", "scenes-teachr", "--baseline", "scenes-teacher"], "did you mean 'scenes-teacher'"),
         (["gate", "a", "--baseline", "b", "--policy", "nowhere.toml"], "nowhere.toml"),
         (["run", "--model", "scenes-vega", "--reference", "secnes"], "unknown reference 'secnes'; did you mean 'scenes'"),
@@ -518,3 +519,20 @@ def test_settings_of_one_s_own_make_a_suite_of_another_name() -> None:
     assert changed.sampling is not None
     assert plain.sampling is not None
     assert changed.sampling.model_dump(exclude={"steps"}) == plain.sampling.model_dump(exclude={"steps"})
+
+
+def test_rounds_and_calls_of_one_s_own_are_those_of_every_setting() -> None:
+    plain = suites.load("efficiency")
+    short = api.Overrides(rounds=1, calls=3).apply(plain)
+    assert plain.probes
+    assert short.probes
+    assert (short.name, short.probes.rounds, short.probes.calls, short.probes.warmup) == ("efficiency-custom", 1, 3, 2)
+    assert short.probes.chosen().keys() == plain.probes.chosen().keys()
+    assert {setting.calls for setting in plain.probes.chosen().values()} == {None, 2}
+    assert {setting.calls for setting in short.probes.chosen().values()} == {None}
+    once = api.Overrides(rounds=1).apply(plain).probes
+    assert once == plain.probes.model_copy(update={"rounds": 1}), "a setting's own calls stay where only the rounds are others"
+    with pytest.raises(UserError, match=r"probes\.calls: Input should be greater than 1 \(found 1\)"):
+        api.Overrides(calls=1).apply(plain)
+    with pytest.raises(UserError, match="suite 'coco-30k' has no probes, so nothing to take in rounds and calls; leave that out"):
+        api.Overrides(rounds=1, calls=3).apply(suites.load("coco-30k"))

@@ -50,6 +50,8 @@ def _add_overrides(command: argparse.ArgumentParser) -> None:
     own = command.add_argument_group("in place of the suite's own", "the row is then of suite '<name>-custom'")
     for name in ("steps", "size-px", "batch", "n"):
         own.add_argument(f"--{name}", type=int)
+    own.add_argument("--rounds", type=int, help="processes in which latency and memory of each model and setting are measured")
+    own.add_argument("--calls", type=int, help="timed calls of each stage in one of them; more come nearer to a card that has grown warm")
     own.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
     own.add_argument("--prompts", type=Path, help="text file with a prompt a line")
     own.add_argument("--reference", help="what distances are to, as `sdbench reference list` names it")

@@ -68,10 +68,6 @@ def differences(new: Side, old: Side) -> Iterator[str]:
         yield f"prompts and samples differ: {_set_difference(set(new.keys), set(old.keys)) or 'some are repeated'}"
     if new.metrics() != old.metrics():
         yield f"protocols differ: {_set_difference(new.metrics(), old.metrics())}"
-    for name in sorted(new.metrics() & old.metrics()):
-        found, expected = new.record.value(name), old.record.value(name)
-        if found and expected and found.state == expected.state == "ok" and found.reference != expected.reference:
-            yield f"reference of {name} is {found.reference} against {expected.reference}"
 
 
 def _set_difference(new: set[Any], old: set[Any]) -> str:
@@ -97,13 +93,8 @@ def measure(name: str, rule: Rule, new: Side, old: Side, alpha: float, between_r
     if found.kind in ("score", "set"):
         bounds = paired(found, expected, new, old, 1 - alpha)
     else:
-        bounds = _probe(found, expected, 1 - alpha, None if same_run(new.record, old.record) else between_runs)
+        bounds = _probe(found, expected, 1 - alpha, None if new.record.same_run(old.record) else between_runs)
     return -bounds if isinstance(bounds, Bounds) and rule.direction == "lower" else bounds
-
-
-def same_run(new: Record, old: Record) -> bool:
-    """Whether both were measured in turns, so that the machine's mood is the same for both."""
-    return bool(new.run) and new.run == old.run
 
 
 def _absent(name: str, rule: Rule, new: Side, old: Side) -> Obstacle:
@@ -140,6 +131,9 @@ def _unlike(rule: Rule, found: Value, expected: Value, new: Side, old: Side) -> 
         return Obstacle("incomparable" if rule.required else "skipped", f"other machine class: {machines[0]} against {machines[1]}")
     if found.kind in ("score", "set") and found.n != expected.n:
         return Obstacle("incomparable", f"n is {found.n} against {expected.n}")
+    if found.reference != expected.reference:
+        ends = [value.reference or "what is not in its record" for value in (found, expected)]
+        return Obstacle("incomparable", f"taken against {ends[0]}, that of the baseline against {ends[1]}; run both again")
     if is_relative(found) and rule.direction == "higher" and rule.margin >= 1:
         said = f"the policy's margin is {100 * rule.margin:g} % of the baseline; no more than all of it can be lost, take less than 100 %"
         return Obstacle("incomparable", said)

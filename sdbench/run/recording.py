@@ -84,8 +84,10 @@ def to_score(model: Model, setting: Bench, store: Store, todo: Sequence[Job]) ->
     kept = [found for found in records.under(setting.results, setting.suite.family or "", theirs.id, name) if found[1].n_images]
     if not kept:
         return subject
-    drawn = _drawn(kept[-1][1].model, replace(setting, suite=theirs, sampling=theirs.sampling), todo)
-    return replace(subject, teacher=records.read(kept[-1][0])[1], original=drawn)
+    folder, teacher = kept[-1]
+    drawn = _drawn(teacher.model, replace(setting, suite=theirs, sampling=theirs.sampling), todo)
+    digest = (teacher.model.weights_digest or folder.name)[:24]
+    return replace(subject, teacher=records.read(folder)[1], original=drawn, original_digest=digest)
 
 
 def teacher_of(suite: Suite) -> str:

@@ -45,8 +45,9 @@ def test_answers_of_other_records_or_code_are_not_kept(calibrate: ModuleType, tm
         changed.write_bytes(path.read_bytes() + b"\n")
         monkeypatch.setattr(calibrate, "CODE", [changed if each == path else each for each in code])
         found.append(calibrate.digest_of(judge))
-    judging = {"decisions.py", "compare.py", "judging.py", "looks.py", "sequential.py", "intervals.py", "student_t.py", "frechet.py"}
-    assert judging <= {path.name for path in code}
+    assert {"decisions.py", "compare.py", "judging.py", "looks.py", "sequential.py", "intervals.py", "student_t.py", "frechet.py"} <= {
+        path.name for path in code
+    }
     judge.folders = judge.folders[1:]
     found.append(calibrate.digest_of(judge))
     assert len(set(found)) == len(found)

@@ -1,6 +1,7 @@
 """The gate must find what was made worse, and must never wave through what it could not compare."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from sdbench.gate.judging import Report, gate
 from sdbench.gate.judging import judge as judge_sides
 from sdbench.gate.policy import Policy, Rule
 from sdbench.records import Record, Scores, SuiteId, Value
+from sdbench.stats.decisions import decide, paired_mean_bounds
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -162,7 +164,7 @@ def test_unlike_records_are_refused(change: dict[str, object], said: str, teache
     assert said in report.why
 
 
-def test_other_prompts_protocols_and_references_are_refused(teacher: Made, tmp_path: Path) -> None:
+def test_other_prompts_and_protocols_are_refused(teacher: Made, tmp_path: Path) -> None:
     record, scores = teacher
     renamed = Scores(["other", *scores.prompt_ids[1:]], scores.samples, scores.columns)
     report = judge(make_measured(), (record, renamed), tmp_path / "keys")
@@ -172,8 +174,20 @@ def test_other_prompts_protocols_and_references_are_refused(teacher: Made, tmp_p
     extra = Value(name="hps.v2", kind="score", direction="higher", unit="1", value=1, n=200)
     report = judge(make_measured(), (record.model_copy(update={"values": (*record.values, extra)}), scores), tmp_path / "protocol")
     assert report.differences == ("protocols differ: 1 only in the baseline (hps.v2)",)
-    report = judge(make_measured(), with_value(teacher, "fd.scenes", reference="07e4"), tmp_path / "reference")
-    assert report.differences == ("reference of fd.scenes is 4ef against 07e4",)
+
+
+@pytest.mark.parametrize(("reference", "said"), [("07e4", "07e4"), (None, "what is not in its record")])
+def test_a_metric_against_another_reference_is_refused_and_the_others_are_not(
+    reference: str | None, said: str, teacher: Made, tmp_path: Path
+) -> None:
+    other = with_value(teacher, "fd.scenes", reference=reference)
+    report = judge(make_measured(), other, tmp_path / "weighed")
+    assert (report.verdict, [result.name for result in report.results if result.verdict == "incomparable"]) == (
+        "incomparable",
+        ["fd.scenes"],
+    )
+    assert f"fd.scenes: taken against 4ef, that of the baseline against {said}; run both again" in report.why
+    assert judge(make_measured(), other, tmp_path / "not-weighed", weighing("clip_score.scenes", margin=1)).verdict == "pass"
 
 
 def test_rows_in_another_order_are_paired_by_key(teacher: Made, tmp_path: Path) -> None:
@@ -199,7 +213,10 @@ def test_another_machine_class_skips_probes_unless_required(teacher: Made, tmp_p
     assert "other machine class: Some GPU 80GB" in skipped["latency.pipeline.p50"]
     report = judge(elsewhere, teacher, tmp_path / "shipped")
     assert (report.verdict, report.exit_code) == ("incomparable", 2)
-    assert "other machine class: Some GPU 80GB, driver 550, torch 2.11, CUDA 12.8 against Some CPU 3000 (8 cores), torch 2.11" in report.why
+    assert (
+        "other machine class: Some GPU 80GB, driver 550, torch 2.11, CUDA 12.8, Some CPU 3000 against Some CPU 3000 (8 cores), torch 2.11"
+        in report.why
+    )
 
 
 def test_a_gate_that_skipped_everything_does_not_pass(teacher: Made, tmp_path: Path) -> None:
@@ -437,7 +454,7 @@ def test_a_policy_that_is_not_there_or_weighs_nothing_is_an_error(tmp_path: Path
         policy.load(tmp_path / "none.toml")
     with pytest.raises(
         UserError,
-        match=r"gate\.toml has no table \[suites\.few\].*'few-custom' \(it has few-step, quality, standard\); write one, .*--policy FILE",
+        match=r"gate\.toml has no table \[suites\.few\].*'few-custom' \(it has coco-30k, few-step, hpdv2, quality, standard\); write one, .*--policy FILE",
     ):
         SHIPPED.rules("few-custom")
     with pytest.raises(UserError, match="no metric"):
@@ -467,7 +484,23 @@ def test_the_shipped_policy_weighs_what_its_suite_measures(name: str) -> None:
     assert suite.family
     required = {metric for metric, rule in SHIPPED.rules(name).items() if rule.required}
     assert required - {"latency.pipeline.p50"} <= set(suite.metrics[suite.family])
-    assert suite.probes
+    assert bool(suite.probes) == ("latency.pipeline.p50" in required)
+
+
+@pytest.mark.parametrize("name", sorted(SHIPPED.suites.keys() - {"quality"}))
+def test_at_full_size_margins_stand_on_the_published_noise_and_a_model_passes_against_itself(name: str) -> None:
+    prompts = suites.load(name).prompts
+    assert prompts
+    published = {"clip_score.vit-l-14": 0.04, "fid.clean": 0.19}  # BK-SDM's, of 30,000 images
+    rules, random = SHIPPED.rules(name), np.random.default_rng(0)
+    stated = {metric: rule.noise for metric, rule in rules.items() if rule.noise}
+    assert stated == {metric: pytest.approx(published[metric] * math.sqrt(30_000 / prompts.n), rel=0.01) for metric in stated}
+    assert stated.keys() == published.keys() & rules.keys()
+    a_prompt = {metric: noise * math.sqrt(prompts.n) for metric, noise in stated.items()} | {"pickscore.v1": 2.8}
+    for metric in a_prompt.keys() & rules.keys():
+        bounds = [paired_mean_bounds(random.normal(0, a_prompt[metric], prompts.n), 0.95) for _ in range(200)]
+        passed = np.mean([decide(found, rules[metric].margin) == "pass" for found in bounds])
+        assert passed >= 0.97, f"{metric}: {passed}"
 
 
 def test_the_shipped_margins_stand_on_the_floor_that_was_measured() -> None:
