@@ -88,7 +88,7 @@ def measure(name: str, rule: Rule, new: Side, old: Side, alpha: float, between_r
     found, expected = new.record.value(name), old.record.value(name)
     if found is None or expected is None:
         return _absent(name, rule, new, old)
-    if obstacle := _state(rule, found, expected) or _unlike(rule, found, expected, new, old):
+    if obstacle := _state(rule, found, expected) or _unlike(rule, found, expected, new, old) or _unlosable(rule, found):
         return obstacle
     if found.kind in ("score", "set"):
         bounds = paired(found, expected, new, old, 1 - alpha)
@@ -134,6 +134,11 @@ def _unlike(rule: Rule, found: Value, expected: Value, new: Side, old: Side) -> 
     if found.reference != expected.reference:
         ends = [value.reference or "what is not in its record" for value in (found, expected)]
         return Obstacle("incomparable", f"taken against {ends[0]}, that of the baseline against {ends[1]}; run both again")
+    return None
+
+
+def _unlosable(rule: Rule, found: Value) -> Obstacle | None:
+    """A margin that no candidate could lose."""
     if is_relative(found) and rule.direction == "higher" and rule.margin >= 1:
         said = f"the policy's margin is {100 * rule.margin:g} % of the baseline; no more than all of it can be lost, take less than 100 %"
         return Obstacle("incomparable", said)
