@@ -62,11 +62,7 @@ def judge(
     bounded = {name: found for name, found in measured.items() if isinstance(found, Bounds)}
     p_values = [decisions.regression_p(found, compare.margin(rules[name], new.record.value(name))) for name, found in bounded.items()]
     rejected = decisions.holm(p_values, policy.alpha, [levels[name] for name in bounded], untested)
-    surely_worse = {
-        name
-        for name, is_rejected in zip(bounded, rejected, strict=True)
-        if is_rejected and bounded[name].high < -compare.margin(rules[name], new.record.value(name))  # where differences are skewed
-    }
+    surely_worse = {name for name, is_rejected in zip(bounded, rejected, strict=True) if is_rejected}
     results = tuple(
         _result(name, rules[name], found, new, old, policy.alpha, surely_worse=name in surely_worse) for name, found in measured.items()
     )

@@ -268,7 +268,12 @@ def test_of_several_looks_scores_are_tested_at_the_look_s_level_and_probes_at_th
     sides = Side.read(saved(make_measured(), tmp_path)), Side.read(saved(teacher, tmp_path))
     once, looking = (judge_sides(*sides, SHIPPED, {}, nominal).results for nominal in (None, lambda level: level / 100))
     width = {one.name: (other.high - other.low) / (one.high - one.low) for one, other in zip(once, looking, strict=True) if one.high}
-    assert {name for name, wider in width.items() if wider > 1.5} == {"fd.scenes", "clip_score.scenes", "preference.scenes"}
+    assert {name for name, wider in width.items() if wider > 1.5} == {
+        "fd.scenes",
+        "clip_score.scenes",
+        "preference.scenes",
+        "scene_accuracy",
+    }
     assert (width["latency.pipeline.p50"], width["memory.peak_rss"]) == (1, 1)
 
 
@@ -311,22 +316,44 @@ def test_values_of_another_unit_or_n_are_refused(teacher: Made, tmp_path: Path) 
         assert said in report.why
 
 
-def test_an_uncertain_probe_without_raw_samples_is_refused(teacher: Made, tmp_path: Path) -> None:
-    report = judge(with_value(make_measured(), "latency.pipeline.p50", samples=None), teacher, tmp_path)
+@pytest.mark.parametrize("ends", [{}, {"low": None, "high": None}])  # too few calls for an interval make a p99 no surer
+def test_a_probe_without_raw_samples_is_refused(ends: dict[str, None], teacher: Made, tmp_path: Path) -> None:
+    bare = [with_value(made, "latency.pipeline.p50", samples=None, **ends) for made in (make_measured(), teacher)]
+    report = judge(*bare, tmp_path)
     assert report.exit_code == 2
     assert "without raw samples on both sides" in report.why
 
 
-def test_counts_are_exact(tmp_path: Path) -> None:
-    def made(parameters: float) -> Made:
-        value = Value(name="parameters.unet", kind="count", direction="lower", unit="parameters", value=parameters)
-        return make_record(f"model{parameters}", (value,)), make_scores()
+@pytest.mark.parametrize(
+    ("direction", "verdicts"),
+    [
+        ("lower", {900: "pass", 1099: "pass", 1101: "regressed"}),
+        ("higher", {1100: "pass", 901: "pass", 899: "regressed"}),
+    ],
+)
+def test_counts_are_exact_and_margins_are_shares_of_the_baseline(direction: str, verdicts: dict[int, str], tmp_path: Path) -> None:
+    def made(number: float) -> Made:
+        value = Value(name="parameters.unet", kind="count", direction=direction, unit="parameters", value=number)
+        return make_record(f"model{number}", (value,)), make_scores()
 
-    rules = weighing("parameters.unet", direction="lower", margin=0.1)
-    for parameters, verdict in ((900, "pass"), (1099, "pass"), (1101, "regressed")):
-        report = judge(made(parameters), made(1000), tmp_path, rules)
+    for number, verdict in verdicts.items():
+        report = judge(made(number), made(1000), tmp_path, weighing("parameters.unet", direction=direction, margin=0.1))
         assert report.verdict == verdict
-        assert report.results[0].difference == pytest.approx(parameters / 1000 - 1)
+        assert report.results[0].difference == pytest.approx(number / 1000 - 1)
+    whole = judge(made(999), made(1000), tmp_path, weighing("parameters.unet", direction=direction, margin=1.0))
+    assert whole.verdict == ("pass" if direction == "lower" else "incomparable")
+    assert direction == "lower" or "margin is 100 % of the baseline" in whole.why
+
+
+def test_few_equal_shares_of_other_pictures_are_no_pass(tmp_path: Path) -> None:
+    rules, made = (
+        weighing("scene_accuracy", margin=0.084),
+        [make_measured(n_prompts=2), make_measured("scenes-teacher", seed=2, n_prompts=2)],
+    )
+    assert (made[0][1].columns["scene_accuracy"] == made[1][1].columns["scene_accuracy"]).all()
+    assert judge(*made, tmp_path / "other", rules).verdict == "inconclusive"
+    same = make_measured("scenes-student-again", n_prompts=2)
+    assert judge(made[0], same, tmp_path / "same", rules).verdict == "pass"
 
 
 def test_one_call_has_no_bounds_and_its_json_is_strict(teacher: Made, tmp_path: Path) -> None:
@@ -489,7 +516,7 @@ def test_the_shipped_margins_stand_on_the_floor_that_was_measured() -> None:
         assert 4 <= rule.margin / floor.metrics[name].noise < 4.3
 
 
-@pytest.mark.parametrize("module", ["gate", "leaderboard"])
+@pytest.mark.parametrize("module", ["gate.judging", "leaderboard.writing"])
 def test_readers_of_records_do_without_torch(module: str) -> None:
     code = f"import sys, sdbench.{module}; print(sorted({{'torch', 'diffusers', 'transformers'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
