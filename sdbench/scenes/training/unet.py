@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sdbench.models.architectures import unet_config
+from sdbench.training.journal import Watch
 from sdbench.training.latents import LatentPool, noisy, predict, target
-from sdbench.training.loop import Schedule, Watch, fit
+from sdbench.training.loop import Schedule, fit
 
 SCHEDULER = {
     "num_train_timesteps": 1000,
