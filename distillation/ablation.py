@@ -6,7 +6,6 @@ unit of replication is the training seed: arms share captions, noise and seeds, 
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
@@ -16,13 +15,12 @@ from typing import Literal
 import numpy as np
 from diffusers import UNet2DConditionModel
 
-from distillation import teacher as teachers
 from distillation.data import batches, scenes
 from distillation.plan import MIDDLE
 from distillation.recipe import Recipe
 from distillation.recipe_tables import Keep, KeepResnets, Stage
 from distillation.sensitivity import most_missed, removal_losses
-from distillation.train import distil
+from distillation.train import check, distil
 from sdbench.arrays import F64
 from sdbench.disk import write_bytes
 from sdbench.errors import unknown
@@ -53,7 +51,6 @@ class Outcome:
     identity: str
     right: tuple[bool, ...]
     losses: dict[str, float]
-    seconds: float
 
     @property
     def accuracy(self) -> float:
@@ -105,8 +102,7 @@ def sweep(
     Raises:
         UserError: an arm is unknown, or a student cannot be made.
     """
-    pool = LatentPool(teacher_folder, scenes(recipe.scenes.pictures, work), work / "latents")
-    teacher = teachers.find(teacher_folder, recipe)
+    (teacher,), *_ = check(recipe, "scenes", [teacher_folder], steps)
 
     @cache  # seconds to minutes
     def missed() -> dict[str, F64]:
@@ -117,6 +113,7 @@ def sweep(
     ways = arms(recipe, missed)
     if wrong := [name for name in only if name not in ways]:
         raise unknown("arm", wrong[0], ways)
+    pool = LatentPool(teacher_folder, scenes(recipe.scenes.pictures, work), work / "latents", device)
     watch = Watch(pool, SceneNet.load(checked("evaluators/reader.safetensors")), CAPTIONS)
     outcomes = []
     for seed in range(seeds):
@@ -125,7 +122,7 @@ def sweep(
             identity = hashlib.sha256(json.dumps([way.deciding("scenes"), teacher.digest, steps, device]).encode()).hexdigest()[:16]
             path = results / "ablation" / recipe.name / f"{name.replace(' ', '-')}-{seed}.json"
             if not (found := _read(path)) or found.identity != identity:
-                found = _make(Outcome(name, seed, identity, (), {}, 0.0), way, teacher_folder, work, watch, steps, device)
+                found = _make(Outcome(name, seed, identity, (), {}), way, teacher_folder, work, watch, steps, device)
                 write_bytes(path, json.dumps(asdict(found)).encode() + b"\n")
             outcomes.append(found)
     return outcomes
@@ -134,20 +131,19 @@ def sweep(
 def _make(
     what: Outcome, way: Recipe, teacher_folder: Path, work: Path, watch: Watch, steps: int | None, device: Literal["cpu", "cuda"]
 ) -> Outcome:
-    started, out = time.monotonic(), work / "ablation" / what.identity
+    out = work / "ablation" / what.identity
     if not out.exists():
         distil(way, "scenes", [teacher_folder], work, out, steps=steps, device=device, unet_only=True)
-    seconds = time.monotonic() - started
     student = UNet2DConditionModel.from_pretrained(out).float().to(device).eval()
     losses = json.loads((out / "provenance.json").read_text())["stages"][-1]["losses"]
-    return Outcome(what.arm, what.seed, what.identity, tuple(watch.right(watch.pictures(student))), losses, round(seconds, 1))
+    return Outcome(what.arm, what.seed, what.identity, tuple(watch.right(watch.pictures(student))), losses)
 
 
 def _read(path: Path) -> Outcome | None:
     if not path.exists():
         return None
     content = json.loads(path.read_text())
-    return Outcome(**{**content, "right": tuple(content["right"])})
+    return Outcome(content["arm"], content["seed"], content["identity"], tuple(content["right"]), content["losses"])
 
 
 def replanned(recipe: Recipe, choose: Choose, source: str) -> Recipe:

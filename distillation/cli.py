@@ -159,7 +159,7 @@ def _dry_run(options: argparse.Namespace, recipe: Recipe) -> str:
     recipe.pieces(steps, len(names))
     folders = [folder for name in names if (folder := teachers.here(name))]
     if len(folders) == len(names):
-        warn_of_others(check(recipe, options.family, folders, options.out, steps)[0])
+        warn_of_others(check(recipe, options.family, folders, steps)[0])
     pictures = open_squares(options.data, options.caption_column, recipe.size_px(options.family)) if options.data else None
     check_pictures(options.family, pictures)
     return describe(

@@ -13,7 +13,7 @@ from distillation.recipe_tables import Teaching
 from distillation.taps import Tap, resolve
 from sdbench.models.architectures import PARTS, Config, unet_config
 from sdbench.probes.work import shape, unet_macs
-from sdbench.training.loop import CHECKPOINTS
+from sdbench.training.checkpoints import CHECKPOINTS
 
 
 def describe(

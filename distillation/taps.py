@@ -1,7 +1,7 @@
 """Taps: pairs of modules, student and teacher, whose outputs the feature loss compares, and the hooks that collect them."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -36,13 +36,10 @@ def resolve(student: Config, teacher: Config, plan: Plan, patterns: Sequence[str
     Raises:
         UserError: a pattern names no module, a module is missing in the student, or the outputs of a pair differ in shape.
     """
-    networks = on_meta(student), on_meta(teacher)
-    pairs = {path: place for path in _expand(patterns, networks[1]) if (place := plan.place(path))}
-    if missing := [path for path, place in pairs.items() if place not in dict(networks[0].named_modules())]:
+    student_shapes, teacher_shapes = (_shapes(_plain(config)) for config in (student, teacher))
+    pairs = {path: place for path in _expand(patterns, teacher_shapes) if (place := plan.place(path))}
+    if missing := [path for path, place in pairs.items() if place not in student_shapes]:
         raise UserError(f"tap {missing[0]}: the teacher has it, the student does not; take it out of the recipe's taps or keep the module")
-    student_shapes, teacher_shapes = (
-        _shapes(_plain(config), tuple(paths)) for config, paths in ((student, pairs.values()), (teacher, pairs))
-    )
     for path, place in pairs.items():
         if student_shapes[place] != teacher_shapes[path]:
             raise UserError(
@@ -71,8 +68,7 @@ def _keep(outputs: dict[str, Tensor], path: str) -> Any:
     return hook
 
 
-def _expand(patterns: Sequence[str], network: nn.Module) -> list[str]:
-    modules = [path for path, _ in network.named_modules() if path]
+def _expand(patterns: Sequence[str], modules: Collection[str]) -> list[str]:
     for pattern in patterns:
         if not any(matches(pattern, path) for path in modules):
             same_depth = {path for path in modules if path.count(".") == pattern.count(".")}
@@ -82,13 +78,15 @@ def _expand(patterns: Sequence[str], network: nn.Module) -> list[str]:
 
 def _plain(config: Config) -> str:
     """What of a UNet's config makes the network, as a key; not where it lay."""
-    return json.dumps({name: value for name, value in config.items() if not name.startswith("_")})
+    return json.dumps({name: value for name, value in config.items() if not name.startswith("_")}, sort_keys=True)
 
 
 @cache  # it takes a second, and a teacher's are the same for each stage
 @torch.no_grad()
-def _shapes(config_json: str, paths: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+def _shapes(config_json: str) -> dict[str, tuple[int, ...]]:
+    """Of the outputs of all modules that a forward pass calls, in the network's own order."""
     network = on_meta(json.loads(config_json))
+    paths = [path for path, _ in network.named_modules() if path]
     config = network.config
     pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
 
@@ -99,4 +97,4 @@ def _shapes(config_json: str, paths: tuple[str, ...]) -> dict[str, tuple[int, ..
     with collect(network, paths) as outputs:
         latents = empty(1, config.in_channels, config.sample_size, config.sample_size)
         network(latents, empty(1), empty(1, 1, config.cross_attention_dim), added_cond_kwargs=conditions)
-        return {path: tuple(output.shape) for path, output in outputs.items()}
+        return {path: tuple(outputs[path].shape) for path in paths if path in outputs}

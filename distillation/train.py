@@ -39,9 +39,10 @@ from sdbench.probes.room import is_out_of_memory
 from sdbench.scenes.embedded import checked
 from sdbench.scenes.networks import SceneNet
 from sdbench.scenes.training.watch import Watch
-from sdbench.training.latents import Batch, Captioned, LatentPool, noisy, predict, target
-from sdbench.training.loop import Schedule, check_shares, fit, written
-from sdbench.training.loop import Watch as Watching
+from sdbench.training.checkpoints import written
+from sdbench.training.journal import Watch as Watching
+from sdbench.training.latents import Batch, Captioned, LatentPool, check_diffusion, noisy, predict, target
+from sdbench.training.loop import Schedule, check_shares, fit
 from sdbench.training.processes import from_main
 
 FINAL_BATCHES = 4  # after a stage's own, over which its final losses are averaged
@@ -93,7 +94,8 @@ def distil(
             not there or has too little memory, the processes cannot share out a step evenly, or a loss is not finite.
     """
     settings = recipe.settings(family)
-    found, pieces = check(recipe, family, teacher_folders, out, steps)
+    check_free(out)
+    found, pieces, taps = check(recipe, family, teacher_folders, steps)
     check_pictures(family, pictures)
     accelerator = accelerator_on(device, settings.dtype)
     check_shares(settings.accumulation, accelerator.num_processes)  # before hours of encoding
@@ -115,11 +117,17 @@ def distil(
         )
 
     digests, data_digest = from_main(lambda: ([teacher.digest for teacher in found], source.digest))
-    decides = {"recipe": recipe.deciding(family), "teachers": digests, "data": data_digest, "steps": pieces[-1].end, "device": device}
+    decides = {
+        "recipe": recipe.deciding(family),
+        "teachers": digests,
+        "data": data_digest,
+        "steps": [[piece.stage, piece.teacher, piece.end] for piece in pieces],
+        "device": device,
+    }
     run = from_main(lambda: _place(work, recipe.name, decides))
     folders = [run / f"{number}-{recipe.stages[piece.stage].name}" for number, piece in enumerate(pieces, 1)]
     with _enough_memory(settings, place):
-        teach(lesson, recipe, found, zip(pieces, folders, strict=True), accelerator)
+        teach(lesson, recipe, found, taps, zip(pieces, folders, strict=True), accelerator)
     if accelerator.is_main_process:
         student = _finished(folders[-1])
         results = [
@@ -187,27 +195,28 @@ def accelerator_on(device: Literal["cpu", "cuda"], dtype: Literal["bfloat16", "f
 
 
 def check(
-    recipe: Recipe, family: Family, teacher_folders: Sequence[Path], out: Path, steps: int | None = None
-) -> tuple[list[teachers.Teacher], list[Piece]]:
-    """All that can be said before any weights are read => the teachers, and the pieces of the run.
+    recipe: Recipe, family: Family, teacher_folders: Sequence[Path], steps: int | None = None
+) -> tuple[list[teachers.Teacher], list[Piece], list[list[Tap]]]:
+    """All that can be said before any weights are read => the teachers, the pieces of the run, and the taps of each stage.
 
     Raises:
         UserError: the run cannot work.
     """
-    check_free(out)
     found = [teachers.find(folder, recipe) for folder in teacher_folders]
     for teacher in found:
         if teacher.spec.family != family:
             raise UserError(
                 f"the teacher in {teacher.folder} is of family {teacher.spec.family!r}; expected {family!r}, as --family says: name another with --teacher, such as sdxl"
             )
+        check_diffusion(teacher.folder)
         if differs := [key for key, value in found[0].noise.items() if teacher.noise[key] != value]:
             raise UserError(
                 f"the teacher in {teacher.folder} was trained with another noise than that in {found[0].folder}: its scheduler's {differs[0]} is {teacher.noise[differs[0]]}, not {found[0].noise[differs[0]]}"
             )
-    for plan in recipe.plans:
-        resolve(student_config(found[0].config, plan), found[0].config, plan, recipe.taps)
-    return found, recipe.pieces(steps or recipe.settings(family).steps, len(found))
+    pieces = recipe.pieces(steps or recipe.settings(family).steps, len(found))
+    students = [(student_config(found[0].config, plan), plan) for plan in recipe.plans]
+    taps = [[resolve(student, teacher.config, plan, recipe.taps) for student, plan in students] for teacher in found]
+    return found, pieces, taps[0]
 
 
 def check_pictures(family: Family, pictures: Captioned | None) -> None:
@@ -226,6 +235,7 @@ def teach(
     lesson: Callable[[teachers.Teacher], Lesson],
     recipe: Recipe,
     found: Sequence[teachers.Teacher],
+    taps: Sequence[list[Tap]],
     pieces: Iterable[tuple[Piece, Path]],
     accelerator: Accelerator,
 ) -> None:
@@ -235,6 +245,7 @@ def teach(
         lesson: what the steps under a teacher share.
         recipe: what to cut.
         found: the teachers.
+        taps: of each stage.
         pieces: of the run, with a folder for each.
         accelerator: of the lessons.
     """
@@ -242,7 +253,7 @@ def teach(
     for piece, folder in pieces:
         plan, teacher = recipe.plans[piece.stage], found[piece.teacher]
         if not (folder / STUDENT).exists():
-            _run_piece(lesson(teacher), _cut(teacher, plan, before), plan, range(piece.start, piece.end), folder)
+            _run_piece(lesson(teacher), _cut(teacher, plan, before), taps[piece.stage], range(piece.start, piece.end), folder)
             accelerator.free_memory()  # it holds every model that it ever prepared
             gc.collect()  # one whose forward was wrapped for mixed precision holds itself
         accelerator.wait_for_everyone()  # the student is written, and no process still reads a checkpoint
@@ -269,9 +280,8 @@ def _losses(folder: Path) -> dict[str, float]:
     return found
 
 
-def _run_piece(lesson: Lesson, student: UNet2DConditionModel, plan: Plan, steps: range, folder: Path) -> None:
+def _run_piece(lesson: Lesson, student: UNet2DConditionModel, taps: list[Tap], steps: range, folder: Path) -> None:
     settings, accelerator = lesson.settings, lesson.accelerator
-    taps = resolve(student.config, lesson.teacher.config, plan, lesson.recipe.taps)
     if settings.checkpointing:
         student.enable_gradient_checkpointing()
     model = accelerator.prepare_model(student.requires_grad_(requires_grad=True))

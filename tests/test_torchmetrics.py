@@ -2,7 +2,6 @@
 
 import copy
 import json
-import multiprocessing
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from processes import by_two
 from torch import Tensor, nn
 
 from sdbench.metrics.frechet import frechet_distance, gaussian
@@ -156,28 +156,21 @@ def test_a_distance_of_nothing_is_refused() -> None:
             fed(metric, [FEATURES[:1]])
 
 
-def say(rank: int, meeting: Path) -> None:
+def say(folder: Path) -> None:
     """One of two ranks: batches shared out, then all on the first and none on the second; what it finds goes to a file."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-    found = []
+    torch.distributed.init_process_group("gloo")
+    rank, found = torch.distributed.get_rank(), []
     for metric in made():
         metric.to(torch.bfloat16)
         for share in (BATCHES[rank::2], [BATCHES, []][rank]):
             found.append(fed(metric, share))
             metric.reset()
-    meeting.with_suffix(f".{rank}").write_text(json.dumps(found))
+    (folder / f"found.{rank}").write_text(json.dumps(found))
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method:UserWarning")
 def test_two_processes_say_what_one_says(tmp_path: Path) -> None:
-    fork = multiprocessing.get_context("fork")  # torch, imported twice more, would take longer than all the rest
-    ranks = [fork.Process(target=say, args=(rank, tmp_path / "meeting")) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(timeout=120)
-    assert [process.exitcode for process in ranks] == [0, 0]
+    assert by_two(say, tmp_path) == [0, 0]
     for rank in range(2):
-        found = json.loads((tmp_path / f"meeting.{rank}").read_text())
+        found = json.loads((tmp_path / f"found.{rank}").read_text())
         assert found == pytest.approx([EXPECTED[0], EXPECTED[0], EXPECTED[1], EXPECTED[1]], rel=1e-9)

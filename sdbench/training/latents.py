@@ -133,6 +133,24 @@ def components(folder: Path) -> dict[str, Any]:
     }
 
 
+def check_diffusion(folder: Path) -> None:
+    """Make sure that a pipeline's noise is added as DDPM adds it and its latents are only scaled, as training here does both.
+
+    Raises:
+        UserError: they are not, or a configuration cannot be read.
+    """
+    scheduler, vae = (read_json(folder / place) for place in ("scheduler/scheduler_config.json", "vae/config.json"))
+    if "beta_schedule" not in scheduler or scheduler.get("use_flow_sigmas"):
+        found = f"the noise of its scheduler, {scheduler.get('_class_name')}, follows no betas"
+    elif vae.get("latents_mean"):
+        found = "its VAE's latents are shifted by latents_mean"
+    else:
+        return
+    raise UserError(
+        f"the pipeline in {folder} is of another diffusion than is trained here: {found}; expected noise as DDPM adds it, and latents that are only scaled, as SDXL has them. Name another with --teacher"
+    )
+
+
 def _complete(folder: Path) -> None:
     if missing := [name for name in COMPONENTS if not (folder / name).is_dir()]:
         raise UserError(f"{folder} is not a complete pipeline folder: no {', '.join(missing)}; expected {', '.join(COMPONENTS)}")
@@ -162,6 +180,7 @@ class LatentPool:
 
     def __init__(self, pipeline_folder: Path, pictures: Captioned, work: Path, device: str = "cpu") -> None:
         _complete(pipeline_folder)
+        check_diffusion(pipeline_folder)
         self.pictures, self._folder, self._device = pictures, pipeline_folder, device
         self.scheduler: DDIMScheduler = DDIMScheduler.from_pretrained(pipeline_folder / "scheduler")
         texts = [name for name in COMPONENTS if name.startswith("t")]

@@ -1,12 +1,14 @@
 """A recipe that trains on the tiny teacher in seconds, and a cache of `datasets` for each test."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import datasets
 import pytest
 
-from distillation import look
+from distillation import describe, look, train
+from distillation.estimate import Memory
 from distillation.recipe import Recipe, read
 from sdbench.scenes.training import watch
 
@@ -19,13 +21,22 @@ def vega() -> Recipe:
     return recipe.model_copy(update={"stages": stages, "scenes": scenes})
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def a_glance() -> Iterator[None]:
-    """One denoising step makes as many pictures as all; what they show is not asked of a tiny student."""
+    """One denoising step makes as many pictures as all, and a batch as many losses; what they come to is not asked of a tiny student."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(watch, "STEPS", 1)
         patch.setattr(look, "STEPS", 1)
+        patch.setattr(train, "Watch", partial(watch.Watch, n=watch.SHOWN))
+        patch.setattr(train, "FINAL_BATCHES", 1)
         yield
+
+
+@pytest.fixture
+def no_counting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seconds of shapes through networks; a full-size run's estimate is tested with its own numbers."""
+    monkeypatch.setattr(describe, "memory", lambda *_, **__: Memory(**dict.fromkeys(Memory.__dataclass_fields__, 10**9)))
+    monkeypatch.setattr(describe, "unet_macs", lambda *_, **__: 10**12)
 
 
 @pytest.fixture(autouse=True)

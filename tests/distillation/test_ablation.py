@@ -46,7 +46,7 @@ def test_plans_of_the_arms(missed: dict[str, ablation.F64]) -> None:
 def test_a_sweep_that_was_stopped_makes_only_what_is_missing(
     vega: Recipe, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ablation, "CAPTIONS", 64)
+    monkeypatch.setattr(ablation, "CAPTIONS", 16)
     made = []
 
     def counted(way: Recipe, *arguments: object, **chosen: object) -> Path:
@@ -57,14 +57,21 @@ def test_a_sweep_that_was_stopped_makes_only_what_is_missing(
 
     distil = ablation.distil
     monkeypatch.setattr(ablation, "distil", counted)
-    where, only = (vega, teacher_folder, tmp_path / "work", tmp_path / "results"), (BASE, "task only")
+    where, only = (one_shot(vega), teacher_folder, tmp_path / "work", tmp_path / "results"), (BASE, "task only")
     with pytest.raises(KeyboardInterrupt):
-        sweep(*where, seeds=1, steps=2, only=only)
-    outcomes = sweep(*where, seeds=1, steps=2, only=only)
+        sweep(*where, seeds=1, steps=1, only=only)
+    outcomes = sweep(*where, seeds=1, steps=1, only=only)
     assert made == [(0.5, 0), (0.0, 0), (0.0, 0)]
-    assert [(outcome.arm, outcome.seed, len(outcome.right)) for outcome in outcomes] == [(BASE, 0, 64), ("task only", 0, 64)]
+    assert [(outcome.arm, outcome.seed, len(outcome.right)) for outcome in outcomes] == [(BASE, 0, 16), ("task only", 0, 16)]
     files = sorted((tmp_path / "results" / "ablation" / "vega").iterdir())
     assert [file.name for file in files] == ["layer-level-0.json", "task-only-0.json"]
     assert set(json.loads(files[0].read_text())["losses"]) == {"task", "output", "feature"}
+
+
+def test_what_cannot_be_swept_is_said_before_anything_is_encoded(vega: Recipe, teacher_folder: Path, made: Path, tmp_path: Path) -> None:
+    places = tmp_path / "work", tmp_path / "results"
     with pytest.raises(UserError, match="unknown arm 'task onyl'; did you mean 'task only'"):
-        sweep(*where, seeds=1, steps=2, only=["task onyl"])
+        sweep(vega, teacher_folder, *places, seeds=1, only=["task onyl"])
+    with pytest.raises(UserError, match="architecture 'vega'; recipe 'vega' cuts 'sdxl'"):
+        sweep(vega, made, *places, seeds=1)
+    assert list(tmp_path.iterdir()) == []

@@ -1,32 +1,28 @@
-"""The cut within a budget is the best there is, can be said in a config, and counts what the pruned network has."""
+"""The cut within a budget is the best there is, to the parameter, over losses as a real teacher has; times are by a clock that counts."""
 
 import itertools
-from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from diffusers import DDIMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_sensitivity import batch
+from tiny import tiny_unet
+from torch import nn
 
-from distillation.budget import TWIN, Cost, least_loss, parameters, removed
-from distillation.derive import in_stages, recipe_of, write
+from distillation import budget
+from distillation.budget import TWIN, Cost, least_loss, parameters, removed, times
 from distillation.plan import MIDDLE, Plan
-from distillation.prune import on_meta, prune, student_config
 from distillation.recipe import read
 from distillation.sensitivity import F64, WHOLE
 from sdbench.errors import UserError
-from sdbench.models.architectures import depths, unet_config
+from sdbench.models.architectures import unet_config
 
-CONFIG = unet_config("sdxl", "scenes")
-COUNTS = parameters(CONFIG)
+SDXL = parameters(unet_config("sdxl"))
 OTHER = "up_blocks.0.attentions.0"
 SMALL = {TWIN: 3, OTHER: 2, MIDDLE: 3}
-
-
-def some_losses(seed: int) -> dict[str, F64]:
-    random = np.random.default_rng(seed)
-    losses = {path: random.exponential(size=depth) for path, depth in depths(CONFIG).items()}
-    return losses | {WHOLE: random.exponential(size=1) * 5}
 
 
 def every_plan() -> list[Plan]:
@@ -57,31 +53,82 @@ def test_no_plan_within_the_budget_costs_less(seed: int) -> None:
         assert removed(losses, found) == pytest.approx(best, rel=1e-5)
 
 
+def wide_losses(seed: int) -> dict[str, F64]:
+    """Of SDXL's parts, over eight orders of magnitude."""
+    chance = np.random.default_rng(seed)
+    return {path: 10 ** chance.uniform(-9, -1, len(row)) for path, row in SDXL.parts.items()}
+
+
 def test_less_than_the_smallest_network_is_refused() -> None:
     with pytest.raises(UserError, match=r"no plan comes down to .* parameters .* the smallest, with one block in each attention"):
-        least_loss(some_losses(0), COUNTS, COUNTS.least - 1)
-    assert COUNTS.of(least_loss(some_losses(0), COUNTS, COUNTS.least)) == COUNTS.least
+        least_loss(wide_losses(0), SDXL, SDXL.least - 1)
+    assert SDXL.of(least_loss(wide_losses(0), SDXL, SDXL.least)) == SDXL.least
 
 
 @settings(max_examples=10, deadline=None)
-@given(st.integers(0, 10**6), st.floats(0.3, 0.75), st.integers(1, 3))  # at 0.84 the middle and one more part may do, too few for 3 stages
-def test_plans_can_be_built_and_have_the_parameters_that_are_said(seed: int, share: float, stages: int) -> None:
-    losses, limit = some_losses(seed), int(share * COUNTS.total)
-    plan = least_loss(losses, COUNTS, limit)
-    assert removed(losses, least_loss(losses, COUNTS, (limit + COUNTS.total) // 2)) <= removed(losses, plan) + 1e-9
-    plans = in_stages(losses, COUNTS, plan, stages)
-    assert plans[-1].blocks == plan.blocks
-    for stage in plans:
-        student = prune(on_meta(CONFIG), stage)
-        assert depths(student_config(CONFIG, stage)) == stage.depths
-        assert sum(parameter.numel() for parameter in student.parameters()) == COUNTS.of(stage)
+@given(st.integers(0, 1000), st.floats(0, 1), st.floats(0, 1))
+def test_a_larger_budget_never_costs_more(seed: int, one: float, other: float) -> None:
+    losses = wide_losses(seed)
+    limits = sorted(round(SDXL.least + share * (SDXL.total - SDXL.least)) for share in (one, other))
+    plans = [least_loss(losses, SDXL, limit) for limit in limits]
+    assert removed(losses, plans[1]) <= removed(losses, plans[0]) * (1 + 1e-9)
+    assert all(SDXL.of(plan) <= limit for plan, limit in zip(plans, limits, strict=True))
 
 
-def test_a_derived_recipe_is_one_that_can_be_read(tmp_path: Path) -> None:
-    losses = some_losses(3)
-    plans = in_stages(losses, COUNTS, least_loss(losses, COUNTS, COUNTS.total // 3), 2)
-    write(recipe_of(plans, "sdxl", "mine", read("vega")), tmp_path / "mine.toml", "a note")
-    again = read(tmp_path / "mine.toml")
-    assert again.student is None
-    assert [plan.blocks for plan in again.plans] == [plan.blocks for plan in plans]
-    assert (again.taps, again.loss, again.sdxl) == (read("vega").taps, read("vega").loss, read("vega").sdxl)
+def test_one_parameter_too_many_is_too_many() -> None:
+    losses = wide_losses(0)
+    left = SDXL.of(least_loss(losses, SDXL, SDXL.total // 2))
+    assert SDXL.of(least_loss(losses, SDXL, left)) == left
+    assert SDXL.of(least_loss(losses, SDXL, left - 1)) < left
+
+
+@pytest.mark.parametrize(("name", "expected"), [("ssd-1b", 1_331_334_404), ("vega", 745_225_604)])
+def test_parameters_are_those_of_the_released_students(name: str, expected: int) -> None:
+    assert SDXL.total == 2_567_463_684
+    assert SDXL.of(read(name).plans[-1]) == expected
+
+
+class Card:
+    """A stand-in: events that read its clock and can be asked once it was waited for; what was put into its stream, in order."""
+
+    def __init__(self) -> None:
+        self.stream: list[str] = []
+        self.ticks = itertools.count()
+
+    def patch(self, monkeypatch: pytest.MonkeyPatch, unet: nn.Module) -> None:
+        card = self
+
+        class Event:
+            def __init__(self, *, enable_timing: bool) -> None:
+                assert enable_timing
+
+            def record(self) -> None:
+                card.stream.append("event")
+                self.s = next(card.ticks)
+
+            def elapsed_time(self, end: "Event") -> float:
+                assert card.stream[-1] == "waited for"
+                return 1000.0 * (end.s - self.s)
+
+        monkeypatch.setattr(type(unet), "device", torch.device("cuda"))
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "_sleep", lambda _: self.stream.append("sleep"))
+        monkeypatch.setattr(budget, "synchronised", lambda: self.stream.append("waited for"))
+
+
+@pytest.mark.parametrize("on_card", [False, True])
+def test_times_are_taken_around_each_part(on_card: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    unet, card = tiny_unet("sdxl").eval(), Card()
+    if on_card:
+        card.patch(monkeypatch, unet)
+    else:
+        monkeypatch.setattr(budget, "perf_counter", lambda: float(next(card.ticks)))
+    cost = times(unet, batch(0), DDIMScheduler())
+    assert cost.total == 1e9 * (2 * (70 + 2) + 1)  # two readings a block, and for the middle's attention and its second resnet
+    assert cost.parts[WHOLE].tolist() == [1e9 * (2 * 10 + 1 + 1)]
+    assert all(row.tolist() == [1e9] * len(row) for path, row in cost.parts.items() if path != WHOLE)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in unet.modules())
+    if on_card:  # the host ahead in each call, and waited for once
+        calls = "".join("s" if what == "sleep" else "." for what in card.stream[:-1]).split("s")
+        assert [len(events) for events in calls] == [0] + [2 * (70 + 2 + 1)] * (budget.WARMUP + budget.CALLS)
+        assert card.stream.count("waited for") == 1

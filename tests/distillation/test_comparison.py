@@ -9,7 +9,7 @@ from distillation.comparison import markdown, plot, table
 
 def test_the_table_has_closed_forms() -> None:
     def outcome(arm: str, seed: int, right: int) -> Outcome:
-        return Outcome(arm, seed, "", (True,) * right + (False,) * (10 - right), {}, 0.0)
+        return Outcome(arm, seed, "", (True,) * right + (False,) * (10 - right), {})
 
     rows = [outcome(BASE, 0, 4), outcome(BASE, 1, 6), outcome("other", 0, 5), outcome("other", 1, 9)]
     base, other = table(rows)
@@ -24,7 +24,7 @@ def test_the_table_has_closed_forms() -> None:
 
 
 def test_the_plot_is_a_picture_also_of_a_single_seed(tmp_path: Path) -> None:
-    rows = [Outcome(arm, 0, "", (True, False), {}, 0.0) for arm in (BASE, "other")]
+    rows = [Outcome(arm, 0, "", (True, False), {}) for arm in (BASE, "other")]
     plot(rows, tmp_path / "plot.png")
     with Image.open(tmp_path / "plot.png") as picture:
         assert len(picture.convert("RGB").getcolors(maxcolors=10**6) or ()) > 10

@@ -11,13 +11,16 @@ import torch
 from accelerate.state import AcceleratorState
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
 from PIL import Image
-from tiny import save_tiny_pipeline, tiny_unet
+from safetensors.torch import load_file
+from tiny import save_tiny_pipeline, tiny_unet, with_unet
 from torch import nn
 
 from distillation import train
+from distillation.ablation import one_shot
 from distillation.data import Squares, open_squares, square
 from distillation.pictures import open_pictures
 from distillation.recipe import Recipe
+from distillation.taps import Tap
 from distillation.train import distil
 from sdbench.errors import UserError
 from sdbench.training.loop import fit
@@ -95,48 +98,51 @@ def test_a_run_of_the_full_size_family(
 
     monkeypatch.setattr(AutoencoderKL, "_decode", counted)
     squares = Squares([open_pictures(str(folder))], SIDE)
-    out = distil(recipe, "sdxl", [teacher], tmp_path / "work", tmp_path / "out", pictures=squares, steps=4)
+    out = distil(one_shot(recipe), "sdxl", [teacher], tmp_path / "work", tmp_path / "out", pictures=squares, steps=2)
     pipeline = StableDiffusionXLPipeline.from_pretrained(out)
     assert pipeline.unet.config.cross_attention_dim == 2048
     noted = json.loads((out / "provenance.json").read_text())
     assert noted["data_digest"] == squares.digest
-    assert (noted["pictures"], noted["passes"]) == (N, 4 * 2 / N)
-    assert f"on {N} pictures, each seen 1.3 times on average," in (out / "README.md").read_text()
+    assert (noted["pictures"], noted["passes"]) == (N, 2 * 2 / N)
+    assert f"on {N} pictures, each seen 0.7 times on average," in (out / "README.md").read_text()
     said = capsys.readouterr().err
-    assert f"training on {N} pictures, each seen 1.3 times on average\n" in said
+    assert f"training on {N} pictures, each seen 0.7 times on average\n" in said
     assert f"taught by the float32 weights in {teacher}\n" in said
-    assert [(stage["name"], stage["steps"]) for stage in noted["stages"]] == [("half", 2), ("depth", 2)]
-    (sheet,) = (tmp_path / "work").glob("vega-*/2-depth/samples/*.png")
+    assert [(stage["name"], stage["steps"]) for stage in noted["stages"]] == [("all", 2)]
+    (sheet,) = (tmp_path / "work").glob("vega-*/1-all/samples/*.png")
     with Image.open(sheet) as picture:
         assert picture.size == (4 * SIDE, SIDE)
-    assert at_once == [1] * 8  # 4 pictures after each stage: at 1024 px a decoder takes gigabytes for each
+    assert at_once == [1] * 4  # pictures after the stage: at 1024 px a decoder takes gigabytes for each
 
 
-def test_teachers_teach_in_succession(recipe: Recipe, teacher: Path, folder: Path, tmp_path: Path) -> None:
-    folders = [teacher]
-    for seed in (1, 2):
-        pipeline = StableDiffusionXLPipeline.from_pretrained(teacher, unet=tiny_unet("sdxl", seed, "sdxl"))
-        pipeline.save_pretrained(tmp_path / f"teacher-{seed}")
-        folders.append(tmp_path / f"teacher-{seed}")
+def test_teachers_teach_in_succession(recipe: Recipe, teacher: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    others = [with_unet(teacher, tmp_path / f"teacher-{seed}", tiny_unet("sdxl", seed, "sdxl")) for seed in (1, 2)]
+    folders, of_step = [teacher, *others], train.step_terms
+    starts = [load_file(each / "unet" / "diffusion_pytorch_model.safetensors")["conv_in.bias"] for each in folders]
+    taught = []
+
+    def noted(lesson: train.Lesson, student: nn.Module, taps: list[Tap], number: int) -> dict[str, torch.Tensor]:
+        (by,) = (index for index, start in enumerate(starts) if torch.equal(lesson.teacher.conv_in.bias, start))
+        taught.append((number, by))
+        return of_step(lesson, student, taps, number)
+
+    monkeypatch.setattr(train, "step_terms", noted)
     squares = Squares([open_pictures(str(folder))], SIDE)
-    out = distil(recipe, "sdxl", folders, tmp_path / "work", tmp_path / "out", pictures=squares, steps=8)
+    out = distil(recipe, "sdxl", folders, tmp_path / "work", tmp_path / "out", pictures=squares, steps=6)
     stages = json.loads((out / "provenance.json").read_text())["stages"]
-    # stages of 3 and 5 steps, teachers of 4, 2 and 2
-    assert [(stage["name"], stage["steps"]) for stage in stages] == [("half", 3), ("depth", 1), ("depth", 2), ("depth", 2)]
+    # stages of 2 and 4 steps, teachers of 3, 1 and 2; after each piece a batch more, for its final losses
+    assert [(stage["name"], stage["steps"]) for stage in stages] == [("half", 2), ("depth", 1), ("depth", 1), ("depth", 2)]
+    assert taught == [(0, 0), (1, 0), (2, 0), (2, 0), (3, 0), (3, 1), (4, 1), (4, 2), (5, 2), (6, 2)]
     digests = [stage["teacher_digest"] for stage in stages]
     assert digests[0] == digests[1]
     assert len(set(digests)) == 3
-    kept = UNet2DConditionModel.from_pretrained(out / "unet").state_dict()
-    alone = distil(recipe, "sdxl", folders[:1], tmp_path / "work", tmp_path / "alone", pictures=squares, steps=8)
-    other = UNet2DConditionModel.from_pretrained(alone / "unet").state_dict()
-    assert not torch.equal(kept["conv_out.weight"], other["conv_out.weight"])
 
 
 def test_bfloat16_keeps_the_teacher_in_it_and_the_student_in_float32(
     recipe: Recipe, teacher: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)  # one process has one precision
-    lower = recipe.model_copy(update={"sdxl": recipe.sdxl.model_copy(update={"dtype": "bfloat16", "checkpointing": True})})
+    lower = one_shot(recipe.model_copy(update={"sdxl": recipe.sdxl.model_copy(update={"dtype": "bfloat16", "checkpointing": True})}))
     starts = []
 
     def fit_and_note(model: UNet2DConditionModel, *arguments: Any, **chosen: Any) -> nn.Module:
@@ -144,12 +150,11 @@ def test_bfloat16_keeps_the_teacher_in_it_and_the_student_in_float32(
         return fit(model, *arguments, **chosen)
 
     monkeypatch.setattr(train, "fit", fit_and_note)
-    out = distil(
-        lower, "sdxl", [teacher], tmp_path / "work", tmp_path / "out", pictures=Squares([open_pictures(str(folder))], SIDE), steps=2
-    )
+    squares = Squares([open_pictures(str(folder))], SIDE)
+    out = distil(lower, "sdxl", [teacher], tmp_path / "work", tmp_path / "out", pictures=squares, steps=1)
     AcceleratorState._reset_state(reset_partial_state=True)
     assert torch.equal(starts[0], UNet2DConditionModel.from_pretrained(teacher / "unet").conv_in.weight)  # not rounded on the way
-    (checkpoint,) = (tmp_path / "work").glob("vega-*/2-depth/student")
+    (checkpoint,) = (tmp_path / "work").glob("vega-*/1-all/student")
     assert UNet2DConditionModel.from_pretrained(checkpoint).dtype == torch.float32
     assert np.isfinite(json.loads((out / "provenance.json").read_text())["stages"][-1]["losses"]["feature"])
 

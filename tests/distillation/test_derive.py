@@ -98,6 +98,7 @@ def test_the_table_shows_what_stays_and_what_it_comes_to(plans: list[Plan]) -> N
     assert f" {COUNTS.of(plans[-1]):,} parameters (" in lines[-1]
 
 
+@pytest.mark.usefixtures("no_counting")
 def test_a_written_recipe_reads_back_and_cuts_as_planned(
     plans: list[Plan], teacher_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

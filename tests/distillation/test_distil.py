@@ -3,10 +3,8 @@
 import errno
 import gc
 import json
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,10 +16,12 @@ import torch
 from accelerate import Accelerator
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from huggingface_hub.repocard import metadata_load
+from processes import by_two
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from distillation import data, train
+from distillation.ablation import one_shot
 from distillation.budget import TWIN
 from distillation.export import Provenance, export
 from distillation.plan import MIDDLE
@@ -34,7 +34,8 @@ from distillation.train import distil
 from sdbench.errors import UserError
 from sdbench.models.digest import weights_digest
 from sdbench.models.spec import resolve
-from sdbench.training.latents import Batch
+from sdbench.scenes.training.pool import Pool
+from sdbench.training.latents import Batch, LatentPool
 from sdbench.training.loop import fit
 
 STEPS = 4
@@ -42,9 +43,32 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture(scope="module")
-def student(vega: Recipe, teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    return distil(vega, "scenes", [teacher_folder], folder / "work", folder / "vega", steps=STEPS)
+def living() -> list[int]:
+    """UNets that are there when each stage of `student` begins to train."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def student(vega: Recipe, teacher_folder: Path, living: list[int], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, before = tmp_path_factory.mktemp("run"), living_unets()
+
+    def counted(*arguments: Any, **chosen: Any) -> nn.Module:
+        living.append(living_unets() - before)
+        return fit(*arguments, **chosen)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "fit", counted)
+        return distil(vega, "scenes", [teacher_folder], folder / "work", folder / "vega", steps=STEPS)
+
+
+def living_unets() -> int:
+    gc.collect()
+    return sum(type(thing) is UNet2DConditionModel for thing in gc.get_objects())
+
+
+def stage_done(student: Path, folder: Path) -> Path:
+    """A work folder as the student's run has it after the first stage."""
+    return shutil.copytree(student.parent / "work", folder / "work", ignore=shutil.ignore_patterns("2-depth"))
 
 
 class Interrupted:
@@ -69,15 +93,15 @@ def test_a_stopped_run_ends_with_the_same_bytes_and_repeats_no_step(
     vega: Recipe, teacher_folder: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train, "fit", partial(fit, save_every_s=0))
-    of_a_stage = STEPS // 2 + train.FINAL_BATCHES
-    stopped, resumed = Interrupted(of_a_stage + 2), Interrupted(0)
+    run = partial(distil, vega, "scenes", [teacher_folder], stage_done(student, tmp_path), tmp_path / "out", steps=STEPS)
+    stopped, resumed = Interrupted(2), Interrupted(0)
     monkeypatch.setattr(train, "batches", stopped)
     with pytest.raises(KeyboardInterrupt):
-        distil(vega, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=STEPS)
+        run()
     assert not (tmp_path / "out").exists()
     monkeypatch.setattr(train, "batches", resumed)
-    out = distil(vega, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=STEPS)
-    assert resumed.calls == of_a_stage - 1  # the first stage and the second one's first step were there
+    out = run()
+    assert resumed.calls == STEPS // 2 + train.FINAL_BATCHES - 1  # the first stage and the second one's first step were there
     assert (out / "unet" / WEIGHTS).read_bytes() == (student / "unet" / WEIGHTS).read_bytes()
     assert json.loads((out / "provenance.json").read_text())["stages"] == json.loads((student / "provenance.json").read_text())["stages"]
 
@@ -92,31 +116,16 @@ def test_a_card_trains_in_half_precision(vega: Recipe, teacher_folder: Path, tmp
     assert sum(not torch.equal(tensor, cut[name]) for name, tensor in trained.items()) > len(cut) / 2
 
 
-def of_two_batches(teacher: Path, folder: Path) -> Path:
+def of_two_batches(recipe: Recipe, teacher: Path, folder: Path) -> Path:
     """Make a student whose every step sums up two batches, activations computed twice => its weights."""
-    recipe = read("vega")
-    changes = {"pictures": 8, "batch": 2, "warmup": 1, "accumulation": 2, "checkpointing": True}
-    stages = tuple(stage.model_copy(update={"share": 0.5}) for stage in recipe.stages)
-    recipe = recipe.model_copy(update={"scenes": recipe.scenes.model_copy(update=changes), "stages": stages})
-    return distil(recipe, "scenes", [teacher], folder / "work", folder / "out", steps=STEPS, unet_only=True) / WEIGHTS
-
-
-TOGETHER = f"""
-import sys
-from pathlib import Path
-sys.path += {[str(Path(__file__).parent), str(Path(__file__).parents[1])]}
-from sdbench.scenes.training import watch
-from test_distil import of_two_batches
-watch.STEPS = 1
-of_two_batches(*map(Path, sys.argv[1:]))
-"""
+    changes = {"accumulation": 2, "checkpointing": True}
+    recipe = one_shot(recipe.model_copy(update={"scenes": recipe.scenes.model_copy(update=changes)}))
+    return distil(recipe, "scenes", [teacher], folder / "work", folder / "out", steps=2, unet_only=True) / WEIGHTS
 
 
 def test_two_processes_make_the_student_that_one_makes(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
-    (script := tmp_path / "together.py").write_text(TOGETHER)
-    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, teacher_folder, tmp_path / "by-2"]
-    subprocess.run([sys.executable, *map(str, words)], check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    together, alone = load_file(tmp_path / "by-2" / "out" / WEIGHTS), load_file(of_two_batches(teacher_folder, tmp_path / "by-1"))
+    assert by_two(of_two_batches, vega, teacher_folder, tmp_path / "by-2") == [0, 0]
+    together, alone = load_file(tmp_path / "by-2" / "out" / WEIGHTS), load_file(of_two_batches(vega, teacher_folder, tmp_path / "by-1"))
     cut = prune(UNet2DConditionModel.from_pretrained(teacher_folder / "unet"), vega.plans[-1]).state_dict()
     apart = sum((together[name] - tensor).square().sum() for name, tensor in alone.items()).sqrt()
     moved = sum((tensor - cut[name]).square().sum() for name, tensor in alone.items()).sqrt()
@@ -164,35 +173,21 @@ def test_a_disk_that_has_no_room_for_a_stages_student_keeps_its_checkpoint(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    run = partial(distil, vega, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=STEPS)
+    run = partial(distil, vega, "scenes", [teacher_folder], stage_done(student, tmp_path), tmp_path / "out", steps=STEPS)
     with monkeypatch.context() as patch:
         patch.setattr(UNet2DConditionModel, "save_pretrained", full)
         with pytest.raises(
-            UserError, match=r"cannot write student to .*1-half.*No space left.*the last good checkpoint is .*step-00000002"
+            UserError, match=r"cannot write student to .*2-depth.*No space left.*the last good checkpoint is .*step-00000002"
         ):
             run()
-    (stage,) = (tmp_path / "work").glob("vega-*/1-half")
+    (stage,) = (tmp_path / "work").glob("vega-*/2-depth")
     assert {path.name for path in stage.iterdir()} == {"log.jsonl", "samples", "step-00000002", "tensorboard"}
     assert (run() / "unet" / WEIGHTS).read_bytes() == (student / "unet" / WEIGHTS).read_bytes()
 
 
-def living_unets() -> int:
-    gc.collect()
-    return sum(type(thing) is UNet2DConditionModel for thing in gc.get_objects())
-
-
-def test_a_stage_trains_beside_no_network_but_the_teacher(
-    vega: Recipe, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before, counts = living_unets(), []
-
-    def counted(*arguments: Any, **chosen: Any) -> nn.Module:
-        counts.append(living_unets() - before)
-        return fit(*arguments, **chosen)
-
-    monkeypatch.setattr(train, "fit", counted)
-    distil(vega, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=STEPS, unet_only=True)
-    assert counts == [2, 2]
+@pytest.mark.usefixtures("student")
+def test_a_stage_trains_beside_no_network_but_the_teacher(living: list[int]) -> None:
+    assert living == [2, 2]
 
 
 def test_activations_computed_twice_give_the_same_student(vega: Recipe, teacher_folder: Path, student: Path, tmp_path: Path) -> None:
@@ -204,8 +199,8 @@ def test_activations_computed_twice_give_the_same_student(vega: Recipe, teacher_
 
 
 def test_a_student_with_fewer_resnets_and_no_middle_trains_too(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
-    koala = read("koala-700m").model_copy(update={"scenes": vega.scenes})
-    out = distil(koala, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=2)
+    koala = one_shot(read("koala-700m")).model_copy(update={"scenes": vega.scenes})
+    out = distil(koala, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=1)
     assert resolve(str(out), name="student").architecture == "koala-700m"
     cut = prune(UNet2DConditionModel.from_pretrained(teacher_folder / "unet"), koala.plans[-1]).state_dict()
     trained = StableDiffusionXLPipeline.from_pretrained(out).unet.state_dict()
@@ -298,7 +293,29 @@ def test_teachers_of_another_noise_do_not_follow_each_other(vega: Recipe, teache
     config = tmp_path / "other" / "scheduler" / "scheduler_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"prediction_type": "epsilon"}))
     with pytest.raises(UserError, match=r"another noise than that in .*: its scheduler's prediction_type is epsilon, not v_prediction"):
-        train.check(vega, "scenes", [teacher_folder, tmp_path / "other", teacher_folder], tmp_path / "out")
+        train.check(vega, "scenes", [teacher_folder, tmp_path / "other", teacher_folder])
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "said"),
+    [
+        # the schedulers of Playground v2.5, of flow matching, and of a flow in a scheduler that has betas too
+        ("scheduler/scheduler_config.json", {"_class_name": "EDMDPMSolverMultistepScheduler", "sigma_data": 0.5}, "EDMDPMSolver"),
+        ("scheduler/scheduler_config.json", {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 1.0}, "FlowMatchEuler"),
+        ("scheduler/scheduler_config.json", {"beta_schedule": "linear", "use_flow_sigmas": True}, "DDIMScheduler"),
+        ("vae/config.json", {"latents_mean": [0.0, 1.0, 0.0, 1.0]}, "latents_mean"),
+    ],
+)
+def test_a_teacher_of_another_diffusion_is_refused(
+    file: str, changes: dict[str, Any], said: str, vega: Recipe, teacher_folder: Path, tmp_path: Path
+) -> None:
+    config = shutil.copytree(teacher_folder, tmp_path / "other") / file
+    kept = {key: value for key, value in json.loads(config.read_text()).items() if not key.startswith("beta_")}
+    config.write_text(json.dumps(kept | changes))
+    with pytest.raises(UserError, match=f"other is of another diffusion than is trained here: .*{said}"):
+        train.check(vega, "scenes", [tmp_path / "other"])
+    with pytest.raises(UserError, match=said):
+        LatentPool(tmp_path / "other", Pool(tmp_path, 1), tmp_path)
 
 
 def test_a_later_teacher_of_other_text_encoders_or_vae_is_named(
@@ -323,6 +340,25 @@ def test_a_run_that_begins_anew_says_beside_which(vega: Recipe, tmp_path: Path, 
     lower = vega.model_copy(update={"scenes": vega.scenes.model_copy(update={"lr": 1e-5})})
     after = train._place(work, "vega", decides | {"recipe": lower.deciding("scenes")})
     assert f"a new run begins in {after}; that in {before} is of other recipe" in capsys.readouterr().err
+
+
+def test_other_shares_of_the_teachers_are_another_run(
+    vega: Recipe, teacher_folder: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, place = list[Path](), train._place
+
+    def placed(*arguments: Any) -> Path:
+        runs.append(place(*arguments))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "_place", placed)
+    work = stage_done(student, tmp_path)
+    for shares in ((0.5, 0.25, 0.25), (0.25, 0.5, 0.25), (0.5, 0.25, 0.25)):
+        rows = tuple(row.model_copy(update={"share": share}) for row, share in zip(vega.sdxl.teachers, shares, strict=True))
+        recipe = vega.model_copy(update={"sdxl": vega.sdxl.model_copy(update={"teachers": rows})})
+        with pytest.raises(KeyboardInterrupt):
+            distil(recipe, "scenes", [teacher_folder] * 3, work, tmp_path / "out", steps=STEPS)
+    assert runs[0] == runs[2] != runs[1]
 
 
 @pytest.mark.parametrize(
@@ -363,9 +399,9 @@ def test_what_is_no_whole_pipeline_is_no_teacher() -> None:
 
 def test_training_brings_the_student_nearer_to_the_teacher(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
     scenes = vega.scenes.model_copy(update={"lr": 5e-3})
-    brisk = vega.model_copy(update={"scenes": scenes, "loss": vega.loss.model_copy(update={"task": 0.0})})
-    out = distil(brisk, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=16)
-    log = next((tmp_path / "work").glob("vega-*/2-depth/log.jsonl")).read_text()
+    brisk = one_shot(vega).model_copy(update={"scenes": scenes, "loss": vega.loss.model_copy(update={"task": 0.0})})
+    out = distil(brisk, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=10)
+    log = next((tmp_path / "work").glob("vega-*/1-all/log.jsonl")).read_text()
     first, last = json.loads(log.splitlines()[0]), json.loads((out / "provenance.json").read_text())["stages"][-1]["losses"]
     assert last["output"] + last["feature"] < 0.9 * (first["output"] + first["feature"])
 

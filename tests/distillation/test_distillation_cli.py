@@ -3,22 +3,13 @@ from pathlib import Path
 import pytest
 from diffusers import StableDiffusionXLPipeline
 
-from distillation import describe
 from distillation.cli import main
-from distillation.estimate import Memory
 from distillation.prune import on_meta
 from distillation.recipe import read
 from sdbench.models.architectures import unet_config
 
 
-@pytest.fixture
-def _no_counting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seconds of shapes through networks; a full-size run's estimate is tested with its own numbers."""
-    monkeypatch.setattr(describe, "memory", lambda *_, **__: Memory(**dict.fromkeys(Memory.__dataclass_fields__, 10**9)))
-    monkeypatch.setattr(describe, "unet_macs", lambda *_, **__: 10**12)
-
-
-@pytest.mark.usefixtures("_no_counting")
+@pytest.mark.usefixtures("no_counting")
 def test_plan_prints_counts_blocks_and_taps(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "ssd-1b"]) == 0
     said = capsys.readouterr().out
@@ -41,7 +32,7 @@ def test_prune_writes_a_pipeline(teacher_folder: Path, tmp_path: Path, capsys: p
     assert "not trained" in (tmp_path / "vega" / "README.md").read_text()
 
 
-@pytest.mark.usefixtures("_no_counting")
+@pytest.mark.usefixtures("no_counting")
 def test_a_dry_run_checks_and_makes_nothing(teacher_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [
         "run",

@@ -25,11 +25,21 @@ SETTINGS: dict[str, Any] = {"steps": 2, "guidance_scale": 3.0, "dtype": "float32
 CAPTIONS = ["a red square", "eine Tür", "a red square", "last", "very last"]
 
 
+def listed(folder: Path) -> Path:
+    (path := folder / "prompts.txt").write_text("\n\n".join(CAPTIONS) + "\n")
+    return path
+
+
 @pytest.fixture
 def prompts(tmp_path: Path) -> Path:
-    path = tmp_path / "prompts.txt"
-    path.write_text("\n\n".join(CAPTIONS) + "\n")
-    return path
+    return listed(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def whole(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one run draws, which nobody changes."""
+    folder = tmp_path_factory.mktemp("drawn")
+    return draw(listed(folder), teacher_folder, folder / "whole", **SETTINGS)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -54,11 +64,10 @@ def puts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return drawn
 
 
-def test_a_picture_is_the_stock_pipelines_from_the_rows_noise(prompts: Path, teacher_folder: Path, tmp_path: Path) -> None:
-    out = draw(prompts, teacher_folder, tmp_path / "out", **SETTINGS)
-    assert open_pictures(str(out)).captions == CAPTIONS
+def test_a_picture_is_the_stock_pipelines_from_the_rows_noise(whole: Path, teacher_folder: Path) -> None:
+    assert open_pictures(str(whole)).captions == CAPTIONS
     pipeline = StableDiffusionXLPipeline.from_pretrained(teacher_folder)
-    drawn = pixels(out)
+    drawn = pixels(whole)
     for row, caption in enumerate(CAPTIONS):
         noise = initial_noise(Noise(seed=5), str(row), 0, (4, 4, 4))[None]
         with torch.no_grad():
@@ -68,11 +77,9 @@ def test_a_picture_is_the_stock_pipelines_from_the_rows_noise(prompts: Path, tea
     assert np.abs(drawn[0] - drawn[2]).max() > 10  # one caption, other noise
 
 
-@pytest.mark.parametrize("order", [(1, 2, 3), (3, 1, 2)])
-def test_parts_draw_together_what_one_run_draws(order: tuple[int, ...], prompts: Path, teacher_folder: Path, tmp_path: Path) -> None:
-    whole = draw(prompts, teacher_folder, tmp_path / "whole", **SETTINGS)
+def test_parts_draw_together_what_one_run_draws(whole: Path, prompts: Path, teacher_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "parts"
-    for part in order:
+    for part in (3, 1, 2):
         assert not (out / "metadata.jsonl").exists()
         draw(prompts, teacher_folder, out, part=(part, 3), **SETTINGS)
     assert files(out) == files(whole)
@@ -86,11 +93,10 @@ def test_a_part_that_there_is_not_is_an_error(part: str, prompts: Path, tmp_path
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes(
-    prompts: Path, teacher_folder: Path, tmp_path: Path, puts: list[str], monkeypatch: pytest.MonkeyPatch
+    whole: Path, prompts: Path, teacher_folder: Path, tmp_path: Path, puts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, out = draw(prompts, teacher_folder, tmp_path / "whole", **SETTINGS), tmp_path / "out"
-    order, counted = puts.copy(), Store.put
-    puts.clear()
+    order = [Path(json.loads(line)["file_name"]).stem for line in (whole / "metadata.jsonl").read_text().splitlines()]
+    out, counted = tmp_path / "out", Store.put
 
     def third_fails(store: Store, image: str, content: Any) -> None:
         if image == order[2]:
@@ -123,15 +129,14 @@ def test_more_captions_and_other_captions_cost_only_themselves(
     assert open_pictures(str(out)).captions == [*CAPTIONS[:4], "changed"]
 
 
-def test_the_size_of_the_batch_changes_rounding_at_most(prompts: Path, teacher_folder: Path, tmp_path: Path) -> None:
-    one, other = (draw(prompts, teacher_folder, tmp_path / str(batch), **{**SETTINGS, "batch": batch}) for batch in (1, 5))
-    for mine, theirs in zip(pixels(one), pixels(other), strict=True):
+def test_the_size_of_the_batch_changes_rounding_at_most(whole: Path, prompts: Path, teacher_folder: Path, tmp_path: Path) -> None:
+    at_once = draw(prompts, teacher_folder, tmp_path / "out", **{**SETTINGS, "batch": 5})
+    for mine, theirs in zip(pixels(at_once), pixels(whole), strict=True):
         assert np.abs(mine - theirs).max() <= 1
 
 
-def test_a_note_says_how_they_were_made(prompts: Path, teacher_folder: Path, tmp_path: Path) -> None:
-    out = draw(prompts, teacher_folder, tmp_path / "out", n=2, **SETTINGS)
-    made = json.loads((out / "made.json").read_text())
+def test_a_note_says_how_they_were_made(whole: Path, teacher_folder: Path) -> None:
+    made = json.loads((whole / "made.json").read_text())
     assert made["teacher"] == weights_digest(resolve(str(teacher_folder)))
     assert made["sampling"] == {
         "steps": 2,
@@ -142,20 +147,19 @@ def test_a_note_says_how_they_were_made(prompts: Path, teacher_folder: Path, tmp
         "dtype": "float32",
         "batch": 2,
     }
-    assert (made["seed"], made["device"], made["n"]) == (5, "cpu", 2)
-    assert made["captions"] == hashlib.sha256("a red square\neine Tür".encode()).hexdigest()
+    assert (made["seed"], made["device"], made["n"]) == (5, "cpu", 5)
+    assert made["captions"] == hashlib.sha256("\n".join(CAPTIONS).encode()).hexdigest()
     assert made["versions"]["torch"] == torch.__version__.split("+")[0]
 
 
 @pytest.mark.parametrize(
     ("name", "value", "said"), [("seed", 6, r"seed 5 \(now 6\)"), ("steps", 3, r"sampling .*'steps': 2.*now .*'steps': 3")]
 )
-def test_a_folder_is_of_one_way_of_making(prompts: Path, teacher_folder: Path, tmp_path: Path, name: str, value: int, said: str) -> None:
-    out = draw(prompts, teacher_folder, tmp_path / "out", n=1, **SETTINGS)
-    before = files(out)
-    with pytest.raises(UserError, match=f"out holds pictures that were made otherwise: {said}"):
-        draw(prompts, teacher_folder, out, n=1, **{**SETTINGS, name: value})
-    assert files(out) == before
+def test_a_folder_is_of_one_way_of_making(whole: Path, prompts: Path, teacher_folder: Path, name: str, value: int, said: str) -> None:
+    before = files(whole)
+    with pytest.raises(UserError, match=f"whole holds pictures that were made otherwise: {said}"):
+        draw(prompts, teacher_folder, whole, n=1, **{**SETTINGS, name: value})
+    assert files(whole) == before
 
 
 def test_what_cannot_be_drawn_is_said_before_anything_is_written(prompts: Path, teacher_folder: Path, tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Latents and embeddings are those of the stock pipeline, made once, and batches follow from (seed, step)."""
 
 import json
-import multiprocessing
 import os
 import shutil
 import threading
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
+from processes import by_two
 from safetensors.torch import load_file, save_file
 from torch import distributed
 
@@ -219,11 +219,10 @@ def test_a_disk_that_is_too_small_is_said_before_encoding(
     assert list(tmp_path.iterdir()) == []
 
 
-def share(rank: int, folder: Path, fails_at: int | None) -> None:
+def share(folder: Path, fails_at: int | None = None) -> None:
     """One of two processes that keep squares of 0..9 in chunks of 3; `fails_at` is a row that ends the second one."""
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
-    made: list[int] = []
+    distributed.init_process_group("gloo")
+    rank, made = distributed.get_rank(), list[int]()
 
     def squares(rows: np.ndarray) -> dict[str, torch.Tensor]:
         if fails_at in rows and rank:
@@ -235,18 +234,8 @@ def share(rank: int, folder: Path, fails_at: int | None) -> None:
     row_files.filled(row_files.RowFile(folder / "kept.npy", 10, 3, squares))
 
 
-def shared(folder: Path, fails_at: int | None = None) -> list[int | None]:
-    fork = multiprocessing.get_context("fork")  # torch, imported twice more, would take longer than all the rest
-    ranks = [fork.Process(target=share, args=(rank, folder, fails_at)) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(timeout=120)
-    return [process.exitcode for process in ranks]
-
-
 def test_two_processes_share_the_encoding(tmp_path: Path) -> None:
-    assert shared(tmp_path) == [0, 0]
+    assert by_two(share, tmp_path) == [0, 0]
     made = [json.loads((tmp_path / f"made.{rank}").read_text()) for rank in range(2)]
     assert made == [[0, 0, 1, 2, 6, 7, 8], [3, 4, 5, 9]]  # the main one's first row shows how large the file has to be
     assert np.load(tmp_path / "kept.npy")["squares"].ravel().tolist() == [row**2 for row in range(10)]
@@ -254,7 +243,7 @@ def test_two_processes_share_the_encoding(tmp_path: Path) -> None:
 
 
 def test_one_process_goes_on_where_two_were_stopped(tmp_path: Path) -> None:
-    exits = shared(tmp_path, fails_at=9)
+    exits = by_two(share, tmp_path, 9)
     assert exits[0]
     assert exits[1] == 9
     made: list[int] = []

@@ -19,6 +19,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
+from processes import by_one, by_two
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -71,22 +72,6 @@ def test_a_killed_run_that_goes_on_ends_as_an_unbroken_one_bit_for_bit(ema: floa
     assert {path.name for path in (tmp_path / "broken").glob("step-*")} == {"step-00000011", "step-00000012"}
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-from test_loop import SCHEDULE, noisy_loss, tiny_net
-from sdbench.training.loop import fit
-net = tiny_net()
-loss = noisy_loss(net)
-def deadly(number):
-    if number == 7:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return loss(number)
-fit(net, deadly, SCHEDULE, Path(sys.argv[1]), save_every_s=-1)
-"""
-
-
 @pytest.mark.parametrize("killed_at", [5, 12])
 def test_a_killed_run_looks_at_what_it_goes_on_from(killed_at: int, tmp_path: Path) -> None:
     """Killed while it looked, or right after: what was seen of the checkpoint is in the log once."""
@@ -109,12 +94,20 @@ def test_a_killed_run_looks_at_what_it_goes_on_from(killed_at: int, tmp_path: Pa
     assert whole.count(b"norm") == 3 + 1  # gradient_norm of step 0, too
 
 
+def killed(folder: Path) -> None:
+    net = tiny_net()
+    loss = noisy_loss(net)
+
+    def deadly(number: int) -> dict[str, Tensor]:
+        if number == 7:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return loss(number)
+
+    fit(net, deadly, SCHEDULE, folder, save_every_s=ALWAYS)
+
+
 def test_a_run_ended_by_sigkill_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
-    code = KILLED.format(tests=str(Path(__file__).parent))
-    assert (
-        subprocess.run([sys.executable, "-c", code, str(tmp_path / "killed")], check=False, capture_output=True).returncode
-        == -signal.SIGKILL
-    )
+    assert by_one(killed, tmp_path / "killed") == -signal.SIGKILL
     whole, resumed = tiny_net(), tiny_net(seed=1)
     kept = tensors(fit(whole, noisy_loss(whole), SCHEDULE, tmp_path / "whole"))
     assert all(map(torch.equal, tensors(fit(resumed, noisy_loss(resumed), SCHEDULE, tmp_path / "killed")), kept))
@@ -191,7 +184,7 @@ def test_a_checkpoint_that_cannot_be_written_is_an_error_and_the_one_before_stay
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("sdbench.training.loop.save_model", full)
+    monkeypatch.setattr("sdbench.training.checkpoints.save_model", full)
     with pytest.raises(UserError, match=r"No space left on device; the last good checkpoint is .*step-00000005\. Make room and run again"):
         fit(net, noisy_loss(net), SCHEDULE, tmp_path, save_every_s=ALWAYS)
     assert {path.name: path.read_bytes() for path in (tmp_path / "step-00000005").iterdir()} == before
@@ -232,6 +225,18 @@ def test_a_checkpoint_that_the_disk_lost_costs_the_steps_since_the_one_before(tm
     said = capsys.readouterr().err
     assert re.search(r"cannot go on from checkpoint .*step-00000011: .*\. Going on from the one before: .*step-00000010", said)
     assert {path.name for path in folder.glob("step-*")} == {"step-00000011", "step-00000012"}
+
+
+def test_a_device_that_is_full_is_no_damaged_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = tiny_net()
+    fit(net, noisy_loss(net), SCHEDULE, tmp_path)
+
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("sdbench.training.checkpoints.load_model", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        fit(net, noisy_loss(net), SCHEDULE, tmp_path)
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "average.safetensors", "optimiser.pt"])
@@ -290,60 +295,62 @@ def test_the_learning_rate_rises_and_then_goes_down_or_stays(decay: Literal["cos
     assert schedule.lr_at(110) == pytest.approx(2 * last)
 
 
-def summed_up(folder: Path) -> Path:
-    """Train a network whose every step sums up four batches => its weights."""
+def summed_up(folder: Path, spoilt: int | None = None) -> Path:
+    """Train a network whose every step sums up four batches, of which number `spoilt` is NaN => its folder."""
     accelerator = Accelerator(cpu=True, kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)])
     torch.manual_seed(0)
     net = accelerator.prepare(nn.Linear(3, 1))
     data = torch.randn(24, 4, 3, generator=torch.Generator().manual_seed(0))
 
     def loss(number: int) -> dict[str, Tensor]:
-        return {"square": (net(data[number]) - data[number].sum(1, keepdim=True)).square().mean()}
+        square = (net(data[number]) - data[number].sum(1, keepdim=True)).square().mean()
+        return {"square": square * (torch.nan if number % 4 == spoilt else 1)}
 
     fit(net, loss, Schedule(steps=6, lr=1e-2, batch=4, warmup=2, accumulation=4), folder, accelerator=accelerator)
     if accelerator.num_processes > 1:  # kept once, in a bucket, through all of an accumulation
         assert len({parameter.grad.untyped_storage().data_ptr() for parameter in net.parameters()}) == 1
-    return folder / "step-00000006" / "model.safetensors"
+    return folder
 
 
-TOGETHER = f"""
-import sys
-from pathlib import Path
-sys.path.append({str(Path(__file__).parent)!r})
-from test_loop import summed_up
-summed_up(Path(sys.argv[1]))
-"""
-# The time limit of training is set to a second; what one does for all may take longer.
-PATIENT = """
-import time
-from datetime import timedelta
-from torch.distributed.distributed_c10d import _set_pg_timeout
-from sdbench.training.processes import from_main, sharing
-_set_pg_timeout(timedelta(seconds=1), None)
-told = from_main(lambda: time.sleep(2) or "made")
-Path(sys.argv[1], f"told-{sharing()[0]}").write_text(told)
-"""
-
-
-def by_two(script: str, folder: Path) -> Path:
-    """Run a script in two processes, which takes a folder => the folder."""
-    (path := folder / "together.py").write_text(script)
-    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(path), str(folder / "by-2")]
-    done = subprocess.run([sys.executable, *words], check=False, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr
-    return folder / "by-2"
+def together(folder: Path) -> None:
+    summed_up(folder)
+    with pytest.raises(UserError, match="square nan"):  # of the second process's batches
+        summed_up(folder / "spoilt", spoilt=1)
 
 
 def test_two_processes_share_out_the_batches_of_the_steps_that_one_takes(tmp_path: Path) -> None:
-    together = load_file(by_two(TOGETHER, tmp_path) / "step-00000006" / "model.safetensors")
-    for name, tensor in load_file(summed_up(tmp_path / "by-1")).items():
-        torch.testing.assert_close(together[name], tensor)
+    assert by_two(together, tmp_path / "by-2") == [0, 0]
+    folders = tmp_path / "by-2", summed_up(tmp_path / "by-1")
+    one, other = (load_file(folder / "step-00000006" / "model.safetensors") for folder in folders)
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, other[name])
+    one_said, other_said = (json.loads((folder / "log.jsonl").read_text()) for folder in folders)
+    assert one_said == pytest.approx(other_said, rel=1e-4)  # of step 0
+
+
+# The time limit of training is set to a second; what one does for all may take longer.
+PATIENT = f"""
+import sys, time
+from datetime import timedelta
+from pathlib import Path
+sys.path += {[str(Path(__file__).parent), str(Path(__file__).parents[1])]}
+from test_loop import summed_up
+from torch.distributed.distributed_c10d import _set_pg_timeout
+from sdbench.training.processes import from_main, sharing
+summed_up(Path(sys.argv[1]))
+_set_pg_timeout(timedelta(seconds=1), None)
+told = from_main(lambda: time.sleep(2) or "made")
+Path(sys.argv[1], f"told-{{sharing()[0]}}").write_text(told)
+"""
 
 
 @pytest.mark.slow
 def test_what_one_process_does_for_all_may_take_longer_than_a_step_of_training(tmp_path: Path) -> None:
-    folder = by_two(TOGETHER + PATIENT, tmp_path)
-    assert [(folder / f"told-{process}").read_text() for process in (0, 1)] == ["made", "made"]
+    (script := tmp_path / "patient.py").write_text(PATIENT)
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), str(tmp_path / "by-2")]
+    done = subprocess.run([sys.executable, *words], check=False, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert [(tmp_path / "by-2" / f"told-{process}").read_text() for process in (0, 1)] == ["made", "made"]
 
 
 def test_batches_that_cannot_be_shared_out_evenly_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
