@@ -25,17 +25,26 @@ PNG_BYTES_PER_PIXEL = 1.5  # photographs take about this much; plain scenes far 
 EFFICIENCY = 0.15  # share of a large matrix product's speed that a pipeline reaches: the slack of a rough estimate
 
 
-def plan(specs: Sequence[ModelSpec], suite: Suite, runs: Path, *, only: str | None = None, settings: Sequence[str] = ()) -> dict[str, Any]:
+def plan(
+    specs: Sequence[ModelSpec],
+    suite: Suite,
+    runs: Path,
+    *,
+    only: str | None = None,
+    settings: Sequence[str] = (),
+    lacking: Sequence[str] = (),
+) -> dict[str, Any]:
     """Files to fetch, what else is not here, disk in bytes, and a rough time in seconds, with the same as text.
 
     Args:
         only: "quality" or "probes" for one half of the suite, as of the run.
         settings: labels of the probes' settings; all by default.
+        lacking: what is not here, as the caller knows.
     """
     dtype = suite.sampling.dtype if suite.sampling else "float32"
     scored = suite if only != "probes" else suite.model_copy(update={"metrics": {}, "reference": None})
-    lacking = [spec for spec in specs if not is_cached(spec, dtype=dtype)]  # of the others nobody is asked: there may be no network
-    files = [file for spec in lacking for file in files_to_fetch(spec, dtype=dtype) if not file.cached] + needs.files(scored)
+    absent = [spec for spec in specs if not is_cached(spec, dtype=dtype)]  # of the others nobody is asked: there may be no network
+    files = [file for spec in absent for file in files_to_fetch(spec, dtype=dtype) if not file.cached] + needs.files(scored)
     n = suite.prompts.n if suite.prompts and scored.own_metrics else 0
     probes = suite.probes.chosen(settings) if suite.probes and only != "quality" else {}
     size = suite.sampling.size_px if suite.sampling else 0
@@ -43,7 +52,7 @@ def plan(specs: Sequence[ModelSpec], suite: Suite, runs: Path, *, only: str | No
     content = {
         "suite": suite.id.model_dump() if known else suite.model_dump(include={"name", "version"}) | {"digest": None},
         "prompts": suite.prompts_described() if known else None,
-        "lacking": needs.lacking(scored, runs),
+        "lacking": [*needs.lacking(scored, runs), *lacking],
         "settings": suite.model_dump(),
         "files": [vars(file) for file in files],
         "disk_bytes": int(len(specs) * n * size * size * PNG_BYTES_PER_PIXEL) + sum(file.size_bytes for file in files),
@@ -72,7 +81,7 @@ def _times(specs: Sequence[ModelSpec], suite: Suite, pictures: int) -> list[dict
 
 def _text(content: dict[str, Any], n: int) -> str:
     digest = content["suite"]["digest"] or "not known until its prompts are here"
-    lines = [f"suite {content['suite']['name']}@{content['suite']['version']} (digest {digest}): {n} pictures a model"]
+    lines = [f"suite {content['suite']['name']}@{content['suite']['version']} (digest {digest}): {n or 'no'} pictures a model"]
     lines += [f"prompts: {content['prompts']}"] if content["prompts"] else []
     sampling = content["settings"]["sampling"] or {}
     lines.append("sampling: " + ", ".join(f"{key} {value}" for key, value in sampling.items()))
@@ -83,7 +92,11 @@ def _text(content: dict[str, Any], n: int) -> str:
         lines.append(
             f"{row['model']}: "
             + (f"{drawn['class']} at {', '.join(map(str, drawn['timesteps']))}; " if (drawn := row["scheduler"]) else "")
-            + ("no estimate" if row["seconds"] is None else f"roughly {_duration(row['seconds'])} of sampling on this machine")
+            + (
+                "no estimate"
+                if row["seconds"] is None
+                else f"roughly {_duration(row['seconds'])} of {'sampling' if n else 'timed calls'} on this machine"
+            )
         )
     return "\n".join(lines)
 

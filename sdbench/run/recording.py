@@ -8,18 +8,19 @@ from typing import Any
 
 from PIL import Image
 
-from sdbench import records
+from sdbench import records, tables
 from sdbench.arrays import U8
-from sdbench.generate import Job
+from sdbench.generate import Job, jobs
 from sdbench.machine import environment, this_machine
 from sdbench.models.catalogue import TEACHERS
+from sdbench.models.spec import ModelSpec
 from sdbench.probes.driver import Probed
 from sdbench.protocols.base import Subject
-from sdbench.records import Looks, Machine, Model, Original, Record, Scores, Value
+from sdbench.records import Looks, Machine, Model, Original, Record, Scores, SuiteId, Value
 from sdbench.run.accept import judged
 from sdbench.run.bench import Bench, place_of
 from sdbench.run.thumbnails import worth_keeping
-from sdbench.score import score
+from sdbench.score import named, score
 from sdbench.settings import BASE
 from sdbench.store import Store
 from sdbench.suites import Suite
@@ -73,7 +74,6 @@ def record_of(
 def to_score(model: Model, setting: Bench, store: Store, todo: Sequence[Job]) -> Subject:
     """A model's pictures of these jobs, with what the suite compares them with: the reference, the teacher's scores, and its pictures where they still are."""
     theirs, name = setting.suite.of_teacher(), teacher_of(setting.suite)
-    assert theirs.sampling
     subject = replace(
         subject_of(store, todo, setting.runs),
         is_teacher=model.name == name and theirs is setting.suite,
@@ -81,11 +81,42 @@ def to_score(model: Model, setting: Bench, store: Store, todo: Sequence[Job]) ->
         reference=setting.suite.reference,
         original_name=f"{name} under {theirs.name}@{theirs.version}",
     )
-    kept = [found for found in records.under(setting.results, setting.suite.family or "", theirs.id, name) if found[1].n_images]
+    folder, drawn = _of_teacher(setting, todo)
+    return replace(subject, teacher=records.scores(folder), original=drawn) if folder else subject
+
+
+def lacking(specs: Sequence[ModelSpec], setting: Bench) -> list[str]:
+    """What a run of these models will find neither of the teacher's scores nor of its pictures, in words, and how to get it."""
+    theirs, name = setting.suite.of_teacher(), teacher_of(setting.suite)
+    if theirs is setting.suite and name in {spec.name for spec in specs}:
+        return []
+    folder, drawn = _of_teacher(setting, jobs(setting.suite, setting.sampling, None))
+    here = {"win rates": folder, "agreement": drawn}
+    against = [
+        "win rates" if each.name.startswith("win_rate.") else "agreement"
+        for each in named(setting.suite.own_metrics)
+        if each.against_teacher
+    ]
+    if not (missing := [kind for kind in dict.fromkeys(against) if not here[kind]]):
+        return []
+    what, way = "pictures" if folder else "record", f"add --model {name}"
+    if theirs is not setting.suite:
+        way = f"first sdbench run --model {name} --suite {theirs.name}"
+    return [
+        f"{what} of the teacher, {name} under {theirs.name}@{theirs.version}, so {tables.listed(missing)} with it will be missing: {way}"
+    ]
+
+
+def _of_teacher(setting: Bench, todo: Sequence[Job]) -> tuple[Path | None, Subject | None]:
+    """The newest record of the teacher's pictures, and its pictures of the same prompts where they still are."""
+    theirs = setting.suite.of_teacher()
+    assert theirs.sampling
+    of_family = records.under(setting.results, setting.suite.family or "", theirs.id, teacher_of(setting.suite))
+    kept = [found for found in of_family if found[1].n_images]
     if not kept:
-        return subject
-    drawn = _drawn(kept[-1][1].model, replace(setting, suite=theirs, sampling=theirs.sampling), todo)
-    return replace(subject, teacher=records.read(kept[-1][0])[1], original=drawn)
+        return None, None
+    folder, record = kept[-1]
+    return folder, _drawn(record.model, replace(setting, suite=theirs, sampling=theirs.sampling), todo)
 
 
 def teacher_of(suite: Suite) -> str:
@@ -99,10 +130,13 @@ def probes_of(record: Record) -> list[Value]:
 
 
 def _kept(model: Model, machine: Machine, setting: Bench) -> tuple[Path, Record] | None:
-    """The record that this run adds to: of the same suite, weights and class of machine."""
-    of_suite = records.newest(setting.results, setting.suite.family)
-    wanted = setting.suite.id, model, machine.machine_class
-    return next((kept for kept in of_suite if (kept[1].suite, kept[1].model, kept[1].machine.machine_class) == wanted), None)
+    """The record that this run adds to: of the same suite, weights (whatever commit of the Hub they came with) and class of machine."""
+
+    def key(suite: SuiteId, model: Model, machine: Machine) -> tuple[SuiteId, dict[str, Any], str]:
+        return suite, model.model_dump(exclude={"source"}), machine.machine_class
+
+    wanted, of_suite = key(setting.suite.id, model, machine), records.newest(setting.results, setting.suite.family)
+    return next((kept for kept in of_suite if key(kept[1].suite, kept[1].model, kept[1].machine) == wanted), None)
 
 
 def _kept_quality(model: Model, machine: Machine, setting: Bench) -> tuple[list[Value], Scores, dict[str, bytes]]:
