@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdbench.commands import gating, showing
-from sdbench.commands.console import Add, add_completion, answer, give, places, runs, say, width
+from sdbench.commands.console import Add, add_completion, add_runs, answer, give, places, say, width
 from sdbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,12 +22,14 @@ def add_commands(add: Add) -> None:
     profile = add("benchmark", _benchmark, "measure every model of a profile and write the leaderboard")
     profile.add_argument("--profile", default="auto", help="auto, scenes, sdxl or sdxl-random (default: auto, which says what it chose)")
     profile.add_argument("--dry-run", action="store_true", help="print what would be fetched and made, and stop")
+    add_runs(profile)
 
     scoring = add("score", _score, "score pictures made elsewhere against their prompts")
     scoring.add_argument("--images", type=Path, required=True, help="folder of PNG, JPEG or WebP pictures")
     scoring.add_argument("--prompts", type=Path, required=True, help="text file with a prompt a line, in the order of the file names")
     scoring.add_argument("--suite", default="standard", help="whose metrics (default: standard; quality for pictures of scenes)")
     scoring.add_argument("--name", help="also write a record, which tables call so: a row of the leaderboard, and what the gate compares")
+    add_runs(scoring)
 
 
 def _add_run(measuring: argparse.ArgumentParser) -> None:
@@ -45,6 +47,7 @@ def _add_run(measuring: argparse.ArgumentParser) -> None:
     measuring.add_argument("--profile", action="store_true", help="also write what holds the time of each stage, beside the rounds")
     measuring.add_argument("--dry-run", action="store_true", help="print what would be fetched and made, and stop")
     _add_overrides(measuring)
+    add_runs(measuring)
     measuring.add_argument("--device", help="cpu, cuda or cuda:<index> (default: cuda where there is one)")
     measuring.add_argument("--until-verdict", action="store_true", help="stop once the gate is sure; exit codes as of gate")
     measuring.add_argument("--baseline", help="what to compare with until the verdict: as of gate")
@@ -57,6 +60,8 @@ def _add_overrides(command: argparse.ArgumentParser) -> None:
     own.add_argument("--size-px", type=int, help="width and height of the pictures")
     own.add_argument("--batch", type=int, help="pictures at a time")
     own.add_argument("--n", type=int, help="number of prompts, and so of pictures")
+    own.add_argument("--rounds", type=int, help="processes in which latency and memory of each model and setting are measured")
+    own.add_argument("--calls", type=int, help="timed calls of each stage in one of them; more come nearer to a card that has grown warm")
     own.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="what the pipeline computes in")
     own.add_argument("--prompts", type=Path, help="text file with a prompt a line")
     own.add_argument("--reference", help="what distances are to, as `sdbench reference list` names it")
@@ -93,7 +98,7 @@ def _run(arguments: argparse.Namespace) -> int:
     check_models(specs, suite)
     lacking = _of_teacher(specs, suite, arguments) if only != "probes" else []
     if arguments.dry_run:
-        planned = _planned(specs, suite, arguments, only, arguments.setting, lacking)
+        planned = _planned(specs, suite, arguments, only, arguments.setting, arguments.device, lacking)
         if arguments.json:
             give(planned)
         return 0
@@ -118,7 +123,7 @@ def _asked(arguments: argparse.Namespace) -> "tuple[list[ModelSpec], Suite]":
     named = {"base": arguments.base, "lora": arguments.lora, "name": arguments.name, "random": arguments.weights == "random"}
     specs = [resolve(what, **named) for what in arguments.model]
     if arguments.reference:
-        cards.check_name(arguments.reference, runs(arguments))
+        cards.check_name(arguments.reference, places(arguments).work)
     suite = suites.load(arguments.suite) if arguments.suite else sides.suite_of(specs[0])
     return specs, api.Overrides(**{own.name: getattr(arguments, own.name) for own in fields(api.Overrides)}).apply(suite)
 
@@ -138,11 +143,12 @@ def _planned(
     arguments: argparse.Namespace,
     only: str | None,
     settings: Sequence[str],
+    device: str | None = None,
     lacking: Sequence[str] = (),
 ) -> dict[str, Any]:
     from sdbench.run.plan import plan
 
-    content = plan(specs, suite, runs(arguments), only=only, settings=settings, lacking=lacking)
+    content = plan(specs, suite, places(arguments).work, device=device, only=only, settings=settings, lacking=lacking)
     answer(content["text"], arguments)
     return content
 
@@ -151,14 +157,13 @@ def _show(made: Sequence[Path], arguments: argparse.Namespace) -> int:
     from sdbench import records
     from sdbench.leaderboard import standings, writing
 
-    _, written = showing.renew(arguments.results)
     shown = [standings.Row(path, records.head(path)) for path in made]
     say(writing.text_table(shown, width()))
     for path in made:
         say(f"record: {path}")
-    say(f"leaderboard: {', '.join(map(str, written))}")
     if arguments.json:
         give([{"path": path, **row.record.model_dump(mode="json")} for path, row in zip(made, shown, strict=True)])
+    showing.renew_after_run(arguments.results)
     return 0
 
 
@@ -206,7 +211,7 @@ def _tell(suite: "Suite", arguments: argparse.Namespace, lacking: Sequence[str] 
     """What a suite needs that is not on this disk, and what else a run lacks."""
     from sdbench.run import needs
 
-    for line in [*needs.text(suite, runs(arguments)), *(f"missing: {what}" for what in lacking)]:
+    for line in [*needs.text(suite, places(arguments).work), *(f"missing: {what}" for what in lacking)]:
         say(f"    {line}")
 
 
@@ -218,4 +223,5 @@ def _of_teacher(specs: "Sequence[ModelSpec]", suite: "Suite", arguments: argpars
 
     if suite.sampling is None or not needs.inputs_are_here(suite):
         return []
-    return recording.lacking(specs, Bench(suite, suite.sampling, chosen_device(arguments.device), arguments.results, runs(arguments)))
+    where = places(arguments)
+    return recording.lacking(specs, Bench(suite, suite.sampling, chosen_device(arguments.device), where.results, where.work))

@@ -16,7 +16,7 @@ from sdbench.models.catalogue import TEACHERS
 from sdbench.models.spec import ModelSpec
 from sdbench.probes.driver import Probed
 from sdbench.protocols.base import Subject
-from sdbench.records import Looks, Machine, Model, Original, Record, Scores, SuiteId, Value
+from sdbench.records import Looks, Machine, Model, Original, Record, Scores, Value
 from sdbench.run.accept import judged
 from sdbench.run.bench import Bench, place_of
 from sdbench.run.thumbnails import worth_keeping
@@ -31,7 +31,7 @@ THUMBNAIL_PX = 256
 def record_of(
     model: Model, setting: Bench, subject: Subject | None, probed: Probed, scheduler: Mapping[str, Any], looks: Looks | None = None
 ) -> Path:
-    """Score the pictures, join what was probed, and write the record => its folder.
+    """Score the pictures, join what was probed, and write the record, unless the newest of its row says the same already => its folder.
 
     Args:
         model: what was measured.
@@ -42,14 +42,16 @@ def record_of(
         looks: of a run that stopped when sure.
     """
     machine = this_machine(setting.device)
-    values, scores, thumbnails = _kept_quality(model, machine, setting)
+    of_row = _of_row(model, machine, setting)
+    kept = next((found for found in reversed(of_row) if _is_of(found[1].model, model)), None)  # what this run adds to
+    values, scores, thumbnails = _kept_quality(None if setting.quality else kept)
     if subject is not None:
         values, scores = score(subject, setting.suite.own_metrics)
         values = judged(values, setting.suite, setting.runs)
         shown = worth_keeping(scores, subject.teacher)
         drawn = subject.store.read([subject.images[row] for row in shown])
         thumbnails = {f"{subject.prompt_ids[row]}.png": _thumbnail(picture) for row, picture in zip(shown, drawn, strict=True)}
-    new, (earlier, earlier_turns) = probed.values.get(model.name, []), _kept_probes(model, machine, setting)
+    new, (earlier, earlier_turns) = probed.values.get(model.name, []), _kept_probes(kept, setting)
     turns = {of for of, found in ((probed.turns, new), (earlier_turns, earlier)) if found}
     record = Record(
         family=setting.suite.family or "",
@@ -68,7 +70,9 @@ def record_of(
         run=turns.pop() if len(turns) == 1 else "",
         looks=looks,
     )
-    return _unless_same(record, scores, thumbnails, setting.results)
+    if of_row and _what_it_says(of_row[-1][1]) == _what_it_says(record):
+        return of_row[-1][0]
+    return records.write(record, scores, thumbnails, setting.results)
 
 
 def to_score(model: Model, setting: Bench, store: Store, todo: Sequence[Job]) -> Subject:
@@ -81,8 +85,11 @@ def to_score(model: Model, setting: Bench, store: Store, todo: Sequence[Job]) ->
         reference=setting.suite.reference,
         original_name=f"{name} under {theirs.name}@{theirs.version}",
     )
-    folder, drawn = _of_teacher(setting, todo)
-    return replace(subject, teacher=records.scores(folder), original=drawn) if folder else subject
+    if not (found := _of_teacher(setting, todo)):
+        return subject
+    folder, teacher, drawn = found
+    digest = (teacher.model.weights_digest or folder.name)[:24]
+    return replace(subject, teacher=records.scores(folder), original=drawn, original_digest=digest)
 
 
 def lacking(specs: Sequence[ModelSpec], setting: Bench) -> list[str]:
@@ -90,8 +97,8 @@ def lacking(specs: Sequence[ModelSpec], setting: Bench) -> list[str]:
     theirs, name = setting.suite.of_teacher(), teacher_of(setting.suite)
     if theirs is setting.suite and name in {spec.name for spec in specs}:
         return []
-    folder, drawn = _of_teacher(setting, jobs(setting.suite, setting.sampling, None))
-    here = {"win rates": folder, "agreement": drawn}
+    found = _of_teacher(setting, jobs(setting.suite, setting.sampling, None))
+    here = {"win rates": found, "agreement": found and found[2]}
     against = [
         "win rates" if each.name.startswith("win_rate.") else "agreement"
         for each in named(setting.suite.own_metrics)
@@ -99,7 +106,7 @@ def lacking(specs: Sequence[ModelSpec], setting: Bench) -> list[str]:
     ]
     if not (missing := [kind for kind in dict.fromkeys(against) if not here[kind]]):
         return []
-    what, way = "pictures" if folder else "record", f"add --model {name}"
+    what, way = "pictures" if found else "record", f"add --model {name}"
     if theirs is not setting.suite:
         way = f"first sdbench run --model {name} --suite {theirs.name}"
     return [
@@ -107,16 +114,16 @@ def lacking(specs: Sequence[ModelSpec], setting: Bench) -> list[str]:
     ]
 
 
-def _of_teacher(setting: Bench, todo: Sequence[Job]) -> tuple[Path | None, Subject | None]:
-    """The newest record of the teacher's pictures, and its pictures of the same prompts where they still are."""
+def _of_teacher(setting: Bench, todo: Sequence[Job]) -> tuple[Path, Record, Subject | None] | None:
+    """The newest record of the teacher's pictures, if there is one, and its pictures of the same prompts where they still are."""
     theirs = setting.suite.of_teacher()
     assert theirs.sampling
     of_family = records.under(setting.results, setting.suite.family or "", theirs.id, teacher_of(setting.suite))
     kept = [found for found in of_family if found[1].n_images]
     if not kept:
-        return None, None
+        return None
     folder, record = kept[-1]
-    return folder, _drawn(record.model, replace(setting, suite=theirs, sampling=theirs.sampling), todo)
+    return folder, record, _drawn(record.model, replace(setting, suite=theirs, sampling=theirs.sampling), todo)
 
 
 def teacher_of(suite: Suite) -> str:
@@ -129,19 +136,19 @@ def probes_of(record: Record) -> list[Value]:
     return [value for value in record.values if value.kind in {"probe", "count"}]
 
 
-def _kept(model: Model, machine: Machine, setting: Bench) -> tuple[Path, Record] | None:
-    """The record that this run adds to: of the same suite, weights (whatever commit of the Hub they came with) and class of machine."""
-
-    def key(suite: SuiteId, model: Model, machine: Machine) -> tuple[SuiteId, dict[str, Any], str]:
-        return suite, model.model_dump(exclude={"source"}), machine.machine_class
-
-    wanted, of_suite = key(setting.suite.id, model, machine), records.newest(setting.results, setting.suite.family)
-    return next((kept for kept in of_suite if key(kept[1].suite, kept[1].model, kept[1].machine) == wanted), None)
+def _of_row(model: Model, machine: Machine, setting: Bench) -> list[tuple[Path, Record]]:
+    """The records of a model's row of the leaderboard, whatever its weights were, oldest first."""
+    of_model = records.under(setting.results, setting.suite.family or "", setting.suite.id, model.name, model.label)
+    return [found for found in of_model if found[1].machine.machine_class == machine.machine_class]
 
 
-def _kept_quality(model: Model, machine: Machine, setting: Bench) -> tuple[list[Value], Scores, dict[str, bytes]]:
+def _is_of(one: Model, other: Model) -> bool:
+    """Whether two are the same, whatever commit or folder their weights came with."""
+    return one.model_copy(update={"source": other.source}) == other
+
+
+def _kept_quality(kept: tuple[Path, Record] | None) -> tuple[list[Value], Scores, dict[str, bytes]]:
     """What an earlier run found of the pictures, so that a run of the probes alone does not lose it."""
-    kept = None if setting.quality else _kept(model, machine, setting)
     if kept is None:
         return [], Scores([], [], {}), {}
     path, record = kept
@@ -149,9 +156,8 @@ def _kept_quality(model: Model, machine: Machine, setting: Bench) -> tuple[list[
     return [value for value in record.values if value.kind in {"score", "set"}], records.read(path)[1], thumbnails
 
 
-def _kept_probes(model: Model, machine: Machine, setting: Bench) -> tuple[list[Value], str]:
+def _kept_probes(kept: tuple[Path, Record] | None, setting: Bench) -> tuple[list[Value], str]:
     """Likewise the probes of settings that this run does not measure, and the turns that they were taken in."""
-    kept = _kept(model, machine, setting)
     if kept is None:
         return [], ""
     measured = setting.timed
@@ -166,14 +172,6 @@ def _in_order(probed: list[Value], suite: Suite) -> list[Value]:
 
 def _label(value: Value) -> str:
     return value.name.partition("@")[2] or BASE
-
-
-def _unless_same(record: Record, scores: Scores, thumbnails: dict[str, bytes], results: Path) -> Path:
-    """Write the record, unless the newest one of this row says the same already."""
-    for path, kept in records.newest(results, record.family):
-        if _what_it_says(kept) == _what_it_says(record):
-            return path
-    return records.write(record, scores, thumbnails, results)
 
 
 def _what_it_says(record: Record) -> dict[str, Any]:

@@ -208,7 +208,7 @@ def test_a_folder_that_is_only_read_serves_without_notes(hub: Hub, tmp_path: Pat
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError
 
-    monkeypatch.setattr(Path, "write_text", refuse)
+    monkeypatch.setattr(Path, "write_bytes", refuse)
     weights._sha256.cache_clear()
     hashed, hash_it = [], hashlib.file_digest
     monkeypatch.setattr("hashlib.file_digest", lambda *how: hashed.append(how) or hash_it(*how))
@@ -241,7 +241,7 @@ def test_from_the_environment_in_processes_of_their_own(hub: Hub, tmp_path: Path
     files = f"File('config.json', {len(CONFIG)}), File('model.safetensors', {len(WEIGHTS)})"
     code = f"""from sdbench.assets import catalogue, weights
 from sdbench.assets.catalogue import Asset, File
-assets.ASSETS = {{'network': Asset('network', 'model:lab/network', ({files}))}}
+catalogue.ASSETS = {{'network': Asset('network', 'model:lab/network', ({files}))}}
 print(weights.find('network'), weights.digest('network'))"""
 
     def found(**more: str) -> subprocess.CompletedProcess[str]:

@@ -6,6 +6,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,6 +26,15 @@ def test_records_of_other_suites_are_no_material(calibrate: ModuleType, tmp_path
     assert first.ask(np.random.default_rng(0))[0] in ("pass", "inconclusive")
 
 
+def test_what_few_prompts_lose_needs_no_draws(calibrate: ModuleType, tmp_path: Path) -> None:
+    judge = calibrate.Judge(tmp_path, 1)
+    lowest, *_, highest = calibrate.passing_rates(judge)
+    assert 5 < lowest * judge.n < highest * judge.n < 60
+    found = calibrate.rarely(judge, lowest)  # at which 2 hits just pass, 3 do not
+    assert sum(found.values()) == pytest.approx(1, abs=1e-4)
+    assert found["pass"] == pytest.approx(binom.cdf(2, judge.n, lowest), abs=1e-5)
+
+
 def test_answers_of_other_records_or_code_are_not_kept(calibrate: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     judge = calibrate.Judge(tmp_path, 1)
     found = [calibrate.digest_of(judge)]
@@ -35,7 +45,7 @@ def test_answers_of_other_records_or_code_are_not_kept(calibrate: ModuleType, tm
         changed.write_bytes(path.read_bytes() + b"\n")
         monkeypatch.setattr(calibrate, "CODE", [changed if each == path else each for each in code])
         found.append(calibrate.digest_of(judge))
-    assert {"decisions.py", "compare.py", "gate.py", "looks.py", "sequential.py", "stats.py", "student_t.py", "frechet.py"} <= {
+    assert {"decisions.py", "compare.py", "judging.py", "looks.py", "sequential.py", "intervals.py", "student_t.py", "frechet.py"} <= {
         path.name for path in code
     }
     judge.folders = judge.folders[1:]
