@@ -4,31 +4,32 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
 from distillation import data_cli, sensitivity_cli
 from distillation.options import TEACHER, add_data, add_device, count, settle_device, within
-from distillation.recipe import Family, Recipe, read
+from distillation.recipe import Family, Recipe, read, shipped
 from sdbench import __version__
-from sdbench.arguments import Parser
-from sdbench.errors import UserError
+from sdbench.arguments import Parser, add_command, ended, show
 
 WORK = Path("results/runs/distillation")  # ignored by git
 STUDENTS = Path("results/runs/students")  # likewise
+ARMS = ("layer-level", "task only", "task and output", "features scaled by the teacher", "one shot", "first blocks", "blocks most missed")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a subcommand => exit code: 0, or 2 for anything that the user can mend."""
+    """Run a subcommand => the process's exit code."""
     options = _parser().parse_args(argv)
     if "out" in options and options.out is None:
         options.out = STUDENTS / f"my-{Path(options.recipe).stem}"  # the catalogue has models by the recipes' names
+    return ended("distillation", partial(_do, options))
+
+
+def _do(options: argparse.Namespace) -> int:
     settle_device(options)
-    try:
-        _COMMANDS[options.command](options)
-    except UserError as error:
-        sys.stderr.write(f"distillation: {error}\n")
-        return 2
+    _COMMANDS[options.command](options)
     return 0
 
 
@@ -38,14 +39,14 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     data_cli.add(commands)
     sensitivity_cli.add(commands, WORK)
-    plan = commands.add_parser("plan", help="print what a recipe comes to, without any weights")
-    cut = commands.add_parser("prune", help="cut a teacher, without training")
-    run = commands.add_parser("run", help="cut and train, stage by stage; a run that was stopped continues")
-    study = commands.add_parser(
-        "ablate", help="make a student in other ways, several seeds each, and compare; a sweep that was stopped continues"
+    plan = add_command(commands, "plan", "print what a recipe comes to, without any weights")
+    cut = add_command(commands, "prune", "cut a teacher, without training")
+    run = add_command(commands, "run", "cut and train, stage by stage; a run that was stopped continues")
+    study = add_command(
+        commands, "ablate", "make a student in other ways, several seeds each, and compare; a sweep that was stopped continues"
     )
     for command in (plan, cut, run, study):
-        command.add_argument("recipe", help="name of a shipped recipe, or path of a .toml file")
+        command.add_argument("recipe", help=f"name of a shipped recipe ({', '.join(shipped())}), or path of a .toml file")
     _add_estimating(plan, run)
     _add_writing(cut, run)
     _add_training(run, study)
@@ -59,7 +60,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--dry-run", action="store_true", help="check recipe, teachers, pictures and target, print the plan and stop")
     study.add_argument("--seeds", type=count, default=3, help="of each arm (default: %(default)s)")
-    study.add_argument("--arm", action="append", default=[], help="only this arm; may be given again (default: all)")
+    study.add_argument(
+        "--arm",
+        action="append",
+        choices=ARMS,
+        metavar="ARM",
+        default=[],
+        help=f"only this of: {', '.join(ARMS)}; may be given again (default: all)",
+    )
     study.add_argument("--results", type=Path, default=Path("results"), help="folder of results (default: %(default)s)")
     return parser
 
@@ -100,7 +108,7 @@ def _add_teachers(cut: argparse.ArgumentParser, run: argparse.ArgumentParser, st
 def _plan(options: argparse.Namespace) -> None:
     from distillation.describe import describe
 
-    _say(describe(read(options.recipe), options.family, tflops=options.tflops, usd_per_hour=options.usd_per_hour))
+    show(describe(read(options.recipe), options.family, tflops=options.tflops, usd_per_hour=options.usd_per_hour))
 
 
 def _prune(options: argparse.Namespace) -> None:
@@ -112,7 +120,7 @@ def _prune(options: argparse.Namespace) -> None:
     check_free(options.out)
     teacher = teachers.find(teachers.place(options.teacher), recipe)
     student = prune(teacher.unet(teacher.dtype, "cpu"), recipe.plans[-1], copy=False)  # from file to file
-    _say(export(student, options.out, teacher, Provenance.of(recipe, [teacher], student), unet_only=options.unet_only))
+    show(export(student, options.out, teacher, Provenance.of(recipe, [teacher], student), unet_only=options.unet_only))
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -126,7 +134,7 @@ def _run(options: argparse.Namespace) -> None:
 
     recipe = read(options.recipe)
     if options.dry_run:
-        _say(_dry_run(options, recipe))
+        show(_dry_run(options, recipe))
         return
     if options.deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # what cuBLAS asks for
@@ -141,7 +149,7 @@ def _run(options: argparse.Namespace) -> None:
     folders = [teachers.place(name) for name in options.teacher or [None]]
     out = distil(recipe, options.family, folders, options.work, options.out, **chosen)
     if sharing()[0] == 0:  # of several processes, the one that wrote it
-        _say(out)
+        show(out)
 
 
 def _dry_run(options: argparse.Namespace, recipe: Recipe) -> str:
@@ -182,11 +190,7 @@ def _ablate(options: argparse.Namespace) -> None:
     recipe = read(options.recipe)
     outcomes = sweep(recipe, teachers.place(options.teacher), options.work, options.results, **chosen)
     plot(outcomes, options.results / "ablation" / f"{recipe.name}.png")
-    _say(markdown(table(outcomes)))
-
-
-def _say(what: object) -> None:
-    sys.stdout.write(f"{what}\n")
+    show(markdown(table(outcomes)))
 
 
 _COMMANDS = {"data": data_cli.run, "plan": _plan, "prune": _prune, "run": _run, "ablate": _ablate, "sensitivity": sensitivity_cli.run}

@@ -2,12 +2,12 @@
 
 import argparse
 import re
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distillation.download import Rules
 from distillation.options import TEACHER, count
+from sdbench.arguments import add_command, show
 
 if TYPE_CHECKING:
     from distillation.pictures import Pictures
@@ -18,11 +18,11 @@ SHOWN = 5
 
 def add(commands: "argparse._SubParsersAction[Parser]") -> None:
     """Add the command's own subcommands and their options."""
-    actions = commands.add_parser("data", help="training pictures: fetch a list of links, let the teacher draw, look at what is there")
+    actions = add_command(commands, "data", "training pictures: fetch a list of links, let the teacher draw, look at what is there")
     chosen = actions.add_subparsers(dest="action", required=True)
-    fetching = chosen.add_parser("fetch", help="fetch the pictures of a list of links; a run that was stopped continues")
-    making = chosen.add_parser("make", help="let the teacher draw a picture for each caption; a run that was stopped continues")
-    showing = chosen.add_parser("show", help="print number, digest, sizes and first captions of a source of pictures")
+    fetching = add_command(chosen, "fetch", "fetch the pictures of a list of links; a run that was stopped continues")
+    making = add_command(chosen, "make", "let the teacher draw a picture for each caption; a run that was stopped continues")
+    showing = add_command(chosen, "show", "print number, digest, sizes and first captions of a source of pictures")
     fetching.add_argument("list", help="CSV, JSON-lines or parquet file, or Hub dataset, with links and captions")
     making.add_argument("prompts", type=Path, help="text file, a caption a line")
     showing.add_argument("what", help="folder with metadata.jsonl or .csv, parquet files, webdataset tars (folder or glob), or Hub dataset")
@@ -82,7 +82,7 @@ def _where(text: str) -> tuple[str, str]:
 def run(options: argparse.Namespace) -> None:
     """Do what the options say; the answer goes to stdout."""
     answer = {"fetch": _fetch, "make": _make, "show": _show}[options.action](options)
-    sys.stdout.write(f"{answer}\n")
+    show(answer)
 
 
 def _fetch(options: argparse.Namespace) -> object:

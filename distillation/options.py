@@ -38,8 +38,12 @@ def add_device(command: argparse.ArgumentParser) -> None:
 
 
 def settle_device(options: argparse.Namespace) -> None:
-    """Where a command has a `--device` that was not given, take the GPU, if there is one."""
-    if "device" in options and options.device is None:
-        import torch
+    """Where a command has a `--device` that was not given, take the GPU, if there is one.
 
-        options.device = "cuda" if torch.cuda.is_available() else "cpu"
+    Raises:
+        UserError: the one that was given is not here.
+    """
+    if "device" in options:
+        from sdbench.machine import chosen_device
+
+        options.device = chosen_device(options.device)

@@ -161,6 +161,11 @@ def _split(steps: int, shares: Sequence[float]) -> list[int]:
     return [end - start for start, end in zip([0, *ends], [*ends[:-1], steps], strict=False)]
 
 
+def shipped() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.toml"))
+
+
 def read(what: str | Path) -> Recipe:
     """Read a recipe by the name of a shipped one, or from a file, and check it.
 
@@ -171,13 +176,11 @@ def read(what: str | Path) -> Recipe:
     if path.suffix != ".toml":
         path = RECIPES / f"{what}.toml"
         if not path.is_file():
-            raise unknown("recipe", str(what), (found.stem for found in RECIPES.glob("*.toml")))
+            raise unknown("recipe", str(what), shipped())
     try:
         recipe = Recipe.model_validate(tomllib.loads(path.read_text()))
     except FileNotFoundError:
-        raise UserError(
-            f"no recipe at {path}; shipped ones go by name: {', '.join(sorted(file.stem for file in RECIPES.glob('*.toml')))}"
-        ) from None
+        raise UserError(f"no recipe at {path}; shipped ones go by name: {', '.join(shipped())}") from None
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path} is not TOML: {error}") from None
     except ValidationError as error:

@@ -1,12 +1,12 @@
 """`distillation sensitivity`: which blocks a teacher misses most, and the cut within a budget that follows."""
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distillation.options import TEACHER, add_data, add_device, count, within
 from distillation.recipe import Recipe, read
+from sdbench.arguments import add_command, show
 from sdbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def add(commands: "argparse._SubParsersAction[Parser]", work: Path) -> None:
     """Add the command and its options."""
-    command = commands.add_parser("sensitivity", help="measure which transformer blocks a teacher misses most, and derive what to cut")
+    command = add_command(commands, "sensitivity", "measure which transformer blocks a teacher misses most, and derive what to cut")
     command.add_argument("--teacher", help=TEACHER)
     add_data(command, "captioned pictures to measure on (default: rendered scenes, for a teacher of that family)")
     command.add_argument("--bins", type=within(int, 1, 1000), default=10, help="equal parts of the timesteps (default: %(default)s)")
@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> None:
     found = measured(teacher, name, settings, pictures, options.work, options.results, options.device)
     draw(found, options.results / "sensitivity" / f"{name}.png")
     counts = budget.parameters(teacher.config)
-    _say(ranked(found, counts.shares))
+    show(ranked(found, counts.shares))
     if options.latency:
         (pair, _), scheduler = batches_of(teacher, pair_of_halves, pictures, options.work, options.device)
         cost, share = budget.times(teacher.unet(precision(teacher), options.device), pair, scheduler), options.latency
@@ -64,11 +64,11 @@ def run(options: argparse.Namespace) -> None:
         return
     plan = budget.least_loss(found.mean, cost, int(share * cost.total if share <= 1 else share))
     plans = derive.in_stages(found.mean, counts, plan, options.stages)
-    _say("\n" + derive.table(plans, found.mean, [counts] if cost is counts else [counts, cost]))
+    show("\n" + derive.table(plans, found.mean, [counts] if cost is counts else [counts, cost]))
     if target:
         recipe = derive.recipe_of(plans, teacher.spec.architecture, target.stem, like)
         derive.write(recipe, target, f"Derived from the weights {found.digest}: {cost.said(cost.of(plan))}.")
-        _say(f"\n{target}")
+        show(f"\n{target}")
 
 
 def _pictures(options: argparse.Namespace, teacher: "Teacher", like: Recipe, n: int) -> "Captioned":
@@ -80,7 +80,3 @@ def _pictures(options: argparse.Namespace, teacher: "Teacher", like: Recipe, n: 
     if teacher.spec.family != "scenes":
         raise UserError(f"the teacher in {teacher.folder} is of family {teacher.spec.family!r}; name pictures to measure it on with --data")
     return scenes(n, options.work)
-
-
-def _say(what: object) -> None:
-    sys.stdout.write(f"{what}\n")

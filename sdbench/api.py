@@ -311,9 +311,9 @@ def compare(
 
 
 def _judged(new: Path, old: Path, policy: Policy, places: Places, asked: str, only: str | None = None) -> Report:
-    """The verdict; latency and memory are not weighed for a run of the quality `only`, nor where one side has no model."""
+    """The verdict; latency and memory are not weighed for a run of the quality `only`, nor where one side has no model to time."""
     ours, theirs = records.head(new), records.head(old)
-    alone = next((side for side in (ours, theirs) if side.model.is_elsewhere), ours if only == "quality" else None)
+    alone = next((side for side in (ours, theirs) if side.model.is_pictures), ours if only == "quality" else None)
     weighed, skipped = _without_probes(alone, policy) if alone else (policy, [])
     report = gate(new, old, weighed, floors.between_runs(theirs, places.results))
     notes = (f"not measured, so not weighed: {', '.join(skipped)}",) if skipped else ()
@@ -327,10 +327,19 @@ def _signed(report: Report, new: Path, old: Path, policy: Policy, asked: str) ->
 
 
 def report(places: Places = Places(), out: Path | None = None, policy: Path | None = None) -> list[Path]:
-    """Write the HTML page of all records => the page, and what lies beside it."""
+    """Write the HTML page of all records => the page, and what lies beside it.
+
+    Raises:
+        UserError: there are no records, or none that the `policy` which is given weighs.
+    """
+    from sdbench.leaderboard import standings
     from sdbench.report import page
 
-    return page.write(places.results, out or places.results / page.FILE_NAME, _policy(policy))
+    chosen = _policy(policy)
+    shown = sorted({row.record.suite.name for row in standings.rows(places.results)}) if policy else []
+    if shown and not any(chosen.suites.get(chosen.table(name)) for name in shown):
+        chosen.rules(shown[0])
+    return page.write(places.results, out or places.results / page.FILE_NAME, chosen)
 
 
 def card(folder: str, places: Places = Places(), base: str | None = None) -> Path:
@@ -345,12 +354,15 @@ def card(folder: str, places: Places = Places(), base: str | None = None) -> Pat
     from sdbench.report import card as cards
 
     spec = resolve(folder, base=base)
+    if spec.source not in ("folder", "unet-folder"):
+        raise UserError(f"a card is written into the folder of a pipeline or UNet, and {folder!r} is none ({spec.origin}); name one")
     board = standings.rows(places.results)
     dtypes = {row.record.sampling.get("dtype", "float32") for row in board if row.record.family == spec.family}
     digests = {weights_digest(spec, dtype=dtype) for dtype in dtypes}
     own = [row for row in board if row.record.model.weights_digest in digests]
-    if spec.source not in ("folder", "unet-folder") or not own:
-        raise UserError(f"no record under {places.results} is of the weights in {folder}; measure them first: sdbench run --model {folder}")
+    if not own:
+        command = f"sdbench run --model {folder}{f' --base {base}' if base else ''}"
+        raise UserError(f"no record under {places.results} is of the weights in {folder}; measure them first: {command}")
     return cards.write(Path(folder), board, own)
 
 

@@ -1,44 +1,31 @@
-"""The command line. Tables for people go to stderr, `--json` to stdout; imports wait until a command needs them."""
+"""The command line; imports wait until a command needs them.
+
+What a command was only asked for goes to stdout, so that `sdbench models | grep vega` finds something, unless `--json` puts the same there for
+machines. Progress and notes go to stderr, out of the way of both.
+"""
 
 import argparse
-import contextlib
-import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from sdbench import __version__
-from sdbench.arguments import Parser
+from sdbench.arguments import BAD_INPUT, Parser, add_command, ended
 from sdbench.commands import gating, measuring, showing
-from sdbench.commands.console import Command, add_common, add_device, add_runs, give, places, say
+from sdbench.commands.console import Command, add_common, add_device, add_runs, answer, give, places, say
 from sdbench.errors import UserError
 
-BAD_INPUT, INTERRUPTED = 2, 130
+ENCODERS = (  # of `encoders.catalogue`, which brings torch
+    "scenes.features", "inception.clean", "inception.tf1", "inception.mlperf", "inception.torchmetrics", "dinov2.vit-l-14", "clip.vit-l-14-336",
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command => the process's exit code; an error that a user can mend is a message and 2."""
+    """Run a command => the process's exit code."""
     arguments = parser().parse_args(argv)
     command: Command = arguments.command
-    with contextlib.suppress(ValueError):  # only the main thread may ask for it
-        signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        return command(arguments)
-    except KeyboardInterrupt:
-        say("sdbench: interrupted; what was finished is kept, and the same command goes on from there")
-        return INTERRUPTED
-    except UserError as error:
-        say(f"sdbench: {error}")
-        return BAD_INPUT
-    except BrokenPipeError:  # whoever reads the answer went away; 0 would say that a gate has passed
-        with contextlib.suppress(OSError):
-            sys.stdout.close()
-        return BAD_INPUT
-
-
-def _interrupt(*_: object) -> None:
-    """A request to end is Ctrl-C's: what a command has started ends with it."""
-    raise KeyboardInterrupt
+    return ended("sdbench", partial(command, arguments))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -48,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     def plain(name: str, command: Command, help_text: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=help_text, description=help_text)
+        made = add_command(commands, name, help_text)
         made.set_defaults(command=command)
         return made
 
@@ -67,7 +54,6 @@ def parser() -> argparse.ArgumentParser:
 
     references = add("reference", _reference, "build reference statistics from real pictures, import published ones, or list those at hand")
     _add_reference(references)
-    add_runs(references)
 
     training = plain("scenes", _scenes, "train the embedded family's own weights, or install what was trained")
     training.add_argument("action", choices=("train", "ship"), help="train: make parts in WORK; ship: install them with a manifest")
@@ -81,17 +67,26 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_reference(command: argparse.ArgumentParser) -> None:
-    command.add_argument("action", choices=("build", "import", "list"))
-    command.add_argument("name", nargs="?", help="what suites call the reference")
-    command.add_argument("file", nargs="?", type=Path, help="import: a .npz with `mu` and `sigma`")
-    command.add_argument("--images", type=Path, help="build: folder of real pictures")
-    command.add_argument("--dataset", help="build: file, folder or Hub name that `datasets` opens")
-    command.add_argument("--split", default="train", help="build: of the dataset (default: train)")
-    command.add_argument("--column", help="build: of the dataset's pictures, where it has several")
-    command.add_argument("--encoder", nargs="+", default=[], help="build: encoders to build for; import: the one its maker names")
-    command.add_argument("--n", type=int, help="build: only the first N pictures; import: pictures behind the file")
-    command.add_argument("--source", help="import: where it was published")
-    add_device(command)
+    actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
+    building = add_command(actions, "build", "build reference statistics from real pictures")
+    taking = add_command(actions, "import", "take statistics that were published")
+    listing = add_command(actions, "list", "list those at hand")
+    for action in (building, taking):
+        action.add_argument("name", help="what suites call the reference")
+    taking.add_argument("file", type=Path, help="a .npz with `mu` and `sigma`")
+    building.add_argument("--images", type=Path, help="folder of real pictures")
+    building.add_argument("--dataset", help="file, folder or Hub name that `datasets` opens")
+    building.add_argument("--split", default="train", help="of the dataset (default: train)")
+    building.add_argument("--column", help="of the dataset's pictures, where it has several")
+    building.add_argument("--encoder", nargs="+", required=True, help=f"to build for: {', '.join(ENCODERS)}")
+    building.add_argument("--n", type=int, help="only the first N pictures (default: all)")
+    taking.add_argument("--encoder", nargs="+", required=True, help="that its maker names, as of build")
+    taking.add_argument("--n", type=int, required=True, help="pictures behind the file")
+    taking.add_argument("--source", required=True, help="where it was published")
+    add_device(building)
+    for action in (building, taking, listing):
+        add_common(action, again=True)
+        add_runs(action)
 
 
 def _models(arguments: argparse.Namespace) -> int:
@@ -104,14 +99,16 @@ def _models(arguments: argparse.Namespace) -> int:
         return 0
     for entry in CATALOGUE.values():
         fetch = f"{entry.download_gb:.1f} GB to fetch" if entry.download_gb else "nothing to fetch"
-        say(
-            f"{entry.name:20} {entry.family:7} {entry.architecture or '-':11} {entry.source:9} {fetch:18} {entry.location}  {entry.licence}".rstrip()
+        line = (
+            f"{entry.name:20} {entry.family:7} {entry.architecture or '-':11} {entry.source:9} {fetch:18} {entry.location}  {entry.licence}"
         )
+        answer(line.rstrip(), arguments)
     return 0
 
 
 def _suites(arguments: argparse.Namespace) -> int:
     from sdbench import suites
+    from sdbench.run import needs
 
     found = []
     for name in suites.names():
@@ -123,8 +120,10 @@ def _suites(arguments: argparse.Namespace) -> int:
         give([suite.model_dump() for suite in found])
         return 0
     for suite in found:
-        say(f"{suite.name}@{suite.version:<3} {suite.family or 'part':7} {suite.description}")
-        measuring.tell(suite, arguments)
+        answer(f"{suite.name}@{suite.version:<3} {suite.family or 'part':7} {suite.description}", arguments)
+        metrics = [f"metrics of {family}: {', '.join(names)}" for family, names in suite.metrics.items()]
+        for line in [*metrics, *needs.text(suite, places(arguments).work)]:
+            answer(f"    {line}", arguments)
     return 0
 
 
@@ -134,7 +133,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     findings = []
     for finding in checks.examine(arguments.results, places(arguments).work):
         findings.append(finding)
-        say(f"{'ok ' if finding.fine else 'BAD' if finding.fatal else '-- '} {finding.text}")
+        answer(f"{'ok ' if finding.fine else 'BAD' if finding.fatal else '-- '} {finding.text}", arguments)
     if arguments.json:
         give([vars(finding) for finding in findings])
     return BAD_INPUT if any(finding.fatal and not finding.fine for finding in findings) else 0
@@ -145,7 +144,7 @@ def _reference(arguments: argparse.Namespace) -> int:
 
     found = reference.run(arguments, places(arguments).work)
     for card in found:
-        say(reference.line(card))
+        answer(reference.line(card), arguments)
     if not found:
         say("no reference was built or imported yet; `scenes` is rendered when it is needed")
     if arguments.json:

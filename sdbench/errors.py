@@ -20,9 +20,9 @@ class UndecodableError(UserError):
     """A picture is there, but is none or is damaged; others may be whole."""
 
 
-def unknown(kind: str, word: str, known: Iterable[str]) -> UserError:
-    """An error for a name that is not in a closed list, with the nearest one that is."""
+def unknown(kind: str, word: str, known: Iterable[str], advice: str = "") -> UserError:
+    """An error for a name that is not in a closed list, with the nearest one that is, and advice in sentences of its own."""
     names = sorted(known)
     near = difflib.get_close_matches(word, names, 1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
-    return UserError(f"unknown {kind} {word!r}; {hint}")
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}{'.' if advice else ''}"
+    return UserError(f"unknown {kind} {word!r}; {hint} {advice}".rstrip())

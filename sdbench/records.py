@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 
 from sdbench.arrays import F64
 from sdbench.errors import UserError
-from sdbench.validation import Table
+from sdbench.validation import Table, said
 
 SCHEMA_VERSION: Literal[1] = 1
 MAX_THUMBNAILS = 64
@@ -75,7 +75,7 @@ class Model(Table):
     """What was measured.
 
     Attributes:
-        source: `hub:<repo>`, `folder:<name>`, `file:<name>`, `embedded`, `random`, `rendered` (pictures, no model), `memory`,
+        source: `hub:<repo>@<commit>`, `folder:<name>`, `file:<name>`, `embedded`, `random`, `rendered` (pictures, no model), `memory`,
             `images:<folder>, <width> x <height> px, <formats>` (made elsewhere; older records have the folder alone).
         label: shown in every table beside the name where weights are not what they seem ("random weights").
         weights_digest: SHA-256 over all tensors of the pipeline; None where there is no model.
@@ -96,6 +96,11 @@ class Model(Table):
     def is_elsewhere(self) -> bool:
         """Whether there are only pictures, which another program has made."""
         return self.source.startswith("images:")
+
+    @property
+    def is_pictures(self) -> bool:
+        """Whether there are only pictures, made elsewhere or rendered, and no model."""
+        return self.is_elsewhere or self.source == "rendered"
 
 
 class Machine(Table):
@@ -320,9 +325,16 @@ def scores(folder: Path) -> Scores:
 
 
 def _unreadable(folder: Path, error: Exception) -> UserError:
-    return UserError(
-        f"{folder} is no readable record (record.json and scores.parquet of schema {SCHEMA_VERSION}): {error}. Restore it, or delete the folder"
-    )
+    if (folder / "record.json").exists():
+        what = f"{folder} is no readable record (record.json and scores.parquet of schema {SCHEMA_VERSION})"
+        return UserError(f"{what}: {said(error)}. Restore it, or delete the folder")
+    return UserError(f"{folder} is no record: there is no {folder / 'record.json'}. {inside(folder)}".rstrip())
+
+
+def inside(folder: Path) -> str:
+    """What to name in place of a folder that holds records and is none; empty where it holds none."""
+    held = [(head(path.parent).created, path.parent) for path in folder.glob("*/record.json")]
+    return f"It holds {len(held)} records; name one of them, such as the newest, {max(held)[1]}" if held else ""
 
 
 def newest(results: Path, family: str | None = None) -> list[tuple[Path, Record]]:

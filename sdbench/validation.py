@@ -40,6 +40,14 @@ def validated(kind: type[T], content: dict[str, Any], where: str) -> T:
         raise UserError(f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}{found}") from error
 
 
+def said(error: Exception) -> str:
+    """What an error says, on one line: of the several things that pydantic may find, the first."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors()[0]
+    return ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
+
+
 def _keys(kind: Any, parents: Sequence[str | int]) -> list[str]:
     """Of the table at a place within another: by names of fields, keys of dictionaries, and numbers in lists."""
     for parent in parents:

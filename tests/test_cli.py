@@ -15,6 +15,7 @@ import pytest
 from factories import make_measured, make_record, saved
 
 from distillation import cli as distillation
+from distillation.recipe import read
 from sdbench import __version__, api, cli, suites
 from sdbench.doctor import checks
 from sdbench.errors import UserError
@@ -109,7 +110,7 @@ def message(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     ("words", "expected"),
     [
         (["run", "--model", "sdlx"], "'sdlx'"),
-        (["run", "--model", "scenes-teachr"], "did you mean 'scenes-teacher'"),
+        (["run", "--model", "scenes-teachr"], "did you mean 'scenes-teacher'? A model is a name"),
         (["run", "--model", "scenes-teacher", "--suite", "qualty"], "unknown suite 'qualty'; did you mean 'quality'?"),
         (["run", "--model", "scenes-teacher", "--suite", "nowhere.toml"], "no suite file nowhere.toml"),
         (["run", "--model", "scenes-teacher", "--suite", "fid"], "suite 'fid' is a part"),
@@ -147,7 +148,9 @@ def message(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["noise", "sdxl", "--suite", "mlperf-sdxl"], "takes its latent from asset:mlperf-latents, whatever the seed"),
         (["gate", "scenes-teachr", "--baseline", "scenes-teacher"], "did you mean 'scenes-teacher'"),
         (["gate", "a", "--baseline", "b", "--policy", "nowhere.toml"], "nowhere.toml"),
-        (["run", "--model", "scenes-vega", "--reference", "secnes"], "unknown reference 'secnes'; did you mean 'scenes'"),
+        (["run", "--model", "scenes-vega", "--reference", "secnes"], "unknown reference 'secnes'; did you mean 'scenes'? Or build it"),
+        (["run", "--model", "scenes-vega", "--reference", "mine"], "unknown reference 'mine'; known: scenes. Or build it"),
+        (["run", "--model", "scenes-teacher", "--suite", "fid", "--dry-run"], "suite 'fid' is a part"),
         (["score", "--images", "nowhere", "--prompts", "nowhere.txt"], "nowhere"),
         (["scenes", "train", "--parts", "reeder"], "did you mean 'reader'"),
     ],
@@ -210,6 +213,21 @@ def test_no_option_is_taken_by_its_first_letters() -> None:
     assert [each.prog for each in every if each.allow_abbrev] == []
 
 
+def test_every_command_says_what_it_does_and_what_its_options_mean() -> None:
+    every = [*parsers(cli.parser()), *parsers(distillation._parser())]
+    assert [each.prog for each in every if not each.description] == []
+    options = [(each.prog, action) for each in every for action in each._actions]
+    assert [(prog, action.dest) for prog, action in options if not action.help and not isinstance(action, argparse._SubParsersAction)] == []
+
+
+def test_names_in_the_help_are_all_that_there_are() -> None:
+    from distillation.ablation import arms
+    from sdbench.encoders.catalogue import ENCODERS
+
+    assert tuple(ENCODERS) == cli.ENCODERS
+    assert tuple(arms(read("vega"), dict)) == distillation.ARMS
+
+
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[ModelSpec], str | None]]:
     """Models and device of each run, which is stopped there."""
@@ -255,8 +273,23 @@ def test_the_gate_exits_with_0_for_an_equal_model(tmp_path: Path, capsys: pytest
     good, teacher = saved(make_measured(), tmp_path), saved(make_measured("scenes-teacher", seed=2), tmp_path)
     assert gate(good, teacher) == 0
     out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("pass: ")
+    assert out.startswith("pass: ")
+    assert err == ""
+
+
+@pytest.mark.parametrize(("columns", "widest"), [("90", 90), ("400", 160), ("", 160)])  # of a terminal; a pipe has none
+def test_tables_are_as_wide_as_the_terminal_and_never_wider_than_160(
+    columns: str, widest: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    folder, *_ = (saved(make_measured(f"a-student-{place}"), tmp_path) for place in range(9))
+    words = ["--results", str(tmp_path)]
+    for command in (["gate", str(folder), "--baseline", str(folder), *words], ["leaderboard", *words]):
+        cli.main(command)
+        lines = capsys.readouterr().out.splitlines()
+        (rule, *_) = [at for at, line in enumerate(lines) if line.startswith(" ──")]
+        table = lines[rule - 1 : lines.index("", rule)]
+        assert 0.7 * widest < max(map(len, table)) <= widest
 
 
 def test_the_gate_exits_with_1_for_a_worse_one_and_says_so_as_json_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -295,9 +328,9 @@ def test_every_report_says_what_it_is_of(tmp_path: Path, strict: list[str], caps
 def test_the_gate_exits_with_2_for_what_it_cannot_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     teacher = saved(make_measured("scenes-teacher", seed=2), tmp_path)
     assert gate(saved(make_measured(family="sdxl"), tmp_path), teacher) == 2
-    assert capsys.readouterr().err.startswith("incomparable: ")
+    assert capsys.readouterr().out.startswith("incomparable: ")
     assert gate(saved((make_record("empty", n_images=200), make_measured()[1]), tmp_path), teacher) == 2
-    assert capsys.readouterr().err.startswith("incomparable: ")
+    assert capsys.readouterr().out.startswith("incomparable: ")
     damaged = saved(make_measured("damaged"), tmp_path)
     (damaged / "record.json").write_text(
         (damaged / "record.json").read_text().replace("scenes-student", "x").replace("damaged", "harmless")
@@ -309,7 +342,7 @@ def test_the_gate_exits_with_2_for_what_it_cannot_compare(tmp_path: Path, capsys
 def test_the_gate_exits_with_3_where_prompts_are_too_few(tmp_path: Path, strict: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     few, teacher = saved(make_measured(n_prompts=6), tmp_path), saved(make_measured("scenes-teacher", seed=2, n_prompts=6), tmp_path)
     assert gate(few, teacher, *strict) == 3
-    assert capsys.readouterr().err.startswith("inconclusive: ")
+    assert capsys.readouterr().out.startswith("inconclusive: ")
 
 
 @pytest.mark.parametrize(
@@ -360,10 +393,10 @@ def test_a_report_that_cannot_be_written_is_no_verdict(option: str, tmp_path: Pa
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-@pytest.mark.parametrize("full", ["stdout", "stderr"])
-def test_a_full_disk_is_no_verdict(full: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("full", "more"), [("stdout", []), ("stdout", ["--json"]), ("stderr", ["--json"])])
+def test_a_full_disk_is_no_verdict(full: str, more: list[str], tmp_path: Path) -> None:
     worse = saved(make_measured(worse="clip_score.scenes", by=2), tmp_path)
-    words = [sys.executable, "-m", "sdbench.cli", "gate", str(worse), "--baseline", str(saved(make_measured(seed=2), tmp_path)), "--json"]
+    words = [sys.executable, "-m", "sdbench.cli", "gate", str(worse), "--baseline", str(saved(make_measured(seed=2), tmp_path)), *more]
     with Path("/dev/full").open("w") as sink:
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, full: sink}
         assert subprocess.run(words, cwd=ROOT, check=False, **streams).returncode == 2  # type: ignore[call-overload]
@@ -446,7 +479,8 @@ def test_a_gate_that_cannot_print_its_report_never_looks_like_one_that_judged(
     assert "ZeroDivisionError" in message(["gate", "a", "--baseline", "b"], capsys)
 
 
-def test_a_gate_whose_reader_went_away_does_not_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_a_gate_whose_reader_went_away_does_not_pass(more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Gone:
         def write(self, _: str) -> int:
             raise BrokenPipeError
@@ -460,10 +494,13 @@ def test_a_gate_whose_reader_went_away_does_not_pass(tmp_path: Path, monkeypatch
         saved(make_measured("scenes-teacher", seed=2), tmp_path),
     )
     monkeypatch.setattr(sys, "stdout", Gone())
-    assert gate(worse, teacher, "--json") == 2
+    assert gate(worse, teacher, *more) == 2
 
 
-def test_models_and_suites_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+def test_models_and_suites_are_answered_as_text_or_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["models"]) == 0
+    out, err = capsys.readouterr()
+    assert (out.startswith("sdxl "), err) == (True, "")
     assert cli.main(["models", "--json"]) == 0
     assert {"sdxl", "ssd-1b", "vega", "scenes-teacher"} <= {entry["name"] for entry in json.loads(capsys.readouterr().out)}
     assert cli.main(["suites", "--json"]) == 0
@@ -472,8 +509,8 @@ def test_models_and_suites_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["fid"] is None
     assert cli.main(["suites"]) == 0
     out, err = capsys.readouterr()
-    assert out == ""
-    assert "quality@" in err
+    assert "\n    metrics of scenes: clip_score.scenes\n    metrics of sdxl: clip_score.vit-l-14\n" in out
+    assert err == ""
 
 
 @pytest.mark.parametrize("words", [["leaderboard"], ["report"], ["card", "."], ["baseline", "--results", "nowhere", "list"]])
@@ -481,6 +518,15 @@ def test_results_that_are_not_there_are_not_made(words: list[str], tmp_path: Pat
     more = [] if "--results" in words else ["--results", "nowhere"]
     assert "no folder of results nowhere; name another with --results" in message([*words, *more], capsys)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["leaderboard", "report"])
+def test_a_folder_of_no_records_is_no_empty_leaderboard(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    family = saved(make_measured(), tmp_path).parents[2]
+    before = sorted(tmp_path.rglob("*"))
+    said = message([command, "--results", str(family)], capsys)
+    assert f"no records in {family}, where they would be FAMILY/SUITE@VERSION/MODEL/DIGEST/record.json" in said
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_the_doctor_names_what_is_too_old_or_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -508,9 +554,9 @@ def test_another_program_s_files_in_suites_hide_none_of_ours(tmp_path: Path, cap
     (tmp_path / "suites").mkdir()
     (tmp_path / "suites" / "api_tests.toml").write_text('endpoint = "/v1"')
     assert cli.main(["suites"]) == 0
-    err = capsys.readouterr().err
+    out, err = capsys.readouterr()
     assert "not a suite: suite suites/api_tests.toml: unknown key 'endpoint'" in err
-    assert "quality@" in err
+    assert "quality@" in out
 
 
 def test_prompts_and_a_reference_of_one_s_own_make_a_suite_by_what_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

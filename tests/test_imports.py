@@ -25,7 +25,7 @@ ONLY = {
     "metrics": {"arrays"},
     "stats": {"arrays"},
     "torchmetrics": {"arrays", "metrics"},
-    "arguments": set[str](),
+    "arguments": {"errors"},
     "validation": {"errors"},
     "disk": {"errors"},
     "records": {"arrays", "errors", "validation"},
@@ -38,7 +38,7 @@ ONLY = {
     "settings": {"errors", "validation"},
     "suites": {"errors", "validation", "settings", "records", "scenes", "assets"},
     "gate": {"arrays", "disk", "errors", "models", "records", "stats", "suites", "tables", "validation"},
-    "leaderboard": {"arrays", "disk", "models", "records", "stats", "store", "tables", "validation"},
+    "leaderboard": {"arrays", "disk", "errors", "models", "records", "stats", "store", "tables", "validation"},
     "report": {"disk", "errors", "gate", "leaderboard", "records", "stats", "tables"},
 }
 DOORS = {"sdbench": {"sdbench.api"}}  # what a package offers by name though it lies above, imported when it is asked for

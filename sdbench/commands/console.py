@@ -1,12 +1,14 @@
-"""What all commands share: lines for people on stderr, answers for machines on stdout, and where results lie."""
+"""What all commands share: answers on stdout, notes on stderr, and where results lie."""
 
 import argparse
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sdbench.arguments import show
 from sdbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,13 +19,23 @@ Add = Callable[[str, Command, str], argparse.ArgumentParser]  # name, function a
 
 
 def say(text: str) -> None:
-    """A line for people."""
+    """A note for people."""
     print(text, file=sys.stderr, flush=True)
+
+
+def answer(text: str, arguments: argparse.Namespace) -> None:
+    """What a command that only answers was asked for: on stdout, where it can be piped, unless the one for machines goes there."""
+    (say if arguments.json else show)(text)
+
+
+def width() -> int:
+    """Characters that a table may take in a line: the terminal's, at most 160; in a pipe 160."""
+    return min(160, shutil.get_terminal_size((160, 24)).columns)
 
 
 def give(content: Any) -> None:
     """The answer for machines."""
-    print(json.dumps(content, indent=1, default=str), flush=True)
+    show(json.dumps(content, indent=1, default=str))
 
 
 def add_completion(command: argparse.ArgumentParser) -> None:

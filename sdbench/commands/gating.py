@@ -5,13 +5,13 @@ Exit code 1 of a verdict says "regressed" and nothing else: whatever goes wrong,
 
 import argparse
 import contextlib
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sdbench.arguments import add_command
 from sdbench.commands import showing
-from sdbench.commands.console import Add, add_common, add_completion, add_device, add_runs, check_results, give, places, say
+from sdbench.commands.console import Add, add_common, add_completion, add_device, add_runs, answer, check_results, give, places, say, width
 
 if TYPE_CHECKING:
     from sdbench.gate.verdicts import Report
@@ -43,8 +43,8 @@ def add_commands(add: Add) -> None:
 
     naming = add("baseline", baseline, "name the record that candidates are compared with, and say which names there are")
     actions = naming.add_subparsers(dest="action", required=True, metavar="ACTION")
-    listing = actions.add_parser("list", help="every name, the record it stands for, since when and why, and what it stood for before")
-    moving = actions.add_parser("set", help="let a name stand for another record from now on")
+    listing = add_command(actions, "list", "every name, the record it stands for, since when and why, and what it stood for before")
+    moving = add_command(actions, "set", "let a name stand for another record from now on")
     moving.add_argument("name", help="such as production")
     moving.add_argument("record", type=Path, help="record folder under the folder of results")
     moving.add_argument("--why", required=True, help="kept beside the date")
@@ -114,7 +114,8 @@ def baseline(arguments: argparse.Namespace) -> int:
     for name, moves in known.items():
         for move in reversed(moves):
             since = f"{move.when:%Y-%m-%d %H:%M}"
-            say(f"{name if move is moves[-1] else '':16} {since}  {move.model} under {move.suite}: {move.why}  ({move.record})")
+            shown = name if move is moves[-1] else ""
+            answer(f"{shown:16} {since}  {move.model} under {move.suite}: {move.why}  ({move.record})", arguments)
     if not known:
         say("no baseline has a name yet: sdbench baseline set NAME RECORD --why TEXT")
     if arguments.json:
@@ -155,17 +156,14 @@ def _words(error: BaseException) -> str:
 
 def _publish(report: "Report", arguments: argparse.Namespace) -> None:
     """For people first, then for machines; a file that cannot be written is an error."""
-    failed = report.verdict == "incomparable" and not report.results and not report.differences
-    say(f"sdbench: {report.why}" if failed else report.text())
+    if report.verdict == "incomparable" and not report.results and not report.differences:
+        say(f"sdbench: {report.why}")
+    else:
+        answer(report.text(width()), arguments)
     if arguments.junit:
         arguments.junit.write_text(report.junit(), encoding="utf-8")
     if arguments.markdown:
         with arguments.markdown.open("a", encoding="utf-8") as file:
             file.write(report.markdown())
     if arguments.json:
-        try:
-            give(report.to_json())
-        except OSError:
-            with contextlib.suppress(OSError):
-                sys.stdout.close()  # what it still holds would make Python end with a code of its own
-            raise
+        give(report.to_json())

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdbench.commands import gating, showing
-from sdbench.commands.console import Add, add_completion, add_device, add_runs, give, places, say
+from sdbench.commands.console import Add, add_completion, add_device, add_runs, answer, give, places, say, width
 from sdbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,10 +35,15 @@ def add_commands(add: Add) -> None:
 
 def _add_run(measuring: argparse.ArgumentParser) -> None:
     _add_models(measuring)
-    measuring.add_argument("--suite", help="name of a suite or path of a suite file (default: quality for scenes, standard for sdxl)")
+    measuring.add_argument(
+        "--suite", help="name of `sdbench suites` or path of a suite file (default: quality for scenes, standard for sdxl)"
+    )
     measuring.add_argument("--only", choices=("quality", "probes"), help="run only one half of the suite")
     measuring.add_argument(
-        "--setting", action="append", default=[], help="setting of the suite's probes, such as base; repeatable (default: all)"
+        "--setting",
+        action="append",
+        default=[],
+        help="setting of the suite's probes, as --dry-run lists them; repeatable (default: all)",
     )
     measuring.add_argument("--profile", action="store_true", help="also write what holds the time of each stage, beside the rounds")
     measuring.add_argument("--dry-run", action="store_true", help="print what would be fetched and made, and stop")
@@ -52,11 +57,13 @@ def _add_run(measuring: argparse.ArgumentParser) -> None:
 
 def _add_overrides(command: argparse.ArgumentParser) -> None:
     own = command.add_argument_group("in place of the suite's own", "the row is then of suite '<name>-custom'")
-    for name in ("steps", "size-px", "batch", "n"):
-        own.add_argument(f"--{name}", type=int)
+    own.add_argument("--steps", type=int, help="denoising steps")
+    own.add_argument("--size-px", type=int, help="width and height of the pictures")
+    own.add_argument("--batch", type=int, help="pictures at a time")
+    own.add_argument("--n", type=int, help="number of prompts, and so of pictures")
     own.add_argument("--rounds", type=int, help="processes in which latency and memory of each model and setting are measured")
     own.add_argument("--calls", type=int, help="timed calls of each stage in one of them; more come nearer to a card that has grown warm")
-    own.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
+    own.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="what the pipeline computes in")
     own.add_argument("--prompts", type=Path, help="text file with a prompt a line")
     own.add_argument("--reference", help="what distances are to, as `sdbench reference list` names it")
     own.add_argument("--guidance-scale", type=float, help="1 or less for none")
@@ -71,7 +78,7 @@ def _add_models(command: argparse.ArgumentParser) -> None:
         "--model",
         action="append",
         required=True,
-        help="catalogue name, pipeline folder, UNet folder, .safetensors file or Hub name; repeatable",
+        help="name of `sdbench models`, pipeline folder, UNet folder, .safetensors file, or owner/name or owner/name@revision on the Hub; repeatable",
     )
     add_completion(command)
     command.add_argument(
@@ -85,27 +92,23 @@ def _run(arguments: argparse.Namespace) -> int:
     from sdbench import api
 
     specs, suite = _asked(arguments)
+    from sdbench.run.bench import check_models, check_suite  # which bring torch: what is misspelt was said before
+
     only = "probes" if arguments.weights == "random" and arguments.only is None else arguments.only
+    check_suite(suite, only=only, settings=arguments.setting, profile=arguments.profile)  # before anything is said, of a dry run too
+    check_models(specs, suite)
+    lacking = _of_teacher(specs, suite, arguments) if only != "probes" else []
     if arguments.dry_run:
-        return _dry_run(specs, suite, only, arguments)
-    if only != "probes" and specs[0].family == suite.family:
-        tell(suite, arguments)
+        planned = _planned(specs, suite, arguments, only, arguments.setting, arguments.device, lacking)
+        if arguments.json:
+            give(planned)
+        return 0
+    if only != "probes":
+        _tell(suite, arguments, lacking)
     made = api.run(
         specs, suite, places(arguments), device=arguments.device, only=only, settings=arguments.setting, profile=arguments.profile
     )
     return _show(made, arguments)
-
-
-def _dry_run(specs: "Sequence[ModelSpec]", suite: "Suite", only: str | None, arguments: argparse.Namespace) -> int:
-    """Refuse what the run would refuse, and say what it would make."""
-    from sdbench.run.bench import check_models, check_suite
-
-    check_models(specs, suite)
-    check_suite(suite, only=only, settings=arguments.setting, profile=arguments.profile)
-    planned = _planned(specs, suite, arguments, only, arguments.setting, arguments.device)
-    if arguments.json:
-        give(planned)
-    return 0
 
 
 def _asked(arguments: argparse.Namespace) -> "tuple[list[ModelSpec], Suite]":
@@ -140,13 +143,14 @@ def _planned(
     suite: "Suite",
     arguments: argparse.Namespace,
     only: str | None,
-    settings: "Sequence[str]",
+    settings: Sequence[str],
     device: str | None = None,
+    lacking: Sequence[str] = (),
 ) -> dict[str, Any]:
     from sdbench.run.plan import plan
 
-    content = plan(specs, suite, places(arguments).work, device=device, only=only, settings=settings)
-    say(content["text"])
+    content = plan(specs, suite, places(arguments).work, device=device, only=only, settings=settings, lacking=lacking)
+    answer(content["text"], arguments)
     return content
 
 
@@ -155,7 +159,7 @@ def _show(made: Sequence[Path], arguments: argparse.Namespace) -> int:
     from sdbench.leaderboard import standings, writing
 
     shown = [standings.Row(path, records.head(path)) for path in made]
-    say(writing.text_table(shown))
+    say(writing.text_table(shown, width()))
     for path in made:
         say(f"record: {path}")
     if arguments.json:
@@ -177,7 +181,7 @@ def _benchmark(arguments: argparse.Namespace) -> int:
         return 0
     for job in chosen.jobs:
         if job.only != "probes":
-            tell(job.suite, arguments)
+            _tell(job.suite, arguments)
         api.run(job.specs, job.suite, places(arguments), only=job.only, settings=job.settings)
     return showing.show_leaderboard(arguments)
 
@@ -203,9 +207,21 @@ def _score(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def tell(suite: "Suite", arguments: argparse.Namespace) -> None:
-    """What a suite needs that is not on this disk."""
+def _tell(suite: "Suite", arguments: argparse.Namespace, lacking: Sequence[str] = ()) -> None:
+    """What a suite needs that is not on this disk, and what else a run lacks."""
     from sdbench.run import needs
 
-    for line in needs.text(suite, places(arguments).work):
+    for line in [*needs.text(suite, places(arguments).work), *(f"missing: {what}" for what in lacking)]:
         say(f"    {line}")
+
+
+def _of_teacher(specs: "Sequence[ModelSpec]", suite: "Suite", arguments: argparse.Namespace) -> list[str]:
+    """What a run would lack of the teacher, as far as it can be known without fetching anything."""
+    from sdbench.machine import chosen_device
+    from sdbench.run import needs, recording
+    from sdbench.run.bench import Bench
+
+    if suite.sampling is None or not needs.inputs_are_here(suite):
+        return []
+    where = places(arguments)
+    return recording.lacking(specs, Bench(suite, suite.sampling, chosen_device(arguments.device), where.results, where.work))

@@ -16,7 +16,7 @@ def run(arguments: Namespace, runs: Path) -> list[Card]:
     """Do it => the cards of what was made, or of all that is at hand.
 
     Raises:
-        UserError: an option is missing, or does not fit; the weights of an encoder are not at hand; or as `build` and `take`.
+        UserError: an option does not fit; the weights of an encoder are not at hand; or as `build` and `take`.
     """
     if arguments.action == "list":
         return all_cards(runs)
@@ -25,10 +25,8 @@ def run(arguments: Namespace, runs: Path) -> list[Card]:
     from sdbench.reference.build import build, take
 
     if arguments.action == "import":
-        _check(arguments, "name", "file", "encoder", "n", "source")
         encoders = [_encoder(name) for name in arguments.encoder]
         return [take(arguments.name, arguments.file, encoder.name, arguments.n, arguments.source, runs) for encoder in encoders]
-    _check(arguments, "name", "encoder")
     encoders, pictures = [_encoder(name) for name in arguments.encoder], _pictures(arguments)
     with evaluators(chosen_device(arguments.device)):
         for encoder in encoders:
@@ -40,15 +38,6 @@ def line(card: Card) -> str:
     """A reference in words."""
     kept = f"{card.features} features kept" if card.features else "moments only"
     return f"{card.name:20} {card.encoder:16} n = {card.n:<7} {kept:20} digest {card.digest}  of {card.data['source']}"
-
-
-def _check(arguments: Namespace, *names: str) -> None:
-    missing = [name for name in names if not getattr(arguments, name)]
-    if missing:
-        known = {"name": "NAME", "file": "FILE"}
-        raise UserError(
-            f"sdbench reference {arguments.action} needs {', '.join(known.get(name, f'--{name}') for name in missing)}; see --help"
-        )
 
 
 def _encoder(name: str) -> "Encoder":

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdbench.commands.console import Add, check_results, give, say
+from sdbench.commands.console import Add, answer, check_results, give, say, width
 
 if TYPE_CHECKING:
     from sdbench.leaderboard.standings import Row
@@ -31,7 +31,7 @@ def show_leaderboard(arguments: argparse.Namespace) -> int:
 
     check_results(arguments)
     board, made = renew(arguments.results)
-    say(writing.text_table(board))
+    answer(writing.text_table(board, width()), arguments)
     return _written(made, arguments, flat.nested(board))
 
 

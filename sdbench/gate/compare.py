@@ -103,8 +103,9 @@ def _absent(name: str, rule: Rule, new: Side, old: Side) -> Obstacle:
     everywhere = len(lacking) == 2 or new.record.machine.machine_class != old.record.machine.machine_class
     if name in _MACHINE_BOUND and everywhere and not rule.required:
         return Obstacle("skipped", f"the machine of the {tables.listed(lacking)} does not have it")
-    hint = unknown("metric", name, (value.name for value in sides[lacking[0]].values))
-    return Obstacle("incomparable", f"not in the record of the {tables.listed(lacking)}: {hint}")
+    if len(lacking) == 2:
+        return Obstacle("incomparable", f"in neither record: {unknown('metric', name, (value.name for value in new.record.values))}")
+    return Obstacle("incomparable", f"not in the record of the {lacking[0]}, which was measured without it; measure both sides alike")
 
 
 def _state(rule: Rule, found: Value, expected: Value) -> Obstacle | None:

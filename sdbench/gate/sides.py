@@ -48,6 +48,8 @@ def named(what: str, *, base: str | None = None, lora: str | None = None, name: 
         UserError: it is none of these, or a record, of which there is nothing to complete.
     """
     if not (Path(what) / "record.json").is_file():
+        if advice := records.inside(Path(what)):
+            raise UserError(f"{what} is no record. {advice}")
         return resolve(what, base=base, lora=lora, name=name)
     if (base, lora, name) != (None, None, None):
         raise UserError(

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from sdbench import records
+from sdbench.errors import UserError
 from sdbench.leaderboard import ranks
 from sdbench.leaderboard.speed import P50
 from sdbench.models.catalogue import TEACHERS
@@ -53,7 +54,7 @@ class Row:
     @property
     def is_pictures(self) -> bool:
         """Whether there are pictures without a model."""
-        return self.record.model.source == "rendered" or self.record.model.is_elsewhere
+        return self.record.model.is_pictures
 
 
 @dataclass(frozen=True)
@@ -105,9 +106,15 @@ def rows(results: Path) -> list[Row]:
     """The newest record of each model, suite version and machine class.
 
     Raises:
-        UserError: a record is unreadable or was changed.
+        UserError: there is none, or one is unreadable or was changed.
     """
-    return [Row(folder, record) for folder, record in records.newest(results)]
+    found = [Row(folder, record) for folder, record in records.newest(results)]
+    if not found:
+        raise UserError(
+            f"there are no records in {results}, where they would be FAMILY/SUITE@VERSION/MODEL/DIGEST/record.json; name the folder that holds the "
+            "families with --results, or measure something first: sdbench run"
+        )
+    return found
 
 
 def sections(board: Sequence[Row]) -> list[Section]:

@@ -36,8 +36,6 @@ def markdown(board: Sequence[Row]) -> str:
         parts += itertools.chain.from_iterable(map(_section, of_family))
         if family == "sdxl":
             parts += _published(of_family)
-    if not board:
-        parts.append("There are no records yet; `sdbench run` makes them.")
     return "\n\n".join(parts) + "\n"
 
 
@@ -70,7 +68,7 @@ def text_table(board: Sequence[Row], width: int = 160) -> str:
         measured = efficiency(section)
         shown = [quality(section).transposed(), *([measured] if measured.rows else [])]
         parts += [section.title, *(tables.text(grid, width) for grid in shown), "\n".join(footer(section))]
-    return "\n\n".join(parts or ["There are no records yet; `sdbench run` makes them."]) + "\n"
+    return "\n\n".join(parts) + "\n"
 
 
 def latex(board: Sequence[Row]) -> str:

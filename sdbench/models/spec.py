@@ -15,6 +15,7 @@ from sdbench.models.files import Tensor, bare, kind_of, read_header, read_json
 UNET_CLASS = "UNet2DConditionModel"
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_AT_REVISION = re.compile(rf"(?P<repository>{HUB_NAME.pattern})(?:@(?P<revision>[\w./-]+))?")
 _STOCK_FILES = ("diffusion_pytorch_model", "diffusion_pytorch_model.fp16", "model")  # what trainers call the weights of every checkpoint,
 _STOCK_FOLDERS = ("unet", "unet_ema")  # and the folders in it
 RANDOM_LABEL = "random weights"
@@ -51,10 +52,11 @@ class ModelSpec:
 
     @property
     def origin(self) -> str:
-        """The source as records state it: `hub:<repo>`, `folder:<name>`, `file:<name>`, `embedded`, `random`, `rendered`, `memory`."""
+        """The source as records state it: `hub:<repo>@<commit>`, `folder:<name>`, `file:<name>`, `embedded`, `random`, `rendered`, `memory`."""
         match self.source:
             case "hub":
-                return f"hub:{self.location}"
+                folder = _snapshot(self.location, self.revision)
+                return f"hub:{self.location}" + (f"@{folder.name}" if folder else "")
             case "folder" | "unet-folder":
                 return f"folder:{Path(self.location).name}"
             case "file":
@@ -75,17 +77,16 @@ def resolve(
     lora: str | None = None,
     name: str | None = None,
     random: bool = False,
-    revision: str | None = None,
 ) -> ModelSpec:
     """Find out what a user means; reads configs and headers, never weights.
 
     Args:
-        what: catalogue name, path of a pipeline folder, UNet folder or `.safetensors` file, or `owner/name` on the Hub.
+        what: catalogue name, path of a pipeline folder, UNet folder or `.safetensors` file, or on the Hub `owner/name`, or
+            `owner/name@revision` with a branch, tag or commit.
         base: the pipeline (named likewise) that completes a bare UNet.
         lora: path or Hub repository of a LoRA to fuse.
         name: what tables call it; by default the catalogue's name or the last part of the path, with the one before it where all checkpoints share the last.
         random: take the architecture of the catalogue's entry, with random weights.
-        revision: branch, tag or commit of a Hub repository.
 
     Raises:
         UserError: nothing is known by that name, or the options do not fit what was found.
@@ -95,7 +96,7 @@ def resolve(
         raise UserError(
             f"--base {completes.name!r} is no whole pipeline with weights in diffusers layout ({completes.source}); name one, such as 'sdxl'"
         )
-    spec = _random(what) if random else _found(what, completes, revision)
+    spec = _random(what) if random else _found(what, completes)
     if lora is not None:
         spec = _with_lora(spec, lora)
     if completes is not None and spec.base != completes:
@@ -103,34 +104,35 @@ def resolve(
     return named(spec, name)
 
 
-def _found(what: str, base: ModelSpec | None, revision: str | None) -> ModelSpec:
+def _found(what: str, base: ModelSpec | None) -> ModelSpec:
     path = Path(what).expanduser()
     if what in CATALOGUE:
-        return _from_catalogue(what, revision)
+        return _from_catalogue(what)
     if path.is_dir():
         return _from_folder(path.resolve(), base)
     if path.is_file():
         return _from_file(path.resolve(), base)
-    if HUB_NAME.fullmatch(what) and not path.parent.is_dir():
-        return _from_hub(what, base, revision)
+    if (found := _AT_REVISION.fullmatch(what)) and not path.parent.is_dir():
+        return _from_hub(found["repository"], base, found["revision"])
     raise _nothing(what, path)
 
 
 def _nothing(what: str, path: Path) -> UserError:
     ways = (
-        "A model is a name of the catalogue, the path of a folder in diffusers layout or of a .safetensors file, or owner/name on the Hub."
+        "A model is a name of the catalogue, the path of a folder in diffusers layout or of a .safetensors file, or owner/name or "
+        "owner/name@revision on the Hub."
     )
     if "/" not in what and "\\" not in what:
-        return UserError(f"{unknown('model', what, CATALOGUE)}. {ways}")
+        return unknown("model", what, CATALOGUE, ways)
     beside = [entry.name for entry in path.parent.glob("*")] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, beside, 1)
     return UserError(f"no folder or file {what!r}" + (f"; did you mean {str(path.parent / near[0])!r}?" if near else ".") + f" {ways}")
 
 
-def _from_catalogue(name: str, revision: str | None) -> ModelSpec:
+def _from_catalogue(name: str) -> ModelSpec:
     entry = CATALOGUE[name]
-    base = _from_catalogue(TEACHERS["scenes"], None) if entry.location.startswith("unets/") else None
-    return ModelSpec(name, entry.family, entry.architecture, entry.source, entry.location, base, revision=revision)
+    base = _from_catalogue(TEACHERS["scenes"]) if entry.location.startswith("unets/") else None
+    return ModelSpec(name, entry.family, entry.architecture, entry.source, entry.location, base)
 
 
 def _random(what: str) -> ModelSpec:
@@ -211,15 +213,21 @@ def _needed(base: ModelSpec | None, path: Path, family: Family, *, ldm: bool = F
 
 
 def _from_hub(repository: str, base: ModelSpec | None, revision: str | None) -> ModelSpec:
-    spec = ModelSpec(repository.split("/")[1], base.family if base else "sdxl", "custom", "hub", repository, base, revision=revision)
-    from sdbench.models import hub  # takes half a second, which a gate on names need not
-
-    folder = hub.cached(repository, revision)
+    name = "@".join(filter(None, [repository.split("/")[1], revision]))
+    spec = ModelSpec(name, base.family if base else "sdxl", "custom", "hub", repository, base, revision=revision)
+    folder = _snapshot(repository, revision)
     config = folder / "config.json" if folder and base else folder / "unet" / "config.json" if folder else None
     if config is None or not config.is_file():
         return spec  # what it is shows once it is fetched
     content = read_json(config)
     return replace(spec, family=family_of(content), architecture=architecture_of(content))
+
+
+def _snapshot(repository: str, revision: str | None) -> Path | None:
+    """Where a repository of the Hub lies on this disk, in a folder that is called as its commit."""
+    from sdbench.models import hub  # takes half a second, which a gate on names need not
+
+    return hub.cached(repository, revision)
 
 
 def recognised(spec: ModelSpec) -> ModelSpec:

@@ -34,7 +34,7 @@ def _paired(measure: Callable[[Subject, Subject, Protocol], Result], subject: Su
         return protocol.without("not_applicable", "made elsewhere, not from the teacher's noise"), {}
     if subject.original is None:
         return protocol.without(
-            "missing", f"the pictures of the teacher, {subject.original_name}, are not in the run folder; run it too"
+            "missing", f"the pictures of the teacher, {subject.original_name}, are not in the run folder; run it, then this model again"
         ), {}
     return measure(subject, subject.original, protocol)
 

@@ -23,7 +23,7 @@ def _win_rate(subject: Subject, protocol: Protocol) -> Result:
     if judge not in subject.columns:
         return protocol.without("missing", f"there is no {judge} of these pictures"), {}
     if subject.teacher is None or judge not in subject.teacher.columns:
-        return protocol.without("missing", f"the teacher, {subject.original_name}, has no {judge}; run it too"), {}
+        return protocol.without("missing", f"the teacher, {subject.original_name}, has no {judge}; run it, then this model again"), {}
     theirs = dict(zip(subject.teacher.keys, subject.teacher.columns[judge], strict=True))
     baseline = np.array([theirs[key] for key in zip(subject.prompt_ids, subject.samples, strict=True)])
     candidate = subject.columns[judge]

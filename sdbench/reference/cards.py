@@ -130,7 +130,7 @@ def check_name(name: str, runs: Path) -> None:
         UserError: there is none.
     """
     if name not in (known := {"scenes", *(card.name for card in all_cards(runs))}):
-        raise UserError(f"{unknown('reference', name, known)} {how_to_build(name, 'ENCODER')}")
+        raise unknown("reference", name, known, f"Or {how_to_build(name, 'ENCODER')}")
 
 
 def load(card: Card, runs: Path) -> Reference:

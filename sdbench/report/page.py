@@ -24,7 +24,7 @@ def write(results: Path, out: Path, policy: Policy) -> list[Path]:
     """Write the page, and beside it the pictures that it has no room for => what was written.
 
     Raises:
-        UserError: a record or a picture is unreadable, or a file cannot be written.
+        UserError: there are no records, one or a picture is unreadable, or a file cannot be written.
     """
     board = standings.rows(results)
     found = standings.sections(board)
@@ -54,8 +54,6 @@ def _write_rest(section: Section, number: int, album: pictures.Album, left: Sequ
 
 
 def _lede(board: Sequence[Row], results: Path) -> str:
-    if not board:
-        return "There are no records yet; `sdbench run` makes them."
     total = len(records.folders(results))
     newest = max(row.record.created for row in board)
     rows = f"{len(board)} rows: the newest record of each model, out of {total}" if total > len(board) else f"{total} records"

@@ -35,6 +35,7 @@ def plan(
     device: str | None = None,
     only: str | None = None,
     settings: Sequence[str] = (),
+    lacking: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Files to fetch, what else is not here, disk in bytes, and a rough time in seconds, with the same as text.
 
@@ -45,6 +46,7 @@ def plan(
         device: "cpu", "cuda" or "cuda:<index>"; as of the run.
         only: "quality" or "probes" for one half of the suite, as of the run.
         settings: labels of the probes' settings; all by default.
+        lacking: what is not here, as the caller knows.
 
     Raises:
         UserError: no such device is here, or the Hub cannot be reached.
@@ -63,7 +65,7 @@ def plan(
     content = {
         "suite": suite.id.model_dump() if known else suite.model_dump(include={"name", "version"}) | {"digest": None},
         "prompts": suite.prompts_described() if known else None,
-        "lacking": needs.lacking(scored, runs),
+        "lacking": [*needs.lacking(scored, runs), *lacking],
         "settings": suite.model_dump(),
         "files": [vars(file) for file in files],
         "disk_bytes": int(len(specs) * n * size * size * PNG_BYTES_PER_PIXEL) + sum(file.size_bytes for file in files),
@@ -92,17 +94,18 @@ def _times(specs: Sequence[ModelSpec], sampling: Sampling, pictures: int, macs_p
 
 def _text(content: dict[str, Any], n: int) -> str:
     digest = content["suite"]["digest"] or "not known until its prompts are here"
-    lines = [f"suite {content['suite']['name']}@{content['suite']['version']} (digest {digest}): {n} pictures a model"]
+    lines = [f"suite {content['suite']['name']}@{content['suite']['version']} (digest {digest}): {n or 'no'} pictures a model"]
     lines += [f"prompts: {content['prompts']}"] if content["prompts"] else []
     lines.append("sampling: " + ", ".join(f"{key} {value}" for key, value in content["settings"]["sampling"].items()))
     lines += [f"fetch: {file['repository']}/{file['name']} ({size_text(file['size_bytes'])})" for file in content["files"]]
     lines += [f"missing: {what}" for what in content["lacking"]]
+    spent = "sampling" if n else "timed calls"
     lines.append(f"disk: at most {content['disk_bytes'] / 1e9:.2f} GB" + ("" if content["files"] else "; nothing to fetch"))
     for row in content["models"]:
         lines.append(
             f"{row['model']}: "
             + (f"{drawn['class']} at {', '.join(map(str, drawn['timesteps']))}; " if (drawn := row["scheduler"]) else "")
-            + ("no estimate" if row["seconds"] is None else f"roughly {_duration(row['seconds'])} of sampling on this machine")
+            + ("no estimate" if row["seconds"] is None else f"roughly {_duration(row['seconds'])} of {spent} on this machine")
         )
     return "\n".join(lines)
 

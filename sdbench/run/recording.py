@@ -8,18 +8,19 @@ from typing import Any
 
 from PIL import Image
 
-from sdbench import records
+from sdbench import records, tables
 from sdbench.arrays import U8
-from sdbench.generate import Job
+from sdbench.generate import Job, jobs
 from sdbench.machine import environment, this_machine
 from sdbench.models.catalogue import TEACHERS
+from sdbench.models.spec import ModelSpec
 from sdbench.probes.driver import Probed
 from sdbench.protocols.base import Subject
 from sdbench.records import Looks, Machine, Model, Original, Record, Scores, Value
 from sdbench.run.accept import judged
 from sdbench.run.bench import Bench, place_of
 from sdbench.run.thumbnails import worth_keeping
-from sdbench.score import score
+from sdbench.score import named, score
 from sdbench.settings import BASE
 from sdbench.store import Store
 from sdbench.suites import Suite
@@ -42,7 +43,7 @@ def record_of(
     """
     machine = this_machine(setting.device)
     of_row = _of_row(model, machine, setting)
-    kept = next((found for found in reversed(of_row) if found[1].model == model), None)  # what this run adds to
+    kept = next((found for found in reversed(of_row) if _is_of(found[1].model, model)), None)  # what this run adds to
     values, scores, thumbnails = _kept_quality(None if setting.quality else kept)
     if subject is not None:
         values, scores = score(subject, setting.suite.own_metrics)
@@ -77,7 +78,6 @@ def record_of(
 def to_score(model: Model, setting: Bench, store: Store, todo: Sequence[Job]) -> Subject:
     """A model's pictures of these jobs, with what the suite compares them with: the reference, the teacher's scores, and its pictures where they still are."""
     theirs, name = setting.suite.of_teacher(), teacher_of(setting.suite)
-    assert theirs.sampling
     subject = replace(
         subject_of(store, todo, setting.runs),
         is_teacher=model.name == name and theirs is setting.suite,
@@ -85,13 +85,45 @@ def to_score(model: Model, setting: Bench, store: Store, todo: Sequence[Job]) ->
         reference=setting.suite.reference,
         original_name=f"{name} under {theirs.name}@{theirs.version}",
     )
-    kept = [found for found in records.under(setting.results, setting.suite.family or "", theirs.id, name) if found[1].n_images]
-    if not kept:
+    if not (found := _of_teacher(setting, todo)):
         return subject
-    folder, teacher = kept[-1]
-    drawn = _drawn(teacher.model, replace(setting, suite=theirs, sampling=theirs.sampling), todo)
+    folder, teacher, drawn = found
     digest = (teacher.model.weights_digest or folder.name)[:24]
-    return replace(subject, teacher=records.read(folder)[1], original=drawn, original_digest=digest)
+    return replace(subject, teacher=records.scores(folder), original=drawn, original_digest=digest)
+
+
+def lacking(specs: Sequence[ModelSpec], setting: Bench) -> list[str]:
+    """What a run of these models will find neither of the teacher's scores nor of its pictures, in words, and how to get it."""
+    theirs, name = setting.suite.of_teacher(), teacher_of(setting.suite)
+    if theirs is setting.suite and name in {spec.name for spec in specs}:
+        return []
+    found = _of_teacher(setting, jobs(setting.suite, setting.sampling, None))
+    here = {"win rates": found, "agreement": found and found[2]}
+    against = [
+        "win rates" if each.name.startswith("win_rate.") else "agreement"
+        for each in named(setting.suite.own_metrics)
+        if each.against_teacher
+    ]
+    if not (missing := [kind for kind in dict.fromkeys(against) if not here[kind]]):
+        return []
+    what, way = "pictures" if found else "record", f"add --model {name}"
+    if theirs is not setting.suite:
+        way = f"first sdbench run --model {name} --suite {theirs.name}"
+    return [
+        f"{what} of the teacher, {name} under {theirs.name}@{theirs.version}, so {tables.listed(missing)} with it will be missing: {way}"
+    ]
+
+
+def _of_teacher(setting: Bench, todo: Sequence[Job]) -> tuple[Path, Record, Subject | None] | None:
+    """The newest record of the teacher's pictures, if there is one, and its pictures of the same prompts where they still are."""
+    theirs = setting.suite.of_teacher()
+    assert theirs.sampling
+    of_family = records.under(setting.results, setting.suite.family or "", theirs.id, teacher_of(setting.suite))
+    kept = [found for found in of_family if found[1].n_images]
+    if not kept:
+        return None
+    folder, record = kept[-1]
+    return folder, record, _drawn(record.model, replace(setting, suite=theirs, sampling=theirs.sampling), todo)
 
 
 def teacher_of(suite: Suite) -> str:
@@ -108,6 +140,11 @@ def _of_row(model: Model, machine: Machine, setting: Bench) -> list[tuple[Path, 
     """The records of a model's row of the leaderboard, whatever its weights were, oldest first."""
     of_model = records.under(setting.results, setting.suite.family or "", setting.suite.id, model.name, model.label)
     return [found for found in of_model if found[1].machine.machine_class == machine.machine_class]
+
+
+def _is_of(one: Model, other: Model) -> bool:
+    """Whether two are the same, whatever commit or folder their weights came with."""
+    return one.model_copy(update={"source": other.source}) == other
 
 
 def _kept_quality(kept: tuple[Path, Record] | None) -> tuple[list[Value], Scores, dict[str, bytes]]:

@@ -28,7 +28,8 @@ class Hub:
         self.folder, self.cache, self.downloads = folder, cache, []
 
     def model_info(self, repository: str, *, revision: str | None, files_metadata: bool) -> Any:
-        assert (repository, revision, files_metadata) == ("someone/tiny", None, True)
+        assert (repository, files_metadata) == ("someone/tiny", True)
+        assert revision in (None, "v2")
         files = [path for path in self.folder.rglob("*") if path.is_file()]
         return SimpleNamespace(
             siblings=[SimpleNamespace(rfilename=str(path.relative_to(self.folder)), size=path.stat().st_size) for path in files]
@@ -82,8 +83,9 @@ def test_only_configs_and_one_copy_of_the_weights_are_listed(hub: Hub, dtype: st
     assert all(file.size_bytes == (hub.folder / file.name).stat().st_size and not file.cached for file in files)
 
 
-def test_fetched_once_and_then_loaded_from_the_cache(hub: Hub) -> None:
-    spec = resolve("someone/tiny")
+@pytest.mark.parametrize("what", ["someone/tiny", "someone/tiny@v2"])
+def test_fetched_once_and_then_loaded_from_the_cache(what: str, hub: Hub) -> None:
+    spec = resolve(what)
     assert not pipelines.is_cached(spec, dtype="float16")
     pipelines.fetch(spec, dtype="float16")
     asked = list(hub.downloads)
@@ -91,8 +93,9 @@ def test_fetched_once_and_then_loaded_from_the_cache(hub: Hub) -> None:
     assert hub.downloads == asked
     assert pipelines.is_cached(spec, dtype="float16")
     assert all(file.cached for file in pipelines.files_to_fetch(spec, dtype="float16"))
-    found = resolve("someone/tiny")
-    assert (found.family, found.architecture, found.origin) == ("scenes", "vega", "hub:someone/tiny")
+    found = resolve(what)
+    assert (found.family, found.architecture, found.origin) == ("scenes", "vega", f"hub:someone/tiny@{COMMIT}")
+    assert resolve("someone/tiny@v3").origin == "hub:someone/tiny", "which is not here"
     assert load(found, dtype="bfloat16", device="cpu").unet.dtype.itemsize == 2
 
 

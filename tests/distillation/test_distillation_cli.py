@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from diffusers import StableDiffusionXLPipeline
 
 from distillation.cli import main
@@ -58,6 +59,27 @@ def test_a_user_error_goes_to_stderr_with_exit_code_2(capsys: pytest.CaptureFixt
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err == "distillation: unknown recipe 'vegga'; did you mean 'vega'?\n"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_device_that_is_not_here_is_refused(more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "vega", "--out", str(tmp_path / "out"), "--device", "cuda", *more]) == 2
+    assert "distillation: no device 'cuda' here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"), [(KeyboardInterrupt, 130, "interrupted; what was finished is kept"), (BrokenPipeError, 2, "")]
+)
+def test_an_end_from_outside_is_no_crash(
+    error: type[BaseException], code: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ends(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("distillation.train.distil", ends)
+    assert main(["run", "vega", "--out", str(tmp_path / "out"), "--device", "cpu"]) == code
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("steps", ["0", "-3", "many"])

@@ -130,7 +130,7 @@ def test_the_doctor_says_which_metrics_behave(monkeypatch: pytest.MonkeyPatch, t
     judged = [golden.Judgement("kid", seen), golden.Judgement("fid.clean", None), golden.Judgement("cmmd", seen, ("black pictures get 1",))]
     monkeypatch.setattr(golden, "judge", lambda: judged)
     assert cli.main(["doctor"]) == 2
-    text = capsys.readouterr().err
+    text = capsys.readouterr().out
     assert "ok  metric kid behaves on golden pictures: healthy 1, black 1" in text
     assert "BAD metric cmmd misbehaves on golden pictures: black pictures get 1" in text
     assert "--  metrics not tried, for want of weights or of a GPU: fid.clean" in text

@@ -1,5 +1,6 @@
 """Names of baselines: moved by one command, with their history."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -44,8 +45,16 @@ def test_a_record_from_elsewhere_or_none_is_refused(results: Path, tmp_path: Pat
     results.mkdir()
     with pytest.raises(UserError, match="does not lie in"):
         baselines.set_baseline("x", saved(make_measured(), tmp_path / "elsewhere"), "because", results)
-    with pytest.raises(UserError, match="no readable record"):
+    with pytest.raises(UserError, match=r"is no record: there is no .*record\.json\.$"):
         baselines.set_baseline("x", results, "because", results)
+
+
+def test_a_folder_of_records_is_told_apart_from_a_record_and_from_a_checkpoint(results: Path) -> None:
+    newest = saved(make_measured(created=datetime(2025, 3, 1, tzinfo=UTC)), results)
+    saved(make_measured(created=datetime(2025, 2, 1, tzinfo=UTC)), results)
+    for refused in (lambda: baselines.set_baseline("x", newest.parent, "because", results), lambda: sides.named(str(newest.parent))):
+        with pytest.raises(UserError, match=rf"is no record.* It holds 2 records; name one of them, such as the newest, {newest}$"):
+            refused()
 
 
 def test_a_lost_record_and_a_broken_file_are_said(results: Path) -> None:
@@ -66,9 +75,9 @@ def test_the_gate_takes_a_name_before_all_else(results: Path, capsys: pytest.Cap
     )
     words = ["--results", str(results)]
     assert cli.main(["baseline", "set", "scenes-vega", str(teacher), "--why", "a name like a model's", *words]) == 0
-    assert "a name like a model's" in capsys.readouterr().err
+    assert "a name like a model's" in capsys.readouterr().out
     assert cli.main(["gate", str(student), "--baseline", "scenes-vega", *words]) == 1
-    assert "worse than scenes-teacher" in capsys.readouterr().err
+    assert "worse than scenes-teacher" in capsys.readouterr().out
     for order in (["baseline", *words, "--json", "list"], ["baseline", "list", "--json", *words]):
         assert cli.main(order) == 0
         assert '"why": "a name like a model\'s"' in capsys.readouterr().out

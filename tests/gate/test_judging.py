@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from factories import GPU, make_measured, make_record, make_scores, saved, with_value
 
-from sdbench import suites
+from sdbench import api, suites
 from sdbench.errors import UserError
 from sdbench.gate import floors, policy
 from sdbench.gate.compare import Side
@@ -300,7 +300,22 @@ def test_nan_or_no_column_never_passes(name: str, column: str, teacher: Made, tm
 def test_a_misspelt_metric_is_no_reason_to_pass(required: bool, teacher: Made, tmp_path: Path) -> None:
     report = judge(make_measured(), teacher, tmp_path, weighing("latency.pipline.p50", direction="lower", margin=9, required=required))
     assert report.exit_code == 2
-    assert "did you mean 'latency.pipeline.p50'?" in report.why
+    assert "in neither record: unknown metric 'latency.pipline.p50'; did you mean 'latency.pipeline.p50'?" in report.why
+
+
+def test_a_record_without_probes_is_told_as_such(teacher: Made, tmp_path: Path) -> None:
+    record, scores = make_measured()
+    record = record.model_copy(update={"values": tuple(value for value in record.values if value.kind != "probe")})
+    report = judge((record, scores), teacher, tmp_path)
+    assert report.exit_code == 2
+    assert "latency.pipeline.p50: not in the record of the candidate, which was measured without it" in report.why
+    rendered = record.model_copy(update={"model": record.model.model_copy(update={"source": "rendered", "weights_digest": None})})
+    folders = [str(saved(made, tmp_path)) for made in ((rendered, scores), teacher)]
+    report = api.compare(*folders, None, api.Places(tmp_path))
+    assert (report.verdict, report.notes) == (
+        "pass",
+        ("not measured, so not weighed: latency.pipeline.p50, memory.peak_rss, memory.peak_allocated",),
+    )
 
 
 def test_the_policy_must_agree_on_where_better_lies(teacher: Made, tmp_path: Path) -> None:

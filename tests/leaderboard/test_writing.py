@@ -250,11 +250,6 @@ def test_noise_is_said_where_a_record_says_it() -> None:
     assert not [line for line in writing.footer(section) if line.startswith("noise")]
 
 
-def test_without_records_the_board_says_so(tmp_path: Path) -> None:
-    assert "no records yet" in writing.write([], tmp_path)[0].read_text(encoding="utf-8")
-    assert "no records yet" in writing.text_table([])
-
-
 def test_a_place_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot write"):

@@ -81,9 +81,11 @@ def test_original_checkpoint_is_told_by_its_keys(tmp_path: Path) -> None:
 
 
 def test_hub_name() -> None:
-    assert resolve("someone/their-sdxl", revision="v2") == ModelSpec(
-        "their-sdxl", "sdxl", "custom", "hub", "someone/their-sdxl", revision="v2"
-    )
+    assert resolve("someone/their-sdxl") == ModelSpec("their-sdxl", "sdxl", "custom", "hub", "someone/their-sdxl")
+    at = resolve("someone/their-sdxl@runs/step-1000")
+    assert (at.name, at.location, at.revision) == ("their-sdxl-runs-step-1000", "someone/their-sdxl", "runs/step-1000")
+    with pytest.raises(UserError, match=r"no folder or file 'someone/their-sdxl@'"):
+        resolve("someone/their-sdxl@")
     bare = resolve("someone/their-unet", base="scenes-teacher")
     assert (bare.family, bare.base) == ("scenes", resolve("scenes-teacher"))
 

@@ -86,7 +86,7 @@ def test_neither_set_of_pictures_is_held_whole(tmp_path: Path, monkeypatch: pyte
 def test_without_the_teacher_s_pictures_it_is_missing_and_the_teacher_has_none(tmp_path: Path) -> None:
     alone = scored(subject(tmp_path, "alone"), METRICS)
     assert {value.state for value in alone.values()} == {"missing"}
-    assert "not in the run folder; run it too" in alone["agreement.ssim"].reason
+    assert "not in the run folder; run it, then this model again" in alone["agreement.ssim"].reason
     teacher = scored(subject(tmp_path, "teacher", is_teacher=True), METRICS)
     assert {value.state for value in teacher.values()} == {"not_applicable"}
     assert all(PROTOCOLS[name].against_teacher for name in METRICS)

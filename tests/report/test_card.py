@@ -103,7 +103,9 @@ def test_the_command_finds_the_records_by_the_weights(
     results = tmp_path / "results"
     words = ["card", str(made), "--results", str(results)]
     assert cli.main(words) == 2
-    assert "measure them first: sdbench run --model" in capsys.readouterr().err
+    assert f"measure them first: sdbench run --model {made}\n" in capsys.readouterr().err
+    assert cli.main(["card", "scenes-vega", "--results", str(results)]) == 2
+    assert "written into the folder of a pipeline or UNet, and 'scenes-vega' is none (embedded)" in capsys.readouterr().err
     spec = resolve(str(made))
     record, row = student(rows).record, student(rows)
     model = record.model.model_copy(update={"name": "tiny-vega", "weights_digest": weights_digest(spec)})

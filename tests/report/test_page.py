@@ -129,14 +129,18 @@ def test_models_without_pictures_scores_or_a_policy_have_a_page_too(tmp_path: Pa
     assert "&#34;&gt;&lt;b&gt;" in text
 
 
-def test_without_records_the_page_says_so(tmp_path: Path) -> None:
-    (path,) = api.report(api.Places(tmp_path))
-    assert "no records yet" in path.read_text(encoding="utf-8")
+def test_a_policy_that_is_named_and_weighs_nothing_is_an_error(tmp_path: Path) -> None:
+    board(tmp_path)
+    (tmp_path / "own.toml").write_text('alpha = 0.05\n[suites.qualty]\nx = { direction = "lower", margin = 1, required = true }\n')
+    with pytest.raises(UserError, match=r"own\.toml has no table \[suites\.quality\].*\(it has qualty\)"):
+        api.report(api.Places(tmp_path), policy=tmp_path / "own.toml")
+    assert not (tmp_path / "report.html").exists()
 
 
 def test_a_place_that_cannot_be_written_and_a_policy_that_is_not_there_are_errors(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    board(tmp_path)
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot write"):
         api.report(api.Places(tmp_path), tmp_path / "file" / "report.html")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import test_runner
-from hub import Hub, serving
+from hub import COMMIT, Hub, serving
 from test_runner import SUITE, bench, files_of
 from tiny import save_tiny_pipeline, tiny_unet
 
@@ -31,7 +31,7 @@ def test_a_pipeline_that_is_not_cached_is_fetched_and_measured(hub: Hub, tmp_pat
     assert unknown.architecture == "custom"
     (made,) = runner.run([unknown], bench(tmp_path, suite))
     record = records.head(made)
-    assert (record.model.architecture, record.model.source) == ("vega", "hub:someone/tiny")
+    assert (record.model.architecture, record.model.source) == ("vega", f"hub:someone/tiny@{COMMIT}")
     assert record.model.weights_digest == weights_digest(resolve(str(folder)), dtype="float32")
     assert len(list((made / "images").glob("*.png"))) == record.n_images == 4
     before, fetched = files_of(tmp_path / "results"), dict(hub.hits)

@@ -103,6 +103,18 @@ def test_a_dry_run_tells_it_and_fetches_nothing(
     assert json.loads(capsys.readouterr().out)["lacking"] == content["lacking"]
 
 
+def test_a_teacher_that_is_neither_measured_nor_asked_for_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["run", "--model", "scenes-vega", "--dry-run", "--only", "quality", "--results", str(tmp_path)]
+    told = (
+        "missing: record of the teacher, scenes-teacher under quality@4, so win rates and agreement with it will be missing: "
+        "add --model scenes-teacher\n"
+    )
+    assert cli.main(words) == 0
+    assert told in capsys.readouterr().out
+    assert cli.main([*words, "--model", "scenes-teacher"]) == 0
+    assert "teacher, " not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("options", "pictures", "timed", "probes"),
     [
@@ -125,7 +137,8 @@ def test_a_dry_run_tells_what_the_same_run_would_make(
     monkeypatch.setattr(work, "_counted", lambda *_: work.Work(1, 0, 0))
     assert cli.main(["run", "--model", "scenes-vega", "--dry-run", "--json", "--runs", str(tmp_path), *options]) == 0
     out, err = capsys.readouterr()
-    assert f": {pictures} pictures a model" in err
+    assert f": {pictures or 'no'} pictures a model" in err
+    assert re.findall(r"of (sampling|timed calls) on this machine", err) == ["sampling" if pictures else "timed calls"]
     assert re.findall(r"probes: 5 rounds a model, each a process for every setting: (.*)", err) == ([probes] if probes else [])
     content = json.loads(out)
     (row,) = content["models"]
@@ -153,11 +166,11 @@ def test_random_weights_need_no_evaluators(tmp_path: Path, monkeypatch: pytest.M
 
 def test_suites_are_listed_with_what_they_lack(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["suites", "--runs", str(tmp_path)]) == 0
-    lines = capsys.readouterr().err.splitlines()
+    lines = capsys.readouterr().out.splitlines()
     at = next(row for row, line in enumerate(lines) if line.startswith("standard@"))
-    assert lines[at + 1].startswith("    not on this disk: ")
-    assert "yuvalkirstain/PickScore_v1 (3.94 GB)" in lines[at + 1]
-    assert lines[at + 2].startswith("    missing: reference 'coco-30k'")
+    assert lines[at + 2].startswith("    not on this disk: ")
+    assert "yuvalkirstain/PickScore_v1 (3.94 GB)" in lines[at + 2]
+    assert lines[at + 3].startswith("    missing: reference 'coco-30k'")
 
 
 def test_a_run_without_its_prompts_stops_before_anything_is_loaded(

@@ -29,7 +29,7 @@ from sdbench.probes.driver import Probed
 from sdbench.protocols.base import Subject
 from sdbench.records import Model, Original, Scores, Value
 from sdbench.reference import cards
-from sdbench.run import elsewhere, runner
+from sdbench.run import elsewhere, recording, runner
 from sdbench.run.bench import Bench, place_of
 from sdbench.run.bench import bench as prepared
 from sdbench.scenes.grammar import parse, scene_at
@@ -344,14 +344,24 @@ def test_weights_that_come_back_keep_what_was_found_of_them(teacher: ModelSpec, 
 
 def test_a_student_alone_has_no_win_rate_until_the_teacher_was_run(teacher: ModelSpec, tmp_path: Path) -> None:
     student = replace(teacher, name="student")
+    setting = bench(tmp_path, SUITE.model_copy(update={"metrics": {"scenes": (*METRICS, "agreement.ssim")}}))
 
     def rate() -> Value | None:
-        return records.read(runner.run([student], bench(tmp_path))[0])[0].value("win_rate.preference.scenes")
+        return records.read(runner.run([student], setting)[0])[0].value("win_rate.preference.scenes")
+
+    def told(*others: ModelSpec) -> list[str]:
+        return recording.lacking([student, *others], setting)
 
     alone = rate()
     assert alone is not None
     assert alone.state == "missing"
-    runner.run([teacher], bench(tmp_path))
+    under, way = "of the teacher, scenes-teacher under own@1, so", "with it will be missing: add --model scenes-teacher"
+    assert told() == [f"record {under} win rates and agreement {way}"]
+    assert told(teacher) == []
+    (of_teacher,) = runner.run([teacher], setting)
+    assert told() == []
+    place_of(records.head(of_teacher).model, setting)[0].folder.rename(tmp_path / "away")
+    assert told() == [f"pictures {under} agreement {way}"]
     after = rate()
     assert after is not None
     assert after.value == 0.5
@@ -468,7 +478,9 @@ def test_a_run_of_one_half_keeps_the_other_half_of_the_record(teacher: ModelSpec
     monkeypatch.setattr(runner.driver, "measure", lambda specs, *_, **__: Probed({spec.name: [probe] for spec in specs}, "turns"))
     suite = SUITE.model_copy(update={"probes": Probes(rounds=1, calls=2, warmup=0)})
     (pictures,) = runner.run([teacher], bench(tmp_path, suite))
-    (both,) = runner.run([teacher], bench(tmp_path, suite, "probes"))
+    (tmp_path / "moved").symlink_to(teacher.location)
+    moved = replace(teacher, location=str(tmp_path / "moved"))  # the same weights
+    (both,) = runner.run([moved], bench(tmp_path, suite, "probes"))
     assert both != pictures
     record, scores = records.read(both)
     before, columns = records.read(pictures)
@@ -477,7 +489,7 @@ def test_a_run_of_one_half_keeps_the_other_half_of_the_record(teacher: ModelSpec
     assert {name: column.tolist() for name, column in scores.columns.items()} == {
         name: column.tolist() for name, column in columns.columns.items()
     }
-    assert runner.run([teacher], bench(tmp_path, suite)) == [both]
+    assert runner.run([moved], bench(tmp_path, suite)) == [both]
 
 
 def test_settings_measured_one_after_the_other_come_together_in_one_record(
