@@ -6,18 +6,13 @@ import pytest
 from stand_ins import stand_in
 
 from sdbench.models.loading import load
-from sdbench.models.spec import ModelSpec, resolve
+from sdbench.models.spec import ModelSpec
 from sdbench.run import runner
 
 
 @pytest.fixture
 def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch)
-
-
-@pytest.fixture(scope="session")
-def made_pipeline(made: Path) -> Any:
-    return load(resolve(str(made)), dtype="float32", device="cpu")
 
 
 @pytest.fixture
