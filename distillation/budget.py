@@ -8,10 +8,11 @@ Solved exactly as a 0/1 integer programme. That losses of single parts may be ad
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from statistics import median
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ I64 = npt.NDArray[np.int64]
 Parts = Mapping[str, F64] | Mapping[str, I64]
 TWIN = "down_blocks.2.attentions.0"  # whose depth a config gives to the middle
 WARMUP, CALLS = 3, 15
+LEAD_CYCLES = 10**8  # of a card's clock: 50 ms and more, in which a host launches some thousands of kernels
 
 
 @dataclass(frozen=True)
@@ -97,32 +99,46 @@ def parameters(config: Config) -> Cost:
 
 @torch.no_grad()
 def times(unet: UNet2DConditionModel, batch: Batch, scheduler: DDIMScheduler) -> Cost:
-    """Measured times of one call of a UNet and of its parts, medians over calls."""
+    """Measured times of one call of a UNet and of its parts, medians over calls.
+
+    On a card they are those of its kernels: each call waits in the stream until the host, which may be the slower of the two,
+    has filled the queue, and nothing waits for the card before the end.
+    """
     names = {path: [f"{path}.transformer_blocks.{block}" for block in range(depth)] for path, depth in depths(unet.config).items()}
     middle = [MIDDLE, SECOND_RESNET] if MIDDLE in names else []
-    clocks: dict[str, list[float]] = {name: [] for name in ["", *middle, *(block for blocks in names.values() for block in blocks)]}
+    marks: dict[str, list[Any]] = {name: [] for name in ["", *middle, *(block for blocks in names.values() for block in blocks)]}
     noised, batch = noisy(scheduler, batch).to(unet.dtype), batch.to(unet.dtype)
+    on_card = unet.device.type == "cuda"
     with ExitStack() as hooks:
-        for name, seconds in clocks.items():
-            module = unet.get_submodule(name)
-            hooks.enter_context(module.register_forward_pre_hook(_start(seconds)))
-            hooks.enter_context(module.register_forward_hook(_stop(seconds)))
+        for name, seen in marks.items():
+            module, mark = unet.get_submodule(name), _marker(seen, _event if on_card else perf_counter)
+            hooks.enter_context(module.register_forward_pre_hook(mark))
+            hooks.enter_context(module.register_forward_hook(mark))
         for _ in range(WARMUP + CALLS):
+            if on_card:
+                torch.cuda._sleep(LEAD_CYCLES)  # type: ignore[no-untyped-call]  # noqa: SLF001  # no public call waits in the stream
             predict(unet, noised, batch)
-    ns = {name: round(1e9 * median(seconds[WARMUP:])) for name, seconds in clocks.items()}
+    synchronised()
+    ns = {name: round(1e9 * median(_seconds(seen)[WARMUP:])) for name, seen in marks.items()}
     parts = {path: np.array([ns[block] for block in blocks]) for path, blocks in names.items()}
     return Cost(ns[""], parts | ({WHOLE: np.array([sum(ns[name] for name in middle)])} if middle else {}), "ns")
 
 
-def _start(seconds: list[float]) -> Any:
-    return lambda *_: seconds.append(synchronised())
+def _marker(seen: list[Any], now: Callable[[], Any]) -> Any:
+    return lambda *_: seen.append(now())
 
 
-def _stop(seconds: list[float]) -> Any:
-    def hook(*_: object) -> None:
-        seconds[-1] = synchronised() - seconds[-1]
+def _event() -> torch.cuda.Event:
+    """The moment at which the card gets here."""
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch's
+    event.record()
+    return event
 
-    return hook
+
+def _seconds(marks: Sequence[Any]) -> list[float]:
+    """Of each call, from marks before and after it."""
+    pairs = zip(marks[::2], marks[1::2], strict=True)
+    return [end - start if isinstance(start, float) else start.elapsed_time(end) / 1000 for start, end in pairs]
 
 
 def least_loss(losses: Mapping[str, F64], cost: Cost, limit: int) -> Plan:

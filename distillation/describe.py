@@ -11,8 +11,8 @@ from distillation.prune import on_meta, prune
 from distillation.recipe import Family, Recipe
 from distillation.recipe_tables import Teaching
 from distillation.taps import Tap, resolve
-from sdbench.models.architectures import Config, unet_config
-from sdbench.probes.flops import random_unet_input, unet_macs
+from sdbench.models.architectures import PARTS, Config, unet_config
+from sdbench.probes.work import shape, unet_macs
 from sdbench.training.loop import CHECKPOINTS
 
 
@@ -93,10 +93,9 @@ def _estimate(
     usd_per_hour: float | None,
 ) -> list[str]:
     settings, size_px = recipe.settings(family), recipe.size_px(family)
-    given = random_unet_input(recipe.teacher, family, size_px)
-    latent_size, tokens = given["latent_size"], given["tokens"]
+    latent_size, tokens = shape(PARTS[family], size_px)
     first = memory(students[0], count(teacher), taps, latent_size=latent_size, tokens=tokens, dtype=settings.dtype, ema=settings.ema > 0)
-    macs = [unet_macs(network.config, latent_size=latent_size, tokens=tokens) for network in (teacher, *students)]
+    macs = [unet_macs(network.config, latent_size, tokens) for network in (teacher, *students)]
     pictures, twice = settings.batch * settings.accumulation, settings.checkpointing
     flops = [step_flops(macs[0], student, pictures, checkpointing=twice) for student in macs[1:]]
     whole = sum(steps * each for steps, each in zip(counts, flops, strict=True))

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from distillation.prune import on_meta
 from distillation.taps import Tap
-from sdbench.probes.flops import empty_input
+from sdbench.probes.work import empty_input
 
 FLOAT32 = 4  # bytes
 H100_TFLOPS = 989.0  # dense bfloat16, NVIDIA's data sheet of the H100 SXM

@@ -24,10 +24,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Places:
-    """Where records, and the work behind them, are kept."""
+    """Where records, and the work behind them, are kept.
+
+    Attributes:
+        runs: folder of pictures, features and rounds; by default `runs` within that of results.
+    """
 
     results: Path = Path("results")
-    runs: Path = Path("results/runs")
+    runs: Path | None = None
+
+    @property
+    def work(self) -> Path:
+        """The folder of pictures, features and rounds."""
+        return self.runs or self.results / "runs"
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,7 @@ class Overrides:
         n: number of prompts.
         prompts: text file with a prompt a line, all of which are taken where `n` does not say otherwise.
         reference: name of the reference that distances are to.
+        rounds, calls: processes of each model and setting, and timed calls of each stage in one.
     """
 
     steps: int | None = None
@@ -53,30 +63,43 @@ class Overrides:
     n: int | None = None
     prompts: Path | None = None
     reference: str | None = None
+    rounds: int | None = None
+    calls: int | None = None
 
     def apply(self, suite: suites.Suite) -> suites.Suite:
         """The suite with these settings in place of its own.
 
         Raises:
-            UserError: a value is out of range, or the prompts cannot be read.
+            UserError: a value is out of range, the prompts cannot be read, or there are no probes whose rounds could be others.
         """
         changed = {name: value for name, value in vars(self).items() if value is not None}
         if not changed or suite.sampling is None or suite.prompts is None:
             return suite
         n, own, reference = (changed.pop(name, None) for name in ("n", "prompts", "reference"))
+        timing: dict[str, int] = {name: changed.pop(name) for name in ("rounds", "calls") if name in changed}
         changed = {"steps": len(self.timesteps), **changed} if self.timesteps else changed
         sampling = {**suite.sampling.model_dump(), **changed}
         listed = {"source": "file", "file": str(own), "n": len(lines(own))} if own else suite.prompts.model_dump()
         prompts = {**listed, **({} if n is None else {"n": n, "digest": None})}
         content = {**suite.model_dump(), "name": f"{suite.name}-custom", "sampling": sampling, "prompts": prompts}
-        content |= {"reference": reference or suite.reference}
+        content |= {"reference": reference or suite.reference, "probes": _timed(suite, timing) if timing else content["probes"]}
         return validated(suites.Suite, content, f"suite {suite.name!r} with your settings")
+
+
+def _timed(suite: suites.Suite, timing: dict[str, int]) -> dict[str, Any]:
+    """The probes of a suite with other numbers of rounds and calls, which no setting then has for itself."""
+    if suite.probes is None:
+        raise UserError(f"suite {suite.name!r} has no probes, so nothing to take in {' and '.join(timing)}; leave that out")
+    content = {**suite.probes.model_dump(), **timing}
+    if "calls" in timing:
+        content["settings"] = [{**setting, "calls": None} for setting in content.get("settings", ())]
+    return content
 
 
 def run(
     specs: "Sequence[ModelSpec]",
     suite: suites.Suite,
-    places: Places | None = None,
+    places: Places = Places(),
     *,
     device: str | None = None,
     only: str | None = None,
@@ -93,12 +116,11 @@ def run(
     from sdbench.run import runner
     from sdbench.run.bench import bench
 
-    where = places or Places()
     choice: dict[str, Any] = {"only": only, "settings": settings, "profile": profile}
-    return runner.run(specs, bench(suite, device=machine.chosen_device(device), results=where.results, runs=where.runs, **choice))
+    return runner.run(specs, bench(suite, device=machine.chosen_device(device), results=places.results, runs=places.work, **choice))
 
 
-def score(images: Path, prompts: Path, places: Places | None = None, suite: str = "standard") -> tuple[list[Value], Scores]:
+def score(images: Path, prompts: Path, places: Places = Places(), suite: str = "standard") -> tuple[list[Value], Scores]:
     """Score pictures made elsewhere by a suite's metrics, but for those that compare with the teacher.
 
     Args:
@@ -115,11 +137,11 @@ def score(images: Path, prompts: Path, places: Places | None = None, suite: str 
     from sdbench.score import score as scored
 
     chosen = suites.load(suite)
-    subject = elsewhere.subject(images, prompts, chosen, (places or Places()).runs)
+    subject = elsewhere.subject(images, prompts, chosen, places.work)
     return scored(subject, [name for name in chosen.own_metrics if not PROTOCOLS[name].against_teacher])
 
 
-def record_pictures(images: Path, prompts: Path, name: str, places: Places | None = None, suite: str = "standard") -> Path:
+def record_pictures(images: Path, prompts: Path, name: str, places: Places = Places(), suite: str = "standard") -> Path:
     """Score pictures made elsewhere, as `score`, and write a record, which leaderboard and gate read => its folder.
 
     It is of the suite itself where the prompts are the suite's, so that its row stands beside the models'; of `<name>-custom` else. Agreement
@@ -135,10 +157,10 @@ def record_pictures(images: Path, prompts: Path, name: str, places: Places | Non
     from sdbench.run import elsewhere
     from sdbench.run.bench import bench
 
-    where, chosen = places or Places(), suites.load(suite)
+    chosen = suites.load(suite)
     if lines(prompts) != tuple(chosen.prompt_list().values()):
         chosen = Overrides(prompts=prompts).apply(chosen)
-    setting = bench(chosen, device=machine.chosen_device(None), results=where.results, runs=where.runs, only="quality")
+    setting = bench(chosen, device=machine.chosen_device(None), results=places.results, runs=places.work, only="quality")
     return elsewhere.record(images, prompts, name, setting)
 
 
@@ -165,7 +187,7 @@ def evaluate(
     *,
     name: str | None = None,
     only: str | None = None,
-    places: Places | None = None,
+    places: Places = Places(),
     device: str | None = None,
 ) -> Evaluation:
     """Measure a model, from a notebook or in the middle of a training loop => the record that the command line would make.
@@ -197,7 +219,7 @@ def evaluate(
     Raises:
         UserError: bad input, as from the command line.
     """
-    where, in_memory = places or Places(), not isinstance(model, str | Path)
+    in_memory = not isinstance(model, str | Path)
     if in_memory and only == "probes":
         raise UserError("latency and memory are measured in processes of their own; save the pipeline and name its folder")
     spec, only = _described(model, name), "quality" if in_memory else only
@@ -205,12 +227,12 @@ def evaluate(
     chosen, policy, old = _suite(suite, spec), _policy(None), None
     if baseline is not None:  # before the model, which may take hours, is run for a misspelt name
         policy.rules(chosen.name)
-        old = _opponent(str(baseline), chosen, where, device, only)
-    (folder,) = _run_in_memory(model, spec, chosen, where) if in_memory else run([spec], chosen, where, device=device, only=only)
+        old = _opponent(str(baseline), chosen, places, device, only)
+    (folder,) = _run_in_memory(model, spec, chosen, places) if in_memory else run([spec], chosen, places, device=device, only=only)
     record, scores = records.read(folder)
     if old is None:
         return Evaluation(folder, record, scores, None)
-    return Evaluation(folder, record, scores, _judged(folder, old, policy, where, str(baseline), only=only))
+    return Evaluation(folder, record, scores, _judged(folder, old, policy, places, str(baseline), only=only))
 
 
 def _described(model: Any, name: str | None) -> "ModelSpec":
@@ -223,13 +245,13 @@ def _described(model: Any, name: str | None) -> "ModelSpec":
     return memory.describe(model, name or "pipeline")
 
 
-def _run_in_memory(pipeline: Any, spec: "ModelSpec", suite: suites.Suite, where: Places) -> list[Path]:
+def _run_in_memory(pipeline: Any, spec: "ModelSpec", suite: suites.Suite, places: Places) -> list[Path]:
     from sdbench.generate import DTYPES
     from sdbench.models import memory
     from sdbench.run import runner
     from sdbench.run.bench import bench
 
-    setting = bench(suite, device=str(pipeline.unet.device), results=where.results, runs=where.runs, only="quality")
+    setting = bench(suite, device=str(pipeline.unet.device), results=places.results, runs=places.work, only="quality")
     with memory.lent(pipeline, DTYPES[setting.sampling.dtype]) as guest:
         return runner.run([spec], replace(setting, loaded={spec.name: guest}))
 
@@ -252,7 +274,7 @@ def compare(
     candidate: str,
     baseline: str,
     policy: Path | None,
-    places: Places | None = None,
+    places: Places = Places(),
     suite: str | None = None,
     *,
     base: str | None = None,
@@ -272,20 +294,20 @@ def compare(
     Raises:
         UserError: bad input, as from the command line.
     """
-    where, chosen = places or Places(), _policy(policy)
+    chosen = _policy(policy)
     given = suites.load(suite) if suite else None
-    theirs = sides.find(baseline, where.results)
+    theirs = sides.find(baseline, places.results)
     ours = sides.named(candidate, base=base, lora=lora, name=name)
-    new, old = sides.pair(ours, theirs, given, chosen, where.results, lambda specs, suite: run(specs, suite, where, device=device))
-    return _judged(new, old, chosen, where, baseline)
+    new, old = sides.pair(ours, theirs, given, chosen, places.results, lambda specs, suite: run(specs, suite, places, device=device))
+    return _judged(new, old, chosen, places, baseline)
 
 
-def _judged(new: Path, old: Path, policy: Policy, where: Places, asked: str, only: str | None = None) -> Report:
+def _judged(new: Path, old: Path, policy: Policy, places: Places, asked: str, only: str | None = None) -> Report:
     """The verdict; latency and memory are not weighed for a run of the quality `only`, nor where one side has no model."""
     ours, theirs = records.head(new), records.head(old)
     alone = next((side for side in (ours, theirs) if side.model.is_elsewhere), ours if only == "quality" else None)
     weighed, skipped = _without_probes(alone, policy) if alone else (policy, [])
-    report = gate(new, old, weighed, floors.between_runs(theirs, where.results))
+    report = gate(new, old, weighed, floors.between_runs(theirs, places.results))
     notes = (f"not measured, so not weighed: {', '.join(skipped)}",) if skipped else ()
     return _signed(replace(report, notes=(*report.notes, *notes)), new, old, policy, asked)
 
@@ -296,15 +318,14 @@ def _signed(report: Report, new: Path, old: Path, policy: Policy, asked: str) ->
     return replace(report, inputs=Inputs(str(new), str(old), asked, suite.text, policy.name, policy.alpha))
 
 
-def report(places: Places | None = None, out: Path | None = None, policy: Path | None = None) -> list[Path]:
+def report(places: Places = Places(), out: Path | None = None, policy: Path | None = None) -> list[Path]:
     """Write the HTML page of all records => the page, and what lies beside it."""
     from sdbench.report import page
 
-    where = places or Places()
-    return page.write(where.results, out or where.results / page.FILE_NAME, _policy(policy))
+    return page.write(places.results, out or places.results / page.FILE_NAME, _policy(policy))
 
 
-def card(folder: str, places: Places | None = None, base: str | None = None) -> Path:
+def card(folder: str, places: Places = Places(), base: str | None = None) -> Path:
     """Write the results of the model in a folder into its model card => the card.
 
     Raises:
@@ -315,58 +336,62 @@ def card(folder: str, places: Places | None = None, base: str | None = None) -> 
     from sdbench.models.spec import resolve
     from sdbench.report import card as cards
 
-    where = places or Places()
     spec = resolve(folder, base=base)
-    board = standings.rows(where.results)
+    board = standings.rows(places.results)
     dtypes = {row.record.sampling.get("dtype", "float32") for row in board if row.record.family == spec.family}
     digests = {weights_digest(spec, dtype=dtype) for dtype in dtypes}
     own = [row for row in board if row.record.model.weights_digest in digests]
     if spec.source not in ("folder", "unet-folder") or not own:
-        raise UserError(f"no record under {where.results} is of the weights in {folder}; measure them first: sdbench run --model {folder}")
+        raise UserError(f"no record under {places.results} is of the weights in {folder}; measure them first: sdbench run --model {folder}")
     return cards.write(Path(folder), board, own)
 
 
 def until_verdict(
-    spec: "ModelSpec", suite: suites.Suite, baseline: str, policy: Path | None, places: Places | None = None, device: str | None = None
+    spec: "ModelSpec", suite: suites.Suite, baseline: str, policy: Path | None, places: Places = Places(), device: str | None = None
 ) -> tuple[Path, Report]:
     """Measure a model until it is sure whether it is as good as the baseline => its record, the verdict."""
     from sdbench.encoders.memory import evaluators
     from sdbench.run.bench import bench, check_models
     from sdbench.run.until import Question, run_until_verdict
 
-    where, chosen = places or Places(), _policy(policy)
+    chosen = _policy(policy)
     chosen.rules(suite.name)  # a policy that weighs nothing here ends the run before it begins
     check_models([spec], suite)
-    old = _opponent(baseline, suite, where, device)
-    setting = bench(suite, device=machine.chosen_device(device), results=where.results, runs=where.runs)
+    old = _opponent(baseline, suite, places, device)
+    setting = bench(suite, device=machine.chosen_device(device), results=places.results, runs=places.work)
     with evaluators(setting.device):
-        path, report = run_until_verdict(Question(spec, setting, old, chosen, floors.between_runs(records.head(old), where.results)))
+        path, report = run_until_verdict(Question(spec, setting, old, chosen, floors.between_runs(records.head(old), places.results)))
     return path, _signed(report, path, old, chosen, baseline)
 
 
 def noise(
-    spec: "ModelSpec", suite: suites.Suite, seeds: int, places: Places | None = None, device: str | None = None, only: str | None = None
+    spec: "ModelSpec", suite: suites.Suite, seeds: int, places: Places = Places(), device: str | None = None, only: str | None = None
 ) -> tuple[Path, floors.Floor]:
     """Run a model under several noise seeds, each time anew, and write how far it lies from itself => file, floor.
 
     Its records and pictures stay in the folder of runs: they are of no use to a leaderboard.
 
     Raises:
-        UserError: fewer than 2 seeds.
+        UserError: fewer than 2 seeds, or a suite whose noise is a file, the same under every seed.
     """
     if seeds < 2:
         raise UserError(f"a noise floor needs at least 2 seeds, found {seeds}")
-    where, found = places or Places(), []
+    if suite.noise.file:
+        raise UserError(
+            f"suite {suite.name!r} takes its latent from {suite.noise.file}, whatever the seed: its runs would not differ, and the floor would be 0. "
+            "Use a suite whose noise is drawn from a seed"
+        )
+    found = []
     numbers = [suite.noise.seed + index for index in range(seeds)]
     for seed in numbers:
         seeded = suite.model_copy(update={"noise": suite.noise.model_copy(update={"seed": seed}), "teacher": None})  # who drew other noise
-        folder = where.runs / "noise" / str(seed)  # probes are kept by what they measure: each run needs a place of its own
+        folder = places.work / "noise" / str(seed)  # probes are kept by what they measure: each run needs a place of its own
         (record,) = run([spec], seeded, Places(folder / "records", folder), device=device, only=only)
         found.append(Side.read(record))
     floor = floors.of(found, numbers, suite.id)
-    written = floors.write(floor, where.results)
+    written = floors.write(floor, places.results)
     for seed in numbers:  # the next floor is measured anew; until here, what was killed goes on
-        shutil.rmtree(where.runs / "noise" / str(seed) / "probes", ignore_errors=True)
+        shutil.rmtree(places.work / "noise" / str(seed) / "probes", ignore_errors=True)
     return written, floor
 
 
@@ -374,11 +399,11 @@ def _policy(path: Path | None) -> Policy:
     return load_policy(path or suites.find(suites.POLICY))
 
 
-def _opponent(baseline: str, suite: suites.Suite, where: Places, device: str | None, only: str | None = None) -> Path:
+def _opponent(baseline: str, suite: suites.Suite, places: Places, device: str | None, only: str | None = None) -> Path:
     """The record that a model which is run here is compared with; run too, where this machine class has none."""
-    found = sides.find(baseline, where.results)
+    found = sides.find(baseline, places.results)
     if isinstance(found, Path):
         sides.check(found, suite.id)
         return found
     here = machine.this_machine(machine.chosen_device(device)).machine_class
-    return sides.of(found, suite, here, where.results, lambda specs, suite: run(specs, suite, where, device=device, only=only))
+    return sides.of(found, suite, here, places.results, lambda specs, suite: run(specs, suite, places, device=device, only=only))

@@ -10,7 +10,7 @@ from pathlib import Path
 from sdbench import __version__
 from sdbench.arguments import Parser
 from sdbench.commands import gating, measuring, showing
-from sdbench.commands.console import Command, add_common, give, runs, say
+from sdbench.commands.console import Command, add_common, add_runs, give, places, say
 from sdbench.errors import UserError
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -61,21 +61,20 @@ def parser() -> argparse.ArgumentParser:
     gating.add_commands(add)
     showing.add_commands(add)
     plain("models", _models, "list the models known by name").add_argument("--json", action="store_true", help="answer as JSON on stdout")
-    add("suites", _suites, "list the suites")
-    add(
-        "doctor",
-        _doctor,
-        "say what this machine can run, what is missing, and whether the shipped weights are intact and the metrics behave",
-    )
+    add_runs(add("suites", _suites, "list the suites"))
+    intact = "say what this machine can run, what is missing, and whether the shipped weights are intact and the metrics behave"
+    add_runs(add("doctor", _doctor, intact))
 
     references = add("reference", _reference, "build reference statistics from real pictures, import published ones, or list those at hand")
     _add_reference(references)
+    add_runs(references)
 
-    training = add("scenes", _scenes, "train the embedded family's own weights, or install what was trained")
+    training = plain("scenes", _scenes, "train the embedded family's own weights, or install what was trained")
     training.add_argument("action", choices=("train", "ship"), help="train: make parts in WORK; ship: install them with a manifest")
     training.add_argument("--parts", nargs="+", default=[], help="parts to train (default: all)")
+    training.add_argument("--results", type=Path, default=Path("results"), help="folder that keeps the losses (default: results)")
     training.add_argument(
-        "--work", type=Path, default=Path("results/runs/training"), help="folder to train in; a part that was killed goes on from there"
+        "--work", type=Path, help="folder to train in; a part that was killed goes on from there (default: RESULTS/runs/training)"
     )
     training.add_argument("--device", help="cpu, cuda or cuda:<index>")
     return top
@@ -132,7 +131,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     from sdbench.doctor import checks
 
     findings = []
-    for finding in checks.examine(arguments.results, runs(arguments)):
+    for finding in checks.examine(arguments.results, places(arguments).work):
         findings.append(finding)
         say(f"{'ok ' if finding.fine else 'BAD' if finding.fatal else '-- '} {finding.text}")
     if arguments.json:
@@ -143,7 +142,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 def _reference(arguments: argparse.Namespace) -> int:
     from sdbench.commands import reference
 
-    found = reference.run(arguments, runs(arguments))
+    found = reference.run(arguments, places(arguments).work)
     for card in found:
         say(reference.line(card))
     if not found:
@@ -157,7 +156,8 @@ def _scenes(arguments: argparse.Namespace) -> int:
     from sdbench.machine import chosen_device, environment
     from sdbench.scenes.training import make, ship
 
-    shop = make.Shop(arguments.work, chosen_device(arguments.device))
+    work = arguments.work or arguments.results / "runs" / "training"
+    shop = make.Shop(work, chosen_device(arguments.device))
     if arguments.action == "ship":
         say(f"installed: {ship.ship(shop, environment().model_dump(), arguments.results / 'training')}")
         return 0

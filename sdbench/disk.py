@@ -3,9 +3,9 @@
 import contextlib
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from sdbench.errors import UserError
 
@@ -21,7 +21,7 @@ def write_bytes(path: Path, content: bytes) -> Path:
     Raises:
         UserError: the folder cannot be written, or the disk is full.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    beside = path.with_name(f".{path.name}.{uuid4().hex}.part")  # two containers may have one process number
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside.write_bytes(content)

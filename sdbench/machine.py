@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -35,6 +36,14 @@ PACKAGES = (
     "torchmetrics",
     "torchvision",
     "transformers",
+)
+# Environment variables by which the same code computes otherwise, as the documentation of PyTorch (its pages on CUDA's variables, on
+# threads and on compiling) and NVIDIA's CUDA programming guide have them; not those that name places or devices.
+_SWITCHES = re.compile(
+    r"(OMP|MKL)_NUM_THREADS|PYTORCH_(CUDA_)?ALLOC_CONF|PYTORCH_NO_CUDA_MEMORY_CACHING|NVIDIA_TF32_OVERRIDE"
+    r"|TORCH_(ALLOW_TF32_CUBLAS_OVERRIDE|BLAS_PREFER_\w+|CUBLAS_WORKSPACE_CACHE|CUDNN_\w+)|CUBLAS_WORKSPACE_CONFIG|CUBLASLT_WORKSPACE_SIZE"
+    r"|CUDA_(LAUNCH_BLOCKING|MODULE_LOADING|DEVICE_MAX_CONNECTIONS|SCALE_LAUNCH_QUEUES|FORCE_PTX_JIT)|CUDNN_CONV_WSCAP_DBG"
+    r"|TORCH_COMPILE_DISABLE|TORCHDYNAMO_\w+|TORCHINDUCTOR_(?!CACHE_DIR)\w+"
 )
 
 
@@ -72,9 +81,14 @@ def this_machine(device: str) -> Machine:
 
 def environment() -> Environment:
     """Python, the packages that make numbers, and the commit where sdbench runs from a checkout."""
-    packages = {"sdbench": __version__} | {name: version for name in PACKAGES if (version := _version(name))}
+    packages = {"sdbench": __version__} | {name: found for name in PACKAGES if (found := version(name))}
     commit, dirty = checkout_state(Path(__file__).resolve().parents[1])
-    return Environment(python=platform.python_version(), packages=packages, commit=commit, dirty=dirty)
+    return Environment(python=platform.python_version(), packages=packages, variables=variables(), commit=commit, dirty=dirty)
+
+
+def variables() -> dict[str, str]:
+    """Those environment variables that are set and change how fast, in how much memory or to which digits networks are computed."""
+    return {name: value for name, value in sorted(os.environ.items()) if _SWITCHES.fullmatch(name)}
 
 
 def checkout_state(root: Path) -> tuple[str | None, bool | None]:
@@ -86,20 +100,21 @@ def checkout_state(root: Path) -> tuple[str | None, bool | None]:
     return commit, None if changed is None else bool(changed)
 
 
+@cache
+def version(package: str) -> str | None:
+    """The version of an installed package; None where it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def _git(root: Path, *words: str) -> str | None:
     git = shutil.which("git")
     if git is None:
         return None
     done = subprocess.run([git, "-C", str(root), *words], capture_output=True, text=True, check=False)  # noqa: S603  # fixed words
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-@cache
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _cores() -> int:
@@ -114,9 +129,10 @@ def _cpu_name() -> str:
 
 
 def _nvidia_driver() -> str | None:
-    smi = shutil.which("nvidia-smi")
-    if smi is None:
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    except pynvml.NVMLError:
         return None
-    words = [smi, "--query-gpu=driver_version", "--format=csv,noheader"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)  # noqa: S603  # fixed words
-    return done.stdout.split()[0] if done.returncode == 0 and done.stdout.strip() else None

@@ -8,7 +8,6 @@ its name is the digest of what it says, so that a record cannot be changed witho
 import hashlib
 import math
 import operator
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -40,7 +39,8 @@ class Value(Table):
             `samples`, compared on the log scale), `count` (exact: parameters, FLOPs).
         low, high: ends of the 95 % interval; None where there is none (counts).
         n: images, prompts or calls behind the value.
-        reference: digest of the reference that a set metric was taken against.
+        reference: digest of what it was taken against: of the reference of a set metric, of the teacher's weights where it compares with
+            the teacher. Values are alike only where it is the same; older records do not name the teacher's, and are alike among themselves.
         samples: raw measurements of a probe, a list of calls for each round.
         note: what a reader must know ("descriptive: n < 5 d", "random weights").
     """
@@ -75,7 +75,8 @@ class Model(Table):
     """What was measured.
 
     Attributes:
-        source: `hub:<repo>`, `folder:<name>`, `file:<name>`, `embedded`, `random`, `rendered` (pictures, no model), `memory`, `images:<name>`.
+        source: `hub:<repo>`, `folder:<name>`, `file:<name>`, `embedded`, `random`, `rendered` (pictures, no model), `memory`,
+            `images:<folder>, <width> x <height> px, <formats>` (made elsewhere; older records have the folder alone).
         label: shown in every table beside the name where weights are not what they seem ("random weights").
         weights_digest: SHA-256 over all tensors of the pipeline; None where there is no model.
     """
@@ -110,12 +111,16 @@ class Machine(Table):
 
     @property
     def machine_class(self) -> str:
-        """Device name, driver major, torch minor, CUDA minor."""
+        """Device name, driver major, torch minor, CUDA minor, and the host's processor.
+
+        The processor counts beside a card too: eager PyTorch launches some 2,500 kernels a UNet step from one thread, which at batch 1
+        can take as long as a fast card takes to run them, so two hosts of one card are not one machine. Cores are not named there.
+        """
         torch_minor = ".".join(self.torch.split("+")[0].split(".")[:2])
         if self.cuda is None:
             return f"{self.cpu} ({self.cores} cores), torch {torch_minor}"
         driver_major = (self.driver or "unknown").split(".")[0]
-        return f"{self.device}, driver {driver_major}, torch {torch_minor}, CUDA {self.cuda}"
+        return f"{self.device}, driver {driver_major}, torch {torch_minor}, CUDA {self.cuda}, {self.cpu}"
 
 
 class SuiteId(Table):
@@ -132,10 +137,15 @@ class SuiteId(Table):
 
 
 class Environment(Table):
-    """What made the numbers."""
+    """What made the numbers.
+
+    Attributes:
+        variables: of the process's environment, those that change speed, memory or digits.
+    """
 
     python: str
     packages: dict[str, str]
+    variables: dict[str, str] = Field(default={}, exclude_if=operator.not_)
     commit: str | None
     dirty: bool | None
 
@@ -199,6 +209,10 @@ class Record(Table):
         """The value of this name, or None."""
         return next((value for value in self.values if value.name == name), None)
 
+    def same_run(self, other: "Record") -> bool:
+        """Whether the probes of both were taken in turns, so that the machine's mood is the same for both."""
+        return bool(self.run) and self.run == other.run
+
 
 class Scores:
     """Per-image columns of a record: `prompt_id`, `sample`, the `prompt` itself where it was kept, and one float64 column a metric."""
@@ -256,9 +270,7 @@ def write(record: Record, scores: Scores, thumbnails: Mapping[str, bytes], resul
             for name, png in list(thumbnails.items())[:MAX_THUMBNAILS]:
                 (folder / "images" / name).write_bytes(png)
             final = parent / digest_of(folder)
-            if final.exists():
-                shutil.rmtree(folder)
-            else:
+            if not final.exists():
                 folder.replace(final)
     except OSError as error:
         raise UserError(
@@ -316,19 +328,24 @@ def _unreadable(folder: Path, error: Exception) -> UserError:
 def newest(results: Path, family: str | None = None) -> list[tuple[Path, Record]]:
     """The row of each (family, suite, model, label, machine class): the newest of its records, in a stable order."""
     rows: dict[tuple[str | int, ...], tuple[Path, Record]] = {}
-    for path in sorted(results.glob(f"{family or '*'}/*@*/*/*/record.json")):
-        record = head(path.parent)
+    for folder in folders(results, family):
+        record = head(folder)
         suite, model = record.suite, record.model
         key = (record.family, suite.name, suite.version, model.name, record.machine.machine_class, model.label, suite.digest)
         if key not in rows or rows[key][1].created < record.created:
-            rows[key] = (path.parent, record)
+            rows[key] = (folder, record)
     return [rows[key] for key in sorted(rows)]
+
+
+def folders(results: Path, family: str | None = None) -> list[Path]:
+    """All record folders, of one family or of all."""
+    return sorted(path.parent for path in results.glob(f"{family or '*'}/*@*/*/*/record.json"))
 
 
 def under(results: Path, family: str, suite: SuiteId, name: str, label: str = "") -> list[tuple[Path, Record]]:
     """A model's records of exactly this suite, its digest included, oldest first; those of random weights have a label."""
-    folders = sorted((results / family / f"{suite.name}@{suite.version}" / name).glob("*/record.json"))
-    found = [(path.parent, head(path.parent)) for path in folders]
+    paths = sorted((results / family / f"{suite.name}@{suite.version}" / name).glob("*/record.json"))
+    found = [(path.parent, head(path.parent)) for path in paths]
     wanted = (kept for kept in found if (kept[1].suite, kept[1].model.label) == (suite, label))
     return sorted(wanted, key=lambda kept: kept[1].created)
 

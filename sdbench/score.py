@@ -44,6 +44,8 @@ def score(subject: Subject, metrics: Sequence[str]) -> tuple[list[Value], Scores
             value, columns = protocol.without("missing", str(error)), {}
         except Exception as error:  # noqa: BLE001  # a metric that fails loses only itself
             value, columns = protocol.without("failed", f"{type(error).__name__}: {error}"), {}
+        if protocol.against_teacher and value.state == "ok":
+            value = value.model_copy(update={"reference": subject.original_digest})
         subject.columns.update(columns)
         values.append(_noted(value))
     return values, Scores(subject.prompt_ids, subject.samples, subject.columns, subject.prompts)

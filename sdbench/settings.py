@@ -104,6 +104,9 @@ class Setting(Table):
 class Probes(Table):
     """How latency and memory are measured: fresh processes, and timed calls in each.
 
+    Rounds of a few calls are over in seconds, for which a card may hold its boost clock: this is no steady state, for which MLPerf
+    takes ten minutes. Each call is waited for and its pictures copied to the host, so images a second are no server's throughput.
+
     Attributes:
         rounds: processes for each model and setting.
         calls: timed calls of each stage in a round.

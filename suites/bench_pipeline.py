@@ -7,6 +7,7 @@ import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ import torch
 from sdbench.probes import ceilings, loaded, meters, profiled, room
 from sdbench.probes.request import CEILINGS, STAGES, VARIABLE, Request
 from sdbench.probes.stages import Call, Stages
-from sdbench.probes.watch import Watch
+from sdbench.probes.watch import Watch, used_mib
 
 
 @dataclass
@@ -31,11 +32,12 @@ def running() -> Running:
     request = Request.from_environment()
     if request is None:
         pytest.skip(f"no request: {VARIABLE} names no file; `sdbench run` starts this file with one")
+    used_before_mib = used_mib(request.device)  # before this process has a context there
     try:
         stages, load_s = loaded.load(request)
     except RuntimeError as error:
         pytest.fail(f"{meters.OUT_OF_MEMORY} while the model was loaded: no batch fits. {out_of_memory(error)}")
-    return Running(request, stages, {**loaded.described(stages.pipe), "load_s": load_s})
+    return Running(request, stages, {**loaded.described(stages.pipe), "load_s": load_s, "used_before_mib": used_before_mib})
 
 
 @pytest.mark.benchmark(timer=meters.synchronised)
@@ -44,7 +46,8 @@ def test_stage(stage: str, running: Running, benchmark: Any) -> None:
     request = running.request
     if request.profile:
         table = Path(os.environ[VARIABLE]).with_suffix(f".profile-{stage}.txt")
-        profiled.write(running.stages.prepare(stage), request.device, table)
+        # Every step runs the kernels of one, and of 25 the profiler would have some 200,000 events to add up.
+        profiled.write(running.stages.prepare("short" if stage == "pipeline" else stage), request.device, table)
         return
     benchmark.extra_info.update(running.info)
     try:
@@ -60,9 +63,12 @@ def test_stage(stage: str, running: Running, benchmark: Any) -> None:
     else:
         benchmark.extra_info.update({"memory_mib": meters.peak_memory_mib(request.device), "watch": watch.noted()})
         if stage == "pipeline" and request.device.startswith("cuda"):
-            process = watch.process_mib()
-            benchmark.extra_info.update({"process_mib": process, "context_mib": room.context_mib(request.device, process)})
+            process, grown = watch.process_mib(), watch.grown_mib(running.info["used_before_mib"])
+            held = grown if process is None else process
+            benchmark.extra_info.update({"process_mib": process, "context_mib": room.context_mib(request.device, held)})
             running.of_pipeline = benchmark.extra_info
+        if stage == "unet_step" and request.device.startswith("cuda"):
+            benchmark.extra_info["returns_s"] = median(returns_s(call) for _ in range(request.calls))
         return
     # Here, not where it was caught: the error holds on to what was being computed.
     torch.cuda.empty_cache()
@@ -84,6 +90,13 @@ def cold(call: Call, *, compiling: bool) -> dict[str, Any]:
     start = time.perf_counter()
     call()
     return {"first_call_s": meters.synchronised() - start, "compiled_anew": anew}
+
+
+def returns_s(call: Call) -> float:
+    """Seconds until a call returns: the host's share, for the card may still be at work."""
+    start = meters.synchronised()
+    call()
+    return time.perf_counter() - start
 
 
 @pytest.mark.benchmark(timer=meters.synchronised)

@@ -10,7 +10,8 @@ this code, is not asked again. It writes `results/calibration/gate.json` and `ga
 
 "No difference" is the model against itself: of a prompt's pictures under the seeds two are taken at random, in random order,
 so that the expected difference is exactly 0. A loss "of a margin" is taken off the candidate of such a draw. Faults are
-compared under the same noise, as the gate does. Latency and memory have no pool: their rounds are those of the committed
+compared under the same noise, as the gate does. What few prompts lose, and nothing else differs, is asked for each number of
+prompts, and binomial chances say the rest: no draws. Latency and memory have no pool: their rounds are those of the committed
 records of suite `quality`, each over its record's median, so they hold what a few runs on one machine show.
 
 The committed pool has two students that `distillation run` made wrong: "half of the training" by `--steps 1200`, "the middle's
@@ -30,6 +31,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 from calibration_pool import FOLDER, MODEL, POOL, PROMPTS, SCORES, make
+from scipy.stats import binom
 
 from sdbench import records, suites, tables
 from sdbench.encoders.catalogue import ENCODERS
@@ -114,10 +116,10 @@ class Judge:
         prompts = random.integers(PROMPTS, size=self.n)
         return self.arms[arm][0].rows(prompts), self.arms["vega"][0].rows(prompts)
 
-    def rare(self, random: np.random.Generator) -> tuple[Pictures, Pictures]:
-        """The same pictures, but that each prompt loses, with a chance of 1 in 40, forty margins of CLIP score: one on average."""
-        same = self.arms["vega"][0].rows(random.integers(PROMPTS, size=self.n))
-        loss = 40 * self.rules["clip_score.scenes"].margin * (random.random(self.n) < 1 / 40)
+    def rare(self, hit: np.ndarray, rate: float) -> tuple[Pictures, Pictures]:
+        """The same pictures, but that prompts that are hit, each at this rate, lose CLIP score: one margin on average over all."""
+        same = self.arms["vega"][0].rows(np.arange(self.n))
+        loss = self.rules["clip_score.scenes"].margin / rate * hit
         return Pictures({**same.scores, "clip_score.scenes": same.scores["clip_score.scenes"] - loss}, same.features), same
 
     def side(self, pictures: Pictures, *, sets: bool = True, worse: float = 0.0, probes: Sequence[Value] = ()) -> Side:
@@ -147,7 +149,8 @@ class Judge:
         return Value(name=name, kind="probe", direction="lower", unit="1", value=middle, n=rounds, samples=tuple(samples))
 
 
-RARE = "a loss of one margin by one prompt in 40: clip_score.scenes"
+RARE, RATE = "a loss of one margin by one prompt in 40: clip_score.scenes", 1 / 40
+FEW = (5, 60)  # prompts expected to be hit, over which the worst rate is sought
 
 
 def lost(judge: Judge, pictures: Pictures, name: str, amount: float, random: np.random.Generator) -> Pictures:
@@ -167,16 +170,41 @@ class Question:
     ask: Callable[[np.random.Generator], tuple[str, float]]
     size_in_margins: dict[str, float] | None = None
 
+    def answer(self, draws: int) -> dict[str, Any]:
+        """How many draws gave each verdict."""
+        random = np.random.default_rng(int(hashlib.sha256(self.name.encode()).hexdigest()[:8], 16))
+        said = [self.ask(random) for _ in range(draws)]
+        return {
+            "draws": draws,
+            "verdicts": dict(Counter(verdict for verdict, _ in said)),
+            "share_of_prompts": mean(share for _, share in said),
+            "size_in_margins": self.size_in_margins,
+        }
 
-def questions(judge: Judge) -> Iterator[Question]:
+
+@dataclass(frozen=True)
+class Exact:
+    """What needs no draws: a function => the chance of each verdict."""
+
+    name: str
+    chances: Callable[[], dict[str, float]]
+
+    def answer(self, _: int) -> dict[str, Any]:
+        """The chance of each verdict, over no draws."""
+        return {"draws": 0, "verdicts": self.chances(), "share_of_prompts": 1.0, "size_in_margins": None}
+
+
+def questions(judge: Judge) -> Iterator[Question | Exact]:
     """All of them."""
     quality = [name for name in judge.rules if name in (*SCORES, "fd.scenes")]
     yield Question("no difference, other noise", lambda random: _once(judge, *judge.itself(random)))
     for name in quality:
         yield Question(f"a loss of one margin: {name}", lambda random, name=name: _shifted(judge, name, 1, random))
     yield Question("no difference, other noise, 5 rounds of the same speed and memory", lambda random: _whole(judge, random))
-    yield Question(RARE, lambda random: _once(judge, *judge.rare(random)))
-    yield Question(f"until the verdict, {RARE}", lambda random: _sequential(judge, *judge.rare(random)))
+    yield Exact(RARE, lambda: rarely(judge, RATE))
+    worst = f"a loss of one margin by {FEW[0]} to {FEW[1]} prompts in {judge.n}, at the rate that passes most: clip_score.scenes"
+    yield Exact(worst, lambda: max((rarely(judge, rate) for rate in passing_rates(judge)), key=lambda chances: chances["pass"]))
+    yield Question(f"until the verdict, {RARE}", lambda random: _sequential(judge, *judge.rare(random.random(judge.n) < RATE, RATE)))
     for arm in [arm for arm in judge.arms if arm != "vega"]:
         yield Question(f"fault: {arm}", lambda random, arm=arm: _once(judge, *judge.faulty(arm, random)), _size(judge, arm))
     for name, what in (("latency.pipeline.p50", "slower"), ("memory.peak_rss", "more memory")):
@@ -201,6 +229,21 @@ def questions(judge: Judge) -> Iterator[Question]:
 
 def _once(judge: Judge, new: Pictures, old: Pictures, worse: float = 0.0) -> tuple[str, float]:
     return judging.judge(judge.side(new, worse=worse), judge.side(old), judge.policy, {}).verdict, 1.0
+
+
+def rarely(judge: Judge, rate: float) -> dict[str, float]:
+    """Chance of each verdict where every prompt is hit at this rate and the hits together cost one margin of CLIP score on average."""
+    chances, found = binom.pmf(np.arange(judge.n + 1), judge.n, rate), Counter[str]()
+    for hits in np.flatnonzero(chances > 1e-6):
+        found[_once(judge, *judge.rare(np.arange(judge.n) < hits, rate))[0]] += chances[hits]
+    return {verdict: float(chance) for verdict, chance in found.items()}
+
+
+def passing_rates(judge: Judge) -> list[float]:
+    """Just above the rates from which another number of hits passes: where the chance of a pass is highest."""
+    hits = [np.repeat([-1.0, 0.0], [each, judge.n - each]) for each in range(1, FEW[1])]
+    rates = [-decisions.paired_mean_bounds(each, 1 - judge.policy.alpha).low * (1 + 1e-9) for each in hits]
+    return [rate for rate in rates if FEW[0] <= rate * judge.n <= FEW[1]]
 
 
 def _shifted(judge: Judge, name: str, margins: float, random: np.random.Generator) -> tuple[str, float]:
@@ -285,15 +328,7 @@ def ask_all(judge: Judge) -> None:
     for question in questions(judge):
         if question.name in answers:
             continue
-        random = np.random.default_rng(int(hashlib.sha256(question.name.encode()).hexdigest()[:8], 16))
-        said = [question.ask(random) for _ in range(judge.draws)]
-        counts = Counter(verdict for verdict, _ in said)
-        answers[question.name] = {
-            "draws": judge.draws,
-            "verdicts": counts,
-            "share_of_prompts": mean(share for _, share in said),
-            "size_in_margins": question.size_in_margins,
-        }
+        answers[question.name] = answer = question.answer(judge.draws)
         path.write_text(
             json.dumps(
                 {
@@ -306,22 +341,19 @@ def ask_all(judge: Judge) -> None:
             )
             + "\n"
         )
-        print(question.name, dict(counts), f"{answers[question.name]['share_of_prompts']:.2f}", flush=True)
+        print(question.name, answer["verdicts"], f"{answer['share_of_prompts']:.2f}", flush=True)
     (FOLDER / "gate.md").write_text(table(json.loads(path.read_text())))
 
 
 def table(content: dict[str, Any]) -> str:
-    """The answers as Markdown, shares with 95 % intervals."""
+    """The answers as Markdown; shares of draws have 95 % intervals."""
     header = ("what the candidate is", "worst size in margins", "pass", "regressed", "inconclusive", "share of the prompts")
     rows = []
     for name, answer in content["answers"].items():
-        shares = [
-            intervals.proportion_interval(answer["verdicts"].get(verdict, 0), answer["draws"])
-            for verdict in ("pass", "regressed", "inconclusive")
-        ]
+        found = [answer["verdicts"].get(verdict, 0) for verdict in ("pass", "regressed", "inconclusive")]
         sizes = answer["size_in_margins"] or {}
         worst = max(sizes, key=sizes.__getitem__) if sizes else ""
-        cells = (tables.estimate(share.value, share.low, share.high) for share in shares)
+        cells = [_share(number, answer["draws"]) for number in found]
         rows.append((name, f"{sizes[worst]:.2f} ({worst})" if worst else "", *cells, f"{answer['share_of_prompts']:.2f}"))
     ratio_header = ("pairs", *next(iter(content["unpaired"].values())))
     ratios = [
@@ -332,6 +364,13 @@ def table(content: dict[str, Any]) -> str:
         f"<!-- written by `python suites/calibrate_gate.py judge` -->\n\n{tables.markdown(tables.Grid(header, tuple(rows)))}\n\n"
         f"Prompts that an unpaired test of the same pictures needs, over those of the paired one:\n\n{tables.markdown(tables.Grid(ratio_header, tuple(ratios)))}\n"
     )
+
+
+def _share(number: float, draws: int) -> str:
+    if not draws:
+        return f"{number:.4f} (exact)"
+    share = intervals.proportion_interval(number, draws)
+    return tables.estimate(share.value, share.low, share.high)
 
 
 def main() -> None:

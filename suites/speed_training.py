@@ -35,7 +35,7 @@ from distillation.train import Lesson, accelerator_on, step_terms
 from sdbench.models.loading import load, load_unet
 from sdbench.models.spec import resolve as model
 from sdbench.probes import ceilings, meters, profiled
-from sdbench.probes.flops import unet_macs
+from sdbench.probes.work import unet_macs
 from sdbench.scenes.embedded import WEIGHTS
 from sdbench.settings import Dtype
 from sdbench.training.latents import Batch, LatentPool, noisy, predict, target

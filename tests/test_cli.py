@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -75,12 +76,22 @@ def test_a_command_says_its_version(program: Callable[[list[str]], int], capsys:
 
 
 @pytest.mark.parametrize("more", [[], ["--until-verdict", "--baseline", "b"]])
-def test_every_run_writes_all_files_of_the_leaderboard(more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_run_writes_all_files_of_the_leaderboard_and_stands_where_it_cannot(
+    more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = saved(make_measured(), tmp_path)
     monkeypatch.setattr(api, "run", lambda *_, **__: [folder])
     monkeypatch.setattr(api, "until_verdict", lambda *_: (folder, Report("pass", "", "a", "b")))
-    assert cli.main(["run", "--model", "scenes-vega", "--results", str(tmp_path), *more]) == 0
+    words = ["run", "--model", "scenes-vega", "--results", str(tmp_path), "--json", *more]
+    assert cli.main(words) == 0
     assert {path.suffix for path in tmp_path.glob("LEADERBOARD.*")} == {".md", ".tex", ".csv", ".json"}
+    whole = capsys.readouterr().out
+    (folder / "images" / "p0000.png").write_bytes(b"cut off")
+    assert cli.main(words) == 0
+    out, err = capsys.readouterr()
+    assert out == whole
+    assert f"record: {folder}\n" in err
+    assert re.search(r"leaderboard was not renewed.*p0000\.png cannot be read", err)
 
 
 def message(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -118,6 +129,7 @@ def message(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["run", "--model", "scenes-teacher", "--only", "quality", "--setting", "base"], "--setting is for probes"),
         (["run", "--model", "scenes-teacher", "--only", "quality", "--profile"], "--profile is for probes"),
         (["run", "--model", "scenes-teacher", "--device", "gpu"], "no device 'gpu' here"),
+        (["run", "--model", "scenes-teacher", "--device", "gpu", "--dry-run"], "no device 'gpu' here"),
         (["run", "--model", "scenes-teacher", "--junit", "gate.xml"], "--junit goes only with --until-verdict"),
         (
             ["run", "--model", "scenes-teacher", "--until-verdict", "--baseline", "b", "--dry-run"],
@@ -132,6 +144,7 @@ def message(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
             "one for each of the 4 steps",
         ),
         (["benchmark", "--profile", "scene"], "unknown profile 'scene'; did you mean 'scenes'?"),
+        (["noise", "sdxl", "--suite", "mlperf-sdxl"], "takes its latent from asset:mlperf-latents, whatever the seed"),
         (["gate", "scenes-teachr", "--baseline", "scenes-teacher"], "did you mean 'scenes-teacher'"),
         (["gate", "a", "--baseline", "b", "--policy", "nowhere.toml"], "nowhere.toml"),
         (["run", "--model", "scenes-vega", "--reference", "secnes"], "unknown reference 'secnes'; did you mean 'scenes'"),
@@ -169,6 +182,8 @@ def test_a_folder_that_is_no_checkpoint_is_named(tmp_path: Path, capsys: pytest.
         ["gate", "x"],
         ["gate", "x", "--base", "y"],
         ["models", "--js"],
+        ["leaderboard", "--runs", "x"],
+        ["scenes", "ship", "--json"],
         ["run", "--modle", "x"],
         ["run", "--model", "x", "--dtype", "float64"],
     ],
@@ -468,6 +483,19 @@ def test_results_that_are_not_there_are_not_made(words: list[str], tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_doctor_names_what_is_too_old_or_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metadata, "requires", lambda _: ["numpy>=2.0", "torch>=99", "nowhere>=1"])
+    found = [*checks._packages()]
+    assert [(finding.fine, finding.fatal) for finding in found] == [(True, True), (False, True), (False, True)]
+    assert found[0].text == f"numpy {metadata.version('numpy')}"
+    assert re.match(r"torch 2\.\S+, needed is torch>=99; install sdbench again", found[1].text)
+    assert found[2].text.startswith("nowhere is not installed, needed is nowhere>=1; install")
+    monkeypatch.undo()
+    assert all(finding.fine for finding in checks._packages())
+    monkeypatch.setattr(metadata, "requires", lambda _: metadata.version("nowhere"))
+    assert [finding.fatal for finding in checks._packages()] == [False]
+
+
 def test_the_doctor_looks_at_the_folders_that_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(checks, "_metrics", lambda: iter(()))
     monkeypatch.setattr(checks, "_known", lambda: iter(()))
@@ -518,3 +546,20 @@ def test_settings_of_one_s_own_make_a_suite_of_another_name() -> None:
     assert changed.sampling is not None
     assert plain.sampling is not None
     assert changed.sampling.model_dump(exclude={"steps"}) == plain.sampling.model_dump(exclude={"steps"})
+
+
+def test_rounds_and_calls_of_one_s_own_are_those_of_every_setting() -> None:
+    plain = suites.load("efficiency")
+    short = api.Overrides(rounds=1, calls=3).apply(plain)
+    assert plain.probes
+    assert short.probes
+    assert (short.name, short.probes.rounds, short.probes.calls, short.probes.warmup) == ("efficiency-custom", 1, 3, 2)
+    assert short.probes.chosen().keys() == plain.probes.chosen().keys()
+    assert {setting.calls for setting in plain.probes.chosen().values()} == {None, 2}
+    assert {setting.calls for setting in short.probes.chosen().values()} == {None}
+    once = api.Overrides(rounds=1).apply(plain).probes
+    assert once == plain.probes.model_copy(update={"rounds": 1}), "a setting's own calls stay where only the rounds are others"
+    with pytest.raises(UserError, match=r"probes\.calls: Input should be greater than 1 \(found 1\)"):
+        api.Overrides(calls=1).apply(plain)
+    with pytest.raises(UserError, match="suite 'coco-30k' has no probes, so nothing to take in rounds and calls; leave that out"):
+        api.Overrides(rounds=1, calls=3).apply(suites.load("coco-30k"))

@@ -1,9 +1,11 @@
 """Pictures are the same whoever makes them, in what order, in how many pieces."""
 
 import copy
+import errno
 import inspect
 import os
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -79,6 +81,19 @@ def test_every_batch_is_full_and_holds_its_prompts_in_order(store: Store) -> Non
     assert set(content(store)) == {f"{job.image}.png" for job in wanted}
 
 
+def test_what_was_made_before_a_batch_that_cannot_be_is_kept(store: Store) -> None:
+    groups: list[list[Job]] = []
+
+    def make(group: list[Job]) -> U8:
+        if groups:
+            raise UserError("NaN")
+        return counted(of_the_whole_batch, groups)(group)
+
+    with pytest.raises(UserError, match="NaN"):
+        generate(todo(), store, 3, make, "broken")
+    assert content(store).keys() == {f"{job.image}.png" for job in todo()[:3]}
+
+
 @pytest.mark.parametrize("gone", [[0], [1, 5], [2, 3, 6], list(range(7))])
 def test_a_resumed_run_makes_what_is_missing_and_the_same_bytes(gone: list[int], store: Store, whole: dict[str, bytes]) -> None:
     generate(todo(), store, 3, of_the_whole_batch, "first")
@@ -99,6 +114,49 @@ def test_a_finished_run_makes_nothing(store: Store) -> None:
 
     generate(todo(), store, 3, of_the_whole_batch, "first")
     generate(todo(), store, 3, never, "again")
+
+
+def test_a_batch_is_written_while_the_next_is_made_and_no_later(
+    store: Store, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, groups = threading.Event(), list[list[Job]]()
+
+    def make(group: list[Job]) -> U8:
+        if len(groups) == 1:
+            begun.set()
+        if len(groups) == 2:
+            assert not store.missing([job.image for job in groups[0]]), "or pictures would pile up"
+        return counted(of_the_whole_batch, groups)(group)
+
+    def write(path: Path, content: bytes) -> None:
+        assert begun.wait(60), "the first batch is not waited for"
+        write_bytes(path, content)
+
+    monkeypatch.setattr(module, "write_bytes", write)
+    generate(todo(), store, 3, make, "overlapping")
+    assert content(store) == whole
+
+
+@pytest.mark.parametrize("broken", [None, 2])
+def test_a_disk_that_is_full_ends_the_run_with_what_is_whole(broken: int | None, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the second batch's pictures one fits; it is the first to fail, whether the third can be made or not."""
+    groups: list[list[Job]] = []
+
+    def make(group: list[Job]) -> U8:
+        if len(groups) == broken:
+            raise UserError("NaN")
+        return counted(of_the_whole_batch, groups)(group)
+
+    def write(path: Path, content: bytes) -> None:
+        if len(list(store.folder.glob("images/*.png"))) == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_bytes(path, content)
+
+    monkeypatch.setattr(module, "write_bytes", write)
+    with pytest.raises(OSError, match="No space left on device"):
+        generate(todo(12), store, 3, make, "full")
+    assert content(store).keys() == {f"{job.image}.png" for job in todo()[:4]}
+    assert len(groups) == (broken or 3)
 
 
 def killed_in_the_middle(store: Store) -> None:

@@ -33,12 +33,12 @@ ONLY = {
     "models": {"errors", "scenes"},
     "scenes": {"arrays", "errors"},
     "scenes.training": {"arrays", "errors", "scenes", "models", "training"},
-    "training": {"errors", "models"},
-    "assets": {"errors", "models"},
+    "training": {"disk", "errors", "models"},
+    "assets": {"disk", "errors", "models"},
     "settings": {"errors", "validation"},
     "suites": {"errors", "validation", "settings", "records", "scenes", "assets"},
     "gate": {"arrays", "disk", "errors", "models", "records", "stats", "suites", "tables", "validation"},
-    "leaderboard": {"arrays", "disk", "models", "records", "stats", "tables", "validation"},
+    "leaderboard": {"arrays", "disk", "models", "records", "stats", "store", "tables", "validation"},
     "report": {"disk", "errors", "gate", "leaderboard", "records", "stats", "tables"},
 }
 DOORS = {"sdbench": {"sdbench.api"}}  # what a package offers by name though it lies above, imported when it is asked for

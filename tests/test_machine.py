@@ -1,14 +1,17 @@
+import os
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from sdbench import __version__
 from sdbench.errors import UserError
-from sdbench.machine import PACKAGES, checkout_state, chosen_device, environment, this_machine
+from sdbench.machine import PACKAGES, checkout_state, chosen_device, environment, this_machine, variables
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,11 +46,26 @@ def test_a_processor_is_no_cuda_machine_even_beside_one() -> None:
     assert machine.ram_gib > 0.1
 
 
+def test_the_driver_is_what_nvml_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    class NVMLError(Exception):
+        pass
+
+    def absent() -> None:
+        raise NVMLError
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100")
+    monkeypatch.setenv("PATH", "")  # nvidia-smi is not needed
+    for init, driver in ((lambda: None, "550.54.15"), (absent, None)):
+        nvml = SimpleNamespace(NVMLError=NVMLError, nvmlInit=init, nvmlSystemGetDriverVersion=lambda: "550.54.15")
+        monkeypatch.setitem(sys.modules, "pynvml", nvml)
+        assert this_machine("cuda").driver == driver
+
+
 @pytest.mark.gpu
 def test_a_cuda_machine_has_a_driver() -> None:
     machine = this_machine("cuda")
     assert machine.device == torch.cuda.get_device_name()
-    assert re.fullmatch(r".+, driver \d+, torch \d+\.\d+, CUDA \d+\.\d+", machine.machine_class)
+    assert re.fullmatch(r".+, driver \d+, torch \d+\.\d+, CUDA \d+\.\d+, .+", machine.machine_class)
 
 
 def test_environment_names_every_required_package_that_makes_numbers() -> None:
@@ -59,6 +77,7 @@ def test_environment_names_every_required_package_that_makes_numbers() -> None:
         "huggingface-hub",
         "jinja2",
         "matplotlib",
+        "packaging",
         "pyyaml",
         "rich",
         "tensorboardX",
@@ -71,6 +90,26 @@ def test_environment_names_every_required_package_that_makes_numbers() -> None:
     found = environment().packages
     assert found["torch"] == torch.__version__.split("+")[0]
     assert found["sdbench"] == __version__
+
+
+def test_the_environment_s_switches_are_told_and_its_places_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    switches = {
+        **dict.fromkeys(("NVIDIA_TF32_OVERRIDE", "CUDA_LAUNCH_BLOCKING", "OMP_NUM_THREADS", "TORCHINDUCTOR_MAX_AUTOTUNE"), "1"),
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+    }
+    others = (
+        "CUDA_VISIBLE_DEVICES",
+        "CUDA_HOME",
+        "NVIDIA_VISIBLE_DEVICES",
+        "NVIDIA_DRIVER_CAPABILITIES",
+        "TORCHINDUCTOR_CACHE_DIR",
+        "TORCH_HOME",
+    )
+    monkeypatch.setattr(os, "environ", {**switches, **dict.fromkeys(others, "0")})
+    assert variables() == environment().variables == switches
+    monkeypatch.setattr(os, "environ", {})
+    assert "variables" not in environment().model_dump(), "records without any are as they were"
 
 
 def test_dirty_means_code_not_results(tmp_path: Path) -> None:

@@ -197,9 +197,9 @@ def test_samples_must_be_finite_to_come_back() -> None:
 
 
 def test_machine_classes_part_what_changes_speed_and_nothing_else() -> None:
-    assert GPU.machine_class == "Some GPU 80GB, driver 550, torch 2.11, CUDA 12.8"
+    assert GPU.machine_class == "Some GPU 80GB, driver 550, torch 2.11, CUDA 12.8, Some CPU 3000"
     assert LAPTOP.machine_class == "Some CPU 3000 (8 cores), torch 2.11"
-    same = {"driver": "550.90.07", "torch": "2.11.3+cu128", "ram_gib": 64.0}
+    same = {"driver": "550.90.07", "torch": "2.11.3+cu128", "ram_gib": 64.0, "cores": 32}
     assert GPU.model_copy(update=same).machine_class == GPU.machine_class
-    for change in ({"driver": "560.1"}, {"torch": "2.12.0"}, {"cuda": "12.9"}, {"device": "Other GPU"}):
+    for change in ({"driver": "560.1"}, {"torch": "2.12.0"}, {"cuda": "12.9"}, {"device": "Other GPU"}, {"cpu": "Slower CPU"}):
         assert GPU.model_copy(update=change).machine_class != GPU.machine_class

@@ -1,6 +1,10 @@
 """Run folders: whole or not there, and nothing is scored that is not what was stored."""
 
 import io
+import json
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +17,7 @@ from PIL import ExifTags, Image
 from sdbench import store as module
 from sdbench.disk import digest, write_bytes
 from sdbench.errors import UserError
+from sdbench.probes import joined
 from sdbench.store import U8, Store, read_images
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
@@ -81,6 +86,30 @@ def test_a_write_that_fails_leaves_what_was_there_and_nothing_else(failing: str,
         with pytest.raises(UserError, match=rf"cannot write .*{name}\.png: (No space left|Read-only).*name another folder"):
             store.put(name, 255 - PICTURE)
     assert {name: (store.folder / name).read_bytes() for name in files_of(store.folder)} == before
+
+
+def join_rounds(target: Path, content: bytes) -> Path:
+    (target.parent / "round.json").write_bytes(content)
+    joined.write({("base", "tiny"): [target.parent / "round.json"]}, target)
+    return target
+
+
+@pytest.mark.parametrize("write", [write_bytes, join_rounds])
+def test_two_writers_of_one_file_do_not_disturb_each_other(
+    write: Callable[[Path, bytes], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both, replace = threading.Barrier(2, timeout=30), Path.replace
+
+    def once_both_have_written(path: Path, target: Path) -> Path:
+        both.wait()
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", once_both_have_written)
+    content = {"machine_info": {}, "commit_info": {}, "datetime": "", "version": "", "benchmarks": []}
+    with ThreadPoolExecutor(2) as pool:
+        made = list(pool.map(lambda _: write(tmp_path / "rounds.json", json.dumps(content).encode()), range(2)))
+    assert all(json.loads(path.read_text()) == content for path in made)
+    assert set(files_of(tmp_path)) <= {"rounds.json", "round.json"}
 
 
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:

@@ -69,6 +69,22 @@ def is_cached(spec: ModelSpec, *, dtype: str) -> bool:
     return all(path.is_file() for path in paths) and not lower
 
 
+def absent(spec: ModelSpec, *, dtype: str) -> list[RemoteFile]:
+    """What `fetch` would download; as there, nothing where the Hub cannot be reached and a float32 run takes the 16-bit copy that is here.
+
+    Raises:
+        UserError: as `fetch`.
+    """
+    if is_cached(spec, dtype=dtype):
+        return []
+    try:
+        return [file for file in files_to_fetch(spec, dtype=dtype) if not file.cached]
+    except UserError:
+        if not is_cached(spec, dtype="float16"):
+            raise
+        return []
+
+
 def fetch(spec: ModelSpec, *, dtype: str) -> None:
     """Download what a model needs and this disk lacks.
 

@@ -21,6 +21,7 @@ from huggingface_hub.file_download import http_get
 
 from sdbench.assets import catalogue
 from sdbench.assets.catalogue import Asset, File
+from sdbench.disk import write_bytes
 from sdbench.errors import MissingError, UserError
 from sdbench.models import hub
 
@@ -190,11 +191,8 @@ def _digest(asset: Asset, file: File, path: Path) -> str:
             f"weights: {path} of {asset.name!r} has SHA-256 {found}, but {expected} {how}. Else delete the file and get it again."
         )
     if kept != (note := {"sha256": found, "seen": stamp}):
-        with suppress(OSError):  # a folder that is only read keeps no notes; its files are hashed once a process
-            book.parent.mkdir(parents=True, exist_ok=True)
-            beside = book.with_name(f".{book.name}.{os.getpid()}")
-            beside.write_text(json.dumps({**noted, file.name: note}, indent=1) + "\n")
-            beside.replace(book)
+        with suppress(UserError):  # a folder that is only read keeps no notes; its files are hashed once a process
+            write_bytes(book, json.dumps({**noted, file.name: note}, indent=1).encode() + b"\n")
     return found
 
 

@@ -41,13 +41,11 @@ def add_common(command: argparse.ArgumentParser, *, again: bool = False) -> None
 
     command.add_argument("--json", action="store_true", default=default(False), help="answer as JSON on stdout")
     command.add_argument("--results", type=Path, default=default(Path("results")), help="folder of records (default: results)")
-    command.add_argument("--runs", type=Path, default=default(None), help="folder of pictures and features (default: RESULTS/runs)")
 
 
-def runs(arguments: argparse.Namespace) -> Path:
-    """The folder of pictures and features: within that of results, where no other is named."""
-    named: Path | None = arguments.runs
-    return named or Path(arguments.results) / "runs"
+def add_runs(command: argparse.ArgumentParser) -> None:
+    """The option of the commands that keep or look for more than records."""
+    command.add_argument("--runs", type=Path, help="folder of pictures and features (default: RESULTS/runs)")
 
 
 def check_results(arguments: argparse.Namespace) -> None:
@@ -63,7 +61,7 @@ def check_results(arguments: argparse.Namespace) -> None:
 
 
 def places(arguments: argparse.Namespace) -> "Places":
-    """Where results and runs lie."""
+    """Where results and runs lie, by the options of `add_common` and `add_runs`."""
     from sdbench.api import Places
 
-    return Places(arguments.results, runs(arguments))
+    return Places(arguments.results, arguments.runs)

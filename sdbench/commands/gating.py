@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdbench.commands import showing
-from sdbench.commands.console import Add, add_common, add_completion, check_results, give, places, say
+from sdbench.commands.console import Add, add_common, add_completion, add_runs, check_results, give, places, say
 
 if TYPE_CHECKING:
     from sdbench.gate.verdicts import Report
@@ -29,6 +29,7 @@ def add_commands(add: Add) -> None:
     judging.add_argument("--suite", help="suite to run where a record is missing (default: the baseline's)")
     add_completion(judging)
     _add_device(judging)
+    add_runs(judging)
     add_outputs(judging)
 
     flooring = add("noise", noise, "run a model against itself under other noise and write the floor that margins stand on")
@@ -38,6 +39,7 @@ def add_commands(add: Add) -> None:
     flooring.add_argument("--only", choices=("quality", "probes"), help="run only one half of the suite")
     add_completion(flooring)
     _add_device(flooring)
+    add_runs(flooring)
 
     naming = add("baseline", baseline, "name the record that candidates are compared with, and say which names there are")
     actions = naming.add_subparsers(dest="action", required=True, metavar="ACTION")
@@ -82,7 +84,7 @@ def until_verdict(arguments: argparse.Namespace, asked: "Callable[[], tuple[list
         (spec,), suite = asked()
         path, report = api.until_verdict(spec, suite, arguments.baseline, arguments.policy, places(arguments), arguments.device)
         say(f"record: {path}")
-        showing.renew(arguments.results)
+        showing.renew_after_run(arguments.results)
         return report
 
     return _verdict(judged, arguments, arguments.model[0])

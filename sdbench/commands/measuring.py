@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdbench.commands import gating, showing
-from sdbench.commands.console import Add, add_completion, give, places, runs, say
+from sdbench.commands.console import Add, add_completion, add_runs, give, places, say
 from sdbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,12 +22,14 @@ def add_commands(add: Add) -> None:
     profile = add("benchmark", _benchmark, "measure every model of a profile and write the leaderboard")
     profile.add_argument("--profile", default="auto", help="auto, scenes, sdxl or sdxl-random (default: auto, which says what it chose)")
     profile.add_argument("--dry-run", action="store_true", help="print what would be fetched and made, and stop")
+    add_runs(profile)
 
     scoring = add("score", _score, "score pictures made elsewhere against their prompts")
     scoring.add_argument("--images", type=Path, required=True, help="folder of PNG, JPEG or WebP pictures")
     scoring.add_argument("--prompts", type=Path, required=True, help="text file with a prompt a line, in the order of the file names")
     scoring.add_argument("--suite", default="standard", help="whose metrics (default: standard; quality for pictures of scenes)")
     scoring.add_argument("--name", help="also write a record, which tables call so: a row of the leaderboard, and what the gate compares")
+    add_runs(scoring)
 
 
 def _add_run(measuring: argparse.ArgumentParser) -> None:
@@ -40,6 +42,7 @@ def _add_run(measuring: argparse.ArgumentParser) -> None:
     measuring.add_argument("--profile", action="store_true", help="also write what holds the time of each stage, beside the rounds")
     measuring.add_argument("--dry-run", action="store_true", help="print what would be fetched and made, and stop")
     _add_overrides(measuring)
+    add_runs(measuring)
     measuring.add_argument("--device", help="cpu, cuda or cuda:<index> (default: cuda where there is one)")
     measuring.add_argument("--until-verdict", action="store_true", help="stop once the gate is sure; exit codes as of gate")
     measuring.add_argument("--baseline", help="what to compare with until the verdict: as of gate")
@@ -50,6 +53,8 @@ def _add_overrides(command: argparse.ArgumentParser) -> None:
     own = command.add_argument_group("in place of the suite's own", "the row is then of suite '<name>-custom'")
     for name in ("steps", "size-px", "batch", "n"):
         own.add_argument(f"--{name}", type=int)
+    own.add_argument("--rounds", type=int, help="processes in which latency and memory of each model and setting are measured")
+    own.add_argument("--calls", type=int, help="timed calls of each stage in one of them; more come nearer to a card that has grown warm")
     own.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
     own.add_argument("--prompts", type=Path, help="text file with a prompt a line")
     own.add_argument("--reference", help="what distances are to, as `sdbench reference list` names it")
@@ -96,7 +101,7 @@ def _dry_run(specs: "Sequence[ModelSpec]", suite: "Suite", only: str | None, arg
 
     check_models(specs, suite)
     check_suite(suite, only=only, settings=arguments.setting, profile=arguments.profile)
-    planned = _planned(specs, suite, arguments, only, arguments.setting)
+    planned = _planned(specs, suite, arguments, only, arguments.setting, arguments.device)
     if arguments.json:
         give(planned)
     return 0
@@ -115,7 +120,7 @@ def _asked(arguments: argparse.Namespace) -> "tuple[list[ModelSpec], Suite]":
     named = {"base": arguments.base, "lora": arguments.lora, "name": arguments.name, "random": arguments.weights == "random"}
     specs = [resolve(what, **named) for what in arguments.model]
     if arguments.reference:
-        cards.check_name(arguments.reference, runs(arguments))
+        cards.check_name(arguments.reference, places(arguments).work)
     suite = suites.load(arguments.suite) if arguments.suite else sides.suite_of(specs[0])
     return specs, api.Overrides(**{own.name: getattr(arguments, own.name) for own in fields(api.Overrides)}).apply(suite)
 
@@ -130,11 +135,16 @@ def _check_verdict(arguments: argparse.Namespace) -> None:
 
 
 def _planned(
-    specs: "Sequence[ModelSpec]", suite: "Suite", arguments: argparse.Namespace, only: str | None, settings: "Sequence[str]"
+    specs: "Sequence[ModelSpec]",
+    suite: "Suite",
+    arguments: argparse.Namespace,
+    only: str | None,
+    settings: "Sequence[str]",
+    device: str | None = None,
 ) -> dict[str, Any]:
     from sdbench.run.plan import plan
 
-    content = plan(specs, suite, runs(arguments), only=only, settings=settings)
+    content = plan(specs, suite, places(arguments).work, device=device, only=only, settings=settings)
     say(content["text"])
     return content
 
@@ -143,14 +153,13 @@ def _show(made: Sequence[Path], arguments: argparse.Namespace) -> int:
     from sdbench import records
     from sdbench.leaderboard import standings, writing
 
-    _, written = showing.renew(arguments.results)
     shown = [standings.Row(path, records.head(path)) for path in made]
     say(writing.text_table(shown))
     for path in made:
         say(f"record: {path}")
-    say(f"leaderboard: {', '.join(map(str, written))}")
     if arguments.json:
         give([{"path": path, **row.record.model_dump(mode="json")} for path, row in zip(made, shown, strict=True)])
+    showing.renew_after_run(arguments.results)
     return 0
 
 
@@ -198,5 +207,5 @@ def tell(suite: "Suite", arguments: argparse.Namespace) -> None:
     """What a suite needs that is not on this disk."""
     from sdbench.run import needs
 
-    for line in needs.text(suite, runs(arguments)):
+    for line in needs.text(suite, places(arguments).work):
         say(f"    {line}")

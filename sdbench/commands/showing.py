@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdbench.commands.console import Add, check_results, give, places, say
+from sdbench.commands.console import Add, check_results, give, say
 
 if TYPE_CHECKING:
     from sdbench.leaderboard.standings import Row
@@ -44,11 +44,21 @@ def renew(results: Path) -> "tuple[list[Row], list[Path]]":
     return board, [*writing.write(board, results), *flat.write(board, results), *samples.write(board, results)]
 
 
+def renew_after_run(results: Path) -> None:
+    """Likewise, and say which; what hinders that is said too, and is not the run's own result."""
+    try:
+        _, made = renew(results)
+    except Exception as error:  # noqa: BLE001  # whatever it is: the records are written, and a verdict on them stands
+        say(f"the leaderboard was not renewed, `sdbench leaderboard` tries again: {error}")
+    else:
+        say("leaderboard: " + ", ".join(map(str, made)))
+
+
 def _report(arguments: argparse.Namespace) -> int:
     from sdbench import api
 
     check_results(arguments)
-    made = api.report(places(arguments), arguments.out, arguments.policy)
+    made = api.report(api.Places(arguments.results), arguments.out, arguments.policy)
     return _written(made, arguments, made)
 
 
@@ -56,7 +66,7 @@ def _card(arguments: argparse.Namespace) -> int:
     from sdbench import api
 
     check_results(arguments)
-    made = api.card(arguments.folder, places(arguments), base=arguments.base)
+    made = api.card(arguments.folder, api.Places(arguments.results), base=arguments.base)
     return _written([made], arguments, made)
 
 

@@ -1,27 +1,17 @@
 """What this machine can run, what is missing, whether what was shipped is intact, and whether the metrics behave."""
 
-import importlib.metadata
 import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
-from sdbench.errors import UserError
-from sdbench.scenes import embedded
+from packaging.requirements import Requirement
 
-PACKAGES = (
-    "torch",
-    "torchvision",
-    "diffusers",
-    "transformers",
-    "torchmetrics",
-    "open_clip_torch",
-    "clean-fid",
-    "pytest-benchmark",
-    "datasets",
-    "scipy",
-)
+from sdbench.errors import UserError
+from sdbench.machine import version
+from sdbench.scenes import embedded
 
 
 @dataclass(frozen=True)
@@ -46,16 +36,17 @@ def examine(results: Path, runs: Path) -> Iterator[Finding]:
     yield from _known()
 
 
-def _packages() -> list[Finding]:
-    findings = []
-    for package in PACKAGES:
-        try:
-            findings.append(Finding(True, True, f"{package} {importlib.metadata.version(package)}"))
-        except importlib.metadata.PackageNotFoundError:
-            findings.append(
-                Finding(False, True, f"{package} is not installed; install sdbench again: pip install --force-reinstall sdbench")
-            )
-    return findings
+def _packages() -> Iterator[Finding]:
+    try:
+        required = metadata.requires("sdbench") or []
+    except metadata.PackageNotFoundError:
+        yield Finding(False, False, "packages: not looked at, since sdbench runs from a folder; install it: pip install -e .")
+        return
+    for requirement in map(Requirement, required):
+        found = version(requirement.name)
+        fine = found is not None and requirement.specifier.contains(found, prereleases=True)
+        way_out = "" if fine else f", needed is {requirement}; install sdbench again: pip install --force-reinstall sdbench"
+        yield Finding(fine, True, f"{requirement.name} {found or 'is not installed'}{way_out}")
 
 
 def _device() -> Finding:

@@ -68,10 +68,6 @@ def differences(new: Side, old: Side) -> Iterator[str]:
         yield f"prompts and samples differ: {_set_difference(set(new.keys), set(old.keys)) or 'some are repeated'}"
     if new.metrics() != old.metrics():
         yield f"protocols differ: {_set_difference(new.metrics(), old.metrics())}"
-    for name in sorted(new.metrics() & old.metrics()):
-        found, expected = new.record.value(name), old.record.value(name)
-        if found and expected and found.state == expected.state == "ok" and found.reference != expected.reference:
-            yield f"reference of {name} is {found.reference} against {expected.reference}"
 
 
 def _set_difference(new: set[Any], old: set[Any]) -> str:
@@ -92,18 +88,13 @@ def measure(name: str, rule: Rule, new: Side, old: Side, alpha: float, between_r
     found, expected = new.record.value(name), old.record.value(name)
     if found is None or expected is None:
         return _absent(name, rule, new, old)
-    if obstacle := _state(rule, found, expected) or _unlike(rule, found, expected, new, old):
+    if obstacle := _state(rule, found, expected) or _unlike(rule, found, expected, new, old) or _unlosable(rule, found):
         return obstacle
     if found.kind in ("score", "set"):
         bounds = paired(found, expected, new, old, 1 - alpha)
     else:
-        bounds = _probe(found, expected, 1 - alpha, None if same_run(new.record, old.record) else between_runs)
+        bounds = _probe(found, expected, 1 - alpha, None if new.record.same_run(old.record) else between_runs)
     return -bounds if isinstance(bounds, Bounds) and rule.direction == "lower" else bounds
-
-
-def same_run(new: Record, old: Record) -> bool:
-    """Whether both were measured in turns, so that the machine's mood is the same for both."""
-    return bool(new.run) and new.run == old.run
 
 
 def _absent(name: str, rule: Rule, new: Side, old: Side) -> Obstacle:
@@ -140,6 +131,17 @@ def _unlike(rule: Rule, found: Value, expected: Value, new: Side, old: Side) -> 
         return Obstacle("incomparable" if rule.required else "skipped", f"other machine class: {machines[0]} against {machines[1]}")
     if found.kind in ("score", "set") and found.n != expected.n:
         return Obstacle("incomparable", f"n is {found.n} against {expected.n}")
+    if found.reference != expected.reference:
+        ends = [value.reference or "what is not in its record" for value in (found, expected)]
+        return Obstacle("incomparable", f"taken against {ends[0]}, that of the baseline against {ends[1]}; run both again")
+    return None
+
+
+def _unlosable(rule: Rule, found: Value) -> Obstacle | None:
+    """A margin that no candidate could lose."""
+    if is_relative(found) and rule.direction == "higher" and rule.margin >= 1:
+        said = f"the policy's margin is {100 * rule.margin:g} % of the baseline; no more than all of it can be lost, take less than 100 %"
+        return Obstacle("incomparable", said)
     return None
 
 
@@ -157,7 +159,16 @@ def paired(found: Value, expected: Value, new: Side, old: Side, level: float) ->
         assert expected.value is not None
         difference = difference + (found.value - expected.value)
     _, prompt = np.unique([prompt_id for prompt_id, _ in new.keys], return_inverse=True)
-    return decisions.paired_mean_bounds(np.bincount(prompt, difference) / np.bincount(prompt), level)
+    unseen = 1.0 if found.unit == "share" and not _same_pictures(new, old) else 0.0
+    return decisions.paired_mean_bounds(np.bincount(prompt, difference) / np.bincount(prompt), level, unseen=unseen)
+
+
+def _same_pictures(new: Side, old: Side) -> bool:
+    """Whether the pictures are equal by all scores that tell any two apart, which a share does not."""
+    shares = {value.name for value in new.record.values if value.unit == "share"}
+    finer = [name for name in new.columns if name.removesuffix(":influence") not in shares]
+    equal = [np.array_equal(new.columns[name], old.columns.get(name, ())) for name in finer]
+    return new.record == old.record or (bool(equal) and all(equal))
 
 
 def _probe(found: Value, expected: Value, level: float, between_runs: BetweenRuns | None) -> Bounds | Obstacle:
@@ -169,12 +180,12 @@ def _probe(found: Value, expected: Value, level: float, between_runs: BetweenRun
 
 
 def _log_ratio(found: Value, expected: Value, level: float) -> Bounds | Obstacle:
-    """Of the medians of raw rounds, or of two numbers that have no spread."""
+    """Of the medians of raw rounds, or of two counts, which alone have no spread."""
     if not (found.value and expected.value and min(found.value, expected.value) > 0):
         return Obstacle("incomparable", f"a ratio needs values above 0, found {found.value} against {expected.value}")
     if found.samples and expected.samples:
         return _of_rounds(found.samples, expected.samples, level)
-    if any(value.samples or value.low is not None or value.high is not None for value in (found, expected)):
+    if found.kind != "count":
         return Obstacle("incomparable", "an uncertain value without raw samples on both sides; weigh one that has them, such as a p50")
     ratio = math.log(found.value / expected.value)
     return Bounds(ratio, ratio, ratio, 0.0, 1)
@@ -192,7 +203,9 @@ def _of_rounds(found: Samples, expected: Samples, level: float) -> Bounds | Obst
 
 def margin(rule: Rule, value: Value | None) -> float:
     """The margin on the scale of the bounds."""
-    return math.log1p(rule.margin) if is_relative(value) else rule.margin
+    if not is_relative(value):
+        return rule.margin
+    return -math.log1p(-rule.margin) if rule.direction == "higher" else math.log1p(rule.margin)
 
 
 def is_relative(value: Value | None) -> bool:

@@ -32,7 +32,8 @@ class Spread(Table):
 
     Attributes:
         noise: standard deviation of the difference of two runs: of scores and set metrics the root mean square of the
-            paired standard errors over all pairs of runs, of probes sqrt(2) times the runs' own, as a share.
+            paired standard errors over all pairs of runs, of probes sqrt(2) times the runs' own, as a share. Where all pictures of a run
+            share one latent, scores and set metrics have the larger of the two: what a latent does to all of them no spread over prompts shows.
         values: what each run found.
     """
 
@@ -143,4 +144,6 @@ def _spread(name: str, sides: Sequence[Side]) -> Spread | None:
         if len(errors) < len(pairs):
             return None
         noise = math.sqrt(float(np.mean(np.square(errors))))
+        if sides[0].record.noise.get("kind") == "fixed":
+            noise = max(noise, math.sqrt(2) * float(np.std(values, ddof=1)))
     return Spread(noise=noise, values=tuple(values), unit=found[0].unit)

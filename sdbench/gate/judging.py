@@ -62,11 +62,7 @@ def judge(
     bounded = {name: found for name, found in measured.items() if isinstance(found, Bounds)}
     p_values = [decisions.regression_p(found, compare.margin(rules[name], new.record.value(name))) for name, found in bounded.items()]
     rejected = decisions.holm(p_values, policy.alpha, [levels[name] for name in bounded], untested)
-    surely_worse = {
-        name
-        for name, is_rejected in zip(bounded, rejected, strict=True)
-        if is_rejected and bounded[name].high < -compare.margin(rules[name], new.record.value(name))  # where differences are skewed
-    }
+    surely_worse = {name for name, is_rejected in zip(bounded, rejected, strict=True) if is_rejected}
     results = tuple(
         _result(name, rules[name], found, new, old, policy.alpha, surely_worse=name in surely_worse) for name, found in measured.items()
     )
@@ -158,7 +154,7 @@ def _notes(rules: Mapping[str, Rule], new: Record, old: Record, between_runs: Ma
     """What the gate does not weigh and a reader should know; `own` where the rules are of this very suite."""
     if not own:
         yield f"suite {new.suite.name!r} is weighed by the margins of the suite it was made from; no noise floor is of its settings"
-    if elsewhere := [record.model.name for record in (new, old) if record.model.is_elsewhere]:
+    if elsewhere := [f"{record.model.name} ({record.model.source})" for record in (new, old) if record.model.is_elsewhere]:
         yield f"the pictures of {tables.listed(elsewhere)} were made elsewhere: how they were sampled is not known"
     for key in sorted(new.sampling.keys() | old.sampling.keys()) if not elsewhere else ():
         if new.sampling.get(key) != old.sampling.get(key):
@@ -166,7 +162,7 @@ def _notes(rules: Mapping[str, Rule], new: Record, old: Record, between_runs: Ma
     for side, record in (("candidate", new), ("baseline", old)):
         yield from (f"{value.name} of the {side}: {value.note}" for value in record.values if value.note and value.name in rules)
     unknown = [name for name in rules if (value := new.value(name)) and value.kind == "probe" and value.value and name not in between_runs]
-    if unknown and new != old and new.machine.machine_class == old.machine.machine_class and not compare.same_run(new, old):
+    if unknown and new != old and new.machine.machine_class == old.machine.machine_class and not new.same_run(old):
         yield (
             f"{tables.listed(unknown)}: measured in other runs than the baseline's, and how far two runs of one model lie apart on this machine "
             f"is not known; measure both with one `sdbench run`{', or find out with `sdbench noise`' if own else ''}"

@@ -1,8 +1,8 @@
 """One look at a growing comparison: stop with a verdict, or go on.
 
 A pass waits for half of the prompts. A fault that hits a small share of them and leaves the rest as they were may not be
-among the first at all, and differences that are all zero pass at any level. The whole set may miss it too: faults on less
-than a few per cent of the prompts are outside of what t bounds guarantee (256 prompts hold none of 1 % in 8 % of draws).
+among the first at all, and pictures that are all the same pass at any level. The whole set may miss it too: faults of which
+fewer than 3 are expected are outside of what any bound guarantees (256 prompts hold none of 1 % in 8 % of draws).
 """
 
 from collections.abc import Callable, Collection, Mapping

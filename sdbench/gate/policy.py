@@ -19,8 +19,8 @@ class Rule(Table):
             baseline for probes and counts (0.05 = 5 %).
         required: False lets the gate skip, and say so, a probe that cannot be compared because the machines are of
             another class or do not have it. A value that is missing, NaN or failed is never skipped.
-        noise: the floor that the margin stands on, as `sdbench noise` found it: the standard deviation of the difference
-            between two runs of one model under other noise.
+        noise: the floor that the margin stands on, as `sdbench noise` found it or scaled from a published one: the standard
+            deviation of the difference between two runs of one model under other noise.
     """
 
     direction: Literal["higher", "lower"]

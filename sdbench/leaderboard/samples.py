@@ -6,40 +6,53 @@ from pathlib import Path
 
 from PIL import Image
 
+from sdbench.arrays import U8
 from sdbench.disk import write_bytes
 from sdbench.leaderboard.standings import Row, sections
+from sdbench.store import read_images
 
 COLUMNS, GAP_PX, LEAST_PX = 8, 4, 96
 
 
 def write(board: Sequence[Row], results: Path) -> list[Path]:
-    """One sheet for each section that has pictures, `samples-<family>-<suite>.png` => their paths, rows as in the leaderboard."""
+    """One sheet for each suite that has pictures, of its newest section: `samples-<family>-<suite>.png` => their paths, rows as in the leaderboard.
+
+    Raises:
+        UserError: a picture cannot be read, or a file cannot be written.
+    """
+    newest: dict[Path, tuple[Row, ...]] = {}
+    for section in sorted(sections(board), key=lambda section: max(record.created for record in section.records)):
+        rows = tuple(row for row in section.rows if _thumbnails(row))
+        if rows and _shared(rows):
+            newest[results / f"samples-{section.family}-{rows[0].record.suite.name}.png"] = rows
     made = []
-    for section in sections(board):
-        rows = [row for row in section.rows if any((row.folder / "images").glob("*.png"))]
-        if rows:
-            path = results / f"samples-{section.family}-{rows[0].record.suite.name}.png"
-            buffer = io.BytesIO()
-            sheet(rows).save(buffer, "PNG", optimize=True)
-            write_bytes(path, buffer.getvalue())
-            made.append(path)
+    for path, rows in newest.items():
+        buffer = io.BytesIO()
+        sheet(rows).save(buffer, "PNG", optimize=True)
+        made.append(write_bytes(path, buffer.getvalue()))
     return made
 
 
 def sheet(rows: Sequence[Row]) -> Image.Image:
-    """Rows of thumbnails, small ones enlarged by whole factors so that their pixels stay visible as they are."""
-    names = sorted(path.name for path in (rows[0].folder / "images").glob("*.png"))[:COLUMNS]
-    pictures = [[_read(row.folder / "images" / name) for name in names] for row in rows]
-    width = max(picture.width for line in pictures for picture in line) + GAP_PX
-    height = max(picture.height for line in pictures for picture in line) + GAP_PX
-    page = Image.new("RGB", (len(names) * width - GAP_PX, len(rows) * height - GAP_PX), "white")
+    """Rows of the thumbnails that all of them have, small ones enlarged by whole factors so that their pixels stay visible as they are."""
+    pictures = [_read([row.folder / "images" / name for name in _shared(rows)[:COLUMNS]]) for row in rows]
+    height, width = (max(line.shape[axis] for line in pictures) + GAP_PX for axis in (1, 2))
+    page = Image.new("RGB", (len(pictures[0]) * width - GAP_PX, len(rows) * height - GAP_PX), "white")
     for y, line in enumerate(pictures):
         for x, picture in enumerate(line):
-            page.paste(picture, (x * width, y * height))
+            page.paste(Image.fromarray(picture), (x * width, y * height))
     return page
 
 
-def _read(path: Path) -> Image.Image:
-    with Image.open(path) as image:
-        factor = max(1, -(-LEAST_PX // image.width))
-        return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+def _shared(rows: Sequence[Row]) -> list[str]:
+    return sorted(set.intersection(*map(_thumbnails, rows)))
+
+
+def _thumbnails(row: Row) -> set[str]:
+    return {path.name for path in (row.folder / "images").glob("*.png")}
+
+
+def _read(paths: Sequence[Path]) -> U8:
+    pictures = read_images(paths, "restore it, or delete it: the sheet does without")
+    factor = max(1, -(-LEAST_PX // pictures.shape[2]))
+    return pictures.repeat(factor, 1).repeat(factor, 2)

@@ -32,7 +32,8 @@ _PROBES = (
 def speed_up(record: Record, teacher: Record, name: str) -> str:
     """How many times as fast as the teacher, `1.55x ± 0.02`, by a value that both have; what stands in the way otherwise.
 
-    The 95 % interval resamples rounds (`decisions.ratio_bounds`); there is none from a single round.
+    The 95 % interval resamples rounds (`decisions.ratio_bounds`); there is none from a single round, nor between two runs, `1.55x (other runs)`,
+    since rounds do not know how far runs lie apart.
     """
     own, its = record.value(name), teacher.value(name)
     if not own or not own.value:
@@ -41,6 +42,8 @@ def speed_up(record: Record, teacher: Record, name: str) -> str:
         return "missing: nothing of the teacher to compare with"
     if record is teacher or not (own.samples and its.samples):
         return f"{tables.significant(its.value / own.value, 3)}x"
+    if not record.same_run(teacher):
+        return f"{tables.significant(its.value / own.value, 3)}x (other runs)"
     bounds = decisions.ratio_bounds(own.samples, its.samples, level=0.975)
     low, high = (math.exp(-end) if math.isfinite(end) else None for end in (bounds.high, bounds.low))
     number, space, interval = tables.estimate(math.exp(-bounds.difference), low, high).partition(" ")

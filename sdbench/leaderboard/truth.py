@@ -19,7 +19,7 @@ _DRAWS, _SEED = 2000, 20261124
 def grid(models: Sequence[tuple[Record, Scores]]) -> Grid | None:
     """Spearman's rank correlation of each metric with scene accuracy, 1 where the orders agree; None with too few models.
 
-    Every metric that all models have is judged. Each resample draws the same prompts for all models and metrics.
+    Every metric that all models have, against the same reference, is judged. Each resample draws the same prompts for all models and metrics.
     """
     if len(models) < LEAST or not all(_has(record, TRUTH) for record, _ in models):
         return None
@@ -53,7 +53,9 @@ def _correlation(found: tuple[F64, F64], truth: tuple[F64, F64]) -> str:
 
 
 def _values(models: Sequence[tuple[Record, Scores]], name: str, drawn: npt.NDArray[np.int64]) -> tuple[F64, F64] | None:
-    """Of each model, plus where better: the value, (models,), and its resamples, (draws, models); None where one lacks it."""
+    """Of each model, plus where better: the value, (models,), and its resamples, (draws, models); None where one lacks it or has another reference."""
+    if len({value.reference for record, _ in models if (value := record.value(name))}) > 1:
+        return None
     values, draws = [], []
     for record, scores in models:
         value = record.value(name)

@@ -23,6 +23,7 @@ _PACKAGES = ("torch", "diffusers", "transformers", "sdbench")
 _NOTICE = f"<!-- {FILE_NAME} is generated from the records by `sdbench leaderboard`; do not edit it by hand. -->"
 _LEGEND = (
     "`±` and `(low..high)` are 95 % intervals, the second where they are lopsided; a bare number has none: it is a count, or comes from too few calls. "
+    "`other runs` marks a ratio of two models that were not measured in turns: the rounds of a run do not tell how far two runs lie apart. "
     "↑ more is better, ↓ less is better. A value that is not there says why. Rows of different sections are not comparable."
 )
 
@@ -143,7 +144,7 @@ def footer(section: Section) -> list[str]:
     return [
         line("suite digest", lambda record: record.suite.digest),
         *([line("prompts", lambda record: record.prompts)] if any(record.prompts for record in section.records) else []),
-        line("sampling", lambda record: _settings(record.sampling) or "made elsewhere, not known"),
+        line("sampling", lambda record: _settings(record.sampling) or f"made elsewhere, not known ({record.model.source})"),
         *([line("scheduler", _scheduler)] if any(record.scheduler for record in section.records) else []),
         *([line("noise", _noise)] if any(record.noise for record in section.records) else []),
         line("references", _references),

@@ -15,7 +15,6 @@ class Entry:
     Attributes:
         location: Hub repository, or folder under `sdbench/scenes/weights/`; "" for pictures without a model.
         licence: as the model card states it; "" where it was not found.
-        fp16: the repository holds a 16-bit copy of the weights (`*.fp16.safetensors`); None where nobody looked.
         download_gb: gigabytes (10^9 bytes) of the 16-bit weights: two bytes a parameter; 0 where nothing is fetched.
     """
 
@@ -25,23 +24,22 @@ class Entry:
     source: Source
     location: str
     licence: str
-    fp16: bool | None
     download_gb: float
 
 
 # fmt: off
 _ROWS = (
-    #     name                 family    architecture  source      location                                     licence                       fp16   GB
-    Entry("sdxl",              "sdxl",   "sdxl",       "hub",      "stabilityai/stable-diffusion-xl-base-1.0",  "CreativeML Open RAIL++-M",   True,  6.9),
-    Entry("ssd-1b",            "sdxl",   "ssd-1b",     "hub",      "segmind/SSD-1B",                            "Apache-2.0",                 True,  4.5),
-    Entry("vega",              "sdxl",   "vega",       "hub",      "segmind/Segmind-Vega",                      "Apache-2.0",                 True,  3.3),
-    Entry("koala-1b",          "sdxl",   "koala-1b",   "hub",      "etri-vilab/koala-1b",                       "",                           None,  4.1),
-    Entry("koala-700m",        "sdxl",   "koala-700m", "hub",      "etri-vilab/koala-700m",                     "",                           None,  3.4),
-    Entry("scenes-rendered",   "scenes", "",           "rendered", "",                                          "Apache-2.0",                 None,  0.0),
-    Entry("scenes-teacher",    "scenes", "sdxl",       "embedded", "pipeline",                                  "Apache-2.0",                 None,  0.0),
-    Entry("scenes-ssd-1b",     "scenes", "ssd-1b",     "embedded", "unets/ssd-1b",                              "Apache-2.0",                 None,  0.0),
-    Entry("scenes-vega",       "scenes", "vega",       "embedded", "unets/vega",                                "Apache-2.0",                 None,  0.0),
-    Entry("scenes-vega-pruned", "scenes", "vega",      "embedded", "unets/vega-pruned",                         "Apache-2.0",                 None,  0.0),
+    #     name                 family    architecture  source      location                                     licence                       GB
+    Entry("sdxl",              "sdxl",   "sdxl",       "hub",      "stabilityai/stable-diffusion-xl-base-1.0",  "CreativeML Open RAIL++-M",  6.9),
+    Entry("ssd-1b",            "sdxl",   "ssd-1b",     "hub",      "segmind/SSD-1B",                            "Apache-2.0",                4.5),
+    Entry("vega",              "sdxl",   "vega",       "hub",      "segmind/Segmind-Vega",                      "Apache-2.0",                3.3),
+    Entry("koala-1b",          "sdxl",   "koala-1b",   "hub",      "etri-vilab/koala-1b",                       "",                          4.1),
+    Entry("koala-700m",        "sdxl",   "koala-700m", "hub",      "etri-vilab/koala-700m",                     "",                          3.4),
+    Entry("scenes-rendered",   "scenes", "",           "rendered", "",                                          "Apache-2.0",                0.0),
+    Entry("scenes-teacher",    "scenes", "sdxl",       "embedded", "pipeline",                                  "Apache-2.0",                0.0),
+    Entry("scenes-ssd-1b",     "scenes", "ssd-1b",     "embedded", "unets/ssd-1b",                              "Apache-2.0",                0.0),
+    Entry("scenes-vega",       "scenes", "vega",       "embedded", "unets/vega",                                "Apache-2.0",                0.0),
+    Entry("scenes-vega-pruned", "scenes", "vega",      "embedded", "unets/vega-pruned",                         "Apache-2.0",                0.0),
 )
 # fmt: on
 

@@ -8,7 +8,7 @@ from sdbench.probes.rounds import Round, once, picked
 from sdbench.records import Value
 
 # From where on a reader is told beside the latency itself.
-DRIFT, FOREIGN_CORES = 0.05, 0.2
+DRIFT, FOREIGN_CORES, HOST_BOUND = 0.05, 0.2, 0.9
 _CARD = {
     "sm_clock": ("MHz", "sm_mhz"),
     "memory_clock": ("MHz", "memory_mhz"),
@@ -39,6 +39,7 @@ def remarks(rounds: Sequence[Round]) -> list[str]:
     """What a reader of the latency must know of them."""
     drift, cores = _drift(rounds) or 0.0, picked(rounds, "watch", "foreign_cores")
     others = [held for listed in picked(rounds, "watch", "foreign_processes") for held in listed.items()]
+    back, step = _of_a_step(rounds)
     slowed = sorted({word for state in _states(rounds) for word in state["slowed_by"]})
     said = {
         f"drift {drift:+.0%} from the first round to the last": abs(drift) >= DRIFT,
@@ -47,6 +48,7 @@ def remarks(rounds: Sequence[Round]) -> list[str]:
             others
         ),
         f"clock held down: {', '.join(slowed)}": bool(slowed),
+        f"bound by the host: the call of a UNet step returns after {1000 * back:.1f} of {1000 * step:.1f} ms": back > HOST_BOUND * step,
         **dict.fromkeys(picked(rounds, "watch", "card"), True),
     }
     return [words for words, matters in said.items() if matters]
@@ -55,6 +57,12 @@ def remarks(rounds: Sequence[Round]) -> list[str]:
 def _drift(rounds: Sequence[Round]) -> float | None:
     medians = [median(measured.seconds["pipeline"]) for measured in rounds if "pipeline" in measured.seconds]
     return medians[-1] / medians[0] - 1 if len(medians) > 1 else None
+
+
+def _of_a_step(rounds: Sequence[Round]) -> tuple[float, float]:
+    """Seconds after which a UNet step's call returns on a card, and has been computed; zeros where it was not asked."""
+    asked = picked(rounds, "returns_s")
+    return (median(asked), median(seconds for each in rounds for seconds in each.seconds.get("unet_step", ()))) if asked else (0.0, 0.0)
 
 
 def _states(rounds: Sequence[Round]) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from sdbench.disk import digest as digest_of
 from sdbench.disk import write_bytes
 from sdbench.errors import UserError
-from sdbench.machine import environment, this_machine
+from sdbench.machine import environment, this_machine, variables
 from sdbench.models.digest import weights_digest
 from sdbench.models.spec import ModelSpec
 from sdbench.probes import counts, joined, meters, plugin
@@ -117,7 +117,8 @@ def measure(
     place = Place(work.resolve(), suites.resolve())
     if not (suites / BENCHMARKS).is_file():
         raise UserError(f"no {BENCHMARKS} in {suites}: it measures latency and memory; copy it there from the package's own suites")
-    common: dict[str, Any] = {"sampling": sampling, "warmup": probes.warmup, "device": device, "machine": this_machine(device)}
+    here = {"device": device, "machine": this_machine(device), "variables": variables()}
+    common: dict[str, Any] = {"sampling": sampling, "warmup": probes.warmup, **here}
     requests = {
         (label, spec.name): Request(spec=spec, setting=setting, calls=setting.calls or probes.calls, **common)
         for label, setting in chosen.items()
@@ -126,11 +127,11 @@ def measure(
     digest = cache(weights_digest)  # settings share the weights, whose gigabytes need to be read only once
     turns = _turns([(spec.name, digest(spec, dtype=sampling.dtype)) for spec in specs], place)
     stems = {key: _stem(request, suites, digest(request.spec, dtype=request.dtype), turns) for key, request in requests.items()}
-    if profile:
+    rounds = _in_turns(requests, stems, probes.rounds, place)
+    if profile:  # after the rounds, whose compiler's cache it finds
         for key, request in requests.items():
             for why in dict.fromkeys(_profile(request, stems[key], place).values()):
                 tqdm.write(f"{key[1]} {key[0]} has no whole profile: {why}", file=sys.stderr)
-    rounds = _in_turns(requests, stems, probes.rounds, place)
     kept = {
         key: [file for index in range(probes.rounds) if (file := place.work / f"{stem}-{index}.json").exists()]
         for key, stem in stems.items()
@@ -211,10 +212,10 @@ def _run(request: Request, target: Path, stem: str, place: Place) -> dict[str, s
         stale.unlink(missing_ok=True)
     asked = target.with_suffix(".request")
     asked.write_text(request.model_dump_json(indent=1))
-    variables = {**_environment(), meters.COMPILER_CACHE: str(_compiled(stem, place)), VARIABLE: str(asked)}
+    inherited = {**_environment(), meters.COMPILER_CACHE: str(_compiled(stem, place)), VARIABLE: str(asked)}
     try:
         done = subprocess.run(  # noqa: S603  # our own words
-            _command(target, place), env=variables, capture_output=True, text=True, timeout=ROUND_LIMIT_S, check=False
+            _command(target, place), env=inherited, capture_output=True, text=True, timeout=ROUND_LIMIT_S, check=False
         )
     except subprocess.TimeoutExpired:
         return _nothing(f"no end after {ROUND_LIMIT_S} s").failures
@@ -264,7 +265,6 @@ def _stem(request: Request, suites: Path, weights: str | None, turns: str) -> st
         "packages": {name: packages.get(name) for name in _PACKAGES},
         "python": sys.version_info[:2],
         "machine": request.machine.machine_class,
-        "threads": os.environ.get("OMP_NUM_THREADS"),
         "turns": turns,
         "code": [hashlib.sha256(path.read_bytes()).hexdigest() for path in (suites / BENCHMARKS, *_MEASURING)],
     }

@@ -7,6 +7,8 @@ from typing import Any
 
 from pytest_benchmark.stats import Stats
 
+from sdbench.disk import write_bytes
+
 
 def write(files: Mapping[tuple[str, str], Sequence[Path]], target: Path) -> None:
     """Join the files of finished rounds: a benchmark for each model, setting and stage, its raw calls in the order of the rounds.
@@ -21,9 +23,7 @@ def write(files: Mapping[tuple[str, str], Sequence[Path]], target: Path) -> None
     first = next(iter(rounds.values()))[0]
     whole = {name: first[name] for name in ("machine_info", "commit_info", "datetime", "version")}
     benchmarks = [benchmark for (setting, model), read in rounds.items() for benchmark in _joined(setting, model, read)]
-    beside = target.with_suffix(".writing")
-    beside.write_text(json.dumps({**whole, "benchmarks": benchmarks}))
-    beside.replace(target)
+    write_bytes(target, json.dumps({**whole, "benchmarks": benchmarks}).encode())
 
 
 def _joined(setting: str, model: str, rounds: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

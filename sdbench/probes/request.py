@@ -23,6 +23,7 @@ class Request(Table):
         calls: timed calls of each stage.
         warmup: calls of each stage before them; the cold first call counts as the pipeline's first.
         device: "cpu", "cuda" or "cuda:<index>".
+        variables: of the environment, as `machine.variables` gives them; the process inherits them.
         profile: write what holds each stage's time instead of timing it.
     """
 
@@ -33,6 +34,7 @@ class Request(Table):
     warmup: int = Field(ge=0)
     device: str
     machine: Machine
+    variables: dict[str, str] = Field(default_factory=dict)
     profile: bool = False
 
     @property

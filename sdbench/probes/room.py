@@ -4,11 +4,13 @@ from collections.abc import Callable
 
 import torch
 
+from sdbench.probes.meters import MIB
 from sdbench.probes.stages import Stages
 
-CARDS_GB = (8, 12, 16, 24)  # of 2**30 bytes, as cards are sold
-GIB, MIB = 2**30, 2**20
-_NO_ROOM = ("unable to find an engine", "ALLOC_FAILED", "ALLOCATION_FAILED", "CUDA error: out of memory")  # cuDNN's, cuBLAS's, the driver's
+CARDS_GB = (8, 12, 16, 24, 32, 40, 48, 80)  # of 2**30 bytes, as cards are sold
+GIB = 2**30
+# cuDNN's, cuBLAS's, the driver's, and the allocator's where a compiler has wrapped its exception in one of its own.
+_NO_ROOM = ("unable to find an engine", "ALLOC_FAILED", "ALLOCATION_FAILED", "CUDA error: out of memory", "CUDA out of memory")
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
@@ -28,7 +30,7 @@ def largest_batch(stages: Stages) -> int:
 
 
 def smallest_card(stages: Stages, device: str, context_mib: float) -> int | None:
-    """Memory in GB of the smallest card on which the pipeline runs; None where it needs more than 24 GB, or than this card has.
+    """Memory in GB of the smallest card on which the pipeline runs; None where it needs more than any of `CARDS_GB`, or than this card.
 
     Tried, not reckoned: the pipeline runs while PyTorch's allocator may take no more than such a card has left beside the
     CUDA context.
@@ -45,13 +47,15 @@ def smallest_card(stages: Stages, device: str, context_mib: float) -> int | None
         torch.cuda.set_per_process_memory_fraction(1.0, index)
 
 
-def context_mib(device: str, process_mib: float | None) -> float:
+def context_mib(device: str, held_mib: float | None) -> float:
     """What a process holds of the card beside PyTorch's allocator: the CUDA context and its libraries.
 
-    Where NVML does not tell processes apart, the whole card's use stands for this process's, which is the same if it is alone.
+    Args:
+        held_mib: by the process, as NVML says; where it does not, the whole card's use stands for it, which is the same if it is alone.
     """
-    free, total = torch.cuda.mem_get_info(device)
-    held_mib = (total - free) / MIB if process_mib is None else process_mib
+    if held_mib is None:
+        free, total = torch.cuda.mem_get_info(device)
+        held_mib = (total - free) / MIB
     return max(0.0, held_mib - torch.cuda.memory_reserved(device) / MIB)
 
 

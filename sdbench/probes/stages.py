@@ -27,7 +27,7 @@ class Stages:
         set_scheduler(pipe, sampling)
 
     def prepare(self, stage: str) -> Call:
-        """The call of this stage, one of `request.STAGES`."""
+        """The call of this stage, one of `request.STAGES`, or "short"."""
         with torch.no_grad():
             call: Call = getattr(self, stage)()
         return torch.no_grad()(call)
@@ -40,9 +40,9 @@ class Stages:
         """Prompt to pictures."""
         return self._pictures(self.batch, self.sampling)
 
-    def short(self, batch: int) -> Call:
+    def short(self, batch: int | None = None) -> Call:
         """The pipeline with a single step: as much memory as with all of them."""
-        return self._pictures(batch, self.sampling.of_one_step)
+        return self._pictures(batch or self.batch, self.sampling.of_one_step)
 
     def _pictures(self, batch: int, sampling: Sampling, **changes: str) -> Call:
         arguments = {**call_arguments(sampling, [PROMPT] * batch), **changes}

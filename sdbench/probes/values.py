@@ -89,7 +89,8 @@ def _on_the_card(rounds: Sequence[Round], why: str, note: str) -> list[Value]:
     """What the process holds beside its tensors, and the smallest card that it runs on."""
     process, measured = picked(rounds, "process_mib"), bool(picked(rounds, "memory_mib"))
     unlisted = "NVML does not list this process" if measured else why
-    alone = "" if process else "by the whole card's use, as if nothing else were on it: NVML does not list this process"
+    by_growth, by_whole = "by what the card's use grew since the process began", "by the whole card's use, as if nothing else were on it"
+    alone = "" if process else f"{by_growth if picked(rounds, 'used_before_mib') else by_whole}: {unlisted}"
     untried = picked(rounds, "smallest_card_failed") or [f"it needs more than {CARDS_GB[-1]} GB, or than this card has"]
     return [
         once("memory.process", "MiB", process, unlisted, note=note),

@@ -12,7 +12,8 @@ from typing import Any
 import psutil
 import torch
 
-MIB = 2**20
+from sdbench.probes.meters import MIB
+
 _SLOWED = {  # bits of NVML's clock event reasons that mean less speed than the load asks for
     0x04: "power cap",
     0x08: "hardware slowdown",
@@ -56,6 +57,11 @@ class Card:
             return None
         return {process.pid: None if process.usedGpuMemory is None else process.usedGpuMemory / MIB for process in listed}
 
+    def used_mib(self) -> float | None:
+        """What all processes together hold of the card."""
+        memory = self._asked(self._nvml.nvmlDeviceGetMemoryInfo)
+        return None if memory is None else memory.used / MIB
+
     def _asked(self, question: Callable[..., Any], *words: Any) -> Any:
         try:
             return question(self._handle, *words)
@@ -76,6 +82,11 @@ class Watch:
         listed = self.card.processes() if self.card else None
         return (listed or {}).get(os.getpid())
 
+    def grown_mib(self, before_mib: float | None) -> float | None:
+        """By how much the use of the card has grown since it was `used_mib`: this process's part, where it is not listed and others stayed as they were."""
+        now_mib = self.card.used_mib() if self.card else None
+        return None if now_mib is None or before_mib is None else now_mib - before_mib
+
     def noted(self) -> dict[str, Any]:
         """JSON-serialisable: `foreign_cores`, the mean number of cores that others kept busy; of a card, its states and others' MiB by process.
 
@@ -92,6 +103,12 @@ class Watch:
         # In a container of its own process ids this process goes by another: it is not one of the others.
         known = os.getpid() in listed
         return found | {"states": [*self._states, self.card.state()], "foreign_processes": others if known else None}
+
+
+def used_mib(device: str) -> float | None:
+    """What all processes hold of the card; None where there is no card, or NVML does not say."""
+    card, _ = _card(device)
+    return card.used_mib() if card else None
 
 
 def _card(device: str) -> tuple[Card | None, str]:

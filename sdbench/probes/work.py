@@ -2,6 +2,9 @@
 
 Numbers moved are what the operators read and write when each runs for itself, as eager PyTorch runs them: inputs once,
 outputs once, attention without its score matrix (as flash attention has it). A compiler that joins operators moves fewer.
+
+PyTorch's counter knows convolutions, matrix products and attention, at 2 FLOPs a multiply-accumulate; norms, activations and
+sums, some per cent of the time but hardly of the work, are left out, as is usual.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +21,6 @@ from sdbench.generate import is_guided
 from sdbench.models.architectures import PARTS, unet_config
 from sdbench.models.spec import ModelSpec
 from sdbench.models.stock import CLASSES
-from sdbench.probes.flops import empty_input
 from sdbench.settings import Sampling
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -66,8 +68,7 @@ def of(configs: Mapping[str, Mapping[str, Any]], sampling: Sampling, *, zero_neg
     guided = is_guided(sampling, configs["unet"])
     with torch.device("meta"):
         networks = {name: _network(name, config) for name, config in configs.items()}
-    side = sampling.size_px // 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
-    tokens = configs["text_encoder"]["max_position_embeddings"]
+    side, tokens = shape(configs, sampling.size_px)
     texts = [networks["text_encoder"], networks["text_encoder_2"]]
     encoded = Work(0, 0, 0)
     for text in texts:
@@ -78,6 +79,37 @@ def of(configs: Mapping[str, Mapping[str, Any]], sampling: Sampling, *, zero_neg
     decode = _counted(networks["vae"], lambda network: network.decode(torch.empty(1, configs["vae"]["latent_channels"], side, side)))
     encode = encoded * (2 if both else 1)
     return {"text_encoders": encode, "unet_step": step, "vae_decode": decode}
+
+
+def unet_macs(config: Mapping[str, Any], latent_size: int, tokens: int) -> int:
+    """Multiply-accumulates of one forward of a UNet at batch 1, attention included.
+
+    Args:
+        config: of a `UNet2DConditionModel`.
+        latent_size: side of the latents.
+        tokens: length of the text.
+    """
+    with torch.device("meta"):
+        unet = _network("unet", config)
+    return _counted(unet, lambda network: network(**empty_input(config, latent_size, tokens))).macs
+
+
+def shape(configs: Mapping[str, Mapping[str, Any]], size_px: int) -> tuple[int, int]:
+    """What the networks beside a UNet make of a picture and its prompt: side of the latents, length of the text."""
+    side = size_px // 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
+    return side, configs["text_encoder"]["max_position_embeddings"]
+
+
+def empty_input(config: Mapping[str, Any], latent_size: int, tokens: int) -> dict[str, Any]:
+    """Arguments of a UNet's forward for one picture, on torch's default device, without any values."""
+    pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
+    return {
+        "sample": torch.empty(1, config["in_channels"], latent_size, latent_size),
+        "timestep": torch.empty(1),
+        "encoder_hidden_states": torch.empty(1, tokens, config["cross_attention_dim"]),
+        "timestep_cond": None if (guidance := config.get("time_cond_proj_dim")) is None else torch.empty(1, guidance),
+        "added_cond_kwargs": {"text_embeds": torch.empty(1, pooled), "time_ids": torch.empty(1, 6)},
+    }
 
 
 def loads(works: Mapping[str, Work], *, steps: int, batch: int, dtypes: Mapping[str, str]) -> dict[str, Load]:

@@ -29,6 +29,7 @@ class Subject:
         reference: what set metrics compare with, by the name that the suite gives; None where it names none.
         original: the teacher's pictures of the same prompts and noise, in the same order; None where they are not on this disk.
         original_name: what the teacher is called, and the suite that its record is of.
+        original_digest: of the teacher's weights, or of its record where pictures are all there is; None where there is no teacher (yet).
         columns: what earlier protocols found, for those that build on it.
         shared: what earlier protocols computed, for those that need the same.
     """
@@ -45,6 +46,7 @@ class Subject:
     reference: str | None = None
     original: "Subject | None" = None
     original_name: str = "the family's teacher"
+    original_digest: str | None = None
     columns: dict[str, F64] = field(default_factory=dict)
     shared: dict[str, Any] = field(default_factory=dict)
 

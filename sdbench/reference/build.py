@@ -5,7 +5,6 @@ A block's features are kept under its content until the whole is done: a build t
 
 import hashlib
 import io
-import re
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -23,11 +22,11 @@ from sdbench.disk import digest
 from sdbench.encoders.catalogue import Encoder
 from sdbench.errors import UserError
 from sdbench.metrics.frechet import Gaussian, Moments
+from sdbench.models.spec import NAME
 from sdbench.reference.cards import KEPT, Card, card_of, folder, save
 from sdbench.store import SUFFIXES, kept, mode_of
 
 BLOCK = 64  # pictures in memory at a time
-NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 
 
 @dataclass(frozen=True)

@@ -5,3 +5,5 @@ Charts are matplotlib's SVG, inlined. Altair and Bokeh would make them hover and
 takes its colours from the page's light and dark variables, and keeps the Content-Security-Policy strict. What a
 reader would hover for stands in the tables, as text, beside each chart.
 """
+
+MODELS = 24  # of a section that the page says more of than its table

@@ -18,8 +18,8 @@ from sdbench import tables
 from sdbench.leaderboard.speed import P50
 from sdbench.leaderboard.standings import Row, Section
 from sdbench.records import Record, Value
+from sdbench.report import MODELS
 
-MODELS = 24  # a chart of bars
 _HREF = "{http://www.w3.org/1999/xlink}href"
 BARS = 60  # models; more are small points without intervals
 LABELS = 12  # a scatter; of more models, only those on the frontier are named

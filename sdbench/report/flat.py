@@ -1,27 +1,21 @@
-"""The leaderboard as data: a line for each value, for CSV and `datasets`, and the same nested, for JSON."""
+"""The leaderboard as data: a line for each value, for CSV, and the same nested, for JSON."""
 
 import csv
 import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sdbench.disk import write_bytes
 from sdbench.leaderboard import standings, writing
 from sdbench.leaderboard.standings import Row, Section
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-# Column -> type, as `datasets` names it.
-COLUMNS = {
-    "family": "string", "suite": "string", "suite_version": "int64", "suite_digest": "string", "machine_class": "string",
-    "model": "string", "label": "string", "architecture": "string", "source": "string", "weights_digest": "string",
-    "metric": "string", "kind": "string", "direction": "string", "unit": "string", "state": "string", "reason": "string",
-    "value": "float64", "low": "float64", "high": "float64", "n": "int64", "rank": "int64", "reference": "string", "note": "string",
-    "sampling": "string", "scheduler": "string", "noise": "string", "commit": "string", "dirty": "bool", "record": "string", "created": "string",
-}  # fmt: skip  # a table
+COLUMNS = (
+    "family", "suite", "suite_version", "suite_digest", "machine_class", "model", "label", "architecture", "source", "weights_digest",
+    "metric", "kind", "direction", "unit", "state", "reason", "value", "low", "high", "n", "rank", "reference", "note",
+    "sampling", "scheduler", "noise", "commit", "dirty", "record", "created",
+)  # fmt: skip  # a table
 
 
 def lines(board: Sequence[Row]) -> Iterator[dict[str, Any]]:
@@ -68,7 +62,7 @@ def _values(section: Section, row: Row) -> Iterator[dict[str, Any]]:
 def csv_text(board: Sequence[Row]) -> str:
     """All lines as CSV with a header; an absent number is an empty field."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(COLUMNS), lineterminator="\n")
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines(board))
     return text.getvalue()
@@ -88,18 +82,3 @@ def write(board: Sequence[Row], results: Path) -> list[Path]:
     """
     texts = {".csv": csv_text(board), ".json": json.dumps(nested(board), indent=1, ensure_ascii=False) + "\n"}
     return [write_bytes((results / writing.FILE_NAME).with_suffix(suffix), text.encode()) for suffix, text in texts.items()]
-
-
-def table(results: Path) -> "Dataset":
-    """The newest record of each model as a `datasets` table, a line for each value.
-
-    Raises:
-        UserError: a record is unreadable or was changed.
-    """
-    from datasets import Dataset, Features, Value
-
-    columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
-    for line in lines(standings.rows(results)):
-        for name, column in columns.items():
-            column.append(line[name])
-    return Dataset.from_dict(columns, features=Features({name: Value(kind) for name, kind in COLUMNS.items()}))

@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from sdbench import tables
+from sdbench import records, tables
 from sdbench.disk import write_bytes
 from sdbench.gate.policy import Policy
 from sdbench.leaderboard import published, ranks, standings
@@ -56,7 +56,7 @@ def _write_rest(section: Section, number: int, album: pictures.Album, left: Sequ
 def _lede(board: Sequence[Row], results: Path) -> str:
     if not board:
         return "There are no records yet; `sdbench run` makes them."
-    total = len(list(results.glob("*/*@*/*/*/record.json")))
+    total = len(records.folders(results))
     newest = max(row.record.created for row in board)
     rows = f"{len(board)} rows: the newest record of each model, out of {total}" if total > len(board) else f"{total} records"
     return f"{rows}, up to {newest:%d %B %Y}. Rows of different sections are not comparable."

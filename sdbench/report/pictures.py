@@ -17,9 +17,10 @@ from PIL import Image, UnidentifiedImageError
 from sdbench import tables
 from sdbench.errors import UserError
 from sdbench.leaderboard.standings import Row, Section
+from sdbench.report import MODELS
 from sdbench.report.worst import prompts
 
-MOST_PROMPTS, MODELS = 200, 24
+MOST_PROMPTS = 200
 PAGE_BYTES = 3_200_000  # of all pictures of a page, as base64
 _AS_IS_BYTES, _SIDE_PX, _QUALITY, _SEED = 8192, 256, 80, 0
 

@@ -16,12 +16,11 @@ from sdbench.leaderboard import speed, standings, truth, writing
 from sdbench.leaderboard.speed import P50
 from sdbench.leaderboard.standings import Row, Section
 from sdbench.records import Value
-from sdbench.report import figures, wins, worst
+from sdbench.report import MODELS, figures, wins, worst
 from sdbench.report.pictures import Album, Wall
 from sdbench.report.worst import Case, Worst
 from sdbench.tables import Grid
 
-VERDICTS = 24  # models
 _PARTS = {
     "table": "Table", "trade": "Trade-offs", "stages": "Where the time goes", "wins": "Who beats whom", "truth": "Against the truth",
     "gate": "Verdicts", "worst": "Worst pictures", "images": "Image wall", "made": "How the numbers were made",
@@ -94,7 +93,7 @@ def view(section: Section, number: int, wall: Wall, held: Album, policy: Policy,
         "chart_metrics": list(dict.fromkeys(chart.metric for chart in charts)),
         "charts_left": len(section.models) > figures.LABELS,
         "stages": figures.stages(section),
-        "efficiency": writing.efficiency(section) if len(section.rows) <= VERDICTS else Grid((), ()),
+        "efficiency": writing.efficiency(section) if len(section.rows) <= MODELS else Grid((), ()),
         "settings": speed.grids(section.records, section.pace.record if section.pace else None),
         "matrices": [found for judge in judges if (found := wins.matrix(section, judge))],
         "truth": truth.grid([(row.record, row.scores) for row in section.models]),
@@ -105,7 +104,7 @@ def view(section: Section, number: int, wall: Wall, held: Album, policy: Policy,
         "worst_note": _worst_note(section),
         "wall": wall,
         "wall_note": _wall_note(wall, held),
-        "footer": writing.footer(section) if len(section.rows) <= VERDICTS else writing.footer(section)[:1],
+        "footer": writing.footer(section) if len(section.rows) <= MODELS else writing.footer(section)[:1],
         "teacher": section.teacher.name if section.teacher else "",
     }
     there = {"table": True, "trade": shown["charts"], "stages": shown["stages"], "wins": shown["matrices"], "truth": shown["truth"],
@@ -189,7 +188,7 @@ def _verdicts(section: Section, policy: Policy, results: Path) -> Iterator[dict[
     except UserError:
         return
     between_runs = floors.between_runs(section.teacher.record, results)
-    for row in [row for row in section.models if row is not section.teacher][:VERDICTS]:
+    for row in [row for row in section.models if row is not section.teacher][:MODELS]:
         report = gate(row.folder, section.teacher.folder, policy, between_runs)
         yield {"candidate": row.name, "verdict": report.verdict, "why": report.why, "grid": report.grid()}
 

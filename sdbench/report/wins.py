@@ -8,9 +8,8 @@ from scipy.stats import binomtest
 
 from sdbench.leaderboard import ranks
 from sdbench.leaderboard.standings import Section
+from sdbench.report import MODELS
 from sdbench.stats import decisions, intervals
-
-MOST = 24  # models a matrix
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ def judges(section: Section) -> list[str]:
 def matrix(section: Section, judge: str) -> Matrix | None:
     """The matrix of a judge over the first 24 models of the section that share their prompts; None for fewer than two."""
     columns = ranks.oriented([(row.record, row.scores) for row in section.models], judge)
-    places = list(columns)[:MOST]
+    places = list(columns)[:MODELS]
     if len(places) < 2:
         return None
     pairs = list(itertools.combinations(places, 2))

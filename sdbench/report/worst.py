@@ -7,9 +7,9 @@ import numpy as np
 
 from sdbench.leaderboard.standings import Row, Section
 from sdbench.records import Scores
+from sdbench.report import MODELS
 
 MOST = 10  # pictures a model and metric
-MODELS = 24
 
 
 @dataclass(frozen=True)

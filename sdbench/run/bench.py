@@ -14,7 +14,7 @@ from sdbench.models.spec import ModelSpec
 from sdbench.records import Model
 from sdbench.scenes.grammar import parse
 from sdbench.score import named
-from sdbench.settings import Sampling, Setting
+from sdbench.settings import Dtype, Sampling, Setting
 from sdbench.store import Store
 from sdbench.suites import Suite
 
@@ -127,6 +127,11 @@ def check_models(specs: Sequence[ModelSpec], suite: Suite) -> None:
             raise UserError(f"two models are called {spec.name!r}: {places}; run them one by one, each with a --name of its own")
         check_here(spec)
         by_name[spec.name] = spec
+
+
+def dtypes(sampling: Sampling, timed: Mapping[str, Setting]) -> list[Dtype]:
+    """What a run computes in, and so which copies of the weights it takes: the sampling's, whose digest names the model, and those of what it times."""
+    return sorted({sampling.dtype, *(setting.dtype or sampling.dtype for setting in timed.values())})
 
 
 def place_of(model: Model, setting: Bench) -> tuple[Store, list[Job]]:

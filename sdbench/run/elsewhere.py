@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from PIL import Image
+
 from sdbench.arrays import U8
 from sdbench.assets.prompts import lines
 from sdbench.disk import digest
@@ -22,6 +24,7 @@ from sdbench.run.recording import record_of, subject_of, to_score
 from sdbench.scenes.render import SIZE_PX
 from sdbench.store import SUFFIXES, Store, read_images
 from sdbench.suites import Suite
+from sdbench.tables import listed
 
 
 def subject(images: Path, prompts: Path, suite: Suite, runs: Path) -> Subject:
@@ -58,7 +61,7 @@ def record(images: Path, prompts: Path, name: str, setting: Bench) -> Path:
         )
     pictures, listed = subject(images, prompts, setting.suite, setting.runs), setting.suite.prompt_list().items()
     todo = [Job(prompt_id, 0, text, image) for (prompt_id, text), image in zip(listed, pictures.images, strict=True)]
-    model = Model(name=name, architecture="", source=f"images:{images.resolve().name}", weights_digest=None)
+    model = Model(name=name, architecture="", source=f"images:{_described(images, pictures)}", weights_digest=None)
     with evaluators(setting.device):
         return record_of(model, setting, to_score(model, setting, pictures.store, todo), Probed({}, ""), {})
 
@@ -72,6 +75,17 @@ def kept(pictures: Iterable[U8], prompts: Sequence[str], runs: Path) -> Subject:
             store.put(name, picture)
         todo.append(Job(f"{row:05d}", 0, prompt, name))
     return subject_of(store, todo, runs)
+
+
+def _described(images: Path, pictures: Subject) -> str:
+    """The folder's name, and what moves every metric: the pictures' size and the formats of their files."""
+    height, width, _ = pictures.store.read(pictures.images[:1])[0].shape
+    formats = set()
+    for path in images.iterdir():
+        if path.suffix.lower() in SUFFIXES:
+            with Image.open(path) as picture:
+                formats.add(picture.format or "")
+    return f"{images.resolve().name}, {width} x {height} px, {listed(sorted(formats))}"
 
 
 def _in_order(paths: Iterable[Path]) -> list[Path]:

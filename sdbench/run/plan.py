@@ -1,5 +1,6 @@
 """What a run would fetch, write and cost, found out without doing it."""
 
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,16 +8,17 @@ from typing import Any
 
 import torch
 
-from sdbench.assets.pipelines import files_to_fetch, is_cached
+from sdbench.assets.pipelines import absent
 from sdbench.assets.weights import size_text
 from sdbench.errors import UserError
-from sdbench.generate import is_guided
-from sdbench.models.architectures import TOPOLOGIES, unet_config
+from sdbench.machine import chosen_device
+from sdbench.models.architectures import TOPOLOGIES
 from sdbench.models.files import read_json
 from sdbench.models.locate import locate
 from sdbench.models.spec import ModelSpec
-from sdbench.probes.flops import random_unet_input, unet_macs
+from sdbench.probes import work
 from sdbench.run import needs
+from sdbench.run.bench import dtypes
 from sdbench.schedulers import resolved
 from sdbench.settings import Sampling, Setting
 from sdbench.suites import Suite
@@ -25,20 +27,38 @@ PNG_BYTES_PER_PIXEL = 1.5  # photographs take about this much; plain scenes far 
 EFFICIENCY = 0.15  # share of a large matrix product's speed that a pipeline reaches: the slack of a rough estimate
 
 
-def plan(specs: Sequence[ModelSpec], suite: Suite, runs: Path, *, only: str | None = None, settings: Sequence[str] = ()) -> dict[str, Any]:
+def plan(
+    specs: Sequence[ModelSpec],
+    suite: Suite,
+    runs: Path,
+    *,
+    device: str | None = None,
+    only: str | None = None,
+    settings: Sequence[str] = (),
+) -> dict[str, Any]:
     """Files to fetch, what else is not here, disk in bytes, and a rough time in seconds, with the same as text.
 
     Args:
+        specs: the models.
+        suite: a whole one.
+        runs: the folder that holds references.
+        device: "cpu", "cuda" or "cuda:<index>"; as of the run.
         only: "quality" or "probes" for one half of the suite, as of the run.
         settings: labels of the probes' settings; all by default.
+
+    Raises:
+        UserError: no such device is here, or the Hub cannot be reached.
     """
-    dtype = suite.sampling.dtype if suite.sampling else "float32"
+    assert suite.sampling
+    assert suite.prompts
+    rate = _macs_per_s(chosen_device(device))
     scored = suite if only != "probes" else suite.model_copy(update={"metrics": {}, "reference": None})
-    lacking = [spec for spec in specs if not is_cached(spec, dtype=dtype)]  # of the others nobody is asked: there may be no network
-    files = [file for spec in lacking for file in files_to_fetch(spec, dtype=dtype) if not file.cached] + needs.files(scored)
-    n = suite.prompts.n if suite.prompts and scored.own_metrics else 0
     probes = suite.probes.chosen(settings) if suite.probes and only != "quality" else {}
-    size = suite.sampling.size_px if suite.sampling else 0
+    copies = itertools.product(specs, dtypes(suite.sampling, probes))
+    of_models = itertools.chain.from_iterable(absent(spec, dtype=dtype) for spec, dtype in copies)
+    files = [*dict.fromkeys(of_models), *needs.files(scored)]  # models of one base share its files
+    n = suite.prompts.n if scored.own_metrics else 0
+    size = suite.sampling.size_px
     known = needs.inputs_are_here(suite)
     content = {
         "suite": suite.id.model_dump() if known else suite.model_dump(include={"name", "version"}) | {"digest": None},
@@ -47,7 +67,7 @@ def plan(specs: Sequence[ModelSpec], suite: Suite, runs: Path, *, only: str | No
         "settings": suite.model_dump(),
         "files": [vars(file) for file in files],
         "disk_bytes": int(len(specs) * n * size * size * PNG_BYTES_PER_PIXEL) + sum(file.size_bytes for file in files),
-        "models": _times(specs, suite, n + _timed(suite, probes)),
+        "models": _times(specs, suite.sampling, n + _timed(suite, probes), rate),
     }
     return {**content, "text": "\n".join([_text(content, n), *_probes(suite, probes)])}
 
@@ -60,13 +80,13 @@ def _timed(suite: Suite, settings: Mapping[str, Setting]) -> int:
     return suite.probes.rounds * sum(calls)
 
 
-def _times(specs: Sequence[ModelSpec], suite: Suite, pictures: int) -> list[dict[str, Any]]:
+def _times(specs: Sequence[ModelSpec], sampling: Sampling, pictures: int, macs_per_s: float) -> list[dict[str, Any]]:
     """Seconds of each model for so many pictures, None where its work is not known; and what draws them."""
-    rate, found = _macs_per_s(), []
+    found = []
     for spec in specs:
-        macs = _macs(spec, suite.sampling) if suite.sampling else None
-        seconds = None if macs is None else pictures * macs / rate / EFFICIENCY
-        found.append({"model": spec.name, "seconds": seconds, "scheduler": resolved(spec, suite.sampling) if suite.sampling else {}})
+        macs = _macs(spec, sampling)
+        seconds = None if macs is None else pictures * macs / macs_per_s / EFFICIENCY
+        found.append({"model": spec.name, "seconds": seconds, "scheduler": resolved(spec, sampling)})
     return found
 
 
@@ -74,8 +94,7 @@ def _text(content: dict[str, Any], n: int) -> str:
     digest = content["suite"]["digest"] or "not known until its prompts are here"
     lines = [f"suite {content['suite']['name']}@{content['suite']['version']} (digest {digest}): {n} pictures a model"]
     lines += [f"prompts: {content['prompts']}"] if content["prompts"] else []
-    sampling = content["settings"]["sampling"] or {}
-    lines.append("sampling: " + ", ".join(f"{key} {value}" for key, value in sampling.items()))
+    lines.append("sampling: " + ", ".join(f"{key} {value}" for key, value in content["settings"]["sampling"].items()))
     lines += [f"fetch: {file['repository']}/{file['name']} ({size_text(file['size_bytes'])})" for file in content["files"]]
     lines += [f"missing: {what}" for what in content["lacking"]]
     lines.append(f"disk: at most {content['disk_bytes'] / 1e9:.2f} GB" + ("" if content["files"] else "; nothing to fetch"))
@@ -99,12 +118,12 @@ def _duration(seconds: float) -> str:
 
 
 def _macs(spec: ModelSpec, sampling: Sampling) -> int | None:
-    """MACs of a picture in the UNet of a known architecture."""
+    """MACs of a picture by a pipeline whose UNet has a known architecture."""
     if spec.architecture not in TOPOLOGIES or spec.family == "custom":
         return None
-    config = _unet(spec) or unet_config(spec.architecture, spec.family)
-    forwards = sampling.steps * (2 if is_guided(sampling, config) else 1)
-    return forwards * unet_macs(**random_unet_input(spec.architecture, spec.family, sampling.size_px))
+    configs = work.of_random(spec)
+    works = work.of(configs | {"unet": configs["unet"] | _unet(spec)}, sampling, zero_negative=True)
+    return sum(found.macs * (sampling.steps if stage == "unet_step" else 1) for stage, found in works.items())
 
 
 def _unet(spec: ModelSpec) -> dict[str, Any]:
@@ -117,10 +136,9 @@ def _unet(spec: ModelSpec) -> dict[str, Any]:
         return {}
 
 
-def _macs_per_s() -> float:
-    """Speed of a large matrix product here."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    side, dtype = (8192, torch.bfloat16) if device == "cuda" else (1024, torch.float32)
+def _macs_per_s(device: str) -> float:
+    """Speed of a large matrix product on a device."""
+    side, dtype = (1024, torch.float32) if device == "cpu" else (8192, torch.bfloat16)
     a = torch.randn(side, side, device=device, dtype=dtype)
     for _ in range(2):
         start = time.perf_counter()

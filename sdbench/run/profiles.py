@@ -1,7 +1,7 @@
 """What `nox -s benchmark` measures: a named profile, or the one that fits this machine."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from sdbench import suites
@@ -74,7 +74,7 @@ def _auto() -> Profile:
             (_full_size(random=False),),
         )
     why = "a CUDA device, but the full-size weights are neither cached nor reachable: quality on the embedded family, latency and memory of the full-size architectures with random weights."
-    return Profile("auto", why, (_scenes(), _full_size(random=True)))
+    return Profile("auto", why, (replace(_scenes(), only="quality"), _full_size(random=True)))
 
 
 def _scenes() -> Job:

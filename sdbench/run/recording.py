@@ -30,7 +30,7 @@ THUMBNAIL_PX = 256
 def record_of(
     model: Model, setting: Bench, subject: Subject | None, probed: Probed, scheduler: Mapping[str, Any], looks: Looks | None = None
 ) -> Path:
-    """Score the pictures, join what was probed, and write the record => its folder.
+    """Score the pictures, join what was probed, and write the record, unless the newest of its row says the same already => its folder.
 
     Args:
         model: what was measured.
@@ -41,14 +41,16 @@ def record_of(
         looks: of a run that stopped when sure.
     """
     machine = this_machine(setting.device)
-    values, scores, thumbnails = _kept_quality(model, machine, setting)
+    of_row = _of_row(model, machine, setting)
+    kept = next((found for found in reversed(of_row) if found[1].model == model), None)  # what this run adds to
+    values, scores, thumbnails = _kept_quality(None if setting.quality else kept)
     if subject is not None:
         values, scores = score(subject, setting.suite.own_metrics)
         values = judged(values, setting.suite, setting.runs)
         shown = worth_keeping(scores, subject.teacher)
         drawn = subject.store.read([subject.images[row] for row in shown])
         thumbnails = {f"{subject.prompt_ids[row]}.png": _thumbnail(picture) for row, picture in zip(shown, drawn, strict=True)}
-    new, (earlier, earlier_turns) = probed.values.get(model.name, []), _kept_probes(model, machine, setting)
+    new, (earlier, earlier_turns) = probed.values.get(model.name, []), _kept_probes(kept, setting)
     turns = {of for of, found in ((probed.turns, new), (earlier_turns, earlier)) if found}
     record = Record(
         family=setting.suite.family or "",
@@ -67,7 +69,9 @@ def record_of(
         run=turns.pop() if len(turns) == 1 else "",
         looks=looks,
     )
-    return _unless_same(record, scores, thumbnails, setting.results)
+    if of_row and _what_it_says(of_row[-1][1]) == _what_it_says(record):
+        return of_row[-1][0]
+    return records.write(record, scores, thumbnails, setting.results)
 
 
 def to_score(model: Model, setting: Bench, store: Store, todo: Sequence[Job]) -> Subject:
@@ -84,8 +88,10 @@ def to_score(model: Model, setting: Bench, store: Store, todo: Sequence[Job]) ->
     kept = [found for found in records.under(setting.results, setting.suite.family or "", theirs.id, name) if found[1].n_images]
     if not kept:
         return subject
-    drawn = _drawn(kept[-1][1].model, replace(setting, suite=theirs, sampling=theirs.sampling), todo)
-    return replace(subject, teacher=records.read(kept[-1][0])[1], original=drawn)
+    folder, teacher = kept[-1]
+    drawn = _drawn(teacher.model, replace(setting, suite=theirs, sampling=theirs.sampling), todo)
+    digest = (teacher.model.weights_digest or folder.name)[:24]
+    return replace(subject, teacher=records.read(folder)[1], original=drawn, original_digest=digest)
 
 
 def teacher_of(suite: Suite) -> str:
@@ -98,16 +104,14 @@ def probes_of(record: Record) -> list[Value]:
     return [value for value in record.values if value.kind in {"probe", "count"}]
 
 
-def _kept(model: Model, machine: Machine, setting: Bench) -> tuple[Path, Record] | None:
-    """The record that this run adds to: of the same suite, weights and class of machine."""
-    of_suite = records.newest(setting.results, setting.suite.family)
-    wanted = setting.suite.id, model, machine.machine_class
-    return next((kept for kept in of_suite if (kept[1].suite, kept[1].model, kept[1].machine.machine_class) == wanted), None)
+def _of_row(model: Model, machine: Machine, setting: Bench) -> list[tuple[Path, Record]]:
+    """The records of a model's row of the leaderboard, whatever its weights were, oldest first."""
+    of_model = records.under(setting.results, setting.suite.family or "", setting.suite.id, model.name, model.label)
+    return [found for found in of_model if found[1].machine.machine_class == machine.machine_class]
 
 
-def _kept_quality(model: Model, machine: Machine, setting: Bench) -> tuple[list[Value], Scores, dict[str, bytes]]:
+def _kept_quality(kept: tuple[Path, Record] | None) -> tuple[list[Value], Scores, dict[str, bytes]]:
     """What an earlier run found of the pictures, so that a run of the probes alone does not lose it."""
-    kept = None if setting.quality else _kept(model, machine, setting)
     if kept is None:
         return [], Scores([], [], {}), {}
     path, record = kept
@@ -115,9 +119,8 @@ def _kept_quality(model: Model, machine: Machine, setting: Bench) -> tuple[list[
     return [value for value in record.values if value.kind in {"score", "set"}], records.read(path)[1], thumbnails
 
 
-def _kept_probes(model: Model, machine: Machine, setting: Bench) -> tuple[list[Value], str]:
+def _kept_probes(kept: tuple[Path, Record] | None, setting: Bench) -> tuple[list[Value], str]:
     """Likewise the probes of settings that this run does not measure, and the turns that they were taken in."""
-    kept = _kept(model, machine, setting)
     if kept is None:
         return [], ""
     measured = setting.timed
@@ -132,14 +135,6 @@ def _in_order(probed: list[Value], suite: Suite) -> list[Value]:
 
 def _label(value: Value) -> str:
     return value.name.partition("@")[2] or BASE
-
-
-def _unless_same(record: Record, scores: Scores, thumbnails: dict[str, bytes], results: Path) -> Path:
-    """Write the record, unless the newest one of this row says the same already."""
-    for path, kept in records.newest(results, record.family):
-        if _what_it_says(kept) == _what_it_says(record):
-            return path
-    return records.write(record, scores, thumbnails, results)
 
 
 def _what_it_says(record: Record) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from sdbench.models.spec import ModelSpec, recognised
 from sdbench.probes import driver
 from sdbench.probes.driver import Probed
 from sdbench.records import Model
-from sdbench.run.bench import Bench, check_models, place_of
+from sdbench.run.bench import Bench, check_models, dtypes, place_of
 from sdbench.run.recording import record_of, teacher_of, to_score
 from sdbench.scenes import embedded
 from sdbench.store import Store
@@ -51,9 +51,7 @@ def ready(specs: Sequence[ModelSpec], setting: Bench) -> list[ModelSpec]:
         UserError: one is of another family or damaged, two have one name, or the Hub cannot be reached.
     """
     check_models(specs, setting.suite)
-    own = setting.sampling.dtype  # the copy of the weights whose digest names the model, whatever is timed
-    dtypes = {own, *(each.dtype or own for each in setting.timed.values())}
-    for spec, dtype in itertools.product(specs, sorted(dtypes)):
+    for spec, dtype in itertools.product(specs, dtypes(setting.sampling, setting.timed)):
         fetch(spec, dtype=dtype)
     for spec in specs:
         if spec.source == "embedded":

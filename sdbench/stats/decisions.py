@@ -1,8 +1,12 @@
 """Bounds of a difference between two models, and the rules by which they decide; numpy only, deterministic.
 
 They are one-sided, 95 % each: that a candidate is not worse than the margin, and that it is, are two one-sided questions
-(Schuirmann 1987), each answered wrongly 1 time in 20 where means are normal. Those of sparse differences are skewed: of a loss of
-exactly the margin by one prompt in 40, Student's bound passes 10.6 % at 512 prompts, the one corrected for skewness 5.8 %.
+(Schuirmann 1987), each answered wrongly 1 time in 20 where means are normal. Those of sparse differences are skewed: where a loss of
+exactly the margin comes from faults of one size, 5 to 60 of them expected among 512 prompts, Student's bound passes it in up to 16.4 %,
+the one corrected for skewness in at most 5.1 % (exactly, over all numbers of faults; at one prompt in 40 10.6 and 2.8 %).
+
+No bound mends what the sample does not show: sizes with a long tail, whose largest the few faults at hand are not (exponential
+sizes: 7 % with 13 faults expected, 10 % with 6), and faults so rare, fewer than 3 expected, that more than 1 sample in 20 has none.
 """
 
 import bisect
@@ -41,6 +45,7 @@ class Bounds:
 
     Attributes:
         standard_error: of the sample alone.
+        skewness: of the mean, which is that of the sample over sqrt(n); 0 where the bounds are not corrected for it.
         between: noise that the bounds hold beside the sample's, which more of the sample would not shrink.
     """
 
@@ -50,22 +55,26 @@ class Bounds:
     standard_error: float
     n: int
     between: BetweenRuns | None = None
+    skewness: float = 0.0
 
     def __neg__(self) -> "Bounds":
         """The same difference seen from the other side: turns lower-is-better into plus = better."""
-        return replace(self, low=-self.high, high=-self.low, difference=-self.difference)
+        return replace(self, low=-self.high, high=-self.low, difference=-self.difference, skewness=-self.skewness)
 
 
-def paired_mean_bounds(difference: npt.ArrayLike, level: float = 0.95) -> Bounds:
-    """Mean of paired differences between one-sided t bounds, each at `level`, wider on the side of a long tail.
-
-    There the quantile of t is too small by (2 t^2 + 1) skewness / (6 sqrt(n)), the first term of Edgeworth's series (Hall 1992,
-    3.3); on the other side it is too large, which is left as it is.
+def paired_mean_bounds(difference: npt.ArrayLike, level: float = 0.95, *, unseen: float = 0.0) -> Bounds:
+    """Mean of paired differences between one-sided t bounds, each at `level`, wider on the side of a long tail (`_stretched`).
 
     One entry a prompt: average the samples of a prompt first, for they are not independent. For a statistic of the whole
     set (Frechet distance) pass the difference of the values plus the difference of the influence columns. All-zero
-    differences give bounds of zero width; a single other difference, or a level so near 1 that its quantile is not known,
-    infinite ones.
+    differences give bounds of zero width, or of what may be unseen; a single other difference, or a level so near 1 that its
+    quantile is not known, infinite ones.
+
+    Args:
+        difference: (n,).
+        level: of each bound.
+        unseen: the largest difference of a prompt where all of these are 0 by chance. Prompts that differ have then, at this
+            level, a share of at most 1 - (1 - level)^(1/n) (Clopper and Pearson 1934); the standard error is as if one did.
 
     Raises:
         ValueError: not one-dimensional, empty, or not finite.
@@ -73,15 +82,40 @@ def paired_mean_bounds(difference: npt.ArrayLike, level: float = 0.95) -> Bounds
     difference = column(difference, "difference")
     n, mean = len(difference), float(difference.mean())
     if not difference.any():
-        return Bounds(0.0, 0.0, 0.0, 0.0, n)
+        hidden = unseen * (1 - (1 - level) ** (1 / n))
+        return Bounds(-hidden, hidden, 0.0, unseen / n, n)
     if n == 1:
         return Bounds(-math.inf, math.inf, mean, math.inf, n)
-    error = standard_error(difference)
+    error, skewness = standard_error(difference), _skewness(difference) / math.sqrt(n)
     if level > _SUREST:
-        return Bounds(-math.inf, math.inf, mean, error, n)
+        return Bounds(-math.inf, math.inf, mean, error, n, skewness=skewness)
     t = student_t.quantile(level, n - 1)
-    tail = (2 * t**2 + 1) * _skewness(difference) / (6 * math.sqrt(n))
-    return Bounds(mean - (t + max(0.0, -tail)) * error, mean + (t + max(0.0, tail)) * error, mean, error, n)
+    low, high = mean - _stretched(t, -skewness) * error, mean + _stretched(t, skewness) * error
+    return Bounds(low, high, mean, error, n, skewness=skewness)
+
+
+def _stretched(t: float, skewness: float) -> float:
+    """The quantile of t on the side of a long tail, for a mean of this skewness; as it is on the other, where it is too large.
+
+    Where each prompt loses the same with a small chance, the mean stands for a number of faults K, with standard error sqrt(K) and
+    skewness g = 1 / sqrt(K). Its upper limit is half a quantile of chi-square with 2 K + 2 degrees of freedom (Garwood 1936, the
+    Poisson limit of Clopper and Pearson 1934), which the expansion of Cornish and Fisher 1938 makes
+
+        K + z sqrt(K) + (z^2 + 2) / 3 + (z^3 + 11 z) / (36 sqrt(K)) + O(1 / K)  =  K + (z + (z^2 + 2) g / 3 + (z^3 + 11 z) g^2 / 36) sqrt(K),
+
+    so that the size of a fault need not be known. The first term of Edgeworth's series (Hall 1992, 3.3), (2 z^2 + 1) g / 6, lacks
+    half a step between two numbers of faults, and the second order.
+    """
+    tail = max(0.0, skewness)
+    return t + (t**2 + 2) / 3 * tail + (t**3 + 11 * t) / 36 * tail**2
+
+
+def _unstretched(stretched: float, skewness: float) -> float:
+    """The quantile of t, above 0, that `_stretched` makes this of, by bisection."""
+    low, high = 0.0, stretched
+    while (middle := (low + high) / 2) not in (low, high):
+        low, high = (middle, high) if _stretched(middle, skewness) < stretched else (low, middle)
+    return high
 
 
 def _skewness(values: F64) -> float:
@@ -149,7 +183,11 @@ def decide(bounds: Bounds, margin: float) -> Verdict:
 
 
 def regression_p(bounds: Bounds, margin: float) -> float:
-    """One-sided p value of "not worse than the margin" (t test); what `holm` takes when several metrics are judged at once."""
+    """One-sided p value of "not worse than the margin"; what `holm` takes when several metrics are judged at once.
+
+    Below a half it is, of paired differences, 1 - the level at which their high bound reaches the margin. Rounds have Student's
+    t test, for resampling a few of them says nothing of levels near 1.
+    """
     gap, between = bounds.difference + margin, bounds.between
     if math.isinf(bounds.standard_error):
         return 0.5
@@ -157,7 +195,8 @@ def regression_p(bounds: Bounds, margin: float) -> float:
     error, df = _combined(sample, (between.deviation**2, between.runs - 1)) if between else _combined(sample)
     if error == 0:
         return 1.0 if gap >= 0 else 0.0
-    return student_t.cdf(gap / error, df)
+    t = gap / error
+    return student_t.cdf(t if t >= 0 else -_unstretched(-t, bounds.skewness), df)
 
 
 def holm(
@@ -193,13 +232,18 @@ def needed_n(bounds: Bounds, margin: float, level: float = 0.95) -> int | None:
     An outlook, not a promise: the mean will move. None where no number would do: the mean lies nearer to the margin than two
     runs lie to each other, or on it, or the spread is unknown.
     """
-    gap, spread = abs(bounds.difference + margin), bounds.standard_error * math.sqrt(bounds.n)
+    ahead, spread = bounds.difference + margin, bounds.standard_error * math.sqrt(bounds.n)
+    gap, skewness = (ahead, -bounds.skewness) if ahead > 0 else (-ahead, bounds.skewness)
     gap = math.sqrt(max(0.0, gap**2 - _half_between(bounds.between, level) ** 2)) if bounds.between else gap
-    widest = student_t.quantile(level, 2) * spread
+
+    def half(n: int) -> float:
+        return _stretched(student_t.quantile(level, n - 1), skewness * math.sqrt(bounds.n / n)) * spread
+
+    widest = half(3)
     if not math.isfinite(spread) or gap <= 1e-9 * widest:
         return None
     enough = 3 + math.ceil((widest / gap) ** 2)
-    return bisect.bisect_left(range(enough), True, lo=2, key=lambda n: student_t.quantile(level, n - 1) * spread < gap * math.sqrt(n))
+    return bisect.bisect_left(range(enough), True, lo=2, key=lambda n: half(n) < gap * math.sqrt(n))
 
 
 def _half_between(between: BetweenRuns, level: float) -> float:

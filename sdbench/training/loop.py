@@ -33,6 +33,7 @@ from tensorboardX import SummaryWriter
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from sdbench.disk import write_bytes
 from sdbench.errors import UserError
 from sdbench.training.processes import from_main, sharing
 
@@ -334,9 +335,8 @@ class _Journal:
             return
         with _writing("the log", folder):
             lines = self._log.read_text().splitlines(keepends=True) if self._log.exists() else []
-            beside = self._log.with_suffix(".part")
-            beside.write_text("".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] < start))
-            beside.replace(self._log)
+            kept = (line for line in lines if line.endswith("\n") and json.loads(line)["step"] < start)
+            write_bytes(self._log, "".join(kept).encode())
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
 
     def __enter__(self) -> Self:

@@ -13,7 +13,10 @@ from sdbench.assets import pipelines
 from sdbench.errors import UserError
 from sdbench.models.loading import load
 from sdbench.models.spec import resolve
+from sdbench.run.bench import bench
 from sdbench.run.plan import plan
+from sdbench.run.runner import ready
+from sdbench.settings import Setting
 from sdbench.suites import load as load_suite
 
 NAME = "someone/tiny"
@@ -191,6 +194,37 @@ def test_a_plan_of_what_is_cached_asks_nobody(monkeypatch: pytest.MonkeyPatch, t
     pipelines.fetch(spec, dtype="float32")
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: pytest.fail("asked"))
     assert plan([spec], suite, tmp_path, only="probes")["files"] == []
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_plan_lists_what_the_run_fetches_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        tiny_unet().save_pretrained(tmp_path / name)
+    specs = [resolve(str(tmp_path / name), base=NAME) for name in ("one", "two")]
+    suite = load_suite("quality")
+    assert suite.sampling
+    assert suite.probes
+    suite = suite.model_copy(
+        update={
+            "sampling": suite.sampling.model_copy(update={"dtype": "bfloat16"}),
+            "probes": suite.probes.model_copy(update={"settings": (Setting(dtype="float32"),)}),
+        }
+    )
+
+    def files(settings: tuple[str, ...]) -> list[str]:
+        return [file["name"] for file in plan(specs, suite, tmp_path, only="probes", settings=settings)["files"]]
+
+    def here() -> set[str]:
+        return {path.relative_to(kept(tmp_path)).as_posix() for path in kept(tmp_path).rglob("*") if path.is_file()}
+
+    for settings in (("base",), ()):  # of the 16-bit copy alone, then of the other too
+        planned, before = files(settings), here()
+        ready(specs, bench(suite, device="cpu", results=tmp_path, runs=tmp_path, only="probes", settings=settings))
+        assert sorted(planned) == sorted(here() - before) != []
+        assert files(settings) == []
+        with monkeypatch.context() as patch:
+            patch.setattr("huggingface_hub.HfApi.model_info", unreachable)
+            assert files(()) == [], "the run would take the 16-bit copy"
 
 
 def test_models_that_are_not_of_the_hub_need_nothing(made: Path) -> None:

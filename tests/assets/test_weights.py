@@ -205,7 +205,7 @@ def test_a_folder_that_is_only_read_serves_without_notes(hub: Hub, tmp_path: Pat
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError
 
-    monkeypatch.setattr(Path, "write_text", refuse)
+    monkeypatch.setattr(Path, "write_bytes", refuse)
     weights._sha256.cache_clear()
     hashed, hash_it = [], hashlib.file_digest
     monkeypatch.setattr("hashlib.file_digest", lambda *how: hashed.append(how) or hash_it(*how))

@@ -4,11 +4,13 @@ from itertools import count
 
 import numpy as np
 import pytest
+import torch
 from diffusers import DDIMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_sensitivity import batch
 from tiny import tiny_unet
+from torch import nn
 
 from distillation import budget
 from distillation.budget import least_loss, parameters, removed, times
@@ -51,12 +53,47 @@ def test_parameters_are_those_of_the_released_students(name: str, expected: int)
     assert SDXL.of(read(name).plans[-1]) == expected
 
 
-def test_times_are_taken_around_each_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    ticks = count()
-    monkeypatch.setattr(budget, "synchronised", lambda: float(next(ticks)))
-    unet = tiny_unet("sdxl").eval()
+class Card:
+    """A stand-in: events that read its clock and can be asked once it was waited for; what was put into its stream, in order."""
+
+    def __init__(self) -> None:
+        self.stream: list[str] = []
+        self.ticks = count()
+
+    def patch(self, monkeypatch: pytest.MonkeyPatch, unet: nn.Module) -> None:
+        card = self
+
+        class Event:
+            def __init__(self, *, enable_timing: bool) -> None:
+                assert enable_timing
+
+            def record(self) -> None:
+                card.stream.append("event")
+                self.s = next(card.ticks)
+
+            def elapsed_time(self, end: "Event") -> float:
+                assert card.stream[-1] == "waited for"
+                return 1000.0 * (end.s - self.s)
+
+        monkeypatch.setattr(type(unet), "device", torch.device("cuda"))
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "_sleep", lambda _: self.stream.append("sleep"))
+        monkeypatch.setattr(budget, "synchronised", lambda: self.stream.append("waited for"))
+
+
+@pytest.mark.parametrize("on_card", [False, True])
+def test_times_are_taken_around_each_part(on_card: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    unet, card = tiny_unet("sdxl").eval(), Card()
+    if on_card:
+        card.patch(monkeypatch, unet)
+    else:
+        monkeypatch.setattr(budget, "perf_counter", lambda: float(next(card.ticks)))
     cost = times(unet, batch(0), DDIMScheduler())
     assert cost.total == 1e9 * (2 * (70 + 2) + 1)  # two readings a block, and for the middle's attention and its second resnet
     assert cost.parts[WHOLE].tolist() == [1e9 * (2 * 10 + 1 + 1)]
     assert all(row.tolist() == [1e9] * len(row) for path, row in cost.parts.items() if path != WHOLE)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in unet.modules())
+    if on_card:  # the host ahead in each call, and waited for once
+        calls = "".join("s" if what == "sleep" else "." for what in card.stream[:-1]).split("s")
+        assert [len(events) for events in calls] == [0] + [2 * (70 + 2 + 1)] * (budget.WARMUP + budget.CALLS)
+        assert card.stream.count("waited for") == 1

@@ -82,6 +82,16 @@ def test_a_stopped_run_ends_with_the_same_bytes_and_repeats_no_step(
     assert json.loads((out / "provenance.json").read_text())["stages"] == json.loads((student / "provenance.json").read_text())["stages"]
 
 
+@pytest.mark.gpu
+def test_a_card_trains_in_half_precision(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
+    settings = vega.scenes.model_copy(update={"dtype": "bfloat16", "checkpointing": True})
+    recipe, places = vega.model_copy(update={"scenes": settings}), (tmp_path / "work", tmp_path / "out")
+    trained = load_file(distil(recipe, "scenes", [teacher_folder], *places, steps=STEPS, device="cuda", unet_only=True) / WEIGHTS)
+    cut = prune(UNet2DConditionModel.from_pretrained(teacher_folder / "unet"), vega.plans[-1]).state_dict()
+    assert all(tensor.isfinite().all() for tensor in trained.values())
+    assert sum(not torch.equal(tensor, cut[name]) for name, tensor in trained.items()) > len(cut) / 2
+
+
 def of_two_batches(teacher: Path, folder: Path) -> Path:
     """Make a student whose every step sums up two batches, activations computed twice => its weights."""
     recipe = read("vega")

@@ -22,7 +22,7 @@ from distillation.prune import on_meta
 from distillation.recipe import read
 from distillation.taps import collect, resolve
 from sdbench.models.architectures import depths, unet_config
-from sdbench.probes.flops import empty_input
+from sdbench.probes.work import empty_input
 
 SHALLOW = {**unet_config("vega", "scenes"), "transformer_layers_per_block": [1, 1, 1]}
 BLOCKS = {32: 5, 64: 5}  # width: transformer blocks, in 2 attentions down and 3 up

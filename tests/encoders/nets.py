@@ -1,11 +1,22 @@
 """Networks of full topology with random weights that keep a signal, saved as the published files are."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from sdbench.arrays import F32
 from sdbench.encoders.inception import blank
+from sdbench.encoders.memory import evaluators
+
+
+def on_card_and_processor(answer: Callable[[], F32]) -> tuple[F32, F32]:
+    """What encoders answer where there is a card, and on the processor."""
+    with evaluators("cuda"):
+        of_card = answer()
+    with evaluators("cpu"):
+        return of_card, answer()
 
 
 def save_inception(path: Path, seed: int = 0) -> Path:

@@ -81,6 +81,13 @@ def test_a_long_caption_keeps_its_end_of_text(towers: Clip) -> None:
     assert np.abs(cut - towers.texts(["a very detailed city at night"])).max() > 1e-3
 
 
+@pytest.mark.gpu
+def test_a_card_scores_as_the_processor_does(towers: Clip) -> None:
+    images = pictures(64, 64)  # square: their resize is the card's, too
+    on_card = Clip(tiny().cuda(), "tiny")
+    np.testing.assert_allclose(scores(on_card, images, CAPTIONS), scores(towers, images, CAPTIONS), rtol=0, atol=1e-3)
+
+
 def test_padding_is_left_out_and_changes_nothing(towers: Clip) -> None:
     with torch.no_grad():
         whole = towers.model.encode_text(clip.tokenize(CAPTIONS)).numpy()

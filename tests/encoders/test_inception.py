@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from nets import on_card_and_processor
 from pictures import mixed, photograph, save
 from torch import Tensor
 from torchvision.transforms.functional import to_tensor
@@ -136,6 +137,13 @@ def test_features_are_float32_of_the_last_pool(inception_file: Path) -> None:
     assert features.dtype == np.float32
     assert {"fc.weight", "fc.bias"} <= torch.load(inception_file, weights_only=True).keys()
     assert isinstance(inception.network(inception_file).fc, torch.nn.Identity)
+
+
+@pytest.mark.gpu
+def test_a_card_answers_as_the_processor_does() -> None:
+    pictures = np.stack([photograph(seed, 90, 120) for seed in range(2)])
+    card, processor = on_card_and_processor(lambda: inception.features("clean", pictures))
+    np.testing.assert_allclose(card, processor, rtol=0, atol=1e-4 * np.abs(processor).max())
 
 
 def test_a_file_of_another_network_is_not_loaded(tmp_path: Path) -> None:

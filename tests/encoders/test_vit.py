@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from nets import on_card_and_processor
 from pictures import photograph
 from PIL import Image
 from torchvision import transforms
@@ -15,7 +16,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPVisionModelWithProjection, D
 from sdbench.assets import catalogue, weights
 from sdbench.encoders import vit
 from sdbench.errors import UserError
-from sdbench.store import U8
+from sdbench.store import F32, U8
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 14}
 VISION = {**SMALL, "image_size": 336, "intermediate_size": 64, "projection_dim": 16}
@@ -120,3 +121,10 @@ def test_only_the_file_whose_digest_is_checked_is_read(
     monkeypatch.setattr(weights, "find", (tmp_path / "torn").joinpath)
     with pytest.raises(UserError, match=r"in transformers' layout \(\w+: .*fetch it again"):
         encode(PICTURES)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("encode", [vit.dinov2, vit.clip])
+def test_a_card_answers_as_the_processor_does(encode: Callable[[U8], F32]) -> None:
+    card, processor = on_card_and_processor(lambda: encode(PICTURES))
+    np.testing.assert_allclose(card, processor, rtol=0, atol=1e-4 * np.abs(processor).max())

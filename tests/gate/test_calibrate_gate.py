@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 
 from sdbench.reference import cards
 
@@ -40,6 +41,14 @@ def test_records_of_other_suites_are_no_material(calibrate: ModuleType, judge: A
     assert first.ask(np.random.default_rng(0))[0] in ("pass", "inconclusive")
 
 
+def test_what_few_prompts_lose_needs_no_draws(calibrate: ModuleType, judge: Any) -> None:
+    lowest, *_, highest = calibrate.passing_rates(judge)
+    assert 5 < lowest * judge.n < highest * judge.n < 60
+    found = calibrate.rarely(judge, lowest)  # at which 2 hits just pass, 3 do not
+    assert sum(found.values()) == pytest.approx(1, abs=1e-4)
+    assert found["pass"] == pytest.approx(binom.cdf(2, judge.n, lowest), abs=1e-5)
+
+
 def test_answers_of_other_records_or_code_are_not_kept(
     calibrate: ModuleType, judge: Any, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -51,7 +60,7 @@ def test_answers_of_other_records_or_code_are_not_kept(
         changed.write_bytes(path.read_bytes() + b"\n")
         monkeypatch.setattr(calibrate, "CODE", [changed if each == path else each for each in code])
         found.append(calibrate.digest_of(judge))
-    assert {"decisions.py", "compare.py", "gate.py", "looks.py", "sequential.py", "stats.py", "student_t.py", "frechet.py"} <= {
+    assert {"decisions.py", "compare.py", "judging.py", "looks.py", "sequential.py", "intervals.py", "student_t.py", "frechet.py"} <= {
         path.name for path in code
     }
     monkeypatch.setattr(judge, "folders", judge.folders[1:])

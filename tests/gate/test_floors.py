@@ -33,6 +33,13 @@ def test_scores_have_the_paired_error_and_probes_that_of_their_runs(tmp_path: Pa
     assert floors.read(floors.write(floor, tmp_path)) == floor
 
 
+def test_one_latent_for_all_pictures_counts_with_what_it_does_to_all_of_them(tmp_path: Path) -> None:
+    drawn = [make_measured(seed=1), make_measured(seed=2, worse="clip_score.scenes", by=3.0)]  # another latent, all pictures worse
+    for kind, noise in (("per_image", 0.03), ("fixed", 3.0)):
+        runs = [Side.read(saved((record.model_copy(update={"noise": {"kind": kind}}), scores), tmp_path)) for record, scores in drawn]
+        assert floors.of(runs, (1, 2), SUITE).metrics["clip_score.scenes"].noise == pytest.approx(noise, rel=0.2)
+
+
 def test_one_run_has_no_floor_and_what_a_run_lacks_has_none(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="at least 2 runs"):
         floors.of(sides(tmp_path, 1), (1,), SUITE)

@@ -1,6 +1,7 @@
 """The gate must find what was made worse, and must never wave through what it could not compare."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from sdbench.gate.judging import Report, gate
 from sdbench.gate.judging import judge as judge_sides
 from sdbench.gate.policy import Policy, Rule
 from sdbench.records import Record, Scores, SuiteId, Value
+from sdbench.stats.decisions import decide, paired_mean_bounds
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -162,7 +164,7 @@ def test_unlike_records_are_refused(change: dict[str, object], said: str, teache
     assert said in report.why
 
 
-def test_other_prompts_protocols_and_references_are_refused(teacher: Made, tmp_path: Path) -> None:
+def test_other_prompts_and_protocols_are_refused(teacher: Made, tmp_path: Path) -> None:
     record, scores = teacher
     renamed = Scores(["other", *scores.prompt_ids[1:]], scores.samples, scores.columns)
     report = judge(make_measured(), (record, renamed), tmp_path / "keys")
@@ -172,8 +174,20 @@ def test_other_prompts_protocols_and_references_are_refused(teacher: Made, tmp_p
     extra = Value(name="hps.v2", kind="score", direction="higher", unit="1", value=1, n=200)
     report = judge(make_measured(), (record.model_copy(update={"values": (*record.values, extra)}), scores), tmp_path / "protocol")
     assert report.differences == ("protocols differ: 1 only in the baseline (hps.v2)",)
-    report = judge(make_measured(), with_value(teacher, "fd.scenes", reference="07e4"), tmp_path / "reference")
-    assert report.differences == ("reference of fd.scenes is 4ef against 07e4",)
+
+
+@pytest.mark.parametrize(("reference", "said"), [("07e4", "07e4"), (None, "what is not in its record")])
+def test_a_metric_against_another_reference_is_refused_and_the_others_are_not(
+    reference: str | None, said: str, teacher: Made, tmp_path: Path
+) -> None:
+    other = with_value(teacher, "fd.scenes", reference=reference)
+    report = judge(make_measured(), other, tmp_path / "weighed")
+    assert (report.verdict, [result.name for result in report.results if result.verdict == "incomparable"]) == (
+        "incomparable",
+        ["fd.scenes"],
+    )
+    assert f"fd.scenes: taken against 4ef, that of the baseline against {said}; run both again" in report.why
+    assert judge(make_measured(), other, tmp_path / "not-weighed", weighing("clip_score.scenes", margin=1)).verdict == "pass"
 
 
 def test_rows_in_another_order_are_paired_by_key(teacher: Made, tmp_path: Path) -> None:
@@ -199,7 +213,10 @@ def test_another_machine_class_skips_probes_unless_required(teacher: Made, tmp_p
     assert "other machine class: Some GPU 80GB" in skipped["latency.pipeline.p50"]
     report = judge(elsewhere, teacher, tmp_path / "shipped")
     assert (report.verdict, report.exit_code) == ("incomparable", 2)
-    assert "other machine class: Some GPU 80GB, driver 550, torch 2.11, CUDA 12.8 against Some CPU 3000 (8 cores), torch 2.11" in report.why
+    assert (
+        "other machine class: Some GPU 80GB, driver 550, torch 2.11, CUDA 12.8, Some CPU 3000 against Some CPU 3000 (8 cores), torch 2.11"
+        in report.why
+    )
 
 
 def test_a_gate_that_skipped_everything_does_not_pass(teacher: Made, tmp_path: Path) -> None:
@@ -251,7 +268,12 @@ def test_of_several_looks_scores_are_tested_at_the_look_s_level_and_probes_at_th
     sides = Side.read(saved(make_measured(), tmp_path)), Side.read(saved(teacher, tmp_path))
     once, looking = (judge_sides(*sides, SHIPPED, {}, nominal).results for nominal in (None, lambda level: level / 100))
     width = {one.name: (other.high - other.low) / (one.high - one.low) for one, other in zip(once, looking, strict=True) if one.high}
-    assert {name for name, wider in width.items() if wider > 1.5} == {"fd.scenes", "clip_score.scenes", "preference.scenes"}
+    assert {name for name, wider in width.items() if wider > 1.5} == {
+        "fd.scenes",
+        "clip_score.scenes",
+        "preference.scenes",
+        "scene_accuracy",
+    }
     assert (width["latency.pipeline.p50"], width["memory.peak_rss"]) == (1, 1)
 
 
@@ -294,22 +316,44 @@ def test_values_of_another_unit_or_n_are_refused(teacher: Made, tmp_path: Path) 
         assert said in report.why
 
 
-def test_an_uncertain_probe_without_raw_samples_is_refused(teacher: Made, tmp_path: Path) -> None:
-    report = judge(with_value(make_measured(), "latency.pipeline.p50", samples=None), teacher, tmp_path)
+@pytest.mark.parametrize("ends", [{}, {"low": None, "high": None}])  # too few calls for an interval make a p99 no surer
+def test_a_probe_without_raw_samples_is_refused(ends: dict[str, None], teacher: Made, tmp_path: Path) -> None:
+    bare = [with_value(made, "latency.pipeline.p50", samples=None, **ends) for made in (make_measured(), teacher)]
+    report = judge(*bare, tmp_path)
     assert report.exit_code == 2
     assert "without raw samples on both sides" in report.why
 
 
-def test_counts_are_exact(tmp_path: Path) -> None:
-    def made(parameters: float) -> Made:
-        value = Value(name="parameters.unet", kind="count", direction="lower", unit="parameters", value=parameters)
-        return make_record(f"model{parameters}", (value,)), make_scores()
+@pytest.mark.parametrize(
+    ("direction", "verdicts"),
+    [
+        ("lower", {900: "pass", 1099: "pass", 1101: "regressed"}),
+        ("higher", {1100: "pass", 901: "pass", 899: "regressed"}),
+    ],
+)
+def test_counts_are_exact_and_margins_are_shares_of_the_baseline(direction: str, verdicts: dict[int, str], tmp_path: Path) -> None:
+    def made(number: float) -> Made:
+        value = Value(name="parameters.unet", kind="count", direction=direction, unit="parameters", value=number)
+        return make_record(f"model{number}", (value,)), make_scores()
 
-    rules = weighing("parameters.unet", direction="lower", margin=0.1)
-    for parameters, verdict in ((900, "pass"), (1099, "pass"), (1101, "regressed")):
-        report = judge(made(parameters), made(1000), tmp_path, rules)
+    for number, verdict in verdicts.items():
+        report = judge(made(number), made(1000), tmp_path, weighing("parameters.unet", direction=direction, margin=0.1))
         assert report.verdict == verdict
-        assert report.results[0].difference == pytest.approx(parameters / 1000 - 1)
+        assert report.results[0].difference == pytest.approx(number / 1000 - 1)
+    whole = judge(made(999), made(1000), tmp_path, weighing("parameters.unet", direction=direction, margin=1.0))
+    assert whole.verdict == ("pass" if direction == "lower" else "incomparable")
+    assert direction == "lower" or "margin is 100 % of the baseline" in whole.why
+
+
+def test_few_equal_shares_of_other_pictures_are_no_pass(tmp_path: Path) -> None:
+    rules, made = (
+        weighing("scene_accuracy", margin=0.084),
+        [make_measured(n_prompts=2), make_measured("scenes-teacher", seed=2, n_prompts=2)],
+    )
+    assert (made[0][1].columns["scene_accuracy"] == made[1][1].columns["scene_accuracy"]).all()
+    assert judge(*made, tmp_path / "other", rules).verdict == "inconclusive"
+    same = make_measured("scenes-student-again", n_prompts=2)
+    assert judge(made[0], same, tmp_path / "same", rules).verdict == "pass"
 
 
 def test_one_call_has_no_bounds_and_its_json_is_strict(teacher: Made, tmp_path: Path) -> None:
@@ -410,7 +454,7 @@ def test_a_policy_that_is_not_there_or_weighs_nothing_is_an_error(tmp_path: Path
         policy.load(tmp_path / "none.toml")
     with pytest.raises(
         UserError,
-        match=r"gate\.toml has no table \[suites\.few\].*'few-custom' \(it has few-step, quality, standard\); write one, .*--policy FILE",
+        match=r"gate\.toml has no table \[suites\.few\].*'few-custom' \(it has coco-30k, few-step, hpdv2, quality, standard\); write one, .*--policy FILE",
     ):
         SHIPPED.rules("few-custom")
     with pytest.raises(UserError, match="no metric"):
@@ -440,7 +484,23 @@ def test_the_shipped_policy_weighs_what_its_suite_measures(name: str) -> None:
     assert suite.family
     required = {metric for metric, rule in SHIPPED.rules(name).items() if rule.required}
     assert required - {"latency.pipeline.p50"} <= set(suite.metrics[suite.family])
-    assert suite.probes
+    assert bool(suite.probes) == ("latency.pipeline.p50" in required)
+
+
+@pytest.mark.parametrize("name", sorted(SHIPPED.suites.keys() - {"quality"}))
+def test_at_full_size_margins_stand_on_the_published_noise_and_a_model_passes_against_itself(name: str) -> None:
+    prompts = suites.load(name).prompts
+    assert prompts
+    published = {"clip_score.vit-l-14": 0.04, "fid.clean": 0.19}  # BK-SDM's, of 30,000 images
+    rules, random = SHIPPED.rules(name), np.random.default_rng(0)
+    stated = {metric: rule.noise for metric, rule in rules.items() if rule.noise}
+    assert stated == {metric: pytest.approx(published[metric] * math.sqrt(30_000 / prompts.n), rel=0.01) for metric in stated}
+    assert stated.keys() == published.keys() & rules.keys()
+    a_prompt = {metric: noise * math.sqrt(prompts.n) for metric, noise in stated.items()} | {"pickscore.v1": 2.8}
+    for metric in a_prompt.keys() & rules.keys():
+        bounds = [paired_mean_bounds(random.normal(0, a_prompt[metric], prompts.n), 0.95) for _ in range(200)]
+        passed = np.mean([decide(found, rules[metric].margin) == "pass" for found in bounds])
+        assert passed >= 0.97, f"{metric}: {passed}"
 
 
 def test_the_shipped_margins_stand_on_the_floor_that_was_measured() -> None:
@@ -456,7 +516,7 @@ def test_the_shipped_margins_stand_on_the_floor_that_was_measured() -> None:
         assert 4 <= rule.margin / floor.metrics[name].noise < 4.3
 
 
-@pytest.mark.parametrize("module", ["gate", "leaderboard"])
+@pytest.mark.parametrize("module", ["gate.judging", "leaderboard.writing"])
 def test_readers_of_records_do_without_torch(module: str) -> None:
     code = f"import sys, sdbench.{module}; print(sorted({{'torch', 'diffusers', 'transformers'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

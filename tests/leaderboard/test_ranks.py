@@ -77,10 +77,12 @@ def test_a_model_that_was_not_measured_alike_has_no_rank() -> None:
     assert ranks.ranks([first, spoilt], ["clip_score.scenes"]) == {}
 
 
-def test_distances_to_another_reference_are_not_ranked_with_the_first() -> None:
+@pytest.mark.parametrize("reference", ["another", None])  # older records do not name the teacher that they were compared with
+def test_distances_to_another_reference_are_not_ranked_with_the_first(reference: str | None) -> None:
     first, second, *_, fourth = models()
-    other = with_value(second, "fd.scenes", reference="another")
+    other = with_value(second, "fd.scenes", reference=reference)
     assert ranks.ranks([first, other, fourth], ["fd.scenes"]) == {"fd.scenes": (1, None, 2)}
+    assert ranks.ranks([other, other], ["fd.scenes"]) == {"fd.scenes": (1, 1)}
 
 
 def test_samples_are_averaged_by_prompt_and_turned_so_that_more_is_better() -> None:

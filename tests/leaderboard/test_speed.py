@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pytest
 from factories import GPU, make_record
 
 from sdbench import tables
@@ -41,6 +42,14 @@ def test_a_ratio_has_the_interval_of_resampled_rounds() -> None:
     assert said.partition(" ")[2] == tables.estimate(2.1, low, high).partition(" ")[2]
     assert low < 2.1 < high
     assert speed.speed_up(teacher, teacher, speed.P50) == "1.00x"
+
+
+@pytest.mark.parametrize("runs", [("a", "b"), ("", "")])
+def test_a_ratio_of_two_runs_has_no_interval_and_says_so(runs: tuple[str, str]) -> None:
+    made = full_size("sdxl", probe(speed.P50, TEACHER)), full_size("vega", probe(speed.P50, STUDENT))
+    teacher, student = (record.model_copy(update={"run": run}) for record, run in zip(made, runs, strict=True))
+    assert speed.speed_up(student, teacher, speed.P50) == "2.10x (other runs)"
+    assert speed.grids([teacher, student], teacher)["Speed-up over sdxl by stage"].rows == (("pipeline", "base", "2.10x (other runs)"),)
 
 
 def test_one_round_has_no_interval_and_a_failure_says_why() -> None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from factories import make_record, make_scores
+from factories import make_record, make_scores, with_value
 from scipy.stats import spearmanr
 
 from sdbench.leaderboard import truth
@@ -36,7 +36,7 @@ def test_a_metric_that_orders_the_models_as_the_truth_does_has_correlation_1_wha
     assert truth.grid(models[:3]) is None
 
 
-def test_metrics_that_one_model_lacks_are_left_out() -> None:
+def test_metrics_that_one_model_lacks_or_took_against_another_reference_are_left_out() -> None:
     models = [measured(f"m{k}", 0.1 + 0.2 * k, fd=100 * k, clip=k) for k in range(4)]
     upside_down = truth.grid(models)
     assert upside_down is not None
@@ -47,6 +47,10 @@ def test_metrics_that_one_model_lacks_are_left_out() -> None:
     found = truth.grid(models)
     assert found is not None
     assert [row[0] for row in found.rows] == ["fd.scenes"]
+    models[2] = with_value((record, scores), "fd.scenes", reference="another")
+    found = truth.grid(models)
+    assert found is not None
+    assert [row[0] for row in found.rows] == ["clip_score.scenes"]
 
 
 def test_the_rank_correlation_is_spearmans_and_its_interval_follows_the_draws() -> None:

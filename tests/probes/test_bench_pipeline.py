@@ -14,8 +14,8 @@ from tiny import SIZE_PX, tiny_unet
 from sdbench.models.spec import resolve
 from sdbench.probes import driver, loaded
 from sdbench.probes.driver import BENCHMARKS, measure
-from sdbench.probes.flops import unet_macs
 from sdbench.probes.request import STAGES
+from sdbench.probes.work import unet_macs
 from sdbench.settings import Probes, Sampling, Setting
 
 SUITES = Path(__file__).parents[2] / "suites"

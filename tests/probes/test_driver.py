@@ -35,7 +35,7 @@ from sdbench.probes.request import CEILINGS, STAGES, VARIABLE, Request
 clock = itertools.count(0, 0.5).__next__
 request = Request.from_environment()
 with Path(__file__).with_name("diary").open("a") as file:
-    file.write(f"{request.spec.name}:{request.setting.label}".removesuffix(":base") + "\\n")
+    file.write(f"{request.spec.name}:{request.setting.label}".removesuffix(":base") + ":profile" * request.profile + "\\n")
 if request.spec.name == "killed":
     os.kill(os.getpid(), signal.SIGKILL)
 if request.spec.name == "late":
@@ -305,9 +305,19 @@ def test_other_settings_are_other_rounds(bench: Bench) -> None:
         stem(setting=Setting(vae="tiny")),
         stem(setting=Setting(compile="whole")),
         stem(setting=Setting(channels_last=True)),
+        stem(variables={"NVIDIA_TF32_OVERRIDE": "1"}),
         stem(machine=driver.this_machine("cpu").model_copy(update={"cores": 999})),
     ]
-    assert len({first, *others}) == 14
+    assert len({first, *others}) == 15
+
+
+def test_rounds_under_another_switch_of_the_environment_are_measured_anew(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.measure("a")
+    monkeypatch.setenv("CUDA_LAUNCH_BLOCKING", "1")
+    bench.measure("a")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")  # which card it is, the machine class says
+    bench.measure("a")
+    assert bench.started == ["a", "a"]
 
 
 def test_settings_take_turns_with_the_models_and_their_values_carry_their_name(bench: Bench) -> None:
@@ -360,7 +370,7 @@ def test_profiles_lie_beside_the_rounds_and_are_made_once(bench: Bench) -> None:
     assert {path.name.rpartition("-")[2] for path in bench.work.glob("a-base-*.profile-*.txt")} == {
         f"{name}.txt" for name in (*STAGES, *CEILINGS)
     }
-    assert bench.started == ["a", "a"]
+    assert bench.started == ["a", "a:profile"], "with what the rounds have compiled: before them it would be thrown away"
     bench.measure("a", profile=True)
     assert len(bench.started) == 2
 

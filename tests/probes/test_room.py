@@ -56,7 +56,10 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Any:
         (80 * GIB, 1, 500, 12),
         (80 * GIB, 1, 2100, 16),  # 10 GiB and this context are more than 12
         (80 * GIB, 3, 500, 24),
-        (80 * GIB, 6, 500, None),
+        (80 * GIB, 6, 500, 32),
+        (80 * GIB, 24, 500, 80),
+        (80 * GIB, 30, 500, None),
+        (48 * GIB, 15, 500, None),
         (int(11.8 * GIB), 1, 500, 12),  # a card of 12 GB shows a little less
         (8 * GIB, 1, 500, None),
     ],
@@ -81,6 +84,7 @@ def test_a_card_needs_no_number(card: Any, device: str) -> None:
         "GET was unable to find an engine to execute this computation",
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
         "CUDA error: out of memory",
+        "InductorError: OutOfMemoryError: CUDA out of memory. Tried to allocate 3.00 GiB",
     ],
 )
 def test_libraries_that_lack_memory_say_so_in_words_of_their_own(card: Any, words: str) -> None:

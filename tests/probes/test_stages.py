@@ -61,7 +61,7 @@ def test_the_pipeline_runs_every_step(pipe: Any) -> None:
 
 def test_a_short_call_takes_the_first_of_the_timesteps(pipe: Any) -> None:
     stages = Stages(pipe, SAMPLING.model_copy(update={"steps": 2, "scheduler": "lcm", "timesteps": (999, 499)}))
-    _, calls = with_inputs(pipe, stages.short(1))
+    _, calls = with_inputs(pipe, stages.prepare("short"))
     assert [int(given[1]) for given, _ in calls] == [999]
     _, calls = with_inputs(pipe, stages.prepare("unet_step"))
     assert [int(given[1]) for given, _ in calls] == [999]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sdbench.probes import room
-from sdbench.probes.request import CEILINGS, STAGES
+from sdbench.probes.request import CEILINGS, STAGES, VARIABLE
 from sdbench.probes.rounds import Round
 from sdbench.probes.values import values
 from sdbench.records import Value
@@ -56,18 +56,58 @@ def test_what_a_card_cannot_say_is_told() -> None:
     found = on_a_card(process_mib=None, smallest_card_gb=None)
     assert found["memory.process"].reason == "NVML does not list this process"
     assert found["memory.context"].value == 400
-    assert "as if nothing else were on it" in found["memory.context"].note
-    assert found["memory.smallest_card"].reason == "it needs more than 24 GB, or than this card has"
+    assert found["memory.context"].note == "by the whole card's use, as if nothing else were on it: NVML does not list this process"
+    grown = on_a_card(process_mib=None, used_before_mib=0.0)["memory.context"]
+    assert grown.note == "by what the card's use grew since the process began: NVML does not list this process"
+    assert found["memory.smallest_card"].reason == f"it needs more than {room.CARDS_GB[-1]} GB, or than this card has"
 
 
-def test_caps_that_fail_lose_only_the_smallest_card(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("returns_s", "said"), [(0.46, "; bound by the host: the call of a UNet step returns after 460.0 of 500.0 ms"), (0.3, "")]
+)
+def test_a_step_whose_call_returns_late_is_bound_by_the_host(returns_s: float, said: str) -> None:
+    assert on_a_card(returns_s=returns_s)["latency.pipeline.p50"].note == f"clock held down: power cap{said}"
+
+
+@pytest.fixture
+def benchmarks() -> Any:
     path = Path(__file__).parents[2] / "suites" / "bench_pipeline.py"
     spec = importlib.util.spec_from_file_location("bench_pipeline", path)
     assert spec
     assert spec.loader
-    benchmarks = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmarks)
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
 
+
+def test_a_call_returns_before_its_work_is_done(benchmarks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host launches for 3 s what keeps the card busy for 10, after 5 s of earlier work."""
+    host, card = [0.0], [5.0]
+
+    def call() -> None:
+        host[0] += 3
+        card[0] = max(card[0], host[0]) + 10
+
+    def synchronised() -> float:
+        host[0] = max(host[0], card[0])
+        return host[0]
+
+    monkeypatch.setattr(benchmarks.meters, "synchronised", synchronised)
+    monkeypatch.setattr(benchmarks.time, "perf_counter", lambda: host[0])
+    assert benchmarks.returns_s(call) == 3
+
+
+def test_the_pipeline_s_profile_is_of_one_step(benchmarks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    profiled: list[str] = []
+    monkeypatch.setenv(VARIABLE, "a.request")
+    monkeypatch.setattr(benchmarks.profiled, "write", lambda call, *_: profiled.append(call))
+    stages = SimpleNamespace(prepare=lambda stage: stage)
+    for stage in STAGES:
+        benchmarks.test_stage(stage, SimpleNamespace(request=SimpleNamespace(profile=True, device="cpu"), stages=stages), None)
+    assert profiled == ["short", *STAGES[1:]]
+
+
+def test_caps_that_fail_lose_only_the_smallest_card(benchmarks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> int:
         raise ValueError("no such cap")
 

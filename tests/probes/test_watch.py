@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sdbench.probes import watch
-from sdbench.probes.watch import Watch
+from sdbench.probes.watch import Watch, used_mib
 
 UUID = "0a1b2c3d-1111-2222-3333-444455556666"
 
@@ -49,6 +49,7 @@ def nvml(processes: dict[int, int | None] | None, kind: str = "GPU", **changes: 
         nvmlDeviceGetHandleByUUID=by_uuid,
         nvmlDeviceGetClockInfo=ours(1980),
         nvmlDeviceGetTemperature=ours(61),
+        nvmlDeviceGetMemoryInfo=ours(SimpleNamespace(used=2**30)),
         nvmlDeviceGetPowerUsage=ours(345_600),
         nvmlDeviceGetCurrentClocksEventReasons=ours(0x04 | 0x01),
         nvmlDeviceGetComputeRunningProcesses=unsupported if listed is None else ours(listed),
@@ -91,6 +92,17 @@ def test_what_nvml_does_not_say_is_none(card: Any) -> None:
     assert noted["states"][0]["power_w"] is None
     card({12345: 2**30})
     assert Watch("cuda").noted()["foreign_processes"] is None, "in a container this process may have another id: it is no stranger"
+
+
+def test_the_use_of_the_card_grows_by_what_a_process_takes_that_is_not_listed(card: Any) -> None:
+    card({12345: 2**30})
+    before = used_mib("cuda")
+    assert before == 1024
+    sys.modules["pynvml"].nvmlDeviceGetMemoryInfo = lambda _: SimpleNamespace(used=5 * 2**29)  # type: ignore[attr-defined]
+    assert Watch("cuda").grown_mib(before) == 1536
+    assert Watch("cuda").grown_mib(None) is None
+    assert used_mib("cpu") is None
+    assert Watch("cpu").grown_mib(before) is None
 
 
 def test_a_card_that_nvml_does_not_know_is_said_and_times_go_on(card: Any, monkeypatch: pytest.MonkeyPatch) -> None:

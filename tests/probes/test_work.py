@@ -4,11 +4,13 @@ import pytest
 import torch
 from torch import nn
 
+from sdbench.models.architectures import PARTS, unet_config
 from sdbench.models.spec import resolve
 from sdbench.probes import work
-from sdbench.probes.flops import random_unet_input, unet_macs
 from sdbench.settings import Sampling
 
+# One forward, 1024 px, batch 1, computed once with diffusers 0.42.1 on the meta device (TMACs).
+TMACS = {"sdxl": 3.3806, "ssd-1b": 2.1039, "vega": 1.4112, "koala-1b": 1.7159, "koala-700m": 1.3508}
 SAMPLING = Sampling(steps=12, guidance_scale=3.0, size_px=64, dtype="float32", batch=1)
 
 
@@ -30,6 +32,49 @@ def test_attention_moves_no_score_matrix() -> None:
     assert found.others == 4 * (2 * 50 * 8)
 
 
+@pytest.mark.parametrize("architecture", TMACS)
+def test_full_size_architectures(architecture: str) -> None:
+    assert work.unet_macs(unet_config(architecture), *work.shape(PARTS["sdxl"], 1024)) / 1e12 == pytest.approx(
+        TMACS[architecture], abs=5e-5
+    )
+
+
+def test_convolutions_and_linear_layers_by_hand() -> None:
+    pooled, side, width = 6, 8, 4
+    times = 4 * width  # width of the time embedding
+    config = {
+        "in_channels": 4,
+        "out_channels": 4,
+        "block_out_channels": [width],
+        "down_block_types": ["DownBlock2D"],
+        "up_block_types": ["UpBlock2D"],
+        "mid_block_type": None,
+        "layers_per_block": 1,
+        "norm_num_groups": 2,
+        "cross_attention_dim": 3,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 2,
+        "projection_class_embeddings_input_dim": pooled + 6 * 2,
+    }
+    pixels = side * side
+
+    def conv(inputs: int, outputs: int, kernel: int = 3) -> int:
+        return pixels * inputs * outputs * kernel**2
+
+    embeddings = (width * times + times * times) + ((pooled + 12) * times + times * times)
+    down = conv(width, width) + times * width + conv(width, width)
+    up = 2 * (conv(2 * width, width) + times * width + conv(width, width) + conv(2 * width, width, kernel=1))  # two resnets, each on a skip
+    assert work.unet_macs(config, latent_size=side, tokens=5) == embeddings + conv(4, width) + down + up + conv(width, 4)
+
+
+def test_attention_is_counted() -> None:
+    """A longer text adds to each cross-attention its keys and values, and two products with the queries."""
+    config = {**unet_config("vega", "scenes"), "transformer_layers_per_block": [1, 1, 1]}
+    longer = work.unet_macs(config, latent_size=16, tokens=21) - work.unet_macs(config, latent_size=16, tokens=20)
+    # width, queries of each block: 2 attentions down and 3 up at each of the two lower resolutions; no transformer in the middle
+    assert longer == sum(5 * (2 * 96 * width + 2 * queries * width) for width, queries in ((32, 8 * 8), (64, 4 * 4)))
+
+
 @pytest.fixture(scope="module")
 def both() -> dict[str, work.Work]:
     """Of a small model whose negative prompt is encoded too."""
@@ -38,7 +83,7 @@ def both() -> dict[str, work.Work]:
 
 def test_stages_of_the_embedded_family(both: dict[str, work.Work]) -> None:
     found = work.of(work.of_random(resolve("scenes-vega", random=True)), SAMPLING, zero_negative=True)
-    forward = unet_macs(**random_unet_input("vega", "scenes", 64))
+    forward = work.unet_macs(unet_config("vega", "scenes"), latent_size=16, tokens=20)
     assert found["unet_step"].macs == 2 * forward
     assert both["text_encoders"].macs == 2 * found["text_encoders"].macs
     assert both["vae_decode"] == found["vae_decode"]

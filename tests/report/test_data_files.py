@@ -48,12 +48,6 @@ def test_json_holds_the_same(results: Path) -> None:
     assert (nested[0]["commit"], nested[0]["dirty"]) == ("c0441e", False)
 
 
-def test_datasets_reads_the_same_table(results: Path) -> None:
-    table = flat.table(results)
-    assert table.to_list() == list(flat.lines(standings.rows(results)))
-    assert table.features["value"].dtype == "float64"
-
-
 def test_the_command_writes_all_of_them(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["leaderboard", "--results", str(results), "--json"]) == 0
     printed = capsys.readouterr().out

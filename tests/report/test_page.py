@@ -100,7 +100,9 @@ def test_verdicts_know_how_far_two_runs_of_a_model_lie_apart(tmp_path: Path) -> 
 
     def said() -> str:
         (path,) = api.report(api.Places(tmp_path))
-        return re.findall(r'<span class="chip (\w+)">', path.read_text(encoding="utf-8"))[0]
+        shown = path.read_text(encoding="utf-8")
+        assert '<span class="interval">other runs</span>' in shown, "the speed-up's"
+        return re.findall(r'<span class="chip (\w+)">', shown)[0]
 
     assert said() == "regressed"
     floor = floors.of([Side.read(teacher), Side.read(student)], (1, 2), records.head(teacher).suite)

@@ -11,6 +11,7 @@ from tiny import tiny_unet, with_unet
 from sdbench import cli, records, score, suites
 from sdbench.leaderboard import standings, writing
 from sdbench.models.spec import resolve
+from sdbench.probes import work
 from sdbench.records import Scores, Value
 from sdbench.reference.cards import Card
 from sdbench.run import needs
@@ -120,30 +121,31 @@ def test_a_dry_run_tells_what_the_same_run_would_make(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("sdbench.run.plan._macs_per_s", lambda: 1 / EFFICIENCY)
-    monkeypatch.setattr("sdbench.run.plan.unet_macs", lambda **_: 1)
+    monkeypatch.setattr("sdbench.run.plan._macs_per_s", lambda _: 1 / EFFICIENCY)
+    monkeypatch.setattr(work, "_counted", lambda *_: work.Work(1, 0, 0))
     assert cli.main(["run", "--model", "scenes-vega", "--dry-run", "--json", "--runs", str(tmp_path), *options]) == 0
     out, err = capsys.readouterr()
     assert f": {pictures} pictures a model" in err
     assert re.findall(r"probes: 5 rounds a model, each a process for every setting: (.*)", err) == ([probes] if probes else [])
     content = json.loads(out)
     (row,) = content["models"]
-    assert (row["model"], row["seconds"]) == ("scenes-vega", pytest.approx((pictures + timed) * 12 * 2))
+    assert (row["model"], row["seconds"]) == ("scenes-vega", pytest.approx((pictures + timed) * (2 + 12 * 2 + 1)))
     assert f"scenes-vega: DDIMScheduler at {', '.join(map(str, row['scheduler']['timesteps']))}; roughly" in err
     assert (len(row["scheduler"]["timesteps"]), row["scheduler"]["timesteps"][0]) == (12, 999)
     assert (content["disk_bytes"] > 0) == (pictures > 0)
 
 
 def test_a_unet_that_is_told_the_guidance_scale_is_run_once_a_step(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sdbench.run.plan._macs_per_s", lambda: 1 / EFFICIENCY)
-    monkeypatch.setattr("sdbench.run.plan.unet_macs", lambda **_: 1)
+    monkeypatch.setattr("sdbench.run.plan._macs_per_s", lambda _: 1 / EFFICIENCY)
+    monkeypatch.setattr(work, "_counted", lambda *_: work.Work(1, 0, 0))
     specs = [resolve(str(made)), resolve(str(with_unet(made, tmp_path / "lcm", tiny_unet(time_cond_proj_dim=8))))]
     content = plan(specs, suites.load("quality"), tmp_path, only="quality")
-    assert [row["seconds"] for row in content["models"]] == pytest.approx([512 * 12 * 2, 512 * 12])
+    assert [row["seconds"] for row in content["models"]] == pytest.approx([512 * (2 + 12 * 2 + 1), 512 * (2 + 12 + 1)])
 
 
 def test_random_weights_need_no_evaluators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sdbench.run.plan._macs_per_s", lambda: 1.0)
+    monkeypatch.setattr("sdbench.run.plan._macs_per_s", lambda _: 1.0)
+    monkeypatch.setattr("sdbench.run.plan._macs", lambda *_: 1)  # takes seconds of so large networks
     content = plan([resolve("sdxl", random=True)], suites.load("standard"), tmp_path, only="probes")
     assert (content["files"], content["lacking"], content["disk_bytes"]) == ([], [], 0)
     assert content["suite"]["digest"] == suites.load("standard").id.digest

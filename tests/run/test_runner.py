@@ -18,6 +18,9 @@ from sdbench.encoders import clip, scenes
 from sdbench.encoders.catalogue import ENCODERS
 from sdbench.encoders.clip import Clip
 from sdbench.errors import MissingError, UserError
+from sdbench.gate import compare
+from sdbench.gate.compare import Side
+from sdbench.gate.policy import Rule
 from sdbench.leaderboard import standings, writing
 from sdbench.metrics.clip_score import clip_score
 from sdbench.models.spec import ModelSpec, resolve
@@ -228,6 +231,7 @@ def test_a_run_writes_a_record_of_each_model_and_a_second_one_nothing(
     assert rates[0] is not None
     assert (rates[0].value, rates[0].note) == (0.5, "0 wins, 4 ties, 0 losses")  # its weights are the teacher's
     assert found[0].model.weights_digest == found[2].model.weights_digest is not None
+    assert {rate.reference for rate in rates[:2] if rate} == {found[2].model.weights_digest[:24]}, "whose pictures they beat"
     assert found[1].model.weights_digest is None
     assert found[0].sampling["size_px"] == SIZE_PX
     assert found[0].noise == {"kind": "per_image", "seed": 0}
@@ -250,6 +254,20 @@ def test_a_changed_number_is_a_new_record_beside_the_old_one(teacher: ModelSpec,
     assert second != first
     assert second.parent == first.parent
     assert files_of(first) == before
+
+
+def test_weights_that_come_back_keep_what_was_found_of_them(teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, _ = runner.run([teacher, resolve("scenes-rendered")], bench(tmp_path))
+    record, scores = records.read(first)
+    other = record.model.model_copy(update={"weights_digest": "another checkpoint's"})
+    records.write(record.model_copy(update={"model": other, "created": records.now(), "values": ()}), scores, {}, tmp_path / "results")
+    looked_at, head, probes_alone = set(), records.head, replace(bench(tmp_path), quality=False)
+    monkeypatch.setattr(records, "head", lambda folder: looked_at.add(folder.parent.name) or head(folder))
+    (again,) = runner.run([teacher], probes_alone)
+    assert looked_at == {"scenes-teacher"}, "others' records are not read"
+    found = records.read(again)[0]
+    assert (found.model, found.values, found.n_images) == (record.model, record.values, 4)
+    assert again in [folder for folder, _ in records.newest(tmp_path / "results")]
 
 
 def test_a_student_alone_has_no_win_rate_until_the_teacher_was_run(teacher: ModelSpec, tmp_path: Path) -> None:
@@ -356,6 +374,21 @@ def test_a_suite_names_a_teacher_of_one_s_own(teacher: ModelSpec, tmp_path: Path
     specs = [replace(teacher, name=name) for name in ("scenes-teacher", "juggernaut")]
     made = [records.head(path).value("win_rate.preference.scenes") for path in runner.run(specs, bench(tmp_path, suite))]
     assert [value.state for value in made if value] == ["ok", "not_applicable"]
+
+
+def test_values_against_another_teacher_of_the_same_name_are_not_alike(tmp_path: Path) -> None:
+    names, wins = ("win_rate.preference.scenes", "agreement.clip.scenes"), Rule(direction="higher", margin=1, required=True)
+    suite = SUITE.model_copy(update={"metrics": {"scenes": ("preference.scenes", *names)}, "teacher": Teacher(model="drawn")})
+    specs = [replace(resolve("scenes-rendered"), name=name) for name in ("drawn", "student")]
+    drawn, first = runner.run(specs, bench(tmp_path, suite))
+    assert [value.reference for name in names if (value := records.head(first).value(name))] == [drawn.name] * 2  # there are no weights
+    record, scores = records.read(drawn)
+    again = record.model.model_copy(update={"weights_digest": 16 * "07e4"})
+    records.write(record.model_copy(update={"model": again, "created": records.now()}), scores, {}, tmp_path / "results")
+    (second,) = runner.run(specs[1:], bench(tmp_path, suite))
+    found = compare.measure(names[0], wins, Side.read(second), Side.read(first), 0.05)
+    assert isinstance(found, compare.Obstacle)
+    assert found.reason == f"taken against {6 * '07e4'}, that of the baseline against {drawn.name}; run both again"
 
 
 def test_a_run_of_one_half_keeps_the_other_half_of_the_record(teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -471,7 +504,8 @@ def saved(folder: Path, pictures: U8, prompts: list[str]) -> tuple[Path, Path]:
 
 def test_pictures_made_elsewhere_score_as_our_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parents[2])  # for the suite's list of metrics
-    values, scores = api.score(*saved(tmp_path, PICTURES, PROMPTS), api.Places(tmp_path, tmp_path / "runs"), "quality")
+    values, scores = api.score(*saved(tmp_path, PICTURES, PROMPTS), api.Places(tmp_path), "quality")
+    assert list((tmp_path / "runs").glob("*/images/*.png")), "with the results, where no other folder is named"
     own, columns = score(subject(tmp_path), [name for name in METRICS if not name.startswith("win_rate")])
     assert values == own
     for name, column in columns.columns.items():
@@ -505,7 +539,7 @@ def test_pictures_made_elsewhere_get_a_row_and_a_verdict(tmp_path: Path) -> None
     folder = api.record_pictures(*saved(tmp_path, pictures, prompts), "dall-e", places, str(own))
     record, scores = records.read(folder)
     assert (record.suite, list(scores.prompt_ids)) == (suite.id, [*suite.prompt_list()])  # beside the models' rows
-    assert record.model == Model(name="dall-e", architecture="", source="images:images", weights_digest=None)
+    assert record.model == Model(name="dall-e", architecture="", source="images:images, 64 x 64 px, PNG", weights_digest=None)
     found = {value.name: value for value in record.values}
     assert (record.sampling, found["scene_accuracy"].value) == ({}, 1)
     assert [found[name].state for name in ("win_rate.preference.scenes", "agreement.ssim")] == [
@@ -514,15 +548,18 @@ def test_pictures_made_elsewhere_get_a_row_and_a_verdict(tmp_path: Path) -> None
     ]  # no teacher yet
     (row,) = standings.rows(tmp_path)
     assert (row.name, row.is_pictures) == ("dall-e", True)
-    assert "sampling: made elsewhere, not known" in writing.markdown([row])
+    assert "sampling: made elsewhere, not known (images:images, 64 x 64 px, PNG)" in writing.markdown([row])
     report = api.compare(str(folder), str(folder), policy, places)
     assert (report.verdict, [result.name for result in report.results]) == ("pass", ["preference.scenes"])
     assert report.notes == (
-        "the pictures of dall-e and dall-e were made elsewhere: how they were sampled is not known",
+        "the pictures of dall-e (images:images, 64 x 64 px, PNG) and dall-e (images:images, 64 x 64 px, PNG) were made elsewhere: how they were sampled is not known",
         "not measured, so not weighed: latency.pipeline.p50",
     )
-    other = api.record_pictures(*saved(tmp_path / "other", pictures, prompts[1:] + prompts[:1]), "dall-e", places, str(own))
-    assert records.head(other).suite.name == "own-custom"
+    files, listed = saved(tmp_path / "other", pictures, prompts[1:] + prompts[:1])
+    Image.fromarray(pictures[0]).save(files / "000.jpg")
+    (files / "000.png").unlink()
+    other = records.head(api.record_pictures(files, listed, "dall-e", places, str(own)))
+    assert (other.suite.name, other.model.source) == ("own-custom", "images:images, 64 x 64 px, JPEG and PNG")
     with pytest.raises(UserError, match="no model of the catalogue; choose another --name"):
         api.record_pictures(*saved(tmp_path / "named", pictures, prompts), "sdxl", places, str(own))
 

@@ -131,7 +131,9 @@ def _smears(path: Path, pipeline: Path, pool: Pool, work: Path) -> npt.NDArray[n
         unet = train_unet(work, latents, UNDERTRAINED, architecture="vega", name="undertrained")
         vae = AutoencoderKL.from_pretrained(pipeline / "vae", torch_dtype=torch.float32)
         starts = tqdm(range(0, SMEARED, 64), desc="smeared pictures")
-        np.save(path, np.concatenate([_guess(latents, unet, vae, np.arange(start, start + 64)) for start in starts]))
+        beside = path.with_suffix(".part.npy")
+        np.save(beside, np.concatenate([_guess(latents, unet, vae, np.arange(start, start + 64)) for start in starts]))
+        beside.rename(path)
     made: npt.NDArray[np.uint8] = np.load(path)
     return made
 
