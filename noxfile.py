@@ -12,6 +12,7 @@ nox.options.sessions = ["lint", "tests"]
 
 def _install(session: nox.Session, *groups: str) -> None:
     session.install("-e", ".", *(word for group in groups for word in ("--group", group)))
+    session.env["PYTHONDONTWRITEBYTECODE"] = ""  # uv compiles nothing, and each measuring process would compile PyTorch anew, for 8 s
 
 
 @nox.session

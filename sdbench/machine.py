@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -99,6 +100,7 @@ def checkout_state(root: Path) -> tuple[str | None, bool | None]:
     return commit, None if changed is None else bool(changed)
 
 
+@cache
 def version(package: str) -> str | None:
     """The version of an installed package; None where it is not installed."""
     try:

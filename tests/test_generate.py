@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, LCMScheduler, StableDiffusionXLPipeline
-from tiny import SIZE_PX, save_tiny_pipeline
+from tiny import SIZE_PX
 
 from sdbench import store as module
 from sdbench.disk import digest, write_bytes
@@ -316,10 +316,8 @@ def test_rendered_pictures_are_of_their_captions_and_other_ones_than_those_train
 
 
 @pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> StableDiffusionXLPipeline:
-    made = StableDiffusionXLPipeline.from_pretrained(save_tiny_pipeline(tmp_path_factory.mktemp("tiny")), add_watermarker=False)
-    made.set_progress_bar_config(disable=True)
-    return made
+def pipeline(made_pipeline: Any) -> StableDiffusionXLPipeline:
+    return copy.copy(made_pipeline)
 
 
 def test_a_real_pipeline_resumes_to_the_same_bytes(pipeline: StableDiffusionXLPipeline, store: Store, tmp_path: Path) -> None:

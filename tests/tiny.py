@@ -51,15 +51,16 @@ def save_tiny_pipeline(folder: Path, architecture: str = "vega", seed: int = 0, 
     """Write a whole pipeline in diffusers layout => its folder."""
     parts = PARTS[family]
     torch.manual_seed(seed)
-    for name, encoder in (("text_encoder", CLIPTextModel), ("text_encoder_2", CLIPTextModelWithProjection)):
-        save_text_encoder(encoder(CLIPTextConfig(**{**parts[name], **TEXT})), folder / name)
+    encoders = {
+        name: encoder(CLIPTextConfig(**{**parts[name], **TEXT}))
+        for name, encoder in (("text_encoder", CLIPTextModel), ("text_encoder_2", CLIPTextModelWithProjection))
+    }
     length = parts["text_encoder"]["max_position_embeddings"]
     tokens = letter_tokenizer(folder / "tokenizer", vocabulary=514, tokens=length)
     letter_tokenizer(folder / "tokenizer_2", vocabulary=514, tokens=length)
     StableDiffusionXLPipeline(
         vae=AutoencoderKL(**{**PARTS["scenes"]["vae"], **VAE}),
-        text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder"),
-        text_encoder_2=CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2"),
+        **encoders,
         tokenizer=tokens,
         tokenizer_2=tokens,
         unet=tiny_unet(architecture, seed, family),
@@ -67,6 +68,6 @@ def save_tiny_pipeline(folder: Path, architecture: str = "vega", seed: int = 0, 
         force_zeros_for_empty_prompt=True,
         add_watermarker=False,
     ).save_pretrained(folder)
-    for name, encoder in (("text_encoder", CLIPTextModel), ("text_encoder_2", CLIPTextModelWithProjection)):
-        save_text_encoder(encoder.from_pretrained(folder / name), folder / name)
+    for name, encoder in encoders.items():
+        save_text_encoder(encoder, folder / name)
     return folder

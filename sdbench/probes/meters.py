@@ -6,8 +6,6 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-
 MIB = 2**20
 OUT_OF_MEMORY = "out of memory"  # how the reason of a failure begins that another try would not mend
 COMPILER_CACHE = "TORCHINDUCTOR_CACHE_DIR"  # the driver names a folder for each model and setting: its first round compiles anew
@@ -15,6 +13,8 @@ COMPILER_CACHE = "TORCHINDUCTOR_CACHE_DIR"  # the driver names a folder for each
 
 def synchronised() -> float:
     """Seconds on the monotonic clock once the GPU has done all it was given; plain `perf_counter` where there is none."""
+    import torch
+
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.synchronize()
     return time.perf_counter()
@@ -29,6 +29,8 @@ def has_compiled() -> bool:
 def start_peaks(device: str) -> None:
     """Forget the peaks of what came before, loading and compiling."""
     if device.startswith("cuda"):
+        import torch
+
         torch.cuda.empty_cache()  # what the allocator keeps for itself would count as reserved since
         torch.cuda.reset_peak_memory_stats(device)
 
@@ -41,6 +43,8 @@ def peak_memory_mib(device: str) -> dict[str, float]:
     """
     found = {"peak_rss": peak_rss_mib()}
     if device.startswith("cuda"):
+        import torch
+
         found["peak_allocated"] = torch.cuda.max_memory_allocated(device) / MIB
         found["peak_reserved"] = torch.cuda.max_memory_reserved(device) / MIB
     return found

@@ -1,12 +1,13 @@
 import shutil
-from fnmatch import fnmatch
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hub import COMMIT, Hub, serving
 from huggingface_hub.errors import OfflineModeIsEnabled
-from tiny import save_tiny_pipeline, tiny_unet
+from safetensors.torch import load_file, save_file
+from tiny import tiny_unet
 
 from sdbench.assets import pipelines
 from sdbench.errors import UserError
@@ -18,58 +19,47 @@ from sdbench.run.runner import ready
 from sdbench.settings import Setting
 from sdbench.suites import load as load_suite
 
-COMMIT = "0" * 40
-
-
-class Hub:
-    """A Hub of one repository that is a folder; `downloads` is what was asked for."""
-
-    def __init__(self, folder: Path, cache: Path) -> None:
-        self.folder, self.cache, self.downloads = folder, cache, []
-
-    def model_info(self, repository: str, *, revision: str | None, files_metadata: bool) -> Any:
-        assert (repository, files_metadata) == ("someone/tiny", True)
-        assert revision in (None, "v2")
-        files = [path for path in self.folder.rglob("*") if path.is_file()]
-        return SimpleNamespace(
-            siblings=[SimpleNamespace(rfilename=str(path.relative_to(self.folder)), size=path.stat().st_size) for path in files]
-        )
-
-    def snapshot_download(self, repository: str, *, revision: str | None, allow_patterns: list[str]) -> str:
-        root = self.cache / f"models--{repository.replace('/', '--')}"
-        (root / "refs").mkdir(parents=True, exist_ok=True)
-        if revision != COMMIT:
-            (root / "refs" / (revision or "main")).write_text(COMMIT)
-        names = [str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file()]
-        for name in (name for name in names if any(fnmatch(name, pattern) for pattern in allow_patterns)):
-            self.downloads.append(name)
-            (root / "snapshots" / COMMIT / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(self.folder / name, root / "snapshots" / COMMIT / name)
-        return str(root / "snapshots" / COMMIT)
+NAME = "someone/tiny"
 
 
 def unreachable(*_: Any, **__: Any) -> None:
     raise ConnectionError("no route to host")
 
 
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
-    """A repository with 32-bit, 16-bit and pickled weights."""
-    folder = save_tiny_pipeline(tmp_path / "tiny")
+@pytest.fixture(scope="module")
+def repository(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with 32-bit, 16-bit and pickled weights."""
+    folder = tmp_path_factory.mktemp("repository")
+    shutil.copytree(made, folder, dirs_exist_ok=True)
     for path in list(folder.rglob("*.safetensors")):
-        shutil.copy(path, path.with_name(f"{path.stem}.fp16.safetensors"))
+        halves = {name: tensor.half() for name, tensor in load_file(path).items()}
+        save_file(halves, path.with_name(f"{path.stem}.fp16.safetensors"), metadata={"format": "pt"})
         shutil.copy(path, path.with_suffix(".bin"))
     (folder / "README.md").write_text("a card")
-    made = Hub(folder, tmp_path / "cache")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(made.cache))
-    monkeypatch.setattr("huggingface_hub.HfApi", lambda: made)
-    monkeypatch.setattr("huggingface_hub.snapshot_download", made.snapshot_download)  # looks into the cache stay real
-    return made
+    return folder
+
+
+@pytest.fixture
+def hub(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """Serves a copy of it."""
+    with serving(tmp_path, monkeypatch) as server:
+        shutil.copytree(repository, server.root / NAME)
+        yield server
+
+
+def fetched(hub: Hub) -> set[str]:
+    """What was downloaded, by name in the repository."""
+    return {path.removeprefix(f"{NAME}/") for path in hub.hits}
+
+
+def kept(tmp_path: Path) -> Path:
+    """Where the cache has it."""
+    return tmp_path / "cache" / "models--someone--tiny" / "snapshots" / COMMIT
 
 
 @pytest.mark.parametrize(("dtype", "suffix"), [("float32", ""), ("bfloat16", ".fp16"), ("float16", ".fp16")])
 def test_only_configs_and_one_copy_of_the_weights_are_listed(hub: Hub, dtype: str, suffix: str) -> None:
-    files = pipelines.files_to_fetch(resolve("someone/tiny"), dtype=dtype)
+    files = pipelines.files_to_fetch(resolve(NAME), dtype=dtype)
     assert {file.name for file in files if "safetensors" in file.name} == {
         f"unet/diffusion_pytorch_model{suffix}.safetensors",
         f"vae/diffusion_pytorch_model{suffix}.safetensors",
@@ -80,33 +70,33 @@ def test_only_configs_and_one_copy_of_the_weights_are_listed(hub: Hub, dtype: st
     assert {"model_index.json", "unet/config.json", "scheduler/scheduler_config.json", "tokenizer/merges.txt"} < others
     assert "README.md" in others  # it names the licence
     assert not any(name.endswith(".bin") for name in others)
-    assert all(file.size_bytes == (hub.folder / file.name).stat().st_size and not file.cached for file in files)
+    assert all(file.size_bytes == (hub.root / NAME / file.name).stat().st_size and not file.cached for file in files)
 
 
-@pytest.mark.parametrize("what", ["someone/tiny", "someone/tiny@v2"])
+@pytest.mark.parametrize("what", [NAME, f"{NAME}@v2"])
 def test_fetched_once_and_then_loaded_from_the_cache(what: str, hub: Hub) -> None:
     spec = resolve(what)
     assert not pipelines.is_cached(spec, dtype="float16")
     pipelines.fetch(spec, dtype="float16")
-    asked = list(hub.downloads)
+    asked = hub.hits.copy()
     pipelines.fetch(spec, dtype="float16")
-    assert hub.downloads == asked
+    assert hub.hits == asked
     assert pipelines.is_cached(spec, dtype="float16")
     assert all(file.cached for file in pipelines.files_to_fetch(spec, dtype="float16"))
     found = resolve(what)
-    assert (found.family, found.architecture, found.origin) == ("scenes", "vega", f"hub:someone/tiny@{COMMIT}")
-    assert resolve("someone/tiny@v3").origin == "hub:someone/tiny", "which is not here"
+    assert (found.family, found.architecture, found.origin) == ("scenes", "vega", f"hub:{NAME}@{COMMIT}")
+    assert resolve(f"{NAME}@v3").origin == f"hub:{NAME}", "which is not here"
     assert load(found, dtype="bfloat16", device="cpu").unet.dtype.itemsize == 2
 
 
 def test_a_float32_run_takes_the_copy_of_32_bits_whatever_else_is_cached(
     hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    spec = resolve("someone/tiny")
+    spec = resolve(NAME)
     pipelines.fetch(spec, dtype="float16")
     assert not pipelines.is_cached(spec, dtype="float32")
     with monkeypatch.context() as patch:
-        patch.setattr(hub, "model_info", unreachable)
+        patch.setattr("huggingface_hub.HfApi.model_info", unreachable)
         pipelines.fetch(spec, dtype="float32")
     said = capsys.readouterr().err
     assert said.startswith(
@@ -114,43 +104,45 @@ def test_a_float32_run_takes_the_copy_of_32_bits_whatever_else_is_cached(
     )
     pipelines.fetch(spec, dtype="float32")
     assert pipelines.is_cached(spec, dtype="float32")
-    assert "unet/diffusion_pytorch_model.safetensors" in hub.downloads
+    assert "unet/diffusion_pytorch_model.safetensors" in fetched(hub)
     assert capsys.readouterr().err == ""
 
 
 def test_of_a_repository_that_has_16_bits_alone_a_float32_run_takes_these(hub: Hub) -> None:
-    for path in hub.folder.rglob("*.safetensors"):
+    for path in (hub.root / NAME).rglob("*.safetensors"):
         if ".fp16" not in path.name:
             path.unlink()
-    spec = resolve("someone/tiny")
+    spec = resolve(NAME)
     for _ in range(2):
         pipelines.fetch(spec, dtype="float32")
     assert load(spec, dtype="float32", device="cpu").unet is not None
 
 
 def test_the_licence_of_what_diffusers_cached_is_fetched_or_missed(
-    hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (hub.folder / "LICENSE.md").write_text("its text")
-    spec = resolve("someone/tiny")
+    (hub.root / NAME / "LICENSE.md").write_text("its text")
+    spec = resolve(NAME)
     pipelines.fetch_card(spec)  # nothing to name a licence of
     pipelines.fetch(spec, dtype="float32")
     for card in ("README.md", "LICENSE.md"):
-        (hub.cache / "models--someone--tiny" / "snapshots" / COMMIT / card).unlink()
-    hub.downloads.clear()
+        (kept(tmp_path) / card).resolve().unlink()
+        (kept(tmp_path) / card).unlink()
+    hub.hits.clear()
     with monkeypatch.context() as patch:
         patch.setattr("huggingface_hub.snapshot_download", unreachable)
         pipelines.fetch_card(spec)
     assert "tiny: no README.md in " in capsys.readouterr().err
     for _ in range(2):
         pipelines.fetch_card(spec)
-    assert sorted(hub.downloads) == ["LICENSE.md", "README.md"]
+    assert fetched(hub) == {"LICENSE.md", "README.md"}
+    assert hub.hits.total() == 2
 
 
 @pytest.mark.usefixtures("hub")
 def test_a_base_is_fetched_without_its_unet(tmp_path: Path) -> None:
     tiny_unet().save_pretrained(tmp_path / "student")
-    spec = resolve(str(tmp_path / "student"), base="someone/tiny")
+    spec = resolve(str(tmp_path / "student"), base=NAME)
     names = {file.name for file in pipelines.files_to_fetch(spec, dtype="float32")}
     assert "unet/diffusion_pytorch_model.safetensors" not in names
     assert {"vae/diffusion_pytorch_model.safetensors", "model_index.json"} < names
@@ -158,26 +150,28 @@ def test_a_base_is_fetched_without_its_unet(tmp_path: Path) -> None:
     assert load(spec, dtype="float32", device="cpu").unet is not None
 
 
-def test_an_interrupted_download_is_not_cached(hub: Hub) -> None:
-    spec = resolve("someone/tiny")
+@pytest.mark.usefixtures("hub")
+def test_an_interrupted_download_is_not_cached(tmp_path: Path) -> None:
+    spec = resolve(NAME)
     pipelines.fetch(spec, dtype="float32")
-    (hub.cache / "models--someone--tiny" / "snapshots" / COMMIT / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    (kept(tmp_path) / "vae" / "diffusion_pytorch_model.safetensors").unlink()
     assert not pipelines.is_cached(spec, dtype="float32")
 
 
 def test_a_repository_without_safetensors(hub: Hub) -> None:
-    for path in hub.folder.glob("vae/*.safetensors"):
+    for path in (hub.root / NAME).glob("vae/*.safetensors"):
         path.unlink()
     with pytest.raises(UserError, match=r"'someone/tiny' has no vae/diffusion_pytorch_model\.safetensors"):
-        pipelines.files_to_fetch(resolve("someone/tiny"), dtype="float32")
+        pipelines.files_to_fetch(resolve(NAME), dtype="float32")
 
 
 @pytest.mark.parametrize("error", [OfflineModeIsEnabled("offline mode is enabled"), ConnectionError("no route to host")])
-def test_no_network_says_what_is_needed_and_where_it_goes(hub: Hub, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+def test_no_network_says_what_is_needed_and_where_it_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr(hub, "model_info", refuse)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", refuse)
     with pytest.raises(UserError) as found:
         pipelines.fetch(resolve("vega"), dtype="float16")
     message = str(found.value)
@@ -194,19 +188,21 @@ def test_no_network_says_what_is_needed_and_where_it_goes(hub: Hub, monkeypatch:
     )
 
 
-def test_a_plan_of_what_is_cached_asks_nobody(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    spec = resolve("someone/tiny")
+@pytest.mark.usefixtures("hub")
+def test_a_plan_of_what_is_cached_asks_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    spec = resolve(NAME)
     suite = load_suite("quality")
     assert len(plan([spec], suite, tmp_path, only="probes")["files"]) > 4
     pipelines.fetch(spec, dtype="float32")
-    monkeypatch.setattr(hub, "model_info", lambda *_, **__: pytest.fail("asked"))
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: pytest.fail("asked"))
     assert plan([spec], suite, tmp_path, only="probes")["files"] == []
 
 
-def test_a_plan_lists_what_the_run_fetches_once(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("hub")
+def test_a_plan_lists_what_the_run_fetches_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("one", "two"):
         tiny_unet().save_pretrained(tmp_path / name)
-    specs = [resolve(str(tmp_path / name), base="someone/tiny") for name in ("one", "two")]
+    specs = [resolve(str(tmp_path / name), base=NAME) for name in ("one", "two")]
     suite = load_suite("quality")
     assert suite.sampling
     assert suite.probes
@@ -221,8 +217,7 @@ def test_a_plan_lists_what_the_run_fetches_once(hub: Hub, monkeypatch: pytest.Mo
         return [file["name"] for file in plan(specs, suite, tmp_path, only="probes", settings=settings)["files"]]
 
     def here() -> set[str]:
-        snapshot = hub.cache / "models--someone--tiny" / "snapshots" / COMMIT
-        return {path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()}
+        return {path.relative_to(kept(tmp_path)).as_posix() for path in kept(tmp_path).rglob("*") if path.is_file()}
 
     for settings in (("base",), ()):  # of the 16-bit copy alone, then of the other too
         planned, before = files(settings), here()
@@ -230,13 +225,12 @@ def test_a_plan_lists_what_the_run_fetches_once(hub: Hub, monkeypatch: pytest.Mo
         assert sorted(planned) == sorted(here() - before) != []
         assert files(settings) == []
         with monkeypatch.context() as patch:
-            patch.setattr(hub, "model_info", unreachable)
+            patch.setattr("huggingface_hub.HfApi.model_info", unreachable)
             assert files(()) == [], "the run would take the 16-bit copy"
 
 
-def test_models_that_are_not_of_the_hub_need_nothing(tmp_path: Path) -> None:
-    folder = save_tiny_pipeline(tmp_path / "tiny")
-    for spec in (resolve(str(folder)), resolve("sdxl", random=True), resolve("scenes-rendered")):
+def test_models_that_are_not_of_the_hub_need_nothing(made: Path) -> None:
+    for spec in (resolve(str(made)), resolve("sdxl", random=True), resolve("scenes-rendered")):
         assert pipelines.files_to_fetch(spec, dtype="float32") == []
         assert pipelines.is_cached(spec, dtype="float32")
         pipelines.fetch(spec, dtype="float32")

@@ -18,6 +18,7 @@ from sdbench import api, suites
 from sdbench.assets import catalogue, prompts
 from sdbench.errors import MissingError, UserError
 from sdbench.generate import initial_noise, jobs
+from sdbench.run import needs
 from sdbench.settings import Sampling
 from sdbench.suites import Noise, Prompts, Suite
 from sdbench.validation import validated
@@ -143,7 +144,8 @@ def test_a_hub_name_that_is_not_here_is_missing() -> None:
         drawn("owner/prompts", 1)
 
 
-def test_a_hub_data_set_is_fetched_once_and_then_read_offline(tmp_path: Path) -> None:
+def test_a_hub_data_set_is_fetched_once_and_then_read_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fetched as a user has it, by a process whose environment names the mirror."""
     written(tmp_path, "parquet")
     hub = Hub(tmp_path / "served")
     hub.put("datasets/owner/prompts/data/test-00000-of-00001.parquet", (tmp_path / "list.parquet").read_bytes())
@@ -154,18 +156,20 @@ listed = Prompts(source="dataset", path="owner/prompts", split="test", n=3)
 suite = Suite(name="own", version=1, description="", prompts=listed)
 print(needs.inputs_are_here(suite), suite.prompts_described())
 """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"}
-
-    def said(**more: str) -> str:
-        done = subprocess.run([sys.executable, "-c", code], env={**environment, **more}, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        return done.stdout.strip()
-
-    words = f"3 of owner/prompts, digest {hashlib.sha256(json.dumps(CAPTIONS[:3]).encode()).hexdigest()} (unverified)"
-    assert said(HF_ENDPOINT=hub.url) == f"False {words}"
+    home = tmp_path / "hf"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     hub.shutdown()
     hub.server_close()
-    assert said(HF_HUB_OFFLINE="1") == f"True {words}"
+    words = f"3 of owner/prompts, digest {hashlib.sha256(json.dumps(CAPTIONS[:3]).encode()).hexdigest()} (unverified)"
+    assert done.stdout.strip() == f"False {words}", done.stderr
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(home))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(home / "hub"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", home / "datasets")
+    offline = suite("owner/prompts", 3, split="test")
+    assert needs.inputs_are_here(offline)
+    assert offline.prompts_described() == words
 
 
 def test_a_file_beside_the_suites_is_found(tmp_path: Path) -> None:

@@ -10,14 +10,11 @@ from pathlib import Path
 
 import pytest
 from hub import Hub, serving
-from tiny import save_tiny_pipeline
 
 from sdbench import suites
-from sdbench.assets import catalogue, pipelines, weights
+from sdbench.assets import catalogue, weights
 from sdbench.assets.catalogue import Asset, File
 from sdbench.errors import MissingError, UserError
-from sdbench.models.loading import load
-from sdbench.models.spec import resolve
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS, CONFIG = bytes(range(256)) * 400, b'{"hidden_size": 4}'
@@ -222,16 +219,6 @@ def test_a_folder_that_is_only_read_serves_without_notes(hub: Hub, tmp_path: Pat
 def test_an_unknown_asset_is_an_error_with_the_nearest_name() -> None:
     with pytest.raises(UserError, match="unknown asset 'netwerk'; did you mean 'network'"):
         weights.find("netwerk")
-
-
-def test_a_pipeline_is_fetched_through_the_same_api(hub: Hub) -> None:
-    save_tiny_pipeline(hub.root / "someone" / "tiny")
-    spec = resolve("someone/tiny")
-    sizes = {file.name: file.size_bytes for file in pipelines.files_to_fetch(spec, dtype="float32")}
-    assert sizes["unet/config.json"] == (hub.root / "someone/tiny/unet/config.json").stat().st_size
-    pipelines.fetch(spec, dtype="float32")
-    assert pipelines.is_cached(spec, dtype="float32")
-    assert load(resolve("someone/tiny"), dtype="float32", device="cpu").unet is not None
 
 
 def test_from_the_environment_in_processes_of_their_own(hub: Hub, tmp_path: Path) -> None:

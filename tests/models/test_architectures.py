@@ -1,4 +1,5 @@
 import tomllib
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,11 @@ GOLDEN: dict[str, Any] = tomllib.loads((Path(__file__).parents[1] / "golden" / "
 def on_meta(config: dict[str, Any]) -> UNet2DConditionModel:
     with torch.device("meta"):
         return UNet2DConditionModel(**config)
+
+
+@cache
+def known(name: str, family: Any) -> UNet2DConditionModel:
+    return on_meta(unet_config(name, family))
 
 
 def count(module: torch.nn.Module | None) -> int:
@@ -50,7 +56,7 @@ def test_full_size_counts_are_the_published_ones(name: str) -> None:
 
 @pytest.mark.parametrize("name", TOPOLOGIES)
 def test_scenes_have_the_same_tensors_only_narrower(name: str) -> None:
-    full, narrow = on_meta(unet_config(name)).state_dict(), on_meta(unet_config(name, "scenes")).state_dict()
+    full, narrow = (known(name, family).state_dict() for family in ("sdxl", "scenes"))
     assert full.keys() == narrow.keys()
     assert all(len(full[key].shape) == len(narrow[key].shape) for key in full)
     assert sum(tensor.numel() for tensor in narrow.values()) < sum(tensor.numel() for tensor in full.values()) / 100
@@ -59,7 +65,7 @@ def test_scenes_have_the_same_tensors_only_narrower(name: str) -> None:
 @pytest.mark.parametrize("name", TOPOLOGIES)
 def test_depths_read_from_a_config_are_those_of_the_built_unet(name: str) -> None:
     config = unet_config(name, "scenes")
-    assert depths(config) == depths_of_keys(on_meta(config).state_dict())
+    assert depths(config) == depths_of_keys(known(name, "scenes").state_dict())
     assert sum(depths(config).values()) == GOLDEN[name]["transformer_blocks"]
 
 
@@ -78,7 +84,7 @@ def test_depths_hold_for_any_topology(per_block: list[int], layers: int, mid: st
 @pytest.mark.parametrize("name", TOPOLOGIES)
 @pytest.mark.parametrize("family", ["sdxl", "scenes"])
 def test_a_config_is_recognised_as_it_comes_back_from_diffusers(name: str, family: Any) -> None:
-    config = dict(on_meta(unet_config(name, family)).config)
+    config = dict(known(name, family).config)
     assert (architecture_of(config), family_of(config)) == (name, family)
 
 

@@ -1,3 +1,4 @@
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -7,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
-from ldm import save_ldm, unet_key
+from ldm import unet_key
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
-from tiny import SIZE_PX, save_tiny_pipeline, tiny_unet
+from tiny import SIZE_PX, tiny_unet
 
 from sdbench.errors import UserError
 from sdbench.models.loading import load
@@ -32,7 +33,7 @@ def open_(what: Path, dtype: str = "float32", **options: Any) -> StableDiffusion
 
 
 @pytest.fixture
-def copy(made: Path, tmp_path: Path) -> Path:
+def damaged(made: Path, tmp_path: Path) -> Path:
     """A pipeline to damage."""
     return Path(shutil.copytree(made, tmp_path / "copy"))
 
@@ -108,22 +109,19 @@ def test_16_bit_copy_is_taken_for_16_bit_runs(made: Path, tmp_path: Path) -> Non
     torch.testing.assert_close(half.float(), tiny_unet(seed=2).conv_in.weight, rtol=0.02, atol=0.02)
 
 
-def test_original_checkpoint(tmp_path: Path) -> None:
-    folder = save_tiny_pipeline(tmp_path / "tiny", "sdxl")
-    pipeline = open_(folder)
-    save_ldm(pipeline, tmp_path / "whole.safetensors")
-    again = open_(tmp_path / "whole.safetensors", base=str(folder))
-    torch.testing.assert_close(picture(again), picture(pipeline), rtol=0, atol=1e-4)
-    tensors = load_file(tmp_path / "whole.safetensors")
+def test_original_checkpoint(teacher_folder: Path, original: Path, tmp_path: Path) -> None:
+    again = open_(original, base=str(teacher_folder))
+    torch.testing.assert_close(picture(again), picture(open_(teacher_folder)), rtol=0, atol=1e-4)
+    tensors = load_file(original)
     tensors.pop("first_stage_model.decoder.conv_in.weight")
     save_file(tensors, tmp_path / "lacking.safetensors")
     with pytest.raises(UserError, match="numbers for the vae"):
-        open_(tmp_path / "lacking.safetensors", base=str(folder))
+        open_(tmp_path / "lacking.safetensors", base=str(teacher_folder))
 
 
-def test_lora_is_fused(made: Path, tmp_path: Path) -> None:
+def test_lora_is_fused(made: Path, made_pipeline: Any, tmp_path: Path) -> None:
     lora = save_lora(tiny_unet(), tmp_path / "lora", ["to_q", "to_v"])
-    plain, fused = open_(made), open_(made, lora=str(lora))
+    plain, fused = made_pipeline, open_(made, lora=str(lora))
     changed = {key for key, tensor in fused.unet.state_dict().items() if not torch.equal(tensor, plain.unet.state_dict()[key])}
     assert changed == {key for key in plain.unet.state_dict() if key.endswith(("to_q.weight", "to_v.weight"))}
     state = load_file(lora / "pytorch_lora_weights.safetensors")
@@ -166,9 +164,9 @@ def peft(pipeline: StableDiffusionXLPipeline) -> dict[str, torch.Tensor]:
     ids=["kohya", "kohya-ldm", "peft"],
 )
 def test_every_spelling_of_a_lora_is_fused_as_diffusers_does(
-    spelling: Callable[[StableDiffusionXLPipeline], dict[str, torch.Tensor]], made: Path, tmp_path: Path
+    spelling: Callable[[StableDiffusionXLPipeline], dict[str, torch.Tensor]], made: Path, made_pipeline: Any, tmp_path: Path
 ) -> None:
-    plain, stock = open_(made), StableDiffusionXLPipeline.from_pretrained(made, add_watermarker=False)
+    plain, stock = made_pipeline, copy.deepcopy(made_pipeline)
     lora = spelling(plain)
     save_file(lora, tmp_path / "lora.safetensors")
     fused = open_(made, lora=str(tmp_path / "lora.safetensors"))
@@ -188,8 +186,8 @@ def ldm_name(module: str) -> str:
     return unet_key(f"{module}.weight").removesuffix(".weight")
 
 
-def test_loras_that_diffusers_would_fuse_in_part(made: Path, tmp_path: Path) -> None:
-    pipeline, file = open_(made), tmp_path / "lora.safetensors"
+def test_loras_that_diffusers_would_fuse_in_part(made: Path, made_pipeline: Any, tmp_path: Path) -> None:
+    pipeline, file = made_pipeline, tmp_path / "lora.safetensors"
     layer = "lora_unet_down_blocks_1_attentions_0_proj_in"
     for lora, expected in (
         (peft(pipeline) | {"vae.encoder.mid_block.attentions.0.to_q.lora_A.weight": torch.zeros(2, 8)}, r"such as 'vae\.encoder"),
@@ -218,19 +216,15 @@ def test_lora_that_is_none(made: Path, tmp_path: Path) -> None:
         open_(made, lora=str(tmp_path / "empty"))
 
 
-def test_random_weights_are_seeded_and_sane() -> None:
-    spec = resolve("scenes-vega", random=True)
+def test_random_weights_leave_random_numbers_alone_and_are_sane() -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    first, second = (load(spec, dtype="bfloat16", device="cpu") for _ in range(2))
+    made = load(resolve("scenes-vega", random=True), dtype="bfloat16", device="cpu")
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.get_default_dtype() == torch.float32
-    torch.testing.assert_close(dict(first.unet.state_dict()), dict(second.unet.state_dict()), rtol=0, atol=0)
-    tensors = [
-        tensor for part in (first.unet, first.vae, first.text_encoder, first.text_encoder_2) for tensor in part.state_dict().values()
-    ]
+    tensors = [tensor for part in (made.unet, made.vae, made.text_encoder, made.text_encoder_2) for tensor in part.state_dict().values()]
     assert {tensor.dtype for tensor in tensors} == {torch.bfloat16}
-    image = picture(first, 64)
+    image = picture(made, 64)
     assert image.shape == (1, 3, 64, 64)
     assert image.float().std() > 0.01
 
@@ -305,38 +299,37 @@ def _bytes(file: str, change: Callable[[bytes], bytes]) -> Callable[[Path], None
         (_json("unet/config.json", block_out_channels=[8, 8]), r"unet/config\.json describes no UNet2DConditionModel"),
     ],
 )
-def test_damaged_folders(copy: Path, damage: Callable[[Path], None], message: str) -> None:
-    spec = resolve(str(copy))
-    damage(copy)
+def test_damaged_folders(damaged: Path, damage: Callable[[Path], None], message: str) -> None:
+    spec = resolve(str(damaged))
+    damage(damaged)
     with pytest.raises(UserError, match=message):
         load(spec, dtype="float32", device="cpu")
 
 
-def test_a_text_encoder_lacking_a_tensor(copy: Path) -> None:
-    tensors = load_file(copy / "text_encoder" / "model.safetensors")
+def test_a_text_encoder_lacking_a_tensor(damaged: Path) -> None:
+    tensors = load_file(damaged / "text_encoder" / "model.safetensors")
     tensors.pop("text_model.final_layer_norm.bias")
-    save_file(tensors, copy / "text_encoder" / "model.safetensors")
+    save_file(tensors, damaged / "text_encoder" / "model.safetensors")
     with pytest.raises(UserError, match=r"text_encoder lacks 1 of the .* 'text_model\.final_layer_norm\.bias'"):
-        open_(copy)
+        open_(damaged)
 
 
-def test_either_naming_of_text_encoders_is_read(copy: Path) -> None:
-    path = copy / "text_encoder" / "model.safetensors"
-    before = picture(open_(copy))
+def test_either_naming_of_text_encoders_is_read(damaged: Path, made_pipeline: Any) -> None:
+    path = damaged / "text_encoder" / "model.safetensors"
     save_file({name.removeprefix("text_model."): tensor for name, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
-    torch.testing.assert_close(picture(open_(copy)), before, rtol=0, atol=1e-5)
+    torch.testing.assert_close(picture(open_(damaged)), picture(made_pipeline), rtol=0, atol=1e-5)
 
 
-def test_old_names_of_attention_in_the_vae(copy: Path) -> None:
-    path = copy / "vae" / WEIGHTS
+def test_old_names_of_attention_in_the_vae(damaged: Path, made_pipeline: Any) -> None:
+    path = damaged / "vae" / WEIGHTS
     old = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
-    before, renamed = picture(open_(copy)), {}
+    renamed = {}
     for name, tensor in load_file(path).items():
         kept = next((name.replace(new, was) for new, was in old.items() if new in name), name)
         renamed[kept] = tensor
     assert "decoder.mid_block.attentions.0.query.weight" in renamed
     save_file(renamed, path)
-    torch.testing.assert_close(picture(open_(copy)), before, rtol=0, atol=1e-5)
+    torch.testing.assert_close(picture(open_(damaged)), picture(made_pipeline), rtol=0, atol=1e-5)
 
 
 def test_embedded_weights_that_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -345,8 +338,8 @@ def test_embedded_weights_that_are_missing(tmp_path: Path, monkeypatch: pytest.M
         load(resolve("scenes-vega"), dtype="float32", device="cpu")
 
 
-def test_embedded_students_share_the_teachers_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_tiny_pipeline(tmp_path / "pipeline", "sdxl")
+def test_embedded_students_share_the_teachers_parts(teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(teacher_folder, tmp_path / "pipeline")
     tiny_unet("vega", seed=4).save_pretrained(tmp_path / "unets" / "vega")
     monkeypatch.setattr("sdbench.models.locate.WEIGHTS", tmp_path)
     teacher, student = (load(resolve(name), dtype="float32", device="cpu") for name in ("scenes-teacher", "scenes-vega"))

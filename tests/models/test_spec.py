@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from ldm import save_ldm, unet_key
+from ldm import unet_key
 from safetensors.torch import save_file
-from tiny import save_tiny_pipeline, tiny_unet
+from tiny import tiny_unet
 
 from sdbench.errors import UserError
 from sdbench.models.catalogue import CATALOGUE
@@ -71,13 +71,11 @@ def test_checkpoints_of_one_run_have_names_of_their_own(made: Path, tmp_path: Pa
     assert {path: resolve(str(path), base=str(made)).name for path in names} == names
 
 
-def test_original_checkpoint_is_told_by_its_keys(tmp_path: Path) -> None:
-    folder = save_tiny_pipeline(tmp_path / "tiny", "sdxl")
-    save_ldm(load(resolve(str(folder)), dtype="float32", device="cpu"), tmp_path / "whole.safetensors")
-    spec = resolve(str(tmp_path / "whole.safetensors"), base=str(folder))
+def test_original_checkpoint_is_told_by_its_keys(teacher_folder: Path, original: Path) -> None:
+    spec = resolve(str(original), base=str(teacher_folder))
     assert (spec.name, spec.source, spec.family, spec.architecture) == ("whole", "file", "scenes", "sdxl")
     with pytest.raises(UserError, match=r"holds no configuration and tokenizers; .*--base scenes-teacher"):
-        resolve(str(tmp_path / "whole.safetensors"))
+        resolve(str(original))
 
 
 def test_hub_name() -> None:

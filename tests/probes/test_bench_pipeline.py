@@ -1,12 +1,18 @@
 """Whole rounds of the real benchmark file, on a pipeline so small that it costs little but its imports."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 from tiny import SIZE_PX, tiny_unet
 
 from sdbench.models.spec import resolve
+from sdbench.probes import driver, loaded
 from sdbench.probes.driver import BENCHMARKS, measure
 from sdbench.probes.request import STAGES
 from sdbench.probes.work import unet_macs
@@ -15,6 +21,21 @@ from sdbench.settings import Probes, Sampling, Setting
 SUITES = Path(__file__).parents[2] / "suites"
 PROBES = Probes(rounds=1, calls=3, warmup=1, settings=(Setting(batch=2, dtype="bfloat16", channels_last=True, vae="tiny"),))
 SAMPLING = Sampling(steps=4, guidance_scale=3.0, size_px=SIZE_PX, dtype="float32", batch=1)
+
+
+@pytest.fixture
+def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the measuring process does, done here, where the imports are done."""
+
+    def run(command: list[str], *, env: dict[str, str], **_: Any) -> subprocess.CompletedProcess[str]:
+        with monkeypatch.context() as patch:
+            for name, value in env.items():
+                patch.setenv(name, value)
+            code = pytest.main(command[command.index("pytest") + 1 :])
+        sys.modules.pop(Path(BENCHMARKS).stem)
+        return subprocess.CompletedProcess(command, code, "", "")
+
+    monkeypatch.setattr(driver, "subprocess", SimpleNamespace(**{**vars(subprocess), "run": run}))
 
 
 def test_a_round_measures_every_stage(made: Path, tmp_path: Path) -> None:
@@ -36,6 +57,7 @@ def test_a_round_measures_every_stage(made: Path, tmp_path: Path) -> None:
     assert found["machine.foreign_cores"].value >= 0
 
 
+@pytest.mark.usefixtures("_in_this_process")
 def test_a_setting_is_what_it_says(made: Path, tmp_path: Path) -> None:
     label = "b2+bfloat16+channels-last+tiny-vae"
     values = measure(
@@ -50,20 +72,14 @@ def test_a_setting_is_what_it_says(made: Path, tmp_path: Path) -> None:
     assert json.loads(raw.read_text())["benchmarks"][0]["extra_info"]["configs"]["vae"]["_class_name"] == "AutoencoderTiny"
 
 
-LACK = """
-def lack(_):
-    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB. Of the allocated memory 70 GiB is held elsewhere")
+@pytest.mark.usefixtures("_in_this_process")
+def test_what_is_too_large_to_load_says_so_and_is_not_tried_again(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lack(_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB. Of the allocated memory 70 GiB is held elsewhere")
 
-loaded.load = lack
-"""
-
-
-def test_what_is_too_large_to_load_says_so_and_is_not_tried_again(made: Path, tmp_path: Path) -> None:
-    suites = tmp_path / "suites"
-    suites.mkdir()
-    (suites / BENCHMARKS).write_text((SUITES / BENCHMARKS).read_text() + LACK)
+    monkeypatch.setattr(loaded, "load", lack)
     probes = PROBES.model_copy(update={"rounds": 2, "settings": ()})
-    values = measure([resolve(str(made), name="tiny")], SAMPLING, probes, work=tmp_path, suites=suites, device="cpu").values["tiny"]
+    values = measure([resolve(str(made), name="tiny")], SAMPLING, probes, work=tmp_path, suites=SUITES, device="cpu").values["tiny"]
     reasons = {value.reason for value in values if value.name.startswith("latency.")}
     assert reasons == {"out of memory while the model was loaded: no batch fits. CUDA out of memory. Tried to allocate 9 GiB"}
     assert len(list(tmp_path.glob("tiny-base-*.log"))) == 1

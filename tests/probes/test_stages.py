@@ -1,5 +1,6 @@
 """Each stage alone does what the pipeline does at that place."""
 
+import copy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,8 +10,6 @@ import torch
 from diffusers import EulerDiscreteScheduler
 from tiny import SIZE_PX, tiny_unet
 
-from sdbench.models.loading import load
-from sdbench.models.spec import resolve
 from sdbench.probes import loaded
 from sdbench.probes.loaded import arrange, described
 from sdbench.probes.stages import Stages
@@ -20,8 +19,8 @@ SAMPLING = Sampling(steps=1, guidance_scale=3.0, size_px=SIZE_PX, dtype="float32
 
 
 @pytest.fixture
-def pipe(made: Path) -> Any:
-    return load(resolve(str(made)), dtype="float32", device="cpu")
+def pipe(made_pipeline: Any) -> Any:
+    return copy.deepcopy(made_pipeline)
 
 
 def with_inputs(pipe: Any, call: Any) -> tuple[Any, list[tuple[tuple[Any, ...], dict[str, Any]]]]:

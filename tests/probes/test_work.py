@@ -75,22 +75,26 @@ def test_attention_is_counted() -> None:
     assert longer == sum(5 * (2 * 96 * width + 2 * queries * width) for width, queries in ((32, 8 * 8), (64, 4 * 4)))
 
 
-def test_stages_of_the_embedded_family() -> None:
+@pytest.fixture(scope="module")
+def both() -> dict[str, work.Work]:
+    """Of a small model whose negative prompt is encoded too."""
+    return work.of(work.of_random(resolve("scenes-vega", random=True)), SAMPLING, zero_negative=False)
+
+
+def test_stages_of_the_embedded_family(both: dict[str, work.Work]) -> None:
     found = work.of(work.of_random(resolve("scenes-vega", random=True)), SAMPLING, zero_negative=True)
     forward = work.unet_macs(unet_config("vega", "scenes"), latent_size=16, tokens=20)
     assert found["unet_step"].macs == 2 * forward
-    both = work.of(work.of_random(resolve("scenes-vega", random=True)), SAMPLING, zero_negative=False)
     assert both["text_encoders"].macs == 2 * found["text_encoders"].macs
     assert both["vae_decode"] == found["vae_decode"]
 
 
-def test_a_unet_that_is_told_the_guidance_scale_runs_once_a_step() -> None:
+def test_a_unet_that_is_told_the_guidance_scale_runs_once_a_step(both: dict[str, work.Work]) -> None:
     configs = work.of_random(resolve("scenes-vega", random=True))
-    plain = work.of(configs, SAMPLING, zero_negative=False)
     told = work.of({**configs, "unet": {**configs["unet"], "time_cond_proj_dim": 8}}, SAMPLING, zero_negative=False)
     embedding = 8 * configs["unet"]["block_out_channels"][0]
-    assert told["unet_step"].macs == plain["unet_step"].macs // 2 + embedding
-    assert told["text_encoders"].macs == plain["text_encoders"].macs // 2
+    assert told["unet_step"].macs == both["unet_step"].macs // 2 + embedding
+    assert told["text_encoders"].macs == both["text_encoders"].macs // 2
 
 
 def test_full_size_decoding_is_five_teramacs() -> None:

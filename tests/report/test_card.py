@@ -1,5 +1,6 @@
 """Results in a model card: readable by the Hub's own tools, the same when written twice, and the rest of the card untouched."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -37,10 +38,16 @@ Words of my own, with a \\1 and a | in them.
 """
 
 
-@pytest.fixture
-def rows(tmp_path: Path) -> list[Row]:
-    board(tmp_path / "results")
-    return standings.rows(tmp_path / "results")
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    results = tmp_path_factory.mktemp("results")
+    board(results)
+    return results
+
+
+@pytest.fixture(scope="module")
+def rows(shown: Path) -> list[Row]:
+    return standings.rows(shown)
 
 
 def student(rows: list[Row]) -> Row:
@@ -98,9 +105,9 @@ def test_a_card_that_cannot_be_understood_is_left_alone(text: str, said: str, tm
 
 
 def test_the_command_finds_the_records_by_the_weights(
-    tmp_path: Path, made: Path, rows: list[Row], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, made: Path, shown: Path, rows: list[Row], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    results = tmp_path / "results"
+    results = shutil.copytree(shown, tmp_path / "results")
     words = ["card", str(made), "--results", str(results)]
     assert cli.main(words) == 2
     assert f"measure them first: sdbench run --model {made}\n" in capsys.readouterr().err

@@ -30,11 +30,17 @@ class Tags(HTMLParser):
         self.found.append((tag, dict(attrs)))
 
 
-@pytest.fixture
-def page(tmp_path: Path) -> str:
-    board(tmp_path)
-    assert cli.main(["report", "--results", str(tmp_path)]) == 0
-    return (tmp_path / "report.html").read_text(encoding="utf-8")
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    results = tmp_path_factory.mktemp("results")
+    board(results)
+    return results
+
+
+@pytest.fixture(scope="module")
+def page(results: Path) -> str:
+    assert cli.main(["report", "--results", str(results)]) == 0
+    return (results / "report.html").read_text(encoding="utf-8")
 
 
 def test_nothing_in_the_page_points_outside_or_runs_but_its_own_script(page: str) -> None:
@@ -57,10 +63,9 @@ def test_ids_are_unique_and_every_link_within_the_page_finds_its_target(page: st
     assert {(a["href"] or "")[1:] for tag, a in tags if tag == "a" and (a.get("href") or "").startswith("#")} <= set(ids)
 
 
-def test_pictures_for_which_the_page_has_no_room_at_all_are_linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_for_which_the_page_has_no_room_at_all_are_linked(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pictures, "PAGE_BYTES", 0)
-    board(tmp_path)
-    page, *beside = api.report(api.Places(tmp_path), policy=None)
+    page, *beside = api.report(api.Places(results), tmp_path / "report.html", policy=None)
     tags = Tags(page.read_text(encoding="utf-8")).found
     assert [
         page.parent / (attributes["href"] or "") for tag, attributes in tags if tag == "a" and "pictures/" in (attributes["href"] or "")
@@ -74,8 +79,8 @@ def test_hostile_words_are_escaped_wherever_they_stand(page: str) -> None:
     assert LONG in page
 
 
-def test_the_same_records_make_the_same_page(page: str, tmp_path: Path) -> None:
-    (again,) = api.report(api.Places(tmp_path), tmp_path / "again.html")
+def test_the_same_records_make_the_same_page(page: str, results: Path, tmp_path: Path) -> None:
+    (again,) = api.report(api.Places(results), tmp_path / "again.html")
     assert again.read_text(encoding="utf-8") == page
 
 
@@ -148,9 +153,8 @@ def test_a_place_that_cannot_be_written_and_a_policy_that_is_not_there_are_error
     assert "nowhere.toml" in capsys.readouterr().err
 
 
-def test_numbers_stand_below_each_other_by_their_points(tmp_path: Path) -> None:
-    board(tmp_path)
-    (section,) = standings.sections(standings.rows(tmp_path))
+def test_numbers_stand_below_each_other_by_their_points(results: Path) -> None:
+    (section,) = standings.sections(standings.rows(results))
     for column in sections._columns(section):
         tails = [
             len(cell.text) - (cell.text.index(".") if "." in cell.text else len(cell.text))

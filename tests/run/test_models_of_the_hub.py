@@ -5,9 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import test_runner
 from hub import COMMIT, Hub, serving
-from test_runner import SUITE, bench, files_of
+from stand_ins import SUITE, bench, files_of
 from tiny import save_tiny_pipeline, tiny_unet
 
 from sdbench import records
@@ -15,7 +14,7 @@ from sdbench.models.digest import weights_digest
 from sdbench.models.spec import resolve
 from sdbench.run import runner
 
-_stand_ins = test_runner._stand_ins  # the evaluators' stand-ins, for every test here too
+pytestmark = pytest.mark.usefixtures("stand_ins")
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 import torch
 from clips import photographs, tiny
 from PIL import Image
+from stand_ins import METRICS, PICTURES, PROMPTS, SUITE, bench, colours, files_of, letters, never, stand_in
 from tiny import SIZE_PX
 
 from sdbench import api, cli, records, suites
@@ -30,66 +31,16 @@ from sdbench.protocols.base import Subject
 from sdbench.records import Model, Original, Scores, Value
 from sdbench.reference import cards
 from sdbench.run import elsewhere, recording, runner
-from sdbench.run.bench import Bench, place_of
 from sdbench.run.bench import bench as prepared
-from sdbench.scenes.grammar import parse, scene_at
+from sdbench.run.bench import place_of
+from sdbench.scenes.grammar import parse
 from sdbench.scenes.render import render
 from sdbench.score import score
-from sdbench.settings import Probes, Sampling, Setting
+from sdbench.settings import Probes, Setting
 from sdbench.store import U8, Store
-from sdbench.suites import Prompts, Suite, Teacher, load
+from sdbench.suites import Suite, Teacher, load
 
-METRICS = ("fd.scenes", "clip_score.scenes", "preference.scenes", "win_rate.preference.scenes", "scene_accuracy")
-SUITE = Suite(
-    name="own",
-    version=1,
-    family="scenes",
-    description="",
-    metrics={"scenes": METRICS},
-    reference="scenes",
-    prompts=Prompts(n=4),
-    sampling=Sampling(steps=1, guidance_scale=1.0, size_px=SIZE_PX, dtype="float32", batch=2),
-)
-PROMPTS = [scene_at(index, "heldout").caption for index in range(6)]
-PICTURES = render([parse(prompt) for prompt in PROMPTS], range(6))
-
-
-def colours(images: U8) -> scenes.F32:
-    """The stand-in for every picture encoder: mean and spread of each channel => N x 6."""
-    assert images.dtype == np.uint8
-    flat = images.reshape(len(images), -1, 3) / 255
-    return np.concatenate([flat.mean(1), flat.std(1)], 1).astype(np.float32)
-
-
-def letters(captions: Any) -> scenes.F32:
-    """The stand-in for every text encoder: counts of six letters => N x 6."""
-    return np.array([[1 + caption.count(letter) for letter in "aeiorl"] for caption in captions], np.float32)
-
-
-@dataclass
-class StandIn:
-    """Two towers of the family of stand-ins."""
-
-    name: str
-    images: Callable[[U8], scenes.F32] = colours
-    texts: Callable[[Any], scenes.F32] = letters
-    scale: float = 100.0
-
-
-def stand_in(monkeypatch: pytest.MonkeyPatch, name: str, **changes: Any) -> None:
-    monkeypatch.setitem(TOWERS, name, lambda: StandIn(f"{name}.stand-in", **changes))
-
-
-@pytest.fixture(autouse=True)
-def _stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = {colours(picture[None]).tobytes(): parse(prompt).layout for picture, prompt in zip(PICTURES, PROMPTS, strict=True)}
-    other = parse("a small cyan ring on a black background").layout
-    monkeypatch.setattr(scenes, "encoder_id", "{}.stand-in".format)
-    monkeypatch.setattr(scenes, "features", colours)
-    stand_in(monkeypatch, "clip.scenes")
-    stand_in(monkeypatch, "preference.scenes")
-    monkeypatch.setattr(scenes, "layouts", lambda images: [known.get(colours(image[None]).tobytes(), other) for image in images])
-    monkeypatch.setattr(cards, "SCENES_N", 32)
+pytestmark = pytest.mark.usefixtures("stand_ins")
 
 
 def subject(folder: Path, pictures: U8 = PICTURES, **changes: Any) -> Subject:
@@ -271,23 +222,6 @@ def test_the_reference_is_kept_and_made_anew_for_another_encoder(tmp_path: Path,
 
 
 # ---- suite x models -> records ----
-
-
-@pytest.fixture
-def teacher(made: Path) -> ModelSpec:
-    return ModelSpec("scenes-teacher", "scenes", "vega", "folder", str(made))
-
-
-def bench(folder: Path, suite: Suite = SUITE, only: str | None = "quality") -> Bench:
-    return prepared(suite, device="cpu", results=folder / "results", runs=folder / "runs", only=only)
-
-
-def files_of(folder: Path) -> dict[str, int]:
-    return {path.relative_to(folder).as_posix(): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
-
-
-def never(*_: Any, **__: Any) -> None:
-    raise AssertionError("work was done")
 
 
 def test_a_run_writes_a_record_of_each_model_and_a_second_one_nothing(
@@ -713,5 +647,5 @@ def test_pictures_and_prompts_of_no_scenes_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("make", [lambda folder: folder / "nowhere", lambda folder: folder / "prompts.txt"], ids=["missing", "file"])
 def test_what_is_no_folder_of_pictures_is_an_error(make: Callable[[Path], Path], tmp_path: Path) -> None:
     _, prompts = saved(tmp_path, PICTURES, PROMPTS)
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match=r"--images takes a folder .* of which one is missing or of the other kind"):
         api.score(make(tmp_path), prompts, api.Places(tmp_path, tmp_path / "runs"))

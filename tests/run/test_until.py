@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import test_runner
-from test_runner import METRICS, SUITE, bench, never
+from stand_ins import METRICS, SUITE, bench, never, stand_in
 
 from sdbench import records, suites
 from sdbench.errors import UserError
@@ -15,7 +14,8 @@ from sdbench.models.spec import ModelSpec
 from sdbench.run import runner, until
 from sdbench.store import Store
 
-_stand_ins = test_runner._stand_ins  # the evaluators' stand-ins, for every test here too
+pytestmark = pytest.mark.usefixtures("stand_ins")
+
 RULES = Policy(
     alpha=0.05,
     suites={
@@ -26,11 +26,6 @@ RULES = Policy(
     },
 )
 SIX = SUITE.model_copy(update={"prompts": SUITE.prompts.model_copy(update={"n": 6}) if SUITE.prompts else None})
-
-
-@pytest.fixture
-def teacher(made: Path) -> ModelSpec:
-    return ModelSpec("scenes-teacher", "scenes", "vega", "folder", str(made))
 
 
 def ask(spec: ModelSpec, baseline: Path, folder: Path, rules: Policy = RULES, suite: suites.Suite = SIX) -> tuple[Path, Any]:
@@ -127,7 +122,7 @@ def test_a_metric_that_fails_ends_it_and_is_no_pass(teacher: ModelSpec, tmp_path
     def broken(*_: object) -> None:
         raise ZeroDivisionError("no light")
 
-    test_runner.stand_in(monkeypatch, "clip.scenes", texts=broken)
+    stand_in(monkeypatch, "clip.scenes", texts=broken)
     _, report = ask(replace(teacher, name="student"), baseline, tmp_path)
     assert (report.verdict, report.exit_code) == ("incomparable", 2)
     assert "ZeroDivisionError: no light" in report.why

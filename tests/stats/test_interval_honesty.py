@@ -5,6 +5,7 @@ A 95 % interval has to cover 93 to 97 % of the time where its theory is exact in
 """
 
 from collections.abc import Callable
+from functools import cache, cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -115,9 +116,15 @@ class World:
         other = 0.8 * noise + 0.6 * random.normal(size=(n, self.d))
         return self.features(other, strength=1), self.features(noise, strength=0.5)
 
+    @cached_property
     def truth(self) -> float:
         """The teacher's distance with unlimited images."""
         return frechet_distance(gaussian(self.pair(0, 400_000)[1]), self.reference)
+
+
+@cache
+def world_of(d: int) -> World:
+    return World(d)
 
 
 def covers(values: F64, halves: F64, truth: float) -> float:
@@ -140,7 +147,7 @@ def distances(world: World, n: int, repetitions: int) -> tuple[F64, F64, F64, F6
 @pytest.mark.parametrize("ratio", RATIOS)
 def test_a_distance_at_this_n_and_a_paired_difference_are_covered(ratio: float, d: int, repetitions: int) -> None:
     """The truth is the mean over the repetitions: the interval is for the distance at this n."""
-    distance, half, gap, gap_half = distances(World(d), int(ratio * d), repetitions)
+    distance, half, gap, gap_half = distances(world_of(d), int(ratio * d), repetitions)
     alone, paired = covers(distance, half, distance.mean()), covers(gap, gap_half, gap.mean())
     report(f"Frechet distance, d = {d}, n / d = {ratio}", alone, repetitions)
     report(f"paired difference, d = {d}, n / d = {ratio}", paired, repetitions)
@@ -150,26 +157,26 @@ def test_a_distance_at_this_n_and_a_paired_difference_are_covered(ratio: float, 
 @pytest.mark.parametrize(("d", "repetitions"), WIDTHS)
 @pytest.mark.parametrize("ratio", [2.5, 5, 30])
 def test_frechet_infinity_is_covered(ratio: float, d: int, repetitions: int) -> None:
-    world = World(d)
+    world = world_of(d)
     found = []
     for seed in range(repetitions):
         made = frechet_infinity(world.pair(seed + 1, int(ratio * d))[1], world.reference)
         interval = intervals.standard_error_interval(made.value, made.influence, systematic=abs(made.curvature))
         found.append((interval.value, interval.high - interval.value))
     values, halves = np.array(found).T
-    covered = covers(values, halves, world.truth())
+    covered = covers(values, halves, world.truth)
     report(f"FID-infinity, d = {d}, n / d = {ratio}", covered, repetitions)
     assert covered >= low_high(repetitions)[0]
 
 
 def test_the_check_finds_intervals_that_are_too_narrow() -> None:
     """Half the width covers two thirds of the time, and the distance with unlimited images is not what a distance at n covers."""
-    world = World(16)
+    world = world_of(16)
     distance, half, gap, gap_half = distances(world, 80, FEW)
     lowest = low_high(FEW)[0]
     assert covers(distance, half / 2, distance.mean()) < lowest
     assert covers(gap, gap_half / 2, gap.mean()) < lowest
-    assert covers(distance, half, world.truth()) < lowest
+    assert covers(distance, half, world.truth) < lowest
 
 
 def report(what: str, coverage: float, repetitions: int) -> None:
