@@ -55,6 +55,7 @@ def test_the_student_is_the_one_that_is_made_in_memory(
         assert {value.dtype for value in found.values()} == {dtype}
 
 
+@pytest.mark.slow  # a process that imports all and cuts 430 MB; full size is tried in tests/test_full_size.py
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux says how much of a process's memory is anonymous")
 def test_it_takes_little_memory_of_its_own(teacher_folder: Path, tmp_path: Path) -> None:
     widths = {"block_out_channels": [64, 128, 256], "attention_head_dim": [2, 4, 8], "norm_num_groups": 32}
