@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -119,8 +119,8 @@ def _fill(rows: RowFile) -> None:
     (process, processes), chunks = sharing(), range(0, rows.n, rows.at_once)
     mine = [first for number, first in enumerate(chunks) if number % processes == process and not marks[first : first + rows.at_once].all()]
     fresh, flushed, torn = np.zeros(rows.n, bool), -UNFLUSHED_S, 0
+    ahead = _read_ahead(rows.read, [np.arange(first, min(first + rows.at_once, rows.n)) for first in mine])
     try:
-        ahead = _read_ahead(rows.read, [np.arange(first, min(first + rows.at_once, rows.n)) for first in mine])
         for whole, read in tqdm(
             ahead, desc=f"encoding {rows.path.stem.split('-')[0]}", total=len(mine), mininterval=2, disable=process > 0
         ):
@@ -139,13 +139,14 @@ def _fill(rows: RowFile) -> None:
                 marks[fresh] = 1
                 flushed = time.monotonic()
     finally:
+        ahead.close()  # left to the garbage collector, it may wait for threads in one that only begins, for ever
         array.flush()
         marks[fresh] = 1
 
 
 def _read_ahead(
     read: Callable[[npt.NDArray[np.int64]], Any], chunks: Sequence[npt.NDArray[np.int64]]
-) -> Iterator[tuple[npt.NDArray[np.int64], Callable[[], Any]]]:
+) -> Generator[tuple[npt.NDArray[np.int64], Callable[[], Any]], None, None]:
     """Chunks in turn, each with a function that waits for what was read of it, while the next ones are read."""
     pool, pending = ThreadPoolExecutor(READERS), deque[tuple[npt.NDArray[np.int64], Callable[[], Any]]]()
     try:
