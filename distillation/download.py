@@ -5,7 +5,7 @@ import io
 import logging
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -91,7 +91,7 @@ class _DeadError(Exception):
     """The reason why a link has no picture."""
 
 
-def download(urls: Sequence[str], threads: int, rules: Rules) -> Iterator[tuple[Link, bytes]]:
+def download(urls: Sequence[str], threads: int, rules: Rules) -> Generator[tuple[Link, bytes], None, None]:
     """Follow links, `threads` at a time => each as it is done, with the picture's bytes where it was fetched."""
     client, pending = _client(threads, rules), set[Future[tuple[Link, bytes]]]()
     with ThreadPoolExecutor(threads) as pool:

@@ -8,6 +8,7 @@ unchanged list, connects to private addresses too, and brings OpenCV, albumentat
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -150,8 +151,9 @@ def _follow_all(urls: list[str], out: Path, rules: Rules, threads: int, *, retry
     with (
         book.open("a", encoding="utf-8") as file,
         tqdm(desc=f"fetching into {out.name}", total=len(urls), initial=len(urls) - len(todo), unit="link", mininterval=1) as bar,
+        closing(download(todo, threads, rules)) as followed,  # its threads end here, not where the garbage collector may find them
     ):
-        for link, body in download(todo, threads, rules):
+        for link, body in followed:
             if body:
                 write_bytes(out / link.file, body)
             known[link.url] = link
