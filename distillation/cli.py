@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import get_args
 
-from distillation import data_cli, sensitivity_cli
-from distillation.options import TEACHER, add_data, add_device, count, settle_device, within
+from distillation.commands import data, sensitivity
+from distillation.commands.options import TEACHER, add_data, add_device, count, settle_device, within
 from distillation.recipe import Family, Recipe, read, shipped
 from sdbench import __version__
 from sdbench.arguments import Parser, add_command, ended, show
@@ -37,8 +37,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser("distillation", description="Make SSD-1B, Vega and their like from a teacher: cut it, then train what is left.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    data_cli.add(commands)
-    sensitivity_cli.add(commands, WORK)
+    data.add(commands)
+    sensitivity.add(commands, WORK)
     plan = add_command(commands, "plan", "print what a recipe comes to, without any weights")
     cut = add_command(commands, "prune", "cut a teacher, without training")
     run = add_command(commands, "run", "cut and train, stage by stage; a run that was stopped continues")
@@ -127,7 +127,7 @@ def _run(options: argparse.Namespace) -> None:
     import torch
 
     from distillation import teacher as teachers
-    from distillation.data import open_squares
+    from distillation.data.batches import open_squares
     from distillation.train import distil
     from sdbench.training.loop import most_sharing
     from sdbench.training.processes import sharing
@@ -155,7 +155,7 @@ def _run(options: argparse.Namespace) -> None:
 def _dry_run(options: argparse.Namespace, recipe: Recipe) -> str:
     """What `_run` would do, in words, once all has been checked that can be without fetching a teacher."""
     from distillation import teacher as teachers
-    from distillation.data import open_squares
+    from distillation.data.batches import open_squares
     from distillation.describe import describe
     from distillation.export import check_free
     from distillation.succession import warn_of_others
@@ -183,8 +183,8 @@ def _dry_run(options: argparse.Namespace, recipe: Recipe) -> str:
 
 def _ablate(options: argparse.Namespace) -> None:
     from distillation import teacher as teachers
-    from distillation.ablation import sweep
-    from distillation.comparison import markdown, plot, table
+    from distillation.ablation.comparison import markdown, plot, table
+    from distillation.ablation.experiment import sweep
 
     chosen = {"seeds": options.seeds, "steps": options.steps, "device": options.device, "only": options.arm}
     recipe = read(options.recipe)
@@ -193,4 +193,4 @@ def _ablate(options: argparse.Namespace) -> None:
     show(markdown(table(outcomes)))
 
 
-_COMMANDS = {"data": data_cli.run, "plan": _plan, "prune": _prune, "run": _run, "ablate": _ablate, "sensitivity": sensitivity_cli.run}
+_COMMANDS = {"data": data.run, "plan": _plan, "prune": _prune, "run": _run, "ablate": _ablate, "sensitivity": sensitivity.run}

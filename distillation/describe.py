@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from diffusers import UNet2DConditionModel
 
-from distillation.data import exposure
+from distillation.data.batches import exposure
 from distillation.estimate import H100_TFLOPS, PASSES, SHARES, Memory, count, gpu_hours, memory, step_flops
 from distillation.plan import MIDDLE
 from distillation.prune import on_meta, prune

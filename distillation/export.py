@@ -14,7 +14,7 @@ from diffusers import UNet2DConditionModel
 from huggingface_hub import ModelCardData
 from safetensors import SafetensorError
 
-from distillation.data import passes
+from distillation.data.batches import passes
 from distillation.recipe import Recipe
 from distillation.recipe_tables import Training
 from distillation.teacher import Teacher

@@ -23,22 +23,22 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from distillation import teacher as teachers
-from distillation.data import batches, exposure, scenes
+from distillation.data.batches import batches, exposure, scenes
 from distillation.export import Provenance, StageResult, check_free, export
-from distillation.look import Look
 from distillation.losses import task_weights, terms
 from distillation.plan import Plan
 from distillation.prune import prune, student_config
 from distillation.recipe import Family, Piece, Recipe
 from distillation.recipe_tables import Training
+from distillation.samples import Look
 from distillation.succession import warn_of_others
 from distillation.taps import Tap, collect, resolve
 from sdbench.disk import digest, write_bytes
 from sdbench.errors import UserError
-from sdbench.probes.room import is_out_of_memory
+from sdbench.probes.capacity import is_out_of_memory
 from sdbench.scenes.embedded import checked
 from sdbench.scenes.networks import SceneNet
-from sdbench.scenes.training.watch import Watch
+from sdbench.scenes.training.evaluation import Watch
 from sdbench.training.checkpoints import written
 from sdbench.training.journal import Watch as Watching
 from sdbench.training.latents import Batch, Captioned, LatentPool, check_diffusion, noisy, predict, target

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sdbench import machine, records, suites
 from sdbench.assets.prompts import lines
 from sdbench.errors import UserError
-from sdbench.gate import floors, sides
+from sdbench.gate import floors, lookup
 from sdbench.gate.compare import Side
 from sdbench.gate.judging import gate
 from sdbench.gate.policy import Policy
@@ -114,7 +114,7 @@ def run(
         profile: the probes also write what holds the time of each stage.
     """
     from sdbench.run import runner
-    from sdbench.run.bench import bench
+    from sdbench.run.context import bench
 
     choice: dict[str, Any] = {"only": only, "settings": settings, "profile": profile}
     return runner.run(specs, bench(suite, device=machine.chosen_device(device), results=places.results, runs=places.work, **choice))
@@ -137,12 +137,12 @@ def score(
             no such device.
     """
     from sdbench.encoders.memory import evaluators
-    from sdbench.run import elsewhere
+    from sdbench.run import external
     from sdbench.score import PROTOCOLS
     from sdbench.score import score as scored
 
     chosen = suites.load(suite)
-    subject = elsewhere.subject(images, prompts, chosen, places.work)
+    subject = external.subject(images, prompts, chosen, places.work)
     with evaluators(machine.chosen_device(device)):
         return scored(subject, [name for name in chosen.own_metrics if not PROTOCOLS[name].against_teacher])
 
@@ -162,14 +162,14 @@ def record_pictures(
     Raises:
         UserError: as `score`, or the name is a model's of the catalogue.
     """
-    from sdbench.run import elsewhere
-    from sdbench.run.bench import bench
+    from sdbench.run import external
+    from sdbench.run.context import bench
 
     chosen = suites.load(suite)
     if lines(prompts) != tuple(chosen.prompt_list().values()):
         chosen = Overrides(prompts=prompts).apply(chosen)
     setting = bench(chosen, device=machine.chosen_device(device), results=places.results, runs=places.work, only="quality")
-    return elsewhere.record(images, prompts, name, setting)
+    return external.record(images, prompts, name, setting)
 
 
 @dataclass(frozen=True)
@@ -257,7 +257,7 @@ def _run_in_memory(pipeline: Any, spec: "ModelSpec", suite: suites.Suite, places
     from sdbench.generate import DTYPES
     from sdbench.models import memory
     from sdbench.run import runner
-    from sdbench.run.bench import bench
+    from sdbench.run.context import bench
 
     setting = bench(suite, device=str(pipeline.unet.device), results=places.results, runs=places.work, only="quality")
     with memory.lent(pipeline, DTYPES[setting.sampling.dtype]) as guest:
@@ -266,7 +266,7 @@ def _run_in_memory(pipeline: Any, spec: "ModelSpec", suite: suites.Suite, places
 
 def _suite(suite: str | suites.Suite | None, spec: "ModelSpec") -> suites.Suite:
     if suite is None:
-        return sides.suite_of(spec)
+        return lookup.suite_of(spec)
     return suite if isinstance(suite, suites.Suite) else suites.load(suite)
 
 
@@ -304,9 +304,9 @@ def compare(
     """
     chosen = _policy(policy)
     given = suites.load(suite) if suite else None
-    theirs = sides.find(baseline, places.results)
-    ours = sides.named(candidate, base=base, lora=lora, name=name)
-    new, old = sides.pair(ours, theirs, given, chosen, places.results, lambda specs, suite: run(specs, suite, places, device=device))
+    theirs = lookup.find(baseline, places.results)
+    ours = lookup.named(candidate, base=base, lora=lora, name=name)
+    new, old = lookup.pair(ours, theirs, given, chosen, places.results, lambda specs, suite: run(specs, suite, places, device=device))
     return _judged(new, old, chosen, places, baseline)
 
 
@@ -371,8 +371,8 @@ def until_verdict(
 ) -> tuple[Path, Report]:
     """Measure a model until it is sure whether it is as good as the baseline => its record, the verdict."""
     from sdbench.encoders.memory import evaluators
-    from sdbench.run.bench import bench, check_models
-    from sdbench.run.until import Question, run_until_verdict
+    from sdbench.run.context import bench, check_models
+    from sdbench.run.until_verdict import Question, run_until_verdict
 
     chosen = _policy(policy)
     chosen.rules(suite.name)  # a policy that weighs nothing here ends the run before it begins
@@ -421,9 +421,9 @@ def _policy(path: Path | None) -> Policy:
 
 def _opponent(baseline: str, suite: suites.Suite, places: Places, device: str | None, only: str | None = None) -> Path:
     """The record that a model which is run here is compared with; run too, where this machine class has none."""
-    found = sides.find(baseline, places.results)
+    found = lookup.find(baseline, places.results)
     if isinstance(found, Path):
-        sides.check(found, suite.id)
+        lookup.check(found, suite.id)
         return found
     here = machine.this_machine(machine.chosen_device(device)).machine_class
-    return sides.of(found, suite, here, places.results, lambda specs, suite: run(specs, suite, places, device=device, only=only))
+    return lookup.of(found, suite, here, places.results, lambda specs, suite: run(specs, suite, places, device=device, only=only))

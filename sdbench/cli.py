@@ -108,7 +108,7 @@ def _models(arguments: argparse.Namespace) -> int:
 
 def _suites(arguments: argparse.Namespace) -> int:
     from sdbench import suites
-    from sdbench.run import needs
+    from sdbench.run import requirements
 
     found = []
     for name in suites.names():
@@ -122,7 +122,7 @@ def _suites(arguments: argparse.Namespace) -> int:
     for suite in found:
         answer(f"{suite.name}@{suite.version:<3} {suite.family or 'part':7} {suite.description}", arguments)
         metrics = [f"metrics of {family}: {', '.join(names)}" for family, names in suite.metrics.items()]
-        for line in [*metrics, *needs.text(suite, places(arguments).work)]:
+        for line in [*metrics, *requirements.text(suite, places(arguments).work)]:
             answer(f"    {line}", arguments)
     return 0
 

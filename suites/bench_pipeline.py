@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from sdbench.probes import ceilings, loaded, meters, profiled, room
+from sdbench.probes import capacity, ceilings, meters, profiling, setup
+from sdbench.probes.monitor import Watch, used_mib
 from sdbench.probes.request import CEILINGS, STAGES, VARIABLE, Request
 from sdbench.probes.stages import Call, Stages
-from sdbench.probes.watch import Watch, used_mib
 
 
 @dataclass
@@ -34,10 +34,10 @@ def running() -> Running:
         pytest.skip(f"no request: {VARIABLE} names no file; `sdbench run` starts this file with one")
     used_before_mib = used_mib(request.device)  # before this process has a context there
     try:
-        stages, load_s = loaded.load(request)
+        stages, load_s = setup.load(request)
     except RuntimeError as error:
         pytest.fail(f"{meters.OUT_OF_MEMORY} while the model was loaded: no batch fits. {out_of_memory(error)}")
-    return Running(request, stages, {**loaded.described(stages.pipe), "load_s": load_s, "used_before_mib": used_before_mib})
+    return Running(request, stages, {**setup.described(stages.pipe), "load_s": load_s, "used_before_mib": used_before_mib})
 
 
 @pytest.mark.benchmark(timer=meters.synchronised)
@@ -47,7 +47,7 @@ def test_stage(stage: str, running: Running, benchmark: Any) -> None:
     if request.profile:
         table = Path(os.environ[VARIABLE]).with_suffix(f".profile-{stage}.txt")
         # Every step runs the kernels of one, and of 25 the profiler would have some 200,000 events to add up.
-        profiled.write(running.stages.prepare("short" if stage == "pipeline" else stage), request.device, table)
+        profiling.write(running.stages.prepare("short" if stage == "pipeline" else stage), request.device, table)
         return
     benchmark.extra_info.update(running.info)
     try:
@@ -65,7 +65,7 @@ def test_stage(stage: str, running: Running, benchmark: Any) -> None:
         if stage == "pipeline" and request.device.startswith("cuda"):
             process, grown = watch.process_mib(), watch.grown_mib(running.info["used_before_mib"])
             held = grown if process is None else process
-            benchmark.extra_info.update({"process_mib": process, "context_mib": room.context_mib(request.device, held)})
+            benchmark.extra_info.update({"process_mib": process, "context_mib": capacity.context_mib(request.device, held)})
             running.of_pipeline = benchmark.extra_info
         if stage == "unet_step" and request.device.startswith("cuda"):
             benchmark.extra_info["returns_s"] = median(returns_s(call) for _ in range(request.calls))
@@ -73,13 +73,13 @@ def test_stage(stage: str, running: Running, benchmark: Any) -> None:
     # Here, not where it was caught: the error holds on to what was being computed.
     torch.cuda.empty_cache()
     running.stages.restore()
-    fits = room.largest_batch(running.stages)
+    fits = capacity.largest_batch(running.stages)
     pytest.fail(f"{meters.OUT_OF_MEMORY} at batch {request.setting.batch}; the largest batch that fits is {fits}. {said}")
 
 
 def out_of_memory(error: RuntimeError) -> str:
     """What it says of that, without the allocator's advice; any other error goes on."""
-    if not room.is_out_of_memory(error):
+    if not capacity.is_out_of_memory(error):
         raise error
     return str(error).partition(". Of the allocated memory")[0]
 
@@ -116,6 +116,6 @@ def test_smallest_card(running: Running) -> None:
     if not noted:
         pytest.skip("no card, or nothing was timed on it")
     try:
-        noted["smallest_card_gb"] = room.smallest_card(running.stages, device, noted["context_mib"])
+        noted["smallest_card_gb"] = capacity.smallest_card(running.stages, device, noted["context_mib"])
     except Exception as error:  # noqa: BLE001  # all calls are timed: what is tried after them must not lose them
         noted["smallest_card_failed"] = f"{type(error).__name__}: {error}"

@@ -41,14 +41,14 @@ from sdbench.gate.policy import Policy
 from sdbench.metrics import frechet
 from sdbench.records import Value
 from sdbench.reference import cards
-from sdbench.run import until
-from sdbench.run.until import sizes
+from sdbench.run import until_verdict
+from sdbench.run.until_verdict import sizes
 from sdbench.stats import decisions, intervals, sequential, student_t
 
 SUITE = "quality"
 CODE = [
     Path(__file__),
-    *(Path(room.__file__) for room in (decisions, compare, judging, looks, sequential, intervals, student_t, frechet, until)),
+    *(Path(room.__file__) for room in (decisions, compare, judging, looks, sequential, intervals, student_t, frechet, until_verdict)),
 ]
 
 

@@ -17,7 +17,7 @@ from sdbench import suites
 from sdbench.generate import call_arguments
 from sdbench.machine import this_machine
 from sdbench.models.spec import resolve
-from sdbench.probes import loaded, meters
+from sdbench.probes import meters, setup
 from sdbench.probes.request import Request
 from sdbench.probes.stages import PROMPT
 from sdbench.settings import Setting
@@ -53,7 +53,7 @@ def test_harness(benchmark: Any) -> None:
         device=DEVICE,
         machine=this_machine(DEVICE),
     )
-    stages, _ = loaded.load(request)
+    stages, _ = setup.load(request)
     arguments = call_arguments(sampling, [PROMPT])
     by_hand: list[float] = []
 

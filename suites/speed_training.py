@@ -25,7 +25,7 @@ from accelerate.state import AcceleratorState
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from distillation.data import batches, scenes
+from distillation.data.batches import batches, scenes
 from distillation.estimate import step_flops
 from distillation.losses import mse
 from distillation.prune import prune, student_config
@@ -34,7 +34,7 @@ from distillation.taps import collect, resolve
 from distillation.train import Lesson, accelerator_on, step_terms
 from sdbench.models.loading import load, load_unet
 from sdbench.models.spec import resolve as model
-from sdbench.probes import ceilings, meters, profiled
+from sdbench.probes import ceilings, meters, profiling
 from sdbench.probes.work import unet_macs
 from sdbench.scenes.embedded import WEIGHTS
 from sdbench.settings import Dtype
@@ -229,4 +229,4 @@ def test_training(loop: str, bench: Bench, benchmark: Any, tmp_path: Path) -> No
         "memory_mib": meters.peak_memory_mib(DEVICE),
     }
     if loop == "sdbench" and DEVICE == "cuda":
-        profiled.write(run, DEVICE, PROFILES / f"{case.family}-{case.recipe}.txt")
+        profiling.write(run, DEVICE, PROFILES / f"{case.family}-{case.recipe}.txt")

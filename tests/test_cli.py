@@ -221,7 +221,7 @@ def test_every_command_says_what_it_does_and_what_its_options_mean() -> None:
 
 
 def test_names_in_the_help_are_all_that_there_are() -> None:
-    from distillation.ablation import arms
+    from distillation.ablation.experiment import arms
     from sdbench.encoders.catalogue import ENCODERS
 
     assert tuple(ENCODERS) == cli.ENCODERS

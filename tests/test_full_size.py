@@ -15,12 +15,12 @@ from memory import ROOT, added_anonymous, anonymous
 from PIL import Image
 from tiny import noise_unet, save_tiny_pipeline, with_unet
 
-from distillation.ablation import one_shot
+from distillation.ablation.experiment import one_shot
 from distillation.recipe import read
 from sdbench import records
 from sdbench.cli import main
+from sdbench.models.activation_scale import SANE
 from sdbench.models.architectures import unet_config
-from sdbench.models.calibration import SANE
 from sdbench.models.loading import load
 from sdbench.models.spec import resolve
 from sdbench.scenes.training.pool import Pool

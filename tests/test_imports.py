@@ -82,7 +82,7 @@ WITHOUT_TORCH = {
     "records",
     "reference.cards",
     "report",
-    "run.needs",
+    "run.requirements",
     "settings",
     "stats",
     "suites",

@@ -89,11 +89,11 @@ def until_verdict(arguments: argparse.Namespace, asked: "Callable[[], tuple[list
 def noise(arguments: argparse.Namespace) -> int:
     """`sdbench noise` => 0."""
     from sdbench import api, suites
-    from sdbench.gate import sides
+    from sdbench.gate import lookup
     from sdbench.models.spec import resolve
 
     spec = resolve(arguments.model, base=arguments.base, lora=arguments.lora, name=arguments.name)
-    suite = suites.load(arguments.suite) if arguments.suite else sides.suite_of(spec)
+    suite = suites.load(arguments.suite) if arguments.suite else lookup.suite_of(spec)
     path, floor = api.noise(spec, suite, arguments.seeds, places(arguments), arguments.device, arguments.only)
     for name, spread in floor.metrics.items():
         say(f"{name:28} {spread.noise:.3g} between two runs; found {min(spread.values):.4g} to {max(spread.values):.4g}")

@@ -92,7 +92,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from sdbench import api
 
     specs, suite = _asked(arguments)
-    from sdbench.run.bench import check_models, check_suite  # which bring torch: what is misspelt was said before
+    from sdbench.run.context import check_models, check_suite  # which bring torch: what is misspelt was said before
 
     only = "probes" if arguments.weights == "random" and arguments.only is None else arguments.only
     check_suite(suite, only=only, settings=arguments.setting, profile=arguments.profile)  # before anything is said, of a dry run too
@@ -114,7 +114,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _asked(arguments: argparse.Namespace) -> "tuple[list[ModelSpec], Suite]":
     """The models and the suite that the options of `run` name."""
     from sdbench import api, suites
-    from sdbench.gate import sides
+    from sdbench.gate import lookup
     from sdbench.models.spec import resolve
     from sdbench.reference import cards
 
@@ -125,7 +125,7 @@ def _asked(arguments: argparse.Namespace) -> "tuple[list[ModelSpec], Suite]":
     specs = [resolve(what, **named) for what in arguments.model]
     if arguments.reference:
         cards.check_name(arguments.reference, places(arguments).work)
-    suite = suites.load(arguments.suite) if arguments.suite else sides.suite_of(specs[0])
+    suite = suites.load(arguments.suite) if arguments.suite else lookup.suite_of(specs[0])
     return specs, api.Overrides(**{own.name: getattr(arguments, own.name) for own in fields(api.Overrides)}).apply(suite)
 
 
@@ -209,19 +209,19 @@ def _score(arguments: argparse.Namespace) -> int:
 
 def _tell(suite: "Suite", arguments: argparse.Namespace, lacking: Sequence[str] = ()) -> None:
     """What a suite needs that is not on this disk, and what else a run lacks."""
-    from sdbench.run import needs
+    from sdbench.run import requirements
 
-    for line in [*needs.text(suite, places(arguments).work), *(f"missing: {what}" for what in lacking)]:
+    for line in [*requirements.text(suite, places(arguments).work), *(f"missing: {what}" for what in lacking)]:
         say(f"    {line}")
 
 
 def _of_teacher(specs: "Sequence[ModelSpec]", suite: "Suite", arguments: argparse.Namespace) -> list[str]:
     """What a run would lack of the teacher, as far as it can be known without fetching anything."""
     from sdbench.machine import chosen_device
-    from sdbench.run import needs, recording
-    from sdbench.run.bench import Bench
+    from sdbench.run import recording, requirements
+    from sdbench.run.context import Bench
 
-    if suite.sampling is None or not needs.inputs_are_here(suite):
+    if suite.sampling is None or not requirements.inputs_are_here(suite):
         return []
     where = places(arguments)
     return recording.lacking(specs, Bench(suite, suite.sampling, chosen_device(arguments.device), where.results, where.work))

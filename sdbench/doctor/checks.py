@@ -127,17 +127,19 @@ def _metrics() -> Iterator[Finding]:
 
 
 def _known() -> Iterator[Finding]:
-    from sdbench.doctor import golden, known
+    from sdbench.doctor import golden, published
 
     try:
         with golden.offline():
-            compared = list(known.compare())
+            compared = list(published.compare())
     except UserError as error:
-        yield Finding(False, True, f"known values of CLIP {known.BACKBONE}: {error}")
+        yield Finding(False, True, f"known values of CLIP {published.BACKBONE}: {error}")
         return
     for one in compared:
-        said = f"{one.what} is {one.found:.3f}, published {one.expected:.3f} ({known.SOURCE})"
+        said = f"{one.what} is {one.found:.3f}, published {one.expected:.3f} ({published.SOURCE})"
         way_out = "" if one.fits else "; weights or libraries are not the published ones: remove and fetch the weights again"
         yield Finding(one.fits, True, f"known value: {said}{way_out}")
     if not compared:
-        yield Finding(False, False, f"known values of CLIP {known.BACKBONE}: not checked, its weights are not at hand ({known.SOURCE})")
+        yield Finding(
+            False, False, f"known values of CLIP {published.BACKBONE}: not checked, its weights are not at hand ({published.SOURCE})"
+        )

@@ -21,7 +21,7 @@ from sdbench.arrays import U8
 from sdbench.assets import catalogue
 from sdbench.protocols.base import Protocol, Subject
 from sdbench.records import Scores, Value
-from sdbench.run import elsewhere
+from sdbench.run import external
 from sdbench.scenes.grammar import scene_at
 from sdbench.scenes.render import render
 from sdbench.score import PROTOCOLS, score
@@ -112,7 +112,7 @@ def _judged(protocol: Protocol, seen: Seen) -> Judgement:
 
 
 def _subject(drawn: U8, runs: Path) -> Subject:
-    return replace(elsewhere.kept(drawn, PROMPTS, runs), reference="scenes")
+    return replace(external.kept(drawn, PROMPTS, runs), reference="scenes")
 
 
 def _scored(subject: Subject, teacher: Scores, original: Subject, names: list[str]) -> tuple[dict[str, Value], Scores]:

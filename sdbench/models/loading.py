@@ -11,10 +11,10 @@ from transformers import CLIPTextConfig
 
 from sdbench.errors import UserError
 from sdbench.models.architectures import TOPOLOGIES, depths, depths_of_keys
-from sdbench.models.blank import random_pipeline
 from sdbench.models.checks import check_checkpoint, check_finite, check_tensors
 from sdbench.models.files import STEMS, bare, read_header, read_headers, read_json, weight_files
 from sdbench.models.locate import Layout, locate
+from sdbench.models.random_weights import random_pipeline
 from sdbench.models.spec import ModelSpec
 from sdbench.models.stock import CLASSES, PIPELINE, quiet
 from sdbench.models.text_encoders import PREFIX

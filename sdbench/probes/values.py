@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from itertools import chain
 
+from sdbench.probes.capacity import CARDS_GB
 from sdbench.probes.conditions import conditions, remarks
 from sdbench.probes.meters import MIB
 from sdbench.probes.request import STAGES
-from sdbench.probes.room import CARDS_GB
+from sdbench.probes.roofline import shares
 from sdbench.probes.rounds import Round, count, failed, lost, once, picked, reason
-from sdbench.probes.shares import shares
 from sdbench.probes.work import Load
 from sdbench.records import Value
 from sdbench.settings import BASE, Setting

@@ -17,8 +17,8 @@ from sdbench.models.files import read_json
 from sdbench.models.locate import locate
 from sdbench.models.spec import ModelSpec
 from sdbench.probes import work
-from sdbench.run import needs
-from sdbench.run.bench import dtypes
+from sdbench.run import requirements
+from sdbench.run.context import dtypes
 from sdbench.schedulers import resolved
 from sdbench.settings import Sampling, Setting
 from sdbench.suites import Suite
@@ -58,14 +58,14 @@ def plan(
     probes = suite.probes.chosen(settings) if suite.probes and only != "quality" else {}
     copies = itertools.product(specs, dtypes(suite.sampling, probes))
     of_models = itertools.chain.from_iterable(absent(spec, dtype=dtype) for spec, dtype in copies)
-    files = [*dict.fromkeys(of_models), *needs.files(scored)]  # models of one base share its files
+    files = [*dict.fromkeys(of_models), *requirements.files(scored)]  # models of one base share its files
     n = suite.prompts.n if scored.own_metrics else 0
     size = suite.sampling.size_px
-    known = needs.inputs_are_here(suite)
+    known = requirements.inputs_are_here(suite)
     content = {
         "suite": suite.id.model_dump() if known else suite.model_dump(include={"name", "version"}) | {"digest": None},
         "prompts": suite.prompts_described() if known else None,
-        "lacking": [*needs.lacking(scored, runs), *lacking],
+        "lacking": [*requirements.lacking(scored, runs), *lacking],
         "settings": suite.model_dump(),
         "files": [vars(file) for file in files],
         "disk_bytes": int(len(specs) * n * size * size * PNG_BYTES_PER_PIXEL) + sum(file.size_bytes for file in files),

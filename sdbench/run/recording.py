@@ -17,8 +17,8 @@ from sdbench.models.spec import ModelSpec
 from sdbench.probes.driver import Probed
 from sdbench.protocols.base import Subject
 from sdbench.records import Looks, Machine, Model, Original, Record, Scores, Value
-from sdbench.run.accept import judged
-from sdbench.run.bench import Bench, place_of
+from sdbench.run.acceptance import judged
+from sdbench.run.context import Bench, place_of
 from sdbench.run.thumbnails import worth_keeping
 from sdbench.score import named, score
 from sdbench.settings import BASE

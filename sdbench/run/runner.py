@@ -19,7 +19,7 @@ from sdbench.models.spec import ModelSpec, recognised
 from sdbench.probes import driver
 from sdbench.probes.driver import Probed
 from sdbench.records import Model
-from sdbench.run.bench import Bench, check_models, dtypes, place_of
+from sdbench.run.context import Bench, check_models, dtypes, place_of
 from sdbench.run.recording import record_of, teacher_of, to_score
 from sdbench.scenes import embedded
 from sdbench.store import Store

@@ -13,7 +13,7 @@ from sdbench.assets import pipelines
 from sdbench.errors import UserError
 from sdbench.models.loading import load
 from sdbench.models.spec import resolve
-from sdbench.run.bench import bench
+from sdbench.run.context import bench
 from sdbench.run.plan import plan
 from sdbench.run.runner import ready
 from sdbench.settings import Setting

@@ -18,7 +18,7 @@ from sdbench import api, suites
 from sdbench.assets import catalogue, prompts
 from sdbench.errors import MissingError, UserError
 from sdbench.generate import initial_noise, jobs
-from sdbench.run import needs
+from sdbench.run import requirements
 from sdbench.settings import Sampling
 from sdbench.suites import Noise, Prompts, Suite
 from sdbench.validation import validated
@@ -168,7 +168,7 @@ print(needs.inputs_are_here(suite), suite.prompts_described())
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(home / "hub"))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", home / "datasets")
     offline = suite("owner/prompts", 3, split="test")
-    assert needs.inputs_are_here(offline)
+    assert requirements.inputs_are_here(offline)
     assert offline.prompts_described() == words
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import datasets
 import pytest
 
-from distillation import describe, look, train
+from distillation import describe, samples, train
 from distillation.estimate import Memory
 from distillation.recipe import Recipe, read
-from sdbench.scenes.training import watch
+from sdbench.scenes.training import evaluation
 
 
 @pytest.fixture(scope="session")
@@ -25,9 +25,9 @@ def vega() -> Recipe:
 def a_glance() -> Iterator[None]:
     """One denoising step makes as many pictures as all, and a batch as many losses; what they come to is not asked of a tiny student."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(watch, "STEPS", 1)
-        patch.setattr(look, "STEPS", 1)
-        patch.setattr(train, "Watch", partial(watch.Watch, n=watch.SHOWN))
+        patch.setattr(evaluation, "STEPS", 1)
+        patch.setattr(samples, "STEPS", 1)
+        patch.setattr(train, "Watch", partial(evaluation.Watch, n=evaluation.SHOWN))
         patch.setattr(train, "FINAL_BATCHES", 1)
         yield
 

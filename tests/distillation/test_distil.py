@@ -20,14 +20,15 @@ from processes import by_two
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from distillation import data, train
-from distillation.ablation import one_shot
-from distillation.budget import TWIN
+from distillation import train
+from distillation.ablation.experiment import one_shot
+from distillation.data import batches
 from distillation.export import Provenance, export
 from distillation.plan import MIDDLE
 from distillation.prune import prune
 from distillation.recipe import Recipe, read
 from distillation.recipe_tables import Keep
+from distillation.sensitivity.budget import TWIN
 from distillation.succession import warn_of_others
 from distillation.teacher import EMBEDDED, find, place
 from distillation.train import distil
@@ -78,7 +79,7 @@ class Interrupted:
         self.stop, self.calls = stop, 0
 
     def __call__(self, *arguments: object) -> Callable[[int], Batch]:
-        of_step = data.batches(*arguments)  # type: ignore[arg-type]
+        of_step = batches.batches(*arguments)  # type: ignore[arg-type]
 
         def batch(step: int) -> Batch:
             self.calls += 1

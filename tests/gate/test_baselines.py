@@ -8,7 +8,7 @@ from factories import make_measured, saved
 
 from sdbench import cli
 from sdbench.errors import UserError
-from sdbench.gate import baselines, sides
+from sdbench.gate import baselines, lookup
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_a_record_from_elsewhere_or_none_is_refused(results: Path, tmp_path: Pat
 def test_a_folder_of_records_is_told_apart_from_a_record_and_from_a_checkpoint(results: Path) -> None:
     newest = saved(make_measured(created=datetime(2025, 3, 1, tzinfo=UTC)), results)
     saved(make_measured(created=datetime(2025, 2, 1, tzinfo=UTC)), results)
-    for refused in (lambda: baselines.set_baseline("x", newest.parent, "because", results), lambda: sides.named(str(newest.parent))):
+    for refused in (lambda: baselines.set_baseline("x", newest.parent, "because", results), lambda: lookup.named(str(newest.parent))):
         with pytest.raises(UserError, match=rf"is no record.* It holds 2 records; name one of them, such as the newest, {newest}$"):
             refused()
 
@@ -94,5 +94,5 @@ def test_a_misspelt_name_is_told_with_those_that_there_are(results: Path, tmp_pa
     assert f"Nor is it the name of a baseline: {results / 'baselines.toml'} has production." in said("--results", str(results))
     assert f"there is no {tmp_path / 'baselines.toml'}; name the folder that it is in with --results" in said("--results", str(tmp_path))
     with pytest.raises(UserError, match="is no checkpoint") as error:
-        sides.find(str(tmp_path), results)  # which is there
+        lookup.find(str(tmp_path), results)  # which is there
     assert "baseline" not in str(error.value)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdbench.models.architectures import TOPOLOGIES, architecture_of, depths, depths_of_keys, family_of, unet_config
-from sdbench.models.blank import random_parts
+from sdbench.models.random_weights import random_parts
 
 GOLDEN: dict[str, Any] = tomllib.loads((Path(__file__).parents[1] / "golden" / "parameters.toml").read_text())
 

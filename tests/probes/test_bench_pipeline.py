@@ -12,7 +12,7 @@ import torch
 from tiny import SIZE_PX, tiny_unet
 
 from sdbench.models.spec import resolve
-from sdbench.probes import driver, loaded
+from sdbench.probes import driver, setup
 from sdbench.probes.driver import BENCHMARKS, measure
 from sdbench.probes.request import STAGES
 from sdbench.probes.work import unet_macs
@@ -77,7 +77,7 @@ def test_what_is_too_large_to_load_says_so_and_is_not_tried_again(made: Path, tm
     def lack(_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB. Of the allocated memory 70 GiB is held elsewhere")
 
-    monkeypatch.setattr(loaded, "load", lack)
+    monkeypatch.setattr(setup, "load", lack)
     probes = PROBES.model_copy(update={"rounds": 2, "settings": ()})
     values = measure([resolve(str(made), name="tiny")], SAMPLING, probes, work=tmp_path, suites=SUITES, device="cpu").values["tiny"]
     reasons = {value.reason for value in values if value.name.startswith("latency.")}

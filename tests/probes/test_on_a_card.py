@@ -14,10 +14,10 @@ from tiny import SIZE_PX
 from sdbench.generate import call_arguments
 from sdbench.models.loading import load
 from sdbench.models.spec import resolve
-from sdbench.probes import room
+from sdbench.probes import capacity
 from sdbench.probes.driver import measure
+from sdbench.probes.monitor import MIB, Card, Watch
 from sdbench.probes.stages import PROMPT, Stages
-from sdbench.probes.watch import MIB, Card, Watch
 from sdbench.settings import Probes, Sampling, Setting
 
 pytestmark = pytest.mark.gpu
@@ -76,8 +76,8 @@ def test_random_weights_of_full_size_have_every_value(tmp_path: Path) -> None:
 def test_under_a_cap_what_does_not_fit_is_found_and_the_cap_is_lifted(made: Path) -> None:
     pipe = load(resolve(str(made)), dtype="bfloat16", device="cuda")
     stages = Stages(pipe, SAMPLING.model_copy(update={"size_px": 512}))  # large enough to need memory of its own
-    assert room.smallest_card(stages, "cuda", context_mib=500) == 8
-    assert room.smallest_card(stages, "cuda", context_mib=80 * 1024) is None, "no card has anything left beside such a context"
+    assert capacity.smallest_card(stages, "cuda", context_mib=500) == 8
+    assert capacity.smallest_card(stages, "cuda", context_mib=80 * 1024) is None, "no card has anything left beside such a context"
     total = torch.cuda.get_device_properties("cuda").total_memory
     torch.cuda.empty_cache()
     torch.empty(int(0.5 * total), dtype=torch.uint8, device="cuda")

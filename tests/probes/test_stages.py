@@ -10,8 +10,8 @@ import torch
 from diffusers import EulerDiscreteScheduler
 from tiny import SIZE_PX, tiny_unet
 
-from sdbench.probes import loaded
-from sdbench.probes.loaded import arrange, described
+from sdbench.probes import setup
+from sdbench.probes.setup import arrange, described
 from sdbench.probes.stages import Stages
 from sdbench.settings import Sampling, Setting
 
@@ -163,9 +163,9 @@ def test_on_a_card_float32_is_no_tf32_and_what_loading_left_is_given_back(pipe: 
     monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
     emptied: list[bool] = []
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
-    monkeypatch.setattr(loaded, "load_pipeline", lambda *_, **__: pipe)
+    monkeypatch.setattr(setup, "load_pipeline", lambda *_, **__: pipe)
     request = SimpleNamespace(device="cuda", spec=None, dtype="float32", setting=Setting(), sampling=SAMPLING)
-    loaded.load(request)  # type: ignore[arg-type]
+    setup.load(request)  # type: ignore[arg-type]
     assert cudnn.allow_tf32 is False
     assert emptied
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sdbench.probes import room
+from sdbench.probes import capacity
 from sdbench.probes.request import CEILINGS, STAGES, VARIABLE
 from sdbench.probes.rounds import Round
 from sdbench.probes.values import values
@@ -59,7 +59,7 @@ def test_what_a_card_cannot_say_is_told() -> None:
     assert found["memory.context"].note == "by the whole card's use, as if nothing else were on it: NVML does not list this process"
     grown = on_a_card(process_mib=None, used_before_mib=0.0)["memory.context"]
     assert grown.note == "by what the card's use grew since the process began: NVML does not list this process"
-    assert found["memory.smallest_card"].reason == f"it needs more than {room.CARDS_GB[-1]} GB, or than this card has"
+    assert found["memory.smallest_card"].reason == f"it needs more than {capacity.CARDS_GB[-1]} GB, or than this card has"
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_caps_that_fail_lose_only_the_smallest_card(benchmarks: Any, monkeypatch
     def broken(*_: Any) -> int:
         raise ValueError("no such cap")
 
-    monkeypatch.setattr(room, "smallest_card", broken)
+    monkeypatch.setattr(capacity, "smallest_card", broken)
     noted = {"process_mib": 900.0, "context_mib": 400.0}
     benchmarks.test_smallest_card(SimpleNamespace(request=SimpleNamespace(device="cuda"), stages=None, of_pipeline=noted))
     found = on_a_card(smallest_card_gb=None, **noted)

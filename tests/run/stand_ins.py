@@ -12,8 +12,8 @@ from tiny import SIZE_PX
 from sdbench.encoders import scenes
 from sdbench.encoders.catalogue import TOWERS
 from sdbench.reference import cards
-from sdbench.run.bench import Bench
-from sdbench.run.bench import bench as prepared
+from sdbench.run.context import Bench
+from sdbench.run.context import bench as prepared
 from sdbench.scenes.grammar import parse, scene_at
 from sdbench.scenes.render import render
 from sdbench.settings import Sampling

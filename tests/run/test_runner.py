@@ -30,9 +30,9 @@ from sdbench.probes.driver import Probed
 from sdbench.protocols.base import Subject
 from sdbench.records import Model, Original, Scores, Value
 from sdbench.reference import cards
-from sdbench.run import elsewhere, recording, runner
-from sdbench.run.bench import bench as prepared
-from sdbench.run.bench import place_of
+from sdbench.run import external, recording, runner
+from sdbench.run.context import bench as prepared
+from sdbench.run.context import place_of
 from sdbench.scenes.grammar import parse
 from sdbench.scenes.render import render
 from sdbench.score import score
@@ -603,10 +603,10 @@ def test_pictures_and_prompts_must_be_as_many(tmp_path: Path) -> None:
 def test_pictures_whose_names_have_two_orders_are_refused(tmp_path: Path) -> None:
     images, prompts = saved(tmp_path, PICTURES, PROMPTS)
     (images / "005.png").rename(images / "10.png")
-    assert len(elsewhere.subject(images, prompts, load("quality"), tmp_path / "runs").images) == len(PICTURES)
+    assert len(external.subject(images, prompts, load("quality"), tmp_path / "runs").images) == len(PICTURES)
     (images / "004.png").rename(images / "2.png")
     with pytest.raises(UserError, match=r"003\.png comes before 2\.png as text and after it by number.*as in 00002\.png"):
-        elsewhere.subject(images, prompts, load("quality"), tmp_path / "runs")
+        external.subject(images, prompts, load("quality"), tmp_path / "runs")
 
 
 def test_full_size_pictures_score_by_what_is_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,8 +20,8 @@ from sdbench.models import architectures
 from sdbench.models.text_encoders import save_text_encoder
 from sdbench.scenes.networks import SceneNet
 from sdbench.scenes.training import clip, preference, reader, text, unet, vae
+from sdbench.scenes.training.evaluation import Watch
 from sdbench.scenes.training.pool import Pool
-from sdbench.scenes.training.watch import Watch
 from sdbench.training.latents import LatentPool
 from sdbench.training.loop import Schedule
 

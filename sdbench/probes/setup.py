@@ -1,0 +1,70 @@
+"""The pipeline of a request, brought into its setting: compiled or not, memory order, tiny VAE."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from sdbench.models.loading import load as load_pipeline
+from sdbench.models.random_weights import tiny_vae
+from sdbench.probes.request import Request
+from sdbench.probes.stages import Stages
+from sdbench.settings import Setting
+
+
+def load(request: Request) -> tuple[Stages, float]:
+    """The pipeline of a request, ready to be timed => its stages, seconds it took to load (without the imports)."""
+    on_cuda = request.device.startswith("cuda")
+    if on_cuda:
+        torch.cuda.set_device(torch.device(request.device).index or 0)
+        torch.backends.cudnn.allow_tf32 = False  # float32 is timed as pictures are made in it; compilers know this older switch
+    start = time.perf_counter()
+    pipe = load_pipeline(request.spec, dtype=request.dtype, device=request.device)
+    load_s = time.perf_counter() - start
+    arrange(pipe, request.setting)
+    if on_cuda:
+        torch.cuda.empty_cache()  # what loading left in the allocator's cache is no memory that a picture takes
+    return Stages(pipe, request.sampling, request.setting.batch), load_s
+
+
+def arrange(pipe: Any, setting: Setting) -> None:
+    """Bring a pipeline into a setting, in place; what is to be compiled is compiled when it is first called.
+
+    Shapes are fixed (`dynamic=False`) and a graph that would break is an error (`fullgraph=True`), so that a setting
+    that says "compiled" is.
+    """
+    if setting.vae == "tiny":
+        pipe.vae = tiny_vae(pipe.vae)
+    if setting.channels_last:
+        for part in (pipe.unet, pipe.vae):
+            part.to(memory_format=torch.channels_last)
+    how: dict[str, bool] = {"fullgraph": True, "dynamic": False}
+    if setting.compile == "whole":
+        pipe.unet.compile(**how)
+        pipe.vae.decoder.compile(**how)
+    elif setting.compile == "blocks":
+        pipe.unet.compile_repeated_blocks(**how)
+
+
+def described(pipe: Any) -> dict[str, Any]:
+    """What is known of a loaded pipeline before it runs, JSON-serialisable: parameters, bytes of weights, configurations.
+
+    The configurations are what `work.of` counts by.
+    """
+    networks = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+    tensors = [tensor for network in networks.values() for tensor in (*network.parameters(), *network.buffers())]
+    return {
+        "parameters": {"unet": _count(pipe.unet), "pipeline": sum(map(_count, networks.values()))},
+        "weights_bytes": sum(tensor.numel() * tensor.element_size() for tensor in tensors),
+        "configs": {name: {"_class_name": type(part).__name__, **_config(part.config)} for name, part in networks.items()},
+        "zero_negative": bool(pipe.config.get("force_zeros_for_empty_prompt", False)),
+    }
+
+
+def _config(config: Any) -> dict[str, Any]:
+    return dict(config) if isinstance(config, Mapping) else config.to_dict()  # diffusers' and transformers'
+
+
+def _count(network: torch.nn.Module) -> int:
+    return sum(weights.numel() for weights in network.parameters())

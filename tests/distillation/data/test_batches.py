@@ -1,0 +1,165 @@
+"""Pictures as the full-size family trains on them, and a run on them with a tiny pipeline that has SDXL's text widths."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
+from PIL import Image
+from safetensors.torch import load_file
+from tiny import save_tiny_pipeline, tiny_unet, with_unet
+from torch import nn
+
+from distillation import train
+from distillation.ablation.experiment import one_shot
+from distillation.data.batches import Squares, open_squares, square
+from distillation.data.pictures import open_pictures
+from distillation.recipe import Recipe
+from distillation.taps import Tap
+from distillation.train import distil
+from sdbench.errors import UserError
+from sdbench.training.loop import fit
+
+N, SIDE = 6, 16
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Landscape pictures of 48 x 32, the left half red, the right half of another gray each."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for number in range(N):
+        pixels = np.full((32, 48, 3), 40 * number, np.uint8)
+        pixels[:, :24] = (255, 0, 0)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    lines = [json.dumps({"file_name": f"{number}.png", "text": f"half red, half gray {number}"}) for number in range(N)]
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_pipeline(tmp_path_factory.mktemp("sdxl") / "teacher", "sdxl", family="sdxl")
+
+
+@pytest.fixture(scope="module")
+def recipe(vega: Recipe) -> Recipe:
+    changes = {"batch": 2, "accumulation": 1, "size_px": SIDE, "warmup": 1, "checkpointing": False, "dtype": "float32"}
+    return vega.model_copy(update={"sdxl": vega.sdxl.model_copy(update=changes)})
+
+
+def test_a_square_is_the_middle_and_says_what_was_scaled_and_cut() -> None:
+    pixels = np.zeros((32, 48, 3), np.uint8)
+    pixels[:, 8:40] = 255  # the middle square
+    cut, conditioning = square(Image.fromarray(pixels), 16)
+    assert cut.shape == (16, 16, 3)
+    assert cut.min() > 230  # Lanczos rings at the edges
+    assert conditioning == (32, 48, 0, 4, 16, 16)
+    tall, conditioning = square(Image.fromarray(pixels.transpose(1, 0, 2)), 64)
+    assert (tall.shape, conditioning) == ((64, 64, 3), (48, 32, 16, 0, 64, 64))
+
+
+def test_squares_are_read_in_order_and_named_by_content_and_size(folder: Path) -> None:
+    squares = Squares([open_pictures(str(folder))], SIDE)
+    pixels, time_ids = squares.read(np.array([5, 0]))
+    assert pixels.shape == (2, 3, SIDE, SIDE)
+    assert pixels[0, 0, 0, -1].item() == pytest.approx(200 / 127.5 - 1)
+    assert pixels[1, 0, 0, -1].item() == -1
+    assert time_ids.tolist() == [[32, 48, 0, 4, SIDE, SIDE]] * 2
+    assert squares.captions[5] == "half red, half gray 5"
+    assert squares.digest != Squares([open_pictures(str(folder))], 2 * SIDE).digest
+
+
+def test_squares_of_several_sources_follow_each_other(folder: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (16, 16), "blue").save(tmp_path / "blue.png")
+    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "blue.png", "prompt": "blue"}))
+    squares = open_squares([str(tmp_path), str(folder), str(tmp_path)], None, SIDE)
+    assert [squares.captions[row] for row in (0, 1, N, N + 1)] == ["blue", "half red, half gray 0", f"half red, half gray {N - 1}", "blue"]
+    pixels, _ = squares.read(np.array([0, 1, N, N + 1]))
+    assert torch.equal(pixels[0], pixels[3])
+    assert pixels[:3, :, 0, -1].tolist() == [[-1, -1, 1], [-1] * 3, pytest.approx([200 / 127.5 - 1] * 3)]
+    blue, gray = (open_pictures(str(source)).digest for source in (tmp_path, folder))
+    assert squares.digest == hashlib.sha256(f"{blue} {gray} {blue} {SIDE}".encode()).hexdigest()
+    assert open_squares([str(folder)], None, SIDE).digest == hashlib.sha256(f"{gray} {SIDE}".encode()).hexdigest()  # as it was for one
+
+
+def test_a_run_of_the_full_size_family(
+    recipe: Recipe, teacher: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    decode, at_once = AutoencoderKL._decode, []
+
+    def counted(vae: AutoencoderKL, latents: torch.Tensor, **chosen: Any) -> Any:
+        at_once.append(len(latents))
+        return decode(vae, latents, **chosen)
+
+    monkeypatch.setattr(AutoencoderKL, "_decode", counted)
+    squares = Squares([open_pictures(str(folder))], SIDE)
+    out = distil(one_shot(recipe), "sdxl", [teacher], tmp_path / "work", tmp_path / "out", pictures=squares, steps=2)
+    pipeline = StableDiffusionXLPipeline.from_pretrained(out)
+    assert pipeline.unet.config.cross_attention_dim == 2048
+    noted = json.loads((out / "provenance.json").read_text())
+    assert noted["data_digest"] == squares.digest
+    assert (noted["pictures"], noted["passes"]) == (N, 2 * 2 / N)
+    assert f"on {N} pictures, each seen 0.7 times on average," in (out / "README.md").read_text()
+    said = capsys.readouterr().err
+    assert f"training on {N} pictures, each seen 0.7 times on average\n" in said
+    assert f"taught by the float32 weights in {teacher}\n" in said
+    assert [(stage["name"], stage["steps"]) for stage in noted["stages"]] == [("all", 2)]
+    (sheet,) = (tmp_path / "work").glob("vega-*/1-all/samples/*.png")
+    with Image.open(sheet) as picture:
+        assert picture.size == (4 * SIDE, SIDE)
+    assert at_once == [1] * 4  # pictures after the stage: at 1024 px a decoder takes gigabytes for each
+
+
+def test_teachers_teach_in_succession(recipe: Recipe, teacher: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    others = [with_unet(teacher, tmp_path / f"teacher-{seed}", tiny_unet("sdxl", seed, "sdxl")) for seed in (1, 2)]
+    folders, of_step = [teacher, *others], train.step_terms
+    starts = [load_file(each / "unet" / "diffusion_pytorch_model.safetensors")["conv_in.bias"] for each in folders]
+    taught = []
+
+    def noted(lesson: train.Lesson, student: nn.Module, taps: list[Tap], number: int) -> dict[str, torch.Tensor]:
+        (by,) = (index for index, start in enumerate(starts) if torch.equal(lesson.teacher.conv_in.bias, start))
+        taught.append((number, by))
+        return of_step(lesson, student, taps, number)
+
+    monkeypatch.setattr(train, "step_terms", noted)
+    squares = Squares([open_pictures(str(folder))], SIDE)
+    out = distil(recipe, "sdxl", folders, tmp_path / "work", tmp_path / "out", pictures=squares, steps=6)
+    stages = json.loads((out / "provenance.json").read_text())["stages"]
+    # stages of 2 and 4 steps, teachers of 3, 1 and 2; after each piece a batch more, for its final losses
+    assert [(stage["name"], stage["steps"]) for stage in stages] == [("half", 2), ("depth", 1), ("depth", 1), ("depth", 2)]
+    assert taught == [(0, 0), (1, 0), (2, 0), (2, 0), (3, 0), (3, 1), (4, 1), (4, 2), (5, 2), (6, 2)]
+    digests = [stage["teacher_digest"] for stage in stages]
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 3
+
+
+def test_bfloat16_keeps_the_teacher_in_it_and_the_student_in_float32(
+    recipe: Recipe, teacher: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)  # one process has one precision
+    lower = one_shot(recipe.model_copy(update={"sdxl": recipe.sdxl.model_copy(update={"dtype": "bfloat16", "checkpointing": True})}))
+    starts = []
+
+    def fit_and_note(model: UNet2DConditionModel, *arguments: Any, **chosen: Any) -> nn.Module:
+        starts.append(model.conv_in.weight.detach().clone())
+        return fit(model, *arguments, **chosen)
+
+    monkeypatch.setattr(train, "fit", fit_and_note)
+    squares = Squares([open_pictures(str(folder))], SIDE)
+    out = distil(lower, "sdxl", [teacher], tmp_path / "work", tmp_path / "out", pictures=squares, steps=1)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert torch.equal(starts[0], UNet2DConditionModel.from_pretrained(teacher / "unet").conv_in.weight)  # not rounded on the way
+    (checkpoint,) = (tmp_path / "work").glob("vega-*/1-all/student")
+    assert UNet2DConditionModel.from_pretrained(checkpoint).dtype == torch.float32
+    assert np.isfinite(json.loads((out / "provenance.json").read_text())["stages"][-1]["losses"]["feature"])
+
+
+def test_the_full_size_family_needs_pictures(recipe: Recipe, teacher: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="needs pictures to train on; name them with --data"):
+        distil(recipe, "sdxl", [teacher], tmp_path / "work", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []

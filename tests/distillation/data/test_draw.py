@@ -1,0 +1,209 @@
+"""The teacher's own pictures: each follows from its row, in any run, and a folder is of one way of making alone."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline
+from tiny import SIZE_PX
+
+from distillation.cli import main
+from distillation.data.draw import draw
+from distillation.data.pictures import open_pictures
+from sdbench.errors import UserError
+from sdbench.generate import Noise, initial_noise
+from sdbench.models.digest import weights_digest
+from sdbench.models.spec import resolve
+from sdbench.store import Store
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+SETTINGS: dict[str, Any] = {"steps": 2, "guidance_scale": 3.0, "dtype": "float32", "batch": 2, "seed": 5}
+CAPTIONS = ["a red square", "eine Tür", "a red square", "last", "very last"]
+
+
+def listed(folder: Path) -> Path:
+    (path := folder / "prompts.txt").write_text("\n\n".join(CAPTIONS) + "\n")
+    return path
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    return listed(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def whole(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one run draws, which nobody changes."""
+    folder = tmp_path_factory.mktemp("drawn")
+    return draw(listed(folder), teacher_folder, folder / "whole", **SETTINGS)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def pixels(folder: Path) -> list[np.ndarray[Any, Any]]:
+    pictures = open_pictures(str(folder))
+    return [np.asarray(pictures.image(row)).astype(int) for row in range(len(pictures))]
+
+
+@pytest.fixture
+def puts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Identities of what is drawn."""
+    put, drawn = Store.put, list[str]()
+
+    def counted(store: Store, image: str, content: Any) -> None:
+        drawn.append(image)
+        put(store, image, content)
+
+    monkeypatch.setattr(Store, "put", counted)
+    return drawn
+
+
+def test_a_picture_is_the_stock_pipelines_from_the_rows_noise(whole: Path, teacher_folder: Path) -> None:
+    assert open_pictures(str(whole)).captions == CAPTIONS
+    pipeline = StableDiffusionXLPipeline.from_pretrained(teacher_folder)
+    drawn = pixels(whole)
+    for row, caption in enumerate(CAPTIONS):
+        noise = initial_noise(Noise(seed=5), str(row), 0, (4, 4, 4))[None]
+        with torch.no_grad():
+            arguments = {"num_inference_steps": 2, "guidance_scale": 3.0, "height": SIZE_PX, "width": SIZE_PX, "output_type": "np"}
+            expected = 255 * pipeline(caption, latents=noise, **arguments).images[0]
+        assert np.abs(drawn[row] - expected).max() < 1.5
+    assert np.abs(drawn[0] - drawn[2]).max() > 10  # one caption, other noise
+
+
+def test_parts_draw_together_what_one_run_draws(whole: Path, prompts: Path, teacher_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "parts"
+    for part in (3, 1, 2):
+        assert not (out / "metadata.jsonl").exists()
+        draw(prompts, teacher_folder, out, part=(part, 3), **SETTINGS)
+    assert files(out) == files(whole)
+
+
+@pytest.mark.parametrize("part", ["0/2", "3/2", "2", "a/b", "1/0"])
+def test_a_part_that_there_is_not_is_an_error(part: str, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["data", "make", str(prompts), "--out", str(tmp_path / "out"), "--part", part])
+    assert f"{part!r} is no part K/N" in capsys.readouterr().err
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(
+    whole: Path, prompts: Path, teacher_folder: Path, tmp_path: Path, puts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = [Path(json.loads(line)["file_name"]).stem for line in (whole / "metadata.jsonl").read_text().splitlines()]
+    out, counted = tmp_path / "out", Store.put
+
+    def third_fails(store: Store, image: str, content: Any) -> None:
+        if image == order[2]:
+            raise KeyboardInterrupt
+        counted(store, image, content)
+
+    monkeypatch.setattr(Store, "put", third_fails)
+    with pytest.raises(KeyboardInterrupt):
+        draw(prompts, teacher_folder, out, **SETTINGS)
+    assert puts == order[:2]
+    with pytest.raises(UserError, match="nothing to read in"):
+        open_pictures(str(out))
+    monkeypatch.setattr(Store, "put", counted)
+    draw(prompts, teacher_folder, out, **SETTINGS)
+    assert puts == order
+    assert files(out) == files(whole)
+    assert len(files(out)) == len(CAPTIONS) + 3
+
+
+def test_more_captions_and_other_captions_cost_only_themselves(
+    prompts: Path, teacher_folder: Path, tmp_path: Path, puts: list[str]
+) -> None:
+    out = draw(prompts, teacher_folder, tmp_path / "out", n=3, **SETTINGS)
+    assert open_pictures(str(out)).captions == CAPTIONS[:3]
+    draw(prompts, teacher_folder, out, **SETTINGS)
+    assert len(puts) == 5
+    prompts.write_text("\n".join([*CAPTIONS[:4], "changed"]))
+    draw(prompts, teacher_folder, out, **SETTINGS)
+    assert len(puts) == 6
+    assert open_pictures(str(out)).captions == [*CAPTIONS[:4], "changed"]
+
+
+def test_the_size_of_the_batch_changes_rounding_at_most(whole: Path, prompts: Path, teacher_folder: Path, tmp_path: Path) -> None:
+    at_once = draw(prompts, teacher_folder, tmp_path / "out", **{**SETTINGS, "batch": 5})
+    for mine, theirs in zip(pixels(at_once), pixels(whole), strict=True):
+        assert np.abs(mine - theirs).max() <= 1
+
+
+def test_a_note_says_how_they_were_made(whole: Path, teacher_folder: Path) -> None:
+    made = json.loads((whole / "made.json").read_text())
+    assert made["teacher"] == weights_digest(resolve(str(teacher_folder)))
+    assert made["sampling"] == {
+        "steps": 2,
+        "guidance_scale": 3.0,
+        "size_px": SIZE_PX,
+        "scheduler": "model",
+        "negative_prompt": None,
+        "dtype": "float32",
+        "batch": 2,
+    }
+    assert (made["seed"], made["device"], made["n"]) == (5, "cpu", 5)
+    assert made["captions"] == hashlib.sha256("\n".join(CAPTIONS).encode()).hexdigest()
+    assert made["versions"]["torch"] == torch.__version__.split("+")[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"), [("seed", 6, r"seed 5 \(now 6\)"), ("steps", 3, r"sampling .*'steps': 2.*now .*'steps': 3")]
+)
+def test_a_folder_is_of_one_way_of_making(whole: Path, prompts: Path, teacher_folder: Path, name: str, value: int, said: str) -> None:
+    before = files(whole)
+    with pytest.raises(UserError, match=f"whole holds pictures that were made otherwise: {said}"):
+        draw(prompts, teacher_folder, whole, n=1, **{**SETTINGS, name: value})
+    assert files(whole) == before
+
+
+def test_what_cannot_be_drawn_is_said_before_anything_is_written(prompts: Path, teacher_folder: Path, tmp_path: Path) -> None:
+    blank = tmp_path / "blank.txt"
+    blank.write_text("\n \n")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.tex").touch()
+    arguments: dict[str, Any] = {"prompts": prompts, "teacher": teacher_folder, "out": tmp_path / "out", **SETTINGS}
+    for changed, said in (
+        ({"n": 6}, r"prompts\.txt holds 5 captions; expected 6"),
+        ({"prompts": blank}, r"blank\.txt holds 0 captions; expected at least 1"),
+        ({"prompts": tmp_path / "nowhere.txt"}, r"cannot read captions from .*nowhere\.txt"),
+        ({"teacher": tmp_path}, "no teacher in"),
+        *([] if torch.cuda.is_available() else [({"device": "cuda"}, "device 'cuda' is not there")]),
+        ({"size_px": 12}, "size_px: Input should be a multiple of 8; found 12"),
+        ({"guidance_scale": -1.0}, "guidance_scale: Input should be greater than or equal to 0; found -1.0"),
+        ({"out": tmp_path / "taken"}, "taken exists; expected a new or empty folder"),
+    ):
+        with pytest.raises(UserError, match=said):
+            draw(**{**arguments, **changed})
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_line_makes_and_shows(prompts: Path, teacher_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    options = ["--steps", "1", "--device", "cpu", "--dtype", "float32", "--n", "3"]
+    assert main(["data", "make", str(prompts), "--teacher", str(teacher_folder), "--out", str(out), *options]) == 0
+    assert capsys.readouterr().out == f"{out}\n"
+    assert json.loads((out / "made.json").read_text())["sampling"]["guidance_scale"] == 7.5
+    assert main(["data", "show", str(out)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "name: out",
+        "pictures: 3",
+        f"digest: {open_pictures(str(out)).digest}",
+        "sizes: width 16..16 px, height 16..16 px, smaller side 16..16 px",
+        "first captions:",
+        *(f"  {caption}" for caption in CAPTIONS[:3]),
+    ]
+    assert main(["data", "show", str(tmp_path / "nothing")]) == 2
+    assert "distillation: nothing to read at " in capsys.readouterr().err
+
+
+def test_the_command_line_fetches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "list.csv").write_text("address,text\nhttp://127.0.0.1:9/a.png,a\n")
+    words = ["data", "fetch", str(tmp_path / "list.csv"), "--out", str(tmp_path / "out"), "--url-column", "address", "--min-px", "1"]
+    assert main(words) == 2
+    assert "none of 1 rows leads to a picture: 0 too small, dead {'no connection': 1}" in capsys.readouterr().err

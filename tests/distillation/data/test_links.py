@@ -1,0 +1,359 @@
+"""Lists of links become image folders: what is fetched, what is refused and why, and that nothing is fetched twice."""
+
+import gzip
+import http.server
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from distillation.cli import main
+from distillation.data import download as module
+from distillation.data.download import Rules
+from distillation.data.links import BOOK, Report, fetch
+from distillation.data.pictures import open_pictures
+from sdbench.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+Handler = http.server.BaseHTTPRequestHandler
+RULES = Rules(min_px=8, timeout_s=60, max_bytes=1 << 20, allow_private=True)
+
+
+def picture(seed: int, side: int = 16, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side + 4, 3), dtype=np.uint8)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+class Site(http.server.ThreadingHTTPServer):
+    """A server on the loopback that counts requests: `/<seed>` is a picture, what is in `pages` answers as it likes."""
+
+    daemon_threads = True
+
+    def __init__(self, host: str = "127.0.0.1") -> None:
+        self.hits: Counter[str] = Counter()
+        self.pages: dict[str, Callable[[Handler], None]] = {}
+        self.lock = threading.Lock()
+        super().__init__((host, 0), _Answer)
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    def url(self, page: object) -> str:
+        return f"http://{self.server_address[0]!s}:{self.server_address[1]}/{page}"
+
+
+class _Answer(Handler):
+    server: Site
+
+    def do_GET(self) -> None:  # noqa: N802  # the library calls it so
+        page = self.path.strip("/")
+        with self.server.lock:
+            self.server.hits[page] += 1
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self.server.pages.get(page, lambda handler: answer(handler, picture(int(page))))(self)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def answer(handler: Handler, body: bytes = b"", status: int = 200, length: int | None = None, **headers: str) -> None:
+    handler.send_response(status)
+    for name, value in headers.items():
+        handler.send_header(name.replace("_", "-"), value)
+    handler.send_header("Content-Length", str(len(body) if length is None else length))
+    handler.end_headers()
+    handler.wfile.write(body)
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    made = Site()
+    yield made
+    made.shutdown()
+    made.server_close()
+
+
+def listed(path: Path, urls: list[Any], captions: list[Any] | None = None) -> str:
+    captions = captions or [f"caption {row}" for row in range(len(urls))]
+    rows = [{"url": url, "caption": caption} for url, caption in zip(urls, captions, strict=True)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def book(folder: Path) -> dict[str, dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / BOOK).read_text().splitlines()]
+    assert len({line["url"] for line in lines}) == len(lines)
+    return {line["url"].rsplit("/", 1)[1]: line for line in lines}
+
+
+def test_a_list_becomes_an_image_folder(site: Site, tmp_path: Path) -> None:
+    site.pages["photo"] = lambda handler: answer(handler, picture(7, kind="JPEG"))
+    twin = io.BytesIO()
+    Image.new("RGB", (9, 9)).save(twin, "MPO", save_all=True, append_images=[Image.new("RGB", (9, 9), "red")])
+    site.pages["twin"] = lambda handler: answer(handler, twin.getvalue())
+    site.pages["copy"] = lambda handler: answer(handler, picture(1))
+    site.pages["tiny"] = lambda handler: answer(handler, picture(2, side=7))
+    site.pages["moved"] = lambda handler: answer(handler, status=302, Location=site.url("3"))
+    urls = [site.url(page) for page in ("1", "copy", "photo", "tiny", "moved", "1", "twin")]
+    report = fetch(
+        listed(tmp_path / "list.jsonl", [*urls, None, site.url("4")], [*"abcdefg", "h", " "]), tmp_path / "out", RULES, threads=3
+    )
+    kept = open_pictures(str(tmp_path / "out"))
+    contents = [picture(1), picture(7, kind="JPEG"), picture(3), twin.getvalue()]
+    size = sum(map(len, contents))
+    assert report == Report(pictures=4, duplicates=2, small=1, dead={}, skipped=2, size_bytes=size, digest=kept.digest)
+    assert kept.captions == ["a", "c", "e", "g"]
+    np.testing.assert_array_equal(np.asarray(kept.image(0)), np.asarray(Image.open(io.BytesIO(picture(1)))))
+    rows = [json.loads(line) for line in (tmp_path / "out" / "metadata.jsonl").read_text().splitlines()]
+    assert [row["url"] for row in rows] == [urls[0], urls[2], urls[4], urls[6]]
+    for row, content in zip(rows, contents, strict=True):
+        file = tmp_path / "out" / row["file_name"]
+        assert file.read_bytes() == content
+        assert file.parent.name == file.name[:2]
+    assert [row["file_name"][-4:] for row in rows] == [".png", ".jpg", ".png", ".jpg"]
+    assert book(tmp_path / "out")["tiny"] == {"url": urls[3], "state": "small", "reason": "", "file": "", "px": 7}
+
+
+CASES: dict[str, tuple[Callable[[Handler], None], str, int]] = {  # what the server does, the reason, requests
+    "missing": (lambda handler: answer(handler, status=404), "status 404", 1),
+    "cut": (lambda handler: answer(handler, picture(0)[:200], length=len(picture(0))), "broken off", 1),
+    "half": (lambda handler: answer(handler, picture(0)[:200]), "no picture", 1),
+    "text": (lambda handler: answer(handler, b"<html>not here any more</html>", Content_Type="image/png"), "no picture", 1),
+    "vector": (lambda handler: answer(handler, b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n"), "no picture", 1),
+    "large": (lambda handler: answer(handler, b"x" * ((1 << 20) + 1)), "too large", 1),
+    "swollen": (lambda handler: answer(handler, gzip.compress(b"x" * (1 << 24)), Content_Encoding="gzip"), "too large", 1),
+    "loop": (lambda handler: answer(handler, status=302, Location="/loop"), "too many redirects", 6),
+    "elsewhere": (lambda handler: answer(handler, status=302, Location="file:///etc/hostname"), "no http address", 1),
+    "busy": (lambda handler: answer(handler, status=503, Retry_After="0"), "status 503", 4),
+    "declined": (lambda handler: answer(handler, picture(0), X_Robots_Tag="otherbot: noai, noindex"), "not for training", 1),
+}
+
+
+def test_dead_links_have_a_reason_and_are_retried_only_when_asked(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RETRIES", module.RETRIES.new(backoff_factor=0, backoff_jitter=0))
+    site.pages |= {page: does for page, (does, _, _) in CASES.items()}
+    closed = Site()
+    closed.server_close()
+    pages = [*CASES, "1"]
+    odd = {closed.url("gone"): "no connection", "ftp://example.org/ftp": "no http address", "http://[/odd": "no http address"}
+    what = listed(tmp_path / "list.jsonl", [*map(site.url, pages), *odd])
+    report = fetch(what, tmp_path / "out", RULES)
+    closed.shutdown()
+    expected = Counter([reason for _, reason, _ in CASES.values()] + list(odd.values()))
+    assert (report.pictures, report.dead) == (1, expected)
+    assert site.hits == {page: times for page, (_, _, times) in CASES.items()} | {"1": 1}
+    found = book(tmp_path / "out")
+    assert {page: found[page]["reason"] for page in CASES} == {page: reason for page, (_, reason, _) in CASES.items()}
+    assert str(report).splitlines()[3] == "dead: 14 (no picture 3, no http address 3, too large 2, status 404 1, broken off 1, too many redirects 1, status 503 1, not for training 1, no connection 1)"  # fmt: skip
+
+    site.hits.clear()
+    assert fetch(what, tmp_path / "out", RULES) == report
+    assert site.hits == {}
+    site.pages["missing"] = lambda handler: answer(handler, picture(2))
+    again = fetch(what, tmp_path / "out", RULES, retry_dead=True)
+    assert (again.pictures, again.dead["status 404"]) == (2, 0)
+    assert site.hits["missing"] == 1
+    assert "1" not in site.hits
+    assert list(book(tmp_path / "out")).count("missing") == 1
+
+
+def test_a_server_that_hangs_or_drips_is_given_up(site: Site, tmp_path: Path) -> None:
+    over = threading.Event()
+
+    def drip(handler: Handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", "1000000")
+        handler.end_headers()
+        while not over.wait(0.02):
+            handler.wfile.write(b"x")
+
+    site.pages |= {"hang": lambda _: over.wait(), "drip": drip}
+    with pytest.raises(UserError, match=r"dead {'timeout': 2}"):
+        fetch(
+            listed(tmp_path / "list.jsonl", [site.url("hang"), site.url("drip")]),
+            tmp_path / "out",
+            Rules(timeout_s=0.2, allow_private=True),
+        )
+    over.set()
+
+
+def test_a_busy_server_is_asked_again(site: Site, tmp_path: Path) -> None:
+    def once(status: int) -> Callable[[Handler], None]:
+        states = iter([status])
+        return lambda handler: answer(handler, picture(status), next(states, 200), Retry_After="0")
+
+    site.pages |= {str(status): once(status) for status in (429, 500, 503)}
+    report = fetch(listed(tmp_path / "list.jsonl", list(map(site.url, site.pages))), tmp_path / "out", RULES)
+    assert (report.pictures, report.dead, site.hits) == (3, {}, {"429": 2, "500": 2, "503": 2})
+
+
+def test_the_least_side_can_be_changed_without_fetching_what_is_there(site: Site, tmp_path: Path) -> None:
+    for side in (10, 20, 30):
+        site.pages[f"side{side}"] = lambda handler, side=side: answer(handler, picture(side, side))  # type: ignore[misc]  # bound now
+    what = listed(tmp_path / "list.jsonl", list(map(site.url, site.pages)))
+    found = []
+    for least in (20, 30, 10):
+        report = fetch(what, tmp_path / "out", Rules(min_px=least, allow_private=True))
+        found.append((report.pictures, report.small))
+    assert found == [(2, 1), (1, 2), (3, 0)]
+    assert site.hits == {"side10": 2, "side20": 1, "side30": 1}
+
+
+SCRIPT = """
+import sys, pathlib, datasets
+datasets.config.HF_DATASETS_CACHE = pathlib.Path(sys.argv[3])
+from distillation.links import fetch
+from distillation.download import Rules
+fetch(sys.argv[1], pathlib.Path(sys.argv[2]), Rules(min_px=8, timeout_s=60, allow_private=True), threads=1)
+"""
+
+
+def test_a_killed_run_goes_on(site: Site, tmp_path: Path) -> None:
+    reached, go = threading.Event(), threading.Event()
+
+    def wall(handler: Handler) -> None:
+        reached.set()
+        go.wait(300)
+        answer(handler, picture(5))
+
+    site.pages["5"] = wall
+    what = listed(tmp_path / "list.jsonl", [site.url(page) for page in range(9)])
+    words = [sys.executable, "-c", SCRIPT, what, str(tmp_path / "out"), str(tmp_path / "cache")]
+    running = subprocess.Popen(words, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])})
+    assert reached.wait(300)
+    while len((tmp_path / "out" / BOOK).read_text().splitlines()) < 5:
+        time.sleep(0.01)
+    running.send_signal(signal.SIGKILL)
+    assert running.wait() == -signal.SIGKILL
+    go.set()
+    with (tmp_path / "out" / BOOK).open("a") as file:
+        file.write('{"url": "http://cut-sho')  # as a kill in the middle of a line would leave it
+    with pytest.raises(UserError, match=r"nothing to read in .*out: expected metadata\.jsonl"):
+        open_pictures(str(tmp_path / "out"))
+    before = Counter(site.hits)
+    assert [before[str(page)] for page in range(7)] == [1, 1, 1, 1, 1, 1, 0]
+    resumed = fetch(what, tmp_path / "out", RULES)
+    assert site.hits - before == {"5": 1, "6": 1, "7": 1, "8": 1}
+    assert len(book(tmp_path / "out")) == 9
+    assert resumed == fetch(what, tmp_path / "unbroken", RULES)
+    assert (tmp_path / "out" / "metadata.jsonl").read_bytes() == (tmp_path / "unbroken" / "metadata.jsonl").read_bytes()
+
+
+def test_a_picture_that_was_deleted_is_fetched_again(site: Site, tmp_path: Path) -> None:
+    what = listed(tmp_path / "list.jsonl", [site.url(1), site.url(2)])
+    first = fetch(what, tmp_path / "out", RULES)
+    (tmp_path / "out" / book(tmp_path / "out")["2"]["file"]).unlink()
+    assert fetch(what, tmp_path / "out", RULES) == first
+    assert site.hits == {"1": 1, "2": 2}
+
+
+def test_private_addresses_are_refused_before_anything_is_asked(site: Site, tmp_path: Path) -> None:
+    what = listed(tmp_path / "list.jsonl", [site.url(1), site.url(1).replace("http", "https")])
+    with pytest.raises(
+        UserError, match=r"none of 2 rows leads to a picture: 0 too small, dead {'no public address': 2}; see .*links\.jsonl"
+    ):
+        fetch(what, tmp_path / "out", Rules(min_px=8))
+    assert site.hits == {}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a second loopback address")
+def test_a_redirect_to_a_private_address_is_refused(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = Site("127.0.0.2")
+    monkeypatch.setattr(module, "_public", lambda address: address == "127.0.0.1")
+    site.pages["inner"] = lambda handler: answer(handler, status=302, Location=inner.url(1))
+    report = fetch(listed(tmp_path / "list.jsonl", [site.url(2), site.url("inner")]), tmp_path / "out", Rules(min_px=8))
+    inner.shutdown()
+    inner.server_close()
+    assert (report.pictures, report.dead, inner.hits) == (1, {"no public address": 1}, {})
+
+
+def test_what_counts_as_private() -> None:
+    private = "127.0.0.1 10.1.2.3 172.16.0.1 192.168.0.1 169.254.169.254 100.64.0.1 0.0.0.0 ::1 fe80::1%2 fd00::1 ::ffff:127.0.0.1"
+    assert [address for address in private.split() if module._public(address)] == []
+    assert module._public("1.1.1.1")
+    assert module._public("2606:4700:4700::1111")
+
+
+def test_lists_come_in_several_formats_with_columns_of_other_names(site: Site, tmp_path: Path) -> None:
+    rows = {"URL": [site.url(1), site.url(2)], "TEXT": ["a", "b, c"], "link": ["x", "y"]}
+    table = datasets.Dataset.from_dict(rows)
+    table.to_csv(tmp_path / "list.csv")
+    table.to_json(tmp_path / "list.jsonl")
+    table.to_parquet(tmp_path / "list.parquet")
+    with pytest.raises(UserError, match=r"URL and link of its columns .*expected one. Name it with --url-column"):
+        fetch(str(tmp_path / "list.csv"), tmp_path / "out", RULES)
+    for ending in ("csv", "jsonl", "parquet"):
+        report = fetch(str(tmp_path / f"list.{ending}"), tmp_path / "out", RULES, url_column="URL")
+        assert open_pictures(str(tmp_path / "out")).captions == ["a", "b, c"]
+        assert report.pictures == 2
+    assert fetch(str(tmp_path / "list.csv"), tmp_path / "first", RULES, url_column="URL", n=1).pictures == 1
+    assert site.hits == {"1": 2, "2": 1}
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        # zzliang/GRIT, an instance on its card
+        {"key": "000373938", "clip_similarity_vitb32": 0.35, "clip_similarity_vitl14": 0.29, "id": 1, "width": 228, "height": 221, "url": "", "caption": ""},
+        # wanng/midjourney-v5-202304-clean, by scripts that read it: the two files under data/ have the same columns
+        {"Content": "**a** --v 5", "upscaled": True, "Attachments": "", "clean_prompts": ""},
+    ],
+    ids=["GRIT", "Midjourney"],
+)  # fmt: skip
+def test_the_lists_that_vega_s_card_names_need_no_column_named(others: dict[str, Any], site: Site, tmp_path: Path) -> None:
+    url, caption = list(others)[-2:]
+    rows = [{**others, url: site.url(number), caption: f"picture {number}"} for number in (1, 2)]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "list.parquet")
+    assert fetch(str(tmp_path / "list.parquet"), tmp_path / "out", RULES).pictures == 2
+    assert open_pictures(str(tmp_path / "out")).captions == ["picture 1", "picture 2"]
+
+
+def test_a_folder_of_something_else_is_left_alone(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").touch()
+    with pytest.raises(UserError, match="out exists; expected a new or empty folder"):
+        fetch(listed(tmp_path / "list.jsonl", [site.url(1)]), tmp_path / "out", RULES)
+    assert site.hits == {}
+
+
+def test_another_list_s_folder_is_left_as_it_is(site: Site, tmp_path: Path) -> None:
+    first, longer = (listed(tmp_path / f"{n}.jsonl", list(map(site.url, range(n)))) for n in (2, 3))
+    fetch(first, tmp_path / "out", RULES)
+    assert fetch(longer, tmp_path / "out", RULES).pictures == 3
+    before = (tmp_path / "out" / "metadata.jsonl").read_bytes()
+    with pytest.raises(
+        UserError,
+        match=r"another list's pictures: 1 of its links, such as .*/2, are not in 2.jsonl.*; `distillation run` takes --data several",
+    ):
+        fetch(first, tmp_path / "out", RULES)
+    assert (tmp_path / "out" / "metadata.jsonl").read_bytes() == before
+
+
+def test_rows_are_chosen_by_a_column_also_later(site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"Attachments": site.url(number), "clean_prompts": f"picture {number}", "upscaled": number > 1} for number in range(4)]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "list.parquet")
+    what, out = str(tmp_path / "list.parquet"), tmp_path / "out"
+    assert fetch(what, out, RULES).pictures == 4
+    arguments = ["data", "fetch", what, "--out", str(out), "--min-px", "8", "--allow-private", "--where"]
+    assert main([*arguments, "upscaled=true"]) == 0
+    assert open_pictures(str(out)).captions == ["picture 2", "picture 3"]
+    assert main([*arguments, "upscaled=maybe"]) == 2
+    assert "list.parquet: no row whose column 'upscaled' is 'maybe'; found False, True" in capsys.readouterr().err
+    assert main([*arguments, "upscale=true"]) == 2
+    assert "did you mean 'upscaled'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*arguments, "upscaled"])
+    assert "'upscaled' is no COLUMN=VALUE" in capsys.readouterr().err

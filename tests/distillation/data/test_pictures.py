@@ -1,0 +1,237 @@
+"""Every layout gives the same pictures, captions and digest; what is wrong with a source is said by row and name."""
+
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+from datasets.packaged_modules.parquet.parquet import Parquet
+from PIL import ExifTags, Image
+
+from distillation.data.pictures import open_pictures
+from sdbench.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+CAPTIONS = ["a red square", "Übung, mit Komma", "third", "last"]
+ARRAYS = [np.random.default_rng(row).integers(0, 256, (4 + row, 7, 3), dtype=np.uint8) for row in range(4)]
+
+
+def png(picture: Any, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).save(buffer, "PNG", **options)
+    return buffer.getvalue()
+
+
+FILES = [png(array) for array in ARRAYS]
+
+
+def image_folder(folder: Path, rows: list[dict[str, Any]] | None = None, **files: bytes) -> Path:
+    (folder / "in").mkdir(parents=True)
+    for row, content in enumerate(FILES):
+        (folder / "in" / f"{row}.png").write_bytes(content)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    rows = rows or [{"file_name": f"in/{row}.png", "caption": caption} for row, caption in enumerate(CAPTIONS)]
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def table(column: str = "text", captions: list[Any] = CAPTIONS, files: list[Any] = FILES) -> datasets.Dataset:
+    features = datasets.Features({"image": datasets.Image(), column: datasets.Value("string")})
+    return datasets.Dataset.from_dict({"image": files, column: captions}, features=features)
+
+
+def parquet_folder(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    for shard in range(2):
+        table().select(range(2 * shard, 2 * shard + 2)).to_parquet(folder / f"train-0000{shard}-of-00002.parquet")
+    table().to_parquet(folder / "test-00000-of-00001.parquet")
+    return folder
+
+
+def tar(path: Path) -> Path:
+    path.parent.mkdir(parents=True)
+    with tarfile.open(path, "w") as archive:
+        for row, (caption, content) in enumerate(zip(CAPTIONS, FILES, strict=True)):
+            for name, data in ((f"{row:03}.png", content), (f"{row:03}.txt", caption.encode())):
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+    return path
+
+
+def closed_form(captions: list[str], files: list[bytes]) -> str:
+    parts = (hashlib.sha256(part).digest() for caption, file in zip(captions, files, strict=True) for part in (caption.encode(), file))
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def test_every_layout_gives_the_same(tmp_path: Path) -> None:
+    with_csv = image_folder(tmp_path / "csv [1]")
+    (with_csv / "metadata.jsonl").unlink()
+    lines = ["file_name,prompt", *(f'in/{row}.png,"{caption}"' for row, caption in enumerate(CAPTIONS))]
+    (with_csv / "metadata.csv").write_text("\n".join(lines) + "\n")
+    shards, archive = parquet_folder(tmp_path / "shards"), tar(tmp_path / "tars" / "0.tar")
+    for what in (image_folder(tmp_path / "plain"), with_csv, shards, shards / "train*.parquet", archive, archive.parent):
+        pictures = open_pictures(str(what))
+        assert pictures.name == what.name
+        assert pictures.captions == CAPTIONS
+        assert len(pictures) == 4
+        assert pictures.digest == closed_form(CAPTIONS, FILES)
+        for row, array in enumerate(ARRAYS):
+            np.testing.assert_array_equal(np.asarray(pictures.image(row)), array)
+            assert pictures.size(row) == (7, 4 + row)
+
+
+def test_tables_beside_tars_are_not_taken_for_the_pictures(tmp_path: Path) -> None:
+    archive = tar(tmp_path / "img2dataset" / "00000.tar")
+    datasets.Dataset.from_dict({"url": ["a"], "caption": ["b"], "status": ["success"]}).to_parquet(archive.with_suffix(".parquet"))
+    archive.with_name("00000_stats.json").write_text("{}")
+    assert open_pictures(str(archive.parent)).captions == CAPTIONS
+
+
+def test_the_digest_is_of_the_content_not_of_the_place(tmp_path: Path) -> None:
+    folder = image_folder(tmp_path / "one")
+    first = open_pictures(str(folder)).digest
+    shutil.move(folder, tmp_path / "other")
+    assert open_pictures(str(tmp_path / "other")).digest == first
+    (tmp_path / "other" / "in" / "2.png").write_bytes(FILES[1])
+    assert open_pictures(str(tmp_path / "other")).digest == closed_form(CAPTIONS, [FILES[0], FILES[1], FILES[1], FILES[3]])
+    rows = [{"file_name": f"in/{row}.png", "caption": CAPTIONS[row]} for row in (1, 0, 2, 3)]
+    assert open_pictures(str(image_folder(tmp_path / "turned", rows))).digest != first
+
+
+@pytest.mark.parametrize("make", [image_folder, parquet_folder])
+def test_a_digest_is_noted_and_holds_until_a_file_changes(make: Callable[[Path], Path], tmp_path: Path, notes: Path) -> None:
+    source = make(tmp_path / "source")
+    first = open_pictures(str(source)).digest
+    (noted,) = notes.iterdir()
+    noted.write_text("read from the note")
+    assert open_pictures(str(source)).digest == "read from the note"
+    last = [path for path in sorted(source.rglob("*")) if path.suffix in {".png", ".parquet"}][-1]
+    os.utime(last, ns=(1, 1))
+    assert open_pictures(str(source)).digest == first
+
+
+def test_pictures_become_upright_rgb(tmp_path: Path) -> None:
+    half = np.array([[[255, 0, 0, 128], [0, 0, 255, 255], [9, 9, 9, 0]]], np.uint8)
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([0, 0, 255, 10, 20, 30])
+    palette.putpixel((1, 0), 1)
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6  # shown turned clockwise by 90 degrees
+    tiff = io.BytesIO()
+    Image.new("CMYK", (1, 1), (0, 255, 255, 0)).save(tiff, "TIFF")
+    cases = {
+        "half.png": (png(half), [[[255, 127, 127], [0, 0, 255], [255, 255, 255]]]),
+        "gray-alpha.png": (png(half[..., [0, 3]]), [[[255] * 3, [0] * 3, [255] * 3]]),
+        "palette.png": (png(palette, transparency=0), [[[255, 255, 255], [10, 20, 30]]]),
+        "gray.png": (png(np.array([[3, 200]], np.uint8)), [[[3] * 3, [200] * 3]]),
+        "gray-16.png": (png(np.array([[0x8040, 0xFFFF, 0x00FF]], np.uint16)), [[[0x80] * 3, [0xFF] * 3, [0] * 3]]),
+        "16.pgm": (b"P5 2 1 65535\n\x80\x40\x00\xff", [[[0x80] * 3, [0] * 3]]),
+        "bits.png": (png(Image.new("1", (1, 1), 1)), [[[255] * 3]]),
+        "cmyk.tif": (tiff.getvalue(), [[[255, 0, 0]]]),
+        "turned.png": (png(np.array([[[1, 2, 3], [4, 5, 6]]], np.uint8), exif=turned), [[[1, 2, 3]], [[4, 5, 6]]]),
+    }
+    files = {name: content for name, (content, _) in cases.items()}
+    rows = [{"file_name": name, "text": name} for name in files]
+    pictures = open_pictures(str(image_folder(tmp_path / "modes", rows, **files)))
+    for row, (name, (_, expected)) in enumerate(cases.items()):
+        image = pictures.image(row)
+        assert image.mode == "RGB", name
+        np.testing.assert_array_equal(np.asarray(image), expected, err_msg=name)
+        assert pictures.size(row) == image.size, name
+
+
+def cached(cache: Path, tmp_path: Path, commit: str) -> None:
+    """What is there after a Hub dataset was opened once: `datasets` names the folder by its commit."""
+    table().to_parquet(tmp_path / f"{commit}.parquet")
+    builder = Parquet(dataset_name="Painted-Cats", hash=commit, data_files={"train": [str(tmp_path / f"{commit}.parquet")]})
+    builder.download_and_prepare()
+    there = cache / "owner___painted-cats" / "default" / "0.0.0"
+    there.mkdir(parents=True, exist_ok=True)
+    shutil.move(builder.cache_dir, there / commit)
+
+
+def test_a_hub_dataset_is_opened_from_the_cache_and_known_by_its_commit(tmp_path: Path, own_cache: Path) -> None:
+    digests = []
+    for commit in ("a" * 40, "b" * 40):
+        cached(own_cache, tmp_path, commit)
+        pictures = open_pictures("owner/Painted-Cats")
+        assert pictures.captions == CAPTIONS
+        np.testing.assert_array_equal(np.asarray(pictures.image(3)), ARRAYS[3])
+        digests.append(pictures.digest)
+    assert digests == [hashlib.sha256(f"owner/Painted-Cats/default@{letter * 40}\0text".encode()).hexdigest() for letter in "ab"]
+
+
+def test_a_hub_dataset_that_is_nowhere_is_an_error_with_a_way_out() -> None:
+    with pytest.raises(UserError, match=r"cannot read 'owner/dogs' as a dataset \(.*Where there is a network, open it once"):
+        open_pictures("owner/dogs")
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([{"file_name": "in/0.png", "text": "a"}, {"file_name": "in/9.png", "text": "b"}], r"in/9\.png of row 1 \('b'\) cannot be read: No such"),
+        ([{"file_name": "in/0.png", "text": "a"}, {"file_name": "in/1.png"}], "row 1 has no caption; found None"),
+        ([{"file_name": "in/0.png", "text": " "}], "row 0 has no caption; found ' '"),
+        ([{"file_name": "in/0.png", "text": 3}], r"column 'text' holds .*int64.*; expected text"),
+        ([{"file_name": "in/0.png", "title": "a"}], r"none of its columns \(image, title\) is called caption or text or prompt or clean_prompts or txt; .*Name it with"),
+        ([{"file_name": "in/0.png", "text": "a", "prompt": "b"}], "text and prompt of its columns"),
+        ([{"file_name": "../0.png", "text": "a"}], "Invalid metadata file_name '../0.png'"),
+        ([{"text": "a"}], "`file_name`"),
+    ],
+)  # fmt: skip
+def test_a_wrong_row_is_named(tmp_path: Path, rows: list[dict[str, Any]], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        _ = open_pictures(str(image_folder(tmp_path / "pictures", rows))).digest
+
+
+def test_a_caption_column_can_be_named(tmp_path: Path) -> None:
+    folder = image_folder(tmp_path / "both", [{"file_name": "in/0.png", "text": "a", "prompt": "b"}])
+    assert open_pictures(str(folder), caption_column="prompt").captions == ["b"]
+    with pytest.raises(UserError, match="unknown column of both 'promt'; did you mean 'prompt'"):
+        open_pictures(str(folder), caption_column="promt")
+
+
+@pytest.mark.parametrize("damaged", [b"no picture at all", FILES[0][:-40], b""])
+def test_a_picture_that_cannot_be_decoded_is_named_when_it_is_asked_for(tmp_path: Path, damaged: bytes) -> None:
+    rows = [{"file_name": "in/0.png", "text": "whole"}, {"file_name": "half.png", "text": "damaged"}]
+    pictures = open_pictures(str(image_folder(tmp_path / "some", rows, **{"half.png": damaged})))
+    assert pictures.image(0).size == (7, 4)
+    with pytest.raises(UserError, match=r"some: the picture \S+half\.png of row 1 \('damaged'\) cannot be decoded"):
+        pictures.image(1)
+
+
+def test_a_row_without_picture_is_named(tmp_path: Path) -> None:
+    table(files=[FILES[0], None, *FILES[2:]]).to_parquet(tmp_path / "holes.parquet")
+    with pytest.raises(
+        UserError, match=re.escape("holes.parquet: the picture without a name of row 1 ('Übung, mit Komma') cannot be read")
+    ):
+        _ = open_pictures(str(tmp_path / "holes.parquet")).digest
+
+
+def test_what_is_no_source_of_pictures_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    table().remove_columns("image").to_parquet(tmp_path / "texts.parquet")
+    table(captions=[], files=[]).to_parquet(tmp_path / "none.parquet")
+    (tmp_path / "damaged.parquet").write_bytes(b"PAR1")
+    (tmp_path / "notes.doc").touch()
+    for what, said in {
+        "empty": r"nothing to read in .*empty: expected metadata\.jsonl.*; found nothing",
+        "nowhere": "nothing to read at '.*nowhere': it is no folder, no file, no glob",
+        "texts.parquet": r"texts\.parquet has 0 image columns; expected one. Its columns: text \(Value\)",
+        "none.parquet": "corresponds to no data",
+        "damaged.parquet": r"cannot read '.*damaged\.parquet' as a dataset \(",
+        "*": r"names files ending in , \.doc, \.parquet; expected all of one of \.parquet",
+    }.items():
+        with pytest.raises(UserError, match=said):
+            open_pictures(str(tmp_path / what))

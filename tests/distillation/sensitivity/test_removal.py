@@ -1,0 +1,83 @@
+"""What is lost without a block: nothing where the block does nothing, and the UNet is as before afterwards."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from PIL import Image
+from tiny import save_tiny_pipeline, tiny_unet
+
+from distillation.cli import main
+from distillation.recipe import RECIPES, read
+from distillation.sensitivity.removal import WHOLE, Sensitivity, most_missed, removal_losses
+from sdbench.models.architectures import depths
+from sdbench.training.latents import Batch, predict
+
+DEAD = "down_blocks.2.attentions.1"
+
+
+def batch(seed: int) -> Batch:
+    torch.manual_seed(seed)
+    timesteps = torch.randint(0, 1000, (2,))
+    return Batch(torch.randn(2, 4, 8, 8), torch.randn(2, 5, 96), torch.randn(2, 64), torch.ones(2, 6), torch.randn(2, 4, 8, 8), timesteps)
+
+
+def test_a_block_that_does_nothing_is_not_missed_and_any_other_is() -> None:
+    unet = tiny_unet("sdxl").eval()
+    dead = unet.get_submodule(f"{DEAD}.transformer_blocks.3")
+    for layer in (dead.attn1.to_out[0], dead.attn2.to_out[0], dead.ff.net[2]):
+        torch.nn.init.zeros_(layer.weight)
+        torch.nn.init.zeros_(layer.bias)
+    with torch.no_grad():
+        before = predict(unet, batch(0).noise, batch(0))
+        losses = removal_losses(unet, [batch(1), batch(2)], DDIMScheduler())
+        assert torch.equal(predict(unet, batch(0).noise, batch(0)), before)
+    assert {path: rows.shape for path, rows in losses.items()} == {path: (depth, 2) for path, depth in depths(unet.config).items()}
+    assert not losses[DEAD][3].any()
+    assert sum((rows > 0).sum() for rows in losses.values()) == 2 * (70 - 1)
+
+
+@pytest.mark.parametrize(("there", "k", "expected"), [((0, 1, 2, 3), 2, (0, 3)), ((1, 2, 3), 2, (1, 3)), ((0, 1, 2, 3), 0, ())])
+def test_the_blocks_most_missed_are_kept_in_rising_order(there: tuple[int, ...], k: int, expected: tuple[int, ...]) -> None:
+    losses = {"a": np.array([[9.0, 1.0], [2.0, 2.0], [0.0, 0.0], [3.0, 9.0]])}
+    assert most_missed(losses, "a", there, k) == expected
+
+
+def test_the_command_measures_once_and_writes_a_recipe(teacher_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    places = ["--teacher", str(teacher_folder), "--work", str(tmp_path / "work"), "--results", str(tmp_path / "results")]
+    words = ["sensitivity", *places, "--bins", "2", "--batches", "2", "--pictures", "2", "--parameters", "0.5"]
+    assert main([*words, "--write-recipe", str(tmp_path / "mine.toml")]) == 0
+    said = capsys.readouterr().out
+    kept = tmp_path / "results" / "sensitivity" / f"{teacher_folder.name}.json"
+    found = Sensitivity.model_validate_json(kept.read_text())
+    assert {path: len(rows) for path, rows in found.losses.items()} == {**depths(tiny_unet("sdxl").config), WHOLE: 1}
+    assert found.timesteps == [(0, 499), (500, 999)]
+    assert sum(line.startswith("| ") for line in said.splitlines()) > 71  # a row for each part
+    assert read(tmp_path / "mine.toml").plans[-1].depths != depths(tiny_unet("sdxl").config)
+    assert kept.with_suffix(".png").is_file()
+    before = kept.stat().st_mtime_ns
+    assert main(words) == 0
+    assert kept.stat().st_mtime_ns == before
+    assert main([*words[:-2], "--parameters", "0.01"]) == 2
+    assert "no plan comes down to" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_a_full_size_teacher_is_measured_on_pictures_that_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    teacher = save_tiny_pipeline(tmp_path / "teacher", "vega", family="sdxl")  # of few blocks, each of which costs a forward
+    words = ["sensitivity", "--teacher", str(teacher), "--work", str(tmp_path / "work"), "--results", str(tmp_path / "results")]
+    assert main(words) == 2
+    assert "name pictures to measure it on with --data" in capsys.readouterr().err
+    rows = [{"file_name": f"{row}.png", "text": f"picture number {row}"} for row in range(4)]
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "metadata.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    for row in range(4):
+        Image.new("RGB", (80, 64), (60 * row, 0, 0)).save(tmp_path / "pictures" / rows[row]["file_name"])
+    (tmp_path / "small.toml").write_text((RECIPES / "vega.toml").read_text().replace("size_px = 1024", "size_px = 64"))
+    few = ["--bins", "1", "--batches", "2", "--pictures", "2"]
+    assert main([*words, *few, "--data", str(tmp_path / "pictures"), "--like", str(tmp_path / "small.toml")]) == 0
+    found = Sensitivity.model_validate_json((tmp_path / "results" / "sensitivity" / "teacher.json").read_text())
+    assert {path: len(rows) for path, rows in found.losses.items()} == depths(tiny_unet("vega").config)

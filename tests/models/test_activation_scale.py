@@ -1,0 +1,63 @@
+"""Random weights whose activations stay as large as a trained network's."""
+
+import pytest
+import torch
+from torch import nn
+
+from sdbench.models import activation_scale
+from sdbench.models.architectures import TOPOLOGIES
+from sdbench.models.loading import load
+from sdbench.models.random_weights import random_pipeline, tiny_vae
+from sdbench.models.spec import ModelSpec, resolve
+
+
+@pytest.mark.parametrize("architecture", ["sdxl", "koala-700m"])
+def test_every_block_is_of_a_sane_size_in_a_whole_picture(architecture: str) -> None:
+    assert architecture in TOPOLOGIES
+    pipe = load(ModelSpec(architecture, "scenes", architecture, "random", ""), dtype="float32", device="cpu")
+    networks = [pipe.text_encoder, pipe.text_encoder_2, pipe.unet, pipe.vae]
+    seen = activation_scale.spreads(networks, lambda: pipe("a red circle", num_inference_steps=4, height=64, width=64, guidance_scale=3.0))
+    low, high = activation_scale.SANE
+    assert {title: spread for title, spread in seen.items() if not low <= spread <= high} == {}
+    assert {title.split()[0] for title in seen} == {
+        *("ResnetBlock2D", "BasicTransformerBlock", "Transformer2DModel", "Downsample2D", "Upsample2D", "CLIPEncoderLayer")
+    }
+
+
+def test_it_is_the_same_every_time_and_the_tiny_vae_too() -> None:
+    def weights() -> list[torch.Tensor]:
+        pipe = load(resolve("scenes-vega", random=True), dtype="float32", device="cpu")
+        return [*pipe.unet.parameters(), *pipe.vae.parameters(), *tiny_vae(pipe.vae).parameters()]
+
+    assert all(torch.equal(one, other) for one, other in zip(weights(), weights(), strict=True))
+
+
+def test_only_the_networks_are_built_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(activation_scale, "calibrate", lambda _: None)
+    pipe = random_pipeline(resolve("sdxl", random=True), torch.bfloat16, torch.device("meta"))
+    assert pipe.unet.device.type == pipe.vae.device.type == pipe.text_encoder_2.device.type == "meta"
+    pipe.scheduler.set_timesteps(3, device="cpu")
+    assert len(pipe.scheduler.timesteps) == 3, "NumPy reads the scheduler's tables, which it cannot from a GPU"
+
+
+def test_a_layer_is_scaled_once_and_its_output_to_what_is_wanted() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential()
+    network.add_module("first", nn.Linear(64, 64))
+    network.add_module("conv2", nn.Linear(64, 64))  # named like the end of a residual branch
+    network.requires_grad_(requires_grad=False)
+    given = torch.randn(512, 64)
+    activation_scale.calibrate_network(network, lambda: network(given))
+    hidden = network.first(given)
+    assert float(hidden.std()) == pytest.approx(1.0, abs=1e-4)
+    assert float(network.conv2(hidden).std()) == pytest.approx(activation_scale.BRANCH, abs=1e-4)
+
+
+def test_what_stays_out_of_range_is_an_error() -> None:
+    class Upsample2D(nn.Module):  # named like a block, and nothing in it to scale
+        def forward(self, given: torch.Tensor) -> torch.Tensor:
+            return 100 * given
+
+    network = nn.Sequential(Upsample2D())
+    with pytest.raises(RuntimeError, match=r"1 blocks .* Upsample2D 0: 1"):
+        activation_scale.calibrate_network(network, lambda: network(torch.randn(1000)))

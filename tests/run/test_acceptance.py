@@ -1,0 +1,120 @@
+"""A run reproduces MLPerf's reference only where it was fed the same; else it says what differs."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from sdbench import suites
+from sdbench.records import Value
+from sdbench.reference.cards import Card
+from sdbench.run.acceptance import judged
+from sdbench.suites import Accept, Noise, Prompts, Suite
+
+ROOT = Path(__file__).parents[2]
+PROMPTS = ["one", "two"]
+NOTHING = Value(name="fid.mlperf", kind="set", direction="lower", unit="distance", state="missing", reason="reference: ...")
+
+
+@pytest.fixture
+def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Suite:
+    """A protocol as MLPerf's, and the published statistics imported as a reference."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    torch.save(torch.zeros(4, 2, 2), tmp_path / "latents.pt")
+    accept = Accept(
+        name="MLPerf",
+        source="their files",
+        prompts=hashlib.sha256(json.dumps(PROMPTS).encode()).hexdigest(),
+        noise=hashlib.sha256((tmp_path / "latents.pt").read_bytes()).hexdigest(),
+        statistics="a" * 40,
+        ranges={"fid.mlperf": (23.01085758, 23.95007626), "clip_score.mlperf": (31.68631873, 31.81331801)},
+    )
+    return Suite(
+        name="like",
+        version=1,
+        description="",
+        prompts=Prompts(source="file", file="prompts.txt", n=2),
+        noise=Noise(kind="fixed", file=str(tmp_path / "latents.pt")),
+        accept=accept,
+    )
+
+
+def values(fid: float = 23.5, clip: float = 31.75, reference: str = "theirs") -> list[Value]:
+    return [
+        Value(name="fid.mlperf", kind="set", direction="lower", unit="distance", value=fid, n=2, reference=reference, note="descriptive"),
+        Value(name="clip_score.mlperf", kind="score", direction="higher", unit="100 cos", value=clip, n=2),
+        Value(name="pickscore.v1", kind="score", direction="higher", unit="logit", value=20, n=2),
+    ]
+
+
+def imported(runs: Path, git: str = "a" * 40, digest: str = "theirs") -> None:
+    folder = runs / "references" / "val"
+    folder.mkdir(parents=True, exist_ok=True)
+    card = Card(name="val", digest=digest, encoder=digest, encoder_id=None, data={"source": "s", "sha256": "0", "git": git}, n=5)
+    (folder / f"{digest}.json").write_text(card.model_dump_json())
+
+
+def notes(suite: Suite, runs: Path, found: list[Value] | None = None) -> dict[str, str]:
+    return {value.name: value.note for value in judged(found or values(), suite, runs)}
+
+
+def test_the_same_prompts_latent_and_statistics_reproduce_it(suite: Suite, tmp_path: Path) -> None:
+    imported(tmp_path)
+    assert notes(suite, tmp_path) == {
+        "fid.mlperf": "descriptive; reproduces the reference: within 23.01085758..23.95007626",
+        "clip_score.mlperf": "reproduces the reference: within 31.68631873..31.81331801",
+        "pickscore.v1": "",
+    }
+    ends = notes(suite, tmp_path, values(fid=23.95007626, clip=31.68631873))
+    assert all("reproduces" in ends[name] for name in ("fid.mlperf", "clip_score.mlperf"))
+    outside = notes(suite, tmp_path, values(fid=23.96, clip=31.6))
+    assert outside["fid.mlperf"] == "descriptive; MLPerf's protocol, not its result: outside 23.01085758..23.95007626"
+    assert outside["clip_score.mlperf"] == "MLPerf's protocol, not its result: outside 31.68631873..31.81331801"
+
+
+def test_whatever_differs_is_named_and_nothing_is_reproduced(suite: Suite, tmp_path: Path) -> None:
+    imported(tmp_path)
+    imported(tmp_path, git="b" * 40, digest="other")
+    torch.save(torch.ones(4, 2, 2), tmp_path / "other.pt")
+    changed = {
+        "prompts": (suite.model_copy(update={"prompts": Prompts(source="file", file="prompts.txt", n=1)}), values()),
+        "latent": (suite.model_copy(update={"noise": Noise(kind="fixed", file=str(tmp_path / "other.pt"))}), values()),
+        "settings": (suite.model_copy(update={"name": "like-custom"}), values()),
+        "statistics": (suite, values(reference="other")),
+        "latent, statistics": (suite.model_copy(update={"noise": Noise(kind="fixed")}), values(reference="nobody's")),
+    }
+    for what, (own, found) in changed.items():
+        assert notes(own, tmp_path, found)["clip_score.mlperf"] == f"MLPerf-like: other {what}; within 31.68631873..31.81331801"
+    assert notes(suite, tmp_path, [NOTHING, values()[1]]) == {
+        "fid.mlperf": "",
+        "clip_score.mlperf": "MLPerf-like: other statistics; within 31.68631873..31.81331801",
+    }
+
+
+def test_a_suite_that_states_no_range_notes_nothing(suite: Suite, tmp_path: Path) -> None:
+    assert judged(values(), suite.model_copy(update={"accept": None}), tmp_path) == values()
+
+
+def test_what_is_accepted_decides_no_number(suite: Suite) -> None:
+    assert suite.model_copy(update={"accept": None}).id == suite.id
+
+
+def test_the_shipped_protocol_is_mlperf_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As mlcommons/inference states it: text_to_image/backend_pytorch.py, docs/index.md and submission_checker/constants.py."""
+    monkeypatch.chdir(ROOT)
+    shipped = suites.load("mlperf-sdxl")
+    sampling, accept = shipped.sampling, shipped.accept
+    assert sampling is not None
+    assert accept is not None
+    assert (sampling.steps, sampling.guidance_scale, sampling.scheduler, sampling.size_px) == (20, 8.0, "euler", 1024)
+    assert sampling.negative_prompt == "normal quality, low quality, worst quality, low res, blurry, nsfw, nude"
+    assert shipped.metrics == {"sdxl": ("fid.mlperf", "clip_score.mlperf")}
+    assert shipped.prompts is not None
+    assert (shipped.prompts.n, shipped.prompts.digest) == (5000, accept.prompts)
+    assert (shipped.noise.kind, shipped.noise.seed, shipped.noise.file) == ("fixed", 0, "asset:mlperf-latents")
+    fid, clip = 23.48046692, 31.74981837  # the fp32 reference's
+    assert accept.ranges["fid.mlperf"] == pytest.approx((fid * 0.98, fid * 1.02), abs=5e-9)
+    assert accept.ranges["clip_score.mlperf"] == pytest.approx((clip * 0.998, clip * 1.002), abs=5e-9)
