@@ -150,11 +150,11 @@ def test_a_hub_data_set_is_fetched_once_and_then_read_offline(tmp_path: Path, mo
     hub = Hub(tmp_path / "served")
     hub.put("datasets/owner/prompts/data/test-00000-of-00001.parquet", (tmp_path / "list.parquet").read_bytes())
     code = """
-from sdbench.run import needs
+from sdbench.run import requirements
 from sdbench.suites import Prompts, Suite
 listed = Prompts(source="dataset", path="owner/prompts", split="test", n=3)
 suite = Suite(name="own", version=1, description="", prompts=listed)
-print(needs.inputs_are_here(suite), suite.prompts_described())
+print(requirements.inputs_are_here(suite), suite.prompts_described())
 """
     home = tmp_path / "hf"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url}
