@@ -114,10 +114,10 @@ def run(
         profile: the probes also write what holds the time of each stage.
     """
     from sdbench.run import runner
-    from sdbench.run.context import bench
+    from sdbench.run.context import prepare
 
     choice: dict[str, Any] = {"only": only, "settings": settings, "profile": profile}
-    return runner.run(specs, bench(suite, device=machine.chosen_device(device), results=places.results, runs=places.work, **choice))
+    return runner.run(specs, prepare(suite, device=machine.chosen_device(device), results=places.results, runs=places.work, **choice))
 
 
 def score(
@@ -163,13 +163,13 @@ def record_pictures(
         UserError: as `score`, or the name is a model's of the catalogue.
     """
     from sdbench.run import external
-    from sdbench.run.context import bench
+    from sdbench.run.context import prepare
 
     chosen = suites.load(suite)
     if lines(prompts) != tuple(chosen.prompt_list().values()):
         chosen = Overrides(prompts=prompts).apply(chosen)
-    setting = bench(chosen, device=machine.chosen_device(device), results=places.results, runs=places.work, only="quality")
-    return external.record(images, prompts, name, setting)
+    context = prepare(chosen, device=machine.chosen_device(device), results=places.results, runs=places.work, only="quality")
+    return external.record(images, prompts, name, context)
 
 
 @dataclass(frozen=True)
@@ -257,11 +257,11 @@ def _run_in_memory(pipeline: Any, spec: "ModelSpec", suite: suites.Suite, places
     from sdbench.generate import DTYPES
     from sdbench.models import memory
     from sdbench.run import runner
-    from sdbench.run.context import bench
+    from sdbench.run.context import prepare
 
-    setting = bench(suite, device=str(pipeline.unet.device), results=places.results, runs=places.work, only="quality")
-    with memory.lent(pipeline, DTYPES[setting.sampling.dtype]) as guest:
-        return runner.run([spec], replace(setting, loaded={spec.name: guest}))
+    context = prepare(suite, device=str(pipeline.unet.device), results=places.results, runs=places.work, only="quality")
+    with memory.lent(pipeline, DTYPES[context.sampling.dtype]) as guest:
+        return runner.run([spec], replace(context, loaded={spec.name: guest}))
 
 
 def _suite(suite: str | suites.Suite | None, spec: "ModelSpec") -> suites.Suite:
@@ -371,16 +371,16 @@ def until_verdict(
 ) -> tuple[Path, Report]:
     """Measure a model until it is sure whether it is as good as the baseline => its record, the verdict."""
     from sdbench.encoders.memory import evaluators
-    from sdbench.run.context import bench, check_models
+    from sdbench.run.context import check_models, prepare
     from sdbench.run.until_verdict import Question, run_until_verdict
 
     chosen = _policy(policy)
     chosen.rules(suite.name)  # a policy that weighs nothing here ends the run before it begins
     check_models([spec], suite)
     old = _opponent(baseline, suite, places, device)
-    setting = bench(suite, device=machine.chosen_device(device), results=places.results, runs=places.work)
-    with evaluators(setting.device):
-        path, report = run_until_verdict(Question(spec, setting, old, chosen, floors.between_runs(records.head(old), places.results)))
+    context = prepare(suite, device=machine.chosen_device(device), results=places.results, runs=places.work)
+    with evaluators(context.device):
+        path, report = run_until_verdict(Question(spec, context, old, chosen, floors.between_runs(records.head(old), places.results)))
     return path, _signed(report, path, old, chosen, baseline)
 
 

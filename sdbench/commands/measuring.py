@@ -219,9 +219,9 @@ def _of_teacher(specs: "Sequence[ModelSpec]", suite: "Suite", arguments: argpars
     """What a run would lack of the teacher, as far as it can be known without fetching anything."""
     from sdbench.machine import chosen_device
     from sdbench.run import recording, requirements
-    from sdbench.run.context import Bench
+    from sdbench.run.context import RunContext
 
     if suite.sampling is None or not requirements.inputs_are_here(suite):
         return []
     where = places(arguments)
-    return recording.lacking(specs, Bench(suite, suite.sampling, chosen_device(arguments.device), where.results, where.work))
+    return recording.lacking(specs, RunContext(suite, suite.sampling, chosen_device(arguments.device), where.results, where.work))

@@ -20,7 +20,7 @@ from sdbench.suites import Suite
 
 
 @dataclass(frozen=True)
-class Bench:
+class RunContext:
     """A suite on this machine, and where its output goes.
 
     Attributes:
@@ -46,7 +46,7 @@ class Bench:
         return self.suite.probes.chosen(self.settings) if self.probes and self.suite.probes else {}
 
 
-def bench(
+def prepare(
     suite: Suite,
     *,
     device: str,
@@ -55,7 +55,7 @@ def bench(
     only: str | None = None,
     settings: Sequence[str] = (),
     profile: bool = False,
-) -> Bench:
+) -> RunContext:
     """Check that the suite can be run and the results be written, before anything slow begins.
 
     Args:
@@ -70,7 +70,7 @@ def bench(
     suite.id  # noqa: B018  # prompts or a latent that are neither here nor reachable end the run here
     records.newest(results, suite.family)  # so does a damaged record, which the new ones could not be joined to
     pictures = only != "probes" and bool(suite.own_metrics)
-    return Bench(suite, suite.sampling, device, results, runs, pictures, only != "quality", settings=tuple(settings), profile=profile)
+    return RunContext(suite, suite.sampling, device, results, runs, pictures, only != "quality", settings=tuple(settings), profile=profile)
 
 
 def check_suite(suite: Suite, *, only: str | None, settings: Sequence[str], profile: bool) -> None:
@@ -134,11 +134,11 @@ def dtypes(sampling: Sampling, timed: Mapping[str, Setting]) -> list[Dtype]:
     return sorted({sampling.dtype, *(setting.dtype or sampling.dtype for setting in timed.values())})
 
 
-def place_of(model: Model, setting: Bench) -> tuple[Store, list[Job]]:
+def place_of(model: Model, context: RunContext) -> tuple[Store, list[Job]]:
     """Where a model's pictures of a suite lie, or will."""
-    kind, _, _ = setting.device.partition(":")  # two cards of one machine draw the same
-    identity = {"model": model.name, "weights": model.weights_digest, "device": kind, "batch": setting.sampling.batch}
-    return Store(setting.runs, identity), jobs(setting.suite, setting.sampling, model.weights_digest)
+    kind, _, _ = context.device.partition(":")  # two cards of one machine draw the same
+    identity = {"model": model.name, "weights": model.weights_digest, "device": kind, "batch": context.sampling.batch}
+    return Store(context.runs, identity), jobs(context.suite, context.sampling, model.weights_digest)
 
 
 def _check_writable(folder: Path) -> None:

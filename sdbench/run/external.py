@@ -19,7 +19,7 @@ from sdbench.models.spec import NAME
 from sdbench.probes.driver import Probed
 from sdbench.protocols.base import BLOCK, Subject
 from sdbench.records import Model
-from sdbench.run.context import Bench, check_captions
+from sdbench.run.context import RunContext, check_captions
 from sdbench.run.recording import record_of, subject_of, to_score
 from sdbench.scenes.render import SIZE_PX
 from sdbench.store import SUFFIXES, Store, read_images
@@ -49,8 +49,8 @@ def subject(images: Path, prompts: Path, suite: Suite, runs: Path) -> Subject:
     return replace(kept(_read(paths), texts, runs), reference=suite.reference)
 
 
-def record(images: Path, prompts: Path, name: str, setting: Bench) -> Path:
-    """Score pictures as `subject` takes them, whose prompts are those of the setting's suite, and write the record => its folder.
+def record(images: Path, prompts: Path, name: str, context: RunContext) -> Path:
+    """Score pictures as `subject` takes them, whose prompts are those of the context's suite, and write the record => its folder.
 
     Raises:
         UserError: as `subject`, or it cannot be called so.
@@ -59,11 +59,11 @@ def record(images: Path, prompts: Path, name: str, setting: Bench) -> Path:
         raise UserError(
             f"{name!r} cannot name pictures: letters, digits and . _ + - only, and no model of the catalogue; choose another --name"
         )
-    pictures, listed = subject(images, prompts, setting.suite, setting.runs), setting.suite.prompt_list().items()
+    pictures, listed = subject(images, prompts, context.suite, context.runs), context.suite.prompt_list().items()
     todo = [Job(prompt_id, 0, text, image) for (prompt_id, text), image in zip(listed, pictures.images, strict=True)]
     model = Model(name=name, architecture="", source=f"images:{_described(images, pictures)}", weights_digest=None)
-    with evaluators(setting.device):
-        return record_of(model, setting, to_score(model, setting, pictures.store, todo), Probed({}, ""), {})
+    with evaluators(context.device):
+        return record_of(model, context, to_score(model, context, pictures.store, todo), Probed({}, ""), {})
 
 
 def kept(pictures: Iterable[U8], prompts: Sequence[str], runs: Path) -> Subject:

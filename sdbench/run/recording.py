@@ -18,7 +18,7 @@ from sdbench.probes.driver import Probed
 from sdbench.protocols.base import Subject
 from sdbench.records import Looks, Machine, Model, Original, Record, Scores, Value
 from sdbench.run.acceptance import judged
-from sdbench.run.context import Bench, place_of
+from sdbench.run.context import RunContext, place_of
 from sdbench.run.thumbnails import worth_keeping
 from sdbench.score import named, score
 from sdbench.settings import BASE
@@ -29,101 +29,101 @@ THUMBNAIL_PX = 256
 
 
 def record_of(
-    model: Model, setting: Bench, subject: Subject | None, probed: Probed, scheduler: Mapping[str, Any], looks: Looks | None = None
+    model: Model, context: RunContext, subject: Subject | None, probed: Probed, scheduler: Mapping[str, Any], looks: Looks | None = None
 ) -> Path:
     """Score the pictures, join what was probed, and write the record, unless the newest of its row says the same already => its folder.
 
     Args:
         model: what was measured.
-        setting: the suite it was measured under.
+        context: the suite it was measured under.
         subject: the pictures to score; None to keep what an earlier record says of them.
         probed: latency and memory, of other models too.
         scheduler: as of `scheduler_of`.
         looks: of a run that stopped when sure.
     """
-    machine = this_machine(setting.device)
-    of_row = _of_row(model, machine, setting)
+    machine = this_machine(context.device)
+    of_row = _of_row(model, machine, context)
     kept = next((found for found in reversed(of_row) if _is_of(found[1].model, model)), None)  # what this run adds to
-    values, scores, thumbnails = _kept_quality(None if setting.quality else kept)
+    values, scores, thumbnails = _kept_quality(None if context.quality else kept)
     if subject is not None:
-        values, scores = score(subject, setting.suite.own_metrics)
-        values = judged(values, setting.suite, setting.runs)
+        values, scores = score(subject, context.suite.own_metrics)
+        values = judged(values, context.suite, context.runs)
         shown = worth_keeping(scores, subject.teacher)
         drawn = subject.store.read([subject.images[row] for row in shown])
         thumbnails = {f"{subject.prompt_ids[row]}.png": _thumbnail(picture) for row, picture in zip(shown, drawn, strict=True)}
-    new, (earlier, earlier_turns) = probed.values.get(model.name, []), _kept_probes(kept, setting)
+    new, (earlier, earlier_turns) = probed.values.get(model.name, []), _kept_probes(kept, context)
     turns = {of for of, found in ((probed.turns, new), (earlier_turns, earlier)) if found}
     record = Record(
-        family=setting.suite.family or "",
-        suite=setting.suite.id,
+        family=context.suite.family or "",
+        suite=context.suite.id,
         model=model,
         machine=machine,
         environment=environment(),
         created=records.now(),
         n_images=len(scores.prompt_ids),
-        values=(*values, *_in_order([*new, *earlier], setting.suite)),
-        sampling={} if model.is_elsewhere else setting.sampling.model_dump(mode="json"),
+        values=(*values, *_in_order([*new, *earlier], context.suite)),
+        sampling={} if model.is_elsewhere else context.sampling.model_dump(mode="json"),
         scheduler=dict(scheduler),
-        noise={} if model.is_elsewhere else setting.suite.noise.model_dump(),
-        teacher=Original(model=teacher_of(setting.suite), suite=setting.suite.of_teacher().id) if setting.suite.teacher else None,
-        prompts=setting.suite.prompts_described(),
+        noise={} if model.is_elsewhere else context.suite.noise.model_dump(),
+        teacher=Original(model=teacher_of(context.suite), suite=context.suite.of_teacher().id) if context.suite.teacher else None,
+        prompts=context.suite.prompts_described(),
         run=turns.pop() if len(turns) == 1 else "",
         looks=looks,
     )
     if of_row and _what_it_says(of_row[-1][1]) == _what_it_says(record):
         return of_row[-1][0]
-    return records.write(record, scores, thumbnails, setting.results)
+    return records.write(record, scores, thumbnails, context.results)
 
 
-def to_score(model: Model, setting: Bench, store: Store, todo: Sequence[Job]) -> Subject:
+def to_score(model: Model, context: RunContext, store: Store, todo: Sequence[Job]) -> Subject:
     """A model's pictures of these jobs, with what the suite compares them with: the reference, the teacher's scores, and its pictures where they still are."""
-    theirs, name = setting.suite.of_teacher(), teacher_of(setting.suite)
+    theirs, name = context.suite.of_teacher(), teacher_of(context.suite)
     subject = replace(
-        subject_of(store, todo, setting.runs),
-        is_teacher=model.name == name and theirs is setting.suite,
+        subject_of(store, todo, context.runs),
+        is_teacher=model.name == name and theirs is context.suite,
         is_elsewhere=model.is_elsewhere,
-        reference=setting.suite.reference,
+        reference=context.suite.reference,
         original_name=f"{name} under {theirs.name}@{theirs.version}",
     )
-    if not (found := _of_teacher(setting, todo)):
+    if not (found := _of_teacher(context, todo)):
         return subject
     folder, teacher, drawn = found
     digest = (teacher.model.weights_digest or folder.name)[:24]
     return replace(subject, teacher=records.scores(folder), original=drawn, original_digest=digest)
 
 
-def lacking(specs: Sequence[ModelSpec], setting: Bench) -> list[str]:
+def lacking(specs: Sequence[ModelSpec], context: RunContext) -> list[str]:
     """What a run of these models will find neither of the teacher's scores nor of its pictures, in words, and how to get it."""
-    theirs, name = setting.suite.of_teacher(), teacher_of(setting.suite)
-    if theirs is setting.suite and name in {spec.name for spec in specs}:
+    theirs, name = context.suite.of_teacher(), teacher_of(context.suite)
+    if theirs is context.suite and name in {spec.name for spec in specs}:
         return []
-    found = _of_teacher(setting, jobs(setting.suite, setting.sampling, None))
+    found = _of_teacher(context, jobs(context.suite, context.sampling, None))
     here = {"win rates": found, "agreement": found and found[2]}
     against = [
         "win rates" if each.name.startswith("win_rate.") else "agreement"
-        for each in named(setting.suite.own_metrics)
+        for each in named(context.suite.own_metrics)
         if each.against_teacher
     ]
     if not (missing := [kind for kind in dict.fromkeys(against) if not here[kind]]):
         return []
     what, way = "pictures" if found else "record", f"add --model {name}"
-    if theirs is not setting.suite:
+    if theirs is not context.suite:
         way = f"first sdbench run --model {name} --suite {theirs.name}"
     return [
         f"{what} of the teacher, {name} under {theirs.name}@{theirs.version}, so {tables.listed(missing)} with it will be missing: {way}"
     ]
 
 
-def _of_teacher(setting: Bench, todo: Sequence[Job]) -> tuple[Path, Record, Subject | None] | None:
+def _of_teacher(context: RunContext, todo: Sequence[Job]) -> tuple[Path, Record, Subject | None] | None:
     """The newest record of the teacher's pictures, if there is one, and its pictures of the same prompts where they still are."""
-    theirs = setting.suite.of_teacher()
+    theirs = context.suite.of_teacher()
     assert theirs.sampling
-    of_family = records.under(setting.results, setting.suite.family or "", theirs.id, teacher_of(setting.suite))
+    of_family = records.under(context.results, context.suite.family or "", theirs.id, teacher_of(context.suite))
     kept = [found for found in of_family if found[1].n_images]
     if not kept:
         return None
     folder, record = kept[-1]
-    return folder, record, _drawn(record.model, replace(setting, suite=theirs, sampling=theirs.sampling), todo)
+    return folder, record, _drawn(record.model, replace(context, suite=theirs, sampling=theirs.sampling), todo)
 
 
 def teacher_of(suite: Suite) -> str:
@@ -136,9 +136,9 @@ def probes_of(record: Record) -> list[Value]:
     return [value for value in record.values if value.kind in {"probe", "count"}]
 
 
-def _of_row(model: Model, machine: Machine, setting: Bench) -> list[tuple[Path, Record]]:
+def _of_row(model: Model, machine: Machine, context: RunContext) -> list[tuple[Path, Record]]:
     """The records of a model's row of the leaderboard, whatever its weights were, oldest first."""
-    of_model = records.under(setting.results, setting.suite.family or "", setting.suite.id, model.name, model.label)
+    of_model = records.under(context.results, context.suite.family or "", context.suite.id, model.name, model.label)
     return [found for found in of_model if found[1].machine.machine_class == machine.machine_class]
 
 
@@ -156,11 +156,11 @@ def _kept_quality(kept: tuple[Path, Record] | None) -> tuple[list[Value], Scores
     return [value for value in record.values if value.kind in {"score", "set"}], records.read(path)[1], thumbnails
 
 
-def _kept_probes(kept: tuple[Path, Record] | None, setting: Bench) -> tuple[list[Value], str]:
+def _kept_probes(kept: tuple[Path, Record] | None, context: RunContext) -> tuple[list[Value], str]:
     """Likewise the probes of settings that this run does not measure, and the turns that they were taken in."""
     if kept is None:
         return [], ""
-    measured = setting.timed
+    measured = context.timed
     return [value for value in probes_of(kept[1]) if _label(value) not in measured], kept[1].run
 
 
@@ -191,12 +191,12 @@ def subject_of(store: Store, todo: Sequence[Job], runs: Path) -> Subject:
     )
 
 
-def _drawn(model: Model, setting: Bench, todo: Sequence[Job]) -> Subject | None:
+def _drawn(model: Model, context: RunContext, todo: Sequence[Job]) -> Subject | None:
     """A measured model's pictures of the same prompts."""
-    store, theirs = place_of(model, setting)
+    store, theirs = place_of(model, context)
     by_key = {(job.prompt_id, job.sample): job for job in theirs}
     same = [by_key[job.prompt_id, job.sample] for job in todo]
-    return None if store.missing([job.image for job in same]) else subject_of(store, same, setting.runs)
+    return None if store.missing([job.image for job in same]) else subject_of(store, same, context.runs)
 
 
 def _thumbnail(pixels: U8) -> bytes:

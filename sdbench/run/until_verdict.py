@@ -25,9 +25,9 @@ from sdbench.probes.driver import Probed
 from sdbench.protocols.base import Subject
 from sdbench.records import Looks, Model, Record, Scores, Value
 from sdbench.run import runner
-from sdbench.run.context import Bench, place_of
+from sdbench.run.context import RunContext, place_of
 from sdbench.run.recording import probes_of, record_of, to_score
-from sdbench.run.runner import Easel
+from sdbench.run.runner import PictureGenerator
 from sdbench.score import PROTOCOLS, score
 from sdbench.stats.decisions import BetweenRuns
 from sdbench.validation import validated
@@ -44,7 +44,7 @@ class Question:
     """
 
     spec: ModelSpec
-    setting: Bench
+    context: RunContext
     baseline: Path
     policy: Policy
     between_runs: dict[str, BetweenRuns]
@@ -62,17 +62,17 @@ def run_until_verdict(question: Question) -> tuple[Path, Report]:
     Raises:
         UserError: the baseline is of another suite or has other prompts.
     """
-    setting, old = question.setting, Side.read(question.baseline)
-    if (old.record.suite, old.record.n_images) != (setting.suite.id, len(setting.suite.prompt_list())):
+    context, old = question.context, Side.read(question.baseline)
+    if (old.record.suite, old.record.n_images) != (context.suite.id, len(context.suite.prompt_list())):
         raise UserError(
-            f"baseline {question.baseline} is of {old.record.suite}, {old.record.n_images} pictures; this run is of {setting.suite.id}, "
-            f"{len(setting.suite.prompt_list())}: run the baseline under this suite"
+            f"baseline {question.baseline} is of {old.record.suite}, {old.record.n_images} pictures; this run is of {context.suite.id}, "
+            f"{len(context.suite.prompt_list())}: run the baseline under this suite"
         )
-    (spec,) = runner.ready([question.spec], setting)
-    model = runner.model_of(spec, setting)
-    state = _Candidate(question, model, Easel(spec, model, setting), old, runner.probe([spec], setting))
+    (spec,) = runner.ready([question.spec], context)
+    model = runner.model_of(spec, context)
+    state = _Candidate(question, model, PictureGenerator(spec, model, context), old, runner.probe([spec], context))
     looked: list[int] = []
-    for size in sizes(len(state.todo), setting.sampling.batch):
+    for size in sizes(len(state.todo), context.sampling.batch):
         looked.append(size)
         if report := state.look(looked):
             break
@@ -85,15 +85,15 @@ def run_until_verdict(question: Question) -> tuple[Path, Report]:
 class _Candidate:
     """The model under question, as far as it is measured."""
 
-    def __init__(self, question: Question, model: Model, easel: Easel, old: Side, probed: Probed) -> None:
-        self.question, self.model, self.easel, self.old, self.probed = question, model, easel, old, probed
-        self.todo = self._mixed(easel.todo)
-        rules = question.policy.rules(question.setting.suite.name)
+    def __init__(self, question: Question, model: Model, generator: PictureGenerator, old: Side, probed: Probed) -> None:
+        self.question, self.model, self.generator, self.old, self.probed = question, model, generator, old, probed
+        self.todo = self._mixed(generator.todo)
+        rules = question.policy.rules(question.context.suite.name)
         # Those weighed, and the judges that weighed win rates are made of.
-        measured = [name for name in question.setting.suite.own_metrics if name in rules or f"win_rate.{name}" in rules]
+        measured = [name for name in question.context.suite.own_metrics if name in rules or f"win_rate.{name}" in rules]
         self.sets = [name for name in measured if PROTOCOLS[name].kind == "set"]
         self.scores = [name for name in measured if name not in self.sets]
-        self.rules = looks.Rules(question.policy, question.setting.suite.name, self.sets, question.between_runs)
+        self.rules = looks.Rules(question.policy, question.context.suite.name, self.sets, question.between_runs)
         self.parts: list[Scores] = []
         self.failed: dict[str, Value] = {}  # scores that some prompts do not have
 
@@ -101,7 +101,7 @@ class _Candidate:
         """Judge the prompts so far; None to go on."""
         size, total = looked[-1], len(self.todo)
         shares = tuple(each / total for each in looked)
-        self.easel.draw(self.todo[:size])
+        self.generator.draw(self.todo[:size])
         values, scores = self._score(self.scores, (looked[-2:-1] or [0])[0], size)
         self.parts.append(scores)
         self.failed.update({value.name: value for value in values if value.state != "ok"})
@@ -110,29 +110,29 @@ class _Candidate:
 
     def record(self, course: Looks) -> Path:
         """Write what was measured, in the suite's order; of fewer prompts than the suite's it is of suite `<name>-sequential`."""
-        setting, size = self.question.setting, course.prompts[-1]
+        context, size = self.question.context, course.prompts[-1]
         looked = set(self.todo[:size])
-        pictures = [job for job in self.easel.todo if job in looked]
+        pictures = [job for job in self.generator.todo if job in looked]
         subject = self._subject(pictures)  # of the whole suite, which the teacher was measured under
         if size < course.of:
-            assert setting.suite.prompts
-            content = {**setting.suite.model_dump(), "name": f"{setting.suite.name}-sequential"}
-            content["prompts"] = {**setting.suite.prompts.model_dump(), "looked": size}
-            setting = replace(setting, suite=validated(suites.Suite, content, "the prompts so far"))
-        return record_of(self.model, setting, subject, self.probed, runner.scheduler_of(self.easel.spec, setting), course)
+            assert context.suite.prompts
+            content = {**context.suite.model_dump(), "name": f"{context.suite.name}-sequential"}
+            content["prompts"] = {**context.suite.prompts.model_dump(), "looked": size}
+            context = replace(context, suite=validated(suites.Suite, content, "the prompts so far"))
+        return record_of(self.model, context, subject, self.probed, runner.scheduler_of(self.generator.spec, context), course)
 
     def _subject(self, pictures: list[Job]) -> Subject:
-        return to_score(self.model, self.question.setting, self.easel.store, pictures)
+        return to_score(self.model, self.question.context, self.generator.store, pictures)
 
     def _score(self, names: list[str], start: int, stop: int) -> tuple[list[Value], Scores]:
         return score(self._subject(self.todo[start:stop]), names)
 
     def _mixed(self, todo: list[Job]) -> list[Job]:
         jobs = {job.prompt_id: job for job in todo}
-        return [jobs[prompt_id] for prompt_id in suites.look_order([*jobs], self.question.setting.sampling.batch)]
+        return [jobs[prompt_id] for prompt_id in suites.look_order([*jobs], self.question.context.sampling.batch)]
 
     def _baseline_drawn(self, size: int) -> bool:
-        store, todo = place_of(self.old.record.model, self.question.setting)
+        store, todo = place_of(self.old.record.model, self.question.context)
         return not store.missing([job.image for job in self._mixed(todo)[:size]])
 
     def _sides(self, size: int, sets: bool) -> tuple[Side, Side] | None:
@@ -149,8 +149,8 @@ class _Candidate:
         mine = self.old.record.model_copy(
             update={
                 "model": self.model,
-                "machine": this_machine(self.question.setting.device),
-                "sampling": self.question.setting.sampling.model_dump(mode="json"),
+                "machine": this_machine(self.question.context.device),
+                "sampling": self.question.context.sampling.model_dump(mode="json"),
                 "values": tuple(self.probed.values.get(self.model.name, ())),
                 "run": "",
             }
@@ -171,8 +171,8 @@ class _Candidate:
             rows = self._rows(list(theirs.prompt_ids))
             theirs.columns.update({name: self.old.columns[name][rows] for name in columns if name in self.old.columns})
             return values, [value for name in self.sets if (value := self.old.record.value(name))]
-        store, todo = place_of(self.old.record.model, self.question.setting)
-        old_values, old_scores = score(to_score(self.old.record.model, self.question.setting, store, self._mixed(todo)[:size]), self.sets)
+        store, todo = place_of(self.old.record.model, self.question.context)
+        old_values, old_scores = score(to_score(self.old.record.model, self.question.context, store, self._mixed(todo)[:size]), self.sets)
         theirs.columns.update(old_scores.columns)
         return values, old_values
 

@@ -12,8 +12,7 @@ from tiny import SIZE_PX
 from sdbench.encoders import scenes
 from sdbench.encoders.catalogue import TOWERS
 from sdbench.reference import cards
-from sdbench.run.context import Bench
-from sdbench.run.context import bench as prepared
+from sdbench.run.context import RunContext, prepare
 from sdbench.scenes.grammar import parse, scene_at
 from sdbench.scenes.render import render
 from sdbench.settings import Sampling
@@ -74,8 +73,8 @@ def stand_in_for_all(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(cards, "SCENES_N", 32)
 
 
-def bench(folder: Path, suite: Suite = SUITE, only: str | None = "quality") -> Bench:
-    return prepared(suite, device="cpu", results=folder / "results", runs=folder / "runs", only=only)
+def prepare_in(folder: Path, suite: Suite = SUITE, only: str | None = "quality") -> RunContext:
+    return prepare(suite, device="cpu", results=folder / "results", runs=folder / "runs", only=only)
 
 
 def files_of(folder: Path) -> dict[str, int]:

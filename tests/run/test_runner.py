@@ -11,7 +11,7 @@ import pytest
 import torch
 from clips import photographs, tiny
 from PIL import Image
-from stand_ins import METRICS, PICTURES, PROMPTS, SUITE, bench, colours, files_of, letters, never, stand_in
+from stand_ins import METRICS, PICTURES, PROMPTS, SUITE, colours, files_of, letters, never, prepare_in, stand_in
 from tiny import SIZE_PX
 
 from sdbench import api, cli, records, suites
@@ -31,8 +31,7 @@ from sdbench.protocols.base import Subject
 from sdbench.records import Model, Original, Scores, Value
 from sdbench.reference import cards
 from sdbench.run import external, recording, runner
-from sdbench.run.context import bench as prepared
-from sdbench.run.context import place_of
+from sdbench.run.context import place_of, prepare
 from sdbench.scenes.grammar import parse
 from sdbench.scenes.render import render
 from sdbench.score import score
@@ -228,7 +227,7 @@ def test_a_run_writes_a_record_of_each_model_and_a_second_one_nothing(
     teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     specs = [replace(teacher, name="student"), resolve("scenes-rendered"), teacher]
-    made = runner.run(specs, bench(tmp_path))
+    made = runner.run(specs, prepare_in(tmp_path))
     found = [records.read(path)[0] for path in made]
     assert [record.model.name for record in found] == ["student", "scenes-rendered", "scenes-teacher"]
     assert [record.n_images for record in found] == [4, 4, 4]
@@ -248,26 +247,26 @@ def test_a_run_writes_a_record_of_each_model_and_a_second_one_nothing(
     before = files_of(tmp_path)
     monkeypatch.setattr(runner, "load", never)
     monkeypatch.setattr(Store, "put", never)
-    assert runner.run(specs, bench(tmp_path)) == made
+    assert runner.run(specs, prepare_in(tmp_path)) == made
     assert files_of(tmp_path) == before
 
 
 def test_a_changed_number_is_a_new_record_beside_the_old_one(teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (first,) = runner.run([teacher], bench(tmp_path))
+    (first,) = runner.run([teacher], prepare_in(tmp_path))
     before = files_of(first)
     stand_in(monkeypatch, "clip.scenes", texts=lambda captions: letters(captions) ** 2)
-    (second,) = runner.run([teacher], bench(tmp_path))
+    (second,) = runner.run([teacher], prepare_in(tmp_path))
     assert second != first
     assert second.parent == first.parent
     assert files_of(first) == before
 
 
 def test_weights_that_come_back_keep_what_was_found_of_them(teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, _ = runner.run([teacher, resolve("scenes-rendered")], bench(tmp_path))
+    first, _ = runner.run([teacher, resolve("scenes-rendered")], prepare_in(tmp_path))
     record, scores = records.read(first)
     other = record.model.model_copy(update={"weights_digest": "another checkpoint's"})
     records.write(record.model_copy(update={"model": other, "created": records.now(), "values": ()}), scores, {}, tmp_path / "results")
-    looked_at, head, probes_alone = set(), records.head, replace(bench(tmp_path), quality=False)
+    looked_at, head, probes_alone = set(), records.head, replace(prepare_in(tmp_path), quality=False)
     monkeypatch.setattr(records, "head", lambda folder: looked_at.add(folder.parent.name) or head(folder))
     (again,) = runner.run([teacher], probes_alone)
     assert looked_at == {"scenes-teacher"}, "others' records are not read"
@@ -278,13 +277,13 @@ def test_weights_that_come_back_keep_what_was_found_of_them(teacher: ModelSpec, 
 
 def test_a_student_alone_has_no_win_rate_until_the_teacher_was_run(teacher: ModelSpec, tmp_path: Path) -> None:
     student = replace(teacher, name="student")
-    setting = bench(tmp_path, SUITE.model_copy(update={"metrics": {"scenes": (*METRICS, "agreement.ssim")}}))
+    context = prepare_in(tmp_path, SUITE.model_copy(update={"metrics": {"scenes": (*METRICS, "agreement.ssim")}}))
 
     def rate() -> Value | None:
-        return records.read(runner.run([student], setting)[0])[0].value("win_rate.preference.scenes")
+        return records.read(runner.run([student], context)[0])[0].value("win_rate.preference.scenes")
 
     def told(*others: ModelSpec) -> list[str]:
-        return recording.lacking([student, *others], setting)
+        return recording.lacking([student, *others], context)
 
     alone = rate()
     assert alone is not None
@@ -292,9 +291,9 @@ def test_a_student_alone_has_no_win_rate_until_the_teacher_was_run(teacher: Mode
     under, way = "of the teacher, scenes-teacher under own@1, so", "with it will be missing: add --model scenes-teacher"
     assert told() == [f"record {under} win rates and agreement {way}"]
     assert told(teacher) == []
-    (of_teacher,) = runner.run([teacher], setting)
+    (of_teacher,) = runner.run([teacher], context)
     assert told() == []
-    place_of(records.head(of_teacher).model, setting)[0].folder.rename(tmp_path / "away")
+    place_of(records.head(of_teacher).model, context)[0].folder.rename(tmp_path / "away")
     assert told() == [f"pictures {under} agreement {way}"]
     after = rate()
     assert after is not None
@@ -302,43 +301,43 @@ def test_a_student_alone_has_no_win_rate_until_the_teacher_was_run(teacher: Mode
 
 
 def test_a_record_from_before_records_said_their_noise_and_scheduler_is_kept(teacher: ModelSpec, tmp_path: Path) -> None:
-    (made,) = runner.run([teacher], bench(tmp_path))
+    (made,) = runner.run([teacher], prepare_in(tmp_path))
     record, scores = records.read(made)
     older = records.write(record.model_copy(update={"noise": {}, "scheduler": {}}), scores, {}, tmp_path / "older" / "results")
     assert '"noise"' not in (older / "record.json").read_text()
     (tmp_path / "runs").rename(tmp_path / "older" / "runs")
-    assert runner.run([teacher], bench(tmp_path / "older")) == [older]
+    assert runner.run([teacher], prepare_in(tmp_path / "older")) == [older]
 
 
 def test_a_card_finds_the_pictures_of_the_card_beside_it(tmp_path: Path) -> None:
     model = Model(name="m", architecture="vega", source="folder:m", weights_digest="w")
-    places = [place_of(model, replace(bench(tmp_path), device=device))[0].folder for device in ("cuda", "cuda:1", "cpu")]
+    places = [place_of(model, replace(prepare_in(tmp_path), device=device))[0].folder for device in ("cuda", "cuda:1", "cpu")]
     assert places[0] == places[1] != places[2]
 
 
 def test_another_suite_s_teacher_does_not_count(teacher: ModelSpec, tmp_path: Path) -> None:
-    runner.run([teacher], bench(tmp_path, SUITE.model_copy(update={"version": 2})))
-    record, _ = records.read(runner.run([resolve("scenes-rendered")], bench(tmp_path))[0])
+    runner.run([teacher], prepare_in(tmp_path, SUITE.model_copy(update={"version": 2})))
+    record, _ = records.read(runner.run([resolve("scenes-rendered")], prepare_in(tmp_path))[0])
     rate = record.value("win_rate.preference.scenes")
     assert rate is not None
     assert rate.state == "missing"
 
 
 def test_a_teacher_of_random_weights_is_nobody_s_teacher(tmp_path: Path, teacher: ModelSpec) -> None:
-    runner.run([teacher], bench(tmp_path))
+    runner.run([teacher], prepare_in(tmp_path))
     (real,) = records.newest(tmp_path / "results")
     scores = records.scores(real[0])
     random = real[1].model.model_copy(update={"source": "random", "label": "random weights"})
     better = Scores(scores.prompt_ids, scores.samples, {name: column + 1 for name, column in scores.columns.items()})
     records.write(real[1].model_copy(update={"model": random, "created": records.now()}), better, {}, tmp_path / "results")
-    record = records.head(runner.run([replace(teacher, name="student")], bench(tmp_path))[0])
+    record = records.head(runner.run([replace(teacher, name="student")], prepare_in(tmp_path))[0])
     rate = record.value("win_rate.preference.scenes")
     assert rate is not None
     assert rate.value == 0.5
 
 
 def test_a_damaged_record_ends_a_run_before_anything_is_made(teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (folder,) = runner.run([teacher], bench(tmp_path))
+    (folder,) = runner.run([teacher], prepare_in(tmp_path))
     (folder / "scores.parquet").write_bytes(b"half of it")
     before = files_of(tmp_path)
     for work in ("load", "weights_digest", "fetch", "generate"):
@@ -369,7 +368,7 @@ def test_a_student_of_few_steps_is_compared_with_the_teacher_in_its_own_sampling
     names = ("win_rate.preference.scenes", "agreement.clip.scenes")
 
     def found(spec: ModelSpec) -> list[Value | None]:
-        record = records.read(runner.run([spec], bench(tmp_path, few))[0])[0]
+        record = records.read(runner.run([spec], prepare_in(tmp_path, few))[0])[0]
         assert record.sampling["steps"] == 2
         assert record.teacher == Original(model="scenes-teacher", suite=SUITE.id)
         return [record.value(name) for name in names]
@@ -377,7 +376,7 @@ def test_a_student_of_few_steps_is_compared_with_the_teacher_in_its_own_sampling
     for value in found(replace(teacher, name="student")):
         assert value
         assert (value.state, "scenes-teacher under own@1" in value.reason) == ("missing", True)
-    runner.run([teacher], bench(tmp_path))
+    runner.run([teacher], prepare_in(tmp_path))
     student, itself = found(replace(teacher, name="student")), found(teacher)
     assert [value.state for value in (*student, *itself) if value] == ["ok"] * 4, "the teacher in few steps is a student of itself"
     assert student[1]
@@ -388,7 +387,7 @@ def test_a_student_of_few_steps_is_compared_with_the_teacher_in_its_own_sampling
 def test_a_suite_names_a_teacher_of_one_s_own(teacher: ModelSpec, tmp_path: Path) -> None:
     suite = SUITE.model_copy(update={"teacher": Teacher(model="juggernaut")})
     specs = [replace(teacher, name=name) for name in ("scenes-teacher", "juggernaut")]
-    made = [records.head(path).value("win_rate.preference.scenes") for path in runner.run(specs, bench(tmp_path, suite))]
+    made = [records.head(path).value("win_rate.preference.scenes") for path in runner.run(specs, prepare_in(tmp_path, suite))]
     assert [value.state for value in made if value] == ["ok", "not_applicable"]
 
 
@@ -396,12 +395,12 @@ def test_values_against_another_teacher_of_the_same_name_are_not_alike(tmp_path:
     names, wins = ("win_rate.preference.scenes", "agreement.clip.scenes"), Rule(direction="higher", margin=1, required=True)
     suite = SUITE.model_copy(update={"metrics": {"scenes": ("preference.scenes", *names)}, "teacher": Teacher(model="drawn")})
     specs = [replace(resolve("scenes-rendered"), name=name) for name in ("drawn", "student")]
-    drawn, first = runner.run(specs, bench(tmp_path, suite))
+    drawn, first = runner.run(specs, prepare_in(tmp_path, suite))
     assert [value.reference for name in names if (value := records.head(first).value(name))] == [drawn.name] * 2  # there are no weights
     record, scores = records.read(drawn)
     again = record.model.model_copy(update={"weights_digest": 16 * "07e4"})
     records.write(record.model_copy(update={"model": again, "created": records.now()}), scores, {}, tmp_path / "results")
-    (second,) = runner.run(specs[1:], bench(tmp_path, suite))
+    (second,) = runner.run(specs[1:], prepare_in(tmp_path, suite))
     found = compare.measure(names[0], wins, Side.read(second), Side.read(first), 0.05)
     assert isinstance(found, compare.Obstacle)
     assert found.reason == f"taken against {6 * '07e4'}, that of the baseline against {drawn.name}; run both again"
@@ -411,10 +410,10 @@ def test_a_run_of_one_half_keeps_the_other_half_of_the_record(teacher: ModelSpec
     probe = Value(name="parameters.unet", kind="count", direction="lower", unit="parameters", value=7)
     monkeypatch.setattr(runner.driver, "measure", lambda specs, *_, **__: Probed({spec.name: [probe] for spec in specs}, "turns"))
     suite = SUITE.model_copy(update={"probes": Probes(rounds=1, calls=2, warmup=0)})
-    (pictures,) = runner.run([teacher], bench(tmp_path, suite))
+    (pictures,) = runner.run([teacher], prepare_in(tmp_path, suite))
     (tmp_path / "moved").symlink_to(teacher.location)
     moved = replace(teacher, location=str(tmp_path / "moved"))  # the same weights
-    (both,) = runner.run([moved], bench(tmp_path, suite, "probes"))
+    (both,) = runner.run([moved], prepare_in(tmp_path, suite, "probes"))
     assert both != pictures
     record, scores = records.read(both)
     before, columns = records.read(pictures)
@@ -423,7 +422,7 @@ def test_a_run_of_one_half_keeps_the_other_half_of_the_record(teacher: ModelSpec
     assert {name: column.tolist() for name, column in scores.columns.items()} == {
         name: column.tolist() for name, column in columns.columns.items()
     }
-    assert runner.run([moved], bench(tmp_path, suite)) == [both]
+    assert runner.run([moved], prepare_in(tmp_path, suite)) == [both]
 
 
 def test_settings_measured_one_after_the_other_come_together_in_one_record(
@@ -442,7 +441,7 @@ def test_settings_measured_one_after_the_other_come_together_in_one_record(
 
     def run(*settings: str) -> dict[str, float | None]:
         place = {"device": "cpu", "results": tmp_path / "results", "runs": tmp_path / "runs"}
-        (made,) = runner.run([teacher], prepared(suite, **place, settings=settings))
+        (made,) = runner.run([teacher], prepare(suite, **place, settings=settings))
         return {value.name: value.value for value in records.read(made)[0].values}
 
     assert run("base") == {p50: 1}
@@ -467,7 +466,7 @@ def test_probes_alone_make_no_pictures_and_rendered_ones_have_no_probes(
     monkeypatch.setattr(runner.driver, "measure", measured)
     monkeypatch.setattr(runner, "load", never)
     suite = SUITE.model_copy(update={"probes": Probes(rounds=1, calls=2, warmup=0)})
-    made = runner.run([resolve("scenes-rendered"), teacher], bench(tmp_path, suite, "probes"))
+    made = runner.run([resolve("scenes-rendered"), teacher], prepare_in(tmp_path, suite, "probes"))
     found = [records.read(path)[0] for path in made]
     assert asked == [["scenes-teacher"]]
     assert [record.values for record in found] == [(), (latency,)]
@@ -478,34 +477,34 @@ def test_probes_alone_make_no_pictures_and_rendered_ones_have_no_probes(
 def test_a_model_of_another_family_or_of_another_s_name_is_refused_before_any_work(
     teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    setting = bench(tmp_path)
+    context = prepare_in(tmp_path)
     monkeypatch.setattr(runner, "weights_digest", never)
     with pytest.raises(UserError, match="'stranger' is of family 'sdxl', suite 'own' is for 'scenes'"):
-        runner.run([teacher, replace(teacher, name="stranger", family="sdxl")], setting)
+        runner.run([teacher, replace(teacher, name="stranger", family="sdxl")], context)
     with pytest.raises(
         UserError, match=r"two models are called 'scenes-teacher': .* and /elsewhere; run them one by one, each with a --name"
     ):
-        runner.run([teacher, replace(teacher, location="/elsewhere")], setting)
+        runner.run([teacher, replace(teacher, location="/elsewhere")], context)
     assert files_of(tmp_path) == {}
 
 
 @pytest.mark.parametrize("lacking", ["prompts", "sampling", "family"])
 def test_a_part_is_no_suite_to_run(lacking: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"suite 'own' is a part.*'quality' or 'standard'"):
-        bench(tmp_path, SUITE.model_copy(update={lacking: None}))
+        prepare_in(tmp_path, SUITE.model_copy(update={lacking: None}))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unknown_metric_of_a_suite_is_found_before_any_picture_is_made(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"unknown metric 'fd\.scene'; did you mean 'fd\.scenes'"):
-        bench(tmp_path, SUITE.model_copy(update={"metrics": {"scenes": ("fd.scene",)}}))
+        prepare_in(tmp_path, SUITE.model_copy(update={"metrics": {"scenes": ("fd.scene",)}}))
 
 
 @pytest.mark.parametrize("blocked", ["results", "runs"])
 def test_a_folder_that_cannot_be_written_is_found_before_any_work(blocked: str, tmp_path: Path) -> None:
     (tmp_path / blocked).write_text("a file in the way")
     with pytest.raises(UserError, match=rf"folder .*{blocked} cannot be written \(File exists\).*--results and --runs"):
-        bench(tmp_path)
+        prepare_in(tmp_path)
     assert files_of(tmp_path).keys() == {blocked}
 
 

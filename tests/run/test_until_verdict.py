@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stand_ins import METRICS, SUITE, bench, never, stand_in
+from stand_ins import METRICS, SUITE, never, prepare_in, stand_in
 
 from sdbench import records, suites
 from sdbench.errors import UserError
@@ -29,11 +29,11 @@ SIX = SUITE.model_copy(update={"prompts": SUITE.prompts.model_copy(update={"n": 
 
 
 def ask(spec: ModelSpec, baseline: Path, folder: Path, rules: Policy = RULES, suite: suites.Suite = SIX) -> tuple[Path, Any]:
-    return until_verdict.run_until_verdict(until_verdict.Question(spec, bench(folder, suite), baseline, rules, {}))
+    return until_verdict.run_until_verdict(until_verdict.Question(spec, prepare_in(folder, suite), baseline, rules, {}))
 
 
 def test_the_same_model_stops_past_half_with_the_pictures_of_a_whole_run(teacher: ModelSpec, tmp_path: Path) -> None:
-    (baseline,) = runner.run([teacher], bench(tmp_path, SIX))
+    (baseline,) = runner.run([teacher], prepare_in(tmp_path, SIX))
     path, report = ask(replace(teacher, name="student"), baseline, tmp_path)
     assert (report.verdict, report.notes[0]) == ("pass", "stopped after 4 of 6 prompts, at look 2")
     assert {result.name for result in report.results} == {"fd.scenes", "clip_score.scenes"}
@@ -53,7 +53,7 @@ def test_the_same_model_stops_past_half_with_the_pictures_of_a_whole_run(teacher
 
 
 def test_what_was_looked_at_is_a_suite_that_can_be_run_again(teacher: ModelSpec, tmp_path: Path) -> None:
-    (baseline,) = runner.run([teacher], bench(tmp_path, SIX))
+    (baseline,) = runner.run([teacher], prepare_in(tmp_path, SIX))
     path, _ = ask(replace(teacher, name="student"), baseline, tmp_path)
     record, scores = records.read(path)
     assert SIX.prompts
@@ -76,7 +76,7 @@ def test_batches_stay_together_and_a_short_one_stays_last() -> None:
 
 
 def test_without_the_baseline_s_pictures_the_distance_waits_for_all_prompts(teacher: ModelSpec, tmp_path: Path) -> None:
-    (baseline,) = runner.run([teacher], bench(tmp_path / "elsewhere", SIX))
+    (baseline,) = runner.run([teacher], prepare_in(tmp_path / "elsewhere", SIX))
     path, report = ask(replace(teacher, name="student"), baseline, tmp_path)
     assert (report.verdict, report.notes[0]) == ("pass", "stopped after 6 of 6 prompts, at look 3")
     record, _ = records.read(path)
@@ -84,7 +84,7 @@ def test_without_the_baseline_s_pictures_the_distance_waits_for_all_prompts(teac
 
 
 def test_a_policy_of_distances_alone_looks_at_everything(teacher: ModelSpec, tmp_path: Path) -> None:
-    (baseline,) = runner.run([teacher], bench(tmp_path, SIX))
+    (baseline,) = runner.run([teacher], prepare_in(tmp_path, SIX))
     rules = RULES.model_copy(update={"suites": {"own": {"fd.scenes": RULES.suites["own"]["fd.scenes"]}}})
     _, report = ask(replace(teacher, name="student"), baseline, tmp_path, rules)
     assert (report.verdict, report.notes[0]) == ("pass", "stopped after 6 of 6 prompts, at look 3")
@@ -95,7 +95,7 @@ def test_a_killed_run_goes_on_and_a_finished_one_makes_nothing(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    (baseline,) = runner.run([teacher], bench(tmp_path / "elsewhere", SIX))
+    (baseline,) = runner.run([teacher], prepare_in(tmp_path / "elsewhere", SIX))
     student, put, made = replace(teacher, name="student"), Store.put, []
 
     def tired(store: Store, image: str, pixels: Any) -> None:
@@ -117,7 +117,7 @@ def test_a_killed_run_goes_on_and_a_finished_one_makes_nothing(
 
 
 def test_a_metric_that_fails_ends_it_and_is_no_pass(teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (baseline,) = runner.run([teacher], bench(tmp_path, SIX))
+    (baseline,) = runner.run([teacher], prepare_in(tmp_path, SIX))
 
     def broken(*_: object) -> None:
         raise ZeroDivisionError("no light")
@@ -131,7 +131,7 @@ def test_a_metric_that_fails_ends_it_and_is_no_pass(teacher: ModelSpec, tmp_path
 def test_a_baseline_of_another_suite_is_refused_before_any_work(
     teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (baseline,) = runner.run([teacher], bench(tmp_path))
+    (baseline,) = runner.run([teacher], prepare_in(tmp_path))
     monkeypatch.setattr(runner, "load", never)
     with pytest.raises(UserError, match="run the baseline under this suite"):
         ask(replace(teacher, name="student"), baseline, tmp_path)
@@ -144,7 +144,7 @@ def test_looks_are_at_whole_batches_and_at_the_end(n: int, batch: int, expected:
 
 def test_an_early_record_has_its_win_rate_and_agreement_with_the_whole_suite_s_teacher(teacher: ModelSpec, tmp_path: Path) -> None:
     suite = SIX.model_copy(update={"metrics": {"scenes": (*METRICS, "agreement.clip.scenes")}})
-    (baseline,) = runner.run([teacher], bench(tmp_path, suite))
+    (baseline,) = runner.run([teacher], prepare_in(tmp_path, suite))
     path, _ = ask(replace(teacher, name="student"), baseline, tmp_path, suite=suite)
     record, _ = records.read(path)
     assert record.n_images == 4
@@ -154,8 +154,8 @@ def test_an_early_record_has_its_win_rate_and_agreement_with_the_whole_suite_s_t
 
 def test_a_policy_may_weigh_a_win_rate_without_its_judge(teacher: ModelSpec, tmp_path: Path) -> None:
     win_rate = "win_rate.preference.scenes"
-    runner.run([teacher], bench(tmp_path, SIX))
-    (baseline,) = runner.run([replace(teacher, name="other")], bench(tmp_path, SIX))
+    runner.run([teacher], prepare_in(tmp_path, SIX))
+    (baseline,) = runner.run([replace(teacher, name="other")], prepare_in(tmp_path, SIX))
     rules = Policy(alpha=0.05, suites={"own": {win_rate: Rule(direction="higher", margin=0.1, required=True)}})
     _, report = ask(replace(teacher, name="student"), baseline, tmp_path, rules)
     assert [(result.name, result.verdict, result.candidate, result.baseline) for result in report.results] == [(win_rate, "pass", 0.5, 0.5)]
