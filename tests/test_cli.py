@@ -17,6 +17,7 @@ from factories import make_measured, make_record, saved
 from distillation import cli as distillation
 from distillation.recipe import read
 from sdbench import __version__, api, cli, suites
+from sdbench.api import measuring
 from sdbench.doctor import checks
 from sdbench.errors import UserError
 from sdbench.gate import baselines
@@ -237,7 +238,8 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[ModelSpec], str | No
         seen.append((specs, device))
         raise UserError("as far as the test goes")
 
-    monkeypatch.setattr(api, "run", stop)
+    for module in (api, measuring):  # what `sdbench run` calls, and what the gate and the noise floor call
+        monkeypatch.setattr(module, "run", stop)
     return seen
 
 

@@ -18,6 +18,7 @@ from peft import LoraConfig
 
 import sdbench
 from sdbench import api, records, suites
+from sdbench.api import measuring
 from sdbench.errors import UserError
 from sdbench.models import memory
 from sdbench.models.loading import load
@@ -183,7 +184,7 @@ def test_a_baseline_without_a_record_is_run_first_and_where_the_model_is(few: su
         ran.append((specs[0].name, device))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(api, "run", run)
+    monkeypatch.setattr(measuring, "run", run)
     for ask in (
         lambda: sdbench.evaluate(student(), few, baseline="scenes-ssd-1b"),
         lambda: sdbench.evaluate("scenes-vega", few, baseline="scenes-ssd-1b", device="cpu"),
@@ -197,7 +198,7 @@ def test_a_baseline_without_a_record_is_run_first_and_where_the_model_is(few: su
 def test_nothing_is_run_for_a_policy_that_does_not_weigh_the_suite(
     teacher: api.Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api, "run", lambda *_, **__: pytest.fail("run"))
+    monkeypatch.setattr(measuring, "run", lambda *_, **__: pytest.fail("run"))
     policy = tmp_path / "policy.toml"
     policy.write_text("alpha = 0.05\n[suites.other]\n")
     with pytest.raises(UserError, match=r"has no table \[suites\.quality\], so it weighs nothing of suite 'quality-custom'"):

@@ -9,6 +9,7 @@ import pytest
 from factories import GPU, LAPTOP, make_measured, make_record, make_scores, saved
 
 from sdbench import api, suites
+from sdbench.api import gating
 from sdbench.errors import UserError
 from sdbench.gate import baselines, lookup
 from sdbench.gate.policy import Policy
@@ -17,7 +18,7 @@ from sdbench.records import Machine, Model, SuiteId
 from sdbench.suites import Suite
 
 SUITE = suites.load("quality")
-POLICY = api._policy(None)
+POLICY = gating.load_policy(None)
 FIRST = make_record().created
 
 

@@ -1,0 +1,23 @@
+"""The commands as Python functions: the same names, the same records."""
+
+from sdbench.api.evaluation import Evaluation, evaluate
+from sdbench.api.gating import compare, noise, until_verdict
+from sdbench.api.measuring import record_pictures, run, score
+from sdbench.api.overrides import Overrides
+from sdbench.api.places import Places
+from sdbench.api.showing import card, report
+
+__all__ = [
+    "Evaluation",
+    "Overrides",
+    "Places",
+    "card",
+    "compare",
+    "evaluate",
+    "noise",
+    "record_pictures",
+    "report",
+    "run",
+    "score",
+    "until_verdict",
+]

@@ -1,0 +1,117 @@
+"""Measure a model from Python, also one in memory."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdbench import records, suites
+from sdbench.api import gating, measuring
+from sdbench.api.places import Places
+from sdbench.errors import UserError
+from sdbench.gate import lookup
+from sdbench.gate.verdicts import Report
+from sdbench.records import Record, Scores
+
+if TYPE_CHECKING:
+    from sdbench.models.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The result of `evaluate`.
+
+    Attributes:
+        folder: record folder, for the gate, the leaderboard and the report.
+        scores: per-image columns of the record.
+        report: the gate's, where a baseline was given.
+    """
+
+    folder: Path
+    record: Record
+    scores: Scores
+    report: Report | None
+
+
+def evaluate(
+    model: Any,
+    suite: str | suites.Suite | None = None,
+    baseline: str | Path | None = None,
+    *,
+    name: str | None = None,
+    only: str | None = None,
+    places: Places = Places(),
+    device: str | None = None,
+) -> Evaluation:
+    """Measure a model, from a notebook or in the middle of a training loop => the record that the command line would make.
+
+    A pipeline in memory is left as it was: device, dtype, scheduler, train or eval mode, and the state of the random
+    generators. Its networks are copied where the suite computes in another dtype. Latency and memory are measured in processes of
+    their own, so a pipeline in memory has none: save it and name the folder. In several processes, call this in one.
+
+        >>> import sdbench
+        >>> from sdbench.api import Overrides
+        >>> from sdbench.suites import load
+        >>> few = Overrides(n=4, steps=2).apply(load("quality"))  # whole suites by their name: suite="quality"
+        >>> teacher = sdbench.evaluate("scenes-teacher", few, only="quality")  # once: win rates and agreement are against it
+        >>> found = sdbench.evaluate(pipeline, few, baseline="scenes-vega", name="step-1000")
+        >>> found.record.value("clip_score.scenes").n
+        4
+        >>> found.report.verdict in ("pass", "regressed", "inconclusive")
+        True
+
+    Args:
+        model: a `StableDiffusionXLPipeline`, or what `sdbench run --model` takes: a folder, a file, a name.
+        suite: a name, the path of a suite file, or a suite; by default the family's.
+        baseline: a record folder or what `--baseline` of the gate takes; what has no record is run first.
+        name: what tables call the model.
+        only: "quality" or "probes" for one half of the suite.
+        places: where records and the work behind them are kept.
+        device: for a model that is not in memory, and its baseline.
+
+    Raises:
+        UserError: bad input, as from the command line.
+    """
+    in_memory = not isinstance(model, str | Path)
+    if in_memory and only == "probes":
+        raise UserError("latency and memory are measured in processes of their own; save the pipeline and name its folder")
+    spec, only = _describe(model, name), "quality" if in_memory else only
+    device = str(model.unet.device) if in_memory else device
+    chosen, policy, old = _load_suite(suite, spec), gating.load_policy(None), None
+    if baseline is not None:  # before the model, which may take hours, is run for a misspelt name
+        policy.rules(chosen.name)
+        old = gating.find_or_run_baseline(str(baseline), chosen, places, device, only)
+    if in_memory:
+        folder = _run_in_memory(model, spec, chosen, places)
+    else:
+        (folder,) = measuring.run([spec], chosen, places, device=device, only=only)
+    report = None if old is None else gating.judge_records(folder, old, policy, places, str(baseline), only=only)
+    return Evaluation(folder, *records.read(folder), report)
+
+
+def _describe(model: Any, name: str | None) -> "ModelSpec":
+    if isinstance(model, str | Path):
+        from sdbench.models.spec import resolve
+
+        return resolve(str(model), name=name)
+    from sdbench.models import memory
+
+    return memory.describe(model, name or "pipeline")
+
+
+def _load_suite(suite: str | suites.Suite | None, spec: "ModelSpec") -> suites.Suite:
+    if suite is None:
+        return lookup.suite_of(spec)
+    return suite if isinstance(suite, suites.Suite) else suites.load(suite)
+
+
+def _run_in_memory(pipeline: Any, spec: "ModelSpec", suite: suites.Suite, places: Places) -> Path:
+    """Score the pictures of a pipeline in memory => the record folder."""
+    from sdbench.generate import DTYPES
+    from sdbench.models import memory
+    from sdbench.run import runner
+    from sdbench.run.context import prepare
+
+    context = prepare(suite, device=str(pipeline.unet.device), results=places.results, runs=places.work, only="quality")
+    with memory.lent(pipeline, DTYPES[context.sampling.dtype]) as guest:
+        (folder,) = runner.run([spec], replace(context, loaded={spec.name: guest}))
+    return folder

@@ -1,0 +1,162 @@
+"""Judge: a candidate against a baseline, a run that stops when the verdict is sure, and the noise floor below both."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sdbench import machine, records, suites
+from sdbench.api import measuring
+from sdbench.api.places import Places
+from sdbench.errors import UserError
+from sdbench.gate import floors, judging, lookup
+from sdbench.gate import policy as policies
+from sdbench.gate.compare import Side
+from sdbench.gate.policy import Policy
+from sdbench.gate.verdicts import Inputs, Report
+from sdbench.records import Record
+
+if TYPE_CHECKING:
+    from sdbench.models.spec import ModelSpec
+
+
+def compare(
+    candidate: str,
+    baseline: str,
+    policy: Path | None,
+    places: Places = Places(),
+    suite: str | None = None,
+    *,
+    base: str | None = None,
+    lora: str | None = None,
+    name: str | None = None,
+    device: str | None = None,
+) -> Report:
+    """Gate a candidate against a baseline. Each is a record folder, a catalogue name or a checkpoint; what has no record is run.
+
+    The baseline may also be a name in `baselines.toml`, which takes precedence.
+
+    Args:
+        policy: policy file; by default `gate.toml` beside the suites.
+        suite: name or path of the suite to run where a record is missing; by default the baseline's.
+        base, lora, name: see `sdbench run`; for a candidate that is run.
+        device: for models that are run.
+
+    Raises:
+        UserError: bad input, as from the command line.
+    """
+    rules = load_policy(policy)
+    chosen = suites.load(suite) if suite else None
+    old_source = lookup.find(baseline, places.results)
+    new_source = lookup.named(candidate, base=base, lora=lora, name=name)
+
+    def run(specs: "Sequence[ModelSpec]", suite: suites.Suite) -> list[Path]:
+        return measuring.run(specs, suite, places, device=device)
+
+    new, old = lookup.pair(new_source, old_source, chosen, rules, places.results, run)
+    return judge_records(new, old, rules, places, baseline)
+
+
+def until_verdict(
+    spec: "ModelSpec", suite: suites.Suite, baseline: str, policy: Path | None, places: Places = Places(), device: str | None = None
+) -> tuple[Path, Report]:
+    """Measure a model until it is sure whether it is as good as the baseline => its record folder, the verdict."""
+    from sdbench.encoders.memory import evaluators
+    from sdbench.run.context import check_models, prepare
+    from sdbench.run.until_verdict import Question, run_until_verdict
+
+    rules = load_policy(policy)
+    rules.rules(suite.name)  # a policy that weighs nothing here ends the run before it begins
+    check_models([spec], suite)
+    old = find_or_run_baseline(baseline, suite, places, device)
+    context = prepare(suite, device=machine.chosen_device(device), results=places.results, runs=places.work)
+    with evaluators(context.device):
+        new, report = run_until_verdict(Question(spec, context, old, rules, floors.between_runs(records.head(old), places.results)))
+    return new, _with_inputs(report, new, old, rules, baseline)
+
+
+def noise(
+    spec: "ModelSpec", suite: suites.Suite, seeds: int, places: Places = Places(), device: str | None = None, only: str | None = None
+) -> tuple[Path, floors.Floor]:
+    """Run a model under several noise seeds and write how far its runs lie apart => the file, the floor.
+
+    The records and pictures of these runs stay in the folder of runs: a leaderboard has no use for them.
+
+    Raises:
+        UserError: fewer than 2 seeds, or a suite whose noise is a file, the same under every seed.
+    """
+    if seeds < 2:
+        raise UserError(f"a noise floor needs at least 2 seeds, found {seeds}")
+    if suite.noise.file:
+        raise UserError(
+            f"suite {suite.name!r} takes its latent from {suite.noise.file}, whatever the seed: its runs would not differ, and the floor would be 0. "
+            "Use a suite whose noise is drawn from a seed"
+        )
+    numbers = [suite.noise.seed + index for index in range(seeds)]
+    folders = [places.work / "noise" / str(number) for number in numbers]  # finished rounds are reused by content: each run needs its own
+    sides = []
+    for number, folder in zip(numbers, folders, strict=True):
+        # Without a teacher, whose pictures have other noise.
+        seeded = suite.model_copy(update={"noise": suite.noise.model_copy(update={"seed": number}), "teacher": None})
+        (record,) = measuring.run([spec], seeded, Places(folder / "records", folder), device=device, only=only)
+        sides.append(Side.read(record))
+    floor = floors.of(sides, numbers, suite.id)
+    path = floors.write(floor, places.results)
+    for folder in folders:  # the next floor is measured anew; a killed run has continued from these until now
+        shutil.rmtree(folder / "probes", ignore_errors=True)
+    return path, floor
+
+
+def load_policy(path: Path | None) -> Policy:
+    """The policy in a file, by default `gate.toml` beside the suites."""
+    return policies.load(path or suites.find(suites.POLICY))
+
+
+def find_or_run_baseline(baseline: str, suite: suites.Suite, places: Places, device: str | None, only: str | None = None) -> Path:
+    """The record folder to compare a run under `suite` with; the baseline is run first where this machine class has no record of it."""
+    source = lookup.find(baseline, places.results)
+    if isinstance(source, Path):
+        lookup.check(source, suite.id)
+        return source
+
+    def run(specs: "Sequence[ModelSpec]", suite: suites.Suite) -> list[Path]:
+        return measuring.run(specs, suite, places, device=device, only=only)
+
+    machine_class = machine.this_machine(machine.chosen_device(device)).machine_class
+    return lookup.of(source, suite, machine_class, places.results, run)
+
+
+def judge_records(new: Path, old: Path, rules: Policy, places: Places, baseline: str, *, only: str | None = None) -> Report:
+    """The verdict on two record folders.
+
+    Latency and memory are not weighed after a run of quality `only`, nor where one side is pictures made elsewhere.
+
+    Args:
+        new, old: record folders of candidate and baseline.
+        rules: the policy.
+        places: where the noise floor lies.
+        baseline: what the user called the baseline.
+        only: the half of the suite that the candidate was measured by.
+    """
+    candidate, opponent = records.head(new), records.head(old)
+    without_probes = next((side for side in (candidate, opponent) if side.model.is_pictures), candidate if only == "quality" else None)
+    weighed, skipped = _leave_out_probes(without_probes, rules) if without_probes else (rules, [])
+    report = judging.gate(new, old, weighed, floors.between_runs(opponent, places.results))
+    if skipped:
+        report = replace(report, notes=(*report.notes, f"not measured, so not weighed: {', '.join(skipped)}"))
+    return _with_inputs(report, new, old, rules, baseline)
+
+
+def _leave_out_probes(record: Record, rules: Policy) -> tuple[Policy, list[str]]:
+    """The policy without the latency and memory that a record lacks, and their names."""
+    measured, weighed = {value.name for value in record.values}, rules.rules(record.suite.name)
+    skipped = [name for name in weighed if name.partition(".")[0] in ("latency", "memory") and name not in measured]
+    remaining = {name: rule for name, rule in weighed.items() if name not in skipped}
+    return rules.model_copy(update={"suites": {rules.table(record.suite.name): remaining}}), skipped
+
+
+def _with_inputs(report: Report, new: Path, old: Path, rules: Policy, baseline: str) -> Report:
+    """The report, with what was compared and by which policy."""
+    suite = records.head(old).suite.text
+    return replace(report, inputs=Inputs(str(new), str(old), baseline, suite, rules.name, rules.alpha))

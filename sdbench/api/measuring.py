@@ -1,0 +1,98 @@
+"""Measure: models under a suite, and pictures made elsewhere."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sdbench import machine, suites
+from sdbench.api.overrides import Overrides
+from sdbench.api.places import Places
+from sdbench.assets.prompts import lines
+from sdbench.records import Scores, Value
+
+if TYPE_CHECKING:
+    from sdbench.models.spec import ModelSpec
+
+
+def run(
+    specs: "Sequence[ModelSpec]",
+    suite: suites.Suite,
+    places: Places = Places(),
+    *,
+    device: str | None = None,
+    only: str | None = None,
+    settings: Sequence[str] = (),
+    profile: bool = False,
+) -> list[Path]:
+    """Measure models under a suite => their record folders.
+
+    Args:
+        only: "quality" or "probes" for one half of the suite.
+        settings: labels of the probes' settings to measure; all by default.
+        profile: also write a table of where each stage spends its time.
+    """
+    from sdbench.run import runner
+    from sdbench.run.context import prepare
+
+    context = prepare(
+        suite,
+        device=machine.chosen_device(device),
+        results=places.results,
+        runs=places.work,
+        only=only,
+        settings=settings,
+        profile=profile,
+    )
+    return runner.run(specs, context)
+
+
+def score(
+    images: Path, prompts: Path, places: Places = Places(), suite: str = "standard", *, device: str | None = None
+) -> tuple[list[Value], Scores]:
+    """Score pictures made elsewhere by a suite's metrics, except those that compare with the teacher.
+
+    Args:
+        images: folder of PNG, JPEG or WebP pictures of one size.
+        prompts: text file with a prompt a line, in the order of the sorted file names.
+        places: where the work is kept.
+        suite: name or path of a suite. Its family decides what is accepted: `scenes` takes 64 x 64 px and the grammar's captions.
+        device: where the evaluators run.
+
+    Raises:
+        UserError: the numbers of pictures and prompts differ, a file cannot be read, the family accepts no such pictures, or there is no
+            such device.
+    """
+    from sdbench.encoders.memory import evaluators
+    from sdbench.run import external
+    from sdbench.score import PROTOCOLS
+    from sdbench.score import score as score_subject
+
+    chosen = suites.load(suite)
+    subject = external.subject(images, prompts, chosen, places.work)
+    with evaluators(machine.chosen_device(device)):
+        return score_subject(subject, [name for name in chosen.own_metrics if not PROTOCOLS[name].against_teacher])
+
+
+def record_pictures(
+    images: Path, prompts: Path, name: str, places: Places = Places(), suite: str = "standard", *, device: str | None = None
+) -> Path:
+    """Score pictures made elsewhere and write a record, which leaderboard and gate read => its folder.
+
+    The record belongs to the suite itself where the prompts are the suite's, so that its row stands beside the models', and to
+    `<name>-custom` otherwise. It has win rates over the teacher, but no agreement, which needs the teacher's noise.
+
+    Args:
+        name: what tables call the pictures.
+        images, prompts, places, suite, device: see `score`.
+
+    Raises:
+        UserError: see `score`; or the name is that of a model of the catalogue.
+    """
+    from sdbench.run import external
+    from sdbench.run.context import prepare
+
+    chosen = suites.load(suite)
+    if lines(prompts) != tuple(chosen.prompt_list().values()):
+        chosen = Overrides(prompts=prompts).apply(chosen)
+    context = prepare(chosen, device=machine.chosen_device(device), results=places.results, runs=places.work, only="quality")
+    return external.record(images, prompts, name, context)

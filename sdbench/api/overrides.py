@@ -1,0 +1,73 @@
+"""Settings of a suite that a single run may change."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdbench.assets.prompts import lines
+from sdbench.errors import UserError
+from sdbench.suites import Suite
+from sdbench.validation import validated
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """Settings in place of a suite's own. The changed suite is named `<name>-custom`, so its rows stay apart.
+
+    Attributes:
+        timesteps: of each step; sets `steps` to their number where that is not given.
+        n: number of prompts.
+        prompts: text file with a prompt a line; all of them are taken unless `n` says otherwise.
+        reference: name of the reference that distances are measured to.
+        rounds: processes for each model and setting.
+        calls: timed calls of each stage in a process.
+    """
+
+    steps: int | None = None
+    guidance_scale: float | None = None
+    scheduler: str | None = None
+    timestep_spacing: str | None = None
+    timesteps: Sequence[int] | None = None
+    eta: float | None = None
+    size_px: int | None = None
+    batch: int | None = None
+    dtype: str | None = None
+    n: int | None = None
+    prompts: Path | None = None
+    reference: str | None = None
+    rounds: int | None = None
+    calls: int | None = None
+
+    def apply(self, suite: Suite) -> Suite:
+        """The suite with these settings; the suite itself where none is given.
+
+        Raises:
+            UserError: a value is out of range, the prompts cannot be read, or `rounds` or `calls` are given for a suite without probes.
+        """
+        changed = {name: value for name, value in vars(self).items() if value is not None}
+        if not changed or suite.sampling is None or suite.prompts is None:
+            return suite
+        n, prompt_file, reference = (changed.pop(name, None) for name in ("n", "prompts", "reference"))
+        timing: dict[str, int] = {name: changed.pop(name) for name in ("rounds", "calls") if name in changed}
+        sampling = {**suite.sampling.model_dump(), **({"steps": len(self.timesteps)} if self.timesteps else {}), **changed}
+        prompts = suite.prompts.model_dump()
+        if prompt_file:
+            prompts = {"source": "file", "file": str(prompt_file), "n": len(lines(prompt_file))}
+        if n is not None:
+            prompts |= {"n": n, "digest": None}
+        content = {**suite.model_dump(), "name": f"{suite.name}-custom", "sampling": sampling, "prompts": prompts}
+        content["reference"] = reference or suite.reference
+        if timing:
+            content["probes"] = _change_timing(suite, timing)
+        return validated(Suite, content, f"suite {suite.name!r} with your settings")
+
+
+def _change_timing(suite: Suite, timing: dict[str, int]) -> dict[str, Any]:
+    """The suite's probes with other numbers of rounds or calls; these calls replace those that a setting has of its own."""
+    if suite.probes is None:
+        raise UserError(f"suite {suite.name!r} has no probes, so nothing to take in {' and '.join(timing)}; leave that out")
+    content = {**suite.probes.model_dump(), **timing}
+    if "calls" in timing:
+        content["settings"] = [{**setting, "calls": None} for setting in content.get("settings", ())]
+    return content

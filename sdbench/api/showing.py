@@ -1,0 +1,55 @@
+"""Show: the HTML page of all records, and the results in a model's card."""
+
+from pathlib import Path
+
+from sdbench.api.gating import load_policy
+from sdbench.api.places import Places
+from sdbench.errors import UserError
+
+
+def report(places: Places = Places(), out: Path | None = None, policy: Path | None = None) -> list[Path]:
+    """Write the HTML page of all records => the page, and the files beside it.
+
+    Args:
+        out: the page; by default `report.html` in the folder of results.
+        policy: policy file of the verdicts on it; by default `gate.toml` beside the suites.
+
+    Raises:
+        UserError: there are no records, or the `policy` given weighs none of them.
+    """
+    from sdbench.leaderboard import standings
+    from sdbench.report import page
+
+    rules = load_policy(policy)
+    measured = sorted({row.record.suite.name for row in standings.rows(places.results)}) if policy else []
+    if measured and not any(rules.suites.get(rules.table(name)) for name in measured):
+        rules.rules(measured[0])  # raises, with what to do
+    return page.write(places.results, out or places.results / page.FILE_NAME, rules)
+
+
+def card(folder: str, places: Places = Places(), base: str | None = None) -> Path:
+    """Write the results of the model in a folder into its model card => the card.
+
+    Args:
+        folder: of a pipeline or UNet.
+        base: see `sdbench run`; the pipeline that completes a UNet.
+
+    Raises:
+        UserError: the folder holds no model, or no record is of its weights.
+    """
+    from sdbench.leaderboard import standings
+    from sdbench.models.digest import weights_digest
+    from sdbench.models.spec import resolve
+    from sdbench.report import card as cards
+
+    spec = resolve(folder, base=base)
+    if spec.source not in ("folder", "unet-folder"):
+        raise UserError(f"a card is written into the folder of a pipeline or UNet, and {folder!r} is none ({spec.origin}); name one")
+    board = standings.rows(places.results)
+    dtypes = {row.record.sampling.get("dtype", "float32") for row in board if row.record.family == spec.family}
+    digests = {weights_digest(spec, dtype=dtype) for dtype in dtypes}
+    own = [row for row in board if row.record.model.weights_digest in digests]
+    if not own:
+        command = f"sdbench run --model {folder}{f' --base {base}' if base else ''}"
+        raise UserError(f"no record under {places.results} is of the weights in {folder}; measure them first: {command}")
+    return cards.write(Path(folder), board, own)
