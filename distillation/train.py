@@ -35,7 +35,7 @@ from distillation.succession import warn_of_others
 from distillation.taps import Tap, collect, resolve
 from sdbench.disk import digest, write_bytes
 from sdbench.errors import UserError
-from sdbench.probes.capacity import is_out_of_memory
+from sdbench.models.out_of_memory import is_out_of_memory
 from sdbench.scenes.embedded import checked
 from sdbench.scenes.networks import SceneNet
 from sdbench.scenes.training.evaluation import Watch

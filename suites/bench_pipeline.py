@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from sdbench.models.out_of_memory import is_out_of_memory
 from sdbench.probes import capacity, ceilings, meters, profiling, setup
 from sdbench.probes.monitor import Watch, used_mib
 from sdbench.probes.request import CEILINGS, STAGES, VARIABLE, Request
@@ -79,7 +80,7 @@ def test_stage(stage: str, running: Running, benchmark: Any) -> None:
 
 def out_of_memory(error: RuntimeError) -> str:
     """What it says of that, without the allocator's advice; any other error goes on."""
-    if not capacity.is_out_of_memory(error):
+    if not is_out_of_memory(error):
         raise error
     return str(error).partition(". Of the allocated memory")[0]
 

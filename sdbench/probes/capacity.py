@@ -4,25 +4,16 @@ from collections.abc import Callable
 
 import torch
 
+from sdbench.models.out_of_memory import is_out_of_memory
 from sdbench.probes.meters import MIB
 from sdbench.probes.stages import Stages
 
-CARDS_GB = (8, 12, 16, 24, 32, 40, 48, 80)  # of 2**30 bytes, as cards are sold
+CARDS_GB = (8, 12, 16, 24, 32, 40, 48, 80)  # in units of 2**30 bytes, as cards are sold
 GIB = 2**30
-# cuDNN's, cuBLAS's, the driver's, and the allocator's where a compiler has wrapped its exception in one of its own.
-_NO_ROOM = ("unable to find an engine", "ALLOC_FAILED", "ALLOCATION_FAILED", "CUDA error: out of memory", "CUDA out of memory")
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a call failed for want of memory: PyTorch's allocator says so by an exception of its own, the libraries below it in words.
-
-    cuDNN tries one algorithm after another, and where each of them runs out of memory it has found none.
-    """
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _NO_ROOM)
 
 
 def largest_batch(stages: Stages) -> int:
-    """The largest halving of the batch for which the pipeline runs; 0 where not even one picture fits."""
+    """The largest batch that fits, found by halving; 0 where not even one picture fits."""
     batch = stages.batch // 2
     while batch and not _fits(stages, batch):
         batch //= 2
@@ -30,10 +21,10 @@ def largest_batch(stages: Stages) -> int:
 
 
 def smallest_card(stages: Stages, device: str, context_mib: float) -> int | None:
-    """Memory in GB of the smallest card on which the pipeline runs; None where it needs more than any of `CARDS_GB`, or than this card.
+    """Memory in GB of the smallest card that runs the pipeline; None where it needs more than this card, or than any of `CARDS_GB`.
 
-    Tried, not reckoned: the pipeline runs while PyTorch's allocator may take no more than such a card has left beside the
-    CUDA context.
+    This is tried, not computed: the pipeline runs while PyTorch's allocator may take no more than such a card would have left
+    beside the CUDA context.
     """
     total, index = torch.cuda.get_device_properties(device).total_memory, torch.device(device).index  # None is the current one
     try:
@@ -47,16 +38,17 @@ def smallest_card(stages: Stages, device: str, context_mib: float) -> int | None
         torch.cuda.set_per_process_memory_fraction(1.0, index)
 
 
-def context_mib(device: str, held_mib: float | None) -> float:
-    """What a process holds of the card beside PyTorch's allocator: the CUDA context and its libraries.
+def context_mib(device: str, process_mib: float | None) -> float:
+    """Memory of the card, in MiB, that a process holds beside PyTorch's allocator: the CUDA context and its libraries.
 
     Args:
-        held_mib: by the process, as NVML says; where it does not, the whole card's use stands for it, which is the same if it is alone.
+        process_mib: what the process holds, from NVML; where that is None, the use of the whole card is taken, which is the same if
+            the process is alone on it.
     """
-    if held_mib is None:
+    if process_mib is None:
         free, total = torch.cuda.mem_get_info(device)
-        held_mib = (total - free) / MIB
-    return max(0.0, held_mib - torch.cuda.memory_reserved(device) / MIB)
+        process_mib = (total - free) / MIB
+    return max(0.0, process_mib - torch.cuda.memory_reserved(device) / MIB)
 
 
 def _fits(stages: Stages, batch: int) -> bool:

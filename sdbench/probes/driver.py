@@ -40,7 +40,7 @@ JOINED = "rounds.json"
 _PACKAGES = ("torch", "diffusers", "transformers", "peft", "pytest-benchmark")  # a finished round holds for these versions
 _CODE = (  # and for this code, which is what runs and how it is timed
     *("probes/stages", "probes/setup", "probes/meters", "probes/ceilings", "probes/capacity", "probes/monitor"),
-    *("generate", "models/random_weights", "models/activation_scale"),
+    *("generate", "models/out_of_memory", "models/random_weights", "models/activation_scale"),
 )
 _MEASURING = tuple(Path(__file__).parents[1] / f"{name}.py" for name in _CODE)
 _ENVIRONMENT = {
