@@ -21,7 +21,7 @@ from torchmetrics import Metric
 
 from sdbench.arrays import F64
 from sdbench.metrics.frechet import Gaussian, frechet_distance
-from sdbench.metrics.inputs import at_least, matrix, same_width
+from sdbench.metrics.inputs import as_matrix, check_at_least, check_same_width
 
 Extractor = Callable[[Any], Tensor | npt.NDArray[Any]]  # pictures => features, n x d
 
@@ -42,7 +42,7 @@ class _SetMetric(Metric):
         features = torch.as_tensor(given if extractor is None else extractor(given)).detach().to(self.device)
         if features.ndim != 2:
             raise ValueError(f"features must be n x d, found shape {tuple(features.shape)}")
-        same_width(features.shape[1], self._width, "features and reference")
+        check_same_width(features.shape[1], self._width, "features and reference")
         if bad := int((~features.isfinite()).any(dim=1).sum()):
             raise ValueError(f"features must be finite, found NaN or infinity in {bad} of {len(features)} rows")
         return features
@@ -108,7 +108,7 @@ class Frechet(_SetMetric):
             ValueError: fewer than 2 rows so far.
         """
         n = int(self.n)
-        at_least(n, 2, "features")
+        check_at_least(n, 2, "features")
         shift, scatter = self.total.cpu().numpy() / n, self.scatter.cpu().numpy()
         covariance = (scatter - n * np.outer(shift, shift)) / (n - 1)
         found = Gaussian(self.reference.mean + shift, covariance, n)
@@ -133,7 +133,7 @@ class OfFeatures(_SetMetric):
     def __init__(
         self, function: Callable[[Any, Any], Any], reference: npt.ArrayLike, extractor: Extractor | None = None, **settings: Any
     ) -> None:
-        self.reference: F64 = matrix(reference, "reference")
+        self.reference: F64 = as_matrix(reference, "reference")
         super().__init__(self.reference.shape[1], extractor, **settings)
         self.function = function
         self.add_state("features", [], dist_reduce_fx="cat")

@@ -3,9 +3,9 @@
     k(a, b) = exp(-|a - b|^2 / (2 sigma^2)),  sigma = 10
     CMMD = 1000 (mean_ij k(x_i, x_j) + mean_ij k(y_i, y_j) - 2 mean_ij k(x_i, y_j))         (lower is better, 0 = same set)
 
-Source: Jayasumana et al. 2024; Gretton et al. 2012, eq. 5. Embeddings have length 1. The means take in i = j, as the
-authors' do, which makes it biased upward by about 1000 (1 - mean k) (1/n + 1/m): some hundredths at n = 500, so that
-it may be compared at a small n, but at one n.
+Source: Jayasumana et al. 2024; Gretton et al. 2012, eq. 5. Embeddings have length 1. The means include i = j, as in the
+authors' code, so the value is biased upward by about 1000 (1 - mean k) (1/n + 1/m). At n = 500 that is some hundredths:
+values at a small n may be compared, but only at the same n.
 """
 
 import numpy as np
@@ -18,13 +18,13 @@ SIGMA, SCALE = 10.0, 1000.0
 
 
 def cmmd(x: npt.ArrayLike, y: npt.ArrayLike) -> tuple[float, F64]:
-    """CMMD of two sets of embeddings, n x d and m x d, and the first-order influence of each row of x on it => (n,), mean zero.
+    """CMMD of two sets of embeddings, n x d and m x d, and the first-order influence of each row of x => (n,), mean zero.
 
-    influence_i = 2000 (mean_j k(x_i, x_j) - mean_j k(x_i, y_j)), less its mean: the derivative of the value by the weight
-    of image i. The standard error is std(influence, ddof=1) / sqrt(n), where the sets differ; it takes y as given.
+    influence_i = 2000 (mean_j k(x_i, x_j) - mean_j k(x_i, y_j)), less its mean: the derivative of the value with respect to the
+    weight of image i. Where the sets differ, the standard error is std(influence, ddof=1) / sqrt(n); it takes y as given.
 
     Raises:
-        ValueError: not n x d, not finite, other widths, or an empty set.
+        ValueError: a set is not n x d, not finite or empty, or the widths differ.
     """
     within, across = mean_kernel(x, x, _kernel), mean_kernel(x, y, _kernel)
     witness = within - across

@@ -2,11 +2,11 @@
 
     cosine(x, y) = x . y / (|x| |y|)          score = scale * cosine(image, caption)          (higher is better)
 
-Agreement is of two pictures of one prompt and noise, 1 where the student drew what the teacher drew: how near, not how good.
-A CLIP score is at scale 100 (Hessel et al. 2021, without their factor 2.5 and without clipping at 0, since either hides how bad a bad
-image is). PickScore v1 (Kirstain et al. 2023) is at the model's own scale, about 100: exp(a) / (exp(a) + exp(b)) is the probability
-that people prefer image a, so only differences on one prompt mean anything. HPS v2.1 (Wu et al. 2023) is at 100, as
-`evaluate_benchmark` of its code has it (its `score` leaves the 100 out). Values of two backbones or versions are not comparable.
+Agreement compares two pictures of the same prompt and noise; it is 1 where the student drew what the teacher drew. It says how near
+they are, not how good. A CLIP score has scale 100 (Hessel et al. 2021, without their factor 2.5 and without clipping at 0, since either
+hides how bad a bad image is). PickScore v1 (Kirstain et al. 2023) has the model's own scale, about 100: exp(a) / (exp(a) + exp(b)) is
+the probability that people prefer image a, so only differences on one prompt mean anything. HPS v2.1 (Wu et al. 2023) has scale 100, as
+in `evaluate_benchmark` of its code (its `score` leaves the 100 out). Values of different backbones or versions are not comparable.
 """
 
 import math
@@ -15,28 +15,28 @@ import numpy as np
 import numpy.typing as npt
 
 from sdbench.arrays import F64
-from sdbench.metrics.inputs import matrix
+from sdbench.metrics.inputs import as_matrix
 
 
 def cosine(x: npt.ArrayLike, y: npt.ArrayLike) -> F64:
     """Cosine of each row of x with the same row of y, n x d and n x d, normalised or not => (n,) in -1..1.
 
     Raises:
-        ValueError: not n x d, not finite, other shapes, or a row of zeros, which has no direction.
+        ValueError: not n x d, not finite, the shapes differ, or a row is all zeros and so has no direction.
     """
-    x, y = matrix(x, "x"), matrix(y, "y")
+    x, y = as_matrix(x, "x"), as_matrix(y, "y")
     if x.shape != y.shape:
         raise ValueError(f"paired features must have the same shape, found {x.shape} and {y.shape}")
     return np.asarray((_unit(x, "x") * _unit(y, "y")).sum(axis=1).clip(-1, 1))
 
 
 def caption_score(image: npt.ArrayLike, text: npt.ArrayLike, scale: float = 100.0) -> F64:
-    """`scale` times the cosine of images and their captions, n x d and n x d => (n,).
+    """`scale` times the cosine of each image with its caption, n x d and n x d => (n,).
 
-    `scale` is the factor itself, not the logarithm that checkpoints store.
+    `scale` is the factor itself, not its logarithm, which checkpoints store.
 
     Raises:
-        ValueError: as `cosine`, or a scale that is not positive and finite.
+        ValueError: see `cosine`; or the scale is not positive and finite.
     """
     if not (math.isfinite(scale) and scale > 0):
         raise ValueError(f"scale must be positive and finite, found {scale}")

@@ -1,11 +1,11 @@
-"""FID-infinity: what a Frechet distance would be with unlimited images, by a line through its values at n, n/2 and n/3.
+"""FID-infinity: a Frechet distance extrapolated to unlimited images, from its values at n, n/2 and n/3.
 
     d(n) = d(infinity) + b / n + c / n^2 + ...          line through n and n/2: d(infinity) = 2 d(n) - d(n/2)
 
 Source: Chong and Forsyth 2020, who fit a line to 15 overlapping random subsets of n/10 .. n images. Here the images are split
-once, by a fixed seed, into two halves and three thirds, so that every image counts once at each size: the same idea with
-about 0.7 of the scatter, fewer distances, and an influence column. n/3 tells how far from a line the values are.
-The reference is taken as it is: its own finite n stays in the value.
+once, with a fixed seed, into two halves and three thirds, so that every image counts once at each size. This has about 0.7 of
+their scatter, takes fewer distances, and gives an influence for each image. The thirds show how far the values are from a line.
+The bias from the reference's own finite n stays in the value.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from sdbench.arrays import F64
 from sdbench.metrics.frechet import Gaussian, frechet
-from sdbench.metrics.inputs import at_least, matrix
+from sdbench.metrics.inputs import as_matrix, check_at_least
 
 _SEED = 2020
 LEAST_PER_DIMENSION = 2.5
@@ -26,8 +26,8 @@ class Extrapolation:
     """A distance at unlimited n.
 
     Attributes:
-        curvature: what a parabola through n, n/2 and n/3 would add to the value: how much the line may be wrong by.
-        influence: first-order influence of each image on the value, (n,), mean zero, as `frechet.frechet` has it.
+        curvature: what a parabola through n, n/2 and n/3 would add to the value, an estimate of the line's error.
+        influence: first-order influence of each image on the value, (n,), mean zero; see `frechet.frechet`.
     """
 
     value: float
@@ -36,16 +36,16 @@ class Extrapolation:
 
 
 def frechet_infinity(features: npt.ArrayLike, reference: Gaussian) -> Extrapolation:
-    """Frechet distance to the reference, extrapolated to unlimited images, n x d; may be a little below 0.
+    """Frechet distance of features, n x d, to the reference, extrapolated to unlimited images; may be slightly negative.
 
     Its interval is `stats.standard_error_interval(value, influence, systematic=abs(curvature))`.
 
     Raises:
-        ValueError: not n x d, not finite, another d than the reference's, or n < 2.5 d, where 1 / n is no line yet.
+        ValueError: not n x d, not finite, another d than the reference's, or n < 2.5 d, where the distance is not yet a line in 1 / n.
     """
-    features = matrix(features, "features")
+    features = as_matrix(features, "features")
     n, d = features.shape
-    at_least(n, int(np.ceil(LEAST_PER_DIMENSION * d)), "features (2.5 d: with fewer the distance is not yet a line in 1 / n)")
+    check_at_least(n, int(np.ceil(LEAST_PER_DIMENSION * d)), "features (2.5 d: with fewer the distance is not yet a line in 1 / n)")
     order = np.random.default_rng(_SEED).permutation(n)
     whole, halves, thirds = (_mean_over_parts(features, np.array_split(order, parts), reference) for parts in (1, 2, 3))
     return Extrapolation(2 * whole[0] - halves[0], whole[0] - 2 * halves[0] + thirds[0], 2 * whole[1] - halves[1])

@@ -1,4 +1,4 @@
-"""What every metric asks of its arrays: two dimensions, finite numbers, widths that fit. Anything else is refused, never repaired."""
+"""Checks of the arrays given to metrics: two dimensions, finite numbers, matching widths. Bad input is refused, never repaired."""
 
 import numpy as np
 import numpy.typing as npt
@@ -6,7 +6,7 @@ import numpy.typing as npt
 from sdbench.arrays import F64
 
 
-def matrix(features: npt.ArrayLike, name: str) -> F64:
+def as_matrix(features: npt.ArrayLike, name: str) -> F64:
     """Features as float64, n x d.
 
     Raises:
@@ -21,8 +21,8 @@ def matrix(features: npt.ArrayLike, name: str) -> F64:
     return array
 
 
-def same_width(x: int, y: int, names: str) -> None:
-    """Check that two sets live in one feature space.
+def check_same_width(x: int, y: int, names: str) -> None:
+    """Check that two sets have features of the same dimension.
 
     Raises:
         ValueError: their dimensions differ.
@@ -31,7 +31,7 @@ def same_width(x: int, y: int, names: str) -> None:
         raise ValueError(f"{names} must have the same dimension, found {x} and {y}")
 
 
-def at_least(n: int, smallest: int, name: str) -> None:
+def check_at_least(n: int, smallest: int, name: str) -> None:
     """Check that a set is large enough.
 
     Raises:

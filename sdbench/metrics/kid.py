@@ -3,9 +3,9 @@
     k(a, b) = (a . b / d + 1)^degree
     KID = mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean_{i, j} k(x_i, y_j)         (lower is better)
 
-Source: Binkowski et al. 2018; Gretton et al. 2012, eq. 3. Unbiased at any n, hence the distance to use below n = d, and
-hence at times slightly negative. It is taken once over all images, not averaged over random subsets: the same
-expectation, less variance, and no seed.
+Source: Binkowski et al. 2018; Gretton et al. 2012, eq. 3. Unbiased at any n: the distance to use below n = d, and
+therefore sometimes slightly negative. It is computed once over all images, not averaged over random subsets, which has the same
+expectation, less variance, and needs no seed.
 """
 
 import numpy as np
@@ -13,19 +13,19 @@ import numpy.typing as npt
 
 from sdbench.arrays import F64
 from sdbench.metrics import tiles
-from sdbench.metrics.inputs import at_least
+from sdbench.metrics.inputs import check_at_least
 from sdbench.metrics.mmd import Kernel, mean_kernel
 
 
 def kid(x: npt.ArrayLike, y: npt.ArrayLike, degree: int = 3) -> tuple[float, F64]:
-    """KID of two sets of features, n x d and m x d, and the first-order influence of each row of x on it => (n,), mean zero.
+    """KID of two sets of features, n x d and m x d, and the first-order influence of each row of x => (n,), mean zero.
 
-    Dimensionless, around 0 for one distribution. influence_i = 2 (mean_{j != i} k(x_i, x_j) - mean_j k(x_i, y_j)), less its
-    mean: twice the first term of its expansion by single images (Hoeffding 1948). The standard error is
-    std(influence, ddof=1) / sqrt(n), where the sets differ; it takes y as given.
+    Dimensionless, around 0 for two samples of one distribution. influence_i = 2 (mean_{j != i} k(x_i, x_j) - mean_j k(x_i, y_j)), less its
+    mean: twice the first term of its Hoeffding expansion (1948). Where the sets differ, the standard error is
+    std(influence, ddof=1) / sqrt(n); it takes y as given.
 
     Raises:
-        ValueError: not n x d, not finite, n or m < 2, or other widths.
+        ValueError: a set is not n x d, not finite or has fewer than 2 rows, or the widths differ.
     """
 
     def kernel(products: F64, *_: F64) -> F64:
@@ -38,7 +38,7 @@ def kid(x: npt.ArrayLike, y: npt.ArrayLike, degree: int = 3) -> tuple[float, F64
 
 
 def _mean_of_others(features: npt.ArrayLike, kernel: Kernel, name: str) -> F64:
-    """Of each row, the mean of the kernel over the other rows => (n,)."""
-    rows, squares = tiles.rows(features, name)
-    at_least(len(rows), 2, name)
+    """The mean of the kernel of each row with the other rows => (n,)."""
+    rows, squares = tiles.rows_and_squares(features, name)
+    check_at_least(len(rows), 2, name)
     return np.asarray((len(rows) * mean_kernel(rows, rows, kernel) - kernel(squares, squares, squares)) / (len(rows) - 1))

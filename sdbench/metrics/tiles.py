@@ -1,4 +1,4 @@
-"""Products of all rows of two sets in float64, a tile at a time: neither n x m numbers nor a copy of the features is ever held."""
+"""Products of all pairs of rows in float64, a tile at a time: neither n x m numbers nor a copy of the features is ever held."""
 
 from collections.abc import Iterator
 
@@ -8,11 +8,11 @@ import numpy.typing as npt
 from sdbench.arrays import F64
 
 Features = npt.NDArray[np.floating]
-_TILE, _COLUMNS = 2**23, 4096  # a tile takes 64 MiB, a float64 copy of 4096 x 2048 features likewise
+_TILE, _COLUMNS = 2**23, 4096  # a tile takes 64 MiB, as does a float64 copy of 4096 x 2048 features
 
 
-def rows(features: npt.ArrayLike, name: str) -> tuple[Features, F64]:
-    """Features, n x d in the precision they have, and their squared lengths, (n,).
+def rows_and_squares(features: npt.ArrayLike, name: str) -> tuple[Features, F64]:
+    """Features, n x d in their own precision, and the squared length of each row, (n,).
 
     Raises:
         ValueError: not n x d, or not finite.
@@ -27,7 +27,7 @@ def rows(features: npt.ArrayLike, name: str) -> tuple[Features, F64]:
 
 
 def products(x: Features, y: Features) -> Iterator[tuple[slice, F64]]:
-    """X Y^T of n x d and m x d, as slices of the n rows with their tiles, rows x m."""
+    """X Y^T for x n x d and y m x d, as slices of the n rows with their tiles, rows x m."""
     height = max(1, _TILE // len(y))
     for start in range(0, len(x), height):
         part = x[start : start + height].astype(np.float64)
