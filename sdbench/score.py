@@ -1,6 +1,6 @@
-"""Pictures -> values with intervals, and the per-image scores behind them.
+"""Score pictures: values with intervals, and the per-image scores behind them.
 
-A protocol that throws, or whose weights are not at hand, gives a value whose state says so; the others go on.
+A protocol that raises an error, or lacks its weights, gives a value without a number and with the reason; the others go on.
 """
 
 from collections.abc import Sequence
@@ -11,15 +11,15 @@ from sdbench.protocols import agreement, captions, sets, truth
 from sdbench.protocols.base import Protocol, Subject
 from sdbench.records import Scores, Value
 
-# In the order in which they are taken: a win rate needs the preference scores before it.
+# In the order in which they are measured: a win rate needs the preference scores before it.
 PROTOCOLS = {protocol.name: protocol for protocol in (*truth.PROTOCOLS, *sets.PROTOCOLS, *captions.PROTOCOLS, *agreement.PROTOCOLS)}
 
 
-def named(metrics: Sequence[str]) -> list[Protocol]:
-    """The protocols of these names, in the order in which they are taken.
+def find_protocols(metrics: Sequence[str]) -> list[Protocol]:
+    """The protocols of these names, in the order of `PROTOCOLS`.
 
     Raises:
-        UserError: a metric that is not known.
+        UserError: a metric is not known.
     """
     for name in metrics:
         if name not in PROTOCOLS:
@@ -28,12 +28,12 @@ def named(metrics: Sequence[str]) -> list[Protocol]:
 
 
 def score(subject: Subject, metrics: Sequence[str]) -> tuple[list[Value], Scores]:
-    """Every metric of the list, in the order of `PROTOCOLS`.
+    """Measure these metrics of the pictures => a value for each, in the order of `PROTOCOLS`, and the per-image scores.
 
     Raises:
-        UserError: a metric that is not known, or a picture that cannot be read.
+        UserError: a metric is not known, or a picture cannot be read.
     """
-    protocols = named(metrics)
+    protocols = find_protocols(metrics)
     for _ in subject.blocks():  # a picture that cannot be read ends the run here, before any metric
         pass
     values = []
@@ -41,18 +41,18 @@ def score(subject: Subject, metrics: Sequence[str]) -> tuple[list[Value], Scores
         try:
             value, columns = protocol.measure(subject, protocol)
         except MissingError as error:
-            value, columns = protocol.without("missing", str(error)), {}
+            value, columns = protocol.without_value("missing", str(error))
         except Exception as error:  # noqa: BLE001  # a metric that fails loses only itself
-            value, columns = protocol.without("failed", f"{type(error).__name__}: {error}"), {}
+            value, columns = protocol.without_value("failed", f"{type(error).__name__}: {error}")
         if protocol.against_teacher and value.state == "ok":
-            value = value.model_copy(update={"reference": subject.original_digest})
+            value = value.model_copy(update={"reference": subject.teacher_digest})
         subject.columns.update(columns)
-        values.append(_noted(value))
+        values.append(_note_unverified_weights(value))
     return values, Scores(subject.prompt_ids, subject.samples, subject.columns, subject.prompts)
 
 
-def _noted(value: Value) -> Value:
-    """The value, with a note where no source states the digest of the weights behind it."""
+def _note_unverified_weights(value: Value) -> Value:
+    """Add a note to the value where no source states the digest of the weights behind it."""
     names = [asset.name for asset in catalogue.needed([value.name]) if weights.unverified(asset.name)]
     if value.state != "ok" or not names:
         return value

@@ -116,7 +116,7 @@ def _subject(drawn: U8, runs: Path) -> Subject:
 
 
 def _scored(subject: Subject, teacher: Scores, original: Subject, names: list[str]) -> tuple[dict[str, Value], Scores]:
-    values, scores = score(replace(subject, teacher=teacher, original=original), names)
+    values, scores = score(replace(subject, teacher_scores=teacher, teacher_pictures=original), names)
     return {value.name: value for value in values}, scores
 
 

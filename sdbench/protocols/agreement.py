@@ -1,7 +1,7 @@
-"""Student against teacher, same prompt and same noise: how near the copy is, whatever the original is worth.
+"""Student against teacher, same prompt and same noise: how near the copy is, whatever the teacher is worth.
 
-A distance to real pictures mixes two things, what distillation cost and what the teacher itself lacks, and a poor
-reference adds a third. These need neither a reference nor a caption. They say how near, not how good.
+A distance to real pictures mixes two things, what distillation cost and what the teacher itself lacks; a poor reference adds
+a third. The agreement metrics need neither a reference nor a caption. They say how near, not how good.
 """
 
 from collections.abc import Callable
@@ -14,54 +14,53 @@ from sdbench.encoders import perceptual
 from sdbench.encoders.catalogue import ENCODERS, TOWERS
 from sdbench.metrics import frechet
 from sdbench.metrics.cosine import cosine
-from sdbench.protocols.base import Protocol, Result, Subject
+from sdbench.protocols.base import Protocol, Result, Subject, small_sample_note
 from sdbench.stats import intervals
 
-
-def _encoder(name: str) -> tuple[str, Callable[[U8], F32]]:
-    """What features of an encoder are kept under, its weights' digest in it, and the function that makes them."""
-    if name in TOWERS:
-        towers = TOWERS[name]()
-        return towers.name, towers.images
-    return ENCODERS[name].id(), ENCODERS[name].features
+Comparison = Callable[[Subject, Subject, Protocol], Result]  # of the student's pictures with the teacher's
 
 
-def _paired(measure: Callable[[Subject, Subject, Protocol], Result], subject: Subject, protocol: Protocol) -> Result:
-    """What `measure` makes of the student's pictures and of the teacher's, or why there is nothing to compare."""
+def _compare_with_teacher(compare: Comparison, subject: Subject, protocol: Protocol) -> Result:
+    """The result of `compare`, or the reason why there is nothing to compare."""
     if subject.is_teacher:
-        return protocol.without("not_applicable", "the teacher is what the others are compared with"), {}
+        return protocol.without_value("not_applicable", "the teacher is what the others are compared with")
     if subject.is_elsewhere:
-        return protocol.without("not_applicable", "made elsewhere, not from the teacher's noise"), {}
-    if subject.original is None:
-        return protocol.without(
-            "missing", f"the pictures of the teacher, {subject.original_name}, are not in the run folder; run it, then this model again"
-        ), {}
-    return measure(subject, subject.original, protocol)
+        return protocol.without_value("not_applicable", "made elsewhere, not from the teacher's noise")
+    if subject.teacher_pictures is None:
+        return protocol.without_value(
+            "missing", f"the pictures of the teacher, {subject.teacher_name}, are not in the run folder; run it, then this model again"
+        )
+    return compare(subject, subject.teacher_pictures, protocol)
+
+
+def _features(encoder: str, subject: Subject) -> F32:
+    """Features of the pictures, n x d."""
+    if encoder in TOWERS:
+        towers = TOWERS[encoder]()
+        return subject.features(towers.name, towers.images)
+    return subject.features(ENCODERS[encoder].id(), ENCODERS[encoder].features)
 
 
 def _cosine(encoder: str, student: Subject, teacher: Subject, protocol: Protocol) -> Result:
-    ours, theirs = (subject.features(*_encoder(encoder)) for subject in (student, teacher))
-    return protocol.mean(cosine(ours, theirs))
+    return protocol.mean(cosine(_features(encoder, student), _features(encoder, teacher)))
 
 
 def _pixels(compare: Callable[[U8, U8], F32], student: Subject, teacher: Subject, protocol: Protocol) -> Result:
-    found = [compare(*pictures) for pictures in zip(student.blocks(), teacher.blocks(), strict=True)]
-    return protocol.mean(np.concatenate(found).astype(np.float64))
+    scores = [compare(*blocks) for blocks in zip(student.blocks(), teacher.blocks(), strict=True)]
+    return protocol.mean(np.concatenate(scores).astype(np.float64))
 
 
 def _frechet(encoder: str, student: Subject, teacher: Subject, protocol: Protocol) -> Result:
-    ours, theirs = (subject.features(*_encoder(encoder)) for subject in (student, teacher))
-    n, width = ours.shape
+    student_features, teacher_features = _features(encoder, student), _features(encoder, teacher)
+    n, width = student_features.shape
     if n < 2:
-        return protocol.without("not_applicable", f"a distance of distributions needs at least 2 pictures, found {n}"), {}
-    value, influence = frechet.paired(ours, theirs)
-    estimate = intervals.standard_error_interval(value, influence)
-    note = "" if n >= 5 * width else f"descriptive: n = {n} < 5 d = {5 * width}"
-    return protocol.value(estimate, note), {f"{protocol.name}:influence": influence}
+        return protocol.without_value("not_applicable", f"a distance of distributions needs at least 2 pictures, found {n}")
+    value, influence = frechet.paired(student_features, teacher_features)
+    return protocol.distance(intervals.standard_error_interval(value, influence), influence, small_sample_note(n, width))
 
 
-def _against(measure: Callable[[Subject, Subject, Protocol], Result]) -> Callable[[Subject, Protocol], Result]:
-    return partial(_paired, measure)
+def _against(compare: Comparison) -> Callable[[Subject, Protocol], Result]:
+    return partial(_compare_with_teacher, compare)
 
 
 PROTOCOLS = (

@@ -1,4 +1,4 @@
-"""What a protocol is, what it measures, and how it answers."""
+"""The parts that every protocol shares: the pictures it scores, and the form of its answer."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,19 +19,20 @@ Result = tuple[Value, dict[str, F64]]  # the value, and its columns of `scores.p
 
 @dataclass(frozen=True)
 class Subject:
-    """What is scored.
+    """The pictures to score, and what they are compared with.
 
     Attributes:
         images: identities of the pictures in the store, a row each.
-        teacher: scores of the teacher on the same prompts; None where it has none (yet).
         is_teacher: the pictures are the teacher's own.
-        is_elsewhere: another program has made them, from noise of its own.
-        reference: what set metrics compare with, by the name that the suite gives; None where it names none.
-        original: the teacher's pictures of the same prompts and noise, in the same order; None where they are not on this disk.
-        original_name: what the teacher is called, and the suite that its record is of.
-        original_digest: of the teacher's weights, or of its record where pictures are all there is; None where there is no teacher (yet).
-        columns: what earlier protocols found, for those that build on it.
-        shared: what earlier protocols computed, for those that need the same.
+        is_elsewhere: another program made the pictures, from noise of its own.
+        reference: name of the reference that set metrics compare with, as the suite gives it; None where it names none.
+        teacher_scores: scores of the teacher on the same prompts; None where it has none (yet).
+        teacher_pictures: the teacher's pictures of the same prompts and noise, in the same order; None where they are not on this disk.
+        teacher_name: the teacher's name, and the suite of its record.
+        teacher_digest: digest of the teacher's weights, or of its record where it consists of pictures alone; None where there is no
+            teacher (yet).
+        columns: columns that earlier protocols gave, for those that build on them.
+        cache: intermediate results of earlier protocols, for those that need the same.
     """
 
     store: Store
@@ -40,18 +41,18 @@ class Subject:
     prompt_ids: Sequence[str]
     samples: Sequence[int]
     prompts: Sequence[str]
-    teacher: Scores | None = None
     is_teacher: bool = False
     is_elsewhere: bool = False
     reference: str | None = None
-    original: "Subject | None" = None
-    original_name: str = "the family's teacher"
-    original_digest: str | None = None
+    teacher_scores: Scores | None = None
+    teacher_pictures: "Subject | None" = None
+    teacher_name: str = "the family's teacher"
+    teacher_digest: str | None = None
     columns: dict[str, F64] = field(default_factory=dict)
-    shared: dict[str, Any] = field(default_factory=dict)
+    cache: dict[str, Any] = field(default_factory=dict)
 
     def blocks(self) -> Iterator[U8]:
-        """The stored bytes, decoded, 64 pictures at a time => N x H x W x 3 uint8 RGB.
+        """The stored pictures, decoded, 64 at a time => N x H x W x 3 uint8 RGB.
 
         Raises:
             UserError: a picture is missing, corrupted, or not 8-bit RGB.
@@ -60,23 +61,23 @@ class Subject:
             yield self.store.read(self.images[start : start + BLOCK])
 
     def features(self, encoder: str, compute: Callable[[U8], F32]) -> F32:
-        """Features under an encoder, whose name tells its weights; computed once and kept in the run folder."""
+        """Features under an encoder, whose name includes its weights; computed once and kept in the run folder."""
         return self.store.features(encoder, self.images, lambda: np.concatenate([compute(block) for block in self.blocks()]))
 
-    def once(self, name: str, compute: Callable[[], T]) -> T:
-        """What several protocols need, computed for the first of them."""
-        if name not in self.shared:
-            self.shared[name] = compute()
-        found: T = self.shared[name]
-        return found
+    def compute_once(self, name: str, compute: Callable[[], T]) -> T:
+        """The result of `compute`, which several protocols need; computed for the first of them."""
+        if name not in self.cache:
+            self.cache[name] = compute()
+        result: T = self.cache[name]
+        return result
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a metric is made, and how its values are to be read.
+    """How a metric is computed, and how its values are to be read.
 
     Attributes:
-        against_teacher: it compares with the family's teacher, so pictures without a record cannot have it.
+        against_teacher: compares with the family's teacher, so pictures without a record cannot have it.
     """
 
     name: str
@@ -87,17 +88,26 @@ class Protocol:
     against_teacher: bool = False
 
     def value(self, estimate: intervals.Estimate, note: str = "", reference: str | None = None) -> Value:
-        """A number with its interval, where there is one."""
+        """A number, with its interval where n suffices for one."""
         low, high = (estimate.low, estimate.high) if estimate.enough else (None, None)
         return Value(
             name=self.name, kind=self.kind, direction=self.direction, unit=self.unit, value=estimate.value, low=low, high=high,
             n=estimate.n, note=note, reference=reference,
         )  # fmt: skip
 
+    def without_value(self, state: State, reason: str) -> Result:
+        """The result where there is no number, with the reason."""
+        return Value(name=self.name, kind=self.kind, direction=self.direction, unit=self.unit, state=state, reason=reason), {}
+
     def mean(self, scores: F64) -> Result:
-        """The mean of a score of each picture, (n,), and the scores."""
+        """The mean of one score for each picture, (n,), and the scores."""
         return self.value(intervals.mean_interval(scores)), {self.name: scores}
 
-    def without(self, state: State, reason: str) -> Value:
-        """A value that says why there is no number."""
-        return Value(name=self.name, kind=self.kind, direction=self.direction, unit=self.unit, state=state, reason=reason)
+    def distance(self, estimate: intervals.Estimate, influence: F64, note: str = "", reference: str | None = None) -> Result:
+        """A number of the whole set, and the influence of each picture on it, (n,)."""
+        return self.value(estimate, note, reference), {f"{self.name}:influence": influence}
+
+
+def small_sample_note(n: int, width: int) -> str:
+    """A note on a Frechet distance of n features whose moments are poorly determined; "" where n suffices."""
+    return "" if n >= 5 * width else f"descriptive: n = {n} < 5 d = {5 * width}"

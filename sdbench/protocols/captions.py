@@ -19,16 +19,17 @@ def _cosine(encoder: str, subject: Subject, protocol: Protocol) -> Result:
 def _win_rate(subject: Subject, protocol: Protocol) -> Result:
     judge = protocol.name.removeprefix("win_rate.")
     if subject.is_teacher:
-        return protocol.without("not_applicable", "the teacher is what the others are compared with"), {}
+        return protocol.without_value("not_applicable", "the teacher is what the others are compared with")
     if judge not in subject.columns:
-        return protocol.without("missing", f"there is no {judge} of these pictures"), {}
-    if subject.teacher is None or judge not in subject.teacher.columns:
-        return protocol.without("missing", f"the teacher, {subject.original_name}, has no {judge}; run it, then this model again"), {}
-    theirs = dict(zip(subject.teacher.keys, subject.teacher.columns[judge], strict=True))
-    baseline = np.array([theirs[key] for key in zip(subject.prompt_ids, subject.samples, strict=True)])
+        return protocol.without_value("missing", f"there is no {judge} of these pictures")
+    teacher = subject.teacher_scores
+    if teacher is None or judge not in teacher.columns:
+        return protocol.without_value("missing", f"the teacher, {subject.teacher_name}, has no {judge}; run it, then this model again")
+    teacher_score = dict(zip(teacher.keys, teacher.columns[judge], strict=True))
+    baseline = np.array([teacher_score[key] for key in zip(subject.prompt_ids, subject.samples, strict=True)])
     candidate = subject.columns[judge]
     rate = intervals.wins_interval(candidate, baseline)
-    column = np.where(candidate > baseline, 1.0, np.where(candidate < baseline, 0.0, 0.5))
+    column = np.where(candidate > baseline, 1.0, np.where(candidate < baseline, 0.0, 0.5))  # a tie counts half
     return protocol.value(rate.estimate, f"{rate.wins} wins, {rate.ties} ties, {rate.losses} losses"), {protocol.name: column}
 
 

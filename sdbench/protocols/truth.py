@@ -1,4 +1,4 @@
-"""Whether a picture shows what its caption asks; only scenes, whose truth is known, have it."""
+"""Scene accuracy: whether a picture shows what its caption asks. Only scenes have it, since only their truth is known."""
 
 import numpy as np
 
@@ -9,9 +9,9 @@ from sdbench.stats import intervals
 
 
 def _scene_accuracy(subject: Subject, protocol: Protocol) -> Result:
-    seen = [layout for block in subject.blocks() for layout in scenes.layouts(block)]
-    right = [layout == parse(prompt).layout for layout, prompt in zip(seen, subject.prompts, strict=True)]
-    return protocol.value(intervals.proportion_interval(sum(right), len(right))), {protocol.name: np.asarray(right, np.float64)}
+    layouts = [layout for block in subject.blocks() for layout in scenes.layouts(block)]
+    correct = [layout == parse(prompt).layout for layout, prompt in zip(layouts, subject.prompts, strict=True)]
+    return protocol.value(intervals.proportion_interval(sum(correct), len(correct))), {protocol.name: np.asarray(correct, np.float64)}
 
 
 PROTOCOLS = (Protocol("scene_accuracy", "score", "higher", "share", _scene_accuracy),)

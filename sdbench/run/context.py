@@ -13,7 +13,7 @@ from sdbench.models.locate import check_here
 from sdbench.models.spec import ModelSpec
 from sdbench.records import Model
 from sdbench.scenes.grammar import parse
-from sdbench.score import named
+from sdbench.score import find_protocols
 from sdbench.settings import Dtype, Sampling, Setting
 from sdbench.store import Store
 from sdbench.suites import Suite
@@ -94,7 +94,7 @@ def check_suite(suite: Suite, *, only: str | None, settings: Sequence[str], prof
         check_captions([*suite.prompt_list().values()], f"suite {suite.name!r}")
     if suite.probes:
         suite.probes.chosen(settings)
-    named(suite.own_metrics)
+    find_protocols(suite.own_metrics)
 
 
 def check_captions(captions: Sequence[str], where: str) -> None:

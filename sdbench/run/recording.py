@@ -20,7 +20,7 @@ from sdbench.records import Looks, Machine, Model, Original, Record, Scores, Val
 from sdbench.run.acceptance import judged
 from sdbench.run.context import RunContext, place_of
 from sdbench.run.thumbnails import worth_keeping
-from sdbench.score import named, score
+from sdbench.score import find_protocols, score
 from sdbench.settings import BASE
 from sdbench.store import Store
 from sdbench.suites import Suite
@@ -48,7 +48,7 @@ def record_of(
     if subject is not None:
         values, scores = score(subject, context.suite.own_metrics)
         values = judged(values, context.suite, context.runs)
-        shown = worth_keeping(scores, subject.teacher)
+        shown = worth_keeping(scores, subject.teacher_scores)
         drawn = subject.store.read([subject.images[row] for row in shown])
         thumbnails = {f"{subject.prompt_ids[row]}.png": _thumbnail(picture) for row, picture in zip(shown, drawn, strict=True)}
     new, (earlier, earlier_turns) = probed.values.get(model.name, []), _kept_probes(kept, context)
@@ -83,13 +83,13 @@ def to_score(model: Model, context: RunContext, store: Store, todo: Sequence[Job
         is_teacher=model.name == name and theirs is context.suite,
         is_elsewhere=model.is_elsewhere,
         reference=context.suite.reference,
-        original_name=f"{name} under {theirs.name}@{theirs.version}",
+        teacher_name=f"{name} under {theirs.name}@{theirs.version}",
     )
     if not (found := _of_teacher(context, todo)):
         return subject
     folder, teacher, drawn = found
     digest = (teacher.model.weights_digest or folder.name)[:24]
-    return replace(subject, teacher=records.scores(folder), original=drawn, original_digest=digest)
+    return replace(subject, teacher_scores=records.scores(folder), teacher_pictures=drawn, teacher_digest=digest)
 
 
 def lacking(specs: Sequence[ModelSpec], context: RunContext) -> list[str]:
@@ -101,7 +101,7 @@ def lacking(specs: Sequence[ModelSpec], context: RunContext) -> list[str]:
     here = {"win rates": found, "agreement": found and found[2]}
     against = [
         "win rates" if each.name.startswith("win_rate.") else "agreement"
-        for each in named(context.suite.own_metrics)
+        for each in find_protocols(context.suite.own_metrics)
         if each.against_teacher
     ]
     if not (missing := [kind for kind in dict.fromkeys(against) if not here[kind]]):

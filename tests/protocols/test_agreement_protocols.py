@@ -40,7 +40,7 @@ def subject(folder: Path, name: str, pictures: U8 = PICTURES, **changes: Any) ->
 
 
 def pair(folder: Path, student: U8, teacher: U8 = PICTURES) -> Subject:
-    return subject(folder, "student", student, original=subject(folder, "teacher", teacher))
+    return subject(folder, "student", student, teacher_pictures=subject(folder, "teacher", teacher))
 
 
 def scored(of: Subject, metrics: list[str] = FREE) -> dict[str, Value]:
@@ -94,7 +94,7 @@ def test_without_the_teacher_s_pictures_it_is_missing_and_the_teacher_has_none(t
 
 def test_a_corrupted_picture_of_the_teacher_fails_and_is_not_averaged_away(tmp_path: Path) -> None:
     student = pair(tmp_path, PICTURES)
-    student.original.store.path("3").write_bytes(b"no picture")
+    student.teacher_pictures.store.path("3").write_bytes(b"no picture")
     found = scored(student)
     assert {value.state for value in found.values()} == {"failed"}
     assert "3.png cannot be read" in found["agreement.ssim"].reason

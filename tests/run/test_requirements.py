@@ -185,15 +185,15 @@ def test_a_run_without_its_prompts_stops_before_anything_is_loaded(
 
 def test_unverified_weights_and_prompts_are_said_in_the_record_and_the_tables(tmp_path: Path) -> None:
     value = Value(name="pickscore.v1", kind="score", direction="higher", unit="logit", value=21.5, n=3)
-    assert score._noted(value).note == "unverified weights: pickscore-v1"
+    assert score._note_unverified_weights(value).note == "unverified weights: pickscore-v1"
     assert (
-        score._noted(value.model_copy(update={"name": "win_rate.pickscore.v1", "note": "2 wins"})).note
+        score._note_unverified_weights(value.model_copy(update={"name": "win_rate.pickscore.v1", "note": "2 wins"})).note
         == "2 wins; unverified weights: pickscore-v1"
     )
-    assert score._noted(value.model_copy(update={"name": "fid.clean"})).note == ""  # whose digest is stated
+    assert score._note_unverified_weights(value.model_copy(update={"name": "fid.clean"})).note == ""  # whose digest is stated
     missing = Value(name="pickscore.v1", kind="score", direction="higher", unit="logit", state="missing", reason="weights: ...")
-    assert score._noted(missing) == missing
-    record = make_record("student", values=(score._noted(value),)).model_copy(
+    assert score._note_unverified_weights(missing) == missing
+    record = make_record("student", values=(score._note_unverified_weights(value),)).model_copy(
         update={"prompts": "5 of owner/list, digest 12ab (unverified)"}
     )
     path = saved((record, Scores([], [], {})), tmp_path)

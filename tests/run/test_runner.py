@@ -59,7 +59,7 @@ def scored(subject: Subject, *metrics: str) -> dict[str, Value]:
 
 def test_every_metric_has_a_value_with_its_interval_and_a_column(tmp_path: Path) -> None:
     teacher = Scores([f"p{index}" for index in range(6)], [0] * 6, {"preference.scenes": np.array([-99, 99, -99, -99, 99, -99.0])})
-    values, scores = score(subject(tmp_path, teacher=teacher), METRICS)
+    values, scores = score(subject(tmp_path, teacher_scores=teacher), METRICS)
     for value in values:
         assert value.state == "ok", value
         assert value.n == 6
@@ -151,7 +151,7 @@ def test_a_win_rate_needs_the_teacher_and_the_teacher_needs_none(tmp_path: Path)
     teacher = scored(subject(tmp_path / "teacher", is_teacher=True), *pair)["win_rate.preference.scenes"]
     assert teacher.state == "not_applicable"
     failed = Scores([f"p{index}" for index in range(6)], [0] * 6, {})
-    without = scored(subject(tmp_path / "without", teacher=failed), *pair)["win_rate.preference.scenes"]
+    without = scored(subject(tmp_path / "without", teacher_scores=failed), *pair)["win_rate.preference.scenes"]
     assert without.state == "missing"
 
 
