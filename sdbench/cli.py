@@ -153,11 +153,11 @@ def _reference(arguments: argparse.Namespace) -> int:
 
 
 def _scenes(arguments: argparse.Namespace) -> int:
-    from sdbench.machine import chosen_device, environment
+    from sdbench.machine import choose_device, environment
     from sdbench.scenes.training import make, ship
 
     work = arguments.work or arguments.results / "runs" / "training"
-    shop = make.Shop(work, chosen_device(arguments.device))
+    shop = make.Shop(work, choose_device(arguments.device))
     if arguments.action == "ship":
         say(f"installed: {ship.ship(shop, environment().model_dump(), arguments.results / 'training')}")
         return 0

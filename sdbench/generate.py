@@ -1,8 +1,8 @@
-"""Model x prompts x seeds -> pictures in the store.
+"""Generate a model's pictures of a suite into the store.
 
-A picture's noise comes from a generator of its own on the CPU, keyed by (suite seed, prompt id, sample), so it does not
-depend on order, batch or machine count. Batch number k always holds the same prompts at the same places: a resumed batch
-fills up with its finished prompts, which costs what any padding costs, and its bytes cannot differ from an unbroken run's.
+The noise of a picture comes from its own generator on the CPU, keyed by (suite seed, prompt id, sample), so it does not depend
+on order, batch or number of machines. Batch number k always holds the same prompts at the same places. A resumed batch is
+filled up with its finished prompts, at the cost of any padding, so its bytes cannot differ from those of an unbroken run.
 """
 
 import hashlib
@@ -59,8 +59,8 @@ class Job:
     image: str
 
 
-def jobs(suite: Suite, sampling: Sampling, weights_digest: str | None) -> list[Job]:
-    """The pictures a suite asks of a model, in order."""
+def list_jobs(suite: Suite, sampling: Sampling, weights_digest: str | None) -> list[Job]:
+    """The pictures that a suite asks of a model, in order."""
     settings, noise = sampling.model_dump(exclude={"batch"}), suite.noise.identity()
     return [
         Job(prompt_id, 0, prompt, digest([weights_digest, prompt_id, prompt, settings, noise]))
@@ -68,20 +68,24 @@ def jobs(suite: Suite, sampling: Sampling, weights_digest: str | None) -> list[J
     ]
 
 
-def generate(todo: list[Job], store: Store, batch: int, make: Callable[[list[Job]], U8], title: str) -> None:
-    """Make what is missing; `make` turns a full batch of jobs into N x H x W x 3 uint8.
+def generate(jobs: list[Job], store: Store, batch: int, make: Callable[[list[Job]], U8], title: str) -> None:
+    """Make the pictures that the store lacks.
 
-    The batch before is written meanwhile, by one thread: to compress a picture of 1024 px takes a core a quarter of a second.
+    While a batch is made, one thread writes the batch before: compressing a picture of 1024 px takes a core a quarter of a second.
+
+    Args:
+        make: turns a full batch of jobs into pictures, N x H x W x 3 uint8.
+        title: what the progress bar calls the model.
     """
-    missing = set(store.missing([job.image for job in todo]))
+    missing = set(store.missing([job.image for job in jobs]))
     writing: list[Future[int]] = []
-    bar = tqdm(total=len(todo), initial=len(todo) - len(missing), desc=f"{title}: pictures", unit="image", mininterval=1)
+    bar = tqdm(total=len(jobs), initial=len(jobs) - len(missing), desc=f"{title}: pictures", unit="image", mininterval=1)
 
-    def keep(group: list[Job], pictures: U8) -> int:
-        fresh = [(job, pixels) for job, pixels in zip(group, pictures, strict=False) if job.image in missing]
-        for job, pixels in fresh:
+    def write(group: list[Job], pictures: U8) -> int:
+        new = [(job, pixels) for job, pixels in zip(group, pictures, strict=False) if job.image in missing]
+        for job, pixels in new:
             store.put(job.image, pixels)
-        return len(fresh)
+        return len(new)
 
     def wait() -> None:
         while writing:
@@ -89,27 +93,24 @@ def generate(todo: list[Job], store: Store, batch: int, make: Callable[[list[Job
 
     with bar, ThreadPoolExecutor(1) as writer:
         try:
-            for start in range(0, len(todo), batch):
-                group = todo[start : start + batch]
+            for start in range(0, len(jobs), batch):
+                group = jobs[start : start + batch]
                 if missing.isdisjoint(job.image for job in group):
                     continue
                 pictures = make(group + [group[-1]] * (batch - len(group)))
                 wait()
-                writing.append(writer.submit(keep, group, pictures))
+                writing.append(writer.submit(write, group, pictures))
         finally:
-            wait()  # also where the next batch cannot be made: its error comes after that of a disk that is full
+            wait()  # also where the next batch cannot be made, so that the error of a full disk comes first
 
 
-def rendered(group: list[Job]) -> U8:
-    """The pictures that the renderer draws for the captions: the best any model can do."""
+def render_scenes(group: list[Job]) -> U8:
+    """The renderer's own pictures of the captions: the best that any model can do."""
     return render([parse(job.prompt) for job in group], [int(job.prompt_id.split("-")[0]) for job in group], seed=1)
 
 
-def sampler(pipeline: StableDiffusionXLPipeline, sampling: Sampling, noise: Noise) -> Callable[[list[Job]], U8]:
-    """A function that makes a batch of pictures with the pipeline.
-
-    The function raises `UserError` where a picture holds NaN or infinity.
-    """
+def make_sampler(pipeline: StableDiffusionXLPipeline, sampling: Sampling, noise: Noise) -> Callable[[list[Job]], U8]:
+    """A function that makes a batch of pictures with the pipeline; it raises `UserError` where a picture holds NaN or infinity."""
     set_scheduler(pipeline, sampling)
     device, dtype = pipeline.unet.device, DTYPES[sampling.dtype]
     side = sampling.size_px // pipeline.vae_scale_factor
@@ -118,7 +119,7 @@ def sampler(pipeline: StableDiffusionXLPipeline, sampling: Sampling, noise: Nois
     def make(group: list[Job]) -> U8:
         latents = torch.stack([initial_noise(noise, job.prompt_id, job.sample, shape) for job in group]).to(device, dtype)
         generators = [_step_generator(noise, job) for job in group]
-        with full_float32():  # a training loop's settings would make other pictures than the dtype says
+        with full_float32():  # a training loop may have set a lower precision, which makes other pictures
             arguments = call_arguments(sampling, [job.prompt for job in group])
             pixels = pipeline(**arguments, latents=latents, generator=generators).images
         for job, picture in zip(group, pixels, strict=True):
@@ -132,31 +133,31 @@ def sampler(pipeline: StableDiffusionXLPipeline, sampling: Sampling, noise: Nois
 
 
 def set_scheduler(pipeline: Any, sampling: Sampling) -> None:
-    """Put the scheduler that the sampling names in the place of the pipeline's own, which lends its configuration."""
+    """Replace the pipeline's scheduler by the one that the sampling names, with the configuration of the pipeline's own."""
     if sampling.scheduler != "model":
         spacing = {} if sampling.timestep_spacing is None else {"timestep_spacing": sampling.timestep_spacing}
         pipeline.scheduler = SCHEDULERS[sampling.scheduler].from_config(pipeline.scheduler.config, **spacing)
 
 
-def timesteps(scheduler: Any, sampling: Sampling, device: torch.device | str) -> Tensor:
-    """Set the scheduler's timesteps as the pipeline does => them, (steps,)."""
-    chosen = sampling.timesteps and [*sampling.timesteps]
-    found: Tensor = retrieve_timesteps(scheduler, sampling.steps, device, chosen)[0]
-    return found
+def set_timesteps(scheduler: Any, sampling: Sampling, device: torch.device | str) -> Tensor:
+    """Set the scheduler's timesteps as the pipeline does => the timesteps, (steps,)."""
+    given = sampling.timesteps and [*sampling.timesteps]
+    timesteps: Tensor = retrieve_timesteps(scheduler, sampling.steps, device, given)[0]
+    return timesteps
 
 
 def is_guided(sampling: Sampling, unet: Mapping[str, Any]) -> bool:
-    """Whether a step is two forwards of the UNet, with the prompt and the negative one: classifier-free guidance, as diffusers decides it.
+    """Whether diffusers uses classifier-free guidance: each step is then two forwards of the UNet, for the prompt and the negative prompt.
 
     Args:
         sampling: its guidance scale.
-        unet: configuration; one with `time_cond_proj_dim` (of latent consistency models) is told the guidance scale instead.
+        unet: its configuration; one with `time_cond_proj_dim` (latent consistency models) takes the guidance scale as an input instead.
     """
     return sampling.guidance_scale > 1 and unet.get("time_cond_proj_dim") is None
 
 
 def call_arguments(sampling: Sampling, prompts: list[str]) -> dict[str, Any]:
-    """What the stock pipeline is called with."""
+    """The arguments that the stock pipeline is called with."""
     given = {"timesteps": sampling.timesteps and [*sampling.timesteps], "eta": sampling.eta}
     return {
         "prompt": prompts,
@@ -173,34 +174,34 @@ def call_arguments(sampling: Sampling, prompts: list[str]) -> dict[str, Any]:
 def initial_noise(noise: Noise, prompt_id: str, sample: int, shape: tuple[int, ...]) -> Tensor:
     """Standard normal latents, float32 on the CPU => `shape`.
 
-    `fixed` is MLPerf's: the same latent for every prompt, from a file or from torch's generator with the suite's seed (whose
-    last digits depend on the machine). `per_image` is keyed by 128 bits of (seed, prompt id, sample); torch's CPU generator
-    takes 32 bits of a seed, with which two of 30,000 pictures share their noise with odds of about one in ten.
+    `fixed`, as in MLPerf, is the same latent for every prompt, from a file or from torch's generator with the suite's seed (whose
+    last digits depend on the machine). `per_image` is keyed by 128 bits of (seed, prompt id, sample). Torch's CPU generator
+    takes only 32 bits of a seed, so two of 30,000 pictures would share their noise with a probability of about one in ten.
 
     Raises:
-        UserError: the latent's file holds something else.
+        UserError: the latent's file holds no such tensor.
     """
     if path := noise.path():
         return _saved_latent(path, shape)
     if noise.kind == "fixed":
         return torch.randn(shape, generator=torch.Generator().manual_seed(noise.seed))
-    random = np.random.Generator(np.random.Philox(key=_key(noise, prompt_id, sample)))
+    random = np.random.Generator(np.random.Philox(key=_noise_key(noise, prompt_id, sample)))
     return torch.from_numpy(random.standard_normal(shape, np.float32))
 
 
-def _key(noise: Noise, prompt_id: str, sample: int) -> int:
+def _noise_key(noise: Noise, prompt_id: str, sample: int) -> int:
     return int.from_bytes(hashlib.sha256(repr((noise.seed, prompt_id, sample)).encode()).digest()[:16], "little")
 
 
 def _step_generator(noise: Noise, job: Job) -> torch.Generator:
-    """What a scheduler draws from that adds noise at each step (ancestral, LCM), one for each picture as for its latents."""
-    key = _key(noise, job.prompt_id, job.sample) if noise.kind == "per_image" else noise.seed
+    """The generator of the noise that some schedulers (ancestral, LCM) add at each step; each picture has its own, as for its latents."""
+    key = _noise_key(noise, job.prompt_id, job.sample) if noise.kind == "per_image" else noise.seed
     return torch.Generator().manual_seed(key % 2**63)
 
 
 @cache
 def _saved_latent(path: Path, shape: tuple[int, ...]) -> Tensor:
-    """The tensor of a file, C x H x W or 1 x C x H x W."""
+    """The tensor in a file, C x H x W or 1 x C x H x W => `shape`, float32."""
     try:
         latent = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # torch raises nearly anything for what it cannot read

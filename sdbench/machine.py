@@ -1,4 +1,4 @@
-"""What a record says of where it was made: the machine that latency and memory belong to, and the code and its packages."""
+"""Where a record was made: the machine, which latency and memory depend on, and the code and its packages."""
 
 import os
 import platform
@@ -16,7 +16,7 @@ from sdbench import __version__
 from sdbench.errors import UserError
 from sdbench.records import Environment, Machine
 
-# What can change a number; the required packages of pyproject.toml but for those that only train, show, fetch or carry it.
+# The packages that can change a number: those required by pyproject.toml, except those that only train, show, fetch or store.
 PACKAGES = (
     "clean-fid",
     "datasets",
@@ -37,8 +37,8 @@ PACKAGES = (
     "torchvision",
     "transformers",
 )
-# Environment variables by which the same code computes otherwise, as the documentation of PyTorch (its pages on CUDA's variables, on
-# threads and on compiling) and NVIDIA's CUDA programming guide have them; not those that name places or devices.
+# Environment variables that change how the same code computes, from PyTorch's documentation (its pages on CUDA's variables, on threads
+# and on compiling) and NVIDIA's CUDA programming guide; not those that name places or devices.
 _SWITCHES = re.compile(
     r"(OMP|MKL)_NUM_THREADS|PYTORCH_(CUDA_)?ALLOC_CONF|PYTORCH_NO_CUDA_MEMORY_CACHING|NVIDIA_TF32_OVERRIDE"
     r"|TORCH_(ALLOW_TF32_CUBLAS_OVERRIDE|BLAS_PREFER_\w+|CUBLAS_WORKSPACE_CACHE|CUDNN_\w+)|CUBLAS_WORKSPACE_CONFIG|CUBLASLT_WORKSPACE_SIZE"
@@ -47,24 +47,24 @@ _SWITCHES = re.compile(
 )
 
 
-def chosen_device(asked: str | None) -> str:
-    """The device to run on, "cpu", "cuda" or "cuda:<index>": the one asked for, else "cuda" where there is one.
+def choose_device(asked: str | None) -> str:
+    """The device to run on, "cpu", "cuda" or "cuda:<index>": the one asked for, by default "cuda" where there is one.
 
     Raises:
-        UserError: no such device is here.
+        UserError: this machine has no such device.
     """
     import torch
 
-    here = ["cpu", *(["cuda"] if torch.cuda.is_available() else []), *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    available = ["cpu", *(["cuda"] if torch.cuda.is_available() else []), *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     if asked is None:
-        return "cuda" if "cuda" in here else "cpu"
-    if asked not in here:
-        raise UserError(f"no device {asked!r} here: torch {torch.__version__} sees {', '.join(here)}; name one of these with --device")
+        return "cuda" if "cuda" in available else "cpu"
+    if asked not in available:
+        raise UserError(f"no device {asked!r} here: torch {torch.__version__} sees {', '.join(available)}; name one of these with --device")
     return asked
 
 
 def this_machine(device: str) -> Machine:
-    """This machine, as one that runs models on `device` ("cpu", "cuda" or "cuda:<index>")."""
+    """This machine, running models on `device` ("cpu", "cuda" or "cuda:<index>")."""
     import torch
 
     on_cuda = device.startswith("cuda")
@@ -80,24 +80,24 @@ def this_machine(device: str) -> Machine:
 
 
 def environment() -> Environment:
-    """Python, the packages that make numbers, and the commit where sdbench runs from a checkout."""
+    """The versions of Python and of the packages that make numbers, and the commit where sdbench runs from a checkout."""
     packages = {"sdbench": __version__} | {name: found for name in PACKAGES if (found := version(name))}
     commit, dirty = checkout_state(Path(__file__).resolve().parents[1])
     return Environment(python=platform.python_version(), packages=packages, variables=variables(), commit=commit, dirty=dirty)
 
 
 def variables() -> dict[str, str]:
-    """Those environment variables that are set and change how fast, in how much memory or to which digits networks are computed."""
+    """The environment variables set here that change the speed, the memory or the last digits of a network."""
     return {name: value for name, value in sorted(os.environ.items()) if _SWITCHES.fullmatch(name)}
 
 
 def checkout_state(root: Path) -> tuple[str | None, bool | None]:
-    """Commit of a checkout, and whether anything but its results differs from it; (None, None) where `root` is none."""
+    """The commit of a checkout, and whether anything but its results differs from it; (None, None) where `root` is no checkout."""
     commit = _git(root, "rev-parse", "--verify", "HEAD") if (root / ".git").exists() else None
     if not commit:
         return None, None
-    changed = _git(root, "--no-optional-locks", "status", "--porcelain", "--", ".", ":(exclude)results")
-    return commit, None if changed is None else bool(changed)
+    changes = _git(root, "--no-optional-locks", "status", "--porcelain", "--", ".", ":(exclude)results")
+    return commit, None if changes is None else bool(changes)
 
 
 @cache
@@ -109,11 +109,12 @@ def version(package: str) -> str | None:
         return None
 
 
-def _git(root: Path, *words: str) -> str | None:
+def _git(root: Path, *arguments: str) -> str | None:
+    """The output of a git command; None where it fails or there is no git."""
     git = shutil.which("git")
     if git is None:
         return None
-    done = subprocess.run([git, "-C", str(root), *words], capture_output=True, text=True, check=False)  # noqa: S603  # fixed words
+    done = subprocess.run([git, "-C", str(root), *arguments], capture_output=True, text=True, check=False)  # noqa: S603  # fixed arguments
     return done.stdout.strip() if done.returncode == 0 else None
 
 

@@ -1,7 +1,7 @@
-"""Which scheduler draws a model's pictures, and at which timesteps.
+"""Which scheduler samples a model's pictures, and at which timesteps.
 
-A student of few steps that is drawn at others than it learned looks worse than it is, and a suite that leaves the
-scheduler to the model does not say which they are; so dry runs and records do.
+A few-step student looks worse than it is when sampled at timesteps that it was not trained for. A suite that leaves the
+scheduler to the model does not state the timesteps, so dry runs and records do.
 """
 
 from types import SimpleNamespace
@@ -10,7 +10,7 @@ from typing import Any
 import diffusers
 
 from sdbench.errors import UserError
-from sdbench.generate import set_scheduler, timesteps
+from sdbench.generate import set_scheduler, set_timesteps
 from sdbench.models.architectures import PARTS
 from sdbench.models.files import read_json
 from sdbench.models.locate import locate
@@ -18,33 +18,34 @@ from sdbench.models.spec import ModelSpec
 from sdbench.settings import Sampling
 
 
-def resolved(spec: ModelSpec, sampling: Sampling, pipeline: Any = None) -> dict[str, Any]:
-    """Such as `{"class": "EulerDiscreteScheduler", "prediction_type": "epsilon", "timesteps": [751, 501, 251, 1]}`.
+def describe(spec: ModelSpec, sampling: Sampling, pipeline: Any = None) -> dict[str, Any]:
+    """The scheduler of a model's pictures, as records have it.
 
-    Empty where nothing is drawn, and where the model's files are not on this disk (yet).
+    Such as `{"class": "EulerDiscreteScheduler", "prediction_type": "epsilon", "timesteps": [751, 501, 251, 1]}`; empty where no
+    model draws the pictures, and where the model's files are not on this disk (yet).
 
     Args:
         spec: the model.
-        sampling: what a suite says of the scheduler and its steps.
-        pipeline: of a model in memory; it is left as it is.
+        sampling: the suite's, with the scheduler and its steps.
+        pipeline: of a model in memory; it is not changed.
     """
     try:
-        kind, config = (type(pipeline.scheduler), pipeline.scheduler.config) if pipeline else _own(spec)
+        kind, config = (type(pipeline.scheduler), pipeline.scheduler.config) if pipeline else _load_own(spec)
     except UserError:
         return {}
     if kind is None:
         return {}
-    drawing = SimpleNamespace(scheduler=kind.from_config(config))
-    set_scheduler(drawing, sampling)
+    stand_in = SimpleNamespace(scheduler=kind.from_config(config))  # has what `set_scheduler` needs of a pipeline
+    set_scheduler(stand_in, sampling)
     return {
-        "class": type(drawing.scheduler).__name__,
-        "prediction_type": drawing.scheduler.config.prediction_type,
-        "timesteps": timesteps(drawing.scheduler, sampling, "cpu").tolist(),
+        "class": type(stand_in.scheduler).__name__,
+        "prediction_type": stand_in.scheduler.config.prediction_type,
+        "timesteps": set_timesteps(stand_in.scheduler, sampling, "cpu").tolist(),
     }
 
 
-def _own(spec: ModelSpec) -> tuple[Any, dict[str, Any]]:
-    """Class and configuration of the scheduler that a model brings; no class of pictures without a model."""
+def _load_own(spec: ModelSpec) -> tuple[Any, dict[str, Any]]:
+    """Class and configuration of the model's own scheduler; no class for rendered pictures, which no model draws."""
     if spec.source == "rendered":
         return None, {}
     if spec.source == "random":

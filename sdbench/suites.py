@@ -1,8 +1,8 @@
-"""Suite files: what is measured, on which prompts, how the pictures are made. Checked before anything is loaded.
+"""Suite files: what is measured, on which prompts, and how the pictures are made. They are checked before anything is loaded.
 
-A suite is a TOML file of `suites/`. `include` takes the metrics (of the suite's own family) and probes of other suites, so
-that `quality` and `standard` say only what is their own. The digest of a suite is over its resolved content, includes,
-prompts and the latent's file included; settings that came later are not in it where a suite does not use them.
+A suite is a TOML file in `suites/`. `include` takes over the metrics (of the suite's own family) and the probes of other suites,
+so that `quality` and `standard` state only what is their own. The digest of a suite covers its resolved content, with includes,
+prompts and the file of the latent. Settings introduced later are not in it unless the suite uses them.
 """
 
 import hashlib
@@ -19,42 +19,42 @@ from sdbench.assets import prompts as lists
 from sdbench.errors import UserError, unknown
 from sdbench.records import SuiteId
 from sdbench.scenes.grammar import scene_at
-from sdbench.settings import Probes, Sampling, unset
+from sdbench.settings import Probes, Sampling, is_unset
 from sdbench.validation import Table, validated
 
 Family = Literal["sdxl", "scenes"]
 POLICY = "gate.toml"
-_OWN = Path("suites")
+_LOCAL = Path("suites")
 _INSTALLED, _CHECKED_OUT = Path(__file__).parent / "_suites", Path(__file__).parents[1] / "suites"
 _SHIPPED = _INSTALLED if _INSTALLED.is_dir() else _CHECKED_OUT
 
 
 class Prompts(Table):
-    """Which captions.
+    """The captions of a suite.
 
     Attributes:
-        source: `scenes` draws held-out ones from the grammar, `file` reads a text file (a prompt a line) beside the suite's own,
-            `dataset` reads a column of whatever `datasets` opens.
-        file: as written, beside the suite's own; of a loaded suite, or one made in Python, its path.
-        path: of a dataset: `asset:<name>`, local file or folder, or name on the Hub.
+        source: `scenes` draws held-out captions from the grammar, `file` reads a text file (a prompt a line), `dataset` reads a column
+            of anything that `datasets` opens.
+        file: in a suite file, relative to that file; in a loaded suite, or one made in Python, its path.
+        path: of a dataset: `asset:<name>`, a local file or folder, or a name on the Hub.
         column: of a dataset; may be left out where one is called prompt, caption or text.
-        seed: of a dataset, 0 takes the first `n` prompts and any other draws `n` of them.
-        digest: of a dataset's prompts, as `--dry-run` prints it; another list is refused, and without it the record says "unverified".
-        looked: of a run that stopped when sure, as records have it: only so many of the `n`, the first by `look_order`.
+        seed: of a dataset, 0 takes the first `n` prompts, any other number draws `n` of them.
+        digest: of a dataset's prompts, as `--dry-run` prints it. Another list is refused; without a digest the record says "unverified".
+        looked: in the record of a run that stopped when sure: how many of the `n` prompts it used, the first by `look_order`.
     """
 
     source: Literal["scenes", "file", "dataset"] = "scenes"
     file: str | None = None
-    path: str | None = Field(default=None, exclude_if=unset)
-    split: str | None = Field(default=None, exclude_if=unset)
-    column: str | None = Field(default=None, exclude_if=unset)
+    path: str | None = Field(default=None, exclude_if=is_unset)
+    split: str | None = Field(default=None, exclude_if=is_unset)
+    column: str | None = Field(default=None, exclude_if=is_unset)
     n: Annotated[int, Field(gt=0)]
     seed: int = 0
-    digest: str | None = Field(default=None, exclude_if=unset)
-    looked: Annotated[int, Field(gt=0)] | None = Field(default=None, exclude_if=unset)
+    digest: str | None = Field(default=None, exclude_if=is_unset)
+    looked: Annotated[int, Field(gt=0)] | None = Field(default=None, exclude_if=is_unset)
 
     @model_validator(mode="after")
-    def _has_its_place(self) -> Self:
+    def _check_source(self) -> Self:
         needed = {"scenes": None, "file": "file", "dataset": "path"}[self.source]
         if needed and not getattr(self, needed):
             raise ValueError(f"source {self.source!r} needs {needed!r}")
@@ -62,30 +62,30 @@ class Prompts(Table):
 
 
 class Noise(Table):
-    """Initial latents: one generator a picture, or one latent for all (as MLPerf), drawn from `seed` or read from `file`.
+    """Initial latents: one for each picture, or one for all (as in MLPerf), drawn from `seed` or read from `file`.
 
     Attributes:
-        file: `asset:<name>` or path of a tensor saved by `torch.save`; the same seed gives other last digits on another machine.
-        digest: SHA-256 of that file; another is refused.
+        file: `asset:<name>` or path of a tensor saved by `torch.save`; a seed alone gives other last digits on another machine.
+        digest: SHA-256 of that file; a file with another is refused.
     """
 
     kind: Literal["per_image", "fixed"] = "per_image"
     seed: int = 0
-    file: str | None = Field(default=None, exclude_if=unset)
-    digest: str | None = Field(default=None, exclude_if=unset)
+    file: str | None = Field(default=None, exclude_if=is_unset)
+    digest: str | None = Field(default=None, exclude_if=is_unset)
 
     @model_validator(mode="after")
-    def _file_is_fixed(self) -> Self:
+    def _check_file(self) -> Self:
         if self.file and self.kind != "fixed":
             raise ValueError("'file' is one latent for all; it needs kind = \"fixed\"")
         return self
 
     def path(self) -> Path | None:
-        """The latent's file, its digest checked; None where there is none.
+        """The file of the latent, its digest checked; None where there is no file.
 
         Raises:
-            MissingError: an asset that is neither here nor reachable.
-            UserError: no such file, or it has another digest.
+            MissingError: an asset is neither here nor reachable.
+            UserError: there is no such file, or it has another digest.
         """
         if self.file is None:
             return None
@@ -96,20 +96,20 @@ class Noise(Table):
         return path
 
     def identity(self) -> dict[str, Any]:
-        """What makes two noises the same: the settings and, where there is a file, what is in it."""
+        """What two equal noises have in common: the settings and, where there is a file, its content."""
         path = self.path()
         return self.model_dump(exclude={"file", "digest"} if path else None) | ({"content": lists.file_digest(path)} if path else {})
 
 
 class Accept(Table):
-    """The ranges that the source of a suite's protocol accepts, and what their maker fed it: the suite's check of itself.
+    """The ranges that the source of a suite's protocol accepts, and the inputs they hold for: the suite's check of itself.
 
     Attributes:
         name: what is reproduced.
         source: where the ranges are stated.
         prompts: digest of the prompts.
         noise: SHA-256 of the latent's file.
-        statistics: git's name (SHA-1 of a blob) of the file of the reference statistics.
+        statistics: git's SHA-1 (of a blob) of the file of the reference statistics.
         ranges: protocol -> lowest and highest value.
     """
 
@@ -122,12 +122,12 @@ class Accept(Table):
 
 
 class Teacher(Table):
-    """Whose pictures win rates and agreement are against, in place of the family's teacher under the same suite.
+    """The teacher that win rates and agreement compare with, in place of the family's teacher under the same suite.
 
     Attributes:
-        model: name of its records.
-        suite: name or path of the suite that those are of: the same prompts, noise and size, other sampling, such as 25 steps
-            for students of 4; None for the suite itself.
+        model: the name of the teacher in its records.
+        suite: name or path of the suite of those records, with the same prompts, noise and size but other sampling, such as 25 steps
+            where the students take 4; None for the suite itself.
     """
 
     model: str
@@ -138,10 +138,10 @@ class Suite(Table):
     """A resolved suite.
 
     Attributes:
-        family: which models it is for; None in a part, which other suites include.
-        metrics: protocols by family, since the two families have evaluators of their own.
-        reference: what set metrics compare with: `scenes` renders scenes of the training split, eight for each prompt;
-            another name is of a reference that `sdbench reference` built or imported.
+        family: of the models it is for; None in a part, which other suites include.
+        metrics: names of protocols by family, since each family has its own evaluators.
+        reference: what set metrics compare with: `scenes` renders eight scenes of the training split for each prompt; another name is
+            that of a reference which `sdbench reference` built or imported.
     """
 
     name: str
@@ -155,12 +155,12 @@ class Suite(Table):
     sampling: Sampling | None = None
     noise: Noise = Noise()
     probes: Probes | None = None
-    accept: Accept | None = Field(default=None, exclude_if=unset)
-    teacher: Teacher | None = Field(default=None, exclude_if=unset)
+    accept: Accept | None = Field(default=None, exclude_if=is_unset)
+    teacher: Teacher | None = Field(default=None, exclude_if=is_unset)
 
     @property
     def own_metrics(self) -> tuple[str, ...]:
-        """The protocols of its own family; a part has none."""
+        """The metrics of its own family; a part has none."""
         return self.metrics.get(self.family, ()) if self.family else ()
 
     @property
@@ -169,64 +169,64 @@ class Suite(Table):
 
         Raises:
             MissingError: prompts or the latent are neither here nor reachable.
-            UserError: as `of_teacher`.
+            UserError: see `teacher_suite` and `prompt_list`.
         """
         settings = self.model_dump(exclude={"description", "include", "accept"}) | {"noise": self.noise.identity()}
         if self.prompts and self.prompts.file:
-            settings["prompts"]["file"] = "prompts.txt"  # its lines are in the digest; where it lies, and what it is called, is not
+            settings["prompts"]["file"] = "prompts.txt"  # its lines are in the digest, its name and place are not
         if self.prompts and self.prompts.source == "dataset":  # likewise
             settings["prompts"] = {
                 key: value for key, value in settings["prompts"].items() if key not in ("path", "split", "column", "digest")
             }
-        if (theirs := self.of_teacher()) is not self:
-            settings["teacher"]["suite"] = theirs.id.model_dump()
+        if (of_teacher := self.teacher_suite()) is not self:
+            settings["teacher"]["suite"] = of_teacher.id.model_dump()
         content = json.dumps([settings, self.prompt_list()], sort_keys=True)
         return SuiteId(name=self.name, version=self.version, digest=hashlib.sha256(content.encode()).hexdigest()[:16])
 
-    def of_teacher(self) -> "Suite":
-        """The suite that the teacher's pictures are of: the one that `teacher` names, or this.
+    def teacher_suite(self) -> "Suite":
+        """The suite under which the teacher's pictures were made: the one that `teacher` names, or this one.
 
         Raises:
-            UserError: its pictures could not be paired with this suite's, or it names a third suite.
+            UserError: that suite's pictures cannot be paired with this one's, or it names a third suite.
         """
         if self.teacher is None or self.teacher.suite is None:
             return self
-        found = load(self.teacher.suite)
-        theirs, what = found.prompt_list(), f"suite {self.name!r} takes its teacher from suite {found.name!r}"
-        if found.teacher and found.teacher.suite:
-            raise UserError(f"{what}, which takes its own from {found.teacher.suite!r}; name that one")
+        other = load(self.teacher.suite)
+        intro, prompts = f"suite {self.name!r} takes its teacher from suite {other.name!r}", other.prompt_list()
+        if other.teacher and other.teacher.suite:
+            raise UserError(f"{intro}, which takes its own from {other.teacher.suite!r}; name that one")
         pairs = {
-            "family": (self.family, found.family),
-            "size_px": (self.sampling and self.sampling.size_px, found.sampling and found.sampling.size_px),
-            "noise": (self.noise.identity(), found.noise.identity()),
+            "family": (self.family, other.family),
+            "size_px": (self.sampling and self.sampling.size_px, other.sampling and other.sampling.size_px),
+            "noise": (self.noise.identity(), other.noise.identity()),
         }
-        if unlike := [f"{name} {ours} against {others}" for name, (ours, others) in pairs.items() if ours != others]:
-            raise UserError(f"{what}, whose pictures cannot be paired with its own: {', '.join(unlike)}")
-        if lacking := [text for prompt_id, text in self.prompt_list().items() if theirs.get(prompt_id) != text]:
-            raise UserError(f"{what}, which lacks {len(lacking)} of its prompts at their places, such as {lacking[0]!r}")
-        return found
+        if differences := [f"{name} {own} against {its}" for name, (own, its) in pairs.items() if own != its]:
+            raise UserError(f"{intro}, whose pictures cannot be paired with its own: {', '.join(differences)}")
+        if missing := [text for prompt_id, text in self.prompt_list().items() if prompts.get(prompt_id) != text]:
+            raise UserError(f"{intro}, which lacks {len(missing)} of its prompts at their places, such as {missing[0]!r}")
+        return other
 
     def prompt_list(self) -> dict[str, str]:
-        """Prompt id -> prompt, in order; the id is made of the prompt's place and text.
+        """Prompt id -> prompt, in order; an id is made of the prompt's place and text.
 
         Raises:
-            MissingError: they are neither here nor reachable.
-            UserError: too few of them, one is empty, or they have another digest.
+            MissingError: the prompts are neither here nor reachable.
+            UserError: there are too few, one is empty, or they have another digest.
         """
         if self.prompts is None:
             return {}
         texts = _read_prompts(self.prompts)
-        listed = {f"{index:05d}-{hashlib.sha256(text.encode()).hexdigest()[:8]}": text for index, text in enumerate(texts)}
+        by_id = {f"{index:05d}-{hashlib.sha256(text.encode()).hexdigest()[:8]}": text for index, text in enumerate(texts)}
         if self.prompts.looked is None:
-            return listed
-        kept = set(look_order([*listed], self.sampling.batch if self.sampling else 1)[: self.prompts.looked])
-        return {prompt_id: text for prompt_id, text in listed.items() if prompt_id in kept}
+            return by_id
+        used = set(look_order([*by_id], self.sampling.batch if self.sampling else 1)[: self.prompts.looked])
+        return {prompt_id: text for prompt_id, text in by_id.items() if prompt_id in used}
 
-    def prompts_described(self) -> str:
-        """Where prompts of a dataset come from, and their digest; "" for those that come with the suite.
+    def describe_prompts(self) -> str:
+        """The source and the digest of a dataset's prompts, as text; "" for prompts that come with the suite.
 
         Raises:
-            MissingError, UserError: as `prompt_list`.
+            MissingError, UserError: see `prompt_list`.
         """
         if self.prompts is None or self.prompts.source != "dataset":
             return ""
@@ -240,24 +240,24 @@ class Suite(Table):
 
 
 def look_order(prompt_ids: Sequence[str], batch: int) -> list[str]:
-    """The order in which a run that stops when sure takes its prompts: the same each time, and mixed however the list is sorted.
+    """The order in which a run that stops when sure takes its prompts: shuffled, however the list is sorted, and the same each time.
 
-    Batches stay as they are, for the bytes of a picture may depend on its neighbours; a short one stays the last.
+    Batches stay together, since the bytes of a picture may depend on the others of its batch; a short batch stays the last.
     """
     batches = [prompt_ids[start : start + batch] for start in range(0, len(prompt_ids), batch)]
-    mixed = sorted(batches, key=lambda ids: (len(ids) < batch, hashlib.sha256(ids[0].encode()).digest()))
-    return [prompt_id for ids in mixed for prompt_id in ids]
+    shuffled = sorted(batches, key=lambda ids: (len(ids) < batch, hashlib.sha256(ids[0].encode()).digest()))
+    return [prompt_id for ids in shuffled for prompt_id in ids]
 
 
 def find(name: str) -> Path:
-    """A suite file, the policy, or what else lies beside them: that of `./suites` where it has one of this name, else the package's own."""
-    own = _OWN / name
+    """The path of a suite file, the policy, or another file beside them: in `./suites` where it exists there, else in the package."""
+    own = _LOCAL / name
     return own if own.exists() else _SHIPPED / name
 
 
 def names() -> list[str]:
-    """Every suite that can be named."""
-    return sorted({path.stem for folder in (_OWN, _SHIPPED) for path in folder.glob("*.toml") if path.name != POLICY})
+    """The names of all suites, in `./suites` and in the package."""
+    return sorted({path.stem for folder in (_LOCAL, _SHIPPED) for path in folder.glob("*.toml") if path.name != POLICY})
 
 
 def load(what: str, including: tuple[str, ...] = ()) -> Suite:
@@ -265,10 +265,10 @@ def load(what: str, including: tuple[str, ...] = ()) -> Suite:
 
     Args:
         what: a name, or the path of a `.toml` file.
-        including: the suites that are being read and include this one.
+        including: the suites being read that include this one.
 
     Raises:
-        UserError: no such suite, a misspelt key, a value out of range, or a suite that includes itself.
+        UserError: there is no such suite, a key is misspelt, a value is out of range, or the suite includes itself.
     """
     if what in including:
         raise UserError(f"suite {what} includes itself: {' -> '.join((*including, what))}; take one of these out of an `include`")
@@ -281,14 +281,14 @@ def load(what: str, including: tuple[str, ...] = ()) -> Suite:
         raise UserError(f"suite {path} is not valid TOML: {error}") from error
     suite = validated(Suite, content, f"suite {path}")
     if suite.prompts and suite.prompts.file:
-        beside = suite.prompts.model_copy(update={"file": str(path.parent / suite.prompts.file)})
-        suite = suite.model_copy(update={"prompts": beside})
+        located = suite.prompts.model_copy(update={"file": str(path.parent / suite.prompts.file)})
+        suite = suite.model_copy(update={"prompts": located})
     for name in suite.include:
         part = load(name, (*including, what))
-        taken = {family: names for family, names in part.metrics.items() if suite.family in (None, family)}
+        metrics = {family: names for family, names in part.metrics.items() if suite.family in (None, family)}
         suite = suite.model_copy(
             update={
-                "metrics": _merged(suite.metrics, taken),
+                "metrics": _merge(suite.metrics, metrics),
                 "probes": suite.probes or part.probes,
                 "reference": suite.reference or part.reference,
             }
@@ -296,23 +296,24 @@ def load(what: str, including: tuple[str, ...] = ()) -> Suite:
     return suite
 
 
-def _merged(one: dict[Family, tuple[str, ...]], other: dict[Family, tuple[str, ...]]) -> dict[Family, tuple[str, ...]]:
+def _merge(one: dict[Family, tuple[str, ...]], other: dict[Family, tuple[str, ...]]) -> dict[Family, tuple[str, ...]]:
+    """The metrics of both by family, each once, in order."""
     return {family: tuple(dict.fromkeys([*one.get(family, ()), *other.get(family, ())])) for family in {**one, **other}}
 
 
 @cache  # drawing 10,000 captions takes seconds
-def _drawn(n: int, seed: int) -> tuple[str, ...]:
+def _draw_captions(n: int, seed: int) -> tuple[str, ...]:
     return tuple(scene_at(index, "heldout", seed).caption for index in range(n))
 
 
 def _read_prompts(prompts: Prompts) -> tuple[str, ...]:
     if prompts.source == "scenes":
-        return _drawn(prompts.n, prompts.seed)
+        return _draw_captions(prompts.n, prompts.seed)
     if prompts.source == "dataset":
         place = lists.located(prompts.path or "", find(prompts.path or ""))
-        drawn = lists.from_dataset(place, prompts.split or "train", prompts.column, prompts.n, prompts.seed)
-        lists.check(f"the list of prompts {prompts.path}", lists.digest(drawn), prompts.digest)
-        return drawn
+        texts = lists.from_dataset(place, prompts.split or "train", prompts.column, prompts.n, prompts.seed)
+        lists.check(f"the list of prompts {prompts.path}", lists.digest(texts), prompts.digest)
+        return texts
     path = Path(prompts.file or "")
     if not path.is_file():
         raise UserError(f"prompt file {path} of the suite is missing; it is looked for beside the suite's own file")

@@ -13,7 +13,7 @@ import torch
 
 from sdbench import suites
 from sdbench.encoders import scenes
-from sdbench.generate import generate, jobs, sampler
+from sdbench.generate import generate, list_jobs, make_sampler
 from sdbench.models.digest import weights_digest
 from sdbench.models.loading import load
 from sdbench.models.spec import resolve
@@ -91,13 +91,13 @@ def _measure(arm: Arm, seed: int, work: Path) -> pa.Table:
         update={"prompts": suite.prompts.model_copy(update={"n": PROMPTS}), "noise": suite.noise.model_copy(update={"seed": seed})}
     )
     spec = resolve(arm.model, base="scenes-teacher" if arm.model != MODEL else None)
-    todo = jobs(suite, sampling, f"{weights_digest(spec, dtype='float32')}{arm.name if arm.fault else ''}")
+    todo = list_jobs(suite, sampling, f"{weights_digest(spec, dtype='float32')}{arm.name if arm.fault else ''}")
     store = Store(work, {"calibration": arm.name})
     if store.missing([job.image for job in todo]):
         pipeline = load(spec, dtype=torch.float32, device="cpu")
         if arm.fault:
             arm.fault(pipeline)
-        generate(todo, store, sampling.batch, sampler(pipeline, sampling, suite.noise), f"{arm.name}, seed {seed}")
+        generate(todo, store, sampling.batch, make_sampler(pipeline, sampling, suite.noise), f"{arm.name}, seed {seed}")
     subject = subject_of(store, todo, work)
     _, scores = score(subject, SCORES)
     features = subject.features(scenes.encoder_id("features"), scenes.features)

@@ -140,7 +140,7 @@ def message(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["run", "--model", "scenes-teacher", "--steps", "0"], "steps"),
         (["run", "--model", "scenes-teacher", "--size-px", "60"], "multiple of 8"),
         (["run", "--model", "scenes-teacher", "--scheduler", "lmc"], "sampling.scheduler: Input should be 'model', 'ddim'"),
-        (["run", "--model", "scenes-teacher", "--timestep-spacing", "trailing"], "needs a scheduler that is named and heeds it"),
+        (["run", "--model", "scenes-teacher", "--timestep-spacing", "trailing"], "needs a scheduler that supports it"),
         (
             ["run", "--model", "scenes-teacher", "--scheduler", "lcm", "--timesteps", "999", "499", "--steps", "4"],
             "one for each of the 4 steps",
@@ -602,9 +602,9 @@ def test_rounds_and_calls_of_one_s_own_are_those_of_every_setting() -> None:
     assert plain.probes
     assert short.probes
     assert (short.name, short.probes.rounds, short.probes.calls, short.probes.warmup) == ("efficiency-custom", 1, 3, 2)
-    assert short.probes.chosen().keys() == plain.probes.chosen().keys()
-    assert {setting.calls for setting in plain.probes.chosen().values()} == {None, 2}
-    assert {setting.calls for setting in short.probes.chosen().values()} == {None}
+    assert short.probes.select().keys() == plain.probes.select().keys()
+    assert {setting.calls for setting in plain.probes.select().values()} == {None, 2}
+    assert {setting.calls for setting in short.probes.select().values()} == {None}
     once = api.Overrides(rounds=1).apply(plain).probes
     assert once == plain.probes.model_copy(update={"rounds": 1}), "a setting's own calls stay where only the rounds are others"
     with pytest.raises(UserError, match=r"probes\.calls: Input should be greater than 1 \(found 1\)"):

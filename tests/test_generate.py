@@ -20,12 +20,12 @@ from tiny import SIZE_PX
 from sdbench import store as module
 from sdbench.disk import digest, write_bytes
 from sdbench.errors import UserError
-from sdbench.generate import DTYPES, SCHEDULERS, Job, call_arguments, generate, initial_noise, jobs, rendered, sampler
+from sdbench.generate import DTYPES, SCHEDULERS, Job, call_arguments, generate, initial_noise, list_jobs, make_sampler, render_scenes
 from sdbench.models.architectures import PARTS
 from sdbench.models.spec import ModelSpec, resolve
 from sdbench.scenes.grammar import parse
-from sdbench.schedulers import resolved
-from sdbench.settings import HEEDS, Sampling, Scheduler
+from sdbench.schedulers import describe
+from sdbench.settings import SUPPORTED_SETTINGS, Sampling, Scheduler
 from sdbench.store import U8, Store
 from sdbench.suites import Noise, Prompts, Suite
 
@@ -39,7 +39,7 @@ def suite(n: int = 7, **noise: Any) -> Suite:
 
 
 def todo(n: int = 7) -> list[Job]:
-    return jobs(suite(n), SAMPLING, "weights")
+    return list_jobs(suite(n), SAMPLING, "weights")
 
 
 def of_the_whole_batch(group: list[Job]) -> U8:
@@ -194,13 +194,13 @@ def test_what_a_picture_is_of_decides_its_name_and_nothing_else_does() -> None:
     wanted = todo()
     assert len({job.image for job in wanted}) == 7
     assert todo(3) == wanted[:3]
-    assert jobs(suite(), SAMPLING.model_copy(update={"batch": 5}), "weights") == wanted
+    assert list_jobs(suite(), SAMPLING.model_copy(update={"batch": 5}), "weights") == wanted
     changed = [
-        jobs(suite(), SAMPLING, "other weights"),
-        jobs(suite(seed=1), SAMPLING, "weights"),
-        jobs(suite(kind="fixed"), SAMPLING, "weights"),
+        list_jobs(suite(), SAMPLING, "other weights"),
+        list_jobs(suite(seed=1), SAMPLING, "weights"),
+        list_jobs(suite(kind="fixed"), SAMPLING, "weights"),
         *(
-            jobs(suite(), SAMPLING.model_copy(update={name: value}), "weights")
+            list_jobs(suite(), SAMPLING.model_copy(update={name: value}), "weights")
             for name, value in (
                 ("steps", 2),
                 ("guidance_scale", 2.5),
@@ -250,7 +250,7 @@ class Recorder:
 
 def latents_of(wanted: list[Job], batch: int, folder: Path, noise: Noise) -> dict[str, torch.Tensor]:
     pipeline = Recorder()
-    generate(wanted, Store(folder, {}), batch, sampler(pipeline, SAMPLING, noise), "recorded")  # type: ignore[arg-type]  # a stand-in
+    generate(wanted, Store(folder, {}), batch, make_sampler(pipeline, SAMPLING, noise), "recorded")  # type: ignore[arg-type]  # a stand-in
     return pipeline.latents
 
 
@@ -284,7 +284,7 @@ def test_float32_is_float32_whatever_the_caller_has_set() -> None:
     before = torch.backends.cuda.matmul.fp32_precision
     torch.backends.cuda.matmul.fp32_precision = "tf32"
     try:
-        sampler(Watched(), SAMPLING, Noise())(todo(1))  # type: ignore[arg-type]  # a stand-in
+        make_sampler(Watched(), SAMPLING, Noise())(todo(1))  # type: ignore[arg-type]  # a stand-in
         assert torch.backends.cuda.matmul.fp32_precision == "tf32"
     finally:
         torch.backends.cuda.matmul.fp32_precision = before
@@ -294,7 +294,7 @@ def test_float32_is_float32_whatever_the_caller_has_set() -> None:
 @pytest.mark.parametrize("pixel", [np.nan, np.inf])
 def test_pixels_that_are_not_finite_are_an_error_and_no_picture(pixel: float, store: Store) -> None:
     with pytest.raises(UserError, match=rf"NaN or infinite pixels for prompt {todo()[0].prompt_id} .* in float32; try another dtype"):
-        generate(todo(), store, 3, sampler(Recorder(pixel), SAMPLING, Noise()), "broken")  # type: ignore[arg-type]  # a stand-in
+        generate(todo(), store, 3, make_sampler(Recorder(pixel), SAMPLING, Noise()), "broken")  # type: ignore[arg-type]  # a stand-in
     assert len(store.missing([job.image for job in todo()])) == 7
 
 
@@ -302,14 +302,14 @@ def test_pixels_that_are_not_finite_are_an_error_and_no_picture(pixel: float, st
     ("pixel", "byte"), [(0.0, 0), (1.0, 255), (0.5, 128), (-0.2, 0), (1.7, 255), (100.4 / 255, 100), (100.6 / 255, 101)]
 )
 def test_pixels_are_rounded_to_bytes_and_clipped(pixel: float, byte: int) -> None:
-    made = sampler(Recorder(pixel), SAMPLING, Noise())(todo()[:2])  # type: ignore[arg-type]  # a stand-in
+    made = make_sampler(Recorder(pixel), SAMPLING, Noise())(todo()[:2])  # type: ignore[arg-type]  # a stand-in
     assert made.dtype == np.uint8
     assert (made == byte).all()
 
 
 def test_rendered_pictures_are_of_their_captions_and_other_ones_than_those_trained_on() -> None:
-    made = rendered(todo())
-    np.testing.assert_array_equal(rendered(todo()[4:5])[0], made[4])
+    made = render_scenes(todo())
+    np.testing.assert_array_equal(render_scenes(todo()[4:5])[0], made[4])
     assert made.shape == (7, 64, 64, 3)
     axis = [parse(job.prompt).layout for job in todo()]
     assert len(set(axis)) == 7
@@ -323,8 +323,8 @@ def pipeline(made_pipeline: Any) -> StableDiffusionXLPipeline:
 def test_a_real_pipeline_resumes_to_the_same_bytes(pipeline: StableDiffusionXLPipeline, store: Store, tmp_path: Path) -> None:
     unbroken = Store(tmp_path / "unbroken", {})
     wanted = todo(4)
-    generate(wanted, unbroken, 3, sampler(pipeline, SAMPLING, Noise()), "whole")
-    make, calls = sampler(pipeline, SAMPLING, Noise()), []
+    generate(wanted, unbroken, 3, make_sampler(pipeline, SAMPLING, Noise()), "whole")
+    make, calls = make_sampler(pipeline, SAMPLING, Noise()), []
 
     def stops(group: list[Job]) -> U8:
         if calls:
@@ -348,27 +348,27 @@ def test_a_picture_depends_on_nothing_but_its_own_noise(kind: Any, pipeline: Sta
     own.scheduler = kind.from_config(pipeline.scheduler.config)
     wanted, sampling = todo(3), SAMPLING.model_copy(update={"steps": 3})
     torch.manual_seed(0)
-    made = sampler(own, sampling, Noise())(wanted).astype(int)
+    made = make_sampler(own, sampling, Noise())(wanted).astype(int)
     torch.manual_seed(1)
     with torch.autocast("cpu", torch.bfloat16):
-        again = sampler(own, sampling, Noise())(wanted[::-1])[::-1].astype(int)
+        again = make_sampler(own, sampling, Noise())(wanted[::-1])[::-1].astype(int)
     assert np.abs(made - again).max() <= 1
-    assert np.abs(made - sampler(own, sampling, Noise(seed=1))(wanted)).max() > 50
-    fixed = [sampler(own, sampling, Noise(kind="fixed"))([job] * 3).astype(int) for job in (wanted[0], wanted[0])]
+    assert np.abs(made - make_sampler(own, sampling, Noise(seed=1))(wanted)).max() > 50
+    fixed = [make_sampler(own, sampling, Noise(kind="fixed"))([job] * 3).astype(int) for job in (wanted[0], wanted[0])]
     assert np.abs(fixed[0] - fixed[1]).max() == 0
 
 
 def test_the_pipeline_is_asked_for_what_the_suite_says(pipeline: StableDiffusionXLPipeline) -> None:
     own = type(pipeline.scheduler)
-    sampler(pipeline, SAMPLING, Noise())
+    make_sampler(pipeline, SAMPLING, Noise())
     assert type(pipeline.scheduler) is own
     for name, kind in SCHEDULERS.items():
         settings = pipeline.scheduler.config.prediction_type, pipeline.scheduler.config.timestep_spacing
-        sampler(pipeline, SAMPLING.model_copy(update={"scheduler": name}), Noise())
+        make_sampler(pipeline, SAMPLING.model_copy(update={"scheduler": name}), Noise())
         assert type(pipeline.scheduler) is kind
         assert (pipeline.scheduler.config.prediction_type, pipeline.scheduler.config.timestep_spacing) == settings
         assert kind.__name__.lower().startswith(name.replace("-", "")) or name == "dpmpp"
-    assert {"model", *SCHEDULERS} == set(HEEDS)
+    assert {"model", *SCHEDULERS} == set(SUPPORTED_SETTINGS)
     assert DTYPES.keys() == set(Sampling.model_fields["dtype"].annotation.__args__)  # type: ignore[union-attr]  # a Literal
 
 
@@ -384,11 +384,11 @@ def test_a_scheduler_heeds_what_the_table_says(name: Scheduler, pipeline: Stable
         "timesteps": "timesteps" in inspect.signature(scheduler.set_timesteps).parameters,
         "eta": "eta" in inspect.signature(scheduler.step).parameters,
     }
-    assert HEEDS[name] == tuple(setting for setting, heeded in found.items() if heeded)
+    assert SUPPORTED_SETTINGS[name] == tuple(setting for setting, heeded in found.items() if heeded)
     settings = {"timestep_spacing": "trailing", "timesteps": (999, 499, 99), "eta": 0.5}
-    chosen = next(setting for setting in HEEDS[name])
+    chosen = next(setting for setting in SUPPORTED_SETTINGS[name])
     sampling = Sampling.model_validate({**SAMPLING.model_dump(), "steps": 3, "scheduler": name, chosen: settings[chosen]})
-    assert sampler(own, sampling, Noise())(todo(1)).shape == (1, SIZE_PX, SIZE_PX, 3)
+    assert make_sampler(own, sampling, Noise())(todo(1)).shape == (1, SIZE_PX, SIZE_PX, 3)
     taken = own.scheduler.timesteps.tolist()
     assert taken == [999, 499, 99] if chosen == "timesteps" else taken[0] == 999
 
@@ -402,26 +402,26 @@ def test_what_is_said_of_the_scheduler_is_what_drew(more: dict[str, Any], pipeli
     own.scheduler = DDIMScheduler.from_config(PARTS["scenes"]["scheduler"])
     before = own.scheduler.timesteps
     said = [
-        resolved(resolve(str(made)), sampling),
-        resolved(resolve("scenes-vega", random=True), sampling),
-        resolved(resolve(str(made)), sampling, own),
+        describe(resolve(str(made)), sampling),
+        describe(resolve("scenes-vega", random=True), sampling),
+        describe(resolve(str(made)), sampling, own),
     ]
     assert own.scheduler.timesteps is before
-    sampler(own, sampling, Noise())(todo(1))
+    make_sampler(own, sampling, Noise())(todo(1))
     drew = own.scheduler
     expected = {"class": type(drew).__name__, "prediction_type": "v_prediction", "timesteps": drew.timesteps.tolist()}
     assert said == [expected] * 3
 
 
 def test_nothing_is_said_of_a_scheduler_that_is_not_here(tmp_path: Path) -> None:
-    assert resolved(ModelSpec("gone", "sdxl", "sdxl", "folder", str(tmp_path / "gone")), SAMPLING) == {}
-    assert resolved(resolve("scenes-rendered"), SAMPLING) == {}
+    assert describe(ModelSpec("gone", "sdxl", "sdxl", "folder", str(tmp_path / "gone")), SAMPLING) == {}
+    assert describe(resolve("scenes-rendered"), SAMPLING) == {}
 
 
 def test_noise_of_each_step_is_as_much_as_the_suite_says(pipeline: StableDiffusionXLPipeline) -> None:
     def made(**settings: Any) -> U8:
         sampling = Sampling.model_validate({**SAMPLING.model_dump(), "steps": 3, "scheduler": "tcd", **settings})
-        return sampler(copy.copy(pipeline), sampling, Noise())(todo(1))
+        return make_sampler(copy.copy(pipeline), sampling, Noise())(todo(1))
 
     assert np.array_equal(made(), made(eta=0.0))
     assert not np.array_equal(made(), made(eta=0.5))
@@ -432,7 +432,7 @@ def test_what_a_suite_does_not_say_of_its_steps_is_not_in_a_picture_s_identity()
         *("steps", "guidance_scale", "size_px", "scheduler", "negative_prompt", "dtype", "batch"),
     }  # else no picture of an earlier run would be found
     given = Sampling.model_validate({**SAMPLING.model_dump(), "scheduler": "lcm", "timesteps": [999]})
-    assert jobs(suite(), given, "w")[0].image != jobs(suite(), SAMPLING.model_copy(update={"scheduler": "lcm"}), "w")[0].image
+    assert list_jobs(suite(), given, "w")[0].image != list_jobs(suite(), SAMPLING.model_copy(update={"scheduler": "lcm"}), "w")[0].image
 
 
 def test_negative_prompts_are_given_to_each_picture_or_to_none() -> None:

@@ -11,7 +11,7 @@ import torch
 
 from sdbench import __version__
 from sdbench.errors import UserError
-from sdbench.machine import PACKAGES, checkout_state, chosen_device, environment, this_machine, variables
+from sdbench.machine import PACKAGES, checkout_state, choose_device, environment, this_machine, variables
 
 ROOT = Path(__file__).parents[1]
 
@@ -25,17 +25,17 @@ def git(folder: Path, *words: str) -> str:
 def test_only_a_device_that_is_here_is_chosen(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert [chosen_device(asked) for asked in (None, "cpu", "cuda", "cuda:1")] == ["cuda", "cpu", "cuda", "cuda:1"]
+    assert [choose_device(asked) for asked in (None, "cpu", "cuda", "cuda:1")] == ["cuda", "cpu", "cuda", "cuda:1"]
     with pytest.raises(UserError, match=rf"no device '{wrong}' here: torch .* sees cpu, cuda, cuda:0, cuda:1; name one"):
-        chosen_device(wrong)
+        choose_device(wrong)
 
 
 def test_without_a_gpu_it_is_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert chosen_device(None) == "cpu"
+    assert choose_device(None) == "cpu"
     with pytest.raises(UserError, match=r"no device 'cuda' here: torch .* sees cpu;"):
-        chosen_device("cuda")
+        choose_device("cuda")
 
 
 def test_a_processor_is_no_cuda_machine_even_beside_one() -> None:

@@ -44,6 +44,6 @@ def settle_device(options: argparse.Namespace) -> None:
         UserError: the one that was given is not here.
     """
     if "device" in options:
-        from sdbench.machine import chosen_device
+        from sdbench.machine import choose_device
 
-        options.device = chosen_device(options.device)
+        options.device = choose_device(options.device)

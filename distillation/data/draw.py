@@ -17,7 +17,7 @@ from distillation.teacher import pipeline
 from sdbench.assets.sources import METADATA
 from sdbench.disk import digest, write_bytes
 from sdbench.errors import UserError
-from sdbench.generate import Job, generate, sampler
+from sdbench.generate import Job, generate, make_sampler
 from sdbench.models.digest import weights_digest
 from sdbench.models.files import read_json
 from sdbench.models.loading import load
@@ -72,7 +72,7 @@ def draw(
         "device": device.partition(":")[0],
     }
     _check(out, identity)
-    make = sampler(load(spec, dtype=dtype, device=device), sampling, Noise(seed=seed))
+    make = make_sampler(load(spec, dtype=dtype, device=device), sampling, Noise(seed=seed))
     if not (out / MADE).exists():
         _note(out, identity)  # no sooner: what cannot be loaded claims no folder
     store = Store(out, identity)

@@ -70,7 +70,7 @@ def until_verdict(
     rules.rules(suite.name)  # a policy that weighs nothing here ends the run before it begins
     check_models([spec], suite)
     old = find_or_run_baseline(baseline, suite, places, device)
-    context = prepare(suite, device=machine.chosen_device(device), results=places.results, runs=places.work)
+    context = prepare(suite, device=machine.choose_device(device), results=places.results, runs=places.work)
     with evaluators(context.device):
         new, report = run_until_verdict(Question(spec, context, old, rules, floors.between_runs(records.head(old), places.results)))
     return new, _with_inputs(report, new, old, rules, baseline)
@@ -123,7 +123,7 @@ def find_or_run_baseline(baseline: str, suite: suites.Suite, places: Places, dev
     def run(specs: "Sequence[ModelSpec]", suite: suites.Suite) -> list[Path]:
         return measuring.run(specs, suite, places, device=device, only=only)
 
-    machine_class = machine.this_machine(machine.chosen_device(device)).machine_class
+    machine_class = machine.this_machine(machine.choose_device(device)).machine_class
     return lookup.of(source, suite, machine_class, places.results, run)
 
 

@@ -36,7 +36,7 @@ def run(
 
     context = prepare(
         suite,
-        device=machine.chosen_device(device),
+        device=machine.choose_device(device),
         results=places.results,
         runs=places.work,
         only=only,
@@ -69,7 +69,7 @@ def score(
 
     chosen = suites.load(suite)
     subject = external.subject(images, prompts, chosen, places.work)
-    with evaluators(machine.chosen_device(device)):
+    with evaluators(machine.choose_device(device)):
         return score_subject(subject, [name for name in chosen.own_metrics if not PROTOCOLS[name].against_teacher])
 
 
@@ -94,5 +94,5 @@ def record_pictures(
     chosen = suites.load(suite)
     if lines(prompts) != tuple(chosen.prompt_list().values()):
         chosen = Overrides(prompts=prompts).apply(chosen)
-    context = prepare(chosen, device=machine.chosen_device(device), results=places.results, runs=places.work, only="quality")
+    context = prepare(chosen, device=machine.choose_device(device), results=places.results, runs=places.work, only="quality")
     return external.record(images, prompts, name, context)

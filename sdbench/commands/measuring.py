@@ -217,11 +217,11 @@ def _tell(suite: "Suite", arguments: argparse.Namespace, lacking: Sequence[str] 
 
 def _of_teacher(specs: "Sequence[ModelSpec]", suite: "Suite", arguments: argparse.Namespace) -> list[str]:
     """What a run would lack of the teacher, as far as it can be known without fetching anything."""
-    from sdbench.machine import chosen_device
+    from sdbench.machine import choose_device
     from sdbench.run import recording, requirements
     from sdbench.run.context import RunContext
 
     if suite.sampling is None or not requirements.inputs_are_here(suite):
         return []
     where = places(arguments)
-    return recording.lacking(specs, RunContext(suite, suite.sampling, chosen_device(arguments.device), where.results, where.work))
+    return recording.lacking(specs, RunContext(suite, suite.sampling, choose_device(arguments.device), where.results, where.work))

@@ -21,14 +21,14 @@ def run(arguments: Namespace, runs: Path) -> list[Card]:
     if arguments.action == "list":
         return all_cards(runs)
     from sdbench.encoders.memory import evaluators
-    from sdbench.machine import chosen_device
+    from sdbench.machine import choose_device
     from sdbench.reference.build import build, take
 
     if arguments.action == "import":
         encoders = [_encoder(name) for name in arguments.encoder]
         return [take(arguments.name, arguments.file, encoder.name, arguments.n, arguments.source, runs) for encoder in encoders]
     encoders, pictures = [_encoder(name) for name in arguments.encoder], _pictures(arguments)
-    with evaluators(chosen_device(arguments.device)):
+    with evaluators(choose_device(arguments.device)):
         for encoder in encoders:
             encoder.id()  # before the hours that the first may take, the weights of all
         return [build(arguments.name, pictures, encoder, runs) for encoder in encoders]

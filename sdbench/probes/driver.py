@@ -112,7 +112,7 @@ def measure(
     Raises:
         UserError: weights are not where a spec says, there is no such setting, or `suites` holds no benchmark file.
     """
-    chosen = probes.chosen(settings)
+    chosen = probes.select(settings)
     work.mkdir(parents=True, exist_ok=True)
     place = Place(work.resolve(), suites.resolve())
     if not (suites / BENCHMARKS).is_file():

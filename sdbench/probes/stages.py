@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from sdbench.generate import call_arguments, is_guided, set_scheduler, timesteps
+from sdbench.generate import call_arguments, is_guided, set_scheduler, set_timesteps
 from sdbench.settings import Sampling
 
 PROMPT = "a large red circle left of a small blue star on a pink background"
@@ -42,7 +42,7 @@ class Stages:
 
     def short(self, batch: int | None = None) -> Call:
         """The pipeline with a single step: as much memory as with all of them."""
-        return self._pictures(batch or self.batch, self.sampling.of_one_step)
+        return self._pictures(batch or self.batch, self.sampling.with_one_step)
 
     def _pictures(self, batch: int, sampling: Sampling, **changes: str) -> Call:
         arguments = {**call_arguments(sampling, [PROMPT] * batch), **changes}
@@ -65,7 +65,7 @@ class Stages:
         if self.guided:
             text, pooled, sizes = torch.cat([negative, text]), torch.cat([negative_pooled, pooled]), sizes.repeat(2, 1)
             latents = latents.repeat(2, 1, 1, 1)
-        timestep = timesteps(self.pipe.scheduler, self.sampling, text.device)[0]
+        timestep = set_timesteps(self.pipe.scheduler, self.sampling, text.device)[0]
         # with all that the pipeline passes: other words, and a compiled UNet is compiled again for them
         added: dict[str, Any] = {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": sizes}}
         added |= {"timestep_cond": self._embedded_guidance(), "cross_attention_kwargs": None}
@@ -84,7 +84,7 @@ class Stages:
         scheduler, latents = self.pipe.scheduler, self._latents()
 
         def call() -> object:
-            steps = timesteps(scheduler, self.sampling, latents.device)
+            steps = set_timesteps(scheduler, self.sampling, latents.device)
             noise = self.pipe.prepare_extra_step_kwargs(torch.Generator().manual_seed(0), self.sampling.eta or 0.0)
             if hasattr(scheduler, "set_begin_index"):
                 scheduler.set_begin_index(0)  # without it the first step is looked up, for which a GPU is waited for
@@ -100,7 +100,7 @@ class Stages:
         """Latents that the pipeline made to pixels; with the detour through float32 where the VAE needs it."""
         vae = self.pipe.vae
         upcast = vae.dtype == torch.float16 and vae.config.force_upcast
-        made: Any = self._pictures(self.batch, self.sampling.of_one_step, output_type="latent")()
+        made: Any = self._pictures(self.batch, self.sampling.with_one_step, output_type="latent")()
         latents = made.images / vae.config.scaling_factor
 
         def call() -> object:

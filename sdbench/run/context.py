@@ -8,7 +8,7 @@ from typing import Any
 
 from sdbench import records
 from sdbench.errors import UserError
-from sdbench.generate import Job, jobs
+from sdbench.generate import Job, list_jobs
 from sdbench.models.locate import check_here
 from sdbench.models.spec import ModelSpec
 from sdbench.records import Model
@@ -43,7 +43,7 @@ class RunContext:
     @property
     def timed(self) -> Mapping[str, Setting]:
         """Settings of the probes that the run measures, by their labels."""
-        return self.suite.probes.chosen(self.settings) if self.probes and self.suite.probes else {}
+        return self.suite.probes.select(self.settings) if self.probes and self.suite.probes else {}
 
 
 def prepare(
@@ -93,7 +93,7 @@ def check_suite(suite: Suite, *, only: str | None, settings: Sequence[str], prof
     if suite.family == "scenes" and suite.prompts.source != "scenes":
         check_captions([*suite.prompt_list().values()], f"suite {suite.name!r}")
     if suite.probes:
-        suite.probes.chosen(settings)
+        suite.probes.select(settings)
     find_protocols(suite.own_metrics)
 
 
@@ -138,7 +138,7 @@ def place_of(model: Model, context: RunContext) -> tuple[Store, list[Job]]:
     """Where a model's pictures of a suite lie, or will."""
     kind, _, _ = context.device.partition(":")  # two cards of one machine draw the same
     identity = {"model": model.name, "weights": model.weights_digest, "device": kind, "batch": context.sampling.batch}
-    return Store(context.runs, identity), jobs(context.suite, context.sampling, model.weights_digest)
+    return Store(context.runs, identity), list_jobs(context.suite, context.sampling, model.weights_digest)
 
 
 def _check_writable(folder: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from sdbench.assets.pipelines import absent
 from sdbench.assets.weights import size_text
 from sdbench.errors import UserError
-from sdbench.machine import chosen_device
+from sdbench.machine import choose_device
 from sdbench.models.architectures import TOPOLOGIES
 from sdbench.models.files import read_json
 from sdbench.models.locate import locate
@@ -19,7 +19,7 @@ from sdbench.models.spec import ModelSpec
 from sdbench.probes import work
 from sdbench.run import requirements
 from sdbench.run.context import dtypes
-from sdbench.schedulers import resolved
+from sdbench.schedulers import describe
 from sdbench.settings import Sampling, Setting
 from sdbench.suites import Suite
 
@@ -53,9 +53,9 @@ def plan(
     """
     assert suite.sampling
     assert suite.prompts
-    rate = _macs_per_s(chosen_device(device))
+    rate = _macs_per_s(choose_device(device))
     scored = suite if only != "probes" else suite.model_copy(update={"metrics": {}, "reference": None})
-    probes = suite.probes.chosen(settings) if suite.probes and only != "quality" else {}
+    probes = suite.probes.select(settings) if suite.probes and only != "quality" else {}
     copies = itertools.product(specs, dtypes(suite.sampling, probes))
     of_models = itertools.chain.from_iterable(absent(spec, dtype=dtype) for spec, dtype in copies)
     files = [*dict.fromkeys(of_models), *requirements.files(scored)]  # models of one base share its files
@@ -64,7 +64,7 @@ def plan(
     known = requirements.inputs_are_here(suite)
     content = {
         "suite": suite.id.model_dump() if known else suite.model_dump(include={"name", "version"}) | {"digest": None},
-        "prompts": suite.prompts_described() if known else None,
+        "prompts": suite.describe_prompts() if known else None,
         "lacking": [*requirements.lacking(scored, runs), *lacking],
         "settings": suite.model_dump(),
         "files": [vars(file) for file in files],
@@ -88,7 +88,7 @@ def _times(specs: Sequence[ModelSpec], sampling: Sampling, pictures: int, macs_p
     for spec in specs:
         macs = _macs(spec, sampling)
         seconds = None if macs is None else pictures * macs / macs_per_s / EFFICIENCY
-        found.append({"model": spec.name, "seconds": seconds, "scheduler": resolved(spec, sampling)})
+        found.append({"model": spec.name, "seconds": seconds, "scheduler": describe(spec, sampling)})
     return found
 
 

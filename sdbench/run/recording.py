@@ -10,7 +10,7 @@ from PIL import Image
 
 from sdbench import records, tables
 from sdbench.arrays import U8
-from sdbench.generate import Job, jobs
+from sdbench.generate import Job, list_jobs
 from sdbench.machine import environment, this_machine
 from sdbench.models.catalogue import TEACHERS
 from sdbench.models.spec import ModelSpec
@@ -65,8 +65,8 @@ def record_of(
         sampling={} if model.is_elsewhere else context.sampling.model_dump(mode="json"),
         scheduler=dict(scheduler),
         noise={} if model.is_elsewhere else context.suite.noise.model_dump(),
-        teacher=Original(model=teacher_of(context.suite), suite=context.suite.of_teacher().id) if context.suite.teacher else None,
-        prompts=context.suite.prompts_described(),
+        teacher=Original(model=teacher_of(context.suite), suite=context.suite.teacher_suite().id) if context.suite.teacher else None,
+        prompts=context.suite.describe_prompts(),
         run=turns.pop() if len(turns) == 1 else "",
         looks=looks,
     )
@@ -77,7 +77,7 @@ def record_of(
 
 def to_score(model: Model, context: RunContext, store: Store, todo: Sequence[Job]) -> Subject:
     """A model's pictures of these jobs, with what the suite compares them with: the reference, the teacher's scores, and its pictures where they still are."""
-    theirs, name = context.suite.of_teacher(), teacher_of(context.suite)
+    theirs, name = context.suite.teacher_suite(), teacher_of(context.suite)
     subject = replace(
         subject_of(store, todo, context.runs),
         is_teacher=model.name == name and theirs is context.suite,
@@ -94,10 +94,10 @@ def to_score(model: Model, context: RunContext, store: Store, todo: Sequence[Job
 
 def lacking(specs: Sequence[ModelSpec], context: RunContext) -> list[str]:
     """What a run of these models will find neither of the teacher's scores nor of its pictures, in words, and how to get it."""
-    theirs, name = context.suite.of_teacher(), teacher_of(context.suite)
+    theirs, name = context.suite.teacher_suite(), teacher_of(context.suite)
     if theirs is context.suite and name in {spec.name for spec in specs}:
         return []
-    found = _of_teacher(context, jobs(context.suite, context.sampling, None))
+    found = _of_teacher(context, list_jobs(context.suite, context.sampling, None))
     here = {"win rates": found, "agreement": found and found[2]}
     against = [
         "win rates" if each.name.startswith("win_rate.") else "agreement"
@@ -116,7 +116,7 @@ def lacking(specs: Sequence[ModelSpec], context: RunContext) -> list[str]:
 
 def _of_teacher(context: RunContext, todo: Sequence[Job]) -> tuple[Path, Record, Subject | None] | None:
     """The newest record of the teacher's pictures, if there is one, and its pictures of the same prompts where they still are."""
-    theirs = context.suite.of_teacher()
+    theirs = context.suite.teacher_suite()
     assert theirs.sampling
     of_family = records.under(context.results, context.suite.family or "", theirs.id, teacher_of(context.suite))
     kept = [found for found in of_family if found[1].n_images]
@@ -166,7 +166,7 @@ def _kept_probes(kept: tuple[Path, Record] | None, context: RunContext) -> tuple
 
 def _in_order(probed: list[Value], suite: Suite) -> list[Value]:
     """The settings in the suite's order, whichever were measured last."""
-    order = {label: number for number, label in enumerate(suite.probes.chosen() if suite.probes else ())}
+    order = {label: number for number, label in enumerate(suite.probes.select() if suite.probes else ())}
     return sorted(probed, key=lambda value: order.get(_label(value), len(order)))
 
 

@@ -12,7 +12,7 @@ from sdbench import schedulers
 from sdbench.arrays import U8
 from sdbench.assets.pipelines import fetch
 from sdbench.encoders.memory import evaluators
-from sdbench.generate import DTYPES, Job, generate, rendered, sampler
+from sdbench.generate import DTYPES, Job, generate, make_sampler, render_scenes
 from sdbench.models.digest import weights_digest
 from sdbench.models.loading import load
 from sdbench.models.spec import ModelSpec, recognised
@@ -83,11 +83,11 @@ class PictureGenerator:
 
     def _ready(self) -> Callable[[list[Job]], U8]:
         if self.spec.source == "rendered":
-            return rendered
+            return render_scenes
         sampling, pipeline = self.context.sampling, self.context.loaded.get(self.spec.name)
         if pipeline is None:
             pipeline = load(self.spec, dtype=DTYPES[sampling.dtype], device=self.context.device)
-        return sampler(pipeline, sampling, self.context.suite.noise)
+        return make_sampler(pipeline, sampling, self.context.suite.noise)
 
 
 def _pictures(spec: ModelSpec, model: Model, context: RunContext) -> tuple[Store, list[Job]]:
@@ -120,4 +120,4 @@ def probe(specs: Sequence[ModelSpec], context: RunContext) -> Probed:
 
 def scheduler_of(spec: ModelSpec, context: RunContext) -> dict[str, Any]:
     """What draws a model's pictures of a suite, as records have it."""
-    return schedulers.resolved(spec, context.sampling, context.loaded.get(spec.name))
+    return schedulers.describe(spec, context.sampling, context.loaded.get(spec.name))

@@ -17,7 +17,7 @@ from hub import Hub
 from sdbench import api, suites
 from sdbench.assets import catalogue, prompts
 from sdbench.errors import MissingError, UserError
-from sdbench.generate import initial_noise, jobs
+from sdbench.generate import initial_noise, list_jobs
 from sdbench.run import requirements
 from sdbench.settings import Sampling
 from sdbench.suites import Noise, Prompts, Suite
@@ -121,11 +121,11 @@ def test_a_list_is_named_by_its_digest_and_another_is_refused(tmp_path: Path) ->
     path = written(tmp_path, "txt")
     digest = hashlib.sha256(json.dumps(CAPTIONS).encode()).hexdigest()
     plain, stated = suite(path), suite(path, digest=digest)
-    assert plain.prompts_described() == f"6 of {path}, digest {digest} (unverified), 1 of them repeat an earlier one"
-    assert stated.prompts_described() == f"6 of {path}, digest {digest}, 1 of them repeat an earlier one"
+    assert plain.describe_prompts() == f"6 of {path}, digest {digest} (unverified), 1 of them repeat an earlier one"
+    assert stated.describe_prompts() == f"6 of {path}, digest {digest}, 1 of them repeat an earlier one"
     assert len(plain.prompt_list()) == 6  # a repeated prompt has an id of its own
     wrong = suite(path, digest="0" * 64)
-    for ask in (wrong.prompt_list, wrong.prompts_described, lambda: wrong.id):
+    for ask in (wrong.prompt_list, wrong.describe_prompts, lambda: wrong.id):
         with pytest.raises(UserError, match=f"the list of prompts .* has digest {digest}, but the suite states 0000"):
             ask()
     assert api.Overrides(n=2).apply(stated).prompt_list().keys() == dict(list(plain.prompt_list().items())[:2]).keys()
@@ -134,9 +134,9 @@ def test_a_list_is_named_by_its_digest_and_another_is_refused(tmp_path: Path) ->
     assert suite(path, n=5).id != plain.id
     some = suite(path, digest=digest, looked=3)  # of the same list
     assert list(some.prompt_list()) == sorted(suites.look_order([*plain.prompt_list()], plain.sampling.batch)[:3])
-    assert some.prompts_described().startswith(f"3 of {path}, digest ")
+    assert some.describe_prompts().startswith(f"3 of {path}, digest ")
     assert some.id != stated.id
-    assert suites.load("quality").prompts_described() == ""
+    assert suites.load("quality").describe_prompts() == ""
 
 
 def test_a_hub_name_that_is_not_here_is_missing() -> None:
@@ -154,7 +154,7 @@ from sdbench.run import requirements
 from sdbench.suites import Prompts, Suite
 listed = Prompts(source="dataset", path="owner/prompts", split="test", n=3)
 suite = Suite(name="own", version=1, description="", prompts=listed)
-print(requirements.inputs_are_here(suite), suite.prompts_described())
+print(requirements.inputs_are_here(suite), suite.describe_prompts())
 """
     home = tmp_path / "hf"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url}
@@ -169,7 +169,7 @@ print(requirements.inputs_are_here(suite), suite.prompts_described())
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", home / "datasets")
     offline = suite("owner/prompts", 3, split="test")
     assert requirements.inputs_are_here(offline)
-    assert offline.prompts_described() == words
+    assert offline.describe_prompts() == words
 
 
 def test_a_file_beside_the_suites_is_found(tmp_path: Path) -> None:
@@ -193,9 +193,9 @@ def test_an_asset_s_lists_are_one_and_verified_by_its_digests(tmp_path: Path, mo
     monkeypatch.setattr(catalogue, "ASSETS", {"lists": listed(*digests)})
     own = suite("asset:lists/in/*.json")
     assert list(own.prompt_list().values()) == CAPTIONS
-    assert "unverified" not in own.prompts_described()
+    assert "unverified" not in own.describe_prompts()
     monkeypatch.setattr(catalogue, "ASSETS", {"lists": listed(digests[0], None)})
-    assert "unverified" in own.prompts_described()
+    assert "unverified" in own.describe_prompts()
     with pytest.raises(UserError, match="unknown asset 'list'; did you mean 'lists'"):
         drawn("asset:list/in/*.json")
 
@@ -264,7 +264,7 @@ def test_pictures_and_suite_are_named_by_what_is_in_the_latent_s_file(tmp_path: 
 
     def names(noise: Noise) -> tuple[str, str]:
         own = suite(listed, noise=noise)
-        return own.id.digest, jobs(own, SAMPLING, "weights")[0].image
+        return own.id.digest, list_jobs(own, SAMPLING, "weights")[0].image
 
     one, other = (latent(tmp_path / f"{value}.pt", torch.full(SHAPE, value)) for value in (1.0, 2.0))
     before = names(one)
