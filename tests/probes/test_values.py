@@ -100,7 +100,7 @@ def test_a_call_returns_before_its_work_is_done(benchmarks: Any, monkeypatch: py
 def test_the_pipeline_s_profile_is_of_one_step(benchmarks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     profiled: list[str] = []
     monkeypatch.setenv(VARIABLE, "a.request")
-    monkeypatch.setattr(benchmarks.profiled, "write", lambda call, *_: profiled.append(call))
+    monkeypatch.setattr(benchmarks.profiling, "write", lambda call, *_: profiled.append(call))
     stages = SimpleNamespace(prepare=lambda stage: stage)
     for stage in STAGES:
         benchmarks.test_stage(stage, SimpleNamespace(request=SimpleNamespace(profile=True, device="cpu"), stages=stages), None)
