@@ -12,7 +12,7 @@ from distillation.recipe import Family, Recipe
 from distillation.recipe_tables import Teaching
 from distillation.taps import Tap, resolve
 from sdbench.models.architectures import PARTS, Config, unet_config
-from sdbench.probes.work import shape, unet_macs
+from sdbench.probes.work import input_sizes, unet_macs
 from sdbench.training.checkpoints import CHECKPOINTS
 
 
@@ -93,7 +93,7 @@ def _estimate(
     usd_per_hour: float | None,
 ) -> list[str]:
     settings, size_px = recipe.settings(family), recipe.size_px(family)
-    latent_size, tokens = shape(PARTS[family], size_px)
+    latent_size, tokens = input_sizes(PARTS[family], size_px)
     first = memory(students[0], count(teacher), taps, latent_size=latent_size, tokens=tokens, dtype=settings.dtype, ema=settings.ema > 0)
     macs = [unet_macs(network.config, latent_size, tokens) for network in (teacher, *students)]
     pictures, twice = settings.batch * settings.accumulation, settings.checkpointing

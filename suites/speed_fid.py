@@ -24,7 +24,7 @@ from sdbench.encoders import inception
 from sdbench.encoders.pixels import device, exact
 from sdbench.encoders.precision import full_float32
 from sdbench.encoders.resize import clean
-from sdbench.probes.meters import synchronised
+from sdbench.probes.meters import synchronised_clock
 from sdbench.store import read_images
 
 N, ROUNDS, WORKERS = 32, 5, 2
@@ -64,7 +64,7 @@ def theirs(files: list[str], _: pytest.MonkeyPatch) -> F32:
     return found
 
 
-@pytest.mark.benchmark(group=f"{N} PNG of 1024 px to Inception's features on {device()}, {VERSIONS}", timer=synchronised)
+@pytest.mark.benchmark(group=f"{N} PNG of 1024 px to Inception's features on {device()}, {VERSIONS}", timer=synchronised_clock)
 @pytest.mark.parametrize("way", ["sdbench", "clean-fid"])
 def test_fid_clean(way: str, files: list[str], monkeypatch: pytest.MonkeyPatch, benchmark: Any) -> None:
     found = benchmark.pedantic({"sdbench": ours, "clean-fid": theirs}[way], args=(files, monkeypatch), rounds=ROUNDS, warmup_rounds=1)
@@ -85,7 +85,7 @@ def stages(files: list[str]) -> dict[str, Callable[[], Any]]:
     return {"decode": partial(read_images, paths, ""), "resize": lambda: [clean(picture) for picture in pictures], "encode": encode}
 
 
-@pytest.mark.benchmark(group="of that, sdbench's stages", timer=synchronised)
+@pytest.mark.benchmark(group="of that, sdbench's stages", timer=synchronised_clock)
 @pytest.mark.parametrize("stage", ["decode", "resize", "encode"])
 def test_stage(stage: str, files: list[str], benchmark: Any) -> None:
     benchmark.pedantic(stages(files)[stage], rounds=ROUNDS, warmup_rounds=1)

@@ -1,8 +1,8 @@
-"""What the harness adds to a bare `pipeline(...)` call; `nox -s speed` prints it as `ratio_to_hand` (1.02 = 2 % slower).
+"""The overhead of the harness over a bare `pipeline(...)` call; `nox -s speed` prints it as `ratio_to_hand` (1.02 = 2 % slower).
 
-One call timed by the harness and one timed by hand take turns in the same process, so that the machine's moods meet both;
-the ratio is that of the medians. On a card the hand's clock is a pair of CUDA events, and memory is compared too. Embedded
-teacher, on the GPU where there is one.
+Calls timed by the harness and calls timed by hand take turns in the same process, so that changes of the machine affect both;
+the ratio is that of the medians. On a card the calls by hand are timed by a pair of CUDA events, and memory is compared too.
+The model is the embedded teacher, on the GPU where there is one.
 """
 
 import time
@@ -39,7 +39,7 @@ def hand_s(call: Callable[[], object]) -> float:
     return float(start.elapsed_time(end)) / 1000
 
 
-@pytest.mark.benchmark(group=f"a picture on {DEVICE}", timer=meters.synchronised)
+@pytest.mark.benchmark(group=f"a picture on {DEVICE}", timer=meters.synchronised_clock)
 def test_harness(benchmark: Any) -> None:
     sampling = suites.load("quality").sampling
     assert sampling
@@ -60,7 +60,7 @@ def test_harness(benchmark: Any) -> None:
     def bare() -> None:
         by_hand.append(hand_s(lambda: stages.pipe(**arguments, generator=torch.Generator().manual_seed(0))))
 
-    meters.start_peaks(DEVICE)
+    meters.reset_peak_memory(DEVICE)
     benchmark.pedantic(stages.prepare("pipeline"), setup=bare, rounds=ROUNDS, warmup_rounds=2)
     benchmark.extra_info["ratio_to_hand"] = benchmark.stats.stats.median / median(by_hand[2:])
     benchmark.extra_info["by_hand_s"] = by_hand[2:]
@@ -69,4 +69,4 @@ def test_harness(benchmark: Any) -> None:
         torch.cuda.reset_peak_memory_stats()
         bare()
         benchmark.extra_info["memory_ratio_to_hand"] = harness_mib * 2**20 / torch.cuda.max_memory_allocated()
-    print({name: ratio for name, ratio in benchmark.extra_info.items() if "ratio" in name})  # noqa: T201  # the figure this is run for
+    print({name: ratio for name, ratio in benchmark.extra_info.items() if "ratio" in name})  # noqa: T201  # the result

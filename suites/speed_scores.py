@@ -24,7 +24,7 @@ from sdbench.encoders import clip
 from sdbench.encoders.pixels import device, exact, shortest_edge
 from sdbench.encoders.towers import image_features
 from sdbench.metrics.cosine import caption_score
-from sdbench.probes.meters import synchronised
+from sdbench.probes.meters import synchronised_clock
 from sdbench.scenes.grammar import scene_at
 from sdbench.store import read_images
 
@@ -70,7 +70,7 @@ def theirs(files: list[Path]) -> float:
     return float(metric.score / metric.n_samples)  # its `compute` would show 0 for what is below
 
 
-@pytest.mark.benchmark(group=f"CLIP score of {N} PNG of 1024 px on {device()}, {VERSIONS}", timer=synchronised)
+@pytest.mark.benchmark(group=f"CLIP score of {N} PNG of 1024 px on {device()}, {VERSIONS}", timer=synchronised_clock)
 @pytest.mark.parametrize("way", ["sdbench", "torchmetrics"])
 def test_clip_score(way: str, files: list[Path], benchmark: Any) -> None:
     found = benchmark.pedantic({"sdbench": ours, "torchmetrics": theirs}[way], args=(files,), rounds=ROUNDS, warmup_rounds=1)
@@ -95,7 +95,7 @@ def stages(files: list[Path]) -> dict[str, Callable[[], Any]]:
     }
 
 
-@pytest.mark.benchmark(group="of that, sdbench's stages", timer=synchronised)
+@pytest.mark.benchmark(group="of that, sdbench's stages", timer=synchronised_clock)
 @pytest.mark.parametrize("stage", ["decode", "preprocess", "encode pictures", "encode captions"])
 def test_stage(stage: str, files: list[Path], benchmark: Any) -> None:
     benchmark.pedantic(stages(files)[stage], rounds=ROUNDS, warmup_rounds=1)

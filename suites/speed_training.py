@@ -204,11 +204,11 @@ def cached_by_hand(bench: Bench) -> Callable[[], None]:
 def most_flops(dtype: Dtype) -> float:
     """What the device does in a second at best."""
     call = ceilings.prepare("matmul", DEVICE, dtype)
-    marks = [(call(), meters.synchronised())[1] for _ in range(10)]
-    return ceilings.amount("matmul", DEVICE) / float(np.diff(marks).min())
+    marks = [(call(), meters.synchronised_clock())[1] for _ in range(10)]
+    return ceilings.work_per_call("matmul", DEVICE) / float(np.diff(marks).min())
 
 
-@pytest.mark.benchmark(timer=meters.synchronised)
+@pytest.mark.benchmark(timer=meters.synchronised_clock)
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("bench", [pytest.param(name, marks=MARKS.get(name, [])) for name in CASES], indirect=True)
 @pytest.mark.parametrize("loop", ["cached_by_hand", "sdbench", "as_published"])
@@ -219,7 +219,7 @@ def test_training(loop: str, bench: Bench, benchmark: Any, tmp_path: Path) -> No
     bench.lesson.accelerator.free_memory()  # of the student of the loop before
     gc.collect()
     run = loops[loop](bench)
-    meters.start_peaks(DEVICE)
+    meters.reset_peak_memory(DEVICE)
     benchmark.pedantic(run, rounds=case.rounds, warmup_rounds=1)
     took = benchmark.stats.stats.median
     benchmark.extra_info |= {

@@ -17,7 +17,7 @@ from PIL import ExifTags, Image
 from sdbench import store as module
 from sdbench.disk import digest, write_bytes
 from sdbench.errors import UserError
-from sdbench.probes import joined
+from sdbench.probes import rounds_file
 from sdbench.store import U8, Store, read_images
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
@@ -90,7 +90,7 @@ def test_a_write_that_fails_leaves_what_was_there_and_nothing_else(failing: str,
 
 def join_rounds(target: Path, content: bytes) -> Path:
     (target.parent / "round.json").write_bytes(content)
-    joined.write({("base", "tiny"): [target.parent / "round.json"]}, target)
+    rounds_file.write({("base", "tiny"): [target.parent / "round.json"]}, target)
     return target
 
 

@@ -28,7 +28,7 @@ from distillation.sensitivity.removal import SECOND_RESNET, WHOLE
 from sdbench.arrays import F64
 from sdbench.errors import UserError
 from sdbench.models.architectures import Config, depths
-from sdbench.probes.meters import synchronised
+from sdbench.probes.meters import synchronised_clock
 from sdbench.training.latents import Batch, noisy, predict
 
 I64 = npt.NDArray[np.int64]
@@ -118,7 +118,7 @@ def times(unet: UNet2DConditionModel, batch: Batch, scheduler: DDIMScheduler) ->
             if on_card:
                 torch.cuda._sleep(LEAD_CYCLES)  # type: ignore[no-untyped-call]  # noqa: SLF001  # no public call waits in the stream
             predict(unet, noised, batch)
-    synchronised()
+    synchronised_clock()
     ns = {name: round(1e9 * median(_seconds(seen)[WARMUP:])) for name, seen in marks.items()}
     parts = {path: np.array([ns[block] for block in blocks]) for path, blocks in names.items()}
     return Cost(ns[""], parts | ({WHOLE: np.array([sum(ns[name] for name in middle)])} if middle else {}), "ns")

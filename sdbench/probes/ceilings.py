@@ -1,4 +1,4 @@
-"""What this machine can do at best, in the way that networks ask for it: multiply two large matrices, copy a large array."""
+"""The machine's peak rates in the operations that networks need: the product of two large matrices, and the copy of a large array."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,24 +7,24 @@ import torch
 
 from sdbench.settings import Dtype
 
-MATMUL_SIDE = {"cuda": 8192, "cpu": 512}  # a CPU without float16 takes half a second for that
-COPY_BYTES = {"cuda": 2**30, "cpu": 2**27}  # well above what caches hold on a card, and most of them on a CPU
+MATMUL_SIDE = {"cuda": 8192, "cpu": 512}  # in float16, a CPU without support for it takes half a second
+COPY_BYTES = {"cuda": 2**30, "cpu": 2**27}  # far more than the caches of a card hold, and those of most CPUs
 
 
 def prepare(name: str, device: str, dtype: Dtype) -> Callable[[], object]:
-    """The call of "matmul" or "copy" in a dtype."""
+    """The function that runs "matmul" or "copy" once in a dtype, its arrays allocated."""
     kind, like = torch.device(device).type, {"device": device, "dtype": getattr(torch, dtype)}
     if name == "copy":
         source: Any = torch.zeros(COPY_BYTES[kind] // torch.empty(0, **like).element_size(), **like)
         target = torch.empty_like(source)
         return lambda: target.copy_(source)
     side = MATMUL_SIDE[kind]
-    a, b = (torch.randn(side, side, **like) for _ in range(2))  # random: zeros draw less power and run faster
+    a, b = (torch.randn(side, side, **like) for _ in range(2))  # random, since zeros draw less power and run faster
     product = torch.empty_like(a)
     return lambda: torch.matmul(a, b, out=product)
 
 
-def amount(name: str, device: str) -> float:
-    """What a call does: FLOPs (two for each multiply-accumulate) of "matmul", bytes read and written of "copy"."""
+def work_per_call(name: str, device: str) -> float:
+    """The work of one call: FLOPs of "matmul" (two for each multiply-accumulate), bytes read and written by "copy"."""
     kind = torch.device(device).type
     return float(2 * MATMUL_SIDE[kind] ** 3 if name == "matmul" else 2 * COPY_BYTES[kind])

@@ -1,8 +1,8 @@
-"""Measure models in rounds that take turns, each round in a fresh process, and keep what is finished.
+"""Measure models in rounds that take turns, each round in a fresh process, and keep the finished rounds.
 
-A process of its own gives every model the same start: no allocator, cache or thread pool warmed by another, and a crash
-or a lack of memory that ends nothing but that round. The models take turns (A B C A B C), so that a machine that grows
-slow meanwhile is slow for all of them.
+A fresh process gives every model the same start: no allocator, cache or thread pool is warmed by another model, and a crash
+or a lack of memory ends only that round. The models take turns (A B C A B C), so that a machine that slows down meanwhile is
+slow for all of them.
 """
 
 import hashlib
@@ -27,18 +27,18 @@ from sdbench.errors import UserError
 from sdbench.machine import environment, this_machine, variables
 from sdbench.models.digest import weights_digest
 from sdbench.models.spec import ModelSpec
-from sdbench.probes import counts, joined, meters, plugin
-from sdbench.probes.request import CEILINGS, STAGES, VARIABLE, Request
-from sdbench.probes.rounds import Round, picked
+from sdbench.probes import counts, meters, plugin, rounds_file
+from sdbench.probes.request import CEILINGS, REQUEST_VARIABLE, STAGES, Request
+from sdbench.probes.rounds import Round, collect_info
 from sdbench.probes.values import values
 from sdbench.records import Value
 from sdbench.settings import BASE, Probes, Sampling
 
-BENCHMARKS = "bench_pipeline.py"
-ROUND_LIMIT_S = 3600
-JOINED = "rounds.json"
-_PACKAGES = ("torch", "diffusers", "transformers", "peft", "pytest-benchmark")  # a finished round holds for these versions
-_CODE = (  # and for this code, which is what runs and how it is timed
+BENCHMARK_FILE = "bench_pipeline.py"
+ROUND_TIMEOUT_S = 3600
+ROUNDS_FILE = "rounds.json"
+_PACKAGES = ("torch", "diffusers", "transformers", "peft", "pytest-benchmark")  # a finished round is reused only under the same versions
+_CODE = (  # and with the same code of what runs and of how it is timed
     *("probes/stages", "probes/setup", "probes/meters", "probes/ceilings", "probes/capacity", "probes/monitor"),
     *("generate", "models/out_of_memory", "models/random_weights", "models/activation_scale"),
 )
@@ -57,25 +57,25 @@ Key = tuple[str, str]  # label of a setting, name of a model
 
 
 @dataclass(frozen=True)
-class Probed:
+class ProbeResult:
     """What rounds measured.
 
     Attributes:
         values: latency, memory, parameters and FLOPs of each model, by its name.
-        turns: names the rounds that took turns; those of other models, or of another time, have another name.
+        turns_id: identifies the rounds that took turns with each other; "" where nothing was measured.
     """
 
     values: Mapping[str, list[Value]]
-    turns: str
+    turns_id: str
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where rounds run and are kept.
+class Folders:
+    """The folders of the rounds.
 
     Attributes:
-        work: one JSON file of pytest-benchmark for each finished round; logs, requests and compilers' caches beside them.
-        suites: the folder that holds `bench_pipeline.py`.
+        work: holds a JSON file of pytest-benchmark for each finished round, with logs, requests and compilers' caches beside them.
+        suites: holds `bench_pipeline.py`.
     """
 
     work: Path
@@ -92,149 +92,153 @@ def measure(
     device: str,
     settings: Sequence[str] = (),
     profile: bool = False,
-) -> Probed:
+) -> ProbeResult:
     """Measure models in turns; only rounds that are not in `work` are run.
 
-    Rounds of a model that took turns with others are not taken for these: only what was measured in turns has the machine's mood in common.
-
-    All rounds together are then in `work/rounds.json`, which `pytest-benchmark compare` reads.
+    A kept round is reused only for the same set of models: only rounds that took turns ran under the same state of the machine.
+    All rounds together are then written to `work/rounds.json`, which `pytest-benchmark compare` reads.
 
     Args:
-        specs: models with weights or random ones; names are unique.
-        sampling: a suite's sampling settings; batch and dtype are those of the probes' settings.
-        probes: rounds (processes) of each model and setting, timed calls of each stage in a round, calls of each before those.
-        work: the folder that rounds are kept in, and taken from.
+        specs: models with their own weights or random ones; names are unique.
+        sampling: the suite's; batch and dtype are those of the probes' settings.
+        probes: the numbers of rounds, of timed calls and of warm-up calls, and the settings.
+        work: the folder that rounds are kept in.
         suites: the folder that holds `bench_pipeline.py`.
         device: "cpu", "cuda" or "cuda:<index>".
-        settings: labels of those to measure; all by default.
-        profile: also write what holds the time of each stage, once for each model and setting.
+        settings: labels of the settings to measure; all by default.
+        profile: also write a table of where each stage spends its time, once for each model and setting.
 
     Raises:
         UserError: weights are not where a spec says, there is no such setting, or `suites` holds no benchmark file.
     """
     chosen = probes.select(settings)
     work.mkdir(parents=True, exist_ok=True)
-    place = Place(work.resolve(), suites.resolve())
-    if not (suites / BENCHMARKS).is_file():
-        raise UserError(f"no {BENCHMARKS} in {suites}: it measures latency and memory; copy it there from the package's own suites")
-    here = {"device": device, "machine": this_machine(device), "variables": variables()}
-    common: dict[str, Any] = {"sampling": sampling, "warmup": probes.warmup, **here}
+    folders = Folders(work.resolve(), suites.resolve())
+    if not (suites / BENCHMARK_FILE).is_file():
+        raise UserError(f"no {BENCHMARK_FILE} in {suites}: it measures latency and memory; copy it there from the package's own suites")
+    environment_of_run = {"device": device, "machine": this_machine(device), "variables": variables()}
+    common: dict[str, Any] = {"sampling": sampling, "warmup": probes.warmup, **environment_of_run}
     requests = {
         (label, spec.name): Request(spec=spec, setting=setting, calls=setting.calls or probes.calls, **common)
         for label, setting in chosen.items()
         for spec in specs
     }
-    digest = cache(weights_digest)  # settings share the weights, whose gigabytes need to be read only once
-    turns = _turns([(spec.name, digest(spec, dtype=sampling.dtype)) for spec in specs], place)
-    stems = {key: _stem(request, suites, digest(request.spec, dtype=request.dtype), turns) for key, request in requests.items()}
-    rounds = _in_turns(requests, stems, probes.rounds, place)
-    if profile:  # after the rounds, whose compiler's cache it finds
-        for key, request in requests.items():
-            for why in dict.fromkeys(_profile(request, stems[key], place).values()):
-                tqdm.write(f"{key[1]} {key[0]} has no whole profile: {why}", file=sys.stderr)
+    digest = cache(weights_digest)  # settings share the weights, so that their gigabytes are read only once
+    turns_id = _turns_id([(spec.name, digest(spec, dtype=sampling.dtype)) for spec in specs], folders)
+    stems = {key: _file_stem(request, suites, digest(request.spec, dtype=request.dtype), turns_id) for key, request in requests.items()}
+    rounds = _measure_in_turns(requests, stems, probes.rounds, folders)
+    if profile:  # after the rounds, so that it finds the compiler's cache filled
+        for (label, name), request in requests.items():
+            for reason in dict.fromkeys(_write_profiles(request, stems[label, name], folders).values()):
+                tqdm.write(f"{name} {label} has no whole profile: {reason}", file=sys.stderr)
     kept = {
-        key: [file for index in range(probes.rounds) if (file := place.work / f"{stem}-{index}.json").exists()]
+        key: [file for index in range(probes.rounds) if (file := folders.work / f"{stem}-{index}.json").exists()]
         for key, stem in stems.items()
     }
-    joined.write(kept, place.work / JOINED)
-    found = {spec.name: _values({label: (requests[label, spec.name], rounds[label, spec.name]) for label in chosen}) for spec in specs}
-    return Probed(found, turns)
+    rounds_file.write(kept, folders.work / ROUNDS_FILE)
+    by_name = {spec.name: _values({label: (requests[label, spec.name], rounds[label, spec.name]) for label in chosen}) for spec in specs}
+    return ProbeResult(by_name, turns_id)
 
 
-def _turns(models: Sequence[tuple[str, str | None]], place: Place) -> str:
-    """The name of the rounds in which these models, names and weights, take turns: theirs alone, for as long as `work` is kept."""
-    path = place.work / "turns" / f"{digest_of(sorted(models, key=str))}.txt"
+def _turns_id(models: Sequence[tuple[str, str | None]], folders: Folders) -> str:
+    """The id of the rounds in which these models, (name, weights) each, take turns; the same for as long as `work` is kept."""
+    path = folders.work / "turns" / f"{digest_of(sorted(models, key=str))}.txt"
     if not path.exists():
         write_bytes(path, uuid.uuid4().hex[:12].encode())
     return path.read_text()
 
 
-def _in_turns(requests: Mapping[Key, Request], stems: Mapping[Key, str], n: int, place: Place) -> dict[Key, list[Round]]:
-    """The rounds of each model and setting; what is out of memory is not tried again."""
+def _measure_in_turns(requests: Mapping[Key, Request], stems: Mapping[Key, str], n: int, folders: Folders) -> dict[Key, list[Round]]:
+    """The rounds of each model and setting; one that ran out of memory is not tried again."""
     rounds: dict[Key, list[Round]] = {key: [] for key in requests}
     with tqdm([*requests] * n, desc="probes", unit="round") as bar:
         for key in bar:
             bar.set_postfix_str(" ".join(reversed(key)))
             done = rounds[key]
-            lost = done[0].failures.get("pipeline", "") if done else ""
-            hopeless = lost.startswith(meters.OUT_OF_MEMORY)
-            done.append(_nothing(lost) if hopeless else _round(requests[key], stems[key], done, place))
+            reason = done[0].failures.get("pipeline", "") if done else ""
+            if reason.startswith(meters.OUT_OF_MEMORY):
+                done.append(_failed_round(reason))
+            else:
+                done.append(_find_or_run_round(requests[key], stems[key], done, folders))
     return rounds
 
 
 def _values(measured: Mapping[str, tuple[Request, list[Round]]]) -> list[Value]:
-    """Of a model in all settings; its counts stand with the plainest."""
+    """The values of a model in all settings; its counts are among those of the base setting."""
     found = []
     for label, (request, rounds) in measured.items():
         found += values(rounds, request.setting, counts.loads(request, rounds), on_cuda=request.device.startswith("cuda"))
-        found += counts.counts(request, rounds) if label == BASE else []
+        found += counts.values(request, rounds) if label == BASE else []
     return found
 
 
-def _round(request: Request, stem: str, done: Sequence[Round], place: Place) -> Round:
-    """The kept round after those that are done, or a new one, kept where every stage was measured."""
-    kept, partial = (place.work / f"{stem}-{len(done)}{ending}" for ending in (".json", ".partial.json"))
+def _find_or_run_round(request: Request, stem: str, done: Sequence[Round], folders: Folders) -> Round:
+    """The kept round that follows those done, or a new one, which is kept where every stage was measured."""
+    kept, partial = (folders.work / f"{stem}-{len(done)}{ending}" for ending in (".json", ".partial.json"))
     if kept.exists():
-        if (measured := Round.read(kept, {})).is_whole:
+        if (measured := Round.read(kept, {})).is_complete:
             return measured
         kept.unlink()  # damaged since
-    if not picked(done, "first_call_s"):
-        shutil.rmtree(_compiled(stem, place), ignore_errors=True)  # what is there a process left that was killed while it compiled
-    failures = _run(request, partial, stem, place)
+    if not collect_info(done, "first_call_s"):
+        shutil.rmtree(_compiler_cache(stem, folders), ignore_errors=True)  # may be incomplete, of a process killed while compiling
+    failures = _run_process(request, partial, stem, folders)
     measured = Round.read(partial, failures)
-    if measured.is_whole:
+    if measured.is_complete:
         partial.replace(kept)
     return measured
 
 
-def _compiled(stem: str, place: Place) -> Path:
-    """The compiler's cache of a model in a setting."""
-    return place.work / "compiled" / stem
+def _compiler_cache(stem: str, folders: Folders) -> Path:
+    """The folder of the compiler's cache of a model in a setting."""
+    return folders.work / "compiled" / stem
 
 
-def _nothing(why: str) -> Round:
+def _failed_round(reason: str) -> Round:
     """A round that measured nothing."""
-    return Round(failures=dict.fromkeys((*STAGES, *CEILINGS), why))
+    return Round(failures=dict.fromkeys((*STAGES, *CEILINGS), reason))
 
 
-def _profile(request: Request, stem: str, place: Place) -> dict[str, str]:
-    """Tables beside the rounds, `<stem>.profile-<stage>.txt`, by a process of their own, for a profiler slows what it sees => as `_run`."""
-    target = place.work / f"{stem}.json"
+def _write_profiles(request: Request, stem: str, folders: Folders) -> dict[str, str]:
+    """Write a profile of each stage beside the rounds, `<stem>.profile-<stage>.txt` => stage -> why it failed.
+
+    This takes a process of its own, since a profiler slows down what it observes.
+    """
+    target = folders.work / f"{stem}.json"
     if all(target.with_suffix(f".profile-{stage}.txt").exists() for stage in STAGES):
         return {}
-    return _run(request.model_copy(update={"profile": True}), target, stem, place)
+    return _run_process(request.model_copy(update={"profile": True}), target, stem, folders)
 
 
-def _run(request: Request, target: Path, stem: str, place: Place) -> dict[str, str]:
-    """Start the measuring process => stage -> why it failed."""
-    noted = Path(f"{target}{plugin.SUFFIX}")
-    for stale in (target, noted):
+def _run_process(request: Request, target: Path, stem: str, folders: Folders) -> dict[str, str]:
+    """Run the measuring process, which writes `target` => stage -> why it failed."""
+    failures_file = Path(f"{target}{plugin.FAILURES_SUFFIX}")
+    for stale in (target, failures_file):
         stale.unlink(missing_ok=True)
-    asked = target.with_suffix(".request")
-    asked.write_text(request.model_dump_json(indent=1))
-    inherited = {**_environment(), meters.COMPILER_CACHE: str(_compiled(stem, place)), VARIABLE: str(asked)}
+    request_file = target.with_suffix(".request")
+    request_file.write_text(request.model_dump_json(indent=1))
+    inherited = {**_environment(), meters.COMPILER_CACHE: str(_compiler_cache(stem, folders)), REQUEST_VARIABLE: str(request_file)}
     try:
-        done = subprocess.run(  # noqa: S603  # our own words
-            _command(target, place), env=inherited, capture_output=True, text=True, timeout=ROUND_LIMIT_S, check=False
+        done = subprocess.run(  # noqa: S603  # our own arguments
+            _command(target, folders), env=inherited, capture_output=True, text=True, timeout=ROUND_TIMEOUT_S, check=False
         )
     except subprocess.TimeoutExpired:
-        return _nothing(f"no end after {ROUND_LIMIT_S} s").failures
+        return _failed_round(f"no end after {ROUND_TIMEOUT_S} s").failures
     target.with_suffix(".log").write_text(f"{done.stdout}\n{done.stderr}")
-    failures: dict[str, str] = json.loads(noted.read_text()) if noted.exists() else {}
-    if failures or not done.returncode or Round.read(target, {}).is_whole:  # whole: it died of its own end, with everything written
+    failures: dict[str, str] = json.loads(failures_file.read_text()) if failures_file.exists() else {}
+    if failures or not done.returncode or Round.read(target, {}).is_complete:  # complete: it crashed at its end, with everything written
         return failures
-    return _nothing(_death(done)).failures
+    return _failed_round(_exit_reason(done)).failures
 
 
-def _command(target: Path, place: Place) -> list[str]:
-    # An empty configuration: that of the folder where the user stands is none of this process's.
-    config = place.work / "pytest.ini"
+def _command(target: Path, folders: Folders) -> list[str]:
+    # An empty configuration, so that pytest does not read that of the current folder.
+    config = folders.work / "pytest.ini"
     config.write_text("[pytest]\n")
     plugins = ("no:cacheprovider", "pytest_benchmark.plugin", plugin.__name__)
     return [
-        *(sys.executable, "-m", "pytest", str(place.suites / BENCHMARKS)),
-        *(word for name in plugins for word in ("-p", name)),
-        *("-c", str(config), f"--rootdir={place.suites}", "--import-mode=importlib", "--tb=short", "-q"),
+        *(sys.executable, "-m", "pytest", str(folders.suites / BENCHMARK_FILE)),
+        *(argument for name in plugins for argument in ("-p", name)),
+        *("-c", str(config), f"--rootdir={folders.suites}", "--import-mode=importlib", "--tb=short", "-q"),
         f"--benchmark-json={target}",
     ]
 
@@ -245,28 +249,28 @@ def _environment() -> dict[str, str]:
     return {**os.environ, **_ENVIRONMENT, "PYTHONPATH": path}
 
 
-def _death(done: subprocess.CompletedProcess[str]) -> str:
-    """Why a process ended that noted nothing: the signal, or the last line it wrote, an error's before others."""
+def _exit_reason(done: subprocess.CompletedProcess[str]) -> str:
+    """Why a process ended without naming failures: the signal, or the last line it wrote, preferably one of an error."""
     if done.returncode == -signal.SIGKILL:
         return "killed by SIGKILL: most likely the machine ran out of memory"
     if done.returncode < 0:
         return f"killed by {signal.Signals(-done.returncode).name}"
     lines = [line.strip() for line in f"{done.stdout}\n{done.stderr}".splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("E  ")]  # pytest's mark
+    errors = [line for line in lines if line.startswith("E  ")]  # as pytest marks them
     return f"exit code {done.returncode}: {(errors or lines or ['it wrote nothing'])[-1].removeprefix('E').strip()[:500]}"
 
 
-def _stem(request: Request, suites: Path, weights: str | None, turns: str) -> str:
-    """File name of a model's rounds: by all that its times depend on, so that a kept round is never taken for another."""
+def _file_stem(request: Request, suites: Path, weights: str | None, turns_id: str) -> str:
+    """The start of the file names of a model's rounds; its digest covers all that the times depend on, so that no round is taken for another."""
     spec, packages = request.spec, environment().packages
-    whole = {
+    content = {
         "model": (spec.name, spec.family, spec.architecture, spec.lora, weights),
         "settings": request.model_dump(mode="json", exclude={"spec": True, "machine": True, "profile": True, "sampling": {"batch"}}),
         "packages": {name: packages.get(name) for name in _PACKAGES},
         "python": sys.version_info[:2],
         "machine": request.machine.machine_class,
-        "turns": turns,
-        "code": [hashlib.sha256(path.read_bytes()).hexdigest() for path in (suites / BENCHMARKS, *_MEASURING)],
+        "turns": turns_id,
+        "code": [hashlib.sha256(path.read_bytes()).hexdigest() for path in (suites / BENCHMARK_FILE, *_MEASURING)],
     }
-    digest = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
     return f"{spec.name}-{request.setting.label}-{digest}"

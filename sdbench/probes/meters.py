@@ -7,12 +7,12 @@ import time
 from pathlib import Path
 
 MIB = 2**20
-OUT_OF_MEMORY = "out of memory"  # how the reason of a failure begins that another try would not mend
-COMPILER_CACHE = "TORCHINDUCTOR_CACHE_DIR"  # the driver names a folder for each model and setting: its first round compiles anew
+OUT_OF_MEMORY = "out of memory"  # how the reason of a failure begins that another try would not avoid
+COMPILER_CACHE = "TORCHINDUCTOR_CACHE_DIR"  # the driver sets a folder for each model and setting, so that the first round compiles anew
 
 
-def synchronised() -> float:
-    """Seconds on the monotonic clock once the GPU has done all it was given; plain `perf_counter` where there is none."""
+def synchronised_clock() -> float:
+    """Seconds on the monotonic clock, read after the GPU has finished all its work; plain `perf_counter` without a GPU."""
     import torch
 
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
@@ -20,40 +20,40 @@ def synchronised() -> float:
     return time.perf_counter()
 
 
-def has_compiled() -> bool:
-    """Whether anything is in the compiler's cache on disk."""
+def has_compiled_code() -> bool:
+    """Whether the compiler's cache on disk holds anything."""
     folder = os.environ.get(COMPILER_CACHE)
     return bool(folder) and any(Path(str(folder)).glob("*"))
 
 
-def start_peaks(device: str) -> None:
-    """Forget the peaks of what came before, loading and compiling."""
+def reset_peak_memory(device: str) -> None:
+    """Forget the peaks of loading and compiling."""
     if device.startswith("cuda"):
         import torch
 
-        torch.cuda.empty_cache()  # what the allocator keeps for itself would count as reserved since
+        torch.cuda.empty_cache()  # what the allocator still holds would count as reserved
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_memory_mib(device: str) -> dict[str, float]:
-    """Most memory that this process has held, in MiB, by name of the value.
+    """Peak memory of this process in MiB, by name of the value.
 
-    `peak_rss` of the host, since the process began. On CUDA, since `start_peaks`, by PyTorch's allocator: `peak_allocated`
-    in tensors, `peak_reserved` with its cache; the CUDA context comes on top.
+    `peak_rss` is the host's, since the process began. On CUDA there are two of PyTorch's allocator, since `reset_peak_memory`:
+    `peak_allocated` in tensors, and `peak_reserved` with its cache. The CUDA context comes on top.
     """
-    found = {"peak_rss": peak_rss_mib()}
+    peaks = {"peak_rss": peak_rss_mib()}
     if device.startswith("cuda"):
         import torch
 
-        found["peak_allocated"] = torch.cuda.max_memory_allocated(device) / MIB
-        found["peak_reserved"] = torch.cuda.max_memory_reserved(device) / MIB
-    return found
+        peaks["peak_allocated"] = torch.cuda.max_memory_allocated(device) / MIB
+        peaks["peak_reserved"] = torch.cuda.max_memory_reserved(device) / MIB
+    return peaks
 
 
 def peak_rss_mib() -> float:
     """Peak resident memory of this process in MiB.
 
-    On Linux from `VmHWM`, not `ru_maxrss`: the latter starts from the peak of the process that started this one.
+    On Linux it is read from `VmHWM`: `ru_maxrss` starts from the peak of the parent process.
     """
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []

@@ -1,7 +1,7 @@
-"""What the machine does meanwhile: clocks and temperature of the card, and who else uses it or the CPU.
+"""The state of the machine during a measurement: clocks and temperature of the card, and other processes on it and on the CPU.
 
-The card is found in NVML by its UUID, for NVML and CUDA may number cards differently (optimum-benchmark issue 136).
-What NVML cannot say of a card, in a virtual machine say, is None.
+The card is found in NVML by its UUID, since NVML and CUDA may number cards differently (optimum-benchmark issue 136).
+What NVML cannot tell of a card, for example in a virtual machine, is None.
 """
 
 import os
@@ -14,7 +14,7 @@ import torch
 
 from sdbench.probes.meters import MIB
 
-_SLOWED = {  # bits of NVML's clock event reasons that mean less speed than the load asks for
+_SLOWDOWN_REASONS = {  # bits of NVML's clock event reasons that mean a lower clock than the load asks for
     0x04: "power cap",
     0x08: "hardware slowdown",
     0x20: "thermal slowdown",
@@ -34,99 +34,101 @@ class Card:
         uuid = str(torch.cuda.get_device_properties(device).uuid)
         try:
             self._handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
-        except pynvml.NVMLError:  # a slice of a card
+        except pynvml.NVMLError:  # a MIG slice of a card
             self._handle = pynvml.nvmlDeviceGetHandleByUUID(f"MIG-{uuid}")
 
     def state(self) -> dict[str, Any]:
-        """Clocks in MHz, temperature in Celsius, power in W, and why the clock is held down."""
+        """Clocks in MHz, temperature in Celsius, power in W, and the reasons why the clock is held down."""
         nvml = self._nvml
-        reasons = self._asked(nvml.nvmlDeviceGetCurrentClocksEventReasons)
-        power_mw = self._asked(nvml.nvmlDeviceGetPowerUsage)
+        reasons = self._query(nvml.nvmlDeviceGetCurrentClocksEventReasons)
+        power_mw = self._query(nvml.nvmlDeviceGetPowerUsage)
         return {
-            "sm_mhz": self._asked(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_SM),
-            "memory_mhz": self._asked(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_MEM),
-            "temperature_c": self._asked(nvml.nvmlDeviceGetTemperature, nvml.NVML_TEMPERATURE_GPU),
+            "sm_mhz": self._query(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_SM),
+            "memory_mhz": self._query(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_MEM),
+            "temperature_c": self._query(nvml.nvmlDeviceGetTemperature, nvml.NVML_TEMPERATURE_GPU),
             "power_w": None if power_mw is None else power_mw / 1000,
-            "slowed_by": [word for bit, word in _SLOWED.items() if bit & (reasons or 0)],
+            "slowed_by": [word for bit, word in _SLOWDOWN_REASONS.items() if bit & (reasons or 0)],
         }
 
     def processes(self) -> dict[int, float | None] | None:
-        """Process id -> MiB it holds of the card (None where NVML does not say); None where it lists no processes."""
-        listed = self._asked(self._nvml.nvmlDeviceGetComputeRunningProcesses)
+        """Process id -> memory of the card that it holds in MiB, or None where NVML does not tell; None where NVML lists no processes."""
+        listed = self._query(self._nvml.nvmlDeviceGetComputeRunningProcesses)
         if listed is None:
             return None
         return {process.pid: None if process.usedGpuMemory is None else process.usedGpuMemory / MIB for process in listed}
 
     def used_mib(self) -> float | None:
-        """What all processes together hold of the card."""
-        memory = self._asked(self._nvml.nvmlDeviceGetMemoryInfo)
+        """Memory of the card that all processes together hold."""
+        memory = self._query(self._nvml.nvmlDeviceGetMemoryInfo)
         return None if memory is None else memory.used / MIB
 
-    def _asked(self, question: Callable[..., Any], *words: Any) -> Any:
+    def _query(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What NVML tells; None where it does not."""
         try:
-            return question(self._handle, *words)
+            return function(self._handle, *arguments)
         except self._nvml.NVMLError:
             return None
 
 
-class Watch:
-    """From its making on: the share of the machine that others took, and what the card says."""
+class Monitor:
+    """Watches, from its creation on, how much of the machine other processes use, and the state of the card."""
 
     def __init__(self, device: str) -> None:
-        self.card, self.reason = _card(device)
-        self._start = (time.perf_counter(), _busy_s(), _own_s())
+        self.card, self.reason = _find_card(device)
+        self._start = (time.perf_counter(), _busy_cpu_s(), _own_cpu_s())
         self._states = [self.card.state()] if self.card else []
 
     def process_mib(self) -> float | None:
-        """What this process holds of the card, its context included."""
+        """Memory of the card that this process holds, its context included; None where NVML does not list it."""
         listed = self.card.processes() if self.card else None
         return (listed or {}).get(os.getpid())
 
-    def grown_mib(self, before_mib: float | None) -> float | None:
-        """By how much the use of the card has grown since it was `used_mib`: this process's part, where it is not listed and others stayed as they were."""
+    def growth_mib(self, before_mib: float | None) -> float | None:
+        """Growth of the card's used memory since it was `before_mib`: the part of this process, where NVML does not list it and others did not change."""
         now_mib = self.card.used_mib() if self.card else None
         return None if now_mib is None or before_mib is None else now_mib - before_mib
 
-    def noted(self) -> dict[str, Any]:
-        """JSON-serialisable: `foreign_cores`, the mean number of cores that others kept busy; of a card, its states and others' MiB by process.
+    def report(self) -> dict[str, Any]:
+        """What was seen, JSON-serialisable.
 
-        The process that started this one is no stranger: it waits.
+        `foreign_cores` is the mean number of cores that other processes kept busy. For a card there are its states, and the MiB that
+        other processes hold, by process id. The parent process does not count as another: it only waits.
         """
-        seconds, busy, own = (now - then for now, then in zip((time.perf_counter(), _busy_s(), _own_s()), self._start, strict=True))
-        found: dict[str, Any] = {
-            "foreign_cores": round(max(0.0, busy - own) / seconds, 3)
-        }  # what counts them counts hundredths of a second
+        now = (time.perf_counter(), _busy_cpu_s(), _own_cpu_s())
+        seconds, busy_s, own_s = (end - start for end, start in zip(now, self._start, strict=True))
+        # The system counts CPU time in hundredths of a second, so the difference may be slightly negative.
+        seen: dict[str, Any] = {"foreign_cores": round(max(0.0, busy_s - own_s) / seconds, 3)}
         if self.card is None:
-            return found | ({"card": self.reason} if self.reason else {})
+            return seen | ({"card": self.reason} if self.reason else {})
         listed = self.card.processes() or {}
         others = {str(pid): held for pid, held in listed.items() if pid not in (os.getpid(), os.getppid())}
-        # In a container of its own process ids this process goes by another: it is not one of the others.
-        known = os.getpid() in listed
-        return found | {"states": [*self._states, self.card.state()], "foreign_processes": others if known else None}
+        # In a container with its own process ids this process has another id here, and could not be told from the others.
+        is_listed = os.getpid() in listed
+        return seen | {"states": [*self._states, self.card.state()], "foreign_processes": others if is_listed else None}
 
 
 def used_mib(device: str) -> float | None:
-    """What all processes hold of the card; None where there is no card, or NVML does not say."""
-    card, _ = _card(device)
+    """Memory of the card that all processes hold; None where there is no card, or NVML does not tell."""
+    card, _ = _find_card(device)
     return card.used_mib() if card else None
 
 
-def _card(device: str) -> tuple[Card | None, str]:
-    """The card, or why NVML knows none."""
+def _find_card(device: str) -> tuple[Card | None, str]:
+    """The card; or None, and the reason where there should be one."""
     if not device.startswith("cuda"):
         return None, ""
     try:
         return Card(device), ""
-    except Exception as error:  # noqa: BLE001  # a machine without NVML still has its times
+    except Exception as error:  # noqa: BLE001  # the latency can be measured without NVML
         return None, f"NVML: {type(error).__name__}: {error}"
 
 
-def _busy_s() -> float:
-    """Seconds that all cores together have been busy since the machine started; `guest` is in `user` already."""
+def _busy_cpu_s() -> float:
+    """CPU seconds of all cores together since the machine started; `user` includes `guest`."""
     times = psutil.cpu_times()
     return float(sum(getattr(times, name, 0.0) for name in ("user", "nice", "system", "irq", "softirq", "steal")))
 
 
-def _own_s() -> float:
+def _own_cpu_s() -> float:
     times = psutil.Process().cpu_times()
     return float(times.user + times.system)

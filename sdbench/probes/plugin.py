@@ -1,4 +1,4 @@
-"""pytest plugin of a measuring process: pytest-benchmark's file says on which machine, a file beside it why stages failed."""
+"""pytest plugin of a measuring process: adds the machine to pytest-benchmark's file, and writes why stages failed beside it."""
 
 import json
 from collections.abc import Generator
@@ -10,7 +10,7 @@ import pytest
 from sdbench.probes.request import Request
 
 FAILURES = pytest.StashKey[dict[str, str]]()
-SUFFIX = ".failures.json"
+FAILURES_SUFFIX = ".failures.json"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -24,26 +24,26 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     if call.excinfo and not call.excinfo.errisinstance(pytest.skip.Exception):
         error = call.excinfo.value
         kind = "" if call.excinfo.errisinstance(pytest.fail.Exception) else f"{type(error).__name__}: "
-        words = " ".join(str(error).split())
+        message = " ".join(str(error).split())
         stage = item.callspec.params["stage"] if hasattr(item, "callspec") else item.name
-        item.config.stash[FAILURES].setdefault(stage, f"{kind}{words}"[:500])
+        item.config.stash[FAILURES].setdefault(stage, f"{kind}{message}"[:500])
     return (yield)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Write the failures beside the benchmark's own file."""
     if target := session.config.getoption("benchmark_json"):
-        Path(str(target) + SUFFIX).write_text(json.dumps(session.config.stash[FAILURES]))
+        Path(str(target) + FAILURES_SUFFIX).write_text(json.dumps(session.config.stash[FAILURES]))
 
 
 def pytest_benchmark_generate_machine_info(config: pytest.Config) -> dict[str, Any]:
-    """The record's own description of the machine; the plugin's takes a second to make."""
+    """The record's own description of the machine; pytest-benchmark's takes a second to make."""
     del config
     request = Request.from_environment()
     return request.machine.model_dump() if request else {}
 
 
 def pytest_benchmark_generate_commit_info(config: pytest.Config) -> dict[str, Any]:
-    """Nothing: the record's environment says it."""
+    """Nothing: the record's environment has the commit."""
     del config
     return {}

@@ -1,4 +1,4 @@
-"""What holds the time of a call: PyTorch's profiler over one that is warm, as a table."""
+"""A table of where a warm call spends its time, by PyTorch's profiler."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,16 +12,16 @@ ROWS = 30
 
 
 def write(call: Callable[[], object], device: str, path: Path) -> None:
-    """The operators and kernels that took longest, by their own time."""
+    """Write a table of the operators and kernels that took longest, by their own time."""
     on_cuda = device.startswith("cuda")
-    for _ in range(2):  # cold, and compiled
+    for _ in range(2):  # the first call is cold, the second may still compile
         call()
-    meters.synchronised()
+    meters.synchronised_clock()
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]
-    with profile(activities=activities) as seen:
+    with profile(activities=activities) as profiler:
         call()
-        meters.synchronised()
+        meters.synchronised_clock()
     sort_by = "self_device_time_total" if on_cuda else "self_cpu_time_total"
-    table = seen.key_averages().table(sort_by=sort_by, row_limit=ROWS, max_name_column_width=90)
+    table = profiler.key_averages().table(sort_by=sort_by, row_limit=ROWS, max_name_column_width=90)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"{path.stem}, torch {torch.__version__}\n{table}\n")

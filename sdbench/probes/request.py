@@ -1,4 +1,4 @@
-"""What one round is asked to measure: written by the driver, read by the process that measures."""
+"""The request for one round of measurements: written by the driver, read by the measuring process."""
 
 import os
 from pathlib import Path
@@ -11,20 +11,20 @@ from sdbench.settings import Dtype, Sampling, Setting
 from sdbench.validation import Table
 
 STAGES = ("pipeline", "text_encoders", "unet_step", "scheduler", "vae_decode")  # the pipeline first: its first call is the cold start
-CEILINGS = ("matmul", "copy")  # what the machine can do at best, measured after the model in the same process
-VARIABLE = "SDBENCH_PROBE_REQUEST"  # names the file of the request
+CEILINGS = ("matmul", "copy")  # the machine's peak rates, measured after the model in the same process
+REQUEST_VARIABLE = "SDBENCH_PROBE_REQUEST"  # the environment variable that names the file of the request
 
 
 class Request(Table):
-    """One round.
+    """What one round measures.
 
     Attributes:
-        sampling: a suite's; the batch and, where it names one, the dtype are the setting's.
+        sampling: the suite's; the setting replaces its batch and, where it names one, its dtype.
         calls: timed calls of each stage.
         warmup: calls of each stage before them; the cold first call counts as the pipeline's first.
         device: "cpu", "cuda" or "cuda:<index>".
-        variables: of the environment, as `machine.variables` gives them; the process inherits them.
-        profile: write what holds each stage's time instead of timing it.
+        variables: environment variables that the process inherits, see `machine.variables`.
+        profile: write a table of where each stage spends its time, instead of timing it.
     """
 
     spec: ModelSpec
@@ -39,11 +39,11 @@ class Request(Table):
 
     @property
     def dtype(self) -> Dtype:
-        """Of the networks."""
+        """The dtype of the networks."""
         return self.setting.dtype or self.sampling.dtype
 
     @classmethod
     def from_environment(cls) -> "Request | None":
         """The request that this process was started with; None where there is none."""
-        path = os.environ.get(VARIABLE)
+        path = os.environ.get(REQUEST_VARIABLE)
         return cls.model_validate_json(Path(path).read_text()) if path else None

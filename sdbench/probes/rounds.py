@@ -1,4 +1,4 @@
-"""What rounds measured, as their files say it."""
+"""The measurements of rounds, read from their files."""
 
 import json
 from collections.abc import Sequence
@@ -19,8 +19,8 @@ class Round:
 
     Attributes:
         seconds: stage or ceiling -> its timed calls.
-        info: of the stages together: what `loaded.described` says, `load_s`, `amount` of each ceiling; and of
-            the pipeline's: `first_call_s`, `memory_mib`, `watch`, and on a card `process_mib`, `context_mib`, `smallest_card_gb` or
+        info: from all stages, what `setup.describe` gives, `load_s`, and `amount`, the work per call of each ceiling; from the pipeline,
+            `first_call_s`, `memory_mib`, `watch`, and on a card `process_mib`, `context_mib`, `smallest_card_gb` or
             `smallest_card_failed`.
         failures: stage -> why it has no times.
     """
@@ -31,70 +31,70 @@ class Round:
 
     @classmethod
     def read(cls, path: Path, failures: dict[str, str]) -> "Round":
-        """From pytest-benchmark's JSON file; a stage that failed is left out, whatever the file holds of it."""
-        found = _benchmarks(path)
-        whole = {item["params"]["stage"]: item for item in found if item["params"]["stage"] not in failures}
-        seconds = {stage: tuple(item["stats"]["data"]) for stage, item in whole.items()}
+        """Read pytest-benchmark's JSON file; a stage that failed is left out, whatever the file holds of it."""
+        items = _read_benchmarks(path)
+        complete = {item["params"]["stage"]: item for item in items if item["params"]["stage"] not in failures}
+        seconds = {stage: tuple(item["stats"]["data"]) for stage, item in complete.items()}
         info: dict[str, Any] = {}
-        for stage in reversed(STAGES):  # the pipeline last: what several say, it says
-            info |= whole[stage]["extra_info"] if stage in whole else {}
-        info["amount"] = {name: whole[name]["extra_info"]["amount"][name] for name in CEILINGS if name in whole}
-        if "pipeline" not in whole:
-            for of_the_pipeline in ("memory_mib", "watch"):
-                info.pop(of_the_pipeline, None)
+        for stage in reversed(STAGES):  # the pipeline last, so that it wins where several stages have an entry
+            info |= complete[stage]["extra_info"] if stage in complete else {}
+        info["amount"] = {name: complete[name]["extra_info"]["amount"][name] for name in CEILINGS if name in complete}
+        if "pipeline" not in complete:
+            for of_pipeline in ("memory_mib", "watch"):
+                info.pop(of_pipeline, None)
         return cls(seconds, info, failures)
 
     @property
-    def is_whole(self) -> bool:
-        """Everything was measured."""
+    def is_complete(self) -> bool:
+        """Whether all stages and ceilings were measured."""
         return self.seconds.keys() == {*STAGES, *CEILINGS}
 
 
-def _benchmarks(path: Path) -> list[dict[str, Any]]:
-    """What pytest-benchmark wrote; nothing where its process ended before it had."""
+def _read_benchmarks(path: Path) -> list[dict[str, Any]]:
+    """The benchmarks that pytest-benchmark wrote; none where its process ended before that."""
     try:
-        found: list[dict[str, Any]] = json.loads(path.read_text())["benchmarks"]
+        benchmarks: list[dict[str, Any]] = json.loads(path.read_text())["benchmarks"]
     except (OSError, ValueError):
         return []
-    return found
+    return benchmarks
 
 
-def picked(rounds: Sequence[Round], *path: str) -> list[Any]:
-    """What the rounds say at a path of their information; those that do not are left out."""
+def collect_info(rounds: Sequence[Round], *path: str) -> list[Any]:
+    """The entries of the rounds' `info` at a path of keys; rounds without one are left out."""
     found = []
     for measured in rounds:
         try:
             found.append(reduce(getitem, path, measured.info))
-        except KeyError:  # lost with the stage that carries it
+        except KeyError:  # the stage that has it failed
             continue
     return [value for value in found if value is not None]
 
 
-def reason(rounds: Sequence[Round], stage: str) -> str:
-    """Why the first of the rounds that lost a stage lost it."""
+def failure_reason(rounds: Sequence[Round], stage: str) -> str:
+    """Why a stage failed, in the first of the rounds where it did."""
     return next((measured.failures[stage] for measured in rounds if stage in measured.failures), "not measured")
 
 
-def lost(rounds: Sequence[Round], stage: str) -> str:
-    """How many rounds lost a stage, and why; "" where none did."""
+def failure_note(rounds: Sequence[Round], stage: str) -> str:
+    """A note of how many rounds lack a stage, and why; "" where none does."""
     number = sum(stage not in measured.seconds for measured in rounds)
-    return f"{number} of {len(rounds)} rounds failed: {reason(rounds, stage)}" if number else ""
+    return f"{number} of {len(rounds)} rounds failed: {failure_reason(rounds, stage)}" if number else ""
 
 
-def failed(name: str, kind: Literal["probe", "count"], unit: str, why: str, *, direction: Direction = "lower") -> Value:
+def failed_value(name: str, kind: Literal["probe", "count"], unit: str, reason: str, *, direction: Direction = "lower") -> Value:
     """A value that could not be measured."""
-    return Value(name=name, kind=kind, direction=direction, unit=unit, state="failed", reason=why)
+    return Value(name=name, kind=kind, direction=direction, unit=unit, state="failed", reason=reason)
 
 
-def count(name: str, unit: str, number: int) -> Value:
-    """An exact number."""
+def exact_value(name: str, unit: str, number: int) -> Value:
+    """A number that is counted, so exact."""
     return Value(name=name, kind="count", direction="lower", unit=unit, value=number, n=1)
 
 
-def once(name: str, unit: str, numbers: Sequence[float], why: str, *, direction: Direction = "lower", note: str = "") -> Value:
-    """The median of what each round measures once; `why` there is none."""
+def median_value(name: str, unit: str, numbers: Sequence[float], reason: str, *, direction: Direction = "lower", note: str = "") -> Value:
+    """The median of numbers that each round measures once; where there are none, a failed value with the reason."""
     if not numbers:
-        return failed(name, "probe", unit, why, direction=direction)
+        return failed_value(name, "probe", unit, reason, direction=direction)
     samples = tuple((float(number),) for number in numbers)
     return Value(
         name=name,

@@ -1,4 +1,4 @@
-"""The pipeline of a request, brought into its setting: compiled or not, memory order, tiny VAE."""
+"""Load the pipeline of a request and apply its setting: compilation, memory order, tiny VAE."""
 
 import time
 from collections.abc import Mapping
@@ -14,44 +14,41 @@ from sdbench.settings import Setting
 
 
 def load(request: Request) -> tuple[Stages, float]:
-    """The pipeline of a request, ready to be timed => its stages, seconds it took to load (without the imports)."""
+    """Load the pipeline of a request, ready to be timed => its stages, and the seconds that loading took (without the imports)."""
     on_cuda = request.device.startswith("cuda")
     if on_cuda:
         torch.cuda.set_device(torch.device(request.device).index or 0)
-        torch.backends.cudnn.allow_tf32 = False  # float32 is timed as pictures are made in it; compilers know this older switch
+        torch.backends.cudnn.allow_tf32 = False  # float32 as pictures are made in it; compilers read this older switch
     start = time.perf_counter()
     pipe = load_pipeline(request.spec, dtype=request.dtype, device=request.device)
     load_s = time.perf_counter() - start
-    arrange(pipe, request.setting)
+    apply_setting(pipe, request.setting)
     if on_cuda:
-        torch.cuda.empty_cache()  # what loading left in the allocator's cache is no memory that a picture takes
+        torch.cuda.empty_cache()  # what loading left in the allocator's cache is not memory that a picture needs
     return Stages(pipe, request.sampling, request.setting.batch), load_s
 
 
-def arrange(pipe: Any, setting: Setting) -> None:
-    """Bring a pipeline into a setting, in place; what is to be compiled is compiled when it is first called.
+def apply_setting(pipe: Any, setting: Setting) -> None:
+    """Apply a setting to a pipeline, in place; compilation itself happens in the first call.
 
-    Shapes are fixed (`dynamic=False`) and a graph that would break is an error (`fullgraph=True`), so that a setting
-    that says "compiled" is.
+    Shapes are fixed (`dynamic=False`) and a graph break is an error (`fullgraph=True`), so that what is called "compiled" is
+    compiled as a whole.
     """
     if setting.vae == "tiny":
         pipe.vae = tiny_vae(pipe.vae)
     if setting.channels_last:
         for part in (pipe.unet, pipe.vae):
             part.to(memory_format=torch.channels_last)
-    how: dict[str, bool] = {"fullgraph": True, "dynamic": False}
+    options: dict[str, bool] = {"fullgraph": True, "dynamic": False}
     if setting.compile == "whole":
-        pipe.unet.compile(**how)
-        pipe.vae.decoder.compile(**how)
+        pipe.unet.compile(**options)
+        pipe.vae.decoder.compile(**options)
     elif setting.compile == "blocks":
-        pipe.unet.compile_repeated_blocks(**how)
+        pipe.unet.compile_repeated_blocks(**options)
 
 
-def described(pipe: Any) -> dict[str, Any]:
-    """What is known of a loaded pipeline before it runs, JSON-serialisable: parameters, bytes of weights, configurations.
-
-    The configurations are what `work.of` counts by.
-    """
+def describe(pipe: Any) -> dict[str, Any]:
+    """Parameters, bytes of weights and configurations of a loaded pipeline, JSON-serialisable; see `work.by_stage` for the last."""
     networks = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
     tensors = [tensor for network in networks.values() for tensor in (*network.parameters(), *network.buffers())]
     return {

@@ -1,7 +1,7 @@
 """The calls that are timed: the whole pipeline for a batch of one prompt, and each of its stages alone.
 
-A stage that is asked for prepares its inputs untimed and returns the call; the calls do what the pipeline itself does at
-that place, so that stages add up to the pipeline but for the conversion to pictures.
+Each stage prepares its inputs, untimed, and returns the call to time. The calls do what the pipeline itself does at that place,
+so that the stages add up to the pipeline, except for the conversion to pictures.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ Call = Callable[[], object]
 
 
 class Stages:
-    """A loaded pipeline under a suite's sampling settings, `batch` pictures a call."""
+    """A loaded pipeline under a suite's sampling settings, with `batch` pictures in a call."""
 
     def __init__(self, pipe: Any, sampling: Sampling, batch: int = 1) -> None:
         self.pipe, self.sampling, self.batch = pipe, sampling, batch
@@ -27,24 +27,24 @@ class Stages:
         set_scheduler(pipe, sampling)
 
     def prepare(self, stage: str) -> Call:
-        """The call of this stage, one of `request.STAGES`, or "short"."""
+        """The call to time of a stage, one of `request.STAGES` or "short"."""
         with torch.no_grad():
             call: Call = getattr(self, stage)()
         return torch.no_grad()(call)
 
     def restore(self) -> None:
-        """Put the VAE back into its dtype, which the pipeline leaves in float32 where decoding fails for want of memory."""
+        """Put the VAE back into its dtype; the pipeline leaves it in float32 where decoding runs out of memory."""
         self.pipe.vae.to(dtype=self._vae_dtype)
 
     def pipeline(self) -> Call:
-        """Prompt to pictures."""
-        return self._pictures(self.batch, self.sampling)
+        """From prompt to pictures."""
+        return self._pipeline_call(self.batch, self.sampling)
 
     def short(self, batch: int | None = None) -> Call:
-        """The pipeline with a single step: as much memory as with all of them."""
-        return self._pictures(batch or self.batch, self.sampling.with_one_step)
+        """The pipeline with a single step, which takes as much memory as with all steps."""
+        return self._pipeline_call(batch or self.batch, self.sampling.with_one_step)
 
-    def _pictures(self, batch: int, sampling: Sampling, **changes: str) -> Call:
+    def _pipeline_call(self, batch: int, sampling: Sampling, **changes: str) -> Call:
         arguments = {**call_arguments(sampling, [PROMPT] * batch), **changes}
 
         def call() -> object:
@@ -54,11 +54,11 @@ class Stages:
 
     def text_encoders(self) -> Call:
         """Both text encoders, on the prompt and, with guidance, the negative one."""
-        return self._encode
+        return self._encode_prompt
 
     def unet_step(self) -> Call:
-        """One forward of the UNet and the guidance that joins its halves: twice the batch with guidance."""
-        text, negative, pooled, negative_pooled = self._encode()
+        """One forward of the UNet; with guidance, on twice the batch, whose halves are then combined."""
+        text, negative, pooled, negative_pooled = self._encode_prompt()
         size = self.sampling.size_px
         sizes = torch.tensor([[size, size, 0, 0, size, size]], device=text.device, dtype=text.dtype)  # original, crop, target
         sizes, latents = sizes.repeat(self.batch, 1), self._latents()
@@ -66,7 +66,7 @@ class Stages:
             text, pooled, sizes = torch.cat([negative, text]), torch.cat([negative_pooled, pooled]), sizes.repeat(2, 1)
             latents = latents.repeat(2, 1, 1, 1)
         timestep = set_timesteps(self.pipe.scheduler, self.sampling, text.device)[0]
-        # with all that the pipeline passes: other words, and a compiled UNet is compiled again for them
+        # all arguments that the pipeline passes: with others, a compiled UNet would be compiled again
         added: dict[str, Any] = {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": sizes}}
         added |= {"timestep_cond": self._embedded_guidance(), "cross_attention_kwargs": None}
 
@@ -80,14 +80,14 @@ class Stages:
         return call
 
     def scheduler(self) -> Call:
-        """All steps of a picture without the UNet: the timesteps, and latents before and after each."""
+        """All steps of a picture without the UNet: setting the timesteps, scaling the input and updating the latents."""
         scheduler, latents = self.pipe.scheduler, self._latents()
 
         def call() -> object:
             steps = set_timesteps(scheduler, self.sampling, latents.device)
             noise = self.pipe.prepare_extra_step_kwargs(torch.Generator().manual_seed(0), self.sampling.eta or 0.0)
             if hasattr(scheduler, "set_begin_index"):
-                scheduler.set_begin_index(0)  # without it the first step is looked up, for which a GPU is waited for
+                scheduler.set_begin_index(0)  # without it the scheduler looks up the first step, which waits for the GPU
             noisy = latents
             for timestep in steps:
                 scheduler.scale_model_input(noisy, timestep)
@@ -97,11 +97,11 @@ class Stages:
         return call
 
     def vae_decode(self) -> Call:
-        """Latents that the pipeline made to pixels; with the detour through float32 where the VAE needs it."""
+        """From latents that the pipeline made to pixels; in float32 where the VAE needs that."""
         vae = self.pipe.vae
         upcast = vae.dtype == torch.float16 and vae.config.force_upcast
-        made: Any = self._pictures(self.batch, self.sampling.with_one_step, output_type="latent")()
-        latents = made.images / vae.config.scaling_factor
+        output: Any = self._pipeline_call(self.batch, self.sampling.with_one_step, output_type="latent")()
+        latents = output.images / vae.config.scaling_factor
 
         def call() -> object:
             if not upcast:
@@ -113,7 +113,7 @@ class Stages:
 
         return call
 
-    def _encode(self) -> Any:
+    def _encode_prompt(self) -> Any:
         arguments = call_arguments(self.sampling, [PROMPT] * self.batch)
         return self.pipe.encode_prompt(
             arguments["prompt"],
@@ -123,7 +123,7 @@ class Stages:
         )
 
     def _embedded_guidance(self) -> torch.Tensor | None:
-        """What a UNet is told of the guidance scale that was trained to follow it in one forward => batch x `time_cond_proj_dim`."""
+        """The embedded guidance scale, batch x `time_cond_proj_dim`, for a UNet that takes it as an input; None for others."""
         unet = self.pipe.unet
         if (width := unet.config.time_cond_proj_dim) is None:
             return None

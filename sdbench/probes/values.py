@@ -1,14 +1,14 @@
-"""Rounds of one model in one setting -> the values of its record."""
+"""The values of a record from the rounds of one model in one setting."""
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
 
+from sdbench.probes import roofline
 from sdbench.probes.capacity import CARDS_GB
 from sdbench.probes.conditions import conditions, remarks
 from sdbench.probes.meters import MIB
 from sdbench.probes.request import STAGES
-from sdbench.probes.roofline import shares
-from sdbench.probes.rounds import Round, count, failed, lost, once, picked, reason
+from sdbench.probes.rounds import Round, collect_info, exact_value, failed_value, failure_note, failure_reason, median_value
 from sdbench.probes.work import Load
 from sdbench.records import Value
 from sdbench.settings import BASE, Setting
@@ -18,20 +18,20 @@ QUANTILES = {"p50": 0.50, "p90": 0.90, "p99": 0.99}
 
 
 def values(rounds: Sequence[Round], setting: Setting, loads: Mapping[str, Load], *, on_cuda: bool) -> list[Value]:
-    """Every value of a model in a setting; those of what failed in all of its rounds say so with the reason.
+    """Every value of a model in a setting. What failed in all rounds is there too, as failed and with the reason.
 
-    Names of other settings than the plainest end in `@<label>`.
+    In all settings but `base`, names end in `@<label>`.
 
     Args:
-        loads: what a call of each stage asks of the machine; empty where that is not known.
+        loads: FLOPs and bytes of a call of each stage; empty where they are not known.
     """
     latencies = {stage: _latency(stage, rounds) for stage in STAGES}
     found = [
         *chain.from_iterable(latencies.values()),
-        _images_per_second(latencies["pipeline"][0], setting.batch, lost(rounds, "pipeline")),
+        _images_per_second(latencies["pipeline"][0], setting.batch, failure_note(rounds, "pipeline")),
         *_memory(rounds, on_cuda=on_cuda),
         *_cold_start(rounds, compiling=setting.compile is not None),
-        *shares(rounds, {stage: quantiles[0] for stage, quantiles in latencies.items()}, loads),
+        *roofline.values(rounds, {stage: quantiles[0] for stage, quantiles in latencies.items()}, loads),
         *conditions(rounds),
     ]
     if setting.label == BASE:
@@ -44,9 +44,10 @@ def _latency(stage: str, rounds: Sequence[Round]) -> list[Value]:
     samples = tuple(measured.seconds[stage] for measured in rounds if stage in measured.seconds)
     names = {mark: f"latency.{stage}.{mark}" for mark in QUANTILES}
     if not samples:
-        return [failed(name, "probe", "s", reason(rounds, stage)) for name in names.values()]
+        return [failed_value(name, "probe", "s", failure_reason(rounds, stage)) for name in names.values()]
     estimates = {mark: intervals.time_quantile(samples, q) for mark, q in QUANTILES.items()}
-    said = [lost(rounds, stage), *(remarks(rounds) if stage == "pipeline" else [])]
+    failures = failure_note(rounds, stage)
+    notes_of_p50 = [failures, *(remarks(rounds) if stage == "pipeline" else [])]
     return [
         Value(
             name=names[mark],
@@ -59,7 +60,7 @@ def _latency(stage: str, rounds: Sequence[Round]) -> list[Value]:
             n=estimate.n,
             samples=samples if mark == "p50" else None,
             note="; ".join(
-                filter(None, ["" if estimate.enough else "n too small for an interval", *(said if mark == "p50" else said[:1])])
+                filter(None, ["" if estimate.enough else "n too small for an interval", *(notes_of_p50 if mark == "p50" else [failures])])
             ),
         )
         for mark, estimate in estimates.items()
@@ -69,50 +70,60 @@ def _latency(stage: str, rounds: Sequence[Round]) -> list[Value]:
 def _images_per_second(p50: Value, batch: int, note: str) -> Value:
     name, unit = "images_per_second", "images/s"
     if p50.value is None:
-        return failed(name, "probe", unit, p50.reason, direction="higher")
+        return failed_value(name, "probe", unit, p50.reason, direction="higher")
     low, high = (batch / end if end else None for end in (p50.high, p50.low))
     return Value(name=name, kind="probe", direction="higher", unit=unit, value=batch / p50.value, low=low, high=high, n=p50.n, note=note)
 
 
 def _memory(rounds: Sequence[Round], *, on_cuda: bool) -> list[Value]:
-    why, note = reason(rounds, "pipeline"), lost(rounds, "pipeline")
-    weights = [number / MIB for number in picked(rounds, "weights_bytes")]
+    reason, note = failure_reason(rounds, "pipeline"), failure_note(rounds, "pipeline")
+    weights = [number / MIB for number in collect_info(rounds, "weights_bytes")]
     peaks = ("peak_allocated", "peak_reserved", "peak_rss") if on_cuda else ("peak_rss",)
-    found = [once("memory.weights", "MiB", weights, why)]
-    found += [once(f"memory.{name}", "MiB", picked(rounds, "memory_mib", name), why, note=note) for name in peaks]
+    found = [median_value("memory.weights", "MiB", weights, reason)]
+    found += [median_value(f"memory.{name}", "MiB", collect_info(rounds, "memory_mib", name), reason, note=note) for name in peaks]
     if on_cuda:
-        found += _on_the_card(rounds, why, note)
+        found += _card_memory(rounds, reason, note)
     return found
 
 
-def _on_the_card(rounds: Sequence[Round], why: str, note: str) -> list[Value]:
-    """What the process holds beside its tensors, and the smallest card that it runs on."""
-    process, measured = picked(rounds, "process_mib"), bool(picked(rounds, "memory_mib"))
-    unlisted = "NVML does not list this process" if measured else why
+def _card_memory(rounds: Sequence[Round], reason: str, note: str) -> list[Value]:
+    """Memory of the card that the whole process and its CUDA context hold, and the smallest card that runs the model."""
+    process, measured = collect_info(rounds, "process_mib"), bool(collect_info(rounds, "memory_mib"))
+    unlisted = "NVML does not list this process" if measured else reason
     by_growth, by_whole = "by what the card's use grew since the process began", "by the whole card's use, as if nothing else were on it"
-    alone = "" if process else f"{by_growth if picked(rounds, 'used_before_mib') else by_whole}: {unlisted}"
-    untried = picked(rounds, "smallest_card_failed") or [f"it needs more than {CARDS_GB[-1]} GB, or than this card has"]
+    context_note = "" if process else f"{by_growth if collect_info(rounds, 'used_before_mib') else by_whole}: {unlisted}"
+    untried = collect_info(rounds, "smallest_card_failed") or [f"it needs more than {CARDS_GB[-1]} GB, or than this card has"]
     return [
-        once("memory.process", "MiB", process, unlisted, note=note),
-        once("memory.context", "MiB", picked(rounds, "context_mib"), why, note="; ".join(filter(None, [note, alone]))),
-        once("memory.smallest_card", "GB", picked(rounds, "smallest_card_gb"), untried[0] if measured else why, note=note),
+        median_value("memory.process", "MiB", process, unlisted, note=note),
+        median_value(
+            "memory.context", "MiB", collect_info(rounds, "context_mib"), reason, note="; ".join(filter(None, [note, context_note]))
+        ),
+        median_value("memory.smallest_card", "GB", collect_info(rounds, "smallest_card_gb"), untried[0] if measured else reason, note=note),
     ]
 
 
 def _cold_start(rounds: Sequence[Round], *, compiling: bool) -> list[Value]:
-    """Loading and the first call; that of a round that compiled anew stands apart."""
-    why = reason(rounds, "pipeline")
-    anew, kept = ([measured for measured in rounds if measured.info.get("compiled_anew", False) is wanted] for wanted in (True, False))
+    """Times of loading and of the first call; the first call of a round that compiled anew has a value of its own."""
+    reason = failure_reason(rounds, "pipeline")
+    compiling_rounds, others = (
+        [measured for measured in rounds if measured.info.get("compiled_anew", False) is wanted] for wanted in (True, False)
+    )
     found = [
-        once("cold_start.load", "s", picked(rounds, "load_s"), why),
-        once("cold_start.first_call", "s", picked(kept, "first_call_s"), why if not anew else "every round compiled anew"),
+        median_value("cold_start.load", "s", collect_info(rounds, "load_s"), reason),
+        median_value(
+            "cold_start.first_call", "s", collect_info(others, "first_call_s"), "every round compiled anew" if compiling_rounds else reason
+        ),
     ]
     if compiling:
-        without = "no round compiled anew: the compiler's cache was full" if kept else why
-        found.append(once("cold_start.first_call_compiling", "s", picked(anew, "first_call_s"), without))
+        without = "no round compiled anew: the compiler's cache was full" if others else reason
+        found.append(median_value("cold_start.first_call_compiling", "s", collect_info(compiling_rounds, "first_call_s"), without))
     return found
 
 
 def _parameters(name: str, rounds: Sequence[Round]) -> Value:
-    numbers, value_name = picked(rounds, "parameters", name), f"parameters.{name}"
-    return count(value_name, "parameters", numbers[0]) if numbers else failed(value_name, "count", "parameters", reason(rounds, "pipeline"))
+    numbers, value_name = collect_info(rounds, "parameters", name), f"parameters.{name}"
+    return (
+        exact_value(value_name, "parameters", numbers[0])
+        if numbers
+        else failed_value(value_name, "count", "parameters", failure_reason(rounds, "pipeline"))
+    )

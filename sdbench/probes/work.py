@@ -1,10 +1,10 @@
-"""Work of each stage, counted on PyTorch's meta device, where nothing is computed or stored: multiply-accumulates, and numbers moved.
+"""The work of each stage: multiply-accumulates, and numbers moved. Counted on PyTorch's meta device, which computes and stores nothing.
 
-Numbers moved are what the operators read and write when each runs for itself, as eager PyTorch runs them: inputs once,
-outputs once, attention without its score matrix (as flash attention has it). A compiler that joins operators moves fewer.
+Numbers moved are those that operators read and write when each runs by itself, as in eager PyTorch: every input once, every
+output once, and attention without its score matrix (as in flash attention). A compiler that fuses operators moves fewer.
 
-PyTorch's counter knows convolutions, matrix products and attention, at 2 FLOPs a multiply-accumulate; norms, activations and
-sums, some per cent of the time but hardly of the work, are left out, as is usual.
+PyTorch's counter covers convolutions, matrix products and attention, at 2 FLOPs for each multiply-accumulate. Norms, activations
+and sums, some per cent of the time but hardly any of the work, are left out, as is usual.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 class Load(NamedTuple):
-    """What a call asks of the machine."""
+    """FLOPs and bytes moved in one call."""
 
     flops: float
     moved_bytes: float
@@ -35,7 +35,7 @@ class Load(NamedTuple):
 
 @dataclass(frozen=True)
 class Work:
-    """Of one call with one picture: multiply-accumulates; weights, and other numbers, moved."""
+    """Multiply-accumulates of one call with one picture, and the numbers that it moves: weights and others."""
 
     macs: int
     weights: int
@@ -48,36 +48,36 @@ class Work:
         return Work(times * self.macs, times * self.weights, times * self.others)
 
     def batched(self, batch: int) -> "Work":
-        """Of a batch: the weights are moved once for all of it."""
+        """The work for a batch; the weights are moved once for all of it."""
         return Work(batch * self.macs, self.weights, batch * self.others)
 
     @property
     def numbers(self) -> int:
-        """All numbers moved."""
+        """All numbers that are moved."""
         return self.weights + self.others
 
 
-def of(configs: Mapping[str, Mapping[str, Any]], sampling: Sampling, *, zero_negative: bool) -> dict[str, Work]:
-    """Work of each stage for one picture; the scheduler multiplies nothing.
+def by_stage(configs: Mapping[str, Mapping[str, Any]], sampling: Sampling, *, zero_negative: bool) -> dict[str, Work]:
+    """Work of each stage for one picture; the scheduler multiplies nothing, so it has none.
 
     Args:
-        configs: of the four networks, as `loaded.described` and `of_random` give them.
+        configs: of the four networks; see `setup.describe` and `random_configs`.
         sampling: steps, guidance and size.
-        zero_negative: a negative prompt that is not given is not encoded.
+        zero_negative: the pipeline does not encode a missing negative prompt, but takes zeros for it.
     """
     guided = is_guided(sampling, configs["unet"])
     with torch.device("meta"):
-        networks = {name: _network(name, config) for name, config in configs.items()}
-    side, tokens = shape(configs, sampling.size_px)
+        networks = {name: _build_network(name, config) for name, config in configs.items()}
+    side, tokens = input_sizes(configs, sampling.size_px)
     texts = [networks["text_encoder"], networks["text_encoder_2"]]
     encoded = Work(0, 0, 0)
     for text in texts:
-        encoded += _counted(text, lambda network: network(torch.empty(1, tokens, dtype=torch.long), output_hidden_states=True))
-    both = guided and not (sampling.negative_prompt is None and zero_negative)
-    step = _counted(networks["unet"], lambda network: network(**empty_input(configs["unet"], side, tokens)))
+        encoded += _count(text, lambda network: network(torch.empty(1, tokens, dtype=torch.long), output_hidden_states=True))
+    encodes_negative = guided and not (sampling.negative_prompt is None and zero_negative)
+    step = _count(networks["unet"], lambda network: network(**empty_input(configs["unet"], side, tokens)))
     step = step.batched(2 if guided else 1)
-    decode = _counted(networks["vae"], lambda network: network.decode(torch.empty(1, configs["vae"]["latent_channels"], side, side)))
-    encode = encoded * (2 if both else 1)
+    decode = _count(networks["vae"], lambda network: network.decode(torch.empty(1, configs["vae"]["latent_channels"], side, side)))
+    encode = encoded * (2 if encodes_negative else 1)
     return {"text_encoders": encode, "unet_step": step, "vae_decode": decode}
 
 
@@ -87,21 +87,21 @@ def unet_macs(config: Mapping[str, Any], latent_size: int, tokens: int) -> int:
     Args:
         config: of a `UNet2DConditionModel`.
         latent_size: side of the latents.
-        tokens: length of the text.
+        tokens: length of the text in tokens.
     """
     with torch.device("meta"):
-        unet = _network("unet", config)
-    return _counted(unet, lambda network: network(**empty_input(config, latent_size, tokens))).macs
+        unet = _build_network("unet", config)
+    return _count(unet, lambda network: network(**empty_input(config, latent_size, tokens))).macs
 
 
-def shape(configs: Mapping[str, Mapping[str, Any]], size_px: int) -> tuple[int, int]:
-    """What the networks beside a UNet make of a picture and its prompt: side of the latents, length of the text."""
+def input_sizes(configs: Mapping[str, Mapping[str, Any]], size_px: int) -> tuple[int, int]:
+    """The input sizes of a UNet, given the networks around it: side of the latents, and length of the text in tokens."""
     side = size_px // 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
     return side, configs["text_encoder"]["max_position_embeddings"]
 
 
 def empty_input(config: Mapping[str, Any], latent_size: int, tokens: int) -> dict[str, Any]:
-    """Arguments of a UNet's forward for one picture, on torch's default device, without any values."""
+    """Arguments of a UNet's forward for one picture, uninitialised, on torch's default device."""
     pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
     return {
         "sample": torch.empty(1, config["in_channels"], latent_size, latent_size),
@@ -113,22 +113,26 @@ def empty_input(config: Mapping[str, Any], latent_size: int, tokens: int) -> dic
 
 
 def loads(works: Mapping[str, Work], *, steps: int, batch: int, dtypes: Mapping[str, str]) -> dict[str, Load]:
-    """What a call of each stage, and of the pipeline, asks of the machine: two FLOPs for each multiply-accumulate.
+    """FLOPs and bytes of a call of each stage, and of the pipeline.
 
     Args:
-        works: as `of` gives them.
+        works: see `by_stage`.
         steps: of the pipeline.
-        batch: pictures of a call.
+        batch: pictures in a call.
         dtypes: stage -> dtype that it runs in.
     """
-    whole = {stage: work.batched(batch) for stage, work in works.items()}
-    found = {stage: Load(2.0 * work.macs, float(work.numbers * ITEM_BYTES[dtypes[stage]])) for stage, work in whole.items()}
-    times = {"text_encoders": 1, "unet_step": steps, "vae_decode": 1}
-    return {"pipeline": Load(*(sum(times[stage] * load[place] for stage, load in found.items()) for place in (0, 1))), **found}
+    batches = {stage: work.batched(batch) for stage, work in works.items()}
+    by_stage = {stage: Load(2.0 * work.macs, float(work.numbers * ITEM_BYTES[dtypes[stage]])) for stage, work in batches.items()}
+    calls = {"text_encoders": 1, "unet_step": steps, "vae_decode": 1}
+    pipeline = Load(
+        flops=sum(calls[stage] * load.flops for stage, load in by_stage.items()),
+        moved_bytes=sum(calls[stage] * load.moved_bytes for stage, load in by_stage.items()),
+    )
+    return {"pipeline": pipeline, **by_stage}
 
 
-def of_random(spec: ModelSpec) -> dict[str, Any]:
-    """The configurations of a model with random weights, which need not be loaded for it."""
+def random_configs(spec: ModelSpec) -> dict[str, Any]:
+    """The networks' configurations of a model with random weights, without loading it."""
     assert spec.family != "custom", "its networks are not known"
     parts = PARTS[spec.family]
     return {
@@ -137,8 +141,8 @@ def of_random(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-def _network(name: str, config: Mapping[str, Any]) -> torch.nn.Module:
-    """On torch's default device."""
+def _build_network(name: str, config: Mapping[str, Any]) -> torch.nn.Module:
+    """A network of this configuration, on torch's default device."""
     from diffusers import AutoencoderTiny
     from transformers import CLIPTextConfig
 
@@ -147,16 +151,17 @@ def _network(name: str, config: Mapping[str, Any]) -> torch.nn.Module:
     return network
 
 
-def _counted(network: torch.nn.Module, call: Callable[[Any], object]) -> Work:
-    moved, flops = _Moved(), FlopCounterMode(display=False)
-    with torch.device("meta"), torch.no_grad(), _WithoutScores(moved), moved, flops:
+def _count(network: torch.nn.Module, call: Callable[[Any], object]) -> Work:
+    """The work of a call of the network."""
+    moved, flops = _MovedNumbers(), FlopCounterMode(display=False)
+    with torch.device("meta"), torch.no_grad(), _WithoutAttentionScores(moved), moved, flops:
         call(network)
     weights = sum(tensor.numel() for tensor in network.parameters())
     return Work(int(flops.get_total_flops()) // 2, weights, max(0, moved.numbers - weights))
 
 
-class _Moved(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
-    """Adds up what operators read and write, views apart."""
+class _MovedNumbers(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
+    """Adds up the numbers that operators read and write; views move nothing."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's
@@ -164,15 +169,15 @@ class _Moved(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if not func.is_view and (taken := _numbers((args, kwargs))):  # what takes nothing in only sets memory aside
+        if not func.is_view and (taken := _numbers((args, kwargs))):  # an operator without inputs only allocates
             self.numbers += taken + _numbers(result)
         return result
 
 
-class _WithoutScores(TorchFunctionMode):
-    """On the meta device attention is spelled out; its score matrices are taken back from what was counted."""
+class _WithoutAttentionScores(TorchFunctionMode):
+    """Takes the score matrices of attention out of the count: on the meta device PyTorch runs attention operator by operator."""
 
-    def __init__(self, moved: _Moved) -> None:
+    def __init__(self, moved: _MovedNumbers) -> None:
         super().__init__()
         self.moved = moved
 

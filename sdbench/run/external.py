@@ -16,7 +16,7 @@ from sdbench.errors import UserError
 from sdbench.generate import Job
 from sdbench.models.catalogue import CATALOGUE
 from sdbench.models.spec import NAME
-from sdbench.probes.driver import Probed
+from sdbench.probes.driver import ProbeResult
 from sdbench.protocols.base import BLOCK, Subject
 from sdbench.records import Model
 from sdbench.run.context import RunContext, check_captions
@@ -63,7 +63,7 @@ def record(images: Path, prompts: Path, name: str, context: RunContext) -> Path:
     todo = [Job(prompt_id, 0, text, image) for (prompt_id, text), image in zip(listed, pictures.images, strict=True)]
     model = Model(name=name, architecture="", source=f"images:{_described(images, pictures)}", weights_digest=None)
     with evaluators(context.device):
-        return record_of(model, context, to_score(model, context, pictures.store, todo), Probed({}, ""), {})
+        return record_of(model, context, to_score(model, context, pictures.store, todo), ProbeResult({}, ""), {})
 
 
 def kept(pictures: Iterable[U8], prompts: Sequence[str], runs: Path) -> Subject:

@@ -124,8 +124,8 @@ def _macs(spec: ModelSpec, sampling: Sampling) -> int | None:
     """MACs of a picture by a pipeline whose UNet has a known architecture."""
     if spec.architecture not in TOPOLOGIES or spec.family == "custom":
         return None
-    configs = work.of_random(spec)
-    works = work.of(configs | {"unet": configs["unet"] | _unet(spec)}, sampling, zero_negative=True)
+    configs = work.random_configs(spec)
+    works = work.by_stage(configs | {"unet": configs["unet"] | _unet(spec)}, sampling, zero_negative=True)
     return sum(found.macs * (sampling.steps if stage == "unet_step" else 1) for stage, found in works.items())
 
 

@@ -14,7 +14,7 @@ from sdbench.generate import Job, list_jobs
 from sdbench.machine import environment, this_machine
 from sdbench.models.catalogue import TEACHERS
 from sdbench.models.spec import ModelSpec
-from sdbench.probes.driver import Probed
+from sdbench.probes.driver import ProbeResult
 from sdbench.protocols.base import Subject
 from sdbench.records import Looks, Machine, Model, Original, Record, Scores, Value
 from sdbench.run.acceptance import judged
@@ -29,7 +29,12 @@ THUMBNAIL_PX = 256
 
 
 def record_of(
-    model: Model, context: RunContext, subject: Subject | None, probed: Probed, scheduler: Mapping[str, Any], looks: Looks | None = None
+    model: Model,
+    context: RunContext,
+    subject: Subject | None,
+    probed: ProbeResult,
+    scheduler: Mapping[str, Any],
+    looks: Looks | None = None,
 ) -> Path:
     """Score the pictures, join what was probed, and write the record, unless the newest of its row says the same already => its folder.
 
@@ -52,7 +57,7 @@ def record_of(
         drawn = subject.store.read([subject.images[row] for row in shown])
         thumbnails = {f"{subject.prompt_ids[row]}.png": _thumbnail(picture) for row, picture in zip(shown, drawn, strict=True)}
     new, (earlier, earlier_turns) = probed.values.get(model.name, []), _kept_probes(kept, context)
-    turns = {of for of, found in ((probed.turns, new), (earlier_turns, earlier)) if found}
+    turns = {of for of, found in ((probed.turns_id, new), (earlier_turns, earlier)) if found}
     record = Record(
         family=context.suite.family or "",
         suite=context.suite.id,

@@ -17,7 +17,7 @@ from sdbench.models.digest import weights_digest
 from sdbench.models.loading import load
 from sdbench.models.spec import ModelSpec, recognised
 from sdbench.probes import driver
-from sdbench.probes.driver import Probed
+from sdbench.probes.driver import ProbeResult
 from sdbench.records import Model
 from sdbench.run.context import RunContext, check_models, dtypes, place_of
 from sdbench.run.recording import record_of, teacher_of, to_score
@@ -101,17 +101,17 @@ def _pictures(spec: ModelSpec, model: Model, context: RunContext) -> tuple[Store
     return store, todo
 
 
-def probe(specs: Sequence[ModelSpec], context: RunContext) -> Probed:
+def probe(specs: Sequence[ModelSpec], context: RunContext) -> ProbeResult:
     """Latency and memory, measured in turns; nothing of rendered pictures, nor where the suite has no probes."""
     timed = [spec for spec in specs if spec.source != "rendered"]
     if context.suite.probes is None or not context.probes or not timed:
-        return Probed({}, "")
+        return ProbeResult({}, "")
     return driver.measure(
         timed,
         context.sampling,
         context.suite.probes,
         work=context.runs / "probes",
-        suites=find(driver.BENCHMARKS).parent,
+        suites=find(driver.BENCHMARK_FILE).parent,
         device=context.device,
         settings=context.settings,
         profile=context.profile,

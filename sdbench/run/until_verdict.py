@@ -21,7 +21,7 @@ from sdbench.gate.verdicts import Report
 from sdbench.generate import Job
 from sdbench.machine import this_machine
 from sdbench.models.spec import ModelSpec
-from sdbench.probes.driver import Probed
+from sdbench.probes.driver import ProbeResult
 from sdbench.protocols.base import Subject
 from sdbench.records import Looks, Model, Record, Scores, Value
 from sdbench.run import runner
@@ -85,7 +85,7 @@ def run_until_verdict(question: Question) -> tuple[Path, Report]:
 class _Candidate:
     """The model under question, as far as it is measured."""
 
-    def __init__(self, question: Question, model: Model, generator: PictureGenerator, old: Side, probed: Probed) -> None:
+    def __init__(self, question: Question, model: Model, generator: PictureGenerator, old: Side, probed: ProbeResult) -> None:
         self.question, self.model, self.generator, self.old, self.probed = question, model, generator, old, probed
         self.todo = self._mixed(generator.todo)
         rules = question.policy.rules(question.context.suite.name)

@@ -13,7 +13,7 @@ from tiny import SIZE_PX, tiny_unet
 
 from sdbench.models.spec import resolve
 from sdbench.probes import driver, setup
-from sdbench.probes.driver import BENCHMARKS, measure
+from sdbench.probes.driver import BENCHMARK_FILE, measure
 from sdbench.probes.request import STAGES
 from sdbench.probes.work import unet_macs
 from sdbench.settings import Probes, Sampling, Setting
@@ -32,7 +32,7 @@ def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
             for name, value in env.items():
                 patch.setenv(name, value)
             code = pytest.main(command[command.index("pytest") + 1 :])
-        sys.modules.pop(Path(BENCHMARKS).stem)
+        sys.modules.pop(Path(BENCHMARK_FILE).stem)
         return subprocess.CompletedProcess(command, code, "", "")
 
     monkeypatch.setattr(driver, "subprocess", SimpleNamespace(**{**vars(subprocess), "run": run}))

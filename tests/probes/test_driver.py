@@ -16,8 +16,8 @@ from sdbench.errors import UserError
 from sdbench.gate import floors
 from sdbench.models.spec import ModelSpec
 from sdbench.probes import counts, driver, plugin, work
-from sdbench.probes.driver import Probed, measure
-from sdbench.probes.request import CEILINGS, STAGES, VARIABLE
+from sdbench.probes.driver import ProbeResult, measure
+from sdbench.probes.request import CEILINGS, REQUEST_VARIABLE, STAGES
 from sdbench.records import Value
 from sdbench.run import runner
 from sdbench.settings import Probes, Sampling, Setting
@@ -30,7 +30,7 @@ import atexit, itertools, os, signal
 from pathlib import Path
 import pytest
 from sdbench.probes.meters import OUT_OF_MEMORY
-from sdbench.probes.request import CEILINGS, STAGES, VARIABLE, Request
+from sdbench.probes.request import CEILINGS, REQUEST_VARIABLE, STAGES, Request
 
 clock = itertools.count(0, 0.5).__next__
 request = Request.from_environment()
@@ -50,7 +50,7 @@ def weights():
 @pytest.mark.parametrize("stage", [*STAGES, *CEILINGS])
 def test_stage(stage, benchmark):
     if request.profile:
-        Path(os.environ[VARIABLE]).with_suffix(f".profile-{stage}.txt").write_text("table")
+        Path(os.environ[REQUEST_VARIABLE]).with_suffix(f".profile-{stage}.txt").write_text("table")
         return
     if request.setting.batch > 4 and stage in ("pipeline", "vae_decode"):
         pytest.fail(f"{OUT_OF_MEMORY} at batch {request.setting.batch}; the largest batch that fits is 4. Tried to allocate 9 GiB")
@@ -82,7 +82,7 @@ class Called:
 
 def called(target: Path, suites: Path) -> dict[str, str]:
     """Do in this process what the measuring one does, and write what it does => its failures."""
-    child: dict[str, Any] = {"__file__": str(suites / driver.BENCHMARKS)}
+    child: dict[str, Any] = {"__file__": str(suites / driver.BENCHMARK_FILE)}
     exec(CHILD, child)
     done, failures = [], {}
     for stage in (*STAGES, *CEILINGS):
@@ -95,7 +95,7 @@ def called(target: Path, suites: Path) -> dict[str, str]:
             done.append({"params": {"stage": stage}, "extra_info": benchmark.extra_info, "stats": {"data": benchmark.data}})
     whole = dict.fromkeys(("machine_info", "commit_info", "datetime", "version"))
     target.write_text(json.dumps({**whole, "benchmarks": done}))
-    Path(f"{target}{plugin.SUFFIX}").write_text(json.dumps(failures))
+    Path(f"{target}{plugin.FAILURES_SUFFIX}").write_text(json.dumps(failures))
     return failures
 
 
@@ -110,7 +110,7 @@ class Bench:
         measured = self.probed(*names, rounds=rounds, calls=calls, others=others, **changes)
         return {name: {value.name: value for value in values} for name, values in measured.values.items()}
 
-    def probed(self, *names: str, rounds: int = 1, calls: int = 2, others: tuple[Setting, ...] = (), **changes: Any) -> Probed:
+    def probed(self, *names: str, rounds: int = 1, calls: int = 2, others: tuple[Setting, ...] = (), **changes: Any) -> ProbeResult:
         specs = [ModelSpec(name, "scenes", "vega", "random", "") for name in names]
         probes = Probes(rounds=rounds, calls=calls, warmup=0, settings=others)
         settings = {"work": self.work, "suites": self.suites, "device": "cpu", **changes}
@@ -130,16 +130,16 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
         if target.name.partition("-")[0] in OWN_PROCESS:
             return subprocess.run(command, env=env, **how)  # noqa: PLW1510  # "check" is among them
         with monkeypatch.context() as patch:
-            patch.setenv(VARIABLE, env[VARIABLE])
+            patch.setenv(REQUEST_VARIABLE, env[REQUEST_VARIABLE])
             return subprocess.CompletedProcess(command, bool(called(target, made.suites)), "", "")
 
     monkeypatch.setattr(driver, "subprocess", SimpleNamespace(**{**vars(subprocess), "run": run}))
     made.suites.mkdir()
-    (made.suites / driver.BENCHMARKS).write_text(CHILD)
+    (made.suites / driver.BENCHMARK_FILE).write_text(CHILD)
     monkeypatch.setattr(
-        work, "of", lambda *_, **__: dict.fromkeys(("text_encoders", "unet_step", "vae_decode"), work.Work(10**11, 0, 10**9))
+        work, "by_stage", lambda *_, **__: dict.fromkeys(("text_encoders", "unet_step", "vae_decode"), work.Work(10**11, 0, 10**9))
     )
-    counts._counted.cache_clear()
+    counts._count_work.cache_clear()
     monkeypatch.setenv("PYTEST_ADDOPTS", "--an-option-of-the-user")
     return made
 
@@ -154,13 +154,13 @@ def test_models_take_turns_and_a_second_run_measures_only_what_is_missing(bench:
 
 
 def test_only_rounds_that_took_turns_with_each_other_go_by_one_name(bench: Bench) -> None:
-    alone, other = bench.probed("a").turns, bench.probed("b").turns
+    alone, other = bench.probed("a").turns_id, bench.probed("b").turns_id
     together = bench.probed("a", "b")
     assert bench.started == ["a", "b", "a", "b"], "each alone is no turn: both are measured anew"
-    assert len({alone, other, together.turns}) == 3
-    assert bench.probed("b", "a", rounds=2).turns == together.turns
+    assert len({alone, other, together.turns_id}) == 3
+    assert bench.probed("b", "a", rounds=2).turns_id == together.turns_id
     shutil.rmtree(bench.work)
-    assert bench.probed("a", "b").turns != together.turns
+    assert bench.probed("a", "b").turns_id != together.turns_id
 
 
 def test_each_noise_floor_is_measured_anew_and_a_killed_one_goes_on(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,7 +243,7 @@ def test_a_stage_that_fails_leaves_the_others(bench: Bench) -> None:
 
 def test_a_round_that_fails_beside_others_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.measure("timed", calls=6)
-    monkeypatch.setattr(driver, "ROUND_LIMIT_S", 0.01)
+    monkeypatch.setattr(driver, "ROUND_TIMEOUT_S", 0.01)
     p50 = bench.measure("timed", rounds=2, calls=6)["timed"]["latency.pipeline.p50"]
     assert p50.samples == ((0.5,) * 6,)
     assert p50.note == "n too small for an interval; 1 of 2 rounds failed: no end after 0.01 s"
@@ -277,7 +277,7 @@ def test_the_first_round_finds_nothing_compiled_and_the_others_what_it_left(benc
 
 
 def test_a_broken_benchmark_file_is_the_reason(bench: Bench) -> None:
-    (bench.suites / driver.BENCHMARKS).write_text("import no_such_module_at_all\n")
+    (bench.suites / driver.BENCHMARK_FILE).write_text("import no_such_module_at_all\n")
     assert "No module named 'no_such_module_at_all'" in bench.measure("broken")["broken"]["latency.pipeline.p50"].reason
 
 
@@ -287,7 +287,7 @@ def test_other_settings_are_other_rounds(bench: Bench) -> None:
     def stem(spec: ModelSpec = spec, weights: str = "3e16", turns: str = "1", **changes: Any) -> str:
         machine = driver.this_machine("cpu")
         request = {"sampling": SAMPLING, "setting": Setting(), "calls": 2, "warmup": 0, "device": "cpu", "machine": machine}
-        return driver._stem(driver.Request.model_validate({"spec": spec, **request, **changes}), bench.suites, weights, turns)
+        return driver._file_stem(driver.Request.model_validate({"spec": spec, **request, **changes}), bench.suites, weights, turns)
 
     first = stem()
     assert first == stem(sampling=SAMPLING.model_copy(update={"batch": 1})), "the batch is the setting's"
@@ -382,7 +382,7 @@ def test_a_profile_that_cannot_be_made_is_told(bench: Bench, capsys: pytest.Capt
 
 def test_pytest_benchmark_compares_and_draws_all_rounds_in_one_file(bench: Bench, tmp_path: Path) -> None:
     bench.measure("timed", rounds=2)
-    joined = bench.work / driver.JOINED
+    joined = bench.work / driver.ROUNDS_FILE
     content = json.loads(joined.read_text())
     assert [item["params"] for item in content["benchmarks"]] == [
         {"model": "timed", "setting": "base", "stage": stage} for stage in (*STAGES, *CEILINGS)

@@ -16,7 +16,7 @@ from sdbench.models.loading import load
 from sdbench.models.spec import resolve
 from sdbench.probes import capacity
 from sdbench.probes.driver import measure
-from sdbench.probes.monitor import MIB, Card, Watch
+from sdbench.probes.monitor import MIB, Card, Monitor
 from sdbench.probes.stages import PROMPT, Stages
 from sdbench.settings import Probes, Sampling, Setting
 
@@ -33,7 +33,7 @@ def test_nvml_s_card_is_cuda_s_and_knows_this_process() -> None:
     listed = Card("cuda").processes()
     assert listed is not None
     if os.getpid() in listed:  # in a container of its own process ids it is not
-        assert (Watch("cuda").process_mib() or 0) >= held.numel() / MIB
+        assert (Monitor("cuda").process_mib() or 0) >= held.numel() / MIB
 
 
 def test_a_card_is_found_before_its_process_has_a_context_there() -> None:
@@ -89,9 +89,9 @@ def test_another_process_on_the_card_is_seen() -> None:
         assert other.stdout
         assert other.stdout.readline() == "there\n"
         torch.zeros(1, device="cuda")
-        watch = Watch("cuda")
+        watch = Monitor("cuda")
         time.sleep(0.1)
-        noted = watch.noted()["foreign_processes"]
+        noted = watch.report()["foreign_processes"]
         other.kill()
     if noted is None:
         pytest.skip("NVML does not list this process here, so it cannot tell others from it")

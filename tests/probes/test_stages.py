@@ -11,7 +11,7 @@ from diffusers import EulerDiscreteScheduler
 from tiny import SIZE_PX, tiny_unet
 
 from sdbench.probes import setup
-from sdbench.probes.setup import arrange, described
+from sdbench.probes.setup import apply_setting, describe
 from sdbench.probes.stages import Stages
 from sdbench.settings import Sampling, Setting
 
@@ -147,14 +147,14 @@ def test_the_vae_decodes_what_the_pipeline_makes(pipe: Any) -> None:
 
 def test_a_setting_arranges_the_pipeline(pipe: Any) -> None:
     full = pipe.vae
-    arrange(pipe, Setting())
+    apply_setting(pipe, Setting())
     assert pipe.vae is full
-    arrange(pipe, Setting(channels_last=True, vae="tiny", compile="whole"))
+    apply_setting(pipe, Setting(channels_last=True, vae="tiny", compile="whole"))
     assert type(pipe.vae).__name__ == "AutoencoderTiny"
     assert pipe.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
     assert pipe.unet._compiled_call_impl is not None
     assert pipe.vae.decoder._compiled_call_impl is not None
-    assert described(pipe)["configs"]["vae"]["_class_name"] == "AutoencoderTiny"
+    assert describe(pipe)["configs"]["vae"]["_class_name"] == "AutoencoderTiny"
 
 
 def test_on_a_card_float32_is_no_tf32_and_what_loading_left_is_given_back(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +171,7 @@ def test_on_a_card_float32_is_no_tf32_and_what_loading_left_is_given_back(pipe: 
 
 
 def test_the_tiny_vae_takes_the_latents_and_makes_pictures_of_the_same_size(pipe: Any) -> None:
-    arrange(pipe, Setting(vae="tiny"))
+    apply_setting(pipe, Setting(vae="tiny"))
     stages = Stages(pipe, SAMPLING)
     assert stages.prepare("vae_decode")().shape == (1, 3, SIZE_PX, SIZE_PX)
     assert stages.prepare("pipeline")().images.shape == (1, SIZE_PX, SIZE_PX, 3)
@@ -200,7 +200,7 @@ def test_parameters_are_those_of_the_weight_files(pipe: Any, made: Path) -> None
 
     by_part = {path.parent.name: numbers(path) for path in made.glob("*/*.safetensors")}
     assert set(by_part) == {"unet", "vae", "text_encoder", "text_encoder_2"}
-    assert described(pipe)["parameters"] == {"unet": by_part["unet"], "pipeline": sum(by_part.values())}
+    assert describe(pipe)["parameters"] == {"unet": by_part["unet"], "pipeline": sum(by_part.values())}
 
 
 def test_a_vae_that_an_error_left_in_float32_is_put_back(pipe: Any) -> None:

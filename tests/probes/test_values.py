@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sdbench.probes import capacity
-from sdbench.probes.request import CEILINGS, STAGES, VARIABLE
+from sdbench.probes.request import CEILINGS, REQUEST_VARIABLE, STAGES
 from sdbench.probes.rounds import Round
 from sdbench.probes.values import values
 from sdbench.records import Value
@@ -88,18 +88,18 @@ def test_a_call_returns_before_its_work_is_done(benchmarks: Any, monkeypatch: py
         host[0] += 3
         card[0] = max(card[0], host[0]) + 10
 
-    def synchronised() -> float:
+    def synchronised_clock() -> float:
         host[0] = max(host[0], card[0])
         return host[0]
 
-    monkeypatch.setattr(benchmarks.meters, "synchronised", synchronised)
+    monkeypatch.setattr(benchmarks.meters, "synchronised_clock", synchronised_clock)
     monkeypatch.setattr(benchmarks.time, "perf_counter", lambda: host[0])
-    assert benchmarks.returns_s(call) == 3
+    assert benchmarks.seconds_until_return(call) == 3
 
 
 def test_the_pipeline_s_profile_is_of_one_step(benchmarks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     profiled: list[str] = []
-    monkeypatch.setenv(VARIABLE, "a.request")
+    monkeypatch.setenv(REQUEST_VARIABLE, "a.request")
     monkeypatch.setattr(benchmarks.profiling, "write", lambda call, *_: profiled.append(call))
     stages = SimpleNamespace(prepare=lambda stage: stage)
     for stage in STAGES:
@@ -113,7 +113,7 @@ def test_caps_that_fail_lose_only_the_smallest_card(benchmarks: Any, monkeypatch
 
     monkeypatch.setattr(capacity, "smallest_card", broken)
     noted = {"process_mib": 900.0, "context_mib": 400.0}
-    benchmarks.test_smallest_card(SimpleNamespace(request=SimpleNamespace(device="cuda"), stages=None, of_pipeline=noted))
+    benchmarks.test_smallest_card(SimpleNamespace(request=SimpleNamespace(device="cuda"), stages=None, pipeline_info=noted))
     found = on_a_card(smallest_card_gb=None, **noted)
     assert (found["memory.process"].value, found["memory.context"].value) == (900, 400)
     assert found["memory.smallest_card"].reason == "ValueError: no such cap"

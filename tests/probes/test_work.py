@@ -17,7 +17,7 @@ SAMPLING = Sampling(steps=12, guidance_scale=3.0, size_px=64, dtype="float32", b
 def test_numbers_moved_are_inputs_weights_and_outputs() -> None:
     with torch.device("meta"):
         layer = nn.Linear(10, 20)
-    found = work._counted(layer, lambda network: network(torch.empty(3, 10)))
+    found = work._count(layer, lambda network: network(torch.empty(3, 10)))
     assert (found.macs, found.weights, found.others) == (3 * 10 * 20, 220, 3 * 10 + 3 * 20)
     assert found.batched(4) == work.Work(4 * found.macs, 220, 4 * found.others)
 
@@ -27,14 +27,14 @@ def test_attention_moves_no_score_matrix() -> None:
         q, k, v = (torch.empty(1, 2, 50, 8) for _ in range(3))
         return nn.functional.scaled_dot_product_attention(q, k, v)
 
-    found = work._counted(nn.Module(), attend)
+    found = work._count(nn.Module(), attend)
     assert found.macs == 2 * 2 * 50 * 50 * 8
     assert found.others == 4 * (2 * 50 * 8)
 
 
 @pytest.mark.parametrize("architecture", TMACS)
 def test_full_size_architectures(architecture: str) -> None:
-    assert work.unet_macs(unet_config(architecture), *work.shape(PARTS["sdxl"], 1024)) / 1e12 == pytest.approx(
+    assert work.unet_macs(unet_config(architecture), *work.input_sizes(PARTS["sdxl"], 1024)) / 1e12 == pytest.approx(
         TMACS[architecture], abs=5e-5
     )
 
@@ -78,11 +78,11 @@ def test_attention_is_counted() -> None:
 @pytest.fixture(scope="module")
 def both() -> dict[str, work.Work]:
     """Of a small model whose negative prompt is encoded too."""
-    return work.of(work.of_random(resolve("scenes-vega", random=True)), SAMPLING, zero_negative=False)
+    return work.by_stage(work.random_configs(resolve("scenes-vega", random=True)), SAMPLING, zero_negative=False)
 
 
 def test_stages_of_the_embedded_family(both: dict[str, work.Work]) -> None:
-    found = work.of(work.of_random(resolve("scenes-vega", random=True)), SAMPLING, zero_negative=True)
+    found = work.by_stage(work.random_configs(resolve("scenes-vega", random=True)), SAMPLING, zero_negative=True)
     forward = work.unet_macs(unet_config("vega", "scenes"), latent_size=16, tokens=20)
     assert found["unet_step"].macs == 2 * forward
     assert both["text_encoders"].macs == 2 * found["text_encoders"].macs
@@ -90,8 +90,8 @@ def test_stages_of_the_embedded_family(both: dict[str, work.Work]) -> None:
 
 
 def test_a_unet_that_is_told_the_guidance_scale_runs_once_a_step(both: dict[str, work.Work]) -> None:
-    configs = work.of_random(resolve("scenes-vega", random=True))
-    told = work.of({**configs, "unet": {**configs["unet"], "time_cond_proj_dim": 8}}, SAMPLING, zero_negative=False)
+    configs = work.random_configs(resolve("scenes-vega", random=True))
+    told = work.by_stage({**configs, "unet": {**configs["unet"], "time_cond_proj_dim": 8}}, SAMPLING, zero_negative=False)
     embedding = 8 * configs["unet"]["block_out_channels"][0]
     assert told["unet_step"].macs == both["unet_step"].macs // 2 + embedding
     assert told["text_encoders"].macs == both["text_encoders"].macs // 2
@@ -99,10 +99,10 @@ def test_a_unet_that_is_told_the_guidance_scale_runs_once_a_step(both: dict[str,
 
 def test_full_size_decoding_is_five_teramacs() -> None:
     """5.24 TMAC at 1024 px: computed for the facts, once, with other code."""
-    config = work.of_random(resolve("sdxl", random=True))["vae"]
+    config = work.random_configs(resolve("sdxl", random=True))["vae"]
     with torch.device("meta"):
-        vae = work._network("vae", config)
-    assert work._counted(vae, lambda network: network.decode(torch.empty(1, 4, 128, 128))).macs / 1e12 == pytest.approx(5.24, abs=5e-3)
+        vae = work._build_network("vae", config)
+    assert work._count(vae, lambda network: network.decode(torch.empty(1, 4, 128, 128))).macs / 1e12 == pytest.approx(5.24, abs=5e-3)
 
 
 def test_loads_are_in_flops_and_bytes_and_the_pipeline_is_their_sum() -> None:

@@ -134,7 +134,7 @@ def test_a_dry_run_tells_what_the_same_run_would_make(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("sdbench.run.plan._macs_per_s", lambda _: 1 / EFFICIENCY)
-    monkeypatch.setattr(work, "_counted", lambda *_: work.Work(1, 0, 0))
+    monkeypatch.setattr(work, "_count", lambda *_: work.Work(1, 0, 0))
     assert cli.main(["run", "--model", "scenes-vega", "--dry-run", "--json", "--runs", str(tmp_path), *options]) == 0
     out, err = capsys.readouterr()
     assert f": {pictures or 'no'} pictures a model" in err
@@ -150,7 +150,7 @@ def test_a_dry_run_tells_what_the_same_run_would_make(
 
 def test_a_unet_that_is_told_the_guidance_scale_is_run_once_a_step(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sdbench.run.plan._macs_per_s", lambda _: 1 / EFFICIENCY)
-    monkeypatch.setattr(work, "_counted", lambda *_: work.Work(1, 0, 0))
+    monkeypatch.setattr(work, "_count", lambda *_: work.Work(1, 0, 0))
     specs = [resolve(str(made)), resolve(str(with_unet(made, tmp_path / "lcm", tiny_unet(time_cond_proj_dim=8))))]
     content = plan(specs, suites.load("quality"), tmp_path, only="quality")
     assert [row["seconds"] for row in content["models"]] == pytest.approx([512 * (2 + 12 * 2 + 1), 512 * (2 + 12 + 1)])

@@ -26,7 +26,7 @@ from sdbench.gate.policy import Rule
 from sdbench.leaderboard import standings, writing
 from sdbench.metrics.cosine import caption_score
 from sdbench.models.spec import ModelSpec, resolve
-from sdbench.probes.driver import Probed
+from sdbench.probes.driver import ProbeResult
 from sdbench.protocols.base import Subject
 from sdbench.records import Model, Original, Scores, Value
 from sdbench.reference import cards
@@ -408,7 +408,7 @@ def test_values_against_another_teacher_of_the_same_name_are_not_alike(tmp_path:
 
 def test_a_run_of_one_half_keeps_the_other_half_of_the_record(teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     probe = Value(name="parameters.unet", kind="count", direction="lower", unit="parameters", value=7)
-    monkeypatch.setattr(runner.driver, "measure", lambda specs, *_, **__: Probed({spec.name: [probe] for spec in specs}, "turns"))
+    monkeypatch.setattr(runner.driver, "measure", lambda specs, *_, **__: ProbeResult({spec.name: [probe] for spec in specs}, "turns"))
     suite = SUITE.model_copy(update={"probes": Probes(rounds=1, calls=2, warmup=0)})
     (pictures,) = runner.run([teacher], prepare_in(tmp_path, suite))
     (tmp_path / "moved").symlink_to(teacher.location)
@@ -430,10 +430,10 @@ def test_settings_measured_one_after_the_other_come_together_in_one_record(
 ) -> None:
     seconds, p50 = iter(range(1, 9)), "latency.pipeline.p50"
 
-    def measured(specs: list[ModelSpec], *_: Any, settings: tuple[str, ...], **__: Any) -> Probed:
+    def measured(specs: list[ModelSpec], *_: Any, settings: tuple[str, ...], **__: Any) -> ProbeResult:
         names = [p50 if label == "base" else f"{p50}@{label}" for label in settings or ("base", "b2")]
         values = [[Value(name=name, kind="probe", direction="lower", unit="s", value=next(seconds)) for name in names] for _ in specs]
-        return Probed(dict(zip([spec.name for spec in specs], values, strict=True)), "turns")
+        return ProbeResult(dict(zip([spec.name for spec in specs], values, strict=True)), "turns")
 
     monkeypatch.setattr(runner.driver, "measure", measured)
     monkeypatch.setattr(runner, "load", never)
@@ -459,9 +459,9 @@ def test_probes_alone_make_no_pictures_and_rendered_ones_have_no_probes(
     latency = Value(name="latency.pipeline.p50", kind="probe", direction="lower", unit="s", value=0.5, n=2, samples=((0.4, 0.6),))
     asked: list[list[str]] = []
 
-    def measured(specs: list[ModelSpec], *_: Any, **__: Any) -> Probed:
+    def measured(specs: list[ModelSpec], *_: Any, **__: Any) -> ProbeResult:
         asked.append([spec.name for spec in specs])
-        return Probed({spec.name: [latency] for spec in specs}, "turns")
+        return ProbeResult({spec.name: [latency] for spec in specs}, "turns")
 
     monkeypatch.setattr(runner.driver, "measure", measured)
     monkeypatch.setattr(runner, "load", never)

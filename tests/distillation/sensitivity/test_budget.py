@@ -113,7 +113,7 @@ class Card:
         monkeypatch.setattr(type(unet), "device", torch.device("cuda"))
         monkeypatch.setattr(torch.cuda, "Event", Event)
         monkeypatch.setattr(torch.cuda, "_sleep", lambda _: self.stream.append("sleep"))
-        monkeypatch.setattr(budget, "synchronised", lambda: self.stream.append("waited for"))
+        monkeypatch.setattr(budget, "synchronised_clock", lambda: self.stream.append("waited for"))
 
 
 @pytest.mark.parametrize("on_card", [False, True])

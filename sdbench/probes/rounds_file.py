@@ -1,4 +1,4 @@
-"""All rounds in one file of pytest-benchmark's format: `pytest-benchmark compare rounds.json --histogram`."""
+"""All rounds in one file of pytest-benchmark's format, for `pytest-benchmark compare rounds.json --histogram`."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,29 +11,29 @@ from sdbench.disk import write_bytes
 
 
 def write(files: Mapping[tuple[str, str], Sequence[Path]], target: Path) -> None:
-    """Join the files of finished rounds: a benchmark for each model, setting and stage, its raw calls in the order of the rounds.
+    """Merge the files of finished rounds into one benchmark for each model, setting and stage, with all calls in the order of the rounds.
 
     Args:
-        files: (setting, model) -> a file of each of its rounds.
-        target: written whole or not at all; nothing where no round is finished.
+        files: (setting, model) -> the files of its rounds.
+        target: written whole or not at all; not written where no round is finished.
     """
     rounds = {key: [json.loads(path.read_text()) for path in paths] for key, paths in files.items() if paths}
     if not rounds:
         return
     first = next(iter(rounds.values()))[0]
-    whole = {name: first[name] for name in ("machine_info", "commit_info", "datetime", "version")}
-    benchmarks = [benchmark for (setting, model), read in rounds.items() for benchmark in _joined(setting, model, read)]
-    write_bytes(target, json.dumps({**whole, "benchmarks": benchmarks}).encode())
+    common = {name: first[name] for name in ("machine_info", "commit_info", "datetime", "version")}
+    benchmarks = [benchmark for (setting, model), contents in rounds.items() for benchmark in _merge_stages(setting, model, contents)]
+    write_bytes(target, json.dumps({**common, "benchmarks": benchmarks}).encode())
 
 
-def _joined(setting: str, model: str, rounds: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _merge_stages(setting: str, model: str, rounds: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     by_stage: dict[str, list[dict[str, Any]]] = {}
-    for item in (item for read in rounds for item in read["benchmarks"]):
+    for item in (item for content in rounds for item in content["benchmarks"]):
         by_stage.setdefault(item["params"]["stage"], []).append(item)
-    return [_benchmark(setting, model, stage, items) for stage, items in by_stage.items()]
+    return [_merge_rounds(setting, model, stage, items) for stage, items in by_stage.items()]
 
 
-def _benchmark(setting: str, model: str, stage: str, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _merge_rounds(setting: str, model: str, stage: str, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     calls = [item["stats"]["data"] for item in items]
     stats: Any = Stats()  # type: ignore[no-untyped-call]  # pytest-benchmark's
     for seconds in (seconds for of_round in calls for seconds in of_round):
