@@ -25,8 +25,8 @@ def towers() -> Clip:
     return Clip(model, "random")
 
 
-def published(towers: Clip) -> list[float]:
-    """What the code of the source says of its inputs with these weights."""
+def compute_by_source(towers: Clip) -> list[float]:
+    """The values that the source's own code gives for its inputs with these weights."""
 
     def network() -> tuple[Adapted, object]:
         return Adapted(for_transformers(towers.model, CONFIG)), processor(224)
@@ -38,7 +38,7 @@ def published(towers: Clip) -> list[float]:
 
 def test_it_is_made_as_its_source_makes_it(towers: Clip) -> None:
     found = [float(one.make(towers)[0]) for one in published.KNOWN]
-    assert found == pytest.approx(published(towers), abs=1e-3)
+    assert found == pytest.approx(compute_by_source(towers), abs=1e-3)
 
 
 def test_the_pictures_stay_what_they_are() -> None:
