@@ -133,10 +133,10 @@ def _doctor(arguments: argparse.Namespace) -> int:
     findings = []
     for finding in checks.examine(arguments.results, places(arguments).work):
         findings.append(finding)
-        answer(f"{'ok ' if finding.fine else 'BAD' if finding.fatal else '-- '} {finding.text}", arguments)
+        answer(f"{'ok ' if finding.is_ok else 'BAD' if finding.is_fatal else '-- '} {finding.text}", arguments)
     if arguments.json:
         give([vars(finding) for finding in findings])
-    return BAD_INPUT if any(finding.fatal and not finding.fine for finding in findings) else 0
+    return BAD_INPUT if any(finding.is_fatal and not finding.is_ok for finding in findings) else 0
 
 
 def _reference(arguments: argparse.Namespace) -> int:

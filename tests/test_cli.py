@@ -534,19 +534,19 @@ def test_a_folder_of_no_records_is_no_empty_leaderboard(command: str, tmp_path: 
 def test_the_doctor_names_what_is_too_old_or_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "requires", lambda _: ["numpy>=2.0", "torch>=99", "nowhere>=1"])
     found = [*checks._packages()]
-    assert [(finding.fine, finding.fatal) for finding in found] == [(True, True), (False, True), (False, True)]
+    assert [(finding.is_ok, finding.is_fatal) for finding in found] == [(True, True), (False, True), (False, True)]
     assert found[0].text == f"numpy {metadata.version('numpy')}"
     assert re.match(r"torch 2\.\S+, needed is torch>=99; install sdbench again", found[1].text)
     assert found[2].text.startswith("nowhere is not installed, needed is nowhere>=1; install")
     monkeypatch.undo()
-    assert all(finding.fine for finding in checks._packages())
+    assert all(finding.is_ok for finding in checks._packages())
     monkeypatch.setattr(metadata, "requires", lambda _: metadata.version("nowhere"))
-    assert [finding.fatal for finding in checks._packages()] == [False]
+    assert [finding.is_fatal for finding in checks._packages()] == [False]
 
 
 def test_the_doctor_looks_at_the_folders_that_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(checks, "_metrics", lambda: iter(()))
-    monkeypatch.setattr(checks, "_known", lambda: iter(()))
+    monkeypatch.setattr(checks, "_published_values", lambda: iter(()))
     found = {finding.text for finding in checks.examine(tmp_path / "new" / "results", tmp_path / "away")}
     assert f"folder {tmp_path}/new/results can be written" in found
     assert any(text.endswith(f"of disk free for {tmp_path}/away") for text in found)

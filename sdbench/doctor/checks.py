@@ -1,4 +1,4 @@
-"""What this machine can run, what is missing, whether what was shipped is intact, and whether the metrics behave."""
+"""Checks of this machine: what it can run, what is missing, whether the shipped files are intact, and whether the metrics behave."""
 
 import os
 import shutil
@@ -16,15 +16,19 @@ from sdbench.scenes import embedded
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at; a fatal one that is not fine keeps the benchmark from running, or its numbers from being trusted."""
+    """The result of one check.
 
-    fine: bool
-    fatal: bool
+    Attributes:
+        is_fatal: where the check fails, the benchmark cannot run, or its numbers cannot be trusted.
+    """
+
+    is_ok: bool
+    is_fatal: bool
     text: str
 
 
 def examine(results: Path, runs: Path) -> Iterator[Finding]:
-    """Look at packages, device, embedded weights, the Hub's cache, disk, the folders of results and runs, metrics of golden pictures, and known values."""
+    """Check packages, device, embedded weights, the Hub's cache, disk, folders of results and runs, metrics on golden pictures, and published values."""
     yield from _packages()
     yield _device()
     yield from _embedded()
@@ -33,7 +37,7 @@ def examine(results: Path, runs: Path) -> Iterator[Finding]:
     yield _writable(results, "--results")
     yield _writable(runs, "--runs")
     yield from _metrics()
-    yield from _known()
+    yield from _published_values()
 
 
 def _packages() -> Iterator[Finding]:
@@ -43,10 +47,10 @@ def _packages() -> Iterator[Finding]:
         yield Finding(False, False, "packages: not looked at, since sdbench runs from a folder; install it: pip install -e .")
         return
     for requirement in map(Requirement, required):
-        found = version(requirement.name)
-        fine = found is not None and requirement.specifier.contains(found, prereleases=True)
-        way_out = "" if fine else f", needed is {requirement}; install sdbench again: pip install --force-reinstall sdbench"
-        yield Finding(fine, True, f"{requirement.name} {found or 'is not installed'}{way_out}")
+        installed = version(requirement.name)
+        is_ok = installed is not None and requirement.specifier.contains(installed, prereleases=True)
+        advice = "" if is_ok else f", needed is {requirement}; install sdbench again: pip install --force-reinstall sdbench"
+        yield Finding(is_ok, True, f"{requirement.name} {installed or 'is not installed'}{advice}")
 
 
 def _device() -> Finding:
@@ -68,13 +72,13 @@ def _embedded() -> list[Finding]:
             )
         ]
     try:
-        bad = embedded.verify()
+        damaged = embedded.verify()
     except UserError as error:
         return [Finding(False, True, str(error))]
-    if bad:
+    if damaged:
         return [
             Finding(False, True, f"embedded weights: {name} is missing or changed; reinstall sdbench, or check the file out again")
-            for name in bad
+            for name in damaged
         ]
     return [Finding(True, True, f"embedded weights: {len(embedded.manifest()['files'])} files fit their digests")]
 
@@ -87,59 +91,56 @@ def _hub() -> list[Finding]:
     findings = []
     for name, entry in CATALOGUE.items():
         if entry.source == "hub":
-            there = is_cached(resolve(name), dtype="bfloat16")
-            text = f"weights of {name} ({entry.location}): " + (
-                "cached" if there else f"not cached, about {entry.download_gb:.1f} GB to fetch"
-            )
-            findings.append(Finding(there, False, text))
+            cached = is_cached(resolve(name), dtype="bfloat16")
+            state = "cached" if cached else f"not cached, about {entry.download_gb:.1f} GB to fetch"
+            findings.append(Finding(cached, False, f"weights of {name} ({entry.location}): {state}"))
     return findings
 
 
 def _disk(folder: Path) -> Finding:
-    free = shutil.disk_usage(_nearest(folder)).free
+    free = shutil.disk_usage(_nearest_existing(folder)).free
     return Finding(free > 2e9, False, f"{free / 1e9:.0f} GB of disk free for {folder}")
 
 
 def _writable(folder: Path, option: str) -> Finding:
-    writable = os.access(_nearest(folder), os.W_OK)
-    return Finding(
-        writable, True, f"folder {folder} " + ("can be written" if writable else f"cannot be written; name another with {option}")
-    )
+    writable = os.access(_nearest_existing(folder), os.W_OK)
+    state = "can be written" if writable else f"cannot be written; name another with {option}"
+    return Finding(writable, True, f"folder {folder} {state}")
 
 
-def _nearest(folder: Path) -> Path:
-    """The folder, or the one that it would be made in."""
+def _nearest_existing(folder: Path) -> Path:
+    """The folder, or its nearest parent that exists."""
     return next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
 
 
 def _metrics() -> Iterator[Finding]:
     from sdbench.doctor import golden
 
-    judged = golden.judge()
-    for one in judged:
+    judgements = golden.judge_metrics()
+    for one in judgements:
         if one.complaints:
             yield Finding(False, True, f"metric {one.name} misbehaves on golden pictures: {'; '.join(one.complaints)}")
-        elif one.seen is not None:
-            numbers = [f"{name} {value.state if value.value is None else f'{value.value:.4g}'}" for name, value in one.seen.items()]
+        elif one.values is not None:
+            numbers = [f"{name} {value.state if value.value is None else f'{value.value:.4g}'}" for name, value in one.values.items()]
             yield Finding(True, True, f"metric {one.name} behaves on golden pictures: {', '.join(numbers)}")
-    if away := [one.name for one in judged if one.seen is None]:
-        yield Finding(False, False, f"metrics not tried, for want of weights or of a GPU: {', '.join(away)}")
+    if not_tried := [one.name for one in judgements if one.values is None]:
+        yield Finding(False, False, f"metrics not tried, for want of weights or of a GPU: {', '.join(not_tried)}")
 
 
-def _known() -> Iterator[Finding]:
+def _published_values() -> Iterator[Finding]:
     from sdbench.doctor import golden, published
 
     try:
         with golden.offline():
-            compared = list(published.compare())
+            comparisons = list(published.compare())
     except UserError as error:
         yield Finding(False, True, f"known values of CLIP {published.BACKBONE}: {error}")
         return
-    for one in compared:
-        said = f"{one.what} is {one.found:.3f}, published {one.expected:.3f} ({published.SOURCE})"
-        way_out = "" if one.fits else "; weights or libraries are not the published ones: remove and fetch the weights again"
-        yield Finding(one.fits, True, f"known value: {said}{way_out}")
-    if not compared:
+    for one in comparisons:
+        text = f"{one.what} is {one.found:.3f}, published {one.expected:.3f} ({published.SOURCE})"
+        advice = "" if one.is_close else "; weights or libraries are not the published ones: remove and fetch the weights again"
+        yield Finding(one.is_close, True, f"known value: {text}{advice}")
+    if not comparisons:
         yield Finding(
             False, False, f"known values of CLIP {published.BACKBONE}: not checked, its weights are not at hand ({published.SOURCE})"
         )

@@ -1,9 +1,9 @@
-"""Golden pictures: inputs of which it is known how a metric has to rank them, put through every metric at hand.
+"""Golden pictures: inputs with a known ranking, put through every metric that can run here.
 
-Healthy are rendered scenes that show what their captions ask. Every metric must find them better than black, gray, noise and
-inverted pictures, the ways in which a decoder or a conversion fails, and than a few pictures over and over; only precision and density
-do not mind those, which is how one sees that they are not mistaken for recall. The same pictures a second time must bring
-the same value, and compared with themselves what a perfect copy has. Nothing is fetched.
+Healthy pictures are rendered scenes that show what their captions ask. Every metric must rate them better than black, gray, noise
+and inverted pictures, which are the ways in which decoders and conversions fail, and better than a few pictures repeated over and
+over. Precision and density are the exception: they must tolerate repetition, or they have been mistaken for recall. The same
+pictures a second time must give the same value and, compared with themselves, that of a perfect copy. Nothing is fetched.
 """
 
 import math
@@ -29,22 +29,27 @@ from sdbench.score import PROTOCOLS, score
 N, KINDS, SEED = 64, 8, 5
 SCENES = [scene_at(index, "heldout", SEED) for index in range(N)]
 PROMPTS = [scene.caption for scene in SCENES]
-COLLAPSE_SPARES = {"precision", "density"}
-_AWAY = {"missing", "not_applicable"}
-Seen = Mapping[str, Value]  # what one metric makes of each set of pictures
+TOLERATES_COLLAPSE = {"precision", "density"}
+_NOT_TRIED = {"missing", "not_applicable"}
+ValuesBySet = Mapping[str, Value]  # set of pictures -> its value by one metric
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What is wrong with a metric, nothing where it behaves; `seen` is None where it was not tried for want of weights or a GPU."""
+    """How a metric did on the golden pictures.
+
+    Attributes:
+        values: None where the metric was not tried for want of weights or a GPU.
+        complaints: what is wrong with the metric; empty where it behaves.
+    """
 
     name: str
-    seen: Seen | None
+    values: ValuesBySet | None
     complaints: tuple[str, ...] = ()
 
 
 def pictures() -> dict[str, U8]:
-    """Sets of N pictures, each N x 64 x 64 x 3 uint8 RGB, by what they are."""
+    """Name -> set of pictures, N x 64 x 64 x 3 uint8 RGB."""
     healthy = render(SCENES, range(N), SEED)
     return {
         "healthy": healthy,
@@ -56,73 +61,73 @@ def pictures() -> dict[str, U8]:
     }
 
 
-def judge() -> list[Judgement]:
-    """Every known metric, in the order of `PROTOCOLS`; those of full-size networks only on a GPU, without one they would take hours."""
+def judge_metrics() -> list[Judgement]:
+    """Judge every metric, in the order of `PROTOCOLS`; those of full-size networks only on a GPU, since they would take hours without one."""
     names = [name for name in PROTOCOLS if torch.cuda.is_available() or not catalogue.needed([name])]
     with offline(), TemporaryDirectory() as folder:
         runs, values = Path(folder), dict[str, dict[str, Value]]()
-        original = _subject(render(SCENES, range(N), SEED + 1), runs)
-        _, teacher = score(original, names)
+        teacher = _subject(render(SCENES, range(N), SEED + 1), runs)
+        _, teacher_scores = score(teacher, names)
         for name, drawn in pictures().items():
-            values[name], scores = _scored(_subject(drawn, runs), teacher, original, names)
+            values[name], scores = _score(_subject(drawn, runs), teacher_scores, teacher, names)
             if name == "healthy":
-                own, names = scores, [metric for metric, value in values[name].items() if value.state not in _AWAY]
-        # A store of their own has no features kept from the first time.
+                healthy_scores, names = scores, [metric for metric, value in values[name].items() if value.state not in _NOT_TRIED]
+        # In a store of its own, which has no features kept from the first time.
         again = replace(_subject(pictures()["healthy"], runs / "twice"), runs=runs)
-        values["twice"], _ = _scored(again, own, _subject(pictures()["healthy"], runs), names)
+        values["twice"], _ = _score(again, healthy_scores, _subject(pictures()["healthy"], runs), names)
     return [
-        _judged(protocol, {name: of[protocol.name] for name, of in values.items()})
+        _judge(protocol, {name: by_metric[protocol.name] for name, by_metric in values.items()})
         if protocol.name in names
         else Judgement(protocol.name, None)
         for protocol in PROTOCOLS.values()
     ]
 
 
-def complaints(protocol: Protocol, seen: Seen) -> Iterator[str]:
-    """How a metric's values of the golden pictures differ from what they have to be; `healthy` must have been scored."""
-    numbers = {name: value.value for name, value in seen.items() if value.value is not None}
+def complaints(protocol: Protocol, values: ValuesBySet) -> Iterator[str]:
+    """What is wrong with a metric's values of the golden pictures; `healthy` must have a number."""
+    numbers = {name: value.value for name, value in values.items() if value.value is not None}
     healthy, again = numbers["healthy"], numbers.get("twice", math.nan)
     sign = -1 if protocol.direction == "lower" else 1
     for name in [name for name in numbers if name not in ("healthy", "twice")]:
-        spared = name == "collapsed" and protocol.name.rpartition(".")[2] in COLLAPSE_SPARES
-        if spared and numbers[name] < healthy / 2:
+        tolerated = name == "collapsed" and protocol.name.rpartition(".")[2] in TOLERATES_COLLAPSE
+        if tolerated and numbers[name] < healthy / 2:
             yield f"a few pictures over and over get {numbers[name]:.4g}, less than half of {healthy:.4g}"
-        elif not spared and protocol.direction != "neither" and sign * numbers[name] >= sign * healthy:
+        elif not tolerated and protocol.direction != "neither" and sign * numbers[name] >= sign * healthy:
             yield f"{name} pictures get {numbers[name]:.4g}, no worse than healthy ones with {healthy:.4g}"
-    expected = _perfect(protocol, healthy)
+    expected = _expected_value_again(protocol, healthy)
     if not math.isclose(again, expected, rel_tol=1e-4, abs_tol=1e-4):
         yield f"the same pictures a second time get {again:.6g}, expected {expected:.6g}"
 
 
-def _perfect(protocol: Protocol, healthy: float) -> float:
-    """What the healthy pictures get when scored again, now with themselves as the teacher's."""
-    of = protocol.name.partition(".")[0]
-    if of == "win_rate":
+def _expected_value_again(protocol: Protocol, healthy: float) -> float:
+    """The value that healthy pictures must get when scored again, now compared with themselves as the teacher's."""
+    family = protocol.name.partition(".")[0]
+    if family == "win_rate":
         return 0.5
-    if of in ("agreement", "fd_to_teacher"):
+    if family in ("agreement", "fd_to_teacher"):
         return 1.0 if protocol.direction == "higher" else 0.0
     return healthy
 
 
-def _judged(protocol: Protocol, seen: Seen) -> Judgement:
-    healthy = seen["healthy"]
+def _judge(protocol: Protocol, values: ValuesBySet) -> Judgement:
+    healthy = values["healthy"]
     if healthy.state != "ok":
-        return Judgement(protocol.name, seen, (f"healthy pictures are {healthy.state}: {healthy.reason}",))
-    return Judgement(protocol.name, seen, tuple(complaints(protocol, seen)))
+        return Judgement(protocol.name, values, (f"healthy pictures are {healthy.state}: {healthy.reason}",))
+    return Judgement(protocol.name, values, tuple(complaints(protocol, values)))
 
 
 def _subject(drawn: U8, runs: Path) -> Subject:
     return replace(external.kept(drawn, PROMPTS, runs), reference="scenes")
 
 
-def _scored(subject: Subject, teacher: Scores, original: Subject, names: list[str]) -> tuple[dict[str, Value], Scores]:
-    values, scores = score(replace(subject, teacher_scores=teacher, teacher_pictures=original), names)
+def _score(subject: Subject, teacher_scores: Scores, teacher: Subject, names: list[str]) -> tuple[dict[str, Value], Scores]:
+    values, scores = score(replace(subject, teacher_scores=teacher_scores, teacher_pictures=teacher), names)
     return {value.name: value for value in values}, scores
 
 
 @contextmanager
 def offline() -> Iterator[None]:
-    """What is not on this disk stays away, as under HF_HUB_OFFLINE=1."""
+    """Fetch nothing from the Hub, as under HF_HUB_OFFLINE=1."""
     before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
     try:
         yield

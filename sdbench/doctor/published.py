@@ -1,7 +1,7 @@
-"""Values that others published for inputs that anyone can make again, held against what the weights at hand give.
+"""Published values of inputs that anyone can reproduce, compared with what the weights on this machine give.
 
-They show that weights, preprocessing and tokens are those of the publication, which golden pictures cannot: these only rank.
-The inputs are captions and seeded random pictures of 224 px, the side that the network takes, so no resize has a part in it.
+They show that weights, preprocessing and tokenisation are those of the publication. Golden pictures cannot show that, since they only
+rank. The inputs are captions and seeded random pictures of 224 px, the input size of the network, so no resize is involved.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ from sdbench.metrics.cosine import caption_score
 
 BACKBONE = "vit-b-16"
 SOURCE = "torchmetrics 1.9.0, functional/multimodal/clip_score.py, examples with openai/clip-vit-base-patch16"
-TOLERANCE = 0.01  # other kernels move float32 features by 1e-5 of a cosine, 0.001 here; older versions print 24.4255 for 24.426
+TOLERANCE = 0.01  # other kernels change a cosine by 1e-5 in float32, which is 0.001 here; older versions print 24.4255 for 24.426
 CAPTIONS = (
     "28-year-old chef found dead in San Francisco mall",
     "A 28-year-old chef who recently moved to San Francisco was found dead.",
@@ -26,45 +26,49 @@ CAPTIONS = (
 
 
 @dataclass(frozen=True)
-class Known:
-    """One published value, 100 * cosine, and how to make it again."""
+class PublishedValue:
+    """A published value, 100 * cosine, and the function that reproduces it."""
 
     what: str
     expected: float
-    make: Callable[[Clip], npt.NDArray[np.float64]]
+    compute: Callable[[Clip], npt.NDArray[np.float64]]
 
 
-def noise(seed: int) -> npt.NDArray[np.uint8]:
-    """`torch.randint(255, (3, 224, 224))` of a generator with this seed, as 1 x 224 x 224 x 3 uint8."""
-    drawn = torch.randint(255, (3, 224, 224), generator=torch.Generator().manual_seed(seed))
-    return drawn.permute(1, 2, 0)[None].to(torch.uint8).numpy()
+def noise_picture(seed: int) -> npt.NDArray[np.uint8]:
+    """`torch.randint(255, (3, 224, 224))` from a generator with this seed, as 1 x 224 x 224 x 3 uint8."""
+    pixels = torch.randint(255, (3, 224, 224), generator=torch.Generator().manual_seed(seed))
+    return pixels.permute(1, 2, 0)[None].to(torch.uint8).numpy()
 
 
-KNOWN = (
-    Known(
-        "noise and 'a photo of a cat'", 24.426, lambda towers: caption_score(towers.images(noise(42)), towers.texts(["a photo of a cat"]))
+PUBLISHED_VALUES = (
+    PublishedValue(
+        "noise and 'a photo of a cat'",
+        24.426,
+        lambda towers: caption_score(towers.images(noise_picture(42)), towers.texts(["a photo of a cat"])),
     ),
-    Known("two pictures of noise", 99.486, lambda towers: caption_score(towers.images(noise(42)), towers.images(noise(43)))),
-    Known("two headlines", 91.395, lambda towers: caption_score(towers.texts(CAPTIONS[:1]), towers.texts(CAPTIONS[1:]))),
+    PublishedValue(
+        "two pictures of noise", 99.486, lambda towers: caption_score(towers.images(noise_picture(42)), towers.images(noise_picture(43)))
+    ),
+    PublishedValue("two headlines", 91.395, lambda towers: caption_score(towers.texts(CAPTIONS[:1]), towers.texts(CAPTIONS[1:]))),
 )
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A published value beside the one found."""
+    """A published value and the one computed here."""
 
     what: str
     expected: float
     found: float
 
     @property
-    def fits(self) -> bool:
+    def is_close(self) -> bool:
         """Whether they agree within `TOLERANCE`."""
         return abs(self.found - self.expected) <= TOLERANCE
 
 
 def compare() -> Iterator[Comparison]:
-    """Each known value with what the weights at hand give; nothing where there are none.
+    """Each published value with the one computed here; nothing where the weights are not on this machine.
 
     Raises:
         UserError: the weights are damaged.
@@ -73,5 +77,5 @@ def compare() -> Iterator[Comparison]:
         towers = clip.load(BACKBONE)
     except MissingError:
         return
-    for known in KNOWN:
-        yield Comparison(f"CLIP score ({BACKBONE}) of {known.what}", known.expected, float(known.make(towers)[0]))
+    for value in PUBLISHED_VALUES:
+        yield Comparison(f"CLIP score ({BACKBONE}) of {value.what}", value.expected, float(value.compute(towers)[0]))

@@ -25,17 +25,17 @@ CLIP = scenes.clip()
 
 
 def test_every_embedded_metric_behaves() -> None:
-    found = {judged.name: judged for judged in golden.judge()}
+    found = {judged.name: judged for judged in golden.judge_metrics()}
     assert found.keys() == PROTOCOLS.keys()
-    assert {name for name, judged in found.items() if judged.seen is not None} >= EMBEDDED
+    assert {name for name, judged in found.items() if judged.values is not None} >= EMBEDDED
     assert {name: judged.complaints for name, judged in found.items() if judged.complaints} == {}
-    assert found["win_rate.preference.scenes"].seen
-    assert found["win_rate.preference.scenes"].seen["twice"].value == 0.5
+    assert found["win_rate.preference.scenes"].values
+    assert found["win_rate.preference.scenes"].values["twice"].value == 0.5
 
 
 def complaints_of(monkeypatch: pytest.MonkeyPatch, name: str = "clip_score.scenes") -> tuple[str, ...]:
     monkeypatch.setattr(golden, "PROTOCOLS", {name: PROTOCOLS[name]})
-    (judged,) = golden.judge()
+    (judged,) = golden.judge_metrics()
     return judged.complaints
 
 
@@ -71,9 +71,9 @@ def test_full_size_networks_are_tried_on_a_gpu_only(gpu: bool, monkeypatch: pyte
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setitem(TOWERS, "clip.vit-b-32", lambda: asked.append(1) or weights.find("nothing of the kind"))
     monkeypatch.setattr(golden, "PROTOCOLS", {"clip_score.vit-b-32": PROTOCOLS["clip_score.vit-b-32"]})
-    (judged,) = golden.judge()
+    (judged,) = golden.judge_metrics()
     assert bool(asked) == gpu
-    assert (judged.seen is None) == (not gpu)
+    assert (judged.values is None) == (not gpu)
 
 
 def test_nothing_is_fetched_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,11 +128,11 @@ def test_what_is_expected(name: str, direction: str, numbers: dict[str, float | 
 def test_the_doctor_says_which_metrics_behave(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     seen = {name: Value(name="kid", kind="set", direction="lower", unit="", value=1.0) for name in NAMES}
     judged = [golden.Judgement("kid", seen), golden.Judgement("fid.clean", None), golden.Judgement("cmmd", seen, ("black pictures get 1",))]
-    monkeypatch.setattr(golden, "judge", lambda: judged)
+    monkeypatch.setattr(golden, "judge_metrics", lambda: judged)
     assert cli.main(["doctor"]) == 2
     text = capsys.readouterr().out
     assert "ok  metric kid behaves on golden pictures: healthy 1, black 1" in text
     assert "BAD metric cmmd misbehaves on golden pictures: black pictures get 1" in text
     assert "--  metrics not tried, for want of weights or of a GPU: fid.clean" in text
-    monkeypatch.setattr(golden, "judge", lambda: judged[:2])
-    assert not any(finding.fatal and not finding.fine for finding in checks.examine(tmp_path, tmp_path) if "metric" in finding.text)
+    monkeypatch.setattr(golden, "judge_metrics", lambda: judged[:2])
+    assert not any(finding.is_fatal and not finding.is_ok for finding in checks.examine(tmp_path, tmp_path) if "metric" in finding.text)

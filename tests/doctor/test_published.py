@@ -37,25 +37,25 @@ def compute_by_source(towers: Clip) -> list[float]:
 
 
 def test_it_is_made_as_its_source_makes_it(towers: Clip) -> None:
-    found = [float(one.make(towers)[0]) for one in published.KNOWN]
+    found = [float(one.compute(towers)[0]) for one in published.PUBLISHED_VALUES]
     assert found == pytest.approx(compute_by_source(towers), abs=1e-3)
 
 
 def test_the_pictures_stay_what_they_are() -> None:
-    digests = [hashlib.sha256(published.noise(seed).tobytes()).hexdigest()[:16] for seed in (42, 43)]
+    digests = [hashlib.sha256(published.noise_picture(seed).tobytes()).hexdigest()[:16] for seed in (42, 43)]
     assert digests == ["76caf68b8b454c8b", "19c2e5887955f10b"]
 
 
 def test_the_doctor_compares(towers: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clip, "load", lambda _: towers)
-    fitting = [replace(one, expected=round(float(one.make(towers)[0]), 3)) for one in published.KNOWN]
-    monkeypatch.setattr(published, "KNOWN", fitting)
-    assert [finding.fine for finding in checks._known()] == [True] * 3
-    monkeypatch.setattr(published, "KNOWN", [*fitting[:2], replace(fitting[2], expected=fitting[2].expected + 0.02)])
-    *fine, bad = checks._known()
-    assert [finding.fine for finding in fine] == [True] * 2
-    assert bad.fatal
-    assert not bad.fine
+    fitting = [replace(one, expected=round(float(one.compute(towers)[0]), 3)) for one in published.PUBLISHED_VALUES]
+    monkeypatch.setattr(published, "PUBLISHED_VALUES", fitting)
+    assert [finding.is_ok for finding in checks._published_values()] == [True] * 3
+    monkeypatch.setattr(published, "PUBLISHED_VALUES", [*fitting[:2], replace(fitting[2], expected=fitting[2].expected + 0.02)])
+    *fine, bad = checks._published_values()
+    assert [finding.is_ok for finding in fine] == [True] * 2
+    assert bad.is_fatal
+    assert not bad.is_ok
     assert f"published {fitting[2].expected + 0.02:.3f} (torchmetrics 1.9.0" in bad.text
 
 
@@ -64,9 +64,9 @@ def test_damaged_weights_are_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
         raise UserError("weights: clip.safetensors is torn; fetch it again")
 
     monkeypatch.setattr(clip, "load", damaged)
-    (finding,) = checks._known()
-    assert finding.fatal
-    assert not finding.fine
+    (finding,) = checks._published_values()
+    assert finding.is_fatal
+    assert not finding.is_ok
     assert finding.text == "known values of CLIP vit-b-16: weights: clip.safetensors is torn; fetch it again"
 
 
@@ -75,6 +75,6 @@ def test_without_weights_nothing_is_claimed(monkeypatch: pytest.MonkeyPatch) -> 
         raise MissingError("nowhere")
 
     monkeypatch.setattr(clip, "load", nowhere)
-    (finding,) = checks._known()
-    assert not finding.fatal
+    (finding,) = checks._published_values()
+    assert not finding.is_fatal
     assert "not checked, its weights are not at hand" in finding.text

@@ -120,4 +120,4 @@ def test_a_changed_or_missing_file_is_an_error_that_names_it(tmp_path: Path, mon
         with pytest.raises(UserError, match=r"manifest\.json is no manifest .*; reinstall"):
             embedded.checked("two.bin")
         (finding,) = checks._embedded()
-        assert (finding.fine, finding.fatal) == (False, True)
+        assert (finding.is_ok, finding.is_fatal) == (False, True)
