@@ -122,7 +122,7 @@ def _suites(arguments: argparse.Namespace) -> int:
     for suite in found:
         answer(f"{suite.name}@{suite.version:<3} {suite.family or 'part':7} {suite.description}", arguments)
         metrics = [f"metrics of {family}: {', '.join(names)}" for family, names in suite.metrics.items()]
-        for line in [*metrics, *requirements.text(suite, places(arguments).work)]:
+        for line in [*metrics, *requirements.describe(suite, places(arguments).work)]:
             answer(f"    {line}", arguments)
     return 0
 

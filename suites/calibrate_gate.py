@@ -42,7 +42,7 @@ from sdbench.metrics import frechet
 from sdbench.records import Value
 from sdbench.reference import cards
 from sdbench.run import until_verdict
-from sdbench.run.until_verdict import sizes
+from sdbench.run.until_verdict import look_sizes
 from sdbench.stats import decisions, intervals, sequential, student_t
 
 SUITE = "quality"
@@ -272,7 +272,7 @@ def _shifted_sequential(judge: Judge, name: str, margins: float, random: np.rand
 def _sequential(judge: Judge, new: Pictures, old: Pictures, worse: float = 0.0) -> tuple[str, float]:
     rules = looks.Rules(judge.policy, SUITE, ["fd.scenes"], {})
     shares: tuple[float, ...] = ()
-    for size in sizes(judge.n, judge.batch):
+    for size in look_sizes(judge.n, judge.batch):
         shares, rows = (*shares, size / judge.n), np.arange(size)
 
         def sides(sets: bool, rows: np.ndarray = rows) -> tuple[Side, Side]:

@@ -17,7 +17,7 @@ from sdbench.generate import generate, list_jobs, make_sampler
 from sdbench.models.digest import weights_digest
 from sdbench.models.loading import load
 from sdbench.models.spec import resolve
-from sdbench.run.recording import subject_of
+from sdbench.run.recording import plain_subject
 from sdbench.score import score
 from sdbench.store import Store
 
@@ -98,7 +98,7 @@ def _measure(arm: Arm, seed: int, work: Path) -> pa.Table:
         if arm.fault:
             arm.fault(pipeline)
         generate(todo, store, sampling.batch, make_sampler(pipeline, sampling, suite.noise), f"{arm.name}, seed {seed}")
-    subject = subject_of(store, todo, work)
+    subject = plain_subject(store, todo, work)
     _, scores = score(subject, SCORES)
     features = subject.features(scenes.encoder_id("features"), scenes.features)
     columns = {name: scores.columns[name].astype(np.float32) for name in SCORES}

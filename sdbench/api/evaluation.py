@@ -113,5 +113,5 @@ def _run_in_memory(pipeline: Any, spec: "ModelSpec", suite: suites.Suite, places
 
     context = prepare(suite, device=str(pipeline.unet.device), results=places.results, runs=places.work, only="quality")
     with memory.lent(pipeline, DTYPES[context.sampling.dtype]) as guest:
-        (folder,) = runner.run([spec], replace(context, loaded={spec.name: guest}))
+        (folder,) = runner.run([spec], replace(context, pipelines={spec.name: guest}))
     return folder

@@ -64,7 +64,7 @@ def until_verdict(
     """Measure a model until it is sure whether it is as good as the baseline => its record folder, the verdict."""
     from sdbench.encoders.memory import evaluators
     from sdbench.run.context import check_models, prepare
-    from sdbench.run.until_verdict import Question, run_until_verdict
+    from sdbench.run.until_verdict import SequentialTest, run_until_verdict
 
     rules = load_policy(policy)
     rules.rules(suite.name)  # a policy that weighs nothing here ends the run before it begins
@@ -72,7 +72,7 @@ def until_verdict(
     old = find_or_run_baseline(baseline, suite, places, device)
     context = prepare(suite, device=machine.choose_device(device), results=places.results, runs=places.work)
     with evaluators(context.device):
-        new, report = run_until_verdict(Question(spec, context, old, rules, floors.between_runs(records.head(old), places.results)))
+        new, report = run_until_verdict(SequentialTest(spec, context, old, rules, floors.between_runs(records.head(old), places.results)))
     return new, _with_inputs(report, new, old, rules, baseline)
 
 

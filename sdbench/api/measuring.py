@@ -68,7 +68,7 @@ def score(
     from sdbench.score import score as score_subject
 
     chosen = suites.load(suite)
-    subject = external.subject(images, prompts, chosen, places.work)
+    subject = external.load_pictures(images, prompts, chosen, places.work)
     with evaluators(machine.choose_device(device)):
         return score_subject(subject, [name for name in chosen.own_metrics if not PROTOCOLS[name].against_teacher])
 
@@ -95,4 +95,4 @@ def record_pictures(
     if lines(prompts) != tuple(chosen.prompt_list().values()):
         chosen = Overrides(prompts=prompts).apply(chosen)
     context = prepare(chosen, device=machine.choose_device(device), results=places.results, runs=places.work, only="quality")
-    return external.record(images, prompts, name, context)
+    return external.record_pictures(images, prompts, name, context)

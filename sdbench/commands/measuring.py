@@ -149,7 +149,7 @@ def _planned(
 ) -> dict[str, Any]:
     from sdbench.run.plan import plan
 
-    content = plan(specs, suite, places(arguments).work, device=device, only=only, settings=settings, lacking=lacking)
+    content = plan(specs, suite, places(arguments).work, device=device, only=only, settings=settings, missing=lacking)
     answer(content["text"], arguments)
     return content
 
@@ -175,11 +175,11 @@ def _benchmark(arguments: argparse.Namespace) -> int:
     chosen = profiles.choose(arguments.profile)
     say(f"profile {chosen.name}: {chosen.why}")
     if arguments.dry_run:
-        planned = [_planned(job.specs, job.suite, arguments, job.only, job.settings) for job in chosen.jobs]
+        planned = [_planned(job.specs, job.suite, arguments, job.only, job.settings) for job in chosen.suite_runs]
         if arguments.json:
             give(planned)
         return 0
-    for job in chosen.jobs:
+    for job in chosen.suite_runs:
         if job.only != "probes":
             _tell(job.suite, arguments)
         api.run(job.specs, job.suite, places(arguments), only=job.only, settings=job.settings)
@@ -211,7 +211,7 @@ def _tell(suite: "Suite", arguments: argparse.Namespace, lacking: Sequence[str] 
     """What a suite needs that is not on this disk, and what else a run lacks."""
     from sdbench.run import requirements
 
-    for line in [*requirements.text(suite, places(arguments).work), *(f"missing: {what}" for what in lacking)]:
+    for line in [*requirements.describe(suite, places(arguments).work), *(f"missing: {what}" for what in lacking)]:
         say(f"    {line}")
 
 
@@ -224,4 +224,6 @@ def _of_teacher(specs: "Sequence[ModelSpec]", suite: "Suite", arguments: argpars
     if suite.sampling is None or not requirements.inputs_are_here(suite):
         return []
     where = places(arguments)
-    return recording.lacking(specs, RunContext(suite, suite.sampling, choose_device(arguments.device), where.results, where.work))
+    return recording.missing_of_teacher(
+        specs, RunContext(suite, suite.sampling, choose_device(arguments.device), where.results, where.work)
+    )

@@ -117,7 +117,7 @@ def _judge(protocol: Protocol, values: ValuesBySet) -> Judgement:
 
 
 def _subject(drawn: U8, runs: Path) -> Subject:
-    return replace(external.kept(drawn, PROMPTS, runs), reference="scenes")
+    return replace(external.store_pictures(drawn, PROMPTS, runs), reference="scenes")
 
 
 def _score(subject: Subject, teacher_scores: Scores, teacher: Subject, names: list[str]) -> tuple[dict[str, Value], Scores]:

@@ -1,1 +1,1 @@
-"""A suite over models, one record each."""
+"""Run a suite over models, and write a record of each."""

@@ -1,4 +1,4 @@
-"""A suite's check of itself: whether a run reproduces what the protocol's makers accept, or what of it differs."""
+"""A suite's check of itself: whether a run reproduces the range that the protocol's makers accept, or in what it differs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,15 +9,15 @@ from sdbench.reference import cards
 from sdbench.suites import Accept, Suite
 
 
-def judged(values: Sequence[Value], suite: Suite, runs: Path) -> list[Value]:
-    """The values, with a note where the suite states an accepted range: reproduced, outside, or only alike, and in what not."""
+def add_verdicts(values: Sequence[Value], suite: Suite, runs: Path) -> list[Value]:
+    """The values; where the suite states an accepted range, a note says whether it was reproduced, or which inputs differ."""
     if suite.accept is None:
         return list(values)
-    differing = _differing(values, suite, suite.accept, runs)
-    return [_noted(value, suite.accept, differing) for value in values]
+    differing = _differences(values, suite, suite.accept, runs)
+    return [_add_verdict(value, suite.accept, differing) for value in values]
 
 
-def _noted(value: Value, accept: Accept, differing: Sequence[str]) -> Value:
+def _add_verdict(value: Value, accept: Accept, differing: Sequence[str]) -> Value:
     if value.name not in accept.ranges or value.value is None:
         return value
     low, high = accept.ranges[value.name]
@@ -29,15 +29,15 @@ def _noted(value: Value, accept: Accept, differing: Sequence[str]) -> Value:
     return value.model_copy(update={"note": "; ".join(filter(None, [value.note, verdict]))})
 
 
-def _differing(values: Sequence[Value], suite: Suite, accept: Accept, runs: Path) -> list[str]:
-    """What the run was fed that is not what the protocol's makers fed theirs."""
+def _differences(values: Sequence[Value], suite: Suite, accept: Accept, runs: Path) -> list[str]:
+    """The inputs of the run that differ from those of the protocol's makers."""
     latent = suite.noise.path()
-    used = {value.reference for value in values if value.name in accept.ranges and value.kind == "set"}
+    references = {value.reference for value in values if value.name in accept.ranges and value.kind == "set"}
     published = {card.digest for card in cards.all_cards(runs) if card.data.get("git") == accept.statistics}
-    alike = {
+    is_same = {
         "settings": not suite.name.endswith("-custom"),
         "prompts": prompts.digest(list(suite.prompt_list().values())) == accept.prompts,
         "latent": latent is not None and prompts.file_digest(latent) == accept.noise,
-        "statistics": bool(used) and used <= published,
+        "statistics": bool(references) and references <= published,
     }
-    return [what for what, same in alike.items() if not same]
+    return [name for name, same in is_same.items() if not same]

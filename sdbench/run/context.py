@@ -1,4 +1,4 @@
-"""A suite on this machine: what is asked of it, checked before anything slow begins, and where its pictures lie."""
+"""The context of a run: a suite on this machine and the folders of its output, checked before anything slow begins."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -24,9 +24,11 @@ class RunContext:
     """A suite on this machine, and where its output goes.
 
     Attributes:
-        loaded: pipelines that are in memory already, by the names of their specs, which have the source `memory`.
+        with_quality: pictures are made and scored.
+        with_probes: latency and memory are measured.
+        pipelines: pipelines in memory, by the names of their specs, which have the source `memory`.
         settings: labels of the probes' settings to measure; all by default.
-        profile: the probes also write what holds the time of each stage.
+        profile: the probes also write a table of where each stage spends its time.
     """
 
     suite: Suite
@@ -34,16 +36,16 @@ class RunContext:
     device: str
     results: Path
     runs: Path
-    quality: bool = True
-    probes: bool = True
-    loaded: Mapping[str, Any] = field(default_factory=dict)
+    with_quality: bool = True
+    with_probes: bool = True
+    pipelines: Mapping[str, Any] = field(default_factory=dict)
     settings: tuple[str, ...] = ()
     profile: bool = False
 
     @property
-    def timed(self) -> Mapping[str, Setting]:
-        """Settings of the probes that the run measures, by their labels."""
-        return self.suite.probes.select(self.settings) if self.probes and self.suite.probes else {}
+    def timed_settings(self) -> Mapping[str, Setting]:
+        """Label -> setting of the probes that the run measures."""
+        return self.suite.probes.select(self.settings) if self.with_probes and self.suite.probes else {}
 
 
 def prepare(
@@ -56,38 +58,43 @@ def prepare(
     settings: Sequence[str] = (),
     profile: bool = False,
 ) -> RunContext:
-    """Check that the suite can be run and the results be written, before anything slow begins.
+    """Check that the suite can be run and the results can be written, before anything slow begins.
 
     Args:
         only: "quality" or "probes" for one half of the suite, None for both.
         settings: labels of the probes' settings to measure; all by default.
-        profile: the probes also write what holds the time of each stage.
+        profile: the probes also write a table of where each stage spends its time.
+
+    Raises:
+        UserError: see `check_suite`; or a folder cannot be written, prompts or a latent are missing, or a record is damaged.
     """
     check_suite(suite, only=only, settings=settings, profile=profile)
     assert suite.sampling
     for folder in (results, runs):
         _check_writable(folder)
-    suite.id  # noqa: B018  # prompts or a latent that are neither here nor reachable end the run here
-    records.newest(results, suite.family)  # so does a damaged record, which the new ones could not be joined to
-    pictures = only != "probes" and bool(suite.own_metrics)
-    return RunContext(suite, suite.sampling, device, results, runs, pictures, only != "quality", settings=tuple(settings), profile=profile)
+    suite.id  # noqa: B018  # raises where prompts or a latent are neither here nor reachable
+    records.newest(results, suite.family)  # raises where a record is damaged
+    with_quality = only != "probes" and bool(suite.own_metrics)
+    return RunContext(
+        suite, suite.sampling, device, results, runs, with_quality, only != "quality", settings=tuple(settings), profile=profile
+    )
 
 
 def check_suite(suite: Suite, *, only: str | None, settings: Sequence[str], profile: bool) -> None:
-    """See that a suite is whole, and that what is asked of it leaves something to measure.
+    """Check that a suite can be run, and that these options leave something to measure.
 
     Raises:
-        UserError: it is a part, nothing of it would be measured, or it has no such setting.
+        UserError: the suite is a part, nothing of it would be measured, or it has no such setting, metric or caption.
     """
     if suite.prompts is None or suite.sampling is None or suite.family is None:
         raise UserError(
             f"suite {suite.name!r} is a part: it has no prompts and no sampling of its own; run one that includes it, such as 'quality' or 'standard'"
         )
-    timed, scored = only != "quality" and suite.probes is not None, only != "probes" and bool(suite.own_metrics)
-    if not timed and not scored:
+    with_probes, with_quality = only != "quality" and suite.probes is not None, only != "probes" and bool(suite.own_metrics)
+    if not with_probes and not with_quality:
         lacking = {"quality": "no metrics", "probes": "no probes"}.get(only or "", "neither metrics nor probes")
         raise UserError(f"suite {suite.name!r} has {lacking}, so there is nothing to measure; name another with --suite")
-    if (settings or profile) and not timed:
+    if (settings or profile) and not with_probes:
         option = "--setting" if settings else "--profile"
         raise UserError(f"{option} is for probes, of which this run of suite {suite.name!r} has none; leave it out")
     if suite.family == "scenes" and suite.prompts.source != "scenes":
@@ -98,10 +105,10 @@ def check_suite(suite: Suite, *, only: str | None, settings: Sequence[str], prof
 
 
 def check_captions(captions: Sequence[str], where: str) -> None:
-    """See that the embedded family's evaluators know what these say; of others they would make something up.
+    """Check that captions are of the grammar of scenes; the embedded family's evaluators would give meaningless numbers for others.
 
     Raises:
-        UserError: one is no caption of a scene.
+        UserError: one is not the caption of a scene.
     """
     for caption in captions:
         try:
@@ -111,10 +118,10 @@ def check_captions(captions: Sequence[str], where: str) -> None:
 
 
 def check_models(specs: Sequence[ModelSpec], suite: Suite) -> None:
-    """See that models can be measured under a suite, and told apart.
+    """Check that models can be measured under a suite, and told apart.
 
     Raises:
-        UserError: one is of another family or lacks weights, or two have one name.
+        UserError: a model is of another family or lacks weights, or two models have the same name.
     """
     by_name: dict[str, ModelSpec] = {}
     for spec in specs:
@@ -129,14 +136,14 @@ def check_models(specs: Sequence[ModelSpec], suite: Suite) -> None:
         by_name[spec.name] = spec
 
 
-def dtypes(sampling: Sampling, timed: Mapping[str, Setting]) -> list[Dtype]:
-    """What a run computes in, and so which copies of the weights it takes: the sampling's, whose digest names the model, and those of what it times."""
-    return sorted({sampling.dtype, *(setting.dtype or sampling.dtype for setting in timed.values())})
+def dtypes(sampling: Sampling, timed_settings: Mapping[str, Setting]) -> list[Dtype]:
+    """The dtypes that a run computes in, each of which may have its own files of weights: the sampling's and those of the timed settings."""
+    return sorted({sampling.dtype, *(setting.dtype or sampling.dtype for setting in timed_settings.values())})
 
 
-def place_of(model: Model, context: RunContext) -> tuple[Store, list[Job]]:
-    """Where a model's pictures of a suite lie, or will."""
-    kind, _, _ = context.device.partition(":")  # two cards of one machine draw the same
+def store_and_jobs(model: Model, context: RunContext) -> tuple[Store, list[Job]]:
+    """The store of a model's pictures of a suite, and the jobs to make them."""
+    kind, _, _ = context.device.partition(":")  # all cards of a machine draw the same pictures
     identity = {"model": model.name, "weights": model.weights_digest, "device": kind, "batch": context.sampling.batch}
     return Store(context.runs, identity), list_jobs(context.suite, context.sampling, model.weights_digest)
 

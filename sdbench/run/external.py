@@ -1,4 +1,4 @@
-"""Pictures made elsewhere, and their prompts: checked, and kept like one's own, so that every metric takes them alike."""
+"""Pictures made elsewhere, and their prompts: checked, and stored like pictures of a run, so that every metric can take them."""
 
 import hashlib
 import re
@@ -20,18 +20,19 @@ from sdbench.probes.driver import ProbeResult
 from sdbench.protocols.base import BLOCK, Subject
 from sdbench.records import Model
 from sdbench.run.context import RunContext, check_captions
-from sdbench.run.recording import record_of, subject_of, to_score
+from sdbench.run.recording import build_subject, plain_subject, write_record
 from sdbench.scenes.render import SIZE_PX
 from sdbench.store import SUFFIXES, Store, read_images
 from sdbench.suites import Suite
 from sdbench.tables import listed
 
 
-def subject(images: Path, prompts: Path, suite: Suite, runs: Path) -> Subject:
-    """The pictures of a folder, in the order of their names, under the lines of a text file, to be scored by a suite.
+def load_pictures(images: Path, prompts: Path, suite: Suite, runs: Path) -> Subject:
+    """The pictures in a folder, in the order of their names, with the lines of a text file as prompts, to be scored by a suite.
 
     Raises:
-        UserError: their numbers differ, one of the files cannot be read, their names have two orders, or the suite's family has no such pictures.
+        UserError: the numbers of pictures and prompts differ, a file cannot be read, the order of the names is ambiguous, or the suite's
+            family has no such pictures.
     """
     if not images.is_dir() or not prompts.exists() or prompts.is_dir():
         raise UserError(
@@ -39,46 +40,50 @@ def subject(images: Path, prompts: Path, suite: Suite, runs: Path) -> Subject:
         )
     if suite.family is None:
         raise UserError(f"suite {suite.name!r} is a part, of no family; score by one that includes it, such as 'standard' or 'quality'")
-    paths, texts = _in_order(path for path in images.iterdir() if path.suffix.lower() in SUFFIXES), lines(prompts)
+    paths, texts = _sort_by_name(path for path in images.iterdir() if path.suffix.lower() in SUFFIXES), lines(prompts)
     if not paths or len(paths) != len(texts):
         raise UserError(
             f"{images} holds {len(paths)} pictures and {prompts} {len(texts)} prompts; there must be a prompt for each picture, in the order of the file names"
         )
     if suite.family == "scenes":
         _check_scenes(images, paths[0], prompts, texts)
-    return replace(kept(_read(paths), texts, runs), reference=suite.reference)
+    return replace(store_pictures(_read_pictures(paths), texts, runs), reference=suite.reference)
 
 
-def record(images: Path, prompts: Path, name: str, context: RunContext) -> Path:
-    """Score pictures as `subject` takes them, whose prompts are those of the context's suite, and write the record => its folder.
+def record_pictures(images: Path, prompts: Path, name: str, context: RunContext) -> Path:
+    """Score pictures by the context's suite, whose prompts they have, and write the record => its folder.
+
+    Args:
+        images, prompts: see `load_pictures`.
+        name: what tables call the pictures.
 
     Raises:
-        UserError: as `subject`, or it cannot be called so.
+        UserError: see `load_pictures`; or the name cannot be used.
     """
     if name in CATALOGUE or not NAME.fullmatch(name):
         raise UserError(
             f"{name!r} cannot name pictures: letters, digits and . _ + - only, and no model of the catalogue; choose another --name"
         )
-    pictures, listed = subject(images, prompts, context.suite, context.runs), context.suite.prompt_list().items()
-    todo = [Job(prompt_id, 0, text, image) for (prompt_id, text), image in zip(listed, pictures.images, strict=True)]
-    model = Model(name=name, architecture="", source=f"images:{_described(images, pictures)}", weights_digest=None)
+    pictures, prompt_list = load_pictures(images, prompts, context.suite, context.runs), context.suite.prompt_list().items()
+    jobs = [Job(prompt_id, 0, text, image) for (prompt_id, text), image in zip(prompt_list, pictures.images, strict=True)]
+    model = Model(name=name, architecture="", source=f"images:{_describe_source(images, pictures)}", weights_digest=None)
     with evaluators(context.device):
-        return record_of(model, context, to_score(model, context, pictures.store, todo), ProbeResult({}, ""), {})
+        return write_record(model, context, build_subject(model, context, pictures.store, jobs), ProbeResult({}, ""), {})
 
 
-def kept(pictures: Iterable[U8], prompts: Sequence[str], runs: Path) -> Subject:
-    """Pictures, H x W x 3 each, kept as PNG in a store of their own."""
-    store, todo = Store(runs, {"pictures": "made elsewhere"}), []
+def store_pictures(pictures: Iterable[U8], prompts: Sequence[str], runs: Path) -> Subject:
+    """Store pictures, H x W x 3 each, as PNG in a store of their own => the pictures, to be scored."""
+    store, jobs = Store(runs, {"pictures": "made elsewhere"}), []
     for row, (picture, prompt) in enumerate(zip(pictures, prompts, strict=True)):
         name = digest([picture.shape, hashlib.sha256(picture.tobytes()).hexdigest()])
         if store.missing([name]):
             store.put(name, picture)
-        todo.append(Job(f"{row:05d}", 0, prompt, name))
-    return subject_of(store, todo, runs)
+        jobs.append(Job(f"{row:05d}", 0, prompt, name))
+    return plain_subject(store, jobs, runs)
 
 
-def _described(images: Path, pictures: Subject) -> str:
-    """The folder's name, and what moves every metric: the pictures' size and the formats of their files."""
+def _describe_source(images: Path, pictures: Subject) -> str:
+    """The folder's name, with the size of the pictures and the formats of their files, which affect every metric."""
     height, width, _ = pictures.store.read(pictures.images[:1])[0].shape
     formats = set()
     for path in images.iterdir():
@@ -88,10 +93,10 @@ def _described(images: Path, pictures: Subject) -> str:
     return f"{images.resolve().name}, {width} x {height} px, {listed(sorted(formats))}"
 
 
-def _in_order(paths: Iterable[Path]) -> list[Path]:
-    """Pictures by their names, where those have one order: as text `10.png` comes before `2.png`."""
+def _sort_by_name(paths: Iterable[Path]) -> list[Path]:
+    """The paths sorted by name; an error where the order is ambiguous, since `10.png` comes before `2.png` as text and after it by number."""
     by_text = sorted(paths)
-    by_number = sorted(by_text, key=_numbered)
+    by_number = sorted(by_text, key=_natural_sort_key)
     for text, number in zip(by_text, by_number, strict=True):
         if text != number:
             raise UserError(
@@ -101,13 +106,13 @@ def _in_order(paths: Iterable[Path]) -> list[Path]:
     return by_text
 
 
-def _numbered(path: Path) -> list[str | int]:
-    """A name as text and numbers in turn."""
-    return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"([0-9]+)", path.name))]
+def _natural_sort_key(path: Path) -> list[str | int]:
+    """The parts of a name, text and numbers alternating."""
+    return [int(part) if index % 2 else part for index, part in enumerate(re.split(r"([0-9]+)", path.name))]
 
 
-def _read(paths: Sequence[Path]) -> Iterator[U8]:
-    """Pictures of one size, a block of them in memory at a time."""
+def _read_pictures(paths: Sequence[Path]) -> Iterator[U8]:
+    """Read pictures of one size, with a block of them in memory at a time."""
     size = None
     for start in range(0, len(paths), BLOCK):
         block = read_images(paths[start : start + BLOCK], "replace or remove it, and its prompt")
@@ -120,8 +125,8 @@ def _read(paths: Sequence[Path]) -> Iterator[U8]:
 
 
 def _check_scenes(images: Path, first: Path, prompts: Path, captions: Sequence[str]) -> None:
-    """The embedded family's evaluators would fail on pictures of another size, and make something up of other captions."""
-    height, width, _ = next(_read([first])).shape
+    """Check the size and the captions: the embedded family's evaluators fail on other sizes, and give meaningless numbers for other captions."""
+    height, width, _ = next(_read_pictures([first])).shape
     if (height, width) != (SIZE_PX, SIZE_PX):
         raise UserError(
             f"{images} holds pictures of {width} x {height} px; scenes are of {SIZE_PX} x {SIZE_PX}. Full-size ones are scored by --suite standard"

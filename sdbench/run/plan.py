@@ -1,4 +1,4 @@
-"""What a run would fetch, write and cost, found out without doing it."""
+"""Estimate what a run would fetch, write and cost, without running it."""
 
 import itertools
 import time
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from sdbench import schedulers
 from sdbench.assets.pipelines import absent
 from sdbench.assets.weights import size_text
 from sdbench.errors import UserError
@@ -19,12 +20,11 @@ from sdbench.models.spec import ModelSpec
 from sdbench.probes import work
 from sdbench.run import requirements
 from sdbench.run.context import dtypes
-from sdbench.schedulers import describe
 from sdbench.settings import Sampling, Setting
 from sdbench.suites import Suite
 
-PNG_BYTES_PER_PIXEL = 1.5  # photographs take about this much; plain scenes far less
-EFFICIENCY = 0.15  # share of a large matrix product's speed that a pipeline reaches: the slack of a rough estimate
+PNG_BYTES_PER_PIXEL = 1.5  # about that of photographs; plain scenes take far less
+EFFICIENCY = 0.15  # a rough share of a large matrix product's speed that a pipeline reaches
 
 
 def plan(
@@ -35,21 +35,21 @@ def plan(
     device: str | None = None,
     only: str | None = None,
     settings: Sequence[str] = (),
-    lacking: Sequence[str] = (),
+    missing: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Files to fetch, what else is not here, disk in bytes, and a rough time in seconds, with the same as text.
+    """Files to fetch, other missing inputs, disk in bytes, and a rough time in seconds; the same under `text`, for people.
 
     Args:
         specs: the models.
-        suite: a whole one.
+        suite: a suite that can be run, not a part.
         runs: the folder that holds references.
-        device: "cpu", "cuda" or "cuda:<index>"; as of the run.
-        only: "quality" or "probes" for one half of the suite, as of the run.
+        device: "cpu", "cuda" or "cuda:<index>" of the run.
+        only: "quality" or "probes" where only half of the suite is run.
         settings: labels of the probes' settings; all by default.
-        lacking: what is not here, as the caller knows.
+        missing: what else the caller knows to be missing.
 
     Raises:
-        UserError: no such device is here, or the Hub cannot be reached.
+        UserError: this machine has no such device, or the Hub cannot be reached.
     """
     assert suite.sampling
     assert suite.prompts
@@ -58,38 +58,38 @@ def plan(
     probes = suite.probes.select(settings) if suite.probes and only != "quality" else {}
     copies = itertools.product(specs, dtypes(suite.sampling, probes))
     of_models = itertools.chain.from_iterable(absent(spec, dtype=dtype) for spec, dtype in copies)
-    files = [*dict.fromkeys(of_models), *requirements.files(scored)]  # models of one base share its files
+    files = [*dict.fromkeys(of_models), *requirements.files_to_fetch(scored)]  # models of one base share its files
     n = suite.prompts.n if scored.own_metrics else 0
     size = suite.sampling.size_px
-    known = requirements.inputs_are_here(suite)
+    has_inputs = requirements.inputs_are_here(suite)
     content = {
-        "suite": suite.id.model_dump() if known else suite.model_dump(include={"name", "version"}) | {"digest": None},
-        "prompts": suite.describe_prompts() if known else None,
-        "lacking": [*requirements.lacking(scored, runs), *lacking],
+        "suite": suite.id.model_dump() if has_inputs else suite.model_dump(include={"name", "version"}) | {"digest": None},
+        "prompts": suite.describe_prompts() if has_inputs else None,
+        "lacking": [*requirements.missing_inputs(scored, runs), *missing],
         "settings": suite.model_dump(),
         "files": [vars(file) for file in files],
         "disk_bytes": int(len(specs) * n * size * size * PNG_BYTES_PER_PIXEL) + sum(file.size_bytes for file in files),
-        "models": _times(specs, suite.sampling, n + _timed(suite, probes), rate),
+        "models": _estimate_models(specs, suite.sampling, n + _count_timed_pictures(suite, probes), rate),
     }
-    return {**content, "text": "\n".join([_text(content, n), *_probes(suite, probes)])}
+    return {**content, "text": "\n".join([_text(content, n), *_probe_lines(suite, probes)])}
 
 
-def _timed(suite: Suite, settings: Mapping[str, Setting]) -> int:
-    """Pictures that the probes' calls of the pipeline make for each model."""
+def _count_timed_pictures(suite: Suite, settings: Mapping[str, Setting]) -> int:
+    """Number of pictures that the probes' calls of the pipeline make for each model."""
     if suite.probes is None:
         return 0
     calls = [setting.batch * (suite.probes.warmup + (setting.calls or suite.probes.calls)) for setting in settings.values()]
     return suite.probes.rounds * sum(calls)
 
 
-def _times(specs: Sequence[ModelSpec], sampling: Sampling, pictures: int, macs_per_s: float) -> list[dict[str, Any]]:
-    """Seconds of each model for so many pictures, None where its work is not known; and what draws them."""
-    found = []
+def _estimate_models(specs: Sequence[ModelSpec], sampling: Sampling, pictures: int, macs_per_s: float) -> list[dict[str, Any]]:
+    """For each model, the seconds for so many pictures, None where its work is not known; and its scheduler."""
+    estimates = []
     for spec in specs:
         macs = _macs(spec, sampling)
         seconds = None if macs is None else pictures * macs / macs_per_s / EFFICIENCY
-        found.append({"model": spec.name, "seconds": seconds, "scheduler": describe(spec, sampling)})
-    return found
+        estimates.append({"model": spec.name, "seconds": seconds, "scheduler": schedulers.describe(spec, sampling)})
+    return estimates
 
 
 def _text(content: dict[str, Any], n: int) -> str:
@@ -104,13 +104,13 @@ def _text(content: dict[str, Any], n: int) -> str:
     for row in content["models"]:
         lines.append(
             f"{row['model']}: "
-            + (f"{drawn['class']} at {', '.join(map(str, drawn['timesteps']))}; " if (drawn := row["scheduler"]) else "")
+            + (f"{scheduler['class']} at {', '.join(map(str, scheduler['timesteps']))}; " if (scheduler := row["scheduler"]) else "")
             + ("no estimate" if row["seconds"] is None else f"roughly {_duration(row['seconds'])} of {spent} on this machine")
         )
     return "\n".join(lines)
 
 
-def _probes(suite: Suite, settings: Mapping[str, Setting]) -> list[str]:
+def _probe_lines(suite: Suite, settings: Mapping[str, Setting]) -> list[str]:
     if suite.probes is None or not settings:
         return []
     return [f"probes: {suite.probes.rounds} rounds a model, each a process for every setting: {', '.join(settings)}"]
@@ -121,16 +121,16 @@ def _duration(seconds: float) -> str:
 
 
 def _macs(spec: ModelSpec, sampling: Sampling) -> int | None:
-    """MACs of a picture by a pipeline whose UNet has a known architecture."""
+    """Multiply-accumulates of one picture; None where the UNet's architecture is not known."""
     if spec.architecture not in TOPOLOGIES or spec.family == "custom":
         return None
     configs = work.random_configs(spec)
-    works = work.by_stage(configs | {"unet": configs["unet"] | _unet(spec)}, sampling, zero_negative=True)
-    return sum(found.macs * (sampling.steps if stage == "unet_step" else 1) for stage, found in works.items())
+    works = work.by_stage(configs | {"unet": configs["unet"] | _read_unet_config(spec)}, sampling, zero_negative=True)
+    return sum(of_stage.macs * (sampling.steps if stage == "unet_step" else 1) for stage, of_stage in works.items())
 
 
-def _unet(spec: ModelSpec) -> dict[str, Any]:
-    """The configuration of a model's UNet; empty where it has none on this disk, or none yet."""
+def _read_unet_config(spec: ModelSpec) -> dict[str, Any]:
+    """The configuration of a model's UNet; empty where it is not on this disk (yet)."""
     if spec.source == "random":
         return {}
     try:
@@ -140,7 +140,7 @@ def _unet(spec: ModelSpec) -> dict[str, Any]:
 
 
 def _macs_per_s(device: str) -> float:
-    """Speed of a large matrix product on a device."""
+    """Multiply-accumulates per second of a large matrix product on a device."""
     side, dtype = (1024, torch.float32) if device == "cpu" else (8192, torch.bfloat16)
     a = torch.randn(side, side, device=device, dtype=dtype)
     for _ in range(2):

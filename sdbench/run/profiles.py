@@ -1,4 +1,4 @@
-"""What `nox -s benchmark` measures: a named profile, or the one that fits this machine."""
+"""Profiles: what `nox -s benchmark` measures, by name or as it fits this machine."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,14 +11,14 @@ from sdbench.models.spec import ModelSpec, resolve
 from sdbench.suites import Suite
 
 FULL_SIZE = ("sdxl", "ssd-1b", "vega")
-ARCHITECTURES = (*FULL_SIZE, "koala-700m")  # random weights serve them all
-QUOTED = ("base", "b8", "compiled", "b8+compiled")  # of the suite's settings, those that take an hour and not a day
+ARCHITECTURES = (*FULL_SIZE, "koala-700m")  # measured with random weights
+QUICK_SETTINGS = ("base", "b8", "compiled", "b8+compiled")  # those of `efficiency` that take an hour, not a day
 NAMES = ("auto", "scenes", "sdxl", "sdxl-random")
 
 
 @dataclass(frozen=True)
-class Job:
-    """Models to measure under a suite; `only` names half of it, `settings` some of its probes'."""
+class SuiteRun:
+    """Models to measure under a suite, or under the half that `only` names, in some of its probes' settings."""
 
     specs: Sequence[ModelSpec]
     suite: Suite
@@ -28,18 +28,18 @@ class Job:
 
 @dataclass(frozen=True)
 class Profile:
-    """Jobs, and why they were chosen."""
+    """The runs of a profile, and the reason why it was chosen."""
 
     name: str
     why: str
-    jobs: tuple[Job, ...]
+    suite_runs: tuple[SuiteRun, ...]
 
 
 def choose(name: str) -> Profile:
-    """The jobs of a profile; `auto` looks at the machine and says what it saw.
+    """The profile of this name; `auto` chooses by what the machine has, and says what it found.
 
     Raises:
-        UserError: no such profile.
+        UserError: there is no such profile.
     """
     if name not in NAMES:
         raise unknown("profile", name, NAMES)
@@ -60,14 +60,14 @@ def _auto() -> Profile:
     if not torch.cuda.is_available():
         return Profile("auto", "no CUDA device here, so the embedded family 'scenes' on the CPU.", (_scenes(),))
 
-    def at_hand(name: str) -> bool:
+    def is_available(name: str) -> bool:
         spec = resolve(name)
         try:
             return is_cached(spec, dtype="bfloat16") or bool(files_to_fetch(spec, dtype="bfloat16"))
-        except UserError:  # the Hub does not answer
+        except UserError:  # the Hub cannot be reached
             return False
 
-    if all(map(at_hand, FULL_SIZE)):
+    if all(map(is_available, FULL_SIZE)):
         return Profile(
             "auto",
             f"a CUDA device, and the weights of {', '.join(FULL_SIZE)} cached or reachable: the full-size family.",
@@ -77,11 +77,11 @@ def _auto() -> Profile:
     return Profile("auto", why, (replace(_scenes(), only="quality"), _full_size(random=True)))
 
 
-def _scenes() -> Job:
-    return Job([resolve(name) for name, entry in CATALOGUE.items() if entry.family == "scenes"], suites.load("quality"))
+def _scenes() -> SuiteRun:
+    return SuiteRun([resolve(name) for name, entry in CATALOGUE.items() if entry.family == "scenes"], suites.load("quality"))
 
 
-def _full_size(*, random: bool) -> Job:
+def _full_size(*, random: bool) -> SuiteRun:
     if random:
-        return Job([resolve(name, random=True) for name in ARCHITECTURES], suites.load("efficiency"), "probes", QUOTED)
-    return Job([resolve(name) for name in FULL_SIZE], suites.load("standard"))
+        return SuiteRun([resolve(name, random=True) for name in ARCHITECTURES], suites.load("efficiency"), "probes", QUICK_SETTINGS)
+    return SuiteRun([resolve(name) for name in FULL_SIZE], suites.load("standard"))

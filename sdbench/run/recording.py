@@ -1,4 +1,4 @@
-"""What was measured to records: pictures scored, joined with what was probed and with what earlier runs found of the rest."""
+"""Write records: score pictures, and join the values with the probes and with what earlier runs measured of the rest."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -17,18 +17,19 @@ from sdbench.models.spec import ModelSpec
 from sdbench.probes.driver import ProbeResult
 from sdbench.protocols.base import Subject
 from sdbench.records import Looks, Machine, Model, Original, Record, Scores, Value
-from sdbench.run.acceptance import judged
-from sdbench.run.context import RunContext, place_of
-from sdbench.run.thumbnails import worth_keeping
+from sdbench.run.acceptance import add_verdicts
+from sdbench.run.context import RunContext, store_and_jobs
+from sdbench.run.thumbnails import choose_rows
 from sdbench.score import find_protocols, score
 from sdbench.settings import BASE
 from sdbench.store import Store
 from sdbench.suites import Suite
 
 THUMBNAIL_PX = 256
+Quality = tuple[list[Value], Scores, dict[str, bytes]]  # values of the pictures, per-image scores, file name -> thumbnail
 
 
-def record_of(
+def write_record(
     model: Model,
     context: RunContext,
     subject: Subject | None,
@@ -36,28 +37,25 @@ def record_of(
     scheduler: Mapping[str, Any],
     looks: Looks | None = None,
 ) -> Path:
-    """Score the pictures, join what was probed, and write the record, unless the newest of its row says the same already => its folder.
+    """Score the pictures and write the record of a model => its folder; that of the newest record of its row, where that says the same.
 
     Args:
         model: what was measured.
         context: the suite it was measured under.
         subject: the pictures to score; None to keep what an earlier record says of them.
-        probed: latency and memory, of other models too.
-        scheduler: as of `scheduler_of`.
+        probed: latency and memory, perhaps of other models too.
+        scheduler: see `schedulers.describe`.
         looks: of a run that stopped when sure.
     """
     machine = this_machine(context.device)
-    of_row = _of_row(model, machine, context)
-    kept = next((found for found in reversed(of_row) if _is_of(found[1].model, model)), None)  # what this run adds to
-    values, scores, thumbnails = _kept_quality(None if context.quality else kept)
+    of_row = _records_of_row(model, machine, context)
+    earlier = next((found for found in reversed(of_row) if _is_same_model(found[1].model, model)), None)  # this run adds to it
     if subject is not None:
-        values, scores = score(subject, context.suite.own_metrics)
-        values = judged(values, context.suite, context.runs)
-        shown = worth_keeping(scores, subject.teacher_scores)
-        drawn = subject.store.read([subject.images[row] for row in shown])
-        thumbnails = {f"{subject.prompt_ids[row]}.png": _thumbnail(picture) for row, picture in zip(shown, drawn, strict=True)}
-    new, (earlier, earlier_turns) = probed.values.get(model.name, []), _kept_probes(kept, context)
-    turns = {of for of, found in ((probed.turns_id, new), (earlier_turns, earlier)) if found}
+        values, scores, thumbnails = _score_quality(subject, context)
+    else:
+        values, scores, thumbnails = _earlier_quality(None if context.with_quality else earlier)
+    new, (old, old_turns_id) = probed.values.get(model.name, []), _earlier_probes(earlier, context)
+    turns_ids = {turns_id for turns_id, found in ((probed.turns_id, new), (old_turns_id, old)) if found}
     record = Record(
         family=context.suite.family or "",
         suite=context.suite.id,
@@ -66,142 +64,155 @@ def record_of(
         environment=environment(),
         created=records.now(),
         n_images=len(scores.prompt_ids),
-        values=(*values, *_in_order([*new, *earlier], context.suite)),
+        values=(*values, *_sort_by_setting([*new, *old], context.suite)),
         sampling={} if model.is_elsewhere else context.sampling.model_dump(mode="json"),
         scheduler=dict(scheduler),
         noise={} if model.is_elsewhere else context.suite.noise.model_dump(),
-        teacher=Original(model=teacher_of(context.suite), suite=context.suite.teacher_suite().id) if context.suite.teacher else None,
+        teacher=Original(model=teacher_name(context.suite), suite=context.suite.teacher_suite().id) if context.suite.teacher else None,
         prompts=context.suite.describe_prompts(),
-        run=turns.pop() if len(turns) == 1 else "",
+        run=turns_ids.pop() if len(turns_ids) == 1 else "",
         looks=looks,
     )
-    if of_row and _what_it_says(of_row[-1][1]) == _what_it_says(record):
+    if of_row and _comparable_content(of_row[-1][1]) == _comparable_content(record):
         return of_row[-1][0]
     return records.write(record, scores, thumbnails, context.results)
 
 
-def to_score(model: Model, context: RunContext, store: Store, todo: Sequence[Job]) -> Subject:
-    """A model's pictures of these jobs, with what the suite compares them with: the reference, the teacher's scores, and its pictures where they still are."""
-    theirs, name = context.suite.teacher_suite(), teacher_of(context.suite)
+def plain_subject(store: Store, jobs: Sequence[Job], runs: Path) -> Subject:
+    """The pictures of these jobs to score, without anything to compare them with."""
+    return Subject(
+        store,
+        runs,
+        [job.image for job in jobs],
+        [job.prompt_id for job in jobs],
+        [job.sample for job in jobs],
+        [job.prompt for job in jobs],
+    )
+
+
+def build_subject(model: Model, context: RunContext, store: Store, jobs: Sequence[Job]) -> Subject:
+    """A model's pictures of these jobs to score, with what the suite compares them with.
+
+    That is the reference, the teacher's scores, and the teacher's pictures where they still exist.
+    """
+    of_teacher, name = context.suite.teacher_suite(), teacher_name(context.suite)
     subject = replace(
-        subject_of(store, todo, context.runs),
-        is_teacher=model.name == name and theirs is context.suite,
+        plain_subject(store, jobs, context.runs),
+        is_teacher=model.name == name and of_teacher is context.suite,
         is_elsewhere=model.is_elsewhere,
         reference=context.suite.reference,
-        teacher_name=f"{name} under {theirs.name}@{theirs.version}",
+        teacher_name=f"{name} under {of_teacher.name}@{of_teacher.version}",
     )
-    if not (found := _of_teacher(context, todo)):
+    if not (found := _find_teacher(context, jobs)):
         return subject
-    folder, teacher, drawn = found
+    folder, teacher, pictures = found
     digest = (teacher.model.weights_digest or folder.name)[:24]
-    return replace(subject, teacher_scores=records.scores(folder), teacher_pictures=drawn, teacher_digest=digest)
+    return replace(subject, teacher_scores=records.scores(folder), teacher_pictures=pictures, teacher_digest=digest)
 
 
-def lacking(specs: Sequence[ModelSpec], context: RunContext) -> list[str]:
-    """What a run of these models will find neither of the teacher's scores nor of its pictures, in words, and how to get it."""
-    theirs, name = context.suite.teacher_suite(), teacher_of(context.suite)
-    if theirs is context.suite and name in {spec.name for spec in specs}:
+def missing_of_teacher(specs: Sequence[ModelSpec], context: RunContext) -> list[str]:
+    """A description of what a run of these models will lack of the teacher's scores and pictures, and how to get it."""
+    of_teacher, name = context.suite.teacher_suite(), teacher_name(context.suite)
+    if of_teacher is context.suite and name in {spec.name for spec in specs}:
         return []
-    found = _of_teacher(context, list_jobs(context.suite, context.sampling, None))
-    here = {"win rates": found, "agreement": found and found[2]}
-    against = [
-        "win rates" if each.name.startswith("win_rate.") else "agreement"
-        for each in find_protocols(context.suite.own_metrics)
-        if each.against_teacher
+    found = _find_teacher(context, list_jobs(context.suite, context.sampling, None))
+    available = {"win rates": found, "agreement": found and found[2]}
+    needed = [
+        "win rates" if protocol.name.startswith("win_rate.") else "agreement"
+        for protocol in find_protocols(context.suite.own_metrics)
+        if protocol.against_teacher
     ]
-    if not (missing := [kind for kind in dict.fromkeys(against) if not here[kind]]):
+    if not (missing := [kind for kind in dict.fromkeys(needed) if not available[kind]]):
         return []
-    what, way = "pictures" if found else "record", f"add --model {name}"
-    if theirs is not context.suite:
-        way = f"first sdbench run --model {name} --suite {theirs.name}"
+    what, advice = "pictures" if found else "record", f"add --model {name}"
+    if of_teacher is not context.suite:
+        advice = f"first sdbench run --model {name} --suite {of_teacher.name}"
     return [
-        f"{what} of the teacher, {name} under {theirs.name}@{theirs.version}, so {tables.listed(missing)} with it will be missing: {way}"
+        f"{what} of the teacher, {name} under {of_teacher.name}@{of_teacher.version}, so {tables.listed(missing)} with it will be missing: {advice}"
     ]
 
 
-def _of_teacher(context: RunContext, todo: Sequence[Job]) -> tuple[Path, Record, Subject | None] | None:
-    """The newest record of the teacher's pictures, if there is one, and its pictures of the same prompts where they still are."""
-    theirs = context.suite.teacher_suite()
-    assert theirs.sampling
-    of_family = records.under(context.results, context.suite.family or "", theirs.id, teacher_of(context.suite))
-    kept = [found for found in of_family if found[1].n_images]
-    if not kept:
-        return None
-    folder, record = kept[-1]
-    return folder, record, _drawn(record.model, replace(context, suite=theirs, sampling=theirs.sampling), todo)
-
-
-def teacher_of(suite: Suite) -> str:
+def teacher_name(suite: Suite) -> str:
     """The name of the model that the others are compared with."""
     return suite.teacher.model if suite.teacher else TEACHERS[suite.family or ""]
 
 
-def probes_of(record: Record) -> list[Value]:
-    """What a record says of latency, memory and size."""
+def probe_values(record: Record) -> list[Value]:
+    """The values of latency, memory and size in a record."""
     return [value for value in record.values if value.kind in {"probe", "count"}]
 
 
-def _of_row(model: Model, machine: Machine, context: RunContext) -> list[tuple[Path, Record]]:
-    """The records of a model's row of the leaderboard, whatever its weights were, oldest first."""
+def _find_teacher(context: RunContext, jobs: Sequence[Job]) -> tuple[Path, Record, Subject | None] | None:
+    """The newest record of the teacher that has pictures, if any, and its pictures of the same prompts where they still exist."""
+    of_teacher = context.suite.teacher_suite()
+    assert of_teacher.sampling
+    of_family = records.under(context.results, context.suite.family or "", of_teacher.id, teacher_name(context.suite))
+    with_pictures = [found for found in of_family if found[1].n_images]
+    if not with_pictures:
+        return None
+    folder, record = with_pictures[-1]
+    return folder, record, _find_pictures(record.model, replace(context, suite=of_teacher, sampling=of_teacher.sampling), jobs)
+
+
+def _find_pictures(model: Model, context: RunContext, jobs: Sequence[Job]) -> Subject | None:
+    """A measured model's pictures of the prompts of these jobs; None where one is missing."""
+    store, of_model = store_and_jobs(model, context)
+    by_key = {(job.prompt_id, job.sample): job for job in of_model}
+    paired = [by_key[job.prompt_id, job.sample] for job in jobs]
+    return None if store.missing([job.image for job in paired]) else plain_subject(store, paired, context.runs)
+
+
+def _records_of_row(model: Model, machine: Machine, context: RunContext) -> list[tuple[Path, Record]]:
+    """The records of a model's row in the leaderboard, with any weights, oldest first."""
     of_model = records.under(context.results, context.suite.family or "", context.suite.id, model.name, model.label)
     return [found for found in of_model if found[1].machine.machine_class == machine.machine_class]
 
 
-def _is_of(one: Model, other: Model) -> bool:
-    """Whether two are the same, whatever commit or folder their weights came with."""
+def _is_same_model(one: Model, other: Model) -> bool:
+    """Whether two models are the same, whatever commit or folder their weights came from."""
     return one.model_copy(update={"source": other.source}) == other
 
 
-def _kept_quality(kept: tuple[Path, Record] | None) -> tuple[list[Value], Scores, dict[str, bytes]]:
-    """What an earlier run found of the pictures, so that a run of the probes alone does not lose it."""
-    if kept is None:
+def _score_quality(subject: Subject, context: RunContext) -> Quality:
+    values, scores = score(subject, context.suite.own_metrics)
+    rows = choose_rows(scores, subject.teacher_scores)
+    pictures = subject.store.read([subject.images[row] for row in rows])
+    thumbnails = {f"{subject.prompt_ids[row]}.png": _thumbnail(picture) for row, picture in zip(rows, pictures, strict=True)}
+    return add_verdicts(values, context.suite, context.runs), scores, thumbnails
+
+
+def _earlier_quality(earlier: tuple[Path, Record] | None) -> Quality:
+    """What an earlier run measured of the pictures, so that a run of the probes alone does not lose it."""
+    if earlier is None:
         return [], Scores([], [], {}), {}
-    path, record = kept
+    path, record = earlier
     thumbnails = {file.name: file.read_bytes() for file in sorted((path / "images").glob("*.png"))}
     return [value for value in record.values if value.kind in {"score", "set"}], records.read(path)[1], thumbnails
 
 
-def _kept_probes(kept: tuple[Path, Record] | None, context: RunContext) -> tuple[list[Value], str]:
-    """Likewise the probes of settings that this run does not measure, and the turns that they were taken in."""
-    if kept is None:
+def _earlier_probes(earlier: tuple[Path, Record] | None, context: RunContext) -> tuple[list[Value], str]:
+    """What an earlier run measured in settings that this run does not time, and the id of its turns."""
+    if earlier is None:
         return [], ""
-    measured = context.timed
-    return [value for value in probes_of(kept[1]) if _label(value) not in measured], kept[1].run
+    timed = context.timed_settings
+    return [value for value in probe_values(earlier[1]) if _label(value) not in timed], earlier[1].run
 
 
-def _in_order(probed: list[Value], suite: Suite) -> list[Value]:
-    """The settings in the suite's order, whichever were measured last."""
+def _sort_by_setting(values: list[Value], suite: Suite) -> list[Value]:
+    """The values in the suite's order of settings, whenever they were measured."""
     order = {label: number for number, label in enumerate(suite.probes.select() if suite.probes else ())}
-    return sorted(probed, key=lambda value: order.get(_label(value), len(order)))
+    return sorted(values, key=lambda value: order.get(_label(value), len(order)))
 
 
 def _label(value: Value) -> str:
+    """The label of the setting that a value was measured in."""
     return value.name.partition("@")[2] or BASE
 
 
-def _what_it_says(record: Record) -> dict[str, Any]:
-    said_by_digests = {"noise", "scheduler", "teacher"}
-    return record.model_dump(exclude={"created", "environment", "run", *said_by_digests})
-
-
-def subject_of(store: Store, todo: Sequence[Job], runs: Path) -> Subject:
-    """The pictures of these jobs, to be scored."""
-    return Subject(
-        store,
-        runs,
-        [job.image for job in todo],
-        [job.prompt_id for job in todo],
-        [job.sample for job in todo],
-        [job.prompt for job in todo],
-    )
-
-
-def _drawn(model: Model, context: RunContext, todo: Sequence[Job]) -> Subject | None:
-    """A measured model's pictures of the same prompts."""
-    store, theirs = place_of(model, context)
-    by_key = {(job.prompt_id, job.sample): job for job in theirs}
-    same = [by_key[job.prompt_id, job.sample] for job in todo]
-    return None if store.missing([job.image for job in same]) else subject_of(store, same, context.runs)
+def _comparable_content(record: Record) -> dict[str, Any]:
+    """What must differ between two records of a row for the second to be written."""
+    covered_by_digests = {"noise", "scheduler", "teacher"}
+    return record.model_dump(exclude={"created", "environment", "run", *covered_by_digests})
 
 
 def _thumbnail(pixels: U8) -> bytes:

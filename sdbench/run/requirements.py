@@ -1,4 +1,4 @@
-"""What a suite needs that is not on this disk; asks nobody and fetches nothing."""
+"""What a suite needs that is not on this disk, found out without the network."""
 
 import os
 from glob import glob
@@ -13,50 +13,53 @@ from sdbench.reference import cards
 from sdbench.suites import Suite
 
 
-def files(suite: Suite) -> list[RemoteFile]:
-    """Files of evaluators, prompts and latent that the run will fetch."""
+def files_to_fetch(suite: Suite) -> list[RemoteFile]:
+    """Files of evaluators, prompts and latent that a run will fetch."""
     names = [name for name in map(prompts.asset, _inputs(suite)) if name]
     return weights.absent([*catalogue.needed(suite.own_metrics), *map(catalogue.named, names)])
 
 
-def lacking(suite: Suite, runs: Path) -> list[str]:
-    """What else is not here, in words: prompts of the Hub or of a file, a reference; and how to get it."""
-    words = [f"{kind} {what}: not on this disk" for what, kind in _inputs(suite).items() if not prompts.asset(what) and not _is_here(what)]
+def missing_inputs(suite: Suite, runs: Path) -> list[str]:
+    """Descriptions of what else is missing: prompts on the Hub or in a file, and a reference, with how to build it."""
+    missing = [
+        f"{kind} {what}: not on this disk" for what, kind in _inputs(suite).items() if not prompts.asset(what) and not _is_here(what)
+    ]
     name = suite.reference
     if suite.family and name not in (None, "scenes") and not any(card.name == name for card in cards.all_cards(runs)):
-        words.append(f"reference {name!r}, so every distance to it will be missing: {cards.how_to_build(name, 'ENCODER')}")
-    return words
+        missing.append(f"reference {name!r}, so every distance to it will be missing: {cards.how_to_build(name, 'ENCODER')}")
+    return missing
 
 
-def text(suite: Suite, runs: Path) -> list[str]:
-    """All of it in a few lines."""
+def describe(suite: Suite, runs: Path) -> list[str]:
+    """Lines of text on all that the suite needs and this disk lacks."""
     sizes: dict[str, int] = {}
-    for file in files(suite):
+    for file in files_to_fetch(suite):
         sizes[file.repository] = sizes.get(file.repository, 0) + file.size_bytes
     fetched = ", ".join(f"{place} ({weights.size_text(size)})" for place, size in sizes.items())
-    return [*([f"not on this disk: {fetched}"] if fetched else []), *(f"missing: {what}" for what in lacking(suite, runs))]
+    return [*([f"not on this disk: {fetched}"] if fetched else []), *(f"missing: {what}" for what in missing_inputs(suite, runs))]
 
 
 def inputs_are_here(suite: Suite) -> bool:
-    """Whether the suite's prompts and latent are on this disk, so that it has a digest."""
+    """Whether the suite's prompts and latent are on this disk, so that its digest can be computed."""
     return all(map(_is_here, _inputs(suite)))
 
 
 def _inputs(suite: Suite) -> dict[str, str]:
-    """What the suite takes from elsewhere -> what it is."""
-    kinds = {"prompts": suite.prompts.path if suite.prompts else None, "latent": suite.noise.file}
-    return {what: kind for kind, what in kinds.items() if what}
+    """Place of each external input of the suite -> "prompts" or "latent"."""
+    places = {"prompts": suite.prompts.path if suite.prompts else None, "latent": suite.noise.file}
+    return {place: kind for kind, place in places.items() if place}
 
 
 def _is_here(what: str) -> bool:
+    """Whether an input, by its place, is on this disk."""
     if name := prompts.asset(what):
         return not weights.absent([catalogue.named(name)])
-    there = Path(what).exists() or any(glob(what, recursive=True))  # noqa: PTH207  # absolute, too
-    return there or prompts.located(what, suites.find(what)) != what or _is_prepared(what)
+    exists = Path(what).exists() or any(glob(what, recursive=True))  # noqa: PTH207  # patterns may be absolute
+    return exists or prompts.located(what, suites.find(what)) != what or _is_prepared(what)
 
 
 def _is_prepared(name: str) -> bool:
-    """Whether `datasets`, which takes seconds to import, has a Hub data set in its cache, where names are in snake case."""
+    """Whether `datasets` has a data set of the Hub in its cache, where names are in snake case; importing it would take seconds."""
 
     def plain(word: str) -> str:
         return word.lower().replace("_", "")

@@ -1,4 +1,4 @@
-"""Which of a model's pictures its record keeps: those that all models share, and those that a reader will ask for."""
+"""Choose the pictures that a record keeps as thumbnails: some that all models share, and the worst of this one."""
 
 import itertools
 
@@ -10,20 +10,21 @@ from sdbench.records import MAX_THUMBNAILS, Scores
 SHARED = 32  # the first pictures of the suite
 
 
-def worth_keeping(scores: Scores, teacher: Scores | None) -> list[int]:
-    """Rows of at most 64 pictures: the first 32, then by turns the worst of each kind, as long as there is room.
+def choose_rows(scores: Scores, teacher: Scores | None) -> list[int]:
+    """Rows of at most 64 pictures: the first 32, then, in turns, the worst of each kind.
 
-    Those are the pictures that cost most of a distance of the set, and those that lost most against the teacher's by a
-    score that win rates are taken by.
+    The worst are those that add most to a distance of the set, and those that lose most to the teacher's picture by a judge of win
+    rates.
     """
     ranked = [np.argsort(-column) for name, column in scores.columns.items() if name.endswith(":influence")]
     judges = [name.removeprefix("win_rate.") for name in scores.columns if name.startswith("win_rate.")]
-    ranked += [np.argsort(_gained(scores, teacher, judge)) for judge in judges if teacher]
-    everything = range(len(scores.keys))
-    kept = itertools.chain(everything[:SHARED], itertools.chain.from_iterable(zip(*ranked, strict=True)), everything)
-    return list(dict.fromkeys(map(int, kept)))[:MAX_THUMBNAILS]
+    ranked += [np.argsort(_score_gains(scores, teacher, judge)) for judge in judges if teacher]
+    all_rows = range(len(scores.keys))
+    by_priority = itertools.chain(all_rows[:SHARED], itertools.chain.from_iterable(zip(*ranked, strict=True)), all_rows)
+    return list(dict.fromkeys(map(int, by_priority)))[:MAX_THUMBNAILS]
 
 
-def _gained(scores: Scores, teacher: Scores, judge: str) -> F64:
-    theirs = dict(zip(teacher.keys, teacher.columns[judge].tolist(), strict=True))
-    return scores.columns[judge] - np.array([theirs[key] for key in scores.keys], np.float64)
+def _score_gains(scores: Scores, teacher: Scores, judge: str) -> F64:
+    """The score of each picture less that of the teacher's picture."""
+    of_teacher = dict(zip(teacher.keys, teacher.columns[judge].tolist(), strict=True))
+    return scores.columns[judge] - np.array([of_teacher[key] for key in scores.keys], np.float64)

@@ -1,10 +1,12 @@
-"""A run that stops when the gate is sure: prompts in batches, a look after each few, error rates as of a single look.
+"""A run that stops when the gate is sure: prompts in batches, a look after every few, with the error rates of a single look.
 
-Batches of prompts are mixed first (`suites.look_order`), for lists are sorted by style or length, and the first of them would speak for no
-others. A look takes the scores of the first k prompts on both sides; `sequential` says at which level, and `looks` why a pass
-waits for half of them and which faults even that does not show. A distance of the whole set is not taken before a look that may
-be the last: once all else has passed, from the first k pictures of both models, or, where the baseline's pictures are not in
-the run folder, once all prompts are in and its record has the value.
+Batches of prompts are shuffled first (`suites.look_order`): lists are sorted by style or length, and the first prompts of a sorted
+list would not represent the others. A look takes the scores of the first k prompts on both sides. `stats.sequential` says at which
+level it tests; `gate.looks` says why a pass waits for half of the prompts, and which faults even that does not show.
+
+A distance of the whole set is only computed at a look that may be the last, once all else has passed. It is taken from the first k
+pictures of both models; where the baseline's pictures are not in the run folder, it waits until all prompts are in, since the
+baseline's record has only the value of the whole set.
 """
 
 from dataclasses import dataclass, replace
@@ -25,8 +27,8 @@ from sdbench.probes.driver import ProbeResult
 from sdbench.protocols.base import Subject
 from sdbench.records import Looks, Model, Record, Scores, Value
 from sdbench.run import runner
-from sdbench.run.context import RunContext, place_of
-from sdbench.run.recording import probes_of, record_of, to_score
+from sdbench.run.context import RunContext, store_and_jobs
+from sdbench.run.recording import build_subject, probe_values, write_record
 from sdbench.run.runner import PictureGenerator
 from sdbench.score import PROTOCOLS, score
 from sdbench.stats.decisions import BetweenRuns
@@ -36,11 +38,12 @@ LOOKS = 16
 
 
 @dataclass(frozen=True)
-class Question:
-    """Whether a model is as good as a record, within a policy.
+class SequentialTest:
+    """Whether a model is as good as a baseline, within the margins of a policy.
 
     Attributes:
-        between_runs: of probes, how far two runs of one model lie apart on this machine class.
+        baseline: record folder.
+        between_runs: probe -> how far two runs of one model lie apart on this machine class.
     """
 
     spec: ModelSpec
@@ -50,133 +53,151 @@ class Question:
     between_runs: dict[str, BetweenRuns]
 
 
-def sizes(n: int, batch: int) -> list[int]:
-    """Prompts at each look: whole batches, in at most `LOOKS` about equal steps."""
-    steps = (-(-n * look // (LOOKS * batch)) * batch for look in range(1, LOOKS + 1))
-    return sorted({min(n, size) for size in steps})
+def look_sizes(n: int, batch: int) -> list[int]:
+    """Number of prompts at each look: whole batches, in at most `LOOKS` steps of about equal size."""
+    sizes = (-(-n * look // (LOOKS * batch)) * batch for look in range(1, LOOKS + 1))
+    return sorted({min(n, size) for size in sizes})
 
 
-def run_until_verdict(question: Question) -> tuple[Path, Report]:
-    """Make pictures until the verdict is sure, or would not become so with all of them => the record, the verdict.
+def run_until_verdict(test: SequentialTest) -> tuple[Path, Report]:
+    """Make pictures until the verdict is sure, or all of them would not make it so => the record folder, the verdict.
 
     Raises:
         UserError: the baseline is of another suite or has other prompts.
     """
-    context, old = question.context, Side.read(question.baseline)
-    if (old.record.suite, old.record.n_images) != (context.suite.id, len(context.suite.prompt_list())):
+    context, baseline = test.context, Side.read(test.baseline)
+    if (baseline.record.suite, baseline.record.n_images) != (context.suite.id, len(context.suite.prompt_list())):
         raise UserError(
-            f"baseline {question.baseline} is of {old.record.suite}, {old.record.n_images} pictures; this run is of {context.suite.id}, "
+            f"baseline {test.baseline} is of {baseline.record.suite}, {baseline.record.n_images} pictures; this run is of {context.suite.id}, "
             f"{len(context.suite.prompt_list())}: run the baseline under this suite"
         )
-    (spec,) = runner.ready([question.spec], context)
-    model = runner.model_of(spec, context)
-    state = _Candidate(question, model, PictureGenerator(spec, model, context), old, runner.probe([spec], context))
-    looked: list[int] = []
-    for size in sizes(len(state.todo), context.sampling.batch):
-        looked.append(size)
-        if report := state.look(looked):
+    (spec,) = runner.fetch_models([test.spec], context)
+    model = runner.describe_model(spec, context)
+    candidate = _Candidate(test, model, PictureGenerator(spec, model, context), baseline, runner.run_probes([spec], context))
+    total, sizes = len(candidate.jobs), list[int]()
+    for size in look_sizes(total, context.sampling.batch):
+        sizes.append(size)
+        if report := candidate.look(sizes):
             break
     assert report
-    notes = (f"stopped after {looked[-1]} of {len(state.todo)} prompts, at look {len(looked)}", *report.notes)
-    course = Looks(baseline=question.baseline.resolve().name, verdict=report.verdict, prompts=tuple(looked), of=len(state.todo))
-    return state.record(course), replace(report, notes=notes)
+    notes = (f"stopped after {sizes[-1]} of {total} prompts, at look {len(sizes)}", *report.notes)
+    history = Looks(baseline=test.baseline.resolve().name, verdict=report.verdict, prompts=tuple(sizes), of=total)
+    return candidate.write_record(history), replace(report, notes=notes)
 
 
 class _Candidate:
-    """The model under question, as far as it is measured."""
+    """The model under test, as far as it has been measured, beside its baseline.
 
-    def __init__(self, question: Question, model: Model, generator: PictureGenerator, old: Side, probed: ProbeResult) -> None:
-        self.question, self.model, self.generator, self.old, self.probed = question, model, generator, old, probed
-        self.todo = self._mixed(generator.todo)
-        rules = question.policy.rules(question.context.suite.name)
-        # Those weighed, and the judges that weighed win rates are made of.
-        measured = [name for name in question.context.suite.own_metrics if name in rules or f"win_rate.{name}" in rules]
-        self.sets = [name for name in measured if PROTOCOLS[name].kind == "set"]
-        self.scores = [name for name in measured if name not in self.sets]
-        self.rules = looks.Rules(question.policy, question.context.suite.name, self.sets, question.between_runs)
-        self.parts: list[Scores] = []
-        self.failed: dict[str, Value] = {}  # scores that some prompts do not have
+    Attributes:
+        jobs: the suite's pictures, in the order of the looks.
+        set_metrics, score_metrics: names of the metrics that the policy weighs, and of the judges behind weighed win rates.
+        scores_by_look: the scores of the prompts that each look added.
+        failed: values of scores that some prompts lack.
+    """
 
-    def look(self, looked: list[int]) -> Report | None:
-        """Judge the prompts so far; None to go on."""
-        size, total = looked[-1], len(self.todo)
-        shares = tuple(each / total for each in looked)
-        self.generator.draw(self.todo[:size])
-        values, scores = self._score(self.scores, (looked[-2:-1] or [0])[0], size)
-        self.parts.append(scores)
+    def __init__(self, test: SequentialTest, model: Model, generator: PictureGenerator, baseline: Side, probed: ProbeResult) -> None:
+        self.context, self.model, self.generator, self.baseline, self.probed = test.context, model, generator, baseline, probed
+        self.jobs = self._in_look_order(generator.jobs)
+        suite, weighed = self.context.suite, test.policy.rules(self.context.suite.name)
+        measured = [name for name in suite.own_metrics if name in weighed or f"win_rate.{name}" in weighed]
+        self.set_metrics = [name for name in measured if PROTOCOLS[name].kind == "set"]
+        self.score_metrics = [name for name in measured if name not in self.set_metrics]
+        self.rules = looks.Rules(test.policy, suite.name, self.set_metrics, test.between_runs)
+        self.scores_by_look: list[Scores] = []
+        self.failed: dict[str, Value] = {}
+
+    def look(self, sizes: list[int]) -> Report | None:
+        """Measure and judge the prompts up to the last of these sizes, those of the looks so far => a report to stop with, or None."""
+        size, total = sizes[-1], len(self.jobs)
+        before = sizes[-2] if len(sizes) > 1 else 0
+        self.generator.draw(self.jobs[:size])
+        values, scores = score(self._subject(self.jobs[before:size]), self.score_metrics)
+        self.scores_by_look.append(scores)
         self.failed.update({value.name: value for value in values if value.state != "ok"})
+        shares = tuple(each / total for each in sizes)
+        return looks.verdict_at(shares, lambda with_sets: self._build_sides(size, with_sets=with_sets), self.rules)
 
-        return looks.verdict_at(shares, lambda sets: self._sides(size, sets), self.rules)
-
-    def record(self, course: Looks) -> Path:
-        """Write what was measured, in the suite's order; of fewer prompts than the suite's it is of suite `<name>-sequential`."""
-        context, size = self.question.context, course.prompts[-1]
-        looked = set(self.todo[:size])
-        pictures = [job for job in self.generator.todo if job in looked]
-        subject = self._subject(pictures)  # of the whole suite, which the teacher was measured under
-        if size < course.of:
+    def write_record(self, history: Looks) -> Path:
+        """Write what was measured, in the suite's order; with fewer prompts than the suite's, under suite `<name>-sequential`."""
+        context, size = self.context, history.prompts[-1]
+        measured = set(self.jobs[:size])
+        subject = self._subject([job for job in self.generator.jobs if job in measured])  # under the suite itself, as the teacher is
+        if size < history.of:
             assert context.suite.prompts
             content = {**context.suite.model_dump(), "name": f"{context.suite.name}-sequential"}
             content["prompts"] = {**context.suite.prompts.model_dump(), "looked": size}
             context = replace(context, suite=validated(suites.Suite, content, "the prompts so far"))
-        return record_of(self.model, context, subject, self.probed, runner.scheduler_of(self.generator.spec, context), course)
+        return write_record(self.model, context, subject, self.probed, runner.describe_scheduler(self.generator.spec, context), history)
 
-    def _subject(self, pictures: list[Job]) -> Subject:
-        return to_score(self.model, self.question.context, self.generator.store, pictures)
+    def _subject(self, jobs: list[Job]) -> Subject:
+        return build_subject(self.model, self.context, self.generator.store, jobs)
 
-    def _score(self, names: list[str], start: int, stop: int) -> tuple[list[Value], Scores]:
-        return score(self._subject(self.todo[start:stop]), names)
+    def _in_look_order(self, jobs: list[Job]) -> list[Job]:
+        by_id = {job.prompt_id: job for job in jobs}
+        return [by_id[prompt_id] for prompt_id in suites.look_order([*by_id], self.context.sampling.batch)]
 
-    def _mixed(self, todo: list[Job]) -> list[Job]:
-        jobs = {job.prompt_id: job for job in todo}
-        return [jobs[prompt_id] for prompt_id in suites.look_order([*jobs], self.question.context.sampling.batch)]
-
-    def _baseline_drawn(self, size: int) -> bool:
-        store, todo = place_of(self.old.record.model, self.question.context)
-        return not store.missing([job.image for job in self._mixed(todo)[:size]])
-
-    def _sides(self, size: int, sets: bool) -> tuple[Side, Side] | None:
-        """Both models on the first prompts; with the distances of their sets, or without."""
-        if sets and size < len(self.todo) and not self._baseline_drawn(size):
+    def _baseline_subject(self, size: int) -> Subject | None:
+        """The baseline's pictures of the first prompts; None where one is not in the run folder."""
+        store, jobs = store_and_jobs(self.baseline.record.model, self.context)
+        first = self._in_look_order(jobs)[:size]
+        if store.missing([job.image for job in first]):
             return None
-        ids = [job.prompt_id for job in self.todo[:size]]
-        there = [name for name in self.scores if name not in self.failed]
-        found = Scores(ids, [0] * size, {name: np.concatenate([part.columns[name] for part in self.parts]) for name in there})
-        theirs = Scores(
-            ids, [0] * size, {name: self.old.columns[name][self._rows(ids)] for name in self.scores if name in self.old.columns}
-        )
-        whole = self._whole(found, theirs, size) if sets else ([], [])
-        mine = self.old.record.model_copy(
+        return build_subject(self.baseline.record.model, self.context, store, first)
+
+    def _build_sides(self, size: int, *, with_sets: bool) -> tuple[Side, Side] | None:
+        """Candidate and baseline on the first prompts, with the distances of their sets or without; None where those cannot be computed."""
+        ids = [job.prompt_id for job in self.jobs[:size]]
+        new, new_values = self._new_scores(ids), [*self.failed.values()]
+        old = self._old_scores(ids, self.score_metrics)
+        absent = [name for name in self.score_metrics if name not in old.columns]
+        old_values = [value for name in absent if (value := self.baseline.record.value(name))]
+        if with_sets:
+            if (distances := self._measure_sets(new, old, size)) is None:
+                return None
+            new_values, old_values = [*distances[0], *new_values], [*distances[1], *old_values]
+        return self._build_side(self._new_record(), new, new_values), self._build_side(self.baseline.record, old, old_values)
+
+    def _measure_sets(self, new: Scores, old: Scores, size: int) -> tuple[list[Value], list[Value]] | None:
+        """The distances of both sets of pictures, whose influence columns are added to the scores; None where they cannot be computed."""
+        if size == len(self.jobs):
+            old_values = [value for name in self.set_metrics if (value := self.baseline.record.value(name))]
+            old_columns = self._old_scores(list(old.prompt_ids), [f"{name}:influence" for name in self.set_metrics]).columns
+        else:
+            if (subject := self._baseline_subject(size)) is None:
+                return None
+            old_values, old_scores = score(subject, self.set_metrics)
+            old_columns = old_scores.columns
+        new_values, new_scores = score(self._subject(self.jobs[:size]), self.set_metrics)
+        new.columns.update(new_scores.columns)
+        old.columns.update(old_columns)
+        return new_values, old_values
+
+    def _new_scores(self, ids: list[str]) -> Scores:
+        """The candidate's scores of these prompts, those of all looks so far."""
+        names = [name for name in self.score_metrics if name not in self.failed]
+        return Scores(ids, [0] * len(ids), {name: np.concatenate([part.columns[name] for part in self.scores_by_look]) for name in names})
+
+    def _old_scores(self, ids: list[str], names: list[str]) -> Scores:
+        """The baseline's columns of these prompts, as far as its record has them."""
+        row_of = {prompt_id: row for row, (prompt_id, _) in enumerate(self.baseline.keys)}
+        rows = [row_of[prompt_id] for prompt_id in ids]
+        columns = {name: self.baseline.columns[name][rows] for name in names if name in self.baseline.columns}
+        return Scores(ids, [0] * len(ids), columns)
+
+    def _new_record(self) -> Record:
+        """The candidate's record, so far with its probes alone."""
+        return self.baseline.record.model_copy(
             update={
                 "model": self.model,
-                "machine": this_machine(self.question.context.device),
-                "sampling": self.question.context.sampling.model_dump(mode="json"),
+                "machine": this_machine(self.context.device),
+                "sampling": self.context.sampling.model_dump(mode="json"),
                 "values": tuple(self.probed.values.get(self.model.name, ())),
                 "run": "",
             }
         )
-        absent = [value for name in self.scores if name not in theirs.columns and (value := self.old.record.value(name))]
-        return self._side(mine, found, [*whole[0], *self.failed.values()]), self._side(self.old.record, theirs, [*whole[1], *absent])
 
-    def _rows(self, ids: list[str]) -> list[int]:
-        place = {prompt_id: row for row, (prompt_id, _) in enumerate(self.old.keys)}
-        return [place[prompt_id] for prompt_id in ids]
-
-    def _whole(self, found: Scores, theirs: Scores, size: int) -> tuple[list[Value], list[Value]]:
-        """The distances of both sets of pictures, their influence columns added to the scores."""
-        values, scores = self._score(self.sets, 0, size)
-        found.columns.update(scores.columns)
-        if size == len(self.todo):
-            columns = [f"{name}:influence" for name in self.sets]
-            rows = self._rows(list(theirs.prompt_ids))
-            theirs.columns.update({name: self.old.columns[name][rows] for name in columns if name in self.old.columns})
-            return values, [value for name in self.sets if (value := self.old.record.value(name))]
-        store, todo = place_of(self.old.record.model, self.question.context)
-        old_values, old_scores = score(to_score(self.old.record.model, self.question.context, store, self._mixed(todo)[:size]), self.sets)
-        theirs.columns.update(old_scores.columns)
-        return values, old_values
-
-    def _side(self, record: Record, scores: Scores, more: list[Value]) -> Side:
+    def _build_side(self, record: Record, scores: Scores, values: list[Value]) -> Side:
+        """A side of the comparison: the probes of a record, the means of the scores, and other values of the pictures."""
         n = len(scores.keys)
         means = [
             Value(
@@ -187,10 +208,10 @@ class _Candidate:
                 value=scores.columns[name].mean(),
                 n=n,
             )
-            for name in self.scores
+            for name in self.score_metrics
             if name in scores.columns
         ]
-        values = (*means, *more, *probes_of(record))
         order = sorted(range(n), key=scores.keys.__getitem__)
         columns = {name: column[order] for name, column in scores.columns.items()}
-        return Side(record.model_copy(update={"values": values, "n_images": n}), sorted(scores.keys), columns)
+        so_far = record.model_copy(update={"values": (*means, *values, *probe_values(record)), "n_images": n})
+        return Side(so_far, sorted(scores.keys), columns)

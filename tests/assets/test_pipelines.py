@@ -15,7 +15,7 @@ from sdbench.models.loading import load
 from sdbench.models.spec import resolve
 from sdbench.run.context import prepare
 from sdbench.run.plan import plan
-from sdbench.run.runner import ready
+from sdbench.run.runner import fetch_models
 from sdbench.settings import Setting
 from sdbench.suites import load as load_suite
 
@@ -221,7 +221,7 @@ def test_a_plan_lists_what_the_run_fetches_once(monkeypatch: pytest.MonkeyPatch,
 
     for settings in (("base",), ()):  # of the 16-bit copy alone, then of the other too
         planned, before = files(settings), here()
-        ready(specs, prepare(suite, device="cpu", results=tmp_path, runs=tmp_path, only="probes", settings=settings))
+        fetch_models(specs, prepare(suite, device="cpu", results=tmp_path, runs=tmp_path, only="probes", settings=settings))
         assert sorted(planned) == sorted(here() - before) != []
         assert files(settings) == []
         with monkeypatch.context() as patch:

@@ -10,7 +10,7 @@ import torch
 from sdbench import suites
 from sdbench.records import Value
 from sdbench.reference.cards import Card
-from sdbench.run.acceptance import judged
+from sdbench.run.acceptance import add_verdicts
 from sdbench.suites import Accept, Noise, Prompts, Suite
 
 ROOT = Path(__file__).parents[2]
@@ -58,7 +58,7 @@ def imported(runs: Path, git: str = "a" * 40, digest: str = "theirs") -> None:
 
 
 def notes(suite: Suite, runs: Path, found: list[Value] | None = None) -> dict[str, str]:
-    return {value.name: value.note for value in judged(found or values(), suite, runs)}
+    return {value.name: value.note for value in add_verdicts(found or values(), suite, runs)}
 
 
 def test_the_same_prompts_latent_and_statistics_reproduce_it(suite: Suite, tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_whatever_differs_is_named_and_nothing_is_reproduced(suite: Suite, tmp_p
 
 
 def test_a_suite_that_states_no_range_notes_nothing(suite: Suite, tmp_path: Path) -> None:
-    assert judged(values(), suite.model_copy(update={"accept": None}), tmp_path) == values()
+    assert add_verdicts(values(), suite.model_copy(update={"accept": None}), tmp_path) == values()
 
 
 def test_what_is_accepted_decides_no_number(suite: Suite) -> None:

@@ -26,4 +26,4 @@ def test_the_machine_says_what_is_measured(
     monkeypatch.setattr(pipelines, "is_cached", lambda *_, **__: weights)
     monkeypatch.setattr(pipelines, "files_to_fetch", lambda *_, **__: [])
     found = profiles.choose("auto")
-    assert [(job.suite.name, job.only, len(job.specs)) for job in found.jobs] == expected
+    assert [(job.suite.name, job.only, len(job.specs)) for job in found.suite_runs] == expected

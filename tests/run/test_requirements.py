@@ -36,7 +36,7 @@ def put(folder: Path, asset: str, *files: str) -> None:
 
 
 def test_weights_prompts_and_reference_are_told_with_their_sizes(tmp_path: Path) -> None:
-    told = "\n".join(requirements.text(suites.load("mlperf-sdxl"), tmp_path))
+    told = "\n".join(requirements.describe(suites.load("mlperf-sdxl"), tmp_path))
     for part in (
         "pytorch-fid/releases/download/fid_weights (0.10 GB)",
         "timm/vit_base_patch32_clip_224.openai (0.61 GB)",
@@ -45,9 +45,9 @@ def test_weights_prompts_and_reference_are_told_with_their_sizes(tmp_path: Path)
         assert part in told
     assert "missing: reference 'mlperf-val2014', so every distance to it will be missing: build it" in told
     assert "sdbench reference import mlperf-val2014 FILE.npz" in told
-    assert "missing: prompts sayakpaul/coco-30-val-2014: not on this disk" in requirements.text(suites.load("coco-30k"), tmp_path)
+    assert "missing: prompts sayakpaul/coco-30-val-2014: not on this disk" in requirements.describe(suites.load("coco-30k"), tmp_path)
     latent = suites.load("quality").model_copy(update={"noise": suites.Noise(kind="fixed", file="latents.pt")})
-    assert requirements.lacking(latent, tmp_path) == ["latent latents.pt: not on this disk"]
+    assert requirements.missing_inputs(latent, tmp_path) == ["latent latents.pt: not on this disk"]
 
 
 def test_what_is_here_is_not_told(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_what_is_here_is_not_told(tmp_path: Path) -> None:
     card = Card(name="mlperf-val2014", digest="d", encoder="e", encoder_id=None, data={"source": "s", "sha256": "0"}, n=5)
     (tmp_path / "references" / "mlperf-val2014").mkdir(parents=True)
     (tmp_path / "references" / "mlperf-val2014" / "e.json").write_text(card.model_dump_json())
-    assert requirements.text(suite, tmp_path) == []
+    assert requirements.describe(suite, tmp_path) == []
 
 
 def test_files_of_one_s_own_are_here_by_any_name_that_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +81,7 @@ def test_a_data_set_that_was_opened_before_is_here(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["quality", "fid", "preference", "latency"])
 def test_the_embedded_family_and_parts_need_nothing(name: str, tmp_path: Path) -> None:
-    assert requirements.text(suites.load(name), tmp_path) == []
+    assert requirements.describe(suites.load(name), tmp_path) == []
 
 
 def test_a_dry_run_tells_it_and_fetches_nothing(

@@ -31,7 +31,7 @@ from sdbench.protocols.base import Subject
 from sdbench.records import Model, Original, Scores, Value
 from sdbench.reference import cards
 from sdbench.run import external, recording, runner
-from sdbench.run.context import place_of, prepare
+from sdbench.run.context import prepare, store_and_jobs
 from sdbench.scenes.grammar import parse
 from sdbench.scenes.render import render
 from sdbench.score import score
@@ -266,7 +266,7 @@ def test_weights_that_come_back_keep_what_was_found_of_them(teacher: ModelSpec, 
     record, scores = records.read(first)
     other = record.model.model_copy(update={"weights_digest": "another checkpoint's"})
     records.write(record.model_copy(update={"model": other, "created": records.now(), "values": ()}), scores, {}, tmp_path / "results")
-    looked_at, head, probes_alone = set(), records.head, replace(prepare_in(tmp_path), quality=False)
+    looked_at, head, probes_alone = set(), records.head, replace(prepare_in(tmp_path), with_quality=False)
     monkeypatch.setattr(records, "head", lambda folder: looked_at.add(folder.parent.name) or head(folder))
     (again,) = runner.run([teacher], probes_alone)
     assert looked_at == {"scenes-teacher"}, "others' records are not read"
@@ -283,7 +283,7 @@ def test_a_student_alone_has_no_win_rate_until_the_teacher_was_run(teacher: Mode
         return records.read(runner.run([student], context)[0])[0].value("win_rate.preference.scenes")
 
     def told(*others: ModelSpec) -> list[str]:
-        return recording.lacking([student, *others], context)
+        return recording.missing_of_teacher([student, *others], context)
 
     alone = rate()
     assert alone is not None
@@ -293,7 +293,7 @@ def test_a_student_alone_has_no_win_rate_until_the_teacher_was_run(teacher: Mode
     assert told(teacher) == []
     (of_teacher,) = runner.run([teacher], context)
     assert told() == []
-    place_of(records.head(of_teacher).model, context)[0].folder.rename(tmp_path / "away")
+    store_and_jobs(records.head(of_teacher).model, context)[0].folder.rename(tmp_path / "away")
     assert told() == [f"pictures {under} agreement {way}"]
     after = rate()
     assert after is not None
@@ -311,7 +311,7 @@ def test_a_record_from_before_records_said_their_noise_and_scheduler_is_kept(tea
 
 def test_a_card_finds_the_pictures_of_the_card_beside_it(tmp_path: Path) -> None:
     model = Model(name="m", architecture="vega", source="folder:m", weights_digest="w")
-    places = [place_of(model, replace(prepare_in(tmp_path), device=device))[0].folder for device in ("cuda", "cuda:1", "cpu")]
+    places = [store_and_jobs(model, replace(prepare_in(tmp_path), device=device))[0].folder for device in ("cuda", "cuda:1", "cpu")]
     assert places[0] == places[1] != places[2]
 
 
@@ -602,10 +602,10 @@ def test_pictures_and_prompts_must_be_as_many(tmp_path: Path) -> None:
 def test_pictures_whose_names_have_two_orders_are_refused(tmp_path: Path) -> None:
     images, prompts = saved(tmp_path, PICTURES, PROMPTS)
     (images / "005.png").rename(images / "10.png")
-    assert len(external.subject(images, prompts, load("quality"), tmp_path / "runs").images) == len(PICTURES)
+    assert len(external.load_pictures(images, prompts, load("quality"), tmp_path / "runs").images) == len(PICTURES)
     (images / "004.png").rename(images / "2.png")
     with pytest.raises(UserError, match=r"003\.png comes before 2\.png as text and after it by number.*as in 00002\.png"):
-        external.subject(images, prompts, load("quality"), tmp_path / "runs")
+        external.load_pictures(images, prompts, load("quality"), tmp_path / "runs")
 
 
 def test_full_size_pictures_score_by_what_is_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from sdbench.records import Scores
-from sdbench.run.thumbnails import SHARED, worth_keeping
+from sdbench.run.thumbnails import SHARED, choose_rows
 
 N = 200
 
@@ -15,7 +15,7 @@ def test_the_shared_ones_come_first_then_the_worst_of_each_kind_by_turns() -> No
     theirs[180] = 2
     student = Scores([f"p{n}" for n in range(N)], [0] * N, {"fd:influence": influence, "clip": own, "win_rate.clip": own})
     teacher = Scores([f"p{n}" for n in reversed(range(N))], [0] * N, {"clip": theirs[::-1]})
-    kept = worth_keeping(student, teacher)
+    kept = choose_rows(student, teacher)
     assert len(kept) == len(set(kept)) == 64
     assert kept[:SHARED] == list(range(SHARED))
     assert kept[SHARED : SHARED + 2] == [150, 170]
@@ -24,6 +24,6 @@ def test_the_shared_ones_come_first_then_the_worst_of_each_kind_by_turns() -> No
 
 
 def test_without_a_teacher_or_scores_the_first_are_kept() -> None:
-    assert worth_keeping(Scores([f"p{n}" for n in range(N)], [0] * N, {}), None) == list(range(64))
-    assert worth_keeping(Scores(["a", "b"], [0, 0], {"fd:influence": np.array([0.0, 1.0])}), None) == [0, 1]
-    assert worth_keeping(Scores([], [], {}), None) == []
+    assert choose_rows(Scores([f"p{n}" for n in range(N)], [0] * N, {}), None) == list(range(64))
+    assert choose_rows(Scores(["a", "b"], [0, 0], {"fd:influence": np.array([0.0, 1.0])}), None) == [0, 1]
+    assert choose_rows(Scores([], [], {}), None) == []

@@ -29,7 +29,7 @@ SIX = SUITE.model_copy(update={"prompts": SUITE.prompts.model_copy(update={"n": 
 
 
 def ask(spec: ModelSpec, baseline: Path, folder: Path, rules: Policy = RULES, suite: suites.Suite = SIX) -> tuple[Path, Any]:
-    return until_verdict.run_until_verdict(until_verdict.Question(spec, prepare_in(folder, suite), baseline, rules, {}))
+    return until_verdict.run_until_verdict(until_verdict.SequentialTest(spec, prepare_in(folder, suite), baseline, rules, {}))
 
 
 def test_the_same_model_stops_past_half_with_the_pictures_of_a_whole_run(teacher: ModelSpec, tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_a_baseline_of_another_suite_is_refused_before_any_work(
 
 @pytest.mark.parametrize(("n", "batch", "expected"), [(512, 32, list(range(32, 513, 32))), (6, 2, [2, 4, 6]), (5, 4, [4, 5]), (3, 8, [3])])
 def test_looks_are_at_whole_batches_and_at_the_end(n: int, batch: int, expected: list[int]) -> None:
-    assert until_verdict.sizes(n, batch) == expected
+    assert until_verdict.look_sizes(n, batch) == expected
 
 
 def test_an_early_record_has_its_win_rate_and_agreement_with_the_whole_suite_s_teacher(teacher: ModelSpec, tmp_path: Path) -> None:
