@@ -88,9 +88,9 @@ def test_a_guided_step_of_a_full_size_unet_at_1024_px_takes_24_gb_at_most_and_st
 
 TRAINING = """
 import sys
-from distillation import look
+from distillation import samples
 from distillation.cli import main
-look.STEPS = 1  # what is shown is not looked at
+samples.STEPS = 1  # nobody looks at the samples
 sys.exit(main(sys.argv[1:]))
 """
 

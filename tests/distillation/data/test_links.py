@@ -215,8 +215,8 @@ def test_the_least_side_can_be_changed_without_fetching_what_is_there(site: Site
 SCRIPT = """
 import sys, pathlib, datasets
 datasets.config.HF_DATASETS_CACHE = pathlib.Path(sys.argv[3])
-from distillation.links import fetch
-from distillation.download import Rules
+from distillation.data.links import fetch
+from distillation.data.download import Rules
 fetch(sys.argv[1], pathlib.Path(sys.argv[2]), Rules(min_px=8, timeout_s=60, allow_private=True), threads=1)
 """
 
