@@ -9,13 +9,13 @@ import pytest
 
 from distillation import describe, samples, train
 from distillation.estimate import Memory
-from distillation.recipe import Recipe, read
+from distillation.recipe import Recipe, load_recipe
 from sdbench.scenes.training import evaluation
 
 
 @pytest.fixture(scope="session")
 def vega() -> Recipe:
-    recipe = read("vega")
+    recipe = load_recipe("vega")
     stages = tuple(stage.model_copy(update={"share": share}) for stage, share in zip(recipe.stages, (0.4, 0.6), strict=True))
     scenes = recipe.scenes.model_copy(update={"pictures": 8, "batch": 2, "warmup": 1})
     return recipe.model_copy(update={"stages": stages, "scenes": scenes})
@@ -35,7 +35,7 @@ def a_glance() -> Iterator[None]:
 @pytest.fixture
 def no_counting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds of shapes through networks; a full-size run's estimate is tested with its own numbers."""
-    monkeypatch.setattr(describe, "memory", lambda *_, **__: Memory(**dict.fromkeys(Memory.__dataclass_fields__, 10**9)))
+    monkeypatch.setattr(describe, "estimate_memory", lambda *_, **__: Memory(**dict.fromkeys(Memory.__dataclass_fields__, 10**9)))
     monkeypatch.setattr(describe, "unet_macs", lambda *_, **__: 10**12)
 
 

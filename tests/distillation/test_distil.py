@@ -21,16 +21,16 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from distillation import train
-from distillation.ablation.experiment import one_shot
+from distillation.ablation.experiment import one_shot_recipe
 from distillation.data import batches
-from distillation.export import Provenance, export
-from distillation.plan import MIDDLE
+from distillation.export import Provenance, export_student
+from distillation.plan import MIDDLE_ATTENTION
 from distillation.prune import prune
-from distillation.recipe import Recipe, read
-from distillation.recipe_tables import Keep
-from distillation.sensitivity.budget import TWIN
-from distillation.succession import warn_of_others
-from distillation.teacher import EMBEDDED, find, place
+from distillation.recipe import Recipe, load_recipe
+from distillation.recipe_tables import KeepBlocks
+from distillation.sensitivity.budget import TIED_TO_MIDDLE
+from distillation.succession import warn_of_different_parts
+from distillation.teacher import EMBEDDED, fetch_folder, open_teacher_for
 from distillation.train import distil
 from sdbench.errors import UserError
 from sdbench.models.digest import weights_digest
@@ -79,7 +79,7 @@ class Interrupted:
         self.stop, self.calls = stop, 0
 
     def __call__(self, *arguments: object) -> Callable[[int], Batch]:
-        of_step = batches.batches(*arguments)  # type: ignore[arg-type]
+        of_step = batches.numbered_batches(*arguments)  # type: ignore[arg-type]
 
         def batch(step: int) -> Batch:
             self.calls += 1
@@ -96,11 +96,11 @@ def test_a_stopped_run_ends_with_the_same_bytes_and_repeats_no_step(
     monkeypatch.setattr(train, "fit", partial(fit, save_every_s=0))
     run = partial(distil, vega, "scenes", [teacher_folder], stage_done(student, tmp_path), tmp_path / "out", steps=STEPS)
     stopped, resumed = Interrupted(2), Interrupted(0)
-    monkeypatch.setattr(train, "batches", stopped)
+    monkeypatch.setattr(train, "numbered_batches", stopped)
     with pytest.raises(KeyboardInterrupt):
         run()
     assert not (tmp_path / "out").exists()
-    monkeypatch.setattr(train, "batches", resumed)
+    monkeypatch.setattr(train, "numbered_batches", resumed)
     out = run()
     assert resumed.calls == STEPS // 2 + train.FINAL_BATCHES - 1  # the first stage and the second one's first step were there
     assert (out / "unet" / WEIGHTS).read_bytes() == (student / "unet" / WEIGHTS).read_bytes()
@@ -120,7 +120,7 @@ def test_a_card_trains_in_half_precision(vega: Recipe, teacher_folder: Path, tmp
 def of_two_batches(recipe: Recipe, teacher: Path, folder: Path) -> Path:
     """Make a student whose every step sums up two batches, activations computed twice => its weights."""
     changes = {"accumulation": 2, "checkpointing": True}
-    recipe = one_shot(recipe.model_copy(update={"scenes": recipe.scenes.model_copy(update=changes)}))
+    recipe = one_shot_recipe(recipe.model_copy(update={"scenes": recipe.scenes.model_copy(update=changes)}))
     return distil(recipe, "scenes", [teacher], folder / "work", folder / "out", steps=2, unet_only=True) / WEIGHTS
 
 
@@ -148,10 +148,10 @@ def test_processes_that_cannot_share_out_a_step_are_refused_before_anything_is_m
 def test_a_step_that_a_gpu_has_no_room_for_ends_with_the_way_out(checkpointing: bool, vega: Recipe) -> None:
     settings = vega.sdxl.model_copy(update={"checkpointing": checkpointing})
     said = r"cuda has too little memory .* batch = 16, accumulation = 8 .*halve batch and double"
-    with pytest.raises(UserError, match=said) as error, train._enough_memory(settings, "cuda"):
+    with pytest.raises(UserError, match=said) as error, train._explain_out_of_memory(settings, "cuda"):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore of it")
     assert ("set checkpointing = true" in str(error.value)) != checkpointing
-    with pytest.raises(RuntimeError, match="something else"), train._enough_memory(settings, "cuda"):
+    with pytest.raises(RuntimeError, match="something else"), train._explain_out_of_memory(settings, "cuda"):
         raise RuntimeError("something else")
 
 
@@ -159,7 +159,7 @@ def test_a_finished_run_is_only_exported(
     vega: Recipe, teacher_folder: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batches = Interrupted(1)
-    monkeypatch.setattr(train, "batches", batches)
+    monkeypatch.setattr(train, "numbered_batches", batches)
     (left,) = (student.parent / "work").glob("vega-*/2-depth")
     (left / "step-00000002").mkdir()  # of a run that was killed before it took its checkpoint away
     out = distil(vega, "scenes", [teacher_folder], student.parent / "work", tmp_path / "again", steps=STEPS, unet_only=True)
@@ -200,7 +200,7 @@ def test_activations_computed_twice_give_the_same_student(vega: Recipe, teacher_
 
 
 def test_a_student_with_fewer_resnets_and_no_middle_trains_too(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
-    koala = one_shot(read("koala-700m")).model_copy(update={"scenes": vega.scenes})
+    koala = one_shot_recipe(load_recipe("koala-700m")).model_copy(update={"scenes": vega.scenes})
     out = distil(koala, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=1)
     assert resolve(str(out), name="student").architecture == "koala-700m"
     cut = prune(UNet2DConditionModel.from_pretrained(teacher_folder / "unet"), koala.plans[-1]).state_dict()
@@ -250,16 +250,16 @@ def test_the_card_gives_the_teachers_licence(vega: Recipe, teacher_folder: Path,
     assert "which its folder does not name" in (student / "README.md").read_text()
     shutil.copytree(teacher_folder, tmp_path / "named")
     (tmp_path / "named" / "README.md").write_text("---\nlicense: openrail++\n---\nA teacher.\n")
-    teacher = find(tmp_path / "named", vega)
+    teacher = open_teacher_for(tmp_path / "named", vega)
     cut = prune(teacher.unet("float32", "cpu"), vega.plans[-1])
-    out = export(cut, tmp_path / "out", teacher, Provenance.of(vega, [teacher], cut), unet_only=True)
+    out = export_student(cut, tmp_path / "out", teacher, Provenance.from_run(vega, [teacher], cut), unet_only=True)
     assert metadata_load(out / "README.md")["license"] == "openrail++"
-    assert find(EMBEDDED, vega).licence == "apache-2.0"
+    assert open_teacher_for(EMBEDDED, vega).licence == "apache-2.0"
     (tmp_path / "named" / "README.md").write_text("---\nlicense: open: rail\n---\n")  # said before any training, which would end in it
     with pytest.raises(
         UserError, match=r"cannot read the licence, which students inherit, from .*README.md: mapping values are not allowed"
     ):
-        find(tmp_path / "named", vega)
+        open_teacher_for(tmp_path / "named", vega)
 
 
 def test_several_teachers_licences_are_all_named(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
@@ -267,9 +267,9 @@ def test_several_teachers_licences_are_all_named(vega: Recipe, teacher_folder: P
         shutil.copytree(teacher_folder, tmp_path / name)
         (tmp_path / name / "README.md").write_text(f"---\nlicense: {licence}\n---\n")
     (tmp_path / "one" / "LICENSE.md").write_text("its text")
-    found = [find(tmp_path / name, vega) for name in ("one", "two", "one")] + [find(teacher_folder, vega)]
+    found = [open_teacher_for(tmp_path / name, vega) for name in ("one", "two", "one")] + [open_teacher_for(teacher_folder, vega)]
     cut = prune(found[0].unet("float32", "cpu"), vega.plans[-1])
-    out = export(cut, tmp_path / "out", found[0], Provenance.of(vega, found, cut))
+    out = export_student(cut, tmp_path / "out", found[0], Provenance.from_run(vega, found, cut))
     assert metadata_load(out / "README.md")["license"] == "other"
     assert "openrail++ and mit and one that is not named, as those of the teachers." in (out / "README.md").read_text()
     assert (out / "LICENSE.md").read_text() == "its text"
@@ -280,9 +280,9 @@ def test_a_student_of_a_teacher_in_16_bit_files_alone_loads_without_naming_them(
     pipeline.save_pretrained(tmp_path / "half", variant="fp16", max_shard_size="20kB")
     assert list((tmp_path / "half" / "text_encoder").glob("*.index.fp16.json"))
     (tmp_path / "half" / "vae" / "diffusion_pytorch_model.bin").write_bytes(b"of another kind")
-    teacher = find(tmp_path / "half", vega)
+    teacher = open_teacher_for(tmp_path / "half", vega)
     cut = prune(teacher.unet("float32", "cpu"), vega.plans[-1])
-    out = export(cut, tmp_path / "out", teacher, Provenance.of(vega, [teacher], cut))
+    out = export_student(cut, tmp_path / "out", teacher, Provenance.from_run(vega, [teacher], cut))
     loaded = StableDiffusionXLPipeline.from_pretrained(out, dtype=torch.float16)
     expected = pipeline.text_encoder.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.text_encoder.state_dict().items())
@@ -293,8 +293,8 @@ def test_teachers_of_another_noise_do_not_follow_each_other(vega: Recipe, teache
     shutil.copytree(teacher_folder, tmp_path / "other")
     config = tmp_path / "other" / "scheduler" / "scheduler_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"prediction_type": "epsilon"}))
-    with pytest.raises(UserError, match=r"another noise than that in .*: its scheduler's prediction_type is epsilon, not v_prediction"):
-        train.check(vega, "scenes", [teacher_folder, tmp_path / "other", teacher_folder])
+    with pytest.raises(UserError, match=r"other noise than the one in .*: its scheduler's prediction_type is epsilon, not v_prediction"):
+        train.check_run(vega, "scenes", [teacher_folder, tmp_path / "other", teacher_folder])
 
 
 @pytest.mark.parametrize(
@@ -314,7 +314,7 @@ def test_a_teacher_of_another_diffusion_is_refused(
     kept = {key: value for key, value in json.loads(config.read_text()).items() if not key.startswith("beta_")}
     config.write_text(json.dumps(kept | changes))
     with pytest.raises(UserError, match=f"other is of another diffusion than is trained here: .*{said}"):
-        train.check(vega, "scenes", [tmp_path / "other"])
+        train.check_run(vega, "scenes", [tmp_path / "other"])
     with pytest.raises(UserError, match=said):
         LatentPool(tmp_path / "other", Pool(tmp_path, 1), tmp_path)
 
@@ -326,33 +326,33 @@ def test_a_later_teacher_of_other_text_encoders_or_vae_is_named(
     tuned = shutil.copytree(teacher_folder, tmp_path / "tuned") / "text_encoder_2" / "model.safetensors"
     save_file({name: tensor + 1e-3 for name, tensor in load_file(tuned).items()}, tuned)
     capsys.readouterr()  # diffusers may speak of the halves
-    warn_of_others([find(folder, vega) for folder in (teacher_folder, tmp_path / "half", tmp_path / "tuned")])
+    warn_of_different_parts([open_teacher_for(folder, vega) for folder in (teacher_folder, tmp_path / "half", tmp_path / "tuned")])
     (said,) = capsys.readouterr().err.splitlines()
     assert said.startswith(f"the teacher in {tmp_path / 'tuned'} has another text_encoder_2 than the first one in {teacher_folder}, but")
 
 
 def test_a_run_that_begins_anew_says_beside_which(vega: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     work = tmp_path / "work"
-    decides = {"recipe": vega.deciding("scenes"), "steps": 4}
-    before = train._place(work, "vega", decides)
+    decides = {"recipe": vega.training_digest("scenes"), "steps": 4}
+    before = train._run_folder(work, "vega", decides)
     assert capsys.readouterr().err == ""
     reworded = vega.model_copy(update={"middle": vega.middle.model_copy(update={"source": "a better one"})})
-    assert train._place(work, "vega", decides | {"recipe": reworded.deciding("scenes")}) == before
+    assert train._run_folder(work, "vega", decides | {"recipe": reworded.training_digest("scenes")}) == before
     lower = vega.model_copy(update={"scenes": vega.scenes.model_copy(update={"lr": 1e-5})})
-    after = train._place(work, "vega", decides | {"recipe": lower.deciding("scenes")})
-    assert f"a new run begins in {after}; that in {before} is of other recipe" in capsys.readouterr().err
+    after = train._run_folder(work, "vega", decides | {"recipe": lower.training_digest("scenes")})
+    assert f"starting a new run in {after}; the run in {before} differs in: recipe" in capsys.readouterr().err
 
 
 def test_other_shares_of_the_teachers_are_another_run(
     vega: Recipe, teacher_folder: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs, place = list[Path](), train._place
+    runs, place = list[Path](), train._run_folder
 
     def placed(*arguments: Any) -> Path:
         runs.append(place(*arguments))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "_place", placed)
+    monkeypatch.setattr(train, "_run_folder", placed)
     work = stage_done(student, tmp_path)
     for shares in ((0.5, 0.25, 0.25), (0.25, 0.5, 0.25), (0.5, 0.25, 0.25)):
         rows = tuple(row.model_copy(update={"share": share}) for row, share in zip(vega.sdxl.teachers, shares, strict=True))
@@ -376,31 +376,31 @@ def test_a_teacher_goes_by_name(name: str | None, location: str | None, folder: 
     monkeypatch.setattr("distillation.teacher.fetch_card", lambda spec: fetched.append((spec.location, "card")))
     if name == "sdxl":
         monkeypatch.setattr("distillation.teacher.locate", lambda _: SimpleNamespace(pipeline=Path("cached")))
-    assert place(name) == folder
+    assert fetch_folder(name) == folder
     assert fetched == ([(location, "float32"), (location, "card")] if location else [])
 
 
 def test_a_teacher_of_two_copies_is_that_of_32_bits(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
-    alone = find(teacher_folder, vega)
+    alone = open_teacher_for(teacher_folder, vega)
     shutil.copytree(teacher_folder, tmp_path / "both")
     noise = {name: torch.randn(tensor.shape).half() for name, tensor in load_file(teacher_folder / "unet" / WEIGHTS).items()}
     save_file(noise, tmp_path / "both" / "unet" / WEIGHTS.replace(".", ".fp16.", 1))
-    both = find(tmp_path / "both", vega)
+    both = open_teacher_for(tmp_path / "both", vega)
     assert (both.dtype, both.digest) == ("float32", alone.digest)
     taught = both.unet("bfloat16", "cpu").state_dict()
     assert all(torch.equal(taught[name], tensor) for name, tensor in alone.unet("bfloat16", "cpu").state_dict().items())
 
 
 def test_what_is_no_whole_pipeline_is_no_teacher() -> None:
-    with pytest.raises(UserError, match="is no whole pipeline in diffusers layout; name a folder, 'sdxl', or owner/name"):
-        place("scenes-vega")
+    with pytest.raises(UserError, match="is not a complete pipeline in diffusers layout; name a folder, 'sdxl', or owner/name"):
+        fetch_folder("scenes-vega")
     with pytest.raises(UserError, match="nowhere"):
-        place("nowhere")
+        fetch_folder("nowhere")
 
 
 def test_training_brings_the_student_nearer_to_the_teacher(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
     scenes = vega.scenes.model_copy(update={"lr": 5e-3})
-    brisk = one_shot(vega).model_copy(update={"scenes": scenes, "loss": vega.loss.model_copy(update={"task": 0.0})})
+    brisk = one_shot_recipe(vega).model_copy(update={"scenes": scenes, "loss": vega.loss.model_copy(update={"task": 0.0})})
     out = distil(brisk, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=10)
     log = next((tmp_path / "work").glob("vega-*/1-all/log.jsonl")).read_text()
     first, last = json.loads(log.splitlines()[0]), json.loads((out / "provenance.json").read_text())["stages"][-1]["losses"]
@@ -411,11 +411,11 @@ def test_a_half_precision_teacher_is_trained_with_in_float32_and_its_student_sto
     vega: Recipe, teacher_folder: Path, tmp_path: Path
 ) -> None:
     StableDiffusionXLPipeline.from_pretrained(teacher_folder).to(torch.float16).save_pretrained(tmp_path / "half")
-    teacher = find(tmp_path / "half", vega)
+    teacher = open_teacher_for(tmp_path / "half", vega)
     unet = teacher.unet("float32", "cpu")
     assert unet.dtype == torch.float32
     student = prune(unet, vega.plans[-1])
-    out = export(student, tmp_path / "out", teacher, Provenance.of(vega, [teacher], student), unet_only=True)
+    out = export_student(student, tmp_path / "out", teacher, Provenance.from_run(vega, [teacher], student), unet_only=True)
     assert {tensor.dtype for tensor in load_file(out / WEIGHTS).values()} == {torch.float16}
 
 
@@ -427,7 +427,7 @@ def test_what_cannot_work_is_said_before_any_work(vega: Recipe, teacher_folder: 
         distil(vega, "scenes", [student], work, tmp_path / "out")
     with pytest.raises(UserError, match="no teacher in"):
         distil(vega, "scenes", [teacher_folder / "unet"], work, tmp_path / "out")
-    with pytest.raises(UserError, match="is of family 'scenes'; expected 'sdxl', as --family says"):
+    with pytest.raises(UserError, match="belongs to family 'scenes', but --family is 'sdxl'"):
         distil(vega, "sdxl", [teacher_folder], work, tmp_path / "out")
     with pytest.raises(
         UserError, match=r"2 teachers for recipe 'vega', which names 3 \(stabilityai.*, ZavyChromaXL, JuggernautXL\); give one, or all"
@@ -435,11 +435,11 @@ def test_what_cannot_work_is_said_before_any_work(vega: Recipe, teacher_folder: 
         distil(vega, "scenes", [teacher_folder] * 2, work, tmp_path / "out")
     with pytest.raises(UserError, match=r"tap .* 'mid_blok'; did you mean 'mid_block'"):
         distil(vega.model_copy(update={"taps": ("mid_blok",)}), "scenes", [teacher_folder], work, tmp_path / "out")
-    halves = tuple(Keep(attentions=path, blocks=(0, 1), source="") for path in (TWIN, MIDDLE))
+    halves = tuple(KeepBlocks(attentions=path, blocks=(0, 1), source="") for path in (TIED_TO_MIDDLE, MIDDLE_ATTENTION))
     first = vega.stages[0].model_copy(update={"keep": halves})
-    unsayable = vega.stages[1].model_copy(update={"keep": (Keep(attentions=TWIN, blocks=(0,), source=""),)})
+    unsayable = vega.stages[1].model_copy(update={"keep": (KeepBlocks(attentions=TIED_TO_MIDDLE, blocks=(0,), source=""),)})
     both = vega.model_copy(update={"student": None, "stages": (first, unsayable)})
-    with pytest.raises(UserError, match="a diffusers config cannot say these depths"):
+    with pytest.raises(UserError, match="a diffusers config cannot express these depths"):
         distil(both, "scenes", [teacher_folder], work, tmp_path / "out")
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="no device 'cuda' here: torch finds no GPU"):
@@ -451,7 +451,7 @@ def test_export_overwrites_nothing(vega: Recipe, teacher_folder: Path, tmp_path:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
     with pytest.raises(UserError, match="exists"):
-        export(None, tmp_path / "out", find(teacher_folder, vega), None)  # type: ignore[arg-type]
+        export_student(None, tmp_path / "out", open_teacher_for(teacher_folder, vega), None)  # type: ignore[arg-type]
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 
@@ -460,9 +460,9 @@ def test_a_student_can_go_to_the_folder_that_one_stands_in(
 ) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    teacher = find(teacher_folder, vega)
+    teacher = open_teacher_for(teacher_folder, vega)
     cut = prune(teacher.unet("float32", "cpu"), vega.plans[-1])
-    export(cut, Path(), teacher, Provenance.of(vega, [teacher], cut), unet_only=True)
+    export_student(cut, Path(), teacher, Provenance.from_run(vega, [teacher], cut), unet_only=True)
     assert (tmp_path / "here" / WEIGHTS).exists()
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
 
@@ -475,6 +475,6 @@ def test_the_commit_is_the_packages_own_and_not_of_a_repository_around_its_envir
     who = ("-c", "user.name=a", "-c", "user.email=a@b.c")
     for words in (("init", "-q"), (*who, "commit", "-q", "--allow-empty", "-m", "first")):
         subprocess.run(["git", "-C", str(tmp_path / "mine"), *words], check=True)
-    teacher = find(teacher_folder, vega)
+    teacher = open_teacher_for(teacher_folder, vega)
     monkeypatch.setattr("distillation.export.__file__", str(around / "export.py"))
-    assert Provenance.of(vega, [teacher], teacher.unet("float32", "cpu")).commit is None
+    assert Provenance.from_run(vega, [teacher], teacher.unet("float32", "cpu")).commit is None

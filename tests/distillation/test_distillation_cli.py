@@ -5,8 +5,8 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 
 from distillation.cli import main
-from distillation.prune import on_meta
-from distillation.recipe import read
+from distillation.prune import meta_unet
+from distillation.recipe import load_recipe
 from sdbench.models.architectures import unet_config
 
 
@@ -14,14 +14,14 @@ from sdbench.models.architectures import unet_config
 def test_plan_prints_counts_blocks_and_taps(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "ssd-1b"]) == 0
     said = capsys.readouterr().out
-    expected = sum(parameter.numel() for parameter in on_meta(unet_config("ssd-1b", "scenes")).parameters())
-    steps = round(0.9 * read("ssd-1b").scenes.steps)
+    expected = sum(parameter.numel() for parameter in meta_unet(unet_config("ssd-1b", "scenes")).parameters())
+    steps = round(0.9 * load_recipe("ssd-1b").scenes.steps)
     assert f"stage depth: {steps:,} steps, {expected:,} parameters, 34 transformer blocks" in said
     assert "  down_blocks.2.attentions.* keeps 0, 1, 2, 6  (furusu/SSD-1B-anime" in said
     assert "taps: 26" in said
     assert "  mid_block <- mid_block 64 x 4 x 4" in said
     assert "loss: task 1.0, output 0.5, feature 0.5, scale none" in said
-    assert "begins with a new AdamW; lr rises for 25 steps to 0.001, then goes down a half cosine to zero" in said
+    assert "starts with a new AdamW; lr rises for 25 steps to 0.001, then falls to zero along a half cosine" in said
     assert " GPU hours at 396 to 148 TFLOP/s, assumed: 40 to 15 % of an H100's 989 for dense bfloat16" in said
     assert "cost" not in said
 
@@ -87,7 +87,7 @@ def test_steps_must_be_a_whole_number(steps: str, capsys: pytest.CaptureFixture[
     with pytest.raises(SystemExit) as stopped:
         main(["run", "vega", "--out", "x", "--steps", steps])
     assert stopped.value.code == 2
-    assert f"argument --steps: '{steps}' is no whole number of at least 1" in capsys.readouterr().err
+    assert f"argument --steps: '{steps}' is not a whole number of at least 1" in capsys.readouterr().err
 
 
 def test_of_several_processes_the_main_one_says_where_the_student_is(

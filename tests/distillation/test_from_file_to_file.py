@@ -12,15 +12,15 @@ from safetensors.torch import load_file, save_file
 from tiny import noise_unet, tiny_unet, with_unet
 
 from distillation.cli import main
-from distillation.export import Provenance, export
+from distillation.export import Provenance, export_student
 from distillation.plan import Plan
 from distillation.prune import prune
-from distillation.recipe import read
-from distillation.teacher import find
+from distillation.recipe import load_recipe
+from distillation.teacher import open_teacher_for
 from sdbench.models.architectures import unet_config
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-RECIPES = [read(name) for name in ("ssd-1b", "vega")]
+RECIPES = [load_recipe(name) for name in ("ssd-1b", "vega")]
 LAYOUTS = {
     "one file": (torch.float32, {}),
     "shards": (torch.bfloat16, {"max_shard_size": "300KB"}),
@@ -44,11 +44,11 @@ def test_the_student_is_the_one_that_is_made_in_memory(
     dtype, how = LAYOUTS[layout]
     folder = with_unet(teacher_folder, tmp_path / "teacher", tiny_unet("sdxl").to(dtype), **how)
     assert (len(list((folder / "unet").glob("*.safetensors"))) > 1) == ("shards" in layout)
-    teacher = find(folder, RECIPES[0])
-    note = Provenance.of(RECIPES[0], [teacher], tiny_unet())
+    teacher = open_teacher_for(folder, RECIPES[0])
+    note = Provenance.from_run(RECIPES[0], [teacher], tiny_unet())
     for number, (plan, expected) in enumerate(in_memory if layout == "one file" else in_memory[-1:]):
         out = tmp_path / str(number)
-        export(prune(teacher.unet(teacher.dtype, "cpu"), plan, copy=False), out, teacher, note, unet_only=True)
+        export_student(prune(teacher.unet(teacher.dtype, "cpu"), plan, copy=False), out, teacher, note, unet_only=True)
         found = load_file(out / WEIGHTS)
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[key], value.to(dtype)) for key, value in expected.items())

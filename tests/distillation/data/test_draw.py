@@ -12,7 +12,7 @@ from diffusers import StableDiffusionXLPipeline
 from tiny import SIZE_PX
 
 from distillation.cli import main
-from distillation.data.draw import draw
+from distillation.data.draw import draw_pictures
 from distillation.data.pictures import open_pictures
 from sdbench.errors import UserError
 from sdbench.generate import Noise, initial_noise
@@ -39,7 +39,7 @@ def prompts(tmp_path: Path) -> Path:
 def whole(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What one run draws, which nobody changes."""
     folder = tmp_path_factory.mktemp("drawn")
-    return draw(listed(folder), teacher_folder, folder / "whole", **SETTINGS)
+    return draw_pictures(listed(folder), teacher_folder, folder / "whole", **SETTINGS)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -81,7 +81,7 @@ def test_parts_draw_together_what_one_run_draws(whole: Path, prompts: Path, teac
     out = tmp_path / "parts"
     for part in (3, 1, 2):
         assert not (out / "metadata.jsonl").exists()
-        draw(prompts, teacher_folder, out, part=(part, 3), **SETTINGS)
+        draw_pictures(prompts, teacher_folder, out, part=(part, 3), **SETTINGS)
     assert files(out) == files(whole)
 
 
@@ -89,7 +89,7 @@ def test_parts_draw_together_what_one_run_draws(whole: Path, prompts: Path, teac
 def test_a_part_that_there_is_not_is_an_error(part: str, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["data", "make", str(prompts), "--out", str(tmp_path / "out"), "--part", part])
-    assert f"{part!r} is no part K/N" in capsys.readouterr().err
+    assert f"{part!r} is not a part K/N" in capsys.readouterr().err
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes(
@@ -105,12 +105,12 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
 
     monkeypatch.setattr(Store, "put", third_fails)
     with pytest.raises(KeyboardInterrupt):
-        draw(prompts, teacher_folder, out, **SETTINGS)
+        draw_pictures(prompts, teacher_folder, out, **SETTINGS)
     assert puts == order[:2]
     with pytest.raises(UserError, match="nothing to read in"):
         open_pictures(str(out))
     monkeypatch.setattr(Store, "put", counted)
-    draw(prompts, teacher_folder, out, **SETTINGS)
+    draw_pictures(prompts, teacher_folder, out, **SETTINGS)
     assert puts == order
     assert files(out) == files(whole)
     assert len(files(out)) == len(CAPTIONS) + 3
@@ -119,18 +119,18 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
 def test_more_captions_and_other_captions_cost_only_themselves(
     prompts: Path, teacher_folder: Path, tmp_path: Path, puts: list[str]
 ) -> None:
-    out = draw(prompts, teacher_folder, tmp_path / "out", n=3, **SETTINGS)
+    out = draw_pictures(prompts, teacher_folder, tmp_path / "out", n=3, **SETTINGS)
     assert open_pictures(str(out)).captions == CAPTIONS[:3]
-    draw(prompts, teacher_folder, out, **SETTINGS)
+    draw_pictures(prompts, teacher_folder, out, **SETTINGS)
     assert len(puts) == 5
     prompts.write_text("\n".join([*CAPTIONS[:4], "changed"]))
-    draw(prompts, teacher_folder, out, **SETTINGS)
+    draw_pictures(prompts, teacher_folder, out, **SETTINGS)
     assert len(puts) == 6
     assert open_pictures(str(out)).captions == [*CAPTIONS[:4], "changed"]
 
 
 def test_the_size_of_the_batch_changes_rounding_at_most(whole: Path, prompts: Path, teacher_folder: Path, tmp_path: Path) -> None:
-    at_once = draw(prompts, teacher_folder, tmp_path / "out", **{**SETTINGS, "batch": 5})
+    at_once = draw_pictures(prompts, teacher_folder, tmp_path / "out", **{**SETTINGS, "batch": 5})
     for mine, theirs in zip(pixels(at_once), pixels(whole), strict=True):
         assert np.abs(mine - theirs).max() <= 1
 
@@ -157,8 +157,8 @@ def test_a_note_says_how_they_were_made(whole: Path, teacher_folder: Path) -> No
 )
 def test_a_folder_is_of_one_way_of_making(whole: Path, prompts: Path, teacher_folder: Path, name: str, value: int, said: str) -> None:
     before = files(whole)
-    with pytest.raises(UserError, match=f"whole holds pictures that were made otherwise: {said}"):
-        draw(prompts, teacher_folder, whole, n=1, **{**SETTINGS, name: value})
+    with pytest.raises(UserError, match=f"whole holds pictures drawn with other settings: {said}"):
+        draw_pictures(prompts, teacher_folder, whole, n=1, **{**SETTINGS, name: value})
     assert files(whole) == before
 
 
@@ -179,7 +179,7 @@ def test_what_cannot_be_drawn_is_said_before_anything_is_written(prompts: Path, 
         ({"out": tmp_path / "taken"}, "taken exists; expected a new or empty folder"),
     ):
         with pytest.raises(UserError, match=said):
-            draw(**{**arguments, **changed})
+            draw_pictures(**{**arguments, **changed})
     assert not (tmp_path / "out").exists()
 
 
