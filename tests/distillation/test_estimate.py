@@ -1,4 +1,4 @@
-"""What training would take: against closed forms and against counts of the full-size architectures."""
+"""Estimates against closed forms and against counts of the full-size architectures."""
 
 import re
 import weakref
@@ -75,7 +75,7 @@ ONE_TOKEN = {
 
 
 @pytest.mark.parametrize(("dtype", "checkpointing", "expected"), ONE_TOKEN.values(), ids=ONE_TOKEN)
-def test_what_one_more_token_keeps(dtype: str, checkpointing: bool, expected: int) -> None:
+def test_one_more_token_adds_its_activations(dtype: str, checkpointing: bool, expected: int) -> None:
     short, long = (
         activation_bytes(SHALLOW, latent_size=16, tokens=tokens, dtype=dtype, checkpointing=checkpointing)[0] for tokens in (20, 21)
     )
@@ -84,8 +84,8 @@ def test_what_one_more_token_keeps(dtype: str, checkpointing: bool, expected: in
     assert torch.get_autocast_dtype("cuda") == torch.float16  # torch's own default
 
 
-def test_a_block_keeps_no_matrix_of_attention() -> None:
-    """Twice the side is four times the pixels, and nothing grows with their square; the time embedding does not grow at all."""
+def test_attention_saves_no_matrix() -> None:
+    """Doubling the side quadruples the pixels; nothing grows with their square, and the time embedding does not grow at all."""
     small, large, larger = (
         activation_bytes(SHALLOW, latent_size=side, tokens=20, dtype="bfloat16", checkpointing=False)[0] for side in (16, 32, 64)
     )
@@ -93,8 +93,8 @@ def test_a_block_keeps_no_matrix_of_attention() -> None:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_taps_add_what_the_teachers_outputs_take(checkpointing: bool) -> None:
-    """A forward with the layer-level loss, at 1024 px in bfloat16, keeps at most 0.2 GB a picture more for the backward pass."""
+def test_taps_add_the_size_of_the_teachers_outputs(checkpointing: bool) -> None:
+    """The layer-level loss, at 1024 px in bfloat16, saves at most 0.2 GB per picture more for the backward pass."""
     recipe, config = load_recipe("vega"), unet_config("vega")
     taps = resolve_taps(config, unet_config("sdxl"), recipe.plans[-1], recipe.taps)
     with (
@@ -121,8 +121,8 @@ def test_full_size_memory() -> None:
     assert found.checkpointed + found.recomputed <= 0.5 * found.activations
 
 
-class Living(TorchDispatchMode):
-    """While open, `peak_bytes` is the most that storages made meanwhile have taken at once, after any operation."""
+class AllocationTracker(TorchDispatchMode):
+    """While open, tracks storages created meanwhile; `peak_bytes` is the most that they took at once, after any operation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -145,8 +145,8 @@ class Living(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_step_on_the_cpu_takes_what_is_estimated(checkpointing: bool) -> None:
-    """Two accumulated batches, so that all gradients are there at the peak: it lies in the backward pass of the second."""
+def test_a_step_on_the_cpu_takes_the_estimated_memory(checkpointing: bool) -> None:
+    """Two accumulated batches, so that all gradients exist at the peak, in the backward pass of the second."""
     side, n = 64, 2
     unet = UNet2DConditionModel(**SHALLOW).train()
     if checkpointing:
@@ -155,7 +155,7 @@ def test_a_step_on_the_cpu_takes_what_is_estimated(checkpointing: bool) -> None:
         SHALLOW, SHALLOW, Plan({path: tuple(range(depth)) for path, depth in depths(SHALLOW).items()}, 0), load_recipe("vega").taps
     )
     inputs = tree_map_only(Tensor, lambda like: torch.randn(n, *like.shape[1:]), empty_input(SHALLOW, side, 20))
-    with Living() as living:
+    with AllocationTracker() as living:
         for _ in range(2):
             with collect_outputs(unet, [tap.student for tap in taps]) as learned:
                 scale = side // SHALLOW["sample_size"]
@@ -187,14 +187,14 @@ def test_memory_adds_up() -> None:
     assert found.total(3, checkpointing=True) == 3_330_111_111
 
 
-def test_a_step_of_the_full_size_recipe() -> None:
+def test_step_flops_and_gpu_hours() -> None:
     assert step_flops(5, 8, 3, checkpointing=False) == 3 * 2 * (5 + 24)
     assert step_flops(5, 8, 3, checkpointing=True) == 3 * 2 * (5 + 30)
     assert gpu_hours(7200 * 10**12, 2.0) == 1
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_what_a_forward_and_a_backward_take(checkpointing: bool) -> None:
+def test_forward_equivalents_match_counted_flops(checkpointing: bool) -> None:
     config = unet_config("vega")
     unet = meta_unet(config).train()
     if checkpointing:
@@ -207,13 +207,13 @@ def test_what_a_forward_and_a_backward_take(checkpointing: bool) -> None:
 
 
 @pytest.fixture
-def pictures(own_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two of them, opened with a cache of their own."""
+def pictures(datasets_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of two pictures, for `datasets` with an empty cache."""
     folder = tmp_path_factory.mktemp("pictures")
     for number in range(2):
         Image.new("RGB", (8, 8)).save(folder / f"{number}.png")
     (folder / "metadata.jsonl").write_text("".join(f'{{"file_name": "{number}.png", "text": "black"}}\n' for number in range(2)))
-    assert not own_cache.exists()
+    assert not datasets_cache.exists()
     return folder
 
 
@@ -258,7 +258,7 @@ def test_a_full_size_run_is_estimated_without_weights(
         ([], "belongs to family 'scenes', but --family is 'sdxl'"),
     ],
 )
-def test_what_a_run_would_refuse_a_dry_run_refuses_too(
+def test_a_dry_run_refuses_what_a_run_refuses(
     options: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("distillation.teacher.is_cached", lambda *_, **__: False)
@@ -266,7 +266,7 @@ def test_what_a_run_would_refuse_a_dry_run_refuses_too(
     assert said in capsys.readouterr().err
 
 
-def test_what_a_full_size_run_could_not_do_is_said_by_a_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_reports_too_few_steps_and_a_taken_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["run", "vega", "--family", "sdxl", "--dry-run", "--out"]
     assert main([*words, str(tmp_path / "out"), "--steps", "1"]) == 2
     assert "1 steps are too few for the 2 stages of recipe 'vega'" in capsys.readouterr().err

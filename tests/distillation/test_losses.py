@@ -9,7 +9,7 @@ from distillation.recipe_tables import LossWeights
 from distillation.taps import Tap
 
 
-def test_the_terms_are_weighted_means_and_a_sum_over_taps() -> None:
+def test_terms_are_weighted_means_and_features_are_summed_over_taps() -> None:
     taps = [Tap("a", "a", (1, 1)), Tap("b", "c", (1, 4))]
     found = weighted_terms(
         LossWeights(task=1, output=0.5, feature=0.25, scale="none"),
@@ -30,7 +30,7 @@ def test_half_precision_is_compared_in_float32() -> None:
     assert mse(x, y).item() == 90_000  # beyond float16's largest number
 
 
-def test_the_gradient_is_autograds_own() -> None:
+def test_the_gradient_of_mse_matches_autograd() -> None:
     torch.manual_seed(0)
     x, y = torch.randn(3, 5, requires_grad=True), torch.randn(3, 5)
     (mse(x, y) * 0.7).backward()
@@ -41,7 +41,7 @@ def test_the_gradient_is_autograds_own() -> None:
     torch.testing.assert_close(half.grad, expected.bfloat16(), rtol=2**-6, atol=2**-10)
 
 
-def test_scaled_by_the_teacher_a_tap_counts_the_same_however_large_its_outputs() -> None:
+def test_scaling_by_the_teacher_makes_taps_independent_of_their_size() -> None:
     taps = [Tap("a", "a", (1, 1)), Tap("b", "b", (1, 2))]
     taught = {"a": torch.tensor([2.0]), "b": torch.tensor([3.0, 4.0])}
     learned = {"a": torch.tensor([1.0]), "b": torch.tensor([3.0, -1.0])}
@@ -54,7 +54,7 @@ def test_scaled_by_the_teacher_a_tap_counts_the_same_however_large_its_outputs()
 @pytest.mark.parametrize(
     ("kind", "expected"), [("epsilon", lambda snr: min(snr, 5) / snr), ("v_prediction", lambda snr: min(snr, 5) / (snr + 1))]
 )
-def test_min_snr_weighs_the_task_alone(kind: str, expected: Callable[[float], float]) -> None:
+def test_min_snr_weights_only_the_task_term(kind: str, expected: Callable[[float], float]) -> None:
     scheduler = DDIMScheduler(prediction_type=kind)
     timesteps = torch.tensor([0, 100, 500, 999])
     signal = scheduler.alphas_cumprod[timesteps].double()

@@ -64,7 +64,7 @@ def test_the_key_map_follows_the_plan() -> None:
     assert key_map(keys, other)[keys[2]] == "mid_block.resnets.1.conv1.weight"
 
 
-def test_keeping_all_keeps_the_output() -> None:
+def test_keeping_all_blocks_keeps_the_output() -> None:
     teacher = tiny_unet("sdxl").eval()
     assert torch.equal(answer(prune(teacher, whole(teacher))), answer(teacher))
 
@@ -94,7 +94,7 @@ def test_the_student_holds_copies() -> None:
     assert torch.equal(answer(teacher), before)
 
 
-def test_an_up_blocks_later_layers_move_up() -> None:
+def test_later_layers_of_a_shortened_up_block_move_up() -> None:
     plan = load_recipe("koala-700m").plans[-1]
     keys = [
         "up_blocks.0.resnets.1.conv1.weight",
@@ -111,7 +111,7 @@ def test_an_up_blocks_later_layers_move_up() -> None:
     assert load_recipe("koala-1b").plans[-1].student_path("mid_block") == "mid_block"
 
 
-def test_resnets_that_no_config_can_say_are_refused() -> None:
+def test_resnets_that_no_config_can_express_are_refused() -> None:
     teacher = unet_config("sdxl")
     plan = Plan(dict.fromkeys(depths(teacher), (0,)), 0, {"down_blocks.2": (0,)})
     with pytest.raises(UserError, match="an up block has one more than the down block across from it"):
@@ -119,7 +119,7 @@ def test_resnets_that_no_config_can_say_are_refused() -> None:
 
 
 @pytest.mark.parametrize("name", IN_STAGES)
-def test_cutting_in_stages_comes_to_the_same(name: str) -> None:
+def test_cutting_in_stages_equals_cutting_at_once(name: str) -> None:
     teacher, plans = tiny_unet("sdxl").eval(), load_recipe(name).plans
     between = prune(teacher, plans[0])
     assert depths(between.config) == plans[0].depths
@@ -137,7 +137,7 @@ def test_another_teacher_is_refused() -> None:
         prune(tiny_unet("vega"), whole(tiny_unet("sdxl")))
 
 
-def test_depths_that_no_config_can_say_are_refused() -> None:
+def test_depths_that_no_config_can_express_are_refused() -> None:
     teacher = unet_config("sdxl")
     blocks = {path: tuple(range(depth)) for path, depth in depths(teacher).items()} | {"down_blocks.2.attentions.0": (0, 1)}
     with pytest.raises(UserError, match="remove the middle's attention in the same stage or before"):

@@ -12,7 +12,7 @@ SSD_1B = load_recipe("ssd-1b")
 
 
 @pytest.mark.parametrize("name", ["ssd-1b", "vega", "koala-1b", "koala-700m"])
-def test_a_shipped_recipe_ends_at_its_student_and_says_where_each_row_is_from(name: str) -> None:
+def test_a_shipped_recipe_ends_at_its_student_and_names_its_sources(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.plans[-1].depths == depths(unet_config(name))
     assert all(row.source for stage in recipe.stages for row in (*stage.keep, *(stage.shorten or ())))
@@ -33,7 +33,7 @@ def test_ssd_1b_keeps_what_its_released_weights_show() -> None:
     }
 
 
-def test_the_digest_is_of_what_the_recipe_says(tmp_path: Path) -> None:
+def test_the_digest_ignores_comments(tmp_path: Path) -> None:
     text = (RECIPES / "vega.toml").read_text()
     (tmp_path / "other.toml").write_text(f"# a comment\n{text}")
     assert load_recipe(tmp_path / "other.toml").digest == load_recipe("vega").digest
@@ -41,7 +41,7 @@ def test_the_digest_is_of_what_the_recipe_says(tmp_path: Path) -> None:
     assert load_recipe(tmp_path / "other.toml").digest != load_recipe("vega").digest
 
 
-def test_a_recipe_that_says_what_all_once_did_keeps_its_digest(tmp_path: Path) -> None:
+def test_the_default_lr_decay_does_not_change_the_digest(tmp_path: Path) -> None:
     text, line = (RECIPES / "vega.toml").read_text(), 'lr_decay = "cosine"\n'
     assert line in text
     (tmp_path / "silent.toml").write_text(text.replace(line, ""))
@@ -96,7 +96,7 @@ BAD_RESNETS = {
     [*(("vega", *row) for row in BAD.values()), *(("koala-700m", *row) for row in BAD_RESNETS.values())],
     ids=[*BAD, *(f"resnets: {what}" for what in BAD_RESNETS)],
 )
-def test_a_bad_recipe_is_refused_with_the_reason(tmp_path: Path, name: str, old: str, new: str, message: str) -> None:
+def test_an_invalid_recipe_is_refused_with_the_reason(tmp_path: Path, name: str, old: str, new: str, message: str) -> None:
     text = (RECIPES / f"{name}.toml").read_text()
     assert old in text
     (tmp_path / "bad.toml").write_text(text.replace(old, new, 1))
@@ -105,7 +105,7 @@ def test_a_bad_recipe_is_refused_with_the_reason(tmp_path: Path, name: str, old:
     assert message in str(error.value)
 
 
-def test_a_recipe_that_is_not_there_is_named() -> None:
+def test_a_missing_recipe_is_an_error() -> None:
     with pytest.raises(UserError, match="unknown recipe 'ssd1b'; did you mean 'ssd-1b'"):
         load_recipe("ssd1b")
     with pytest.raises(
@@ -115,7 +115,7 @@ def test_a_recipe_that_is_not_there_is_named() -> None:
 
 
 @given(st.integers(10, 10**6))
-def test_the_stages_share_all_steps(steps: int) -> None:
+def test_stage_steps_sum_to_all_steps(steps: int) -> None:
     counts = SSD_1B.stage_steps(steps)
     assert sum(counts) == steps
     assert all(abs(count - steps * stage.share) <= 1 for count, stage in zip(counts, SSD_1B.stages, strict=True))
@@ -126,12 +126,12 @@ def test_too_few_steps_are_refused() -> None:
         SSD_1B.stage_steps(4)
 
 
-def test_no_recipe_can_be_changed_once_read() -> None:
+def test_a_recipe_is_immutable() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Recipe.__setattr__(SSD_1B, "name", "other")
 
 
-def test_pieces_of_the_run_are_of_one_stage_and_one_teacher() -> None:
+def test_a_segment_has_one_stage_and_one_teacher() -> None:
     assert SSD_1B.segments(100, 1) == [Segment(0, 0, 0, 10), Segment(1, 0, 10, 100)]
     assert SSD_1B.segments(100, 3) == [Segment(0, 0, 0, 10), Segment(1, 0, 10, 50), Segment(1, 1, 50, 75), Segment(1, 2, 75, 100)]
     with pytest.raises(UserError, match=r"2 teachers for recipe 'ssd-1b', which names 3 \(stabilityai/"):
@@ -139,14 +139,14 @@ def test_pieces_of_the_run_are_of_one_stage_and_one_teacher() -> None:
 
 
 @given(st.integers(10, 10**6), st.sampled_from([1, 3]))
-def test_pieces_cover_all_steps_without_a_gap(steps: int, teachers: int) -> None:
+def test_segments_cover_all_steps_without_gaps(steps: int, teachers: int) -> None:
     pieces = SSD_1B.segments(steps, teachers)
     assert [piece.start for piece in pieces] == [0, *(piece.end for piece in pieces[:-1])]
     assert pieces[-1].end == steps
     assert all(piece.start < piece.end for piece in pieces)
 
 
-def test_what_decides_a_student_is_not_the_other_familys_settings() -> None:
+def test_the_training_digest_ignores_the_other_family() -> None:
     other = SSD_1B.model_copy(update={"sdxl": SSD_1B.sdxl.model_copy(update={"lr": 1.0})})
     assert other.training_digest("scenes") == SSD_1B.training_digest("scenes")
     assert other.training_digest("sdxl") != SSD_1B.training_digest("sdxl")

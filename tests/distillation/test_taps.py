@@ -35,7 +35,7 @@ def test_the_26_pairs_of_the_official_script() -> None:
 
 
 @pytest.mark.parametrize(("name", "pairs"), [("koala-1b", 16), ("koala-700m", 15)])
-def test_a_shortened_student_is_compared_over_what_it_kept(name: str, pairs: int) -> None:
+def test_a_shortened_student_has_taps_only_for_what_it_kept(name: str, pairs: int) -> None:
     recipe = load_recipe(name)
     taps = resolve_taps(unet_config(name), unet_config("sdxl"), recipe.plans[-1], recipe.taps)
     assert len({tap.student for tap in taps}) == len({tap.teacher for tap in taps}) == pairs
@@ -44,7 +44,7 @@ def test_a_shortened_student_is_compared_over_what_it_kept(name: str, pairs: int
     assert moved == expected | {"up_blocks.2.resnets.1": "up_blocks.2.resnets.2"}
 
 
-def test_the_students_middle_block_is_its_one_resnet() -> None:
+def test_the_students_middle_block_is_a_single_resnet() -> None:
     student = prune(tiny_unet("sdxl"), RECIPE.plans[-1])
     latents, conditions = torch.randn(1, 4, 8, 8), {"text_embeds": torch.randn(1, 64), "time_ids": torch.ones(1, 6)}
     with torch.no_grad(), collect_outputs(student, ["mid_block", "mid_block.resnets.0"]) as outputs:
@@ -68,7 +68,7 @@ def test_an_identical_copy_has_no_feature_loss_and_a_changed_one_has() -> None:
         assert feature_loss(taps, learned, taught, "none").item() == pytest.approx(1, rel=1e-4)  # only the last tap moved, by 1
 
 
-def test_no_hook_stays_behind_even_after_an_error() -> None:
+def test_hooks_are_removed_even_after_an_error() -> None:
     unet = tiny_unet("vega")
     with pytest.raises(RuntimeError, match="stop"), collect_outputs(unet, ["mid_block"]):
         raise RuntimeError("stop")

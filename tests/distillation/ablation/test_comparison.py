@@ -7,7 +7,7 @@ from distillation.ablation.comparison import compare_arms, markdown_table, plot_
 from distillation.ablation.experiment import BASE, Outcome
 
 
-def test_the_table_has_closed_forms() -> None:
+def test_the_table_matches_closed_forms() -> None:
     def outcome(arm: str, seed: int, right: int) -> Outcome:
         return Outcome(arm, seed, "", (True,) * right + (False,) * (10 - right), {})
 
@@ -23,7 +23,7 @@ def test_the_table_has_closed_forms() -> None:
     assert markdown_table([base, other]).splitlines()[-1] == "| other | 2 | 0.700 ± 2.541 | +0.200 ± 1.271 |"
 
 
-def test_the_plot_is_a_picture_also_of_a_single_seed(tmp_path: Path) -> None:
+def test_the_plot_works_with_a_single_seed(tmp_path: Path) -> None:
     rows = [Outcome(arm, 0, "", (True, False), {}) for arm in (BASE, "other")]
     plot_arms(rows, tmp_path / "plot.png")
     with Image.open(tmp_path / "plot.png") as picture:

@@ -1,4 +1,4 @@
-"""The ablation's arms are what their names say, and a sweep that was stopped goes on."""
+"""The arms match their names, and a stopped sweep continues."""
 
 import json
 from pathlib import Path
@@ -15,12 +15,12 @@ from sdbench.models.architectures import depths, unet_config
 
 @pytest.fixture
 def missed() -> dict[str, experiment.F64]:
-    """The later a block, the more it is missed."""
+    """Losses that rise with the block's number."""
     return {path: np.arange(depth)[:, None] * np.ones((1, 2)) for path, depth in depths(unet_config("sdxl")).items()}
 
 
 @pytest.mark.parametrize("name", ["ssd-1b", "vega"])
-def test_every_arm_is_a_whole_recipe_with_a_name_of_its_own_digest(name: str, missed: dict[str, experiment.F64]) -> None:
+def test_every_arm_is_a_valid_recipe_with_its_own_digest(name: str, missed: dict[str, experiment.F64]) -> None:
     recipe = load_recipe(name)
     ways = {arm: way() for arm, way in arm_recipes(recipe, lambda: missed).items()}
     for way in ways.values():
@@ -43,7 +43,7 @@ def test_plans_of_the_arms(missed: dict[str, experiment.F64]) -> None:
     assert own.plans == recipe.plans
 
 
-def test_a_sweep_that_was_stopped_makes_only_what_is_missing(
+def test_a_stopped_sweep_makes_only_what_is_missing(
     vega: Recipe, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(experiment, "CAPTIONS", 16)
@@ -68,7 +68,7 @@ def test_a_sweep_that_was_stopped_makes_only_what_is_missing(
     assert set(json.loads(files[0].read_text())["losses"]) == {"task", "output", "feature"}
 
 
-def test_what_cannot_be_swept_is_said_before_anything_is_encoded(vega: Recipe, teacher_folder: Path, made: Path, tmp_path: Path) -> None:
+def test_an_invalid_sweep_is_refused_before_anything_is_encoded(vega: Recipe, teacher_folder: Path, made: Path, tmp_path: Path) -> None:
     places = tmp_path / "work", tmp_path / "results"
     with pytest.raises(UserError, match="unknown arm 'task onyl'; did you mean 'task only'"):
         run_sweep(vega, teacher_folder, *places, seeds=1, only=["task onyl"])

@@ -52,7 +52,7 @@ def recipe(vega: Recipe) -> Recipe:
     return vega.model_copy(update={"sdxl": vega.sdxl.model_copy(update=changes)})
 
 
-def test_a_square_is_the_middle_and_says_what_was_scaled_and_cut() -> None:
+def test_a_square_is_central_with_its_micro_conditioning() -> None:
     pixels = np.zeros((32, 48, 3), np.uint8)
     pixels[:, 8:40] = 255  # the middle square
     cut, conditioning = crop_square(Image.fromarray(pixels), 16)
@@ -63,7 +63,7 @@ def test_a_square_is_the_middle_and_says_what_was_scaled_and_cut() -> None:
     assert (tall.shape, conditioning) == ((64, 64, 3), (48, 32, 16, 0, 64, 64))
 
 
-def test_squares_are_read_in_order_and_named_by_content_and_size(folder: Path) -> None:
+def test_squares_are_read_in_order_with_a_digest_of_content_and_size(folder: Path) -> None:
     squares = SquarePictures([open_pictures(str(folder))], SIDE)
     pixels, time_ids = squares.read(np.array([5, 0]))
     assert pixels.shape == (2, 3, SIDE, SIDE)
@@ -74,7 +74,7 @@ def test_squares_are_read_in_order_and_named_by_content_and_size(folder: Path) -
     assert squares.digest != SquarePictures([open_pictures(str(folder))], 2 * SIDE).digest
 
 
-def test_squares_of_several_sources_follow_each_other(folder: Path, tmp_path: Path) -> None:
+def test_several_sources_are_concatenated(folder: Path, tmp_path: Path) -> None:
     Image.new("RGB", (16, 16), "blue").save(tmp_path / "blue.png")
     (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "blue.png", "prompt": "blue"}))
     squares = open_square_pictures([str(tmp_path), str(folder), str(tmp_path)], None, SIDE)
@@ -140,7 +140,7 @@ def test_teachers_teach_in_succession(recipe: Recipe, teacher: Path, folder: Pat
     assert len(set(digests)) == 3
 
 
-def test_bfloat16_keeps_the_teacher_in_it_and_the_student_in_float32(
+def test_with_bfloat16_only_the_teacher_is_stored_in_it(
     recipe: Recipe, teacher: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)  # one process has one precision

@@ -1,4 +1,4 @@
-"""Lists of links become image folders: what is fetched, what is refused and why, and that nothing is fetched twice."""
+"""Lists of links become image folders: what is fetched, what is refused and why, and nothing is fetched twice."""
 
 import gzip
 import http.server
@@ -28,7 +28,7 @@ from distillation.data.links import LINK_LOG, FetchReport, fetch_pictures
 from distillation.data.pictures import open_pictures
 from sdbench.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("own_cache")
+pytestmark = pytest.mark.usefixtures("datasets_cache")
 Handler = http.server.BaseHTTPRequestHandler
 RULES = FetchRules(min_px=8, timeout_s=60, max_bytes=1 << 20, allow_private=True)
 
@@ -40,7 +40,7 @@ def picture(seed: int, side: int = 16, kind: str = "PNG") -> bytes:
 
 
 class Site(http.server.ThreadingHTTPServer):
-    """A server on the loopback that counts requests: `/<seed>` is a picture, what is in `pages` answers as it likes."""
+    """A loopback server that counts requests: `/<seed>` is a picture, unless a handler in `pages` takes over."""
 
     daemon_threads = True
 
@@ -86,14 +86,14 @@ def site() -> Iterator[Site]:
     made.server_close()
 
 
-def listed(path: Path, urls: list[Any], captions: list[Any] | None = None) -> str:
+def write_list(path: Path, urls: list[Any], captions: list[Any] | None = None) -> str:
     captions = captions or [f"caption {row}" for row in range(len(urls))]
     rows = [{"url": url, "caption": caption} for url, caption in zip(urls, captions, strict=True)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
 
 
-def book(folder: Path) -> dict[str, dict[str, Any]]:
+def read_log(folder: Path) -> dict[str, dict[str, Any]]:
     lines = [json.loads(line) for line in (folder / LINK_LOG).read_text().splitlines()]
     assert len({line["url"] for line in lines}) == len(lines)
     return {line["url"].rsplit("/", 1)[1]: line for line in lines}
@@ -109,7 +109,7 @@ def test_a_list_becomes_an_image_folder(site: Site, tmp_path: Path) -> None:
     site.pages["moved"] = lambda handler: answer(handler, status=302, Location=site.url("3"))
     urls = [site.url(page) for page in ("1", "copy", "photo", "tiny", "moved", "1", "twin")]
     report = fetch_pictures(
-        listed(tmp_path / "list.jsonl", [*urls, None, site.url("4")], [*"abcdefg", "h", " "]), tmp_path / "out", RULES, threads=3
+        write_list(tmp_path / "list.jsonl", [*urls, None, site.url("4")], [*"abcdefg", "h", " "]), tmp_path / "out", RULES, threads=3
     )
     kept = open_pictures(str(tmp_path / "out"))
     contents = [picture(1), picture(7, kind="JPEG"), picture(3), twin.getvalue()]
@@ -124,7 +124,7 @@ def test_a_list_becomes_an_image_folder(site: Site, tmp_path: Path) -> None:
         assert file.read_bytes() == content
         assert file.parent.name == file.name[:2]
     assert [row["file_name"][-4:] for row in rows] == [".png", ".jpg", ".png", ".jpg"]
-    assert book(tmp_path / "out")["tiny"] == {"url": urls[3], "state": "small", "reason": "", "file": "", "px": 7}
+    assert read_log(tmp_path / "out")["tiny"] == {"url": urls[3], "state": "small", "reason": "", "file": "", "px": 7}
 
 
 CASES: dict[str, tuple[Callable[[Handler], None], str, int]] = {  # what the server does, the reason, requests
@@ -149,13 +149,13 @@ def test_dead_links_have_a_reason_and_are_retried_only_when_asked(site: Site, tm
     closed.server_close()
     pages = [*CASES, "1"]
     odd = {closed.url("gone"): "no connection", "ftp://example.org/ftp": "no http address", "http://[/odd": "no http address"}
-    what = listed(tmp_path / "list.jsonl", [*map(site.url, pages), *odd])
+    what = write_list(tmp_path / "list.jsonl", [*map(site.url, pages), *odd])
     report = fetch_pictures(what, tmp_path / "out", RULES)
     closed.shutdown()
     expected = Counter([reason for _, reason, _ in CASES.values()] + list(odd.values()))
     assert (report.pictures, report.dead) == (1, expected)
     assert site.hits == {page: times for page, (_, _, times) in CASES.items()} | {"1": 1}
-    found = book(tmp_path / "out")
+    found = read_log(tmp_path / "out")
     assert {page: found[page]["reason"] for page in CASES} == {page: reason for page, (_, reason, _) in CASES.items()}
     assert str(report).splitlines()[3] == "dead: 14 (no picture 3, no http address 3, too large 2, status 404 1, broken off 1, too many redirects 1, status 503 1, not for training 1, no connection 1)"  # fmt: skip
 
@@ -167,7 +167,7 @@ def test_dead_links_have_a_reason_and_are_retried_only_when_asked(site: Site, tm
     assert (again.pictures, again.dead["status 404"]) == (2, 0)
     assert site.hits["missing"] == 1
     assert "1" not in site.hits
-    assert list(book(tmp_path / "out")).count("missing") == 1
+    assert list(read_log(tmp_path / "out")).count("missing") == 1
 
 
 def test_a_server_that_hangs_or_drips_is_given_up(site: Site, tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_a_server_that_hangs_or_drips_is_given_up(site: Site, tmp_path: Path) ->
     site.pages |= {"hang": lambda _: over.wait(), "drip": drip}
     with pytest.raises(UserError, match=r"dead {'timeout': 2}"):
         fetch_pictures(
-            listed(tmp_path / "list.jsonl", [site.url("hang"), site.url("drip")]),
+            write_list(tmp_path / "list.jsonl", [site.url("hang"), site.url("drip")]),
             tmp_path / "out",
             FetchRules(timeout_s=0.2, allow_private=True),
         )
@@ -196,14 +196,14 @@ def test_a_busy_server_is_asked_again(site: Site, tmp_path: Path) -> None:
         return lambda handler: answer(handler, picture(status), next(states, 200), Retry_After="0")
 
     site.pages |= {str(status): once(status) for status in (429, 500, 503)}
-    report = fetch_pictures(listed(tmp_path / "list.jsonl", list(map(site.url, site.pages))), tmp_path / "out", RULES)
+    report = fetch_pictures(write_list(tmp_path / "list.jsonl", list(map(site.url, site.pages))), tmp_path / "out", RULES)
     assert (report.pictures, report.dead, site.hits) == (3, {}, {"429": 2, "500": 2, "503": 2})
 
 
-def test_the_least_side_can_be_changed_without_fetching_what_is_there(site: Site, tmp_path: Path) -> None:
+def test_min_px_can_change_without_fetching_again(site: Site, tmp_path: Path) -> None:
     for side in (10, 20, 30):
         site.pages[f"side{side}"] = lambda handler, side=side: answer(handler, picture(side, side))  # type: ignore[misc]  # bound now
-    what = listed(tmp_path / "list.jsonl", list(map(site.url, site.pages)))
+    what = write_list(tmp_path / "list.jsonl", list(map(site.url, site.pages)))
     found = []
     for least in (20, 30, 10):
         report = fetch_pictures(what, tmp_path / "out", FetchRules(min_px=least, allow_private=True))
@@ -221,7 +221,7 @@ fetch_pictures(sys.argv[1], pathlib.Path(sys.argv[2]), FetchRules(min_px=8, time
 """
 
 
-def test_a_killed_run_goes_on(site: Site, tmp_path: Path) -> None:
+def test_a_killed_run_continues(site: Site, tmp_path: Path) -> None:
     reached, go = threading.Event(), threading.Event()
 
     def wall(handler: Handler) -> None:
@@ -230,7 +230,7 @@ def test_a_killed_run_goes_on(site: Site, tmp_path: Path) -> None:
         answer(handler, picture(5))
 
     site.pages["5"] = wall
-    what = listed(tmp_path / "list.jsonl", [site.url(page) for page in range(9)])
+    what = write_list(tmp_path / "list.jsonl", [site.url(page) for page in range(9)])
     words = [sys.executable, "-c", SCRIPT, what, str(tmp_path / "out"), str(tmp_path / "cache")]
     running = subprocess.Popen(words, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])})
     assert reached.wait(300)
@@ -247,21 +247,21 @@ def test_a_killed_run_goes_on(site: Site, tmp_path: Path) -> None:
     assert [before[str(page)] for page in range(7)] == [1, 1, 1, 1, 1, 1, 0]
     resumed = fetch_pictures(what, tmp_path / "out", RULES)
     assert site.hits - before == {"5": 1, "6": 1, "7": 1, "8": 1}
-    assert len(book(tmp_path / "out")) == 9
+    assert len(read_log(tmp_path / "out")) == 9
     assert resumed == fetch_pictures(what, tmp_path / "unbroken", RULES)
     assert (tmp_path / "out" / "metadata.jsonl").read_bytes() == (tmp_path / "unbroken" / "metadata.jsonl").read_bytes()
 
 
 def test_a_picture_that_was_deleted_is_fetched_again(site: Site, tmp_path: Path) -> None:
-    what = listed(tmp_path / "list.jsonl", [site.url(1), site.url(2)])
+    what = write_list(tmp_path / "list.jsonl", [site.url(1), site.url(2)])
     first = fetch_pictures(what, tmp_path / "out", RULES)
-    (tmp_path / "out" / book(tmp_path / "out")["2"]["file"]).unlink()
+    (tmp_path / "out" / read_log(tmp_path / "out")["2"]["file"]).unlink()
     assert fetch_pictures(what, tmp_path / "out", RULES) == first
     assert site.hits == {"1": 1, "2": 2}
 
 
-def test_private_addresses_are_refused_before_anything_is_asked(site: Site, tmp_path: Path) -> None:
-    what = listed(tmp_path / "list.jsonl", [site.url(1), site.url(1).replace("http", "https")])
+def test_private_addresses_are_refused_before_any_request(site: Site, tmp_path: Path) -> None:
+    what = write_list(tmp_path / "list.jsonl", [site.url(1), site.url(1).replace("http", "https")])
     with pytest.raises(
         UserError, match=r"none of 2 rows leads to a picture: 0 too small, dead {'no public address': 2}; see .*links\.jsonl"
     ):
@@ -274,7 +274,7 @@ def test_a_redirect_to_a_private_address_is_refused(site: Site, tmp_path: Path, 
     inner = Site("127.0.0.2")
     monkeypatch.setattr(module, "_is_public", lambda address: address == "127.0.0.1")
     site.pages["inner"] = lambda handler: answer(handler, status=302, Location=inner.url(1))
-    report = fetch_pictures(listed(tmp_path / "list.jsonl", [site.url(2), site.url("inner")]), tmp_path / "out", FetchRules(min_px=8))
+    report = fetch_pictures(write_list(tmp_path / "list.jsonl", [site.url(2), site.url("inner")]), tmp_path / "out", FetchRules(min_px=8))
     inner.shutdown()
     inner.server_close()
     assert (report.pictures, report.dead, inner.hits) == (1, {"no public address": 1}, {})
@@ -287,7 +287,7 @@ def test_what_counts_as_private() -> None:
     assert module._is_public("2606:4700:4700::1111")
 
 
-def test_lists_come_in_several_formats_with_columns_of_other_names(site: Site, tmp_path: Path) -> None:
+def test_lists_have_several_formats_and_column_names(site: Site, tmp_path: Path) -> None:
     rows = {"URL": [site.url(1), site.url(2)], "TEXT": ["a", "b, c"], "link": ["x", "y"]}
     table = datasets.Dataset.from_dict(rows)
     table.to_csv(tmp_path / "list.csv")
@@ -313,7 +313,7 @@ def test_lists_come_in_several_formats_with_columns_of_other_names(site: Site, t
     ],
     ids=["GRIT", "Midjourney"],
 )  # fmt: skip
-def test_the_lists_that_vega_s_card_names_need_no_column_named(others: dict[str, Any], site: Site, tmp_path: Path) -> None:
+def test_the_lists_of_vegas_model_card_need_no_column_options(others: dict[str, Any], site: Site, tmp_path: Path) -> None:
     url, caption = list(others)[-2:]
     rows = [{**others, url: site.url(number), caption: f"picture {number}"} for number in (1, 2)]
     datasets.Dataset.from_list(rows).to_parquet(tmp_path / "list.parquet")
@@ -321,16 +321,16 @@ def test_the_lists_that_vega_s_card_names_need_no_column_named(others: dict[str,
     assert open_pictures(str(tmp_path / "out")).captions == ["picture 1", "picture 2"]
 
 
-def test_a_folder_of_something_else_is_left_alone(site: Site, tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_left_alone(site: Site, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").touch()
     with pytest.raises(UserError, match="out exists; expected a new or empty folder"):
-        fetch_pictures(listed(tmp_path / "list.jsonl", [site.url(1)]), tmp_path / "out", RULES)
+        fetch_pictures(write_list(tmp_path / "list.jsonl", [site.url(1)]), tmp_path / "out", RULES)
     assert site.hits == {}
 
 
-def test_another_list_s_folder_is_left_as_it_is(site: Site, tmp_path: Path) -> None:
-    first, longer = (listed(tmp_path / f"{n}.jsonl", list(map(site.url, range(n)))) for n in (2, 3))
+def test_another_lists_folder_is_left_alone(site: Site, tmp_path: Path) -> None:
+    first, longer = (write_list(tmp_path / f"{n}.jsonl", list(map(site.url, range(n)))) for n in (2, 3))
     fetch_pictures(first, tmp_path / "out", RULES)
     assert fetch_pictures(longer, tmp_path / "out", RULES).pictures == 3
     before = (tmp_path / "out" / "metadata.jsonl").read_bytes()
@@ -342,7 +342,7 @@ def test_another_list_s_folder_is_left_as_it_is(site: Site, tmp_path: Path) -> N
     assert (tmp_path / "out" / "metadata.jsonl").read_bytes() == before
 
 
-def test_rows_are_chosen_by_a_column_also_later(site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_can_be_filtered_also_later(site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"Attachments": site.url(number), "clean_prompts": f"picture {number}", "upscaled": number > 1} for number in range(4)]
     datasets.Dataset.from_list(rows).to_parquet(tmp_path / "list.parquet")
     what, out = str(tmp_path / "list.parquet"), tmp_path / "out"

@@ -1,4 +1,4 @@
-"""The cut within a budget is the best there is, to the parameter, over losses as a real teacher has; times are by a clock that counts."""
+"""The cut within a budget is optimal, to the parameter, for losses as wide as a real teacher's; times come from a fake clock."""
 
 import itertools
 
@@ -26,7 +26,7 @@ SMALL = {TIED_TO_MIDDLE: 3, OTHER: 2, MIDDLE_ATTENTION: 3}
 
 
 def every_plan() -> list[Plan]:
-    """All plans of the small network that a config can say."""
+    """All plans of the small network that a config can express."""
 
     def kept(path: str) -> list[tuple[int, ...]]:
         return [blocks for k in range(1, SMALL[path] + 1) for blocks in itertools.combinations(range(SMALL[path]), k)]
@@ -57,30 +57,30 @@ def test_no_plan_within_the_budget_costs_less(seed: int) -> None:
         assert sum_removed(losses, found) == pytest.approx(best, rel=1e-5)
 
 
-def wide_losses(seed: int) -> dict[str, F64]:
-    """Of SDXL's parts, over eight orders of magnitude."""
+def random_sdxl_losses(seed: int) -> dict[str, F64]:
+    """Losses of SDXL's parts, over eight orders of magnitude."""
     chance = np.random.default_rng(seed)
     return {path: 10 ** chance.uniform(-9, -1, len(row)) for path, row in SDXL.parts.items()}
 
 
 def test_less_than_the_smallest_network_is_refused() -> None:
     with pytest.raises(UserError, match=r"no plan comes down to .* parameters .* the smallest, with one block in each attention"):
-        find_best_plan(wide_losses(0), SDXL, SDXL.minimum - 1)
-    assert SDXL.remaining(find_best_plan(wide_losses(0), SDXL, SDXL.minimum)) == SDXL.minimum
+        find_best_plan(random_sdxl_losses(0), SDXL, SDXL.minimum - 1)
+    assert SDXL.remaining(find_best_plan(random_sdxl_losses(0), SDXL, SDXL.minimum)) == SDXL.minimum
 
 
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 1000), st.floats(0, 1), st.floats(0, 1))
 def test_a_larger_budget_never_costs_more(seed: int, one: float, other: float) -> None:
-    losses = wide_losses(seed)
+    losses = random_sdxl_losses(seed)
     limits = sorted(round(SDXL.minimum + share * (SDXL.total - SDXL.minimum)) for share in (one, other))
     plans = [find_best_plan(losses, SDXL, limit) for limit in limits]
     assert sum_removed(losses, plans[1]) <= sum_removed(losses, plans[0]) * (1 + 1e-9)
     assert all(SDXL.remaining(plan) <= limit for plan, limit in zip(plans, limits, strict=True))
 
 
-def test_one_parameter_too_many_is_too_many() -> None:
-    losses = wide_losses(0)
+def test_the_budget_is_exact_to_one_parameter() -> None:
+    losses = random_sdxl_losses(0)
     left = SDXL.remaining(find_best_plan(losses, SDXL, SDXL.total // 2))
     assert SDXL.remaining(find_best_plan(losses, SDXL, left)) == left
     assert SDXL.remaining(find_best_plan(losses, SDXL, left - 1)) < left
@@ -92,47 +92,47 @@ def test_parameters_are_those_of_the_released_students(name: str, expected: int)
     assert SDXL.remaining(load_recipe(name).plans[-1]) == expected
 
 
-class Card:
-    """A stand-in: events that read its clock and can be asked once it was waited for; what was put into its stream, in order."""
+class FakeGPU:
+    """Stand-in for torch.cuda: events read its clock and can only be queried after synchronising; `stream` records the calls."""
 
     def __init__(self) -> None:
         self.stream: list[str] = []
         self.ticks = itertools.count()
 
     def patch(self, monkeypatch: pytest.MonkeyPatch, unet: nn.Module) -> None:
-        card = self
+        gpu = self
 
         class Event:
             def __init__(self, *, enable_timing: bool) -> None:
                 assert enable_timing
 
             def record(self) -> None:
-                card.stream.append("event")
-                self.s = next(card.ticks)
+                gpu.stream.append("event")
+                self.s = next(gpu.ticks)
 
             def elapsed_time(self, end: "Event") -> float:
-                assert card.stream[-1] == "waited for"
+                assert gpu.stream[-1] == "synchronised"
                 return 1000.0 * (end.s - self.s)
 
         monkeypatch.setattr(type(unet), "device", torch.device("cuda"))
         monkeypatch.setattr(torch.cuda, "Event", Event)
         monkeypatch.setattr(torch.cuda, "_sleep", lambda _: self.stream.append("sleep"))
-        monkeypatch.setattr(budget, "synchronised", lambda: self.stream.append("waited for"))
+        monkeypatch.setattr(budget, "synchronised", lambda: self.stream.append("synchronised"))
 
 
-@pytest.mark.parametrize("on_card", [False, True])
-def test_times_are_taken_around_each_part(on_card: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    unet, card = tiny_unet("sdxl").eval(), Card()
-    if on_card:
-        card.patch(monkeypatch, unet)
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_times_are_taken_around_each_part(on_gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    unet, gpu = tiny_unet("sdxl").eval(), FakeGPU()
+    if on_gpu:
+        gpu.patch(monkeypatch, unet)
     else:
-        monkeypatch.setattr(budget, "perf_counter", lambda: float(next(card.ticks)))
+        monkeypatch.setattr(budget, "perf_counter", lambda: float(next(gpu.ticks)))
     cost = measure_time_cost(unet, batch(0), DDIMScheduler())
-    assert cost.total == 1e9 * (2 * (70 + 2) + 1)  # two readings a block, and for the middle's attention and its second resnet
+    assert cost.total == 1e9 * (2 * (70 + 2) + 1)  # two timestamps per block, and for the middle's attention and its second resnet
     assert cost.parts[WHOLE_MIDDLE].tolist() == [1e9 * (2 * 10 + 1 + 1)]
     assert all(row.tolist() == [1e9] * len(row) for path, row in cost.parts.items() if path != WHOLE_MIDDLE)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in unet.modules())
-    if on_card:  # the host ahead in each call, and waited for once
-        calls = "".join("s" if what == "sleep" else "." for what in card.stream[:-1]).split("s")
+    if on_gpu:  # the host runs ahead in each call, and one synchronisation
+        calls = "".join("s" if what == "sleep" else "." for what in gpu.stream[:-1]).split("s")
         assert [len(events) for events in calls] == [0] + [2 * (70 + 2 + 1)] * (budget.WARMUP_CALLS + budget.TIMED_CALLS)
-        assert card.stream.count("waited for") == 1
+        assert gpu.stream.count("synchronised") == 1

@@ -1,4 +1,4 @@
-"""What is lost without a block: nothing where the block does nothing, and the UNet is as before afterwards."""
+"""Losses without a block: zero if the block does nothing, and the UNet is unchanged afterwards."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ def batch(seed: int) -> Batch:
     return Batch(torch.randn(2, 4, 8, 8), torch.randn(2, 5, 96), torch.randn(2, 64), torch.ones(2, 6), torch.randn(2, 4, 8, 8), timesteps)
 
 
-def test_a_block_that_does_nothing_is_not_missed_and_any_other_is() -> None:
+def test_only_a_block_that_does_nothing_has_no_loss() -> None:
     unet = tiny_unet("sdxl").eval()
     dead = unet.get_submodule(f"{DEAD}.transformer_blocks.3")
     for layer in (dead.attn1.to_out[0], dead.attn2.to_out[0], dead.ff.net[2]):
@@ -65,9 +65,9 @@ def test_the_command_measures_once_and_writes_a_recipe(teacher_folder: Path, tmp
     assert "no plan comes down to" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("own_cache")
-def test_a_full_size_teacher_is_measured_on_pictures_that_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    teacher = save_tiny_pipeline(tmp_path / "teacher", "vega", family="sdxl")  # of few blocks, each of which costs a forward
+@pytest.mark.usefixtures("datasets_cache")
+def test_a_full_size_teacher_is_measured_on_the_given_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    teacher = save_tiny_pipeline(tmp_path / "teacher", "vega", family="sdxl")  # few blocks, since each costs a forward pass
     words = ["sensitivity", "--teacher", str(teacher), "--work", str(tmp_path / "work"), "--results", str(tmp_path / "results")]
     assert main(words) == 2
     assert "name pictures to measure on with --data" in capsys.readouterr().err
