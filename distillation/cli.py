@@ -175,9 +175,9 @@ def _dry_run(options: argparse.Namespace, recipe: Recipe) -> str:
     from distillation.data.batches import open_square_pictures
     from distillation.describe import describe_recipe
     from distillation.export import check_new_or_empty
+    from distillation.run_plan import check_pictures, check_run
     from distillation.succession import warn_of_different_parts
     from distillation.teacher import local_folder
-    from distillation.train import check_pictures, check_run
 
     names = options.teacher or [None]
     steps = options.steps or recipe.settings(options.family).steps

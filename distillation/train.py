@@ -26,13 +26,14 @@ from distillation.data.batches import describe_epochs, numbered_batches, scene_p
 from distillation.export import Provenance, StageResult, check_new_or_empty, export_student
 from distillation.losses import min_snr_weights, weighted_terms
 from distillation.plan import Plan
-from distillation.prune import prune, student_config
-from distillation.recipe import Family, Recipe, Segment
+from distillation.prune import prune
+from distillation.recipe import Family, Recipe
 from distillation.recipe_tables import Training
+from distillation.run_plan import RunPlan, check_pictures, check_run
 from distillation.samples import StudentSampler
 from distillation.succession import warn_of_different_parts
-from distillation.taps import Tap, collect_outputs, resolve_taps
-from distillation.teacher import Teacher, open_teacher_for
+from distillation.taps import Tap, collect_outputs
+from distillation.teacher import Teacher
 from sdbench.disk import digest, write_bytes
 from sdbench.errors import UserError
 from sdbench.probes.capacity import is_out_of_memory
@@ -41,28 +42,13 @@ from sdbench.scenes.networks import SceneNet
 from sdbench.scenes.training.evaluation import Watch
 from sdbench.training.checkpoints import written
 from sdbench.training.journal import Watch as WatchCallback
-from sdbench.training.latents import Batch, Captioned, LatentPool, check_diffusion, noisy, predict, target
+from sdbench.training.latents import Batch, Captioned, LatentPool, noisy, predict, target
 from sdbench.training.loop import Schedule, check_shares, fit
 from sdbench.training.processes import from_main
 
 FINAL_BATCHES = 4  # batches after a stage's own, over which its final losses are averaged
 PROCESS_TIMEOUT = timedelta(minutes=30)  # for processes that wait while another one saves a checkpoint or draws samples
 STUDENT, LOSSES, IDENTITY = "student", "losses.json", "decides.json"
-
-
-@dataclass(frozen=True)
-class RunPlan:
-    """A checked run.
-
-    Attributes:
-        teachers: in the order in which they teach.
-        segments: the run in pieces of one stage and one teacher each.
-        taps: for each stage.
-    """
-
-    teachers: list[Teacher]
-    segments: list[Segment]
-    taps: list[list[Tap]]
 
 
 @dataclass(frozen=True)
@@ -142,49 +128,6 @@ def distil(
     return out
 
 
-def check_run(recipe: Recipe, family: Family, teacher_folders: Sequence[Path], steps: int | None = None) -> RunPlan:
-    """Check everything that can be checked before weights are read => the run.
-
-    Raises:
-        UserError: the run cannot work.
-    """
-    teachers = [open_teacher_for(folder, recipe) for folder in teacher_folders]
-    for teacher in teachers:
-        _check_teacher(teacher, teachers[0], family)
-    segments = recipe.segments(steps or recipe.settings(family).steps, len(teachers))
-    students = [(student_config(teachers[0].config, plan), plan) for plan in recipe.plans]
-    taps = [[resolve_taps(student, teacher.config, plan, recipe.taps) for student, plan in students] for teacher in teachers]
-    return RunPlan(teachers, segments, taps[0])
-
-
-def _check_teacher(teacher: Teacher, first: Teacher, family: Family) -> None:
-    """Check the teacher's family, and that it was trained with the same noise as the first teacher."""
-    if teacher.spec.family != family:
-        raise UserError(
-            f"the teacher in {teacher.folder} belongs to family {teacher.spec.family!r}, but --family is {family!r}; "
-            "name another teacher with --teacher, such as sdxl"
-        )
-    check_diffusion(teacher.folder)
-    if differences := [key for key, value in first.noise_settings.items() if teacher.noise_settings[key] != value]:
-        key = differences[0]
-        raise UserError(
-            f"the teacher in {teacher.folder} was trained with other noise than the one in {first.folder}: "
-            f"its scheduler's {key} is {teacher.noise_settings[key]}, not {first.noise_settings[key]}"
-        )
-
-
-def check_pictures(family: Family, pictures: Captioned | None) -> None:
-    """Check that there are pictures to train on.
-
-    Raises:
-        UserError: there are none, and the family has no rendered scenes.
-    """
-    if family == "sdxl" and pictures is None:
-        raise UserError(
-            "family 'sdxl' needs pictures to train on; name them with --data, or draw some with the teacher: `distillation data make`"
-        )
-
-
 def make_accelerator(device: Literal["cpu", "cuda"], dtype: Literal["bfloat16", "float32"]) -> Accelerator:
     """The accelerator for one process or several.
 
@@ -197,8 +140,8 @@ def make_accelerator(device: Literal["cpu", "cuda"], dtype: Literal["bfloat16", 
         )
     handlers = [
         InitProcessGroupKwargs(timeout=PROCESS_TIMEOUT),
-        DistributedDataParallelKwargs(gradient_as_bucket_view=True),
-    ]  # one copy of gradients
+        DistributedDataParallelKwargs(gradient_as_bucket_view=True),  # keeps one copy of the gradients
+    ]
     try:
         accelerator = Accelerator(cpu=device == "cpu", mixed_precision="bf16" if dtype == "bfloat16" else "no", kwargs_handlers=handlers)
     except ValueError as error:  # accelerate keeps one global state per process

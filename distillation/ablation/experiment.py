@@ -19,8 +19,9 @@ from distillation.data.batches import numbered_batches, scene_pool
 from distillation.plan import MIDDLE_ATTENTION
 from distillation.recipe import Recipe
 from distillation.recipe_tables import KeepBlocks, KeepResnets, Stage
+from distillation.run_plan import check_run
 from distillation.sensitivity.removal import pick_most_missed, removal_losses
-from distillation.train import check_run, distil
+from distillation.train import distil
 from sdbench.arrays import F64
 from sdbench.disk import write_bytes
 from sdbench.errors import unknown
