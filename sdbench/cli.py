@@ -13,7 +13,7 @@ from pathlib import Path
 from sdbench import __version__
 from sdbench.arguments import BAD_INPUT, Parser, add_command, ended
 from sdbench.commands import gating, measuring, showing
-from sdbench.commands.console import Command, add_common, add_device, add_runs, answer, give, places, say
+from sdbench.commands.console import Command, add_common, add_device, add_runs, places_from, print_answer, print_json, print_note
 from sdbench.errors import UserError
 
 ENCODERS = (  # of `encoders.catalogue`, which brings torch
@@ -23,12 +23,12 @@ ENCODERS = (  # of `encoders.catalogue`, which brings torch
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command => the process's exit code."""
-    arguments = parser().parse_args(argv)
+    arguments = build_parser().parse_args(argv)
     command: Command = arguments.command
     return ended("sdbench", partial(command, arguments))
 
 
-def parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     """All commands and their options."""
     top = Parser(prog="sdbench", description="Measure SDXL and its distilled students, rank them, and gate new checkpoints.")
     top.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
@@ -95,14 +95,14 @@ def _models(arguments: argparse.Namespace) -> int:
     from sdbench.models.catalogue import CATALOGUE
 
     if arguments.json:
-        give([asdict(entry) for entry in CATALOGUE.values()])
+        print_json([asdict(entry) for entry in CATALOGUE.values()])
         return 0
     for entry in CATALOGUE.values():
         fetch = f"{entry.download_gb:.1f} GB to fetch" if entry.download_gb else "nothing to fetch"
         line = (
             f"{entry.name:20} {entry.family:7} {entry.architecture or '-':11} {entry.source:9} {fetch:18} {entry.location}  {entry.licence}"
         )
-        answer(line.rstrip(), arguments)
+        print_answer(line.rstrip(), arguments)
     return 0
 
 
@@ -115,15 +115,15 @@ def _suites(arguments: argparse.Namespace) -> int:
         try:
             found.append(suites.load(name))
         except UserError as error:  # ./suites may hold another program's files
-            say(f"not a suite: {error}")
+            print_note(f"not a suite: {error}")
     if arguments.json:
-        give([suite.model_dump() for suite in found])
+        print_json([suite.model_dump() for suite in found])
         return 0
     for suite in found:
-        answer(f"{suite.name}@{suite.version:<3} {suite.family or 'part':7} {suite.description}", arguments)
+        print_answer(f"{suite.name}@{suite.version:<3} {suite.family or 'part':7} {suite.description}", arguments)
         metrics = [f"metrics of {family}: {', '.join(names)}" for family, names in suite.metrics.items()]
-        for line in [*metrics, *requirements.text(suite, places(arguments).work)]:
-            answer(f"    {line}", arguments)
+        for line in [*metrics, *requirements.text(suite, places_from(arguments).work)]:
+            print_answer(f"    {line}", arguments)
     return 0
 
 
@@ -131,24 +131,24 @@ def _doctor(arguments: argparse.Namespace) -> int:
     from sdbench.doctor import checks
 
     findings = []
-    for finding in checks.examine(arguments.results, places(arguments).work):
+    for finding in checks.examine(arguments.results, places_from(arguments).work):
         findings.append(finding)
-        answer(f"{'ok ' if finding.fine else 'BAD' if finding.fatal else '-- '} {finding.text}", arguments)
+        print_answer(f"{'ok ' if finding.fine else 'BAD' if finding.fatal else '-- '} {finding.text}", arguments)
     if arguments.json:
-        give([vars(finding) for finding in findings])
+        print_json([vars(finding) for finding in findings])
     return BAD_INPUT if any(finding.fatal and not finding.fine for finding in findings) else 0
 
 
 def _reference(arguments: argparse.Namespace) -> int:
     from sdbench.commands import reference
 
-    found = reference.run(arguments, places(arguments).work)
+    found = reference.run(arguments, places_from(arguments).work)
     for card in found:
-        answer(reference.line(card), arguments)
+        print_answer(reference.describe(card), arguments)
     if not found:
-        say("no reference was built or imported yet; `scenes` is rendered when it is needed")
+        print_note("no reference was built or imported yet; `scenes` is rendered when it is needed")
     if arguments.json:
-        give([card.model_dump() for card in found])
+        print_json([card.model_dump() for card in found])
     return 0
 
 
@@ -159,7 +159,7 @@ def _scenes(arguments: argparse.Namespace) -> int:
     work = arguments.work or arguments.results / "runs" / "training"
     shop = make.Shop(work, chosen_device(arguments.device))
     if arguments.action == "ship":
-        say(f"installed: {ship.ship(shop, environment().model_dump(), arguments.results / 'training')}")
+        print_note(f"installed: {ship.ship(shop, environment().model_dump(), arguments.results / 'training')}")
         return 0
     for part in arguments.parts or make.PARTS:
         make.make(part, shop)

@@ -52,16 +52,16 @@ class _SetMetric(Metric):
         kept = {name: getattr(self, name) for name in (*self._defaults, "_computed", "_forward_cache")}
         super()._apply(fn, exclude_state=[*exclude_state, *self._defaults])
         for name, value in kept.items():
-            setattr(self, name, _moved(value, self.device))
-        self._defaults = _moved(self._defaults, self.device)
+            setattr(self, name, _move(value, self.device))
+        self._defaults = _move(self._defaults, self.device)
         return self
 
 
-def _moved(value: Any, device: torch.device) -> Any:
+def _move(value: Any, device: torch.device) -> Any:
     if isinstance(value, Mapping):
-        return {name: _moved(part, device) for name, part in value.items()}
+        return {name: _move(part, device) for name, part in value.items()}
     if isinstance(value, list):
-        return [_moved(part, device) for part in value]
+        return [_move(part, device) for part in value]
     return value.to(device) if isinstance(value, Tensor) else value
 
 

@@ -86,7 +86,7 @@ class Judge:
         self.n, self.batch = suite.prompts.n, suite.sampling.batch
         newest = [
             (folder, record)
-            for folder, record in records.newest(Path("results"), "scenes")
+            for folder, record in records.newest_per_model(Path("results"), "scenes")
             if record.suite.name == SUITE and record.model.architecture
         ]
         self.folders = [folder for folder, _ in newest]
@@ -270,7 +270,7 @@ def _shifted_sequential(judge: Judge, name: str, margins: float, random: np.rand
 
 
 def _sequential(judge: Judge, new: Pictures, old: Pictures, worse: float = 0.0) -> tuple[str, float]:
-    rules = looks.Rules(judge.policy, SUITE, ["fd.scenes"], {})
+    rules = looks.LookRules(judge.policy, SUITE, ["fd.scenes"], {})
     shares: tuple[float, ...] = ()
     for size in sizes(judge.n, judge.batch):
         shares, rows = (*shares, size / judge.n), np.arange(size)
@@ -369,7 +369,7 @@ def _share(number: float, draws: int) -> str:
     if not draws:
         return f"{number:.4f} (exact)"
     share = intervals.proportion_interval(number, draws)
-    return tables.estimate(share.value, share.low, share.high)
+    return tables.format_estimate(share.value, share.low, share.high)
 
 
 def main() -> None:

@@ -208,13 +208,13 @@ def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser
 
 
 def test_no_option_is_taken_by_its_first_letters() -> None:
-    every = [*parsers(cli.parser()), *parsers(distillation._parser())]
+    every = [*parsers(cli.build_parser()), *parsers(distillation._parser())]
     assert {"sdbench gate", "sdbench baseline set", "distillation run", "distillation data fetch"} <= {each.prog for each in every}
     assert [each.prog for each in every if each.allow_abbrev] == []
 
 
 def test_every_command_says_what_it_does_and_what_its_options_mean() -> None:
-    every = [*parsers(cli.parser()), *parsers(distillation._parser())]
+    every = [*parsers(cli.build_parser()), *parsers(distillation._parser())]
     assert [each.prog for each in every if not each.description] == []
     options = [(each.prog, action) for each in every for action in each._actions]
     assert [(prog, action.dest) for prog, action in options if not action.help and not isinstance(action, argparse._SubParsersAction)] == []

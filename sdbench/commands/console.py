@@ -18,22 +18,22 @@ Command = Callable[[argparse.Namespace], int]  # => the process's exit code
 Add = Callable[[str, Command, str], argparse.ArgumentParser]  # name, function and help of a command => its parser
 
 
-def say(text: str) -> None:
+def print_note(text: str) -> None:
     """A note for people."""
     print(text, file=sys.stderr, flush=True)
 
 
-def answer(text: str, arguments: argparse.Namespace) -> None:
+def print_answer(text: str, arguments: argparse.Namespace) -> None:
     """What a command that only answers was asked for: on stdout, where it can be piped, unless the one for machines goes there."""
-    (say if arguments.json else show)(text)
+    (print_note if arguments.json else show)(text)
 
 
-def width() -> int:
+def table_width() -> int:
     """Characters that a table may take in a line: the terminal's, at most 160; in a pipe 160."""
     return min(160, shutil.get_terminal_size((160, 24)).columns)
 
 
-def give(content: Any) -> None:
+def print_json(content: Any) -> None:
     """The answer for machines."""
     show(json.dumps(content, indent=1, default=str))
 
@@ -77,7 +77,7 @@ def check_results(arguments: argparse.Namespace) -> None:
         )
 
 
-def places(arguments: argparse.Namespace) -> "Places":
+def places_from(arguments: argparse.Namespace) -> "Places":
     """Where results and runs lie, by the options of `add_common` and `add_runs`."""
     from sdbench.api import Places
 

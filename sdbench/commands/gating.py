@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING
 
 from sdbench.arguments import add_command
 from sdbench.commands import showing
-from sdbench.commands.console import Add, add_common, add_completion, add_device, add_runs, answer, check_results, give, places, say, width
+from sdbench.commands.console import (
+    Add,
+    add_common,
+    add_completion,
+    add_device,
+    add_runs,
+    check_results,
+    places_from,
+    print_answer,
+    print_json,
+    print_note,
+    table_width,
+)
 
 if TYPE_CHECKING:
     from sdbench.gate.verdicts import Report
@@ -66,9 +78,9 @@ def gate(arguments: argparse.Namespace) -> int:
         from sdbench import api
 
         own = {name: getattr(arguments, name) for name in ("suite", "base", "lora", "name", "device")}
-        return api.compare(arguments.candidate, arguments.baseline, arguments.policy, places(arguments), **own)
+        return api.compare(arguments.candidate, arguments.baseline, arguments.policy, places_from(arguments), **own)
 
-    return _verdict(judged, arguments, arguments.candidate)
+    return _judge_and_publish(judged, arguments, arguments.candidate)
 
 
 def until_verdict(arguments: argparse.Namespace, asked: "Callable[[], tuple[list[ModelSpec], Suite]]") -> int:
@@ -78,12 +90,12 @@ def until_verdict(arguments: argparse.Namespace, asked: "Callable[[], tuple[list
         from sdbench import api
 
         (spec,), suite = asked()
-        path, report = api.until_verdict(spec, suite, arguments.baseline, arguments.policy, places(arguments), arguments.device)
-        say(f"record: {path}")
-        showing.renew_after_run(arguments.results)
+        path, report = api.until_verdict(spec, suite, arguments.baseline, arguments.policy, places_from(arguments), arguments.device)
+        print_note(f"record: {path}")
+        showing.rewrite_leaderboard_after_run(arguments.results)
         return report
 
-    return _verdict(judged, arguments, arguments.model[0])
+    return _judge_and_publish(judged, arguments, arguments.model[0])
 
 
 def noise(arguments: argparse.Namespace) -> int:
@@ -93,13 +105,13 @@ def noise(arguments: argparse.Namespace) -> int:
     from sdbench.models.spec import resolve
 
     spec = resolve(arguments.model, base=arguments.base, lora=arguments.lora, name=arguments.name)
-    suite = suites.load(arguments.suite) if arguments.suite else lookup.suite_of(spec)
-    path, floor = api.noise(spec, suite, arguments.seeds, places(arguments), arguments.device, arguments.only)
+    suite = suites.load(arguments.suite) if arguments.suite else lookup.default_suite(spec)
+    path, floor = api.noise(spec, suite, arguments.seeds, places_from(arguments), arguments.device, arguments.only)
     for name, spread in floor.metrics.items():
-        say(f"{name:28} {spread.noise:.3g} between two runs; found {min(spread.values):.4g} to {max(spread.values):.4g}")
-    say(f"written: {path}")
+        print_note(f"{name:28} {spread.noise:.3g} between two runs; found {min(spread.values):.4g} to {max(spread.values):.4g}")
+    print_note(f"written: {path}")
     if arguments.json:
-        give(floor.model_dump(mode="json"))
+        print_json(floor.model_dump(mode="json"))
     return 0
 
 
@@ -115,36 +127,36 @@ def baseline(arguments: argparse.Namespace) -> int:
         for move in reversed(moves):
             since = f"{move.when:%Y-%m-%d %H:%M}"
             shown = name if move is moves[-1] else ""
-            answer(f"{shown:16} {since}  {move.model} under {move.suite}: {move.why}  ({move.record})", arguments)
+            print_answer(f"{shown:16} {since}  {move.model} under {move.suite}: {move.why}  ({move.record})", arguments)
     if not known:
-        say("no baseline has a name yet: sdbench baseline set NAME RECORD --why TEXT")
+        print_note("no baseline has a name yet: sdbench baseline set NAME RECORD --why TEXT")
     if arguments.json:
-        give({name: [move.model_dump(mode="json") for move in moves] for name, moves in known.items()})
+        print_json({name: [move.model_dump(mode="json") for move in moves] for name, moves in known.items()})
     return 0
 
 
-def _verdict(judged: "Callable[[], Report]", arguments: argparse.Namespace, candidate: str) -> int:
+def _judge_and_publish(judged: "Callable[[], Report]", arguments: argparse.Namespace, candidate: str) -> int:
     """Judge and publish => exit code."""
     try:
         try:
             report = judged()
         except BaseException as error:  # noqa: BLE001  # a crash must never be read as "regressed"
-            report = _failure(error, candidate, arguments.baseline or "no baseline")
+            report = _failed_report(error, candidate, arguments.baseline or "no baseline")
         _publish(report, arguments)
     except BaseException as error:  # noqa: BLE001  # nor a verdict that could not be told as one that was
         with contextlib.suppress(BaseException):
-            say(f"sdbench: the verdict cannot be told: {_words(error)}")
+            print_note(f"sdbench: the verdict cannot be told: {_describe_error(error)}")
         return INCOMPARABLE
     return report.exit_code
 
 
-def _failure(error: BaseException, candidate: str, baseline_name: str) -> "Report":
+def _failed_report(error: BaseException, candidate: str, baseline_name: str) -> "Report":
     from sdbench.gate.verdicts import Report
 
-    return Report("incomparable", _words(error), candidate, baseline_name)
+    return Report("incomparable", _describe_error(error), candidate, baseline_name)
 
 
-def _words(error: BaseException) -> str:
+def _describe_error(error: BaseException) -> str:
     from sdbench.errors import UserError
 
     if isinstance(error, UserError):
@@ -157,13 +169,13 @@ def _words(error: BaseException) -> str:
 def _publish(report: "Report", arguments: argparse.Namespace) -> None:
     """For people first, then for machines; a file that cannot be written is an error."""
     if report.verdict == "incomparable" and not report.results and not report.differences:
-        say(f"sdbench: {report.why}")
+        print_note(f"sdbench: {report.why}")
     else:
-        answer(report.text(width()), arguments)
+        print_answer(report.text(table_width()), arguments)
     if arguments.junit:
         arguments.junit.write_text(report.junit(), encoding="utf-8")
     if arguments.markdown:
         with arguments.markdown.open("a", encoding="utf-8") as file:
             file.write(report.markdown())
     if arguments.json:
-        give(report.to_json())
+        print_json(report.to_json())

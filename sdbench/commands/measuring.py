@@ -7,7 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdbench.commands import gating, showing
-from sdbench.commands.console import Add, add_completion, add_device, add_runs, answer, give, places, say, width
+from sdbench.commands.console import (
+    Add,
+    add_completion,
+    add_device,
+    add_runs,
+    places_from,
+    print_answer,
+    print_json,
+    print_note,
+    table_width,
+)
 from sdbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -88,48 +98,48 @@ def _add_models(command: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.until_verdict:
-        return gating.until_verdict(arguments, lambda: _asked(arguments))
+        return gating.until_verdict(arguments, lambda: _read_models_and_suite(arguments))
     from sdbench import api
 
-    specs, suite = _asked(arguments)
+    specs, suite = _read_models_and_suite(arguments)
     from sdbench.run.context import check_models, check_suite  # which bring torch: what is misspelt was said before
 
     only = "probes" if arguments.weights == "random" and arguments.only is None else arguments.only
     check_suite(suite, only=only, settings=arguments.setting, profile=arguments.profile)  # before anything is said, of a dry run too
     check_models(specs, suite)
-    lacking = _of_teacher(specs, suite, arguments) if only != "probes" else []
+    lacking = _missing_from_teacher(specs, suite, arguments) if only != "probes" else []
     if arguments.dry_run:
-        planned = _planned(specs, suite, arguments, only, arguments.setting, arguments.device, lacking)
+        planned = _print_plan(specs, suite, arguments, only, arguments.setting, arguments.device, lacking)
         if arguments.json:
-            give(planned)
+            print_json(planned)
         return 0
     if only != "probes":
-        _tell(suite, arguments, lacking)
+        _print_requirements(suite, arguments, lacking)
     made = api.run(
-        specs, suite, places(arguments), device=arguments.device, only=only, settings=arguments.setting, profile=arguments.profile
+        specs, suite, places_from(arguments), device=arguments.device, only=only, settings=arguments.setting, profile=arguments.profile
     )
-    return _show(made, arguments)
+    return _print_records(made, arguments)
 
 
-def _asked(arguments: argparse.Namespace) -> "tuple[list[ModelSpec], Suite]":
+def _read_models_and_suite(arguments: argparse.Namespace) -> "tuple[list[ModelSpec], Suite]":
     """The models and the suite that the options of `run` name."""
     from sdbench import api, suites
     from sdbench.gate import lookup
     from sdbench.models.spec import resolve
     from sdbench.reference import cards
 
-    _check_verdict(arguments)
+    _check_until_verdict(arguments)
     if arguments.name and len(arguments.model) > 1:
         raise UserError("--name names one model, but several are given; run them one by one, or leave --name out")
     named = {"base": arguments.base, "lora": arguments.lora, "name": arguments.name, "random": arguments.weights == "random"}
     specs = [resolve(what, **named) for what in arguments.model]
     if arguments.reference:
-        cards.check_name(arguments.reference, places(arguments).work)
-    suite = suites.load(arguments.suite) if arguments.suite else lookup.suite_of(specs[0])
+        cards.check_name(arguments.reference, places_from(arguments).work)
+    suite = suites.load(arguments.suite) if arguments.suite else lookup.default_suite(specs[0])
     return specs, api.Overrides(**{own.name: getattr(arguments, own.name) for own in fields(api.Overrides)}).apply(suite)
 
 
-def _check_verdict(arguments: argparse.Namespace) -> None:
+def _check_until_verdict(arguments: argparse.Namespace) -> None:
     """See that options which mean nothing with `--until-verdict`, or without it, are not there."""
     if bool(arguments.baseline) != arguments.until_verdict or (arguments.until_verdict and len(arguments.model) > 1):
         raise UserError("--until-verdict takes one --model and the --baseline that it is compared with; neither goes without the other")
@@ -138,7 +148,7 @@ def _check_verdict(arguments: argparse.Namespace) -> None:
         raise UserError(f"{wrong[0]} {'does not go' if arguments.until_verdict else 'goes only'} with --until-verdict; leave it out")
 
 
-def _planned(
+def _print_plan(
     specs: "Sequence[ModelSpec]",
     suite: "Suite",
     arguments: argparse.Namespace,
@@ -149,22 +159,22 @@ def _planned(
 ) -> dict[str, Any]:
     from sdbench.run.plan import plan
 
-    content = plan(specs, suite, places(arguments).work, device=device, only=only, settings=settings, lacking=lacking)
-    answer(content["text"], arguments)
+    content = plan(specs, suite, places_from(arguments).work, device=device, only=only, settings=settings, lacking=lacking)
+    print_answer(content["text"], arguments)
     return content
 
 
-def _show(made: Sequence[Path], arguments: argparse.Namespace) -> int:
+def _print_records(made: Sequence[Path], arguments: argparse.Namespace) -> int:
     from sdbench import records
     from sdbench.leaderboard import standings, writing
 
-    shown = [standings.Row(path, records.head(path)) for path in made]
-    say(writing.text_table(shown, width()))
+    shown = [standings.Row(path, records.read_record(path)) for path in made]
+    print_note(writing.text_table(shown, table_width()))
     for path in made:
-        say(f"record: {path}")
+        print_note(f"record: {path}")
     if arguments.json:
-        give([{"path": path, **row.record.model_dump(mode="json")} for path, row in zip(made, shown, strict=True)])
-    showing.renew_after_run(arguments.results)
+        print_json([{"path": path, **row.record.model_dump(mode="json")} for path, row in zip(made, shown, strict=True)])
+    showing.rewrite_leaderboard_after_run(arguments.results)
     return 0
 
 
@@ -173,32 +183,32 @@ def _benchmark(arguments: argparse.Namespace) -> int:
     from sdbench.run import profiles
 
     chosen = profiles.choose(arguments.profile)
-    say(f"profile {chosen.name}: {chosen.why}")
+    print_note(f"profile {chosen.name}: {chosen.why}")
     if arguments.dry_run:
-        planned = [_planned(job.specs, job.suite, arguments, job.only, job.settings) for job in chosen.jobs]
+        planned = [_print_plan(job.specs, job.suite, arguments, job.only, job.settings) for job in chosen.jobs]
         if arguments.json:
-            give(planned)
+            print_json(planned)
         return 0
     for job in chosen.jobs:
         if job.only != "probes":
-            _tell(job.suite, arguments)
-        api.run(job.specs, job.suite, places(arguments), only=job.only, settings=job.settings)
+            _print_requirements(job.suite, arguments)
+        api.run(job.specs, job.suite, places_from(arguments), only=job.only, settings=job.settings)
     return showing.show_leaderboard(arguments)
 
 
 def _score(arguments: argparse.Namespace) -> int:
     from sdbench import api
 
-    given = {"places": places(arguments), "suite": arguments.suite, "device": arguments.device}
+    given = {"places": places_from(arguments), "suite": arguments.suite, "device": arguments.device}
     if arguments.name:
-        return _show([api.record_pictures(arguments.images, arguments.prompts, arguments.name, **given)], arguments)
+        return _print_records([api.record_pictures(arguments.images, arguments.prompts, arguments.name, **given)], arguments)
     values, scores = api.score(arguments.images, arguments.prompts, **given)
     for value in values:
         ends = "" if value.low is None else f" ({value.low:.4g} to {value.high:.4g})"
         number = f"{value.state}: {value.reason}" if value.value is None else f"{value.value:.4g}{ends}, n = {value.n}"
-        say(f"{value.name:28} {number} {value.note}".rstrip())
+        print_note(f"{value.name:28} {number} {value.note}".rstrip())
     if arguments.json:
-        give(
+        print_json(
             {
                 "values": [value.model_dump() for value in values],
                 "scores": {name: column.tolist() for name, column in scores.columns.items()},
@@ -207,15 +217,15 @@ def _score(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _tell(suite: "Suite", arguments: argparse.Namespace, lacking: Sequence[str] = ()) -> None:
+def _print_requirements(suite: "Suite", arguments: argparse.Namespace, lacking: Sequence[str] = ()) -> None:
     """What a suite needs that is not on this disk, and what else a run lacks."""
     from sdbench.run import requirements
 
-    for line in [*requirements.text(suite, places(arguments).work), *(f"missing: {what}" for what in lacking)]:
-        say(f"    {line}")
+    for line in [*requirements.text(suite, places_from(arguments).work), *(f"missing: {what}" for what in lacking)]:
+        print_note(f"    {line}")
 
 
-def _of_teacher(specs: "Sequence[ModelSpec]", suite: "Suite", arguments: argparse.Namespace) -> list[str]:
+def _missing_from_teacher(specs: "Sequence[ModelSpec]", suite: "Suite", arguments: argparse.Namespace) -> list[str]:
     """What a run would lack of the teacher, as far as it can be known without fetching anything."""
     from sdbench.machine import chosen_device
     from sdbench.run import recording, requirements
@@ -223,5 +233,5 @@ def _of_teacher(specs: "Sequence[ModelSpec]", suite: "Suite", arguments: argpars
 
     if suite.sampling is None or not requirements.inputs_are_here(suite):
         return []
-    where = places(arguments)
+    where = places_from(arguments)
     return recording.lacking(specs, Bench(suite, suite.sampling, chosen_device(arguments.device), where.results, where.work))

@@ -34,7 +34,7 @@ def run(arguments: Namespace, runs: Path) -> list[Card]:
         return [build(arguments.name, pictures, encoder, runs) for encoder in encoders]
 
 
-def line(card: Card) -> str:
+def describe(card: Card) -> str:
     """A reference in words."""
     kept = f"{card.features} features kept" if card.features else "moments only"
     return f"{card.name:20} {card.encoder:16} n = {card.n:<7} {kept:20} digest {card.digest}  of {card.data['source']}"

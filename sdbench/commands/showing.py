@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdbench.commands.console import Add, answer, check_results, give, say, width
+from sdbench.commands.console import Add, check_results, print_answer, print_json, print_note, table_width
 
 if TYPE_CHECKING:
     from sdbench.leaderboard.standings import Row
@@ -30,28 +30,28 @@ def show_leaderboard(arguments: argparse.Namespace) -> int:
     from sdbench.report import flat
 
     check_results(arguments)
-    board, made = renew(arguments.results)
-    answer(writing.text_table(board, width()), arguments)
-    return _written(made, arguments, flat.nested(board))
+    board, made = rewrite_leaderboard(arguments.results)
+    print_answer(writing.text_table(board, table_width()), arguments)
+    return _report_written(made, arguments, flat.nested(board))
 
 
-def renew(results: Path) -> "tuple[list[Row], list[Path]]":
+def rewrite_leaderboard(results: Path) -> "tuple[list[Row], list[Path]]":
     """Write all files of the leaderboard anew => its rows, the files."""
     from sdbench.leaderboard import samples, standings, writing
     from sdbench.report import flat
 
-    board = standings.rows(results)
+    board = standings.read_rows(results)
     return board, [*writing.write(board, results), *flat.write(board, results), *samples.write(board, results)]
 
 
-def renew_after_run(results: Path) -> None:
+def rewrite_leaderboard_after_run(results: Path) -> None:
     """Likewise, and say which; what hinders that is said too, and is not the run's own result."""
     try:
-        _, made = renew(results)
+        _, made = rewrite_leaderboard(results)
     except Exception as error:  # noqa: BLE001  # whatever it is: the records are written, and a verdict on them stands
-        say(f"the leaderboard was not renewed, `sdbench leaderboard` tries again: {error}")
+        print_note(f"the leaderboard was not renewed, `sdbench leaderboard` tries again: {error}")
     else:
-        say("leaderboard: " + ", ".join(map(str, made)))
+        print_note("leaderboard: " + ", ".join(map(str, made)))
 
 
 def _report(arguments: argparse.Namespace) -> int:
@@ -59,7 +59,7 @@ def _report(arguments: argparse.Namespace) -> int:
 
     check_results(arguments)
     made = api.report(api.Places(arguments.results), arguments.out, arguments.policy)
-    return _written(made, arguments, made)
+    return _report_written(made, arguments, made)
 
 
 def _card(arguments: argparse.Namespace) -> int:
@@ -67,11 +67,11 @@ def _card(arguments: argparse.Namespace) -> int:
 
     check_results(arguments)
     made = api.card(arguments.folder, api.Places(arguments.results), base=arguments.base)
-    return _written([made], arguments, made)
+    return _report_written([made], arguments, made)
 
 
-def _written(made: Sequence[Path], arguments: argparse.Namespace, content: Any) -> int:
-    say("written: " + ", ".join(map(str, made)))
+def _report_written(made: Sequence[Path], arguments: argparse.Namespace, content: Any) -> int:
+    print_note("written: " + ", ".join(map(str, made)))
     if arguments.json:
-        give(content)
+        print_json(content)
     return 0

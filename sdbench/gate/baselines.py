@@ -64,7 +64,7 @@ def find(name: str, results: Path) -> Path | None:
     return folder
 
 
-def described(results: Path) -> str:
+def describe(results: Path) -> str:
     """The names that there are, for messages."""
     known = read(results)
     return (
@@ -89,7 +89,7 @@ def set_baseline(name: str, folder: Path, why: str, results: Path) -> Move:
         place = folder.resolve().relative_to(results.resolve())
     except ValueError:
         raise UserError(f"record {folder} does not lie in {results}, where whoever reads {_path(results)} would look for it") from None
-    suite = f"{record.suite.name}@{record.suite.version}"
+    suite = f"{record.suite.title}"
     move = Move(record=place.as_posix(), model=record.model.name, suite=suite, when=records.now().replace(microsecond=0), why=why.strip())
     known = read(results)
     known[name] = (*known.get(name, ()), move)

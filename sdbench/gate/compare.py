@@ -41,9 +41,9 @@ class Side:
         order = sorted(range(len(keys)), key=keys.__getitem__)
         return cls(record, sorted(keys), {name: column[order] for name, column in scores.columns.items()})
 
-    def metrics(self) -> set[str]:
+    def metric_names(self) -> set[str]:
         """Protocols of the metrics (not the probes) the record knows, measured or not."""
-        return {value.name for value in self.record.values if value.kind in ("score", "set")}
+        return {value.name for value in self.record.values if value.is_picture_metric}
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ def differences(new: Side, old: Side) -> Iterator[str]:
     yield from (f"{what} is {found!r} against {expected!r}" for what, (found, expected) in pairs.items() if found != expected)
     if new.keys != old.keys:
         yield f"prompts and samples differ: {_set_difference(set(new.keys), set(old.keys)) or 'some are repeated'}"
-    if new.metrics() != old.metrics():
-        yield f"protocols differ: {_set_difference(new.metrics(), old.metrics())}"
+    if new.metric_names() != old.metric_names():
+        yield f"protocols differ: {_set_difference(new.metric_names(), old.metric_names())}"
 
 
 def _set_difference(new: set[Any], old: set[Any]) -> str:
@@ -87,28 +87,28 @@ def measure(name: str, rule: Rule, new: Side, old: Side, alpha: float, between_r
     """
     found, expected = new.record.value(name), old.record.value(name)
     if found is None or expected is None:
-        return _absent(name, rule, new, old)
-    if obstacle := _state(rule, found, expected) or _unlike(rule, found, expected, new, old) or _unlosable(rule, found):
+        return _explain_absence(name, rule, new, old)
+    if obstacle := _check_states(rule, found, expected) or _check_alike(rule, found, expected, new, old) or _check_margin(rule, found):
         return obstacle
-    if found.kind in ("score", "set"):
-        bounds = paired(found, expected, new, old, 1 - alpha)
+    if found.is_picture_metric:
+        bounds = paired_bounds(found, expected, new, old, 1 - alpha)
     else:
-        bounds = _probe(found, expected, 1 - alpha, None if new.record.same_run(old.record) else between_runs)
+        bounds = _probe_bounds(found, expected, 1 - alpha, None if new.record.is_same_run(old.record) else between_runs)
     return -bounds if isinstance(bounds, Bounds) and rule.direction == "lower" else bounds
 
 
-def _absent(name: str, rule: Rule, new: Side, old: Side) -> Obstacle:
+def _explain_absence(name: str, rule: Rule, new: Side, old: Side) -> Obstacle:
     sides = {"candidate": new.record, "baseline": old.record}
     lacking = [side for side, record in sides.items() if record.value(name) is None]
     everywhere = len(lacking) == 2 or new.record.machine.machine_class != old.record.machine.machine_class
     if name in _MACHINE_BOUND and everywhere and not rule.required:
-        return Obstacle("skipped", f"the machine of the {tables.listed(lacking)} does not have it")
+        return Obstacle("skipped", f"the machine of the {tables.join_words(lacking)} does not have it")
     if len(lacking) == 2:
         return Obstacle("incomparable", f"in neither record: {unknown('metric', name, (value.name for value in new.record.values))}")
     return Obstacle("incomparable", f"not in the record of the {lacking[0]}, which was measured without it; measure both sides alike")
 
 
-def _state(rule: Rule, found: Value, expected: Value) -> Obstacle | None:
+def _check_states(rule: Rule, found: Value, expected: Value) -> Obstacle | None:
     """A value that is not there never passes; one that cannot apply may be skipped."""
     bad = {side: value for side, value in (("candidate", found), ("baseline", expected)) if value.state != "ok"}
     if not bad:
@@ -118,7 +118,7 @@ def _state(rule: Rule, found: Value, expected: Value) -> Obstacle | None:
     return Obstacle("skipped" if skippable else "incomparable", words)
 
 
-def _unlike(rule: Rule, found: Value, expected: Value, new: Side, old: Side) -> Obstacle | None:
+def _check_alike(rule: Rule, found: Value, expected: Value, new: Side, old: Side) -> Obstacle | None:
     """Two values that are there but do not mean the same."""
     if (found.kind, found.unit, found.direction) != (expected.kind, expected.unit, expected.direction):
         return Obstacle(
@@ -130,7 +130,7 @@ def _unlike(rule: Rule, found: Value, expected: Value, new: Side, old: Side) -> 
     machines = [side.record.machine.machine_class for side in (new, old)]
     if found.kind == "probe" and machines[0] != machines[1]:
         return Obstacle("incomparable" if rule.required else "skipped", f"other machine class: {machines[0]} against {machines[1]}")
-    if found.kind in ("score", "set") and found.n != expected.n:
+    if found.is_picture_metric and found.n != expected.n:
         return Obstacle("incomparable", f"n is {found.n} against {expected.n}")
     if found.reference != expected.reference:
         ends = [value.reference or "what is not in its record" for value in (found, expected)]
@@ -138,7 +138,7 @@ def _unlike(rule: Rule, found: Value, expected: Value, new: Side, old: Side) -> 
     return None
 
 
-def _unlosable(rule: Rule, found: Value) -> Obstacle | None:
+def _check_margin(rule: Rule, found: Value) -> Obstacle | None:
     """A margin that no candidate could lose."""
     if is_relative(found) and rule.direction == "higher" and rule.margin >= 1:
         said = f"the policy's margin is {100 * rule.margin:g} % of the baseline; no more than all of it can be lost, take less than 100 %"
@@ -146,53 +146,52 @@ def _unlosable(rule: Rule, found: Value) -> Obstacle | None:
     return None
 
 
-def paired(found: Value, expected: Value, new: Side, old: Side, level: float) -> Bounds | Obstacle:
+def paired_bounds(found: Value, expected: Value, new: Side, old: Side, level: float) -> Bounds | Obstacle:
     """Candidate minus baseline of a score or set metric, averaged over a prompt's samples because they are not independent."""
-    column = found.name if found.kind == "score" else f"{found.name}:influence"
     for side, name in ((new, "candidate"), (old, "baseline")):
-        if column not in side.columns:
-            return Obstacle("incomparable", f"the scores of the {name} have no column {column!r}")
-        if bad := int((~np.isfinite(side.columns[column])).sum()):
+        if found.column not in side.columns:
+            return Obstacle("incomparable", f"the scores of the {name} have no column {found.column!r}")
+        if bad := int((~np.isfinite(side.columns[found.column])).sum()):
             return Obstacle("incomparable", f"{bad} of {len(side.keys)} scores of the {name} are missing or NaN")
-    difference = new.columns[column] - old.columns[column]
+    difference = new.columns[found.column] - old.columns[found.column]
     if found.kind == "set":
         assert found.value is not None
         assert expected.value is not None
         difference = difference + (found.value - expected.value)
-    _, prompt = np.unique([prompt_id for prompt_id, _ in new.keys], return_inverse=True)
-    unseen = 1.0 if found.unit == "share" and not _same_pictures(new, old) else 0.0
-    return decisions.paired_mean_bounds(np.bincount(prompt, difference) / np.bincount(prompt), level, unseen=unseen)
+    _, by_prompt = records.mean_per_prompt([prompt_id for prompt_id, _ in new.keys], difference)
+    unseen = 1.0 if found.unit == "share" and not _are_same_pictures(new, old) else 0.0
+    return decisions.paired_mean_bounds(by_prompt, level, unseen=unseen)
 
 
-def _same_pictures(new: Side, old: Side) -> bool:
+def _are_same_pictures(new: Side, old: Side) -> bool:
     """Whether the pictures are equal by all scores that tell any two apart, which a share does not."""
-    shares = {value.name for value in new.record.values if value.unit == "share"}
-    finer = [name for name in new.columns if name.removesuffix(":influence") not in shares]
+    shares = {value.column for value in new.record.values if value.is_picture_metric and value.unit == "share"}
+    finer = [name for name in new.columns if name not in shares]
     equal = [np.array_equal(new.columns[name], old.columns.get(name, ())) for name in finer]
     return new.record == old.record or (bool(equal) and all(equal))
 
 
-def _probe(found: Value, expected: Value, level: float, between_runs: BetweenRuns | None) -> Bounds | Obstacle:
+def _probe_bounds(found: Value, expected: Value, level: float, between_runs: BetweenRuns | None) -> Bounds | Obstacle:
     """Log ratio of candidate to baseline; one measurement against itself differs by nothing, however far runs lie apart."""
     if (found.value, found.samples) == (expected.value, expected.samples):
         return Bounds(0.0, 0.0, 0.0, 0.0, max(found.n, 1))
-    bounds = _log_ratio(found, expected, level)
-    return decisions.widened(bounds, between_runs, level) if between_runs and isinstance(bounds, Bounds) else bounds
+    bounds = _log_ratio_bounds(found, expected, level)
+    return decisions.widen(bounds, between_runs, level) if between_runs and isinstance(bounds, Bounds) else bounds
 
 
-def _log_ratio(found: Value, expected: Value, level: float) -> Bounds | Obstacle:
+def _log_ratio_bounds(found: Value, expected: Value, level: float) -> Bounds | Obstacle:
     """Of the medians of raw rounds, or of two counts, which alone have no spread."""
     if not (found.value and expected.value and min(found.value, expected.value) > 0):
         return Obstacle("incomparable", f"a ratio needs values above 0, found {found.value} against {expected.value}")
     if found.samples and expected.samples:
-        return _of_rounds(found.samples, expected.samples, level)
+        return _round_bounds(found.samples, expected.samples, level)
     if found.kind != "count":
         return Obstacle("incomparable", "an uncertain value without raw samples on both sides; weigh one that has them, such as a p50")
     ratio = math.log(found.value / expected.value)
     return Bounds(ratio, ratio, ratio, 0.0, 1)
 
 
-def _of_rounds(found: Samples, expected: Samples, level: float) -> Bounds | Obstacle:
+def _round_bounds(found: Samples, expected: Samples, level: float) -> Bounds | Obstacle:
     if len(found) != len(expected):
         counts = f"{len(found)} of the candidate, {len(expected)} of the baseline"
         return Obstacle("incomparable", f"rounds measured: {counts}; those that failed are no measurement, run the probes again")
@@ -202,7 +201,7 @@ def _of_rounds(found: Samples, expected: Samples, level: float) -> Bounds | Obst
         return Obstacle("incomparable", str(error))
 
 
-def margin(rule: Rule, value: Value | None) -> float:
+def scaled_margin(rule: Rule, value: Value | None) -> float:
     """The margin on the scale of the bounds."""
     if not is_relative(value):
         return rule.margin
@@ -211,4 +210,4 @@ def margin(rule: Rule, value: Value | None) -> float:
 
 def is_relative(value: Value | None) -> bool:
     """Whether differences are shares of the baseline."""
-    return value is not None and value.kind in ("probe", "count")
+    return value is not None and not value.is_picture_metric

@@ -61,7 +61,7 @@ class Floor(Table):
     metrics: dict[str, Spread]
 
 
-def of(sides: Sequence[Side], seeds: Sequence[int], suite: SuiteId) -> Floor:
+def estimate(sides: Sequence[Side], seeds: Sequence[int], suite: SuiteId) -> Floor:
     """The floor of runs of one model under a suite with other noise each time; a metric that any of them lacks has none.
 
     Neither have counts, and conditions that are neither good nor bad, which no policy weighs; a set metric without influences, whose
@@ -74,7 +74,7 @@ def of(sides: Sequence[Side], seeds: Sequence[int], suite: SuiteId) -> Floor:
         raise UserError(f"a noise floor needs at least 2 runs under different seeds, found {len(sides)}")
     first = sides[0].record
     weighed = [value.name for value in first.values if value.kind != "count" and value.direction != "neither"]
-    names = [name for name in weighed if all(_ok(side.record, name) for side in sides)]
+    names = [name for name in weighed if all(_is_ok(side.record, name) for side in sides)]
     return Floor(
         family=first.family,
         suite=suite,
@@ -84,7 +84,7 @@ def of(sides: Sequence[Side], seeds: Sequence[int], suite: SuiteId) -> Floor:
         seeds=tuple(seeds),
         n=first.n_images,
         created=records.now(),
-        metrics={name: spread for name in names if (spread := _spread(name, sides))},
+        metrics={name: spread for name in names if (spread := _estimate_spread(name, sides))},
     )
 
 
@@ -109,7 +109,7 @@ def read(path: Path) -> Floor:
 
 def between_runs(record: Record, results: Path) -> dict[str, BetweenRuns]:
     """Probe -> how far two runs of one model lie apart on this record's machine class, by the floor that has most noise of it."""
-    of_machine = [floor for floor in _all(record, results) if floor.machine_class == record.machine.machine_class]
+    of_machine = [floor for floor in _read_all(record, results) if floor.machine_class == record.machine.machine_class]
     found = {}
     for name in {value.name for value in record.values if value.kind == "probe"}:
         if having := [floor for floor in of_machine if name in floor.metrics]:
@@ -118,20 +118,20 @@ def between_runs(record: Record, results: Path) -> dict[str, BetweenRuns]:
     return found
 
 
-def _all(record: Record, results: Path) -> Iterator[Floor]:
+def _read_all(record: Record, results: Path) -> Iterator[Floor]:
     yield from map(read, sorted(_folder(record.family, record.suite, results).glob("*.toml")))
 
 
 def _folder(family: str, suite: SuiteId, results: Path) -> Path:
-    return results / "noise" / family / f"{suite.name}@{suite.version}"
+    return results / "noise" / family / f"{suite.title}"
 
 
-def _ok(record: Record, name: str) -> bool:
+def _is_ok(record: Record, name: str) -> bool:
     value = record.value(name)
     return value is not None and value.state == "ok"
 
 
-def _spread(name: str, sides: Sequence[Side]) -> Spread | None:
+def _estimate_spread(name: str, sides: Sequence[Side]) -> Spread | None:
     found = [value for side in sides if (value := side.record.value(name)) and value.value is not None]
     values = [value.value for value in found if value.value is not None]
     if found[0].kind == "probe":
@@ -139,7 +139,9 @@ def _spread(name: str, sides: Sequence[Side]) -> Spread | None:
             return None
         noise = math.sqrt(2) * float(np.log(values).std(ddof=1))
     else:
-        pairs = [compare.paired(found[i], found[j], sides[i], sides[j], 0.95) for i, j in itertools.combinations(range(len(sides)), 2)]
+        pairs = [
+            compare.paired_bounds(found[i], found[j], sides[i], sides[j], 0.95) for i, j in itertools.combinations(range(len(sides)), 2)
+        ]
         errors = [pair.standard_error for pair in pairs if not isinstance(pair, compare.Obstacle)]
         if len(errors) < len(pairs):
             return None

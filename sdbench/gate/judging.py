@@ -14,7 +14,7 @@ from sdbench import tables
 from sdbench.gate import compare
 from sdbench.gate.compare import Obstacle, Side
 from sdbench.gate.policy import Policy, Rule
-from sdbench.gate.verdicts import Report, Result, shown
+from sdbench.gate.verdicts import Report, Result, format_difference
 from sdbench.records import Record
 from sdbench.stats import decisions
 from sdbench.stats.decisions import BetweenRuns, Bounds, Verdict
@@ -55,34 +55,37 @@ def judge(
         why = f"the records of {names[0]} and {names[1]} cannot be compared: {'; '.join(differences)}."
         return Report("incomparable", why, *names, (), differences)
     rules = policy.rules(new.record.suite.name)
-    levels = {name: nominal if nominal and _sampled(new.record, name) else _once for name in rules}
+    levels = {name: nominal if nominal and _sampled(new.record, name) else _spend_all for name in rules}
     measured = {
         name: compare.measure(name, rule, new, old, levels[name](policy.alpha), between_runs.get(name)) for name, rule in rules.items()
     }
     bounded = {name: found for name, found in measured.items() if isinstance(found, Bounds)}
-    p_values = [decisions.regression_p(found, compare.margin(rules[name], new.record.value(name))) for name, found in bounded.items()]
+    p_values = [
+        decisions.regression_p_value(found, compare.scaled_margin(rules[name], new.record.value(name))) for name, found in bounded.items()
+    ]
     rejected = decisions.holm(p_values, policy.alpha, [levels[name] for name in bounded], untested)
     surely_worse = {name for name, is_rejected in zip(bounded, rejected, strict=True) if is_rejected}
     results = tuple(
-        _result(name, rules[name], found, new, old, policy.alpha, surely_worse=name in surely_worse) for name, found in measured.items()
+        _build_result(name, rules[name], found, new, old, policy.alpha, surely_worse=name in surely_worse)
+        for name, found in measured.items()
     )
-    verdict = _overall(results)
-    own = policy.table(new.record.suite.name) == new.record.suite.name
-    notes = (*_notes(rules, new.record, old.record, between_runs, own=own), *_agreement(rules, new, old, policy.alpha))
-    return Report(verdict, _why(verdict, results, *names), *names, results, (), notes)
+    verdict = _worst_verdict(results)
+    own = policy.table_name(new.record.suite.name) == new.record.suite.name
+    notes = (*_notes(rules, new.record, old.record, between_runs, own=own), *_agreement_note(rules, new, old, policy.alpha))
+    return Report(verdict, _explain(verdict, results, *names), *names, results, (), notes)
 
 
-def _once(level: float) -> float:
+def _spend_all(level: float) -> float:
     """A single look spends all of its level."""
     return level
 
 
 def _sampled(record: Record, name: str) -> bool:
     value = record.value(name)
-    return value is not None and value.kind in ("score", "set")
+    return value is not None and value.is_picture_metric
 
 
-def _result(name: str, rule: Rule, measured: Bounds | Obstacle, new: Side, old: Side, alpha: float, *, surely_worse: bool) -> Result:
+def _build_result(name: str, rule: Rule, measured: Bounds | Obstacle, new: Side, old: Side, alpha: float, *, surely_worse: bool) -> Result:
     """A metric's verdict, its numbers turned back from "plus = better" to candidate minus baseline."""
     found, expected = new.record.value(name), old.record.value(name)
     about = found or expected
@@ -103,10 +106,10 @@ def _result(name: str, rule: Rule, measured: Bounds | Obstacle, new: Side, old: 
     natural = -measured if rule.direction == "lower" else measured
     difference, low, high = (math.expm1(end) if result.relative else end for end in (natural.difference, natural.low, natural.high))
     result = replace(result, difference=difference, low=low, high=high)
-    return _judged(result, measured, compare.margin(rule, about), alpha, surely_worse=surely_worse)
+    return _decide(result, measured, compare.scaled_margin(rule, about), alpha, surely_worse=surely_worse)
 
 
-def _judged(result: Result, bounds: Bounds, margin: float, alpha: float, *, surely_worse: bool) -> Result:
+def _decide(result: Result, bounds: Bounds, margin: float, alpha: float, *, surely_worse: bool) -> Result:
     """The verdict on a metric's bounds; "regressed" must also survive Holm's correction."""
     verdict = decisions.decide(bounds, margin)
     if verdict == "pass":
@@ -126,24 +129,24 @@ def _judged(result: Result, bounds: Bounds, margin: float, alpha: float, *, sure
     return replace(result, verdict="inconclusive", reason=f"{bounds.n} {unit} leave it open; {outlook}", needed_n=needed)
 
 
-def _overall(results: tuple[Result, ...]) -> Verdict:
+def _worst_verdict(results: tuple[Result, ...]) -> Verdict:
     """The worst of the metrics; a gate that skipped them all has measured nothing."""
     verdicts = {result.verdict for result in results}
     order: tuple[Verdict, ...] = ("incomparable", "regressed", "inconclusive", "pass")
     return next((verdict for verdict in order if verdict in verdicts), "incomparable")
 
 
-def _why(verdict: Verdict, results: tuple[Result, ...], candidate: str, baseline: str) -> str:
+def _explain(verdict: Verdict, results: tuple[Result, ...], candidate: str, baseline: str) -> str:
     """The verdict in a sentence."""
     chosen = [result for result in results if result.verdict == verdict]
     skipped = [result.name for result in results if result.verdict == "skipped"]
-    also = f" Not compared: {tables.listed(skipped)}." if skipped else ""
+    also = f" Not compared: {tables.join_words(skipped)}." if skipped else ""
     if not chosen:
         return f"every metric of the policy was skipped, so nothing was compared.{also}"
     if verdict == "pass":
         return f"{candidate} lost less than the margin against {baseline} in all {len(chosen)} metrics compared.{also}"
     if verdict == "regressed":
-        return f"{candidate} is worse than {baseline} by more than the margin in {tables.listed([f'{r.name} ({shown(r)})' for r in chosen])}.{also}"
+        return f"{candidate} is worse than {baseline} by more than the margin in {tables.join_words([f'{r.name} ({format_difference(r)})' for r in chosen])}.{also}"
     found = "; ".join(f"{result.name}: {result.reason}" for result in chosen)
     if verdict == "inconclusive":
         return f"{candidate} is neither surely as good as {baseline} nor surely worse: {found}.{also}"
@@ -154,30 +157,30 @@ def _notes(rules: Mapping[str, Rule], new: Record, old: Record, between_runs: Ma
     """What the gate does not weigh and a reader should know; `own` where the rules are of this very suite."""
     if not own:
         yield f"suite {new.suite.name!r} is weighed by the margins of the suite it was made from; no noise floor is of its settings"
-    if elsewhere := [f"{record.model.name} ({record.model.source})" for record in (new, old) if record.model.is_elsewhere]:
-        yield f"the pictures of {tables.listed(elsewhere)} were made elsewhere: how they were sampled is not known"
+    if elsewhere := [f"{record.model.name} ({record.model.source})" for record in (new, old) if record.model.is_made_elsewhere]:
+        yield f"the pictures of {tables.join_words(elsewhere)} were made elsewhere: how they were sampled is not known"
     for key in sorted(new.sampling.keys() | old.sampling.keys()) if not elsewhere else ():
         if new.sampling.get(key) != old.sampling.get(key):
             yield f"sampling differs: {key} is {new.sampling.get(key)!r} against {old.sampling.get(key)!r}"
     for side, record in (("candidate", new), ("baseline", old)):
         yield from (f"{value.name} of the {side}: {value.note}" for value in record.values if value.note and value.name in rules)
     unknown = [name for name in rules if (value := new.value(name)) and value.kind == "probe" and value.value and name not in between_runs]
-    if unknown and new != old and new.machine.machine_class == old.machine.machine_class and not new.same_run(old):
+    if unknown and new != old and new.machine.machine_class == old.machine.machine_class and not new.is_same_run(old):
         yield (
-            f"{tables.listed(unknown)}: measured in other runs than the baseline's, and how far two runs of one model lie apart on this machine "
+            f"{tables.join_words(unknown)}: measured in other runs than the baseline's, and how far two runs of one model lie apart on this machine "
             f"is not known; measure both with one `sdbench run`{', or find out with `sdbench noise`' if own else ''}"
         )
 
 
-def _agreement(rules: Mapping[str, Rule], new: Side, old: Side, alpha: float) -> Iterator[str]:
+def _agreement_note(rules: Mapping[str, Rule], new: Side, old: Side, alpha: float) -> Iterator[str]:
     """How much nearer to the teacher the candidate is, or further off, by what the policy does not weigh."""
     found = []
-    for name in sorted((new.metrics() & old.metrics()) - rules.keys()):
+    for name in sorted((new.metric_names() & old.metric_names()) - rules.keys()):
         value = new.record.value(name)
         if value and value.kind == "score" and value.direction != "neither" and name.startswith("agreement."):
             rule = Rule(direction=value.direction, margin=0.0, required=False)
             measured = compare.measure(name, rule, new, old, alpha / 2)
             if isinstance(measured, Bounds):
-                found.append(f"{name} {shown(_result(name, rule, measured, new, old, alpha / 2, surely_worse=False))}")
+                found.append(f"{name} {format_difference(_build_result(name, rule, measured, new, old, alpha / 2, surely_worse=False))}")
     if found:
         yield f"agreement with the teacher, not weighed, with two-sided bounds: {', '.join(found)}"

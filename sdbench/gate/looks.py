@@ -15,12 +15,12 @@ from sdbench.gate.verdicts import Report
 from sdbench.stats import sequential
 from sdbench.stats.decisions import BetweenRuns, Bounds
 
-HARDLY = "The prompts that are left would hardly decide it."
-PASS_FROM = 0.5  # of the prompts
+UNDECIDABLE = "The prompts that are left would hardly decide it."
+EARLIEST_PASS = 0.5  # of the prompts
 
 
 @dataclass(frozen=True)
-class Rules:
+class LookRules:
     """What is judged, and which of it needs the whole set of pictures.
 
     Attributes:
@@ -34,16 +34,16 @@ class Rules:
     between_runs: Mapping[str, BetweenRuns]
 
     @property
-    def early(self) -> dict[str, Rule]:
+    def early_rules(self) -> dict[str, Rule]:
         """What any look can judge."""
         return {name: rule for name, rule in self.policy.rules(self.suite).items() if name not in self.sets}
 
-    def policy_of(self, *, sets: bool) -> Policy:
+    def policy_for_look(self, *, sets: bool) -> Policy:
         """The policy for a look with the distances of the sets, or without."""
-        return self.policy.model_copy(update={"suites": {self.suite: self.policy.rules(self.suite) if sets else self.early}})
+        return self.policy.model_copy(update={"suites": {self.suite: self.policy.rules(self.suite) if sets else self.early_rules}})
 
 
-def verdict_at(shares: tuple[float, ...], sides: Callable[[bool], tuple[Side, Side] | None], rules: Rules) -> Report | None:
+def verdict_at(shares: tuple[float, ...], sides: Callable[[bool], tuple[Side, Side] | None], rules: LookRules) -> Report | None:
     """Judge what is in => a report to stop with, or None to go on.
 
     Args:
@@ -55,11 +55,15 @@ def verdict_at(shares: tuple[float, ...], sides: Callable[[bool], tuple[Side, Si
     def judged(pair: tuple[Side, Side], *, sets: bool) -> Report:
         untested = 0 if sets else len(rules.sets)
         return judging.judge(
-            *pair, rules.policy_of(sets=sets), rules.between_runs, lambda level: sequential.levels(shares, level)[-1], untested=untested
+            *pair,
+            rules.policy_for_look(sets=sets),
+            rules.between_runs,
+            lambda level: sequential.nominal_levels(shares, level)[-1],
+            untested=untested,
         )
 
     last = shares[-1] >= 1
-    if not last and not rules.early:
+    if not last and not rules.early_rules:
         return None
     pair = sides(last and bool(rules.sets))
     assert pair
@@ -67,28 +71,28 @@ def verdict_at(shares: tuple[float, ...], sides: Callable[[bool], tuple[Side, Si
     if last or report.verdict in ("regressed", "incomparable"):
         return report
     if report.verdict == "pass":
-        if shares[-1] < PASS_FROM:
+        if shares[-1] < EARLIEST_PASS:
             return None
         if rules.sets:
             whole = sides(True)
             report = judged(whole, sets=True) if whole else replace(report, verdict="inconclusive")
         return report if report.verdict == "pass" else None
-    given_up = _undecidable(pair, shares[-1], rules, sets=False)
+    given_up = _is_undecidable(pair, shares[-1], rules, sets=False)
     if given_up and rules.sets:  # whose distances may still say "regressed"
         whole = sides(True)
-        given_up = whole is not None and _undecidable(whole, shares[-1], rules, sets=True)
-    return replace(report, why=f"{report.why} {HARDLY}") if given_up else None
+        given_up = whole is not None and _is_undecidable(whole, shares[-1], rules, sets=True)
+    return replace(report, why=f"{report.why} {UNDECIDABLE}") if given_up else None
 
 
-def _undecidable(pair: tuple[Side, Side], share: float, rules: Rules, *, sets: bool) -> bool:
+def _is_undecidable(pair: tuple[Side, Side], share: float, rules: LookRules, *, sets: bool) -> bool:
     new, old = pair
     growing, passable = [], True
-    for name, rule in rules.policy_of(sets=sets).rules(rules.suite).items():
+    for name, rule in rules.policy_for_look(sets=sets).rules(rules.suite).items():
         bounds, value = compare.measure(name, rule, new, old, rules.policy.alpha, rules.between_runs.get(name)), new.record.value(name)
         if isinstance(bounds, Bounds) and value:
-            margin = compare.margin(rule, value)
-            if value.kind in ("score", "set"):
+            margin = compare.scaled_margin(rule, value)
+            if value.is_picture_metric:
                 growing.append((bounds, margin))
             else:
                 passable &= bounds.low > -margin
-    return bool(growing) and sequential.undecidable(growing, share, rules.policy.alpha, passable=passable)
+    return bool(growing) and sequential.is_undecidable(growing, share, rules.policy.alpha, passable=passable)

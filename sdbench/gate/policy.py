@@ -52,12 +52,12 @@ class Policy(Table):
         """Its file; one made in Python has none."""
         return str(self._file or "made in Python")
 
-    def of_file(self, path: Path) -> Self:
+    def with_file(self, path: Path) -> Self:
         """The policy, which knows its file from now on."""
         self._file = path
         return self
 
-    def table(self, suite: str) -> str:
+    def table_name(self, suite: str) -> str:
         """The suite by whose table this one is weighed: itself, or what it was made from, `<name>-custom` or `<name>-sequential`."""
         return suite if suite in self.suites else suite.removesuffix("-sequential").removesuffix("-custom")
 
@@ -67,7 +67,7 @@ class Policy(Table):
         Raises:
             UserError: nothing is.
         """
-        if (own := self.table(suite)) not in self.suites:
+        if (own := self.table_name(suite)) not in self.suites:
             raise UserError(
                 f"policy {self.name} has no table [suites.{own}], so it weighs nothing of suite {suite!r} (it has {', '.join(sorted(self.suites))}); write "
                 "one, there or in a file of your own: --policy FILE, or ./suites/gate.toml"
@@ -89,4 +89,4 @@ def load(path: Path) -> Policy:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read the gate's policy {path}: {error}") from error
-    return validated(Policy, content, f"policy {path}").of_file(path)
+    return validated(Policy, content, f"policy {path}").with_file(path)

@@ -89,7 +89,7 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Everything as plain JSON types; an infinite bound is null."""
-        results = [{key: _finite(item) for key, item in asdict(result).items()} for result in self.results]
+        results = [{key: _finite_or_none(item) for key, item in asdict(result).items()} for result in self.results]
         return {
             **asdict(self),
             "results": results,
@@ -101,34 +101,38 @@ class Report:
     def grid(self, *, marks: bool = False) -> Grid:
         """The metrics, a line each; with a sign before each verdict where a reader skims."""
         header = ("metric", "verdict", "candidate", "baseline", "candidate - baseline", "margin", "why")
-        return Grid(header, tuple(_line(result, f"{_MARKS[result.verdict]} " if marks else "") for result in self.results))
+        return Grid(header, tuple(_row(result, f"{_MARKS[result.verdict]} " if marks else "") for result in self.results))
 
     def text(self, width: int = 160) -> str:
         """For people: why, then the metrics."""
         table = tables.text(self.grid(), width) if self.results else ""
-        return "\n\n".join(filter(None, [f"{self.verdict}: {self.why}", table, _listed(self)])) + "\n"
+        return "\n\n".join(filter(None, [f"{self.verdict}: {self.why}", table, _bullets(self)])) + "\n"
 
     def markdown(self) -> str:
         """For CI pages and pull requests."""
         title = " ".join(f"### {_MARKS[self.verdict]} {self.verdict}: {self.candidate} against {self.baseline}".split())
         table = tables.markdown(self.grid(marks=True)) if self.results else ""
-        inputs = "\n".join(f"- {key}: {value}" for key, value in _inputs(self).items())
+        inputs = "\n".join(f"- {key}: {value}" for key, value in _input_texts(self).items())
         return (
-            "\n\n".join(filter(None, [*map(tables.escaped, (title, self.why)), table, *map(tables.escaped, (_listed(self), inputs))]))
+            "\n\n".join(
+                filter(
+                    None, [*map(tables.escape_markdown, (title, self.why)), table, *map(tables.escape_markdown, (_bullets(self), inputs))]
+                )
+            )
             + "\n"
         )
 
     def junit(self) -> str:
         """A suite with a case for the verdict as a whole and one for each metric; what is inconclusive counts as a failure."""
         name = f"sdbench gate: {self.candidate} against {self.baseline}"
-        suite = ET.Element("testsuite", name=_xml(name))
-        if inputs := _inputs(self):
+        suite = ET.Element("testsuite", name=_xml_safe(name))
+        if inputs := _input_texts(self):
             properties = ET.SubElement(suite, "properties")
             for key, value in inputs.items():
-                ET.SubElement(properties, "property", name=key, value=_xml(value))
+                ET.SubElement(properties, "property", name=key, value=_xml_safe(value))
         cases = [
-            _case(suite, "verdict", self.verdict, self.why),
-            *(_case(suite, result.name, result.verdict, f"{result.reason}: {shown(result)}") for result in self.results),
+            _add_case(suite, "verdict", self.verdict, self.why),
+            *(_add_case(suite, result.name, result.verdict, f"{result.reason}: {format_difference(result)}") for result in self.results),
         ]
         for key, kind in (("tests", None), ("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
             suite.set(key, str(sum(kind is None or case.find(kind) is not None for case in cases)))
@@ -136,45 +140,45 @@ class Report:
         return f'<?xml version="1.0" encoding="UTF-8"?>\n{ET.tostring(suite, encoding="unicode")}\n'
 
 
-def shown(result: Result) -> str:
+def format_difference(result: Result) -> str:
     """The difference and its bounds, such as `+1.2 (+0.9..+1.5)`."""
     if result.difference is None or result.low is None or result.high is None:
         return "none"
-    ends = [_signed(end, result.relative) for end in (result.difference, result.low, result.high)]
+    ends = [_format_signed(end, result.relative) for end in (result.difference, result.low, result.high)]
     return ends[0] if result.low == result.high else f"{ends[0]} ({ends[1]}..{ends[2]})"
 
 
-def _line(result: Result, mark: str) -> tuple[str, ...]:
-    values = (tables.significant(value) if value is not None else "none" for value in (result.candidate, result.baseline))
+def _row(result: Result, mark: str) -> tuple[str, ...]:
+    values = (tables.format_number(value) if value is not None else "none" for value in (result.candidate, result.baseline))
     margin = f"{100 * result.margin:g} %" if result.relative else f"{result.margin:g}"
     name = f"{result.name} ({result.unit})" if result.unit else result.name
-    return name, mark + result.verdict, *values, shown(result), margin, result.reason
+    return name, mark + result.verdict, *values, format_difference(result), margin, result.reason
 
 
-def _listed(report: Report) -> str:
+def _bullets(report: Report) -> str:
     return "\n".join(f"- {' '.join(line.split())}" for line in (*report.differences, *report.notes))
 
 
-def _inputs(report: Report) -> dict[str, str]:
+def _input_texts(report: Report) -> dict[str, str]:
     """What each is called -> what it is."""
     return {key.replace("_", " "): str(value) for key, value in asdict(report.inputs).items()} if report.inputs else {}
 
 
-def _case(suite: ET.Element, name: str, verdict: str, reason: str) -> ET.Element:
-    case = ET.SubElement(suite, "testcase", classname="sdbench.gate", name=_xml(name))
+def _add_case(suite: ET.Element, name: str, verdict: str, reason: str) -> ET.Element:
+    case = ET.SubElement(suite, "testcase", classname="sdbench.gate", name=_xml_safe(name))
     if verdict != "pass":
         kind = {"incomparable": "error", "skipped": "skipped"}.get(verdict, "failure")
-        ET.SubElement(case, kind, type=verdict, message=_xml(reason))
+        ET.SubElement(case, kind, type=verdict, message=_xml_safe(reason))
     return case
 
 
-def _xml(text: str) -> str:
+def _xml_safe(text: str) -> str:
     return _NO_XML.sub("�", text)
 
 
-def _signed(number: float, relative: bool) -> str:
+def _format_signed(number: float, relative: bool) -> str:
     return f"{100 * number:+.1f} %" if relative else f"{number:+.3g}"
 
 
-def _finite(item: Any) -> Any:
+def _finite_or_none(item: Any) -> Any:
     return None if isinstance(item, float) and not math.isfinite(item) else item

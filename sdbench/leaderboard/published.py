@@ -34,7 +34,7 @@ class Claim(Table):
     numbers: dict[str, dict[Name, float]] = Field(default_factory=dict)
 
 
-def claims() -> list[Claim]:
+def load_claims() -> list[Claim]:
     """All published lines, in the order of the file."""
     return [Claim.model_validate(claim) for claim in tomllib.loads(_DATA.read_text(encoding="utf-8"))["claim"]]
 
@@ -42,5 +42,7 @@ def claims() -> list[Claim]:
 def grid() -> Grid:
     """The published numbers as a table; "not found" where a source has none for that model."""
     header = ("what", *_COLUMNS.values(), "protocol", "source")
-    lines = [(claim.what, *(claim.values.get(name, "not found") for name in _COLUMNS), claim.protocol, claim.source) for claim in claims()]
+    lines = [
+        (claim.what, *(claim.values.get(name, "not found") for name in _COLUMNS), claim.protocol, claim.source) for claim in load_claims()
+    ]
     return Grid(header, tuple(lines))

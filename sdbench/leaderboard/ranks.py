@@ -15,11 +15,11 @@ import numpy.typing as npt
 from scipy import stats as scipy_stats
 
 from sdbench.arrays import F64
-from sdbench.records import Record, Scores, Value
+from sdbench.records import Record, Scores, Value, mean_per_prompt
 from sdbench.stats import decisions
 
 ALPHA = 0.05
-EXPLAINED = (
+EXPLANATION = (
     "A rank is 1 + the number of models that are surely better: t tests of the differences prompt by prompt, all pairs of models, "
     "Holm-corrected to a 5 % chance of any wrong claim for each metric. Models that share a rank cannot be told apart."
 )
@@ -32,7 +32,7 @@ def ranks(models: Sequence[tuple[Record, Scores]], names: Sequence[str]) -> dict
     """
     found = {}
     for name in names:
-        columns = oriented(models, name)
+        columns = values_per_prompt(models, name)
         if len(columns) > 1:
             better = surely_better(np.stack(list(columns.values())))
             places = dict(zip(columns, (1 + better.sum(0)).tolist(), strict=True))
@@ -40,7 +40,7 @@ def ranks(models: Sequence[tuple[Record, Scores]], names: Sequence[str]) -> dict
     return found
 
 
-def oriented(models: Sequence[tuple[Record, Scores]], name: str) -> Mapping[int, F64]:
+def values_per_prompt(models: Sequence[tuple[Record, Scores]], name: str) -> Mapping[int, F64]:
     """Place of a model -> its value of each prompt, plus = better, for the models that share prompts and reference of the first.
 
     A set metric's prompts carry the value of the set plus their influence on it, whose mean is the value.
@@ -52,19 +52,18 @@ def oriented(models: Sequence[tuple[Record, Scores]], name: str) -> Mapping[int,
         column = _column(value, scores)
         if value is None or column is None:
             continue
-        prompts, row = np.unique(np.asarray(scores.prompt_ids), return_inverse=True)
+        prompts, by_prompt = mean_per_prompt(scores.prompt_ids, column)
         first = (prompts, value.reference) if first is None else first
         if np.array_equal(prompts, first[0]) and value.reference == first[1] and len(prompts) > 1:
-            by_prompt = np.bincount(row, column) / np.bincount(row)
             columns[model] = -by_prompt if value.direction == "lower" else by_prompt
     return columns
 
 
 def _column(value: Value | None, scores: Scores) -> F64 | None:
     """The per-image column behind a value; None where there is none, or not all of it is finite."""
-    if value is None or value.value is None or value.kind not in ("score", "set") or value.direction == "neither":
+    if value is None or value.value is None or not value.is_picture_metric or value.direction == "neither":
         return None
-    column = scores.columns.get(value.name if value.kind == "score" else f"{value.name}:influence")
+    column = scores.columns.get(value.column)
     if column is None or not np.isfinite(column).all():
         return None
     return column if value.kind == "score" else column - column.mean() + value.value

@@ -22,20 +22,20 @@ def write(board: Sequence[Row], results: Path) -> list[Path]:
     """
     newest: dict[Path, tuple[Row, ...]] = {}
     for section in sorted(sections(board), key=lambda section: max(record.created for record in section.records)):
-        rows = tuple(row for row in section.rows if _thumbnails(row))
-        if rows and _shared(rows):
+        rows = tuple(row for row in section.rows if _thumbnail_names(row))
+        if rows and _shared_names(rows):
             newest[results / f"samples-{section.family}-{rows[0].record.suite.name}.png"] = rows
     made = []
     for path, rows in newest.items():
         buffer = io.BytesIO()
-        sheet(rows).save(buffer, "PNG", optimize=True)
+        draw_sheet(rows).save(buffer, "PNG", optimize=True)
         made.append(write_bytes(path, buffer.getvalue()))
     return made
 
 
-def sheet(rows: Sequence[Row]) -> Image.Image:
+def draw_sheet(rows: Sequence[Row]) -> Image.Image:
     """Rows of the thumbnails that all of them have, small ones enlarged by whole factors so that their pixels stay visible as they are."""
-    pictures = [_read([row.folder / "images" / name for name in _shared(rows)[:COLUMNS]]) for row in rows]
+    pictures = [_read_enlarged([row.folder / "images" / name for name in _shared_names(rows)[:COLUMNS]]) for row in rows]
     height, width = (max(line.shape[axis] for line in pictures) + GAP_PX for axis in (1, 2))
     page = Image.new("RGB", (len(pictures[0]) * width - GAP_PX, len(rows) * height - GAP_PX), "white")
     for y, line in enumerate(pictures):
@@ -44,15 +44,15 @@ def sheet(rows: Sequence[Row]) -> Image.Image:
     return page
 
 
-def _shared(rows: Sequence[Row]) -> list[str]:
-    return sorted(set.intersection(*map(_thumbnails, rows)))
+def _shared_names(rows: Sequence[Row]) -> list[str]:
+    return sorted(set.intersection(*map(_thumbnail_names, rows)))
 
 
-def _thumbnails(row: Row) -> set[str]:
+def _thumbnail_names(row: Row) -> set[str]:
     return {path.name for path in (row.folder / "images").glob("*.png")}
 
 
-def _read(paths: Sequence[Path]) -> U8:
+def _read_enlarged(paths: Sequence[Path]) -> U8:
     pictures = read_images(paths, "restore it, or delete it: the sheet does without")
     factor = max(1, -(-LEAST_PX // pictures.shape[2]))
     return pictures.repeat(factor, 1).repeat(factor, 2)

@@ -12,7 +12,7 @@ from sdbench.errors import UserError
 from sdbench.leaderboard import ranks
 from sdbench.leaderboard.speed import P50
 from sdbench.models.catalogue import TEACHERS
-from sdbench.records import Original, Record, Scores, SuiteId, Value
+from sdbench.records import NamedTeacher, Record, Scores, SuiteId, Value
 
 # What a metric's name begins with -> the title of its column; also the order of the columns.
 TITLES = {
@@ -44,7 +44,7 @@ class Row:
     @cached_property
     def scores(self) -> Scores:
         """Its per-image columns, read when they are first asked for."""
-        return records.scores(self.folder)
+        return records.read_scores(self.folder)
 
     @property
     def name(self) -> str:
@@ -52,9 +52,9 @@ class Row:
         return self.record.model.title
 
     @property
-    def is_pictures(self) -> bool:
+    def is_pictures_only(self) -> bool:
         """Whether there are pictures without a model."""
-        return self.record.model.is_pictures
+        return self.record.model.is_pictures_only
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,13 @@ class Section:
     """Rows that may be compared: one family, suite version and digest, and machine class.
 
     Attributes:
-        original: the row of the teacher that the suite names under another suite, on the same machine class.
+        teacher_of_other_suite: the row of the teacher that the suite names under another suite, on the same machine class.
     """
 
     family: str
     title: str
     rows: tuple[Row, ...]
-    original: Row | None = None
+    teacher_of_other_suite: Row | None = None
 
     @property
     def records(self) -> tuple[Record, ...]:
@@ -78,7 +78,7 @@ class Section:
     @property
     def models(self) -> tuple[Row, ...]:
         """The rows behind which there is a model."""
-        return tuple(row for row in self.rows if not row.is_pictures)
+        return tuple(row for row in self.rows if not row.is_pictures_only)
 
     @property
     def teacher(self) -> Row | None:
@@ -90,9 +90,9 @@ class Section:
         return min(found, key=lambda row: row.record.model.label, default=None)
 
     @property
-    def pace(self) -> Row | None:
+    def speed_baseline(self) -> Row | None:
         """The row that speed-ups are over: the teacher's, under its own suite where that is another."""
-        return self.teacher or self.original
+        return self.teacher or self.teacher_of_other_suite
 
     @cached_property
     def ranks(self) -> dict[str, dict[str, int | None]]:
@@ -102,13 +102,13 @@ class Section:
         return {name: {row.name: place for row, place in zip(self.models, places, strict=True)} for name, places in found.items()}
 
 
-def rows(results: Path) -> list[Row]:
+def read_rows(results: Path) -> list[Row]:
     """The newest record of each model, suite version and machine class.
 
     Raises:
         UserError: there is none, or one is unreadable or was changed.
     """
-    found = [Row(folder, record) for folder, record in records.newest(results)]
+    found = [Row(folder, record) for folder, record in records.newest_per_model(results)]
     if not found:
         raise UserError(
             f"there are no records in {results}, where they would be FAMILY/SUITE@VERSION/MODEL/DIGEST/record.json; name the folder that holds the "
@@ -129,21 +129,23 @@ def sections(board: Sequence[Row]) -> list[Section]:
         return record.family, record.suite.name, record.suite.version, record.machine.machine_class, record.suite.digest
 
     grouped = itertools.groupby(sorted(board, key=key), key)
-    sorted_rows = {of: tuple(sorted(group, key=_size)) for of, group in grouped}
+    sorted_rows = {of: tuple(sorted(group, key=_sort_key)) for of, group in grouped}
     digests = Counter(of[:4] for of in sorted_rows)
     found = []
     for of, members in sorted_rows.items():
         family, suite, version, machine, digest = of
         settings = f" (digest {digest})" if digests[of[:4]] > 1 else ""  # such as those of `<name>-custom`
-        found.append(Section(family, f"{family}: {suite}@{version}{settings} on {machine}", members, _original(members, board)))
+        found.append(
+            Section(family, f"{family}: {suite}@{version}{settings} on {machine}", members, _find_teacher_of_other_suite(members, board))
+        )
     return sorted(found, key=lambda section: (section.family, not any(record.n_images for record in section.records)))
 
 
-def _named_teacher(of_suite: Sequence[Record]) -> Original | None:
+def _named_teacher(of_suite: Sequence[Record]) -> NamedTeacher | None:
     return next((record.teacher for record in of_suite if record.teacher), None)
 
 
-def _original(members: Sequence[Row], board: Sequence[Row]) -> Row | None:
+def _find_teacher_of_other_suite(members: Sequence[Row], board: Sequence[Row]) -> Row | None:
     named = _named_teacher([row.record for row in members])
     wanted = named and (named.model, "", named.suite, members[0].record.machine.machine_class)
 
@@ -153,11 +155,11 @@ def _original(members: Sequence[Row], board: Sequence[Row]) -> Row | None:
     return next((row for row in board if key(row.record) == wanted), None)
 
 
-def _size(row: Row) -> tuple[bool, float, bool, str]:
+def _sort_key(row: Row) -> tuple[bool, float, bool, str]:
     record = row.record
     parameters = record.value("parameters.unet")
     size = parameters.value if parameters and parameters.value else 0.0
-    return not row.is_pictures, -size, record.model.name != TEACHERS.get(record.family), record.model.name
+    return not row.is_pictures_only, -size, record.model.name != TEACHERS.get(record.family), record.model.name
 
 
 def metrics(section: Section) -> list[Value]:

@@ -6,4 +6,4 @@ takes its colours from the page's light and dark variables, and keeps the Conten
 reader would hover for stands in the tables, as text, beside each chart.
 """
 
-MODELS = 24  # of a section that the page says more of than its table
+MAX_MODELS = 24  # of a section that the page says more of than its table

@@ -45,7 +45,7 @@ def write(folder: Path, board: list[Row], own: list[Row]) -> Path:
     others = [kept for kept in card.data.eval_results or [] if not kept.dataset_type.startswith(_DATA)]
     card.data.eval_results = others + [found for section, row in sections for found in _entries(section, row)]
     card.data.model_name = card.data.model_name or own[0].record.model.name
-    card.text = _replaced(card.text, "\n\n".join(part for section, row in sections for part in _parts(section, row)), path)
+    card.text = _replace_results(card.text, "\n\n".join(part for section, row in sections for part in _section_parts(section, row)), path)
     return write_bytes(path, str(card).encode())
 
 
@@ -56,7 +56,7 @@ def _entries(section: Section, row: Row) -> list[EvalResult]:
         EvalResult(
             task_type="text-to-image",
             dataset_type=f"{_DATA}/{record.suite.name}",
-            dataset_name=f"{record.suite.name}@{record.suite.version}, {record.n_images} prompts",
+            dataset_name=f"{record.suite.title}, {record.n_images} prompts",
             dataset_revision=record.suite.digest,
             metric_type=value.name,
             metric_name=writing.metric_title(value),
@@ -68,21 +68,21 @@ def _entries(section: Section, row: Row) -> list[EvalResult]:
     ]
 
 
-def _parts(section: Section, row: Row) -> list[str]:
+def _section_parts(section: Section, row: Row) -> list[str]:
     teacher = section.teacher if section.teacher != row else None
     shown = [row, *([teacher] if teacher else [])]
     latency = row.record.value(P50)
-    lines = [_line(writing.metric_title(value), value, shown) for value in standings.metrics(section)]
-    lines += [_line(writing.probe_title(value), value, shown) for value in [*filter(None, [latency]), *standings.probes(section)]]
+    lines = [_row(writing.metric_title(value), value, shown) for value in standings.metrics(section)]
+    lines += [_row(writing.probe_title(value), value, shown) for value in [*filter(None, [latency]), *standings.probes(section)]]
     measured = f"Suite digest {row.record.suite.digest}, record {row.folder.name}, {row.record.created:%Y-%m-%d}. Intervals are 95 %."
     return [f"### {section.title}", tables.markdown(Grid(("", *(one.name for one in shown)), tuple(lines))), measured]
 
 
-def _line(title: str, value: Value, shown: list[Row]) -> tuple[str, ...]:
-    return title, *(writing.probe(row, value.name) for row in shown)
+def _row(title: str, value: Value, shown: list[Row]) -> tuple[str, ...]:
+    return title, *(writing.probe_cell(row, value.name) for row in shown)
 
 
-def _replaced(text: str, results: str, path: Path) -> str:
+def _replace_results(text: str, results: str, path: Path) -> str:
     """The card's text with the results between the markers, at its end where there are none yet."""
     if text.count(_START) != text.count(_END) or text.count(_START) > 1:
         raise UserError(f"the model card {path} holds only one of sdbench's two markers, or several; remove them and what is between them")

@@ -18,11 +18,11 @@ from sdbench import tables
 from sdbench.leaderboard.speed import P50
 from sdbench.leaderboard.standings import Row, Section
 from sdbench.records import Record, Value
-from sdbench.report import MODELS
+from sdbench.report import MAX_MODELS
 
 _HREF = "{http://www.w3.org/1999/xlink}href"
-BARS = 60  # models; more are small points without intervals
-LABELS = 12  # a scatter; of more models, only those on the frontier are named
+MAX_BARS = 60  # models; more are small points without intervals
+MAX_LABELS = 12  # a scatter; of more models, only those on the frontier are named
 MEMORY = ("memory.peak_allocated", "memory.peak_rss")
 # Stand-ins for the page's colours.
 _COLOURS = {
@@ -61,7 +61,7 @@ class _Point:
     best: bool
 
 
-def pareto(section: Section, metric: Value, title: str) -> list[Chart]:
+def pareto_charts(section: Section, metric: Value, title: str) -> list[Chart]:
     """A metric against latency and against memory, as far as at least two models have both."""
     costs = [value for row in section.models for value in row.record.values if value.name in (P50, *MEMORY)]
     names = sorted({value.name for value in costs}, key=(P50, *MEMORY).index)[:2]
@@ -71,7 +71,7 @@ def pareto(section: Section, metric: Value, title: str) -> list[Chart]:
         points = _points(section.models, name, metric)
         if len(points) > 1:
             label = f"{name} ({units[name]}) ↓"
-            best = tables.listed([point.name for point in points if point.best])
+            best = tables.join_words([point.name for point in points if point.best])
             words = f"{title} against {label} of {len(points)} models. On the frontier, so that no other is better in both: {best}."
             charts.append(Chart(metric.name, _scatter(points, label, title, words), words))
     return charts
@@ -97,52 +97,52 @@ def _scatter(points: Sequence[_Point], x_label: str, y_label: str, words: str) -
     with rc_context(_STYLE):
         figure = Figure(figsize=(4.6, 3.2))
         axes = figure.add_axes((0.125, 0.145, 0.53, 0.76))
-        frontier = sorted((number(point.x), number(point.y)) for point in points if point.best)
+        frontier = sorted((number_of(point.x), number_of(point.y)) for point in points if point.best)
         axes.plot(*zip(*frontier, strict=True), color=_ACCENT, linewidth=1, linestyle=(0, (4, 2)), zorder=1)
         for best in (False, True):
-            _draw(axes, [point for point in points if point.best is best], bars=len(points) <= BARS)
+            _draw(axes, [point for point in points if point.best is best], bars=len(points) <= MAX_BARS)
         axes.grid()
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.yaxis.set_major_locator(MaxNLocator(6))
         axes.tick_params(length=0, labelsize=8)
         axes.set_xlabel(x_label)
         axes.set_title(y_label, fontsize=9, loc="left", x=-0.19, pad=9)
-        _name(axes, points)
+        _label_points(axes, points)
         return _svg(figure, words)
 
 
 def _draw(axes: Axes, points: Sequence[_Point], *, bars: bool) -> None:
     """Points, filled where they are on the frontier, with bars as long as their intervals."""
-    x, y = [number(point.x) for point in points], [number(point.y) for point in points]
+    x, y = [number_of(point.x) for point in points], [number_of(point.y) for point in points]
     if bars and points:
-        across, up = (list(zip(*map(_arms, values), strict=True)) for values in ([p.x for p in points], [p.y for p in points]))
+        across, up = (list(zip(*map(_error_bars, values), strict=True)) for values in ([p.x for p in points], [p.y for p in points]))
         axes.errorbar(x, y, up, across, fmt="none", ecolor=_MUTED, elinewidth=0.8, zorder=2)
     filled = _ACCENT if points and points[0].best else _PAPER
     axes.plot(x, y, "o", color=_ACCENT, markerfacecolor=filled, markersize=6 if bars else 3, zorder=3)
 
 
-def number(value: Value) -> float:
+def number_of(value: Value) -> float:
     """The number of a value that has one."""
     assert value.value is not None
     return value.value
 
 
-def _arms(value: Value) -> tuple[float, float]:
+def _error_bars(value: Value) -> tuple[float, float]:
     """Below and above a value to the ends of its interval; 0 where it has none."""
-    at = number(value)
+    at = number_of(value)
     return max(0.0, at - (at if value.low is None else value.low)), max(0.0, (at if value.high is None else value.high) - at)
 
 
-def _name(axes: Axes, points: Sequence[_Point]) -> None:
+def _label_points(axes: Axes, points: Sequence[_Point]) -> None:
     """Names in the margin, in the order of their points, each tied to its point by a thin line."""
-    named = [point for point in points if len(points) <= LABELS or point.best][:LABELS]
+    named = [point for point in points if len(points) <= MAX_LABELS or point.best][:MAX_LABELS]
     axes.autoscale_view()
     to_share = axes.transData + axes.transAxes.inverted()
-    shares = [float(to_share.transform((number(point.x), number(point.y)))[1]) for point in named]
-    for point, place in zip(named, spread(shares, 0.085), strict=True):
+    shares = [float(to_share.transform((number_of(point.x), number_of(point.y)))[1]) for point in named]
+    for point, place in zip(named, spread_apart(shares, 0.085), strict=True):
         axes.annotate(
-            _short(point.name),
-            xy=(number(point.x), number(point.y)),
+            _shorten(point.name),
+            xy=(number_of(point.x), number_of(point.y)),
             xytext=(1.06, place),
             textcoords="axes fraction",
             va="center",
@@ -153,7 +153,7 @@ def _name(axes: Axes, points: Sequence[_Point]) -> None:
         )
 
 
-def spread(places: Sequence[float], gap: float) -> list[float]:
+def spread_apart(places: Sequence[float], gap: float) -> list[float]:
     """Places at least `gap` apart, in the same order, pushed down and, where they would leave 0..1 below, up again."""
     order = sorted(range(len(places)), key=lambda index: -places[index])
     found = list(places)
@@ -166,19 +166,19 @@ def spread(places: Sequence[float], gap: float) -> list[float]:
     return found
 
 
-def _short(name: str, most: int = 24) -> str:
+def _shorten(name: str, most: int = 24) -> str:
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
-def stages(section: Section) -> Chart | None:
+def stage_chart(section: Section) -> Chart | None:
     """Seconds of a picture by stage, a bar a model; None where no model has stages."""
-    rows = [row for row in section.models if _stages(row.record)][:MODELS]
+    rows = [row for row in section.models if _stage_seconds(row.record)][:MAX_MODELS]
     if not rows:
         return None
-    parts = {row.name: _stages(row.record) for row in rows}
+    parts = {row.name: _stage_seconds(row.record) for row in rows}
     names = list(dict.fromkeys(name for stages_of in parts.values() for name in stages_of))
     words = "; ".join(
-        f"{model}: " + ", ".join(f"{stage} {tables.significant(seconds, 3)} s" for stage, seconds in found.items())
+        f"{model}: " + ", ".join(f"{stage} {tables.format_number(seconds, 3)} s" for stage, seconds in found.items())
         for model, found in parts.items()
     )
     with rc_context(_STYLE):
@@ -196,8 +196,8 @@ def _draw_bars(axes: Axes, parts: dict[str, dict[str, float]], names: Sequence[s
         axes.barh(range(len(models)), widths, 0.62, left, color=colour, edgecolor=_PAPER, linewidth=0.8, label=name)
         left = [start + width for start, width in zip(left, widths, strict=True)]
     for place, total in enumerate(left):
-        axes.annotate(f"{tables.significant(total, 3)}", (total, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
-    axes.set_yticks(range(len(models)), [_short(model) for model in models])
+        axes.annotate(f"{tables.format_number(total, 3)}", (total, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
+    axes.set_yticks(range(len(models)), [_shorten(model) for model in models])
     axes.set_xlim(0, 1.1 * max(left))
     axes.invert_yaxis()
     axes.tick_params(length=0)
@@ -207,7 +207,7 @@ def _draw_bars(axes: Axes, parts: dict[str, dict[str, float]], names: Sequence[s
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(names), frameon=False, fontsize=8.5, handlelength=1, borderaxespad=0.2)
 
 
-def _stages(record: Record) -> dict[str, float]:
+def _stage_seconds(record: Record) -> dict[str, float]:
     """Stage -> its median seconds in a picture, a step's times the steps; what the pipeline's median has beyond them is the rest."""
     medians = {value.name.split(".")[1]: value.value for value in record.values if re.fullmatch(r"latency\.\w+\.p50", value.name)}
     whole = medians.pop("pipeline", None)

@@ -26,14 +26,14 @@ def write(results: Path, out: Path, policy: Policy) -> list[Path]:
     Raises:
         UserError: there are no records, one or a picture is unreadable, or a file cannot be written.
     """
-    board = standings.rows(results)
+    board = standings.read_rows(results)
     found = standings.sections(board)
-    albums = [sections.album(section) for section in found]
+    albums = [sections.build_album(section) for section in found]
     room = pictures.PAGE_BYTES // max(1, sum(bool(album.prompt_ids) for album in albums))
     made, shown = [out], []
     for number, (section, album) in enumerate(zip(found, albums, strict=True), 1):
-        wall = pictures.wall(album, room)
-        view = sections.view(section, number, wall, album, policy, results)
+        wall = pictures.build_wall(album, room)
+        view = sections.build_view(section, number, wall, album, policy, results)
         if wall.left:
             view["beside"] = _write_rest(section, number, album, wall.left, out, made)
         shown.append(view)
@@ -43,9 +43,9 @@ def write(results: Path, out: Path, policy: Policy) -> list[Path]:
 
 def _write_rest(section: Section, number: int, album: pictures.Album, left: Sequence[str], out: Path, made: list[Path]) -> str:
     """The page of a section's remaining pictures => its path, relative to the first page."""
-    folder = sections.place(out)
-    wall = pictures.rest(album, left, folder / f"s{number}")
-    view = sections.beside(section, number, wall)
+    folder = sections.rest_folder(out)
+    wall = pictures.build_rest_wall(album, left, folder / f"s{number}")
+    view = sections.build_rest_view(section, number, wall)
     path = folder / f"s{number}.html"
     page = render([view], f"The {len(left)} prompts that {out.name} has no room for.", None, images="'self' data: file:")
     write_bytes(path, page.encode())
@@ -79,7 +79,7 @@ def render(shown: Sequence[dict[str, Any]], lede: str, elsewhere: tables.Grid | 
         lede=lede,
         sections=shown,
         published=elsewhere,
-        explained=ranks.EXPLAINED,
+        explained=ranks.EXPLANATION,
         images=images,
         script=Markup(script),  # noqa: S704  # our own file
         style=Markup(style),  # noqa: S704  # likewise

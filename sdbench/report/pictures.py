@@ -17,10 +17,10 @@ from PIL import Image, UnidentifiedImageError
 from sdbench import tables
 from sdbench.errors import UserError
 from sdbench.leaderboard.standings import Row, Section
-from sdbench.report import MODELS
-from sdbench.report.worst import prompts
+from sdbench.records import influenced_metric
+from sdbench.report import MAX_MODELS
 
-MOST_PROMPTS = 200
+MAX_PROMPTS = 200
 PAGE_BYTES = 3_200_000  # of all pictures of a page, as base64
 _AS_IS_BYTES, _SIDE_PX, _QUALITY, _SEED = 8192, 256, 80, 0
 
@@ -85,12 +85,12 @@ class Album:
     def __init__(self, section: Section, worst: Sequence[str], losses: Mapping[str, float]) -> None:
         self.worst, self.losses = worst, losses
         held = [row for row in section.rows if any((row.folder / "images").glob("*.png"))]
-        self.rows: Sequence[Row] = held[:MODELS]
+        self.rows: Sequence[Row] = held[:MAX_MODELS]
         self._files = [{path.stem: path for path in (row.folder / "images").glob("*.png")} for row in self.rows]
         self._places = [_first_places(row) for row in self.rows]
         self._texts: dict[str, str] = {}
         for row in self.rows:
-            self._texts |= dict(zip(row.scores.prompt_ids, prompts(row.scores), strict=True))
+            self._texts |= dict(zip(row.scores.prompt_ids, row.scores.prompt_texts, strict=True))
         self.prompt_ids = sorted(set().union(*self._files))
 
     def shot(self, prompt_id: str, beside: Path | None = None) -> Shot:
@@ -119,8 +119,8 @@ class Album:
         at, columns = self._places[place].get(prompt_id), self.rows[place].scores.columns
         if at is None:
             return ""
-        shown = (name for name in columns if not name.endswith(":influence"))
-        return ", ".join(f"{name} {tables.significant(float(columns[name][at]))}" for name in shown)
+        shown = (name for name in columns if not influenced_metric(name))
+        return ", ".join(f"{name} {tables.format_number(float(columns[name][at]))}" for name in shown)
 
 
 def _first_places(row: Row) -> dict[str, int]:
@@ -128,7 +128,7 @@ def _first_places(row: Row) -> dict[str, int]:
     return {prompt_id: at for at, prompt_id in reversed(list(enumerate(row.scores.prompt_ids)))}
 
 
-def wall(album: Album, n_bytes: int) -> Wall:
+def build_wall(album: Album, n_bytes: int) -> Wall:
     """Choose and read the pictures of a section that go into the page, at most so many bytes of them.
 
     Raises:
@@ -141,7 +141,7 @@ def wall(album: Album, n_bytes: int) -> Wall:
     for prompt_id in filter(None, itertools.chain.from_iterable(itertools.zip_longest(worst, others))):
         shot = album.shot(prompt_id)
         n_bytes -= shot.n_bytes
-        if n_bytes < 0 or len(shots) == MOST_PROMPTS:
+        if n_bytes < 0 or len(shots) == MAX_PROMPTS:
             break
         shots.append(shot)
     shown = {shot.prompt_id for shot in shots}
@@ -149,7 +149,7 @@ def wall(album: Album, n_bytes: int) -> Wall:
     return Wall(_names(album), tuple(sorted(shots, key=lambda shot: shot.prompt_id)), left)
 
 
-def rest(album: Album, left: Sequence[str], beside: Path) -> Wall:
+def build_rest_wall(album: Album, left: Sequence[str], beside: Path) -> Wall:
     """The pictures that are left over, copied to a folder `beside` the page.
 
     Raises:

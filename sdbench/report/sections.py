@@ -16,7 +16,7 @@ from sdbench.leaderboard import speed, standings, truth, writing
 from sdbench.leaderboard.speed import P50
 from sdbench.leaderboard.standings import Row, Section
 from sdbench.records import Value
-from sdbench.report import MODELS, figures, wins, worst
+from sdbench.report import MAX_MODELS, figures, wins, worst
 from sdbench.report.pictures import Album, Wall
 from sdbench.report.worst import Case, Worst
 from sdbench.tables import Grid
@@ -63,21 +63,21 @@ class Column:
         return {"higher": " ↑", "lower": " ↓"}.get(self.direction, "")
 
 
-def album(section: Section) -> Album:
+def build_album(section: Section) -> Album:
     """The section's pictures, the worst ones known."""
     judges = wins.judges(section)
-    found = chain(worst.regressions(section, judges), worst.costly(section))
-    ids = dict.fromkeys(case.prompt_id for one in zip_cases(found) for case in one)
+    found = chain(worst.regressions(section, judges), worst.costliest(section))
+    ids = dict.fromkeys(case.prompt_id for one in interleave_cases(found) for case in one)
     return Album(section, list(ids), worst.losses(section, judges[0]) if judges else {})
 
 
-def zip_cases(found: Iterator[Worst]) -> Iterator[tuple[Case, ...]]:
+def interleave_cases(found: Iterator[Worst]) -> Iterator[tuple[Case, ...]]:
     """The first of each list, then the second of each, and so on."""
     lists = [one.cases for one in found]
-    return (tuple(cases[place] for cases in lists if place < len(cases)) for place in range(worst.MOST))
+    return (tuple(cases[rest_folder] for cases in lists if rest_folder < len(cases)) for rest_folder in range(worst.MAX_CASES))
 
 
-def view(section: Section, number: int, wall: Wall, held: Album, policy: Policy, results: Path) -> dict[str, Any]:
+def build_view(section: Section, number: int, wall: Wall, held: Album, policy: Policy, results: Path) -> dict[str, Any]:
     """Everything that the template asks of a section but the pictures' folder."""
     judges = wins.judges(section)
     keys = {(picture.model, shot.prompt_id): picture.key for shot in wall.shots for picture in shot.pictures if picture}
@@ -91,20 +91,20 @@ def view(section: Section, number: int, wall: Wall, held: Album, policy: Policy,
         "ranked": bool(section.ranks),
         "charts": (charts := _charts(section)),
         "chart_metrics": list(dict.fromkeys(chart.metric for chart in charts)),
-        "charts_left": len(section.models) > figures.LABELS,
-        "stages": figures.stages(section),
-        "efficiency": writing.efficiency(section) if len(section.rows) <= MODELS else Grid((), ()),
-        "settings": speed.grids(section.records, section.pace.record if section.pace else None),
+        "charts_left": len(section.models) > figures.MAX_LABELS,
+        "stages": figures.stage_chart(section),
+        "efficiency": writing.efficiency_grid(section) if len(section.rows) <= MAX_MODELS else Grid((), ()),
+        "settings": speed.grids(section.records, section.speed_baseline.record if section.speed_baseline else None),
         "matrices": [found for judge in judges if (found := wins.matrix(section, judge))],
         "truth": truth.grid([(row.record, row.scores) for row in section.models]),
         "verdicts": verdicts,
         "verdicts_left": len(section.models) - 1 > len(verdicts),
-        "regressions": [_shown(one, keys, section.teacher) for one in worst.regressions(section, judges)],
-        "costly": [_shown(one, keys, None) for one in worst.costly(section)],
+        "regressions": [_worst_view(one, keys, section.teacher) for one in worst.regressions(section, judges)],
+        "costly": [_worst_view(one, keys, None) for one in worst.costliest(section)],
         "worst_note": _worst_note(section),
         "wall": wall,
         "wall_note": _wall_note(wall, held),
-        "footer": writing.footer(section) if len(section.rows) <= MODELS else writing.footer(section)[:1],
+        "footer": writing.footer_lines(section) if len(section.rows) <= MAX_MODELS else writing.footer_lines(section)[:1],
         "teacher": section.teacher.name if section.teacher else "",
     }
     there = {"table": True, "trade": shown["charts"], "stages": shown["stages"], "wins": shown["matrices"], "truth": shown["truth"],
@@ -114,7 +114,7 @@ def view(section: Section, number: int, wall: Wall, held: Album, policy: Policy,
 
 
 def _role(section: Section, row: Row) -> str:
-    if row.is_pictures:
+    if row.is_pictures_only:
         return "pictures, no model"
     return "the teacher" if row is section.teacher else ""
 
@@ -132,13 +132,17 @@ def _columns(section: Section) -> list[Column]:
 def _column(section: Section, value: Value) -> Column:
     places = section.ranks.get(value.name, {})
     cells = [_cell(row, value.name, places.get(row.name)) for row in section.rows]
-    return Column(value.name, value.unit, value.direction, _aligned(cells))
+    return Column(value.name, value.unit, value.direction, _align(cells))
 
 
 def _speed_ups(section: Section) -> Column:
-    texts = [writing.speed_up(row, section.pace) for row in section.rows]
-    over = "the teacher" if section.teacher or not section.pace else speed.called(section.pace.record, section.records)
-    return Column("speed-up", f"over {over}", "higher", _aligned([_speed_up(text) for text in texts]))
+    texts = [writing.speed_up_cell(row, section.speed_baseline) for row in section.rows]
+    over = (
+        "the teacher"
+        if section.teacher or not section.speed_baseline
+        else speed.teacher_title(section.speed_baseline.record, section.records)
+    )
+    return Column("speed-up", f"over {over}", "higher", _align([_speed_up(text) for text in texts]))
 
 
 def _speed_up(text: str) -> Cell:
@@ -149,10 +153,10 @@ def _speed_up(text: str) -> Cell:
 def _cell(row: Row, name: str, rank: int | None) -> Cell:
     value = row.record.value(name)
     if value is None or value.value is None:
-        return Cell("no model" if value is None and row.is_pictures else tables.cell(value))
+        return Cell("no model" if value is None and row.is_pictures_only else tables.format_value(value))
     if value.kind == "count":
-        return Cell(tables.count(value.value), value.value)
-    number, _, interval = tables.estimate(value.value, value.low, value.high).partition(" ")
+        return Cell(tables.format_count(value.value), value.value)
+    number, _, interval = tables.format_estimate(value.value, value.low, value.high).partition(" ")
     few = f"n = {value.n}" if value.kind != "probe" and value.n != row.record.n_images else ""
     note = "" if name.startswith("win_rate.") else value.note  # wins and losses: the matrix has them
     return Cell(number, value.value, _interval(interval), ", ".join(filter(None, [few, note])), rank)
@@ -162,21 +166,21 @@ def _interval(text: str) -> str:
     return text.strip("()").replace("..", " to ")
 
 
-def _aligned(cells: Sequence[Cell]) -> tuple[Cell, ...]:
+def _align(cells: Sequence[Cell]) -> tuple[Cell, ...]:
     """Numbers filled up with spaces as wide as digits, so that their points stand below each other."""
     digits = [len(cell.text.partition(".")[2]) for cell in cells if not cell.absent and cell.text[-1].isdigit()]
     most = max(digits, default=0)
-    return tuple(replace(cell, text=_padded(cell.text, most)) if not cell.absent and cell.text[-1].isdigit() else cell for cell in cells)
+    return tuple(replace(cell, text=_pad(cell.text, most)) if not cell.absent and cell.text[-1].isdigit() else cell for cell in cells)
 
 
-def _padded(text: str, most: int) -> str:
+def _pad(text: str, most: int) -> str:
     has = len(text.partition(".")[2])
     return text + (_PUNCTUATION_SPACE if most and not has else "") + _FIGURE_SPACE * (most - has)
 
 
 def _charts(section: Section) -> list[figures.Chart]:
     ranked = [value for value in standings.metrics(section) if not value.name.startswith("win_rate.")]
-    return list(chain.from_iterable(figures.pareto(section, value, writing.metric_title(value)) for value in ranked))
+    return list(chain.from_iterable(figures.pareto_charts(section, value, writing.metric_title(value)) for value in ranked))
 
 
 def _verdicts(section: Section, policy: Policy, results: Path) -> Iterator[dict[str, Any]]:
@@ -188,32 +192,32 @@ def _verdicts(section: Section, policy: Policy, results: Path) -> Iterator[dict[
     except UserError:
         return
     between_runs = floors.between_runs(section.teacher.record, results)
-    for row in [row for row in section.models if row is not section.teacher][:MODELS]:
+    for row in [row for row in section.models if row is not section.teacher][:MAX_MODELS]:
         report = gate(row.folder, section.teacher.folder, policy, between_runs)
         yield {"candidate": row.name, "verdict": report.verdict, "why": report.why, "grid": report.grid()}
 
 
-def _shown(found: Worst, keys: Mapping[tuple[str, str], str], teacher: Row | None) -> dict[str, Any]:
+def _worst_view(found: Worst, keys: Mapping[tuple[str, str], str], teacher: Row | None) -> dict[str, Any]:
     """A list of the worst pictures, each with those of its pictures that the wall holds."""
 
     def one(case: Case) -> dict[str, Any]:
         names = [name for name in (teacher.name if teacher else None, found.model) if name]
         pictures = [(name, keys[name, case.prompt_id]) for name in names if (name, case.prompt_id) in keys]
-        return {"prompt": case.prompt, "numbers": _numbers(case), "pictures": pictures}
+        return {"prompt": case.prompt, "numbers": _format_case(case), "pictures": pictures}
 
     return {"model": found.model, "metric": found.metric, "cases": [one(case) for case in found.cases]}
 
 
-def _numbers(case: Case) -> str:
-    amount = f"{'+' if case.amount > 0 else ''}{tables.significant(case.amount, 3)}"
+def _format_case(case: Case) -> str:
+    amount = f"{'+' if case.amount > 0 else ''}{tables.format_number(case.amount, 3)}"
     if case.own is None or case.teacher is None:
         return amount
-    return f"{tables.significant(case.teacher)} → {tables.significant(case.own)} ({amount})"
+    return f"{tables.format_number(case.teacher)} → {tables.format_number(case.own)} ({amount})"
 
 
 def _worst_note(section: Section) -> str:
     kept = "Pictures are shown where the records hold them."
-    told = f"Each prompt's score: the teacher's → the model's (the difference). Each model's {worst.MOST} worst."
+    told = f"Each prompt's score: the teacher's → the model's (the difference). Each model's {worst.MAX_CASES} worst."
     costs = "Frechet distance: what a picture adds to the distance of its set, to first order (its influence divided by n)."
     return " ".join([told if section.teacher else "", costs, kept]).strip()
 
@@ -227,11 +231,11 @@ def _wall_note(wall: Wall, held: Album) -> str:
     return f"{what}; {len(wall.shots)} are here: {bad} because some model did badly on them, {len(wall.shots) - bad} drawn at random."
 
 
-def beside(section: Section, number: int, wall: Wall) -> dict[str, Any]:
+def build_rest_view(section: Section, number: int, wall: Wall) -> dict[str, Any]:
     """A section of the page that holds only the pictures that the first page has no room for."""
     return {"id": f"s{number}", "title": section.title, "only_wall": True, "wall": wall}
 
 
-def place(out: Path) -> Path:
+def rest_folder(out: Path) -> Path:
     """The folder beside a page."""
     return out.with_name(f"{out.stem}-pictures")

@@ -8,7 +8,7 @@ from scipy.stats import binomtest
 
 from sdbench.leaderboard import ranks
 from sdbench.leaderboard.standings import Section
-from sdbench.report import MODELS
+from sdbench.report import MAX_MODELS
 from sdbench.stats import decisions, intervals
 
 
@@ -40,8 +40,8 @@ def judges(section: Section) -> list[str]:
 
 def matrix(section: Section, judge: str) -> Matrix | None:
     """The matrix of a judge over the first 24 models of the section that share their prompts; None for fewer than two."""
-    columns = ranks.oriented([(row.record, row.scores) for row in section.models], judge)
-    places = list(columns)[:MODELS]
+    columns = ranks.values_per_prompt([(row.record, row.scores) for row in section.models], judge)
+    places = list(columns)[:MAX_MODELS]
     if len(places) < 2:
         return None
     pairs = list(itertools.combinations(places, 2))

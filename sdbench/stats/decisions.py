@@ -21,13 +21,13 @@ import numpy.typing as npt
 
 from sdbench.arrays import F64
 from sdbench.stats import student_t
-from sdbench.stats.intervals import column, standard_error
+from sdbench.stats.intervals import as_column, standard_error
 
 Verdict = Literal["pass", "regressed", "inconclusive", "incomparable"]
 
 _DRAWS = 4000
 _SEED = 20240521
-_SUREST = 1 - 1e-12  # Student's distribution is right to 1e-13
+_MAX_LEVEL = 1 - 1e-12  # Student's distribution is right to 1e-13
 _FEW_ROUNDS = 5  # fewer cannot be resampled: the bounds are then as wide as Student's at least
 
 
@@ -79,7 +79,7 @@ def paired_mean_bounds(difference: npt.ArrayLike, level: float = 0.95, *, unseen
     Raises:
         ValueError: not one-dimensional, empty, or not finite.
     """
-    difference = column(difference, "difference")
+    difference = as_column(difference, "difference")
     n, mean = len(difference), float(difference.mean())
     if not difference.any():
         hidden = unseen * (1 - (1 - level) ** (1 / n))
@@ -87,14 +87,14 @@ def paired_mean_bounds(difference: npt.ArrayLike, level: float = 0.95, *, unseen
     if n == 1:
         return Bounds(-math.inf, math.inf, mean, math.inf, n)
     error, skewness = standard_error(difference), _skewness(difference) / math.sqrt(n)
-    if level > _SUREST:
+    if level > _MAX_LEVEL:
         return Bounds(-math.inf, math.inf, mean, error, n, skewness=skewness)
     t = student_t.quantile(level, n - 1)
-    low, high = mean - _stretched(t, -skewness) * error, mean + _stretched(t, skewness) * error
+    low, high = mean - _stretch_quantile(t, -skewness) * error, mean + _stretch_quantile(t, skewness) * error
     return Bounds(low, high, mean, error, n, skewness=skewness)
 
 
-def _stretched(t: float, skewness: float) -> float:
+def _stretch_quantile(t: float, skewness: float) -> float:
     """The quantile of t on the side of a long tail, for a mean of this skewness; as it is on the other, where it is too large.
 
     Where each prompt loses the same with a small chance, the mean stands for a number of faults K, with standard error sqrt(K) and
@@ -110,11 +110,11 @@ def _stretched(t: float, skewness: float) -> float:
     return t + (t**2 + 2) / 3 * tail + (t**3 + 11 * t) / 36 * tail**2
 
 
-def _unstretched(stretched: float, skewness: float) -> float:
+def _unstretch_quantile(stretched: float, skewness: float) -> float:
     """The quantile of t, above 0, that `_stretched` makes this of, by bisection."""
     low, high = 0.0, stretched
     while (middle := (low + high) / 2) not in (low, high):
-        low, high = (middle, high) if _stretched(middle, skewness) < stretched else (low, middle)
+        low, high = (middle, high) if _stretch_quantile(middle, skewness) < stretched else (low, middle)
     return high
 
 
@@ -137,15 +137,15 @@ def ratio_bounds(candidate_rounds: npt.ArrayLike, baseline_rounds: npt.ArrayLike
     Raises:
         ValueError: ragged, empty, or times that are not positive and finite.
     """
-    candidate, baseline = _rounds(candidate_rounds, "candidate rounds"), _rounds(baseline_rounds, "baseline rounds")
+    candidate, baseline = _as_rounds(candidate_rounds, "candidate rounds"), _as_rounds(baseline_rounds, "baseline rounds")
     difference = float(np.log(np.median(candidate)) - np.log(np.median(baseline)))
     n = min(len(candidate), len(baseline))
     if n == 1:
         return Bounds(-math.inf, math.inf, difference, math.inf, n)
     random = np.random.default_rng(_SEED)
-    draws = np.log(_median_draws(candidate, random)) - np.log(_median_draws(baseline, random))
+    draws = np.log(_resample_medians(candidate, random)) - np.log(_resample_medians(baseline, random))
     expansion = math.sqrt(n / (n - 1))
-    error, df = _combined(_of_medians(candidate), _of_medians(baseline))
+    error, df = _combine_variances(_variance_of_medians(candidate), _variance_of_medians(baseline))
     t = student_t.quantile(level, df)
     tail = NormalDist().cdf(-expansion * t)
     low, high = np.quantile(draws, [tail, 1 - tail])
@@ -154,12 +154,12 @@ def ratio_bounds(candidate_rounds: npt.ArrayLike, baseline_rounds: npt.ArrayLike
     return Bounds(float(low), float(high), difference, float(draws.std()) * expansion, n)
 
 
-def widened(bounds: Bounds, between: BetweenRuns, level: float = 0.95) -> Bounds:
+def widen(bounds: Bounds, between: BetweenRuns, level: float = 0.95) -> Bounds:
     """Bounds with another, independent part of the difference, which its sample does not show.
 
     Half widths are added as variances are, each with the t quantile of its own degrees of freedom.
     """
-    half = _half_between(between, level)
+    half = _half_width_between(between, level)
     low, high = (bounds.difference + sign * math.hypot(end - bounds.difference, half) for sign, end in ((-1, bounds.low), (1, bounds.high)))
     return replace(bounds, low=low, high=high, between=between)
 
@@ -182,7 +182,7 @@ def decide(bounds: Bounds, margin: float) -> Verdict:
     return "regressed" if bounds.high < -margin else "inconclusive"
 
 
-def regression_p(bounds: Bounds, margin: float) -> float:
+def regression_p_value(bounds: Bounds, margin: float) -> float:
     """One-sided p value of "not worse than the margin"; what `holm` takes when several metrics are judged at once.
 
     Below a half it is, of paired differences, 1 - the level at which their high bound reaches the margin. Rounds have Student's
@@ -192,11 +192,11 @@ def regression_p(bounds: Bounds, margin: float) -> float:
     if math.isinf(bounds.standard_error):
         return 0.5
     sample = bounds.standard_error**2, max(bounds.n - 1, 1)
-    error, df = _combined(sample, (between.deviation**2, between.runs - 1)) if between else _combined(sample)
+    error, df = _combine_variances(sample, (between.deviation**2, between.runs - 1)) if between else _combine_variances(sample)
     if error == 0:
         return 1.0 if gap >= 0 else 0.0
     t = gap / error
-    return student_t.cdf(t if t >= 0 else -_unstretched(-t, bounds.skewness), df)
+    return student_t.cdf(t if t >= 0 else -_unstretch_quantile(-t, bounds.skewness), df)
 
 
 def holm(
@@ -234,10 +234,10 @@ def needed_n(bounds: Bounds, margin: float, level: float = 0.95) -> int | None:
     """
     ahead, spread = bounds.difference + margin, bounds.standard_error * math.sqrt(bounds.n)
     gap, skewness = (ahead, -bounds.skewness) if ahead > 0 else (-ahead, bounds.skewness)
-    gap = math.sqrt(max(0.0, gap**2 - _half_between(bounds.between, level) ** 2)) if bounds.between else gap
+    gap = math.sqrt(max(0.0, gap**2 - _half_width_between(bounds.between, level) ** 2)) if bounds.between else gap
 
     def half(n: int) -> float:
-        return _stretched(student_t.quantile(level, n - 1), skewness * math.sqrt(bounds.n / n)) * spread
+        return _stretch_quantile(student_t.quantile(level, n - 1), skewness * math.sqrt(bounds.n / n)) * spread
 
     widest = half(3)
     if not math.isfinite(spread) or gap <= 1e-9 * widest:
@@ -246,12 +246,12 @@ def needed_n(bounds: Bounds, margin: float, level: float = 0.95) -> int | None:
     return bisect.bisect_left(range(enough), True, lo=2, key=lambda n: half(n) < gap * math.sqrt(n))
 
 
-def _half_between(between: BetweenRuns, level: float) -> float:
+def _half_width_between(between: BetweenRuns, level: float) -> float:
     """Half width of the bounds that the noise between runs alone would give."""
     return student_t.quantile(level, between.runs - 1) * between.deviation
 
 
-def _rounds(rounds: npt.ArrayLike, name: str) -> F64:
+def _as_rounds(rounds: npt.ArrayLike, name: str) -> F64:
     array = np.asarray(rounds, dtype=np.float64)
     if array.ndim != 2 or array.size == 0 or not (np.isfinite(array) & (array > 0)).all():
         raise ValueError(
@@ -260,13 +260,13 @@ def _rounds(rounds: npt.ArrayLike, name: str) -> F64:
     return array
 
 
-def _of_medians(rounds: F64) -> tuple[float, int]:
+def _variance_of_medians(rounds: F64) -> tuple[float, int]:
     """Variance of the mean log median of at least 2 rounds, and its degrees of freedom."""
     logs = np.log(np.median(rounds, axis=1))
     return float((logs - logs[0]).var(ddof=1)) / len(logs), len(logs) - 1  # from the first, so that equal rounds have exactly none
 
 
-def _combined(*parts: tuple[float, int]) -> tuple[float, int]:
+def _combine_variances(*parts: tuple[float, int]) -> tuple[float, int]:
     """Standard error of a sum of independent parts, and its degrees of freedom, rounded down (Satterthwaite 1946).
 
     Args:
@@ -278,7 +278,7 @@ def _combined(*parts: tuple[float, int]) -> tuple[float, int]:
     return math.sqrt(variance), math.floor(1 / sum((part / variance) ** 2 / df for part, df in parts) + 1e-9)
 
 
-def _median_draws(rounds: F64, random: np.random.Generator) -> F64:
+def _resample_medians(rounds: F64, random: np.random.Generator) -> F64:
     """Medians of resampled rounds => (draws,)."""
     picks = random.integers(len(rounds), size=(_DRAWS, len(rounds)))
     medians: F64 = np.median(rounds[picks].reshape(_DRAWS, -1), axis=1)

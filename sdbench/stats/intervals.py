@@ -18,14 +18,14 @@ class Estimate:
 
     Attributes:
         n: observations behind it.
-        enough: False where n is too small for an interval at this level; low and high are then the range of what was seen.
+        has_interval: False where n is too small for an interval at this level; low and high are then the range of what was seen.
     """
 
     value: float
     low: float
     high: float
     n: int
-    enough: bool = True
+    has_interval: bool = True
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,15 @@ def mean_interval(values: npt.ArrayLike, level: float = 0.95) -> Estimate:
 
     Chosen over a bootstrap: t covers scores that spread about their mean from some 20 images on, where BCa falls short, and
     nothing is drawn. What is sparse or skewed, such as a share near 0 or 1 or the difference of two, it covers less often than
-    it says (`decisions` has figures). A single value has no interval (`enough` is False).
+    it says (`decisions` has figures). A single value has no interval (`has_interval` is False).
 
     Raises:
         ValueError: not one-dimensional, empty, or not finite.
     """
-    values = column(values, "values")
+    values = as_column(values, "values")
     n, mean = len(values), float(values.mean())
     half = 0.0 if n == 1 else student_t.quantile((1 + level) / 2, n - 1) * standard_error(values)
-    return Estimate(mean, mean - half, mean + half, n, enough=n > 1)
+    return Estimate(mean, mean - half, mean + half, n, has_interval=n > 1)
 
 
 def proportion_interval(successes: float, n: int, level: float = 0.95) -> Estimate:
@@ -62,10 +62,10 @@ def proportion_interval(successes: float, n: int, level: float = 0.95) -> Estima
     """
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"a share needs 0 <= successes <= n and n >= 1, found {successes} of {n}")
-    return _score_interval(successes / n, successes / n * (1 - successes / n), n, level)
+    return _wilson_interval(successes / n, successes / n * (1 - successes / n), n, level)
 
 
-def _score_interval(share: float, variance: float, n: int, level: float = 0.95) -> Estimate:
+def _wilson_interval(share: float, variance: float, n: int, level: float = 0.95) -> Estimate:
     """Wilson's interval for the mean of n numbers in 0..1 with this variance."""
     z = NormalDist().inv_cdf((1 + level) / 2)
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
@@ -82,14 +82,14 @@ def wins_interval(candidate: npt.ArrayLike, baseline: npt.ArrayLike) -> WinRate:
     Raises:
         ValueError: other lengths, empty, or not finite.
     """
-    candidate, baseline = column(candidate, "candidate"), column(baseline, "baseline")
+    candidate, baseline = as_column(candidate, "candidate"), as_column(baseline, "baseline")
     if len(candidate) != len(baseline):
         raise ValueError(f"paired scores must have one length, found {len(candidate)} and {len(baseline)}")
     wins, losses = int((candidate > baseline).sum()), int((candidate < baseline).sum())
     n, ties = len(candidate), len(candidate) - wins - losses
     share = (wins + ties / 2) / n
     variance = (wins + ties / 4) / n - share**2
-    return WinRate(_score_interval(share, max(0.0, variance), n), wins, ties, losses)
+    return WinRate(_wilson_interval(share, max(0.0, variance), n), wins, ties, losses)
 
 
 def standard_error_interval(value: float, influence: npt.ArrayLike, level: float = 0.95, systematic: float = 0.0) -> Estimate:
@@ -101,7 +101,7 @@ def standard_error_interval(value: float, influence: npt.ArrayLike, level: float
     Raises:
         ValueError: fewer than 2 images, or not finite.
     """
-    influence = column(influence, "influence")
+    influence = as_column(influence, "influence")
     n = len(influence)
     if n < 2 or not math.isfinite(value):
         raise ValueError(f"a standard error needs a finite value and at least 2 images, found {value} and {n}")
@@ -122,15 +122,15 @@ def rank_correlation(one: npt.ArrayLike, other: npt.ArrayLike, one_draws: npt.Ar
     Raises:
         ValueError: fewer than 3 models.
     """
-    one, other = column(one, "values"), column(other, "values")
+    one, other = as_column(one, "values"), as_column(other, "values")
     if len(one) < 3:
         raise ValueError(f"a rank correlation needs at least 3 models, found {len(one)}")
-    draws = _spearman(np.asarray(one_draws, np.float64), np.asarray(other_draws, np.float64))
+    draws = _spearman_by_row(np.asarray(one_draws, np.float64), np.asarray(other_draws, np.float64))
     low, high = np.nanquantile(draws, [0.025, 0.975])
-    return Estimate(float(_spearman(one[None], other[None])[0]), float(low), float(high), len(one))
+    return Estimate(float(_spearman_by_row(one[None], other[None])[0]), float(low), float(high), len(one))
 
 
-def _spearman(one: F64, other: F64) -> F64:
+def _spearman_by_row(one: F64, other: F64) -> F64:
     """Row by row; NaN where all of a row are equal."""
     from scipy.stats import rankdata
 
@@ -146,7 +146,7 @@ def time_quantile(rounds: Sequence[npt.ArrayLike], q: float, level: float = 0.95
 
     Calls of one round share the machine's mood: an interval that takes them all as independent covers 74 to 85 % where rounds
     spread as much as calls or more. So it is Student's t interval of the rounds' own quantiles, of their logarithms since they
-    are times, around the quantile of all. `enough` is False for a single round, and where a round has fewer than
+    are times, around the quantile of all. `has_interval` is False for a single round, and where a round has fewer than
     1 / min(q, 1 - q) calls to have such a quantile.
 
     Args:
@@ -157,19 +157,19 @@ def time_quantile(rounds: Sequence[npt.ArrayLike], q: float, level: float = 0.95
     """
     if not 0 < q < 1:
         raise ValueError(f"a quantile must lie between 0 and 1, found {q}")
-    columns = [column(times, "times of a round") for times in rounds]
-    together = column(np.concatenate(columns) if columns else [], "times")
+    columns = [as_column(times, "times of a round") for times in rounds]
+    together = as_column(np.concatenate(columns) if columns else [], "times")
     if together.min() <= 0:
         raise ValueError(f"times must be positive, found {together.min()}")
     value, n = float(np.quantile(together, q)), len(together)
     if len(columns) < 2 or min(map(len, columns)) * min(q, 1 - q) < 1 - 1e-9:
-        return Estimate(value, float(together.min()), float(together.max()), n, enough=False)
+        return Estimate(value, float(together.min()), float(together.max()), n, has_interval=False)
     own = np.log([np.quantile(times, q) for times in columns])
     factor = math.exp(student_t.quantile((1 + level) / 2, len(own) - 1) * standard_error(own))
     return Estimate(value, value / factor, value * factor, n)
 
 
-def column(values: npt.ArrayLike, name: str) -> F64:
+def as_column(values: npt.ArrayLike, name: str) -> F64:
     """A non-empty column of finite numbers, float64.
 
     Raises:

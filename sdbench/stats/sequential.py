@@ -26,13 +26,13 @@ _CHANCE = 0.1
 _NODES, _REACH = 400, 8.0  # Simpson's rule on so many intervals, out to so many standard deviations
 
 
-def spent(share: float, alpha: float) -> float:
+def spent_error(share: float, alpha: float) -> float:
     """The error that may be spent once this share of the data, 0..1, is in."""
     return math.erfc(-NormalDist().inv_cdf(alpha / 2) / math.sqrt(2 * share))
 
 
 @cache
-def levels(shares: tuple[float, ...], alpha: float) -> tuple[float, ...]:
+def nominal_levels(shares: tuple[float, ...], alpha: float) -> tuple[float, ...]:
     """The nominal one-sided level of each look, at growing shares of the data that end with at most 1.
 
     Raises:
@@ -43,17 +43,17 @@ def levels(shares: tuple[float, ...], alpha: float) -> tuple[float, ...]:
     found, sums, density, before, used = [], np.zeros(1), np.ones(1), 0.0, 0.0
     for share in shares:
         step = math.sqrt(share - before)
-        bound = _bound(sums, density, step, spent(share, alpha) - used)
-        found.append(float(_tail(np.array([bound / math.sqrt(share)]))[0]))
+        bound = _crossing_bound(sums, density, step, spent_error(share, alpha) - used)
+        found.append(float(_upper_tail(np.array([bound / math.sqrt(share)]))[0]))
         fresh = np.linspace(-_REACH * math.sqrt(share), bound, _NODES + 1)
         weights = (fresh[1] - fresh[0]) / 3 * np.where(np.arange(_NODES + 1) % 2, 4.0, 2.0)
         weights[[0, -1]] /= 2
         moved = np.exp(-(((fresh[:, None] - sums) / step) ** 2) / 2) / (step * math.sqrt(2 * math.pi))
-        sums, density, before, used = fresh, weights * (moved @ density), share, spent(share, alpha)
+        sums, density, before, used = fresh, weights * (moved @ density), share, spent_error(share, alpha)
     return tuple(found)
 
 
-def undecidable(measured: Sequence[tuple[Bounds, float]], share: float, alpha: float, *, passable: bool = True) -> bool:
+def is_undecidable(measured: Sequence[tuple[Bounds, float]], share: float, alpha: float, *, passable: bool = True) -> bool:
     """Whether the rest of the data would hardly (less than 1 time in 10) bring pass or regressed.
 
     Args:
@@ -81,14 +81,14 @@ def undecidable(measured: Sequence[tuple[Bounds, float]], share: float, alpha: f
     return passing < _CHANCE and regressing < _CHANCE
 
 
-def _bound(sums: F64, density: F64, step: float, error: float) -> float:
+def _crossing_bound(sums: F64, density: F64, step: float, error: float) -> float:
     """The sum that the next look exceeds with probability `error`, having crossed nothing before."""
     low, high = -_REACH, 4 * _REACH
     while (middle := (low + high) / 2) not in (low, high) and high - low > 1e-12:
-        low, high = (middle, high) if float(density @ _tail((middle - sums) / step)) > error else (low, middle)
+        low, high = (middle, high) if float(density @ _upper_tail((middle - sums) / step)) > error else (low, middle)
     return high
 
 
-def _tail(z: F64) -> F64:
+def _upper_tail(z: F64) -> F64:
     """P(Z > z)."""
     return np.array([math.erfc(each / math.sqrt(2)) / 2 for each in z])

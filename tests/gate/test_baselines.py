@@ -45,15 +45,18 @@ def test_a_record_from_elsewhere_or_none_is_refused(results: Path, tmp_path: Pat
     results.mkdir()
     with pytest.raises(UserError, match="does not lie in"):
         baselines.set_baseline("x", saved(make_measured(), tmp_path / "elsewhere"), "because", results)
-    with pytest.raises(UserError, match=r"is no record: there is no .*record\.json\.$"):
+    with pytest.raises(UserError, match=r"is not a record: there is no .*record\.json\.$"):
         baselines.set_baseline("x", results, "because", results)
 
 
 def test_a_folder_of_records_is_told_apart_from_a_record_and_from_a_checkpoint(results: Path) -> None:
     newest = saved(make_measured(created=datetime(2025, 3, 1, tzinfo=UTC)), results)
     saved(make_measured(created=datetime(2025, 2, 1, tzinfo=UTC)), results)
-    for refused in (lambda: baselines.set_baseline("x", newest.parent, "because", results), lambda: lookup.named(str(newest.parent))):
-        with pytest.raises(UserError, match=rf"is no record.* It holds 2 records; name one of them, such as the newest, {newest}$"):
+    for refused in (
+        lambda: baselines.set_baseline("x", newest.parent, "because", results),
+        lambda: lookup.find_candidate(str(newest.parent)),
+    ):
+        with pytest.raises(UserError, match=rf"is not a record.* It holds 2 records; name one of them, such as the newest, {newest}$"):
             refused()
 
 
@@ -94,5 +97,5 @@ def test_a_misspelt_name_is_told_with_those_that_there_are(results: Path, tmp_pa
     assert f"Nor is it the name of a baseline: {results / 'baselines.toml'} has production." in said("--results", str(results))
     assert f"there is no {tmp_path / 'baselines.toml'}; name the folder that it is in with --results" in said("--results", str(tmp_path))
     with pytest.raises(UserError, match="is no checkpoint") as error:
-        lookup.find(str(tmp_path), results)  # which is there
+        lookup.find_baseline(str(tmp_path), results)  # which is there
     assert "baseline" not in str(error.value)
