@@ -247,7 +247,7 @@ def test_a_unet_is_gated_and_run_against_itself_with_what_completes_it(
     unet, teacher = str(made / "unet"), "scenes-teacher"
     more = ["--base", teacher, "--name", "mine", "--device", "cpu"]
     assert "complete" in message(["gate", unet, "--baseline", "scenes-vega-pruned"], capsys)
-    assert "It is the baseline" in message(["gate", "scenes-vega-pruned", "--baseline", unet], capsys)
+    assert "For the baseline there is no such option" in message(["gate", "scenes-vega-pruned", "--baseline", unet], capsys)
     message(["gate", unet, "--baseline", "scenes-vega-pruned", *more], capsys)
     message(["noise", unet, *more], capsys)
     own = resolve(unet, base=teacher, name="mine")
@@ -256,7 +256,7 @@ def test_a_unet_is_gated_and_run_against_itself_with_what_completes_it(
 
 def test_a_record_is_complete(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = str(saved(make_measured(), tmp_path))
-    assert "are for one that is run now" in message(["gate", folder, "--baseline", folder, "--base", "scenes-teacher"], capsys)
+    assert "are for a model that is run now" in message(["gate", folder, "--baseline", folder, "--base", "scenes-teacher"], capsys)
 
 
 @pytest.fixture
@@ -441,9 +441,7 @@ def test_records_of_a_suite_that_is_nowhere_are_compared_and_no_others(tmp_path:
     assert gate(*folders, "--policy", str(policy)) == 3
     capsys.readouterr()
     assert gate(folders[0], Path("scenes-vega"), "--policy", str(policy)) == 2
-    assert (
-        "is of suite 'own', of which there is no file in ./suites or in the package; give it with --suite FILE" in capsys.readouterr().err
-    )
+    assert "is of suite 'own', but neither ./suites nor the package has a file for it; give it with --suite FILE" in capsys.readouterr().err
 
 
 def test_a_gate_on_records_imports_what_is_quick_to_import(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The noise floor: how far a model lies from itself under other noise, which no margin of a policy may lie below.
+"""The noise floor: how much a model differs from itself under different noise. A policy's margins may not be below it.
 
 `sdbench noise` writes one TOML file for each suite, model and machine class:
 `results/noise/<family>/<suite>@<version>/<model>-<digest of the machine class>.toml`.
@@ -28,13 +28,14 @@ from sdbench.validation import Table
 
 
 class Spread(Table):
-    """One metric of the runs.
+    """The noise of one metric.
 
     Attributes:
-        noise: standard deviation of the difference of two runs: of scores and set metrics the root mean square of the
-            paired standard errors over all pairs of runs, of probes sqrt(2) times the runs' own, as a share. Where all pictures of a run
-            share one latent, scores and set metrics have the larger of the two: what a latent does to all of them no spread over prompts shows.
-        values: what each run found.
+        noise: standard deviation of the difference between two runs. For scores and set metrics: the root mean square of the paired
+            standard errors over all pairs of runs. For probes: sqrt(2) times the standard deviation over runs, as a share. Where all
+            pictures of a run share one latent, scores and set metrics take the larger of the two, because the spread over prompts does not
+            show what the latent does to all pictures.
+        values: the value of each run.
     """
 
     noise: float
@@ -43,11 +44,11 @@ class Spread(Table):
 
 
 class Floor(Table):
-    """A model against itself.
+    """A model's noise floor.
 
     Attributes:
-        seeds: of the noise, a run each.
-        n: pictures in each run.
+        seeds: noise seed of each run.
+        n: number of pictures in each run.
     """
 
     family: str
@@ -62,10 +63,10 @@ class Floor(Table):
 
 
 def estimate(sides: Sequence[Side], seeds: Sequence[int], suite: SuiteId) -> Floor:
-    """The floor of runs of one model under a suite with other noise each time; a metric that any of them lacks has none.
+    """The noise floor from several runs of one model under a suite, with different noise in each run.
 
-    Neither have counts, and conditions that are neither good nor bad, which no policy weighs; a set metric without influences, whose
-    differences have no error; and a probe at 0, which has no logarithm.
+    These have no floor: a metric that any run lacks; counts, and values of which neither direction is better, since no policy weighs them;
+    a set metric without influences, since its differences have no standard error; a probe at 0, since it has no logarithm.
 
     Raises:
         UserError: fewer than 2 runs.
@@ -73,8 +74,8 @@ def estimate(sides: Sequence[Side], seeds: Sequence[int], suite: SuiteId) -> Flo
     if len(sides) < 2:
         raise UserError(f"a noise floor needs at least 2 runs under different seeds, found {len(sides)}")
     first = sides[0].record
-    weighed = [value.name for value in first.values if value.kind != "count" and value.direction != "neither"]
-    names = [name for name in weighed if all(_is_ok(side.record, name) for side in sides)]
+    weighable = [value.name for value in first.values if value.kind != "count" and value.direction != "neither"]
+    names = [name for name in weighable if all(_is_ok(side.record, name) for side in sides)]
     return Floor(
         family=first.family,
         suite=suite,
@@ -89,7 +90,7 @@ def estimate(sides: Sequence[Side], seeds: Sequence[int], suite: SuiteId) -> Flo
 
 
 def write(floor: Floor, results: Path) -> Path:
-    """Save under `results`, in place of an older one => its path."""
+    """Save under `results`, replacing an older floor => its path."""
     machine = hashlib.sha256(floor.machine_class.encode()).hexdigest()[:8]
     path = _folder(floor.family, floor.suite, results) / f"{floor.model}-{machine}.toml"
     return write_bytes(path, tomli_w.dumps(floor.model_dump(exclude_none=True)).encode())
@@ -99,7 +100,7 @@ def read(path: Path) -> Floor:
     """Load a floor.
 
     Raises:
-        UserError: it is none.
+        UserError: the file is not a noise floor.
     """
     try:
         return Floor.model_validate({"weights_digest": None, **tomllib.loads(path.read_text(encoding="utf-8"))})
@@ -108,14 +109,14 @@ def read(path: Path) -> Floor:
 
 
 def between_runs(record: Record, results: Path) -> dict[str, BetweenRuns]:
-    """Probe -> how far two runs of one model lie apart on this record's machine class, by the floor that has most noise of it."""
+    """Probe -> how far two runs of one model lie apart on this record's machine class, by the floor with the most noise."""
     of_machine = [floor for floor in _read_all(record, results) if floor.machine_class == record.machine.machine_class]
-    found = {}
+    by_probe = {}
     for name in {value.name for value in record.values if value.kind == "probe"}:
-        if having := [floor for floor in of_machine if name in floor.metrics]:
-            noisiest = max(having, key=lambda floor: floor.metrics[name].noise)
-            found[name] = BetweenRuns(noisiest.metrics[name].noise, len(noisiest.seeds))
-    return found
+        if floors := [floor for floor in of_machine if name in floor.metrics]:
+            noisiest = max(floors, key=lambda floor: floor.metrics[name].noise)
+            by_probe[name] = BetweenRuns(noisiest.metrics[name].noise, len(noisiest.seeds))
+    return by_probe
 
 
 def _read_all(record: Record, results: Path) -> Iterator[Floor]:

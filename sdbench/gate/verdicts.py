@@ -1,4 +1,4 @@
-"""What the gate says, and how it is written: for a terminal, as Markdown for CI pages, as JUnit XML, as JSON."""
+"""The gate's report, and how it is written: for a terminal, as Markdown for CI pages, as JUnit XML, as JSON."""
 
 import math
 import re
@@ -12,18 +12,18 @@ from sdbench.tables import Grid
 
 EXIT_CODES: dict[Verdict, int] = {"pass": 0, "regressed": 1, "incomparable": 2, "inconclusive": 3}
 _MARKS = {"pass": "✅", "regressed": "❌", "incomparable": "⛔", "inconclusive": "❔", "skipped": "▫️"}
-_NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # what XML 1.0 cannot hold
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # what XML 1.0 cannot hold
 
 
 @dataclass(frozen=True)
 class Result:
-    """One weighed metric.
+    """The verdict on one weighed metric.
 
     Attributes:
-        reason: why the verdict is what it is, in words.
-        relative: difference, low, high and margin are shares of the baseline, not in `unit`.
-        difference, low, high: candidate minus baseline and its one-sided bounds.
-        needed_n: how many prompts (rounds for a probe) would decide it; only where it is inconclusive, and any number would.
+        reason: why, in words.
+        relative: whether difference, low, high and margin are shares of the baseline, not in `unit`.
+        difference, low, high: candidate minus baseline, and its one-sided bounds.
+        needed_n: number of prompts (rounds for a probe) that would decide it; only where it is inconclusive and such a number exists.
     """
 
     name: str
@@ -44,14 +44,14 @@ class Result:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What was judged, and by what, for whoever reads a report without the command that made it.
+    """What was judged, and by which policy, for readers who do not know the command behind a report.
 
     Attributes:
         candidate, baseline: record folders.
-        baseline_asked: what the baseline was asked for by, such as its name in `baselines.toml`.
+        baseline_asked: the baseline as the user named it, such as its name in `baselines.toml`.
         suite: name, version and digest.
-        policy: its file.
-        alpha: of the policy.
+        policy: the policy's file.
+        alpha: the policy's chance of a wrong verdict.
     """
 
     candidate: str
@@ -64,12 +64,12 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Report:
-    """What the gate says.
+    """The verdict on a candidate, and the reasons for it.
 
     Attributes:
-        why: the verdict in a sentence.
+        why: the reason for the verdict, in a sentence.
         differences: what makes the records incomparable as a whole.
-        notes: what a reader should know though the gate does not weigh it.
+        notes: what a reader should know although the gate does not weigh it.
         inputs: None where the gate failed before it had any.
     """
 
@@ -99,17 +99,17 @@ class Report:
         }
 
     def grid(self, *, marks: bool = False) -> Grid:
-        """The metrics, a line each; with a sign before each verdict where a reader skims."""
+        """The metrics, a row each; with `marks`, an emoji before each verdict."""
         header = ("metric", "verdict", "candidate", "baseline", "candidate - baseline", "margin", "why")
         return Grid(header, tuple(_row(result, f"{_MARKS[result.verdict]} " if marks else "") for result in self.results))
 
     def text(self, width: int = 160) -> str:
-        """For people: why, then the metrics."""
+        """The report for a terminal: the reason, then the metrics."""
         table = tables.text(self.grid(), width) if self.results else ""
         return "\n\n".join(filter(None, [f"{self.verdict}: {self.why}", table, _bullets(self)])) + "\n"
 
     def markdown(self) -> str:
-        """For CI pages and pull requests."""
+        """The report as Markdown, for CI pages and pull requests."""
         title = " ".join(f"### {_MARKS[self.verdict]} {self.verdict}: {self.candidate} against {self.baseline}".split())
         table = tables.markdown(self.grid(marks=True)) if self.results else ""
         inputs = "\n".join(f"- {key}: {value}" for key, value in _input_texts(self).items())
@@ -123,7 +123,7 @@ class Report:
         )
 
     def junit(self) -> str:
-        """A suite with a case for the verdict as a whole and one for each metric; what is inconclusive counts as a failure."""
+        """The report as JUnit XML: a case for the whole verdict and one for each metric; "inconclusive" counts as a failure."""
         name = f"sdbench gate: {self.candidate} against {self.baseline}"
         suite = ET.Element("testsuite", name=_xml_safe(name))
         if inputs := _input_texts(self):
@@ -160,7 +160,7 @@ def _bullets(report: Report) -> str:
 
 
 def _input_texts(report: Report) -> dict[str, str]:
-    """What each is called -> what it is."""
+    """Name of each input -> its value."""
     return {key.replace("_", " "): str(value) for key, value in asdict(report.inputs).items()} if report.inputs else {}
 
 
@@ -173,7 +173,7 @@ def _add_case(suite: ET.Element, name: str, verdict: str, reason: str) -> ET.Ele
 
 
 def _xml_safe(text: str) -> str:
-    return _NO_XML.sub("�", text)
+    return _NOT_XML.sub("�", text)
 
 
 def _format_signed(number: float, relative: bool) -> str:

@@ -34,7 +34,10 @@ def test_a_name_stands_for_its_newest_record_and_keeps_the_older_ones(results: P
     assert moves[0].when.tzinfo
 
 
-@pytest.mark.parametrize(("name", "why", "said"), [("../x", "because", "no name"), ("--x", "because", "no name"), ("x", " ", "--why")])
+@pytest.mark.parametrize(
+    ("name", "why", "said"),
+    [("../x", "because", "not a valid baseline name"), ("--x", "because", "not a valid baseline name"), ("x", " ", "--why")],
+)
 def test_a_name_and_a_reason_are_asked_for(name: str, why: str, said: str, results: Path) -> None:
     with pytest.raises(UserError, match=said):
         baselines.set_baseline(name, saved(make_measured(), results), why, results)
@@ -43,7 +46,7 @@ def test_a_name_and_a_reason_are_asked_for(name: str, why: str, said: str, resul
 
 def test_a_record_from_elsewhere_or_none_is_refused(results: Path, tmp_path: Path) -> None:
     results.mkdir()
-    with pytest.raises(UserError, match="does not lie in"):
+    with pytest.raises(UserError, match="can only name records there"):
         baselines.set_baseline("x", saved(make_measured(), tmp_path / "elsewhere"), "because", results)
     with pytest.raises(UserError, match=r"is not a record: there is no .*record\.json\.$"):
         baselines.set_baseline("x", results, "because", results)
@@ -95,7 +98,7 @@ def test_a_misspelt_name_is_told_with_those_that_there_are(results: Path, tmp_pa
         return capsys.readouterr().err
 
     assert f"Nor is it the name of a baseline: {results / 'baselines.toml'} has production." in said("--results", str(results))
-    assert f"there is no {tmp_path / 'baselines.toml'}; name the folder that it is in with --results" in said("--results", str(tmp_path))
+    assert f"there is no {tmp_path / 'baselines.toml'}; name its folder with --results" in said("--results", str(tmp_path))
     with pytest.raises(UserError, match="is no checkpoint") as error:
         lookup.find_baseline(str(tmp_path), results)  # which is there
     assert "baseline" not in str(error.value)

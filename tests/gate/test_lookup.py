@@ -121,7 +121,7 @@ def test_nothing_is_run_against_a_record_of_other_settings(name: str, desk: Desk
     record = desk.record("scenes-vega", suite=SuiteId(name=name, version=SUITE.version, digest="0"))
     for pair in ((record, "scenes-teacher"), ("scenes-teacher", record)):
         with pytest.raises(
-            UserError, match=rf"of suite {name}@\d+ \(digest 0\), and this run would be of quality@.*name the suite with --suite"
+            UserError, match=rf"of suite {name}@\d+ \(digest 0\), and this run would be of quality@.*Name the suite with --suite"
         ):
             desk.pair(*pair, policy=POLICY.model_copy(update={"suites": {name: POLICY.suites["quality"]}}))
     assert desk.asked == []
