@@ -1,11 +1,11 @@
-"""Ranks that the data bear out: models that cannot be told apart share one.
+"""Ranks that the data support: models that cannot be told apart share a rank.
 
-A model's rank for a metric is 1 + the number of models that are surely better. "Surely better" is decided prompt by prompt:
-a two-sided t test of the paired differences (Student 1908) for every pair of models, with Holm's correction over all pairs,
-so that a metric's ranks hold a wrong claim at most 1 time in 20. What follows from two such claims is claimed too (if A is
-better than B and B better than C, then A is better than C), so two models of one rank are never told apart. The opposite
-would need more than data can give: where A and B, and B and C, cannot be told apart but A and C can, A and B share rank 1
-and C has rank 2, though B might be its equal. Merging such chains would call different models equal.
+A model's rank for a metric is 1 + the number of models that are surely better. "Surely better" is decided prompt by prompt: a two-sided
+t test of the paired differences (Student 1908) for every pair of models, with Holm's correction over all pairs, so that the ranks of a
+metric contain a wrong claim at most 1 time in 20. Claims are transitive (if A is better than B and B better than C, then A is
+better than C), so two models with the same rank are never told apart. The converse does not hold: where A and B, and B and C, cannot be
+told apart but A and C can, A and B share rank 1 and C has rank 2, though B might be its equal. Merging such chains would call different
+models equal.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,24 +26,24 @@ EXPLANATION = (
 
 
 def ranks(models: Sequence[tuple[Record, Scores]], names: Sequence[str]) -> dict[str, tuple[int | None, ...]]:
-    """Metric -> rank of each model; None where a model has no such value, or was not measured on the prompts of the others.
+    """Metric -> rank of each model; None where a model lacks the value, or was not measured on the same prompts as the others.
 
-    Metrics that fewer than two models can be ranked by are left out.
+    Metrics by which fewer than two models can be ranked are left out.
     """
-    found = {}
+    by_metric = {}
     for name in names:
         columns = values_per_prompt(models, name)
         if len(columns) > 1:
             better = surely_better(np.stack(list(columns.values())))
-            places = dict(zip(columns, (1 + better.sum(0)).tolist(), strict=True))
-            found[name] = tuple(places.get(model) for model in range(len(models)))
-    return found
+            ranks_of = dict(zip(columns, (1 + better.sum(0)).tolist(), strict=True))
+            by_metric[name] = tuple(ranks_of.get(model) for model in range(len(models)))
+    return by_metric
 
 
 def values_per_prompt(models: Sequence[tuple[Record, Scores]], name: str) -> Mapping[int, F64]:
-    """Place of a model -> its value of each prompt, plus = better, for the models that share prompts and reference of the first.
+    """Index of a model -> its value for each prompt, plus = better, for all models with the same prompts and reference as the first.
 
-    A set metric's prompts carry the value of the set plus their influence on it, whose mean is the value.
+    For a set metric, a prompt's value is the value of the set plus the prompt's influence on it; their mean is the value of the set.
     """
     columns: dict[int, F64] = {}
     first: tuple[npt.NDArray[np.str_], str | None] | None = None
@@ -60,7 +60,7 @@ def values_per_prompt(models: Sequence[tuple[Record, Scores]], name: str) -> Map
 
 
 def _column(value: Value | None, scores: Scores) -> F64 | None:
-    """The per-image column behind a value; None where there is none, or not all of it is finite."""
+    """The value of each picture; None where there is no such column, or it is not finite throughout."""
     if value is None or value.value is None or not value.is_picture_metric or value.direction == "neither":
         return None
     column = scores.columns.get(value.column)
@@ -72,12 +72,12 @@ def _column(value: Value | None, scores: Scores) -> F64 | None:
 def surely_better(values: F64, alpha: float = ALPHA) -> npt.NDArray[np.bool_]:
     """Which models surely beat which: [i, j] says that i is better than j.
 
+    No p value is taken to be smaller than 2^(1 - n), the smallest that the signs of n differences can give. Otherwise two prompts with
+    exactly equal differences would prove anything.
+
     Args:
         values: (models, prompts), plus = better, at least two of each.
         alpha: chance of any wrong claim.
-
-    No p value is taken to be smaller than 2^(1 - n), the least that n signs of differences can give: differences that are
-    all equal would otherwise prove anything from two prompts.
     """
     models, n = values.shape
     covariance = np.cov(values)

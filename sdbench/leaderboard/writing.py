@@ -1,6 +1,6 @@
-"""Records to tables, a few for each section of the standings.
+"""The leaderboard's files and tables, a few tables for each section.
 
-Reads record folders and nothing else; the same records always give the same text.
+Only record folders are read, and the same records always give the same text.
 """
 
 import itertools
@@ -29,7 +29,7 @@ _LEGEND = (
 
 
 def markdown(board: Sequence[Row]) -> str:
-    """The whole of LEADERBOARD.md."""
+    """The content of LEADERBOARD.md."""
     parts = [_NOTICE, "# Leaderboard", _LEGEND]
     for family, group in itertools.groupby(sections(board), lambda section: section.family):
         of_family = list(group)
@@ -43,12 +43,12 @@ def _section(section: Section) -> Iterator[str]:
     yield from (f"## {section.title}", tables.markdown(quality_grid(section)))
     if section.ranks:
         yield from ("### Ranks", ranks.EXPLANATION, tables.markdown(rank_grid(section)))
-    if (measured := efficiency_grid(section)).rows:
-        yield from ("### Efficiency", tables.markdown(measured))
+    if (efficiency := efficiency_grid(section)).rows:
+        yield from ("### Efficiency", tables.markdown(efficiency))
     for title, grid in speed.grids(section.records, section.speed_baseline.record if section.speed_baseline else None).items():
         yield from (f"### {title}", tables.markdown(grid))
-    if judged := truth.grid([(row.record, row.scores) for row in section.models]):
-        yield from ("### Against the truth", tables.markdown(judged))
+    if correlations := truth.grid([(row.record, row.scores) for row in section.models]):
+        yield from ("### Against the truth", tables.markdown(correlations))
     yield "\n".join(f"- {line}" for line in footer_lines(section))
 
 
@@ -62,22 +62,22 @@ def _published(of_family: Sequence[Section]) -> Iterator[str]:
 
 
 def text_table(board: Sequence[Row], width: int = 160) -> str:
-    """The same tables for a terminal of this width; models across in both, for protocol names are wider than numbers."""
+    """The tables for a terminal `width` characters wide; models across, since protocol names are wider than numbers."""
     parts = []
     for section in sections(board):
-        measured = efficiency_grid(section)
-        shown = [quality_grid(section).transposed(), *([measured] if measured.rows else [])]
-        parts += [section.title, *(tables.text(grid, width) for grid in shown), "\n".join(footer_lines(section))]
+        efficiency = efficiency_grid(section)
+        grids = [quality_grid(section).transposed(), *([efficiency] if efficiency.rows else [])]
+        parts += [section.title, *(tables.text(grid, width) for grid in grids), "\n".join(footer_lines(section))]
     return "\n\n".join(parts) + "\n"
 
 
 def latex(board: Sequence[Row]) -> str:
-    """The tables of quality and efficiency for a paper, which takes the package booktabs; how they were made stands in comments."""
+    """The tables of quality and efficiency for a paper; they need the package booktabs. Comments say how the numbers were made."""
     parts = [f"% {_NOTICE.strip('<!-> ').replace(FILE_NAME, 'This file')}\n% \\usepackage{{booktabs}}"]
     for section in sections(board):
-        shown = (grid for grid in (quality_grid(section), efficiency_grid(section)) if grid.rows)
+        grids = (grid for grid in (quality_grid(section), efficiency_grid(section)) if grid.rows)
         tabulars = (
-            f"\\begin{{table}}\n\\caption{{{tables.escape_latex(section.title)}}}\n{tables.latex(grid)}\n\\end{{table}}" for grid in shown
+            f"\\begin{{table}}\n\\caption{{{tables.escape_latex(section.title)}}}\n{tables.latex(grid)}\n\\end{{table}}" for grid in grids
         )
         parts += [*tabulars, "\n".join(f"% {line}" for line in footer_lines(section))]
     return "\n\n".join(parts) + "\n"
@@ -94,7 +94,7 @@ def write(board: Sequence[Row], results: Path) -> list[Path]:
 
 
 def quality_grid(section: Section) -> Grid:
-    """Models down, metrics across; then the median latency."""
+    """The first table: models down, picture metrics across, then median latency and speed-up."""
     columns = metrics(section)
     teacher = (
         speed.teacher_title(section.speed_baseline.record, section.records)
@@ -112,7 +112,7 @@ def _quality_row(row: Row, columns: Sequence[Value], teacher: Row | None) -> tup
 
 
 def rank_grid(section: Section) -> Grid:
-    """Models down, metrics across: ranks."""
+    """The ranks: models down, metrics across."""
     titles = {value.name: metric_title(value) for value in metrics(section)}
     header = ("model", *(titles[name].rstrip(" ↑↓") for name in section.ranks))
     cells = ((row.name, *(str(places[row.name] or "not ranked") for places in section.ranks.values())) for row in section.models)
@@ -120,14 +120,14 @@ def rank_grid(section: Section) -> Grid:
 
 
 def efficiency_grid(section: Section) -> Grid:
-    """Probes and counts down, models across: the tails of the latency, its stages, memory, size and work."""
+    """Probes and counts down, models across: tails of the latency, its stages, memory, size and work."""
     header = ("", *(row.name for row in section.rows))
     lines = ((probe_title(value), *(probe_cell(row, value.name) for row in section.rows)) for value in probes(section))
     return Grid(header, tuple(lines))
 
 
 def probe_cell(row: Row, name: str) -> str:
-    """A probe's or count's cell; pictures without a model have none to be missing."""
+    """The cell of a probe or count; "no model" for pictures without a model, which can have none."""
     value = row.record.value(name)
     return "no model" if value is None and row.is_pictures_only else tables.format_value(value)
 
@@ -135,13 +135,13 @@ def probe_cell(row: Row, name: str) -> str:
 def footer_lines(section: Section) -> list[str]:
     """How the numbers were made; a line names models only where they differ."""
 
-    def line(what: str, say: Callable[[Record], str]) -> str:
-        said: dict[str, list[str]] = {}
+    def line(what: str, describe: Callable[[Record], str]) -> str:
+        models: dict[str, list[str]] = {}
         for record in section.records:
-            said.setdefault(say(record), []).append(record.model.name)
-        if len(said) == 1:
-            return f"{what}: {next(iter(said))}"
-        return f"{what}: " + "; ".join(f"{words} ({tables.join_words(names)})" for words, names in said.items())
+            models.setdefault(describe(record), []).append(record.model.name)
+        if len(models) == 1:
+            return f"{what}: {next(iter(models))}"
+        return f"{what}: " + "; ".join(f"{description} ({tables.join_words(names)})" for description, names in models.items())
 
     return [
         line("suite digest", lambda record: record.suite.digest),
@@ -188,11 +188,11 @@ def _versions(record: Record) -> str:
 
 
 def metric_title(value: Value) -> str:
-    """The protocol's name, and what it is where the name does not say so: `Frechet: fd.scenes (distance) ↓`."""
+    """The title of a metric's column: `Frechet: fd.scenes (distance) ↓`, without the first part where the name begins with it."""
     rank = title_rank(value.name, tuple(TITLES))
     title = list(TITLES.values())[rank] if rank < len(TITLES) else value.name
-    says_so = value.name.startswith(title.lower().replace(" ", "_"))
-    return _title(value.name if says_so else f"{title}: {value.name}", value)
+    is_in_name = value.name.startswith(title.lower().replace(" ", "_"))
+    return _title(value.name if is_in_name else f"{title}: {value.name}", value)
 
 
 def probe_title(value: Value) -> str:
@@ -205,7 +205,7 @@ def _title(title: str, value: Value) -> str:
 
 
 def speed_up_cell(row: Row, teacher: Row | None) -> str:
-    """How many times faster than the teacher, or why that is not known."""
+    """How many times as fast as the teacher, or why that is not known."""
     own = row.record.value(P50)
     if not own or not own.value:
         return probe_cell(row, P50)

@@ -33,9 +33,9 @@ def sheet(results: Path) -> np.ndarray:
     """The only sheet => the shade in the middle of each of its pictures."""
     (path,) = samples.write(standings.read_rows(results), results)
     assert path == results / "samples-scenes-quality.png"
-    side = samples.LEAST_PX + samples.GAP_PX  # 32 px are enlarged three times
+    side = samples.MIN_WIDTH_PX + samples.GAP_PX  # 32 px are enlarged three times
     with Image.open(path) as image:
-        assert [length % side for length in image.size] == [samples.LEAST_PX, samples.LEAST_PX]
+        assert [length % side for length in image.size] == [samples.MIN_WIDTH_PX, samples.MIN_WIDTH_PX]
         return np.asarray(image)[side // 2 :: side, side // 2 :: side, 0]
 
 
