@@ -1,4 +1,4 @@
-"""Charts as SVG for a page: matplotlib draws them in colours that are then replaced by the page's variables."""
+"""Charts as SVG for the page. Matplotlib draws them in stand-in colours, which are then replaced by the page's CSS variables."""
 
 import hashlib
 import io
@@ -21,8 +21,8 @@ from sdbench.records import Record, Value
 from sdbench.report import MAX_MODELS
 
 _HREF = "{http://www.w3.org/1999/xlink}href"
-MAX_BARS = 60  # models; more are small points without intervals
-MAX_LABELS = 12  # a scatter; of more models, only those on the frontier are named
+MAX_BARS = 60  # models with error bars; where there are more, they are small points without
+MAX_LABELS = 12  # models with a name in a scatter; where there are more, only those on the frontier are named
 MEMORY = ("memory.peak_allocated", "memory.peak_rss")
 # Stand-ins for the page's colours.
 _COLOURS = {
@@ -46,7 +46,7 @@ ET.register_namespace("xlink", "http://www.w3.org/1999/xlink")
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart, and what it shows in words."""
+    """A chart, and a description of it in words."""
 
     metric: str
     svg: str
@@ -62,7 +62,7 @@ class _Point:
 
 
 def pareto_charts(section: Section, metric: Value, title: str) -> list[Chart]:
-    """A metric against latency and against memory, as far as at least two models have both."""
+    """Charts of a metric against latency and against memory, where at least two models have both."""
     costs = [value for row in section.models for value in row.record.values if value.name in (P50, *MEMORY)]
     names = sorted({value.name for value in costs}, key=(P50, *MEMORY).index)[:2]
     units = {value.name: value.unit for value in costs}
@@ -79,18 +79,17 @@ def pareto_charts(section: Section, metric: Value, title: str) -> list[Chart]:
 
 def _points(rows: Sequence[Row], cost: str, metric: Value) -> list[_Point]:
     pairs = [(row.name, row.record.value(cost), row.record.value(metric.name)) for row in rows]
-    whole = [(name, x, y) for name, x, y in pairs if x and y and x.value is not None and y.value is not None]
-    places = [(_better(x), _better(y)) for _, x, y in whole]
+    complete = [(name, x, y) for name, x, y in pairs if x and y and x.value is not None and y.value is not None]
+    places = [(_oriented(x), _oriented(y)) for _, x, y in complete]
     return [
         _Point(name, x, y, best=not any(other != place and other[0] >= place[0] and other[1] >= place[1] for other in places))
-        for (name, x, y), place in zip(whole, places, strict=True)
+        for (name, x, y), place in zip(complete, places, strict=True)
     ]
 
 
-def _better(value: Value) -> float:
-    """The number, turned so that more is better."""
-    assert value.value is not None
-    return -value.value if value.direction == "lower" else value.value
+def _oriented(value: Value) -> float:
+    """The number, with the sign with which more is better."""
+    return -number_of(value) if value.direction == "lower" else number_of(value)
 
 
 def _scatter(points: Sequence[_Point], x_label: str, y_label: str, words: str) -> str:
@@ -112,7 +111,7 @@ def _scatter(points: Sequence[_Point], x_label: str, y_label: str, words: str) -
 
 
 def _draw(axes: Axes, points: Sequence[_Point], *, bars: bool) -> None:
-    """Points, filled where they are on the frontier, with bars as long as their intervals."""
+    """Draw points, filled where they are on the frontier, with their intervals as error bars."""
     x, y = [number_of(point.x) for point in points], [number_of(point.y) for point in points]
     if bars and points:
         across, up = (list(zip(*map(_error_bars, values), strict=True)) for values in ([p.x for p in points], [p.y for p in points]))
@@ -122,19 +121,19 @@ def _draw(axes: Axes, points: Sequence[_Point], *, bars: bool) -> None:
 
 
 def number_of(value: Value) -> float:
-    """The number of a value that has one."""
+    """The number of a value that must have one."""
     assert value.value is not None
     return value.value
 
 
 def _error_bars(value: Value) -> tuple[float, float]:
-    """Below and above a value to the ends of its interval; 0 where it has none."""
+    """Distances from a value down and up to the ends of its interval; 0 where it has none."""
     at = number_of(value)
     return max(0.0, at - (at if value.low is None else value.low)), max(0.0, (at if value.high is None else value.high) - at)
 
 
 def _label_points(axes: Axes, points: Sequence[_Point]) -> None:
-    """Names in the margin, in the order of their points, each tied to its point by a thin line."""
+    """Write names in the margin, in the order of their points, each connected to its point by a thin line."""
     named = [point for point in points if len(points) <= MAX_LABELS or point.best][:MAX_LABELS]
     axes.autoscale_view()
     to_share = axes.transData + axes.transAxes.inverted()
@@ -154,16 +153,16 @@ def _label_points(axes: Axes, points: Sequence[_Point]) -> None:
 
 
 def spread_apart(places: Sequence[float], gap: float) -> list[float]:
-    """Places at least `gap` apart, in the same order, pushed down and, where they would leave 0..1 below, up again."""
+    """Move places at least `gap` apart, in the same order: down first, then up again where they would fall below 0."""
     order = sorted(range(len(places)), key=lambda index: -places[index])
-    found = list(places)
+    moved = list(places)
     for above, below in itertools.pairwise(order):
-        found[below] = min(found[below], found[above] - gap)
-    if order and found[order[-1]] < 0:
-        found[order[-1]] = 0.0
+        moved[below] = min(moved[below], moved[above] - gap)
+    if order and moved[order[-1]] < 0:
+        moved[order[-1]] = 0.0
         for below, above in itertools.pairwise(reversed(order)):
-            found[above] = max(found[above], found[below] + gap)
-    return found
+            moved[above] = max(moved[above], moved[below] + gap)
+    return moved
 
 
 def _shorten(name: str, most: int = 24) -> str:
@@ -171,7 +170,7 @@ def _shorten(name: str, most: int = 24) -> str:
 
 
 def stage_chart(section: Section) -> Chart | None:
-    """Seconds of a picture by stage, a bar a model; None where no model has stages."""
+    """Seconds per picture by stage, a bar for each model; None where no model has stages."""
     rows = [row for row in section.models if _stage_seconds(row.record)][:MAX_MODELS]
     if not rows:
         return None
@@ -208,22 +207,22 @@ def _draw_bars(axes: Axes, parts: dict[str, dict[str, float]], names: Sequence[s
 
 
 def _stage_seconds(record: Record) -> dict[str, float]:
-    """Stage -> its median seconds in a picture, a step's times the steps; what the pipeline's median has beyond them is the rest."""
+    """Stage -> its median seconds per picture, a step's times the number of steps; "rest" is what remains of the pipeline's median."""
     medians = {value.name.split(".")[1]: value.value for value in record.values if re.fullmatch(r"latency\.\w+\.p50", value.name)}
-    whole = medians.pop("pipeline", None)
-    found = {}
+    pipeline = medians.pop("pipeline", None)
+    stages = {}
     for name, seconds in medians.items():
         steps = int(record.sampling.get("steps", 1)) if name.endswith("_step") else 1
         title = name.removesuffix("_step").replace("_", " ")
         if seconds is not None:
-            found[title if steps == 1 else f"{title}, {steps} steps"] = seconds * steps
-    if found and whole is not None and whole > sum(found.values()):
-        found["rest"] = whole - sum(found.values())
-    return found
+            stages[title if steps == 1 else f"{title}, {steps} steps"] = seconds * steps
+    if stages and pipeline is not None and pipeline > sum(stages.values()):
+        stages["rest"] = pipeline - sum(stages.values())
+    return stages
 
 
 def _svg(figure: Figure, words: str) -> str:
-    """The figure as an inline SVG that says in words what it shows, wears the page's colours, and has ids of its own."""
+    """The figure as an inline SVG with a description in words, the page's colours, and ids that are unique in the page."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     root = ET.fromstring(buffer.getvalue())  # noqa: S314  # written a line above

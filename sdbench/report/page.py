@@ -1,4 +1,4 @@
-"""One HTML page of all records: no request leaves it, nothing in it is run but its own script, and it opens from a file."""
+"""One HTML page of all records. It makes no requests, runs no script but its own, and opens from a file."""
 
 import base64
 import hashlib
@@ -21,7 +21,7 @@ _HERE = Path(__file__).parent
 
 
 def write(results: Path, out: Path, policy: Policy) -> list[Path]:
-    """Write the page, and beside it the pictures that it has no room for => what was written.
+    """Write the page, and beside it the pictures that it has no room for => the files written.
 
     Raises:
         UserError: there are no records, one or a picture is unreadable, or a file cannot be written.
@@ -42,7 +42,7 @@ def write(results: Path, out: Path, policy: Policy) -> list[Path]:
 
 
 def _write_rest(section: Section, number: int, album: pictures.Album, left: Sequence[str], out: Path, made: list[Path]) -> str:
-    """The page of a section's remaining pictures => its path, relative to the first page."""
+    """Write the page of a section's remaining pictures => its path, relative to the main page."""
     folder = sections.rest_folder(out)
     wall = pictures.build_rest_wall(album, left, folder / f"s{number}")
     view = sections.build_rest_view(section, number, wall)
@@ -61,13 +61,13 @@ def _lede(board: Sequence[Row], results: Path) -> str:
 
 
 def render(shown: Sequence[dict[str, Any]], lede: str, elsewhere: tables.Grid | None, images: str = "data:") -> str:
-    """The page of these sections.
+    """The page as HTML.
 
     Args:
-        shown: what `sections` made of each.
-        lede: a sentence on the whole.
-        elsewhere: published numbers.
-        images: where pictures may come from, as a Content-Security-Policy says it.
+        shown: a view of each section, from `sections`.
+        lede: introductory text.
+        elsewhere: published numbers; None to leave them out.
+        images: allowed sources of pictures, in the syntax of a Content-Security-Policy.
     """
     script, style = ((_HERE / name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

@@ -1,4 +1,4 @@
-"""Single pictures that a reader should see: those that lost most against the teacher, and those that cost most Frechet distance."""
+"""The worst pictures of each model: those that lost most against the teacher, and those that add most to the Frechet distance."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from sdbench.leaderboard.standings import Row, Section
 from sdbench.records import influenced_metric
 from sdbench.report import MAX_MODELS
 
-MAX_CASES = 10  # pictures a model and metric
+MAX_CASES = 10  # pictures for each model and metric
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,8 @@ class Case:
     """One picture of a model.
 
     Attributes:
-        amount: what it lost against the teacher, below 0; or what it adds to the distance of its set.
-        own, teacher: the scores behind a loss; None where the amount stands alone.
+        amount: the loss against the teacher, below 0, or what the picture adds to the distance of its set.
+        own, teacher: the scores behind a loss; None for a distance.
     """
 
     prompt_id: str
@@ -30,7 +30,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Worst:
-    """The worst pictures of a model by a metric, the worst first."""
+    """A model's worst pictures by a metric, the worst first."""
 
     model: str
     metric: str
@@ -48,20 +48,20 @@ def regressions(section: Section, judges: Sequence[str]) -> Iterator[Worst]:
 
 
 def _iterate_losses(section: Section, judge: str) -> Iterator[tuple[str, Case]]:
-    """Model and picture, wherever a model's is worse than the teacher's."""
+    """Model and picture, for each picture that is worse than the teacher's."""
     if section.teacher is None:
         return
-    theirs = _scores_by_key(section.teacher, judge)
+    teachers = _scores_by_key(section.teacher, judge)
     for row in [row for row in section.models if row is not section.teacher][:MAX_MODELS]:
         sign = -1 if _direction(row, judge) == "lower" else 1
         texts = dict(zip(row.scores.keys, row.scores.prompt_texts, strict=True))
         for key, own in _scores_by_key(row, judge).items():
-            if key in theirs and sign * (own - theirs[key]) < 0:
-                yield row.name, Case(key[0], texts[key], sign * (own - theirs[key]), own, theirs[key])
+            if key in teachers and sign * (own - teachers[key]) < 0:
+                yield row.name, Case(key[0], texts[key], sign * (own - teachers[key]), own, teachers[key])
 
 
 def _scores_by_key(row: Row, name: str) -> Mapping[tuple[str, int], float]:
-    """(prompt id, sample) -> score, where it is a number."""
+    """(prompt id, sample) -> score, for scores that are finite."""
     column = row.scores.columns.get(name, np.array([]))
     return {key: score for key, score in zip(row.scores.keys, column.tolist(), strict=False) if np.isfinite(score)}
 
@@ -72,15 +72,15 @@ def _direction(row: Row, name: str) -> str | None:
 
 
 def losses(section: Section, judge: str) -> dict[str, float]:
-    """Prompt id -> the most that any model lost on it against the teacher, below 0."""
-    found: dict[str, float] = {}
+    """Prompt id -> the largest loss of any model on it against the teacher, below 0."""
+    largest: dict[str, float] = {}
     for _, case in _iterate_losses(section, judge):
-        found[case.prompt_id] = min(found.get(case.prompt_id, 0.0), case.amount)
-    return found
+        largest[case.prompt_id] = min(largest.get(case.prompt_id, 0.0), case.amount)
+    return largest
 
 
 def costliest(section: Section) -> Iterator[Worst]:
-    """For each model, the pictures without which a distance of its set would be smallest: influence / n, to first order."""
+    """For each model, the pictures that add most to a distance of its set: influence / n, to first order."""
     for row in section.models[:MAX_MODELS]:
         texts = row.scores.prompt_texts
         for name, column in row.scores.columns.items():

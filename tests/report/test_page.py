@@ -91,7 +91,7 @@ def test_everything_the_page_promises_is_there(page: str) -> None:
     assert "Published elsewhere" in page
     assert "23.4805" in page[page.index('id="published"') :]
     assert "23.4805" not in page[: page.index('id="published"')]
-    assert "pictures of 24 of 24 prompts; 24 are here" in page
+    assert "pictures for 24 of 24 prompts; 24 are here" in page
 
 
 def test_verdicts_know_how_far_two_runs_of_a_model_lie_apart(tmp_path: Path) -> None:
