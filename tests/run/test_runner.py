@@ -406,7 +406,7 @@ def test_values_against_another_teacher_of_the_same_name_are_not_alike(tmp_path:
     (second,) = runner.run(specs[1:], bench(tmp_path, suite))
     found = compare.measure(names[0], wins, Side.read(second), Side.read(first), 0.05)
     assert isinstance(found, compare.Obstacle)
-    assert found.reason == f"taken against {6 * '07e4'}, that of the baseline against {drawn.name}; run both again"
+    assert found.reason == f"the candidate was measured against {6 * '07e4'}, the baseline against {drawn.name}; run both again"
 
 
 def test_a_run_of_one_half_keeps_the_other_half_of_the_record(teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -584,7 +584,7 @@ def test_pictures_made_elsewhere_get_a_row_and_a_verdict(tmp_path: Path) -> None
     report = api.compare(str(folder), str(folder), policy, places)
     assert (report.verdict, [result.name for result in report.results]) == ("pass", ["preference.scenes"])
     assert report.notes == (
-        "the pictures of dall-e (images:images, 64 x 64 px, PNG) and dall-e (images:images, 64 x 64 px, PNG) were made elsewhere: how they were sampled is not known",
+        "the pictures of dall-e (images:images, 64 x 64 px, PNG) and dall-e (images:images, 64 x 64 px, PNG) were made elsewhere; it is not known how they were sampled",
         "not measured, so not weighed: latency.pipeline.p50",
     )
     files, listed = saved(tmp_path / "other", pictures, prompts[1:] + prompts[:1])
