@@ -100,7 +100,7 @@ def _describe(model: Any, name: str | None) -> "ModelSpec":
 
 def _load_suite(suite: str | suites.Suite | None, spec: "ModelSpec") -> suites.Suite:
     if suite is None:
-        return lookup.suite_of(spec)
+        return lookup.default_suite(spec)
     return suite if isinstance(suite, suites.Suite) else suites.load(suite)
 
 

@@ -48,13 +48,13 @@ def compare(
     """
     rules = load_policy(policy)
     chosen = suites.load(suite) if suite else None
-    old_source = lookup.find(baseline, places.results)
-    new_source = lookup.named(candidate, base=base, lora=lora, name=name)
+    old_source = lookup.find_baseline(baseline, places.results)
+    new_source = lookup.find_candidate(candidate, base=base, lora=lora, name=name)
 
     def run(specs: "Sequence[ModelSpec]", suite: suites.Suite) -> list[Path]:
         return measuring.run(specs, suite, places, device=device)
 
-    new, old = lookup.pair(new_source, old_source, chosen, rules, places.results, run)
+    new, old = lookup.find_or_run_pair(new_source, old_source, chosen, rules, places.results, run)
     return judge_records(new, old, rules, places, baseline)
 
 
@@ -72,7 +72,9 @@ def until_verdict(
     old = find_or_run_baseline(baseline, suite, places, device)
     context = prepare(suite, device=machine.choose_device(device), results=places.results, runs=places.work)
     with evaluators(context.device):
-        new, report = run_until_verdict(SequentialTest(spec, context, old, rules, floors.between_runs(records.head(old), places.results)))
+        new, report = run_until_verdict(
+            SequentialTest(spec, context, old, rules, floors.between_runs(records.read_record(old), places.results))
+        )
     return new, _with_inputs(report, new, old, rules, baseline)
 
 
@@ -101,7 +103,7 @@ def noise(
         seeded = suite.model_copy(update={"noise": suite.noise.model_copy(update={"seed": number}), "teacher": None})
         (record,) = measuring.run([spec], seeded, Places(folder / "records", folder), device=device, only=only)
         sides.append(Side.read(record))
-    floor = floors.of(sides, numbers, suite.id)
+    floor = floors.estimate(sides, numbers, suite.id)
     path = floors.write(floor, places.results)
     for folder in folders:  # the next floor is measured anew; a killed run has continued from these until now
         shutil.rmtree(folder / "probes", ignore_errors=True)
@@ -115,16 +117,16 @@ def load_policy(path: Path | None) -> Policy:
 
 def find_or_run_baseline(baseline: str, suite: suites.Suite, places: Places, device: str | None, only: str | None = None) -> Path:
     """The record folder to compare a run under `suite` with; the baseline is run first where this machine class has no record of it."""
-    source = lookup.find(baseline, places.results)
+    source = lookup.find_baseline(baseline, places.results)
     if isinstance(source, Path):
-        lookup.check(source, suite.id)
+        lookup.check_suite(source, suite.id)
         return source
 
     def run(specs: "Sequence[ModelSpec]", suite: suites.Suite) -> list[Path]:
         return measuring.run(specs, suite, places, device=device, only=only)
 
     machine_class = machine.this_machine(machine.choose_device(device)).machine_class
-    return lookup.of(source, suite, machine_class, places.results, run)
+    return lookup.find_or_run(source, suite, machine_class, places.results, run)
 
 
 def judge_records(new: Path, old: Path, rules: Policy, places: Places, baseline: str, *, only: str | None = None) -> Report:
@@ -139,8 +141,8 @@ def judge_records(new: Path, old: Path, rules: Policy, places: Places, baseline:
         baseline: what the user called the baseline.
         only: the half of the suite that the candidate was measured by.
     """
-    candidate, opponent = records.head(new), records.head(old)
-    without_probes = next((side for side in (candidate, opponent) if side.model.is_pictures), candidate if only == "quality" else None)
+    candidate, opponent = records.read_record(new), records.read_record(old)
+    without_probes = next((side for side in (candidate, opponent) if side.model.is_pictures_only), candidate if only == "quality" else None)
     weighed, skipped = _leave_out_probes(without_probes, rules) if without_probes else (rules, [])
     report = judging.gate(new, old, weighed, floors.between_runs(opponent, places.results))
     if skipped:
@@ -153,10 +155,10 @@ def _leave_out_probes(record: Record, rules: Policy) -> tuple[Policy, list[str]]
     measured, weighed = {value.name for value in record.values}, rules.rules(record.suite.name)
     skipped = [name for name in weighed if name.partition(".")[0] in ("latency", "memory") and name not in measured]
     remaining = {name: rule for name, rule in weighed.items() if name not in skipped}
-    return rules.model_copy(update={"suites": {rules.table(record.suite.name): remaining}}), skipped
+    return rules.model_copy(update={"suites": {rules.table_name(record.suite.name): remaining}}), skipped
 
 
 def _with_inputs(report: Report, new: Path, old: Path, rules: Policy, baseline: str) -> Report:
     """The report, with what was compared and by which policy."""
-    suite = records.head(old).suite.text
+    suite = records.read_record(old).suite.title_with_digest
     return replace(report, inputs=Inputs(str(new), str(old), baseline, suite, rules.name, rules.alpha))

@@ -21,8 +21,8 @@ def report(places: Places = Places(), out: Path | None = None, policy: Path | No
     from sdbench.report import page
 
     rules = load_policy(policy)
-    measured = sorted({row.record.suite.name for row in standings.rows(places.results)}) if policy else []
-    if measured and not any(rules.suites.get(rules.table(name)) for name in measured):
+    measured = sorted({row.record.suite.name for row in standings.read_rows(places.results)}) if policy else []
+    if measured and not any(rules.suites.get(rules.table_name(name)) for name in measured):
         rules.rules(measured[0])  # raises, with what to do
     return page.write(places.results, out or places.results / page.FILE_NAME, rules)
 
@@ -45,7 +45,7 @@ def card(folder: str, places: Places = Places(), base: str | None = None) -> Pat
     spec = resolve(folder, base=base)
     if spec.source not in ("folder", "unet-folder"):
         raise UserError(f"a card is written into the folder of a pipeline or UNet, and {folder!r} is none ({spec.origin}); name one")
-    board = standings.rows(places.results)
+    board = standings.read_rows(places.results)
     dtypes = {row.record.sampling.get("dtype", "float32") for row in board if row.record.family == spec.family}
     digests = {weights_digest(spec, dtype=dtype) for dtype in dtypes}
     own = [row for row in board if row.record.model.weights_digest in digests]

@@ -24,7 +24,7 @@ def _compare_with_teacher(compare: Comparison, subject: Subject, protocol: Proto
     """The result of `compare`, or the reason why there is nothing to compare."""
     if subject.is_teacher:
         return protocol.without_value("not_applicable", "the teacher is what the others are compared with")
-    if subject.is_elsewhere:
+    if subject.is_made_elsewhere:
         return protocol.without_value("not_applicable", "made elsewhere, not from the teacher's noise")
     if subject.teacher_pictures is None:
         return protocol.without_value(

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from sdbench.arrays import F32, F64, U8
-from sdbench.records import Direction, Scores, State, Value
+from sdbench.records import Direction, Scores, State, Value, column_of
 from sdbench.stats import intervals
 from sdbench.store import Store
 
@@ -24,7 +24,7 @@ class Subject:
     Attributes:
         images: identities of the pictures in the store, a row each.
         is_teacher: the pictures are the teacher's own.
-        is_elsewhere: another program made the pictures, from noise of its own.
+        is_made_elsewhere: another program made the pictures, from noise of its own.
         reference: name of the reference that set metrics compare with, as the suite gives it; None where it names none.
         teacher_scores: scores of the teacher on the same prompts; None where it has none (yet).
         teacher_pictures: the teacher's pictures of the same prompts and noise, in the same order; None where they are not on this disk.
@@ -42,7 +42,7 @@ class Subject:
     samples: Sequence[int]
     prompts: Sequence[str]
     is_teacher: bool = False
-    is_elsewhere: bool = False
+    is_made_elsewhere: bool = False
     reference: str | None = None
     teacher_scores: Scores | None = None
     teacher_pictures: "Subject | None" = None
@@ -87,9 +87,14 @@ class Protocol:
     measure: Callable[[Subject, "Protocol"], Result]
     against_teacher: bool = False
 
+    @property
+    def column(self) -> str:
+        """Its column of `scores.parquet`."""
+        return column_of(self.name, self.kind)
+
     def value(self, estimate: intervals.Estimate, note: str = "", reference: str | None = None) -> Value:
         """A number, with its interval where n suffices for one."""
-        low, high = (estimate.low, estimate.high) if estimate.enough else (None, None)
+        low, high = (estimate.low, estimate.high) if estimate.has_interval else (None, None)
         return Value(
             name=self.name, kind=self.kind, direction=self.direction, unit=self.unit, value=estimate.value, low=low, high=high,
             n=estimate.n, note=note, reference=reference,
@@ -101,11 +106,11 @@ class Protocol:
 
     def mean(self, scores: F64) -> Result:
         """The mean of one score for each picture, (n,), and the scores."""
-        return self.value(intervals.mean_interval(scores)), {self.name: scores}
+        return self.value(intervals.mean_interval(scores)), {self.column: scores}
 
     def distance(self, estimate: intervals.Estimate, influence: F64, note: str = "", reference: str | None = None) -> Result:
         """A number of the whole set, and the influence of each picture on it, (n,)."""
-        return self.value(estimate, note, reference), {f"{self.name}:influence": influence}
+        return self.value(estimate, note, reference), {self.column: influence}
 
 
 def small_sample_note(n: int, width: int) -> str:

@@ -75,7 +75,7 @@ def _prdc(subject: Subject, protocol: Protocol) -> Result:
     found = subject.compute_once(f"prdc {digest}", lambda: prdc.prdc(features, real))
     value, influence = found[protocol.name.removeprefix("prdc.")]
     if np.allclose(influence, 0):
-        return protocol.value(intervals.Estimate(value, value, value, len(features), enough=False), _NO_INTERVAL, digest), {}
+        return protocol.value(intervals.Estimate(value, value, value, len(features), has_interval=False), _NO_INTERVAL, digest), {}
     estimate = intervals.standard_error_interval(value, influence)
     highest = 1.0 if protocol.unit == "share" else math.inf
     estimate = replace(estimate, low=max(0.0, estimate.low), high=min(highest, estimate.high))

@@ -73,7 +73,7 @@ def prepare(
     for folder in (results, runs):
         _check_writable(folder)
     suite.id  # noqa: B018  # raises where prompts or a latent are neither here nor reachable
-    records.newest(results, suite.family)  # raises where a record is damaged
+    records.newest_per_model(results, suite.family)  # raises where a record is damaged
     with_quality = only != "probes" and bool(suite.own_metrics)
     return RunContext(
         suite, suite.sampling, device, results, runs, with_quality, only != "quality", settings=tuple(settings), profile=profile

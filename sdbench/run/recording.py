@@ -16,7 +16,7 @@ from sdbench.models.catalogue import TEACHERS
 from sdbench.models.spec import ModelSpec
 from sdbench.probes.driver import ProbeResult
 from sdbench.protocols.base import Subject
-from sdbench.records import Looks, Machine, Model, Original, Record, Scores, Value
+from sdbench.records import Looks, Machine, Model, NamedTeacher, Record, Scores, Value
 from sdbench.run.acceptance import add_verdicts
 from sdbench.run.context import RunContext, store_and_jobs
 from sdbench.run.thumbnails import choose_rows
@@ -65,10 +65,10 @@ def write_record(
         created=records.now(),
         n_images=len(scores.prompt_ids),
         values=(*values, *_sort_by_setting([*new, *old], context.suite)),
-        sampling={} if model.is_elsewhere else context.sampling.model_dump(mode="json"),
+        sampling={} if model.is_made_elsewhere else context.sampling.model_dump(mode="json"),
         scheduler=dict(scheduler),
-        noise={} if model.is_elsewhere else context.suite.noise.model_dump(),
-        teacher=Original(model=teacher_name(context.suite), suite=context.suite.teacher_suite().id) if context.suite.teacher else None,
+        noise={} if model.is_made_elsewhere else context.suite.noise.model_dump(),
+        teacher=NamedTeacher(model=teacher_name(context.suite), suite=context.suite.teacher_suite().id) if context.suite.teacher else None,
         prompts=context.suite.describe_prompts(),
         run=turns_ids.pop() if len(turns_ids) == 1 else "",
         looks=looks,
@@ -99,7 +99,7 @@ def build_subject(model: Model, context: RunContext, store: Store, jobs: Sequenc
     subject = replace(
         plain_subject(store, jobs, context.runs),
         is_teacher=model.name == name and of_teacher is context.suite,
-        is_elsewhere=model.is_elsewhere,
+        is_made_elsewhere=model.is_made_elsewhere,
         reference=context.suite.reference,
         teacher_name=f"{name} under {of_teacher.name}@{of_teacher.version}",
     )
@@ -107,7 +107,7 @@ def build_subject(model: Model, context: RunContext, store: Store, jobs: Sequenc
         return subject
     folder, teacher, pictures = found
     digest = (teacher.model.weights_digest or folder.name)[:24]
-    return replace(subject, teacher_scores=records.scores(folder), teacher_pictures=pictures, teacher_digest=digest)
+    return replace(subject, teacher_scores=records.read_scores(folder), teacher_pictures=pictures, teacher_digest=digest)
 
 
 def missing_of_teacher(specs: Sequence[ModelSpec], context: RunContext) -> list[str]:
@@ -128,7 +128,7 @@ def missing_of_teacher(specs: Sequence[ModelSpec], context: RunContext) -> list[
     if of_teacher is not context.suite:
         advice = f"first sdbench run --model {name} --suite {of_teacher.name}"
     return [
-        f"{what} of the teacher, {name} under {of_teacher.name}@{of_teacher.version}, so {tables.listed(missing)} with it will be missing: {advice}"
+        f"{what} of the teacher, {name} under {of_teacher.name}@{of_teacher.version}, so {tables.join_words(missing)} with it will be missing: {advice}"
     ]
 
 
@@ -139,14 +139,14 @@ def teacher_name(suite: Suite) -> str:
 
 def probe_values(record: Record) -> list[Value]:
     """The values of latency, memory and size in a record."""
-    return [value for value in record.values if value.kind in {"probe", "count"}]
+    return [value for value in record.values if not value.is_picture_metric]
 
 
 def _find_teacher(context: RunContext, jobs: Sequence[Job]) -> tuple[Path, Record, Subject | None] | None:
     """The newest record of the teacher that has pictures, if any, and its pictures of the same prompts where they still exist."""
     of_teacher = context.suite.teacher_suite()
     assert of_teacher.sampling
-    of_family = records.under(context.results, context.suite.family or "", of_teacher.id, teacher_name(context.suite))
+    of_family = records.find(context.results, context.suite.family or "", of_teacher.id, teacher_name(context.suite))
     with_pictures = [found for found in of_family if found[1].n_images]
     if not with_pictures:
         return None
@@ -164,7 +164,7 @@ def _find_pictures(model: Model, context: RunContext, jobs: Sequence[Job]) -> Su
 
 def _records_of_row(model: Model, machine: Machine, context: RunContext) -> list[tuple[Path, Record]]:
     """The records of a model's row in the leaderboard, with any weights, oldest first."""
-    of_model = records.under(context.results, context.suite.family or "", context.suite.id, model.name, model.label)
+    of_model = records.find(context.results, context.suite.family or "", context.suite.id, model.name, model.label)
     return [found for found in of_model if found[1].machine.machine_class == machine.machine_class]
 
 
@@ -187,7 +187,7 @@ def _earlier_quality(earlier: tuple[Path, Record] | None) -> Quality:
         return [], Scores([], [], {}), {}
     path, record = earlier
     thumbnails = {file.name: file.read_bytes() for file in sorted((path / "images").glob("*.png"))}
-    return [value for value in record.values if value.kind in {"score", "set"}], records.read(path)[1], thumbnails
+    return [value for value in record.values if value.is_picture_metric], records.read(path)[1], thumbnails
 
 
 def _earlier_probes(earlier: tuple[Path, Record] | None, context: RunContext) -> tuple[list[Value], str]:

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 
 from sdbench.arrays import F64
-from sdbench.records import MAX_THUMBNAILS, Scores
+from sdbench.records import MAX_THUMBNAILS, Scores, influenced_metric
 
 SHARED = 32  # the first pictures of the suite
 
@@ -16,7 +16,7 @@ def choose_rows(scores: Scores, teacher: Scores | None) -> list[int]:
     The worst are those that add most to a distance of the set, and those that lose most to the teacher's picture by a judge of win
     rates.
     """
-    ranked = [np.argsort(-column) for name, column in scores.columns.items() if name.endswith(":influence")]
+    ranked = [np.argsort(-column) for name, column in scores.columns.items() if influenced_metric(name)]
     judges = [name.removeprefix("win_rate.") for name in scores.columns if name.startswith("win_rate.")]
     ranked += [np.argsort(_score_gains(scores, teacher, judge)) for judge in judges if teacher]
     all_rows = range(len(scores.keys))

@@ -102,7 +102,7 @@ class _Candidate:
         measured = [name for name in suite.own_metrics if name in weighed or f"win_rate.{name}" in weighed]
         self.set_metrics = [name for name in measured if PROTOCOLS[name].kind == "set"]
         self.score_metrics = [name for name in measured if name not in self.set_metrics]
-        self.rules = looks.Rules(test.policy, suite.name, self.set_metrics, test.between_runs)
+        self.rules = looks.LookRules(test.policy, suite.name, self.set_metrics, test.between_runs)
         self.scores_by_look: list[Scores] = []
         self.failed: dict[str, Value] = {}
 
@@ -161,7 +161,7 @@ class _Candidate:
         """The distances of both sets of pictures, whose influence columns are added to the scores; None where they cannot be computed."""
         if size == len(self.jobs):
             old_values = [value for name in self.set_metrics if (value := self.baseline.record.value(name))]
-            old_columns = self._old_scores(list(old.prompt_ids), [f"{name}:influence" for name in self.set_metrics]).columns
+            old_columns = self._old_scores(list(old.prompt_ids), [PROTOCOLS[name].column for name in self.set_metrics]).columns
         else:
             if (subject := self._baseline_subject(size)) is None:
                 return None
