@@ -12,7 +12,7 @@ from distillation.commands import data, sensitivity
 from distillation.commands.options import TEACHER, add_data, add_device, count, settle_device, within
 from distillation.recipe import Family, Recipe, read, shipped
 from sdbench import __version__
-from sdbench.arguments import Parser, add_command, ended, show
+from sdbench.arguments import Parser, add_command, run_command, show
 
 WORK = Path("results/runs/distillation")  # ignored by git
 STUDENTS = Path("results/runs/students")  # likewise
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     if "out" in options and options.out is None:
         options.out = STUDENTS / f"my-{Path(options.recipe).stem}"  # the catalogue has models by the recipes' names
-    return ended("distillation", partial(_do, options))
+    return run_command("distillation", partial(_do, options))
 
 
 def _do(options: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Literal, TypeVar
 
-from sdbench.errors import UserError, unknown
+from sdbench.errors import UserError, unknown_name
 from sdbench.models.architectures import CROSS, PLAIN
 
 MIDDLE = "mid_block.attentions.0"
@@ -122,7 +122,7 @@ def _by_path(rows: Iterable[tuple[str, Kept]], paths: Iterable[str], kind: str, 
     for pattern, kept in rows:
         named = [path for path in paths if matches(pattern, path)]
         if not named:
-            raise unknown(f"{kind} in {where}", pattern, paths)
+            raise unknown_name(f"{kind} in {where}", pattern, paths)
         if twice := [path for path in named if path in found]:
             raise UserError(f"{where}: two rows name {twice[0]}; expected one")
         found |= dict.fromkeys(named, kept)

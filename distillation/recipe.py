@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError
 
 from distillation.plan import Plan
 from distillation.recipe_tables import FullSize, Keep, KeepResnets, Loss, Middle, Scenes, Stage, Table, Teaching
-from sdbench.errors import UserError, unknown
+from sdbench.errors import UserError, unknown_name
 from sdbench.models.architectures import TOPOLOGIES, Config, depths, resnets, unet_config
 from sdbench.scenes.render import SIZE_PX
 
@@ -136,7 +136,7 @@ class Recipe(Table):
         """
         for architecture in (self.teacher, self.student):
             if architecture is not None and architecture not in TOPOLOGIES:
-                raise unknown("architecture", architecture, TOPOLOGIES)
+                raise unknown_name("architecture", architecture, TOPOLOGIES)
         if self.student:
             self._check_end(unet_config(self.teacher), unet_config(self.student), self.plans[-1])
         for what, rows in (("stages", self.stages), ("teachers", self.sdxl.teachers)):
@@ -176,7 +176,7 @@ def read(what: str | Path) -> Recipe:
     if path.suffix != ".toml":
         path = RECIPES / f"{what}.toml"
         if not path.is_file():
-            raise unknown("recipe", str(what), shipped())
+            raise unknown_name("recipe", str(what), shipped())
     try:
         recipe = Recipe.model_validate(tomllib.loads(path.read_text()))
     except FileNotFoundError:
@@ -208,5 +208,5 @@ def _explain(path: Path, error: ValidationError) -> UserError:
     place = ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
         tables = ["", *(part for part in first["loc"][:-1] if isinstance(part, str))]
-        return unknown(f"key in {path.name} ({place})", str(first["loc"][-1]), _TABLES[tables[-1]].model_fields)
+        return unknown_name(f"key in {path.name} ({place})", str(first["loc"][-1]), _TABLES[tables[-1]].model_fields)
     return UserError(f"{path.name}: {place}: {first['msg']}; found {first['input']!r}")

@@ -16,7 +16,7 @@ from sdbench.gate.policy import Policy
 from sdbench.gate.policy import load as load_policy
 from sdbench.gate.verdicts import Inputs, Report
 from sdbench.records import Record, Scores, Value
-from sdbench.validation import validated
+from sdbench.validation import validate
 
 if TYPE_CHECKING:
     from sdbench.models.spec import ModelSpec
@@ -83,7 +83,7 @@ class Overrides:
         prompts = {**listed, **({} if n is None else {"n": n, "digest": None})}
         content = {**suite.model_dump(), "name": f"{suite.name}-custom", "sampling": sampling, "prompts": prompts}
         content |= {"reference": reference or suite.reference, "probes": _timed(suite, timing) if timing else content["probes"]}
-        return validated(suites.Suite, content, f"suite {suite.name!r} with your settings")
+        return validate(suites.Suite, content, f"suite {suite.name!r} with your settings")
 
 
 def _timed(suite: suites.Suite, timing: dict[str, int]) -> dict[str, Any]:

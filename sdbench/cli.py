@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from sdbench import __version__
-from sdbench.arguments import BAD_INPUT, Parser, add_command, ended
+from sdbench.arguments import BAD_INPUT, Parser, add_command, run_command
 from sdbench.commands import gating, measuring, showing
 from sdbench.commands.console import Command, add_common, add_device, add_runs, answer, give, places, say
 from sdbench.errors import UserError
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command => the process's exit code."""
     arguments = parser().parse_args(argv)
     command: Command = arguments.command
-    return ended("sdbench", partial(command, arguments))
+    return run_command("sdbench", partial(command, arguments))
 
 
 def parser() -> argparse.ArgumentParser:

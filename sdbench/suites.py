@@ -16,11 +16,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from sdbench.assets import prompts as lists
-from sdbench.errors import UserError, unknown
+from sdbench.errors import UserError, unknown_name
 from sdbench.records import SuiteId
 from sdbench.scenes.grammar import scene_at
 from sdbench.settings import Probes, Sampling, unset
-from sdbench.validation import Table, validated
+from sdbench.validation import Table, validate
 
 Family = Literal["sdxl", "scenes"]
 POLICY = "gate.toml"
@@ -274,12 +274,12 @@ def load(what: str, including: tuple[str, ...] = ()) -> Suite:
         raise UserError(f"suite {what} includes itself: {' -> '.join((*including, what))}; take one of these out of an `include`")
     path = Path(what) if what.endswith(".toml") else find(f"{what}.toml")
     if not path.is_file():
-        raise UserError(f"no suite file {what}") if what.endswith(".toml") else unknown("suite", what, names())
+        raise UserError(f"no suite file {what}") if what.endswith(".toml") else unknown_name("suite", what, names())
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # not TOML, or not UTF-8
         raise UserError(f"suite {path} is not valid TOML: {error}") from error
-    suite = validated(Suite, content, f"suite {path}")
+    suite = validate(Suite, content, f"suite {path}")
     if suite.prompts and suite.prompts.file:
         beside = suite.prompts.model_copy(update={"file": str(path.parent / suite.prompts.file)})
         suite = suite.model_copy(update={"prompts": beside})

@@ -23,7 +23,7 @@ from distillation.sensitivity.removal import most_missed, removal_losses
 from distillation.train import check, distil
 from sdbench.arrays import F64
 from sdbench.disk import write_bytes
-from sdbench.errors import unknown
+from sdbench.errors import unknown_name
 from sdbench.models.architectures import depths, unet_config
 from sdbench.scenes.embedded import checked
 from sdbench.scenes.networks import SceneNet
@@ -112,7 +112,7 @@ def sweep(
 
     ways = arms(recipe, missed)
     if wrong := [name for name in only if name not in ways]:
-        raise unknown("arm", wrong[0], ways)
+        raise unknown_name("arm", wrong[0], ways)
     pool = LatentPool(teacher_folder, scenes(recipe.scenes.pictures, work), work / "latents", device)
     watch = Watch(pool, SceneNet.load(checked("evaluators/reader.safetensors")), CAPTIONS)
     outcomes = []

@@ -11,7 +11,7 @@ benchmark lists at b9517430. PickScore's size is four bytes for each of the netw
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sdbench.errors import unknown
+from sdbench.errors import unknown_name
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def named(name: str) -> Asset:
         UserError: there is none.
     """
     if name not in ASSETS:
-        raise unknown("asset", name, ASSETS)
+        raise unknown_name("asset", name, ASSETS)
     return ASSETS[name]
 
 

@@ -11,7 +11,7 @@ from typing import Any, Self
 from datasets import Dataset, load_dataset_builder
 from datasets import Image as ImageColumn
 
-from sdbench.errors import MissingError, UserError, unknown
+from sdbench.errors import MissingError, UserError, unknown_name
 from sdbench.models.spec import HUB_NAME
 
 METADATA = ("metadata.jsonl", "metadata.csv")
@@ -37,7 +37,7 @@ class Table:
             UserError: there is no such column, or several.
         """
         if named is not None and named not in self.rows.column_names:
-            raise unknown(f"column of {self.name}", named, self.rows.column_names)
+            raise unknown_name(f"column of {self.name}", named, self.rows.column_names)
         found = [named] if named else [column for column in self.rows.column_names if column.lower() in known]
         if len(found) != 1:
             raise UserError(
@@ -53,7 +53,7 @@ class Table:
             UserError: there is no such column, or no such row.
         """
         if column not in self.rows.column_names:
-            raise unknown(f"column of {self.name}", column, self.rows.column_names)
+            raise unknown_name(f"column of {self.name}", column, self.rows.column_names)
         cells = [str(cell) for cell in self.rows[column]]
         if not (kept := [row for row, cell in enumerate(cells) if cell.casefold() == value.casefold()]):
             found = ", ".join(sorted(set(cells))[:5])

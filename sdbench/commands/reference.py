@@ -4,7 +4,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdbench.errors import UserError, unknown
+from sdbench.errors import UserError, unknown_name
 from sdbench.reference.cards import Card, all_cards
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def _encoder(name: str) -> "Encoder":
     from sdbench.encoders.catalogue import ENCODERS
 
     if name not in ENCODERS:
-        raise unknown("encoder", name, ENCODERS)
+        raise unknown_name("encoder", name, ENCODERS)
     return ENCODERS[name]
 
 

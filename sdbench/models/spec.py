@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from sdbench.errors import IncompleteError, UserError, unknown
+from sdbench.errors import IncompleteError, UserError, unknown_name
 from sdbench.models.architectures import TOPOLOGIES, Family, architecture_of, depths, depths_of_keys, family_of, ldm_depths, unet_config
 from sdbench.models.catalogue import CATALOGUE, TEACHERS, Source
 from sdbench.models.files import Tensor, bare, kind_of, read_header, read_json
@@ -123,7 +123,7 @@ def _nothing(what: str, path: Path) -> UserError:
         "owner/name@revision on the Hub."
     )
     if "/" not in what and "\\" not in what:
-        return unknown("model", what, CATALOGUE, ways)
+        return unknown_name("model", what, CATALOGUE, ways)
     beside = [entry.name for entry in path.parent.glob("*")] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, beside, 1)
     return UserError(f"no folder or file {what!r}" + (f"; did you mean {str(path.parent / near[0])!r}?" if near else ".") + f" {ways}")
@@ -138,7 +138,7 @@ def _from_catalogue(name: str) -> ModelSpec:
 def _random(what: str) -> ModelSpec:
     if what not in CATALOGUE:
         raise UserError(
-            f"random weights need an architecture of the catalogue: {unknown('model', what, (name for name, e in CATALOGUE.items() if e.architecture))}"
+            f"random weights need an architecture of the catalogue: {unknown_name('model', what, (name for name, e in CATALOGUE.items() if e.architecture))}"
         )
     entry = CATALOGUE[what]
     if entry.source == "rendered":

@@ -24,7 +24,7 @@ from sdbench.errors import UserError
 from sdbench.metrics.frechet import Gaussian, Moments
 from sdbench.models.spec import NAME
 from sdbench.reference.cards import KEPT, Card, card_of, folder, save
-from sdbench.store import SUFFIXES, kept, mode_of
+from sdbench.store import SUFFIXES, load_or_compute, mode_of
 
 BLOCK = 64  # pictures in memory at a time
 
@@ -96,7 +96,7 @@ def build(name: str, pictures: Pictures, encoder: Encoder, runs: Path) -> Card:
         hashes = [hashlib.sha256(content).digest() for content in contents]
         whole.update(b"".join(hashes))
         part = blocks / f"{digest([encoder.id(), b''.join(hashes).hex()])}.npy"
-        features = kept(part, partial(_features, contents, [pictures.names[row] for row in rows], encoder))
+        features = load_or_compute(part, partial(_features, contents, [pictures.names[row] for row in rows], encoder))
         moments.add(features)
         spread.append(features[[_is_kept(row, n) for row in rows]])
     data = {"source": pictures.source, "sha256": whole.hexdigest()}

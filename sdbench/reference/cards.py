@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 
 from sdbench.arrays import F32, U8
 from sdbench.disk import digest, write_bytes
-from sdbench.errors import MissingError, UserError, unknown
+from sdbench.errors import MissingError, UserError, unknown_name
 from sdbench.machine import environment
 from sdbench.metrics.frechet import Gaussian, gaussian
 from sdbench.scenes.grammar import scene_at
@@ -130,7 +130,7 @@ def check_name(name: str, runs: Path) -> None:
         UserError: there is none.
     """
     if name not in (known := {"scenes", *(card.name for card in all_cards(runs))}):
-        raise unknown("reference", name, known, f"Or {how_to_build(name, 'ENCODER')}")
+        raise unknown_name("reference", name, known, f"Or {how_to_build(name, 'ENCODER')}")
 
 
 def load(card: Card, runs: Path) -> Reference:

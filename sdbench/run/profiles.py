@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from sdbench import suites
-from sdbench.errors import UserError, unknown
+from sdbench.errors import UserError, unknown_name
 from sdbench.models.catalogue import CATALOGUE
 from sdbench.models.spec import ModelSpec, resolve
 from sdbench.suites import Suite
@@ -42,7 +42,7 @@ def choose(name: str) -> Profile:
         UserError: no such profile.
     """
     if name not in NAMES:
-        raise unknown("profile", name, NAMES)
+        raise unknown_name("profile", name, NAMES)
     if name == "scenes":
         return Profile(name, "the embedded family, as asked.", (_scenes(),))
     if name == "sdxl":

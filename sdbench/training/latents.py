@@ -18,7 +18,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from sdbench.errors import UserError, unknown
+from sdbench.errors import UserError, unknown_name
 from sdbench.models.checks import check_finite
 from sdbench.models.files import part_files, read_json
 from sdbench.models.loading import read_part
@@ -111,7 +111,7 @@ def target(scheduler: DDIMScheduler, batch: Batch) -> Tensor:
     if kind == "v_prediction":
         velocity: Tensor = scheduler.get_velocity(batch.latents, batch.noise, batch.timesteps)
         return velocity
-    raise unknown("prediction type of a scheduler", kind, ("epsilon", "v_prediction"))
+    raise unknown_name("prediction type of a scheduler", kind, ("epsilon", "v_prediction"))
 
 
 def predict(unet: UNet2DConditionModel, noised: Tensor, batch: Batch) -> Tensor:

@@ -21,7 +21,7 @@ from sdbench.generate import initial_noise, jobs
 from sdbench.run import requirements
 from sdbench.settings import Sampling
 from sdbench.suites import Noise, Prompts, Suite
-from sdbench.validation import validated
+from sdbench.validation import validate
 
 ROOT = Path(__file__).parents[2]
 CAPTIONS = ["a red square", "Übung, mit Komma", 'say "hello"', "None", "a red square", "last"]
@@ -223,7 +223,7 @@ def test_shipped_suites_without_their_prompts_say_what_is_missing(name: str, lac
 )
 def test_a_source_without_its_place_is_an_error(prompt: dict[str, str], expected: str) -> None:
     with pytest.raises(UserError, match=expected):
-        validated(Suite, {"name": "x", "version": 1, "description": "", "prompts": {**prompt, "n": 1}}, "suite x")
+        validate(Suite, {"name": "x", "version": 1, "description": "", "prompts": {**prompt, "n": 1}}, "suite x")
 
 
 # ---- the latent of a file ----
@@ -287,4 +287,4 @@ def test_another_latent_than_the_suite_states_is_refused(tmp_path: Path) -> None
 
 def test_a_latent_of_a_file_is_one_for_all(tmp_path: Path) -> None:
     with pytest.raises(UserError, match='it needs kind = "fixed"'):
-        validated(Suite, {"name": "x", "version": 1, "description": "", "noise": {"file": str(tmp_path)}}, "suite x")
+        validate(Suite, {"name": "x", "version": 1, "description": "", "noise": {"file": str(tmp_path)}}, "suite x")

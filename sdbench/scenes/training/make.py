@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from sdbench.errors import unknown
+from sdbench.errors import unknown_name
 from sdbench.models import architectures
 from sdbench.models.text_encoders import save_text_encoder
 from sdbench.scenes.networks import SceneNet
@@ -64,7 +64,7 @@ class Shop:
 def make(part: str, shop: Shop) -> None:
     """Train one part, unless it is there already."""
     if part not in PARTS:
-        raise unknown("part of the embedded family", part, PARTS)
+        raise unknown_name("part of the embedded family", part, PARTS)
     report = shop.out / "reports" / f"{part}.json"
     if report.exists():
         return
