@@ -8,7 +8,7 @@ from diffusers import UNet2DConditionModel
 
 from distillation.plan import Plan
 from sdbench.errors import UserError
-from sdbench.models.architectures import TOPOLOGIES, Config, depths, resnets, unet_config
+from sdbench.models.architectures import TOPOLOGIES, Config, depths, resnet_counts, unet_config
 
 Shape = tuple[dict[str, int], dict[str, int], str | None]  # transformer blocks of attentions, resnets of blocks, kind of middle
 
@@ -53,10 +53,10 @@ def student_config(teacher: Config, plan: Plan) -> dict[str, Any]:
     if unknown := sorted(set(plan.blocks) - set(depths(teacher))):
         raise UserError(f"the teacher has no attention {unknown[0]!r}, of which the plan keeps blocks")
     kept = {name: value for name, value in teacher.items() if not name.startswith("_")}
-    layers = resnets(teacher) | {block: len(numbers) for block, numbers in plan.resnets.items()}
+    layers = resnet_counts(teacher) | {block: len(numbers) for block, numbers in plan.resnets.items()}
     shape = plan.depths, layers, plan.mid_block_type
     config = kept | (_known_spelling(shape) or _spelling(teacher, shape))
-    if resnets(config) != layers:
+    if resnet_counts(config) != layers:
         raise UserError(
             f"a diffusers config cannot say these numbers of resnets: {layers}; an up block has one more than the down block across from it, "
             "so shorten both in the same stage"
@@ -73,7 +73,7 @@ def _known_spelling(shape: Shape) -> dict[str, Any]:
     """The fields of the architecture that has this shape; empty where none has."""
     for name in TOPOLOGIES:
         config = unet_config(name)
-        if (depths(config), resnets(config), config["mid_block_type"]) == shape:
+        if (depths(config), resnet_counts(config), config["mid_block_type"]) == shape:
             return TOPOLOGIES[name]
     return {}
 

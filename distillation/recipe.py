@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError
 from distillation.plan import Plan
 from distillation.recipe_tables import FullSize, Keep, KeepResnets, Loss, Middle, Scenes, Stage, Table, Teaching
 from sdbench.errors import UserError, unknown_name
-from sdbench.models.architectures import TOPOLOGIES, Config, depths, resnets, unet_config
+from sdbench.models.architectures import TOPOLOGIES, Config, depths, resnet_counts, unet_config
 from sdbench.scenes.render import SIZE_PX
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -87,7 +87,7 @@ class Recipe(Table):
         plan = Plan({path: tuple(range(depth)) for path, depth in depths(config).items()}, self.middle.resnet)
         for stage in self.stages:
             where = f"recipe {self.name!r}, stage {stage.name!r}"
-            shorter = plan.shortened([(row.block, row.resnets) for row in stage.shorten or ()], resnets(config), where)
+            shorter = plan.shortened([(row.block, row.resnets) for row in stage.shorten or ()], resnet_counts(config), where)
             plan = shorter.cut([(row.attentions, row.blocks) for row in stage.keep], where)
             plans.append(plan)
         return plans
@@ -146,7 +146,7 @@ class Recipe(Table):
     def _check_end(self, teacher: Config, student: Config, last: Plan) -> None:
         shortened = {block: len(kept) for block, kept in last.resnets.items()}
         for what, reached, expected in (
-            ("resnets", resnets(teacher) | shortened, resnets(student)),
+            ("resnets", resnet_counts(teacher) | shortened, resnet_counts(student)),
             ("transformer blocks", last.depths, depths(student)),
             ("middle", {"mid_block": last.mid_block_type}, {"mid_block": student["mid_block_type"]}),
         ):

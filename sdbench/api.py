@@ -248,20 +248,20 @@ def _described(model: Any, name: str | None) -> "ModelSpec":
         from sdbench.models.spec import resolve
 
         return resolve(str(model), name=name)
-    from sdbench.models import memory
+    from sdbench.models import in_memory
 
-    return memory.describe(model, name or "pipeline")
+    return in_memory.describe(model, name or "pipeline")
 
 
 def _run_in_memory(pipeline: Any, spec: "ModelSpec", suite: suites.Suite, places: Places) -> list[Path]:
     from sdbench.generate import DTYPES
-    from sdbench.models import memory
+    from sdbench.models import in_memory
     from sdbench.run import runner
     from sdbench.run.context import bench
 
     setting = bench(suite, device=str(pipeline.unet.device), results=places.results, runs=places.work, only="quality")
-    with memory.lent(pipeline, DTYPES[setting.sampling.dtype]) as guest:
-        return runner.run([spec], replace(setting, loaded={spec.name: guest}))
+    with in_memory.sampling_copy(pipeline, DTYPES[setting.sampling.dtype]) as sampler:
+        return runner.run([spec], replace(setting, loaded={spec.name: sampler}))
 
 
 def _suite(suite: str | suites.Suite | None, spec: "ModelSpec") -> suites.Suite:

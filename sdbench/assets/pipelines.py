@@ -15,7 +15,7 @@ from sdbench.assets.weights import RemoteFile, reason
 from sdbench.errors import UserError
 from sdbench.models import hub
 from sdbench.models.catalogue import CATALOGUE
-from sdbench.models.files import STEMS, choose, kind_of, read_header
+from sdbench.models.files import STEMS, checkpoint_kind, choose_weight_files, read_header
 from sdbench.models.locate import locate
 from sdbench.models.spec import ModelSpec
 
@@ -109,7 +109,7 @@ def fetch_card(spec: ModelSpec) -> None:
 
     Where the Hub cannot be reached, that is said.
     """
-    folder = hub.cached(spec.location, spec.revision) if spec.source == "hub" else None
+    folder = hub.cached_snapshot(spec.location, spec.revision) if spec.source == "hub" else None
     if folder is None or (folder / "README.md").is_file():
         return
     try:  # of the commit that the weights are of: a newer one would take their place, without them
@@ -139,7 +139,7 @@ def _jobs(spec: ModelSpec) -> list[_Job]:
 
 def _lent(spec: ModelSpec) -> tuple[str, ...]:
     """Parts whose weights come from the base."""
-    whole = spec.source == "file" and kind_of(Path(spec.location), read_header(Path(spec.location))) == "checkpoint"
+    whole = spec.source == "file" and checkpoint_kind(Path(spec.location), read_header(Path(spec.location))) == "checkpoint"
     return () if whole else tuple(part for part in STEMS if part != "unet")
 
 
@@ -149,7 +149,7 @@ def _list(job: _Job, *, sixteen_bit: bool) -> list[RemoteFile]:
     except Exception as error:  # as above
         raise _unreachable(job, error) from error
     sizes = {sibling.rfilename: sibling.size or 0 for sibling in siblings}
-    here = hub.cached(job.repository, job.revision)
+    here = hub.cached_snapshot(job.repository, job.revision)
     wanted = sorted(set(_wanted(job, sizes, sixteen_bit=sixteen_bit)))
     return [RemoteFile(job.repository, job.revision, name, sizes[name], here is not None and (here / name).is_file()) for name in wanted]
 
@@ -162,7 +162,9 @@ def _wanted(job: _Job, names: dict[str, int], *, sixteen_bit: bool) -> Iterator[
     yield from (name for name in names if any(fnmatch(name, pattern) for pattern in patterns))
     for part in job.parts:
         folder = "" if job.kind == "unet" else f"{part}/"
-        choice = choose((name.removeprefix(folder) for name in names if name.startswith(folder)), STEMS[part], sixteen_bit=sixteen_bit)
+        choice = choose_weight_files(
+            (name.removeprefix(folder) for name in names if name.startswith(folder)), STEMS[part], sixteen_bit=sixteen_bit
+        )
         if choice is None:
             raise UserError(
                 f"repository {job.repository!r} has no {folder}{STEMS[part]}.safetensors; only safetensors in diffusers layout are read"

@@ -100,7 +100,7 @@ def _checked(asset: Asset) -> tuple[Path, list[str]]:
 
 def _place(asset: Asset) -> Path | None:
     """The folder that holds all of an asset's files."""
-    kept = hub.cached(asset.hub[1], kind=asset.hub[0]) if asset.hub else None
+    kept = hub.cached_snapshot(asset.hub[1], kind=asset.hub[0]) if asset.hub else None
     folders = [home() / asset.name, *([kept] if kept else [])]
     return next((folder for folder in folders if all((folder / file.name).is_file() for file in asset.files)), None)
 

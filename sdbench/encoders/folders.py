@@ -8,7 +8,7 @@ import torch
 from sdbench.encoders.pixels import device
 from sdbench.errors import UserError
 from sdbench.models.checks import check_finite
-from sdbench.models.stock import quiet
+from sdbench.models.stock import silence_libraries
 
 
 def read(kind: Any, folder: Path, *, safetensors: bool) -> Any:
@@ -22,7 +22,7 @@ def read(kind: Any, folder: Path, *, safetensors: bool) -> Any:
     Raises:
         UserError: the file is damaged, lacks some of the weights (which transformers would draw at random), or they are not finite.
     """
-    quiet()
+    silence_libraries()
     name = kind.__name__
     try:
         model, report = kind.from_pretrained(

@@ -14,7 +14,7 @@ from transformers import CLIPModel, CLIPTokenizer
 
 from sdbench.arrays import F32, U8
 from sdbench.encoders.pixels import encode, exact
-from sdbench.models.stock import quiet
+from sdbench.models.stock import silence_libraries
 from sdbench.models.text_encoders import token_ids
 from sdbench.scenes.attributes import read_layouts
 from sdbench.scenes.embedded import checked, digest
@@ -56,7 +56,7 @@ def clip() -> Towers:
 @cache
 def preference() -> Towers:
     """The preference model."""
-    quiet()
+    silence_libraries()
     model = CLIPModel.from_pretrained(checked("evaluators/preference"), dtype=torch.float32).eval()
     return Towers(
         encoder_id("preference"),

@@ -15,7 +15,7 @@ from sdbench.encoders.memory import evaluators
 from sdbench.generate import DTYPES, Job, generate, rendered, sampler
 from sdbench.models.digest import weights_digest
 from sdbench.models.loading import load
-from sdbench.models.spec import ModelSpec, recognised
+from sdbench.models.spec import ModelSpec, with_cached_architecture
 from sdbench.probes import driver
 from sdbench.probes.driver import Probed
 from sdbench.records import Model
@@ -56,7 +56,7 @@ def ready(specs: Sequence[ModelSpec], setting: Bench) -> list[ModelSpec]:
     for spec in specs:
         if spec.source == "embedded":
             embedded.checked(spec.location)
-    known = [recognised(spec) for spec in specs]
+    known = [with_cached_architecture(spec) for spec in specs]
     check_models(known, setting.suite)
     return known
 
