@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdbench import machine, records, suites
-from sdbench.assets.prompts import lines
+from sdbench.assets.prompts import read_lines
 from sdbench.errors import UserError
 from sdbench.gate import floors, lookup
 from sdbench.gate.compare import Side
@@ -79,7 +79,7 @@ class Overrides:
         timing: dict[str, int] = {name: changed.pop(name) for name in ("rounds", "calls") if name in changed}
         changed = {"steps": len(self.timesteps), **changed} if self.timesteps else changed
         sampling = {**suite.sampling.model_dump(), **changed}
-        listed = {"source": "file", "file": str(own), "n": len(lines(own))} if own else suite.prompts.model_dump()
+        listed = {"source": "file", "file": str(own), "n": len(read_lines(own))} if own else suite.prompts.model_dump()
         prompts = {**listed, **({} if n is None else {"n": n, "digest": None})}
         content = {**suite.model_dump(), "name": f"{suite.name}-custom", "sampling": sampling, "prompts": prompts}
         content |= {"reference": reference or suite.reference, "probes": _timed(suite, timing) if timing else content["probes"]}
@@ -166,7 +166,7 @@ def record_pictures(
     from sdbench.run.context import bench
 
     chosen = suites.load(suite)
-    if lines(prompts) != tuple(chosen.prompt_list().values()):
+    if read_lines(prompts) != tuple(chosen.prompt_list().values()):
         chosen = Overrides(prompts=prompts).apply(chosen)
     setting = bench(chosen, device=machine.chosen_device(device), results=places.results, runs=places.work, only="quality")
     return external.record(images, prompts, name, setting)

@@ -53,7 +53,7 @@ def score(subject: Subject, metrics: Sequence[str]) -> tuple[list[Value], Scores
 
 def _noted(value: Value) -> Value:
     """The value, with a note where no source states the digest of the weights behind it."""
-    names = [asset.name for asset in catalogue.needed([value.name]) if weights.unverified(asset.name)]
+    names = [asset.name for asset in catalogue.evaluators_for([value.name]) if weights.is_unverified(asset.name)]
     if value.state != "ok" or not names:
         return value
     return value.model_copy(update={"note": "; ".join(filter(None, [value.note, f"unverified weights: {', '.join(names)}"]))})

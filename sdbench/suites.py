@@ -89,10 +89,10 @@ class Noise(Table):
         """
         if self.file is None:
             return None
-        path = Path(lists.located(self.file, find(self.file)))
+        path = Path(lists.locate(self.file, find(self.file)))
         if not path.is_file():
             raise UserError(f"the suite's latent {self.file} is missing: no file {path}, nor one beside the suites")
-        lists.check(f"latent {path}", lists.file_digest(path), self.digest)
+        lists.check_digest(f"latent {path}", lists.file_digest(path), self.digest)
         return path
 
     def identity(self) -> dict[str, Any]:
@@ -309,14 +309,14 @@ def _read_prompts(prompts: Prompts) -> tuple[str, ...]:
     if prompts.source == "scenes":
         return _drawn(prompts.n, prompts.seed)
     if prompts.source == "dataset":
-        place = lists.located(prompts.path or "", find(prompts.path or ""))
+        place = lists.locate(prompts.path or "", find(prompts.path or ""))
         drawn = lists.from_dataset(place, prompts.split or "train", prompts.column, prompts.n, prompts.seed)
-        lists.check(f"the list of prompts {prompts.path}", lists.digest(drawn), prompts.digest)
+        lists.check_digest(f"the list of prompts {prompts.path}", lists.digest(drawn), prompts.digest)
         return drawn
     path = Path(prompts.file or "")
     if not path.is_file():
         raise UserError(f"prompt file {path} of the suite is missing; it is looked for beside the suite's own file")
-    texts = lists.lines(path)
+    texts = lists.read_lines(path)
     if len(texts) < prompts.n:
         raise UserError(f"prompt file {path} holds {len(texts)} prompts; the suite asks for {prompts.n}")
     return texts[: prompts.n]

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from distillation.data.download import Link, Rules, download
 from distillation.data.pictures import CAPTIONS, open_pictures
 from distillation.export import check_free
-from sdbench.assets.sources import METADATA, Table, read_table, texts
+from sdbench.assets.sources import METADATA, Table, read_table, read_texts
 from sdbench.disk import write_bytes
 from sdbench.errors import UserError
 
@@ -122,7 +122,7 @@ def fetch(
 def _check_list(table: Table, column: str, out: Path) -> None:
     """Make sure that a folder's links are all in the list: pictures of another one would leave its metadata, and so the training, unsaid."""
     if known := {link.url for link in _recall(out / BOOK)}:
-        strange = known.difference((url or "").strip() for url in texts(table, column))
+        strange = known.difference((url or "").strip() for url in read_texts(table, column))
         if strange:
             raise UserError(
                 f"{out} holds another list's pictures: {len(strange):,} of its links, such as {min(strange)}, are not in {table.name}. "
@@ -133,7 +133,7 @@ def _check_list(table: Table, column: str, out: Path) -> None:
 def _rows(table: Table, url_column: str, caption_column: str | None, n: int | None) -> Iterator[tuple[str, str]]:
     """Link and caption of each row, "" where there is none."""
     columns = url_column, table.column(caption_column, CAPTIONS, "--caption-column")
-    for url, caption in zip(*(texts(table, column, n) for column in columns), strict=True):
+    for url, caption in zip(*(read_texts(table, column, n) for column in columns), strict=True):
         yield (url or "").strip(), (caption or "").strip()
 
 

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from sdbench.arrays import F32, F64, U8
-from sdbench.assets.sources import read_table, stream
+from sdbench.assets.sources import open_picture, read_table
 from sdbench.disk import digest
 from sdbench.encoders.catalogue import Encoder
 from sdbench.errors import UserError
@@ -64,7 +64,7 @@ def in_dataset(what: str, split: str = "train", column: str | None = None, n: in
 
     def read(row: int) -> bytes:
         (picture,) = rows[row].values()
-        with stream(picture) as file:
+        with open_picture(picture) as file:
             return file.read()
 
     return Pictures(

@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from sdbench.arrays import U8
-from sdbench.assets.prompts import lines
+from sdbench.assets.prompts import read_lines
 from sdbench.disk import digest
 from sdbench.encoders.memory import evaluators
 from sdbench.errors import UserError
@@ -39,7 +39,7 @@ def subject(images: Path, prompts: Path, suite: Suite, runs: Path) -> Subject:
         )
     if suite.family is None:
         raise UserError(f"suite {suite.name!r} is a part, of no family; score by one that includes it, such as 'standard' or 'quality'")
-    paths, texts = _in_order(path for path in images.iterdir() if path.suffix.lower() in SUFFIXES), lines(prompts)
+    paths, texts = _in_order(path for path in images.iterdir() if path.suffix.lower() in SUFFIXES), read_lines(prompts)
     if not paths or len(paths) != len(texts):
         raise UserError(
             f"{images} holds {len(paths)} pictures and {prompts} {len(texts)} prompts; there must be a prompt for each picture, in the order of the file names"

@@ -109,7 +109,7 @@ def test_weights_that_are_not_there_are_not_drawn_at_random(folder: Path, tmp_pa
 def test_only_the_file_whose_digest_is_checked_is_read(
     encode: Callable[[U8], np.ndarray], name: str, file: str, other: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert [one.name for one in catalogue.named(name).files][1:] == [file]
+    assert [one.name for one in catalogue.get_asset(name).files][1:] == [file]
     expected = encode(PICTURES)
     for kind in ("beside", "torn"):
         shutil.copytree(folder / name, tmp_path / kind / name)
