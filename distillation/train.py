@@ -36,7 +36,7 @@ from distillation.taps import Tap, collect, resolve
 from sdbench.disk import digest, write_bytes
 from sdbench.errors import UserError
 from sdbench.probes.capacity import is_out_of_memory
-from sdbench.scenes.embedded import checked
+from sdbench.scenes.embedded import verified_path
 from sdbench.scenes.networks import SceneNet
 from sdbench.scenes.training.evaluation import Watch
 from sdbench.training.checkpoints import written
@@ -107,7 +107,7 @@ def distil(
     pool = LatentPool(teacher_folders[0], source, work / "latents", place)
     watch: Watching
     if family == "scenes":
-        watch = Watch(pool, SceneNet.load(checked("evaluators/reader.safetensors")))
+        watch = Watch(pool, SceneNet.load(verified_path("evaluators/reader.safetensors")))
     else:
         watch = Look(pool, teacher_folders[0], accelerator.autocast)
 

@@ -136,14 +136,14 @@ def score(
         UserError: the numbers of pictures and prompts differ, one of the files cannot be read, the family has no such pictures, or there is
             no such device.
     """
-    from sdbench.encoders.memory import evaluators
+    from sdbench.encoders.memory import evaluators_on
     from sdbench.run import external
     from sdbench.score import PROTOCOLS
     from sdbench.score import score as scored
 
     chosen = suites.load(suite)
     subject = external.subject(images, prompts, chosen, places.work)
-    with evaluators(machine.chosen_device(device)):
+    with evaluators_on(machine.chosen_device(device)):
         return scored(subject, [name for name in chosen.own_metrics if not PROTOCOLS[name].against_teacher])
 
 
@@ -370,7 +370,7 @@ def until_verdict(
     spec: "ModelSpec", suite: suites.Suite, baseline: str, policy: Path | None, places: Places = Places(), device: str | None = None
 ) -> tuple[Path, Report]:
     """Measure a model until it is sure whether it is as good as the baseline => its record, the verdict."""
-    from sdbench.encoders.memory import evaluators
+    from sdbench.encoders.memory import evaluators_on
     from sdbench.run.context import bench, check_models
     from sdbench.run.until_verdict import Question, run_until_verdict
 
@@ -379,7 +379,7 @@ def until_verdict(
     check_models([spec], suite)
     old = _opponent(baseline, suite, places, device)
     setting = bench(suite, device=machine.chosen_device(device), results=places.results, runs=places.work)
-    with evaluators(setting.device):
+    with evaluators_on(setting.device):
         path, report = run_until_verdict(Question(spec, setting, old, chosen, floors.between_runs(records.head(old), places.results)))
     return path, _signed(report, path, old, chosen, baseline)
 

@@ -100,7 +100,7 @@ def test_a_pipeline_in_memory_scores_as_the_same_model_by_name(few: suites.Suite
 
 def test_a_training_loop_goes_on_as_if_nothing_had_been(few: suites.Suite, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline, released = student(), list[int]()
-    monkeypatch.setattr("sdbench.encoders.memory.release", lambda: released.append(1))  # what evaluators hold of a GPU
+    monkeypatch.setattr("sdbench.encoders.memory.release_evaluators", lambda: released.append(1))  # what evaluators hold of a GPU
     pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
     pipeline.unet.train().requires_grad_(requires_grad=True)
     pipeline.unet.mid_block.eval()

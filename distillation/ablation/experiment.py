@@ -25,7 +25,7 @@ from sdbench.arrays import F64
 from sdbench.disk import write_bytes
 from sdbench.errors import unknown_name
 from sdbench.models.architectures import depths, unet_config
-from sdbench.scenes.embedded import checked
+from sdbench.scenes.embedded import verified_path
 from sdbench.scenes.networks import SceneNet
 from sdbench.scenes.training.evaluation import Watch
 from sdbench.training.latents import LatentPool
@@ -114,7 +114,7 @@ def sweep(
     if wrong := [name for name in only if name not in ways]:
         raise unknown_name("arm", wrong[0], ways)
     pool = LatentPool(teacher_folder, scenes(recipe.scenes.pictures, work), work / "latents", device)
-    watch = Watch(pool, SceneNet.load(checked("evaluators/reader.safetensors")), CAPTIONS)
+    watch = Watch(pool, SceneNet.load(verified_path("evaluators/reader.safetensors")), CAPTIONS)
     outcomes = []
     for seed in range(seeds):
         for name in only or ways:

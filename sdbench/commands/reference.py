@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdbench.errors import UserError, unknown_name
-from sdbench.reference.cards import Card, all_cards
+from sdbench.reference.cards import Card, list_cards
 
 if TYPE_CHECKING:
     from sdbench.encoders.catalogue import Encoder
@@ -19,16 +19,16 @@ def run(arguments: Namespace, runs: Path) -> list[Card]:
         UserError: an option does not fit; the weights of an encoder are not at hand; or as `build` and `take`.
     """
     if arguments.action == "list":
-        return all_cards(runs)
-    from sdbench.encoders.memory import evaluators
+        return list_cards(runs)
+    from sdbench.encoders.memory import evaluators_on
     from sdbench.machine import chosen_device
-    from sdbench.reference.build import build, take
+    from sdbench.reference.build import build, import_moments
 
     if arguments.action == "import":
         encoders = [_encoder(name) for name in arguments.encoder]
-        return [take(arguments.name, arguments.file, encoder.name, arguments.n, arguments.source, runs) for encoder in encoders]
+        return [import_moments(arguments.name, arguments.file, encoder.name, arguments.n, arguments.source, runs) for encoder in encoders]
     encoders, pictures = [_encoder(name) for name in arguments.encoder], _pictures(arguments)
-    with evaluators(chosen_device(arguments.device)):
+    with evaluators_on(chosen_device(arguments.device)):
         for encoder in encoders:
             encoder.id()  # before the hours that the first may take, the weights of all
         return [build(arguments.name, pictures, encoder, runs) for encoder in encoders]
@@ -49,10 +49,10 @@ def _encoder(name: str) -> "Encoder":
 
 
 def _pictures(arguments: Namespace) -> "Pictures":
-    from sdbench.reference.build import in_dataset, in_folder
+    from sdbench.reference.build import pictures_in_dataset, pictures_in_folder
 
     if (arguments.images is None) == (arguments.dataset is None):
         raise UserError("sdbench reference build takes its pictures from either --images FOLDER or --dataset NAME; give one of them")
     if arguments.images:
-        return in_folder(arguments.images, arguments.n)
-    return in_dataset(arguments.dataset, arguments.split, arguments.column, arguments.n)
+        return pictures_in_folder(arguments.images, arguments.n)
+    return pictures_in_dataset(arguments.dataset, arguments.split, arguments.column, arguments.n)

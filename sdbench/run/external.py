@@ -11,7 +11,7 @@ from PIL import Image
 from sdbench.arrays import U8
 from sdbench.assets.prompts import read_lines
 from sdbench.disk import digest
-from sdbench.encoders.memory import evaluators
+from sdbench.encoders.memory import evaluators_on
 from sdbench.errors import UserError
 from sdbench.generate import Job
 from sdbench.models.catalogue import CATALOGUE
@@ -62,7 +62,7 @@ def record(images: Path, prompts: Path, name: str, setting: Bench) -> Path:
     pictures, listed = subject(images, prompts, setting.suite, setting.runs), setting.suite.prompt_list().items()
     todo = [Job(prompt_id, 0, text, image) for (prompt_id, text), image in zip(listed, pictures.images, strict=True)]
     model = Model(name=name, architecture="", source=f"images:{_described(images, pictures)}", weights_digest=None)
-    with evaluators(setting.device):
+    with evaluators_on(setting.device):
         return record_of(model, setting, to_score(model, setting, pictures.store, todo), Probed({}, ""), {})
 
 

@@ -25,7 +25,7 @@ def lacking(suite: Suite, runs: Path) -> list[str]:
         f"{kind} {what}: not on this disk" for what, kind in _inputs(suite).items() if not prompts.asset_name(what) and not _is_here(what)
     ]
     name = suite.reference
-    if suite.family and name not in (None, "scenes") and not any(card.name == name for card in cards.all_cards(runs)):
+    if suite.family and name not in (None, "scenes") and not any(card.name == name for card in cards.list_cards(runs)):
         words.append(f"reference {name!r}, so every distance to it will be missing: {cards.how_to_build(name, 'ENCODER')}")
     return words
 

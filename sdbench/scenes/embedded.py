@@ -37,7 +37,7 @@ def verify() -> list[str]:
     return [name for name, expected in manifest()["files"].items() if not (WEIGHTS / name).is_file() or digest(WEIGHTS / name) != expected]
 
 
-def checked(name: str) -> Path:
+def verified_path(name: str) -> Path:
     """Path of a shipped file or folder, its digests checked.
 
     Raises:

@@ -105,19 +105,19 @@ def test_a_changed_or_missing_file_is_an_error_that_names_it(tmp_path: Path, mon
     monkeypatch.setattr(embedded, "WEIGHTS", tmp_path)
     monkeypatch.setattr(embedded, "MANIFEST", tmp_path / "manifest.json")
     assert embedded.verify() == []
-    assert embedded.checked("unets") == tmp_path / "unets"
+    assert embedded.verified_path("unets") == tmp_path / "unets"
     (tmp_path / "unets" / "one.bin").write_bytes(b"weighty")
     assert embedded.verify() == ["unets/one.bin"]
     for name in ("unets", "unets/one.bin"):
         with pytest.raises(UserError, match=r"unets/one\.bin are missing or changed.*reinstall"):
-            embedded.checked(name)
-    assert embedded.checked("two.bin") == tmp_path / "two.bin"
+            embedded.verified_path(name)
+    assert embedded.verified_path("two.bin") == tmp_path / "two.bin"
     (tmp_path / "two.bin").unlink()
     with pytest.raises(UserError, match=r"two\.bin are missing"):
-        embedded.checked("two.bin")
+        embedded.verified_path("two.bin")
     for manifest in ("", "[]", "{}"):
         (tmp_path / "manifest.json").write_text(manifest)
         with pytest.raises(UserError, match=r"manifest\.json is no manifest .*; reinstall"):
-            embedded.checked("two.bin")
+            embedded.verified_path("two.bin")
         (finding,) = checks._embedded()
         assert (finding.fine, finding.fatal) == (False, True)
