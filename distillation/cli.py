@@ -129,8 +129,8 @@ def _run(options: argparse.Namespace) -> None:
     from distillation import teacher as teachers
     from distillation.data.batches import open_squares
     from distillation.train import distil
-    from sdbench.training.loop import most_sharing
-    from sdbench.training.processes import sharing
+    from sdbench.training.loop import max_even_processes
+    from sdbench.training.processes import rank_and_local_size
 
     recipe = read(options.recipe)
     if options.dry_run:
@@ -144,11 +144,11 @@ def _run(options: argparse.Namespace) -> None:
     if options.data:
         chosen["pictures"] = open_squares(options.data, options.caption_column, recipe.size_px(options.family))
     if options.device == "cuda" and torch.cuda.device_count() > 1 and "WORLD_SIZE" not in os.environ:
-        n = most_sharing(recipe.settings(options.family).accumulation, gpus := torch.cuda.device_count())
+        n = max_even_processes(recipe.settings(options.family).accumulation, gpus := torch.cuda.device_count())
         sys.stderr.write(f"one of {gpus} GPUs will train; for {n}: torchrun --nproc-per-node {n} $(which distillation) run ...\n")
     folders = [teachers.place(name) for name in options.teacher or [None]]
     out = distil(recipe, options.family, folders, options.work, options.out, **chosen)
-    if sharing()[0] == 0:  # of several processes, the one that wrote it
+    if rank_and_local_size()[0] == 0:  # of several processes, the one that wrote it
         show(out)
 
 

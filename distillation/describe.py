@@ -13,7 +13,7 @@ from distillation.recipe_tables import Teaching
 from distillation.taps import Tap, resolve
 from sdbench.models.architectures import PARTS, Config, unet_config
 from sdbench.probes.work import shape, unet_macs
-from sdbench.training.checkpoints import CHECKPOINTS
+from sdbench.training.checkpoints import MAX_CHECKPOINTS
 
 
 def describe(
@@ -137,7 +137,7 @@ def _memory(found: Memory, stage: str, batch: int, dtype: str) -> list[str]:
 def _disk(config: Config, found: Memory, latent_size: int, tokens: int) -> str:
     pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
     latents, embeddings = config["in_channels"] * latent_size**2, tokens * config["cross_attention_dim"] + pooled
-    checkpoints = (CHECKPOINTS + 1) * (found.weights + found.moments + found.average)
+    checkpoints = (MAX_CHECKPOINTS + 1) * (found.weights + found.moments + found.average)
     return f"  disk: {_size(2 * (latents + embeddings) * 1000)} for latents and embeddings of 1,000 pictures; {_size(checkpoints)} for checkpoints"
 
 

@@ -38,12 +38,12 @@ from sdbench.errors import UserError
 from sdbench.probes.capacity import is_out_of_memory
 from sdbench.scenes.embedded import verified_path
 from sdbench.scenes.networks import SceneNet
-from sdbench.scenes.training.evaluation import Watch
-from sdbench.training.checkpoints import written
-from sdbench.training.journal import Watch as Watching
-from sdbench.training.latents import Batch, Captioned, LatentPool, check_diffusion, noisy, predict, target
-from sdbench.training.loop import Schedule, check_shares, fit
-from sdbench.training.processes import from_main
+from sdbench.scenes.training.evaluation import SceneEvaluation
+from sdbench.training.checkpoints import atomic_folder
+from sdbench.training.journal import Evaluate as Watching
+from sdbench.training.latents import Batch, CaptionedPictures, LatentPool, add_noise, check_diffusion, predict, target
+from sdbench.training.loop import Schedule, check_even_split, fit
+from sdbench.training.processes import broadcast_from_main
 
 FINAL_BATCHES = 4  # after a stage's own, over which its final losses are averaged
 PATIENCE = timedelta(minutes=30)  # of processes that train together: while one saves a checkpoint or looks, the others wait
@@ -70,7 +70,7 @@ def distil(
     work: Path,
     out: Path,
     *,
-    pictures: Captioned | None = None,
+    pictures: CaptionedPictures | None = None,
     steps: int | None = None,
     device: Literal["cpu", "cuda"] = "cpu",
     unet_only: bool = False,
@@ -98,7 +98,7 @@ def distil(
     found, pieces, taps = check(recipe, family, teacher_folders, steps)
     check_pictures(family, pictures)
     accelerator = accelerator_on(device, settings.dtype)
-    check_shares(settings.accumulation, accelerator.num_processes)  # before hours of encoding
+    check_even_split(settings.accumulation, accelerator.num_processes)  # before hours of encoding
     place = str(accelerator.device)
     with accelerator.main_process_first():  # the others find what it drew
         source = scenes(recipe.scenes.pictures, work) if pictures is None else pictures
@@ -107,7 +107,7 @@ def distil(
     pool = LatentPool(teacher_folders[0], source, work / "latents", place)
     watch: Watching
     if family == "scenes":
-        watch = Watch(pool, SceneNet.load(verified_path("evaluators/reader.safetensors")))
+        watch = SceneEvaluation(pool, SceneNet.load(verified_path("evaluators/reader.safetensors")))
     else:
         watch = Look(pool, teacher_folders[0], accelerator.autocast)
 
@@ -116,7 +116,7 @@ def distil(
             recipe, settings, teacher.unet(settings.dtype, place), pool.scheduler, batches(pool, settings, place), accelerator, watch
         )
 
-    digests, data_digest = from_main(lambda: ([teacher.digest for teacher in found], source.digest))
+    digests, data_digest = broadcast_from_main(lambda: ([teacher.digest for teacher in found], source.digest))
     decides = {
         "recipe": recipe.deciding(family),
         "teachers": digests,
@@ -124,7 +124,7 @@ def distil(
         "steps": [[piece.stage, piece.teacher, piece.end] for piece in pieces],
         "device": device,
     }
-    run = from_main(lambda: _place(work, recipe.name, decides))
+    run = broadcast_from_main(lambda: _place(work, recipe.name, decides))
     folders = [run / f"{number}-{recipe.stages[piece.stage].name}" for number, piece in enumerate(pieces, 1)]
     with _enough_memory(settings, place):
         teach(lesson, recipe, found, taps, zip(pieces, folders, strict=True), accelerator)
@@ -219,7 +219,7 @@ def check(
     return found, pieces, taps[0]
 
 
-def check_pictures(family: Family, pictures: Captioned | None) -> None:
+def check_pictures(family: Family, pictures: CaptionedPictures | None) -> None:
     """See that there is something to train on.
 
     Raises:
@@ -305,11 +305,11 @@ def _run_piece(lesson: Lesson, student: UNet2DConditionModel, taps: list[Tap], s
         schedule,
         folder,
         accelerator=accelerator,
-        watch=lesson.watch,
+        evaluate=lesson.watch,
     )
     if accelerator.is_main_process:
         losses = _final_losses(lesson, kept, taps, after)
-        with written(STUDENT, folder) as beside:
+        with atomic_folder(STUDENT, folder) as beside:
             kept.save_pretrained(beside)  # type: ignore[operator]  # a UNet
             (beside / LOSSES).write_text(json.dumps(losses))
 
@@ -317,7 +317,7 @@ def _run_piece(lesson: Lesson, student: UNet2DConditionModel, taps: list[Tap], s
 def step_terms(lesson: Lesson, student: nn.Module, taps: list[Tap], number: int) -> dict[str, Tensor]:
     """The weighted loss terms of one batch; the student may be wrapped for several processes."""
     batch, weights = lesson.batch(number), lesson.recipe.loss
-    noised = noisy(lesson.scheduler, batch)
+    noised = add_noise(lesson.scheduler, batch)
     plain = lesson.accelerator.unwrap_model(student)
     with collect(lesson.teacher, [tap.teacher for tap in taps]) as taught, collect(plain, [tap.student for tap in taps]) as learned:
         return terms(

@@ -157,12 +157,12 @@ def _scenes(arguments: argparse.Namespace) -> int:
     from sdbench.scenes.training import make, ship
 
     work = arguments.work or arguments.results / "runs" / "training"
-    shop = make.Shop(work, chosen_device(arguments.device))
+    workspace = make.Workspace(work, chosen_device(arguments.device))
     if arguments.action == "ship":
-        say(f"installed: {ship.ship(shop, environment().model_dump(), arguments.results / 'training')}")
+        say(f"installed: {ship.ship(workspace, environment().model_dump(), arguments.results / 'training')}")
         return 0
     for part in arguments.parts or make.PARTS:
-        make.make(part, shop)
+        make.train_part(part, workspace)
     return 0
 
 

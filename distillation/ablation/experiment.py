@@ -27,7 +27,7 @@ from sdbench.errors import unknown_name
 from sdbench.models.architectures import depths, unet_config
 from sdbench.scenes.embedded import verified_path
 from sdbench.scenes.networks import SceneNet
-from sdbench.scenes.training.evaluation import Watch
+from sdbench.scenes.training.evaluation import SceneEvaluation
 from sdbench.training.latents import LatentPool
 
 Choose = Callable[[str, Sequence[int], int], tuple[int, ...]]
@@ -114,7 +114,7 @@ def sweep(
     if wrong := [name for name in only if name not in ways]:
         raise unknown_name("arm", wrong[0], ways)
     pool = LatentPool(teacher_folder, scenes(recipe.scenes.pictures, work), work / "latents", device)
-    watch = Watch(pool, SceneNet.load(verified_path("evaluators/reader.safetensors")), CAPTIONS)
+    watch = SceneEvaluation(pool, SceneNet.load(verified_path("evaluators/reader.safetensors")), CAPTIONS)
     outcomes = []
     for seed in range(seeds):
         for name in only or ways:
@@ -129,14 +129,14 @@ def sweep(
 
 
 def _make(
-    what: Outcome, way: Recipe, teacher_folder: Path, work: Path, watch: Watch, steps: int | None, device: Literal["cpu", "cuda"]
+    what: Outcome, way: Recipe, teacher_folder: Path, work: Path, watch: SceneEvaluation, steps: int | None, device: Literal["cpu", "cuda"]
 ) -> Outcome:
     out = work / "ablation" / what.identity
     if not out.exists():
         distil(way, "scenes", [teacher_folder], work, out, steps=steps, device=device, unet_only=True)
     student = UNet2DConditionModel.from_pretrained(out).float().to(device).eval()
     losses = json.loads((out / "provenance.json").read_text())["stages"][-1]["losses"]
-    return Outcome(what.arm, what.seed, what.identity, tuple(watch.right(watch.pictures(student))), losses)
+    return Outcome(what.arm, what.seed, what.identity, tuple(watch.are_right(watch.draw_pictures(student))), losses)
 
 
 def _read(path: Path) -> Outcome | None:

@@ -12,7 +12,7 @@ from sdbench.errors import UserError
 if TYPE_CHECKING:
     from distillation.teacher import Teacher
     from sdbench.arguments import Parser
-    from sdbench.training.latents import Captioned
+    from sdbench.training.latents import CaptionedPictures
 
 
 def add(commands: "argparse._SubParsersAction[Parser]", work: Path) -> None:
@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> None:
         show(f"\n{target}")
 
 
-def _pictures(options: argparse.Namespace, teacher: "Teacher", like: Recipe, n: int) -> "Captioned":
+def _pictures(options: argparse.Namespace, teacher: "Teacher", like: Recipe, n: int) -> "CaptionedPictures":
     from distillation.data.batches import open_squares, scenes
 
     if options.data:

@@ -24,7 +24,7 @@ from sdbench.arrays import F64
 from sdbench.disk import write_bytes
 from sdbench.errors import UserError
 from sdbench.models.architectures import depths
-from sdbench.training.latents import Batch, Captioned, LatentPool, noisy, predict
+from sdbench.training.latents import Batch, CaptionedPictures, LatentPool, add_noise, predict
 
 WHOLE = "mid_block"  # stands for the middle's attention and second resnet together
 SECOND_RESNET = "mid_block.resnets.1"
@@ -89,7 +89,9 @@ class Sensitivity(BaseModel):
         return {path: np.sqrt(variances.sum(1)) / self.settings.bins for path, variances in of_bins.items()}
 
 
-def measured(teacher: Teacher, name: str, settings: Settings, pictures: Captioned, work: Path, results: Path, device: str) -> Sensitivity:
+def measured(
+    teacher: Teacher, name: str, settings: Settings, pictures: CaptionedPictures, work: Path, results: Path, device: str
+) -> Sensitivity:
     """Measure a teacher, or read what an earlier run found with the same weights and settings.
 
     Args:
@@ -158,7 +160,9 @@ def _read(path: Path) -> Sensitivity | None:
         ) from None
 
 
-def batches_of(teacher: Teacher, settings: Settings, pictures: Captioned, work: Path, device: str) -> tuple[list[Batch], DDIMScheduler]:
+def batches_of(
+    teacher: Teacher, settings: Settings, pictures: CaptionedPictures, work: Path, device: str
+) -> tuple[list[Batch], DDIMScheduler]:
     """The first pictures with their captions, bin by bin => batches, what adds their noise.
 
     Raises:
@@ -172,7 +176,7 @@ def batches_of(teacher: Teacher, settings: Settings, pictures: Captioned, work: 
     pool = LatentPool(teacher.folder, pictures, work / "latents", device)
     ranges = _bins(settings.bins, pool.scheduler.config.num_train_timesteps)
     batches = [
-        pool.at(of_batch, int(of_batch[0]), least=least, most=after, device=device)
+        pool.batch_of_rows(of_batch, int(of_batch[0]), least=least, most=after, device=device)
         for of_bin, (least, after) in zip(rows, ranges, strict=True)
         for of_batch in of_bin
     ]
@@ -219,7 +223,7 @@ def _blocks(unet: UNet2DConditionModel) -> dict[str, list[tuple[nn.Module, ...]]
 def _losses(
     unet: UNet2DConditionModel, parts: Mapping[str, list[tuple[nn.Module, ...]]], batches: Sequence[Batch], scheduler: DDIMScheduler
 ) -> dict[str, F64]:
-    inputs = [noisy(scheduler, batch).to(unet.dtype) for batch in batches]
+    inputs = [add_noise(scheduler, batch).to(unet.dtype) for batch in batches]
     batches = [batch.to(unet.dtype) for batch in batches]
     whole = [predict(unet, noised, batch) for noised, batch in zip(inputs, batches, strict=True)]
     losses: dict[str, list[list[float]]] = {}

@@ -95,6 +95,6 @@ def test_of_several_processes_the_main_one_says_where_the_student_is(
 ) -> None:
     monkeypatch.setattr("distillation.train.distil", lambda *_, **__: tmp_path)
     for process, said in ((0, f"{tmp_path}\n"), (1, "")):
-        monkeypatch.setattr("sdbench.training.processes.sharing", lambda process=process: (process, 2))
+        monkeypatch.setattr("sdbench.training.processes.rank_and_local_size", lambda process=process: (process, 2))
         assert main(["run", "vega", "--out", str(tmp_path / "out")]) == 0
         assert capsys.readouterr().out == said
