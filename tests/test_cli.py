@@ -15,7 +15,7 @@ import pytest
 from factories import make_measured, make_record, saved
 
 from distillation import cli as distillation
-from distillation.recipe import read
+from distillation.recipe import load_recipe
 from sdbench import __version__, api, cli, suites
 from sdbench.doctor import checks
 from sdbench.errors import UserError
@@ -221,11 +221,11 @@ def test_every_command_says_what_it_does_and_what_its_options_mean() -> None:
 
 
 def test_names_in_the_help_are_all_that_there_are() -> None:
-    from distillation.ablation.experiment import arms
+    from distillation.ablation.experiment import arm_recipes
     from sdbench.encoders.catalogue import ENCODERS
 
     assert tuple(ENCODERS) == cli.ENCODERS
-    assert tuple(arms(read("vega"), dict)) == distillation.ARMS
+    assert tuple(arm_recipes(load_recipe("vega"), dict)) == distillation.ARMS
 
 
 @pytest.fixture
