@@ -189,7 +189,7 @@ def as_published(bench: Bench) -> Callable[[], None]:
     @torch.no_grad()
     def encoded_anew(number: int) -> Batch:
         rows = draw_rows(number, bench.case.pictures, settings.batch, settings.seed)
-        made = pool.encoded(rows) | pool.embedded(rows)
+        made = pool.encode_pictures(rows) | pool.embed_captions(rows)
         noise, timesteps = torch.randn_like(made["latents"], dtype=torch.float32), torch.randint(1000, (len(rows),))
         return Batch(**made, noise=noise, timesteps=timesteps).to(DEVICE).to(torch.float32)
 
