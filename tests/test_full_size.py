@@ -35,7 +35,7 @@ def test_a_full_size_folder_is_run_as_it_is(tmp_path: Path, monkeypatch: pytest.
     size = ["--size-px", "256", "--steps", "2", "--n", "2", "--batch", "1", "--dtype", "float32"]  # bfloat16 is slow on older CPUs
     words = ["run", "--model", str(folder), "--suite", "standard", "--only", "quality", *size]
     assert main([*words, "--results", str(tmp_path / "results")]) == 0
-    ((path, record),) = records.newest(tmp_path / "results")
+    ((path, record),) = records.newest_per_model(tmp_path / "results")
     assert record.model.architecture == "ssd-1b"
     assert record.family == "sdxl"
     assert record.n_images == 2
