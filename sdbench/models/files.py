@@ -141,9 +141,8 @@ def weight_files(folder: Path, part: str, *, sixteen_bit: bool) -> tuple[str | N
     promised = sorted(set(read_json(folder / choice.names[0]).get("weight_map", {}).values()))
     missing = [name for name in promised if name not in names]
     if missing or not promised:
-        raise UserError(
-            f"{folder / choice.names[0]} names {len(promised)} shards, of which {missing[0] if missing else 'none'} is missing. {COPY_AGAIN}."
-        )
+        shards = f"{len(promised)} shards, but {missing[0]} is missing" if missing else "no shards"
+        raise UserError(f"{folder / choice.names[0]} names {shards}. {COPY_AGAIN}.")
     return choice.variant, [folder / name for name in promised]
 
 

@@ -97,7 +97,7 @@ def test_sharded_unet(made: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(dict(open_(tmp_path / "shards", base=str(made)).unet.state_dict()), dict(unet.state_dict()), rtol=0, atol=0)
     shard = sorted((tmp_path / "shards").glob("*.safetensors"))[1]
     shard.unlink()
-    with pytest.raises(UserError, match=f"of which {shard.name} is missing"):
+    with pytest.raises(UserError, match=f"but {shard.name} is missing"):
         open_(tmp_path / "shards", base=str(made))
 
 
