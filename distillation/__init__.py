@@ -1,1 +1,1 @@
-"""Makes students from a teacher: prunes SDXL's UNet stage by stage and trains it with layer-level losses (arXiv 2401.02677)."""
+"""Prune SDXL's UNet stage by stage and train the student with layer-level losses (arXiv 2401.02677)."""

@@ -1,4 +1,4 @@
-"""The `distillation` command: data, plan, prune, run, ablate, sensitivity. Imports wait until a command needs them."""
+"""The `distillation` command: data, plan, prune, run, ablate, sensitivity. A command imports what it needs only when it runs."""
 
 import argparse
 import os
@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import get_args
 
 from distillation.commands import data, sensitivity
-from distillation.commands.options import TEACHER, add_data, add_device, count, settle_device, within
-from distillation.recipe import Family, Recipe, read, shipped
+from distillation.commands.options import TEACHER, add_data, add_device, number_between, positive_int, resolve_device
+from distillation.recipe import Family, Recipe, load_recipe, shipped_recipes
 from sdbench import __version__
 from sdbench.arguments import Parser, add_command, ended, show
 
 WORK = Path("results/runs/distillation")  # ignored by git
-STUDENTS = Path("results/runs/students")  # likewise
+STUDENTS = Path("results/runs/students")  # ignored by git
 ARMS = ("layer-level", "task only", "task and output", "features scaled by the teacher", "one shot", "first blocks", "blocks most missed")
 
 
@@ -23,154 +23,172 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand => the process's exit code."""
     options = _parser().parse_args(argv)
     if "out" in options and options.out is None:
-        options.out = STUDENTS / f"my-{Path(options.recipe).stem}"  # the catalogue has models by the recipes' names
-    return ended("distillation", partial(_do, options))
+        options.out = STUDENTS / f"my-{Path(options.recipe).stem}"  # the recipe's own name belongs to a model of the catalogue
+    return ended("distillation", partial(_run_command, options))
 
 
-def _do(options: argparse.Namespace) -> int:
-    settle_device(options)
+def _run_command(options: argparse.Namespace) -> int:
+    resolve_device(options)
     _COMMANDS[options.command](options)
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser("distillation", description="Make SSD-1B, Vega and their like from a teacher: cut it, then train what is left.")
+    parser = Parser("distillation", description="Make SSD-1B, Vega and similar students from a teacher: prune it, then train what is left.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     data.add(commands)
     sensitivity.add(commands, WORK)
-    plan = add_command(commands, "plan", "print what a recipe comes to, without any weights")
-    cut = add_command(commands, "prune", "cut a teacher, without training")
-    run = add_command(commands, "run", "cut and train, stage by stage; a run that was stopped continues")
-    study = add_command(
-        commands, "ablate", "make a student in other ways, several seeds each, and compare; a sweep that was stopped continues"
+    plan = add_command(commands, "plan", "describe a recipe and estimate what training takes, without any weights")
+    prune = add_command(commands, "prune", "prune a teacher, without training")
+    run = add_command(commands, "run", "prune and train, stage by stage; a stopped run continues")
+    ablate = add_command(
+        commands, "ablate", "train variants of a student, with several seeds each, and compare them; a stopped sweep continues"
     )
-    for command in (plan, cut, run, study):
-        command.add_argument("recipe", help=f"name of a shipped recipe ({', '.join(shipped())}), or path of a .toml file")
-    _add_estimating(plan, run)
-    _add_writing(cut, run)
-    _add_training(run, study)
-    _add_teachers(cut, run, study)
+    for command in (plan, prune, run, ablate):
+        command.add_argument("recipe", help=f"name of a shipped recipe ({', '.join(shipped_recipes())}), or path of a .toml file")
+    _add_estimate_options(plan, run)
+    _add_output_options(prune, run)
+    _add_training_options(run, ablate)
+    _add_teacher_options(prune, run, ablate)
     add_data(
         run,
-        "captioned pictures to train on: image folder, parquet or webdataset files, or a Hub dataset (default: rendered scenes, which only family scenes can do without)",
+        "captioned pictures to train on: image folder, parquet or webdataset files, or a Hub dataset (default: rendered scenes, for family scenes only)",
     )
     run.add_argument(
-        "--deterministic", action="store_true", help="the same bytes from the same machine on a GPU too, at some cost in speed"
+        "--deterministic", action="store_true", help="produce the same bytes on every run on one machine, also on a GPU; costs some speed"
     )
     run.add_argument("--dry-run", action="store_true", help="check recipe, teachers, pictures and target, print the plan and stop")
-    study.add_argument("--seeds", type=count, default=3, help="of each arm (default: %(default)s)")
-    study.add_argument(
+    ablate.add_argument("--seeds", type=positive_int, default=3, help="number of seeds per arm (default: %(default)s)")
+    ablate.add_argument(
         "--arm",
         action="append",
         choices=ARMS,
         metavar="ARM",
         default=[],
-        help=f"only this of: {', '.join(ARMS)}; may be given again (default: all)",
+        help=f"run only this arm, one of: {', '.join(ARMS)}; may be repeated (default: all)",
     )
-    study.add_argument("--results", type=Path, default=Path("results"), help="folder of results (default: %(default)s)")
+    ablate.add_argument("--results", type=Path, default=Path("results"), help="folder of results (default: %(default)s)")
     return parser
 
 
-def _add_estimating(*commands: argparse.ArgumentParser) -> None:
+def _add_estimate_options(*commands: argparse.ArgumentParser) -> None:
     for command in commands:
         command.add_argument(
-            "--family", choices=get_args(Family), default="scenes", help="whose widths and settings (default: %(default)s)"
+            "--family", choices=get_args(Family), default="scenes", help="whose widths and settings to use (default: %(default)s)"
         )
         command.add_argument(
             "--tflops",
-            type=within(float, 1e-6),
+            type=number_between(float, 1e-6),
             metavar="X",
-            help="estimate the time at X * 10^12 FLOPs a second of a GPU (default: assumed, and said)",
+            help="estimate the time on a GPU that reaches X * 10^12 FLOPs per second (default: an assumption that the output states)",
         )
-        command.add_argument("--usd-per-hour", type=within(float, 1e-6), metavar="X", help="estimate the cost, at this price of a GPU")
+        command.add_argument(
+            "--usd-per-hour", type=number_between(float, 1e-6), metavar="X", help="estimate the cost at this price of a GPU"
+        )
 
 
-def _add_writing(*commands: argparse.ArgumentParser) -> None:
+def _add_output_options(*commands: argparse.ArgumentParser) -> None:
     for command in commands:
         command.add_argument("--out", type=Path, help=f"new folder for the student (default: {STUDENTS}/my-RECIPE)")
-        command.add_argument("--unet-only", action="store_true", help="write the UNet alone instead of a whole pipeline")
+        command.add_argument("--unet-only", action="store_true", help="write the UNet alone instead of a complete pipeline")
 
 
-def _add_training(*commands: argparse.ArgumentParser) -> None:
+def _add_training_options(*commands: argparse.ArgumentParser) -> None:
     for command in commands:
-        command.add_argument("--work", type=Path, default=WORK, help="folder for what a stopped run continues from (default: %(default)s)")
-        command.add_argument("--steps", type=count, help="steps of all stages together (default: the recipe's)")
+        command.add_argument(
+            "--work", type=Path, default=WORK, help="folder for intermediate results and checkpoints (default: %(default)s)"
+        )
+        command.add_argument("--steps", type=positive_int, help="steps in total over all stages (default: the recipe's)")
         add_device(command)
 
 
-def _add_teachers(cut: argparse.ArgumentParser, run: argparse.ArgumentParser, study: argparse.ArgumentParser) -> None:
-    for command in (cut, study):
+def _add_teacher_options(prune: argparse.ArgumentParser, run: argparse.ArgumentParser, ablate: argparse.ArgumentParser) -> None:
+    for command in (prune, ablate):
         command.add_argument("--teacher", help=TEACHER)
-    run.add_argument("--teacher", action="append", help=f"{TEACHER}; several, in the recipe's order, teach in succession")
+    run.add_argument("--teacher", action="append", help=f"{TEACHER}; repeat it, in the recipe's order, for several teachers in succession")
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from distillation.describe import describe
+    from distillation.describe import describe_recipe
 
-    show(describe(read(options.recipe), options.family, tflops=options.tflops, usd_per_hour=options.usd_per_hour))
+    show(describe_recipe(load_recipe(options.recipe), options.family, tflops=options.tflops, usd_per_hour=options.usd_per_hour))
 
 
 def _prune(options: argparse.Namespace) -> None:
-    from distillation import teacher as teachers
-    from distillation.export import Provenance, check_free, export
+    from distillation.export import Provenance, check_new_or_empty, export_student
     from distillation.prune import prune
+    from distillation.teacher import fetch_folder, open_teacher_for
 
-    recipe = read(options.recipe)
-    check_free(options.out)
-    teacher = teachers.find(teachers.place(options.teacher), recipe)
+    recipe = load_recipe(options.recipe)
+    check_new_or_empty(options.out)
+    teacher = open_teacher_for(fetch_folder(options.teacher), recipe)
     student = prune(teacher.unet(teacher.dtype, "cpu"), recipe.plans[-1], copy=False)  # from file to file
-    show(export(student, options.out, teacher, Provenance.of(recipe, [teacher], student), unet_only=options.unet_only))
+    show(export_student(student, options.out, teacher, Provenance.from_run(recipe, [teacher], student), unet_only=options.unet_only))
 
 
 def _run(options: argparse.Namespace) -> None:
-    import torch
-
-    from distillation import teacher as teachers
-    from distillation.data.batches import open_squares
+    from distillation.data.batches import open_square_pictures
+    from distillation.teacher import fetch_folder
     from distillation.train import distil
-    from sdbench.training.loop import most_sharing
     from sdbench.training.processes import sharing
 
-    recipe = read(options.recipe)
+    recipe = load_recipe(options.recipe)
     if options.dry_run:
         show(_dry_run(options, recipe))
         return
     if options.deterministic:
-        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # what cuBLAS asks for
-        torch.use_deterministic_algorithms(mode=True)
-        torch.backends.cudnn.benchmark = False
-    chosen = {"steps": options.steps, "device": options.device, "unet_only": options.unet_only}
+        _use_deterministic_algorithms()
+    arguments = {"steps": options.steps, "device": options.device, "unet_only": options.unet_only}
     if options.data:
-        chosen["pictures"] = open_squares(options.data, options.caption_column, recipe.size_px(options.family))
-    if options.device == "cuda" and torch.cuda.device_count() > 1 and "WORLD_SIZE" not in os.environ:
-        n = most_sharing(recipe.settings(options.family).accumulation, gpus := torch.cuda.device_count())
-        sys.stderr.write(f"one of {gpus} GPUs will train; for {n}: torchrun --nproc-per-node {n} $(which distillation) run ...\n")
-    folders = [teachers.place(name) for name in options.teacher or [None]]
-    out = distil(recipe, options.family, folders, options.work, options.out, **chosen)
-    if sharing()[0] == 0:  # of several processes, the one that wrote it
+        arguments["pictures"] = open_square_pictures(options.data, options.caption_column, recipe.size_px(options.family))
+    if options.device == "cuda":
+        _suggest_all_gpus(recipe.settings(options.family).accumulation)
+    folders = [fetch_folder(name) for name in options.teacher or [None]]
+    out = distil(recipe, options.family, folders, options.work, options.out, **arguments)
+    if sharing()[0] == 0:  # the process that wrote it
         show(out)
 
 
+def _use_deterministic_algorithms() -> None:
+    import torch
+
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # required by cuBLAS
+    torch.use_deterministic_algorithms(mode=True)
+    torch.backends.cudnn.benchmark = False
+
+
+def _suggest_all_gpus(accumulation: int) -> None:
+    """On a machine with several GPUs, tell how to train on more than one."""
+    import torch
+
+    from sdbench.training.loop import most_sharing
+
+    gpus = torch.cuda.device_count()
+    if gpus > 1 and "WORLD_SIZE" not in os.environ:
+        n = most_sharing(accumulation, gpus)
+        sys.stderr.write(f"training on 1 of {gpus} GPUs; to train on {n}: torchrun --nproc-per-node {n} $(which distillation) run ...\n")
+
+
 def _dry_run(options: argparse.Namespace, recipe: Recipe) -> str:
-    """What `_run` would do, in words, once all has been checked that can be without fetching a teacher."""
-    from distillation import teacher as teachers
-    from distillation.data.batches import open_squares
-    from distillation.describe import describe
-    from distillation.export import check_free
-    from distillation.succession import warn_of_others
-    from distillation.train import check, check_pictures
+    """Check everything that can be checked without fetching a teacher => a description of the run."""
+    from distillation.data.batches import open_square_pictures
+    from distillation.describe import describe_recipe
+    from distillation.export import check_new_or_empty
+    from distillation.run_plan import check_pictures, check_run
+    from distillation.succession import warn_of_different_parts
+    from distillation.teacher import local_folder
 
     names = options.teacher or [None]
     steps = options.steps or recipe.settings(options.family).steps
-    check_free(options.out)
-    recipe.pieces(steps, len(names))
-    folders = [folder for name in names if (folder := teachers.here(name))]
+    check_new_or_empty(options.out)
+    recipe.segments(steps, len(names))
+    folders = [folder for name in names if (folder := local_folder(name))]
     if len(folders) == len(names):
-        warn_of_others(check(recipe, options.family, folders, steps)[0])
-    pictures = open_squares(options.data, options.caption_column, recipe.size_px(options.family)) if options.data else None
+        warn_of_different_parts(check_run(recipe, options.family, folders, steps).teachers)
+    pictures = open_square_pictures(options.data, options.caption_column, recipe.size_px(options.family)) if options.data else None
     check_pictures(options.family, pictures)
-    return describe(
+    return describe_recipe(
         recipe,
         options.family,
         recipe.stage_steps(steps),
@@ -182,15 +200,23 @@ def _dry_run(options: argparse.Namespace, recipe: Recipe) -> str:
 
 
 def _ablate(options: argparse.Namespace) -> None:
-    from distillation import teacher as teachers
-    from distillation.ablation.comparison import markdown, plot, table
-    from distillation.ablation.experiment import sweep
+    from distillation.ablation.comparison import compare_arms, markdown_table, plot_arms
+    from distillation.ablation.experiment import run_sweep
+    from distillation.teacher import fetch_folder
 
-    chosen = {"seeds": options.seeds, "steps": options.steps, "device": options.device, "only": options.arm}
-    recipe = read(options.recipe)
-    outcomes = sweep(recipe, teachers.place(options.teacher), options.work, options.results, **chosen)
-    plot(outcomes, options.results / "ablation" / f"{recipe.name}.png")
-    show(markdown(table(outcomes)))
+    recipe = load_recipe(options.recipe)
+    outcomes = run_sweep(
+        recipe,
+        fetch_folder(options.teacher),
+        options.work,
+        options.results,
+        seeds=options.seeds,
+        steps=options.steps,
+        device=options.device,
+        only=options.arm,
+    )
+    plot_arms(outcomes, options.results / "ablation" / f"{recipe.name}.png")
+    show(markdown_table(compare_arms(outcomes)))
 
 
 _COMMANDS = {"data": data.run, "plan": _plan, "prune": _prune, "run": _run, "ablate": _ablate, "sensitivity": sensitivity.run}

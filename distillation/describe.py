@@ -1,169 +1,203 @@
-"""A recipe in words: what it cuts, what it compares, how it trains, and what that would take."""
+"""A recipe in words: what it cuts, what it compares, how it trains, and an estimate of what training takes."""
 
 from collections.abc import Iterable, Sequence
 
 from diffusers import UNet2DConditionModel
 
-from distillation.data.batches import exposure
-from distillation.estimate import H100_TFLOPS, PASSES, SHARES, Memory, count, gpu_hours, memory, step_flops
-from distillation.plan import MIDDLE
-from distillation.prune import on_meta, prune
+from distillation.data.batches import describe_epochs
+from distillation.estimate import (
+    ASSUMED_MFU,
+    FORWARD_EQUIVALENTS,
+    H100_TFLOPS,
+    Memory,
+    count_parameters,
+    estimate_memory,
+    gpu_hours,
+    step_flops,
+)
+from distillation.plan import MIDDLE_ATTENTION
+from distillation.prune import meta_unet, prune
 from distillation.recipe import Family, Recipe
-from distillation.recipe_tables import Teaching
-from distillation.taps import Tap, resolve
+from distillation.recipe_tables import TeacherShare, Training
+from distillation.taps import Tap, resolve_taps
 from sdbench.models.architectures import PARTS, Config, unet_config
 from sdbench.probes.work import shape, unet_macs
 from sdbench.training.checkpoints import CHECKPOINTS
 
 
-def describe(
+def describe_recipe(
     recipe: Recipe,
     family: Family,
-    counts: list[int] | None = None,
+    stage_steps: list[int] | None = None,
     *,
     teachers: Sequence[str] = (),
     n_pictures: int | None = None,
     tflops: float | None = None,
     usd_per_hour: float | None = None,
 ) -> str:
-    """A recipe in the widths of a family: stages, blocks kept and why, parameters, taps, settings, and what training would take.
+    """Stages, kept blocks with their sources, parameters, taps and settings of a recipe, and an estimate of what training takes.
 
     Args:
         recipe: what to describe.
-        family: whose widths and settings.
-        counts: steps of each stage, where they are not the recipe's own.
-        teachers: names of those of a run, where one is described.
-        n_pictures: that it trains on.
-        tflops: 10^12 FLOPs a second that a GPU reaches in training; where not given, an assumption that the text states.
+        family: whose widths and settings to use.
+        stage_steps: steps of each stage; default: the recipe's.
+        teachers: names of the teachers, to describe a particular run.
+        n_pictures: number of training pictures of that run.
+        tflops: 10^12 FLOPs per second that a GPU reaches in training; default: an assumption that the text states.
         usd_per_hour: price of a GPU; without it the text has no cost.
     """
     settings = recipe.settings(family)
-    counts = counts or recipe.stage_steps(settings.steps)
-    teacher = on_meta(unet_config(recipe.teacher, family))
+    stage_steps = stage_steps or recipe.stage_steps(settings.steps)
+    teacher = meta_unet(unet_config(recipe.teacher, family))
     students = [prune(teacher, plan) for plan in recipe.plans]
+    taps = resolve_taps(students[-1].config, teacher.config, recipe.plans[-1], recipe.taps)
     lines = [
         f"{recipe.name}: {recipe.student or 'a student'} from {recipe.teacher}, family {family}",
-        f"teacher: {count(teacher):,} parameters",
+        f"teacher: {count_parameters(teacher):,} parameters",
+        *_stage_lines(recipe, settings, students, stage_steps),
+        f"taps: {len(taps)} (student <- teacher, channels x height x width)",
+        *(f"  {tap}" for tap in taps),
+        *_training_lines(recipe, family, of_run=bool(teachers)),
     ]
-    for stage, plan, steps, student in zip(recipe.stages, recipe.plans, counts, students, strict=True):
-        blocks = sum(plan.depths.values())
-        few = f" (all of them warm-up, to {steps / settings.warmup:.0%} of lr)" if steps < settings.warmup else ""
-        lines.append(f"stage {stage.name}: {steps:,} steps{few}, {count(student):,} parameters, {blocks} transformer blocks")
-        lines += [f"  {row.block} keeps resnets {_listed(row.resnets)}  ({row.source})" for row in stage.shorten or ()]
-        lines += [f"  {row.attentions} keeps {_listed(row.blocks)}  ({row.source})" for row in stage.keep]
-    lines += _middle(recipe)
-    taps = resolve(students[-1].config, teacher.config, recipe.plans[-1], recipe.taps)
-    lines += [f"taps: {len(taps)} (student <- teacher, channels x height x width)", *(f"  {tap}" for tap in taps)]
-    lines.append("loss: " + ", ".join(f"{name} {value}" for name, value in recipe.loss))
-    then = {"cosine": "then goes down a half cosine to zero", "none": "then stays"}[settings.lr_decay]
-    lines.append(
-        f"each stage, and each teacher in it, begins with a new AdamW; lr rises for {settings.warmup} steps to {settings.lr:g}, {then}"
-    )
-    named = {name: value for name, value in settings if not (teachers and name in ("teachers", "data", "pictures"))}
-    lines += [f"settings of family {family}:", *(f"  {name} = {_said(value)}" for name, value in named.items())]
     if teachers:
-        shares = [1.0] if len(teachers) == 1 else [teaching.share for teaching in recipe.sdxl.teachers]
-        taught = (f"{name} ({share:.0%} of the steps)" for name, share in zip(teachers, shares, strict=True))
-        lines.append(f"this run: teachers {', '.join(taught)}")
+        shares = [1.0] if len(teachers) == 1 else [teacher_share.share for teacher_share in recipe.sdxl.teachers]
+        names = (f"{name} ({share:.0%} of the steps)" for name, share in zip(teachers, shares, strict=True))
+        lines.append(f"this run: teachers {', '.join(names)}")
     if n_pictures:
-        lines.append(f"this run: {exposure(n_pictures, sum(counts), settings)}")
-    return "\n".join(lines + _estimate(recipe, family, teacher, students, taps, counts, tflops, usd_per_hour))
+        lines.append(f"this run: {describe_epochs(n_pictures, sum(stage_steps), settings)}")
+    return "\n".join(lines + _estimate_lines(recipe, family, teacher, students, taps, stage_steps, tflops, usd_per_hour))
 
 
-def _middle(recipe: Recipe) -> list[str]:
-    """What becomes of the middle's resnets, where its attention goes."""
-    if MIDDLE in recipe.plans[-1].blocks:
+def _stage_lines(recipe: Recipe, settings: Training, students: list[UNet2DConditionModel], stage_steps: list[int]) -> list[str]:
+    lines = []
+    for stage, plan, steps, student in zip(recipe.stages, recipe.plans, stage_steps, students, strict=True):
+        blocks = sum(plan.depths.values())
+        only_warmup = f" (all of them warm-up, to {steps / settings.warmup:.0%} of lr)" if steps < settings.warmup else ""
+        lines.append(
+            f"stage {stage.name}: {steps:,} steps{only_warmup}, {count_parameters(student):,} parameters, {blocks} transformer blocks"
+        )
+        lines += [f"  {row.block} keeps resnets {_format_numbers(row.resnets)}  ({row.source})" for row in stage.shorten or ()]
+        lines += [f"  {row.attentions} keeps {_format_numbers(row.blocks)}  ({row.source})" for row in stage.keep]
+    return lines + _middle_lines(recipe)
+
+
+def _middle_lines(recipe: Recipe) -> list[str]:
+    """What happens to the middle's resnets if its attention is removed."""
+    if MIDDLE_ATTENTION in recipe.plans[-1].blocks:
         return []
-    kept = (
-        "the whole middle goes"
-        if recipe.middle.resnet == "none"
-        else f"the middle resnet is the teacher's mid_block.resnets.{recipe.middle.resnet}"
-    )
-    return [f"  {kept}  ({recipe.middle.source})"]
+    resnet = recipe.middle.resnet
+    change = "the whole middle is removed" if resnet == "none" else f"the middle resnet is the teacher's mid_block.resnets.{resnet}"
+    return [f"  {change}  ({recipe.middle.source})"]
 
 
-def _estimate(
+def _training_lines(recipe: Recipe, family: Family, *, of_run: bool) -> list[str]:
+    """Loss and settings; a particular run names its own teachers and pictures instead of the recipe's."""
+    settings = recipe.settings(family)
+    decay = {"cosine": "then falls to zero along a half cosine", "none": "then stays"}[settings.lr_decay]
+    rows = {name: value for name, value in settings if not (of_run and name in ("teachers", "data", "pictures"))}
+    return [
+        "loss: " + ", ".join(f"{name} {value}" for name, value in recipe.loss),
+        f"each stage, and each teacher in it, starts with a new AdamW; lr rises for {settings.warmup} steps to {settings.lr:g}, {decay}",
+        f"settings of family {family}:",
+        *(f"  {name} = {_format_setting(value)}" for name, value in rows.items()),
+    ]
+
+
+def _estimate_lines(
     recipe: Recipe,
     family: Family,
     teacher: UNet2DConditionModel,
     students: list[UNet2DConditionModel],
     taps: list[Tap],
-    counts: list[int],
+    stage_steps: list[int],
     tflops: float | None,
     usd_per_hour: float | None,
 ) -> list[str]:
     settings, size_px = recipe.settings(family), recipe.size_px(family)
     latent_size, tokens = shape(PARTS[family], size_px)
-    first = memory(students[0], count(teacher), taps, latent_size=latent_size, tokens=tokens, dtype=settings.dtype, ema=settings.ema > 0)
-    macs = [unet_macs(network.config, latent_size, tokens) for network in (teacher, *students)]
-    pictures, twice = settings.batch * settings.accumulation, settings.checkpointing
-    flops = [step_flops(macs[0], student, pictures, checkpointing=twice) for student in macs[1:]]
-    whole = sum(steps * each for steps, each in zip(counts, flops, strict=True))
-    speeds = [tflops] if tflops else [share * H100_TFLOPS for share in SHARES]
-    hours = [gpu_hours(whole, speed) for speed in speeds]
-    of_h100 = f", assumed: {_range(100 * share for share in SHARES)} % of an H100's {H100_TFLOPS:g} for dense bfloat16"
-    cost = [f"  cost: {_range(each * usd_per_hour for each in hours)} USD at {usd_per_hour:g} an hour"] if usd_per_hour else []
+    memory = estimate_memory(
+        students[0], count_parameters(teacher), taps, latent_size=latent_size, tokens=tokens, dtype=settings.dtype, ema=settings.ema > 0
+    )
+    teacher_macs, *student_macs = (unet_macs(network.config, latent_size, tokens) for network in (teacher, *students))
+    flops = [
+        step_flops(teacher_macs, macs, settings.batch * settings.accumulation, checkpointing=settings.checkpointing)
+        for macs in student_macs
+    ]
+    passes = FORWARD_EQUIVALENTS[settings.checkpointing]
+    total_flops = sum(steps * per_step for steps, per_step in zip(stage_steps, flops, strict=True))
     return [
         f"estimate at {size_px} px; nothing was run:",
-        *_memory(first, recipe.stages[0].name, settings.batch, settings.dtype),
-        _disk(teacher.config, first, latent_size, tokens),
-        f"  forward pass of a picture: teacher {_gmacs(macs[0])}",
+        *_memory_lines(memory, recipe.stages[0].name, settings.batch, settings.dtype),
+        _disk_line(teacher.config, memory, latent_size, tokens),
+        f"  forward pass of a picture: teacher {_format_macs(teacher_macs)}",
         *(
-            f"  stage {stage.name}: student {_gmacs(own)}, {each:.4g} FLOP a step"
-            for stage, own, each in zip(recipe.stages, macs[1:], flops, strict=True)
+            f"  stage {stage.name}: student {_format_macs(macs)}, {per_step:.4g} FLOP a step"
+            for stage, macs, per_step in zip(recipe.stages, student_macs, flops, strict=True)
         ),
-        f"  work: {whole:.4g} FLOP; each picture takes a forward of the teacher, and of the student what {PASSES[twice]:g} forwards take",
-        f"  time: {_range(hours)} GPU hours at {_range(speeds)} TFLOP/s{'' if tflops else of_h100}",
+        f"  work: {total_flops:.4g} FLOP; per picture, 1 forward pass of the teacher and, in work, {passes:g} of the student",
+        *_time_lines(total_flops, tflops, usd_per_hour),
+    ]
+
+
+def _time_lines(total_flops: int, tflops: float | None, usd_per_hour: float | None) -> list[str]:
+    speeds = [tflops] if tflops else [mfu * H100_TFLOPS for mfu in ASSUMED_MFU]
+    hours = [gpu_hours(total_flops, speed) for speed in speeds]
+    percent = _format_range(100 * mfu for mfu in ASSUMED_MFU)
+    assumption = "" if tflops else f", assumed: {percent} % of an H100's {H100_TFLOPS:g} for dense bfloat16"
+    cost = [f"  cost: {_format_range(each * usd_per_hour for each in hours)} USD at {usd_per_hour:g} an hour"] if usd_per_hour else []
+    return [
+        f"  time: {_format_range(hours)} GPU hours at {_format_range(speeds)} TFLOP/s{assumption}",
         *cost,
-        "    not in it: drawing and encoding the pictures, pictures on the way, checkpoints",
+        "    not included: drawing and encoding the pictures, samples during training, checkpoints",
         "    to measure it: nox -s speed -- -m slow -k training, whose `tflops` goes to --tflops",
     ]
 
 
-def _memory(found: Memory, stage: str, batch: int, dtype: str) -> list[str]:
-    of = {name: _size(size) for name, size in vars(found).items()}
-    together, frugal = (_size(found.together(batch, checkpointing=checkpointing)) for checkpointing in (False, True))
+def _memory_lines(memory: Memory, stage: str, batch: int, dtype: str) -> list[str]:
+    sizes = {name: _format_bytes(size) for name, size in vars(memory).items()}
+    total, checkpointed = (_format_bytes(memory.total(batch, checkpointing=checkpointing)) for checkpointing in (False, True))
     return [
-        f"  memory of each process, one a GPU, in stage {stage}, the largest:",
-        f"    student in float32: weights {of['weights']}, gradients {of['gradients']}, AdamW's moments {of['moments']}, EMA {of['average']}",
-        f"    in {dtype}: copies of these weights {of['copies']}, the teacher's weights {of['teacher']}",
-        f"    activations kept of a picture: {of['activations']}; with gradient checkpointing {of['checkpointed']}; the teacher's taps {of['taps']}",
-        f"    computed again with checkpointing, the largest block of a picture: {of['again']}",
-        f"    together, with {batch} pictures in a forward pass: {together}; with gradient checkpointing {frugal}",
-        "    not in it: workspaces, gradients on their way through a block, and what the allocator wastes",
+        f"  memory of each process, one per GPU, in stage {stage}, the largest:",
+        f"    student in float32: weights {sizes['weights']}, gradients {sizes['gradients']}, AdamW's moments {sizes['moments']}, EMA {sizes['ema']}",
+        f"    in {dtype}: copies of these weights {sizes['autocast_copies']}, the teacher's weights {sizes['teacher']}",
+        f"    activations saved per picture: {sizes['activations']}; with gradient checkpointing {sizes['checkpointed']}; the teacher's taps {sizes['taps']}",
+        f"    recomputed with checkpointing, the largest block per picture: {sizes['recomputed']}",
+        f"    total, with {batch} pictures per forward pass: {total}; with gradient checkpointing {checkpointed}",
+        "    not included: workspaces, temporary gradients inside a block, allocator overhead",
     ]
 
 
-def _disk(config: Config, found: Memory, latent_size: int, tokens: int) -> str:
+def _disk_line(config: Config, memory: Memory, latent_size: int, tokens: int) -> str:
     pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
     latents, embeddings = config["in_channels"] * latent_size**2, tokens * config["cross_attention_dim"] + pooled
-    checkpoints = (CHECKPOINTS + 1) * (found.weights + found.moments + found.average)
-    return f"  disk: {_size(2 * (latents + embeddings) * 1000)} for latents and embeddings of 1,000 pictures; {_size(checkpoints)} for checkpoints"
+    checkpoints = (CHECKPOINTS + 1) * (memory.weights + memory.moments + memory.ema)
+    per_1000 = _format_bytes(2 * (latents + embeddings) * 1000)
+    return f"  disk: {per_1000} for latents and embeddings of 1,000 pictures; {_format_bytes(checkpoints)} for checkpoints"
 
 
-def _size(size: int) -> str:
-    return f"{_figure(size / 1e9)} GB" if size >= 1e8 else f"{_figure(size / 1e6)} MB"
+def _format_bytes(size: int) -> str:
+    return f"{_format_number(size / 1e9)} GB" if size >= 1e8 else f"{_format_number(size / 1e6)} MB"
 
 
-def _gmacs(macs: int) -> str:
+def _format_macs(macs: int) -> str:
     return f"{macs / 1e9:,.5g} GMAC"
 
 
-def _figure(value: float) -> str:
-    """Three digits, or all before the point."""
+def _format_number(value: float) -> str:
+    """Three significant digits, or all digits before the point."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _range(values: Iterable[float]) -> str:
-    """One figure, or the first and the last."""
-    return " to ".join(map(_figure, values))
+def _format_range(values: Iterable[float]) -> str:
+    """One number, or the first and the last."""
+    return " to ".join(map(_format_number, values))
 
 
-def _listed(blocks: Sequence[int] | str) -> str:
-    return blocks if isinstance(blocks, str) else ", ".join(map(str, blocks)) or "nothing"
+def _format_numbers(numbers: Sequence[int] | str) -> str:
+    return numbers if isinstance(numbers, str) else ", ".join(map(str, numbers)) or "nothing"
 
 
-def _said(value: object) -> str:
-    if isinstance(value, Teaching):
+def _format_setting(value: object) -> str:
+    if isinstance(value, TeacherShare):
         return f"{value.name} ({value.share:.0%} of the steps; {value.source})"
-    return ", ".join(map(_said, value)) if isinstance(value, tuple) else str(value)
+    return ", ".join(map(_format_setting, value)) if isinstance(value, tuple) else str(value)

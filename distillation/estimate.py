@@ -1,6 +1,6 @@
-"""What training would take, found out without weights or device: memory of a GPU, work, time and money.
+"""Estimates of what training takes (GPU memory, FLOPs, hours), made without weights or a GPU.
 
-Shapes alone go through the networks, on PyTorch's fake CUDA device, which computes and stores nothing.
+Only shapes pass through the networks, on PyTorch's fake CUDA device, which computes and stores nothing.
 """
 
 import math
@@ -19,162 +19,164 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from distillation.prune import on_meta
+from distillation.prune import meta_unet
 from distillation.taps import Tap
 from sdbench.probes.work import empty_input
 
 FLOAT32 = 4  # bytes
 H100_TFLOPS = 989.0  # dense bfloat16, NVIDIA's data sheet of the H100 SXM
-# Of it, assumed to be reached: at best what SDXL's half-precision inference of 8 pictures reaches of an A100 (38 %, by huggingface/open-muse's
-# benchmark), at worst less than half as much, for training in eager mode has norms and losses in float32 and no compiled kernels.
-SHARES = (0.4, 0.15)
-# A forward and a backward in forwards, without and with gradient checkpointing; counted with torch's FlopCounterMode.
-PASSES = {False: 3.0, True: 3.75}  # 3.72 for Vega, 3.75 for SSD-1B: not all of a block is computed again
+# Assumed model FLOPs utilisation. Best case: what half-precision SDXL inference of 8 pictures reaches on an A100 (38 %, huggingface/open-muse's
+# benchmark). Worst case: less than half of that, since training in eager mode has norms and losses in float32 and no compiled kernels.
+ASSUMED_MFU = (0.4, 0.15)
+# Work of a forward and a backward pass in forward passes, by gradient checkpointing; counted with torch's FlopCounterMode.
+FORWARD_EQUIVALENTS = {False: 3.0, True: 3.75}  # 3.72 for Vega, 3.75 for SSD-1B: a block is not recomputed entirely
 _reference: Callable[[torch.UntypedStorage], Any] = StorageWeakRef  # ships no types
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that training keeps on a GPU. Workspaces, gradients on their way through a block and what the allocator wastes are not in it.
+    """Bytes that training keeps on a GPU, without workspaces, temporary gradients inside a block and allocator overhead.
 
     Attributes:
         weights: of the student, in float32.
-        gradients: likewise.
-        moments: AdamW's two.
-        average: of the weights (EMA).
-        copies: of the weights in the dtype to compute in, which autocast keeps for the backward pass; 0 for float32.
-        teacher: its weights in that dtype.
-        activations: kept for the backward pass of one picture.
-        checkpointed: the same with gradient checkpointing, before any block is computed again.
-        again: what the largest block adds while it is computed again.
+        gradients: of the student, in float32.
+        moments: AdamW's two, in float32.
+        ema: moving average of the weights, in float32.
+        autocast_copies: of the weights in the compute dtype, which autocast keeps for the backward pass; 0 for float32.
+        teacher: its weights in the compute dtype.
+        activations: saved for the backward pass of one picture.
+        checkpointed: the same with gradient checkpointing, before any block is recomputed.
+        recomputed: what the largest block adds while it is recomputed.
         taps: the teacher's outputs that one picture is compared with.
     """
 
     weights: int
     gradients: int
     moments: int
-    average: int
-    copies: int
+    ema: int
+    autocast_copies: int
     teacher: int
     activations: int
     checkpointed: int
-    again: int
+    recomputed: int
     taps: int
 
-    def together(self, batch: int, *, checkpointing: bool) -> int:
-        """All of it, with `batch` pictures in a forward pass."""
-        states = self.weights + self.gradients + self.moments + self.average + self.copies
-        kept = self.checkpointed + self.again if checkpointing else self.activations
-        return states + self.teacher + batch * (self.taps + kept)
+    def total(self, batch: int, *, checkpointing: bool) -> int:
+        """The sum, with `batch` pictures per forward pass."""
+        states = self.weights + self.gradients + self.moments + self.ema + self.autocast_copies
+        activations = self.checkpointed + self.recomputed if checkpointing else self.activations
+        return states + self.teacher + batch * (self.taps + activations)
 
 
-def memory(
+def estimate_memory(
     student: UNet2DConditionModel, teacher_parameters: int, taps: Sequence[Tap], *, latent_size: int, tokens: int, dtype: str, ema: bool
 ) -> Memory:
-    """The memory of training a student.
+    """Estimate the memory for training a student.
 
     Args:
         student: on any device.
-        teacher_parameters: how many the teacher has.
-        taps: what is compared, their shapes at the student's own `sample_size`.
+        teacher_parameters: number of parameters of the teacher.
+        taps: with shapes at the student's own `sample_size`.
         latent_size: side of the latents.
         tokens: length of the text.
         dtype: that both networks compute in.
-        ema: an average of the weights is kept.
+        ema: whether a moving average of the weights is kept.
     """
-    n, itemsize = count(student), getattr(torch, dtype).itemsize
+    n, itemsize = count_parameters(student), getattr(torch, dtype).itemsize
     area = (latent_size / student.config.sample_size) ** 2
-    (activations, again), (checkpointed, _) = (
-        kept_for_backward(student.config, latent_size=latent_size, tokens=tokens, dtype=dtype, checkpointing=twice)
-        for twice in (False, True)
+    (activations, largest_block), (checkpointed, _) = (
+        activation_bytes(student.config, latent_size=latent_size, tokens=tokens, dtype=dtype, checkpointing=checkpointing)
+        for checkpointing in (False, True)
     )
     return Memory(
         weights=FLOAT32 * n,
         gradients=FLOAT32 * n,
         moments=2 * FLOAT32 * n,
-        average=FLOAT32 * n if ema else 0,
-        copies=itemsize * n if itemsize < FLOAT32 else 0,
+        ema=FLOAT32 * n if ema else 0,
+        autocast_copies=itemsize * n if itemsize < FLOAT32 else 0,
         teacher=itemsize * teacher_parameters,
         activations=activations,
         checkpointed=checkpointed,
-        again=again,
+        recomputed=largest_block,
         taps=round(area * itemsize * sum(math.prod(tap.shape) for tap in taps)),
     )
 
 
-def count(network: nn.Module) -> int:
-    """Its parameters."""
+def count_parameters(network: nn.Module) -> int:
+    """Number of parameters."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def kept_for_backward(config: Mapping[str, Any], *, latent_size: int, tokens: int, dtype: str, checkpointing: bool) -> tuple[int, int]:
-    """Bytes of activations that a UNet's forward keeps for one picture, its weights and their copies not counted: of all, and of its largest block.
+def activation_bytes(config: Mapping[str, Any], *, latent_size: int, tokens: int, dtype: str, checkpointing: bool) -> tuple[int, int]:
+    """Bytes of activations that a UNet's forward pass saves for one picture, without weights and their copies => total, largest block.
 
-    As in training on a GPU: under autocast where `dtype` is a 16-bit one (norms compute in float32), attention in one
-    kernel, which keeps its inputs, its output and a number a query instead of a matrix.
+    As in training on a GPU: under autocast if `dtype` has 16 bits (norms compute in float32), and with fused attention, which
+    saves its inputs, its output and one number per query instead of a matrix.
 
     Args:
         config: of a `UNet2DConditionModel`.
         latent_size: side of the latents.
         tokens: length of the text.
         dtype: to compute in.
-        checkpointing: blocks keep their inputs and are computed again.
+        checkpointing: blocks save only their inputs and are recomputed.
     """
-    with on_fake_gpu(config, dtype, checkpointing=checkpointing) as (unet, total):
-        of_blocks = _note_blocks(unet, total)
+    with unet_on_fake_gpu(config, dtype, checkpointing=checkpointing) as (unet, saved_bytes):
+        block_bytes = _record_block_bytes(unet, saved_bytes)
         output = unet(**empty_input(config, latent_size, tokens))
-        bytes_kept = total()
-        del output  # until here it held what was kept
-    return bytes_kept, max(of_blocks)
+        total = saved_bytes()
+        del output  # it kept the activations alive
+    return total, max(block_bytes)
 
 
-def _note_blocks(unet: UNet2DConditionModel, total: Callable[[], int]) -> list[int]:
-    """A list that a forward pass fills with what each block keeps that diffusers computes again as one."""
+def _record_block_bytes(unet: UNet2DConditionModel, saved_bytes: Callable[[], int]) -> list[int]:
+    """A list that a forward pass fills with the bytes saved by each block that diffusers recomputes as a unit."""
     before: list[int] = []
-    kept: list[int] = []
+    added: list[int] = []
     for block in (module for module in unet.modules() if isinstance(module, ResnetBlock2D | BasicTransformerBlock)):
-        block.register_forward_pre_hook(lambda *_: before.append(total()))
-        block.register_forward_hook(lambda *_: kept.append(total() - before.pop()))
-    return kept
+        block.register_forward_pre_hook(lambda *_: before.append(saved_bytes()))
+        block.register_forward_hook(lambda *_: added.append(saved_bytes() - before.pop()))
+    return added
 
 
 @contextmanager
-def on_fake_gpu(config: Mapping[str, Any], dtype: str, *, checkpointing: bool) -> Iterator[tuple[UNet2DConditionModel, Callable[[], int]]]:
-    """A UNet as it trains, on a device that stores nothing, and what `kept_by` gives of it."""
-    unet, kind = on_meta(config), getattr(torch, dtype)
+def unet_on_fake_gpu(
+    config: Mapping[str, Any], dtype: str, *, checkpointing: bool
+) -> Iterator[tuple[UNet2DConditionModel, Callable[[], int]]]:
+    """A UNet in training mode on a fake GPU => the UNet, and the function of `track_saved_bytes` for it."""
+    unet, weight_dtype = meta_unet(config), getattr(torch, dtype)
     if checkpointing:
         unet.enable_gradient_checkpointing()
-    shapes = {name: like.shape for name, like in unet.state_dict().items()}
+    shapes = {name: tensor.shape for name, tensor in unet.state_dict().items()}
     with FakeTensorMode(), torch.device("cuda"):
-        # weights that are there in `dtype` already need no copy, which would pass for an activation
-        unet.load_state_dict({name: torch.empty(shape, dtype=kind) for name, shape in shapes.items()}, assign=True)
-        with _autocast(kind), _FusedAttention(), kept_by(unet.train()) as total:
-            yield unet, total
+        # weights in `dtype`, so that autocast makes no copies, which would count as activations
+        unet.load_state_dict({name: torch.empty(shape, dtype=weight_dtype) for name, shape in shapes.items()}, assign=True)
+        with _cuda_autocast(weight_dtype), _FusedAttention(), track_saved_bytes(unet.train()) as saved_bytes:
+            yield unet, saved_bytes
 
 
 @contextmanager
-def kept_by(network: nn.Module) -> Iterator[Callable[[], int]]:
-    """While open, autograd's savings are watched => a function: bytes that are kept now, each storage once, without parameters."""
-    own = {_reference(parameter.untyped_storage()) for parameter in network.parameters()}
-    kept: dict[Any, int] = {}
+def track_saved_bytes(network: nn.Module) -> Iterator[Callable[[], int]]:
+    """While open, track what autograd saves => a function: bytes saved now, each storage once, without the network's parameters."""
+    parameters = {_reference(parameter.untyped_storage()) for parameter in network.parameters()}
+    saved: dict[Any, int] = {}
 
-    def note(tensor: Tensor) -> torch.UntypedStorage:
+    def record(tensor: Tensor) -> torch.UntypedStorage:
         storage = tensor.untyped_storage()
-        kept[_reference(storage)] = storage.nbytes()
-        return storage  # instead of the tensor, which may hold the graph that holds it
+        saved[_reference(storage)] = storage.nbytes()
+        return storage  # not the tensor, whose graph may refer back to it
 
-    def never(_: torch.UntypedStorage) -> Tensor:
-        raise NotImplementedError
+    def unpack(_: torch.UntypedStorage) -> Tensor:
+        raise NotImplementedError  # there is no backward pass
 
-    def total() -> int:
-        return sum(size for storage, size in kept.items() if storage not in own and not storage.expired())
+    def saved_bytes() -> int:
+        return sum(size for storage, size in saved.items() if storage not in parameters and not storage.expired())
 
-    with torch.autograd.graph.saved_tensors_hooks(note, never):
-        yield total
+    with torch.autograd.graph.saved_tensors_hooks(record, unpack):
+        yield saved_bytes
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Attention by the kernel that a GPU has for it, wherever this runs."""
+    """Computes attention with a GPU's fused kernel, on any device."""
 
     def __torch_function__(self, function: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         if function is scaled_dot_product_attention:
@@ -183,8 +185,8 @@ class _FusedAttention(TorchFunctionMode):
 
 
 @contextmanager
-def _autocast(dtype: torch.dtype) -> Iterator[None]:
-    """CUDA's autocast, which `torch.autocast` refuses to switch on where there is no GPU."""
+def _cuda_autocast(dtype: torch.dtype) -> Iterator[None]:
+    """CUDA's autocast, which `torch.autocast` refuses to enable without a GPU."""
     before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
     torch.set_autocast_enabled("cuda", dtype.itemsize < FLOAT32)
     torch.set_autocast_dtype("cuda", dtype)
@@ -196,17 +198,17 @@ def _autocast(dtype: torch.dtype) -> Iterator[None]:
 
 
 def step_flops(teacher_macs: int, student_macs: int, pictures: int, *, checkpointing: bool) -> int:
-    """FLOPs of an optimiser step: for each picture a forward of the teacher, and a forward and a backward of the student.
+    """FLOPs of an optimiser step: for each picture, a forward pass of the teacher, and a forward and a backward pass of the student.
 
     Args:
-        teacher_macs: multiply-accumulates of a forward, 2 FLOPs each.
+        teacher_macs: multiply-accumulates of a forward pass, 2 FLOPs each.
         student_macs: likewise.
-        pictures: of all forward passes that the step sums up.
-        checkpointing: the student's activations are computed again in the backward.
+        pictures: in all accumulated batches of the step.
+        checkpointing: the student's activations are recomputed in the backward pass.
     """
-    return round(2 * (teacher_macs + PASSES[checkpointing] * student_macs) * pictures)
+    return round(2 * (teacher_macs + FORWARD_EQUIVALENTS[checkpointing] * student_macs) * pictures)
 
 
 def gpu_hours(flops: int, tflops: float) -> float:
-    """Time that so much work takes one GPU that does `tflops` x 10^12 FLOPs a second."""
+    """Hours that one GPU at `tflops` x 10^12 FLOPs per second takes."""
     return flops / (tflops * 1e12) / 3600

@@ -1,4 +1,4 @@
-"""Students on disk: a diffusers folder with a note of how the student was made and a model card."""
+"""Students on disk: a diffusers folder with a record of how the student was made and a model card."""
 
 import json
 import platform
@@ -14,7 +14,7 @@ from diffusers import UNet2DConditionModel
 from huggingface_hub import ModelCardData
 from safetensors import SafetensorError
 
-from distillation.data.batches import passes
+from distillation.data.batches import epochs
 from distillation.recipe import Recipe
 from distillation.recipe_tables import Training
 from distillation.teacher import Teacher
@@ -27,7 +27,7 @@ INDEX = "model_index.json"
 
 @dataclass(frozen=True)
 class StageResult:
-    """A stage's teacher, its steps, and its weighted loss terms at the end, averaged over a few batches after its own."""
+    """A stage's teacher, its steps, and its final weighted loss terms, averaged over a few batches after its own."""
 
     name: str
     teacher_digest: str
@@ -37,18 +37,18 @@ class StageResult:
 
 @dataclass(frozen=True)
 class Provenance:
-    """How a student was made.
+    """How a student was made; written to `provenance.json`. `data_digest`, `pictures`, `passes` and `seed` are None without training.
 
     Attributes:
-        student: its architecture, or the recipe's name where that has none.
-        teacher_digest: of all weights of the teacher that it was cut from, as its records give it.
-        data_digest: of the pictures and captions that it was trained on; None where it was not.
-        pictures: how many of them could be decoded; None likewise.
-        passes: how often each was seen, on average; None likewise.
-        licences: of the teachers, which a student inherits; None for one whose folder names none.
-        seed: of the training; None where there was none.
-        steps: of all stages; 0 for a student that was only cut.
-        commit: of the checkout that made it, where there is one.
+        student: its architecture, or the recipe's name if the architecture has none.
+        teacher_digest: of all weights of the teacher that the student was cut from, as in records of that teacher.
+        data_digest: of the training pictures and captions.
+        pictures: number of training pictures that could be decoded.
+        passes: how often each picture was seen, on average.
+        licences: of the teachers, which a student inherits; None for a teacher whose folder names none.
+        seed: of the training.
+        steps: in total over all stages; 0 for a student that was only cut.
+        commit: of the checkout that made the student, if there is one.
     """
 
     recipe: str
@@ -69,7 +69,7 @@ class Provenance:
     commit: str | None
 
     @classmethod
-    def of(
+    def from_run(
         cls,
         recipe: Recipe,
         teachers: Sequence[Teacher],
@@ -79,7 +79,7 @@ class Provenance:
         data_digest: str | None = None,
         pictures: int | None = None,
     ) -> Self:
-        """Note down a student of a recipe, cut from the first of its teachers, with the software that made it."""
+        """Describe a student of a recipe, cut from the first of its teachers, and the software that made it."""
         steps = sum(stage.steps for stage in stages or [])
         return cls(
             recipe=recipe.name,
@@ -89,19 +89,19 @@ class Provenance:
             teacher_digest=teachers[0].digest,
             data_digest=data_digest,
             pictures=pictures,
-            passes=passes(pictures, steps, settings) if pictures and settings else None,
+            passes=epochs(pictures, steps, settings) if pictures and settings else None,
             licences=list(dict.fromkeys(teacher.licence for teacher in teachers)),
             family=teachers[0].spec.family,
             parameters=sum(parameter.numel() for parameter in student.parameters()),
             seed=settings.seed if settings else None,
             steps=steps,
             stages=stages or [],
-            versions=versions(),
+            versions=package_versions(),
             commit=checkout_state(Path(__file__).resolve().parents[1])[0],
         )
 
 
-def export(
+def export_student(
     student: UNet2DConditionModel,
     out: Path,
     teacher: Teacher,
@@ -110,62 +110,62 @@ def export(
     logs: Mapping[str, Path] | None = None,
     unet_only: bool = False,
 ) -> Path:
-    """Write the student to `out`, in the teacher's dtype: a whole pipeline with the teacher's other parts, or its UNet alone.
+    """Write the student to `out` in the teacher's dtype: a complete pipeline with the teacher's other parts, or the UNet alone.
 
     Args:
         student: on any device.
         out: new or empty folder.
-        teacher: what it was cut from.
-        provenance: how it was made.
-        logs: the losses of each stage on the way, JSON lines, copied to `losses/<stage>.jsonl`.
-        unet_only: leave the other parts of the pipeline out.
+        teacher: what the student was cut from.
+        provenance: how the student was made.
+        logs: stage => its training losses, JSON lines, copied to `losses/<stage>.jsonl`.
+        unet_only: leave out the other parts of the pipeline.
 
     Raises:
-        UserError: `out` holds something already, or the disk takes no more; then nothing is left there.
+        UserError: `out` is not empty, or the disk is full; then nothing is left there.
     """
-    check_free(out)
-    place = out.resolve()  # "." has no name of its own
-    beside = place.with_name(f"{place.name}.part")
-    shutil.rmtree(beside, ignore_errors=True)
+    check_new_or_empty(out)
+    target = out.resolve()  # "." has no name of its own
+    partial = target.with_name(f"{target.name}.part")
+    shutil.rmtree(partial, ignore_errors=True)
     try:
-        _write(student, beside, teacher, provenance, unet_only=unet_only)
+        _write_folder(student, partial, teacher, provenance, unet_only=unet_only)
         for stage, log in (logs or {}).items():
-            (beside / "losses").mkdir(exist_ok=True)
-            shutil.copy(log, beside / "losses" / f"{stage}.jsonl")
-        if place.exists():
-            place.rmdir()
-        beside.rename(place)
-    except (OSError, SafetensorError) as error:  # safetensors wraps what the disk says
-        shutil.rmtree(beside, ignore_errors=True)
+            (partial / "losses").mkdir(exist_ok=True)
+            shutil.copy(log, partial / "losses" / f"{stage}.jsonl")
+        if target.exists():
+            target.rmdir()
+        partial.rename(target)
+    except (OSError, SafetensorError) as error:  # safetensors wraps the OSError of a full disk
+        shutil.rmtree(partial, ignore_errors=True)
         raise UserError(f"cannot write the student to {out}: {error}. Make room, or name another folder with --out") from error
     return out
 
 
-def _write(student: UNet2DConditionModel, folder: Path, teacher: Teacher, provenance: Provenance, *, unet_only: bool) -> None:
+def _write_folder(student: UNet2DConditionModel, folder: Path, teacher: Teacher, provenance: Provenance, *, unet_only: bool) -> None:
     folder.mkdir(parents=True)
     if not unet_only:
         _copy_parts(teacher.folder, folder)
     unet = folder if unet_only else folder / "unet"
     student.to(getattr(torch, teacher.dtype)).save_pretrained(unet)
     config = json.loads((unet / "config.json").read_text())
-    config.pop("_name_or_path", None)  # where this machine had it
+    config.pop("_name_or_path", None)  # a local path
     (unet / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     (folder / "provenance.json").write_text(json.dumps(asdict(provenance), indent=2) + "\n")
-    (folder / "README.md").write_text(card(provenance, unet_only=unet_only))
+    (folder / "README.md").write_text(model_card(provenance, unet_only=unet_only))
 
 
-def check_free(out: Path) -> None:
-    """Make sure that nothing would be overwritten.
+def check_new_or_empty(out: Path) -> None:
+    """Check that writing to `out` overwrites nothing.
 
     Raises:
-        UserError: `out` is a file, or a folder with something in it.
+        UserError: `out` is a file or a folder that is not empty.
     """
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise UserError(f"{out} exists; expected a new or empty folder. Remove it, or name another with --out")
 
 
-def card(provenance: Provenance, *, unet_only: bool) -> str:
-    """A short model card, in Markdown."""
+def model_card(provenance: Provenance, *, unet_only: bool) -> str:
+    """A short model card in Markdown."""
     licence = provenance.licences[0] if len(provenance.licences) == 1 else "other"
     kind = "UNet2DConditionModel" if unet_only else "StableDiffusionXLPipeline"
     seen = f" on {provenance.pictures:,} pictures, each seen {provenance.passes:,.1f} times on average," if provenance.pictures else ""
@@ -185,10 +185,10 @@ def card(provenance: Provenance, *, unet_only: bool) -> str:
             f"# {provenance.student}, family {provenance.family}",
             "",
             f"A UNet of {provenance.parameters:,} parameters, cut from a teacher of architecture {provenance.teacher} by recipe",
-            f"`{provenance.recipe}` and {trained}. How it was made: `provenance.json`.",
+            f"`{provenance.recipe}` and {trained}. `provenance.json` records how it was made.",
             "",
             "These are not Segmind's weights, nor a copy of them: parts of the published recipe are unknown, and the recipe",
-            "file says which choices are this project's own.",
+            "file marks the choices that are this project's own.",
             "",
             *stages,
             *([""] if stages else []),
@@ -207,13 +207,13 @@ def _copy_parts(teacher: Path, out: Path) -> None:
         if name != "unet" and isinstance(kind, list) and kind[0] is not None:
             (out / name).mkdir()
             for path in part_files(teacher / name, name):
-                _copy_plain(path, out / name)
+                _copy_without_variant(path, out / name)
     for path in teacher.glob("LICENSE*"):
         shutil.copy(path, out / path.name)
 
 
-def _copy_plain(path: Path, folder: Path) -> None:
-    """Copy a file under the name that is found without naming a variant, where the teacher has a 16-bit copy alone."""
+def _copy_without_variant(path: Path, folder: Path) -> None:
+    """Copy a file without "fp16" in its name, so that it loads without `variant`; a teacher may have only 16-bit files."""
     copy = folder / path.name.replace(".fp16", "")
     if ".index." in path.name:
         copy.write_text(path.read_text().replace(".fp16", ""))
@@ -221,6 +221,6 @@ def _copy_plain(path: Path, folder: Path) -> None:
         shutil.copy(path, copy)
 
 
-def versions() -> dict[str, str]:
-    """Of Python and of the packages that decide weights and pictures."""
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide weights and pictures."""
     return {"python": platform.python_version()} | {name: version(name) for name in ("torch", "accelerate", "diffusers", "transformers")}

@@ -7,74 +7,74 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from distillation.recipe_tables import Loss
+from distillation.recipe_tables import LossWeights
 from distillation.taps import Tap
 
 
-def terms(
-    weights: Loss,
+def weighted_terms(
+    weights: LossWeights,
     taps: Sequence[Tap],
     *,
-    of_task: Tensor,
+    sample_weights: Tensor,
     target: Tensor,
     student: Tensor,
     teacher: Tensor,
     student_features: MutableMapping[str, Tensor],
     teacher_features: MutableMapping[str, Tensor],
 ) -> dict[str, Tensor]:
-    """The weighted terms, whose sum is minimised.
+    """The weighted loss terms; training minimises their sum.
 
     task = |student - target|^2, output = |student - teacher|^2, feature = sum over taps of |student tap - teacher tap|^2,
-    each a mean over its elements; with `weights.scale` "teacher", each tap's is divided by |teacher tap|^2.
+    each a mean over its elements; with `weights.scale` "teacher", each tap's error is divided by |teacher tap|^2.
 
     Args:
-        weights: of each term.
-        of_task: N, what each picture counts for in the task term; its mean is taken over N (arXiv 2303.09556).
+        weights: of the terms.
         taps: the pairs to compare.
-        target: N x 4 x H x W, noise or velocity, as the scheduler's prediction type says.
-        student: like `target`, what the student predicts.
-        teacher: like `target`, what the teacher predicts.
-        student_features: outputs of the student's taps, by path; taken out as they are compared, which frees their memory.
+        sample_weights: N, weight of each picture in the task term, which is a mean over N (arXiv 2303.09556).
+        target: N x 4 x H x W, noise or velocity, according to the scheduler's prediction type.
+        student: the student's prediction, like `target`.
+        teacher: the teacher's prediction, like `target`.
+        student_features: outputs of the student's taps by path; each is removed once compared, which frees its memory.
         teacher_features: outputs of the teacher's taps, likewise.
     """
     return {
-        "task": weights.task * (of_task * squares(student, target).flatten(1).mean(1)).mean(),
+        "task": weights.task * (sample_weights * squared_error(student, target).flatten(1).mean(1)).mean(),
         "output": weights.output * mse(student, teacher),
-        "feature": weights.feature * features(taps, student_features, teacher_features, weights.scale),
+        "feature": weights.feature * feature_loss(taps, student_features, teacher_features, weights.scale),
     }
 
 
-def features(
+def feature_loss(
     taps: Sequence[Tap], student: MutableMapping[str, Tensor], teacher: MutableMapping[str, Tensor], scale: Literal["none", "teacher"]
 ) -> Tensor:
-    """Sum of the taps' mean squared errors, each over the mean square of the teacher's output where `scale` says so.
+    """Sum of the taps' mean squared errors; with scale "teacher", each is divided by the mean square of the teacher's output.
 
-    The outputs are taken out of the mappings as they are compared.
+    Outputs are removed from the mappings as they are compared.
     """
 
-    def error(learned: Tensor, taught: Tensor) -> Tensor:
-        return mse(learned, taught) / (taught.float().square().mean() if scale == "teacher" else 1)
+    def error(student_output: Tensor, teacher_output: Tensor) -> Tensor:
+        return mse(student_output, teacher_output) / (teacher_output.float().square().mean() if scale == "teacher" else 1)
 
     return torch.stack([error(student.pop(tap.student), teacher.pop(tap.teacher)) for tap in taps]).sum()
 
 
-def task_weights(scheduler: DDIMScheduler, timesteps: Tensor, snr_gamma: float | None) -> Tensor:
-    """Min-SNR weights of the task term (arXiv 2303.09556) => N; ones where `snr_gamma` is None.
+def min_snr_weights(scheduler: DDIMScheduler, timesteps: Tensor, snr_gamma: float | None) -> Tensor:
+    """Min-SNR weights (arXiv 2303.09556) => N; ones if `snr_gamma` is None.
 
-    With snr = a / (1 - a): min(snr, gamma) / snr where the UNet says noise, min(snr, gamma) / (snr + 1) where it says velocities.
+    With snr = a / (1 - a): min(snr, gamma) / snr if the UNet predicts noise, min(snr, gamma) / (snr + 1) if it predicts velocities.
     """
     if snr_gamma is None:
         return torch.ones(len(timesteps), device=timesteps.device)
     signal: Tensor = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
     snr = signal / (1 - signal)
-    least = snr.clamp(max=snr_gamma)
+    clamped = snr.clamp(max=snr_gamma)
     if scheduler.config.prediction_type == "v_prediction":
-        return least / (snr + 1)
-    return torch.where(snr > 0, least / snr, 1.0)
+        return clamped / (snr + 1)
+    return torch.where(snr > 0, clamped / snr, 1.0)
 
 
-def squares(x: Tensor, y: Tensor) -> Tensor:
-    """Squared differences in float32, whatever the inputs' precision."""
+def squared_error(x: Tensor, y: Tensor) -> Tensor:
+    """Squared differences, computed in float32."""
     return (x.float() - y.float()).square()
 
 
@@ -85,9 +85,9 @@ def mse(x: Tensor, y: Tensor) -> Tensor:
 
 
 class _MeanSquaredError(torch.autograd.Function):
-    """Keeps the difference for the backward pass in x's precision, where autograd would keep it in float32.
+    """Saves the difference for the backward pass in x's dtype, where autograd would save it in float32.
 
-    The gradient is rounded to that precision anyhow. In bfloat16 a tap then costs what the teacher's output takes.
+    The gradient is rounded to that dtype anyway. In bfloat16, a tap then takes no more memory than the teacher's output.
     """
 
     @staticmethod

@@ -1,8 +1,8 @@
-"""Recipes: which of the teacher's blocks a student keeps, what is compared, and how long it trains.
+"""Recipes: which of the teacher's blocks a student keeps, which outputs are compared, and how long it trains.
 
-A recipe names blocks by the teacher's own numbers, at every stage. It is checked against the two architectures when it is
-read, its taps when a run begins: both before any weights are. Nothing in it depends on widths: the same file prunes SDXL
-and the embedded teacher.
+A recipe numbers blocks as the teacher does, at every stage. It is checked against both architectures when it is loaded, and
+its taps are checked when a run starts: both before any weights are read. Nothing in it depends on widths, so the same file
+prunes SDXL and the embedded teacher.
 """
 
 import bisect
@@ -17,7 +17,17 @@ from typing import Any, Literal, get_args
 from pydantic import Field, ValidationError
 
 from distillation.plan import Plan
-from distillation.recipe_tables import FullSize, Keep, KeepResnets, Loss, Middle, Scenes, Stage, Table, Teaching
+from distillation.recipe_tables import (
+    FullSizeTraining,
+    KeepBlocks,
+    KeepResnets,
+    LossWeights,
+    Middle,
+    ScenesTraining,
+    Stage,
+    Table,
+    TeacherShare,
+)
 from sdbench.errors import UserError, unknown
 from sdbench.models.architectures import TOPOLOGIES, Config, depths, resnets, unet_config
 from sdbench.scenes.render import SIZE_PX
@@ -27,8 +37,8 @@ Family = Literal["scenes", "sdxl"]
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Steps `start` to `end` of a run: numbers of the stage and of the teacher, from 0."""
+class Segment:
+    """Steps `start` to `end` (exclusive) of a run, with the number of their stage and of their teacher, both from 0."""
 
     stage: int
     teacher: int
@@ -40,9 +50,9 @@ class Recipe(Table):
     """A student: its architecture, how it is cut from the teacher, and its training.
 
     Attributes:
-        student: architecture that the last stage reaches; None where it has no name.
-        teacher: architecture that the first stage starts from.
-        taps: paths of the modules whose outputs the feature loss compares, `*` standing for any one part.
+        student: architecture after the last stage; None if it has no name.
+        teacher: architecture that the first stage cuts.
+        taps: paths of the modules whose outputs the feature loss compares; `*` matches any one part.
     """
 
     name: str = Field(pattern=r"^[a-z0-9.-]+$")
@@ -51,99 +61,102 @@ class Recipe(Table):
     middle: Middle
     stages: tuple[Stage, ...] = Field(min_length=1)
     taps: tuple[str, ...] = Field(min_length=1)
-    loss: Loss
-    scenes: Scenes
-    sdxl: FullSize
+    loss: LossWeights
+    scenes: ScenesTraining
+    sdxl: FullSizeTraining
 
     @property
     def digest(self) -> str:
-        """SHA-256 of what the recipe says; comments and layout are not in it."""
+        """SHA-256 of the recipe's content; comments and layout do not matter."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
-    def settings(self, family: Family) -> Scenes | FullSize:
-        """How a family trains."""
+    def settings(self, family: Family) -> ScenesTraining | FullSizeTraining:
+        """The training settings of a family."""
         return self.scenes if family == "scenes" else self.sdxl
 
     def size_px(self, family: Family) -> int:
         """Side of the pictures that a family trains on."""
         return SIZE_PX if family == "scenes" else self.sdxl.size_px
 
-    def deciding(self, family: Family) -> str:
-        """SHA-256 of what decides a student of this family: neither the other family's settings, nor sources and names, nor keys that are not given."""
+    def training_digest(self, family: Family) -> str:
+        """SHA-256 of what decides the weights of a student of this family.
+
+        Left out are the other family's settings, all sources and names, and keys that are not set.
+        """
         rows = {"__all__": {"source"}}
-        prose: dict[str, Any] = {"stages": {"__all__": {"keep": rows, "shorten": rows}}, "middle": {"source"}}
-        prose["sdxl"] = {"source": True, "data": True, "teachers": {"__all__": {"name", "source"}}}
-        others = {name: True for name in get_args(Family) if name != family}
-        return hashlib.sha256(self.model_dump_json(exclude=prose | others, exclude_none=True).encode()).hexdigest()
+        notes: dict[str, Any] = {"stages": {"__all__": {"keep": rows, "shorten": rows}}, "middle": {"source"}}
+        notes["sdxl"] = {"source": True, "data": True, "teachers": {"__all__": {"name", "source"}}}
+        other_families = {name: True for name in get_args(Family) if name != family}
+        return hashlib.sha256(self.model_dump_json(exclude=notes | other_families, exclude_none=True).encode()).hexdigest()
 
     @property
     def plans(self) -> list[Plan]:
-        """Each stage's plan, in the teacher's block numbers.
+        """What each stage keeps, in the teacher's block numbers.
 
         Raises:
-            UserError: a row names what its network does not have.
+            UserError: a row names something that its network does not have.
         """
         config, plans = unet_config(self.teacher), []
         plan = Plan({path: tuple(range(depth)) for path, depth in depths(config).items()}, self.middle.resnet)
         for stage in self.stages:
             where = f"recipe {self.name!r}, stage {stage.name!r}"
-            shorter = plan.shortened([(row.block, row.resnets) for row in stage.shorten or ()], resnets(config), where)
-            plan = shorter.cut([(row.attentions, row.blocks) for row in stage.keep], where)
+            plan = plan.keep_resnets([(row.block, row.resnets) for row in stage.shorten or ()], resnets(config), where)
+            plan = plan.keep_blocks([(row.attentions, row.blocks) for row in stage.keep], where)
             plans.append(plan)
         return plans
 
     def stage_steps(self, steps: int) -> list[int]:
-        """Steps of each stage, by its share.
+        """Number of steps of each stage, by its share.
 
         Raises:
-            UserError: too few steps for each stage to have one.
+            UserError: too few steps for every stage to have at least one.
         """
-        counts = _split(steps, [stage.share for stage in self.stages])
+        counts = _split_steps(steps, [stage.share for stage in self.stages])
         if min(counts) < 1:
             raise UserError(
-                f"{steps} steps leave a stage of recipe {self.name!r} without any; found {counts} for {len(self.stages)} stages"
+                f"{steps} steps are too few for the {len(self.stages)} stages of recipe {self.name!r}; each needs at least 1, found {counts}"
             )
         return counts
 
-    def pieces(self, steps: int, teachers: int) -> list[Piece]:
-        """The run in pieces of one stage and one teacher each, none of them empty.
+    def segments(self, steps: int, teachers: int) -> list[Segment]:
+        """The run in segments of one stage and one teacher each; none is empty.
 
         Args:
-            steps: of all.
-            teachers: how many are at hand; a single one teaches all along, else each has its share.
+            steps: in total.
+            teachers: number of teachers. A single one teaches all steps; several each teach their share.
 
         Raises:
             UserError: neither one teacher nor as many as the recipe names, or too few steps.
         """
-        shares = [1.0] if teachers == 1 else [teaching.share for teaching in self.sdxl.teachers]
+        shares = [1.0] if teachers == 1 else [teacher.share for teacher in self.sdxl.teachers]
         if len(shares) != teachers:
-            names = ", ".join(teaching.name for teaching in self.sdxl.teachers)
+            names = ", ".join(teacher.name for teacher in self.sdxl.teachers)
             raise UserError(
                 f"{teachers} teachers for recipe {self.name!r}, which names {len(shares)} ({names}); give one, or all of them in that order"
             )
-        stages, lessons = (list(itertools.accumulate(counts)) for counts in (self.stage_steps(steps), _split(steps, shares)))
-        ends = sorted({*stages, *lessons} - {0})
+        stage_ends, teacher_ends = (list(itertools.accumulate(counts)) for counts in (self.stage_steps(steps), _split_steps(steps, shares)))
+        ends = sorted({*stage_ends, *teacher_ends} - {0})
         return [
-            Piece(bisect.bisect_right(stages, start), bisect.bisect_right(lessons, start), start, end)
+            Segment(bisect.bisect_right(stage_ends, start), bisect.bisect_right(teacher_ends, start), start, end)
             for start, end in zip([0, *ends], ends, strict=False)
         ]
 
     def check(self) -> None:
-        """Check it against the architectures that it names.
+        """Check the recipe against the architectures that it names.
 
         Raises:
-            UserError: a name is unknown, a row does not fit, the shares are not a whole, or the last stage is not the student.
+            UserError: a name is unknown, a row does not fit, shares do not sum to 1, or the last stage does not end at the student.
         """
         for architecture in (self.teacher, self.student):
             if architecture is not None and architecture not in TOPOLOGIES:
                 raise unknown("architecture", architecture, TOPOLOGIES)
         if self.student:
-            self._check_end(unet_config(self.teacher), unet_config(self.student), self.plans[-1])
+            self._check_final_architecture(unet_config(self.teacher), unet_config(self.student), self.plans[-1])
         for what, rows in (("stages", self.stages), ("teachers", self.sdxl.teachers)):
             if abs((total := sum(row.share for row in rows)) - 1) > 1e-6:
                 raise UserError(f"recipe {self.name!r}: the shares of its {what} sum to {total:g}; expected 1")
 
-    def _check_end(self, teacher: Config, student: Config, last: Plan) -> None:
+    def _check_final_architecture(self, teacher: Config, student: Config, last: Plan) -> None:
         shortened = {block: len(kept) for block, kept in last.resnets.items()}
         for what, reached, expected in (
             ("resnets", resnets(teacher) | shortened, resnets(student)),
@@ -155,36 +168,36 @@ class Recipe(Table):
                 raise UserError(f"recipe {self.name!r} does not end at {self.student}; {what} kept: {found}")
 
 
-def _split(steps: int, shares: Sequence[float]) -> list[int]:
-    """Whole steps by share; what rounding leaves goes to the neighbours, so that all add up."""
+def _split_steps(steps: int, shares: Sequence[float]) -> list[int]:
+    """Whole numbers of steps by share. Only the ends are rounded, so the numbers always sum to `steps`."""
     ends = [round(steps * share) for share in itertools.accumulate(shares)]
     return [end - start for start, end in zip([0, *ends], [*ends[:-1], steps], strict=False)]
 
 
-def shipped() -> list[str]:
+def shipped_recipes() -> list[str]:
     """Names of the recipes that come with the package."""
     return sorted(path.stem for path in RECIPES.glob("*.toml"))
 
 
-def read(what: str | Path) -> Recipe:
-    """Read a recipe by the name of a shipped one, or from a file, and check it.
+def load_recipe(name_or_path: str | Path) -> Recipe:
+    """Load and check a recipe: a shipped one by its name, or a `.toml` file by its path.
 
     Raises:
-        UserError: there is no such recipe, or it is wrong; the message says where.
+        UserError: there is no such recipe, or it has an error; the message says where.
     """
-    path = Path(what)
+    path = Path(name_or_path)
     if path.suffix != ".toml":
-        path = RECIPES / f"{what}.toml"
+        path = RECIPES / f"{name_or_path}.toml"
         if not path.is_file():
-            raise unknown("recipe", str(what), shipped())
+            raise unknown("recipe", str(name_or_path), shipped_recipes())
     try:
         recipe = Recipe.model_validate(tomllib.loads(path.read_text()))
     except FileNotFoundError:
-        raise UserError(f"no recipe at {path}; shipped ones go by name: {', '.join(shipped())}") from None
+        raise UserError(f"no recipe at {path}; name a file, or a shipped recipe: {', '.join(shipped_recipes())}") from None
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path} is not TOML: {error}") from None
     except ValidationError as error:
-        raise _explain(path, error) from None
+        raise _first_error(path, error) from None
     recipe.check()
     return recipe
 
@@ -192,21 +205,21 @@ def read(what: str | Path) -> Recipe:
 _TABLES: dict[str, type[Table]] = {
     "": Recipe,
     "stages": Stage,
-    "keep": Keep,
+    "keep": KeepBlocks,
     "shorten": KeepResnets,
     "middle": Middle,
-    "loss": Loss,
-    "scenes": Scenes,
-    "sdxl": FullSize,
-    "teachers": Teaching,
+    "loss": LossWeights,
+    "scenes": ScenesTraining,
+    "sdxl": FullSizeTraining,
+    "teachers": TeacherShare,
 }
 
 
-def _explain(path: Path, error: ValidationError) -> UserError:
-    """The first thing that is wrong, unknown keys before all, since a misspelt key is also a missing one."""
-    first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
-    place = ".".join(map(str, first["loc"]))
+def _first_error(path: Path, error: ValidationError) -> UserError:
+    """The first error, unknown keys first: a misspelt key is reported as missing too."""
+    first = min(error.errors(), key=lambda details: details["type"] != "extra_forbidden")
+    location = ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
         tables = ["", *(part for part in first["loc"][:-1] if isinstance(part, str))]
-        return unknown(f"key in {path.name} ({place})", str(first["loc"][-1]), _TABLES[tables[-1]].model_fields)
-    return UserError(f"{path.name}: {place}: {first['msg']}; found {first['input']!r}")
+        return unknown(f"key in {path.name} ({location})", str(first["loc"][-1]), _TABLES[tables[-1]].model_fields)
+    return UserError(f"{path.name}: {location}: {first['msg']}; found {first['input']!r}")

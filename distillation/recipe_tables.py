@@ -1,4 +1,4 @@
-"""The tables of a recipe's file, but for the whole: what each key means, and what it may be."""
+"""The tables of a recipe file: what each key means and which values it takes. `recipe.Recipe` is the file as a whole."""
 
 from typing import Annotated, Literal
 
@@ -8,23 +8,24 @@ Positive = Annotated[int, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
 
 
-def _is_cosine(decay: str) -> bool:
-    """Whether a recipe says what all did before there was a choice, whose digests stay."""
+def _is_default_decay(decay: str) -> bool:
+    """Older recipes lack `lr_decay`; the default stays out of the digest so that theirs do not change."""
     return decay == "cosine"
 
 
 class Table(BaseModel):
-    """A table of a recipe; a key that it does not know is an error."""
+    """A table of a recipe; an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Keep(Table):
-    """A row of a stage.
+class KeepBlocks(Table):
+    """A row of a stage: which transformer blocks stay.
 
     Attributes:
-        attentions: path of the teacher's attentions, `*` standing for any one part and `[01]` for a choice of them.
-        blocks: the teacher's transformer blocks that stay, or "all"; none, which only the middle may have, removes the attention.
+        attentions: path of the teacher's attentions; `*` matches any one part, `[01]` either digit.
+        blocks: numbers of the teacher's transformer blocks that stay, or "all". An empty list removes the attention; only the middle's
+            can be removed.
         source: where this is known from, or "inferred", or "chosen".
     """
 
@@ -34,12 +35,12 @@ class Keep(Table):
 
 
 class KeepResnets(Table):
-    """A row of a stage that shortens blocks: with a resnet goes the attention behind it.
+    """A row of a stage: which resnets stay. A removed resnet takes the attention behind it along.
 
     Attributes:
-        block: path of the teacher's down or up blocks, `*` standing for any.
-        resnets: the teacher's resnets that stay.
-        source: as in `Keep`.
+        block: path of the teacher's down or up blocks; `*` matches any one part.
+        resnets: numbers of the teacher's resnets that stay.
+        source: see `KeepBlocks`.
     """
 
     block: str
@@ -48,35 +49,35 @@ class KeepResnets(Table):
 
 
 class Stage(Table):
-    """A cut and the training after it. What no row names stays as the stage before left it.
+    """A cut and the training after it. Whatever no row names stays as the previous stage left it.
 
     Attributes:
-        share: of the recipe's steps.
-        shorten: applied before `keep`, whose rows then name attentions that are still there.
+        share: this stage's share of the recipe's steps.
+        shorten: applied before `keep`; the rows of `keep` can only name attentions that remain.
     """
 
     name: str = Field(pattern=r"^[a-z0-9-]+$")
     share: float = Field(gt=0, le=1)
-    keep: tuple[Keep, ...] = Field(min_length=1)
+    keep: tuple[KeepBlocks, ...] = Field(min_length=1)
     shorten: tuple[KeepResnets, ...] | None = None
 
 
 class Middle(Table):
-    """Which of the teacher's two middle resnets is the student's only one, once the middle attention is gone; "none": the whole middle goes."""
+    """Which of the teacher's two middle resnets stays when the middle attention is removed; "none" removes the whole middle."""
 
     resnet: Literal[0, 1, "none"]
     source: str
 
 
-class Loss(Table):
+class LossWeights(Table):
     """Weights of the loss terms.
 
     Attributes:
-        feature: of the sum over the taps.
-        scale: what each tap's error is divided by: `none`, as in Segmind's script, or `teacher`, the mean square of the
-            teacher's own output (LAPTOP-Diff, arXiv 2404.11098), without which a few large taps dominate.
-        snr_gamma: weigh the task term of each picture by its timestep (min-SNR, arXiv 2303.09556); the distillation terms keep
-            their weight, where Segmind's script loses them. None: all timesteps alike.
+        feature: weight of the sum over the taps.
+        scale: `none` leaves each tap's error as it is, like Segmind's script; a few large taps then dominate. `teacher` divides it by the
+            mean square of the teacher's output (LAPTOP-Diff, arXiv 2404.11098).
+        snr_gamma: weight the task term of each picture by its timestep (min-SNR, arXiv 2303.09556). The distillation terms keep their
+            weight; Segmind's script drops them. None: all timesteps count the same.
     """
 
     task: Weight
@@ -87,22 +88,22 @@ class Loss(Table):
 
 
 class Training(Table):
-    """How a family trains. Each stage, and each teacher within it, begins anew: learning rate, optimiser, running average.
+    """How a family trains. Learning rate, optimiser and weight average start afresh with each stage, and with each teacher within a stage.
 
     Attributes:
-        steps: over all stages.
+        steps: in total over all stages.
         lr: peak learning rate.
-        warmup: steps over which the learning rate rises to it.
-        lr_decay: how it goes on: by a half cosine down to zero, or "none": not at all.
-        batch: pictures in one forward pass.
-        accumulation: batches that a step sums up, shared out over the processes: their number has to divide it.
-        betas: AdamW's.
-        weight_decay: AdamW's.
-        clip_norm: of the gradient, at most.
-        ema: decay of the running average of the weights, which is what is kept; 0 keeps the last weights.
+        warmup: steps over which the learning rate rises to its peak.
+        lr_decay: after the warm-up: "cosine" falls to zero along a half cosine, "none" stays at the peak.
+        batch: pictures per forward pass.
+        accumulation: batches whose gradients one step sums; the number of processes must divide it.
+        betas: of AdamW.
+        weight_decay: of AdamW.
+        clip_norm: largest norm of the gradient.
+        ema: decay of the exponential moving average of the weights, which becomes the student; 0 takes the last weights.
         drop: share of captions replaced by the unconditional embedding.
-        dtype: that both networks compute in; the student's weights are kept in float32.
-        checkpointing: compute the student's activations twice instead of keeping them.
+        dtype: that both networks compute in; the student's weights stay in float32.
+        checkpointing: recompute the student's activations in the backward pass instead of keeping them.
     """
 
     steps: Positive
@@ -113,7 +114,7 @@ class Training(Table):
     weight_decay: Weight
     clip_norm: float = Field(gt=0)
     warmup: Positive
-    lr_decay: Literal["cosine", "none"] = Field(default="cosine", exclude_if=_is_cosine)
+    lr_decay: Literal["cosine", "none"] = Field(default="cosine", exclude_if=_is_default_decay)
     ema: float = Field(ge=0, lt=1)
     dtype: Literal["bfloat16", "float32"]
     checkpointing: bool
@@ -121,7 +122,7 @@ class Training(Table):
     seed: Annotated[int, Field(ge=0)]
 
 
-class Scenes(Training):
+class ScenesTraining(Training):
     """How the embedded family trains.
 
     Attributes:
@@ -131,25 +132,25 @@ class Scenes(Training):
     pictures: Positive
 
 
-class Teaching(Table):
-    """A teacher and its share of the steps; several teach in succession."""
+class TeacherShare(Table):
+    """A teacher and its share of the steps; several teachers follow each other."""
 
     name: str
     share: float = Field(gt=0, le=1)
     source: str
 
 
-class FullSize(Training):
+class FullSizeTraining(Training):
     """How the full-size family trains.
 
     Attributes:
-        teachers: in succession.
-        data: Hub datasets that the released student saw.
+        teachers: in the order in which they teach.
+        data: Hub datasets that the released student was trained on.
         size_px: side of the pictures, a multiple of 8.
-        source: where the numbers are from.
+        source: where the numbers come from.
     """
 
-    teachers: tuple[Teaching, ...] = Field(min_length=1)
+    teachers: tuple[TeacherShare, ...] = Field(min_length=1)
     data: tuple[str, ...]
     size_px: Positive = Field(multiple_of=8)
     source: str

@@ -1,4 +1,4 @@
-"""What a full-size student makes while it trains; there is no truth to judge it by, so it is only shown."""
+"""Sample pictures of a full-size student during training. There is no ground truth to score them by, so they are only shown."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -12,29 +12,29 @@ from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DC
 from sdbench.models.loading import read_part
 from sdbench.training.latents import LatentPool
 
-SHOWN, STEPS, GUIDANCE, SEED = 4, 25, 7.5, 7
-SHEET_PX = 512
+SAMPLES, STEPS, GUIDANCE_SCALE, SEED = 4, 25, 7.5, 7
+THUMBNAIL_PX = 512
 
 
-class Look:
-    """Pictures of the first captions of a pool, the same noise each time.
+class StudentSampler:
+    """Draws pictures for the first captions of a pool, each time from the same noise.
 
     Args:
-        pool: gives the embeddings; text encoders are not needed again.
-        pipeline_folder: gives the VAE and the noise schedule.
-        precision: context that the UNet computes in.
+        pool: source of the embeddings, so that no text encoders are needed.
+        pipeline_folder: source of the VAE and the noise schedule.
+        precision: makes the autocast context that the UNet runs in.
     """
 
     def __init__(self, pool: LatentPool, pipeline_folder: Path, precision: Callable[[], AbstractContextManager[object]]) -> None:
-        rows = np.arange(min(SHOWN, len(pool)))
+        rows = np.arange(min(SAMPLES, len(pool)))
         self._batch, self._unconditional, self._precision = pool.at(rows, SEED), pool.at(rows, SEED, drop=1), precision
         self._vae = read_part("vae", pipeline_folder / "vae", torch.float32)
-        self._vae.enable_slicing()  # type: ignore[operator]  # an AutoencoderKL; one picture at a time, for training leaves little memory
+        self._vae.enable_slicing()  # type: ignore[operator]  # an AutoencoderKL; decodes one picture at a time, since training leaves little memory
         self._scheduler = EulerDiscreteScheduler.from_pretrained(pipeline_folder / "scheduler")
 
     @torch.no_grad()
     def __call__(self, unet: UNet2DConditionModel) -> tuple[npt.NDArray[np.uint8], dict[str, float]]:
-        """A row of pictures, H x W x 3; and no values."""
+        """A UNet => a row of pictures, H x W x 3, and no metrics."""
         batch, unconditional = self._batch.to(unet.device), self._unconditional.to(unet.device)
         pipeline = StableDiffusionXLPipeline(
             vae=self._vae.to(unet.device), text_encoder=None, text_encoder_2=None, tokenizer=None, tokenizer_2=None,
@@ -51,10 +51,10 @@ class Look:
                 height=batch.noise.shape[2] * pipeline.vae_scale_factor,
                 width=batch.noise.shape[3] * pipeline.vae_scale_factor,
                 num_inference_steps=STEPS,
-                guidance_scale=GUIDANCE,
+                guidance_scale=GUIDANCE_SCALE,
                 output_type="pil",
             ).images
         self._vae.to("cpu")
         for image in images:
-            image.thumbnail((SHEET_PX, SHEET_PX))
+            image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
         return np.concatenate([np.asarray(image) for image in images], 1), {}

@@ -1,4 +1,4 @@
-"""Teachers in succession: whether later ones have the text encoders and the VAE of the first, whose embeddings and latents all of them are given."""
+"""Teachers in succession: do later ones share the first one's text encoders and VAE? All are given the first one's embeddings and latents."""
 
 import sys
 from collections.abc import Sequence
@@ -12,51 +12,53 @@ from distillation.teacher import Teacher
 from sdbench.models.files import STEMS, read_headers, weight_files
 from sdbench.models.text_encoders import PREFIX
 
-HEAD = 64  # numbers of each tensor that are compared; tuning moves all of them
-Heads = dict[str, tuple[tuple[int, ...], Tensor]]
+COMPARED_VALUES = 64  # first values of each tensor; fine-tuning changes all of them
+LeadingValues = dict[str, tuple[tuple[int, ...], Tensor]]  # tensor name => shape, first values
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-def warn_of_others(teachers: Sequence[Teacher]) -> None:
-    """Say which teachers have text encoders or a VAE of their own: they answer embeddings or latents that they were not trained on.
+def warn_of_different_parts(teachers: Sequence[Teacher]) -> None:
+    """Warn of teachers whose text encoders or VAE differ from the first one's: they get inputs that they were not trained on.
 
     Raises:
-        UserError: weights of one are missing or damaged.
+        UserError: weights of a teacher are missing or damaged.
     """
     for teacher in teachers[1:]:
-        if parts := other_parts(teachers[0].folder, teacher.folder):
+        if parts := different_parts(teachers[0].folder, teacher.folder):
             tqdm.write(
-                f"the teacher in {teacher.folder} has another {' and '.join(parts)} than the first one in {teachers[0].folder}, but answers what the first one's embeds and encodes, as its student will have them. Tune or choose it with the same, or expect it to teach less well",
+                f"the teacher in {teacher.folder} has another {' and '.join(parts)} than the first one in {teachers[0].folder}, but is given "
+                "the embeddings and latents of the first one, whose parts the student keeps. Choose or tune a teacher with the same parts, "
+                "or expect it to teach less well",
                 file=sys.stderr,
             )
 
 
-def other_parts(one: Path, other: Path) -> list[str]:
-    """Names of the parts of two pipelines, UNets aside, that differ in weights by more than the precision they are stored in.
+def different_parts(one: Path, other: Path) -> list[str]:
+    """Names of the parts, UNets aside, whose weights differ between two pipelines by more than the precision they are stored in.
 
-    Compared are the names and shapes of all tensors, and the first numbers of each in the coarser precision of both: gigabytes are not read.
+    Compares names and shapes of all tensors, and the first values of each in the coarser dtype of the two. That avoids reading gigabytes.
     """
-    return [part for part in STEMS if part != "unet" and not _alike(_heads(one, part), _heads(other, part))]
+    return [part for part in STEMS if part != "unet" and not _are_equal(_leading_values(one, part), _leading_values(other, part))]
 
 
-def _heads(pipeline: Path, part: str) -> Heads:
-    """Shape and first numbers of each tensor of floats."""
-    found = {}
+def _leading_values(pipeline: Path, part: str) -> LeadingValues:
+    """Shape and first values of each floating-point tensor."""
+    values = {}
     for name, tensor in read_headers(weight_files(pipeline / part, part, sixteen_bit=False)[1]).items():
         if dtype := _FLOATS.get(tensor.dtype):
             with tensor.path.open("rb") as file:
                 file.seek(tensor.start)
-                numbers = bytearray(file.read(min(HEAD * dtype.itemsize, tensor.stop - tensor.start)))
-            found[name.removeprefix(PREFIX)] = tensor.shape, torch.frombuffer(numbers, dtype=dtype)
-    return found
+                content = bytearray(file.read(min(COMPARED_VALUES * dtype.itemsize, tensor.stop - tensor.start)))
+            values[name.removeprefix(PREFIX)] = tensor.shape, torch.frombuffer(content, dtype=dtype)
+    return values
 
 
-def _alike(one: Heads, other: Heads) -> bool:
+def _are_equal(one: LeadingValues, other: LeadingValues) -> bool:
     return one.keys() == other.keys() and all(
-        shape == other[name][0] and torch.equal(*_coarser(numbers, other[name][1])) for name, (shape, numbers) in one.items()
+        shape == other[name][0] and torch.equal(*_in_coarser_dtype(values, other[name][1])) for name, (shape, values) in one.items()
     )
 
 
-def _coarser(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    dtype = max(one.dtype, other.dtype, key=lambda kind: torch.finfo(kind).eps)
+def _in_coarser_dtype(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    dtype = max(one.dtype, other.dtype, key=lambda candidate: torch.finfo(candidate).eps)
     return one.to(dtype), other.to(dtype)

@@ -1,4 +1,4 @@
-"""Taps: pairs of modules, student and teacher, whose outputs the feature loss compares, and the hooks that collect them."""
+"""Taps: pairs of student and teacher modules whose outputs the feature loss compares, and the hooks that collect the outputs."""
 
 import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from distillation.plan import Plan, matches
-from distillation.prune import on_meta
+from distillation.prune import meta_unet
 from sdbench.errors import UserError, unknown
 from sdbench.models.architectures import Config
 
 
 @dataclass(frozen=True)
 class Tap:
-    """A pair of module paths, and the shape of both outputs for one image (1 x channels x height x width)."""
+    """The paths of two modules, and the shape of both outputs for one image (1 x channels x height x width)."""
 
     student: str
     teacher: str
@@ -28,31 +28,37 @@ class Tap:
         return f"{self.student} <- {self.teacher} {' x '.join(map(str, self.shape[1:]))}"
 
 
-def resolve(student: Config, teacher: Config, plan: Plan, patterns: Sequence[str]) -> list[Tap]:
-    """The pairs that the patterns name in two UNets, given by their configs; checked by a forward pass without storage.
+def resolve_taps(student: Config, teacher: Config, plan: Plan, patterns: Sequence[str]) -> list[Tap]:
+    """The taps that the patterns name in two UNets, checked by a forward pass on the meta device.
 
-    What the plan took out with its whole block or layer has no pair.
+    Modules that the plan removed with their whole layer or block get no tap.
+
+    Args:
+        student: the student's config.
+        teacher: the teacher's config.
+        plan: how the student was cut from the teacher.
+        patterns: module paths in the teacher; `*` matches any one part.
 
     Raises:
-        UserError: a pattern names no module, a module is missing in the student, or the outputs of a pair differ in shape.
+        UserError: a pattern matches no module, the student lacks a module, or the outputs of a pair differ in shape.
     """
-    student_shapes, teacher_shapes = (_shapes(_plain(config)) for config in (student, teacher))
-    pairs = {path: place for path in _expand(patterns, teacher_shapes) if (place := plan.place(path))}
-    if missing := [path for path, place in pairs.items() if place not in student_shapes]:
-        raise UserError(f"tap {missing[0]}: the teacher has it, the student does not; take it out of the recipe's taps or keep the module")
-    for path, place in pairs.items():
-        if student_shapes[place] != teacher_shapes[path]:
+    student_shapes, teacher_shapes = (_output_shapes(_config_key(config)) for config in (student, teacher))
+    pairs = {path: own for path in _expand_patterns(patterns, teacher_shapes) if (own := plan.student_path(path))}
+    if missing := [path for path, own in pairs.items() if own not in student_shapes]:
+        raise UserError(f"tap {missing[0]}: the teacher has it, the student does not; remove it from the recipe's taps or keep the module")
+    for path, own in pairs.items():
+        if student_shapes[own] != teacher_shapes[path]:
             raise UserError(
-                f"tap {path}: the student's output is {student_shapes[place]}, the teacher's {teacher_shapes[path]}; expected equal shapes"
+                f"tap {path}: the student's output is {student_shapes[own]}, the teacher's {teacher_shapes[path]}; expected equal shapes"
             )
-    return [Tap(place, path, student_shapes[place]) for path, place in pairs.items()]
+    return [Tap(own, path, student_shapes[own]) for path, own in pairs.items()]
 
 
 @contextmanager
-def collect(network: nn.Module, paths: Iterable[str]) -> Iterator[dict[str, Tensor]]:
-    """While open, each forward pass leaves the outputs of the modules at `paths` in the mapping; nothing stays afterwards."""
+def collect_outputs(network: nn.Module, paths: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+    """While open, each forward pass stores the outputs of the modules at `paths` in the mapping; it is empty afterwards."""
     outputs: dict[str, Tensor] = {}
-    handles = [network.get_submodule(path).register_forward_hook(_keep(outputs, path)) for path in paths]
+    handles = [network.get_submodule(path).register_forward_hook(_store_output(outputs, path)) for path in paths]
     try:
         yield outputs
     finally:
@@ -61,14 +67,14 @@ def collect(network: nn.Module, paths: Iterable[str]) -> Iterator[dict[str, Tens
         outputs.clear()
 
 
-def _keep(outputs: dict[str, Tensor], path: str) -> Any:
+def _store_output(outputs: dict[str, Tensor], path: str) -> Any:
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        outputs[path] = output if isinstance(output, Tensor) else output[0]  # attentions answer with a tuple
+        outputs[path] = output if isinstance(output, Tensor) else output[0]  # attentions return a tuple
 
     return hook
 
 
-def _expand(patterns: Sequence[str], modules: Collection[str]) -> list[str]:
+def _expand_patterns(patterns: Sequence[str], modules: Collection[str]) -> list[str]:
     for pattern in patterns:
         if not any(matches(pattern, path) for path in modules):
             same_depth = {path for path in modules if path.count(".") == pattern.count(".")}
@@ -76,16 +82,16 @@ def _expand(patterns: Sequence[str], modules: Collection[str]) -> list[str]:
     return [path for path in modules if any(matches(pattern, path) for pattern in patterns)]
 
 
-def _plain(config: Config) -> str:
-    """What of a UNet's config makes the network, as a key; not where it lay."""
+def _config_key(config: Config) -> str:
+    """A UNet's config as a hashable key, without private fields such as the folder it came from."""
     return json.dumps({name: value for name, value in config.items() if not name.startswith("_")}, sort_keys=True)
 
 
-@cache  # it takes a second, and a teacher's are the same for each stage
+@cache  # takes a second, and all stages share the teacher's
 @torch.no_grad()
-def _shapes(config_json: str) -> dict[str, tuple[int, ...]]:
-    """Of the outputs of all modules that a forward pass calls, in the network's own order."""
-    network = on_meta(json.loads(config_json))
+def _output_shapes(config_json: str) -> dict[str, tuple[int, ...]]:
+    """Output shape of each module that a forward pass calls, in the network's own order."""
+    network = meta_unet(json.loads(config_json))
     paths = [path for path, _ in network.named_modules() if path]
     config = network.config
     pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
@@ -94,7 +100,7 @@ def _shapes(config_json: str) -> dict[str, tuple[int, ...]]:
         return torch.empty(shape, device="meta")
 
     conditions = {"text_embeds": empty(1, pooled), "time_ids": empty(1, 6)}
-    with collect(network, paths) as outputs:
+    with collect_outputs(network, paths) as outputs:
         latents = empty(1, config.in_channels, config.sample_size, config.sample_size)
         network(latents, empty(1), empty(1, 1, config.cross_attention_dim), added_cond_kwargs=conditions)
         return {path: tuple(outputs[path].shape) for path in paths if path in outputs}

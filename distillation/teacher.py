@@ -1,4 +1,4 @@
-"""The teacher: a whole pipeline on disk, whose UNet is of the architecture that a recipe cuts."""
+"""The teacher: a complete diffusers pipeline on disk, whose UNet a recipe cuts."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +20,7 @@ from sdbench.models.spec import ModelSpec, resolve
 from sdbench.scenes.embedded import WEIGHTS
 
 EMBEDDED = WEIGHTS / "pipeline"
-_NOISE: dict[str, object] = {  # keys of a scheduler's configuration, and diffusers' defaults
+_NOISE_DEFAULTS: dict[str, object] = {  # keys of a scheduler's configuration, and diffusers' defaults
     "prediction_type": "epsilon",
     "num_train_timesteps": 1000,
     "beta_start": 0.0001,
@@ -33,11 +33,11 @@ _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 @dataclass(frozen=True)
 class Teacher:
-    """Where it lies and what it is.
+    """A teacher's folder and what it holds.
 
     Attributes:
-        dtype: that its UNet is stored in; students are stored likewise.
-        licence: that its model card gives, as the Hub spells licences; None where there is none. The embedded teacher has the project's.
+        dtype: of the stored UNet; students are stored in the same.
+        licence: from the model card, as the Hub spells licences, or None. The embedded teacher has the project's.
     """
 
     folder: Path
@@ -47,109 +47,110 @@ class Teacher:
 
     @cached_property
     def digest(self) -> str:
-        """Of all its weights, of two copies those of 32 bits, as records of float32 runs give it; gigabytes are read for it, once."""
+        """Digest of all weights, as in records of float32 runs; prefers 32-bit files over a 16-bit copy. Reads gigabytes, once."""
         return str(weights_digest(self.spec, dtype="float32"))
 
     @property
     def config(self) -> Config:
-        """Of its UNet."""
+        """The UNet's config."""
         return read_json(self.folder / "unet" / "config.json")
 
     @property
-    def noise(self) -> dict[str, object]:
-        """What its UNet was trained to undo, by its scheduler's configuration."""
+    def noise_settings(self) -> dict[str, object]:
+        """The scheduler settings that define the noise the UNet was trained on."""
         config = read_json(self.folder / "scheduler" / "scheduler_config.json")
-        return {key: config.get(key, default) for key, default in _NOISE.items()}
+        return {key: config.get(key, default) for key, default in _NOISE_DEFAULTS.items()}
 
     def unet(self, dtype: str, device: str) -> UNet2DConditionModel:
-        """Its UNet, frozen, of two copies that of 32 bits; tensors are checked on the way. As stored and on the CPU, it takes no memory of its own.
+        """The UNet, frozen and checked; prefers 32-bit files over a 16-bit copy. In the stored dtype on the CPU it is memory-mapped.
 
         Raises:
-            UserError: weights are missing, damaged or not finite, or the device is not there.
+            UserError: weights are missing, damaged or not finite, or the device is missing.
         """
         return load_unet(self.folder, dtype=dtype, device=device)
 
 
-def place(what: str | None) -> Path:
-    """The folder of the pipeline that `what` names, fetched from the Hub where it is not on this disk; the embedded teacher where nothing is named.
+def fetch_folder(name: str | None) -> Path:
+    """The folder of a pipeline, fetched from the Hub if it is not on this disk.
 
     Args:
-        what: a folder, a name of the catalogue such as "sdxl", or `owner/name` on the Hub.
+        name: a folder, a name of the catalogue such as "sdxl", or `owner/name` on the Hub; None: the embedded teacher.
 
     Raises:
         UserError: there is no such pipeline, or the Hub cannot be reached.
     """
-    if isinstance(found := _named(what), Path):
-        return found
-    fetch(found, dtype="float32")
-    fetch_card(found)
-    return locate(found).pipeline
+    if isinstance(source := _resolve_name(name), Path):
+        return source
+    fetch(source, dtype="float32")
+    fetch_card(source)
+    return locate(source).pipeline
 
 
-def here(what: str | None) -> Path | None:
-    """The folder that `place` gives, or None where it would fetch it.
+def local_folder(name: str | None) -> Path | None:
+    """The same without fetching: None if the pipeline is not on this disk.
 
     Raises:
         UserError: there is no such pipeline.
     """
-    if isinstance(found := _named(what), Path):
-        return found
-    return locate(found).pipeline if is_cached(found, dtype="float32") else None
+    if isinstance(source := _resolve_name(name), Path):
+        return source
+    return locate(source).pipeline if is_cached(source, dtype="float32") else None
 
 
-def _named(what: str | None) -> Path | ModelSpec:
-    if what is None or Path(what).is_dir():
-        return EMBEDDED if what is None else Path(what)
-    spec = resolve(what)
+def _resolve_name(name: str | None) -> Path | ModelSpec:
+    if name is None or Path(name).is_dir():
+        return EMBEDDED if name is None else Path(name)
+    spec = resolve(name)
     if spec.base is not None or spec.source not in ("hub", "embedded"):
-        raise UserError(f"{what!r} is no whole pipeline in diffusers layout; name a folder, 'sdxl', or owner/name on the Hub")
+        raise UserError(f"{name!r} is not a complete pipeline in diffusers layout; name a folder, 'sdxl', or owner/name on the Hub")
     return spec
 
 
-def pipeline(folder: Path) -> ModelSpec:
-    """The whole pipeline in a folder; no weights are read.
+def pipeline_spec(folder: Path) -> ModelSpec:
+    """The spec of the complete pipeline in a folder; no weights are read.
 
     Raises:
         UserError: there is none.
     """
     if not (folder / "model_index.json").is_file():
         raise UserError(
-            f"no teacher in {folder}; expected a whole pipeline in diffusers layout, with a model_index.json. Name one with --teacher"
+            f"no teacher in {folder}; expected a complete pipeline in diffusers layout, with a model_index.json. Name one with --teacher"
         )
     return resolve(str(folder), name="teacher")
 
 
-def find(folder: Path, recipe: Recipe) -> Teacher:
-    """The teacher in a folder, of the architecture that the recipe cuts; no weights are read.
+def open_teacher_for(folder: Path, recipe: Recipe) -> Teacher:
+    """The teacher in a folder, if it has the architecture that the recipe cuts; no weights are read.
 
     Raises:
-        UserError: the folder is no whole pipeline, or its architecture is another.
+        UserError: the folder is not a complete pipeline, or has another architecture.
     """
-    teacher = at(folder)
+    teacher = open_teacher(folder)
     if teacher.spec.architecture != recipe.teacher:
         raise UserError(
-            f"the teacher in {folder} is of architecture {teacher.spec.architecture!r}; recipe {recipe.name!r} cuts {recipe.teacher!r}"
+            f"the teacher in {folder} has architecture {teacher.spec.architecture!r}; recipe {recipe.name!r} cuts {recipe.teacher!r}"
         )
     return teacher
 
 
-def at(folder: Path) -> Teacher:
+def open_teacher(folder: Path) -> Teacher:
     """The teacher in a folder, of any architecture; no weights are read.
 
     Raises:
-        UserError: the folder is no whole pipeline, or its model card cannot be read.
+        UserError: the folder is not a complete pipeline, its UNet mixes dtypes or has an unknown one, or its model card cannot be read.
     """
-    spec = pipeline(folder)
-    kinds = {tensor.dtype for tensor in read_headers(weight_files(folder / "unet", "unet", sixteen_bit=False)[1]).values()}
-    if len(kinds) > 1 or not kinds <= _DTYPES.keys():
-        raise UserError(f"the UNet in {folder} is stored as {', '.join(sorted(kinds))}; expected one of {', '.join(_DTYPES)}")
-    return Teacher(folder, spec, _DTYPES[kinds.pop()], "apache-2.0" if folder == EMBEDDED else _licence(folder / "README.md"))
+    spec = pipeline_spec(folder)
+    dtypes = {tensor.dtype for tensor in read_headers(weight_files(folder / "unet", "unet", sixteen_bit=False)[1]).values()}
+    if len(dtypes) > 1 or not dtypes <= _DTYPES.keys():
+        raise UserError(f"the UNet in {folder} is stored as {', '.join(sorted(dtypes))}; expected one of {', '.join(_DTYPES)}")
+    return Teacher(folder, spec, _DTYPES[dtypes.pop()], "apache-2.0" if folder == EMBEDDED else _read_licence(folder / "README.md"))
 
 
-def _licence(card: Path) -> str | None:
+def _read_licence(card: Path) -> str | None:
     try:
         return (metadata_load(card) or {}).get("license") if card.is_file() else None
     except (ValueError, YAMLError) as error:
         raise UserError(
-            f"cannot read the licence, which students inherit, from {card}: {' '.join(str(error).split())}. Mend the YAML at its top, or remove the file"
+            f"cannot read the licence, which students inherit, from {card}: {' '.join(str(error).split())}. "
+            "Correct the YAML at its top, or remove the file"
         ) from error

@@ -1,14 +1,14 @@
-"""Training: stage by stage, prune and fit, so that a run that was killed continues where it was.
+"""Training, stage by stage: prune, then train. A run that was killed continues where it stopped.
 
-Each stage has a folder of its own under the work folder, named by everything that decides its weights. A finished stage
-is a UNet in safetensors with its losses beside it; an unfinished one holds the checkpoint to go on from.
+Each stage has its own folder inside a run folder, whose name is a digest of everything that decides the weights. A finished
+stage holds a UNet in safetensors with its losses beside it; an unfinished one holds the checkpoint to continue from.
 """
 
 import gc
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,17 +22,18 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from distillation import teacher as teachers
-from distillation.data.batches import batches, exposure, scenes
-from distillation.export import Provenance, StageResult, check_free, export
-from distillation.losses import task_weights, terms
+from distillation.data.batches import describe_epochs, numbered_batches, scene_pool
+from distillation.export import Provenance, StageResult, check_new_or_empty, export_student
+from distillation.losses import min_snr_weights, weighted_terms
 from distillation.plan import Plan
-from distillation.prune import prune, student_config
-from distillation.recipe import Family, Piece, Recipe
+from distillation.prune import prune
+from distillation.recipe import Family, Recipe
 from distillation.recipe_tables import Training
-from distillation.samples import Look
-from distillation.succession import warn_of_others
-from distillation.taps import Tap, collect, resolve
+from distillation.run_plan import RunPlan, check_pictures, check_run
+from distillation.samples import StudentSampler
+from distillation.succession import warn_of_different_parts
+from distillation.taps import Tap, collect_outputs
+from distillation.teacher import Teacher
 from sdbench.disk import digest, write_bytes
 from sdbench.errors import UserError
 from sdbench.probes.capacity import is_out_of_memory
@@ -40,19 +41,26 @@ from sdbench.scenes.embedded import checked
 from sdbench.scenes.networks import SceneNet
 from sdbench.scenes.training.evaluation import Watch
 from sdbench.training.checkpoints import written
-from sdbench.training.journal import Watch as Watching
-from sdbench.training.latents import Batch, Captioned, LatentPool, check_diffusion, noisy, predict, target
+from sdbench.training.journal import Watch as WatchCallback
+from sdbench.training.latents import Batch, Captioned, LatentPool, noisy, predict, target
 from sdbench.training.loop import Schedule, check_shares, fit
 from sdbench.training.processes import from_main
 
-FINAL_BATCHES = 4  # after a stage's own, over which its final losses are averaged
-PATIENCE = timedelta(minutes=30)  # of processes that train together: while one saves a checkpoint or looks, the others wait
-STUDENT, LOSSES, DECIDES = "student", "losses.json", "decides.json"
+FINAL_BATCHES = 4  # batches after a stage's own, over which its final losses are averaged
+PROCESS_TIMEOUT = timedelta(minutes=30)  # for processes that wait while another one saves a checkpoint or draws samples
+STUDENT, LOSSES, IDENTITY = "student", "losses.json", "decides.json"
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """What the steps under a teacher share: its UNet, the noise schedule, each numbered batch, and how to look at a student."""
+class StepContext:
+    """What all steps under one teacher share.
+
+    Attributes:
+        teacher: the teacher's UNet.
+        scheduler: the noise schedule.
+        batch: batch number => batch.
+        watch: draws samples of the student for the log.
+    """
 
     recipe: Recipe
     settings: Training
@@ -60,7 +68,7 @@ class Lesson:
     scheduler: DDIMScheduler
     batch: Callable[[int], Batch]
     accelerator: Accelerator
-    watch: Watching
+    watch: WatchCallback
 
 
 def distil(
@@ -75,217 +83,197 @@ def distil(
     device: Literal["cpu", "cuda"] = "cpu",
     unet_only: bool = False,
 ) -> Path:
-    """Make the student and write it to `out`; what an earlier run finished under `work` is not done again.
+    """Train the student and write it to `out`. Stages that an earlier run finished under `work` are not trained again.
 
     Args:
         recipe: what to cut and how to train.
-        family: which of the recipe's settings to take.
-        teacher_folders: the teacher as a whole diffusers pipeline, or several in succession; the student is cut from the
-            first, whose text encoders and VAE it keeps, and of the others only the UNet is used.
-        work: gets training pictures, latents and the stages.
-        out: gets the student; must not hold anything yet.
-        pictures: to train on; rendered scenes where not given, which only the embedded family can do without.
-        steps: of all stages together; the recipe's where not given.
+        family: which of the recipe's settings to use.
+        teacher_folders: the teacher, a complete diffusers pipeline, or several teachers in succession. The student is cut from
+            the first and keeps its text encoders and VAE; only the UNets of the others are used.
+        work: folder for training pictures, latents and stages.
+        out: new or empty folder for the student.
+        pictures: to train on; default: rendered scenes, for the embedded family only.
+        steps: in total over all stages; default: the recipe's.
         device: where both networks run; under `accelerate launch`, each process takes its own.
-        unet_only: write the UNet alone instead of a whole pipeline.
+        unet_only: write the UNet alone instead of a complete pipeline.
 
     Raises:
-        UserError: a teacher does not fit the recipe or the family, there is nothing to train on, `out` is taken, the device is
-            not there or has too little memory, the processes cannot share out a step evenly, or a loss is not finite.
+        UserError: a teacher does not fit the recipe or the family, there are no pictures, `out` is not empty, the device is missing or
+            has too little memory, the processes cannot share a step evenly, or a loss is not finite.
     """
     settings = recipe.settings(family)
-    check_free(out)
-    found, pieces, taps = check(recipe, family, teacher_folders, steps)
+    check_new_or_empty(out)
+    plan = check_run(recipe, family, teacher_folders, steps)
     check_pictures(family, pictures)
-    accelerator = accelerator_on(device, settings.dtype)
+    accelerator = make_accelerator(device, settings.dtype)
     check_shares(settings.accumulation, accelerator.num_processes)  # before hours of encoding
-    place = str(accelerator.device)
-    with accelerator.main_process_first():  # the others find what it drew
-        source = scenes(recipe.scenes.pictures, work) if pictures is None else pictures
-    if accelerator.is_main_process:
-        _announce(found, exposure(len(source.captions), pieces[-1].end, settings))
-    pool = LatentPool(teacher_folders[0], source, work / "latents", place)
-    watch: Watching
-    if family == "scenes":
-        watch = Watch(pool, SceneNet.load(checked("evaluators/reader.safetensors")))
-    else:
-        watch = Look(pool, teacher_folders[0], accelerator.autocast)
+    pool = _encode_pictures(recipe, settings, plan, pictures, work, accelerator)
+    watch = _make_watch(family, pool, teacher_folders[0], accelerator)
 
-    def lesson(teacher: teachers.Teacher) -> Lesson:
-        return Lesson(
-            recipe, settings, teacher.unet(settings.dtype, place), pool.scheduler, batches(pool, settings, place), accelerator, watch
+    def make_context(teacher: Teacher) -> StepContext:
+        place = str(accelerator.device)
+        unet = teacher.unet(settings.dtype, place)
+        return StepContext(recipe, settings, unet, pool.scheduler, numbered_batches(pool, settings, place), accelerator, watch)
+
+    folders = from_main(lambda: _segment_folders(work, recipe, plan, _identity(recipe, family, plan, pool.pictures.digest, device)))
+    with _explain_out_of_memory(settings, str(accelerator.device)):
+        train_segments(make_context, recipe, plan, folders, accelerator)
+    if accelerator.is_main_process:
+        student = _load_student(folders[-1])
+        provenance = Provenance.from_run(
+            recipe, plan.teachers, student, settings, _stage_results(recipe, plan, folders), pool.pictures.digest, len(pool)
         )
-
-    digests, data_digest = from_main(lambda: ([teacher.digest for teacher in found], source.digest))
-    decides = {
-        "recipe": recipe.deciding(family),
-        "teachers": digests,
-        "data": data_digest,
-        "steps": [[piece.stage, piece.teacher, piece.end] for piece in pieces],
-        "device": device,
-    }
-    run = from_main(lambda: _place(work, recipe.name, decides))
-    folders = [run / f"{number}-{recipe.stages[piece.stage].name}" for number, piece in enumerate(pieces, 1)]
-    with _enough_memory(settings, place):
-        teach(lesson, recipe, found, taps, zip(pieces, folders, strict=True), accelerator)
-    if accelerator.is_main_process:
-        student = _finished(folders[-1])
-        results = [
-            StageResult(recipe.stages[piece.stage].name, digests[piece.teacher], piece.end - piece.start, _losses(folder))
-            for piece, folder in zip(pieces, folders, strict=True)
-        ]
-        provenance = Provenance.of(recipe, found, student, settings, results, data_digest, len(pool))
         logs = {folder.name: folder / "log.jsonl" for folder in folders}
-        export(student, out, found[0], provenance, logs=logs, unet_only=unet_only)
+        export_student(student, out, plan.teachers[0], provenance, logs=logs, unet_only=unet_only)
     return out
 
 
-def _announce(found: Sequence[teachers.Teacher], pictures: str) -> None:
-    """Say, before hours of encoding, what teaches and on what."""
-    warn_of_others(found)
-    tqdm.write(f"training on {pictures}", file=sys.stderr)
-    for teacher in found:
-        tqdm.write(f"taught by the {teacher.dtype} weights in {teacher.folder}", file=sys.stderr)
+def make_accelerator(device: Literal["cpu", "cuda"], dtype: Literal["bfloat16", "float32"]) -> Accelerator:
+    """The accelerator for one process or several.
+
+    Raises:
+        UserError: the device is missing, or this process has already trained on another device or in another precision.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "no device 'cuda' here: torch finds no GPU; `sdbench doctor` shows what this machine can run, --device cpu always works"
+        )
+    handlers = [
+        InitProcessGroupKwargs(timeout=PROCESS_TIMEOUT),
+        DistributedDataParallelKwargs(gradient_as_bucket_view=True),  # keeps one copy of the gradients
+    ]
+    try:
+        accelerator = Accelerator(cpu=device == "cpu", mixed_precision="bf16" if dtype == "bfloat16" else "no", kwargs_handlers=handlers)
+    except ValueError as error:  # accelerate keeps one global state per process
+        raise UserError(
+            f"this process has already trained with other settings; start a new one to train in {dtype} on {device} ({error})"
+        ) from error
+    if accelerator.device.type != device:
+        raise UserError(f"this process has already trained on {accelerator.device.type}; start a new one to train on {device}")
+    return accelerator
+
+
+def _encode_pictures(
+    recipe: Recipe, settings: Training, plan: RunPlan, pictures: Captioned | None, work: Path, accelerator: Accelerator
+) -> LatentPool:
+    """Latents and embeddings by the first teacher's encoders; the main process first logs what the run trains on."""
+    with accelerator.main_process_first():  # renders the scenes; the other processes then find them
+        source = scene_pool(recipe.scenes.pictures, work) if pictures is None else pictures
+    if accelerator.is_main_process:
+        warn_of_different_parts(plan.teachers)
+        tqdm.write(f"training on {describe_epochs(len(source.captions), plan.segments[-1].end, settings)}", file=sys.stderr)
+        for teacher in plan.teachers:
+            tqdm.write(f"teacher: the {teacher.dtype} weights in {teacher.folder}", file=sys.stderr)
+    return LatentPool(plan.teachers[0].folder, source, work / "latents", str(accelerator.device))
+
+
+def _make_watch(family: Family, pool: LatentPool, teacher_folder: Path, accelerator: Accelerator) -> WatchCallback:
+    if family == "scenes":
+        return Watch(pool, SceneNet.load(checked("evaluators/reader.safetensors")))
+    return StudentSampler(pool, teacher_folder, accelerator.autocast)
+
+
+def _identity(recipe: Recipe, family: Family, plan: RunPlan, data_digest: str, device: str) -> dict[str, Any]:
+    """Everything that decides the weights. The digests read gigabytes, so only the main process computes them."""
+    return {
+        "recipe": recipe.training_digest(family),
+        "teachers": [teacher.digest for teacher in plan.teachers],
+        "data": data_digest,
+        "steps": [[segment.stage, segment.teacher, segment.end] for segment in plan.segments],
+        "device": device,
+    }
+
+
+def _segment_folders(work: Path, recipe: Recipe, plan: RunPlan, identity: dict[str, Any]) -> list[Path]:
+    run = _run_folder(work, recipe.name, identity)
+    return [run / f"{number}-{recipe.stages[segment.stage].name}" for number, segment in enumerate(plan.segments, 1)]
+
+
+def _run_folder(work: Path, name: str, identity: dict[str, Any]) -> Path:
+    """The folder of the run with this identity. If it is new, say how earlier runs of the same recipe differ."""
+    run = work / f"{name}-{digest(identity)[:12]}"
+    if not (run / IDENTITY).exists():
+        for other in sorted(work.glob(f"{name}-{'?' * 12}/{IDENTITY}")):
+            earlier = json.loads(other.read_text())
+            differences = ", ".join(key for key, value in identity.items() if earlier.get(key) != value)
+            tqdm.write(f"starting a new run in {run}; the run in {other.parent} differs in: {differences}", file=sys.stderr)
+        write_bytes(run / IDENTITY, json.dumps(identity, indent=1).encode() + b"\n")
+    return run
 
 
 @contextmanager
-def _enough_memory(settings: Training, device: str) -> Iterator[None]:
-    """Say how a step takes less of a GPU where it takes more than there is."""
+def _explain_out_of_memory(settings: Training, device: str) -> Iterator[None]:
+    """While open, turn an out-of-memory error into one that tells how a step needs less memory."""
     try:
         yield
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        twice = "" if settings.checkpointing else ", or set checkpointing = true, which computes activations twice instead of keeping them"
+        advice = "" if settings.checkpointing else ", or set checkpointing = true, which recomputes activations instead of keeping them"
         raise UserError(
-            f"{device} has too little memory to train with batch = {settings.batch}, accumulation = {settings.accumulation} and checkpointing = {str(settings.checkpointing).lower()} ({str(error).splitlines()[0]}). In a copy of the recipe, halve batch and double accumulation, which keeps the pictures of a step{twice}; `distillation plan` estimates what is needed"
+            f"{device} has too little memory to train with batch = {settings.batch}, accumulation = {settings.accumulation} and "
+            f"checkpointing = {str(settings.checkpointing).lower()} ({str(error).splitlines()[0]}). In a copy of the recipe, halve batch "
+            f"and double accumulation, which keeps the pictures per step{advice}; `distillation plan` estimates the memory needed"
         ) from error
 
 
-def _place(work: Path, name: str, decides: dict[str, Any]) -> Path:
-    """The folder of the run that these decide; where it is new, how others of this recipe differ is said."""
-    run = work / f"{name}-{digest(decides)[:12]}"
-    if not (run / DECIDES).exists():
-        for other in sorted(work.glob(f"{name}-{'?' * 12}/{DECIDES}")):
-            before = json.loads(other.read_text())
-            differs = ", ".join(key for key, value in decides.items() if before.get(key) != value)
-            tqdm.write(f"a new run begins in {run}; that in {other.parent} is of other {differs}", file=sys.stderr)
-        write_bytes(run / DECIDES, json.dumps(decides, indent=1).encode() + b"\n")
-    return run
-
-
-def accelerator_on(device: Literal["cpu", "cuda"], dtype: Literal["bfloat16", "float32"]) -> Accelerator:
-    """Where and in which precision the networks run, in one process or in several.
-
-    Raises:
-        UserError: the device is not there, or this process has trained on another, or in another precision.
-    """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            "no device 'cuda' here: torch finds no GPU; `sdbench doctor` says what this machine can run, --device cpu always works"
-        )
-    together = [InitProcessGroupKwargs(timeout=PATIENCE), DistributedDataParallelKwargs(gradient_as_bucket_view=True)]  # gradients once
-    try:
-        made = Accelerator(cpu=device == "cpu", mixed_precision="bf16" if dtype == "bfloat16" else "no", kwargs_handlers=together)
-    except ValueError as error:  # accelerate keeps one state a process
-        raise UserError(f"this process has trained otherwise before; start a new one to train in {dtype} on {device} ({error})") from error
-    if made.device.type != device:
-        raise UserError(f"this process has trained on {made.device.type} before; start a new one to train on {device}")
-    return made
-
-
-def check(
-    recipe: Recipe, family: Family, teacher_folders: Sequence[Path], steps: int | None = None
-) -> tuple[list[teachers.Teacher], list[Piece], list[list[Tap]]]:
-    """All that can be said before any weights are read => the teachers, the pieces of the run, and the taps of each stage.
-
-    Raises:
-        UserError: the run cannot work.
-    """
-    found = [teachers.find(folder, recipe) for folder in teacher_folders]
-    for teacher in found:
-        if teacher.spec.family != family:
-            raise UserError(
-                f"the teacher in {teacher.folder} is of family {teacher.spec.family!r}; expected {family!r}, as --family says: name another with --teacher, such as sdxl"
-            )
-        check_diffusion(teacher.folder)
-        if differs := [key for key, value in found[0].noise.items() if teacher.noise[key] != value]:
-            raise UserError(
-                f"the teacher in {teacher.folder} was trained with another noise than that in {found[0].folder}: its scheduler's {differs[0]} is {teacher.noise[differs[0]]}, not {found[0].noise[differs[0]]}"
-            )
-    pieces = recipe.pieces(steps or recipe.settings(family).steps, len(found))
-    students = [(student_config(found[0].config, plan), plan) for plan in recipe.plans]
-    taps = [[resolve(student, teacher.config, plan, recipe.taps) for student, plan in students] for teacher in found]
-    return found, pieces, taps[0]
-
-
-def check_pictures(family: Family, pictures: Captioned | None) -> None:
-    """See that there is something to train on.
-
-    Raises:
-        UserError: there is nothing.
-    """
-    if family == "sdxl" and pictures is None:
-        raise UserError(
-            "family 'sdxl' needs pictures to train on; name them with --data: `distillation data make` draws some with the teacher"
-        )
-
-
-def teach(
-    lesson: Callable[[teachers.Teacher], Lesson],
-    recipe: Recipe,
-    found: Sequence[teachers.Teacher],
-    taps: Sequence[list[Tap]],
-    pieces: Iterable[tuple[Piece, Path]],
-    accelerator: Accelerator,
+def train_segments(
+    make_context: Callable[[Teacher], StepContext], recipe: Recipe, plan: RunPlan, folders: Sequence[Path], accelerator: Accelerator
 ) -> None:
-    """Every piece in turn, each from the student that the piece before left in its folder.
+    """Train every unfinished segment, each from the student that the segment before it left in its folder.
 
     Args:
-        lesson: what the steps under a teacher share.
+        make_context: teacher => what its steps share.
         recipe: what to cut.
-        found: the teachers.
-        taps: of each stage.
-        pieces: of the run, with a folder for each.
-        accelerator: of the lessons.
+        plan: teachers, segments, and taps of each stage.
+        folders: one per segment.
+        accelerator: the same as in the contexts.
     """
-    before = None
-    for piece, folder in pieces:
-        plan, teacher = recipe.plans[piece.stage], found[piece.teacher]
+    previous = None
+    for segment, folder in zip(plan.segments, folders, strict=True):
+        stage_plan, teacher = recipe.plans[segment.stage], plan.teachers[segment.teacher]
         if not (folder / STUDENT).exists():
-            _run_piece(lesson(teacher), _cut(teacher, plan, before), taps[piece.stage], range(piece.start, piece.end), folder)
+            steps, taps = range(segment.start, segment.end), plan.taps[segment.stage]
+            _train_segment(make_context(teacher), _initial_student(teacher, stage_plan, previous), taps, steps, folder)
             accelerator.free_memory()  # it holds every model that it ever prepared
-            gc.collect()  # one whose forward was wrapped for mixed precision holds itself
+            gc.collect()  # a model whose forward was wrapped for mixed precision refers to itself
         accelerator.wait_for_everyone()  # the student is written, and no process still reads a checkpoint
         if accelerator.is_main_process:
             for checkpoint in folder.glob("step-*"):
                 shutil.rmtree(checkpoint)
-        before = plan, folder
+        previous = stage_plan, folder
 
 
-def _cut(teacher: teachers.Teacher, plan: Plan, before: tuple[Plan, Path] | None) -> UNet2DConditionModel:
-    """What a piece starts from, in float32 on the CPU: cut from the student before it or, of the first, from the teacher as it is stored."""
-    if before is None:
+def _initial_student(teacher: Teacher, plan: Plan, previous: tuple[Plan, Path] | None) -> UNet2DConditionModel:
+    """The student that a segment starts from, in float32 on the CPU: cut from the segment before it, or from the teacher as stored."""
+    if previous is None:
         return prune(teacher.unet(teacher.dtype, "cpu"), plan).float()
-    of_student, folder = before
-    return prune(_finished(folder), plan.within(of_student))
+    previous_plan, folder = previous
+    return prune(_load_student(folder), plan.relative_to(previous_plan))
 
 
-def _finished(folder: Path) -> UNet2DConditionModel:
+def _load_student(folder: Path) -> UNet2DConditionModel:
     return UNet2DConditionModel.from_pretrained(folder / STUDENT, local_files_only=True)
 
 
-def _losses(folder: Path) -> dict[str, float]:
-    found: dict[str, float] = json.loads((folder / STUDENT / LOSSES).read_text())
-    return found
+def _stage_results(recipe: Recipe, plan: RunPlan, folders: Sequence[Path]) -> list[StageResult]:
+    return [
+        StageResult(
+            recipe.stages[segment.stage].name,
+            plan.teachers[segment.teacher].digest,
+            segment.end - segment.start,
+            json.loads((folder / STUDENT / LOSSES).read_text()),
+        )
+        for segment, folder in zip(plan.segments, folders, strict=True)
+    ]
 
 
-def _run_piece(lesson: Lesson, student: UNet2DConditionModel, taps: list[Tap], steps: range, folder: Path) -> None:
-    settings, accelerator = lesson.settings, lesson.accelerator
+def _train_segment(context: StepContext, student: UNet2DConditionModel, taps: list[Tap], steps: range, folder: Path) -> None:
+    settings, accelerator = context.settings, context.accelerator
     if settings.checkpointing:
         student.enable_gradient_checkpointing()
     model = accelerator.prepare_model(student.requires_grad_(requires_grad=True))
-    first, after = (step * settings.accumulation for step in (steps.start, steps.stop))
+    first_batch, next_batch = (step * settings.accumulation for step in (steps.start, steps.stop))
     schedule = Schedule(
         len(steps),
         settings.lr,
@@ -299,48 +287,51 @@ def _run_piece(lesson: Lesson, student: UNet2DConditionModel, taps: list[Tap], s
         betas=settings.betas,
         lr_decay=settings.lr_decay,
     )
-    kept = fit(
+    trained = fit(
         model,
-        lambda number: step_terms(lesson, model, taps, first + number),
+        lambda number: batch_loss_terms(context, model, taps, first_batch + number),
         schedule,
         folder,
         accelerator=accelerator,
-        watch=lesson.watch,
+        watch=context.watch,
     )
     if accelerator.is_main_process:
-        losses = _final_losses(lesson, kept, taps, after)
-        with written(STUDENT, folder) as beside:
-            kept.save_pretrained(beside)  # type: ignore[operator]  # a UNet
-            (beside / LOSSES).write_text(json.dumps(losses))
+        losses = _final_losses(context, trained, taps, next_batch)
+        with written(STUDENT, folder) as partial:
+            trained.save_pretrained(partial)  # type: ignore[operator]  # a UNet
+            (partial / LOSSES).write_text(json.dumps(losses))
 
 
-def step_terms(lesson: Lesson, student: nn.Module, taps: list[Tap], number: int) -> dict[str, Tensor]:
+def batch_loss_terms(context: StepContext, student: nn.Module, taps: list[Tap], number: int) -> dict[str, Tensor]:
     """The weighted loss terms of one batch; the student may be wrapped for several processes."""
-    batch, weights = lesson.batch(number), lesson.recipe.loss
-    noised = noisy(lesson.scheduler, batch)
-    plain = lesson.accelerator.unwrap_model(student)
-    with collect(lesson.teacher, [tap.teacher for tap in taps]) as taught, collect(plain, [tap.student for tap in taps]) as learned:
-        return terms(
+    batch, weights = context.batch(number), context.recipe.loss
+    noised = noisy(context.scheduler, batch)
+    unwrapped = context.accelerator.unwrap_model(student)
+    with (
+        collect_outputs(context.teacher, [tap.teacher for tap in taps]) as teacher_features,
+        collect_outputs(unwrapped, [tap.student for tap in taps]) as student_features,
+    ):
+        return weighted_terms(
             weights,
             taps,
-            of_task=task_weights(lesson.scheduler, batch.timesteps, weights.snr_gamma),
-            target=target(lesson.scheduler, batch),
-            teacher=_answer(lesson.teacher, noised, batch),
+            sample_weights=min_snr_weights(context.scheduler, batch.timesteps, weights.snr_gamma),
+            target=target(context.scheduler, batch),
+            teacher=_predict_with_teacher(context.teacher, noised, batch),
             student=predict(student, noised, batch),
-            student_features=learned,
-            teacher_features=taught,
+            student_features=student_features,
+            teacher_features=teacher_features,
         )
 
 
 @torch.no_grad()
-def _answer(teacher: UNet2DConditionModel, noised: Tensor, batch: Batch) -> Tensor:
-    """What the teacher predicts, computed in its own precision, for its weights are not float32 that autocast could lower."""
+def _predict_with_teacher(teacher: UNet2DConditionModel, noised: Tensor, batch: Batch) -> Tensor:
+    """The teacher's prediction, without autocast: its weights are already in the dtype to compute in."""
     with torch.autocast(noised.device.type, enabled=False):
         return predict(teacher, noised.to(teacher.dtype), batch.to(teacher.dtype))
 
 
 @torch.no_grad()
-def _final_losses(lesson: Lesson, student: nn.Module, taps: list[Tap], start: int) -> dict[str, float]:
-    """Mean of each weighted term over the batches that come after the stage's own."""
-    rows = [step_terms(lesson, student, taps, start + number) for number in range(FINAL_BATCHES)]
+def _final_losses(context: StepContext, student: nn.Module, taps: list[Tap], first_batch: int) -> dict[str, float]:
+    """Mean of each weighted term over the batches that follow the stage's own."""
+    rows = [batch_loss_terms(context, student, taps, first_batch + number) for number in range(FINAL_BATCHES)]
     return {name: float(torch.stack([row[name] for row in rows]).mean()) for name in rows[0]}

@@ -266,7 +266,7 @@ def _run_in_memory(pipeline: Any, spec: "ModelSpec", suite: suites.Suite, places
 
 def _suite(suite: str | suites.Suite | None, spec: "ModelSpec") -> suites.Suite:
     if suite is None:
-        return lookup.suite_of(spec)
+        return lookup.default_suite(spec)
     return suite if isinstance(suite, suites.Suite) else suites.load(suite)
 
 
@@ -275,7 +275,7 @@ def _without_probes(record: Record, policy: Policy) -> tuple[Policy, list[str]]:
     names, rules = {value.name for value in record.values}, policy.rules(record.suite.name)
     skipped = [name for name in rules if name.partition(".")[0] in ("latency", "memory") and name not in names]
     kept = {name: rule for name, rule in rules.items() if name not in skipped}
-    return policy.model_copy(update={"suites": {policy.table(record.suite.name): kept}}), skipped
+    return policy.model_copy(update={"suites": {policy.table_name(record.suite.name): kept}}), skipped
 
 
 def compare(
@@ -304,16 +304,18 @@ def compare(
     """
     chosen = _policy(policy)
     given = suites.load(suite) if suite else None
-    theirs = lookup.find(baseline, places.results)
-    ours = lookup.named(candidate, base=base, lora=lora, name=name)
-    new, old = lookup.pair(ours, theirs, given, chosen, places.results, lambda specs, suite: run(specs, suite, places, device=device))
+    theirs = lookup.find_baseline(baseline, places.results)
+    ours = lookup.find_candidate(candidate, base=base, lora=lora, name=name)
+    new, old = lookup.find_or_run_pair(
+        ours, theirs, given, chosen, places.results, lambda specs, suite: run(specs, suite, places, device=device)
+    )
     return _judged(new, old, chosen, places, baseline)
 
 
 def _judged(new: Path, old: Path, policy: Policy, places: Places, asked: str, only: str | None = None) -> Report:
     """The verdict; latency and memory are not weighed for a run of the quality `only`, nor where one side has no model to time."""
-    ours, theirs = records.head(new), records.head(old)
-    alone = next((side for side in (ours, theirs) if side.model.is_pictures), ours if only == "quality" else None)
+    ours, theirs = records.read_record(new), records.read_record(old)
+    alone = next((side for side in (ours, theirs) if side.model.is_pictures_only), ours if only == "quality" else None)
     weighed, skipped = _without_probes(alone, policy) if alone else (policy, [])
     report = gate(new, old, weighed, floors.between_runs(theirs, places.results))
     notes = (f"not measured, so not weighed: {', '.join(skipped)}",) if skipped else ()
@@ -322,8 +324,8 @@ def _judged(new: Path, old: Path, policy: Policy, places: Places, asked: str, on
 
 def _signed(report: Report, new: Path, old: Path, policy: Policy, asked: str) -> Report:
     """The report, which says what it is of."""
-    suite = records.head(old).suite
-    return replace(report, inputs=Inputs(str(new), str(old), asked, suite.text, policy.name, policy.alpha))
+    suite = records.read_record(old).suite
+    return replace(report, inputs=Inputs(str(new), str(old), asked, suite.title_with_digest, policy.name, policy.alpha))
 
 
 def report(places: Places = Places(), out: Path | None = None, policy: Path | None = None) -> list[Path]:
@@ -336,8 +338,8 @@ def report(places: Places = Places(), out: Path | None = None, policy: Path | No
     from sdbench.report import page
 
     chosen = _policy(policy)
-    shown = sorted({row.record.suite.name for row in standings.rows(places.results)}) if policy else []
-    if shown and not any(chosen.suites.get(chosen.table(name)) for name in shown):
+    shown = sorted({row.record.suite.name for row in standings.read_rows(places.results)}) if policy else []
+    if shown and not any(chosen.suites.get(chosen.table_name(name)) for name in shown):
         chosen.rules(shown[0])
     return page.write(places.results, out or places.results / page.FILE_NAME, chosen)
 
@@ -356,7 +358,7 @@ def card(folder: str, places: Places = Places(), base: str | None = None) -> Pat
     spec = resolve(folder, base=base)
     if spec.source not in ("folder", "unet-folder"):
         raise UserError(f"a card is written into the folder of a pipeline or UNet, and {folder!r} is none ({spec.origin}); name one")
-    board = standings.rows(places.results)
+    board = standings.read_rows(places.results)
     dtypes = {row.record.sampling.get("dtype", "float32") for row in board if row.record.family == spec.family}
     digests = {weights_digest(spec, dtype=dtype) for dtype in dtypes}
     own = [row for row in board if row.record.model.weights_digest in digests]
@@ -380,7 +382,9 @@ def until_verdict(
     old = _opponent(baseline, suite, places, device)
     setting = bench(suite, device=machine.chosen_device(device), results=places.results, runs=places.work)
     with evaluators(setting.device):
-        path, report = run_until_verdict(Question(spec, setting, old, chosen, floors.between_runs(records.head(old), places.results)))
+        path, report = run_until_verdict(
+            Question(spec, setting, old, chosen, floors.between_runs(records.read_record(old), places.results))
+        )
     return path, _signed(report, path, old, chosen, baseline)
 
 
@@ -408,7 +412,7 @@ def noise(
         folder = places.work / "noise" / str(seed)  # probes are kept by what they measure: each run needs a place of its own
         (record,) = run([spec], seeded, Places(folder / "records", folder), device=device, only=only)
         found.append(Side.read(record))
-    floor = floors.of(found, numbers, suite.id)
+    floor = floors.estimate(found, numbers, suite.id)
     written = floors.write(floor, places.results)
     for seed in numbers:  # the next floor is measured anew; until here, what was killed goes on
         shutil.rmtree(places.work / "noise" / str(seed) / "probes", ignore_errors=True)
@@ -421,9 +425,9 @@ def _policy(path: Path | None) -> Policy:
 
 def _opponent(baseline: str, suite: suites.Suite, places: Places, device: str | None, only: str | None = None) -> Path:
     """The record that a model which is run here is compared with; run too, where this machine class has none."""
-    found = lookup.find(baseline, places.results)
+    found = lookup.find_baseline(baseline, places.results)
     if isinstance(found, Path):
-        lookup.check(found, suite.id)
+        lookup.check_suite(found, suite.id)
         return found
     here = machine.this_machine(machine.chosen_device(device)).machine_class
-    return lookup.of(found, suite, here, places.results, lambda specs, suite: run(specs, suite, places, device=device, only=only))
+    return lookup.find_or_run(found, suite, here, places.results, lambda specs, suite: run(specs, suite, places, device=device, only=only))

@@ -1,8 +1,8 @@
-"""The record: everything that is known of one model under one suite, and the only thing that gate, leaderboard and report read.
+"""The record: all that is known about one model under one suite. The gate, the leaderboard and the report read nothing else.
 
-A record is an immutable folder `results/<family>/<suite>@<version>/<model>/<digest>/` that holds `record.json`,
-`scores.parquet` (a row per prompt and sample) and `images/` (a few thumbnails). It is written beside and renamed, and
-its name is the digest of what it says, so that a record cannot be changed without changing its name.
+A record is an immutable folder `results/<family>/<suite>@<version>/<model>/<digest>/`. It holds `record.json`, `scores.parquet` (a row
+for each prompt and sample) and `images/` (a few thumbnails). It is written beside its final place and then renamed. The folder's name
+is the digest of its content, so a record cannot be changed without changing its name.
 """
 
 import hashlib
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field, model_validator
@@ -27,6 +28,27 @@ SCHEMA_VERSION: Literal[1] = 1
 MAX_THUMBNAILS = 64
 State = Literal["ok", "missing", "failed", "not_applicable"]
 Direction = Literal["higher", "lower", "neither"]
+Kind = Literal["score", "set", "probe", "count"]
+_INFLUENCE = ":influence"
+
+
+def column_of(metric: str, kind: Kind) -> str:
+    """The column of `scores.parquet` that holds a picture metric: its score of each picture, or each picture's influence on a `set` metric."""
+    return f"{metric}{_INFLUENCE}" if kind == "set" else metric
+
+
+def influenced_metric(column: str) -> str | None:
+    """The set metric whose influences a column of `scores.parquet` holds; None for a column of scores."""
+    return column.removesuffix(_INFLUENCE) if column.endswith(_INFLUENCE) else None
+
+
+def mean_per_prompt(prompt_ids: Sequence[str], values: F64) -> tuple[npt.NDArray[np.str_], F64]:
+    """=> prompt ids in order, and the mean of each prompt's samples.
+
+    Statistics over prompts start from these means, because the samples of one prompt are not independent.
+    """
+    prompts, row = np.unique(np.asarray(prompt_ids), return_inverse=True)
+    return prompts, np.bincount(row, values) / np.bincount(row)
 
 
 class Value(Table):
@@ -34,19 +56,20 @@ class Value(Table):
 
     Attributes:
         name: protocol (`fd.scenes`, `clip_score.scenes`) or probe (`latency.pipeline.p50`).
-        kind: how a gate compares it: `score` (mean of a column of `scores.parquet`, paired by prompt and sample), `set`
+        kind: how the gate compares it: `score` (mean of a column of `scores.parquet`, paired by prompt and sample), `set`
             (a distance of the whole set, paired through the column `<name>:influence`), `probe` (raw rounds in
             `samples`, compared on the log scale), `count` (exact: parameters, FLOPs).
         low, high: ends of the 95 % interval; None where there is none (counts).
-        n: images, prompts or calls behind the value.
-        reference: digest of what it was taken against: of the reference of a set metric, of the teacher's weights where it compares with
-            the teacher. Values are alike only where it is the same; older records do not name the teacher's, and are alike among themselves.
+        n: number of images, prompts or calls behind the value.
+        reference: digest of what the value was measured against: the reference of a set metric, or the teacher's weights where the metric
+            compares with the teacher. Only values with the same reference are comparable. Older records do not name the teacher's weights;
+            they are comparable among themselves.
         samples: raw measurements of a probe, a list of calls for each round.
         note: what a reader must know ("descriptive: n < 5 d", "random weights").
     """
 
     name: str
-    kind: Literal["score", "set", "probe", "count"]
+    kind: Kind
     direction: Direction
     unit: str
     state: State = "ok"
@@ -59,8 +82,18 @@ class Value(Table):
     samples: tuple[tuple[float, ...], ...] | None = None
     note: str = ""
 
+    @property
+    def is_picture_metric(self) -> bool:
+        """Whether it measures the pictures, and not the speed, memory or size of the model."""
+        return self.kind in ("score", "set")
+
+    @property
+    def column(self) -> str:
+        """The column of `scores.parquet` behind a picture metric."""
+        return column_of(self.name, self.kind)
+
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _check_numbers(self) -> Self:
         numbers = [number for number in (self.value, self.low, self.high) if number is not None]
         if not all(math.isfinite(call) for calls in self.samples or () for call in calls):
             raise ValueError(f"{self.name}: samples must be finite")  # JSON would turn NaN into null
@@ -72,12 +105,12 @@ class Value(Table):
 
 
 class Model(Table):
-    """What was measured.
+    """The model that was measured.
 
     Attributes:
         source: `hub:<repo>@<commit>`, `folder:<name>`, `file:<name>`, `embedded`, `random`, `rendered` (pictures, no model), `memory`,
-            `images:<folder>, <width> x <height> px, <formats>` (made elsewhere; older records have the folder alone).
-        label: shown in every table beside the name where weights are not what they seem ("random weights").
+            `images:<folder>, <width> x <height> px, <formats>` (made elsewhere; older records have only the folder).
+        label: shown beside the name in every table where the weights are not what the name suggests ("random weights").
         weights_digest: SHA-256 over all tensors of the pipeline; None where there is no model.
     """
 
@@ -89,18 +122,18 @@ class Model(Table):
 
     @property
     def title(self) -> str:
-        """The name, and the label where there is one, as people read it."""
+        """The name for readers, with the label where there is one."""
         return f"{self.name} ({self.label})" if self.label else self.name
 
     @property
-    def is_elsewhere(self) -> bool:
-        """Whether there are only pictures, which another program has made."""
+    def is_made_elsewhere(self) -> bool:
+        """Whether there are only pictures, made by another program."""
         return self.source.startswith("images:")
 
     @property
-    def is_pictures(self) -> bool:
+    def is_pictures_only(self) -> bool:
         """Whether there are only pictures, made elsewhere or rendered, and no model."""
-        return self.is_elsewhere or self.source == "rendered"
+        return self.is_made_elsewhere or self.source == "rendered"
 
 
 class Machine(Table):
@@ -118,8 +151,8 @@ class Machine(Table):
     def machine_class(self) -> str:
         """Device name, driver major, torch minor, CUDA minor, and the host's processor.
 
-        The processor counts beside a card too: eager PyTorch launches some 2,500 kernels a UNet step from one thread, which at batch 1
-        can take as long as a fast card takes to run them, so two hosts of one card are not one machine. Cores are not named there.
+        The processor counts beside a GPU too: eager PyTorch launches some 2,500 kernels per UNet step from one thread. At batch 1 that
+        can take as long as a fast GPU takes to run them, so two hosts with the same GPU are not one machine. With a GPU, cores do not count.
         """
         torch_minor = ".".join(self.torch.split("+")[0].split(".")[:2])
         if self.cuda is None:
@@ -129,23 +162,28 @@ class Machine(Table):
 
 
 class SuiteId(Table):
-    """Which suite: the digest is over its resolved content."""
+    """A suite's name and version, and the digest of its resolved content."""
 
     name: str
     version: int
     digest: str
 
     @property
-    def text(self) -> str:
-        """All of it, for messages and reports."""
-        return f"{self.name}@{self.version} (digest {self.digest})"
+    def title(self) -> str:
+        """`<name>@<version>`, as in folders and tables."""
+        return f"{self.name}@{self.version}"
+
+    @property
+    def title_with_digest(self) -> str:
+        """The same with the digest, for messages and reports."""
+        return f"{self.title} (digest {self.digest})"
 
 
 class Environment(Table):
-    """What made the numbers.
+    """The software that made the numbers.
 
     Attributes:
-        variables: of the process's environment, those that change speed, memory or digits.
+        variables: those environment variables of the process that change speed, memory or digits.
     """
 
     python: str
@@ -156,13 +194,13 @@ class Environment(Table):
 
 
 class Looks(Table):
-    """A run that went on until its verdict.
+    """The interim looks of a run that went on until its verdict.
 
     Attributes:
         baseline: digest of the record it was compared with.
-        verdict: what the gate said when it stopped.
-        prompts: how many prompts each look had, the last one's being what was used.
-        of: how many the suite has.
+        verdict: the gate's verdict when the run stopped.
+        prompts: number of prompts at each look; the last is the number used.
+        of: number of prompts in the suite.
     """
 
     baseline: str
@@ -171,15 +209,15 @@ class Looks(Table):
     of: int
 
 
-class Original(Table):
-    """The teacher that a suite names, where that is not the family's under the suite itself."""
+class NamedTeacher(Table):
+    """The teacher that a suite names in place of the family's teacher under the suite itself."""
 
     model: str
     suite: SuiteId
 
 
 class Record(Table):
-    """`record.json`."""
+    """The content of `record.json`."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
     family: str
@@ -194,33 +232,33 @@ class Record(Table):
     scheduler: dict[str, Any] = Field(
         default={},
         exclude_if=operator.not_,
-        description="that drew the pictures: class, kind of prediction, timesteps; older records lack it",
+        description="the scheduler that drew the pictures: class, kind of prediction, timesteps; older records lack it",
     )
     noise: dict[str, Any] = Field(
-        default={}, exclude_if=operator.not_, description="of the initial latents: kind and seed; older records lack it"
+        default={}, exclude_if=operator.not_, description="the initial latents: kind and seed; older records lack it"
     )
-    teacher: Original | None = Field(
+    teacher: NamedTeacher | None = Field(
         None,
         exclude_if=lambda value: value is None,
-        description="whose pictures win rates and agreement are against, where the suite names it",
+        description="the teacher behind win rates and agreement, where the suite names one",
     )
     prompts: str = Field(
-        default="", description="of prompts that do not come with the suite: where from, their digest, whether it is verified"
+        default="", description="for prompts that do not come with the suite: their source, their digest, whether it is verified"
     )
-    run: str = Field("", description="the turns that the probes took; models of one name were measured in turns")
-    looks: Looks | None = Field(None, description="how a run that stops when sure came to its end")
+    run: str = Field("", description="identifies the run of the probes; models with the same run were measured in turns")
+    looks: Looks | None = Field(None, description="the interim looks of a run that stops when it is sure")
 
     def value(self, name: str) -> Value | None:
-        """The value of this name, or None."""
+        """The value with this name, or None."""
         return next((value for value in self.values if value.name == name), None)
 
-    def same_run(self, other: "Record") -> bool:
-        """Whether the probes of both were taken in turns, so that the machine's mood is the same for both."""
+    def is_same_run(self, other: "Record") -> bool:
+        """Whether the probes of both were measured in turns, so that changes in the machine's speed met both alike."""
         return bool(self.run) and self.run == other.run
 
 
 class Scores:
-    """Per-image columns of a record: `prompt_id`, `sample`, the `prompt` itself where it was kept, and one float64 column a metric."""
+    """Per-image columns of a record: `prompt_id`, `sample`, the `prompt` itself where it was kept, and a float64 column for each metric."""
 
     def __init__(
         self, prompt_ids: Sequence[str], samples: Sequence[int], columns: Mapping[str, F64], prompts: Sequence[str] | None = None
@@ -232,6 +270,11 @@ class Scores:
     def keys(self) -> list[tuple[str, int]]:
         """(prompt id, sample index) of each row."""
         return list(zip(self.prompt_ids, self.samples, strict=True))
+
+    @property
+    def prompt_texts(self) -> list[str]:
+        """The prompt of each row, or its id where the record does not hold the text."""
+        return list(self.prompts or self.prompt_ids)
 
     def write(self, path: Path) -> None:
         """Save as Parquet."""
@@ -253,22 +296,22 @@ class Scores:
 
 
 def write(record: Record, scores: Scores, thumbnails: Mapping[str, bytes], results: Path) -> Path:
-    """Write a record folder beside its place and rename it there => its path.
+    """Write a record folder beside its final place and rename it => its path.
 
     Args:
-        record: what `record.json` will say.
-        scores: its per-image columns.
-        results: the folder all records lie under.
+        record: content of `record.json`.
+        scores: per-image columns.
         thumbnails: file name -> PNG bytes; the first 64 are kept.
+        results: the folder of all records.
 
     Raises:
         UserError: the folder cannot be written.
     """
-    parent = results / record.family / f"{record.suite.name}@{record.suite.version}" / record.model.name
+    parent = results / record.family / record.suite.title / record.model.name
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".writing-", dir=parent) as made:
-            folder = Path(made) / "record"
+        with tempfile.TemporaryDirectory(prefix=".writing-", dir=parent) as temporary:
+            folder = Path(temporary) / "record"
             (folder / "images").mkdir(parents=True)
             (folder / "record.json").write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
             scores.write(folder / "scores.parquet")
@@ -288,17 +331,17 @@ def read(folder: Path) -> tuple[Record, Scores]:
     """Load a record folder.
 
     Raises:
-        UserError: it is no record, of another schema version, or changed since it was written.
+        UserError: it is not a record, has another schema version, or was changed after it was written.
     """
-    found = scores(folder)
-    return head(folder), found
+    scores = read_scores(folder)
+    return read_record(folder), scores
 
 
-def head(folder: Path) -> Record:
-    """What `record.json` says, with the digest of the whole record checked; its scores are not parsed, which takes far longer.
+def read_record(folder: Path) -> Record:
+    """Load `record.json` and check the digest of the whole folder; the scores, which take far longer, are not parsed.
 
     Raises:
-        UserError: as `read`.
+        UserError: see `read`.
     """
     try:
         record = Record.model_validate_json((folder / "record.json").read_text(encoding="utf-8"))
@@ -312,8 +355,8 @@ def head(folder: Path) -> Record:
     return record
 
 
-def scores(folder: Path) -> Scores:
-    """The per-image columns of a record folder.
+def read_scores(folder: Path) -> Scores:
+    """Load the per-image columns of a record folder.
 
     Raises:
         UserError: they cannot be read.
@@ -326,22 +369,22 @@ def scores(folder: Path) -> Scores:
 
 def _unreadable(folder: Path, error: Exception) -> UserError:
     if (folder / "record.json").exists():
-        what = f"{folder} is no readable record (record.json and scores.parquet of schema {SCHEMA_VERSION})"
+        what = f"record {folder} cannot be read (record.json and scores.parquet of schema {SCHEMA_VERSION})"
         return UserError(f"{what}: {said(error)}. Restore it, or delete the folder")
-    return UserError(f"{folder} is no record: there is no {folder / 'record.json'}. {inside(folder)}".rstrip())
+    return UserError(f"{folder} is not a record: there is no {folder / 'record.json'}. {suggest_record_in(folder)}".rstrip())
 
 
-def inside(folder: Path) -> str:
-    """What to name in place of a folder that holds records and is none; empty where it holds none."""
-    held = [(head(path.parent).created, path.parent) for path in folder.glob("*/record.json")]
-    return f"It holds {len(held)} records; name one of them, such as the newest, {max(held)[1]}" if held else ""
+def suggest_record_in(folder: Path) -> str:
+    """Advice for a folder that holds records but is not one itself: the newest of them; empty where it holds none."""
+    found = [(read_record(path.parent).created, path.parent) for path in folder.glob("*/record.json")]
+    return f"It holds {len(found)} records; name one of them, such as the newest, {max(found)[1]}" if found else ""
 
 
-def newest(results: Path, family: str | None = None) -> list[tuple[Path, Record]]:
-    """The row of each (family, suite, model, label, machine class): the newest of its records, in a stable order."""
+def newest_per_model(results: Path, family: str | None = None) -> list[tuple[Path, Record]]:
+    """The newest record of each (family, suite, model, label, machine class), in a stable order."""
     rows: dict[tuple[str | int, ...], tuple[Path, Record]] = {}
     for folder in folders(results, family):
-        record = head(folder)
+        record = read_record(folder)
         suite, model = record.suite, record.model
         key = (record.family, suite.name, suite.version, model.name, record.machine.machine_class, model.label, suite.digest)
         if key not in rows or rows[key][1].created < record.created:
@@ -354,22 +397,22 @@ def folders(results: Path, family: str | None = None) -> list[Path]:
     return sorted(path.parent for path in results.glob(f"{family or '*'}/*@*/*/*/record.json"))
 
 
-def under(results: Path, family: str, suite: SuiteId, name: str, label: str = "") -> list[tuple[Path, Record]]:
-    """A model's records of exactly this suite, its digest included, oldest first; those of random weights have a label."""
-    paths = sorted((results / family / f"{suite.name}@{suite.version}" / name).glob("*/record.json"))
-    found = [(path.parent, head(path.parent)) for path in paths]
-    wanted = (kept for kept in found if (kept[1].suite, kept[1].model.label) == (suite, label))
-    return sorted(wanted, key=lambda kept: kept[1].created)
+def find(results: Path, family: str, suite: SuiteId, name: str, label: str = "") -> list[tuple[Path, Record]]:
+    """A model's records under exactly this suite, digest included, oldest first; records of random weights have a label."""
+    paths = sorted((results / family / suite.title / name).glob("*/record.json"))
+    found = [(path.parent, read_record(path.parent)) for path in paths]
+    matching = [(folder, record) for folder, record in found if (record.suite, record.model.label) == (suite, label)]
+    return sorted(matching, key=lambda pair: pair[1].created)
 
 
 def digest_of(folder: Path) -> str:
-    """Digest of what a record folder says: its record and its scores (16 hex digits of SHA-256)."""
-    whole = hashlib.sha256()
+    """Digest of a record folder's content, its record and its scores (16 hex digits of SHA-256)."""
+    digest = hashlib.sha256()
     for name in ("record.json", "scores.parquet"):
-        whole.update(hashlib.sha256((folder / name).read_bytes()).digest())
-    return whole.hexdigest()[:16]
+        digest.update(hashlib.sha256((folder / name).read_bytes()).digest())
+    return digest.hexdigest()[:16]
 
 
 def now() -> datetime:
-    """The time a record is stamped with."""
+    """The time that a record is stamped with."""
     return datetime.now(UTC)

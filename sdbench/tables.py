@@ -1,4 +1,4 @@
-"""Tables as data, and how their numbers are written: one grid, printed as Markdown or for a terminal."""
+"""Tables as data, how they are printed (Markdown, LaTeX, terminal), and how numbers are formatted."""
 
 import io
 import math
@@ -23,38 +23,40 @@ _SUFFIXES = (" ", " k", " M", " G", " T", " P")
 
 @dataclass(frozen=True)
 class Grid:
-    """A table: every row has one cell for each column of the header."""
+    """A table; every row has one cell for each column of the header."""
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
 
     def transposed(self) -> "Grid":
-        """Columns as rows."""
+        """The grid with rows and columns exchanged."""
         header, *rows = zip(self.header, *self.rows, strict=True)
         return Grid(header, tuple(rows))
 
 
 def markdown(grid: Grid) -> str:
-    """The grid as a GitHub table; cells cannot break out of it."""
+    """The grid as a GitHub table; cells are escaped so that they cannot break it."""
     lines = [grid.header, tuple("---" for _ in grid.header), *grid.rows]
-    return "\n".join("| " + " | ".join(escaped(_one_line(cell)).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join(
+        "| " + " | ".join(escape_markdown(_one_line(format_value)).replace("|", "\\|") for format_value in line) + " |" for line in lines
+    )
 
 
 def latex(grid: Grid) -> str:
-    """The grid as LaTeX's `tabular`, with the rules of the package booktabs."""
-    head, *rows = (" & ".join(map(in_latex, line)) + r" \\" for line in (grid.header, *grid.rows))
+    """The grid as a LaTeX `tabular`, with the rules of the package booktabs."""
+    head, *rows = (" & ".join(map(escape_latex, line)) + r" \\" for line in (grid.header, *grid.rows))
     columns = "l" + "r" * (len(grid.header) - 1)
     lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}"]
     return "\n".join(lines)
 
 
-def in_latex(content: str) -> str:
-    """Text on one line that LaTeX prints as it is."""
+def escape_latex(content: str) -> str:
+    """Text on one line, escaped so that LaTeX prints it as it is."""
     return _one_line(content).translate(_LATEX)
 
 
-def escaped(content: str) -> str:
-    """Text that cannot become a tag in Markdown."""
+def escape_markdown(content: str) -> str:
+    """Text, escaped so that it cannot become an HTML tag in Markdown."""
     return content.replace("<", "&lt;")
 
 
@@ -76,28 +78,28 @@ def text(grid: Grid, width: int) -> str:
 
 
 def arrow(direction: Direction) -> str:
-    """What to append to a column's title: where better lies."""
+    """The suffix of a column's title that shows which direction is better."""
     return _ARROWS[direction]
 
 
-def cell(value: Value | None, usual_n: int | None = None) -> str:
-    """A value with its interval, or its state and the reason; n only where it is not `usual_n`."""
+def format_value(value: Value | None, usual_n: int | None = None) -> str:
+    """A value with its interval, or its state and the reason; with its n where that differs from `usual_n`."""
     if value is None:
         return "missing: not in this record"
     if value.value is None:
         return f"{value.state.replace('_', ' ')}: {value.reason}"
     if value.kind == "count":
-        return count(value.value)
+        return format_count(value.value)
     n = f" [n={value.n}]" if usual_n is not None and value.n != usual_n else ""
     note = f" ({value.note})" if value.note else ""
-    return estimate(value.value, value.low, value.high) + n + note
+    return format_estimate(value.value, value.low, value.high) + n + note
 
 
-def estimate(value: float, low: float | None, high: float | None) -> str:
-    """`value ± half-width`, or `value (low..high)` where the interval is lopsided or open, to two digits of its half-width."""
+def format_estimate(value: float, low: float | None, high: float | None) -> str:
+    """`value ± half-width`, or `value (low..high)` where the interval is lopsided or open, rounded to two digits of the half-width."""
     ends = [end for end in (low, high) if end is not None and end != value]
     if not ends:
-        return significant(value)
+        return format_number(value)
     spread = max(abs(end - value) for end in ends) if len(ends) == 1 else (max(ends) - min(ends)) / 2
     digits = max(0, 1 - math.floor(math.log10(float(f"{spread:.1e}"))))
     shown, bottom, top = (None if number is None else f"{number:.{digits}f}" for number in (value, low, high))
@@ -106,8 +108,8 @@ def estimate(value: float, low: float | None, high: float | None) -> str:
     return f"{shown} ({bottom or '?'}..{top or '?'})"
 
 
-def significant(value: float, digits: int = 4) -> str:
-    """A number to so many digits, with an exponent only below a millionth; `nan` and `inf` as such."""
+def format_number(value: float, digits: int = 4) -> str:
+    """A number to this many significant digits, with an exponent only below a millionth; `nan` and `inf` as such."""
     if value == 0 or not math.isfinite(value):
         return f"{value or 0:.0f}"  # -0.0 is 0
     if abs(value) < 1e-6:
@@ -115,12 +117,12 @@ def significant(value: float, digits: int = 4) -> str:
     return f"{value:.{max(0, digits - 1 - math.floor(math.log10(abs(value))))}f}"
 
 
-def count(value: float) -> str:
-    """A count on the thousands scale: 745225604 -> `745.2 M`."""
+def format_count(value: float) -> str:
+    """A count with a suffix for thousands: 745225604 -> `745.2 M`."""
     power = 0 if abs(value) < 1000 else min(int(math.log10(abs(value)) // 3), len(_SUFFIXES) - 1)
     return f"{value / 1000**power:.4g}{_SUFFIXES[power]}".rstrip()
 
 
-def listed(words: Sequence[str]) -> str:
+def join_words(words: Sequence[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]])) if words else ""

@@ -1,13 +1,13 @@
-"""Set metrics as `torchmetrics.Metric`, for other people's training loops: batches in, one number over all batches and ranks.
+"""Set metrics as `torchmetrics.Metric`, for any training loop: batches in, one number over all batches and ranks.
 
-    distance = Frechet(gaussian(real_features), extractor)     float64 sums, d x d whatever n is
-    kernel = OfFeatures(kid, real_features, extractor)         every feature is kept and gathered: n x d x 4 bytes a rank
+    distance = Frechet(gaussian(real_features), extractor)     float64 sums, d x d for any n
+    kernel = OfFeatures(kid, real_features, extractor)         keeps and gathers all features: n x d x 4 bytes per rank
 
-`update` takes what the extractor takes, or features (n x d) where there is none. Call `update` for each batch and `compute` at the
-end, not the metric itself: a distance of one batch means little and costs as much.
+`update` takes what the extractor takes, or features (n x d) where there is no extractor. Call `update` for each batch and `compute` at
+the end; do not call the metric itself, since the distance of a single batch means little and costs as much.
 
-The extractor is held apart from the metric's submodules, and the states keep their precision: a parent module's
-`.to(torch.bfloat16)` would otherwise change the protocol that the number is named by. Devices are followed.
+The extractor is not a submodule of the metric, and the states keep their precision. Otherwise `.to(torch.bfloat16)` on a parent
+module would change the protocol behind the metric's name. Moves to another device are followed.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ Extractor = Callable[[Any], Tensor | npt.NDArray[Any]]  # pictures => features, 
 
 
 class _SetMetric(Metric):
-    """What the two share: features from what is given, and states whose dtype nobody else changes."""
+    """Base class: extracts features, and keeps the dtype of the states."""
 
     full_state_update = False
     is_differentiable = False
@@ -35,7 +35,7 @@ class _SetMetric(Metric):
     def __init__(self, width: int, extractor: Extractor | None, **settings: Any) -> None:
         super().__init__(**settings)
         self._width = width
-        self._extractor = (extractor,)  # in a tuple, for a bare module would become a submodule
+        self._extractor = (extractor,)  # in a tuple, because a bare module would become a submodule
 
     def _features(self, given: Any) -> Tensor:
         (extractor,) = self._extractor
@@ -48,33 +48,33 @@ class _SetMetric(Metric):
         return features
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Any = "") -> "_SetMetric":
-        """Follow a move to another device, but no other dtype."""
-        kept = {name: getattr(self, name) for name in (*self._defaults, "_computed", "_forward_cache")}
+        """Follow a move to another device, but keep the dtype."""
+        states = {name: getattr(self, name) for name in (*self._defaults, "_computed", "_forward_cache")}
         super()._apply(fn, exclude_state=[*exclude_state, *self._defaults])
-        for name, value in kept.items():
-            setattr(self, name, _moved(value, self.device))
-        self._defaults = _moved(self._defaults, self.device)
+        for name, value in states.items():
+            setattr(self, name, _move(value, self.device))
+        self._defaults = _move(self._defaults, self.device)
         return self
 
 
-def _moved(value: Any, device: torch.device) -> Any:
+def _move(value: Any, device: torch.device) -> Any:
     if isinstance(value, Mapping):
-        return {name: _moved(part, device) for name, part in value.items()}
+        return {name: _move(part, device) for name, part in value.items()}
     if isinstance(value, list):
-        return [_moved(part, device) for part in value]
+        return [_move(part, device) for part in value]
     return value.to(device) if isinstance(value, Tensor) else value
 
 
 class Frechet(_SetMetric):
     """Frechet distance to a reference, `metrics.frechet.frechet_distance`; lower is better.
 
-    The states are sums over x - m and (x - m)(x - m)^T with m the reference's mean, so that they add up over ranks and an
-    offset common to all features costs no digits.
+    The states are sums over x - m and (x - m)(x - m)^T, where m is the reference's mean. So they add up over ranks, and an offset
+    common to all features costs no precision.
 
     Args:
-        reference: moments of the real features; give all metrics the same one: its factor is taken once.
-        extractor: pictures => features, n x d; None where `update` is given features.
-        settings: torchmetrics' own, such as `sync_on_compute`.
+        reference: moments of the real features; pass the same object to all metrics, so that it is factorised only once.
+        extractor: pictures => features, n x d; None where `update` gets features.
+        settings: options of torchmetrics, such as `sync_on_compute`.
     """
 
     higher_is_better = False
@@ -90,7 +90,7 @@ class Frechet(_SetMetric):
             self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, given: Any) -> None:
-        """Take in a batch.
+        """Add a batch.
 
         Raises:
             ValueError: features that are not n x d, not finite, or of another d than the reference.
@@ -111,18 +111,18 @@ class Frechet(_SetMetric):
         at_least(n, 2, "features")
         shift, scatter = self.total.cpu().numpy() / n, self.scatter.cpu().numpy()
         covariance = (scatter - n * np.outer(shift, shift)) / (n - 1)
-        found = Gaussian(self.reference.mean + shift, covariance, n)
-        return torch.tensor(frechet_distance(found, self.reference), dtype=torch.float64, device=self.device)
+        generated = Gaussian(self.reference.mean + shift, covariance, n)
+        return torch.tensor(frechet_distance(generated, self.reference), dtype=torch.float64, device=self.device)
 
 
 class OfFeatures(_SetMetric):
-    """Any function of two sets of features, generated first: `kid`, `cmmd`, `prdc`.
+    """Any function of two sets of features, the generated ones first: `kid`, `cmmd`, `prdc`.
 
     Args:
-        function: (n x d, m x d) => a number, a number and its influence column, or either by name.
+        function: (n x d, m x d) => a number, a number with its influence column, or a mapping of names to either.
         reference: real features, m x d.
-        extractor: as for `Frechet`.
-        settings: torchmetrics' own.
+        extractor: see `Frechet`.
+        settings: options of torchmetrics.
 
     Raises:
         ValueError: a reference that is not m x d, or not finite.
@@ -139,7 +139,7 @@ class OfFeatures(_SetMetric):
         self.add_state("features", [], dist_reduce_fx="cat")
 
     def update(self, given: Any) -> None:
-        """Take in a batch; half precision is kept as float32.
+        """Add a batch; features in half precision are kept as float32.
 
         Raises:
             ValueError: features that are not n x d, not finite, or of another d than the reference.
@@ -147,26 +147,26 @@ class OfFeatures(_SetMetric):
         self.features.append(self._features(given).float())
 
     def sync(self, *words: Any, **settings: Any) -> None:
-        """Gather the features of all ranks; one without any takes part with none, of the right width."""
+        """Gather the features of all ranks; a rank without any takes part with an empty tensor of the right width."""
         if not self.features:
-            self.features.append(self._none())
+            self.features.append(self._no_rows())
         super().sync(*words, **settings)
 
     def compute(self) -> Any:
-        """What the function says, float64 tensors in place of its numbers.
+        """The function's result, with float64 tensors in place of numbers.
 
         Raises:
             ValueError: too few rows for the function.
         """
         parts = self.features if isinstance(self.features, list) else [self.features]  # after a sync they are one tensor
-        rows = torch.cat([self._none(), *parts]).cpu().numpy()
+        rows = torch.cat([self._no_rows(), *parts]).cpu().numpy()
         return self._tensors(self.function(rows, self.reference))
 
-    def _none(self) -> Tensor:
+    def _no_rows(self) -> Tensor:
         return torch.empty(0, self._width, dtype=torch.float32, device=self.device)
 
-    def _tensors(self, found: Any) -> Any:
-        if isinstance(found, Mapping):
-            return {name: self._tensors(value) for name, value in found.items()}
-        value = found[0] if isinstance(found, tuple) else found
+    def _tensors(self, result: Any) -> Any:
+        if isinstance(result, Mapping):
+            return {name: self._tensors(value) for name, value in result.items()}
+        value = result[0] if isinstance(result, tuple) else result
         return torch.tensor(float(value), dtype=torch.float64, device=self.device)

@@ -1,4 +1,4 @@
-"""What `calibrate_gate.py` draws from: pictures of embedded Vega under several noise seeds, and with faults injected into it."""
+"""The pool that `calibrate_gate.py` draws from: pictures of embedded Vega under several noise seeds, and with injected faults."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +29,7 @@ SCORES = ("scene_accuracy", "clip_score.scenes", "preference.scenes")
 
 @dataclass(frozen=True)
 class Arm:
-    """A way of making the same pictures: what is wrong with it, and the noise seeds it is sampled under."""
+    """One way of making the pictures: with which fault, if any, and under which noise seeds."""
 
     name: str
     fault: Callable[[Any], None] | None = None
@@ -39,14 +39,14 @@ class Arm:
 
 
 def _vae_bfloat16(pipeline: Any) -> None:
-    """The whole decoder in bfloat16, weights and activations."""
+    """Run the whole decoder in bfloat16, weights and activations."""
     vae = pipeline.vae.to(torch.bfloat16)
     decode = vae.decode
     vae.decode = lambda latents, **more: decode(latents.to(torch.bfloat16), **more)
 
 
 def _vae_float8(pipeline: Any) -> None:
-    """The decoder's weights rounded to eight bits (e4m3)."""
+    """Round the decoder's weights to eight bits (e4m3)."""
     for weight in pipeline.vae.parameters():
         weight.data = weight.data.to(torch.float8_e4m3fn).to(weight.dtype)
 
@@ -61,16 +61,21 @@ ARMS = (
 
 
 def make(work: Path, students: Mapping[str, Path]) -> None:
-    """Pictures, scores and features of every arm, and of other UNets by what is wrong with them => `POOL`."""
+    """Write scores and features of every arm to `POOL`.
+
+    Args:
+        work: folder for the pictures.
+        students: fault -> folder of a UNet that has it, each a further arm.
+    """
     arms = [*ARMS, *(Arm(fault, model=str(folder)) for fault, folder in students.items())]
-    made = [_measure(arm, seed, work) for arm in arms for seed in arm.seeds]
+    measured = [_measure(arm, seed, work) for arm in arms for seed in arm.seeds]
     POOL.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(_in_eighths(pa.concat_tables(made)), POOL, compression="zstd", compression_level=19)
+    pq.write_table(_quantise_features(pa.concat_tables(measured)), POOL, compression="zstd", compression_level=19)
     print(f"{POOL}: {POOL.stat().st_size / 1e6:.2f} MB")
 
 
-def _in_eighths(table: pa.Table) -> pa.Table:
-    """Features as whole numbers of eighths of their own standard deviation, 8 bits: adds 0.1 % to their variance, a file of 1 MB less."""
+def _quantise_features(table: pa.Table) -> pa.Table:
+    """Round features to eighths of their standard deviation, in 8 bits: adds 0.1 % to their variance and makes the file 1 MB smaller."""
     columns, units = {}, {}
     for name in table.column_names:
         column = np.array(table[name]) if name.startswith("feature") else None

@@ -25,13 +25,13 @@ from accelerate.state import AcceleratorState
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from distillation.data.batches import batches, scenes
+from distillation.data.batches import numbered_batches, scene_pool
 from distillation.estimate import step_flops
 from distillation.losses import mse
 from distillation.prune import prune, student_config
-from distillation.recipe import Family, read
-from distillation.taps import collect, resolve
-from distillation.train import Lesson, accelerator_on, step_terms
+from distillation.recipe import Family, load_recipe
+from distillation.taps import collect_outputs, resolve_taps
+from distillation.train import StepContext, batch_loss_terms, make_accelerator
 from sdbench.models.loading import load, load_unet
 from sdbench.models.spec import resolve as model
 from sdbench.probes import ceilings, meters, profiling
@@ -101,30 +101,30 @@ class Bench:
 
     def __init__(self, case: Case, work: Path) -> None:
         AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001  # a process has one precision, each case its own
-        recipe = read(case.recipe)
+        recipe = load_recipe(case.recipe)
         self.case, self.plan = case, recipe.plans[-1]
         self.settings = recipe.settings(case.family).model_copy(update=case.settings)
         if case.family == "sdxl":
             load(model(recipe.teacher, random=True), dtype="bfloat16", device=DEVICE).save_pretrained(work / "pipeline")
         folder = WEIGHTS / "pipeline" if case.family == "scenes" else work / "pipeline"
-        pictures = scenes(case.pictures, work) if case.family == "scenes" else Noise(case.pictures, case.settings.get("size_px", 1024))
+        pictures = scene_pool(case.pictures, work) if case.family == "scenes" else Noise(case.pictures, case.settings.get("size_px", 1024))
         self.pool = LatentPool(folder, pictures, work / "latents", DEVICE)
         teacher: Any = load_unet(folder, dtype=self.settings.dtype, device=DEVICE)
         watch = lambda _: pytest.fail("nothing is to be watched")  # noqa: E731
-        batch, accelerator = batches(self.pool, self.settings, DEVICE), accelerator_on(DEVICE, self.settings.dtype)
-        self.lesson = Lesson(recipe, self.settings, teacher, self.pool.scheduler, batch, accelerator, watch)
+        batch, accelerator = numbered_batches(self.pool, self.settings, DEVICE), make_accelerator(DEVICE, self.settings.dtype)
+        self.context = StepContext(recipe, self.settings, teacher, self.pool.scheduler, batch, accelerator, watch)
         self.configs = teacher.config, student_config(teacher.config, self.plan)
-        self.taps = resolve(*reversed(self.configs), self.plan, recipe.taps)
+        self.taps = resolve_taps(*reversed(self.configs), self.plan, recipe.taps)
 
     def student(self) -> UNet2DConditionModel:
-        made = prune(self.lesson.teacher, self.plan).float().requires_grad_(requires_grad=True).train()
+        made = prune(self.context.teacher, self.plan).float().requires_grad_(requires_grad=True).train()
         if self.settings.checkpointing:
             made.enable_gradient_checkpointing()
         return made
 
     def flops(self) -> int:
         """Of a timed call."""
-        batch = self.lesson.batch(0)
+        batch = self.context.batch(0)
         shape = {"latent_size": batch.latents.shape[-1], "tokens": batch.prompt_embeds.shape[1]}
         teacher, student = (unet_macs(config, **shape) for config in self.configs)
         return step_flops(teacher, student, self.case.steps * self.settings.batch, checkpointing=self.settings.checkpointing)
@@ -140,33 +140,33 @@ class Enough(Exception):  # noqa: N818  # no error
 
 
 def ours(bench: Bench, folder: Path) -> Callable[[], None]:
-    settings, steps, lesson = bench.settings, bench.case.steps, bench.lesson
+    settings, steps, context = bench.settings, bench.case.steps, bench.context
     schedule = Schedule(steps + 1, settings.lr, settings.batch, warmup=1)
-    student, folders = lesson.accelerator.prepare_model(bench.student()), map(str, count())
+    student, folders = context.accelerator.prepare_model(bench.student()), map(str, count())
 
     def terms(number: int) -> dict[str, Tensor]:
         if number == steps:
             raise Enough
-        return step_terms(lesson, student, bench.taps, number)
+        return batch_loss_terms(context, student, bench.taps, number)
 
     def run() -> None:
         with suppress(Enough):
-            fit(student, terms, schedule, folder / next(folders), accelerator=lesson.accelerator)
+            fit(student, terms, schedule, folder / next(folders), accelerator=context.accelerator)
 
     return run
 
 
 def plain(bench: Bench, batch_at: Callable[[int], Batch]) -> Callable[[], None]:
-    lesson, student = bench.lesson, bench.student()
-    teacher, scheduler, weights = lesson.teacher, lesson.scheduler, lesson.recipe.loss
+    context, student = bench.context, bench.student()
+    teacher, scheduler, weights = context.teacher, context.scheduler, context.recipe.loss
     paths = [tap.student for tap in bench.taps]
 
     def loss_of(batch: Batch) -> Tensor:
         noised = noisy(scheduler, batch)
-        with collect(student, paths) as learned, collect(teacher, paths) as taught:
+        with collect_outputs(student, paths) as learned, collect_outputs(teacher, paths) as taught:
             with torch.no_grad():
                 answer = predict(teacher, noised.to(teacher.dtype), batch.to(teacher.dtype))
-            with lesson.accelerator.autocast():
+            with context.accelerator.autocast():
                 said = predict(student, noised, batch)
             features = torch.stack([mse(learned[path], taught[path]) for path in paths]).sum()
             return mse(said, target(scheduler, batch)) + weights.output * mse(said, answer) + weights.feature * features
@@ -184,7 +184,7 @@ def plain(bench: Bench, batch_at: Callable[[int], Batch]) -> Callable[[], None]:
 def as_published(bench: Bench) -> Callable[[], None]:
     pool, settings = bench.pool, bench.settings
     for name in ("text_encoder", "text_encoder_2"):
-        pool.parts[name].to(bench.lesson.teacher.dtype)
+        pool.parts[name].to(bench.context.teacher.dtype)
 
     @torch.no_grad()
     def encoded_anew(number: int) -> Batch:
@@ -197,7 +197,7 @@ def as_published(bench: Bench) -> Callable[[], None]:
 
 
 def cached_by_hand(bench: Bench) -> Callable[[], None]:
-    return plain(bench, [bench.lesson.batch(number) for number in range(bench.case.steps)].__getitem__)
+    return plain(bench, [bench.context.batch(number) for number in range(bench.case.steps)].__getitem__)
 
 
 @cache
@@ -216,7 +216,7 @@ def test_training(loop: str, bench: Bench, benchmark: Any, tmp_path: Path) -> No
     case, settings = bench.case, bench.settings
     benchmark.group = f"{case.recipe} of family {case.family}, {case.steps} steps, batch {settings.batch}, on {DEVICE}"
     loops = {"sdbench": partial(ours, folder=tmp_path), "as_published": as_published, "cached_by_hand": cached_by_hand}
-    bench.lesson.accelerator.free_memory()  # of the student of the loop before
+    bench.context.accelerator.free_memory()  # of the student of the loop before
     gc.collect()
     run = loops[loop](bench)
     meters.start_peaks(DEVICE)

@@ -15,7 +15,7 @@ import pytest
 from factories import make_measured, make_record, saved
 
 from distillation import cli as distillation
-from distillation.recipe import read
+from distillation.recipe import load_recipe
 from sdbench import __version__, api, cli, suites
 from sdbench.doctor import checks
 from sdbench.errors import UserError
@@ -92,7 +92,7 @@ def test_every_run_writes_all_files_of_the_leaderboard_and_stands_where_it_canno
     out, err = capsys.readouterr()
     assert out == whole
     assert f"record: {folder}\n" in err
-    assert re.search(r"leaderboard was not renewed.*p0000\.png cannot be read", err)
+    assert re.search(r"leaderboard could not be updated.*p0000\.png cannot be read", err)
 
 
 def message(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -115,7 +115,7 @@ def message(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["run", "--model", "scenes-teacher", "--suite", "nowhere.toml"], "no suite file nowhere.toml"),
         (["run", "--model", "scenes-teacher", "--suite", "fid"], "suite 'fid' is a part"),
         (["run", "--model", "scenes-teacher", "--suite", "standard"], "family"),
-        (["run", "--model", "scenes-teacher", "--model", "scenes-vega", "--name", "x"], "--name names one model"),
+        (["run", "--model", "scenes-teacher", "--model", "scenes-vega", "--name", "x"], "--name is for one model"),
         (["run", "--model", "scenes-teacher", "--model", "scenes-teacher"], "two models are called 'scenes-teacher'"),
         (
             ["run", "--model", "sdxl", "--weights", "random", "--suite", "hpdv2"],
@@ -131,10 +131,10 @@ def message(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["run", "--model", "scenes-teacher", "--only", "quality", "--profile"], "--profile is for probes"),
         (["run", "--model", "scenes-teacher", "--device", "gpu"], "no device 'gpu' here"),
         (["run", "--model", "scenes-teacher", "--device", "gpu", "--dry-run"], "no device 'gpu' here"),
-        (["run", "--model", "scenes-teacher", "--junit", "gate.xml"], "--junit goes only with --until-verdict"),
+        (["run", "--model", "scenes-teacher", "--junit", "gate.xml"], "--junit works only with --until-verdict"),
         (
             ["run", "--model", "scenes-teacher", "--until-verdict", "--baseline", "b", "--dry-run"],
-            "--dry-run does not go with --until-verdict",
+            "--dry-run does not work with --until-verdict",
         ),
         (["run", "--model", "scenes-teacher", "--steps", "0"], "steps"),
         (["run", "--model", "scenes-teacher", "--size-px", "60"], "multiple of 8"),
@@ -208,24 +208,24 @@ def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser
 
 
 def test_no_option_is_taken_by_its_first_letters() -> None:
-    every = [*parsers(cli.parser()), *parsers(distillation._parser())]
+    every = [*parsers(cli.build_parser()), *parsers(distillation._parser())]
     assert {"sdbench gate", "sdbench baseline set", "distillation run", "distillation data fetch"} <= {each.prog for each in every}
     assert [each.prog for each in every if each.allow_abbrev] == []
 
 
 def test_every_command_says_what_it_does_and_what_its_options_mean() -> None:
-    every = [*parsers(cli.parser()), *parsers(distillation._parser())]
+    every = [*parsers(cli.build_parser()), *parsers(distillation._parser())]
     assert [each.prog for each in every if not each.description] == []
     options = [(each.prog, action) for each in every for action in each._actions]
     assert [(prog, action.dest) for prog, action in options if not action.help and not isinstance(action, argparse._SubParsersAction)] == []
 
 
 def test_names_in_the_help_are_all_that_there_are() -> None:
-    from distillation.ablation.experiment import arms
+    from distillation.ablation.experiment import arm_recipes
     from sdbench.encoders.catalogue import ENCODERS
 
     assert tuple(ENCODERS) == cli.ENCODERS
-    assert tuple(arms(read("vega"), dict)) == distillation.ARMS
+    assert tuple(arm_recipes(load_recipe("vega"), dict)) == distillation.ARMS
 
 
 @pytest.fixture
@@ -247,7 +247,7 @@ def test_a_unet_is_gated_and_run_against_itself_with_what_completes_it(
     unet, teacher = str(made / "unet"), "scenes-teacher"
     more = ["--base", teacher, "--name", "mine", "--device", "cpu"]
     assert "complete" in message(["gate", unet, "--baseline", "scenes-vega-pruned"], capsys)
-    assert "It is the baseline" in message(["gate", "scenes-vega-pruned", "--baseline", unet], capsys)
+    assert "For the baseline there is no such option" in message(["gate", "scenes-vega-pruned", "--baseline", unet], capsys)
     message(["gate", unet, "--baseline", "scenes-vega-pruned", *more], capsys)
     message(["noise", unet, *more], capsys)
     own = resolve(unet, base=teacher, name="mine")
@@ -256,7 +256,7 @@ def test_a_unet_is_gated_and_run_against_itself_with_what_completes_it(
 
 def test_a_record_is_complete(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = str(saved(make_measured(), tmp_path))
-    assert "are for one that is run now" in message(["gate", folder, "--baseline", folder, "--base", "scenes-teacher"], capsys)
+    assert "are for a model that is run now" in message(["gate", folder, "--baseline", folder, "--base", "scenes-teacher"], capsys)
 
 
 @pytest.fixture
@@ -389,7 +389,7 @@ def test_a_crash_is_told_to_machines_too(monkeypatch: pytest.MonkeyPatch, tmp_pa
 def test_a_report_that_cannot_be_written_is_no_verdict(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = saved(make_measured(), tmp_path)
     assert gate(folder, folder, option, str(tmp_path / "nowhere" / "file")) == 2
-    assert "the verdict cannot be told" in capsys.readouterr().err
+    assert "the verdict cannot be published" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
@@ -441,9 +441,7 @@ def test_records_of_a_suite_that_is_nowhere_are_compared_and_no_others(tmp_path:
     assert gate(*folders, "--policy", str(policy)) == 3
     capsys.readouterr()
     assert gate(folders[0], Path("scenes-vega"), "--policy", str(policy)) == 2
-    assert (
-        "is of suite 'own', of which there is no file in ./suites or in the package; give it with --suite FILE" in capsys.readouterr().err
-    )
+    assert "is of suite 'own', but neither ./suites nor the package has a file for it; give it with --suite FILE" in capsys.readouterr().err
 
 
 def test_a_gate_on_records_imports_what_is_quick_to_import(tmp_path: Path) -> None:
@@ -516,7 +514,7 @@ def test_models_and_suites_are_answered_as_text_or_as_json(capsys: pytest.Captur
 @pytest.mark.parametrize("words", [["leaderboard"], ["report"], ["card", "."], ["baseline", "--results", "nowhere", "list"]])
 def test_results_that_are_not_there_are_not_made(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     more = [] if "--results" in words else ["--results", "nowhere"]
-    assert "no folder of results nowhere; name another with --results" in message([*words, *more], capsys)
+    assert "no results folder nowhere; name another with --results" in message([*words, *more], capsys)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -200,7 +200,7 @@ def test_nothing_is_run_for_a_policy_that_does_not_weigh_the_suite(
     monkeypatch.setattr(api, "run", lambda *_, **__: pytest.fail("run"))
     policy = tmp_path / "policy.toml"
     policy.write_text("alpha = 0.05\n[suites.other]\n")
-    with pytest.raises(UserError, match=r"has no table \[suites\.quality\], so it weighs nothing of suite 'quality-custom'"):
+    with pytest.raises(UserError, match=r"has no table \[suites\.quality\], so it weighs no metric of suite 'quality-custom'"):
         api.compare("scenes-vega-pruned", str(teacher.folder), policy)
 
 

@@ -15,8 +15,8 @@ from memory import ROOT, added_anonymous, anonymous
 from PIL import Image
 from tiny import noise_unet, save_tiny_pipeline, with_unet
 
-from distillation.ablation.experiment import one_shot
-from distillation.recipe import read
+from distillation.ablation.experiment import one_shot_recipe
+from distillation.recipe import load_recipe
 from sdbench import records
 from sdbench.cli import main
 from sdbench.models.activation_scale import SANE
@@ -35,7 +35,7 @@ def test_a_full_size_folder_is_run_as_it_is(tmp_path: Path, monkeypatch: pytest.
     size = ["--size-px", "256", "--steps", "2", "--n", "2", "--batch", "1", "--dtype", "float32"]  # bfloat16 is slow on older CPUs
     words = ["run", "--model", str(folder), "--suite", "standard", "--only", "quality", *size]
     assert main([*words, "--results", str(tmp_path / "results")]) == 0
-    ((path, record),) = records.newest(tmp_path / "results")
+    ((path, record),) = records.newest_per_model(tmp_path / "results")
     assert record.model.architecture == "ssd-1b"
     assert record.family == "sdxl"
     assert record.n_images == 2
@@ -88,9 +88,9 @@ def test_a_guided_step_of_a_full_size_unet_at_1024_px_takes_24_gb_at_most_and_st
 
 TRAINING = """
 import sys
-from distillation import look
+from distillation import samples
 from distillation.cli import main
-look.STEPS = 1  # what is shown is not looked at
+samples.STEPS = 1  # nobody looks at the samples
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -101,7 +101,7 @@ def test_full_size_vega_takes_ten_steps_within_24_gb_and_goes_on_when_killed(tmp
     teacher, pictures = tmp_path / "teacher", tmp_path / "pictures"
     load(resolve("sdxl", random=True), dtype=torch.bfloat16, device="cpu").save_pretrained(teacher)
     save_scenes(pictures, 16)
-    recipe = one_shot(read("vega"))
+    recipe = one_shot_recipe(load_recipe("vega"))
     settings = {"size_px": 256, "batch": 1, "accumulation": 1, "steps": 10, "warmup": 1}
     recipe = recipe.model_copy(update={"name": "vega-256", "sdxl": recipe.sdxl.model_copy(update=settings)})
     (tmp_path / "vega-256.toml").write_text(tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True)))

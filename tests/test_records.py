@@ -86,25 +86,25 @@ def test_what_is_no_record_is_an_error(tmp_path: Path) -> None:
     }
     for content in spoilt.values():
         (folder / "record.json").write_bytes(content.encode("utf-8", "surrogateescape"))
-        with pytest.raises(UserError, match=r"no readable record.*: [^\n]*Restore it, or delete the folder$") as refused:
+        with pytest.raises(UserError, match=r"record .* cannot be read.*: [^\n]*Restore it, or delete the folder$") as refused:
             records.read(folder)
         assert "pydantic" not in str(refused.value)
     (folder / "record.json").write_text(text, encoding="utf-8")
     for content in (b"", b"not parquet"):
         (folder / "scores.parquet").write_bytes(content)
-        with pytest.raises(UserError, match="no readable record"):
+        with pytest.raises(UserError, match=r"record .* cannot be read"):
             records.read(folder)
     (folder / "scores.parquet").unlink()
-    with pytest.raises(UserError, match="no readable record"):
+    with pytest.raises(UserError, match=r"record .* cannot be read"):
         records.read(folder)
-    with pytest.raises(UserError, match="nowhere is no record: there is no"):
+    with pytest.raises(UserError, match="nowhere is not a record: there is no"):
         records.read(tmp_path / "nowhere")
 
 
 def test_scores_without_keys_are_no_record(tmp_path: Path) -> None:
     folder = saved(make_measured(), tmp_path)
     pq.write_table(pa.table({"sample": [1]}), folder / "scores.parquet")
-    with pytest.raises(UserError, match="no readable record"):
+    with pytest.raises(UserError, match=r"record .* cannot be read"):
         records.read(folder)
 
 
@@ -139,11 +139,11 @@ def test_the_newest_of_each_model_suite_version_and_machine_class_is_the_row(tmp
     dropped = [old, make_record(machine=same_class, created=old.created - timedelta(days=1))]
     for record in (*kept, *dropped):
         saved((record, make_scores()), tmp_path)
-    rows = records.newest(tmp_path)
+    rows = records.newest_per_model(tmp_path)
     assert [record for _, record in rows] == sorted(kept, key=lambda r: (r.family, r.suite.version, r.model.name, r.machine.machine_class))
     assert all(records.read(folder)[0] == record for folder, record in rows)
-    assert [record.family for _, record in records.newest(tmp_path, "sdxl")] == ["sdxl"]
-    assert records.newest(tmp_path / "nowhere") == []
+    assert [record.family for _, record in records.newest_per_model(tmp_path, "sdxl")] == ["sdxl"]
+    assert records.newest_per_model(tmp_path / "nowhere") == []
 
 
 def test_random_weights_and_other_settings_hide_no_row_of_the_name(tmp_path: Path) -> None:
@@ -153,15 +153,15 @@ def test_random_weights_and_other_settings_hide_no_row_of_the_name(tmp_path: Pat
     others = [make_record(model=random, **later), make_record(suite=SuiteId(name="quality", version=1, digest="0"), **later)]
     for record in (real, *others):
         saved((record, make_scores()), tmp_path)
-    assert [record for _, record in records.newest(tmp_path)] == [others[1], real, others[0]]
-    assert [record for _, record in records.under(tmp_path, "scenes", real.suite, real.model.name)] == [real]
-    assert [record for _, record in records.under(tmp_path, "scenes", real.suite, real.model.name, "random weights")] == [others[0]]
+    assert [record for _, record in records.newest_per_model(tmp_path)] == [others[1], real, others[0]]
+    assert [record for _, record in records.find(tmp_path, "scenes", real.suite, real.model.name)] == [real]
+    assert [record for _, record in records.find(tmp_path, "scenes", real.suite, real.model.name, "random weights")] == [others[0]]
 
 
 def test_newest_sees_no_half_written_record(tmp_path: Path) -> None:
     folder = saved((make_record(), make_scores()), tmp_path)
     shutil.copytree(folder, folder.parent / ".writing-x" / "record")
-    assert len(records.newest(tmp_path)) == 1
+    assert len(records.newest_per_model(tmp_path)) == 1
 
 
 def test_one_changed_record_stops_the_reading_of_all(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_one_changed_record_stops_the_reading_of_all(tmp_path: Path) -> None:
     with (folder / "record.json").open("a") as file:
         file.write("\n")
     with pytest.raises(UserError, match="changed"):
-        records.newest(tmp_path)
+        records.newest_per_model(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -204,3 +204,16 @@ def test_machine_classes_part_what_changes_speed_and_nothing_else() -> None:
     assert GPU.model_copy(update=same).machine_class == GPU.machine_class
     for change in ({"driver": "560.1"}, {"torch": "2.12.0"}, {"cuda": "12.9"}, {"device": "Other GPU"}, {"cpu": "Slower CPU"}):
         assert GPU.model_copy(update=change).machine_class != GPU.machine_class
+
+
+def test_a_picture_metric_names_its_column_and_an_influence_column_its_metric() -> None:
+    fields = {"direction": "lower", "unit": "1", "value": 1}
+    values = [Value.model_validate({"name": "fd", "kind": kind, **fields}) for kind in ("score", "set", "probe", "count")]
+    assert [value.is_picture_metric for value in values] == [True, True, False, False]
+    assert [value.column for value in values[:2]] == ["fd", "fd:influence"]
+    assert [records.influenced_metric(value.column) for value in values[:2]] == [None, "fd"]
+
+
+def test_the_mean_of_each_prompt_is_over_its_samples_wherever_they_stand() -> None:
+    prompts, means = records.mean_per_prompt(["b", "a", "b", "c"], np.array([1.0, 5.0, 2.0, -1.0]))
+    assert (prompts.tolist(), means.tolist()) == (["a", "b", "c"], [5.0, 1.5, -1.0])

@@ -1,1 +1,1 @@
-"""What each choice of a recipe is worth: the same student made in other ways, compared."""
+"""What each choice in a recipe contributes: variants of the same student, trained and compared."""

@@ -1,7 +1,7 @@
-"""The ablation: the same student made in other ways, several seeds each, and what each way is worth.
+"""The ablation: variants of the same student, each trained with several seeds.
 
-Every finished student is a JSON file under `<results>/ablation/<recipe>/`, so that a sweep that was stopped goes on. The
-unit of replication is the training seed: arms share captions, noise and seeds, and intervals are t intervals over seeds.
+Each finished student has a JSON file under `<results>/ablation/<recipe>/`, so that a stopped sweep continues. The unit of
+replication is the training seed: arms share captions, noise and seeds, and intervals are t intervals over seeds.
 """
 
 import hashlib
@@ -15,12 +15,13 @@ from typing import Literal
 import numpy as np
 from diffusers import UNet2DConditionModel
 
-from distillation.data.batches import batches, scenes
-from distillation.plan import MIDDLE
+from distillation.data.batches import numbered_batches, scene_pool
+from distillation.plan import MIDDLE_ATTENTION
 from distillation.recipe import Recipe
-from distillation.recipe_tables import Keep, KeepResnets, Stage
-from distillation.sensitivity.removal import most_missed, removal_losses
-from distillation.train import check, distil
+from distillation.recipe_tables import KeepBlocks, KeepResnets, Stage
+from distillation.run_plan import check_run
+from distillation.sensitivity.removal import pick_most_missed, removal_losses
+from distillation.train import distil
 from sdbench.arrays import F64
 from sdbench.disk import write_bytes
 from sdbench.errors import unknown
@@ -30,20 +31,20 @@ from sdbench.scenes.networks import SceneNet
 from sdbench.scenes.training.evaluation import Watch
 from sdbench.training.latents import LatentPool
 
-Choose = Callable[[str, Sequence[int], int], tuple[int, ...]]
+BlockChooser = Callable[[str, Sequence[int], int], tuple[int, ...]]  # attention, present blocks, number to keep => blocks to keep
 CAPTIONS = 512
 SENSITIVITY_BATCHES = 8
-BASE = "layer-level"  # the recipe as it is
+BASE = "layer-level"  # the unchanged recipe
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One student.
+    """The result of one student.
 
     Attributes:
         identity: digest of what decides its weights: recipe of the arm, teacher, steps, device.
-        right: for each caption, whether the picture shows it wholly right.
-        losses: weighted terms of the last stage on batches it was not trained on.
+        right: for each caption, whether the picture shows all of it correctly.
+        losses: weighted loss terms of the last stage, on batches that it was not trained on.
     """
 
     arm: str
@@ -54,29 +55,31 @@ class Outcome:
 
     @property
     def accuracy(self) -> float:
-        """Share of the captions."""
+        """Share of captions whose picture is right."""
         return float(np.mean(self.right))
 
 
-def arms(recipe: Recipe, missed: Callable[[], Mapping[str, F64]]) -> dict[str, Callable[[], Recipe]]:
-    """Each way of making the student.
+def arm_recipes(recipe: Recipe, measure_losses: Callable[[], Mapping[str, F64]]) -> dict[str, Callable[[], Recipe]]:
+    """Name of each arm => a function that makes its recipe.
 
     Args:
-        recipe: the way it is made, with all three losses.
-        missed: gives what the teacher's output loses without each block, for the plan that is derived from it.
+        recipe: the unchanged recipe, with all three losses.
+        measure_losses: gives `removal_losses` of the teacher; only called for the arm that chooses blocks by them.
     """
     return {
         BASE: lambda: recipe,
-        "task only": lambda: _weighted(recipe, output=0.0, feature=0.0),
-        "task and output": lambda: _weighted(recipe, feature=0.0),
-        "features scaled by the teacher": lambda: _weighted(recipe, scale="teacher"),
-        "one shot": lambda: one_shot(recipe),
-        "first blocks": lambda: replanned(recipe, lambda _, there, k: tuple(there[:k]), "the first of each attention"),
-        "blocks most missed": lambda: replanned(recipe, partial(most_missed, missed()), "sensitivity of the teacher's output"),
+        "task only": lambda: _with_loss(recipe, output=0.0, feature=0.0),
+        "task and output": lambda: _with_loss(recipe, feature=0.0),
+        "features scaled by the teacher": lambda: _with_loss(recipe, scale="teacher"),
+        "one shot": lambda: one_shot_recipe(recipe),
+        "first blocks": lambda: with_other_blocks(recipe, lambda _, present, k: tuple(present[:k]), "the first of each attention"),
+        "blocks most missed": lambda: with_other_blocks(
+            recipe, partial(pick_most_missed, measure_losses()), "sensitivity of the teacher's output"
+        ),
     }
 
 
-def sweep(
+def run_sweep(
     recipe: Recipe,
     teacher_folder: Path,
     work: Path,
@@ -87,56 +90,55 @@ def sweep(
     device: Literal["cpu", "cuda"] = "cpu",
     only: Sequence[str] = (),
 ) -> list[Outcome]:
-    """Make every student that is not there yet, seed by seed => all outcomes.
+    """Train every student that has no result yet, seed by seed => all outcomes.
 
     Args:
         recipe: what to vary.
-        teacher_folder: a whole pipeline of the embedded family.
-        work: gets pictures, latents and students on the way.
-        results: the folder of results.
-        seeds: of each arm.
-        steps: of each student; the recipe's where not given.
+        teacher_folder: a complete pipeline of the embedded family.
+        work: folder for pictures, latents and intermediate students.
+        results: folder of results.
+        seeds: number of seeds per arm.
+        steps: of each student; default: the recipe's.
         device: where to train.
-        only: names of arms; all where empty.
+        only: names of arms; default: all.
 
     Raises:
         UserError: an arm is unknown, or a student cannot be made.
     """
-    (teacher,), *_ = check(recipe, "scenes", [teacher_folder], steps)
+    (teacher,) = check_run(recipe, "scenes", [teacher_folder], steps).teachers
 
-    @cache  # seconds to minutes
-    def missed() -> dict[str, F64]:
-        batch = batches(pool, recipe.scenes.model_copy(update={"drop": 0.0}), device)
+    @cache  # takes seconds to minutes
+    def measure_losses() -> dict[str, F64]:
+        batch = numbered_batches(pool, recipe.scenes.model_copy(update={"drop": 0.0}), device)
         unet = teacher.unet("float32", device)
         return removal_losses(unet, [batch(number) for number in range(SENSITIVITY_BATCHES)], pool.scheduler)
 
-    ways = arms(recipe, missed)
-    if wrong := [name for name in only if name not in ways]:
-        raise unknown("arm", wrong[0], ways)
-    pool = LatentPool(teacher_folder, scenes(recipe.scenes.pictures, work), work / "latents", device)
+    arms = arm_recipes(recipe, measure_losses)
+    if unknown_names := [name for name in only if name not in arms]:
+        raise unknown("arm", unknown_names[0], arms)
+    pool = LatentPool(teacher_folder, scene_pool(recipe.scenes.pictures, work), work / "latents", device)
     watch = Watch(pool, SceneNet.load(checked("evaluators/reader.safetensors")), CAPTIONS)
     outcomes = []
     for seed in range(seeds):
-        for name in only or ways:
-            way = ways[name]().model_copy(update={"scenes": recipe.scenes.model_copy(update={"seed": seed})})
-            identity = hashlib.sha256(json.dumps([way.deciding("scenes"), teacher.digest, steps, device]).encode()).hexdigest()[:16]
+        for name in only or arms:
+            variant = arms[name]().model_copy(update={"scenes": recipe.scenes.model_copy(update={"seed": seed})})
+            decides = [variant.training_digest("scenes"), teacher.digest, steps, device]
+            identity = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
             path = results / "ablation" / recipe.name / f"{name.replace(' ', '-')}-{seed}.json"
-            if not (found := _read(path)) or found.identity != identity:
-                found = _make(Outcome(name, seed, identity, (), {}), way, teacher_folder, work, watch, steps, device)
-                write_bytes(path, json.dumps(asdict(found)).encode() + b"\n")
-            outcomes.append(found)
+            if not (outcome := _read(path)) or outcome.identity != identity:
+                out = work / "ablation" / identity
+                if not out.exists():
+                    distil(variant, "scenes", [teacher_folder], work, out, steps=steps, device=device, unet_only=True)
+                outcome = _evaluate(out, name, seed, identity, watch, device)
+                write_bytes(path, json.dumps(asdict(outcome)).encode() + b"\n")
+            outcomes.append(outcome)
     return outcomes
 
 
-def _make(
-    what: Outcome, way: Recipe, teacher_folder: Path, work: Path, watch: Watch, steps: int | None, device: Literal["cpu", "cuda"]
-) -> Outcome:
-    out = work / "ablation" / what.identity
-    if not out.exists():
-        distil(way, "scenes", [teacher_folder], work, out, steps=steps, device=device, unet_only=True)
-    student = UNet2DConditionModel.from_pretrained(out).float().to(device).eval()
-    losses = json.loads((out / "provenance.json").read_text())["stages"][-1]["losses"]
-    return Outcome(what.arm, what.seed, what.identity, tuple(watch.right(watch.pictures(student))), losses)
+def _evaluate(student_folder: Path, arm: str, seed: int, identity: str, watch: Watch, device: str) -> Outcome:
+    student = UNet2DConditionModel.from_pretrained(student_folder).float().to(device).eval()
+    losses = json.loads((student_folder / "provenance.json").read_text())["stages"][-1]["losses"]
+    return Outcome(arm, seed, identity, tuple(watch.right(watch.pictures(student))), losses)
 
 
 def _read(path: Path) -> Outcome | None:
@@ -146,34 +148,34 @@ def _read(path: Path) -> Outcome | None:
     return Outcome(content["arm"], content["seed"], content["identity"], tuple(content["right"]), content["losses"])
 
 
-def replanned(recipe: Recipe, choose: Choose, source: str) -> Recipe:
-    """The same stages and depths with other blocks.
+def with_other_blocks(recipe: Recipe, choose: BlockChooser, source: str) -> Recipe:
+    """A recipe with the same stages and depths but other blocks.
 
     Args:
-        recipe: gives stages and depths.
-        choose: an attention, the blocks that are there, and how many to keep => which.
+        recipe: source of stages and depths.
+        choose: chooses the blocks to keep.
         source: of each row.
     """
     blocks = {path: tuple(range(depth)) for path, depth in depths(unet_config(recipe.teacher)).items()}
     stages = []
     for stage, plan in zip(recipe.stages, recipe.plans, strict=True):
-        blocks = {path: there for path, there in blocks.items() if path == MIDDLE or plan.place(path)}
+        blocks = {path: present for path, present in blocks.items() if path == MIDDLE_ATTENTION or plan.student_path(path)}
         counts = {path: len(plan.blocks.get(path, ())) for path in blocks}
-        blocks = {path: choose(path, there, counts[path]) for path, there in blocks.items()}
-        rows = tuple(Keep(attentions=path, blocks=kept, source=source) for path, kept in blocks.items())
+        blocks = {path: choose(path, present, counts[path]) for path, present in blocks.items()}
+        rows = tuple(KeepBlocks(attentions=path, blocks=kept, source=source) for path, kept in blocks.items())
         stages.append(stage.model_copy(update={"keep": rows}))
         blocks = {path: kept for path, kept in blocks.items() if kept}
     return recipe.model_copy(update={"stages": tuple(stages)})
 
 
-def one_shot(recipe: Recipe) -> Recipe:
-    """All cuts at once, then all steps."""
+def one_shot_recipe(recipe: Recipe) -> Recipe:
+    """A recipe that makes all cuts at once and then trains for all steps."""
     last, source = recipe.plans[-1], "the recipe's last stage"
-    paths = [path for path in depths(unet_config(recipe.teacher)) if path == MIDDLE or last.place(path)]
-    keep = tuple(Keep(attentions=path, blocks=last.blocks.get(path, ()), source=source) for path in paths)
+    paths = [path for path in depths(unet_config(recipe.teacher)) if path == MIDDLE_ATTENTION or last.student_path(path)]
+    keep = tuple(KeepBlocks(attentions=path, blocks=last.blocks.get(path, ()), source=source) for path in paths)
     shorten = tuple(KeepResnets(block=block, resnets=kept, source=source) for block, kept in last.resnets.items()) or None
     return recipe.model_copy(update={"stages": (Stage(name="all", share=1.0, keep=keep, shorten=shorten),)})
 
 
-def _weighted(recipe: Recipe, **weights: float | str) -> Recipe:
+def _with_loss(recipe: Recipe, **weights: float | str) -> Recipe:
     return recipe.model_copy(update={"loss": recipe.loss.model_copy(update=weights)})

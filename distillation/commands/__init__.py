@@ -1,1 +1,1 @@
-"""The subcommands of `distillation`, one module each where they have options of their own."""
+"""Subcommands of `distillation` that have options of their own, one module each."""

@@ -1,15 +1,17 @@
-"""`distillation sensitivity`: which blocks a teacher misses most, and the cut within a budget that follows."""
+"""`distillation sensitivity`: which blocks a teacher depends on most, and the best cut within a budget."""
 
 import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distillation.commands.options import TEACHER, add_data, add_device, count, within
-from distillation.recipe import Recipe, read
+from distillation.commands.options import TEACHER, add_data, add_device, number_between, positive_int
+from distillation.recipe import Recipe, load_recipe
 from sdbench.arguments import add_command, show
 from sdbench.errors import UserError
 
 if TYPE_CHECKING:
+    from distillation.sensitivity.budget import Cost
+    from distillation.sensitivity.removal import Sensitivity, Settings
     from distillation.teacher import Teacher
     from sdbench.arguments import Parser
     from sdbench.training.latents import Captioned
@@ -17,19 +19,27 @@ if TYPE_CHECKING:
 
 def add(commands: "argparse._SubParsersAction[Parser]", work: Path) -> None:
     """Add the command and its options."""
-    command = add_command(commands, "sensitivity", "measure which transformer blocks a teacher misses most, and derive what to cut")
-    command.add_argument("--teacher", help=TEACHER)
-    add_data(command, "captioned pictures to measure on (default: rendered scenes, for a teacher of that family)")
-    command.add_argument("--bins", type=within(int, 1, 1000), default=10, help="equal parts of the timesteps (default: %(default)s)")
-    command.add_argument("--batches", type=within(int, 2, 10_000), default=4, help="of each bin (default: %(default)s)")
-    command.add_argument("--pictures", type=count, default=8, help="of each batch (default: %(default)s)")
-    limit = command.add_mutually_exclusive_group()
-    limit.add_argument("--parameters", type=within(float, 1e-6, 1e12), help="most that the student may have: a number, or up to 1, a share")
-    limit.add_argument(
-        "--latency", type=within(float, 1e-6, 1), help="most of the teacher's time a call that the student may take: a share"
+    command = add_command(
+        commands, "sensitivity", "measure which transformer blocks a teacher depends on most, and derive which ones to remove"
     )
-    command.add_argument("--stages", type=count, default=2, help="in which the student is cut (default: %(default)s)")
-    command.add_argument("--like", default="vega", help="recipe with the settings, taps and loss to take (default: %(default)s)")
+    command.add_argument("--teacher", help=TEACHER)
+    add_data(command, "captioned pictures to measure on (default: rendered scenes, for a teacher of family scenes)")
+    command.add_argument(
+        "--bins", type=number_between(int, 1, 1000), default=10, help="number of equal bins of the timesteps (default: %(default)s)"
+    )
+    command.add_argument("--batches", type=number_between(int, 2, 10_000), default=4, help="batches per bin (default: %(default)s)")
+    command.add_argument("--pictures", type=positive_int, default=8, help="pictures per batch (default: %(default)s)")
+    limit = command.add_mutually_exclusive_group()
+    limit.add_argument(
+        "--parameters",
+        type=number_between(float, 1e-6, 1e12),
+        help="budget: most parameters that the student may have, as a number, or up to 1 as a share of the teacher's",
+    )
+    limit.add_argument(
+        "--latency", type=number_between(float, 1e-6, 1), help="budget: longest time per call of the student, as a share of the teacher's"
+    )
+    command.add_argument("--stages", type=positive_int, default=2, help="number of stages in which to cut (default: %(default)s)")
+    command.add_argument("--like", default="vega", help="recipe whose settings, taps and loss to copy (default: %(default)s)")
     command.add_argument("--write-recipe", type=Path, metavar="FILE.toml", help="new file for a recipe of the derived plan")
     command.add_argument("--work", type=Path, default=work, help="folder for pictures and latents (default: %(default)s)")
     command.add_argument("--results", type=Path, default=Path("results"), help="folder of results (default: %(default)s)")
@@ -37,46 +47,69 @@ def add(commands: "argparse._SubParsersAction[Parser]", work: Path) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure, show, and derive a plan where there is a budget; the answer goes to stdout."""
-    from distillation import teacher as teachers
-    from distillation.sensitivity import budget, derive
-    from distillation.sensitivity.plot import draw
-    from distillation.sensitivity.removal import Settings, batches_of, measured, precision, ranked
+    """Measure and print the sensitivity, and derive a plan if there is a budget."""
+    from distillation.sensitivity.budget import parameter_cost
+    from distillation.sensitivity.derive import check_recipe_path
+    from distillation.sensitivity.plot import plot_sensitivity
+    from distillation.sensitivity.removal import Settings, measure_sensitivity, ranking_table
+    from distillation.teacher import fetch_folder, open_teacher
 
-    pair_of_halves = Settings(bins=1, batches=2, pictures=2)  # guidance calls the UNet with two halves
-    like, target = read(options.like), options.write_recipe
-    if target:
-        derive.check_target(target, budget=bool(options.parameters or options.latency))
-    teacher = teachers.at(teachers.place(options.teacher))
+    guidance_pair = Settings(bins=1, batches=2, pictures=2)  # with guidance, a call of the UNet has two halves
+    like = load_recipe(options.like)
+    if options.write_recipe:
+        check_recipe_path(options.write_recipe, budget=bool(options.parameters or options.latency))
+    teacher = open_teacher(fetch_folder(options.teacher))
     name = Path(options.teacher).resolve().name if options.teacher else "scenes-teacher"
     settings = Settings(bins=options.bins, batches=options.batches, pictures=options.pictures)
-    pictures = _pictures(options, teacher, like, max(settings.n, pair_of_halves.n))
-    found = measured(teacher, name, settings, pictures, options.work, options.results, options.device)
-    draw(found, options.results / "sensitivity" / f"{name}.png")
-    counts = budget.parameters(teacher.config)
-    show(ranked(found, counts.shares))
+    pictures = _open_pictures(options, teacher, like, max(settings.n, guidance_pair.n))
+    sensitivity = measure_sensitivity(teacher, name, settings, pictures, options.work, options.results, options.device)
+    plot_sensitivity(sensitivity, options.results / "sensitivity" / f"{name}.png")
+    parameters = parameter_cost(teacher.config)
+    show(ranking_table(sensitivity, parameters.shares))
     if options.latency:
-        (pair, _), scheduler = batches_of(teacher, pair_of_halves, pictures, options.work, options.device)
-        cost, share = budget.times(teacher.unet(precision(teacher), options.device), pair, scheduler), options.latency
+        _derive(options, teacher, like, sensitivity, parameters, _measure_times(options, teacher, pictures, guidance_pair), options.latency)
     elif options.parameters:
-        cost, share = counts, options.parameters
-    else:
-        return
-    plan = budget.least_loss(found.mean, cost, int(share * cost.total if share <= 1 else share))
-    plans = derive.in_stages(found.mean, counts, plan, options.stages)
-    show("\n" + derive.table(plans, found.mean, [counts] if cost is counts else [counts, cost]))
-    if target:
-        recipe = derive.recipe_of(plans, teacher.spec.architecture, target.stem, like)
-        derive.write(recipe, target, f"Derived from the weights {found.digest}: {cost.said(cost.of(plan))}.")
-        show(f"\n{target}")
+        _derive(options, teacher, like, sensitivity, parameters, parameters, options.parameters)
 
 
-def _pictures(options: argparse.Namespace, teacher: "Teacher", like: Recipe, n: int) -> "Captioned":
-    from distillation.data.batches import open_squares, scenes
+def _measure_times(options: argparse.Namespace, teacher: "Teacher", pictures: "Captioned", guidance_pair: "Settings") -> "Cost":
+    from distillation.sensitivity.budget import measure_time_cost
+    from distillation.sensitivity.removal import measurement_dtype, sensitivity_batches
+
+    (batch, _), scheduler = sensitivity_batches(teacher, guidance_pair, pictures, options.work, options.device)
+    return measure_time_cost(teacher.unet(measurement_dtype(teacher), options.device), batch, scheduler)
+
+
+def _derive(
+    options: argparse.Namespace,
+    teacher: "Teacher",
+    like: Recipe,
+    sensitivity: "Sensitivity",
+    parameters: "Cost",
+    cost: "Cost",
+    budget: float,
+) -> None:
+    """Print the best plan within a budget of `cost`, a number or up to 1 a share, and write its recipe if asked to."""
+    from distillation.sensitivity.budget import find_best_plan
+    from distillation.sensitivity.derive import derive_recipe, split_into_stages, stage_table, write_recipe
+
+    plan = find_best_plan(sensitivity.mean, cost, int(budget * cost.total if budget <= 1 else budget))
+    plans = split_into_stages(sensitivity.mean, parameters, plan, options.stages)
+    show("\n" + stage_table(plans, sensitivity.mean, [parameters] if cost is parameters else [parameters, cost]))
+    if path := options.write_recipe:
+        recipe = derive_recipe(plans, teacher.spec.architecture, path.stem, like)
+        write_recipe(recipe, path, f"Derived from the weights {sensitivity.digest}: {cost.format(cost.remaining(plan))}.")
+        show(f"\n{path}")
+
+
+def _open_pictures(options: argparse.Namespace, teacher: "Teacher", like: Recipe, n: int) -> "Captioned":
+    from distillation.data.batches import open_square_pictures, scene_pool
 
     if options.data:
         size_px = like.size_px("scenes" if teacher.spec.family == "scenes" else "sdxl")
-        return open_squares(options.data, options.caption_column, size_px)
+        return open_square_pictures(options.data, options.caption_column, size_px)
     if teacher.spec.family != "scenes":
-        raise UserError(f"the teacher in {teacher.folder} is of family {teacher.spec.family!r}; name pictures to measure it on with --data")
-    return scenes(n, options.work)
+        raise UserError(
+            f"the teacher in {teacher.folder} belongs to family {teacher.spec.family!r}; name pictures to measure on with --data"
+        )
+    return scene_pool(n, options.work)

@@ -1,1 +1,1 @@
-"""Training pictures: where they come from, drawn, fetched or opened, and the batches that are made of them."""
+"""Training pictures: drawing, fetching and opening them, and making batches of them."""

@@ -1,4 +1,4 @@
-"""A link => the picture that it leads to, or the reason why there is none."""
+"""Download pictures from links; a link without a picture gets a reason."""
 
 import hashlib
 import io
@@ -25,7 +25,7 @@ from urllib3.exceptions import (
     ResponseError,
     SSLError,
 )
-from urllib3.exceptions import TimeoutError as WaitedError
+from urllib3.exceptions import TimeoutError as UrllibTimeoutError
 
 FORMATS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"}
 RETRIES = urllib3.Retry(
@@ -41,11 +41,11 @@ RETRIES = urllib3.Retry(
     backoff_jitter=0.5,
     retry_after_max=60,
 )
-PATIENCE = 5  # a whole answer may take this many times as long as each part of it
-REASONS: tuple[tuple[type[Exception], str], ...] = (  # the first that fits
+TOTAL_TIMEOUT_FACTOR = 5  # a whole response may take this many times as long as one part of it
+REASONS: tuple[tuple[type[Exception], str], ...] = (  # the first match counts
     (NameResolutionError, "unknown host"),
     (NewConnectionError, "no connection"),
-    (WaitedError, "timeout"),
+    (UrllibTimeoutError, "timeout"),
     (SSLError, "no valid certificate"),
     (ResponseError, "too many redirects"),
     (ProtocolError, "broken off"),
@@ -54,14 +54,14 @@ REASONS: tuple[tuple[type[Exception], str], ...] = (  # the first that fits
 
 
 @dataclass(frozen=True)
-class Rules:
-    """What is fetched.
+class FetchRules:
+    """Which pictures to fetch.
 
     Attributes:
-        min_px: least smaller side of a picture.
-        timeout_s: wait for a connection, and for each next part of an answer.
+        min_px: minimum length of a picture's shorter side.
+        timeout_s: for a connection, and for each next part of a response.
         max_bytes: largest file.
-        allow_private: also from addresses that are not public, such as 127.0.0.1.
+        allow_private: also fetch from addresses that are not public, such as 127.0.0.1.
     """
 
     min_px: int = 512
@@ -72,12 +72,12 @@ class Rules:
 
 @dataclass(frozen=True)
 class Link:
-    """What became of a link.
+    """The result of a link.
 
     Attributes:
-        reason: why it is dead.
-        file: where the picture belongs: named by its content, below a folder of the name's first two digits.
-        px: the picture's smaller side.
+        reason: why the link is dead.
+        file: relative path for the picture: its SHA-256, in a folder named by the first two digits.
+        px: length of the picture's shorter side.
     """
 
     url: str
@@ -88,102 +88,102 @@ class Link:
 
 
 class _DeadError(Exception):
-    """The reason why a link has no picture."""
+    """A link has no picture; the message is the reason."""
 
 
-def download(urls: Sequence[str], threads: int, rules: Rules) -> Generator[tuple[Link, bytes], None, None]:
-    """Follow links, `threads` at a time => each as it is done, with the picture's bytes where it was fetched."""
+def download(urls: Sequence[str], threads: int, rules: FetchRules) -> Generator[tuple[Link, bytes], None, None]:
+    """Follow links, `threads` at a time => each result as soon as it is there, with the picture's bytes if it was fetched."""
     client, pending = _client(threads, rules), set[Future[tuple[Link, bytes]]]()
     with ThreadPoolExecutor(threads) as pool:
         for url in urls:
             pending.add(pool.submit(_follow, client, url, rules))
-            if len(pending) >= 2 * threads:  # bounds what lies in memory
+            if len(pending) >= 2 * threads:  # bounds the pictures in memory
                 done, pending = wait(pending, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in done)
         yield from (future.result() for future in as_completed(pending))
 
 
-def _follow(client: urllib3.PoolManager, url: str, rules: Rules) -> tuple[Link, bytes]:
+def _follow(client: urllib3.PoolManager, url: str, rules: FetchRules) -> tuple[Link, bytes]:
     try:
         body = _get(client, url, rules)
-        ending, px = _look(body)
+        suffix, px = _check_picture(body)
     except _DeadError as error:
         return Link(url, "dead", str(error)), b""
     if px < rules.min_px:
         return Link(url, "small", px=px), b""
     name = hashlib.sha256(body).hexdigest()
-    return Link(url, "fetched", file=f"{name[:2]}/{name}.{ending}", px=px), body
+    return Link(url, "fetched", file=f"{name[:2]}/{name}.{suffix}", px=px), body
 
 
-def _get(client: urllib3.PoolManager, url: str, rules: Rules) -> bytes:
+def _get(client: urllib3.PoolManager, url: str, rules: FetchRules) -> bytes:
     try:
         with client.request("GET", url, preload_content=False) as response:
             if response.status != 200:
                 raise _DeadError(f"status {response.status}")
             if {"noai", "noimageai"} & set(re.split(r"[\s,:]+", response.headers.get("X-Robots-Tag", "").lower())):
-                raise _DeadError("not for training")  # says its owner
+                raise _DeadError("not for training")  # the owner's wish
             return _read(response, rules)
     except (HTTPError, OSError, ValueError) as error:
         cause = error.reason if isinstance(error, MaxRetryError) and error.reason else error
         raise _DeadError(next((reason for kind, reason in REASONS if isinstance(cause, kind)), type(cause).__name__)) from error
 
 
-def _read(response: urllib3.BaseHTTPResponse, rules: Rules) -> bytes:
+def _read(response: urllib3.BaseHTTPResponse, rules: FetchRules) -> bytes:
     body, start = bytearray(), time.monotonic()
     while part := response.read1(1 << 16):
         body += part
         if len(body) > rules.max_bytes:
             raise _DeadError("too large")
-        if time.monotonic() - start > PATIENCE * rules.timeout_s:
+        if time.monotonic() - start > TOTAL_TIMEOUT_FACTOR * rules.timeout_s:
             raise _DeadError("timeout")
     return bytes(body)
 
 
-def _look(body: bytes) -> tuple[str, int]:
-    """The ending and the smaller side of a picture; all of it is decoded."""
+def _check_picture(body: bytes) -> tuple[str, int]:
+    """Decode a picture => its file suffix and the length of its shorter side."""
     try:
         with Image.open(io.BytesIO(body), formats=list(FORMATS)) as image:
             image.load()
-            return FORMATS.get(image.format or "", "jpg"), min(image.size)  # cameras' "MPO" is a JPEG with more behind it
+            return FORMATS.get(image.format or "", "jpg"), min(image.size)  # "MPO", written by cameras, is a JPEG followed by more pictures
     except Exception as error:  # decoders of damaged files raise nearly anything
         raise _DeadError("no picture") from error
 
 
-def _public(address: str) -> bool:
+def _is_public(address: str) -> bool:
     return ip_address(address).is_global
 
 
-class _Checked:
-    """A connection that is seen to lead to a public address before anything is sent: names and redirects can lead anywhere."""
+class _PublicOnly:
+    """Mixin: refuses private addresses before anything is sent. It checks the open connection, since names and redirects can lead anywhere."""
 
     def _new_conn(self) -> socket:
-        made: socket = super()._new_conn()  # type: ignore[misc]  # of the class that this is mixed into
-        if not _public(made.getpeername()[0]):
-            made.close()
+        connection: socket = super()._new_conn()  # type: ignore[misc]  # of the class that this is mixed into
+        if not _is_public(connection.getpeername()[0]):
+            connection.close()
             raise _DeadError("no public address")
-        return made
+        return connection
 
 
-class _CheckedHTTP(_Checked, HTTPConnection):
+class _PublicHTTPConnection(_PublicOnly, HTTPConnection):
     pass
 
 
-class _CheckedHTTPS(_Checked, HTTPSConnection):
+class _PublicHTTPSConnection(_PublicOnly, HTTPSConnection):
     pass
 
 
 class _HTTPPool(urllib3.HTTPConnectionPool):
-    ConnectionCls = _CheckedHTTP
+    ConnectionCls = _PublicHTTPConnection
 
 
 class _HTTPSPool(urllib3.HTTPSConnectionPool):
-    ConnectionCls = _CheckedHTTPS
+    ConnectionCls = _PublicHTTPSConnection
 
 
-def _client(threads: int, rules: Rules) -> urllib3.PoolManager:
-    logging.getLogger("urllib3").setLevel(logging.ERROR)  # retries are nothing to tell
-    agent = {"User-Agent": "sdbench distillation (training pictures from lists of links)"}
-    client = urllib3.PoolManager(threads, maxsize=threads, headers=agent, timeout=rules.timeout_s, retries=RETRIES)
+def _client(threads: int, rules: FetchRules) -> urllib3.PoolManager:
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # no warnings about retries
+    headers = {"User-Agent": "sdbench distillation (training pictures from lists of links)"}
+    client = urllib3.PoolManager(threads, maxsize=threads, headers=headers, timeout=rules.timeout_s, retries=RETRIES)
     if not rules.allow_private:
         client.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
     return client

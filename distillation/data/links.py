@@ -1,8 +1,8 @@
-"""Training sets that are lists of links => an image folder that `pictures.open_pictures` reads.
+"""Fetch training sets that are lists of links into an image folder, which `pictures.open_pictures` reads.
 
-`links.jsonl` remembers what became of each link, a line each, so that a run that was killed goes on and a dead link is
-not tried again. Pictures are kept byte for byte. img2dataset does not serve here: it resumes whole shards of an
-unchanged list, connects to private addresses too, and brings OpenCV, albumentations and wandb.
+`links.jsonl` records the result of each link, one per line, so that a killed run continues and dead links are not retried.
+Pictures are stored byte for byte. img2dataset is no alternative: it resumes only whole shards of an unchanged list, also
+connects to private addresses, and requires OpenCV, albumentations and wandb.
 """
 
 import json
@@ -15,28 +15,29 @@ from typing import Any
 
 from tqdm import tqdm
 
-from distillation.data.download import Link, Rules, download
-from distillation.data.pictures import CAPTIONS, open_pictures
-from distillation.export import check_free
+from distillation.data.download import FetchRules, Link, download
+from distillation.data.pictures import CAPTION_COLUMNS, open_pictures
+from distillation.export import check_new_or_empty
 from sdbench.assets.sources import METADATA, Table, read_table, texts
 from sdbench.disk import write_bytes
 from sdbench.errors import UserError
 
-URLS = ("url", "image_url", "link", "attachments")  # the last in lists taken from Discord, as Vega's Midjourney set
-BOOK = "links.jsonl"
+URL_COLUMNS = ("url", "image_url", "link", "attachments")  # the last in lists taken from Discord, such as Vega's Midjourney set
+LINK_LOG = "links.jsonl"
 
 
 @dataclass(frozen=True)
-class Report:
-    """What came of a list.
+class FetchReport:
+    """The result of fetching a list.
 
     Attributes:
-        pictures: of the folder, no two of the same content.
-        duplicates: rows whose link or picture an earlier row has.
-        dead: links by reason.
+        pictures: in the folder, all with different content.
+        duplicates: rows with the link or the picture of an earlier row.
+        small: links to pictures below the minimum size.
+        dead: number of dead links by reason.
         skipped: rows without link or caption.
         size_bytes: of all pictures.
-        digest: of the folder, as `open_pictures` gives it.
+        digest: of the folder, as in `open_pictures`.
     """
 
     pictures: int
@@ -61,10 +62,10 @@ class Report:
         )
 
 
-def fetch(
-    what: str,
+def fetch_pictures(
+    source: str,
     out: Path,
-    rules: Rules,
+    rules: FetchRules,
     *,
     url_column: str | None = None,
     caption_column: str | None = None,
@@ -72,43 +73,51 @@ def fetch(
     n: int | None = None,
     threads: int = 16,
     retry_dead: bool = False,
-) -> Report:
-    """Fetch the pictures of a list into an image folder; what an earlier run fetched is not fetched again.
+) -> FetchReport:
+    """Fetch the pictures of a list into an image folder. Pictures of an earlier run are not fetched again.
 
     Args:
-        what: CSV, JSON-lines or parquet file, or Hub dataset, with a column of links and one of captions.
-        out: new folder, or one that an earlier run filled.
-        rules: what is fetched.
-        url_column: where it is not called by one of `URLS`.
-        caption_column: where it is not called by one of `pictures.CAPTIONS`.
-        where: only rows whose column has this value, as in `Table.where`.
-        n: only the first rows of the list, or of those.
-        threads: links at a time.
-        retry_dead: try again what was dead in an earlier run.
+        source: CSV, JSON-lines or parquet file, or Hub dataset, with a column of links and one of captions.
+        out: new or empty folder, or one from an earlier run.
+        rules: which pictures to fetch.
+        url_column: unless its name is one of `URL_COLUMNS`.
+        caption_column: unless its name is one of `pictures.CAPTION_COLUMNS`.
+        where: (column, value): only rows with this value, see `Table.where`.
+        n: only the first n rows, after `where`.
+        threads: links to follow at a time.
+        retry_dead: retry links that were dead in an earlier run.
 
     Raises:
-        UserError: the list cannot be read or its columns are not clear, `out` is taken, also by another list, or no link leads to a picture.
+        UserError: the list cannot be read, its columns are ambiguous, `out` holds something else or another list, or no link leads to a
+            picture.
     """
-    table = read_table(what)
-    column = table.column(url_column, URLS, "--url-column")
-    _check_list(table, column, out)
+    table = read_table(source)
+    column = table.column(url_column, URL_COLUMNS, "--url-column")
+    _check_same_list(table, column, out)
     rows = list(_rows(table.where(*where) if where else table, column, caption_column, n))
     captions: dict[str, str] = {}
     for url, caption in rows:
         if url and caption:
             captions.setdefault(url, caption)
-    links = _follow_all(list(captions), out, rules, threads, retry_dead=retry_dead)
+    links = _follow_links(list(captions), out, rules, threads, retry_dead=retry_dead)
+    return _write_metadata(out, rows, captions, links, rules.min_px)
+
+
+def _write_metadata(out: Path, rows: list[tuple[str, str]], captions: Mapping[str, str], links: list[Link], min_px: int) -> FetchReport:
+    """Write `metadata.jsonl` for the pictures that are large enough => the report."""
     kept: dict[str, Link] = {}
     for link in links:
-        if link.state == "fetched" and link.px >= rules.min_px:
+        if link.state == "fetched" and link.px >= min_px:
             kept.setdefault(link.file, link)
     dead = Counter(link.reason for link in links if link.state == "dead")
-    small = sum(link.state != "dead" and link.px < rules.min_px for link in links)
+    small = sum(link.state != "dead" and link.px < min_px for link in links)
     if not kept:
-        raise UserError(f"none of {len(rows):,} rows leads to a picture: {small:,} too small, dead {dict(dead)}; see {out / BOOK}")
-    _write(out / METADATA[0], ({"file_name": link.file, "caption": captions[link.url], "url": link.url} for link in kept.values()))
+        raise UserError(f"none of {len(rows):,} rows leads to a picture: {small:,} too small, dead {dict(dead)}; see {out / LINK_LOG}")
+    _write_json_lines(
+        out / METADATA[0], ({"file_name": link.file, "caption": captions[link.url], "url": link.url} for link in kept.values())
+    )
     skipped = sum(not (url and caption) for url, caption in rows)
-    return Report(
+    return FetchReport(
         pictures=len(kept),
         duplicates=len(rows) - len(kept) - small - dead.total() - skipped,
         small=small,
@@ -119,57 +128,57 @@ def fetch(
     )
 
 
-def _check_list(table: Table, column: str, out: Path) -> None:
-    """Make sure that a folder's links are all in the list: pictures of another one would leave its metadata, and so the training, unsaid."""
-    if known := {link.url for link in _recall(out / BOOK)}:
-        strange = known.difference((url or "").strip() for url in texts(table, column))
-        if strange:
+def _check_same_list(table: Table, column: str, out: Path) -> None:
+    """Check that the list has all links of the folder: pictures of another list would silently drop out of the metadata."""
+    if logged := {link.url for link in _read_log(out / LINK_LOG)}:
+        missing = logged.difference((url or "").strip() for url in texts(table, column))
+        if missing:
             raise UserError(
-                f"{out} holds another list's pictures: {len(strange):,} of its links, such as {min(strange)}, are not in {table.name}. "
-                "Name another folder with --out; `distillation run` takes --data several times"
+                f"{out} holds another list's pictures: {len(missing):,} of its links, such as {min(missing)}, are not in {table.name}. "
+                "Name another folder with --out; `distillation run` accepts --data several times"
             )
 
 
 def _rows(table: Table, url_column: str, caption_column: str | None, n: int | None) -> Iterator[tuple[str, str]]:
-    """Link and caption of each row, "" where there is none."""
-    columns = url_column, table.column(caption_column, CAPTIONS, "--caption-column")
+    """Link and caption of each row; "" if missing."""
+    columns = url_column, table.column(caption_column, CAPTION_COLUMNS, "--caption-column")
     for url, caption in zip(*(texts(table, column, n) for column in columns), strict=True):
         yield (url or "").strip(), (caption or "").strip()
 
 
-def _follow_all(urls: list[str], out: Path, rules: Rules, threads: int, *, retry_dead: bool) -> list[Link]:
-    """What became of each link, followed where that is not known yet; pictures are in place before a link is noted down."""
-    book = out / BOOK
-    if out.exists() and not book.exists():
-        check_free(out)
-    known = {link.url: link for link in _recall(book)}
+def _follow_links(urls: list[str], out: Path, rules: FetchRules, threads: int, *, retry_dead: bool) -> list[Link]:
+    """The result of each link; only links without a final result are followed. A picture is stored before its link is logged."""
+    log = out / LINK_LOG
+    if out.exists() and not log.exists():
+        check_new_or_empty(out)
+    results = {link.url: link for link in _read_log(log)}
     for url in urls:
-        if url in known and not _settled(known[url], out, rules, retry_dead=retry_dead):
-            del known[url]
-    _write(book, map(asdict, known.values()))  # without what is tried again, and without a line that was cut short
-    todo = [url for url in urls if url not in known]
+        if url in results and not _is_final(results[url], out, rules, retry_dead=retry_dead):
+            del results[url]
+    _write_json_lines(log, map(asdict, results.values()))  # without links to retry, and without an incomplete line
+    remaining = [url for url in urls if url not in results]
     with (
-        book.open("a", encoding="utf-8") as file,
-        tqdm(desc=f"fetching into {out.name}", total=len(urls), initial=len(urls) - len(todo), unit="link", mininterval=1) as bar,
-        closing(download(todo, threads, rules)) as followed,  # its threads end here, not where the garbage collector may find them
+        log.open("a", encoding="utf-8") as file,
+        tqdm(desc=f"fetching into {out.name}", total=len(urls), initial=len(urls) - len(remaining), unit="link", mininterval=1) as bar,
+        closing(download(remaining, threads, rules)) as downloads,  # ends its threads here, not when the garbage collector gets to it
     ):
-        for link, body in followed:
+        for link, body in downloads:
             if body:
                 write_bytes(out / link.file, body)
-            known[link.url] = link
-            file.write(_line(asdict(link)))
+            results[link.url] = link
+            file.write(_json_line(asdict(link)))
             file.flush()
             bar.update()
-    return [known[url] for url in urls]
+    return [results[url] for url in urls]
 
 
-def _recall(book: Path) -> Iterator[Link]:
-    if book.exists():
-        with book.open(encoding="utf-8") as lines:
-            yield from (Link(**json.loads(line)) for line in lines if line.endswith("\n"))  # else the run was killed in the line
+def _read_log(log: Path) -> Iterator[Link]:
+    if log.exists():
+        with log.open(encoding="utf-8") as lines:
+            yield from (Link(**json.loads(line)) for line in lines if line.endswith("\n"))  # a killed run may leave half a line
 
 
-def _settled(link: Link, out: Path, rules: Rules, *, retry_dead: bool) -> bool:
+def _is_final(link: Link, out: Path, rules: FetchRules, *, retry_dead: bool) -> bool:
     match link.state:
         case "fetched":
             return (out / link.file).exists()
@@ -179,9 +188,9 @@ def _settled(link: Link, out: Path, rules: Rules, *, retry_dead: bool) -> bool:
             return not retry_dead
 
 
-def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    write_bytes(path, "".join(map(_line, rows)).encode())
+def _write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    write_bytes(path, "".join(map(_json_line, rows)).encode())
 
 
-def _line(row: Mapping[str, Any]) -> str:
+def _json_line(row: Mapping[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False) + "\n"

@@ -1,8 +1,8 @@
-"""The cut that costs least: of all plans within a budget, the one whose removed parts have the least summed output loss.
+"""The best cut: of all plans within a budget, the one whose removed parts have the smallest summed output loss.
 
-Solved exactly as a 0/1 integer programme. That losses of single parts may be added is LAPTOP-Diff's finding (arXiv
-2404.11098). A mapping of parts, here as in `sensitivity`, has one number for each block of each attention, and under
-`mid_block` one for the middle's attention and second resnet together, blocks included.
+Solved exactly as a 0/1 integer programme. LAPTOP-Diff (arXiv 2404.11098) found that the losses of single parts can be
+added. A mapping of parts, here as in `removal`, has one number per block of each attention, and under `mid_block` one for
+the middle's attention (blocks included) and second resnet together.
 """
 
 import math
@@ -21,10 +21,10 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from distillation.estimate import count
-from distillation.plan import MIDDLE, Plan
-from distillation.prune import on_meta, student_config
-from distillation.sensitivity.removal import SECOND_RESNET, WHOLE
+from distillation.estimate import count_parameters
+from distillation.plan import MIDDLE_ATTENTION, Plan
+from distillation.prune import meta_unet, student_config
+from distillation.sensitivity.removal import SECOND_RESNET, WHOLE_MIDDLE
 from sdbench.arrays import F64
 from sdbench.errors import UserError
 from sdbench.models.architectures import Config, depths
@@ -33,18 +33,18 @@ from sdbench.training.latents import Batch, noisy, predict
 
 I64 = npt.NDArray[np.int64]
 Parts = Mapping[str, F64] | Mapping[str, I64]
-TWIN = "down_blocks.2.attentions.0"  # whose depth a config gives to the middle
-WARMUP, CALLS = 3, 15
-LEAD_CYCLES = 10**8  # of a card's clock: 50 ms and more, in which a host launches some thousands of kernels
+TIED_TO_MIDDLE = "down_blocks.2.attentions.0"  # a diffusers config gives the middle the depth of this attention
+WARMUP_CALLS, TIMED_CALLS = 3, 15
+SLEEP_CYCLES = 10**8  # of the GPU's clock: at least 50 ms, in which the host launches some thousands of kernels
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a UNet costs.
+    """What a teacher costs, in total and by part.
 
     Attributes:
         total: of the teacher, in `unit`.
-        parts: what going without each part saves.
+        parts: what removing each part saves.
         unit: `parameters`, or `ns` for the time of one call.
     """
 
@@ -52,160 +52,163 @@ class Cost:
     parts: Mapping[str, I64]
     unit: str
 
-    def of(self, plan: Plan) -> int:
-        """What is left under a plan."""
-        return self.total - int(removed(self.parts, plan))
+    def remaining(self, plan: Plan) -> int:
+        """The cost of the student that a plan leaves."""
+        return self.total - int(sum_removed(self.parts, plan))
 
     @property
-    def least(self) -> int:
-        """What is left with the cheapest block of each attention, and none in the middle."""
-        kept = sum(int(row.min()) for path, row in self.parts.items() if path not in (MIDDLE, WHOLE))
-        return self.of(Plan({path: () for path in self.parts if path not in (MIDDLE, WHOLE)}, 0)) + kept
+    def minimum(self) -> int:
+        """The cost of the smallest student: the cheapest block of each attention, and none in the middle."""
+        kept = sum(int(row.min()) for path, row in self.parts.items() if path not in (MIDDLE_ATTENTION, WHOLE_MIDDLE))
+        return self.remaining(Plan({path: () for path in self.parts if path not in (MIDDLE_ATTENTION, WHOLE_MIDDLE)}, 0)) + kept
 
     @property
     def shares(self) -> dict[str, F64]:
-        """Of the total, that each part has."""
+        """Each part's share of the total."""
         return {path: row / self.total for path, row in self.parts.items()}
 
-    def said(self, amount: int) -> str:
-        """An amount with its share of the teacher's."""
+    def format(self, amount: int) -> str:
+        """An amount with its unit and its share of the teacher's."""
         number = f"{amount / 1e6:.3f} ms a call" if self.unit == "ns" else f"{amount:,} parameters"
         return f"{number} ({amount / self.total:.2%} of the teacher's)"
 
 
-def removed(parts: Parts, plan: Plan) -> float:
-    """Sum over what a plan takes out; where the middle goes, its whole stands for its blocks."""
+def sum_removed(parts: Parts, plan: Plan) -> float:
+    """Sum over the parts that a plan removes; if the middle goes, the whole middle counts instead of its blocks."""
     total = 0.0
     for path, row in parts.items():
-        if path == WHOLE:
-            total += row[0] * (MIDDLE not in plan.blocks)
+        if path == WHOLE_MIDDLE:
+            total += row[0] * (MIDDLE_ATTENTION not in plan.blocks)
         elif path in plan.blocks:
             total += sum(value for block, value in enumerate(row) if block not in plan.blocks[path])
     return total
 
 
-def parameters(config: Config) -> Cost:
-    """Exact counts of a UNet and its parts."""
-    unet = on_meta(config)
+def parameter_cost(config: Config) -> Cost:
+    """Exact parameter counts of a UNet and its parts."""
+    unet = meta_unet(config)
     parts = {
-        path: np.array([count(unet.get_submodule(f"{path}.transformer_blocks.{block}")) for block in range(depth)])
+        path: np.array([count_parameters(unet.get_submodule(f"{path}.transformer_blocks.{block}")) for block in range(depth)])
         for path, depth in depths(config).items()
     }
-    if MIDDLE in parts:
-        plan = Plan({path: tuple(range(depth)) for path, depth in depths(config).items() if path != MIDDLE}, 0)
-        parts[WHOLE] = np.array([count(unet) - count(on_meta(student_config(config, plan)))])
-    return Cost(count(unet), parts, "parameters")
+    if MIDDLE_ATTENTION in parts:
+        plan = Plan({path: tuple(range(depth)) for path, depth in depths(config).items() if path != MIDDLE_ATTENTION}, 0)
+        parts[WHOLE_MIDDLE] = np.array([count_parameters(unet) - count_parameters(meta_unet(student_config(config, plan)))])
+    return Cost(count_parameters(unet), parts, "parameters")
 
 
 @torch.no_grad()
-def times(unet: UNet2DConditionModel, batch: Batch, scheduler: DDIMScheduler) -> Cost:
-    """Measured times of one call of a UNet and of its parts, medians over calls.
+def measure_time_cost(unet: UNet2DConditionModel, batch: Batch, scheduler: DDIMScheduler) -> Cost:
+    """Measure the times of one call of a UNet and of its parts; medians over calls.
 
-    On a card they are those of its kernels: each call waits in the stream until the host, which may be the slower of the two,
-    has filled the queue, and nothing waits for the card before the end.
+    On a GPU these are the times of its kernels. Each call first sleeps in the stream until the host, which may be slower than the
+    GPU, has filled the queue, and nothing synchronises before the end.
     """
-    names = {path: [f"{path}.transformer_blocks.{block}" for block in range(depth)] for path, depth in depths(unet.config).items()}
-    middle = [MIDDLE, SECOND_RESNET] if MIDDLE in names else []
-    marks: dict[str, list[Any]] = {name: [] for name in ["", *middle, *(block for blocks in names.values() for block in blocks)]}
+    blocks = {path: [f"{path}.transformer_blocks.{block}" for block in range(depth)] for path, depth in depths(unet.config).items()}
+    middle = [MIDDLE_ATTENTION, SECOND_RESNET] if MIDDLE_ATTENTION in blocks else []
+    timestamps: dict[str, list[Any]] = {name: [] for name in ["", *middle, *(name for names in blocks.values() for name in names)]}
     noised, batch = noisy(scheduler, batch).to(unet.dtype), batch.to(unet.dtype)
-    on_card = unet.device.type == "cuda"
+    on_gpu = unet.device.type == "cuda"
     with ExitStack() as hooks:
-        for name, seen in marks.items():
-            module, mark = unet.get_submodule(name), _marker(seen, _event if on_card else perf_counter)
-            hooks.enter_context(module.register_forward_pre_hook(mark))
-            hooks.enter_context(module.register_forward_hook(mark))
-        for _ in range(WARMUP + CALLS):
-            if on_card:
-                torch.cuda._sleep(LEAD_CYCLES)  # type: ignore[no-untyped-call]  # noqa: SLF001  # no public call waits in the stream
+        for name, of_module in timestamps.items():
+            module, hook = unet.get_submodule(name), _timestamp_hook(of_module, _record_event if on_gpu else perf_counter)
+            hooks.enter_context(module.register_forward_pre_hook(hook))
+            hooks.enter_context(module.register_forward_hook(hook))
+        for _ in range(WARMUP_CALLS + TIMED_CALLS):
+            if on_gpu:
+                torch.cuda._sleep(SLEEP_CYCLES)  # type: ignore[no-untyped-call]  # noqa: SLF001  # no public call sleeps in the stream
             predict(unet, noised, batch)
     synchronised()
-    ns = {name: round(1e9 * median(_seconds(seen)[WARMUP:])) for name, seen in marks.items()}
-    parts = {path: np.array([ns[block] for block in blocks]) for path, blocks in names.items()}
-    return Cost(ns[""], parts | ({WHOLE: np.array([sum(ns[name] for name in middle)])} if middle else {}), "ns")
+    ns = {name: round(1e9 * median(_durations_s(of_module)[WARMUP_CALLS:])) for name, of_module in timestamps.items()}
+    parts = {path: np.array([ns[name] for name in names]) for path, names in blocks.items()}
+    return Cost(ns[""], parts | ({WHOLE_MIDDLE: np.array([sum(ns[name] for name in middle)])} if middle else {}), "ns")
 
 
-def _marker(seen: list[Any], now: Callable[[], Any]) -> Any:
-    return lambda *_: seen.append(now())
+def _timestamp_hook(timestamps: list[Any], now: Callable[[], Any]) -> Any:
+    return lambda *_: timestamps.append(now())
 
 
-def _event() -> torch.cuda.Event:
-    """The moment at which the card gets here."""
+def _record_event() -> torch.cuda.Event:
+    """An event that marks when the GPU reaches this point of the stream."""
     event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch's
     event.record()
     return event
 
 
-def _seconds(marks: Sequence[Any]) -> list[float]:
-    """Of each call, from marks before and after it."""
-    pairs = zip(marks[::2], marks[1::2], strict=True)
+def _durations_s(timestamps: Sequence[Any]) -> list[float]:
+    """Seconds of each call, from the timestamps before and after it."""
+    pairs = zip(timestamps[::2], timestamps[1::2], strict=True)
     return [end - start if isinstance(start, float) else start.elapsed_time(end) / 1000 for start, end in pairs]
 
 
-def least_loss(losses: Mapping[str, F64], cost: Cost, limit: int) -> Plan:
-    """The plan of least summed loss that leaves at most `limit` of the cost; every plan has a diffusers config.
+def find_best_plan(losses: Mapping[str, F64], cost: Cost, limit: int) -> Plan:
+    """The plan with the smallest summed loss that costs at most `limit`, among plans that a diffusers config can express.
 
     Raises:
         UserError: no plan is that small.
     """
-    if limit < cost.least:
+    if limit < cost.minimum:
         raise UserError(
-            f"no plan comes down to {cost.said(limit)}; the smallest, with one block in each attention and none in the middle, has "
-            f"{cost.said(cost.least)}. Allow at least that"
+            f"no plan comes down to {cost.format(limit)}; the smallest, with one block in each attention and none in the middle, has "
+            f"{cost.format(cost.minimum)}. Allow at least that much"
         )
-    depth = {path: len(row) for path, row in losses.items() if path != WHOLE}
-    saved = _row(cost.parts, depth)
-    step = math.gcd(*map(int, saved)) or 1  # small whole numbers keep clear of the solver's tolerance
-    needed = LinearConstraint(saved / step, lb=math.ceil((cost.total - limit) / step))
-    weights = _row(losses, depth)
-    with _silent():
-        found = milp(
-            weights * (1e6 / np.abs(weights).max(initial=1e-300)),  # gaps under 1e-6 count as closed
+    depth = {path: len(row) for path, row in losses.items() if path != WHOLE_MIDDLE}
+    savings = _flatten(cost.parts, depth)
+    step = math.gcd(*map(int, savings)) or 1  # small whole numbers stay clear of the solver's tolerance
+    within_budget = LinearConstraint(savings / step, lb=math.ceil((cost.total - limit) / step))
+    weights = _flatten(losses, depth)
+    with _discard_stdout():
+        solution = milp(
+            weights * (1e6 / np.abs(weights).max(initial=1e-300)),  # the solver counts gaps under 1e-6 as closed
             integrality=np.ones_like(weights),
-            bounds=Bounds(0, [1] * (len(weights) - 1) + [int(MIDDLE in depth)]),
-            constraints=[needed, *_sayable(depth)],
+            bounds=Bounds(0, [1] * (len(weights) - 1) + [int(MIDDLE_ATTENTION in depth)]),
+            constraints=[within_budget, *_config_constraints(depth)],
             options={"mip_rel_gap": 0},
         )
-    assert found.x is not None  # the smallest plan is within the limit
-    gone = iter(found.x.round().astype(bool))
-    kept = {path: tuple(block for block in range(n) if not next(gone)) for path, n in depth.items()}
+    assert solution.x is not None  # the smallest plan is within the limit
+    is_removed = iter(solution.x.round().astype(bool))
+    kept = {path: tuple(block for block in range(n) if not next(is_removed)) for path, n in depth.items()}
     return Plan({path: blocks for path, blocks in kept.items() if blocks}, 0)
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
-    """Nothing reaches the process's stdout: at times the solver prints a line past Python, into a table that a script reads."""
+def _discard_stdout() -> Iterator[None]:
+    """While open, discard the process's stdout: the solver's C++ code sometimes prints a line, into a table that a script may read."""
     sys.stdout.flush()
-    kept, sink = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(sink, 1)
+    stdout, null = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
     try:
         yield
     finally:
-        os.dup2(kept, 1)
-        os.close(kept)
-        os.close(sink)
+        os.dup2(stdout, 1)
+        os.close(stdout)
+        os.close(null)
 
 
-def _row(parts: Parts, paths: Iterable[str]) -> npt.NDArray[Any]:
-    """One number a block, then what the whole middle has beyond its blocks."""
-    beyond = parts[WHOLE] - parts[MIDDLE].sum() if WHOLE in parts else np.array([0])
-    return np.concatenate([*(parts[path] for path in paths), beyond])
+def _flatten(parts: Parts, paths: Iterable[str]) -> npt.NDArray[Any]:
+    """One number per block, then what the whole middle adds to its blocks."""
+    beyond_blocks = parts[WHOLE_MIDDLE] - parts[MIDDLE_ATTENTION].sum() if WHOLE_MIDDLE in parts else np.array([0])
+    return np.concatenate([*(parts[path] for path in paths), beyond_blocks])
 
 
-def _sayable(depth: Mapping[str, int]) -> list[LinearConstraint]:
-    """Every attention keeps a block, but for the middle, which may go as a whole, and otherwise is as deep as its twin."""
+def _config_constraints(depth: Mapping[str, int]) -> list[LinearConstraint]:
+    """What a config can express: each attention keeps a block; the middle is as deep as the attention tied to it, or goes as a whole.
+
+    Variables are 1 for a removed block, in the order of `_flatten`; the last is 1 if the whole middle goes.
+    """
     ends = np.cumsum(list(depth.values()))
-    inside = np.zeros((len(depth), ends[-1] + 1))
-    for row, end, n in zip(inside, ends, depth.values(), strict=True):
+    indicators = np.zeros((len(depth), ends[-1] + 1))
+    for row, end, n in zip(indicators, ends, depth.values(), strict=True):
         row[end - n : end] = 1
-    rows, whole = dict(zip(depth, inside, strict=True)), np.eye(ends[-1] + 1)[-1]
-    limits = [LinearConstraint(row, ub=depth[path] - 1) for path, row in rows.items() if path != MIDDLE]
-    if MIDDLE not in depth:
+    rows, whole = dict(zip(depth, indicators, strict=True)), np.eye(ends[-1] + 1)[-1]
+    limits = [LinearConstraint(row, ub=depth[path] - 1) for path, row in rows.items() if path != MIDDLE_ATTENTION]
+    if MIDDLE_ATTENTION not in depth:
         return limits
-    n, difference = depth[MIDDLE], rows[MIDDLE] - rows[TWIN]
+    n, difference = depth[MIDDLE_ATTENTION], rows[MIDDLE_ATTENTION] - rows[TIED_TO_MIDDLE]
     return [
         *limits,
-        LinearConstraint(rows[MIDDLE] - whole, ub=n - 1),
-        LinearConstraint(rows[MIDDLE] - n * whole, lb=0),
+        LinearConstraint(rows[MIDDLE_ATTENTION] - whole, ub=n - 1),
+        LinearConstraint(rows[MIDDLE_ATTENTION] - n * whole, lb=0),
         LinearConstraint(difference - n * whole, ub=0),
         LinearConstraint(difference + n * whole, lb=0),
     ]

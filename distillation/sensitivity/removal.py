@@ -1,8 +1,8 @@
-"""Which transformer blocks matter: what the UNet's output loses when one is taken out (LAPTOP-Diff, arXiv 2404.11098).
+"""Which transformer blocks matter: how the UNet's output changes when one is removed (LAPTOP-Diff, arXiv 2404.11098).
 
-The losses of single blocks add up well enough over sets of blocks to choose by, which is that paper's finding. Losses are
-plain mean squares of the UNet's output, divided by nothing. The middle is measured as a whole too, since it can go as one:
-its attention with all its blocks, and its second resnet.
+That paper found that the losses of single blocks can be added to choose sets of blocks. Losses are mean squared changes of
+the UNet's output, without normalisation. The middle is also measured as a whole, since it can be removed as a whole: its
+attention with all blocks, and its second resnet.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from distillation.losses import mse
-from distillation.plan import MIDDLE
+from distillation.plan import MIDDLE_ATTENTION
 from distillation.teacher import Teacher
 from sdbench.arrays import F64
 from sdbench.disk import write_bytes
@@ -26,17 +26,17 @@ from sdbench.errors import UserError
 from sdbench.models.architectures import depths
 from sdbench.training.latents import Batch, Captioned, LatentPool, noisy, predict
 
-WHOLE = "mid_block"  # stands for the middle's attention and second resnet together
+WHOLE_MIDDLE = "mid_block"  # key for the middle's attention and second resnet together
 SECOND_RESNET = "mid_block.resnets.1"
 
 
 class Settings(BaseModel):
-    """How much is measured.
+    """How much to measure.
 
     Attributes:
-        bins: equal parts of the training timesteps, each with pictures of its own.
-        batches: of each bin; the standard error is over them.
-        pictures: of each batch.
+        bins: number of equal bins of the training timesteps; each has its own pictures.
+        batches: per bin; the standard error is over them.
+        pictures: per batch.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -47,19 +47,19 @@ class Settings(BaseModel):
 
     @property
     def n(self) -> int:
-        """Pictures in all."""
+        """Number of pictures in total."""
         return self.bins * self.batches * self.pictures
 
 
 class Sensitivity(BaseModel):
-    """What a teacher's output loses without each part of it.
+    """How a teacher's output changes without each of its parts.
 
     Attributes:
-        digest: of all the teacher's weights, as its records give it.
+        digest: of all the teacher's weights, as in its records.
         data_digest: of pictures and captions.
-        timesteps: first and last of each bin.
-        n_pictures: in all bins together; each is used once.
-        losses: mean squared change of the output by attention, blocks x bins x batches; `mid_block` has one row.
+        timesteps: first and last timestep of each bin.
+        n_pictures: in all bins together; each picture is used once.
+        losses: attention => mean squared change of the output, blocks x bins x batches; `mid_block` has one row.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -79,72 +79,71 @@ class Sensitivity(BaseModel):
 
     @property
     def mean(self) -> dict[str, F64]:
-        """Mean over bins and batches, one number a block."""
+        """Mean over bins and batches, one number per block."""
         return {path: rows.mean(1) for path, rows in self.by_bin.items()}
 
     @property
     def error(self) -> dict[str, F64]:
-        """Standard error of `mean`: bins are strata, so only the spread within each counts."""
-        of_bins = {path: np.array(rows).var(2, ddof=1) / self.settings.batches for path, rows in self.losses.items()}
-        return {path: np.sqrt(variances.sum(1)) / self.settings.bins for path, variances in of_bins.items()}
+        """Standard error of `mean`. Bins are strata, so only the variance within each counts."""
+        bin_variances = {path: np.array(rows).var(2, ddof=1) / self.settings.batches for path, rows in self.losses.items()}
+        return {path: np.sqrt(variances.sum(1)) / self.settings.bins for path, variances in bin_variances.items()}
 
 
-def measured(teacher: Teacher, name: str, settings: Settings, pictures: Captioned, work: Path, results: Path, device: str) -> Sensitivity:
-    """Measure a teacher, or read what an earlier run found with the same weights and settings.
+def measure_sensitivity(
+    teacher: Teacher, name: str, settings: Settings, pictures: Captioned, work: Path, results: Path, device: str
+) -> Sensitivity:
+    """Measure a teacher, or read the result of an earlier run with the same weights, pictures and settings.
 
     Args:
         teacher: of either family.
-        name: of the file, `<results>/sensitivity/<name>.json`.
+        name: of the result's file, `<results>/sensitivity/<name>.json`.
         settings: how much to measure.
-        pictures: to measure on; the first are used.
-        work: gets latents.
-        results: the folder of results.
+        pictures: the first of them are measured on.
+        work: folder for latents.
+        results: folder of results.
         device: where to measure.
 
     Raises:
-        UserError: there are too few pictures, the device or weights are not there, or a loss is not finite.
+        UserError: there are too few pictures, the device or weights are missing, or a loss is not finite.
     """
     path, digest = results / "sensitivity" / f"{name}.json", teacher.digest
-    if (found := _read(path)) and (found.digest, found.data_digest, found.settings) == (digest, pictures.digest, settings):
-        return found
-    batches, scheduler = batches_of(teacher, settings, pictures, work, device)
-    losses = part_losses(teacher.unet(precision(teacher), device), batches, scheduler)
-    if wrong := [part for part, rows in losses.items() if not np.isfinite(rows).all()]:
-        raise UserError(
-            f"without a block of {wrong[0]} the output of {name!r} is not finite; expected numbers. Look at the teacher's weights"
-        )
-    made = Sensitivity(
+    if (earlier := _read(path)) and (earlier.digest, earlier.data_digest, earlier.settings) == (digest, pictures.digest, settings):
+        return earlier
+    batches, scheduler = sensitivity_batches(teacher, settings, pictures, work, device)
+    losses = part_losses(teacher.unet(measurement_dtype(teacher), device), batches, scheduler)
+    if not_finite := [part for part, rows in losses.items() if not np.isfinite(rows).all()]:
+        raise UserError(f"without a block of {not_finite[0]}, the output of {name!r} is not finite. Check the teacher's weights")
+    sensitivity = Sensitivity(
         teacher=name,
         digest=digest,
         data_digest=pictures.digest,
         settings=settings,
-        timesteps=[(least, after - 1) for least, after in _bins(settings.bins, scheduler.config.num_train_timesteps)],
+        timesteps=[(start, end - 1) for start, end in _bins(settings.bins, scheduler.config.num_train_timesteps)],
         n_pictures=settings.n,
         losses={part: rows.reshape(len(rows), settings.bins, settings.batches).tolist() for part, rows in losses.items()},
     )
-    write_bytes(path, made.model_dump_json().encode() + b"\n")
-    return made
+    write_bytes(path, sensitivity.model_dump_json().encode() + b"\n")
+    return sensitivity
 
 
-def ranked(found: Sensitivity, shares: Mapping[str, F64]) -> str:
-    """Parts as a table, the most missed first.
+def ranking_table(sensitivity: Sensitivity, shares: Mapping[str, F64]) -> str:
+    """Parts by falling loss, as a Markdown table.
 
     Args:
-        found: the losses.
-        shares: of the UNet's parameters that each part has.
+        sensitivity: the losses.
+        shares: each part's share of the UNet's parameters.
     """
-    parts = sorted(
-        ((path, block) for path, rows in found.mean.items() for block in range(len(rows))), key=lambda at: -found.mean[at[0]][at[1]]
-    )
+    mean, error = sensitivity.mean, sensitivity.error
+    parts = sorted(((path, block) for path, rows in mean.items() for block in range(len(rows))), key=lambda part: -mean[part[0]][part[1]])
     rows = [
-        f"| {_called(path, block)} | {found.mean[path][block]:.3g} | {found.error[path][block]:.2g} | {shares[path][block]:.2%} |"
+        f"| {_part_name(path, block)} | {mean[path][block]:.3g} | {error[path][block]:.2g} | {shares[path][block]:.2%} |"
         for path, block in parts
     ]
     return "\n".join(["| without | mean output loss | ± s.e. | share of parameters |", "|---|---:|---:|---:|", *rows])
 
 
-def _called(path: str, block: int) -> str:
-    return f"{MIDDLE} and {SECOND_RESNET}" if path == WHOLE else f"{path}, block {block}"
+def _part_name(path: str, block: int) -> str:
+    return f"{MIDDLE_ATTENTION} and {SECOND_RESNET}" if path == WHOLE_MIDDLE else f"{path}, block {block}"
 
 
 def _read(path: Path) -> Sensitivity | None:
@@ -154,61 +153,64 @@ def _read(path: Path) -> Sensitivity | None:
         return Sensitivity.model_validate_json(path.read_text())
     except ValidationError as error:
         raise UserError(
-            f"{path} is no measurement that this version reads ({error.errors()[0]['msg']}); remove it to measure again"
+            f"{path} is not a measurement that this version can read ({error.errors()[0]['msg']}); remove it to measure again"
         ) from None
 
 
-def batches_of(teacher: Teacher, settings: Settings, pictures: Captioned, work: Path, device: str) -> tuple[list[Batch], DDIMScheduler]:
-    """The first pictures with their captions, bin by bin => batches, what adds their noise.
+def sensitivity_batches(
+    teacher: Teacher, settings: Settings, pictures: Captioned, work: Path, device: str
+) -> tuple[list[Batch], DDIMScheduler]:
+    """Batches of the first pictures, bin by bin => batches, the scheduler that adds their noise.
 
     Raises:
-        UserError: there are too few.
+        UserError: there are too few pictures.
     """
     rows = np.arange(settings.n).reshape(settings.bins, settings.batches, settings.pictures)
     if len(pictures.captions) < rows.size:
         raise UserError(
-            f"{len(pictures.captions)} pictures to measure on; expected {rows.size} for {settings.bins} bins of {settings.batches} batches of {settings.pictures}. Give more with --data, or fewer --bins or --batches"
+            f"{len(pictures.captions)} pictures to measure on; expected {rows.size} for {settings.bins} bins of {settings.batches} batches "
+            f"of {settings.pictures}. Give more with --data, or fewer --bins or --batches"
         )
     pool = LatentPool(teacher.folder, pictures, work / "latents", device)
     ranges = _bins(settings.bins, pool.scheduler.config.num_train_timesteps)
     batches = [
-        pool.at(of_batch, int(of_batch[0]), least=least, most=after, device=device)
-        for of_bin, (least, after) in zip(rows, ranges, strict=True)
-        for of_batch in of_bin
+        pool.at(batch_rows, int(batch_rows[0]), least=start, most=end, device=device)
+        for bin_rows, (start, end) in zip(rows, ranges, strict=True)
+        for batch_rows in bin_rows
     ]
     return batches, pool.scheduler
 
 
-def precision(teacher: Teacher) -> Literal["float32", "bfloat16"]:
-    """What a teacher is measured in: the full-size one in the precision that it is trained with."""
+def measurement_dtype(teacher: Teacher) -> Literal["float32", "bfloat16"]:
+    """The dtype to measure a teacher in; the full-size one is measured in the dtype that it teaches in."""
     return "float32" if teacher.spec.family == "scenes" else "bfloat16"
 
 
 def _bins(n: int, timesteps: int) -> list[tuple[int, int]]:
-    """First timestep of each of n bins, and the first after it."""
+    """First timestep of each of n bins, and the first after the bin."""
     return [(number * timesteps // n, (number + 1) * timesteps // n) for number in range(n)]
 
 
 def removal_losses(unet: UNet2DConditionModel, batches: Sequence[Batch], scheduler: DDIMScheduler) -> dict[str, F64]:
-    """Mean squared change of the output without each block => by attention, blocks x batches.
+    """Mean squared change of the output without each block => attention => blocks x batches.
 
     Args:
-        unet: as it is trained.
-        batches: to measure on; give each its own timesteps to see how a block's worth changes over them.
+        unet: the trained UNet.
+        batches: to measure on; with different timesteps per batch, the result shows how losses depend on them.
         scheduler: adds the batches' noise.
     """
-    return _losses(unet, _blocks(unet), batches, scheduler)
+    return _losses_without(unet, _block_modules(unet), batches, scheduler)
 
 
 def part_losses(unet: UNet2DConditionModel, batches: Sequence[Batch], scheduler: DDIMScheduler) -> dict[str, F64]:
-    """The same with a row for the whole middle, `mid_block`, where it has an attention."""
-    parts = _blocks(unet)
-    if MIDDLE in parts:
-        parts[WHOLE] = [(unet.get_submodule(MIDDLE), unet.get_submodule(SECOND_RESNET))]
-    return _losses(unet, parts, batches, scheduler)
+    """Like `removal_losses`, with a row for the whole middle, `mid_block`, if it has an attention."""
+    parts = _block_modules(unet)
+    if MIDDLE_ATTENTION in parts:
+        parts[WHOLE_MIDDLE] = [(unet.get_submodule(MIDDLE_ATTENTION), unet.get_submodule(SECOND_RESNET))]
+    return _losses_without(unet, parts, batches, scheduler)
 
 
-def _blocks(unet: UNet2DConditionModel) -> dict[str, list[tuple[nn.Module, ...]]]:
+def _block_modules(unet: UNet2DConditionModel) -> dict[str, list[tuple[nn.Module, ...]]]:
     return {
         path: [(unet.get_submodule(f"{path}.transformer_blocks.{block}"),) for block in range(depth)]
         for path, depth in depths(unet.config).items()
@@ -216,39 +218,36 @@ def _blocks(unet: UNet2DConditionModel) -> dict[str, list[tuple[nn.Module, ...]]
 
 
 @torch.no_grad()
-def _losses(
+def _losses_without(
     unet: UNet2DConditionModel, parts: Mapping[str, list[tuple[nn.Module, ...]]], batches: Sequence[Batch], scheduler: DDIMScheduler
 ) -> dict[str, F64]:
     inputs = [noisy(scheduler, batch).to(unet.dtype) for batch in batches]
     batches = [batch.to(unet.dtype) for batch in batches]
-    whole = [predict(unet, noised, batch) for noised, batch in zip(inputs, batches, strict=True)]
+    outputs = [predict(unet, noised, batch) for noised, batch in zip(inputs, batches, strict=True)]
     losses: dict[str, list[list[float]]] = {}
-    for path, modules in tqdm(
-        [(path, cut) for path, cuts in parts.items() for cut in cuts], desc="removing blocks one by one", mininterval=2
-    ):
-        with without(*modules):
-            changed = [
-                mse(predict(unet, noised, batch), output).item() for noised, batch, output in zip(inputs, batches, whole, strict=True)
-            ]
-        losses.setdefault(path, []).append(changed)
+    removals = [(path, modules) for path, rows in parts.items() for modules in rows]
+    for path, modules in tqdm(removals, desc="removing blocks one by one", mininterval=2):
+        with skip_modules(*modules):
+            row = [mse(predict(unet, noised, batch), output).item() for noised, batch, output in zip(inputs, batches, outputs, strict=True)]
+        losses.setdefault(path, []).append(row)
     return {path: np.array(rows) for path, rows in losses.items()}
 
 
 @contextmanager
-def without(*modules: nn.Module) -> Iterator[None]:
-    """While open, each module hands on its input."""
+def skip_modules(*modules: nn.Module) -> Iterator[None]:
+    """While open, each module returns its input."""
 
-    def skip(_: nn.Module, inputs: tuple[Tensor, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        handed = inputs[0] if inputs else kwargs["hidden_states"]
-        return handed if isinstance(output, Tensor) else (handed,)  # attentions answer with a tuple
+    def return_input(_: nn.Module, inputs: tuple[Tensor, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        hidden_states = inputs[0] if inputs else kwargs["hidden_states"]
+        return hidden_states if isinstance(output, Tensor) else (hidden_states,)  # attentions return a tuple
 
     with ExitStack() as stack:
         for module in modules:
-            stack.enter_context(module.register_forward_hook(skip, with_kwargs=True))
+            stack.enter_context(module.register_forward_hook(return_input, with_kwargs=True))
         yield
 
 
-def most_missed(losses: Mapping[str, F64], attention: str, there: Sequence[int], k: int) -> tuple[int, ...]:
-    """Of an attention's blocks that are still there, the k whose removal costs most, in rising order."""
+def pick_most_missed(losses: Mapping[str, F64], attention: str, present: Sequence[int], k: int) -> tuple[int, ...]:
+    """Among the present blocks of an attention, the k whose removal costs most, in rising order."""
     cost = losses[attention].mean(1)
-    return tuple(sorted(sorted(there, key=lambda block: -cost[block])[:k]))
+    return tuple(sorted(sorted(present, key=lambda block: -cost[block])[:k]))

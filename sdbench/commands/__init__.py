@@ -1,1 +1,1 @@
-"""What the command line does, a module for each kind of command; imports wait until one needs them."""
+"""The commands of `sdbench`, a module for each kind; they import what they need when they run."""

@@ -1,4 +1,4 @@
-"""What all commands share: answers on stdout, notes on stderr, and where results lie."""
+"""What all commands share: answers on stdout, notes on stderr, and where results are."""
 
 import argparse
 import json
@@ -15,70 +15,70 @@ if TYPE_CHECKING:
     from sdbench.api import Places
 
 Command = Callable[[argparse.Namespace], int]  # => the process's exit code
-Add = Callable[[str, Command, str], argparse.ArgumentParser]  # name, function and help of a command => its parser
+AddCommand = Callable[[str, Command, str], argparse.ArgumentParser]  # name, function and help text of a command => its parser
 
 
-def say(text: str) -> None:
-    """A note for people."""
+def print_note(text: str) -> None:
+    """Print a note for people, on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
-def answer(text: str, arguments: argparse.Namespace) -> None:
-    """What a command that only answers was asked for: on stdout, where it can be piped, unless the one for machines goes there."""
-    (say if arguments.json else show)(text)
+def print_answer(text: str, arguments: argparse.Namespace) -> None:
+    """Print a command's answer on stdout, where it can be piped; on stderr where `--json` puts the answer for machines on stdout."""
+    (print_note if arguments.json else show)(text)
 
 
-def width() -> int:
-    """Characters that a table may take in a line: the terminal's, at most 160; in a pipe 160."""
+def table_width() -> int:
+    """Characters in a line of a table: the terminal's width, at most 160; in a pipe 160."""
     return min(160, shutil.get_terminal_size((160, 24)).columns)
 
 
-def give(content: Any) -> None:
-    """The answer for machines."""
+def print_json(content: Any) -> None:
+    """Print the answer for machines, as JSON on stdout."""
     show(json.dumps(content, indent=1, default=str))
 
 
 def add_completion(command: argparse.ArgumentParser) -> None:
-    """Options that say more of a model which one word does not name whole."""
-    command.add_argument("--base", help="pipeline that completes a bare UNet")
-    command.add_argument("--lora", help="LoRA file, folder or Hub name to fuse")
-    command.add_argument("--name", help="what tables call the model")
+    """Add the options that complete a model or rename it."""
+    command.add_argument("--base", help="pipeline that supplies what a bare UNet lacks")
+    command.add_argument("--lora", help="LoRA to fuse into the model: a file, a folder or a name on the Hub")
+    command.add_argument("--name", help="name of the model in tables")
 
 
 def add_device(command: argparse.ArgumentParser) -> None:
-    """Where models and evaluators run."""
-    command.add_argument("--device", help="cpu, cuda or cuda:<index> (default: cuda where there is one)")
+    """Add the option for the device of models and evaluators."""
+    command.add_argument("--device", help="cpu, cuda or cuda:<index> (default: cuda if available)")
 
 
 def add_common(command: argparse.ArgumentParser, *, again: bool = False) -> None:
-    """Options of all commands; `again` of an action, which may be given them before its name or behind it."""
+    """Add the options of all commands; `again` for an action, so that they may stand before or after its name."""
 
     def default(value: Any) -> Any:
         return argparse.SUPPRESS if again else value
 
-    command.add_argument("--json", action="store_true", default=default(False), help="answer as JSON on stdout")
+    command.add_argument("--json", action="store_true", default=default(False), help="print the answer as JSON on stdout")
     command.add_argument("--results", type=Path, default=default(Path("results")), help="folder of records (default: results)")
 
 
 def add_runs(command: argparse.ArgumentParser) -> None:
-    """The option of the commands that keep or look for more than records."""
+    """Add the option of the commands that use more than records."""
     command.add_argument("--runs", type=Path, help="folder of pictures and features (default: RESULTS/runs)")
 
 
 def check_results(arguments: argparse.Namespace) -> None:
-    """See that there are results to read: whoever only reads them must not make an empty folder of a misspelt name.
+    """Check that there are results to read, for commands that must not create a folder from a misspelt name.
 
     Raises:
         UserError: the folder is not there.
     """
     if not arguments.results.is_dir():
         raise UserError(
-            f"there is no folder of results {arguments.results}; name another with --results, or measure something first: sdbench run"
+            f"there is no results folder {arguments.results}; name another with --results, or measure something first: sdbench run"
         )
 
 
-def places(arguments: argparse.Namespace) -> "Places":
-    """Where results and runs lie, by the options of `add_common` and `add_runs`."""
+def places_from(arguments: argparse.Namespace) -> "Places":
+    """The folders of results and runs, from the options of `add_common` and `add_runs`."""
     from sdbench.api import Places
 
     return Places(arguments.results, arguments.runs)

@@ -1,6 +1,7 @@
-"""The commands that judge, `gate` and `run --until-verdict`, and what they stand on: `noise` and `baseline`.
+"""The commands that give a verdict, `gate` and `run --until-verdict`, and those that prepare one, `noise` and `baseline`.
 
-Exit code 1 of a verdict says "regressed" and nothing else: whatever goes wrong, a crash, a missing library, Ctrl-C, a request to end, a report that cannot be written, is exit code 2.
+Exit code 1 means "regressed" and nothing else. Whatever goes wrong is exit code 2: a crash, a missing library, Ctrl-C, a request to
+end, a report that cannot be written.
 """
 
 import argparse
@@ -11,7 +12,19 @@ from typing import TYPE_CHECKING
 
 from sdbench.arguments import add_command
 from sdbench.commands import showing
-from sdbench.commands.console import Add, add_common, add_completion, add_device, add_runs, answer, check_results, give, places, say, width
+from sdbench.commands.console import (
+    AddCommand,
+    add_common,
+    add_completion,
+    add_device,
+    add_runs,
+    check_results,
+    places_from,
+    print_answer,
+    print_json,
+    print_note,
+    table_width,
+)
 
 if TYPE_CHECKING:
     from sdbench.gate.verdicts import Report
@@ -21,69 +34,71 @@ if TYPE_CHECKING:
 INCOMPARABLE = 2
 
 
-def add_commands(add: Add) -> None:
-    """The commands and their options."""
-    judging = add("gate", gate, "compare a candidate with a baseline: exit code 0 pass, 1 regressed, 2 cannot compare, 3 inconclusive")
-    judging.add_argument("candidate", help="record folder, catalogue name or checkpoint")
-    judging.add_argument("--baseline", required=True, help="name of a baseline, record folder, catalogue name or checkpoint")
-    judging.add_argument("--suite", help="suite to run where a record is missing (default: the baseline's)")
+def add_commands(add: AddCommand) -> None:
+    """Add the commands and their options."""
+    judging = add("gate", gate, "compare a candidate with a baseline; exit code: 0 pass, 1 regressed, 2 cannot compare, 3 inconclusive")
+    judging.add_argument("candidate", help="record folder, model name or checkpoint")
+    judging.add_argument("--baseline", required=True, help="baseline name, record folder, model name or checkpoint")
+    judging.add_argument("--suite", help="suite to run if a record is missing (default: the baseline's)")
     add_completion(judging)
     add_device(judging)
     add_runs(judging)
     add_outputs(judging)
 
-    flooring = add("noise", noise, "run a model against itself under other noise and write the floor that margins stand on")
-    flooring.add_argument("model", help="catalogue name or checkpoint")
-    flooring.add_argument("--seeds", type=int, default=4, help="how many runs (default: 4)")
-    flooring.add_argument("--suite", help="name or path (default: quality for scenes, standard for sdxl)")
-    flooring.add_argument("--only", choices=("quality", "probes"), help="run only one half of the suite")
+    flooring = add("noise", noise, "measure how much a model differs from itself under different noise: the floor for the gate's margins")
+    flooring.add_argument("model", help="model name or checkpoint")
+    flooring.add_argument("--seeds", type=int, default=4, help="number of runs, each under its own noise seed (default: 4)")
+    flooring.add_argument("--suite", help="suite name or file (default: quality for scenes, standard for sdxl)")
+    flooring.add_argument("--only", choices=("quality", "probes"), help="run only the picture metrics, or only latency and memory")
     add_completion(flooring)
     add_device(flooring)
     add_runs(flooring)
 
-    naming = add("baseline", baseline, "name the record that candidates are compared with, and say which names there are")
+    naming = add("baseline", baseline, "give names to the records that candidates are compared with, and list the names")
     actions = naming.add_subparsers(dest="action", required=True, metavar="ACTION")
-    listing = add_command(actions, "list", "every name, the record it stands for, since when and why, and what it stood for before")
-    moving = add_command(actions, "set", "let a name stand for another record from now on")
-    moving.add_argument("name", help="such as production")
-    moving.add_argument("record", type=Path, help="record folder under the folder of results")
-    moving.add_argument("--why", required=True, help="kept beside the date")
+    listing = add_command(actions, "list", "list each name with its record, since when and why, and its earlier records")
+    moving = add_command(actions, "set", "let a name stand for a record from now on")
+    moving.add_argument("name", help="a name, such as production")
+    moving.add_argument("record", type=Path, help="record folder inside the results folder")
+    moving.add_argument("--why", required=True, help="the reason, kept with the date")
     for action in (listing, moving):
         add_common(action, again=True)
 
 
 def add_outputs(command: argparse.ArgumentParser) -> None:
-    """Options of the commands that give a verdict."""
-    command.add_argument("--policy", type=Path, help="policy file (default: suites/gate.toml)")
-    command.add_argument("--junit", type=Path, metavar="FILE", help="write the verdict as JUnit XML too")
-    command.add_argument("--markdown", type=Path, metavar="FILE", help="append it as Markdown too, such as to $GITHUB_STEP_SUMMARY")
+    """Add the options of the commands that give a verdict."""
+    command.add_argument("--policy", type=Path, help="policy file with the metrics to weigh and their margins (default: suites/gate.toml)")
+    command.add_argument("--junit", type=Path, metavar="FILE", help="also write the verdict as JUnit XML")
+    command.add_argument(
+        "--markdown", type=Path, metavar="FILE", help="also append the verdict as Markdown to FILE, such as $GITHUB_STEP_SUMMARY"
+    )
 
 
 def gate(arguments: argparse.Namespace) -> int:
     """`sdbench gate` => exit code."""
 
-    def judged() -> "Report":
+    def judge() -> "Report":
         from sdbench import api
 
         own = {name: getattr(arguments, name) for name in ("suite", "base", "lora", "name", "device")}
-        return api.compare(arguments.candidate, arguments.baseline, arguments.policy, places(arguments), **own)
+        return api.compare(arguments.candidate, arguments.baseline, arguments.policy, places_from(arguments), **own)
 
-    return _verdict(judged, arguments, arguments.candidate)
+    return _judge_and_publish(judge, arguments, arguments.candidate)
 
 
-def until_verdict(arguments: argparse.Namespace, asked: "Callable[[], tuple[list[ModelSpec], Suite]]") -> int:
-    """`sdbench run --until-verdict` => exit code; `asked` gives the one model, and the suite."""
+def until_verdict(arguments: argparse.Namespace, read_request: "Callable[[], tuple[list[ModelSpec], Suite]]") -> int:
+    """`sdbench run --until-verdict` => exit code; `read_request` gives the one model and the suite."""
 
-    def judged() -> "Report":
+    def judge() -> "Report":
         from sdbench import api
 
-        (spec,), suite = asked()
-        path, report = api.until_verdict(spec, suite, arguments.baseline, arguments.policy, places(arguments), arguments.device)
-        say(f"record: {path}")
-        showing.renew_after_run(arguments.results)
+        (spec,), suite = read_request()
+        path, report = api.until_verdict(spec, suite, arguments.baseline, arguments.policy, places_from(arguments), arguments.device)
+        print_note(f"record: {path}")
+        showing.rewrite_leaderboard_after_run(arguments.results)
         return report
 
-    return _verdict(judged, arguments, arguments.model[0])
+    return _judge_and_publish(judge, arguments, arguments.model[0])
 
 
 def noise(arguments: argparse.Namespace) -> int:
@@ -93,13 +108,13 @@ def noise(arguments: argparse.Namespace) -> int:
     from sdbench.models.spec import resolve
 
     spec = resolve(arguments.model, base=arguments.base, lora=arguments.lora, name=arguments.name)
-    suite = suites.load(arguments.suite) if arguments.suite else lookup.suite_of(spec)
-    path, floor = api.noise(spec, suite, arguments.seeds, places(arguments), arguments.device, arguments.only)
+    suite = suites.load(arguments.suite) if arguments.suite else lookup.default_suite(spec)
+    path, floor = api.noise(spec, suite, arguments.seeds, places_from(arguments), arguments.device, arguments.only)
     for name, spread in floor.metrics.items():
-        say(f"{name:28} {spread.noise:.3g} between two runs; found {min(spread.values):.4g} to {max(spread.values):.4g}")
-    say(f"written: {path}")
+        print_note(f"{name:28} {spread.noise:.3g} between two runs; values {min(spread.values):.4g} to {max(spread.values):.4g}")
+    print_note(f"written: {path}")
     if arguments.json:
-        give(floor.model_dump(mode="json"))
+        print_json(floor.model_dump(mode="json"))
     return 0
 
 
@@ -115,36 +130,36 @@ def baseline(arguments: argparse.Namespace) -> int:
         for move in reversed(moves):
             since = f"{move.when:%Y-%m-%d %H:%M}"
             shown = name if move is moves[-1] else ""
-            answer(f"{shown:16} {since}  {move.model} under {move.suite}: {move.why}  ({move.record})", arguments)
+            print_answer(f"{shown:16} {since}  {move.model} under {move.suite}: {move.why}  ({move.record})", arguments)
     if not known:
-        say("no baseline has a name yet: sdbench baseline set NAME RECORD --why TEXT")
+        print_note("there are no baselines yet; name one: sdbench baseline set NAME RECORD --why TEXT")
     if arguments.json:
-        give({name: [move.model_dump(mode="json") for move in moves] for name, moves in known.items()})
+        print_json({name: [move.model_dump(mode="json") for move in moves] for name, moves in known.items()})
     return 0
 
 
-def _verdict(judged: "Callable[[], Report]", arguments: argparse.Namespace, candidate: str) -> int:
-    """Judge and publish => exit code."""
+def _judge_and_publish(judge: "Callable[[], Report]", arguments: argparse.Namespace, candidate: str) -> int:
+    """Judge and publish the report => exit code."""
     try:
         try:
-            report = judged()
-        except BaseException as error:  # noqa: BLE001  # a crash must never be read as "regressed"
-            report = _failure(error, candidate, arguments.baseline or "no baseline")
+            report = judge()
+        except BaseException as error:  # noqa: BLE001  # a crash must never look like "regressed"
+            report = _failed_report(error, candidate, arguments.baseline or "no baseline")
         _publish(report, arguments)
-    except BaseException as error:  # noqa: BLE001  # nor a verdict that could not be told as one that was
+    except BaseException as error:  # noqa: BLE001  # nor may a verdict that could not be published
         with contextlib.suppress(BaseException):
-            say(f"sdbench: the verdict cannot be told: {_words(error)}")
+            print_note(f"sdbench: the verdict cannot be published: {_describe_error(error)}")
         return INCOMPARABLE
     return report.exit_code
 
 
-def _failure(error: BaseException, candidate: str, baseline_name: str) -> "Report":
+def _failed_report(error: BaseException, candidate: str, baseline_name: str) -> "Report":
     from sdbench.gate.verdicts import Report
 
-    return Report("incomparable", _words(error), candidate, baseline_name)
+    return Report("incomparable", _describe_error(error), candidate, baseline_name)
 
 
-def _words(error: BaseException) -> str:
+def _describe_error(error: BaseException) -> str:
     from sdbench.errors import UserError
 
     if isinstance(error, UserError):
@@ -155,15 +170,15 @@ def _words(error: BaseException) -> str:
 
 
 def _publish(report: "Report", arguments: argparse.Namespace) -> None:
-    """For people first, then for machines; a file that cannot be written is an error."""
+    """Write the report for people first, then for machines; a file that cannot be written is an error."""
     if report.verdict == "incomparable" and not report.results and not report.differences:
-        say(f"sdbench: {report.why}")
+        print_note(f"sdbench: {report.why}")
     else:
-        answer(report.text(width()), arguments)
+        print_answer(report.text(table_width()), arguments)
     if arguments.junit:
         arguments.junit.write_text(report.junit(), encoding="utf-8")
     if arguments.markdown:
         with arguments.markdown.open("a", encoding="utf-8") as file:
             file.write(report.markdown())
     if arguments.json:
-        give(report.to_json())
+        print_json(report.to_json())

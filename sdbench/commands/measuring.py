@@ -7,7 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdbench.commands import gating, showing
-from sdbench.commands.console import Add, add_completion, add_device, add_runs, answer, give, places, say, width
+from sdbench.commands.console import (
+    AddCommand,
+    add_completion,
+    add_device,
+    add_runs,
+    places_from,
+    print_answer,
+    print_json,
+    print_note,
+    table_width,
+)
 from sdbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,20 +25,28 @@ if TYPE_CHECKING:
     from sdbench.suites import Suite
 
 
-def add_commands(add: Add) -> None:
-    """The commands and their options."""
+def add_commands(add: AddCommand) -> None:
+    """Add the commands and their options."""
     _add_run(add("run", _run, "measure models under a suite and write a record of each"))
 
     profile = add("benchmark", _benchmark, "measure every model of a profile and write the leaderboard")
-    profile.add_argument("--profile", default="auto", help="auto, scenes, sdxl or sdxl-random (default: auto, which says what it chose)")
-    profile.add_argument("--dry-run", action="store_true", help="print what would be fetched and made, and stop")
+    profile.add_argument(
+        "--profile", default="auto", help="auto, scenes, sdxl or sdxl-random (default: auto, which chooses by what this machine can run)"
+    )
+    profile.add_argument(
+        "--dry-run", action="store_true", help="only print what would be fetched, written and missing, and how long it would take"
+    )
     add_runs(profile)
 
-    scoring = add("score", _score, "score pictures made elsewhere against their prompts")
+    scoring = add("score", _score, "score pictures that another program made against their prompts")
     scoring.add_argument("--images", type=Path, required=True, help="folder of PNG, JPEG or WebP pictures")
-    scoring.add_argument("--prompts", type=Path, required=True, help="text file with a prompt a line, in the order of the file names")
-    scoring.add_argument("--suite", default="standard", help="whose metrics (default: standard; quality for pictures of scenes)")
-    scoring.add_argument("--name", help="also write a record, which tables call so: a row of the leaderboard, and what the gate compares")
+    scoring.add_argument(
+        "--prompts", type=Path, required=True, help="text file with one prompt per line, in the order of the pictures' file names"
+    )
+    scoring.add_argument(
+        "--suite", default="standard", help="suite whose metrics to use (default: standard; for pictures of scenes: quality)"
+    )
+    scoring.add_argument("--name", help="also write a record under this name, for the leaderboard and the gate")
     add_device(scoring)
     add_runs(scoring)
 
@@ -36,41 +54,51 @@ def add_commands(add: Add) -> None:
 def _add_run(measuring: argparse.ArgumentParser) -> None:
     _add_models(measuring)
     measuring.add_argument(
-        "--suite", help="name of `sdbench suites` or path of a suite file (default: quality for scenes, standard for sdxl)"
+        "--suite", help="suite name, see `sdbench suites`, or suite file (default: quality for scenes, standard for sdxl)"
     )
-    measuring.add_argument("--only", choices=("quality", "probes"), help="run only one half of the suite")
+    measuring.add_argument("--only", choices=("quality", "probes"), help="run only the picture metrics, or only latency and memory")
     measuring.add_argument(
         "--setting",
         action="append",
         default=[],
-        help="setting of the suite's probes, as --dry-run lists them; repeatable (default: all)",
+        help="measure latency and memory only in this setting of the suite; --dry-run lists them; repeatable (default: all)",
     )
-    measuring.add_argument("--profile", action="store_true", help="also write what holds the time of each stage, beside the rounds")
-    measuring.add_argument("--dry-run", action="store_true", help="print what would be fetched and made, and stop")
+    measuring.add_argument(
+        "--profile", action="store_true", help="also profile each stage and write where its time goes, outside the timed rounds"
+    )
+    measuring.add_argument(
+        "--dry-run", action="store_true", help="only print what would be fetched, written and missing, and how long it would take"
+    )
     _add_overrides(measuring)
     add_runs(measuring)
     add_device(measuring)
-    measuring.add_argument("--until-verdict", action="store_true", help="stop once the gate is sure; exit codes as of gate")
-    measuring.add_argument("--baseline", help="what to compare with until the verdict: as of gate")
+    measuring.add_argument(
+        "--until-verdict", action="store_true", help="run the prompts in batches and stop as soon as the gate is sure; exit codes: see gate"
+    )
+    measuring.add_argument("--baseline", help="for --until-verdict: baseline name, record folder, model name or checkpoint to compare with")
     gating.add_outputs(measuring)
 
 
 def _add_overrides(command: argparse.ArgumentParser) -> None:
-    own = command.add_argument_group("in place of the suite's own", "the row is then of suite '<name>-custom'")
-    own.add_argument("--steps", type=int, help="denoising steps")
-    own.add_argument("--size-px", type=int, help="width and height of the pictures")
-    own.add_argument("--batch", type=int, help="pictures at a time")
+    own = command.add_argument_group("overrides of the suite", "with any of these the suite is called '<name>-custom' in tables")
+    own.add_argument("--steps", type=int, help="number of denoising steps")
+    own.add_argument("--size-px", type=int, help="width and height of the pictures, in pixels")
+    own.add_argument("--batch", type=int, help="batch size: pictures generated at a time")
     own.add_argument("--n", type=int, help="number of prompts, and so of pictures")
-    own.add_argument("--rounds", type=int, help="processes in which latency and memory of each model and setting are measured")
-    own.add_argument("--calls", type=int, help="timed calls of each stage in one of them; more come nearer to a card that has grown warm")
-    own.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="what the pipeline computes in")
-    own.add_argument("--prompts", type=Path, help="text file with a prompt a line")
-    own.add_argument("--reference", help="what distances are to, as `sdbench reference list` names it")
-    own.add_argument("--guidance-scale", type=float, help="1 or less for none")
-    own.add_argument("--scheduler", help="ddim, dpmpp, euler, euler-ancestral, lcm, tcd, or model for its own")
-    own.add_argument("--timestep-spacing", help="leading, trailing or linspace; with a scheduler that is named")
-    own.add_argument("--timesteps", type=int, nargs="+", metavar="T", help="of each step, such as 999 749 499 249; likewise")
-    own.add_argument("--eta", type=float, help="noise added at each step, of ddim and tcd: 0 to 1")
+    own.add_argument(
+        "--rounds", type=int, help="number of rounds of latency and memory for each model and setting, each in a process of its own"
+    )
+    own.add_argument("--calls", type=int, help="timed calls of each stage in a round; more calls come nearer to the speed of a warm GPU")
+    own.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="floating-point type that the pipeline computes in")
+    own.add_argument("--prompts", type=Path, help="text file with one prompt per line")
+    own.add_argument("--reference", help="reference of the distances, see `sdbench reference list`")
+    own.add_argument("--guidance-scale", type=float, help="scale of classifier-free guidance; 1 or less turns it off")
+    own.add_argument("--scheduler", help="ddim, dpmpp, euler, euler-ancestral, lcm or tcd, or `model` for the model's own")
+    own.add_argument("--timestep-spacing", help="leading, trailing or linspace; needs --scheduler other than `model`")
+    own.add_argument(
+        "--timesteps", type=int, nargs="+", metavar="T", help="timestep of each step, such as 999 749 499 249; needs --scheduler likewise"
+    )
+    own.add_argument("--eta", type=float, help="noise added at each step by ddim and tcd: 0 to 1")
 
 
 def _add_models(command: argparse.ArgumentParser) -> None:
@@ -78,93 +106,100 @@ def _add_models(command: argparse.ArgumentParser) -> None:
         "--model",
         action="append",
         required=True,
-        help="name of `sdbench models`, pipeline folder, UNet folder, .safetensors file, or owner/name or owner/name@revision on the Hub; repeatable",
+        help="model name, see `sdbench models`; folder of a pipeline or UNet; .safetensors file; owner/name or owner/name@revision on the Hub; repeatable",
     )
     add_completion(command)
     command.add_argument(
-        "--weights", choices=("own", "random"), default="own", help="random: the architecture without its weights, for latency and memory"
+        "--weights",
+        choices=("own", "random"),
+        default="own",
+        help="random: the model's architecture with random weights, for latency and memory (default: own)",
     )
 
 
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.until_verdict:
-        return gating.until_verdict(arguments, lambda: _asked(arguments))
+        return gating.until_verdict(arguments, lambda: _read_models_and_suite(arguments))
     from sdbench import api
 
-    specs, suite = _asked(arguments)
-    from sdbench.run.context import check_models, check_suite  # which bring torch: what is misspelt was said before
+    specs, suite = _read_models_and_suite(arguments)
+    from sdbench.run.context import check_models, check_suite  # they import torch, so misspelt options are reported first
 
     only = "probes" if arguments.weights == "random" and arguments.only is None else arguments.only
-    check_suite(suite, only=only, settings=arguments.setting, profile=arguments.profile)  # before anything is said, of a dry run too
+    check_suite(suite, only=only, settings=arguments.setting, profile=arguments.profile)  # before anything is printed, in a dry run too
     check_models(specs, suite)
-    lacking = _of_teacher(specs, suite, arguments) if only != "probes" else []
+    missing = _missing_from_teacher(specs, suite, arguments) if only != "probes" else []
     if arguments.dry_run:
-        planned = _planned(specs, suite, arguments, only, arguments.setting, arguments.device, lacking)
+        planned = _print_plan(specs, suite, arguments, only, arguments.setting, arguments.device, missing)
         if arguments.json:
-            give(planned)
+            print_json(planned)
         return 0
     if only != "probes":
-        _tell(suite, arguments, lacking)
+        _print_requirements(suite, arguments, missing)
     made = api.run(
-        specs, suite, places(arguments), device=arguments.device, only=only, settings=arguments.setting, profile=arguments.profile
+        specs, suite, places_from(arguments), device=arguments.device, only=only, settings=arguments.setting, profile=arguments.profile
     )
-    return _show(made, arguments)
+    return _print_records(made, arguments)
 
 
-def _asked(arguments: argparse.Namespace) -> "tuple[list[ModelSpec], Suite]":
+def _read_models_and_suite(arguments: argparse.Namespace) -> "tuple[list[ModelSpec], Suite]":
     """The models and the suite that the options of `run` name."""
     from sdbench import api, suites
     from sdbench.gate import lookup
     from sdbench.models.spec import resolve
     from sdbench.reference import cards
 
-    _check_verdict(arguments)
+    _check_until_verdict(arguments)
     if arguments.name and len(arguments.model) > 1:
-        raise UserError("--name names one model, but several are given; run them one by one, or leave --name out")
-    named = {"base": arguments.base, "lora": arguments.lora, "name": arguments.name, "random": arguments.weights == "random"}
-    specs = [resolve(what, **named) for what in arguments.model]
+        raise UserError("--name is for one model, but several are given; run them one by one, or leave --name out")
+    completion = {"base": arguments.base, "lora": arguments.lora, "name": arguments.name, "random": arguments.weights == "random"}
+    specs = [resolve(what, **completion) for what in arguments.model]
     if arguments.reference:
-        cards.check_name(arguments.reference, places(arguments).work)
-    suite = suites.load(arguments.suite) if arguments.suite else lookup.suite_of(specs[0])
+        cards.check_name(arguments.reference, places_from(arguments).work)
+    suite = suites.load(arguments.suite) if arguments.suite else lookup.default_suite(specs[0])
     return specs, api.Overrides(**{own.name: getattr(arguments, own.name) for own in fields(api.Overrides)}).apply(suite)
 
 
-def _check_verdict(arguments: argparse.Namespace) -> None:
-    """See that options which mean nothing with `--until-verdict`, or without it, are not there."""
+def _check_until_verdict(arguments: argparse.Namespace) -> None:
+    """Check that no option is given that means nothing with `--until-verdict`, or without it.
+
+    Raises:
+        UserError: one is.
+    """
     if bool(arguments.baseline) != arguments.until_verdict or (arguments.until_verdict and len(arguments.model) > 1):
-        raise UserError("--until-verdict takes one --model and the --baseline that it is compared with; neither goes without the other")
+        raise UserError("--until-verdict takes one --model and a --baseline to compare it with; --baseline needs --until-verdict too")
     names = ("dry_run", "only", "setting", "profile") if arguments.until_verdict else ("policy", "junit", "markdown")
     if wrong := [f"--{name.replace('_', '-')}" for name in names if getattr(arguments, name)]:
-        raise UserError(f"{wrong[0]} {'does not go' if arguments.until_verdict else 'goes only'} with --until-verdict; leave it out")
+        raise UserError(f"{wrong[0]} {'does not work' if arguments.until_verdict else 'works only'} with --until-verdict; leave it out")
 
 
-def _planned(
+def _print_plan(
     specs: "Sequence[ModelSpec]",
     suite: "Suite",
     arguments: argparse.Namespace,
     only: str | None,
     settings: Sequence[str],
     device: str | None = None,
-    lacking: Sequence[str] = (),
+    missing: Sequence[str] = (),
 ) -> dict[str, Any]:
     from sdbench.run.plan import plan
 
-    content = plan(specs, suite, places(arguments).work, device=device, only=only, settings=settings, lacking=lacking)
-    answer(content["text"], arguments)
+    content = plan(specs, suite, places_from(arguments).work, device=device, only=only, settings=settings, lacking=missing)
+    print_answer(content["text"], arguments)
     return content
 
 
-def _show(made: Sequence[Path], arguments: argparse.Namespace) -> int:
+def _print_records(made: Sequence[Path], arguments: argparse.Namespace) -> int:
     from sdbench import records
     from sdbench.leaderboard import standings, writing
 
-    shown = [standings.Row(path, records.head(path)) for path in made]
-    say(writing.text_table(shown, width()))
+    shown = [standings.Row(path, records.read_record(path)) for path in made]
+    print_note(writing.text_table(shown, table_width()))
     for path in made:
-        say(f"record: {path}")
+        print_note(f"record: {path}")
     if arguments.json:
-        give([{"path": path, **row.record.model_dump(mode="json")} for path, row in zip(made, shown, strict=True)])
-    showing.renew_after_run(arguments.results)
+        print_json([{"path": path, **row.record.model_dump(mode="json")} for path, row in zip(made, shown, strict=True)])
+    showing.rewrite_leaderboard_after_run(arguments.results)
     return 0
 
 
@@ -173,32 +208,32 @@ def _benchmark(arguments: argparse.Namespace) -> int:
     from sdbench.run import profiles
 
     chosen = profiles.choose(arguments.profile)
-    say(f"profile {chosen.name}: {chosen.why}")
+    print_note(f"profile {chosen.name}: {chosen.why}")
     if arguments.dry_run:
-        planned = [_planned(job.specs, job.suite, arguments, job.only, job.settings) for job in chosen.jobs]
+        planned = [_print_plan(job.specs, job.suite, arguments, job.only, job.settings) for job in chosen.jobs]
         if arguments.json:
-            give(planned)
+            print_json(planned)
         return 0
     for job in chosen.jobs:
         if job.only != "probes":
-            _tell(job.suite, arguments)
-        api.run(job.specs, job.suite, places(arguments), only=job.only, settings=job.settings)
+            _print_requirements(job.suite, arguments)
+        api.run(job.specs, job.suite, places_from(arguments), only=job.only, settings=job.settings)
     return showing.show_leaderboard(arguments)
 
 
 def _score(arguments: argparse.Namespace) -> int:
     from sdbench import api
 
-    given = {"places": places(arguments), "suite": arguments.suite, "device": arguments.device}
+    options = {"places": places_from(arguments), "suite": arguments.suite, "device": arguments.device}
     if arguments.name:
-        return _show([api.record_pictures(arguments.images, arguments.prompts, arguments.name, **given)], arguments)
-    values, scores = api.score(arguments.images, arguments.prompts, **given)
+        return _print_records([api.record_pictures(arguments.images, arguments.prompts, arguments.name, **options)], arguments)
+    values, scores = api.score(arguments.images, arguments.prompts, **options)
     for value in values:
         ends = "" if value.low is None else f" ({value.low:.4g} to {value.high:.4g})"
         number = f"{value.state}: {value.reason}" if value.value is None else f"{value.value:.4g}{ends}, n = {value.n}"
-        say(f"{value.name:28} {number} {value.note}".rstrip())
+        print_note(f"{value.name:28} {number} {value.note}".rstrip())
     if arguments.json:
-        give(
+        print_json(
             {
                 "values": [value.model_dump() for value in values],
                 "scores": {name: column.tolist() for name, column in scores.columns.items()},
@@ -207,21 +242,21 @@ def _score(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _tell(suite: "Suite", arguments: argparse.Namespace, lacking: Sequence[str] = ()) -> None:
-    """What a suite needs that is not on this disk, and what else a run lacks."""
+def _print_requirements(suite: "Suite", arguments: argparse.Namespace, missing: Sequence[str] = ()) -> None:
+    """Print what a suite needs that is not on this disk, and what else a run is missing."""
     from sdbench.run import requirements
 
-    for line in [*requirements.text(suite, places(arguments).work), *(f"missing: {what}" for what in lacking)]:
-        say(f"    {line}")
+    for line in [*requirements.text(suite, places_from(arguments).work), *(f"missing: {what}" for what in missing)]:
+        print_note(f"    {line}")
 
 
-def _of_teacher(specs: "Sequence[ModelSpec]", suite: "Suite", arguments: argparse.Namespace) -> list[str]:
-    """What a run would lack of the teacher, as far as it can be known without fetching anything."""
+def _missing_from_teacher(specs: "Sequence[ModelSpec]", suite: "Suite", arguments: argparse.Namespace) -> list[str]:
+    """What a run would be missing from the teacher, as far as can be known without fetching anything."""
     from sdbench.machine import chosen_device
     from sdbench.run import recording, requirements
     from sdbench.run.context import Bench
 
     if suite.sampling is None or not requirements.inputs_are_here(suite):
         return []
-    where = places(arguments)
+    where = places_from(arguments)
     return recording.lacking(specs, Bench(suite, suite.sampling, chosen_device(arguments.device), where.results, where.work))

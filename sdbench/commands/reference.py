@@ -1,4 +1,4 @@
-"""What `sdbench reference` does: build, import or list. The list comes without torch."""
+"""`sdbench reference`: build, import or list reference statistics. Listing does not import torch."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def run(arguments: Namespace, runs: Path) -> list[Card]:
-    """Do it => the cards of what was made, or of all that is at hand.
+    """Run the action => cards of the references that were made, or of all that are available.
 
     Raises:
-        UserError: an option does not fit; the weights of an encoder are not at hand; or as `build` and `take`.
+        UserError: options do not fit together, the weights of an encoder are not available, or see `build` and `take`.
     """
     if arguments.action == "list":
         return all_cards(runs)
@@ -30,14 +30,14 @@ def run(arguments: Namespace, runs: Path) -> list[Card]:
     encoders, pictures = [_encoder(name) for name in arguments.encoder], _pictures(arguments)
     with evaluators(chosen_device(arguments.device)):
         for encoder in encoders:
-            encoder.id()  # before the hours that the first may take, the weights of all
+            encoder.id()  # needs the weights, so those of all encoders are checked before the hours that the first may take
         return [build(arguments.name, pictures, encoder, runs) for encoder in encoders]
 
 
-def line(card: Card) -> str:
-    """A reference in words."""
-    kept = f"{card.features} features kept" if card.features else "moments only"
-    return f"{card.name:20} {card.encoder:16} n = {card.n:<7} {kept:20} digest {card.digest}  of {card.data['source']}"
+def describe(card: Card) -> str:
+    """A reference in one line."""
+    features = f"{card.features} features kept" if card.features else "moments only"
+    return f"{card.name:20} {card.encoder:16} n = {card.n:<7} {features:20} digest {card.digest}  from {card.data['source']}"
 
 
 def _encoder(name: str) -> "Encoder":
@@ -52,7 +52,7 @@ def _pictures(arguments: Namespace) -> "Pictures":
     from sdbench.reference.build import in_dataset, in_folder
 
     if (arguments.images is None) == (arguments.dataset is None):
-        raise UserError("sdbench reference build takes its pictures from either --images FOLDER or --dataset NAME; give one of them")
+        raise UserError("sdbench reference build needs either --images FOLDER or --dataset NAME; give one of them")
     if arguments.images:
         return in_folder(arguments.images, arguments.n)
     return in_dataset(arguments.dataset, arguments.split, arguments.column, arguments.n)

@@ -5,23 +5,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdbench.commands.console import Add, answer, check_results, give, say, width
+from sdbench.commands.console import AddCommand, check_results, print_answer, print_json, print_note, table_width
 
 if TYPE_CHECKING:
     from sdbench.leaderboard.standings import Row
 
 
-def add_commands(add: Add) -> None:
-    """The commands and their options."""
-    add("leaderboard", show_leaderboard, "print the leaderboard and write it as results/LEADERBOARD.md, .tex, .csv and .json")
+def add_commands(add: AddCommand) -> None:
+    """Add the commands and their options."""
+    add("leaderboard", show_leaderboard, "print the leaderboard and write it as LEADERBOARD.md, .tex, .csv and .json")
 
     page = add("report", _report, "write one HTML page of all records: tables, charts, verdicts and pictures")
-    page.add_argument("--out", type=Path, help="the page (default: RESULTS/report.html)")
-    page.add_argument("--policy", type=Path, help="policy file of the verdicts (default: suites/gate.toml)")
+    page.add_argument("--out", type=Path, help="file to write (default: RESULTS/report.html)")
+    page.add_argument("--policy", type=Path, help="policy file for the verdicts (default: suites/gate.toml)")
 
-    carding = add("card", _card, "write a model's results into the README.md of its folder")
-    carding.add_argument("folder", help="folder of a pipeline, or of a UNet with --base; it must have been measured")
-    carding.add_argument("--base", help="pipeline that completed a bare UNet when it was measured")
+    carding = add("card", _card, "write a model's results into the model card (README.md) in its folder")
+    carding.add_argument("folder", help="folder of a pipeline, or of a UNet with --base; the model must have been measured")
+    carding.add_argument("--base", help="the --base with which a bare UNet was measured")
 
 
 def show_leaderboard(arguments: argparse.Namespace) -> int:
@@ -30,48 +30,48 @@ def show_leaderboard(arguments: argparse.Namespace) -> int:
     from sdbench.report import flat
 
     check_results(arguments)
-    board, made = renew(arguments.results)
-    answer(writing.text_table(board, width()), arguments)
-    return _written(made, arguments, flat.nested(board))
+    board, files = rewrite_leaderboard(arguments.results)
+    print_answer(writing.text_table(board, table_width()), arguments)
+    return _report_written(files, arguments, flat.nested(board))
 
 
-def renew(results: Path) -> "tuple[list[Row], list[Path]]":
-    """Write all files of the leaderboard anew => its rows, the files."""
+def rewrite_leaderboard(results: Path) -> "tuple[list[Row], list[Path]]":
+    """Write all files of the leaderboard => its rows, the files."""
     from sdbench.leaderboard import samples, standings, writing
     from sdbench.report import flat
 
-    board = standings.rows(results)
+    board = standings.read_rows(results)
     return board, [*writing.write(board, results), *flat.write(board, results), *samples.write(board, results)]
 
 
-def renew_after_run(results: Path) -> None:
-    """Likewise, and say which; what hinders that is said too, and is not the run's own result."""
+def rewrite_leaderboard_after_run(results: Path) -> None:
+    """Write all files of the leaderboard and print their paths; a failure is printed too, but does not fail the run."""
     try:
-        _, made = renew(results)
+        _, files = rewrite_leaderboard(results)
     except Exception as error:  # noqa: BLE001  # whatever it is: the records are written, and a verdict on them stands
-        say(f"the leaderboard was not renewed, `sdbench leaderboard` tries again: {error}")
+        print_note(f"the leaderboard could not be updated; try again with `sdbench leaderboard`: {error}")
     else:
-        say("leaderboard: " + ", ".join(map(str, made)))
+        print_note("leaderboard: " + ", ".join(map(str, files)))
 
 
 def _report(arguments: argparse.Namespace) -> int:
     from sdbench import api
 
     check_results(arguments)
-    made = api.report(api.Places(arguments.results), arguments.out, arguments.policy)
-    return _written(made, arguments, made)
+    files = api.report(api.Places(arguments.results), arguments.out, arguments.policy)
+    return _report_written(files, arguments, files)
 
 
 def _card(arguments: argparse.Namespace) -> int:
     from sdbench import api
 
     check_results(arguments)
-    made = api.card(arguments.folder, api.Places(arguments.results), base=arguments.base)
-    return _written([made], arguments, made)
+    card = api.card(arguments.folder, api.Places(arguments.results), base=arguments.base)
+    return _report_written([card], arguments, card)
 
 
-def _written(made: Sequence[Path], arguments: argparse.Namespace, content: Any) -> int:
-    say("written: " + ", ".join(map(str, made)))
+def _report_written(files: Sequence[Path], arguments: argparse.Namespace, content: Any) -> int:
+    print_note("written: " + ", ".join(map(str, files)))
     if arguments.json:
-        give(content)
+        print_json(content)
     return 0

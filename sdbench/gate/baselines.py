@@ -1,6 +1,6 @@
 """Baselines by name: `results/baselines.toml` says which record each name stands for, since when, and why.
 
-A name has a table for each time it was moved, the newest last; `sdbench baseline set` appends, nothing is ever taken out.
+A name has a table for each time it was moved, the newest last. `sdbench baseline set` appends one; nothing is ever removed.
 """
 
 import re
@@ -20,11 +20,11 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
 
 class Move(Table):
-    """A name given to a record.
+    """A name's move to a record.
 
     Attributes:
-        record: its folder, seen from the folder of results.
-        model, suite: what that record is of, for readers of the file.
+        record: the record folder, relative to the folder of results.
+        model, suite: the record's model and suite, for readers of the file.
     """
 
     record: str
@@ -38,7 +38,7 @@ def read(results: Path) -> dict[str, tuple[Move, ...]]:
     """Name -> its moves, the newest last; empty where there is no file.
 
     Raises:
-        UserError: the file is not as `set_baseline` writes it.
+        UserError: the file is not valid.
     """
     path = _path(results)
     if not path.exists():
@@ -46,51 +46,49 @@ def read(results: Path) -> dict[str, tuple[Move, ...]]:
     try:
         return TypeAdapter(dict[str, tuple[Move, ...]]).validate_python(tomllib.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read the baselines in {path}: {said(error)}. Mend it, or take an older one from the history") from error
+        raise UserError(f"cannot read the baselines in {path}: {said(error)}. Mend the file, or restore an older version") from error
 
 
 def find(name: str, results: Path) -> Path | None:
-    """The record folder that a name stands for now; None where it is no baseline's name.
+    """The record folder that a name stands for now; None where there is no baseline of this name.
 
     Raises:
-        UserError: its record is not there.
+        UserError: its record is missing.
     """
     moves = read(results).get(name)
     if not moves:
         return None
     folder = results / moves[-1].record
     if not (folder / "record.json").is_file():
-        raise UserError(f"baseline {name!r} is record {folder}, which is not there; fetch it, or move the name with `sdbench baseline set`")
+        raise UserError(
+            f"baseline {name!r} stands for record {folder}, which is not there; restore it, or move the name with `sdbench baseline set`"
+        )
     return folder
 
 
-def described(results: Path) -> str:
-    """The names that there are, for messages."""
-    known = read(results)
-    return (
-        f"{_path(results)} has {', '.join(known)}"
-        if known
-        else f"there is no {_path(results)}; name the folder that it is in with --results"
-    )
+def describe(results: Path) -> str:
+    """The existing names, for messages."""
+    names = ", ".join(read(results))
+    return f"{_path(results)} has {names}" if names else f"there is no {_path(results)}; name its folder with --results"
 
 
 def set_baseline(name: str, folder: Path, why: str, results: Path) -> Move:
     """Let a name stand for a record from now on.
 
     Raises:
-        UserError: no such record under `results`, no reason, or a name that reads like a path or flag.
+        UserError: the record is not under `results`, there is no reason, or the name reads like a path or flag.
     """
     if not _NAME.fullmatch(name):
-        raise UserError(f"{name!r} is no name for a baseline; take letters, digits, '.', '_' and '-', such as 'production'")
+        raise UserError(f"{name!r} is not a valid baseline name; use letters, digits, '.', '_' and '-', such as 'production'")
     if not why.strip():
         raise UserError("say why the baseline moves: --why TEXT")
     record, _ = records.read(folder)
     try:
-        place = folder.resolve().relative_to(results.resolve())
+        relative = folder.resolve().relative_to(results.resolve())
     except ValueError:
-        raise UserError(f"record {folder} does not lie in {results}, where whoever reads {_path(results)} would look for it") from None
-    suite = f"{record.suite.name}@{record.suite.version}"
-    move = Move(record=place.as_posix(), model=record.model.name, suite=suite, when=records.now().replace(microsecond=0), why=why.strip())
+        raise UserError(f"record {folder} is not in {results}, and {_path(results)} can only name records there") from None
+    when = records.now().replace(microsecond=0)
+    move = Move(record=relative.as_posix(), model=record.model.name, suite=record.suite.title, when=when, why=why.strip())
     known = read(results)
     known[name] = (*known.get(name, ()), move)
     content = {each: [one.model_dump() for one in moves] for each, moves in sorted(known.items())}

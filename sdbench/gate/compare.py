@@ -1,4 +1,4 @@
-"""What two records have in common: each metric to bounds of its difference, or to the reason why there are none."""
+"""Compare two records metric by metric: the bounds of each difference, or the reason why there are none."""
 
 import math
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from sdbench.records import Record, Value
 from sdbench.stats import decisions
 from sdbench.stats.decisions import BetweenRuns, Bounds
 
-# Probes that only one kind of machine has; any other name that no record has is a mistake.
+# Probes that exist on one kind of machine only; any other name that no record has is a mistake.
 _MACHINE_BOUND = frozenset(
     f"memory.{name}" for name in ("peak_rss", "peak_allocated", "peak_reserved", "process", "context", "smallest_card")
 )
@@ -27,7 +27,7 @@ Samples = tuple[tuple[float, ...], ...]
 
 @dataclass(frozen=True)
 class Side:
-    """A record, with its scores in the order of their keys."""
+    """A record, with its scores sorted by key."""
 
     record: Record
     keys: list[tuple[str, int]]
@@ -41,9 +41,9 @@ class Side:
         order = sorted(range(len(keys)), key=keys.__getitem__)
         return cls(record, sorted(keys), {name: column[order] for name, column in scores.columns.items()})
 
-    def metrics(self) -> set[str]:
-        """Protocols of the metrics (not the probes) the record knows, measured or not."""
-        return {value.name for value in self.record.values if value.kind in ("score", "set")}
+    def metric_names(self) -> set[str]:
+        """Names of the picture metrics in the record, measured or not."""
+        return {value.name for value in self.record.values if value.is_picture_metric}
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Obstacle:
 
 
 def differences(new: Side, old: Side) -> Iterator[str]:
-    """What makes two records incomparable, candidate first."""
+    """Each difference that makes two records incomparable, candidate first."""
     pairs = {
         "family": (new.record.family, old.record.family),
         "suite": (new.record.suite.name, old.record.suite.name),
@@ -63,11 +63,11 @@ def differences(new: Side, old: Side) -> Iterator[str]:
         "suite digest": (new.record.suite.digest, old.record.suite.digest),
         "number of images": (new.record.n_images, old.record.n_images),
     }
-    yield from (f"{what} is {found!r} against {expected!r}" for what, (found, expected) in pairs.items() if found != expected)
+    yield from (f"{what} is {ours!r} against {theirs!r}" for what, (ours, theirs) in pairs.items() if ours != theirs)
     if new.keys != old.keys:
         yield f"prompts and samples differ: {_set_difference(set(new.keys), set(old.keys)) or 'some are repeated'}"
-    if new.metrics() != old.metrics():
-        yield f"protocols differ: {_set_difference(new.metrics(), old.metrics())}"
+    if new.metric_names() != old.metric_names():
+        yield f"protocols differ: {_set_difference(new.metric_names(), old.metric_names())}"
 
 
 def _set_difference(new: set[Any], old: set[Any]) -> str:
@@ -80,37 +80,43 @@ def _set_difference(new: set[Any], old: set[Any]) -> str:
 
 
 def measure(name: str, rule: Rule, new: Side, old: Side, alpha: float, between_runs: BetweenRuns | None = None) -> Bounds | Obstacle:
-    """Bounds of the difference, oriented so that plus = better, or why there are none.
+    """Bounds of a metric's difference, oriented so that plus = better, or why there are none.
 
     Args:
-        between_runs: of a probe, how far the log ratio of two runs of one model lies from 0.
+        name: the metric.
+        rule: how the policy weighs it.
+        new: the candidate.
+        old: the baseline.
+        alpha: chance of a wrong bound, each.
+        between_runs: for a probe, how far the log ratio of two runs of one model lies from 0.
     """
-    found, expected = new.record.value(name), old.record.value(name)
-    if found is None or expected is None:
-        return _absent(name, rule, new, old)
-    if obstacle := _state(rule, found, expected) or _unlike(rule, found, expected, new, old) or _unlosable(rule, found):
+    new_value, old_value = new.record.value(name), old.record.value(name)
+    if new_value is None or old_value is None:
+        return _explain_absence(name, rule, new, old)
+    obstacle = _check_states(rule, new_value, old_value) or _check_alike(rule, new_value, old_value, new, old)
+    if obstacle := obstacle or _check_margin(rule, new_value):
         return obstacle
-    if found.kind in ("score", "set"):
-        bounds = paired(found, expected, new, old, 1 - alpha)
+    if new_value.is_picture_metric:
+        bounds = paired_bounds(new_value, old_value, new, old, 1 - alpha)
     else:
-        bounds = _probe(found, expected, 1 - alpha, None if new.record.same_run(old.record) else between_runs)
+        bounds = _probe_bounds(new_value, old_value, 1 - alpha, None if new.record.is_same_run(old.record) else between_runs)
     return -bounds if isinstance(bounds, Bounds) and rule.direction == "lower" else bounds
 
 
-def _absent(name: str, rule: Rule, new: Side, old: Side) -> Obstacle:
+def _explain_absence(name: str, rule: Rule, new: Side, old: Side) -> Obstacle:
     sides = {"candidate": new.record, "baseline": old.record}
-    lacking = [side for side, record in sides.items() if record.value(name) is None]
-    everywhere = len(lacking) == 2 or new.record.machine.machine_class != old.record.machine.machine_class
+    missing_in = [side for side, record in sides.items() if record.value(name) is None]
+    everywhere = len(missing_in) == 2 or new.record.machine.machine_class != old.record.machine.machine_class
     if name in _MACHINE_BOUND and everywhere and not rule.required:
-        return Obstacle("skipped", f"the machine of the {tables.listed(lacking)} does not have it")
-    if len(lacking) == 2:
+        return Obstacle("skipped", f"not available on the machine of the {tables.join_words(missing_in)}")
+    if len(missing_in) == 2:
         return Obstacle("incomparable", f"in neither record: {unknown('metric', name, (value.name for value in new.record.values))}")
-    return Obstacle("incomparable", f"not in the record of the {lacking[0]}, which was measured without it; measure both sides alike")
+    return Obstacle("incomparable", f"not in the record of the {missing_in[0]}; measure candidate and baseline alike")
 
 
-def _state(rule: Rule, found: Value, expected: Value) -> Obstacle | None:
-    """A value that is not there never passes; one that cannot apply may be skipped."""
-    bad = {side: value for side, value in (("candidate", found), ("baseline", expected)) if value.state != "ok"}
+def _check_states(rule: Rule, new_value: Value, old_value: Value) -> Obstacle | None:
+    """A missing or failed value never passes; only one that is not applicable may be skipped."""
+    bad = {side: value for side, value in (("candidate", new_value), ("baseline", old_value)) if value.state != "ok"}
     if not bad:
         return None
     skippable = not rule.required and all(value.state == "not_applicable" for value in bad.values())
@@ -118,97 +124,98 @@ def _state(rule: Rule, found: Value, expected: Value) -> Obstacle | None:
     return Obstacle("skipped" if skippable else "incomparable", words)
 
 
-def _unlike(rule: Rule, found: Value, expected: Value, new: Side, old: Side) -> Obstacle | None:
-    """Two values that are there but do not mean the same."""
-    if (found.kind, found.unit, found.direction) != (expected.kind, expected.unit, expected.direction):
+def _check_alike(rule: Rule, new_value: Value, old_value: Value, new: Side, old: Side) -> Obstacle | None:
+    """The reason why two values, both there, do not mean the same."""
+    if (new_value.kind, new_value.unit, new_value.direction) != (old_value.kind, old_value.unit, old_value.direction):
         return Obstacle(
             "incomparable",
-            f"{found.kind} in {found.unit}, {found.direction} is better, against {expected.kind} in {expected.unit}, {expected.direction}",
+            f"{new_value.kind} in {new_value.unit}, {new_value.direction} is better, against {old_value.kind} in {old_value.unit}, {old_value.direction}",
         )
-    if found.direction != rule.direction:
-        return Obstacle("incomparable", f"the policy says {rule.direction} is better, the records say {found.direction}")
+    if new_value.direction != rule.direction:
+        return Obstacle("incomparable", f"the policy says {rule.direction} is better, the records say {new_value.direction}")
     machines = [side.record.machine.machine_class for side in (new, old)]
-    if found.kind == "probe" and machines[0] != machines[1]:
-        return Obstacle("incomparable" if rule.required else "skipped", f"other machine class: {machines[0]} against {machines[1]}")
-    if found.kind in ("score", "set") and found.n != expected.n:
-        return Obstacle("incomparable", f"n is {found.n} against {expected.n}")
-    if found.reference != expected.reference:
-        ends = [value.reference or "what is not in its record" for value in (found, expected)]
-        return Obstacle("incomparable", f"taken against {ends[0]}, that of the baseline against {ends[1]}; run both again")
+    if new_value.kind == "probe" and machines[0] != machines[1]:
+        return Obstacle("incomparable" if rule.required else "skipped", f"different machine classes: {machines[0]} against {machines[1]}")
+    if new_value.is_picture_metric and new_value.n != old_value.n:
+        return Obstacle("incomparable", f"n is {new_value.n} against {old_value.n}")
+    if new_value.reference != old_value.reference:
+        ours, theirs = (value.reference or "a reference that its record does not name" for value in (new_value, old_value))
+        return Obstacle("incomparable", f"the candidate was measured against {ours}, the baseline against {theirs}; run both again")
     return None
 
 
-def _unlosable(rule: Rule, found: Value) -> Obstacle | None:
-    """A margin that no candidate could lose."""
-    if is_relative(found) and rule.direction == "higher" and rule.margin >= 1:
-        said = f"the policy's margin is {100 * rule.margin:g} % of the baseline; no more than all of it can be lost, take less than 100 %"
-        return Obstacle("incomparable", said)
+def _check_margin(rule: Rule, value: Value) -> Obstacle | None:
+    """The reason why no candidate could ever lose the margin."""
+    if is_relative(value) and rule.direction == "higher" and rule.margin >= 1:
+        return Obstacle(
+            "incomparable",
+            f"the policy's margin is {100 * rule.margin:g} % of the baseline, but at most 100 % can be lost; choose a margin below 100 %",
+        )
     return None
 
 
-def paired(found: Value, expected: Value, new: Side, old: Side, level: float) -> Bounds | Obstacle:
-    """Candidate minus baseline of a score or set metric, averaged over a prompt's samples because they are not independent."""
-    column = found.name if found.kind == "score" else f"{found.name}:influence"
+def paired_bounds(new_value: Value, old_value: Value, new: Side, old: Side, level: float) -> Bounds | Obstacle:
+    """Bounds of candidate minus baseline for a picture metric, paired by prompt."""
     for side, name in ((new, "candidate"), (old, "baseline")):
-        if column not in side.columns:
-            return Obstacle("incomparable", f"the scores of the {name} have no column {column!r}")
-        if bad := int((~np.isfinite(side.columns[column])).sum()):
+        if new_value.column not in side.columns:
+            return Obstacle("incomparable", f"the scores of the {name} have no column {new_value.column!r}")
+        if bad := int((~np.isfinite(side.columns[new_value.column])).sum()):
             return Obstacle("incomparable", f"{bad} of {len(side.keys)} scores of the {name} are missing or NaN")
-    difference = new.columns[column] - old.columns[column]
-    if found.kind == "set":
-        assert found.value is not None
-        assert expected.value is not None
-        difference = difference + (found.value - expected.value)
-    _, prompt = np.unique([prompt_id for prompt_id, _ in new.keys], return_inverse=True)
-    unseen = 1.0 if found.unit == "share" and not _same_pictures(new, old) else 0.0
-    return decisions.paired_mean_bounds(np.bincount(prompt, difference) / np.bincount(prompt), level, unseen=unseen)
+    difference = new.columns[new_value.column] - old.columns[new_value.column]
+    if new_value.kind == "set":
+        assert new_value.value is not None
+        assert old_value.value is not None
+        difference = difference + (new_value.value - old_value.value)
+    _, by_prompt = records.mean_per_prompt([prompt_id for prompt_id, _ in new.keys], difference)
+    unseen = 1.0 if new_value.unit == "share" and not _are_same_pictures(new, old) else 0.0
+    return decisions.paired_mean_bounds(by_prompt, level, unseen=unseen)
 
 
-def _same_pictures(new: Side, old: Side) -> bool:
-    """Whether the pictures are equal by all scores that tell any two apart, which a share does not."""
-    shares = {value.name for value in new.record.values if value.unit == "share"}
-    finer = [name for name in new.columns if name.removesuffix(":influence") not in shares]
+def _are_same_pictures(new: Side, old: Side) -> bool:
+    """Whether the pictures are equal by every score that can tell two pictures apart; a share cannot."""
+    shares = {value.column for value in new.record.values if value.is_picture_metric and value.unit == "share"}
+    finer = [name for name in new.columns if name not in shares]
     equal = [np.array_equal(new.columns[name], old.columns.get(name, ())) for name in finer]
     return new.record == old.record or (bool(equal) and all(equal))
 
 
-def _probe(found: Value, expected: Value, level: float, between_runs: BetweenRuns | None) -> Bounds | Obstacle:
-    """Log ratio of candidate to baseline; one measurement against itself differs by nothing, however far runs lie apart."""
-    if (found.value, found.samples) == (expected.value, expected.samples):
-        return Bounds(0.0, 0.0, 0.0, 0.0, max(found.n, 1))
-    bounds = _log_ratio(found, expected, level)
-    return decisions.widened(bounds, between_runs, level) if between_runs and isinstance(bounds, Bounds) else bounds
+def _probe_bounds(new_value: Value, old_value: Value, level: float, between_runs: BetweenRuns | None) -> Bounds | Obstacle:
+    """Bounds of the log ratio of candidate to baseline; exactly 0 where both are the same measurement, however far runs lie apart."""
+    if (new_value.value, new_value.samples) == (old_value.value, old_value.samples):
+        return Bounds(0.0, 0.0, 0.0, 0.0, max(new_value.n, 1))
+    bounds = _log_ratio_bounds(new_value, old_value, level)
+    return decisions.widen(bounds, between_runs, level) if between_runs and isinstance(bounds, Bounds) else bounds
 
 
-def _log_ratio(found: Value, expected: Value, level: float) -> Bounds | Obstacle:
-    """Of the medians of raw rounds, or of two counts, which alone have no spread."""
-    if not (found.value and expected.value and min(found.value, expected.value) > 0):
-        return Obstacle("incomparable", f"a ratio needs values above 0, found {found.value} against {expected.value}")
-    if found.samples and expected.samples:
-        return _of_rounds(found.samples, expected.samples, level)
-    if found.kind != "count":
-        return Obstacle("incomparable", "an uncertain value without raw samples on both sides; weigh one that has them, such as a p50")
-    ratio = math.log(found.value / expected.value)
+def _log_ratio_bounds(new_value: Value, old_value: Value, level: float) -> Bounds | Obstacle:
+    """Bounds of the log ratio of medians over raw rounds, or of two counts, which have no spread."""
+    if not (new_value.value and old_value.value and min(new_value.value, old_value.value) > 0):
+        return Obstacle("incomparable", f"a ratio needs values above 0, found {new_value.value} against {old_value.value}")
+    if new_value.samples and old_value.samples:
+        return _round_bounds(new_value.samples, old_value.samples, level)
+    if new_value.kind != "count":
+        return Obstacle("incomparable", "no raw samples on both sides to tell its spread; weigh a value that has them, such as a p50")
+    ratio = math.log(new_value.value / old_value.value)
     return Bounds(ratio, ratio, ratio, 0.0, 1)
 
 
-def _of_rounds(found: Samples, expected: Samples, level: float) -> Bounds | Obstacle:
-    if len(found) != len(expected):
-        counts = f"{len(found)} of the candidate, {len(expected)} of the baseline"
-        return Obstacle("incomparable", f"rounds measured: {counts}; those that failed are no measurement, run the probes again")
+def _round_bounds(new_rounds: Samples, old_rounds: Samples, level: float) -> Bounds | Obstacle:
+    if len(new_rounds) != len(old_rounds):
+        counts = f"{len(new_rounds)} for the candidate, {len(old_rounds)} for the baseline"
+        return Obstacle("incomparable", f"rounds measured: {counts}; failed rounds do not count, run the probes again")
     try:
-        return decisions.ratio_bounds(found, expected, level)
+        return decisions.ratio_bounds(new_rounds, old_rounds, level)
     except ValueError as error:
         return Obstacle("incomparable", str(error))
 
 
-def margin(rule: Rule, value: Value | None) -> float:
-    """The margin on the scale of the bounds."""
+def scaled_margin(rule: Rule, value: Value | None) -> float:
+    """The margin on the scale of the bounds: in the metric's unit, or as a log ratio."""
     if not is_relative(value):
         return rule.margin
     return -math.log1p(-rule.margin) if rule.direction == "higher" else math.log1p(rule.margin)
 
 
 def is_relative(value: Value | None) -> bool:
-    """Whether differences are shares of the baseline."""
-    return value is not None and value.kind in ("probe", "count")
+    """Whether differences are shares of the baseline, as for probes and counts."""
+    return value is not None and not value.is_picture_metric

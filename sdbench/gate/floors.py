@@ -1,4 +1,4 @@
-"""The noise floor: how far a model lies from itself under other noise, which no margin of a policy may lie below.
+"""The noise floor: how much a model differs from itself under different noise. A policy's margins may not be below it.
 
 `sdbench noise` writes one TOML file for each suite, model and machine class:
 `results/noise/<family>/<suite>@<version>/<model>-<digest of the machine class>.toml`.
@@ -28,13 +28,14 @@ from sdbench.validation import Table
 
 
 class Spread(Table):
-    """One metric of the runs.
+    """The noise of one metric.
 
     Attributes:
-        noise: standard deviation of the difference of two runs: of scores and set metrics the root mean square of the
-            paired standard errors over all pairs of runs, of probes sqrt(2) times the runs' own, as a share. Where all pictures of a run
-            share one latent, scores and set metrics have the larger of the two: what a latent does to all of them no spread over prompts shows.
-        values: what each run found.
+        noise: standard deviation of the difference between two runs. For scores and set metrics: the root mean square of the paired
+            standard errors over all pairs of runs. For probes: sqrt(2) times the standard deviation over runs, as a share. Where all
+            pictures of a run share one latent, scores and set metrics take the larger of the two, because the spread over prompts does not
+            show what the latent does to all pictures.
+        values: the value of each run.
     """
 
     noise: float
@@ -43,11 +44,11 @@ class Spread(Table):
 
 
 class Floor(Table):
-    """A model against itself.
+    """A model's noise floor.
 
     Attributes:
-        seeds: of the noise, a run each.
-        n: pictures in each run.
+        seeds: noise seed of each run.
+        n: number of pictures in each run.
     """
 
     family: str
@@ -61,11 +62,11 @@ class Floor(Table):
     metrics: dict[str, Spread]
 
 
-def of(sides: Sequence[Side], seeds: Sequence[int], suite: SuiteId) -> Floor:
-    """The floor of runs of one model under a suite with other noise each time; a metric that any of them lacks has none.
+def estimate(sides: Sequence[Side], seeds: Sequence[int], suite: SuiteId) -> Floor:
+    """The noise floor from several runs of one model under a suite, with different noise in each run.
 
-    Neither have counts, and conditions that are neither good nor bad, which no policy weighs; a set metric without influences, whose
-    differences have no error; and a probe at 0, which has no logarithm.
+    These have no floor: a metric that any run lacks; counts, and values of which neither direction is better, since no policy weighs them;
+    a set metric without influences, since its differences have no standard error; a probe at 0, since it has no logarithm.
 
     Raises:
         UserError: fewer than 2 runs.
@@ -73,8 +74,8 @@ def of(sides: Sequence[Side], seeds: Sequence[int], suite: SuiteId) -> Floor:
     if len(sides) < 2:
         raise UserError(f"a noise floor needs at least 2 runs under different seeds, found {len(sides)}")
     first = sides[0].record
-    weighed = [value.name for value in first.values if value.kind != "count" and value.direction != "neither"]
-    names = [name for name in weighed if all(_ok(side.record, name) for side in sides)]
+    weighable = [value.name for value in first.values if value.kind != "count" and value.direction != "neither"]
+    names = [name for name in weighable if all(_is_ok(side.record, name) for side in sides)]
     return Floor(
         family=first.family,
         suite=suite,
@@ -84,12 +85,12 @@ def of(sides: Sequence[Side], seeds: Sequence[int], suite: SuiteId) -> Floor:
         seeds=tuple(seeds),
         n=first.n_images,
         created=records.now(),
-        metrics={name: spread for name in names if (spread := _spread(name, sides))},
+        metrics={name: spread for name in names if (spread := _estimate_spread(name, sides))},
     )
 
 
 def write(floor: Floor, results: Path) -> Path:
-    """Save under `results`, in place of an older one => its path."""
+    """Save under `results`, replacing an older floor => its path."""
     machine = hashlib.sha256(floor.machine_class.encode()).hexdigest()[:8]
     path = _folder(floor.family, floor.suite, results) / f"{floor.model}-{machine}.toml"
     return write_bytes(path, tomli_w.dumps(floor.model_dump(exclude_none=True)).encode())
@@ -99,7 +100,7 @@ def read(path: Path) -> Floor:
     """Load a floor.
 
     Raises:
-        UserError: it is none.
+        UserError: the file is not a noise floor.
     """
     try:
         return Floor.model_validate({"weights_digest": None, **tomllib.loads(path.read_text(encoding="utf-8"))})
@@ -108,30 +109,30 @@ def read(path: Path) -> Floor:
 
 
 def between_runs(record: Record, results: Path) -> dict[str, BetweenRuns]:
-    """Probe -> how far two runs of one model lie apart on this record's machine class, by the floor that has most noise of it."""
-    of_machine = [floor for floor in _all(record, results) if floor.machine_class == record.machine.machine_class]
-    found = {}
+    """Probe -> how far two runs of one model lie apart on this record's machine class, by the floor with the most noise."""
+    of_machine = [floor for floor in _read_all(record, results) if floor.machine_class == record.machine.machine_class]
+    by_probe = {}
     for name in {value.name for value in record.values if value.kind == "probe"}:
-        if having := [floor for floor in of_machine if name in floor.metrics]:
-            noisiest = max(having, key=lambda floor: floor.metrics[name].noise)
-            found[name] = BetweenRuns(noisiest.metrics[name].noise, len(noisiest.seeds))
-    return found
+        if floors := [floor for floor in of_machine if name in floor.metrics]:
+            noisiest = max(floors, key=lambda floor: floor.metrics[name].noise)
+            by_probe[name] = BetweenRuns(noisiest.metrics[name].noise, len(noisiest.seeds))
+    return by_probe
 
 
-def _all(record: Record, results: Path) -> Iterator[Floor]:
+def _read_all(record: Record, results: Path) -> Iterator[Floor]:
     yield from map(read, sorted(_folder(record.family, record.suite, results).glob("*.toml")))
 
 
 def _folder(family: str, suite: SuiteId, results: Path) -> Path:
-    return results / "noise" / family / f"{suite.name}@{suite.version}"
+    return results / "noise" / family / f"{suite.title}"
 
 
-def _ok(record: Record, name: str) -> bool:
+def _is_ok(record: Record, name: str) -> bool:
     value = record.value(name)
     return value is not None and value.state == "ok"
 
 
-def _spread(name: str, sides: Sequence[Side]) -> Spread | None:
+def _estimate_spread(name: str, sides: Sequence[Side]) -> Spread | None:
     found = [value for side in sides if (value := side.record.value(name)) and value.value is not None]
     values = [value.value for value in found if value.value is not None]
     if found[0].kind == "probe":
@@ -139,7 +140,9 @@ def _spread(name: str, sides: Sequence[Side]) -> Spread | None:
             return None
         noise = math.sqrt(2) * float(np.log(values).std(ddof=1))
     else:
-        pairs = [compare.paired(found[i], found[j], sides[i], sides[j], 0.95) for i, j in itertools.combinations(range(len(sides)), 2)]
+        pairs = [
+            compare.paired_bounds(found[i], found[j], sides[i], sides[j], 0.95) for i, j in itertools.combinations(range(len(sides)), 2)
+        ]
         errors = [pair.standard_error for pair in pairs if not isinstance(pair, compare.Obstacle)]
         if len(errors) < len(pairs):
             return None

@@ -1,8 +1,9 @@
-"""Two records to a verdict: is the candidate as good as the baseline, within the margins of a policy?
+"""The gate: is the candidate as good as the baseline, within the margins of a policy?
 
-Reads record folders and nothing else. Scores and set metrics are compared prompt by prompt, probes by the ratio of their
+It reads record folders and nothing else. Scores and set metrics are compared prompt by prompt, probes by the ratio of their
 medians; every bound is one-sided. The candidate passes only if every weighed metric surely lost less than its margin.
-What cannot be compared is refused with what differs: a gate that measured nothing must not look like one that passed.
+Records that cannot be compared are refused, and the report names what differs: a gate that compared nothing must not look like one that
+passed.
 """
 
 import math
@@ -14,7 +15,7 @@ from sdbench import tables
 from sdbench.gate import compare
 from sdbench.gate.compare import Obstacle, Side
 from sdbench.gate.policy import Policy, Rule
-from sdbench.gate.verdicts import Report, Result, shown
+from sdbench.gate.verdicts import Report, Result, format_difference
 from sdbench.records import Record
 from sdbench.stats import decisions
 from sdbench.stats.decisions import BetweenRuns, Bounds, Verdict
@@ -23,16 +24,16 @@ Level = Callable[[float], float]
 
 
 def gate(candidate: Path, baseline: Path, policy: Policy, between_runs: Mapping[str, BetweenRuns] | None = None) -> Report:
-    """Compare the record folder of a candidate with that of a baseline.
+    """Compare the record folder of a candidate with a baseline's.
 
     Args:
         candidate: a record folder.
         baseline: a record folder.
-        policy: what is weighed, and the margins.
-        between_runs: of probes, how far two runs of one model lie apart on this machine class.
+        policy: the metrics to weigh, and their margins.
+        between_runs: probe -> how far two runs of one model lie apart on this machine class.
 
     Raises:
-        UserError: a folder is no intact record, or the policy knows nothing of the suite.
+        UserError: a folder is not an intact record, or the policy has no rules for the suite.
     """
     return judge(Side.read(candidate), Side.read(baseline), policy, between_runs or {})
 
@@ -40,52 +41,54 @@ def gate(candidate: Path, baseline: Path, policy: Policy, between_runs: Mapping[
 def judge(
     new: Side, old: Side, policy: Policy, between_runs: Mapping[str, BetweenRuns], nominal: Level | None = None, *, untested: int = 0
 ) -> Report:
-    """The same for two records in memory.
+    """Compare two records in memory.
 
     Args:
         new: the candidate.
         old: the baseline.
-        policy: what is weighed, and the margins.
-        between_runs: as of `gate`.
-        nominal: the level at which this one of several looks may test scores, from the level that all looks may spend.
-        untested: metrics that only a later look tests; a "regressed" must survive Holm's correction for these too.
+        policy: the metrics to weigh, and their margins.
+        between_runs: see `gate`.
+        nominal: for one of several looks, a function from the level that all looks may spend to the level at which this one tests scores.
+        untested: number of metrics that only a later look tests; "regressed" must survive Holm's correction for these too.
     """
     names = new.record.model.title, old.record.model.title
     if differences := tuple(compare.differences(new, old)):
         why = f"the records of {names[0]} and {names[1]} cannot be compared: {'; '.join(differences)}."
         return Report("incomparable", why, *names, (), differences)
     rules = policy.rules(new.record.suite.name)
-    levels = {name: nominal if nominal and _sampled(new.record, name) else _once for name in rules}
+    levels = {name: nominal if nominal and _is_picture_metric(new.record, name) else _spend_all for name in rules}
     measured = {
         name: compare.measure(name, rule, new, old, levels[name](policy.alpha), between_runs.get(name)) for name, rule in rules.items()
     }
-    bounded = {name: found for name, found in measured.items() if isinstance(found, Bounds)}
-    p_values = [decisions.regression_p(found, compare.margin(rules[name], new.record.value(name))) for name, found in bounded.items()]
+    bounded = {name: bounds for name, bounds in measured.items() if isinstance(bounds, Bounds)}
+    margins = {name: compare.scaled_margin(rules[name], new.record.value(name)) for name in bounded}
+    p_values = [decisions.regression_p_value(bounds, margins[name]) for name, bounds in bounded.items()]
     rejected = decisions.holm(p_values, policy.alpha, [levels[name] for name in bounded], untested)
     surely_worse = {name for name, is_rejected in zip(bounded, rejected, strict=True) if is_rejected}
     results = tuple(
-        _result(name, rules[name], found, new, old, policy.alpha, surely_worse=name in surely_worse) for name, found in measured.items()
+        _build_result(name, rules[name], outcome, new, old, policy.alpha, surely_worse=name in surely_worse)
+        for name, outcome in measured.items()
     )
-    verdict = _overall(results)
-    own = policy.table(new.record.suite.name) == new.record.suite.name
-    notes = (*_notes(rules, new.record, old.record, between_runs, own=own), *_agreement(rules, new, old, policy.alpha))
-    return Report(verdict, _why(verdict, results, *names), *names, results, (), notes)
+    verdict = _worst_verdict(results)
+    own = policy.table_name(new.record.suite.name) == new.record.suite.name
+    notes = (*_notes(rules, new.record, old.record, between_runs, own=own), *_agreement_note(rules, new, old, policy.alpha))
+    return Report(verdict, _explain(verdict, results, *names), *names, results, (), notes)
 
 
-def _once(level: float) -> float:
-    """A single look spends all of its level."""
+def _spend_all(level: float) -> float:
+    """The level of a single look, which may spend all of it."""
     return level
 
 
-def _sampled(record: Record, name: str) -> bool:
+def _is_picture_metric(record: Record, name: str) -> bool:
     value = record.value(name)
-    return value is not None and value.kind in ("score", "set")
+    return value is not None and value.is_picture_metric
 
 
-def _result(name: str, rule: Rule, measured: Bounds | Obstacle, new: Side, old: Side, alpha: float, *, surely_worse: bool) -> Result:
-    """A metric's verdict, its numbers turned back from "plus = better" to candidate minus baseline."""
-    found, expected = new.record.value(name), old.record.value(name)
-    about = found or expected
+def _build_result(name: str, rule: Rule, measured: Bounds | Obstacle, new: Side, old: Side, alpha: float, *, surely_worse: bool) -> Result:
+    """A metric's result, with its numbers turned back from "plus = better" to candidate minus baseline."""
+    new_value, old_value = new.record.value(name), old.record.value(name)
+    about = new_value or old_value
     result = Result(
         name,
         "incomparable",
@@ -95,89 +98,101 @@ def _result(name: str, rule: Rule, measured: Bounds | Obstacle, new: Side, old: 
         rule.required,
         unit=about.unit if about else "",
         relative=compare.is_relative(about),
-        candidate=found.value if found else None,
-        baseline=expected.value if expected else None,
+        candidate=new_value.value if new_value else None,
+        baseline=old_value.value if old_value else None,
     )
     if isinstance(measured, Obstacle):
         return replace(result, verdict=measured.verdict, reason=measured.reason)
     natural = -measured if rule.direction == "lower" else measured
     difference, low, high = (math.expm1(end) if result.relative else end for end in (natural.difference, natural.low, natural.high))
     result = replace(result, difference=difference, low=low, high=high)
-    return _judged(result, measured, compare.margin(rule, about), alpha, surely_worse=surely_worse)
+    return _decide(result, measured, compare.scaled_margin(rule, about), alpha, surely_worse=surely_worse)
 
 
-def _judged(result: Result, bounds: Bounds, margin: float, alpha: float, *, surely_worse: bool) -> Result:
-    """The verdict on a metric's bounds; "regressed" must also survive Holm's correction."""
+def _decide(result: Result, bounds: Bounds, margin: float, alpha: float, *, surely_worse: bool) -> Result:
+    """Add the verdict on a metric's bounds; "regressed" must also survive Holm's correction."""
     verdict = decisions.decide(bounds, margin)
     if verdict == "pass":
-        return replace(result, verdict=verdict, reason="surely lost less than the margin")
+        return replace(result, verdict=verdict, reason="surely within the margin")
     if verdict == "regressed":
         if surely_worse:
-            return replace(result, verdict=verdict, reason="surely lost more than the margin")
-        return replace(result, verdict="inconclusive", reason="lost more than the margin, but not surely so among so many metrics (Holm)")
+            return replace(result, verdict=verdict, reason="surely worse by more than the margin")
+        reason = "worse by more than the margin, but among so many metrics that may be chance (Holm's correction)"
+        return replace(result, verdict="inconclusive", reason=reason)
     needed, unit = decisions.needed_n(bounds, margin, 1 - alpha), "rounds" if result.relative else "prompts"
+    if needed:
+        return replace(result, verdict="inconclusive", reason=f"{bounds.n} {unit} do not decide it; about {needed} would", needed_n=needed)
     if bounds.n == 1:
-        unknown = f"a single one of them shows no spread, measure more {unit}"
+        reason = f"a single {unit.removesuffix('s')} shows no spread; measure more {unit}"
     elif bounds.between:
-        unknown = "two runs lie too far apart for any number of them, measure both models with one `sdbench run`"
+        reason = f"no number of {unit} would decide it, because two runs differ too much; measure both models with one `sdbench run`"
     else:
-        unknown = f"no number of {unit} is known to decide it"
-    outlook = f"about {needed} would decide it" if needed else unknown
-    return replace(result, verdict="inconclusive", reason=f"{bounds.n} {unit} leave it open; {outlook}", needed_n=needed)
+        reason = f"{bounds.n} {unit} do not decide it, and it is not known how many would"
+    return replace(result, verdict="inconclusive", reason=reason)
 
 
-def _overall(results: tuple[Result, ...]) -> Verdict:
-    """The worst of the metrics; a gate that skipped them all has measured nothing."""
+def _worst_verdict(results: tuple[Result, ...]) -> Verdict:
+    """The worst verdict of all metrics; incomparable where all were skipped, since nothing was measured then."""
     verdicts = {result.verdict for result in results}
     order: tuple[Verdict, ...] = ("incomparable", "regressed", "inconclusive", "pass")
     return next((verdict for verdict in order if verdict in verdicts), "incomparable")
 
 
-def _why(verdict: Verdict, results: tuple[Result, ...], candidate: str, baseline: str) -> str:
+def _explain(verdict: Verdict, results: tuple[Result, ...], candidate: str, baseline: str) -> str:
     """The verdict in a sentence."""
     chosen = [result for result in results if result.verdict == verdict]
     skipped = [result.name for result in results if result.verdict == "skipped"]
-    also = f" Not compared: {tables.listed(skipped)}." if skipped else ""
+    also = f" Not compared: {tables.join_words(skipped)}." if skipped else ""
     if not chosen:
         return f"every metric of the policy was skipped, so nothing was compared.{also}"
     if verdict == "pass":
-        return f"{candidate} lost less than the margin against {baseline} in all {len(chosen)} metrics compared.{also}"
+        everywhere = f"all {len(chosen)} metrics" if len(chosen) > 1 else "the one metric"
+        return f"{candidate} is as good as {baseline}, within the margin, in {everywhere} compared.{also}"
     if verdict == "regressed":
-        return f"{candidate} is worse than {baseline} by more than the margin in {tables.listed([f'{r.name} ({shown(r)})' for r in chosen])}.{also}"
-    found = "; ".join(f"{result.name}: {result.reason}" for result in chosen)
+        losses = tables.join_words([f"{result.name} ({format_difference(result)})" for result in chosen])
+        return f"{candidate} is worse than {baseline} by more than the margin in {losses}.{also}"
+    reasons = "; ".join(f"{result.name}: {result.reason}" for result in chosen)
     if verdict == "inconclusive":
-        return f"{candidate} is neither surely as good as {baseline} nor surely worse: {found}.{also}"
-    return f"{candidate} and {baseline} cannot be compared: {found}.{also}"
+        return f"{candidate} is neither surely as good as {baseline} nor surely worse: {reasons}.{also}"
+    return f"{candidate} and {baseline} cannot be compared: {reasons}.{also}"
 
 
 def _notes(rules: Mapping[str, Rule], new: Record, old: Record, between_runs: Mapping[str, BetweenRuns], *, own: bool) -> Iterator[str]:
-    """What the gate does not weigh and a reader should know; `own` where the rules are of this very suite."""
+    """What a reader should know although the gate does not weigh it.
+
+    Args:
+        rules: the policy's rules.
+        new: the candidate.
+        old: the baseline.
+        between_runs: see `gate`.
+        own: whether the rules are for this very suite, not for the suite it was made from.
+    """
     if not own:
-        yield f"suite {new.suite.name!r} is weighed by the margins of the suite it was made from; no noise floor is of its settings"
-    if elsewhere := [f"{record.model.name} ({record.model.source})" for record in (new, old) if record.model.is_elsewhere]:
-        yield f"the pictures of {tables.listed(elsewhere)} were made elsewhere: how they were sampled is not known"
+        yield f"suite {new.suite.name!r} is weighed by the margins of the suite it was made from; no noise floor was measured for its settings"
+    if elsewhere := [f"{record.model.name} ({record.model.source})" for record in (new, old) if record.model.is_made_elsewhere]:
+        yield f"the pictures of {tables.join_words(elsewhere)} were made elsewhere; it is not known how they were sampled"
     for key in sorted(new.sampling.keys() | old.sampling.keys()) if not elsewhere else ():
         if new.sampling.get(key) != old.sampling.get(key):
             yield f"sampling differs: {key} is {new.sampling.get(key)!r} against {old.sampling.get(key)!r}"
     for side, record in (("candidate", new), ("baseline", old)):
         yield from (f"{value.name} of the {side}: {value.note}" for value in record.values if value.note and value.name in rules)
     unknown = [name for name in rules if (value := new.value(name)) and value.kind == "probe" and value.value and name not in between_runs]
-    if unknown and new != old and new.machine.machine_class == old.machine.machine_class and not new.same_run(old):
+    if unknown and new != old and new.machine.machine_class == old.machine.machine_class and not new.is_same_run(old):
         yield (
-            f"{tables.listed(unknown)}: measured in other runs than the baseline's, and how far two runs of one model lie apart on this machine "
-            f"is not known; measure both with one `sdbench run`{', or find out with `sdbench noise`' if own else ''}"
+            f"{tables.join_words(unknown)}: candidate and baseline were measured in different runs, and it is not known how much two runs of one "
+            f"model differ on this machine; measure both with one `sdbench run`{', or find out with `sdbench noise`' if own else ''}"
         )
 
 
-def _agreement(rules: Mapping[str, Rule], new: Side, old: Side, alpha: float) -> Iterator[str]:
-    """How much nearer to the teacher the candidate is, or further off, by what the policy does not weigh."""
-    found = []
-    for name in sorted((new.metrics() & old.metrics()) - rules.keys()):
+def _agreement_note(rules: Mapping[str, Rule], new: Side, old: Side, alpha: float) -> Iterator[str]:
+    """How much nearer to the teacher the candidate is than the baseline, by metrics of agreement that the policy does not weigh."""
+    changes = []
+    for name in sorted((new.metric_names() & old.metric_names()) - rules.keys()):
         value = new.record.value(name)
         if value and value.kind == "score" and value.direction != "neither" and name.startswith("agreement."):
             rule = Rule(direction=value.direction, margin=0.0, required=False)
             measured = compare.measure(name, rule, new, old, alpha / 2)
             if isinstance(measured, Bounds):
-                found.append(f"{name} {shown(_result(name, rule, measured, new, old, alpha / 2, surely_worse=False))}")
-    if found:
-        yield f"agreement with the teacher, not weighed, with two-sided bounds: {', '.join(found)}"
+                changes.append(f"{name} {format_difference(_build_result(name, rule, measured, new, old, alpha / 2, surely_worse=False))}")
+    if changes:
+        yield f"agreement with the teacher, not weighed, with two-sided bounds: {', '.join(changes)}"

@@ -1,4 +1,4 @@
-"""The gate's policy file: which metrics it weighs, in which direction, and how much loss of each is acceptable."""
+"""The gate's policy file: which metrics it weighs, in which direction, and how much loss of each it accepts."""
 
 import tomllib
 from pathlib import Path
@@ -14,13 +14,13 @@ class Rule(Table):
     """How the gate weighs one metric.
 
     Attributes:
-        direction: where better lies; the records must say the same.
-        margin: the loss one is ready to accept: in the metric's unit for scores and set metrics, a share of the
-            baseline for probes and counts (0.05 = 5 %).
-        required: False lets the gate skip, and say so, a probe that cannot be compared because the machines are of
-            another class or do not have it. A value that is missing, NaN or failed is never skipped.
-        noise: the floor that the margin stands on, as `sdbench noise` found it or scaled from a published one: the standard
-            deviation of the difference between two runs of one model under other noise.
+        direction: which direction is better; must agree with the records.
+        margin: the acceptable loss, in the metric's unit for scores and set metrics, as a share of the baseline for probes and
+            counts (0.05 = 5 %).
+        required: False lets the gate skip a probe that cannot be compared because the machines are of different classes or do not
+            have it; the report says so. A value that is missing, NaN or failed is never skipped.
+        noise: the noise floor behind the margin, measured by `sdbench noise` or scaled from a published figure: the standard deviation
+            of the difference between two runs of one model under different noise.
     """
 
     direction: Literal["higher", "lower"]
@@ -29,17 +29,17 @@ class Rule(Table):
     noise: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
     @model_validator(mode="after")
-    def _above_the_floor(self) -> Self:
+    def _check_margin(self) -> Self:
         if self.noise is not None and self.margin < self.noise:
-            raise ValueError(f"margin {self.margin:g} lies below the noise floor {self.noise:g}: a model would lose more against itself")
+            raise ValueError(f"margin {self.margin:g} is below the noise floor {self.noise:g}: a model would lose more against itself")
         return self
 
 
 class Policy(Table):
-    """`gate.toml`.
+    """The content of `gate.toml`.
 
     Attributes:
-        alpha: chance of a wrong verdict, of each one-sided bound and, after Holm, of any wrong "regressed".
+        alpha: chance of a wrong verdict: of each one-sided bound and, after Holm's correction, of any wrong "regressed".
         suites: suite name -> metric name -> rule.
     """
 
@@ -49,34 +49,32 @@ class Policy(Table):
 
     @property
     def name(self) -> str:
-        """Its file; one made in Python has none."""
+        """The policy's file, or that it was made in Python."""
         return str(self._file or "made in Python")
 
-    def of_file(self, path: Path) -> Self:
-        """The policy, which knows its file from now on."""
+    def with_file(self, path: Path) -> Self:
+        """Remember the file that the policy was read from => the policy."""
         self._file = path
         return self
 
-    def table(self, suite: str) -> str:
-        """The suite by whose table this one is weighed: itself, or what it was made from, `<name>-custom` or `<name>-sequential`."""
+    def table_name(self, suite: str) -> str:
+        """The table that weighs a suite: its own, or for `<name>-custom` and `<name>-sequential` that of the suite it was made from."""
         return suite if suite in self.suites else suite.removesuffix("-sequential").removesuffix("-custom")
 
     def rules(self, suite: str) -> dict[str, Rule]:
-        """What is weighed for this suite.
+        """Metric name -> rule, for a suite.
 
         Raises:
-            UserError: nothing is.
+            UserError: the policy has no rules for it.
         """
-        if (own := self.table(suite)) not in self.suites:
+        if (table := self.table_name(suite)) not in self.suites:
             raise UserError(
-                f"policy {self.name} has no table [suites.{own}], so it weighs nothing of suite {suite!r} (it has {', '.join(sorted(self.suites))}); write "
-                "one, there or in a file of your own: --policy FILE, or ./suites/gate.toml"
+                f"policy {self.name} has no table [suites.{table}], so it weighs no metric of suite {suite!r} (it has "
+                f"{', '.join(sorted(self.suites))}); add one, there or in a file of your own: --policy FILE, or ./suites/gate.toml"
             )
-        if not self.suites[own]:
-            raise UserError(
-                f"policy {self.name} names no metric in [suites.{own}], so it could only wave that suite through; name at least one"
-            )
-        return self.suites[own]
+        if not self.suites[table]:
+            raise UserError(f"policy {self.name} names no metric in [suites.{table}], so every candidate would pass; name at least one")
+        return self.suites[table]
 
 
 def load(path: Path) -> Policy:
@@ -89,4 +87,4 @@ def load(path: Path) -> Policy:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read the gate's policy {path}: {error}") from error
-    return validated(Policy, content, f"policy {path}").of_file(path)
+    return validated(Policy, content, f"policy {path}").with_file(path)

@@ -1,4 +1,4 @@
-"""What the gate says, and how it is written: for a terminal, as Markdown for CI pages, as JUnit XML, as JSON."""
+"""The gate's report, and how it is written: for a terminal, as Markdown for CI pages, as JUnit XML, as JSON."""
 
 import math
 import re
@@ -12,18 +12,18 @@ from sdbench.tables import Grid
 
 EXIT_CODES: dict[Verdict, int] = {"pass": 0, "regressed": 1, "incomparable": 2, "inconclusive": 3}
 _MARKS = {"pass": "✅", "regressed": "❌", "incomparable": "⛔", "inconclusive": "❔", "skipped": "▫️"}
-_NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # what XML 1.0 cannot hold
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # what XML 1.0 cannot hold
 
 
 @dataclass(frozen=True)
 class Result:
-    """One weighed metric.
+    """The verdict on one weighed metric.
 
     Attributes:
-        reason: why the verdict is what it is, in words.
-        relative: difference, low, high and margin are shares of the baseline, not in `unit`.
-        difference, low, high: candidate minus baseline and its one-sided bounds.
-        needed_n: how many prompts (rounds for a probe) would decide it; only where it is inconclusive, and any number would.
+        reason: why, in words.
+        relative: whether difference, low, high and margin are shares of the baseline, not in `unit`.
+        difference, low, high: candidate minus baseline, and its one-sided bounds.
+        needed_n: number of prompts (rounds for a probe) that would decide it; only where it is inconclusive and such a number exists.
     """
 
     name: str
@@ -44,14 +44,14 @@ class Result:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What was judged, and by what, for whoever reads a report without the command that made it.
+    """What was judged, and by which policy, for readers who do not know the command behind a report.
 
     Attributes:
         candidate, baseline: record folders.
-        baseline_asked: what the baseline was asked for by, such as its name in `baselines.toml`.
+        baseline_asked: the baseline as the user named it, such as its name in `baselines.toml`.
         suite: name, version and digest.
-        policy: its file.
-        alpha: of the policy.
+        policy: the policy's file.
+        alpha: the policy's chance of a wrong verdict.
     """
 
     candidate: str
@@ -64,12 +64,12 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Report:
-    """What the gate says.
+    """The verdict on a candidate, and the reasons for it.
 
     Attributes:
-        why: the verdict in a sentence.
+        why: the reason for the verdict, in a sentence.
         differences: what makes the records incomparable as a whole.
-        notes: what a reader should know though the gate does not weigh it.
+        notes: what a reader should know although the gate does not weigh it.
         inputs: None where the gate failed before it had any.
     """
 
@@ -89,7 +89,7 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Everything as plain JSON types; an infinite bound is null."""
-        results = [{key: _finite(item) for key, item in asdict(result).items()} for result in self.results]
+        results = [{key: _finite_or_none(item) for key, item in asdict(result).items()} for result in self.results]
         return {
             **asdict(self),
             "results": results,
@@ -99,36 +99,40 @@ class Report:
         }
 
     def grid(self, *, marks: bool = False) -> Grid:
-        """The metrics, a line each; with a sign before each verdict where a reader skims."""
+        """The metrics, a row each; with `marks`, an emoji before each verdict."""
         header = ("metric", "verdict", "candidate", "baseline", "candidate - baseline", "margin", "why")
-        return Grid(header, tuple(_line(result, f"{_MARKS[result.verdict]} " if marks else "") for result in self.results))
+        return Grid(header, tuple(_row(result, f"{_MARKS[result.verdict]} " if marks else "") for result in self.results))
 
     def text(self, width: int = 160) -> str:
-        """For people: why, then the metrics."""
+        """The report for a terminal: the reason, then the metrics."""
         table = tables.text(self.grid(), width) if self.results else ""
-        return "\n\n".join(filter(None, [f"{self.verdict}: {self.why}", table, _listed(self)])) + "\n"
+        return "\n\n".join(filter(None, [f"{self.verdict}: {self.why}", table, _bullets(self)])) + "\n"
 
     def markdown(self) -> str:
-        """For CI pages and pull requests."""
+        """The report as Markdown, for CI pages and pull requests."""
         title = " ".join(f"### {_MARKS[self.verdict]} {self.verdict}: {self.candidate} against {self.baseline}".split())
         table = tables.markdown(self.grid(marks=True)) if self.results else ""
-        inputs = "\n".join(f"- {key}: {value}" for key, value in _inputs(self).items())
+        inputs = "\n".join(f"- {key}: {value}" for key, value in _input_texts(self).items())
         return (
-            "\n\n".join(filter(None, [*map(tables.escaped, (title, self.why)), table, *map(tables.escaped, (_listed(self), inputs))]))
+            "\n\n".join(
+                filter(
+                    None, [*map(tables.escape_markdown, (title, self.why)), table, *map(tables.escape_markdown, (_bullets(self), inputs))]
+                )
+            )
             + "\n"
         )
 
     def junit(self) -> str:
-        """A suite with a case for the verdict as a whole and one for each metric; what is inconclusive counts as a failure."""
+        """The report as JUnit XML: a case for the whole verdict and one for each metric; "inconclusive" counts as a failure."""
         name = f"sdbench gate: {self.candidate} against {self.baseline}"
-        suite = ET.Element("testsuite", name=_xml(name))
-        if inputs := _inputs(self):
+        suite = ET.Element("testsuite", name=_xml_safe(name))
+        if inputs := _input_texts(self):
             properties = ET.SubElement(suite, "properties")
             for key, value in inputs.items():
-                ET.SubElement(properties, "property", name=key, value=_xml(value))
+                ET.SubElement(properties, "property", name=key, value=_xml_safe(value))
         cases = [
-            _case(suite, "verdict", self.verdict, self.why),
-            *(_case(suite, result.name, result.verdict, f"{result.reason}: {shown(result)}") for result in self.results),
+            _add_case(suite, "verdict", self.verdict, self.why),
+            *(_add_case(suite, result.name, result.verdict, f"{result.reason}: {format_difference(result)}") for result in self.results),
         ]
         for key, kind in (("tests", None), ("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
             suite.set(key, str(sum(kind is None or case.find(kind) is not None for case in cases)))
@@ -136,45 +140,45 @@ class Report:
         return f'<?xml version="1.0" encoding="UTF-8"?>\n{ET.tostring(suite, encoding="unicode")}\n'
 
 
-def shown(result: Result) -> str:
+def format_difference(result: Result) -> str:
     """The difference and its bounds, such as `+1.2 (+0.9..+1.5)`."""
     if result.difference is None or result.low is None or result.high is None:
         return "none"
-    ends = [_signed(end, result.relative) for end in (result.difference, result.low, result.high)]
+    ends = [_format_signed(end, result.relative) for end in (result.difference, result.low, result.high)]
     return ends[0] if result.low == result.high else f"{ends[0]} ({ends[1]}..{ends[2]})"
 
 
-def _line(result: Result, mark: str) -> tuple[str, ...]:
-    values = (tables.significant(value) if value is not None else "none" for value in (result.candidate, result.baseline))
+def _row(result: Result, mark: str) -> tuple[str, ...]:
+    values = (tables.format_number(value) if value is not None else "none" for value in (result.candidate, result.baseline))
     margin = f"{100 * result.margin:g} %" if result.relative else f"{result.margin:g}"
     name = f"{result.name} ({result.unit})" if result.unit else result.name
-    return name, mark + result.verdict, *values, shown(result), margin, result.reason
+    return name, mark + result.verdict, *values, format_difference(result), margin, result.reason
 
 
-def _listed(report: Report) -> str:
+def _bullets(report: Report) -> str:
     return "\n".join(f"- {' '.join(line.split())}" for line in (*report.differences, *report.notes))
 
 
-def _inputs(report: Report) -> dict[str, str]:
-    """What each is called -> what it is."""
+def _input_texts(report: Report) -> dict[str, str]:
+    """Name of each input -> its value."""
     return {key.replace("_", " "): str(value) for key, value in asdict(report.inputs).items()} if report.inputs else {}
 
 
-def _case(suite: ET.Element, name: str, verdict: str, reason: str) -> ET.Element:
-    case = ET.SubElement(suite, "testcase", classname="sdbench.gate", name=_xml(name))
+def _add_case(suite: ET.Element, name: str, verdict: str, reason: str) -> ET.Element:
+    case = ET.SubElement(suite, "testcase", classname="sdbench.gate", name=_xml_safe(name))
     if verdict != "pass":
         kind = {"incomparable": "error", "skipped": "skipped"}.get(verdict, "failure")
-        ET.SubElement(case, kind, type=verdict, message=_xml(reason))
+        ET.SubElement(case, kind, type=verdict, message=_xml_safe(reason))
     return case
 
 
-def _xml(text: str) -> str:
-    return _NO_XML.sub("�", text)
+def _xml_safe(text: str) -> str:
+    return _NOT_XML.sub("�", text)
 
 
-def _signed(number: float, relative: bool) -> str:
+def _format_signed(number: float, relative: bool) -> str:
     return f"{100 * number:+.1f} %" if relative else f"{number:+.3g}"
 
 
-def _finite(item: Any) -> Any:
+def _finite_or_none(item: Any) -> Any:
     return None if isinstance(item, float) and not math.isfinite(item) else item

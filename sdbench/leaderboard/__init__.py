@@ -1,1 +1,1 @@
-"""Records to tables: rows that may be compared, their ranks, ratios to the teacher; without torch."""
+"""Records to tables: comparable rows, their ranks, and ratios to the teacher; without torch."""

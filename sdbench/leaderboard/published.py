@@ -1,4 +1,4 @@
-"""Numbers published elsewhere: data with a source (`published.toml`), shown beside measured ones and never in their place."""
+"""Numbers published elsewhere (`published.toml`, each with its source), shown beside measured numbers and never in their place."""
 
 import tomllib
 from pathlib import Path
@@ -16,15 +16,15 @@ _Text = Annotated[str, StringConstraints(min_length=1)]
 
 
 class Claim(Table):
-    """One published line.
+    """One published quantity.
 
     Attributes:
         what: the quantity.
         protocol: hardware, data and settings, as far as the source states them.
         source: who published it, and where.
         values: model -> the number as printed there, with its unit.
-        numbers: our probe that comes nearest -> model -> the number, of which ratios are made; empty where only words were
-            published, and no probe where nothing of the kind is measured here.
+        numbers: our nearest probe -> model -> the number, for ratios. The inner table is empty where only words were published; the outer
+            one where nothing of the kind is measured here.
     """
 
     what: _Text
@@ -34,13 +34,15 @@ class Claim(Table):
     numbers: dict[str, dict[Name, float]] = Field(default_factory=dict)
 
 
-def claims() -> list[Claim]:
-    """All published lines, in the order of the file."""
+def load_claims() -> list[Claim]:
+    """Load all published quantities, in the order of the file."""
     return [Claim.model_validate(claim) for claim in tomllib.loads(_DATA.read_text(encoding="utf-8"))["claim"]]
 
 
 def grid() -> Grid:
     """The published numbers as a table; "not found" where a source has none for that model."""
     header = ("what", *_COLUMNS.values(), "protocol", "source")
-    lines = [(claim.what, *(claim.values.get(name, "not found") for name in _COLUMNS), claim.protocol, claim.source) for claim in claims()]
+    lines = [
+        (claim.what, *(claim.values.get(name, "not found") for name in _COLUMNS), claim.protocol, claim.source) for claim in load_claims()
+    ]
     return Grid(header, tuple(lines))

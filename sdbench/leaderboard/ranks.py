@@ -1,11 +1,11 @@
-"""Ranks that the data bear out: models that cannot be told apart share one.
+"""Ranks that the data support: models that cannot be told apart share a rank.
 
-A model's rank for a metric is 1 + the number of models that are surely better. "Surely better" is decided prompt by prompt:
-a two-sided t test of the paired differences (Student 1908) for every pair of models, with Holm's correction over all pairs,
-so that a metric's ranks hold a wrong claim at most 1 time in 20. What follows from two such claims is claimed too (if A is
-better than B and B better than C, then A is better than C), so two models of one rank are never told apart. The opposite
-would need more than data can give: where A and B, and B and C, cannot be told apart but A and C can, A and B share rank 1
-and C has rank 2, though B might be its equal. Merging such chains would call different models equal.
+A model's rank for a metric is 1 + the number of models that are surely better. "Surely better" is decided prompt by prompt: a two-sided
+t test of the paired differences (Student 1908) for every pair of models, with Holm's correction over all pairs, so that the ranks of a
+metric contain a wrong claim at most 1 time in 20. Claims are transitive (if A is better than B and B better than C, then A is
+better than C), so two models with the same rank are never told apart. The converse does not hold: where A and B, and B and C, cannot be
+told apart but A and C can, A and B share rank 1 and C has rank 2, though B might be its equal. Merging such chains would call different
+models equal.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,35 +15,35 @@ import numpy.typing as npt
 from scipy import stats as scipy_stats
 
 from sdbench.arrays import F64
-from sdbench.records import Record, Scores, Value
+from sdbench.records import Record, Scores, Value, mean_per_prompt
 from sdbench.stats import decisions
 
 ALPHA = 0.05
-EXPLAINED = (
+EXPLANATION = (
     "A rank is 1 + the number of models that are surely better: t tests of the differences prompt by prompt, all pairs of models, "
     "Holm-corrected to a 5 % chance of any wrong claim for each metric. Models that share a rank cannot be told apart."
 )
 
 
 def ranks(models: Sequence[tuple[Record, Scores]], names: Sequence[str]) -> dict[str, tuple[int | None, ...]]:
-    """Metric -> rank of each model; None where a model has no such value, or was not measured on the prompts of the others.
+    """Metric -> rank of each model; None where a model lacks the value, or was not measured on the same prompts as the others.
 
-    Metrics that fewer than two models can be ranked by are left out.
+    Metrics by which fewer than two models can be ranked are left out.
     """
-    found = {}
+    by_metric = {}
     for name in names:
-        columns = oriented(models, name)
+        columns = values_per_prompt(models, name)
         if len(columns) > 1:
             better = surely_better(np.stack(list(columns.values())))
-            places = dict(zip(columns, (1 + better.sum(0)).tolist(), strict=True))
-            found[name] = tuple(places.get(model) for model in range(len(models)))
-    return found
+            ranks_of = dict(zip(columns, (1 + better.sum(0)).tolist(), strict=True))
+            by_metric[name] = tuple(ranks_of.get(model) for model in range(len(models)))
+    return by_metric
 
 
-def oriented(models: Sequence[tuple[Record, Scores]], name: str) -> Mapping[int, F64]:
-    """Place of a model -> its value of each prompt, plus = better, for the models that share prompts and reference of the first.
+def values_per_prompt(models: Sequence[tuple[Record, Scores]], name: str) -> Mapping[int, F64]:
+    """Index of a model -> its value for each prompt, plus = better, for all models with the same prompts and reference as the first.
 
-    A set metric's prompts carry the value of the set plus their influence on it, whose mean is the value.
+    For a set metric, a prompt's value is the value of the set plus the prompt's influence on it; their mean is the value of the set.
     """
     columns: dict[int, F64] = {}
     first: tuple[npt.NDArray[np.str_], str | None] | None = None
@@ -52,19 +52,18 @@ def oriented(models: Sequence[tuple[Record, Scores]], name: str) -> Mapping[int,
         column = _column(value, scores)
         if value is None or column is None:
             continue
-        prompts, row = np.unique(np.asarray(scores.prompt_ids), return_inverse=True)
+        prompts, by_prompt = mean_per_prompt(scores.prompt_ids, column)
         first = (prompts, value.reference) if first is None else first
         if np.array_equal(prompts, first[0]) and value.reference == first[1] and len(prompts) > 1:
-            by_prompt = np.bincount(row, column) / np.bincount(row)
             columns[model] = -by_prompt if value.direction == "lower" else by_prompt
     return columns
 
 
 def _column(value: Value | None, scores: Scores) -> F64 | None:
-    """The per-image column behind a value; None where there is none, or not all of it is finite."""
-    if value is None or value.value is None or value.kind not in ("score", "set") or value.direction == "neither":
+    """The value of each picture; None where there is no such column, or it is not finite throughout."""
+    if value is None or value.value is None or not value.is_picture_metric or value.direction == "neither":
         return None
-    column = scores.columns.get(value.name if value.kind == "score" else f"{value.name}:influence")
+    column = scores.columns.get(value.column)
     if column is None or not np.isfinite(column).all():
         return None
     return column if value.kind == "score" else column - column.mean() + value.value
@@ -73,12 +72,12 @@ def _column(value: Value | None, scores: Scores) -> F64 | None:
 def surely_better(values: F64, alpha: float = ALPHA) -> npt.NDArray[np.bool_]:
     """Which models surely beat which: [i, j] says that i is better than j.
 
+    No p value is taken to be smaller than 2^(1 - n), the smallest that the signs of n differences can give. Otherwise two prompts with
+    exactly equal differences would prove anything.
+
     Args:
         values: (models, prompts), plus = better, at least two of each.
         alpha: chance of any wrong claim.
-
-    No p value is taken to be smaller than 2^(1 - n), the least that n signs of differences can give: differences that are
-    all equal would otherwise prove anything from two prompts.
     """
     models, n = values.shape
     covariance = np.cov(values)

@@ -1,4 +1,4 @@
-"""A sheet of sample pictures: the thumbnails of the records of a section, a row each, the same prompts in each column."""
+"""Sheets of sample pictures: the thumbnails of a section's records, a row for each model, a column for each prompt."""
 
 import io
 from collections.abc import Sequence
@@ -11,31 +11,33 @@ from sdbench.disk import write_bytes
 from sdbench.leaderboard.standings import Row, sections
 from sdbench.store import read_images
 
-COLUMNS, GAP_PX, LEAST_PX = 8, 4, 96
+COLUMNS, GAP_PX, MIN_WIDTH_PX = 8, 4, 96
 
 
 def write(board: Sequence[Row], results: Path) -> list[Path]:
-    """One sheet for each suite that has pictures, of its newest section: `samples-<family>-<suite>.png` => their paths, rows as in the leaderboard.
+    """Write a sheet for each suite with pictures, from its newest section: `samples-<family>-<suite>.png` => their paths.
+
+    Rows are in the order of the leaderboard.
 
     Raises:
         UserError: a picture cannot be read, or a file cannot be written.
     """
     newest: dict[Path, tuple[Row, ...]] = {}
     for section in sorted(sections(board), key=lambda section: max(record.created for record in section.records)):
-        rows = tuple(row for row in section.rows if _thumbnails(row))
-        if rows and _shared(rows):
+        rows = tuple(row for row in section.rows if _thumbnail_names(row))
+        if rows and _shared_names(rows):
             newest[results / f"samples-{section.family}-{rows[0].record.suite.name}.png"] = rows
-    made = []
+    paths = []
     for path, rows in newest.items():
         buffer = io.BytesIO()
-        sheet(rows).save(buffer, "PNG", optimize=True)
-        made.append(write_bytes(path, buffer.getvalue()))
-    return made
+        draw_sheet(rows).save(buffer, "PNG", optimize=True)
+        paths.append(write_bytes(path, buffer.getvalue()))
+    return paths
 
 
-def sheet(rows: Sequence[Row]) -> Image.Image:
-    """Rows of the thumbnails that all of them have, small ones enlarged by whole factors so that their pixels stay visible as they are."""
-    pictures = [_read([row.folder / "images" / name for name in _shared(rows)[:COLUMNS]]) for row in rows]
+def draw_sheet(rows: Sequence[Row]) -> Image.Image:
+    """Draw the thumbnails that all rows share; small ones are enlarged by a whole factor, so that their pixels stay as they are."""
+    pictures = [_read_enlarged([row.folder / "images" / name for name in _shared_names(rows)[:COLUMNS]]) for row in rows]
     height, width = (max(line.shape[axis] for line in pictures) + GAP_PX for axis in (1, 2))
     page = Image.new("RGB", (len(pictures[0]) * width - GAP_PX, len(rows) * height - GAP_PX), "white")
     for y, line in enumerate(pictures):
@@ -44,15 +46,15 @@ def sheet(rows: Sequence[Row]) -> Image.Image:
     return page
 
 
-def _shared(rows: Sequence[Row]) -> list[str]:
-    return sorted(set.intersection(*map(_thumbnails, rows)))
+def _shared_names(rows: Sequence[Row]) -> list[str]:
+    return sorted(set.intersection(*map(_thumbnail_names, rows)))
 
 
-def _thumbnails(row: Row) -> set[str]:
+def _thumbnail_names(row: Row) -> set[str]:
     return {path.name for path in (row.folder / "images").glob("*.png")}
 
 
-def _read(paths: Sequence[Path]) -> U8:
+def _read_enlarged(paths: Sequence[Path]) -> U8:
     pictures = read_images(paths, "restore it, or delete it: the sheet does without")
-    factor = max(1, -(-LEAST_PX // pictures.shape[2]))
+    factor = max(1, -(-MIN_WIDTH_PX // pictures.shape[2]))
     return pictures.repeat(factor, 1).repeat(factor, 2)

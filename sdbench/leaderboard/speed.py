@@ -1,4 +1,4 @@
-"""Probes side by side: what a setting changes, and ratios to the teacher, measured and published."""
+"""Tables of probes: the effect of each setting, and ratios to the teacher, measured and published."""
 
 import itertools
 import math
@@ -12,7 +12,7 @@ from sdbench.tables import Grid
 
 P50 = "latency.pipeline.p50"
 _STAGES = ("pipeline", "text_encoders", "unet_step", "scheduler", "vae_decode")
-# What is shown of each setting; a record has the memory of its kind of machine.
+# Shown for each setting; a record has only the kinds of memory that its machine has.
 _PROBES = (
     P50,
     "images_per_second",
@@ -29,63 +29,64 @@ _PROBES = (
 )
 
 
-def speed_up(record: Record, teacher: Record, name: str) -> str:
-    """How many times as fast as the teacher, `1.55x ± 0.02`, by a value that both have; what stands in the way otherwise.
+def format_speed_up(record: Record, teacher: Record, name: str) -> str:
+    """How many times as fast as the teacher, such as `1.55x ± 0.02`, by a value that both have; otherwise the reason why there is none.
 
-    The 95 % interval resamples rounds (`decisions.ratio_bounds`); there is none from a single round, nor between two runs, `1.55x (other runs)`,
-    since rounds do not know how far runs lie apart.
+    The 95 % interval resamples rounds (`decisions.ratio_bounds`). There is no interval from a single round, nor between two runs,
+    `1.55x (other runs)`, since the rounds of a run do not show how far two runs lie apart.
     """
-    own, its = record.value(name), teacher.value(name)
+    own, teachers = record.value(name), teacher.value(name)
     if not own or not own.value:
-        return tables.cell(own)
-    if not its or not its.value:
+        return tables.format_value(own)
+    if not teachers or not teachers.value:
         return "missing: nothing of the teacher to compare with"
-    if record is teacher or not (own.samples and its.samples):
-        return f"{tables.significant(its.value / own.value, 3)}x"
-    if not record.same_run(teacher):
-        return f"{tables.significant(its.value / own.value, 3)}x (other runs)"
-    bounds = decisions.ratio_bounds(own.samples, its.samples, level=0.975)
+    if record is teacher or not (own.samples and teachers.samples):
+        return f"{tables.format_number(teachers.value / own.value, 3)}x"
+    if not record.is_same_run(teacher):
+        return f"{tables.format_number(teachers.value / own.value, 3)}x (other runs)"
+    bounds = decisions.ratio_bounds(own.samples, teachers.samples, level=0.975)
     low, high = (math.exp(-end) if math.isfinite(end) else None for end in (bounds.high, bounds.low))
-    number, space, interval = tables.estimate(math.exp(-bounds.difference), low, high).partition(" ")
+    number, space, interval = tables.format_estimate(math.exp(-bounds.difference), low, high).partition(" ")
     return f"{number}x{space}{interval}"
 
 
-def called(teacher: Record, records: Sequence[Record]) -> str:
-    """The teacher's name, with its suite where it is not that of these records."""
+def teacher_title(teacher: Record, records: Sequence[Record]) -> str:
+    """The teacher's name, with its suite where that differs from the records' suite."""
     name, suite = teacher.model.name, teacher.suite
-    return name if suite == records[0].suite else f"{name} under {suite.name}@{suite.version}"
+    return name if suite == records[0].suite else f"{name} under {suite.title}"
 
 
 def grids(records: Sequence[Record], teacher: Record | None) -> dict[str, Grid]:
-    """Title -> table: ratios to the teacher by stage; settings with the model's own VAE; those with the tiny one, never together."""
+    """Title -> table: ratios to the teacher by stage; settings with the model's own VAE; settings with the tiny VAE, never mixed with these."""
     labels = _labels(records)
     tiny = [label for label in labels if "tiny-vae" in label]
     full = [label for label in labels if label not in tiny]
-    found = {
-        f"Speed-up over {called(teacher, records)} by stage" if teacher else "": _ratios(records, teacher, full),
-        "By setting": _settings(records, full) if len(full) > 1 else None,
-        "With the tiny VAE": _settings(records, tiny),
+    by_title = {
+        f"Speed-up over {teacher_title(teacher, records)} by stage" if teacher else "": _ratio_grid(records, teacher, full),
+        "By setting": _setting_grid(records, full) if len(full) > 1 else None,
+        "With the tiny VAE": _setting_grid(records, tiny),
     }
-    return {title: grid for title, grid in found.items() if grid and grid.rows}
+    return {title: grid for title, grid in by_title.items() if grid and grid.rows}
 
 
-def beside_published(records: Sequence[Record], teacher: Record | None) -> Grid:
-    """Ratios to the teacher that were published, and the same ratio as measured here; no rows where nothing was measured."""
+def published_grid(records: Sequence[Record], teacher: Record | None) -> Grid:
+    """Published ratios to the teacher beside the same ratios measured here; no rows where nothing was measured."""
+    header = ("published", "source", "model", "measured as", "ratio published", "ratio measured here")
+    if teacher is None:
+        return Grid(header, ())
     rows = []
-    for claim in published.claims() if teacher else ():
+    for claim in published.load_claims():
         for (name, numbers), record in itertools.product(claim.numbers.items(), records):
             if record is not teacher and record.value(name) and record.model.name in claim.values:
-                assert teacher
-                said = _published(numbers, record.model.name) or claim.values[record.model.name]
-                rows.append(
-                    (f"{claim.what}: {claim.protocol}", claim.source, record.model.title, name, said, speed_up(record, teacher, name))
-                )
-    return Grid(("published", "source", "model", "measured as", "ratio published", "ratio measured here"), tuple(rows))
+                ratio = _published_ratio(numbers, record.model.name) or claim.values[record.model.name]
+                what = f"{claim.what}: {claim.protocol}"
+                rows.append((what, claim.source, record.model.title, name, ratio, format_speed_up(record, teacher, name)))
+    return Grid(header, tuple(rows))
 
 
-def _published(numbers: dict[published.Name, float], model: str) -> str:
+def _published_ratio(numbers: dict[published.Name, float], model: str) -> str:
     by_name = {str(name): number for name, number in numbers.items()}
-    return f"{tables.significant(by_name['sdxl'] / by_name[model], 3)}x" if {"sdxl", model} <= by_name.keys() else ""
+    return f"{tables.format_number(by_name['sdxl'] / by_name[model], 3)}x" if {"sdxl", model} <= by_name.keys() else ""
 
 
 def _labels(records: Sequence[Record]) -> list[str]:
@@ -93,33 +94,33 @@ def _labels(records: Sequence[Record]) -> list[str]:
     return list(dict.fromkeys(name.partition("@")[2] for name in names))
 
 
-def _ratios(records: Sequence[Record], teacher: Record | None, labels: Sequence[str]) -> Grid | None:
-    students = [record for record in _with_model(records) if record is not teacher]
+def _ratio_grid(records: Sequence[Record], teacher: Record | None, labels: Sequence[str]) -> Grid | None:
+    students = [record for record in _with_latency(records) if record is not teacher]
     if teacher is None or not students:
         return None
     rows = [
-        (stage, label or "base", *(speed_up(record, teacher, name) for record in students))
+        (stage, label or "base", *(format_speed_up(record, teacher, name) for record in students))
         for stage, label in itertools.product(_STAGES, labels)
-        if teacher.value(name := _full(f"latency.{stage}.p50", label))
+        if teacher.value(name := _probe_name(f"latency.{stage}.p50", label))
     ]
     if teacher.value("flops.unet"):
-        rows.append(("multiply-accumulates of the UNet", "any", *(speed_up(record, teacher, "flops.unet") for record in students)))
+        rows.append(("multiply-accumulates of the UNet", "any", *(format_speed_up(record, teacher, "flops.unet") for record in students)))
     return Grid(("stage", "setting", *(record.model.title for record in students)), tuple(rows))
 
 
-def _settings(records: Sequence[Record], labels: Sequence[str]) -> Grid:
-    measured = _with_model(records)
+def _setting_grid(records: Sequence[Record], labels: Sequence[str]) -> Grid:
+    measured = _with_latency(records)
     rows = []
     for probe, label in itertools.product(_PROBES, labels):
-        values = [record.value(_full(probe, label)) for record in measured]
-        if like := next(filter(None, values), None):
-            rows.append((f"{probe} ({like.unit}){tables.arrow(like.direction)}", label or "base", *map(tables.cell, values)))
+        values = [record.value(_probe_name(probe, label)) for record in measured]
+        if example := next(filter(None, values), None):
+            rows.append((f"{probe} ({example.unit}){tables.arrow(example.direction)}", label or "base", *map(tables.format_value, values)))
     return Grid(("probe", "setting", *(record.model.title for record in measured)), tuple(rows))
 
 
-def _with_model(records: Sequence[Record]) -> list[Record]:
+def _with_latency(records: Sequence[Record]) -> list[Record]:
     return [record for record in records if (value := record.value(P50)) and value.state != "not_applicable"]
 
 
-def _full(probe: str, label: str) -> str:
+def _probe_name(probe: str, label: str) -> str:
     return f"{probe}@{label}" if label else probe

@@ -1,8 +1,8 @@
-"""The rows of a leaderboard: the newest record of each model, in sections within which they may be compared."""
+"""The rows of the leaderboard: the newest record of each model, grouped into sections of comparable rows."""
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,9 +12,9 @@ from sdbench.errors import UserError
 from sdbench.leaderboard import ranks
 from sdbench.leaderboard.speed import P50
 from sdbench.models.catalogue import TEACHERS
-from sdbench.records import Original, Record, Scores, SuiteId, Value
+from sdbench.records import NamedTeacher, Record, Scores, SuiteId, Value
 
-# What a metric's name begins with -> the title of its column; also the order of the columns.
+# First part of a metric's name -> title of its column; also the order of the columns.
 TITLES = {
     "fd": "Frechet",
     "fid": "Frechet",
@@ -29,46 +29,46 @@ TITLES = {
     "scene_accuracy": "scene accuracy",
     "agreement": "agreement",
     "fd_to_teacher": "Frechet to the teacher",
-    "prdc": "",  # the names say what they are
+    "prdc": "",  # these names need no title
 }
 _EFFICIENCY = ("latency.pipeline", "latency", "images_per_second", "memory", "parameters", "flops")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One model: the newest of its records in a section."""
+    """One model of a section: its newest record there."""
 
     folder: Path
     record: Record
 
     @cached_property
     def scores(self) -> Scores:
-        """Its per-image columns, read when they are first asked for."""
-        return records.scores(self.folder)
+        """Its per-image columns, read on first use."""
+        return records.read_scores(self.folder)
 
     @property
     def name(self) -> str:
-        """The model's name, and its label where it has one."""
+        """The model's name, with its label where it has one."""
         return self.record.model.title
 
     @property
-    def is_pictures(self) -> bool:
-        """Whether there are pictures without a model."""
-        return self.record.model.is_pictures
+    def is_pictures_only(self) -> bool:
+        """Whether there are only pictures and no model."""
+        return self.record.model.is_pictures_only
 
 
 @dataclass(frozen=True)
 class Section:
-    """Rows that may be compared: one family, suite version and digest, and machine class.
+    """Comparable rows: one family, suite version, suite digest and machine class.
 
     Attributes:
-        original: the row of the teacher that the suite names under another suite, on the same machine class.
+        teacher_of_other_suite: where the suite names a teacher under another suite, its row on the same machine class.
     """
 
     family: str
     title: str
     rows: tuple[Row, ...]
-    original: Row | None = None
+    teacher_of_other_suite: Row | None = None
 
     @property
     def records(self) -> tuple[Record, ...]:
@@ -77,51 +77,52 @@ class Section:
 
     @property
     def models(self) -> tuple[Row, ...]:
-        """The rows behind which there is a model."""
-        return tuple(row for row in self.rows if not row.is_pictures)
+        """The rows with a model behind them."""
+        return tuple(row for row in self.rows if not row.is_pictures_only)
 
     @property
     def teacher(self) -> Row | None:
-        """The row of the teacher, the suite's or the family's, if it is of this suite; of one with random weights only where there is no other."""
+        """The teacher's row, if it is of this suite: the teacher that the suite names, else the family's. Random weights only as a last resort."""
         named = _named_teacher(self.records)
         if named and named.suite != self.records[0].suite:
             return None
-        found = (row for row in self.rows if row.record.model.name == (named.model if named else TEACHERS.get(self.family)))
-        return min(found, key=lambda row: row.record.model.label, default=None)
+        name = named.model if named else TEACHERS.get(self.family)
+        candidates = (row for row in self.rows if row.record.model.name == name)
+        return min(candidates, key=lambda row: row.record.model.label, default=None)
 
     @property
-    def pace(self) -> Row | None:
-        """The row that speed-ups are over: the teacher's, under its own suite where that is another."""
-        return self.teacher or self.original
+    def speed_baseline(self) -> Row | None:
+        """The row that speed-ups are relative to: the teacher's, also where it is under another suite."""
+        return self.teacher or self.teacher_of_other_suite
 
     @cached_property
     def ranks(self) -> dict[str, dict[str, int | None]]:
-        """Metric -> name of each model -> its rank; a win rate is its judge's ranking over again, so it has none."""
+        """Metric -> name of each model -> its rank; win rates are left out, since they would repeat the ranks of their judge's score."""
         names = [value.name for value in metrics(self) if not value.name.startswith("win_rate.")]
-        found = ranks.ranks([(row.record, row.scores) for row in self.models], names)
-        return {name: {row.name: place for row, place in zip(self.models, places, strict=True)} for name, places in found.items()}
+        by_metric = ranks.ranks([(row.record, row.scores) for row in self.models], names)
+        return {name: {row.name: rank for row, rank in zip(self.models, of_models, strict=True)} for name, of_models in by_metric.items()}
 
 
-def rows(results: Path) -> list[Row]:
-    """The newest record of each model, suite version and machine class.
+def read_rows(results: Path) -> list[Row]:
+    """Read the newest record of each model, suite version and machine class.
 
     Raises:
-        UserError: there is none, or one is unreadable or was changed.
+        UserError: there are no records, or one is unreadable or was changed.
     """
-    found = [Row(folder, record) for folder, record in records.newest(results)]
-    if not found:
+    board = [Row(folder, record) for folder, record in records.newest_per_model(results)]
+    if not board:
         raise UserError(
             f"there are no records in {results}, where they would be FAMILY/SUITE@VERSION/MODEL/DIGEST/record.json; name the folder that holds the "
             "families with --results, or measure something first: sdbench run"
         )
-    return found
+    return board
 
 
 def sections(board: Sequence[Row]) -> list[Section]:
-    """Group and sort rows.
+    """Group rows into sections, and sort them.
 
-    Within a family sections with pictures come before those of speed alone; in a section pictures without a model
-    first, then models by the size of their UNet, the teacher before its equals.
+    Within a family, sections with pictures come before sections with speed alone. Within a section, pictures without a model come
+    first, then models by the size of their UNet, the teacher before models of the same size.
     """
 
     def key(row: Row) -> tuple[str, str, int, str, str]:
@@ -129,21 +130,23 @@ def sections(board: Sequence[Row]) -> list[Section]:
         return record.family, record.suite.name, record.suite.version, record.machine.machine_class, record.suite.digest
 
     grouped = itertools.groupby(sorted(board, key=key), key)
-    sorted_rows = {of: tuple(sorted(group, key=_size)) for of, group in grouped}
+    sorted_rows = {of: tuple(sorted(group, key=_sort_key)) for of, group in grouped}
     digests = Counter(of[:4] for of in sorted_rows)
-    found = []
+    by_family = []
     for of, members in sorted_rows.items():
         family, suite, version, machine, digest = of
-        settings = f" (digest {digest})" if digests[of[:4]] > 1 else ""  # such as those of `<name>-custom`
-        found.append(Section(family, f"{family}: {suite}@{version}{settings} on {machine}", members, _original(members, board)))
-    return sorted(found, key=lambda section: (section.family, not any(record.n_images for record in section.records)))
+        settings = f" (digest {digest})" if digests[of[:4]] > 1 else ""  # as for suites `<name>-custom`
+        by_family.append(
+            Section(family, f"{family}: {suite}@{version}{settings} on {machine}", members, _find_teacher_of_other_suite(members, board))
+        )
+    return sorted(by_family, key=lambda section: (section.family, not any(record.n_images for record in section.records)))
 
 
-def _named_teacher(of_suite: Sequence[Record]) -> Original | None:
+def _named_teacher(of_suite: Sequence[Record]) -> NamedTeacher | None:
     return next((record.teacher for record in of_suite if record.teacher), None)
 
 
-def _original(members: Sequence[Row], board: Sequence[Row]) -> Row | None:
+def _find_teacher_of_other_suite(members: Sequence[Row], board: Sequence[Row]) -> Row | None:
     named = _named_teacher([row.record for row in members])
     wanted = named and (named.model, "", named.suite, members[0].record.machine.machine_class)
 
@@ -153,25 +156,29 @@ def _original(members: Sequence[Row], board: Sequence[Row]) -> Row | None:
     return next((row for row in board if key(row.record) == wanted), None)
 
 
-def _size(row: Row) -> tuple[bool, float, bool, str]:
+def _sort_key(row: Row) -> tuple[bool, float, bool, str]:
     record = row.record
     parameters = record.value("parameters.unet")
     size = parameters.value if parameters and parameters.value else 0.0
-    return not row.is_pictures, -size, record.model.name != TEACHERS.get(record.family), record.model.name
+    return not row.is_pictures_only, -size, record.model.name != TEACHERS.get(record.family), record.model.name
 
 
 def metrics(section: Section) -> list[Value]:
-    """One value of each metric of pictures that any row has, in the order of their columns."""
-    return _columns(section, ("set", "score"), tuple(TITLES))
+    """An example value of each picture metric that any row has, in the order of the columns."""
+    return _examples((value for value in _all_values(section) if value.is_picture_metric), tuple(TITLES))
 
 
 def probes(section: Section) -> list[Value]:
-    """Likewise of what is shown of probes and counts."""
-    return [value for value in _columns(section, ("probe", "count"), _EFFICIENCY) if _is_shown(value.name)]
+    """An example value of each probe and count that is shown, in the order of the lines."""
+    return _examples((value for value in _all_values(section) if not value.is_picture_metric and _is_shown(value.name)), _EFFICIENCY)
+
+
+def _all_values(section: Section) -> Iterator[Value]:
+    return itertools.chain.from_iterable(record.values for record in section.records)
 
 
 def _is_shown(name: str) -> bool:
-    """Of the stages, the median; the pipeline's own median stands in the first table, other settings in tables of their own."""
+    """Whether a probe is shown: of a stage only the median; the pipeline's median is in the first table, other settings in tables of their own."""
     if "@" in name:
         return False
     if name.startswith("latency.") and not name.startswith("latency.pipeline."):
@@ -179,15 +186,14 @@ def _is_shown(name: str) -> bool:
     return name != P50
 
 
-def _columns(section: Section, kinds: Sequence[str], order: Sequence[str]) -> list[Value]:
-    """One value of each name that any record of the section has, by `order` of the names' beginnings, then as the records have them."""
-    found: dict[str, Value] = {}
-    for value in itertools.chain.from_iterable(record.values for record in section.records):
-        if value.kind in kinds:
-            found.setdefault(value.name, value)
-    return sorted(found.values(), key=lambda value: title_rank(value.name, order))
+def _examples(values: Iterator[Value], order: Sequence[str]) -> list[Value]:
+    """The first value of each name, sorted by `order` of the names' first parts, then as they come."""
+    by_name: dict[str, Value] = {}
+    for value in values:
+        by_name.setdefault(value.name, value)
+    return sorted(by_name.values(), key=lambda value: title_rank(value.name, order))
 
 
 def title_rank(name: str, order: Sequence[str]) -> int:
-    """The place of the beginning of a name in `order`; behind all where none fits."""
+    """The index in `order` of the prefix that a name begins with; `len(order)` where none fits."""
     return next((place for place, start in enumerate(order) if name == start or name.startswith(f"{start}.")), len(order))

@@ -1,4 +1,4 @@
-"""The metrics against the truth: where scene accuracy is known, do they put the models in its order?"""
+"""Metrics against the truth: where scene accuracy is known, do the metrics rank the models in the same order?"""
 
 from collections.abc import Sequence
 
@@ -12,54 +12,51 @@ from sdbench.stats import intervals
 from sdbench.tables import Grid
 
 TRUTH = "scene_accuracy"
-LEAST = 4  # models
+MIN_MODELS = 4
 _DRAWS, _SEED = 2000, 20261124
 
 
 def grid(models: Sequence[tuple[Record, Scores]]) -> Grid | None:
     """Spearman's rank correlation of each metric with scene accuracy, 1 where the orders agree; None with too few models.
 
-    Every metric that all models have, against the same reference, is judged. Each resample draws the same prompts for all models and metrics.
+    The table has every metric that all models have against the same reference. Each resample draws the same prompts for all models and metrics.
     """
-    if len(models) < LEAST or not all(_has(record, TRUTH) for record, _ in models):
+    if len(models) < MIN_MODELS or not all(_has_value(record, TRUTH) for record, _ in models):
         return None
-    return _judged(models)
+    return _build_grid(models)
 
 
-def _has(record: Record, name: str) -> bool:
+def _has_value(record: Record, name: str) -> bool:
     value = record.value(name)
     return value is not None and value.value is not None
 
 
-def _judged(models: Sequence[tuple[Record, Scores]]) -> Grid | None:
+def _build_grid(models: Sequence[tuple[Record, Scores]]) -> Grid | None:
     n = len(models[0][1].keys)
     drawn = np.random.default_rng(_SEED).integers(n, size=(_DRAWS, n))
-    names = [value.name for value in models[0][0].values if value.kind in ("score", "set") and value.name != TRUTH]
-    truth = _values(models, TRUTH, drawn)
-    found = {name: _values(models, name, drawn) for name in names}
-    rows = [(name, str(len(models)), _correlation(values, truth)) for name, values in found.items() if values and truth]
-    return (
-        Grid(("metric", "models", "rank correlation with scene accuracy (Spearman), and where resampled prompts put it ↑"), tuple(rows))
-        if rows
-        else None
-    )
+    names = [value.name for value in models[0][0].values if value.is_picture_metric and value.name != TRUTH]
+    truth = _resampled_values(models, TRUTH, drawn)
+    by_metric = {name: _resampled_values(models, name, drawn) for name in names}
+    rows = [(name, str(len(models)), _correlation(values, truth)) for name, values in by_metric.items() if values and truth]
+    header = ("metric", "models", "rank correlation with scene accuracy (Spearman), and where resampled prompts put it ↑")
+    return Grid(header, tuple(rows)) if rows else None
 
 
-def _correlation(found: tuple[F64, F64], truth: tuple[F64, F64]) -> str:
-    if min(np.ptp(found[0]), np.ptp(truth[0])) == 0:
+def _correlation(metric: tuple[F64, F64], truth: tuple[F64, F64]) -> str:
+    if min(np.ptp(metric[0]), np.ptp(truth[0])) == 0:
         return "not applicable: all models are equal"
-    judged = intervals.rank_correlation(found[0], truth[0], found[1], truth[1])
-    return tables.estimate(judged.value, judged.low, judged.high)
+    correlation = intervals.rank_correlation(metric[0], truth[0], metric[1], truth[1])
+    return tables.format_estimate(correlation.value, correlation.low, correlation.high)
 
 
-def _values(models: Sequence[tuple[Record, Scores]], name: str, drawn: npt.NDArray[np.int64]) -> tuple[F64, F64] | None:
-    """Of each model, plus where better: the value, (models,), and its resamples, (draws, models); None where one lacks it or has another reference."""
+def _resampled_values(models: Sequence[tuple[Record, Scores]], name: str, drawn: npt.NDArray[np.int64]) -> tuple[F64, F64] | None:
+    """Each model's value, plus = better, (models,), and its resamples, (draws, models); None where a model lacks it or has another reference."""
     if len({value.reference for record, _ in models if (value := record.value(name))}) > 1:
         return None
     values, draws = [], []
     for record, scores in models:
         value = record.value(name)
-        column = scores.columns.get(f"{name}:influence" if value is not None and value.kind == "set" else name)
+        column = scores.columns.get(value.column) if value else None
         if value is None or value.value is None or column is None or len(column) != drawn.shape[1]:
             return None
         sign = -1 if value.direction == "lower" else 1

@@ -1,6 +1,6 @@
-"""Records to tables, a few for each section of the standings.
+"""The leaderboard's files and tables, a few tables for each section.
 
-Reads record folders and nothing else; the same records always give the same text.
+Only record folders are read, and the same records always give the same text.
 """
 
 import itertools
@@ -29,7 +29,7 @@ _LEGEND = (
 
 
 def markdown(board: Sequence[Row]) -> str:
-    """The whole of LEADERBOARD.md."""
+    """The content of LEADERBOARD.md."""
     parts = [_NOTICE, "# Leaderboard", _LEGEND]
     for family, group in itertools.groupby(sections(board), lambda section: section.family):
         of_family = list(group)
@@ -40,16 +40,16 @@ def markdown(board: Sequence[Row]) -> str:
 
 
 def _section(section: Section) -> Iterator[str]:
-    yield from (f"## {section.title}", tables.markdown(quality(section)))
+    yield from (f"## {section.title}", tables.markdown(quality_grid(section)))
     if section.ranks:
-        yield from ("### Ranks", ranks.EXPLAINED, tables.markdown(ranked(section)))
-    if (measured := efficiency(section)).rows:
-        yield from ("### Efficiency", tables.markdown(measured))
-    for title, grid in speed.grids(section.records, section.pace.record if section.pace else None).items():
+        yield from ("### Ranks", ranks.EXPLANATION, tables.markdown(rank_grid(section)))
+    if (efficiency := efficiency_grid(section)).rows:
+        yield from ("### Efficiency", tables.markdown(efficiency))
+    for title, grid in speed.grids(section.records, section.speed_baseline.record if section.speed_baseline else None).items():
         yield from (f"### {title}", tables.markdown(grid))
-    if judged := truth.grid([(row.record, row.scores) for row in section.models]):
-        yield from ("### Against the truth", tables.markdown(judged))
-    yield "\n".join(f"- {line}" for line in footer(section))
+    if correlations := truth.grid([(row.record, row.scores) for row in section.models]):
+        yield from ("### Against the truth", tables.markdown(correlations))
+    yield "\n".join(f"- {line}" for line in footer_lines(section))
 
 
 def _published(of_family: Sequence[Section]) -> Iterator[str]:
@@ -57,29 +57,29 @@ def _published(of_family: Sequence[Section]) -> Iterator[str]:
     yield "Not measured here, and by protocols that differ from ours and from each other."
     yield tables.markdown(published.grid())
     for section in of_family:
-        if (beside := speed.beside_published(section.records, section.teacher.record if section.teacher else None)).rows:
+        if (beside := speed.published_grid(section.records, section.teacher.record if section.teacher else None)).rows:
             yield from (f"### Beside {section.title}", tables.markdown(beside))
 
 
 def text_table(board: Sequence[Row], width: int = 160) -> str:
-    """The same tables for a terminal of this width; models across in both, for protocol names are wider than numbers."""
+    """The tables for a terminal `width` characters wide; models across, since protocol names are wider than numbers."""
     parts = []
     for section in sections(board):
-        measured = efficiency(section)
-        shown = [quality(section).transposed(), *([measured] if measured.rows else [])]
-        parts += [section.title, *(tables.text(grid, width) for grid in shown), "\n".join(footer(section))]
+        efficiency = efficiency_grid(section)
+        grids = [quality_grid(section).transposed(), *([efficiency] if efficiency.rows else [])]
+        parts += [section.title, *(tables.text(grid, width) for grid in grids), "\n".join(footer_lines(section))]
     return "\n\n".join(parts) + "\n"
 
 
 def latex(board: Sequence[Row]) -> str:
-    """The tables of quality and efficiency for a paper, which takes the package booktabs; how they were made stands in comments."""
+    """The tables of quality and efficiency for a paper; they need the package booktabs. Comments say how the numbers were made."""
     parts = [f"% {_NOTICE.strip('<!-> ').replace(FILE_NAME, 'This file')}\n% \\usepackage{{booktabs}}"]
     for section in sections(board):
-        shown = (grid for grid in (quality(section), efficiency(section)) if grid.rows)
+        grids = (grid for grid in (quality_grid(section), efficiency_grid(section)) if grid.rows)
         tabulars = (
-            f"\\begin{{table}}\n\\caption{{{tables.in_latex(section.title)}}}\n{tables.latex(grid)}\n\\end{{table}}" for grid in shown
+            f"\\begin{{table}}\n\\caption{{{tables.escape_latex(section.title)}}}\n{tables.latex(grid)}\n\\end{{table}}" for grid in grids
         )
-        parts += [*tabulars, "\n".join(f"% {line}" for line in footer(section))]
+        parts += [*tabulars, "\n".join(f"% {line}" for line in footer_lines(section))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -93,56 +93,60 @@ def write(board: Sequence[Row], results: Path) -> list[Path]:
     return [write_bytes((results / FILE_NAME).with_suffix(suffix), text.encode()) for suffix, text in texts.items()]
 
 
-def quality(section: Section) -> Grid:
-    """Models down, metrics across; then the median latency."""
+def quality_grid(section: Section) -> Grid:
+    """The first table: models down, picture metrics across, then median latency and speed-up."""
     columns = metrics(section)
-    teacher = speed.called(section.pace.record, section.records) if section.pace else TEACHERS.get(section.family, "the teacher")
+    teacher = (
+        speed.teacher_title(section.speed_baseline.record, section.records)
+        if section.speed_baseline
+        else TEACHERS.get(section.family, "the teacher")
+    )
     header = ("model", "images", *map(metric_title, columns), "latency p50 (s) ↓", f"speed-up over {teacher} ↑")
-    return Grid(header, tuple(_quality_row(row, columns, section.pace) for row in section.rows))
+    return Grid(header, tuple(_quality_row(row, columns, section.speed_baseline) for row in section.rows))
 
 
 def _quality_row(row: Row, columns: Sequence[Value], teacher: Row | None) -> tuple[str, ...]:
     n = row.record.n_images
-    cells = (tables.cell(row.record.value(column.name), n) for column in columns)
-    return row.name, str(n), *cells, probe(row, P50), speed_up(row, teacher)
+    cells = (tables.format_value(row.record.value(column.name), n) for column in columns)
+    return row.name, str(n), *cells, probe_cell(row, P50), speed_up_cell(row, teacher)
 
 
-def ranked(section: Section) -> Grid:
-    """Models down, metrics across: ranks."""
+def rank_grid(section: Section) -> Grid:
+    """The ranks: models down, metrics across."""
     titles = {value.name: metric_title(value) for value in metrics(section)}
     header = ("model", *(titles[name].rstrip(" ↑↓") for name in section.ranks))
     cells = ((row.name, *(str(places[row.name] or "not ranked") for places in section.ranks.values())) for row in section.models)
     return Grid(header, tuple(cells))
 
 
-def efficiency(section: Section) -> Grid:
-    """Probes and counts down, models across: the tails of the latency, its stages, memory, size and work."""
+def efficiency_grid(section: Section) -> Grid:
+    """Probes and counts down, models across: tails of the latency, its stages, memory, size and work."""
     header = ("", *(row.name for row in section.rows))
-    lines = ((probe_title(value), *(probe(row, value.name) for row in section.rows)) for value in probes(section))
+    lines = ((probe_title(value), *(probe_cell(row, value.name) for row in section.rows)) for value in probes(section))
     return Grid(header, tuple(lines))
 
 
-def probe(row: Row, name: str) -> str:
-    """A probe's or count's cell; pictures without a model have none to be missing."""
+def probe_cell(row: Row, name: str) -> str:
+    """The cell of a probe or count; "no model" for pictures without a model, which can have none."""
     value = row.record.value(name)
-    return "no model" if value is None and row.is_pictures else tables.cell(value)
+    return "no model" if value is None and row.is_pictures_only else tables.format_value(value)
 
 
-def footer(section: Section) -> list[str]:
+def footer_lines(section: Section) -> list[str]:
     """How the numbers were made; a line names models only where they differ."""
 
-    def line(what: str, say: Callable[[Record], str]) -> str:
-        said: dict[str, list[str]] = {}
+    def line(what: str, describe: Callable[[Record], str]) -> str:
+        models: dict[str, list[str]] = {}
         for record in section.records:
-            said.setdefault(say(record), []).append(record.model.name)
-        if len(said) == 1:
-            return f"{what}: {next(iter(said))}"
-        return f"{what}: " + "; ".join(f"{words} ({tables.listed(names)})" for words, names in said.items())
+            models.setdefault(describe(record), []).append(record.model.name)
+        if len(models) == 1:
+            return f"{what}: {next(iter(models))}"
+        return f"{what}: " + "; ".join(f"{description} ({tables.join_words(names)})" for description, names in models.items())
 
     return [
         line("suite digest", lambda record: record.suite.digest),
         *([line("prompts", lambda record: record.prompts)] if any(record.prompts for record in section.records) else []),
-        line("sampling", lambda record: _settings(record.sampling) or f"made elsewhere, not known ({record.model.source})"),
+        line("sampling", lambda record: _format_settings(record.sampling) or f"made elsewhere, not known ({record.model.source})"),
         *([line("scheduler", _scheduler)] if any(record.scheduler for record in section.records) else []),
         *([line("noise", _noise)] if any(record.noise for record in section.records) else []),
         line("references", _references),
@@ -156,16 +160,16 @@ def footer(section: Section) -> list[str]:
     ]
 
 
-def _settings(settings: Mapping[str, Any]) -> str:
+def _format_settings(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {json.dumps(value, ensure_ascii=False)}" for key, value in sorted(settings.items()))
 
 
 def _scheduler(record: Record) -> str:
-    return _settings(record.scheduler) or "not in the record"
+    return _format_settings(record.scheduler) or "not in the record"
 
 
 def _noise(record: Record) -> str:
-    return _settings(record.noise) or "not in the record"
+    return _format_settings(record.noise) or "not in the record"
 
 
 def _references(record: Record) -> str:
@@ -184,11 +188,11 @@ def _versions(record: Record) -> str:
 
 
 def metric_title(value: Value) -> str:
-    """The protocol's name, and what it is where the name does not say so: `Frechet: fd.scenes (distance) ↓`."""
+    """The title of a metric's column: `Frechet: fd.scenes (distance) ↓`, without the first part where the name begins with it."""
     rank = title_rank(value.name, tuple(TITLES))
     title = list(TITLES.values())[rank] if rank < len(TITLES) else value.name
-    says_so = value.name.startswith(title.lower().replace(" ", "_"))
-    return _title(value.name if says_so else f"{title}: {value.name}", value)
+    is_in_name = value.name.startswith(title.lower().replace(" ", "_"))
+    return _title(value.name if is_in_name else f"{title}: {value.name}", value)
 
 
 def probe_title(value: Value) -> str:
@@ -200,9 +204,9 @@ def _title(title: str, value: Value) -> str:
     return f"{title} ({value.unit}){tables.arrow(value.direction)}"
 
 
-def speed_up(row: Row, teacher: Row | None) -> str:
-    """How many times faster than the teacher, or why that is not known."""
+def speed_up_cell(row: Row, teacher: Row | None) -> str:
+    """How many times as fast as the teacher, or why that is not known."""
     own = row.record.value(P50)
     if not own or not own.value:
-        return probe(row, P50)
-    return speed.speed_up(row.record, teacher.record, P50) if teacher else "missing: no latency of the teacher on this machine"
+        return probe_cell(row, P50)
+    return speed.format_speed_up(row.record, teacher.record, P50) if teacher else "missing: no latency of the teacher on this machine"

@@ -54,12 +54,12 @@ def _latency(stage: str, rounds: Sequence[Round]) -> list[Value]:
             direction="lower",
             unit="s",
             value=estimate.value,
-            low=estimate.low if estimate.enough else None,
-            high=estimate.high if estimate.enough else None,
+            low=estimate.low if estimate.has_interval else None,
+            high=estimate.high if estimate.has_interval else None,
             n=estimate.n,
             samples=samples if mark == "p50" else None,
             note="; ".join(
-                filter(None, ["" if estimate.enough else "n too small for an interval", *(said if mark == "p50" else said[:1])])
+                filter(None, ["" if estimate.has_interval else "n too small for an interval", *(said if mark == "p50" else said[:1])])
             ),
         )
         for mark, estimate in estimates.items()

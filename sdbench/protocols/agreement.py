@@ -57,7 +57,7 @@ def _frechet(encoder: str, student: Subject, teacher: Subject, protocol: Protoco
     value, influence = frechet.paired(ours, theirs)
     estimate = intervals.standard_error_interval(value, influence)
     note = "" if n >= 5 * width else f"descriptive: n = {n} < 5 d = {5 * width}"
-    return protocol.value(estimate, note), {f"{protocol.name}:influence": influence}
+    return protocol.value(estimate, note), {protocol.column: influence}
 
 
 def _against(measure: Callable[[Subject, Subject, Protocol], Result]) -> Callable[[Subject, Protocol], Result]:

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from sdbench.arrays import F32, F64, U8
-from sdbench.records import Direction, Scores, State, Value
+from sdbench.records import Direction, Scores, State, Value, column_of
 from sdbench.stats import intervals
 from sdbench.store import Store
 
@@ -86,9 +86,14 @@ class Protocol:
     measure: Callable[[Subject, "Protocol"], Result]
     against_teacher: bool = False
 
+    @property
+    def column(self) -> str:
+        """Its column of `scores.parquet`."""
+        return column_of(self.name, self.kind)
+
     def value(self, estimate: intervals.Estimate, note: str = "", reference: str | None = None) -> Value:
         """A number with its interval, where there is one."""
-        low, high = (estimate.low, estimate.high) if estimate.enough else (None, None)
+        low, high = (estimate.low, estimate.high) if estimate.has_interval else (None, None)
         return Value(
             name=self.name, kind=self.kind, direction=self.direction, unit=self.unit, value=estimate.value, low=low, high=high,
             n=estimate.n, note=note, reference=reference,
@@ -96,7 +101,7 @@ class Protocol:
 
     def mean(self, scores: F64) -> Result:
         """The mean of a score of each picture, (n,), and the scores."""
-        return self.value(intervals.mean_interval(scores)), {self.name: scores}
+        return self.value(intervals.mean_interval(scores)), {self.column: scores}
 
     def without(self, state: State, reason: str) -> Value:
         """A value that says why there is no number."""

@@ -41,7 +41,7 @@ def _too_few(protocol: Protocol, least: int, n: int) -> Result:
 
 def _result(protocol: Protocol, value: float, influence: F64, against: str, note: str = "") -> Result:
     estimate = intervals.standard_error_interval(value, influence)
-    return protocol.value(estimate, note, against), {f"{protocol.name}:influence": influence}
+    return protocol.value(estimate, note, against), {protocol.column: influence}
 
 
 def _frechet(encoder: str, subject: Subject, protocol: Protocol) -> Result:
@@ -60,7 +60,7 @@ def _infinity(encoder: str, subject: Subject, protocol: Protocol) -> Result:
         return _too_few(protocol, least, len(features))
     made = frechet_infinity.frechet_infinity(features, against.statistics)
     estimate = intervals.standard_error_interval(made.value, made.influence, systematic=abs(made.curvature))
-    return protocol.value(estimate, "extrapolated to unlimited pictures", against.digest), {f"{protocol.name}:influence": made.influence}
+    return protocol.value(estimate, "extrapolated to unlimited pictures", against.digest), {protocol.column: made.influence}
 
 
 def _kid(subject: Subject, protocol: Protocol) -> Result:
@@ -84,11 +84,11 @@ def _prdc(subject: Subject, protocol: Protocol) -> Result:
     found = subject.once(f"prdc {against}", lambda: prdc.prdc(features, real))
     value, influence = found[protocol.name.removeprefix("prdc.")]
     if np.allclose(influence, 0):
-        return protocol.value(intervals.Estimate(value, value, value, len(features), enough=False), _ALONE, against), {}
+        return protocol.value(intervals.Estimate(value, value, value, len(features), has_interval=False), _ALONE, against), {}
     estimate = intervals.standard_error_interval(value, influence)
     ends = max(0.0, estimate.low), min(1.0 if protocol.unit == "share" else math.inf, estimate.high)
     estimate = replace(estimate, low=ends[0], high=ends[1])
-    return protocol.value(estimate, reference=against), {f"{protocol.name}:influence": influence}
+    return protocol.value(estimate, reference=against), {protocol.column: influence}
 
 
 PROTOCOLS = (

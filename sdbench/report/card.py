@@ -1,4 +1,4 @@
-"""A model's results in its card: `model-index` metadata, which the Hub reads, and a section between two markers."""
+"""A model's results in its model card: `model-index` metadata, which the Hub reads, and a section between two markers."""
 
 import re
 from pathlib import Path
@@ -20,15 +20,15 @@ _START, _END = (
     "<!-- sdbench: results, written by `sdbench card`; what stands between these two lines is replaced -->",
     "<!-- sdbench: end -->",
 )
-_DATA = "sdbench"  # marks our entries of a card's `model-index`: the beginning of their data set's type
+_DATASET_PREFIX = "sdbench"  # of the data set's type, marks our entries in a card's `model-index`
 
 
 def write(folder: Path, board: list[Row], own: list[Row]) -> Path:
-    """Put the results of a model into `folder/README.md`, in place of those that were there before => its path.
+    """Write the results of a model into `folder/README.md`, replacing earlier results => its path.
 
     Args:
-        folder: the model's; a card that it has is kept but for the results.
-        board: all rows, for the teachers'.
+        folder: the model's folder; of an existing card, everything but the results is kept.
+        board: all rows, for the teachers' results.
         own: the model's rows.
 
     Raises:
@@ -39,24 +39,24 @@ def write(folder: Path, board: list[Row], own: list[Row]) -> Path:
         text = path.read_text(encoding="utf-8") if path.exists() else ""
         card = ModelCard(text if text.startswith("---") else f"---\n{{}}\n---\n{text}")
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
-        raise UserError(f"the model card {path} cannot be read: {error}. Mend or remove it") from error
+        raise UserError(f"the model card {path} cannot be read: {error}. Repair or remove it") from error
     assert isinstance(card.data, ModelCardData)
     sections = [(section, row) for section in standings.sections(board) for row in section.rows if row in own]
-    others = [kept for kept in card.data.eval_results or [] if not kept.dataset_type.startswith(_DATA)]
-    card.data.eval_results = others + [found for section, row in sections for found in _entries(section, row)]
+    others = [result for result in card.data.eval_results or [] if not result.dataset_type.startswith(_DATASET_PREFIX)]
+    card.data.eval_results = others + [result for section, row in sections for result in _entries(section, row)]
     card.data.model_name = card.data.model_name or own[0].record.model.name
-    card.text = _replaced(card.text, "\n\n".join(part for section, row in sections for part in _parts(section, row)), path)
+    card.text = _replace_results(card.text, "\n\n".join(part for section, row in sections for part in _section_parts(section, row)), path)
     return write_bytes(path, str(card).encode())
 
 
 def _entries(section: Section, row: Row) -> list[EvalResult]:
-    """An entry for each metric of pictures that has a value; latency belongs to a machine and stands in the section alone."""
+    """An entry for each picture metric with a value. Latency belongs to a machine, so it is only in the section."""
     record = row.record
     return [
         EvalResult(
             task_type="text-to-image",
-            dataset_type=f"{_DATA}/{record.suite.name}",
-            dataset_name=f"{record.suite.name}@{record.suite.version}, {record.n_images} prompts",
+            dataset_type=f"{_DATASET_PREFIX}/{record.suite.name}",
+            dataset_name=f"{record.suite.title}, {record.n_images} prompts",
             dataset_revision=record.suite.digest,
             metric_type=value.name,
             metric_name=writing.metric_title(value),
@@ -68,24 +68,26 @@ def _entries(section: Section, row: Row) -> list[EvalResult]:
     ]
 
 
-def _parts(section: Section, row: Row) -> list[str]:
+def _section_parts(section: Section, row: Row) -> list[str]:
     teacher = section.teacher if section.teacher != row else None
     shown = [row, *([teacher] if teacher else [])]
     latency = row.record.value(P50)
-    lines = [_line(writing.metric_title(value), value, shown) for value in standings.metrics(section)]
-    lines += [_line(writing.probe_title(value), value, shown) for value in [*filter(None, [latency]), *standings.probes(section)]]
+    lines = [_row(writing.metric_title(value), value, shown) for value in standings.metrics(section)]
+    lines += [_row(writing.probe_title(value), value, shown) for value in [*filter(None, [latency]), *standings.probes(section)]]
     measured = f"Suite digest {row.record.suite.digest}, record {row.folder.name}, {row.record.created:%Y-%m-%d}. Intervals are 95 %."
     return [f"### {section.title}", tables.markdown(Grid(("", *(one.name for one in shown)), tuple(lines))), measured]
 
 
-def _line(title: str, value: Value, shown: list[Row]) -> tuple[str, ...]:
-    return title, *(writing.probe(row, value.name) for row in shown)
+def _row(title: str, value: Value, shown: list[Row]) -> tuple[str, ...]:
+    return title, *(writing.probe_cell(row, value.name) for row in shown)
 
 
-def _replaced(text: str, results: str, path: Path) -> str:
-    """The card's text with the results between the markers, at its end where there are none yet."""
+def _replace_results(text: str, results: str, path: Path) -> str:
+    """The card's text with the results between the markers; a card without markers gets both at its end."""
     if text.count(_START) != text.count(_END) or text.count(_START) > 1:
-        raise UserError(f"the model card {path} holds only one of sdbench's two markers, or several; remove them and what is between them")
+        raise UserError(
+            f"the model card {path} has only one of sdbench's two markers, or several of them; remove the markers and what is between them"
+        )
     section = f"{_START}\n\n## Results\n\n{results}\n\n{_END}"
     if _START not in text:
         return f"{text.rstrip()}\n\n{section}\n"

@@ -1,4 +1,4 @@
-"""Charts as SVG for a page: matplotlib draws them in colours that are then replaced by the page's variables."""
+"""Charts as SVG for the page. Matplotlib draws them in stand-in colours, which are then replaced by the page's CSS variables."""
 
 import hashlib
 import io
@@ -18,11 +18,11 @@ from sdbench import tables
 from sdbench.leaderboard.speed import P50
 from sdbench.leaderboard.standings import Row, Section
 from sdbench.records import Record, Value
-from sdbench.report import MODELS
+from sdbench.report import MAX_MODELS
 
 _HREF = "{http://www.w3.org/1999/xlink}href"
-BARS = 60  # models; more are small points without intervals
-LABELS = 12  # a scatter; of more models, only those on the frontier are named
+MAX_BARS = 60  # models with error bars; where there are more, they are small points without
+MAX_LABELS = 12  # models with a name in a scatter; where there are more, only those on the frontier are named
 MEMORY = ("memory.peak_allocated", "memory.peak_rss")
 # Stand-ins for the page's colours.
 _COLOURS = {
@@ -46,7 +46,7 @@ ET.register_namespace("xlink", "http://www.w3.org/1999/xlink")
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart, and what it shows in words."""
+    """A chart, and a description of it in words."""
 
     metric: str
     svg: str
@@ -61,8 +61,8 @@ class _Point:
     best: bool
 
 
-def pareto(section: Section, metric: Value, title: str) -> list[Chart]:
-    """A metric against latency and against memory, as far as at least two models have both."""
+def pareto_charts(section: Section, metric: Value, title: str) -> list[Chart]:
+    """Charts of a metric against latency and against memory, where at least two models have both."""
     costs = [value for row in section.models for value in row.record.values if value.name in (P50, *MEMORY)]
     names = sorted({value.name for value in costs}, key=(P50, *MEMORY).index)[:2]
     units = {value.name: value.unit for value in costs}
@@ -71,7 +71,7 @@ def pareto(section: Section, metric: Value, title: str) -> list[Chart]:
         points = _points(section.models, name, metric)
         if len(points) > 1:
             label = f"{name} ({units[name]}) ↓"
-            best = tables.listed([point.name for point in points if point.best])
+            best = tables.join_words([point.name for point in points if point.best])
             words = f"{title} against {label} of {len(points)} models. On the frontier, so that no other is better in both: {best}."
             charts.append(Chart(metric.name, _scatter(points, label, title, words), words))
     return charts
@@ -79,70 +79,69 @@ def pareto(section: Section, metric: Value, title: str) -> list[Chart]:
 
 def _points(rows: Sequence[Row], cost: str, metric: Value) -> list[_Point]:
     pairs = [(row.name, row.record.value(cost), row.record.value(metric.name)) for row in rows]
-    whole = [(name, x, y) for name, x, y in pairs if x and y and x.value is not None and y.value is not None]
-    places = [(_better(x), _better(y)) for _, x, y in whole]
+    complete = [(name, x, y) for name, x, y in pairs if x and y and x.value is not None and y.value is not None]
+    places = [(_oriented(x), _oriented(y)) for _, x, y in complete]
     return [
         _Point(name, x, y, best=not any(other != place and other[0] >= place[0] and other[1] >= place[1] for other in places))
-        for (name, x, y), place in zip(whole, places, strict=True)
+        for (name, x, y), place in zip(complete, places, strict=True)
     ]
 
 
-def _better(value: Value) -> float:
-    """The number, turned so that more is better."""
-    assert value.value is not None
-    return -value.value if value.direction == "lower" else value.value
+def _oriented(value: Value) -> float:
+    """The number, with the sign with which more is better."""
+    return -number_of(value) if value.direction == "lower" else number_of(value)
 
 
 def _scatter(points: Sequence[_Point], x_label: str, y_label: str, words: str) -> str:
     with rc_context(_STYLE):
         figure = Figure(figsize=(4.6, 3.2))
         axes = figure.add_axes((0.125, 0.145, 0.53, 0.76))
-        frontier = sorted((number(point.x), number(point.y)) for point in points if point.best)
+        frontier = sorted((number_of(point.x), number_of(point.y)) for point in points if point.best)
         axes.plot(*zip(*frontier, strict=True), color=_ACCENT, linewidth=1, linestyle=(0, (4, 2)), zorder=1)
         for best in (False, True):
-            _draw(axes, [point for point in points if point.best is best], bars=len(points) <= BARS)
+            _draw(axes, [point for point in points if point.best is best], bars=len(points) <= MAX_BARS)
         axes.grid()
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.yaxis.set_major_locator(MaxNLocator(6))
         axes.tick_params(length=0, labelsize=8)
         axes.set_xlabel(x_label)
         axes.set_title(y_label, fontsize=9, loc="left", x=-0.19, pad=9)
-        _name(axes, points)
+        _label_points(axes, points)
         return _svg(figure, words)
 
 
 def _draw(axes: Axes, points: Sequence[_Point], *, bars: bool) -> None:
-    """Points, filled where they are on the frontier, with bars as long as their intervals."""
-    x, y = [number(point.x) for point in points], [number(point.y) for point in points]
+    """Draw points, filled where they are on the frontier, with their intervals as error bars."""
+    x, y = [number_of(point.x) for point in points], [number_of(point.y) for point in points]
     if bars and points:
-        across, up = (list(zip(*map(_arms, values), strict=True)) for values in ([p.x for p in points], [p.y for p in points]))
+        across, up = (list(zip(*map(_error_bars, values), strict=True)) for values in ([p.x for p in points], [p.y for p in points]))
         axes.errorbar(x, y, up, across, fmt="none", ecolor=_MUTED, elinewidth=0.8, zorder=2)
     filled = _ACCENT if points and points[0].best else _PAPER
     axes.plot(x, y, "o", color=_ACCENT, markerfacecolor=filled, markersize=6 if bars else 3, zorder=3)
 
 
-def number(value: Value) -> float:
-    """The number of a value that has one."""
+def number_of(value: Value) -> float:
+    """The number of a value that must have one."""
     assert value.value is not None
     return value.value
 
 
-def _arms(value: Value) -> tuple[float, float]:
-    """Below and above a value to the ends of its interval; 0 where it has none."""
-    at = number(value)
+def _error_bars(value: Value) -> tuple[float, float]:
+    """Distances from a value down and up to the ends of its interval; 0 where it has none."""
+    at = number_of(value)
     return max(0.0, at - (at if value.low is None else value.low)), max(0.0, (at if value.high is None else value.high) - at)
 
 
-def _name(axes: Axes, points: Sequence[_Point]) -> None:
-    """Names in the margin, in the order of their points, each tied to its point by a thin line."""
-    named = [point for point in points if len(points) <= LABELS or point.best][:LABELS]
+def _label_points(axes: Axes, points: Sequence[_Point]) -> None:
+    """Write names in the margin, in the order of their points, each connected to its point by a thin line."""
+    named = [point for point in points if len(points) <= MAX_LABELS or point.best][:MAX_LABELS]
     axes.autoscale_view()
     to_share = axes.transData + axes.transAxes.inverted()
-    shares = [float(to_share.transform((number(point.x), number(point.y)))[1]) for point in named]
-    for point, place in zip(named, spread(shares, 0.085), strict=True):
+    shares = [float(to_share.transform((number_of(point.x), number_of(point.y)))[1]) for point in named]
+    for point, place in zip(named, spread_apart(shares, 0.085), strict=True):
         axes.annotate(
-            _short(point.name),
-            xy=(number(point.x), number(point.y)),
+            _shorten(point.name),
+            xy=(number_of(point.x), number_of(point.y)),
             xytext=(1.06, place),
             textcoords="axes fraction",
             va="center",
@@ -153,32 +152,32 @@ def _name(axes: Axes, points: Sequence[_Point]) -> None:
         )
 
 
-def spread(places: Sequence[float], gap: float) -> list[float]:
-    """Places at least `gap` apart, in the same order, pushed down and, where they would leave 0..1 below, up again."""
+def spread_apart(places: Sequence[float], gap: float) -> list[float]:
+    """Move places at least `gap` apart, in the same order: down first, then up again where they would fall below 0."""
     order = sorted(range(len(places)), key=lambda index: -places[index])
-    found = list(places)
+    moved = list(places)
     for above, below in itertools.pairwise(order):
-        found[below] = min(found[below], found[above] - gap)
-    if order and found[order[-1]] < 0:
-        found[order[-1]] = 0.0
+        moved[below] = min(moved[below], moved[above] - gap)
+    if order and moved[order[-1]] < 0:
+        moved[order[-1]] = 0.0
         for below, above in itertools.pairwise(reversed(order)):
-            found[above] = max(found[above], found[below] + gap)
-    return found
+            moved[above] = max(moved[above], moved[below] + gap)
+    return moved
 
 
-def _short(name: str, most: int = 24) -> str:
+def _shorten(name: str, most: int = 24) -> str:
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
-def stages(section: Section) -> Chart | None:
-    """Seconds of a picture by stage, a bar a model; None where no model has stages."""
-    rows = [row for row in section.models if _stages(row.record)][:MODELS]
+def stage_chart(section: Section) -> Chart | None:
+    """Seconds per picture by stage, a bar for each model; None where no model has stages."""
+    rows = [row for row in section.models if _stage_seconds(row.record)][:MAX_MODELS]
     if not rows:
         return None
-    parts = {row.name: _stages(row.record) for row in rows}
+    parts = {row.name: _stage_seconds(row.record) for row in rows}
     names = list(dict.fromkeys(name for stages_of in parts.values() for name in stages_of))
     words = "; ".join(
-        f"{model}: " + ", ".join(f"{stage} {tables.significant(seconds, 3)} s" for stage, seconds in found.items())
+        f"{model}: " + ", ".join(f"{stage} {tables.format_number(seconds, 3)} s" for stage, seconds in found.items())
         for model, found in parts.items()
     )
     with rc_context(_STYLE):
@@ -196,8 +195,8 @@ def _draw_bars(axes: Axes, parts: dict[str, dict[str, float]], names: Sequence[s
         axes.barh(range(len(models)), widths, 0.62, left, color=colour, edgecolor=_PAPER, linewidth=0.8, label=name)
         left = [start + width for start, width in zip(left, widths, strict=True)]
     for place, total in enumerate(left):
-        axes.annotate(f"{tables.significant(total, 3)}", (total, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
-    axes.set_yticks(range(len(models)), [_short(model) for model in models])
+        axes.annotate(f"{tables.format_number(total, 3)}", (total, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
+    axes.set_yticks(range(len(models)), [_shorten(model) for model in models])
     axes.set_xlim(0, 1.1 * max(left))
     axes.invert_yaxis()
     axes.tick_params(length=0)
@@ -207,23 +206,23 @@ def _draw_bars(axes: Axes, parts: dict[str, dict[str, float]], names: Sequence[s
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(names), frameon=False, fontsize=8.5, handlelength=1, borderaxespad=0.2)
 
 
-def _stages(record: Record) -> dict[str, float]:
-    """Stage -> its median seconds in a picture, a step's times the steps; what the pipeline's median has beyond them is the rest."""
+def _stage_seconds(record: Record) -> dict[str, float]:
+    """Stage -> its median seconds per picture, a step's times the number of steps; "rest" is what remains of the pipeline's median."""
     medians = {value.name.split(".")[1]: value.value for value in record.values if re.fullmatch(r"latency\.\w+\.p50", value.name)}
-    whole = medians.pop("pipeline", None)
-    found = {}
+    pipeline = medians.pop("pipeline", None)
+    stages = {}
     for name, seconds in medians.items():
         steps = int(record.sampling.get("steps", 1)) if name.endswith("_step") else 1
         title = name.removesuffix("_step").replace("_", " ")
         if seconds is not None:
-            found[title if steps == 1 else f"{title}, {steps} steps"] = seconds * steps
-    if found and whole is not None and whole > sum(found.values()):
-        found["rest"] = whole - sum(found.values())
-    return found
+            stages[title if steps == 1 else f"{title}, {steps} steps"] = seconds * steps
+    if stages and pipeline is not None and pipeline > sum(stages.values()):
+        stages["rest"] = pipeline - sum(stages.values())
+    return stages
 
 
 def _svg(figure: Figure, words: str) -> str:
-    """The figure as an inline SVG that says in words what it shows, wears the page's colours, and has ids of its own."""
+    """The figure as an inline SVG with a description in words, the page's colours, and ids that are unique in the page."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     root = ET.fromstring(buffer.getvalue())  # noqa: S314  # written a line above

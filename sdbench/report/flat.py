@@ -1,4 +1,4 @@
-"""The leaderboard as data: a line for each value, for CSV, and the same nested, for JSON."""
+"""The leaderboard as data: one line for each value, for CSV, and nested, for JSON."""
 
 import csv
 import io
@@ -19,9 +19,9 @@ COLUMNS = (
 
 
 def lines(board: Sequence[Row]) -> Iterator[dict[str, Any]]:
-    """A line for each value of each row, in the order of the leaderboard; what is missing has a state, a reason and no number.
+    """A line for each value of each row, in the order of the leaderboard; a missing value has a state, a reason and no number.
 
-    Sampling, scheduler and noise, which have settings of their own, are JSON.
+    Sampling, scheduler and noise have several settings each, so their columns hold JSON.
     """
     for section in standings.sections(board):
         for row in section.rows:
@@ -60,7 +60,7 @@ def _values(section: Section, row: Row) -> Iterator[dict[str, Any]]:
 
 
 def csv_text(board: Sequence[Row]) -> str:
-    """All lines as CSV with a header; an absent number is an empty field."""
+    """All lines as CSV with a header; a missing number is an empty field."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -69,7 +69,7 @@ def csv_text(board: Sequence[Row]) -> str:
 
 
 def nested(board: Sequence[Row]) -> list[dict[str, Any]]:
-    """A JSON object for each row: what it is, and its values."""
+    """A JSON object for each row: its description and its values."""
     sections = standings.sections(board)
     return [_about(section, row) | {"values": list(_values(section, row))} for section in sections for row in section.rows]
 

@@ -1,4 +1,4 @@
-"""One HTML page of all records: no request leaves it, nothing in it is run but its own script, and it opens from a file."""
+"""One HTML page of all records. It makes no requests, runs no script but its own, and opens from a file."""
 
 import base64
 import hashlib
@@ -21,19 +21,19 @@ _HERE = Path(__file__).parent
 
 
 def write(results: Path, out: Path, policy: Policy) -> list[Path]:
-    """Write the page, and beside it the pictures that it has no room for => what was written.
+    """Write the page, and beside it the pictures that it has no room for => the files written.
 
     Raises:
         UserError: there are no records, one or a picture is unreadable, or a file cannot be written.
     """
-    board = standings.rows(results)
+    board = standings.read_rows(results)
     found = standings.sections(board)
-    albums = [sections.album(section) for section in found]
+    albums = [sections.build_album(section) for section in found]
     room = pictures.PAGE_BYTES // max(1, sum(bool(album.prompt_ids) for album in albums))
     made, shown = [out], []
     for number, (section, album) in enumerate(zip(found, albums, strict=True), 1):
-        wall = pictures.wall(album, room)
-        view = sections.view(section, number, wall, album, policy, results)
+        wall = pictures.build_wall(album, room)
+        view = sections.build_view(section, number, wall, album, policy, results)
         if wall.left:
             view["beside"] = _write_rest(section, number, album, wall.left, out, made)
         shown.append(view)
@@ -42,10 +42,10 @@ def write(results: Path, out: Path, policy: Policy) -> list[Path]:
 
 
 def _write_rest(section: Section, number: int, album: pictures.Album, left: Sequence[str], out: Path, made: list[Path]) -> str:
-    """The page of a section's remaining pictures => its path, relative to the first page."""
-    folder = sections.place(out)
-    wall = pictures.rest(album, left, folder / f"s{number}")
-    view = sections.beside(section, number, wall)
+    """Write the page of a section's remaining pictures => its path, relative to the main page."""
+    folder = sections.rest_folder(out)
+    wall = pictures.build_rest_wall(album, left, folder / f"s{number}")
+    view = sections.build_rest_view(section, number, wall)
     path = folder / f"s{number}.html"
     page = render([view], f"The {len(left)} prompts that {out.name} has no room for.", None, images="'self' data: file:")
     write_bytes(path, page.encode())
@@ -61,13 +61,13 @@ def _lede(board: Sequence[Row], results: Path) -> str:
 
 
 def render(shown: Sequence[dict[str, Any]], lede: str, elsewhere: tables.Grid | None, images: str = "data:") -> str:
-    """The page of these sections.
+    """The page as HTML.
 
     Args:
-        shown: what `sections` made of each.
-        lede: a sentence on the whole.
-        elsewhere: published numbers.
-        images: where pictures may come from, as a Content-Security-Policy says it.
+        shown: a view of each section, from `sections`.
+        lede: introductory text.
+        elsewhere: published numbers; None to leave them out.
+        images: allowed sources of pictures, in the syntax of a Content-Security-Policy.
     """
     script, style = ((_HERE / name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -79,7 +79,7 @@ def render(shown: Sequence[dict[str, Any]], lede: str, elsewhere: tables.Grid | 
         lede=lede,
         sections=shown,
         published=elsewhere,
-        explained=ranks.EXPLAINED,
+        explained=ranks.EXPLANATION,
         images=images,
         script=Markup(script),  # noqa: S704  # our own file
         style=Markup(style),  # noqa: S704  # likewise

@@ -1,7 +1,7 @@
-"""The image wall: the thumbnails that the records of a section hold, the same prompt and noise in each line.
+"""The image wall: thumbnails from the records of a section, with the same prompt and noise in each line.
 
-Records hold at most 64 pictures a model. The page takes in at most 200 prompts, and no more bytes than a mail would carry: by turns
-those of the worst pictures and others drawn at random; the rest goes into a folder beside the page.
+Records hold at most 64 pictures for each model. The page takes at most 200 prompts, and no more bytes than an e-mail could carry:
+alternately prompts with the worst pictures and prompts drawn at random. The rest goes into a folder beside the page.
 """
 
 import base64
@@ -17,11 +17,11 @@ from PIL import Image, UnidentifiedImageError
 from sdbench import tables
 from sdbench.errors import UserError
 from sdbench.leaderboard.standings import Row, Section
-from sdbench.report import MODELS
-from sdbench.report.worst import prompts
+from sdbench.records import influenced_metric
+from sdbench.report import MAX_MODELS
 
-MOST_PROMPTS = 200
-PAGE_BYTES = 3_200_000  # of all pictures of a page, as base64
+MAX_PROMPTS = 200
+PAGE_BYTES = 3_200_000  # all pictures of a page together, as base64
 _AS_IS_BYTES, _SIDE_PX, _QUALITY, _SEED = 8192, 256, 80, 0
 
 
@@ -30,9 +30,9 @@ class Picture:
     """A thumbnail.
 
     Attributes:
-        key: names it within its section: model and file.
-        src: what an `<img>` takes: a data URL, or a path relative to the page.
-        scores: what each metric says of it.
+        key: identifies it within its section: model and file.
+        src: for an `<img>`: a data URL, or a path relative to the page.
+        scores: its score by each metric, as text.
     """
 
     key: str
@@ -45,11 +45,11 @@ class Picture:
 
 @dataclass(frozen=True)
 class Shot:
-    """A prompt, and each model's picture of it; None where its record does not hold one.
+    """A prompt, and each model's picture for it; None where the model's record does not hold one.
 
     Attributes:
-        worst: it is there because some model did badly on it; else it was drawn at random.
-        loss: the most that a model lost on it against the teacher, below 0; 0 where none did.
+        worst: whether it is shown because some model did badly on it, and not drawn at random.
+        loss: the largest loss of a model on it against the teacher, below 0; 0 where there is none.
     """
 
     prompt_id: str
@@ -60,13 +60,13 @@ class Shot:
 
     @property
     def n_bytes(self) -> int:
-        """Of its pictures, as they stand in the page."""
+        """Size of its pictures in the page."""
         return sum(len(picture.src) for picture in self.pictures if picture)
 
 
 @dataclass(frozen=True)
 class Wall:
-    """What a section shows, in the suite's order, and the prompts that are left over."""
+    """The prompts that a section shows, in the suite's order, and the ids of those that are left over."""
 
     models: tuple[str, ...]
     shots: tuple[Shot, ...]
@@ -77,39 +77,38 @@ class Album:
     """The thumbnails of a section's first models.
 
     Args:
-        section: the rows.
+        section: the section.
         worst: prompt ids of the worst pictures, the worst first.
-        losses: prompt id -> the most that a model lost on it against the teacher.
+        losses: prompt id -> the largest loss of a model on it against the teacher.
     """
 
     def __init__(self, section: Section, worst: Sequence[str], losses: Mapping[str, float]) -> None:
         self.worst, self.losses = worst, losses
-        held = [row for row in section.rows if any((row.folder / "images").glob("*.png"))]
-        self.rows: Sequence[Row] = held[:MODELS]
+        with_pictures = [row for row in section.rows if any((row.folder / "images").glob("*.png"))]
+        self.rows: Sequence[Row] = with_pictures[:MAX_MODELS]
         self._files = [{path.stem: path for path in (row.folder / "images").glob("*.png")} for row in self.rows]
         self._places = [_first_places(row) for row in self.rows]
         self._texts: dict[str, str] = {}
         for row in self.rows:
-            self._texts |= dict(zip(row.scores.prompt_ids, prompts(row.scores), strict=True))
+            self._texts |= dict(zip(row.scores.prompt_ids, row.scores.prompt_texts, strict=True))
         self.prompt_ids = sorted(set().union(*self._files))
 
     def shot(self, prompt_id: str, beside: Path | None = None) -> Shot:
-        """The pictures of a prompt, in the page, or copied to a folder `beside` it."""
-        found = (self._picture(place, prompt_id, beside) for place in range(len(self.rows)))
+        """The pictures of a prompt, embedded in the page, or copied to a folder `beside` it."""
+        pictures = (self._picture(place, prompt_id, beside) for place in range(len(self.rows)))
         text = self._texts.get(prompt_id, prompt_id)
-        return Shot(prompt_id, text, prompt_id in self.worst, self.losses.get(prompt_id, 0.0), tuple(found))
+        return Shot(prompt_id, text, prompt_id in self.worst, self.losses.get(prompt_id, 0.0), tuple(pictures))
 
     def _picture(self, place: int, prompt_id: str, beside: Path | None) -> Picture | None:
         path, row = self._files[place].get(prompt_id), self.rows[place]
         if path is None:
             return None
-        content, kind, (width, height) = _encoded(path)
+        content, kind, (width, height) = _encode(path)
         if beside is None:
             src = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
         else:
-            file = (
-                beside / row.folder.parent.name / row.folder.name / f"{path.stem}.{kind}"
-            )  # a model may have a row with real weights, and one without
+            # The record's digest is part of the path, since a model may have a row with its own weights and one with random weights.
+            file = beside / row.folder.parent.name / row.folder.name / f"{path.stem}.{kind}"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(content)
             src = file.relative_to(beside.parent).as_posix()
@@ -119,17 +118,17 @@ class Album:
         at, columns = self._places[place].get(prompt_id), self.rows[place].scores.columns
         if at is None:
             return ""
-        shown = (name for name in columns if not name.endswith(":influence"))
-        return ", ".join(f"{name} {tables.significant(float(columns[name][at]))}" for name in shown)
+        shown = (name for name in columns if not influenced_metric(name))
+        return ", ".join(f"{name} {tables.format_number(float(columns[name][at]))}" for name in shown)
 
 
 def _first_places(row: Row) -> dict[str, int]:
-    """Prompt id -> where its first sample stands in the scores."""
+    """Prompt id -> the row of its first sample in the scores."""
     return {prompt_id: at for at, prompt_id in reversed(list(enumerate(row.scores.prompt_ids)))}
 
 
-def wall(album: Album, n_bytes: int) -> Wall:
-    """Choose and read the pictures of a section that go into the page, at most so many bytes of them.
+def build_wall(album: Album, n_bytes: int) -> Wall:
+    """Choose and read the pictures of a section that go into the page, at most `n_bytes` of them.
 
     Raises:
         UserError: a picture cannot be read.
@@ -141,7 +140,7 @@ def wall(album: Album, n_bytes: int) -> Wall:
     for prompt_id in filter(None, itertools.chain.from_iterable(itertools.zip_longest(worst, others))):
         shot = album.shot(prompt_id)
         n_bytes -= shot.n_bytes
-        if n_bytes < 0 or len(shots) == MOST_PROMPTS:
+        if n_bytes < 0 or len(shots) == MAX_PROMPTS:
             break
         shots.append(shot)
     shown = {shot.prompt_id for shot in shots}
@@ -149,8 +148,8 @@ def wall(album: Album, n_bytes: int) -> Wall:
     return Wall(_names(album), tuple(sorted(shots, key=lambda shot: shot.prompt_id)), left)
 
 
-def rest(album: Album, left: Sequence[str], beside: Path) -> Wall:
-    """The pictures that are left over, copied to a folder `beside` the page.
+def build_rest_wall(album: Album, left: Sequence[str], beside: Path) -> Wall:
+    """Copy the pictures that are left over to a folder `beside` the page => their wall.
 
     Raises:
         UserError: a picture cannot be read, or the folder cannot be written.
@@ -165,8 +164,8 @@ def _names(album: Album) -> tuple[str, ...]:
     return tuple(row.name for row in album.rows)
 
 
-def _encoded(path: Path) -> tuple[bytes, str, tuple[int, int]]:
-    """A picture as it is where it is small, else as WebP => bytes, format, (width, height)."""
+def _encode(path: Path) -> tuple[bytes, str, tuple[int, int]]:
+    """Read a picture, unchanged if it is small, else reduced and as WebP => bytes, format, (width, height)."""
     try:
         content = path.read_bytes()
         with Image.open(io.BytesIO(content)) as image:

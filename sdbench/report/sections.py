@@ -1,4 +1,4 @@
-"""What the page shows of a section of the leaderboard, ready to be written down."""
+"""The view of a leaderboard section for the page's template."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ from sdbench.leaderboard import speed, standings, truth, writing
 from sdbench.leaderboard.speed import P50
 from sdbench.leaderboard.standings import Row, Section
 from sdbench.records import Value
-from sdbench.report import MODELS, figures, wins, worst
+from sdbench.report import MAX_MODELS, figures, wins, worst
 from sdbench.report.pictures import Album, Wall
 from sdbench.report.worst import Case, Worst
 from sdbench.tables import Grid
@@ -25,15 +25,15 @@ _PARTS = {
     "table": "Table", "trade": "Trade-offs", "stages": "Where the time goes", "wins": "Who beats whom", "truth": "Against the truth",
     "gate": "Verdicts", "worst": "Worst pictures", "images": "Image wall", "made": "How the numbers were made",
 }  # fmt: skip  # a table
-_FIGURE_SPACE, _PUNCTUATION_SPACE = "\u2007", "\u2008"  # as wide as a digit, and as a point
+_FIGURE_SPACE, _PUNCTUATION_SPACE = "\u2007", "\u2008"  # as wide as a digit and as a point
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A number with what belongs to it, or the reason why there is none.
+    """A number with its interval and notes, or the reason why there is none.
 
     Attributes:
-        sort: what the column is sorted by.
+        sort: the sort key in its column; None where there is no number.
     """
 
     text: str
@@ -43,14 +43,14 @@ class Cell:
     rank: int | None = None
 
     @property
-    def absent(self) -> bool:
+    def is_absent(self) -> bool:
         """Whether there is no number."""
         return self.sort is None
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table, without its models."""
+    """A column of the table: its title and cells."""
 
     title: str
     unit: str
@@ -59,30 +59,30 @@ class Column:
 
     @property
     def arrow(self) -> str:
-        """Where better lies."""
+        """An arrow that shows which direction is better."""
         return {"higher": " ↑", "lower": " ↓"}.get(self.direction, "")
 
 
-def album(section: Section) -> Album:
-    """The section's pictures, the worst ones known."""
+def build_album(section: Section) -> Album:
+    """The section's pictures, with the prompts of the worst ones."""
     judges = wins.judges(section)
-    found = chain(worst.regressions(section, judges), worst.costly(section))
-    ids = dict.fromkeys(case.prompt_id for one in zip_cases(found) for case in one)
+    worst_lists = chain(worst.regressions(section, judges), worst.costliest(section))
+    ids = dict.fromkeys(case.prompt_id for cases in interleave_cases(worst_lists) for case in cases)
     return Album(section, list(ids), worst.losses(section, judges[0]) if judges else {})
 
 
-def zip_cases(found: Iterator[Worst]) -> Iterator[tuple[Case, ...]]:
-    """The first of each list, then the second of each, and so on."""
-    lists = [one.cases for one in found]
-    return (tuple(cases[place] for cases in lists if place < len(cases)) for place in range(worst.MOST))
+def interleave_cases(worst_lists: Iterator[Worst]) -> Iterator[tuple[Case, ...]]:
+    """The first case of each list, then the second of each, and so on."""
+    lists = [worst_list.cases for worst_list in worst_lists]
+    return (tuple(cases[rest_folder] for cases in lists if rest_folder < len(cases)) for rest_folder in range(worst.MAX_CASES))
 
 
-def view(section: Section, number: int, wall: Wall, held: Album, policy: Policy, results: Path) -> dict[str, Any]:
-    """Everything that the template asks of a section but the pictures' folder."""
+def build_view(section: Section, number: int, wall: Wall, held: Album, policy: Policy, results: Path) -> dict[str, Any]:
+    """Everything that the template needs of a section, except the link to the rest of the pictures."""
     judges = wins.judges(section)
     keys = {(picture.model, shot.prompt_id): picture.key for shot in wall.shots for picture in shot.pictures if picture}
     verdicts = list(_verdicts(section, policy, results))
-    shown = {
+    view = {
         "columns": (columns := _columns(section)),
         "rows": [
             {"name": row.name, "role": _role(section, row), "cells": [column.cells[place] for column in columns]}
@@ -91,30 +91,30 @@ def view(section: Section, number: int, wall: Wall, held: Album, policy: Policy,
         "ranked": bool(section.ranks),
         "charts": (charts := _charts(section)),
         "chart_metrics": list(dict.fromkeys(chart.metric for chart in charts)),
-        "charts_left": len(section.models) > figures.LABELS,
-        "stages": figures.stages(section),
-        "efficiency": writing.efficiency(section) if len(section.rows) <= MODELS else Grid((), ()),
-        "settings": speed.grids(section.records, section.pace.record if section.pace else None),
+        "charts_left": len(section.models) > figures.MAX_LABELS,
+        "stages": figures.stage_chart(section),
+        "efficiency": writing.efficiency_grid(section) if len(section.rows) <= MAX_MODELS else Grid((), ()),
+        "settings": speed.grids(section.records, section.speed_baseline.record if section.speed_baseline else None),
         "matrices": [found for judge in judges if (found := wins.matrix(section, judge))],
         "truth": truth.grid([(row.record, row.scores) for row in section.models]),
         "verdicts": verdicts,
         "verdicts_left": len(section.models) - 1 > len(verdicts),
-        "regressions": [_shown(one, keys, section.teacher) for one in worst.regressions(section, judges)],
-        "costly": [_shown(one, keys, None) for one in worst.costly(section)],
+        "regressions": [_worst_view(one, keys, section.teacher) for one in worst.regressions(section, judges)],
+        "costly": [_worst_view(one, keys, None) for one in worst.costliest(section)],
         "worst_note": _worst_note(section),
         "wall": wall,
         "wall_note": _wall_note(wall, held),
-        "footer": writing.footer(section) if len(section.rows) <= MODELS else writing.footer(section)[:1],
+        "footer": writing.footer_lines(section) if len(section.rows) <= MAX_MODELS else writing.footer_lines(section)[:1],
         "teacher": section.teacher.name if section.teacher else "",
     }
-    there = {"table": True, "trade": shown["charts"], "stages": shown["stages"], "wins": shown["matrices"], "truth": shown["truth"],
-             "gate": verdicts, "worst": shown["regressions"] or shown["costly"], "images": wall.shots or wall.left, "made": True}  # fmt: skip
-    parts = [(title, part) for part, title in _PARTS.items() if there[part]]
-    return {"id": f"s{number}", "title": section.title, "only_wall": False, "beside": "", "parts": parts, **shown}
+    present = {"table": True, "trade": view["charts"], "stages": view["stages"], "wins": view["matrices"], "truth": view["truth"],
+               "gate": verdicts, "worst": view["regressions"] or view["costly"], "images": wall.shots or wall.left, "made": True}  # fmt: skip
+    parts = [(title, part) for part, title in _PARTS.items() if present[part]]
+    return {"id": f"s{number}", "title": section.title, "only_wall": False, "beside": "", "parts": parts, **view}
 
 
 def _role(section: Section, row: Row) -> str:
-    if row.is_pictures:
+    if row.is_pictures_only:
         return "pictures, no model"
     return "the teacher" if row is section.teacher else ""
 
@@ -122,23 +122,27 @@ def _role(section: Section, row: Row) -> str:
 def _columns(section: Section) -> list[Column]:
     """Metrics, median latency, speed-up, memory, and size."""
     costs = {value.name: value for value in standings.probes(section)}
-    found = [_column(section, value) for value in standings.metrics(section)]
+    columns = [_column(section, value) for value in standings.metrics(section)]
     latency = next((value for row in section.rows if (value := row.record.value(P50))), None)
     if latency:
-        found += [_column(section, latency), _speed_ups(section)]
-    return found + [_column(section, costs[name]) for name in (*figures.MEMORY, "parameters.unet") if name in costs]
+        columns += [_column(section, latency), _speed_ups(section)]
+    return columns + [_column(section, costs[name]) for name in (*figures.MEMORY, "parameters.unet") if name in costs]
 
 
 def _column(section: Section, value: Value) -> Column:
     places = section.ranks.get(value.name, {})
     cells = [_cell(row, value.name, places.get(row.name)) for row in section.rows]
-    return Column(value.name, value.unit, value.direction, _aligned(cells))
+    return Column(value.name, value.unit, value.direction, _align(cells))
 
 
 def _speed_ups(section: Section) -> Column:
-    texts = [writing.speed_up(row, section.pace) for row in section.rows]
-    over = "the teacher" if section.teacher or not section.pace else speed.called(section.pace.record, section.records)
-    return Column("speed-up", f"over {over}", "higher", _aligned([_speed_up(text) for text in texts]))
+    texts = [writing.speed_up_cell(row, section.speed_baseline) for row in section.rows]
+    over = (
+        "the teacher"
+        if section.teacher or not section.speed_baseline
+        else speed.teacher_title(section.speed_baseline.record, section.records)
+    )
+    return Column("speed-up", f"over {over}", "higher", _align([_speed_up(text) for text in texts]))
 
 
 def _speed_up(text: str) -> Cell:
@@ -149,12 +153,12 @@ def _speed_up(text: str) -> Cell:
 def _cell(row: Row, name: str, rank: int | None) -> Cell:
     value = row.record.value(name)
     if value is None or value.value is None:
-        return Cell("no model" if value is None and row.is_pictures else tables.cell(value))
+        return Cell("no model" if value is None and row.is_pictures_only else tables.format_value(value))
     if value.kind == "count":
-        return Cell(tables.count(value.value), value.value)
-    number, _, interval = tables.estimate(value.value, value.low, value.high).partition(" ")
-    few = f"n = {value.n}" if value.kind != "probe" and value.n != row.record.n_images else ""
-    note = "" if name.startswith("win_rate.") else value.note  # wins and losses: the matrix has them
+        return Cell(tables.format_count(value.value), value.value)
+    number, _, interval = tables.format_estimate(value.value, value.low, value.high).partition(" ")
+    few = f"n = {value.n}" if value.is_picture_metric and value.n != row.record.n_images else ""
+    note = "" if name.startswith("win_rate.") else value.note  # a win rate's note, wins and losses, is in the matrix
     return Cell(number, value.value, _interval(interval), ", ".join(filter(None, [few, note])), rank)
 
 
@@ -162,25 +166,25 @@ def _interval(text: str) -> str:
     return text.strip("()").replace("..", " to ")
 
 
-def _aligned(cells: Sequence[Cell]) -> tuple[Cell, ...]:
-    """Numbers filled up with spaces as wide as digits, so that their points stand below each other."""
-    digits = [len(cell.text.partition(".")[2]) for cell in cells if not cell.absent and cell.text[-1].isdigit()]
-    most = max(digits, default=0)
-    return tuple(replace(cell, text=_padded(cell.text, most)) if not cell.absent and cell.text[-1].isdigit() else cell for cell in cells)
+def _align(cells: Sequence[Cell]) -> tuple[Cell, ...]:
+    """Numbers padded with spaces as wide as digits, so that their decimal points are aligned."""
+    decimals = [len(cell.text.partition(".")[2]) for cell in cells if not cell.is_absent and cell.text[-1].isdigit()]
+    most = max(decimals, default=0)
+    return tuple(replace(cell, text=_pad(cell.text, most)) if not cell.is_absent and cell.text[-1].isdigit() else cell for cell in cells)
 
 
-def _padded(text: str, most: int) -> str:
-    has = len(text.partition(".")[2])
-    return text + (_PUNCTUATION_SPACE if most and not has else "") + _FIGURE_SPACE * (most - has)
+def _pad(text: str, decimals: int) -> str:
+    present = len(text.partition(".")[2])
+    return text + (_PUNCTUATION_SPACE if decimals and not present else "") + _FIGURE_SPACE * (decimals - present)
 
 
 def _charts(section: Section) -> list[figures.Chart]:
     ranked = [value for value in standings.metrics(section) if not value.name.startswith("win_rate.")]
-    return list(chain.from_iterable(figures.pareto(section, value, writing.metric_title(value)) for value in ranked))
+    return list(chain.from_iterable(figures.pareto_charts(section, value, writing.metric_title(value)) for value in ranked))
 
 
 def _verdicts(section: Section, policy: Policy, results: Path) -> Iterator[dict[str, Any]]:
-    """What the gate says of the first models with the teacher as their baseline; nothing of a suite that the policy does not weigh."""
+    """The gate's verdicts on the first models, with the teacher as their baseline; none for a suite without rules in the policy."""
     if section.teacher is None:
         return
     try:
@@ -188,50 +192,51 @@ def _verdicts(section: Section, policy: Policy, results: Path) -> Iterator[dict[
     except UserError:
         return
     between_runs = floors.between_runs(section.teacher.record, results)
-    for row in [row for row in section.models if row is not section.teacher][:MODELS]:
+    for row in [row for row in section.models if row is not section.teacher][:MAX_MODELS]:
         report = gate(row.folder, section.teacher.folder, policy, between_runs)
         yield {"candidate": row.name, "verdict": report.verdict, "why": report.why, "grid": report.grid()}
 
 
-def _shown(found: Worst, keys: Mapping[tuple[str, str], str], teacher: Row | None) -> dict[str, Any]:
-    """A list of the worst pictures, each with those of its pictures that the wall holds."""
+def _worst_view(found: Worst, keys: Mapping[tuple[str, str], str], teacher: Row | None) -> dict[str, Any]:
+    """A list of the worst pictures, each with the pictures of it that are on the wall."""
 
     def one(case: Case) -> dict[str, Any]:
         names = [name for name in (teacher.name if teacher else None, found.model) if name]
         pictures = [(name, keys[name, case.prompt_id]) for name in names if (name, case.prompt_id) in keys]
-        return {"prompt": case.prompt, "numbers": _numbers(case), "pictures": pictures}
+        return {"prompt": case.prompt, "numbers": _format_case(case), "pictures": pictures}
 
     return {"model": found.model, "metric": found.metric, "cases": [one(case) for case in found.cases]}
 
 
-def _numbers(case: Case) -> str:
-    amount = f"{'+' if case.amount > 0 else ''}{tables.significant(case.amount, 3)}"
+def _format_case(case: Case) -> str:
+    amount = f"{'+' if case.amount > 0 else ''}{tables.format_number(case.amount, 3)}"
     if case.own is None or case.teacher is None:
         return amount
-    return f"{tables.significant(case.teacher)} → {tables.significant(case.own)} ({amount})"
+    return f"{tables.format_number(case.teacher)} → {tables.format_number(case.own)} ({amount})"
 
 
 def _worst_note(section: Section) -> str:
-    kept = "Pictures are shown where the records hold them."
-    told = f"Each prompt's score: the teacher's → the model's (the difference). Each model's {worst.MOST} worst."
+    losses = f"The {worst.MAX_CASES} worst pictures of each model. Scores: the teacher's → the model's (the difference)."
     costs = "Frechet distance: what a picture adds to the distance of its set, to first order (its influence divided by n)."
-    return " ".join([told if section.teacher else "", costs, kept]).strip()
+    pictures = "Pictures are shown where the records hold them."
+    return " ".join([losses if section.teacher else "", costs, pictures]).strip()
 
 
 def _wall_note(wall: Wall, held: Album) -> str:
     total = max((len(set(row.scores.prompt_ids)) for row in held.rows), default=0)
     bad = sum(shot.worst for shot in wall.shots)
-    what = (
-        f"The same prompt and the same initial noise in each line. The records hold pictures of {len(held.prompt_ids)} of {total} prompts"
+    return (
+        "The same prompt and the same initial noise in each line. "
+        f"The records hold pictures for {len(held.prompt_ids)} of {total} prompts; {len(wall.shots)} are here: "
+        f"{bad} because some model did badly on them, {len(wall.shots) - bad} drawn at random."
     )
-    return f"{what}; {len(wall.shots)} are here: {bad} because some model did badly on them, {len(wall.shots) - bad} drawn at random."
 
 
-def beside(section: Section, number: int, wall: Wall) -> dict[str, Any]:
-    """A section of the page that holds only the pictures that the first page has no room for."""
+def build_rest_view(section: Section, number: int, wall: Wall) -> dict[str, Any]:
+    """The view of a section with only the pictures that the main page has no room for."""
     return {"id": f"s{number}", "title": section.title, "only_wall": True, "wall": wall}
 
 
-def place(out: Path) -> Path:
-    """The folder beside a page."""
+def rest_folder(out: Path) -> Path:
+    """The folder beside a page, for the rest of its pictures."""
     return out.with_name(f"{out.stem}-pictures")

@@ -1,4 +1,4 @@
-"""How often each model's picture beats another's on the same prompt and noise, by the suite's preference models."""
+"""Win rates between all pairs of models, on the same prompts and noise, by the suite's preference models."""
 
 import itertools
 from collections.abc import Sequence
@@ -8,13 +8,17 @@ from scipy.stats import binomtest
 
 from sdbench.leaderboard import ranks
 from sdbench.leaderboard.standings import Section
-from sdbench.report import MODELS
+from sdbench.report import MAX_MODELS
 from sdbench.stats import decisions, intervals
 
 
 @dataclass(frozen=True)
 class Win:
-    """How often the row's model wins, ties half; `sure` says that it is not a toss-up (sign test, Holm over all pairs of the matrix)."""
+    """How often the row's model wins, a tie counting half.
+
+    Attributes:
+        sure: whether it differs from a toss-up (sign test, Holm's correction over all pairs of the matrix).
+    """
 
     share: float
     low: float
@@ -24,7 +28,7 @@ class Win:
 
 @dataclass(frozen=True)
 class Matrix:
-    """Models by models under one judge; the diagonal is None."""
+    """Win rates under one judge, models by models; the diagonal is None."""
 
     judge: str
     models: tuple[str, ...]
@@ -32,27 +36,27 @@ class Matrix:
 
 
 def judges(section: Section) -> list[str]:
-    """What decides a win: the scores that the suite takes win rates by, else the first score that the models have."""
-    names = dict.fromkeys(value.name for row in section.models for value in row.record.values if value.kind == "score")
-    named = [name.removeprefix("win_rate.") for name in names if name.startswith("win_rate.")]
-    return [name for name in named if name in names] or list(names)[:1]
+    """The scores that decide a win: those behind the suite's win rates, else the first score that the models have."""
+    scores = dict.fromkeys(value.name for row in section.models for value in row.record.values if value.kind == "score")
+    of_suite = [name.removeprefix("win_rate.") for name in scores if name.startswith("win_rate.")]
+    return [name for name in of_suite if name in scores] or list(scores)[:1]
 
 
 def matrix(section: Section, judge: str) -> Matrix | None:
-    """The matrix of a judge over the first 24 models of the section that share their prompts; None for fewer than two."""
-    columns = ranks.oriented([(row.record, row.scores) for row in section.models], judge)
-    places = list(columns)[:MODELS]
+    """A judge's win rates over the first 24 models of the section that share their prompts; None for fewer than two models."""
+    columns = ranks.values_per_prompt([(row.record, row.scores) for row in section.models], judge)
+    places = list(columns)[:MAX_MODELS]
     if len(places) < 2:
         return None
     pairs = list(itertools.combinations(places, 2))
     rates = {pair: intervals.wins_interval(columns[pair[0]], columns[pair[1]]) for pair in pairs}
     sure = decisions.holm([_sign_test(rate.wins, rate.losses) for rate in rates.values()], ranks.ALPHA)
-    found: dict[tuple[int, int], Win] = {}
-    for (pair, rate), told_apart in zip(rates.items(), sure, strict=True):
+    wins: dict[tuple[int, int], Win] = {}
+    for (pair, rate), is_sure in zip(rates.items(), sure, strict=True):
         share = rate.estimate
-        found[pair] = Win(share.value, share.low, share.high, told_apart)
-        found[pair[::-1]] = Win(1 - share.value, 1 - share.high, 1 - share.low, told_apart)
-    return Matrix(judge, _names(section, places), tuple(tuple(found.get((one, other)) for other in places) for one in places))
+        wins[pair] = Win(share.value, share.low, share.high, is_sure)
+        wins[pair[::-1]] = Win(1 - share.value, 1 - share.high, 1 - share.low, is_sure)
+    return Matrix(judge, _names(section, places), tuple(tuple(wins.get((one, other)) for other in places) for one in places))
 
 
 def _names(section: Section, places: Sequence[int]) -> tuple[str, ...]:
@@ -60,5 +64,5 @@ def _names(section: Section, places: Sequence[int]) -> tuple[str, ...]:
 
 
 def _sign_test(wins: int, losses: int) -> float:
-    """Two-sided p value of wins and losses being equally likely, ties left out (Dixon and Mood 1946)."""
+    """Two-sided p value of the hypothesis that wins and losses are equally likely, ties left out (Dixon and Mood 1946)."""
     return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0

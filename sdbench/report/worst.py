@@ -1,4 +1,4 @@
-"""Single pictures that a reader should see: those that lost most against the teacher, and those that cost most Frechet distance."""
+"""The worst pictures of each model: those that lost most against the teacher, and those that add most to the Frechet distance."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from sdbench.leaderboard.standings import Row, Section
-from sdbench.records import Scores
-from sdbench.report import MODELS
+from sdbench.records import influenced_metric
+from sdbench.report import MAX_MODELS
 
-MOST = 10  # pictures a model and metric
+MAX_CASES = 10  # pictures for each model and metric
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,8 @@ class Case:
     """One picture of a model.
 
     Attributes:
-        amount: what it lost against the teacher, below 0; or what it adds to the distance of its set.
-        own, teacher: the scores behind a loss; None where the amount stands alone.
+        amount: the loss against the teacher, below 0, or what the picture adds to the distance of its set.
+        own, teacher: the scores behind a loss; None for a distance.
     """
 
     prompt_id: str
@@ -30,43 +30,38 @@ class Case:
 
 @dataclass(frozen=True)
 class Worst:
-    """The worst pictures of a model by a metric, the worst first."""
+    """A model's worst pictures by a metric, the worst first."""
 
     model: str
     metric: str
     cases: tuple[Case, ...]
 
 
-def prompts(scores: Scores) -> list[str]:
-    """The prompt of each row, or its id where the record does not hold the text."""
-    return list(scores.prompts or scores.prompt_ids)
-
-
 def regressions(section: Section, judges: Sequence[str]) -> Iterator[Worst]:
     """For each model but the teacher, the pictures that lost most against the teacher's of the same prompt and noise."""
     for judge in judges:
         by_model: dict[str, list[Case]] = {}
-        for model, case in _lost(section, judge):
+        for model, case in _iterate_losses(section, judge):
             by_model.setdefault(model, []).append(case)
         for model, cases in by_model.items():
-            yield Worst(model, judge, tuple(sorted(cases, key=lambda case: (case.amount, case.prompt_id))[:MOST]))
+            yield Worst(model, judge, tuple(sorted(cases, key=lambda case: (case.amount, case.prompt_id))[:MAX_CASES]))
 
 
-def _lost(section: Section, judge: str) -> Iterator[tuple[str, Case]]:
-    """Model and picture, wherever a model's is worse than the teacher's."""
+def _iterate_losses(section: Section, judge: str) -> Iterator[tuple[str, Case]]:
+    """Model and picture, for each picture that is worse than the teacher's."""
     if section.teacher is None:
         return
-    theirs = _by_key(section.teacher, judge)
-    for row in [row for row in section.models if row is not section.teacher][:MODELS]:
+    teachers = _scores_by_key(section.teacher, judge)
+    for row in [row for row in section.models if row is not section.teacher][:MAX_MODELS]:
         sign = -1 if _direction(row, judge) == "lower" else 1
-        texts = dict(zip(row.scores.keys, prompts(row.scores), strict=True))
-        for key, own in _by_key(row, judge).items():
-            if key in theirs and sign * (own - theirs[key]) < 0:
-                yield row.name, Case(key[0], texts[key], sign * (own - theirs[key]), own, theirs[key])
+        texts = dict(zip(row.scores.keys, row.scores.prompt_texts, strict=True))
+        for key, own in _scores_by_key(row, judge).items():
+            if key in teachers and sign * (own - teachers[key]) < 0:
+                yield row.name, Case(key[0], texts[key], sign * (own - teachers[key]), own, teachers[key])
 
 
-def _by_key(row: Row, name: str) -> Mapping[tuple[str, int], float]:
-    """(prompt id, sample) -> score, where it is a number."""
+def _scores_by_key(row: Row, name: str) -> Mapping[tuple[str, int], float]:
+    """(prompt id, sample) -> score, for scores that are finite."""
     column = row.scores.columns.get(name, np.array([]))
     return {key: score for key, score in zip(row.scores.keys, column.tolist(), strict=False) if np.isfinite(score)}
 
@@ -77,20 +72,20 @@ def _direction(row: Row, name: str) -> str | None:
 
 
 def losses(section: Section, judge: str) -> dict[str, float]:
-    """Prompt id -> the most that any model lost on it against the teacher, below 0."""
-    found: dict[str, float] = {}
-    for _, case in _lost(section, judge):
-        found[case.prompt_id] = min(found.get(case.prompt_id, 0.0), case.amount)
-    return found
+    """Prompt id -> the largest loss of any model on it against the teacher, below 0."""
+    largest: dict[str, float] = {}
+    for _, case in _iterate_losses(section, judge):
+        largest[case.prompt_id] = min(largest.get(case.prompt_id, 0.0), case.amount)
+    return largest
 
 
-def costly(section: Section) -> Iterator[Worst]:
-    """For each model, the pictures without which a distance of its set would be smallest: influence / n, to first order."""
-    for row in section.models[:MODELS]:
-        texts = prompts(row.scores)
+def costliest(section: Section) -> Iterator[Worst]:
+    """For each model, the pictures that add most to a distance of its set: influence / n, to first order."""
+    for row in section.models[:MAX_MODELS]:
+        texts = row.scores.prompt_texts
         for name, column in row.scores.columns.items():
-            metric = name.removesuffix(":influence")
-            if metric != name and _direction(row, metric) == "lower" and np.isfinite(column).all():
-                order = np.argsort(-column, kind="stable")[:MOST]
+            metric = influenced_metric(name)
+            if metric and _direction(row, metric) == "lower" and np.isfinite(column).all():
+                order = np.argsort(-column, kind="stable")[:MAX_CASES]
                 cases = tuple(Case(row.scores.prompt_ids[i], texts[i], float(column[i]) / len(column)) for i in order)
                 yield Worst(row.name, metric, cases)

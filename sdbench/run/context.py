@@ -68,7 +68,7 @@ def bench(
     for folder in (results, runs):
         _check_writable(folder)
     suite.id  # noqa: B018  # prompts or a latent that are neither here nor reachable end the run here
-    records.newest(results, suite.family)  # so does a damaged record, which the new ones could not be joined to
+    records.newest_per_model(results, suite.family)  # so does a damaged record, which the new ones could not be joined to
     pictures = only != "probes" and bool(suite.own_metrics)
     return Bench(suite, suite.sampling, device, results, runs, pictures, only != "quality", settings=tuple(settings), profile=profile)
 

@@ -24,7 +24,7 @@ from sdbench.run.recording import record_of, subject_of, to_score
 from sdbench.scenes.render import SIZE_PX
 from sdbench.store import SUFFIXES, Store, read_images
 from sdbench.suites import Suite
-from sdbench.tables import listed
+from sdbench.tables import join_words
 
 
 def subject(images: Path, prompts: Path, suite: Suite, runs: Path) -> Subject:
@@ -85,7 +85,7 @@ def _described(images: Path, pictures: Subject) -> str:
         if path.suffix.lower() in SUFFIXES:
             with Image.open(path) as picture:
                 formats.add(picture.format or "")
-    return f"{images.resolve().name}, {width} x {height} px, {listed(sorted(formats))}"
+    return f"{images.resolve().name}, {width} x {height} px, {join_words(sorted(formats))}"
 
 
 def _in_order(paths: Iterable[Path]) -> list[Path]:

@@ -16,7 +16,7 @@ from sdbench.models.catalogue import TEACHERS
 from sdbench.models.spec import ModelSpec
 from sdbench.probes.driver import Probed
 from sdbench.protocols.base import Subject
-from sdbench.records import Looks, Machine, Model, Original, Record, Scores, Value
+from sdbench.records import Looks, Machine, Model, NamedTeacher, Record, Scores, Value
 from sdbench.run.acceptance import judged
 from sdbench.run.context import Bench, place_of
 from sdbench.run.thumbnails import worth_keeping
@@ -62,10 +62,10 @@ def record_of(
         created=records.now(),
         n_images=len(scores.prompt_ids),
         values=(*values, *_in_order([*new, *earlier], setting.suite)),
-        sampling={} if model.is_elsewhere else setting.sampling.model_dump(mode="json"),
+        sampling={} if model.is_made_elsewhere else setting.sampling.model_dump(mode="json"),
         scheduler=dict(scheduler),
-        noise={} if model.is_elsewhere else setting.suite.noise.model_dump(),
-        teacher=Original(model=teacher_of(setting.suite), suite=setting.suite.of_teacher().id) if setting.suite.teacher else None,
+        noise={} if model.is_made_elsewhere else setting.suite.noise.model_dump(),
+        teacher=NamedTeacher(model=teacher_of(setting.suite), suite=setting.suite.of_teacher().id) if setting.suite.teacher else None,
         prompts=setting.suite.prompts_described(),
         run=turns.pop() if len(turns) == 1 else "",
         looks=looks,
@@ -81,7 +81,7 @@ def to_score(model: Model, setting: Bench, store: Store, todo: Sequence[Job]) ->
     subject = replace(
         subject_of(store, todo, setting.runs),
         is_teacher=model.name == name and theirs is setting.suite,
-        is_elsewhere=model.is_elsewhere,
+        is_elsewhere=model.is_made_elsewhere,
         reference=setting.suite.reference,
         original_name=f"{name} under {theirs.name}@{theirs.version}",
     )
@@ -89,7 +89,7 @@ def to_score(model: Model, setting: Bench, store: Store, todo: Sequence[Job]) ->
         return subject
     folder, teacher, drawn = found
     digest = (teacher.model.weights_digest or folder.name)[:24]
-    return replace(subject, teacher=records.scores(folder), original=drawn, original_digest=digest)
+    return replace(subject, teacher=records.read_scores(folder), original=drawn, original_digest=digest)
 
 
 def lacking(specs: Sequence[ModelSpec], setting: Bench) -> list[str]:
@@ -110,7 +110,7 @@ def lacking(specs: Sequence[ModelSpec], setting: Bench) -> list[str]:
     if theirs is not setting.suite:
         way = f"first sdbench run --model {name} --suite {theirs.name}"
     return [
-        f"{what} of the teacher, {name} under {theirs.name}@{theirs.version}, so {tables.listed(missing)} with it will be missing: {way}"
+        f"{what} of the teacher, {name} under {theirs.name}@{theirs.version}, so {tables.join_words(missing)} with it will be missing: {way}"
     ]
 
 
@@ -118,7 +118,7 @@ def _of_teacher(setting: Bench, todo: Sequence[Job]) -> tuple[Path, Record, Subj
     """The newest record of the teacher's pictures, if there is one, and its pictures of the same prompts where they still are."""
     theirs = setting.suite.of_teacher()
     assert theirs.sampling
-    of_family = records.under(setting.results, setting.suite.family or "", theirs.id, teacher_of(setting.suite))
+    of_family = records.find(setting.results, setting.suite.family or "", theirs.id, teacher_of(setting.suite))
     kept = [found for found in of_family if found[1].n_images]
     if not kept:
         return None
@@ -133,12 +133,12 @@ def teacher_of(suite: Suite) -> str:
 
 def probes_of(record: Record) -> list[Value]:
     """What a record says of latency, memory and size."""
-    return [value for value in record.values if value.kind in {"probe", "count"}]
+    return [value for value in record.values if not value.is_picture_metric]
 
 
 def _of_row(model: Model, machine: Machine, setting: Bench) -> list[tuple[Path, Record]]:
     """The records of a model's row of the leaderboard, whatever its weights were, oldest first."""
-    of_model = records.under(setting.results, setting.suite.family or "", setting.suite.id, model.name, model.label)
+    of_model = records.find(setting.results, setting.suite.family or "", setting.suite.id, model.name, model.label)
     return [found for found in of_model if found[1].machine.machine_class == machine.machine_class]
 
 
@@ -153,7 +153,7 @@ def _kept_quality(kept: tuple[Path, Record] | None) -> tuple[list[Value], Scores
         return [], Scores([], [], {}), {}
     path, record = kept
     thumbnails = {file.name: file.read_bytes() for file in sorted((path / "images").glob("*.png"))}
-    return [value for value in record.values if value.kind in {"score", "set"}], records.read(path)[1], thumbnails
+    return [value for value in record.values if value.is_picture_metric], records.read(path)[1], thumbnails
 
 
 def _kept_probes(kept: tuple[Path, Record] | None, setting: Bench) -> tuple[list[Value], str]:

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 
 from sdbench.arrays import F64
-from sdbench.records import MAX_THUMBNAILS, Scores
+from sdbench.records import MAX_THUMBNAILS, Scores, influenced_metric
 
 SHARED = 32  # the first pictures of the suite
 
@@ -16,7 +16,7 @@ def worth_keeping(scores: Scores, teacher: Scores | None) -> list[int]:
     Those are the pictures that cost most of a distance of the set, and those that lost most against the teacher's by a
     score that win rates are taken by.
     """
-    ranked = [np.argsort(-column) for name, column in scores.columns.items() if name.endswith(":influence")]
+    ranked = [np.argsort(-column) for name, column in scores.columns.items() if influenced_metric(name)]
     judges = [name.removeprefix("win_rate.") for name in scores.columns if name.startswith("win_rate.")]
     ranked += [np.argsort(_gained(scores, teacher, judge)) for judge in judges if teacher]
     everything = range(len(scores.keys))

@@ -93,7 +93,7 @@ class _Candidate:
         measured = [name for name in question.setting.suite.own_metrics if name in rules or f"win_rate.{name}" in rules]
         self.sets = [name for name in measured if PROTOCOLS[name].kind == "set"]
         self.scores = [name for name in measured if name not in self.sets]
-        self.rules = looks.Rules(question.policy, question.setting.suite.name, self.sets, question.between_runs)
+        self.rules = looks.LookRules(question.policy, question.setting.suite.name, self.sets, question.between_runs)
         self.parts: list[Scores] = []
         self.failed: dict[str, Value] = {}  # scores that some prompts do not have
 
@@ -167,7 +167,7 @@ class _Candidate:
         values, scores = self._score(self.sets, 0, size)
         found.columns.update(scores.columns)
         if size == len(self.todo):
-            columns = [f"{name}:influence" for name in self.sets]
+            columns = [PROTOCOLS[name].column for name in self.sets]
             rows = self._rows(list(theirs.prompt_ids))
             theirs.columns.update({name: self.old.columns[name][rows] for name in columns if name in self.old.columns})
             return values, [value for name in self.sets if (value := self.old.record.value(name))]

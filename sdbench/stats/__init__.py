@@ -1,1 +1,1 @@
-"""Intervals for readers, bounds that decide, looks that keep the error rate of one: arrays in, numbers out, without torch."""
+"""Intervals for readers, bounds for verdicts, and looks at growing data that keep the error rate: arrays in, numbers out, without torch."""

@@ -1,12 +1,14 @@
-"""Bounds of a difference between two models, and the rules by which they decide; numpy only, deterministic.
+"""Bounds of a difference between two models, and the rules that turn them into a verdict; numpy only, deterministic.
 
-They are one-sided, 95 % each: that a candidate is not worse than the margin, and that it is, are two one-sided questions
-(Schuirmann 1987), each answered wrongly 1 time in 20 where means are normal. Those of sparse differences are skewed: where a loss of
-exactly the margin comes from faults of one size, 5 to 60 of them expected among 512 prompts, Student's bound passes it in up to 16.4 %,
-the one corrected for skewness in at most 5.1 % (exactly, over all numbers of faults; at one prompt in 40 10.6 and 2.8 %).
+Bounds are one-sided, 95 % each. "Worse by less than the margin" and "worse by more than the margin" are two one-sided questions
+(Schuirmann 1987). Each is answered wrongly 1 time in 20 where means are normal. Means of sparse differences are skewed: take a loss of
+exactly the margin that comes from faults of one size, with 5 to 60 faults expected among 512 prompts. Student's bound passes it in up to
+16.4 % of cases, the bound corrected for skewness in at most 5.1 % (computed over all numbers of faults; at one prompt in 40 it is 10.6 and
+2.8 %).
 
-No bound mends what the sample does not show: sizes with a long tail, whose largest the few faults at hand are not (exponential
-sizes: 7 % with 13 faults expected, 10 % with 6), and faults so rare, fewer than 3 expected, that more than 1 sample in 20 has none.
+No bound can correct for what the sample does not show: fault sizes with a long tail, of which the few faults at hand do not include
+the largest (exponential sizes: 7 % with 13 faults expected, 10 % with 6), and faults so rare (fewer than 3 expected) that more than
+1 sample in 20 has none.
 """
 
 import bisect
@@ -21,19 +23,19 @@ import numpy.typing as npt
 
 from sdbench.arrays import F64
 from sdbench.stats import student_t
-from sdbench.stats.intervals import column, standard_error
+from sdbench.stats.intervals import as_column, standard_error
 
 Verdict = Literal["pass", "regressed", "inconclusive", "incomparable"]
 
 _DRAWS = 4000
 _SEED = 20240521
-_SUREST = 1 - 1e-12  # Student's distribution is right to 1e-13
-_FEW_ROUNDS = 5  # fewer cannot be resampled: the bounds are then as wide as Student's at least
+_MAX_LEVEL = 1 - 1e-12  # our Student's distribution is right to 1e-13
+_FEW_ROUNDS = 5  # fewer are too few to resample: the bounds are then at least as wide as Student's
 
 
 @dataclass(frozen=True)
 class BetweenRuns:
-    """How far two runs of one model lie apart: the standard deviation of their difference, and the runs it was estimated from, 2 or more."""
+    """How far two runs of one model lie apart: the standard deviation of their difference, and the number of runs (2 or more) behind it."""
 
     deviation: float
     runs: int
@@ -41,12 +43,13 @@ class BetweenRuns:
 
 @dataclass(frozen=True)
 class Bounds:
-    """A difference between candidate and baseline between two one-sided bounds; n pairs or rounds.
+    """A difference between candidate and baseline, with its two one-sided bounds.
 
     Attributes:
-        standard_error: of the sample alone.
-        skewness: of the mean, which is that of the sample over sqrt(n); 0 where the bounds are not corrected for it.
-        between: noise that the bounds hold beside the sample's, which more of the sample would not shrink.
+        standard_error: from the sample alone.
+        n: number of pairs or rounds.
+        between: noise between runs that the bounds include; a larger sample would not reduce it.
+        skewness: skewness of the mean, the sample's over sqrt(n); 0 where the bounds are not corrected for it.
     """
 
     low: float
@@ -58,28 +61,29 @@ class Bounds:
     skewness: float = 0.0
 
     def __neg__(self) -> "Bounds":
-        """The same difference seen from the other side: turns lower-is-better into plus = better."""
+        """The difference with the opposite sign: turns lower-is-better into plus = better."""
         return replace(self, low=-self.high, high=-self.low, difference=-self.difference, skewness=-self.skewness)
 
 
 def paired_mean_bounds(difference: npt.ArrayLike, level: float = 0.95, *, unseen: float = 0.0) -> Bounds:
-    """Mean of paired differences between one-sided t bounds, each at `level`, wider on the side of a long tail (`_stretched`).
+    """Mean of paired differences with one-sided t bounds, wider on the side of a long tail (see `_stretch_quantile`).
 
-    One entry a prompt: average the samples of a prompt first, for they are not independent. For a statistic of the whole
-    set (Frechet distance) pass the difference of the values plus the difference of the influence columns. All-zero
-    differences give bounds of zero width, or of what may be unseen; a single other difference, or a level so near 1 that its
-    quantile is not known, infinite ones.
+    Pass one difference for each prompt: average the samples of a prompt first, for they are not independent. For a statistic of the
+    whole set (Frechet distance) pass the difference of the values plus the difference of the influence columns. Differences that are all 0
+    give bounds of zero width, or as wide as `unseen` allows. A single difference other than 0, or a level so near 1 that its quantile is
+    not known, gives infinite bounds.
 
     Args:
         difference: (n,).
-        level: of each bound.
-        unseen: the largest difference of a prompt where all of these are 0 by chance. Prompts that differ have then, at this
-            level, a share of at most 1 - (1 - level)^(1/n) (Clopper and Pearson 1934); the standard error is as if one did.
+        level: confidence level of each bound.
+        unseen: where all n differences are 0, perhaps by chance: the largest difference that a prompt could have. At this level, the
+            share of prompts that differ is then at most 1 - (1 - level)^(1/n) (Clopper and Pearson 1934). The standard error is as if
+            one prompt did.
 
     Raises:
         ValueError: not one-dimensional, empty, or not finite.
     """
-    difference = column(difference, "difference")
+    difference = as_column(difference, "difference")
     n, mean = len(difference), float(difference.mean())
     if not difference.any():
         hidden = unseen * (1 - (1 - level) ** (1 / n))
@@ -87,34 +91,34 @@ def paired_mean_bounds(difference: npt.ArrayLike, level: float = 0.95, *, unseen
     if n == 1:
         return Bounds(-math.inf, math.inf, mean, math.inf, n)
     error, skewness = standard_error(difference), _skewness(difference) / math.sqrt(n)
-    if level > _SUREST:
+    if level > _MAX_LEVEL:
         return Bounds(-math.inf, math.inf, mean, error, n, skewness=skewness)
     t = student_t.quantile(level, n - 1)
-    low, high = mean - _stretched(t, -skewness) * error, mean + _stretched(t, skewness) * error
+    low, high = mean - _stretch_quantile(t, -skewness) * error, mean + _stretch_quantile(t, skewness) * error
     return Bounds(low, high, mean, error, n, skewness=skewness)
 
 
-def _stretched(t: float, skewness: float) -> float:
-    """The quantile of t on the side of a long tail, for a mean of this skewness; as it is on the other, where it is too large.
+def _stretch_quantile(t: float, skewness: float) -> float:
+    """The quantile of t, corrected for the skewness of the mean on the side of its long tail; unchanged on the other, where it is too large.
 
-    Where each prompt loses the same with a small chance, the mean stands for a number of faults K, with standard error sqrt(K) and
-    skewness g = 1 / sqrt(K). Its upper limit is half a quantile of chi-square with 2 K + 2 degrees of freedom (Garwood 1936, the
-    Poisson limit of Clopper and Pearson 1934), which the expansion of Cornish and Fisher 1938 makes
+    Where each prompt has the same loss with the same small chance, the mean stands for a number of faults K, with standard error sqrt(K) and
+    skewness g = 1 / sqrt(K). The upper limit of K is half a quantile of chi-square with 2 K + 2 degrees of freedom (Garwood 1936, the
+    Poisson limit of Clopper and Pearson 1934). By the expansion of Cornish and Fisher 1938 this is
 
         K + z sqrt(K) + (z^2 + 2) / 3 + (z^3 + 11 z) / (36 sqrt(K)) + O(1 / K)  =  K + (z + (z^2 + 2) g / 3 + (z^3 + 11 z) g^2 / 36) sqrt(K),
 
-    so that the size of a fault need not be known. The first term of Edgeworth's series (Hall 1992, 3.3), (2 z^2 + 1) g / 6, lacks
+    so the size of a fault need not be known. The first term of Edgeworth's series (Hall 1992, 3.3), (2 z^2 + 1) g / 6, lacks
     half a step between two numbers of faults, and the second order.
     """
     tail = max(0.0, skewness)
     return t + (t**2 + 2) / 3 * tail + (t**3 + 11 * t) / 36 * tail**2
 
 
-def _unstretched(stretched: float, skewness: float) -> float:
-    """The quantile of t, above 0, that `_stretched` makes this of, by bisection."""
+def _unstretch_quantile(stretched: float, skewness: float) -> float:
+    """The inverse of `_stretch_quantile` for quantiles above 0, by bisection."""
     low, high = 0.0, stretched
     while (middle := (low + high) / 2) not in (low, high):
-        low, high = (middle, high) if _stretched(middle, skewness) < stretched else (low, middle)
+        low, high = (middle, high) if _stretch_quantile(middle, skewness) < stretched else (low, middle)
     return high
 
 
@@ -126,26 +130,26 @@ def _skewness(values: F64) -> float:
 
 
 def ratio_bounds(candidate_rounds: npt.ArrayLike, baseline_rounds: npt.ArrayLike, level: float = 0.95) -> Bounds:
-    """Log ratio of median times, candidate over baseline (plus = slower), between one-sided bootstrap bounds.
+    """Log ratio of median times, candidate over baseline (plus = slower), with one-sided bootstrap bounds.
 
-    Both are rounds x calls in one unit; the shapes may differ. Calls of one round share the machine's mood, so whole rounds
-    are drawn, and a single round on either side gives infinite bounds. Percentile bounds (Efron 1979), expanded to the
-    quantiles of t because a few rounds resampled spread too little (Hesterberg 2015, 3.4), with the degrees of freedom of
-    Welch 1947; with fewer than 5 rounds Student's t bounds of their medians where those are wider. n is the number of rounds
-    on the smaller side.
+    Both inputs are rounds x calls in the same unit; their shapes may differ. Calls of one round are not independent, because the machine's
+    speed drifts between rounds. So whole rounds are resampled, and a single round on either side gives infinite bounds. The bounds are
+    percentile bounds (Efron 1979), expanded to the quantiles of t because a few resampled rounds spread too little (Hesterberg 2015, 3.4),
+    with the degrees of freedom of Welch 1947. With fewer than 5 rounds, Student's t bounds of the rounds' medians are used where they
+    are wider. n is the smaller number of rounds.
 
     Raises:
         ValueError: ragged, empty, or times that are not positive and finite.
     """
-    candidate, baseline = _rounds(candidate_rounds, "candidate rounds"), _rounds(baseline_rounds, "baseline rounds")
+    candidate, baseline = _as_rounds(candidate_rounds, "candidate rounds"), _as_rounds(baseline_rounds, "baseline rounds")
     difference = float(np.log(np.median(candidate)) - np.log(np.median(baseline)))
     n = min(len(candidate), len(baseline))
     if n == 1:
         return Bounds(-math.inf, math.inf, difference, math.inf, n)
     random = np.random.default_rng(_SEED)
-    draws = np.log(_median_draws(candidate, random)) - np.log(_median_draws(baseline, random))
+    draws = np.log(_resample_medians(candidate, random)) - np.log(_resample_medians(baseline, random))
     expansion = math.sqrt(n / (n - 1))
-    error, df = _combined(_of_medians(candidate), _of_medians(baseline))
+    error, df = _combine_variances(_variance_of_medians(candidate), _variance_of_medians(baseline))
     t = student_t.quantile(level, df)
     tail = NormalDist().cdf(-expansion * t)
     low, high = np.quantile(draws, [tail, 1 - tail])
@@ -154,21 +158,25 @@ def ratio_bounds(candidate_rounds: npt.ArrayLike, baseline_rounds: npt.ArrayLike
     return Bounds(float(low), float(high), difference, float(draws.std()) * expansion, n)
 
 
-def widened(bounds: Bounds, between: BetweenRuns, level: float = 0.95) -> Bounds:
-    """Bounds with another, independent part of the difference, which its sample does not show.
+def widen(bounds: Bounds, between: BetweenRuns, level: float = 0.95) -> Bounds:
+    """Add noise between runs, which the sample does not show, to the bounds.
 
-    Half widths are added as variances are, each with the t quantile of its own degrees of freedom.
+    Half widths are added in quadrature, each with the t quantile of its own degrees of freedom.
     """
-    half = _half_between(between, level)
+    half = _half_width_between(between, level)
     low, high = (bounds.difference + sign * math.hypot(end - bounds.difference, half) for sign, end in ((-1, bounds.low), (1, bounds.high)))
     return replace(bounds, low=low, high=high, between=between)
 
 
 def decide(bounds: Bounds, margin: float) -> Verdict:
-    """Pass, regressed or inconclusive, for bounds oriented so that plus = better, and the loss one is ready to accept.
+    """Pass, regressed or inconclusive.
 
-    Pass if the candidate is surely not worse by the margin (low > -margin), regressed if it surely is (high < -margin).
-    What did not change at all passes at any margin, 0 too.
+    Pass if the candidate is surely worse by less than the margin, or better (low > -margin); regressed if it is surely worse by more
+    (high < -margin). No change at all passes at any margin, 0 included.
+
+    Args:
+        bounds: of the difference, plus = better.
+        margin: the acceptable loss.
 
     Raises:
         ValueError: a margin below 0, or NaN.
@@ -182,34 +190,34 @@ def decide(bounds: Bounds, margin: float) -> Verdict:
     return "regressed" if bounds.high < -margin else "inconclusive"
 
 
-def regression_p(bounds: Bounds, margin: float) -> float:
-    """One-sided p value of "not worse than the margin"; what `holm` takes when several metrics are judged at once.
+def regression_p_value(bounds: Bounds, margin: float) -> float:
+    """One-sided p value of the hypothesis "not worse than the margin", for `holm` where several metrics are judged at once.
 
-    Below a half it is, of paired differences, 1 - the level at which their high bound reaches the margin. Rounds have Student's
-    t test, for resampling a few of them says nothing of levels near 1.
+    For paired differences, a p value below 0.5 is 1 - the level at which the high bound reaches the margin. Rounds get Student's
+    t test, since resampling a few rounds tells nothing about levels near 1.
     """
     gap, between = bounds.difference + margin, bounds.between
     if math.isinf(bounds.standard_error):
         return 0.5
     sample = bounds.standard_error**2, max(bounds.n - 1, 1)
-    error, df = _combined(sample, (between.deviation**2, between.runs - 1)) if between else _combined(sample)
+    error, df = _combine_variances(sample, (between.deviation**2, between.runs - 1)) if between else _combine_variances(sample)
     if error == 0:
         return 1.0 if gap >= 0 else 0.0
     t = gap / error
-    return student_t.cdf(t if t >= 0 else -_unstretched(-t, bounds.skewness), df)
+    return student_t.cdf(t if t >= 0 else -_unstretch_quantile(-t, bounds.skewness), df)
 
 
 def holm(
     p_values: Sequence[float], alpha: float = 0.05, nominal: Sequence[Callable[[float], float]] | None = None, untested: int = 0
 ) -> tuple[bool, ...]:
-    """Which hypotheses are rejected, in the order given, with a chance of any false one below alpha (Holm 1979).
+    """Which hypotheses are rejected, in the given order; the chance of any false rejection is at most alpha (Holm 1979).
 
     Args:
-        p_values: one of each hypothesis.
+        p_values: one for each hypothesis.
         alpha: chance of any false rejection.
-        nominal: for each hypothesis, the level at which this look tests it, from the level that all its looks may spend
-            (Maurer and Bretz 2013); None where there is one look.
-        untested: further hypotheses of the family, which only a later look tests.
+        nominal: for each hypothesis, a function from the level that all its looks may spend to the level at which this look tests it
+            (Maurer and Bretz 2013); None where there is a single look.
+        untested: number of further hypotheses in the family, which only a later look tests.
 
     Raises:
         ValueError: a p value outside 0..1, or NaN.
@@ -217,7 +225,7 @@ def holm(
     if bad := [p for p in p_values if not 0 <= p <= 1]:
         raise ValueError(f"p values must lie in 0..1, found {bad[0]}")
     rejected: set[int] = set()
-    while len(rejected) < len(p_values):  # the levels of hypotheses differ, so their p values have no one order
+    while len(rejected) < len(p_values):  # levels differ between hypotheses, so sorting the p values would not do
         share = alpha / (len(p_values) + untested - len(rejected))
         fresh = {index for index, p in enumerate(p_values) if p <= (nominal[index](share) if nominal else share)} - rejected
         if not fresh:
@@ -227,31 +235,31 @@ def holm(
 
 
 def needed_n(bounds: Bounds, margin: float, level: float = 0.95) -> int | None:
-    """The smallest number of pairs at which the present mean difference and spread would bring pass or regressed.
+    """The smallest number of pairs that would bring "pass" or "regressed" if mean difference and spread stayed as they are.
 
-    An outlook, not a promise: the mean will move. None where no number would do: the mean lies nearer to the margin than two
-    runs lie to each other, or on it, or the spread is unknown.
+    An estimate, not a promise: the mean will change. None where no number would do: the mean is on the margin, or nearer to it than two
+    runs are to each other, or the spread is unknown.
     """
     ahead, spread = bounds.difference + margin, bounds.standard_error * math.sqrt(bounds.n)
     gap, skewness = (ahead, -bounds.skewness) if ahead > 0 else (-ahead, bounds.skewness)
-    gap = math.sqrt(max(0.0, gap**2 - _half_between(bounds.between, level) ** 2)) if bounds.between else gap
+    gap = math.sqrt(max(0.0, gap**2 - _half_width_between(bounds.between, level) ** 2)) if bounds.between else gap
 
-    def half(n: int) -> float:
-        return _stretched(student_t.quantile(level, n - 1), skewness * math.sqrt(bounds.n / n)) * spread
+    def half_width(n: int) -> float:
+        return _stretch_quantile(student_t.quantile(level, n - 1), skewness * math.sqrt(bounds.n / n)) * spread
 
-    widest = half(3)
+    widest = half_width(3)
     if not math.isfinite(spread) or gap <= 1e-9 * widest:
         return None
     enough = 3 + math.ceil((widest / gap) ** 2)
-    return bisect.bisect_left(range(enough), True, lo=2, key=lambda n: half(n) < gap * math.sqrt(n))
+    return bisect.bisect_left(range(enough), True, lo=2, key=lambda n: half_width(n) < gap * math.sqrt(n))
 
 
-def _half_between(between: BetweenRuns, level: float) -> float:
-    """Half width of the bounds that the noise between runs alone would give."""
+def _half_width_between(between: BetweenRuns, level: float) -> float:
+    """Half width of the bounds from the noise between runs alone."""
     return student_t.quantile(level, between.runs - 1) * between.deviation
 
 
-def _rounds(rounds: npt.ArrayLike, name: str) -> F64:
+def _as_rounds(rounds: npt.ArrayLike, name: str) -> F64:
     array = np.asarray(rounds, dtype=np.float64)
     if array.ndim != 2 or array.size == 0 or not (np.isfinite(array) & (array > 0)).all():
         raise ValueError(
@@ -260,17 +268,19 @@ def _rounds(rounds: npt.ArrayLike, name: str) -> F64:
     return array
 
 
-def _of_medians(rounds: F64) -> tuple[float, int]:
-    """Variance of the mean log median of at least 2 rounds, and its degrees of freedom."""
+def _variance_of_medians(rounds: F64) -> tuple[float, int]:
+    """Variance of the mean of log medians over 2 or more rounds, and its degrees of freedom."""
     logs = np.log(np.median(rounds, axis=1))
-    return float((logs - logs[0]).var(ddof=1)) / len(logs), len(logs) - 1  # from the first, so that equal rounds have exactly none
+    return float((logs - logs[0]).var(ddof=1)) / len(logs), len(
+        logs
+    ) - 1  # relative to the first, so that equal rounds have a variance of exactly 0
 
 
-def _combined(*parts: tuple[float, int]) -> tuple[float, int]:
+def _combine_variances(*parts: tuple[float, int]) -> tuple[float, int]:
     """Standard error of a sum of independent parts, and its degrees of freedom, rounded down (Satterthwaite 1946).
 
     Args:
-        parts: of each its variance and degrees of freedom.
+        parts: variance and degrees of freedom of each part.
     """
     variance = sum(part for part, _ in parts)
     if variance == 0:
@@ -278,7 +288,7 @@ def _combined(*parts: tuple[float, int]) -> tuple[float, int]:
     return math.sqrt(variance), math.floor(1 / sum((part / variance) ** 2 / df for part, df in parts) + 1e-9)
 
 
-def _median_draws(rounds: F64, random: np.random.Generator) -> F64:
+def _resample_medians(rounds: F64, random: np.random.Generator) -> F64:
     """Medians of resampled rounds => (draws,)."""
     picks = random.integers(len(rounds), size=(_DRAWS, len(rounds)))
     medians: F64 = np.median(rounds[picks].reshape(_DRAWS, -1), axis=1)

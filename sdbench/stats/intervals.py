@@ -1,4 +1,4 @@
-"""Intervals that readers are shown: two-sided, 95 %; numpy only (scipy where a function says so). `decisions` has the bounds that decide."""
+"""Intervals for readers: two-sided, 95 %; numpy only, but for rank correlations. `decisions` has the bounds behind verdicts."""
 
 import math
 from collections.abc import Sequence
@@ -17,20 +17,20 @@ class Estimate:
     """A value and its interval.
 
     Attributes:
-        n: observations behind it.
-        enough: False where n is too small for an interval at this level; low and high are then the range of what was seen.
+        n: number of observations behind it.
+        has_interval: False where n is too small for an interval at this level; low and high are then the range of the observations.
     """
 
     value: float
     low: float
     high: float
     n: int
-    enough: bool = True
+    has_interval: bool = True
 
 
 @dataclass(frozen=True)
 class WinRate:
-    """Share of pairs the candidate wins, ties counted half, with the counts."""
+    """Share of pairs that the candidate wins, ties counted half, with the counts."""
 
     estimate: Estimate
     wins: int
@@ -41,17 +41,17 @@ class WinRate:
 def mean_interval(values: npt.ArrayLike, level: float = 0.95) -> Estimate:
     """Mean and Student's t interval (Student 1908).
 
-    Chosen over a bootstrap: t covers scores that spread about their mean from some 20 images on, where BCa falls short, and
-    nothing is drawn. What is sparse or skewed, such as a share near 0 or 1 or the difference of two, it covers less often than
-    it says (`decisions` has figures). A single value has no interval (`enough` is False).
+    Chosen over a bootstrap because it needs no random draws and holds its coverage from some 20 images on, where BCa falls short. For
+    sparse or skewed values, such as a share near 0 or 1 or the difference of two shares, its coverage is lower than stated (`decisions` has
+    figures). A single value has no interval (`has_interval` is False).
 
     Raises:
         ValueError: not one-dimensional, empty, or not finite.
     """
-    values = column(values, "values")
+    values = as_column(values, "values")
     n, mean = len(values), float(values.mean())
     half = 0.0 if n == 1 else student_t.quantile((1 + level) / 2, n - 1) * standard_error(values)
-    return Estimate(mean, mean - half, mean + half, n, enough=n > 1)
+    return Estimate(mean, mean - half, mean + half, n, has_interval=n > 1)
 
 
 def proportion_interval(successes: float, n: int, level: float = 0.95) -> Estimate:
@@ -62,10 +62,10 @@ def proportion_interval(successes: float, n: int, level: float = 0.95) -> Estima
     """
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"a share needs 0 <= successes <= n and n >= 1, found {successes} of {n}")
-    return _score_interval(successes / n, successes / n * (1 - successes / n), n, level)
+    return _wilson_interval(successes / n, successes / n * (1 - successes / n), n, level)
 
 
-def _score_interval(share: float, variance: float, n: int, level: float = 0.95) -> Estimate:
+def _wilson_interval(share: float, variance: float, n: int, level: float = 0.95) -> Estimate:
     """Wilson's interval for the mean of n numbers in 0..1 with this variance."""
     z = NormalDist().inv_cdf((1 + level) / 2)
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
@@ -74,34 +74,34 @@ def _score_interval(share: float, variance: float, n: int, level: float = 0.95) 
 
 
 def wins_interval(candidate: npt.ArrayLike, baseline: npt.ArrayLike) -> WinRate:
-    """How often the candidate's score is the higher on the same prompt, (n,) and (n,); ties half.
+    """How often the candidate's score is the higher one on the same prompt, (n,) and (n,); a tie counts half.
 
-    Wilson's interval, in which share (1 - share) gives way to what wins, halves and losses vary by: a tie varies less than a
-    coin. Without ties the two are equal.
+    Wilson's interval, with share (1 - share) replaced by the variance of wins, halves and losses, since ties vary less than a coin.
+    Without ties the two are equal.
 
     Raises:
-        ValueError: other lengths, empty, or not finite.
+        ValueError: lengths that differ, empty, or not finite.
     """
-    candidate, baseline = column(candidate, "candidate"), column(baseline, "baseline")
+    candidate, baseline = as_column(candidate, "candidate"), as_column(baseline, "baseline")
     if len(candidate) != len(baseline):
         raise ValueError(f"paired scores must have one length, found {len(candidate)} and {len(baseline)}")
     wins, losses = int((candidate > baseline).sum()), int((candidate < baseline).sum())
     n, ties = len(candidate), len(candidate) - wins - losses
     share = (wins + ties / 2) / n
     variance = (wins + ties / 4) / n - share**2
-    return WinRate(_score_interval(share, max(0.0, variance), n), wins, ties, losses)
+    return WinRate(_wilson_interval(share, max(0.0, variance), n), wins, ties, losses)
 
 
 def standard_error_interval(value: float, influence: npt.ArrayLike, level: float = 0.95, systematic: float = 0.0) -> Estimate:
-    """A statistic of the whole set with the interval of its influence column, value +- (t std / sqrt(n) + systematic).
+    """A statistic of the whole set, with an interval from its influence column: value +- (t std / sqrt(n) + systematic).
 
-    For a Frechet distance it covers what the distance is on average *at this n*; for FID-infinity, whose curvature is the
-    systematic part, what it would be with unlimited images.
+    For a Frechet distance the interval covers the average distance *at this n*. For FID-infinity, whose curvature is the systematic
+    part, it covers the distance with unlimited images.
 
     Raises:
         ValueError: fewer than 2 images, or not finite.
     """
-    influence = column(influence, "influence")
+    influence = as_column(influence, "influence")
     n = len(influence)
     if n < 2 or not math.isfinite(value):
         raise ValueError(f"a standard error needs a finite value and at least 2 images, found {value} and {n}")
@@ -110,28 +110,30 @@ def standard_error_interval(value: float, influence: npt.ArrayLike, level: float
 
 
 def rank_correlation(one: npt.ArrayLike, other: npt.ArrayLike, one_draws: npt.ArrayLike, other_draws: npt.ArrayLike) -> Estimate:
-    """Spearman's rank correlation of two values of each model, with the middle 95 % of what resampled prompts give.
+    """Spearman's rank correlation of two metrics over models, with the middle 95 % of the correlations from resampled prompts.
+
+    The range shows how easily the order of these models changes; it is not a confidence interval. Resampling adds the prompts'
+    noise a second time, which shuffles ranks further, so the range is too low and can miss the true correlation altogether.
 
     Args:
-        one: (models,), and `one_draws` (draws, models): the same from prompts drawn with replacement.
-        other: likewise, from the same draws.
-
-    That range says how easily the order of these models is upset; it is no confidence interval. Resampling adds the prompts'
-    noise a second time, which shuffles ranks further, so that it lies too low and can miss the true correlation altogether.
+        one: a metric's value of each model, (models,).
+        other: the other metric's, (models,).
+        one_draws: the values of `one` from prompts drawn with replacement, (draws, models).
+        other_draws: likewise for `other`, from the same draws.
 
     Raises:
         ValueError: fewer than 3 models.
     """
-    one, other = column(one, "values"), column(other, "values")
+    one, other = as_column(one, "values"), as_column(other, "values")
     if len(one) < 3:
         raise ValueError(f"a rank correlation needs at least 3 models, found {len(one)}")
-    draws = _spearman(np.asarray(one_draws, np.float64), np.asarray(other_draws, np.float64))
+    draws = _spearman_by_row(np.asarray(one_draws, np.float64), np.asarray(other_draws, np.float64))
     low, high = np.nanquantile(draws, [0.025, 0.975])
-    return Estimate(float(_spearman(one[None], other[None])[0]), float(low), float(high), len(one))
+    return Estimate(float(_spearman_by_row(one[None], other[None])[0]), float(low), float(high), len(one))
 
 
-def _spearman(one: F64, other: F64) -> F64:
-    """Row by row; NaN where all of a row are equal."""
+def _spearman_by_row(one: F64, other: F64) -> F64:
+    """The correlation of each row with its counterpart; NaN where all of a row are equal."""
     from scipy.stats import rankdata
 
     ranks = [rankdata(rows, axis=1) for rows in (one, other)]
@@ -142,38 +144,38 @@ def _spearman(one: F64, other: F64) -> F64:
 
 
 def time_quantile(rounds: Sequence[npt.ArrayLike], q: float, level: float = 0.95) -> Estimate:
-    """Quantile q of all times together (linear between order statistics), with an interval that takes rounds as what is independent.
+    """Quantile q of all times together (linear between order statistics), with an interval that treats rounds, not calls, as independent.
 
-    Calls of one round share the machine's mood: an interval that takes them all as independent covers 74 to 85 % where rounds
-    spread as much as calls or more. So it is Student's t interval of the rounds' own quantiles, of their logarithms since they
-    are times, around the quantile of all. `enough` is False for a single round, and where a round has fewer than
-    1 / min(q, 1 - q) calls to have such a quantile.
+    The machine's speed drifts between rounds. An interval that treats all calls as independent covers only 74 to 85 % where rounds
+    vary as much as calls or more. So this is Student's t interval of the rounds' own quantiles, on a log scale since they are times, around
+    the quantile of all calls. `has_interval` is False for a single round, and where a round has fewer than 1 / min(q, 1 - q) calls, too
+    few for such a quantile.
 
     Args:
-        rounds: rounds x calls, positive; their lengths may differ.
+        rounds: rounds x calls, positive; rounds may differ in length.
 
     Raises:
-        ValueError: q outside 0..1 (open), no round, one that is empty, or times that are not positive and finite.
+        ValueError: q outside 0..1 (open), no rounds, an empty round, or times that are not positive and finite.
     """
     if not 0 < q < 1:
         raise ValueError(f"a quantile must lie between 0 and 1, found {q}")
-    columns = [column(times, "times of a round") for times in rounds]
-    together = column(np.concatenate(columns) if columns else [], "times")
+    columns = [as_column(times, "times of a round") for times in rounds]
+    together = as_column(np.concatenate(columns) if columns else [], "times")
     if together.min() <= 0:
         raise ValueError(f"times must be positive, found {together.min()}")
     value, n = float(np.quantile(together, q)), len(together)
     if len(columns) < 2 or min(map(len, columns)) * min(q, 1 - q) < 1 - 1e-9:
-        return Estimate(value, float(together.min()), float(together.max()), n, enough=False)
+        return Estimate(value, float(together.min()), float(together.max()), n, has_interval=False)
     own = np.log([np.quantile(times, q) for times in columns])
     factor = math.exp(student_t.quantile((1 + level) / 2, len(own) - 1) * standard_error(own))
     return Estimate(value, value / factor, value * factor, n)
 
 
-def column(values: npt.ArrayLike, name: str) -> F64:
-    """A non-empty column of finite numbers, float64.
+def as_column(values: npt.ArrayLike, name: str) -> F64:
+    """The values as a non-empty float64 column of finite numbers.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: they are something else.
     """
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or array.size == 0 or not np.isfinite(array).all():
@@ -184,5 +186,5 @@ def column(values: npt.ArrayLike, name: str) -> F64:
 
 
 def standard_error(values: F64) -> float:
-    """Of the mean of n >= 2 numbers."""
+    """Standard error of the mean of n >= 2 numbers."""
     return float(values.std(ddof=1)) / math.sqrt(len(values))

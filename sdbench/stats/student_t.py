@@ -1,4 +1,4 @@
-"""Student's t distribution for whole degrees of freedom, without SciPy: importing it would take most of the gate's second."""
+"""Student's t distribution for whole degrees of freedom. Without SciPy, whose import would take most of the gate's second."""
 
 import math
 from functools import cache
@@ -6,11 +6,11 @@ from statistics import NormalDist
 
 import numpy as np
 
-_MANY = 500  # degrees of freedom from which the expansion about the normal quantile is right to 12 digits
+_LARGE_DF = 500  # from here on the expansion about the normal quantile is right to 12 digits
 
 
 def cdf(t: float, df: int) -> float:
-    """P(T <= t): a finite sum of powers of cos^2 (Abramowitz and Stegun 1964, 26.7.3 and 26.7.4); absolute error below 1e-13.
+    """P(T <= t), as a finite sum of powers of cos^2 (Abramowitz and Stegun 1964, 26.7.3 and 26.7.4); absolute error below 1e-13.
 
     Raises:
         ValueError: df < 1.
@@ -24,18 +24,18 @@ def cdf(t: float, df: int) -> float:
     powers = np.cumprod(math.cos(angle) ** 2 * (2 * steps - 1 + odd) / (2 * steps + odd))
     total = math.sin(angle) * (1 + float(powers.sum()))
     above_half = (angle + (math.cos(angle) * total if df > 1 else 0.0)) / math.pi if odd else total / 2
-    return min(1.0, max(0.0, 0.5 + above_half))  # rounding can pass the ends
+    return min(1.0, max(0.0, 0.5 + above_half))  # rounding can leave 0..1
 
 
 @cache
 def quantile(p: float, df: int) -> float:
-    """The t with P(T <= t) = p, by bisection; from 500 degrees of freedom on by the expansion of 26.7.5.
+    """The t with P(T <= t) = p: by bisection, and from 500 degrees of freedom on by the expansion 26.7.5.
 
     Raises:
         ValueError: p outside 0..1 (open), or df < 1.
     """
     z = NormalDist().inv_cdf(p)
-    if df >= _MANY:
+    if df >= _LARGE_DF:
         second, third = (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
         fourth = (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160
         return z + (z**3 + z) / 4 / df + second / df**2 + third / df**3 + fourth / df**4

@@ -9,21 +9,21 @@ import pytest
 
 from distillation import describe, samples, train
 from distillation.estimate import Memory
-from distillation.recipe import Recipe, read
+from distillation.recipe import Recipe, load_recipe
 from sdbench.scenes.training import evaluation
 
 
 @pytest.fixture(scope="session")
 def vega() -> Recipe:
-    recipe = read("vega")
+    recipe = load_recipe("vega")
     stages = tuple(stage.model_copy(update={"share": share}) for stage, share in zip(recipe.stages, (0.4, 0.6), strict=True))
     scenes = recipe.scenes.model_copy(update={"pictures": 8, "batch": 2, "warmup": 1})
     return recipe.model_copy(update={"stages": stages, "scenes": scenes})
 
 
 @pytest.fixture(scope="module", autouse=True)
-def a_glance() -> Iterator[None]:
-    """One denoising step makes as many pictures as all, and a batch as many losses; what they come to is not asked of a tiny student."""
+def fast_sampling() -> Iterator[None]:
+    """Draw samples in one step and average final losses over one batch; a tiny student's samples and losses need no quality."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluation, "STEPS", 1)
         patch.setattr(samples, "STEPS", 1)
@@ -33,23 +33,23 @@ def a_glance() -> Iterator[None]:
 
 
 @pytest.fixture
-def no_counting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seconds of shapes through networks; a full-size run's estimate is tested with its own numbers."""
-    monkeypatch.setattr(describe, "memory", lambda *_, **__: Memory(**dict.fromkeys(Memory.__dataclass_fields__, 10**9)))
+def fake_estimates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace estimates that take seconds; `test_estimate.py` tests the real ones."""
+    monkeypatch.setattr(describe, "estimate_memory", lambda *_, **__: Memory(**dict.fromkeys(Memory.__dataclass_fields__, 10**9)))
     monkeypatch.setattr(describe, "unet_macs", lambda *_, **__: 10**12)
 
 
 @pytest.fixture(autouse=True)
-def notes(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where digests of pictures are noted."""
+def digest_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Folder in which digests of pictures are cached."""
     caches = tmp_path_factory.mktemp("caches")
     monkeypatch.setenv("XDG_CACHE_HOME", str(caches))
     return caches / "sdbench" / "pictures"
 
 
 @pytest.fixture
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where `datasets` keeps what it opened; it asks no Hub."""
+def datasets_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache for `datasets`, offline."""
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     return tmp_path / "cache"

@@ -1,4 +1,4 @@
-"""Runs with a tiny teacher: what a student is made of, that a stopped run ends as one that was not, and what is exported."""
+"""Runs with a tiny teacher: what a student consists of, that a stopped run ends like an unbroken one, and what is exported."""
 
 import errno
 import gc
@@ -21,16 +21,17 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from distillation import train
-from distillation.ablation.experiment import one_shot
+from distillation.ablation.experiment import one_shot_recipe
 from distillation.data import batches
-from distillation.export import Provenance, export
-from distillation.plan import MIDDLE
+from distillation.export import Provenance, export_student
+from distillation.plan import MIDDLE_ATTENTION
 from distillation.prune import prune
-from distillation.recipe import Recipe, read
-from distillation.recipe_tables import Keep
-from distillation.sensitivity.budget import TWIN
-from distillation.succession import warn_of_others
-from distillation.teacher import EMBEDDED, find, place
+from distillation.recipe import Recipe, load_recipe
+from distillation.recipe_tables import KeepBlocks
+from distillation.run_plan import check_run
+from distillation.sensitivity.budget import TIED_TO_MIDDLE
+from distillation.succession import warn_of_different_parts
+from distillation.teacher import EMBEDDED, fetch_folder, open_teacher_for
 from distillation.train import distil
 from sdbench.errors import UserError
 from sdbench.models.digest import weights_digest
@@ -45,16 +46,16 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 @pytest.fixture(scope="module")
 def living() -> list[int]:
-    """UNets that are there when each stage of `student` begins to train."""
+    """Number of UNets in memory when each stage of `student` starts to train."""
     return []
 
 
 @pytest.fixture(scope="module")
 def student(vega: Recipe, teacher_folder: Path, living: list[int], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder, before = tmp_path_factory.mktemp("run"), living_unets()
+    folder, before = tmp_path_factory.mktemp("run"), count_unets()
 
     def counted(*arguments: Any, **chosen: Any) -> nn.Module:
-        living.append(living_unets() - before)
+        living.append(count_unets() - before)
         return fit(*arguments, **chosen)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -62,13 +63,13 @@ def student(vega: Recipe, teacher_folder: Path, living: list[int], tmp_path_fact
         return distil(vega, "scenes", [teacher_folder], folder / "work", folder / "vega", steps=STEPS)
 
 
-def living_unets() -> int:
+def count_unets() -> int:
     gc.collect()
     return sum(type(thing) is UNet2DConditionModel for thing in gc.get_objects())
 
 
-def stage_done(student: Path, folder: Path) -> Path:
-    """A work folder as the student's run has it after the first stage."""
+def work_after_first_stage(student: Path, folder: Path) -> Path:
+    """A copy of the student's work folder without the second stage."""
     return shutil.copytree(student.parent / "work", folder / "work", ignore=shutil.ignore_patterns("2-depth"))
 
 
@@ -79,7 +80,7 @@ class Interrupted:
         self.stop, self.calls = stop, 0
 
     def __call__(self, *arguments: object) -> Callable[[int], Batch]:
-        of_step = batches.batches(*arguments)  # type: ignore[arg-type]
+        of_step = batches.numbered_batches(*arguments)  # type: ignore[arg-type]
 
         def batch(step: int) -> Batch:
             self.calls += 1
@@ -94,13 +95,13 @@ def test_a_stopped_run_ends_with_the_same_bytes_and_repeats_no_step(
     vega: Recipe, teacher_folder: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train, "fit", partial(fit, save_every_s=0))
-    run = partial(distil, vega, "scenes", [teacher_folder], stage_done(student, tmp_path), tmp_path / "out", steps=STEPS)
+    run = partial(distil, vega, "scenes", [teacher_folder], work_after_first_stage(student, tmp_path), tmp_path / "out", steps=STEPS)
     stopped, resumed = Interrupted(2), Interrupted(0)
-    monkeypatch.setattr(train, "batches", stopped)
+    monkeypatch.setattr(train, "numbered_batches", stopped)
     with pytest.raises(KeyboardInterrupt):
         run()
     assert not (tmp_path / "out").exists()
-    monkeypatch.setattr(train, "batches", resumed)
+    monkeypatch.setattr(train, "numbered_batches", resumed)
     out = run()
     assert resumed.calls == STEPS // 2 + train.FINAL_BATCHES - 1  # the first stage and the second one's first step were there
     assert (out / "unet" / WEIGHTS).read_bytes() == (student / "unet" / WEIGHTS).read_bytes()
@@ -108,7 +109,7 @@ def test_a_stopped_run_ends_with_the_same_bytes_and_repeats_no_step(
 
 
 @pytest.mark.gpu
-def test_a_card_trains_in_half_precision(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
+def test_a_gpu_trains_in_bfloat16(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
     settings = vega.scenes.model_copy(update={"dtype": "bfloat16", "checkpointing": True})
     recipe, places = vega.model_copy(update={"scenes": settings}), (tmp_path / "work", tmp_path / "out")
     trained = load_file(distil(recipe, "scenes", [teacher_folder], *places, steps=STEPS, device="cuda", unet_only=True) / WEIGHTS)
@@ -118,9 +119,9 @@ def test_a_card_trains_in_half_precision(vega: Recipe, teacher_folder: Path, tmp
 
 
 def of_two_batches(recipe: Recipe, teacher: Path, folder: Path) -> Path:
-    """Make a student whose every step sums up two batches, activations computed twice => its weights."""
+    """Train with two accumulated batches per step and gradient checkpointing => path of the weights."""
     changes = {"accumulation": 2, "checkpointing": True}
-    recipe = one_shot(recipe.model_copy(update={"scenes": recipe.scenes.model_copy(update=changes)}))
+    recipe = one_shot_recipe(recipe.model_copy(update={"scenes": recipe.scenes.model_copy(update=changes)}))
     return distil(recipe, "scenes", [teacher], folder / "work", folder / "out", steps=2, unet_only=True) / WEIGHTS
 
 
@@ -132,10 +133,10 @@ def test_two_processes_make_the_student_that_one_makes(vega: Recipe, teacher_fol
     moved = sum((tensor - cut[name]).square().sum() for name, tensor in alone.items()).sqrt()
     assert apart < 0.01 * moved
     (run,) = (tmp_path / "by-2" / "work").glob("vega-*")
-    assert [path.name for path in (tmp_path / "by-1" / "work").glob("vega-*")] == [run.name], "either can go on where the other stood"
+    assert [path.name for path in (tmp_path / "by-1" / "work").glob("vega-*")] == [run.name], "either can continue the other's run"
 
 
-def test_processes_that_cannot_share_out_a_step_are_refused_before_anything_is_made(
+def test_processes_that_cannot_share_a_step_evenly_are_refused_first(
     vega: Recipe, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Accelerator, "num_processes", 2)
@@ -145,13 +146,13 @@ def test_processes_that_cannot_share_out_a_step_are_refused_before_anything_is_m
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_step_that_a_gpu_has_no_room_for_ends_with_the_way_out(checkpointing: bool, vega: Recipe) -> None:
+def test_an_out_of_memory_error_tells_the_way_out(checkpointing: bool, vega: Recipe) -> None:
     settings = vega.sdxl.model_copy(update={"checkpointing": checkpointing})
     said = r"cuda has too little memory .* batch = 16, accumulation = 8 .*halve batch and double"
-    with pytest.raises(UserError, match=said) as error, train._enough_memory(settings, "cuda"):
+    with pytest.raises(UserError, match=said) as error, train._explain_out_of_memory(settings, "cuda"):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore of it")
     assert ("set checkpointing = true" in str(error.value)) != checkpointing
-    with pytest.raises(RuntimeError, match="something else"), train._enough_memory(settings, "cuda"):
+    with pytest.raises(RuntimeError, match="something else"), train._explain_out_of_memory(settings, "cuda"):
         raise RuntimeError("something else")
 
 
@@ -159,22 +160,22 @@ def test_a_finished_run_is_only_exported(
     vega: Recipe, teacher_folder: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batches = Interrupted(1)
-    monkeypatch.setattr(train, "batches", batches)
+    monkeypatch.setattr(train, "numbered_batches", batches)
     (left,) = (student.parent / "work").glob("vega-*/2-depth")
-    (left / "step-00000002").mkdir()  # of a run that was killed before it took its checkpoint away
+    (left / "step-00000002").mkdir()  # as left by a run killed before it removed its checkpoint
     out = distil(vega, "scenes", [teacher_folder], student.parent / "work", tmp_path / "again", steps=STEPS, unet_only=True)
     assert (out / WEIGHTS).read_bytes() == (student / "unet" / WEIGHTS).read_bytes()
     assert not (out / "model_index.json").exists()
     assert not (left / "step-00000002").exists()
 
 
-def test_a_disk_that_has_no_room_for_a_stages_student_keeps_its_checkpoint(
+def test_a_full_disk_keeps_the_stages_last_checkpoint(
     vega: Recipe, teacher_folder: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    run = partial(distil, vega, "scenes", [teacher_folder], stage_done(student, tmp_path), tmp_path / "out", steps=STEPS)
+    run = partial(distil, vega, "scenes", [teacher_folder], work_after_first_stage(student, tmp_path), tmp_path / "out", steps=STEPS)
     with monkeypatch.context() as patch:
         patch.setattr(UNet2DConditionModel, "save_pretrained", full)
         with pytest.raises(
@@ -187,11 +188,11 @@ def test_a_disk_that_has_no_room_for_a_stages_student_keeps_its_checkpoint(
 
 
 @pytest.mark.usefixtures("student")
-def test_a_stage_trains_beside_no_network_but_the_teacher(living: list[int]) -> None:
+def test_only_student_and_teacher_are_in_memory_during_a_stage(living: list[int]) -> None:
     assert living == [2, 2]
 
 
-def test_activations_computed_twice_give_the_same_student(vega: Recipe, teacher_folder: Path, student: Path, tmp_path: Path) -> None:
+def test_gradient_checkpointing_gives_the_same_student(vega: Recipe, teacher_folder: Path, student: Path, tmp_path: Path) -> None:
     frugal = vega.model_copy(update={"scenes": vega.scenes.model_copy(update={"checkpointing": True})})
     out = distil(frugal, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=STEPS)
     kept = load_file(student / "unet" / WEIGHTS)
@@ -200,7 +201,7 @@ def test_activations_computed_twice_give_the_same_student(vega: Recipe, teacher_
 
 
 def test_a_student_with_fewer_resnets_and_no_middle_trains_too(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
-    koala = one_shot(read("koala-700m")).model_copy(update={"scenes": vega.scenes})
+    koala = one_shot_recipe(load_recipe("koala-700m")).model_copy(update={"scenes": vega.scenes})
     out = distil(koala, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=1)
     assert resolve(str(out), name="student").architecture == "koala-700m"
     cut = prune(UNet2DConditionModel.from_pretrained(teacher_folder / "unet"), koala.plans[-1]).state_dict()
@@ -209,7 +210,7 @@ def test_a_student_with_fewer_resnets_and_no_middle_trains_too(vega: Recipe, tea
     assert not torch.equal(cut["up_blocks.0.resnets.1.conv1.weight"], trained["up_blocks.0.resnets.1.conv1.weight"])
 
 
-def test_what_the_student_makes_is_shown_after_each_stage(student: Path) -> None:
+def test_samples_are_saved_after_each_stage(student: Path) -> None:
     for stage in ("1-half", "2-depth"):
         (folder,) = (student.parent / "work").glob(f"vega-*/{stage}")
         assert [path.name for path in (folder / "samples").iterdir()] == [f"step-{STEPS // 2:08d}.png"]
@@ -229,7 +230,7 @@ def test_the_student_is_a_stock_pipeline_that_was_trained(vega: Recipe, teacher_
             assert (student / part / file.name).read_bytes() == file.read_bytes()
 
 
-def test_provenance_says_how_it_was_made(vega: Recipe, teacher_folder: Path, student: Path) -> None:
+def test_provenance_records_how_the_student_was_made(vega: Recipe, teacher_folder: Path, student: Path) -> None:
     noted = json.loads((student / "provenance.json").read_text())
     unet = UNet2DConditionModel.from_pretrained(student / "unet")
     assert noted["recipe_digest"] == vega.digest
@@ -245,21 +246,21 @@ def test_provenance_says_how_it_was_made(vega: Recipe, teacher_folder: Path, stu
         assert (student / "losses" / f"{stage}.jsonl").read_text() == log.read_text()
 
 
-def test_the_card_gives_the_teachers_licence(vega: Recipe, teacher_folder: Path, student: Path, tmp_path: Path) -> None:
+def test_the_model_card_has_the_teachers_licence(vega: Recipe, teacher_folder: Path, student: Path, tmp_path: Path) -> None:
     assert metadata_load(student / "README.md") == {"library_name": "diffusers", "tags": ["distillation", "vega"]}
     assert "which its folder does not name" in (student / "README.md").read_text()
     shutil.copytree(teacher_folder, tmp_path / "named")
     (tmp_path / "named" / "README.md").write_text("---\nlicense: openrail++\n---\nA teacher.\n")
-    teacher = find(tmp_path / "named", vega)
+    teacher = open_teacher_for(tmp_path / "named", vega)
     cut = prune(teacher.unet("float32", "cpu"), vega.plans[-1])
-    out = export(cut, tmp_path / "out", teacher, Provenance.of(vega, [teacher], cut), unet_only=True)
+    out = export_student(cut, tmp_path / "out", teacher, Provenance.from_run(vega, [teacher], cut), unet_only=True)
     assert metadata_load(out / "README.md")["license"] == "openrail++"
-    assert find(EMBEDDED, vega).licence == "apache-2.0"
-    (tmp_path / "named" / "README.md").write_text("---\nlicense: open: rail\n---\n")  # said before any training, which would end in it
+    assert open_teacher_for(EMBEDDED, vega).licence == "apache-2.0"
+    (tmp_path / "named" / "README.md").write_text("---\nlicense: open: rail\n---\n")  # refused before training, not after it
     with pytest.raises(
         UserError, match=r"cannot read the licence, which students inherit, from .*README.md: mapping values are not allowed"
     ):
-        find(tmp_path / "named", vega)
+        open_teacher_for(tmp_path / "named", vega)
 
 
 def test_several_teachers_licences_are_all_named(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
@@ -267,34 +268,34 @@ def test_several_teachers_licences_are_all_named(vega: Recipe, teacher_folder: P
         shutil.copytree(teacher_folder, tmp_path / name)
         (tmp_path / name / "README.md").write_text(f"---\nlicense: {licence}\n---\n")
     (tmp_path / "one" / "LICENSE.md").write_text("its text")
-    found = [find(tmp_path / name, vega) for name in ("one", "two", "one")] + [find(teacher_folder, vega)]
+    found = [open_teacher_for(tmp_path / name, vega) for name in ("one", "two", "one")] + [open_teacher_for(teacher_folder, vega)]
     cut = prune(found[0].unet("float32", "cpu"), vega.plans[-1])
-    out = export(cut, tmp_path / "out", found[0], Provenance.of(vega, found, cut))
+    out = export_student(cut, tmp_path / "out", found[0], Provenance.from_run(vega, found, cut))
     assert metadata_load(out / "README.md")["license"] == "other"
     assert "openrail++ and mit and one that is not named, as those of the teachers." in (out / "README.md").read_text()
     assert (out / "LICENSE.md").read_text() == "its text"
 
 
-def test_a_student_of_a_teacher_in_16_bit_files_alone_loads_without_naming_them(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
+def test_a_student_of_a_16_bit_teacher_loads_without_a_variant(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
     pipeline = StableDiffusionXLPipeline.from_pretrained(teacher_folder).to(torch.float16)
     pipeline.save_pretrained(tmp_path / "half", variant="fp16", max_shard_size="20kB")
     assert list((tmp_path / "half" / "text_encoder").glob("*.index.fp16.json"))
     (tmp_path / "half" / "vae" / "diffusion_pytorch_model.bin").write_bytes(b"of another kind")
-    teacher = find(tmp_path / "half", vega)
+    teacher = open_teacher_for(tmp_path / "half", vega)
     cut = prune(teacher.unet("float32", "cpu"), vega.plans[-1])
-    out = export(cut, tmp_path / "out", teacher, Provenance.of(vega, [teacher], cut))
+    out = export_student(cut, tmp_path / "out", teacher, Provenance.from_run(vega, [teacher], cut))
     loaded = StableDiffusionXLPipeline.from_pretrained(out, dtype=torch.float16)
     expected = pipeline.text_encoder.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.text_encoder.state_dict().items())
     assert not [path.name for path in out.rglob("*") if "fp16" in path.name or path.suffix == ".bin"]
 
 
-def test_teachers_of_another_noise_do_not_follow_each_other(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
+def test_teachers_with_different_noise_are_refused(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(teacher_folder, tmp_path / "other")
     config = tmp_path / "other" / "scheduler" / "scheduler_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"prediction_type": "epsilon"}))
-    with pytest.raises(UserError, match=r"another noise than that in .*: its scheduler's prediction_type is epsilon, not v_prediction"):
-        train.check(vega, "scenes", [teacher_folder, tmp_path / "other", teacher_folder])
+    with pytest.raises(UserError, match=r"other noise than the one in .*: its scheduler's prediction_type is epsilon, not v_prediction"):
+        check_run(vega, "scenes", [teacher_folder, tmp_path / "other", teacher_folder])
 
 
 @pytest.mark.parametrize(
@@ -307,53 +308,53 @@ def test_teachers_of_another_noise_do_not_follow_each_other(vega: Recipe, teache
         ("vae/config.json", {"latents_mean": [0.0, 1.0, 0.0, 1.0]}, "latents_mean"),
     ],
 )
-def test_a_teacher_of_another_diffusion_is_refused(
+def test_a_teacher_with_another_diffusion_process_is_refused(
     file: str, changes: dict[str, Any], said: str, vega: Recipe, teacher_folder: Path, tmp_path: Path
 ) -> None:
     config = shutil.copytree(teacher_folder, tmp_path / "other") / file
     kept = {key: value for key, value in json.loads(config.read_text()).items() if not key.startswith("beta_")}
     config.write_text(json.dumps(kept | changes))
     with pytest.raises(UserError, match=f"other is of another diffusion than is trained here: .*{said}"):
-        train.check(vega, "scenes", [tmp_path / "other"])
+        check_run(vega, "scenes", [tmp_path / "other"])
     with pytest.raises(UserError, match=said):
         LatentPool(tmp_path / "other", Pool(tmp_path, 1), tmp_path)
 
 
-def test_a_later_teacher_of_other_text_encoders_or_vae_is_named(
+def test_a_later_teacher_with_other_text_encoders_or_vae_gets_a_warning(
     vega: Recipe, teacher_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     StableDiffusionXLPipeline.from_pretrained(teacher_folder).to(torch.float16).save_pretrained(tmp_path / "half")
     tuned = shutil.copytree(teacher_folder, tmp_path / "tuned") / "text_encoder_2" / "model.safetensors"
     save_file({name: tensor + 1e-3 for name, tensor in load_file(tuned).items()}, tuned)
-    capsys.readouterr()  # diffusers may speak of the halves
-    warn_of_others([find(folder, vega) for folder in (teacher_folder, tmp_path / "half", tmp_path / "tuned")])
+    capsys.readouterr()  # diffusers may warn about float16
+    warn_of_different_parts([open_teacher_for(folder, vega) for folder in (teacher_folder, tmp_path / "half", tmp_path / "tuned")])
     (said,) = capsys.readouterr().err.splitlines()
     assert said.startswith(f"the teacher in {tmp_path / 'tuned'} has another text_encoder_2 than the first one in {teacher_folder}, but")
 
 
-def test_a_run_that_begins_anew_says_beside_which(vega: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_new_run_tells_how_earlier_ones_differ(vega: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     work = tmp_path / "work"
-    decides = {"recipe": vega.deciding("scenes"), "steps": 4}
-    before = train._place(work, "vega", decides)
+    decides = {"recipe": vega.training_digest("scenes"), "steps": 4}
+    before = train._run_folder(work, "vega", decides)
     assert capsys.readouterr().err == ""
     reworded = vega.model_copy(update={"middle": vega.middle.model_copy(update={"source": "a better one"})})
-    assert train._place(work, "vega", decides | {"recipe": reworded.deciding("scenes")}) == before
+    assert train._run_folder(work, "vega", decides | {"recipe": reworded.training_digest("scenes")}) == before
     lower = vega.model_copy(update={"scenes": vega.scenes.model_copy(update={"lr": 1e-5})})
-    after = train._place(work, "vega", decides | {"recipe": lower.deciding("scenes")})
-    assert f"a new run begins in {after}; that in {before} is of other recipe" in capsys.readouterr().err
+    after = train._run_folder(work, "vega", decides | {"recipe": lower.training_digest("scenes")})
+    assert f"starting a new run in {after}; the run in {before} differs in: recipe" in capsys.readouterr().err
 
 
 def test_other_shares_of_the_teachers_are_another_run(
     vega: Recipe, teacher_folder: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs, place = list[Path](), train._place
+    runs, place = list[Path](), train._run_folder
 
     def placed(*arguments: Any) -> Path:
         runs.append(place(*arguments))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "_place", placed)
-    work = stage_done(student, tmp_path)
+    monkeypatch.setattr(train, "_run_folder", placed)
+    work = work_after_first_stage(student, tmp_path)
     for shares in ((0.5, 0.25, 0.25), (0.25, 0.5, 0.25), (0.5, 0.25, 0.25)):
         rows = tuple(row.model_copy(update={"share": share}) for row, share in zip(vega.sdxl.teachers, shares, strict=True))
         recipe = vega.model_copy(update={"sdxl": vega.sdxl.model_copy(update={"teachers": rows})})
@@ -370,56 +371,56 @@ def test_other_shares_of_the_teachers_are_another_run(
         ("sdxl", "stabilityai/stable-diffusion-xl-base-1.0", Path("cached")),
     ],
 )
-def test_a_teacher_goes_by_name(name: str | None, location: str | None, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_teacher_is_found_by_name(name: str | None, location: str | None, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fetched: list[tuple[str, str]] = []
     monkeypatch.setattr("distillation.teacher.fetch", lambda spec, dtype: fetched.append((spec.location, dtype)))
     monkeypatch.setattr("distillation.teacher.fetch_card", lambda spec: fetched.append((spec.location, "card")))
     if name == "sdxl":
         monkeypatch.setattr("distillation.teacher.locate", lambda _: SimpleNamespace(pipeline=Path("cached")))
-    assert place(name) == folder
+    assert fetch_folder(name) == folder
     assert fetched == ([(location, "float32"), (location, "card")] if location else [])
 
 
-def test_a_teacher_of_two_copies_is_that_of_32_bits(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
-    alone = find(teacher_folder, vega)
+def test_a_teacher_in_two_precisions_is_read_in_32_bits(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
+    alone = open_teacher_for(teacher_folder, vega)
     shutil.copytree(teacher_folder, tmp_path / "both")
     noise = {name: torch.randn(tensor.shape).half() for name, tensor in load_file(teacher_folder / "unet" / WEIGHTS).items()}
     save_file(noise, tmp_path / "both" / "unet" / WEIGHTS.replace(".", ".fp16.", 1))
-    both = find(tmp_path / "both", vega)
+    both = open_teacher_for(tmp_path / "both", vega)
     assert (both.dtype, both.digest) == ("float32", alone.digest)
     taught = both.unet("bfloat16", "cpu").state_dict()
     assert all(torch.equal(taught[name], tensor) for name, tensor in alone.unet("bfloat16", "cpu").state_dict().items())
 
 
-def test_what_is_no_whole_pipeline_is_no_teacher() -> None:
-    with pytest.raises(UserError, match="is no whole pipeline in diffusers layout; name a folder, 'sdxl', or owner/name"):
-        place("scenes-vega")
+def test_an_incomplete_pipeline_is_not_a_teacher() -> None:
+    with pytest.raises(UserError, match="is not a complete pipeline in diffusers layout; name a folder, 'sdxl', or owner/name"):
+        fetch_folder("scenes-vega")
     with pytest.raises(UserError, match="nowhere"):
-        place("nowhere")
+        fetch_folder("nowhere")
 
 
-def test_training_brings_the_student_nearer_to_the_teacher(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
+def test_training_brings_the_student_closer_to_the_teacher(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
     scenes = vega.scenes.model_copy(update={"lr": 5e-3})
-    brisk = one_shot(vega).model_copy(update={"scenes": scenes, "loss": vega.loss.model_copy(update={"task": 0.0})})
+    brisk = one_shot_recipe(vega).model_copy(update={"scenes": scenes, "loss": vega.loss.model_copy(update={"task": 0.0})})
     out = distil(brisk, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=10)
     log = next((tmp_path / "work").glob("vega-*/1-all/log.jsonl")).read_text()
     first, last = json.loads(log.splitlines()[0]), json.loads((out / "provenance.json").read_text())["stages"][-1]["losses"]
     assert last["output"] + last["feature"] < 0.9 * (first["output"] + first["feature"])
 
 
-def test_a_half_precision_teacher_is_trained_with_in_float32_and_its_student_stored_in_half(
+def test_a_half_precision_teacher_teaches_in_float32_and_its_student_is_stored_in_half(
     vega: Recipe, teacher_folder: Path, tmp_path: Path
 ) -> None:
     StableDiffusionXLPipeline.from_pretrained(teacher_folder).to(torch.float16).save_pretrained(tmp_path / "half")
-    teacher = find(tmp_path / "half", vega)
+    teacher = open_teacher_for(tmp_path / "half", vega)
     unet = teacher.unet("float32", "cpu")
     assert unet.dtype == torch.float32
     student = prune(unet, vega.plans[-1])
-    out = export(student, tmp_path / "out", teacher, Provenance.of(vega, [teacher], student), unet_only=True)
+    out = export_student(student, tmp_path / "out", teacher, Provenance.from_run(vega, [teacher], student), unet_only=True)
     assert {tensor.dtype for tensor in load_file(out / WEIGHTS).values()} == {torch.float16}
 
 
-def test_what_cannot_work_is_said_before_any_work(vega: Recipe, teacher_folder: Path, student: Path, tmp_path: Path) -> None:
+def test_what_cannot_work_is_refused_before_any_work(vega: Recipe, teacher_folder: Path, student: Path, tmp_path: Path) -> None:
     work = tmp_path / "work"
     with pytest.raises(UserError, match="exists; expected a new or empty folder"):
         distil(vega, "scenes", [teacher_folder], work, student)
@@ -427,7 +428,7 @@ def test_what_cannot_work_is_said_before_any_work(vega: Recipe, teacher_folder: 
         distil(vega, "scenes", [student], work, tmp_path / "out")
     with pytest.raises(UserError, match="no teacher in"):
         distil(vega, "scenes", [teacher_folder / "unet"], work, tmp_path / "out")
-    with pytest.raises(UserError, match="is of family 'scenes'; expected 'sdxl', as --family says"):
+    with pytest.raises(UserError, match="belongs to family 'scenes', but --family is 'sdxl'"):
         distil(vega, "sdxl", [teacher_folder], work, tmp_path / "out")
     with pytest.raises(
         UserError, match=r"2 teachers for recipe 'vega', which names 3 \(stabilityai.*, ZavyChromaXL, JuggernautXL\); give one, or all"
@@ -435,11 +436,11 @@ def test_what_cannot_work_is_said_before_any_work(vega: Recipe, teacher_folder: 
         distil(vega, "scenes", [teacher_folder] * 2, work, tmp_path / "out")
     with pytest.raises(UserError, match=r"tap .* 'mid_blok'; did you mean 'mid_block'"):
         distil(vega.model_copy(update={"taps": ("mid_blok",)}), "scenes", [teacher_folder], work, tmp_path / "out")
-    halves = tuple(Keep(attentions=path, blocks=(0, 1), source="") for path in (TWIN, MIDDLE))
+    halves = tuple(KeepBlocks(attentions=path, blocks=(0, 1), source="") for path in (TIED_TO_MIDDLE, MIDDLE_ATTENTION))
     first = vega.stages[0].model_copy(update={"keep": halves})
-    unsayable = vega.stages[1].model_copy(update={"keep": (Keep(attentions=TWIN, blocks=(0,), source=""),)})
+    unsayable = vega.stages[1].model_copy(update={"keep": (KeepBlocks(attentions=TIED_TO_MIDDLE, blocks=(0,), source=""),)})
     both = vega.model_copy(update={"student": None, "stages": (first, unsayable)})
-    with pytest.raises(UserError, match="a diffusers config cannot say these depths"):
+    with pytest.raises(UserError, match="a diffusers config cannot express these depths"):
         distil(both, "scenes", [teacher_folder], work, tmp_path / "out")
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="no device 'cuda' here: torch finds no GPU"):
@@ -451,23 +452,23 @@ def test_export_overwrites_nothing(vega: Recipe, teacher_folder: Path, tmp_path:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
     with pytest.raises(UserError, match="exists"):
-        export(None, tmp_path / "out", find(teacher_folder, vega), None)  # type: ignore[arg-type]
+        export_student(None, tmp_path / "out", open_teacher_for(teacher_folder, vega), None)  # type: ignore[arg-type]
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 
-def test_a_student_can_go_to_the_folder_that_one_stands_in(
+def test_a_student_can_be_written_to_the_current_folder(
     vega: Recipe, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    teacher = find(teacher_folder, vega)
+    teacher = open_teacher_for(teacher_folder, vega)
     cut = prune(teacher.unet("float32", "cpu"), vega.plans[-1])
-    export(cut, Path(), teacher, Provenance.of(vega, [teacher], cut), unet_only=True)
+    export_student(cut, Path(), teacher, Provenance.from_run(vega, [teacher], cut), unet_only=True)
     assert (tmp_path / "here" / WEIGHTS).exists()
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
 
 
-def test_the_commit_is_the_packages_own_and_not_of_a_repository_around_its_environment(
+def test_the_commit_is_not_that_of_a_repository_around_the_environment(
     vega: Recipe, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     around = tmp_path / "mine" / ".venv" / "site-packages" / "distillation"
@@ -475,6 +476,6 @@ def test_the_commit_is_the_packages_own_and_not_of_a_repository_around_its_envir
     who = ("-c", "user.name=a", "-c", "user.email=a@b.c")
     for words in (("init", "-q"), (*who, "commit", "-q", "--allow-empty", "-m", "first")):
         subprocess.run(["git", "-C", str(tmp_path / "mine"), *words], check=True)
-    teacher = find(teacher_folder, vega)
+    teacher = open_teacher_for(teacher_folder, vega)
     monkeypatch.setattr("distillation.export.__file__", str(around / "export.py"))
-    assert Provenance.of(vega, [teacher], teacher.unet("float32", "cpu")).commit is None
+    assert Provenance.from_run(vega, [teacher], teacher.unet("float32", "cpu")).commit is None

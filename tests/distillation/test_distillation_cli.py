@@ -5,23 +5,23 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 
 from distillation.cli import main
-from distillation.prune import on_meta
-from distillation.recipe import read
+from distillation.prune import meta_unet
+from distillation.recipe import load_recipe
 from sdbench.models.architectures import unet_config
 
 
-@pytest.mark.usefixtures("no_counting")
+@pytest.mark.usefixtures("fake_estimates")
 def test_plan_prints_counts_blocks_and_taps(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "ssd-1b"]) == 0
     said = capsys.readouterr().out
-    expected = sum(parameter.numel() for parameter in on_meta(unet_config("ssd-1b", "scenes")).parameters())
-    steps = round(0.9 * read("ssd-1b").scenes.steps)
+    expected = sum(parameter.numel() for parameter in meta_unet(unet_config("ssd-1b", "scenes")).parameters())
+    steps = round(0.9 * load_recipe("ssd-1b").scenes.steps)
     assert f"stage depth: {steps:,} steps, {expected:,} parameters, 34 transformer blocks" in said
     assert "  down_blocks.2.attentions.* keeps 0, 1, 2, 6  (furusu/SSD-1B-anime" in said
     assert "taps: 26" in said
     assert "  mid_block <- mid_block 64 x 4 x 4" in said
     assert "loss: task 1.0, output 0.5, feature 0.5, scale none" in said
-    assert "begins with a new AdamW; lr rises for 25 steps to 0.001, then goes down a half cosine to zero" in said
+    assert "starts with a new AdamW; lr rises for 25 steps to 0.001, then falls to zero along a half cosine" in said
     assert " GPU hours at 396 to 148 TFLOP/s, assumed: 40 to 15 % of an H100's 989 for dense bfloat16" in said
     assert "cost" not in said
 
@@ -33,7 +33,7 @@ def test_prune_writes_a_pipeline(teacher_folder: Path, tmp_path: Path, capsys: p
     assert "not trained" in (tmp_path / "vega" / "README.md").read_text()
 
 
-@pytest.mark.usefixtures("no_counting")
+@pytest.mark.usefixtures("fake_estimates")
 def test_a_dry_run_checks_and_makes_nothing(teacher_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [
         "run",
@@ -63,7 +63,7 @@ def test_a_user_error_goes_to_stderr_with_exit_code_2(capsys: pytest.CaptureFixt
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 @pytest.mark.parametrize("more", [[], ["--dry-run"]])
-def test_a_device_that_is_not_here_is_refused(more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_device_is_refused(more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "vega", "--out", str(tmp_path / "out"), "--device", "cuda", *more]) == 2
     assert "distillation: no device 'cuda' here" in capsys.readouterr().err
 
@@ -71,7 +71,7 @@ def test_a_device_that_is_not_here_is_refused(more: list[str], tmp_path: Path, c
 @pytest.mark.parametrize(
     ("error", "code", "said"), [(KeyboardInterrupt, 130, "interrupted; what was finished is kept"), (BrokenPipeError, 2, "")]
 )
-def test_an_end_from_outside_is_no_crash(
+def test_an_interruption_is_not_a_crash(
     error: type[BaseException], code: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def ends(*_: object, **__: object) -> None:
@@ -87,10 +87,10 @@ def test_steps_must_be_a_whole_number(steps: str, capsys: pytest.CaptureFixture[
     with pytest.raises(SystemExit) as stopped:
         main(["run", "vega", "--out", "x", "--steps", steps])
     assert stopped.value.code == 2
-    assert f"argument --steps: '{steps}' is no whole number of at least 1" in capsys.readouterr().err
+    assert f"argument --steps: '{steps}' is not a whole number of at least 1" in capsys.readouterr().err
 
 
-def test_of_several_processes_the_main_one_says_where_the_student_is(
+def test_only_the_main_process_prints_the_students_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("distillation.train.distil", lambda *_, **__: tmp_path)

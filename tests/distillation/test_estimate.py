@@ -1,4 +1,4 @@
-"""What training would take: against closed forms and against counts of the full-size architectures."""
+"""Estimates against closed forms and against counts of the full-size architectures."""
 
 import re
 import weakref
@@ -15,12 +15,21 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from distillation.cli import main
-from distillation.estimate import PASSES, Memory, gpu_hours, kept_by, kept_for_backward, memory, on_fake_gpu, step_flops
-from distillation.losses import features, mse
+from distillation.estimate import (
+    FORWARD_EQUIVALENTS,
+    Memory,
+    activation_bytes,
+    estimate_memory,
+    gpu_hours,
+    step_flops,
+    track_saved_bytes,
+    unet_on_fake_gpu,
+)
+from distillation.losses import feature_loss, mse
 from distillation.plan import Plan
-from distillation.prune import on_meta
-from distillation.recipe import read
-from distillation.taps import collect, resolve
+from distillation.prune import meta_unet
+from distillation.recipe import load_recipe
+from distillation.taps import collect_outputs, resolve_taps
 from sdbench.models.architectures import depths, unet_config
 from sdbench.probes.work import empty_input
 
@@ -33,7 +42,7 @@ MATRICES_GB = {"ssd-1b": 12.3, "vega": 7.0}
 
 def test_each_storage_is_counted_once_and_no_parameter() -> None:
     network = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)).to("meta")
-    with kept_by(network) as total:
+    with track_saved_bytes(network) as total:
         output = network(torch.empty(7, 3, device="meta"))
         assert total() == 4 * 7 * (3 + 5)  # both linear layers' inputs; the second is what ReLU keeps too
         del output
@@ -46,8 +55,8 @@ def test_full_size_activations(name: str) -> None:
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
-        unet = on_meta(config)
-        with torch.device("meta"), kept_by(unet) as total:
+        unet = meta_unet(config)
+        with torch.device("meta"), track_saved_bytes(unet) as total:
             output = unet(**empty_input(config, 128, 77))
             assert total() / 1e9 == pytest.approx(MATRICES_GB[name], abs=0.05)
             del output
@@ -66,37 +75,37 @@ ONE_TOKEN = {
 
 
 @pytest.mark.parametrize(("dtype", "checkpointing", "expected"), ONE_TOKEN.values(), ids=ONE_TOKEN)
-def test_what_one_more_token_keeps(dtype: str, checkpointing: bool, expected: int) -> None:
+def test_one_more_token_adds_its_activations(dtype: str, checkpointing: bool, expected: int) -> None:
     short, long = (
-        kept_for_backward(SHALLOW, latent_size=16, tokens=tokens, dtype=dtype, checkpointing=checkpointing)[0] for tokens in (20, 21)
+        activation_bytes(SHALLOW, latent_size=16, tokens=tokens, dtype=dtype, checkpointing=checkpointing)[0] for tokens in (20, 21)
     )
     assert long - short == expected
     assert not torch.is_autocast_enabled("cuda")
     assert torch.get_autocast_dtype("cuda") == torch.float16  # torch's own default
 
 
-def test_a_block_keeps_no_matrix_of_attention() -> None:
-    """Twice the side is four times the pixels, and nothing grows with their square; the time embedding does not grow at all."""
+def test_attention_saves_no_matrix() -> None:
+    """Doubling the side quadruples the pixels; nothing grows with their square, and the time embedding does not grow at all."""
     small, large, larger = (
-        kept_for_backward(SHALLOW, latent_size=side, tokens=20, dtype="bfloat16", checkpointing=False)[0] for side in (16, 32, 64)
+        activation_bytes(SHALLOW, latent_size=side, tokens=20, dtype="bfloat16", checkpointing=False)[0] for side in (16, 32, 64)
     )
     assert larger - large == pytest.approx(4 * (large - small), rel=0.001)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_taps_add_what_the_teachers_outputs_take(checkpointing: bool) -> None:
-    """A forward with the layer-level loss, at 1024 px in bfloat16, keeps at most 0.2 GB a picture more for the backward pass."""
-    recipe, config = read("vega"), unet_config("vega")
-    taps = resolve(config, unet_config("sdxl"), recipe.plans[-1], recipe.taps)
+def test_taps_add_the_size_of_the_teachers_outputs(checkpointing: bool) -> None:
+    """The layer-level loss, at 1024 px in bfloat16, saves at most 0.2 GB per picture more for the backward pass."""
+    recipe, config = load_recipe("vega"), unet_config("vega")
+    taps = resolve_taps(config, unet_config("sdxl"), recipe.plans[-1], recipe.taps)
     with (
-        on_fake_gpu(config, "bfloat16", checkpointing=checkpointing) as (unet, kept),
-        collect(unet, [tap.student for tap in taps]) as learned,
+        unet_on_fake_gpu(config, "bfloat16", checkpointing=checkpointing) as (unet, kept),
+        collect_outputs(unet, [tap.student for tap in taps]) as learned,
     ):
         taught = {tap.teacher: torch.empty(tap.shape, dtype=torch.bfloat16) for tap in taps}
         of_the_teacher = sum(output.nbytes for output in taught.values())
         output = unet(**empty_input(config, 128, 77))
         alone = kept()
-        error = features(taps, learned, taught, "none")
+        error = feature_loss(taps, learned, taught, "none")
         added = kept() - alone
         del output, error
     assert added == pytest.approx(of_the_teacher, rel=1e-3)  # and each tap's error, a number
@@ -104,16 +113,16 @@ def test_the_taps_add_what_the_teachers_outputs_take(checkpointing: bool) -> Non
 
 
 def test_full_size_memory() -> None:
-    student = on_meta(unet_config("ssd-1b"))
-    found = memory(student, 2_567_463_684, [], latent_size=128, tokens=77, dtype="bfloat16", ema=True)
+    student = meta_unet(unet_config("ssd-1b"))
+    found = estimate_memory(student, 2_567_463_684, [], latent_size=128, tokens=77, dtype="bfloat16", ema=True)
     n = 1_331_334_404
-    assert (found.weights, found.gradients, found.moments, found.average) == (4 * n, 4 * n, 8 * n, 4 * n)
-    assert (found.copies, found.teacher) == (2 * n, 2 * 2_567_463_684)
-    assert found.checkpointed + found.again <= 0.5 * found.activations
+    assert (found.weights, found.gradients, found.moments, found.ema) == (4 * n, 4 * n, 8 * n, 4 * n)
+    assert (found.autocast_copies, found.teacher) == (2 * n, 2 * 2_567_463_684)
+    assert found.checkpointed + found.recomputed <= 0.5 * found.activations
 
 
-class Living(TorchDispatchMode):
-    """While open, `peak_bytes` is the most that storages made meanwhile have taken at once, after any operation."""
+class AllocationTracker(TorchDispatchMode):
+    """While open, tracks storages created meanwhile; `peak_bytes` is the most that they took at once, after any operation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -136,27 +145,29 @@ class Living(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_step_on_the_cpu_takes_what_is_estimated(checkpointing: bool) -> None:
-    """Two accumulated batches, so that all gradients are there at the peak: it lies in the backward pass of the second."""
+def test_a_step_on_the_cpu_takes_the_estimated_memory(checkpointing: bool) -> None:
+    """Two accumulated batches, so that all gradients exist at the peak, in the backward pass of the second."""
     side, n = 64, 2
     unet = UNet2DConditionModel(**SHALLOW).train()
     if checkpointing:
         unet.enable_gradient_checkpointing()
-    taps = resolve(SHALLOW, SHALLOW, Plan({path: tuple(range(depth)) for path, depth in depths(SHALLOW).items()}, 0), read("vega").taps)
+    taps = resolve_taps(
+        SHALLOW, SHALLOW, Plan({path: tuple(range(depth)) for path, depth in depths(SHALLOW).items()}, 0), load_recipe("vega").taps
+    )
     inputs = tree_map_only(Tensor, lambda like: torch.randn(n, *like.shape[1:]), empty_input(SHALLOW, side, 20))
-    with Living() as living:
+    with AllocationTracker() as living:
         for _ in range(2):
-            with collect(unet, [tap.student for tap in taps]) as learned:
+            with collect_outputs(unet, [tap.student for tap in taps]) as learned:
                 scale = side // SHALLOW["sample_size"]
                 taught = {tap.teacher: torch.zeros(n, tap.shape[1], scale * tap.shape[2], scale * tap.shape[3]) for tap in taps}
                 (output,) = unet(**inputs, return_dict=False)
-                loss = features(taps, learned, taught, "none") + mse(output, torch.zeros_like(output))
+                loss = feature_loss(taps, learned, taught, "none") + mse(output, torch.zeros_like(output))
                 del output
             loss.backward()  # type: ignore[no-untyped-call]  # torch's
             del loss
-    found = memory(unet, 0, taps, latent_size=side, tokens=20, dtype="float32", ema=False)
+    found = estimate_memory(unet, 0, taps, latent_size=side, tokens=20, dtype="float32", ema=False)
     lasting = found.weights + found.moments  # made before, or by the optimiser
-    assert 0.96 <= (found.together(n, checkpointing=checkpointing) - lasting) / living.peak_bytes <= 1.12
+    assert 0.96 <= (found.total(n, checkpointing=checkpointing) - lasting) / living.peak_bytes <= 1.12
 
 
 def test_memory_adds_up() -> None:
@@ -164,45 +175,45 @@ def test_memory_adds_up() -> None:
         weights=1,
         gradients=10,
         moments=100,
-        average=1000,
-        copies=10**4,
+        ema=1000,
+        autocast_copies=10**4,
         teacher=10**5,
         activations=10**6,
         checkpointed=10**9,
-        again=10**8,
+        recomputed=10**8,
         taps=10**7,
     )
-    assert found.together(3, checkpointing=False) == 33_111_111
-    assert found.together(3, checkpointing=True) == 3_330_111_111
+    assert found.total(3, checkpointing=False) == 33_111_111
+    assert found.total(3, checkpointing=True) == 3_330_111_111
 
 
-def test_a_step_of_the_full_size_recipe() -> None:
+def test_step_flops_and_gpu_hours() -> None:
     assert step_flops(5, 8, 3, checkpointing=False) == 3 * 2 * (5 + 24)
     assert step_flops(5, 8, 3, checkpointing=True) == 3 * 2 * (5 + 30)
     assert gpu_hours(7200 * 10**12, 2.0) == 1
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_what_a_forward_and_a_backward_take(checkpointing: bool) -> None:
+def test_forward_equivalents_match_counted_flops(checkpointing: bool) -> None:
     config = unet_config("vega")
-    unet = on_meta(config).train()
+    unet = meta_unet(config).train()
     if checkpointing:
         unet.enable_gradient_checkpointing()
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         (output,) = unet(**empty_input(config, 128, 77), return_dict=False)
         forward = counter.get_total_flops()
         output.sum().backward()
-    assert counter.get_total_flops() / forward == pytest.approx(PASSES[checkpointing], abs=0.05)
+    assert counter.get_total_flops() / forward == pytest.approx(FORWARD_EQUIVALENTS[checkpointing], abs=0.05)
 
 
 @pytest.fixture
-def pictures(own_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two of them, opened with a cache of their own."""
+def pictures(datasets_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of two pictures, for `datasets` with an empty cache."""
     folder = tmp_path_factory.mktemp("pictures")
     for number in range(2):
         Image.new("RGB", (8, 8)).save(folder / f"{number}.png")
     (folder / "metadata.jsonl").write_text("".join(f'{{"file_name": "{number}.png", "text": "black"}}\n' for number in range(2)))
-    assert not own_cache.exists()
+    assert not datasets_cache.exists()
     return folder
 
 
@@ -244,10 +255,10 @@ def test_a_full_size_run_is_estimated_without_weights(
         (["--teacher", "sdxl", "--data", "/nowhere"], "nothing to read at '/nowhere'"),
         (["--teacher", "sdlx"], "unknown model 'sdlx'; did you mean 'sdxl'"),
         (["--teacher", "sdxl", "--teacher", "a/b"], "2 teachers for recipe 'vega', which names 3"),
-        ([], "is of family 'scenes'; expected 'sdxl', as --family says"),
+        ([], "belongs to family 'scenes', but --family is 'sdxl'"),
     ],
 )
-def test_what_a_run_would_refuse_a_dry_run_refuses_too(
+def test_a_dry_run_refuses_what_a_run_refuses(
     options: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("distillation.teacher.is_cached", lambda *_, **__: False)
@@ -255,10 +266,10 @@ def test_what_a_run_would_refuse_a_dry_run_refuses_too(
     assert said in capsys.readouterr().err
 
 
-def test_what_a_full_size_run_could_not_do_is_said_by_a_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_reports_too_few_steps_and_a_taken_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["run", "vega", "--family", "sdxl", "--dry-run", "--out"]
     assert main([*words, str(tmp_path / "out"), "--steps", "1"]) == 2
-    assert "1 steps leave a stage of recipe 'vega' without any" in capsys.readouterr().err
+    assert "1 steps are too few for the 2 stages of recipe 'vega'" in capsys.readouterr().err
     (tmp_path / "mine.txt").write_text("mine")
     assert main([*words, str(tmp_path)]) == 2
     assert "exists; expected a new or empty folder" in capsys.readouterr().err
@@ -270,4 +281,4 @@ def test_a_speed_or_price_must_be_positive(number: str, capsys: pytest.CaptureFi
         with pytest.raises(SystemExit) as stopped:
             main(["plan", "vega", f"{option}={number}"])
         assert stopped.value.code == 2
-        assert f"argument {option}: '{number}' is no number of at least 1e-06" in capsys.readouterr().err
+        assert f"argument {option}: '{number}' is not a number of at least 1e-06" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`distillation prune` moves tensors from the teacher's files to the student's: the same ones, checked, in little memory."""
+"""`distillation prune` copies tensors from the teacher's files to the student's: unchanged, checked, and with little memory."""
 
 import resource
 from collections.abc import Callable, Iterator
@@ -12,15 +12,15 @@ from safetensors.torch import load_file, save_file
 from tiny import noise_unet, tiny_unet, with_unet
 
 from distillation.cli import main
-from distillation.export import Provenance, export
+from distillation.export import Provenance, export_student
 from distillation.plan import Plan
 from distillation.prune import prune
-from distillation.recipe import read
-from distillation.teacher import find
+from distillation.recipe import load_recipe
+from distillation.teacher import open_teacher_for
 from sdbench.models.architectures import unet_config
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-RECIPES = [read(name) for name in ("ssd-1b", "vega")]
+RECIPES = [load_recipe(name) for name in ("ssd-1b", "vega")]
 LAYOUTS = {
     "one file": (torch.float32, {}),
     "shards": (torch.bfloat16, {"max_shard_size": "300KB"}),
@@ -32,23 +32,23 @@ State = dict[str, torch.Tensor]
 
 @pytest.fixture(scope="module")
 def in_memory() -> list[tuple[Plan, State]]:
-    """Each stage's student of each recipe."""
+    """Plan and weights of each stage of each recipe."""
     teacher = tiny_unet("sdxl")
     return [(plan, prune(teacher, plan).state_dict()) for recipe in RECIPES for plan in recipe.plans]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_student_is_the_one_that_is_made_in_memory(
+def test_a_student_on_disk_equals_the_one_made_in_memory(
     layout: str, in_memory: list[tuple[Plan, State]], teacher_folder: Path, tmp_path: Path
 ) -> None:
     dtype, how = LAYOUTS[layout]
     folder = with_unet(teacher_folder, tmp_path / "teacher", tiny_unet("sdxl").to(dtype), **how)
     assert (len(list((folder / "unet").glob("*.safetensors"))) > 1) == ("shards" in layout)
-    teacher = find(folder, RECIPES[0])
-    note = Provenance.of(RECIPES[0], [teacher], tiny_unet())
+    teacher = open_teacher_for(folder, RECIPES[0])
+    note = Provenance.from_run(RECIPES[0], [teacher], tiny_unet())
     for number, (plan, expected) in enumerate(in_memory if layout == "one file" else in_memory[-1:]):
         out = tmp_path / str(number)
-        export(prune(teacher.unet(teacher.dtype, "cpu"), plan, copy=False), out, teacher, note, unet_only=True)
+        export_student(prune(teacher.unet(teacher.dtype, "cpu"), plan, copy=False), out, teacher, note, unet_only=True)
         found = load_file(out / WEIGHTS)
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[key], value.to(dtype)) for key, value in expected.items())
@@ -57,7 +57,7 @@ def test_the_student_is_the_one_that_is_made_in_memory(
 
 @pytest.mark.slow  # a process that imports all and cuts 430 MB; full size is tried in tests/test_full_size.py
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux says how much of a process's memory is anonymous")
-def test_it_takes_little_memory_of_its_own(teacher_folder: Path, tmp_path: Path) -> None:
+def test_pruning_takes_little_memory(teacher_folder: Path, tmp_path: Path) -> None:
     widths = {"block_out_channels": [64, 128, 256], "attention_head_dim": [2, 4, 8], "norm_num_groups": 32}
     unet = noise_unet({**unet_config("sdxl", "scenes"), **widths})
     big = with_unet(teacher_folder, tmp_path / "big", unet)
@@ -113,7 +113,7 @@ def files_of_at_most(size: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("size", [300_000, 20])
-def test_a_full_disk_is_said_and_nothing_is_left(
+def test_a_full_disk_is_an_error_and_nothing_is_left(
     size: int, teacher_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"

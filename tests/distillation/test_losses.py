@@ -4,17 +4,17 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from distillation.losses import features, mse, task_weights, terms
-from distillation.recipe_tables import Loss
+from distillation.losses import feature_loss, min_snr_weights, mse, weighted_terms
+from distillation.recipe_tables import LossWeights
 from distillation.taps import Tap
 
 
-def test_the_terms_are_weighted_means_and_a_sum_over_taps() -> None:
+def test_terms_are_weighted_means_and_features_are_summed_over_taps() -> None:
     taps = [Tap("a", "a", (1, 1)), Tap("b", "c", (1, 4))]
-    found = terms(
-        Loss(task=1, output=0.5, feature=0.25, scale="none"),
+    found = weighted_terms(
+        LossWeights(task=1, output=0.5, feature=0.25, scale="none"),
         taps,
-        of_task=torch.ones(1),
+        sample_weights=torch.ones(1),
         target=torch.tensor([[1.0, 1.0]]),
         student=torch.tensor([[1.0, 3.0]]),
         teacher=torch.tensor([[0.0, 0.0]]),
@@ -30,7 +30,7 @@ def test_half_precision_is_compared_in_float32() -> None:
     assert mse(x, y).item() == 90_000  # beyond float16's largest number
 
 
-def test_the_gradient_is_autograds_own() -> None:
+def test_the_gradient_of_mse_matches_autograd() -> None:
     torch.manual_seed(0)
     x, y = torch.randn(3, 5, requires_grad=True), torch.randn(3, 5)
     (mse(x, y) * 0.7).backward()
@@ -41,30 +41,30 @@ def test_the_gradient_is_autograds_own() -> None:
     torch.testing.assert_close(half.grad, expected.bfloat16(), rtol=2**-6, atol=2**-10)
 
 
-def test_scaled_by_the_teacher_a_tap_counts_the_same_however_large_its_outputs() -> None:
+def test_scaling_by_the_teacher_makes_taps_independent_of_their_size() -> None:
     taps = [Tap("a", "a", (1, 1)), Tap("b", "b", (1, 2))]
     taught = {"a": torch.tensor([2.0]), "b": torch.tensor([3.0, 4.0])}
     learned = {"a": torch.tensor([1.0]), "b": torch.tensor([3.0, -1.0])}
-    assert features(taps, dict(learned), dict(taught), "teacher").item() == pytest.approx(1 / 4 + 12.5 / 12.5)
-    assert features(taps, dict(learned), dict(taught), "none").item() == pytest.approx(1 + 12.5)
+    assert feature_loss(taps, dict(learned), dict(taught), "teacher").item() == pytest.approx(1 / 4 + 12.5 / 12.5)
+    assert feature_loss(taps, dict(learned), dict(taught), "none").item() == pytest.approx(1 + 12.5)
     louder = [{name: 1000 * value for name, value in side.items()} for side in (learned, taught)]
-    assert features(taps, *louder, "teacher").item() == pytest.approx(1.25)
+    assert feature_loss(taps, *louder, "teacher").item() == pytest.approx(1.25)
 
 
 @pytest.mark.parametrize(
     ("kind", "expected"), [("epsilon", lambda snr: min(snr, 5) / snr), ("v_prediction", lambda snr: min(snr, 5) / (snr + 1))]
 )
-def test_min_snr_weighs_the_task_alone(kind: str, expected: Callable[[float], float]) -> None:
+def test_min_snr_weights_only_the_task_term(kind: str, expected: Callable[[float], float]) -> None:
     scheduler = DDIMScheduler(prediction_type=kind)
     timesteps = torch.tensor([0, 100, 500, 999])
     signal = scheduler.alphas_cumprod[timesteps].double()
     wanted = torch.tensor([expected(snr.item()) for snr in signal / (1 - signal)])
-    torch.testing.assert_close(task_weights(scheduler, timesteps, 5.0), wanted, rtol=1e-5, atol=0)
-    assert task_weights(scheduler, timesteps, None).tolist() == [1] * 4
-    found = terms(
-        Loss(task=1, output=1, feature=1, scale="none", snr_gamma=5),
+    torch.testing.assert_close(min_snr_weights(scheduler, timesteps, 5.0), wanted, rtol=1e-5, atol=0)
+    assert min_snr_weights(scheduler, timesteps, None).tolist() == [1] * 4
+    found = weighted_terms(
+        LossWeights(task=1, output=1, feature=1, scale="none", snr_gamma=5),
         [Tap("a", "a", (1, 1))],
-        of_task=torch.tensor([0.5, 0.0]),
+        sample_weights=torch.tensor([0.5, 0.0]),
         target=torch.zeros(2, 1),
         student=torch.tensor([[2.0], [4.0]]),
         teacher=torch.zeros(2, 1),
@@ -77,4 +77,4 @@ def test_min_snr_weighs_the_task_alone(kind: str, expected: Callable[[float], fl
 def test_min_snr_is_finite_for_pure_noise() -> None:
     for kind, weight in (("epsilon", 1.0), ("v_prediction", 0.0)):
         scheduler = DDIMScheduler(prediction_type=kind, rescale_betas_zero_snr=True)
-        assert task_weights(scheduler, torch.tensor([999]), 5.0).item() == pytest.approx(weight, abs=1e-6)
+        assert min_snr_weights(scheduler, torch.tensor([999]), 5.0).item() == pytest.approx(weight, abs=1e-6)

@@ -5,9 +5,9 @@ import torch
 from diffusers import UNet2DConditionModel
 from tiny import tiny_unet
 
-from distillation.plan import MIDDLE, Plan
-from distillation.prune import key_map, on_meta, prune, student_config
-from distillation.recipe import read
+from distillation.plan import MIDDLE_ATTENTION, Plan
+from distillation.prune import key_map, meta_unet, prune, student_config
+from distillation.recipe import load_recipe
 from sdbench.errors import UserError
 from sdbench.models.architectures import depths, unet_config
 
@@ -30,10 +30,10 @@ def answer(unet: UNet2DConditionModel, channels: int = 96) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_full_size_students_have_their_parameters_and_stock_keys(name: str) -> None:
-    plan = read(name).plans[-1]
-    student = prune(on_meta(unet_config("sdxl")), plan)
+    plan = load_recipe(name).plans[-1]
+    student = prune(meta_unet(unet_config("sdxl")), plan)
     assert sum(parameter.numel() for parameter in student.parameters()) == PARAMETERS[name]
-    keys, stock = student.state_dict().keys(), on_meta(unet_config(name))
+    keys, stock = student.state_dict().keys(), meta_unet(unet_config(name))
     assert keys == stock.state_dict().keys()
     sources = key_map(keys, plan)
     assert sources.keys() == keys
@@ -43,9 +43,9 @@ def test_full_size_students_have_their_parameters_and_stock_keys(name: str) -> N
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_the_same_recipe_cuts_the_embedded_teacher(name: str) -> None:
-    student = prune(on_meta(unet_config("sdxl", "scenes")), read(name).plans[-1])
+    student = prune(meta_unet(unet_config("sdxl", "scenes")), load_recipe(name).plans[-1])
     assert {key: tuple(value.shape) for key, value in student.state_dict().items()} == {
-        key: tuple(value.shape) for key, value in on_meta(unet_config(name, "scenes")).state_dict().items()
+        key: tuple(value.shape) for key, value in meta_unet(unet_config(name, "scenes")).state_dict().items()
     }
 
 
@@ -57,21 +57,21 @@ def test_the_key_map_follows_the_plan() -> None:
         "mid_block.resnets.0.conv1.weight",
         "down_blocks.2.attentions.1.proj_in.weight",
     ]
-    recipe = read("ssd-1b")
+    recipe = load_recipe("ssd-1b")
     expected = [f"down_blocks.2.attentions.1.transformer_blocks.6.{ending}", *keys[1:]]
     assert list(key_map(keys, recipe.plans[-1]).values()) == expected
     other = Plan(recipe.plans[-1].blocks, mid_resnet=1)
     assert key_map(keys, other)[keys[2]] == "mid_block.resnets.1.conv1.weight"
 
 
-def test_keeping_all_keeps_the_output() -> None:
+def test_keeping_all_blocks_keeps_the_output() -> None:
     teacher = tiny_unet("sdxl").eval()
     assert torch.equal(answer(prune(teacher, whole(teacher))), answer(teacher))
 
 
 @pytest.mark.parametrize("name", IN_STAGES)
 def test_cutting_blocks_that_do_nothing_keeps_the_output(name: str) -> None:
-    teacher, plan = tiny_unet("sdxl").eval(), read(name).plans[-1]
+    teacher, plan = tiny_unet("sdxl").eval(), load_recipe(name).plans[-1]
     with torch.no_grad():
         for path, depth in depths(teacher.config).items():
             for block in set(range(depth)) - set(plan.blocks.get(path, ())):
@@ -86,7 +86,7 @@ def test_cutting_blocks_that_do_nothing_keeps_the_output(name: str) -> None:
 def test_the_student_holds_copies() -> None:
     teacher = tiny_unet("sdxl").eval()
     before = answer(teacher)
-    student = prune(teacher, read("vega").plans[-1])
+    student = prune(teacher, load_recipe("vega").plans[-1])
     assert all(parameter.requires_grad for parameter in student.parameters())
     with torch.no_grad():
         for parameter in student.parameters():
@@ -94,8 +94,8 @@ def test_the_student_holds_copies() -> None:
     assert torch.equal(answer(teacher), before)
 
 
-def test_an_up_blocks_later_layers_move_up() -> None:
-    plan = read("koala-700m").plans[-1]
+def test_later_layers_of_a_shortened_up_block_move_up() -> None:
+    plan = load_recipe("koala-700m").plans[-1]
     keys = [
         "up_blocks.0.resnets.1.conv1.weight",
         "up_blocks.1.attentions.1.transformer_blocks.1.ff.net.2.bias",
@@ -103,27 +103,27 @@ def test_an_up_blocks_later_layers_move_up() -> None:
     ]
     sources = ["up_blocks.0.resnets.2.conv1.weight", "up_blocks.1.attentions.2.transformer_blocks.1.ff.net.2.bias", keys[2]]
     assert list(key_map(keys, plan).values()) == sources
-    assert [plan.place(path) for path in ("up_blocks.0.resnets.2", "up_blocks.0.attentions.1", "mid_block")] == [
+    assert [plan.student_path(path) for path in ("up_blocks.0.resnets.2", "up_blocks.0.attentions.1", "mid_block")] == [
         "up_blocks.0.resnets.1",
         None,
         None,
     ]
-    assert read("koala-1b").plans[-1].place("mid_block") == "mid_block"
+    assert load_recipe("koala-1b").plans[-1].student_path("mid_block") == "mid_block"
 
 
-def test_resnets_that_no_config_can_say_are_refused() -> None:
+def test_resnets_that_no_config_can_express_are_refused() -> None:
     teacher = unet_config("sdxl")
     plan = Plan(dict.fromkeys(depths(teacher), (0,)), 0, {"down_blocks.2": (0,)})
     with pytest.raises(UserError, match="an up block has one more than the down block across from it"):
-        student_config(teacher, replace(plan, blocks={path: kept for path, kept in plan.blocks.items() if plan.place(path)}))
+        student_config(teacher, replace(plan, blocks={path: kept for path, kept in plan.blocks.items() if plan.student_path(path)}))
 
 
 @pytest.mark.parametrize("name", IN_STAGES)
-def test_cutting_in_stages_comes_to_the_same(name: str) -> None:
-    teacher, plans = tiny_unet("sdxl").eval(), read(name).plans
+def test_cutting_in_stages_equals_cutting_at_once(name: str) -> None:
+    teacher, plans = tiny_unet("sdxl").eval(), load_recipe(name).plans
     between = prune(teacher, plans[0])
     assert depths(between.config) == plans[0].depths
-    staged, straight = prune(between, plans[1].within(plans[0])).state_dict(), prune(teacher, plans[1]).state_dict()
+    staged, straight = prune(between, plans[1].relative_to(plans[0])).state_dict(), prune(teacher, plans[1]).state_dict()
     assert staged.keys() == straight.keys()
     assert all(torch.equal(staged[key], straight[key]) for key in staged)
 
@@ -132,12 +132,12 @@ def test_another_teacher_is_refused() -> None:
     with pytest.raises(
         UserError, match=r"the teacher has no 'down_blocks.1.attentions.0.transformer_blocks.1.norm1.weight', which the plan keeps"
     ):
-        prune(tiny_unet("vega"), Plan(read("ssd-1b").plans[-1].blocks, 0))
-    with pytest.raises(UserError, match=f"the teacher has no attention {MIDDLE!r}"):
+        prune(tiny_unet("vega"), Plan(load_recipe("ssd-1b").plans[-1].blocks, 0))
+    with pytest.raises(UserError, match=f"the teacher has no attention {MIDDLE_ATTENTION!r}"):
         prune(tiny_unet("vega"), whole(tiny_unet("sdxl")))
 
 
-def test_depths_that_no_config_can_say_are_refused() -> None:
+def test_depths_that_no_config_can_express_are_refused() -> None:
     teacher = unet_config("sdxl")
     blocks = {path: tuple(range(depth)) for path, depth in depths(teacher).items()} | {"down_blocks.2.attentions.0": (0, 1)}
     with pytest.raises(UserError, match="remove the middle's attention in the same stage or before"):

@@ -4,16 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distillation.recipe import RECIPES, Piece, Recipe, read
+from distillation.recipe import RECIPES, Recipe, Segment, load_recipe
 from sdbench.errors import UserError
 from sdbench.models.architectures import depths, unet_config
 
-SSD_1B = read("ssd-1b")
+SSD_1B = load_recipe("ssd-1b")
 
 
 @pytest.mark.parametrize("name", ["ssd-1b", "vega", "koala-1b", "koala-700m"])
-def test_a_shipped_recipe_ends_at_its_student_and_says_where_each_row_is_from(name: str) -> None:
-    recipe = read(name)
+def test_a_shipped_recipe_ends_at_its_student_and_names_its_sources(name: str) -> None:
+    recipe = load_recipe(name)
     assert recipe.plans[-1].depths == depths(unet_config(name))
     assert all(row.source for stage in recipe.stages for row in (*stage.keep, *(stage.shorten or ())))
 
@@ -33,21 +33,21 @@ def test_ssd_1b_keeps_what_its_released_weights_show() -> None:
     }
 
 
-def test_the_digest_is_of_what_the_recipe_says(tmp_path: Path) -> None:
+def test_the_digest_ignores_comments(tmp_path: Path) -> None:
     text = (RECIPES / "vega.toml").read_text()
     (tmp_path / "other.toml").write_text(f"# a comment\n{text}")
-    assert read(tmp_path / "other.toml").digest == read("vega").digest
+    assert load_recipe(tmp_path / "other.toml").digest == load_recipe("vega").digest
     (tmp_path / "other.toml").write_text(text.replace("output = 0.5", "output = 0.25"))
-    assert read(tmp_path / "other.toml").digest != read("vega").digest
+    assert load_recipe(tmp_path / "other.toml").digest != load_recipe("vega").digest
 
 
-def test_a_recipe_that_says_what_all_once_did_keeps_its_digest(tmp_path: Path) -> None:
+def test_the_default_lr_decay_does_not_change_the_digest(tmp_path: Path) -> None:
     text, line = (RECIPES / "vega.toml").read_text(), 'lr_decay = "cosine"\n'
     assert line in text
     (tmp_path / "silent.toml").write_text(text.replace(line, ""))
-    assert read(tmp_path / "silent.toml").digest == read("vega").digest
+    assert load_recipe(tmp_path / "silent.toml").digest == load_recipe("vega").digest
     (tmp_path / "other.toml").write_text(text.replace(line, 'lr_decay = "none"\n'))
-    assert read(tmp_path / "other.toml").deciding("scenes") != read("vega").deciding("scenes")
+    assert load_recipe(tmp_path / "other.toml").training_digest("scenes") != load_recipe("vega").training_digest("scenes")
 
 
 BAD = {
@@ -62,7 +62,7 @@ BAD = {
     "no such attention": ("up_blocks.1.attentions.*", "up_blocks.2.attentions.*", "'up_blocks.2.attentions.*'; did you mean 'up_blocks."),
     "order": ("blocks = [0, 6]", "blocks = [6, 0]", "keeps [6, 0]; expected each block once, in rising order"),
     "twice": ("blocks = [0, 6]", "blocks = [0, 0]", "expected each block once"),
-    "nothing left": ("blocks = [0, 6]", "blocks = []", "only mid_block.attentions.0 can go"),
+    "nothing left": ("blocks = [0, 6]", "blocks = []", "only mid_block.attentions.0 can be removed"),
     "two rows": ("down_blocks.1.attentions.*", "down_blocks.2.attentions.1", "two rows name down_blocks.2.attentions.1"),
     "wrong end": (
         "blocks = [0, 6]",
@@ -96,55 +96,57 @@ BAD_RESNETS = {
     [*(("vega", *row) for row in BAD.values()), *(("koala-700m", *row) for row in BAD_RESNETS.values())],
     ids=[*BAD, *(f"resnets: {what}" for what in BAD_RESNETS)],
 )
-def test_a_bad_recipe_is_refused_with_the_reason(tmp_path: Path, name: str, old: str, new: str, message: str) -> None:
+def test_an_invalid_recipe_is_refused_with_the_reason(tmp_path: Path, name: str, old: str, new: str, message: str) -> None:
     text = (RECIPES / f"{name}.toml").read_text()
     assert old in text
     (tmp_path / "bad.toml").write_text(text.replace(old, new, 1))
     with pytest.raises(UserError) as error:
-        read(tmp_path / "bad.toml")
+        load_recipe(tmp_path / "bad.toml")
     assert message in str(error.value)
 
 
-def test_a_recipe_that_is_not_there_is_named() -> None:
+def test_a_missing_recipe_is_an_error() -> None:
     with pytest.raises(UserError, match="unknown recipe 'ssd1b'; did you mean 'ssd-1b'"):
-        read("ssd1b")
-    with pytest.raises(UserError, match=r"no recipe at nowhere\.toml; shipped ones go by name: koala-1b, koala-700m, ssd-1b, vega"):
-        read("nowhere.toml")
+        load_recipe("ssd1b")
+    with pytest.raises(
+        UserError, match=r"no recipe at nowhere\.toml; name a file, or a shipped recipe: koala-1b, koala-700m, ssd-1b, vega"
+    ):
+        load_recipe("nowhere.toml")
 
 
 @given(st.integers(10, 10**6))
-def test_the_stages_share_all_steps(steps: int) -> None:
+def test_stage_steps_sum_to_all_steps(steps: int) -> None:
     counts = SSD_1B.stage_steps(steps)
     assert sum(counts) == steps
     assert all(abs(count - steps * stage.share) <= 1 for count, stage in zip(counts, SSD_1B.stages, strict=True))
 
 
 def test_too_few_steps_are_refused() -> None:
-    with pytest.raises(UserError, match="4 steps leave a stage"):
+    with pytest.raises(UserError, match="4 steps are too few for the 2 stages"):
         SSD_1B.stage_steps(4)
 
 
-def test_no_recipe_can_be_changed_once_read() -> None:
+def test_a_recipe_is_immutable() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Recipe.__setattr__(SSD_1B, "name", "other")
 
 
-def test_pieces_of_the_run_are_of_one_stage_and_one_teacher() -> None:
-    assert SSD_1B.pieces(100, 1) == [Piece(0, 0, 0, 10), Piece(1, 0, 10, 100)]
-    assert SSD_1B.pieces(100, 3) == [Piece(0, 0, 0, 10), Piece(1, 0, 10, 50), Piece(1, 1, 50, 75), Piece(1, 2, 75, 100)]
+def test_a_segment_has_one_stage_and_one_teacher() -> None:
+    assert SSD_1B.segments(100, 1) == [Segment(0, 0, 0, 10), Segment(1, 0, 10, 100)]
+    assert SSD_1B.segments(100, 3) == [Segment(0, 0, 0, 10), Segment(1, 0, 10, 50), Segment(1, 1, 50, 75), Segment(1, 2, 75, 100)]
     with pytest.raises(UserError, match=r"2 teachers for recipe 'ssd-1b', which names 3 \(stabilityai/"):
-        SSD_1B.pieces(100, 2)
+        SSD_1B.segments(100, 2)
 
 
 @given(st.integers(10, 10**6), st.sampled_from([1, 3]))
-def test_pieces_cover_all_steps_without_a_gap(steps: int, teachers: int) -> None:
-    pieces = SSD_1B.pieces(steps, teachers)
+def test_segments_cover_all_steps_without_gaps(steps: int, teachers: int) -> None:
+    pieces = SSD_1B.segments(steps, teachers)
     assert [piece.start for piece in pieces] == [0, *(piece.end for piece in pieces[:-1])]
     assert pieces[-1].end == steps
     assert all(piece.start < piece.end for piece in pieces)
 
 
-def test_what_decides_a_student_is_not_the_other_familys_settings() -> None:
+def test_the_training_digest_ignores_the_other_family() -> None:
     other = SSD_1B.model_copy(update={"sdxl": SSD_1B.sdxl.model_copy(update={"lr": 1.0})})
-    assert other.deciding("scenes") == SSD_1B.deciding("scenes")
-    assert other.deciding("sdxl") != SSD_1B.deciding("sdxl")
+    assert other.training_digest("scenes") == SSD_1B.training_digest("scenes")
+    assert other.training_digest("sdxl") != SSD_1B.training_digest("sdxl")

@@ -2,20 +2,20 @@ import pytest
 import torch
 from tiny import tiny_unet
 
-from distillation.losses import features
+from distillation.losses import feature_loss
 from distillation.plan import Plan
 from distillation.prune import prune
-from distillation.recipe import read
-from distillation.taps import collect, resolve
+from distillation.recipe import load_recipe
+from distillation.taps import collect_outputs, resolve_taps
 from sdbench.errors import UserError
 from sdbench.models.architectures import unet_config
 
-RECIPE = read("vega")
+RECIPE = load_recipe("vega")
 SAME = Plan({}, 0)  # moves no layer
 
 
 def paths_and_shapes() -> dict[str, tuple[int, ...]]:
-    taps = resolve(unet_config("vega", "scenes"), unet_config("sdxl", "scenes"), RECIPE.plans[-1], RECIPE.taps)
+    taps = resolve_taps(unet_config("vega", "scenes"), unet_config("sdxl", "scenes"), RECIPE.plans[-1], RECIPE.taps)
     assert all(tap.student == tap.teacher for tap in taps)
     return {tap.teacher: tap.shape for tap in taps}
 
@@ -35,42 +35,42 @@ def test_the_26_pairs_of_the_official_script() -> None:
 
 
 @pytest.mark.parametrize(("name", "pairs"), [("koala-1b", 16), ("koala-700m", 15)])
-def test_a_shortened_student_is_compared_over_what_it_kept(name: str, pairs: int) -> None:
-    recipe = read(name)
-    taps = resolve(unet_config(name), unet_config("sdxl"), recipe.plans[-1], recipe.taps)
+def test_a_shortened_student_has_taps_only_for_what_it_kept(name: str, pairs: int) -> None:
+    recipe = load_recipe(name)
+    taps = resolve_taps(unet_config(name), unet_config("sdxl"), recipe.plans[-1], recipe.taps)
     assert len({tap.student for tap in taps}) == len({tap.teacher for tap in taps}) == pairs
     moved = {tap.student: tap.teacher for tap in taps if tap.student != tap.teacher}
     expected = {f"up_blocks.{block}.{part}.1": f"up_blocks.{block}.{part}.2" for block in (0, 1) for part in ("resnets", "attentions")}
     assert moved == expected | {"up_blocks.2.resnets.1": "up_blocks.2.resnets.2"}
 
 
-def test_the_students_middle_block_is_its_one_resnet() -> None:
+def test_the_students_middle_block_is_a_single_resnet() -> None:
     student = prune(tiny_unet("sdxl"), RECIPE.plans[-1])
     latents, conditions = torch.randn(1, 4, 8, 8), {"text_embeds": torch.randn(1, 64), "time_ids": torch.ones(1, 6)}
-    with torch.no_grad(), collect(student, ["mid_block", "mid_block.resnets.0"]) as outputs:
+    with torch.no_grad(), collect_outputs(student, ["mid_block", "mid_block.resnets.0"]) as outputs:
         student(latents, 5, torch.randn(1, 5, 96), added_cond_kwargs=conditions)
         assert torch.equal(outputs["mid_block"], outputs["mid_block.resnets.0"])
 
 
 def test_an_identical_copy_has_no_feature_loss_and_a_changed_one_has() -> None:
     teacher = tiny_unet("vega")
-    taps = resolve(teacher.config, teacher.config, SAME, RECIPE.taps)
+    taps = resolve_taps(teacher.config, teacher.config, SAME, RECIPE.taps)
     paths = [tap.teacher for tap in taps]
     copy = tiny_unet("vega")
     latents, conditions = torch.randn(1, 4, 8, 8), {"text_embeds": torch.randn(1, 64), "time_ids": torch.ones(1, 6)}
     text = torch.randn(1, 5, 96)
-    with torch.no_grad(), collect(teacher, paths) as taught, collect(copy, paths) as learned:
+    with torch.no_grad(), collect_outputs(teacher, paths) as taught, collect_outputs(copy, paths) as learned:
         teacher(latents, 5, text, added_cond_kwargs=conditions)
         copy(latents, 5, text, added_cond_kwargs=conditions)
-        assert features(taps, learned, dict(taught), "none") == 0
+        assert feature_loss(taps, learned, dict(taught), "none") == 0
         copy.up_blocks[2].resnets[2].conv2.bias += 1
         copy(latents, 5, text, added_cond_kwargs=conditions)
-        assert features(taps, learned, taught, "none").item() == pytest.approx(1, rel=1e-4)  # only the last tap moved, by 1
+        assert feature_loss(taps, learned, taught, "none").item() == pytest.approx(1, rel=1e-4)  # only the last tap moved, by 1
 
 
-def test_no_hook_stays_behind_even_after_an_error() -> None:
+def test_hooks_are_removed_even_after_an_error() -> None:
     unet = tiny_unet("vega")
-    with pytest.raises(RuntimeError, match="stop"), collect(unet, ["mid_block"]):
+    with pytest.raises(RuntimeError, match="stop"), collect_outputs(unet, ["mid_block"]):
         raise RuntimeError("stop")
     assert not any(module._forward_hooks for module in unet.modules())
 
@@ -78,13 +78,13 @@ def test_no_hook_stays_behind_even_after_an_error() -> None:
 def test_a_tap_without_a_module_is_named() -> None:
     sdxl, vega = unet_config("sdxl", "scenes"), unet_config("vega", "scenes")
     with pytest.raises(UserError, match=r"'mid_blok'; did you mean 'mid_block'"):
-        resolve(vega, sdxl, SAME, ["mid_blok"])
+        resolve_taps(vega, sdxl, SAME, ["mid_blok"])
     with pytest.raises(UserError, match=r"tap mid_block.attentions.0: the teacher has it, the student does not"):
-        resolve(vega, sdxl, SAME, ["mid_block.attentions.*"])
+        resolve_taps(vega, sdxl, SAME, ["mid_block.attentions.*"])
 
 
 def test_outputs_of_unequal_shape_are_refused() -> None:
     sdxl, vega = unet_config("sdxl", "scenes"), unet_config("vega", "scenes")
     wider = vega | {"block_out_channels": [16, 32, 128]}
     with pytest.raises(UserError, match=r"tap mid_block: the student's output is \(1, 128, 4, 4\), the teacher's \(1, 64, 4, 4\)"):
-        resolve(wider, sdxl, SAME, ["mid_block"])
+        resolve_taps(wider, sdxl, SAME, ["mid_block"])

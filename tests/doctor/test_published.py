@@ -25,7 +25,7 @@ def towers() -> Clip:
     return Clip(model, "random")
 
 
-def published(towers: Clip) -> list[float]:
+def source_values(towers: Clip) -> list[float]:
     """What the code of the source says of its inputs with these weights."""
 
     def network() -> tuple[Adapted, object]:
@@ -38,7 +38,7 @@ def published(towers: Clip) -> list[float]:
 
 def test_it_is_made_as_its_source_makes_it(towers: Clip) -> None:
     found = [float(one.make(towers)[0]) for one in published.KNOWN]
-    assert found == pytest.approx(published(towers), abs=1e-3)
+    assert found == pytest.approx(source_values(towers), abs=1e-3)
 
 
 def test_the_pictures_stay_what_they_are() -> None:

@@ -34,7 +34,10 @@ def test_a_name_stands_for_its_newest_record_and_keeps_the_older_ones(results: P
     assert moves[0].when.tzinfo
 
 
-@pytest.mark.parametrize(("name", "why", "said"), [("../x", "because", "no name"), ("--x", "because", "no name"), ("x", " ", "--why")])
+@pytest.mark.parametrize(
+    ("name", "why", "said"),
+    [("../x", "because", "not a valid baseline name"), ("--x", "because", "not a valid baseline name"), ("x", " ", "--why")],
+)
 def test_a_name_and_a_reason_are_asked_for(name: str, why: str, said: str, results: Path) -> None:
     with pytest.raises(UserError, match=said):
         baselines.set_baseline(name, saved(make_measured(), results), why, results)
@@ -43,17 +46,20 @@ def test_a_name_and_a_reason_are_asked_for(name: str, why: str, said: str, resul
 
 def test_a_record_from_elsewhere_or_none_is_refused(results: Path, tmp_path: Path) -> None:
     results.mkdir()
-    with pytest.raises(UserError, match="does not lie in"):
+    with pytest.raises(UserError, match="can only name records there"):
         baselines.set_baseline("x", saved(make_measured(), tmp_path / "elsewhere"), "because", results)
-    with pytest.raises(UserError, match=r"is no record: there is no .*record\.json\.$"):
+    with pytest.raises(UserError, match=r"is not a record: there is no .*record\.json\.$"):
         baselines.set_baseline("x", results, "because", results)
 
 
 def test_a_folder_of_records_is_told_apart_from_a_record_and_from_a_checkpoint(results: Path) -> None:
     newest = saved(make_measured(created=datetime(2025, 3, 1, tzinfo=UTC)), results)
     saved(make_measured(created=datetime(2025, 2, 1, tzinfo=UTC)), results)
-    for refused in (lambda: baselines.set_baseline("x", newest.parent, "because", results), lambda: lookup.named(str(newest.parent))):
-        with pytest.raises(UserError, match=rf"is no record.* It holds 2 records; name one of them, such as the newest, {newest}$"):
+    for refused in (
+        lambda: baselines.set_baseline("x", newest.parent, "because", results),
+        lambda: lookup.find_candidate(str(newest.parent)),
+    ):
+        with pytest.raises(UserError, match=rf"is not a record.* It holds 2 records; name one of them, such as the newest, {newest}$"):
             refused()
 
 
@@ -92,7 +98,7 @@ def test_a_misspelt_name_is_told_with_those_that_there_are(results: Path, tmp_pa
         return capsys.readouterr().err
 
     assert f"Nor is it the name of a baseline: {results / 'baselines.toml'} has production." in said("--results", str(results))
-    assert f"there is no {tmp_path / 'baselines.toml'}; name the folder that it is in with --results" in said("--results", str(tmp_path))
+    assert f"there is no {tmp_path / 'baselines.toml'}; name its folder with --results" in said("--results", str(tmp_path))
     with pytest.raises(UserError, match="is no checkpoint") as error:
-        lookup.find(str(tmp_path), results)  # which is there
+        lookup.find_baseline(str(tmp_path), results)  # which is there
     assert "baseline" not in str(error.value)

@@ -44,7 +44,7 @@ def test_records_of_other_suites_are_no_material(calibrate: ModuleType, judge: A
 def test_what_few_prompts_lose_needs_no_draws(calibrate: ModuleType, judge: Any) -> None:
     lowest, *_, highest = calibrate.passing_rates(judge)
     assert 5 < lowest * judge.n < highest * judge.n < 60
-    found = calibrate.rarely(judge, lowest)  # at which 2 hits just pass, 3 do not
+    found = calibrate.rare_loss_chances(judge, lowest)  # at which 2 hits just pass, 3 do not
     assert sum(found.values()) == pytest.approx(1, abs=1e-4)
     assert found["pass"] == pytest.approx(binom.cdf(2, judge.n, lowest), abs=1e-5)
 

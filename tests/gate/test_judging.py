@@ -99,7 +99,7 @@ def test_too_few_prompts_are_inconclusive_and_the_number_asked_for_decides(tmp_p
     assert report.why.startswith(
         "scenes-student is neither surely as good as scenes-teacher nor surely worse: clip_score.scenes: 6 prompts "
     )
-    assert f"6 prompts leave it open; about {needed} would decide it" in report.why
+    assert f"6 prompts do not decide it; about {needed} would" in report.why
     repeats = -(-needed // 6)
 
     def longer(made: Made) -> Made:
@@ -176,7 +176,7 @@ def test_other_prompts_and_protocols_are_refused(teacher: Made, tmp_path: Path) 
     assert report.differences == ("protocols differ: 1 only in the baseline (hps.v2)",)
 
 
-@pytest.mark.parametrize(("reference", "said"), [("07e4", "07e4"), (None, "what is not in its record")])
+@pytest.mark.parametrize(("reference", "said"), [("07e4", "07e4"), (None, "a reference that its record does not name")])
 def test_a_metric_against_another_reference_is_refused_and_the_others_are_not(
     reference: str | None, said: str, teacher: Made, tmp_path: Path
 ) -> None:
@@ -186,7 +186,7 @@ def test_a_metric_against_another_reference_is_refused_and_the_others_are_not(
         "incomparable",
         ["fd.scenes"],
     )
-    assert f"fd.scenes: taken against 4ef, that of the baseline against {said}; run both again" in report.why
+    assert f"fd.scenes: the candidate was measured against 4ef, the baseline against {said}; run both again" in report.why
     assert judge(make_measured(), other, tmp_path / "not-weighed", weighing("clip_score.scenes", margin=1)).verdict == "pass"
 
 
@@ -210,11 +210,11 @@ def test_another_machine_class_skips_probes_unless_required(teacher: Made, tmp_p
     assert report.verdict == "pass"
     skipped = {result.name: result.reason for result in report.results if result.verdict == "skipped"}
     assert skipped.keys() == {"latency.pipeline.p50", "memory.peak_rss", "memory.peak_allocated"}
-    assert "other machine class: Some GPU 80GB" in skipped["latency.pipeline.p50"]
+    assert "different machine classes: Some GPU 80GB" in skipped["latency.pipeline.p50"]
     report = judge(elsewhere, teacher, tmp_path / "shipped")
     assert (report.verdict, report.exit_code) == ("incomparable", 2)
     assert (
-        "other machine class: Some GPU 80GB, driver 550, torch 2.11, CUDA 12.8, Some CPU 3000 against Some CPU 3000 (8 cores), torch 2.11"
+        "different machine classes: Some GPU 80GB, driver 550, torch 2.11, CUDA 12.8, Some CPU 3000 against Some CPU 3000 (8 cores), torch 2.11"
         in report.why
     )
 
@@ -308,7 +308,7 @@ def test_a_record_without_probes_is_told_as_such(teacher: Made, tmp_path: Path) 
     record = record.model_copy(update={"values": tuple(value for value in record.values if value.kind != "probe")})
     report = judge((record, scores), teacher, tmp_path)
     assert report.exit_code == 2
-    assert "latency.pipeline.p50: not in the record of the candidate, which was measured without it" in report.why
+    assert "latency.pipeline.p50: not in the record of the candidate; measure candidate and baseline alike" in report.why
     rendered = record.model_copy(update={"model": record.model.model_copy(update={"source": "rendered", "weights_digest": None})})
     folders = [str(saved(made, tmp_path)) for made in ((rendered, scores), teacher)]
     report = api.compare(*folders, None, api.Places(tmp_path))
@@ -336,7 +336,7 @@ def test_a_probe_without_raw_samples_is_refused(ends: dict[str, None], teacher: 
     bare = [with_value(made, "latency.pipeline.p50", samples=None, **ends) for made in (make_measured(), teacher)]
     report = judge(*bare, tmp_path)
     assert report.exit_code == 2
-    assert "without raw samples on both sides" in report.why
+    assert "no raw samples on both sides" in report.why
 
 
 @pytest.mark.parametrize(
@@ -394,7 +394,7 @@ def test_rounds_that_failed_on_one_side_are_no_comparison(own: int, its: int, te
         measured(make_measured(), own), measured(teacher, its), tmp_path, weighing("latency.pipeline.p50", direction="lower", margin=9)
     )
     assert report.exit_code == 2
-    assert f"rounds measured: {own} of the candidate, {its} of the baseline" in report.why
+    assert f"rounds measured: {own} for the candidate, {its} for the baseline" in report.why
 
 
 def test_a_changed_record_is_an_error(teacher: Made, tmp_path: Path) -> None:
@@ -469,7 +469,7 @@ def test_a_policy_that_is_not_there_or_weighs_nothing_is_an_error(tmp_path: Path
         policy.load(tmp_path / "none.toml")
     with pytest.raises(
         UserError,
-        match=r"gate\.toml has no table \[suites\.few\].*'few-custom' \(it has coco-30k, few-step, hpdv2, quality, standard\); write one, .*--policy FILE",
+        match=r"gate\.toml has no table \[suites\.few\].*'few-custom' \(it has coco-30k, few-step, hpdv2, quality, standard\); add one, .*--policy FILE",
     ):
         SHIPPED.rules("few-custom")
     with pytest.raises(UserError, match="no metric"):

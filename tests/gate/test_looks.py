@@ -22,7 +22,7 @@ RULES = Policy(
         }
     },
 )
-ALL = looks.Rules(RULES, "quality", ["fd.scenes"], {})
+ALL = looks.LookRules(RULES, "quality", ["fd.scenes"], {})
 
 
 def only(name: str) -> Policy:
@@ -144,7 +144,7 @@ def test_a_latency_that_stays_open_ends_it_for_no_prompt_will_decide_it(latency:
         "clip_score.scenes": Rule(direction="higher", margin=0.5, required=True),
         "latency.pipeline.p50": Rule(direction="lower", margin=0.05, required=True),
     }
-    rules = looks.Rules(Policy(alpha=0.05, suites={"quality": open_at}), "quality", [], {})
+    rules = looks.LookRules(Policy(alpha=0.05, suites={"quality": open_at}), "quality", [], {})
     record, scores = make_measured(worse="latency.pipeline.p50", by=latency)
     scores.columns["clip_score.scenes"] -= score
     sides = []
@@ -153,7 +153,7 @@ def test_a_latency_that_stays_open_ends_it_for_no_prompt_will_decide_it(latency:
         sides.append(replace(side, record=side.record.model_copy(update={"values": (*side.record.values, timed)})))
     report = looks.verdict_at((0.2,), lambda _: (sides[0], sides[1]), rules)
     assert (report is not None) == ends
-    assert report is None or (report.verdict == "inconclusive" and report.why.endswith(looks.HARDLY))
+    assert report is None or (report.verdict == "inconclusive" and report.why.endswith(looks.UNDECIDABLE))
 
 
 @pytest.mark.parametrize(("distance", "taken", "ends"), [(0, True, True), (60, True, False), (0, False, False)])
@@ -167,9 +167,9 @@ def test_it_is_not_given_up_while_a_distance_may_still_say_regressed(distance: f
 
     report = looks.verdict_at((0.75,), sides, ALL)
     assert (report is not None) == ends
-    assert report is None or (report.verdict == "inconclusive" and report.why.endswith(looks.HARDLY))
+    assert report is None or (report.verdict == "inconclusive" and report.why.endswith(looks.UNDECIDABLE))
 
 
 @pytest.mark.parametrize("sets", [True, False])
 def test_the_policy_of_a_look(sets: bool) -> None:
-    assert ("fd.scenes" in ALL.policy_of(sets=sets).rules("quality")) is sets
+    assert ("fd.scenes" in ALL.policy_for_look(sets=sets).rules("quality")) is sets

@@ -38,8 +38,8 @@ class Desk:
         return [self.record(spec.name, day=99, suite=suite.id) for spec in specs]
 
     def pair(self, candidate: str | Path, baseline: str | Path, suite: Suite | None = None, policy: Policy = POLICY) -> tuple[Path, Path]:
-        theirs = lookup.find(str(baseline), self.results)
-        return lookup.pair(lookup.named(str(candidate)), theirs, suite, policy, self.results, self.run)
+        theirs = lookup.find_baseline(str(baseline), self.results)
+        return lookup.find_or_run_pair(lookup.find_candidate(str(candidate)), theirs, suite, policy, self.results, self.run)
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def test_nothing_is_run_against_a_record_of_other_settings(name: str, desk: Desk
     record = desk.record("scenes-vega", suite=SuiteId(name=name, version=SUITE.version, digest="0"))
     for pair in ((record, "scenes-teacher"), ("scenes-teacher", record)):
         with pytest.raises(
-            UserError, match=rf"of suite {name}@\d+ \(digest 0\), and this run would be of quality@.*name the suite with --suite"
+            UserError, match=rf"of suite {name}@\d+ \(digest 0\), and this run would be of quality@.*Name the suite with --suite"
         ):
             desk.pair(*pair, policy=POLICY.model_copy(update={"suites": {name: POLICY.suites["quality"]}}))
     assert desk.asked == []
@@ -150,6 +150,6 @@ def test_records_of_a_model_are_those_of_its_name(desk: Desk) -> None:
     saved(make_measured("scenes-teacher"), desk.results)  # of a suite of that name with another digest
     record = desk.record("scenes-teacher")
     spec = lookup.resolve("scenes-teacher")
-    assert lookup.of(spec, SUITE, LAPTOP.machine_class, desk.results, desk.run) == record
-    assert lookup.of(spec, SUITE, GPU.machine_class, desk.results, desk.run) != record
+    assert lookup.find_or_run(spec, SUITE, LAPTOP.machine_class, desk.results, desk.run) == record
+    assert lookup.find_or_run(spec, SUITE, GPU.machine_class, desk.results, desk.run) != record
     assert desk.asked == [(["scenes-teacher"], "quality")]

@@ -94,7 +94,7 @@ def test_samples_are_averaged_by_prompt_and_turned_so_that_more_is_better() -> N
         {name: column[order] for name, column in scores.columns.items()},
     )
     for name, column, sign in (("clip_score.scenes", "clip_score.scenes", 1), ("fd.scenes", "fd.scenes:influence", -1)):
-        found = ranks.oriented([(record, scores), (record, shuffled)], name)
+        found = ranks.values_per_prompt([(record, scores), (record, shuffled)], name)
         np.testing.assert_allclose(found[0], found[1])
         value = record.value(name)
         assert value is not None

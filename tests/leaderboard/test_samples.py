@@ -31,11 +31,11 @@ def kept(results: Path, name: str, shades: Sequence[int], **changes: object) -> 
 
 def sheet(results: Path) -> np.ndarray:
     """The only sheet => the shade in the middle of each of its pictures."""
-    (path,) = samples.write(standings.rows(results), results)
+    (path,) = samples.write(standings.read_rows(results), results)
     assert path == results / "samples-scenes-quality.png"
-    side = samples.LEAST_PX + samples.GAP_PX  # 32 px are enlarged three times
+    side = samples.MIN_WIDTH_PX + samples.GAP_PX  # 32 px are enlarged three times
     with Image.open(path) as image:
-        assert [length % side for length in image.size] == [samples.LEAST_PX, samples.LEAST_PX]
+        assert [length % side for length in image.size] == [samples.MIN_WIDTH_PX, samples.MIN_WIDTH_PX]
         return np.asarray(image)[side // 2 :: side, side // 2 :: side, 0]
 
 
@@ -52,7 +52,7 @@ def test_each_row_is_a_model_and_each_column_a_prompt_that_all_of_them_have(tmp_
         sheet(tmp_path)
     for path in (student / "images").iterdir():
         path.rename(path.with_stem(f"other-{path.stem}"))
-    assert samples.write(standings.rows(tmp_path), tmp_path) == []
+    assert samples.write(standings.read_rows(tmp_path), tmp_path) == []
 
 
 def test_of_a_suite_on_several_machines_the_sheet_shows_the_newest_section(tmp_path: Path) -> None:

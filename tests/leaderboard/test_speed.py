@@ -37,27 +37,27 @@ def test_a_ratio_has_the_interval_of_resampled_rounds() -> None:
     teacher, student = full_size("sdxl", probe(speed.P50, TEACHER)), full_size("vega", probe(speed.P50, STUDENT))
     bounds = ratio_bounds(STUDENT, TEACHER, 0.975)
     low, high = math.exp(-bounds.high), math.exp(-bounds.low)
-    said = speed.speed_up(student, teacher, speed.P50)
+    said = speed.format_speed_up(student, teacher, speed.P50)
     assert said.startswith(f"{2.1 / 1.0:.2f}x"), "medians of all calls"
-    assert said.partition(" ")[2] == tables.estimate(2.1, low, high).partition(" ")[2]
+    assert said.partition(" ")[2] == tables.format_estimate(2.1, low, high).partition(" ")[2]
     assert low < 2.1 < high
-    assert speed.speed_up(teacher, teacher, speed.P50) == "1.00x"
+    assert speed.format_speed_up(teacher, teacher, speed.P50) == "1.00x"
 
 
 @pytest.mark.parametrize("runs", [("a", "b"), ("", "")])
 def test_a_ratio_of_two_runs_has_no_interval_and_says_so(runs: tuple[str, str]) -> None:
     made = full_size("sdxl", probe(speed.P50, TEACHER)), full_size("vega", probe(speed.P50, STUDENT))
     teacher, student = (record.model_copy(update={"run": run}) for record, run in zip(made, runs, strict=True))
-    assert speed.speed_up(student, teacher, speed.P50) == "2.10x (other runs)"
+    assert speed.format_speed_up(student, teacher, speed.P50) == "2.10x (other runs)"
     assert speed.grids([teacher, student], teacher)["Speed-up over sdxl by stage"].rows == (("pipeline", "base", "2.10x (other runs)"),)
 
 
 def test_one_round_has_no_interval_and_a_failure_says_why() -> None:
     teacher, student = full_size("sdxl", probe(speed.P50, [[2.0]])), full_size("vega", probe(speed.P50, [[1.0]]))
-    assert speed.speed_up(student, teacher, speed.P50) == "2.000x"
+    assert speed.format_speed_up(student, teacher, speed.P50) == "2.000x"
     broken = full_size("vega", lost(speed.P50, "out of memory at batch 8; the largest batch that fits is 4"))
-    assert speed.speed_up(broken, teacher, speed.P50) == "failed: out of memory at batch 8; the largest batch that fits is 4"
-    assert speed.speed_up(student, broken, speed.P50) == "missing: nothing of the teacher to compare with"
+    assert speed.format_speed_up(broken, teacher, speed.P50) == "failed: out of memory at batch 8; the largest batch that fits is 4"
+    assert speed.format_speed_up(student, broken, speed.P50) == "missing: nothing of the teacher to compare with"
 
 
 def test_settings_have_rows_and_the_tiny_vae_a_table_of_its_own() -> None:
@@ -81,19 +81,19 @@ def test_a_suite_without_settings_or_models_has_no_such_tables() -> None:
 
 def test_published_ratios_stand_beside_the_measured() -> None:
     teacher, student = full_size("sdxl", probe(speed.P50, TEACHER)), full_size("ssd-1b", probe(speed.P50, STUDENT))
-    rows = speed.beside_published([teacher, student], teacher).rows
+    rows = speed.published_grid([teacher, student], teacher).rows
     by_claim = {row[0]: row for row in rows}
     koala = by_claim["latency and memory: RTX 4090, 1024 px"]
     assert koala[3:5] == (speed.P50, f"{3.23 / 2.09:.2f}x")
-    assert koala[5] == speed.speed_up(student, teacher, speed.P50)
+    assert koala[5] == speed.format_speed_up(student, teacher, speed.P50)
     words = next(row for row in rows if row[0].startswith("speed-up over SDXL"))
     assert words[4] == '"up to 60 % faster"'
     assert all(row[2] == "ssd-1b (random weights)" for row in rows)
-    assert speed.beside_published([student], None).rows == ()
+    assert speed.published_grid([student], None).rows == ()
 
 
 def test_numbers_that_ratios_are_made_of_are_those_in_the_text() -> None:
-    for claim in published.claims():
+    for claim in published.load_claims():
         for probe_name, numbers in claim.numbers.items():
             for model, number in numbers.items():
                 shown = claim.values[model]

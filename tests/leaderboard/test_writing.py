@@ -11,7 +11,7 @@ from sdbench import records, tables
 from sdbench.errors import UserError
 from sdbench.leaderboard import published, standings, writing
 from sdbench.leaderboard.standings import Row
-from sdbench.records import Model, Original, Record, Scores, SuiteId, Value
+from sdbench.records import Model, NamedTeacher, Record, Scores, SuiteId, Value
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 PICTURES = ("clip_score.scenes", "preference.scenes", "scene_accuracy")
@@ -29,7 +29,7 @@ def _scores(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> 
         values = {value.name: value.value for value in record.values if value.name in PICTURES and value.value is not None}
         return make_scores(128, 2, **{name: value + noise.get(name, np.zeros(256)) for name, value in values.items()})
 
-    monkeypatch.setattr(records, "scores", made)
+    monkeypatch.setattr(records, "read_scores", made)
 
 
 def score(name: str, unit: str, value: float, low: float, high: float, **more: object) -> Value:
@@ -211,7 +211,7 @@ def test_write_reads_the_records_and_replaces_the_file(tmp_path: Path) -> None:
     record = make_record(values=(score("scene_accuracy", "share", 0.5, 0.4, 0.6, n=4),))
     folder = saved((record, make_scores()), tmp_path)
     (tmp_path / "LEADERBOARD.md").write_text("old")
-    board = standings.rows(tmp_path)
+    board = standings.read_rows(tmp_path)
     written = writing.write(board, tmp_path)
     assert written == [tmp_path / "LEADERBOARD.md", tmp_path / "LEADERBOARD.tex"]
     assert board == [Row(folder, record)]
@@ -221,8 +221,8 @@ def test_write_reads_the_records_and_replaces_the_file(tmp_path: Path) -> None:
 
 def test_a_paper_s_tables_hold_what_the_leaderboard_does() -> None:
     text = writing.latex(board())
-    cells = {cell for section in standings.sections(board()) for row in writing.quality(section).rows for cell in row}
-    assert all(tables.in_latex(cell) in text for cell in cells)
+    cells = {cell for section in standings.sections(board()) for row in writing.quality_grid(section).rows for cell in row}
+    assert all(tables.escape_latex(cell) in text for cell in cells)
     assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == text.count(r"\caption{") >= 2
     printed = [line for line in text.splitlines() if not line.startswith("%")]
     assert not [line for line in printed if re.search(r"(?<!\\)[%#_]|[±↑↓^]", line)], "LaTeX would stumble over it"
@@ -245,9 +245,9 @@ def test_latex_prints_a_cell_as_it_is() -> None:
 def test_noise_is_said_where_a_record_says_it() -> None:
     with_noise = make_record("new", noise={"kind": "per_image", "seed": 7})
     (section,) = standings.sections([Row(Path("a"), with_noise), Row(Path("b"), make_record("old"))])
-    assert 'noise: kind "per_image", seed 7 (new); not in the record (old)' in writing.footer(section)
+    assert 'noise: kind "per_image", seed 7 (new); not in the record (old)' in writing.footer_lines(section)
     (section,) = standings.sections([Row(Path("b"), make_record("old"))])
-    assert not [line for line in writing.footer(section) if line.startswith("noise")]
+    assert not [line for line in writing.footer_lines(section) if line.startswith("noise")]
 
 
 def test_a_place_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
@@ -273,14 +273,14 @@ def test_a_place_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     ],
 )
 def test_numbers_are_written_to_two_digits_of_their_uncertainty(value: float, low: float | None, high: float | None, said: str) -> None:
-    assert tables.estimate(value, low, high) == said
+    assert tables.format_estimate(value, low, high) == said
 
 
 @pytest.mark.parametrize(
     ("value", "said"), [(0, "0"), (999, "999"), (1000, "1 k"), (745_225_604, "745.2 M"), (3.3806e12, "3.381 T"), (5e21, "5e+06 P")]
 )
 def test_counts_are_written_on_the_thousands_scale(value: float, said: str) -> None:
-    assert tables.count(value) == said
+    assert tables.format_count(value) == said
 
 
 def test_names_cannot_break_out_of_a_table_or_be_read_as_markup() -> None:
@@ -290,7 +290,7 @@ def test_names_cannot_break_out_of_a_table_or_be_read_as_markup() -> None:
 
 
 def test_published_numbers_carry_a_source_and_stay_out_of_measured_tables() -> None:
-    assert all(claim.source and claim.protocol and claim.values for claim in published.claims())
+    assert all(claim.source and claim.protocol and claim.values for claim in published.load_claims())
     measured, elsewhere = writing.markdown(board()).split("## Published elsewhere")
     assert "23.4805" in elsewhere
     assert "23.4805" not in measured
@@ -299,22 +299,24 @@ def test_published_numbers_carry_a_source_and_stay_out_of_measured_tables() -> N
 
 def test_a_student_of_few_steps_is_timed_against_its_teacher_under_the_teacher_s_suite() -> None:
     whole, few = SuiteId(name="standard", version=3, digest="a"), SuiteId(name="few-step", version=1, digest="b")
-    named = {"family": "sdxl", "suite": few, "teacher": Original(model="sdxl", suite=whole)}
+    named = {"family": "sdxl", "suite": few, "teacher": NamedTeacher(model="sdxl", suite=whole)}
     teacher = make_record("sdxl", speeds(6.0), family="sdxl", suite=whole)
     student, hurried = make_record("lcm", speeds(1.0), **named), make_record("sdxl", speeds(2.0), **named)
     rows = [Row(Path(str(number)), record) for number, record in enumerate((teacher, student, hurried))]
     (section,) = (found for found in standings.sections(rows) if "few-step" in found.title)
     assert section.teacher is None, "the teacher in 4 steps is nobody's teacher"
-    shown = writing.quality(section)
+    shown = writing.quality_grid(section)
     assert shown.header[-1] == "speed-up over sdxl under standard@3 ↑"
     assert {row[0]: row[-1] for row in shown.rows} == {"lcm": "6.00x", "sdxl": "3.00x"}
     (elsewhere,) = standings.sections([rows[1], Row(Path("3"), teacher.model_copy(update={"machine": GPU}))])[:1]
-    assert elsewhere.pace is None, "measured on another machine"
+    assert elsewhere.speed_baseline is None, "measured on another machine"
 
 
 def test_a_teacher_that_the_suite_names_is_the_teacher_of_its_own_rows() -> None:
     own = SuiteId(name="mine", version=1, digest="a")
-    records = [make_record(name, speeds(1.0), suite=own, teacher=Original(model="big", suite=own)) for name in ("big", "scenes-teacher")]
+    records = [
+        make_record(name, speeds(1.0), suite=own, teacher=NamedTeacher(model="big", suite=own)) for name in ("big", "scenes-teacher")
+    ]
     (section,) = standings.sections([Row(Path(str(number)), record) for number, record in enumerate(records)])
     assert section.teacher
     assert section.teacher.name == "big"

@@ -340,7 +340,7 @@ def test_the_command_builds_imports_and_lists(images: Path, runs: Path, tmp_path
     assert json.loads(out) == [built, taken]
     assert "n = 4       4 features kept" in err
     assert "moments only" in err
-    assert "of a paper" in err
+    assert "from a paper" in err
 
 
 def test_an_encoder_runs_where_it_is_told(images: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

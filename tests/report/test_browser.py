@@ -95,7 +95,7 @@ def test_keys_alone_do_it(opened: Any) -> None:
 
 
 def test_models_are_filtered_by_name(opened: Any) -> None:
-    opened.get_by_label("Model holds").fill("VEGA")
+    opened.get_by_label("Model contains").fill("VEGA")
     assert names(opened) == ["scenes-vega"]
     assert opened.get_by_text("1 of 3 models").is_visible()
 
@@ -110,10 +110,10 @@ def test_charts_are_shown_one_metric_at_a_time(opened: Any) -> None:
 
 def test_the_wall_is_filtered_ordered_and_narrowed(opened: Any) -> None:
     assert len(prompts(opened)) == len(PROMPTS)
-    opened.get_by_label("Prompt holds").fill("RED circle")
+    opened.get_by_label("Prompt contains").fill("RED circle")
     assert prompts(opened) == [text for text in PROMPTS if "red circle" in text]
     assert opened.get_by_text(f"7 of {len(PROMPTS)} prompts").is_visible()
-    opened.get_by_label("Prompt holds").fill("")
+    opened.get_by_label("Prompt contains").fill("")
     opened.get_by_label("Show").select_option("worst")
     worst = set(prompts(opened))
     opened.get_by_label("Show").select_option("random")
@@ -196,7 +196,7 @@ def test_what_has_no_room_lies_beside_the_page_and_opens_from_there(browser: Any
     page = browser.new_page()
     page.goto(page_file.as_uri())
     shown = page.locator(".shot").count()
-    page.get_by_role("link", name="The rest lies beside this page").click()
+    page.get_by_role("link", name="The rest is on a page beside this one").click()
     assert page.url == beside.as_uri()
     assert shown > 0
     assert shown + page.locator(".shot").count() == len(PROMPTS)

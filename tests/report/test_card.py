@@ -47,7 +47,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def rows(shown: Path) -> list[Row]:
-    return standings.rows(shown)
+    return standings.read_rows(shown)
 
 
 def student(rows: list[Row]) -> Row:

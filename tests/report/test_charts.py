@@ -35,7 +35,7 @@ def section(*rows: Row) -> Section:
 
 def test_the_frontier_is_what_no_other_model_beats_in_both() -> None:
     rows = (scored("slow", 3, 30), scored("fast", 1, 20), scored("beaten", 3, 25), scored("twin", 1, 20), scored("best", 2, 30))
-    (chart,) = figures.pareto(section(*rows), rows[0].record.values[0], "CLIP")
+    (chart,) = figures.pareto_charts(section(*rows), rows[0].record.values[0], "CLIP")
     assert chart.words.endswith("is better in both: fast, twin and best.")
     assert "against latency.pipeline.p50 (s) ↓ of 5 models" in chart.words
 
@@ -43,22 +43,22 @@ def test_the_frontier_is_what_no_other_model_beats_in_both() -> None:
 def test_models_without_both_numbers_are_left_out_and_one_alone_makes_no_chart() -> None:
     lone = Row(Path("lone"), make_record("lone", (cost("latency.pipeline.p50", 1.0),)))
     rows = scored("a", 1, 1), lone
-    assert figures.pareto(section(*rows), rows[0].record.values[0], "CLIP") == []
+    assert figures.pareto_charts(section(*rows), rows[0].record.values[0], "CLIP") == []
 
 
 def test_stages_of_a_picture_add_up_to_the_pipeline() -> None:
     values = (cost("latency.pipeline.p50", 1.0), stage("unet_step", 0.04), stage("vae_decode", 0.1), cost("latency.pipeline.p90", 9.0))
-    chart = figures.stages(section(Row(Path("m"), make_record("m", values))))
+    chart = figures.stage_chart(section(Row(Path("m"), make_record("m", values))))
     assert chart is not None
     assert chart.words == "m: unet, 20 steps 0.800 s, vae decode 0.100 s, rest 0.100 s"
-    assert figures.stages(section(Row(Path("m"), make_record("m", values[:1])))) is None
+    assert figures.stage_chart(section(Row(Path("m"), make_record("m", values[:1])))) is None
 
 
 def test_a_chart_wears_the_pages_colours_and_shares_no_id_with_another(tmp_path: Path) -> None:
     board(tmp_path)
-    (made,) = standings.sections(standings.rows(tmp_path))
+    (made,) = standings.sections(standings.read_rows(tmp_path))
     metrics = standings.metrics(made)
-    charts = [chart for value in metrics[:2] for chart in figures.pareto(made, value, value.name)]
+    charts = [chart for value in metrics[:2] for chart in figures.pareto_charts(made, value, value.name)]
     ids = [re.findall(r'\bid="([^"]*)"', chart.svg) for chart in charts]
     assert len(charts) == 4
     assert sum(map(len, ids)) == len({name for each in ids for name in each})
@@ -85,14 +85,14 @@ def test_names_are_text_in_a_chart(tmp_path: Path) -> None:
                 record,
             )
         )
-    (chart, *_) = figures.pareto(section(*rows), standings.metrics(section(*rows))[0], "Frechet")
+    (chart, *_) = figures.pareto_charts(section(*rows), standings.metrics(section(*rows))[0], "Frechet")
     texts = [element.text for element in ET.fromstring(chart.svg).iter("{http://www.w3.org/2000/svg}text")]
     assert {"$x^2$", "<b>&amp;", "an endless name that no…"} <= set(texts)
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=11))
 def test_names_keep_their_order_and_their_distance_within_the_margin(places: list[float]) -> None:
-    found = figures.spread(places, 0.085)
+    found = figures.spread_apart(places, 0.085)
     ordered = sorted(found)
     assert all(after - before > 0.085 - 1e-9 for before, after in itertools.pairwise(ordered))
     assert min(found) >= -1e-9
@@ -102,4 +102,4 @@ def test_names_keep_their_order_and_their_distance_within_the_margin(places: lis
 
 @pytest.mark.parametrize("n", [0, 1])
 def test_hardly_any_names_need_no_room(n: int) -> None:
-    assert figures.spread([0.5] * n, 0.1) == [0.5] * n
+    assert figures.spread_apart([0.5] * n, 0.1) == [0.5] * n

@@ -25,7 +25,7 @@ def results(tmp_path: Path) -> Path:
 
 
 def test_csv_has_a_line_for_each_value_with_its_state(results: Path) -> None:
-    rows = standings.rows(results)
+    rows = standings.read_rows(results)
     lines = list(csv.DictReader(io.StringIO(flat.csv_text(rows))))
     assert len(lines) == sum(len(row.record.values) for row in rows)
     assert list(lines[0]) == list(flat.COLUMNS)
@@ -39,7 +39,7 @@ def test_csv_has_a_line_for_each_value_with_its_state(results: Path) -> None:
 
 
 def test_json_holds_the_same(results: Path) -> None:
-    rows = standings.rows(results)
+    rows = standings.read_rows(results)
     nested = json.loads(json.dumps(flat.nested(rows)))
     flattened = [{key: item for key, item in row.items() if key != "values"} | value for row in nested for value in row["values"]]
     lines = list(flat.lines(rows))
@@ -52,5 +52,5 @@ def test_the_command_writes_all_of_them(results: Path, capsys: pytest.CaptureFix
     assert cli.main(["leaderboard", "--results", str(results), "--json"]) == 0
     printed = capsys.readouterr().out
     assert json.loads(printed) == json.loads((results / "LEADERBOARD.json").read_text(encoding="utf-8"))
-    assert (results / "LEADERBOARD.csv").read_text(encoding="utf-8") == flat.csv_text(standings.rows(results))
+    assert (results / "LEADERBOARD.csv").read_text(encoding="utf-8") == flat.csv_text(standings.read_rows(results))
     assert {path.name for path in results.glob("LEADERBOARD.*")} == {f"LEADERBOARD.{kind}" for kind in ("csv", "json", "md", "tex")}

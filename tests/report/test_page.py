@@ -91,7 +91,7 @@ def test_everything_the_page_promises_is_there(page: str) -> None:
     assert "Published elsewhere" in page
     assert "23.4805" in page[page.index('id="published"') :]
     assert "23.4805" not in page[: page.index('id="published"')]
-    assert "pictures of 24 of 24 prompts; 24 are here" in page
+    assert "pictures for 24 of 24 prompts; 24 are here" in page
 
 
 def test_verdicts_know_how_far_two_runs_of_a_model_lie_apart(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_verdicts_know_how_far_two_runs_of_a_model_lie_apart(tmp_path: Path) -> 
         return re.findall(r'<span class="chip (\w+)">', shown)[0]
 
     assert said() == "regressed"
-    floor = floors.of([Side.read(teacher), Side.read(student)], (1, 2), records.head(teacher).suite)
+    floor = floors.estimate([Side.read(teacher), Side.read(student)], (1, 2), records.read_record(teacher).suite)
     spread = floors.Spread(noise=0.25, values=(0.4, 0.6), unit="s")
     floors.write(floor.model_copy(update={"metrics": {"latency.pipeline.p50": spread}}), tmp_path)
     assert said() == "inconclusive" == api.compare(str(student), str(teacher), None, api.Places(tmp_path)).verdict
@@ -154,7 +154,7 @@ def test_a_place_that_cannot_be_written_and_a_policy_that_is_not_there_are_error
 
 
 def test_numbers_stand_below_each_other_by_their_points(results: Path) -> None:
-    (section,) = standings.sections(standings.rows(results))
+    (section,) = standings.sections(standings.read_rows(results))
     for column in sections._columns(section):
         tails = [
             len(cell.text) - (cell.text.index(".") if "." in cell.text else len(cell.text))
@@ -162,5 +162,5 @@ def test_numbers_stand_below_each_other_by_their_points(results: Path) -> None:
             if cell.text[-1].isdigit()
         ]
         assert len(set(tails)) <= 1, column
-    padded = sections._aligned([sections.Cell("52", 52.0), sections.Cell("63.6", 63.6), sections.Cell("no model")])
+    padded = sections._align([sections.Cell("52", 52.0), sections.Cell("63.6", 63.6), sections.Cell("no model")])
     assert [cell.text for cell in padded] == ["52\u2008\u2007", "63.6", "no model"]

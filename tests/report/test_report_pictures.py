@@ -16,14 +16,14 @@ from sdbench.report import pictures, sections, wins, worst
 
 
 def section(results: Path) -> Section:
-    (found,) = standings.sections(standings.rows(results))
+    (found,) = standings.sections(standings.read_rows(results))
     return found
 
 
 def test_each_line_is_one_prompt_over_all_models_with_its_scores(tmp_path: Path) -> None:
     board(tmp_path)
     held = section(tmp_path)
-    wall = pictures.wall(sections.album(held), 10**7)
+    wall = pictures.build_wall(sections.build_album(held), 10**7)
     assert wall.models == MODELS
     assert [shot.prompt for shot in wall.shots] == list(PROMPTS)
     assert wall.left == ()
@@ -38,13 +38,13 @@ def test_each_line_is_one_prompt_over_all_models_with_its_scores(tmp_path: Path)
 
 def test_a_page_that_is_full_says_what_is_left_and_has_both_kinds(tmp_path: Path) -> None:
     board(tmp_path)
-    album = sections.album(section(tmp_path))
+    album = sections.build_album(section(tmp_path))
     one = album.shot("p0000").n_bytes
-    wall = pictures.wall(album, 6 * one + 5)
+    wall = pictures.build_wall(album, 6 * one + 5)
     assert len(wall.shots) in (5, 6, 7)
     assert {shot.worst for shot in wall.shots} == {True, False}
     assert sorted([*(shot.prompt_id for shot in wall.shots), *wall.left]) == album.prompt_ids
-    assert pictures.wall(album, 6 * one + 5) == wall
+    assert pictures.build_wall(album, 6 * one + 5) == wall
 
 
 def test_at_most_200_prompts_are_taken_in(tmp_path: Path) -> None:
@@ -53,15 +53,15 @@ def test_at_most_200_prompts_are_taken_in(tmp_path: Path) -> None:
         record, scores = make(place, f"scenes-{place}", prompts)
         kept = {f"p{n:04d}.png": png((place, n % 256, 0)) for n in range(64 * place, 64 * place + 64)}
         records.write(record, scores, kept, tmp_path)
-    wall = pictures.wall(sections.album(section(tmp_path)), 10**9)
+    wall = pictures.build_wall(sections.build_album(section(tmp_path)), 10**9)
     assert len(wall.shots) == 200
     assert len(wall.left) == 120
 
 
 def test_what_is_left_is_copied_beside_the_page(tmp_path: Path) -> None:
     board(tmp_path / "results")
-    album = sections.album(section(tmp_path / "results"))
-    rest = pictures.rest(album, ["p0003", "p0005"], tmp_path / "report-pictures" / "s1")
+    album = sections.build_album(section(tmp_path / "results"))
+    rest = pictures.build_rest_wall(album, ["p0003", "p0005"], tmp_path / "report-pictures" / "s1")
     first = rest.shots[0].pictures[0]
     assert first is not None
     assert first.src == f"s1/scenes-teacher/{album.rows[0].folder.name}/p0003.png"
@@ -73,8 +73,8 @@ def test_two_rows_of_one_name_keep_their_own_pictures_beside_the_page(tmp_path: 
         record, scores = make(0, "scenes-teacher")
         model = record.model.model_copy(update={"label": label})
         records.write(record.model_copy(update={"model": model}), scores, {"p0000.png": png((200, len(label), 0))}, tmp_path)
-    album = sections.album(section(tmp_path))
-    (shot,) = pictures.rest(album, ["p0000"], tmp_path / "report-pictures" / "s1").shots
+    album = sections.build_album(section(tmp_path))
+    (shot,) = pictures.build_rest_wall(album, ["p0000"], tmp_path / "report-pictures" / "s1").shots
     contents = {(tmp_path / "report-pictures" / picture.src).read_bytes() for picture in shot.pictures if picture}
     assert contents == {png((200, 0, 0)), png((200, 14, 0))}
 
@@ -84,7 +84,7 @@ def test_large_pictures_are_made_small_and_light(tmp_path: Path) -> None:
     noise = io.BytesIO()
     Image.effect_noise((512, 256), 90).convert("RGB").save(noise, "PNG")
     records.write(record, scores, {"p0000.png": noise.getvalue()}, tmp_path)
-    (shot,) = pictures.wall(sections.album(section(tmp_path)), 10**7).shots
+    (shot,) = pictures.build_wall(sections.build_album(section(tmp_path)), 10**7).shots
     (picture,) = shot.pictures
     assert picture is not None
     assert (picture.width, picture.height) == (256, 128)
@@ -97,12 +97,12 @@ def test_a_picture_that_cannot_be_read_is_an_error(content: bytes, tmp_path: Pat
     record, scores = make(0, "scenes-teacher")
     records.write(record, scores, {"p0000.png": content}, tmp_path)
     with pytest.raises(UserError, match=r"p0000\.png cannot be read .*; restore it, or delete it"):
-        pictures.wall(sections.album(section(tmp_path)), 10**7)
+        pictures.build_wall(sections.build_album(section(tmp_path)), 10**7)
 
 
 def test_without_pictures_there_is_no_wall(tmp_path: Path) -> None:
     records.write(*make(0, "scenes-teacher"), {}, tmp_path)
-    assert pictures.wall(sections.album(section(tmp_path)), 10**7).shots == ()
+    assert pictures.build_wall(sections.build_album(section(tmp_path)), 10**7).shots == ()
 
 
 def test_the_worst_are_the_largest_losses_and_the_largest_influences(tmp_path: Path) -> None:
@@ -111,13 +111,13 @@ def test_the_worst_are_the_largest_losses_and_the_largest_influences(tmp_path: P
     teacher, student = held.rows[0].scores, held.rows[2].scores
     difference = student.columns["clip_score.scenes"] - teacher.columns["clip_score.scenes"]
     found = next(one for one in worst.regressions(held, ["clip_score.scenes"]) if one.model == "scenes-vega")
-    assert [case.amount for case in found.cases] == pytest.approx(sorted(difference)[: worst.MOST])
+    assert [case.amount for case in found.cases] == pytest.approx(sorted(difference)[: worst.MAX_CASES])
     assert all(
         case.own is not None and case.teacher is not None and case.own - case.teacher == pytest.approx(case.amount) for case in found.cases
     )
-    costs = next(one for one in worst.costly(held) if one.model == "scenes-vega")
+    costs = next(one for one in worst.costliest(held) if one.model == "scenes-vega")
     influence = student.columns["fd.scenes:influence"]
-    assert [case.amount for case in costs.cases] == pytest.approx(sorted(influence / len(influence), reverse=True)[: worst.MOST])
+    assert [case.amount for case in costs.cases] == pytest.approx(sorted(influence / len(influence), reverse=True)[: worst.MAX_CASES])
     assert costs.cases[0].prompt == PROMPTS[int(influence.argmax()) // 2]
 
 

@@ -29,7 +29,7 @@ def test_a_pipeline_that_is_not_cached_is_fetched_and_measured(hub: Hub, tmp_pat
     unknown = resolve("someone/tiny")
     assert unknown.architecture == "custom"
     (made,) = runner.run([unknown], bench(tmp_path, suite))
-    record = records.head(made)
+    record = records.read_record(made)
     assert (record.model.architecture, record.model.source) == ("vega", f"hub:someone/tiny@{COMMIT}")
     assert record.model.weights_digest == weights_digest(resolve(str(folder)), dtype="float32")
     assert len(list((made / "images").glob("*.png"))) == record.n_images == 4
@@ -43,6 +43,6 @@ def test_a_unet_that_is_not_cached_is_fetched_for_its_base(hub: Hub, made: Path,
     tiny_unet("ssd-1b", seed=3).save_pretrained(hub.root / "someone" / "student")
     spec = resolve("someone/student", base=replace(resolve(str(made)), name="base"))
     (folder,) = runner.run([spec], bench(tmp_path))
-    record = records.head(folder)
+    record = records.read_record(folder)
     assert (record.family, record.model.architecture, record.n_images) == ("scenes", "ssd-1b", 4)
     assert set(hub.hits) == {f"someone/student/{name}" for name in ("config.json", "diffusion_pytorch_model.safetensors")}

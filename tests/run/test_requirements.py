@@ -198,6 +198,6 @@ def test_unverified_weights_and_prompts_are_said_in_the_record_and_the_tables(tm
     )
     path = saved((record, Scores([], [], {})), tmp_path)
     assert records.read(path)[0].prompts == "5 of owner/list, digest 12ab (unverified)"
-    table = writing.markdown(standings.rows(tmp_path))
+    table = writing.markdown(standings.read_rows(tmp_path))
     assert "- prompts: 5 of owner/list, digest 12ab (unverified)" in table
     assert "unverified weights: pickscore-v1" in table

@@ -28,7 +28,7 @@ from sdbench.metrics.cosine import caption_score
 from sdbench.models.spec import ModelSpec, resolve
 from sdbench.probes.driver import Probed
 from sdbench.protocols.base import Subject
-from sdbench.records import Model, Original, Scores, Value
+from sdbench.records import Model, NamedTeacher, Scores, Value
 from sdbench.reference import cards
 from sdbench.run import external, recording, runner
 from sdbench.run.context import bench as prepared
@@ -267,13 +267,13 @@ def test_weights_that_come_back_keep_what_was_found_of_them(teacher: ModelSpec, 
     record, scores = records.read(first)
     other = record.model.model_copy(update={"weights_digest": "another checkpoint's"})
     records.write(record.model_copy(update={"model": other, "created": records.now(), "values": ()}), scores, {}, tmp_path / "results")
-    looked_at, head, probes_alone = set(), records.head, replace(bench(tmp_path), quality=False)
-    monkeypatch.setattr(records, "head", lambda folder: looked_at.add(folder.parent.name) or head(folder))
+    looked_at, head, probes_alone = set(), records.read_record, replace(bench(tmp_path), quality=False)
+    monkeypatch.setattr(records, "read_record", lambda folder: looked_at.add(folder.parent.name) or head(folder))
     (again,) = runner.run([teacher], probes_alone)
     assert looked_at == {"scenes-teacher"}, "others' records are not read"
     found = records.read(again)[0]
     assert (found.model, found.values, found.n_images) == (record.model, record.values, 4)
-    assert again in [folder for folder, _ in records.newest(tmp_path / "results")]
+    assert again in [folder for folder, _ in records.newest_per_model(tmp_path / "results")]
 
 
 def test_a_student_alone_has_no_win_rate_until_the_teacher_was_run(teacher: ModelSpec, tmp_path: Path) -> None:
@@ -294,7 +294,7 @@ def test_a_student_alone_has_no_win_rate_until_the_teacher_was_run(teacher: Mode
     assert told(teacher) == []
     (of_teacher,) = runner.run([teacher], setting)
     assert told() == []
-    place_of(records.head(of_teacher).model, setting)[0].folder.rename(tmp_path / "away")
+    place_of(records.read_record(of_teacher).model, setting)[0].folder.rename(tmp_path / "away")
     assert told() == [f"pictures {under} agreement {way}"]
     after = rate()
     assert after is not None
@@ -326,12 +326,12 @@ def test_another_suite_s_teacher_does_not_count(teacher: ModelSpec, tmp_path: Pa
 
 def test_a_teacher_of_random_weights_is_nobody_s_teacher(tmp_path: Path, teacher: ModelSpec) -> None:
     runner.run([teacher], bench(tmp_path))
-    (real,) = records.newest(tmp_path / "results")
-    scores = records.scores(real[0])
+    (real,) = records.newest_per_model(tmp_path / "results")
+    scores = records.read_scores(real[0])
     random = real[1].model.model_copy(update={"source": "random", "label": "random weights"})
     better = Scores(scores.prompt_ids, scores.samples, {name: column + 1 for name, column in scores.columns.items()})
     records.write(real[1].model_copy(update={"model": random, "created": records.now()}), better, {}, tmp_path / "results")
-    record = records.head(runner.run([replace(teacher, name="student")], bench(tmp_path))[0])
+    record = records.read_record(runner.run([replace(teacher, name="student")], bench(tmp_path))[0])
     rate = record.value("win_rate.preference.scenes")
     assert rate is not None
     assert rate.value == 0.5
@@ -371,7 +371,7 @@ def test_a_student_of_few_steps_is_compared_with_the_teacher_in_its_own_sampling
     def found(spec: ModelSpec) -> list[Value | None]:
         record = records.read(runner.run([spec], bench(tmp_path, few))[0])[0]
         assert record.sampling["steps"] == 2
-        assert record.teacher == Original(model="scenes-teacher", suite=SUITE.id)
+        assert record.teacher == NamedTeacher(model="scenes-teacher", suite=SUITE.id)
         return [record.value(name) for name in names]
 
     for value in found(replace(teacher, name="student")):
@@ -388,7 +388,7 @@ def test_a_student_of_few_steps_is_compared_with_the_teacher_in_its_own_sampling
 def test_a_suite_names_a_teacher_of_one_s_own(teacher: ModelSpec, tmp_path: Path) -> None:
     suite = SUITE.model_copy(update={"teacher": Teacher(model="juggernaut")})
     specs = [replace(teacher, name=name) for name in ("scenes-teacher", "juggernaut")]
-    made = [records.head(path).value("win_rate.preference.scenes") for path in runner.run(specs, bench(tmp_path, suite))]
+    made = [records.read_record(path).value("win_rate.preference.scenes") for path in runner.run(specs, bench(tmp_path, suite))]
     assert [value.state for value in made if value] == ["ok", "not_applicable"]
 
 
@@ -397,14 +397,16 @@ def test_values_against_another_teacher_of_the_same_name_are_not_alike(tmp_path:
     suite = SUITE.model_copy(update={"metrics": {"scenes": ("preference.scenes", *names)}, "teacher": Teacher(model="drawn")})
     specs = [replace(resolve("scenes-rendered"), name=name) for name in ("drawn", "student")]
     drawn, first = runner.run(specs, bench(tmp_path, suite))
-    assert [value.reference for name in names if (value := records.head(first).value(name))] == [drawn.name] * 2  # there are no weights
+    assert [value.reference for name in names if (value := records.read_record(first).value(name))] == [
+        drawn.name
+    ] * 2  # there are no weights
     record, scores = records.read(drawn)
     again = record.model.model_copy(update={"weights_digest": 16 * "07e4"})
     records.write(record.model_copy(update={"model": again, "created": records.now()}), scores, {}, tmp_path / "results")
     (second,) = runner.run(specs[1:], bench(tmp_path, suite))
     found = compare.measure(names[0], wins, Side.read(second), Side.read(first), 0.05)
     assert isinstance(found, compare.Obstacle)
-    assert found.reason == f"taken against {6 * '07e4'}, that of the baseline against {drawn.name}; run both again"
+    assert found.reason == f"the candidate was measured against {6 * '07e4'}, the baseline against {drawn.name}; run both again"
 
 
 def test_a_run_of_one_half_keeps_the_other_half_of_the_record(teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -576,19 +578,19 @@ def test_pictures_made_elsewhere_get_a_row_and_a_verdict(tmp_path: Path) -> None
         "missing",
         "not_applicable",
     ]  # no teacher yet
-    (row,) = standings.rows(tmp_path)
-    assert (row.name, row.is_pictures) == ("dall-e", True)
+    (row,) = standings.read_rows(tmp_path)
+    assert (row.name, row.is_pictures_only) == ("dall-e", True)
     assert "sampling: made elsewhere, not known (images:images, 64 x 64 px, PNG)" in writing.markdown([row])
     report = api.compare(str(folder), str(folder), policy, places)
     assert (report.verdict, [result.name for result in report.results]) == ("pass", ["preference.scenes"])
     assert report.notes == (
-        "the pictures of dall-e (images:images, 64 x 64 px, PNG) and dall-e (images:images, 64 x 64 px, PNG) were made elsewhere: how they were sampled is not known",
+        "the pictures of dall-e (images:images, 64 x 64 px, PNG) and dall-e (images:images, 64 x 64 px, PNG) were made elsewhere; it is not known how they were sampled",
         "not measured, so not weighed: latency.pipeline.p50",
     )
     files, listed = saved(tmp_path / "other", pictures, prompts[1:] + prompts[:1])
     Image.fromarray(pictures[0]).save(files / "000.jpg")
     (files / "000.png").unlink()
-    other = records.head(api.record_pictures(files, listed, "dall-e", places, str(own)))
+    other = records.read_record(api.record_pictures(files, listed, "dall-e", places, str(own)))
     assert (other.suite.name, other.model.source) == ("own-custom", "images:images, 64 x 64 px, JPEG and PNG")
     with pytest.raises(UserError, match="no model of the catalogue; choose another --name"):
         api.record_pictures(*saved(tmp_path / "named", pictures, prompts), "sdxl", places, str(own))

@@ -68,7 +68,7 @@ def test_a_loss_of_the_margin_by_all_but_few_prompts_is_rejected_no_oftener_than
     chances = scipy_stats.binom.pmf(np.arange(513), 512, rate)
     likely = np.flatnonzero(chances > 1e-6)
     found = [decisions.paired_mean_bounds(np.repeat([1 / rate - 2, -2.0], [each, 512 - each])) for each in likely]
-    assert chances[likely][[decisions.regression_p(bounds, 1.0) <= level for bounds in found]].sum() < 1.01 * level
+    assert chances[likely][[decisions.regression_p_value(bounds, 1.0) <= level for bounds in found]].sum() < 1.01 * level
 
 
 def test_equal_shares_may_hide_what_n_of_them_do_not_show() -> None:
@@ -150,7 +150,7 @@ def test_bad_rounds_are_refused(bad: list[list[float]]) -> None:
 def test_noise_of_a_few_runs_has_their_quantile_of_t() -> None:
     exact = Bounds(0.2, 0.2, 0.2, 0.0, 1)
     for runs in (2, 4):
-        found = decisions.widened(exact, BetweenRuns(0.1, runs))
+        found = decisions.widen(exact, BetweenRuns(0.1, runs))
         half = scipy_stats.t.ppf(0.95, runs - 1) * 0.1
         assert (found.low, found.high) == pytest.approx((0.2 - half, 0.2 + half))
         assert (-found).between == found.between
@@ -160,7 +160,7 @@ def test_bounds_with_a_floor_of_four_runs_cover() -> None:
     random, missed = np.random.default_rng(0), 0
     for _ in range(2000):
         floor = BetweenRuns(float(random.normal(0, 1, 4).std(ddof=1)), 4)
-        missed += decisions.widened(Bounds(*3 * [random.normal()], 0.0, 1), floor).low > 0
+        missed += decisions.widen(Bounds(*3 * [random.normal()], 0.0, 1), floor).low > 0
     assert missed / 2000 == pytest.approx(0.05, abs=0.015)
 
 
@@ -201,27 +201,29 @@ def test_verdict_of_no_number_is_refused(low: float, margin: float) -> None:
 def test_p_below_the_level_means_regressed(shift: float, margin: float, skewed: float, level: float) -> None:
     noise = np.random.default_rng(0).normal(0, 1, 20)
     bounds = decisions.paired_mean_bounds(shift + noise + skewed * np.exp(noise), level)
-    assert (decisions.regression_p(bounds, margin) < 1 - level) == (decisions.decide(bounds, margin) == "regressed")
+    assert (decisions.regression_p_value(bounds, margin) < 1 - level) == (decisions.decide(bounds, margin) == "regressed")
 
 
 def test_p_is_the_level_at_which_the_high_bound_reaches_the_margin() -> None:
     difference = np.random.default_rng(0).exponential(1, 30)
     margin = -decisions.paired_mean_bounds(difference, 0.97).high
-    assert decisions.regression_p(decisions.paired_mean_bounds(difference), margin) == pytest.approx(0.03)
-    assert decisions.regression_p(-decisions.paired_mean_bounds(-difference), margin) == pytest.approx(0.03)
+    assert decisions.regression_p_value(decisions.paired_mean_bounds(difference), margin) == pytest.approx(0.03)
+    assert decisions.regression_p_value(-decisions.paired_mean_bounds(-difference), margin) == pytest.approx(0.03)
 
 
 def test_p_of_another_run_has_the_degrees_of_freedom_of_both_parts() -> None:
-    bounds = decisions.widened(Bounds(-1.0, -1.0, -1.0, 0.0, 1), BetweenRuns(0.5, 4))
-    assert decisions.regression_p(bounds, 0.0) == pytest.approx(scipy_stats.t.cdf(-2, 3))
-    both = decisions.widened(Bounds(-2.0, 0.0, -1.0, 0.3, 9), BetweenRuns(0.4, 4))
-    assert decisions.regression_p(both, 0.0) == pytest.approx(scipy_stats.t.cdf(-1 / 0.5, math.floor(0.5**4 / (0.3**4 / 8 + 0.4**4 / 3))))
+    bounds = decisions.widen(Bounds(-1.0, -1.0, -1.0, 0.0, 1), BetweenRuns(0.5, 4))
+    assert decisions.regression_p_value(bounds, 0.0) == pytest.approx(scipy_stats.t.cdf(-2, 3))
+    both = decisions.widen(Bounds(-2.0, 0.0, -1.0, 0.3, 9), BetweenRuns(0.4, 4))
+    assert decisions.regression_p_value(both, 0.0) == pytest.approx(
+        scipy_stats.t.cdf(-1 / 0.5, math.floor(0.5**4 / (0.3**4 / 8 + 0.4**4 / 3)))
+    )
 
 
 def test_p_without_spread() -> None:
-    assert decisions.regression_p(decisions.paired_mean_bounds([0.0, 0.0]), 0.0) == 1
-    assert decisions.regression_p(decisions.paired_mean_bounds([-1.0, -1.0]), 0.5) == 0
-    assert decisions.regression_p(decisions.paired_mean_bounds([-1.0]), 0.5) == 0.5
+    assert decisions.regression_p_value(decisions.paired_mean_bounds([0.0, 0.0]), 0.0) == 1
+    assert decisions.regression_p_value(decisions.paired_mean_bounds([-1.0, -1.0]), 0.5) == 0
+    assert decisions.regression_p_value(decisions.paired_mean_bounds([-1.0]), 0.5) == 0.5
 
 
 def test_holm_by_hand() -> None:
@@ -285,7 +287,7 @@ def test_needed_n_of_another_run_s_rounds_shrinks_only_what_rounds_shrink() -> N
     def bounds_at(k: int) -> Bounds:
         error = spread / math.sqrt(k)
         half = scipy_stats.t.ppf(0.99, k - 1) * error
-        return decisions.widened(Bounds(0.2 - half, 0.2 + half, 0.2, error, k), between, 0.99)
+        return decisions.widen(Bounds(0.2 - half, 0.2 + half, 0.2, error, k), between, 0.99)
 
     needed = decisions.needed_n(bounds_at(5), margin, 0.99)
     assert needed is not None

@@ -18,7 +18,7 @@ F64 = npt.NDArray[np.float64]
 def test_mean_interval_equals_the_textbook_example() -> None:
     found = intervals.mean_interval([1.0, 2.0, 3.0, 4.0, 5.0])  # t(0.975, 4) = 2.776, sd = sqrt(2.5)
     half = 2.7764451 * math.sqrt(2.5 / 5)
-    assert (found.value, found.n, found.enough) == (3, 5, True)
+    assert (found.value, found.n, found.has_interval) == (3, 5, True)
     assert (found.low, found.high) == pytest.approx((3 - half, 3 + half))
 
 
@@ -29,7 +29,7 @@ def test_mean_interval_covers_skewed_scores() -> None:
 
 
 def test_one_value_has_no_interval() -> None:
-    assert intervals.mean_interval([7.0]) == intervals.Estimate(7.0, 7.0, 7.0, 1, enough=False)
+    assert intervals.mean_interval([7.0]) == intervals.Estimate(7.0, 7.0, 7.0, 1, has_interval=False)
 
 
 @pytest.mark.parametrize("values", [[], [1.0, math.nan], [math.inf], [[1.0]]])
@@ -126,13 +126,13 @@ def test_a_time_quantile_is_of_all_calls_and_its_interval_of_rounds(q: float, t:
     half = t * np.log([1, 2, 1.5]).std(ddof=1) / math.sqrt(3)
     assert math.log(found.high / found.value) == pytest.approx(half, rel=1e-6)
     assert math.log(found.value / found.low) == pytest.approx(half, rel=1e-6)
-    assert (found.n, found.enough) == (12, True)
+    assert (found.n, found.has_interval) == (12, True)
 
 
 @pytest.mark.parametrize(("rounds", "calls", "q", "enough"), [(2, 2, 0.5, True), (1, 50, 0.5, False), (3, 10, 0.9, True), (3, 9, 0.9, False), (3, 100, 0.99, True), (9, 99, 0.99, False)])  # fmt: skip
 def test_a_time_quantile_says_when_n_is_too_small(rounds: int, calls: int, q: float, *, enough: bool) -> None:
     found = intervals.time_quantile([np.arange(1.0, calls + 1)] * rounds, q)
-    assert found.enough is enough
+    assert found.has_interval is enough
     if not enough:
         assert (found.low, found.high) == (1, calls)
 

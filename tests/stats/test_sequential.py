@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from sdbench.stats.decisions import Bounds
-from sdbench.stats.sequential import levels, spent, undecidable
+from sdbench.stats.sequential import is_undecidable, nominal_levels, spent_error
 
 EIGHTHS = tuple(look / 8 for look in range(1, 9))
 
 
 def z_values(shares: tuple[float, ...], alpha: float) -> list[float]:
-    return [-NormalDist().inv_cdf(level) for level in levels(shares, alpha)]
+    return [-NormalDist().inv_cdf(level) for level in nominal_levels(shares, alpha)]
 
 
 def test_the_published_bounds() -> None:
@@ -21,8 +21,8 @@ def test_the_published_bounds() -> None:
 
 
 def test_one_look_at_everything_spends_all() -> None:
-    assert levels((1.0,), 0.05)[0] == pytest.approx(0.05, abs=1e-9)
-    assert spent(1.0, 0.05) == pytest.approx(0.05)
+    assert nominal_levels((1.0,), 0.05)[0] == pytest.approx(0.05, abs=1e-9)
+    assert spent_error(1.0, 0.05) == pytest.approx(0.05)
 
 
 @pytest.mark.parametrize("alpha", [0.05, 0.05 / 6])
@@ -33,22 +33,22 @@ def test_a_walk_without_drift_crosses_as_often_as_it_may(alpha: float) -> None:
 
 
 def test_early_looks_do_not_depend_on_how_many_come_after() -> None:
-    assert levels(EIGHTHS[:3], 0.05) == pytest.approx(levels(EIGHTHS, 0.05)[:3])
+    assert nominal_levels(EIGHTHS[:3], 0.05) == pytest.approx(nominal_levels(EIGHTHS, 0.05)[:3])
 
 
 @pytest.mark.parametrize("alpha", [0.03, 0.01, 1e-4])
 def test_what_a_first_look_may_spend_is_small_and_not_nothing(alpha: float) -> None:
     sixteenths = tuple(look / 16 for look in range(1, 17))
-    first, *_, last = levels(sixteenths, alpha)
+    first, *_, last = nominal_levels(sixteenths, alpha)
     assert 0 < first < 1e-15
-    assert first == pytest.approx(spent(1 / 16, alpha), rel=1e-6)
+    assert first == pytest.approx(spent_error(1 / 16, alpha), rel=1e-6)
     assert 0.6 * alpha < last < alpha
 
 
 @pytest.mark.parametrize("shares", [(), (0.0, 1.0), (0.5, 0.5), (0.6, 0.4), (0.5, 1.1)])
 def test_shares_must_grow(shares: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="must grow"):
-        levels(shares, 0.05)
+        nominal_levels(shares, 0.05)
 
 
 def bounds(difference: float, error: float = 0.1) -> Bounds:
@@ -57,16 +57,16 @@ def bounds(difference: float, error: float = 0.1) -> Bounds:
 
 def test_what_sits_on_its_margin_is_given_up_late_and_not_early() -> None:
     on_the_margin = [(bounds(-1.0), 1.0), (bounds(0.0), 1.0)]
-    assert not undecidable(on_the_margin, 0.125, 0.05)
-    assert undecidable(on_the_margin, 0.75, 0.05)
-    assert not undecidable(on_the_margin, 1.0, 0.05)
+    assert not is_undecidable(on_the_margin, 0.125, 0.05)
+    assert is_undecidable(on_the_margin, 0.75, 0.05)
+    assert not is_undecidable(on_the_margin, 1.0, 0.05)
 
 
 def test_what_is_on_its_way_to_a_verdict_is_not_given_up() -> None:
-    assert not undecidable([(bounds(0.0), 1.0)], 0.75, 0.05)
-    assert not undecidable([(bounds(-1.0), 1.0), (bounds(-2.0), 1.0)], 0.75, 0.05)
-    assert not undecidable([(bounds(0.0, 0.0), 1.0)], 0.75, 0.05)
+    assert not is_undecidable([(bounds(0.0), 1.0)], 0.75, 0.05)
+    assert not is_undecidable([(bounds(-1.0), 1.0), (bounds(-2.0), 1.0)], 0.75, 0.05)
+    assert not is_undecidable([(bounds(0.0, 0.0), 1.0)], 0.75, 0.05)
 
 
 def test_a_pass_that_something_else_forbids_is_not_waited_for() -> None:
-    assert undecidable([(bounds(0.0), 1.0)], 0.75, 0.05, passable=False)
+    assert is_undecidable([(bounds(0.0), 1.0)], 0.75, 0.05, passable=False)

@@ -3,28 +3,28 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from distillation.ablation.comparison import markdown, plot, table
+from distillation.ablation.comparison import compare_arms, markdown_table, plot_arms
 from distillation.ablation.experiment import BASE, Outcome
 
 
-def test_the_table_has_closed_forms() -> None:
+def test_the_table_matches_closed_forms() -> None:
     def outcome(arm: str, seed: int, right: int) -> Outcome:
         return Outcome(arm, seed, "", (True,) * right + (False,) * (10 - right), {})
 
     rows = [outcome(BASE, 0, 4), outcome(BASE, 1, 6), outcome("other", 0, 5), outcome("other", 1, 9)]
-    base, other = table(rows)
+    base, other = compare_arms(rows)
     assert base.accuracy == pytest.approx(0.5)
     assert base.accuracy_half == pytest.approx(12.7062 * 0.1, rel=1e-4)  # t(0.975, 1) sd / sqrt(2), sd = 0.1 sqrt(2)
     assert (base.difference, base.difference_half) == (0, 0)
     assert other.difference == pytest.approx(0.2)
     assert other.difference_half == pytest.approx(12.7062 * 0.1, rel=1e-4)
-    (alone,) = table([outcome("other", 0, 5)])
-    assert markdown([alone]).splitlines()[-1] == "| other | 1 | 0.500 (one seed) | no student of the recipe with these seeds |"
-    assert markdown([base, other]).splitlines()[-1] == "| other | 2 | 0.700 ± 2.541 | +0.200 ± 1.271 |"
+    (alone,) = compare_arms([outcome("other", 0, 5)])
+    assert markdown_table([alone]).splitlines()[-1] == "| other | 1 | 0.500 (one seed) | the recipe has no student with these seeds |"
+    assert markdown_table([base, other]).splitlines()[-1] == "| other | 2 | 0.700 ± 2.541 | +0.200 ± 1.271 |"
 
 
-def test_the_plot_is_a_picture_also_of_a_single_seed(tmp_path: Path) -> None:
+def test_the_plot_works_with_a_single_seed(tmp_path: Path) -> None:
     rows = [Outcome(arm, 0, "", (True, False), {}) for arm in (BASE, "other")]
-    plot(rows, tmp_path / "plot.png")
+    plot_arms(rows, tmp_path / "plot.png")
     with Image.open(tmp_path / "plot.png") as picture:
         assert len(picture.convert("RGB").getcolors(maxcolors=10**6) or ()) > 10

@@ -1,4 +1,4 @@
-"""The ablation's arms are what their names say, and a sweep that was stopped goes on."""
+"""The arms match their names, and a stopped sweep continues."""
 
 import json
 from pathlib import Path
@@ -7,22 +7,22 @@ import numpy as np
 import pytest
 
 from distillation.ablation import experiment
-from distillation.ablation.experiment import BASE, arms, one_shot, replanned, sweep
-from distillation.recipe import Recipe, read
+from distillation.ablation.experiment import BASE, arm_recipes, one_shot_recipe, run_sweep, with_other_blocks
+from distillation.recipe import Recipe, load_recipe
 from sdbench.errors import UserError
 from sdbench.models.architectures import depths, unet_config
 
 
 @pytest.fixture
 def missed() -> dict[str, experiment.F64]:
-    """The later a block, the more it is missed."""
+    """Losses that rise with the block's number."""
     return {path: np.arange(depth)[:, None] * np.ones((1, 2)) for path, depth in depths(unet_config("sdxl")).items()}
 
 
 @pytest.mark.parametrize("name", ["ssd-1b", "vega"])
-def test_every_arm_is_a_whole_recipe_with_a_name_of_its_own_digest(name: str, missed: dict[str, experiment.F64]) -> None:
-    recipe = read(name)
-    ways = {arm: way() for arm, way in arms(recipe, lambda: missed).items()}
+def test_every_arm_is_a_valid_recipe_with_its_own_digest(name: str, missed: dict[str, experiment.F64]) -> None:
+    recipe = load_recipe(name)
+    ways = {arm: way() for arm, way in arm_recipes(recipe, lambda: missed).items()}
     for way in ways.values():
         way.check()
         assert way.plans[-1].depths == recipe.plans[-1].depths
@@ -33,17 +33,17 @@ def test_every_arm_is_a_whole_recipe_with_a_name_of_its_own_digest(name: str, mi
 
 
 def test_plans_of_the_arms(missed: dict[str, experiment.F64]) -> None:
-    recipe = read("vega")
-    ways, path = {arm: way() for arm, way in arms(recipe, lambda: missed).items()}, "down_blocks.2.attentions.0"
+    recipe = load_recipe("vega")
+    ways, path = {arm: way() for arm, way in arm_recipes(recipe, lambda: missed).items()}, "down_blocks.2.attentions.0"
     assert [plan.blocks[path] for plan in ways["first blocks"].plans] == [(0, 1, 2, 3), (0, 1)]
     assert [plan.blocks[path] for plan in ways["blocks most missed"].plans] == [(6, 7, 8, 9), (8, 9)]
-    assert one_shot(recipe).plans == [recipe.plans[-1]]
+    assert one_shot_recipe(recipe).plans == [recipe.plans[-1]]
     final = recipe.plans[-1].blocks
-    own = replanned(recipe, lambda attention, there, k: recipe.plans[0].blocks[attention] if len(there) == 10 and k == 4 else final.get(attention, ()) if k < len(there) else tuple(there), "its own")  # fmt: skip
+    own = with_other_blocks(recipe, lambda attention, there, k: recipe.plans[0].blocks[attention] if len(there) == 10 and k == 4 else final.get(attention, ()) if k < len(there) else tuple(there), "its own")  # fmt: skip
     assert own.plans == recipe.plans
 
 
-def test_a_sweep_that_was_stopped_makes_only_what_is_missing(
+def test_a_stopped_sweep_makes_only_what_is_missing(
     vega: Recipe, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(experiment, "CAPTIONS", 16)
@@ -57,10 +57,10 @@ def test_a_sweep_that_was_stopped_makes_only_what_is_missing(
 
     distil = experiment.distil
     monkeypatch.setattr(experiment, "distil", counted)
-    where, only = (one_shot(vega), teacher_folder, tmp_path / "work", tmp_path / "results"), (BASE, "task only")
+    where, only = (one_shot_recipe(vega), teacher_folder, tmp_path / "work", tmp_path / "results"), (BASE, "task only")
     with pytest.raises(KeyboardInterrupt):
-        sweep(*where, seeds=1, steps=1, only=only)
-    outcomes = sweep(*where, seeds=1, steps=1, only=only)
+        run_sweep(*where, seeds=1, steps=1, only=only)
+    outcomes = run_sweep(*where, seeds=1, steps=1, only=only)
     assert made == [(0.5, 0), (0.0, 0), (0.0, 0)]
     assert [(outcome.arm, outcome.seed, len(outcome.right)) for outcome in outcomes] == [(BASE, 0, 16), ("task only", 0, 16)]
     files = sorted((tmp_path / "results" / "ablation" / "vega").iterdir())
@@ -68,10 +68,10 @@ def test_a_sweep_that_was_stopped_makes_only_what_is_missing(
     assert set(json.loads(files[0].read_text())["losses"]) == {"task", "output", "feature"}
 
 
-def test_what_cannot_be_swept_is_said_before_anything_is_encoded(vega: Recipe, teacher_folder: Path, made: Path, tmp_path: Path) -> None:
+def test_an_invalid_sweep_is_refused_before_anything_is_encoded(vega: Recipe, teacher_folder: Path, made: Path, tmp_path: Path) -> None:
     places = tmp_path / "work", tmp_path / "results"
     with pytest.raises(UserError, match="unknown arm 'task onyl'; did you mean 'task only'"):
-        sweep(vega, teacher_folder, *places, seeds=1, only=["task onyl"])
+        run_sweep(vega, teacher_folder, *places, seeds=1, only=["task onyl"])
     with pytest.raises(UserError, match="architecture 'vega'; recipe 'vega' cuts 'sdxl'"):
-        sweep(vega, made, *places, seeds=1)
+        run_sweep(vega, made, *places, seeds=1)
     assert list(tmp_path.iterdir()) == []

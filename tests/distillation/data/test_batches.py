@@ -16,8 +16,8 @@ from tiny import save_tiny_pipeline, tiny_unet, with_unet
 from torch import nn
 
 from distillation import train
-from distillation.ablation.experiment import one_shot
-from distillation.data.batches import Squares, open_squares, square
+from distillation.ablation.experiment import one_shot_recipe
+from distillation.data.batches import SquarePictures, crop_square, open_square_pictures
 from distillation.data.pictures import open_pictures
 from distillation.recipe import Recipe
 from distillation.taps import Tap
@@ -52,39 +52,41 @@ def recipe(vega: Recipe) -> Recipe:
     return vega.model_copy(update={"sdxl": vega.sdxl.model_copy(update=changes)})
 
 
-def test_a_square_is_the_middle_and_says_what_was_scaled_and_cut() -> None:
+def test_a_square_is_central_with_its_micro_conditioning() -> None:
     pixels = np.zeros((32, 48, 3), np.uint8)
     pixels[:, 8:40] = 255  # the middle square
-    cut, conditioning = square(Image.fromarray(pixels), 16)
+    cut, conditioning = crop_square(Image.fromarray(pixels), 16)
     assert cut.shape == (16, 16, 3)
     assert cut.min() > 230  # Lanczos rings at the edges
     assert conditioning == (32, 48, 0, 4, 16, 16)
-    tall, conditioning = square(Image.fromarray(pixels.transpose(1, 0, 2)), 64)
+    tall, conditioning = crop_square(Image.fromarray(pixels.transpose(1, 0, 2)), 64)
     assert (tall.shape, conditioning) == ((64, 64, 3), (48, 32, 16, 0, 64, 64))
 
 
-def test_squares_are_read_in_order_and_named_by_content_and_size(folder: Path) -> None:
-    squares = Squares([open_pictures(str(folder))], SIDE)
+def test_squares_are_read_in_order_with_a_digest_of_content_and_size(folder: Path) -> None:
+    squares = SquarePictures([open_pictures(str(folder))], SIDE)
     pixels, time_ids = squares.read(np.array([5, 0]))
     assert pixels.shape == (2, 3, SIDE, SIDE)
     assert pixels[0, 0, 0, -1].item() == pytest.approx(200 / 127.5 - 1)
     assert pixels[1, 0, 0, -1].item() == -1
     assert time_ids.tolist() == [[32, 48, 0, 4, SIDE, SIDE]] * 2
     assert squares.captions[5] == "half red, half gray 5"
-    assert squares.digest != Squares([open_pictures(str(folder))], 2 * SIDE).digest
+    assert squares.digest != SquarePictures([open_pictures(str(folder))], 2 * SIDE).digest
 
 
-def test_squares_of_several_sources_follow_each_other(folder: Path, tmp_path: Path) -> None:
+def test_several_sources_are_concatenated(folder: Path, tmp_path: Path) -> None:
     Image.new("RGB", (16, 16), "blue").save(tmp_path / "blue.png")
     (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "blue.png", "prompt": "blue"}))
-    squares = open_squares([str(tmp_path), str(folder), str(tmp_path)], None, SIDE)
+    squares = open_square_pictures([str(tmp_path), str(folder), str(tmp_path)], None, SIDE)
     assert [squares.captions[row] for row in (0, 1, N, N + 1)] == ["blue", "half red, half gray 0", f"half red, half gray {N - 1}", "blue"]
     pixels, _ = squares.read(np.array([0, 1, N, N + 1]))
     assert torch.equal(pixels[0], pixels[3])
     assert pixels[:3, :, 0, -1].tolist() == [[-1, -1, 1], [-1] * 3, pytest.approx([200 / 127.5 - 1] * 3)]
     blue, gray = (open_pictures(str(source)).digest for source in (tmp_path, folder))
     assert squares.digest == hashlib.sha256(f"{blue} {gray} {blue} {SIDE}".encode()).hexdigest()
-    assert open_squares([str(folder)], None, SIDE).digest == hashlib.sha256(f"{gray} {SIDE}".encode()).hexdigest()  # as it was for one
+    assert (
+        open_square_pictures([str(folder)], None, SIDE).digest == hashlib.sha256(f"{gray} {SIDE}".encode()).hexdigest()
+    )  # as it was for one
 
 
 def test_a_run_of_the_full_size_family(
@@ -97,8 +99,8 @@ def test_a_run_of_the_full_size_family(
         return decode(vae, latents, **chosen)
 
     monkeypatch.setattr(AutoencoderKL, "_decode", counted)
-    squares = Squares([open_pictures(str(folder))], SIDE)
-    out = distil(one_shot(recipe), "sdxl", [teacher], tmp_path / "work", tmp_path / "out", pictures=squares, steps=2)
+    squares = SquarePictures([open_pictures(str(folder))], SIDE)
+    out = distil(one_shot_recipe(recipe), "sdxl", [teacher], tmp_path / "work", tmp_path / "out", pictures=squares, steps=2)
     pipeline = StableDiffusionXLPipeline.from_pretrained(out)
     assert pipeline.unet.config.cross_attention_dim == 2048
     noted = json.loads((out / "provenance.json").read_text())
@@ -107,7 +109,7 @@ def test_a_run_of_the_full_size_family(
     assert f"on {N} pictures, each seen 0.7 times on average," in (out / "README.md").read_text()
     said = capsys.readouterr().err
     assert f"training on {N} pictures, each seen 0.7 times on average\n" in said
-    assert f"taught by the float32 weights in {teacher}\n" in said
+    assert f"teacher: the float32 weights in {teacher}\n" in said
     assert [(stage["name"], stage["steps"]) for stage in noted["stages"]] == [("all", 2)]
     (sheet,) = (tmp_path / "work").glob("vega-*/1-all/samples/*.png")
     with Image.open(sheet) as picture:
@@ -117,17 +119,17 @@ def test_a_run_of_the_full_size_family(
 
 def test_teachers_teach_in_succession(recipe: Recipe, teacher: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     others = [with_unet(teacher, tmp_path / f"teacher-{seed}", tiny_unet("sdxl", seed, "sdxl")) for seed in (1, 2)]
-    folders, of_step = [teacher, *others], train.step_terms
+    folders, of_step = [teacher, *others], train.batch_loss_terms
     starts = [load_file(each / "unet" / "diffusion_pytorch_model.safetensors")["conv_in.bias"] for each in folders]
     taught = []
 
-    def noted(lesson: train.Lesson, student: nn.Module, taps: list[Tap], number: int) -> dict[str, torch.Tensor]:
-        (by,) = (index for index, start in enumerate(starts) if torch.equal(lesson.teacher.conv_in.bias, start))
+    def noted(context: train.StepContext, student: nn.Module, taps: list[Tap], number: int) -> dict[str, torch.Tensor]:
+        (by,) = (index for index, start in enumerate(starts) if torch.equal(context.teacher.conv_in.bias, start))
         taught.append((number, by))
-        return of_step(lesson, student, taps, number)
+        return of_step(context, student, taps, number)
 
-    monkeypatch.setattr(train, "step_terms", noted)
-    squares = Squares([open_pictures(str(folder))], SIDE)
+    monkeypatch.setattr(train, "batch_loss_terms", noted)
+    squares = SquarePictures([open_pictures(str(folder))], SIDE)
     out = distil(recipe, "sdxl", folders, tmp_path / "work", tmp_path / "out", pictures=squares, steps=6)
     stages = json.loads((out / "provenance.json").read_text())["stages"]
     # stages of 2 and 4 steps, teachers of 3, 1 and 2; after each piece a batch more, for its final losses
@@ -138,11 +140,11 @@ def test_teachers_teach_in_succession(recipe: Recipe, teacher: Path, folder: Pat
     assert len(set(digests)) == 3
 
 
-def test_bfloat16_keeps_the_teacher_in_it_and_the_student_in_float32(
+def test_with_bfloat16_only_the_teacher_is_stored_in_it(
     recipe: Recipe, teacher: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)  # one process has one precision
-    lower = one_shot(recipe.model_copy(update={"sdxl": recipe.sdxl.model_copy(update={"dtype": "bfloat16", "checkpointing": True})}))
+    lower = one_shot_recipe(recipe.model_copy(update={"sdxl": recipe.sdxl.model_copy(update={"dtype": "bfloat16", "checkpointing": True})}))
     starts = []
 
     def fit_and_note(model: UNet2DConditionModel, *arguments: Any, **chosen: Any) -> nn.Module:
@@ -150,7 +152,7 @@ def test_bfloat16_keeps_the_teacher_in_it_and_the_student_in_float32(
         return fit(model, *arguments, **chosen)
 
     monkeypatch.setattr(train, "fit", fit_and_note)
-    squares = Squares([open_pictures(str(folder))], SIDE)
+    squares = SquarePictures([open_pictures(str(folder))], SIDE)
     out = distil(lower, "sdxl", [teacher], tmp_path / "work", tmp_path / "out", pictures=squares, steps=1)
     AcceleratorState._reset_state(reset_partial_state=True)
     assert torch.equal(starts[0], UNet2DConditionModel.from_pretrained(teacher / "unet").conv_in.weight)  # not rounded on the way

@@ -1,4 +1,4 @@
-"""The teacher's own pictures: each follows from its row, in any run, and a folder is of one way of making alone."""
+"""The teacher's pictures: each depends only on its row, in any run, and a folder holds pictures of one set of settings."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from diffusers import StableDiffusionXLPipeline
 from tiny import SIZE_PX
 
 from distillation.cli import main
-from distillation.data.draw import draw
+from distillation.data.draw import draw_pictures
 from distillation.data.pictures import open_pictures
 from sdbench.errors import UserError
 from sdbench.generate import Noise, initial_noise
@@ -20,26 +20,26 @@ from sdbench.models.digest import weights_digest
 from sdbench.models.spec import resolve
 from sdbench.store import Store
 
-pytestmark = pytest.mark.usefixtures("own_cache")
+pytestmark = pytest.mark.usefixtures("datasets_cache")
 SETTINGS: dict[str, Any] = {"steps": 2, "guidance_scale": 3.0, "dtype": "float32", "batch": 2, "seed": 5}
 CAPTIONS = ["a red square", "eine Tür", "a red square", "last", "very last"]
 
 
-def listed(folder: Path) -> Path:
+def write_list(folder: Path) -> Path:
     (path := folder / "prompts.txt").write_text("\n\n".join(CAPTIONS) + "\n")
     return path
 
 
 @pytest.fixture
 def prompts(tmp_path: Path) -> Path:
-    return listed(tmp_path)
+    return write_list(tmp_path)
 
 
 @pytest.fixture(scope="module")
 def whole(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What one run draws, which nobody changes."""
+    """The folder of one run; tests must not change it."""
     folder = tmp_path_factory.mktemp("drawn")
-    return draw(listed(folder), teacher_folder, folder / "whole", **SETTINGS)
+    return draw_pictures(write_list(folder), teacher_folder, folder / "whole", **SETTINGS)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -53,7 +53,7 @@ def pixels(folder: Path) -> list[np.ndarray[Any, Any]]:
 
 @pytest.fixture
 def puts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Identities of what is drawn."""
+    """Identities of the pictures that are drawn."""
     put, drawn = Store.put, list[str]()
 
     def counted(store: Store, image: str, content: Any) -> None:
@@ -64,7 +64,7 @@ def puts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return drawn
 
 
-def test_a_picture_is_the_stock_pipelines_from_the_rows_noise(whole: Path, teacher_folder: Path) -> None:
+def test_pictures_equal_the_stock_pipelines_from_the_same_noise(whole: Path, teacher_folder: Path) -> None:
     assert open_pictures(str(whole)).captions == CAPTIONS
     pipeline = StableDiffusionXLPipeline.from_pretrained(teacher_folder)
     drawn = pixels(whole)
@@ -77,22 +77,22 @@ def test_a_picture_is_the_stock_pipelines_from_the_rows_noise(whole: Path, teach
     assert np.abs(drawn[0] - drawn[2]).max() > 10  # one caption, other noise
 
 
-def test_parts_draw_together_what_one_run_draws(whole: Path, prompts: Path, teacher_folder: Path, tmp_path: Path) -> None:
+def test_parts_together_draw_the_same_as_one_run(whole: Path, prompts: Path, teacher_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "parts"
     for part in (3, 1, 2):
         assert not (out / "metadata.jsonl").exists()
-        draw(prompts, teacher_folder, out, part=(part, 3), **SETTINGS)
+        draw_pictures(prompts, teacher_folder, out, part=(part, 3), **SETTINGS)
     assert files(out) == files(whole)
 
 
 @pytest.mark.parametrize("part", ["0/2", "3/2", "2", "a/b", "1/0"])
-def test_a_part_that_there_is_not_is_an_error(part: str, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_part_is_an_error(part: str, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["data", "make", str(prompts), "--out", str(tmp_path / "out"), "--part", part])
-    assert f"{part!r} is no part K/N" in capsys.readouterr().err
+    assert f"{part!r} is not a part K/N" in capsys.readouterr().err
 
 
-def test_a_killed_run_goes_on_to_the_same_bytes(
+def test_a_killed_run_continues_to_the_same_bytes(
     whole: Path, prompts: Path, teacher_folder: Path, tmp_path: Path, puts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order = [Path(json.loads(line)["file_name"]).stem for line in (whole / "metadata.jsonl").read_text().splitlines()]
@@ -105,37 +105,35 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
 
     monkeypatch.setattr(Store, "put", third_fails)
     with pytest.raises(KeyboardInterrupt):
-        draw(prompts, teacher_folder, out, **SETTINGS)
+        draw_pictures(prompts, teacher_folder, out, **SETTINGS)
     assert puts == order[:2]
     with pytest.raises(UserError, match="nothing to read in"):
         open_pictures(str(out))
     monkeypatch.setattr(Store, "put", counted)
-    draw(prompts, teacher_folder, out, **SETTINGS)
+    draw_pictures(prompts, teacher_folder, out, **SETTINGS)
     assert puts == order
     assert files(out) == files(whole)
     assert len(files(out)) == len(CAPTIONS) + 3
 
 
-def test_more_captions_and_other_captions_cost_only_themselves(
-    prompts: Path, teacher_folder: Path, tmp_path: Path, puts: list[str]
-) -> None:
-    out = draw(prompts, teacher_folder, tmp_path / "out", n=3, **SETTINGS)
+def test_only_new_captions_are_drawn(prompts: Path, teacher_folder: Path, tmp_path: Path, puts: list[str]) -> None:
+    out = draw_pictures(prompts, teacher_folder, tmp_path / "out", n=3, **SETTINGS)
     assert open_pictures(str(out)).captions == CAPTIONS[:3]
-    draw(prompts, teacher_folder, out, **SETTINGS)
+    draw_pictures(prompts, teacher_folder, out, **SETTINGS)
     assert len(puts) == 5
     prompts.write_text("\n".join([*CAPTIONS[:4], "changed"]))
-    draw(prompts, teacher_folder, out, **SETTINGS)
+    draw_pictures(prompts, teacher_folder, out, **SETTINGS)
     assert len(puts) == 6
     assert open_pictures(str(out)).captions == [*CAPTIONS[:4], "changed"]
 
 
-def test_the_size_of_the_batch_changes_rounding_at_most(whole: Path, prompts: Path, teacher_folder: Path, tmp_path: Path) -> None:
-    at_once = draw(prompts, teacher_folder, tmp_path / "out", **{**SETTINGS, "batch": 5})
+def test_the_batch_size_changes_at_most_rounding(whole: Path, prompts: Path, teacher_folder: Path, tmp_path: Path) -> None:
+    at_once = draw_pictures(prompts, teacher_folder, tmp_path / "out", **{**SETTINGS, "batch": 5})
     for mine, theirs in zip(pixels(at_once), pixels(whole), strict=True):
         assert np.abs(mine - theirs).max() <= 1
 
 
-def test_a_note_says_how_they_were_made(whole: Path, teacher_folder: Path) -> None:
+def test_the_settings_are_recorded(whole: Path, teacher_folder: Path) -> None:
     made = json.loads((whole / "made.json").read_text())
     assert made["teacher"] == weights_digest(resolve(str(teacher_folder)))
     assert made["sampling"] == {
@@ -155,14 +153,14 @@ def test_a_note_says_how_they_were_made(whole: Path, teacher_folder: Path) -> No
 @pytest.mark.parametrize(
     ("name", "value", "said"), [("seed", 6, r"seed 5 \(now 6\)"), ("steps", 3, r"sampling .*'steps': 2.*now .*'steps': 3")]
 )
-def test_a_folder_is_of_one_way_of_making(whole: Path, prompts: Path, teacher_folder: Path, name: str, value: int, said: str) -> None:
+def test_a_folder_has_one_set_of_settings(whole: Path, prompts: Path, teacher_folder: Path, name: str, value: int, said: str) -> None:
     before = files(whole)
-    with pytest.raises(UserError, match=f"whole holds pictures that were made otherwise: {said}"):
-        draw(prompts, teacher_folder, whole, n=1, **{**SETTINGS, name: value})
+    with pytest.raises(UserError, match=f"whole holds pictures drawn with other settings: {said}"):
+        draw_pictures(prompts, teacher_folder, whole, n=1, **{**SETTINGS, name: value})
     assert files(whole) == before
 
 
-def test_what_cannot_be_drawn_is_said_before_anything_is_written(prompts: Path, teacher_folder: Path, tmp_path: Path) -> None:
+def test_invalid_arguments_are_refused_before_anything_is_written(prompts: Path, teacher_folder: Path, tmp_path: Path) -> None:
     blank = tmp_path / "blank.txt"
     blank.write_text("\n \n")
     (tmp_path / "taken").mkdir()
@@ -179,7 +177,7 @@ def test_what_cannot_be_drawn_is_said_before_anything_is_written(prompts: Path, 
         ({"out": tmp_path / "taken"}, "taken exists; expected a new or empty folder"),
     ):
         with pytest.raises(UserError, match=said):
-            draw(**{**arguments, **changed})
+            draw_pictures(**{**arguments, **changed})
     assert not (tmp_path / "out").exists()
 
 

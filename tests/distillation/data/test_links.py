@@ -1,4 +1,4 @@
-"""Lists of links become image folders: what is fetched, what is refused and why, and that nothing is fetched twice."""
+"""Lists of links become image folders: what is fetched, what is refused and why, and nothing is fetched twice."""
 
 import gzip
 import http.server
@@ -23,14 +23,14 @@ from PIL import Image
 
 from distillation.cli import main
 from distillation.data import download as module
-from distillation.data.download import Rules
-from distillation.data.links import BOOK, Report, fetch
+from distillation.data.download import FetchRules
+from distillation.data.links import LINK_LOG, FetchReport, fetch_pictures
 from distillation.data.pictures import open_pictures
 from sdbench.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("own_cache")
+pytestmark = pytest.mark.usefixtures("datasets_cache")
 Handler = http.server.BaseHTTPRequestHandler
-RULES = Rules(min_px=8, timeout_s=60, max_bytes=1 << 20, allow_private=True)
+RULES = FetchRules(min_px=8, timeout_s=60, max_bytes=1 << 20, allow_private=True)
 
 
 def picture(seed: int, side: int = 16, kind: str = "PNG") -> bytes:
@@ -40,7 +40,7 @@ def picture(seed: int, side: int = 16, kind: str = "PNG") -> bytes:
 
 
 class Site(http.server.ThreadingHTTPServer):
-    """A server on the loopback that counts requests: `/<seed>` is a picture, what is in `pages` answers as it likes."""
+    """A loopback server that counts requests: `/<seed>` is a picture, unless a handler in `pages` takes over."""
 
     daemon_threads = True
 
@@ -86,15 +86,15 @@ def site() -> Iterator[Site]:
     made.server_close()
 
 
-def listed(path: Path, urls: list[Any], captions: list[Any] | None = None) -> str:
+def write_list(path: Path, urls: list[Any], captions: list[Any] | None = None) -> str:
     captions = captions or [f"caption {row}" for row in range(len(urls))]
     rows = [{"url": url, "caption": caption} for url, caption in zip(urls, captions, strict=True)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
 
 
-def book(folder: Path) -> dict[str, dict[str, Any]]:
-    lines = [json.loads(line) for line in (folder / BOOK).read_text().splitlines()]
+def read_log(folder: Path) -> dict[str, dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / LINK_LOG).read_text().splitlines()]
     assert len({line["url"] for line in lines}) == len(lines)
     return {line["url"].rsplit("/", 1)[1]: line for line in lines}
 
@@ -108,13 +108,13 @@ def test_a_list_becomes_an_image_folder(site: Site, tmp_path: Path) -> None:
     site.pages["tiny"] = lambda handler: answer(handler, picture(2, side=7))
     site.pages["moved"] = lambda handler: answer(handler, status=302, Location=site.url("3"))
     urls = [site.url(page) for page in ("1", "copy", "photo", "tiny", "moved", "1", "twin")]
-    report = fetch(
-        listed(tmp_path / "list.jsonl", [*urls, None, site.url("4")], [*"abcdefg", "h", " "]), tmp_path / "out", RULES, threads=3
+    report = fetch_pictures(
+        write_list(tmp_path / "list.jsonl", [*urls, None, site.url("4")], [*"abcdefg", "h", " "]), tmp_path / "out", RULES, threads=3
     )
     kept = open_pictures(str(tmp_path / "out"))
     contents = [picture(1), picture(7, kind="JPEG"), picture(3), twin.getvalue()]
     size = sum(map(len, contents))
-    assert report == Report(pictures=4, duplicates=2, small=1, dead={}, skipped=2, size_bytes=size, digest=kept.digest)
+    assert report == FetchReport(pictures=4, duplicates=2, small=1, dead={}, skipped=2, size_bytes=size, digest=kept.digest)
     assert kept.captions == ["a", "c", "e", "g"]
     np.testing.assert_array_equal(np.asarray(kept.image(0)), np.asarray(Image.open(io.BytesIO(picture(1)))))
     rows = [json.loads(line) for line in (tmp_path / "out" / "metadata.jsonl").read_text().splitlines()]
@@ -124,7 +124,7 @@ def test_a_list_becomes_an_image_folder(site: Site, tmp_path: Path) -> None:
         assert file.read_bytes() == content
         assert file.parent.name == file.name[:2]
     assert [row["file_name"][-4:] for row in rows] == [".png", ".jpg", ".png", ".jpg"]
-    assert book(tmp_path / "out")["tiny"] == {"url": urls[3], "state": "small", "reason": "", "file": "", "px": 7}
+    assert read_log(tmp_path / "out")["tiny"] == {"url": urls[3], "state": "small", "reason": "", "file": "", "px": 7}
 
 
 CASES: dict[str, tuple[Callable[[Handler], None], str, int]] = {  # what the server does, the reason, requests
@@ -149,25 +149,25 @@ def test_dead_links_have_a_reason_and_are_retried_only_when_asked(site: Site, tm
     closed.server_close()
     pages = [*CASES, "1"]
     odd = {closed.url("gone"): "no connection", "ftp://example.org/ftp": "no http address", "http://[/odd": "no http address"}
-    what = listed(tmp_path / "list.jsonl", [*map(site.url, pages), *odd])
-    report = fetch(what, tmp_path / "out", RULES)
+    what = write_list(tmp_path / "list.jsonl", [*map(site.url, pages), *odd])
+    report = fetch_pictures(what, tmp_path / "out", RULES)
     closed.shutdown()
     expected = Counter([reason for _, reason, _ in CASES.values()] + list(odd.values()))
     assert (report.pictures, report.dead) == (1, expected)
     assert site.hits == {page: times for page, (_, _, times) in CASES.items()} | {"1": 1}
-    found = book(tmp_path / "out")
+    found = read_log(tmp_path / "out")
     assert {page: found[page]["reason"] for page in CASES} == {page: reason for page, (_, reason, _) in CASES.items()}
     assert str(report).splitlines()[3] == "dead: 14 (no picture 3, no http address 3, too large 2, status 404 1, broken off 1, too many redirects 1, status 503 1, not for training 1, no connection 1)"  # fmt: skip
 
     site.hits.clear()
-    assert fetch(what, tmp_path / "out", RULES) == report
+    assert fetch_pictures(what, tmp_path / "out", RULES) == report
     assert site.hits == {}
     site.pages["missing"] = lambda handler: answer(handler, picture(2))
-    again = fetch(what, tmp_path / "out", RULES, retry_dead=True)
+    again = fetch_pictures(what, tmp_path / "out", RULES, retry_dead=True)
     assert (again.pictures, again.dead["status 404"]) == (2, 0)
     assert site.hits["missing"] == 1
     assert "1" not in site.hits
-    assert list(book(tmp_path / "out")).count("missing") == 1
+    assert list(read_log(tmp_path / "out")).count("missing") == 1
 
 
 def test_a_server_that_hangs_or_drips_is_given_up(site: Site, tmp_path: Path) -> None:
@@ -182,10 +182,10 @@ def test_a_server_that_hangs_or_drips_is_given_up(site: Site, tmp_path: Path) ->
 
     site.pages |= {"hang": lambda _: over.wait(), "drip": drip}
     with pytest.raises(UserError, match=r"dead {'timeout': 2}"):
-        fetch(
-            listed(tmp_path / "list.jsonl", [site.url("hang"), site.url("drip")]),
+        fetch_pictures(
+            write_list(tmp_path / "list.jsonl", [site.url("hang"), site.url("drip")]),
             tmp_path / "out",
-            Rules(timeout_s=0.2, allow_private=True),
+            FetchRules(timeout_s=0.2, allow_private=True),
         )
     over.set()
 
@@ -196,17 +196,17 @@ def test_a_busy_server_is_asked_again(site: Site, tmp_path: Path) -> None:
         return lambda handler: answer(handler, picture(status), next(states, 200), Retry_After="0")
 
     site.pages |= {str(status): once(status) for status in (429, 500, 503)}
-    report = fetch(listed(tmp_path / "list.jsonl", list(map(site.url, site.pages))), tmp_path / "out", RULES)
+    report = fetch_pictures(write_list(tmp_path / "list.jsonl", list(map(site.url, site.pages))), tmp_path / "out", RULES)
     assert (report.pictures, report.dead, site.hits) == (3, {}, {"429": 2, "500": 2, "503": 2})
 
 
-def test_the_least_side_can_be_changed_without_fetching_what_is_there(site: Site, tmp_path: Path) -> None:
+def test_min_px_can_change_without_fetching_again(site: Site, tmp_path: Path) -> None:
     for side in (10, 20, 30):
         site.pages[f"side{side}"] = lambda handler, side=side: answer(handler, picture(side, side))  # type: ignore[misc]  # bound now
-    what = listed(tmp_path / "list.jsonl", list(map(site.url, site.pages)))
+    what = write_list(tmp_path / "list.jsonl", list(map(site.url, site.pages)))
     found = []
     for least in (20, 30, 10):
-        report = fetch(what, tmp_path / "out", Rules(min_px=least, allow_private=True))
+        report = fetch_pictures(what, tmp_path / "out", FetchRules(min_px=least, allow_private=True))
         found.append((report.pictures, report.small))
     assert found == [(2, 1), (1, 2), (3, 0)]
     assert site.hits == {"side10": 2, "side20": 1, "side30": 1}
@@ -215,13 +215,13 @@ def test_the_least_side_can_be_changed_without_fetching_what_is_there(site: Site
 SCRIPT = """
 import sys, pathlib, datasets
 datasets.config.HF_DATASETS_CACHE = pathlib.Path(sys.argv[3])
-from distillation.links import fetch
-from distillation.download import Rules
-fetch(sys.argv[1], pathlib.Path(sys.argv[2]), Rules(min_px=8, timeout_s=60, allow_private=True), threads=1)
+from distillation.data.links import fetch_pictures
+from distillation.data.download import FetchRules
+fetch_pictures(sys.argv[1], pathlib.Path(sys.argv[2]), FetchRules(min_px=8, timeout_s=60, allow_private=True), threads=1)
 """
 
 
-def test_a_killed_run_goes_on(site: Site, tmp_path: Path) -> None:
+def test_a_killed_run_continues(site: Site, tmp_path: Path) -> None:
     reached, go = threading.Event(), threading.Event()
 
     def wall(handler: Handler) -> None:
@@ -230,51 +230,51 @@ def test_a_killed_run_goes_on(site: Site, tmp_path: Path) -> None:
         answer(handler, picture(5))
 
     site.pages["5"] = wall
-    what = listed(tmp_path / "list.jsonl", [site.url(page) for page in range(9)])
+    what = write_list(tmp_path / "list.jsonl", [site.url(page) for page in range(9)])
     words = [sys.executable, "-c", SCRIPT, what, str(tmp_path / "out"), str(tmp_path / "cache")]
     running = subprocess.Popen(words, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])})
     assert reached.wait(300)
-    while len((tmp_path / "out" / BOOK).read_text().splitlines()) < 5:
+    while len((tmp_path / "out" / LINK_LOG).read_text().splitlines()) < 5:
         time.sleep(0.01)
     running.send_signal(signal.SIGKILL)
     assert running.wait() == -signal.SIGKILL
     go.set()
-    with (tmp_path / "out" / BOOK).open("a") as file:
+    with (tmp_path / "out" / LINK_LOG).open("a") as file:
         file.write('{"url": "http://cut-sho')  # as a kill in the middle of a line would leave it
     with pytest.raises(UserError, match=r"nothing to read in .*out: expected metadata\.jsonl"):
         open_pictures(str(tmp_path / "out"))
     before = Counter(site.hits)
     assert [before[str(page)] for page in range(7)] == [1, 1, 1, 1, 1, 1, 0]
-    resumed = fetch(what, tmp_path / "out", RULES)
+    resumed = fetch_pictures(what, tmp_path / "out", RULES)
     assert site.hits - before == {"5": 1, "6": 1, "7": 1, "8": 1}
-    assert len(book(tmp_path / "out")) == 9
-    assert resumed == fetch(what, tmp_path / "unbroken", RULES)
+    assert len(read_log(tmp_path / "out")) == 9
+    assert resumed == fetch_pictures(what, tmp_path / "unbroken", RULES)
     assert (tmp_path / "out" / "metadata.jsonl").read_bytes() == (tmp_path / "unbroken" / "metadata.jsonl").read_bytes()
 
 
 def test_a_picture_that_was_deleted_is_fetched_again(site: Site, tmp_path: Path) -> None:
-    what = listed(tmp_path / "list.jsonl", [site.url(1), site.url(2)])
-    first = fetch(what, tmp_path / "out", RULES)
-    (tmp_path / "out" / book(tmp_path / "out")["2"]["file"]).unlink()
-    assert fetch(what, tmp_path / "out", RULES) == first
+    what = write_list(tmp_path / "list.jsonl", [site.url(1), site.url(2)])
+    first = fetch_pictures(what, tmp_path / "out", RULES)
+    (tmp_path / "out" / read_log(tmp_path / "out")["2"]["file"]).unlink()
+    assert fetch_pictures(what, tmp_path / "out", RULES) == first
     assert site.hits == {"1": 1, "2": 2}
 
 
-def test_private_addresses_are_refused_before_anything_is_asked(site: Site, tmp_path: Path) -> None:
-    what = listed(tmp_path / "list.jsonl", [site.url(1), site.url(1).replace("http", "https")])
+def test_private_addresses_are_refused_before_any_request(site: Site, tmp_path: Path) -> None:
+    what = write_list(tmp_path / "list.jsonl", [site.url(1), site.url(1).replace("http", "https")])
     with pytest.raises(
         UserError, match=r"none of 2 rows leads to a picture: 0 too small, dead {'no public address': 2}; see .*links\.jsonl"
     ):
-        fetch(what, tmp_path / "out", Rules(min_px=8))
+        fetch_pictures(what, tmp_path / "out", FetchRules(min_px=8))
     assert site.hits == {}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a second loopback address")
 def test_a_redirect_to_a_private_address_is_refused(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inner = Site("127.0.0.2")
-    monkeypatch.setattr(module, "_public", lambda address: address == "127.0.0.1")
+    monkeypatch.setattr(module, "_is_public", lambda address: address == "127.0.0.1")
     site.pages["inner"] = lambda handler: answer(handler, status=302, Location=inner.url(1))
-    report = fetch(listed(tmp_path / "list.jsonl", [site.url(2), site.url("inner")]), tmp_path / "out", Rules(min_px=8))
+    report = fetch_pictures(write_list(tmp_path / "list.jsonl", [site.url(2), site.url("inner")]), tmp_path / "out", FetchRules(min_px=8))
     inner.shutdown()
     inner.server_close()
     assert (report.pictures, report.dead, inner.hits) == (1, {"no public address": 1}, {})
@@ -282,24 +282,24 @@ def test_a_redirect_to_a_private_address_is_refused(site: Site, tmp_path: Path, 
 
 def test_what_counts_as_private() -> None:
     private = "127.0.0.1 10.1.2.3 172.16.0.1 192.168.0.1 169.254.169.254 100.64.0.1 0.0.0.0 ::1 fe80::1%2 fd00::1 ::ffff:127.0.0.1"
-    assert [address for address in private.split() if module._public(address)] == []
-    assert module._public("1.1.1.1")
-    assert module._public("2606:4700:4700::1111")
+    assert [address for address in private.split() if module._is_public(address)] == []
+    assert module._is_public("1.1.1.1")
+    assert module._is_public("2606:4700:4700::1111")
 
 
-def test_lists_come_in_several_formats_with_columns_of_other_names(site: Site, tmp_path: Path) -> None:
+def test_lists_have_several_formats_and_column_names(site: Site, tmp_path: Path) -> None:
     rows = {"URL": [site.url(1), site.url(2)], "TEXT": ["a", "b, c"], "link": ["x", "y"]}
     table = datasets.Dataset.from_dict(rows)
     table.to_csv(tmp_path / "list.csv")
     table.to_json(tmp_path / "list.jsonl")
     table.to_parquet(tmp_path / "list.parquet")
     with pytest.raises(UserError, match=r"URL and link of its columns .*expected one. Name it with --url-column"):
-        fetch(str(tmp_path / "list.csv"), tmp_path / "out", RULES)
+        fetch_pictures(str(tmp_path / "list.csv"), tmp_path / "out", RULES)
     for ending in ("csv", "jsonl", "parquet"):
-        report = fetch(str(tmp_path / f"list.{ending}"), tmp_path / "out", RULES, url_column="URL")
+        report = fetch_pictures(str(tmp_path / f"list.{ending}"), tmp_path / "out", RULES, url_column="URL")
         assert open_pictures(str(tmp_path / "out")).captions == ["a", "b, c"]
         assert report.pictures == 2
-    assert fetch(str(tmp_path / "list.csv"), tmp_path / "first", RULES, url_column="URL", n=1).pictures == 1
+    assert fetch_pictures(str(tmp_path / "list.csv"), tmp_path / "first", RULES, url_column="URL", n=1).pictures == 1
     assert site.hits == {"1": 2, "2": 1}
 
 
@@ -313,40 +313,40 @@ def test_lists_come_in_several_formats_with_columns_of_other_names(site: Site, t
     ],
     ids=["GRIT", "Midjourney"],
 )  # fmt: skip
-def test_the_lists_that_vega_s_card_names_need_no_column_named(others: dict[str, Any], site: Site, tmp_path: Path) -> None:
+def test_the_lists_of_vegas_model_card_need_no_column_options(others: dict[str, Any], site: Site, tmp_path: Path) -> None:
     url, caption = list(others)[-2:]
     rows = [{**others, url: site.url(number), caption: f"picture {number}"} for number in (1, 2)]
     datasets.Dataset.from_list(rows).to_parquet(tmp_path / "list.parquet")
-    assert fetch(str(tmp_path / "list.parquet"), tmp_path / "out", RULES).pictures == 2
+    assert fetch_pictures(str(tmp_path / "list.parquet"), tmp_path / "out", RULES).pictures == 2
     assert open_pictures(str(tmp_path / "out")).captions == ["picture 1", "picture 2"]
 
 
-def test_a_folder_of_something_else_is_left_alone(site: Site, tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_left_alone(site: Site, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").touch()
     with pytest.raises(UserError, match="out exists; expected a new or empty folder"):
-        fetch(listed(tmp_path / "list.jsonl", [site.url(1)]), tmp_path / "out", RULES)
+        fetch_pictures(write_list(tmp_path / "list.jsonl", [site.url(1)]), tmp_path / "out", RULES)
     assert site.hits == {}
 
 
-def test_another_list_s_folder_is_left_as_it_is(site: Site, tmp_path: Path) -> None:
-    first, longer = (listed(tmp_path / f"{n}.jsonl", list(map(site.url, range(n)))) for n in (2, 3))
-    fetch(first, tmp_path / "out", RULES)
-    assert fetch(longer, tmp_path / "out", RULES).pictures == 3
+def test_another_lists_folder_is_left_alone(site: Site, tmp_path: Path) -> None:
+    first, longer = (write_list(tmp_path / f"{n}.jsonl", list(map(site.url, range(n)))) for n in (2, 3))
+    fetch_pictures(first, tmp_path / "out", RULES)
+    assert fetch_pictures(longer, tmp_path / "out", RULES).pictures == 3
     before = (tmp_path / "out" / "metadata.jsonl").read_bytes()
     with pytest.raises(
         UserError,
-        match=r"another list's pictures: 1 of its links, such as .*/2, are not in 2.jsonl.*; `distillation run` takes --data several",
+        match=r"another list's pictures: 1 of its links, such as .*/2, are not in 2.jsonl.*; `distillation run` accepts --data several",
     ):
-        fetch(first, tmp_path / "out", RULES)
+        fetch_pictures(first, tmp_path / "out", RULES)
     assert (tmp_path / "out" / "metadata.jsonl").read_bytes() == before
 
 
-def test_rows_are_chosen_by_a_column_also_later(site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_can_be_filtered_also_later(site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"Attachments": site.url(number), "clean_prompts": f"picture {number}", "upscaled": number > 1} for number in range(4)]
     datasets.Dataset.from_list(rows).to_parquet(tmp_path / "list.parquet")
     what, out = str(tmp_path / "list.parquet"), tmp_path / "out"
-    assert fetch(what, out, RULES).pictures == 4
+    assert fetch_pictures(what, out, RULES).pictures == 4
     arguments = ["data", "fetch", what, "--out", str(out), "--min-px", "8", "--allow-private", "--where"]
     assert main([*arguments, "upscaled=true"]) == 0
     assert open_pictures(str(out)).captions == ["picture 2", "picture 3"]
@@ -356,4 +356,4 @@ def test_rows_are_chosen_by_a_column_also_later(site: Site, tmp_path: Path, caps
     assert "did you mean 'upscaled'" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([*arguments, "upscaled"])
-    assert "'upscaled' is no COLUMN=VALUE" in capsys.readouterr().err
+    assert "'upscaled' is not of the form COLUMN=VALUE" in capsys.readouterr().err

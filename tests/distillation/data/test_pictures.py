@@ -1,4 +1,4 @@
-"""Every layout gives the same pictures, captions and digest; what is wrong with a source is said by row and name."""
+"""Every layout gives the same pictures, captions and digest; errors name row and file."""
 
 import hashlib
 import io
@@ -20,7 +20,7 @@ from PIL import ExifTags, Image
 from distillation.data.pictures import open_pictures
 from sdbench.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("own_cache")
+pytestmark = pytest.mark.usefixtures("datasets_cache")
 CAPTIONS = ["a red square", "Übung, mit Komma", "third", "last"]
 ARRAYS = [np.random.default_rng(row).integers(0, 256, (4 + row, 7, 3), dtype=np.uint8) for row in range(4)]
 
@@ -74,7 +74,7 @@ def closed_form(captions: list[str], files: list[bytes]) -> str:
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
-def test_every_layout_gives_the_same(tmp_path: Path) -> None:
+def test_every_layout_gives_the_same_pictures(tmp_path: Path) -> None:
     with_csv = image_folder(tmp_path / "csv [1]")
     (with_csv / "metadata.jsonl").unlink()
     lines = ["file_name,prompt", *(f'in/{row}.png,"{caption}"' for row, caption in enumerate(CAPTIONS))]
@@ -91,14 +91,14 @@ def test_every_layout_gives_the_same(tmp_path: Path) -> None:
             assert pictures.size(row) == (7, 4 + row)
 
 
-def test_tables_beside_tars_are_not_taken_for_the_pictures(tmp_path: Path) -> None:
+def test_tables_beside_tars_are_ignored(tmp_path: Path) -> None:
     archive = tar(tmp_path / "img2dataset" / "00000.tar")
     datasets.Dataset.from_dict({"url": ["a"], "caption": ["b"], "status": ["success"]}).to_parquet(archive.with_suffix(".parquet"))
     archive.with_name("00000_stats.json").write_text("{}")
     assert open_pictures(str(archive.parent)).captions == CAPTIONS
 
 
-def test_the_digest_is_of_the_content_not_of_the_place(tmp_path: Path) -> None:
+def test_the_digest_depends_on_content_not_on_the_path(tmp_path: Path) -> None:
     folder = image_folder(tmp_path / "one")
     first = open_pictures(str(folder)).digest
     shutil.move(folder, tmp_path / "other")
@@ -110,10 +110,10 @@ def test_the_digest_is_of_the_content_not_of_the_place(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [image_folder, parquet_folder])
-def test_a_digest_is_noted_and_holds_until_a_file_changes(make: Callable[[Path], Path], tmp_path: Path, notes: Path) -> None:
+def test_a_digest_is_cached_until_a_file_changes(make: Callable[[Path], Path], tmp_path: Path, digest_cache: Path) -> None:
     source = make(tmp_path / "source")
     first = open_pictures(str(source)).digest
-    (noted,) = notes.iterdir()
+    (noted,) = digest_cache.iterdir()
     noted.write_text("read from the note")
     assert open_pictures(str(source)).digest == "read from the note"
     last = [path for path in sorted(source.rglob("*")) if path.suffix in {".png", ".parquet"}][-1]
@@ -152,7 +152,7 @@ def test_pictures_become_upright_rgb(tmp_path: Path) -> None:
 
 
 def cached(cache: Path, tmp_path: Path, commit: str) -> None:
-    """What is there after a Hub dataset was opened once: `datasets` names the folder by its commit."""
+    """Fill the cache as if a Hub dataset had been opened: `datasets` names the folder by its commit."""
     table().to_parquet(tmp_path / f"{commit}.parquet")
     builder = Parquet(dataset_name="Painted-Cats", hash=commit, data_files={"train": [str(tmp_path / f"{commit}.parquet")]})
     builder.download_and_prepare()
@@ -161,10 +161,10 @@ def cached(cache: Path, tmp_path: Path, commit: str) -> None:
     shutil.move(builder.cache_dir, there / commit)
 
 
-def test_a_hub_dataset_is_opened_from_the_cache_and_known_by_its_commit(tmp_path: Path, own_cache: Path) -> None:
+def test_a_hub_dataset_is_opened_from_the_cache_and_identified_by_its_commit(tmp_path: Path, datasets_cache: Path) -> None:
     digests = []
     for commit in ("a" * 40, "b" * 40):
-        cached(own_cache, tmp_path, commit)
+        cached(datasets_cache, tmp_path, commit)
         pictures = open_pictures("owner/Painted-Cats")
         assert pictures.captions == CAPTIONS
         np.testing.assert_array_equal(np.asarray(pictures.image(3)), ARRAYS[3])
@@ -172,7 +172,7 @@ def test_a_hub_dataset_is_opened_from_the_cache_and_known_by_its_commit(tmp_path
     assert digests == [hashlib.sha256(f"owner/Painted-Cats/default@{letter * 40}\0text".encode()).hexdigest() for letter in "ab"]
 
 
-def test_a_hub_dataset_that_is_nowhere_is_an_error_with_a_way_out() -> None:
+def test_a_missing_hub_dataset_is_an_error_with_a_way_out() -> None:
     with pytest.raises(UserError, match=r"cannot read 'owner/dogs' as a dataset \(.*Where there is a network, open it once"):
         open_pictures("owner/dogs")
 
@@ -190,7 +190,7 @@ def test_a_hub_dataset_that_is_nowhere_is_an_error_with_a_way_out() -> None:
         ([{"text": "a"}], "`file_name`"),
     ],
 )  # fmt: skip
-def test_a_wrong_row_is_named(tmp_path: Path, rows: list[dict[str, Any]], said: str) -> None:
+def test_an_invalid_row_is_named(tmp_path: Path, rows: list[dict[str, Any]], said: str) -> None:
     with pytest.raises(UserError, match=said):
         _ = open_pictures(str(image_folder(tmp_path / "pictures", rows))).digest
 
@@ -203,7 +203,7 @@ def test_a_caption_column_can_be_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damaged", [b"no picture at all", FILES[0][:-40], b""])
-def test_a_picture_that_cannot_be_decoded_is_named_when_it_is_asked_for(tmp_path: Path, damaged: bytes) -> None:
+def test_an_undecodable_picture_is_named_when_read(tmp_path: Path, damaged: bytes) -> None:
     rows = [{"file_name": "in/0.png", "text": "whole"}, {"file_name": "half.png", "text": "damaged"}]
     pictures = open_pictures(str(image_folder(tmp_path / "some", rows, **{"half.png": damaged})))
     assert pictures.image(0).size == (7, 4)
@@ -219,7 +219,7 @@ def test_a_row_without_picture_is_named(tmp_path: Path) -> None:
         _ = open_pictures(str(tmp_path / "holes.parquet")).digest
 
 
-def test_what_is_no_source_of_pictures_is_refused(tmp_path: Path) -> None:
+def test_an_invalid_source_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     table().remove_columns("image").to_parquet(tmp_path / "texts.parquet")
     table(captions=[], files=[]).to_parquet(tmp_path / "none.parquet")

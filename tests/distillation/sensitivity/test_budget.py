@@ -1,4 +1,4 @@
-"""The cut within a budget is the best there is, to the parameter, over losses as a real teacher has; times are by a clock that counts."""
+"""The cut within a budget is optimal, to the parameter, for losses as wide as a real teacher's; times come from a fake clock."""
 
 import itertools
 
@@ -12,29 +12,33 @@ from test_removal import batch
 from tiny import tiny_unet
 from torch import nn
 
-from distillation.plan import MIDDLE, Plan
-from distillation.recipe import read
+from distillation.plan import MIDDLE_ATTENTION, Plan
+from distillation.recipe import load_recipe
 from distillation.sensitivity import budget
-from distillation.sensitivity.budget import TWIN, Cost, least_loss, parameters, removed, times
-from distillation.sensitivity.removal import F64, WHOLE
+from distillation.sensitivity.budget import TIED_TO_MIDDLE, Cost, find_best_plan, measure_time_cost, parameter_cost, sum_removed
+from distillation.sensitivity.removal import F64, WHOLE_MIDDLE
 from sdbench.errors import UserError
 from sdbench.models.architectures import unet_config
 
-SDXL = parameters(unet_config("sdxl"))
+SDXL = parameter_cost(unet_config("sdxl"))
 OTHER = "up_blocks.0.attentions.0"
-SMALL = {TWIN: 3, OTHER: 2, MIDDLE: 3}
+SMALL = {TIED_TO_MIDDLE: 3, OTHER: 2, MIDDLE_ATTENTION: 3}
 
 
 def every_plan() -> list[Plan]:
-    """All plans of the small network that a config can say."""
+    """All plans of the small network that a config can express."""
 
     def kept(path: str) -> list[tuple[int, ...]]:
         return [blocks for k in range(1, SMALL[path] + 1) for blocks in itertools.combinations(range(SMALL[path]), k)]
 
     plans = []
-    for twin, other in itertools.product(kept(TWIN), kept(OTHER)):
-        plans.append(Plan({TWIN: twin, OTHER: other}, 0))
-        plans += [Plan({TWIN: twin, OTHER: other, MIDDLE: middle}, 0) for middle in kept(MIDDLE) if len(middle) == len(twin)]
+    for twin, other in itertools.product(kept(TIED_TO_MIDDLE), kept(OTHER)):
+        plans.append(Plan({TIED_TO_MIDDLE: twin, OTHER: other}, 0))
+        plans += [
+            Plan({TIED_TO_MIDDLE: twin, OTHER: other, MIDDLE_ATTENTION: middle}, 0)
+            for middle in kept(MIDDLE_ATTENTION)
+            if len(middle) == len(twin)
+        ]
     return plans
 
 
@@ -42,93 +46,93 @@ def every_plan() -> list[Plan]:
 def test_no_plan_within_the_budget_costs_less(seed: int) -> None:
     random = np.random.default_rng(seed)
     losses = {path: random.exponential(size=depth) for path, depth in SMALL.items()}
-    losses[WHOLE] = np.array([losses[MIDDLE].sum() * random.uniform(0.2, 2)])
+    losses[WHOLE_MIDDLE] = np.array([losses[MIDDLE_ATTENTION].sum() * random.uniform(0.2, 2)])
     parts = {path: random.integers(1, 9, depth) for path, depth in SMALL.items()}
-    parts[WHOLE] = np.array([parts[MIDDLE].sum() + 3])
+    parts[WHOLE_MIDDLE] = np.array([parts[MIDDLE_ATTENTION].sum() + 3])
     cost = Cost(100, parts, "parameters")
-    for limit in range(cost.least, cost.total + 1, 3):
-        found = least_loss(losses, cost, limit)
-        assert cost.of(found) <= limit
-        best = min(removed(losses, plan) for plan in every_plan() if cost.of(plan) <= limit)
-        assert removed(losses, found) == pytest.approx(best, rel=1e-5)
+    for limit in range(cost.minimum, cost.total + 1, 3):
+        found = find_best_plan(losses, cost, limit)
+        assert cost.remaining(found) <= limit
+        best = min(sum_removed(losses, plan) for plan in every_plan() if cost.remaining(plan) <= limit)
+        assert sum_removed(losses, found) == pytest.approx(best, rel=1e-5)
 
 
-def wide_losses(seed: int) -> dict[str, F64]:
-    """Of SDXL's parts, over eight orders of magnitude."""
+def random_sdxl_losses(seed: int) -> dict[str, F64]:
+    """Losses of SDXL's parts, over eight orders of magnitude."""
     chance = np.random.default_rng(seed)
     return {path: 10 ** chance.uniform(-9, -1, len(row)) for path, row in SDXL.parts.items()}
 
 
 def test_less_than_the_smallest_network_is_refused() -> None:
     with pytest.raises(UserError, match=r"no plan comes down to .* parameters .* the smallest, with one block in each attention"):
-        least_loss(wide_losses(0), SDXL, SDXL.least - 1)
-    assert SDXL.of(least_loss(wide_losses(0), SDXL, SDXL.least)) == SDXL.least
+        find_best_plan(random_sdxl_losses(0), SDXL, SDXL.minimum - 1)
+    assert SDXL.remaining(find_best_plan(random_sdxl_losses(0), SDXL, SDXL.minimum)) == SDXL.minimum
 
 
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 1000), st.floats(0, 1), st.floats(0, 1))
 def test_a_larger_budget_never_costs_more(seed: int, one: float, other: float) -> None:
-    losses = wide_losses(seed)
-    limits = sorted(round(SDXL.least + share * (SDXL.total - SDXL.least)) for share in (one, other))
-    plans = [least_loss(losses, SDXL, limit) for limit in limits]
-    assert removed(losses, plans[1]) <= removed(losses, plans[0]) * (1 + 1e-9)
-    assert all(SDXL.of(plan) <= limit for plan, limit in zip(plans, limits, strict=True))
+    losses = random_sdxl_losses(seed)
+    limits = sorted(round(SDXL.minimum + share * (SDXL.total - SDXL.minimum)) for share in (one, other))
+    plans = [find_best_plan(losses, SDXL, limit) for limit in limits]
+    assert sum_removed(losses, plans[1]) <= sum_removed(losses, plans[0]) * (1 + 1e-9)
+    assert all(SDXL.remaining(plan) <= limit for plan, limit in zip(plans, limits, strict=True))
 
 
-def test_one_parameter_too_many_is_too_many() -> None:
-    losses = wide_losses(0)
-    left = SDXL.of(least_loss(losses, SDXL, SDXL.total // 2))
-    assert SDXL.of(least_loss(losses, SDXL, left)) == left
-    assert SDXL.of(least_loss(losses, SDXL, left - 1)) < left
+def test_the_budget_is_exact_to_one_parameter() -> None:
+    losses = random_sdxl_losses(0)
+    left = SDXL.remaining(find_best_plan(losses, SDXL, SDXL.total // 2))
+    assert SDXL.remaining(find_best_plan(losses, SDXL, left)) == left
+    assert SDXL.remaining(find_best_plan(losses, SDXL, left - 1)) < left
 
 
 @pytest.mark.parametrize(("name", "expected"), [("ssd-1b", 1_331_334_404), ("vega", 745_225_604)])
 def test_parameters_are_those_of_the_released_students(name: str, expected: int) -> None:
     assert SDXL.total == 2_567_463_684
-    assert SDXL.of(read(name).plans[-1]) == expected
+    assert SDXL.remaining(load_recipe(name).plans[-1]) == expected
 
 
-class Card:
-    """A stand-in: events that read its clock and can be asked once it was waited for; what was put into its stream, in order."""
+class FakeGPU:
+    """Stand-in for torch.cuda: events read its clock and can only be queried after synchronising; `stream` records the calls."""
 
     def __init__(self) -> None:
         self.stream: list[str] = []
         self.ticks = itertools.count()
 
     def patch(self, monkeypatch: pytest.MonkeyPatch, unet: nn.Module) -> None:
-        card = self
+        gpu = self
 
         class Event:
             def __init__(self, *, enable_timing: bool) -> None:
                 assert enable_timing
 
             def record(self) -> None:
-                card.stream.append("event")
-                self.s = next(card.ticks)
+                gpu.stream.append("event")
+                self.s = next(gpu.ticks)
 
             def elapsed_time(self, end: "Event") -> float:
-                assert card.stream[-1] == "waited for"
+                assert gpu.stream[-1] == "synchronised"
                 return 1000.0 * (end.s - self.s)
 
         monkeypatch.setattr(type(unet), "device", torch.device("cuda"))
         monkeypatch.setattr(torch.cuda, "Event", Event)
         monkeypatch.setattr(torch.cuda, "_sleep", lambda _: self.stream.append("sleep"))
-        monkeypatch.setattr(budget, "synchronised", lambda: self.stream.append("waited for"))
+        monkeypatch.setattr(budget, "synchronised", lambda: self.stream.append("synchronised"))
 
 
-@pytest.mark.parametrize("on_card", [False, True])
-def test_times_are_taken_around_each_part(on_card: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    unet, card = tiny_unet("sdxl").eval(), Card()
-    if on_card:
-        card.patch(monkeypatch, unet)
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_times_are_taken_around_each_part(on_gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    unet, gpu = tiny_unet("sdxl").eval(), FakeGPU()
+    if on_gpu:
+        gpu.patch(monkeypatch, unet)
     else:
-        monkeypatch.setattr(budget, "perf_counter", lambda: float(next(card.ticks)))
-    cost = times(unet, batch(0), DDIMScheduler())
-    assert cost.total == 1e9 * (2 * (70 + 2) + 1)  # two readings a block, and for the middle's attention and its second resnet
-    assert cost.parts[WHOLE].tolist() == [1e9 * (2 * 10 + 1 + 1)]
-    assert all(row.tolist() == [1e9] * len(row) for path, row in cost.parts.items() if path != WHOLE)
+        monkeypatch.setattr(budget, "perf_counter", lambda: float(next(gpu.ticks)))
+    cost = measure_time_cost(unet, batch(0), DDIMScheduler())
+    assert cost.total == 1e9 * (2 * (70 + 2) + 1)  # two timestamps per block, and for the middle's attention and its second resnet
+    assert cost.parts[WHOLE_MIDDLE].tolist() == [1e9 * (2 * 10 + 1 + 1)]
+    assert all(row.tolist() == [1e9] * len(row) for path, row in cost.parts.items() if path != WHOLE_MIDDLE)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in unet.modules())
-    if on_card:  # the host ahead in each call, and waited for once
-        calls = "".join("s" if what == "sleep" else "." for what in card.stream[:-1]).split("s")
-        assert [len(events) for events in calls] == [0] + [2 * (70 + 2 + 1)] * (budget.WARMUP + budget.CALLS)
-        assert card.stream.count("waited for") == 1
+    if on_gpu:  # the host runs ahead in each call, and one synchronisation
+        calls = "".join("s" if what == "sleep" else "." for what in gpu.stream[:-1]).split("s")
+        assert [len(events) for events in calls] == [0] + [2 * (70 + 2 + 1)] * (budget.WARMUP_CALLS + budget.TIMED_CALLS)
+        assert gpu.stream.count("synchronised") == 1

@@ -1,4 +1,4 @@
-"""Stages lead to the plan in the order of what is least missed, each with a config; the recipe says the same when read back."""
+"""Stages remove parts in rising order of loss per parameter, each with a valid config; a written recipe loads unchanged."""
 
 from pathlib import Path
 
@@ -8,24 +8,32 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distillation.cli import main
-from distillation.plan import MIDDLE, Plan
+from distillation.plan import MIDDLE_ATTENTION, Plan
 from distillation.prune import student_config
-from distillation.recipe import read
-from distillation.sensitivity.budget import TWIN, least_loss, parameters, removed
-from distillation.sensitivity.derive import SOURCE, _ends, check_target, in_stages, recipe_of, table, write
-from distillation.sensitivity.removal import F64, WHOLE
+from distillation.recipe import load_recipe
+from distillation.sensitivity.budget import TIED_TO_MIDDLE, find_best_plan, parameter_cost, sum_removed
+from distillation.sensitivity.derive import (
+    SOURCE,
+    _stage_ends,
+    check_recipe_path,
+    derive_recipe,
+    split_into_stages,
+    stage_table,
+    write_recipe,
+)
+from distillation.sensitivity.removal import F64, WHOLE_MIDDLE
 from sdbench.errors import UserError
 from sdbench.models.architectures import depths, unet_config
 
 TEACHER = unet_config("sdxl", "scenes")
-COUNTS = parameters(TEACHER)
+COUNTS = parameter_cost(TEACHER)
 WHOLE_TEACHER = Plan({path: tuple(range(depth)) for path, depth in depths(TEACHER).items()}, 0)
 
 
 def random_losses(seed: int, whole: float | None = None) -> dict[str, F64]:
     chance = np.random.default_rng(seed)
     losses = {path: 10 ** chance.uniform(-6, -1, len(row)) for path, row in COUNTS.parts.items()}
-    return losses if whole is None else losses | {WHOLE: np.array([whole])}
+    return losses if whole is None else losses | {WHOLE_MIDDLE: np.array([whole])}
 
 
 def gone(before: Plan, after: Plan, path: str) -> set[int]:
@@ -34,32 +42,34 @@ def gone(before: Plan, after: Plan, path: str) -> set[int]:
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 1000), st.sampled_from([None, 1e-6, 1e3]), st.floats(0.3, 0.7), st.integers(1, 5))
-def test_each_stage_has_a_config_and_takes_what_is_least_missed(seed: int, whole: float | None, share: float, n: int) -> None:
+def test_each_stage_has_a_config_and_removes_the_cheapest_blocks(seed: int, whole: float | None, share: float, n: int) -> None:
     losses = random_losses(seed, whole)
-    plan = least_loss(losses, COUNTS, int(share * COUNTS.total))
-    plans = in_stages(losses, COUNTS, plan, n)
+    plan = find_best_plan(losses, COUNTS, int(share * COUNTS.total))
+    plans = split_into_stages(losses, COUNTS, plan, n)
     assert len(plans) == n
     assert plans[-1] == plan
     dearest = 0.0
     for before, after in zip([WHOLE_TEACHER, *plans], plans, strict=False):
         assert depths(student_config(TEACHER, after)) == after.depths
         assert all(set(kept) <= set(before.blocks[path]) for path, kept in after.blocks.items())
-        ordinary = [path for path in WHOLE_TEACHER.blocks if path not in (MIDDLE, TWIN)]
+        ordinary = [path for path in WHOLE_TEACHER.blocks if path not in (MIDDLE_ATTENTION, TIED_TO_MIDDLE)]
         prices = [losses[path][block] / COUNTS.parts[path][block] for path in ordinary for block in gone(before, after, path)]
         assert min(prices, default=dearest) >= dearest
         dearest = max(prices, default=dearest)
-        assert COUNTS.of(after) < COUNTS.of(before)
-        if MIDDLE not in plan.blocks and MIDDLE in after.blocks:
-            assert len(after.blocks[MIDDLE]) == len(after.blocks[TWIN]) == 10  # it goes at once, and its twin not before
+        assert COUNTS.remaining(after) < COUNTS.remaining(before)
+        if MIDDLE_ATTENTION not in plan.blocks and MIDDLE_ATTENTION in after.blocks:
+            assert (
+                len(after.blocks[MIDDLE_ATTENTION]) == len(after.blocks[TIED_TO_MIDDLE]) == 10
+            )  # removed at once, and before any block of the tied attention
 
 
-def test_a_middle_that_stays_loses_blocks_with_its_twin() -> None:
-    losses = {path: np.full(len(row), 1.0) for path, row in COUNTS.parts.items()} | {WHOLE: np.array([1e9])}
-    losses[MIDDLE], losses[TWIN] = np.arange(1.0, 11), np.arange(10.0, 0, -1)
-    kept = WHOLE_TEACHER.blocks | {MIDDLE: tuple(range(4, 10)), TWIN: tuple(range(6))}
-    plans = in_stages(losses, COUNTS, Plan(kept, 0), 4)
-    assert [plan.blocks[MIDDLE] for plan in plans] == [tuple(range(first, 10)) for first in (1, 2, 3, 4)]
-    assert [plan.blocks[TWIN] for plan in plans] == [tuple(range(depth)) for depth in (9, 8, 7, 6)]
+def test_a_middle_that_stays_loses_blocks_together_with_the_tied_attention() -> None:
+    losses = {path: np.full(len(row), 1.0) for path, row in COUNTS.parts.items()} | {WHOLE_MIDDLE: np.array([1e9])}
+    losses[MIDDLE_ATTENTION], losses[TIED_TO_MIDDLE] = np.arange(1.0, 11), np.arange(10.0, 0, -1)
+    kept = WHOLE_TEACHER.blocks | {MIDDLE_ATTENTION: tuple(range(4, 10)), TIED_TO_MIDDLE: tuple(range(6))}
+    plans = split_into_stages(losses, COUNTS, Plan(kept, 0), 4)
+    assert [plan.blocks[MIDDLE_ATTENTION] for plan in plans] == [tuple(range(first, 10)) for first in (1, 2, 3, 4)]
+    assert [plan.blocks[TIED_TO_MIDDLE] for plan in plans] == [tuple(range(depth)) for depth in (9, 8, 7, 6)]
     assert plans[-1].blocks == kept
 
 
@@ -74,38 +84,38 @@ def test_a_middle_that_stays_loses_blocks_with_its_twin() -> None:
     ],
 )
 def test_stages_end_where_sums_are_nearest_to_equal_and_none_is_empty(losses: list[float], n: int, ends: list[int]) -> None:
-    assert _ends(np.array(losses), n) == ends
+    assert _stage_ends(np.array(losses), n) == ends
 
 
 def test_too_few_parts_for_the_stages_are_refused() -> None:
-    with pytest.raises(UserError, match="takes out 0 parts, too few for 2 stages"):
-        in_stages(random_losses(0), COUNTS, WHOLE_TEACHER, 2)
+    with pytest.raises(UserError, match="removes 0 parts, too few for 2 stages"):
+        split_into_stages(random_losses(0), COUNTS, WHOLE_TEACHER, 2)
 
 
 @pytest.fixture(scope="module")
 def plans() -> list[Plan]:
     losses = random_losses(3)
-    return in_stages(losses, COUNTS, least_loss(losses, COUNTS, int(0.4 * COUNTS.total)), 3)
+    return split_into_stages(losses, COUNTS, find_best_plan(losses, COUNTS, int(0.4 * COUNTS.total)), 3)
 
 
-def test_the_table_shows_what_stays_and_what_it_comes_to(plans: list[Plan]) -> None:
+def test_the_stage_table_shows_blocks_losses_and_costs(plans: list[Plan]) -> None:
     losses = random_losses(3)
-    lines = table(plans, losses, [COUNTS]).splitlines()
+    lines = stage_table(plans, losses, [COUNTS]).splitlines()
     assert lines[0] == "| keeps after | stage 1 | stage 2 | stage 3 |"
     assert len(lines) == 2 + 11 + 2
-    assert f"| {', '.join(map(str, plans[0].blocks[TWIN]))} |" in lines[2 + list(losses).index(TWIN)]
-    assert lines[-2].endswith(f" {removed(losses, plans[-1]):.3g} |")
-    assert f" {COUNTS.of(plans[-1]):,} parameters (" in lines[-1]
+    assert f"| {', '.join(map(str, plans[0].blocks[TIED_TO_MIDDLE]))} |" in lines[2 + list(losses).index(TIED_TO_MIDDLE)]
+    assert lines[-2].endswith(f" {sum_removed(losses, plans[-1]):.3g} |")
+    assert f" {COUNTS.remaining(plans[-1]):,} parameters (" in lines[-1]
 
 
-@pytest.mark.usefixtures("no_counting")
-def test_a_written_recipe_reads_back_and_cuts_as_planned(
+@pytest.mark.usefixtures("fake_estimates")
+def test_a_written_recipe_loads_and_cuts_as_planned(
     plans: list[Plan], teacher_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path, vega = tmp_path / "new" / "derived-0.4.toml", read("vega")
-    write(recipe_of(plans, "sdxl", path.stem, vega), path, "why")
+    path, vega = tmp_path / "new" / "derived-0.4.toml", load_recipe("vega")
+    write_recipe(derive_recipe(plans, "sdxl", path.stem, vega), path, "why")
     assert path.read_text().startswith("# why\n")
-    found = read(path)
+    found = load_recipe(path)
     assert found.plans == plans
     assert (found.name, found.student) == ("derived-0.4", None)
     assert (found.taps, found.loss, found.scenes, found.sdxl) == (vega.taps, vega.loss, vega.scenes, vega.sdxl)
@@ -113,23 +123,23 @@ def test_a_written_recipe_reads_back_and_cuts_as_planned(
     assert main(["plan", str(path)]) == 0
     said = capsys.readouterr().out
     assert said.startswith("derived-0.4: a student from sdxl, family scenes\n")
-    assert f"stage stage-3: {found.stage_steps(found.scenes.steps)[-1]:,} steps, {COUNTS.of(plans[-1]):,} parameters" in said
+    assert f"stage stage-3: {found.stage_steps(found.scenes.steps)[-1]:,} steps, {COUNTS.remaining(plans[-1]):,} parameters" in said
     out = tmp_path / "student"
     assert main(["prune", str(path), "--teacher", str(teacher_folder), "--out", str(out)]) == 0
     assert "# derived-0.4, family scenes" in (out / "README.md").read_text()
 
 
-def test_no_recipe_starts_from_a_nameless_architecture(plans: list[Plan]) -> None:
+def test_no_recipe_starts_from_an_unnamed_architecture(plans: list[Plan]) -> None:
     with pytest.raises(UserError, match="starts from an architecture that has a name; found 'custom'"):
-        recipe_of(plans, "custom", "derived", read("vega"))
+        derive_recipe(plans, "custom", "derived", load_recipe("vega"))
 
 
-def test_a_file_that_could_not_be_read_back_is_refused_before_any_work(tmp_path: Path) -> None:
+def test_an_invalid_recipe_path_is_refused_before_any_work(tmp_path: Path) -> None:
     for name in ("derived.json", "Derived.toml", "my plan.toml"):
-        with pytest.raises(UserError, match="is no name of a recipe's file"):
-            check_target(tmp_path / name, budget=True)
+        with pytest.raises(UserError, match="is not a valid recipe file name"):
+            check_recipe_path(tmp_path / name, budget=True)
     with pytest.raises(UserError, match="give --parameters or --latency"):
-        check_target(tmp_path / "derived.toml", budget=False)
+        check_recipe_path(tmp_path / "derived.toml", budget=False)
     (tmp_path / "derived.toml").touch()
     with pytest.raises(UserError, match="exists; expected a new file"):
-        check_target(tmp_path / "derived.toml", budget=True)
+        check_recipe_path(tmp_path / "derived.toml", budget=True)

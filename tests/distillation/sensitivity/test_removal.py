@@ -1,4 +1,4 @@
-"""What is lost without a block: nothing where the block does nothing, and the UNet is as before afterwards."""
+"""Losses without a block: zero if the block does nothing, and the UNet is unchanged afterwards."""
 
 import json
 from pathlib import Path
@@ -11,8 +11,8 @@ from PIL import Image
 from tiny import save_tiny_pipeline, tiny_unet
 
 from distillation.cli import main
-from distillation.recipe import RECIPES, read
-from distillation.sensitivity.removal import WHOLE, Sensitivity, most_missed, removal_losses
+from distillation.recipe import RECIPES, load_recipe
+from distillation.sensitivity.removal import WHOLE_MIDDLE, Sensitivity, pick_most_missed, removal_losses
 from sdbench.models.architectures import depths
 from sdbench.training.latents import Batch, predict
 
@@ -25,7 +25,7 @@ def batch(seed: int) -> Batch:
     return Batch(torch.randn(2, 4, 8, 8), torch.randn(2, 5, 96), torch.randn(2, 64), torch.ones(2, 6), torch.randn(2, 4, 8, 8), timesteps)
 
 
-def test_a_block_that_does_nothing_is_not_missed_and_any_other_is() -> None:
+def test_only_a_block_that_does_nothing_has_no_loss() -> None:
     unet = tiny_unet("sdxl").eval()
     dead = unet.get_submodule(f"{DEAD}.transformer_blocks.3")
     for layer in (dead.attn1.to_out[0], dead.attn2.to_out[0], dead.ff.net[2]):
@@ -43,7 +43,7 @@ def test_a_block_that_does_nothing_is_not_missed_and_any_other_is() -> None:
 @pytest.mark.parametrize(("there", "k", "expected"), [((0, 1, 2, 3), 2, (0, 3)), ((1, 2, 3), 2, (1, 3)), ((0, 1, 2, 3), 0, ())])
 def test_the_blocks_most_missed_are_kept_in_rising_order(there: tuple[int, ...], k: int, expected: tuple[int, ...]) -> None:
     losses = {"a": np.array([[9.0, 1.0], [2.0, 2.0], [0.0, 0.0], [3.0, 9.0]])}
-    assert most_missed(losses, "a", there, k) == expected
+    assert pick_most_missed(losses, "a", there, k) == expected
 
 
 def test_the_command_measures_once_and_writes_a_recipe(teacher_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,10 +53,10 @@ def test_the_command_measures_once_and_writes_a_recipe(teacher_folder: Path, tmp
     said = capsys.readouterr().out
     kept = tmp_path / "results" / "sensitivity" / f"{teacher_folder.name}.json"
     found = Sensitivity.model_validate_json(kept.read_text())
-    assert {path: len(rows) for path, rows in found.losses.items()} == {**depths(tiny_unet("sdxl").config), WHOLE: 1}
+    assert {path: len(rows) for path, rows in found.losses.items()} == {**depths(tiny_unet("sdxl").config), WHOLE_MIDDLE: 1}
     assert found.timesteps == [(0, 499), (500, 999)]
     assert sum(line.startswith("| ") for line in said.splitlines()) > 71  # a row for each part
-    assert read(tmp_path / "mine.toml").plans[-1].depths != depths(tiny_unet("sdxl").config)
+    assert load_recipe(tmp_path / "mine.toml").plans[-1].depths != depths(tiny_unet("sdxl").config)
     assert kept.with_suffix(".png").is_file()
     before = kept.stat().st_mtime_ns
     assert main(words) == 0
@@ -65,12 +65,12 @@ def test_the_command_measures_once_and_writes_a_recipe(teacher_folder: Path, tmp
     assert "no plan comes down to" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("own_cache")
-def test_a_full_size_teacher_is_measured_on_pictures_that_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    teacher = save_tiny_pipeline(tmp_path / "teacher", "vega", family="sdxl")  # of few blocks, each of which costs a forward
+@pytest.mark.usefixtures("datasets_cache")
+def test_a_full_size_teacher_is_measured_on_the_given_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    teacher = save_tiny_pipeline(tmp_path / "teacher", "vega", family="sdxl")  # few blocks, since each costs a forward pass
     words = ["sensitivity", "--teacher", str(teacher), "--work", str(tmp_path / "work"), "--results", str(tmp_path / "results")]
     assert main(words) == 2
-    assert "name pictures to measure it on with --data" in capsys.readouterr().err
+    assert "name pictures to measure on with --data" in capsys.readouterr().err
     rows = [{"file_name": f"{row}.png", "text": f"picture number {row}"} for row in range(4)]
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "metadata.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))

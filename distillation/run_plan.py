@@ -1,0 +1,70 @@
+"""A training run, checked before any weights are read: its teachers, its segments, and the taps of each stage."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from distillation.prune import student_config
+from distillation.recipe import Family, Recipe, Segment
+from distillation.taps import Tap, resolve_taps
+from distillation.teacher import Teacher, open_teacher_for
+from sdbench.errors import UserError
+from sdbench.training.latents import Captioned, check_diffusion
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A checked run.
+
+    Attributes:
+        teachers: in the order in which they teach.
+        segments: the run in pieces of one stage and one teacher each.
+        taps: for each stage.
+    """
+
+    teachers: list[Teacher]
+    segments: list[Segment]
+    taps: list[list[Tap]]
+
+
+def check_run(recipe: Recipe, family: Family, teacher_folders: Sequence[Path], steps: int | None = None) -> RunPlan:
+    """Check everything that can be checked before weights are read => the run.
+
+    Raises:
+        UserError: the run cannot work.
+    """
+    teachers = [open_teacher_for(folder, recipe) for folder in teacher_folders]
+    for teacher in teachers:
+        _check_teacher(teacher, teachers[0], family)
+    segments = recipe.segments(steps or recipe.settings(family).steps, len(teachers))
+    students = [(student_config(teachers[0].config, plan), plan) for plan in recipe.plans]
+    taps = [[resolve_taps(student, teacher.config, plan, recipe.taps) for student, plan in students] for teacher in teachers]
+    return RunPlan(teachers, segments, taps[0])
+
+
+def _check_teacher(teacher: Teacher, first: Teacher, family: Family) -> None:
+    """Check the teacher's family, and that it was trained with the same noise as the first teacher."""
+    if teacher.spec.family != family:
+        raise UserError(
+            f"the teacher in {teacher.folder} belongs to family {teacher.spec.family!r}, but --family is {family!r}; "
+            "name another teacher with --teacher, such as sdxl"
+        )
+    check_diffusion(teacher.folder)
+    if differences := [key for key, value in first.noise_settings.items() if teacher.noise_settings[key] != value]:
+        key = differences[0]
+        raise UserError(
+            f"the teacher in {teacher.folder} was trained with other noise than the one in {first.folder}: "
+            f"its scheduler's {key} is {teacher.noise_settings[key]}, not {first.noise_settings[key]}"
+        )
+
+
+def check_pictures(family: Family, pictures: Captioned | None) -> None:
+    """Check that there are pictures to train on.
+
+    Raises:
+        UserError: there are none, and the family has no rendered scenes.
+    """
+    if family == "sdxl" and pictures is None:
+        raise UserError(
+            "family 'sdxl' needs pictures to train on; name them with --data, or draw some with the teacher: `distillation data make`"
+        )
