@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdbench import machine, records, suites
-from sdbench.assets.prompts import lines
+from sdbench.assets.prompts import read_lines
 from sdbench.errors import UserError
 from sdbench.gate import floors, lookup
 from sdbench.gate.compare import Side
@@ -16,7 +16,7 @@ from sdbench.gate.policy import Policy
 from sdbench.gate.policy import load as load_policy
 from sdbench.gate.verdicts import Inputs, Report
 from sdbench.records import Record, Scores, Value
-from sdbench.validation import validated
+from sdbench.validation import validate
 
 if TYPE_CHECKING:
     from sdbench.models.spec import ModelSpec
@@ -79,11 +79,11 @@ class Overrides:
         timing: dict[str, int] = {name: changed.pop(name) for name in ("rounds", "calls") if name in changed}
         changed = {"steps": len(self.timesteps), **changed} if self.timesteps else changed
         sampling = {**suite.sampling.model_dump(), **changed}
-        listed = {"source": "file", "file": str(own), "n": len(lines(own))} if own else suite.prompts.model_dump()
+        listed = {"source": "file", "file": str(own), "n": len(read_lines(own))} if own else suite.prompts.model_dump()
         prompts = {**listed, **({} if n is None else {"n": n, "digest": None})}
         content = {**suite.model_dump(), "name": f"{suite.name}-custom", "sampling": sampling, "prompts": prompts}
         content |= {"reference": reference or suite.reference, "probes": _timed(suite, timing) if timing else content["probes"]}
-        return validated(suites.Suite, content, f"suite {suite.name!r} with your settings")
+        return validate(suites.Suite, content, f"suite {suite.name!r} with your settings")
 
 
 def _timed(suite: suites.Suite, timing: dict[str, int]) -> dict[str, Any]:
@@ -136,14 +136,14 @@ def score(
         UserError: the numbers of pictures and prompts differ, one of the files cannot be read, the family has no such pictures, or there is
             no such device.
     """
-    from sdbench.encoders.memory import evaluators
+    from sdbench.encoders.memory import evaluators_on
     from sdbench.run import external
     from sdbench.score import PROTOCOLS
     from sdbench.score import score as scored
 
     chosen = suites.load(suite)
     subject = external.subject(images, prompts, chosen, places.work)
-    with evaluators(machine.chosen_device(device)):
+    with evaluators_on(machine.chosen_device(device)):
         return scored(subject, [name for name in chosen.own_metrics if not PROTOCOLS[name].against_teacher])
 
 
@@ -166,7 +166,7 @@ def record_pictures(
     from sdbench.run.context import bench
 
     chosen = suites.load(suite)
-    if lines(prompts) != tuple(chosen.prompt_list().values()):
+    if read_lines(prompts) != tuple(chosen.prompt_list().values()):
         chosen = Overrides(prompts=prompts).apply(chosen)
     setting = bench(chosen, device=machine.chosen_device(device), results=places.results, runs=places.work, only="quality")
     return external.record(images, prompts, name, setting)
@@ -248,20 +248,20 @@ def _described(model: Any, name: str | None) -> "ModelSpec":
         from sdbench.models.spec import resolve
 
         return resolve(str(model), name=name)
-    from sdbench.models import memory
+    from sdbench.models import in_memory
 
-    return memory.describe(model, name or "pipeline")
+    return in_memory.describe(model, name or "pipeline")
 
 
 def _run_in_memory(pipeline: Any, spec: "ModelSpec", suite: suites.Suite, places: Places) -> list[Path]:
     from sdbench.generate import DTYPES
-    from sdbench.models import memory
+    from sdbench.models import in_memory
     from sdbench.run import runner
     from sdbench.run.context import bench
 
     setting = bench(suite, device=str(pipeline.unet.device), results=places.results, runs=places.work, only="quality")
-    with memory.lent(pipeline, DTYPES[setting.sampling.dtype]) as guest:
-        return runner.run([spec], replace(setting, loaded={spec.name: guest}))
+    with in_memory.sampling_copy(pipeline, DTYPES[setting.sampling.dtype]) as sampler:
+        return runner.run([spec], replace(setting, loaded={spec.name: sampler}))
 
 
 def _suite(suite: str | suites.Suite | None, spec: "ModelSpec") -> suites.Suite:
@@ -372,7 +372,7 @@ def until_verdict(
     spec: "ModelSpec", suite: suites.Suite, baseline: str, policy: Path | None, places: Places = Places(), device: str | None = None
 ) -> tuple[Path, Report]:
     """Measure a model until it is sure whether it is as good as the baseline => its record, the verdict."""
-    from sdbench.encoders.memory import evaluators
+    from sdbench.encoders.memory import evaluators_on
     from sdbench.run.context import bench, check_models
     from sdbench.run.until_verdict import Question, run_until_verdict
 
@@ -381,7 +381,7 @@ def until_verdict(
     check_models([spec], suite)
     old = _opponent(baseline, suite, places, device)
     setting = bench(suite, device=machine.chosen_device(device), results=places.results, runs=places.work)
-    with evaluators(setting.device):
+    with evaluators_on(setting.device):
         path, report = run_until_verdict(
             Question(spec, setting, old, chosen, floors.between_runs(records.read_record(old), places.results))
         )

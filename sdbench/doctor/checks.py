@@ -68,7 +68,7 @@ def _embedded() -> list[Finding]:
             )
         ]
     try:
-        bad = embedded.verify()
+        bad = embedded.changed_files()
     except UserError as error:
         return [Finding(False, True, str(error))]
     if bad:
@@ -76,7 +76,7 @@ def _embedded() -> list[Finding]:
             Finding(False, True, f"embedded weights: {name} is missing or changed; reinstall sdbench, or check the file out again")
             for name in bad
         ]
-    return [Finding(True, True, f"embedded weights: {len(embedded.manifest()['files'])} files fit their digests")]
+    return [Finding(True, True, f"embedded weights: {len(embedded.read_manifest()['files'])} files fit their digests")]
 
 
 def _hub() -> list[Finding]:

@@ -58,7 +58,7 @@ def pictures() -> dict[str, U8]:
 
 def judge() -> list[Judgement]:
     """Every known metric, in the order of `PROTOCOLS`; those of full-size networks only on a GPU, without one they would take hours."""
-    names = [name for name in PROTOCOLS if torch.cuda.is_available() or not catalogue.needed([name])]
+    names = [name for name in PROTOCOLS if torch.cuda.is_available() or not catalogue.evaluators_for([name])]
     with offline(), TemporaryDirectory() as folder:
         runs, values = Path(folder), dict[str, dict[str, Value]]()
         original = _subject(render(SCENES, range(N), SEED + 1), runs)

@@ -33,7 +33,7 @@ def _differing(values: Sequence[Value], suite: Suite, accept: Accept, runs: Path
     """What the run was fed that is not what the protocol's makers fed theirs."""
     latent = suite.noise.path()
     used = {value.reference for value in values if value.name in accept.ranges and value.kind == "set"}
-    published = {card.digest for card in cards.all_cards(runs) if card.data.get("git") == accept.statistics}
+    published = {card.digest for card in cards.list_cards(runs) if card.data.get("git") == accept.statistics}
     alike = {
         "settings": not suite.name.endswith("-custom"),
         "prompts": prompts.digest(list(suite.prompt_list().values())) == accept.prompts,

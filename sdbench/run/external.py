@@ -9,9 +9,9 @@ from pathlib import Path
 from PIL import Image
 
 from sdbench.arrays import U8
-from sdbench.assets.prompts import lines
+from sdbench.assets.prompts import read_lines
 from sdbench.disk import digest
-from sdbench.encoders.memory import evaluators
+from sdbench.encoders.memory import evaluators_on
 from sdbench.errors import UserError
 from sdbench.generate import Job
 from sdbench.models.catalogue import CATALOGUE
@@ -39,7 +39,7 @@ def subject(images: Path, prompts: Path, suite: Suite, runs: Path) -> Subject:
         )
     if suite.family is None:
         raise UserError(f"suite {suite.name!r} is a part, of no family; score by one that includes it, such as 'standard' or 'quality'")
-    paths, texts = _in_order(path for path in images.iterdir() if path.suffix.lower() in SUFFIXES), lines(prompts)
+    paths, texts = _in_order(path for path in images.iterdir() if path.suffix.lower() in SUFFIXES), read_lines(prompts)
     if not paths or len(paths) != len(texts):
         raise UserError(
             f"{images} holds {len(paths)} pictures and {prompts} {len(texts)} prompts; there must be a prompt for each picture, in the order of the file names"
@@ -62,7 +62,7 @@ def record(images: Path, prompts: Path, name: str, setting: Bench) -> Path:
     pictures, listed = subject(images, prompts, setting.suite, setting.runs), setting.suite.prompt_list().items()
     todo = [Job(prompt_id, 0, text, image) for (prompt_id, text), image in zip(listed, pictures.images, strict=True)]
     model = Model(name=name, architecture="", source=f"images:{_described(images, pictures)}", weights_digest=None)
-    with evaluators(setting.device):
+    with evaluators_on(setting.device):
         return record_of(model, setting, to_score(model, setting, pictures.store, todo), Probed({}, ""), {})
 
 

@@ -11,11 +11,11 @@ import torch
 from sdbench import schedulers
 from sdbench.arrays import U8
 from sdbench.assets.pipelines import fetch
-from sdbench.encoders.memory import evaluators
+from sdbench.encoders.memory import evaluators_on
 from sdbench.generate import DTYPES, Job, generate, rendered, sampler
 from sdbench.models.digest import weights_digest
 from sdbench.models.loading import load
-from sdbench.models.spec import ModelSpec, recognised
+from sdbench.models.spec import ModelSpec, with_cached_architecture
 from sdbench.probes import driver
 from sdbench.probes.driver import Probed
 from sdbench.records import Model
@@ -37,7 +37,7 @@ def run(specs: Sequence[ModelSpec], setting: Bench) -> list[Path]:
     probed = probe(ordered, setting)
     drawn_by = {spec.name: scheduler_of(spec, setting) for spec in ordered}
     made = {}
-    with evaluators(setting.device):
+    with evaluators_on(setting.device):
         for name, model in models.items():
             subject = to_score(model, setting, *pictures[name]) if name in pictures else None
             made[name] = record_of(model, setting, subject, probed, drawn_by[name])
@@ -55,8 +55,8 @@ def ready(specs: Sequence[ModelSpec], setting: Bench) -> list[ModelSpec]:
         fetch(spec, dtype=dtype)
     for spec in specs:
         if spec.source == "embedded":
-            embedded.checked(spec.location)
-    known = [recognised(spec) for spec in specs]
+            embedded.verified_path(spec.location)
+    known = [with_cached_architecture(spec) for spec in specs]
     check_models(known, setting.suite)
     return known
 

@@ -30,7 +30,7 @@ from sdbench.run.recording import probes_of, record_of, to_score
 from sdbench.run.runner import Easel
 from sdbench.score import PROTOCOLS, score
 from sdbench.stats.decisions import BetweenRuns
-from sdbench.validation import validated
+from sdbench.validation import validate
 
 LOOKS = 16
 
@@ -118,7 +118,7 @@ class _Candidate:
             assert setting.suite.prompts
             content = {**setting.suite.model_dump(), "name": f"{setting.suite.name}-sequential"}
             content["prompts"] = {**setting.suite.prompts.model_dump(), "looked": size}
-            setting = replace(setting, suite=validated(suites.Suite, content, "the prompts so far"))
+            setting = replace(setting, suite=validate(suites.Suite, content, "the prompts so far"))
         return record_of(self.model, setting, subject, self.probed, runner.scheduler_of(self.easel.spec, setting), course)
 
     def _subject(self, pictures: list[Job]) -> Subject:

@@ -38,7 +38,7 @@ def test_nvml_s_card_is_cuda_s_and_knows_this_process() -> None:
 
 def test_a_card_is_found_before_its_process_has_a_context_there() -> None:
     code = (
-        "import torch; from sdbench.probes.watch import Card; card = Card('cuda'); before = card.used_mib();"
+        "import torch; from sdbench.probes.monitor import Card; card = Card('cuda'); before = card.used_mib();"
         "torch.zeros(1, device='cuda'); print(card.used_mib() - before)"
     )
     grown_mib = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
