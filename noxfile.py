@@ -1,4 +1,4 @@
-"""The project's verbs: `nox -s benchmark`, `tests`, `web`, `peers`, `lint`, `distill`, `gate`, `calibrate`, `speed`, `scenes`. Each builds what it needs."""
+"""The project's verbs: `nox -s benchmark`, `tests`, `lowest`, `web`, `peers`, `lint`, `distill`, `gate`, `calibrate`, `speed`, `scenes`. Each builds what it needs."""
 
 from pathlib import Path
 
@@ -34,6 +34,13 @@ def peers(session: nox.Session) -> None:
     """Compare set metrics with the libraries that they are named after: nox -s peers -- [pytest's options]."""
     _install(session, "test", "peers")
     session.run("pytest", "tests/encoders", "tests/metrics", *session.posargs)
+
+
+@nox.session(default=False, venv_backend="uv")
+def lowest(session: nox.Session) -> None:
+    """Run the tests with the oldest versions that pyproject.toml admits: nox -s lowest -- [pytest's options]."""
+    session.install("--resolution", "lowest-direct", "-e", ".", "--group", "test")
+    session.run("pytest", *session.posargs)
 
 
 @nox.session

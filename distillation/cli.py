@@ -12,7 +12,7 @@ from distillation.commands import data, sensitivity
 from distillation.commands.options import TEACHER, add_data, add_device, number_between, positive_int, resolve_device
 from distillation.recipe import Family, Recipe, load_recipe, shipped_recipes
 from sdbench import __version__
-from sdbench.arguments import Parser, add_command, ended, show
+from sdbench.arguments import Parser, add_command, run_command, show
 
 WORK = Path("results/runs/distillation")  # ignored by git
 STUDENTS = Path("results/runs/students")  # ignored by git
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     if "out" in options and options.out is None:
         options.out = STUDENTS / f"my-{Path(options.recipe).stem}"  # the recipe's own name belongs to a model of the catalogue
-    return ended("distillation", partial(_run_command, options))
+    return run_command("distillation", partial(_run_command, options))
 
 
 def _run_command(options: argparse.Namespace) -> int:
@@ -131,7 +131,7 @@ def _run(options: argparse.Namespace) -> None:
     from distillation.data.batches import open_square_pictures
     from distillation.teacher import fetch_folder
     from distillation.train import distil
-    from sdbench.training.processes import sharing
+    from sdbench.training.processes import rank_and_local_size
 
     recipe = load_recipe(options.recipe)
     if options.dry_run:
@@ -146,7 +146,7 @@ def _run(options: argparse.Namespace) -> None:
         _suggest_all_gpus(recipe.settings(options.family).accumulation)
     folders = [fetch_folder(name) for name in options.teacher or [None]]
     out = distil(recipe, options.family, folders, options.work, options.out, **arguments)
-    if sharing()[0] == 0:  # the process that wrote it
+    if rank_and_local_size()[0] == 0:  # the process that wrote it
         show(out)
 
 
@@ -162,11 +162,11 @@ def _suggest_all_gpus(accumulation: int) -> None:
     """On a machine with several GPUs, tell how to train on more than one."""
     import torch
 
-    from sdbench.training.loop import most_sharing
+    from sdbench.training.loop import max_even_processes
 
     gpus = torch.cuda.device_count()
     if gpus > 1 and "WORLD_SIZE" not in os.environ:
-        n = most_sharing(accumulation, gpus)
+        n = max_even_processes(accumulation, gpus)
         sys.stderr.write(f"training on 1 of {gpus} GPUs; to train on {n}: torchrun --nproc-per-node {n} $(which distillation) run ...\n")
 
 

@@ -22,7 +22,7 @@ from distillation.recipe_tables import TeacherShare, Training
 from distillation.taps import Tap, resolve_taps
 from sdbench.models.architectures import PARTS, Config, unet_config
 from sdbench.probes.work import input_sizes, unet_macs
-from sdbench.training.checkpoints import CHECKPOINTS
+from sdbench.training.checkpoints import MAX_CHECKPOINTS
 
 
 def describe_recipe(
@@ -170,7 +170,7 @@ def _memory_lines(memory: Memory, stage: str, batch: int, dtype: str) -> list[st
 def _disk_line(config: Config, memory: Memory, latent_size: int, tokens: int) -> str:
     pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
     latents, embeddings = config["in_channels"] * latent_size**2, tokens * config["cross_attention_dim"] + pooled
-    checkpoints = (CHECKPOINTS + 1) * (memory.weights + memory.moments + memory.ema)
+    checkpoints = (MAX_CHECKPOINTS + 1) * (memory.weights + memory.moments + memory.ema)
     per_1000 = _format_bytes(2 * (latents + embeddings) * 1000)
     return f"  disk: {per_1000} for latents and embeddings of 1,000 pictures; {_format_bytes(checkpoints)} for checkpoints"
 

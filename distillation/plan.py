@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Literal, TypeVar
 
-from sdbench.errors import UserError, unknown
+from sdbench.errors import UserError, unknown_name
 from sdbench.models.architectures import CROSS, PLAIN
 
 MIDDLE_ATTENTION = "mid_block.attentions.0"
@@ -123,7 +123,7 @@ def _expand_rows(rows: Iterable[tuple[str, Kept]], paths: Iterable[str], kind: s
     for pattern, kept in rows:
         matching = [path for path in paths if matches(pattern, path)]
         if not matching:
-            raise unknown(f"{kind} in {where}", pattern, paths)
+            raise unknown_name(f"{kind} in {where}", pattern, paths)
         if duplicates := [path for path in matching if path in by_path]:
             raise UserError(f"{where}: two rows name {duplicates[0]}; expected one")
         by_path |= dict.fromkeys(matching, kept)

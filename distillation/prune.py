@@ -8,7 +8,7 @@ from diffusers import UNet2DConditionModel
 
 from distillation.plan import Plan
 from sdbench.errors import UserError
-from sdbench.models.architectures import TOPOLOGIES, Config, depths, resnets, unet_config
+from sdbench.models.architectures import TOPOLOGIES, Config, depths, resnet_counts, unet_config
 
 Shape = tuple[dict[str, int], dict[str, int], str | None]  # transformer blocks per attention, resnets per block, type of the middle block
 
@@ -53,10 +53,10 @@ def student_config(teacher: Config, plan: Plan) -> dict[str, Any]:
     if missing := sorted(set(plan.blocks) - set(depths(teacher))):
         raise UserError(f"the teacher has no attention {missing[0]!r}, but the plan keeps blocks of it")
     fields = {name: value for name, value in teacher.items() if not name.startswith("_")}
-    layers = resnets(teacher) | {block: len(numbers) for block, numbers in plan.resnets.items()}
+    layers = resnet_counts(teacher) | {block: len(numbers) for block, numbers in plan.resnets.items()}
     shape = plan.depths, layers, plan.mid_block_type
     config = fields | (_known_depth_fields(shape) or _depth_fields(teacher, shape))
-    if resnets(config) != layers:
+    if resnet_counts(config) != layers:
         raise UserError(
             f"a diffusers config cannot express these numbers of resnets: {layers}; an up block has one more than the down block across "
             "from it, so shorten both in the same stage"
@@ -73,7 +73,7 @@ def _known_depth_fields(shape: Shape) -> dict[str, Any]:
     """The config fields of the known architecture with this shape; empty if there is none."""
     for name in TOPOLOGIES:
         config = unet_config(name)
-        if (depths(config), resnets(config), config["mid_block_type"]) == shape:
+        if (depths(config), resnet_counts(config), config["mid_block_type"]) == shape:
             return TOPOLOGIES[name]
     return {}
 

@@ -28,8 +28,8 @@ from distillation.recipe_tables import (
     Table,
     TeacherShare,
 )
-from sdbench.errors import UserError, unknown
-from sdbench.models.architectures import TOPOLOGIES, Config, depths, resnets, unet_config
+from sdbench.errors import UserError, unknown_name
+from sdbench.models.architectures import TOPOLOGIES, Config, depths, resnet_counts, unet_config
 from sdbench.scenes.render import SIZE_PX
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -100,7 +100,7 @@ class Recipe(Table):
         plan = Plan({path: tuple(range(depth)) for path, depth in depths(config).items()}, self.middle.resnet)
         for stage in self.stages:
             where = f"recipe {self.name!r}, stage {stage.name!r}"
-            plan = plan.keep_resnets([(row.block, row.resnets) for row in stage.shorten or ()], resnets(config), where)
+            plan = plan.keep_resnets([(row.block, row.resnets) for row in stage.shorten or ()], resnet_counts(config), where)
             plan = plan.keep_blocks([(row.attentions, row.blocks) for row in stage.keep], where)
             plans.append(plan)
         return plans
@@ -149,7 +149,7 @@ class Recipe(Table):
         """
         for architecture in (self.teacher, self.student):
             if architecture is not None and architecture not in TOPOLOGIES:
-                raise unknown("architecture", architecture, TOPOLOGIES)
+                raise unknown_name("architecture", architecture, TOPOLOGIES)
         if self.student:
             self._check_final_architecture(unet_config(self.teacher), unet_config(self.student), self.plans[-1])
         for what, rows in (("stages", self.stages), ("teachers", self.sdxl.teachers)):
@@ -159,7 +159,7 @@ class Recipe(Table):
     def _check_final_architecture(self, teacher: Config, student: Config, last: Plan) -> None:
         shortened = {block: len(kept) for block, kept in last.resnets.items()}
         for what, reached, expected in (
-            ("resnets", resnets(teacher) | shortened, resnets(student)),
+            ("resnets", resnet_counts(teacher) | shortened, resnet_counts(student)),
             ("transformer blocks", last.depths, depths(student)),
             ("middle", {"mid_block": last.mid_block_type}, {"mid_block": student["mid_block_type"]}),
         ):
@@ -189,7 +189,7 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     if path.suffix != ".toml":
         path = RECIPES / f"{name_or_path}.toml"
         if not path.is_file():
-            raise unknown("recipe", str(name_or_path), shipped_recipes())
+            raise unknown_name("recipe", str(name_or_path), shipped_recipes())
     try:
         recipe = Recipe.model_validate(tomllib.loads(path.read_text()))
     except FileNotFoundError:
@@ -221,5 +221,5 @@ def _first_error(path: Path, error: ValidationError) -> UserError:
     location = ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
         tables = ["", *(part for part in first["loc"][:-1] if isinstance(part, str))]
-        return unknown(f"key in {path.name} ({location})", str(first["loc"][-1]), _TABLES[tables[-1]].model_fields)
+        return unknown_name(f"key in {path.name} ({location})", str(first["loc"][-1]), _TABLES[tables[-1]].model_fields)
     return UserError(f"{path.name}: {location}: {first['msg']}; found {first['input']!r}")

@@ -9,7 +9,7 @@ from distillation.recipe import Family, Recipe, Segment
 from distillation.taps import Tap, resolve_taps
 from distillation.teacher import Teacher, open_teacher_for
 from sdbench.errors import UserError
-from sdbench.training.latents import Captioned, check_diffusion
+from sdbench.training.latents import CaptionedPictures, check_diffusion
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def _check_teacher(teacher: Teacher, first: Teacher, family: Family) -> None:
         )
 
 
-def check_pictures(family: Family, pictures: Captioned | None) -> None:
+def check_pictures(family: Family, pictures: CaptionedPictures | None) -> None:
     """Check that there are pictures to train on.
 
     Raises:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from distillation.plan import Plan, matches
 from distillation.prune import meta_unet
-from sdbench.errors import UserError, unknown
+from sdbench.errors import UserError, unknown_name
 from sdbench.models.architectures import Config
 
 
@@ -78,7 +78,7 @@ def _expand_patterns(patterns: Sequence[str], modules: Collection[str]) -> list[
     for pattern in patterns:
         if not any(matches(pattern, path) for path in modules):
             same_depth = {path for path in modules if path.count(".") == pattern.count(".")}
-            raise unknown("tap (no such module in the teacher)", pattern, same_depth)
+            raise unknown_name("tap (no such module in the teacher)", pattern, same_depth)
     return [path for path in modules if any(matches(pattern, path) for pattern in patterns)]
 
 

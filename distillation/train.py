@@ -37,14 +37,14 @@ from distillation.teacher import Teacher
 from sdbench.disk import digest, write_bytes
 from sdbench.errors import UserError
 from sdbench.models.out_of_memory import is_out_of_memory
-from sdbench.scenes.embedded import checked
+from sdbench.scenes.embedded import verified_path
 from sdbench.scenes.networks import SceneNet
-from sdbench.scenes.training.evaluation import Watch
-from sdbench.training.checkpoints import written
-from sdbench.training.journal import Watch as WatchCallback
-from sdbench.training.latents import Batch, Captioned, LatentPool, noisy, predict, target
-from sdbench.training.loop import Schedule, check_shares, fit
-from sdbench.training.processes import from_main
+from sdbench.scenes.training.evaluation import SceneEvaluation
+from sdbench.training.checkpoints import atomic_folder
+from sdbench.training.journal import Evaluate
+from sdbench.training.latents import Batch, CaptionedPictures, LatentPool, add_noise, predict, target
+from sdbench.training.loop import Schedule, check_even_split, fit
+from sdbench.training.processes import broadcast_from_main
 
 FINAL_BATCHES = 4  # batches after a stage's own, over which its final losses are averaged
 PROCESS_TIMEOUT = timedelta(minutes=30)  # for processes that wait while another one saves a checkpoint or draws samples
@@ -59,7 +59,7 @@ class StepContext:
         teacher: the teacher's UNet.
         scheduler: the noise schedule.
         batch: batch number => batch.
-        watch: draws samples of the student for the log.
+        evaluate: draws samples of the student for the log.
     """
 
     recipe: Recipe
@@ -68,7 +68,7 @@ class StepContext:
     scheduler: DDIMScheduler
     batch: Callable[[int], Batch]
     accelerator: Accelerator
-    watch: WatchCallback
+    evaluate: Evaluate
 
 
 def distil(
@@ -78,7 +78,7 @@ def distil(
     work: Path,
     out: Path,
     *,
-    pictures: Captioned | None = None,
+    pictures: CaptionedPictures | None = None,
     steps: int | None = None,
     device: Literal["cpu", "cuda"] = "cpu",
     unet_only: bool = False,
@@ -106,16 +106,18 @@ def distil(
     plan = check_run(recipe, family, teacher_folders, steps)
     check_pictures(family, pictures)
     accelerator = make_accelerator(device, settings.dtype)
-    check_shares(settings.accumulation, accelerator.num_processes)  # before hours of encoding
+    check_even_split(settings.accumulation, accelerator.num_processes)  # before hours of encoding
     pool = _encode_pictures(recipe, settings, plan, pictures, work, accelerator)
-    watch = _make_watch(family, pool, teacher_folders[0], accelerator)
+    evaluate = _make_evaluation(family, pool, teacher_folders[0], accelerator)
 
     def make_context(teacher: Teacher) -> StepContext:
         place = str(accelerator.device)
         unet = teacher.unet(settings.dtype, place)
-        return StepContext(recipe, settings, unet, pool.scheduler, numbered_batches(pool, settings, place), accelerator, watch)
+        return StepContext(recipe, settings, unet, pool.scheduler, numbered_batches(pool, settings, place), accelerator, evaluate)
 
-    folders = from_main(lambda: _segment_folders(work, recipe, plan, _identity(recipe, family, plan, pool.pictures.digest, device)))
+    folders = broadcast_from_main(
+        lambda: _segment_folders(work, recipe, plan, _identity(recipe, family, plan, pool.pictures.digest, device))
+    )
     with _explain_out_of_memory(settings, str(accelerator.device)):
         train_segments(make_context, recipe, plan, folders, accelerator)
     if accelerator.is_main_process:
@@ -154,7 +156,7 @@ def make_accelerator(device: Literal["cpu", "cuda"], dtype: Literal["bfloat16", 
 
 
 def _encode_pictures(
-    recipe: Recipe, settings: Training, plan: RunPlan, pictures: Captioned | None, work: Path, accelerator: Accelerator
+    recipe: Recipe, settings: Training, plan: RunPlan, pictures: CaptionedPictures | None, work: Path, accelerator: Accelerator
 ) -> LatentPool:
     """Latents and embeddings by the first teacher's encoders; the main process first logs what the run trains on."""
     with accelerator.main_process_first():  # renders the scenes; the other processes then find them
@@ -167,9 +169,9 @@ def _encode_pictures(
     return LatentPool(plan.teachers[0].folder, source, work / "latents", str(accelerator.device))
 
 
-def _make_watch(family: Family, pool: LatentPool, teacher_folder: Path, accelerator: Accelerator) -> WatchCallback:
+def _make_evaluation(family: Family, pool: LatentPool, teacher_folder: Path, accelerator: Accelerator) -> Evaluate:
     if family == "scenes":
-        return Watch(pool, SceneNet.load(checked("evaluators/reader.safetensors")))
+        return SceneEvaluation(pool, SceneNet.load(verified_path("evaluators/reader.safetensors")))
     return StudentSampler(pool, teacher_folder, accelerator.autocast)
 
 
@@ -293,11 +295,11 @@ def _train_segment(context: StepContext, student: UNet2DConditionModel, taps: li
         schedule,
         folder,
         accelerator=accelerator,
-        watch=context.watch,
+        evaluate=context.evaluate,
     )
     if accelerator.is_main_process:
         losses = _final_losses(context, trained, taps, next_batch)
-        with written(STUDENT, folder) as partial:
+        with atomic_folder(STUDENT, folder) as partial:
             trained.save_pretrained(partial)  # type: ignore[operator]  # a UNet
             (partial / LOSSES).write_text(json.dumps(losses))
 
@@ -305,7 +307,7 @@ def _train_segment(context: StepContext, student: UNet2DConditionModel, taps: li
 def batch_loss_terms(context: StepContext, student: nn.Module, taps: list[Tap], number: int) -> dict[str, Tensor]:
     """The weighted loss terms of one batch; the student may be wrapped for several processes."""
     batch, weights = context.batch(number), context.recipe.loss
-    noised = noisy(context.scheduler, batch)
+    noised = add_noise(context.scheduler, batch)
     unwrapped = context.accelerator.unwrap_model(student)
     with (
         collect_outputs(context.teacher, [tap.teacher for tap in taps]) as teacher_features,

@@ -1,4 +1,4 @@
-"""How the command lines read their words, give their answer, and end."""
+"""What both command lines share: the argument parser, printing, and exit codes."""
 
 import argparse
 import contextlib
@@ -14,7 +14,7 @@ P = TypeVar("P", bound=argparse.ArgumentParser)
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose options are written out: by argparse's own rule `--base` would be read as `--baseline` where there is no `--base`.
+    """A parser that takes no abbreviated options: argparse reads `--base` as `--baseline` where there is no `--base`.
 
     Its subcommands are parsers of this class too.
     """
@@ -24,12 +24,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_command(commands: "argparse._SubParsersAction[P]", name: str, help_text: str) -> P:
-    """A command, whose own help begins with its line of the list."""
+    """Add a command => its parser; its own help begins with its line in the list of commands."""
     return commands.add_parser(name, help=help_text, description=help_text)
 
 
 def show(text: object) -> None:
-    """A line of the answer, on stdout.
+    """Print a line of the answer to stdout.
 
     Raises:
         OSError: it cannot be written.
@@ -39,26 +39,26 @@ def show(text: object) -> None:
         sys.stdout.flush()
     except OSError:
         with contextlib.suppress(OSError):
-            sys.stdout.close()  # what it still holds would make Python end with a code of its own
+            sys.stdout.close()  # otherwise Python fails to flush it at exit, and ends with exit code 120
         raise
 
 
-def ended(program: str, command: Callable[[], int]) -> int:
-    """Run a command => the process's exit code; an error that a user can mend is a message and 2."""
-    with contextlib.suppress(ValueError):  # only the main thread may ask for it
+def run_command(program: str, command: Callable[[], int]) -> int:
+    """Run a command => the exit code of the process; a `UserError` prints its message to stderr and gives 2."""
+    with contextlib.suppress(ValueError):  # only the main thread may set it
         signal.signal(signal.SIGTERM, _interrupt)
     try:
         return command()
     except KeyboardInterrupt:
-        sys.stderr.write(f"{program}: interrupted; what was finished is kept, and the same command goes on from there\n")
+        sys.stderr.write(f"{program}: interrupted; what was finished is kept, and the same command continues from there\n")
         return INTERRUPTED
     except UserError as error:
         sys.stderr.write(f"{program}: {error}\n")
         return BAD_INPUT
-    except BrokenPipeError:  # whoever reads the answer went away; 0 would say that a gate has passed
+    except BrokenPipeError:  # the reader of stdout has gone; 0 would mean that a gate has passed
         return BAD_INPUT
 
 
 def _interrupt(*_: object) -> None:
-    """A request to end is Ctrl-C's: what a command has started ends with it."""
+    """Treat SIGTERM as Ctrl-C, so that what a command has started ends with it."""
     raise KeyboardInterrupt

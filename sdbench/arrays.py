@@ -1,4 +1,4 @@
-"""Types of numpy's arrays, as annotations name them."""
+"""Short names of numpy array types, for annotations."""
 
 import numpy as np
 import numpy.typing as npt

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from sdbench import __version__
-from sdbench.arguments import BAD_INPUT, Parser, add_command, ended
+from sdbench.arguments import BAD_INPUT, Parser, add_command, run_command
 from sdbench.commands import gating, measuring, showing
 from sdbench.commands.console import Command, add_common, add_device, add_runs, places_from, print_answer, print_json, print_note
 from sdbench.errors import UserError
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command => the process's exit code."""
     arguments = build_parser().parse_args(argv)
     command: Command = arguments.command
-    return ended("sdbench", partial(command, arguments))
+    return run_command("sdbench", partial(command, arguments))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -158,12 +158,12 @@ def _scenes(arguments: argparse.Namespace) -> int:
     from sdbench.scenes.training import make, ship
 
     work = arguments.work or arguments.results / "runs" / "training"
-    shop = make.Shop(work, choose_device(arguments.device))
+    workspace = make.Workspace(work, choose_device(arguments.device))
     if arguments.action == "ship":
-        print_note(f"installed: {ship.ship(shop, environment().model_dump(), arguments.results / 'training')}")
+        print_note(f"installed: {ship.ship(workspace, environment().model_dump(), arguments.results / 'training')}")
         return 0
     for part in arguments.parts or make.PARTS:
-        make.make(part, shop)
+        make.train_part(part, workspace)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What goes on disk: named by its content, and written whole or not at all."""
+"""Digests that name content, and atomic writes of files."""
 
 import contextlib
 import hashlib
@@ -11,25 +11,25 @@ from sdbench.errors import UserError
 
 
 def digest(content: Any) -> str:
-    """SHA-256 of JSON content, 24 hex digits: enough to name things."""
+    """=> the first 24 hex digits of the SHA-256 of JSON content, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
-    """Write a file so that it is either there whole or not at all => its path.
+    """Write a file atomically, making its folder where needed => its path.
 
     Raises:
         UserError: the folder cannot be written, or the disk is full.
     """
-    beside = path.with_name(f".{path.name}.{uuid4().hex}.part")  # two containers may have one process number
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.part")  # no process id: two containers may share one
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(content)
-        beside.replace(path)
+        temporary.write_bytes(content)
+        temporary.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):
-            beside.unlink()
+            temporary.unlink()
         raise UserError(
-            f"cannot write {path}: {error.strerror}. What was made so far is kept; make room or the folder writable, or name another folder."
+            f"cannot write {path}: {error.strerror}. What was made so far is kept; free some space, make the folder writable, or name another folder."
         ) from error
     return path

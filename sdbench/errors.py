@@ -1,4 +1,4 @@
-"""Errors a user can meet and mend: each names the thing, what was found, what was expected, and the way out."""
+"""Errors that a user can fix: each message names the thing, what was found, what was expected, and the way out."""
 
 import difflib
 from collections.abc import Iterable
@@ -9,19 +9,19 @@ class UserError(Exception):
 
 
 class MissingError(UserError):
-    """What a number needs from outside, weights or a reference, is neither here nor reachable; the number is then missing, not failed."""
+    """Weights or a reference that a metric needs are neither on this disk nor reachable; the metric is then missing, not failed."""
 
 
 class IncompleteError(UserError):
-    """A model is there, but only a part of a pipeline; another has to lend the rest."""
+    """The model is only part of a pipeline; another pipeline has to supply the rest."""
 
 
 class UndecodableError(UserError):
-    """A picture is there, but is none or is damaged; others may be whole."""
+    """A picture file is damaged or is no picture; other files may be fine."""
 
 
-def unknown(kind: str, word: str, known: Iterable[str], advice: str = "") -> UserError:
-    """An error for a name that is not in a closed list, with the nearest one that is, and advice in sentences of its own."""
+def unknown_name(kind: str, word: str, known: Iterable[str], advice: str = "") -> UserError:
+    """=> an error that says that `word` is not among the known names, suggests the nearest one, and ends with `advice` (full sentences)."""
     names = sorted(known)
     near = difflib.get_close_matches(word, names, 1)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}{'.' if advice else ''}"

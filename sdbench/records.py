@@ -22,7 +22,7 @@ from pydantic import Field, model_validator
 
 from sdbench.arrays import F64
 from sdbench.errors import UserError
-from sdbench.validation import Table, said
+from sdbench.validation import Table, error_message
 
 SCHEMA_VERSION: Literal[1] = 1
 MAX_THUMBNAILS = 64
@@ -370,7 +370,7 @@ def read_scores(folder: Path) -> Scores:
 def _unreadable(folder: Path, error: Exception) -> UserError:
     if (folder / "record.json").exists():
         what = f"record {folder} cannot be read (record.json and scores.parquet of schema {SCHEMA_VERSION})"
-        return UserError(f"{what}: {said(error)}. Restore it, or delete the folder")
+        return UserError(f"{what}: {error_message(error)}. Restore it, or delete the folder")
     return UserError(f"{folder} is not a record: there is no {folder / 'record.json'}. {suggest_record_in(folder)}".rstrip())
 
 

@@ -6,7 +6,7 @@ A protocol that raises an error, or lacks its weights, gives a value without a n
 from collections.abc import Sequence
 
 from sdbench.assets import catalogue, weights
-from sdbench.errors import MissingError, unknown
+from sdbench.errors import MissingError, unknown_name
 from sdbench.protocols import agreement, captions, sets, truth
 from sdbench.protocols.base import Protocol, Subject
 from sdbench.records import Scores, Value
@@ -23,7 +23,7 @@ def find_protocols(metrics: Sequence[str]) -> list[Protocol]:
     """
     for name in metrics:
         if name not in PROTOCOLS:
-            raise unknown("metric", name, PROTOCOLS)
+            raise unknown_name("metric", name, PROTOCOLS)
     return [protocol for name, protocol in PROTOCOLS.items() if name in metrics]
 
 
@@ -53,7 +53,7 @@ def score(subject: Subject, metrics: Sequence[str]) -> tuple[list[Value], Scores
 
 def _note_unverified_weights(value: Value) -> Value:
     """Add a note to the value where no source states the digest of the weights behind it."""
-    names = [asset.name for asset in catalogue.needed([value.name]) if weights.unverified(asset.name)]
+    names = [asset.name for asset in catalogue.evaluators_for([value.name]) if weights.is_unverified(asset.name)]
     if value.state != "ok" or not names:
         return value
     return value.model_copy(update={"note": "; ".join(filter(None, [value.note, f"unverified weights: {', '.join(names)}"]))})

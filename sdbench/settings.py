@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from sdbench.errors import unknown
+from sdbench.errors import unknown_name
 from sdbench.validation import Table
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -135,5 +135,5 @@ class Probes(Table):
         """
         known = {setting.label: setting for setting in (Setting(), *self.settings)}
         if unknown_labels := [label for label in labels if label not in known]:
-            raise unknown("setting", unknown_labels[0], known)
+            raise unknown_name("setting", unknown_labels[0], known)
         return {label: setting for label, setting in known.items() if label in labels or not labels}

@@ -1,8 +1,7 @@
 """The run folder of one model on one device: `results/runs/<digest>/`, ignored by git, safe to delete.
 
-It belongs to no single suite: pictures are named by their identity (weights, prompt, sampling, noise), so a run that was
-killed goes on where it stood, and a changed suite makes anew only what its change concerns. Every file is written beside
-its place and renamed.
+It belongs to no single suite. Pictures are named by their identity (weights, prompt, sampling, noise), so a run that was
+killed continues where it stopped, and a changed suite draws only the pictures that changed. All writes are atomic.
 """
 
 import contextlib
@@ -22,7 +21,7 @@ from sdbench.arrays import F32, U8
 from sdbench.disk import digest, write_bytes
 from sdbench.errors import UserError
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}  # of files that are taken for pictures
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}  # files that count as pictures
 
 
 class Store:
@@ -30,22 +29,22 @@ class Store:
 
     Args:
         runs: the folder of all runs.
-        identity: JSON content that the run is named by; saved as `manifest.json` beside the first picture.
+        identity: JSON content whose digest names the run; saved as `manifest.json` with the first picture.
     """
 
     def __init__(self, runs: Path, identity: dict[str, Any]) -> None:
         self.folder, self._identity = runs / digest(identity), identity
 
     def path(self, image: str) -> Path:
-        """Where the picture of this identity lies, or will."""
+        """=> the path of the picture with this identity, whether it exists or not."""
         return self.folder / "images" / f"{image}.png"
 
     def missing(self, images: Sequence[str]) -> list[str]:
-        """Those pictures that are not made yet, in order."""
+        """=> the pictures that do not exist yet, in order."""
         return [image for image in images if not self.path(image).exists()]
 
     def put(self, image: str, pixels: U8) -> None:
-        """Keep a picture, H x W x 3 uint8 RGB, as PNG."""
+        """Write a picture, H x W x 3 uint8 RGB, as PNG."""
         buffer = io.BytesIO()
         Image.fromarray(pixels).save(buffer, "PNG")
         manifest = self.folder / "manifest.json"
@@ -54,35 +53,35 @@ class Store:
         write_bytes(self.path(image), buffer.getvalue())
 
     def read(self, images: Sequence[str]) -> U8:
-        """Stored pictures => N x H x W x 3 uint8 RGB.
+        """Read stored pictures => N x H x W x 3 uint8 RGB.
 
         Raises:
-            UserError: a picture is missing, corrupted, of another mode or of another size than the rest.
+            UserError: a picture is missing or damaged, is not 8-bit RGB, or differs in size from the first.
         """
         return read_images([self.path(image) for image in images], "delete it and run again: only that picture is made again")
 
     def features(self, name: str, images: Sequence[str], compute: Callable[[], F32]) -> F32:
-        """Features of these pictures under an encoder whose digest is part of `name`, computed once => N x d float32."""
-        return kept(self.folder / "features" / f"{name}-{digest(list(images))[:12]}.npy", compute)
+        """Load the features of these pictures, or compute and store them => N x d float32; `name` holds the digest of the encoder."""
+        return load_or_compute(self.folder / "features" / f"{name}-{digest(list(images))[:12]}.npy", compute)
 
 
-def kept(path: Path, compute: Callable[[], F32]) -> F32:
-    """The array of a file, float32; computed and written where there is no file, or one that a crash has cut off."""
+def load_or_compute(path: Path, compute: Callable[[], F32]) -> F32:
+    """Load a float32 array, or compute and write it where the file is missing or was cut off by a crash."""
     with contextlib.suppress(OSError, ValueError, EOFError):
-        found: F32 = np.load(path)
-        return found
-    made = np.asarray(compute(), np.float32)
+        loaded: F32 = np.load(path)
+        return loaded
+    computed = np.asarray(compute(), np.float32)
     buffer = io.BytesIO()
-    np.save(buffer, made)
+    np.save(buffer, computed)
     write_bytes(path, buffer.getvalue())
-    return made
+    return computed
 
 
 def read_images(paths: Sequence[Path], way_out: str) -> U8:
-    """Pictures of one size => N x H x W x 3 uint8 RGB, upright (as EXIF has them), decoded on every core.
+    """Read pictures of one size => N x H x W x 3 uint8 RGB, turned upright by EXIF, decoded on all cores.
 
     Raises:
-        UserError: a file is no whole picture, not 8-bit RGB, or differs in size from the first.
+        UserError: a file is no complete picture, is not 8-bit RGB, or differs in size from the first; `way_out` ends the message.
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         pictures = list(pool.map(lambda path: _read(path, way_out), paths))
@@ -97,7 +96,7 @@ def read_images(paths: Sequence[Path], way_out: str) -> U8:
 def _read(path: Path, way_out: str) -> U8:
     try:
         with Image.open(path) as image:
-            image.verify()  # the checksums, which decoding skips
+            image.verify()  # checks the checksums, which decoding skips
         with Image.open(path) as image:
             mode = mode_of(image)
             ImageOps.exif_transpose(image, in_place=True)
@@ -112,5 +111,5 @@ def _read(path: Path, way_out: str) -> U8:
 
 
 def mode_of(image: ImageFile) -> str:
-    """Pillow's mode of a picture that is not decoded yet; "RGB;16" for 16 bits, which Pillow would cut down to 8 without a word."""
+    """=> Pillow's mode of a picture that is not decoded yet; "RGB;16" for 16 bits, which Pillow would silently reduce to 8."""
     return "RGB;16" if any(tile[3] == "RGB;16B" for tile in image.tile) else image.mode

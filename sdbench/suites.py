@@ -16,11 +16,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from sdbench.assets import prompts as lists
-from sdbench.errors import UserError, unknown
+from sdbench.errors import UserError, unknown_name
 from sdbench.records import SuiteId
 from sdbench.scenes.grammar import scene_at
 from sdbench.settings import Probes, Sampling, is_unset
-from sdbench.validation import Table, validated
+from sdbench.validation import Table, validate
 
 Family = Literal["sdxl", "scenes"]
 POLICY = "gate.toml"
@@ -89,10 +89,10 @@ class Noise(Table):
         """
         if self.file is None:
             return None
-        path = Path(lists.located(self.file, find(self.file)))
+        path = Path(lists.locate(self.file, find(self.file)))
         if not path.is_file():
             raise UserError(f"the suite's latent {self.file} is missing: no file {path}, nor one beside the suites")
-        lists.check(f"latent {path}", lists.file_digest(path), self.digest)
+        lists.check_digest(f"latent {path}", lists.file_digest(path), self.digest)
         return path
 
     def identity(self) -> dict[str, Any]:
@@ -274,12 +274,12 @@ def load(what: str, including: tuple[str, ...] = ()) -> Suite:
         raise UserError(f"suite {what} includes itself: {' -> '.join((*including, what))}; take one of these out of an `include`")
     path = Path(what) if what.endswith(".toml") else find(f"{what}.toml")
     if not path.is_file():
-        raise UserError(f"no suite file {what}") if what.endswith(".toml") else unknown("suite", what, names())
+        raise UserError(f"no suite file {what}") if what.endswith(".toml") else unknown_name("suite", what, names())
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # not TOML, or not UTF-8
         raise UserError(f"suite {path} is not valid TOML: {error}") from error
-    suite = validated(Suite, content, f"suite {path}")
+    suite = validate(Suite, content, f"suite {path}")
     if suite.prompts and suite.prompts.file:
         located = suite.prompts.model_copy(update={"file": str(path.parent / suite.prompts.file)})
         suite = suite.model_copy(update={"prompts": located})
@@ -310,14 +310,14 @@ def _read_prompts(prompts: Prompts) -> tuple[str, ...]:
     if prompts.source == "scenes":
         return _draw_captions(prompts.n, prompts.seed)
     if prompts.source == "dataset":
-        place = lists.located(prompts.path or "", find(prompts.path or ""))
+        place = lists.locate(prompts.path or "", find(prompts.path or ""))
         texts = lists.from_dataset(place, prompts.split or "train", prompts.column, prompts.n, prompts.seed)
-        lists.check(f"the list of prompts {prompts.path}", lists.digest(texts), prompts.digest)
+        lists.check_digest(f"the list of prompts {prompts.path}", lists.digest(texts), prompts.digest)
         return texts
     path = Path(prompts.file or "")
     if not path.is_file():
         raise UserError(f"prompt file {path} of the suite is missing; it is looked for beside the suite's own file")
-    texts = lists.lines(path)
+    texts = lists.read_lines(path)
     if len(texts) < prompts.n:
         raise UserError(f"prompt file {path} holds {len(texts)} prompts; the suite asks for {prompts.n}")
     return texts[: prompts.n]

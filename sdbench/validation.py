@@ -1,15 +1,15 @@
-"""Tables of the files that people write, checked: a misspelt key is an error with the nearest right one."""
+"""Validation of the TOML tables that people write: a misspelt key is an error that suggests the nearest known one."""
 
 from collections.abc import Sequence
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from sdbench.errors import UserError, unknown
+from sdbench.errors import UserError, unknown_name
 
 
 class Table(BaseModel):
-    """A table that has no keys but its own, and does not change."""
+    """Base of all tables: immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -17,13 +17,13 @@ class Table(BaseModel):
 T = TypeVar("T", bound=Table)
 
 
-def validated(kind: type[T], content: dict[str, Any], where: str) -> T:
-    """`content` as `kind`.
+def validate(kind: type[T], content: dict[str, Any], where: str) -> T:
+    """Validate the content of a file => a table.
 
     Args:
-        kind: of table.
-        content: what a file holds.
-        where: which file, for errors.
+        kind: class of the table.
+        content: what the file holds.
+        where: name of the file, for errors.
 
     Raises:
         UserError: a key is misspelt or missing, or a value is out of range.
@@ -31,25 +31,27 @@ def validated(kind: type[T], content: dict[str, Any], where: str) -> T:
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")  # a misspelt key before what is missing for it
+        first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")  # a misspelt key before the one missing because of it
         *parents, key = first["loc"] or ("",)
         path = ".".join(map(str, parents))
         if first["type"] == "extra_forbidden":
-            raise UserError(f"{where}: {unknown(f'key in [{path}]' if path else 'key', str(key), _keys(kind, parents))}") from error
-        found = "" if isinstance(first["input"], dict) else f" (found {first['input']!r})"  # not all of a table for what it lacks
+            raise UserError(
+                f"{where}: {unknown_name(f'key in [{path}]' if path else 'key', str(key), _known_keys(kind, parents))}"
+            ) from error
+        found = "" if isinstance(first["input"], dict) else f" (found {first['input']!r})"  # a whole table would be too long
         raise UserError(f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}{found}") from error
 
 
-def said(error: Exception) -> str:
-    """What an error says, on one line: of the several things that pydantic may find, the first."""
+def error_message(error: Exception) -> str:
+    """=> the message of an error on one line; of pydantic's several findings, the first."""
     if not isinstance(error, ValidationError):
         return str(error)
     first = error.errors()[0]
     return ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
 
 
-def _keys(kind: Any, parents: Sequence[str | int]) -> list[str]:
-    """Of the table at a place within another: by names of fields, keys of dictionaries, and numbers in lists."""
+def _known_keys(kind: Any, parents: Sequence[str | int]) -> list[str]:
+    """=> the keys of the table nested in `kind` at the path `parents`: field names, dictionary keys, and list indices."""
     for parent in parents:
         kind = kind.model_fields[parent].annotation if hasattr(kind, "model_fields") else get_args(kind)[isinstance(parent, str)]
         kind = get_args(kind)[0] if type(None) in get_args(kind) else kind  # `X | None`

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from sdbench.arrays import F32
 from sdbench.assets import weights
 from sdbench.encoders import inception
-from sdbench.encoders.pixels import device, exact
+from sdbench.encoders.pixels import device, exact_inference
 from sdbench.encoders.precision import full_float32
 from sdbench.encoders.resize import clean
 from sdbench.probes.meters import synchronised_clock
@@ -42,7 +42,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @cache
 def network() -> Any:
     torch.manual_seed(0)
-    made = inception.blank()
+    made = inception.build()
     made.fc = nn.Identity()
     return made.to(device())
 
@@ -79,7 +79,7 @@ def stages(files: list[str]) -> dict[str, Callable[[], Any]]:
     prepared = torch.cat([clean(picture) for picture in pictures])
 
     def encode() -> None:
-        with exact():
+        with exact_inference():
             network()(prepared).cpu()
 
     return {"decode": partial(read_images, paths, ""), "resize": lambda: [clean(picture) for picture in pictures], "encode": encode}

@@ -21,7 +21,7 @@ from torchmetrics.multimodal import CLIPScore
 from transformers import CLIPImageProcessor
 
 from sdbench.encoders import clip
-from sdbench.encoders.pixels import device, exact, shortest_edge
+from sdbench.encoders.pixels import device, exact_inference, resize_shortest_edge
 from sdbench.encoders.towers import image_features
 from sdbench.metrics.cosine import caption_score
 from sdbench.probes.meters import synchronised_clock
@@ -81,15 +81,15 @@ def stages(files: list[Path]) -> dict[str, Callable[[], Any]]:
     """Each stage on what the one before it made."""
     pictures = read_images(files, "")
     batches = [pictures[start : start + clip.BATCH] for start in range(0, N, clip.BATCH)]
-    prepared = [shortest_edge(batch, 224, device()) for batch in batches]
+    prepared = [resize_shortest_edge(batch, 224, device()) for batch in batches]
 
     def encode() -> None:
-        with exact():
+        with exact_inference():
             [image_features(towers().model, batch).cpu() for batch in prepared]
 
     return {
         "decode": partial(read_images, files, ""),
-        "preprocess": lambda: [shortest_edge(batch, 224, device()) for batch in batches],
+        "preprocess": lambda: [resize_shortest_edge(batch, 224, device()) for batch in batches],
         "encode pictures": encode,
         "encode captions": lambda: towers().texts(CAPTIONS),
     }

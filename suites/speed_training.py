@@ -38,8 +38,8 @@ from sdbench.probes import ceilings, meters, profiling
 from sdbench.probes.work import unet_macs
 from sdbench.scenes.embedded import WEIGHTS
 from sdbench.settings import Dtype
-from sdbench.training.latents import Batch, LatentPool, noisy, predict, target
-from sdbench.training.loop import Schedule, fit, rows_of
+from sdbench.training.latents import Batch, LatentPool, add_noise, predict, target
+from sdbench.training.loop import Schedule, draw_rows, fit
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PROFILES = Path("results/runs/speed")
@@ -162,7 +162,7 @@ def plain(bench: Bench, batch_at: Callable[[int], Batch]) -> Callable[[], None]:
     paths = [tap.student for tap in bench.taps]
 
     def loss_of(batch: Batch) -> Tensor:
-        noised = noisy(scheduler, batch)
+        noised = add_noise(scheduler, batch)
         with collect_outputs(student, paths) as learned, collect_outputs(teacher, paths) as taught:
             with torch.no_grad():
                 answer = predict(teacher, noised.to(teacher.dtype), batch.to(teacher.dtype))
@@ -188,8 +188,8 @@ def as_published(bench: Bench) -> Callable[[], None]:
 
     @torch.no_grad()
     def encoded_anew(number: int) -> Batch:
-        rows = rows_of(number, bench.case.pictures, settings.batch, settings.seed)
-        made = pool.encoded(rows) | pool.embedded(rows)
+        rows = draw_rows(number, bench.case.pictures, settings.batch, settings.seed)
+        made = pool.encode_pictures(rows) | pool.embed_captions(rows)
         noise, timesteps = torch.randn_like(made["latents"], dtype=torch.float32), torch.randint(1000, (len(rows),))
         return Batch(**made, noise=noise, timesteps=timesteps).to(DEVICE).to(torch.float32)
 

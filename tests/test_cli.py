@@ -432,7 +432,7 @@ sys.exit(cli.main(["models"]))
         process.terminate()
         _, said = process.communicate(timeout=20)  # which ends only when both have let go of the pipe
     assert process.returncode == 130
-    assert said == "sdbench: interrupted; what was finished is kept, and the same command goes on from there\n"
+    assert said == "sdbench: interrupted; what was finished is kept, and the same command continues from there\n"
 
 
 def test_records_of_a_suite_that_is_nowhere_are_compared_and_no_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ import sdbench
 from sdbench import api, records, suites
 from sdbench.api import measuring
 from sdbench.errors import UserError
-from sdbench.models import memory
+from sdbench.models import in_memory
 from sdbench.models.loading import load
 from sdbench.models.spec import resolve
 from sdbench.reference import cards
@@ -101,7 +101,7 @@ def test_a_pipeline_in_memory_scores_as_the_same_model_by_name(few: suites.Suite
 
 def test_a_training_loop_goes_on_as_if_nothing_had_been(few: suites.Suite, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline, released = student(), list[int]()
-    monkeypatch.setattr("sdbench.encoders.memory.release", lambda: released.append(1))  # what evaluators hold of a GPU
+    monkeypatch.setattr("sdbench.encoders.memory.release_evaluators", lambda: released.append(1))  # what evaluators hold of a GPU
     pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
     pipeline.unet.train().requires_grad_(requires_grad=True)
     pipeline.unet.mid_block.eval()
@@ -124,17 +124,17 @@ def test_another_dtype_is_computed_in_a_copy(few: suites.Suite) -> None:
     assert states(pipeline) == before
     assert torch.equal(pipeline.unet.conv_in.weight, bits)
     assert record.sampling["dtype"] == "float32"
-    assert record.model.weights_digest == memory.digest(pipeline)
+    assert record.model.weights_digest == in_memory.digest(pipeline)
 
 
 def test_the_digest_is_over_everything_that_decides_a_picture() -> None:
     pipeline = student()
-    first = memory.digest(pipeline)
-    assert memory.digest(student()) == first
+    first = in_memory.digest(pipeline)
+    assert in_memory.digest(student()) == first
     seen = {first}
 
     def changed() -> None:
-        found = memory.digest(pipeline)
+        found = in_memory.digest(pipeline)
         assert found not in seen
         seen.add(found)
 

@@ -19,7 +19,7 @@ from distillation.ablation.experiment import one_shot_recipe
 from distillation.recipe import load_recipe
 from sdbench import records
 from sdbench.cli import main
-from sdbench.models.activation_scale import SANE
+from sdbench.models.activation_scale import OUTPUT_STD_RANGE
 from sdbench.models.architectures import unet_config
 from sdbench.models.loading import load
 from sdbench.models.spec import resolve
@@ -59,7 +59,7 @@ def test_cutting_the_full_size_unet_takes_half_a_gigabyte_at_most(tmp_path: Path
 
 STEP = """
 import json, sys, time
-from sdbench.models import activation_scale
+from sdbench.models.activation_scale import output_stds
 from sdbench.models.loading import load
 from sdbench.models.spec import resolve
 from sdbench.probes.meters import peak_rss_mib
@@ -70,8 +70,8 @@ sampling = suite("efficiency").sampling
 pipe = load(resolve(sys.argv[1], random=True), dtype=sampling.dtype, device="cpu")
 call = Stages(pipe, sampling).prepare("unet_step")
 start = time.perf_counter()
-spreads = activation_scale.spreads([pipe.unet], call)
-print(json.dumps({"seconds": time.perf_counter() - start, "rss_gb": peak_rss_mib() * 2**20 / 1e9, "spreads": spreads}))
+stds = output_stds([pipe.unet], call)
+print(json.dumps({"seconds": time.perf_counter() - start, "rss_gb": peak_rss_mib() * 2**20 / 1e9, "stds": stds}))
 """
 
 
@@ -83,7 +83,7 @@ def test_a_guided_step_of_a_full_size_unet_at_1024_px_takes_24_gb_at_most_and_st
     found = json.loads(done.stdout.splitlines()[-1])
     print(f"{architecture}: {found['seconds']:.0f} s, {found['rss_gb']:.1f} GB")  # noqa: T201  # the figure this is run for
     assert found["rss_gb"] < 24
-    assert {title: spread for title, spread in found["spreads"].items() if not SANE[0] <= spread <= SANE[1]} == {}
+    assert {block: std for block, std in found["stds"].items() if not OUTPUT_STD_RANGE[0] <= std <= OUTPUT_STD_RANGE[1]} == {}
 
 
 TRAINING = """

@@ -24,11 +24,11 @@ from distillation.sensitivity.removal import pick_most_missed, removal_losses
 from distillation.train import distil
 from sdbench.arrays import F64
 from sdbench.disk import write_bytes
-from sdbench.errors import unknown
+from sdbench.errors import unknown_name
 from sdbench.models.architectures import depths, unet_config
-from sdbench.scenes.embedded import checked
+from sdbench.scenes.embedded import verified_path
 from sdbench.scenes.networks import SceneNet
-from sdbench.scenes.training.evaluation import Watch
+from sdbench.scenes.training.evaluation import SceneEvaluation
 from sdbench.training.latents import LatentPool
 
 BlockChooser = Callable[[str, Sequence[int], int], tuple[int, ...]]  # attention, present blocks, number to keep => blocks to keep
@@ -115,9 +115,9 @@ def run_sweep(
 
     arms = arm_recipes(recipe, measure_losses)
     if unknown_names := [name for name in only if name not in arms]:
-        raise unknown("arm", unknown_names[0], arms)
+        raise unknown_name("arm", unknown_names[0], arms)
     pool = LatentPool(teacher_folder, scene_pool(recipe.scenes.pictures, work), work / "latents", device)
-    watch = Watch(pool, SceneNet.load(checked("evaluators/reader.safetensors")), CAPTIONS)
+    evaluation = SceneEvaluation(pool, SceneNet.load(verified_path("evaluators/reader.safetensors")), CAPTIONS)
     outcomes = []
     for seed in range(seeds):
         for name in only or arms:
@@ -129,16 +129,16 @@ def run_sweep(
                 out = work / "ablation" / identity
                 if not out.exists():
                     distil(variant, "scenes", [teacher_folder], work, out, steps=steps, device=device, unet_only=True)
-                outcome = _evaluate(out, name, seed, identity, watch, device)
+                outcome = _evaluate(out, name, seed, identity, evaluation, device)
                 write_bytes(path, json.dumps(asdict(outcome)).encode() + b"\n")
             outcomes.append(outcome)
     return outcomes
 
 
-def _evaluate(student_folder: Path, arm: str, seed: int, identity: str, watch: Watch, device: str) -> Outcome:
+def _evaluate(student_folder: Path, arm: str, seed: int, identity: str, evaluation: SceneEvaluation, device: str) -> Outcome:
     student = UNet2DConditionModel.from_pretrained(student_folder).float().to(device).eval()
     losses = json.loads((student_folder / "provenance.json").read_text())["stages"][-1]["losses"]
-    return Outcome(arm, seed, identity, tuple(watch.right(watch.pictures(student))), losses)
+    return Outcome(arm, seed, identity, tuple(evaluation.are_right(evaluation.draw_pictures(student))), losses)
 
 
 def _read(path: Path) -> Outcome | None:

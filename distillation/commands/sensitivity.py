@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from distillation.sensitivity.removal import Sensitivity, Settings
     from distillation.teacher import Teacher
     from sdbench.arguments import Parser
-    from sdbench.training.latents import Captioned
+    from sdbench.training.latents import CaptionedPictures
 
 
 def add(commands: "argparse._SubParsersAction[Parser]", work: Path) -> None:
@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> None:
         _derive(options, teacher, like, sensitivity, parameters, parameters, options.parameters)
 
 
-def _measure_times(options: argparse.Namespace, teacher: "Teacher", pictures: "Captioned", guidance_pair: "Settings") -> "Cost":
+def _measure_times(options: argparse.Namespace, teacher: "Teacher", pictures: "CaptionedPictures", guidance_pair: "Settings") -> "Cost":
     from distillation.sensitivity.budget import measure_time_cost
     from distillation.sensitivity.removal import measurement_dtype, sensitivity_batches
 
@@ -102,7 +102,7 @@ def _derive(
         show(f"\n{path}")
 
 
-def _open_pictures(options: argparse.Namespace, teacher: "Teacher", like: Recipe, n: int) -> "Captioned":
+def _open_pictures(options: argparse.Namespace, teacher: "Teacher", like: Recipe, n: int) -> "CaptionedPictures":
     from distillation.data.batches import open_square_pictures, scene_pool
 
     if options.data:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from distillation.data.download import FetchRules, Link, download
 from distillation.data.pictures import CAPTION_COLUMNS, open_pictures
 from distillation.export import check_new_or_empty
-from sdbench.assets.sources import METADATA, Table, read_table, texts
+from sdbench.assets.sources import METADATA, Table, read_table, read_texts
 from sdbench.disk import write_bytes
 from sdbench.errors import UserError
 
@@ -131,7 +131,7 @@ def _write_metadata(out: Path, rows: list[tuple[str, str]], captions: Mapping[st
 def _check_same_list(table: Table, column: str, out: Path) -> None:
     """Check that the list has all links of the folder: pictures of another list would silently drop out of the metadata."""
     if logged := {link.url for link in _read_log(out / LINK_LOG)}:
-        missing = logged.difference((url or "").strip() for url in texts(table, column))
+        missing = logged.difference((url or "").strip() for url in read_texts(table, column))
         if missing:
             raise UserError(
                 f"{out} holds another list's pictures: {len(missing):,} of its links, such as {min(missing)}, are not in {table.name}. "
@@ -142,7 +142,7 @@ def _check_same_list(table: Table, column: str, out: Path) -> None:
 def _rows(table: Table, url_column: str, caption_column: str | None, n: int | None) -> Iterator[tuple[str, str]]:
     """Link and caption of each row; "" if missing."""
     columns = url_column, table.column(caption_column, CAPTION_COLUMNS, "--caption-column")
-    for url, caption in zip(*(texts(table, column, n) for column in columns), strict=True):
+    for url, caption in zip(*(read_texts(table, column, n) for column in columns), strict=True):
         yield (url or "").strip(), (caption or "").strip()
 
 

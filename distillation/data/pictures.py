@@ -19,7 +19,7 @@ from datasets import Dataset
 from PIL import ExifTags, Image, ImageOps
 from tqdm import tqdm
 
-from sdbench.assets.sources import Table, read_table, stream, texts
+from sdbench.assets.sources import Table, open_picture, read_table, read_texts
 from sdbench.assets.weights import user_cache
 from sdbench.disk import write_bytes
 from sdbench.errors import UndecodableError, UserError
@@ -88,7 +88,7 @@ class Pictures:
     def _open(self, row: int) -> Iterator[Image.Image]:
         (picture,) = self.rows[row].values()
         try:
-            with stream(picture) as file, Image.open(file) as image:
+            with open_picture(picture) as file, Image.open(file) as image:
                 yield image
         except Exception as error:  # decoders of damaged files raise nearly anything
             raise UndecodableError(
@@ -114,7 +114,7 @@ def open_pictures(source: str, *, caption_column: str | None = None) -> Pictures
 
 def _captions(table: Table, column: str) -> list[str]:
     captions = []
-    for row, caption in enumerate(texts(table, column)):
+    for row, caption in enumerate(read_texts(table, column)):
         if not (caption and caption.strip()):
             raise UserError(f"{table.name}: row {row} has no caption; found {caption!r}. Write one, or remove the row")
         captions.append(caption)
@@ -145,7 +145,7 @@ def _content_digest(pictures: Pictures) -> str:
     for row, (caption, columns) in enumerate(bar):
         (picture,) = columns.values()
         try:
-            with stream(picture) as file:
+            with open_picture(picture) as file:
                 digest.update(hashlib.sha256(caption.encode()).digest() + hashlib.file_digest(file, "sha256").digest())
         except OSError as error:
             raise UserError(

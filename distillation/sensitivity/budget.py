@@ -29,7 +29,7 @@ from sdbench.arrays import F64
 from sdbench.errors import UserError
 from sdbench.models.architectures import Config, depths
 from sdbench.probes.meters import synchronised_clock
-from sdbench.training.latents import Batch, noisy, predict
+from sdbench.training.latents import Batch, add_noise, predict
 
 I64 = npt.NDArray[np.int64]
 Parts = Mapping[str, F64] | Mapping[str, I64]
@@ -107,7 +107,7 @@ def measure_time_cost(unet: UNet2DConditionModel, batch: Batch, scheduler: DDIMS
     blocks = {path: [f"{path}.transformer_blocks.{block}" for block in range(depth)] for path, depth in depths(unet.config).items()}
     middle = [MIDDLE_ATTENTION, SECOND_RESNET] if MIDDLE_ATTENTION in blocks else []
     timestamps: dict[str, list[Any]] = {name: [] for name in ["", *middle, *(name for names in blocks.values() for name in names)]}
-    noised, batch = noisy(scheduler, batch).to(unet.dtype), batch.to(unet.dtype)
+    noised, batch = add_noise(scheduler, batch).to(unet.dtype), batch.to(unet.dtype)
     on_gpu = unet.device.type == "cuda"
     with ExitStack() as hooks:
         for name, of_module in timestamps.items():

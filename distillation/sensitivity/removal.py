@@ -24,7 +24,7 @@ from sdbench.arrays import F64
 from sdbench.disk import write_bytes
 from sdbench.errors import UserError
 from sdbench.models.architectures import depths
-from sdbench.training.latents import Batch, Captioned, LatentPool, noisy, predict
+from sdbench.training.latents import Batch, CaptionedPictures, LatentPool, add_noise, predict
 
 WHOLE_MIDDLE = "mid_block"  # key for the middle's attention and second resnet together
 SECOND_RESNET = "mid_block.resnets.1"
@@ -90,7 +90,7 @@ class Sensitivity(BaseModel):
 
 
 def measure_sensitivity(
-    teacher: Teacher, name: str, settings: Settings, pictures: Captioned, work: Path, results: Path, device: str
+    teacher: Teacher, name: str, settings: Settings, pictures: CaptionedPictures, work: Path, results: Path, device: str
 ) -> Sensitivity:
     """Measure a teacher, or read the result of an earlier run with the same weights, pictures and settings.
 
@@ -158,7 +158,7 @@ def _read(path: Path) -> Sensitivity | None:
 
 
 def sensitivity_batches(
-    teacher: Teacher, settings: Settings, pictures: Captioned, work: Path, device: str
+    teacher: Teacher, settings: Settings, pictures: CaptionedPictures, work: Path, device: str
 ) -> tuple[list[Batch], DDIMScheduler]:
     """Batches of the first pictures, bin by bin => batches, the scheduler that adds their noise.
 
@@ -174,7 +174,7 @@ def sensitivity_batches(
     pool = LatentPool(teacher.folder, pictures, work / "latents", device)
     ranges = _bins(settings.bins, pool.scheduler.config.num_train_timesteps)
     batches = [
-        pool.at(batch_rows, int(batch_rows[0]), least=start, most=end, device=device)
+        pool.batch_of_rows(batch_rows, int(batch_rows[0]), least=start, most=end, device=device)
         for bin_rows, (start, end) in zip(rows, ranges, strict=True)
         for batch_rows in bin_rows
     ]
@@ -221,7 +221,7 @@ def _block_modules(unet: UNet2DConditionModel) -> dict[str, list[tuple[nn.Module
 def _losses_without(
     unet: UNet2DConditionModel, parts: Mapping[str, list[tuple[nn.Module, ...]]], batches: Sequence[Batch], scheduler: DDIMScheduler
 ) -> dict[str, F64]:
-    inputs = [noisy(scheduler, batch).to(unet.dtype) for batch in batches]
+    inputs = [add_noise(scheduler, batch).to(unet.dtype) for batch in batches]
     batches = [batch.to(unet.dtype) for batch in batches]
     outputs = [predict(unet, noised, batch) for noised, batch in zip(inputs, batches, strict=True)]
     losses: dict[str, list[list[float]]] = {}

@@ -93,9 +93,9 @@ def _describe(model: Any, name: str | None) -> "ModelSpec":
         from sdbench.models.spec import resolve
 
         return resolve(str(model), name=name)
-    from sdbench.models import memory
+    from sdbench.models import in_memory
 
-    return memory.describe(model, name or "pipeline")
+    return in_memory.describe(model, name or "pipeline")
 
 
 def _load_suite(suite: str | suites.Suite | None, spec: "ModelSpec") -> suites.Suite:
@@ -107,11 +107,11 @@ def _load_suite(suite: str | suites.Suite | None, spec: "ModelSpec") -> suites.S
 def _run_in_memory(pipeline: Any, spec: "ModelSpec", suite: suites.Suite, places: Places) -> Path:
     """Score the pictures of a pipeline in memory => the record folder."""
     from sdbench.generate import DTYPES
-    from sdbench.models import memory
+    from sdbench.models import in_memory
     from sdbench.run import runner
     from sdbench.run.context import prepare
 
     context = prepare(suite, device=str(pipeline.unet.device), results=places.results, runs=places.work, only="quality")
-    with memory.lent(pipeline, DTYPES[context.sampling.dtype]) as guest:
-        (folder,) = runner.run([spec], replace(context, pipelines={spec.name: guest}))
+    with in_memory.sampling_copy(pipeline, DTYPES[context.sampling.dtype]) as sampler:
+        (folder,) = runner.run([spec], replace(context, pipelines={spec.name: sampler}))
     return folder

@@ -62,7 +62,7 @@ def until_verdict(
     spec: "ModelSpec", suite: suites.Suite, baseline: str, policy: Path | None, places: Places = Places(), device: str | None = None
 ) -> tuple[Path, Report]:
     """Measure a model until it is sure whether it is as good as the baseline => its record folder, the verdict."""
-    from sdbench.encoders.memory import evaluators
+    from sdbench.encoders.memory import evaluators_on
     from sdbench.run.context import check_models, prepare
     from sdbench.run.until_verdict import SequentialTest, run_until_verdict
 
@@ -71,7 +71,7 @@ def until_verdict(
     check_models([spec], suite)
     old = find_or_run_baseline(baseline, suite, places, device)
     context = prepare(suite, device=machine.choose_device(device), results=places.results, runs=places.work)
-    with evaluators(context.device):
+    with evaluators_on(context.device):
         new, report = run_until_verdict(
             SequentialTest(spec, context, old, rules, floors.between_runs(records.read_record(old), places.results))
         )

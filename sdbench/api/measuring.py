@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from sdbench import machine, suites
 from sdbench.api.overrides import Overrides
 from sdbench.api.places import Places
-from sdbench.assets.prompts import lines
+from sdbench.assets.prompts import read_lines
 from sdbench.records import Scores, Value
 
 if TYPE_CHECKING:
@@ -62,14 +62,14 @@ def score(
         UserError: the numbers of pictures and prompts differ, a file cannot be read, the family accepts no such pictures, or there is no
             such device.
     """
-    from sdbench.encoders.memory import evaluators
+    from sdbench.encoders.memory import evaluators_on
     from sdbench.run import external
     from sdbench.score import PROTOCOLS
     from sdbench.score import score as score_subject
 
     chosen = suites.load(suite)
     subject = external.load_pictures(images, prompts, chosen, places.work)
-    with evaluators(machine.choose_device(device)):
+    with evaluators_on(machine.choose_device(device)):
         return score_subject(subject, [name for name in chosen.own_metrics if not PROTOCOLS[name].against_teacher])
 
 
@@ -92,7 +92,7 @@ def record_pictures(
     from sdbench.run.context import prepare
 
     chosen = suites.load(suite)
-    if lines(prompts) != tuple(chosen.prompt_list().values()):
+    if read_lines(prompts) != tuple(chosen.prompt_list().values()):
         chosen = Overrides(prompts=prompts).apply(chosen)
     context = prepare(chosen, device=machine.choose_device(device), results=places.results, runs=places.work, only="quality")
     return external.record_pictures(images, prompts, name, context)

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdbench.assets.prompts import lines
+from sdbench.assets.prompts import read_lines
 from sdbench.errors import UserError
 from sdbench.suites import Suite
-from sdbench.validation import validated
+from sdbench.validation import validate
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,14 @@ class Overrides:
         sampling = {**suite.sampling.model_dump(), **({"steps": len(self.timesteps)} if self.timesteps else {}), **changed}
         prompts = suite.prompts.model_dump()
         if prompt_file:
-            prompts = {"source": "file", "file": str(prompt_file), "n": len(lines(prompt_file))}
+            prompts = {"source": "file", "file": str(prompt_file), "n": len(read_lines(prompt_file))}
         if n is not None:
             prompts |= {"n": n, "digest": None}
         content = {**suite.model_dump(), "name": f"{suite.name}-custom", "sampling": sampling, "prompts": prompts}
         content["reference"] = reference or suite.reference
         if timing:
             content["probes"] = _change_timing(suite, timing)
-        return validated(Suite, content, f"suite {suite.name!r} with your settings")
+        return validate(Suite, content, f"suite {suite.name!r} with your settings")
 
 
 def _change_timing(suite: Suite, timing: dict[str, int]) -> dict[str, Any]:

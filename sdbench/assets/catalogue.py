@@ -1,22 +1,22 @@
-"""What a number needs from outside, by name: evaluators' weights, prompt lists, a latent; where each comes from, and its digest.
+"""The assets that metrics need, by name: evaluators' weights, prompt lists, a latent; with their sources and digests.
 
-A digest stands here only where a source states it; a file without one is pinned when it is first used, and what was made
-with it reads "unverified". Sources: Inception and AlexNet: `torch.hub`'s prefix in the file's name, and the whole of it in
-several projects that check it; PickScore and HPS v2.1: the Hub's LFS pages at dc2ed37 and 697403c; DINOv2 at 47b73eef, CLIP
-ViT-B/32 at a6f597a3, ViT-B/16 at 977e3dd0, ViT-L/14 at 18d05354, ViT-L/14 336 at ce19dc91 and ViT-H/14: LFS oids that several
-projects pin; MLPerf: the files of mlcommons/inference at the commit in their address; HPDv2: a project that pins the
-benchmark lists at b9517430. PickScore's size is four bytes for each of the network's parameters.
+A digest is given only if a source states it. A file without one is pinned when it is first used, and values made with it are
+marked "unverified". Where the digests come from: Inception and AlexNet: the prefix that `torch.hub` puts into the file's name,
+and the full digest in several projects that check it; PickScore and HPS v2.1: the Hub's LFS pages at dc2ed37 and 697403c;
+DINOv2 at 47b73eef, CLIP ViT-B/32 at a6f597a3, ViT-B/16 at 977e3dd0, ViT-L/14 at 18d05354, ViT-L/14 336 at ce19dc91 and
+ViT-H/14: LFS oids that several projects pin; MLPerf: the files of mlcommons/inference at the commit in their address; HPDv2: a
+project that pins the benchmark lists at b9517430. PickScore's size is four bytes for each of the network's parameters.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sdbench.errors import unknown
+from sdbench.errors import unknown_name
 
 
 @dataclass(frozen=True)
 class File:
-    """A file of an asset: its path in the source, its size, and its SHA-256 where a source states it."""
+    """A file of an asset: its path in the source, its size, and its SHA-256 if a source states it."""
 
     name: str
     size_bytes: int
@@ -25,11 +25,11 @@ class File:
 
 @dataclass(frozen=True)
 class Asset:
-    """Something that is fetched by name.
+    """Files that are fetched together by name.
 
     Attributes:
-        source: `model:<repository>` or `dataset:<repository>` of the Hub, or the address of the folder that holds the files.
-        serves: the protocols that need it, by name or by what their names begin with.
+        source: `model:<repository>` or `dataset:<repository>` on the Hub, or the URL of the folder that holds the files.
+        serves: names of the protocols that need it, or their first parts.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Asset:
 
     @property
     def hub(self) -> tuple[str, str] | None:
-        """Kind and name of the Hub's repository; None where it is of another place."""
+        """=> kind and name of the repository on the Hub; None if it comes from elsewhere."""
         kind, _, repository = self.source.partition(":")
         return (kind, repository) if kind in ("model", "dataset") else None
 
@@ -98,22 +98,22 @@ _TABLE = (
 ASSETS = {asset.name: asset for asset in _TABLE}
 
 
-def named(name: str) -> Asset:
-    """The asset of this name.
+def get_asset(name: str) -> Asset:
+    """Look up an asset by name.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none of this name.
     """
     if name not in ASSETS:
-        raise unknown("asset", name, ASSETS)
+        raise unknown_name("asset", name, ASSETS)
     return ASSETS[name]
 
 
-def needed(metrics: Iterable[str]) -> list[Asset]:
-    """The evaluators that these protocols need; those of the embedded family come with the package."""
+def evaluators_for(metrics: Iterable[str]) -> list[Asset]:
+    """=> the evaluators that these protocols need, without those of the embedded family, which come with the package."""
     names = [name.removeprefix("win_rate.") for name in metrics if not name.endswith(".scenes")]
     return [asset for asset in ASSETS.values() if any(_serves(asset, name) for name in names)]
 
 
 def _serves(asset: Asset, metric: str) -> bool:
-    return any(metric == start or metric.startswith(f"{start}.") for start in asset.serves)
+    return any(metric == prefix or metric.startswith(f"{prefix}.") for prefix in asset.serves)

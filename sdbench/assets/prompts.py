@@ -1,4 +1,4 @@
-"""What a suite takes from files: prompts through `datasets`, and a latent; found, checked, and named by their digest."""
+"""Prompts and latents that a suite takes from files, assets or data sets, with their digests."""
 
 import hashlib
 import json
@@ -12,92 +12,92 @@ COLUMNS = ("prompt", "caption", "text")
 ASSET = "asset:"
 
 
-def asset(what: str) -> str | None:
-    """The name of the asset that a `path` or `file` stands for, if it stands for one."""
+def asset_name(what: str) -> str | None:
+    """=> the name of the asset in `asset:<name>[/<path>]`; None for other paths."""
     return what.removeprefix(ASSET).partition("/")[0] if what.startswith(ASSET) else None
 
 
 def is_verified(what: str, digest: str | None) -> bool:
-    """Whether a list is known to be the one that was meant: the suite states its digest, or the asset's files have stated ones."""
-    from sdbench.assets.weights import unverified
+    """Whether the content is checked against a digest: either the suite states one, or the source of the asset states one for each file."""
+    from sdbench.assets.weights import is_unverified
 
-    name = asset(what)
-    return digest is not None or (name is not None and not unverified(name))
+    name = asset_name(what)
+    return digest is not None or (name is not None and not is_unverified(name))
 
 
-def located(what: str, beside: Path) -> str:
-    """What a suite's `path` or `file` stands for: an asset, a path here or beside the suites; else itself, a name on the Hub.
+def locate(what: str, beside: Path) -> str:
+    """Resolve a suite's `path` or `file` => the path of an asset, the path itself, or `beside`; else `what`, a name on the Hub.
 
     Args:
         what: `asset:<name>`, `asset:<name>/<path in its folder>`, a path, or a name.
-        beside: where it would lie beside the suites.
+        beside: the same path relative to the folder of suites.
 
     Raises:
-        MissingError: an asset that is neither here nor reachable.
+        MissingError: an asset is neither on this disk nor reachable.
     """
-    if name := asset(what):
+    if name := asset_name(what):
         from sdbench.assets.weights import find
 
         rest = what.removeprefix(f"{ASSET}{name}").lstrip("/")
         return str(find(name) / rest) if rest else str(find(name))
-    return next((str(place) for place in (Path(what), beside) if place.exists()), what)
+    return next((str(path) for path in (Path(what), beside) if path.exists()), what)
 
 
-def lines(path: Path) -> tuple[str, ...]:
-    """Prompts of a text file, one a line; blank lines are left out.
+def read_lines(path: Path) -> tuple[str, ...]:
+    """Read prompts from a text file, one a line; blank lines are skipped.
 
     Raises:
         UserError: it cannot be read as UTF-8 text.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")  # without the mark that some editors put first
+        text = path.read_text(encoding="utf-8-sig")  # drops the byte order mark that some editors write
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"prompts {path} cannot be read as UTF-8 text ({error}); save them so, a prompt a line") from error
-    return tuple(filter(None, map(str.strip, text.split("\n"))))  # a prompt may hold what `splitlines` takes for an end
+    return tuple(filter(None, map(str.strip, text.split("\n"))))  # `splitlines` also splits at characters that a prompt may hold
 
 
 @cache  # a table of 30,000 prompts takes seconds
 def from_dataset(what: str, split: str, column: str | None, n: int, seed: int) -> tuple[str, ...]:
-    """Prompts of a table: the first `n`, or, where `seed` is not 0, `n` drawn without replacement.
+    """Read prompts from a data set: the first `n`, or `n` drawn without replacement if `seed` is not 0.
 
     Raises:
-        MissingError: a Hub dataset that is neither cached nor reachable.
-        UserError: the table cannot be read, its column is not clear, it holds fewer than `n`, or one of them is empty.
+        MissingError: a Hub dataset is neither cached nor reachable.
+        UserError: the data set cannot be read, has no single column of prompts or fewer than `n` rows, or a drawn prompt is empty.
     """
     import numpy as np
 
-    from sdbench.assets.sources import read_table, texts
+    from sdbench.assets.sources import read_table, read_texts
 
     table = read_table(what, split)
-    found = texts(table, table.column(column, COLUMNS, "`column` in the suite's [prompts]"))
-    if len(found) < n:
-        raise UserError(f"prompts {what} hold {len(found)} rows; the suite asks for {n}")
-    rows = range(n) if seed == 0 else np.random.default_rng(seed).permutation(len(found))[:n].tolist()
-    drawn = [(found[row] or "").strip() for row in rows]
+    prompts = read_texts(table, table.column(column, COLUMNS, "`column` in the suite's [prompts]"))
+    if len(prompts) < n:
+        raise UserError(f"prompts {what} hold {len(prompts)} rows; the suite asks for {n}")
+    rows = range(n) if seed == 0 else np.random.default_rng(seed).permutation(len(prompts))[:n].tolist()
+    drawn = [(prompts[row] or "").strip() for row in rows]
     if "" in drawn:
         empty = rows[drawn.index("")]
-        raise UserError(f"prompts {what}: row {empty} is empty, found {found[empty]!r}; write a prompt, or take the row out")
+        raise UserError(f"prompts {what}: row {empty} is empty, found {prompts[empty]!r}; write a prompt, or remove the row")
     return tuple(drawn)
 
 
 def digest(prompts: Sequence[str]) -> str:
-    """SHA-256 of prompts in their order, as a JSON list."""
+    """=> SHA-256 of the prompts in their order, as a JSON list."""
     return hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
+    """=> SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check(what: str, found: str, expected: str | None) -> None:
-    """See that a digest is the one that the suite states, if it states one.
+def check_digest(what: str, found: str, expected: str | None) -> None:
+    """Check a digest against the one that the suite states, if it states one.
 
     Raises:
-        UserError: it is another.
+        UserError: they differ.
     """
     if expected not in (None, found):
         raise UserError(
-            f"{what} has digest {found}, but the suite states {expected}. Get the right file, or name the suite anew with its digest."
+            f"{what} has digest {found}, but the suite states {expected}. Get the right file, or give the suite a new name and this digest."
         )

@@ -1,4 +1,4 @@
-"""Tables of prompts or pictures: whatever Hugging Face `datasets` opens, local files or a name on the Hub, offline from its cache."""
+"""Reads tables of prompts or pictures through Hugging Face `datasets`: local files, or a name on the Hub, offline from its cache."""
 
 import errno
 import io
@@ -11,7 +11,7 @@ from typing import Any, Self
 from datasets import Dataset, load_dataset_builder
 from datasets import Image as ImageColumn
 
-from sdbench.errors import MissingError, UserError, unknown
+from sdbench.errors import MissingError, UserError, unknown_name
 from sdbench.models.spec import HUB_NAME
 
 METADATA = ("metadata.jsonl", "metadata.csv")
@@ -20,10 +20,10 @@ READERS = {".parquet": "parquet", ".tar": "webdataset", ".csv": "csv", ".tsv": "
 
 @dataclass(frozen=True)
 class Table:
-    """A source's rows, undecoded on disk.
+    """The rows of a source, undecoded on disk.
 
     Attributes:
-        version: of a Hub dataset its name, configuration and commit; None where the source is local.
+        version: name, configuration and commit of a Hub dataset; None for a local source.
     """
 
     name: str
@@ -31,52 +31,52 @@ class Table:
     version: str | None
 
     def column(self, named: str | None, known: Sequence[str], option: str) -> str:
-        """The column that the caller named with `option`, or the only one whose name is known.
+        """=> the column `named`, or by default the only one with a `known` name; `option` is where the user names it, for errors.
 
         Raises:
             UserError: there is no such column, or several.
         """
         if named is not None and named not in self.rows.column_names:
-            raise unknown(f"column of {self.name}", named, self.rows.column_names)
-        found = [named] if named else [column for column in self.rows.column_names if column.lower() in known]
-        if len(found) != 1:
+            raise unknown_name(f"column of {self.name}", named, self.rows.column_names)
+        candidates = [named] if named else [column for column in self.rows.column_names if column.lower() in known]
+        if len(candidates) != 1:
             raise UserError(
-                f"{self.name}: {' and '.join(found) or 'none'} of its columns ({', '.join(self.rows.column_names)}) "
-                f"{'are' if found else 'is'} called {' or '.join(known)}; expected one. Name it with {option}"
+                f"{self.name}: {' and '.join(candidates) or 'none'} of its columns ({', '.join(self.rows.column_names)}) "
+                f"{'are' if candidates else 'is'} called {' or '.join(known)}; expected one. Name it with {option}"
             )
-        return found[0]
+        return candidates[0]
 
     def where(self, column: str, value: str) -> Self:
-        """The rows that have this value in a column, both as text, whether in capitals or not: `upscaled`, `true`.
+        """Select the rows with this value in a column, compared as text and without regard to case: `upscaled`, `true`.
 
         Raises:
             UserError: there is no such column, or no such row.
         """
         if column not in self.rows.column_names:
-            raise unknown(f"column of {self.name}", column, self.rows.column_names)
+            raise unknown_name(f"column of {self.name}", column, self.rows.column_names)
         cells = [str(cell) for cell in self.rows[column]]
-        if not (kept := [row for row, cell in enumerate(cells) if cell.casefold() == value.casefold()]):
+        if not (selected := [row for row, cell in enumerate(cells) if cell.casefold() == value.casefold()]):
             found = ", ".join(sorted(set(cells))[:5])
             raise UserError(f"{self.name}: no row whose column {column!r} is {value!r}; found {found}")
-        return replace(self, rows=self.rows.select(kept), version=self.version and f"{self.version}\0{column}={value.casefold()}")
+        return replace(self, rows=self.rows.select(selected), version=self.version and f"{self.version}\0{column}={value.casefold()}")
 
     def pictures(self, named: str | None = None) -> Dataset:
-        """The rows' undecoded pictures alone, of the column named or of the only one that holds images.
+        """=> only the undecoded pictures, from the column `named` or by default the only one that holds images.
 
         Raises:
             UserError: there is no such column, or several.
         """
-        kinds = [name for name, kind in self.rows.features.items() if isinstance(kind, ImageColumn) and named in (None, name)]
-        if len(kinds) != 1:
+        columns = [name for name, kind in self.rows.features.items() if isinstance(kind, ImageColumn) and named in (None, name)]
+        if len(columns) != 1:
             found = ", ".join(f"{name} ({type(kind).__name__})" for name, kind in self.rows.features.items())
             raise UserError(
-                f"{self.name} has {len(kinds)} image columns{f' named {named!r}' if named else ''}; expected one. Its columns: {found}"
+                f"{self.name} has {len(columns)} image columns{f' named {named!r}' if named else ''}; expected one. Its columns: {found}"
             )
-        return self.rows.select_columns(kinds).cast_column(kinds[0], ImageColumn(decode=False))
+        return self.rows.select_columns(columns).cast_column(columns[0], ImageColumn(decode=False))
 
 
 def read_table(what: str, split: str = "train") -> Table:
-    """The rows of a source.
+    """Read the rows of a source.
 
     Args:
         what: folder with pictures and a `metadata.jsonl` or `metadata.csv`; folder, file or glob of parquet, webdataset tar, CSV, TSV, JSON or
@@ -84,30 +84,30 @@ def read_table(what: str, split: str = "train") -> Table:
         split: of a source that has several.
 
     Raises:
-        MissingError: a Hub dataset that is neither cached nor reachable.
+        MissingError: a Hub dataset is neither cached nor reachable.
         UserError: there is no such source, it is empty, or it cannot be read.
     """
-    place = _located(what)
+    arguments = _loader_arguments(what)
     try:
-        builder = load_dataset_builder(**place)
+        builder = load_dataset_builder(**arguments)
         builder.download_and_prepare()
         rows = builder.as_dataset(split=split)
-    except Exception as error:  # `datasets` passes on what the reader beneath it raised
+    except Exception as error:  # `datasets` passes on whatever its readers raise
         reason = f"{type(error).__name__}: {next(iter(str(error.__cause__ or error).splitlines()), 'no reason given')}"
-        if place == {"path": what}:
-            ways = "Where there is a network, open it once: it stays in the cache of `datasets`"
-            raise MissingError(f"cannot read {what!r} as a dataset ({reason}). {ways}") from error
+        if arguments == {"path": what}:
+            advice = "Where there is a network, open it once: it stays in the cache of `datasets`"
+            raise MissingError(f"cannot read {what!r} as a dataset ({reason}). {advice}") from error
         raise UserError(f"cannot read {what!r} as a dataset ({reason}).") from error
     if builder.repo_id:
         return Table(what, rows, f"{what}/{builder.config.name}@{builder.hash}")
     return Table(Path(what).expanduser().resolve().name, rows, None)
 
 
-def texts(table: Table, column: str, n: int | None = None) -> list[str | None]:
-    """A column of text, of the first `n` rows or of all.
+def read_texts(table: Table, column: str, n: int | None = None) -> list[str | None]:
+    """Read a text column of the first `n` rows, by default of all.
 
     Raises:
-        UserError: it holds something else.
+        UserError: the column holds something else.
     """
     kind = table.rows.features[column]
     if getattr(kind, "dtype", None) not in ("string", "large_string"):
@@ -115,41 +115,41 @@ def texts(table: Table, column: str, n: int | None = None) -> list[str | None]:
     return list(table.rows[column][:n])
 
 
-def _located(what: str) -> dict[str, Any]:
-    """Arguments for `load_dataset_builder`."""
+def _loader_arguments(what: str) -> dict[str, Any]:
+    """=> arguments of `load_dataset_builder`."""
     path = Path(what).expanduser()
     if path.is_dir():
-        return _in_folder(path.resolve())
+        return _folder_arguments(path.resolve())
     files = [str(path)] if path.is_file() else sorted(glob(str(path), recursive=True))  # noqa: PTH207  # absolute, too
     if files:
         suffixes = {Path(file).suffix.lower() for file in files}
         if len(suffixes) > 1 or not suffixes <= READERS.keys():
             raise UserError(f"{what} names files ending in {', '.join(sorted(suffixes))}; expected all of one of {', '.join(READERS)}")
-        return _files(READERS[suffixes.pop()], files)
+        return _file_arguments(READERS[suffixes.pop()], files)
     if HUB_NAME.fullmatch(what) and not path.parent.is_dir():
         return {"path": what}
     raise UserError(f"nothing to read at {what!r}: it is no folder, no file, no glob that fits any, and no owner/name of a Hub dataset")
 
 
-def _in_folder(folder: Path) -> dict[str, Any]:
+def _folder_arguments(folder: Path) -> dict[str, Any]:
     if metadata := [str(folder / name) for name in METADATA if (folder / name).is_file()]:
-        return _files("imagefolder", metadata)
+        return _file_arguments("imagefolder", metadata)
     tars, tables = (sorted(map(str, folder.rglob(f"*{suffix}"))) for suffix in (".tar", ".parquet"))
-    if tars and tables:  # img2dataset's, whose tables say of each tar what became of its links
-        return _files("webdataset", tars)
+    if tars and tables:  # written by img2dataset, whose tables list the outcome of each link in a tar
+        return _file_arguments("webdataset", tars)
     if tars or tables:
         return {"path": str(folder)}
     found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:5]) or "nothing"
     raise UserError(f"nothing to read in {folder}: expected {', '.join(METADATA)}, .parquet or .tar files; found {found}")
 
 
-def _files(reader: str, files: list[str]) -> dict[str, Any]:
+def _file_arguments(reader: str, files: list[str]) -> dict[str, Any]:
     separator = {"sep": "\t"} if files[0].lower().endswith(".tsv") else {}
     return {"path": reader, "data_files": {"train": [escape(file) for file in files]}, **separator}
 
 
-def stream(picture: dict[str, Any] | None) -> io.BytesIO | io.BufferedReader:
-    """The bytes of an undecoded picture.
+def open_picture(picture: dict[str, Any] | None) -> io.BytesIO | io.BufferedReader:
+    """Open the bytes of an undecoded picture.
 
     Raises:
         OSError: there is none, or its file cannot be read.

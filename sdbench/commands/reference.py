@@ -4,8 +4,8 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdbench.errors import UserError, unknown
-from sdbench.reference.cards import Card, all_cards
+from sdbench.errors import UserError, unknown_name
+from sdbench.reference.cards import Card, list_cards
 
 if TYPE_CHECKING:
     from sdbench.encoders.catalogue import Encoder
@@ -19,16 +19,16 @@ def run(arguments: Namespace, runs: Path) -> list[Card]:
         UserError: options do not fit together, the weights of an encoder are not available, or see `build` and `take`.
     """
     if arguments.action == "list":
-        return all_cards(runs)
-    from sdbench.encoders.memory import evaluators
+        return list_cards(runs)
+    from sdbench.encoders.memory import evaluators_on
     from sdbench.machine import choose_device
-    from sdbench.reference.build import build, take
+    from sdbench.reference.build import build, import_moments
 
     if arguments.action == "import":
         encoders = [_encoder(name) for name in arguments.encoder]
-        return [take(arguments.name, arguments.file, encoder.name, arguments.n, arguments.source, runs) for encoder in encoders]
+        return [import_moments(arguments.name, arguments.file, encoder.name, arguments.n, arguments.source, runs) for encoder in encoders]
     encoders, pictures = [_encoder(name) for name in arguments.encoder], _pictures(arguments)
-    with evaluators(choose_device(arguments.device)):
+    with evaluators_on(choose_device(arguments.device)):
         for encoder in encoders:
             encoder.id()  # needs the weights, so those of all encoders are checked before the hours that the first may take
         return [build(arguments.name, pictures, encoder, runs) for encoder in encoders]
@@ -44,15 +44,15 @@ def _encoder(name: str) -> "Encoder":
     from sdbench.encoders.catalogue import ENCODERS
 
     if name not in ENCODERS:
-        raise unknown("encoder", name, ENCODERS)
+        raise unknown_name("encoder", name, ENCODERS)
     return ENCODERS[name]
 
 
 def _pictures(arguments: Namespace) -> "Pictures":
-    from sdbench.reference.build import in_dataset, in_folder
+    from sdbench.reference.build import pictures_in_dataset, pictures_in_folder
 
     if (arguments.images is None) == (arguments.dataset is None):
         raise UserError("sdbench reference build needs either --images FOLDER or --dataset NAME; give one of them")
     if arguments.images:
-        return in_folder(arguments.images, arguments.n)
-    return in_dataset(arguments.dataset, arguments.split, arguments.column, arguments.n)
+        return pictures_in_folder(arguments.images, arguments.n)
+    return pictures_in_dataset(arguments.dataset, arguments.split, arguments.column, arguments.n)

@@ -72,7 +72,7 @@ def _embedded() -> list[Finding]:
             )
         ]
     try:
-        damaged = embedded.verify()
+        damaged = embedded.changed_files()
     except UserError as error:
         return [Finding(False, True, str(error))]
     if damaged:
@@ -80,7 +80,7 @@ def _embedded() -> list[Finding]:
             Finding(False, True, f"embedded weights: {name} is missing or changed; reinstall sdbench, or check the file out again")
             for name in damaged
         ]
-    return [Finding(True, True, f"embedded weights: {len(embedded.manifest()['files'])} files fit their digests")]
+    return [Finding(True, True, f"embedded weights: {len(embedded.read_manifest()['files'])} files fit their digests")]
 
 
 def _hub() -> list[Finding]:

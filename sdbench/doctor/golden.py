@@ -63,7 +63,7 @@ def pictures() -> dict[str, U8]:
 
 def judge_metrics() -> list[Judgement]:
     """Judge every metric, in the order of `PROTOCOLS`; those of full-size networks only on a GPU, since they would take hours without one."""
-    names = [name for name in PROTOCOLS if torch.cuda.is_available() or not catalogue.needed([name])]
+    names = [name for name in PROTOCOLS if torch.cuda.is_available() or not catalogue.evaluators_for([name])]
     with offline(), TemporaryDirectory() as folder:
         runs, values = Path(folder), dict[str, dict[str, Value]]()
         teacher = _subject(render(SCENES, range(N), SEED + 1), runs)

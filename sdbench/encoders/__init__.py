@@ -1,1 +1,1 @@
-"""Pictures and captions to features: what the metrics compare."""
+"""Encoders: pictures and captions to the features that metrics compare."""

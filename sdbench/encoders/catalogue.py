@@ -1,4 +1,4 @@
-"""The encoders by name: of set metrics, which a reference is built with and found again by, and of scores of captioned pictures."""
+"""The encoders by name: those of set metrics, which references are built with, and those that score captioned pictures."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,17 +8,20 @@ from typing import Protocol
 from sdbench.arrays import F32, U8
 from sdbench.assets import weights
 from sdbench.encoders import clip, inception, preference, scenes, vit
-from sdbench.encoders.pixels import rgb
-from sdbench.encoders.resize import INCEPTION
+from sdbench.encoders.pixels import check_rgb
+from sdbench.encoders.resize import INCEPTION_RESIZES
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """Pictures to features. Both functions raise MissingError where the weights are not at hand, `features` ValueError for other pictures.
+    """An encoder of pictures, for set metrics.
+
+    Both functions raise MissingError if the weights are not on this disk; `features` raises ValueError for pictures of another
+    shape or dtype.
 
     Attributes:
-        name: what references name it by: network and, where there are several, resize.
-        id: tells its weights by digest too; features and references are kept under it.
+        name: its name in references: network and, if there are several, resize.
+        id: => name and digest of the weights, the key for stored features and references.
         features: N x H x W x 3 uint8 RGB => N x d.
     """
 
@@ -28,15 +31,15 @@ class Encoder:
 
 
 class Towers(Protocol):
-    """Pictures and captions to one space, in which the cosine of a pair, times `scale`, is their score."""
+    """Encoders of pictures and captions to one space; the cosine of a pair, times `scale`, is its score."""
 
     @property
     def name(self) -> str:
-        """Tells its weights by digest too; features are kept under it."""
+        """=> name and digest of the weights, the key for stored features."""
 
     @property
     def scale(self) -> float:
-        """The factor of the cosine."""
+        """=> the factor of the cosine."""
 
     def images(self, images: U8) -> F32:
         """N x H x W x 3 uint8 RGB => N x d."""
@@ -46,18 +49,18 @@ class Towers(Protocol):
 
 
 def _full_size(name: str, asset: str, features: Callable[[U8], F32]) -> Encoder:
-    return Encoder(name, lambda: f"{name}-{weights.digest(asset)[:12]}", lambda pictures: features(rgb(pictures)))
+    return Encoder(name, lambda: f"{name}-{weights.digest(asset)[:12]}", lambda pictures: features(check_rgb(pictures)))
 
 
 _TABLE = (
-    # late, since the embedded networks are looked up when they are used
-    Encoder("scenes.features", lambda: scenes.encoder_id("features"), lambda pictures: scenes.features(rgb(pictures))),
-    *(_full_size(f"inception.{resize}", inception.ASSET, partial(inception.features, resize)) for resize in INCEPTION),
+    # lambdas, because the embedded networks are looked up when they are used
+    Encoder("scenes.features", lambda: scenes.encoder_id("features"), lambda pictures: scenes.features(check_rgb(pictures))),
+    *(_full_size(f"inception.{resize}", inception.ASSET, partial(inception.features, resize)) for resize in INCEPTION_RESIZES),
     _full_size("dinov2.vit-l-14", vit.DINOV2, vit.dinov2),
     _full_size("clip.vit-l-14-336", vit.CLIP, vit.clip),
 )
 ENCODERS = {encoder.name: encoder for encoder in _TABLE}
-TOWERS: dict[str, Callable[[], Towers]] = {  # each raises MissingError where the weights are not at hand
+TOWERS: dict[str, Callable[[], Towers]] = {  # each raises MissingError if the weights are not on this disk
     "clip.scenes": scenes.clip,
     **{f"clip.{backbone}": partial(clip.load, backbone) for backbone in clip.BACKBONES},
     "preference.scenes": scenes.preference,

@@ -1,4 +1,4 @@
-"""CLIP's two towers through open_clip, for CLIP scores, and for preference models of CLIP's shape."""
+"""CLIP through open_clip, for CLIP scores, and for preference models with the same architecture."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ from torch import Tensor
 
 from sdbench.arrays import F32, U8
 from sdbench.assets import weights
-from sdbench.encoders.pixels import device, encode, exact, shortest_edge
+from sdbench.encoders.pixels import device, encode, exact_inference, resize_shortest_edge
 from sdbench.encoders.towers import image_features, text_features
 
-BATCH = 16  # fixed: features may change in their last digits with it
-# Backbone, as protocols name it -> open_clip's configuration. OpenAI's weights were trained with the quick GELU.
+BATCH = 16  # fixed: another size may change the last digits of features
+# Backbone, as named in protocols -> open_clip's configuration. OpenAI trained its weights with the quick GELU.
 BACKBONES = {
     "vit-b-32": "ViT-B-32-quickgelu",
     "vit-b-16": "ViT-B-16-quickgelu",
@@ -28,11 +28,11 @@ BACKBONES = {
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """Both towers, the name that features are kept under, the preprocessing of pictures, and the factor of the cosine."""
+    """Both towers of a CLIP, with the preprocessing of pictures; see `catalogue.Towers` for `name` and `scale`."""
 
     model: open_clip.CLIP
     name: str
-    prepare: Callable[[U8, int, torch.device], Tensor] = shortest_edge
+    prepare: Callable[[U8, int, torch.device], Tensor] = resize_shortest_edge
     scale: float = 100.0
 
     def images(self, images: U8, batch: int = BATCH) -> F32:
@@ -41,39 +41,39 @@ class Clip:
         return encode(images, lambda some: image_features(self.model, self.prepare(some, side, weight.device).to(weight.dtype)), batch)
 
     def texts(self, captions: Sequence[str], batch: int = 64) -> F32:
-        """Captions => N x d; a long caption is cut so that its end-of-text token stays."""
+        """Captions => N x d; a long caption is cut, and keeps its end-of-text token."""
         tokens = tokenize(captions)
-        with exact():
+        with exact_inference():
             parts = [text_features(self.model, tokens[start : start + batch]).cpu().numpy() for start in range(0, len(tokens), batch)]
         return np.concatenate(parts)
 
 
 def tokenize(captions: Sequence[str]) -> Tensor:
-    """Captions => N x 77 token ids, 0 after the end of text, which also ends what was cut."""
+    """Captions => N x 77 token ids, 0 after the end-of-text token, which cut captions have too."""
     tokens: Tensor = open_clip.tokenize(list(captions))
     return tokens
 
 
 def build(config: Mapping[str, Any]) -> open_clip.CLIP:
-    """Towers of an open_clip configuration, on the CPU, with random weights."""
+    """Build a CLIP from an open_clip configuration, on the CPU, with random weights."""
     return open_clip.CLIP(**config).eval()
 
 
-def fill(model: open_clip.CLIP, file: Path) -> open_clip.CLIP:
-    """Put weights of a safetensors file or a state dict, which is read as data only, into towers => these, where encoders run."""
+def load_weights(model: open_clip.CLIP, file: Path) -> open_clip.CLIP:
+    """Load weights into a CLIP, from safetensors or a pickled state dict (weights only) => the model, on the encoders' device."""
     open_clip.load_checkpoint(model, str(file), strict=True, weights_only=True)
     return model.to(device())
 
 
 @cache
 def load(backbone: str) -> Clip:
-    """A backbone of `BACKBONES` with its weights.
+    """Load a backbone of `BACKBONES`.
 
     Raises:
-        MissingError: they are not at hand.
+        MissingError: its weights are neither on this disk nor reachable.
         UserError: they are damaged.
     """
     asset = f"clip-{backbone}"
-    file = weights.find(asset)  # before a network is built
-    model = fill(build(open_clip.get_model_config(BACKBONES[backbone])), file)
+    file = weights.find(asset)  # fails before the network is built
+    model = load_weights(build(open_clip.get_model_config(BACKBONES[backbone])), file)
     return Clip(model, f"clip.{backbone}-{weights.digest(asset)[:12]}")

@@ -1,4 +1,4 @@
-"""Networks in transformers' layout, from the one file of a folder whose digest was checked."""
+"""Loads networks in transformers' layout, only from the weight file whose digest was checked."""
 
 from pathlib import Path
 from typing import Any
@@ -8,30 +8,30 @@ import torch
 from sdbench.encoders.pixels import device
 from sdbench.errors import UserError
 from sdbench.models.checks import check_finite
-from sdbench.models.stock import quiet
+from sdbench.models.stock import silence_libraries
 
 
-def read(kind: Any, folder: Path, *, safetensors: bool) -> Any:
-    """A network with all its weights, float32, for evaluation, where encoders run.
+def load_network(kind: Any, folder: Path, *, safetensors: bool) -> Any:
+    """Load a network in float32 and evaluation mode, on the encoders' device.
 
     Args:
         kind: its class in transformers.
-        folder: with `config.json` and the weights.
-        safetensors: which file is read, whatever lies beside it: `model.safetensors`, else `pytorch_model.bin`, as data only.
+        folder: holds `config.json` and the weights.
+        safetensors: read `model.safetensors`, otherwise `pytorch_model.bin` (weights only); never the other one.
 
     Raises:
-        UserError: the file is damaged, lacks some of the weights (which transformers would draw at random), or they are not finite.
+        UserError: the file is damaged, weights are missing (transformers would draw them at random) or not finite.
     """
-    quiet()
+    silence_libraries()
     name = kind.__name__
     try:
         model, report = kind.from_pretrained(
             folder, use_safetensors=safetensors, local_files_only=True, dtype=torch.float32, output_loading_info=True
         )
-    except Exception as error:  # transformers passes on what the reader beneath it raised
+    except Exception as error:  # transformers passes on whatever its readers raise
         reason = next(iter(str(error).splitlines()), "no reason given")
         raise UserError(f"{folder} holds no {name} in transformers' layout ({type(error).__name__}: {reason}); fetch it again") from error
-    if lacking := sorted(report["missing_keys"]):
-        raise UserError(f"{folder} lacks {len(lacking)} tensors of {name}, such as {lacking[0]!r}; fetch it again")
+    if missing := sorted(report["missing_keys"]):
+        raise UserError(f"{folder} lacks {len(missing)} tensors of {name}, such as {missing[0]!r}; fetch it again")
     check_finite(model, name, folder)
     return model.to(device()).eval()

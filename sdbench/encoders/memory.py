@@ -1,4 +1,4 @@
-"""The memory that full-size evaluators take, some 15 GB with all of them: on the device that a run is of, and only as long as it scores."""
+"""Controls where full-size evaluators run and how long they stay in memory: all together take some 15 GB."""
 
 import gc
 from collections.abc import Iterator
@@ -12,23 +12,23 @@ LOADERS = (clip.load, inception.network, perceptual.network, preference.hps, pre
 
 
 @contextmanager
-def evaluators(device: str) -> Iterator[None]:
-    """Full-size encoders run on this device inside, and give its memory back at the end.
+def evaluators_on(device: str) -> Iterator[None]:
+    """Run full-size encoders on this device inside the block, and free their memory at its end.
 
     Args:
         device: "cuda", "cuda:<index>", or anything else for the CPU.
     """
-    release()  # what was read before may lie on another device
-    token = pixels.CHOSEN.set(torch.device(device if device.startswith("cuda") else "cpu"))
+    release_evaluators()  # loaded ones may be on another device
+    token = pixels.RUN_DEVICE.set(torch.device(device if device.startswith("cuda") else "cpu"))
     try:
         yield
     finally:
-        pixels.CHOSEN.reset(token)
-        release()
+        pixels.RUN_DEVICE.reset(token)
+        release_evaluators()
 
 
-def release() -> None:
-    """Forget the networks, so that a training loop has its GPU to itself again; the next use reads them anew."""
+def release_evaluators() -> None:
+    """Unload the networks, so that a training loop has its GPU to itself again; the next use loads them again."""
     for load in LOADERS:
         load.cache_clear()
     gc.collect()

@@ -1,4 +1,4 @@
-"""How alike two pictures look: SSIM, and LPIPS through torchmetrics."""
+"""Perceptual similarity of two pictures: SSIM, and LPIPS through torchmetrics."""
 
 import functools
 import math
@@ -9,11 +9,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics.functional.image.lpips import _LPIPS  # it brings the heads' weights, and asks the network for the rest
+from torchmetrics.functional.image.lpips import _LPIPS  # it ships the weights of the heads, but not of AlexNet
 
 from sdbench.arrays import F32, U8
 from sdbench.assets import weights
-from sdbench.encoders.pixels import device, exact, rgb
+from sdbench.encoders.pixels import check_rgb, device, exact_inference
 
 BATCH = 8
 RADIUS, SIGMA = 5, 1.5  # of SSIM's window, px
@@ -22,24 +22,25 @@ RADIUS, SIGMA = 5, 1.5  # of SSIM's window, px
 def ssim(x: U8, y: U8) -> F32:
     """Structural similarity (Wang et al. 2004) of each picture with its partner, N x H x W x 3 uint8 twice => (N,), at most 1.
 
-    Gaussian window of 11 px, sigma 1.5, K 0.01 and 0.03, of the values 0..255 of each channel, averaged over all pixels,
-    the picture reflected at its border: torchmetrics' formula. In its float32 a picture of plain areas reaches only 0.9992
-    with itself; its window of two dimensions in float64 takes 26 s and 11 GB for two pictures of 1024 px. Hence this.
+    The formula is torchmetrics': Gaussian window of 11 px, sigma 1.5, K 0.01 and 0.03, on the values 0..255 of each channel,
+    averaged over all pixels, with pictures reflected at their border. It is computed here because in torchmetrics' float32 a
+    picture of plain areas reaches only 0.9992 with itself, and in float64 its two-dimensional window takes 26 s and 11 GB for
+    two pictures of 1024 px.
     """
     return _compare(_ssim, x, y)
 
 
 def _ssim(x: Tensor, y: Tensor) -> Tensor:
     a, b = x.double(), y.double()
-    mean_a, mean_b, aa, bb, ab = (_blurred(values) for values in (a, b, a * a, b * b, a * b))
+    mean_a, mean_b, aa, bb, ab = (_gaussian_window(values) for values in (a, b, a * a, b * b, a * b))
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     means, products = mean_a * mean_b, mean_a**2 + mean_b**2
     similarity = (2 * means + c1) * (2 * (ab - means) + c2) / ((products + c1) * (aa + bb - products + c2))
     return similarity.mean(dim=(1, 2, 3))
 
 
-def _blurred(values: Tensor) -> Tensor:
-    """N x 3 x H x W under the window, down and then across."""
+def _gaussian_window(values: Tensor) -> Tensor:
+    """N x 3 x H x W => the same shape, averaged over the window, first down and then across."""
     weights = [math.exp(-((place / SIGMA) ** 2) / 2) for place in range(-RADIUS, RADIUS + 1)]
     for dim in (2, 3):
         margins = [RADIUS * (dim == 3)] * 2 + [RADIUS * (dim == 2)] * 2
@@ -52,16 +53,16 @@ def lpips(x: U8, y: U8) -> F32:
     """Learned perceptual distance (Zhang et al. 2018), AlexNet, version 0.1, N x H x W x 3 uint8 twice => (N,); 0 = the same.
 
     Raises:
-        MissingError: AlexNet's weights are not at hand.
+        MissingError: AlexNet's weights are neither on this disk nor reachable.
     """
-    compared = network()
-    return _compare(lambda a, b: compared(a / 127.5 - 1, b / 127.5 - 1).flatten(1).mean(1), x, y)
+    distance = network()
+    return _compare(lambda a, b: distance(a / 127.5 - 1, b / 127.5 - 1).flatten(1).mean(1), x, y)
 
 
 def _compare(measure: Callable[[Tensor, Tensor], Tensor], x: U8, y: U8) -> F32:
-    if rgb(x).shape != rgb(y).shape:
+    if check_rgb(x).shape != check_rgb(y).shape:
         raise ValueError(f"paired pictures must have one shape, found {x.shape} and {y.shape}")
-    with exact():
+    with exact_inference():
         sides = (
             [torch.from_numpy(side[at : at + BATCH]).to(device()).permute(0, 3, 1, 2).float() for side in (x, y)]
             for at in range(0, len(x), BATCH)
@@ -69,20 +70,19 @@ def _compare(measure: Callable[[Tensor, Tensor], Tensor], x: U8, y: U8) -> F32:
         return np.concatenate([measure(*pair).cpu().numpy().reshape(-1) for pair in sides])
 
 
-def with_alexnet(state: dict[str, Tensor]) -> nn.Module:
-    """LPIPS over an AlexNet with torchvision's names of tensors."""
-    made = _LPIPS(pretrained=True, net="alex", pnet_rand=True)  # the heads are pretrained, the network random
-    mine = {name: state[f"features.{name.split('.', 1)[1]}"] for name in made.net.state_dict()}
-    made.net.load_state_dict(mine)
-    return made.eval()
+def build_lpips(state: dict[str, Tensor]) -> nn.Module:
+    """Build LPIPS from the state dict of torchvision's AlexNet."""
+    model = _LPIPS(pretrained=True, net="alex", pnet_rand=True)  # pretrained heads on a random AlexNet
+    model.net.load_state_dict({name: state[f"features.{name.split('.', 1)[1]}"] for name in model.net.state_dict()})
+    return model.eval()
 
 
 @cache
 def network() -> nn.Module:
-    """LPIPS with its weights.
+    """Load LPIPS.
 
     Raises:
-        MissingError: AlexNet's are not at hand.
+        MissingError: AlexNet's weights are neither on this disk nor reachable.
         UserError: they are damaged.
     """
-    return with_alexnet(torch.load(weights.find("lpips-alex"), map_location="cpu", weights_only=True)).to(device())
+    return build_lpips(torch.load(weights.find("lpips-alex"), map_location="cpu", weights_only=True)).to(device())

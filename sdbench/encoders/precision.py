@@ -1,4 +1,4 @@
-"""Float32 that is float32, for numbers that are to come out the same in a training loop as from the command line."""
+"""Full float32 precision, so that numbers are the same in a training loop as from the command line."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -6,10 +6,10 @@ from typing import Any, cast
 
 import torch
 
-_ALL, _CUDNN, _MKLDNN = (cast("Any", kind) for kind in (torch.backends, torch.backends.cudnn, torch.backends.mkldnn))  # of few types
-# torch has two sets of settings, and raises where the older is asked after the newer has said otherwise: both are set here.
+_BACKENDS, _CUDNN, _MKLDNN = (cast("Any", kind) for kind in (torch.backends, torch.backends.cudnn, torch.backends.mkldnn))  # sparsely typed
+# torch has two sets of settings, and raises if an older one is read after a newer one was set to something else: both are set here.
 _NEWER = (torch.backends.cuda.matmul, _CUDNN.conv, _CUDNN.rnn, _MKLDNN.matmul, _MKLDNN.conv)
-_OLDER: tuple[tuple[Callable[[], Any], Callable[[Any], None], Any], ...] = (  # how it is asked, how told, and what full float32 is
+_OLDER: tuple[tuple[Callable[[], Any], Callable[[Any], None], Any], ...] = (  # getter, setter, and the value for full float32
     (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"),
     (lambda: _CUDNN.allow_tf32, lambda allowed: setattr(_CUDNN, "allow_tf32", allowed), False),
 )
@@ -17,15 +17,15 @@ _OLDER: tuple[tuple[Callable[[], Any], Callable[[Any], None], Any], ...] = (  # 
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Float32 is float32 inside, and other dtypes are what tensors say, whatever the caller's training loop has set.
+    """Compute in full float32 inside the block, and in the dtype of the tensors otherwise, whatever the caller has set.
 
-    TF32, torch's default for convolutions on Ampere and later, keeps 10 of 23 bits; autocast, 10 or 7. With cuDNN's benchmark on,
-    the last digits depend on which of its algorithms was the faster just now.
+    TF32, torch's default for convolutions on Ampere and later, keeps 10 of 23 bits; autocast 10 or 7. With cuDNN's benchmark on,
+    the last digits depend on which algorithm happened to be the fastest.
     """
-    newer, older, benchmark = [kind.fp32_precision for kind in _NEWER], [_asked(ask) for ask, _, _ in _OLDER], _CUDNN.benchmark
+    newer, older, benchmark = [kind.fp32_precision for kind in _NEWER], [_read_setting(get) for get, _, _ in _OLDER], _CUDNN.benchmark
     try:
-        for _, tell, full in _OLDER:
-            tell(full)
+        for _, set_to, full in _OLDER:
+            set_to(full)
         for kind in _NEWER:
             kind.fp32_precision = "ieee"
         _CUDNN.benchmark = False
@@ -33,16 +33,18 @@ def full_float32() -> Iterator[None]:
             yield
     finally:
         _CUDNN.benchmark = benchmark
-        for (_, tell, _), setting in zip(_OLDER, older, strict=True):
+        for (_, set_to, _), setting in zip(_OLDER, older, strict=True):
             if setting is not None:
-                tell(setting)
+                set_to(setting)
         for kind, precision in zip(_NEWER, newer, strict=True):
-            kind.fp32_precision = "none" if precision == _ALL.fp32_precision else precision  # what follows the setting of all goes on so
+            kind.fp32_precision = (
+                "none" if precision == _BACKENDS.fp32_precision else precision
+            )  # "none" goes on following the global setting
 
 
-def _asked(ask: Callable[[], Any]) -> Any:
-    """An older setting; None where the newer ones say otherwise."""
+def _read_setting(get: Callable[[], Any]) -> Any:
+    """=> an older setting; None if it contradicts the newer ones."""
     try:
-        return ask()
+        return get()
     except RuntimeError:
         return None

@@ -1,7 +1,7 @@
-"""Pictures to what the Inception network takes, in the ways of four libraries: on the same pictures they disagree by several FID.
+"""Resizes pictures for the Inception network as four libraries do; on the same pictures these differ by several FID.
 
-Each takes N x H x W x 3 uint8 RGB => N x 3 x 299 x 299 float32 on the same device, and is named as the protocol that it
-belongs to. Nothing is rounded to bytes on the way.
+Each function maps N x H x W x 3 uint8 RGB to N x 3 x 299 x 299 float32 on the same device, and has the name of its protocol.
+Nothing is rounded to bytes in between.
 """
 
 import torch
@@ -12,16 +12,16 @@ SIDE_PX = 299
 
 
 def clean(pictures: Tensor) -> Tensor:
-    """clean-fid: Pillow's bicubic filter with antialias on floats, clipped to 0..255; bytes to -1..1 by (x - 128) / 128.
+    """clean-fid: Pillow's bicubic filter with antialias on floats, clipped to 0..255; then (x - 128) / 128 gives -1..1.
 
-    PyTorch's filter is Pillow's to 5e-3 of a step of a byte, which moves features by less than 1e-6 of the largest (measured).
+    PyTorch's filter differs from Pillow's by at most 5e-3 levels of 255, which moves features by less than 1e-6 of the largest (measured).
     """
     resized = F.interpolate(_channels_first(pictures).float(), _size(), mode="bicubic", antialias=True)
     return (resized.clamp(0, 255) - 128) / 128
 
 
 def tf1(pictures: Tensor) -> Tensor:
-    """torch-fidelity: TensorFlow 1's bilinear, whose pixels have their corner, not their centre, at (0, 0); no antialias."""
+    """torch-fidelity: TensorFlow 1's bilinear filter, with the corner, not the centre, of pixels at (0, 0); no antialias."""
     x = _channels_first(pictures).float()
     top, bottom, dy = _neighbours(x.shape[2], x.device)
     left, right, dx = _neighbours(x.shape[3], x.device)
@@ -35,16 +35,16 @@ def tf1(pictures: Tensor) -> Tensor:
 
 
 def mlperf(pictures: Tensor) -> Tensor:
-    """pytorch-fid, and with it MLPerf: bilinear without antialias on 0..1, which becomes -1..1 by 2 x - 1."""
+    """pytorch-fid, which MLPerf uses: bilinear without antialias on 0..1; then 2 x - 1 gives -1..1."""
     return 2 * F.interpolate(_channels_first(pictures).float() / 255, _size(), mode="bilinear") - 1
 
 
 def torchmetrics(pictures: Tensor) -> Tensor:
-    """Torchmetrics since 1.8: bilinear with antialias; bytes to -1..1 by (x - 128) / 128."""
+    """Torchmetrics since 1.8: bilinear with antialias; then (x - 128) / 128 gives -1..1."""
     return (F.interpolate(_channels_first(pictures).float(), _size(), mode="bilinear", antialias=True) - 128) / 128
 
 
-INCEPTION = {resize.__name__: resize for resize in (clean, tf1, mlperf, torchmetrics)}
+INCEPTION_RESIZES = {resize.__name__: resize for resize in (clean, tf1, mlperf, torchmetrics)}
 
 
 def _channels_first(pictures: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ def _size() -> tuple[int, int]:
 
 
 def _neighbours(n: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each of 299 places along n pixels: the pixel before it, the one after, and how far it lies between them."""
+    """=> for each of 299 places along n pixels: the pixel before it, the one after it, and its position between them, 0..1."""
     place = torch.arange(SIDE_PX, device=device) * torch.tensor(n / SIDE_PX, device=device)
     before = place.long()
     return before, (before + 1).clamp_max(n - 1), place - before

@@ -1,4 +1,4 @@
-"""The embedded family's evaluators: feature network, CLIP, preference model and attribute reader, digests checked."""
+"""The evaluators of the embedded family: feature network, CLIP, preference model and attribute reader; their digests are checked."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -13,20 +13,25 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
 from sdbench.arrays import F32, U8
-from sdbench.encoders.pixels import encode, exact
-from sdbench.models.stock import quiet
+from sdbench.encoders.pixels import encode, exact_inference
+from sdbench.models.stock import silence_libraries
 from sdbench.models.text_encoders import token_ids
 from sdbench.scenes.attributes import read_layouts
-from sdbench.scenes.embedded import checked, digest
+from sdbench.scenes.embedded import digest, verified_path
 from sdbench.scenes.grammar import Layout
 from sdbench.scenes.networks import SceneNet, to_pixels
 
-BATCH = 64  # fixed: features may change in their last digits with it
+BATCH = 64  # fixed: another size may change the last digits of features
 
 
 @dataclass(frozen=True, eq=False)
 class Towers:
-    """Both towers of a CLIP, N x 3 x 64 x 64 in -1..1 and N x tokens to N x 64, as protocols take the full-size ones."""
+    """Both towers of a CLIP, with the interface of `catalogue.Towers`.
+
+    Attributes:
+        picture: N x 3 x 64 x 64 in -1..1 => N x 64.
+        caption: N x tokens => N x 64.
+    """
 
     name: str
     scale: float
@@ -39,25 +44,25 @@ class Towers:
 
     def texts(self, captions: Sequence[str]) -> F32:
         """Captions => N x 64."""
-        with exact():
+        with exact_inference():
             embedded: F32 = self.caption(token_ids(_tokenizer(), captions)).numpy()
         return embedded
 
 
 @cache
 def clip() -> Towers:
-    """The open_clip model."""
-    model = open_clip.CLIP(**json.loads(checked("evaluators/clip.json").read_text()))
-    model.load_state_dict(load_file(checked("evaluators/clip.safetensors")))
+    """Load the open_clip model."""
+    model = open_clip.CLIP(**json.loads(verified_path("evaluators/clip.json").read_text()))
+    model.load_state_dict(load_file(verified_path("evaluators/clip.safetensors")))
     model.eval()
     return Towers(encoder_id("clip"), 100.0, model.encode_image, model.encode_text)
 
 
 @cache
 def preference() -> Towers:
-    """The preference model."""
-    quiet()
-    model = CLIPModel.from_pretrained(checked("evaluators/preference"), dtype=torch.float32).eval()
+    """Load the preference model."""
+    silence_libraries()
+    model = CLIPModel.from_pretrained(verified_path("evaluators/preference"), dtype=torch.float32).eval()
     return Towers(
         encoder_id("preference"),
         model.logit_scale.detach().exp().item(),
@@ -67,30 +72,30 @@ def preference() -> Towers:
 
 
 def encoder_id(name: str) -> str:
-    """Name of an evaluator with the digest of its weights: features are cached under it."""
+    """=> name of an evaluator and digest of its weights, the key for stored features."""
     file = {"preference": "preference/model"}.get(name, name)
-    return f"{name}.scenes-{digest(checked(f'evaluators/{file}.safetensors'))[:12]}"
+    return f"{name}.scenes-{digest(verified_path(f'evaluators/{file}.safetensors'))[:12]}"
 
 
 def features(images: U8) -> F32:
-    """N x 64 x 64 x 3 uint8 RGB => N x 64 features for the Frechet distance."""
+    """Features for the Frechet distance: N x 64 x 64 x 3 uint8 RGB => N x 64."""
     return _batched(_scene_net("features").features, images)
 
 
 def layouts(images: U8) -> list[Layout]:
-    """What the attribute reader sees in each picture."""
+    """=> the layout that the attribute reader finds in each picture."""
     reader = _scene_net("reader")
-    read: list[Layout] = []
-    with exact():
+    found: list[Layout] = []
+    with exact_inference():
         for start in range(0, len(images), BATCH):
-            read += read_layouts(reader(pixels(images[start : start + BATCH])))
-    return read
+            found += read_layouts(reader(pixels(images[start : start + BATCH])))
+    return found
 
 
 def pixels(images: U8) -> Tensor:
-    """N x H x W x 3 uint8 => N x 3 x H x W float32 in -1..1, as all evaluators take them."""
+    """Convert pictures for the evaluators: N x 64 x 64 x 3 uint8 => N x 3 x 64 x 64 float32 in -1..1."""
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (64, 64, 3):
-        raise ValueError(f"the scenes' evaluators take N x 64 x 64 x 3 uint8 RGB, found {images.shape} {images.dtype}")
+        raise ValueError(f"the evaluators of scenes take N x 64 x 64 x 3 uint8 RGB, found {images.shape} {images.dtype}")
     return to_pixels(images)
 
 
@@ -100,9 +105,9 @@ def _batched(network: Callable[[Tensor], Tensor], images: U8) -> F32:
 
 @cache
 def _scene_net(name: str) -> SceneNet:
-    return SceneNet.load(checked(f"evaluators/{name}.safetensors"))
+    return SceneNet.load(verified_path(f"evaluators/{name}.safetensors"))
 
 
 @cache
 def _tokenizer() -> CLIPTokenizer:
-    return CLIPTokenizer.from_pretrained(checked("pipeline/tokenizer"))
+    return CLIPTokenizer.from_pretrained(verified_path("pipeline/tokenizer"))

@@ -1,8 +1,8 @@
-"""open_clip's two towers without what cannot change their answer, which is that of `encode_image` and `encode_text` to float32's last digits.
+"""open_clip's `encode_image` and `encode_text`, faster, and equal to float32's last digits.
 
-Both answer with one token, the class token or the end of the text. So the last block is taken of it alone, and texts
-without the padding behind their end, which causal attention never sees. Attention is one fused call, where open_clip
-leaves it to `nn.MultiheadAttention`, which in inference goes through its steps one by one on the CPU.
+Both return the output of one token, the class token or the end of the text. So the last block is computed only for that token,
+and the padding after the end of a text, which causal attention never sees, is cut off. Attention is one fused call, while open_clip
+uses `nn.MultiheadAttention`, which computes it step by step in inference on the CPU.
 """
 
 from typing import Any
@@ -14,44 +14,57 @@ from torch import Tensor
 
 
 def image_features(model: open_clip.CLIP, pixels: Tensor) -> Tensor:
-    """Prepared pictures, N x 3 x side x side => N x d, not of length 1."""
+    """Preprocessed pictures, N x 3 x side x side => N x d, not normalised."""
     tower = model.visual
     patches = tower.conv1(pixels).flatten(2).transpose(1, 2)  # N x patches x width
     tokens = torch.cat([tower.class_embedding.expand(len(patches), 1, -1), patches], dim=1) + tower.positional_embedding
     first = torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
-    answer: Tensor = tower.ln_post(_token(tower.transformer.resblocks, tower.ln_pre(tokens), first)) @ tower.proj
-    return answer
+    features: Tensor = tower.ln_post(_output_of_token(tower.transformer.resblocks, tower.ln_pre(tokens), first)) @ tower.proj
+    return features
 
 
 def text_features(model: open_clip.CLIP, tokens: Tensor) -> Tensor:
-    """Token ids, N x 77 => N x d, not of length 1."""
+    """Token ids, N x 77 => N x d, not normalised."""
     tokens = tokens.to(model.text_projection.device)
     ends = tokens.argmax(dim=1)  # the end of text has the largest id
     length = int(ends.max()) + 1
     embedded = model.token_embedding(tokens[:, :length]) + model.positional_embedding[:length]
-    answer: Tensor = (
-        model.ln_final(_token(model.transformer.resblocks, embedded, ends, model.attn_mask[:length, :length])) @ model.text_projection
-    )
-    return answer
+    output = _output_of_token(model.transformer.resblocks, embedded, ends, model.attn_mask[:length, :length])
+    features: Tensor = model.ln_final(output) @ model.text_projection
+    return features
 
 
-def _token(blocks: Any, tokens: Tensor, at: Tensor, mask: Tensor | None = None) -> Tensor:
-    """What the blocks make of one token of each sequence: N x L x width, N places, L x L added to the logits => N x width."""
+def _output_of_token(blocks: Any, tokens: Tensor, at: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Run the blocks => their output for one token of each sequence, N x width.
+
+    Args:
+        blocks: residual blocks of open_clip.
+        tokens: N x L x width.
+        at: N, the position of that token in its sequence.
+        mask: L x L, added to the attention logits.
+    """
     *rest, last = blocks
     for block in rest:
         normed = block.ln_1(tokens)
         tokens = _block(block, tokens, normed, normed, mask)
     normed, rows = last.ln_1(tokens), torch.arange(len(tokens), device=tokens.device)
-    return _block(last, tokens[rows, at][:, None], normed[rows, at][:, None], normed, None if mask is None else mask[at][:, None, None])[
-        :, 0
-    ]
+    token_mask = None if mask is None else mask[at][:, None, None]
+    return _block(last, tokens[rows, at][:, None], normed[rows, at][:, None], normed, token_mask)[:, 0]
 
 
 def _block(block: Any, residual: Tensor, queries: Tensor, normed: Tensor, mask: Tensor | None) -> Tensor:
-    """A residual block of M queries to L tokens: N x M x width, the same normed, N x L x width => N x M x width."""
+    """Run a residual block for M of L tokens => N x M x width.
+
+    Args:
+        block: of open_clip.
+        residual: N x M x width, the M tokens.
+        queries: N x M x width, the M tokens after the first norm.
+        normed: N x L x width, all tokens after the first norm.
+        mask: added to the attention logits.
+    """
     residual = residual + block.ls_1(_attention(block.attn, queries, normed, mask))
-    made: Tensor = residual + block.ls_2(block.mlp(block.ln_2(residual)))
-    return made
+    output: Tensor = residual + block.ls_2(block.mlp(block.ln_2(residual)))
+    return output
 
 
 def _attention(attention: Any, queries: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
@@ -59,5 +72,5 @@ def _attention(attention: Any, queries: Tensor, tokens: Tensor, mask: Tensor | N
     query = F.linear(queries, weight[:width], bias[:width])
     key, value = F.linear(tokens, weight[width:], bias[width:]).chunk(2, dim=-1)
     query, key, value = (part.reshape(*part.shape[:2], attention.num_heads, -1).transpose(1, 2) for part in (query, key, value))
-    made: Tensor = attention.out_proj(F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2))
-    return made
+    output: Tensor = attention.out_proj(F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2))
+    return output

@@ -1,6 +1,6 @@
-"""Vision transformers by whose features sets of pictures are compared: DINOv2 ViT-L/14, and CLIP ViT-L/14 at 336 px.
+"""Vision transformers whose features compare sets of pictures: DINOv2 ViT-L/14, and CLIP ViT-L/14 at 336 px.
 
-Both take pictures that Pillow's bicubic filter has made smaller, rounded to bytes.
+For both, pictures are resized with Pillow's bicubic filter, rounded to bytes.
 """
 
 import math
@@ -16,46 +16,46 @@ from transformers import CLIPVisionModelWithProjection, Dinov2Model
 from sdbench.arrays import F32, U8
 from sdbench.assets import weights
 from sdbench.encoders import folders
-from sdbench.encoders.pixels import device, encode, normalised, pillow_bicubic
+from sdbench.encoders.pixels import device, encode, normalise, pillow_bicubic
 
-BATCH = 16  # fixed: features may change in their last digits with it
+BATCH = 16  # fixed: another size may change the last digits of features
 DINOV2, CLIP = "dinov2-vit-l-14", "clip-vit-l-14-336"
 DINOV2_PX, CLIP_PX = 224, 336
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def dinov2(pictures: U8) -> F32:
-    """N x H x W x 3 uint8 RGB, squeezed to 224 x 224 px => N x 1024: the class token behind the last norm.
+    """N x H x W x 3 uint8 RGB => N x 1024: pictures resized to 224 x 224 px, whatever their aspect ratio; the class token after the last norm.
 
-    Source: Stein et al. 2023, whose dgm-eval resizes so unless told otherwise.
+    Source: Stein et al. 2023; this is the default resize of their dgm-eval.
     """
-    mean, deviation = (torch.tensor(values, device=device())[:, None, None] for values in _IMAGENET)
+    mean, std = (torch.tensor(values, device=device())[:, None, None] for values in _IMAGENET)
     model = dinov2_network(weights.find(DINOV2))
 
-    def encoded(batch: U8) -> Tensor:
+    def encode_batch(batch: U8) -> Tensor:
         pixels = pillow_bicubic(batch, (DINOV2_PX, DINOV2_PX), device()).float() / 255
-        features: Tensor = model(pixel_values=(pixels - mean) / deviation).pooler_output
+        features: Tensor = model(pixel_values=(pixels - mean) / std).pooler_output
         return features
 
-    return encode(pictures, encoded, BATCH)
+    return encode(pictures, encode_batch, BATCH)
 
 
 def clip(pictures: U8) -> F32:
-    """N x H x W x 3 uint8 RGB, of each the middle square at 336 x 336 px => N x 768 of length 1.
+    """N x H x W x 3 uint8 RGB => N x 768 of unit length: pictures cropped to the centre square and resized to 336 x 336 px.
 
     Source: Jayasumana et al. 2024 (CMMD).
     """
     model = clip_network(weights.find(CLIP))
 
-    def encoded(batch: U8) -> Tensor:
-        pixels = pillow_bicubic(_square(batch), (CLIP_PX, CLIP_PX), device()).float() / 255
-        return F.normalize(model(pixel_values=normalised(pixels)).image_embeds)
+    def encode_batch(batch: U8) -> Tensor:
+        pixels = pillow_bicubic(_crop_square(batch), (CLIP_PX, CLIP_PX), device()).float() / 255
+        return F.normalize(model(pixel_values=normalise(pixels)).image_embeds)
 
-    return encode(pictures, encoded, BATCH)
+    return encode(pictures, encode_batch, BATCH)
 
 
-def _square(pictures: U8) -> U8:
-    """The largest square in the middle, N x H x W x 3."""
+def _crop_square(pictures: U8) -> U8:
+    """Crop N x H x W x 3 pictures to the largest centred square."""
     _, height, width, _ = pictures.shape
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
@@ -64,23 +64,25 @@ def _square(pictures: U8) -> U8:
 
 @cache
 def dinov2_network(folder: Path) -> Any:
-    """DINOv2 from its folder, for 224 px, N x 3 x 224 x 224 normalised."""
-    model = folders.read(Dinov2Model, folder, safetensors=True)
+    """Load DINOv2 from its folder, for normalised pictures, N x 3 x 224 x 224."""
+    model = folders.load_network(Dinov2Model, folder, safetensors=True)
     embeddings = model.embeddings
-    embeddings.position_embeddings = nn.Parameter(positions(embeddings.position_embeddings, DINOV2_PX // model.config.patch_size))
+    embeddings.position_embeddings = nn.Parameter(
+        interpolate_positions(embeddings.position_embeddings, DINOV2_PX // model.config.patch_size)
+    )
     return model
 
 
 @cache
 def clip_network(folder: Path) -> Any:
-    """CLIP's tower of pictures from its folder, N x 3 x 336 x 336 normalised."""
-    return folders.read(CLIPVisionModelWithProjection, folder, safetensors=False)
+    """Load CLIP's picture tower from its folder, for normalised pictures, N x 3 x 336 x 336."""
+    return folders.load_network(CLIPVisionModelWithProjection, folder, safetensors=False)
 
 
-def positions(trained: Tensor, side: int) -> Tensor:
-    """Position embeddings of 1 + n x n tokens made those of 1 + side x side, 1 x tokens x d, as DINOv2's own code does.
+def interpolate_positions(trained: Tensor, side: int) -> Tensor:
+    """Interpolate position embeddings, 1 x tokens x d, from 1 + n x n tokens to 1 + side x side, as DINOv2's own code does.
 
-    It scales by (side + 0.1) / n; transformers, by side / n, gives other features below the size that it was trained at.
+    It scales by (side + 0.1) / n. transformers scales by side / n, which gives other features below the training size.
     Source: facebookresearch/dinov2, `interpolate_pos_encoding`.
     """
     n = math.isqrt(trained.shape[1] - 1)

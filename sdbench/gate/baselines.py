@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from sdbench import records
 from sdbench.disk import write_bytes
 from sdbench.errors import UserError
-from sdbench.validation import Table, said
+from sdbench.validation import Table, error_message
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
@@ -46,7 +46,9 @@ def read(results: Path) -> dict[str, tuple[Move, ...]]:
     try:
         return TypeAdapter(dict[str, tuple[Move, ...]]).validate_python(tomllib.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read the baselines in {path}: {said(error)}. Mend the file, or restore an older version") from error
+        raise UserError(
+            f"cannot read the baselines in {path}: {error_message(error)}. Mend the file, or restore an older version"
+        ) from error
 
 
 def find(name: str, results: Path) -> Path | None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from sdbench import records, tables
 from sdbench.arrays import F64
-from sdbench.errors import unknown
+from sdbench.errors import unknown_name
 from sdbench.gate.policy import Rule
 from sdbench.records import Record, Value
 from sdbench.stats import decisions
@@ -110,7 +110,7 @@ def _explain_absence(name: str, rule: Rule, new: Side, old: Side) -> Obstacle:
     if name in _MACHINE_BOUND and everywhere and not rule.required:
         return Obstacle("skipped", f"not available on the machine of the {tables.join_words(missing_in)}")
     if len(missing_in) == 2:
-        return Obstacle("incomparable", f"in neither record: {unknown('metric', name, (value.name for value in new.record.values))}")
+        return Obstacle("incomparable", f"in neither record: {unknown_name('metric', name, (value.name for value in new.record.values))}")
     return Obstacle("incomparable", f"not in the record of the {missing_in[0]}; measure candidate and baseline alike")
 
 

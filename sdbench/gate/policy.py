@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, PrivateAttr, model_validator
 
 from sdbench.errors import UserError
-from sdbench.validation import Table, validated
+from sdbench.validation import Table, validate
 
 
 class Rule(Table):
@@ -87,4 +87,4 @@ def load(path: Path) -> Policy:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read the gate's policy {path}: {error}") from error
-    return validated(Policy, content, f"policy {path}").with_file(path)
+    return validate(Policy, content, f"policy {path}").with_file(path)

@@ -1,1 +1,1 @@
-"""What is measured: the catalogue, architectures as data, and loading with its checks."""
+"""The models to measure: their catalogue, their architectures as data, and loading them with checks."""

@@ -1,8 +1,9 @@
-"""Random weights at a scale that keeps activations as large as a trained network's.
+"""Scales random weights so that activations are as large as in a trained network.
 
-As LSUV does (Mishkin and Matas 2016), in one forward pass: each layer's weights and bias are divided by the standard
-deviation of its output, in the order in which the layers run, so that each sees inputs that are calibrated already. A
-layer that ends a residual branch is brought to `BRANCH`, so that a stack of some thirty sums stays within `SANE`.
+This is LSUV (Mishkin and Matas 2016) in one forward pass: the weights and bias of each layer are divided by the standard
+deviation of its output, in the order in which the layers run, so that each layer sees inputs that are already calibrated.
+A layer that ends a residual branch gets an output of `BRANCH_STD`, so that a stack of some thirty sums stays within
+`OUTPUT_STD_RANGE`.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,13 +13,13 @@ from typing import Any
 import torch
 from torch import nn
 
-SANE = (0.3, 3.0)  # standard deviation of every block's output
-BRANCH = 0.25
-LATENT_SIDE = 16  # pictures to calibrate with: what a UNet of three levels can still halve twice
+OUTPUT_STD_RANGE = (0.3, 3.0)  # standard deviation of every block's output
+BRANCH_STD = 0.25
+LATENT_SIDE = 16  # of the pictures to calibrate with; a UNet of three levels halves it twice
 _PROMPT = "a photograph of an astronaut riding a horse"
 _LAYERS = (nn.Linear, nn.Conv2d, nn.Embedding)
-# Last layers of residual branches: attention, feed-forward, transformer and resnet of diffusers; CLIP's two; the tiny VAE's.
-_ENDS = ("to_out.0", "ff.net.2", "proj_out", "conv2", "out_proj", "fc2", "conv.4")
+# Last layers of residual branches: attention, feed-forward, transformer and resnet of diffusers; two of CLIP; the tiny VAE's.
+_BRANCH_ENDS = ("to_out.0", "ff.net.2", "proj_out", "conv2", "out_proj", "fc2", "conv.4")
 _BLOCKS = frozenset(
     {
         "ResnetBlock2D",
@@ -33,75 +34,85 @@ _BLOCKS = frozenset(
 
 
 def calibrate(pipe: Any) -> None:
-    """Calibrate all networks of a pipeline that the making of a picture runs through, in place.
+    """Calibrate, in place, all networks that a pipeline draws a picture with.
 
     Raises:
-        RuntimeError: a block's output is still not of a sane size.
+        RuntimeError: the output of a block is still out of `OUTPUT_STD_RANGE`.
     """
     networks = [pipe.text_encoder, pipe.text_encoder_2, pipe.unet, pipe.vae]
-    _settle(networks, lambda: _draw(pipe))
+    _calibrate_networks(networks, lambda: _draw_picture(pipe))
 
 
 def calibrate_network(network: nn.Module, call: Callable[[], object]) -> None:
-    """Likewise one network, by a call that runs it on inputs like those it will be given."""
-    _settle([network], call)
+    """Calibrate one network, in place, by a call that runs it on typical inputs.
+
+    Raises:
+        RuntimeError: the output of a block is still out of `OUTPUT_STD_RANGE`.
+    """
+    _calibrate_networks([network], call)
 
 
-def spreads(networks: list[nn.Module], call: Callable[[], object]) -> dict[str, float]:
-    """Standard deviation of every block's output in a call, by the block's class and name."""
-    found: dict[str, float] = {}
+def output_stds(networks: list[nn.Module], call: Callable[[], object]) -> dict[str, float]:
+    """=> the standard deviation of every block's output in a call, by the block's class and name."""
+    stds: dict[str, float] = {}
     blocks = [(name, part) for network in networks for name, part in network.named_modules() if type(part).__name__ in _BLOCKS]
 
-    def note(title: str) -> Callable[..., None]:
+    def recording_hook(title: str) -> Callable[..., None]:
         def hook(_: nn.Module, __: Any, output: Any) -> None:
-            found[title] = _spread(output if isinstance(output, torch.Tensor) else output[0])
+            stds[title] = _std(output if isinstance(output, torch.Tensor) else output[0])
 
         return hook
 
-    with _hooked([(part, note(f"{type(part).__name__} {name}")) for name, part in blocks]), torch.no_grad():
+    with _forward_hooks([(part, recording_hook(f"{type(part).__name__} {name}")) for name, part in blocks]), torch.no_grad():
         call()
-    return found
+    return stds
 
 
-def _settle(networks: list[nn.Module], call: Callable[[], object]) -> None:
+def _calibrate_networks(networks: list[nn.Module], call: Callable[[], object]) -> None:
     layers = [(name, part) for network in networks for name, part in network.named_modules() if isinstance(part, _LAYERS)]
-    with _hooked([(part, _scale(BRANCH if name.endswith(_ENDS) else 1.0)) for name, part in layers]), torch.no_grad():
+    with (
+        _forward_hooks([(part, _scaling_hook(BRANCH_STD if name.endswith(_BRANCH_ENDS) else 1.0)) for name, part in layers]),
+        torch.no_grad(),
+    ):
         call()
-    wrong = {title: spread for title, spread in spreads(networks, call).items() if not SANE[0] <= spread <= SANE[1]}
-    if wrong:
-        title, spread = next(iter(wrong.items()))
-        raise RuntimeError(f"{len(wrong)} blocks of random weights have outputs out of {SANE}, such as {title}: {spread:.3g}")
+    low, high = OUTPUT_STD_RANGE
+    outside = {title: std for title, std in output_stds(networks, call).items() if not low <= std <= high}
+    if outside:
+        title, std = next(iter(outside.items()))
+        raise RuntimeError(
+            f"the outputs of {len(outside)} blocks of random weights have standard deviations out of {OUTPUT_STD_RANGE}, such as {title}: {std:.3g}"
+        )
 
 
-def _scale(target: float) -> Callable[..., Any]:
-    """A hook that scales its layer to this spread of output, the first time that it runs."""
-    done = False
+def _scaling_hook(target: float) -> Callable[..., Any]:
+    """=> a hook that scales its layer to an output of this standard deviation, the first time that the layer runs."""
+    is_scaled = False
 
     def hook(layer: nn.Module, _: Any, output: torch.Tensor) -> Any:
-        nonlocal done
-        spread = _spread(output)
-        if done or not spread:
+        nonlocal is_scaled
+        std = _std(output)
+        if is_scaled or not std:
             return output
-        done = True
+        is_scaled = True
         for weights in layer.parameters():
-            weights.mul_(target / spread)
-        return output * (target / spread)
+            weights.mul_(target / std)
+        return output * (target / std)
 
     return hook
 
 
-def _spread(output: torch.Tensor) -> float:
+def _std(output: torch.Tensor) -> float:
     return float(output.float().std())
 
 
-def _draw(pipe: Any) -> object:
+def _draw_picture(pipe: Any) -> object:
     size_px = LATENT_SIDE * pipe.vae_scale_factor
     noise = torch.Generator().manual_seed(0)
     return pipe(_PROMPT, num_inference_steps=1, height=size_px, width=size_px, output_type="pt", generator=noise)
 
 
 @contextmanager
-def _hooked(hooks: list[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
+def _forward_hooks(hooks: list[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
     handles = [part.register_forward_hook(hook) for part, hook in hooks]
     try:
         yield

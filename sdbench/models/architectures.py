@@ -1,8 +1,8 @@
-"""Architectures as data: the UNets of SDXL and its students, and the text encoders and VAE they share.
+"""Architectures as data: the UNets of SDXL and its students, and the text encoders and VAE that they share.
 
 An architecture is a topology: which blocks, how many resnets, how many transformer blocks in each attention. A family is
-a set of widths. Every pairing of the two is a `UNet2DConditionModel` with the same module paths, so that one recipe
-prunes the full-size teacher and the embedded one. Depths: as `comfy/model_detection.py` of ComfyUI states them.
+a set of widths. Any architecture in any family is a `UNet2DConditionModel` with the same module paths, so that one recipe
+prunes both the full-size teacher and the embedded one. The depths come from `comfy/model_detection.py` of ComfyUI.
 """
 
 from collections.abc import Iterable, Mapping
@@ -38,7 +38,7 @@ WIDTHS: dict[str, dict[str, Any]] = {
     "sdxl": {
         "sample_size": 128,
         "block_out_channels": [320, 640, 1280],
-        "attention_head_dim": [5, 10, 20],  # heads, not their width: diffusers' historical name
+        "attention_head_dim": [5, 10, 20],  # the number of heads, not their width: a misnomer in diffusers
         "cross_attention_dim": 2048,  # 768 + 1280
         "norm_num_groups": 32,
         "addition_time_embed_dim": 256,
@@ -56,7 +56,7 @@ WIDTHS: dict[str, dict[str, Any]] = {
 }
 
 
-def _text(width: int, layers: int, heads: int, *, act: str, tokens: int, vocabulary: int) -> dict[str, Any]:
+def _text_encoder_config(width: int, layers: int, heads: int, *, act: str, tokens: int, vocabulary: int) -> dict[str, Any]:
     return {
         "vocab_size": vocabulary,
         "hidden_size": width,
@@ -74,12 +74,12 @@ def _text(width: int, layers: int, heads: int, *, act: str, tokens: int, vocabul
 
 _DDPM_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 
-# What a pipeline holds besides its UNet: of pipelines built without weights, and what the embedded family is trained as, but for the
-# vocabulary, which is its tokenizer's own there: a random pipeline spells letters, and needs 514.
+# Everything in a pipeline but its UNet: for pipelines with random weights, and for training the embedded family. The embedded family's
+# vocabulary comes from its own tokenizer instead; a random pipeline has one token a letter, hence 514.
 PARTS: dict[str, dict[str, dict[str, Any]]] = {
     "sdxl": {
-        "text_encoder": _text(768, 12, 12, act="quick_gelu", tokens=77, vocabulary=49408),  # OpenAI's CLIP ViT-L/14
-        "text_encoder_2": _text(1280, 32, 20, act="gelu", tokens=77, vocabulary=49408),  # OpenCLIP's ViT-bigG/14
+        "text_encoder": _text_encoder_config(768, 12, 12, act="quick_gelu", tokens=77, vocabulary=49408),  # OpenAI's CLIP ViT-L/14
+        "text_encoder_2": _text_encoder_config(1280, 32, 20, act="gelu", tokens=77, vocabulary=49408),  # OpenCLIP's ViT-bigG/14
         "vae": {
             "sample_size": 1024,
             "latent_channels": 4,
@@ -94,8 +94,8 @@ PARTS: dict[str, dict[str, dict[str, Any]]] = {
         "scheduler": {"_class_name": "EulerDiscreteScheduler", **_DDPM_BETAS, "steps_offset": 1, "timestep_spacing": "leading"},
     },
     "scenes": {
-        "text_encoder": _text(32, 3, 2, act="quick_gelu", tokens=20, vocabulary=514),
-        "text_encoder_2": _text(64, 3, 4, act="gelu", tokens=20, vocabulary=514),
+        "text_encoder": _text_encoder_config(32, 3, 2, act="quick_gelu", tokens=20, vocabulary=514),
+        "text_encoder_2": _text_encoder_config(64, 3, 4, act="gelu", tokens=20, vocabulary=514),
         "vae": {
             "sample_size": 64,
             "latent_channels": 4,
@@ -121,35 +121,35 @@ PARTS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def unet_config(architecture: str, family: Literal["sdxl", "scenes"] = "sdxl") -> dict[str, Any]:
-    """Keyword arguments of `UNet2DConditionModel` for an architecture in the widths of a family."""
+    """=> keyword arguments of `UNet2DConditionModel` for an architecture in the widths of a family."""
     return {**COMMON_UNET, **TOPOLOGIES[architecture], **WIDTHS[family]}
 
 
 def depths(config: Config) -> dict[str, int]:
-    """Transformer blocks of each attention of a UNet: `{"down_blocks.1.attentions.0": 2, ...}`, paths as in its state dict."""
+    """=> the number of transformer blocks in each attention of a UNet: `{"down_blocks.1.attentions.0": 2, ...}`, paths as in its state dict."""
     down, up = config["down_block_types"], config["up_block_types"]
-    layers = _each(config.get("layers_per_block", 2), len(down))
-    blocks = _each(config.get("transformer_layers_per_block", 1), len(down))
+    layers = _as_list(config.get("layers_per_block", 2), len(down))
+    blocks = _as_list(config.get("transformer_layers_per_block", 1), len(down))
     upwards = config.get("reverse_transformer_layers_per_block") or blocks[::-1]
     found: dict[str, int] = {}
     for side, kinds, counts, each in (("down", down, layers, blocks), ("up", up, [count + 1 for count in layers[::-1]], upwards)):
         for index, (kind, count, depth) in enumerate(zip(kinds, counts, each, strict=True)):
             if "CrossAttn" in kind:
-                found |= {f"{side}_blocks.{index}.attentions.{place}": deep for place, deep in enumerate(_each(depth, count))}
+                found |= {f"{side}_blocks.{index}.attentions.{place}": deep for place, deep in enumerate(_as_list(depth, count))}
     if config.get("mid_block_type", CROSS) == CROSS:
-        found["mid_block.attentions.0"] = _each(blocks[-1], 1)[0]
+        found["mid_block.attentions.0"] = _as_list(blocks[-1], 1)[0]
     return found
 
 
-def resnets(config: Config) -> dict[str, int]:
-    """Resnets of each down and up block of a UNet: `{"down_blocks.0": 2, ..., "up_blocks.2": 3}`."""
-    layers = _each(config.get("layers_per_block", 2), len(config["down_block_types"]))
+def resnet_counts(config: Config) -> dict[str, int]:
+    """=> the number of resnets in each down and up block of a UNet: `{"down_blocks.0": 2, ..., "up_blocks.2": 3}`."""
+    layers = _as_list(config.get("layers_per_block", 2), len(config["down_block_types"]))
     down = {f"down_blocks.{index}": count for index, count in enumerate(layers)}
     return down | {f"up_blocks.{index}": count + 1 for index, count in enumerate(layers[::-1])}
 
 
 def depths_of_keys(keys: Iterable[str]) -> dict[str, int]:
-    """The same, read from the names of a UNet's tensors."""
+    """Like `depths`, read from the names of a UNet's tensors."""
     found: dict[str, int] = {}
     for key in keys:
         path, divider, rest = key.partition(".transformer_blocks.")
@@ -159,27 +159,27 @@ def depths_of_keys(keys: Iterable[str]) -> dict[str, int]:
 
 
 def ldm_depths(config: Config) -> dict[str, int]:
-    """The same as `depths`, paths as in checkpoints of the original (LDM) layout, which counts a side's layers in one row."""
-    row = _each(config.get("layers_per_block", 2), 1)[0] + 1  # entries a block takes: down, its sampler is the last one
+    """Like `depths`, with paths as in checkpoints of the original (LDM) layout, which numbers all layers of a side in one row."""
+    entries_per_block = _as_list(config.get("layers_per_block", 2), 1)[0] + 1  # on the way down, the last entry is the downsampler
     found: dict[str, int] = {}
     for path, depth in depths(config).items():
         if path.startswith("mid_block"):
             found["model.diffusion_model.middle_block.1"] = depth
             continue
         side, block, _, place = path.split(".")
-        number = int(block) * row + int(place)
+        number = int(block) * entries_per_block + int(place)
         entry = f"input_blocks.{number + 1}" if side == "down_blocks" else f"output_blocks.{number}"
         found[f"model.diffusion_model.{entry}.1"] = depth
     return found
 
 
 def architecture_of(config: Config) -> str:
-    """Name of the architecture that a UNet config has the topology of, at any width; "custom" where none fits."""
+    """=> the name of the architecture with the topology of a UNet config, at any width; "custom" where none fits."""
     return next((name for name in TOPOLOGIES if _topology(config) == _topology(unet_config(name))), "custom")
 
 
 def family_of(config: Config) -> Family:
-    """Name of the family that a UNet takes its text from, by the width of that text; "custom" where none fits."""
+    """=> the name of the family whose text embeddings are as wide as a UNet takes them; "custom" where none fits."""
     for family in ("sdxl", "scenes"):
         if config.get("cross_attention_dim") == WIDTHS[family]["cross_attention_dim"]:
             return family
@@ -190,8 +190,8 @@ def _topology(config: Config) -> tuple[Any, ...]:
     types = [list(config.get(side, ())) for side in ("down_block_types", "up_block_types")]
     if types != [COMMON_UNET["down_block_types"], COMMON_UNET["up_block_types"]]:
         return (*types,)
-    return (*types, config.get("mid_block_type", CROSS), _each(config.get("layers_per_block", 2), 3), depths(config))
+    return (*types, config.get("mid_block_type", CROSS), _as_list(config.get("layers_per_block", 2), 3), depths(config))
 
 
-def _each(value: Any, n: int) -> list[Any]:
+def _as_list(value: Any, n: int) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value] * n

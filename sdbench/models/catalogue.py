@@ -1,4 +1,4 @@
-"""The models known by name. Licences and download sizes are given only where a source states them."""
+"""The models known by name. Licences and download sizes are given only if a source states them."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,8 +14,8 @@ class Entry:
 
     Attributes:
         location: Hub repository, or folder under `sdbench/scenes/weights/`; "" for pictures without a model.
-        licence: as the model card states it; "" where it was not found.
-        download_gb: gigabytes (10^9 bytes) of the 16-bit weights: two bytes a parameter; 0 where nothing is fetched.
+        licence: from the model card; "" if it was not found.
+        download_gb: size of the 16-bit weights in gigabytes (10^9 bytes), two bytes a parameter; 0 if nothing is fetched.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Checks on weights: diffusers only warns of a missing tensor and goes on with random numbers in its place."""
+"""Checks on weights: diffusers only warns of a missing tensor, and fills it with random numbers."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,30 +11,30 @@ from sdbench.models.files import LDM_PREFIXES, Tensor
 from sdbench.models.text_encoders import hub_key
 
 _OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}  # of attention in VAEs before 2023
-_IGNORED = ("position_ids", "logit_scale")  # counters and leftovers of training that text encoders do not use
+_IGNORED = ("position_ids", "logit_scale")  # counters and remains of training that text encoders do not use
 
 
 def check_tensors(model: nn.Module, part: str, found: Mapping[str, Tensor], where: Path) -> None:
-    """See that files hold exactly the tensors of a model, in its shapes.
+    """Check that files hold exactly the tensors of a model, in the same shapes.
 
     Args:
-        model: the model, on the meta device or any other.
+        model: the model, on any device, also meta.
         part: "unet", "vae", "text_encoder" or "text_encoder_2".
         found: tensors of the files.
-        where: what to name in errors.
+        where: path to name in errors.
 
     Raises:
-        UserError: a tensor is missing, one too many, or of another shape.
+        UserError: a tensor is missing, unexpected, or of another shape.
     """
-    expected = {_comparable(name, part): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    present = {_comparable(name, part): tensor for name, tensor in found.items() if not name.endswith(_IGNORED)}
+    expected = {_canonical_name(name, part): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    present = {_canonical_name(name, part): tensor for name, tensor in found.items() if not name.endswith(_IGNORED)}
     missing, surplus = sorted(expected.keys() - present.keys()), sorted(present.keys() - expected.keys())
     if missing:
         raise UserError(
             f"{where} lacks {len(missing)} of the {len(expected)} tensors that its configuration asks for, such as {missing[0]!r}. {_ADVICE}"
         )
     if surplus:
-        raise UserError(f"{where} holds {len(surplus)} tensors that its configuration has no place for, such as {surplus[0]!r}. {_ADVICE}")
+        raise UserError(f"{where} holds {len(surplus)} tensors that are not in its configuration, such as {surplus[0]!r}. {_ADVICE}")
     for name, shape in expected.items():
         if present[name].shape != shape:
             raise UserError(
@@ -42,10 +42,10 @@ def check_tensors(model: nn.Module, part: str, found: Mapping[str, Tensor], wher
             )
 
 
-_ADVICE = "Put the config.json beside it that it was saved with, or save the model again with `save_pretrained`."
+_ADVICE = "Put the config.json that it was saved with beside it, or save the model again with `save_pretrained`."
 
 
-def _comparable(name: str, part: str) -> str:
+def _canonical_name(name: str, part: str) -> str:
     if part.startswith("text_encoder"):
         return hub_key(name)
     if part == "vae":
@@ -55,7 +55,7 @@ def _comparable(name: str, part: str) -> str:
 
 
 def check_checkpoint(models: Mapping[str, nn.Module], found: Mapping[str, Tensor], where: Path) -> None:
-    """See that a checkpoint in the original layout holds as many numbers for each part as the part has.
+    """Check that a checkpoint in the original (LDM) layout holds as many numbers for each part as the part has.
 
     Raises:
         UserError: it does not.
@@ -72,13 +72,15 @@ def check_checkpoint(models: Mapping[str, nn.Module], found: Mapping[str, Tensor
 
 
 def check_finite(model: nn.Module, part: str, where: Path) -> None:
-    """See that every weight is a number.
+    """Check that every weight is a finite number.
 
     Raises:
         UserError: a tensor holds NaN or infinity.
     """
     for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not all(map(torch.isfinite, tensor.aminmax())):  # NaN is both; no copy, as isfinite makes
+        if tensor.is_floating_point() and not all(
+            map(torch.isfinite, tensor.aminmax())
+        ):  # a NaN makes both bounds NaN; `isfinite` of the tensor would copy it
             count = int((~torch.isfinite(tensor)).sum())
             raise UserError(
                 f"{part} of {where}: tensor {name!r} has {count} values that are NaN or infinite as {tensor.dtype}; the weights are damaged, or too large for that dtype (try bfloat16)"

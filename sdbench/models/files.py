@@ -1,4 +1,4 @@
-"""Weights on disk, read without torch: safetensors headers, which files of a folder to take, and what a file is.
+"""Weight files, read without torch: safetensors headers, which files of a folder to take, and what kind a file is.
 
 Format of safetensors: 8 bytes (little-endian) with the length of the header, a JSON header, then the raw tensors.
 """
@@ -15,13 +15,13 @@ from sdbench.errors import UserError
 
 T = TypeVar("T")
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model", "text_encoder_2": "model"}
-_WRAPPERS = ("unet.", "module.", "_orig_mod.")  # of a pipeline's trainer, of data in parallel, of torch.compile
-AGAIN = "Copy or download it again"
+_WRAPPERS = ("unet.", "module.", "_orig_mod.")  # added by a pipeline's trainer, by (Distributed)DataParallel, by torch.compile
+COPY_AGAIN = "Copy or download it again"
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """Where a tensor lies: bytes `start` to `stop` of `path`."""
+    """A tensor on disk: bytes `start` to `stop` of `path`."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -31,15 +31,15 @@ class Tensor:
 
     @property
     def n_elements(self) -> int:
-        """Numbers in it."""
+        """How many numbers it holds."""
         return math.prod(self.shape)
 
 
 def read_header(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file by name, read from its header only.
+    """Read the header of a safetensors file => its tensors by name.
 
     Raises:
-        UserError: it is missing, no safetensors file, or cut short.
+        UserError: the file is missing, is no safetensors file, or was cut short.
     """
     try:
         with path.open("rb") as file:
@@ -47,18 +47,20 @@ def read_header(path: Path) -> dict[str, Tensor]:
             size = path.stat().st_size
             header = json.loads(file.read(length)) if length <= size - 8 else None
     except OSError as error:
-        raise UserError(f"cannot read weights {path}: {error.strerror}. {AGAIN}.") from error
+        raise UserError(f"cannot read weights {path}: {error.strerror}. {COPY_AGAIN}.") from error
     except ValueError:
         header = None
     if not isinstance(header, dict):
-        raise UserError(f"{path} is no safetensors file ({_first_line(path)}), or was cut short. {AGAIN}; with git-lfs, `git lfs pull` it.")
+        raise UserError(
+            f"{path} is no safetensors file ({_first_line(path)}), or was cut short. {COPY_AGAIN}; with git-lfs, `git lfs pull` it."
+        )
     header.pop("__metadata__", None)
     tensors = {name: _tensor(path, 8 + length, entry) for name, entry in header.items()}
     end = max((tensor.stop for tensor in tensors.values()), default=8 + length)
     if end != size:
         cut = next((name for name, tensor in tensors.items() if tensor.stop > size), "none")
         raise UserError(
-            f"{path} was cut short or is damaged: {size} bytes, its header promises {end} (first tensor beyond the end: {cut}). {AGAIN}."
+            f"{path} was cut short or is damaged: {size} bytes, its header promises {end} (first tensor beyond the end: {cut}). {COPY_AGAIN}."
         )
     return tensors
 
@@ -68,7 +70,7 @@ def _tensor(path: Path, offset: int, entry: Any) -> Tensor:
         start, stop = entry["data_offsets"]
         return Tensor(entry["dtype"], tuple(entry["shape"]), path, offset + start, offset + stop)
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} has a damaged safetensors header. {AGAIN}.") from error
+        raise UserError(f"{path} has a damaged safetensors header. {COPY_AGAIN}.") from error
 
 
 def _first_line(path: Path) -> str:
@@ -78,10 +80,10 @@ def _first_line(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
+    """Read a JSON object.
 
     Raises:
-        UserError: it is missing or no JSON object.
+        UserError: the file is missing or holds no JSON object.
     """
     try:
         content = json.loads(path.read_text())
@@ -93,41 +95,41 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Choice:
-    """Which copy of a part's weights to take: `variant` as diffusers calls it ("fp16" or None), and its file names."""
+class WeightFiles:
+    """The copy of a part's weights to take: its `variant` in diffusers' terms ("fp16" or None), and its file names."""
 
     variant: str | None
     names: tuple[str, ...]
 
 
-def choose(names: Iterable[str], stem: str, *, sixteen_bit: bool) -> Choice | None:
-    """The weight files to take of those in one folder: the 16-bit copy for 16-bit runs, if there is one.
+def choose_weight_files(names: Iterable[str], stem: str, *, sixteen_bit: bool) -> WeightFiles | None:
+    """Choose among the weight files in one folder: for 16-bit runs the 16-bit copy, if there is one => None if there are none.
 
     Args:
         names: file names in the folder of one part.
-        stem: what its weight files' names begin with.
-        sixteen_bit: the run computes in 16 bit.
+        stem: beginning of the names of its weight files.
+        sixteen_bit: whether the run computes in 16 bits.
     """
     present = set(names)
     for variant in ("fp16", None) if sixteen_bit else (None, "fp16"):
         dot = f".{variant}" if variant else ""
         if f"{stem}{dot}.safetensors" in present:
-            return Choice(variant, (f"{stem}{dot}.safetensors",))
+            return WeightFiles(variant, (f"{stem}{dot}.safetensors",))
         index = f"{stem}.safetensors.index{dot}.json"
         if index in present:
             shard = re.compile(rf"{stem}{re.escape(dot)}-\d+-of-\d+\.safetensors")
-            return Choice(variant, (index, *sorted(filter(shard.fullmatch, present))))
+            return WeightFiles(variant, (index, *sorted(filter(shard.fullmatch, present))))
     return None
 
 
 def weight_files(folder: Path, part: str, *, sixteen_bit: bool) -> tuple[str | None, list[Path]]:
-    """Variant and safetensors files of a part ("unet", "vae", "text_encoder", "text_encoder_2") that lies in `folder`.
+    """=> variant and safetensors files of a part ("unet", "vae", "text_encoder", "text_encoder_2") in its folder.
 
     Raises:
-        UserError: there are none, or a shard that the index names is missing.
+        UserError: there are none, or a shard named by the index is missing.
     """
     names = [path.name for path in folder.glob("*")]
-    choice = choose(names, STEMS[part], sixteen_bit=sixteen_bit)
+    choice = choose_weight_files(names, STEMS[part], sixteen_bit=sixteen_bit)
     if choice is None:
         pickled = [name for name in names if name.endswith((".bin", ".ckpt", ".pt"))]
         found = f"only pickled weights ({pickled[0]}), which can run code" if pickled else ", ".join(sorted(names)) or "nothing"
@@ -139,17 +141,16 @@ def weight_files(folder: Path, part: str, *, sixteen_bit: bool) -> tuple[str | N
     promised = sorted(set(read_json(folder / choice.names[0]).get("weight_map", {}).values()))
     missing = [name for name in promised if name not in names]
     if missing or not promised:
-        raise UserError(
-            f"{folder / choice.names[0]} names {len(promised)} shards, of which {missing[0] if missing else 'none'} is missing. {AGAIN}."
-        )
+        shards = f"{len(promised)} shards, but {missing[0]} is missing" if missing else "no shards"
+        raise UserError(f"{folder / choice.names[0]} names {shards}. {COPY_AGAIN}.")
     return choice.variant, [folder / name for name in promised]
 
 
 def part_files(folder: Path, part: str) -> list[Path]:
-    """What a part of a pipeline that lies in `folder` consists of: of its weights one copy, float32 where there is one, and none for other frameworks.
+    """=> the files of a pipeline's part in its folder: configuration, and one copy of the weights, float32 if there is one.
 
     Raises:
-        UserError: as `weight_files`.
+        UserError: see `weight_files`.
     """
     files = sorted(path for path in folder.iterdir() if path.is_file())
     if part not in STEMS:
@@ -160,19 +161,19 @@ def part_files(folder: Path, part: str) -> list[Path]:
 
 
 def read_headers(files: Iterable[Path]) -> dict[str, Tensor]:
-    """Tensors of several files together."""
+    """Read the headers of several safetensors files => all their tensors by name."""
     return {name: tensor for path in files for name, tensor in read_header(path).items()}
 
 
-def kind_of(path: Path, tensors: dict[str, Tensor]) -> Literal["unet", "checkpoint"]:
-    """What a single file holds: a UNet in diffusers' names, or a whole SDXL pipeline in the original (LDM) names.
+def checkpoint_kind(path: Path, tensors: dict[str, Tensor]) -> Literal["unet", "checkpoint"]:
+    """=> "unet" for a UNet with diffusers' tensor names, "checkpoint" for a whole SDXL pipeline with the original (LDM) names.
 
     Raises:
-        UserError: neither.
+        UserError: the file holds neither.
     """
     if all(any(key.startswith(prefix) for key in tensors) for prefix in LDM_PREFIXES.values()):
         return "checkpoint"
-    inner = bare(tensors)
+    inner = strip_prefixes(tensors)
     if "conv_in.weight" in inner and any(key.startswith("down_blocks.") for key in inner):
         return "unet"
     if tensors and all(key.startswith(LDM_PREFIXES["unet"]) for key in tensors):
@@ -192,12 +193,12 @@ def kind_of(path: Path, tensors: dict[str, Tensor]) -> Literal["unet", "checkpoi
     )
 
 
-def bare(tensors: Mapping[str, T]) -> dict[str, T]:
-    """A UNet's tensors without what training puts before the names of them all: `unet.`, `module.`, `_orig_mod.`."""
-    found = dict(tensors)
-    while prefix := next((each for each in _WRAPPERS if found and all(key.startswith(each) for key in found)), None):
-        found = {key.removeprefix(prefix): tensor for key, tensor in found.items()}
-    return found
+def strip_prefixes(tensors: Mapping[str, T]) -> dict[str, T]:
+    """=> a UNet's tensors without the prefixes that training puts before all names: `unet.`, `module.`, `_orig_mod.`."""
+    stripped = dict(tensors)
+    while prefix := next((each for each in _WRAPPERS if stripped and all(key.startswith(each) for key in stripped)), None):
+        stripped = {key.removeprefix(prefix): tensor for key, tensor in stripped.items()}
+    return stripped
 
 
 LDM_PREFIXES = {

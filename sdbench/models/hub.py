@@ -1,4 +1,4 @@
-"""What of the Hub lies on this disk. Nothing here touches the network: `sdbench.assets` fetches."""
+"""Looks into the Hub's cache on this disk. Nothing here touches the network; `sdbench.assets` downloads."""
 
 from pathlib import Path
 
@@ -6,12 +6,12 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
 
-def cached(repository: str, revision: str | None = None, kind: str = "model") -> Path | None:
-    """Folder of the newest fetched snapshot of a repository ("model" or "dataset"), complete or not; None where there is none."""
+def cached_snapshot(repository: str, revision: str | None = None, kind: str = "model") -> Path | None:
+    """=> the folder of the newest downloaded snapshot of a repository ("model" or "dataset"), complete or not; None if there is none."""
     try:
         return Path(snapshot_download(repository, revision=revision, repo_type=kind, local_files_only=True))
     except LocalEntryNotFoundError as error:
-        found = getattr(error, "snapshot_path", None)  # of a snapshot that lacks files, such as those nobody asked for
-        return Path(found) if found else None
+        incomplete = getattr(error, "snapshot_path", None)  # a snapshot without some files, such as those that were never requested
+        return Path(incomplete) if incomplete else None
     except HFValidationError:
         return None

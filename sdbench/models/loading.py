@@ -1,4 +1,4 @@
-"""Weights => a stock `StableDiffusionXLPipeline`, checked tensor by tensor. Reads the disk only; never runs remote code."""
+"""Loads models as stock `StableDiffusionXLPipeline`s, checked tensor by tensor. Reads only the disk; never runs remote code."""
 
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,11 @@ from transformers import CLIPTextConfig
 from sdbench.errors import UserError
 from sdbench.models.architectures import TOPOLOGIES, depths, depths_of_keys
 from sdbench.models.checks import check_checkpoint, check_finite, check_tensors
-from sdbench.models.files import STEMS, bare, read_header, read_headers, read_json, weight_files
+from sdbench.models.files import STEMS, read_header, read_headers, read_json, strip_prefixes, weight_files
 from sdbench.models.locate import Layout, locate
 from sdbench.models.random_weights import random_pipeline
 from sdbench.models.spec import ModelSpec
-from sdbench.models.stock import CLASSES, PIPELINE, quiet
+from sdbench.models.stock import CLASSES, PIPELINE, silence_libraries
 from sdbench.models.text_encoders import PREFIX
 
 
@@ -24,18 +24,18 @@ def load(spec: ModelSpec, *, dtype: torch.dtype | str, device: torch.device | st
     """Load a model => a stock `StableDiffusionXLPipeline`, ready to generate: no watermark, no progress bar, LoRA fused.
 
     Args:
-        spec: the model; one of the Hub must have been fetched (`sdbench.assets.pipelines.fetch`).
-        dtype: of every weight: "float32", "bfloat16" or "float16".
-        device: where the pipeline goes.
+        spec: the model; one on the Hub must be downloaded already (see `sdbench.assets.pipelines.fetch`).
+        dtype: of all weights: "float32", "bfloat16" or "float16".
+        device: of the pipeline.
 
     Raises:
-        UserError: files are missing or damaged, tensors do not fit their configuration or are not finite.
+        UserError: files are missing or damaged, or tensors do not fit their configuration or are not finite.
     """
     if spec.source == "rendered":
         raise UserError(f"{spec.name!r} is pictures without a model: there is nothing to load")
-    to, kind = _device(device), getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    quiet()
-    pipeline = random_pipeline(spec, kind, to) if spec.source == "random" else _read(spec, kind).to(to)
+    device, dtype = _available_device(device), getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    silence_libraries()
+    pipeline = random_pipeline(spec, dtype, device) if spec.source == "random" else _read_pipeline(spec, dtype).to(device)
     pipeline.set_progress_bar_config(disable=True)
     for part in CLASSES:
         getattr(pipeline, part).eval().requires_grad_(requires_grad=False)
@@ -43,38 +43,38 @@ def load(spec: ModelSpec, *, dtype: torch.dtype | str, device: torch.device | st
 
 
 def load_unet(pipeline: Path, *, dtype: str, device: torch.device | str) -> Any:
-    """Load the UNet of a whole pipeline in diffusers layout, frozen, and nothing else; of two copies that of 32 bits, in any dtype.
+    """Load only the UNet of a pipeline in diffusers layout, frozen; it prefers the 32-bit copy, whatever the dtype.
 
-    On the CPU and in the dtype that it is stored in, its tensors stay mapped from their files: whatever its size, they
-    take none of the process's own memory.
+    On the CPU and in the dtype that it is stored in, its tensors stay memory-mapped: whatever their size, they take none
+    of the process's own memory.
 
     Args:
         pipeline: folder with `model_index.json`.
-        dtype: of every weight: "float32", "bfloat16" or "float16".
-        device: where the UNet goes.
+        dtype: of all weights: "float32", "bfloat16" or "float16".
+        device: of the UNet.
 
     Raises:
-        UserError: files are missing or damaged, tensors do not fit their configuration or are not finite.
+        UserError: files are missing or damaged, or tensors do not fit their configuration or are not finite.
     """
-    to = _device(device)
-    quiet()
+    device = _available_device(device)
+    silence_libraries()
     unet = read_part("unet", pipeline / "unet", getattr(torch, dtype), sixteen_bit=False)
     check_finite(unet, "unet", pipeline)
-    return unet.to(to).eval().requires_grad_(requires_grad=False)
+    return unet.to(device).eval().requires_grad_(requires_grad=False)
 
 
-def _device(device: torch.device | str) -> torch.device:
-    found = torch.device(device)
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device {str(device)!r} is not there: torch {torch.__version__} sees no CUDA device; use --device cpu")
-    return found
+def _available_device(name: torch.device | str) -> torch.device:
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device {str(name)!r} is not there: torch {torch.__version__} sees no CUDA device; use --device cpu")
+    return device
 
 
-def _read(spec: ModelSpec, dtype: torch.dtype) -> Any:
+def _read_pipeline(spec: ModelSpec, dtype: torch.dtype) -> Any:
     layout = locate(spec)
     pipeline = _read_checkpoint(layout, layout.checkpoint, dtype) if layout.checkpoint else _read_folders(layout, dtype)
     if layout.lora:
-        _fuse(pipeline, layout.lora)
+        _fuse_lora(pipeline, layout.lora)
     for part in CLASSES:
         check_finite(getattr(pipeline, part), part, Path(spec.location))
     return pipeline
@@ -86,87 +86,68 @@ def _read_folders(layout: Layout, dtype: torch.dtype) -> Any:
     return PIPELINE.from_pretrained(layout.pipeline, unet=unet, **parts, use_safetensors=True, local_files_only=True, add_watermarker=False)
 
 
-def on_meta(part: str, config: dict[str, Any]) -> nn.Module:
-    """A part of a pipeline without memory for its weights."""
+def build_on_meta(part: str, config: dict[str, Any]) -> nn.Module:
+    """Build a part of a pipeline on the meta device, which allocates no memory for its weights."""
     with torch.device("meta"):
         model: nn.Module = CLASSES[part](CLIPTextConfig.from_dict(config)) if part.startswith("text") else CLASSES[part].from_config(config)
     return model
 
 
 def read_part(part: str, folder: Path, dtype: torch.dtype, *, sixteen_bit: bool | None = None) -> nn.Module:
-    """A part of a pipeline ("unet", "vae", "text_encoder", "text_encoder_2") from its folder, on the CPU.
+    """Load a part of a pipeline from its folder, on the CPU.
 
     Args:
-        part: its name.
-        folder: where it lies.
-        dtype: of every weight.
-        sixteen_bit: of two copies take that of 16 bits; where not given, for 16-bit dtypes.
+        part: "unet", "vae", "text_encoder" or "text_encoder_2".
+        folder: holds `config.json` and the weights.
+        dtype: of all weights.
+        sixteen_bit: take the 16-bit copy of the weights if there is one; by default for 16-bit dtypes.
 
     Raises:
         UserError: files are missing or damaged, or tensors do not fit the configuration.
     """
     config = read_json(folder / "config.json")
-    lower = dtype != torch.float32 if sixteen_bit is None else sixteen_bit
-    variant, files = weight_files(folder, part, sixteen_bit=lower)
-    check_tensors(_described(part, config, folder), part, read_headers(files), folder)
+    prefer_16_bit = dtype != torch.float32 if sixteen_bit is None else sixteen_bit
+    variant, files = weight_files(folder, part, sixteen_bit=prefer_16_bit)
+    check_tensors(_build_from_config(part, config, folder), part, read_headers(files), folder)
     model: nn.Module = CLASSES[part].from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True, variant=variant)
     return model
 
 
-def _described(part: str, config: dict[str, Any], where: Path) -> nn.Module:
+def _build_from_config(part: str, config: dict[str, Any], where: Path) -> nn.Module:
     try:
-        return on_meta(part, config)
+        return build_on_meta(part, config)
     except (TypeError, ValueError, KeyError, IndexError) as error:
         raise UserError(
-            f"{where / 'config.json'} describes no {CLASSES[part].__name__}: {error}. Take the one that the weights were saved with."
+            f"{where / 'config.json'} describes no {CLASSES[part].__name__}: {error}. Use the one that the weights were saved with."
         ) from error
 
 
 def _read_unet_file(layout: Layout, dtype: torch.dtype) -> nn.Module:
-    """A UNet without configuration: the base's widths, and of the known topologies the one that its tensors show."""
+    """Load a UNet without configuration: it gets the base's widths, and the known topology that its tensors have."""
     base = read_json(layout.pipeline / "unet" / "config.json")
-    tensors = bare(read_header(layout.unet))
-    config = next(
-        (known for known in (base, *({**base, **known} for known in TOPOLOGIES.values())) if depths(known) == depths_of_keys(tensors)), None
-    )
+    tensors = strip_prefixes(read_header(layout.unet))
+    candidates = (base, *({**base, **topology} for topology in TOPOLOGIES.values()))
+    config = next((candidate for candidate in candidates if depths(candidate) == depths_of_keys(tensors)), None)
     if config is None:
         raise UserError(
-            f"{layout.unet}: its transformer blocks {depths_of_keys(tensors)} are those of no known architecture; save the UNet as a folder with its config.json"
+            f"{layout.unet}: its transformer blocks {depths_of_keys(tensors)} fit no known architecture; save the UNet as a folder with its config.json"
         )
-    model = on_meta("unet", config)
+    model = build_on_meta("unet", config)
     check_tensors(model, "unet", tensors, layout.unet)
-    model.load_state_dict({name: tensor.to(dtype) for name, tensor in bare(load_file(layout.unet)).items()}, assign=True)
+    model.load_state_dict({name: tensor.to(dtype) for name, tensor in strip_prefixes(load_file(layout.unet)).items()}, assign=True)
     return model
 
 
 def _read_checkpoint(layout: Layout, checkpoint: Path, dtype: torch.dtype) -> Any:
-    described = {part: _described(part, read_json(layout.pipeline / part / "config.json"), layout.pipeline / part) for part in CLASSES}
-    check_checkpoint(described, read_header(checkpoint), checkpoint)
+    models = {part: _build_from_config(part, read_json(layout.pipeline / part / "config.json"), layout.pipeline / part) for part in CLASSES}
+    check_checkpoint(models, read_header(checkpoint), checkpoint)
     return PIPELINE.from_single_file(
         str(checkpoint), config=str(layout.pipeline), dtype=dtype, local_files_only=True, add_watermarker=False
     )
 
 
-def _fuse(pipeline: Any, file: Path) -> None:
-    """Add a LoRA to the weights, having seen that each of its layers has a place: diffusers leaves out those that have none."""
-    if any("dora_scale" in name for name in read_header(file)):
-        raise UserError(
-            f"LoRA {file} is a DoRA, of which diffusers leaves out the magnitudes; merge it where it was trained, and name the result"
-        )
-    try:
-        state, _ = pipeline.lora_state_dict(
-            str(file.parent), weight_name=file.name, unet_config=pipeline.unet.config, local_files_only=True
-        )
-        layers = _layers(pipeline, state)
-    except ValueError as error:
-        raise UserError(
-            f"LoRA {file} is of a kind that diffusers does not read ({str(error)[:100].strip()}); save it in the names of diffusers or of Kohya's scripts"
-        ) from error
-    modules = {f"{part}.{name}" for part in _WITH_LORA for name, _ in getattr(pipeline, part).named_modules()}
-    if homeless := sorted(layers - modules):
-        raise UserError(
-            f"LoRA {file} has {len(homeless)} layers that the model lacks, such as {homeless[0]!r}; it was made for another architecture"
-        )
+def _fuse_lora(pipeline: Any, file: Path) -> None:
+    _check_lora_layers(pipeline, file)
     try:
         pipeline.load_lora_weights(str(file.parent), weight_name=file.name, local_files_only=True)
     except (RuntimeError, ValueError) as error:
@@ -177,13 +158,33 @@ def _fuse(pipeline: Any, file: Path) -> None:
     pipeline.unload_lora_weights()
 
 
-_WITH_LORA = ("unet", "text_encoder", "text_encoder_2")  # parts that diffusers loads LoRAs into
+def _check_lora_layers(pipeline: Any, file: Path) -> None:
+    """Check that the model has every layer of a LoRA: diffusers silently skips the others."""
+    if any("dora_scale" in name for name in read_header(file)):
+        raise UserError(f"LoRA {file} is a DoRA, whose magnitudes diffusers ignores; merge it where it was trained, and name the result")
+    try:
+        state, _ = pipeline.lora_state_dict(
+            str(file.parent), weight_name=file.name, unet_config=pipeline.unet.config, local_files_only=True
+        )
+        layers = _lora_layers(pipeline, state)
+    except ValueError as error:
+        raise UserError(
+            f"LoRA {file} has a format that diffusers does not read ({str(error)[:100].strip()}); save it with the tensor names of diffusers or of Kohya's scripts"
+        ) from error
+    modules = {f"{part}.{name}" for part in _LORA_PARTS for name, _ in getattr(pipeline, part).named_modules()}
+    if surplus := sorted(layers - modules):
+        raise UserError(
+            f"LoRA {file} has {len(surplus)} layers that the model lacks, such as {surplus[0]!r}; it was made for another architecture"
+        )
 
 
-def _layers(pipeline: Any, state: dict[str, Any]) -> set[str]:
-    """The modules that a LoRA's tensors are for, in the names that diffusers turns theirs into once more as it loads them."""
-    layers = {name.split(".lora")[0] for name in state if not name.startswith(tuple(f"{part}." for part in _WITH_LORA))}
-    for part in _WITH_LORA:
+_LORA_PARTS = ("unet", "text_encoder", "text_encoder_2")  # parts that diffusers loads LoRAs into
+
+
+def _lora_layers(pipeline: Any, state: dict[str, Any]) -> set[str]:
+    """=> the names of the modules that a LoRA changes, converted from its tensors' names as diffusers does while loading."""
+    layers = {name.split(".lora")[0] for name in state if not name.startswith(tuple(f"{part}." for part in _LORA_PARTS))}
+    for part in _LORA_PARTS:
         own = {name.removeprefix(f"{part}."): tensor for name, tensor in state.items() if name.startswith(f"{part}.")}
         if part == "unet":
             own = convert_unet_state_dict_to_peft(own)

@@ -1,11 +1,11 @@
-"""Where the files of a model lie: a `ModelSpec` => folders on this disk."""
+"""Locates the files of a model: a `ModelSpec` => folders on this disk."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sdbench.errors import UserError
 from sdbench.models import hub
-from sdbench.models.files import STEMS, kind_of, read_header, read_headers, read_json, weight_files
+from sdbench.models.files import STEMS, checkpoint_kind, read_header, read_headers, read_json, weight_files
 from sdbench.models.spec import ModelSpec
 from sdbench.scenes.embedded import WEIGHTS
 
@@ -22,12 +22,12 @@ PART_CLASSES = {
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each part of a model lies.
+    """The paths of a model's parts.
 
     Attributes:
         pipeline: folder with `model_index.json`.
         unet: folder or file of the UNet.
-        checkpoint: the file that all weights come from; `pipeline` then lends its configuration and tokenizers.
+        checkpoint: file that holds all weights; only configuration and tokenizers then come from `pipeline`.
         lora: file of the LoRA.
     """
 
@@ -38,11 +38,11 @@ class Layout:
 
     @property
     def unet_config(self) -> Path:
-        """The UNet's configuration: beside its weights, or the pipeline's where those are one file."""
+        """=> the path of the UNet's configuration: in its folder, or in the pipeline's if the UNet is a single file."""
         return (self.unet if self.unet.is_dir() else self.pipeline / "unet") / "config.json"
 
     def weights(self, *, sixteen_bit: bool) -> dict[str, list[Path]]:
-        """Weight files of each part.
+        """=> the weight files of each part.
 
         Raises:
             UserError: a part has none.
@@ -50,38 +50,38 @@ class Layout:
         if self.checkpoint:
             return {"checkpoint": [self.checkpoint]}
         folders = {part: self.pipeline / part for part in STEMS} | {"unet": self.unet}
-        return {part: [at] if at.is_file() else weight_files(at, part, sixteen_bit=sixteen_bit)[1] for part, at in folders.items()}
+        return {part: [path] if path.is_file() else weight_files(path, part, sixteen_bit=sixteen_bit)[1] for part, path in folders.items()}
 
 
 def locate(spec: ModelSpec) -> Layout:
-    """Find the files of a model that has some (neither random nor rendered).
+    """Locate the files of a model that has any (neither random nor rendered).
 
     Raises:
-        UserError: they are not on this disk, or are not those of an SDXL pipeline.
+        UserError: they are not on this disk, or do not make an SDXL pipeline.
     """
     folder = _folder(spec)
     pipeline = _folder(spec.base) if spec.base else folder
-    check_index(pipeline)
-    checkpoint = folder if spec.source == "file" and kind_of(folder, read_header(folder)) == "checkpoint" else None
-    return Layout(pipeline, folder if spec.base else folder / "unet", checkpoint, _lora(spec.lora) if spec.lora else None)
+    check_model_index(pipeline)
+    checkpoint = folder if spec.source == "file" and checkpoint_kind(folder, read_header(folder)) == "checkpoint" else None
+    return Layout(pipeline, folder if spec.base else folder / "unet", checkpoint, _lora_file(spec.lora) if spec.lora else None)
 
 
-def check_here(spec: ModelSpec) -> None:
-    """See that what is on this disk of a model has weights that can be read, whatever of it is still to be fetched.
+def check_local_files(spec: ModelSpec) -> None:
+    """Check the weight files of a model's local parts; parts on the Hub may still have to be downloaded.
 
     Raises:
-        UserError: as `locate` and `Layout.weights`.
+        UserError: see `locate` and `Layout.weights`.
     """
     if spec.lora and Path(spec.lora).is_absolute():
-        _lora(spec.lora)
+        _lora_file(spec.lora)
     if spec.source == "unet-folder":
         weight_files(Path(spec.location), "unet", sixteen_bit=False)
     if spec.source in ("folder", "unet-folder", "file") and (spec.base is None or spec.base.source != "hub"):
         locate(replace(spec, lora=None)).weights(sixteen_bit=False)
 
 
-def check_index(folder: Path) -> None:
-    """See that a folder is an SDXL pipeline of stock parts, so that no other code is loaded for it.
+def check_model_index(folder: Path) -> None:
+    """Check that a folder is an SDXL pipeline of stock parts, so that no other code is loaded for it.
 
     Raises:
         UserError: it is not.
@@ -102,20 +102,20 @@ def check_index(folder: Path) -> None:
 
 def _folder(spec: ModelSpec) -> Path:
     if spec.source == "embedded":
-        return _present(WEIGHTS / spec.location, "the embedded weights are part of the package: install it again, or train them anew")
+        return _existing(WEIGHTS / spec.location, "the embedded weights are part of the package: install it again, or train them anew")
     if spec.source == "hub":
-        return _cached(spec.location, spec.revision)
-    return _present(Path(spec.location), "it was moved or deleted since it was named")
+        return _cached_snapshot(spec.location, spec.revision)
+    return _existing(Path(spec.location), "it was moved or deleted since it was named")
 
 
-def _present(path: Path, advice: str) -> Path:
+def _existing(path: Path, advice: str) -> Path:
     if not path.exists():
         raise UserError(f"{path} is not there: {advice}")
     return path
 
 
-def _cached(repository: str, revision: str | None = None) -> Path:
-    folder = hub.cached(repository, revision)
+def _cached_snapshot(repository: str, revision: str | None = None) -> Path:
+    folder = hub.cached_snapshot(repository, revision)
     if folder is None:
         raise UserError(
             f"the weights of {repository!r} are not on this disk; fetch them where the Hub is reachable, or name a folder that holds them"
@@ -123,8 +123,8 @@ def _cached(repository: str, revision: str | None = None) -> Path:
     return folder
 
 
-def _lora(lora: str) -> Path:
-    path = Path(lora) if Path(lora).is_absolute() else _cached(lora)
+def _lora_file(lora: str) -> Path:
+    path = Path(lora) if Path(lora).is_absolute() else _cached_snapshot(lora)
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
     chosen = next((file for file in files if file.name == "pytorch_lora_weights.safetensors"), files[0] if len(files) == 1 else None)
     if chosen is None or chosen.suffix != ".safetensors":

@@ -1,7 +1,7 @@
 """Pipelines of a known architecture with random weights: enough to measure latency, memory and FLOPs without the Hub.
 
-The weights are brought to a scale at which numbers stay as large as in a trained network (`calibration`): zeros, tiny
-numbers and NaN take other times.
+The weights are scaled so that activations are as large as in a trained network (see `activation_scale`), because zeros,
+tiny numbers and NaN are computed at other speeds.
 """
 
 import tempfile
@@ -23,43 +23,43 @@ from sdbench.models.text_encoders import letter_tokenizer
 
 
 def random_pipeline(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> Any:
-    """Build it in place: no tensor ever exists in another dtype or on another device.
+    """Build a pipeline with random weights; no tensor ever exists in another dtype or on another device.
 
     Raises:
-        RuntimeError: a block's activations are not of a sane size.
+        RuntimeError: see `activation_scale.calibrate`.
     """
     parts = PARTS[spec.family]
     text = parts["text_encoder"]
-    with tempfile.TemporaryDirectory() as made:
-        tokens = letter_tokenizer(Path(made), vocabulary=text["vocab_size"], tokens=text["max_position_embeddings"])
-    with _building(dtype, device):
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = letter_tokenizer(Path(folder), vocabulary=text["vocab_size"], tokens=text["max_position_embeddings"])
+    with _seeded_construction(dtype, device):
         networks = random_parts(spec.family, spec.architecture)
-    # The scheduler stays out of it, as in a pipeline that was read: NumPy takes its tables from the CPU.
-    pipe = PIPELINE(**networks, tokenizer=tokens, tokenizer_2=tokens, scheduler=_scheduler(parts["scheduler"]), add_watermarker=False)
+    # The scheduler is built on the CPU, as in a pipeline loaded from disk: NumPy reads its tables there.
+    pipe = PIPELINE(**networks, tokenizer=tokenizer, tokenizer_2=tokenizer, scheduler=_scheduler(parts["scheduler"]), add_watermarker=False)
     pipe.set_progress_bar_config(disable=True)
     activation_scale.calibrate(pipe)
     return pipe
 
 
-def tiny_vae(full: Any) -> Any:
-    """An `AutoencoderTiny` with random weights that takes a VAE's latents and gives pictures of its size, where that VAE is.
+def random_tiny_vae(full: Any) -> Any:
+    """Build an `AutoencoderTiny` with random weights that decodes the latents of `full` to pictures of the same size, on its device.
 
-    TAESD's shape for SDXL's VAE (64 channels, a picture 8 times as wide as its latents), narrower for narrower ones.
+    For SDXL's VAE it has the shape of TAESD (64 channels, pictures 8 times as wide as latents), for narrower VAEs fewer channels.
     """
     widths, levels = (max(16, full.config.block_out_channels[0] // 2),), len(full.config.block_out_channels)
     blocks = {"num_encoder_blocks": (1, *(3,) * (levels - 1)), "num_decoder_blocks": (*(3,) * (levels - 1), 1)}
     sides = dict.fromkeys(("encoder_block_out_channels", "decoder_block_out_channels"), widths * levels)
-    with _building(full.dtype, full.device):
-        made: Any = diffusers.AutoencoderTiny(latent_channels=full.config.latent_channels, **blocks, **sides)
-    made.eval().requires_grad_(requires_grad=False)
+    with _seeded_construction(full.dtype, full.device):
+        tiny: Any = diffusers.AutoencoderTiny(latent_channels=full.config.latent_channels, **blocks, **sides)
+    tiny.eval().requires_grad_(requires_grad=False)
     shape = (1, full.config.latent_channels, activation_scale.LATENT_SIDE, activation_scale.LATENT_SIDE)
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(RANDOM_SEED)).to(full.device, full.dtype)
-    activation_scale.calibrate_network(made.decoder, lambda: made.decode(latents))
-    return made
+    activation_scale.calibrate_network(tiny.decoder, lambda: tiny.decode(latents))
+    return tiny
 
 
 def random_parts(family: str, architecture: str) -> dict[str, torch.nn.Module]:
-    """The four networks of a pipeline as the libraries initialise them, on torch's default device and dtype."""
+    """Build the four networks of a pipeline as the libraries initialise them, in torch's default dtype and on its default device."""
     parts = PARTS[family]
     return {
         "unet": CLASSES["unet"](**unet_config(architecture, cast("Any", family))),
@@ -74,7 +74,7 @@ def _scheduler(config: dict[str, Any]) -> Any:
 
 
 @contextmanager
-def _building(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
+def _seeded_construction(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
     before = torch.get_default_dtype()
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), device:

@@ -1,4 +1,4 @@
-"""From what a user names to what is loaded: a catalogue name, a folder, a file or a Hub repository => a `ModelSpec`."""
+"""Resolves what a user names to a `ModelSpec`: a catalogue name, a folder, a file or a Hub repository."""
 
 import difflib
 import re
@@ -7,31 +7,35 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from sdbench.errors import IncompleteError, UserError, unknown
+from sdbench.errors import IncompleteError, UserError, unknown_name
 from sdbench.models.architectures import TOPOLOGIES, Family, architecture_of, depths, depths_of_keys, family_of, ldm_depths, unet_config
 from sdbench.models.catalogue import CATALOGUE, TEACHERS, Source
-from sdbench.models.files import Tensor, bare, kind_of, read_header, read_json
+from sdbench.models.files import Tensor, checkpoint_kind, read_header, read_json, strip_prefixes
 
 UNET_CLASS = "UNet2DConditionModel"
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _AT_REVISION = re.compile(rf"(?P<repository>{HUB_NAME.pattern})(?:@(?P<revision>[\w./-]+))?")
-_STOCK_FILES = ("diffusion_pytorch_model", "diffusion_pytorch_model.fp16", "model")  # what trainers call the weights of every checkpoint,
-_STOCK_FOLDERS = ("unet", "unet_ema")  # and the folders in it
+_STOCK_FILES = (
+    "diffusion_pytorch_model",
+    "diffusion_pytorch_model.fp16",
+    "model",
+)  # names that trainers give to the weights of all checkpoints
+_STOCK_FOLDERS = ("unet", "unet_ema")  # and to the folders in them
 RANDOM_LABEL = "random weights"
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model to measure: JSON-serialisable through `dataclasses.asdict`, and back through `from_dict`.
+    """A model to measure. `dataclasses.asdict` makes JSON of it, `from_dict` reads that back.
 
     Attributes:
-        name: what tables call it.
-        architecture: a topology of `architectures.TOPOLOGIES`, "custom", or "" for pictures without a model.
-        location: Hub repository, absolute path, or folder of the embedded weights; "" for random and rendered; the digest of a
-            pipeline in memory.
-        base: the pipeline that text encoders, VAE and scheduler come from, where `location` is only a UNet; of a
-            checkpoint in one file, only its configuration and tokenizers are taken.
+        name: its name in tables.
+        architecture: a name in `architectures.TOPOLOGIES`, "custom", or "" for pictures without a model.
+        location: Hub repository, absolute path, or folder of the embedded weights; for a pipeline in memory its digest; ""
+            for random and rendered.
+        base: the pipeline that supplies text encoders, VAE and scheduler if `location` is only a UNet; for a checkpoint in
+            one file, it supplies only configuration and tokenizers.
         lora: absolute path or Hub repository of a LoRA that is fused into the weights.
         revision: of a Hub repository; None for the newest.
     """
@@ -47,12 +51,12 @@ class ModelSpec:
 
     @property
     def label(self) -> str:
-        """What every table says beside the name where weights are not what they seem."""
+        """=> a warning that tables show beside the name: `RANDOM_LABEL` for random weights, otherwise ""."""
         return RANDOM_LABEL if self.source == "random" else ""
 
     @property
     def origin(self) -> str:
-        """The source as records state it: `hub:<repo>@<commit>`, `folder:<name>`, `file:<name>`, `embedded`, `random`, `rendered`, `memory`."""
+        """=> the source as written to records: `hub:<repo>@<commit>`, `folder:<name>`, `file:<name>`, `embedded`, `random`, `rendered`, `memory`."""
         match self.source:
             case "hub":
                 folder = _snapshot(self.location, self.revision)
@@ -65,7 +69,7 @@ class ModelSpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The spec that `dataclasses.asdict` made `values` of."""
+        """Rebuild a spec from the result of `dataclasses.asdict`."""
         base = values.get("base")
         return cls(**{**values, "base": cls.from_dict(base) if base else None})
 
@@ -78,33 +82,34 @@ def resolve(
     name: str | None = None,
     random: bool = False,
 ) -> ModelSpec:
-    """Find out what a user means; reads configs and headers, never weights.
+    """Resolve what a user names => its spec; reads configurations and headers, never weights.
 
     Args:
         what: catalogue name, path of a pipeline folder, UNet folder or `.safetensors` file, or on the Hub `owner/name`, or
             `owner/name@revision` with a branch, tag or commit.
-        base: the pipeline (named likewise) that completes a bare UNet.
+        base: the pipeline (named in the same way) that completes a bare UNet.
         lora: path or Hub repository of a LoRA to fuse.
-        name: what tables call it; by default the catalogue's name or the last part of the path, with the one before it where all checkpoints share the last.
+        name: its name in tables; by default the catalogue's name or the last part of the path, preceded by the parent if the last
+            part is the same for all checkpoints.
         random: take the architecture of the catalogue's entry, with random weights.
 
     Raises:
-        UserError: nothing is known by that name, or the options do not fit what was found.
+        UserError: there is no such model, or the options do not fit it.
     """
-    completes = resolve(base) if isinstance(base, str) else base
-    if completes is not None and (completes.base is not None or completes.source in ("random", "rendered", "file")):
+    completion = resolve(base) if isinstance(base, str) else base
+    if completion is not None and (completion.base is not None or completion.source in ("random", "rendered", "file")):
         raise UserError(
-            f"--base {completes.name!r} is no whole pipeline with weights in diffusers layout ({completes.source}); name one, such as 'sdxl'"
+            f"--base {completion.name!r} is no whole pipeline with weights in diffusers layout ({completion.source}); name one, such as 'sdxl'"
         )
-    spec = _random(what) if random else _found(what, completes)
+    spec = _random_spec(what) if random else _spec_of(what, completion)
     if lora is not None:
         spec = _with_lora(spec, lora)
-    if completes is not None and spec.base != completes:
+    if completion is not None and spec.base != completion:
         raise UserError(f"{what!r} is a whole pipeline already; leave --base out, it only completes a bare UNet")
-    return named(spec, name)
+    return with_name(spec, name)
 
 
-def _found(what: str, base: ModelSpec | None) -> ModelSpec:
+def _spec_of(what: str, base: ModelSpec | None) -> ModelSpec:
     path = Path(what).expanduser()
     if what in CATALOGUE:
         return _from_catalogue(what)
@@ -112,21 +117,21 @@ def _found(what: str, base: ModelSpec | None) -> ModelSpec:
         return _from_folder(path.resolve(), base)
     if path.is_file():
         return _from_file(path.resolve(), base)
-    if (found := _AT_REVISION.fullmatch(what)) and not path.parent.is_dir():
-        return _from_hub(found["repository"], base, found["revision"])
-    raise _nothing(what, path)
+    if (match := _AT_REVISION.fullmatch(what)) and not path.parent.is_dir():
+        return _from_hub(match["repository"], base, match["revision"])
+    raise _not_found(what, path)
 
 
-def _nothing(what: str, path: Path) -> UserError:
-    ways = (
+def _not_found(what: str, path: Path) -> UserError:
+    advice = (
         "A model is a name of the catalogue, the path of a folder in diffusers layout or of a .safetensors file, or owner/name or "
         "owner/name@revision on the Hub."
     )
     if "/" not in what and "\\" not in what:
-        return unknown("model", what, CATALOGUE, ways)
-    beside = [entry.name for entry in path.parent.glob("*")] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, beside, 1)
-    return UserError(f"no folder or file {what!r}" + (f"; did you mean {str(path.parent / near[0])!r}?" if near else ".") + f" {ways}")
+        return unknown_name("model", what, CATALOGUE, advice)
+    siblings = [entry.name for entry in path.parent.glob("*")] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, siblings, 1)
+    return UserError(f"no folder or file {what!r}" + (f"; did you mean {str(path.parent / near[0])!r}?" if near else ".") + f" {advice}")
 
 
 def _from_catalogue(name: str) -> ModelSpec:
@@ -135,10 +140,10 @@ def _from_catalogue(name: str) -> ModelSpec:
     return ModelSpec(name, entry.family, entry.architecture, entry.source, entry.location, base)
 
 
-def _random(what: str) -> ModelSpec:
+def _random_spec(what: str) -> ModelSpec:
     if what not in CATALOGUE:
         raise UserError(
-            f"random weights need an architecture of the catalogue: {unknown('model', what, (name for name, e in CATALOGUE.items() if e.architecture))}"
+            f"random weights need an architecture of the catalogue: {unknown_name('model', what, (name for name, e in CATALOGUE.items() if e.architecture))}"
         )
     entry = CATALOGUE[what]
     if entry.source == "rendered":
@@ -153,7 +158,7 @@ def _from_folder(folder: Path, base: ModelSpec | None) -> ModelSpec:
     if not (folder / "config.json").is_file():
         raise UserError(
             f"{folder} is no checkpoint: it holds neither model_index.json (a pipeline) nor config.json (a UNet), "
-            f"but {', '.join(sorted(entry.name for entry in folder.iterdir())[:5]) or 'nothing'}.{_inside(folder)}"
+            f"but {', '.join(sorted(entry.name for entry in folder.iterdir())[:5]) or 'nothing'}.{_advise_contents(folder)}"
         )
     config = read_json(folder / "config.json")
     if config.get("_class_name") != UNET_CLASS:
@@ -161,21 +166,23 @@ def _from_folder(folder: Path, base: ModelSpec | None) -> ModelSpec:
             f"{folder / 'config.json'} describes a {config.get('_class_name')!r}, expected {UNET_CLASS!r} or, for a whole pipeline, a model_index.json beside it"
         )
     family = family_of(config)
-    return ModelSpec(_telling(folder), family, architecture_of(config), "unet-folder", str(folder), _needed(base, folder, family))
+    return ModelSpec(
+        _checkpoint_name(folder), family, architecture_of(config), "unet-folder", str(folder), _require_base(base, folder, family)
+    )
 
 
-def _telling(path: Path) -> str:
-    """A name that tells one checkpoint from the next: of `checkpoint-1000/unet`, and of the weights in it, `checkpoint-1000-unet`."""
+def _checkpoint_name(path: Path) -> str:
+    """=> a name that differs between checkpoints: `checkpoint-1000-unet` for `checkpoint-1000/unet` and for the weights in it."""
     if path.is_file():
-        return _telling(path.parent) if path.stem in _STOCK_FILES else path.stem
+        return _checkpoint_name(path.parent) if path.stem in _STOCK_FILES else path.stem
     return f"{path.parent.name}-{path.name}" if path.name in _STOCK_FOLDERS else path.name
 
 
-def _inside(folder: Path) -> str:
-    """What of a folder can be named."""
+def _advise_contents(folder: Path) -> str:
+    """=> a sentence that names the UNets in a folder, "" if there are none."""
     unets = sorted(config.parent for config in folder.glob("*/config.json") if read_json(config).get("_class_name") == UNET_CLASS)
-    if found := [str(path) for path in (*unets, *sorted(folder.glob("*.safetensors")))]:
-        return f" Name what is in it, with --base: {' or '.join(found)}."
+    if candidates := [str(path) for path in (*unets, *sorted(folder.glob("*.safetensors")))]:
+        return f" Name what is in it, with --base: {' or '.join(candidates)}."
     return ""
 
 
@@ -186,15 +193,15 @@ def _from_file(path: Path, base: ModelSpec | None) -> ModelSpec:
             f"\"import torch; from safetensors.torch import save_file; found = torch.load({str(path)!r}, map_location='cpu', weights_only=True); "
             f"save_file({{name: tensor.clone() for name, tensor in found.get('state_dict', found).items()}}, {str(path.with_suffix('.safetensors'))!r})\""
         )
-    tensors = bare(read_header(path))
-    ldm = kind_of(path, tensors) == "checkpoint"
+    tensors = strip_prefixes(read_header(path))
+    ldm = checkpoint_kind(path, tensors) == "checkpoint"
     family, architecture = _family_of_tensors(tensors), _architecture_of_tensors(tensors, ldm=ldm)
-    return ModelSpec(_telling(path), family, architecture, "file", str(path), _needed(base, path, family, ldm=ldm))
+    return ModelSpec(_checkpoint_name(path), family, architecture, "file", str(path), _require_base(base, path, family, ldm=ldm))
 
 
 def _architecture_of_tensors(tensors: Mapping[str, Tensor], *, ldm: bool) -> str:
-    found, expected = depths_of_keys(tensors), ldm_depths if ldm else depths
-    return next((name for name in TOPOLOGIES if expected(unet_config(name)) == found), "custom")
+    actual, expected = depths_of_keys(tensors), ldm_depths if ldm else depths
+    return next((name for name in TOPOLOGIES if expected(unet_config(name)) == actual), "custom")
 
 
 def _family_of_tensors(tensors: Mapping[str, Tensor]) -> Family:
@@ -203,7 +210,7 @@ def _family_of_tensors(tensors: Mapping[str, Tensor]) -> Family:
     return family_of({"cross_attention_dim": widths.pop()}) if len(widths) == 1 else "custom"
 
 
-def _needed(base: ModelSpec | None, path: Path, family: Family, *, ldm: bool = False) -> ModelSpec:
+def _require_base(base: ModelSpec | None, path: Path, family: Family, *, ldm: bool = False) -> ModelSpec:
     if base is not None:
         return base
     holds = "no configuration and tokenizers" if ldm else "only a UNet"
@@ -218,24 +225,24 @@ def _from_hub(repository: str, base: ModelSpec | None, revision: str | None) -> 
     folder = _snapshot(repository, revision)
     config = folder / "config.json" if folder and base else folder / "unet" / "config.json" if folder else None
     if config is None or not config.is_file():
-        return spec  # what it is shows once it is fetched
+        return spec  # its architecture is known once it is downloaded
     content = read_json(config)
     return replace(spec, family=family_of(content), architecture=architecture_of(content))
 
 
 def _snapshot(repository: str, revision: str | None) -> Path | None:
-    """Where a repository of the Hub lies on this disk, in a folder that is called as its commit."""
-    from sdbench.models import hub  # takes half a second, which a gate on names need not
+    """=> the folder of a downloaded Hub repository, named by its commit; None if it is not on this disk."""
+    from sdbench.models import hub  # the import takes half a second, which a gate on names does not need
 
-    return hub.cached(repository, revision)
+    return hub.cached_snapshot(repository, revision)
 
 
-def recognised(spec: ModelSpec) -> ModelSpec:
-    """A model of the Hub as what its configuration says, where that is on this disk by now; any other as it is."""
+def with_cached_architecture(spec: ModelSpec) -> ModelSpec:
+    """=> a Hub model with the family and architecture of its configuration, if that was downloaded since; any other spec unchanged."""
     if spec.source != "hub":
         return spec
-    found = _from_hub(spec.location, spec.base, spec.revision)
-    return replace(spec, family=found.family, architecture=found.architecture) if found.architecture != "custom" else spec
+    cached = _from_hub(spec.location, spec.base, spec.revision)
+    return replace(spec, family=cached.family, architecture=cached.architecture) if cached.architecture != "custom" else spec
 
 
 def _with_lora(spec: ModelSpec, lora: str) -> ModelSpec:
@@ -249,11 +256,11 @@ def _with_lora(spec: ModelSpec, lora: str) -> ModelSpec:
     raise UserError(f"no LoRA {lora!r}: it is the path of a .safetensors file or of a folder that holds one, or owner/name on the Hub")
 
 
-def named(spec: ModelSpec, name: str | None) -> ModelSpec:
-    """The spec under the name that tables will call it.
+def with_name(spec: ModelSpec, name: str | None) -> ModelSpec:
+    """=> the spec under another name, or under its own made fit for a file name.
 
     Raises:
-        UserError: it cannot be a file's name, or is the catalogue's for another model.
+        UserError: it cannot be part of a file name, or the catalogue has it for another model.
     """
     chosen = name or re.sub(r"[^\w.+-]+", "-", spec.name).lstrip(".-_+")
     if not NAME.fullmatch(chosen):

@@ -1,4 +1,4 @@
-"""The stock classes that a pipeline is made of, typed `Any`: strict checking cannot follow the libraries' annotations."""
+"""The stock classes of a pipeline and its parts, typed `Any`: strict type checking cannot follow the libraries' annotations."""
 
 from typing import Any
 
@@ -16,8 +16,8 @@ CLASSES: dict[str, Any] = {
 }
 
 
-def quiet() -> None:
-    """Silence the libraries' own progress bars, and their warnings: what they warn of while loading is an error here."""
+def silence_libraries() -> None:
+    """Turn off the progress bars and warnings of diffusers and transformers; `checks` makes errors of what they warn about."""
     libraries: tuple[Any, ...] = (diffusers_logging, transformers_logging)
     for library in libraries:
         library.disable_progress_bar()

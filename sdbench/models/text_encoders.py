@@ -1,7 +1,7 @@
-"""Text encoders on disk, what they take, and a tokenizer for pipelines that have no weights.
+"""Text encoders on disk, their token ids, and a tokenizer for pipelines with random weights.
 
-Since transformers 5.6 a freshly built `CLIPTextModel` names its tensors without the prefix `text_model.` that every
-published checkpoint has and that other readers expect; `save_text_encoder` writes the published names.
+Since transformers 5.6 a newly built `CLIPTextModel` names its tensors without the prefix `text_model.`, which every
+published checkpoint has and other readers expect; `save_text_encoder` writes the published names.
 """
 
 import json
@@ -18,7 +18,7 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def save_text_encoder(encoder: CLIPTextModel | CLIPTextModelWithProjection, folder: Path) -> None:
-    """Write `config.json` and `model.safetensors` to `folder`, tensors named as in the Hub's checkpoints."""
+    """Write `config.json` and `model.safetensors` to `folder`, with tensors named as in checkpoints on the Hub."""
     folder.mkdir(parents=True, exist_ok=True)
     encoder.config.architectures = [type(encoder).__name__]
     encoder.config.save_pretrained(folder)
@@ -27,12 +27,12 @@ def save_text_encoder(encoder: CLIPTextModel | CLIPTextModelWithProjection, fold
 
 
 def hub_key(key: str) -> str:
-    """A tensor's name in the Hub's checkpoints, whichever name this transformers gives it."""
+    """=> a tensor's name in checkpoints on the Hub, whatever the installed transformers calls it."""
     return key if key.startswith(PREFIX) or key == PROJECTION else PREFIX + key
 
 
 def token_ids(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Tensor:
-    """Captions => N x tokens, padded and cut to the length that the tokenizer's text encoder takes."""
+    """Tokenize captions => N x tokens, padded or cut to the length that the text encoder takes."""
     ids: Tensor = tokenizer(
         list(captions), padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
     ).input_ids
@@ -40,15 +40,15 @@ def token_ids(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Tensor:
 
 
 def letter_tokenizer(folder: Path, *, vocabulary: int, tokens: int) -> CLIPTokenizer:
-    """A CLIP tokenizer without merges, one token a letter; its files land in `folder`.
+    """Build a CLIP tokenizer without merges, one token a letter, and save it to `folder`.
 
-    The ids agree with the real tokenizer's where both have them: bytes 0..255, bytes that end a word 256..511, and the
-    start and end of text as the last two of the vocabulary.
+    The ids agree with those of the real tokenizer: bytes are 0..255, bytes that end a word 256..511, and start and end of
+    text the last two of the vocabulary.
 
     Args:
-        folder: made where it is missing.
+        folder: created if it is missing.
         vocabulary: size of the text encoder's embedding, at least 514.
-        tokens: length that prompts are padded and cut to.
+        tokens: length to pad or cut prompts to.
     """
     letters = _byte_letters()
     ids = {letter: number for number, letter in enumerate([*letters, *(f"{letter}</w>" for letter in letters)])}
@@ -56,13 +56,13 @@ def letter_tokenizer(folder: Path, *, vocabulary: int, tokens: int) -> CLIPToken
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps(ids))
     (folder / "merges.txt").write_text("#version: 0.2\n")
-    made: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=tokens, pad_token=END)
-    made.save_pretrained(folder)
-    return made
+    tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=tokens, pad_token=END)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
 
 
 def _byte_letters() -> list[str]:
-    """The printable stand-in of each byte, in the order of CLIP's vocabulary (as GPT-2's byte-level encoding)."""
+    """=> the printable character for each byte, in the order of CLIP's vocabulary (GPT-2's byte-level encoding)."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = 256 - len(printable)
     return [chr(byte) for byte in printable] + [chr(256 + number) for number in range(hidden)]

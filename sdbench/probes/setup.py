@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from sdbench.models.loading import load as load_pipeline
-from sdbench.models.random_weights import tiny_vae
+from sdbench.models.random_weights import random_tiny_vae
 from sdbench.probes.request import Request
 from sdbench.probes.stages import Stages
 from sdbench.settings import Setting
@@ -35,7 +35,7 @@ def apply_setting(pipe: Any, setting: Setting) -> None:
     compiled as a whole.
     """
     if setting.vae == "tiny":
-        pipe.vae = tiny_vae(pipe.vae)
+        pipe.vae = random_tiny_vae(pipe.vae)
     if setting.channels_last:
         for part in (pipe.unet, pipe.vae):
             part.to(memory_format=torch.channels_last)

@@ -1,6 +1,6 @@
-"""Building and importing references. Pictures stream through the encoder in blocks, so memory does not grow with their number.
+"""Builds and imports references. Pictures stream through the encoder in blocks, so memory does not grow with their number.
 
-A block's features are kept under its content until the whole is done: a build that was killed goes on where it stood.
+The features of a block are stored by its content until the reference is complete: a build that was killed continues where it stopped.
 """
 
 import hashlib
@@ -17,14 +17,14 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from sdbench.arrays import F32, F64, U8
-from sdbench.assets.sources import read_table, stream
+from sdbench.assets.sources import open_picture, read_table
 from sdbench.disk import digest
 from sdbench.encoders.catalogue import Encoder
 from sdbench.errors import UserError
 from sdbench.metrics.frechet import Gaussian, Moments
 from sdbench.models.spec import NAME
-from sdbench.reference.cards import KEPT, Card, card_of, folder, save
-from sdbench.store import SUFFIXES, kept, mode_of
+from sdbench.reference.cards import MAX_FEATURES, Card, card_of, folder, save
+from sdbench.store import SUFFIXES, load_or_compute, mode_of
 
 BLOCK = 64  # pictures in memory at a time
 
@@ -34,8 +34,8 @@ class Pictures:
     """Real pictures, undecoded.
 
     Attributes:
-        names: what an error calls each.
-        read: the bytes of the i-th.
+        names: one for each picture, for errors.
+        read: index => the bytes of that picture.
     """
 
     source: str
@@ -43,106 +43,107 @@ class Pictures:
     read: Callable[[int], bytes]
 
 
-def in_folder(path: Path, n: int | None = None) -> Pictures:
-    """The pictures below a folder, by name; the first `n` of them.
+def pictures_in_folder(path: Path, n: int | None = None) -> Pictures:
+    """=> the pictures in a folder and its subfolders, sorted by name; only the first `n` if given.
 
     Raises:
-        UserError: there are fewer than `n`, or than 2.
+        UserError: there are fewer than `n`, or fewer than 2.
     """
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES) if path.is_dir() else []
-    return Pictures(path.name, [str(file) for file in files[: _enough(str(path), len(files), n)]], lambda row: files[row].read_bytes())
+    return Pictures(path.name, [str(file) for file in files[: _check_count(str(path), len(files), n)]], lambda row: files[row].read_bytes())
 
 
-def in_dataset(what: str, split: str = "train", column: str | None = None, n: int | None = None) -> Pictures:
-    """The pictures of whatever `datasets` opens; the first `n` rows.
+def pictures_in_dataset(what: str, split: str = "train", column: str | None = None, n: int | None = None) -> Pictures:
+    """=> the pictures of any source that `datasets` opens; only the first `n` rows if given.
 
     Raises:
-        MissingError, UserError: as `sources.read_table`; or there are fewer than `n`, or than 2.
+        MissingError, UserError: see `sources.read_table`; or there are fewer than `n`, or fewer than 2.
     """
     table = read_table(what, split)
     rows = table.pictures(column)
 
     def read(row: int) -> bytes:
         (picture,) = rows[row].values()
-        with stream(picture) as file:
+        with open_picture(picture) as file:
             return file.read()
 
     return Pictures(
-        f"{table.version or table.name} ({split})", [f"row {row} of {what}" for row in range(_enough(what, len(rows), n))], read
+        f"{table.version or table.name} ({split})", [f"row {row} of {what}" for row in range(_check_count(what, len(rows), n))], read
     )
 
 
-def _enough(where: str, found: int, n: int | None) -> int:
+def _check_count(where: str, found: int, n: int | None) -> int:
     wanted = 2 if n is None else n
     if wanted < 2:
-        raise UserError(f"--n {n}: a reference is of at least 2 pictures")
+        raise UserError(f"--n {n}: a reference needs at least 2 pictures")
     if found < wanted:
         raise UserError(f"{where} holds {found} pictures ({', '.join(sorted(SUFFIXES))}); a reference of {n or 'at least 2'} was asked for")
     return found if n is None else n
 
 
 def build(name: str, pictures: Pictures, encoder: Encoder, runs: Path) -> Card:
-    """Compute the reference of these pictures under an encoder, if it is not there yet => its card.
+    """Compute the reference of these pictures under an encoder, if it does not exist yet => its card.
 
     Raises:
         UserError: a picture cannot be read, or the name is taken by other pictures or by other weights of the encoder.
     """
-    taken, n = _free(name, encoder.name, runs), len(pictures.names)
-    if taken:
-        return _same(taken, pictures, encoder, runs)
+    existing, n = _existing_card(name, encoder.name, runs), len(pictures.names)
+    if existing:
+        return _check_same(existing, pictures, encoder, runs)
     blocks = folder(name, runs) / f".{encoder.name}"
-    moments, spread, whole = Moments(), [], hashlib.sha256()
-    for rows, contents in _blocks(pictures, f"{name}, {encoder.name}"):
-        hashes = [hashlib.sha256(content).digest() for content in contents]
-        whole.update(b"".join(hashes))
-        part = blocks / f"{digest([encoder.id(), b''.join(hashes).hex()])}.npy"
-        features = kept(part, partial(_features, contents, [pictures.names[row] for row in rows], encoder))
+    moments, kept, sha256 = Moments(), [], hashlib.sha256()
+    for rows, contents in _read_blocks(pictures, f"{name}, {encoder.name}"):
+        hashes = b"".join(hashlib.sha256(content).digest() for content in contents)
+        sha256.update(hashes)
+        path = blocks / f"{digest([encoder.id(), hashes.hex()])}.npy"
+        features = load_or_compute(path, partial(_features, contents, [pictures.names[row] for row in rows], encoder))
         moments.add(features)
-        spread.append(features[[_is_kept(row, n) for row in rows]])
-    data = {"source": pictures.source, "sha256": whole.hexdigest()}
-    made = _digest(data["sha256"], n, encoder.id())
-    card = save(
-        Card(name=name, digest=made, encoder=encoder.name, encoder_id=encoder.id(), data=data, n=n),
-        moments.gaussian(), np.concatenate(spread), runs,
-    )  # fmt: skip
+        kept.append(features[[_is_kept(row, n) for row in rows]])
+    data = {"source": pictures.source, "sha256": sha256.hexdigest()}
+    reference_digest = _digest(data["sha256"], n, encoder.id())
+    card = Card(name=name, digest=reference_digest, encoder=encoder.name, encoder_id=encoder.id(), data=data, n=n)
+    card = save(card, moments.gaussian(), np.concatenate(kept), runs)
     shutil.rmtree(blocks, ignore_errors=True)
     return card
 
 
-def take(name: str, file: Path, encoder: str, n: int, source: str, runs: Path) -> Card:
-    """Import published moments: a `.npz` with `mu` and `sigma`, as pytorch-fid writes them => its card.
+def import_moments(name: str, file: Path, encoder: str, n: int, source: str, runs: Path) -> Card:
+    """Import published moments, a `.npz` with `mu` and `sigma`, as pytorch-fid writes them => the card of the reference.
 
     Args:
-        encoder: what its maker says it was made with.
-        n: pictures behind it, which the file itself does not say.
+        name: of the reference.
+        file: the `.npz`.
+        encoder: the encoder that its authors state.
+        n: number of pictures behind it, which the file does not tell.
         source: where it was published.
+        runs: folder that gets the reference.
 
     Raises:
-        UserError: it holds something else, or the name is taken by another file or n.
+        UserError: the file holds something else, or the name is taken by another file or n.
     """
-    content, mean, covariance = _published(file)
+    content, mean, covariance = _read_moments(file)
     if n < 2:
-        raise UserError(f"--n {n}: statistics are of at least 2 pictures; say how many pictures {file} was made of")
+        raise UserError(f"--n {n}: statistics need at least 2 pictures; say how many pictures {file} was made from")
     sha256 = hashlib.sha256(content).hexdigest()
     git = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
-    made = _digest(sha256, n, encoder)
-    taken = _free(name, encoder, runs)
-    if taken and taken.digest != made:
-        raise _other(taken, f"{file} of n = {n} ({sha256[:12]})", runs)
+    reference_digest = _digest(sha256, n, encoder)
+    existing = _existing_card(name, encoder, runs)
+    if existing and existing.digest != reference_digest:
+        raise _conflict(existing, f"{file} with n = {n} ({sha256[:12]})", runs)
     data = {"source": source, "sha256": sha256, "git": git}
-    card = Card(name=name, digest=made, encoder=encoder, encoder_id=None, data=data, n=n)
-    return taken or save(card, Gaussian(mean, covariance, n), None, runs)
+    card = Card(name=name, digest=reference_digest, encoder=encoder, encoder_id=None, data=data, n=n)
+    return existing or save(card, Gaussian(mean, covariance, n), None, runs)
 
 
-def _published(file: Path) -> tuple[bytes, F64, F64]:
-    """What a file holds, and the moments in it."""
+def _read_moments(file: Path) -> tuple[bytes, F64, F64]:
+    """Read a file of published moments => its bytes, mean and covariance."""
     try:
         content = file.read_bytes()
         with np.lib.npyio.NpzFile(io.BytesIO(content)) as published:
             mean, covariance = np.asarray(published["mu"], np.float64), np.asarray(published["sigma"], np.float64)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(
-            f"{file} is no file of statistics ({type(error).__name__}); expected a .npz with arrays `mu` (d) and `sigma` (d x d)"
+            f"{file} holds no statistics ({type(error).__name__}); expected a .npz with arrays `mu` (d) and `sigma` (d x d)"
         ) from error
     if mean.ndim != 1 or not mean.size or covariance.shape != (len(mean), len(mean)) or not _are_moments(mean, covariance):
         raise UserError(
@@ -156,34 +157,37 @@ def _are_moments(mean: F64, covariance: F64) -> bool:
     if not np.isfinite(mean).all() or not np.allclose(covariance, covariance.T):
         return False
     eigenvalues = np.linalg.eigvalsh(covariance)
-    return bool(eigenvalues[0] >= -1e-4 * abs(eigenvalues[-1]))  # rounding to float32 leaves some below 0
+    return bool(eigenvalues[0] >= -1e-4 * abs(eigenvalues[-1]))  # rounding to float32 makes some slightly negative
 
 
-def _free(name: str, encoder: str, runs: Path) -> Card | None:
-    """The card that a reference of this name has already.
+def _existing_card(name: str, encoder: str, runs: Path) -> Card | None:
+    """=> the card of an existing reference of this name; None if there is none.
 
     Raises:
-        UserError: no reference may be called so.
+        UserError: the name is not allowed.
     """
     if name == "scenes" or not NAME.fullmatch(name):
         raise UserError(f"a reference cannot be called {name!r}: expected letters, digits and .+-_; `scenes` is rendered when it is needed")
     return card_of(name, encoder, runs)
 
 
-def _same(taken: Card, pictures: Pictures, encoder: Encoder, runs: Path) -> Card:
-    """The card, where it is of these pictures and this encoder."""
-    whole = hashlib.sha256()
-    for _, contents in _blocks(pictures, f"{taken.name}, checking"):
-        whole.update(b"".join(hashlib.sha256(content).digest() for content in contents))
-    if _digest(whole.hexdigest(), len(pictures.names), encoder.id()) != taken.digest:
-        raise _other(taken, f"{pictures.source} of n = {len(pictures.names)} ({whole.hexdigest()[:12]}) under {encoder.id()}", runs)
-    return taken
+def _check_same(existing: Card, pictures: Pictures, encoder: Encoder, runs: Path) -> Card:
+    """Check that an existing reference was built from these pictures with this encoder => its card."""
+    sha256 = hashlib.sha256()
+    for _, contents in _read_blocks(pictures, f"{existing.name}, checking"):
+        sha256.update(b"".join(hashlib.sha256(content).digest() for content in contents))
+    if _digest(sha256.hexdigest(), len(pictures.names), encoder.id()) != existing.digest:
+        raise _conflict(
+            existing, f"{pictures.source} with n = {len(pictures.names)} ({sha256.hexdigest()[:12]}) under {encoder.id()}", runs
+        )
+    return existing
 
 
-def _other(taken: Card, asked: str, runs: Path) -> UserError:
+def _conflict(existing: Card, requested: str, runs: Path) -> UserError:
     return UserError(
-        f"reference {taken.name!r} for {taken.encoder!r} is there already, of {taken.data['source']} of n = {taken.n} ({taken.data['sha256'][:12]}) "
-        f"under {taken.encoder_id or taken.encoder}; asked was {asked}. Choose another name, or delete {folder(taken.name, runs)}."
+        f"reference {existing.name!r} for {existing.encoder!r} exists already, from {existing.data['source']} with n = {existing.n} "
+        f"({existing.data['sha256'][:12]}) under {existing.encoder_id or existing.encoder}; requested was {requested}. "
+        f"Choose another name, or delete {folder(existing.name, runs)}."
     )
 
 
@@ -191,7 +195,7 @@ def _digest(data: str, n: int, encoder: str) -> str:
     return digest({"data": data, "n": n, "encoder": encoder})
 
 
-def _blocks(pictures: Pictures, title: str) -> Iterator[tuple[range, list[bytes]]]:
+def _read_blocks(pictures: Pictures, title: str) -> Iterator[tuple[range, list[bytes]]]:
     n = len(pictures.names)
     with tqdm(total=n, desc=title, unit="image", mininterval=1) as bar:
         for start in range(0, n, BLOCK):
@@ -204,36 +208,36 @@ def _read(pictures: Pictures, row: int) -> bytes:
     try:
         return pictures.read(row)
     except OSError as error:
-        raise UserError(f"picture {pictures.names[row]} cannot be read ({error.strerror}); put it there, or take it out") from error
+        raise UserError(f"picture {pictures.names[row]} cannot be read ({error.strerror}); put it there, or remove it") from error
 
 
-def _decoded(content: bytes, name: str) -> U8:
-    """A picture => H x W x 3 uint8 RGB, upright (as EXIF has it); gray ones get three equal channels, as every reference implementation gives them."""
+def _decode(content: bytes, name: str) -> U8:
+    """Decode a picture => H x W x 3 uint8 RGB, turned upright by EXIF; gray gets three equal channels, as in all reference implementations."""
     try:
         with Image.open(io.BytesIO(content)) as image:
             mode = mode_of(image)
             ImageOps.exif_transpose(image, in_place=True)
             pixels = np.asarray(image.convert("RGB") if mode == "L" else image)
     except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"picture {name} cannot be decoded ({error}); replace it, or take it out") from error
+        raise UserError(f"picture {name} cannot be decoded ({error}); replace it, or remove it") from error
     if mode not in ("RGB", "L"):
-        raise UserError(f"picture {name} has mode {mode}, expected 8-bit RGB or gray; convert it, or take it out")
+        raise UserError(f"picture {name} has mode {mode}, expected 8-bit RGB or gray; convert it, or remove it")
     return pixels
 
 
 def _features(contents: Sequence[bytes], names: Sequence[str], encoder: Encoder) -> F32:
-    """Features of pictures of any sizes, in their order; those of one size go through the encoder together."""
-    decoded = [_decoded(content, name) for content, name in zip(contents, names, strict=True)]
-    sizes = [picture.shape for picture in decoded]
-    rows = {size: [row for row, own in enumerate(sizes) if own == size] for size in dict.fromkeys(sizes)}
+    """=> features of pictures of any sizes, in their order; pictures of one size go through the encoder together."""
+    decoded = [_decode(content, name) for content, name in zip(contents, names, strict=True)]
+    shapes = [picture.shape for picture in decoded]
+    groups = [[row for row, other in enumerate(shapes) if other == shape] for shape in dict.fromkeys(shapes)]
     try:
-        parts = np.concatenate([encoder.features(np.stack([decoded[row] for row in group])) for group in rows.values()])
+        parts = np.concatenate([encoder.features(np.stack([decoded[row] for row in group])) for group in groups])
     except ValueError as error:
         raise UserError(f"{names[0]} to {names[-1]}: {error}; take pictures or an encoder that fit each other") from error
-    order = [row for group in rows.values() for row in group]
+    order = [row for group in groups for row in group]
     return np.asarray(parts[np.argsort(order)], np.float32)
 
 
 def _is_kept(row: int, n: int) -> bool:
-    """Whether the features of this row are among the `KEPT` of n, spread evenly."""
-    return n <= KEPT or row * KEPT // n != (row + 1) * KEPT // n
+    """Whether the features of this row are among the `MAX_FEATURES` that are kept, spread evenly over n rows."""
+    return n <= MAX_FEATURES or row * MAX_FEATURES // n != (row + 1) * MAX_FEATURES // n

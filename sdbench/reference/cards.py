@@ -1,8 +1,8 @@
-"""Reference statistics: what the features of real pictures look like, with the recipe that made them.
+"""Reference statistics: the moments of real pictures' features, and how they were made.
 
-A reference is a name and an encoder: `references/<name>/<encoder>.json`, a card that says how it was made, beside a `.npz`
-with its numbers. The card names the numbers' SHA-256 and the encoder's id, and its digest is over data, n and encoder, so
-a damaged file, another encoder or another picture cannot pass for what was meant. `scenes` is rendered when first needed.
+A reference is identified by a name and an encoder: `references/<name>/<encoder>.json`, a card that tells how it was made, beside
+a `.npz` with the numbers. The card holds the SHA-256 of the numbers and the id of the encoder, and its digest is over data, n and
+encoder, so a damaged file, another encoder or another picture is always detected. `scenes` is rendered when it is first needed.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 
 from sdbench.arrays import F32, U8
 from sdbench.disk import digest, write_bytes
-from sdbench.errors import MissingError, UserError, unknown
+from sdbench.errors import MissingError, UserError, unknown_name
 from sdbench.machine import environment
 from sdbench.metrics.frechet import Gaussian, gaussian
 from sdbench.scenes.grammar import scene_at
@@ -24,10 +24,10 @@ from sdbench.scenes.render import render
 from sdbench.validation import Table
 
 if TYPE_CHECKING:
-    from sdbench.encoders.catalogue import Encoder  # which brings torch; what is at hand is told without it
+    from sdbench.encoders.catalogue import Encoder  # imports torch, which listing references does not need
 
 SCENES_N, SCENES_SEED = 4096, 77
-KEPT = 10_000  # features of so many pictures stay for kernel metrics: 80 MB at d = 2048
+MAX_FEATURES = 10_000  # pictures whose features are kept for kernel metrics: 80 MB at d = 2048
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Reference:
     """Statistics of real pictures' features.
 
     Attributes:
-        digest: over how they were made.
-        features: of at most `KEPT` pictures, spread evenly; None where only moments were published.
+        digest: that of the card.
+        features: of at most `MAX_FEATURES` pictures, spread evenly; None if only moments were published.
     """
 
     digest: str
@@ -48,14 +48,14 @@ class Card(Table):
     """How a reference was made.
 
     Attributes:
-        digest: over data, n and encoder; a record names the reference by it.
+        digest: over data, n and encoder; records name the reference by it.
         encoder: its name.
-        encoder_id: tells its weights; None for published statistics, whose makers only name it.
-        data: what the pictures are: source, and the SHA-256 of them or of the published file.
-        n: pictures behind the moments.
-        features: pictures whose features are kept.
-        file, sha256: the numbers.
-        packages: versions that made it.
+        encoder_id: its name and the digest of its weights; None for published statistics, whose authors only name it.
+        data: source of the pictures, and SHA-256 of the pictures or of the published file.
+        n: number of pictures behind the moments.
+        features: number of pictures whose features are kept.
+        file, sha256: the file of the numbers.
+        packages: versions of the packages that made it.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Card(Table):
 
 
 def find(name: str | None, encoder: "Encoder", runs: Path) -> Reference:
-    """The reference of this name for this encoder.
+    """Load the reference of this name for an encoder.
 
     Raises:
         MissingError: the suite names none, or it was not built here.
@@ -95,7 +95,7 @@ def find(name: str | None, encoder: "Encoder", runs: Path) -> Reference:
 
 
 def how_to_build(name: str, encoder: str) -> str:
-    """The commands that make a reference."""
+    """=> the commands that make a reference, for error messages."""
     return (
         f"build it from real pictures: `sdbench reference build {name} --images FOLDER --encoder {encoder}` (or --dataset), "
         f"or `sdbench reference import {name} FILE.npz --encoder {encoder} --n N --source WHERE`"
@@ -103,10 +103,10 @@ def how_to_build(name: str, encoder: str) -> str:
 
 
 def card_of(name: str, encoder: str, runs: Path) -> Card | None:
-    """The card of a reference; None where it was not built.
+    """Read the card of a reference => None if it was not built.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: it is damaged.
     """
     path = folder(name, runs) / f"{encoder}.json"
     try:
@@ -117,45 +117,45 @@ def card_of(name: str, encoder: str, runs: Path) -> Card | None:
         ) from error
 
 
-def all_cards(runs: Path) -> list[Card]:
-    """Every reference at hand, by name and encoder."""
-    found = [card_of(path.parent.name, path.stem, runs) for path in sorted((runs / "references").glob("*/*.json"))]
-    return [card for card in found if card]
+def list_cards(runs: Path) -> list[Card]:
+    """=> the cards of all references, sorted by name and encoder."""
+    cards = [card_of(path.parent.name, path.stem, runs) for path in sorted((runs / "references").glob("*/*.json"))]
+    return [card for card in cards if card]
 
 
 def check_name(name: str, runs: Path) -> None:
-    """See that a reference of this name is here, for any encoder.
+    """Check that a reference of this name exists, for any encoder.
 
     Raises:
         UserError: there is none.
     """
-    if name not in (known := {"scenes", *(card.name for card in all_cards(runs))}):
-        raise unknown("reference", name, known, f"Or {how_to_build(name, 'ENCODER')}")
+    if name not in (known := {"scenes", *(card.name for card in list_cards(runs))}):
+        raise unknown_name("reference", name, known, f"Or {how_to_build(name, 'ENCODER')}")
 
 
 def load(card: Card, runs: Path) -> Reference:
-    """The numbers that a card names.
+    """Load the numbers that belong to a card.
 
     Raises:
-        UserError: they are missing, or not those that were written.
+        UserError: they are missing or damaged.
     """
     path = folder(card.name, runs) / card.file
-    again = f"delete {path.parent} and build the reference again"
+    advice = f"delete {path.parent} and build the reference again"
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise UserError(f"reference: {path} cannot be read ({error.strerror}); {again}") from error
+        raise UserError(f"reference: {path} cannot be read ({error.strerror}); {advice}") from error
     if hashlib.sha256(content).hexdigest() != card.sha256:
-        raise UserError(f"reference: {path} is damaged: its SHA-256 is not the one on its card; {again}")
-    with np.load(io.BytesIO(content)) as kept:
-        return Reference(card.digest, Gaussian(kept["mean"], kept["covariance"], card.n), kept["features"] if card.features else None)
+        raise UserError(f"reference: {path} is damaged: its SHA-256 is not the one on its card; {advice}")
+    with np.load(io.BytesIO(content)) as arrays:
+        return Reference(card.digest, Gaussian(arrays["mean"], arrays["covariance"], card.n), arrays["features"] if card.features else None)
 
 
 def save(card: Card, statistics: Gaussian, features: F32 | None, runs: Path) -> Card:
-    """Write a reference: its numbers, then its card, which names them => the card as written."""
+    """Write the numbers of a reference, then its card with their file and SHA-256 => the card as written."""
     buffer = io.BytesIO()
-    kept = {"mean": statistics.mean, "covariance": statistics.covariance} | ({} if features is None else {"features": features})
-    np.savez(buffer, allow_pickle=False, **kept)
+    arrays = {"mean": statistics.mean, "covariance": statistics.covariance} | ({} if features is None else {"features": features})
+    np.savez(buffer, allow_pickle=False, **arrays)
     sha256 = hashlib.sha256(buffer.getvalue()).hexdigest()
     card = card.model_copy(
         update={"features": 0 if features is None else len(features), "file": f"{card.encoder}-{sha256[:12]}.npz", "sha256": sha256}
@@ -166,27 +166,27 @@ def save(card: Card, statistics: Gaussian, features: F32 | None, runs: Path) -> 
 
 
 def folder(name: str, runs: Path) -> Path:
-    """Where the references of a name lie."""
+    """=> the folder of all references of this name."""
     return runs / "references" / name
 
 
 def _scenes(encoder: "Encoder", runs: Path) -> Reference:
-    """Statistics of 4,096 rendered scenes of the training split: none of them shares a layout with a benchmark prompt."""
+    """Load the statistics of 4,096 rendered scenes, or render them; they are of the training split, which shares no layout with a benchmark prompt."""
     recipe = {
         "source": "scenes",
         "split": "train",
         "seed": SCENES_SEED,
         "n": SCENES_N,
         "encoder": encoder.id(),
-        "first": digest(_rendered(8).tolist()),
+        "first": digest(_render_scenes(8).tolist()),
     }
     card = card_of("scenes", encoder.name, runs)
     if card is None or card.digest != digest(recipe):
-        features = encoder.features(_rendered(SCENES_N))
-        made = Card(name="scenes", digest=digest(recipe), encoder=encoder.name, encoder_id=encoder.id(), data=recipe, n=SCENES_N)
-        card = save(made, gaussian(features), features, runs)
+        features = encoder.features(_render_scenes(SCENES_N))
+        card = Card(name="scenes", digest=digest(recipe), encoder=encoder.name, encoder_id=encoder.id(), data=recipe, n=SCENES_N)
+        card = save(card, gaussian(features), features, runs)
     return load(card, runs)
 
 
-def _rendered(n: int) -> U8:
+def _render_scenes(n: int) -> U8:
     return render([scene_at(index, "train", SCENES_SEED) for index in range(n)], range(n), SCENES_SEED)

@@ -33,7 +33,7 @@ def _differences(values: Sequence[Value], suite: Suite, accept: Accept, runs: Pa
     """The inputs of the run that differ from those of the protocol's makers."""
     latent = suite.noise.path()
     references = {value.reference for value in values if value.name in accept.ranges and value.kind == "set"}
-    published = {card.digest for card in cards.all_cards(runs) if card.data.get("git") == accept.statistics}
+    published = {card.digest for card in cards.list_cards(runs) if card.data.get("git") == accept.statistics}
     is_same = {
         "settings": not suite.name.endswith("-custom"),
         "prompts": prompts.digest(list(suite.prompt_list().values())) == accept.prompts,

@@ -9,7 +9,7 @@ from typing import Any
 from sdbench import records
 from sdbench.errors import UserError
 from sdbench.generate import Job, list_jobs
-from sdbench.models.locate import check_here
+from sdbench.models.locate import check_local_files
 from sdbench.models.spec import ModelSpec
 from sdbench.records import Model
 from sdbench.scenes.grammar import parse
@@ -132,7 +132,7 @@ def check_models(specs: Sequence[ModelSpec], suite: Suite) -> None:
         if other := by_name.get(spec.name):
             places = " and ".join(each.location or each.source for each in (other, spec))
             raise UserError(f"two models are called {spec.name!r}: {places}; run them one by one, each with a --name of its own")
-        check_here(spec)
+        check_local_files(spec)
         by_name[spec.name] = spec
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from PIL import Image
 
 from sdbench.arrays import U8
-from sdbench.assets.prompts import lines
+from sdbench.assets.prompts import read_lines
 from sdbench.disk import digest
-from sdbench.encoders.memory import evaluators
+from sdbench.encoders.memory import evaluators_on
 from sdbench.errors import UserError
 from sdbench.generate import Job
 from sdbench.models.catalogue import CATALOGUE
@@ -40,7 +40,7 @@ def load_pictures(images: Path, prompts: Path, suite: Suite, runs: Path) -> Subj
         )
     if suite.family is None:
         raise UserError(f"suite {suite.name!r} is a part, of no family; score by one that includes it, such as 'standard' or 'quality'")
-    paths, texts = _sort_by_name(path for path in images.iterdir() if path.suffix.lower() in SUFFIXES), lines(prompts)
+    paths, texts = _sort_by_name(path for path in images.iterdir() if path.suffix.lower() in SUFFIXES), read_lines(prompts)
     if not paths or len(paths) != len(texts):
         raise UserError(
             f"{images} holds {len(paths)} pictures and {prompts} {len(texts)} prompts; there must be a prompt for each picture, in the order of the file names"
@@ -67,7 +67,7 @@ def record_pictures(images: Path, prompts: Path, name: str, context: RunContext)
     pictures, prompt_list = load_pictures(images, prompts, context.suite, context.runs), context.suite.prompt_list().items()
     jobs = [Job(prompt_id, 0, text, image) for (prompt_id, text), image in zip(prompt_list, pictures.images, strict=True)]
     model = Model(name=name, architecture="", source=f"images:{_describe_source(images, pictures)}", weights_digest=None)
-    with evaluators(context.device):
+    with evaluators_on(context.device):
         return write_record(model, context, build_subject(model, context, pictures.store, jobs), ProbeResult({}, ""), {})
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from sdbench import schedulers
-from sdbench.assets.pipelines import absent
+from sdbench.assets.pipelines import missing_files
 from sdbench.assets.weights import size_text
 from sdbench.errors import UserError
 from sdbench.machine import choose_device
@@ -57,7 +57,7 @@ def plan(
     scored = suite if only != "probes" else suite.model_copy(update={"metrics": {}, "reference": None})
     probes = suite.probes.select(settings) if suite.probes and only != "quality" else {}
     copies = itertools.product(specs, dtypes(suite.sampling, probes))
-    of_models = itertools.chain.from_iterable(absent(spec, dtype=dtype) for spec, dtype in copies)
+    of_models = itertools.chain.from_iterable(missing_files(spec, dtype=dtype) for spec, dtype in copies)
     files = [*dict.fromkeys(of_models), *requirements.files_to_fetch(scored)]  # models of one base share its files
     n = suite.prompts.n if scored.own_metrics else 0
     size = suite.sampling.size_px

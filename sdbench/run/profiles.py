@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from sdbench import suites
-from sdbench.errors import UserError, unknown
+from sdbench.errors import UserError, unknown_name
 from sdbench.models.catalogue import CATALOGUE
 from sdbench.models.spec import ModelSpec, resolve
 from sdbench.suites import Suite
@@ -42,7 +42,7 @@ def choose(name: str) -> Profile:
         UserError: there is no such profile.
     """
     if name not in NAMES:
-        raise unknown("profile", name, NAMES)
+        raise unknown_name("profile", name, NAMES)
     if name == "scenes":
         return Profile(name, "the embedded family, as asked.", (_scenes(),))
     if name == "sdxl":
@@ -55,7 +55,7 @@ def choose(name: str) -> Profile:
 def _auto() -> Profile:
     import torch
 
-    from sdbench.assets.pipelines import files_to_fetch, is_cached
+    from sdbench.assets.pipelines import is_cached, required_files
 
     if not torch.cuda.is_available():
         return Profile("auto", "no CUDA device here, so the embedded family 'scenes' on the CPU.", (_scenes(),))
@@ -63,7 +63,7 @@ def _auto() -> Profile:
     def is_available(name: str) -> bool:
         spec = resolve(name)
         try:
-            return is_cached(spec, dtype="bfloat16") or bool(files_to_fetch(spec, dtype="bfloat16"))
+            return is_cached(spec, dtype="bfloat16") or bool(required_files(spec, dtype="bfloat16"))
         except UserError:  # the Hub cannot be reached
             return False
 

@@ -15,17 +15,17 @@ from sdbench.suites import Suite
 
 def files_to_fetch(suite: Suite) -> list[RemoteFile]:
     """Files of evaluators, prompts and latent that a run will fetch."""
-    names = [name for name in map(prompts.asset, _inputs(suite)) if name]
-    return weights.absent([*catalogue.needed(suite.own_metrics), *map(catalogue.named, names)])
+    names = [name for name in map(prompts.asset_name, _inputs(suite)) if name]
+    return weights.missing_files([*catalogue.evaluators_for(suite.own_metrics), *map(catalogue.get_asset, names)])
 
 
 def missing_inputs(suite: Suite, runs: Path) -> list[str]:
     """Descriptions of what else is missing: prompts on the Hub or in a file, and a reference, with how to build it."""
     missing = [
-        f"{kind} {what}: not on this disk" for what, kind in _inputs(suite).items() if not prompts.asset(what) and not _is_here(what)
+        f"{kind} {what}: not on this disk" for what, kind in _inputs(suite).items() if not prompts.asset_name(what) and not _is_here(what)
     ]
     name = suite.reference
-    if suite.family and name not in (None, "scenes") and not any(card.name == name for card in cards.all_cards(runs)):
+    if suite.family and name not in (None, "scenes") and not any(card.name == name for card in cards.list_cards(runs)):
         missing.append(f"reference {name!r}, so every distance to it will be missing: {cards.how_to_build(name, 'ENCODER')}")
     return missing
 
@@ -52,10 +52,10 @@ def _inputs(suite: Suite) -> dict[str, str]:
 
 def _is_here(what: str) -> bool:
     """Whether an input, by its place, is on this disk."""
-    if name := prompts.asset(what):
-        return not weights.absent([catalogue.named(name)])
+    if name := prompts.asset_name(what):
+        return not weights.missing_files([catalogue.get_asset(name)])
     exists = Path(what).exists() or any(glob(what, recursive=True))  # noqa: PTH207  # patterns may be absolute
-    return exists or prompts.located(what, suites.find(what)) != what or _is_prepared(what)
+    return exists or prompts.locate(what, suites.find(what)) != what or _is_prepared(what)
 
 
 def _is_prepared(name: str) -> bool:

@@ -11,11 +11,11 @@ import torch
 from sdbench import schedulers
 from sdbench.arrays import U8
 from sdbench.assets.pipelines import fetch
-from sdbench.encoders.memory import evaluators
+from sdbench.encoders.memory import evaluators_on
 from sdbench.generate import DTYPES, Job, generate, make_sampler, render_scenes
 from sdbench.models.digest import weights_digest
 from sdbench.models.loading import load
-from sdbench.models.spec import ModelSpec, recognised
+from sdbench.models.spec import ModelSpec, with_cached_architecture
 from sdbench.probes import driver
 from sdbench.probes.driver import ProbeResult
 from sdbench.records import Model
@@ -37,7 +37,7 @@ def run(specs: Sequence[ModelSpec], context: RunContext) -> list[Path]:
     probed = run_probes(ordered, context)
     schedulers_by_name = {spec.name: describe_scheduler(spec, context) for spec in ordered}
     folders = {}
-    with evaluators(context.device):
+    with evaluators_on(context.device):
         for name, model in models.items():
             subject = build_subject(model, context, *pictures[name]) if name in pictures else None
             folders[name] = write_record(model, context, subject, probed, schedulers_by_name[name])
@@ -55,8 +55,8 @@ def fetch_models(specs: Sequence[ModelSpec], context: RunContext) -> list[ModelS
         fetch(spec, dtype=dtype)
     for spec in specs:
         if spec.source == "embedded":
-            embedded.checked(spec.location)
-    fetched = [recognised(spec) for spec in specs]
+            embedded.verified_path(spec.location)
+    fetched = [with_cached_architecture(spec) for spec in specs]
     check_models(fetched, context.suite)
     return fetched
 

@@ -32,7 +32,7 @@ from sdbench.run.recording import build_subject, probe_values, write_record
 from sdbench.run.runner import PictureGenerator
 from sdbench.score import PROTOCOLS, score
 from sdbench.stats.decisions import BetweenRuns
-from sdbench.validation import validated
+from sdbench.validation import validate
 
 LOOKS = 16
 
@@ -126,7 +126,7 @@ class _Candidate:
             assert context.suite.prompts
             content = {**context.suite.model_dump(), "name": f"{context.suite.name}-sequential"}
             content["prompts"] = {**context.suite.prompts.model_dump(), "looked": size}
-            context = replace(context, suite=validated(suites.Suite, content, "the prompts so far"))
+            context = replace(context, suite=validate(suites.Suite, content, "the prompts so far"))
         return write_record(self.model, context, subject, self.probed, runner.describe_scheduler(self.generator.spec, context), history)
 
     def _subject(self, jobs: list[Job]) -> Subject:

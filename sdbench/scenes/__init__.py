@@ -1,1 +1,1 @@
-"""The embedded family's world: captions whose truth is known, and a renderer for them."""
+"""The embedded family `scenes`: captions of known meaning, a renderer for them, and small networks."""

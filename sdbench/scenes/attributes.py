@@ -1,6 +1,6 @@
-"""The attributes of a scene's layout as class indices, and the heads that predict them.
+"""The attributes of a layout as class indices, and the heads that predict them.
 
-A layout has an axis (single, row, column), a background, and up to two places, each with a size, a colour and a shape.
+A layout has an axis (single, row, column), a background, and one or two things, each with a size, a colour and a shape.
 """
 
 from collections.abc import Sequence
@@ -17,11 +17,11 @@ VOCABULARY: dict[str, tuple[str, ...]] = {
     "background": tuple(BACKGROUNDS),
     **{f"{kind}_{place}": words for place in (0, 1) for kind, words in (("size", SIZES), ("colour", tuple(COLOURS)), ("shape", SHAPES))},
 }
-IGNORED = -100  # the label of a place that holds nothing, as torch's cross entropy takes it
+IGNORED = -100  # label of a missing second thing, which torch's cross entropy ignores
 
 
 def labels(layouts: Sequence[Layout]) -> dict[str, Tensor]:
-    """Class indices of each attribute => N int64 each; `IGNORED` where a layout has no second thing."""
+    """=> the class indices of each attribute, N int64; `IGNORED` if a layout has no second thing."""
     return {name: torch.tensor([_label(layout, name) for layout in layouts]) for name in VOCABULARY}
 
 
@@ -33,24 +33,24 @@ def _label(layout: Layout, name: str) -> int:
 
 
 class AttributeHeads(nn.Module):
-    """One linear classifier an attribute => logits by attribute name."""
+    """A linear classifier for each attribute."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.heads = nn.ModuleDict({name: nn.Linear(width, len(words)) for name, words in VOCABULARY.items()})
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
-        """N x width => N x classes for each attribute."""
+        """N x width => logits by attribute name, N x classes each."""
         return {name: head(features) for name, head in self.heads.items()}
 
 
 def attribute_loss(logits: dict[str, Tensor], truth: dict[str, Tensor]) -> Tensor:
-    """Mean cross entropy over the attributes."""
+    """=> the cross entropy, averaged over the attributes."""
     return torch.stack([F.cross_entropy(logits[name], truth[name].to(logits[name].device)) for name in VOCABULARY]).mean()
 
 
 def read_layouts(logits: dict[str, Tensor]) -> list[Layout]:
-    """The most likely layout of each row."""
+    """=> the most likely layout of each row."""
     chosen = {name: [VOCABULARY[name][k] for k in values.argmax(1).tolist()] for name, values in logits.items()}
     layouts = []
     for row, axis in enumerate(chosen["axis"]):

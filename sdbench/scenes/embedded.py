@@ -1,4 +1,4 @@
-"""Where the embedded family's weights lie, and the manifest that says what they are and how they were made."""
+"""The shipped weights of the embedded family, and the manifest of their digests and of how they were made."""
 
 import hashlib
 import json
@@ -12,12 +12,12 @@ MANIFEST = WEIGHTS / "manifest.json"
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file."""
+    """=> SHA-256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def manifest() -> dict[str, Any]:
-    """What the shipped weights are: files with digests, and for each network its seed, steps, scores, commit and versions.
+def read_manifest() -> dict[str, Any]:
+    """Read the manifest: digests of the files, and for each network its seed, steps, scores, commit and versions.
 
     Raises:
         UserError: the manifest is missing or damaged.
@@ -32,18 +32,20 @@ def manifest() -> dict[str, Any]:
     return loaded
 
 
-def verify() -> list[str]:
-    """Names of the shipped files that are missing or changed; empty where all is well."""
-    return [name for name, expected in manifest()["files"].items() if not (WEIGHTS / name).is_file() or digest(WEIGHTS / name) != expected]
+def changed_files() -> list[str]:
+    """=> the names of the shipped files that are missing or changed."""
+    return [
+        name for name, expected in read_manifest()["files"].items() if not (WEIGHTS / name).is_file() or digest(WEIGHTS / name) != expected
+    ]
 
 
-def checked(name: str) -> Path:
-    """Path of a shipped file or folder, its digests checked.
+def verified_path(name: str) -> Path:
+    """Check the digests of a shipped file or folder => its path.
 
     Raises:
         UserError: a file is missing or was changed.
     """
-    for file, expected in manifest()["files"].items():
+    for file, expected in read_manifest()["files"].items():
         if (file == name or file.startswith(f"{name}/")) and (not (WEIGHTS / file).is_file() or digest(WEIGHTS / file) != expected):
             raise UserError(
                 f"embedded weights {WEIGHTS / file} are missing or changed (expected SHA-256 {expected}); reinstall sdbench, or check out the file again"

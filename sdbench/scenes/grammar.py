@@ -1,8 +1,8 @@
-"""Captions of the `scenes` family: a grammar small enough that the truth of every caption is known.
+"""Captions of the `scenes` family: a grammar so small that the exact meaning of every caption is known.
 
 A scene holds one or two things on a plain background. "a large red circle left of a small blue star on a pink
 background" and "a small blue star right of a large red circle on a pink background" describe the same picture;
-`Scene.layout` is that picture: what stands in the first place (left or top) and in the second (right or bottom).
+`Scene.layout` is that picture: the first thing is the left or top one, the second the right or bottom one.
 """
 
 import difflib
@@ -51,7 +51,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Layout:
-    """What the picture shows, however the caption words it."""
+    """What the picture shows, the same for all captions that describe it."""
 
     axis: Literal["single", "row", "column"]
     things: tuple[Thing, ...]
@@ -60,7 +60,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Scene:
-    """A caption's meaning: one thing, or two with a relation, on a background."""
+    """The meaning of a caption: one thing, or two with a relation, on a background."""
 
     things: tuple[Thing, ...]
     relation: str | None
@@ -68,13 +68,13 @@ class Scene:
 
     @cached_property
     def caption(self) -> str:
-        """The scene in words."""
+        """=> the scene in words."""
         body = str(self.things[0]) if self.relation is None else f"{self.things[0]} {self.relation} {self.things[1]}"
         return f"{body} on a {self.background} background"
 
     @cached_property
     def layout(self) -> Layout:
-        """The picture that the caption asks for."""
+        """=> the picture that the caption asks for."""
         if self.relation is None:
             return Layout("single", self.things, self.background)
         things = self.things if self.relation in ("left of", "above") else self.things[::-1]
@@ -82,25 +82,25 @@ class Scene:
 
     @property
     def split(self) -> Split:
-        """One layout in eight is held out of every training set; all its wordings go with it."""
+        """=> the split of the layout, the same for all its captions; one layout in eight is held out of every training set."""
         digest = hashlib.sha256(repr(self.layout).encode()).digest()
         return "heldout" if digest[0] % 8 == 0 else "train"
 
 
 def scene_at(index: int, split: Split = "train", seed: int = 0) -> Scene:
-    """The scene with this index: the same on every machine; a quarter of them hold a single thing."""
+    """Draw the scene with this index, the same on every machine; a quarter of all scenes hold a single thing."""
     rng = np.random.default_rng((seed, index))
     while True:
-        scene = _draw(rng)
+        scene = _draw_scene(rng)
         if scene.split == split:
             return scene
 
 
 def parse(caption: str) -> Scene:
-    """Read a caption of the grammar.
+    """Parse a caption.
 
     Raises:
-        ValueError: the caption is not of the grammar; the message names the word and its nearest match.
+        ValueError: the caption does not follow the grammar; the message names the word and its nearest match.
     """
     match = _CAPTION.fullmatch(caption.strip().lower())
     if match is None:
@@ -112,14 +112,14 @@ def parse(caption: str) -> Scene:
     things = [_thing(words["size"], words["colour"], words["shape"])]
     if words["relation"] is not None:
         things.append(_thing(words["size2"], words["colour2"], words["shape2"]))
-    return Scene(tuple(things), words["relation"], _known(words["background"], BACKGROUNDS, "background"))
+    return Scene(tuple(things), words["relation"], _check_word(words["background"], BACKGROUNDS, "background"))
 
 
 def _thing(size: str, colour: str, shape: str) -> Thing:
-    return Thing(_known(size, SIZES, "size"), _known(colour, COLOURS, "colour"), _known(shape, SHAPES, "shape"))
+    return Thing(_check_word(size, SIZES, "size"), _check_word(colour, COLOURS, "colour"), _check_word(shape, SHAPES, "shape"))
 
 
-def _known(word: str, words: object, kind: str) -> str:
+def _check_word(word: str, words: object, kind: str) -> str:
     known = list(words)  # type: ignore[call-overload]  # tuples and dicts of words alike
     if word in known:
         return word
@@ -128,7 +128,7 @@ def _known(word: str, words: object, kind: str) -> str:
     raise ValueError(f"unknown {kind} {word!r} in a caption of the scenes grammar{hint}")
 
 
-def _draw(rng: np.random.Generator) -> Scene:
+def _draw_scene(rng: np.random.Generator) -> Scene:
     def pick(words: object) -> str:
         known = list(words)  # type: ignore[call-overload]  # tuples and dicts of words alike
         return str(known[rng.integers(len(known))])
@@ -138,5 +138,5 @@ def _draw(rng: np.random.Generator) -> Scene:
     if rng.random() < 0.25:
         return Scene((first,), None, background)
     while (second := Thing(pick(SIZES), pick(COLOURS), pick(SHAPES))) == first:
-        pass  # two equal things would make the relation meaningless
+        pass  # a relation between two equal things would mean nothing
     return Scene((first, second), pick(RELATIONS), background)

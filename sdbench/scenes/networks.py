@@ -1,4 +1,4 @@
-"""The convolutional network behind two evaluators: the attribute reader and the feature network of the Frechet distance."""
+"""The convolutional network of two evaluators: the attribute reader and the feature network of the Frechet distance."""
 
 from pathlib import Path
 from typing import Self
@@ -13,7 +13,7 @@ from sdbench.scenes.attributes import AttributeHeads
 
 
 class Residual(nn.Module):
-    """Two 3 x 3 convolutions around a skip connection."""
+    """Two 3 x 3 convolutions with a skip connection."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -25,9 +25,9 @@ class Residual(nn.Module):
 
 
 class SceneNet(nn.Module):
-    """Pictures to `width` features, and from them the attributes of the layout.
+    """Maps pictures to `width` features, and these to the attributes of the layout.
 
-    The features keep the place of things (no global pooling), since left and right are part of a scene's truth.
+    There is no global pooling: features keep the position of things, because left and right are part of a layout.
     """
 
     def __init__(self, width: int) -> None:
@@ -43,7 +43,7 @@ class SceneNet(nn.Module):
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read a saved network in float32, ready to use."""
+        """Load a saved network in float32 and evaluation mode."""
         tensors = load_file(path)
         net = cls(tensors["project.bias"].numel())
         net.load_state_dict(tensors)
@@ -61,7 +61,7 @@ class SceneNet(nn.Module):
 
 
 def to_pixels(images: U8) -> Tensor:
-    """N x H x W x 3 uint8 => N x 3 x H x W float32 in -1..1, as these networks and VAEs take pictures."""
+    """Convert pictures for these networks and for VAEs: N x H x W x 3 uint8 => N x 3 x H x W float32 in -1..1."""
     return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 

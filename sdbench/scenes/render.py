@@ -1,7 +1,7 @@
-"""Scenes to pixels: signed distances, vectorised over a batch, the same bytes for the same index.
+"""Renders scenes with signed distances, vectorised over a batch; the same index gives the same bytes.
 
-Coordinates run over the unit square, x to the right and y down. Every picture jitters place, size, angle and colour a
-little, so that one caption has unlimited pictures. The signed distances follow the standard forms for 2D primitives
+Coordinates cover the unit square, x to the right and y down. Place, size, angle and colour are jittered a little in every
+picture, so that one caption has any number of pictures. The signed distances are the standard ones for 2D primitives
 (Inigo Quilez, "2D distance functions").
 """
 
@@ -18,7 +18,7 @@ RADIUS = {"small": 0.105, "large": 0.185}
 
 
 def render(scenes: Sequence[Scene], indices: Sequence[int], seed: int = 0, size_px: int = SIZE_PX) -> npt.NDArray[np.uint8]:
-    """Draw scenes; `indices` and `seed` choose the jitter => N x size x size x 3, uint8 RGB."""
+    """Render scenes => N x size x size x 3, uint8 RGB; `indices` and `seed` decide the jitter."""
     jitters = np.stack([np.random.default_rng((seed, 1, index)).uniform(-1, 1, 24) for index in indices]).astype(np.float32)
     canvas = np.empty((len(scenes), size_px, size_px, 3), np.float32)
     canvas[:] = np.array([BACKGROUNDS[scene.background] for scene in scenes], np.float32)[:, None, None] + 6 * jitters[:, None, None, :3]
@@ -32,26 +32,26 @@ def render(scenes: Sequence[Scene], indices: Sequence[int], seed: int = 0, size_
 def _paint(canvas: F32, rows: list[int], scenes: list[Scene], place: int, jitter: F32) -> None:
     things = [scene.layout.things[place] for scene in scenes]
     centre = np.array([_CENTRES[scene.layout.axis][place] for scene in scenes], np.float32)
-    spread = np.array([_SPREAD[scene.layout.axis] for scene in scenes], np.float32)
-    x0, y0 = (centre + spread * jitter[:, :2]).T[..., None, None]
+    place_jitter = np.array([_PLACE_JITTER[scene.layout.axis] for scene in scenes], np.float32)
+    x0, y0 = (centre + place_jitter * jitter[:, :2]).T[..., None, None]
     radius = np.array([RADIUS[thing.size] for thing in things], np.float32) * (1 + 0.08 * jitter[:, 2])
     angle = 0.2 * jitter[:, 3]
     size_px = canvas.shape[1]
-    along = (np.arange(size_px, dtype=np.float32) + 0.5) / size_px
-    dx, dy = along[None, None, :] - x0, along[None, :, None] - y0
+    pixel_centres = (np.arange(size_px, dtype=np.float32) + 0.5) / size_px
+    dx, dy = pixel_centres[None, None, :] - x0, pixel_centres[None, :, None] - y0
     cos, sin = (np.cos(angle) / radius)[:, None, None], (np.sin(angle) / radius)[:, None, None]
     x, y = dx * cos + dy * sin, dy * cos - dx * sin
-    alpha = np.empty_like(x)
+    distance = np.empty_like(x)
     for shape in SHAPES:
-        of_shape = [row for row, thing in enumerate(things) if thing.shape == shape]
-        alpha[of_shape] = _DISTANCES[shape](x[of_shape], y[of_shape])
-    alpha = np.clip(0.5 - alpha * radius[:, None, None] * size_px, 0, 1)[..., None]
+        indices = [index for index, thing in enumerate(things) if thing.shape == shape]
+        distance[indices] = _DISTANCES[shape](x[indices], y[indices])
+    alpha = np.clip(0.5 - distance * radius[:, None, None] * size_px, 0, 1)[..., None]
     colour = np.array([COLOURS[thing.colour] for thing in things], np.float32) + 10 * jitter[:, 4:7]
     canvas[rows] += alpha * (colour[:, None, None] - canvas[rows])
 
 
 _CENTRES = {"single": ((0.5, 0.5),), "row": ((0.27, 0.5), (0.73, 0.5)), "column": ((0.5, 0.27), (0.5, 0.73))}
-_SPREAD = {"single": (0.2, 0.2), "row": (0.03, 0.14), "column": (0.14, 0.03)}
+_PLACE_JITTER = {"single": (0.2, 0.2), "row": (0.03, 0.14), "column": (0.14, 0.03)}
 
 
 def _circle(x: F32, y: F32) -> F32:

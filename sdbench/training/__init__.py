@@ -1,1 +1,1 @@
-"""The one training loop, and the cached latents that it feeds on, for the embedded family and for students."""
+"""The training loop and its cached latents, for both the embedded family and students."""

@@ -1,4 +1,4 @@
-"""What a training run goes on from: its newest checkpoints, each of which is on the disk whole or not at all."""
+"""Checkpoints of a training run: the newest ones are kept, and each is written atomically."""
 
 import os
 import shutil
@@ -16,22 +16,22 @@ from torch import nn
 from tqdm import tqdm
 
 from sdbench.errors import UserError
-from sdbench.training.processes import from_main, sharing
+from sdbench.training.processes import broadcast_from_main, rank_and_local_size
 
-SLOW_SAVE_S = 1.2  # a checkpoint that takes longer to save is saved more rarely: full-size ones are tens of GB
-CHECKPOINTS = 2  # kept of each run: the disk may have lost the newest where the machine went down
+SLOW_SAVE_S = 1.2  # if saving takes longer, it is done less often: full-size checkpoints are tens of GB
+MAX_CHECKPOINTS = 2  # of each run: the newest may be lost when the machine goes down
 STEP = "step-{:08d}"
 
 
 class Checkpoints:
-    """What a run goes on from, in `step-<n>/`: the newest ones.
+    """Saves and loads the newest checkpoints of a run, in `step-<n>/`.
 
     Args:
         folder: of the run.
         model: in training.
-        optimiser: its optimiser.
-        average: of the model's weights, where there is one.
-        every_s: between two of them; longer where saving one is slow.
+        optimiser: of the model.
+        average: running average of the model's weights, if there is one.
+        every_s: seconds between two checkpoints; more if saving is slow.
     """
 
     def __init__(self, folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, average: nn.Module | None, every_s: float) -> None:
@@ -40,7 +40,7 @@ class Checkpoints:
         self._save_at = time.monotonic() + every_s
 
     def save_if_due(self, step: int, *, last: bool) -> None:
-        """Save the state after so many steps, where the last one is old or there are no more steps."""
+        """Save the state after `step` steps if the latest checkpoint is old enough, or this step is the last one."""
         if not last and time.monotonic() <= self._save_at:
             return
         began = time.monotonic()
@@ -50,24 +50,24 @@ class Checkpoints:
     def _save(self, name: str) -> None:
         older = sorted(self._folder.glob("step-*"))[:-1]
         if older and shutil.disk_usage(self._folder).free < sum(path.stat().st_size for path in older[-1].iterdir()):
-            shutil.rmtree(older[-1])  # rather than end for want of room
-        shutil.rmtree(self._folder / name, ignore_errors=True)  # one that could not be read, before which the run went on
-        with written(name, self._folder) as beside:
+            shutil.rmtree(older[-1])  # makes room for the new one
+        shutil.rmtree(self._folder / name, ignore_errors=True)  # a damaged one, if the run continued from an earlier checkpoint
+        with atomic_folder(name, self._folder) as temporary:
             for network_name, network in self._networks.items():
-                save_model(network, str(beside / f"{network_name}.safetensors"))
-            torch.save(self._optimiser.state_dict(), beside / "optimiser.pt")
-        kept = sorted(path for path in self._folder.glob("step-*") if path.name <= name)[-CHECKPOINTS:]
+                save_model(network, str(temporary / f"{network_name}.safetensors"))
+            torch.save(self._optimiser.state_dict(), temporary / "optimiser.pt")
+        kept = sorted(path for path in self._folder.glob("step-*") if path.name <= name)[-MAX_CHECKPOINTS:]
         for old in set(self._folder.glob("step-*")) - set(kept):
             shutil.rmtree(old)
 
     def resume(self) -> int:
-        """Load the newest that can be read, the same in every process => steps taken."""
-        with writing("a run", self._folder):
+        """Load the newest readable checkpoint, the same in every process => the number of steps taken."""
+        with explain_write_errors("a run", self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
-        newest = from_main(self._load_newest)
+        newest = broadcast_from_main(self._load_newest)
         if newest is None:
             return 0
-        if sharing()[0] > 0:
+        if rank_and_local_size()[0] > 0:
             self._load(newest)
         return int(newest.name.removeprefix("step-"))
 
@@ -80,10 +80,10 @@ class Checkpoints:
                 damaged = damaged or error
                 continue
             if damaged:
-                tqdm.write(f"{damaged}. Going on from the one before: {folder}", file=sys.stderr)
+                tqdm.write(f"{damaged}. Continuing from the one before: {folder}", file=sys.stderr)
             return folder
         if damaged:
-            raise UserError(f"{damaged}. Remove it to begin again")
+            raise UserError(f"{damaged}. Remove it to start again")
         return None
 
     def _load(self, folder: Path) -> None:
@@ -92,57 +92,57 @@ class Checkpoints:
             for name, network in self._networks.items():
                 load_model(network, folder / f"{name}.safetensors", device=str(device))
             self._optimiser.load_state_dict(torch.load(folder / "optimiser.pt", weights_only=True, map_location=device))
-        except torch.OutOfMemoryError:  # of a device that something else may fill: the checkpoint is not damaged
+        except torch.OutOfMemoryError:  # something else may fill the device; the checkpoint is not damaged
             raise
         except (OSError, EOFError, RuntimeError, ValueError, UnpicklingError, SafetensorError) as error:
-            raise UserError(f"cannot go on from checkpoint {folder}: {error}") from error
+            raise UserError(f"cannot continue from checkpoint {folder}: {error}") from error
 
 
-def last_good(folder: Path) -> str:
-    """Which checkpoint an error leaves, in words."""
+def describe_last_checkpoint(folder: Path) -> str:
+    """=> which checkpoint remains after an error, for messages."""
     checkpoint = max(folder.glob("step-*"), default=None)
     return f"the last good checkpoint is {checkpoint}" if checkpoint else "there was no checkpoint yet"
 
 
 @contextmanager
-def writing(what: str, folder: Path) -> Iterator[None]:
-    """Say what could not be written, and which checkpoint stays.
+def explain_write_errors(what: str, folder: Path) -> Iterator[None]:
+    """Turn a failed write inside the block into an error that names `what` and the checkpoint that remains.
 
     Raises:
-        UserError: the disk takes no more.
+        UserError: writing failed, for example because the disk is full.
     """
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap what the disk says
-        raise UserError(f"cannot write {what} to {folder}: {error}; {last_good(folder)}. Make room and run again") from error
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap the OSError
+        raise UserError(f"cannot write {what} to {folder}: {error}; {describe_last_checkpoint(folder)}. Make room and run again") from error
 
 
 @contextmanager
-def written(name: str, folder: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `<folder>/<name>`, whole or not at all.
+def atomic_folder(name: str, folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder to fill, and rename it to `<folder>/<name>` at the end.
 
     Raises:
-        UserError: the disk takes no more; then nothing is left of it.
+        UserError: writing failed; the temporary folder is then removed.
     """
-    beside = folder / "unfinished.part"
-    shutil.rmtree(beside, ignore_errors=True)  # of a run that was killed
-    with writing(name, folder):
+    temporary = folder / "unfinished.part"
+    shutil.rmtree(temporary, ignore_errors=True)  # left by a run that was killed
+    with explain_write_errors(name, folder):
         try:
-            beside.mkdir()
-            yield beside
-            for path in (*beside.rglob("*"), beside):
-                _flush(path)
-            beside.rename(folder / name)
-            _flush(folder)
+            temporary.mkdir()
+            yield temporary
+            for path in (*temporary.rglob("*"), temporary):
+                _fsync(path)
+            temporary.rename(folder / name)
+            _fsync(folder)
         except BaseException:
-            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
             raise
 
 
-def _flush(path: Path) -> None:
-    """See a file or folder onto the disk, where it outlasts the machine's going down."""
-    opened = os.open(path, os.O_RDONLY)
+def _fsync(path: Path) -> None:
+    """Flush a file or folder to the disk, so that it survives a crash of the machine."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(opened)
+        os.fsync(descriptor)
     finally:
-        os.close(opened)
+        os.close(descriptor)

@@ -1,4 +1,4 @@
-"""What a training run says of itself: its losses, and pictures on the way."""
+"""The log of a training run: losses, evaluations, and sample pictures."""
 
 import json
 from collections.abc import Callable
@@ -13,32 +13,34 @@ from tensorboardX import SummaryWriter
 from torch import nn
 
 from sdbench.disk import write_bytes
-from sdbench.training.checkpoints import STEP, writing
+from sdbench.training.checkpoints import STEP, explain_write_errors
 
-Watch = Callable[[nn.Module], tuple[npt.NDArray[np.uint8], dict[str, float]]]
+Evaluate = Callable[[nn.Module], tuple[npt.NDArray[np.uint8], dict[str, float]]]
 
 
 class Journal:
-    """`log.jsonl`, TensorBoard's events and the pictures; what was noted of the step to go on from and later is noted again.
+    """Writes `log.jsonl`, TensorBoard's events, and sample pictures.
+
+    Entries from step `start` on, left by a run that was killed, are removed: those steps are logged again.
 
     Args:
         folder: of the run.
-        start: step to go on from.
-        steps: of the run.
-        watch: as `fit` takes it.
-        watch_every: steps.
-        quiet: note nothing: another process does.
+        start: the step that the run starts or continues from.
+        steps: number of steps of the run.
+        evaluate: see `fit`.
+        evaluate_every: steps between two evaluations.
+        quiet: write nothing, because another process does.
     """
 
-    def __init__(self, folder: Path, start: int, steps: int, watch: Watch | None, watch_every: int, *, quiet: bool) -> None:
+    def __init__(self, folder: Path, start: int, steps: int, evaluate: Evaluate | None, evaluate_every: int, *, quiet: bool) -> None:
         self._folder, self._quiet, self._log = folder, quiet, folder / "log.jsonl"
-        self._steps, self._watch, self._watch_every = steps, watch, watch_every
+        self._steps, self._evaluate, self._evaluate_every = steps, evaluate, evaluate_every
         if quiet:
             return
-        with writing("the log", folder):
+        with explain_write_errors("the log", folder):
             lines = self._log.read_text().splitlines(keepends=True) if self._log.exists() else []
-            kept = (line for line in lines if line.endswith("\n") and json.loads(line)["step"] < start)
-            write_bytes(self._log, "".join(kept).encode())
+            earlier = (line for line in lines if line.endswith("\n") and json.loads(line)["step"] < start)
+            write_bytes(self._log, "".join(earlier).encode())
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
 
     def __enter__(self) -> Self:
@@ -46,27 +48,27 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         if not self._quiet:
-            with suppress(OSError):  # a full disk, which another error says
+            with suppress(OSError):  # the disk is full, which another error reports
                 self._board.close()
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Note the values of a step."""
+        """Log the values of a step."""
         if self._quiet:
             return
-        with writing("the log", self._folder), self._log.open("a") as log:
+        with explain_write_errors("the log", self._folder), self._log.open("a") as log:
             log.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
-    def look(self, taken: int, network: nn.Module) -> None:
-        """Keep what a network makes after so many steps, where it is time to look."""
-        if self._quiet or self._watch is None or not taken or (taken < self._steps and taken % self._watch_every):
+    def evaluate_if_due(self, taken: int, network: nn.Module) -> None:
+        """Evaluate a network after `taken` steps, if it is time to, and save the picture and values."""
+        if self._quiet or self._evaluate is None or not taken or (taken < self._steps and taken % self._evaluate_every):
             return
         training = network.training
-        picture, values = self._watch(network.eval())
+        picture, values = self._evaluate(network.eval())
         network.train(training)
         self.write(taken, values)
-        with writing("a picture", self._folder):
+        with explain_write_errors("a picture", self._folder):
             (self._folder / "samples").mkdir(exist_ok=True)
             Image.fromarray(picture).save(self._folder / "samples" / f"{STEP.format(taken)}.png")
         self._board.add_image("samples", picture, taken, dataformats="HWC")

@@ -1,12 +1,12 @@
-"""The training loop that every network of this project goes through: the embedded family's and the students.
+"""The training loop for all networks of this project: those of the embedded family, and students.
 
-All randomness of a step follows from (seed, step), so no state of a generator or a sampler has to be kept: a run that was
-killed and started again takes the same steps on the same data and, on one CPU, ends with the same bytes. `accelerate`
-places the work: one device or several, float32 or mixed precision. Processes share out the batches of a step: whatever their
-number, a run takes the same steps on the same data, up to rounding, and may go on with another number.
+All randomness in a step depends only on (seed, step), so no state of a generator or sampler is saved: a run that was killed and
+started again takes the same steps on the same data and, on one CPU, ends with the same bytes. `accelerate` handles devices,
+processes and mixed precision. The processes share the batches of a step: with any number of them, a run takes the same steps on
+the same data, up to rounding, and it can continue with another number.
 
-A run's folder holds `step-<n>/`, the two newest checkpoints, written beside and renamed; `log.jsonl`; TensorBoard's events;
-and `samples/`, pictures made on the way.
+A run's folder holds `step-<n>/`, the two newest checkpoints, written atomically; `log.jsonl`; TensorBoard's events; and
+`samples/`, pictures drawn during training.
 """
 
 from collections.abc import Callable
@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sdbench.errors import UserError
-from sdbench.training.checkpoints import Checkpoints, last_good
-from sdbench.training.journal import Journal, Watch
+from sdbench.training.checkpoints import Checkpoints, describe_last_checkpoint
+from sdbench.training.journal import Evaluate, Journal
 
 Loss = Callable[[int], dict[str, Tensor]]
 LOG_EVERY = 25  # steps
@@ -36,15 +36,15 @@ class Schedule:
     """How long and how fast to train.
 
     Attributes:
-        steps: optimiser steps.
-        lr: peak learning rate; warmed up over the first `warmup` steps.
+        steps: number of optimiser steps.
+        lr: peak learning rate, after a linear warm-up over `warmup` steps.
         batch: pictures in one forward pass.
-        weight_decay: AdamW's.
+        weight_decay: of AdamW.
         ema: decay of the running average of the weights, or None to keep the last weights.
-        clip_norm: of the gradient, at most.
-        accumulation: batches that an optimiser step sums up, shared out over the processes.
-        betas: AdamW's.
-        lr_decay: how the learning rate goes on after its warm-up: by a half cosine down to zero, or not at all.
+        clip_norm: maximum norm of the gradient.
+        accumulation: batches in an optimiser step, over all processes.
+        betas: of AdamW.
+        lr_decay: the learning rate after the warm-up: "cosine" follows a half cosine down to zero, "none" stays constant.
     """
 
     steps: int
@@ -60,17 +60,17 @@ class Schedule:
     lr_decay: Literal["cosine", "none"] = "cosine"
 
     def lr_at(self, step: int) -> float:
-        """The learning rate of a step."""
+        """=> the learning rate of a step."""
         if step < self.warmup:
             return self.lr * (step + 1) / self.warmup
         if self.lr_decay == "none":
             return self.lr
-        done = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return float(self.lr * 0.5 * (1 + np.cos(np.pi * done)))
+        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return float(self.lr * 0.5 * (1 + np.cos(np.pi * progress)))
 
 
-def rows_of(step: int, n: int, batch: int, seed: int) -> npt.NDArray[np.int64]:
-    """Which of n examples step number `step` trains on => batch indices."""
+def draw_rows(step: int, n: int, batch: int, seed: int) -> npt.NDArray[np.int64]:
+    """Draw which of n examples step number `step` trains on => `batch` row numbers."""
     return np.random.default_rng((seed, step)).integers(n, size=batch)
 
 
@@ -81,89 +81,92 @@ def fit(
     folder: Path,
     *,
     accelerator: Accelerator | None = None,
-    watch: Watch | None = None,
-    watch_every: int = 500,
+    evaluate: Evaluate | None = None,
+    evaluate_every: int = 500,
     save_every_s: float = 60.0,
 ) -> nn.Module:
-    """Train `model` in place and return the weights to keep: the running average where there is one.
+    """Train `model` in place => the network to keep: the running average of the weights if there is one, else the model.
+
+    A single step whose loss or gradient is not finite is skipped and logged.
 
     Args:
-        model: as `accelerator.prepare` made it, where an accelerator is given.
-        loss: number of a batch -> named scalar terms, each a mean over the batch; their sum is minimised.
-        folder: see above.
-        watch: the weights to keep so far -> an H x W x 3 picture and named values; called every `watch_every` steps and at the end.
-        save_every_s: between two checkpoints; longer where saving one is slow, so that it takes 2 % of the time at most.
-
-    A lone step whose loss or gradient is not finite is skipped and logged.
+        model: prepared by the accelerator, if one is given.
+        loss: number of a batch => named scalar terms, each a mean over the batch; their sum is minimised.
+        schedule: how long and how fast to train.
+        folder: of the run, see the module.
+        accelerator: by default a new one on the model's device.
+        evaluate: the network to keep so far => an H x W x 3 picture and named values.
+        evaluate_every: steps between two evaluations; there is one at the end, too.
+        save_every_s: seconds between two checkpoints; more if saving is slow, so that it takes at most 2 % of the time.
 
     Raises:
-        UserError: two steps on end are not finite, or the last, or a checkpoint cannot be read or written; the last good one stays.
-        UserError: the batches of a step cannot be shared out evenly over the processes.
+        UserError: two consecutive steps, or the last one, are not finite, or a checkpoint cannot be read or written; the last good
+            checkpoint remains.
+        UserError: the batches of a step cannot be shared evenly by the processes.
     """
     accelerator = accelerator or Accelerator(cpu=next(model.parameters()).device.type == "cpu")
-    check_shares(schedule.accumulation, accelerator.num_processes)
+    check_even_split(schedule.accumulation, accelerator.num_processes)
     plain: nn.Module = accelerator.unwrap_model(model)
     optimiser = torch.optim.AdamW(plain.parameters(), lr=schedule.lr, betas=schedule.betas, weight_decay=schedule.weight_decay, fused=True)
     average = deepcopy(plain).requires_grad_(requires_grad=False) if schedule.ema else None
     kept = plain if average is None else average
     checkpoints = Checkpoints(folder, plain, optimiser, average, save_every_s)
-    start, main = checkpoints.resume(), accelerator.is_main_process
-    a_step, skipped = schedule.batch * schedule.accumulation, False
+    start, is_main, was_skipped = checkpoints.resume(), accelerator.is_main_process, False
     with (
-        Journal(folder, start, schedule.steps, watch, watch_every, quiet=not main) as journal,
-        _bar(folder.name, start, schedule.steps, a_step, quiet=not main) as bar,
+        Journal(folder, start, schedule.steps, evaluate, evaluate_every, quiet=not is_main) as journal,
+        _progress_bar(folder.name, start, schedule, quiet=not is_main) as bar,
     ):
         plain.train()
-        journal.look(start, kept)  # the run may have been killed before it looked
+        journal.evaluate_if_due(start, kept)  # the run may have been killed between saving and evaluating
         for step in range(start, schedule.steps):
-            optimiser.param_groups[0]["lr"] = schedule.lr_at(step)
+            lr = optimiser.param_groups[0]["lr"] = schedule.lr_at(step)
             terms = _backward(model, loss, schedule, step, accelerator)
             norm = nn.utils.clip_grad_norm_(plain.parameters(), schedule.clip_norm)
-            was_skipped, skipped = skipped, not torch.isfinite(norm)
-            if skipped and (was_skipped or step == schedule.steps - 1):
-                raise UserError(_not_finite(folder, step, accelerator.reduce(terms, "mean")))
-            if not skipped:
+            is_last, is_skipped = step == schedule.steps - 1, not torch.isfinite(norm)
+            if is_skipped and (was_skipped or is_last):
+                raise UserError(_not_finite_message(folder, step, accelerator.reduce(terms, "mean")))
+            if not is_skipped:
                 optimiser.step()
-            optimiser.zero_grad(set_to_none=accelerator.num_processes == 1)  # of several they may lie in buckets, which stay anyway
-            if average is not None and schedule.ema is not None and not skipped:
-                _average(average, plain, min(schedule.ema, (step + 1) / (step + 10)))
-            bar.update(a_step)
-            if skipped:
+                _update_average(average, plain, schedule.ema, step)
+            optimiser.zero_grad(set_to_none=accelerator.num_processes == 1)  # with several, gradients may be views of buckets, which stay
+            was_skipped = is_skipped
+            bar.update(schedule.batch * schedule.accumulation)
+            if is_skipped:
                 journal.write(step, {"skipped": 1.0})
             elif step % LOG_EVERY == 0:
                 values = {name: round(term.item(), 5) for name, term in accelerator.reduce(terms, "mean").items()}
                 bar.set_postfix(values)
-                journal.write(step, values | {"lr": optimiser.param_groups[0]["lr"], "gradient_norm": round(norm.item(), 5)})
-            if main:
-                checkpoints.save_if_due(step + 1, last=step == schedule.steps - 1)
-            journal.look(step + 1, kept)
+                journal.write(step, values | {"lr": lr, "gradient_norm": round(norm.item(), 5)})
+            if is_main:
+                checkpoints.save_if_due(step + 1, last=is_last)
+            journal.evaluate_if_due(step + 1, kept)
     return kept.eval()
 
 
-def most_sharing(accumulation: int, processes: int) -> int:
-    """The largest number of processes, at most so many, that a step's `accumulation` batches can be shared out over evenly."""
+def max_even_processes(accumulation: int, processes: int) -> int:
+    """=> the largest number of processes, up to `processes`, that can share the `accumulation` batches of a step evenly."""
     return max(number for number in range(1, processes + 1) if accumulation % number == 0)
 
 
-def check_shares(accumulation: int, processes: int) -> None:
-    """Make sure that the processes can share out the batches of a step evenly.
+def check_even_split(accumulation: int, processes: int) -> None:
+    """Check that the processes can share the batches of a step evenly.
 
     Raises:
-        UserError: they cannot; the message says how many could.
+        UserError: they cannot; the message tells how many could.
     """
     if accumulation % processes:
         raise UserError(
-            f"{accumulation} batches a step cannot be shared out evenly over {processes} processes; start {most_sharing(accumulation, processes)}, or change the recipe's accumulation"
+            f"{accumulation} batches a step cannot be shared evenly by {processes} processes; start {max_even_processes(accumulation, processes)}, or change the recipe's accumulation"
         )
 
 
 def _backward(model: nn.Module, loss: Loss, schedule: Schedule, step: int, accelerator: Accelerator) -> dict[str, Tensor]:
-    """Leave the gradients of a step => its terms, averaged over the accumulated batches of this process."""
+    """Compute the gradients of a step => its loss terms, averaged over the batches of this process."""
     sums: dict[str, Tensor] = {}
     parts = range(accelerator.process_index, schedule.accumulation, accelerator.num_processes)
     for part in parts:
         number = step * schedule.accumulation + part
-        torch.manual_seed((1_000_003 * schedule.seed + number) % 2**32)  # torch looks at 32 bits of a seed
+        torch.manual_seed((1_000_003 * schedule.seed + number) % 2**32)  # torch uses 32 bits of a seed
         with accelerator.no_sync(model) if part < parts[-1] else nullcontext():
             with accelerator.autocast():
                 terms = loss(number)
@@ -173,16 +176,25 @@ def _backward(model: nn.Module, loss: Loss, schedule: Schedule, step: int, accel
 
 
 @torch.no_grad()
-def _average(average: nn.Module, model: nn.Module, decay: float) -> None:
+def _update_average(average: nn.Module | None, model: nn.Module, ema: float | None, step: int) -> None:
+    """Update the running average of the weights, if there is one; its decay is smaller in the first steps."""
+    if average is None or ema is None:
+        return
+    decay = min(ema, (step + 1) / (step + 10))
     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
-    for kept, now in zip(average.buffers(), model.buffers(), strict=True):
-        kept.copy_(now)
+    for averaged, current in zip(average.buffers(), model.buffers(), strict=True):
+        averaged.copy_(current)
 
 
-def _bar(title: str, start: int, steps: int, a_step: int, *, quiet: bool) -> Any:
-    return tqdm(disable=quiet, initial=start * a_step, total=steps * a_step, desc=title, unit="image", mininterval=2, leave=start < steps)
+def _progress_bar(title: str, start: int, schedule: Schedule, *, quiet: bool) -> Any:
+    pictures, leave = schedule.batch * schedule.accumulation, start < schedule.steps
+    initial, total = start * pictures, schedule.steps * pictures
+    return tqdm(disable=quiet, initial=initial, total=total, desc=title, unit="image", mininterval=2, leave=leave)
 
 
-def _not_finite(folder: Path, step: int, terms: dict[str, Tensor]) -> str:
+def _not_finite_message(folder: Path, step: int, terms: dict[str, Tensor]) -> str:
     values = ", ".join(f"{name} {term.item():g}" for name, term in terms.items())
-    return f"training of {folder.name} met a loss or gradient that is not finite at step {step} ({values}); {last_good(folder)}. The same steps come when it runs again: change what they follow from, such as the learning rate or the seed, which begins a new run"
+    return (
+        f"training of {folder.name} met a loss or gradient that is not finite at step {step} ({values}); {describe_last_checkpoint(folder)}. "
+        "Running it again repeats the same steps: change a setting such as the learning rate or the seed, which starts a new run"
+    )

@@ -1,4 +1,4 @@
-"""The processes of a distributed run, as `torchrun` starts them: what one does for all. Without such a run, this one is the main one, alone."""
+"""Communication between the processes of a distributed run, as started by `torchrun`; a process alone is the main process."""
 
 import os
 from collections.abc import Callable
@@ -8,33 +8,36 @@ from typing import TypeVar
 
 from torch import distributed
 
-Made = TypeVar("Made")
-PATIENCE = timedelta(days=1)  # one hashes and draws for all, and their shares of encoding end apart
+Result = TypeVar("Result")
+WAIT_TIMEOUT = timedelta(days=1)  # the main process hashes and draws for all, and processes finish their shares of encoding at other times
 
 
-def from_main(make: Callable[[], Made]) -> Made:
-    """What the main process makes, told to all; each of them has to call it, and the main one makes it once all have come.
+def broadcast_from_main(compute: Callable[[], Result]) -> Result:
+    """Run `compute` in the main process, once all processes have called this => its result, in every process.
 
-    They wait for each other up to a day, while those that train together give up as soon as the process group's own timeout says.
+    They wait for each other up to a day; in training itself, the timeout of the process group applies.
     """
     if not distributed.is_initialized():
-        return make()
-    patient = _patient(distributed.group.WORLD)
-    distributed.barrier(patient)
-    told = [make() if distributed.get_rank() == 0 else None]
-    distributed.broadcast_object_list(told, group=patient)
-    (made,) = told
-    return made  # type: ignore[return-value]  # the main process's
+        return compute()
+    group = _cpu_group(distributed.group.WORLD)
+    distributed.barrier(group)
+    results = [compute() if distributed.get_rank() == 0 else None]
+    distributed.broadcast_object_list(results, group=group)
+    (result,) = results
+    return result  # type: ignore[return-value]  # of the main process
 
 
 @cache
-def _patient(_world: distributed.ProcessGroup | None) -> distributed.ProcessGroup:
-    """All of a run's processes again, in a group that waits on the CPU, whatever they train on."""
-    return distributed.new_group(timeout=PATIENCE, backend="gloo")  # type: ignore[return-value]  # each process is of it
+def _cpu_group(_world: distributed.ProcessGroup | None) -> distributed.ProcessGroup:
+    """Create a group of all processes that waits on the CPU, whatever device they train on."""
+    return distributed.new_group(timeout=WAIT_TIMEOUT, backend="gloo")  # type: ignore[return-value]  # every process is a member
 
 
-def sharing() -> tuple[int, int]:
-    """Number of this process, and of how many on the main one's machine: numbers beyond are on others, which may not see what it maps into memory."""
+def rank_and_local_size() -> tuple[int, int]:
+    """=> the rank of this process, and the number of processes on the main process's machine.
+
+    Processes with a rank beyond that number run on other machines, which may not see what the main process maps into memory.
+    """
     if not distributed.is_initialized():
         return 0, 1
     return distributed.get_rank(), int(os.environ.get("LOCAL_WORLD_SIZE", distributed.get_world_size()))

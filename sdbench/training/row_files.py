@@ -1,7 +1,7 @@
-"""Arrays on disk that take hours to make: a row for each picture or caption, made once, chunk by chunk.
+"""Arrays on disk that take hours to compute: a row for each picture or caption, computed once, chunk by chunk.
 
-Making that was killed goes on where it stood. The processes of a distributed run share the chunks out, and threads read what the
-next ones are made of. Rows of pictures that cannot be decoded are left out and said, up to one in a hundred.
+A computation that was killed continues where it stopped. The processes of a distributed run share the chunks, and threads read
+the pictures of the next chunks ahead. Pictures that cannot be decoded are left out with a message, up to one in a hundred.
 """
 
 import shutil
@@ -23,132 +23,144 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sdbench.errors import UndecodableError, UserError
-from sdbench.training.processes import from_main, sharing
+from sdbench.training.processes import broadcast_from_main, rank_and_local_size
 
 READERS = 8  # threads that read and decode the next pictures while the device encodes
-UNFLUSHED_S = 30.0  # of encoding, which is lost at most where a process is killed or the machine goes down
-UNDECODABLE = 0.01  # of the pictures, which may be left out
+FLUSH_EVERY_S = 30.0  # at most so much encoding is lost when a process is killed or the machine goes down
+MAX_UNDECODABLE = 0.01  # share of the pictures that may be left out
+
+Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class RowFile:
-    """A file of `n` rows that `make` gives of what `read`, in threads, read for it; `at_once` of them at a time.
+    """A file of `n` rows, computed `chunk_size` rows at a time.
 
-    Beside it, while it is not whole: itself with the suffix `.part`, and `.done`, a byte for each row, 1 once it is made.
+    Attributes:
+        path: of the complete file.
+        compute: what `read` returned => a tensor for each field, with a row for each.
+        read: row numbers => the input of `compute`; runs in threads.
     """
 
     path: Path
     n: int
-    at_once: int
-    make: Callable[[Any], dict[str, Tensor]]
-    read: Callable[[npt.NDArray[np.int64]], Any] = lambda rows: rows
+    chunk_size: int
+    compute: Callable[[Any], dict[str, Tensor]]
+    read: Callable[[Rows], Any] = lambda rows: rows
 
     @property
-    def beside(self) -> Path:
-        """The file that is not whole."""
+    def part_path(self) -> Path:
+        """=> the path of the file while it is incomplete."""
         return self.path.with_suffix(".part")
 
     @property
-    def done(self) -> Path:
-        """The marks."""
+    def marks_path(self) -> Path:
+        """=> the path of the marks of an incomplete file: a byte for each row, 1 once the row is computed."""
         return self.path.with_suffix(".done")
 
     @property
-    def begun(self) -> bool:
-        """Whether file and marks are there and belong together."""
-        return self.beside.exists() and self.done.exists() and self.done.stat().st_size == self.n
+    def undecodable_path(self) -> Path:
+        """=> the path of the row numbers of undecodable pictures; there is no such file if all could be decoded."""
+        return self.path.with_suffix(".left-out.npy")
 
-    def left_out(self) -> npt.NDArray[np.int64]:
-        """Rows of pictures that cannot be decoded, once the file is whole."""
-        noted = self.path.with_suffix(".left-out.npy")
-        found: npt.NDArray[np.int64] = np.load(noted) if noted.exists() else np.zeros(0, np.int64)
-        return found
+    @property
+    def is_started(self) -> bool:
+        """Whether an incomplete file and its marks exist and belong together."""
+        return self.part_path.exists() and self.marks_path.exists() and self.marks_path.stat().st_size == self.n
+
+    def undecodable_rows(self) -> Rows:
+        """=> the rows of pictures that cannot be decoded, of a complete file."""
+        rows: Rows = np.load(self.undecodable_path) if self.undecodable_path.exists() else np.zeros(0, np.int64)
+        return rows
 
 
 @torch.no_grad()
-def filled(*wanted: RowFile) -> list[npt.NDArray[np.void]]:
-    """The arrays of these files of one folder, with a field for each tensor; what is there already is not made again."""
-    for rows, is_there in zip(wanted, from_main(lambda: _begin(wanted)), strict=True):
-        if not is_there:
-            _fill(rows)
-            from_main(partial(_end, rows))
-    return [np.load(rows.path, mmap_mode="r") for rows in wanted]
+def fill_and_load(*files: RowFile) -> list[npt.NDArray[np.void]]:
+    """Compute the missing rows of these files, all in one folder => their arrays, memory-mapped, with a field for each tensor."""
+    for file, is_complete in zip(files, broadcast_from_main(lambda: _create_missing(files)), strict=True):
+        if not is_complete:
+            _fill(file)
+            broadcast_from_main(partial(_finish, file))
+    return [np.load(file.path, mmap_mode="r") for file in files]
 
 
-def _begin(wanted: Sequence[RowFile]) -> list[bool]:
-    """See to a file and its marks for each that is not whole => which are whole.
+def _create_missing(files: Sequence[RowFile]) -> list[bool]:
+    """Create array and marks of the files that are neither complete nor started => for each file, whether it is complete.
 
-    Where the disk cannot hold them all, writing would kill the process hours later, so that is seen first.
+    Checks the free disk space first: writing to a memory map on a full disk would kill the process hours later.
     """
-    new = [rows for rows in wanted if not rows.path.exists() and not rows.begun]
-    kinds = [_kind(rows) for rows in new]
-    folder = wanted[0].path.parent
+    new = [file for file in files if not file.path.exists() and not file.is_started]
+    dtypes = [_row_dtype(file) for file in new]
+    folder = files[0].path.parent
     folder.mkdir(parents=True, exist_ok=True)
-    needed = sum(rows.n * kind.itemsize for rows, kind in zip(new, kinds, strict=True))
+    needed = sum(file.n * dtype.itemsize for file, dtype in zip(new, dtypes, strict=True))
     if needed > (free := shutil.disk_usage(folder).free):
-        fields = ", ".join(name for kind in kinds for name in kind.names or ())
+        fields = ", ".join(name for dtype in dtypes for name in dtype.names or ())
         raise UserError(
-            f"{folder} has {free / 1e9:.1f} GB free; {needed / 1e9:.1f} GB are needed for {fields} of {wanted[0].n:,} pictures. Make room, or name another folder with --work"
+            f"{folder} has {free / 1e9:.1f} GB free; {needed / 1e9:.1f} GB are needed for {fields} of {files[0].n:,} pictures. Make room, or name another folder with --work"
         )
-    for rows, kind in zip(new, kinds, strict=True):
-        rows.done.unlink(missing_ok=True)
-        np.lib.format.open_memmap(rows.beside, "w+", kind, (rows.n,))  # takes no room before it is written to
-        rows.done.write_bytes(bytes(rows.n))
-    return [rows.path.exists() for rows in wanted]
+    for file, dtype in zip(new, dtypes, strict=True):
+        file.marks_path.unlink(missing_ok=True)
+        np.lib.format.open_memmap(file.part_path, "w+", dtype, (file.n,))  # sparse: takes no space before it is written to
+        file.marks_path.write_bytes(bytes(file.n))
+    return [file.path.exists() for file in files]
 
 
-def _kind(rows: RowFile) -> np.dtype[np.void]:
-    """Fields of a row, from the first that can be made."""
-    for row in range(rows.n):
+def _row_dtype(file: RowFile) -> np.dtype[np.void]:
+    """=> the fields of a row, found by computing the first row that can be decoded."""
+    for row in range(file.n):
         try:
-            made = rows.make(rows.read(np.array([row])))
+            tensors = file.compute(file.read(np.array([row])))
         except UndecodableError:
-            if row < UNDECODABLE * rows.n:
+            if row < MAX_UNDECODABLE * file.n:
                 continue
             raise
-        return np.dtype([(name, tensor.cpu().numpy().dtype, tuple(tensor.shape[1:])) for name, tensor in made.items()])
-    raise UserError(f"there is nothing to make {rows.path} of")
+        return np.dtype([(name, tensor.cpu().numpy().dtype, tuple(tensor.shape[1:])) for name, tensor in tensors.items()])
+    raise UserError(f"there is nothing to compute {file.path} from")
 
 
-def _fill(rows: RowFile) -> None:
-    """Make this process's share of the rows that are not there; which chunks these are follows from their number alone.
+def _fill(file: RowFile) -> None:
+    """Compute this process's share of the missing rows.
 
-    Rows are marked once they are on the disk, or as the process ends; those that cannot be made never are.
+    Rows are marked after they are flushed to disk, regularly and when the process ends. Undecodable rows are never marked.
     """
-    array, marks = np.load(rows.beside, mmap_mode="r+"), np.memmap(rows.done, np.uint8, "r+")
-    (process, processes), chunks = sharing(), range(0, rows.n, rows.at_once)
-    mine = [first for number, first in enumerate(chunks) if number % processes == process and not marks[first : first + rows.at_once].all()]
-    fresh, flushed, torn = np.zeros(rows.n, bool), -UNFLUSHED_S, 0
-    ahead = _read_ahead(rows.read, [np.arange(first, min(first + rows.at_once, rows.n)) for first in mine])
+    array, marks = np.load(file.part_path, mmap_mode="r+"), np.memmap(file.marks_path, np.uint8, "r+")
+    process, processes = rank_and_local_size()
+    chunks = _missing_chunks(file, marks, process, processes)
+    is_computed, flushed_at, undecodable = np.zeros(file.n, bool), -FLUSH_EVERY_S, 0
+    ahead = _read_ahead(file.read, chunks)
+    title = f"encoding {file.path.stem.split('-')[0]}"
     try:
-        for whole, read in tqdm(
-            ahead, desc=f"encoding {rows.path.stem.split('-')[0]}", total=len(mine), mininterval=2, disable=process > 0
-        ):
-            for chunk, made in _made(rows, whole, read):
-                if isinstance(made, UndecodableError):
-                    torn += 1
-                    if torn > UNDECODABLE * rows.n / processes:
-                        raise made
-                    tqdm.write(f"left out: {made}", file=sys.stderr)
+        for chunk, wait_for_input in tqdm(ahead, desc=title, total=len(chunks), mininterval=2, disable=process > 0):
+            for rows, result in _compute_chunk(file, chunk, wait_for_input):
+                if isinstance(result, UndecodableError):
+                    undecodable += 1
+                    if undecodable > MAX_UNDECODABLE * file.n / processes:
+                        raise result
+                    tqdm.write(f"left out: {result}", file=sys.stderr)
                     continue
-                for name, tensor in made.items():
-                    array[name][chunk] = tensor.cpu().numpy()
-                fresh[chunk] = True
-            if time.monotonic() - flushed > UNFLUSHED_S:
+                for name, tensor in result.items():
+                    array[name][rows] = tensor.cpu().numpy()
+                is_computed[rows] = True
+            if time.monotonic() - flushed_at > FLUSH_EVERY_S:
                 array.flush()
-                marks[fresh] = 1
-                flushed = time.monotonic()
+                marks[is_computed] = 1
+                flushed_at = time.monotonic()
     finally:
-        ahead.close()  # left to the garbage collector, it may wait for threads in one that only begins, for ever
+        ahead.close()  # the garbage collector might close it in one of its own threads that is starting, and wait for ever
         array.flush()
-        marks[fresh] = 1
+        marks[is_computed] = 1
 
 
-def _read_ahead(
-    read: Callable[[npt.NDArray[np.int64]], Any], chunks: Sequence[npt.NDArray[np.int64]]
-) -> Generator[tuple[npt.NDArray[np.int64], Callable[[], Any]], None, None]:
-    """Chunks in turn, each with a function that waits for what was read of it, while the next ones are read."""
-    pool, pending = ThreadPoolExecutor(READERS), deque[tuple[npt.NDArray[np.int64], Callable[[], Any]]]()
+def _missing_chunks(file: RowFile, marks: npt.NDArray[np.uint8], process: int, processes: int) -> list[Rows]:
+    """=> the chunks with missing rows that are this process's share, which depends only on the number of the chunk."""
+    chunks = (np.arange(first, min(first + file.chunk_size, file.n)) for first in range(0, file.n, file.chunk_size))
+    return [chunk for number, chunk in enumerate(chunks) if number % processes == process and not marks[chunk].all()]
+
+
+def _read_ahead(read: Callable[[Rows], Any], chunks: Sequence[Rows]) -> Generator[tuple[Rows, Callable[[], Any]], None, None]:
+    """Yield each chunk with a function that waits for its input, while threads read the next chunks."""
+    pool, pending = ThreadPoolExecutor(READERS), deque[tuple[Rows, Callable[[], Any]]]()
     try:
         for chunk in chunks:
             pending.append((chunk, pool.submit(read, chunk).result))
@@ -159,24 +171,25 @@ def _read_ahead(
         pool.shutdown(cancel_futures=True)
 
 
-def _made(
-    rows: RowFile, chunk: npt.NDArray[np.int64], read: Callable[[], Any]
-) -> Iterator[tuple[npt.NDArray[np.int64], dict[str, Tensor] | UndecodableError]]:
-    """What can be made of a chunk: all at once, or else one by one."""
+def _compute_chunk(
+    file: RowFile, chunk: Rows, wait_for_input: Callable[[], Any]
+) -> Iterator[tuple[Rows, dict[str, Tensor] | UndecodableError]]:
+    """Yield rows and their tensors: the whole chunk, or its rows one by one if a picture in it cannot be decoded."""
     try:
-        yield chunk, rows.make(read())
+        yield chunk, file.compute(wait_for_input())
     except UndecodableError as error:
         if len(chunk) == 1:
             yield chunk, error
             return
         for row in chunk:
-            alone = np.array([row])
-            yield from _made(rows, alone, partial(rows.read, alone))
+            rows = np.array([row])
+            yield from _compute_chunk(file, rows, partial(file.read, rows))
 
 
-def _end(rows: RowFile) -> None:
-    with suppress(FileNotFoundError):  # another run in the same folder was done sooner; both filled one file, with the same rows
-        if len(left_out := np.flatnonzero(np.fromfile(rows.done, np.uint8) == 0)):
-            np.save(rows.path.with_suffix(".left-out.npy"), left_out)
-        rows.beside.rename(rows.path)
-        rows.done.unlink()
+def _finish(file: RowFile) -> None:
+    """Give the complete file its name, and remove its marks."""
+    with suppress(FileNotFoundError):  # another run in this folder finished it first; both filled the same file with the same rows
+        if len(undecodable := np.flatnonzero(np.fromfile(file.marks_path, np.uint8) == 0)):
+            np.save(file.undecodable_path, undecodable)
+        file.part_path.rename(file.path)
+        file.marks_path.unlink()

@@ -59,7 +59,7 @@ def kept(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(("dtype", "suffix"), [("float32", ""), ("bfloat16", ".fp16"), ("float16", ".fp16")])
 def test_only_configs_and_one_copy_of_the_weights_are_listed(hub: Hub, dtype: str, suffix: str) -> None:
-    files = pipelines.files_to_fetch(resolve(NAME), dtype=dtype)
+    files = pipelines.required_files(resolve(NAME), dtype=dtype)
     assert {file.name for file in files if "safetensors" in file.name} == {
         f"unet/diffusion_pytorch_model{suffix}.safetensors",
         f"vae/diffusion_pytorch_model{suffix}.safetensors",
@@ -82,7 +82,7 @@ def test_fetched_once_and_then_loaded_from_the_cache(what: str, hub: Hub) -> Non
     pipelines.fetch(spec, dtype="float16")
     assert hub.hits == asked
     assert pipelines.is_cached(spec, dtype="float16")
-    assert all(file.cached for file in pipelines.files_to_fetch(spec, dtype="float16"))
+    assert all(file.cached for file in pipelines.required_files(spec, dtype="float16"))
     found = resolve(what)
     assert (found.family, found.architecture, found.origin) == ("scenes", "vega", f"hub:{NAME}@{COMMIT}")
     assert resolve(f"{NAME}@v3").origin == f"hub:{NAME}", "which is not here"
@@ -100,7 +100,7 @@ def test_a_float32_run_takes_the_copy_of_32_bits_whatever_else_is_cached(
         pipelines.fetch(spec, dtype="float32")
     said = capsys.readouterr().err
     assert said.startswith(
-        "tiny: its 16-bit copy alone is here, and is taken. cannot fetch 'someone/tiny' from the Hub (ConnectionError: no route"
+        "tiny: only its 16-bit copy is on this disk, and is used. cannot fetch 'someone/tiny' from the Hub (ConnectionError: no route"
     )
     pipelines.fetch(spec, dtype="float32")
     assert pipelines.is_cached(spec, dtype="float32")
@@ -143,7 +143,7 @@ def test_the_licence_of_what_diffusers_cached_is_fetched_or_missed(
 def test_a_base_is_fetched_without_its_unet(tmp_path: Path) -> None:
     tiny_unet().save_pretrained(tmp_path / "student")
     spec = resolve(str(tmp_path / "student"), base=NAME)
-    names = {file.name for file in pipelines.files_to_fetch(spec, dtype="float32")}
+    names = {file.name for file in pipelines.required_files(spec, dtype="float32")}
     assert "unet/diffusion_pytorch_model.safetensors" not in names
     assert {"vae/diffusion_pytorch_model.safetensors", "model_index.json"} < names
     pipelines.fetch(spec, dtype="float32")
@@ -162,7 +162,7 @@ def test_a_repository_without_safetensors(hub: Hub) -> None:
     for path in (hub.root / NAME).glob("vae/*.safetensors"):
         path.unlink()
     with pytest.raises(UserError, match=r"'someone/tiny' has no vae/diffusion_pytorch_model\.safetensors"):
-        pipelines.files_to_fetch(resolve(NAME), dtype="float32")
+        pipelines.required_files(resolve(NAME), dtype="float32")
 
 
 @pytest.mark.parametrize("error", [OfflineModeIsEnabled("offline mode is enabled"), ConnectionError("no route to host")])
@@ -231,6 +231,6 @@ def test_a_plan_lists_what_the_run_fetches_once(monkeypatch: pytest.MonkeyPatch,
 
 def test_models_that_are_not_of_the_hub_need_nothing(made: Path) -> None:
     for spec in (resolve(str(made)), resolve("sdxl", random=True), resolve("scenes-rendered")):
-        assert pipelines.files_to_fetch(spec, dtype="float32") == []
+        assert pipelines.required_files(spec, dtype="float32") == []
         assert pipelines.is_cached(spec, dtype="float32")
         pipelines.fetch(spec, dtype="float32")

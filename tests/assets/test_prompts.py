@@ -21,7 +21,7 @@ from sdbench.generate import initial_noise, list_jobs
 from sdbench.run import requirements
 from sdbench.settings import Sampling
 from sdbench.suites import Noise, Prompts, Suite
-from sdbench.validation import validated
+from sdbench.validation import validate
 
 ROOT = Path(__file__).parents[2]
 CAPTIONS = ["a red square", "Übung, mit Komma", 'say "hello"', "None", "a red square", "last"]
@@ -84,7 +84,7 @@ def test_a_word_that_csv_readers_take_for_nothing_is_said_by_row(kind: str, tmp_
 @pytest.mark.parametrize(("row", "found"), [(None, "None"), ("", "''"), ("  \t", r"'  \\t'")])
 def test_an_empty_prompt_is_refused_by_row(row: str | None, found: str, tmp_path: Path) -> None:
     datasets.Dataset.from_dict({"prompt": ["one", row, "three"]}).to_parquet(tmp_path / "p.parquet")
-    with pytest.raises(UserError, match=rf"row 1 is empty, found {found}; write a prompt, or take the row out"):
+    with pytest.raises(UserError, match=rf"row 1 is empty, found {found}; write a prompt, or remove the row"):
         drawn(tmp_path / "p.parquet", 3)
     assert drawn(tmp_path / "p.parquet", 1) == ["one"]
 
@@ -154,7 +154,7 @@ from sdbench.run import requirements
 from sdbench.suites import Prompts, Suite
 listed = Prompts(source="dataset", path="owner/prompts", split="test", n=3)
 suite = Suite(name="own", version=1, description="", prompts=listed)
-print(requirements.inputs_are_here(suite), suite.describe_prompts())
+print(requirements.inputs_are_here(suite), suite.prompts_described())
 """
     home = tmp_path / "hf"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url}
@@ -203,11 +203,11 @@ def test_an_asset_s_lists_are_one_and_verified_by_its_digests(tmp_path: Path, mo
 def test_a_text_file_has_a_prompt_a_line(tmp_path: Path) -> None:
     path = tmp_path / "p.txt"
     path.write_bytes("\ufeffone\r\n\n  two\u2028and a half\x85 \nÜbung".encode())
-    assert prompts.lines(path) == ("one", "two\u2028and a half", "Übung")
+    assert prompts.read_lines(path) == ("one", "two\u2028and a half", "Übung")
     path.write_bytes("Übung".encode("latin-1"))
     for file in (path, tmp_path / "nowhere", tmp_path):
         with pytest.raises(UserError, match=rf"prompts {file} cannot be read as UTF-8 text \(.*a prompt a line"):
-            prompts.lines(file)
+            prompts.read_lines(file)
 
 
 @pytest.mark.parametrize(("name", "lacks"), [("coco-30k", "sayakpaul/coco"), ("hpdv2", "hpdv2-prompts"), ("mlperf-sdxl", "mlperf-")])
@@ -223,7 +223,7 @@ def test_shipped_suites_without_their_prompts_say_what_is_missing(name: str, lac
 )
 def test_a_source_without_its_place_is_an_error(prompt: dict[str, str], expected: str) -> None:
     with pytest.raises(UserError, match=expected):
-        validated(Suite, {"name": "x", "version": 1, "description": "", "prompts": {**prompt, "n": 1}}, "suite x")
+        validate(Suite, {"name": "x", "version": 1, "description": "", "prompts": {**prompt, "n": 1}}, "suite x")
 
 
 # ---- the latent of a file ----
@@ -287,4 +287,4 @@ def test_another_latent_than_the_suite_states_is_refused(tmp_path: Path) -> None
 
 def test_a_latent_of_a_file_is_one_for_all(tmp_path: Path) -> None:
     with pytest.raises(UserError, match='it needs kind = "fixed"'):
-        validated(Suite, {"name": "x", "version": 1, "description": "", "noise": {"file": str(tmp_path)}}, "suite x")
+        validate(Suite, {"name": "x", "version": 1, "description": "", "noise": {"file": str(tmp_path)}}, "suite x")

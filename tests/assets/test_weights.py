@@ -108,8 +108,8 @@ def test_another_digest_is_refused_and_nothing_is_left(name: str, path: str, hub
 
 @pytest.mark.usefixtures("hub")
 def test_an_unknown_digest_is_pinned_at_first_use_and_refused_when_it_changes(tmp_path: Path) -> None:
-    assert weights.unverified("network")
-    assert not weights.unverified("stated")
+    assert weights.is_unverified("network")
+    assert not weights.is_unverified("stated")
     folder = weights.find("network")
     assert weights.digest("stated") == hashlib.sha256(WEIGHTS).hexdigest()
     whole = weights.digest("network")
@@ -168,9 +168,9 @@ def test_the_hub_s_own_cache_serves_offline(tmp_path: Path) -> None:
     (snapshot.parents[1] / "refs").mkdir()
     (snapshot.parents[1] / "refs" / "main").write_text("c" * 40)
     (snapshot / "config.json").write_bytes(CONFIG)
-    assert [file.name for file in weights.absent([catalogue.ASSETS["network"]])] == ["config.json", "model.safetensors"]
+    assert [file.name for file in weights.missing_files([catalogue.ASSETS["network"]])] == ["config.json", "model.safetensors"]
     (snapshot / "model.safetensors").write_bytes(WEIGHTS)
-    assert weights.absent([catalogue.ASSETS["network"]]) == []
+    assert weights.missing_files([catalogue.ASSETS["network"]]) == []
     assert weights.find("network") == snapshot
 
 
@@ -178,7 +178,7 @@ def test_the_hub_s_own_cache_serves_offline(tmp_path: Path) -> None:
 def test_only_what_is_missing_of_a_folder_is_fetched(hub: Hub, tmp_path: Path) -> None:
     (tmp_path / "weights" / "network").mkdir(parents=True)
     (tmp_path / "weights" / "network" / "model.safetensors").write_bytes(WEIGHTS)
-    assert [file.name for file in weights.absent([catalogue.ASSETS["network"]])] == ["config.json"]
+    assert [file.name for file in weights.missing_files([catalogue.ASSETS["network"]])] == ["config.json"]
     weights.find("network")
     assert dict(hub.hits) == {"lab/network/config.json": 1}
 
@@ -194,7 +194,7 @@ def test_processes_that_want_the_same_fetch_it_once(hub: Hub) -> None:
 def test_damaged_notes_are_named(tmp_path: Path) -> None:
     weights.find("network")
     (tmp_path / "weights" / "digests" / "network.json").write_text("")
-    with pytest.raises(UserError, match=r"digests/network\.json holds no notes on digests \(.*delete it"):
+    with pytest.raises(UserError, match=r"digests/network\.json holds no digests \(.*delete it"):
         weights.find("network")
 
 
@@ -248,12 +248,12 @@ def test_every_full_size_metric_of_a_shipped_suite_says_what_weights_it_needs(mo
     monkeypatch.chdir(ROOT)
     without = {"agreement.ssim"}  # compares pixels
     taken = {name for suite in map(suites.load, suites.names()) for name in suite.metrics.get("sdxl", ())} - without
-    assert {name for name in taken if not catalogue.needed([name])} == set()
+    assert {name for name in taken if not catalogue.evaluators_for([name])} == set()
 
 
 def test_what_the_metrics_need_is_told_by_name() -> None:
     def needs(*metrics: str) -> list[str]:
-        return [asset.name for asset in catalogue.needed(metrics)]
+        return [asset.name for asset in catalogue.evaluators_for(metrics)]
 
     assert needs("fid.mlperf", "clip_score.mlperf") == ["inception-2015", "clip-vit-b-32"]
     assert needs("win_rate.pickscore.v1") == ["pickscore-v1"]

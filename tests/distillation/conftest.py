@@ -27,7 +27,7 @@ def fast_sampling() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluation, "STEPS", 1)
         patch.setattr(samples, "STEPS", 1)
-        patch.setattr(train, "Watch", partial(evaluation.Watch, n=evaluation.SHOWN))
+        patch.setattr(train, "SceneEvaluation", partial(evaluation.SceneEvaluation, n=evaluation.SHEET_PICTURES))
         patch.setattr(train, "FINAL_BATCHES", 1)
         yield
 

@@ -140,7 +140,7 @@ def test_processes_that_cannot_share_a_step_evenly_are_refused_first(
     vega: Recipe, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Accelerator, "num_processes", 2)
-    with pytest.raises(UserError, match="1 batches a step cannot be shared out evenly over 2 processes; start 1, or change"):
+    with pytest.raises(UserError, match="1 batches a step cannot be shared evenly by 2 processes; start 1, or change"):
         distil(vega, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=STEPS)
     assert list(tmp_path.iterdir()) == []
 
@@ -314,7 +314,7 @@ def test_a_teacher_with_another_diffusion_process_is_refused(
     config = shutil.copytree(teacher_folder, tmp_path / "other") / file
     kept = {key: value for key, value in json.loads(config.read_text()).items() if not key.startswith("beta_")}
     config.write_text(json.dumps(kept | changes))
-    with pytest.raises(UserError, match=f"other is of another diffusion than is trained here: .*{said}"):
+    with pytest.raises(UserError, match=f"other has another kind of diffusion than this trains: .*{said}"):
         check_run(vega, "scenes", [tmp_path / "other"])
     with pytest.raises(UserError, match=said):
         LatentPool(tmp_path / "other", Pool(tmp_path, 1), tmp_path)

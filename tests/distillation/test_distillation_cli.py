@@ -95,6 +95,6 @@ def test_only_the_main_process_prints_the_students_folder(
 ) -> None:
     monkeypatch.setattr("distillation.train.distil", lambda *_, **__: tmp_path)
     for process, said in ((0, f"{tmp_path}\n"), (1, "")):
-        monkeypatch.setattr("sdbench.training.processes.sharing", lambda process=process: (process, 2))
+        monkeypatch.setattr("sdbench.training.processes.rank_and_local_size", lambda process=process: (process, 2))
         assert main(["run", "vega", "--out", str(tmp_path / "out")]) == 0
         assert capsys.readouterr().out == said

@@ -7,22 +7,22 @@ import torch
 from torch import nn
 
 from sdbench.arrays import F32
-from sdbench.encoders.inception import blank
-from sdbench.encoders.memory import evaluators
+from sdbench.encoders.inception import build
+from sdbench.encoders.memory import evaluators_on
 
 
 def on_card_and_processor(answer: Callable[[], F32]) -> tuple[F32, F32]:
     """What encoders answer where there is a card, and on the processor."""
-    with evaluators("cuda"):
+    with evaluators_on("cuda"):
         of_card = answer()
-    with evaluators("cpu"):
+    with evaluators_on("cpu"):
         return of_card, answer()
 
 
 def save_inception(path: Path, seed: int = 0) -> Path:
     """A state dict as pt_inception-2015-12-05-6726825d.pth has it, classifier included => its path."""
     torch.manual_seed(seed)
-    made = blank()
+    made = build()
     for module in made.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight)

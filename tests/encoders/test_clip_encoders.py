@@ -134,7 +134,7 @@ def test_weights_come_back_from_a_file(name: str, wrapped: bool, towers: Clip, t
     state = {key: tensor.contiguous() for key, tensor in towers.model.state_dict().items()}
     path = save({"state_dict": state} if wrapped and not name.endswith("safetensors") else state, tmp_path / name)
     torch.manual_seed(1)
-    filled = clip.fill(clip.build(TINY), path)
+    filled = clip.load_weights(clip.build(TINY), path)
     assert all(torch.equal(tensor, filled.state_dict()[key].cpu()) for key, tensor in state.items())
 
 
@@ -158,7 +158,7 @@ def test_weights_that_are_lacking_or_of_another_clip_are_not_drawn_at_random(tow
     other = save({**state, "text_projection": torch.zeros(32, 31)}, tmp_path / "other.safetensors")
     for path, message in ((lacking, 'Missing key.*"visual.proj"'), (other, "size mismatch for text_projection")):
         with pytest.raises(RuntimeError, match=message):
-            clip.fill(clip.build(TINY), path)
+            clip.load_weights(clip.build(TINY), path)
 
 
 class Trap:
@@ -172,7 +172,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, monkeypatch: pytest.Mon
     torch.save({"state_dict": Trap()}, tmp_path / "zipped.pt")
     for name in ("trap.pt", "zipped.pt"):
         with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
-            clip.fill(clip.build(TINY), tmp_path / name)
+            clip.load_weights(clip.build(TINY), tmp_path / name)
     assert not (tmp_path / "sprung").exists()
 
 

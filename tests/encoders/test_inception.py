@@ -147,7 +147,7 @@ def test_a_card_answers_as_the_processor_does() -> None:
 
 
 def test_a_file_of_another_network_is_not_loaded(tmp_path: Path) -> None:
-    state = inception.blank().state_dict()
+    state = inception.build().state_dict()
     del state["Mixed_7c.branch_pool.conv.weight"]
     torch.save(state, tmp_path / "other.pth")
     with pytest.raises(RuntimeError, match=r"Missing key.*Mixed_7c\.branch_pool\.conv\.weight"):

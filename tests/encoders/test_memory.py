@@ -21,7 +21,7 @@ def test_every_full_size_network_is_among_them() -> None:
 def test_a_network_is_gone(inception_file: Path) -> None:
     network = weakref.ref(inception.network(inception_file))
     assert network() is inception.network(inception_file)
-    memory.release()
+    memory.release_evaluators()
     assert network() is None
 
 
@@ -29,10 +29,10 @@ def test_a_network_is_gone(inception_file: Path) -> None:
 def test_encoders_run_on_the_device_of_the_run_and_let_go_even_after_an_error(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[object] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(memory, "release", lambda: seen.append("released"))
-    with memory.evaluators(device):
+    monkeypatch.setattr(memory, "release_evaluators", lambda: seen.append("released"))
+    with memory.evaluators_on(device):
         seen.append(pixels.device())
-    with pytest.raises(ZeroDivisionError), memory.evaluators(device):
+    with pytest.raises(ZeroDivisionError), memory.evaluators_on(device):
         1 / 0  # noqa: B018
     assert seen == ["released", torch.device(device), "released", "released", "released"]
     assert pixels.device() == torch.device("cuda")

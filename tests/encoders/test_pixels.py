@@ -27,7 +27,7 @@ def pillow(pictures: pixels.U8, side: int) -> pixels.U8:
 @pytest.mark.parametrize("make", [noise, photographs])
 def test_what_a_gpu_does_is_pillow_to_the_bit(make: Any, side: int) -> None:
     pictures = make(1, side, side)
-    found = pixels.resample(torch.from_numpy(pictures).permute(0, 3, 1, 2), 224)
+    found = pixels.resample_square(torch.from_numpy(pictures).permute(0, 3, 1, 2), 224)
     np.testing.assert_array_equal(found.permute(0, 2, 3, 1).numpy(), pillow(pictures, 224))
     np.testing.assert_array_equal(pixels.pillow_bicubic(pictures, (224, 224), CPU).permute(0, 2, 3, 1).numpy(), pillow(pictures, 224))
 
@@ -36,7 +36,7 @@ def test_what_a_gpu_does_is_pillow_to_the_bit(make: Any, side: int) -> None:
 @given(st.integers(1, 70), st.integers(1, 70), st.integers(0, 2**32 - 1))
 def test_so_it_is_for_squares_of_any_size(side: int, to: int, seed: int) -> None:
     pictures = noise(1, side, side, seed)
-    found = pixels.resample(torch.from_numpy(pictures).permute(0, 3, 1, 2), to)
+    found = pixels.resample_square(torch.from_numpy(pictures).permute(0, 3, 1, 2), to)
     np.testing.assert_array_equal(found.permute(0, 2, 3, 1).numpy(), pillow(pictures, to))
 
 
@@ -52,7 +52,7 @@ def test_the_shortest_edge_is_open_clip_s_transform(height: int, width: int) -> 
     pictures = np.concatenate([noise(1, height, width), photographs(1, height, width)])
     transform = image_transform(224, is_train=False)
     expected = torch.stack([transform(Image.fromarray(picture)) for picture in pictures])
-    torch.testing.assert_close(pixels.shortest_edge(pictures, 224, CPU), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(pixels.resize_shortest_edge(pictures, 224, CPU), expected, rtol=0, atol=1e-6)
 
 
 def hps_transform(picture: Image.Image, side: int) -> torch.Tensor:
@@ -71,10 +71,10 @@ def hps_transform(picture: Image.Image, side: int) -> torch.Tensor:
 def test_the_longest_edge_is_hpsv2_s_transform(height: int, width: int) -> None:
     pictures = np.concatenate([noise(1, height, width), photographs(1, height, width)])
     expected = torch.stack([hps_transform(Image.fromarray(picture), 224) for picture in pictures])
-    torch.testing.assert_close(pixels.longest_edge(pictures, 224, CPU), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(pixels.resize_longest_edge(pictures, 224, CPU), expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("prepare", [pixels.shortest_edge, pixels.longest_edge])
+@pytest.mark.parametrize("prepare", [pixels.resize_shortest_edge, pixels.resize_longest_edge])
 def test_golden_pictures_keep_their_look(prepare: Any) -> None:
     seen = {name: prepare(picture, 32, CPU)[0] for name, picture in golden().items()}
     mean, std = (torch.tensor(values)[:, None, None] for values in (pixels.MEAN, pixels.STD))
@@ -100,7 +100,7 @@ def test_golden_pictures_keep_their_look(prepare: Any) -> None:
     ],
     ids=["float", "int16", "gray", "RGBA", "one", "none", "channels first", "tensor"],
 )
-@pytest.mark.parametrize("prepare", [pixels.shortest_edge, pixels.longest_edge])
+@pytest.mark.parametrize("prepare", [pixels.resize_shortest_edge, pixels.resize_longest_edge])
 def test_only_uint8_rgb_is_taken(prepare: Any, wrong: Any) -> None:
     with pytest.raises(ValueError, match=r"must be N x H x W x 3 uint8 RGB, found \w+ \("):
         prepare(wrong, 32, CPU)

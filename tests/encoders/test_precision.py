@@ -53,12 +53,12 @@ def test_nothing_is_rounded_inside_and_the_settings_are_put_back_even_after_an_e
     torch.backends.cudnn.benchmark = True
     before, told = newer(), None if asked is in_newer_words else older()
     assert before != ["ieee"] * 5
-    with pixels.exact():
+    with pixels.exact_inference():
         assert newer() == ["ieee"] * 5
         assert older() == ("highest", False, False)  # and torch does not raise, as it would in every product of matrices of a GPU
         assert not torch.backends.cudnn.benchmark
         assert torch.is_inference_mode_enabled()
-    with pytest.raises(ZeroDivisionError), pixels.exact():
+    with pytest.raises(ZeroDivisionError), pixels.exact_inference():
         1 / 0  # noqa: B018
     assert newer() == before
     assert told is None or older() == told
@@ -70,7 +70,7 @@ def test_nothing_is_rounded_inside_and_the_settings_are_put_back_even_after_an_e
 def test_what_follows_the_setting_of_all_goes_on_following_it() -> None:
     try:
         torch.backends.fp32_precision = "tf32"
-        with pixels.exact():
+        with pixels.exact_inference():
             assert newer() == ["ieee"] * 5
         assert newer()[0] == "tf32"
         torch.backends.fp32_precision = "ieee"

@@ -50,7 +50,7 @@ def as_published(model: Any, prompt: str, images: list[Image.Image]) -> Any:
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_pickscore_s_published_snippet(saved: Path, height: int, width: int) -> None:
-    judge, images = PickScore(folders.read(CLIPModel, saved, safetensors=True), "tiny"), pictures(height, width)
+    judge, images = PickScore(folders.load_network(CLIPModel, saved, safetensors=True), "tiny"), pictures(height, width)
     found = caption_score(judge.images(images), judge.texts(CAPTIONS), judge.scale)
     expected = [as_published(judge.model, caption, [Image.fromarray(image)])[0] for image, caption in zip(images, CAPTIONS, strict=True)]
     scale = judge.model.logit_scale.exp().item()
@@ -61,7 +61,7 @@ def test_pickscore_s_published_snippet(saved: Path, height: int, width: int) -> 
 def test_hpsv2_s_own_score(height: int, width: int) -> None:
     """100 x the cosine, as `evaluate_benchmark` has it; pictures resized to the longer edge as floats."""
     model, images = tiny(), pictures(height, width)
-    judge = clip.Clip(model, "hps", pixels.longest_edge)
+    judge = clip.Clip(model, "hps", pixels.resize_longest_edge)
     found = caption_score(judge.images(images), judge.texts(CAPTIONS), judge.scale)
     with torch.no_grad():
         seen = model.encode_image(torch.stack([hps_transform(Image.fromarray(image), SIDE) for image in images]), normalize=True)
@@ -93,7 +93,7 @@ def test_their_names_tell_the_weights(saved: Path, tmp_path: Path, monkeypatch: 
         loader.cache_clear()
     assert judges[0].name == f"pickscore.v1-{'a' * 12}"
     assert judges[1].name == f"hpsv2.1-{'b' * 12}"
-    assert judges[1].prepare is pixels.longest_edge
+    assert judges[1].prepare is pixels.resize_longest_edge
 
 
 def test_weights_that_are_not_numbers_or_lacking_are_refused(saved: Path, tmp_path: Path) -> None:
@@ -104,10 +104,10 @@ def test_weights_that_are_not_numbers_or_lacking_are_refused(saved: Path, tmp_pa
     for content, message in ((lacking, "lacks 1 tensors of CLIPModel, such as 'visual_projection.weight'"), (broken, "NaN or infinite")):
         save_file(content, tmp_path / "model.safetensors", metadata={"format": "pt"})
         with pytest.raises(UserError, match=message):
-            folders.read(CLIPModel, tmp_path, safetensors=True)
+            folders.load_network(CLIPModel, tmp_path, safetensors=True)
     (tmp_path / "model.safetensors").write_bytes(b"torn")
     with pytest.raises(UserError, match=r"holds no CLIPModel in transformers' layout \(SafetensorError: .*fetch it again"):
-        folders.read(CLIPModel, tmp_path, safetensors=True)
+        folders.load_network(CLIPModel, tmp_path, safetensors=True)
 
 
 @pytest.mark.slow
@@ -115,7 +115,7 @@ def test_the_real_architecture_of_hpsv2() -> None:
     config = open_clip.get_model_config(preference.HPS_ARCHITECTURE)
     torch.manual_seed(0)
     model, images = clip.build(config), np.concatenate([photographs(1, 300, 400), noise(1, 300, 400)])
-    judge = clip.Clip(model, "hps", pixels.longest_edge)
+    judge = clip.Clip(model, "hps", pixels.resize_longest_edge)
     with torch.no_grad():
         seen = model.encode_image(torch.stack([hps_transform(Image.fromarray(image), 224) for image in images]), normalize=True)
         said = model.encode_text(open_clip.tokenize(CAPTIONS[:2]), normalize=True)

@@ -9,14 +9,14 @@ from pictures import SIZES, noise, photograph
 from torch import Tensor
 from torchvision.transforms.functional import to_tensor
 
-from sdbench.encoders.resize import INCEPTION
+from sdbench.encoders.resize import INCEPTION_RESIZES
 from sdbench.store import U8
 
 PICTURES = [*(photograph(seed, *size) for seed, size in enumerate(SIZES)), noise(9, 300, 298)]
 
 
 def resized(how: str, picture: U8) -> Tensor:
-    return INCEPTION[how](torch.tensor(picture)[None])[0]
+    return INCEPTION_RESIZES[how](torch.tensor(picture)[None])[0]
 
 
 def levels(how: str, picture: U8) -> Tensor:
@@ -72,7 +72,7 @@ def test_at_half_the_size_each_weighs_pixels_as_it_should() -> None:
     torch.testing.assert_close(levels("torchmetrics", picture)[:, 1:-1, 1:-1], inner, rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("how", INCEPTION)
+@pytest.mark.parametrize("how", INCEPTION_RESIZES)
 def test_the_scale_of_bytes_and_the_place_of_channels(how: str) -> None:
     picture = np.zeros((299, 299, 3), np.uint8)
     picture[..., 0], picture[10, 20, 2] = 255, 128
@@ -91,13 +91,13 @@ def test_clean_clips_the_overshoot_of_its_filter() -> None:
     assert (float(ours.min()), float(ours.max())) == (0, 255)
 
 
-@pytest.mark.parametrize("how", INCEPTION.values(), ids=INCEPTION)
+@pytest.mark.parametrize("how", INCEPTION_RESIZES.values(), ids=INCEPTION_RESIZES)
 def test_a_picture_does_not_depend_on_those_beside_it(how: Callable[[Tensor], Tensor]) -> None:
     pictures = torch.tensor(np.stack([photograph(seed, 200, 310) for seed in range(3)]))
     torch.testing.assert_close(how(pictures)[1:2], how(pictures[1:2]), rtol=0, atol=0)
 
 
 def test_no_two_agree_on_a_large_picture() -> None:
-    made = {how: levels(how, PICTURES[2]) for how in INCEPTION}
+    made = {how: levels(how, PICTURES[2]) for how in INCEPTION_RESIZES}
     gaps = {(one, other): float((made[one] - made[other]).abs().mean()) for one in made for other in made if one < other}
     assert min(gaps.values()) > 0.1

@@ -52,7 +52,7 @@ def test_dinov2_is_the_class_token_of_pictures_as_dgm_eval_prepares_them(folder:
     )
     model = Dinov2Model.from_pretrained(folder / vit.DINOV2).eval()
     trained = model.embeddings.position_embeddings
-    model.embeddings.position_embeddings = torch.nn.Parameter(vit.positions(trained, 16))
+    model.embeddings.position_embeddings = torch.nn.Parameter(vit.interpolate_positions(trained, 16))
     with torch.inference_mode():
         pixels = torch.stack([prepare(Image.fromarray(picture)) for picture in PICTURES])
         theirs = model(pixel_values=pixels).last_hidden_state[:, 0].numpy()
@@ -64,13 +64,13 @@ def test_dinov2_is_the_class_token_of_pictures_as_dgm_eval_prepares_them(folder:
 def test_positions_are_scaled_as_dinov2_does_not_as_transformers_does() -> None:
     """A ramp along the columns stays one, but for the ends: its step is n / (side + 0.1) of the old one, not n / side."""
     ramp = torch.arange(37.0).expand(37, 37).reshape(1, 37 * 37, 1)
-    grid = vit.positions(torch.cat([torch.full((1, 1, 1), -9.0), ramp], dim=1), 16)
+    grid = vit.interpolate_positions(torch.cat([torch.full((1, 1, 1), -9.0), ramp], dim=1), 16)
     assert grid[0, 0, 0] == -9
     row = grid[0, 1:].reshape(16, 16)[5, 2:-2]
     torch.testing.assert_close(row.diff(), torch.full((11,), 37 / 16.1), rtol=0, atol=0.1)
     assert float(row[-1] - row[0]) == pytest.approx(11 * 37 / 16.1, abs=0.08)
     unchanged = torch.rand(1, 1 + 16 * 16, 4)
-    assert torch.equal(vit.positions(unchanged, 16), unchanged)
+    assert torch.equal(vit.interpolate_positions(unchanged, 16), unchanged)
 
 
 def test_clip_is_of_length_one_of_the_middle_square_as_cmmd_prepares_it(folder: Path) -> None:
@@ -109,7 +109,7 @@ def test_weights_that_are_not_there_are_not_drawn_at_random(folder: Path, tmp_pa
 def test_only_the_file_whose_digest_is_checked_is_read(
     encode: Callable[[U8], np.ndarray], name: str, file: str, other: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert [one.name for one in catalogue.named(name).files][1:] == [file]
+    assert [one.name for one in catalogue.get_asset(name).files][1:] == [file]
     expected = encode(PICTURES)
     for kind in ("beside", "torn"):
         shutil.copytree(folder / name, tmp_path / kind / name)

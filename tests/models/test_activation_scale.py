@@ -7,7 +7,7 @@ from torch import nn
 from sdbench.models import activation_scale
 from sdbench.models.architectures import TOPOLOGIES
 from sdbench.models.loading import load
-from sdbench.models.random_weights import random_pipeline, tiny_vae
+from sdbench.models.random_weights import random_pipeline, random_tiny_vae
 from sdbench.models.spec import ModelSpec, resolve
 
 
@@ -16,10 +16,12 @@ def test_every_block_is_of_a_sane_size_in_a_whole_picture(architecture: str) -> 
     assert architecture in TOPOLOGIES
     pipe = load(ModelSpec(architecture, "scenes", architecture, "random", ""), dtype="float32", device="cpu")
     networks = [pipe.text_encoder, pipe.text_encoder_2, pipe.unet, pipe.vae]
-    seen = activation_scale.spreads(networks, lambda: pipe("a red circle", num_inference_steps=4, height=64, width=64, guidance_scale=3.0))
-    low, high = activation_scale.SANE
-    assert {title: spread for title, spread in seen.items() if not low <= spread <= high} == {}
-    assert {title.split()[0] for title in seen} == {
+    stds = activation_scale.output_stds(
+        networks, lambda: pipe("a red circle", num_inference_steps=4, height=64, width=64, guidance_scale=3.0)
+    )
+    low, high = activation_scale.OUTPUT_STD_RANGE
+    assert {block: std for block, std in stds.items() if not low <= std <= high} == {}
+    assert {block.split()[0] for block in stds} == {
         *("ResnetBlock2D", "BasicTransformerBlock", "Transformer2DModel", "Downsample2D", "Upsample2D", "CLIPEncoderLayer")
     }
 
@@ -27,7 +29,7 @@ def test_every_block_is_of_a_sane_size_in_a_whole_picture(architecture: str) -> 
 def test_it_is_the_same_every_time_and_the_tiny_vae_too() -> None:
     def weights() -> list[torch.Tensor]:
         pipe = load(resolve("scenes-vega", random=True), dtype="float32", device="cpu")
-        return [*pipe.unet.parameters(), *pipe.vae.parameters(), *tiny_vae(pipe.vae).parameters()]
+        return [*pipe.unet.parameters(), *pipe.vae.parameters(), *random_tiny_vae(pipe.vae).parameters()]
 
     assert all(torch.equal(one, other) for one, other in zip(weights(), weights(), strict=True))
 
@@ -50,7 +52,7 @@ def test_a_layer_is_scaled_once_and_its_output_to_what_is_wanted() -> None:
     activation_scale.calibrate_network(network, lambda: network(given))
     hidden = network.first(given)
     assert float(hidden.std()) == pytest.approx(1.0, abs=1e-4)
-    assert float(network.conv2(hidden).std()) == pytest.approx(activation_scale.BRANCH, abs=1e-4)
+    assert float(network.conv2(hidden).std()) == pytest.approx(activation_scale.BRANCH_STD, abs=1e-4)
 
 
 def test_what_stays_out_of_range_is_an_error() -> None:

@@ -97,7 +97,7 @@ def test_sharded_unet(made: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(dict(open_(tmp_path / "shards", base=str(made)).unet.state_dict()), dict(unet.state_dict()), rtol=0, atol=0)
     shard = sorted((tmp_path / "shards").glob("*.safetensors"))[1]
     shard.unlink()
-    with pytest.raises(UserError, match=f"of which {shard.name} is missing"):
+    with pytest.raises(UserError, match=f"but {shard.name} is missing"):
         open_(tmp_path / "shards", base=str(made))
 
 
@@ -191,7 +191,7 @@ def test_loras_that_diffusers_would_fuse_in_part(made: Path, made_pipeline: Any,
     layer = "lora_unet_down_blocks_1_attentions_0_proj_in"
     for lora, expected in (
         (peft(pipeline) | {"vae.encoder.mid_block.attentions.0.to_q.lora_A.weight": torch.zeros(2, 8)}, r"such as 'vae\.encoder"),
-        ({f"{layer}.hada_lora.weight": torch.zeros(1)}, "of a kind that diffusers does not read"),
+        ({f"{layer}.hada_lora.weight": torch.zeros(1)}, "has a format that diffusers does not read"),
         (kohya(pipeline, str) | {f"{layer}.dora_scale": torch.zeros(1)}, "is a DoRA"),
     ):
         save_file(lora, file)
@@ -266,7 +266,7 @@ def _bytes(file: str, change: Callable[[bytes], bytes]) -> Callable[[Path], None
     ("damage", "message"),
     [
         (_tensors(lambda t: t.pop("conv_in.weight")), r"unet lacks 1 of the 564 tensors .* 'conv_in\.weight'\. Put the config\.json"),
-        (_tensors(lambda t: t.update(stray=torch.zeros(1))), r"unet holds 1 tensors .* no place for, such as 'stray'"),
+        (_tensors(lambda t: t.update(stray=torch.zeros(1))), r"unet holds 1 tensors .* not in its configuration, such as 'stray'"),
         (
             _tensors(lambda t: t.update({"conv_out.bias": torch.zeros(5)})),
             rf"{WEIGHTS}: 'conv_out\.bias' has shape \[5\], .* asks for \[4\]",

@@ -192,7 +192,7 @@ def test_lpips_over_random_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     found = perceptual.lpips(x, y)
     np.testing.assert_allclose(found, perceptual.lpips(y, x), rtol=1e-5)
     np.testing.assert_array_equal(perceptual.lpips(x, x), 0)
-    network = perceptual.with_alexnet(state)
+    network = perceptual.build_lpips(state)
     assert torch.equal(dict(network.net.named_parameters())["slice5.10.weight"], state["features.10.weight"])
     first, second = (2 * torch.from_numpy(side[:1]).permute(0, 3, 1, 2).float() / 255 - 1 for side in (x, y))
     with torch.no_grad():

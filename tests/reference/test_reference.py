@@ -20,8 +20,8 @@ from sdbench.encoders.pixels import device
 from sdbench.errors import MissingError, UserError
 from sdbench.reference import build as building
 from sdbench.reference import cards
-from sdbench.reference.build import Pictures, build, in_dataset, in_folder, take
-from sdbench.reference.cards import all_cards, find
+from sdbench.reference.build import Pictures, build, import_moments, pictures_in_dataset, pictures_in_folder
+from sdbench.reference.cards import find, list_cards
 from sdbench.store import F32, U8
 
 ROOT = Path(__file__).parents[2]
@@ -71,7 +71,7 @@ def runs(tmp_path: Path) -> Path:
 
 def test_the_statistics_are_those_of_the_pictures_features(images: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(building, "BLOCK", 4)
-    card = build("real", in_folder(images), TOY, runs)
+    card = build("real", pictures_in_folder(images), TOY, runs)
     found = find("real", TOY, runs)
     np.testing.assert_allclose(found.statistics.mean, FEATURES.mean(0), rtol=1e-6)
     np.testing.assert_allclose(found.statistics.covariance, np.cov(FEATURES.astype(np.float64), rowvar=False), rtol=1e-6, atol=1e-12)
@@ -90,36 +90,39 @@ def test_every_layout_of_the_same_pictures_has_the_same_digest(
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     table = datasets.Dataset.from_dict({"image": FILES, "caption": ["x"] * N}, features=datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")}))  # fmt: skip
     table.to_parquet(tmp_path / "table.parquet")
-    one, other = build("one", in_folder(images), TOY, runs), build("other", in_dataset(str(tmp_path / "table.parquet")), TOY, runs)
+    one, other = (
+        build("one", pictures_in_folder(images), TOY, runs),
+        build("other", pictures_in_dataset(str(tmp_path / "table.parquet")), TOY, runs),
+    )
     assert one.digest == other.digest
     assert one.sha256 == other.sha256  # its numbers, to the last bit
-    few = build("few", in_dataset(str(tmp_path / "table.parquet"), n=5), TOY, runs)
+    few = build("few", pictures_in_dataset(str(tmp_path / "table.parquet"), n=5), TOY, runs)
     assert few.n == 5
     assert few.digest != one.digest
     with pytest.raises(UserError, match=r"holds 11 pictures .* a reference of 12 was asked for"):
-        in_dataset(str(tmp_path / "table.parquet"), n=12)
+        pictures_in_dataset(str(tmp_path / "table.parquet"), n=12)
     with pytest.raises(UserError, match="0 image columns named 'caption'"):
-        in_dataset(str(tmp_path / "table.parquet"), column="caption")
+        pictures_in_dataset(str(tmp_path / "table.parquet"), column="caption")
 
 
 def test_built_once_and_another_reference_of_that_name_is_refused(images: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    card = build("real", in_folder(images), TOY, runs)
+    card = build("real", pictures_in_folder(images), TOY, runs)
     lazy = Encoder("toy", lambda: "toy-1234", lambda _: pytest.fail("computed again"))
-    assert build("real", in_folder(images), lazy, runs) == card
+    assert build("real", pictures_in_folder(images), lazy, runs) == card
     others = {
-        "fewer": (in_folder(images, 5), lazy),
-        "other weights": (in_folder(images), Encoder("toy", lambda: "toy-5678", colours)),
+        "fewer": (pictures_in_folder(images, 5), lazy),
+        "other weights": (pictures_in_folder(images), Encoder("toy", lambda: "toy-5678", colours)),
     }
     for pictures, encoder in others.values():
         with pytest.raises(
-            UserError, match=r"reference 'real' for 'toy' is there already, of real of n = 11 .* Choose another name, or delete"
+            UserError, match=r"reference 'real' for 'toy' exists already, from real with n = 11 .* Choose another name, or delete"
         ):
             build("real", pictures, encoder, runs)
     (images / "03.png").write_bytes(FILES[4])
-    with pytest.raises(UserError, match="is there already"):
-        build("real", in_folder(images), lazy, runs)
+    with pytest.raises(UserError, match="exists already"):
+        build("real", pictures_in_folder(images), lazy, runs)
     monkeypatch.undo()
-    assert all_cards(runs) == [card]
+    assert list_cards(runs) == [card]
 
 
 def test_a_build_that_was_killed_goes_on(images: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +136,7 @@ def test_a_build_that_was_killed_goes_on(images: Path, runs: Path, monkeypatch: 
         return colours(pictures)
 
     with pytest.raises(KeyboardInterrupt):
-        build("real", in_folder(images), Encoder("toy", lambda: "toy-1234", breaks), runs)
+        build("real", pictures_in_folder(images), Encoder("toy", lambda: "toy-1234", breaks), runs)
     assert find_state(runs) == "missing"
     done: list[int] = []
 
@@ -141,7 +144,7 @@ def test_a_build_that_was_killed_goes_on(images: Path, runs: Path, monkeypatch: 
         done.append(len(pictures))
         return colours(pictures)
 
-    build("real", in_folder(images), Encoder("toy", lambda: "toy-1234", counted), runs)
+    build("real", pictures_in_folder(images), Encoder("toy", lambda: "toy-1234", counted), runs)
     assert sum(done) == N - 8
     np.testing.assert_array_equal(find("real", TOY, runs).features, FEATURES)
 
@@ -158,7 +161,7 @@ def find_state(runs: Path) -> str:
 
 def test_memory_does_not_grow_with_the_pictures(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(building, "BLOCK", 8)
-    monkeypatch.setattr(building, "KEPT", 40)
+    monkeypatch.setattr(building, "MAX_FEATURES", 40)
     picture = png(np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8))
 
     def peak(n: int) -> int:
@@ -175,7 +178,7 @@ def test_memory_does_not_grow_with_the_pictures(runs: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize(("n", "kept"), [(3, 3), (7, 7), (8, 7), (20, 7), (7001, 7)])
 def test_the_features_kept_are_spread_evenly(n: int, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(building, "KEPT", 7)
+    monkeypatch.setattr(building, "MAX_FEATURES", 7)
     rows = [row for row in range(n) if building._is_kept(row, n)]
     assert len(rows) == kept
     assert np.ptp(np.diff([-1, *rows])) <= 1
@@ -184,21 +187,21 @@ def test_the_features_kept_are_spread_evenly(n: int, kept: int, monkeypatch: pyt
 def test_gray_pictures_get_three_channels_and_others_are_refused(images: Path, runs: Path) -> None:
     gray = Image.fromarray(ARRAYS[0][..., 0])
     (images / "00.png").write_bytes(png(gray))
-    build("gray", in_folder(images, 2), TOY, runs)
+    build("gray", pictures_in_folder(images, 2), TOY, runs)
     expected = colours(np.repeat(ARRAYS[0][None, ..., :1], 3, axis=3))
     np.testing.assert_array_equal(find("gray", TOY, runs).features, np.concatenate([expected, FEATURES[1:2]]))
     for mode, bad in {"RGB;16": deep_png(), **{mode: png(Image.new(mode, (4, 4))) for mode in ("RGBA", "I;16", "P")}}.items():
         (images / "01.png").write_bytes(bad)
         with pytest.raises(UserError, match=rf"01\.png has mode {mode}, expected 8-bit RGB or gray"):
-            build("bad", in_folder(images), TOY, runs)
+            build("bad", pictures_in_folder(images), TOY, runs)
     for content in (b"no picture", FILES[1][:60]):
         (images / "01.png").write_bytes(content)
         with pytest.raises(UserError, match=r"01\.png cannot be decoded"):
-            build("bad", in_folder(images), TOY, runs)
+            build("bad", pictures_in_folder(images), TOY, runs)
     (images / "01.png").unlink()
     (images / "01.png").symlink_to("nowhere")
     with pytest.raises(UserError, match=r"01\.png cannot be read"):
-        build("bad", in_folder(images), TOY, runs)
+        build("bad", pictures_in_folder(images), TOY, runs)
 
 
 def test_photographs_are_taken_upright() -> None:
@@ -206,25 +209,25 @@ def test_photographs_are_taken_upright() -> None:
     turned[ExifTags.Base.Orientation] = 8  # shown turned anticlockwise by 90 degrees
     for picture in (ARRAYS[2], ARRAYS[2][..., 0]):
         Image.fromarray(picture).save(buffer := io.BytesIO(), "PNG", exif=turned)
-        np.testing.assert_array_equal(building._decoded(buffer.getvalue(), "")[..., 0], np.rot90(ARRAYS[2][..., 0]))
+        np.testing.assert_array_equal(building._decode(buffer.getvalue(), "")[..., 0], np.rot90(ARRAYS[2][..., 0]))
 
 
 @pytest.mark.parametrize("name", ["scenes", "", "../x", "a b", ".hidden"])
 def test_some_names_are_refused(name: str, images: Path, runs: Path) -> None:
     with pytest.raises(UserError, match="a reference cannot be called"):
-        build(name, in_folder(images), TOY, runs)
+        build(name, pictures_in_folder(images), TOY, runs)
 
 
 @pytest.mark.parametrize("n", [-5, 0, 1])
 def test_a_reference_of_fewer_than_two_is_refused(n: int, images: Path) -> None:
-    with pytest.raises(UserError, match=rf"--n {n}: a reference is of at least 2 pictures"):
-        in_folder(images, n)
+    with pytest.raises(UserError, match=rf"--n {n}: a reference needs at least 2 pictures"):
+        pictures_in_folder(images, n)
 
 
 def test_no_pictures_are_an_error(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(UserError, match="holds 0 pictures"):
-            in_folder(folder)
+            pictures_in_folder(folder)
 
 
 # ---- finding ----
@@ -238,7 +241,7 @@ def test_a_reference_that_is_not_here_is_missing_and_says_how_to_build_it(runs: 
 
 
 def test_what_does_not_fit_is_refused(images: Path, runs: Path) -> None:
-    card = build("real", in_folder(images), TOY, runs)
+    card = build("real", pictures_in_folder(images), TOY, runs)
     with pytest.raises(UserError, match=r"^reference: 'real' was made with encoder toy-1234, this is toy-5678"):
         find("real", Encoder("toy", lambda: "toy-5678", colours), runs)
     numbers = runs / "references" / "real" / card.file
@@ -262,8 +265,10 @@ def test_scenes_have_the_digest_that_committed_records_name(monkeypatch: pytest.
         for value in json.loads(path.read_text())["values"]
         if value["reference"]
     }
-    of_the_first_pictures = cards._rendered(8)
-    monkeypatch.setattr(cards, "_rendered", lambda n: np.resize(of_the_first_pictures, (max(n // 64, 8), 64, 64, 3)))  # 64 are enough here
+    of_the_first_pictures = cards._render_scenes(8)
+    monkeypatch.setattr(
+        cards, "_render_scenes", lambda n: np.resize(of_the_first_pictures, (max(n // 64, 8), 64, 64, 3))
+    )  # 64 are enough here
     assert {find("scenes", ENCODERS["scenes.features"], runs).digest} == named
 
 
@@ -277,16 +282,18 @@ def published(path: Path, **changes: Any) -> Path:
 
 def test_published_moments_are_imported_with_their_source(runs: Path, tmp_path: Path) -> None:
     file = published(tmp_path / "val.npz")
-    card = take("val", file, "toy", 500, "their repository", runs)
+    card = import_moments("val", file, "toy", 500, "their repository", runs)
     found = find("val", Encoder("toy", lambda: "toy-whatever", colours), runs)  # whose weights only its maker knows
     np.testing.assert_allclose(found.statistics.mean, FEATURES.mean(0))
     assert (found.features, found.statistics.n, card.encoder_id) == (None, 500, None)
     content = file.read_bytes()
     git = hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
     assert card.data == {"source": "their repository", "sha256": hashlib.sha256(content).hexdigest(), "git": git}
-    assert take("val", file, "toy", 500, "their repository", runs) == card
-    with pytest.raises(UserError, match=r"'val' for 'toy' is there already, of their repository of n = 500 .*asked was .* of n = 400"):
-        take("val", file, "toy", 400, "their repository", runs)
+    assert import_moments("val", file, "toy", 500, "their repository", runs) == card
+    with pytest.raises(
+        UserError, match=r"'val' for 'toy' exists already, from their repository with n = 500 .*requested was .* with n = 400"
+    ):
+        import_moments("val", file, "toy", 400, "their repository", runs)
 
 
 def test_what_holds_no_moments_is_refused(runs: Path, tmp_path: Path) -> None:
@@ -305,7 +312,7 @@ def test_what_holds_no_moments_is_refused(runs: Path, tmp_path: Path) -> None:
     }
     for changes in bad.values():
         with pytest.raises(UserError, match="are no mean and covariance"):
-            take("x", published(tmp_path / "bad.npz", **changes), "toy", 10, "s", runs)
+            import_moments("x", published(tmp_path / "bad.npz", **changes), "toy", 10, "s", runs)
     np.savez(tmp_path / "other.npz", mean=mean)
     np.savez(tmp_path / "pickled.npz", mu=np.array([{}], object), sigma=covariance)
     (tmp_path / "text.npz").write_text("no zip")
@@ -313,10 +320,10 @@ def test_what_holds_no_moments_is_refused(runs: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "array.npy", mean)
     (tmp_path / "array.npy").rename(tmp_path / "array.npz")
     for name in ("other", "pickled", "text", "empty", "array", "nowhere"):
-        with pytest.raises(UserError, match=rf"{name}\.npz is no file of statistics"):
-            take("x", tmp_path / f"{name}.npz", "toy", 10, "s", runs)
-    with pytest.raises(UserError, match="--n 1: statistics are of at least 2 pictures"):
-        take("x", published(tmp_path / "good.npz"), "toy", 1, "s", runs)
+        with pytest.raises(UserError, match=rf"{name}\.npz holds no statistics"):
+            import_moments("x", tmp_path / f"{name}.npz", "toy", 10, "s", runs)
+    with pytest.raises(UserError, match="--n 1: statistics need at least 2 pictures"):
+        import_moments("x", published(tmp_path / "good.npz"), "toy", 1, "s", runs)
 
 
 # ---- the command ----
@@ -367,8 +374,8 @@ def test_the_weights_of_all_encoders_are_looked_for_first(
 
 
 def test_pictures_that_an_encoder_does_not_take_are_named(images: Path, runs: Path) -> None:
-    with pytest.raises(UserError, match=r"00\.png to .*10\.png: the scenes' evaluators take N x 64 x 64 .*that fit each other"):
-        build("real", in_folder(images), ENCODERS["scenes.features"], runs)
+    with pytest.raises(UserError, match=r"00\.png to .*10\.png: the evaluators of scenes take N x 64 x 64 .*that fit each other"):
+        build("real", pictures_in_folder(images), ENCODERS["scenes.features"], runs)
 
 
 @pytest.mark.usefixtures("_toy")

@@ -24,6 +24,6 @@ def test_the_machine_says_what_is_measured(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: card)
     monkeypatch.setattr(pipelines, "is_cached", lambda *_, **__: weights)
-    monkeypatch.setattr(pipelines, "files_to_fetch", lambda *_, **__: [])
+    monkeypatch.setattr(pipelines, "required_files", lambda *_, **__: [])
     found = profiles.choose("auto")
     assert [(job.suite.name, job.only, len(job.specs)) for job in found.suite_runs] == expected

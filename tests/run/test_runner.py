@@ -94,7 +94,7 @@ def test_scene_accuracy_counts_whole_scenes(tmp_path: Path) -> None:
 
 
 def test_the_distance_to_the_reference_itself_is_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cards, "_rendered", lambda _: PICTURES)
+    monkeypatch.setattr(cards, "_render_scenes", lambda _: PICTURES)
     monkeypatch.setattr(cards, "SCENES_N", 6)
     found = scored(subject(tmp_path), "fd.scenes")["fd.scenes"]
     assert found.value == pytest.approx(0, abs=1e-6)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from sdbench.scenes.grammar import Scene, parse, scene_at
-from sdbench.scenes.training.clip import contrastive_loss, one_word_wrong
+from sdbench.scenes.training.clip import change_one_word, contrastive_loss
 
 
 def words_of(scene: Scene) -> list[str | None]:
@@ -17,7 +17,7 @@ def words_of(scene: Scene) -> list[str | None]:
 @given(st.integers(0, 100_000), st.integers(0, 2**32))
 def test_exactly_one_attribute_is_wrong(index: int, seed: int) -> None:
     scene = scene_at(index)
-    wrong = one_word_wrong(scene, np.random.default_rng(seed))
+    wrong = change_one_word(scene, np.random.default_rng(seed))
     assert len(words_of(wrong)) == len(words_of(scene))
     assert sum(one != other for one, other in zip(words_of(scene), words_of(wrong), strict=True)) == 1
     assert wrong.layout != scene.layout
@@ -30,7 +30,7 @@ def test_every_kind_of_word_gets_its_turn() -> None:
     changed = {
         place
         for _ in range(200)
-        for place, (one, other) in enumerate(zip(words_of(scene), words_of(one_word_wrong(scene, rng)), strict=True))
+        for place, (one, other) in enumerate(zip(words_of(scene), words_of(change_one_word(scene, rng)), strict=True))
         if one != other
     }
     assert changed == set(range(8))

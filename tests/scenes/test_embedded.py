@@ -24,7 +24,7 @@ MAX_BYTES = 32_000_000
 LAYER = ("layer_norm1", "layer_norm2", "mlp.fc1", "mlp.fc2", *(f"self_attn.{name}_proj" for name in "qkv"), "self_attn.out_proj")
 
 
-@pytest.mark.skipif("parts" not in embedded.manifest(), reason="stand-ins: the manifest names no trained parts")
+@pytest.mark.skipif("parts" not in embedded.read_manifest(), reason="stand-ins: the manifest names no trained parts")
 def test_the_reader_reads_heldout_pictures_wholly_right() -> None:
     scenes = [scene_at(index, "heldout", seed=5) for index in range(1024)]
     read = encoders.layouts(render(scenes, range(1024), seed=5))
@@ -33,9 +33,9 @@ def test_the_reader_reads_heldout_pictures_wholly_right() -> None:
 
 
 def test_the_manifest_names_every_file_with_its_digest() -> None:
-    assert embedded.verify() == []
+    assert embedded.changed_files() == []
     there = {path.relative_to(WEIGHTS).as_posix() for path in WEIGHTS.rglob("*") if path.is_file()}
-    assert there == set(embedded.manifest()["files"]) | {"manifest.json"}
+    assert there == set(embedded.read_manifest()["files"]) | {"manifest.json"}
 
 
 def test_all_of_it_is_small_enough_to_ship() -> None:
@@ -104,20 +104,20 @@ def test_a_changed_or_missing_file_is_an_error_that_names_it(tmp_path: Path, mon
     (tmp_path / "manifest.json").write_text(json.dumps({"files": digests}))
     monkeypatch.setattr(embedded, "WEIGHTS", tmp_path)
     monkeypatch.setattr(embedded, "MANIFEST", tmp_path / "manifest.json")
-    assert embedded.verify() == []
-    assert embedded.checked("unets") == tmp_path / "unets"
+    assert embedded.changed_files() == []
+    assert embedded.verified_path("unets") == tmp_path / "unets"
     (tmp_path / "unets" / "one.bin").write_bytes(b"weighty")
-    assert embedded.verify() == ["unets/one.bin"]
+    assert embedded.changed_files() == ["unets/one.bin"]
     for name in ("unets", "unets/one.bin"):
         with pytest.raises(UserError, match=r"unets/one\.bin are missing or changed.*reinstall"):
-            embedded.checked(name)
-    assert embedded.checked("two.bin") == tmp_path / "two.bin"
+            embedded.verified_path(name)
+    assert embedded.verified_path("two.bin") == tmp_path / "two.bin"
     (tmp_path / "two.bin").unlink()
     with pytest.raises(UserError, match=r"two\.bin are missing"):
-        embedded.checked("two.bin")
+        embedded.verified_path("two.bin")
     for manifest in ("", "[]", "{}"):
         (tmp_path / "manifest.json").write_text(manifest)
         with pytest.raises(UserError, match=r"manifest\.json is no manifest .*; reinstall"):
-            embedded.checked("two.bin")
+            embedded.verified_path("two.bin")
         (finding,) = checks._embedded()
         assert (finding.is_ok, finding.is_fatal) == (False, True)

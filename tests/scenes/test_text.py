@@ -6,14 +6,14 @@ import pytest
 from transformers import CLIPTokenizer
 
 from sdbench.scenes.grammar import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZES, parse, scene_at
-from sdbench.scenes.training.text import MAX_TOKENS, tokenise, tokenizer
+from sdbench.scenes.training.text import MAX_TOKENS, tokenize_captions, train_tokenizer
 
 WORDS = ("a", "on", "background", *SHAPES, *COLOURS, *BACKGROUNDS, *SIZES, *(word for relation in RELATIONS for word in relation.split()))
 
 
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory: pytest.TempPathFactory) -> CLIPTokenizer:
-    return tokenizer(tmp_path_factory.mktemp("tokenizer"))
+    return train_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 def test_every_word_is_one_token_of_its_own(tokens: CLIPTokenizer) -> None:
@@ -25,13 +25,13 @@ def test_every_word_is_one_token_of_its_own(tokens: CLIPTokenizer) -> None:
 def test_the_end_of_text_has_the_highest_id(tokens: CLIPTokenizer) -> None:
     assert tokens.eos_token_id == max(tokens.get_vocab().values()) == len(tokens) - 1
     assert tokens.bos_token_id == len(tokens) - 2
-    ids = tokenise(tokens, [scene_at(index) for index in range(8)])
+    ids = tokenize_captions(tokens, [scene_at(index) for index in range(8)])
     assert (ids.argmax(1) == (ids == tokens.eos_token_id).int().argmax(1)).all()  # as open_clip finds the end of the text
 
 
 def test_a_caption_is_its_words_between_start_and_end_padded_to_the_full_length(tokens: CLIPTokenizer) -> None:
     scene = parse("a large red circle left of a small blue star on a pink background")
-    (ids,) = tokenise(tokens, [scene]).tolist()
+    (ids,) = tokenize_captions(tokens, [scene]).tolist()
     assert len(ids) == MAX_TOKENS == tokens.model_max_length
     n = len(scene.caption.split())
     assert ids[0] == tokens.bos_token_id
@@ -40,7 +40,7 @@ def test_a_caption_is_its_words_between_start_and_end_padded_to_the_full_length(
 
 
 def test_it_is_the_same_tokenizer_each_time(tokens: CLIPTokenizer, tmp_path: Path) -> None:
-    again = tokenizer(tmp_path)
+    again = train_tokenizer(tmp_path)
     assert again.get_vocab() == tokens.get_vocab()
     captions = [scene_at(index).caption for index in range(20)]
     assert again(captions).input_ids == tokens(captions).input_ids

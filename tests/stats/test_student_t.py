@@ -15,7 +15,7 @@ def test_as_scipy(df: int) -> None:
     for p in (0.001, 0.025, 0.05, 0.3, 0.5, 0.6, 0.9, 0.95, 0.975, 0.9999):
         t = float(stats.t.ppf(p, df))
         assert student_t.quantile(p, df) == pytest.approx(t, rel=1e-9, abs=1e-9)
-        assert student_t.cdf(t, df) == pytest.approx(p, rel=0, abs=1e-12)
+        assert student_t.cdf(t, df) == pytest.approx(p, rel=0, abs=1e-11)  # ppf of SciPy 1.14 is off by 4e-12
 
 
 def test_a_probability_stays_one() -> None:

@@ -21,8 +21,8 @@ from sdbench.errors import UndecodableError, UserError
 from sdbench.scenes.training.pool import Pool
 from sdbench.training import latents as module
 from sdbench.training import row_files
-from sdbench.training.latents import LatentPool, noisy, target
-from sdbench.training.loop import rows_of
+from sdbench.training.latents import LatentPool, add_noise, target
+from sdbench.training.loop import draw_rows
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def latents(teacher_folder: Path, pool: Pool, work: Path) -> LatentPool:
 def test_embeddings_and_latents_are_those_of_the_stock_pipeline(latents: LatentPool, pool: Pool, teacher_folder: Path) -> None:
     pipeline = StableDiffusionXLPipeline.from_pretrained(teacher_folder)
     batch = latents.batch(3, 4, seed=5, drop=0)
-    rows = rows_of(3, len(pool.captions), 4, 5)
+    rows = draw_rows(3, len(pool.captions), 4, 5)
     with torch.no_grad():
         prompt, _, pooled, _ = pipeline.encode_prompt([pool.scenes[row].caption for row in rows], do_classifier_free_guidance=False)
         encoded = pipeline.vae.encode(pool.pixels(rows)).latent_dist.mode() * pipeline.vae.config.scaling_factor
@@ -98,7 +98,7 @@ def test_noise_and_targets_have_their_closed_forms(latents: LatentPool) -> None:
     batch, scheduler = latents.batch(2, 4, seed=0), latents.scheduler
     alpha = scheduler.alphas_cumprod[batch.timesteps].view(-1, 1, 1, 1)
     mixed = alpha.sqrt() * batch.latents + (1 - alpha).sqrt() * batch.noise
-    assert torch.allclose(noisy(scheduler, batch), mixed, atol=1e-6)
+    assert torch.allclose(add_noise(scheduler, batch), mixed, atol=1e-6)
     velocity = alpha.sqrt() * batch.noise - (1 - alpha).sqrt() * batch.latents
     assert torch.allclose(target(scheduler, batch), velocity, atol=1e-6)
     epsilon = type(scheduler).from_config(scheduler.config, prediction_type="epsilon")
@@ -115,7 +115,7 @@ def test_latents_and_embeddings_are_made_once_for_the_same_networks_and_pictures
 
     other = Pool(work, 8, seed=1)
     monkeypatch.setattr(module, "encode", never)
-    monkeypatch.setattr(LatentPool, "embedded", never)
+    monkeypatch.setattr(LatentPool, "embed_captions", never)
     assert np.array_equal(LatentPool(teacher_folder, pool, work).latents, latents.latents)
     with pytest.raises(AssertionError, match="encoded again"):
         LatentPool(teacher_folder, other, work)
@@ -128,8 +128,8 @@ def test_two_runs_may_fill_one_folder(
 
     def fill_while_another_ends(rows: Any) -> None:
         fill(rows)
-        rows.beside.rename(rows.path)
-        rows.done.unlink()
+        rows.part_path.rename(rows.path)
+        rows.marks_path.unlink()
 
     monkeypatch.setattr(row_files, "_fill", fill_while_another_ends)
     assert np.array_equal(LatentPool(teacher_folder, pool, tmp_path).latents, latents.latents)
@@ -231,7 +231,7 @@ def share(folder: Path, fails_at: int | None = None) -> None:
         (folder / f"made.{rank}").write_text(json.dumps(made))
         return {"squares": torch.from_numpy(rows[:, None] ** 2)}
 
-    row_files.filled(row_files.RowFile(folder / "kept.npy", 10, 3, squares))
+    row_files.fill_and_load(row_files.RowFile(folder / "kept.npy", 10, 3, squares))
 
 
 def test_two_processes_share_the_encoding(tmp_path: Path) -> None:
@@ -252,7 +252,7 @@ def test_one_process_goes_on_where_two_were_stopped(tmp_path: Path) -> None:
         made.extend(rows.tolist())
         return {"squares": torch.from_numpy(rows[:, None] ** 2)}
 
-    (kept,) = row_files.filled(row_files.RowFile(tmp_path / "kept.npy", 10, 3, squares))
+    (kept,) = row_files.fill_and_load(row_files.RowFile(tmp_path / "kept.npy", 10, 3, squares))
     assert made == [9]
     assert kept["squares"].ravel().tolist() == [row**2 for row in range(10)]
 
@@ -276,7 +276,7 @@ def test_a_few_pictures_that_cannot_be_decoded_are_left_out_and_said(
     found = LatentPool(teacher_folder, Torn(pool, 200, {0, 77}), tmp_path)
     assert len(found) == 198
     assert [line for line in capsys.readouterr().err.splitlines() if "torn" in line] == [f"left out: row {row} is torn" for row in (0, 77)]
-    assert torch.equal(found.at(np.array([0, 76]), seed=0).latents, torch.from_numpy(found.latents[[1, 78]]).float())
+    assert torch.equal(found.batch_of_rows(np.array([0, 76]), seed=0).latents, torch.from_numpy(found.latents[[1, 78]]).float())
     assert found.batch(0, 2000, seed=0).latents.flatten(1).any(1).all(), "none of them is ever drawn"
     again = LatentPool(teacher_folder, Torn(pool, 200, {0, 77}), tmp_path)
     assert len(again) == 198

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sdbench.errors import UserError
-from sdbench.training.loop import Schedule, fit, most_sharing
+from sdbench.training.loop import Schedule, fit, max_even_processes
 
 SCHEDULE = Schedule(steps=12, lr=1e-2, batch=8, warmup=3, ema=0.9, seed=4)
 ALWAYS = -1.0  # seconds between saved states
@@ -77,13 +77,13 @@ def test_a_killed_run_looks_at_what_it_goes_on_from(killed_at: int, tmp_path: Pa
     """Killed while it looked, or right after: what was seen of the checkpoint is in the log once."""
 
     def seen(folder: Path, taken: int | None = None) -> bytes:
-        def watch(kept: nn.Module) -> tuple[npt.NDArray[np.uint8], dict[str, float]]:
+        def evaluate(kept: nn.Module) -> tuple[npt.NDArray[np.uint8], dict[str, float]]:
             if taken is not None and (folder / f"step-{taken:08d}").exists():
                 raise KeyboardInterrupt
             return np.zeros((2, 2, 3), np.uint8), {"norm": next(kept.parameters()).norm().item()}
 
         net = tiny_net()
-        fit(net, noisy_loss(net), SCHEDULE, folder, watch=watch, watch_every=5, save_every_s=ALWAYS)
+        fit(net, noisy_loss(net), SCHEDULE, folder, evaluate=evaluate, evaluate_every=5, save_every_s=ALWAYS)
         return (folder / "log.jsonl").read_bytes()
 
     whole = seen(tmp_path / "whole")
@@ -137,7 +137,7 @@ def test_a_loss_that_is_not_finite_is_an_error_and_the_last_good_checkpoint_stay
     net = tiny_net()
     with pytest.raises(
         UserError,
-        match=r"not finite at step 7 \(square nan, small [0-9.e-]+\); the last good checkpoint is .*step-00000007\. The same steps",
+        match=r"not finite at step 7 \(square nan, small [0-9.e-]+\); the last good checkpoint is .*step-00000007\. Running it again repeats the same steps",
     ):
         fit(net, noisy_loss(net, 6), SCHEDULE, tmp_path, save_every_s=ALWAYS)
     for name in ("model", "average"):
@@ -148,11 +148,11 @@ def test_a_loss_that_is_not_finite_is_an_error_and_the_last_good_checkpoint_stay
 def test_a_lone_step_that_is_not_finite_is_skipped_and_logged(tmp_path: Path) -> None:
     net, weights = tiny_net(), list[list[Tensor]]()
 
-    def watch(_: nn.Module) -> tuple[npt.NDArray[np.uint8], dict[str, float]]:
+    def evaluate(_: nn.Module) -> tuple[npt.NDArray[np.uint8], dict[str, float]]:
         weights.append([parameter.detach().clone() for parameter in net.parameters()])
         return np.zeros((2, 2, 3), np.uint8), {}
 
-    fit(net, noisy_loss(net, 6, again=7), SCHEDULE, tmp_path, watch=watch, watch_every=1)
+    fit(net, noisy_loss(net, 6, again=7), SCHEDULE, tmp_path, evaluate=evaluate, evaluate_every=1)
     moved = [not all(map(torch.equal, one, other)) for one, other in itertools.pairwise(weights)]
     assert moved == [step != 6 for step in range(1, 12)]
     assert all(torch.isfinite(parameter).all() for parameter in net.parameters())
@@ -195,7 +195,7 @@ def test_a_checkpoint_that_cannot_be_written_is_an_error_and_the_one_before_stay
 def test_a_log_or_picture_that_cannot_be_written_is_an_error_that_names_the_checkpoint(name: str, tmp_path: Path) -> None:
     net, in_the_way = tiny_net(), tmp_path / name
 
-    def watch(_: nn.Module) -> tuple[npt.NDArray[np.uint8], dict[str, float]]:
+    def evaluate(_: nn.Module) -> tuple[npt.NDArray[np.uint8], dict[str, float]]:
         return np.zeros((2, 2, 3), np.uint8), {}
 
     with pytest.raises(KeyboardInterrupt):
@@ -203,7 +203,7 @@ def test_a_log_or_picture_that_cannot_be_written_is_an_error_that_names_the_chec
     in_the_way.unlink(missing_ok=True)
     in_the_way.mkdir() if name == "log.jsonl" else in_the_way.write_text("")
     with pytest.raises(UserError, match=rf"cannot write .*{name}.*; the last good checkpoint is .*step-000000.*\. Make room and run again"):
-        fit(net, noisy_loss(net), SCHEDULE, tmp_path, watch=watch)
+        fit(net, noisy_loss(net), SCHEDULE, tmp_path, evaluate=evaluate)
 
 
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_a_checkpoint_that_the_disk_lost_costs_the_steps_since_the_one_before(tm
     resumed = tiny_net(seed=1)
     assert all(map(torch.equal, tensors(fit(resumed, noisy_loss(resumed), SCHEDULE, folder, save_every_s=ALWAYS)), kept))
     said = capsys.readouterr().err
-    assert re.search(r"cannot go on from checkpoint .*step-00000011: .*\. Going on from the one before: .*step-00000010", said)
+    assert re.search(r"cannot continue from checkpoint .*step-00000011: .*\. Continuing from the one before: .*step-00000010", said)
     assert {path.name for path in folder.glob("step-*")} == {"step-00000011", "step-00000012"}
 
 
@@ -246,7 +246,7 @@ def test_a_damaged_checkpoint_is_named(file: str, tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("step-*"))) == 1
     damaged = tmp_path / "step-00000012" / file
     damaged.write_bytes(damaged.read_bytes()[:40])
-    with pytest.raises(UserError, match=r"cannot go on from checkpoint .*step-00000012.*Remove it to begin again"):
+    with pytest.raises(UserError, match=r"cannot continue from checkpoint .*step-00000012.*Remove it to start again"):
         fit(net, noisy_loss(net), SCHEDULE, tmp_path)
 
 
@@ -271,12 +271,12 @@ def test_accumulated_batches_are_one_large_batch(tmp_path: Path) -> None:
 def test_the_weights_to_keep_are_watched_on_the_way_and_at_the_end(tmp_path: Path) -> None:
     net, seen = tiny_net(), []
 
-    def watch(kept: nn.Module) -> tuple[npt.NDArray[np.uint8], dict[str, float]]:
+    def evaluate(kept: nn.Module) -> tuple[npt.NDArray[np.uint8], dict[str, float]]:
         assert not kept.training
         seen.append(tensors(kept))
         return np.full((4, 6, 3), 9, np.uint8), {"accuracy": 0.5}
 
-    final = fit(net, noisy_loss(net), SCHEDULE, tmp_path, watch=watch, watch_every=5)
+    final = fit(net, noisy_loss(net), SCHEDULE, tmp_path, evaluate=evaluate, evaluate_every=5)
     assert len(seen) == 3
     assert all(map(torch.equal, seen[-1], tensors(final)))
     assert net.training
@@ -336,11 +336,11 @@ from pathlib import Path
 sys.path += {[str(Path(__file__).parent), str(Path(__file__).parents[1])]}
 from test_loop import summed_up
 from torch.distributed.distributed_c10d import _set_pg_timeout
-from sdbench.training.processes import from_main, sharing
+from sdbench.training.processes import broadcast_from_main, rank_and_local_size
 summed_up(Path(sys.argv[1]))
 _set_pg_timeout(timedelta(seconds=1), None)
-told = from_main(lambda: time.sleep(2) or "made")
-Path(sys.argv[1], f"told-{{sharing()[0]}}").write_text(told)
+told = broadcast_from_main(lambda: time.sleep(2) or "made")
+Path(sys.argv[1], f"told-{{rank_and_local_size()[0]}}").write_text(told)
 """
 
 
@@ -356,10 +356,10 @@ def test_what_one_process_does_for_all_may_take_longer_than_a_step_of_training(t
 def test_batches_that_cannot_be_shared_out_evenly_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Accelerator, "num_processes", 4)
     net = tiny_net()
-    with pytest.raises(UserError, match="6 batches a step cannot be shared out evenly over 4 processes; start 3, or change"):
+    with pytest.raises(UserError, match="6 batches a step cannot be shared evenly by 4 processes; start 3, or change"):
         fit(net, noisy_loss(net), replace(SCHEDULE, accumulation=6), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    assert [most_sharing(8, processes) for processes in (1, 3, 7, 8, 9)] == [1, 2, 4, 8, 8]
+    assert [max_even_processes(8, processes) for processes in (1, 3, 7, 8, 9)] == [1, 2, 4, 8, 8]
 
 
 def test_without_an_average_the_last_weights_are_kept_with_one_their_running_mean(tmp_path: Path) -> None:

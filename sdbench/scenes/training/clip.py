@@ -1,8 +1,8 @@
-"""Trains the open_clip model behind `clip_score.scenes`, on pictures and captions with hard negatives.
+"""Trains the open_clip model of `clip_score.scenes`, on pictures and captions with hard negatives.
 
-Each batch holds, for every caption, the wrong captions of the other pictures, and one that differs from the right one in
-a single word: without those a CLIP learns the colours of a scene and little of what has which. Both embeddings also have
-to name the attributes, which the contrastive loss alone learns an order of magnitude more slowly at this batch size.
+For every picture, a batch holds the captions of the other pictures, and one that differs from the right caption in a single
+word: without these, a CLIP learns which colours a scene has, but hardly which thing has which. Both embeddings also have to
+predict the attributes, because the contrastive loss alone learns an order of magnitude more slowly at this batch size.
 """
 
 from pathlib import Path
@@ -17,14 +17,14 @@ from transformers import CLIPTokenizer
 from sdbench.scenes.attributes import AttributeHeads, attribute_loss, labels
 from sdbench.scenes.grammar import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZES, Scene, Thing
 from sdbench.scenes.training.pool import Pool
-from sdbench.scenes.training.text import MAX_TOKENS, tokenise
+from sdbench.scenes.training.text import MAX_TOKENS, tokenize_captions
 from sdbench.training.loop import Schedule, fit
 
 SCHEDULE = Schedule(steps=1500, lr=2e-3, batch=96, warmup=100, ema=0.99, seed=30)
 
 
 def config(vocabulary: int) -> dict[str, object]:
-    """open_clip's model configuration."""
+    """=> the configuration of the open_clip model."""
     return {
         "embed_dim": 64,
         "vision_cfg": {"layers": (1, 2, 2, 1), "width": 8, "head_width": 16, "image_size": 64},  # OpenAI's RN family
@@ -33,7 +33,7 @@ def config(vocabulary: int) -> dict[str, object]:
 
 
 def train(work: Path, pool: Pool, tokens: CLIPTokenizer, schedule: Schedule = SCHEDULE, device: str = "cpu") -> CLIP:
-    """Train it => the model in evaluation mode."""
+    """Train the model => it, in evaluation mode."""
     torch.manual_seed(schedule.seed)
     model = CLIP(**config(len(tokens)))
     heads = AttributeHeads(64)
@@ -44,8 +44,8 @@ def train(work: Path, pool: Pool, tokens: CLIPTokenizer, schedule: Schedule = SC
         rng = np.random.default_rng((schedule.seed, step, 1))
         scenes = [pool.scenes[row] for row in rows]
         image = model.encode_image(pool.pixels(rows).to(device))
-        captions = scenes + [one_word_wrong(scene, rng) for scene in scenes]
-        text = model.encode_text(tokenise(tokens, captions).to(device))
+        captions = scenes + [change_one_word(scene, rng) for scene in scenes]
+        text = model.encode_text(tokenize_captions(tokens, captions).to(device))
         truth = labels([scene.layout for scene in scenes])
         return {
             "contrastive": contrastive_loss(F.normalize(image), F.normalize(text), model.logit_scale.clamp(max=4.6).exp(), scenes),
@@ -57,7 +57,7 @@ def train(work: Path, pool: Pool, tokens: CLIPTokenizer, schedule: Schedule = SC
 
 
 def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, scenes: list[Scene]) -> Tensor:
-    """Both directions of CLIP's loss; `text` holds the right captions, then as many wrong ones. Equal layouts are no negatives."""
+    """=> both directions of CLIP's loss; `text` holds the right captions, then as many wrong ones. Equal layouts are no negatives."""
     n = len(image)
     logits = scale * image @ text.T
     layouts = [hash(scene.layout) for scene in scenes]
@@ -67,28 +67,28 @@ def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, scenes: list[Sc
     return 0.5 * (F.cross_entropy(torch.cat([right, logits[:, n:]], 1), target) + F.cross_entropy(right.T, target))
 
 
-def one_word_wrong(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The scene with one attribute, its background or its relation changed."""
+def change_one_word(scene: Scene, rng: np.random.Generator) -> Scene:
+    """=> the scene with one attribute, its background or its relation changed."""
     place = int(rng.integers(len(scene.things) + 1))
     if place == len(scene.things):
         if scene.relation is not None and rng.random() < 0.5:
-            return Scene(scene.things, _other(RELATIONS, scene.relation, rng), scene.background)
-        return Scene(scene.things, scene.relation, _other(tuple(BACKGROUNDS), scene.background, rng))
+            return Scene(scene.things, _pick_other(RELATIONS, scene.relation, rng), scene.background)
+        return Scene(scene.things, scene.relation, _pick_other(tuple(BACKGROUNDS), scene.background, rng))
     kind, words = (("size", SIZES), ("colour", tuple(COLOURS)), ("shape", SHAPES))[rng.integers(3)]
     thing = scene.things[place]
-    words_of = {"size": thing.size, "colour": thing.colour, "shape": thing.shape}
-    changed = Thing(**{**words_of, kind: _other(words, words_of[kind], rng)})
+    attributes = {"size": thing.size, "colour": thing.colour, "shape": thing.shape}
+    changed = Thing(**{**attributes, kind: _pick_other(words, attributes[kind], rng)})
     return Scene((*scene.things[:place], changed, *scene.things[place + 1 :]), scene.relation, scene.background)
 
 
-def _other(words: tuple[str, ...], word: str, rng: np.random.Generator) -> str:
+def _pick_other(words: tuple[str, ...], word: str, rng: np.random.Generator) -> str:
     rest = [other for other in words if other != word]
     return rest[rng.integers(len(rest))]
 
 
 @torch.no_grad()
 def picks_right(model: CLIP, pool: Pool, tokens: CLIPTokenizer) -> float:
-    """Share of pictures whose own caption scores above the one with a word wrong."""
+    """=> the share of pictures whose own caption scores higher than one with a wrong word."""
     rng = np.random.default_rng(0)
     wins = 0
     for start in range(0, pool.n, 256):
@@ -96,7 +96,8 @@ def picks_right(model: CLIP, pool: Pool, tokens: CLIPTokenizer) -> float:
         scenes = [pool.scenes[row] for row in rows]
         image = model.encode_image(pool.pixels(rows), normalize=True)
         right, wrong = (
-            model.encode_text(tokenise(tokens, texts), normalize=True) for texts in (scenes, [one_word_wrong(s, rng) for s in scenes])
+            model.encode_text(tokenize_captions(tokens, texts), normalize=True)
+            for texts in (scenes, [change_one_word(s, rng) for s in scenes])
         )
         wins += int(((image * right).sum(1) > (image * wrong).sum(1)).sum())
     return wins / pool.n

@@ -1,4 +1,4 @@
-"""What a UNet in training makes: pictures of held-out captions, and the share that the attribute reader finds wholly right."""
+"""Evaluates a UNet in training: draws pictures of held-out captions, and measures the share that the attribute reader finds correct."""
 
 import numpy as np
 import torch
@@ -12,16 +12,16 @@ from sdbench.scenes.render import SIZE_PX
 from sdbench.training.latents import LatentPool
 
 SEED, STEPS, GUIDANCE = 7, 12, 3.0
-BATCH, SHOWN, COLUMNS = 64, 16, 8
+BATCH, SHEET_PICTURES, COLUMNS = 64, 16, 8
 
 
-class Watch:
-    """Samples with a pool's pipeline, the same captions and noise each time.
+class SceneEvaluation:
+    """Draws pictures with the same captions and noise each time, and checks them.
 
     Args:
-        latents: whose text encoders, scheduler and VAE are used.
+        latents: supplies text encoders, scheduler and VAE.
         reader: the attribute reader.
-        n: captions, a multiple of the batch of 64.
+        n: number of captions, a multiple of the batch of 64.
     """
 
     def __init__(self, latents: LatentPool, reader: SceneNet, n: int = BATCH) -> None:
@@ -30,24 +30,24 @@ class Watch:
         self._noise = torch.randn((n, *latents.latents.shape[1:]), generator=torch.Generator().manual_seed(SEED))
 
     def __call__(self, unet: UNet2DConditionModel) -> tuple[U8, dict[str, float]]:
-        """The first pictures as a sheet, H x W x 3, and the share that is wholly right."""
-        pictures = self.pictures(unet)
-        rows = pictures[:SHOWN].reshape(-1, COLUMNS, SIZE_PX, SIZE_PX, 3)
+        """=> a sheet of the first pictures, H x W x 3, and the share of all pictures that are correct."""
+        draw_pictures = self.draw_pictures(unet)
+        rows = draw_pictures[:SHEET_PICTURES].reshape(-1, COLUMNS, SIZE_PX, SIZE_PX, 3)
         sheet = rows.transpose(0, 2, 1, 3, 4).reshape(-1, COLUMNS * SIZE_PX, 3)
-        return sheet, {"scene_accuracy": float(np.mean(self.right(pictures)))}
+        return sheet, {"scene_accuracy": float(np.mean(self.are_right(draw_pictures)))}
 
     @torch.no_grad()
-    def right(self, pictures: U8) -> list[bool]:
-        """Whether each picture shows what its caption asks."""
-        read = read_layouts(self._reader(to_pixels(pictures)))
-        return [layout == scene.layout for layout, scene in zip(read, self._scenes, strict=True)]
+    def are_right(self, pictures: U8) -> list[bool]:
+        """=> for each picture, whether it shows what its caption asks for."""
+        layouts = read_layouts(self._reader(to_pixels(pictures)))
+        return [layout == scene.layout for layout, scene in zip(layouts, self._scenes, strict=True)]
 
     @torch.no_grad()
-    def pictures(self, unet: UNet2DConditionModel) -> U8:
-        """One picture for each caption => n x 64 x 64 x 3."""
+    def draw_pictures(self, unet: UNet2DConditionModel) -> U8:
+        """Draw one picture for each caption => n x 64 x 64 x 3."""
         pipeline = StableDiffusionXLPipeline(**self._parts, unet=unet, add_watermarker=False).to(unet.device)
         pipeline.set_progress_bar_config(disable=True)
-        made = [
+        batches = [
             pipeline(
                 prompt=[scene.caption for scene in self._scenes[start : start + BATCH]],
                 latents=self._noise[start : start + BATCH].to(unet.device),
@@ -59,4 +59,4 @@ class Watch:
             ).images
             for start in range(0, len(self._scenes), BATCH)
         ]
-        return np.asarray(np.rint(255 * np.concatenate(made)), np.uint8)
+        return np.asarray(np.rint(255 * np.concatenate(batches)), np.uint8)

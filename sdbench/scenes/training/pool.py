@@ -1,4 +1,4 @@
-"""A pool of rendered training scenes, drawn once and kept on disk, since drawing costs more than a small network's step."""
+"""A pool of rendered scenes, rendered once and stored on disk, because rendering takes longer than a step of a small network."""
 
 import hashlib
 from functools import cached_property
@@ -13,11 +13,11 @@ from tqdm import tqdm
 from sdbench.scenes.grammar import Scene, Split, scene_at
 from sdbench.scenes.networks import to_pixels
 from sdbench.scenes.render import SIZE_PX, render
-from sdbench.training.loop import rows_of
+from sdbench.training.loop import draw_rows
 
 
 class Pool:
-    """`n` rendered scenes of a split, as one memory-mapped array; the captioned pictures of a `sdbench.training.latents.LatentPool`."""
+    """`n` rendered scenes of a split as one memory-mapped array; implements `sdbench.training.latents.CaptionedPictures`."""
 
     size_px = SIZE_PX
 
@@ -25,44 +25,44 @@ class Pool:
         self.n, self.split, self.seed = n, split, seed
         self.path = folder / f"{split}-{seed}-{n}.npy"
         if not self.path.exists():
-            self._draw()
+            self._render()
         self.images: npt.NDArray[np.uint8] = np.load(self.path, mmap_mode="r")
 
     @cached_property
     def scenes(self) -> list[Scene]:
-        """The scene of each picture."""
+        """=> the scene of each picture."""
         return [scene_at(index, self.split, self.seed) for index in range(self.n)]
 
     @property
     def captions(self) -> list[str]:
-        """The caption of each picture."""
+        """=> the caption of each picture."""
         return [scene.caption for scene in self.scenes]
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of pixels and captions."""
-        digest = hashlib.sha256(self.images.data)
-        digest.update("\n".join(self.captions).encode())
-        return digest.hexdigest()
+        """=> SHA-256 of pixels and captions."""
+        sha256 = hashlib.sha256(self.images.data)
+        sha256.update("\n".join(self.captions).encode())
+        return sha256.hexdigest()
 
     def read(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Pictures, N x 3 x H x W in -1..1, and SDXL's micro-conditioning, N x 6: neither scaled nor cropped."""
+        """Read pictures => N x 3 x H x W in -1..1, and SDXL's micro-conditioning, N x 6: neither scaled nor cropped."""
         return self.pixels(rows), torch.tensor([(SIZE_PX, SIZE_PX, 0, 0, SIZE_PX, SIZE_PX)], dtype=torch.float32).repeat(len(rows), 1)
 
     def rows(self, step: int, batch: int, seed: int = 0) -> npt.NDArray[np.int64]:
-        """Which pictures step number `step` trains on => batch indices."""
-        return rows_of(step, self.n, batch, seed)
+        """Draw which pictures step number `step` trains on => `batch` row numbers."""
+        return draw_rows(step, self.n, batch, seed)
 
     def pixels(self, rows: npt.NDArray[np.int64]) -> Tensor:
-        """Pictures as the networks take them => N x 3 x H x W, float32 in -1..1."""
+        """=> pictures as networks take them, N x 3 x H x W, float32 in -1..1."""
         return to_pixels(self.images[rows])
 
-    def _draw(self) -> None:
+    def _render(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.path.with_suffix(".part")
-        images = np.lib.format.open_memmap(beside, "w+", np.uint8, (self.n, SIZE_PX, SIZE_PX, 3))
+        temporary = self.path.with_suffix(".part")
+        images = np.lib.format.open_memmap(temporary, "w+", np.uint8, (self.n, SIZE_PX, SIZE_PX, 3))
         for start in tqdm(range(0, self.n, 256), desc=f"rendering {self.split} scenes"):
             rows = range(start, min(start + 256, self.n))
             images[start : rows.stop] = render([self.scenes[row] for row in rows], rows, self.seed)
         images.flush()
-        beside.rename(self.path)
+        temporary.rename(self.path)

@@ -1,7 +1,7 @@
-"""Trains the preference model: PickScore's form (a `transformers` CLIP, logit scale times cosine), for pairs of scenes.
+"""Trains the preference model, which has PickScore's form (a `transformers` CLIP, logit scale times cosine), on pairs of scenes.
 
-Of two pictures for one caption, the better is the one with less of a fault: blur, noise, a colour shift, a thing missing
-or wrong, or the smear of an under-trained generator (what a Vega-shaped UNet guesses from noised latents after 400 steps).
+The better of two pictures of one caption is the one with less of a fault: blur, noise, a colour shift, a thing missing or
+wrong, or the smear of an under-trained generator (what a Vega-shaped UNet predicts from noised latents after 400 steps).
 """
 
 from pathlib import Path
@@ -19,24 +19,24 @@ from sdbench.scenes.attributes import AttributeHeads, attribute_loss, labels
 from sdbench.scenes.grammar import Scene
 from sdbench.scenes.networks import to_pixels
 from sdbench.scenes.render import render
-from sdbench.scenes.training.clip import one_word_wrong
+from sdbench.scenes.training.clip import change_one_word
 from sdbench.scenes.training.pool import Pool
-from sdbench.scenes.training.text import MAX_TOKENS, tokenise, vocabulary
+from sdbench.scenes.training.text import MAX_TOKENS, tokenize_captions, vocabulary_config
 from sdbench.scenes.training.unet import train as train_unet
-from sdbench.training.latents import LatentPool, noisy, predict
+from sdbench.training.latents import LatentPool, add_noise, predict
 from sdbench.training.loop import Schedule, fit
 
 SCHEDULE = Schedule(steps=1500, lr=1.5e-3, batch=48, warmup=100, ema=0.99, seed=40)
 UNDERTRAINED = Schedule(steps=400, lr=2e-3, batch=32, warmup=50, ema=0.99, seed=2)
-SMEARED = 2048
+N_SMEARED = 2048
 FAULTS = ("blur", "noise", "colour", "wrong", "smear")
 
 
 def config(tokens: CLIPTokenizer) -> CLIPConfig:
-    """The CLIP's configuration."""
+    """=> the configuration of the CLIP."""
     text = {
         "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4,
-        "max_position_embeddings": MAX_TOKENS, **vocabulary(tokens),
+        "max_position_embeddings": MAX_TOKENS, **vocabulary_config(tokens),
     }  # fmt: skip
     vision = {
         "hidden_size": 64,
@@ -50,19 +50,19 @@ def config(tokens: CLIPTokenizer) -> CLIPConfig:
 
 
 def train(work: Path, pool: Pool, tokens: CLIPTokenizer, pipeline: Path, schedule: Schedule = SCHEDULE, device: str = "cpu") -> CLIPModel:
-    """Train it => the model in evaluation mode."""
-    smeared = _smears(work / "smears.npy", pipeline, pool, work)
+    """Train the model => it, in evaluation mode."""
+    smeared = _smeared_pictures(work / "smears.npy", pipeline, pool, work)
     torch.manual_seed(schedule.seed)
     clip, heads = CLIPModel(config(tokens)), AttributeHeads(64)
     both = nn.ModuleDict({"clip": clip, "heads": heads}).to(device)
 
     def loss(step: int) -> dict[str, Tensor]:
         rng = np.random.default_rng((schedule.seed, step))
-        rows = rng.integers(SMEARED, size=schedule.batch)
+        rows = rng.integers(N_SMEARED, size=schedule.batch)
         scenes = [pool.scenes[row] for row in rows]
-        better, worse = pair(pool, rows, rng, smeared)
+        better, worse = draw_pairs(pool, rows, rng, smeared)
         image = clip.get_image_features(pixel_values=torch.cat([better, worse]).to(device)).pooler_output
-        text = clip.get_text_features(input_ids=tokenise(tokens, scenes).to(device)).pooler_output
+        text = clip.get_text_features(input_ids=tokenize_captions(tokens, scenes).to(device)).pooler_output
         scores = clip.logit_scale.clamp(max=4.6).exp() * (F.normalize(text).repeat(2, 1) * F.normalize(image)).sum(1)
         n = schedule.batch
         target = torch.zeros(n, dtype=torch.long, device=device)
@@ -76,8 +76,8 @@ def train(work: Path, pool: Pool, tokens: CLIPTokenizer, pipeline: Path, schedul
     return kept
 
 
-def pair(pool: Pool, rows: npt.NDArray[np.int64], rng: np.random.Generator, smeared: npt.NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
-    """Pictures of the rows' scenes with less and with more of one fault each => two of N x 3 x 64 x 64 in -1..1."""
+def draw_pairs(pool: Pool, rows: npt.NDArray[np.int64], rng: np.random.Generator, smeared: npt.NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+    """Draw pairs of pictures of these rows, with less and with more of one fault => better and worse, N x 3 x 64 x 64 in -1..1 each."""
     good = pool.pixels(rows)
     kinds = rng.integers(len(FAULTS), size=len(rows))
     amounts = np.sort(rng.random((len(rows), 2)), 1)
@@ -85,22 +85,22 @@ def pair(pool: Pool, rows: npt.NDArray[np.int64], rng: np.random.Generator, smea
     sides = [good.clone(), good.clone()]
     wrong = [row for row, kind in enumerate(kinds) if FAULTS[kind] == "wrong"]
     if wrong:
-        scenes = [_wrong(pool.scenes[rows[row]], rng) for row in wrong]
+        scenes = [_wrong_scene(pool.scenes[rows[row]], rng) for row in wrong]
         sides[1][wrong] = to_pixels(render(scenes, [int(rows[row]) for row in wrong], pool.seed))
     for row, kind in enumerate(kinds):
         for side, amount in zip(sides, amounts[row], strict=True):
-            side[row] = _fault(FAULTS[kind], side[row], float(amount), to_pixels(smeared[rows[row]][None])[0])
+            side[row] = _add_fault(FAULTS[kind], side[row], float(amount), to_pixels(smeared[rows[row]][None])[0])
     return sides[0], sides[1]
 
 
-def _wrong(scene: Scene, rng: np.random.Generator) -> Scene:
-    """A thing missing, or one word wrong."""
+def _wrong_scene(scene: Scene, rng: np.random.Generator) -> Scene:
+    """=> the scene with one thing missing, or one word wrong."""
     if scene.relation is not None and rng.random() < 0.3:
         return Scene((scene.things[rng.integers(2)],), None, scene.background)
-    return one_word_wrong(scene, rng)
+    return change_one_word(scene, rng)
 
 
-def _fault(kind: str, pixels: Tensor, amount: float, smear: Tensor) -> Tensor:
+def _add_fault(kind: str, pixels: Tensor, amount: float, smear: Tensor) -> Tensor:
     if amount == 0 or kind == "wrong":
         return pixels
     if kind == "blur":
@@ -113,37 +113,38 @@ def _fault(kind: str, pixels: Tensor, amount: float, smear: Tensor) -> Tensor:
     return torch.lerp(pixels, smear, amount)
 
 
-def _smears(path: Path, pipeline: Path, pool: Pool, work: Path) -> npt.NDArray[np.uint8]:
-    """Guesses of an under-trained UNet from latents noised by 30 to 90 % of the schedule => n x 64 x 64 x 3 uint8."""
+def _smeared_pictures(path: Path, pipeline: Path, pool: Pool, work: Path) -> npt.NDArray[np.uint8]:
+    """Load or draw the predictions of an under-trained UNet from latents at 30 to 90 % of the noise schedule => n x 64 x 64 x 3 uint8."""
     if not path.exists():
         latents = LatentPool(pipeline, pool, work / "latents")
         unet = train_unet(work, latents, UNDERTRAINED, architecture="vega", name="undertrained")
         vae = AutoencoderKL.from_pretrained(pipeline / "vae", torch_dtype=torch.float32)
-        starts = tqdm(range(0, SMEARED, 64), desc="smeared pictures")
-        beside = path.with_suffix(".part.npy")
-        np.save(beside, np.concatenate([_guess(latents, unet, vae, np.arange(start, start + 64)) for start in starts]))
-        beside.rename(path)
-    made: npt.NDArray[np.uint8] = np.load(path)
-    return made
+        starts = tqdm(range(0, N_SMEARED, 64), desc="smeared pictures")
+        temporary = path.with_suffix(".part.npy")
+        np.save(temporary, np.concatenate([_predict_clean(latents, unet, vae, np.arange(start, start + 64)) for start in starts]))
+        temporary.rename(path)
+    pictures: npt.NDArray[np.uint8] = np.load(path)
+    return pictures
 
 
 @torch.no_grad()
-def _guess(latents: LatentPool, unet: UNet2DConditionModel, vae: AutoencoderKL, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-    batch = latents.at(rows, seed=int(rows[0]), least=300, most=900)
-    noised = noisy(latents.scheduler, batch)
+def _predict_clean(
+    latents: LatentPool, unet: UNet2DConditionModel, vae: AutoencoderKL, rows: npt.NDArray[np.int64]
+) -> npt.NDArray[np.uint8]:
+    batch = latents.batch_of_rows(rows, seed=int(rows[0]), least=300, most=900)
+    noised = add_noise(latents.scheduler, batch)
     alpha = latents.scheduler.alphas_cumprod[batch.timesteps][:, None, None, None]
-    guess = alpha.sqrt() * noised - (1 - alpha).sqrt() * predict(unet, noised, batch)
-    pixels = vae.decode(guess / vae.config.scaling_factor).sample.clamp(-1, 1)
+    clean = alpha.sqrt() * noised - (1 - alpha).sqrt() * predict(unet, noised, batch)
+    pixels = vae.decode(clean / vae.config.scaling_factor).sample.clamp(-1, 1)
     return np.asarray(((pixels + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())
 
 
 @torch.no_grad()
 def picks_better(model: CLIPModel, pool: Pool, tokens: CLIPTokenizer) -> float:
-    """Share of held-out pairs (without smears) in which the better picture scores higher."""
+    """=> the share of held-out pairs (without smears) in which the better picture scores higher."""
     rng = np.random.default_rng(0)
-    wins, rows = 0, np.arange(512)
-    better, worse = pair(pool, rows, rng, np.zeros((512, 64, 64, 3), np.uint8))
-    text = F.normalize(model.get_text_features(input_ids=tokenise(tokens, [pool.scenes[row] for row in rows])).pooler_output)
+    rows = np.arange(512)
+    better, worse = draw_pairs(pool, rows, rng, np.zeros((512, 64, 64, 3), np.uint8))
+    text = F.normalize(model.get_text_features(input_ids=tokenize_captions(tokens, [pool.scenes[row] for row in rows])).pooler_output)
     one, other = ((F.normalize(model.get_image_features(pixel_values=pixels).pooler_output) * text).sum(1) for pixels in (better, worse))
-    wins += int((one > other).sum())
-    return wins / len(rows)
+    return int((one > other).sum()) / len(rows)

@@ -1,7 +1,7 @@
-"""Trains the attribute reader, which decides whether a picture shows what its caption asks, and the feature network.
+"""Trains the attribute reader, which decides whether a picture shows what its caption asks for, and the feature network.
 
-Both learn to name the attributes of rendered scenes; the reader sees them shifted, blurred and noisy as well, since it
-has to read pictures that a generator made.
+Both learn to predict the attributes of rendered scenes. The reader also sees shifted, blurred and noisy ones, because it has
+to read generated pictures.
 """
 
 from pathlib import Path
@@ -30,15 +30,17 @@ def train(work: Path, name: str, pool: Pool, width: int, schedule: Schedule, *, 
         rows = pool.rows(step, schedule.batch, schedule.seed)
         pixels = pool.pixels(rows).to(device)
         return {
-            "attributes": attribute_loss(net(worsen(pixels) if augment else pixels), {name: values[rows] for name, values in truth.items()})
+            "attributes": attribute_loss(
+                net(degrade(pixels) if augment else pixels), {name: values[rows] for name, values in truth.items()}
+            )
         }
 
-    kept: SceneNet = fit(net, loss, schedule, work / name)  # type: ignore[assignment]  # the same class
-    return kept
+    trained: SceneNet = fit(net, loss, schedule, work / name)  # type: ignore[assignment]  # the same class
+    return trained
 
 
-def worsen(pixels: Tensor) -> Tensor:
-    """Random shift of up to 3 px, blur, noise and a change of brightness."""
+def degrade(pixels: Tensor) -> Tensor:
+    """Shift pictures by up to 3 px, and add blur, noise and a change of brightness, all at random."""
     dy, dx = (int(v) for v in torch.randint(-3, 4, (2,)))
     pixels = F.pad(pixels, (3, 3, 3, 3), "replicate")[:, :, 3 + dy : 67 + dy, 3 + dx : 67 + dx]
     n = len(pixels)
@@ -51,7 +53,7 @@ def worsen(pixels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def accuracy(net: SceneNet, pool: Pool) -> float:
-    """Share of the pool's pictures that are read wholly right."""
+    """=> the share of the pool's pictures whose whole layout is read correctly."""
     right = 0
     for start in range(0, pool.n, 256):
         rows = torch.arange(start, min(start + 256, pool.n)).numpy()

@@ -1,4 +1,4 @@
-"""Installs what was trained: copies `<work>/out/` to `sdbench/scenes/weights/`, writes the manifest of digests, keeps the logs."""
+"""Installs trained weights: copies `<work>/out/` to `sdbench/scenes/weights/`, writes the manifest of digests, and copies the logs."""
 
 import json
 import shutil
@@ -7,33 +7,33 @@ from typing import Any
 
 from sdbench.errors import UserError
 from sdbench.scenes.embedded import WEIGHTS, digest
-from sdbench.scenes.training.make import PARTS, Shop
+from sdbench.scenes.training.make import PARTS, Workspace
 
 SHIPPED = ("pipeline", "unets", "evaluators")
 STUDENTS = ("ssd-1b", "vega", "vega-pruned")
 
 
-def ship(shop: Shop, environment: dict[str, Any], logs: Path) -> Path:
+def ship(workspace: Workspace, environment: dict[str, Any], logs: Path) -> Path:
     """Copy the finished parts and write `manifest.json` => its path.
 
     Args:
-        shop: where they were made.
-        environment: versions and commit of what does it, for the manifest.
+        workspace: where they were trained.
+        environment: versions and commit, for the manifest.
         logs: folder that gets the losses of each network's training, as `<network>.jsonl`.
 
     Raises:
-        UserError: a part or a student is not made yet.
+        UserError: a part or a student is not finished.
     """
-    lacking = [part for part in PARTS if not (shop.out / "reports" / f"{part}.json").exists()]
-    lacking += [name for name in STUDENTS if not (shop.out / "unets" / name / "config.json").exists()]
-    if lacking:
+    missing = [part for part in PARTS if not (workspace.out / "reports" / f"{part}.json").exists()]
+    missing += [name for name in STUDENTS if not (workspace.out / "unets" / name / "config.json").exists()]
+    if missing:
         raise UserError(
-            f"{shop.out} lacks {', '.join(lacking)}; make them with `sdbench scenes train` and `distillation`, or all at once with `nox -s scenes`"
+            f"{workspace.out} lacks {', '.join(missing)}; make them with `sdbench scenes train` and `distillation`, or all at once with `nox -s scenes`"
         )
     for name in SHIPPED:
         shutil.rmtree(WEIGHTS / name, ignore_errors=True)
-        shutil.copytree(shop.out / name, WEIGHTS / name)
-    reports = {part: json.loads((shop.out / "reports" / f"{part}.json").read_text()) for part in PARTS}
+        shutil.copytree(workspace.out / name, WEIGHTS / name)
+    reports = {part: json.loads((workspace.out / "reports" / f"{part}.json").read_text()) for part in PARTS}
     files = sorted(path for name in SHIPPED for path in (WEIGHTS / name).rglob("*") if path.is_file())
     content = {
         "files": {path.relative_to(WEIGHTS).as_posix(): digest(path) for path in files},
@@ -43,6 +43,6 @@ def ship(shop: Shop, environment: dict[str, Any], logs: Path) -> Path:
     (WEIGHTS / "manifest.json").write_text(json.dumps(content, indent=1) + "\n")
     shutil.rmtree(logs, ignore_errors=True)
     logs.mkdir(parents=True)
-    for log in shop.work.rglob("log.jsonl"):
-        shutil.copy(log, logs / f"{'-'.join(log.parent.relative_to(shop.work).parts)}.jsonl")
+    for log in workspace.work.rglob("log.jsonl"):
+        shutil.copy(log, logs / f"{'-'.join(log.parent.relative_to(workspace.work).parts)}.jsonl")
     return WEIGHTS / "manifest.json"

@@ -1,7 +1,7 @@
-"""Trains the two text encoders of the `scenes` pipelines, and the tokenizer they share.
+"""Trains the two text encoders of the `scenes` pipelines, and the tokenizer that they share.
 
-Each learns to say, from its end-of-text embedding, what stands where in the picture, in the order of the layout rather
-than of the words ("a ring right of a star" puts the star first). Their hidden states then hold what the UNet needs.
+Each learns to predict the layout from its end-of-text embedding: the things in the order of the layout, not of the words
+("a ring right of a star" puts the star first). Its hidden states then hold what the UNet needs.
 """
 
 import json
@@ -23,8 +23,8 @@ MAX_TOKENS = PARTS["scenes"]["text_encoder"]["max_position_embeddings"]
 SCHEDULE = Schedule(steps=1000, lr=2e-3, batch=256, warmup=100)
 
 
-def tokenizer(folder: Path) -> CLIPTokenizer:
-    """A CLIP tokenizer whose byte-pair merges make one token of every word of the grammar; saved to `folder`."""
+def train_tokenizer(folder: Path) -> CLIPTokenizer:
+    """Train a CLIP tokenizer whose byte-pair merges make one token of every word of the grammar, and save it to `folder`."""
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.normalizer = normalizers.Lowercase()
     bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False)])
@@ -36,40 +36,40 @@ def tokenizer(folder: Path) -> CLIPTokenizer:
         show_progress=False,
     )
     bpe.train_from_iterator((scene_at(index).caption for index in range(2000)), trainer)
-    with tempfile.TemporaryDirectory() as made:
-        bpe.model.save(made)
-        words = json.loads((Path(made) / "vocab.json").read_text())
+    with tempfile.TemporaryDirectory() as temporary:
+        bpe.model.save(temporary)
+        words = json.loads((Path(temporary) / "vocab.json").read_text())
         # The special tokens come last, as in CLIP: open_clip finds the end of the text by its highest token id.
-        # The trainer numbers the letters that end a word anew each time; sorted, every run makes the same tokenizer.
+        # The trainer numbers the letters at word ends differently each time; sorted, every run makes the same tokenizer.
         ordered = sorted(words, key=lambda word: (words[word], word) if len(word.removesuffix("</w>")) > 1 else (-1, word))
         vocabulary = {word: index for index, word in enumerate([*ordered, "<|startoftext|>", "<|endoftext|>"])}
-        (Path(made) / "vocab.json").write_text(json.dumps(vocabulary))
-        made_tokenizer = CLIPTokenizer.from_pretrained(made, model_max_length=MAX_TOKENS, pad_token="<|endoftext|>")  # noqa: S106  # a token of text
-    made_tokenizer.save_pretrained(folder)
+        (Path(temporary) / "vocab.json").write_text(json.dumps(vocabulary))
+        tokenizer = CLIPTokenizer.from_pretrained(temporary, model_max_length=MAX_TOKENS, pad_token="<|endoftext|>")  # noqa: S106  # a token of text
+    tokenizer.save_pretrained(folder)
     return CLIPTokenizer.from_pretrained(folder)
 
 
 def train(work: Path, name: str, tokens: CLIPTokenizer, schedule: Schedule = SCHEDULE, device: str = "cpu") -> CLIPTextModelWithProjection:
-    """Train one of the two => the encoder; the first is used without its projection."""
+    """Train `text_encoder` or `text_encoder_2` => the encoder; the first is used without its projection."""
     torch.manual_seed(schedule.seed)
-    encoder = CLIPTextModelWithProjection(CLIPTextConfig(**{**PARTS["scenes"][name], **vocabulary(tokens)}))
+    encoder = CLIPTextModelWithProjection(CLIPTextConfig(**{**PARTS["scenes"][name], **vocabulary_config(tokens)}))
     model = nn.ModuleDict({"encoder": encoder, "heads": AttributeHeads(encoder.config.projection_dim)}).to(device)
 
     def loss(step: int) -> dict[str, Tensor]:
         scenes = [scene_at(step * schedule.batch + row) for row in range(schedule.batch)]
-        logits = model["heads"](encoder(tokenise(tokens, scenes).to(device)).text_embeds)
+        logits = model["heads"](encoder(tokenize_captions(tokens, scenes).to(device)).text_embeds)
         return {"attributes": attribute_loss(logits, labels([scene.layout for scene in scenes]))}
 
     fit(model, loss, schedule, work / name)
     return encoder.eval()
 
 
-def vocabulary(tokens: CLIPTokenizer) -> dict[str, int]:
-    """What a text encoder's configuration says of its tokenizer."""
+def vocabulary_config(tokens: CLIPTokenizer) -> dict[str, int]:
+    """=> the fields of a text encoder's configuration that depend on the tokenizer."""
     ends = {f"{end}_token_id": getattr(tokens, f"{end}_token_id") for end in ("bos", "eos", "pad")}
     return {"vocab_size": len(tokens), **ends}
 
 
-def tokenise(tokens: CLIPTokenizer, scenes: list[Scene]) -> Tensor:
-    """Captions => N x MAX_TOKENS token ids."""
+def tokenize_captions(tokens: CLIPTokenizer, scenes: list[Scene]) -> Tensor:
+    """Tokenize the captions of scenes => N x MAX_TOKENS token ids."""
     return token_ids(tokens, [scene.caption for scene in scenes])

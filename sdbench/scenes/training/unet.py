@@ -1,7 +1,7 @@
-"""Trains the teacher's UNet: SDXL's topology, narrow, on the latents of rendered scenes.
+"""Trains the teacher's UNet, SDXL's topology with fewer channels, on the latents of rendered scenes.
 
-Velocity prediction with a schedule that ends in pure noise (arXiv 2305.08891): with SDXL's own noise schedule the
-background's colour leaks through the last step, and a small model then gets colours wrong.
+It predicts velocity, with a noise schedule that ends in pure noise (arXiv 2305.08891): with SDXL's own schedule, the colour of
+the background leaks through the last step, and a small model then gets colours wrong.
 """
 
 from pathlib import Path
@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sdbench.models.architectures import unet_config
-from sdbench.training.journal import Watch
-from sdbench.training.latents import LatentPool, noisy, predict, target
+from sdbench.training.journal import Evaluate
+from sdbench.training.latents import LatentPool, add_noise, predict, target
 from sdbench.training.loop import Schedule, fit
 
 SCHEDULE = Schedule(steps=6000, lr=2e-3, batch=48, warmup=200, ema=0.998, seed=1)
@@ -26,14 +26,14 @@ def train(
     device: str = "cpu",
     architecture: str = "sdxl",
     name: str = "teacher",
-    watch: Watch | None = None,
+    evaluate: Evaluate | None = None,
 ) -> UNet2DConditionModel:
-    """Train a UNet from nothing => the running average of its weights."""
+    """Train a UNet from scratch => the running average of its weights."""
     torch.manual_seed(schedule.seed)
     unet = UNet2DConditionModel(**unet_config(architecture, "scenes")).to(device).to(memory_format=torch.channels_last)
 
     def loss(step: int) -> dict[str, Tensor]:
         batch = latents.batch(step, schedule.batch, schedule.seed, device=device)
-        return {"velocity": F.mse_loss(predict(unet, noisy(latents.scheduler, batch), batch), target(latents.scheduler, batch))}
+        return {"velocity": F.mse_loss(predict(unet, add_noise(latents.scheduler, batch), batch), target(latents.scheduler, batch))}
 
-    return fit(unet, loss, schedule, work / name, watch=watch)
+    return fit(unet, loss, schedule, work / name, evaluate=evaluate)

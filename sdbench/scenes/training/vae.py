@@ -1,7 +1,7 @@
-"""Trains the VAE: 64 px pictures to 16 x 16 latents of 4 channels, each of zero mean and unit variance.
+"""Trains the VAE: 64 px pictures to 16 x 16 latents of 4 channels, each with zero mean and unit variance.
 
-A downsampling of 8, as SDXL's, left small shapes unreadable at this size (under 20 dB), and GroupNorm groups of a
-single channel erase colour; hence 4 and at least four channels a group.
+It downsamples by 4: by 8, as in SDXL, small shapes became unreadable at this size (under 20 dB). Its GroupNorm groups have at
+least four channels: groups of a single channel erase colour.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ SCHEDULE = Schedule(steps=3000, lr=2e-3, batch=16, ema=0.995)
 
 
 def train(work: Path, pool: Pool, schedule: Schedule = SCHEDULE, device: str = "cpu") -> AutoencoderKL:
-    """Train it => the VAE, latents standardised."""
+    """Train the VAE => it, with standardised latents."""
     torch.manual_seed(schedule.seed)
     vae = AutoencoderKL(**PARTS["scenes"]["vae"]).to(device).to(memory_format=torch.channels_last)  # a fifth faster on CPUs
 
@@ -40,7 +40,7 @@ def train(work: Path, pool: Pool, schedule: Schedule = SCHEDULE, device: str = "
 
 @torch.no_grad()
 def standardise(vae: AutoencoderKL, pool: Pool, device: str) -> None:
-    """Fold the latents' mean and scale into the two 1 x 1 convolutions around them, so that `scaling_factor` is 1."""
+    """Fold the latents' mean and standard deviation into the two 1 x 1 convolutions around them, so that `scaling_factor` is 1."""
     latents = torch.cat([vae.encode(pool.pixels(pool.rows(step, 64, seed=1)).to(device)).latent_dist.mean for step in range(16)])
     mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     quant, post = vae.quant_conv, vae.post_quant_conv
@@ -54,7 +54,7 @@ def standardise(vae: AutoencoderKL, pool: Pool, device: str) -> None:
 
 @torch.no_grad()
 def psnr_db(vae: AutoencoderKL, pool: Pool, device: str) -> float:
-    """Peak signal-to-noise ratio of restored held-out pictures, in dB."""
+    """=> the peak signal-to-noise ratio of reconstructed held-out pictures, in dB."""
     pixels = pool.pixels(pool.rows(0, 128)).to(device)
     error = F.mse_loss(vae.decode(vae.encode(pixels).latent_dist.mode()).sample.clamp(-1, 1), pixels)
     return float(10 * torch.log10(4 / error))

@@ -13,6 +13,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from datasets.packaged_modules.parquet.parquet import Parquet
 from PIL import ExifTags, Image
@@ -186,7 +187,7 @@ def test_a_missing_hub_dataset_is_an_error_with_a_way_out() -> None:
         ([{"file_name": "in/0.png", "text": 3}], r"column 'text' holds .*int64.*; expected text"),
         ([{"file_name": "in/0.png", "title": "a"}], r"none of its columns \(image, title\) is called caption or text or prompt or clean_prompts or txt; .*Name it with"),
         ([{"file_name": "in/0.png", "text": "a", "prompt": "b"}], "text and prompt of its columns"),
-        ([{"file_name": "../0.png", "text": "a"}], "Invalid metadata file_name '../0.png'"),
+        ([{"file_name": "../0.png", "text": "a"}], r"\.\./0\.png"),
         ([{"text": "a"}], "`file_name`"),
     ],
 )  # fmt: skip
@@ -222,7 +223,7 @@ def test_a_row_without_picture_is_named(tmp_path: Path) -> None:
 def test_an_invalid_source_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     table().remove_columns("image").to_parquet(tmp_path / "texts.parquet")
-    table(captions=[], files=[]).to_parquet(tmp_path / "none.parquet")
+    pq.ParquetWriter(tmp_path / "none.parquet", table().data.table.schema).close()
     (tmp_path / "damaged.parquet").write_bytes(b"PAR1")
     (tmp_path / "notes.doc").touch()
     for what, said in {
