@@ -1,5 +1,6 @@
 """Golden pictures find metrics that are turned round, blind, or not the same twice, and the shipped ones are none of these."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -134,5 +135,9 @@ def test_the_doctor_says_which_metrics_behave(monkeypatch: pytest.MonkeyPatch, t
     assert "ok  metric kid behaves on golden pictures: healthy 1, black 1" in text
     assert "BAD metric cmmd misbehaves on golden pictures: black pictures get 1" in text
     assert "--  metrics not tried, for want of weights or of a GPU: fid.clean" in text
+    assert cli.main(["doctor", "--json"]) == 2
+    told = json.loads(capsys.readouterr().out)
+    text = "metric cmmd misbehaves on golden pictures: black pictures get 1"
+    assert [finding for finding in told if "cmmd" in finding["text"]] == [{"fine": False, "fatal": True, "text": text}]
     monkeypatch.setattr(golden, "judge_metrics", lambda: judged[:2])
     assert not any(finding.is_fatal and not finding.is_ok for finding in checks.examine(tmp_path, tmp_path) if "metric" in finding.text)
