@@ -37,9 +37,7 @@ class Grid:
 def markdown(grid: Grid) -> str:
     """The grid as a GitHub table; cells are escaped so that they cannot break it."""
     lines = [grid.header, tuple("---" for _ in grid.header), *grid.rows]
-    return "\n".join(
-        "| " + " | ".join(escape_markdown(_one_line(format_value)).replace("|", "\\|") for format_value in line) + " |" for line in lines
-    )
+    return "\n".join("| " + " | ".join(escape_markdown(_one_line(cell)).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def latex(grid: Grid) -> str:

@@ -124,7 +124,7 @@ def _read_all(record: Record, results: Path) -> Iterator[Floor]:
 
 
 def _folder(family: str, suite: SuiteId, results: Path) -> Path:
-    return results / "noise" / family / f"{suite.title}"
+    return results / "noise" / family / suite.title
 
 
 def _is_ok(record: Record, name: str) -> bool:

@@ -122,13 +122,13 @@ def loads(works: Mapping[str, Work], *, steps: int, batch: int, dtypes: Mapping[
         dtypes: stage -> dtype that it runs in.
     """
     batches = {stage: work.batched(batch) for stage, work in works.items()}
-    by_stage = {stage: Load(2.0 * work.macs, float(work.numbers * ITEM_BYTES[dtypes[stage]])) for stage, work in batches.items()}
+    loads_by_stage = {stage: Load(2.0 * work.macs, float(work.numbers * ITEM_BYTES[dtypes[stage]])) for stage, work in batches.items()}
     calls = {"text_encoders": 1, "unet_step": steps, "vae_decode": 1}
     pipeline = Load(
-        flops=sum(calls[stage] * load.flops for stage, load in by_stage.items()),
-        moved_bytes=sum(calls[stage] * load.moved_bytes for stage, load in by_stage.items()),
+        flops=sum(calls[stage] * load.flops for stage, load in loads_by_stage.items()),
+        moved_bytes=sum(calls[stage] * load.moved_bytes for stage, load in loads_by_stage.items()),
     )
-    return {"pipeline": pipeline, **by_stage}
+    return {"pipeline": pipeline, **loads_by_stage}
 
 
 def random_configs(spec: ModelSpec) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def build_album(section: Section) -> Album:
 def interleave_cases(worst_lists: Iterator[Worst]) -> Iterator[tuple[Case, ...]]:
     """The first case of each list, then the second of each, and so on."""
     lists = [worst_list.cases for worst_list in worst_lists]
-    return (tuple(cases[rest_folder] for cases in lists if rest_folder < len(cases)) for rest_folder in range(worst.MAX_CASES))
+    return (tuple(cases[place] for cases in lists if place < len(cases)) for place in range(worst.MAX_CASES))
 
 
 def build_view(section: Section, number: int, wall: Wall, held: Album, policy: Policy, results: Path) -> dict[str, Any]:

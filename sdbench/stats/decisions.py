@@ -271,9 +271,8 @@ def _as_rounds(rounds: npt.ArrayLike, name: str) -> F64:
 def _variance_of_medians(rounds: F64) -> tuple[float, int]:
     """Variance of the mean of log medians over 2 or more rounds, and its degrees of freedom."""
     logs = np.log(np.median(rounds, axis=1))
-    return float((logs - logs[0]).var(ddof=1)) / len(logs), len(
-        logs
-    ) - 1  # relative to the first, so that equal rounds have a variance of exactly 0
+    relative = logs - logs[0]  # so that equal rounds have a variance of exactly 0
+    return float(relative.var(ddof=1)) / len(logs), len(logs) - 1
 
 
 def _combine_variances(*parts: tuple[float, int]) -> tuple[float, int]:
