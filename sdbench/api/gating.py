@@ -119,7 +119,7 @@ def find_or_run_baseline(baseline: str, suite: suites.Suite, places: Places, dev
     """The record folder to compare a run under `suite` with; the baseline is run first where this machine class has no record of it."""
     source = lookup.find_baseline(baseline, places.results)
     if isinstance(source, Path):
-        lookup.check_suite(source, suite.id)
+        lookup.read_record_under(source, suite.id)  # raises where it is of another suite
         return source
 
     def run(specs: "Sequence[ModelSpec]", suite: suites.Suite) -> list[Path]:

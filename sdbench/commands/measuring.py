@@ -210,14 +210,14 @@ def _benchmark(arguments: argparse.Namespace) -> int:
     chosen = profiles.choose(arguments.profile)
     print_note(f"profile {chosen.name}: {chosen.why}")
     if arguments.dry_run:
-        planned = [_print_plan(job.specs, job.suite, arguments, job.only, job.settings) for job in chosen.suite_runs]
+        planned = [_print_plan(each.specs, each.suite, arguments, each.only, each.settings) for each in chosen.suite_runs]
         if arguments.json:
             print_json(planned)
         return 0
-    for job in chosen.suite_runs:
-        if job.only != "probes":
-            _print_requirements(job.suite, arguments)
-        api.run(job.specs, job.suite, places_from(arguments), only=job.only, settings=job.settings)
+    for each in chosen.suite_runs:
+        if each.only != "probes":
+            _print_requirements(each.suite, arguments)
+        api.run(each.specs, each.suite, places_from(arguments), only=each.only, settings=each.settings)
     return showing.show_leaderboard(arguments)
 
 

@@ -32,7 +32,7 @@ def show_leaderboard(arguments: argparse.Namespace) -> int:
     check_results(arguments)
     board, files = rewrite_leaderboard(arguments.results)
     print_answer(writing.text_table(board, table_width()), arguments)
-    return _report_written(files, arguments, flat.nested(board))
+    return _print_written(files, arguments, flat.nested(board))
 
 
 def rewrite_leaderboard(results: Path) -> "tuple[list[Row], list[Path]]":
@@ -59,7 +59,7 @@ def _report(arguments: argparse.Namespace) -> int:
 
     check_results(arguments)
     files = api.report(api.Places(arguments.results), arguments.out, arguments.policy)
-    return _report_written(files, arguments, files)
+    return _print_written(files, arguments, files)
 
 
 def _card(arguments: argparse.Namespace) -> int:
@@ -67,10 +67,10 @@ def _card(arguments: argparse.Namespace) -> int:
 
     check_results(arguments)
     card = api.card(arguments.folder, api.Places(arguments.results), base=arguments.base)
-    return _report_written([card], arguments, card)
+    return _print_written([card], arguments, card)
 
 
-def _report_written(files: Sequence[Path], arguments: argparse.Namespace, content: Any) -> int:
+def _print_written(files: Sequence[Path], arguments: argparse.Namespace, content: Any) -> int:
     print_note("written: " + ", ".join(map(str, files)))
     if arguments.json:
         print_json(content)

@@ -92,9 +92,9 @@ def measure(name: str, rule: Rule, new: Side, old: Side, alpha: float, between_r
     """
     new_value, old_value = new.record.value(name), old.record.value(name)
     if new_value is None or old_value is None:
-        return _explain_absence(name, rule, new, old)
-    obstacle = _check_states(rule, new_value, old_value) or _check_alike(rule, new_value, old_value, new, old)
-    if obstacle := obstacle or _check_margin(rule, new_value):
+        return _absence_obstacle(name, rule, new, old)
+    obstacle = _state_obstacle(rule, new_value, old_value) or _unlike_obstacle(rule, new_value, old_value, new, old)
+    if obstacle := obstacle or _margin_obstacle(rule, new_value):
         return obstacle
     if new_value.is_picture_metric:
         bounds = paired_bounds(new_value, old_value, new, old, 1 - alpha)
@@ -103,7 +103,7 @@ def measure(name: str, rule: Rule, new: Side, old: Side, alpha: float, between_r
     return -bounds if isinstance(bounds, Bounds) and rule.direction == "lower" else bounds
 
 
-def _explain_absence(name: str, rule: Rule, new: Side, old: Side) -> Obstacle:
+def _absence_obstacle(name: str, rule: Rule, new: Side, old: Side) -> Obstacle:
     sides = {"candidate": new.record, "baseline": old.record}
     missing_in = [side for side, record in sides.items() if record.value(name) is None]
     everywhere = len(missing_in) == 2 or new.record.machine.machine_class != old.record.machine.machine_class
@@ -114,7 +114,7 @@ def _explain_absence(name: str, rule: Rule, new: Side, old: Side) -> Obstacle:
     return Obstacle("incomparable", f"not in the record of the {missing_in[0]}; measure candidate and baseline alike")
 
 
-def _check_states(rule: Rule, new_value: Value, old_value: Value) -> Obstacle | None:
+def _state_obstacle(rule: Rule, new_value: Value, old_value: Value) -> Obstacle | None:
     """A missing or failed value never passes; only one that is not applicable may be skipped."""
     bad = {side: value for side, value in (("candidate", new_value), ("baseline", old_value)) if value.state != "ok"}
     if not bad:
@@ -124,7 +124,7 @@ def _check_states(rule: Rule, new_value: Value, old_value: Value) -> Obstacle | 
     return Obstacle("skipped" if skippable else "incomparable", words)
 
 
-def _check_alike(rule: Rule, new_value: Value, old_value: Value, new: Side, old: Side) -> Obstacle | None:
+def _unlike_obstacle(rule: Rule, new_value: Value, old_value: Value, new: Side, old: Side) -> Obstacle | None:
     """The reason why two values, both there, do not mean the same."""
     if (new_value.kind, new_value.unit, new_value.direction) != (old_value.kind, old_value.unit, old_value.direction):
         return Obstacle(
@@ -144,7 +144,7 @@ def _check_alike(rule: Rule, new_value: Value, old_value: Value, new: Side, old:
     return None
 
 
-def _check_margin(rule: Rule, value: Value) -> Obstacle | None:
+def _margin_obstacle(rule: Rule, value: Value) -> Obstacle | None:
     """The reason why no candidate could ever lose the margin."""
     if is_relative(value) and rule.direction == "higher" and rule.margin >= 1:
         return Obstacle(

@@ -101,8 +101,8 @@ def find_or_run(spec: ModelSpec, suite: Suite, machine_class: str, results: Path
     return found[machine_class] if machine_class in found else run([spec], suite)[0]
 
 
-def check_suite(folder: Path, suite: SuiteId) -> Record:
-    """Load the record in a folder and check that it is of this suite => the record.
+def read_record_under(folder: Path, suite: SuiteId) -> Record:
+    """Load the record in a folder, which must be of this suite.
 
     Raises:
         UserError: it is of another suite, so a run under this one could not be compared with it.
@@ -126,7 +126,7 @@ def _find_or_run_opposite(spec: ModelSpec, folder: Path, suite: Suite | None, po
             f"record {folder} is of suite {base_name!r}, but neither ./suites nor the package has a file for it; give it with --suite FILE"
         )
     chosen = suite or suites.load(base_name)
-    return find_or_run(spec, chosen, check_suite(folder, chosen.id).machine.machine_class, results, run)
+    return find_or_run(spec, chosen, read_record_under(folder, chosen.id).machine.machine_class, results, run)
 
 
 def _records_by_machine_class(spec: ModelSpec, suite: SuiteId, results: Path) -> dict[str, Path]:

@@ -35,16 +35,16 @@ def format_speed_up(record: Record, teacher: Record, name: str) -> str:
     The 95 % interval resamples rounds (`decisions.ratio_bounds`). There is no interval from a single round, nor between two runs,
     `1.55x (other runs)`, since the rounds of a run do not show how far two runs lie apart.
     """
-    own, teachers = record.value(name), teacher.value(name)
+    own, of_teacher = record.value(name), teacher.value(name)
     if not own or not own.value:
         return tables.format_value(own)
-    if not teachers or not teachers.value:
+    if not of_teacher or not of_teacher.value:
         return "missing: nothing of the teacher to compare with"
-    if record is teacher or not (own.samples and teachers.samples):
-        return f"{tables.format_number(teachers.value / own.value, 3)}x"
+    if record is teacher or not (own.samples and of_teacher.samples):
+        return f"{tables.format_number(of_teacher.value / own.value, 3)}x"
     if not record.is_same_run(teacher):
-        return f"{tables.format_number(teachers.value / own.value, 3)}x (other runs)"
-    bounds = decisions.ratio_bounds(own.samples, teachers.samples, level=0.975)
+        return f"{tables.format_number(of_teacher.value / own.value, 3)}x (other runs)"
+    bounds = decisions.ratio_bounds(own.samples, of_teacher.samples, level=0.975)
     low, high = (math.exp(-end) if math.isfinite(end) else None for end in (bounds.high, bounds.low))
     number, space, interval = tables.format_estimate(math.exp(-bounds.difference), low, high).partition(" ")
     return f"{number}x{space}{interval}"

@@ -132,14 +132,14 @@ def sections(board: Sequence[Row]) -> list[Section]:
     grouped = itertools.groupby(sorted(board, key=key), key)
     sorted_rows = {of: tuple(sorted(group, key=_sort_key)) for of, group in grouped}
     digests = Counter(of[:4] for of in sorted_rows)
-    by_family = []
+    found = []
     for of, members in sorted_rows.items():
         family, suite, version, machine, digest = of
         settings = f" (digest {digest})" if digests[of[:4]] > 1 else ""  # as for suites `<name>-custom`
-        by_family.append(
+        found.append(
             Section(family, f"{family}: {suite}@{version}{settings} on {machine}", members, _find_teacher_of_other_suite(members, board))
         )
-    return sorted(by_family, key=lambda section: (section.family, not any(record.n_images for record in section.records)))
+    return sorted(found, key=lambda section: (section.family, not any(record.n_images for record in section.records)))
 
 
 def _named_teacher(of_suite: Sequence[Record]) -> NamedTeacher | None:

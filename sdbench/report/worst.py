@@ -51,13 +51,13 @@ def _iterate_losses(section: Section, judge: str) -> Iterator[tuple[str, Case]]:
     """Model and picture, for each picture that is worse than the teacher's."""
     if section.teacher is None:
         return
-    teachers = _scores_by_key(section.teacher, judge)
+    of_teacher = _scores_by_key(section.teacher, judge)
     for row in [row for row in section.models if row is not section.teacher][:MAX_MODELS]:
         sign = -1 if _direction(row, judge) == "lower" else 1
         texts = dict(zip(row.scores.keys, row.scores.prompt_texts, strict=True))
         for key, own in _scores_by_key(row, judge).items():
-            if key in teachers and sign * (own - teachers[key]) < 0:
-                yield row.name, Case(key[0], texts[key], sign * (own - teachers[key]), own, teachers[key])
+            if key in of_teacher and sign * (own - of_teacher[key]) < 0:
+                yield row.name, Case(key[0], texts[key], sign * (own - of_teacher[key]), own, of_teacher[key])
 
 
 def _scores_by_key(row: Row, name: str) -> Mapping[tuple[str, int], float]:

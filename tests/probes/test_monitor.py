@@ -1,4 +1,4 @@
-"""The card by its UUID, strangers by their process id; NVML is a stand-in that knows what it is asked."""
+"""The card by its UUID, other processes by their ids; NVML is a stand-in that knows what it is asked."""
 
 import os
 import sys
@@ -91,7 +91,7 @@ def test_what_nvml_does_not_say_is_none(card: Any) -> None:
     assert noted["foreign_processes"] is None
     assert noted["states"][0]["power_w"] is None
     card({12345: 2**30})
-    assert Monitor("cuda").report()["foreign_processes"] is None, "in a container this process may have another id: it is no stranger"
+    assert Monitor("cuda").report()["foreign_processes"] is None, "in a container this process may have another id: it is not another one"
 
 
 def test_the_use_of_the_card_grows_by_what_a_process_takes_that_is_not_listed(card: Any) -> None:

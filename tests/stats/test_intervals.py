@@ -144,10 +144,10 @@ def test_a_time_quantile_lies_in_its_interval(times: list[list[float]], q: float
     assert 0 <= found.low <= found.value <= found.high
 
 
-@pytest.mark.parametrize("mood", [0.0, 0.02, 0.1])
-def test_the_interval_of_a_median_time_covers_whatever_the_rounds_mood(mood: float) -> None:
+@pytest.mark.parametrize("drift", [0.0, 0.02, 0.1])
+def test_the_interval_of_a_median_time_covers_however_far_rounds_drift(drift: float) -> None:
     random, n = np.random.default_rng(7), 1000
-    times = np.exp(mood * random.standard_normal((n, 5, 1)) + 0.02 * random.standard_normal((n, 5, 4)))
+    times = np.exp(drift * random.standard_normal((n, 5, 1)) + 0.02 * random.standard_normal((n, 5, 4)))
     found = [intervals.time_quantile(list(one), 0.5) for one in times]
     covered = np.mean([one.low <= 1 <= one.high for one in found])
     assert 0.925 < covered <= 1
