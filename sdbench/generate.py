@@ -2,7 +2,7 @@
 
 The noise of a picture comes from its own generator on the CPU, keyed by (suite seed, prompt id, sample), so it does not depend
 on order, batch or number of machines. Batch number k always holds the same prompts at the same places. A resumed batch is
-filled up with its finished prompts, at the cost of any padding, so its bytes cannot differ from those of an unbroken run.
+filled up with its finished prompts, which costs what padding would, so its bytes cannot differ from those of an unbroken run.
 """
 
 import hashlib
