@@ -154,7 +154,7 @@ from sdbench.run import requirements
 from sdbench.suites import Prompts, Suite
 listed = Prompts(source="dataset", path="owner/prompts", split="test", n=3)
 suite = Suite(name="own", version=1, description="", prompts=listed)
-print(requirements.inputs_are_here(suite), suite.prompts_described())
+print(requirements.inputs_are_here(suite), suite.describe_prompts())
 """
     home = tmp_path / "hf"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url}
