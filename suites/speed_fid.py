@@ -1,7 +1,7 @@
-"""How fast `fid.clean` gets from PNG files of 1024 px to features, beside clean-fid's; `nox -s speed` prints the ratios.
+"""The speed of `fid.clean` from PNG files of 1024 px to features, compared with clean-fid; `nox -s speed` prints the ratios.
 
-Both run one network with the same random weights, since clean-fid's own is a download; files, decoding, resize and batches are each
-one's own. What comes after, from features to the distance, is in speed_metrics.py. The second table is where the time goes.
+Both run one network with the same random weights, since clean-fid's own is a download. Reading, decoding, resizing and batching are
+each library's own. For the step from features to the distance, see speed_metrics.py. The second table shows where the time goes.
 """
 
 from collections.abc import Callable
@@ -73,7 +73,7 @@ def test_fid_clean(way: str, files: list[str], monkeypatch: pytest.MonkeyPatch, 
 
 
 def stages(files: list[str]) -> dict[str, Callable[[], Any]]:
-    """Each stage on what the one before it made."""
+    """Each stage, on the output of the one before it."""
     paths = list(map(Path, files))
     pictures = [torch.tensor(picture, device=device())[None] for picture in read_images(paths, "")]
     prepared = torch.cat([clean(picture) for picture in pictures])

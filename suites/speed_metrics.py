@@ -1,7 +1,7 @@
-"""How fast set metrics are beside clean-fid's and torchmetrics', from features to the number; `nox -s speed` prints the ratios.
+"""The speed of set metrics from features to the number, compared with clean-fid and torchmetrics; `nox -s speed` prints the ratios.
 
-Features as wide as Inception's; every side has the reference's statistics at hand, as all of them keep these. clean-fid and torchmetrics take
-KID over 100 random subsets of 1,000, as is their default, sdbench once over all pictures.
+Features are as wide as Inception's. Each library has the statistics of the reference computed, as all of them keep these. clean-fid and
+torchmetrics compute KID over 100 random subsets of 1,000, their default, and sdbench once over all pictures.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ VERSIONS = ", ".join(f"{name} {version(name)}" for name in ("scipy", "numpy", "t
 
 @cache
 def drawn(n: int, seed: int) -> F32:
-    """Features like Inception's: not negative, correlated, of a falling spectrum => n x D."""
+    """Features like Inception's, n x D: non-negative and correlated, with a falling spectrum."""
     random = np.random.default_rng(seed)
     mixing = np.random.default_rng(0).normal(size=(D, D)) * np.logspace(0, -1, D)[:, None] / np.sqrt(D)
     return np.maximum(random.normal(size=(n, D)) @ mixing + 0.1 * seed / 10, 0).astype(np.float32)
@@ -37,12 +37,12 @@ def drawn(n: int, seed: int) -> F32:
 @cache
 def reference() -> Gaussian:
     made = gaussian(drawn(REFERENCE_N, 1))
-    made.factor  # noqa: B018  # taken once, whatever is compared with it
+    made.factor  # noqa: B018  # computed once, whatever is compared with it
     return made
 
 
 class AsGiven(torch.nn.Module):
-    """In the place of torchmetrics' network: the features themselves."""
+    """Stands in for torchmetrics' network: returns the features themselves."""
 
     num_features = D
 
@@ -55,7 +55,7 @@ def ours(features: F32) -> float:
 
 
 def by_cleanfid(features: F32) -> float:
-    """The lines of its `fid_folder`."""
+    """What clean-fid's `fid_folder` does after the features."""
     mean, covariance = np.mean(features, axis=0), np.cov(features, rowvar=False)
     return float(cleanfid.frechet_distance(mean, covariance, reference().mean, reference().covariance))
 

@@ -1,7 +1,7 @@
-"""How long the page takes to build and to open: 1,000 records, of which the newest are 10 models over 1,000 prompts; `nox -s speed`.
+"""The time to build and to open the page: 1,000 records, the newest of 10 models over 1,000 prompts; run by `nox -s speed`.
 
-Every record holds 64 pictures. A second board has 1,000 models of 8 prompts each. Opening is timed in the system's
-chromium where there is one, from the address to the end of the load event.
+Every record holds 64 pictures. A second leaderboard has 1,000 models with 8 prompts each. Opening is timed in the system's
+chromium, where there is one, from the navigation to the end of the load event.
 """
 
 import io

@@ -1,8 +1,8 @@
-"""How fast a CLIP score is made, from PNG files of 1024 px to the number, beside torchmetrics'; `nox -s speed` prints the ratios.
+"""The speed of a CLIP score from PNG files of 1024 px to the number, compared with torchmetrics; `nox -s speed` prints the ratios.
 
-Both have ViT-B/32 with the same random weights, on the GPU where there is one, the same files and captions, and batches of
-one size. torchmetrics reads captions through transformers, and through an adapter: by itself it fails with transformers 5.
-The second table is where the time goes: files to bytes, bytes to what the network takes, pictures and captions to features.
+Both run ViT-B/32 with the same random weights, on the GPU where there is one, on the same files and captions in batches of the same
+size. torchmetrics reads captions through transformers and an adapter, since by itself it fails with transformers 5. The second table
+shows where the time goes: from files to pixels, from pixels to the network's input, and from pictures and captions to features.
 """
 
 from collections.abc import Callable
@@ -67,18 +67,18 @@ def theirs(files: list[Path]) -> float:
             torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1).to(device()) for path in files[start : start + clip.BATCH]
         ]
         metric.update(pictures, CAPTIONS[start : start + clip.BATCH])
-    return float(metric.score / metric.n_samples)  # its `compute` would show 0 for what is below
+    return float(metric.score / metric.n_samples)  # its `compute` would show 0 for a negative mean
 
 
 @pytest.mark.benchmark(group=f"CLIP score of {N} PNG of 1024 px on {device()}, {VERSIONS}", timer=synchronised_clock)
 @pytest.mark.parametrize("way", ["sdbench", "torchmetrics"])
 def test_clip_score(way: str, files: list[Path], benchmark: Any) -> None:
     found = benchmark.pedantic({"sdbench": ours, "torchmetrics": theirs}[way], args=(files,), rounds=ROUNDS, warmup_rounds=1)
-    assert found == pytest.approx(theirs(files), abs=0.05)  # torchvision's resize is a level off in some pixels
+    assert found == pytest.approx(theirs(files), abs=0.05)  # torchvision's resize differs by a level in some pixels
 
 
 def stages(files: list[Path]) -> dict[str, Callable[[], Any]]:
-    """Each stage on what the one before it made."""
+    """Each stage, on the output of the one before it."""
     pictures = read_images(files, "")
     batches = [pictures[start : start + clip.BATCH] for start in range(0, N, clip.BATCH)]
     prepared = [resize_shortest_edge(batch, 224, device()) for batch in batches]

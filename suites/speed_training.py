@@ -1,11 +1,12 @@
-"""How fast a student trains, beside plain loops over the same networks, batches and losses; `nox -s speed` prints the ratios.
+"""The speed of training a student, compared with plain loops over the same networks, batches and losses; `nox -s speed` prints the ratios.
 
-`as_published`: written as distill_sdxl.py of segmind/SSD-1B is, which encodes pictures (VAE in float32) and captions at
-every step. `cached_by_hand`: latents and embeddings lie ready in memory and nothing is watched, logged or saved. Both step
-with AdamW as torch makes it by default. On the GPU where there is one.
+`as_published` is written like distill_sdxl.py of segmind/SSD-1B, which encodes pictures (VAE in float32) and captions at every step.
+`cached_by_hand` has latents and embeddings in memory, and neither evaluates, logs nor saves. Both use torch's AdamW with its
+defaults. All run on the GPU where there is one.
 
-The embedded family by default; full size with random weights, as its recipe says but for `FITTING`, is slow:
-`nox -s speed -- -m slow -k training`, with `--benchmark-json FILE` to keep it. On a GPU a profile is left in results/runs/speed.
+By default the embedded family is trained. Full size with random weights, as its recipe says except for `FITTING`, is slow:
+`nox -s speed -- -m slow -k training`, with `--benchmark-json FILE` to keep the result. On a GPU a profile is left in
+results/runs/speed.
 """
 
 import gc
