@@ -16,7 +16,7 @@ def run(arguments: Namespace, runs: Path) -> list[Card]:
     """Run the action => cards of the references that were made, or of all that are available.
 
     Raises:
-        UserError: options do not fit together, the weights of an encoder are not available, or see `build` and `take`.
+        UserError: options do not fit together, the weights of an encoder are not available, or see `build` and `import_moments`.
     """
     if arguments.action == "list":
         return list_cards(runs)
