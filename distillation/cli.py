@@ -175,7 +175,7 @@ def _dry_run(options: argparse.Namespace, recipe: Recipe) -> str:
     from distillation.data.batches import open_square_pictures
     from distillation.describe import describe_recipe
     from distillation.export import check_new_or_empty
-    from distillation.run_plan import check_pictures, check_run
+    from distillation.run_plan import check_pictures, plan_run
     from distillation.succession import warn_of_different_parts
     from distillation.teacher import local_folder
 
@@ -185,7 +185,7 @@ def _dry_run(options: argparse.Namespace, recipe: Recipe) -> str:
     recipe.segments(steps, len(names))
     folders = [folder for name in names if (folder := local_folder(name))]
     if len(folders) == len(names):
-        warn_of_different_parts(check_run(recipe, options.family, folders, steps).teachers)
+        warn_of_different_parts(plan_run(recipe, options.family, folders, steps).teachers)
     pictures = open_square_pictures(options.data, options.caption_column, recipe.size_px(options.family)) if options.data else None
     check_pictures(options.family, pictures)
     return describe_recipe(

@@ -134,7 +134,7 @@ def _estimate_lines(
             f"  stage {stage.name}: student {_format_macs(macs)}, {per_step:.4g} FLOP a step"
             for stage, macs, per_step in zip(recipe.stages, student_macs, flops, strict=True)
         ),
-        f"  work: {total_flops:.4g} FLOP; per picture, 1 forward pass of the teacher and, in work, {passes:g} of the student",
+        f"  work: {total_flops:.4g} FLOP; per picture, a forward pass of the teacher and the work of {passes:g} forward passes of the student",
         *_time_lines(total_flops, tflops, usd_per_hour),
     ]
 

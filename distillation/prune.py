@@ -1,4 +1,4 @@
-"""Pruning: a smaller UNet, all of whose tensors are copies of the teacher's."""
+"""Pruning: a smaller UNet, all of whose tensors come from the teacher."""
 
 from collections.abc import Iterable
 from typing import Any

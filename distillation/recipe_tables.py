@@ -96,7 +96,7 @@ class Training(Table):
         warmup: steps over which the learning rate rises to its peak.
         lr_decay: after the warm-up: "cosine" falls to zero along a half cosine, "none" stays at the peak.
         batch: pictures per forward pass.
-        accumulation: batches whose gradients one step sums; the number of processes must divide it.
+        accumulation: batches whose gradients one step averages; the number of processes must divide it.
         betas: of AdamW.
         weight_decay: of AdamW.
         clip_norm: largest norm of the gradient.

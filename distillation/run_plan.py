@@ -27,8 +27,8 @@ class RunPlan:
     taps: list[list[Tap]]
 
 
-def check_run(recipe: Recipe, family: Family, teacher_folders: Sequence[Path], steps: int | None = None) -> RunPlan:
-    """Check everything that can be checked before weights are read => the run.
+def plan_run(recipe: Recipe, family: Family, teacher_folders: Sequence[Path], steps: int | None = None) -> RunPlan:
+    """Plan a run, and check everything that can be checked before weights are read.
 
     Raises:
         UserError: the run cannot work.

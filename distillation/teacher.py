@@ -87,7 +87,7 @@ def fetch_folder(name: str | None) -> Path:
 
 
 def local_folder(name: str | None) -> Path | None:
-    """The same without fetching: None if the pipeline is not on this disk.
+    """The folder that `fetch_folder` gives, or None if the pipeline is not on this disk.
 
     Raises:
         UserError: there is no such pipeline.

@@ -29,7 +29,7 @@ from distillation.plan import Plan
 from distillation.prune import prune
 from distillation.recipe import Family, Recipe
 from distillation.recipe_tables import Training
-from distillation.run_plan import RunPlan, check_pictures, check_run
+from distillation.run_plan import RunPlan, check_pictures, plan_run
 from distillation.samples import StudentSampler
 from distillation.succession import warn_of_different_parts
 from distillation.taps import Tap, collect_outputs
@@ -59,7 +59,7 @@ class StepContext:
         teacher: the teacher's UNet.
         scheduler: the noise schedule.
         batch: batch number => batch.
-        evaluate: draws samples of the student for the log.
+        evaluate: student => samples for the log, and metrics if the family has any.
     """
 
     recipe: Recipe
@@ -103,7 +103,7 @@ def distil(
     """
     settings = recipe.settings(family)
     check_new_or_empty(out)
-    plan = check_run(recipe, family, teacher_folders, steps)
+    plan = plan_run(recipe, family, teacher_folders, steps)
     check_pictures(family, pictures)
     accelerator = make_accelerator(device, settings.dtype)
     check_even_split(settings.accumulation, accelerator.num_processes)  # before hours of encoding

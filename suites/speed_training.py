@@ -111,9 +111,9 @@ class Bench:
         pictures = scene_pool(case.pictures, work) if case.family == "scenes" else Noise(case.pictures, case.settings.get("size_px", 1024))
         self.pool = LatentPool(folder, pictures, work / "latents", DEVICE)
         teacher: Any = load_unet(folder, dtype=self.settings.dtype, device=DEVICE)
-        watch = lambda _: pytest.fail("nothing is to be watched")  # noqa: E731
+        evaluate = lambda _: pytest.fail("nothing is to be evaluated")  # noqa: E731
         batch, accelerator = numbered_batches(self.pool, self.settings, DEVICE), make_accelerator(DEVICE, self.settings.dtype)
-        self.context = StepContext(recipe, self.settings, teacher, self.pool.scheduler, batch, accelerator, watch)
+        self.context = StepContext(recipe, self.settings, teacher, self.pool.scheduler, batch, accelerator, evaluate)
         self.configs = teacher.config, student_config(teacher.config, self.plan)
         self.taps = resolve_taps(*reversed(self.configs), self.plan, recipe.taps)
 

@@ -19,7 +19,7 @@ from distillation.data.batches import numbered_batches, scene_pool
 from distillation.plan import MIDDLE_ATTENTION
 from distillation.recipe import Recipe
 from distillation.recipe_tables import KeepBlocks, KeepResnets, Stage
-from distillation.run_plan import check_run
+from distillation.run_plan import plan_run
 from distillation.sensitivity.removal import pick_most_missed, removal_losses
 from distillation.train import distil
 from sdbench.arrays import F64
@@ -105,7 +105,7 @@ def run_sweep(
     Raises:
         UserError: an arm is unknown, or a student cannot be made.
     """
-    (teacher,) = check_run(recipe, "scenes", [teacher_folder], steps).teachers
+    (teacher,) = plan_run(recipe, "scenes", [teacher_folder], steps).teachers
 
     @cache  # takes seconds to minutes
     def measure_losses() -> dict[str, F64]:

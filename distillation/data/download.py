@@ -106,7 +106,7 @@ def download(urls: Sequence[str], threads: int, rules: FetchRules) -> Generator[
 def _follow(client: urllib3.PoolManager, url: str, rules: FetchRules) -> tuple[Link, bytes]:
     try:
         body = _get(client, url, rules)
-        suffix, px = _check_picture(body)
+        suffix, px = _inspect_picture(body)
     except _DeadError as error:
         return Link(url, "dead", str(error)), b""
     if px < rules.min_px:
@@ -139,7 +139,7 @@ def _read(response: urllib3.BaseHTTPResponse, rules: FetchRules) -> bytes:
     return bytes(body)
 
 
-def _check_picture(body: bytes) -> tuple[str, int]:
+def _inspect_picture(body: bytes) -> tuple[str, int]:
     """Decode a picture => its file suffix and the length of its shorter side."""
     try:
         with Image.open(io.BytesIO(body), formats=list(FORMATS)) as image:

@@ -64,7 +64,7 @@ def draw_pictures(
         UserError: `out` holds something else, or a picture is not finite.
     """
     captions, spec = read_captions(prompts, n), pipeline_spec(teacher)
-    sampling = _check_sampling(
+    sampling = _validate_sampling(
         steps=steps, guidance_scale=guidance_scale, size_px=size_px or native_size_px(teacher), dtype=dtype, batch=batch
     )
     identity = {
@@ -79,9 +79,8 @@ def draw_pictures(
         _write_settings(out, identity)  # only now: a teacher that cannot be loaded claims no folder
     store = Store(out, identity)
     jobs = [Job(str(row), 0, caption, digest([store.folder.name, row, caption])) for row, caption in enumerate(captions)]
-    batches = [
-        jobs[start : start + batch] for start in range(0, len(jobs), batch)
-    ]  # parts get whole batches: batch mates may change last bits
+    # Parts get whole batches: pictures in the same batch may change each other's last bits.
+    batches = [jobs[start : start + batch] for start in range(0, len(jobs), batch)]
     generate(list(chain.from_iterable(batches[part[0] - 1 :: part[1]])), store, batch, draw, "teacher")
     if not store.missing([job.image for job in jobs]):  # else other parts are still to come
         _finish_folder(out, store, jobs, identity)
@@ -121,7 +120,7 @@ def native_size_px(teacher: Path) -> int:
     return int(unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1))
 
 
-def _check_sampling(**settings: Any) -> Sampling:
+def _validate_sampling(**settings: Any) -> Sampling:
     try:
         return Sampling(**settings)
     except ValidationError as error:

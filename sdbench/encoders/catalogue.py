@@ -8,7 +8,7 @@ from typing import Protocol
 from sdbench.arrays import F32, U8
 from sdbench.assets import weights
 from sdbench.encoders import clip, inception, preference, scenes, vit
-from sdbench.encoders.pixels import check_rgb
+from sdbench.encoders.pixels import verified_rgb
 from sdbench.encoders.resize import INCEPTION_RESIZES
 
 
@@ -49,12 +49,12 @@ class Towers(Protocol):
 
 
 def _full_size(name: str, asset: str, features: Callable[[U8], F32]) -> Encoder:
-    return Encoder(name, lambda: f"{name}-{weights.digest(asset)[:12]}", lambda pictures: features(check_rgb(pictures)))
+    return Encoder(name, lambda: f"{name}-{weights.digest(asset)[:12]}", lambda pictures: features(verified_rgb(pictures)))
 
 
 _TABLE = (
     # lambdas, because the embedded networks are looked up when they are used
-    Encoder("scenes.features", lambda: scenes.encoder_id("features"), lambda pictures: scenes.features(check_rgb(pictures))),
+    Encoder("scenes.features", lambda: scenes.encoder_id("features"), lambda pictures: scenes.features(verified_rgb(pictures))),
     *(_full_size(f"inception.{resize}", inception.ASSET, partial(inception.features, resize)) for resize in INCEPTION_RESIZES),
     _full_size("dinov2.vit-l-14", vit.DINOV2, vit.dinov2),
     _full_size("clip.vit-l-14-336", vit.CLIP, vit.clip),

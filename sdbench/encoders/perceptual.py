@@ -13,7 +13,7 @@ from torchmetrics.functional.image.lpips import _LPIPS  # it ships the weights o
 
 from sdbench.arrays import F32, U8
 from sdbench.assets import weights
-from sdbench.encoders.pixels import check_rgb, device, exact_inference
+from sdbench.encoders.pixels import device, exact_inference, verified_rgb
 
 BATCH = 8
 RADIUS, SIGMA = 5, 1.5  # of SSIM's window, px
@@ -60,7 +60,7 @@ def lpips(x: U8, y: U8) -> F32:
 
 
 def _compare(measure: Callable[[Tensor, Tensor], Tensor], x: U8, y: U8) -> F32:
-    if check_rgb(x).shape != check_rgb(y).shape:
+    if verified_rgb(x).shape != verified_rgb(y).shape:
         raise ValueError(f"paired pictures must have one shape, found {x.shape} and {y.shape}")
     with exact_inference():
         sides = (

@@ -48,7 +48,7 @@ def encode(images: Pictures, encoder: Callable[[Any], Tensor], batch: int) -> F3
         return np.concatenate([encoder(images[start : start + batch]).cpu().numpy() for start in range(0, len(images), batch)])
 
 
-def check_rgb(images: U8) -> U8:
+def verified_rgb(images: U8) -> U8:
     """Check that pictures are N x H x W x 3 uint8 => the same pictures.
 
     Raises:
@@ -72,7 +72,7 @@ def resize_shortest_edge(images: U8, side: int, to: torch.device, corner: Callab
         to: device.
         corner: how to round the crop's corner: `round` in open_clip, `math.floor` in transformers.
     """
-    _, height, width, _ = check_rgb(images).shape
+    _, height, width, _ = verified_rgb(images).shape
     size = (side, int(side * width / height)) if height <= width else (int(side * height / width), side)
     resized = pillow_bicubic(images, size, to)
     top, left = corner((size[0] - side) / 2), corner((size[1] - side) / 2)
@@ -85,7 +85,7 @@ def resize_longest_edge(images: U8, side: int, to: torch.device) -> Tensor:
     Source: `ResizeMaxSize` in HPSv2's own open_clip. It resizes tensors, so with torch's bicubic, not Pillow's; with
     antialias, which torchvision has by default since 0.17 (HPSv2 pins no version).
     """
-    _, height, width, _ = check_rgb(images).shape
+    _, height, width, _ = verified_rgb(images).shape
     pixels = torch.from_numpy(images).to(to).permute(0, 3, 1, 2).float() / 255
     if (longest := max(height, width)) != side:
         size = [round(height * (side / longest)), round(width * (side / longest))]

@@ -37,9 +37,8 @@ def full_float32() -> Iterator[None]:
             if setting is not None:
                 set_to(setting)
         for kind, precision in zip(_NEWER, newer, strict=True):
-            kind.fp32_precision = (
-                "none" if precision == _BACKENDS.fp32_precision else precision
-            )  # "none" goes on following the global setting
+            # "none" goes on following the global setting.
+            kind.fp32_precision = "none" if precision == _BACKENDS.fp32_precision else precision
 
 
 def _read_setting(get: Callable[[], Any]) -> Any:

@@ -78,9 +78,8 @@ def check_finite(model: nn.Module, part: str, where: Path) -> None:
         UserError: a tensor holds NaN or infinity.
     """
     for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not all(
-            map(torch.isfinite, tensor.aminmax())
-        ):  # a NaN makes both bounds NaN; `isfinite` of the tensor would copy it
+        # A NaN makes both bounds NaN; `isfinite` of the whole tensor would take a copy.
+        if tensor.is_floating_point() and not all(map(torch.isfinite, tensor.aminmax())):
             count = int((~torch.isfinite(tensor)).sum())
             raise UserError(
                 f"{part} of {where}: tensor {name!r} has {count} values that are NaN or infinite as {tensor.dtype}; the weights are damaged, or too large for that dtype (try bfloat16)"

@@ -16,12 +16,9 @@ UNET_CLASS = "UNet2DConditionModel"
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _AT_REVISION = re.compile(rf"(?P<repository>{HUB_NAME.pattern})(?:@(?P<revision>[\w./-]+))?")
-_STOCK_FILES = (
-    "diffusion_pytorch_model",
-    "diffusion_pytorch_model.fp16",
-    "model",
-)  # names that trainers give to the weights of all checkpoints
-_STOCK_FOLDERS = ("unet", "unet_ema")  # and to the folders in them
+# Names that trainers give to the weights of all checkpoints, and to the folders in them.
+_STOCK_FILES = ("diffusion_pytorch_model", "diffusion_pytorch_model.fp16", "model")
+_STOCK_FOLDERS = ("unet", "unet_ema")
 RANDOM_LABEL = "random weights"
 
 

@@ -50,7 +50,9 @@ def pictures_in_folder(path: Path, n: int | None = None) -> Pictures:
         UserError: there are fewer than `n`, or fewer than 2.
     """
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES) if path.is_dir() else []
-    return Pictures(path.name, [str(file) for file in files[: _check_count(str(path), len(files), n)]], lambda row: files[row].read_bytes())
+    return Pictures(
+        path.name, [str(file) for file in files[: _resolve_count(str(path), len(files), n)]], lambda row: files[row].read_bytes()
+    )
 
 
 def pictures_in_dataset(what: str, split: str = "train", column: str | None = None, n: int | None = None) -> Pictures:
@@ -68,11 +70,11 @@ def pictures_in_dataset(what: str, split: str = "train", column: str | None = No
             return file.read()
 
     return Pictures(
-        f"{table.version or table.name} ({split})", [f"row {row} of {what}" for row in range(_check_count(what, len(rows), n))], read
+        f"{table.version or table.name} ({split})", [f"row {row} of {what}" for row in range(_resolve_count(what, len(rows), n))], read
     )
 
 
-def _check_count(where: str, found: int, n: int | None) -> int:
+def _resolve_count(where: str, found: int, n: int | None) -> int:
     wanted = 2 if n is None else n
     if wanted < 2:
         raise UserError(f"--n {n}: a reference needs at least 2 pictures")
@@ -89,7 +91,8 @@ def build(name: str, pictures: Pictures, encoder: Encoder, runs: Path) -> Card:
     """
     existing, n = _existing_card(name, encoder.name, runs), len(pictures.names)
     if existing:
-        return _check_same(existing, pictures, encoder, runs)
+        _check_same(existing, pictures, encoder, runs)
+        return existing
     blocks = folder(name, runs) / f".{encoder.name}"
     moments, kept, sha256 = Moments(), [], hashlib.sha256()
     for rows, contents in _read_blocks(pictures, f"{name}, {encoder.name}"):
@@ -171,8 +174,8 @@ def _existing_card(name: str, encoder: str, runs: Path) -> Card | None:
     return card_of(name, encoder, runs)
 
 
-def _check_same(existing: Card, pictures: Pictures, encoder: Encoder, runs: Path) -> Card:
-    """Check that an existing reference was built from these pictures with this encoder => its card."""
+def _check_same(existing: Card, pictures: Pictures, encoder: Encoder, runs: Path) -> None:
+    """Check that an existing reference was built from these pictures with this encoder."""
     sha256 = hashlib.sha256()
     for _, contents in _read_blocks(pictures, f"{existing.name}, checking"):
         sha256.update(b"".join(hashlib.sha256(content).digest() for content in contents))
@@ -180,7 +183,6 @@ def _check_same(existing: Card, pictures: Pictures, encoder: Encoder, runs: Path
         raise _conflict(
             existing, f"{pictures.source} with n = {len(pictures.names)} ({sha256.hexdigest()[:12]}) under {encoder.id()}", runs
         )
-    return existing
 
 
 def _conflict(existing: Card, requested: str, runs: Path) -> UserError:

@@ -54,7 +54,7 @@ class Card(Table):
         data: source of the pictures, and SHA-256 of the pictures or of the published file.
         n: number of pictures behind the moments.
         features: number of pictures whose features are kept.
-        file, sha256: the file of the numbers.
+        file, sha256: name and SHA-256 of the file with the numbers.
         packages: versions of the packages that made it.
     """
 

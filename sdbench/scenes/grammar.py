@@ -112,14 +112,14 @@ def parse(caption: str) -> Scene:
     things = [_thing(words["size"], words["colour"], words["shape"])]
     if words["relation"] is not None:
         things.append(_thing(words["size2"], words["colour2"], words["shape2"]))
-    return Scene(tuple(things), words["relation"], _check_word(words["background"], BACKGROUNDS, "background"))
+    return Scene(tuple(things), words["relation"], _known_word(words["background"], BACKGROUNDS, "background"))
 
 
 def _thing(size: str, colour: str, shape: str) -> Thing:
-    return Thing(_check_word(size, SIZES, "size"), _check_word(colour, COLOURS, "colour"), _check_word(shape, SHAPES, "shape"))
+    return Thing(_known_word(size, SIZES, "size"), _known_word(colour, COLOURS, "colour"), _known_word(shape, SHAPES, "shape"))
 
 
-def _check_word(word: str, words: object, kind: str) -> str:
+def _known_word(word: str, words: object, kind: str) -> str:
     known = list(words)  # type: ignore[call-overload]  # tuples and dicts of words alike
     if word in known:
         return word

@@ -9,7 +9,8 @@ from typing import TypeVar
 from torch import distributed
 
 Result = TypeVar("Result")
-WAIT_TIMEOUT = timedelta(days=1)  # the main process hashes and draws for all, and processes finish their shares of encoding at other times
+# The main process hashes and draws for all, and processes finish their shares of encoding at different times.
+WAIT_TIMEOUT = timedelta(days=1)
 
 
 def broadcast_from_main(compute: Callable[[], Result]) -> Result:

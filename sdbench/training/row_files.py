@@ -147,7 +147,7 @@ def _fill(file: RowFile) -> None:
                 marks[is_computed] = 1
                 flushed_at = time.monotonic()
     finally:
-        ahead.close()  # the garbage collector might close it in one of its own threads that is starting, and wait for ever
+        ahead.close()  # the garbage collector may close it inside a thread that is just starting, and so wait for its threads for ever
         array.flush()
         marks[is_computed] = 1
 

@@ -28,7 +28,7 @@ from distillation.plan import MIDDLE_ATTENTION
 from distillation.prune import prune
 from distillation.recipe import Recipe, load_recipe
 from distillation.recipe_tables import KeepBlocks
-from distillation.run_plan import check_run
+from distillation.run_plan import plan_run
 from distillation.sensitivity.budget import TIED_TO_MIDDLE
 from distillation.succession import warn_of_different_parts
 from distillation.teacher import EMBEDDED, fetch_folder, open_teacher_for
@@ -295,7 +295,7 @@ def test_teachers_with_different_noise_are_refused(vega: Recipe, teacher_folder:
     config = tmp_path / "other" / "scheduler" / "scheduler_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"prediction_type": "epsilon"}))
     with pytest.raises(UserError, match=r"other noise than the one in .*: its scheduler's prediction_type is epsilon, not v_prediction"):
-        check_run(vega, "scenes", [teacher_folder, tmp_path / "other", teacher_folder])
+        plan_run(vega, "scenes", [teacher_folder, tmp_path / "other", teacher_folder])
 
 
 @pytest.mark.parametrize(
@@ -315,7 +315,7 @@ def test_a_teacher_with_another_diffusion_process_is_refused(
     kept = {key: value for key, value in json.loads(config.read_text()).items() if not key.startswith("beta_")}
     config.write_text(json.dumps(kept | changes))
     with pytest.raises(UserError, match=f"other has another kind of diffusion than this trains: .*{said}"):
-        check_run(vega, "scenes", [tmp_path / "other"])
+        plan_run(vega, "scenes", [tmp_path / "other"])
     with pytest.raises(UserError, match=said):
         LatentPool(tmp_path / "other", Pool(tmp_path, 1), tmp_path)
 

@@ -140,10 +140,10 @@ def test_a_segment_has_one_stage_and_one_teacher() -> None:
 
 @given(st.integers(10, 10**6), st.sampled_from([1, 3]))
 def test_segments_cover_all_steps_without_gaps(steps: int, teachers: int) -> None:
-    pieces = SSD_1B.segments(steps, teachers)
-    assert [piece.start for piece in pieces] == [0, *(piece.end for piece in pieces[:-1])]
-    assert pieces[-1].end == steps
-    assert all(piece.start < piece.end for piece in pieces)
+    segments = SSD_1B.segments(steps, teachers)
+    assert [segment.start for segment in segments] == [0, *(segment.end for segment in segments[:-1])]
+    assert segments[-1].end == steps
+    assert all(segment.start < segment.end for segment in segments)
 
 
 def test_the_training_digest_ignores_the_other_family() -> None:

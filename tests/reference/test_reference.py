@@ -266,9 +266,8 @@ def test_scenes_have_the_digest_that_committed_records_name(monkeypatch: pytest.
         if value["reference"]
     }
     of_the_first_pictures = cards._render_scenes(8)
-    monkeypatch.setattr(
-        cards, "_render_scenes", lambda n: np.resize(of_the_first_pictures, (max(n // 64, 8), 64, 64, 3))
-    )  # 64 are enough here
+    few = lambda n: np.resize(of_the_first_pictures, (max(n // 64, 8), 64, 64, 3))  # noqa: E731  # 64 are enough here
+    monkeypatch.setattr(cards, "_render_scenes", few)
     assert {find("scenes", ENCODERS["scenes.features"], runs).digest} == named
 
 

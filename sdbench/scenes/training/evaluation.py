@@ -31,10 +31,10 @@ class SceneEvaluation:
 
     def __call__(self, unet: UNet2DConditionModel) -> tuple[U8, dict[str, float]]:
         """=> a sheet of the first pictures, H x W x 3, and the share of all pictures that are correct."""
-        draw_pictures = self.draw_pictures(unet)
-        rows = draw_pictures[:SHEET_PICTURES].reshape(-1, COLUMNS, SIZE_PX, SIZE_PX, 3)
+        pictures = self.draw_pictures(unet)
+        rows = pictures[:SHEET_PICTURES].reshape(-1, COLUMNS, SIZE_PX, SIZE_PX, 3)
         sheet = rows.transpose(0, 2, 1, 3, 4).reshape(-1, COLUMNS * SIZE_PX, 3)
-        return sheet, {"scene_accuracy": float(np.mean(self.are_right(draw_pictures)))}
+        return sheet, {"scene_accuracy": float(np.mean(self.are_right(pictures)))}
 
     @torch.no_grad()
     def are_right(self, pictures: U8) -> list[bool]:

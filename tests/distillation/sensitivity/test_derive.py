@@ -58,9 +58,8 @@ def test_each_stage_has_a_config_and_removes_the_cheapest_blocks(seed: int, whol
         dearest = max(prices, default=dearest)
         assert COUNTS.remaining(after) < COUNTS.remaining(before)
         if MIDDLE_ATTENTION not in plan.blocks and MIDDLE_ATTENTION in after.blocks:
-            assert (
-                len(after.blocks[MIDDLE_ATTENTION]) == len(after.blocks[TIED_TO_MIDDLE]) == 10
-            )  # removed at once, and before any block of the tied attention
+            # it is removed at once, and before any block of the tied attention
+            assert len(after.blocks[MIDDLE_ATTENTION]) == len(after.blocks[TIED_TO_MIDDLE]) == 10
 
 
 def test_a_middle_that_stays_loses_blocks_together_with_the_tied_attention() -> None:
