@@ -12,7 +12,7 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
-from factories import make_measured, make_record, saved
+from factories import make_measurement, make_record, save_record
 
 from distillation import cli as distillation
 from distillation.recipe import load_recipe
@@ -81,7 +81,7 @@ def test_a_command_says_its_version(program: Callable[[list[str]], int], capsys:
 def test_every_run_writes_all_files_of_the_leaderboard_and_stands_where_it_cannot(
     more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = saved(make_measured(), tmp_path)
+    folder = save_record(make_measurement(), tmp_path)
     monkeypatch.setattr(api, "run", lambda *_, **__: [folder])
     monkeypatch.setattr(api, "until_verdict", lambda *_: (folder, Report("pass", "", "a", "b")))
     words = ["run", "--model", "scenes-vega", "--results", str(tmp_path), "--json", *more]
@@ -257,7 +257,7 @@ def test_a_unet_is_gated_and_run_against_itself_with_what_completes_it(
 
 
 def test_a_record_is_complete(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = str(saved(make_measured(), tmp_path))
+    folder = str(save_record(make_measurement(), tmp_path))
     assert "are for a model that is run now" in message(["gate", folder, "--baseline", folder, "--base", "scenes-teacher"], capsys)
 
 
@@ -272,7 +272,7 @@ def gate(candidate: Path, baseline: Path, *more: str) -> int:
 
 
 def test_the_gate_exits_with_0_for_an_equal_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    good, teacher = saved(make_measured(), tmp_path), saved(make_measured("scenes-teacher", seed=2), tmp_path)
+    good, teacher = save_record(make_measurement(), tmp_path), save_record(make_measurement("scenes-teacher", seed=2), tmp_path)
     assert gate(good, teacher) == 0
     out, err = capsys.readouterr()
     assert out.startswith("pass: ")
@@ -284,7 +284,7 @@ def test_tables_are_as_wide_as_the_terminal_and_never_wider_than_160(
     columns: str, widest: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", columns)
-    folder, *_ = (saved(make_measured(f"a-student-{place}"), tmp_path) for place in range(9))
+    folder, *_ = (save_record(make_measurement(f"a-student-{place}"), tmp_path) for place in range(9))
     words = ["--results", str(tmp_path)]
     for command in (["gate", str(folder), "--baseline", str(folder), *words], ["leaderboard", *words]):
         cli.main(command)
@@ -296,8 +296,8 @@ def test_tables_are_as_wide_as_the_terminal_and_never_wider_than_160(
 
 def test_the_gate_exits_with_1_for_a_worse_one_and_says_so_as_json_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     worse, teacher = (
-        saved(make_measured(worse="clip_score.scenes", by=2), tmp_path),
-        saved(make_measured("scenes-teacher", seed=2), tmp_path),
+        save_record(make_measurement(worse="clip_score.scenes", by=2), tmp_path),
+        save_record(make_measurement("scenes-teacher", seed=2), tmp_path),
     )
     assert gate(worse, teacher, "--json") == 1
     out, err = capsys.readouterr()
@@ -308,7 +308,7 @@ def test_the_gate_exits_with_1_for_a_worse_one_and_says_so_as_json_too(tmp_path:
 
 
 def test_every_report_says_what_it_is_of(tmp_path: Path, strict: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    student, teacher = saved(make_measured(), tmp_path), saved(make_measured("scenes-teacher", seed=2), tmp_path)
+    student, teacher = save_record(make_measurement(), tmp_path), save_record(make_measurement("scenes-teacher", seed=2), tmp_path)
     baselines.set_baseline("production", teacher, "release 3", tmp_path)
     files = ["--junit", "gate.xml", "--markdown", "gate.md"]
     assert cli.main(["gate", str(student), "--baseline", "production", "--results", str(tmp_path), "--json", *strict, *files]) == 3
@@ -328,12 +328,12 @@ def test_every_report_says_what_it_is_of(tmp_path: Path, strict: list[str], caps
 
 
 def test_the_gate_exits_with_2_for_what_it_cannot_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    teacher = saved(make_measured("scenes-teacher", seed=2), tmp_path)
-    assert gate(saved(make_measured(family="sdxl"), tmp_path), teacher) == 2
+    teacher = save_record(make_measurement("scenes-teacher", seed=2), tmp_path)
+    assert gate(save_record(make_measurement(family="sdxl"), tmp_path), teacher) == 2
     assert capsys.readouterr().out.startswith("incomparable: ")
-    assert gate(saved((make_record("empty", n_images=200), make_measured()[1]), tmp_path), teacher) == 2
+    assert gate(save_record((make_record("empty", n_images=200), make_measurement()[1]), tmp_path), teacher) == 2
     assert capsys.readouterr().out.startswith("incomparable: ")
-    damaged = saved(make_measured("damaged"), tmp_path)
+    damaged = save_record(make_measurement("damaged"), tmp_path)
     (damaged / "record.json").write_text(
         (damaged / "record.json").read_text().replace("scenes-student", "x").replace("damaged", "harmless")
     )
@@ -342,7 +342,7 @@ def test_the_gate_exits_with_2_for_what_it_cannot_compare(tmp_path: Path, capsys
 
 
 def test_the_gate_exits_with_3_where_prompts_are_too_few(tmp_path: Path, strict: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    few, teacher = saved(make_measured(n_prompts=6), tmp_path), saved(make_measured("scenes-teacher", seed=2, n_prompts=6), tmp_path)
+    few, teacher = save_record(make_measurement(n_prompts=6), tmp_path), save_record(make_measurement("scenes-teacher", seed=2, n_prompts=6), tmp_path)
     assert gate(few, teacher, *strict) == 3
     assert capsys.readouterr().out.startswith("inconclusive: ")
 
@@ -389,7 +389,7 @@ def test_a_crash_is_told_to_machines_too(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 @pytest.mark.parametrize("option", ["--junit", "--markdown"])
 def test_a_report_that_cannot_be_written_is_no_verdict(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = saved(make_measured(), tmp_path)
+    folder = save_record(make_measurement(), tmp_path)
     assert gate(folder, folder, option, str(tmp_path / "nowhere" / "file")) == 2
     assert "the verdict cannot be published" in capsys.readouterr().err
 
@@ -397,8 +397,8 @@ def test_a_report_that_cannot_be_written_is_no_verdict(option: str, tmp_path: Pa
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize(("full", "more"), [("stdout", []), ("stdout", ["--json"]), ("stderr", ["--json"])])
 def test_a_full_disk_is_no_verdict(full: str, more: list[str], tmp_path: Path) -> None:
-    worse = saved(make_measured(worse="clip_score.scenes", by=2), tmp_path)
-    words = [sys.executable, "-m", "sdbench.cli", "gate", str(worse), "--baseline", str(saved(make_measured(seed=2), tmp_path)), *more]
+    worse = save_record(make_measurement(worse="clip_score.scenes", by=2), tmp_path)
+    words = [sys.executable, "-m", "sdbench.cli", "gate", str(worse), "--baseline", str(save_record(make_measurement(seed=2), tmp_path)), *more]
     with Path("/dev/full").open("w") as sink:
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, full: sink}
         assert subprocess.run(words, cwd=ROOT, check=False, **streams).returncode == 2  # type: ignore[call-overload]
@@ -439,7 +439,7 @@ def test_records_of_a_suite_that_is_nowhere_are_compared_and_no_others(tmp_path:
     policy = tmp_path / "own.toml"
     policy.write_text(STRICT.replace("quality", "own"))
     suite = SuiteId(name="own", version=1, digest="5017e")
-    folders = [saved(make_measured(seed=seed, suite=suite), tmp_path) for seed in (1, 2)]
+    folders = [save_record(make_measurement(seed=seed, suite=suite), tmp_path) for seed in (1, 2)]
     assert gate(*folders, "--policy", str(policy)) == 3
     capsys.readouterr()
     assert gate(folders[0], Path("scenes-vega"), "--policy", str(policy)) == 2
@@ -447,7 +447,7 @@ def test_records_of_a_suite_that_is_nowhere_are_compared_and_no_others(tmp_path:
 
 
 def test_a_gate_on_records_imports_what_is_quick_to_import(tmp_path: Path) -> None:
-    folder = saved(make_measured(), tmp_path)
+    folder = save_record(make_measurement(), tmp_path)
     code = f"""
 from sdbench import cli
 assert cli.main(["gate", {str(folder)!r}, "--baseline", {str(folder)!r}]) == 0
@@ -490,8 +490,8 @@ def test_a_gate_whose_reader_went_away_does_not_pass(more: list[str], tmp_path: 
         def close(self) -> None: ...
 
     worse, teacher = (
-        saved(make_measured(worse="clip_score.scenes", by=2), tmp_path),
-        saved(make_measured("scenes-teacher", seed=2), tmp_path),
+        save_record(make_measurement(worse="clip_score.scenes", by=2), tmp_path),
+        save_record(make_measurement("scenes-teacher", seed=2), tmp_path),
     )
     monkeypatch.setattr(sys, "stdout", Gone())
     assert gate(worse, teacher, *more) == 2
@@ -522,7 +522,7 @@ def test_results_that_are_not_there_are_not_made(words: list[str], tmp_path: Pat
 
 @pytest.mark.parametrize("command", ["leaderboard", "report"])
 def test_a_folder_of_no_records_is_no_empty_leaderboard(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    family = saved(make_measured(), tmp_path).parents[2]
+    family = save_record(make_measurement(), tmp_path).parents[2]
     before = sorted(tmp_path.rglob("*"))
     said = message([command, "--results", str(family)], capsys)
     assert f"no records in {family}, where they would be FAMILY/SUITE@VERSION/MODEL/DIGEST/record.json" in said

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from factories import GPU, LAPTOP, make_measured, make_record, make_scores, saved
+from factories import GPU, LAPTOP, make_measurement, make_record, make_scores, save_record
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -21,7 +21,7 @@ from sdbench.records import Scores, SuiteId, Value
 
 
 def test_a_record_comes_back_as_it_was_written(tmp_path: Path) -> None:
-    record, scores = make_measured()
+    record, scores = make_measurement()
     folder = records.write(record, scores, {"p0000-0.png": b"png"}, tmp_path)
     assert folder.parent == tmp_path / "scenes" / "quality@1" / "scenes-student"
     assert folder.name == records.digest_of(folder)
@@ -45,12 +45,12 @@ def test_scores_keep_every_key_and_every_bit(rows: dict[tuple[str, int], float],
 
 
 def test_nan_scores_stay_nan(tmp_path: Path) -> None:
-    folder = saved((make_record(), make_scores(1, 2, fd=np.array([1.0, np.nan]))), tmp_path)
+    folder = save_record((make_record(), make_scores(1, 2, fd=np.array([1.0, np.nan]))), tmp_path)
     np.testing.assert_array_equal(records.read(folder)[1].columns["fd"], [1.0, np.nan])
 
 
 def test_the_same_record_twice_is_one_folder_and_leaves_no_rubbish(tmp_path: Path) -> None:
-    first, second = (saved(make_measured(), tmp_path) for _ in range(2))
+    first, second = (save_record(make_measurement(), tmp_path) for _ in range(2))
     assert first == second
     assert [entry.name for entry in first.parent.iterdir()] == [first.name]
 
@@ -62,21 +62,21 @@ def test_at_most_64_thumbnails_are_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["record.json", "scores.parquet"])
 def test_a_change_is_seen(name: str, tmp_path: Path) -> None:
-    folder = saved(make_measured(), tmp_path / "one")
-    other = saved(make_measured(seed=5, sampling={"steps": 1}), tmp_path / "other")
+    folder = save_record(make_measurement(), tmp_path / "one")
+    other = save_record(make_measurement(seed=5, sampling={"steps": 1}), tmp_path / "other")
     shutil.copy(other / name, folder / name)
     with pytest.raises(UserError, match="changed"):
         records.read(folder)
 
 
 def test_a_folder_may_be_named_in_any_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = saved(make_measured(), tmp_path)
+    folder = save_record(make_measurement(), tmp_path)
     monkeypatch.chdir(folder)
     assert records.read(Path())[0] == records.read(folder)[0]
 
 
 def test_what_is_no_record_is_an_error(tmp_path: Path) -> None:
-    folder = saved(make_measured(), tmp_path)
+    folder = save_record(make_measurement(), tmp_path)
     text = (folder / "record.json").read_text(encoding="utf-8")
     spoilt = {
         "later schema": json.dumps({**json.loads(text), "schema_version": 2}),
@@ -102,7 +102,7 @@ def test_what_is_no_record_is_an_error(tmp_path: Path) -> None:
 
 
 def test_scores_without_keys_are_no_record(tmp_path: Path) -> None:
-    folder = saved(make_measured(), tmp_path)
+    folder = save_record(make_measurement(), tmp_path)
     pq.write_table(pa.table({"sample": [1]}), folder / "scores.parquet")
     with pytest.raises(UserError, match=r"record .* cannot be read"):
         records.read(folder)
@@ -111,14 +111,14 @@ def test_scores_without_keys_are_no_record(tmp_path: Path) -> None:
 def test_a_file_in_the_way_is_an_error_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "scenes").write_text("in the way")
     with pytest.raises(UserError, match="cannot write the record of 'scenes-student'"):
-        saved(make_measured(), tmp_path)
+        save_record(make_measurement(), tmp_path)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="modes are POSIX")
 def test_others_may_read_a_record(tmp_path: Path) -> None:
     before = os.umask(0o022)
     try:
-        folder = saved(make_measured(), tmp_path)
+        folder = save_record(make_measurement(), tmp_path)
     finally:
         os.umask(before)
     assert folder.stat().st_mode & 0o777 == 0o755
@@ -138,7 +138,7 @@ def test_the_newest_of_each_model_suite_version_and_machine_class_is_the_row(tmp
     same_class = LAPTOP.model_copy(update={"ram_gib": 64.0, "torch": "2.11.1"})
     dropped = [old, make_record(machine=same_class, created=old.created - timedelta(days=1))]
     for record in (*kept, *dropped):
-        saved((record, make_scores()), tmp_path)
+        save_record((record, make_scores()), tmp_path)
     rows = records.newest_per_model(tmp_path)
     assert [record for _, record in rows] == sorted(kept, key=lambda r: (r.family, r.suite.version, r.model.name, r.machine.machine_class))
     assert all(records.read(folder)[0] == record for folder, record in rows)
@@ -152,21 +152,21 @@ def test_random_weights_and_other_settings_hide_no_row_of_the_name(tmp_path: Pat
     later = {"created": real.created + timedelta(days=1)}
     others = [make_record(model=random, **later), make_record(suite=SuiteId(name="quality", version=1, digest="0"), **later)]
     for record in (real, *others):
-        saved((record, make_scores()), tmp_path)
+        save_record((record, make_scores()), tmp_path)
     assert [record for _, record in records.newest_per_model(tmp_path)] == [others[1], real, others[0]]
     assert [record for _, record in records.find(tmp_path, "scenes", real.suite, real.model.name)] == [real]
     assert [record for _, record in records.find(tmp_path, "scenes", real.suite, real.model.name, "random weights")] == [others[0]]
 
 
 def test_newest_sees_no_half_written_record(tmp_path: Path) -> None:
-    folder = saved((make_record(), make_scores()), tmp_path)
+    folder = save_record((make_record(), make_scores()), tmp_path)
     shutil.copytree(folder, folder.parent / ".writing-x" / "record")
     assert len(records.newest_per_model(tmp_path)) == 1
 
 
 def test_one_changed_record_stops_the_reading_of_all(tmp_path: Path) -> None:
-    folder = saved((make_record(), make_scores()), tmp_path)
-    saved((make_record("scenes-vega"), make_scores()), tmp_path)
+    folder = save_record((make_record(), make_scores()), tmp_path)
+    save_record((make_record("scenes-vega"), make_scores()), tmp_path)
     with (folder / "record.json").open("a") as file:
         file.write("\n")
     with pytest.raises(UserError, match="changed"):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from factories import make_measured, saved
+from factories import make_measurement, save_record
 
 from sdbench import cli
 
@@ -88,7 +88,7 @@ def test_the_record_is_named_as_the_gate_s_own_report_has_it(
     place: str, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    record = saved(make_measured("with a space"), Path(place))
+    record = save_record(make_measurement("with a space"), Path(place))
     assert cli.main(["gate", str(record), "--baseline", str(record), "--json"]) == 0
     (tmp_path / "report").write_text(capsys.readouterr().out)
     tool(tmp_path / ".venv" / "bin" / "sdbench", "cat report")

@@ -4,7 +4,7 @@ import io
 from pathlib import Path
 
 import numpy as np
-from factories import make_measured
+from factories import make_measurement
 from PIL import Image
 
 from sdbench import records
@@ -29,7 +29,7 @@ def png(colour: tuple[int, int, int], side: int = 8) -> bytes:
 
 def make(place: int, name: str, prompts: tuple[str, ...] = PROMPTS, **changes: object) -> tuple[Record, Scores]:
     """A model that is the worse by CLIP score the further back it stands."""
-    record, scores = make_measured(name, seed=place + 1, n_prompts=len(prompts), worse="clip_score.scenes", by=float(place), **changes)
+    record, scores = make_measurement(name, seed=place + 1, n_prompts=len(prompts), worse="clip_score.scenes", by=float(place), **changes)
     plain = {"name": "win_rate.clip_score.scenes", "kind": "score", "direction": "higher", "unit": "share"}
     of_teacher = {"state": "not_applicable", "reason": "the teacher is what the others are compared with"}
     share = Value.model_validate(plain | ({"value": 0.4, "low": 0.3, "high": 0.5, "n": len(scores.keys)} if place else of_teacher))

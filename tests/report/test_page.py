@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from boards import LONG, MODELS, board, make, png
-from factories import GPU, make_measured, make_record, saved
+from factories import GPU, make_measurement, make_record, save_record
 
 from sdbench import api, cli, records
 from sdbench.errors import UserError
@@ -95,8 +95,8 @@ def test_everything_the_page_promises_is_there(page: str) -> None:
 
 
 def test_verdicts_know_how_far_two_runs_of_a_model_lie_apart(tmp_path: Path) -> None:
-    teacher = saved(make_measured("scenes-teacher", seed=1, run="one"), tmp_path)
-    student = saved(make_measured("scenes-vega", seed=2, run="other", worse="latency.pipeline.p50", by=0.2), tmp_path)
+    teacher = save_record(make_measurement("scenes-teacher", seed=1, run="one"), tmp_path)
+    student = save_record(make_measurement("scenes-vega", seed=2, run="other", worse="latency.pipeline.p50", by=0.2), tmp_path)
 
     def said() -> str:
         (path,) = api.report(api.Places(tmp_path))
