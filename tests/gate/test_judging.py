@@ -158,7 +158,9 @@ def test_regression_in_one_of_several_metrics_must_survive_holm(tmp_path: Path) 
         ({"n_images": 100}, "number of images is 200 against 100"),
     ],
 )
-def test_records_of_another_family_suite_or_size_are_incomparable(change: dict[str, object], message: str, teacher: Measurement, tmp_path: Path) -> None:
+def test_records_of_another_family_suite_or_size_are_incomparable(
+    change: dict[str, object], message: str, teacher: Measurement, tmp_path: Path
+) -> None:
     other = Record.model_validate({**teacher[0].model_dump(), **change}), teacher[1]
     report = judge(make_measurement(), other, tmp_path)
     assert (report.verdict, report.exit_code, report.results) == ("incomparable", 2, ())
