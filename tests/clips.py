@@ -1,4 +1,4 @@
-"""CLIPs with random weights, the same ones for open_clip and for transformers, and pictures to show them."""
+"""CLIP models with random weights, the same for open_clip and transformers, and pictures for them."""
 
 from functools import cache
 from typing import Any
@@ -28,7 +28,7 @@ CAPTIONS = [
 
 
 def tiny() -> open_clip.CLIP:
-    """A CLIP that a test can afford, whose random embeddings point everywhere."""
+    """A tiny CLIP whose random embeddings point in all directions."""
     torch.manual_seed(0)
     return open_clip.CLIP(**TINY).eval()
 
@@ -52,17 +52,17 @@ def for_transformers(model: open_clip.CLIP, config: dict[str, Any]) -> CLIPModel
             "intermediate_size": 4 * text["width"],
             "num_hidden_layers": text["layers"],
             "num_attention_heads": text["heads"],
-            "eos_token_id": 2,  # as in the published ones: the place of the largest id is the end
+            "eos_token_id": 2,  # as in the published models: the end token is at the largest id
             **shared,
         },
     }
     other = CLIPModel(CLIPConfig(**towers, projection_dim=config["embed_dim"]))
-    other.load_state_dict({name: _at(name, model.state_dict()) for name in other.state_dict()})
+    other.load_state_dict({name: _tensor_for(name, model.state_dict()) for name in other.state_dict()})
     return other.eval()
 
 
 class Adapted:
-    """For torchmetrics 1.9, which expects the features where transformers >= 5 answers with an object (torchmetrics#3407)."""
+    """A CLIPModel for torchmetrics 1.9, which expects features where transformers >= 5 returns an object (torchmetrics#3407)."""
 
     def __init__(self, model: CLIPModel) -> None:
         self.model, self.config = model, model.config
@@ -78,8 +78,8 @@ class Adapted:
         return self.model.get_text_features(ids, mask).pooler_output
 
 
-def _at(name: str, state: dict[str, Tensor]) -> Tensor:
-    """The tensor of open_clip that transformers calls `name`."""
+def _tensor_for(name: str, state: dict[str, Tensor]) -> Tensor:
+    """The tensor of open_clip's state that transformers calls `name`."""
     exact = {
         "logit_scale": "logit_scale",
         "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
@@ -104,32 +104,32 @@ def _at(name: str, state: dict[str, Tensor]) -> Tensor:
         "mlp.fc2": "mlp.c_proj",
         "self_attn.out_proj": "attn.out_proj",
     }
-    ours = name
-    for theirs, mine in words.items():
-        ours = ours.replace(theirs, mine)
+    key = name
+    for part, open_clip_part in words.items():
+        key = key.replace(part, open_clip_part)
     for place, kind in enumerate("qkv"):
-        if f"self_attn.{kind}_proj." in ours:
-            return state[ours.replace(f"self_attn.{kind}_proj.", "attn.in_proj_")].chunk(3)[place]
-    return state[ours]
+        if f"self_attn.{kind}_proj." in key:
+            return state[key.replace(f"self_attn.{kind}_proj.", "attn.in_proj_")].chunk(3)[place]
+    return state[key]
 
 
 @cache
 def processor(side: int, kind: type = CLIPImageProcessorPil) -> CLIPProcessor:
-    """The one that CLIP's repositories describe, its vocabulary from open_clip's copy; with Pillow behind it, or torchvision as by default since 2025."""
-    spoken = open_clip.tokenizer.SimpleTokenizer()
+    """The processor of CLIP's repositories, with open_clip's copy of the vocabulary; `kind` uses Pillow, or torchvision (the default since 2025)."""
+    simple = open_clip.tokenizer.SimpleTokenizer()
     ends = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
-    vocabulary = {ends.get(word, word): number for word, number in spoken.encoder.items()}
-    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=list(spoken.bpe_ranks), model_max_length=77)
+    vocabulary = {ends.get(word, word): number for word, number in simple.encoder.items()}
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=list(simple.bpe_ranks), model_max_length=77)
     return CLIPProcessor(kind(size={"shortest_edge": side}, crop_size={"height": side, "width": side}), tokenizer)
 
 
 def noise(n: int, height: int, width: int, seed: int = 0) -> U8:
-    """The worst that a resize can meet."""
+    """Uniform noise, the hardest input of a resize => (n, height, width, 3)."""
     return np.random.default_rng(seed).integers(0, 256, (n, height, width, 3), dtype=np.uint8)
 
 
 def photographs(n: int, height: int, width: int, seed: int = 1) -> U8:
-    """Smooth shapes under fine grain, as in a photograph."""
+    """Smooth shapes under fine grain, as in a photograph => (n, height, width, 3)."""
     rng = np.random.default_rng(seed)
     coarse = [
         Image.fromarray(noise(1, height // 16, width // 16, seed + row)[0]).resize((width, height), Image.Resampling.BICUBIC)
@@ -139,7 +139,7 @@ def photographs(n: int, height: int, width: int, seed: int = 1) -> U8:
 
 
 def golden(side: int = 64) -> dict[str, U8]:
-    """Pictures that have fooled metrics before, one each."""
+    """Pictures that have fooled metrics before, by name, each as a batch of one."""
     picture = photographs(1, side, side)
     gray = np.repeat(picture.mean(axis=3, keepdims=True).astype(np.uint8), 3, axis=3)
     return {"black": picture * np.uint8(0), "noise": noise(1, side, side), "inverted": 255 - picture, "gray": gray, "photograph": picture}

@@ -1,4 +1,4 @@
-"""What several rooms' tests share."""
+"""Fixtures shared by the tests of several packages."""
 
 import gc
 import os
@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch: threads that wait for each other cost tiny models thrice the time
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before importing PyTorch; with several threads, tiny models take three times as long
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _frozen() -> Iterator[None]:
-    """A full collection, of which a run of a model makes several, walks what the tests made, not half a million objects of the libraries."""
+def _freeze_imported_objects() -> Iterator[None]:
+    """Exclude half a million objects of the libraries from full garbage collections, of which each run of a model makes several."""
     gc.freeze()
     yield
     gc.unfreeze()
@@ -21,7 +21,7 @@ def _frozen() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny pipeline that nobody changes."""
+    """The folder of a tiny pipeline, read-only for tests."""
     from tiny import save_tiny_pipeline
 
     return save_tiny_pipeline(tmp_path_factory.mktemp("made") / "tiny-vega")
@@ -29,7 +29,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def made_pipeline(made: Path) -> Any:
-    """It, read; to be copied before it is changed, which takes a quarter of the time of reading it again."""
+    """The loaded tiny pipeline; copy it before changing it, which takes a quarter of the time of loading it again."""
     from sdbench.models.loading import load
     from sdbench.models.spec import resolve
 
@@ -38,7 +38,7 @@ def made_pipeline(made: Path) -> Any:
 
 @pytest.fixture(scope="session")
 def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another, with SDXL's topology."""
+    """The folder of a tiny pipeline with SDXL's topology."""
     from tiny import save_tiny_pipeline
 
     return save_tiny_pipeline(tmp_path_factory.mktemp("teacher") / "pipeline", "sdxl")

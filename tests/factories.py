@@ -1,4 +1,4 @@
-"""Records with known truth, for tests of what reads records."""
+"""Records with known values, for tests of code that reads records."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -8,12 +8,13 @@ import numpy as np
 from sdbench import records
 from sdbench.records import Environment, Machine, Model, Record, Scores, SuiteId, Value
 
+Measurement = tuple[Record, Scores]
 LAPTOP = Machine(device="cpu", driver=None, torch="2.11.0+cpu", cuda=None, cpu="Some CPU 3000", cores=8, ram_gib=31.2)
 GPU = Machine(device="Some GPU 80GB", driver="550.54.15", torch="2.11.0+cu128", cuda="12.8", cpu="Some CPU 3000", cores=16, ram_gib=251.0)
 
 
 def make_record(name: str = "scenes-teacher", values: tuple[Value, ...] = (), **changes: object) -> Record:
-    """A record without surprises; `changes` replace its fields."""
+    """A plain record; `changes` replace its fields."""
     plain: dict[str, object] = {
         "family": "scenes",
         "suite": SuiteId(name="quality", version=1, digest="5017e"),
@@ -30,17 +31,17 @@ def make_record(name: str = "scenes-teacher", values: tuple[Value, ...] = (), **
 
 
 def make_scores(n_prompts: int = 2, samples: int = 2, **columns: np.ndarray) -> Scores:
-    """Rows prompt by prompt, sample by sample."""
+    """Scores whose rows go prompt by prompt, sample by sample."""
     ids = [f"p{prompt:04d}" for prompt in range(n_prompts) for _ in range(samples)]
     return Scores(ids, list(range(samples)) * n_prompts, columns)
 
 
-def make_measured(
+def make_measurement(
     name: str = "scenes-student", *, seed: int = 1, n_prompts: int = 100, worse: str = "", by: float = 0.0, **changes: object
-) -> tuple[Record, Scores]:
-    """A model as good as any other made here, but for noise of its own, and `worse` in one metric `by` so much.
+) -> Measurement:
+    """The record and scores of one model; models differ by noise only, except that metric `worse` is worse by `by`.
 
-    Prompts differ far more than models do, as in life; `by` is in the metric's unit for scores and sets, a share for probes.
+    Prompts differ far more than models do, as in practice. `by` is in the metric's unit for scores and sets, a share for probes.
     """
     shared, own = np.random.default_rng(0), np.random.default_rng(seed)
     n = 2 * n_prompts
@@ -57,9 +58,9 @@ def make_measured(
     columns["fd.scenes:influence"] -= columns["fd.scenes:influence"].mean()
     if worse in columns:
         columns[worse] -= by
-    slower = {name: 1 + by if name == worse else 1.0 for name in ("latency.pipeline.p50", "memory.peak_rss")}
-    calls = slower["latency.pipeline.p50"] * own.lognormal(np.log(0.5), 0.01, (8, 5))
-    resident = slower["memory.peak_rss"] * own.normal(900, 3, 8)
+    scale = {name: 1 + by if name == worse else 1.0 for name in ("latency.pipeline.p50", "memory.peak_rss")}
+    calls = scale["latency.pipeline.p50"] * own.lognormal(np.log(0.5), 0.01, (8, 5))
+    resident = scale["memory.peak_rss"] * own.normal(900, 3, 8)
     values = (
         Value(
             name="fd.scenes",
@@ -100,13 +101,13 @@ def make_measured(
     return make_record(name, values, n_images=n, **changes), make_scores(n_prompts, 2, **columns)
 
 
-def saved(made: tuple[Record, Scores], results: Path) -> Path:
-    """The folder of a record that is written."""
-    return records.write(*made, {}, results)
+def save_record(measurement: Measurement, results: Path) -> Path:
+    """Write a record without pictures => its folder."""
+    return records.write(*measurement, {}, results)
 
 
-def with_value(made: tuple[Record, Scores], name: str, **changes: object) -> tuple[Record, Scores]:
+def with_value(measurement: Measurement, name: str, **changes: object) -> Measurement:
     """The same record with fields of one value replaced."""
-    record, scores = made
+    record, scores = measurement
     values = tuple(Value.model_validate({**value.model_dump(), **changes}) if value.name == name else value for value in record.values)
     return record.model_copy(update={"values": values}), scores

@@ -1,4 +1,4 @@
-"""A Hub on the loopback: the file API that huggingface_hub speaks, over folders; it can cut a connection, and counts what is asked."""
+"""A Hub on the loopback: the file API that huggingface_hub uses, served from folders; it counts requests and can cut connections."""
 
 import hashlib
 import http.server
@@ -17,11 +17,11 @@ COMMIT = "c" * 40
 
 
 class Hub(http.server.ThreadingHTTPServer):
-    """Serves `root/<owner>/<name>/...` as repositories of models, and `root/datasets/...` as those of data sets.
+    """Serves `root/<owner>/<name>/...` as model repositories, and `root/datasets/...` as data set repositories.
 
     Attributes:
-        hits: downloads, by path in `root`.
-        ranges: the `Range` headers among them.
+        hits: number of downloads, by path in `root`.
+        ranges: the `Range` headers of downloads.
         cuts: path -> bytes after which its next download breaks off.
     """
 
@@ -29,7 +29,7 @@ class Hub(http.server.ThreadingHTTPServer):
 
     def __init__(self, root: Path) -> None:
         self.root, self.hits, self.ranges, self.cuts = root, Counter[str](), list[str](), dict[str, int]()
-        super().__init__(("127.0.0.1", 0), _Answer)
+        super().__init__(("127.0.0.1", 0), _Handler)
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     @property
@@ -45,7 +45,7 @@ class Hub(http.server.ThreadingHTTPServer):
 
 @contextmanager
 def serving(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A Hub over `folder/served` that huggingface_hub asks instead of its own; its cache is `folder/cache`."""
+    """Serve `folder/served` as the Hub for huggingface_hub, with its cache in `folder/cache`."""
     server, constants = Hub(folder / "served"), "huggingface_hub.constants"
     monkeypatch.setattr(f"{constants}.HF_HUB_CACHE", str(folder / "cache"))
     monkeypatch.setattr(f"{constants}.HF_HUB_OFFLINE", False)  # whatever the environment says
@@ -58,7 +58,7 @@ def serving(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         server.server_close()
 
 
-class _Answer(http.server.BaseHTTPRequestHandler):
+class _Handler(http.server.BaseHTTPRequestHandler):
     server: Hub
 
     def do_HEAD(self) -> None:
@@ -74,7 +74,7 @@ class _Answer(http.server.BaseHTTPRequestHandler):
     def _answer(self, *, with_body: bool) -> None:
         parts = unquote(urlsplit(self.path).path).strip("/").split("/")
         if parts[:1] == ["api"]:
-            self._about("/".join(parts[2:4] if parts[1] == "models" else parts[1:4]))
+            self._send_listing("/".join(parts[2:4] if parts[1] == "models" else parts[1:4]))
             return
         path = "/".join(parts)
         if "resolve" in parts:
@@ -83,30 +83,30 @@ class _Answer(http.server.BaseHTTPRequestHandler):
         if not (self.server.root / path).is_file():
             self._send(404, b"", {"X-Error-Code": "EntryNotFound"}, with_body=with_body)
         else:
-            self._file(path, with_body=with_body)
+            self._send_file(path, with_body=with_body)
 
-    def _file(self, path: str, *, with_body: bool) -> None:
+    def _send_file(self, path: str, *, with_body: bool) -> None:
         content = (self.server.root / path).read_bytes()
         etag = hashlib.sha256(content).hexdigest()
         headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{etag}"', "X-Linked-Etag": f'"{etag}"', "X-Linked-Size": str(len(content))}
-        asked = self.headers.get("Range", "")
-        start = int(asked.removeprefix("bytes=").partition("-")[0]) if asked else 0
-        if asked:
+        byte_range = self.headers.get("Range", "")
+        start = int(byte_range.removeprefix("bytes=").partition("-")[0]) if byte_range else 0
+        if byte_range:
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
         if with_body:
             self.server.hits[path] += 1
-            self.server.ranges += [asked] if asked else []
+            self.server.ranges += [byte_range] if byte_range else []
         cut = self.server.cuts.pop(path, None) if with_body else None
-        self._send(206 if asked else 200, content[start:], headers, with_body=with_body, cut=cut)
+        self._send(206 if byte_range else 200, content[start:], headers, with_body=with_body, cut=cut)
 
-    def _about(self, repository: str) -> None:
-        folder, asked = self.server.root / repository, urlsplit(self.path)
+    def _send_listing(self, repository: str) -> None:
+        folder, url = self.server.root / repository, urlsplit(self.path)
         files = sorted(file for file in folder.rglob("*") if file.is_file())
         siblings = [{"rfilename": str(file.relative_to(folder)), "size": file.stat().st_size} for file in files]
         answer: Any = {"id": repository.removeprefix("datasets/"), "sha": COMMIT, "siblings": siblings, "private": False, "tags": []}
-        if "/tree/" in asked.path:
-            below = folder / unquote(asked.path.partition("/tree/")[2]).partition("/")[2]
-            listed = sorted(below.rglob("*") if "recursive=true" in asked.query.lower() else below.glob("*"))
+        if "/tree/" in url.path:
+            below = folder / unquote(url.path.partition("/tree/")[2]).partition("/")[2]
+            listed = sorted(below.rglob("*") if "recursive=true" in url.query.lower() else below.glob("*"))
             answer = [self._entry(path, folder) for path in listed]
         self._send(200 if files else 404, json.dumps(answer).encode(), {"Content-Type": "application/json"}, with_body=True)
 

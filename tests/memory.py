@@ -1,4 +1,4 @@
-"""The anonymous memory of a `distillation` command, watched from outside its process: no lock in there can hide a peak."""
+"""The anonymous memory of a `distillation` command, measured from outside its process, where no lock can hide a peak."""
 
 import json
 import re
@@ -20,14 +20,14 @@ for words in json.loads(sys.argv[1]):
 """
 
 
-def added_anonymous(first: list[str], then: list[str]) -> int:
-    """Bytes that command `then` adds at its peak to what command `first`, which warms the process up, has left."""
+def peak_increase_bytes(first: list[str], then: list[str]) -> int:
+    """Peak memory of command `then`, in bytes above the memory after command `first`, which warms the process up."""
     words = [sys.executable, "-c", CHILD, json.dumps([first, then])]
     with subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as child:
         assert child.stdin
         assert child.stdout
         _until_ready(child.pid, child.stdout)
-        before = anonymous(child.pid)
+        before = anonymous_bytes(child.pid)
         child.stdin.write(b"\n")
         peak = _until_ready(child.pid, child.stdout)
         child.stdin.write(b"\n")
@@ -38,7 +38,7 @@ def added_anonymous(first: list[str], then: list[str]) -> int:
 def _until_ready(pid: int, output: IO[bytes]) -> int:
     peak = 0
     while True:
-        peak = max(peak, anonymous(pid))
+        peak = max(peak, anonymous_bytes(pid))
         if select.select([output], [], [], 0.002)[0]:
             line = output.readline()
             assert line, "the command failed"
@@ -46,7 +46,7 @@ def _until_ready(pid: int, output: IO[bytes]) -> int:
                 return peak
 
 
-def anonymous(pid: int) -> int:
-    """Bytes of a process's own memory now; one that is ending has none."""
+def anonymous_bytes(pid: int) -> int:
+    """Anonymous memory of a process in bytes; 0 for one that is ending."""
     found = re.search(r"^RssAnon:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
     return int(found[1]) * 1024 if found else 0

@@ -1,4 +1,4 @@
-"""Pictures for tests of encoders: like photographs in their spectrum and edges, and noise."""
+"""Pictures for tests of encoders: noise, and synthetic photographs with natural spectrum and edges."""
 
 import struct
 import zlib
@@ -13,7 +13,7 @@ SIZES = ((256, 256), (384, 512), (1024, 1024), (640, 480))
 
 
 def photograph(seed: int, height: int, width: int) -> U8:
-    """Amplitudes fall as 1/f, as in nature; colours are correlated; a few sharp edges lie over them."""
+    """A synthetic photograph: 1/f amplitudes as in nature, correlated colours, and a few sharp edges."""
     random = np.random.default_rng(seed)
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]) + 1 / max(height, width)
     noise = random.normal(size=(4, height, width))
@@ -27,18 +27,18 @@ def photograph(seed: int, height: int, width: int) -> U8:
 
 
 def noise(seed: int, height: int, width: int) -> U8:
-    """Every byte as likely."""
+    """Uniformly random bytes."""
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 def mixed(n: int, seed: int = 0) -> list[U8]:
-    """Photographs of four sizes in turn, every fifth picture noise."""
+    """Photographs in four sizes, with noise as every fifth picture."""
     sizes = [SIZES[index % len(SIZES)] for index in range(n)]
     return [(noise if index % 5 == 4 else photograph)(seed + index, *size) for index, size in enumerate(sizes)]
 
 
 def save(pictures: list[U8], folder: Path) -> list[U8]:
-    """Write pictures as PNG and JPEG in turn => what a reader gets back."""
+    """Write pictures as PNG and JPEG in turn => the decoded pictures."""
     folder.mkdir(parents=True)
     paths = [folder / f"{index:03d}.{('png', 'jpg')[index % 2]}" for index in range(len(pictures))]
     for path, picture in zip(paths, pictures, strict=True):
@@ -47,7 +47,7 @@ def save(pictures: list[U8], folder: Path) -> list[U8]:
 
 
 def deep_png() -> bytes:
-    """2 x 2 RGB of 16 bits, which Pillow would cut down to 8 without a word."""
+    """A 2 x 2 RGB PNG with 16 bits, which Pillow silently reduces to 8."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))

@@ -1,4 +1,4 @@
-"""Processes of tests, forked: torch, imported anew, would take longer than what they do."""
+"""Processes for tests; forked, as importing torch again would take longer than the test."""
 
 import multiprocessing
 import os
@@ -13,21 +13,21 @@ LIMIT_S = 300
 
 
 def by_one(work: Callable[..., object], *arguments: Any) -> int | None:
-    """Call a function in a process of its own => its exit code, negative where a signal ended it."""
-    (code,) = _ended(work, [arguments])
+    """Call a function in its own process => its exit code, negative if a signal ended it."""
+    (code,) = _exit_codes(work, [arguments])
     return code
 
 
 def by_two(work: Callable[..., object], *arguments: Any) -> list[int | None]:
-    """Call a function in two processes, as `torchrun` starts them on one machine => their exit codes."""
+    """Call a function in two processes, as `torchrun` would start them on one machine => their exit codes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    return _ended(_ranked, [(rank, port, work, arguments) for rank in range(2)])
+    return _exit_codes(_run_rank, [(rank, port, work, arguments) for rank in range(2)])
 
 
-def _ended(work: Callable[..., object], calls: Sequence[tuple[Any, ...]]) -> list[int | None]:
-    # where there is a GPU, autograd keeps threads, which a fork does not have
+def _exit_codes(work: Callable[..., object], calls: Sequence[tuple[Any, ...]]) -> list[int | None]:
+    # with a GPU, autograd has threads, which a fork does not inherit
     context = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "fork")
     processes = [context.Process(target=work, args=arguments) for arguments in calls]
     for process in processes:
@@ -37,9 +37,9 @@ def _ended(work: Callable[..., object], calls: Sequence[tuple[Any, ...]]) -> lis
     return [process.exitcode for process in processes]
 
 
-def _ranked(rank: int, port: int, work: Callable[..., object], arguments: tuple[Any, ...]) -> None:
+def _run_rank(rank: int, port: int, work: Callable[..., object], arguments: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    AcceleratorState._reset_state(reset_partial_state=True)  # of the process that this one is forked from
+    AcceleratorState._reset_state(reset_partial_state=True)  # inherited from the parent process
     work(*arguments)

@@ -1,4 +1,4 @@
-"""The command line: quick to say what is wrong, and exit codes that can be relied on."""
+"""The command line: fast error messages, and reliable exit codes."""
 
 import argparse
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
-from factories import make_measured, make_record, saved
+from factories import make_measurement, make_record, save_record
 
 from distillation import cli as distillation
 from distillation.recipe import load_recipe
@@ -35,8 +35,8 @@ alpha = 0.05
 
 
 @pytest.fixture(autouse=True)
-def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stand in a folder without ./suites and ./results."""
+def _empty_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Change to a folder without ./suites and ./results."""
     monkeypatch.chdir(tmp_path)
 
 
@@ -46,7 +46,7 @@ def run_in_process(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["models"], ["suites"], ["run", "--model", "sdlx"]])
-def test_what_needs_no_model_imports_none_of_the_slow_libraries(words: list[str], tmp_path: Path) -> None:
+def test_commands_without_a_model_import_no_slow_library(words: list[str], tmp_path: Path) -> None:
     code = f"""
 from sdbench.cli import main
 try:
@@ -70,7 +70,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("program", [cli.main, distillation.main])
-def test_a_command_says_its_version(program: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_option_prints_the_version(program: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as done:
         program(["--version"])
     assert done.value.code == 0
@@ -78,26 +78,26 @@ def test_a_command_says_its_version(program: Callable[[list[str]], int], capsys:
 
 
 @pytest.mark.parametrize("more", [[], ["--until-verdict", "--baseline", "b"]])
-def test_every_run_writes_all_files_of_the_leaderboard_and_stands_where_it_cannot(
+def test_run_writes_all_leaderboard_files_and_succeeds_if_it_cannot(
     more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = saved(make_measured(), tmp_path)
+    folder = save_record(make_measurement(), tmp_path)
     monkeypatch.setattr(api, "run", lambda *_, **__: [folder])
     monkeypatch.setattr(api, "until_verdict", lambda *_: (folder, Report("pass", "", "a", "b")))
     words = ["run", "--model", "scenes-vega", "--results", str(tmp_path), "--json", *more]
     assert cli.main(words) == 0
     assert {path.suffix for path in tmp_path.glob("LEADERBOARD.*")} == {".md", ".tex", ".csv", ".json"}
-    whole = capsys.readouterr().out
+    first_out = capsys.readouterr().out
     (folder / "images" / "p0000.png").write_bytes(b"cut off")
     assert cli.main(words) == 0
     out, err = capsys.readouterr()
-    assert out == whole
+    assert out == first_out
     assert f"record: {folder}\n" in err
     assert re.search(r"leaderboard could not be updated.*p0000\.png cannot be read", err)
 
 
-def message(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """What is said of bad input: a screen at most, on stderr, with exit code 2."""
+def error_message(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a command that must fail with exit code 2 and at most a screen of text on stderr => that text."""
     assert cli.main(words) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -156,26 +156,26 @@ def message(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["scenes", "train", "--parts", "reeder"], "did you mean 'reader'"),
     ],
 )
-def test_bad_input_is_a_short_message_and_2(words: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert expected in message(words, capsys)
+def test_invalid_input_gives_a_short_message_and_exit_code_2(words: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert expected in error_message(words, capsys)
 
 
 @pytest.mark.parametrize("more", [[], ["--dry-run"]])
-def test_weights_that_cannot_be_read_are_refused_before_anything_is_made(
+def test_unreadable_weights_are_rejected_before_anything_is_generated(
     more: list[str], made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(made / "unet", tmp_path / "student")
     (tmp_path / "student" / "diffusion_pytorch_model.safetensors").rename(tmp_path / "student" / "diffusion_pytorch_model.bin")
-    for base in ("scenes-teacher", "segmind/SSD-1B"):  # the other one would have to be fetched first
-        assert "only pickled weights" in message(["run", "--model", "./student", "--base", base, "--suite", "quality", *more], capsys)
+    for base in ("scenes-teacher", "segmind/SSD-1B"):  # the second base would have to be fetched first
+        assert "only pickled weights" in error_message(["run", "--model", "./student", "--base", base, "--suite", "quality", *more], capsys)
     assert [path for path in tmp_path.rglob("results/**/*") if path.is_file()] == []
 
 
-def test_a_folder_that_is_no_checkpoint_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folder_that_is_not_a_checkpoint_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "holiday").mkdir()
     (tmp_path / "holiday" / "beach.txt").write_text("sand")
-    assert "holiday" in message(["run", "--model", "./holiday"], capsys)
-    assert "holiday" in message(["gate", "./holiday", "--baseline", "scenes-teacher"], capsys)
+    assert "holiday" in error_message(["run", "--model", "./holiday"], capsys)
+    assert "holiday" in error_message(["gate", "./holiday", "--baseline", "scenes-teacher"], capsys)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_a_folder_that_is_no_checkpoint_is_named(tmp_path: Path, capsys: pytest.
         ["run", "--model", "x", "--dtype", "float64"],
     ],
 )
-def test_words_that_no_command_knows_exit_with_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_arguments_exit_with_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as done:
         cli.main(words)
     assert done.value.code == 2
@@ -200,28 +200,30 @@ def test_words_that_no_command_knows_exit_with_2(words: list[str], capsys: pytes
 
 
 def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
-    """A parser, and those of all its subcommands."""
+    """A parser and the parsers of all its subcommands."""
     yield parser
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
-            for below in action.choices.values():
-                yield from parsers(below)
+            for subparser in action.choices.values():
+                yield from parsers(subparser)
 
 
-def test_no_option_is_taken_by_its_first_letters() -> None:
-    every = [*parsers(cli.build_parser()), *parsers(distillation._parser())]
-    assert {"sdbench gate", "sdbench baseline set", "distillation run", "distillation data fetch"} <= {each.prog for each in every}
-    assert [each.prog for each in every if each.allow_abbrev] == []
+def test_options_cannot_be_abbreviated() -> None:
+    all_parsers = [*parsers(cli.build_parser()), *parsers(distillation._parser())]
+    assert {"sdbench gate", "sdbench baseline set", "distillation run", "distillation data fetch"} <= {
+        parser.prog for parser in all_parsers
+    }
+    assert [parser.prog for parser in all_parsers if parser.allow_abbrev] == []
 
 
-def test_every_command_says_what_it_does_and_what_its_options_mean() -> None:
-    every = [*parsers(cli.build_parser()), *parsers(distillation._parser())]
-    assert [each.prog for each in every if not each.description] == []
-    options = [(each.prog, action) for each in every for action in each._actions]
+def test_every_command_and_option_has_a_help_text() -> None:
+    all_parsers = [*parsers(cli.build_parser()), *parsers(distillation._parser())]
+    assert [parser.prog for parser in all_parsers if not parser.description] == []
+    options = [(parser.prog, action) for parser in all_parsers for action in parser._actions]
     assert [(prog, action.dest) for prog, action in options if not action.help and not isinstance(action, argparse._SubParsersAction)] == []
 
 
-def test_names_in_the_help_are_all_that_there_are() -> None:
+def test_names_in_the_help_are_complete() -> None:
     from distillation.ablation.experiment import arm_recipes
     from sdbench.encoders.catalogue import ENCODERS
 
@@ -230,35 +232,35 @@ def test_names_in_the_help_are_all_that_there_are() -> None:
 
 
 @pytest.fixture
-def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[ModelSpec], str | None]]:
-    """Models and device of each run, which is stopped there."""
-    seen: list[tuple[list[ModelSpec], str | None]] = []
+def stopped_runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[ModelSpec], str | None]]:
+    """Models and device of each call of `run`, which stops with an error."""
+    calls: list[tuple[list[ModelSpec], str | None]] = []
 
     def stop(specs: list[ModelSpec], *_: object, device: str | None = None, **__: object) -> None:
-        seen.append((specs, device))
-        raise UserError("as far as the test goes")
+        calls.append((specs, device))
+        raise UserError("stopped by the test")
 
-    for module in (api, measuring):  # what `sdbench run` calls, and what the gate and the noise floor call
+    for module in (api, measuring):  # called by `sdbench run`, and by the gate and the noise floor
         monkeypatch.setattr(module, "run", stop)
-    return seen
+    return calls
 
 
-def test_a_unet_is_gated_and_run_against_itself_with_what_completes_it(
-    made: Path, ran: list[tuple[list[ModelSpec], str | None]], capsys: pytest.CaptureFixture[str]
+def test_gate_and_noise_complete_a_unet_with_the_given_base(
+    made: Path, stopped_runs: list[tuple[list[ModelSpec], str | None]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     unet, teacher = str(made / "unet"), "scenes-teacher"
     more = ["--base", teacher, "--name", "mine", "--device", "cpu"]
-    assert "complete" in message(["gate", unet, "--baseline", "scenes-vega-pruned"], capsys)
-    assert "For the baseline there is no such option" in message(["gate", "scenes-vega-pruned", "--baseline", unet], capsys)
-    message(["gate", unet, "--baseline", "scenes-vega-pruned", *more], capsys)
-    message(["noise", unet, *more], capsys)
+    assert "complete" in error_message(["gate", unet, "--baseline", "scenes-vega-pruned"], capsys)
+    assert "For the baseline there is no such option" in error_message(["gate", "scenes-vega-pruned", "--baseline", unet], capsys)
+    error_message(["gate", unet, "--baseline", "scenes-vega-pruned", *more], capsys)
+    error_message(["noise", unet, *more], capsys)
     own = resolve(unet, base=teacher, name="mine")
-    assert ran == [([own, resolve("scenes-vega-pruned")], "cpu"), ([own], "cpu")]
+    assert stopped_runs == [([own, resolve("scenes-vega-pruned")], "cpu"), ([own], "cpu")]
 
 
-def test_a_record_is_complete(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = str(saved(make_measured(), tmp_path))
-    assert "are for a model that is run now" in message(["gate", folder, "--baseline", folder, "--base", "scenes-teacher"], capsys)
+def test_options_for_a_run_are_rejected_with_a_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(save_record(make_measurement(), tmp_path))
+    assert "are for a model that is run now" in error_message(["gate", folder, "--baseline", folder, "--base", "scenes-teacher"], capsys)
 
 
 @pytest.fixture
@@ -271,20 +273,20 @@ def gate(candidate: Path, baseline: Path, *more: str) -> int:
     return cli.main(["gate", str(candidate), "--baseline", str(baseline), *more])
 
 
-def test_the_gate_exits_with_0_for_an_equal_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    good, teacher = saved(make_measured(), tmp_path), saved(make_measured("scenes-teacher", seed=2), tmp_path)
+def test_gate_exits_with_0_for_an_equal_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, teacher = save_record(make_measurement(), tmp_path), save_record(make_measurement("scenes-teacher", seed=2), tmp_path)
     assert gate(good, teacher) == 0
     out, err = capsys.readouterr()
     assert out.startswith("pass: ")
     assert err == ""
 
 
-@pytest.mark.parametrize(("columns", "widest"), [("90", 90), ("400", 160), ("", 160)])  # of a terminal; a pipe has none
-def test_tables_are_as_wide_as_the_terminal_and_never_wider_than_160(
+@pytest.mark.parametrize(("columns", "widest"), [("90", 90), ("400", 160), ("", 160)])  # widths of a terminal; a pipe has none
+def test_tables_have_the_width_of_the_terminal_up_to_160(
     columns: str, widest: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", columns)
-    folder, *_ = (saved(make_measured(f"a-student-{place}"), tmp_path) for place in range(9))
+    folder, *_ = (save_record(make_measurement(f"a-student-{place}"), tmp_path) for place in range(9))
     words = ["--results", str(tmp_path)]
     for command in (["gate", str(folder), "--baseline", str(folder), *words], ["leaderboard", *words]):
         cli.main(command)
@@ -294,10 +296,10 @@ def test_tables_are_as_wide_as_the_terminal_and_never_wider_than_160(
         assert 0.7 * widest < max(map(len, table)) <= widest
 
 
-def test_the_gate_exits_with_1_for_a_worse_one_and_says_so_as_json_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_gate_exits_with_1_for_a_worse_model_also_in_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     worse, teacher = (
-        saved(make_measured(worse="clip_score.scenes", by=2), tmp_path),
-        saved(make_measured("scenes-teacher", seed=2), tmp_path),
+        save_record(make_measurement(worse="clip_score.scenes", by=2), tmp_path),
+        save_record(make_measurement("scenes-teacher", seed=2), tmp_path),
     )
     assert gate(worse, teacher, "--json") == 1
     out, err = capsys.readouterr()
@@ -307,8 +309,8 @@ def test_the_gate_exits_with_1_for_a_worse_one_and_says_so_as_json_too(tmp_path:
     assert [result["name"] for result in answer["results"] if result["verdict"] == "regressed"] == ["clip_score.scenes"]
 
 
-def test_every_report_says_what_it_is_of(tmp_path: Path, strict: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    student, teacher = saved(make_measured(), tmp_path), saved(make_measured("scenes-teacher", seed=2), tmp_path)
+def test_every_report_names_its_inputs(tmp_path: Path, strict: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    student, teacher = save_record(make_measurement(), tmp_path), save_record(make_measurement("scenes-teacher", seed=2), tmp_path)
     baselines.set_baseline("production", teacher, "release 3", tmp_path)
     files = ["--junit", "gate.xml", "--markdown", "gate.md"]
     assert cli.main(["gate", str(student), "--baseline", "production", "--results", str(tmp_path), "--json", *strict, *files]) == 3
@@ -327,13 +329,13 @@ def test_every_report_says_what_it_is_of(tmp_path: Path, strict: list[str], caps
     assert {f"- baseline: {teacher}", "- baseline asked: production", "- alpha: 0.05"} <= set(lines)
 
 
-def test_the_gate_exits_with_2_for_what_it_cannot_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    teacher = saved(make_measured("scenes-teacher", seed=2), tmp_path)
-    assert gate(saved(make_measured(family="sdxl"), tmp_path), teacher) == 2
+def test_gate_exits_with_2_for_incomparable_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    teacher = save_record(make_measurement("scenes-teacher", seed=2), tmp_path)
+    assert gate(save_record(make_measurement(family="sdxl"), tmp_path), teacher) == 2
     assert capsys.readouterr().out.startswith("incomparable: ")
-    assert gate(saved((make_record("empty", n_images=200), make_measured()[1]), tmp_path), teacher) == 2
+    assert gate(save_record((make_record("empty", n_images=200), make_measurement()[1]), tmp_path), teacher) == 2
     assert capsys.readouterr().out.startswith("incomparable: ")
-    damaged = saved(make_measured("damaged"), tmp_path)
+    damaged = save_record(make_measurement("damaged"), tmp_path)
     (damaged / "record.json").write_text(
         (damaged / "record.json").read_text().replace("scenes-student", "x").replace("damaged", "harmless")
     )
@@ -341,8 +343,11 @@ def test_the_gate_exits_with_2_for_what_it_cannot_compare(tmp_path: Path, capsys
     assert "was changed after it was written" in capsys.readouterr().err
 
 
-def test_the_gate_exits_with_3_where_prompts_are_too_few(tmp_path: Path, strict: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    few, teacher = saved(make_measured(n_prompts=6), tmp_path), saved(make_measured("scenes-teacher", seed=2, n_prompts=6), tmp_path)
+def test_gate_exits_with_3_if_prompts_are_too_few(tmp_path: Path, strict: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    few, teacher = (
+        save_record(make_measurement(n_prompts=6), tmp_path),
+        save_record(make_measurement("scenes-teacher", seed=2, n_prompts=6), tmp_path),
+    )
     assert gate(few, teacher, *strict) == 3
     assert capsys.readouterr().out.startswith("inconclusive: ")
 
@@ -363,7 +368,7 @@ def test_the_gate_exits_with_3_where_prompts_are_too_few(tmp_path: Path, strict:
 @pytest.mark.parametrize(
     "words", [["gate", "a", "--baseline", "b"], ["run", "--model", "scenes-vega", "--until-verdict", "--baseline", "b"]]
 )
-def test_a_gate_that_crashes_never_looks_like_one_that_judged(
+def test_crash_of_the_gate_does_not_look_like_a_verdict(
     words: list[str], error: BaseException, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def crash(*_: object, **__: object) -> Report:
@@ -371,10 +376,12 @@ def test_a_gate_that_crashes_never_looks_like_one_that_judged(
 
     monkeypatch.setattr(api, "compare", crash)
     monkeypatch.setattr(api, "until_verdict", crash)
-    assert str(error) in message(words, capsys)
+    assert str(error) in error_message(words, capsys)
 
 
-def test_a_crash_is_told_to_machines_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_crash_is_reported_in_json_junit_and_markdown(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def crash(*_: object, **__: object) -> Report:
         raise ImportError("no parquet")
 
@@ -388,23 +395,26 @@ def test_a_crash_is_told_to_machines_too(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 @pytest.mark.parametrize("option", ["--junit", "--markdown"])
-def test_a_report_that_cannot_be_written_is_no_verdict(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = saved(make_measured(), tmp_path)
+def test_unwritable_report_is_not_a_verdict(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = save_record(make_measurement(), tmp_path)
     assert gate(folder, folder, option, str(tmp_path / "nowhere" / "file")) == 2
     assert "the verdict cannot be published" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize(("full", "more"), [("stdout", []), ("stdout", ["--json"]), ("stderr", ["--json"])])
-def test_a_full_disk_is_no_verdict(full: str, more: list[str], tmp_path: Path) -> None:
-    worse = saved(make_measured(worse="clip_score.scenes", by=2), tmp_path)
-    words = [sys.executable, "-m", "sdbench.cli", "gate", str(worse), "--baseline", str(saved(make_measured(seed=2), tmp_path)), *more]
+def test_full_disk_is_not_a_verdict(full: str, more: list[str], tmp_path: Path) -> None:
+    worse, baseline = (
+        save_record(make_measurement(worse="clip_score.scenes", by=2), tmp_path),
+        save_record(make_measurement(seed=2), tmp_path),
+    )
+    words = [sys.executable, "-m", "sdbench.cli", "gate", str(worse), "--baseline", str(baseline), *more]
     with Path("/dev/full").open("w") as sink:
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, full: sink}
         assert subprocess.run(words, cwd=ROOT, check=False, **streams).returncode == 2  # type: ignore[call-overload]
 
 
-def test_a_gate_that_is_asked_to_end_has_no_verdict(tmp_path: Path) -> None:
+def test_terminated_gate_has_no_verdict(tmp_path: Path) -> None:
     code = """
 import os, signal
 from sdbench import api, cli
@@ -416,12 +426,12 @@ sys.exit(cli.main(["gate", "a", "--baseline", "b"]))
     assert "interrupted" in done.stderr
 
 
-def test_a_request_to_end_ends_what_was_started_too(tmp_path: Path) -> None:
+def test_sigterm_ends_child_processes_too(tmp_path: Path) -> None:
     code = """
 import subprocess
 from sdbench import cli
-started = "import time; print('there', flush=True); time.sleep(60)"
-cli._models = lambda _: subprocess.run([sys.executable, "-c", started])
+child = "import time; print('there', flush=True); time.sleep(60)"
+cli._models = lambda _: subprocess.run([sys.executable, "-c", child])
 sys.exit(cli.main(["models"]))
 """
     path = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
@@ -430,24 +440,24 @@ sys.exit(cli.main(["models"]))
         assert process.stdout
         assert process.stdout.readline() == "there\n"
         process.terminate()
-        _, said = process.communicate(timeout=20)  # which ends only when both have let go of the pipe
+        _, err = process.communicate(timeout=20)  # returns only when both processes have closed the pipe
     assert process.returncode == 130
-    assert said == "sdbench: interrupted; what was finished is kept, and the same command continues from there\n"
+    assert err == "sdbench: interrupted; what was finished is kept, and the same command continues from there\n"
 
 
-def test_records_of_a_suite_that_is_nowhere_are_compared_and_no_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_records_of_an_unknown_suite_are_compared_but_not_run_against(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     policy = tmp_path / "own.toml"
     policy.write_text(STRICT.replace("quality", "own"))
     suite = SuiteId(name="own", version=1, digest="5017e")
-    folders = [saved(make_measured(seed=seed, suite=suite), tmp_path) for seed in (1, 2)]
+    folders = [save_record(make_measurement(seed=seed, suite=suite), tmp_path) for seed in (1, 2)]
     assert gate(*folders, "--policy", str(policy)) == 3
     capsys.readouterr()
     assert gate(folders[0], Path("scenes-vega"), "--policy", str(policy)) == 2
     assert "is of suite 'own', but neither ./suites nor the package has a file for it; give it with --suite FILE" in capsys.readouterr().err
 
 
-def test_a_gate_on_records_imports_what_is_quick_to_import(tmp_path: Path) -> None:
-    folder = saved(make_measured(), tmp_path)
+def test_gate_on_records_imports_no_slow_library(tmp_path: Path) -> None:
+    folder = save_record(make_measurement(), tmp_path)
     code = f"""
 from sdbench import cli
 assert cli.main(["gate", {str(folder)!r}, "--baseline", {str(folder)!r}]) == 0
@@ -464,24 +474,22 @@ print("imported:", sorted({SLOW | {"scipy", "pandas", "matplotlib", "huggingface
         ["run", "--model", "scenes-vega", "--model", "scenes-ssd-1b", "--until-verdict", "--baseline", "scenes-teacher"],
     ],
 )
-def test_until_the_verdict_takes_one_model_and_a_baseline(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--until-verdict takes one --model" in message(words, capsys)
+def test_until_verdict_takes_one_model_and_a_baseline(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--until-verdict takes one --model" in error_message(words, capsys)
 
 
-def test_a_gate_that_cannot_print_its_report_never_looks_like_one_that_judged(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    class Mute(Report):
+def test_unprintable_report_does_not_look_like_a_verdict(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    class UnprintableReport(Report):
         def text(self, width: int = 160) -> str:
             raise ZeroDivisionError(width)
 
-    monkeypatch.setattr(api, "compare", lambda *_, **__: Mute("pass", "", "a", "b"))
-    assert "ZeroDivisionError" in message(["gate", "a", "--baseline", "b"], capsys)
+    monkeypatch.setattr(api, "compare", lambda *_, **__: UnprintableReport("pass", "", "a", "b"))
+    assert "ZeroDivisionError" in error_message(["gate", "a", "--baseline", "b"], capsys)
 
 
 @pytest.mark.parametrize("more", [[], ["--json"]])
-def test_a_gate_whose_reader_went_away_does_not_pass(more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Gone:
+def test_gate_with_a_closed_pipe_does_not_pass(more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class ClosedPipe:
         def write(self, _: str) -> int:
             raise BrokenPipeError
 
@@ -490,14 +498,14 @@ def test_a_gate_whose_reader_went_away_does_not_pass(more: list[str], tmp_path: 
         def close(self) -> None: ...
 
     worse, teacher = (
-        saved(make_measured(worse="clip_score.scenes", by=2), tmp_path),
-        saved(make_measured("scenes-teacher", seed=2), tmp_path),
+        save_record(make_measurement(worse="clip_score.scenes", by=2), tmp_path),
+        save_record(make_measurement("scenes-teacher", seed=2), tmp_path),
     )
-    monkeypatch.setattr(sys, "stdout", Gone())
+    monkeypatch.setattr(sys, "stdout", ClosedPipe())
     assert gate(worse, teacher, *more) == 2
 
 
-def test_models_and_suites_are_answered_as_text_or_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+def test_models_and_suites_are_listed_as_text_or_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["models"]) == 0
     out, err = capsys.readouterr()
     assert (out.startswith("sdxl "), err) == (True, "")
@@ -514,22 +522,24 @@ def test_models_and_suites_are_answered_as_text_or_as_json(capsys: pytest.Captur
 
 
 @pytest.mark.parametrize("words", [["leaderboard"], ["report"], ["card", "."], ["baseline", "--results", "nowhere", "list"]])
-def test_results_that_are_not_there_are_not_made(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_results_folder_is_not_created(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     more = [] if "--results" in words else ["--results", "nowhere"]
-    assert "no results folder nowhere; name another with --results" in message([*words, *more], capsys)
+    assert "no results folder nowhere; name another with --results" in error_message([*words, *more], capsys)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("command", ["leaderboard", "report"])
-def test_a_folder_of_no_records_is_no_empty_leaderboard(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    family = saved(make_measured(), tmp_path).parents[2]
+def test_folder_without_records_is_an_error_not_an_empty_leaderboard(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    family = save_record(make_measurement(), tmp_path).parents[2]
     before = sorted(tmp_path.rglob("*"))
-    said = message([command, "--results", str(family)], capsys)
-    assert f"no records in {family}, where they would be FAMILY/SUITE@VERSION/MODEL/DIGEST/record.json" in said
+    message = error_message([command, "--results", str(family)], capsys)
+    assert f"no records in {family}, where they would be FAMILY/SUITE@VERSION/MODEL/DIGEST/record.json" in message
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_the_doctor_names_what_is_too_old_or_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_reports_old_or_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "requires", lambda _: ["numpy>=2.0", "torch>=99", "nowhere>=1"])
     found = [*checks._packages()]
     assert [(finding.is_ok, finding.is_fatal) for finding in found] == [(True, True), (False, True), (False, True)]
@@ -542,7 +552,7 @@ def test_the_doctor_names_what_is_too_old_or_missing(monkeypatch: pytest.MonkeyP
     assert [finding.is_fatal for finding in checks._packages()] == [False]
 
 
-def test_the_doctor_looks_at_the_folders_that_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_doctor_checks_the_given_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(checks, "_metrics", lambda: iter(()))
     monkeypatch.setattr(checks, "_published_values", lambda: iter(()))
     found = {finding.text for finding in checks.examine(tmp_path / "new" / "results", tmp_path / "away")}
@@ -550,7 +560,7 @@ def test_the_doctor_looks_at_the_folders_that_are_named(monkeypatch: pytest.Monk
     assert any(text.endswith(f"of disk free for {tmp_path}/away") for text in found)
 
 
-def test_another_program_s_files_in_suites_hide_none_of_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unrelated_files_in_the_suites_folder_do_not_hide_shipped_suites(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "suites").mkdir()
     (tmp_path / "suites" / "api_tests.toml").write_text('endpoint = "/v1"')
     assert cli.main(["suites"]) == 0
@@ -559,7 +569,7 @@ def test_another_program_s_files_in_suites_hide_none_of_ours(tmp_path: Path, cap
     assert "quality@" in out
 
 
-def test_prompts_and_a_reference_of_one_s_own_make_a_suite_by_what_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_custom_prompts_and_reference_make_a_custom_suite_identified_by_content(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plain = suites.load("standard")
     for name in ("mine.txt", "copied.txt"):
         (tmp_path / name).write_text("a cat\n\na dog\na fox\n", encoding="utf-8")
@@ -573,11 +583,11 @@ def test_prompts_and_a_reference_of_one_s_own_make_a_suite_by_what_they_are(tmp_
     assert (to_mine.name, to_mine.reference, to_mine.prompt_list()) == ("standard-custom", "mine", plain.prompt_list())
     with pytest.raises(UserError, match=r"prompts nowhere\.txt cannot be read"):
         api.Overrides(prompts=Path("nowhere.txt")).apply(plain)
-    said = message(["run", "--model", "scenes-vega", "--prompts", "mine.txt", "--dry-run"], capsys)
-    assert "suite 'quality-custom': not a caption of the scenes grammar: 'a cat'" in said
+    message = error_message(["run", "--model", "scenes-vega", "--prompts", "mine.txt", "--dry-run"], capsys)
+    assert "suite 'quality-custom': not a caption of the scenes grammar: 'a cat'" in message
 
 
-def test_settings_of_one_s_own_make_a_suite_of_another_name() -> None:
+def test_overridden_settings_make_a_custom_suite() -> None:
     plain = suites.load("quality")
     assert api.Overrides().apply(plain) is plain
     few = api.Overrides(guidance_scale=1.0, scheduler="lcm", timesteps=[999, 749, 499, 249]).apply(plain).sampling
@@ -594,7 +604,7 @@ def test_settings_of_one_s_own_make_a_suite_of_another_name() -> None:
     assert changed.sampling.model_dump(exclude={"steps"}) == plain.sampling.model_dump(exclude={"steps"})
 
 
-def test_rounds_and_calls_of_one_s_own_are_those_of_every_setting() -> None:
+def test_overridden_rounds_and_calls_apply_to_every_setting() -> None:
     plain = suites.load("efficiency")
     short = api.Overrides(rounds=1, calls=3).apply(plain)
     assert plain.probes
@@ -604,7 +614,7 @@ def test_rounds_and_calls_of_one_s_own_are_those_of_every_setting() -> None:
     assert {setting.calls for setting in plain.probes.select().values()} == {None, 2}
     assert {setting.calls for setting in short.probes.select().values()} == {None}
     once = api.Overrides(rounds=1).apply(plain).probes
-    assert once == plain.probes.model_copy(update={"rounds": 1}), "a setting's own calls stay where only the rounds are others"
+    assert once == plain.probes.model_copy(update={"rounds": 1}), "overriding only the rounds keeps the calls of each setting"
     with pytest.raises(UserError, match=r"probes\.calls: Input should be greater than 1 \(found 1\)"):
         api.Overrides(calls=1).apply(plain)
     with pytest.raises(UserError, match="suite 'coco-30k' has no probes, so nothing to take in rounds and calls; leave that out"):

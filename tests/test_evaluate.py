@@ -1,4 +1,4 @@
-"""`sdbench.evaluate`: the record of the command line, from Python, and nothing of the caller's is changed."""
+"""`sdbench.evaluate` makes the same record as the command line, and changes nothing of the caller's."""
 
 import copy
 import doctest
@@ -31,7 +31,7 @@ PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A place of its own for results, with the suites as shipped."""
+    """A working directory for results, with the shipped suites."""
     folder = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -51,16 +51,16 @@ def teacher(few: suites.Suite) -> api.Evaluation:
 
 
 @cache
-def read_student() -> Any:
+def load_student() -> Any:
     return load(resolve("scenes-vega"), dtype="float32", device="cpu")
 
 
-def student() -> Any:
-    return copy.deepcopy(read_student())
+def copy_student() -> Any:
+    return copy.deepcopy(load_student())
 
 
-def states(pipeline: Any) -> list[Any]:
-    """Whatever of a caller's could be changed."""
+def snapshot(pipeline: Any) -> list[Any]:
+    """Everything of the caller that an evaluation could change."""
     networks = [getattr(pipeline, part) for part in PARTS]
     kinds = [(type(pipeline.scheduler), dict(pipeline.scheduler.config), len(pipeline.scheduler.timesteps), id(pipeline.scheduler))]
     modes = [(id(module), module.training) for network in networks for module in network.modules()]
@@ -73,18 +73,18 @@ def states(pipeline: Any) -> list[Any]:
     return [*kinds, modes, tensors, generators, torch.is_grad_enabled(), dict(vars(pipeline).get("_progress_bar_config", {}))]
 
 
-def test_the_example_of_the_documentation_runs(teacher: api.Evaluation) -> None:
+def test_docstring_example_runs(teacher: api.Evaluation) -> None:
     assert teacher.folder.is_relative_to("results")
-    example = doctest.DocTestParser().get_doctest(api.evaluate.__doc__ or "", {"pipeline": student()}, "evaluate", None, None)
+    example = doctest.DocTestParser().get_doctest(api.evaluate.__doc__ or "", {"pipeline": copy_student()}, "evaluate", None, None)
     assert len(example.examples) == 8
     failures, _ = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example)
     assert failures == 0
 
 
-def test_a_pipeline_in_memory_scores_as_the_same_model_by_name(few: suites.Suite, teacher: api.Evaluation) -> None:
+def test_pipeline_in_memory_scores_like_the_same_model_by_name(few: suites.Suite, teacher: api.Evaluation) -> None:
     by_name = sdbench.evaluate("scenes-vega", few, only="quality")
-    pipeline = student()
-    with torch.autocast("cpu", torch.bfloat16):  # as a training loop may have it
+    pipeline = copy_student()
+    with torch.autocast("cpu", torch.bfloat16):  # as in a training loop
         found = sdbench.evaluate(pipeline, few, name="step-1000", baseline="scenes-vega")
     assert found.record.values == by_name.record.values
     assert {value.state for value in found.record.values} == {"ok"}
@@ -93,70 +93,70 @@ def test_a_pipeline_in_memory_scores_as_the_same_model_by_name(few: suites.Suite
     assert (found.record.model.name, found.record.model.source, found.record.model.architecture) == ("step-1000", "memory", "vega")
     assert records.read(found.folder)[0] == found.record
     assert found.report is not None
-    assert found.report.verdict == "pass"  # of itself
+    assert found.report.verdict == "pass"  # against itself
     assert "not measured, so not weighed: latency.pipeline.p50, memory.peak_rss, memory.peak_allocated" in found.report.notes
     assert by_name.report is None
     assert teacher.record.value("agreement.ssim").state == "not_applicable"
 
 
-def test_a_training_loop_goes_on_as_if_nothing_had_been(few: suites.Suite, monkeypatch: pytest.MonkeyPatch) -> None:
-    pipeline, released = student(), list[int]()
-    monkeypatch.setattr("sdbench.encoders.memory.release_evaluators", lambda: released.append(1))  # what evaluators hold of a GPU
+def test_evaluation_leaves_the_state_of_a_training_loop_unchanged(few: suites.Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline, released = copy_student(), list[int]()
+    monkeypatch.setattr("sdbench.encoders.memory.release_evaluators", lambda: released.append(1))  # GPU memory held by evaluators
     pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
     pipeline.unet.train().requires_grad_(requires_grad=True)
     pipeline.unet.mid_block.eval()
-    before = states(pipeline)
+    before = snapshot(pipeline)
     suite = few.model_copy(update={"sampling": few.sampling.model_copy(update={"scheduler": "ddim"})})
     sdbench.evaluate(pipeline, suite, name="in-training")
-    assert states(pipeline) == before
+    assert snapshot(pipeline) == before
     assert released
     pipeline.unet.conv_in.weight.data.fill_(torch.nan)
-    before = states(pipeline)
+    before = snapshot(pipeline)
     with pytest.raises(UserError, match="NaN or infinite pixels"):
         sdbench.evaluate(pipeline, suite, name="broken")
-    assert states(pipeline) == before
+    assert snapshot(pipeline) == before
 
 
-def test_another_dtype_is_computed_in_a_copy(few: suites.Suite) -> None:
-    pipeline = student().to(torch.bfloat16)
-    before, bits = states(pipeline), pipeline.unet.conv_in.weight.detach().clone()
+def test_other_dtype_is_evaluated_on_a_copy(few: suites.Suite) -> None:
+    pipeline = copy_student().to(torch.bfloat16)
+    before, bits = snapshot(pipeline), pipeline.unet.conv_in.weight.detach().clone()
     record = sdbench.evaluate(pipeline, few, name="sixteen").record
-    assert states(pipeline) == before
+    assert snapshot(pipeline) == before
     assert torch.equal(pipeline.unet.conv_in.weight, bits)
     assert record.sampling["dtype"] == "float32"
     assert record.model.weights_digest == in_memory.digest(pipeline)
 
 
-def test_the_digest_is_over_everything_that_decides_a_picture() -> None:
-    pipeline = student()
+def test_digest_covers_everything_that_affects_a_picture() -> None:
+    pipeline = copy_student()
     first = in_memory.digest(pipeline)
-    assert in_memory.digest(student()) == first
+    assert in_memory.digest(copy_student()) == first
     seen = {first}
 
-    def changed() -> None:
+    def assert_digest_changed() -> None:
         found = in_memory.digest(pipeline)
         assert found not in seen
         seen.add(found)
 
     pipeline.unet.conv_out.bias.data[0] += 1e-3
-    changed()
+    assert_digest_changed()
     pipeline.vae.config["scaling_factor"] = 7.0
     pipeline.vae.register_to_config(scaling_factor=7.0)
-    changed()
+    assert_digest_changed()
     pipeline.scheduler.register_to_config(beta_end=0.5)
-    changed()
+    assert_digest_changed()
     pipeline.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"]))
-    changed()
+    assert_digest_changed()
     pipeline.unet.disable_adapters()
-    changed()
+    assert_digest_changed()
     pipeline.unet.enable_adapters()
     layer = next(module for module in pipeline.unet.modules() if hasattr(module, "scaling"))
     layer.scaling["default"] = 0.25
-    changed()
+    assert_digest_changed()
 
 
-def test_bad_input_is_said_before_anything_is_made(few: suites.Suite, home: Path) -> None:
-    pipeline = student()
+def test_invalid_input_is_reported_before_anything_is_generated(few: suites.Suite, home: Path) -> None:
+    pipeline = copy_student()
     with pytest.raises(UserError, match="UNet2DConditionModel is no StableDiffusionXLPipeline"):
         sdbench.evaluate(pipeline.unet, few)
     with pytest.raises(UserError, match="unknown model 'scenes-vegas'; did you mean 'scenes-vega'"):
@@ -177,27 +177,25 @@ def test_bad_input_is_said_before_anything_is_made(few: suites.Suite, home: Path
     assert not list(home.glob("results/scenes/*/other"))
 
 
-def test_a_baseline_without_a_record_is_run_first_and_where_the_model_is(few: suites.Suite, monkeypatch: pytest.MonkeyPatch) -> None:
-    ran = []
+def test_baseline_without_a_record_is_run_first_on_the_device_of_the_model(few: suites.Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = []
 
     def run(specs: Any, *_: Any, device: str | None, **__: Any) -> None:
-        ran.append((specs[0].name, device))
+        runs.append((specs[0].name, device))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(measuring, "run", run)
-    for ask in (
-        lambda: sdbench.evaluate(student(), few, baseline="scenes-ssd-1b"),
+    for evaluate in (
+        lambda: sdbench.evaluate(copy_student(), few, baseline="scenes-ssd-1b"),
         lambda: sdbench.evaluate("scenes-vega", few, baseline="scenes-ssd-1b", device="cpu"),
         lambda: api.until_verdict(resolve("scenes-vega"), few, "scenes-ssd-1b", None, device="cpu"),
     ):
         with pytest.raises(KeyboardInterrupt):
-            ask()
-    assert ran == [("scenes-ssd-1b", "cpu")] * 3
+            evaluate()
+    assert runs == [("scenes-ssd-1b", "cpu")] * 3
 
 
-def test_nothing_is_run_for_a_policy_that_does_not_weigh_the_suite(
-    teacher: api.Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_run_for_a_policy_without_the_suite(teacher: api.Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "run", lambda *_, **__: pytest.fail("run"))
     policy = tmp_path / "policy.toml"
     policy.write_text("alpha = 0.05\n[suites.other]\n")
@@ -205,7 +203,7 @@ def test_nothing_is_run_for_a_policy_that_does_not_weigh_the_suite(
         api.compare("scenes-vega-pruned", str(teacher.folder), policy)
 
 
-def test_import_sdbench_is_instant_and_evaluate_waits() -> None:
+def test_import_of_sdbench_and_evaluate_is_lazy() -> None:
     program = "import sys, sdbench; assert 'sdbench.api' not in sys.modules; sdbench.evaluate; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
     with pytest.raises(AttributeError, match="has no attribute 'evaluat'"):

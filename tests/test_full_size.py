@@ -1,4 +1,4 @@
-"""The full-size path, with random weights: minutes and many GB, so marked slow."""
+"""The full-size path with random weights; marked slow, as it takes minutes and many GB."""
 
 import json
 import math
@@ -11,7 +11,7 @@ import pytest
 import tomli_w
 import torch
 from diffusers import StableDiffusionXLPipeline
-from memory import ROOT, added_anonymous, anonymous
+from memory import ROOT, anonymous_bytes, peak_increase_bytes
 from PIL import Image
 from tiny import noise_unet, save_tiny_pipeline, with_unet
 
@@ -28,7 +28,7 @@ from sdbench.scenes.training.pool import Pool
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_a_full_size_folder_is_run_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_size_folder_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     folder = tmp_path / "my-ssd-1b"
     load(resolve("ssd-1b", random=True), dtype=torch.bfloat16, device="cpu").save_pretrained(folder)
@@ -47,12 +47,12 @@ def test_a_full_size_folder_is_run_as_it_is(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_cutting_the_full_size_unet_takes_half_a_gigabyte_at_most(tmp_path: Path) -> None:
+def test_pruning_the_full_size_unet_takes_at_most_half_a_gigabyte(tmp_path: Path) -> None:
     small = save_tiny_pipeline(tmp_path / "small", "sdxl")
     teacher = with_unet(small, tmp_path / "teacher", noise_unet(unet_config("sdxl")))
     assert sum(file.stat().st_size for file in (teacher / "unet").glob("*.safetensors")) > 5.1e9
     words = [["prune", "ssd-1b", "--teacher", str(folder), "--out", f"{folder}-student"] for folder in (small, teacher)]
-    assert added_anonymous(*words) <= 0.5e9
+    assert peak_increase_bytes(*words) <= 0.5e9
     pipeline = StableDiffusionXLPipeline.from_pretrained(f"{teacher}-student", dtype=torch.bfloat16)
     assert sum(parameter.numel() for parameter in pipeline.unet.parameters()) == 1_331_334_404
 
@@ -78,10 +78,10 @@ print(json.dumps({"seconds": time.perf_counter() - start, "rss_gb": peak_rss_mib
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("architecture", ["sdxl", "ssd-1b", "vega", "koala-700m"])
-def test_a_guided_step_of_a_full_size_unet_at_1024_px_takes_24_gb_at_most_and_stays_sane(architecture: str) -> None:
+def test_full_size_unet_step_at_1024_px_takes_at_most_24_gb_with_sane_activations(architecture: str) -> None:
     done = subprocess.run([sys.executable, "-c", STEP, architecture], cwd=ROOT, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
-    print(f"{architecture}: {found['seconds']:.0f} s, {found['rss_gb']:.1f} GB")  # noqa: T201  # the figure this is run for
+    print(f"{architecture}: {found['seconds']:.0f} s, {found['rss_gb']:.1f} GB")  # noqa: T201  # the purpose of this test
     assert found["rss_gb"] < 24
     assert {block: std for block, std in found["stds"].items() if not OUTPUT_STD_RANGE[0] <= std <= OUTPUT_STD_RANGE[1]} == {}
 
@@ -90,14 +90,14 @@ TRAINING = """
 import sys
 from distillation import samples
 from distillation.cli import main
-samples.STEPS = 1  # nobody looks at the samples
+samples.STEPS = 1  # the samples are not used
 sys.exit(main(sys.argv[1:]))
 """
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_full_size_vega_takes_ten_steps_within_24_gb_and_goes_on_when_killed(tmp_path: Path) -> None:
+def test_full_size_vega_trains_ten_steps_within_24_gb_and_resumes_after_a_kill(tmp_path: Path) -> None:
     teacher, pictures = tmp_path / "teacher", tmp_path / "pictures"
     load(resolve("sdxl", random=True), dtype=torch.bfloat16, device="cpu").save_pretrained(teacher)
     save_scenes(pictures, 16)
@@ -117,17 +117,17 @@ def test_full_size_vega_takes_ten_steps_within_24_gb_and_goes_on_when_killed(tmp
     with subprocess.Popen(words, cwd=ROOT) as second:
         peak = 0
         while second.poll() is None:
-            peak = max(peak, anonymous(second.pid))
+            peak = max(peak, anonymous_bytes(second.pid))
             time.sleep(0.05)
     assert second.returncode == 0
     assert peak < 24e9
-    noted = json.loads((tmp_path / "vega" / "provenance.json").read_text())
-    assert (noted["steps"], noted["parameters"]) == (10, 745_225_604)
-    assert all(math.isfinite(value) for value in noted["stages"][0]["losses"].values())
+    provenance = json.loads((tmp_path / "vega" / "provenance.json").read_text())
+    assert (provenance["steps"], provenance["parameters"]) == (10, 745_225_604)
+    assert all(math.isfinite(value) for value in provenance["stages"][0]["losses"].values())
 
 
 def save_scenes(folder: Path, n: int) -> None:
-    """An image folder of rendered scenes."""
+    """Write an image folder of n rendered scenes."""
     folder.mkdir()
     pool = Pool(folder.parent / "pool", n)
     for number, pixels in enumerate(pool.images):

@@ -1,4 +1,4 @@
-"""Imports point one way: the rooms of the house, from the ground up. A module may import its own floor and those below."""
+"""Imports go one way: a module may import packages of its own layer and of those below."""
 
 import ast
 from collections.abc import Iterator
@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FLOORS = (
-    {"arguments", "arrays", "disk", "errors", "validation", ""},  # "" is sdbench itself: its version
+LAYERS = (
+    {"arguments", "arrays", "disk", "errors", "validation", ""},  # "" is sdbench itself, for its version
     {"metrics", "models", "records", "scenes", "stats", "training"},
     {"assets", "settings", "suites"},
     {"encoders", "gate", "leaderboard", "machine", "reference", "report", "store", "tables", "torchmetrics"},
@@ -19,9 +19,9 @@ FLOORS = (
     {"api"},
     {"cli", "commands", "__main__"},
 )
-# Rooms that know even less than their floor allows. `scenes.training` makes weights with `models` and the rest of
-# `scenes`; nothing but the command line, and `distillation`, may lean on it.
-ONLY = {
+# Packages that may import less than their layer allows. `scenes.training` trains weights with `models` and the rest of
+# `scenes`; only the command line and `distillation` may import it.
+ALLOWED = {
     "metrics": {"arrays"},
     "stats": {"arrays"},
     "torchmetrics": {"arrays", "metrics"},
@@ -41,11 +41,11 @@ ONLY = {
     "leaderboard": {"arrays", "disk", "errors", "models", "records", "stats", "store", "tables", "validation"},
     "report": {"disk", "errors", "gate", "leaderboard", "records", "stats", "tables"},
 }
-DOORS = {"sdbench": {"sdbench.api"}}  # what a package offers by name though it lies above, imported when it is asked for
-TRAINING_IS_FOR = {"scenes.training", "cli", "distillation"}
-# `assets` opens data sets and fetches teachers; `settings` and `suites` hold the types that `generate` is called with; `machine` knows
+LAZY = {"sdbench": {"sdbench.api"}}  # imports from a layer above, made only on attribute access
+TRAINING_USERS = {"scenes.training", "cli", "distillation"}
+# `assets` opens data sets and fetches teachers; `settings` and `suites` have the types of the arguments of `generate`; `machine` gives
 # the commit of a checkout.
-DISTILLATION_KNOWS = {
+DISTILLATION_MAY_IMPORT = {
     "",  # the version
     "arguments",
     "arrays",
@@ -100,8 +100,8 @@ def modules() -> dict[str, Path]:
     return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in files}
 
 
-def imported(node: ast.AST, name: str) -> Iterator[str]:
-    """What an import statement names: modules of ours by their full name, others as written."""
+def imported_names(node: ast.AST, name: str) -> Iterator[str]:
+    """Names in an import statement: own modules by their full name, others as written."""
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom):
@@ -114,13 +114,13 @@ def imported(node: ast.AST, name: str) -> Iterator[str]:
 
 @cache
 def imports(name: str, *, at_start: bool = False) -> frozenset[str]:
-    """What a module imports anywhere in it, or only when it is itself imported (not in functions, nor for type checking)."""
+    """All imports in a module; `at_start`: only those made when it is imported, so none in functions or for type checking."""
     tree = ast.parse(modules()[name].read_text(encoding="utf-8"))
     pending: list[ast.AST] = list(tree.body)
     found = set()
     while pending:
         node = pending.pop()
-        found.update(imported(node, name))
+        found.update(imported_names(node, name))
         if at_start and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             continue
         if at_start and isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
@@ -130,90 +130,93 @@ def imports(name: str, *, at_start: bool = False) -> frozenset[str]:
     return frozenset(found)
 
 
-def room(name: str) -> str:
-    """The room of a module: `sdbench.models.spec` is in `models`, `sdbench.scenes.training.vae` in `scenes.training`."""
+def package(name: str) -> str:
+    """The package of a module: `sdbench.models.spec` is in `models`, `sdbench.scenes.training.vae` in `scenes.training`."""
     parts = name.split(".")
     if parts[0] != "sdbench":
         return parts[0]
     return "scenes.training" if parts[1:3] == ["scenes", "training"] else ".".join(parts[1:2])
 
 
-def floor(of: str) -> int:
-    return next(height for height, rooms in enumerate(FLOORS) if of.split(".", maxsplit=1)[0] in rooms)
+def layer(name: str) -> int:
+    """The index of a package's layer in LAYERS."""
+    return next(index for index, packages in enumerate(LAYERS) if name.split(".", maxsplit=1)[0] in packages)
 
 
-def ours(names: frozenset[str]) -> set[str]:
+def own_modules(names: frozenset[str]) -> set[str]:
     return {name for name in names if name.split(".")[0] in ("sdbench", "distillation")}
 
 
-def of_sdbench() -> list[str]:
+def sdbench_modules() -> list[str]:
     return sorted(name for name in modules() if name.split(".")[0] == "sdbench")
 
 
-def reached(name: str) -> dict[str, str]:
-    """Every module, ours or not, that importing `name` imports, with the module that does it."""
-    by: dict[str, str] = {}
+def import_closure(name: str) -> dict[str, str]:
+    """All modules that importing `name` imports: name -> the module that imports it."""
+    importers: dict[str, str] = {}
     pending = [name]
     while pending:
-        here = pending.pop()
-        packages = {".".join(here.split(".")[:depth]) for depth in range(1, here.count(".") + 1)}
-        for other in (imports(here, at_start=True) | packages) - by.keys():
-            by[other] = here
+        module = pending.pop()
+        packages = {".".join(module.split(".")[:depth]) for depth in range(1, module.count(".") + 1)}
+        for other in (imports(module, at_start=True) | packages) - importers.keys():
+            importers[other] = module
             if other in modules():
                 pending.append(other)
-    return by
+    return importers
 
 
-def test_the_modules_are_found() -> None:
+def test_modules_and_their_imports_are_found() -> None:
     assert {"sdbench", "sdbench.cli", "sdbench.models.spec", "sdbench.scenes.training.vae", "distillation.cli"} <= modules().keys()
     assert "sdbench.suites" in imports("sdbench.cli")
     assert "sdbench.suites" not in imports("sdbench.cli", at_start=True)
-    assert "torch" in reached("sdbench.run.runner")
+    assert "torch" in import_closure("sdbench.run.runner")
 
 
-def test_every_module_has_its_floor() -> None:
-    known = set().union(*FLOORS)
-    assert {name for name in of_sdbench() if room(name).split(".")[0] not in known} == set()
+def test_every_module_has_a_layer() -> None:
+    known = set().union(*LAYERS)
+    assert {name for name in sdbench_modules() if package(name).split(".")[0] not in known} == set()
 
 
-@pytest.mark.parametrize("name", of_sdbench())
-def test_a_module_imports_its_own_floor_and_those_below(name: str) -> None:
-    above = {other for other in ours(imports(name)) if other.startswith("distillation") or floor(room(other)) > floor(room(name))}
-    assert above == DOORS.get(name, set())
+@pytest.mark.parametrize("name", sdbench_modules())
+def test_module_imports_only_its_own_layer_and_those_below(name: str) -> None:
+    above = {
+        other for other in own_modules(imports(name)) if other.startswith("distillation") or layer(package(other)) > layer(package(name))
+    }
+    assert above == LAZY.get(name, set())
     assert not above & imports(name, at_start=True)
 
 
-@pytest.mark.parametrize("name", [name for name in of_sdbench() if room(name) in ONLY])
-def test_some_rooms_know_less(name: str) -> None:
-    assert {room(other) for other in ours(imports(name))} <= ONLY[room(name)] | {room(name)}
+@pytest.mark.parametrize("name", [name for name in sdbench_modules() if package(name) in ALLOWED])
+def test_restricted_packages_import_only_what_is_allowed(name: str) -> None:
+    assert {package(other) for other in own_modules(imports(name))} <= ALLOWED[package(name)] | {package(name)}
 
 
-def test_training_is_known_to_the_command_line_and_to_distillation_only() -> None:
-    users = {room(name) for name in modules() if any(room(other) == "scenes.training" for other in ours(imports(name)))}
-    assert users <= TRAINING_IS_FOR
+def test_only_the_command_line_and_distillation_import_training() -> None:
+    users = {package(name) for name in modules() if any(package(other) == "scenes.training" for other in own_modules(imports(name)))}
+    assert users <= TRAINING_USERS
 
 
-def test_distillation_takes_only_the_rooms_it_may() -> None:
-    taken = {room(other) for name in modules() if room(name) == "distillation" for other in ours(imports(name))}
-    assert taken - {"distillation"} <= DISTILLATION_KNOWS
+def test_distillation_imports_only_allowed_packages() -> None:
+    packages = {package(other) for name in modules() if package(name) == "distillation" for other in own_modules(imports(name))}
+    assert packages - {"distillation"} <= DISTILLATION_MAY_IMPORT
 
 
 @pytest.mark.parametrize(
-    "name", [*(name for name in of_sdbench() if {room(name), name.removeprefix("sdbench.")} & WITHOUT_TORCH), "distillation.cli"]
+    "name", [*(name for name in sdbench_modules() if {package(name), name.removeprefix("sdbench.")} & WITHOUT_TORCH), "distillation.cli"]
 )
-def test_readers_of_records_and_the_command_line_import_no_torch(name: str) -> None:
-    assert {other: by for other, by in reached(name).items() if other in SLOW or other.split(".")[0] in SLOW} == {}
+def test_record_readers_and_command_line_import_no_torch(name: str) -> None:
+    assert {other: importer for other, importer in import_closure(name).items() if other in SLOW or other.split(".")[0] in SLOW} == {}
 
 
-def test_no_module_imports_itself_in_a_circle() -> None:
+def test_there_are_no_import_cycles() -> None:
     done: set[str] = set()
 
-    def visit(name: str, way: tuple[str, ...]) -> None:
-        assert name not in way, " -> ".join([*way, name])
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " -> ".join([*path, name])
         if name not in done:
-            for other in ours(imports(name, at_start=True)):
+            for other in own_modules(imports(name, at_start=True)):
                 if other in modules():
-                    visit(other, (*way, name))
+                    visit(other, (*path, name))
             done.add(name)
 
     for name in modules():

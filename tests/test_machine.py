@@ -22,15 +22,15 @@ def git(folder: Path, *words: str) -> str:
 
 
 @pytest.mark.parametrize("wrong", ["gpu", "mps", "cuda:2", "CPU", "cuda:"])
-def test_only_a_device_that_is_here_is_chosen(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_an_available_device_is_chosen(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert [choose_device(asked) for asked in (None, "cpu", "cuda", "cuda:1")] == ["cuda", "cpu", "cuda", "cuda:1"]
+    assert [choose_device(name) for name in (None, "cpu", "cuda", "cuda:1")] == ["cuda", "cpu", "cuda", "cuda:1"]
     with pytest.raises(UserError, match=rf"no device '{wrong}' here: torch .* sees cpu, cuda, cuda:0, cuda:1; name one"):
         choose_device(wrong)
 
 
-def test_without_a_gpu_it_is_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_device_without_a_gpu_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert choose_device(None) == "cpu"
@@ -38,7 +38,7 @@ def test_without_a_gpu_it_is_the_processor(monkeypatch: pytest.MonkeyPatch) -> N
         choose_device("cuda")
 
 
-def test_a_processor_is_no_cuda_machine_even_beside_one() -> None:
+def test_cpu_machine_has_no_driver_and_cuda_even_beside_a_gpu() -> None:
     machine = this_machine("cpu")
     assert (machine.device, machine.driver, machine.cuda) == ("cpu", None, None)
     assert machine.machine_class.startswith(f"{machine.cpu} ({machine.cores} cores), torch ")
@@ -46,29 +46,29 @@ def test_a_processor_is_no_cuda_machine_even_beside_one() -> None:
     assert machine.ram_gib > 0.1
 
 
-def test_the_driver_is_what_nvml_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_driver_version_comes_from_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
     class NVMLError(Exception):
         pass
 
-    def absent() -> None:
+    def raise_nvml_error() -> None:
         raise NVMLError
 
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100")
     monkeypatch.setenv("PATH", "")  # nvidia-smi is not needed
-    for init, driver in ((lambda: None, "550.54.15"), (absent, None)):
+    for init, driver in ((lambda: None, "550.54.15"), (raise_nvml_error, None)):
         nvml = SimpleNamespace(NVMLError=NVMLError, nvmlInit=init, nvmlSystemGetDriverVersion=lambda: "550.54.15")
         monkeypatch.setitem(sys.modules, "pynvml", nvml)
         assert this_machine("cuda").driver == driver
 
 
 @pytest.mark.gpu
-def test_a_cuda_machine_has_a_driver() -> None:
+def test_cuda_machine_has_a_driver() -> None:
     machine = this_machine("cuda")
     assert machine.device == torch.cuda.get_device_name()
     assert re.fullmatch(r".+, driver \d+, torch \d+\.\d+, CUDA \d+\.\d+, .+", machine.machine_class)
 
 
-def test_environment_names_every_required_package_that_makes_numbers() -> None:
+def test_environment_has_every_required_package_that_affects_results() -> None:
     required = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     names = {re.split(r"[<>=~!; ]", line)[0] for line in required}
     others = {
@@ -85,14 +85,14 @@ def test_environment_names_every_required_package_that_makes_numbers() -> None:
         "tqdm",
         "urllib3",
     }
-    assert names - set(PACKAGES) == others, "these only train, show, fetch or write recipes; another new one belongs into PACKAGES"
+    assert names - set(PACKAGES) == others, "these only train, show, fetch or write recipes; add any other new one to PACKAGES"
     assert set(PACKAGES) <= names
     found = environment().packages
     assert found["torch"] == torch.__version__.split("+")[0]
     assert found["sdbench"] == __version__
 
 
-def test_the_environment_s_switches_are_told_and_its_places_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variables_that_switch_behaviour_are_recorded_and_paths_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     switches = {
         **dict.fromkeys(("NVIDIA_TF32_OVERRIDE", "CUDA_LAUNCH_BLOCKING", "OMP_NUM_THREADS", "TORCHINDUCTOR_MAX_AUTOTUNE"), "1"),
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
@@ -109,10 +109,10 @@ def test_the_environment_s_switches_are_told_and_its_places_are_not(monkeypatch:
     monkeypatch.setattr(os, "environ", {**switches, **dict.fromkeys(others, "0")})
     assert variables() == environment().variables == switches
     monkeypatch.setattr(os, "environ", {})
-    assert "variables" not in environment().model_dump(), "records without any are as they were"
+    assert "variables" not in environment().model_dump(), "without any, the record has no such key"
 
 
-def test_dirty_means_code_not_results(tmp_path: Path) -> None:
+def test_checkout_is_dirty_for_changed_code_but_not_for_results(tmp_path: Path) -> None:
     assert checkout_state(tmp_path) == (None, None)
     git(tmp_path, "init", "-q")
     assert checkout_state(tmp_path) == (None, None), "no commit yet"

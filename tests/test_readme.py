@@ -1,4 +1,4 @@
-"""The README says nothing that the results and the commands do not: its table is the leaderboard's, its command lines are understood."""
+"""The README agrees with the code and the results: its table is the leaderboard's, and its command lines parse."""
 
 import re
 import shlex
@@ -25,7 +25,7 @@ def test_every_number_of_the_readme_is_in_the_leaderboard(row: list[str]) -> Non
             assert f"| {cell} " in LEADERBOARD
 
 
-def test_the_table_is_of_the_shipped_suite(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_readme_table_is_of_the_shipped_suite(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     suite = suites.load("quality")
     assert re.findall(r"`quality@\d+`", README) == [f"`quality@{suite.version}`"]
@@ -33,19 +33,19 @@ def test_the_table_is_of_the_shipped_suite(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(ROWS) == 5
 
 
-def test_every_command_line_is_understood_and_what_one_builds_another_uses() -> None:
+def test_every_command_line_parses_and_uses_only_references_that_one_builds() -> None:
     assert len(COMMANDS) > 12
-    known = [cli.build_parser().parse_args(shlex.split(line, comments=True)[1:]) for line in COMMANDS]
-    built = {each.name for each in known if each.command.__name__ == "_reference"}
-    used = {each.reference for each in known if each.command.__name__ == "_run"} - {None}
+    commands = [cli.build_parser().parse_args(shlex.split(line, comments=True)[1:]) for line in COMMANDS]
+    built = {each.name for each in commands if each.command.__name__ == "_reference"}
+    used = {each.reference for each in commands if each.command.__name__ == "_run"} - {None}
     assert used == {"mine"}
     assert used <= built
 
 
-def test_the_suite_of_one_s_own_and_its_policy_are_as_written(tmp_path: Path) -> None:
-    own, weighed = re.findall(r"```toml\n(.*?)```", CONTRIBUTING, re.DOTALL)
+def test_example_suite_and_policy_of_contributing_load(tmp_path: Path) -> None:
+    suite_text, policy_text = re.findall(r"```toml\n(.*?)```", CONTRIBUTING, re.DOTALL)
     (tmp_path / "mine.txt").write_text("\n".join(f"prompt {row}" for row in range(200)))
-    for name, text in (("mine.toml", own), ("policy.toml", weighed)):
+    for name, text in (("mine.toml", suite_text), ("policy.toml", policy_text)):
         (tmp_path / name).write_text(text)
     suite, rules = suites.load(str(tmp_path / "mine.toml")), policy.load(tmp_path / "policy.toml").rules("mine")
     assert len(suite.prompt_list()) == 200

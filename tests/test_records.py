@@ -1,4 +1,4 @@
-"""A record says what was measured, for good: it comes back equal, and cannot be changed unseen."""
+"""A record is read back unchanged, and any change to its files is detected."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from factories import GPU, LAPTOP, make_measured, make_record, make_scores, saved
+from factories import GPU, LAPTOP, make_measurement, make_record, make_scores, save_record
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -20,37 +20,37 @@ from sdbench.errors import UserError
 from sdbench.records import Scores, SuiteId, Value
 
 
-def test_a_record_comes_back_as_it_was_written(tmp_path: Path) -> None:
-    record, scores = make_measured()
+def test_record_is_read_back_as_written(tmp_path: Path) -> None:
+    record, scores = make_measurement()
     folder = records.write(record, scores, {"p0000-0.png": b"png"}, tmp_path)
     assert folder.parent == tmp_path / "scenes" / "quality@1" / "scenes-student"
     assert folder.name == records.digest_of(folder)
-    again, scores_again = records.read(folder)
-    assert again == record
-    assert scores_again.keys == scores.keys
-    assert scores_again.columns.keys() == scores.columns.keys()
+    loaded, loaded_scores = records.read(folder)
+    assert loaded == record
+    assert loaded_scores.keys == scores.keys
+    assert loaded_scores.columns.keys() == scores.columns.keys()
     for name, column in scores.columns.items():
-        np.testing.assert_array_equal(scores_again.columns[name], column)
+        np.testing.assert_array_equal(loaded_scores.columns[name], column)
     assert (folder / "images" / "p0000-0.png").read_bytes() == b"png"
 
 
 @given(rows=st.dictionaries(st.tuples(st.text(), st.integers(0, 99)), st.floats(width=64), min_size=1))
-def test_scores_keep_every_key_and_every_bit(rows: dict[tuple[str, int], float], tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_scores_keep_every_key_and_bit(rows: dict[tuple[str, int], float], tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("scores") / "scores.parquet"
     column = np.array(list(rows.values()))
     Scores([prompt for prompt, _ in rows], [sample for _, sample in rows], {"a.b:influence": column}).write(path)
-    again = Scores.read(path)
-    assert again.keys == list(rows)
-    np.testing.assert_array_equal(again.columns["a.b:influence"], column)
+    loaded = Scores.read(path)
+    assert loaded.keys == list(rows)
+    np.testing.assert_array_equal(loaded.columns["a.b:influence"], column)
 
 
 def test_nan_scores_stay_nan(tmp_path: Path) -> None:
-    folder = saved((make_record(), make_scores(1, 2, fd=np.array([1.0, np.nan]))), tmp_path)
+    folder = save_record((make_record(), make_scores(1, 2, fd=np.array([1.0, np.nan]))), tmp_path)
     np.testing.assert_array_equal(records.read(folder)[1].columns["fd"], [1.0, np.nan])
 
 
-def test_the_same_record_twice_is_one_folder_and_leaves_no_rubbish(tmp_path: Path) -> None:
-    first, second = (saved(make_measured(), tmp_path) for _ in range(2))
+def test_same_record_written_twice_is_one_folder_without_leftovers(tmp_path: Path) -> None:
+    first, second = (save_record(make_measurement(), tmp_path) for _ in range(2))
     assert first == second
     assert [entry.name for entry in first.parent.iterdir()] == [first.name]
 
@@ -61,34 +61,34 @@ def test_at_most_64_thumbnails_are_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["record.json", "scores.parquet"])
-def test_a_change_is_seen(name: str, tmp_path: Path) -> None:
-    folder = saved(make_measured(), tmp_path / "one")
-    other = saved(make_measured(seed=5, sampling={"steps": 1}), tmp_path / "other")
+def test_changed_file_is_detected(name: str, tmp_path: Path) -> None:
+    folder = save_record(make_measurement(), tmp_path / "one")
+    other = save_record(make_measurement(seed=5, sampling={"steps": 1}), tmp_path / "other")
     shutil.copy(other / name, folder / name)
     with pytest.raises(UserError, match="changed"):
         records.read(folder)
 
 
-def test_a_folder_may_be_named_in_any_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = saved(make_measured(), tmp_path)
+def test_record_is_read_from_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_record(make_measurement(), tmp_path)
     monkeypatch.chdir(folder)
     assert records.read(Path())[0] == records.read(folder)[0]
 
 
-def test_what_is_no_record_is_an_error(tmp_path: Path) -> None:
-    folder = saved(make_measured(), tmp_path)
+def test_invalid_record_is_an_error(tmp_path: Path) -> None:
+    folder = save_record(make_measurement(), tmp_path)
     text = (folder / "record.json").read_text(encoding="utf-8")
-    spoilt = {
+    invalid = {
         "later schema": json.dumps({**json.loads(text), "schema_version": 2}),
         "unknown key": json.dumps({**json.loads(text), "surprise": 1}),
         "half a file": text[:100],
         "no text": "\udcff",
     }
-    for content in spoilt.values():
+    for content in invalid.values():
         (folder / "record.json").write_bytes(content.encode("utf-8", "surrogateescape"))
-        with pytest.raises(UserError, match=r"record .* cannot be read.*: [^\n]*Restore it, or delete the folder$") as refused:
+        with pytest.raises(UserError, match=r"record .* cannot be read.*: [^\n]*Restore it, or delete the folder$") as error:
             records.read(folder)
-        assert "pydantic" not in str(refused.value)
+        assert "pydantic" not in str(error.value)
     (folder / "record.json").write_text(text, encoding="utf-8")
     for content in (b"", b"not parquet"):
         (folder / "scores.parquet").write_bytes(content)
@@ -101,34 +101,34 @@ def test_what_is_no_record_is_an_error(tmp_path: Path) -> None:
         records.read(tmp_path / "nowhere")
 
 
-def test_scores_without_keys_are_no_record(tmp_path: Path) -> None:
-    folder = saved(make_measured(), tmp_path)
+def test_scores_without_keys_are_an_error(tmp_path: Path) -> None:
+    folder = save_record(make_measurement(), tmp_path)
     pq.write_table(pa.table({"sample": [1]}), folder / "scores.parquet")
     with pytest.raises(UserError, match=r"record .* cannot be read"):
         records.read(folder)
 
 
-def test_a_file_in_the_way_is_an_error_that_names_it(tmp_path: Path) -> None:
+def test_unwritable_place_is_an_error_with_the_model(tmp_path: Path) -> None:
     (tmp_path / "scenes").write_text("in the way")
     with pytest.raises(UserError, match="cannot write the record of 'scenes-student'"):
-        saved(make_measured(), tmp_path)
+        save_record(make_measurement(), tmp_path)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="modes are POSIX")
-def test_others_may_read_a_record(tmp_path: Path) -> None:
+def test_record_is_readable_by_other_users(tmp_path: Path) -> None:
     before = os.umask(0o022)
     try:
-        folder = saved(make_measured(), tmp_path)
+        folder = save_record(make_measurement(), tmp_path)
     finally:
         os.umask(before)
     assert folder.stat().st_mode & 0o777 == 0o755
     assert (folder / "record.json").stat().st_mode & 0o777 == 0o644
 
 
-def test_the_newest_of_each_model_suite_version_and_machine_class_is_the_row(tmp_path: Path) -> None:
+def test_row_is_the_newest_record_of_model_suite_version_and_machine_class(tmp_path: Path) -> None:
     old = make_record()
     later = {"created": old.created + timedelta(days=1)}
-    kept = [
+    newest = [
         make_record(**later),
         make_record("scenes-vega"),
         make_record(machine=GPU),
@@ -136,37 +136,39 @@ def test_the_newest_of_each_model_suite_version_and_machine_class_is_the_row(tmp
         make_record(family="sdxl"),
     ]
     same_class = LAPTOP.model_copy(update={"ram_gib": 64.0, "torch": "2.11.1"})
-    dropped = [old, make_record(machine=same_class, created=old.created - timedelta(days=1))]
-    for record in (*kept, *dropped):
-        saved((record, make_scores()), tmp_path)
+    older = [old, make_record(machine=same_class, created=old.created - timedelta(days=1))]
+    for record in (*newest, *older):
+        save_record((record, make_scores()), tmp_path)
     rows = records.newest_per_model(tmp_path)
-    assert [record for _, record in rows] == sorted(kept, key=lambda r: (r.family, r.suite.version, r.model.name, r.machine.machine_class))
+    assert [record for _, record in rows] == sorted(
+        newest, key=lambda r: (r.family, r.suite.version, r.model.name, r.machine.machine_class)
+    )
     assert all(records.read(folder)[0] == record for folder, record in rows)
     assert [record.family for _, record in records.newest_per_model(tmp_path, "sdxl")] == ["sdxl"]
     assert records.newest_per_model(tmp_path / "nowhere") == []
 
 
-def test_random_weights_and_other_settings_hide_no_row_of_the_name(tmp_path: Path) -> None:
+def test_random_weights_and_other_settings_do_not_hide_other_rows(tmp_path: Path) -> None:
     real = make_record()
     random = real.model.model_copy(update={"source": "random", "weights_digest": None, "label": "random weights"})
     later = {"created": real.created + timedelta(days=1)}
     others = [make_record(model=random, **later), make_record(suite=SuiteId(name="quality", version=1, digest="0"), **later)]
     for record in (real, *others):
-        saved((record, make_scores()), tmp_path)
+        save_record((record, make_scores()), tmp_path)
     assert [record for _, record in records.newest_per_model(tmp_path)] == [others[1], real, others[0]]
     assert [record for _, record in records.find(tmp_path, "scenes", real.suite, real.model.name)] == [real]
     assert [record for _, record in records.find(tmp_path, "scenes", real.suite, real.model.name, "random weights")] == [others[0]]
 
 
-def test_newest_sees_no_half_written_record(tmp_path: Path) -> None:
-    folder = saved((make_record(), make_scores()), tmp_path)
+def test_half_written_record_is_ignored(tmp_path: Path) -> None:
+    folder = save_record((make_record(), make_scores()), tmp_path)
     shutil.copytree(folder, folder.parent / ".writing-x" / "record")
     assert len(records.newest_per_model(tmp_path)) == 1
 
 
-def test_one_changed_record_stops_the_reading_of_all(tmp_path: Path) -> None:
-    folder = saved((make_record(), make_scores()), tmp_path)
-    saved((make_record("scenes-vega"), make_scores()), tmp_path)
+def test_one_changed_record_makes_reading_all_fail(tmp_path: Path) -> None:
+    folder = save_record((make_record(), make_scores()), tmp_path)
+    save_record((make_record("scenes-vega"), make_scores()), tmp_path)
     with (folder / "record.json").open("a") as file:
         file.write("\n")
     with pytest.raises(UserError, match="changed"):
@@ -187,17 +189,17 @@ def test_one_changed_record_stops_the_reading_of_all(tmp_path: Path) -> None:
         {"value": 1, "unknown": 1},
     ],
 )
-def test_a_value_is_finite_or_says_why_it_is_not(fields: dict[str, object]) -> None:
+def test_value_must_be_finite_or_have_a_reason(fields: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         Value.model_validate({"name": "fd", "kind": "set", "direction": "lower", "unit": "distance", **fields})
 
 
-def test_samples_must_be_finite_to_come_back() -> None:
+def test_samples_must_be_finite() -> None:
     with pytest.raises(ValidationError):
         Value(name="latency", kind="probe", direction="lower", unit="s", value=1, samples=((1.0, float("nan")),))
 
 
-def test_machine_classes_part_what_changes_speed_and_nothing_else() -> None:
+def test_machine_class_changes_only_with_what_affects_speed() -> None:
     assert GPU.machine_class == "Some GPU 80GB, driver 550, torch 2.11, CUDA 12.8, Some CPU 3000"
     assert LAPTOP.machine_class == "Some CPU 3000 (8 cores), torch 2.11"
     same = {"driver": "550.90.07", "torch": "2.11.3+cu128", "ram_gib": 64.0, "cores": 32}
@@ -206,7 +208,7 @@ def test_machine_classes_part_what_changes_speed_and_nothing_else() -> None:
         assert GPU.model_copy(update=change).machine_class != GPU.machine_class
 
 
-def test_a_picture_metric_names_its_column_and_an_influence_column_its_metric() -> None:
+def test_picture_metric_and_influence_column_refer_to_each_other() -> None:
     fields = {"direction": "lower", "unit": "1", "value": 1}
     values = [Value.model_validate({"name": "fd", "kind": kind, **fields}) for kind in ("score", "set", "probe", "count")]
     assert [value.is_picture_metric for value in values] == [True, True, False, False]
@@ -214,6 +216,6 @@ def test_a_picture_metric_names_its_column_and_an_influence_column_its_metric() 
     assert [records.influenced_metric(value.column) for value in values[:2]] == [None, "fd"]
 
 
-def test_the_mean_of_each_prompt_is_over_its_samples_wherever_they_stand() -> None:
+def test_mean_per_prompt_is_over_its_samples_in_any_order() -> None:
     prompts, means = records.mean_per_prompt(["b", "a", "b", "c"], np.array([1.0, 5.0, 2.0, -1.0]))
     assert (prompts.tolist(), means.tolist()) == (["a", "b", "c"], [5.0, 1.5, -1.0])

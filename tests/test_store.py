@@ -1,4 +1,4 @@
-"""Run folders: whole or not there, and nothing is scored that is not what was stored."""
+"""Run folders: files are complete or absent, and only what was stored is scored."""
 
 import io
 import json
@@ -38,18 +38,18 @@ def shapes() -> st.SearchStrategy[tuple[int, int]]:
 
 @settings(max_examples=40, deadline=None)
 @given(shapes(), st.randoms(use_true_random=False))
-def test_what_is_put_is_read_back_exactly(tmp_path_factory: pytest.TempPathFactory, shape: tuple[int, int], random: object) -> None:
+def test_pictures_are_read_back_exactly(tmp_path_factory: pytest.TempPathFactory, shape: tuple[int, int], random: object) -> None:
     rng = np.random.default_rng(random.randrange(2**32))  # type: ignore[attr-defined]  # Hypothesis's Random
     pictures = rng.integers(0, 256, (3, *shape, 3), dtype=np.uint8)
-    kept = Store(tmp_path_factory.mktemp("runs"), {})
+    store = Store(tmp_path_factory.mktemp("runs"), {})
     for name, picture in zip("abc", pictures, strict=True):
-        kept.put(name, picture)
-    read = kept.read(["c", "a", "b"])
+        store.put(name, picture)
+    read = store.read(["c", "a", "b"])
     assert read.dtype == np.uint8
     np.testing.assert_array_equal(read, pictures[[2, 0, 1]])
 
 
-def test_a_run_is_found_again_by_what_it_is_of(tmp_path: Path) -> None:
+def test_run_folder_is_found_by_its_content(tmp_path: Path) -> None:
     one = Store(tmp_path, {"model": "tiny", "steps": 4})
     one.put("a", PICTURE)
     same, other = Store(tmp_path, {"steps": 4, "model": "tiny"}), Store(tmp_path, {"model": "tiny", "steps": 5})
@@ -57,31 +57,31 @@ def test_a_run_is_found_again_by_what_it_is_of(tmp_path: Path) -> None:
     assert same.missing(["b", "a", "c"]) == ["b", "c"]
     assert other.missing(["a"]) == ["a"]
     assert files_of(one.folder) == ["images/a.png", "manifest.json"]
-    assert not other.folder.exists(), "nothing is written for what is only looked for"
+    assert not other.folder.exists(), "looking for pictures writes nothing"
 
 
-def test_digests_depend_on_content_not_on_order_of_keys() -> None:
+def test_digest_depends_on_content_but_not_on_key_order() -> None:
     assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1})
     assert len({digest(content) for content in ({"a": 1}, {"a": 1.5}, {"a": "1"}, {"a": None}, ["a", 1])}) == 5
 
 
 @pytest.mark.parametrize("failing", ["write_bytes", "replace"])
-def test_a_write_that_fails_leaves_what_was_there_and_nothing_else(failing: str, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_keeps_existing_files_and_leaves_no_others(failing: str, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     store.put("a", PICTURE)
     before = {name: (store.folder / name).read_bytes() for name in files_of(store.folder)}
     write = Path.write_bytes
 
-    def full(path: Path, content: bytes) -> int:
+    def write_half(path: Path, content: bytes) -> int:
         write(path, content[: len(content) // 2])
         raise OSError(28, "No space left on device")
 
-    def stuck(*_: object) -> None:
+    def fail_to_replace(*_: object) -> None:
         raise OSError(30, "Read-only file system")
 
     if failing == "write_bytes":
-        monkeypatch.setattr(Path, "write_bytes", full)
+        monkeypatch.setattr(Path, "write_bytes", write_half)
     else:
-        monkeypatch.setattr(module.os, "replace", stuck)
+        monkeypatch.setattr(module.os, "replace", fail_to_replace)
     for name in ("a", "b"):
         with pytest.raises(UserError, match=rf"cannot write .*{name}\.png: (No space left|Read-only).*name another folder"):
             store.put(name, 255 - PICTURE)
@@ -95,24 +95,24 @@ def join_rounds(target: Path, content: bytes) -> Path:
 
 
 @pytest.mark.parametrize("write", [write_bytes, join_rounds])
-def test_two_writers_of_one_file_do_not_disturb_each_other(
+def test_two_writers_of_one_file_do_not_interfere(
     write: Callable[[Path, bytes], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    both, replace = threading.Barrier(2, timeout=30), Path.replace
+    barrier, replace = threading.Barrier(2, timeout=30), Path.replace
 
-    def once_both_have_written(path: Path, target: Path) -> Path:
-        both.wait()
+    def replace_after_both_have_written(path: Path, target: Path) -> Path:
+        barrier.wait()
         return replace(path, target)
 
-    monkeypatch.setattr(Path, "replace", once_both_have_written)
+    monkeypatch.setattr(Path, "replace", replace_after_both_have_written)
     content = {"machine_info": {}, "commit_info": {}, "datetime": "", "version": "", "benchmarks": []}
     with ThreadPoolExecutor(2) as pool:
-        made = list(pool.map(lambda _: write(tmp_path / "rounds.json", json.dumps(content).encode()), range(2)))
-    assert all(json.loads(path.read_text()) == content for path in made)
+        paths = list(pool.map(lambda _: write(tmp_path / "rounds.json", json.dumps(content).encode()), range(2)))
+    assert all(json.loads(path.read_text()) == content for path in paths)
     assert set(files_of(tmp_path)) <= {"rounds.json", "round.json"}
 
 
-def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
+def test_folder_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("a file in the way")
     with pytest.raises(UserError, match=r"cannot write .*runs.*name another folder"):
         Store(tmp_path / "runs", {}).put("a", PICTURE)
@@ -120,7 +120,7 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
         write_bytes(tmp_path / "runs" / "below" / "x", b"")
 
 
-def test_a_missing_picture_is_an_error_that_names_it(store: Store) -> None:
+def test_missing_picture_is_reported_with_its_path(store: Store) -> None:
     with pytest.raises(UserError, match=r"picture .*images/a\.png cannot be read.*delete it and run again"):
         store.read(["a"])
 
@@ -131,20 +131,20 @@ def png(picture: U8 = PICTURE) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("kept", [0, 8, 20, 60, 100])
-def test_a_truncated_picture_is_an_error_that_names_it(kept: int, store: Store) -> None:
+@pytest.mark.parametrize("n_bytes", [0, 8, 20, 60, 100])
+def test_truncated_picture_is_reported_with_its_path(n_bytes: int, store: Store) -> None:
     store.put("good", PICTURE)
     store.put("cut", PICTURE)
-    store.path("cut").write_bytes(store.path("cut").read_bytes()[:kept])
+    store.path("cut").write_bytes(store.path("cut").read_bytes()[:n_bytes])
     with pytest.raises(UserError, match=r"images/cut\.png cannot be read.*only that picture is made again"):
         store.read(["good", "cut"])
 
 
 @pytest.mark.parametrize("picture", [PICTURE, np.full((16, 16, 3), 90, np.uint8)], ids=["noise", "flat"])
-def test_no_flipped_bit_goes_unnoticed(picture: U8, tmp_path: Path) -> None:
-    path, whole, errors = tmp_path / "a.png", png(picture), 0
-    for bit in range(0, len(whole) * 8, 3):
-        flipped = bytearray(whole)
+def test_flipped_bit_is_an_error_or_has_no_effect(picture: U8, tmp_path: Path) -> None:
+    path, content, errors = tmp_path / "a.png", png(picture), 0
+    for bit in range(0, len(content) * 8, 3):
+        flipped = bytearray(content)
         flipped[bit // 8] ^= 1 << bit % 8
         path.write_bytes(flipped)
         try:
@@ -152,12 +152,12 @@ def test_no_flipped_bit_goes_unnoticed(picture: U8, tmp_path: Path) -> None:
         except UserError:
             errors += 1
         else:
-            np.testing.assert_array_equal(read[0], picture)  # it was a bit that says nothing of the picture
-    assert errors > len(whole) * 8 / 3 * 0.85
+            np.testing.assert_array_equal(read[0], picture)  # the bit does not affect the picture
+    assert errors > len(content) * 8 / 3 * 0.85
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "L", "LA", "P", "1", "I;16", "RGB;16"])
-def test_what_is_not_8_bit_rgb_is_refused(mode: str, tmp_path: Path) -> None:
+def test_only_8_bit_rgb_is_accepted(mode: str, tmp_path: Path) -> None:
     path = tmp_path / "other.png"
     if mode == "RGB;16":
         path.write_bytes(deep_png())
@@ -169,14 +169,14 @@ def test_what_is_not_8_bit_rgb_is_refused(mode: str, tmp_path: Path) -> None:
         read_images([path], "")
 
 
-def test_pictures_are_read_upright(tmp_path: Path) -> None:
-    turned = Image.Exif()
-    turned[ExifTags.Base.Orientation] = 6  # shown turned clockwise by 90 degrees
-    Image.fromarray(PICTURE).save(tmp_path / "turned.png", exif=turned)
-    np.testing.assert_array_equal(read_images([tmp_path / "turned.png"], "")[0], np.rot90(PICTURE, -1))
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # to be shown rotated clockwise by 90 degrees
+    Image.fromarray(PICTURE).save(tmp_path / "rotated.png", exif=exif)
+    np.testing.assert_array_equal(read_images([tmp_path / "rotated.png"], "")[0], np.rot90(PICTURE, -1))
 
 
-def test_pictures_of_two_sizes_are_refused(store: Store) -> None:
+def test_pictures_of_different_sizes_are_rejected(store: Store) -> None:
     store.put("a", PICTURE)
     store.put("b", PICTURE[:4])
     with pytest.raises(UserError, match=r"images/b\.png is 5 x 4 px, the first is 5 x 6"):
@@ -202,18 +202,18 @@ def test_features_are_computed_once_for_the_same_pictures_and_encoder(store: Sto
     assert len(calls) == 3
 
 
-@pytest.mark.parametrize("left", [0, 40, 140])
-def test_features_that_a_crash_has_cut_off_are_computed_again(left: int, store: Store) -> None:
-    whole = np.arange(6, dtype=np.float32).reshape(2, 3)
-    store.features("net-1234", ["a", "b"], lambda: whole)
+@pytest.mark.parametrize("n_bytes", [0, 40, 140])
+def test_truncated_features_are_computed_again(n_bytes: int, store: Store) -> None:
+    features = np.arange(6, dtype=np.float32).reshape(2, 3)
+    store.features("net-1234", ["a", "b"], lambda: features)
     (file,) = (store.folder / "features").iterdir()
     content = file.read_bytes()
-    file.write_bytes(content[:left])
-    np.testing.assert_array_equal(store.features("net-1234", ["a", "b"], lambda: whole), whole)
+    file.write_bytes(content[:n_bytes])
+    np.testing.assert_array_equal(store.features("net-1234", ["a", "b"], lambda: features), features)
     assert file.read_bytes() == content
 
 
-def test_features_that_fail_are_not_kept(store: Store) -> None:
+def test_failed_features_are_not_stored(store: Store) -> None:
     def broken() -> np.ndarray:
         raise RuntimeError("no memory")
 

@@ -1,4 +1,4 @@
-"""Suite files: what is misspelt is named, and whatever decides a number is in the digest."""
+"""Suite files: misspelt keys are reported, and everything that affects a number is in the digest."""
 
 import re
 from pathlib import Path
@@ -45,7 +45,7 @@ warmup = 0
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A `./suites` of our own."""
+    """An empty `./suites`."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "suites").mkdir()
     return tmp_path / "suites"
@@ -74,14 +74,13 @@ def digest(folder: Path, old: str = "", new: str = "") -> str:
         ("warmup", "warm_up", "in [probes] "),
     ],
 )
-def test_a_misspelt_key_is_named_with_the_right_one(right: str, wrong: str, where: str, folder: Path) -> None:
+def test_misspelt_key_is_reported_with_the_right_one(right: str, wrong: str, where: str, folder: Path) -> None:
     line = right if right.startswith("[") else f"\n{right} ="
     name = write(folder, line, line.replace(right, wrong))
     with pytest.raises(UserError) as caught:
         suites.load(name)
-    plain = (right.strip("[]"), wrong.strip("[]"))
-    expected = f"suite suites/own.toml: unknown key {where}{plain[1]!r}; did you mean {plain[0]!r}?"
-    if right == "n":  # too short to be near anything
+    expected = f"suite suites/own.toml: unknown key {where}{wrong.strip('[]')!r}; did you mean {right.strip('[]')!r}?"
+    if right == "n":  # too short for a suggestion
         expected = f"suite suites/own.toml: unknown key {where}'m'; known: column, digest, file, looked, n, path, seed, source, split"
     assert str(caught.value) == expected
 
@@ -118,20 +117,20 @@ def test_a_misspelt_key_is_named_with_the_right_one(right: str, wrong: str, wher
         ("[prompts]", "[prompts", "is not valid TOML"),
     ],
 )
-def test_a_value_out_of_range_is_named_with_what_is_expected(old: str, new: str, message: str, folder: Path) -> None:
+def test_invalid_value_is_reported_with_what_is_expected(old: str, new: str, message: str, folder: Path) -> None:
     name = write(folder, old, new)
     with pytest.raises(UserError, match=message) as caught:
         suites.load(name)
     assert "suites/own.toml" in str(caught.value)
 
 
-def test_a_misspelt_key_of_a_setting_is_named_too(folder: Path) -> None:
+def test_misspelt_key_of_a_setting_is_reported(folder: Path) -> None:
     name = write(folder, "warmup = 0", "warmup = 0\nsettings = [{ batch = 8 }, { compil = 'whole' }]")
     with pytest.raises(UserError, match=r"unknown key in \[probes\.settings\.1\] 'compil'; did you mean 'compile'\?"):
         suites.load(name)
 
 
-def test_a_setting_is_named_by_what_it_changes() -> None:
+def test_label_of_a_setting_lists_what_it_changes() -> None:
     assert Setting().label == "base"
     every = Setting(batch=8, dtype="float16", compile="blocks", channels_last=True, vae="tiny", calls=3)
     assert every.label == "b8+float16+compiled-blocks+channels-last+tiny-vae"
@@ -142,11 +141,11 @@ def test_a_setting_is_named_by_what_it_changes() -> None:
         probes.select(["compild"])
 
 
-def test_without_settings_a_suite_has_the_digest_it_had_before_there_were_any() -> None:
+def test_empty_settings_do_not_change_the_digest() -> None:
     assert "settings" not in Probes(rounds=1, calls=2, warmup=0).model_dump()
 
 
-def test_an_unknown_suite_is_an_error_with_the_nearest_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_suite_is_an_error_with_the_nearest_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     with pytest.raises(UserError, match="unknown suite 'qualty'; did you mean 'quality'"):
         suites.load("qualty")
@@ -155,13 +154,13 @@ def test_an_unknown_suite_is_an_error_with_the_nearest_name(monkeypatch: pytest.
     assert "gate" not in suites.names()
 
 
-def test_a_suite_file_is_read_by_its_path_too(folder: Path, tmp_path: Path) -> None:
+def test_suite_file_can_be_given_by_path(folder: Path, tmp_path: Path) -> None:
     write(folder)
     write(tmp_path, name="elsewhere")
     assert suites.load(str(tmp_path / "elsewhere.toml")) == suites.load("own")
 
 
-def test_includes_are_merged_and_what_the_suite_says_itself_comes_first(folder: Path) -> None:
+def test_includes_are_merged_and_the_suite_itself_takes_precedence(folder: Path) -> None:
     part = 'name = "{}"\nversion = 1\ndescription = "a part"\n'
     write(
         folder,
@@ -177,13 +176,13 @@ def test_includes_are_merged_and_what_the_suite_says_itself_comes_first(folder: 
     assert suite.probes == Probes(rounds=1, calls=2, warmup=0)
     probes = OWN[OWN.index("[probes]") :]
     without = OWN.replace(probes, "").replace("include = []", 'include = ["one", "two"]')
-    taken = suites.load(write(folder, name="own", text=without))
-    assert taken.probes == Probes(rounds=9, calls=9, warmup=9)
+    merged = suites.load(write(folder, name="own", text=without))
+    assert merged.probes == Probes(rounds=9, calls=9, warmup=9)
     write(folder, name="two", text=part.format("two"))
-    assert suites.load("own").id != taken.id
+    assert suites.load("own").id != merged.id
 
 
-def test_an_unknown_include_is_an_error(folder: Path) -> None:
+def test_unknown_include_is_an_error(folder: Path) -> None:
     write(folder, name="latency", text=OWN)
     with pytest.raises(UserError, match="unknown suite 'latncy'; did you mean 'latency'"):
         suites.load(write(folder, "include = []", 'include = ["latncy"]'))
@@ -219,16 +218,16 @@ def test_every_setting_is_in_the_digest(old: str, new: str, folder: Path) -> Non
 
 
 @pytest.mark.parametrize("more", ['scheduler = "euler"\ntimestep_spacing = "trailing"', 'scheduler = "euler"\ntimesteps = [9, 5, 3, 1]'])
-def test_how_steps_are_spaced_is_in_the_digest(more: str, folder: Path) -> None:
+def test_timesteps_and_their_spacing_are_in_the_digest(more: str, folder: Path) -> None:
     assert digest(folder, "steps = 4", f"steps = 4\n{more}") != digest(folder, "steps = 4", 'steps = 4\nscheduler = "euler"')
 
 
-def test_what_a_suite_does_not_say_of_its_steps_is_not_in_its_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unset_step_settings_do_not_change_the_digest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    assert suites.load("quality").id.digest == "39ce964345b3e9c7", "that of the records from before there were such settings"
+    assert suites.load("quality").id.digest == "39ce964345b3e9c7", "the digest in records from before these settings existed"
 
 
-def test_a_teacher_s_suite_is_in_the_digest(folder: Path) -> None:
+def test_suite_of_the_teacher_is_in_the_digest(folder: Path) -> None:
     write(folder, name="long", text=OWN.replace('"own"', '"long"'))
     own, named = (
         digest(folder, "include = []", f"include = []\nteacher = {{ {what} }}") for what in ('model = "x"', 'model = "x", suite = "long"')
@@ -251,19 +250,19 @@ def test_a_teacher_s_suite_is_in_the_digest(folder: Path) -> None:
         ("include = []", 'teacher = { model = "y", suite = "own" }', "takes its own from 'own'; name that one"),
     ],
 )
-def test_a_teacher_whose_pictures_cannot_be_paired_is_refused(old: str, new: str, message: str, folder: Path) -> None:
+def test_teacher_whose_pictures_cannot_be_paired_is_rejected(old: str, new: str, message: str, folder: Path) -> None:
     write(folder, old, new, name="long", text=OWN.replace('"own"', '"long"'))
     suite = suites.load(write(folder, "include = []", 'include = []\nteacher = { model = "x", suite = "long" }'))
     with pytest.raises(UserError, match=message):
-        suite.id  # noqa: B018  # every run asks for it first
+        suite.id  # noqa: B018  # every run reads it first
 
 
-def test_words_about_the_suite_are_not_in_the_digest(folder: Path) -> None:
+def test_description_and_comments_are_not_in_the_digest(folder: Path) -> None:
     assert digest(folder, "for tests", "for more tests") == digest(folder)
     assert digest(folder, "n = 3", 'source = "scenes"\nn = 3 # a comment') == digest(folder)
 
 
-def test_a_changed_prompt_is_in_the_digest_though_the_settings_are_the_same(folder: Path) -> None:
+def test_prompt_texts_are_in_the_digest(folder: Path) -> None:
     def digest_of(*prompts: str) -> str:
         (folder / "prompts.txt").write_text("\n\n".join(prompts) + "\n")
         suite = suites.load(write(folder, "n = 3", 'source = "file"\nfile = "prompts.txt"\nn = 2'))
@@ -278,7 +277,7 @@ def test_a_changed_prompt_is_in_the_digest_though_the_settings_are_the_same(fold
         digest_of("a cat")
 
 
-def test_prompts_lie_beside_the_suite_s_own_file_wherever_that_is(folder: Path, tmp_path: Path) -> None:
+def test_prompt_file_is_relative_to_the_suite_file(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "own").mkdir()
     written = {place: f"{place.name}: a cat\n" for place in (folder, tmp_path / "own")}
     for place, prompts in written.items():
@@ -288,33 +287,33 @@ def test_prompts_lie_beside_the_suite_s_own_file_wherever_that_is(folder: Path, 
     assert [list(suite.prompt_list().values()) for suite in (shipped, own)] == [["suites: a cat"], ["own: a cat"]]
     assert by_path == shipped
     (tmp_path / "own" / "prompts.txt").write_text(written[folder], encoding="utf-8")
-    assert own.id.digest == shipped.id.digest, "wherever the same prompts lie"
+    assert own.id.digest == shipped.id.digest, "the digest does not depend on the place of the prompts"
 
 
-def test_a_suite_that_is_no_text_is_an_error(folder: Path) -> None:
+def test_suite_file_that_is_not_text_is_an_error(folder: Path) -> None:
     (folder / "own.toml").write_bytes(b'name = "\xff"')
     with pytest.raises(UserError, match="is not valid TOML"):
         suites.load("own")
 
 
-def test_a_missing_prompt_file_is_an_error(folder: Path) -> None:
+def test_missing_prompt_file_is_an_error(folder: Path) -> None:
     suite = suites.load(write(folder, "n = 3", 'source = "file"\nfile = "nowhere.txt"\nn = 2'))
     with pytest.raises(UserError, match=r"prompt file suites/nowhere\.txt"):
         suite.prompt_list()
 
 
-def test_prompt_ids_are_made_of_place_and_text(folder: Path) -> None:
+def test_prompt_ids_consist_of_position_and_text_digest(folder: Path) -> None:
     few, more = (suites.load(write(folder, "n = 3", f"n = {n}")).prompt_list() for n in (3, 5))
     assert list(few.items()) == list(more.items())[:3]
     assert list(few.values()) == [scene_at(index, "heldout").caption for index in range(3)]
     assert all(re.fullmatch(rf"0000{index}-[0-9a-f]{{8}}", prompt_id) for index, prompt_id in enumerate(few))
 
 
-def test_a_file_here_wins_over_the_package_s_own_of_its_name_and_hides_no_other(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_file_overrides_only_the_shipped_file_of_the_same_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(folder, 'scenes = ["scene_accuracy"]', 'scenes = ["clip_score.scenes"]', name="fid", text=OWN.replace('"own"', '"fid"'))
     write(folder, "include = []", 'include = ["fid", "clip_score", "agreement"]')
     assert suites.names() == sorted([*SHIPPED, "own"])
-    assert suites.load("own").metrics["scenes"][:2] == ("scene_accuracy", "clip_score.scenes")  # by the `fid` that lies here
+    assert suites.load("own").metrics["scenes"][:2] == ("scene_accuracy", "clip_score.scenes")  # from the local `fid`
     assert "agreement.ssim" in suites.load("own").metrics["scenes"]
     (folder / "prompts.txt").write_text("not the prompts of `standard`\n")
     assert len(suites.load("standard").prompt_list()) == 64
@@ -327,14 +326,14 @@ def test_a_file_here_wins_over_the_package_s_own_of_its_name_and_hides_no_other(
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_every_shipped_suite_loads_and_can_name_its_prompts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_shipped_suite_loads_and_lists_its_prompts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     suite = suites.load(name)
     assert suite.name == name
     assert set(suite.metrics.get("scenes", ())) <= PROTOCOLS.keys()
     assert (suite.family is None) == (suite.prompts is None) == (suite.sampling is None)
     if suite.prompts and suite.prompts.source == "dataset":
-        return  # they come from outside
+        return  # those prompts have to be downloaded
     assert re.fullmatch("[0-9a-f]{16}", suite.id.digest)
     assert len(suite.prompt_list()) == (suite.prompts.n if suite.prompts else 0)
 

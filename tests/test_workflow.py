@@ -1,4 +1,4 @@
-"""The workflow file that ships: what its scripts make of an installation and of the gate's exit codes, and what outlives a job."""
+"""The shipped workflow: how its scripts install sdbench and treat the gate's exit codes, and what is kept after a job."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from factories import make_measured, saved
+from factories import make_measurement, save_record
 
 from sdbench import cli
 
@@ -19,7 +19,7 @@ GATE = STEPS["Gate"]
 
 
 def run(step: dict[str, Any], folder: Path, **variables: str) -> tuple[int, str]:
-    """A step's script, as a runner calls it => its exit code, and what it said."""
+    """Run a step's script as a runner does => its exit code and output."""
     files = {"GITHUB_OUTPUT": str(folder / "output"), "GITHUB_STEP_SUMMARY": str(folder / "summary")}
     done = subprocess.run(
         ["bash", "-e", "-c", step["run"]], cwd=folder, env={**os.environ, **files, **variables}, capture_output=True, text=True, check=False
@@ -27,38 +27,39 @@ def run(step: dict[str, Any], folder: Path, **variables: str) -> tuple[int, str]
     return done.returncode, done.stdout + done.stderr
 
 
-def tool(path: Path, script: str) -> None:
+def write_tool(path: Path, script: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
 
-def test_it_is_for_a_runner_of_one_s_own_and_reads_only() -> None:
+def test_workflow_needs_a_self_hosted_runner_and_only_reads() -> None:
     assert "self-hosted" in WORKFLOW["jobs"]["gate"]["runs-on"]
     assert WORKFLOW["permissions"] == {"contents": "read"}
-    assert not any("${{" in step.get("run", "") for step in STEPS.values())  # inputs come as variables: a name cannot become a command
+    # inputs are passed as variables, so a name cannot become a command
+    assert not any("${{" in step.get("run", "") for step in STEPS.values())
     assert GATE["env"].keys() == {"CANDIDATE", "BASELINE"}
 
 
-def test_work_outlives_the_job_and_the_record_leaves_the_runner() -> None:
+def test_workspace_is_kept_and_the_record_is_uploaded() -> None:
     assert STEPS["actions/checkout@v4"]["with"] == {"clean": False}
-    kept = STEPS["Keep the report and the record"]
-    assert kept["if"] == "${{ always() }}"
-    assert kept["with"]["path"].split("\n")[:3] == ["gate.json", "gate.xml", "${{ steps.gate.outputs.record }}"]
+    upload = STEPS["Keep the report and the record"]
+    assert upload["if"] == "${{ always() }}"
+    assert upload["with"]["path"].split("\n")[:3] == ["gate.json", "gate.xml", "${{ steps.gate.outputs.record }}"]
 
 
-def test_sdbench_is_installed_from_where_the_user_says_and_from_nowhere_else(tmp_path: Path) -> None:
+def test_sdbench_is_installed_only_from_the_given_source(tmp_path: Path) -> None:
     (tmp_path / "pyproject.toml").touch()  # the repository of the models may be a package too
-    tool(tmp_path / "bin" / "python", "exit 0")
-    tool(tmp_path / ".venv" / "bin" / "pip", 'echo "$@" > asked')
+    write_tool(tmp_path / "bin" / "python", "exit 0")
+    write_tool(tmp_path / ".venv" / "bin" / "pip", 'echo "$@" > pip-arguments')
     path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
-    code, said = run(STEPS["Install"], tmp_path, PATH=path, SDBENCH=WORKFLOW["env"]["SDBENCH"])
+    code, output = run(STEPS["Install"], tmp_path, PATH=path, SDBENCH=WORKFLOW["env"]["SDBENCH"])
     assert code == 2
-    assert "::error::fill in SDBENCH" in said
-    assert not (tmp_path / "asked").exists()
+    assert "::error::fill in SDBENCH" in output
+    assert not (tmp_path / "pip-arguments").exists()
     filled = WORKFLOW["env"]["SDBENCH"].replace("OWNER", "someone").replace("COMMIT", "0123abc")
     assert run(STEPS["Install"], tmp_path, PATH=path, SDBENCH=filled) == (0, "")
-    assert (tmp_path / "asked").read_text() == "install --quiet sdbench @ git+https://github.com/someone/sdbench@0123abc\n"
+    assert (tmp_path / "pip-arguments").read_text() == "install --quiet sdbench @ git+https://github.com/someone/sdbench@0123abc\n"
 
 
 @pytest.mark.parametrize(
@@ -74,24 +75,24 @@ def test_sdbench_is_installed_from_where_the_user_says_and_from_nowhere_else(tmp
         (1, 0, 2),
     ],
 )
-def test_only_a_verdict_that_was_told_counts(exits: int, report: int | None, expected: int, tmp_path: Path) -> None:
-    (tmp_path / "gate.json").write_text(json.dumps({"exit_code": exits}))  # left by the job before
-    said = "" if report is None else f"echo '{json.dumps({'exit_code': report, 'inputs': None})}'"
-    tool(tmp_path / ".venv" / "bin" / "sdbench", f'[ "$2" = "a b" ] || exit 9\n{said}\nexit {exits}')
-    tool(tmp_path / ".venv" / "bin" / "python", 'exec python3 "$@"')
+def test_exit_code_counts_only_with_a_matching_report(exits: int, report: int | None, expected: int, tmp_path: Path) -> None:
+    (tmp_path / "gate.json").write_text(json.dumps({"exit_code": exits}))  # left by the previous job
+    print_report = "" if report is None else f"echo '{json.dumps({'exit_code': report, 'inputs': None})}'"
+    write_tool(tmp_path / ".venv" / "bin" / "sdbench", f'[ "$2" = "a b" ] || exit 9\n{print_report}\nexit {exits}')
+    write_tool(tmp_path / ".venv" / "bin" / "python", 'exec python3 "$@"')
     assert run(GATE, tmp_path, CANDIDATE="a b", BASELINE="production")[0] == expected
     assert (tmp_path / "output").read_text() == f"code={exits}\n"
 
 
-@pytest.mark.parametrize(("place", "kept"), [("results", True), ("elsewhere", False)])
-def test_the_record_is_named_as_the_gate_s_own_report_has_it(
-    place: str, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("place", "is_named"), [("results", True), ("elsewhere", False)])
+def test_record_is_named_as_in_the_report_of_the_gate(
+    place: str, is_named: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    record = saved(make_measured("with a space"), Path(place))
+    record = save_record(make_measurement("with a space"), Path(place))
     assert cli.main(["gate", str(record), "--baseline", str(record), "--json"]) == 0
     (tmp_path / "report").write_text(capsys.readouterr().out)
-    tool(tmp_path / ".venv" / "bin" / "sdbench", "cat report")
-    tool(tmp_path / ".venv" / "bin" / "python", 'exec python3 "$@"')
+    write_tool(tmp_path / ".venv" / "bin" / "sdbench", "cat report")
+    write_tool(tmp_path / ".venv" / "bin" / "python", 'exec python3 "$@"')
     assert run(GATE, tmp_path, CANDIDATE=str(record), BASELINE="production")[0] == 0
-    assert (tmp_path / "output").read_text() == (f"record={record}\n" if kept else "") + "code=0\n"
+    assert (tmp_path / "output").read_text() == (f"record={record}\n" if is_named else "") + "code=0\n"

@@ -1,4 +1,4 @@
-"""Stock SDXL pipelines so small that a test can afford them: 16 px, with the tensor names of a real architecture."""
+"""Tiny stock SDXL pipelines: 16 px, with the tensor names of a real architecture."""
 
 import shutil
 from pathlib import Path
@@ -26,13 +26,13 @@ VAE: dict[str, Any] = {"sample_size": SIZE_PX, "block_out_channels": [4, 8, 8]}
 
 
 def tiny_unet(architecture: str = "vega", seed: int = 0, family: Family = "scenes", **changes: Any) -> UNet2DConditionModel:
-    """A narrow UNet; its text has the family's width, by which it counts as of that family."""
+    """A narrow UNet; its cross-attention has the text width of `family`, by which the family is recognised."""
     torch.manual_seed(seed)
     return UNet2DConditionModel(**{**unet_config(architecture, family), **UNET, **changes})
 
 
 def noise_unet(config: dict[str, Any]) -> UNet2DConditionModel:
-    """A UNet of any size, its bfloat16 weights uniform noise, which takes a fraction of the time of a real start."""
+    """A UNet with uniform noise as bfloat16 weights, in a fraction of the time of a real initialisation."""
     with torch.device("meta"):
         unet = UNet2DConditionModel(**config)
     noise = {name: torch.empty(like.shape, dtype=torch.bfloat16).uniform_() for name, like in unet.state_dict().items()}
@@ -40,15 +40,15 @@ def noise_unet(config: dict[str, Any]) -> UNet2DConditionModel:
     return unet
 
 
-def with_unet(pipeline: Path, folder: Path, unet: UNet2DConditionModel, **how: str) -> Path:
-    """Write a pipeline like another but for its UNet, saved as `how` says => its folder."""
+def with_unet(pipeline: Path, folder: Path, unet: UNet2DConditionModel, **options: str) -> Path:
+    """Copy a pipeline with another UNet, saved with the `save_pretrained` options => its folder."""
     shutil.copytree(pipeline, folder, ignore=shutil.ignore_patterns("unet"))
-    unet.save_pretrained(folder / "unet", **how)
+    unet.save_pretrained(folder / "unet", **options)
     return folder
 
 
 def save_tiny_pipeline(folder: Path, architecture: str = "vega", seed: int = 0, family: Family = "scenes") -> Path:
-    """Write a whole pipeline in diffusers layout => its folder."""
+    """Write a complete tiny pipeline in diffusers layout => its folder."""
     parts = PARTS[family]
     torch.manual_seed(seed)
     encoders = {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from memory import added_anonymous
+from memory import peak_increase_bytes
 from safetensors.torch import load_file, save_file
 from tiny import noise_unet, tiny_unet, with_unet
 
@@ -62,7 +62,7 @@ def test_pruning_takes_little_memory(teacher_folder: Path, tmp_path: Path) -> No
     unet = noise_unet({**unet_config("sdxl", "scenes"), **widths})
     big = with_unet(teacher_folder, tmp_path / "big", unet)
     first = ["prune", "ssd-1b", "--teacher", str(teacher_folder), "--out", str(tmp_path / "first")]
-    added = added_anonymous(first, ["prune", "ssd-1b", "--teacher", str(big), "--out", str(tmp_path / "out")])
+    added = peak_increase_bytes(first, ["prune", "ssd-1b", "--teacher", str(big), "--out", str(tmp_path / "out")])
     assert (tmp_path / "out" / "unet" / WEIGHTS).stat().st_size > 90e6
     assert added < 50e6  # about 9 MB, of Python's objects; a copy of the student would be 95 MB more
 

@@ -1,4 +1,4 @@
-"""Published values are made again by the path that their source takes, and a wrong one is found."""
+"""Published values are reproduced on the path of their source, and a wrong one is detected."""
 
 import hashlib
 from dataclasses import replace
@@ -21,7 +21,7 @@ CONFIG = {**open_clip.get_model_config(clip.BACKBONES[published.BACKBONE])}
 def towers() -> Clip:
     torch.manual_seed(0)
     model = clip.build(CONFIG)
-    model.text_projection.data.neg_()  # with these weights the first cosine is below 0 otherwise, which the source shows as 0
+    model.text_projection.data.neg_()  # else the first cosine is negative with these weights, and the source clips it to 0
     return Clip(model, "random")
 
 
@@ -36,30 +36,30 @@ def compute_by_source(towers: Clip) -> list[float]:
     return [float(clip_score(*pair, network).detach()) for pair in pairs]
 
 
-def test_it_is_made_as_its_source_makes_it(towers: Clip) -> None:
-    found = [float(one.compute(towers)[0]) for one in published.PUBLISHED_VALUES]
+def test_values_match_the_original_implementation(towers: Clip) -> None:
+    found = [float(value.compute(towers)[0]) for value in published.PUBLISHED_VALUES]
     assert found == pytest.approx(compute_by_source(towers), abs=1e-3)
 
 
-def test_the_pictures_stay_what_they_are() -> None:
+def test_noise_pictures_are_frozen() -> None:
     digests = [hashlib.sha256(published.noise_picture(seed).tobytes()).hexdigest()[:16] for seed in (42, 43)]
     assert digests == ["76caf68b8b454c8b", "19c2e5887955f10b"]
 
 
-def test_the_doctor_compares(towers: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_compares_with_the_published_values(towers: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clip, "load", lambda _: towers)
-    fitting = [replace(one, expected=round(float(one.compute(towers)[0]), 3)) for one in published.PUBLISHED_VALUES]
-    monkeypatch.setattr(published, "PUBLISHED_VALUES", fitting)
+    matching = [replace(value, expected=round(float(value.compute(towers)[0]), 3)) for value in published.PUBLISHED_VALUES]
+    monkeypatch.setattr(published, "PUBLISHED_VALUES", matching)
     assert [finding.is_ok for finding in checks._published_values()] == [True] * 3
-    monkeypatch.setattr(published, "PUBLISHED_VALUES", [*fitting[:2], replace(fitting[2], expected=fitting[2].expected + 0.02)])
-    *fine, bad = checks._published_values()
-    assert [finding.is_ok for finding in fine] == [True] * 2
+    monkeypatch.setattr(published, "PUBLISHED_VALUES", [*matching[:2], replace(matching[2], expected=matching[2].expected + 0.02)])
+    *good, bad = checks._published_values()
+    assert [finding.is_ok for finding in good] == [True] * 2
     assert bad.is_fatal
     assert not bad.is_ok
-    assert f"published {fitting[2].expected + 0.02:.3f} (torchmetrics 1.9.0" in bad.text
+    assert f"published {matching[2].expected + 0.02:.3f} (torchmetrics 1.9.0" in bad.text
 
 
-def test_damaged_weights_are_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_weights_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def damaged(_: str) -> Clip:
         raise UserError("weights: clip.safetensors is torn; fetch it again")
 
@@ -70,11 +70,11 @@ def test_damaged_weights_are_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
     assert finding.text == "known values of CLIP vit-b-16: weights: clip.safetensors is torn; fetch it again"
 
 
-def test_without_weights_nothing_is_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def nowhere(_: str) -> Clip:
-        raise MissingError("nowhere")
+def test_missing_weights_are_not_fatal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(_: str) -> Clip:
+        raise MissingError("missing")
 
-    monkeypatch.setattr(clip, "load", nowhere)
+    monkeypatch.setattr(clip, "load", missing)
     (finding,) = checks._published_values()
     assert not finding.is_fatal
     assert "not checked, its weights are not at hand" in finding.text

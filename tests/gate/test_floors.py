@@ -1,11 +1,11 @@
-"""The noise floor: what a model differs from itself by, and what the gate makes of it."""
+"""The noise floor: how far two runs of one model differ, and how the gate uses it."""
 
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
-from factories import GPU, make_measured, saved, with_value
+from factories import GPU, make_measurement, save_record, with_value
 
 from sdbench.errors import UserError
 from sdbench.gate import floors
@@ -18,14 +18,14 @@ from sdbench.stats.decisions import BetweenRuns
 SUITE = SuiteId(name="quality", version=1, digest="5017e")
 
 
-def sides(tmp_path: Path, *seeds: int) -> list[Side]:
-    return [Side.read(saved(make_measured(seed=seed), tmp_path)) for seed in seeds]
+def make_sides(tmp_path: Path, *seeds: int) -> list[Side]:
+    return [Side.read(save_record(make_measurement(seed=seed), tmp_path)) for seed in seeds]
 
 
-def test_scores_have_the_paired_error_and_probes_that_of_their_runs(tmp_path: Path) -> None:
-    runs = sides(tmp_path, 1, 2, 3, 4)
+def test_scores_use_the_paired_error_and_probes_the_spread_between_runs(tmp_path: Path) -> None:
+    runs = make_sides(tmp_path, 1, 2, 3, 4)
     floor = floors.estimate(runs, (1, 2, 3, 4), SUITE)
-    # each side has noise of deviation 0.3, a prompt two samples, a hundred prompts
+    # noise of standard deviation 0.3 on each side, 2 samples per prompt, 100 prompts
     assert floor.metrics["clip_score.scenes"].noise == pytest.approx(math.sqrt(2) * 0.3 / math.sqrt(2) / 10, rel=0.1)
     latency = [value.value for run in runs if (value := run.record.value("latency.pipeline.p50")) and value.value]
     assert floor.metrics["latency.pipeline.p50"].noise == pytest.approx(math.sqrt(2) * np.std(np.log(latency), ddof=1))
@@ -33,60 +33,69 @@ def test_scores_have_the_paired_error_and_probes_that_of_their_runs(tmp_path: Pa
     assert floors.read(floors.write(floor, tmp_path)) == floor
 
 
-def test_one_latent_for_all_pictures_counts_with_what_it_does_to_all_of_them(tmp_path: Path) -> None:
-    drawn = [make_measured(seed=1), make_measured(seed=2, worse="clip_score.scenes", by=3.0)]  # another latent, all pictures worse
+def test_fixed_latent_adds_its_common_shift_to_the_noise(tmp_path: Path) -> None:
+    measurements = [
+        make_measurement(seed=1),
+        make_measurement(seed=2, worse="clip_score.scenes", by=3.0),
+    ]  # another latent, all pictures worse
     for kind, noise in (("per_image", 0.03), ("fixed", 3.0)):
-        runs = [Side.read(saved((record.model_copy(update={"noise": {"kind": kind}}), scores), tmp_path)) for record, scores in drawn]
+        runs = [
+            Side.read(save_record((record.model_copy(update={"noise": {"kind": kind}}), scores), tmp_path))
+            for record, scores in measurements
+        ]
         assert floors.estimate(runs, (1, 2), SUITE).metrics["clip_score.scenes"].noise == pytest.approx(noise, rel=0.2)
 
 
-def test_one_run_has_no_floor_and_what_a_run_lacks_has_none(tmp_path: Path) -> None:
+def test_floor_needs_two_runs_and_skips_metrics_missing_from_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="at least 2 runs"):
-        floors.estimate(sides(tmp_path, 1), (1,), SUITE)
-    gone = {"value": None, "low": None, "high": None, "samples": None, "state": "failed", "reason": "out of ink"}
-    other = Side.read(saved(with_value(make_measured(seed=2), "clip_score.scenes", **gone), tmp_path))
-    assert "clip_score.scenes" not in floors.estimate([*sides(tmp_path, 1), other], (1, 2), SUITE).metrics
+        floors.estimate(make_sides(tmp_path, 1), (1,), SUITE)
+    no_value = {"value": None, "low": None, "high": None, "samples": None, "state": "failed", "reason": "out of ink"}
+    other = Side.read(save_record(with_value(make_measurement(seed=2), "clip_score.scenes", **no_value), tmp_path))
+    assert "clip_score.scenes" not in floors.estimate([*make_sides(tmp_path, 1), other], (1, 2), SUITE).metrics
 
 
-def test_a_set_metric_without_influences_and_a_probe_at_0_have_no_floor(tmp_path: Path) -> None:
+def test_set_metric_without_influences_and_probe_at_zero_have_no_floor(tmp_path: Path) -> None:
     runs = []
     for seed in (1, 2):
-        record, scores = with_value(make_measured(seed=seed), "memory.peak_rss", value=0.0, samples=((0.0,),))
+        record, scores = with_value(make_measurement(seed=seed), "memory.peak_rss", value=0.0, samples=((0.0,),))
         del scores.columns["fd.scenes:influence"]
-        runs.append(Side.read(saved((record, scores), tmp_path)))
-    found = floors.estimate(runs, (1, 2), SUITE).metrics
-    assert found.keys() == {"clip_score.scenes", "preference.scenes", "scene_accuracy", "latency.pipeline.p50"}
-    assert all(math.isfinite(spread.noise) for spread in found.values())
+        runs.append(Side.read(save_record((record, scores), tmp_path)))
+    metrics = floors.estimate(runs, (1, 2), SUITE).metrics
+    assert metrics.keys() == {"clip_score.scenes", "preference.scenes", "scene_accuracy", "latency.pipeline.p50"}
+    assert all(math.isfinite(spread.noise) for spread in metrics.values())
 
 
-def test_conditions_have_no_floor(tmp_path: Path) -> None:
+def test_machine_conditions_have_no_floor(tmp_path: Path) -> None:
     drift = Value(name="machine.drift", kind="probe", direction="neither", unit="share", value=-0.02, n=1, samples=((-0.02,),))
-    made = [make_measured(seed=seed) for seed in (1, 2)]
-    runs = [Side.read(saved((record.model_copy(update={"values": (*record.values, drift)}), scores), tmp_path)) for record, scores in made]
-    found = floors.estimate(runs, (1, 2), SUITE).metrics
-    assert "machine.drift" not in found
-    assert all(math.isfinite(spread.noise) for spread in found.values())
+    measurements = [make_measurement(seed=seed) for seed in (1, 2)]
+    runs = [
+        Side.read(save_record((record.model_copy(update={"values": (*record.values, drift)}), scores), tmp_path))
+        for record, scores in measurements
+    ]
+    metrics = floors.estimate(runs, (1, 2), SUITE).metrics
+    assert "machine.drift" not in metrics
+    assert all(math.isfinite(spread.noise) for spread in metrics.values())
 
 
-def test_a_floor_that_cannot_be_read_is_said(tmp_path: Path) -> None:
+def test_unreadable_floor_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "floor.toml"
     path.write_text("family = 1")
     with pytest.raises(UserError, match="sdbench noise"):
         floors.read(path)
 
 
-def test_a_floor_of_a_single_run_is_none(tmp_path: Path) -> None:
-    path = floors.write(floors.estimate(sides(tmp_path, 1, 2), (1, 2), SUITE), tmp_path)
+def test_floor_file_with_a_single_run_is_rejected(tmp_path: Path) -> None:
+    path = floors.write(floors.estimate(make_sides(tmp_path, 1, 2), (1, 2), SUITE), tmp_path)
     path.write_text(path.read_text().replace("    2,\n", ""))
     with pytest.raises(UserError, match="sdbench noise"):
         floors.read(path)
 
 
-def test_only_floors_of_the_same_machine_class_count(tmp_path: Path) -> None:
-    runs = sides(tmp_path, 1, 2)
+def test_only_floors_of_the_same_machine_class_are_used(tmp_path: Path) -> None:
+    runs = make_sides(tmp_path, 1, 2)
     path = floors.write(floors.estimate(runs, (1, 2), SUITE), tmp_path)
     assert floors.between_runs(runs[0].record, tmp_path).keys() == {"latency.pipeline.p50", "memory.peak_rss"}
-    assert floors.between_runs(make_measured(machine=GPU)[0], tmp_path) == {}
+    assert floors.between_runs(make_measurement(machine=GPU)[0], tmp_path) == {}
     wider = floors.read(path).model_copy(
         update={"model": "other", "metrics": {"memory.peak_rss": floors.Spread(noise=9.0, values=(1.0,), unit="")}}
     )
@@ -94,27 +103,27 @@ def test_only_floors_of_the_same_machine_class_count(tmp_path: Path) -> None:
     assert floors.between_runs(runs[0].record, tmp_path)["memory.peak_rss"] == BetweenRuns(9.0, 2)
 
 
-def test_another_run_s_latency_is_judged_with_the_noise_between_runs(tmp_path: Path) -> None:
+def test_latency_of_another_run_is_judged_with_the_noise_between_runs(tmp_path: Path) -> None:
     rules = Policy(alpha=0.05, suites={"quality": {"latency.pipeline.p50": Rule(direction="lower", margin=0.05, required=True)}})
-    slower = saved(make_measured(worse="latency.pipeline.p50", by=0.15, run="another"), tmp_path)
-    together = saved(make_measured(worse="latency.pipeline.p50", by=0.15), tmp_path)
-    teacher = saved(make_measured("scenes-teacher", seed=2), tmp_path)
-    known = {"latency.pipeline.p50": BetweenRuns(0.1, 4)}
-    assert gate(together, teacher, rules, known).verdict == "regressed"
-    apart = gate(slower, teacher, rules, known)
+    slower = save_record(make_measurement(worse="latency.pipeline.p50", by=0.15, run="another"), tmp_path)
+    together = save_record(make_measurement(worse="latency.pipeline.p50", by=0.15), tmp_path)
+    teacher = save_record(make_measurement("scenes-teacher", seed=2), tmp_path)
+    between_runs = {"latency.pipeline.p50": BetweenRuns(0.1, 4)}
+    assert gate(together, teacher, rules, between_runs).verdict == "regressed"
+    apart = gate(slower, teacher, rules, between_runs)
     assert (apart.verdict, apart.notes, apart.results[0].needed_n) == ("inconclusive", (), None)
     assert "measure both models with one `sdbench run`" in apart.why
-    unknown = gate(slower, teacher, rules)
-    assert unknown.verdict == "regressed"
-    assert "measured in different runs" in unknown.notes[0]
+    without_floor = gate(slower, teacher, rules)
+    assert without_floor.verdict == "regressed"
+    assert "measured in different runs" in without_floor.notes[0]
 
 
-def test_a_record_passes_against_itself_however_far_runs_lie_apart(tmp_path: Path) -> None:
+def test_record_passes_against_itself_whatever_the_noise_between_runs(tmp_path: Path) -> None:
     rules = Policy(alpha=0.05, suites={"quality": {"latency.pipeline.p50": Rule(direction="lower", margin=0.05, required=True)}})
-    itself = saved(make_measured(run=""), tmp_path)
+    itself = save_record(make_measurement(run=""), tmp_path)
     assert gate(itself, itself, rules, {"latency.pipeline.p50": BetweenRuns(0.25, 4)}).verdict == "pass"
 
 
-def test_a_margin_below_its_floor_is_refused() -> None:
+def test_margin_below_its_noise_floor_is_rejected() -> None:
     with pytest.raises(ValueError, match="is below the noise floor"):
         Rule(direction="higher", margin=0.1, required=True, noise=0.2)

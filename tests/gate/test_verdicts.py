@@ -1,4 +1,4 @@
-"""How a verdict is written: XML and Markdown that cannot be broken by what they hold."""
+"""Verdicts as JUnit XML and Markdown, which no content can break."""
 
 from xml.etree import ElementTree as ET
 
@@ -23,7 +23,7 @@ MIXED = Report(
 )
 
 
-def test_junit_counts_what_it_holds() -> None:
+def test_junit_counts_match_its_cases() -> None:
     suite = ET.fromstring(MIXED.junit().encode())
     assert suite.attrib == {"name": "sdbench gate: x against y", "tests": "6", "failures": "3", "errors": "1", "skipped": "1"}
     found = {case.get("name"): [child.tag for child in case] for case in suite}
@@ -34,12 +34,12 @@ def test_junit_counts_what_it_holds() -> None:
 @pytest.mark.parametrize(
     ("verdict", "tag"), [("pass", None), ("regressed", "failure"), ("inconclusive", "failure"), ("incomparable", "error")]
 )
-def test_a_verdict_without_metrics_is_a_case_too(verdict: str, tag: str | None) -> None:
+def test_verdict_without_metrics_is_a_case(verdict: str, tag: str | None) -> None:
     (case,) = ET.fromstring(Report(verdict, "so", "x", "y").junit().encode())  # type: ignore[arg-type]
     assert [child.tag for child in case] == ([tag] if tag else [])
 
 
-def test_hostile_text_stays_text() -> None:
+def test_hostile_text_is_escaped() -> None:
     hostile = 'a "<b>" & \x00\x1b[31m | c\nd'
     report = Report("incomparable", hostile, hostile, hostile, (result(hostile, "incomparable", hostile),), (hostile,))
     assert len(ET.fromstring(report.junit().encode()).findall("testcase")) == 2
@@ -49,7 +49,7 @@ def test_hostile_text_stays_text() -> None:
     assert row.replace("\\|", "").count("|") == 8
 
 
-def test_markdown_says_verdict_reason_and_every_metric() -> None:
+def test_markdown_has_verdict_reason_and_every_metric() -> None:
     text = MIXED.markdown()
     assert text.startswith("### ❌ regressed: x against y\n\nx is worse\n")
     assert text.count("\n| ") == 7

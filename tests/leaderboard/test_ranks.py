@@ -1,8 +1,8 @@
-"""Ranks claim no more than paired tests bear out, and what they claim is consistent."""
+"""Ranks claim no more than paired tests support, and are consistent."""
 
 import numpy as np
 import pytest
-from factories import make_measured, with_value
+from factories import make_measurement, with_value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import ttest_rel
@@ -12,14 +12,14 @@ from sdbench.records import Record, Scores
 from sdbench.stats import decisions
 
 
-def spread(models: int, n: int, step: float, seed: int = 0) -> np.ndarray:
-    """Models `step` apart on prompts that all share; each with noise of its own."""
+def draw_scores(models: int, n: int, step: float, seed: int = 0) -> np.ndarray:
+    """Scores of models whose means are `step` apart, on shared prompts, each with its own noise => (models, n)."""
     rng = np.random.default_rng(seed)
     return rng.normal(0, 5, n) + rng.normal(0, 1, (models, n)) + step * np.arange(models)[:, None]
 
 
-def test_pairs_are_told_apart_as_by_scipys_paired_t_test_with_holm() -> None:
-    values = spread(4, 50, 0.4)
+def test_pairs_are_separated_as_by_scipys_paired_t_test_with_holm() -> None:
+    values = draw_scores(4, 50, 0.4)
     pairs = [(one, other) for one in range(4) for other in range(one + 1, 4)]
     expected = decisions.holm([ttest_rel(values[one], values[other]).pvalue for one, other in pairs])
     found = ranks.surely_better(values)
@@ -30,8 +30,8 @@ def test_pairs_are_told_apart_as_by_scipys_paired_t_test_with_holm() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(models=st.integers(2, 8), n=st.integers(2, 40), step=st.floats(0, 2), seed=st.integers(0, 99))
-def test_better_is_an_order_that_goes_with_the_means(models: int, n: int, step: float, seed: int) -> None:
-    values = spread(models, n, step, seed)
+def test_surely_better_is_a_partial_order_that_follows_the_means(models: int, n: int, step: float, seed: int) -> None:
+    values = draw_scores(models, n, step, seed)
     better = ranks.surely_better(values)
     assert not (better & better.T).any()
     assert ((better.astype(int) @ better.astype(int) > 0) <= better).all()
@@ -41,52 +41,54 @@ def test_better_is_an_order_that_goes_with_the_means(models: int, n: int, step: 
     assert not any(better[one, other] for one in range(models) for other in range(models) if places[one] == places[other])
 
 
-def test_equal_models_are_told_apart_once_in_twenty_times_at_most() -> None:
-    wrong = sum(ranks.surely_better(spread(5, 30, 0, seed)).any() for seed in range(400))
+def test_equal_models_are_separated_at_most_once_in_twenty_times() -> None:
+    wrong = sum(ranks.surely_better(draw_scores(5, 30, 0, seed)).any() for seed in range(400))
     assert wrong <= 400 * 0.05 + 2 * np.sqrt(400 * 0.05 * 0.95)
 
 
-def test_few_prompts_prove_nothing_however_alike_their_differences() -> None:
+def test_few_prompts_prove_nothing_even_with_equal_differences() -> None:
     assert not ranks.surely_better(np.array([[1.0, 2, 3], [2, 3, 4]])).any()
     assert ranks.surely_better(np.array([np.arange(9.0), np.arange(9.0) + 1]))[1, 0]
     assert not ranks.surely_better(np.array([np.arange(9.0), np.arange(9.0)])).any()
 
 
-def models() -> list[tuple[Record, Scores]]:
+def measure_models() -> list[tuple[Record, Scores]]:
     return [
-        make_measured("scenes-teacher", seed=1),
-        make_measured("same", seed=2),
-        make_measured("worse", seed=3, worse="clip_score.scenes", by=2.0),
-        make_measured("far", seed=4, worse="fd.scenes", by=300.0),
+        make_measurement("scenes-teacher", seed=1),
+        make_measurement("same", seed=2),
+        make_measurement("worse", seed=3, worse="clip_score.scenes", by=2.0),
+        make_measurement("far", seed=4, worse="fd.scenes", by=300.0),
     ]
 
 
-def test_models_that_cannot_be_told_apart_share_a_rank() -> None:
-    found = ranks.ranks(models(), ["clip_score.scenes", "fd.scenes", "no.such"])
+def test_models_that_cannot_be_separated_share_a_rank() -> None:
+    found = ranks.ranks(measure_models(), ["clip_score.scenes", "fd.scenes", "no.such"])
     assert found == {"clip_score.scenes": (1, 1, 4, 1), "fd.scenes": (1, 1, 1, 4)}
 
 
-def test_a_model_that_was_not_measured_alike_has_no_rank() -> None:
-    first, second, third, fourth = models()
+def test_model_that_was_not_measured_like_the_others_has_no_rank() -> None:
+    first, second, third, fourth = measure_models()
     columns = {**second[1].columns, "clip_score.scenes": np.full(200, np.nan)}
-    spoilt = second[0], Scores(second[1].prompt_ids, second[1].samples, columns)
-    elsewhere = third[0], Scores([f"q{name}" for name in third[1].prompt_ids], third[1].samples, third[1].columns)
-    lacking = with_value(fourth, "clip_score.scenes", state="missing", reason="no weights", value=None, low=None, high=None)
-    kept = make_measured("kept", seed=5)
-    assert ranks.ranks([first, spoilt, elsewhere, lacking, kept], ["clip_score.scenes"]) == {"clip_score.scenes": (1, None, None, None, 1)}
-    assert ranks.ranks([first, spoilt], ["clip_score.scenes"]) == {}
+    with_nan = second[0], Scores(second[1].prompt_ids, second[1].samples, columns)
+    other_prompts = third[0], Scores([f"q{name}" for name in third[1].prompt_ids], third[1].samples, third[1].columns)
+    without_value = with_value(fourth, "clip_score.scenes", state="missing", reason="no weights", value=None, low=None, high=None)
+    ranked = make_measurement("ranked", seed=5)
+    assert ranks.ranks([first, with_nan, other_prompts, without_value, ranked], ["clip_score.scenes"]) == {
+        "clip_score.scenes": (1, None, None, None, 1)
+    }
+    assert ranks.ranks([first, with_nan], ["clip_score.scenes"]) == {}
 
 
-@pytest.mark.parametrize("reference", ["another", None])  # older records do not name the teacher that they were compared with
+@pytest.mark.parametrize("reference", ["another", None])  # older records do not name the teacher they were compared with
 def test_distances_to_another_reference_are_not_ranked_with_the_first(reference: str | None) -> None:
-    first, second, *_, fourth = models()
+    first, second, *_, fourth = measure_models()
     other = with_value(second, "fd.scenes", reference=reference)
     assert ranks.ranks([first, other, fourth], ["fd.scenes"]) == {"fd.scenes": (1, None, 2)}
     assert ranks.ranks([other, other], ["fd.scenes"]) == {"fd.scenes": (1, 1)}
 
 
-def test_samples_are_averaged_by_prompt_and_turned_so_that_more_is_better() -> None:
-    record, scores = make_measured()
+def test_values_per_prompt_average_samples_and_are_signed_so_that_more_is_better() -> None:
+    record, scores = make_measurement()
     order = np.random.default_rng(0).permutation(200)
     shuffled = Scores(
         [scores.prompt_ids[i] for i in order],

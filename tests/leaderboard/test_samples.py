@@ -1,4 +1,4 @@
-"""The sheet of sample pictures: the same prompts in each column, whatever single records have lost."""
+"""The sheet of sample pictures: each column is one prompt, even if single records lack pictures."""
 
 import io
 from collections.abc import Sequence
@@ -23,14 +23,14 @@ def png(shade: int, size_px: int = 32) -> bytes:
     return buffer.getvalue()
 
 
-def kept(results: Path, name: str, shades: Sequence[int], **changes: object) -> Path:
-    """A record with a picture of one shade for each of the prompts."""
+def write_record(results: Path, name: str, shades: Sequence[int], **changes: object) -> Path:
+    """Write a record with a picture of a single shade for each of the prompts => its folder."""
     pictures = {f"{prompt}.png": png(shade) for prompt, shade in zip(PROMPTS, shades, strict=False)}
     return records.write(make_record(name, **changes), make_scores(), pictures, results)
 
 
-def sheet(results: Path) -> np.ndarray:
-    """The only sheet => the shade in the middle of each of its pictures."""
+def write_sheet(results: Path) -> np.ndarray:
+    """Write the only sheet => the shade in the middle of each of its pictures."""
     (path,) = samples.write(standings.read_rows(results), results)
     assert path == results / "samples-scenes-quality.png"
     side = samples.MIN_WIDTH_PX + samples.GAP_PX  # 32 px are enlarged three times
@@ -39,25 +39,25 @@ def sheet(results: Path) -> np.ndarray:
         return np.asarray(image)[side // 2 :: side, side // 2 :: side, 0]
 
 
-def test_each_row_is_a_model_and_each_column_a_prompt_that_all_of_them_have(tmp_path: Path) -> None:
-    kept(tmp_path, "scenes-teacher", range(10))
-    student = kept(tmp_path, "scenes-vega", range(100, 110))
-    kept(tmp_path, "scenes-without", ())
-    assert sheet(tmp_path).tolist() == [[*range(8)], [*range(100, 108)]]
+def test_rows_are_models_and_columns_are_prompts_that_all_of_them_have(tmp_path: Path) -> None:
+    write_record(tmp_path, "scenes-teacher", range(10))
+    student = write_record(tmp_path, "scenes-vega", range(100, 110))
+    write_record(tmp_path, "scenes-without", ())
+    assert write_sheet(tmp_path).tolist() == [[*range(8)], [*range(100, 108)]]
     (student / "images" / "p0001.png").unlink()
     shared = [0, *range(2, 9)]
-    assert sheet(tmp_path).tolist() == [shared, [100 + shade for shade in shared]]
+    assert write_sheet(tmp_path).tolist() == [shared, [100 + shade for shade in shared]]
     (student / "images" / "p0002.png").write_bytes(png(0)[:60])
     with pytest.raises(UserError, match=r"p0002\.png cannot be read .* delete it: the sheet does without"):
-        sheet(tmp_path)
+        write_sheet(tmp_path)
     for path in (student / "images").iterdir():
         path.rename(path.with_stem(f"other-{path.stem}"))
     assert samples.write(standings.read_rows(tmp_path), tmp_path) == []
 
 
-def test_of_a_suite_on_several_machines_the_sheet_shows_the_newest_section(tmp_path: Path) -> None:
-    kept(tmp_path, "scenes-teacher", [1], created=datetime(2026, 1, 1, tzinfo=UTC))
-    kept(tmp_path, "scenes-teacher", [2], created=datetime(2026, 1, 2, tzinfo=UTC), machine=GPU)
-    assert sheet(tmp_path).tolist() == [[2]]
-    kept(tmp_path, "scenes-vega", [3], created=datetime(2026, 1, 3, tzinfo=UTC))
-    assert sheet(tmp_path).tolist() == [[1], [3]]
+def test_sheet_of_a_suite_on_several_machines_shows_the_newest_section(tmp_path: Path) -> None:
+    write_record(tmp_path, "scenes-teacher", [1], created=datetime(2026, 1, 1, tzinfo=UTC))
+    write_record(tmp_path, "scenes-teacher", [2], created=datetime(2026, 1, 2, tzinfo=UTC), machine=GPU)
+    assert write_sheet(tmp_path).tolist() == [[2]]
+    write_record(tmp_path, "scenes-vega", [3], created=datetime(2026, 1, 3, tzinfo=UTC))
+    assert write_sheet(tmp_path).tolist() == [[1], [3]]

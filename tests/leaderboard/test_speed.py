@@ -1,4 +1,4 @@
-"""Ratios to the teacher, and tables of settings: what must never share a table does not."""
+"""Speed-ups over the teacher, and tables by setting: values that must not share a table do not."""
 
 import math
 
@@ -20,11 +20,11 @@ def probe(name: str, rounds: list[list[float]], unit: str = "s", direction: str 
     )
 
 
-def lost(name: str, reason: str) -> Value:
+def failed_probe(name: str, reason: str) -> Value:
     return Value(name=name, kind="probe", direction="lower", unit="s", state="failed", reason=reason)
 
 
-def full_size(name: str, *values: Value) -> Record:
+def full_size_record(name: str, *values: Value) -> Record:
     model = Model(name=name, architecture=name, source="random", weights_digest=None, label="random weights")
     return make_record(name, values, family="sdxl", machine=GPU, n_images=0, model=model)
 
@@ -33,37 +33,39 @@ TEACHER = [[2.0, 2.1, 2.0], [2.2, 2.3, 2.2], [2.0, 2.0, 2.1]]
 STUDENT = [[1.0, 1.1, 1.0], [1.1, 1.1, 1.2], [1.0, 1.0, 1.0]]
 
 
-def test_a_ratio_has_the_interval_of_resampled_rounds() -> None:
-    teacher, student = full_size("sdxl", probe(speed.P50, TEACHER)), full_size("vega", probe(speed.P50, STUDENT))
+def test_speed_up_has_the_interval_of_its_rounds() -> None:
+    teacher, student = full_size_record("sdxl", probe(speed.P50, TEACHER)), full_size_record("vega", probe(speed.P50, STUDENT))
     bounds = ratio_bounds(STUDENT, TEACHER, 0.975)
     low, high = math.exp(-bounds.high), math.exp(-bounds.low)
-    said = speed.format_speed_up(student, teacher, speed.P50)
-    assert said.startswith(f"{2.1 / 1.0:.2f}x"), "medians of all calls"
-    assert said.partition(" ")[2] == tables.format_estimate(2.1, low, high).partition(" ")[2]
+    text = speed.format_speed_up(student, teacher, speed.P50)
+    assert text.startswith(f"{2.1 / 1.0:.2f}x"), "medians of all calls"
+    assert text.partition(" ")[2] == tables.format_estimate(2.1, low, high).partition(" ")[2]
     assert low < 2.1 < high
     assert speed.format_speed_up(teacher, teacher, speed.P50) == "1.00x"
 
 
 @pytest.mark.parametrize("runs", [("a", "b"), ("", "")])
-def test_a_ratio_of_two_runs_has_no_interval_and_says_so(runs: tuple[str, str]) -> None:
-    made = full_size("sdxl", probe(speed.P50, TEACHER)), full_size("vega", probe(speed.P50, STUDENT))
-    teacher, student = (record.model_copy(update={"run": run}) for record, run in zip(made, runs, strict=True))
+def test_speed_up_between_two_runs_has_no_interval_and_is_marked(runs: tuple[str, str]) -> None:
+    records = full_size_record("sdxl", probe(speed.P50, TEACHER)), full_size_record("vega", probe(speed.P50, STUDENT))
+    teacher, student = (record.model_copy(update={"run": run}) for record, run in zip(records, runs, strict=True))
     assert speed.format_speed_up(student, teacher, speed.P50) == "2.10x (other runs)"
     assert speed.grids([teacher, student], teacher)["Speed-up over sdxl by stage"].rows == (("pipeline", "base", "2.10x (other runs)"),)
 
 
-def test_one_round_has_no_interval_and_a_failure_says_why() -> None:
-    teacher, student = full_size("sdxl", probe(speed.P50, [[2.0]])), full_size("vega", probe(speed.P50, [[1.0]]))
+def test_speed_up_of_one_round_has_no_interval_and_a_failure_shows_its_reason() -> None:
+    teacher, student = full_size_record("sdxl", probe(speed.P50, [[2.0]])), full_size_record("vega", probe(speed.P50, [[1.0]]))
     assert speed.format_speed_up(student, teacher, speed.P50) == "2.000x"
-    broken = full_size("vega", lost(speed.P50, "out of memory at batch 8; the largest batch that fits is 4"))
+    broken = full_size_record("vega", failed_probe(speed.P50, "out of memory at batch 8; the largest batch that fits is 4"))
     assert speed.format_speed_up(broken, teacher, speed.P50) == "failed: out of memory at batch 8; the largest batch that fits is 4"
     assert speed.format_speed_up(student, broken, speed.P50) == "missing: nothing of the teacher to compare with"
 
 
-def test_settings_have_rows_and_the_tiny_vae_a_table_of_its_own() -> None:
+def test_each_setting_has_a_row_and_the_tiny_vae_its_own_table() -> None:
     names = (speed.P50, f"{speed.P50}@b8", f"{speed.P50}@tiny-vae", f"{speed.P50}@b8+tiny-vae")
-    teacher = full_size("sdxl", *(probe(name, TEACHER) for name in names))
-    student = full_size("vega", probe(names[0], STUDENT), lost(names[1], "out of memory"), *(probe(name, STUDENT) for name in names[2:]))
+    teacher = full_size_record("sdxl", *(probe(name, TEACHER) for name in names))
+    student = full_size_record(
+        "vega", probe(names[0], STUDENT), failed_probe(names[1], "out of memory"), *(probe(name, STUDENT) for name in names[2:])
+    )
     found = speed.grids([teacher, student], teacher)
     assert list(found) == ["Speed-up over sdxl by stage", "By setting", "With the tiny VAE"]
     assert [row[1] for row in found["By setting"].rows] == ["base", "b8"]
@@ -73,14 +75,14 @@ def test_settings_have_rows_and_the_tiny_vae_a_table_of_its_own() -> None:
     assert [row[:2] for row in found["Speed-up over sdxl by stage"].rows] == [("pipeline", "base"), ("pipeline", "b8")]
 
 
-def test_a_suite_without_settings_or_models_has_no_such_tables() -> None:
-    teacher = full_size("sdxl", probe(speed.P50, TEACHER))
+def test_suite_without_settings_or_speeds_has_no_tables() -> None:
+    teacher = full_size_record("sdxl", probe(speed.P50, TEACHER))
     assert speed.grids([teacher], teacher) == {}
     assert speed.grids([make_record()], None) == {}
 
 
-def test_published_ratios_stand_beside_the_measured() -> None:
-    teacher, student = full_size("sdxl", probe(speed.P50, TEACHER)), full_size("ssd-1b", probe(speed.P50, STUDENT))
+def test_published_ratios_are_listed_beside_measured_ones() -> None:
+    teacher, student = full_size_record("sdxl", probe(speed.P50, TEACHER)), full_size_record("ssd-1b", probe(speed.P50, STUDENT))
     rows = speed.published_grid([teacher, student], teacher).rows
     by_claim = {row[0]: row for row in rows}
     koala = by_claim["latency and memory: RTX 4090, 1024 px"]
@@ -92,7 +94,7 @@ def test_published_ratios_stand_beside_the_measured() -> None:
     assert speed.published_grid([student], None).rows == ()
 
 
-def test_numbers_that_ratios_are_made_of_are_those_in_the_text() -> None:
+def test_numbers_of_published_claims_appear_in_their_text() -> None:
     for claim in published.load_claims():
         for probe_name, numbers in claim.numbers.items():
             for model, number in numbers.items():

@@ -1,4 +1,4 @@
-"""The metrics against the truth: closed forms of the rank correlation, and what is left out of it."""
+"""Rank correlation of the metrics with the scene accuracy: closed forms, and which metrics are left out."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from sdbench.records import Model, Record, Scores, Value
 from sdbench.stats import intervals
 
 
-def measured(name: str, accuracy: float, fd: float, clip: float, spread: float = 0.0) -> tuple[Record, Scores]:
+def measure(name: str, accuracy: float, fd: float, clip: float, spread: float = 0.0) -> tuple[Record, Scores]:
     rng = np.random.default_rng(int(1000 * accuracy))
     right = (np.arange(100) < 100 * accuracy).astype(float)
     columns = {"scene_accuracy": right, "clip_score.scenes": clip + spread * rng.normal(size=100), "fd.scenes:influence": np.zeros(100)}
@@ -27,8 +27,8 @@ def measured(name: str, accuracy: float, fd: float, clip: float, spread: float =
     return make_record(name, values, model=model), make_scores(50, 2, **columns)
 
 
-def test_a_metric_that_orders_the_models_as_the_truth_does_has_correlation_1_whatever_its_direction() -> None:
-    models = [measured(f"m{k}", 0.1 + 0.2 * k, fd=500 - 100 * k, clip=k) for k in range(4)]
+def test_metric_with_the_true_order_has_correlation_1_whatever_its_direction() -> None:
+    models = [measure(f"m{k}", 0.1 + 0.2 * k, fd=500 - 100 * k, clip=k) for k in range(4)]
     found = truth.grid(models)
     assert found is not None
     assert [row[:2] for row in found.rows] == [("fd.scenes", "4"), ("clip_score.scenes", "4")]
@@ -36,12 +36,12 @@ def test_a_metric_that_orders_the_models_as_the_truth_does_has_correlation_1_wha
     assert truth.grid(models[:3]) is None
 
 
-def test_metrics_that_one_model_lacks_or_took_against_another_reference_are_left_out() -> None:
-    models = [measured(f"m{k}", 0.1 + 0.2 * k, fd=100 * k, clip=k) for k in range(4)]
-    upside_down = truth.grid(models)
-    assert upside_down is not None
-    assert upside_down.rows[0][:2] == ("fd.scenes", "4")
-    assert upside_down.rows[0][2].startswith("-1")
+def test_metrics_missing_from_a_model_or_with_another_reference_are_left_out() -> None:
+    models = [measure(f"m{k}", 0.1 + 0.2 * k, fd=100 * k, clip=k) for k in range(4)]
+    reversed_order = truth.grid(models)
+    assert reversed_order is not None
+    assert reversed_order.rows[0][:2] == ("fd.scenes", "4")
+    assert reversed_order.rows[0][2].startswith("-1")
     record, scores = models[2]
     models[2] = (record, Scores(scores.prompt_ids, scores.samples, {k: v for k, v in scores.columns.items() if k != "clip_score.scenes"}))
     found = truth.grid(models)
@@ -53,7 +53,7 @@ def test_metrics_that_one_model_lacks_or_took_against_another_reference_are_left
     assert [row[0] for row in found.rows] == ["clip_score.scenes"]
 
 
-def test_the_rank_correlation_is_spearmans_and_its_interval_follows_the_draws() -> None:
+def test_rank_correlation_is_spearmans_and_its_interval_follows_the_draws() -> None:
     rng = np.random.default_rng(0)
     one, other = rng.normal(size=9), np.round(rng.normal(size=9))  # with ties
     draws = rng.normal(size=(500, 9))
@@ -68,7 +68,7 @@ def test_the_rank_correlation_is_spearmans_and_its_interval_follows_the_draws() 
         intervals.rank_correlation(one[:2], other[:2], draws[:, :2], draws[:, :2])
 
 
-def test_equal_models_have_no_order_to_agree_with() -> None:
-    found = truth.grid([measured(f"m{k}", 0.5, fd=100 * k, clip=k) for k in range(4)])
+def test_equal_models_have_no_rank_correlation() -> None:
+    found = truth.grid([measure(f"m{k}", 0.5, fd=100 * k, clip=k) for k in range(4)])
     assert found is not None
     assert {row[2] for row in found.rows} == {"not applicable: all models are equal"}

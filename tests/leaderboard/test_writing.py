@@ -1,11 +1,11 @@
-"""The leaderboard's tables are frozen as text, and what must never happen to a number is tested one by one."""
+"""The leaderboard's tables match golden files, and the rules for their numbers are tested one by one."""
 
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from factories import GPU, LAPTOP, make_record, make_scores, saved
+from factories import GPU, LAPTOP, make_record, make_scores, save_record
 
 from sdbench import records, tables
 from sdbench.errors import UserError
@@ -19,17 +19,17 @@ PICTURES = ("clip_score.scenes", "preference.scenes", "scene_accuracy")
 
 @pytest.fixture(autouse=True)
 def _scores(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """The rows of `board` have no files: all its pictures have the score of their model, preference with noise of its own."""
+    """Scores for `example_rows`, which has no files: every picture has its model's score, preference with added noise."""
     if "tmp_path" in request.fixturenames:
         return
 
-    def made(folder: Path) -> Scores:
-        (record,) = (row.record for row in board() if row.folder == folder)
+    def read_scores(folder: Path) -> Scores:
+        (record,) = (row.record for row in example_rows() if row.folder == folder)
         noise = {"preference.scenes": np.random.default_rng(int(folder.name[0])).normal(0, 9, 256)}
         values = {value.name: value.value for value in record.values if value.name in PICTURES and value.value is not None}
         return make_scores(128, 2, **{name: value + noise.get(name, np.zeros(256)) for name, value in values.items()})
 
-    monkeypatch.setattr(records, "read_scores", made)
+    monkeypatch.setattr(records, "read_scores", read_scores)
 
 
 def score(name: str, unit: str, value: float, low: float, high: float, **more: object) -> Value:
@@ -72,8 +72,8 @@ def speeds(seconds: float) -> tuple[Value, ...]:
     )
 
 
-def board() -> list[Row]:
-    """Five models in two families, with everything a table must cope with; deliberately out of order."""
+def example_rows() -> list[Row]:
+    """Four models in two families, with every case that a table must handle; deliberately out of order."""
     no_model = "pictures, no model"
     rendered = (
         Value(name="fd.scenes", kind="set", direction="lower", unit="distance", value=3.21, low=2.9, high=3.52, n=256, reference="4ef"),
@@ -116,7 +116,7 @@ def board() -> list[Row]:
     sdxl = (*speeds(3.0), count("parameters.unet", "parameters", 2_567_463_684), count("flops.unet", "MACs", 3.3806e12))
     suite = SuiteId(name="efficiency", version=2, digest="e44")
     random = Model(name="sdxl", architecture="sdxl", source="random", weights_digest=None, label="random weights")
-    made = [
+    examples = [
         make_record("scenes-vega", vega, n_images=256, sampling={"steps": 20, "guidance_scale": 5.0, "scheduler": "euler"}),
         make_record("scenes-teacher", teacher, n_images=256),
         make_record(
@@ -127,23 +127,23 @@ def board() -> list[Row]:
         ),
         make_record("sdxl", sdxl, family="sdxl", suite=suite, machine=GPU, n_images=0, model=random),
     ]
-    return [Row(Path(f"{index}" * 4), record) for index, record in enumerate(made)]
+    return [Row(Path(f"{index}" * 4), record) for index, record in enumerate(examples)]
 
 
-def test_markdown_reads_as_agreed() -> None:
-    assert writing.markdown(board()) == (GOLDEN / "leaderboard.md").read_text(encoding="utf-8")
+def test_markdown_matches_the_golden_file() -> None:
+    assert writing.markdown(example_rows()) == (GOLDEN / "leaderboard.md").read_text(encoding="utf-8")
 
 
-def test_the_terminal_reads_as_agreed() -> None:
-    assert writing.text_table(board(), width=150) == (GOLDEN / "leaderboard.txt").read_text(encoding="utf-8")
+def test_terminal_table_matches_the_golden_file() -> None:
+    assert writing.text_table(example_rows(), width=150) == (GOLDEN / "leaderboard.txt").read_text(encoding="utf-8")
 
 
-def test_the_order_of_records_changes_nothing() -> None:
-    assert writing.markdown(board()[::-1]) == writing.markdown(board())
+def test_order_of_records_does_not_matter() -> None:
+    assert writing.markdown(example_rows()[::-1]) == writing.markdown(example_rows())
 
 
-def test_every_row_of_every_table_is_as_wide_as_its_header_and_no_cell_is_empty() -> None:
-    tables_found = re.findall(r"(?:^\|.*\n)+", writing.markdown(board()), re.MULTILINE)
+def test_every_row_has_the_width_of_its_header_and_no_empty_cell() -> None:
+    tables_found = re.findall(r"(?:^\|.*\n)+", writing.markdown(example_rows()), re.MULTILINE)
     assert len(tables_found) == 7
     for table in tables_found:
         cells = [re.split(r"(?<!\\)\|", line.strip())[1:-1] for line in table.strip().splitlines()]
@@ -152,44 +152,44 @@ def test_every_row_of_every_table_is_as_wide_as_its_header_and_no_cell_is_empty(
 
 
 def test_machines_suite_versions_digests_and_families_never_share_a_table() -> None:
-    def record(**changes: object) -> Record:
+    def make(**changes: object) -> Record:
         return make_record("scenes-teacher", (score("scene_accuracy", "share", 0.5, 0.4, 0.6),), **changes)
 
-    other = [
-        record(),
-        record(machine=GPU),
-        record(machine=LAPTOP.model_copy(update={"torch": "2.12.0"})),
-        record(family="sdxl"),
-        record(suite=SuiteId(name="quality", version=2, digest="5017e")),
-        record(suite=SuiteId(name="quality", version=1, digest="07e4")),
-        record(suite=SuiteId(name="standard", version=1, digest="5017e")),
+    others = [
+        make(),
+        make(machine=GPU),
+        make(machine=LAPTOP.model_copy(update={"torch": "2.12.0"})),
+        make(family="sdxl"),
+        make(suite=SuiteId(name="quality", version=2, digest="5017e")),
+        make(suite=SuiteId(name="quality", version=1, digest="07e4")),
+        make(suite=SuiteId(name="standard", version=1, digest="5017e")),
     ]
-    found = standings.sections([Row(Path("0"), one) for one in other])
-    assert [len(section.rows) for section in found] == [1] * len(other)
+    found = standings.sections([Row(Path("0"), record) for record in others])
+    assert [len(section.rows) for section in found] == [1] * len(others)
     titles = [section.title for section in found]
-    assert len(set(titles)) == len(other), "those of one suite and machine by their digest"
+    assert len(set(titles)) == len(others), "sections of one suite and machine differ by their digest"
     assert [title for title in titles if "digest" in title] == [
         "scenes: quality@1 (digest 07e4) on Some CPU 3000 (8 cores), torch 2.11",
         "scenes: quality@1 (digest 5017e) on Some CPU 3000 (8 cores), torch 2.11",
     ]
 
 
-def test_the_teacher_of_a_section_is_the_one_with_real_weights() -> None:
+def test_teacher_of_a_section_is_the_one_with_real_weights() -> None:
     def row(label: str) -> Row:
         model = Model(name="scenes-teacher", architecture="sdxl", source="embedded", weights_digest=None, label=label)
         return Row(Path("0"), make_record(values=speeds(2.0), model=model))
 
     real, random, student = row(""), row("random weights"), Row(Path("0"), make_record("scenes-vega", speeds(1.0)))
-    for board in ([real, random, student], [student, random, real]):
-        (section,) = standings.sections(board)
+    for rows in ([real, random, student], [student, random, real]):
+        (section,) = standings.sections(rows)
         assert section.teacher == real
-        assert {one.name for one in section.rows} == {"scenes-teacher", "scenes-teacher (random weights)", "scenes-vega"}
+        assert {row.name for row in section.rows} == {"scenes-teacher", "scenes-teacher (random weights)", "scenes-vega"}
     (section,) = standings.sections([student, random])
     assert section.teacher == random
     assert standings.sections([student])[0].teacher is None
 
 
-def test_models_go_from_pictures_over_the_teacher_to_the_smallest_and_the_unknown_last() -> None:
+def test_models_are_ordered_from_rendered_pictures_and_teacher_to_the_smallest_and_unknown() -> None:
     def row(name: str, parameters: float | None, source: str = "folder:x") -> Row:
         values = (count("parameters.unet", "parameters", parameters),) if parameters else ()
         return Row(
@@ -207,28 +207,28 @@ def test_models_go_from_pictures_over_the_teacher_to_the_smallest_and_the_unknow
     assert [record.model.name for record in section.records] == ["scenes-rendered", "scenes-teacher", "a-finetune", "small", "unknown"]
 
 
-def test_write_reads_the_records_and_replaces_the_file(tmp_path: Path) -> None:
+def test_write_replaces_the_files_with_tables_of_the_records(tmp_path: Path) -> None:
     record = make_record(values=(score("scene_accuracy", "share", 0.5, 0.4, 0.6, n=4),))
-    folder = saved((record, make_scores()), tmp_path)
+    folder = save_record((record, make_scores()), tmp_path)
     (tmp_path / "LEADERBOARD.md").write_text("old")
-    board = standings.read_rows(tmp_path)
-    written = writing.write(board, tmp_path)
+    rows = standings.read_rows(tmp_path)
+    written = writing.write(rows, tmp_path)
     assert written == [tmp_path / "LEADERBOARD.md", tmp_path / "LEADERBOARD.tex"]
-    assert board == [Row(folder, record)]
-    assert [path.read_text(encoding="utf-8") for path in written] == [writing.markdown(board), writing.latex(board)]
+    assert rows == [Row(folder, record)]
+    assert [path.read_text(encoding="utf-8") for path in written] == [writing.markdown(rows), writing.latex(rows)]
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["LEADERBOARD.md", "LEADERBOARD.tex", "scenes"]
 
 
-def test_a_paper_s_tables_hold_what_the_leaderboard_does() -> None:
-    text = writing.latex(board())
-    cells = {cell for section in standings.sections(board()) for row in writing.quality_grid(section).rows for cell in row}
+def test_latex_has_every_cell_of_the_leaderboard() -> None:
+    text = writing.latex(example_rows())
+    cells = {cell for section in standings.sections(example_rows()) for row in writing.quality_grid(section).rows for cell in row}
     assert all(tables.escape_latex(cell) in text for cell in cells)
     assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == text.count(r"\caption{") >= 2
     printed = [line for line in text.splitlines() if not line.startswith("%")]
-    assert not [line for line in printed if re.search(r"(?<!\\)[%#_]|[±↑↓^]", line)], "LaTeX would stumble over it"
+    assert not [line for line in printed if re.search(r"(?<!\\)[%#_]|[±↑↓^]", line)], "LaTeX cannot print these unescaped"
 
 
-def test_latex_prints_a_cell_as_it_is() -> None:
+def test_latex_escapes_cells() -> None:
     grid = tables.Grid(("model", "a_b ↑"), (("x & y", "1 ± 2 %"), ("back\\slash", "<{~^}>")))
     assert tables.latex(grid).splitlines() == [
         r"\begin{tabular}{lr}",
@@ -242,7 +242,7 @@ def test_latex_prints_a_cell_as_it_is() -> None:
     ]
 
 
-def test_noise_is_said_where_a_record_says_it() -> None:
+def test_noise_is_in_the_footer_if_a_record_has_it() -> None:
     with_noise = make_record("new", noise={"kind": "per_image", "seed": 7})
     (section,) = standings.sections([Row(Path("a"), with_noise), Row(Path("b"), make_record("old"))])
     assert 'noise: kind "per_image", seed 7 (new); not in the record (old)' in writing.footer_lines(section)
@@ -250,14 +250,14 @@ def test_noise_is_said_where_a_record_says_it() -> None:
     assert not [line for line in writing.footer_lines(section) if line.startswith("noise")]
 
 
-def test_a_place_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+def test_unwritable_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot write"):
         writing.write([], tmp_path / "file")
 
 
 @pytest.mark.parametrize(
-    ("value", "low", "high", "said"),
+    ("value", "low", "high", "expected"),
     [
         (12.3456, 11.3456, 13.3456, "12.3 ± 1.0"),
         (0.51234, 0.51134, 0.51334, "0.5123 ± 0.0010"),
@@ -272,47 +272,47 @@ def test_a_place_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
         (-2.0, -2.5, -1.5, "-2.00 ± 0.50"),
     ],
 )
-def test_numbers_are_written_to_two_digits_of_their_uncertainty(value: float, low: float | None, high: float | None, said: str) -> None:
-    assert tables.format_estimate(value, low, high) == said
+def test_numbers_have_two_digits_of_their_uncertainty(value: float, low: float | None, high: float | None, expected: str) -> None:
+    assert tables.format_estimate(value, low, high) == expected
 
 
 @pytest.mark.parametrize(
-    ("value", "said"), [(0, "0"), (999, "999"), (1000, "1 k"), (745_225_604, "745.2 M"), (3.3806e12, "3.381 T"), (5e21, "5e+06 P")]
+    ("value", "expected"), [(0, "0"), (999, "999"), (1000, "1 k"), (745_225_604, "745.2 M"), (3.3806e12, "3.381 T"), (5e21, "5e+06 P")]
 )
-def test_counts_are_written_on_the_thousands_scale(value: float, said: str) -> None:
-    assert tables.format_count(value) == said
+def test_counts_have_a_thousands_suffix(value: float, expected: str) -> None:
+    assert tables.format_count(value) == expected
 
 
-def test_names_cannot_break_out_of_a_table_or_be_read_as_markup() -> None:
+def test_names_are_escaped_in_tables() -> None:
     grid = tables.Grid(("model",), (("[red]a|b</td>\nc",),))
     assert tables.markdown(grid).splitlines()[2] == "| [red]a\\|b&lt;/td> c |"
     assert "[red]a|b</td>" in tables.text(grid, 80)
 
 
-def test_published_numbers_carry_a_source_and_stay_out_of_measured_tables() -> None:
+def test_published_numbers_have_a_source_and_stay_out_of_measured_tables() -> None:
     assert all(claim.source and claim.protocol and claim.values for claim in published.load_claims())
-    measured, elsewhere = writing.markdown(board()).split("## Published elsewhere")
+    measured, elsewhere = writing.markdown(example_rows()).split("## Published elsewhere")
     assert "23.4805" in elsewhere
     assert "23.4805" not in measured
-    assert "Published" not in writing.markdown([row for row in board() if row.record.family == "scenes"])
+    assert "Published" not in writing.markdown([row for row in example_rows() if row.record.family == "scenes"])
 
 
-def test_a_student_of_few_steps_is_timed_against_its_teacher_under_the_teacher_s_suite() -> None:
-    whole, few = SuiteId(name="standard", version=3, digest="a"), SuiteId(name="few-step", version=1, digest="b")
-    named = {"family": "sdxl", "suite": few, "teacher": NamedTeacher(model="sdxl", suite=whole)}
-    teacher = make_record("sdxl", speeds(6.0), family="sdxl", suite=whole)
-    student, hurried = make_record("lcm", speeds(1.0), **named), make_record("sdxl", speeds(2.0), **named)
-    rows = [Row(Path(str(number)), record) for number, record in enumerate((teacher, student, hurried))]
+def test_speed_up_of_a_few_step_student_is_over_the_teacher_in_its_own_suite() -> None:
+    full, few = SuiteId(name="standard", version=3, digest="a"), SuiteId(name="few-step", version=1, digest="b")
+    few_step = {"family": "sdxl", "suite": few, "teacher": NamedTeacher(model="sdxl", suite=full)}
+    teacher = make_record("sdxl", speeds(6.0), family="sdxl", suite=full)
+    student, few_step_teacher = make_record("lcm", speeds(1.0), **few_step), make_record("sdxl", speeds(2.0), **few_step)
+    rows = [Row(Path(str(number)), record) for number, record in enumerate((teacher, student, few_step_teacher))]
     (section,) = (found for found in standings.sections(rows) if "few-step" in found.title)
-    assert section.teacher is None, "the teacher in 4 steps is nobody's teacher"
-    shown = writing.quality_grid(section)
-    assert shown.header[-1] == "speed-up over sdxl under standard@3 ↑"
-    assert {row[0]: row[-1] for row in shown.rows} == {"lcm": "6.00x", "sdxl": "3.00x"}
+    assert section.teacher is None, "the teacher in 4 steps is not the teacher of the section"
+    grid = writing.quality_grid(section)
+    assert grid.header[-1] == "speed-up over sdxl under standard@3 ↑"
+    assert {row[0]: row[-1] for row in grid.rows} == {"lcm": "6.00x", "sdxl": "3.00x"}
     (elsewhere,) = standings.sections([rows[1], Row(Path("3"), teacher.model_copy(update={"machine": GPU}))])[:1]
     assert elsewhere.speed_baseline is None, "measured on another machine"
 
 
-def test_a_teacher_that_the_suite_names_is_the_teacher_of_its_own_rows() -> None:
+def test_teacher_named_by_the_suite_is_the_teacher_of_its_section() -> None:
     own = SuiteId(name="mine", version=1, digest="a")
     records = [
         make_record(name, speeds(1.0), suite=own, teacher=NamedTeacher(model="big", suite=own)) for name in ("big", "scenes-teacher")

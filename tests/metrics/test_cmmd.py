@@ -1,4 +1,4 @@
-"""CMMD: against the double loop, by its directions, and its standard error against repeated draws."""
+"""CMMD: against the double loop, by the direction of its changes, and its standard error against repeated draws."""
 
 import numpy as np
 import numpy.typing as npt
@@ -11,30 +11,30 @@ F64 = npt.NDArray[np.float64]
 
 
 def draw(n: int, seed: int, shift: float = 0.0, d: int = 8) -> F64:
-    """Rows of length 1, as embeddings are."""
+    """Rows of length 1, as embeddings have."""
     rows = np.random.default_rng(seed).normal(size=(n, d)) + shift
     return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
 
 
-def by_loops(x: F64, y: F64) -> float:
+def cmmd_by_loops(x: F64, y: F64) -> float:
     def mean_kernel(one: F64, other: F64) -> float:
         return float(np.mean([[np.exp(-((a - b) @ (a - b)) / (2 * 10**2)) for b in other] for a in one]))
 
     return 1000 * (mean_kernel(x, x) + mean_kernel(y, y) - 2 * mean_kernel(x, y))
 
 
-def test_equals_the_double_loop() -> None:
+def test_cmmd_equals_the_double_loop() -> None:
     x, y = draw(12, 1, 0.5), draw(9, 2)
-    assert cmmd(x, y)[0] == pytest.approx(by_loops(x, y), rel=1e-9)
-    assert cmmd(x.astype(np.float32), y.astype(np.float32))[0] == pytest.approx(by_loops(x, y), rel=1e-5)
+    assert cmmd(x, y)[0] == pytest.approx(cmmd_by_loops(x, y), rel=1e-9)
+    assert cmmd(x.astype(np.float32), y.astype(np.float32))[0] == pytest.approx(cmmd_by_loops(x, y), rel=1e-5)
 
 
-def test_two_points() -> None:
+def test_cmmd_of_two_points() -> None:
     x, y = np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]])
     assert cmmd(x, y)[0] == pytest.approx(2000 * (1 - np.exp(-0.01)))
 
 
-def test_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cmmd_does_not_depend_on_the_tile_size(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = draw(41, 1, 0.5), draw(33, 2)
     value, influence = cmmd(x, y)
     monkeypatch.setattr(tiles, "_TILE", 200)
@@ -43,7 +43,7 @@ def test_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_allclose(cmmd(x, y)[1], influence, atol=1e-9)
 
 
-def test_zero_for_the_same_set_and_larger_for_others() -> None:
+def test_cmmd_is_zero_for_the_same_set_and_larger_for_others() -> None:
     x, same, near, far = draw(200, 1), draw(200, 2), draw(200, 2, 0.2), draw(200, 2, 1.0)
     assert cmmd(x, x)[0] == pytest.approx(0, abs=1e-10)
     assert cmmd(x, same)[0] < cmmd(x, near)[0] / 2 < cmmd(x, far)[0] / 4
@@ -55,7 +55,7 @@ def test_mode_collapse_is_worse_than_the_same_distribution() -> None:
     assert cmmd(np.repeat(same[:2], 100, axis=0), real)[0] > 5 * cmmd(same, real)[0]
 
 
-def test_the_influence_is_the_derivative_by_the_weight_of_a_picture() -> None:
+def test_influence_is_the_derivative_by_the_weight_of_a_picture() -> None:
     x, y = draw(6, 1, 0.5), draw(7, 2)
     value, influence = cmmd(x, y)
     copies = 200
@@ -65,12 +65,12 @@ def test_the_influence_is_the_derivative_by_the_weight_of_a_picture() -> None:
         assert influence[row] == pytest.approx(slope, rel=2e-2, abs=1e-3)
 
 
-def test_the_standard_error_is_that_of_repeated_draws() -> None:
+def test_standard_error_matches_repeated_draws() -> None:
     y = draw(300, 0)
     found = [cmmd(draw(100, seed, 0.5), y) for seed in range(1, 201)]
     spread = np.std([value for value, _ in found], ddof=1)
-    stated = np.mean([influence.std(ddof=1) / np.sqrt(len(influence)) for _, influence in found])
-    assert stated == pytest.approx(spread, rel=0.2)
+    from_influence = np.mean([influence.std(ddof=1) / np.sqrt(len(influence)) for _, influence in found])
+    assert from_influence == pytest.approx(spread, rel=0.2)
 
 
 @pytest.mark.parametrize(
@@ -82,6 +82,6 @@ def test_the_standard_error_is_that_of_repeated_draws() -> None:
         (draw(5, 1), np.full((5, 8), np.inf), "y must be finite, found NaN or infinity in 5 of 5 rows, the first is row 0"),
     ],
 )
-def test_bad_embeddings_are_refused(x: F64, y: F64, message: str) -> None:
+def test_invalid_embeddings_are_rejected(x: F64, y: F64, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         cmmd(x, y)

@@ -15,7 +15,7 @@ def draw(n: int, seed: int, stretch: float = 1.0, shift: float = 0.0) -> F64:
     return stretch * np.random.default_rng(seed).normal(size=(n, D)) + shift
 
 
-def test_it_takes_away_the_bias_that_a_distance_has() -> None:
+def test_extrapolation_removes_the_bias_of_the_distance() -> None:
     truth = D * (1.3 - 1) ** 2 + D * 0.1**2
     sets = [draw(60, seed, stretch=1.3, shift=0.1) for seed in range(120)]
     distances = np.array([frechet_distance(gaussian(features), UNIT) for features in sets])
@@ -24,20 +24,20 @@ def test_it_takes_away_the_bias_that_a_distance_has() -> None:
     assert abs(extrapolated.mean() - truth) < 3 * extrapolated.std() / np.sqrt(120)
 
 
-def test_between_equal_distributions_it_is_zero_and_sometimes_below() -> None:
+def test_value_between_equal_distributions_is_zero_on_average() -> None:
     values = [frechet_infinity(draw(90, seed), UNIT).value for seed in range(60)]
     assert abs(np.mean(values)) < 3 * np.std(values) / np.sqrt(60)
     assert min(values) < 0
 
 
-def test_a_parabola_in_one_over_n_is_extrapolated_but_for_its_curvature(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parabola_in_one_over_n_is_extrapolated_up_to_its_curvature(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "frechet", lambda x, _: (3 + 50 / len(x) + 700 / len(x) ** 2, np.zeros(len(x))))
     found = frechet_infinity(draw(60, 1), UNIT)
     assert found.value + found.curvature == pytest.approx(3)
     assert found.curvature == pytest.approx(2 * 700 / 60**2)
 
 
-def test_the_influence_is_the_change_that_an_image_brings() -> None:
+def test_influence_predicts_the_change_from_moving_an_image() -> None:
     features = draw(240, 1)
     found = frechet_infinity(features, UNIT)
     assert found.influence.mean() == pytest.approx(0, abs=1e-9)
@@ -48,7 +48,7 @@ def test_the_influence_is_the_change_that_an_image_brings() -> None:
         assert change == pytest.approx(frechet_infinity(moved, UNIT).influence[i] - found.influence[i], rel=0.1, abs=1e-3)
 
 
-def test_the_same_images_give_the_same_value() -> None:
+def test_same_images_give_the_same_value() -> None:
     assert frechet_infinity(draw(40, 1), UNIT).value == frechet_infinity(draw(40, 1), UNIT).value
 
 
@@ -60,6 +60,6 @@ def test_the_same_images_give_the_same_value() -> None:
         (np.full((20, D), np.nan), "NaN or infinity in 20 of 20 rows"),
     ],
 )
-def test_bad_features_are_refused(features: F64, message: str) -> None:
+def test_invalid_features_are_rejected(features: F64, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         frechet_infinity(features, UNIT)

@@ -14,7 +14,7 @@ def kid(x: F64, y: F64, degree: int = 3) -> float:
     return module.kid(x, y, degree)[0]
 
 
-def by_loops(x: F64, y: F64, degree: int) -> float:
+def kid_by_loops(x: F64, y: F64, degree: int) -> float:
     def k(a: F64, b: F64) -> float:
         return float((a @ b / len(a) + 1) ** degree)
 
@@ -24,39 +24,39 @@ def by_loops(x: F64, y: F64, degree: int) -> float:
 
 
 @pytest.mark.parametrize("degree", [1, 2, 3])
-def test_equals_the_double_loop(degree: int) -> None:
-    assert kid(X, Y, degree) == pytest.approx(by_loops(X, Y, degree), rel=1e-12)
+def test_kid_equals_the_double_loop(degree: int) -> None:
+    assert kid(X, Y, degree) == pytest.approx(kid_by_loops(X, Y, degree), rel=1e-12)
 
 
-def test_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = module.kid(X, Y)
+def test_kid_does_not_depend_on_the_tile_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    value, influence = module.kid(X, Y)
     monkeypatch.setattr(tiles, "_TILE", 20)
     monkeypatch.setattr(tiles, "_COLUMNS", 3)
-    assert kid(X, Y) == pytest.approx(whole[0], rel=1e-12)
-    np.testing.assert_allclose(module.kid(X, Y)[1], whole[1], rtol=1e-9)
+    assert kid(X, Y) == pytest.approx(value, rel=1e-12)
+    np.testing.assert_allclose(module.kid(X, Y)[1], influence, rtol=1e-9)
 
 
-def test_equals_torchmetrics() -> None:
+def test_kid_equals_torchmetrics() -> None:
     torch = pytest.importorskip("torch")
     tm = pytest.importorskip("torchmetrics.image.kid")
-    same_n = RANDOM.normal(size=(9, 4))  # theirs needs equal n
+    same_n = RANDOM.normal(size=(9, 4))  # torchmetrics needs equal n
     assert kid(X, same_n) == pytest.approx(float(tm.poly_mmd(torch.from_numpy(X), torch.from_numpy(same_n))), rel=1e-9)
 
 
-def test_degree_one_is_the_squared_mean_shift_without_its_bias() -> None:
+def test_kid_of_degree_one_is_the_squared_mean_shift_without_its_bias() -> None:
     shift = X.mean(axis=0) - Y.mean(axis=0)
     bias = sum(np.trace(np.cov(features, rowvar=False)) / len(features) for features in (X, Y))
     assert kid(X, Y, degree=1) == pytest.approx((shift @ shift - bias) / 4)
 
 
-def test_unbiased_at_small_n() -> None:
+def test_kid_is_unbiased_at_small_n() -> None:
     random = np.random.default_rng(1)
     values = [kid(random.normal(size=(5, 3)), random.normal(size=(6, 3))) for _ in range(1500)]
     assert abs(np.mean(values)) < 3 * np.std(values) / np.sqrt(len(values))
     assert min(values) < 0
 
 
-def test_symmetric_and_larger_for_other_distributions() -> None:
+def test_kid_is_symmetric_and_larger_for_other_distributions() -> None:
     random = np.random.default_rng(2)
     a, b = random.normal(size=(2, 100, 4))
     assert kid(X, Y) == pytest.approx(kid(Y, X))
@@ -72,12 +72,12 @@ def test_symmetric_and_larger_for_other_distributions() -> None:
         (X[0], Y, "n x d"),
     ],
 )
-def test_bad_features_are_refused(x: F64, y: F64, message: str) -> None:
+def test_invalid_features_are_rejected(x: F64, y: F64, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         kid(x, y)
 
 
-# ---- the influence of a picture: the derivative, and its standard error against repeated draws ----
+# Influence
 
 
 def draw(n: int, seed: int, shift: float = 0.0) -> F64:
@@ -85,17 +85,17 @@ def draw(n: int, seed: int, shift: float = 0.0) -> F64:
 
 
 @pytest.mark.parametrize("degree", [1, 3])
-def test_leaving_a_picture_out_changes_kid_by_its_influence(degree: int) -> None:
-    """Exactly (n - 1) (KID - KID without i), whose mean is zero since KID is an average over pairs, but for a factor (n - 1) / (n - 2)."""
+def test_influence_is_the_change_from_leaving_a_picture_out(degree: int) -> None:
+    """It is (n - 1) (KID - KID without i) up to a factor (n - 1) / (n - 2); its mean is zero, as KID is an average over pairs."""
     x, y = draw(30, 1, 0.5), draw(40, 2)
     n, value = len(x), kid(x, y, degree)
     changes = np.array([(n - 1) * (value - kid(np.delete(x, row, axis=0), y, degree)) for row in range(n)])
     np.testing.assert_allclose(module.kid(x, y, degree)[1], changes, rtol=0.15, atol=0.02 * np.abs(changes).max())
 
 
-def test_the_standard_error_is_that_of_repeated_draws() -> None:
+def test_standard_error_matches_repeated_draws() -> None:
     y = draw(300, 0)
     found = [module.kid(draw(100, seed, 0.5), y) for seed in range(1, 201)]
     spread = np.std([value for value, _ in found], ddof=1)
-    stated = np.mean([influence.std(ddof=1) / np.sqrt(len(influence)) for _, influence in found])
-    assert stated == pytest.approx(spread, rel=0.2)
+    from_influence = np.mean([influence.std(ddof=1) / np.sqrt(len(influence)) for _, influence in found])
+    assert from_influence == pytest.approx(spread, rel=0.2)

@@ -1,4 +1,4 @@
-"""Precision, recall, density and coverage: against the definitions, pair by pair, and by what must break each of them."""
+"""Precision, recall, density and coverage: against the definitions, pair by pair, and on data that must lower each of them."""
 
 import numpy as np
 import numpy.typing as npt
@@ -37,23 +37,23 @@ def by_definition(generated: F64, real: F64, k: int) -> dict[str, float]:
 
 
 @pytest.mark.parametrize(("n", "m", "k"), [(30, 30, 5), (25, 40, 3), (40, 20, 1)])
-def test_equals_the_definitions(n: int, m: int, k: int) -> None:
+def test_prdc_equals_the_definitions(n: int, m: int, k: int) -> None:
     generated, real = draw(n, 1, shift=0.5), draw(m, 2)
     assert values(generated, real, k) == pytest.approx(by_definition(generated, real, k))
 
 
-def test_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prdc_does_not_depend_on_the_tile_size(monkeypatch: pytest.MonkeyPatch) -> None:
     generated, real = draw(41, 1, shift=0.5), draw(33, 2)
-    whole = prdc(generated, real)
+    expected = prdc(generated, real)
     monkeypatch.setattr(tiles, "_TILE", 200)
     monkeypatch.setattr(tiles, "_COLUMNS", 7)
     for name, (value, influence) in prdc(generated, real).items():
-        assert value == whole[name][0]
-        np.testing.assert_array_equal(influence, whole[name][1])
+        assert value == expected[name][0]
+        np.testing.assert_array_equal(influence, expected[name][1])
 
 
 @pytest.mark.parametrize("k", [1, 3])
-def test_the_influence_is_what_leaving_a_picture_out_changes(k: int) -> None:
+def test_influence_is_the_change_from_leaving_a_picture_out(k: int) -> None:
     generated, real = np.concatenate([draw(20, 1, 2, 0.5), draw(6, 3, 2, 4.0)]), draw(40, 2, 2)
     n, found = len(generated), prdc(generated, real, k)
     without = [values(np.delete(generated, i, axis=0), real, k) for i in range(n)]
@@ -63,10 +63,10 @@ def test_the_influence_is_what_leaving_a_picture_out_changes(k: int) -> None:
         assert np.ptp(influence) > 0, name
 
 
-# Directions: each break lowers the values that it should, and leaves the others.
+# Directions: each fault lowers the values that it should, and leaves the others.
 
 
-def test_the_same_distribution_is_near_one_in_all_four() -> None:
+def test_all_four_are_near_one_for_the_same_distribution() -> None:
     found = values(draw(300, 1), draw(300, 2))
     assert min(found.values()) > 0.85
 
@@ -91,7 +91,7 @@ def test_wrong_pictures_lose_precision_and_density_before_recall_and_coverage() 
     assert found["coverage"] > 0.8
 
 
-def test_a_missing_mode_loses_recall_and_coverage_not_precision() -> None:
+def test_missing_mode_loses_recall_and_coverage_but_not_precision() -> None:
     real = np.concatenate([draw(150, 1), draw(150, 2, shift=20.0)])
     found = values(draw(300, 3), real)
     assert found["precision"] > 0.9
@@ -99,16 +99,16 @@ def test_a_missing_mode_loses_recall_and_coverage_not_precision() -> None:
     assert found["coverage"] < 0.55
 
 
-def test_other_distributions_are_zero() -> None:
+def test_all_four_are_zero_for_distant_distributions() -> None:
     assert values(draw(50, 1, shift=50.0), draw(50, 2)) == dict.fromkeys(NAMES, 0)
 
 
-def test_equal_rows_have_no_ball() -> None:
+def test_all_four_are_zero_for_equal_rows_as_their_balls_are_empty() -> None:
     same = np.repeat(draw(1, 1, d=40), 20, axis=0).astype(np.float32)
     assert values(same, same) == dict.fromkeys(NAMES, 0)
 
 
-def test_half_the_width_of_float32_is_counted_in_double() -> None:
+def test_float32_features_are_computed_in_double() -> None:
     generated, real = (draw(30, seed, shift=1000.0).astype(np.float32) for seed in (1, 2))
     assert values(generated, real) == values(generated.astype(np.float64), real.astype(np.float64))
 
@@ -123,12 +123,12 @@ def test_half_the_width_of_float32_is_counted_in_double() -> None:
         (draw(20, 1), draw(20, 2) * np.nan, "real must be finite, found NaN or infinity in 20 of 20 rows"),
     ],
 )
-def test_bad_features_are_refused(generated: F64, real: F64, message: str) -> None:
+def test_invalid_features_are_rejected(generated: F64, real: F64, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         prdc(generated, real)
 
 
-def test_equals_naeem_s_own_code() -> None:
+def test_prdc_equals_the_original_implementation() -> None:
     peer = pytest.importorskip("prdc", reason="prdc is in the dependency group `peers`")
     generated, real = draw(200, 1, d=16, shift=0.3).astype(np.float32), draw(180, 2, d=16).astype(np.float32)
     assert values(generated, real) == pytest.approx(peer.compute_prdc(real, generated, nearest_k=5))

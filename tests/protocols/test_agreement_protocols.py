@@ -1,4 +1,4 @@
-"""Student against teacher: the same pictures agree wholly, and whatever is missing is said."""
+"""Student against teacher: the same pictures agree fully, and missing data is reported."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from sdbench.score import PROTOCOLS, score
 from sdbench.store import U8, Store
 
 METRICS = [name for name in PROTOCOLS if name.startswith(("agreement.", "fd_to_teacher."))]
-FREE = ["agreement.clip.scenes", "agreement.features.scenes", "agreement.ssim", "fd_to_teacher.scenes"]  # of weights from elsewhere
+LOCAL = ["agreement.clip.scenes", "agreement.features.scenes", "agreement.ssim", "fd_to_teacher.scenes"]  # need no downloaded weights
 PROMPTS = [scene_at(index, "heldout").caption for index in range(12)]
 PICTURES = render([parse(prompt) for prompt in PROMPTS], range(12))
 
@@ -43,14 +43,14 @@ def pair(folder: Path, student: U8, teacher: U8 = PICTURES) -> Subject:
     return subject(folder, "student", student, teacher_pictures=subject(folder, "teacher", teacher))
 
 
-def scored(of: Subject, metrics: list[str] = FREE) -> dict[str, Value]:
-    return {value.name: value for value in score(of, metrics)[0]}
+def score_values(subject: Subject, metrics: list[str] = LOCAL) -> dict[str, Value]:
+    return {value.name: value for value in score(subject, metrics)[0]}
 
 
-def test_the_teacher_s_own_pictures_agree_wholly(tmp_path: Path) -> None:
-    values, scores = score(pair(tmp_path, PICTURES), FREE)
+def test_pictures_of_the_teacher_agree_fully(tmp_path: Path) -> None:
+    values, scores = score(pair(tmp_path, PICTURES), LOCAL)
     assert [value.state for value in values] == ["ok"] * 4
-    for name in FREE[:3]:
+    for name in LOCAL[:3]:
         np.testing.assert_allclose(scores.columns[name], 1, atol=1e-6)
     distance = values[-1]
     assert distance.value == pytest.approx(0, abs=1e-5)
@@ -58,44 +58,43 @@ def test_the_teacher_s_own_pictures_agree_wholly(tmp_path: Path) -> None:
     assert (distance.low, distance.high) == (pytest.approx(0, abs=1e-4), pytest.approx(0, abs=1e-4))
 
 
-def test_the_farther_the_copy_the_lower_the_agreement_and_the_larger_the_distance(tmp_path: Path) -> None:
+def test_more_different_pictures_have_lower_agreement_and_larger_distance(tmp_path: Path) -> None:
     rough = (PICTURES + np.random.default_rng(0).normal(0, 12, PICTURES.shape)).clip(0, 255).astype(np.uint8)
-    near, far = scored(pair(tmp_path / "near", rough)), scored(pair(tmp_path / "far", 255 - PICTURES))
-    for name in FREE:
-        sign = PROTOCOLS[name].direction == "higher"
-        better, worse = (near, far) if sign else (far, near)
-        assert better[name].value > worse[name].value, name
+    near, far = score_values(pair(tmp_path / "near", rough)), score_values(pair(tmp_path / "far", 255 - PICTURES))
+    for name in LOCAL:
+        higher, lower = (near, far) if PROTOCOLS[name].direction == "higher" else (far, near)
+        assert higher[name].value > lower[name].value, name
         assert near[name].n == 12
         assert near[name].low < near[name].value < near[name].high
 
 
 def test_pictures_are_paired_by_prompt(tmp_path: Path) -> None:
-    found = scored(pair(tmp_path, PICTURES[::-1]))
+    found = score_values(pair(tmp_path, PICTURES[::-1]))
     assert found["agreement.ssim"].value < 0.9
-    assert found["fd_to_teacher.scenes"].value == pytest.approx(0, abs=1e-5)  # of sets, which have no order
+    assert found["fd_to_teacher.scenes"].value == pytest.approx(0, abs=1e-5)  # a distance of sets, which have no order
 
 
-def test_neither_set_of_pictures_is_held_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, sizes, read = scored(pair(tmp_path, PICTURES[::-1])), set(), Store.read
+def test_pictures_are_read_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, sizes, read = score_values(pair(tmp_path, PICTURES[::-1])), set(), Store.read
     monkeypatch.setattr(base, "BLOCK", 5)
     monkeypatch.setattr(Store, "read", lambda store, images: sizes.add(len(images)) or read(store, images))
-    assert scored(pair(tmp_path, PICTURES[::-1])) == whole
+    assert score_values(pair(tmp_path, PICTURES[::-1])) == expected
     assert sizes == {5, 2}
 
 
-def test_without_the_teacher_s_pictures_it_is_missing_and_the_teacher_has_none(tmp_path: Path) -> None:
-    alone = scored(subject(tmp_path, "alone"), METRICS)
+def test_agreement_is_missing_without_teacher_pictures_and_not_applicable_to_the_teacher(tmp_path: Path) -> None:
+    alone = score_values(subject(tmp_path, "alone"), METRICS)
     assert {value.state for value in alone.values()} == {"missing"}
     assert "not in the run folder; run it, then this model again" in alone["agreement.ssim"].reason
-    teacher = scored(subject(tmp_path, "teacher", is_teacher=True), METRICS)
+    teacher = score_values(subject(tmp_path, "teacher", is_teacher=True), METRICS)
     assert {value.state for value in teacher.values()} == {"not_applicable"}
     assert all(PROTOCOLS[name].against_teacher for name in METRICS)
 
 
-def test_a_corrupted_picture_of_the_teacher_fails_and_is_not_averaged_away(tmp_path: Path) -> None:
+def test_corrupted_teacher_picture_fails_the_metric(tmp_path: Path) -> None:
     student = pair(tmp_path, PICTURES)
     student.teacher_pictures.store.path("3").write_bytes(b"no picture")
-    found = scored(student)
+    found = score_values(student)
     assert {value.state for value in found.values()} == {"failed"}
     assert "3.png cannot be read" in found["agreement.ssim"].reason
 
@@ -104,64 +103,64 @@ def test_nan_features_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     nan = replace(scenes.clip(), picture=lambda batch: torch.full((len(batch), 4), torch.nan))
     monkeypatch.setitem(TOWERS, "clip.scenes", lambda: nan)
     monkeypatch.setattr(perceptual, "_ssim", lambda a, _: torch.full((len(a),), torch.nan))
-    found = scored(pair(tmp_path, PICTURES))
-    assert [found[name].state for name in FREE] == ["failed", "ok", "failed", "ok"]
+    found = score_values(pair(tmp_path, PICTURES))
+    assert [found[name].state for name in LOCAL] == ["failed", "ok", "failed", "ok"]
     assert "must be a non-empty column of finite numbers, found shape (12,) with 12 not finite" in found["agreement.ssim"].reason
 
 
-def test_one_picture_has_no_distance(tmp_path: Path) -> None:
-    found = scored(pair(tmp_path, PICTURES[:1], PICTURES[:1]))
+def test_distance_of_one_picture_is_not_applicable(tmp_path: Path) -> None:
+    found = score_values(pair(tmp_path, PICTURES[:1], PICTURES[:1]))
     assert found["fd_to_teacher.scenes"].state == "not_applicable"
     assert found["agreement.ssim"].state == "ok"
 
 
-# ---- the interval of the distance to the teacher ----
+# Interval of the distance to the teacher
 
 
-def test_the_influence_of_a_pair_is_what_leaving_it_out_changes() -> None:
+def test_influence_of_a_pair_is_the_change_from_leaving_it_out() -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(400, 5))
     y = x + rng.normal(0.4, 0.6, size=(400, 5))
-    whole, influence = paired(x, y)
+    value, influence = paired(x, y)
     left_out = [paired(np.delete(x, row, 0), np.delete(y, row, 0))[0] for row in range(40)]
-    np.testing.assert_allclose((whole - np.array(left_out)) * 399, influence[:40], rtol=0.05, atol=0.05)
+    np.testing.assert_allclose((value - np.array(left_out)) * 399, influence[:40], rtol=0.05, atol=0.05)
 
 
 @pytest.mark.parametrize("n", [100, 500])
-def test_it_covers_the_expected_distance_of_pairs_of_samples(n: int) -> None:
-    """At least 93 % of 1,000 repetitions, with both sets drawn anew in pairs; at 95 % coverage, fewer happen once in 300 times."""
+def test_interval_covers_the_expected_distance_of_paired_samples(n: int) -> None:
+    """In at least 93 % of 1,000 repetitions, each with new pairs; at 95 % coverage, fewer happen once in 300 times."""
     rng, d = np.random.default_rng(n), 4
     mix = rng.normal(size=(d, d)) / 2
 
-    def drawn() -> tuple[float, float]:
+    def draw() -> tuple[float, float]:
         x = rng.normal(size=(n, d))
         value, influence = paired(x, x @ mix + rng.normal(0.5, 0.7, size=(n, d)))
         return value, 1.96 * influence.std(ddof=1) / np.sqrt(n)
 
-    values, halves = np.array([drawn() for _ in range(1000)]).T
+    values, halves = np.array([draw() for _ in range(1000)]).T
     assert (np.abs(values - values.mean()) <= halves).mean() >= 0.93
 
 
-# ---- pixels ----
+# Pixels
 
 
 def plain_ssim(x: U8, y: U8) -> float:
-    """Wang et al. 2004, a channel at a time, the picture reflected at its border."""
+    """SSIM as in Wang et al. 2004, channel by channel, with the picture reflected at its border."""
     window = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
     window /= window.sum()
 
-    def blurred(values: Any) -> Any:
+    def blur(values: Any) -> Any:
         return correlate1d(correlate1d(values, window, axis=0, mode="mirror"), window, axis=1, mode="mirror")
 
     a, b = x.astype(float), y.astype(float)
-    mean_a, mean_b = blurred(a), blurred(b)
-    variances, covariance = blurred(a * a) - mean_a**2 + blurred(b * b) - mean_b**2, blurred(a * b) - mean_a * mean_b
+    mean_a, mean_b = blur(a), blur(b)
+    variances, covariance = blur(a * a) - mean_a**2 + blur(b * b) - mean_b**2, blur(a * b) - mean_a * mean_b
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     return float(((2 * mean_a * mean_b + c1) * (2 * covariance + c2) / ((mean_a**2 + mean_b**2 + c1) * (variances + c2))).mean())
 
 
 @pytest.mark.parametrize("name", golden())
-def test_ssim_is_that_of_the_paper_and_of_torchmetrics(name: str) -> None:
+def test_ssim_equals_the_paper_and_torchmetrics(name: str) -> None:
     x, y = golden()[name], golden()["photograph"]
     found = perceptual.ssim(x, y)[0]
     assert found == pytest.approx(plain_ssim(x[0], y[0]), abs=1e-9)
@@ -169,7 +168,7 @@ def test_ssim_is_that_of_the_paper_and_of_torchmetrics(name: str) -> None:
     assert found == pytest.approx(structural_similarity_index_measure(a, b, data_range=255.0).item(), abs=1e-9)
 
 
-def test_ssim_does_not_depend_on_what_else_is_compared() -> None:
+def test_ssim_does_not_depend_on_the_batch() -> None:
     x, y = photographs(11, 48, 48), noise(11, 48, 48)
     np.testing.assert_allclose(
         perceptual.ssim(x, y), np.concatenate([perceptual.ssim(x[row : row + 1], y[row : row + 1]) for row in range(11)]), atol=1e-6
@@ -177,7 +176,7 @@ def test_ssim_does_not_depend_on_what_else_is_compared() -> None:
 
 
 @pytest.mark.parametrize("wrong", [(noise(2, 16, 16), noise(2, 16, 17)), (noise(2, 16, 16), noise(2, 16, 16) / 255)])
-def test_what_is_no_pair_of_pictures_is_refused(wrong: Any) -> None:
+def test_invalid_pairs_of_pictures_are_rejected(wrong: Any) -> None:
     with pytest.raises(ValueError, match=r"one shape|uint8 RGB"):
         perceptual.ssim(*wrong)
 
@@ -202,11 +201,11 @@ def test_lpips_over_random_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     perceptual.network.cache_clear()
 
 
-def test_without_weights_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_without_weights_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(_: str) -> Path:
         raise MissingError("go online once")
 
     monkeypatch.setattr(weights, "find", absent)
-    found = scored(pair(tmp_path, PICTURES), ["agreement.lpips", "agreement.ssim", "agreement.clip.vit-l-14"])
+    found = score_values(pair(tmp_path, PICTURES), ["agreement.lpips", "agreement.ssim", "agreement.clip.vit-l-14"])
     states = {name: value.state for name, value in found.items()}
     assert states == {"agreement.clip.vit-l-14": "missing", "agreement.lpips": "missing", "agreement.ssim": "ok"}

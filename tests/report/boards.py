@@ -1,17 +1,17 @@
-"""Results with everything a page must cope with: several models, pictures, stages, and prompts that wish it ill."""
+"""Results with every case that a page must handle: several models, pictures, stages, and hostile prompts."""
 
 import io
 from pathlib import Path
 
 import numpy as np
-from factories import make_measured
+from factories import make_measurement
 from PIL import Image
 
 from sdbench import records
 from sdbench.records import Record, Scores, Value
 
 SCRIPT = '<script>window.hacked = 1</script><img src="x" onerror="window.hacked = 1">'
-RIGHT_TO_LEFT = "\u202eشعار أحمر <b>\u202c مرحبا"  # noqa: RUF001  # it is meant to be confusing
+RIGHT_TO_LEFT = "\u202eشعار أحمر <b>\u202c مرحبا"  # noqa: RUF001  # confusing on purpose
 LONG = "a very long prompt " * 526 + "ends."
 PROMPTS = (SCRIPT, RIGHT_TO_LEFT, LONG, *(f"a {colour} circle, number {n}" for n in range(7) for colour in ("red", "blue", "green")))
 MODELS = ("scenes-teacher", "scenes-ssd-1b", "scenes-vega")
@@ -27,24 +27,24 @@ def png(colour: tuple[int, int, int], side: int = 8) -> bytes:
     return buffer.getvalue()
 
 
-def make(place: int, name: str, prompts: tuple[str, ...] = PROMPTS, **changes: object) -> tuple[Record, Scores]:
-    """A model that is the worse by CLIP score the further back it stands."""
-    record, scores = make_measured(name, seed=place + 1, n_prompts=len(prompts), worse="clip_score.scenes", by=float(place), **changes)
+def make_model(place: int, name: str, prompts: tuple[str, ...] = PROMPTS, **changes: object) -> tuple[Record, Scores]:
+    """The record and scores of the model at `place`, whose CLIP score is worse by `place` than the first model's."""
+    record, scores = make_measurement(name, seed=place + 1, n_prompts=len(prompts), worse="clip_score.scenes", by=float(place), **changes)
     plain = {"name": "win_rate.clip_score.scenes", "kind": "score", "direction": "higher", "unit": "share"}
-    of_teacher = {"state": "not_applicable", "reason": "the teacher is what the others are compared with"}
-    share = Value.model_validate(plain | ({"value": 0.4, "low": 0.3, "high": 0.5, "n": len(scores.keys)} if place else of_teacher))
+    not_applicable = {"state": "not_applicable", "reason": "the teacher is what the others are compared with"}
+    share = Value.model_validate(plain | ({"value": 0.4, "low": 0.3, "high": 0.5, "n": len(scores.keys)} if place else not_applicable))
     parts = (stage("text_encoders", 0.01), stage("unet_step", 0.02), stage("vae_decode", 0.03))
     texts = [prompt for prompt in prompts for _ in range(2)]
-    more = (*record.values, *parts, share)
-    return record.model_copy(update={"values": more}), Scores(scores.prompt_ids, scores.samples, scores.columns, texts)
+    values = (*record.values, *parts, share)
+    return record.model_copy(update={"values": values}), Scores(scores.prompt_ids, scores.samples, scores.columns, texts)
 
 
-def board(results: Path, models: tuple[str, ...] = MODELS, prompts: tuple[str, ...] = PROMPTS, side: int = 8) -> list[Path]:
-    """Records of these models, each with a picture of every prompt, of one colour => their folders."""
-    made = []
+def write_board(results: Path, models: tuple[str, ...] = MODELS, prompts: tuple[str, ...] = PROMPTS, side: int = 8) -> list[Path]:
+    """Write records of these models, each with a picture of a single colour for every prompt => their folders."""
+    folders = []
     for place, name in enumerate(models):
-        record, scores = make(place, name, prompts)
+        record, scores = make_model(place, name, prompts)
         colours = np.random.default_rng(place).integers(0, 256, (len(prompts), 3)).tolist()
         pictures = {f"p{n:04d}.png": png(tuple(colour), side) for n, colour in enumerate(colours)}
-        made.append(records.write(record, scores, pictures, results))
-    return made
+        folders.append(records.write(record, scores, pictures, results))
+    return folders

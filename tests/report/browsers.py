@@ -1,4 +1,4 @@
-"""A headless chromium of the system that asks the network for nothing."""
+"""The system's chromium, headless and without network access."""
 
 import shutil
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ _QUIET = (
 
 @contextmanager
 def chromium() -> Iterator[Any]:
-    """Playwright's browser, in a fresh profile."""
+    """A browser of Playwright's with a fresh profile."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:

@@ -1,7 +1,7 @@
-"""Pictures of the page for the README, from the committed records: `python tests/report/readme_pictures.py results`.
+"""Screenshots of the page for the README, from the committed records: `python tests/report/readme_pictures.py results`.
 
 Writes `report-page.png` (the table and the charts), `report-wall.png` (the image wall) and
-`report-phone.png` (on a phone, in the dark) into the folder of records.
+`report-phone.png` (on a phone, dark scheme) into the folder of records.
 """
 
 import io
@@ -15,7 +15,7 @@ from PIL import Image
 
 from sdbench import api
 
-# Name -> width, height, scheme, and the id of the part at the top of the picture, of the first section.
+# Name -> width, height, colour scheme, and the part of the first section at the top of the picture.
 SHOTS = {
     "page": (1440, 1300, "light", None),
     "wall": (1440, 900, "light", "images"),
@@ -24,7 +24,7 @@ SHOTS = {
 
 
 def main(results: Path) -> None:
-    """Make the page in a temporary folder, and take the pictures."""
+    """Write the page into a temporary folder, and take the screenshots."""
     with tempfile.TemporaryDirectory() as folder, chromium() as browser:
         page_file, *_ = api.report(api.Places(results), Path(folder) / "report.html")
         for name, shot in SHOTS.items():

@@ -1,10 +1,10 @@
-"""Results in a model card: readable by the Hub's own tools, the same when written twice, and the rest of the card untouched."""
+"""Results in a model card: the Hub's own tools can read them, writing twice changes nothing, and the rest of the card is kept."""
 
 import shutil
 from pathlib import Path
 
 import pytest
-from boards import board
+from boards import write_board
 from huggingface_hub import ModelCard
 
 from sdbench import api, cli, records
@@ -15,7 +15,7 @@ from sdbench.models.digest import weights_digest
 from sdbench.models.spec import resolve
 from sdbench.report import card
 
-MINE = """---
+CARD = """---
 library_name: diffusers
 license: apache-2.0
 tags:
@@ -39,29 +39,29 @@ Words of my own, with a \\1 and a | in them.
 
 
 @pytest.fixture(scope="module")
-def shown(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     results = tmp_path_factory.mktemp("results")
-    board(results)
+    write_board(results)
     return results
 
 
 @pytest.fixture(scope="module")
-def rows(shown: Path) -> list[Row]:
-    return standings.read_rows(shown)
+def rows(results: Path) -> list[Row]:
+    return standings.read_rows(results)
 
 
-def student(rows: list[Row]) -> Row:
+def student_row(rows: list[Row]) -> Row:
     return next(row for row in rows if row.record.model.name == "scenes-vega")
 
 
-def test_a_card_gets_the_results_and_keeps_all_else(tmp_path: Path, rows: list[Row]) -> None:
-    (tmp_path / "README.md").write_text(MINE, encoding="utf-8")
-    row = student(rows)
-    made = ModelCard.load(card.write(tmp_path, rows, [row]))
-    assert made.data.license == "apache-2.0"
-    assert "Words of my own, with a \\1 and a | in them." in made.text
-    assert made.data.model_name == "mine"
-    results = {result.metric_type: result for result in made.data.eval_results}
+def test_results_are_added_and_the_rest_of_the_card_is_kept(tmp_path: Path, rows: list[Row]) -> None:
+    (tmp_path / "README.md").write_text(CARD, encoding="utf-8")
+    row = student_row(rows)
+    model_card = ModelCard.load(card.write(tmp_path, rows, [row]))
+    assert model_card.data.license == "apache-2.0"
+    assert "Words of my own, with a \\1 and a | in them." in model_card.text
+    assert model_card.data.model_name == "mine"
+    results = {result.metric_type: result for result in model_card.data.eval_results}
     assert results["fid"].metric_value == 23.5
     value = row.record.value("clip_score.scenes")
     assert value is not None
@@ -69,52 +69,52 @@ def test_a_card_gets_the_results_and_keeps_all_else(tmp_path: Path, rows: list[R
     assert results["clip_score.scenes"].dataset_name == "quality@1, 48 prompts"
     assert results["clip_score.scenes"].dataset_revision == "5017e"
     assert "latency.pipeline.p50" not in results
-    assert "| latency.pipeline.p50 (s) ↓ | " in made.text
-    assert "| scenes-vega | scenes-teacher |" in made.text
+    assert "| latency.pipeline.p50 (s) ↓ | " in model_card.text
+    assert "| scenes-vega | scenes-teacher |" in model_card.text
 
 
-def test_twice_is_as_once_and_new_results_replace_the_old(tmp_path: Path, rows: list[Row]) -> None:
-    (tmp_path / "README.md").write_text(MINE, encoding="utf-8")
-    once = card.write(tmp_path, rows, [student(rows)]).read_text(encoding="utf-8")
-    assert card.write(tmp_path, rows, [student(rows)]).read_text(encoding="utf-8") == once
+def test_writing_twice_changes_nothing_and_new_results_replace_the_old(tmp_path: Path, rows: list[Row]) -> None:
+    (tmp_path / "README.md").write_text(CARD, encoding="utf-8")
+    once = card.write(tmp_path, rows, [student_row(rows)]).read_text(encoding="utf-8")
+    assert card.write(tmp_path, rows, [student_row(rows)]).read_text(encoding="utf-8") == once
     other = card.write(tmp_path, rows, [rows[0]]).read_text(encoding="utf-8")
     assert other.count("## Results") == 1
-    assert student(rows).folder.name not in other
+    assert student_row(rows).folder.name not in other
 
 
-def test_without_a_card_one_is_made(tmp_path: Path, rows: list[Row]) -> None:
-    made = ModelCard.load(card.write(tmp_path, rows, [rows[0]]))
-    assert made.data.model_name == rows[0].record.model.name
-    assert made.text.strip().startswith("<!-- sdbench: results")
+def test_missing_card_is_created(tmp_path: Path, rows: list[Row]) -> None:
+    model_card = ModelCard.load(card.write(tmp_path, rows, [rows[0]]))
+    assert model_card.data.model_name == rows[0].record.model.name
+    assert model_card.text.strip().startswith("<!-- sdbench: results")
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("---\n[1, 2\n---\n", "cannot be read"),
         ("---\njust words\n---\n", "cannot be read"),
         ("---\n{}\n---\n<!-- sdbench: end -->", "only one"),
     ],
 )
-def test_a_card_that_cannot_be_understood_is_left_alone(text: str, said: str, tmp_path: Path, rows: list[Row]) -> None:
+def test_invalid_card_is_rejected_and_left_unchanged(text: str, message: str, tmp_path: Path, rows: list[Row]) -> None:
     path = tmp_path / "README.md"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         card.write(tmp_path, rows, [rows[0]])
     assert path.read_text(encoding="utf-8") == text
 
 
-def test_the_command_finds_the_records_by_the_weights(
-    tmp_path: Path, made: Path, shown: Path, rows: list[Row], capsys: pytest.CaptureFixture[str]
+def test_command_finds_records_by_the_digest_of_the_weights(
+    tmp_path: Path, made: Path, results: Path, rows: list[Row], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    results = shutil.copytree(shown, tmp_path / "results")
+    results = shutil.copytree(results, tmp_path / "results")
     words = ["card", str(made), "--results", str(results)]
     assert cli.main(words) == 2
     assert f"measure them first: sdbench run --model {made}\n" in capsys.readouterr().err
     assert cli.main(["card", "scenes-vega", "--results", str(results)]) == 2
     assert "written into the folder of a pipeline or UNet, and 'scenes-vega' is none (embedded)" in capsys.readouterr().err
     spec = resolve(str(made))
-    record, row = student(rows).record, student(rows)
+    record, row = student_row(rows).record, student_row(rows)
     model = record.model.model_copy(update={"name": "tiny-vega", "weights_digest": weights_digest(spec)})
     mine = record.model_copy(update={"model": model, "family": spec.family, "sampling": {**record.sampling, "dtype": "float32"}})
     records.write(mine, row.scores, {}, results)

@@ -1,4 +1,4 @@
-"""Charts say what the records say, in the page's colours."""
+"""Charts show the values of the records, in the page's colours."""
 
 import itertools
 import re
@@ -6,7 +6,7 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
-from boards import board, make, stage
+from boards import make_model, stage, write_board
 from factories import make_record
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,47 +18,47 @@ from sdbench.records import Value
 from sdbench.report import figures
 
 
-def cost(name: str, value: float, unit: str = "s", **more: object) -> Value:
+def probe(name: str, value: float, unit: str = "s", **more: object) -> Value:
     return Value.model_validate({"name": name, "kind": "probe", "direction": "lower", "unit": unit, "value": value, "n": 1, **more})
 
 
-def scored(name: str, seconds: float, score: float) -> Row:
+def make_row(name: str, seconds: float, score: float) -> Row:
     clip = Value(
         name="clip_score.scenes", kind="score", direction="higher", unit="100 cos", value=score, low=score - 1, high=score + 1, n=4
     )
-    return Row(Path(name), make_record(name, (clip, cost("latency.pipeline.p50", seconds))))
+    return Row(Path(name), make_record(name, (clip, probe("latency.pipeline.p50", seconds))))
 
 
-def section(*rows: Row) -> Section:
+def make_section(*rows: Row) -> Section:
     return Section("scenes", "a section", rows)
 
 
-def test_the_frontier_is_what_no_other_model_beats_in_both() -> None:
-    rows = (scored("slow", 3, 30), scored("fast", 1, 20), scored("beaten", 3, 25), scored("twin", 1, 20), scored("best", 2, 30))
-    (chart,) = figures.pareto_charts(section(*rows), rows[0].record.values[0], "CLIP")
+def test_pareto_frontier_has_the_models_that_none_beats_in_both() -> None:
+    rows = (make_row("slow", 3, 30), make_row("fast", 1, 20), make_row("beaten", 3, 25), make_row("twin", 1, 20), make_row("best", 2, 30))
+    (chart,) = figures.pareto_charts(make_section(*rows), rows[0].record.values[0], "CLIP")
     assert chart.words.endswith("is better in both: fast, twin and best.")
     assert "against latency.pipeline.p50 (s) ↓ of 5 models" in chart.words
 
 
-def test_models_without_both_numbers_are_left_out_and_one_alone_makes_no_chart() -> None:
-    lone = Row(Path("lone"), make_record("lone", (cost("latency.pipeline.p50", 1.0),)))
-    rows = scored("a", 1, 1), lone
-    assert figures.pareto_charts(section(*rows), rows[0].record.values[0], "CLIP") == []
+def test_models_without_both_values_are_left_out_and_one_model_makes_no_chart() -> None:
+    lone = Row(Path("lone"), make_record("lone", (probe("latency.pipeline.p50", 1.0),)))
+    rows = make_row("a", 1, 1), lone
+    assert figures.pareto_charts(make_section(*rows), rows[0].record.values[0], "CLIP") == []
 
 
-def test_stages_of_a_picture_add_up_to_the_pipeline() -> None:
-    values = (cost("latency.pipeline.p50", 1.0), stage("unet_step", 0.04), stage("vae_decode", 0.1), cost("latency.pipeline.p90", 9.0))
-    chart = figures.stage_chart(section(Row(Path("m"), make_record("m", values))))
+def test_stages_and_the_rest_add_up_to_the_pipeline() -> None:
+    values = (probe("latency.pipeline.p50", 1.0), stage("unet_step", 0.04), stage("vae_decode", 0.1), probe("latency.pipeline.p90", 9.0))
+    chart = figures.stage_chart(make_section(Row(Path("m"), make_record("m", values))))
     assert chart is not None
     assert chart.words == "m: unet, 20 steps 0.800 s, vae decode 0.100 s, rest 0.100 s"
-    assert figures.stage_chart(section(Row(Path("m"), make_record("m", values[:1])))) is None
+    assert figures.stage_chart(make_section(Row(Path("m"), make_record("m", values[:1])))) is None
 
 
-def test_a_chart_wears_the_pages_colours_and_shares_no_id_with_another(tmp_path: Path) -> None:
-    board(tmp_path)
-    (made,) = standings.sections(standings.read_rows(tmp_path))
-    metrics = standings.metrics(made)
-    charts = [chart for value in metrics[:2] for chart in figures.pareto_charts(made, value, value.name)]
+def test_charts_use_the_colours_of_the_page_and_unique_ids(tmp_path: Path) -> None:
+    write_board(tmp_path)
+    (section,) = standings.sections(standings.read_rows(tmp_path))
+    metrics = standings.metrics(section)
+    charts = [chart for value in metrics[:2] for chart in figures.pareto_charts(section, value, value.name)]
     ids = [re.findall(r'\bid="([^"]*)"', chart.svg) for chart in charts]
     assert len(charts) == 4
     assert sum(map(len, ids)) == len({name for each in ids for name in each})
@@ -67,15 +67,15 @@ def test_a_chart_wears_the_pages_colours_and_shares_no_id_with_another(tmp_path:
         assert (root.get("role"), root.get("aria-label")) == ("img", chart.words)
         assert set(re.findall(r"#[0-9a-f]{6}\b", chart.svg)) == set()
         assert "var(--accent)" in chart.svg
-        used = set(re.findall(r'href="#([^"]*)"|url\(#([^)]*)\)', chart.svg))
-        assert {one or other for one, other in used} <= set(re.findall(r'\bid="([^"]*)"', chart.svg))
+        references = set(re.findall(r'href="#([^"]*)"|url\(#([^)]*)\)', chart.svg))
+        assert {one or other for one, other in references} <= set(re.findall(r'\bid="([^"]*)"', chart.svg))
 
 
-def test_names_are_text_in_a_chart(tmp_path: Path) -> None:
+def test_names_are_plain_text_in_a_chart(tmp_path: Path) -> None:
     names = ("$x^2$", "<b>&amp;", "an endless name that no margin could ever hold")
     rows = []
     for place, name in enumerate(names):
-        record, scores = make(place, f"m{place}")
+        record, scores = make_model(place, f"m{place}")
         record = record.model_copy(update={"model": record.model.model_copy(update={"name": name})})
         rows.append(
             Row(
@@ -85,13 +85,13 @@ def test_names_are_text_in_a_chart(tmp_path: Path) -> None:
                 record,
             )
         )
-    (chart, *_) = figures.pareto_charts(section(*rows), standings.metrics(section(*rows))[0], "Frechet")
+    (chart, *_) = figures.pareto_charts(make_section(*rows), standings.metrics(make_section(*rows))[0], "Frechet")
     texts = [element.text for element in ET.fromstring(chart.svg).iter("{http://www.w3.org/2000/svg}text")]
     assert {"$x^2$", "<b>&amp;", "an endless name that no…"} <= set(texts)
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=11))
-def test_names_keep_their_order_and_their_distance_within_the_margin(places: list[float]) -> None:
+def test_labels_keep_their_order_and_distance(places: list[float]) -> None:
     found = figures.spread_apart(places, 0.085)
     ordered = sorted(found)
     assert all(after - before > 0.085 - 1e-9 for before, after in itertools.pairwise(ordered))
@@ -101,5 +101,5 @@ def test_names_keep_their_order_and_their_distance_within_the_margin(places: lis
 
 
 @pytest.mark.parametrize("n", [0, 1])
-def test_hardly_any_names_need_no_room(n: int) -> None:
+def test_one_label_or_none_stays_in_place(n: int) -> None:
     assert figures.spread_apart([0.5] * n, 0.1) == [0.5] * n

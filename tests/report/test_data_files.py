@@ -1,4 +1,4 @@
-"""The leaderboard as data: every value of every row, and nothing that is not there made up."""
+"""The leaderboard as CSV and JSON: every value of every row, and missing values left empty."""
 
 import csv
 import io
@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from boards import MODELS, board, make
+from boards import MODELS, make_model, write_board
 from factories import with_value
 
 from sdbench import cli, records
@@ -16,15 +16,15 @@ from sdbench.report import flat
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
-    board(tmp_path)
+    write_board(tmp_path)
     missing = with_value(
-        make(3, "scenes-odd"), "fd.scenes", state="missing", reason='no "reference",\nyet', value=None, low=None, high=None
+        make_model(3, "scenes-odd"), "fd.scenes", state="missing", reason='no "reference",\nyet', value=None, low=None, high=None
     )
     records.write(*missing, {}, tmp_path)
     return tmp_path
 
 
-def test_csv_has_a_line_for_each_value_with_its_state(results: Path) -> None:
+def test_csv_has_a_line_with_the_state_of_each_value(results: Path) -> None:
     rows = standings.read_rows(results)
     lines = list(csv.DictReader(io.StringIO(flat.csv_text(rows))))
     assert len(lines) == sum(len(row.record.values) for row in rows)
@@ -38,7 +38,7 @@ def test_csv_has_a_line_for_each_value_with_its_state(results: Path) -> None:
     assert [by_key[name, "clip_score.scenes"]["rank"] for name in MODELS] == ["1", "2", "3"]
 
 
-def test_json_holds_the_same(results: Path) -> None:
+def test_json_has_the_same_values_as_csv(results: Path) -> None:
     rows = standings.read_rows(results)
     nested = json.loads(json.dumps(flat.nested(rows)))
     flattened = [{key: item for key, item in row.items() if key != "values"} | value for row in nested for value in row["values"]]
@@ -48,7 +48,7 @@ def test_json_holds_the_same(results: Path) -> None:
     assert (nested[0]["commit"], nested[0]["dirty"]) == ("c0441e", False)
 
 
-def test_the_command_writes_all_of_them(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_leaderboard_command_writes_all_formats(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["leaderboard", "--results", str(results), "--json"]) == 0
     printed = capsys.readouterr().out
     assert json.loads(printed) == json.loads((results / "LEADERBOARD.json").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""The page as a file: safe, whole, of bounded size, and the same for the same records."""
+"""The page as a file: safe, complete, of bounded size, and the same for the same records."""
 
 import re
 from html.parser import HTMLParser
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from boards import LONG, MODELS, board, make, png
-from factories import GPU, make_measured, make_record, saved
+from boards import LONG, MODELS, make_model, png, write_board
+from factories import GPU, make_measurement, make_record, save_record
 
 from sdbench import api, cli, records
 from sdbench.errors import UserError
@@ -19,7 +19,7 @@ from sdbench.report import pictures, sections
 
 
 class Tags(HTMLParser):
-    """Every start tag with its attributes, and the ids."""
+    """A parser that collects every start tag with its attributes."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Tags(HTMLParser):
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     results = tmp_path_factory.mktemp("results")
-    board(results)
+    write_board(results)
     return results
 
 
@@ -43,7 +43,7 @@ def page(results: Path) -> str:
     return (results / "report.html").read_text(encoding="utf-8")
 
 
-def test_nothing_in_the_page_points_outside_or_runs_but_its_own_script(page: str) -> None:
+def test_page_has_no_external_links_and_only_its_own_script(page: str) -> None:
     tags = Tags(page).found
     assert [tag for tag, _ in tags].count("script") == 1
     assert not any(name.startswith("on") for _, attributes in tags for name in attributes)
@@ -56,35 +56,35 @@ def test_nothing_in_the_page_points_outside_or_runs_but_its_own_script(page: str
     assert re.search(r"script-src 'sha256-[\w+/=]{44}'", policy or "")
 
 
-def test_ids_are_unique_and_every_link_within_the_page_finds_its_target(page: str) -> None:
+def test_ids_are_unique_and_internal_links_have_targets(page: str) -> None:
     tags = Tags(page).found
     ids = [attributes["id"] for _, attributes in tags if attributes.get("id")]
     assert len(ids) == len(set(ids))
     assert {(a["href"] or "")[1:] for tag, a in tags if tag == "a" and (a.get("href") or "").startswith("#")} <= set(ids)
 
 
-def test_pictures_for_which_the_page_has_no_room_at_all_are_linked(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_are_linked_if_none_fits_into_the_page(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pictures, "PAGE_BYTES", 0)
-    page, *beside = api.report(api.Places(results), tmp_path / "report.html", policy=None)
+    page, *rest_files = api.report(api.Places(results), tmp_path / "report.html", policy=None)
     tags = Tags(page.read_text(encoding="utf-8")).found
     assert [
         page.parent / (attributes["href"] or "") for tag, attributes in tags if tag == "a" and "pictures/" in (attributes["href"] or "")
-    ] == beside
-    assert len(beside) == 1
+    ] == rest_files
+    assert len(rest_files) == 1
 
 
-def test_hostile_words_are_escaped_wherever_they_stand(page: str) -> None:
+def test_hostile_text_is_escaped_everywhere(page: str) -> None:
     assert "<script>window.hacked" not in page
     assert "<img src=" not in page.replace('<img src="data:', "")
     assert LONG in page
 
 
-def test_the_same_records_make_the_same_page(page: str, results: Path, tmp_path: Path) -> None:
+def test_same_records_make_the_same_page(page: str, results: Path, tmp_path: Path) -> None:
     (again,) = api.report(api.Places(results), tmp_path / "again.html")
     assert again.read_text(encoding="utf-8") == page
 
 
-def test_everything_the_page_promises_is_there(page: str) -> None:
+def test_page_has_every_part(page: str) -> None:
     for part in ("table", "trade", "stages", "wins", "gate", "worst", "images", "made"):
         assert f'id="s1-{part}"' in page
     assert re.search(r'<span class="chip regressed">regressed</span> scenes-vega', page)
@@ -94,33 +94,33 @@ def test_everything_the_page_promises_is_there(page: str) -> None:
     assert "pictures for 24 of 24 prompts; 24 are here" in page
 
 
-def test_verdicts_know_how_far_two_runs_of_a_model_lie_apart(tmp_path: Path) -> None:
-    teacher = saved(make_measured("scenes-teacher", seed=1, run="one"), tmp_path)
-    student = saved(make_measured("scenes-vega", seed=2, run="other", worse="latency.pipeline.p50", by=0.2), tmp_path)
+def test_verdicts_use_the_noise_between_runs(tmp_path: Path) -> None:
+    teacher = save_record(make_measurement("scenes-teacher", seed=1, run="one"), tmp_path)
+    student = save_record(make_measurement("scenes-vega", seed=2, run="other", worse="latency.pipeline.p50", by=0.2), tmp_path)
 
-    def said() -> str:
+    def first_verdict() -> str:
         (path,) = api.report(api.Places(tmp_path))
-        shown = path.read_text(encoding="utf-8")
-        assert '<span class="interval">other runs</span>' in shown, "the speed-up's"
-        return re.findall(r'<span class="chip (\w+)">', shown)[0]
+        text = path.read_text(encoding="utf-8")
+        assert '<span class="interval">other runs</span>' in text, "in the cell of the speed-up"
+        return re.findall(r'<span class="chip (\w+)">', text)[0]
 
-    assert said() == "regressed"
+    assert first_verdict() == "regressed"
     floor = floors.estimate([Side.read(teacher), Side.read(student)], (1, 2), records.read_record(teacher).suite)
     spread = floors.Spread(noise=0.25, values=(0.4, 0.6), unit="s")
     floors.write(floor.model_copy(update={"metrics": {"latency.pipeline.p50": spread}}), tmp_path)
-    assert said() == "inconclusive" == api.compare(str(student), str(teacher), None, api.Places(tmp_path)).verdict
+    assert first_verdict() == "inconclusive" == api.compare(str(student), str(teacher), None, api.Places(tmp_path)).verdict
 
 
-def test_a_score_that_is_no_number_is_shown_as_such(tmp_path: Path) -> None:
+def test_nan_score_is_shown_as_nan(tmp_path: Path) -> None:
     for place, name in enumerate(MODELS):
-        record, scores = make(place, name)
+        record, scores = make_model(place, name)
         scores.columns["preference.scenes"][0] = np.nan
         records.write(record, scores, {"p0000.png": png((place, 0, 0))}, tmp_path)
     (path,) = api.report(api.Places(tmp_path))
     assert "preference.scenes nan" in path.read_text(encoding="utf-8")
 
 
-def test_models_without_pictures_scores_or_a_policy_have_a_page_too(tmp_path: Path) -> None:
+def test_models_without_pictures_scores_or_a_policy_have_a_page(tmp_path: Path) -> None:
     suite = SuiteId(name="efficiency", version=1, digest="e44")
     random = Model(name="sdxl", architecture="sdxl", source="random", weights_digest=None, label="random weights")
     odd = random.model_copy(update={"name": "odd", "source": "folder:odd", "label": '"><b>'})
@@ -130,22 +130,20 @@ def test_models_without_pictures_scores_or_a_policy_have_a_page_too(tmp_path: Pa
     text = path.read_text(encoding="utf-8")
     assert "sdxl (random weights)" in text
     assert 'id="s1-made"' in text
-    assert 'id="s1-gate"' not in text, "the policy weighs nothing of this suite"
+    assert 'id="s1-gate"' not in text, "the policy has no rules for this suite"
     assert "&#34;&gt;&lt;b&gt;" in text
 
 
-def test_a_policy_that_is_named_and_weighs_nothing_is_an_error(tmp_path: Path) -> None:
-    board(tmp_path)
+def test_given_policy_without_the_suite_is_an_error(tmp_path: Path) -> None:
+    write_board(tmp_path)
     (tmp_path / "own.toml").write_text('alpha = 0.05\n[suites.qualty]\nx = { direction = "lower", margin = 1, required = true }\n')
     with pytest.raises(UserError, match=r"own\.toml has no table \[suites\.quality\].*\(it has qualty\)"):
         api.report(api.Places(tmp_path), policy=tmp_path / "own.toml")
     assert not (tmp_path / "report.html").exists()
 
 
-def test_a_place_that_cannot_be_written_and_a_policy_that_is_not_there_are_errors(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    board(tmp_path)
+def test_unwritable_place_and_missing_policy_are_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_board(tmp_path)
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot write"):
         api.report(api.Places(tmp_path), tmp_path / "file" / "report.html")
@@ -153,14 +151,14 @@ def test_a_place_that_cannot_be_written_and_a_policy_that_is_not_there_are_error
     assert "nowhere.toml" in capsys.readouterr().err
 
 
-def test_numbers_stand_below_each_other_by_their_points(results: Path) -> None:
+def test_numbers_are_aligned_at_the_decimal_point(results: Path) -> None:
     (section,) = standings.sections(standings.read_rows(results))
     for column in sections._columns(section):
-        tails = [
+        digits_after_point = [
             len(cell.text) - (cell.text.index(".") if "." in cell.text else len(cell.text))
             for cell in column.cells
             if cell.text[-1].isdigit()
         ]
-        assert len(set(tails)) <= 1, column
-    padded = sections._align([sections.Cell("52", 52.0), sections.Cell("63.6", 63.6), sections.Cell("no model")])
-    assert [cell.text for cell in padded] == ["52\u2008\u2007", "63.6", "no model"]
+        assert len(set(digits_after_point)) <= 1, column
+    cells = sections._align([sections.Cell("52", 52.0), sections.Cell("63.6", 63.6), sections.Cell("no model")])
+    assert [cell.text for cell in cells] == ["52\u2008\u2007", "63.6", "no model"]

@@ -1,11 +1,11 @@
-"""The image wall: which pictures there are, which go into the page, and what is said of the rest."""
+"""The image wall: which pictures exist, which go into the page, and what happens to the rest."""
 
 import base64
 import io
 from pathlib import Path
 
 import pytest
-from boards import MODELS, PROMPTS, board, make, png
+from boards import MODELS, PROMPTS, make_model, png, write_board
 from PIL import Image
 
 from sdbench import records
@@ -15,15 +15,15 @@ from sdbench.leaderboard.standings import Section
 from sdbench.report import pictures, sections, wins, worst
 
 
-def section(results: Path) -> Section:
+def read_section(results: Path) -> Section:
     (found,) = standings.sections(standings.read_rows(results))
     return found
 
 
-def test_each_line_is_one_prompt_over_all_models_with_its_scores(tmp_path: Path) -> None:
-    board(tmp_path)
-    held = section(tmp_path)
-    wall = pictures.build_wall(sections.build_album(held), 10**7)
+def test_each_row_has_one_prompt_with_pictures_and_scores_of_all_models(tmp_path: Path) -> None:
+    write_board(tmp_path)
+    section = read_section(tmp_path)
+    wall = pictures.build_wall(sections.build_album(section), 10**7)
     assert wall.models == MODELS
     assert [shot.prompt for shot in wall.shots] == list(PROMPTS)
     assert wall.left == ()
@@ -32,13 +32,13 @@ def test_each_line_is_one_prompt_over_all_models_with_its_scores(tmp_path: Path)
     picture = shot.pictures[1]
     assert picture is not None
     content = base64.b64decode(picture.src.removeprefix("data:image/png;base64,"))
-    assert content == (held.rows[1].folder / "images" / "p0004.png").read_bytes()
-    assert f"clip_score.scenes {held.rows[1].scores.columns['clip_score.scenes'][8]:.2f}" in picture.scores
+    assert content == (section.rows[1].folder / "images" / "p0004.png").read_bytes()
+    assert f"clip_score.scenes {section.rows[1].scores.columns['clip_score.scenes'][8]:.2f}" in picture.scores
 
 
-def test_a_page_that_is_full_says_what_is_left_and_has_both_kinds(tmp_path: Path) -> None:
-    board(tmp_path)
-    album = sections.build_album(section(tmp_path))
+def test_full_page_lists_the_remaining_prompts_and_shows_worst_and_random_ones(tmp_path: Path) -> None:
+    write_board(tmp_path)
+    album = sections.build_album(read_section(tmp_path))
     one = album.shot("p0000").n_bytes
     wall = pictures.build_wall(album, 6 * one + 5)
     assert len(wall.shots) in (5, 6, 7)
@@ -47,20 +47,20 @@ def test_a_page_that_is_full_says_what_is_left_and_has_both_kinds(tmp_path: Path
     assert pictures.build_wall(album, 6 * one + 5) == wall
 
 
-def test_at_most_200_prompts_are_taken_in(tmp_path: Path) -> None:
+def test_at_most_200_prompts_are_in_the_page(tmp_path: Path) -> None:
     prompts = tuple(f"prompt {n}" for n in range(320))
     for place in range(5):
-        record, scores = make(place, f"scenes-{place}", prompts)
-        kept = {f"p{n:04d}.png": png((place, n % 256, 0)) for n in range(64 * place, 64 * place + 64)}
-        records.write(record, scores, kept, tmp_path)
-    wall = pictures.build_wall(sections.build_album(section(tmp_path)), 10**9)
+        record, scores = make_model(place, f"scenes-{place}", prompts)
+        pictures_by_name = {f"p{n:04d}.png": png((place, n % 256, 0)) for n in range(64 * place, 64 * place + 64)}
+        records.write(record, scores, pictures_by_name, tmp_path)
+    wall = pictures.build_wall(sections.build_album(read_section(tmp_path)), 10**9)
     assert len(wall.shots) == 200
     assert len(wall.left) == 120
 
 
-def test_what_is_left_is_copied_beside_the_page(tmp_path: Path) -> None:
-    board(tmp_path / "results")
-    album = sections.build_album(section(tmp_path / "results"))
+def test_remaining_pictures_are_copied_beside_the_page(tmp_path: Path) -> None:
+    write_board(tmp_path / "results")
+    album = sections.build_album(read_section(tmp_path / "results"))
     rest = pictures.build_rest_wall(album, ["p0003", "p0005"], tmp_path / "report-pictures" / "s1")
     first = rest.shots[0].pictures[0]
     assert first is not None
@@ -68,23 +68,23 @@ def test_what_is_left_is_copied_beside_the_page(tmp_path: Path) -> None:
     assert (tmp_path / "report-pictures" / first.src).read_bytes() == (album.rows[0].folder / "images" / "p0003.png").read_bytes()
 
 
-def test_two_rows_of_one_name_keep_their_own_pictures_beside_the_page(tmp_path: Path) -> None:
+def test_rows_of_the_same_name_keep_their_own_pictures_beside_the_page(tmp_path: Path) -> None:
     for label in ("", "random weights"):
-        record, scores = make(0, "scenes-teacher")
+        record, scores = make_model(0, "scenes-teacher")
         model = record.model.model_copy(update={"label": label})
         records.write(record.model_copy(update={"model": model}), scores, {"p0000.png": png((200, len(label), 0))}, tmp_path)
-    album = sections.build_album(section(tmp_path))
+    album = sections.build_album(read_section(tmp_path))
     (shot,) = pictures.build_rest_wall(album, ["p0000"], tmp_path / "report-pictures" / "s1").shots
     contents = {(tmp_path / "report-pictures" / picture.src).read_bytes() for picture in shot.pictures if picture}
     assert contents == {png((200, 0, 0)), png((200, 14, 0))}
 
 
-def test_large_pictures_are_made_small_and_light(tmp_path: Path) -> None:
-    record, scores = make(0, "scenes-teacher")
+def test_large_pictures_are_scaled_down_and_compressed(tmp_path: Path) -> None:
+    record, scores = make_model(0, "scenes-teacher")
     noise = io.BytesIO()
     Image.effect_noise((512, 256), 90).convert("RGB").save(noise, "PNG")
     records.write(record, scores, {"p0000.png": noise.getvalue()}, tmp_path)
-    (shot,) = pictures.build_wall(sections.build_album(section(tmp_path)), 10**7).shots
+    (shot,) = pictures.build_wall(sections.build_album(read_section(tmp_path)), 10**7).shots
     (picture,) = shot.pictures
     assert picture is not None
     assert (picture.width, picture.height) == (256, 128)
@@ -93,47 +93,47 @@ def test_large_pictures_are_made_small_and_light(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", png((1, 2, 3), 64)[:-20]])
-def test_a_picture_that_cannot_be_read_is_an_error(content: bytes, tmp_path: Path) -> None:
-    record, scores = make(0, "scenes-teacher")
+def test_unreadable_picture_is_an_error(content: bytes, tmp_path: Path) -> None:
+    record, scores = make_model(0, "scenes-teacher")
     records.write(record, scores, {"p0000.png": content}, tmp_path)
     with pytest.raises(UserError, match=r"p0000\.png cannot be read .*; restore it, or delete it"):
-        pictures.build_wall(sections.build_album(section(tmp_path)), 10**7)
+        pictures.build_wall(sections.build_album(read_section(tmp_path)), 10**7)
 
 
-def test_without_pictures_there_is_no_wall(tmp_path: Path) -> None:
-    records.write(*make(0, "scenes-teacher"), {}, tmp_path)
-    assert pictures.build_wall(sections.build_album(section(tmp_path)), 10**7).shots == ()
+def test_wall_without_pictures_is_empty(tmp_path: Path) -> None:
+    records.write(*make_model(0, "scenes-teacher"), {}, tmp_path)
+    assert pictures.build_wall(sections.build_album(read_section(tmp_path)), 10**7).shots == ()
 
 
-def test_the_worst_are_the_largest_losses_and_the_largest_influences(tmp_path: Path) -> None:
-    board(tmp_path)
-    held = section(tmp_path)
-    teacher, student = held.rows[0].scores, held.rows[2].scores
+def test_worst_cases_are_the_largest_losses_and_influences(tmp_path: Path) -> None:
+    write_board(tmp_path)
+    section = read_section(tmp_path)
+    teacher, student = section.rows[0].scores, section.rows[2].scores
     difference = student.columns["clip_score.scenes"] - teacher.columns["clip_score.scenes"]
-    found = next(one for one in worst.regressions(held, ["clip_score.scenes"]) if one.model == "scenes-vega")
+    found = next(group for group in worst.regressions(section, ["clip_score.scenes"]) if group.model == "scenes-vega")
     assert [case.amount for case in found.cases] == pytest.approx(sorted(difference)[: worst.MAX_CASES])
     assert all(
         case.own is not None and case.teacher is not None and case.own - case.teacher == pytest.approx(case.amount) for case in found.cases
     )
-    costs = next(one for one in worst.costliest(held) if one.model == "scenes-vega")
+    costliest = next(group for group in worst.costliest(section) if group.model == "scenes-vega")
     influence = student.columns["fd.scenes:influence"]
-    assert [case.amount for case in costs.cases] == pytest.approx(sorted(influence / len(influence), reverse=True)[: worst.MAX_CASES])
-    assert costs.cases[0].prompt == PROMPTS[int(influence.argmax()) // 2]
+    assert [case.amount for case in costliest.cases] == pytest.approx(sorted(influence / len(influence), reverse=True)[: worst.MAX_CASES])
+    assert costliest.cases[0].prompt == PROMPTS[int(influence.argmax()) // 2]
 
 
-def test_win_rates_are_counted_prompt_by_prompt_and_mirror_each_other(tmp_path: Path) -> None:
-    board(tmp_path)
-    held = section(tmp_path)
-    assert wins.judges(held) == ["clip_score.scenes"]
-    matrix = wins.matrix(held, "clip_score.scenes")
+def test_win_rates_are_counted_per_prompt_and_are_symmetric(tmp_path: Path) -> None:
+    write_board(tmp_path)
+    section = read_section(tmp_path)
+    assert wins.judges(section) == ["clip_score.scenes"]
+    matrix = wins.matrix(section, "clip_score.scenes")
     assert matrix is not None
-    by_prompt = [row.scores.columns["clip_score.scenes"].reshape(-1, 2).mean(1) for row in held.rows]
-    win, back = matrix.rows[0][2], matrix.rows[2][0]
+    by_prompt = [row.scores.columns["clip_score.scenes"].reshape(-1, 2).mean(1) for row in section.rows]
+    win, loss = matrix.rows[0][2], matrix.rows[2][0]
     assert win is not None
-    assert back is not None
+    assert loss is not None
     assert win.share == (by_prompt[0] > by_prompt[2]).mean()
-    assert (back.share, back.low, back.high) == pytest.approx((1 - win.share, 1 - win.high, 1 - win.low))
+    assert (loss.share, loss.low, loss.high) == pytest.approx((1 - win.share, 1 - win.high, 1 - win.low))
     assert win.sure
-    assert back.sure
+    assert loss.sure
     assert matrix.rows[0][0] is None
-    assert wins.matrix(held, "no.such") is None
+    assert wins.matrix(section, "no.such") is None

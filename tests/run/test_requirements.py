@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from factories import make_record, saved
+from factories import make_record, save_record
 from tiny import tiny_unet, with_unet
 
 from sdbench import cli, records, score, suites
@@ -196,7 +196,7 @@ def test_unverified_weights_and_prompts_are_said_in_the_record_and_the_tables(tm
     record = make_record("student", values=(score._note_unverified_weights(value),)).model_copy(
         update={"prompts": "5 of owner/list, digest 12ab (unverified)"}
     )
-    path = saved((record, Scores([], [], {})), tmp_path)
+    path = save_record((record, Scores([], [], {})), tmp_path)
     assert records.read(path)[0].prompts == "5 of owner/list, digest 12ab (unverified)"
     table = writing.markdown(standings.read_rows(tmp_path))
     assert "- prompts: 5 of owner/list, digest 12ab (unverified)" in table

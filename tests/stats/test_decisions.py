@@ -18,42 +18,42 @@ F64 = npt.NDArray[np.float64]
 
 def test_paired_bounds_are_the_ends_of_a_two_sided_90_percent_interval() -> None:
     half = np.random.default_rng(0).normal(0.3, 1, 15)
-    difference = np.concatenate([half, 0.6 - half])  # not skewed
+    difference = np.concatenate([half, 0.6 - half])  # symmetric, so the bounds are Student's
     found = decisions.paired_mean_bounds(difference)
-    theirs = scipy_stats.ttest_1samp(difference, 0).confidence_interval(0.9)
-    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high))
+    expected = scipy_stats.ttest_1samp(difference, 0).confidence_interval(0.9)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
     assert found.standard_error == pytest.approx(scipy_stats.sem(difference))
     assert found.n == 30
 
 
-def test_paired_bounds_cover_on_either_side() -> None:
+def test_paired_bounds_cover_on_both_sides() -> None:
     found = [decisions.paired_mean_bounds(draw) for draw in np.random.default_rng(1).normal(size=(1000, 12))]
     assert np.mean([bounds.low > 0 for bounds in found]) == pytest.approx(0.05, abs=0.02)
     assert np.mean([bounds.high < 0 for bounds in found]) == pytest.approx(0.05, abs=0.02)
 
 
-def test_a_single_pair_knows_nothing_unless_nothing_changed() -> None:
+def test_bounds_of_a_single_pair_are_infinite_unless_it_is_unchanged() -> None:
     assert decisions.paired_mean_bounds([0.5]) == Bounds(-math.inf, math.inf, 0.5, math.inf, 1)
     assert decisions.paired_mean_bounds([0.0]) == Bounds(0, 0, 0, 0, 1)
 
 
-def test_a_level_that_has_no_quantile_knows_nothing_unless_nothing_changed() -> None:
+def test_bounds_at_a_level_without_a_quantile_are_infinite_unless_nothing_changed() -> None:
     found = decisions.paired_mean_bounds([0.5, 0.7], 1 - 1e-17)
     assert (found.low, found.high, found.standard_error) == (-math.inf, math.inf, pytest.approx(0.1))
     assert decisions.paired_mean_bounds([0.5, 0.5], 1 - 1e-17).low == -math.inf
     assert decisions.paired_mean_bounds([0.0, 0.0], 1 - 1e-17).high == 0
 
 
-def test_negated_bounds_are_those_of_the_negated_difference() -> None:
+def test_negated_bounds_equal_bounds_of_the_negated_difference() -> None:
     difference = np.array([0.1, 0.5, -0.2, 0.9])
     assert -decisions.paired_mean_bounds(difference) == decisions.paired_mean_bounds(-difference)
 
 
 @pytest.mark.parametrize(("n", "most", "level", "at_most"), [(64, 20, 0.95, 0.051), (512, 60, 0.95, 0.051), (2048, 60, 0.99, 0.0101)])
-def test_a_loss_by_few_prompts_that_is_exactly_the_margin_passes_no_oftener_than_the_level_says(
+def test_loss_of_the_margin_on_few_prompts_passes_no_more_often_than_the_level_allows(
     n: int, most: int, level: float, at_most: float
 ) -> None:
-    """Exactly, for 5 faults expected or more, and at the worst rates: just above those from which a number of faults passes."""
+    """Exact probabilities, for at least 5 expected faults, at the worst rates: those just above where a number of faults passes."""
     faults = np.arange(1, most)
     lows = [decisions.paired_mean_bounds(np.repeat([-1.0, 0.0], [each, n - each]), level).low for each in faults]
     chances = scipy_stats.binom.cdf(faults, n, np.negative(lows))[(np.negative(lows) * n > 5) & (np.negative(lows) * n < most)]
@@ -63,15 +63,15 @@ def test_a_loss_by_few_prompts_that_is_exactly_the_margin_passes_no_oftener_than
 
 @pytest.mark.parametrize("rate", [10 / 512, 1 / 40, 50 / 512])
 @pytest.mark.parametrize("level", [0.05, 0.0125])
-def test_a_loss_of_the_margin_by_all_but_few_prompts_is_rejected_no_oftener_than_the_level_says(rate: float, level: float) -> None:
-    """Exactly, also at one of Holm's levels for four metrics, where Student's t test rejects up to 9.4 % of them."""
+def test_loss_of_the_margin_on_most_prompts_is_rejected_no_more_often_than_the_level_allows(rate: float, level: float) -> None:
+    """Exact probabilities, also at one of Holm's levels for four metrics; Student's t test would reject up to 9.4 %."""
     chances = scipy_stats.binom.pmf(np.arange(513), 512, rate)
     likely = np.flatnonzero(chances > 1e-6)
     found = [decisions.paired_mean_bounds(np.repeat([1 / rate - 2, -2.0], [each, 512 - each])) for each in likely]
     assert chances[likely][[decisions.regression_p_value(bounds, 1.0) <= level for bounds in found]].sum() < 1.01 * level
 
 
-def test_equal_shares_may_hide_what_n_of_them_do_not_show() -> None:
+def test_unchanged_prompts_bound_a_change_on_unseen_prompts() -> None:
     found = decisions.paired_mean_bounds(np.zeros(4), unseen=1.0)
     assert (1 - found.high) ** 4 == pytest.approx(0.05)
     assert (found.low, found.difference, found.standard_error) == (-found.high, 0, 0.25)
@@ -90,7 +90,7 @@ def rounds(slowdown: float, seed: int, n_rounds: int = 6) -> F64:
     return slowdown * np.exp(random.normal(0, 0.02, (n_rounds, 1)) + random.normal(0, 0.01, (n_rounds, 8)))
 
 
-def test_ratio_is_plus_for_a_slower_candidate() -> None:
+def test_ratio_is_positive_for_a_slower_candidate() -> None:
     found = decisions.ratio_bounds(rounds(1.5, seed=1), rounds(1.0, seed=2))
     assert found.low < math.log(1.5) < found.high
     assert found.low > 0.2
@@ -98,32 +98,32 @@ def test_ratio_is_plus_for_a_slower_candidate() -> None:
     assert found.n == 6
 
 
-def test_ratio_bounds_are_deterministic_unitless_and_turn_with_the_roles() -> None:
+def test_ratio_bounds_are_deterministic_unitless_and_antisymmetric() -> None:
     slow, fast = rounds(1.5, seed=1), rounds(1.0, seed=2)
-    found, again, turned = (
+    found, rescaled, swapped = (
         decisions.ratio_bounds(slow, fast),
         decisions.ratio_bounds(slow * 1000, fast * 1000),
         -decisions.ratio_bounds(fast, slow),
     )
     assert decisions.ratio_bounds(slow, fast) == found
-    assert (again.low, again.high) == pytest.approx((found.low, found.high))
-    assert (turned.low, turned.high) == pytest.approx((found.low, found.high), abs=0.01)
+    assert (rescaled.low, rescaled.high) == pytest.approx((found.low, found.high))
+    assert (swapped.low, swapped.high) == pytest.approx((found.low, found.high), abs=0.01)
 
 
-def test_a_single_round_knows_nothing_however_many_calls_it_has() -> None:
+def test_bounds_of_a_single_round_are_infinite_whatever_its_calls() -> None:
     many, one = rounds(1.0, seed=1), rounds(1.0, seed=2, n_rounds=1)
     for pair in ((one, many), (many, one), (one, one)):
         found = decisions.ratio_bounds(*pair)
         assert (found.low, found.high, found.standard_error, found.n) == (-math.inf, math.inf, math.inf, 1)
 
 
-def test_unequal_spreads_have_the_degrees_of_freedom_of_welch() -> None:
-    calm, restless = np.exp(0.001 * rounds(1.0, seed=1, n_rounds=4)), rounds(1.0, seed=2, n_rounds=4)
-    found = decisions.ratio_bounds(restless, calm)
-    medians = [np.log(np.median(each, axis=1)) for each in (restless, calm)]
-    theirs = scipy_stats.ttest_ind(*medians, equal_var=False)
-    assert theirs.df == pytest.approx(3, abs=0.1)
-    half = scipy_stats.t.ppf(0.95, math.floor(theirs.df)) * theirs._standard_error
+def test_unequal_spreads_use_welchs_degrees_of_freedom() -> None:
+    stable, noisy = np.exp(0.001 * rounds(1.0, seed=1, n_rounds=4)), rounds(1.0, seed=2, n_rounds=4)
+    found = decisions.ratio_bounds(noisy, stable)
+    medians = [np.log(np.median(each, axis=1)) for each in (noisy, stable)]
+    welch = scipy_stats.ttest_ind(*medians, equal_var=False)
+    assert welch.df == pytest.approx(3, abs=0.1)
+    half = scipy_stats.t.ppf(0.95, math.floor(welch.df)) * welch._standard_error
     assert found.high - found.difference >= half * (1 - 1e-9)
     assert found.difference - found.low >= half * (1 - 1e-9)
 
@@ -134,12 +134,12 @@ def test_ratio_bounds_cover_with_few_rounds() -> None:
     assert np.mean([bounds.high >= 0 for bounds in found]) >= 0.92
 
 
-def test_a_single_call_knows_nothing() -> None:
+def test_bounds_of_a_single_call_are_infinite() -> None:
     assert decisions.ratio_bounds([[2.0]], [[1.0]]) == Bounds(-math.inf, math.inf, math.log(2), math.inf, 1)
 
 
 @pytest.mark.parametrize("bad", [[[1.0, 0.0]], [[1.0, math.nan]], [1.0, 2.0], [[1.0], [1.0, 2.0]], []])
-def test_bad_rounds_are_refused(bad: list[list[float]]) -> None:
+def test_invalid_rounds_are_rejected(bad: list[list[float]]) -> None:
     with pytest.raises(ValueError, match=r"rounds must be rounds x calls|inhomogeneous"):
         decisions.ratio_bounds([[1.0]], bad)
 
@@ -147,7 +147,7 @@ def test_bad_rounds_are_refused(bad: list[list[float]]) -> None:
 # Noise between runs
 
 
-def test_noise_of_a_few_runs_has_their_quantile_of_t() -> None:
+def test_noise_of_few_runs_uses_the_t_quantile_of_their_number() -> None:
     exact = Bounds(0.2, 0.2, 0.2, 0.0, 1)
     for runs in (2, 4):
         found = decisions.widen(exact, BetweenRuns(0.1, runs))
@@ -156,7 +156,7 @@ def test_noise_of_a_few_runs_has_their_quantile_of_t() -> None:
         assert (-found).between == found.between
 
 
-def test_bounds_with_a_floor_of_four_runs_cover() -> None:
+def test_bounds_with_a_noise_floor_of_four_runs_cover() -> None:
     random, missed = np.random.default_rng(0), 0
     for _ in range(2000):
         floor = BetweenRuns(float(random.normal(0, 1, 4).std(ddof=1)), 4)
@@ -191,7 +191,7 @@ def test_unchanged_scores_pass_at_margin_zero() -> None:
 
 
 @pytest.mark.parametrize(("low", "margin"), [(0.0, -1.0), (0.0, math.nan), (math.nan, 1.0)])
-def test_verdict_of_no_number_is_refused(low: float, margin: float) -> None:
+def test_verdict_without_valid_numbers_is_rejected(low: float, margin: float) -> None:
     with pytest.raises(ValueError, match="a verdict needs"):
         decisions.decide(Bounds(low, 1.0, 0.5, 1.0, 10), margin)
 
@@ -211,7 +211,7 @@ def test_p_is_the_level_at_which_the_high_bound_reaches_the_margin() -> None:
     assert decisions.regression_p_value(-decisions.paired_mean_bounds(-difference), margin) == pytest.approx(0.03)
 
 
-def test_p_of_another_run_has_the_degrees_of_freedom_of_both_parts() -> None:
+def test_p_of_another_run_combines_both_degrees_of_freedom() -> None:
     bounds = decisions.widen(Bounds(-1.0, -1.0, -1.0, 0.0, 1), BetweenRuns(0.5, 4))
     assert decisions.regression_p_value(bounds, 0.0) == pytest.approx(scipy_stats.t.cdf(-2, 3))
     both = decisions.widen(Bounds(-2.0, 0.0, -1.0, 0.3, 9), BetweenRuns(0.4, 4))
@@ -226,31 +226,31 @@ def test_p_without_spread() -> None:
     assert decisions.regression_p_value(decisions.paired_mean_bounds([-1.0]), 0.5) == 0.5
 
 
-def test_holm_by_hand() -> None:
-    assert decisions.holm([0.03, 0.01, 0.04, 0.005]) == (False, True, False, True)  # 0.03 > 0.05 / 2 stops it
+def test_holm_matches_examples_computed_by_hand() -> None:
+    assert decisions.holm([0.03, 0.01, 0.04, 0.005]) == (False, True, False, True)  # stops at 0.03 > 0.05 / 2
     assert decisions.holm([0.03, 0.01]) == (True, True)
     assert decisions.holm([0.0125, 0.2, 0.3, 0.4]) == (True, False, False, False)
     assert decisions.holm([]) == ()
 
 
-def test_holm_counts_what_is_not_tested_yet() -> None:
+def test_holm_counts_hypotheses_not_tested_yet() -> None:
     assert decisions.holm([0.03], untested=1) == (False,)
     assert decisions.holm([0.02], untested=1) == (True,)
     assert decisions.holm([0.012, 0.02, 0.03], untested=1) == (True, False, False)
 
 
-def test_a_p_value_above_its_own_level_does_not_stop_a_larger_one_below_its() -> None:
+def test_p_value_above_its_nominal_level_does_not_stop_a_larger_one_below_its_level() -> None:
     strict, plain = (lambda level: level / 100), (lambda level: level)
     assert decisions.holm([0.001, 0.02], nominal=[strict, plain]) == (False, True)
     assert decisions.holm([0.0004, 0.02], nominal=[strict, plain]) == (True, True)  # 0.02 is rejected first
 
 
-def test_holm_keeps_the_family_error() -> None:
+def test_holm_controls_the_family_wise_error_rate() -> None:
     families = np.random.default_rng(0).uniform(size=(2000, 5))
     assert np.mean([any(decisions.holm(list(family))) for family in families]) == pytest.approx(0.05, abs=0.015)
 
 
-def test_holm_refuses_what_is_no_p_value() -> None:
+def test_holm_rejects_nan() -> None:
     with pytest.raises(ValueError, match="found nan"):
         decisions.holm([0.1, math.nan])
 
@@ -259,7 +259,7 @@ def test_holm_refuses_what_is_no_p_value() -> None:
 
 
 @pytest.mark.parametrize("mean", [-1.2, -0.4, 0.0, 0.3])
-def test_needed_n_is_the_first_that_decides(mean: float) -> None:
+def test_needed_n_is_the_smallest_that_decides(mean: float) -> None:
     n, spread, margin = 10, 2.0, 0.5
 
     def bounds_at(k: int) -> Bounds:
@@ -273,7 +273,7 @@ def test_needed_n_is_the_first_that_decides(mean: float) -> None:
     assert decisions.decide(bounds_at(needed - 1), margin) == "inconclusive"
 
 
-def test_needed_n_is_above_an_n_that_a_long_tail_leaves_open() -> None:
+def test_needed_n_exceeds_an_n_left_undecided_by_a_long_tail() -> None:
     rare = np.repeat([1.0, 0.0], [5, 195])
     for difference, margin in ((-rare, 0.05), (rare - 0.075, 0.028)):  # Student's bounds would pass the one and regress the other
         bounds = decisions.paired_mean_bounds(difference)
@@ -281,7 +281,7 @@ def test_needed_n_is_above_an_n_that_a_long_tail_leaves_open() -> None:
         assert 200 < (decisions.needed_n(bounds, margin) or 0) < 300
 
 
-def test_needed_n_of_another_run_s_rounds_shrinks_only_what_rounds_shrink() -> None:
+def test_needed_n_of_another_run_keeps_the_noise_between_runs() -> None:
     spread, margin, between = 0.5, 0.3, BetweenRuns(0.1, 4)
 
     def bounds_at(k: int) -> Bounds:
@@ -292,7 +292,8 @@ def test_needed_n_of_another_run_s_rounds_shrinks_only_what_rounds_shrink() -> N
     needed = decisions.needed_n(bounds_at(5), margin, 0.99)
     assert needed is not None
     assert [decisions.decide(bounds_at(k), margin) for k in (needed - 1, needed)] == ["inconclusive", "pass"]
-    assert decisions.needed_n(bounds_at(5), 0.2, 0.99) is None  # 0.4 from the margin, which t(3) 0.1 = 0.45 hides at any k
+    # 0.4 from the margin, which the noise between runs, t(3) 0.1 = 0.45, hides at any k
+    assert decisions.needed_n(bounds_at(5), 0.2, 0.99) is None
 
 
 def test_needed_n_may_not_exist() -> None:

@@ -1,7 +1,7 @@
-"""Do the intervals hold what they say? Repeated draws with known truth, counted; `-m slow` repeats 2,000 times and prints the table.
+"""Coverage of the intervals, counted over repeated draws with known truth; `-m slow` repeats 2,000 times and prints the table.
 
-A 95 % interval has to cover 93 to 97 % of the time where its theory is exact in large samples (means, shares), and at least
-93 % for Frechet distances, whose influence errs on the wide side.
+A 95 % interval must cover 93 to 97 % of the time where its theory is exact in large samples (means, shares), and at least
+93 % for Frechet distances, whose influence gives slightly wide intervals.
 """
 
 from collections.abc import Callable
@@ -18,14 +18,14 @@ from sdbench.stats import decisions, intervals
 
 F64 = npt.NDArray[np.float64]
 RATIOS = (0.5, 1, 2.5, 5, 30)
-FEW = 250  # at 95 % coverage, fewer than 90.8 % or more than 98.8 % of 250 happen once in a thousand times
+FEW = 250  # at 95 % coverage, under 90.8 % or over 98.8 % of 250 happen once in a thousand runs
 MANY = 2000
-REPETITIONS = [1000, pytest.param(MANY, marks=pytest.mark.slow)]  # of what is quick to draw
+REPETITIONS = [1000, pytest.param(MANY, marks=pytest.mark.slow)]  # for data that is quick to draw
 WIDTHS = [(16, FEW), pytest.param(16, MANY, marks=pytest.mark.slow), pytest.param(48, MANY, marks=pytest.mark.slow)]
 
 
-def low_high(repetitions: int) -> tuple[float, float]:
-    """What coverage has to lie between: 93 to 97 %, and what chance adds where repetitions are few."""
+def coverage_bounds(repetitions: int) -> tuple[float, float]:
+    """Bounds of the coverage: 93 to 97 %, wider where repetitions are few."""
     return (0.93, 0.97) if repetitions >= MANY else (0.905, 0.99)
 
 
@@ -33,7 +33,7 @@ def low_high(repetitions: int) -> tuple[float, float]:
 
 
 def clip_scores(random: np.random.Generator, n: int) -> tuple[F64, F64]:
-    """A student's and its teacher's on the same prompts: prompts differ more than models, the tail is to the left => (n,), (n,)."""
+    """Scores of a student and its teacher on the same prompts, which differ more than models do; the tail is on the left => (n,), (n,)."""
     prompts = 27 - random.gamma(2, 1.5, n)
     return prompts - 0.4 - random.gamma(1.5, 0.8, n), prompts - random.gamma(1.5, 0.6, n)
 
@@ -42,7 +42,7 @@ CLIP_DIFFERENCE = -0.4 - 1.5 * 0.8 + 1.5 * 0.6
 
 
 def preferences(ties: float) -> Callable[[np.random.Generator, int], tuple[F64, F64]]:
-    """Scores of which the student wins 0.46 of those that are no tie."""
+    """Scores of which the student wins 0.46 of the pairs that are not ties."""
 
     def draw(random: np.random.Generator, n: int) -> tuple[F64, F64]:
         signs = np.where(random.random(n) < 0.46, 1.0, -1.0) * (random.random(n) >= ties)
@@ -53,41 +53,41 @@ def preferences(ties: float) -> Callable[[np.random.Generator, int], tuple[F64, 
 
 @pytest.mark.parametrize("repetitions", REPETITIONS)
 @pytest.mark.parametrize("n", [50, 512])
-def test_a_clip_score_difference_is_covered(n: int, repetitions: int) -> None:
+def test_interval_of_a_clip_score_difference_covers(n: int, repetitions: int) -> None:
     found = []
     for seed in range(repetitions):
         student, teacher = clip_scores(np.random.default_rng((seed, n)), n)
         bounds = decisions.paired_mean_bounds(student - teacher, level=0.975)
         found.append(bounds.low <= CLIP_DIFFERENCE <= bounds.high)
     report(f"CLIP difference, n = {n}", np.mean(found), repetitions)
-    low, high = low_high(repetitions)
+    low, high = coverage_bounds(repetitions)
     assert low <= np.mean(found) <= high
 
 
 @pytest.mark.parametrize("repetitions", REPETITIONS)
 @pytest.mark.parametrize("n", [50, 512])
 @pytest.mark.parametrize("ties", [0.0, 0.4])
-def test_a_win_rate_is_covered(ties: float, n: int, repetitions: int) -> None:
+def test_interval_of_a_win_rate_covers(ties: float, n: int, repetitions: int) -> None:
     truth, found = 0.46 * (1 - ties) + ties / 2, []
     for seed in range(repetitions):
         rate = intervals.wins_interval(*preferences(ties)(np.random.default_rng((seed, n)), n)).estimate
         found.append(rate.low <= truth <= rate.high)
     report(f"win rate, {ties:.0%} ties, n = {n}", np.mean(found), repetitions)
-    low, high = low_high(repetitions)
+    low, high = coverage_bounds(repetitions)
     assert low <= np.mean(found) <= high
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("n", [20, 100])
-def test_t_covers_a_mean_score_no_worse_than_a_bootstrap_does(n: int) -> None:
-    """Why scores of single images have a t interval, and none by BCa (Efron 1987), which is narrower at small n."""
+def test_t_interval_of_a_mean_score_covers_as_well_as_a_bootstrap(n: int) -> None:
+    """Why scores of single images have a t interval and not BCa (Efron 1987), which is too narrow at small n."""
     truth, by_t, by_bca = 27 - 2 * 1.5 - 1.5 * 0.6, [], []
     for seed in range(MANY):
         scores = clip_scores(np.random.default_rng((seed, n)), n)[1]
         found = intervals.mean_interval(scores)
         by_t.append(found.low <= truth <= found.high)
-        theirs = scipy_stats.bootstrap((scores,), np.mean, n_resamples=999, rng=np.random.default_rng(seed)).confidence_interval
-        by_bca.append(theirs.low <= truth <= theirs.high)
+        bca = scipy_stats.bootstrap((scores,), np.mean, n_resamples=999, rng=np.random.default_rng(seed)).confidence_interval
+        by_bca.append(bca.low <= truth <= bca.high)
     report(f"mean score by t, n = {n}", np.mean(by_t), MANY)
     report(f"mean score by BCa, n = {n}", np.mean(by_bca), MANY)
     assert np.mean(by_t) >= max(0.93, np.mean(by_bca) - 0.005)
@@ -96,8 +96,8 @@ def test_t_covers_a_mean_score_no_worse_than_a_bootstrap_does(n: int) -> None:
 # Frechet distances
 
 
-class World:
-    """Two models and a reference whose features are skewed, correlated and of a spectrum that falls tenfold; d wide."""
+class FeatureModel:
+    """Two models and a reference with features of dimension d, skewed and correlated, whose spectrum falls tenfold."""
 
     def __init__(self, d: int) -> None:
         random = np.random.default_rng(d)
@@ -110,7 +110,7 @@ class World:
         return np.maximum((noise + strength * self.shift) @ self.mixing * (1 + 0.2 * strength), -0.5)
 
     def pair(self, seed: int, n: int) -> tuple[F64, F64]:
-        """A student's and its teacher's features of the same n prompts, correlated as pictures of one prompt are."""
+        """Features of a student and its teacher on the same n prompts, correlated as pictures of one prompt are."""
         random = np.random.default_rng((seed, n))
         noise = random.normal(size=(n, self.d))
         other = 0.8 * noise + 0.6 * random.normal(size=(n, self.d))
@@ -118,67 +118,67 @@ class World:
 
     @cached_property
     def truth(self) -> float:
-        """The teacher's distance with unlimited images."""
+        """The teacher's distance in the limit of many images."""
         return frechet_distance(gaussian(self.pair(0, 400_000)[1]), self.reference)
 
 
 @cache
-def world_of(d: int) -> World:
-    return World(d)
+def feature_model(d: int) -> FeatureModel:
+    return FeatureModel(d)
 
 
 def covers(values: F64, halves: F64, truth: float) -> float:
     return float(np.mean(np.abs(values - truth) <= halves))
 
 
-def distances(world: World, n: int, repetitions: int) -> tuple[F64, F64, F64, F64]:
-    """A distance and half its interval, a paired difference and half its interval => (repetitions,) each."""
+def distances(model: FeatureModel, n: int, repetitions: int) -> tuple[F64, F64, F64, F64]:
+    """A distance and its half-width, a paired difference and its half-width => (repetitions,) each."""
     rows = []
     for seed in range(repetitions):
-        student, teacher = world.pair(seed, n)
-        (value, influence), (other, column) = (frechet(features, world.reference) for features in (teacher, student))
-        theirs, gap = intervals.standard_error_interval(value, influence), other - value
+        student, teacher = model.pair(seed, n)
+        (value, influence), (other, column) = (frechet(features, model.reference) for features in (teacher, student))
+        interval, gap = intervals.standard_error_interval(value, influence), other - value
         bounds = decisions.paired_mean_bounds(column - influence + gap, level=0.975)
-        rows.append((theirs.value, theirs.high - theirs.value, gap, bounds.high - gap))
+        rows.append((interval.value, interval.high - interval.value, gap, bounds.high - gap))
     return tuple(np.array(rows).T)
 
 
 @pytest.mark.parametrize(("d", "repetitions"), WIDTHS)
 @pytest.mark.parametrize("ratio", RATIOS)
-def test_a_distance_at_this_n_and_a_paired_difference_are_covered(ratio: float, d: int, repetitions: int) -> None:
+def test_intervals_of_a_distance_and_of_a_paired_difference_cover(ratio: float, d: int, repetitions: int) -> None:
     """The truth is the mean over the repetitions: the interval is for the distance at this n."""
-    distance, half, gap, gap_half = distances(world_of(d), int(ratio * d), repetitions)
+    distance, half, gap, gap_half = distances(feature_model(d), int(ratio * d), repetitions)
     alone, paired = covers(distance, half, distance.mean()), covers(gap, gap_half, gap.mean())
     report(f"Frechet distance, d = {d}, n / d = {ratio}", alone, repetitions)
     report(f"paired difference, d = {d}, n / d = {ratio}", paired, repetitions)
-    assert min(alone, paired) >= low_high(repetitions)[0]
+    assert min(alone, paired) >= coverage_bounds(repetitions)[0]
 
 
 @pytest.mark.parametrize(("d", "repetitions"), WIDTHS)
 @pytest.mark.parametrize("ratio", [2.5, 5, 30])
-def test_frechet_infinity_is_covered(ratio: float, d: int, repetitions: int) -> None:
-    world = world_of(d)
+def test_interval_of_frechet_infinity_covers(ratio: float, d: int, repetitions: int) -> None:
+    model = feature_model(d)
     found = []
     for seed in range(repetitions):
-        made = frechet_infinity(world.pair(seed + 1, int(ratio * d))[1], world.reference)
-        interval = intervals.standard_error_interval(made.value, made.influence, systematic=abs(made.curvature))
+        estimate = frechet_infinity(model.pair(seed + 1, int(ratio * d))[1], model.reference)
+        interval = intervals.standard_error_interval(estimate.value, estimate.influence, systematic=abs(estimate.curvature))
         found.append((interval.value, interval.high - interval.value))
     values, halves = np.array(found).T
-    covered = covers(values, halves, world.truth)
+    covered = covers(values, halves, model.truth)
     report(f"FID-infinity, d = {d}, n / d = {ratio}", covered, repetitions)
-    assert covered >= low_high(repetitions)[0]
+    assert covered >= coverage_bounds(repetitions)[0]
 
 
-def test_the_check_finds_intervals_that_are_too_narrow() -> None:
-    """Half the width covers two thirds of the time, and the distance with unlimited images is not what a distance at n covers."""
-    world = world_of(16)
-    distance, half, gap, gap_half = distances(world, 80, FEW)
-    lowest = low_high(FEW)[0]
+def test_coverage_check_detects_intervals_that_are_too_narrow() -> None:
+    """Half the width covers two thirds of the time; the interval of a distance at n does not cover the distance in the limit."""
+    model = feature_model(16)
+    distance, half, gap, gap_half = distances(model, 80, FEW)
+    lowest = coverage_bounds(FEW)[0]
     assert covers(distance, half / 2, distance.mean()) < lowest
     assert covers(gap, gap_half / 2, gap.mean()) < lowest
-    assert covers(distance, half, world.truth) < lowest
+    assert covers(distance, half, model.truth) < lowest
 
 
-def report(what: str, coverage: float, repetitions: int) -> None:
-    """A row of the table, which pytest shows with -s."""
-    print(f"| {what} | {coverage:.3f} | {repetitions} |")  # noqa: T201
+def report(label: str, coverage: float, repetitions: int) -> None:
+    """Print a row of the table, which pytest shows with -s."""
+    print(f"| {label} | {coverage:.3f} | {repetitions} |")  # noqa: T201

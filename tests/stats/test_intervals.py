@@ -33,7 +33,7 @@ def test_one_value_has_no_interval() -> None:
 
 
 @pytest.mark.parametrize("values", [[], [1.0, math.nan], [math.inf], [[1.0]]])
-def test_bad_columns_are_refused(values: list[float]) -> None:
+def test_invalid_columns_are_rejected(values: list[float]) -> None:
     for function in (intervals.mean_interval, decisions.paired_mean_bounds):
         with pytest.raises(ValueError, match="finite numbers, found shape"):
             function(values)
@@ -44,16 +44,16 @@ def test_bad_columns_are_refused(values: list[float]) -> None:
 
 @pytest.mark.parametrize("successes", [0, 1, 13, 39, 40])
 def test_proportion_interval_equals_scipys_wilson(successes: int) -> None:
-    theirs = scipy_stats.binomtest(successes, 40).proportion_ci(method="wilson")
-    ours = intervals.proportion_interval(successes, 40)
-    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+    expected = scipy_stats.binomtest(successes, 40).proportion_ci(method="wilson")
+    found = intervals.proportion_interval(successes, 40)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
-def test_wilson_covers_by_exact_sums() -> None:
+def test_wilson_interval_covers_in_exact_sums() -> None:
     n, shares = 50, np.linspace(0.02, 0.98, 49)
-    spans = [intervals.proportion_interval(successes, n) for successes in range(n + 1)]
+    wilson = [intervals.proportion_interval(successes, n) for successes in range(n + 1)]
     mass = scipy_stats.binom.pmf(np.arange(n + 1)[:, None], n, shares)
-    inside = np.array([[interval.low <= share <= interval.high for share in shares] for interval in spans])
+    inside = np.array([[interval.low <= share <= interval.high for share in shares] for interval in wilson])
     coverage = (mass * inside).sum(axis=0)
     assert coverage.min() > 0.9
     assert coverage.mean() == pytest.approx(0.95, abs=0.01)
@@ -61,24 +61,24 @@ def test_wilson_covers_by_exact_sums() -> None:
 
 @given(n=st.integers(1, 500), share=st.floats(0, 1))
 @settings(deadline=None)
-def test_proportion_interval_holds_the_share_and_stays_in_range(n: int, share: float) -> None:
+def test_proportion_interval_contains_the_share_and_stays_in_range(n: int, share: float) -> None:
     found = intervals.proportion_interval(share * n, n)
     assert -1e-12 <= found.low <= found.value <= found.high <= 1 + 1e-12
 
 
 @pytest.mark.parametrize(("successes", "n"), [(1, 0), (-1, 5), (6, 5), (math.nan, 5)])
-def test_impossible_shares_are_refused(successes: float, n: int) -> None:
+def test_impossible_shares_are_rejected(successes: float, n: int) -> None:
     with pytest.raises(ValueError, match="successes"):
         intervals.proportion_interval(successes, n)
 
 
-def test_wins_count_the_candidate_and_half_the_ties() -> None:
+def test_win_rate_counts_wins_and_half_the_ties() -> None:
     found = intervals.wins_interval([3.0, 2.0, 1.0, 5.0], [1.0, 2.0, 2.0, 4.0])
     assert (found.wins, found.ties, found.losses) == (2, 1, 1)
     assert (found.estimate.value, found.estimate.n) == (2.5 / 4, 4)
 
 
-def test_without_ties_a_win_rate_has_wilsons_interval() -> None:
+def test_win_rate_without_ties_has_wilsons_interval() -> None:
     assert intervals.wins_interval([3.0, 2.0, 1.0, 5.0], [1.0, 3.0, 2.0, 4.0]).estimate == intervals.proportion_interval(2, 4)
 
 
@@ -93,7 +93,7 @@ def test_ties_narrow_the_interval_of_a_win_rate_but_never_close_it() -> None:
     assert 0.4 < all_tied.low < 0.5 < all_tied.high < 0.6
 
 
-def test_wins_of_unpaired_scores_are_refused() -> None:
+def test_win_rate_of_unpaired_scores_is_rejected() -> None:
     with pytest.raises(ValueError, match="one length, found 2 and 1"):
         intervals.wins_interval([1.0, 2.0], [1.0])
 
@@ -110,7 +110,7 @@ def test_standard_error_interval() -> None:
 
 
 @pytest.mark.parametrize(("value", "influence"), [(math.nan, [0.0, 1.0]), (1.0, [0.0])])
-def test_standard_error_of_nothing_is_refused(value: float, influence: list[float]) -> None:
+def test_standard_error_of_too_little_data_is_rejected(value: float, influence: list[float]) -> None:
     with pytest.raises(ValueError, match="at least 2 images"):
         intervals.standard_error_interval(value, influence)
 
@@ -119,8 +119,8 @@ def test_standard_error_of_nothing_is_refused(value: float, influence: list[floa
 
 
 @pytest.mark.parametrize(("q", "t"), [(0.5, 4.302653), (0.25, 4.302653)])
-def test_a_time_quantile_is_of_all_calls_and_its_interval_of_rounds(q: float, t: float) -> None:
-    rounds = [[1.0, 2.0, 3.0, 4.0], [2.0, 4.0, 6.0, 8.0], [1.5, 3.0, 4.5, 6.0]]  # the same, 1, 2 and 1.5 times as long
+def test_time_quantile_pools_calls_and_takes_its_interval_from_rounds(q: float, t: float) -> None:
+    rounds = [[1.0, 2.0, 3.0, 4.0], [2.0, 4.0, 6.0, 8.0], [1.5, 3.0, 4.5, 6.0]]  # the same times, scaled by 1, 2 and 1.5
     found = intervals.time_quantile(rounds, q)
     assert found.value == np.quantile(np.concatenate(rounds), q)
     half = t * np.log([1, 2, 1.5]).std(ddof=1) / math.sqrt(3)
@@ -130,7 +130,7 @@ def test_a_time_quantile_is_of_all_calls_and_its_interval_of_rounds(q: float, t:
 
 
 @pytest.mark.parametrize(("rounds", "calls", "q", "enough"), [(2, 2, 0.5, True), (1, 50, 0.5, False), (3, 10, 0.9, True), (3, 9, 0.9, False), (3, 100, 0.99, True), (9, 99, 0.99, False)])  # fmt: skip
-def test_a_time_quantile_says_when_n_is_too_small(rounds: int, calls: int, q: float, *, enough: bool) -> None:
+def test_time_quantile_has_no_interval_if_n_is_too_small(rounds: int, calls: int, q: float, *, enough: bool) -> None:
     found = intervals.time_quantile([np.arange(1.0, calls + 1)] * rounds, q)
     assert found.has_interval is enough
     if not enough:
@@ -139,21 +139,21 @@ def test_a_time_quantile_says_when_n_is_too_small(rounds: int, calls: int, q: fl
 
 @given(times=st.lists(st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=9), min_size=1, max_size=9), q=st.sampled_from([0.5, 0.9]))
 @settings(deadline=None)
-def test_a_time_quantile_lies_in_its_interval(times: list[list[float]], q: float) -> None:
+def test_time_quantile_lies_in_its_interval(times: list[list[float]], q: float) -> None:
     found = intervals.time_quantile(times, q)
     assert 0 <= found.low <= found.value <= found.high
 
 
 @pytest.mark.parametrize("drift", [0.0, 0.02, 0.1])
-def test_the_interval_of_a_median_time_covers_however_far_rounds_drift(drift: float) -> None:
+def test_interval_of_a_median_time_covers_whatever_the_drift_between_rounds(drift: float) -> None:
     random, n = np.random.default_rng(7), 1000
     times = np.exp(drift * random.standard_normal((n, 5, 1)) + 0.02 * random.standard_normal((n, 5, 4)))
-    found = [intervals.time_quantile(list(one), 0.5) for one in times]
-    covered = np.mean([one.low <= 1 <= one.high for one in found])
+    found = [intervals.time_quantile(list(rounds), 0.5) for rounds in times]
+    covered = np.mean([interval.low <= 1 <= interval.high for interval in found])
     assert 0.925 < covered <= 1
 
 
-def test_times_that_are_none_are_refused() -> None:
+def test_invalid_quantile_or_times_are_rejected() -> None:
     with pytest.raises(ValueError, match="between 0 and 1, found 99"):
         intervals.time_quantile([[1.0]], 99)
     with pytest.raises(ValueError, match=r"must be positive, found 0\.0"):

@@ -1,4 +1,4 @@
-"""Looks that keep the error rate of one: published bounds, and random walks."""
+"""Repeated looks keep the error rate of a single one: published bounds, and random walks."""
 
 from statistics import NormalDist
 
@@ -15,29 +15,29 @@ def z_values(shares: tuple[float, ...], alpha: float) -> list[float]:
     return [-NormalDist().inv_cdf(level) for level in nominal_levels(shares, alpha)]
 
 
-def test_the_published_bounds() -> None:
-    # Lan and DeMets' O'Brien-Fleming, one-sided 0.025, five equal looks.
+def test_levels_match_the_published_bounds() -> None:
+    # O'Brien-Fleming spending function of Lan and DeMets, one-sided 0.025, five equal looks.
     assert z_values((0.2, 0.4, 0.6, 0.8, 1.0), 0.025) == pytest.approx([4.877, 3.357, 2.680, 2.290, 2.031], abs=5e-4)
 
 
-def test_one_look_at_everything_spends_all() -> None:
+def test_single_look_at_all_data_spends_all_of_alpha() -> None:
     assert nominal_levels((1.0,), 0.05)[0] == pytest.approx(0.05, abs=1e-9)
     assert spent_error(1.0, 0.05) == pytest.approx(0.05)
 
 
 @pytest.mark.parametrize("alpha", [0.05, 0.05 / 6])
-def test_a_walk_without_drift_crosses_as_often_as_it_may(alpha: float) -> None:
+def test_random_walk_without_drift_crosses_with_probability_alpha(alpha: float) -> None:
     walks = np.cumsum(np.random.default_rng(0).standard_normal((400_000, 8)), axis=1) / np.sqrt(np.arange(1, 9))
     crossed = (walks > z_values(EIGHTHS, alpha)).any(axis=1).mean()
     assert crossed == pytest.approx(alpha, abs=4 * np.sqrt(alpha / 400_000))
 
 
-def test_early_looks_do_not_depend_on_how_many_come_after() -> None:
+def test_early_levels_do_not_depend_on_later_looks() -> None:
     assert nominal_levels(EIGHTHS[:3], 0.05) == pytest.approx(nominal_levels(EIGHTHS, 0.05)[:3])
 
 
 @pytest.mark.parametrize("alpha", [0.03, 0.01, 1e-4])
-def test_what_a_first_look_may_spend_is_small_and_not_nothing(alpha: float) -> None:
+def test_first_look_spends_little_but_not_zero(alpha: float) -> None:
     sixteenths = tuple(look / 16 for look in range(1, 17))
     first, *_, last = nominal_levels(sixteenths, alpha)
     assert 0 < first < 1e-15
@@ -46,7 +46,7 @@ def test_what_a_first_look_may_spend_is_small_and_not_nothing(alpha: float) -> N
 
 
 @pytest.mark.parametrize("shares", [(), (0.0, 1.0), (0.5, 0.5), (0.6, 0.4), (0.5, 1.1)])
-def test_shares_must_grow(shares: tuple[float, ...]) -> None:
+def test_shares_must_increase(shares: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="must grow"):
         nominal_levels(shares, 0.05)
 
@@ -55,18 +55,18 @@ def bounds(difference: float, error: float = 0.1) -> Bounds:
     return Bounds(difference - error, difference + error, difference, error, 100)
 
 
-def test_what_sits_on_its_margin_is_given_up_late_and_not_early() -> None:
+def test_metric_on_its_margin_is_undecidable_late_but_not_early() -> None:
     on_the_margin = [(bounds(-1.0), 1.0), (bounds(0.0), 1.0)]
     assert not is_undecidable(on_the_margin, 0.125, 0.05)
     assert is_undecidable(on_the_margin, 0.75, 0.05)
     assert not is_undecidable(on_the_margin, 1.0, 0.05)
 
 
-def test_what_is_on_its_way_to_a_verdict_is_not_given_up() -> None:
+def test_metric_close_to_a_verdict_is_not_undecidable() -> None:
     assert not is_undecidable([(bounds(0.0), 1.0)], 0.75, 0.05)
     assert not is_undecidable([(bounds(-1.0), 1.0), (bounds(-2.0), 1.0)], 0.75, 0.05)
     assert not is_undecidable([(bounds(0.0, 0.0), 1.0)], 0.75, 0.05)
 
 
-def test_a_pass_that_something_else_forbids_is_not_waited_for() -> None:
+def test_metric_near_a_pass_is_undecidable_if_a_pass_is_impossible() -> None:
     assert is_undecidable([(bounds(0.0), 1.0)], 0.75, 0.05, passable=False)
