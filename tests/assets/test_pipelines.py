@@ -41,19 +41,19 @@ def repository(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def hub(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """Serves a copy of it."""
+    """A Hub that serves a copy of the repository."""
     with serving(tmp_path, monkeypatch) as server:
         shutil.copytree(repository, server.root / NAME)
         yield server
 
 
-def fetched(hub: Hub) -> set[str]:
-    """What was downloaded, by name in the repository."""
+def fetched_files(hub: Hub) -> set[str]:
+    """Names of the files that were downloaded from the repository."""
     return {path.removeprefix(f"{NAME}/") for path in hub.hits}
 
 
-def kept(tmp_path: Path) -> Path:
-    """Where the cache has it."""
+def snapshot_folder(tmp_path: Path) -> Path:
+    """The repository's folder in the cache."""
     return tmp_path / "cache" / "models--someone--tiny" / "snapshots" / COMMIT
 
 
@@ -68,28 +68,28 @@ def test_only_configs_and_one_copy_of_the_weights_are_listed(hub: Hub, dtype: st
     }
     others = {file.name for file in files if "safetensors" not in file.name}
     assert {"model_index.json", "unet/config.json", "scheduler/scheduler_config.json", "tokenizer/merges.txt"} < others
-    assert "README.md" in others  # it names the licence
+    assert "README.md" in others  # names the licence
     assert not any(name.endswith(".bin") for name in others)
     assert all(file.size_bytes == (hub.root / NAME / file.name).stat().st_size and not file.cached for file in files)
 
 
-@pytest.mark.parametrize("what", [NAME, f"{NAME}@v2"])
-def test_fetched_once_and_then_loaded_from_the_cache(what: str, hub: Hub) -> None:
-    spec = resolve(what)
+@pytest.mark.parametrize("name", [NAME, f"{NAME}@v2"])
+def test_pipeline_is_fetched_once_and_then_loaded_from_the_cache(name: str, hub: Hub) -> None:
+    spec = resolve(name)
     assert not pipelines.is_cached(spec, dtype="float16")
     pipelines.fetch(spec, dtype="float16")
-    asked = hub.hits.copy()
+    requests = hub.hits.copy()
     pipelines.fetch(spec, dtype="float16")
-    assert hub.hits == asked
+    assert hub.hits == requests
     assert pipelines.is_cached(spec, dtype="float16")
     assert all(file.cached for file in pipelines.required_files(spec, dtype="float16"))
-    found = resolve(what)
+    found = resolve(name)
     assert (found.family, found.architecture, found.origin) == ("scenes", "vega", f"hub:{NAME}@{COMMIT}")
-    assert resolve(f"{NAME}@v3").origin == f"hub:{NAME}", "which is not here"
+    assert resolve(f"{NAME}@v3").origin == f"hub:{NAME}", "that revision is not cached"
     assert load(found, dtype="bfloat16", device="cpu").unet.dtype.itemsize == 2
 
 
-def test_a_float32_run_takes_the_copy_of_32_bits_whatever_else_is_cached(
+def test_float32_run_fetches_the_32_bit_copy_even_if_the_16_bit_one_is_cached(
     hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spec = resolve(NAME)
@@ -98,17 +98,17 @@ def test_a_float32_run_takes_the_copy_of_32_bits_whatever_else_is_cached(
     with monkeypatch.context() as patch:
         patch.setattr("huggingface_hub.HfApi.model_info", unreachable)
         pipelines.fetch(spec, dtype="float32")
-    said = capsys.readouterr().err
-    assert said.startswith(
+    warning = capsys.readouterr().err
+    assert warning.startswith(
         "tiny: only its 16-bit copy is on this disk, and is used. cannot fetch 'someone/tiny' from the Hub (ConnectionError: no route"
     )
     pipelines.fetch(spec, dtype="float32")
     assert pipelines.is_cached(spec, dtype="float32")
-    assert "unet/diffusion_pytorch_model.safetensors" in fetched(hub)
+    assert "unet/diffusion_pytorch_model.safetensors" in fetched_files(hub)
     assert capsys.readouterr().err == ""
 
 
-def test_of_a_repository_that_has_16_bits_alone_a_float32_run_takes_these(hub: Hub) -> None:
+def test_float32_run_uses_16_bit_weights_of_a_repository_without_others(hub: Hub) -> None:
     for path in (hub.root / NAME).rglob("*.safetensors"):
         if ".fp16" not in path.name:
             path.unlink()
@@ -118,16 +118,16 @@ def test_of_a_repository_that_has_16_bits_alone_a_float32_run_takes_these(hub: H
     assert load(spec, dtype="float32", device="cpu").unet is not None
 
 
-def test_the_licence_of_what_diffusers_cached_is_fetched_or_missed(
+def test_licence_files_that_diffusers_did_not_cache_are_fetched_or_reported_missing(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (hub.root / NAME / "LICENSE.md").write_text("its text")
     spec = resolve(NAME)
-    pipelines.fetch_card(spec)  # nothing to name a licence of
+    pipelines.fetch_card(spec)  # nothing is cached yet, so there is no licence to fetch
     pipelines.fetch(spec, dtype="float32")
     for card in ("README.md", "LICENSE.md"):
-        (kept(tmp_path) / card).resolve().unlink()
-        (kept(tmp_path) / card).unlink()
+        (snapshot_folder(tmp_path) / card).resolve().unlink()
+        (snapshot_folder(tmp_path) / card).unlink()
     hub.hits.clear()
     with monkeypatch.context() as patch:
         patch.setattr("huggingface_hub.snapshot_download", unreachable)
@@ -135,12 +135,12 @@ def test_the_licence_of_what_diffusers_cached_is_fetched_or_missed(
     assert "tiny: no README.md in " in capsys.readouterr().err
     for _ in range(2):
         pipelines.fetch_card(spec)
-    assert fetched(hub) == {"LICENSE.md", "README.md"}
+    assert fetched_files(hub) == {"LICENSE.md", "README.md"}
     assert hub.hits.total() == 2
 
 
 @pytest.mark.usefixtures("hub")
-def test_a_base_is_fetched_without_its_unet(tmp_path: Path) -> None:
+def test_base_is_fetched_without_its_unet(tmp_path: Path) -> None:
     tiny_unet().save_pretrained(tmp_path / "student")
     spec = resolve(str(tmp_path / "student"), base=NAME)
     names = {file.name for file in pipelines.required_files(spec, dtype="float32")}
@@ -151,14 +151,14 @@ def test_a_base_is_fetched_without_its_unet(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("hub")
-def test_an_interrupted_download_is_not_cached(tmp_path: Path) -> None:
+def test_interrupted_download_does_not_count_as_cached(tmp_path: Path) -> None:
     spec = resolve(NAME)
     pipelines.fetch(spec, dtype="float32")
-    (kept(tmp_path) / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    (snapshot_folder(tmp_path) / "vae" / "diffusion_pytorch_model.safetensors").unlink()
     assert not pipelines.is_cached(spec, dtype="float32")
 
 
-def test_a_repository_without_safetensors(hub: Hub) -> None:
+def test_repository_without_safetensors_is_an_error(hub: Hub) -> None:
     for path in (hub.root / NAME).glob("vae/*.safetensors"):
         path.unlink()
     with pytest.raises(UserError, match=r"'someone/tiny' has no vae/diffusion_pytorch_model\.safetensors"):
@@ -166,7 +166,9 @@ def test_a_repository_without_safetensors(hub: Hub) -> None:
 
 
 @pytest.mark.parametrize("error", [OfflineModeIsEnabled("offline mode is enabled"), ConnectionError("no route to host")])
-def test_no_network_says_what_is_needed_and_where_it_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+def test_offline_error_lists_the_needed_files_and_their_destination(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise error
 
@@ -189,17 +191,17 @@ def test_no_network_says_what_is_needed_and_where_it_goes(tmp_path: Path, monkey
 
 
 @pytest.mark.usefixtures("hub")
-def test_a_plan_of_what_is_cached_asks_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_plan_of_cached_models_makes_no_requests(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     spec = resolve(NAME)
     suite = load_suite("quality")
     assert len(plan([spec], suite, tmp_path, only="probes")["files"]) > 4
     pipelines.fetch(spec, dtype="float32")
-    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: pytest.fail("asked"))
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: pytest.fail("network access"))
     assert plan([spec], suite, tmp_path, only="probes")["files"] == []
 
 
 @pytest.mark.usefixtures("hub")
-def test_a_plan_lists_what_the_run_fetches_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_plan_lists_each_file_that_the_run_fetches_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("one", "two"):
         tiny_unet().save_pretrained(tmp_path / name)
     specs = [resolve(str(tmp_path / name), base=NAME) for name in ("one", "two")]
@@ -216,20 +218,20 @@ def test_a_plan_lists_what_the_run_fetches_once(monkeypatch: pytest.MonkeyPatch,
     def files(settings: tuple[str, ...]) -> list[str]:
         return [file["name"] for file in plan(specs, suite, tmp_path, only="probes", settings=settings)["files"]]
 
-    def here() -> set[str]:
-        return {path.relative_to(kept(tmp_path)).as_posix() for path in kept(tmp_path).rglob("*") if path.is_file()}
+    def cached_files() -> set[str]:
+        return {path.relative_to(snapshot_folder(tmp_path)).as_posix() for path in snapshot_folder(tmp_path).rglob("*") if path.is_file()}
 
-    for settings in (("base",), ()):  # of the 16-bit copy alone, then of the other too
-        planned, before = files(settings), here()
+    for settings in (("base",), ()):  # needs only the 16-bit copy, then the 32-bit one too
+        planned, before = files(settings), cached_files()
         fetch_models(specs, prepare(suite, device="cpu", results=tmp_path, runs=tmp_path, only="probes", settings=settings))
-        assert sorted(planned) == sorted(here() - before) != []
+        assert sorted(planned) == sorted(cached_files() - before) != []
         assert files(settings) == []
         with monkeypatch.context() as patch:
             patch.setattr("huggingface_hub.HfApi.model_info", unreachable)
-            assert files(()) == [], "the run would take the 16-bit copy"
+            assert files(()) == [], "the run would use the 16-bit copy"
 
 
-def test_models_that_are_not_of_the_hub_need_nothing(made: Path) -> None:
+def test_models_from_elsewhere_need_no_hub_files(made: Path) -> None:
     for spec in (resolve(str(made)), resolve("sdxl", random=True), resolve("scenes-rendered")):
         assert pipelines.required_files(spec, dtype="float32") == []
         assert pipelines.is_cached(spec, dtype="float32")

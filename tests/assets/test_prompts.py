@@ -1,4 +1,4 @@
-"""Prompts and a latent from files: whatever the layout, one list; what is wrong with it is said by row; a digest is kept to."""
+"""Prompts and a latent from files: every layout gives the same list, errors name the row, digests are checked."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ SHAPE = (4, 2, 2)
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where `datasets` keeps what it opened; it asks no Hub. No ./suites."""
+    """Empty caches of `datasets` and the Hub, offline, in a folder without ./suites."""
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setenv("SDBENCH_WEIGHTS", str(tmp_path / "weights"))
@@ -40,16 +40,16 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def suite(path: Path | str, n: int = 6, noise: Noise | None = None, **more: Any) -> Suite:
-    listed = Prompts(source="dataset", path=str(path), n=n, **more)
-    return Suite(name="own", version=1, family="scenes", description="", prompts=listed, sampling=SAMPLING, noise=noise or Noise())
+def make_suite(path: Path | str, n: int = 6, noise: Noise | None = None, **more: Any) -> Suite:
+    prompt_source = Prompts(source="dataset", path=str(path), n=n, **more)
+    return Suite(name="own", version=1, family="scenes", description="", prompts=prompt_source, sampling=SAMPLING, noise=noise or Noise())
 
 
-def drawn(path: Path | str, n: int = 6, **more: Any) -> list[str]:
-    return list(suite(path, n, **more).prompt_list().values())
+def read_prompts(path: Path | str, n: int = 6, **more: Any) -> list[str]:
+    return list(make_suite(path, n, **more).prompt_list().values())
 
 
-def written(folder: Path, kind: str) -> Path:
+def write_list(folder: Path, kind: str) -> Path:
     folder.mkdir(exist_ok=True)
     table, path = datasets.Dataset.from_dict({"id": list(range(6)), "caption": CAPTIONS}), folder / f"list.{kind}"
     match kind:
@@ -69,138 +69,138 @@ def written(folder: Path, kind: str) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl", "json", "txt"])
-def test_every_layout_gives_the_same_list(kind: str, tmp_path: Path) -> None:
-    assert drawn(written(tmp_path, kind)) == CAPTIONS
+def test_every_file_format_gives_the_same_list(kind: str, tmp_path: Path) -> None:
+    assert read_prompts(write_list(tmp_path, kind)) == CAPTIONS
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv"])
-def test_a_word_that_csv_readers_take_for_nothing_is_said_by_row(kind: str, tmp_path: Path) -> None:
-    path = written(tmp_path, kind)
-    assert drawn(path, 3) == CAPTIONS[:3]
+def test_prompt_that_csv_readers_parse_as_missing_is_reported_by_row(kind: str, tmp_path: Path) -> None:
+    path = write_list(tmp_path, kind)
+    assert read_prompts(path, 3) == CAPTIONS[:3]
     with pytest.raises(UserError, match=rf"prompts .*list\.{kind}: row 3 is empty, found None"):
-        drawn(path)
+        read_prompts(path)
 
 
 @pytest.mark.parametrize(("row", "found"), [(None, "None"), ("", "''"), ("  \t", r"'  \\t'")])
-def test_an_empty_prompt_is_refused_by_row(row: str | None, found: str, tmp_path: Path) -> None:
+def test_empty_prompt_is_rejected_with_its_row(row: str | None, found: str, tmp_path: Path) -> None:
     datasets.Dataset.from_dict({"prompt": ["one", row, "three"]}).to_parquet(tmp_path / "p.parquet")
     with pytest.raises(UserError, match=rf"row 1 is empty, found {found}; write a prompt, or remove the row"):
-        drawn(tmp_path / "p.parquet", 3)
-    assert drawn(tmp_path / "p.parquet", 1) == ["one"]
+        read_prompts(tmp_path / "p.parquet", 3)
+    assert read_prompts(tmp_path / "p.parquet", 1) == ["one"]
 
 
-def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
+def test_column_that_is_not_text_is_rejected(tmp_path: Path) -> None:
     datasets.Dataset.from_dict({"prompt": [0.5, float("nan")]}).to_parquet(tmp_path / "p.parquet")
     with pytest.raises(UserError, match=r"column 'prompt' holds .*float64.*; expected text"):
-        drawn(tmp_path / "p.parquet", 2)
+        read_prompts(tmp_path / "p.parquet", 2)
 
 
-def test_a_seed_draws_without_replacement_and_0_takes_the_first(tmp_path: Path) -> None:
+def test_seed_samples_without_replacement_and_seed_0_takes_the_first_rows(tmp_path: Path) -> None:
     path = tmp_path / "list.txt"
     path.write_text("\n".join(f"prompt {row}" for row in range(50)) + "\n")
-    assert drawn(path, 5) == [f"prompt {row}" for row in range(5)]
-    one, other = drawn(path, 20, seed=1), drawn(path, 20, seed=2)
+    assert read_prompts(path, 5) == [f"prompt {row}" for row in range(5)]
+    one, other = read_prompts(path, 20, seed=1), read_prompts(path, 20, seed=2)
     assert len(set(one)) == len(set(other)) == 20
     assert one != other
-    assert one == drawn(path, 20, seed=1)
-    assert one[:5] == drawn(path, 5, seed=1)
+    assert one == read_prompts(path, 20, seed=1)
+    assert one[:5] == read_prompts(path, 5, seed=1)
 
 
-def test_too_few_rows_and_an_unclear_column_are_errors(tmp_path: Path) -> None:
+def test_too_few_rows_and_an_ambiguous_column_are_errors(tmp_path: Path) -> None:
     datasets.Dataset.from_dict({"prompt": ["a"], "caption": ["b"], "other": ["c"]}).to_parquet(tmp_path / "p.parquet")
     with pytest.raises(UserError, match=r"caption and prompt|prompt and caption"):
-        drawn(tmp_path / "p.parquet", 1)
-    assert drawn(tmp_path / "p.parquet", 1, column="other") == ["c"]
+        read_prompts(tmp_path / "p.parquet", 1)
+    assert read_prompts(tmp_path / "p.parquet", 1, column="other") == ["c"]
     with pytest.raises(UserError, match="did you mean 'caption'"):
-        drawn(tmp_path / "p.parquet", 1, column="captoin")
+        read_prompts(tmp_path / "p.parquet", 1, column="captoin")
     with pytest.raises(UserError, match="hold 1 rows; the suite asks for 2"):
-        drawn(tmp_path / "p.parquet", 2, column="other")
+        read_prompts(tmp_path / "p.parquet", 2, column="other")
 
 
-def test_a_list_is_named_by_its_digest_and_another_is_refused(tmp_path: Path) -> None:
-    path = written(tmp_path, "txt")
+def test_list_is_identified_by_its_digest_and_another_is_rejected(tmp_path: Path) -> None:
+    path = write_list(tmp_path, "txt")
     digest = hashlib.sha256(json.dumps(CAPTIONS).encode()).hexdigest()
-    plain, stated = suite(path), suite(path, digest=digest)
+    plain, stated = make_suite(path), make_suite(path, digest=digest)
     assert plain.describe_prompts() == f"6 of {path}, digest {digest} (unverified), 1 of them repeat an earlier one"
     assert stated.describe_prompts() == f"6 of {path}, digest {digest}, 1 of them repeat an earlier one"
-    assert len(plain.prompt_list()) == 6  # a repeated prompt has an id of its own
-    wrong = suite(path, digest="0" * 64)
-    for ask in (wrong.prompt_list, wrong.describe_prompts, lambda: wrong.id):
+    assert len(plain.prompt_list()) == 6  # repeated prompts have distinct ids
+    wrong = make_suite(path, digest="0" * 64)
+    for access in (wrong.prompt_list, wrong.describe_prompts, lambda: wrong.id):
         with pytest.raises(UserError, match=f"the list of prompts .* has digest {digest}, but the suite states 0000"):
-            ask()
+            access()
     assert api.Overrides(n=2).apply(stated).prompt_list().keys() == dict(list(plain.prompt_list().items())[:2]).keys()
-    elsewhere = written(tmp_path / "elsewhere", "jsonl")
-    assert stated.id == plain.id == suite(elsewhere, column="caption").id  # by what is in the list, wherever it lies
-    assert suite(path, n=5).id != plain.id
-    some = suite(path, digest=digest, looked=3)  # of the same list
+    elsewhere = write_list(tmp_path / "elsewhere", "jsonl")
+    assert stated.id == plain.id == make_suite(elsewhere, column="caption").id  # the id depends on the content, not the path
+    assert make_suite(path, n=5).id != plain.id
+    some = make_suite(path, digest=digest, looked=3)  # part of the same list
     assert list(some.prompt_list()) == sorted(suites.look_order([*plain.prompt_list()], plain.sampling.batch)[:3])
     assert some.describe_prompts().startswith(f"3 of {path}, digest ")
     assert some.id != stated.id
     assert suites.load("quality").describe_prompts() == ""
 
 
-def test_a_hub_name_that_is_not_here_is_missing() -> None:
+def test_uncached_hub_dataset_is_missing_offline() -> None:
     with pytest.raises(MissingError, match=r"cannot read 'owner/prompts' as a dataset \(.*Where there is a network"):
-        drawn("owner/prompts", 1)
+        read_prompts("owner/prompts", 1)
 
 
-def test_a_hub_data_set_is_fetched_once_and_then_read_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fetched as a user has it, by a process whose environment names the mirror."""
-    written(tmp_path, "parquet")
+def test_hub_dataset_is_fetched_once_and_then_read_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fetched as by a user: in a process whose environment names the mirror."""
+    write_list(tmp_path, "parquet")
     hub = Hub(tmp_path / "served")
     hub.put("datasets/owner/prompts/data/test-00000-of-00001.parquet", (tmp_path / "list.parquet").read_bytes())
     code = """
 from sdbench.run import requirements
 from sdbench.suites import Prompts, Suite
-listed = Prompts(source="dataset", path="owner/prompts", split="test", n=3)
-suite = Suite(name="own", version=1, description="", prompts=listed)
+prompt_source = Prompts(source="dataset", path="owner/prompts", split="test", n=3)
+suite = Suite(name="own", version=1, description="", prompts=prompt_source)
 print(requirements.inputs_are_here(suite), suite.describe_prompts())
 """
-    home = tmp_path / "hf"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url}
+    hf_home = tmp_path / "hf"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": str(hf_home), "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     hub.shutdown()
     hub.server_close()
-    words = f"3 of owner/prompts, digest {hashlib.sha256(json.dumps(CAPTIONS[:3]).encode()).hexdigest()} (unverified)"
-    assert done.stdout.strip() == f"False {words}", done.stderr
+    description = f"3 of owner/prompts, digest {hashlib.sha256(json.dumps(CAPTIONS[:3]).encode()).hexdigest()} (unverified)"
+    assert done.stdout.strip() == f"False {description}", done.stderr
 
-    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(home))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(home / "hub"))
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", home / "datasets")
-    offline = suite("owner/prompts", 3, split="test")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(hf_home))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hf_home / "hub"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", hf_home / "datasets")
+    offline = make_suite("owner/prompts", 3, split="test")
     assert requirements.inputs_are_here(offline)
-    assert offline.describe_prompts() == words
+    assert offline.describe_prompts() == description
 
 
-def test_a_file_beside_the_suites_is_found(tmp_path: Path) -> None:
+def test_file_beside_the_suites_is_found(tmp_path: Path) -> None:
     (tmp_path / "suites").mkdir()
-    written(tmp_path / "suites", "txt")
-    assert drawn("list.txt") == CAPTIONS
+    write_list(tmp_path / "suites", "txt")
+    assert read_prompts("list.txt") == CAPTIONS
 
 
-def test_an_asset_s_lists_are_one_and_verified_by_its_digests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lists_of_an_asset_are_joined_and_verified_by_its_digests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "weights" / "lists" / "in"
     folder.mkdir(parents=True)
     for name, texts in (("b", CAPTIONS[3:]), ("a", CAPTIONS[:3])):
         (folder / f"{name}.json").write_text(json.dumps(texts))
     digests = [hashlib.sha256((folder / f"{name}.json").read_bytes()).hexdigest() for name in "ab"]
 
-    def listed(*stated: str | None) -> catalogue.Asset:
+    def list_asset(*stated: str | None) -> catalogue.Asset:
         return catalogue.Asset(
             "lists", "dataset:owner/lists", tuple(catalogue.File(f"in/{name}.json", 9, sha) for name, sha in zip("ab", stated, strict=True))
         )
 
-    monkeypatch.setattr(catalogue, "ASSETS", {"lists": listed(*digests)})
-    own = suite("asset:lists/in/*.json")
+    monkeypatch.setattr(catalogue, "ASSETS", {"lists": list_asset(*digests)})
+    own = make_suite("asset:lists/in/*.json")
     assert list(own.prompt_list().values()) == CAPTIONS
     assert "unverified" not in own.describe_prompts()
-    monkeypatch.setattr(catalogue, "ASSETS", {"lists": listed(digests[0], None)})
+    monkeypatch.setattr(catalogue, "ASSETS", {"lists": list_asset(digests[0], None)})
     assert "unverified" in own.describe_prompts()
     with pytest.raises(UserError, match="unknown asset 'list'; did you mean 'lists'"):
-        drawn("asset:list/in/*.json")
+        read_prompts("asset:list/in/*.json")
 
 
-def test_a_text_file_has_a_prompt_a_line(tmp_path: Path) -> None:
+def test_text_file_has_one_prompt_per_line(tmp_path: Path) -> None:
     path = tmp_path / "p.txt"
     path.write_bytes("\ufeffone\r\n\n  two\u2028and a half\x85 \nÜbung".encode())
     assert prompts.read_lines(path) == ("one", "two\u2028and a half", "Übung")
@@ -210,63 +210,63 @@ def test_a_text_file_has_a_prompt_a_line(tmp_path: Path) -> None:
             prompts.read_lines(file)
 
 
-@pytest.mark.parametrize(("name", "lacks"), [("coco-30k", "sayakpaul/coco"), ("hpdv2", "hpdv2-prompts"), ("mlperf-sdxl", "mlperf-")])
-def test_shipped_suites_without_their_prompts_say_what_is_missing(name: str, lacks: str) -> None:
+@pytest.mark.parametrize(("name", "missing"), [("coco-30k", "sayakpaul/coco"), ("hpdv2", "hpdv2-prompts"), ("mlperf-sdxl", "mlperf-")])
+def test_shipped_suites_without_their_prompts_name_what_is_missing(name: str, missing: str) -> None:
     shipped = suites.load(name)
-    for ask in (shipped.prompt_list, lambda: shipped.id):
-        with pytest.raises(MissingError, match=lacks):
-            ask()
+    for access in (shipped.prompt_list, lambda: shipped.id):
+        with pytest.raises(MissingError, match=missing):
+            access()
 
 
 @pytest.mark.parametrize(
     ("prompt", "expected"), [({"source": "dataset"}, "'dataset' needs 'path'"), ({"source": "file"}, "'file' needs 'file'")]
 )
-def test_a_source_without_its_place_is_an_error(prompt: dict[str, str], expected: str) -> None:
+def test_source_without_its_location_is_an_error(prompt: dict[str, str], expected: str) -> None:
     with pytest.raises(UserError, match=expected):
         validate(Suite, {"name": "x", "version": 1, "description": "", "prompts": {**prompt, "n": 1}}, "suite x")
 
 
-# ---- the latent of a file ----
+# ---- latents from files ----
 
 
-def latent(path: Path, what: Any) -> Noise:
-    torch.save(what, path)
+def save_latent(path: Path, content: Any) -> Noise:
+    torch.save(content, path)
     return Noise(kind="fixed", file=str(path))
 
 
 @pytest.mark.parametrize("shape", [SHAPE, (1, *SHAPE)])
-def test_a_latent_is_read_from_its_file_whatever_the_prompt(shape: tuple[int, ...], tmp_path: Path) -> None:
+def test_latent_file_is_used_for_every_prompt(shape: tuple[int, ...], tmp_path: Path) -> None:
     values = np.random.default_rng(0).standard_normal(shape, np.float32)
-    noise = latent(tmp_path / "latents.pt", torch.from_numpy(values))
+    noise = save_latent(tmp_path / "latents.pt", torch.from_numpy(values))
     for prompt in ("a", "b"):
         np.testing.assert_array_equal(initial_noise(noise, prompt, 0, SHAPE).numpy(), values.reshape(SHAPE))
     with pytest.raises(UserError, match=r"must be a finite tensor of shape \(4, 4, 4\), as the suite's size_px needs; found \(.*4, 2, 2\)"):
         initial_noise(noise, "a", 0, (4, 4, 4))
 
 
-@pytest.mark.parametrize("what", [{"latents": torch.zeros(SHAPE)}, torch.full(SHAPE, torch.nan), torch.zeros(2, *SHAPE)])
-def test_what_is_no_latent_is_refused(what: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [{"latents": torch.zeros(SHAPE)}, torch.full(SHAPE, torch.nan), torch.zeros(2, *SHAPE)])
+def test_invalid_latent_is_rejected(content: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="must be a finite tensor"):
-        initial_noise(latent(tmp_path / "latents.pt", what), "a", 0, SHAPE)
+        initial_noise(save_latent(tmp_path / "latents.pt", content), "a", 0, SHAPE)
 
 
-def test_code_in_a_latent_is_not_run(tmp_path: Path) -> None:
+def test_code_in_a_latent_file_is_not_run(tmp_path: Path) -> None:
     class Trap:
         def __reduce__(self) -> Any:
-            return pytest.fail, ("it was run",)
+            return pytest.fail, ("code was run",)
 
     with pytest.raises(UserError, match="cannot be read as a tensor"):
-        initial_noise(latent(tmp_path / "trap.pt", Trap()), "a", 0, SHAPE)
+        initial_noise(save_latent(tmp_path / "trap.pt", Trap()), "a", 0, SHAPE)
 
 
-def test_pictures_and_suite_are_named_by_what_is_in_the_latent_s_file(tmp_path: Path) -> None:
-    listed = written(tmp_path, "txt")
+def test_picture_names_and_suite_digest_depend_on_the_content_of_the_latent_file(tmp_path: Path) -> None:
+    path = write_list(tmp_path, "txt")
 
     def names(noise: Noise) -> tuple[str, str]:
-        own = suite(listed, noise=noise)
+        own = make_suite(path, noise=noise)
         return own.id.digest, list_jobs(own, SAMPLING, "weights")[0].image
 
-    one, other = (latent(tmp_path / f"{value}.pt", torch.full(SHAPE, value)) for value in (1.0, 2.0))
+    one, other = (save_latent(tmp_path / f"{value}.pt", torch.full(SHAPE, value)) for value in (1.0, 2.0))
     before = names(one)
     (tmp_path / "1.0.pt").rename(tmp_path / "moved.pt")
     moved = Noise(kind="fixed", file=str(tmp_path / "moved.pt"))
@@ -277,14 +277,14 @@ def test_pictures_and_suite_are_named_by_what_is_in_the_latent_s_file(tmp_path: 
         names(one)
 
 
-def test_another_latent_than_the_suite_states_is_refused(tmp_path: Path) -> None:
-    noise = latent(tmp_path / "latents.pt", torch.zeros(SHAPE))
+def test_latent_with_another_digest_than_the_suite_states_is_rejected(tmp_path: Path) -> None:
+    noise = save_latent(tmp_path / "latents.pt", torch.zeros(SHAPE))
     found = hashlib.sha256((tmp_path / "latents.pt").read_bytes()).hexdigest()
     assert noise.model_copy(update={"digest": found}).path() == tmp_path / "latents.pt"
     with pytest.raises(UserError, match=rf"latent .*latents\.pt has digest {found}, but the suite states 1234"):
         noise.model_copy(update={"digest": "1234"}).identity()
 
 
-def test_a_latent_of_a_file_is_one_for_all(tmp_path: Path) -> None:
+def test_latent_file_requires_fixed_noise(tmp_path: Path) -> None:
     with pytest.raises(UserError, match='it needs kind = "fixed"'):
         validate(Suite, {"name": "x", "version": 1, "description": "", "noise": {"file": str(tmp_path)}}, "suite x")

@@ -1,4 +1,4 @@
-"""What is fetched by name: downloaded, cut off, refused, pinned, found offline, against a Hub on the loopback."""
+"""Assets by name: downloads, interruptions, wrong digests, pinning and offline use, against a Hub on the loopback."""
 
 import hashlib
 import os
@@ -22,7 +22,7 @@ WEIGHTS, CONFIG = bytes(range(256)) * 400, b'{"hidden_size": 4}'
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A Hub with a network of two files, a file of a stated digest, and one of another place; all of them assets."""
+    """A Hub with three assets: a network of two files, a file with a stated digest, and one from outside the Hub."""
     with serving(tmp_path, monkeypatch) as server:
         server.put("lab/network/config.json", CONFIG)
         server.put("lab/network/model.safetensors", WEIGHTS)
@@ -35,7 +35,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         )
         monkeypatch.setattr(catalogue, "ASSETS", {asset.name: asset for asset in known})
         monkeypatch.setenv("SDBENCH_WEIGHTS", str(tmp_path / "weights"))
-        monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 10_000)  # so much at a time is kept
+        monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 10_000)  # bytes written at a time
         monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)
         yield server
 
@@ -45,8 +45,8 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
-def kept(tmp_path: Path) -> list[str]:
-    """What lies under final names."""
+def final_files(tmp_path: Path) -> list[str]:
+    """Files under their final names."""
     home = tmp_path / "weights"
     return sorted(
         str(file.relative_to(home))
@@ -55,12 +55,12 @@ def kept(tmp_path: Path) -> list[str]:
     )
 
 
-def test_fetched_once_and_then_taken_from_disk(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_asset_is_fetched_once_and_then_read_from_disk(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert weights.find("stated").read_bytes() == WEIGHTS
     folder = weights.find("network")
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == {"config.json": CONFIG, "model.safetensors": WEIGHTS}
     assert weights.find("elsewhere").read_bytes() == WEIGHTS[::-1]
-    assert kept(tmp_path) == ["elsewhere/old.pth", "network/config.json", "network/model.safetensors", "stated/weights.bin"]
+    assert final_files(tmp_path) == ["elsewhere/old.pth", "network/config.json", "network/model.safetensors", "stated/weights.bin"]
     assert not list((tmp_path / "weights").glob(".arriving*"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     before = dict(hub.hits)
@@ -70,14 +70,14 @@ def test_fetched_once_and_then_taken_from_disk(hub: Hub, tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize(("name", "path"), [("stated", "lab/stated/weights.bin"), ("elsewhere", "releases/old.pth")])
-def test_a_connection_that_is_cut_off_goes_on_where_it_stood(name: str, path: str, hub: Hub) -> None:
+def test_interrupted_download_resumes_where_it_stopped(name: str, path: str, hub: Hub) -> None:
     hub.cuts[path] = 60_000
     assert len(weights.find(name).read_bytes()) == len(WEIGHTS)
     assert hub.hits[path] == 2
     assert hub.ranges == ["bytes=60000-"]
 
 
-def test_a_fetch_that_was_killed_goes_on_where_the_place_is_not_the_hub(hub: Hub, tmp_path: Path) -> None:
+def test_killed_fetch_from_outside_the_hub_resumes(hub: Hub, tmp_path: Path) -> None:
     part = tmp_path / "weights" / ".arriving-elsewhere" / "old.pth"
     part.parent.mkdir(parents=True)
     part.write_bytes(WEIGHTS[::-1][:70_000])
@@ -85,7 +85,7 @@ def test_a_fetch_that_was_killed_goes_on_where_the_place_is_not_the_hub(hub: Hub
     assert hub.ranges == ["bytes=70000-"]
 
 
-def test_a_part_longer_than_the_file_is_begun_anew(hub: Hub, tmp_path: Path) -> None:
+def test_partial_file_longer_than_the_asset_is_fetched_anew(hub: Hub, tmp_path: Path) -> None:
     part = tmp_path / "weights" / ".arriving-elsewhere" / "old.pth"
     part.parent.mkdir(parents=True)
     part.write_bytes(bytes(len(WEIGHTS) + 1))
@@ -94,43 +94,43 @@ def test_a_part_longer_than_the_file_is_begun_anew(hub: Hub, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("name", "path"), [("stated", "lab/stated/weights.bin"), ("elsewhere", "releases/old.pth")])
-def test_another_digest_is_refused_and_nothing_is_left(name: str, path: str, hub: Hub, tmp_path: Path) -> None:
+def test_wrong_digest_is_rejected_and_leaves_no_file(name: str, path: str, hub: Hub, tmp_path: Path) -> None:
     other = hub.put(path, bytes(len(WEIGHTS)))
     with pytest.raises(
         UserError, match=rf"of '{name}' has SHA-256 {other}, but {catalogue.ASSETS[name].files[0].sha256} its source states"
     ):
         weights.find(name)
-    assert kept(tmp_path) == []
+    assert final_files(tmp_path) == []
     assert not [file for file in (tmp_path / "weights").rglob("*") if file.is_file() and file.stat().st_size == len(WEIGHTS)]
     hub.put(path, WEIGHTS if name == "stated" else WEIGHTS[::-1])
-    assert weights.find(name).is_file()  # and the next try is not held up by the last
+    assert weights.find(name).is_file()  # the failed try does not block the next
 
 
 @pytest.mark.usefixtures("hub")
-def test_an_unknown_digest_is_pinned_at_first_use_and_refused_when_it_changes(tmp_path: Path) -> None:
+def test_unknown_digest_is_pinned_at_first_use_and_a_change_is_rejected(tmp_path: Path) -> None:
     assert weights.is_unverified("network")
     assert not weights.is_unverified("stated")
     folder = weights.find("network")
     assert weights.digest("stated") == hashlib.sha256(WEIGHTS).hexdigest()
-    whole = weights.digest("network")
-    assert whole == hashlib.sha256("".join(hashlib.sha256(part).hexdigest() for part in (CONFIG, WEIGHTS)).encode()).hexdigest()
+    pinned = weights.digest("network")
+    assert pinned == hashlib.sha256("".join(hashlib.sha256(part).hexdigest() for part in (CONFIG, WEIGHTS)).encode()).hexdigest()
     (folder / "model.safetensors").write_bytes(WEIGHTS[:-1] + b"x")
     with pytest.raises(UserError, match=r"was pinned when it was first used; delete .*digests/network\.json to trust"):
         weights.find("network")
-    (tmp_path / "weights" / "digests" / "network.json").unlink()  # whoever trusts the new one says so
-    assert weights.digest("network") != whole
+    (tmp_path / "weights" / "digests" / "network.json").unlink()  # trusts the new file
+    assert weights.digest("network") != pinned
 
 
 @pytest.mark.usefixtures("hub")
-def test_a_stated_digest_is_checked_on_disk_too(tmp_path: Path) -> None:
+def test_stated_digest_is_checked_on_disk_too(tmp_path: Path) -> None:
     (tmp_path / "weights" / "stated").mkdir(parents=True)
     (tmp_path / "weights" / "stated" / "weights.bin").write_bytes(b"by hand")
     with pytest.raises(UserError, match="its source states"):
         weights.find("stated")
-    assert kept(tmp_path) == ["stated/weights.bin"]  # it is the user's
+    assert final_files(tmp_path) == ["stated/weights.bin"]  # the user's file is kept
 
 
-def test_a_digest_is_computed_once(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_digest_is_computed_once(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     weights.find("stated")
     monkeypatch.setattr("hashlib.file_digest", lambda *_: pytest.fail("hashed again"))
     weights.find("stated")
@@ -138,7 +138,7 @@ def test_a_digest_is_computed_once(hub: Hub, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.usefixtures("hub", "offline")
-def test_offline_and_missing_is_one_error_with_every_file_its_size_and_its_place(tmp_path: Path) -> None:
+def test_offline_error_lists_every_file_with_its_size_and_destination(tmp_path: Path) -> None:
     with pytest.raises(MissingError) as found:
         weights.find("network")
     message = str(found.value)
@@ -155,14 +155,14 @@ def test_offline_and_missing_is_one_error_with_every_file_its_size_and_its_place
         weights.find("elsewhere")
 
 
-def test_a_hub_that_lacks_the_file_is_missing_too(hub: Hub) -> None:
+def test_file_absent_from_the_hub_is_missing(hub: Hub) -> None:
     (hub.root / "lab/stated/weights.bin").unlink()
     with pytest.raises(MissingError, match=r"EntryNotFound"):
         weights.find("stated")
 
 
 @pytest.mark.usefixtures("hub", "offline")
-def test_the_hub_s_own_cache_serves_offline(tmp_path: Path) -> None:
+def test_hub_cache_is_used_offline(tmp_path: Path) -> None:
     snapshot = tmp_path / "cache" / "models--lab--network" / "snapshots" / ("c" * 40)
     snapshot.mkdir(parents=True)
     (snapshot.parents[1] / "refs").mkdir()
@@ -175,7 +175,7 @@ def test_the_hub_s_own_cache_serves_offline(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("hub")
-def test_only_what_is_missing_of_a_folder_is_fetched(hub: Hub, tmp_path: Path) -> None:
+def test_only_missing_files_of_a_folder_are_fetched(hub: Hub, tmp_path: Path) -> None:
     (tmp_path / "weights" / "network").mkdir(parents=True)
     (tmp_path / "weights" / "network" / "model.safetensors").write_bytes(WEIGHTS)
     assert [file.name for file in weights.missing_files([catalogue.ASSETS["network"]])] == ["config.json"]
@@ -183,7 +183,7 @@ def test_only_what_is_missing_of_a_folder_is_fetched(hub: Hub, tmp_path: Path) -
     assert dict(hub.hits) == {"lab/network/config.json": 1}
 
 
-def test_processes_that_want_the_same_fetch_it_once(hub: Hub) -> None:
+def test_concurrent_finds_fetch_an_asset_once(hub: Hub) -> None:
     with ThreadPoolExecutor(3) as pool:
         found = list(pool.map(weights.find, ["network"] * 3))
     assert len(set(found)) == 1
@@ -191,14 +191,14 @@ def test_processes_that_want_the_same_fetch_it_once(hub: Hub) -> None:
 
 
 @pytest.mark.usefixtures("hub")
-def test_damaged_notes_are_named(tmp_path: Path) -> None:
+def test_damaged_digest_file_is_named(tmp_path: Path) -> None:
     weights.find("network")
     (tmp_path / "weights" / "digests" / "network.json").write_text("")
     with pytest.raises(UserError, match=r"digests/network\.json holds no digests \(.*delete it"):
         weights.find("network")
 
 
-def test_a_folder_that_is_only_read_serves_without_notes(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_only_folder_works_without_a_digest_file(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights.find("stated")
     (tmp_path / "weights" / "digests" / "stated.json").unlink()
 
@@ -207,22 +207,22 @@ def test_a_folder_that_is_only_read_serves_without_notes(hub: Hub, tmp_path: Pat
 
     monkeypatch.setattr(Path, "write_bytes", refuse)
     weights._sha256.cache_clear()
-    hashed, hash_it = [], hashlib.file_digest
-    monkeypatch.setattr("hashlib.file_digest", lambda *how: hashed.append(how) or hash_it(*how))
+    calls, file_digest = [], hashlib.file_digest
+    monkeypatch.setattr("hashlib.file_digest", lambda *args: calls.append(args) or file_digest(*args))
     assert weights.find("stated").read_bytes() == WEIGHTS
     assert weights.digest("stated") == hashlib.sha256(WEIGHTS).hexdigest()
-    assert len(hashed) == 1
+    assert len(calls) == 1
     assert hub.hits["lab/stated/weights.bin"] == 1
 
 
 @pytest.mark.usefixtures("hub")
-def test_an_unknown_asset_is_an_error_with_the_nearest_name() -> None:
+def test_unknown_asset_error_suggests_the_nearest_name() -> None:
     with pytest.raises(UserError, match="unknown asset 'netwerk'; did you mean 'network'"):
         weights.find("netwerk")
 
 
-def test_from_the_environment_in_processes_of_their_own(hub: Hub, tmp_path: Path) -> None:
-    """As a user has it: HF_ENDPOINT for the mirror, HF_HUB_OFFLINE afterwards."""
+def test_environment_variables_apply_in_separate_processes(hub: Hub, tmp_path: Path) -> None:
+    """As a user sets them: HF_ENDPOINT for the mirror, HF_HUB_OFFLINE afterwards."""
     places = {"PYTHONPATH": str(ROOT), "SDBENCH_WEIGHTS": str(tmp_path / "own"), "HF_HOME": str(tmp_path / "hf")}
     environment = {**os.environ, **places, "HF_HUB_OFFLINE": "0"}
     files = f"File('config.json', {len(CONFIG)}), File('model.safetensors', {len(WEIGHTS)})"
@@ -231,27 +231,27 @@ from sdbench.assets.catalogue import Asset, File
 catalogue.ASSETS = {{'network': Asset('network', 'model:lab/network', ({files}))}}
 print(weights.find('network'), weights.digest('network'))"""
 
-    def found(**more: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-c", code], env={**environment, **more}, capture_output=True, text=True, check=False)
+    def run_fetch(**variables: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-c", code], env={**environment, **variables}, capture_output=True, text=True, check=False)
 
-    absent = found(HF_HUB_OFFLINE="1")
+    absent = run_fetch(HF_HUB_OFFLINE="1")
     assert "MissingError: weights: 'network' is not on this disk" in absent.stderr
-    online, offline = found(HF_ENDPOINT=hub.url), found(HF_HUB_OFFLINE="1")
+    online, offline = run_fetch(HF_ENDPOINT=hub.url), run_fetch(HF_HUB_OFFLINE="1")
     assert online.stdout.startswith(f"{tmp_path / 'own' / 'network'} "), online.stderr
     assert offline.stdout == online.stdout
 
 
-# ---- the table ----
+# ---- the catalogue ----
 
 
-def test_every_full_size_metric_of_a_shipped_suite_says_what_weights_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_full_size_metric_of_a_shipped_suite_has_its_weights_in_the_catalogue(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    without = {"agreement.ssim"}  # compares pixels
-    taken = {name for suite in map(suites.load, suites.names()) for name in suite.metrics.get("sdxl", ())} - without
-    assert {name for name in taken if not catalogue.evaluators_for([name])} == set()
+    without_weights = {"agreement.ssim"}  # compares pixels
+    metrics = {name for suite in map(suites.load, suites.names()) for name in suite.metrics.get("sdxl", ())} - without_weights
+    assert {name for name in metrics if not catalogue.evaluators_for([name])} == set()
 
 
-def test_what_the_metrics_need_is_told_by_name() -> None:
+def test_evaluators_are_found_by_metric_name() -> None:
     def needs(*metrics: str) -> list[str]:
         return [asset.name for asset in catalogue.evaluators_for(metrics)]
 
@@ -261,7 +261,7 @@ def test_what_the_metrics_need_is_told_by_name() -> None:
     assert needs("fidelity") == []
 
 
-def test_stated_digests_are_whole_and_those_in_names_agree() -> None:
+def test_stated_digests_are_complete_and_match_those_in_file_names() -> None:
     files = [file for asset in catalogue.ASSETS.values() for file in asset.files]
     assert all(len(file.sha256) == 64 and int(file.sha256, 16) for file in files if file.sha256)
     hashed = {file.name: file.sha256 or "" for file in files if file.name.endswith(".pth")}

@@ -11,19 +11,19 @@ from sdbench.encoders.inception import build
 from sdbench.encoders.memory import evaluators_on
 
 
-def on_card_and_processor(answer: Callable[[], F32]) -> tuple[F32, F32]:
-    """What encoders answer where there is a card, and on the processor."""
+def on_gpu_and_cpu(evaluate: Callable[[], F32]) -> tuple[F32, F32]:
+    """Call it with the evaluators on the GPU, then on the CPU => both results."""
     with evaluators_on("cuda"):
-        of_card = answer()
+        on_gpu = evaluate()
     with evaluators_on("cpu"):
-        return of_card, answer()
+        return on_gpu, evaluate()
 
 
 def save_inception(path: Path, seed: int = 0) -> Path:
-    """A state dict as pt_inception-2015-12-05-6726825d.pth has it, classifier included => its path."""
+    """Save random weights with the keys of pt_inception-2015-12-05-6726825d.pth, classifier included => its path."""
     torch.manual_seed(seed)
-    made = build()
-    for module in made.modules():
+    network = build()
+    for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight)
         elif isinstance(module, nn.BatchNorm2d):
@@ -31,5 +31,5 @@ def save_inception(path: Path, seed: int = 0) -> Path:
             nn.init.normal_(module.bias, std=0.2)
             nn.init.normal_(module.running_mean, std=0.2)
             nn.init.uniform_(module.running_var, 0.6, 1.4)
-    torch.save(made.state_dict(), path)
+    torch.save(network.state_dict(), path)
     return path

@@ -1,4 +1,4 @@
-"""Encoders by name: what their features are kept under, and what they refuse."""
+"""Encoders by name: the ids under which their features are cached, and the inputs they reject."""
 
 import hashlib
 
@@ -13,7 +13,7 @@ FULL_SIZE = sorted(set(ENCODERS) - {"scenes.features"})
 PICTURES = np.zeros((2, 40, 30, 3), np.uint8)
 
 
-def test_ids_tell_network_resize_and_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ids_depend_on_network_resize_and_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def digest(asset: str) -> str:
         return hashlib.sha256(asset.encode()).hexdigest()
 
@@ -27,7 +27,7 @@ def test_ids_tell_network_resize_and_weights(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("name", FULL_SIZE)
-def test_without_weights_both_say_so(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_id_and_features_report_missing_weights(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(asset: str) -> None:
         raise MissingError(f"weights: {asset} is not on this disk")
 
@@ -54,6 +54,6 @@ def test_without_weights_both_say_so(name: str, monkeypatch: pytest.MonkeyPatch)
     ],
     ids=["NaN", "16 bit", "gray", "RGBA", "gray without channels", "one picture", "channels first", "none"],
 )
-def test_what_is_not_uint8_rgb_is_refused(name: str, wrong: np.ndarray) -> None:
+def test_anything_but_uint8_rgb_is_rejected(name: str, wrong: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"uint8 RGB, found .*\("):
         ENCODERS[name].features(wrong)

@@ -1,4 +1,4 @@
-"""CLIP scores against the pipelines they are named after, on the same random networks and pictures."""
+"""CLIP scores against the reference implementations, on the same random networks and pictures."""
 
 import pickle
 from pathlib import Path
@@ -36,28 +36,31 @@ def scores(towers: Clip, images: clip.U8, captions: list[str], **how: Any) -> An
     return caption_score(towers.images(images, **how), towers.texts(captions, **how))
 
 
-def by_open_clip(model: open_clip.CLIP, images: clip.U8, captions: list[str]) -> Any:
-    """open_clip's own way, a picture at a time: also that of MLPerf's `CLIPEncoder.get_clip_score`, times 100."""
+def open_clip_scores(model: open_clip.CLIP, images: clip.U8, captions: list[str]) -> Any:
+    """Scores by open_clip's pipeline, a picture at a time: also MLPerf's `CLIPEncoder.get_clip_score` times 100."""
     transform, found = image_transform(SIDE, is_train=False), []
     with torch.no_grad():
         for image, caption in zip(images, captions, strict=True):
-            seen = model.encode_image(transform(Image.fromarray(image)).unsqueeze(0)).float()
-            said = model.encode_text(open_clip.tokenize([caption])).float()
-            seen, said = seen / seen.norm(dim=-1, keepdim=True), said / said.norm(dim=-1, keepdim=True)
-            found.append(100 * (seen @ said.T).item())
+            image_features = model.encode_image(transform(Image.fromarray(image)).unsqueeze(0)).float()
+            text_features = model.encode_text(open_clip.tokenize([caption])).float()
+            image_features, text_features = (
+                image_features / image_features.norm(dim=-1, keepdim=True),
+                text_features / text_features.norm(dim=-1, keepdim=True),
+            )
+            found.append(100 * (image_features @ text_features.T).item())
     return np.array(found)
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
-def test_open_clip_s_own_pipeline_and_mlperf_s_formula(towers: Clip, height: int, width: int) -> None:
+def test_scores_match_open_clip_and_mlperfs_formula(towers: Clip, height: int, width: int) -> None:
     images = pictures(height, width)
     found = scores(towers, images, CAPTIONS)
-    np.testing.assert_allclose(found, by_open_clip(towers.model, images, CAPTIONS), rtol=0, atol=1e-5 * 100)
-    assert found.std() > 1  # random, but not all alike
+    np.testing.assert_allclose(found, open_clip_scores(towers.model, images, CAPTIONS), rtol=0, atol=1e-5 * 100)
+    assert found.std() > 1  # the scores differ
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES[:2])
-def test_torchmetrics_where_no_caption_is_too_long_for_it(towers: Clip, height: int, width: int) -> None:
+def test_scores_match_torchmetrics_for_captions_of_supported_length(towers: Clip, height: int, width: int) -> None:
     images, captions = pictures(height, width)[:4], [CAPTIONS[row] for row in (0, 1, 2, 4)]
     model = for_transformers(towers.model, TINY)
     metric = CLIPScore(model_name_or_path=lambda: (Adapted(model), processor(SIDE)))
@@ -68,8 +71,8 @@ def test_torchmetrics_where_no_caption_is_too_long_for_it(towers: Clip, height: 
         assert metric.score.item() == pytest.approx(ours, abs=1e-5 * 100)
 
 
-def test_a_long_caption_keeps_its_end_of_text(towers: Clip) -> None:
-    """Cut without it, as torchmetrics does (#2883), the place that is read is another."""
+def test_long_caption_keeps_its_end_of_text(towers: Clip) -> None:
+    """Truncation without it, as in torchmetrics (#2883), reads the wrong position."""
     long = CAPTIONS[3]
     tokens = clip.tokenize([long, "x"])
     assert tokens.shape == (2, 77)
@@ -81,21 +84,21 @@ def test_a_long_caption_keeps_its_end_of_text(towers: Clip) -> None:
 
 
 @pytest.mark.gpu
-def test_a_card_scores_as_the_processor_does(towers: Clip) -> None:
-    images = pictures(64, 64)  # square: their resize is the card's, too
-    on_card = Clip(tiny().cuda(), "tiny")
-    np.testing.assert_allclose(scores(on_card, images, CAPTIONS), scores(towers, images, CAPTIONS), rtol=0, atol=1e-3)
+def test_gpu_scores_match_the_cpu(towers: Clip) -> None:
+    images = pictures(64, 64)  # square pictures are resized on the GPU, too
+    on_gpu = Clip(tiny().cuda(), "tiny")
+    np.testing.assert_allclose(scores(on_gpu, images, CAPTIONS), scores(towers, images, CAPTIONS), rtol=0, atol=1e-3)
 
 
-def test_padding_is_left_out_and_changes_nothing(towers: Clip) -> None:
+def test_leaving_out_padding_does_not_change_text_features(towers: Clip) -> None:
     with torch.no_grad():
-        whole = towers.model.encode_text(clip.tokenize(CAPTIONS)).numpy()
-    np.testing.assert_allclose(towers.texts(CAPTIONS), whole, rtol=0, atol=1e-5)
-    np.testing.assert_allclose(np.concatenate([towers.texts([caption]) for caption in CAPTIONS]), whole, rtol=0, atol=1e-5)
+        padded = towers.model.encode_text(clip.tokenize(CAPTIONS)).numpy()
+    np.testing.assert_allclose(towers.texts(CAPTIONS), padded, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(np.concatenate([towers.texts([caption]) for caption in CAPTIONS]), padded, rtol=0, atol=1e-5)
 
 
-def test_the_batch_size_is_no_matter_in_float64_and_little_in_float32() -> None:
-    """The bound in float32, on the scale 100 cos: 1e-4. What a suite runs has one size of batch anyhow."""
+def test_batch_size_does_not_affect_scores_in_float64_and_hardly_in_float32() -> None:
+    """Bounds on the scale 100 cos. A suite always runs with one batch size anyhow."""
     images, captions = np.concatenate([photographs(40, 40, 40), noise(24, 40, 40)]), CAPTIONS * 12 + CAPTIONS[:4]
     for dtype, bound in ((torch.float64, 1e-6), (torch.float32, 1e-4)):
         towers = Clip(tiny().to(dtype), "tiny")
@@ -104,14 +107,14 @@ def test_the_batch_size_is_no_matter_in_float64_and_little_in_float32() -> None:
         np.testing.assert_allclose(seven, all_at_once, rtol=0, atol=bound)
 
 
-def test_golden_pictures_have_scores_of_their_own(towers: Clip) -> None:
+def test_golden_pictures_have_distinct_scores(towers: Clip) -> None:
     found = {name: scores(towers, picture, ["a photograph of a city"])[0] for name, picture in golden().items()}
     assert np.isfinite(list(found.values())).all()
     assert len({round(value, 3) for value in found.values()}) == len(found)
 
 
 @pytest.mark.parametrize("wrong", [noise(1, 8, 8) / np.float32(255), noise(1, 8, 8)[..., :1]], ids=["float", "gray"])
-def test_what_is_not_uint8_rgb_is_refused(towers: Clip, wrong: Any) -> None:
+def test_anything_but_uint8_rgb_is_rejected(towers: Clip, wrong: Any) -> None:
     with pytest.raises(ValueError, match="must be N x H x W x 3 uint8 RGB"):
         towers.images(wrong)
 
@@ -130,7 +133,7 @@ def save(state: dict[str, Any], path: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin", "own.pt"])
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_weights_come_back_from_a_file(name: str, wrapped: bool, towers: Clip, tmp_path: Path) -> None:
+def test_weights_load_from_every_file_format(name: str, wrapped: bool, towers: Clip, tmp_path: Path) -> None:
     state = {key: tensor.contiguous() for key, tensor in towers.model.state_dict().items()}
     path = save({"state_dict": state} if wrapped and not name.endswith("safetensors") else state, tmp_path / name)
     torch.manual_seed(1)
@@ -138,25 +141,25 @@ def test_weights_come_back_from_a_file(name: str, wrapped: bool, towers: Clip, t
     assert all(torch.equal(tensor, filled.state_dict()[key].cpu()) for key, tensor in state.items())
 
 
-def test_a_backbone_is_loaded_by_its_name_and_kept_under_its_digest(towers: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_backbone_is_loaded_by_name_and_identified_by_its_digest(towers: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save(towers.model.state_dict(), tmp_path / "weights.safetensors")
-    asked = []
-    monkeypatch.setattr(weights, "find", lambda name: asked.append(name) or path)
+    requested = []
+    monkeypatch.setattr(weights, "find", lambda name: requested.append(name) or path)
     monkeypatch.setattr(weights, "digest", lambda name: f"{len(name):064}")
-    monkeypatch.setattr(open_clip, "get_model_config", lambda name: asked.append(name) or TINY)
+    monkeypatch.setattr(open_clip, "get_model_config", lambda name: requested.append(name) or TINY)
     clip.load.cache_clear()
     loaded = clip.load("vit-l-14")
     clip.load.cache_clear()
-    assert asked == ["clip-vit-l-14", "ViT-L-14-quickgelu"]
+    assert requested == ["clip-vit-l-14", "ViT-L-14-quickgelu"]
     assert loaded.name == f"clip.vit-l-14-{0:012}"
     np.testing.assert_allclose(loaded.texts(CAPTIONS), towers.texts(CAPTIONS), atol=1e-6)
 
 
-def test_weights_that_are_lacking_or_of_another_clip_are_not_drawn_at_random(towers: Clip, tmp_path: Path) -> None:
+def test_missing_or_mismatched_weights_are_an_error(towers: Clip, tmp_path: Path) -> None:
     state = {key: tensor.clone() for key, tensor in towers.model.state_dict().items()}
-    lacking = save({key: tensor for key, tensor in state.items() if key != "visual.proj"}, tmp_path / "lacking.safetensors")
+    incomplete = save({key: tensor for key, tensor in state.items() if key != "visual.proj"}, tmp_path / "incomplete.safetensors")
     other = save({**state, "text_projection": torch.zeros(32, 31)}, tmp_path / "other.safetensors")
-    for path, message in ((lacking, 'Missing key.*"visual.proj"'), (other, "size mismatch for text_projection")):
+    for path, message in ((incomplete, 'Missing key.*"visual.proj"'), (other, "size mismatch for text_projection")):
         with pytest.raises(RuntimeError, match=message):
             clip.load_weights(clip.build(TINY), path)
 
@@ -176,7 +179,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, monkeypatch: pytest.Mon
     assert not (tmp_path / "sprung").exists()
 
 
-def test_every_backbone_is_of_open_clip_and_openai_s_have_the_quick_gelu() -> None:
+def test_backbones_exist_in_open_clip_and_openais_use_quick_gelu() -> None:
     for backbone, architecture in clip.BACKBONES.items():
         config = open_clip.get_model_config(architecture)
         assert config.get("quick_gelu", False) == (backbone != "vit-h-14")
@@ -187,7 +190,7 @@ def test_every_backbone_is_of_open_clip_and_openai_s_have_the_quick_gelu() -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["vit-b-32", "vit-l-14"])
-def test_the_real_architectures_agree_with_open_clip_and_transformers(backbone: str) -> None:
+def test_real_architectures_match_open_clip_and_transformers(backbone: str) -> None:
     config = open_clip.get_model_config(clip.BACKBONES[backbone])
     torch.manual_seed(0)
     model = clip.build(config)
@@ -195,9 +198,9 @@ def test_the_real_architectures_agree_with_open_clip_and_transformers(backbone: 
     ours = scores(towers, images, CAPTIONS[:2])
     transform = image_transform(224, is_train=False)
     with torch.no_grad():
-        seen = model.encode_image(torch.stack([transform(Image.fromarray(image)) for image in images]))
-        said = model.encode_text(open_clip.tokenize(CAPTIONS[:2]))
-        np.testing.assert_allclose(ours, 100 * torch.cosine_similarity(seen, said).numpy(), atol=1e-3)
+        image_features = model.encode_image(torch.stack([transform(Image.fromarray(image)) for image in images]))
+        text_features = model.encode_text(open_clip.tokenize(CAPTIONS[:2]))
+        np.testing.assert_allclose(ours, 100 * torch.cosine_similarity(image_features, text_features).numpy(), atol=1e-3)
         inputs = processor(224)(text=CAPTIONS[:2], images=list(images), return_tensors="pt", padding=True)
         out = for_transformers(model, config)(**inputs)
     np.testing.assert_allclose(ours, 100 * torch.cosine_similarity(out.image_embeds, out.text_embeds).numpy(), atol=1e-3)

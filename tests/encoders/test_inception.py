@@ -1,4 +1,4 @@
-"""The Inception network and its four protocols, beside the libraries that they are named after: the same random weights and pictures."""
+"""The Inception network and its four protocols against their reference libraries, on the same random weights and pictures."""
 
 import copy
 import pickle
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from nets import on_card_and_processor
+from nets import on_gpu_and_cpu
 from pictures import mixed, photograph, save
 from torch import Tensor
 from torchvision.transforms.functional import to_tensor
@@ -20,13 +20,13 @@ from sdbench.encoders import inception
 from sdbench.metrics.frechet import frechet_distance, gaussian
 from sdbench.store import F32, U8
 
-N, WIDTH = 3, 2  # pictures of each of two sets, and so many of their features that covariances are regular: peers fail on others
+N, WIDTH = 3, 2  # pictures in each set, and features few enough for regular covariances, as the peers need
 Peer = tuple[Callable[[list[U8]], F32], Callable[[F32, F32], float]]  # pictures => features; two sets of features => distance
 
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[U8], list[U8]]:
-    """Two sets of pictures as they are read from PNG and JPEG."""
+    """Two sets of pictures, read from PNG and JPEG."""
     folder = tmp_path_factory.mktemp("sets")
     return save(mixed(N), folder / "one"), save(mixed(N, seed=100)[::-1], folder / "other")
 
@@ -40,7 +40,7 @@ def moments(features: F32) -> tuple[np.ndarray, np.ndarray]:
     return features.mean(axis=0), np.cov(features, rowvar=False)
 
 
-def each(pictures: list[U8], network: Callable[[Tensor], Tensor], prepare: Callable[[U8], Tensor]) -> F32:
+def extract(pictures: list[U8], network: Callable[[Tensor], Tensor], prepare: Callable[[U8], Tensor]) -> F32:
     with torch.inference_mode():
         return np.concatenate([network(prepare(picture)[None]).numpy().reshape(1, 2048) for picture in pictures])
 
@@ -55,7 +55,7 @@ def cleanfid(file: Path) -> Peer:
     network, shrink = seitzer(inception_pytorch, file, resize_input=False, normalize_input=False), resize.build_resizer("clean")
 
     def features(pictures: list[U8]) -> F32:
-        return each(pictures, lambda x: network((x - 128) / 128)[0], lambda picture: torch.tensor(shrink(picture).transpose(2, 0, 1)))
+        return extract(pictures, lambda x: network((x - 128) / 128)[0], lambda picture: torch.tensor(shrink(picture).transpose(2, 0, 1)))
 
     return features, lambda x, y: float(fid.frechet_distance(*moments(x), *moments(y)))
 
@@ -69,11 +69,11 @@ def pytorch_fid(file: Path) -> Peer:
     def distance(x: F32, y: F32) -> float:
         return float(calculate_frechet_distance(*moments(x), *moments(y)))
 
-    return lambda pictures: each(pictures, lambda x: network(x)[0], lambda picture: to_tensor(picture.copy())), distance
+    return lambda pictures: extract(pictures, lambda x: network(x)[0], lambda picture: to_tensor(picture.copy())), distance
 
 
 def seitzer(module: ModuleType, file: Path, **how: bool) -> Any:
-    """The network of pytorch-fid, of which clean-fid has a copy, with weights that it would fetch."""
+    """The network of pytorch-fid, of which clean-fid has a copy, with local weights instead of a download."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "load_state_dict_from_url", lambda *_, **__: torch.load(file, weights_only=True))
         return module.InceptionV3([3], **how).eval()
@@ -89,7 +89,7 @@ def torch_fidelity(file: Path) -> Peer:
         statistics = [fid_features_to_statistics(torch.from_numpy(features)) for features in (x, y)]
         return float(fid_statistics_to_metric(*statistics, False)["frechet_inception_distance"])
 
-    return lambda pictures: each(pictures, lambda x: network(x)[0], byte_tensor), distance
+    return lambda pictures: extract(pictures, lambda x: network(x)[0], byte_tensor), distance
 
 
 def torchmetrics(file: Path) -> Peer:
@@ -101,14 +101,16 @@ def torchmetrics(file: Path) -> Peer:
     def distance(x: F32, y: F32) -> float:
         return float(fid._compute_fid(*(torch.from_numpy(array).double() for array in (*moments(x), *moments(y)))))
 
-    return lambda pictures: each(pictures, network, byte_tensor), distance
+    return lambda pictures: extract(pictures, network, byte_tensor), distance
 
 
 @pytest.mark.parametrize(
     ("resize", "peer"), [("clean", cleanfid), ("mlperf", pytorch_fid), ("tf1", torch_fidelity), ("torchmetrics", torchmetrics)]
 )
-@pytest.mark.filterwarnings("ignore")  # of theirs: deprecated arguments
-def test_equals_its_peer(resize: str, peer: Callable[[Path], Peer], sets: tuple[list[U8], list[U8]], inception_file: Path) -> None:
+@pytest.mark.filterwarnings("ignore")  # the peers use deprecated arguments
+def test_features_and_distance_match_the_reference_library(
+    resize: str, peer: Callable[[Path], Peer], sets: tuple[list[U8], list[U8]], inception_file: Path
+) -> None:
     theirs_of, their_distance = peer(inception_file)
     ours = [np.concatenate([inception.features(resize, picture[None]) for picture in pictures]) for pictures in sets]
     theirs = [theirs_of(pictures) for pictures in sets]
@@ -121,7 +123,7 @@ def test_equals_its_peer(resize: str, peer: Callable[[Path], Peer], sets: tuple[
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 def test_features_hardly_depend_on_the_batch(dtype: torch.dtype, bound: float, inception_file: Path) -> None:
-    """The bounds are shares of the largest feature; the pictures are small, which changes how many sums there are, not which."""
+    """Bounds are relative to the largest feature. The pictures are small: this shortens the sums but does not change their kind."""
     network = copy.deepcopy(inception.network(inception_file)).to(dtype)
     pictures = torch.tensor(np.stack([photograph(seed, 75, 75) for seed in range(32)])).permute(0, 3, 1, 2).to(dtype) / 128 - 1
     with torch.inference_mode():
@@ -131,7 +133,7 @@ def test_features_hardly_depend_on_the_batch(dtype: torch.dtype, bound: float, i
         torch.testing.assert_close(other, all_at_once, rtol=0, atol=bound * float(all_at_once.abs().max()))
 
 
-def test_features_are_float32_of_the_last_pool(inception_file: Path) -> None:
+def test_features_are_the_last_pool_in_float32(inception_file: Path) -> None:
     features = inception.features("clean", np.stack([photograph(seed, 90, 120) for seed in range(2)]))
     assert features.shape == (2, 2048)
     assert features.dtype == np.float32
@@ -140,13 +142,13 @@ def test_features_are_float32_of_the_last_pool(inception_file: Path) -> None:
 
 
 @pytest.mark.gpu
-def test_a_card_answers_as_the_processor_does() -> None:
+def test_gpu_features_match_the_cpu() -> None:
     pictures = np.stack([photograph(seed, 90, 120) for seed in range(2)])
-    card, processor = on_card_and_processor(lambda: inception.features("clean", pictures))
-    np.testing.assert_allclose(card, processor, rtol=0, atol=1e-4 * np.abs(processor).max())
+    on_gpu, on_cpu = on_gpu_and_cpu(lambda: inception.features("clean", pictures))
+    np.testing.assert_allclose(on_gpu, on_cpu, rtol=0, atol=1e-4 * np.abs(on_cpu).max())
 
 
-def test_a_file_of_another_network_is_not_loaded(tmp_path: Path) -> None:
+def test_file_of_another_network_is_rejected(tmp_path: Path) -> None:
     state = inception.build().state_dict()
     del state["Mixed_7c.branch_pool.conv.weight"]
     torch.save(state, tmp_path / "other.pth")
@@ -154,7 +156,7 @@ def test_a_file_of_another_network_is_not_loaded(tmp_path: Path) -> None:
         inception.network(tmp_path / "other.pth")
 
 
-def test_code_in_the_file_is_not_run(tmp_path: Path) -> None:
+def test_code_in_a_weights_file_is_not_run(tmp_path: Path) -> None:
     torch.save({"fc.bias": print}, tmp_path / "code.pth")
     with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
         inception.network(tmp_path / "code.pth")

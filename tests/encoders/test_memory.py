@@ -1,4 +1,4 @@
-"""Networks are forgotten when a run is scored: whoever evaluates in the middle of a training loop has the GPU back."""
+"""Networks are freed after scoring, so that a training loop that evaluates gets its GPU memory back."""
 
 import weakref
 from pathlib import Path
@@ -14,11 +14,11 @@ def loaders(module: ModuleType) -> set[object]:
     return {found for found in vars(module).values() if hasattr(found, "cache_clear") and found.__module__ == module.__name__}
 
 
-def test_every_full_size_network_is_among_them() -> None:
+def test_every_full_size_network_loader_is_registered() -> None:
     assert set(memory.LOADERS) == set().union(*map(loaders, (clip, inception, perceptual, preference, vit)))
 
 
-def test_a_network_is_gone(inception_file: Path) -> None:
+def test_release_frees_the_network(inception_file: Path) -> None:
     network = weakref.ref(inception.network(inception_file))
     assert network() is inception.network(inception_file)
     memory.release_evaluators()
@@ -26,13 +26,13 @@ def test_a_network_is_gone(inception_file: Path) -> None:
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:1"])
-def test_encoders_run_on_the_device_of_the_run_and_let_go_even_after_an_error(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[object] = []
+def test_evaluators_run_on_the_requested_device_and_are_released_even_after_an_error(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[object] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(memory, "release_evaluators", lambda: seen.append("released"))
+    monkeypatch.setattr(memory, "release_evaluators", lambda: events.append("released"))
     with memory.evaluators_on(device):
-        seen.append(pixels.device())
+        events.append(pixels.device())
     with pytest.raises(ZeroDivisionError), memory.evaluators_on(device):
         1 / 0  # noqa: B018
-    assert seen == ["released", torch.device(device), "released", "released", "released"]
+    assert events == ["released", torch.device(device), "released", "released", "released"]
     assert pixels.device() == torch.device("cuda")

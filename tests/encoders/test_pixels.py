@@ -1,4 +1,4 @@
-"""Preprocessing is part of a protocol: the same as the reference libraries', to the bit where they agree with themselves."""
+"""Preprocessing is part of a protocol: identical to the reference libraries', bit for bit where they are deterministic."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from open_clip.transform import image_transform
 from PIL import Image
-from torchvision.transforms import functional as theirs
+from torchvision.transforms import functional
 from torchvision.transforms.v2 import functional as v2
 
 from sdbench.encoders import pixels
@@ -19,36 +19,38 @@ CPU = torch.device("cpu")
 SIZES = [(1024, 1024), (512, 512), (256, 256), (64, 64), (300, 500), (333, 224)]
 
 
-def pillow(pictures: pixels.U8, side: int) -> pixels.U8:
+def pillow_resize(pictures: pixels.U8, side: int) -> pixels.U8:
     return np.stack([np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC)) for picture in pictures])
 
 
 @pytest.mark.parametrize("side", [1024, 512, 256, 64])
 @pytest.mark.parametrize("make", [noise, photographs])
-def test_what_a_gpu_does_is_pillow_to_the_bit(make: Any, side: int) -> None:
+def test_resampling_on_a_gpu_is_bit_identical_to_pillow(make: Any, side: int) -> None:
     pictures = make(1, side, side)
     found = pixels.resample_square(torch.from_numpy(pictures).permute(0, 3, 1, 2), 224)
-    np.testing.assert_array_equal(found.permute(0, 2, 3, 1).numpy(), pillow(pictures, 224))
-    np.testing.assert_array_equal(pixels.pillow_bicubic(pictures, (224, 224), CPU).permute(0, 2, 3, 1).numpy(), pillow(pictures, 224))
+    np.testing.assert_array_equal(found.permute(0, 2, 3, 1).numpy(), pillow_resize(pictures, 224))
+    np.testing.assert_array_equal(
+        pixels.pillow_bicubic(pictures, (224, 224), CPU).permute(0, 2, 3, 1).numpy(), pillow_resize(pictures, 224)
+    )
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 70), st.integers(1, 70), st.integers(0, 2**32 - 1))
-def test_so_it_is_for_squares_of_any_size(side: int, to: int, seed: int) -> None:
+def test_resampling_is_bit_identical_to_pillow_for_squares_of_any_size(side: int, to: int, seed: int) -> None:
     pictures = noise(1, side, side, seed)
     found = pixels.resample_square(torch.from_numpy(pictures).permute(0, 3, 1, 2), to)
-    np.testing.assert_array_equal(found.permute(0, 2, 3, 1).numpy(), pillow(pictures, to))
+    np.testing.assert_array_equal(found.permute(0, 2, 3, 1).numpy(), pillow_resize(pictures, to))
 
 
-def test_torchvision_on_bytes_is_not_pillow() -> None:
-    """Were it, the arithmetic here would be needless."""
+def test_torchvision_on_bytes_differs_from_pillow() -> None:
+    """Otherwise the arithmetic here would be unnecessary."""
     pictures = noise(1, 1024, 1024)
-    found = v2.resize(torch.from_numpy(pictures).permute(0, 3, 1, 2), [224, 224], theirs.InterpolationMode.BICUBIC, antialias=True)
-    assert 0.0005 < (found.permute(0, 2, 3, 1).numpy() != pillow(pictures, 224)).mean() < 0.02
+    found = v2.resize(torch.from_numpy(pictures).permute(0, 3, 1, 2), [224, 224], functional.InterpolationMode.BICUBIC, antialias=True)
+    assert 0.0005 < (found.permute(0, 2, 3, 1).numpy() != pillow_resize(pictures, 224)).mean() < 0.02
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
-def test_the_shortest_edge_is_open_clip_s_transform(height: int, width: int) -> None:
+def test_resize_shortest_edge_matches_open_clip(height: int, width: int) -> None:
     pictures = np.concatenate([noise(1, height, width), photographs(1, height, width)])
     transform = image_transform(224, is_train=False)
     expected = torch.stack([transform(Image.fromarray(picture)) for picture in pictures])
@@ -56,29 +58,29 @@ def test_the_shortest_edge_is_open_clip_s_transform(height: int, width: int) -> 
 
 
 def hps_transform(picture: Image.Image, side: int) -> torch.Tensor:
-    """HPSv2's `image_transform` with `resize_longest_max`, in words of ours: to 0..1, the longer edge to `side`, black around."""
-    tensor = theirs.to_tensor(picture)
+    """HPSv2's `image_transform` with `resize_longest_max`, reimplemented: to 0..1, the longer edge to `side`, black borders."""
+    tensor = functional.to_tensor(picture)
     scale = side / max(tensor.shape[1:])
     if scale != 1:
         height, width = (round(edge * scale) for edge in tensor.shape[1:])
-        tensor = theirs.resize(tensor, [height, width], theirs.InterpolationMode.BICUBIC)
+        tensor = functional.resize(tensor, [height, width], functional.InterpolationMode.BICUBIC)
         left, top = (side - width) // 2, (side - height) // 2
-        tensor = theirs.pad(tensor, [left, top, side - width - left, side - height - top])
-    return theirs.normalize(tensor, pixels.MEAN, pixels.STD)
+        tensor = functional.pad(tensor, [left, top, side - width - left, side - height - top])
+    return functional.normalize(tensor, pixels.MEAN, pixels.STD)
 
 
 @pytest.mark.parametrize(("height", "width"), [*SIZES, (224, 224), (100, 224)])
-def test_the_longest_edge_is_hpsv2_s_transform(height: int, width: int) -> None:
+def test_resize_longest_edge_matches_hpsv2(height: int, width: int) -> None:
     pictures = np.concatenate([noise(1, height, width), photographs(1, height, width)])
     expected = torch.stack([hps_transform(Image.fromarray(picture), 224) for picture in pictures])
     torch.testing.assert_close(pixels.resize_longest_edge(pictures, 224, CPU), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("prepare", [pixels.resize_shortest_edge, pixels.resize_longest_edge])
-def test_golden_pictures_keep_their_look(prepare: Any) -> None:
-    seen = {name: prepare(picture, 32, CPU)[0] for name, picture in golden().items()}
+def test_golden_pictures_keep_their_appearance(prepare: Any) -> None:
+    prepared = {name: prepare(picture, 32, CPU)[0] for name, picture in golden().items()}
     mean, std = (torch.tensor(values)[:, None, None] for values in (pixels.MEAN, pixels.STD))
-    plain = {name: tensor * std + mean for name, tensor in seen.items()}
+    plain = {name: tensor * std + mean for name, tensor in prepared.items()}
     torch.testing.assert_close(plain["black"], torch.zeros(3, 32, 32), rtol=0, atol=1e-6)
     torch.testing.assert_close(plain["inverted"], 1 - plain["photograph"], rtol=0, atol=1.5 / 255)
     torch.testing.assert_close(plain["gray"][0], plain["gray"][2], rtol=0, atol=1e-6)
@@ -101,6 +103,6 @@ def test_golden_pictures_keep_their_look(prepare: Any) -> None:
     ids=["float", "int16", "gray", "RGBA", "one", "none", "channels first", "tensor"],
 )
 @pytest.mark.parametrize("prepare", [pixels.resize_shortest_edge, pixels.resize_longest_edge])
-def test_only_uint8_rgb_is_taken(prepare: Any, wrong: Any) -> None:
+def test_anything_but_uint8_rgb_is_rejected(prepare: Any, wrong: Any) -> None:
     with pytest.raises(ValueError, match=r"must be N x H x W x 3 uint8 RGB, found \w+ \("):
         prepare(wrong, 32, CPU)

@@ -1,4 +1,4 @@
-"""Random weights whose activations stay as large as a trained network's."""
+"""Random weights are scaled so that activations are as large as a trained network's."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from sdbench.models.spec import ModelSpec, resolve
 
 
 @pytest.mark.parametrize("architecture", ["sdxl", "koala-700m"])
-def test_every_block_is_of_a_sane_size_in_a_whole_picture(architecture: str) -> None:
+def test_block_outputs_stay_in_range_while_a_picture_is_generated(architecture: str) -> None:
     assert architecture in TOPOLOGIES
     pipe = load(ModelSpec(architecture, "scenes", architecture, "random", ""), dtype="float32", device="cpu")
     networks = [pipe.text_encoder, pipe.text_encoder_2, pipe.unet, pipe.vae]
@@ -26,7 +26,7 @@ def test_every_block_is_of_a_sane_size_in_a_whole_picture(architecture: str) -> 
     }
 
 
-def test_it_is_the_same_every_time_and_the_tiny_vae_too() -> None:
+def test_random_weights_and_the_tiny_vae_are_deterministic() -> None:
     def weights() -> list[torch.Tensor]:
         pipe = load(resolve("scenes-vega", random=True), dtype="float32", device="cpu")
         return [*pipe.unet.parameters(), *pipe.vae.parameters(), *random_tiny_vae(pipe.vae).parameters()]
@@ -42,7 +42,7 @@ def test_only_the_networks_are_built_on_the_device(monkeypatch: pytest.MonkeyPat
     assert len(pipe.scheduler.timesteps) == 3, "NumPy reads the scheduler's tables, which it cannot from a GPU"
 
 
-def test_a_layer_is_scaled_once_and_its_output_to_what_is_wanted() -> None:
+def test_each_layer_is_scaled_to_its_target_output() -> None:
     torch.manual_seed(0)
     network = nn.Sequential()
     network.add_module("first", nn.Linear(64, 64))
@@ -55,8 +55,8 @@ def test_a_layer_is_scaled_once_and_its_output_to_what_is_wanted() -> None:
     assert float(network.conv2(hidden).std()) == pytest.approx(activation_scale.BRANCH_STD, abs=1e-4)
 
 
-def test_what_stays_out_of_range_is_an_error() -> None:
-    class Upsample2D(nn.Module):  # named like a block, and nothing in it to scale
+def test_output_that_stays_out_of_range_is_an_error() -> None:
+    class Upsample2D(nn.Module):  # named like a block, with nothing to scale
         def forward(self, given: torch.Tensor) -> torch.Tensor:
             return 100 * given
 

@@ -47,14 +47,14 @@ def _set(file: str, key: str, value: object) -> Callable[[Path], None]:
         _set("tokenizer_2/tokenizer_config.json", "model_max_length", 7),
     ],
 )
-def test_whatever_changes_pictures_changes_the_digest(made: Path, tmp_path: Path, change: Callable[[Path], None]) -> None:
+def test_every_change_that_affects_pictures_changes_the_digest(made: Path, tmp_path: Path, change: Callable[[Path], None]) -> None:
     copy = Path(shutil.copytree(made, tmp_path / "copy"))
     assert digest(copy) == digest(made)
     change(copy)
     assert digest(copy) != digest(made)
 
 
-def test_versions_and_files_that_say_nothing_leave_it(made: Path, tmp_path: Path) -> None:
+def test_versions_sharding_and_unrelated_files_keep_the_digest(made: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(made, tmp_path / "copy"))
     (copy / "README.md").write_text("notes")
     _set("unet/config.json", "_diffusers_version", "0.1")(copy)
@@ -64,7 +64,7 @@ def test_versions_and_files_that_say_nothing_leave_it(made: Path, tmp_path: Path
     assert digest(copy) == digest(made)
 
 
-def test_base_and_lora_are_in_it(made: Path, tmp_path: Path) -> None:
+def test_base_and_lora_change_the_digest(made: Path, tmp_path: Path) -> None:
     tiny_unet(seed=1).save_pretrained(tmp_path / "student")
     other = Path(shutil.copytree(made, tmp_path / "other"))
     _nudge(other)
@@ -74,18 +74,18 @@ def test_base_and_lora_are_in_it(made: Path, tmp_path: Path) -> None:
     assert len({digest(made), *(digest(made, lora=tmp_path / f"{name}.safetensors") for name in "ab")}) == 3
 
 
-def test_the_replaced_unet_is_not_in_it(made: Path, tmp_path: Path) -> None:
+def test_unet_of_the_base_does_not_affect_the_digest(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made / "unet", tmp_path / "unet")
     assert digest(tmp_path / "unet", made) == digest(made)
 
 
-def test_random_and_rendered() -> None:
+def test_random_weights_have_a_digest_and_rendered_models_none() -> None:
     sdxl, again, vega = (weights_digest(resolve(name, random=True)) for name in ("sdxl", "sdxl", "vega"))
     assert sdxl == again != vega
     assert weights_digest(resolve("scenes-rendered")) is None
 
 
-def test_damaged_weights_have_none(made: Path, tmp_path: Path) -> None:
+def test_damaged_weights_are_an_error(made: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(made, tmp_path / "copy"))
     path = copy / "vae" / "diffusion_pytorch_model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])

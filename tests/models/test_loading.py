@@ -22,19 +22,18 @@ from sdbench.models.text_encoders import hub_key
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-def picture(pipeline: StableDiffusionXLPipeline, size_px: int = SIZE_PX) -> torch.Tensor:
+def generate(pipeline: StableDiffusionXLPipeline, size_px: int = SIZE_PX) -> torch.Tensor:
     noise = torch.Generator().manual_seed(0)
-    made = pipeline("a red circle", num_inference_steps=2, height=size_px, width=size_px, output_type="pt", generator=noise)
-    return made.images
+    return pipeline("a red circle", num_inference_steps=2, height=size_px, width=size_px, output_type="pt", generator=noise).images
 
 
-def open_(what: Path, dtype: str = "float32", **options: Any) -> StableDiffusionXLPipeline:
+def open_pipeline(what: Path, dtype: str = "float32", **options: Any) -> StableDiffusionXLPipeline:
     return load(resolve(str(what), **options), dtype=dtype, device="cpu")
 
 
 @pytest.fixture
-def damaged(made: Path, tmp_path: Path) -> Path:
-    """A pipeline to damage."""
+def pipeline_copy(made: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
     return Path(shutil.copytree(made, tmp_path / "copy"))
 
 
@@ -47,34 +46,34 @@ def save_lora(unet: torch.nn.Module, folder: Path, targets: list[str]) -> Path:
     return folder
 
 
-def test_folder(made: Path) -> None:
-    pipeline = open_(made)
+def test_folder_loads_like_the_stock_pipeline(made: Path) -> None:
+    pipeline = open_pipeline(made)
     stock = StableDiffusionXLPipeline.from_pretrained(made, add_watermarker=False)
     stock.set_progress_bar_config(disable=True)
     assert type(pipeline) is StableDiffusionXLPipeline
     assert pipeline.watermark is None
     assert not pipeline.unet.training
-    torch.testing.assert_close(picture(pipeline), picture(stock), rtol=0, atol=1e-5)
+    torch.testing.assert_close(generate(pipeline), generate(stock), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_dtype_is_that_of_every_part(made: Path, dtype: str) -> None:
-    pipeline = open_(made, dtype)
+def test_every_part_has_the_requested_dtype(made: Path, dtype: str) -> None:
+    pipeline = open_pipeline(made, dtype)
     parts = (pipeline.unet, pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2)
     assert {weight.dtype for part in parts for weight in part.parameters()} == {getattr(torch, dtype)}
 
 
-def test_bare_unet_replaces_that_of_its_base(made: Path, tmp_path: Path) -> None:
+def test_bare_unet_replaces_the_unet_of_its_base(made: Path, tmp_path: Path) -> None:
     unet = tiny_unet("ssd-1b", seed=7)
     unet.save_pretrained(tmp_path / "student")
     for what in (tmp_path / "student", tmp_path / "student" / WEIGHTS):
-        pipeline = open_(what, base=str(made))
+        pipeline = open_pipeline(what, base=str(made))
         torch.testing.assert_close(dict(pipeline.unet.state_dict()), dict(unet.state_dict()), rtol=0, atol=0)
-        assert torch.isfinite(picture(pipeline)).all()
-    assert open_(tmp_path / "student" / WEIGHTS, "bfloat16", base=str(made)).unet.dtype == torch.bfloat16
+        assert torch.isfinite(generate(pipeline)).all()
+    assert open_pipeline(tmp_path / "student" / WEIGHTS, "bfloat16", base=str(made)).unet.dtype == torch.bfloat16
 
 
-def test_what_training_puts_before_every_name_is_taken_off(made: Path, tmp_path: Path) -> None:
+def test_name_prefixes_added_by_training_are_stripped(made: Path, tmp_path: Path) -> None:
     unet = tiny_unet(seed=7)
     save_file({f"_orig_mod.module.{name}": tensor for name, tensor in unet.state_dict().items()}, tmp_path / "student.safetensors")
     spec = resolve(str(tmp_path / "student.safetensors"), base=str(made))
@@ -82,46 +81,48 @@ def test_what_training_puts_before_every_name_is_taken_off(made: Path, tmp_path:
     torch.testing.assert_close(dict(load(spec, dtype="float32", device="cpu").unet.state_dict()), dict(unet.state_dict()), rtol=0, atol=0)
 
 
-def test_pruned_unet_of_no_known_topology(made: Path, tmp_path: Path) -> None:
+def test_pruned_unet_of_unknown_topology_loads_from_its_folder_only(made: Path, tmp_path: Path) -> None:
     tiny_unet("sdxl", transformer_layers_per_block=[1, 2, 3]).save_pretrained(tmp_path / "student")
     assert resolve(str(tmp_path / "student"), base=str(made)).architecture == "custom"
-    assert torch.isfinite(picture(open_(tmp_path / "student", base=str(made)))).all()
+    assert torch.isfinite(generate(open_pipeline(tmp_path / "student", base=str(made)))).all()
     with pytest.raises(UserError, match="no known architecture; save the UNet as a folder"):
-        open_(tmp_path / "student" / WEIGHTS, base=str(made))
+        open_pipeline(tmp_path / "student" / WEIGHTS, base=str(made))
 
 
-def test_sharded_unet(made: Path, tmp_path: Path) -> None:
+def test_sharded_unet_loads_unless_a_shard_is_missing(made: Path, tmp_path: Path) -> None:
     unet = tiny_unet()
     unet.save_pretrained(tmp_path / "shards", max_shard_size="200KB")
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
-    torch.testing.assert_close(dict(open_(tmp_path / "shards", base=str(made)).unet.state_dict()), dict(unet.state_dict()), rtol=0, atol=0)
+    torch.testing.assert_close(
+        dict(open_pipeline(tmp_path / "shards", base=str(made)).unet.state_dict()), dict(unet.state_dict()), rtol=0, atol=0
+    )
     shard = sorted((tmp_path / "shards").glob("*.safetensors"))[1]
     shard.unlink()
     with pytest.raises(UserError, match=f"but {shard.name} is missing"):
-        open_(tmp_path / "shards", base=str(made))
+        open_pipeline(tmp_path / "shards", base=str(made))
 
 
-def test_16_bit_copy_is_taken_for_16_bit_runs(made: Path, tmp_path: Path) -> None:
+def test_16_bit_copy_is_used_for_16_bit_runs(made: Path, tmp_path: Path) -> None:
     tiny_unet(seed=1).save_pretrained(tmp_path / "two")
     tiny_unet(seed=2).half().save_pretrained(tmp_path / "two", variant="fp16")
-    full, half = (open_(tmp_path / "two", dtype, base=str(made)).unet.conv_in.weight for dtype in ("float32", "bfloat16"))
+    full, half = (open_pipeline(tmp_path / "two", dtype, base=str(made)).unet.conv_in.weight for dtype in ("float32", "bfloat16"))
     torch.testing.assert_close(full, tiny_unet(seed=1).conv_in.weight)
     torch.testing.assert_close(half.float(), tiny_unet(seed=2).conv_in.weight, rtol=0.02, atol=0.02)
 
 
-def test_original_checkpoint(teacher_folder: Path, original: Path, tmp_path: Path) -> None:
-    again = open_(original, base=str(teacher_folder))
-    torch.testing.assert_close(picture(again), picture(open_(teacher_folder)), rtol=0, atol=1e-4)
-    tensors = load_file(original)
+def test_original_checkpoint_loads_unless_a_tensor_is_missing(teacher_folder: Path, original_checkpoint: Path, tmp_path: Path) -> None:
+    again = open_pipeline(original_checkpoint, base=str(teacher_folder))
+    torch.testing.assert_close(generate(again), generate(open_pipeline(teacher_folder)), rtol=0, atol=1e-4)
+    tensors = load_file(original_checkpoint)
     tensors.pop("first_stage_model.decoder.conv_in.weight")
     save_file(tensors, tmp_path / "lacking.safetensors")
     with pytest.raises(UserError, match="numbers for the vae"):
-        open_(tmp_path / "lacking.safetensors", base=str(teacher_folder))
+        open_pipeline(tmp_path / "lacking.safetensors", base=str(teacher_folder))
 
 
 def test_lora_is_fused(made: Path, made_pipeline: Any, tmp_path: Path) -> None:
     lora = save_lora(tiny_unet(), tmp_path / "lora", ["to_q", "to_v"])
-    plain, fused = made_pipeline, open_(made, lora=str(lora))
+    plain, fused = made_pipeline, open_pipeline(made, lora=str(lora))
     changed = {key for key, tensor in fused.unet.state_dict().items() if not torch.equal(tensor, plain.unet.state_dict()[key])}
     assert changed == {key for key in plain.unet.state_dict() if key.endswith(("to_q.weight", "to_v.weight"))}
     state = load_file(lora / "pytorch_lora_weights.safetensors")
@@ -131,7 +132,7 @@ def test_lora_is_fused(made: Path, made_pipeline: Any, tmp_path: Path) -> None:
     torch.testing.assert_close(after - before, update * 6 / 2, rtol=1e-4, atol=1e-5)
 
 
-def kohya(pipeline: StableDiffusionXLPipeline, unet_name: Callable[[str], str]) -> dict[str, torch.Tensor]:
+def kohya_lora(pipeline: StableDiffusionXLPipeline, unet_name: Callable[[str], str]) -> dict[str, torch.Tensor]:
     """A LoRA of rank 2 and alpha 3 for some layers of every part, in the names of Kohya's scripts."""
     torch.manual_seed(2)
     names = {"unet": ("unet", unet_name), "text_encoder": ("te1", hub_key), "text_encoder_2": ("te2", hub_key)}
@@ -146,7 +147,7 @@ def kohya(pipeline: StableDiffusionXLPipeline, unet_name: Callable[[str], str]) 
     return found
 
 
-def peft(pipeline: StableDiffusionXLPipeline) -> dict[str, torch.Tensor]:
+def peft_lora(pipeline: StableDiffusionXLPipeline) -> dict[str, torch.Tensor]:
     """A LoRA for a text encoder in peft's names, with the prefix that encoders had when it was trained."""
     torch.manual_seed(3)
     found = {}
@@ -159,17 +160,17 @@ def peft(pipeline: StableDiffusionXLPipeline) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    "spelling",
-    [lambda pipeline: kohya(pipeline, str), lambda pipeline: kohya(pipeline, ldm_name), peft],
+    "make_lora",
+    [lambda pipeline: kohya_lora(pipeline, str), lambda pipeline: kohya_lora(pipeline, ldm_module_name), peft_lora],
     ids=["kohya", "kohya-ldm", "peft"],
 )
-def test_every_spelling_of_a_lora_is_fused_as_diffusers_does(
-    spelling: Callable[[StableDiffusionXLPipeline], dict[str, torch.Tensor]], made: Path, made_pipeline: Any, tmp_path: Path
+def test_every_lora_format_is_fused_as_diffusers_does(
+    make_lora: Callable[[StableDiffusionXLPipeline], dict[str, torch.Tensor]], made: Path, made_pipeline: Any, tmp_path: Path
 ) -> None:
     plain, stock = made_pipeline, copy.deepcopy(made_pipeline)
-    lora = spelling(plain)
+    lora = make_lora(plain)
     save_file(lora, tmp_path / "lora.safetensors")
-    fused = open_(made, lora=str(tmp_path / "lora.safetensors"))
+    fused = open_pipeline(made, lora=str(tmp_path / "lora.safetensors"))
     stock.load_lora_weights(tmp_path, weight_name="lora.safetensors")
     stock.fuse_lora()
     stock.unload_lora_weights()
@@ -181,68 +182,72 @@ def test_every_spelling_of_a_lora_is_fused_as_diffusers_does(
     assert changed == sum(name.endswith(("lora_down.weight", "lora_A.weight")) for name in lora)
 
 
-def ldm_name(module: str) -> str:
+def ldm_module_name(module: str) -> str:
     """Name of a UNet's module in the original layout."""
     return unet_key(f"{module}.weight").removesuffix(".weight")
 
 
-def test_loras_that_diffusers_would_fuse_in_part(made: Path, made_pipeline: Any, tmp_path: Path) -> None:
+def test_loras_that_diffusers_would_fuse_only_partly_are_rejected(made: Path, made_pipeline: Any, tmp_path: Path) -> None:
     pipeline, file = made_pipeline, tmp_path / "lora.safetensors"
     layer = "lora_unet_down_blocks_1_attentions_0_proj_in"
     for lora, expected in (
-        (peft(pipeline) | {"vae.encoder.mid_block.attentions.0.to_q.lora_A.weight": torch.zeros(2, 8)}, r"such as 'vae\.encoder"),
+        (peft_lora(pipeline) | {"vae.encoder.mid_block.attentions.0.to_q.lora_A.weight": torch.zeros(2, 8)}, r"such as 'vae\.encoder"),
         ({f"{layer}.hada_lora.weight": torch.zeros(1)}, "has a format that diffusers does not read"),
-        (kohya(pipeline, str) | {f"{layer}.dora_scale": torch.zeros(1)}, "is a DoRA"),
+        (kohya_lora(pipeline, str) | {f"{layer}.dora_scale": torch.zeros(1)}, "is a DoRA"),
     ):
         save_file(lora, file)
         with pytest.raises(UserError, match=expected):
-            open_(made, lora=str(file))
+            open_pipeline(made, lora=str(file))
 
 
-def test_lora_of_another_architecture(made: Path, tmp_path: Path) -> None:
+def test_lora_of_another_architecture_is_rejected(made: Path, tmp_path: Path) -> None:
     deeper = save_lora(tiny_unet("sdxl"), tmp_path / "deeper", ["to_q"])
     with pytest.raises(UserError, match=r"layers that the model lacks, such as 'unet\.down_blocks.*another architecture"):
-        open_(made, lora=str(deeper))
+        open_pipeline(made, lora=str(deeper))
     wider = save_lora(tiny_unet(block_out_channels=[8, 16, 32]), tmp_path / "wider", ["to_q"])
     with pytest.raises(UserError, match=r"size mismatch.*another width"):
-        open_(made, lora=str(wider))
+        open_pipeline(made, lora=str(wider))
 
 
-def test_lora_that_is_none(made: Path, tmp_path: Path) -> None:
+def test_file_or_folder_without_a_lora_is_rejected(made: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no LoRA: none of its tensors"):
-        open_(made, lora=str(made / "unet" / WEIGHTS))
+        open_pipeline(made, lora=str(made / "unet" / WEIGHTS))
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"expected pytorch_lora_weights\.safetensors or a single"):
-        open_(made, lora=str(tmp_path / "empty"))
+        open_pipeline(made, lora=str(tmp_path / "empty"))
 
 
-def test_random_weights_leave_random_numbers_alone_and_are_sane() -> None:
+def test_random_weights_keep_the_random_state_and_generate_a_picture() -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    made = load(resolve("scenes-vega", random=True), dtype="bfloat16", device="cpu")
+    pipeline = load(resolve("scenes-vega", random=True), dtype="bfloat16", device="cpu")
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.get_default_dtype() == torch.float32
-    tensors = [tensor for part in (made.unet, made.vae, made.text_encoder, made.text_encoder_2) for tensor in part.state_dict().values()]
+    tensors = [
+        tensor
+        for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2)
+        for tensor in part.state_dict().values()
+    ]
     assert {tensor.dtype for tensor in tensors} == {torch.bfloat16}
-    image = picture(made, 64)
+    image = generate(pipeline, 64)
     assert image.shape == (1, 3, 64, 64)
     assert image.float().std() > 0.01
 
 
-def test_rendered_has_nothing_to_load() -> None:
+def test_rendered_model_cannot_be_loaded() -> None:
     with pytest.raises(UserError, match="pictures without a model"):
         load(resolve("scenes-rendered"), dtype="float32", device="cpu")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_device_that_is_not_there(made: Path) -> None:
+def test_missing_cuda_device_is_an_error(made: Path) -> None:
     with pytest.raises(UserError, match="sees no CUDA device; use --device cpu"):
         load(resolve(str(made)), dtype="float32", device="cuda")
 
 
-def test_embedded_teacher_loads() -> None:
+def test_embedded_teacher_loads_and_generates() -> None:
     pipeline = load(resolve("scenes-teacher"), dtype="float32", device="cpu")
-    assert torch.isfinite(picture(pipeline, 64)).all()
+    assert torch.isfinite(generate(pipeline, 64)).all()
 
 
 def _tensors(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], None]:
@@ -299,40 +304,40 @@ def _bytes(file: str, change: Callable[[bytes], bytes]) -> Callable[[Path], None
         (_json("unet/config.json", block_out_channels=[8, 8]), r"unet/config\.json describes no UNet2DConditionModel"),
     ],
 )
-def test_damaged_folders(damaged: Path, damage: Callable[[Path], None], message: str) -> None:
-    spec = resolve(str(damaged))
-    damage(damaged)
+def test_damaged_folder_is_an_error(pipeline_copy: Path, damage: Callable[[Path], None], message: str) -> None:
+    spec = resolve(str(pipeline_copy))
+    damage(pipeline_copy)
     with pytest.raises(UserError, match=message):
         load(spec, dtype="float32", device="cpu")
 
 
-def test_a_text_encoder_lacking_a_tensor(damaged: Path) -> None:
-    tensors = load_file(damaged / "text_encoder" / "model.safetensors")
+def test_text_encoder_without_one_of_its_tensors_is_an_error(pipeline_copy: Path) -> None:
+    tensors = load_file(pipeline_copy / "text_encoder" / "model.safetensors")
     tensors.pop("text_model.final_layer_norm.bias")
-    save_file(tensors, damaged / "text_encoder" / "model.safetensors")
+    save_file(tensors, pipeline_copy / "text_encoder" / "model.safetensors")
     with pytest.raises(UserError, match=r"text_encoder lacks 1 of the .* 'text_model\.final_layer_norm\.bias'"):
-        open_(damaged)
+        open_pipeline(pipeline_copy)
 
 
-def test_either_naming_of_text_encoders_is_read(damaged: Path, made_pipeline: Any) -> None:
-    path = damaged / "text_encoder" / "model.safetensors"
+def test_text_encoder_tensors_may_lack_their_prefix(pipeline_copy: Path, made_pipeline: Any) -> None:
+    path = pipeline_copy / "text_encoder" / "model.safetensors"
     save_file({name.removeprefix("text_model."): tensor for name, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
-    torch.testing.assert_close(picture(open_(damaged)), picture(made_pipeline), rtol=0, atol=1e-5)
+    torch.testing.assert_close(generate(open_pipeline(pipeline_copy)), generate(made_pipeline), rtol=0, atol=1e-5)
 
 
-def test_old_names_of_attention_in_the_vae(damaged: Path, made_pipeline: Any) -> None:
-    path = damaged / "vae" / WEIGHTS
+def test_old_attention_names_in_the_vae_are_supported(pipeline_copy: Path, made_pipeline: Any) -> None:
+    path = pipeline_copy / "vae" / WEIGHTS
     old = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
     renamed = {}
     for name, tensor in load_file(path).items():
-        kept = next((name.replace(new, was) for new, was in old.items() if new in name), name)
-        renamed[kept] = tensor
+        old_name = next((name.replace(new, was) for new, was in old.items() if new in name), name)
+        renamed[old_name] = tensor
     assert "decoder.mid_block.attentions.0.query.weight" in renamed
     save_file(renamed, path)
-    torch.testing.assert_close(picture(open_(damaged)), picture(made_pipeline), rtol=0, atol=1e-5)
+    torch.testing.assert_close(generate(open_pipeline(pipeline_copy)), generate(made_pipeline), rtol=0, atol=1e-5)
 
 
-def test_embedded_weights_that_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_embedded_weights_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sdbench.models.locate.WEIGHTS", tmp_path)
     with pytest.raises(UserError, match="embedded weights are part of the package: install it again"):
         load(resolve("scenes-vega"), dtype="float32", device="cpu")
@@ -348,7 +353,7 @@ def test_embedded_students_share_the_teachers_parts(teacher_folder: Path, tmp_pa
     torch.testing.assert_close(dict(student.vae.state_dict()), dict(teacher.vae.state_dict()), rtol=0, atol=0)
 
 
-def test_hub_model_that_was_not_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_model_that_was_not_fetched_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UserError, match="weights of 'segmind/Segmind-Vega' are not on this disk"):
         load(resolve("vega"), dtype="float32", device="cpu")

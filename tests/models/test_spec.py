@@ -23,7 +23,7 @@ def _empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
 
 
-def test_catalogue_names() -> None:
+def test_catalogue_names_resolve() -> None:
     assert resolve("vega") == ModelSpec("vega", "sdxl", "vega", "hub", "segmind/Segmind-Vega")
     assert resolve("scenes-rendered") == ModelSpec("scenes-rendered", "scenes", "", "rendered", "")
     pruned = resolve("scenes-vega-pruned")
@@ -37,13 +37,13 @@ def test_random_weights_are_labelled() -> None:
     assert (spec.label, spec.origin, resolve("ssd-1b").label) == ("random weights", "random", "")
 
 
-def test_folder(made: Path) -> None:
+def test_folder_resolves_to_its_architecture(made: Path) -> None:
     spec = resolve(str(made))
     assert spec == ModelSpec("tiny-vega", "scenes", "vega", "folder", str(made))
     assert spec.origin == "folder:tiny-vega"
 
 
-def test_bare_unet_folder_and_file(made: Path, tmp_path: Path) -> None:
+def test_bare_unet_resolves_from_folder_and_file(made: Path, tmp_path: Path) -> None:
     tiny_unet("ssd-1b").save_pretrained(tmp_path / "student")
     spec = resolve(str(tmp_path / "student"), base=str(made), name="mine")
     assert spec == ModelSpec("mine", "scenes", "ssd-1b", "unet-folder", str(tmp_path / "student"), resolve(str(made)))
@@ -56,7 +56,7 @@ def test_bare_unet_folder_and_file(made: Path, tmp_path: Path) -> None:
     )
 
 
-def test_checkpoints_of_one_run_have_names_of_their_own(made: Path, tmp_path: Path) -> None:
+def test_checkpoints_of_one_run_get_distinct_names(made: Path, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint-1000"
     for name in ("unet", "unet_ema", "final"):
         shutil.copytree(made / "unet", folder / name)
@@ -71,14 +71,14 @@ def test_checkpoints_of_one_run_have_names_of_their_own(made: Path, tmp_path: Pa
     assert {path: resolve(str(path), base=str(made)).name for path in names} == names
 
 
-def test_original_checkpoint_is_told_by_its_keys(teacher_folder: Path, original: Path) -> None:
-    spec = resolve(str(original), base=str(teacher_folder))
+def test_original_checkpoint_is_recognised_by_its_keys(teacher_folder: Path, original_checkpoint: Path) -> None:
+    spec = resolve(str(original_checkpoint), base=str(teacher_folder))
     assert (spec.name, spec.source, spec.family, spec.architecture) == ("whole", "file", "scenes", "sdxl")
     with pytest.raises(UserError, match=r"holds no configuration and tokenizers; .*--base scenes-teacher"):
-        resolve(str(original))
+        resolve(str(original_checkpoint))
 
 
-def test_hub_name() -> None:
+def test_hub_name_resolves_with_and_without_revision() -> None:
     assert resolve("someone/their-sdxl") == ModelSpec("their-sdxl", "sdxl", "custom", "hub", "someone/their-sdxl")
     at = resolve("someone/their-sdxl@runs/step-1000")
     assert (at.name, at.location, at.revision) == ("their-sdxl-runs-step-1000", "someone/their-sdxl", "runs/step-1000")
@@ -95,13 +95,13 @@ def test_lora_is_part_of_the_name(made: Path, tmp_path: Path) -> None:
     assert resolve("vega", lora="someone/style").lora == "someone/style"
 
 
-def test_json_and_back(made: Path, tmp_path: Path) -> None:
+def test_spec_survives_a_json_round_trip(made: Path, tmp_path: Path) -> None:
     tiny_unet().save_pretrained(tmp_path / "student")
     spec = resolve(str(tmp_path / "student"), base=str(made))
     assert ModelSpec.from_dict(json.loads(json.dumps(dataclasses.asdict(spec)))) == spec
 
 
-def test_needs_neither_torch_nor_diffusers() -> None:
+def test_resolving_imports_neither_torch_nor_diffusers() -> None:
     code = (
         "import sys; from sdbench.models.spec import resolve; from sdbench.models.digest import weights_digest; import sdbench.assets.weights; "
         "weights_digest(resolve('sdxl', random=True)); sys.exit(bool({'torch', 'diffusers', 'transformers'} & set(sys.modules)))"
@@ -126,17 +126,17 @@ def test_needs_neither_torch_nor_diffusers() -> None:
         ("sdxl", {"name": "sdxl", "lora": "a/b"}, "'sdxl' is the catalogue's name of another model"),
     ],
 )
-def test_bad_names_and_options(what: str, options: dict[str, str], message: str) -> None:
+def test_invalid_names_and_options_are_rejected(what: str, options: dict[str, str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         resolve(what, **options)  # type: ignore[arg-type]
 
 
-def test_mistyped_path_suggests_its_neighbour(made: Path) -> None:
+def test_mistyped_path_error_suggests_a_similar_one(made: Path) -> None:
     with pytest.raises(UserError, match=re.escape(f"did you mean '{made}'")):
         resolve(str(made.parent / "tiny-vegs"))
 
 
-def test_folders_that_are_no_checkpoint(made: Path, tmp_path: Path) -> None:
+def test_folders_that_are_not_checkpoints_are_rejected(made: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"is no checkpoint: .*but nothing"):
         resolve(str(tmp_path / "empty"))
@@ -154,7 +154,7 @@ def test_folders_that_are_no_checkpoint(made: Path, tmp_path: Path) -> None:
         resolve(str(made / "unet"))
 
 
-def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:
+def test_files_that_are_not_checkpoints_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "old.ckpt").touch()
     with pytest.raises(UserError, match="pickled weights can run code"):
         resolve(str(tmp_path / "old.ckpt"))
@@ -166,29 +166,29 @@ def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:
         resolve(str(tmp_path / "sd15.safetensors"))
 
 
-def way_out(what: Path) -> str:
-    """The program that the refusal of a file tells its user to run."""
-    with pytest.raises(UserError) as refused:
+def suggested_program(what: Path) -> str:
+    """The conversion program in the error message for an unsupported file."""
+    with pytest.raises(UserError) as error:
         resolve(str(what))
-    found = re.search(r'python -c "(.+)"$', str(refused.value))
-    assert found, refused.value
+    found = re.search(r'python -c "(.+)"$', str(error.value))
+    assert found, error.value
     return found[1]
 
 
-def test_the_way_out_of_pickled_weights_leads_out(made: Path, tmp_path: Path) -> None:
+def test_suggested_program_converts_pickled_weights(made: Path, tmp_path: Path) -> None:
     unet = tiny_unet("ssd-1b", seed=3)
     torch.save({"state_dict": unet.state_dict()}, tmp_path / "old.ckpt")
-    exec(way_out(tmp_path / "old.ckpt"), {})
-    kept = load(resolve(str(tmp_path / "old.safetensors"), base=str(made)), dtype="float32", device="cpu").unet
-    torch.testing.assert_close(dict(kept.state_dict()), dict(unet.state_dict()), rtol=0, atol=0)
+    exec(suggested_program(tmp_path / "old.ckpt"), {})
+    converted = load(resolve(str(tmp_path / "old.safetensors"), base=str(made)), dtype="float32", device="cpu").unet
+    torch.testing.assert_close(dict(converted.state_dict()), dict(unet.state_dict()), rtol=0, atol=0)
 
 
-def test_the_way_out_of_a_unet_in_original_names_leads_out(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_suggested_program_converts_a_unet_in_original_names(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     unet = tiny_unet()
     save_file(
         {f"model.diffusion_model.{unet_key(key)}": tensor for key, tensor in unet.state_dict().items()}, tmp_path / "student.safetensors"
     )
-    exec(way_out(tmp_path / "student.safetensors").replace("stabilityai/stable-diffusion-xl-base-1.0", str(made)), {})
-    kept = load(resolve(str(tmp_path / "student"), base=str(made)), dtype="float32", device="cpu").unet
-    torch.testing.assert_close(dict(kept.state_dict()), dict(unet.state_dict()), rtol=0, atol=0)
+    exec(suggested_program(tmp_path / "student.safetensors").replace("stabilityai/stable-diffusion-xl-base-1.0", str(made)), {})
+    converted = load(resolve(str(tmp_path / "student"), base=str(made)), dtype="float32", device="cpu").unet
+    torch.testing.assert_close(dict(converted.state_dict()), dict(unet.state_dict()), rtol=0, atol=0)

@@ -23,13 +23,15 @@ HUB_KEYS = {  # of stabilityai/stable-diffusion-xl-base-1.0, for one layer
 }
 
 
-@pytest.mark.parametrize(("kind", "more"), [(CLIPTextModel, set()), (CLIPTextModelWithProjection, {"text_projection.weight"})])
-def test_saved_in_the_hubs_names_and_read_back_alike(tmp_path: Path, kind: type[CLIPTextModel], more: set[str]) -> None:
+@pytest.mark.parametrize(("kind", "extra_keys"), [(CLIPTextModel, set()), (CLIPTextModelWithProjection, {"text_projection.weight"})])
+def test_encoder_is_saved_with_the_hubs_names_and_reads_back_unchanged(
+    tmp_path: Path, kind: type[CLIPTextModel], extra_keys: set[str]
+) -> None:
     torch.manual_seed(0)
     encoder = kind(CLIPTextConfig(**{**PARTS["scenes"]["text_encoder_2"], "num_hidden_layers": 1})).eval()
     save_text_encoder(encoder, tmp_path)
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
-        assert set(file.keys()) == HUB_KEYS | more
+        assert set(file.keys()) == HUB_KEYS | extra_keys
     again, report = kind.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert_close(again.state_dict(), encoder.state_dict(), rtol=0, atol=0)

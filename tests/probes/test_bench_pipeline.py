@@ -1,4 +1,4 @@
-"""Whole rounds of the real benchmark file, on a pipeline so small that it costs little but its imports."""
+"""Whole rounds of the real benchmark file, on a pipeline so small that imports take most of the time."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ SAMPLING = Sampling(steps=4, guidance_scale=3.0, size_px=SIZE_PX, dtype="float32
 
 @pytest.fixture
 def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the measuring process does, done here, where the imports are done."""
+    """Run the benchmark command in this process, which has done the imports already."""
 
     def run(command: list[str], *, env: dict[str, str], **_: Any) -> subprocess.CompletedProcess[str]:
         with monkeypatch.context() as patch:
@@ -58,7 +58,7 @@ def test_a_round_measures_every_stage(made: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_in_this_process")
-def test_a_setting_is_what_it_says(made: Path, tmp_path: Path) -> None:
+def test_setting_is_applied_and_labels_its_values(made: Path, tmp_path: Path) -> None:
     label = "b2+bfloat16+channels-last+tiny-vae"
     values = measure(
         [resolve(str(made), name="tiny")], SAMPLING, PROBES, work=tmp_path, suites=SUITES, device="cpu", settings=[label]
@@ -73,11 +73,11 @@ def test_a_setting_is_what_it_says(made: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_in_this_process")
-def test_what_is_too_large_to_load_says_so_and_is_not_tried_again(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def lack(_: object) -> None:
+def test_model_too_large_to_load_is_reported_and_not_retried(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def raise_out_of_memory(_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB. Of the allocated memory 70 GiB is held elsewhere")
 
-    monkeypatch.setattr(setup, "load", lack)
+    monkeypatch.setattr(setup, "load", raise_out_of_memory)
     probes = PROBES.model_copy(update={"rounds": 2, "settings": ()})
     values = measure([resolve(str(made), name="tiny")], SAMPLING, probes, work=tmp_path, suites=SUITES, device="cpu").values["tiny"]
     reasons = {value.reason for value in values if value.name.startswith("latency.")}
@@ -86,7 +86,7 @@ def test_what_is_too_large_to_load_says_so_and_is_not_tried_again(made: Path, tm
 
 
 @pytest.mark.slow
-def test_what_is_compiled_counts_its_cold_start_apart_and_finds_it_on_disk(made: Path, tmp_path: Path) -> None:
+def test_compiled_settings_report_compilation_separately_and_reuse_it_from_disk(made: Path, tmp_path: Path) -> None:
     probes = Probes(rounds=2, calls=2, warmup=1, settings=(Setting(compile="whole"), Setting(compile="blocks")))
     values = measure([resolve(str(made), name="tiny")], SAMPLING, probes, work=tmp_path, suites=SUITES, device="cpu").values
     found = {value.name: value for value in values["tiny"]}

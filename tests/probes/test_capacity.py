@@ -1,4 +1,4 @@
-"""What fits, tried on a card that is a stand-in: an allocator with a cap, and a pipeline whose need grows with its batch."""
+"""What fits on a card, on a fake one: an allocator with a cap, and a pipeline whose memory grows with its batch."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -11,20 +11,20 @@ from sdbench.probes import capacity
 GIB, MIB = 2**30, 2**20
 
 
-class Allocator:
-    """Of a card of so many bytes; a picture needs 3 GiB beside 7 GiB of weights."""
+class FakeCard:
+    """A card of `total` bytes, and a pipeline with 7 GiB of weights that needs 3 GiB for each picture."""
 
     def __init__(self, total: int) -> None:
         self.total, self.fraction, self.batch, self.vae = total, 1.0, 1, "float16"
-        self.lack: Exception = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB")
+        self.error: Exception = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB")
 
     def short(self, batch: int) -> Any:
         def call() -> None:
             assert not torch.is_grad_enabled()
             assert self.vae == "float16"
-            self.vae = "float32"  # the pipeline's detour, which an error leaves on its way
+            self.vae = "float32"  # the pipeline decodes in float32; an error leaves the VAE there
             if 7 * GIB + batch * 3 * GIB > self.fraction * self.total:
-                raise self.lack
+                raise self.error
             self.vae = "float16"
 
         return call
@@ -34,20 +34,20 @@ class Allocator:
 
     def cap(self, fraction: float, device: int | None) -> None:
         assert 0.0 <= fraction <= 1.0
-        assert device is None or torch.cuda._utils._get_device_index(device) >= 0, "as torch asks, which takes no cuda without a number"
+        assert device is None or torch.cuda._utils._get_device_index(device) >= 0, "torch accepts no CUDA device without an index"
         self.fraction = fraction
 
 
 @pytest.fixture
-def card(monkeypatch: pytest.MonkeyPatch) -> Any:
-    def made(total: int) -> Any:
-        allocator = Allocator(total)
+def make_card(monkeypatch: pytest.MonkeyPatch) -> Any:
+    def make(total: int) -> Any:
+        fake = FakeCard(total)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=total))
-        monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", allocator.cap)
+        monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", fake.cap)
         monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-        return allocator
+        return fake
 
-    return made
+    return make
 
 
 @pytest.mark.parametrize(
@@ -64,22 +64,22 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Any:
         (8 * GIB, 1, 500, None),
     ],
 )
-def test_the_smallest_card_is_the_first_whose_memory_less_the_context_suffices(
-    card: Any, total: int, batch: int, context_mib: float, smallest: int | None
+def test_smallest_card_is_the_first_with_enough_memory_beside_the_context(
+    make_card: Any, total: int, batch: int, context_mib: float, smallest: int | None
 ) -> None:
-    allocator = card(total)
-    allocator.batch = batch
-    assert capacity.smallest_card(allocator, "cuda", context_mib) == smallest
-    assert allocator.fraction == 1.0, "the cap is lifted"
+    fake = make_card(total)
+    fake.batch = batch
+    assert capacity.smallest_card(fake, "cuda", context_mib) == smallest
+    assert fake.fraction == 1.0, "the cap is lifted"
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
-def test_a_card_needs_no_number(card: Any, device: str) -> None:
-    assert capacity.smallest_card(card(80 * GIB), device, 500) == 12
+def test_device_index_may_be_omitted(make_card: Any, device: str) -> None:
+    assert capacity.smallest_card(make_card(80 * GIB), device, 500) == 12
 
 
 @pytest.mark.parametrize(
-    "words",
+    "message",
     [
         "GET was unable to find an engine to execute this computation",
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
@@ -87,25 +87,25 @@ def test_a_card_needs_no_number(card: Any, device: str) -> None:
         "InductorError: OutOfMemoryError: CUDA out of memory. Tried to allocate 3.00 GiB",
     ],
 )
-def test_libraries_that_lack_memory_say_so_in_words_of_their_own(card: Any, words: str) -> None:
-    allocator = card(80 * GIB)
-    allocator.lack = RuntimeError(words)
-    assert capacity.smallest_card(allocator, "cuda", 500) == 12
-    allocator.lack = RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+def test_out_of_memory_errors_of_other_libraries_are_recognised(make_card: Any, message: str) -> None:
+    fake = make_card(80 * GIB)
+    fake.error = RuntimeError(message)
+    assert capacity.smallest_card(fake, "cuda", 500) == 12
+    fake.error = RuntimeError("mat1 and mat2 shapes cannot be multiplied")
     with pytest.raises(RuntimeError, match="mat1"):
-        capacity.smallest_card(allocator, "cuda", 500)
-    assert allocator.fraction == 1.0, "the cap is lifted then, too"
+        capacity.smallest_card(fake, "cuda", 500)
+    assert fake.fraction == 1.0, "the cap is lifted after an error, too"
 
 
 @pytest.mark.parametrize(("batch", "total", "largest"), [(16, 80 * GIB, 8), (16, 20 * GIB, 4), (16, 9 * GIB, 0), (1, 9 * GIB, 0)])
-def test_the_largest_batch_that_fits_is_found_by_halving(card: Any, batch: int, total: int, largest: int) -> None:
-    allocator = card(total)
-    allocator.batch = batch
-    assert capacity.largest_batch(allocator) == largest
+def test_the_largest_batch_that_fits_is_found_by_halving(make_card: Any, batch: int, total: int, largest: int) -> None:
+    fake = make_card(total)
+    fake.batch = batch
+    assert capacity.largest_batch(fake) == largest
 
 
-def test_the_context_is_what_the_process_holds_beside_the_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_context_is_the_process_memory_outside_the_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (70 * GIB, 80 * GIB))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 9 * GIB)
     assert capacity.context_mib("cuda", 9.5 * 1024) == 512
-    assert capacity.context_mib("cuda", None) == 1024, "alone on the card, all that is used is this process's"
+    assert capacity.context_mib("cuda", None) == 1024, "alone on the card, all used memory is this process's"

@@ -1,15 +1,15 @@
 import subprocess
 import sys
 
-ASK = "from sdbench.probes.meters import peak_rss_mib as peak; "
+IMPORT_PEAK = "from sdbench.probes.meters import peak_rss_mib as peak; "
 
 
-def ask(code: str) -> float:
-    return float(subprocess.run([sys.executable, "-c", ASK + code], capture_output=True, text=True, check=True).stdout)
+def run_code(code: str) -> float:
+    return float(subprocess.run([sys.executable, "-c", IMPORT_PEAK + code], capture_output=True, text=True, check=True).stdout)
 
 
-def test_the_peak_is_of_this_process_and_stays_when_memory_is_given_back() -> None:
-    ballast = b"\1" * 2**30  # a peak of the process that starts the others, which `ru_maxrss` would pass on
-    own = ask("print(peak())")
+def test_peak_memory_is_per_process_and_remains_after_freeing() -> None:
+    ballast = b"\1" * 2**30  # raises this process's peak, which `ru_maxrss` would pass on to its children
+    own = run_code("print(peak())")
     assert len(ballast) / 2**20 > own
-    assert ask("x = b'1' * 2**29; del x; print(peak())") - own > 2**8
+    assert run_code("x = b'1' * 2**29; del x; print(peak())") - own > 2**8

@@ -1,4 +1,4 @@
-"""The probes on a CUDA device: what only one can show."""
+"""The probes on a real CUDA device."""
 
 import os
 import subprocess
@@ -21,22 +21,23 @@ from sdbench.probes.stages import PROMPT, Stages
 from sdbench.settings import Probes, Sampling, Setting
 
 pytestmark = pytest.mark.gpu
+NEEDS_NVML = {"memory.process", "machine.power", "machine.foreign_processes"}  # not available in every container
 SUITES = Path(__file__).parents[2] / "suites"
 SAMPLING = Sampling(steps=20, guidance_scale=3.0, size_px=SIZE_PX, dtype="bfloat16", batch=1)
 
 
-def test_nvml_s_card_is_cuda_s_and_knows_this_process() -> None:
-    held = torch.empty(2**30, dtype=torch.uint8, device="cuda")
+def test_nvml_and_cuda_agree_on_the_card_and_this_process() -> None:
+    allocation = torch.empty(2**30, dtype=torch.uint8, device="cuda")
     state = Card("cuda").state()
     assert 100 < state["sm_mhz"] < 5000
     assert 10 < state["temperature_c"] < 110
     listed = Card("cuda").processes()
     assert listed is not None
     if os.getpid() in listed:  # in a container of its own process ids it is not
-        assert (Monitor("cuda").process_mib() or 0) >= held.numel() / MIB
+        assert (Monitor("cuda").process_mib() or 0) >= allocation.numel() / MIB
 
 
-def test_a_card_is_found_before_its_process_has_a_context_there() -> None:
+def test_card_is_found_before_a_cuda_context_exists() -> None:
     code = (
         "import torch; from sdbench.probes.monitor import Card; card = Card('cuda'); before = card.used_mib();"
         "torch.zeros(1, device='cuda'); print(card.used_mib() - before)"
@@ -45,12 +46,12 @@ def test_a_card_is_found_before_its_process_has_a_context_there() -> None:
     assert 100 < grown_mib < 2000
 
 
-def test_a_round_on_a_card_agrees_with_the_hand(made: Path, tmp_path: Path) -> None:
+def test_round_on_a_card_agrees_with_manual_timing(made: Path, tmp_path: Path) -> None:
     probes = Probes(rounds=2, calls=10, warmup=5)
     values = measure([resolve(str(made), name="tiny")], SAMPLING, probes, work=tmp_path, suites=SUITES, device="cuda").values
     found = {value.name: value for value in values["tiny"]}
-    lost = {value.name: value.reason for value in found.values() if value.state != "ok"}
-    assert set(lost) <= {"memory.process", "machine.power", "machine.foreign_processes"}, lost
+    failed = {value.name: value.reason for value in found.values() if value.state != "ok"}
+    assert set(failed) <= NEEDS_NVML, failed
     assert found["memory.smallest_card"].value == 8
     pipe = load(resolve(str(made)), dtype="bfloat16", device="cuda")
     seconds = []
@@ -63,39 +64,41 @@ def test_a_round_on_a_card_agrees_with_the_hand(made: Path, tmp_path: Path) -> N
         end.synchronize()
         seconds.append(start.elapsed_time(end) / 1000)
     assert found["memory.peak_allocated"].value == pytest.approx(torch.cuda.max_memory_allocated() / MIB, rel=0.02)
-    assert found["latency.pipeline.p50"].value == pytest.approx(median(seconds[10:]), rel=0.2), "tiny and bound by launches: no finer"
+    assert found["latency.pipeline.p50"].value == pytest.approx(median(seconds[10:]), rel=0.2), (
+        "a tiny model is launch-bound, so times vary"
+    )
 
 
-def test_random_weights_of_full_size_have_every_value(tmp_path: Path) -> None:
+def test_full_size_random_weights_have_every_value(tmp_path: Path) -> None:
     probes, sampling = Probes(rounds=1, calls=2, warmup=1), SAMPLING.model_copy(update={"steps": 2, "size_px": 1024})
     values = measure([resolve("vega", random=True)], sampling, probes, work=tmp_path, suites=SUITES, device="cuda").values["vega"]
-    lost = {value.name: value.reason for value in values if value.state != "ok"}
-    assert set(lost) <= {"memory.process", "machine.power", "machine.foreign_processes"}, lost
+    failed = {value.name: value.reason for value in values if value.state != "ok"}
+    assert set(failed) <= NEEDS_NVML, failed
 
 
-def test_under_a_cap_what_does_not_fit_is_found_and_the_cap_is_lifted(made: Path) -> None:
+def test_smallest_card_is_found_under_a_memory_cap_that_is_lifted_again(made: Path) -> None:
     pipe = load(resolve(str(made)), dtype="bfloat16", device="cuda")
     stages = Stages(pipe, SAMPLING.model_copy(update={"size_px": 512}))  # large enough to need memory of its own
     assert capacity.smallest_card(stages, "cuda", context_mib=500) == 8
-    assert capacity.smallest_card(stages, "cuda", context_mib=80 * 1024) is None, "no card has anything left beside such a context"
+    assert capacity.smallest_card(stages, "cuda", context_mib=80 * 1024) is None, "such a context leaves no memory on any card"
     total = torch.cuda.get_device_properties("cuda").total_memory
     torch.cuda.empty_cache()
     torch.empty(int(0.5 * total), dtype=torch.uint8, device="cuda")
 
 
-def test_another_process_on_the_card_is_seen() -> None:
+def test_another_process_on_the_card_is_detected() -> None:
     code = "import torch, time; x = torch.zeros(2**28, device='cuda'); torch.cuda.synchronize(); print('there', flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout
         assert other.stdout.readline() == "there\n"
         torch.zeros(1, device="cuda")
-        watch = Monitor("cuda")
+        card_monitor = Monitor("cuda")
         time.sleep(0.1)
-        noted = watch.report()["foreign_processes"]
+        processes = card_monitor.report()["foreign_processes"]
         other.kill()
-    if noted is None:
+    if processes is None:
         pytest.skip("NVML does not list this process here, so it cannot tell others from it")
-    assert str(other.pid) in noted
+    assert str(other.pid) in processes
 
 
 @pytest.mark.timeout(900)
@@ -104,5 +107,5 @@ def test_settings_run_on_a_card(setting: Setting, made: Path, tmp_path: Path) ->
     probes = Probes(rounds=2, calls=3, warmup=1, settings=(setting,))
     place = {"work": tmp_path, "suites": SUITES, "device": "cuda", "settings": [setting.label]}
     values = measure([resolve(str(made), name="tiny")], SAMPLING, probes, **place).values
-    lost = {value.name: value.reason for value in values["tiny"] if value.state != "ok"}
-    assert {name.partition("@")[0] for name in lost} <= {"memory.process", "machine.power", "machine.foreign_processes"}, lost
+    failed = {value.name: value.reason for value in values["tiny"] if value.state != "ok"}
+    assert {name.partition("@")[0] for name in failed} <= NEEDS_NVML, failed

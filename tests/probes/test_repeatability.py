@@ -1,4 +1,4 @@
-"""Whether a ratio's interval keeps what it says, by measuring again and again: half an hour and more, on a machine to itself."""
+"""Whether a ratio's interval has its stated coverage, by repeated measurement: half an hour or more on an idle machine."""
 
 import math
 from pathlib import Path
@@ -10,26 +10,26 @@ from sdbench.models.spec import resolve
 from sdbench.probes.driver import measure
 from sdbench.stats.decisions import ratio_bounds
 
-AGAIN = 20
+REPEATS = 20
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
-def test_the_interval_of_a_ratio_contains_the_first_run_s_ratio_in_18_of_20_runs(tmp_path: Path) -> None:
+def test_interval_of_a_ratio_contains_the_first_runs_ratio_in_18_of_20_runs(tmp_path: Path) -> None:
     suite = suites.load("efficiency-scenes")
     assert suite.sampling
     assert suite.probes
     specs = [resolve("scenes-teacher"), resolve("scenes-vega")]
-    ends = []
-    for run in range(1 + AGAIN):
-        place = {"work": tmp_path / str(run), "suites": suites.find("bench_pipeline.py").parent, "device": "cpu", "settings": ["base"]}
-        measured = measure(specs, suite.sampling, suite.probes, **place).values
+    intervals = []
+    for run in range(1 + REPEATS):
+        options = {"work": tmp_path / str(run), "suites": suites.find("bench_pipeline.py").parent, "device": "cpu", "settings": ["base"]}
+        measured = measure(specs, suite.sampling, suite.probes, **options).values
         p50 = {name: next(value for value in values if value.name == "latency.pipeline.p50") for name, values in measured.items()}
         teacher, student = p50["scenes-teacher"].samples, p50["scenes-vega"].samples
         assert teacher
         assert student
         bounds = ratio_bounds(student, teacher, level=0.975)
-        ends.append((math.exp(-bounds.high), math.exp(-bounds.difference), math.exp(-bounds.low)))
-        print("{:.3f} < {:.3f} < {:.3f}".format(*ends[-1]))  # noqa: T201  # the figure this is run for
-    first = ends[0][1]
-    assert sum(low <= first <= high for low, _, high in ends[1:]) >= 0.9 * AGAIN
+        intervals.append((math.exp(-bounds.high), math.exp(-bounds.difference), math.exp(-bounds.low)))
+        print("{:.3f} < {:.3f} < {:.3f}".format(*intervals[-1]))  # noqa: T201  # the result of interest
+    first = intervals[0][1]
+    assert sum(low <= first <= high for low, _, high in intervals[1:]) >= 0.9 * REPEATS

@@ -1,4 +1,4 @@
-"""Each stage alone does what the pipeline does at that place."""
+"""Each stage on its own does what the pipeline does at that point."""
 
 import copy
 from pathlib import Path
@@ -23,8 +23,8 @@ def pipe(made_pipeline: Any) -> Any:
     return copy.deepcopy(made_pipeline)
 
 
-def with_inputs(pipe: Any, call: Any) -> tuple[Any, list[tuple[tuple[Any, ...], dict[str, Any]]]]:
-    """What a call returns, and with what it calls the UNet."""
+def record_unet_calls(pipe: Any, call: Any) -> tuple[Any, list[tuple[tuple[Any, ...], dict[str, Any]]]]:
+    """Run a call => its result and the arguments of its UNet calls."""
     seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     with torch.no_grad():
         hook = pipe.unet.register_forward_pre_hook(lambda _, given, named: seen.append((given, named)), with_kwargs=True)
@@ -34,48 +34,50 @@ def with_inputs(pipe: Any, call: Any) -> tuple[Any, list[tuple[tuple[Any, ...], 
 
 
 @pytest.mark.parametrize(
-    ("guidance_scale", "told", "batch"),
+    ("guidance_scale", "unet_changes", "batch"),
     [(3.0, {}, 2), (1.0, {}, 1), (3.0, {"time_cond_proj_dim": 8}, 1), (1.0, {"time_cond_proj_dim": 8}, 1)],
 )
-def test_a_unet_step_is_given_what_the_pipeline_gives_it(pipe: Any, guidance_scale: float, told: dict[str, int], batch: int) -> None:
-    pipe.unet = tiny_unet(**told)  # of latent consistency models, which are told the guidance scale
+def test_unet_step_gets_the_same_inputs_as_in_the_pipeline(
+    pipe: Any, guidance_scale: float, unet_changes: dict[str, int], batch: int
+) -> None:
+    pipe.unet = tiny_unet(**unet_changes)  # latent consistency models embed the guidance scale
     stages = Stages(pipe, SAMPLING.model_copy(update={"guidance_scale": guidance_scale}))
-    noise, [(given, named)] = with_inputs(pipe, stages.prepare("unet_step"))
-    _, [(given_by_pipeline, named_by_pipeline)] = with_inputs(pipe, stages.prepare("pipeline"))
+    noise, [(given, named)] = record_unet_calls(pipe, stages.prepare("unet_step"))
+    _, [(given_by_pipeline, named_by_pipeline)] = record_unet_calls(pipe, stages.prepare("pipeline"))
     assert given[0].shape == given_by_pipeline[0].shape == (batch, 4, 4, 4)
     assert noise.shape == (1, 4, 4, 4)
     assert int(given[1]) == int(given_by_pipeline[1])
     assert torch.equal(named["encoder_hidden_states"], named_by_pipeline["encoder_hidden_states"])
-    assert named.keys() == named_by_pipeline.keys(), "or a compiled UNet would be compiled for each"
+    assert named.keys() == named_by_pipeline.keys(), "otherwise a compiled UNet would be compiled twice"
     torch.testing.assert_close(named["timestep_cond"], named_by_pipeline["timestep_cond"], rtol=0, atol=0)
-    assert (named["timestep_cond"] is None) == (not told)
+    assert (named["timestep_cond"] is None) == (not unet_changes)
     for key in ("text_embeds", "time_ids"):
         assert torch.equal(named["added_cond_kwargs"][key], named_by_pipeline["added_cond_kwargs"][key])
 
 
 def test_the_pipeline_runs_every_step(pipe: Any) -> None:
-    pictures, calls = with_inputs(pipe, Stages(pipe, SAMPLING.model_copy(update={"steps": 3})).prepare("pipeline"))
+    pictures, calls = record_unet_calls(pipe, Stages(pipe, SAMPLING.model_copy(update={"steps": 3})).prepare("pipeline"))
     assert len(calls) == 3
     assert len(pictures.images) == 1
 
 
-def test_a_short_call_takes_the_first_of_the_timesteps(pipe: Any) -> None:
+def test_short_call_runs_only_the_first_timestep(pipe: Any) -> None:
     stages = Stages(pipe, SAMPLING.model_copy(update={"steps": 2, "scheduler": "lcm", "timesteps": (999, 499)}))
-    _, calls = with_inputs(pipe, stages.prepare("short"))
+    _, calls = record_unet_calls(pipe, stages.prepare("short"))
     assert [int(given[1]) for given, _ in calls] == [999]
-    _, calls = with_inputs(pipe, stages.prepare("unet_step"))
+    _, calls = record_unet_calls(pipe, stages.prepare("unet_step"))
     assert [int(given[1]) for given, _ in calls] == [999]
 
 
-def test_the_guided_step_leans_from_the_negative_to_the_prompt(pipe: Any) -> None:
+def test_guidance_extrapolates_from_the_negative_prompt_to_the_prompt(pipe: Any) -> None:
     call = Stages(pipe, SAMPLING).prepare("unet_step")
-    guided, [(given, named)] = with_inputs(pipe, call)
+    guided, [(given, named)] = record_unet_calls(pipe, call)
     with torch.no_grad():
         negative, text = pipe.unet(*given, **named)[0].chunk(2)
     torch.testing.assert_close(guided, 3.0 * text - 2.0 * negative)
 
 
-def test_the_vae_is_given_latents_on_its_own_scale(pipe: Any) -> None:
+def test_vae_gets_latents_divided_by_its_scaling_factor(pipe: Any) -> None:
     call = Stages(pipe, SAMPLING).prepare("vae_decode")
     assert call().shape == (1, 3, SIZE_PX, SIZE_PX)
     pipe.vae.register_to_config(scaling_factor=0.5)
@@ -87,16 +89,16 @@ def test_the_vae_is_given_latents_on_its_own_scale(pipe: Any) -> None:
     torch.testing.assert_close(seen[1], 2 * seen[0])
 
 
-def test_a_vae_that_overflows_in_half_precision_decodes_in_single(pipe: Any) -> None:
+def test_vae_that_overflows_in_half_precision_decodes_in_float32(pipe: Any) -> None:
     pipe.vae.register_to_config(force_upcast=True)
     pipe.vae.half()
     pixels = Stages(pipe, SAMPLING).prepare("vae_decode")()
     assert pixels.dtype == torch.float32
-    assert pipe.vae.dtype == torch.float16, "and is left as it was"
+    assert pipe.vae.dtype == torch.float16, "its dtype is restored"
 
 
 @pytest.mark.parametrize(
-    ("scheduler", "more"),
+    ("scheduler", "changes"),
     [
         *(
             ("model", {}),
@@ -107,8 +109,8 @@ def test_a_vae_that_overflows_in_half_precision_decodes_in_single(pipe: Any) -> 
         *(("lcm", {"timesteps": (999, 749, 499, 249)}), ("tcd", {"eta": 0.5})),
     ],
 )
-def test_the_scheduler_takes_every_step_again_and_again(pipe: Any, scheduler: str, more: dict[str, Any]) -> None:
-    call = Stages(pipe, SAMPLING.model_copy(update={"scheduler": scheduler, "steps": 4, **more})).prepare("scheduler")
+def test_scheduler_stage_takes_every_step_on_every_call(pipe: Any, scheduler: str, changes: dict[str, Any]) -> None:
+    call = Stages(pipe, SAMPLING.model_copy(update={"scheduler": scheduler, "steps": 4, **changes})).prepare("scheduler")
     one, other = call(), call()
     assert torch.equal(one, other)
     assert one.shape == (1, 4, 4, 4)
@@ -118,23 +120,23 @@ def test_the_scheduler_takes_every_step_again_and_again(pipe: Any, scheduler: st
     call()
     assert taken == pipe.scheduler.timesteps.tolist()
     assert len(taken) == 4
-    assert taken == list(more.get("timesteps", taken))
+    assert taken == list(changes.get("timesteps", taken))
     pipe.scheduler.index_for_timestep = None
-    call()  # which looks no step up
+    call()  # the call must not look up a step
 
 
-def test_a_batch_is_of_so_many_pictures_at_every_stage(pipe: Any) -> None:
+def test_every_stage_uses_the_batch_size(pipe: Any) -> None:
     stages = Stages(pipe, SAMPLING, 3)
     assert len(stages.prepare("pipeline")().images) == 3
     assert stages.prepare("text_encoders")()[0].shape[0] == 3
-    noise, [(given, named)] = with_inputs(pipe, stages.prepare("unet_step"))
+    noise, [(given, named)] = record_unet_calls(pipe, stages.prepare("unet_step"))
     assert noise.shape[0] == 3
     assert given[0].shape[0] == named["encoder_hidden_states"].shape[0] == named["added_cond_kwargs"]["time_ids"].shape[0] == 6
     assert stages.prepare("vae_decode")().shape[0] == 3
     assert len(torch.no_grad()(stages.short(2))().images) == 2
 
 
-def test_the_vae_decodes_what_the_pipeline_makes(pipe: Any) -> None:
+def test_vae_stage_decodes_the_pipelines_latents(pipe: Any) -> None:
     stages = Stages(pipe, SAMPLING.model_copy(update={"steps": 1}))
     seen: list[torch.Tensor] = []
     decode = pipe.vae.decode
@@ -145,7 +147,7 @@ def test_the_vae_decodes_what_the_pipeline_makes(pipe: Any) -> None:
     torch.testing.assert_close(seen[0], seen[1])
 
 
-def test_a_setting_arranges_the_pipeline(pipe: Any) -> None:
+def test_setting_is_applied_to_the_pipeline(pipe: Any) -> None:
     full = pipe.vae
     apply_setting(pipe, Setting())
     assert pipe.vae is full
@@ -157,7 +159,7 @@ def test_a_setting_arranges_the_pipeline(pipe: Any) -> None:
     assert describe(pipe)["configs"]["vae"]["_class_name"] == "AutoencoderTiny"
 
 
-def test_on_a_card_float32_is_no_tf32_and_what_loading_left_is_given_back(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loading_on_a_card_disables_tf32_for_float32_and_frees_cached_memory(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     cudnn = SimpleNamespace(allow_tf32=True)
     monkeypatch.setattr(torch.backends, "cudnn", cudnn)
     monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
@@ -170,20 +172,20 @@ def test_on_a_card_float32_is_no_tf32_and_what_loading_left_is_given_back(pipe: 
     assert emptied
 
 
-def test_the_tiny_vae_takes_the_latents_and_makes_pictures_of_the_same_size(pipe: Any) -> None:
+def test_tiny_vae_decodes_to_pictures_of_the_same_size(pipe: Any) -> None:
     apply_setting(pipe, Setting(vae="tiny"))
     stages = Stages(pipe, SAMPLING)
     assert stages.prepare("vae_decode")().shape == (1, 3, SIZE_PX, SIZE_PX)
     assert stages.prepare("pipeline")().images.shape == (1, SIZE_PX, SIZE_PX, 3)
 
 
-def test_text_encoders_read_the_prompt_and_the_negative_one(pipe: Any) -> None:
+def test_text_encoders_encode_the_prompt_and_the_negative_prompt(pipe: Any) -> None:
     text, negative, _, _ = Stages(pipe, SAMPLING).prepare("text_encoders")()
     assert text.shape == negative.shape == (1, 20, 96)
     assert not torch.equal(text, negative)
 
 
-def test_the_suite_names_the_scheduler(pipe: Any) -> None:
+def test_scheduler_is_the_one_in_the_sampling_settings(pipe: Any) -> None:
     own = type(pipe.scheduler)
     Stages(pipe, SAMPLING)
     assert type(pipe.scheduler) is own
@@ -191,7 +193,7 @@ def test_the_suite_names_the_scheduler(pipe: Any) -> None:
     assert type(pipe.scheduler) is EulerDiscreteScheduler
 
 
-def test_parameters_are_those_of_the_weight_files(pipe: Any, made: Path) -> None:
+def test_parameter_counts_match_the_weight_files(pipe: Any, made: Path) -> None:
     from safetensors import safe_open
 
     def numbers(path: Path) -> int:
@@ -203,7 +205,7 @@ def test_parameters_are_those_of_the_weight_files(pipe: Any, made: Path) -> None
     assert describe(pipe)["parameters"] == {"unet": by_part["unet"], "pipeline": sum(by_part.values())}
 
 
-def test_a_vae_that_an_error_left_in_float32_is_put_back(pipe: Any) -> None:
+def test_restore_returns_a_vae_that_an_error_left_in_float32_to_its_dtype(pipe: Any) -> None:
     pipe.vae.to(torch.float16)
     stages = Stages(pipe, SAMPLING)
     pipe.vae.to(torch.float32)

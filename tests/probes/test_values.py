@@ -1,4 +1,4 @@
-"""Values of rounds on a card, which need none to be made."""
+"""Values of rounds on a card, computed without one."""
 
 import importlib.util
 from pathlib import Path
@@ -17,9 +17,9 @@ from sdbench.settings import Setting
 STATE = {"sm_mhz": 1980, "memory_mhz": 2619, "temperature_c": 61, "power_w": None, "slowed_by": ["power cap"]}
 
 
-def on_a_card(**info: Any) -> dict[str, Value]:
-    """Of two rounds in which everything was measured but for what `info` says."""
-    seen = {
+def values_on_a_card(**info: Any) -> dict[str, Value]:
+    """Values of two rounds in which everything was measured, except as `info` changes it."""
+    measured = {
         "parameters": {"unet": 7, "pipeline": 11},
         "weights_bytes": 2**20,
         "load_s": 2.0,
@@ -31,12 +31,12 @@ def on_a_card(**info: Any) -> dict[str, Value]:
         "context_mib": 400.0,
         "smallest_card_gb": 12,
     }
-    whole = Round(dict.fromkeys((*STAGES, *CEILINGS), (0.5, 0.5)), seen | info, {})
-    return {value.name: value for value in values([whole, whole], Setting(), {}, on_cuda=True)}
+    one_round = Round(dict.fromkeys((*STAGES, *CEILINGS), (0.5, 0.5)), measured | info, {})
+    return {value.name: value for value in values([one_round, one_round], Setting(), {}, on_cuda=True)}
 
 
-def test_memory_of_a_card() -> None:
-    found = on_a_card()
+def test_memory_values_of_a_card() -> None:
+    found = values_on_a_card()
     expected = {
         "weights": 1,
         "peak_rss": 300,
@@ -52,21 +52,21 @@ def test_memory_of_a_card() -> None:
     assert found["latency.pipeline.p50"].note == "clock held down: power cap"
 
 
-def test_what_a_card_cannot_say_is_told() -> None:
-    found = on_a_card(process_mib=None, smallest_card_gb=None)
+def test_unavailable_values_give_their_reason() -> None:
+    found = values_on_a_card(process_mib=None, smallest_card_gb=None)
     assert found["memory.process"].reason == "NVML does not list this process"
     assert found["memory.context"].value == 400
     assert found["memory.context"].note == "by the whole card's use, as if nothing else were on it: NVML does not list this process"
-    grown = on_a_card(process_mib=None, used_before_mib=0.0)["memory.context"]
+    grown = values_on_a_card(process_mib=None, used_before_mib=0.0)["memory.context"]
     assert grown.note == "by what the card's use grew since the process began: NVML does not list this process"
     assert found["memory.smallest_card"].reason == f"it needs more than {capacity.CARDS_GB[-1]} GB, or than this card has"
 
 
 @pytest.mark.parametrize(
-    ("returns_s", "said"), [(0.46, "; bound by the host: the call of a UNet step returns after 460.0 of 500.0 ms"), (0.3, "")]
+    ("returns_s", "note"), [(0.46, "; bound by the host: the call of a UNet step returns after 460.0 of 500.0 ms"), (0.3, "")]
 )
-def test_a_step_whose_call_returns_late_is_bound_by_the_host(returns_s: float, said: str) -> None:
-    assert on_a_card(returns_s=returns_s)["latency.pipeline.p50"].note == f"clock held down: power cap{said}"
+def test_step_whose_call_returns_late_is_noted_as_bound_by_the_host(returns_s: float, note: str) -> None:
+    assert values_on_a_card(returns_s=returns_s)["latency.pipeline.p50"].note == f"clock held down: power cap{note}"
 
 
 @pytest.fixture
@@ -75,13 +75,13 @@ def benchmarks() -> Any:
     spec = importlib.util.spec_from_file_location("bench_pipeline", path)
     assert spec
     assert spec.loader
-    made = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
-    return made
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-def test_a_call_returns_before_its_work_is_done(benchmarks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The host launches for 3 s what keeps the card busy for 10, after 5 s of earlier work."""
+def test_seconds_until_return_excludes_the_cards_work(benchmarks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host takes 3 s to launch 10 s of work on a card that is busy for 5 s beforehand."""
     host, card = [0.0], [5.0]
 
     def call() -> None:
@@ -97,7 +97,7 @@ def test_a_call_returns_before_its_work_is_done(benchmarks: Any, monkeypatch: py
     assert benchmarks.seconds_until_return(call) == 3
 
 
-def test_the_pipeline_s_profile_is_of_one_step(benchmarks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pipeline_profile_covers_one_step(benchmarks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     profiled: list[str] = []
     monkeypatch.setenv(REQUEST_VARIABLE, "a.request")
     monkeypatch.setattr(benchmarks.profiling, "write", lambda call, *_: profiled.append(call))
@@ -107,13 +107,13 @@ def test_the_pipeline_s_profile_is_of_one_step(benchmarks: Any, monkeypatch: pyt
     assert profiled == ["short", *STAGES[1:]]
 
 
-def test_caps_that_fail_lose_only_the_smallest_card(benchmarks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_memory_cap_affects_only_the_smallest_card(benchmarks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> int:
         raise ValueError("no such cap")
 
     monkeypatch.setattr(capacity, "smallest_card", broken)
-    noted = {"process_mib": 900.0, "context_mib": 400.0}
-    benchmarks.test_smallest_card(SimpleNamespace(request=SimpleNamespace(device="cuda"), stages=None, pipeline_info=noted))
-    found = on_a_card(smallest_card_gb=None, **noted)
+    pipeline_info = {"process_mib": 900.0, "context_mib": 400.0}
+    benchmarks.test_smallest_card(SimpleNamespace(request=SimpleNamespace(device="cuda"), stages=None, pipeline_info=pipeline_info))
+    found = values_on_a_card(smallest_card_gb=None, **pipeline_info)
     assert (found["memory.process"].value, found["memory.context"].value) == (900, 400)
     assert found["memory.smallest_card"].reason == "ValueError: no such cap"

@@ -1,4 +1,4 @@
-"""Counted work against counts by hand and those of the full-size networks."""
+"""Counted work against counts by hand and known counts of full-size networks."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ TMACS = {"sdxl": 3.3806, "ssd-1b": 2.1039, "vega": 1.4112, "koala-1b": 1.7159, "
 SAMPLING = Sampling(steps=12, guidance_scale=3.0, size_px=64, dtype="float32", batch=1)
 
 
-def test_numbers_moved_are_inputs_weights_and_outputs() -> None:
+def test_memory_traffic_is_inputs_weights_and_outputs() -> None:
     with torch.device("meta"):
         layer = nn.Linear(10, 20)
     found = work._count(layer, lambda network: network(torch.empty(3, 10)))
@@ -22,7 +22,7 @@ def test_numbers_moved_are_inputs_weights_and_outputs() -> None:
     assert found.batched(4) == work.Work(4 * found.macs, 220, 4 * found.others)
 
 
-def test_attention_moves_no_score_matrix() -> None:
+def test_attention_traffic_excludes_the_score_matrix() -> None:
     def attend(_: nn.Module) -> torch.Tensor:
         q, k, v = (torch.empty(1, 2, 50, 8) for _ in range(3))
         return nn.functional.scaled_dot_product_attention(q, k, v)
@@ -33,7 +33,7 @@ def test_attention_moves_no_score_matrix() -> None:
 
 
 @pytest.mark.parametrize("architecture", TMACS)
-def test_full_size_architectures(architecture: str) -> None:
+def test_full_size_unet_macs_match_known_counts(architecture: str) -> None:
     assert work.unet_macs(unet_config(architecture), *work.input_sizes(PARTS["sdxl"], 1024)) / 1e12 == pytest.approx(
         TMACS[architecture], abs=5e-5
     )
@@ -76,36 +76,36 @@ def test_attention_is_counted() -> None:
 
 
 @pytest.fixture(scope="module")
-def both() -> dict[str, work.Work]:
-    """Of a small model whose negative prompt is encoded too."""
+def work_with_negative() -> dict[str, work.Work]:
+    """Work of a small model that encodes its negative prompt too."""
     return work.by_stage(work.random_configs(resolve("scenes-vega", random=True)), SAMPLING, zero_negative=False)
 
 
-def test_stages_of_the_embedded_family(both: dict[str, work.Work]) -> None:
+def test_work_by_stage_of_the_embedded_family(work_with_negative: dict[str, work.Work]) -> None:
     found = work.by_stage(work.random_configs(resolve("scenes-vega", random=True)), SAMPLING, zero_negative=True)
     forward = work.unet_macs(unet_config("vega", "scenes"), latent_size=16, tokens=20)
     assert found["unet_step"].macs == 2 * forward
-    assert both["text_encoders"].macs == 2 * found["text_encoders"].macs
-    assert both["vae_decode"] == found["vae_decode"]
+    assert work_with_negative["text_encoders"].macs == 2 * found["text_encoders"].macs
+    assert work_with_negative["vae_decode"] == found["vae_decode"]
 
 
-def test_a_unet_that_is_told_the_guidance_scale_runs_once_a_step(both: dict[str, work.Work]) -> None:
+def test_unet_that_embeds_the_guidance_scale_runs_once_per_step(work_with_negative: dict[str, work.Work]) -> None:
     configs = work.random_configs(resolve("scenes-vega", random=True))
-    told = work.by_stage({**configs, "unet": {**configs["unet"], "time_cond_proj_dim": 8}}, SAMPLING, zero_negative=False)
+    embedded = work.by_stage({**configs, "unet": {**configs["unet"], "time_cond_proj_dim": 8}}, SAMPLING, zero_negative=False)
     embedding = 8 * configs["unet"]["block_out_channels"][0]
-    assert told["unet_step"].macs == both["unet_step"].macs // 2 + embedding
-    assert told["text_encoders"].macs == both["text_encoders"].macs // 2
+    assert embedded["unet_step"].macs == work_with_negative["unet_step"].macs // 2 + embedding
+    assert embedded["text_encoders"].macs == work_with_negative["text_encoders"].macs // 2
 
 
-def test_full_size_decoding_is_five_teramacs() -> None:
-    """5.24 TMAC at 1024 px: computed for the facts, once, with other code."""
+def test_full_size_decoding_takes_five_teramacs() -> None:
+    """5.24 TMAC at 1024 px, computed once with independent code."""
     config = work.random_configs(resolve("sdxl", random=True))["vae"]
     with torch.device("meta"):
         vae = work._build_network("vae", config)
     assert work._count(vae, lambda network: network.decode(torch.empty(1, 4, 128, 128))).macs / 1e12 == pytest.approx(5.24, abs=5e-3)
 
 
-def test_loads_are_in_flops_and_bytes_and_the_pipeline_is_their_sum() -> None:
+def test_loads_are_in_flops_and_bytes_and_the_pipeline_is_the_sum_of_its_stages() -> None:
     works = {"text_encoders": work.Work(1, 10, 1), "unet_step": work.Work(5, 100, 7), "vae_decode": work.Work(3, 20, 2)}
     dtypes = {"text_encoders": "float16", "unet_step": "float16", "vae_decode": "float32"}
     found = work.loads(works, steps=10, batch=3, dtypes=dtypes)

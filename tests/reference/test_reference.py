@@ -1,4 +1,4 @@
-"""References carry their recipe: built once, from any layout, in pieces; what does not fit is refused; published ones are imported."""
+"""References: built once from any layout, resumable, checked when read, or imported from published moments."""
 
 import hashlib
 import io
@@ -31,7 +31,7 @@ ARRAYS = [np.random.default_rng(row).integers(0, 256, (*SIZES[row % len(SIZES)],
 
 
 def colours(images: U8) -> F32:
-    """Mean and spread of each channel, N x 6, of pictures of any one size."""
+    """A fake encoder for pictures of any one size: mean and spread of each channel => N x 6."""
     assert images.dtype == np.uint8
     flat = images.reshape(len(images), -1, 3) / 255
     return np.concatenate([flat.mean(1), flat.std(1)], 1).astype(np.float32)
@@ -69,7 +69,7 @@ def runs(tmp_path: Path) -> Path:
 # ---- building ----
 
 
-def test_the_statistics_are_those_of_the_pictures_features(images: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_statistics_match_the_features_of_the_pictures(images: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(building, "BLOCK", 4)
     card = build("real", pictures_in_folder(images), TOY, runs)
     found = find("real", TOY, runs)
@@ -84,7 +84,7 @@ def test_the_statistics_are_those_of_the_pictures_features(images: Path, runs: P
     assert {path.name for path in (runs / "references" / "real").iterdir()} == {"toy.json", card.file}
 
 
-def test_every_layout_of_the_same_pictures_has_the_same_digest(
+def test_digest_does_not_depend_on_the_layout_of_the_pictures(
     images: Path, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
@@ -95,7 +95,7 @@ def test_every_layout_of_the_same_pictures_has_the_same_digest(
         build("other", pictures_in_dataset(str(tmp_path / "table.parquet")), TOY, runs),
     )
     assert one.digest == other.digest
-    assert one.sha256 == other.sha256  # its numbers, to the last bit
+    assert one.sha256 == other.sha256  # the statistics are bit-identical
     few = build("few", pictures_in_dataset(str(tmp_path / "table.parquet"), n=5), TOY, runs)
     assert few.n == 5
     assert few.digest != one.digest
@@ -105,12 +105,14 @@ def test_every_layout_of_the_same_pictures_has_the_same_digest(
         pictures_in_dataset(str(tmp_path / "table.parquet"), column="caption")
 
 
-def test_built_once_and_another_reference_of_that_name_is_refused(images: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reference_is_built_once_and_a_different_one_of_that_name_is_rejected(
+    images: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     card = build("real", pictures_in_folder(images), TOY, runs)
-    lazy = Encoder("toy", lambda: "toy-1234", lambda _: pytest.fail("computed again"))
-    assert build("real", pictures_in_folder(images), lazy, runs) == card
+    uncalled = Encoder("toy", lambda: "toy-1234", lambda _: pytest.fail("computed again"))
+    assert build("real", pictures_in_folder(images), uncalled, runs) == card
     others = {
-        "fewer": (pictures_in_folder(images, 5), lazy),
+        "fewer": (pictures_in_folder(images, 5), uncalled),
         "other weights": (pictures_in_folder(images), Encoder("toy", lambda: "toy-5678", colours)),
     }
     for pictures, encoder in others.values():
@@ -120,36 +122,36 @@ def test_built_once_and_another_reference_of_that_name_is_refused(images: Path, 
             build("real", pictures, encoder, runs)
     (images / "03.png").write_bytes(FILES[4])
     with pytest.raises(UserError, match="exists already"):
-        build("real", pictures_in_folder(images), lazy, runs)
+        build("real", pictures_in_folder(images), uncalled, runs)
     monkeypatch.undo()
     assert list_cards(runs) == [card]
 
 
-def test_a_build_that_was_killed_goes_on(images: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_build_resumes(images: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(building, "BLOCK", 4)
-    seen: list[int] = []
+    sizes: list[int] = []
 
-    def breaks(pictures: U8) -> F32:
-        seen.append(len(pictures))
-        if sum(seen) > 8:
+    def interrupt_after_eight(pictures: U8) -> F32:
+        sizes.append(len(pictures))
+        if sum(sizes) > 8:
             raise KeyboardInterrupt
         return colours(pictures)
 
     with pytest.raises(KeyboardInterrupt):
-        build("real", pictures_in_folder(images), Encoder("toy", lambda: "toy-1234", breaks), runs)
-    assert find_state(runs) == "missing"
+        build("real", pictures_in_folder(images), Encoder("toy", lambda: "toy-1234", interrupt_after_eight), runs)
+    assert lookup_result(runs) == "missing"
     done: list[int] = []
 
-    def counted(pictures: U8) -> F32:
+    def count(pictures: U8) -> F32:
         done.append(len(pictures))
         return colours(pictures)
 
-    build("real", pictures_in_folder(images), Encoder("toy", lambda: "toy-1234", counted), runs)
+    build("real", pictures_in_folder(images), Encoder("toy", lambda: "toy-1234", count), runs)
     assert sum(done) == N - 8
     np.testing.assert_array_equal(find("real", TOY, runs).features, FEATURES)
 
 
-def find_state(runs: Path) -> str:
+def lookup_result(runs: Path) -> str:
     try:
         find("real", TOY, runs)
     except MissingError:
@@ -159,7 +161,7 @@ def find_state(runs: Path) -> str:
     return "found"
 
 
-def test_memory_does_not_grow_with_the_pictures(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_does_not_grow_with_the_number_of_pictures(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(building, "BLOCK", 8)
     monkeypatch.setattr(building, "MAX_FEATURES", 40)
     picture = png(np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8))
@@ -177,14 +179,14 @@ def test_memory_does_not_grow_with_the_pictures(runs: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(("n", "kept"), [(3, 3), (7, 7), (8, 7), (20, 7), (7001, 7)])
-def test_the_features_kept_are_spread_evenly(n: int, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kept_features_are_evenly_spaced(n: int, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(building, "MAX_FEATURES", 7)
     rows = [row for row in range(n) if building._is_kept(row, n)]
     assert len(rows) == kept
     assert np.ptp(np.diff([-1, *rows])) <= 1
 
 
-def test_gray_pictures_get_three_channels_and_others_are_refused(images: Path, runs: Path) -> None:
+def test_gray_pictures_get_three_channels_and_other_modes_are_rejected(images: Path, runs: Path) -> None:
     gray = Image.fromarray(ARRAYS[0][..., 0])
     (images / "00.png").write_bytes(png(gray))
     build("gray", pictures_in_folder(images, 2), TOY, runs)
@@ -204,7 +206,7 @@ def test_gray_pictures_get_three_channels_and_others_are_refused(images: Path, r
         build("bad", pictures_in_folder(images), TOY, runs)
 
 
-def test_photographs_are_taken_upright() -> None:
+def test_photographs_are_rotated_upright() -> None:
     turned = Image.Exif()
     turned[ExifTags.Base.Orientation] = 8  # shown turned anticlockwise by 90 degrees
     for picture in (ARRAYS[2], ARRAYS[2][..., 0]):
@@ -213,18 +215,18 @@ def test_photographs_are_taken_upright() -> None:
 
 
 @pytest.mark.parametrize("name", ["scenes", "", "../x", "a b", ".hidden"])
-def test_some_names_are_refused(name: str, images: Path, runs: Path) -> None:
+def test_invalid_names_are_rejected(name: str, images: Path, runs: Path) -> None:
     with pytest.raises(UserError, match="a reference cannot be called"):
         build(name, pictures_in_folder(images), TOY, runs)
 
 
 @pytest.mark.parametrize("n", [-5, 0, 1])
-def test_a_reference_of_fewer_than_two_is_refused(n: int, images: Path) -> None:
+def test_fewer_than_two_pictures_are_rejected(n: int, images: Path) -> None:
     with pytest.raises(UserError, match=rf"--n {n}: a reference needs at least 2 pictures"):
         pictures_in_folder(images, n)
 
 
-def test_no_pictures_are_an_error(tmp_path: Path) -> None:
+def test_folder_without_pictures_is_an_error(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(UserError, match="holds 0 pictures"):
             pictures_in_folder(folder)
@@ -233,20 +235,20 @@ def test_no_pictures_are_an_error(tmp_path: Path) -> None:
 # ---- finding ----
 
 
-def test_a_reference_that_is_not_here_is_missing_and_says_how_to_build_it(runs: Path) -> None:
+def test_missing_reference_error_tells_how_to_build_it(runs: Path) -> None:
     with pytest.raises(MissingError, match=r"^reference: 'real' is not here for encoder 'toy'; .*`sdbench reference build real --images"):
         find("real", TOY, runs)
     with pytest.raises(MissingError, match=r"^reference: the suite names none"):
         find(None, TOY, runs)
 
 
-def test_what_does_not_fit_is_refused(images: Path, runs: Path) -> None:
+def test_reference_of_another_encoder_or_with_damaged_files_is_rejected(images: Path, runs: Path) -> None:
     card = build("real", pictures_in_folder(images), TOY, runs)
     with pytest.raises(UserError, match=r"^reference: 'real' was made with encoder toy-1234, this is toy-5678"):
         find("real", Encoder("toy", lambda: "toy-5678", colours), runs)
     numbers = runs / "references" / "real" / card.file
-    whole = numbers.read_bytes()
-    for content in (whole[:-1], whole[:200] + b"x" + whole[201:], b""):
+    intact = numbers.read_bytes()
+    for content in (intact[:-1], intact[:200] + b"x" + intact[201:], b""):
         numbers.write_bytes(content)
         with pytest.raises(UserError, match=r"is damaged: its SHA-256 is not the one on its card; delete .*real and build"):
             find("real", TOY, runs)
@@ -258,31 +260,31 @@ def test_what_does_not_fit_is_refused(images: Path, runs: Path) -> None:
         find("real", TOY, runs)
 
 
-def test_scenes_have_the_digest_that_committed_records_name(monkeypatch: pytest.MonkeyPatch, runs: Path) -> None:
+def test_scenes_reference_has_the_digest_in_committed_records(monkeypatch: pytest.MonkeyPatch, runs: Path) -> None:
     named = {
         value["reference"]
         for path in ROOT.glob("results/scenes/quality@*/*/*/record.json")
         for value in json.loads(path.read_text())["values"]
         if value["reference"]
     }
-    of_the_first_pictures = cards._render_scenes(8)
-    few = lambda n: np.resize(of_the_first_pictures, (max(n // 64, 8), 64, 64, 3))  # noqa: E731  # 64 are enough here
-    monkeypatch.setattr(cards, "_render_scenes", few)
+    first_pictures = cards._render_scenes(8)
+    render_few = lambda n: np.resize(first_pictures, (max(n // 64, 8), 64, 64, 3))  # noqa: E731  # a 64th of them are enough here
+    monkeypatch.setattr(cards, "_render_scenes", render_few)
     assert {find("scenes", ENCODERS["scenes.features"], runs).digest} == named
 
 
 # ---- importing ----
 
 
-def published(path: Path, **changes: Any) -> Path:
+def save_moments(path: Path, **changes: Any) -> Path:
     np.savez_compressed(path, **{"mu": FEATURES.mean(0), "sigma": np.cov(FEATURES, rowvar=False), **changes})
     return path
 
 
 def test_published_moments_are_imported_with_their_source(runs: Path, tmp_path: Path) -> None:
-    file = published(tmp_path / "val.npz")
+    file = save_moments(tmp_path / "val.npz")
     card = import_moments("val", file, "toy", 500, "their repository", runs)
-    found = find("val", Encoder("toy", lambda: "toy-whatever", colours), runs)  # whose weights only its maker knows
+    found = find("val", Encoder("toy", lambda: "toy-whatever", colours), runs)  # its weights are unknown
     np.testing.assert_allclose(found.statistics.mean, FEATURES.mean(0))
     assert (found.features, found.statistics.n, card.encoder_id) == (None, 500, None)
     content = file.read_bytes()
@@ -295,23 +297,23 @@ def test_published_moments_are_imported_with_their_source(runs: Path, tmp_path: 
         import_moments("val", file, "toy", 400, "their repository", runs)
 
 
-def test_what_holds_no_moments_is_refused(runs: Path, tmp_path: Path) -> None:
+def test_invalid_moments_are_rejected(runs: Path, tmp_path: Path) -> None:
     mean, covariance = FEATURES.mean(0), np.cov(FEATURES, rowvar=False)
-    crooked = covariance.copy()
-    crooked[0, 1] += 1
+    asymmetric = covariance.copy()
+    asymmetric[0, 1] += 1
     impossible = covariance.copy()
     impossible[0, 1] = impossible[1, 0] = 2 * covariance[0, 0]  # a correlation above 1
     bad = {
         "no arrays": {"mu": mean, "sigma": np.zeros(3)},
         "of two sizes": {"mu": mean[:3]},
         "not finite": {"mu": mean * np.nan},
-        "not symmetric": {"sigma": crooked},
+        "not symmetric": {"sigma": asymmetric},
         "negative": {"sigma": -covariance},
         "impossible": {"sigma": impossible},
     }
     for changes in bad.values():
         with pytest.raises(UserError, match="are no mean and covariance"):
-            import_moments("x", published(tmp_path / "bad.npz", **changes), "toy", 10, "s", runs)
+            import_moments("x", save_moments(tmp_path / "bad.npz", **changes), "toy", 10, "s", runs)
     np.savez(tmp_path / "other.npz", mean=mean)
     np.savez(tmp_path / "pickled.npz", mu=np.array([{}], object), sigma=covariance)
     (tmp_path / "text.npz").write_text("no zip")
@@ -322,26 +324,26 @@ def test_what_holds_no_moments_is_refused(runs: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=rf"{name}\.npz holds no statistics"):
             import_moments("x", tmp_path / f"{name}.npz", "toy", 10, "s", runs)
     with pytest.raises(UserError, match="--n 1: statistics need at least 2 pictures"):
-        import_moments("x", published(tmp_path / "good.npz"), "toy", 1, "s", runs)
+        import_moments("x", save_moments(tmp_path / "good.npz"), "toy", 1, "s", runs)
 
 
 # ---- the command ----
 
 
 @pytest.fixture
-def _toy(monkeypatch: pytest.MonkeyPatch) -> None:
+def _toy_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ENCODERS, "toy", TOY)
 
 
-@pytest.mark.usefixtures("_toy")
-def test_the_command_builds_imports_and_lists(images: Path, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    at = ["--runs", str(runs), "--json"]
-    assert cli.main(["reference", "build", "real", "--images", str(images), "--encoder", "toy", "--n", "4", *at]) == 0
+@pytest.mark.usefixtures("_toy_encoder")
+def test_command_builds_imports_and_lists(images: Path, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--runs", str(runs), "--json"]
+    assert cli.main(["reference", "build", "real", "--images", str(images), "--encoder", "toy", "--n", "4", *options]) == 0
     (built,) = json.loads(capsys.readouterr().out)
-    file = published(tmp_path / "val.npz")
-    assert cli.main(["reference", "import", "val", str(file), "--encoder", "toy", "--n", "500", "--source", "a paper", *at]) == 0
+    file = save_moments(tmp_path / "val.npz")
+    assert cli.main(["reference", "import", "val", str(file), "--encoder", "toy", "--n", "500", "--source", "a paper", *options]) == 0
     (taken,) = json.loads(capsys.readouterr().out)
-    assert cli.main(["reference", "list", *at]) == 0
+    assert cli.main(["reference", "list", *options]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out) == [built, taken]
     assert "n = 4       4 features kept" in err
@@ -349,18 +351,18 @@ def test_the_command_builds_imports_and_lists(images: Path, runs: Path, tmp_path
     assert "from a paper" in err
 
 
-def test_an_encoder_runs_where_it_is_told(images: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encoder_runs_on_the_requested_device(images: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setitem(ENCODERS, "toy", Encoder("toy", lambda: "toy", lambda pictures: seen.append(device()) or colours(pictures)))
-    words = ["reference", "build", "real", "--images", str(images), "--encoder", "toy", "--runs", str(runs)]
-    assert cli.main([*words, "--device", "gpu"]) == 2
-    assert cli.main([*words, "--device", "cpu"]) == 0
+    args = ["reference", "build", "real", "--images", str(images), "--encoder", "toy", "--runs", str(runs)]
+    assert cli.main([*args, "--device", "gpu"]) == 2
+    assert cli.main([*args, "--device", "cpu"]) == 0
     assert set(seen) == {torch.device("cpu")}
 
 
-@pytest.mark.usefixtures("_toy")
-def test_the_weights_of_all_encoders_are_looked_for_first(
+@pytest.mark.usefixtures("_toy_encoder")
+def test_weights_of_all_encoders_are_checked_first(
     images: Path, runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def absent() -> str:
@@ -372,14 +374,14 @@ def test_the_weights_of_all_encoders_are_looked_for_first(
     assert not runs.exists()
 
 
-def test_pictures_that_an_encoder_does_not_take_are_named(images: Path, runs: Path) -> None:
+def test_pictures_that_an_encoder_rejects_are_named(images: Path, runs: Path) -> None:
     with pytest.raises(UserError, match=r"00\.png to .*10\.png: the evaluators of scenes take N x 64 x 64 .*that fit each other"):
         build("real", pictures_in_folder(images), ENCODERS["scenes.features"], runs)
 
 
-@pytest.mark.usefixtures("_toy")
+@pytest.mark.usefixtures("_toy_encoder")
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("args", "expected"),
     [
         (["build"], "are required: name, --encoder"),
         (["build", "x", "--encoder", "toy"], "either --images FOLDER or --dataset NAME"),
@@ -388,9 +390,9 @@ def test_pictures_that_an_encoder_does_not_take_are_named(images: Path, runs: Pa
         (["build", "x", "--encoder", "toy", "--images", "nowhere"], "nowhere holds 0 pictures"),
     ],
 )
-def test_a_command_that_lacks_something_says_what(words: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_incomplete_command_names_what_is_missing(args: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     try:
-        code = cli.main(["reference", *words])
+        code = cli.main(["reference", *args])
     except SystemExit as done:  # of argparse
         code = done.code
     assert code == 2

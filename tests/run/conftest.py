@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stand_ins import stand_in_for_all
+from fakes import replace_all_evaluators
 
 from sdbench.models.loading import load
 from sdbench.models.spec import ModelSpec
@@ -11,16 +11,16 @@ from sdbench.run import runner
 
 
 @pytest.fixture
-def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
-    stand_in_for_all(monkeypatch)
+def fake_evaluators(monkeypatch: pytest.MonkeyPatch) -> None:
+    replace_all_evaluators(monkeypatch)
 
 
 @pytest.fixture
 def teacher(made: Path, made_pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> ModelSpec:
-    """A tiny model, which is read once for all tests."""
+    """A tiny model whose weights are read once for all tests."""
 
-    def read(spec: ModelSpec, **how: Any) -> Any:
-        return copy.copy(made_pipeline) if spec.location == str(made) else load(spec, **how)
+    def load_copy(spec: ModelSpec, **options: Any) -> Any:
+        return copy.copy(made_pipeline) if spec.location == str(made) else load(spec, **options)
 
-    monkeypatch.setattr(runner, "load", read)
+    monkeypatch.setattr(runner, "load", load_copy)
     return ModelSpec("scenes-teacher", "scenes", "vega", "folder", str(made))

@@ -1,4 +1,4 @@
-"""A run reproduces MLPerf's reference only where it was fed the same; else it says what differs."""
+"""A run reproduces MLPerf's reference only with the same inputs; otherwise it reports what differs."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ NOTHING = Value(name="fid.mlperf", kind="set", direction="lower", unit="distance
 
 @pytest.fixture
 def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Suite:
-    """A protocol as MLPerf's, and the published statistics imported as a reference."""
+    """A protocol like MLPerf's."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
     torch.save(torch.zeros(4, 2, 2), tmp_path / "latents.pt")
@@ -42,7 +42,7 @@ def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Suite:
     )
 
 
-def values(fid: float = 23.5, clip: float = 31.75, reference: str = "theirs") -> list[Value]:
+def make_values(fid: float = 23.5, clip: float = 31.75, reference: str = "theirs") -> list[Value]:
     return [
         Value(name="fid.mlperf", kind="set", direction="lower", unit="distance", value=fid, n=2, reference=reference, note="descriptive"),
         Value(name="clip_score.mlperf", kind="score", direction="higher", unit="100 cos", value=clip, n=2),
@@ -50,7 +50,7 @@ def values(fid: float = 23.5, clip: float = 31.75, reference: str = "theirs") ->
     ]
 
 
-def imported(runs: Path, git: str = "a" * 40, digest: str = "theirs") -> None:
+def import_reference(runs: Path, git: str = "a" * 40, digest: str = "theirs") -> None:
     folder = runs / "references" / "val"
     folder.mkdir(parents=True, exist_ok=True)
     card = Card(name="val", digest=digest, encoder=digest, encoder_id=None, data={"source": "s", "sha256": "0", "git": git}, n=5)
@@ -58,51 +58,51 @@ def imported(runs: Path, git: str = "a" * 40, digest: str = "theirs") -> None:
 
 
 def notes(suite: Suite, runs: Path, found: list[Value] | None = None) -> dict[str, str]:
-    return {value.name: value.note for value in add_verdicts(found or values(), suite, runs)}
+    return {value.name: value.note for value in add_verdicts(found or make_values(), suite, runs)}
 
 
-def test_the_same_prompts_latent_and_statistics_reproduce_it(suite: Suite, tmp_path: Path) -> None:
-    imported(tmp_path)
+def test_same_prompts_latent_and_statistics_reproduce_the_reference(suite: Suite, tmp_path: Path) -> None:
+    import_reference(tmp_path)
     assert notes(suite, tmp_path) == {
         "fid.mlperf": "descriptive; reproduces the reference: within 23.01085758..23.95007626",
         "clip_score.mlperf": "reproduces the reference: within 31.68631873..31.81331801",
         "pickscore.v1": "",
     }
-    ends = notes(suite, tmp_path, values(fid=23.95007626, clip=31.68631873))
+    ends = notes(suite, tmp_path, make_values(fid=23.95007626, clip=31.68631873))
     assert all("reproduces" in ends[name] for name in ("fid.mlperf", "clip_score.mlperf"))
-    outside = notes(suite, tmp_path, values(fid=23.96, clip=31.6))
+    outside = notes(suite, tmp_path, make_values(fid=23.96, clip=31.6))
     assert outside["fid.mlperf"] == "descriptive; MLPerf's protocol, not its result: outside 23.01085758..23.95007626"
     assert outside["clip_score.mlperf"] == "MLPerf's protocol, not its result: outside 31.68631873..31.81331801"
 
 
-def test_whatever_differs_is_named_and_nothing_is_reproduced(suite: Suite, tmp_path: Path) -> None:
-    imported(tmp_path)
-    imported(tmp_path, git="b" * 40, digest="other")
+def test_differences_are_named_and_nothing_counts_as_reproduced(suite: Suite, tmp_path: Path) -> None:
+    import_reference(tmp_path)
+    import_reference(tmp_path, git="b" * 40, digest="other")
     torch.save(torch.ones(4, 2, 2), tmp_path / "other.pt")
     changed = {
-        "prompts": (suite.model_copy(update={"prompts": Prompts(source="file", file="prompts.txt", n=1)}), values()),
-        "latent": (suite.model_copy(update={"noise": Noise(kind="fixed", file=str(tmp_path / "other.pt"))}), values()),
-        "settings": (suite.model_copy(update={"name": "like-custom"}), values()),
-        "statistics": (suite, values(reference="other")),
-        "latent, statistics": (suite.model_copy(update={"noise": Noise(kind="fixed")}), values(reference="nobody's")),
+        "prompts": (suite.model_copy(update={"prompts": Prompts(source="file", file="prompts.txt", n=1)}), make_values()),
+        "latent": (suite.model_copy(update={"noise": Noise(kind="fixed", file=str(tmp_path / "other.pt"))}), make_values()),
+        "settings": (suite.model_copy(update={"name": "like-custom"}), make_values()),
+        "statistics": (suite, make_values(reference="other")),
+        "latent, statistics": (suite.model_copy(update={"noise": Noise(kind="fixed")}), make_values(reference="nobody's")),
     }
     for what, (own, found) in changed.items():
         assert notes(own, tmp_path, found)["clip_score.mlperf"] == f"MLPerf-like: other {what}; within 31.68631873..31.81331801"
-    assert notes(suite, tmp_path, [NOTHING, values()[1]]) == {
+    assert notes(suite, tmp_path, [NOTHING, make_values()[1]]) == {
         "fid.mlperf": "",
         "clip_score.mlperf": "MLPerf-like: other statistics; within 31.68631873..31.81331801",
     }
 
 
-def test_a_suite_that_states_no_range_notes_nothing(suite: Suite, tmp_path: Path) -> None:
-    assert add_verdicts(values(), suite.model_copy(update={"accept": None}), tmp_path) == values()
+def test_suite_without_accepted_ranges_adds_no_notes(suite: Suite, tmp_path: Path) -> None:
+    assert add_verdicts(make_values(), suite.model_copy(update={"accept": None}), tmp_path) == make_values()
 
 
-def test_what_is_accepted_decides_no_number(suite: Suite) -> None:
+def test_accepted_ranges_do_not_change_the_suite_id(suite: Suite) -> None:
     assert suite.model_copy(update={"accept": None}).id == suite.id
 
 
-def test_the_shipped_protocol_is_mlperf_s(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shipped_protocol_matches_mlperf(monkeypatch: pytest.MonkeyPatch) -> None:
     """As mlcommons/inference states it: text_to_image/backend_pytorch.py, docs/index.md and submission_checker/constants.py."""
     monkeypatch.chdir(ROOT)
     shipped = suites.load("mlperf-sdxl")

@@ -1,4 +1,4 @@
-"""What the profile that looks at the machine asks of it."""
+"""The automatic profile chooses suites by what the machine has."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from sdbench.run import profiles
 
 
 @pytest.mark.parametrize(
-    ("card", "weights", "expected"),
+    ("has_card", "has_weights", "expected"),
     [
         (False, False, [("quality", None, 5)]),
         (True, True, [("standard", None, 3)]),
@@ -16,14 +16,14 @@ from sdbench.run import profiles
             True,
             False,
             [("quality", "quality", 5), ("efficiency", "probes", 4)],
-        ),  # how fast a card launches narrow networks is asked of none
+        ),  # launch speed of narrow networks is not measured
     ],
 )
-def test_the_machine_says_what_is_measured(
-    card: bool, weights: bool, expected: list[tuple[str, str | None, int]], monkeypatch: pytest.MonkeyPatch
+def test_auto_profile_depends_on_the_card_and_the_cached_weights(
+    has_card: bool, has_weights: bool, expected: list[tuple[str, str | None, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: card)
-    monkeypatch.setattr(pipelines, "is_cached", lambda *_, **__: weights)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_card)
+    monkeypatch.setattr(pipelines, "is_cached", lambda *_, **__: has_weights)
     monkeypatch.setattr(pipelines, "required_files", lambda *_, **__: [])
     found = profiles.choose("auto")
     assert [(job.suite.name, job.only, len(job.specs)) for job in found.suite_runs] == expected

@@ -1,4 +1,4 @@
-"""What a suite needs that is not here is said before anything slow, without asking anybody, and as the record says it later."""
+"""Missing inputs of a suite are reported before any slow work, without network access, and worded as in the record."""
 
 import json
 import re
@@ -21,42 +21,42 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
-def _nothing_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _empty_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("SDBENCH_WEIGHTS", str(tmp_path / "weights"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
-    monkeypatch.setattr("huggingface_hub.file_download.http_get", lambda *_, **__: pytest.fail("asked somebody"))
+    monkeypatch.setattr("huggingface_hub.file_download.http_get", lambda *_, **__: pytest.fail("network access"))
 
 
-def put(folder: Path, asset: str, *files: str) -> None:
+def put_asset(folder: Path, asset: str, *files: str) -> None:
     for file in files:
         (folder / "weights" / asset / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / "weights" / asset / file).write_bytes(b"")
 
 
-def test_weights_prompts_and_reference_are_told_with_their_sizes(tmp_path: Path) -> None:
-    told = "\n".join(requirements.describe(suites.load("mlperf-sdxl"), tmp_path))
+def test_missing_weights_prompts_and_reference_are_listed_with_sizes(tmp_path: Path) -> None:
+    description = "\n".join(requirements.describe(suites.load("mlperf-sdxl"), tmp_path))
     for part in (
         "pytorch-fid/releases/download/fid_weights (0.10 GB)",
         "timm/vit_base_patch32_clip_224.openai (0.61 GB)",
         "coco2014/captions (0.86 MB)",
     ):
-        assert part in told
-    assert "missing: reference 'mlperf-val2014', so every distance to it will be missing: build it" in told
-    assert "sdbench reference import mlperf-val2014 FILE.npz" in told
+        assert part in description
+    assert "missing: reference 'mlperf-val2014', so every distance to it will be missing: build it" in description
+    assert "sdbench reference import mlperf-val2014 FILE.npz" in description
     assert "missing: prompts sayakpaul/coco-30-val-2014: not on this disk" in requirements.describe(suites.load("coco-30k"), tmp_path)
     latent = suites.load("quality").model_copy(update={"noise": suites.Noise(kind="fixed", file="latents.pt")})
     assert requirements.missing_inputs(latent, tmp_path) == ["latent latents.pt: not on this disk"]
 
 
-def test_what_is_here_is_not_told(tmp_path: Path) -> None:
+def test_available_inputs_are_not_listed(tmp_path: Path) -> None:
     suite = suites.load("mlperf-sdxl")
-    put(tmp_path, "inception-2015", "pt_inception-2015-12-05-6726825d.pth")
-    put(tmp_path, "clip-vit-b-32", "open_clip_model.safetensors")
-    put(tmp_path, "mlperf-captions", "captions_source.tsv")
+    put_asset(tmp_path, "inception-2015", "pt_inception-2015-12-05-6726825d.pth")
+    put_asset(tmp_path, "clip-vit-b-32", "open_clip_model.safetensors")
+    put_asset(tmp_path, "mlperf-captions", "captions_source.tsv")
     assert not requirements.inputs_are_here(suite)
-    put(tmp_path, "mlperf-latents", "latents.pt")
+    put_asset(tmp_path, "mlperf-latents", "latents.pt")
     assert requirements.inputs_are_here(suite)
     card = Card(name="mlperf-val2014", digest="d", encoder="e", encoder_id=None, data={"source": "s", "sha256": "0"}, n=5)
     (tmp_path / "references" / "mlperf-val2014").mkdir(parents=True)
@@ -64,7 +64,7 @@ def test_what_is_here_is_not_told(tmp_path: Path) -> None:
     assert requirements.describe(suite, tmp_path) == []
 
 
-def test_files_of_one_s_own_are_here_by_any_name_that_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_own_prompt_files_are_found_by_any_supported_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own.jsonl").write_text('{"prompt": "a cat"}\n')
     suite = suites.load("coco-30k")
     assert suite.prompts
@@ -74,17 +74,17 @@ def test_files_of_one_s_own_are_here_by_any_name_that_is_read(tmp_path: Path, mo
         assert requirements.inputs_are_here(own) == (path != "other/*.jsonl")
 
 
-def test_a_data_set_that_was_opened_before_is_here(tmp_path: Path) -> None:
+def test_previously_opened_dataset_counts_as_available(tmp_path: Path) -> None:
     (tmp_path / "datasets" / "sayakpaul___coco-30-val-2014" / "default").mkdir(parents=True)
     assert requirements.inputs_are_here(suites.load("coco-30k"))
 
 
 @pytest.mark.parametrize("name", ["quality", "fid", "preference", "latency"])
-def test_the_embedded_family_and_parts_need_nothing(name: str, tmp_path: Path) -> None:
+def test_embedded_family_and_suite_parts_need_nothing(name: str, tmp_path: Path) -> None:
     assert requirements.describe(suites.load(name), tmp_path) == []
 
 
-def test_a_dry_run_tells_it_and_fetches_nothing(
+def test_dry_run_lists_missing_inputs_and_fetches_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sdbench.run.plan._macs", lambda *_: None)
@@ -98,20 +98,20 @@ def test_a_dry_run_tells_it_and_fetches_nothing(
     assert "\nmissing: reference 'mlperf-val2014'" in text
     known = plan([resolve("sdxl", random=True)], suites.load("standard"), tmp_path)
     assert known["suite"]["digest"] == suites.load("standard").id.digest
-    words = ["--model", "sdxl", "--weights", "random", "--suite", "mlperf-sdxl", "--only", "quality", "--runs", str(tmp_path)]
-    assert cli.main(["run", *words, "--dry-run", "--json"]) == 0
+    args = ["--model", "sdxl", "--weights", "random", "--suite", "mlperf-sdxl", "--only", "quality", "--runs", str(tmp_path)]
+    assert cli.main(["run", *args, "--dry-run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["lacking"] == content["lacking"]
 
 
-def test_a_teacher_that_is_neither_measured_nor_asked_for_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["run", "--model", "scenes-vega", "--dry-run", "--only", "quality", "--results", str(tmp_path)]
-    told = (
+def test_dry_run_reports_a_teacher_that_is_neither_measured_nor_requested(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["run", "--model", "scenes-vega", "--dry-run", "--only", "quality", "--results", str(tmp_path)]
+    warning = (
         "missing: record of the teacher, scenes-teacher under quality@4, so win rates and agreement with it will be missing: "
         "add --model scenes-teacher\n"
     )
-    assert cli.main(words) == 0
-    assert told in capsys.readouterr().out
-    assert cli.main([*words, "--model", "scenes-teacher"]) == 0
+    assert cli.main(args) == 0
+    assert warning in capsys.readouterr().out
+    assert cli.main([*args, "--model", "scenes-teacher"]) == 0
     assert "teacher, " not in capsys.readouterr().out
 
 
@@ -124,7 +124,7 @@ def test_a_teacher_that_is_neither_measured_nor_asked_for_is_told(tmp_path: Path
         (["--suite", "efficiency-scenes", "--setting", "b8", "--setting", "compiled"], 0, 5 * (8 * (2 + 4) + 2 + 4), "b8, compiled"),
     ],
 )
-def test_a_dry_run_tells_what_the_same_run_would_make(
+def test_dry_run_estimates_what_the_same_run_would_do(
     options: list[str],
     pictures: int,
     timed: int,
@@ -148,7 +148,9 @@ def test_a_dry_run_tells_what_the_same_run_would_make(
     assert (content["disk_bytes"] > 0) == (pictures > 0)
 
 
-def test_a_unet_that_is_told_the_guidance_scale_is_run_once_a_step(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unet_that_embeds_the_guidance_scale_is_estimated_at_one_run_per_step(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("sdbench.run.plan._macs_per_s", lambda _: 1 / EFFICIENCY)
     monkeypatch.setattr(work, "_count", lambda *_: work.Work(1, 0, 0))
     specs = [resolve(str(made)), resolve(str(with_unet(made, tmp_path / "lcm", tiny_unet(time_cond_proj_dim=8))))]
@@ -158,39 +160,39 @@ def test_a_unet_that_is_told_the_guidance_scale_is_run_once_a_step(made: Path, t
 
 def test_random_weights_need_no_evaluators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sdbench.run.plan._macs_per_s", lambda _: 1.0)
-    monkeypatch.setattr("sdbench.run.plan._macs", lambda *_: 1)  # takes seconds of so large networks
+    monkeypatch.setattr("sdbench.run.plan._macs", lambda *_: 1)  # takes seconds for networks of this size
     content = plan([resolve("sdxl", random=True)], suites.load("standard"), tmp_path, only="probes")
     assert (content["files"], content["lacking"], content["disk_bytes"]) == ([], [], 0)
     assert content["suite"]["digest"] == suites.load("standard").id.digest
 
 
-def test_suites_are_listed_with_what_they_lack(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_suites_are_listed_with_their_missing_inputs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["suites", "--runs", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    at = next(row for row, line in enumerate(lines) if line.startswith("standard@"))
-    assert lines[at + 2].startswith("    not on this disk: ")
-    assert "yuvalkirstain/PickScore_v1 (3.94 GB)" in lines[at + 2]
-    assert lines[at + 3].startswith("    missing: reference 'coco-30k'")
+    row = next(number for number, line in enumerate(lines) if line.startswith("standard@"))
+    assert lines[row + 2].startswith("    not on this disk: ")
+    assert "yuvalkirstain/PickScore_v1 (3.94 GB)" in lines[row + 2]
+    assert lines[row + 3].startswith("    missing: reference 'coco-30k'")
 
 
-def test_a_run_without_its_prompts_stops_before_anything_is_loaded(
+def test_run_without_its_prompts_stops_before_loading(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    at = ["--results", str(tmp_path / "results")]
-    assert cli.main(["run", "--model", "sdxl", "--weights", "random", "--only", "quality", "--suite", "mlperf-sdxl", *at]) == 2
+    results = ["--results", str(tmp_path / "results")]
+    assert cli.main(["run", "--model", "sdxl", "--weights", "random", "--only", "quality", "--suite", "mlperf-sdxl", *results]) == 2
     assert "sdbench: weights: 'mlperf-latents' is not on this disk and cannot be fetched" in capsys.readouterr().err
     assert not list((tmp_path / "results").rglob("*.png"))
 
 
-def test_unverified_weights_and_prompts_are_said_in_the_record_and_the_tables(tmp_path: Path) -> None:
+def test_unverified_weights_and_prompts_are_marked_in_the_record_and_the_tables(tmp_path: Path) -> None:
     value = Value(name="pickscore.v1", kind="score", direction="higher", unit="logit", value=21.5, n=3)
     assert score._note_unverified_weights(value).note == "unverified weights: pickscore-v1"
     assert (
         score._note_unverified_weights(value.model_copy(update={"name": "win_rate.pickscore.v1", "note": "2 wins"})).note
         == "2 wins; unverified weights: pickscore-v1"
     )
-    assert score._note_unverified_weights(value.model_copy(update={"name": "fid.clean"})).note == ""  # whose digest is stated
+    assert score._note_unverified_weights(value.model_copy(update={"name": "fid.clean"})).note == ""  # its digest is stated
     missing = Value(name="pickscore.v1", kind="score", direction="higher", unit="logit", state="missing", reason="weights: ...")
     assert score._note_unverified_weights(missing) == missing
     record = make_record("student", values=(score._note_unverified_weights(value),)).model_copy(

@@ -1,4 +1,4 @@
-"""Pictures to values to records, with evaluators that stand in for the shipped ones."""
+"""From pictures to values to records, with fake evaluators."""
 
 import json
 from collections.abc import Callable
@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from clips import photographs, tiny
+from fakes import METRICS, PICTURES, PROMPTS, SUITE, colours, fail_if_called, letters, modification_times, prepare_in, replace_towers
 from PIL import Image
-from stand_ins import METRICS, PICTURES, PROMPTS, SUITE, colours, files_of, letters, never, prepare_in, stand_in
 from tiny import SIZE_PX
 
 from sdbench import api, cli, records, suites
@@ -39,27 +39,27 @@ from sdbench.settings import Probes, Setting
 from sdbench.store import U8, Store
 from sdbench.suites import Suite, Teacher, load
 
-pytestmark = pytest.mark.usefixtures("stand_ins")
+pytestmark = pytest.mark.usefixtures("fake_evaluators")
 
 
-def subject(folder: Path, pictures: U8 = PICTURES, **changes: Any) -> Subject:
+def make_subject(folder: Path, pictures: U8 = PICTURES, **changes: Any) -> Subject:
     store = Store(folder / "runs", {"pictures": len(pictures)})
     names = [f"{index}" for index in range(len(pictures))]
     for name, picture in zip(names, pictures, strict=True):
         store.put(name, picture)
-    plain = Subject(
+    subject = Subject(
         store, folder / "runs", names, [f"p{name}" for name in names], [0] * len(names), PROMPTS[: len(names)], reference="scenes"
     )
-    return replace(plain, **changes)
+    return replace(subject, **changes)
 
 
-def scored(subject: Subject, *metrics: str) -> dict[str, Value]:
+def score_values(subject: Subject, *metrics: str) -> dict[str, Value]:
     return {value.name: value for value in score(subject, metrics or METRICS)[0]}
 
 
-def test_every_metric_has_a_value_with_its_interval_and_a_column(tmp_path: Path) -> None:
+def test_every_metric_has_a_value_an_interval_and_a_score_column(tmp_path: Path) -> None:
     teacher = Scores([f"p{index}" for index in range(6)], [0] * 6, {"preference.scenes": np.array([-99, 99, -99, -99, 99, -99.0])})
-    values, scores = score(subject(tmp_path, teacher_scores=teacher), METRICS)
+    values, scores = score(make_subject(tmp_path, teacher_scores=teacher), METRICS)
     for value in values:
         assert value.state == "ok", value
         assert value.n == 6
@@ -88,27 +88,27 @@ def test_every_metric_has_a_value_with_its_interval_and_a_column(tmp_path: Path)
 
 def test_scene_accuracy_counts_whole_scenes(tmp_path: Path) -> None:
     pictures = np.concatenate([PICTURES[:3], 255 - PICTURES[3:]])
-    values, scores = score(subject(tmp_path, pictures), ["scene_accuracy"])
+    values, scores = score(make_subject(tmp_path, pictures), ["scene_accuracy"])
     assert values[0].value == 0.5
     assert scores.columns["scene_accuracy"].tolist() == [1, 1, 1, 0, 0, 0]
 
 
-def test_the_distance_to_the_reference_itself_is_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_distance_of_the_reference_to_itself_is_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cards, "_render_scenes", lambda _: PICTURES)
     monkeypatch.setattr(cards, "SCENES_N", 6)
-    found = scored(subject(tmp_path), "fd.scenes")["fd.scenes"]
+    found = score_values(make_subject(tmp_path), "fd.scenes")["fd.scenes"]
     assert found.value == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize(
     "error", [ValueError("not finite"), RuntimeError("out of memory"), KeyError("who knows"), UserError("weights were changed")]
 )
-def test_a_metric_that_fails_says_so_and_the_others_go_on(error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_metric_is_reported_and_the_others_continue(error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(_: U8) -> None:
         raise error
 
-    stand_in(monkeypatch, "clip.scenes", images=broken)
-    found = scored(subject(tmp_path, is_teacher=True))
+    replace_towers(monkeypatch, "clip.scenes", images=broken)
+    found = score_values(make_subject(tmp_path, is_teacher=True))
     assert found["clip_score.scenes"].state == "failed"
     assert type(error).__name__ in found["clip_score.scenes"].reason
     assert str(error) in found["clip_score.scenes"].reason
@@ -121,7 +121,7 @@ def test_a_metric_without_weights_is_missing(tmp_path: Path, monkeypatch: pytest
         raise MissingError("go online once")
 
     monkeypatch.setitem(TOWERS, "clip.scenes", absent)
-    found = scored(subject(tmp_path), "clip_score.scenes", "scene_accuracy")
+    found = score_values(make_subject(tmp_path), "clip_score.scenes", "scene_accuracy")
     assert (found["clip_score.scenes"].state, found["clip_score.scenes"].reason) == ("missing", "go online once")
     assert found["scene_accuracy"].state == "ok"
 
@@ -131,32 +131,32 @@ def test_nan_features_fail_and_never_become_a_number(tmp_path: Path, monkeypatch
         return colours(images) * np.float32(np.nan)
 
     monkeypatch.setattr(scenes, "features", nan)
-    stand_in(monkeypatch, "clip.scenes", images=nan)
-    stand_in(monkeypatch, "preference.scenes", images=nan)
-    found = scored(subject(tmp_path))
+    replace_towers(monkeypatch, "clip.scenes", images=nan)
+    replace_towers(monkeypatch, "preference.scenes", images=nan)
+    found = score_values(make_subject(tmp_path))
     assert {name for name, value in found.items() if value.state == "ok"} == {"scene_accuracy"}
     assert [found[name].state for name in METRICS[:3]] == ["failed"] * 3
 
 
-def test_an_unknown_metric_is_an_error_with_the_nearest_name(tmp_path: Path) -> None:
+def test_unknown_metric_error_suggests_the_nearest_name(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"unknown metric 'fd\.scene'; did you mean 'fd\.scenes'"):
-        score(subject(tmp_path), ["scene_accuracy", "fd.scene"])
+        score(make_subject(tmp_path), ["scene_accuracy", "fd.scene"])
 
 
-def test_a_win_rate_needs_the_teacher_and_the_teacher_needs_none(tmp_path: Path) -> None:
+def test_win_rate_needs_a_teacher_and_does_not_apply_to_the_teacher(tmp_path: Path) -> None:
     pair = ("preference.scenes", "win_rate.preference.scenes")
-    alone = scored(subject(tmp_path / "alone"), *pair)["win_rate.preference.scenes"]
+    alone = score_values(make_subject(tmp_path / "alone"), *pair)["win_rate.preference.scenes"]
     assert (alone.state, alone.value) == ("missing", None)
     assert "teacher" in alone.reason
-    teacher = scored(subject(tmp_path / "teacher", is_teacher=True), *pair)["win_rate.preference.scenes"]
+    teacher = score_values(make_subject(tmp_path / "teacher", is_teacher=True), *pair)["win_rate.preference.scenes"]
     assert teacher.state == "not_applicable"
     failed = Scores([f"p{index}" for index in range(6)], [0] * 6, {})
-    without = scored(subject(tmp_path / "without", teacher_scores=failed), *pair)["win_rate.preference.scenes"]
+    without = score_values(make_subject(tmp_path / "without", teacher_scores=failed), *pair)["win_rate.preference.scenes"]
     assert without.state == "missing"
 
 
 def test_one_picture_has_no_distance_and_its_mean_no_interval(tmp_path: Path) -> None:
-    found = scored(subject(tmp_path, PICTURES[:1]))
+    found = score_values(make_subject(tmp_path, PICTURES[:1]))
     assert found["fd.scenes"].state == "not_applicable"
     assert "at least 2 pictures, found 1" in found["fd.scenes"].reason
     assert found["clip_score.scenes"].state == "ok"
@@ -168,11 +168,11 @@ def test_one_picture_has_no_distance_and_its_mean_no_interval(tmp_path: Path) ->
 def test_any_8_bit_pictures_can_be_scored(kind: str, tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, PICTURES.shape, dtype=np.uint8)
     pictures = {"black": PICTURES * np.uint8(0), "white": PICTURES | np.uint8(255), "noise": noise, "inverted": 255 - PICTURES}[kind]
-    found = scored(subject(tmp_path, pictures, is_teacher=True), *METRICS)
+    found = score_values(make_subject(tmp_path, pictures, is_teacher=True), *METRICS)
     assert found["scene_accuracy"].value == 0
     assert found["fd.scenes"].value is not None
     assert found["fd.scenes"].value > 0.01
-    if kind != "black":  # of which the stand-in's features are zero: no direction
+    if kind != "black":  # whose fake features are zero and have no direction
         assert {value.state for value in found.values()} == {"ok", "not_applicable"}
 
 
@@ -187,12 +187,12 @@ def test_any_8_bit_pictures_can_be_scored(kind: str, tmp_path: Path) -> None:
         PICTURES.transpose(0, 3, 1, 2),
     ],
 )
-def test_the_scenes_evaluators_refuse_what_is_not_uint8_rgb_of_their_size(wrong: Any) -> None:
+def test_scenes_evaluators_reject_anything_but_uint8_rgb_of_their_size(wrong: Any) -> None:
     with pytest.raises(ValueError, match=r"take N x 64 x 64 x 3 uint8 RGB, found \("):
         scenes.pixels(wrong)
 
 
-def test_bytes_become_minus_one_to_one_channels_first() -> None:
+def test_pixels_are_scaled_to_minus_one_to_one_channels_first() -> None:
     picture = np.zeros((1, 64, 64, 3), np.uint8)
     picture[0, 5, 7] = (255, 0, 51)
     pixels = scenes.pixels(picture)
@@ -200,16 +200,16 @@ def test_bytes_become_minus_one_to_one_channels_first() -> None:
     np.testing.assert_allclose(pixels[0, :, 5, 7].numpy(), [1, -1, -0.6], atol=1e-6)
 
 
-def test_a_picture_that_cannot_be_read_ends_the_run_before_any_metric(tmp_path: Path) -> None:
-    broken = subject(tmp_path)
+def test_unreadable_picture_stops_the_run_before_any_metric(tmp_path: Path) -> None:
+    broken = make_subject(tmp_path)
     broken.store.path("3").write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"images/3\.png cannot be read"):
         score(broken, METRICS)
 
 
-def test_the_reference_is_kept_and_made_anew_for_another_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reference_is_cached_and_rebuilt_for_another_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = cards.find("scenes", ENCODERS["scenes.features"], tmp_path)
-    monkeypatch.setattr(scenes, "features", lambda _: pytest.fail("made again"))
+    monkeypatch.setattr(scenes, "features", lambda _: pytest.fail("rebuilt"))
     again = cards.find("scenes", ENCODERS["scenes.features"], tmp_path)
     assert again.digest == first.digest
     np.testing.assert_array_equal(again.statistics.covariance, first.statistics.covariance)
@@ -223,12 +223,12 @@ def test_the_reference_is_kept_and_made_anew_for_another_encoder(tmp_path: Path,
 # ---- suite x models -> records ----
 
 
-def test_a_run_writes_a_record_of_each_model_and_a_second_one_nothing(
+def test_run_writes_one_record_per_model_and_a_second_run_nothing(
     teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     specs = [replace(teacher, name="student"), resolve("scenes-rendered"), teacher]
-    made = runner.run(specs, prepare_in(tmp_path))
-    found = [records.read(path)[0] for path in made]
+    folders = runner.run(specs, prepare_in(tmp_path))
+    found = [records.read(path)[0] for path in folders]
     assert [record.model.name for record in found] == ["student", "scenes-rendered", "scenes-teacher"]
     assert [record.n_images for record in found] == [4, 4, 4]
     rates = [record.value("win_rate.preference.scenes") for record in found]
@@ -236,86 +236,86 @@ def test_a_run_writes_a_record_of_each_model_and_a_second_one_nothing(
     assert rates[0] is not None
     assert (rates[0].value, rates[0].note) == (0.5, "0 wins, 4 ties, 0 losses")  # its weights are the teacher's
     assert found[0].model.weights_digest == found[2].model.weights_digest is not None
-    assert {rate.reference for rate in rates[:2] if rate} == {found[2].model.weights_digest[:24]}, "whose pictures they beat"
+    assert {rate.reference for rate in rates[:2] if rate} == {found[2].model.weights_digest[:24]}, "the teacher they are compared with"
     assert found[1].model.weights_digest is None
     assert found[0].sampling["size_px"] == SIZE_PX
     assert found[0].noise == {"kind": "per_image", "seed": 0}
     assert found[0].scheduler == {"class": "DDIMScheduler", "prediction_type": "v_prediction", "timesteps": [999]}
     assert found[1].scheduler == {}
-    assert len(list((made[0] / "images").glob("*.png"))) == 4
+    assert len(list((folders[0] / "images").glob("*.png"))) == 4
 
-    before = files_of(tmp_path)
-    monkeypatch.setattr(runner, "load", never)
-    monkeypatch.setattr(Store, "put", never)
-    assert runner.run(specs, prepare_in(tmp_path)) == made
-    assert files_of(tmp_path) == before
+    before = modification_times(tmp_path)
+    monkeypatch.setattr(runner, "load", fail_if_called)
+    monkeypatch.setattr(Store, "put", fail_if_called)
+    assert runner.run(specs, prepare_in(tmp_path)) == folders
+    assert modification_times(tmp_path) == before
 
 
-def test_a_changed_number_is_a_new_record_beside_the_old_one(teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_value_creates_a_new_record_beside_the_old_one(teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (first,) = runner.run([teacher], prepare_in(tmp_path))
-    before = files_of(first)
-    stand_in(monkeypatch, "clip.scenes", texts=lambda captions: letters(captions) ** 2)
+    before = modification_times(first)
+    replace_towers(monkeypatch, "clip.scenes", texts=lambda captions: letters(captions) ** 2)
     (second,) = runner.run([teacher], prepare_in(tmp_path))
     assert second != first
     assert second.parent == first.parent
-    assert files_of(first) == before
+    assert modification_times(first) == before
 
 
-def test_weights_that_come_back_keep_what_was_found_of_them(teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_measured_before_keep_their_earlier_values(teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, _ = runner.run([teacher, resolve("scenes-rendered")], prepare_in(tmp_path))
     record, scores = records.read(first)
-    other = record.model.model_copy(update={"weights_digest": "another checkpoint's"})
+    other = record.model.model_copy(update={"weights_digest": "of another checkpoint"})
     records.write(record.model_copy(update={"model": other, "created": records.now(), "values": ()}), scores, {}, tmp_path / "results")
-    looked_at, head, probes_alone = set(), records.read_record, replace(prepare_in(tmp_path), with_quality=False)
-    monkeypatch.setattr(records, "read_record", lambda folder: looked_at.add(folder.parent.name) or head(folder))
-    (again,) = runner.run([teacher], probes_alone)
-    assert looked_at == {"scenes-teacher"}, "others' records are not read"
+    models_read, head, probes_only = set(), records.read_record, replace(prepare_in(tmp_path), with_quality=False)
+    monkeypatch.setattr(records, "read_record", lambda folder: models_read.add(folder.parent.name) or head(folder))
+    (again,) = runner.run([teacher], probes_only)
+    assert models_read == {"scenes-teacher"}, "records of other models are not read"
     found = records.read(again)[0]
     assert (found.model, found.values, found.n_images) == (record.model, record.values, 4)
     assert again in [folder for folder, _ in records.newest_per_model(tmp_path / "results")]
 
 
-def test_a_student_alone_has_no_win_rate_until_the_teacher_was_run(teacher: ModelSpec, tmp_path: Path) -> None:
+def test_student_has_no_win_rate_until_the_teacher_is_run(teacher: ModelSpec, tmp_path: Path) -> None:
     student = replace(teacher, name="student")
     context = prepare_in(tmp_path, SUITE.model_copy(update={"metrics": {"scenes": (*METRICS, "agreement.ssim")}}))
 
     def rate() -> Value | None:
         return records.read(runner.run([student], context)[0])[0].value("win_rate.preference.scenes")
 
-    def told(*others: ModelSpec) -> list[str]:
+    def missing(*others: ModelSpec) -> list[str]:
         return recording.missing_of_teacher([student, *others], context)
 
     alone = rate()
     assert alone is not None
     assert alone.state == "missing"
-    under, way = "of the teacher, scenes-teacher under own@1, so", "with it will be missing: add --model scenes-teacher"
-    assert told() == [f"record {under} win rates and agreement {way}"]
-    assert told(teacher) == []
+    record, advice = "of the teacher, scenes-teacher under own@1, so", "with it will be missing: add --model scenes-teacher"
+    assert missing() == [f"record {record} win rates and agreement {advice}"]
+    assert missing(teacher) == []
     (of_teacher,) = runner.run([teacher], context)
-    assert told() == []
+    assert missing() == []
     store_and_jobs(records.read_record(of_teacher).model, context)[0].folder.rename(tmp_path / "away")
-    assert told() == [f"pictures {under} agreement {way}"]
+    assert missing() == [f"pictures {record} agreement {advice}"]
     after = rate()
     assert after is not None
     assert after.value == 0.5
 
 
-def test_a_record_from_before_records_said_their_noise_and_scheduler_is_kept(teacher: ModelSpec, tmp_path: Path) -> None:
-    (made,) = runner.run([teacher], prepare_in(tmp_path))
-    record, scores = records.read(made)
+def test_older_record_without_noise_and_scheduler_is_kept(teacher: ModelSpec, tmp_path: Path) -> None:
+    (folder,) = runner.run([teacher], prepare_in(tmp_path))
+    record, scores = records.read(folder)
     older = records.write(record.model_copy(update={"noise": {}, "scheduler": {}}), scores, {}, tmp_path / "older" / "results")
     assert '"noise"' not in (older / "record.json").read_text()
     (tmp_path / "runs").rename(tmp_path / "older" / "runs")
     assert runner.run([teacher], prepare_in(tmp_path / "older")) == [older]
 
 
-def test_a_card_finds_the_pictures_of_the_card_beside_it(tmp_path: Path) -> None:
+def test_all_cuda_devices_share_their_pictures(tmp_path: Path) -> None:
     model = Model(name="m", architecture="vega", source="folder:m", weights_digest="w")
     places = [store_and_jobs(model, replace(prepare_in(tmp_path), device=device))[0].folder for device in ("cuda", "cuda:1", "cpu")]
     assert places[0] == places[1] != places[2]
 
 
-def test_another_suite_s_teacher_does_not_count(teacher: ModelSpec, tmp_path: Path) -> None:
+def test_teacher_record_of_another_suite_does_not_count(teacher: ModelSpec, tmp_path: Path) -> None:
     runner.run([teacher], prepare_in(tmp_path, SUITE.model_copy(update={"version": 2})))
     record, _ = records.read(runner.run([resolve("scenes-rendered")], prepare_in(tmp_path))[0])
     rate = record.value("win_rate.preference.scenes")
@@ -323,7 +323,7 @@ def test_another_suite_s_teacher_does_not_count(teacher: ModelSpec, tmp_path: Pa
     assert rate.state == "missing"
 
 
-def test_a_teacher_of_random_weights_is_nobody_s_teacher(tmp_path: Path, teacher: ModelSpec) -> None:
+def test_record_of_random_weights_is_not_used_as_the_teacher(tmp_path: Path, teacher: ModelSpec) -> None:
     runner.run([teacher], prepare_in(tmp_path))
     (real,) = records.newest_per_model(tmp_path / "results")
     scores = records.read_scores(real[0])
@@ -336,22 +336,22 @@ def test_a_teacher_of_random_weights_is_nobody_s_teacher(tmp_path: Path, teacher
     assert rate.value == 0.5
 
 
-def test_a_damaged_record_ends_a_run_before_anything_is_made(teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_record_stops_the_run_before_any_work(teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder,) = runner.run([teacher], prepare_in(tmp_path))
     (folder / "scores.parquet").write_bytes(b"half of it")
-    before = files_of(tmp_path)
+    before = modification_times(tmp_path)
     for work in ("load", "weights_digest", "fetch", "generate"):
-        monkeypatch.setattr(runner, work, never)
+        monkeypatch.setattr(runner, work, fail_if_called)
     with pytest.raises(UserError, match=rf"record .*{folder.name} was changed.*Restore it, or delete the folder"):
         api.run(
             [replace(teacher, name="student")], SUITE, api.Places(tmp_path / "results", tmp_path / "runs"), device="cpu", only="quality"
         )
-    assert files_of(tmp_path) == before
+    assert modification_times(tmp_path) == before
 
 
 @pytest.fixture
-def few(tmp_path: Path) -> Suite:
-    """The suite in two steps, whose teacher is that of the plain one, in a file."""
+def few_step_suite(tmp_path: Path) -> Suite:
+    """The suite with two steps, whose teacher is that of the one-step suite, which is in a file."""
     sampling = "\n".join(f"{key} = {json.dumps(value)}" for key, value in SUITE.sampling or () if value is not None)
     (tmp_path / "own.toml").write_text(
         'name = "own"\nversion = 1\nfamily = "scenes"\ndescription = ""\nreference = "scenes"\n'
@@ -364,11 +364,13 @@ def few(tmp_path: Path) -> Suite:
     return SUITE.model_copy(update={**changes, "sampling": SUITE.sampling.model_copy(update={"steps": 2, "batch": 1})})
 
 
-def test_a_student_of_few_steps_is_compared_with_the_teacher_in_its_own_sampling(teacher: ModelSpec, few: Suite, tmp_path: Path) -> None:
+def test_few_step_student_is_compared_with_the_teacher_at_the_teachers_own_sampling(
+    teacher: ModelSpec, few_step_suite: Suite, tmp_path: Path
+) -> None:
     names = ("win_rate.preference.scenes", "agreement.clip.scenes")
 
     def found(spec: ModelSpec) -> list[Value | None]:
-        record = records.read(runner.run([spec], prepare_in(tmp_path, few))[0])[0]
+        record = records.read(runner.run([spec], prepare_in(tmp_path, few_step_suite))[0])[0]
         assert record.sampling["steps"] == 2
         assert record.teacher == NamedTeacher(model="scenes-teacher", suite=SUITE.id)
         return [record.value(name) for name in names]
@@ -378,37 +380,37 @@ def test_a_student_of_few_steps_is_compared_with_the_teacher_in_its_own_sampling
         assert (value.state, "scenes-teacher under own@1" in value.reason) == ("missing", True)
     runner.run([teacher], prepare_in(tmp_path))
     student, itself = found(replace(teacher, name="student")), found(teacher)
-    assert [value.state for value in (*student, *itself) if value] == ["ok"] * 4, "the teacher in few steps is a student of itself"
+    assert [value.state for value in (*student, *itself) if value] == ["ok"] * 4, "with few steps the teacher is a student of itself"
     assert student[1]
     assert student[1].value is not None
-    assert student[1].value < 1 - 1e-9, "not the pictures of these two steps"
+    assert student[1].value < 1 - 1e-9, "the teacher's pictures are not of these two steps"
 
 
-def test_a_suite_names_a_teacher_of_one_s_own(teacher: ModelSpec, tmp_path: Path) -> None:
+def test_suite_may_name_its_own_teacher(teacher: ModelSpec, tmp_path: Path) -> None:
     suite = SUITE.model_copy(update={"teacher": Teacher(model="juggernaut")})
     specs = [replace(teacher, name=name) for name in ("scenes-teacher", "juggernaut")]
-    made = [records.read_record(path).value("win_rate.preference.scenes") for path in runner.run(specs, prepare_in(tmp_path, suite))]
-    assert [value.state for value in made if value] == ["ok", "not_applicable"]
+    win_rates = [records.read_record(path).value("win_rate.preference.scenes") for path in runner.run(specs, prepare_in(tmp_path, suite))]
+    assert [value.state for value in win_rates if value] == ["ok", "not_applicable"]
 
 
-def test_values_against_another_teacher_of_the_same_name_are_not_alike(tmp_path: Path) -> None:
+def test_values_against_different_teachers_of_the_same_name_are_incomparable(tmp_path: Path) -> None:
     names, wins = ("win_rate.preference.scenes", "agreement.clip.scenes"), Rule(direction="higher", margin=1, required=True)
-    suite = SUITE.model_copy(update={"metrics": {"scenes": ("preference.scenes", *names)}, "teacher": Teacher(model="drawn")})
-    specs = [replace(resolve("scenes-rendered"), name=name) for name in ("drawn", "student")]
-    drawn, first = runner.run(specs, prepare_in(tmp_path, suite))
+    suite = SUITE.model_copy(update={"metrics": {"scenes": ("preference.scenes", *names)}, "teacher": Teacher(model="rendered")})
+    specs = [replace(resolve("scenes-rendered"), name=name) for name in ("rendered", "student")]
+    rendered, first = runner.run(specs, prepare_in(tmp_path, suite))
     assert [value.reference for name in names if (value := records.read_record(first).value(name))] == [
-        drawn.name
+        rendered.name
     ] * 2  # there are no weights
-    record, scores = records.read(drawn)
+    record, scores = records.read(rendered)
     again = record.model.model_copy(update={"weights_digest": 16 * "07e4"})
     records.write(record.model_copy(update={"model": again, "created": records.now()}), scores, {}, tmp_path / "results")
     (second,) = runner.run(specs[1:], prepare_in(tmp_path, suite))
     found = compare.measure(names[0], wins, Side.read(second), Side.read(first), 0.05)
     assert isinstance(found, compare.Obstacle)
-    assert found.reason == f"the candidate was measured against {6 * '07e4'}, the baseline against {drawn.name}; run both again"
+    assert found.reason == f"the candidate was measured against {6 * '07e4'}, the baseline against {rendered.name}; run both again"
 
 
-def test_a_run_of_one_half_keeps_the_other_half_of_the_record(teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_of_probes_keeps_the_quality_values_of_the_record(teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     probe = Value(name="parameters.unet", kind="count", direction="lower", unit="parameters", value=7)
     monkeypatch.setattr(runner.driver, "measure", lambda specs, *_, **__: ProbeResult({spec.name: [probe] for spec in specs}, "turns"))
     suite = SUITE.model_copy(update={"probes": Probes(rounds=1, calls=2, warmup=0)})
@@ -427,24 +429,24 @@ def test_a_run_of_one_half_keeps_the_other_half_of_the_record(teacher: ModelSpec
     assert runner.run([moved], prepare_in(tmp_path, suite)) == [both]
 
 
-def test_settings_measured_one_after_the_other_come_together_in_one_record(
+def test_settings_measured_in_separate_runs_are_merged_into_one_record(
     teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seconds, p50 = iter(range(1, 9)), "latency.pipeline.p50"
 
-    def measured(specs: list[ModelSpec], *_: Any, settings: tuple[str, ...], **__: Any) -> ProbeResult:
+    def fake_measure(specs: list[ModelSpec], *_: Any, settings: tuple[str, ...], **__: Any) -> ProbeResult:
         names = [p50 if label == "base" else f"{p50}@{label}" for label in settings or ("base", "b2")]
         values = [[Value(name=name, kind="probe", direction="lower", unit="s", value=next(seconds)) for name in names] for _ in specs]
         return ProbeResult(dict(zip([spec.name for spec in specs], values, strict=True)), "turns")
 
-    monkeypatch.setattr(runner.driver, "measure", measured)
-    monkeypatch.setattr(runner, "load", never)
+    monkeypatch.setattr(runner.driver, "measure", fake_measure)
+    monkeypatch.setattr(runner, "load", fail_if_called)
     suite = SUITE.model_copy(update={"metrics": {}, "probes": Probes(rounds=1, calls=2, warmup=0, settings=(Setting(batch=2),))})
 
     def run(*settings: str) -> dict[str, float | None]:
         place = {"device": "cpu", "results": tmp_path / "results", "runs": tmp_path / "runs"}
-        (made,) = runner.run([teacher], prepare(suite, **place, settings=settings))
-        return {value.name: value.value for value in records.read(made)[0].values}
+        (folder,) = runner.run([teacher], prepare(suite, **place, settings=settings))
+        return {value.name: value.value for value in records.read(folder)[0].values}
 
     assert run("base") == {p50: 1}
     assert run("b2") == {p50: 1, f"{p50}@b2": 2}
@@ -455,65 +457,65 @@ def test_settings_measured_one_after_the_other_come_together_in_one_record(
         run("b3")
 
 
-def test_probes_alone_make_no_pictures_and_rendered_ones_have_no_probes(
+def test_probes_alone_generate_no_pictures_and_skip_rendered_models(
     teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     latency = Value(name="latency.pipeline.p50", kind="probe", direction="lower", unit="s", value=0.5, n=2, samples=((0.4, 0.6),))
-    asked: list[list[str]] = []
+    measured_models: list[list[str]] = []
 
-    def measured(specs: list[ModelSpec], *_: Any, **__: Any) -> ProbeResult:
-        asked.append([spec.name for spec in specs])
+    def fake_measure(specs: list[ModelSpec], *_: Any, **__: Any) -> ProbeResult:
+        measured_models.append([spec.name for spec in specs])
         return ProbeResult({spec.name: [latency] for spec in specs}, "turns")
 
-    monkeypatch.setattr(runner.driver, "measure", measured)
-    monkeypatch.setattr(runner, "load", never)
+    monkeypatch.setattr(runner.driver, "measure", fake_measure)
+    monkeypatch.setattr(runner, "load", fail_if_called)
     suite = SUITE.model_copy(update={"probes": Probes(rounds=1, calls=2, warmup=0)})
-    made = runner.run([resolve("scenes-rendered"), teacher], prepare_in(tmp_path, suite, "probes"))
-    found = [records.read(path)[0] for path in made]
-    assert asked == [["scenes-teacher"]]
+    folders = runner.run([resolve("scenes-rendered"), teacher], prepare_in(tmp_path, suite, "probes"))
+    found = [records.read(path)[0] for path in folders]
+    assert measured_models == [["scenes-teacher"]]
     assert [record.values for record in found] == [(), (latency,)]
     assert [record.n_images for record in found] == [0, 0]
     assert not (tmp_path / "runs" / "probes").exists()
 
 
-def test_a_model_of_another_family_or_of_another_s_name_is_refused_before_any_work(
+def test_model_of_another_family_or_with_a_duplicate_name_is_rejected_before_any_work(
     teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     context = prepare_in(tmp_path)
-    monkeypatch.setattr(runner, "weights_digest", never)
-    with pytest.raises(UserError, match="'stranger' is of family 'sdxl', suite 'own' is for 'scenes'"):
-        runner.run([teacher, replace(teacher, name="stranger", family="sdxl")], context)
+    monkeypatch.setattr(runner, "weights_digest", fail_if_called)
+    with pytest.raises(UserError, match="'other' is of family 'sdxl', suite 'own' is for 'scenes'"):
+        runner.run([teacher, replace(teacher, name="other", family="sdxl")], context)
     with pytest.raises(
         UserError, match=r"two models are called 'scenes-teacher': .* and /elsewhere; run them one by one, each with a --name"
     ):
         runner.run([teacher, replace(teacher, location="/elsewhere")], context)
-    assert files_of(tmp_path) == {}
+    assert modification_times(tmp_path) == {}
 
 
 @pytest.mark.parametrize("lacking", ["prompts", "sampling", "family"])
-def test_a_part_is_no_suite_to_run(lacking: str, tmp_path: Path) -> None:
+def test_suite_part_cannot_be_run(lacking: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"suite 'own' is a part.*'quality' or 'standard'"):
         prepare_in(tmp_path, SUITE.model_copy(update={lacking: None}))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_unknown_metric_of_a_suite_is_found_before_any_picture_is_made(tmp_path: Path) -> None:
+def test_unknown_metric_in_a_suite_is_rejected_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"unknown metric 'fd\.scene'; did you mean 'fd\.scenes'"):
         prepare_in(tmp_path, SUITE.model_copy(update={"metrics": {"scenes": ("fd.scene",)}}))
 
 
 @pytest.mark.parametrize("blocked", ["results", "runs"])
-def test_a_folder_that_cannot_be_written_is_found_before_any_work(blocked: str, tmp_path: Path) -> None:
+def test_unwritable_folder_is_rejected_before_any_work(blocked: str, tmp_path: Path) -> None:
     (tmp_path / blocked).write_text("a file in the way")
     with pytest.raises(UserError, match=rf"folder .*{blocked} cannot be written \(File exists\).*--results and --runs"):
         prepare_in(tmp_path)
-    assert files_of(tmp_path).keys() == {blocked}
+    assert modification_times(tmp_path).keys() == {blocked}
 
 
-# ---- pictures made elsewhere ----
+# ---- external pictures ----
 
 
-def saved(folder: Path, pictures: U8, prompts: list[str]) -> tuple[Path, Path]:
+def save_pictures(folder: Path, pictures: U8, prompts: list[str]) -> tuple[Path, Path]:
     store = Store(folder / "work", {})
     for index, picture in enumerate(pictures):
         store.put(f"{index:03d}", picture)
@@ -521,25 +523,25 @@ def saved(folder: Path, pictures: U8, prompts: list[str]) -> tuple[Path, Path]:
     return store.folder / "images", folder / "prompts.txt"
 
 
-def test_pictures_made_elsewhere_score_as_our_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_external_pictures_score_like_generated_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parents[2])  # for the suite's list of metrics
-    values, scores = api.score(*saved(tmp_path, PICTURES, PROMPTS), api.Places(tmp_path), "quality")
-    assert list((tmp_path / "runs").glob("*/images/*.png")), "with the results, where no other folder is named"
-    own, columns = score(subject(tmp_path), [name for name in METRICS if not name.startswith("win_rate")])
+    values, scores = api.score(*save_pictures(tmp_path, PICTURES, PROMPTS), api.Places(tmp_path), "quality")
+    assert list((tmp_path / "runs").glob("*/images/*.png")), "beside the results by default"
+    own, columns = score(make_subject(tmp_path), [name for name in METRICS if not name.startswith("win_rate")])
     assert values == own
     for name, column in columns.columns.items():
         np.testing.assert_array_equal(scores.columns[name], column)
 
 
 @pytest.mark.parametrize("more", [[], ["--name", "dall-e"]])
-def test_pictures_made_elsewhere_are_scored_where_it_is_told(more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_external_pictures_are_scored_on_the_requested_device(more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(scenes, "features", lambda images: seen.append(device()) or colours(images))
-    images, prompts = map(str, saved(tmp_path, PICTURES, PROMPTS))
-    words = ["score", "--images", images, "--prompts", prompts, "--suite", "quality", "--results", str(tmp_path / "results"), *more]
-    assert cli.main([*words, "--device", "gpu"]) == 2
-    assert cli.main([*words, "--device", "cpu"]) == 0
+    images, prompts = map(str, save_pictures(tmp_path, PICTURES, PROMPTS))
+    args = ["score", "--images", images, "--prompts", prompts, "--suite", "quality", "--results", str(tmp_path / "results"), *more]
+    assert cli.main([*args, "--device", "gpu"]) == 2
+    assert cli.main([*args, "--device", "cpu"]) == 0
     assert set(seen) == {torch.device("cpu")}
 
 
@@ -560,14 +562,14 @@ alpha = 0.05
 """
 
 
-def test_pictures_made_elsewhere_get_a_row_and_a_verdict(tmp_path: Path) -> None:
+def test_external_pictures_get_a_row_and_a_verdict(tmp_path: Path) -> None:
     places, own, policy = api.Places(tmp_path, tmp_path / "runs"), tmp_path / "own.toml", tmp_path / "policy.toml"
     own.write_text(OWN)
     policy.write_text(OWN_POLICY)
     suite = suites.load(str(own))
     prompts = [*suite.prompt_list().values()]
     pictures = render([parse(prompt) for prompt in prompts], range(6))
-    folder = api.record_pictures(*saved(tmp_path, pictures, prompts), "dall-e", places, str(own))
+    folder = api.record_pictures(*save_pictures(tmp_path, pictures, prompts), "dall-e", places, str(own))
     record, scores = records.read(folder)
     assert (record.suite, list(scores.prompt_ids)) == (suite.id, [*suite.prompt_list()])  # beside the models' rows
     assert record.model == Model(name="dall-e", architecture="", source="images:images, 64 x 64 px, PNG", weights_digest=None)
@@ -586,23 +588,23 @@ def test_pictures_made_elsewhere_get_a_row_and_a_verdict(tmp_path: Path) -> None
         "the pictures of dall-e (images:images, 64 x 64 px, PNG) and dall-e (images:images, 64 x 64 px, PNG) were made elsewhere; it is not known how they were sampled",
         "not measured, so not weighed: latency.pipeline.p50",
     )
-    files, listed = saved(tmp_path / "other", pictures, prompts[1:] + prompts[:1])
+    files, listed = save_pictures(tmp_path / "other", pictures, prompts[1:] + prompts[:1])
     Image.fromarray(pictures[0]).save(files / "000.jpg")
     (files / "000.png").unlink()
     other = records.read_record(api.record_pictures(files, listed, "dall-e", places, str(own)))
     assert (other.suite.name, other.model.source) == ("own-custom", "images:images, 64 x 64 px, JPEG and PNG")
     with pytest.raises(UserError, match="no model of the catalogue; choose another --name"):
-        api.record_pictures(*saved(tmp_path / "named", pictures, prompts), "sdxl", places, str(own))
+        api.record_pictures(*save_pictures(tmp_path / "named", pictures, prompts), "sdxl", places, str(own))
 
 
-def test_pictures_and_prompts_must_be_as_many(tmp_path: Path) -> None:
-    images, prompts = saved(tmp_path, PICTURES, PROMPTS[:5])
+def test_picture_and_prompt_counts_must_match(tmp_path: Path) -> None:
+    images, prompts = save_pictures(tmp_path, PICTURES, PROMPTS[:5])
     with pytest.raises(UserError, match=r"6 pictures and .* 5 prompts"):
         api.score(images, prompts, api.Places(tmp_path, tmp_path / "runs"))
 
 
-def test_pictures_whose_names_have_two_orders_are_refused(tmp_path: Path) -> None:
-    images, prompts = saved(tmp_path, PICTURES, PROMPTS)
+def test_pictures_with_ambiguous_file_order_are_rejected(tmp_path: Path) -> None:
+    images, prompts = save_pictures(tmp_path, PICTURES, PROMPTS)
     (images / "005.png").rename(images / "10.png")
     assert len(external.load_pictures(images, prompts, load("quality"), tmp_path / "runs").images) == len(PICTURES)
     (images / "004.png").rename(images / "2.png")
@@ -610,43 +612,45 @@ def test_pictures_whose_names_have_two_orders_are_refused(tmp_path: Path) -> Non
         external.load_pictures(images, prompts, load("quality"), tmp_path / "runs")
 
 
-def test_full_size_pictures_score_by_what_is_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_size_pictures_are_scored_with_the_available_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SDBENCH_WEIGHTS", str(tmp_path / "none"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     towers, pictures = Clip(tiny(), "tiny"), photographs(70, 40, 56)
     monkeypatch.setitem(TOWERS, "clip.vit-l-14", lambda: towers)
     prompts = [f"a photograph, number {row}" for row in range(70)]
-    values, scores = api.score(*saved(tmp_path, pictures, prompts), api.Places(tmp_path, tmp_path / "runs"))
+    values, scores = api.score(*save_pictures(tmp_path, pictures, prompts), api.Places(tmp_path, tmp_path / "runs"))
     assert {value.name for value in values if value.state != "missing"} == {"clip_score.vit-l-14"}
     assert {"fid.clean", "pickscore.v1"} < {value.name for value in values}
     expected = caption_score(towers.images(pictures), towers.texts(prompts))
     np.testing.assert_allclose(scores.columns["clip_score.vit-l-14"], expected, atol=1e-4)
 
 
-def test_pictures_of_several_sizes_are_refused_in_whatever_block(tmp_path: Path) -> None:
-    images, prompts = saved(tmp_path, photographs(66, 40, 56), ["a photograph"] * 66)
+def test_pictures_of_mixed_sizes_are_rejected_in_any_block(tmp_path: Path) -> None:
+    images, prompts = save_pictures(tmp_path, photographs(66, 40, 56), ["a photograph"] * 66)
     Image.fromarray(photographs(1, 40, 40)[0]).save(images / "064.png")
     Image.fromarray(photographs(1, 40, 40)[0]).save(images / "065.png")
     with pytest.raises(UserError, match=r"064\.png is 40 x 40 px, the first is 56 x 40"):
         api.score(images, prompts, api.Places(tmp_path, tmp_path / "runs"))
 
 
-def test_pictures_and_prompts_of_no_scenes_are_refused(tmp_path: Path) -> None:
-    """Their evaluators would fail on the ones, and make something up of the others."""
+def test_pictures_and_prompts_that_are_not_scenes_are_rejected(tmp_path: Path) -> None:
+    """The scenes evaluators would fail on such pictures and give meaningless scores for such prompts."""
     wide = np.concatenate([PICTURES, PICTURES], axis=2)
     with pytest.raises(UserError, match=r"pictures of 128 x 64 px; scenes are of 64 x 64.*--suite standard"):
-        api.score(*saved(tmp_path / "wide", wide, PROMPTS), api.Places(tmp_path, tmp_path / "runs"), "quality")
+        api.score(*save_pictures(tmp_path / "wide", wide, PROMPTS), api.Places(tmp_path, tmp_path / "runs"), "quality")
     with pytest.raises(UserError, match=r"prompts\.txt: not a caption of the scenes grammar: 'a photo of a cat'"):
         api.score(
-            *saved(tmp_path / "cat", PICTURES, [*PROMPTS[:-1], "a photo of a cat"]), api.Places(tmp_path, tmp_path / "runs"), "quality"
+            *save_pictures(tmp_path / "cat", PICTURES, [*PROMPTS[:-1], "a photo of a cat"]),
+            api.Places(tmp_path, tmp_path / "runs"),
+            "quality",
         )
     with pytest.raises(UserError, match=r"suite 'fid' is a part"):
-        api.score(*saved(tmp_path / "part", PICTURES, PROMPTS), api.Places(tmp_path, tmp_path / "runs"), "fid")
+        api.score(*save_pictures(tmp_path / "part", PICTURES, PROMPTS), api.Places(tmp_path, tmp_path / "runs"), "fid")
     assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("make", [lambda folder: folder / "nowhere", lambda folder: folder / "prompts.txt"], ids=["missing", "file"])
-def test_what_is_no_folder_of_pictures_is_an_error(make: Callable[[Path], Path], tmp_path: Path) -> None:
-    _, prompts = saved(tmp_path, PICTURES, PROMPTS)
+def test_images_path_that_is_not_a_folder_is_an_error(make: Callable[[Path], Path], tmp_path: Path) -> None:
+    _, prompts = save_pictures(tmp_path, PICTURES, PROMPTS)
     with pytest.raises(UserError, match=r"--images takes a folder .* of which one is missing or of the other kind"):
         api.score(make(tmp_path), prompts, api.Places(tmp_path, tmp_path / "runs"))

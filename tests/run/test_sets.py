@@ -1,4 +1,4 @@
-"""Set metrics as protocols: which encoder and reference each is made with, its direction, and what it says where there is no number."""
+"""Set metrics as protocols: the encoder and reference of each, its direction, and its reason where there is no value."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -35,8 +35,8 @@ REAL = np.stack([photograph(seed, 32, 32) for seed in range(100, 160)])
 SAME = np.stack([photograph(seed, 32, 32) for seed in range(60)])
 
 
-def stand_in(name: str) -> Callable[[U8], F32]:
-    """Features that differ by encoder: means of a picture's quarters and its contrasts, mixed => N x 15; CLIP's are of length 1."""
+def fake_features(name: str) -> Callable[[U8], F32]:
+    """Fake features that differ by encoder: means of a picture's quarters and its contrasts, mixed => N x 15; CLIP's are of length 1."""
     mix = np.random.default_rng(list(ENCODERS).index(name)).normal(size=(15, 15)) + 3 * np.eye(15)
 
     def features(pictures: U8) -> F32:
@@ -49,8 +49,8 @@ def stand_in(name: str) -> Callable[[U8], F32]:
 
 
 @pytest.fixture(autouse=True)
-def _stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
-    encoders = {name: Encoder(name, f"{name}.stand-in".__str__, stand_in(name)) for name in ENCODERS}
+def _fake_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoders = {name: Encoder(name, f"{name}.fake".__str__, fake_features(name)) for name in ENCODERS}
 
     def find(name: str | None, encoder: Encoder, _: Path) -> Reference:
         if name != "real":
@@ -62,23 +62,23 @@ def _stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cards, "find", find)
 
 
-def subject(folder: Path, pictures: U8 = SAME, **changes: object) -> Subject:
+def make_subject(folder: Path, pictures: U8 = SAME, **changes: object) -> Subject:
     store = Store(folder / "runs", {"pictures": len(pictures)})
     names = [f"{index:03d}" for index in range(len(pictures))]
     for name, picture in zip(names, pictures, strict=True):
         store.put(name, picture)
-    made = Subject(store, folder / "runs", names, names, [0] * len(names), [""] * len(names), reference="real")
-    return replace(made, **changes)
+    subject = Subject(store, folder / "runs", names, names, [0] * len(names), [""] * len(names), reference="real")
+    return replace(subject, **changes)
 
 
 def values(folder: Path, pictures: U8 = SAME, **changes: object) -> dict[str, Value]:
-    return {value.name: value for value in score(subject(folder, pictures, **changes), NAMES)[0]}
+    return {value.name: value for value in score(make_subject(folder, pictures, **changes), NAMES)[0]}
 
 
-def test_every_protocol_has_a_number_with_interval_reference_and_influence(tmp_path: Path) -> None:
-    made, scores = score(subject(tmp_path), NAMES)
-    assert [value.name for value in made] == list(NAMES)
-    for value in made:
+def test_every_protocol_has_a_value_with_interval_and_influence(tmp_path: Path) -> None:
+    found, scores = score(make_subject(tmp_path), NAMES)
+    assert [value.name for value in found] == list(NAMES)
+    for value in found:
         assert value.state == "ok", value
         assert value.n == 60
         assert value.value is not None
@@ -89,34 +89,34 @@ def test_every_protocol_has_a_number_with_interval_reference_and_influence(tmp_p
         column = scores.columns[f"{value.name}:influence"]
         assert column.shape == (60,)
         assert column.mean() == pytest.approx(0, abs=1e-9)
-    assert {value.direction for value in made if value.name in PRDC} == {"higher"}
-    assert {value.direction for value in made if value.name not in PRDC} == {"lower"}
-    assert all(value.high <= 1 for value in made if value.unit == "share" and value.high)
+    assert {value.direction for value in found if value.name in PRDC} == {"higher"}
+    assert {value.direction for value in found if value.name not in PRDC} == {"lower"}
+    assert all(value.high <= 1 for value in found if value.unit == "share" and value.high)
 
 
-def test_each_is_made_of_the_features_of_its_own_encoder(tmp_path: Path) -> None:
+def test_each_protocol_uses_the_features_of_its_own_encoder(tmp_path: Path) -> None:
     found = values(tmp_path)
     for name, encoder in FRECHET.items():
-        own, real = (stand_in(encoder)(pictures) for pictures in (SAME, REAL))
+        own, real = (fake_features(encoder)(pictures) for pictures in (SAME, REAL))
         assert found[name].value == pytest.approx(frechet_distance(gaussian(own), gaussian(real))), name
         assert found[name].reference == f"digest of {encoder}"
-    own, real = (stand_in("inception.clean")(pictures) for pictures in (SAME, REAL))
+    own, real = (fake_features("inception.clean")(pictures) for pictures in (SAME, REAL))
     assert found["kid"].value == pytest.approx(kid(own, real)[0])
     assert [found[name].value for name in PRDC] == pytest.approx([value for value, _ in prdc.prdc(own, real).values()])
-    assert found["cmmd"].value == pytest.approx(cmmd(*(stand_in("clip.vit-l-14-336")(pictures) for pictures in (SAME, REAL)))[0])
+    assert found["cmmd"].value == pytest.approx(cmmd(*(fake_features("clip.vit-l-14-336")(pictures) for pictures in (SAME, REAL)))[0])
     assert len({found[name].value for name in FRECHET}) == len(FRECHET)
 
 
-def test_every_protocol_names_an_encoder_that_there_is() -> None:
+def test_every_protocol_names_an_existing_encoder() -> None:
     assert set(FRECHET.values()) | {"inception.clean", "clip.vit-l-14-336"} <= ENCODERS.keys()
     assert {protocol.name for protocol in sets.PROTOCOLS} == {*NAMES, "fd.scenes"}
 
 
 @pytest.mark.parametrize(
-    ("kind", "unhurt"),
+    ("kind", "insensitive"),
     [("collapsed", {"prdc.precision", "prdc.density"}), ("noise", set()), ("black", set()), ("inverted", {*PRDC})],
 )
-def test_every_break_is_worse_in_every_protocol_that_can_see_it(kind: str, unhurt: set[str], tmp_path: Path) -> None:
+def test_every_corruption_is_worse_in_every_protocol_sensitive_to_it(kind: str, insensitive: set[str], tmp_path: Path) -> None:
     pictures = {
         "collapsed": np.repeat(REAL[:1], 60, axis=0),
         "noise": np.stack([noise(seed, 32, 32) for seed in range(60)]),
@@ -124,23 +124,23 @@ def test_every_break_is_worse_in_every_protocol_that_can_see_it(kind: str, unhur
         "inverted": 255 - (SAME // 2),
     }[kind]
     good, bad = values(tmp_path / "good"), values(tmp_path / "bad", pictures)
-    for name in set(NAMES) - unhurt:
+    for name in set(NAMES) - insensitive:
         better, worse = good[name].value, bad[name].value
         assert better is not None
         assert worse is not None
         assert (worse < better - 0.1) if good[name].direction == "higher" else (worse > 2 * abs(better)), name
 
 
-def test_a_suite_without_a_reference_has_none_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_set_metrics_of_a_suite_without_a_reference_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Subject, "features", lambda *_: pytest.fail("features were computed for nothing"))
     found = values(tmp_path, reference=None)
     assert {value.state for value in found.values()} == {"missing"}
     assert all(value.reason.startswith("reference: ") for value in found.values())
 
 
-def test_published_moments_serve_frechet_distances_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = cards.find
-    monkeypatch.setattr(cards, "find", lambda *arguments: replace(whole(*arguments), features=None))
+def test_published_moments_support_only_frechet_distances(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = cards.find
+    monkeypatch.setattr(cards, "find", lambda *arguments: replace(find(*arguments), features=None))
     found = values(tmp_path)
     assert {name for name, value in found.items() if value.state == "ok"} == {*FRECHET, "fid_infinity.clean"}
     for name in ("kid", "cmmd", *PRDC):
@@ -149,29 +149,31 @@ def test_published_moments_serve_frechet_distances_and_nothing_else(tmp_path: Pa
 
 
 @pytest.mark.parametrize(("n", "lacking"), [(1, set(NAMES)), (6, {"fid_infinity.clean", *PRDC}), (7, {"fid_infinity.clean"}), (38, set())])
-def test_too_few_pictures_are_no_set(n: int, lacking: set[str], tmp_path: Path) -> None:
+def test_set_metrics_do_not_apply_to_too_few_pictures(n: int, lacking: set[str], tmp_path: Path) -> None:
     found = values(tmp_path, SAME[:n])
     assert {name for name, value in found.items() if value.state == "not_applicable"} == lacking
     assert all(f"found {n}" in found[name].reason for name in lacking)
     assert {value.state for name, value in found.items() if name not in lacking} <= {"ok"}
 
 
-def test_the_four_of_prdc_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prdc_is_computed_once_for_its_four_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls, compute = [], prdc.prdc
     monkeypatch.setattr(prdc, "prdc", lambda *features: calls.append(1) or compute(*features))
     values(tmp_path)
     assert len(calls) == 1
 
 
-def test_features_are_made_of_a_block_of_pictures_at_a_time_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_are_computed_in_blocks_and_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base, "BLOCK", 7)
     seen = []
-    made = subject(tmp_path).features("net", lambda pictures: seen.append(len(pictures)) or stand_in("inception.clean")(pictures))
+    features = make_subject(tmp_path).features(
+        "net", lambda pictures: seen.append(len(pictures)) or fake_features("inception.clean")(pictures)
+    )
     assert seen == [7] * 8 + [4]
-    np.testing.assert_allclose(made, stand_in("inception.clean")(SAME), rtol=1e-5)
+    np.testing.assert_allclose(features, fake_features("inception.clean")(SAME), rtol=1e-5)
 
 
-def test_a_share_that_no_single_picture_changes_has_no_interval(tmp_path: Path) -> None:
+def test_share_that_no_single_picture_changes_has_no_interval(tmp_path: Path) -> None:
     found = values(tmp_path, SAME * np.uint8(0))
     assert found["prdc.precision"].value == 0
     assert (found["prdc.precision"].low, found["prdc.precision"].high) == (None, None)

@@ -1,4 +1,4 @@
-"""A record keeps pictures that all models share, and its own worst."""
+"""A record keeps thumbnails that all models share, and its own worst ones."""
 
 import numpy as np
 
@@ -8,13 +8,13 @@ from sdbench.run.thumbnails import SHARED, choose_rows
 N = 200
 
 
-def test_the_shared_ones_come_first_then_the_worst_of_each_kind_by_turns() -> None:
-    influence, own, theirs = np.zeros(N), np.full(N, 5.0), np.full(N, 5.0)
+def test_shared_thumbnails_come_first_then_the_worst_of_each_metric_in_turn() -> None:
+    influence, own, teachers = np.zeros(N), np.full(N, 5.0), np.full(N, 5.0)
     influence[[150, 160]] = 9, 8
     own[[170, 180]] = 1, 2  # the teacher is as bad at 180
-    theirs[180] = 2
+    teachers[180] = 2
     student = Scores([f"p{n}" for n in range(N)], [0] * N, {"fd:influence": influence, "clip": own, "win_rate.clip": own})
-    teacher = Scores([f"p{n}" for n in reversed(range(N))], [0] * N, {"clip": theirs[::-1]})
+    teacher = Scores([f"p{n}" for n in reversed(range(N))], [0] * N, {"clip": teachers[::-1]})
     kept = choose_rows(student, teacher)
     assert len(kept) == len(set(kept)) == 64
     assert kept[:SHARED] == list(range(SHARED))

@@ -1,4 +1,4 @@
-"""Layouts to class indices and back."""
+"""Layouts are converted to class indices and back."""
 
 from itertools import pairwise
 
@@ -12,17 +12,17 @@ from sdbench.scenes.attributes import IGNORED, VOCABULARY, AttributeHeads, attri
 from sdbench.scenes.grammar import Layout, parse, scene_at
 
 
-def certain(truth: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Logits that say the labels; where there is none, anything."""
+def confident_logits(truth: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Logits with a high score for each label; arbitrary where there is none."""
     return {name: 20.0 * F.one_hot(index.clamp(min=0), len(VOCABULARY[name])) for name, index in truth.items()}
 
 
 @given(st.lists(st.integers(0, 100_000).map(lambda index: scene_at(index).layout), min_size=1, max_size=8))
 def test_reading_is_the_inverse_of_labelling(layouts: list[Layout]) -> None:
-    assert read_layouts(certain(labels(layouts))) == layouts
+    assert read_layouts(confident_logits(labels(layouts))) == layouts
 
 
-def test_a_single_thing_has_no_second_place() -> None:
+def test_labels_of_a_single_thing_ignore_the_second_one() -> None:
     single, pair = (
         parse(text).layout
         for text in ("a large red circle on a pink background", "a large red circle left of a small blue star on a pink background")
@@ -34,9 +34,9 @@ def test_a_single_thing_has_no_second_place() -> None:
     assert VOCABULARY["colour_1"][found["colour_1"][1]] == "blue"
 
 
-def test_the_loss_is_small_for_the_truth_and_grows_with_each_attribute_that_is_wrong() -> None:
+def test_loss_is_small_for_the_truth_and_grows_with_each_wrong_attribute() -> None:
     truth = labels([scene_at(index).layout for index in range(40)])
-    right = certain(truth)
+    right = confident_logits(truth)
     losses = [attribute_loss(right, truth)]
     for name in VOCABULARY:
         right[name] = right[name].roll(1, 1)
@@ -45,6 +45,6 @@ def test_the_loss_is_small_for_the_truth_and_grows_with_each_attribute_that_is_w
     assert all(before < after for before, after in pairwise(losses))
 
 
-def test_the_heads_answer_for_every_attribute() -> None:
+def test_heads_return_logits_for_every_attribute() -> None:
     logits = AttributeHeads(5)(torch.zeros(3, 5))
     assert {name: tuple(values.shape) for name, values in logits.items()} == {name: (3, len(words)) for name, words in VOCABULARY.items()}

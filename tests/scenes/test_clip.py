@@ -1,4 +1,4 @@
-"""What the scenes' CLIP is trained against: captions with exactly one thing wrong."""
+"""Training of the scenes' CLIP: captions with exactly one wrong word, and the contrastive loss."""
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ def words_of(scene: Scene) -> list[str | None]:
 
 
 @given(st.integers(0, 100_000), st.integers(0, 2**32))
-def test_exactly_one_attribute_is_wrong(index: int, seed: int) -> None:
+def test_changed_scene_differs_in_exactly_one_attribute(index: int, seed: int) -> None:
     scene = scene_at(index)
     wrong = change_one_word(scene, np.random.default_rng(seed))
     assert len(words_of(wrong)) == len(words_of(scene))
@@ -24,7 +24,7 @@ def test_exactly_one_attribute_is_wrong(index: int, seed: int) -> None:
     assert parse(wrong.caption) == wrong
 
 
-def test_every_kind_of_word_gets_its_turn() -> None:
+def test_every_kind_of_word_is_changed_at_times() -> None:
     scene = parse("a large red circle left of a small blue star on a pink background")
     rng = np.random.default_rng(0)
     changed = {
@@ -36,7 +36,7 @@ def test_every_kind_of_word_gets_its_turn() -> None:
     assert changed == set(range(8))
 
 
-def test_the_contrastive_loss_is_the_closed_form_of_its_two_directions() -> None:
+def test_contrastive_loss_matches_the_closed_form_of_both_directions() -> None:
     scenes = [scene_at(0), scene_at(1)]
     image, text = torch.eye(4)[:2], torch.eye(4)  # each picture fits its own caption and no other
     loss = contrastive_loss(image, text, torch.tensor(2.0), scenes)
@@ -44,7 +44,7 @@ def test_the_contrastive_loss_is_the_closed_form_of_its_two_directions() -> None
     torch.testing.assert_close(loss.item(), 0.5 * (np.log((e + 3) / e) + np.log((e + 1) / e)), rtol=1e-5, atol=0)
 
 
-def test_two_pictures_of_one_layout_are_no_negatives_of_each_other() -> None:
+def test_pictures_of_one_layout_are_not_negatives_of_each_other() -> None:
     one = parse("a large red circle left of a small blue star on a pink background")
     same = parse("a small blue star right of a large red circle on a pink background")
     image = F.normalize(torch.ones(2, 4))

@@ -1,4 +1,4 @@
-"""The weights that are shipped. These tests need them; all but the first hold for untrained stand-ins as well."""
+"""The shipped weights. All tests but the first also pass with untrained placeholder weights."""
 
 import json
 from pathlib import Path
@@ -24,25 +24,25 @@ MAX_BYTES = 32_000_000
 LAYER = ("layer_norm1", "layer_norm2", "mlp.fc1", "mlp.fc2", *(f"self_attn.{name}_proj" for name in "qkv"), "self_attn.out_proj")
 
 
-@pytest.mark.skipif("parts" not in embedded.read_manifest(), reason="stand-ins: the manifest names no trained parts")
-def test_the_reader_reads_heldout_pictures_wholly_right() -> None:
+@pytest.mark.skipif("parts" not in embedded.read_manifest(), reason="placeholder weights: the manifest names no trained parts")
+def test_reader_reads_heldout_pictures_correctly() -> None:
     scenes = [scene_at(index, "heldout", seed=5) for index in range(1024)]
     read = encoders.layouts(render(scenes, range(1024), seed=5))
-    right = [seen == scene.layout for seen, scene in zip(read, scenes, strict=True)]
-    assert np.mean(right) >= 0.995
+    correct = [found == scene.layout for found, scene in zip(read, scenes, strict=True)]
+    assert np.mean(correct) >= 0.995
 
 
-def test_the_manifest_names_every_file_with_its_digest() -> None:
+def test_manifest_lists_every_file_with_its_digest() -> None:
     assert embedded.changed_files() == []
-    there = {path.relative_to(WEIGHTS).as_posix() for path in WEIGHTS.rglob("*") if path.is_file()}
-    assert there == set(embedded.read_manifest()["files"]) | {"manifest.json"}
+    files = {path.relative_to(WEIGHTS).as_posix() for path in WEIGHTS.rglob("*") if path.is_file()}
+    assert files == set(embedded.read_manifest()["files"]) | {"manifest.json"}
 
 
-def test_all_of_it_is_small_enough_to_ship() -> None:
+def test_weights_are_small_enough_to_ship() -> None:
     assert sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file()) < MAX_BYTES
 
 
-def test_the_pipeline_loads_with_the_stock_class_and_every_tensor_finds_its_place() -> None:
+def test_pipeline_loads_every_tensor_with_the_stock_class() -> None:
     pipeline = StableDiffusionXLPipeline.from_pretrained(
         WEIGHTS / "pipeline", use_safetensors=True, local_files_only=True, add_watermarker=False
     )
@@ -56,15 +56,15 @@ def test_the_pipeline_loads_with_the_stock_class_and_every_tensor_finds_its_plac
 
 
 @pytest.mark.parametrize("part", [*PARTS["scenes"], "unet"])
-def test_pipelines_with_random_weights_are_of_the_shipped_architecture(part: str) -> None:
+def test_random_pipelines_have_the_shipped_architecture(part: str) -> None:
     (file,) = (WEIGHTS / "pipeline" / part).glob("*config.json")
     expected = PARTS["scenes"][part] if part in PARTS["scenes"] else unet_config("sdxl", "scenes")
-    of_the_tokenizer = {"vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"}
-    assert {name: value for name, value in expected.items() if name not in of_the_tokenizer}.items() <= json.loads(file.read_text()).items()
+    tokenizer_keys = {"vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"}
+    assert {name: value for name, value in expected.items() if name not in tokenizer_keys}.items() <= json.loads(file.read_text()).items()
 
 
 @pytest.mark.parametrize("name", ["text_encoder", "text_encoder_2"])
-def test_the_text_encoders_files_name_their_tensors_as_the_hub_does(name: str) -> None:
+def test_text_encoder_files_use_the_hubs_tensor_names(name: str) -> None:
     folder = WEIGHTS / "pipeline" / name
     modules = [
         f"encoder.layers.{k}.{part}" for k in range(json.loads((folder / "config.json").read_text())["num_hidden_layers"]) for part in LAYER
@@ -76,12 +76,12 @@ def test_the_text_encoders_files_name_their_tensors_as_the_hub_does(name: str) -
         assert set(file.keys()) == expected
 
 
-def test_both_text_encoders_are_given_the_same_tokens() -> None:
+def test_both_text_encoders_have_the_same_vocabulary() -> None:
     one, other = (CLIPTokenizer.from_pretrained(WEIGHTS / "pipeline" / name) for name in ("tokenizer", "tokenizer_2"))
     assert one.get_vocab() == other.get_vocab()
 
 
-def test_every_evaluator_takes_any_uint8_picture() -> None:
+def test_every_evaluator_accepts_any_uint8_picture() -> None:
     rng = np.random.default_rng(0)
     pictures = np.stack([np.zeros((64, 64, 3)), np.full((64, 64, 3), 255), rng.integers(0, 256, (64, 64, 3))]).astype(np.uint8)
     for encode in (encoders.features, encoders.clip().images, encoders.preference().images):
@@ -96,7 +96,7 @@ def test_every_evaluator_takes_any_uint8_picture() -> None:
         assert towers.scale > 0
 
 
-def test_a_changed_or_missing_file_is_an_error_that_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_or_missing_file_is_an_error_that_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "unets").mkdir()
     for name in ("unets/one.bin", "two.bin"):
         (tmp_path / name).write_bytes(b"weights")
@@ -106,7 +106,7 @@ def test_a_changed_or_missing_file_is_an_error_that_names_it(tmp_path: Path, mon
     monkeypatch.setattr(embedded, "MANIFEST", tmp_path / "manifest.json")
     assert embedded.changed_files() == []
     assert embedded.verified_path("unets") == tmp_path / "unets"
-    (tmp_path / "unets" / "one.bin").write_bytes(b"weighty")
+    (tmp_path / "unets" / "one.bin").write_bytes(b"changed")
     assert embedded.changed_files() == ["unets/one.bin"]
     for name in ("unets", "unets/one.bin"):
         with pytest.raises(UserError, match=r"unets/one\.bin are missing or changed.*reinstall"):

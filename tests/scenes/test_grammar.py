@@ -1,4 +1,4 @@
-"""Captions and their truth: what is written is what is read, and nothing held out is trained on."""
+"""Captions are parsed as the scenes that wrote them, and held-out layouts are never in the train split."""
 
 import pytest
 from hypothesis import given
@@ -16,13 +16,13 @@ REVERSED = {"left of": "right of", "right of": "left of", "above": "below", "bel
 
 
 @given(SINGLES | PAIRS)
-def test_a_caption_is_read_as_the_scene_that_wrote_it(scene: Scene) -> None:
+def test_caption_parses_to_the_scene_that_wrote_it(scene: Scene) -> None:
     assert parse(scene.caption) == scene
     assert parse(f"  {scene.caption.upper()}\n") == scene
 
 
 @given(PAIRS)
-def test_the_reversed_relation_words_the_same_picture(scene: Scene) -> None:
+def test_reversed_relation_describes_the_same_picture(scene: Scene) -> None:
     assert scene.relation is not None
     other = Scene(scene.things[::-1], REVERSED[scene.relation], scene.background)
     assert other.layout == scene.layout
@@ -31,7 +31,7 @@ def test_the_reversed_relation_words_the_same_picture(scene: Scene) -> None:
     assert (swapped.layout == scene.layout) == (scene.things[0] == scene.things[1])
 
 
-def test_the_layout_puts_the_left_and_the_upper_thing_first() -> None:
+def test_layout_puts_the_left_or_upper_thing_first() -> None:
     row = parse("a small blue star right of a large red circle on a pink background").layout
     column = parse("a small blue star below a large red circle on a pink background").layout
     assert (row.axis, column.axis) == ("row", "column")
@@ -49,17 +49,17 @@ def test_one_scene_in_eight_is_held_out_and_one_in_four_is_single() -> None:
     things = [Thing(size, colour, shape) for size in SIZES for colour in COLOURS for shape in SHAPES]
     scenes = [Scene((one, other), "above", "gray") for one in things for other in things if one != other]
     assert sum(scene.split == "heldout" for scene in scenes) / len(scenes) == pytest.approx(1 / 8, abs=0.01)
-    drawn = [scene_at(index) for index in range(2000)]
-    assert sum(scene.relation is None for scene in drawn) / len(drawn) == pytest.approx(1 / 4, abs=0.04)
+    sampled = [scene_at(index) for index in range(2000)]
+    assert sum(scene.relation is None for scene in sampled) / len(sampled) == pytest.approx(1 / 4, abs=0.04)
 
 
-def test_the_scene_of_an_index_never_changes() -> None:
+def test_scene_of_an_index_never_changes() -> None:
     assert scene_at(3).caption == "a large brown ring right of a large yellow ring on a pink background"
     assert scene_at(3, "heldout", seed=7).caption == "a large orange cross left of a small green circle on a pink background"
 
 
 @given(st.integers(0, 10_000), st.sampled_from(("train", "heldout")))
-def test_a_drawn_scene_is_of_its_split_and_holds_two_different_things(index: int, split: str) -> None:
+def test_sampled_scene_belongs_to_its_split_and_has_distinct_things(index: int, split: str) -> None:
     scene = scene_at(index, split)  # type: ignore[arg-type]  # Hypothesis knows no literals
     assert scene.split == split
     assert len(set(scene.things)) == len(scene.things) == (1 if scene.relation is None else 2)
@@ -78,6 +78,6 @@ def test_a_drawn_scene_is_of_its_split_and_holds_two_different_things(index: int
         ("", "expected the form"),
     ],
 )
-def test_what_is_no_caption_is_refused_with_the_nearest_word(caption: str, message: str) -> None:
+def test_invalid_caption_is_rejected_with_the_nearest_word(caption: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse(caption)

@@ -9,21 +9,21 @@ import pytest
 from sdbench.scenes.training import preference
 
 
-def test_smears_that_a_kill_has_cut_off_are_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_smears_cut_off_by_a_kill_are_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for slow in ("LatentPool", "train_unet", "AutoencoderKL"):
         monkeypatch.setattr(preference, slow, MagicMock())
     monkeypatch.setattr(preference, "_predict_clean", lambda *_: np.ones((64, 1, 1, 3), np.uint8))
     save = np.save
 
-    def killed(path: Path, pictures: np.ndarray) -> None:
+    def save_part_and_interrupt(path: Path, pictures: np.ndarray) -> None:
         save(path, pictures[:1])
         raise KeyboardInterrupt
 
-    def smears() -> np.ndarray:
+    def smeared_pictures() -> np.ndarray:
         return preference._smeared_pictures(tmp_path / "smears.npy", tmp_path, MagicMock(), tmp_path)
 
     with monkeypatch.context() as patched:
-        patched.setattr(np, "save", killed)
+        patched.setattr(np, "save", save_part_and_interrupt)
         with pytest.raises(KeyboardInterrupt):
-            smears()
-    assert smears().shape == (preference.N_SMEARED, 1, 1, 3)
+            smeared_pictures()
+    assert smeared_pictures().shape == (preference.N_SMEARED, 1, 1, 3)

@@ -1,4 +1,4 @@
-"""The renderer is the truth of the embedded family: it must draw what the caption says, and always the same."""
+"""The renderer is the ground truth of the embedded family: it draws what the caption says, deterministically."""
 
 import hashlib
 
@@ -17,19 +17,19 @@ def draw(caption: str, n: int = 1, seed: int = 0) -> U8:
     return render([parse(caption)] * n, range(n), seed)
 
 
-def near(picture: U8, colour: tuple[int, int, int], within: int) -> npt.NDArray[np.bool_]:
-    """Where a picture has a colour, as seen through the jitter."""
+def has_colour(picture: U8, colour: tuple[int, int, int], within: int) -> npt.NDArray[np.bool_]:
+    """Where a picture has a colour, give or take the jitter."""
     return (abs(picture.astype(int) - colour) <= within).all(-1)
 
 
-def things_of(picture: U8) -> npt.NDArray[np.bool_]:
-    """Where a picture is not background, at least half."""
+def foreground(picture: U8) -> npt.NDArray[np.bool_]:
+    """Where a picture is not background; edge pixels count if they are at least half covered."""
     ground = picture[0, 0].astype(int)
     return abs(picture.astype(int) - ground).max(-1) > 20
 
 
-def covered(pictures: U8) -> float:
-    """Share of the pictures that a thing covers, pixels at its edge counted in part."""
+def coverage(pictures: U8) -> float:
+    """Share of the pictures that a thing covers; edge pixels count in part."""
     away = abs(pictures.astype(float) - pictures[:, :1, :1]).sum(-1)
     return float((away.sum((1, 2)) / away.max((1, 2))).mean() / SIZE_PX**2)
 
@@ -39,7 +39,7 @@ def centroid(mask: npt.NDArray[np.bool_]) -> tuple[float, float]:
     return float(x.mean()), float(y.mean())
 
 
-def test_a_picture_has_the_same_bytes_alone_in_a_batch_and_in_any_order() -> None:
+def test_picture_is_identical_alone_in_a_batch_and_in_any_order() -> None:
     scenes = [scene_at(index) for index in range(24)]
     batch = render(scenes, range(24), seed=5)
     assert batch.shape == (24, SIZE_PX, SIZE_PX, 3)
@@ -50,30 +50,30 @@ def test_a_picture_has_the_same_bytes_alone_in_a_batch_and_in_any_order() -> Non
         np.testing.assert_array_equal(render([scenes[index]], [index], seed=5)[0], batch[index])
 
 
-def test_index_and_seed_choose_the_jitter() -> None:
+def test_jitter_depends_on_index_and_seed() -> None:
     scene = [scene_at(0)]
     pictures = [render(scene, [index], seed) for index, seed in ((0, 0), (1, 0), (0, 1))]
     for one, other in ((0, 1), (0, 2), (1, 2)):
         assert not np.array_equal(pictures[one], pictures[other])
 
 
-def test_the_pictures_are_those_that_the_shipped_weights_were_trained_on() -> None:
+def test_pictures_are_those_the_shipped_weights_were_trained_on() -> None:
     pictures = render([scene_at(index) for index in range(16)], range(16))
     assert hashlib.sha256(pictures.tobytes()).hexdigest() == GOLDEN
 
 
 @pytest.mark.parametrize("colour", COLOURS)
-def test_the_centre_of_a_large_circle_has_its_colour(colour: str) -> None:
+def test_centre_of_a_large_circle_has_its_colour(colour: str) -> None:
     for picture in draw(f"a large {colour} circle on a {'white' if colour == 'yellow' else 'gray'} background", n=8):
-        x, y = centroid(things_of(picture))
-        assert near(picture[round(y), round(x)], COLOURS[colour], 11)
+        x, y = centroid(foreground(picture))
+        assert has_colour(picture[round(y), round(x)], COLOURS[colour], 11)
 
 
 @pytest.mark.parametrize("background", BACKGROUNDS)
-def test_the_corners_have_the_background_s_colour(background: str) -> None:
+def test_corners_have_the_background_colour(background: str) -> None:
     for index, picture in enumerate(render([Scene(scene_at(i).things, scene_at(i).relation, background) for i in range(16)], range(16))):
         corners = picture[[0, 0, -1, -1], [0, -1, 0, -1]]
-        assert near(corners, BACKGROUNDS[background], 7).all(), index
+        assert has_colour(corners, BACKGROUNDS[background], 7).all(), index
         assert (corners == corners[0]).all()
 
 
@@ -87,29 +87,29 @@ def test_the_corners_have_the_background_s_colour(background: str) -> None:
         ("triangle", 0.9 * 1.8 / 0.866),  # from 0.75 down to -1.05 (its tip), as wide at the base as the slanted edges allow
     ],
 )
-def test_a_shape_covers_the_area_of_its_closed_form(shape: str, area: float) -> None:
+def test_shape_covers_the_area_of_its_closed_form(shape: str, area: float) -> None:
     for size, radius in RADIUS.items():
         # The radius jitters evenly within 8 %, which hardly moves the mean area.
-        assert covered(draw(f"a {size} blue {shape} on a white background", n=40)) == pytest.approx(area * radius**2, rel=0.06), size
+        assert coverage(draw(f"a {size} blue {shape} on a white background", n=40)) == pytest.approx(area * radius**2, rel=0.06), size
 
 
-def test_large_things_cover_about_three_times_what_small_ones_do() -> None:
+def test_large_things_cover_about_three_times_the_area_of_small_ones() -> None:
     for shape in SHAPES:
-        small, large = (covered(draw(f"a {size} blue {shape} on a white background", n=24)) for size in RADIUS)
+        small, large = (coverage(draw(f"a {size} blue {shape} on a white background", n=24)) for size in RADIUS)
         assert large / small == pytest.approx((RADIUS["large"] / RADIUS["small"]) ** 2, rel=0.1), shape
 
 
-def test_a_ring_is_hollow_and_a_square_is_not() -> None:
+def test_ring_is_hollow_and_square_is_not() -> None:
     for shape, hollow in (("ring", True), ("square", False)):
         for picture in draw(f"a large blue {shape} on a white background", n=8):
-            x, y = centroid(things_of(picture))
-            assert near(picture[round(y), round(x)], BACKGROUNDS["white"] if hollow else COLOURS["blue"], 11)
+            x, y = centroid(foreground(picture))
+            assert has_colour(picture[round(y), round(x)], BACKGROUNDS["white"] if hollow else COLOURS["blue"], 11)
 
 
 @pytest.mark.parametrize("relation", RELATIONS)
-def test_the_first_thing_stands_where_the_relation_says(relation: str) -> None:
+def test_first_thing_is_placed_as_the_relation_says(relation: str) -> None:
     for picture in draw(f"a large red square {relation} a small blue circle on a white background", n=12):
-        first, second = (centroid(near(picture, COLOURS[colour], 12)) for colour in ("red", "blue"))
+        first, second = (centroid(has_colour(picture, COLOURS[colour], 12)) for colour in ("red", "blue"))
         along = 0 if relation.endswith("of") else 1
         assert abs(first[along] - second[along]) > SIZE_PX / 4
         assert (first[along] < second[along]) == (relation in ("left of", "above"))
@@ -117,5 +117,5 @@ def test_the_first_thing_stands_where_the_relation_says(relation: str) -> None:
 
 def test_no_thing_is_cut_off_by_the_edge() -> None:
     for picture in render([scene_at(index) for index in range(200)], range(200)):
-        mask = things_of(picture)
+        mask = foreground(picture)
         assert not np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]]).any()

@@ -12,35 +12,35 @@ WORDS = ("a", "on", "background", *SHAPES, *COLOURS, *BACKGROUNDS, *SIZES, *(wor
 
 
 @pytest.fixture(scope="module")
-def tokens(tmp_path_factory: pytest.TempPathFactory) -> CLIPTokenizer:
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> CLIPTokenizer:
     return train_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
-def test_every_word_is_one_token_of_its_own(tokens: CLIPTokenizer) -> None:
-    ids = {word: tokens(word, add_special_tokens=False).input_ids for word in WORDS}
+def test_every_word_is_one_token_of_its_own(tokenizer: CLIPTokenizer) -> None:
+    ids = {word: tokenizer(word, add_special_tokens=False).input_ids for word in WORDS}
     assert {word: len(found) for word, found in ids.items()} == dict.fromkeys(WORDS, 1)
     assert len({found[0] for found in ids.values()}) == len(set(WORDS))
 
 
-def test_the_end_of_text_has_the_highest_id(tokens: CLIPTokenizer) -> None:
-    assert tokens.eos_token_id == max(tokens.get_vocab().values()) == len(tokens) - 1
-    assert tokens.bos_token_id == len(tokens) - 2
-    ids = tokenize_captions(tokens, [scene_at(index) for index in range(8)])
-    assert (ids.argmax(1) == (ids == tokens.eos_token_id).int().argmax(1)).all()  # as open_clip finds the end of the text
+def test_end_of_text_has_the_highest_id(tokenizer: CLIPTokenizer) -> None:
+    assert tokenizer.eos_token_id == max(tokenizer.get_vocab().values()) == len(tokenizer) - 1
+    assert tokenizer.bos_token_id == len(tokenizer) - 2
+    ids = tokenize_captions(tokenizer, [scene_at(index) for index in range(8)])
+    assert (ids.argmax(1) == (ids == tokenizer.eos_token_id).int().argmax(1)).all()  # as open_clip finds the end of the text
 
 
-def test_a_caption_is_its_words_between_start_and_end_padded_to_the_full_length(tokens: CLIPTokenizer) -> None:
+def test_caption_is_tokenized_between_start_and_end_and_padded_to_full_length(tokenizer: CLIPTokenizer) -> None:
     scene = parse("a large red circle left of a small blue star on a pink background")
-    (ids,) = tokenize_captions(tokens, [scene]).tolist()
-    assert len(ids) == MAX_TOKENS == tokens.model_max_length
+    (ids,) = tokenize_captions(tokenizer, [scene]).tolist()
+    assert len(ids) == MAX_TOKENS == tokenizer.model_max_length
     n = len(scene.caption.split())
-    assert ids[0] == tokens.bos_token_id
-    assert ids[n + 1 :] == [tokens.eos_token_id] * (MAX_TOKENS - n - 1)
-    assert tokens.decode(ids[1 : n + 1]).strip() == scene.caption
+    assert ids[0] == tokenizer.bos_token_id
+    assert ids[n + 1 :] == [tokenizer.eos_token_id] * (MAX_TOKENS - n - 1)
+    assert tokenizer.decode(ids[1 : n + 1]).strip() == scene.caption
 
 
-def test_it_is_the_same_tokenizer_each_time(tokens: CLIPTokenizer, tmp_path: Path) -> None:
+def test_tokenizer_training_is_deterministic(tokenizer: CLIPTokenizer, tmp_path: Path) -> None:
     again = train_tokenizer(tmp_path)
-    assert again.get_vocab() == tokens.get_vocab()
+    assert again.get_vocab() == tokenizer.get_vocab()
     captions = [scene_at(index).caption for index in range(20)]
-    assert again(captions).input_ids == tokens(captions).input_ids
+    assert again(captions).input_ids == tokenizer(captions).input_ids

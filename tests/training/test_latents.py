@@ -1,4 +1,4 @@
-"""Latents and embeddings are those of the stock pipeline, made once, and batches follow from (seed, step)."""
+"""Latents and embeddings match the stock pipeline and are computed once; a batch is determined by its seed and step."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from torch import distributed
 
 from sdbench.errors import UndecodableError, UserError
 from sdbench.scenes.training.pool import Pool
-from sdbench.training import latents as module
+from sdbench.training import latents as latents_module
 from sdbench.training import row_files
 from sdbench.training.latents import LatentPool, add_noise, target
 from sdbench.training.loop import draw_rows
@@ -40,7 +40,7 @@ def latents(teacher_folder: Path, pool: Pool, work: Path) -> LatentPool:
     return LatentPool(teacher_folder, pool, work)
 
 
-def test_embeddings_and_latents_are_those_of_the_stock_pipeline(latents: LatentPool, pool: Pool, teacher_folder: Path) -> None:
+def test_embeddings_and_latents_match_the_stock_pipeline(latents: LatentPool, pool: Pool, teacher_folder: Path) -> None:
     pipeline = StableDiffusionXLPipeline.from_pretrained(teacher_folder)
     batch = latents.batch(3, 4, seed=5, drop=0)
     rows = draw_rows(3, len(pool.captions), 4, 5)
@@ -52,7 +52,7 @@ def test_embeddings_and_latents_are_those_of_the_stock_pipeline(latents: LatentP
     assert batch.time_ids.tolist() == [[64, 64, 0, 0, 64, 64]] * 4
 
 
-def test_a_batch_follows_from_seed_and_step(latents: LatentPool, teacher_folder: Path, pool: Pool, work: Path) -> None:
+def test_batch_is_determined_by_seed_and_step(latents: LatentPool, teacher_folder: Path, pool: Pool, work: Path) -> None:
     again = LatentPool(teacher_folder, pool, work).batch(7, 4, seed=1)
     first = latents.batch(7, 4, seed=1)
     assert all(torch.equal(getattr(first, name), getattr(again, name)) for name in vars(first))
@@ -60,7 +60,7 @@ def test_a_batch_follows_from_seed_and_step(latents: LatentPool, teacher_folder:
     assert not torch.equal(first.noise, latents.batch(7, 4, seed=2).noise)
 
 
-def test_lower_precision_leaves_timesteps_and_sizes_as_they_are(latents: LatentPool) -> None:
+def test_lower_precision_keeps_timesteps_and_sizes(latents: LatentPool) -> None:
     batch = replace(latents.batch(0, 1, seed=0), timesteps=torch.tensor([999]), time_ids=torch.tensor([[769.0, 1365, 0, 171, 1024, 1024]]))
     lower = batch.to(torch.bfloat16)
     assert torch.equal(lower.timesteps, batch.timesteps)
@@ -77,7 +77,7 @@ def test_dropped_captions_are_zeros(latents: LatentPool) -> None:
     assert 0.2 < some < 0.8
 
 
-def test_dropped_captions_are_the_empty_one_s_where_the_pipeline_says_so(pool: Pool, teacher_folder: Path, tmp_path: Path) -> None:
+def test_dropped_captions_are_the_empty_prompt_if_the_pipeline_says_so(pool: Pool, teacher_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(teacher_folder, tmp_path / "teacher")
     index = tmp_path / "teacher" / "model_index.json"
     index.write_text(json.dumps(json.loads(index.read_text()) | {"force_zeros_for_empty_prompt": False}))
@@ -90,11 +90,11 @@ def test_dropped_captions_are_the_empty_one_s_where_the_pipeline_says_so(pool: P
     torch.testing.assert_close(dropped.prompt_embeds, unconditional.expand(8, -1, -1), atol=2e-3, rtol=2e-3)  # kept as float16
     torch.testing.assert_close(dropped.pooled, unconditional_pooled.expand(8, -1), atol=2e-3, rtol=2e-3)
     assert not torch.equal(kept.pooled, dropped.pooled)
-    of_each = [kept.pooled[row] if torch.equal(some.pooled[row], kept.pooled[row]) else dropped.pooled[row] for row in range(8)]
-    assert torch.equal(some.pooled, torch.stack(of_each))
+    expected = [kept.pooled[row] if torch.equal(some.pooled[row], kept.pooled[row]) else dropped.pooled[row] for row in range(8)]
+    assert torch.equal(some.pooled, torch.stack(expected))
 
 
-def test_noise_and_targets_have_their_closed_forms(latents: LatentPool) -> None:
+def test_noise_and_targets_match_their_closed_forms(latents: LatentPool) -> None:
     batch, scheduler = latents.batch(2, 4, seed=0), latents.scheduler
     alpha = scheduler.alphas_cumprod[batch.timesteps].view(-1, 1, 1, 1)
     mixed = alpha.sqrt() * batch.latents + (1 - alpha).sqrt() * batch.noise
@@ -107,21 +107,21 @@ def test_noise_and_targets_have_their_closed_forms(latents: LatentPool) -> None:
         target(type(scheduler).from_config(scheduler.config, prediction_type="sample"), batch)
 
 
-def test_latents_and_embeddings_are_made_once_for_the_same_networks_and_pictures(
+def test_latents_and_embeddings_are_computed_once_for_the_same_networks_and_pictures(
     latents: LatentPool, teacher_folder: Path, pool: Pool, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def never(*_: object) -> None:
+    def fail_if_called(*_: object) -> None:
         raise AssertionError("encoded again")
 
     other = Pool(work, 8, seed=1)
-    monkeypatch.setattr(module, "encode", never)
-    monkeypatch.setattr(LatentPool, "embed_captions", never)
+    monkeypatch.setattr(latents_module, "encode", fail_if_called)
+    monkeypatch.setattr(LatentPool, "embed_captions", fail_if_called)
     assert np.array_equal(LatentPool(teacher_folder, pool, work).latents, latents.latents)
     with pytest.raises(AssertionError, match="encoded again"):
         LatentPool(teacher_folder, other, work)
 
 
-def test_two_runs_may_fill_one_folder(
+def test_two_runs_may_fill_the_same_folder(
     teacher_folder: Path, pool: Pool, latents: LatentPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill = row_files._fill
@@ -135,7 +135,7 @@ def test_two_runs_may_fill_one_folder(
     assert np.array_equal(LatentPool(teacher_folder, pool, tmp_path).latents, latents.latents)
 
 
-def test_weights_that_are_not_finite_are_named_before_anything_is_made_of_them(teacher_folder: Path, pool: Pool, tmp_path: Path) -> None:
+def test_non_finite_weights_are_reported_before_any_encoding(teacher_folder: Path, pool: Pool, tmp_path: Path) -> None:
     shutil.copytree(teacher_folder, tmp_path / "teacher")
     weights = tmp_path / "teacher" / "vae" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(weights)
@@ -146,69 +146,69 @@ def test_weights_that_are_not_finite_are_named_before_anything_is_made_of_them(t
     assert not (tmp_path / "work").exists()
 
 
-def test_an_incomplete_folder_is_refused(tmp_path: Path, pool: Pool) -> None:
+def test_incomplete_folder_is_rejected(tmp_path: Path, pool: Pool) -> None:
     (tmp_path / "vae").mkdir()
     with pytest.raises(UserError, match=r"no text_encoder, text_encoder_2, tokenizer, tokenizer_2, scheduler; expected"):
         LatentPool(tmp_path, pool, tmp_path)
 
 
-class Stopping:
-    """Captioned pictures that stop the run when row `stop` is read, and note the rows."""
+class InterruptingPool:
+    """Captioned pictures that record which rows are read, and interrupt the run at row `stop`."""
 
     def __init__(self, pool: Pool, stop: int | None) -> None:
-        self.digest, self.captions, self.size_px = pool.digest, pool.captions, 256  # so large that few are encoded at once
-        self._pool, self._stop, self.seen = pool, stop, list[int]()
+        self.digest, self.captions, self.size_px = pool.digest, pool.captions, 256  # so large that only few are encoded at once
+        self._pool, self._stop, self.rows_read = pool, stop, list[int]()
 
     def read(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         if self._stop in rows:
             raise KeyboardInterrupt
-        self.seen += rows.tolist()
+        self.rows_read += rows.tolist()
         return self._pool.read(rows)
 
 
 def test_pictures_are_read_while_others_are_encoded(
     teacher_folder: Path, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode, read = module.encode, threading.Event()
+    encode, read = latents_module.encode, threading.Event()
 
-    class Noted(Stopping):
+    class SignallingPool(InterruptingPool):
         def read(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
             if 7 in rows:
                 read.set()
             return super().read(rows)
 
-    def encode_once_the_last_is_read(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
-        if len(pixels) > 1:  # one alone shows how large the file has to be
+    def encode_after_the_last_is_read(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
+        if len(pixels) > 1:  # a single one is encoded first, to find the file's size
             assert read.wait(60)
         return encode(vae, pixels)
 
-    monkeypatch.setattr(module, "encode", encode_once_the_last_is_read)
-    assert len(LatentPool(teacher_folder, Noted(pool, None), tmp_path)) == 8
+    monkeypatch.setattr(latents_module, "encode", encode_after_the_last_is_read)
+    assert len(LatentPool(teacher_folder, SignallingPool(pool, None), tmp_path)) == 8
 
 
-def test_encoding_that_was_stopped_goes_on(latents: LatentPool, teacher_folder: Path, pool: Pool, tmp_path: Path) -> None:
+def test_interrupted_encoding_resumes(latents: LatentPool, teacher_folder: Path, pool: Pool, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        LatentPool(teacher_folder, Stopping(pool, 5), tmp_path)
-    again = Stopping(pool, None)
+        LatentPool(teacher_folder, InterruptingPool(pool, 5), tmp_path)
+    again = InterruptingPool(pool, None)
     resumed = LatentPool(teacher_folder, again, tmp_path)
-    assert again.seen == [4, 5, 6, 7]
+    assert again.rows_read == [4, 5, 6, 7]
     np.testing.assert_allclose(resumed.latents, latents.latents, atol=2e-3, rtol=2e-3)
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".npy", ".npy"]
 
 
-def test_a_note_of_progress_without_its_file_skips_nothing(teacher_folder: Path, pool: Pool, tmp_path: Path) -> None:
+def test_progress_marks_without_their_file_are_ignored(teacher_folder: Path, pool: Pool, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        LatentPool(teacher_folder, Stopping(pool, 5), tmp_path)
+        LatentPool(teacher_folder, InterruptingPool(pool, 5), tmp_path)
     for part in tmp_path.glob("*.part"):
         part.unlink()
     with pytest.raises(KeyboardInterrupt):
-        LatentPool(teacher_folder, Stopping(pool, 1), tmp_path)
-    again = Stopping(pool, None)
+        LatentPool(teacher_folder, InterruptingPool(pool, 1), tmp_path)
+    again = InterruptingPool(pool, None)
     LatentPool(teacher_folder, again, tmp_path)
-    assert sorted(set(again.seen)) == list(range(8))
+    assert sorted(set(again.rows_read)) == list(range(8))
 
 
-def test_a_disk_that_is_too_small_is_said_before_encoding(
+def test_insufficient_disk_space_is_reported_before_encoding(
     teacher_folder: Path, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(row_files.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
@@ -219,73 +219,75 @@ def test_a_disk_that_is_too_small_is_said_before_encoding(
     assert list(tmp_path.iterdir()) == []
 
 
-def share(folder: Path, fails_at: int | None = None) -> None:
-    """One of two processes that keep squares of 0..9 in chunks of 3; `fails_at` is a row that ends the second one."""
+def fill_shared_file(folder: Path, fails_at: int | None = None) -> None:
+    """In one of two processes, write squares of 0..9 in chunks of 3; the second process ends at row `fails_at`."""
     distributed.init_process_group("gloo")
-    rank, made = distributed.get_rank(), list[int]()
+    rank, computed = distributed.get_rank(), list[int]()
 
     def squares(rows: np.ndarray) -> dict[str, torch.Tensor]:
         if fails_at in rows and rank:
             os._exit(9)
-        made.extend(rows.tolist())
-        (folder / f"made.{rank}").write_text(json.dumps(made))
+        computed.extend(rows.tolist())
+        (folder / f"computed.{rank}").write_text(json.dumps(computed))
         return {"squares": torch.from_numpy(rows[:, None] ** 2)}
 
     row_files.fill_and_load(row_files.RowFile(folder / "kept.npy", 10, 3, squares))
 
 
 def test_two_processes_share_the_encoding(tmp_path: Path) -> None:
-    assert by_two(share, tmp_path) == [0, 0]
-    made = [json.loads((tmp_path / f"made.{rank}").read_text()) for rank in range(2)]
-    assert made == [[0, 0, 1, 2, 6, 7, 8], [3, 4, 5, 9]]  # the main one's first row shows how large the file has to be
+    assert by_two(fill_shared_file, tmp_path) == [0, 0]
+    computed = [json.loads((tmp_path / f"computed.{rank}").read_text()) for rank in range(2)]
+    assert computed == [[0, 0, 1, 2, 6, 7, 8], [3, 4, 5, 9]]  # the main process computes row 0 alone, to find the file's size
     assert np.load(tmp_path / "kept.npy")["squares"].ravel().tolist() == [row**2 for row in range(10)]
     assert sorted(path.name for path in tmp_path.glob("kept*")) == ["kept.npy"]
 
 
-def test_one_process_goes_on_where_two_were_stopped(tmp_path: Path) -> None:
-    exits = by_two(share, tmp_path, 9)
+def test_one_process_resumes_where_two_were_stopped(tmp_path: Path) -> None:
+    exits = by_two(fill_shared_file, tmp_path, 9)
     assert exits[0]
     assert exits[1] == 9
-    made: list[int] = []
+    computed: list[int] = []
 
     def squares(rows: np.ndarray) -> dict[str, torch.Tensor]:
-        made.extend(rows.tolist())
+        computed.extend(rows.tolist())
         return {"squares": torch.from_numpy(rows[:, None] ** 2)}
 
     (kept,) = row_files.fill_and_load(row_files.RowFile(tmp_path / "kept.npy", 10, 3, squares))
-    assert made == [9]
+    assert computed == [9]
     assert kept["squares"].ravel().tolist() == [row**2 for row in range(10)]
 
 
-class Torn:
-    """Captioned pictures, of which these rows cannot be decoded; the pool's, over and over."""
+class DamagedPool:
+    """The pool's captioned pictures, repeated up to `n`; the rows in `damaged` cannot be decoded."""
 
-    def __init__(self, pool: Pool, n: int, torn: set[int], size_px: int = 256) -> None:
-        self.digest, self.size_px, self._pool, self._torn = f"torn {torn}", size_px, pool, torn
+    def __init__(self, pool: Pool, n: int, damaged: set[int], size_px: int = 256) -> None:
+        self.digest, self.size_px, self._pool, self._damaged = f"damaged {damaged}", size_px, pool, damaged
         self.captions = [pool.captions[row % 8] for row in range(n)]
 
     def read(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        if torn := self._torn & set(rows.tolist()):
-            raise UndecodableError(f"row {min(torn)} is torn")
+        if damaged := self._damaged & set(rows.tolist()):
+            raise UndecodableError(f"row {min(damaged)} is damaged")
         return self._pool.read(rows % 8)
 
 
-def test_a_few_pictures_that_cannot_be_decoded_are_left_out_and_said(
+def test_a_few_undecodable_pictures_are_left_out_and_reported(
     teacher_folder: Path, pool: Pool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = LatentPool(teacher_folder, Torn(pool, 200, {0, 77}), tmp_path)
+    found = LatentPool(teacher_folder, DamagedPool(pool, 200, {0, 77}), tmp_path)
     assert len(found) == 198
-    assert [line for line in capsys.readouterr().err.splitlines() if "torn" in line] == [f"left out: row {row} is torn" for row in (0, 77)]
+    assert [line for line in capsys.readouterr().err.splitlines() if "damaged" in line] == [
+        f"left out: row {row} is damaged" for row in (0, 77)
+    ]
     assert torch.equal(found.batch_of_rows(np.array([0, 76]), seed=0).latents, torch.from_numpy(found.latents[[1, 78]]).float())
-    assert found.batch(0, 2000, seed=0).latents.flatten(1).any(1).all(), "none of them is ever drawn"
-    again = LatentPool(teacher_folder, Torn(pool, 200, {0, 77}), tmp_path)
+    assert found.batch(0, 2000, seed=0).latents.flatten(1).any(1).all(), "undecodable pictures are never sampled"
+    again = LatentPool(teacher_folder, DamagedPool(pool, 200, {0, 77}), tmp_path)
     assert len(again) == 198
     assert capsys.readouterr().err == ""
 
 
-def test_more_than_a_few_are_an_error_that_loses_nothing(teacher_folder: Path, pool: Pool, tmp_path: Path) -> None:
+def test_many_undecodable_pictures_are_an_error_that_keeps_progress(teacher_folder: Path, pool: Pool, tmp_path: Path) -> None:
     for _ in range(2):
-        with pytest.raises(UndecodableError, match="row 9 is torn"):
-            LatentPool(teacher_folder, Torn(pool, 200, {5, 7, 9}), tmp_path)
+        with pytest.raises(UndecodableError, match="row 9 is damaged"):
+            LatentPool(teacher_folder, DamagedPool(pool, 200, {5, 7, 9}), tmp_path)
     (marks,) = tmp_path.glob("latents-*.done")
     assert np.flatnonzero(np.fromfile(marks, np.uint8) == 1).tolist() == [0, 1, 2, 3, 4, 6, 8]

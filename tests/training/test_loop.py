@@ -1,4 +1,4 @@
-"""The training loop: a killed run goes on as if nothing had happened, and a broken one keeps its last good state."""
+"""The training loop: a killed run resumes bit for bit, and a failed one keeps its last good checkpoint."""
 
 import errno
 import itertools
@@ -38,7 +38,7 @@ def tiny_net(seed: int = 0) -> nn.Module:
 def noisy_loss(
     net: nn.Module, until: int = 1000, error: BaseException | None = None, again: int = 1000
 ) -> Callable[[int], dict[str, Tensor]]:
-    """Data drawn anew each step; from step `until` on it throws, or is NaN, but not from `again` on."""
+    """A loss on new random data each step; from step `until` on it raises `error` or, before step `again`, is NaN."""
 
     def loss(step: int) -> dict[str, Tensor]:
         if step >= until and error is not None:
@@ -56,29 +56,29 @@ def tensors(net: nn.Module) -> list[Tensor]:
 
 @pytest.mark.parametrize("ema", [None, 0.9])
 @pytest.mark.parametrize("killed_at", [1, 5, 11])
-def test_a_killed_run_that_goes_on_ends_as_an_unbroken_one_bit_for_bit(ema: float | None, killed_at: int, tmp_path: Path) -> None:
+def test_resumed_run_is_bit_identical_to_an_uninterrupted_one(ema: float | None, killed_at: int, tmp_path: Path) -> None:
     schedule = replace(SCHEDULE, ema=ema)
-    whole = tiny_net()
-    kept = tensors(fit(whole, noisy_loss(whole), schedule, tmp_path / "whole", save_every_s=ALWAYS))
-    broken = tiny_net()
+    uninterrupted = tiny_net()
+    kept = tensors(fit(uninterrupted, noisy_loss(uninterrupted), schedule, tmp_path / "whole", save_every_s=ALWAYS))
+    interrupted = tiny_net()
     with pytest.raises(KeyboardInterrupt):
-        fit(broken, noisy_loss(broken, killed_at, KeyboardInterrupt()), schedule, tmp_path / "broken", save_every_s=ALWAYS)
-    resumed = tiny_net(seed=1)  # what a new process starts from does not matter
+        fit(interrupted, noisy_loss(interrupted, killed_at, KeyboardInterrupt()), schedule, tmp_path / "interrupted", save_every_s=ALWAYS)
+    resumed = tiny_net(seed=1)  # a new process may start from other weights
     torch.manual_seed(99)
-    again = tensors(fit(resumed, noisy_loss(resumed), schedule, tmp_path / "broken", save_every_s=ALWAYS))
+    again = tensors(fit(resumed, noisy_loss(resumed), schedule, tmp_path / "interrupted", save_every_s=ALWAYS))
     assert all(map(torch.equal, again, kept))
-    assert all(map(torch.equal, tensors(resumed), tensors(whole)))
-    assert (tmp_path / "broken" / "log.jsonl").read_bytes() == (tmp_path / "whole" / "log.jsonl").read_bytes()
-    assert {path.name for path in (tmp_path / "broken").glob("step-*")} == {"step-00000011", "step-00000012"}
+    assert all(map(torch.equal, tensors(resumed), tensors(uninterrupted)))
+    assert (tmp_path / "interrupted" / "log.jsonl").read_bytes() == (tmp_path / "whole" / "log.jsonl").read_bytes()
+    assert {path.name for path in (tmp_path / "interrupted").glob("step-*")} == {"step-00000011", "step-00000012"}
 
 
 @pytest.mark.parametrize("killed_at", [5, 12])
-def test_a_killed_run_looks_at_what_it_goes_on_from(killed_at: int, tmp_path: Path) -> None:
-    """Killed while it looked, or right after: what was seen of the checkpoint is in the log once."""
+def test_resumed_run_evaluates_every_checkpoint_once(killed_at: int, tmp_path: Path) -> None:
+    """Killed during an evaluation or right after it: the log has each evaluation once."""
 
-    def seen(folder: Path, taken: int | None = None) -> bytes:
+    def train_and_read_log(folder: Path, kill_at: int | None = None) -> bytes:
         def evaluate(kept: nn.Module) -> tuple[npt.NDArray[np.uint8], dict[str, float]]:
-            if taken is not None and (folder / f"step-{taken:08d}").exists():
+            if kill_at is not None and (folder / f"step-{kill_at:08d}").exists():
                 raise KeyboardInterrupt
             return np.zeros((2, 2, 3), np.uint8), {"norm": next(kept.parameters()).norm().item()}
 
@@ -86,43 +86,43 @@ def test_a_killed_run_looks_at_what_it_goes_on_from(killed_at: int, tmp_path: Pa
         fit(net, noisy_loss(net), SCHEDULE, folder, evaluate=evaluate, evaluate_every=5, save_every_s=ALWAYS)
         return (folder / "log.jsonl").read_bytes()
 
-    whole = seen(tmp_path / "whole")
+    uninterrupted = train_and_read_log(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        seen(tmp_path / "killed", killed_at)
-    assert seen(tmp_path / "killed") == whole
-    assert seen(tmp_path / "killed") == whole  # and once more, with no step left to take
-    assert whole.count(b"norm") == 3 + 1  # gradient_norm of step 0, too
+        train_and_read_log(tmp_path / "killed", killed_at)
+    assert train_and_read_log(tmp_path / "killed") == uninterrupted
+    assert train_and_read_log(tmp_path / "killed") == uninterrupted  # once more, with no step left
+    assert uninterrupted.count(b"norm") == 3 + 1  # one is the gradient_norm of step 0
 
 
-def killed(folder: Path) -> None:
+def train_until_killed(folder: Path) -> None:
     net = tiny_net()
     loss = noisy_loss(net)
 
-    def deadly(number: int) -> dict[str, Tensor]:
+    def loss_or_kill(number: int) -> dict[str, Tensor]:
         if number == 7:
             os.kill(os.getpid(), signal.SIGKILL)
         return loss(number)
 
-    fit(net, deadly, SCHEDULE, folder, save_every_s=ALWAYS)
+    fit(net, loss_or_kill, SCHEDULE, folder, save_every_s=ALWAYS)
 
 
-def test_a_run_ended_by_sigkill_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
-    assert by_one(killed, tmp_path / "killed") == -signal.SIGKILL
-    whole, resumed = tiny_net(), tiny_net(seed=1)
-    kept = tensors(fit(whole, noisy_loss(whole), SCHEDULE, tmp_path / "whole"))
+def test_run_killed_by_sigkill_resumes_bit_for_bit(tmp_path: Path) -> None:
+    assert by_one(train_until_killed, tmp_path / "killed") == -signal.SIGKILL
+    uninterrupted, resumed = tiny_net(), tiny_net(seed=1)
+    kept = tensors(fit(uninterrupted, noisy_loss(uninterrupted), SCHEDULE, tmp_path / "whole"))
     assert all(map(torch.equal, tensors(fit(resumed, noisy_loss(resumed), SCHEDULE, tmp_path / "killed")), kept))
 
 
-def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
+def test_finished_run_is_not_trained_again(tmp_path: Path) -> None:
     net = tiny_net()
     kept = tensors(fit(net, noisy_loss(net), SCHEDULE, tmp_path))
     other = tiny_net(seed=1)
-    again = fit(other, noisy_loss(other, 0, AssertionError("a step was taken")), SCHEDULE, tmp_path)
+    again = fit(other, noisy_loss(other, 0, AssertionError("trained again")), SCHEDULE, tmp_path)
     assert all(map(torch.equal, tensors(again), kept))
     assert not again.training
 
 
-def test_training_finds_what_there_is_to_find_and_logs_every_term(tmp_path: Path) -> None:
+def test_training_converges_and_logs_every_term(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Linear(3, 1))
     fit(net, noisy_loss(net), replace(SCHEDULE, steps=76, lr=0.1), tmp_path)
     torch.testing.assert_close(net[0].weight, torch.ones(1, 3), rtol=0, atol=0.05)
@@ -133,7 +133,7 @@ def test_training_finds_what_there_is_to_find_and_logs_every_term(tmp_path: Path
     assert lines[-1]["square"] < 0.01 < lines[0]["square"]
 
 
-def test_a_loss_that_is_not_finite_is_an_error_and_the_last_good_checkpoint_stays(tmp_path: Path) -> None:
+def test_non_finite_loss_is_an_error_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
     net = tiny_net()
     with pytest.raises(
         UserError,
@@ -145,7 +145,7 @@ def test_a_loss_that_is_not_finite_is_an_error_and_the_last_good_checkpoint_stay
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_a_lone_step_that_is_not_finite_is_skipped_and_logged(tmp_path: Path) -> None:
+def test_single_non_finite_step_is_skipped_and_logged(tmp_path: Path) -> None:
     net, weights = tiny_net(), list[list[Tensor]]()
 
     def evaluate(_: nn.Module) -> tuple[npt.NDArray[np.uint8], dict[str, float]]:
@@ -159,13 +159,13 @@ def test_a_lone_step_that_is_not_finite_is_skipped_and_logged(tmp_path: Path) ->
     assert '{"step": 6, "skipped": 1.0}' in (tmp_path / "log.jsonl").read_text().splitlines()
 
 
-def test_the_last_step_has_to_be_finite(tmp_path: Path) -> None:
+def test_last_step_must_be_finite(tmp_path: Path) -> None:
     net = tiny_net()
     with pytest.raises(UserError, match="not finite at step 11"):
         fit(net, noisy_loss(net, 11), SCHEDULE, tmp_path)
 
 
-def test_a_gradient_that_is_not_finite_is_an_error_though_the_loss_is_fine(tmp_path: Path) -> None:
+def test_non_finite_gradient_is_an_error_even_if_the_loss_is_finite(tmp_path: Path) -> None:
     net = nn.Linear(2, 1)
 
     def loss(_: int) -> dict[str, Tensor]:
@@ -175,7 +175,7 @@ def test_a_gradient_that_is_not_finite_is_an_error_though_the_loss_is_fine(tmp_p
         fit(net, loss, SCHEDULE, tmp_path)
 
 
-def test_a_checkpoint_that_cannot_be_written_is_an_error_and_the_one_before_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unwritable_checkpoint_is_an_error_and_keeps_the_previous_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     net = tiny_net()
     with pytest.raises(KeyboardInterrupt):
         fit(net, noisy_loss(net, 5, KeyboardInterrupt()), SCHEDULE, tmp_path, save_every_s=ALWAYS)
@@ -192,42 +192,42 @@ def test_a_checkpoint_that_cannot_be_written_is_an_error_and_the_one_before_stay
 
 
 @pytest.mark.parametrize("name", ["log.jsonl", "samples"])
-def test_a_log_or_picture_that_cannot_be_written_is_an_error_that_names_the_checkpoint(name: str, tmp_path: Path) -> None:
-    net, in_the_way = tiny_net(), tmp_path / name
+def test_unwritable_log_or_picture_is_an_error_that_names_the_checkpoint(name: str, tmp_path: Path) -> None:
+    net, obstacle = tiny_net(), tmp_path / name
 
     def evaluate(_: nn.Module) -> tuple[npt.NDArray[np.uint8], dict[str, float]]:
         return np.zeros((2, 2, 3), np.uint8), {}
 
     with pytest.raises(KeyboardInterrupt):
         fit(net, noisy_loss(net, 5, KeyboardInterrupt()), SCHEDULE, tmp_path, save_every_s=ALWAYS)
-    in_the_way.unlink(missing_ok=True)
-    in_the_way.mkdir() if name == "log.jsonl" else in_the_way.write_text("")
+    obstacle.unlink(missing_ok=True)
+    obstacle.mkdir() if name == "log.jsonl" else obstacle.write_text("")
     with pytest.raises(UserError, match=rf"cannot write .*{name}.*; the last good checkpoint is .*step-000000.*\. Make room and run again"):
         fit(net, noisy_loss(net), SCHEDULE, tmp_path, evaluate=evaluate)
 
 
-def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
+def test_folder_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     net = tiny_net()
     with pytest.raises(UserError, match=r"cannot write a run to .*; there was no checkpoint yet"):
         fit(net, noisy_loss(net), SCHEDULE, tmp_path / "file" / "run")
 
 
-def test_a_checkpoint_that_the_disk_lost_costs_the_steps_since_the_one_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    whole = tiny_net()
-    kept = tensors(fit(whole, noisy_loss(whole), SCHEDULE, tmp_path / "whole"))
-    broken, folder = tiny_net(), tmp_path / "broken"
+def test_run_resumes_from_the_previous_checkpoint_if_the_last_is_unreadable(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    uninterrupted = tiny_net()
+    kept = tensors(fit(uninterrupted, noisy_loss(uninterrupted), SCHEDULE, tmp_path / "whole"))
+    interrupted, folder = tiny_net(), tmp_path / "interrupted"
     with pytest.raises(KeyboardInterrupt):
-        fit(broken, noisy_loss(broken, 12 - 1, KeyboardInterrupt()), SCHEDULE, folder, save_every_s=ALWAYS)
+        fit(interrupted, noisy_loss(interrupted, 11, KeyboardInterrupt()), SCHEDULE, folder, save_every_s=ALWAYS)
     (folder / "step-00000011" / "optimiser.pt").write_bytes(b"")
     resumed = tiny_net(seed=1)
     assert all(map(torch.equal, tensors(fit(resumed, noisy_loss(resumed), SCHEDULE, folder, save_every_s=ALWAYS)), kept))
-    said = capsys.readouterr().err
-    assert re.search(r"cannot continue from checkpoint .*step-00000011: .*\. Continuing from the one before: .*step-00000010", said)
+    warning = capsys.readouterr().err
+    assert re.search(r"cannot continue from checkpoint .*step-00000011: .*\. Continuing from the one before: .*step-00000010", warning)
     assert {path.name for path in folder.glob("step-*")} == {"step-00000011", "step-00000012"}
 
 
-def test_a_device_that_is_full_is_no_damaged_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_is_not_reported_as_a_damaged_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     net = tiny_net()
     fit(net, noisy_loss(net), SCHEDULE, tmp_path)
 
@@ -240,7 +240,7 @@ def test_a_device_that_is_full_is_no_damaged_checkpoint(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "average.safetensors", "optimiser.pt"])
-def test_a_damaged_checkpoint_is_named(file: str, tmp_path: Path) -> None:
+def test_damaged_checkpoint_is_named(file: str, tmp_path: Path) -> None:
     net = tiny_net()
     fit(net, noisy_loss(net), SCHEDULE, tmp_path)
     assert len(list(tmp_path.glob("step-*"))) == 1
@@ -250,10 +250,10 @@ def test_a_damaged_checkpoint_is_named(file: str, tmp_path: Path) -> None:
         fit(net, noisy_loss(net), SCHEDULE, tmp_path)
 
 
-def test_accumulated_batches_are_one_large_batch(tmp_path: Path) -> None:
+def test_accumulated_batches_equal_one_large_batch(tmp_path: Path) -> None:
     data = torch.randn(12 * 4, 3, generator=torch.Generator().manual_seed(0))
 
-    def trained(batch: int, accumulation: int) -> list[Tensor]:
+    def train(batch: int, accumulation: int) -> list[Tensor]:
         torch.manual_seed(0)
         net = nn.Linear(3, 1)
 
@@ -264,39 +264,41 @@ def test_accumulated_batches_are_one_large_batch(tmp_path: Path) -> None:
         schedule = replace(SCHEDULE, batch=batch, accumulation=accumulation)
         return tensors(fit(net, loss, schedule, tmp_path / f"{batch}"))
 
-    for one, other in zip(trained(4, 1), trained(1, 4), strict=True):
+    for one, other in zip(train(4, 1), train(1, 4), strict=True):
         torch.testing.assert_close(one, other)
 
 
-def test_the_weights_to_keep_are_watched_on_the_way_and_at_the_end(tmp_path: Path) -> None:
-    net, seen = tiny_net(), []
+def test_kept_weights_are_evaluated_during_training_and_at_the_end(tmp_path: Path) -> None:
+    net, evaluated = tiny_net(), []
 
     def evaluate(kept: nn.Module) -> tuple[npt.NDArray[np.uint8], dict[str, float]]:
         assert not kept.training
-        seen.append(tensors(kept))
+        evaluated.append(tensors(kept))
         return np.full((4, 6, 3), 9, np.uint8), {"accuracy": 0.5}
 
     final = fit(net, noisy_loss(net), SCHEDULE, tmp_path, evaluate=evaluate, evaluate_every=5)
-    assert len(seen) == 3
-    assert all(map(torch.equal, seen[-1], tensors(final)))
+    assert len(evaluated) == 3
+    assert all(map(torch.equal, evaluated[-1], tensors(final)))
     assert net.training
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == [f"step-{step:08d}.png" for step in (5, 10, 12)]
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [(line["step"], line["accuracy"]) for line in lines if "accuracy" in line] == [(5, 0.5), (10, 0.5), (12, 0.5)]
-    unwatched = tiny_net()
-    assert all(map(torch.equal, tensors(fit(unwatched, noisy_loss(unwatched), SCHEDULE, tmp_path / "unwatched")), tensors(final)))
+    not_evaluated = tiny_net()
+    assert all(
+        map(torch.equal, tensors(fit(not_evaluated, noisy_loss(not_evaluated), SCHEDULE, tmp_path / "not-evaluated")), tensors(final))
+    )
 
 
 @pytest.mark.parametrize(("decay", "half", "last"), [("cosine", 0.5, 0.0), ("none", 1.0, 1.0)])
-def test_the_learning_rate_rises_and_then_goes_down_or_stays(decay: Literal["cosine", "none"], half: float, last: float) -> None:
+def test_learning_rate_warms_up_and_then_decays_or_stays(decay: Literal["cosine", "none"], half: float, last: float) -> None:
     schedule = Schedule(steps=110, lr=2.0, batch=1, warmup=10, lr_decay=decay)
     assert [schedule.lr_at(step) for step in (0, 4, 9, 10)] == [0.2, 1.0, 2.0, 2.0]
     assert schedule.lr_at(60) == pytest.approx(2 * half)
     assert schedule.lr_at(110) == pytest.approx(2 * last)
 
 
-def summed_up(folder: Path, spoilt: int | None = None) -> Path:
-    """Train a network whose every step sums up four batches, of which number `spoilt` is NaN => its folder."""
+def train_with_accumulation(folder: Path, nan_at: int | None = None) -> Path:
+    """Train with four accumulated batches a step, of which number `nan_at` is NaN => its folder."""
     accelerator = Accelerator(cpu=True, kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)])
     torch.manual_seed(0)
     net = accelerator.prepare(nn.Linear(3, 1))
@@ -304,56 +306,58 @@ def summed_up(folder: Path, spoilt: int | None = None) -> Path:
 
     def loss(number: int) -> dict[str, Tensor]:
         square = (net(data[number]) - data[number].sum(1, keepdim=True)).square().mean()
-        return {"square": square * (torch.nan if number % 4 == spoilt else 1)}
+        return {"square": square * (torch.nan if number % 4 == nan_at else 1)}
 
     fit(net, loss, Schedule(steps=6, lr=1e-2, batch=4, warmup=2, accumulation=4), folder, accelerator=accelerator)
-    if accelerator.num_processes > 1:  # kept once, in a bucket, through all of an accumulation
+    if accelerator.num_processes > 1:  # gradients stay in one shared bucket throughout an accumulation
         assert len({parameter.grad.untyped_storage().data_ptr() for parameter in net.parameters()}) == 1
     return folder
 
 
-def together(folder: Path) -> None:
-    summed_up(folder)
-    with pytest.raises(UserError, match="square nan"):  # of the second process's batches
-        summed_up(folder / "spoilt", spoilt=1)
+def train_with_and_without_nan(folder: Path) -> None:
+    train_with_accumulation(folder)
+    with pytest.raises(UserError, match="square nan"):  # in a batch of the second process
+        train_with_accumulation(folder / "nan", nan_at=1)
 
 
-def test_two_processes_share_out_the_batches_of_the_steps_that_one_takes(tmp_path: Path) -> None:
-    assert by_two(together, tmp_path / "by-2") == [0, 0]
-    folders = tmp_path / "by-2", summed_up(tmp_path / "by-1")
+def test_two_processes_sharing_the_batches_match_one_process(tmp_path: Path) -> None:
+    assert by_two(train_with_and_without_nan, tmp_path / "by-2") == [0, 0]
+    folders = tmp_path / "by-2", train_with_accumulation(tmp_path / "by-1")
     one, other = (load_file(folder / "step-00000006" / "model.safetensors") for folder in folders)
     for name, tensor in one.items():
         torch.testing.assert_close(tensor, other[name])
-    one_said, other_said = (json.loads((folder / "log.jsonl").read_text()) for folder in folders)
-    assert one_said == pytest.approx(other_said, rel=1e-4)  # of step 0
+    one_log, other_log = (json.loads((folder / "log.jsonl").read_text()) for folder in folders)
+    assert one_log == pytest.approx(other_log, rel=1e-4)  # only step 0 is logged
 
 
-# The time limit of training is set to a second; what one does for all may take longer.
-PATIENT = f"""
+# The time limit of training is set to a second; work of the main process for all may take longer.
+SLOW_BROADCAST = f"""
 import sys, time
 from datetime import timedelta
 from pathlib import Path
 sys.path += {[str(Path(__file__).parent), str(Path(__file__).parents[1])]}
-from test_loop import summed_up
+from test_loop import train_with_accumulation
 from torch.distributed.distributed_c10d import _set_pg_timeout
 from sdbench.training.processes import broadcast_from_main, rank_and_local_size
-summed_up(Path(sys.argv[1]))
+train_with_accumulation(Path(sys.argv[1]))
 _set_pg_timeout(timedelta(seconds=1), None)
-told = broadcast_from_main(lambda: time.sleep(2) or "made")
-Path(sys.argv[1], f"told-{{rank_and_local_size()[0]}}").write_text(told)
+result = broadcast_from_main(lambda: time.sleep(2) or "done")
+Path(sys.argv[1], f"result-{{rank_and_local_size()[0]}}").write_text(result)
 """
 
 
 @pytest.mark.slow
-def test_what_one_process_does_for_all_may_take_longer_than_a_step_of_training(tmp_path: Path) -> None:
-    (script := tmp_path / "patient.py").write_text(PATIENT)
-    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), str(tmp_path / "by-2")]
-    done = subprocess.run([sys.executable, *words], check=False, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr
-    assert [(tmp_path / "by-2" / f"told-{process}").read_text() for process in (0, 1)] == ["made", "made"]
+def test_work_of_one_process_for_all_may_exceed_the_time_limit_of_training(tmp_path: Path) -> None:
+    (script := tmp_path / "slow_broadcast.py").write_text(SLOW_BROADCAST)
+    args = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), str(tmp_path / "by-2")]
+    process = subprocess.run(
+        [sys.executable, *args], check=False, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert process.returncode == 0, process.stderr
+    assert [(tmp_path / "by-2" / f"result-{rank}").read_text() for rank in (0, 1)] == ["done", "done"]
 
 
-def test_batches_that_cannot_be_shared_out_evenly_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_that_cannot_be_shared_evenly_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Accelerator, "num_processes", 4)
     net = tiny_net()
     with pytest.raises(UserError, match="6 batches a step cannot be shared evenly by 4 processes; start 3, or change"):
@@ -362,7 +366,7 @@ def test_batches_that_cannot_be_shared_out_evenly_are_an_error(tmp_path: Path, m
     assert [max_even_processes(8, processes) for processes in (1, 3, 7, 8, 9)] == [1, 2, 4, 8, 8]
 
 
-def test_without_an_average_the_last_weights_are_kept_with_one_their_running_mean(tmp_path: Path) -> None:
+def test_fit_returns_the_last_weights_or_their_running_average(tmp_path: Path) -> None:
     net = tiny_net()
     assert fit(net, noisy_loss(net), replace(SCHEDULE, ema=None), tmp_path / "last") is net
     net = tiny_net()

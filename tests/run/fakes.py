@@ -1,4 +1,4 @@
-"""A suite, and evaluators that stand in for the shipped ones: what a run does with them is what is tried."""
+"""A suite, and fake evaluators in place of the shipped ones: the tests are about what a run does with them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,20 +35,20 @@ PICTURES = render([parse(prompt) for prompt in PROMPTS], range(6))
 
 
 def colours(images: U8) -> scenes.F32:
-    """The stand-in for every picture encoder: mean and spread of each channel => N x 6."""
+    """A fake picture encoder: mean and spread of each channel => N x 6."""
     assert images.dtype == np.uint8
     flat = images.reshape(len(images), -1, 3) / 255
     return np.concatenate([flat.mean(1), flat.std(1)], 1).astype(np.float32)
 
 
 def letters(captions: Any) -> scenes.F32:
-    """The stand-in for every text encoder: counts of six letters => N x 6."""
+    """A fake text encoder: counts of six letters => N x 6."""
     return np.array([[1 + caption.count(letter) for letter in "aeiorl"] for caption in captions], np.float32)
 
 
 @dataclass
-class StandIn:
-    """Two towers of the family of stand-ins."""
+class FakeTowers:
+    """A picture and a text encoder with one name."""
 
     name: str
     images: Callable[[U8], scenes.F32] = colours
@@ -56,19 +56,19 @@ class StandIn:
     scale: float = 100.0
 
 
-def stand_in(patch: pytest.MonkeyPatch, name: str, **changes: Any) -> None:
-    """Put towers in the place of the shipped ones of this name."""
-    patch.setitem(TOWERS, name, lambda: StandIn(f"{name}.stand-in", **changes))
+def replace_towers(patch: pytest.MonkeyPatch, name: str, **changes: Any) -> None:
+    """Replace the shipped towers of this name by fake ones."""
+    patch.setitem(TOWERS, name, lambda: FakeTowers(f"{name}.fake", **changes))
 
 
-def stand_in_for_all(patch: pytest.MonkeyPatch) -> None:
-    """Put them in the place of all shipped ones."""
+def replace_all_evaluators(patch: pytest.MonkeyPatch) -> None:
+    """Replace all shipped evaluators by fake ones."""
     known = {colours(picture[None]).tobytes(): parse(prompt).layout for picture, prompt in zip(PICTURES, PROMPTS, strict=True)}
     other = parse("a small cyan ring on a black background").layout
-    patch.setattr(scenes, "encoder_id", "{}.stand-in".format)
+    patch.setattr(scenes, "encoder_id", "{}.fake".format)
     patch.setattr(scenes, "features", colours)
-    stand_in(patch, "clip.scenes")
-    stand_in(patch, "preference.scenes")
+    replace_towers(patch, "clip.scenes")
+    replace_towers(patch, "preference.scenes")
     patch.setattr(scenes, "layouts", lambda images: [known.get(colours(image[None]).tobytes(), other) for image in images])
     patch.setattr(cards, "SCENES_N", 32)
 
@@ -77,9 +77,9 @@ def prepare_in(folder: Path, suite: Suite = SUITE, only: str | None = "quality")
     return prepare(suite, device="cpu", results=folder / "results", runs=folder / "runs", only=only)
 
 
-def files_of(folder: Path) -> dict[str, int]:
+def modification_times(folder: Path) -> dict[str, int]:
     return {path.relative_to(folder).as_posix(): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
-def never(*_: Any, **__: Any) -> None:
+def fail_if_called(*_: Any, **__: Any) -> None:
     raise AssertionError("work was done")
