@@ -20,7 +20,7 @@ def _freeze_imported_objects() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny pipeline, read-only for tests."""
     from tiny import save_tiny_pipeline
 
@@ -28,12 +28,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def made_pipeline(made: Path) -> Any:
+def loaded_pipeline(tiny_pipeline: Path) -> Any:
     """The loaded tiny pipeline; copy it before changing it, which takes a quarter of the time of loading it again."""
     from sdbench.models.loading import load
     from sdbench.models.spec import resolve
 
-    return load(resolve(str(made)), dtype="float32", device="cpu")
+    return load(resolve(str(tiny_pipeline)), dtype="float32", device="cpu")
 
 
 @pytest.fixture(scope="session")

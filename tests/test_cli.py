@@ -162,9 +162,9 @@ def test_invalid_input_gives_a_short_message_and_exit_code_2(words: list[str], e
 
 @pytest.mark.parametrize("more", [[], ["--dry-run"]])
 def test_unreadable_weights_are_rejected_before_anything_is_generated(
-    more: list[str], made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    more: list[str], tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copytree(made / "unet", tmp_path / "student")
+    shutil.copytree(tiny_pipeline / "unet", tmp_path / "student")
     (tmp_path / "student" / "diffusion_pytorch_model.safetensors").rename(tmp_path / "student" / "diffusion_pytorch_model.bin")
     for base in ("scenes-teacher", "segmind/SSD-1B"):  # the second base would have to be fetched first
         assert "only pickled weights" in error_message(["run", "--model", "./student", "--base", base, "--suite", "quality", *more], capsys)
@@ -246,9 +246,9 @@ def stopped_runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[ModelSpec],
 
 
 def test_gate_and_noise_complete_a_unet_with_the_given_base(
-    made: Path, stopped_runs: list[tuple[list[ModelSpec], str | None]], capsys: pytest.CaptureFixture[str]
+    tiny_pipeline: Path, stopped_runs: list[tuple[list[ModelSpec], str | None]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    unet, teacher = str(made / "unet"), "scenes-teacher"
+    unet, teacher = str(tiny_pipeline / "unet"), "scenes-teacher"
     more = ["--base", teacher, "--name", "mine", "--device", "cpu"]
     assert "complete" in error_message(["gate", unet, "--baseline", "scenes-vega-pruned"], capsys)
     assert "For the baseline there is no such option" in error_message(["gate", "scenes-vega-pruned", "--baseline", unet], capsys)

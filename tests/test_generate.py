@@ -318,8 +318,8 @@ def test_rendered_pictures_depend_on_their_caption_only_and_have_different_layou
 
 
 @pytest.fixture(scope="module")
-def pipeline(made_pipeline: Any) -> StableDiffusionXLPipeline:
-    return copy.copy(made_pipeline)
+def pipeline(loaded_pipeline: Any) -> StableDiffusionXLPipeline:
+    return copy.copy(loaded_pipeline)
 
 
 def test_resumed_run_of_a_real_pipeline_gives_the_same_bytes(pipeline: StableDiffusionXLPipeline, store: Store, tmp_path: Path) -> None:
@@ -402,14 +402,16 @@ def test_scheduler_uses_the_settings_in_the_table(name: Scheduler, pipeline: Sta
     "more",
     [{}, {"scheduler": "euler"}, {"scheduler": "euler", "timestep_spacing": "leading"}, {"scheduler": "lcm", "timesteps": [999, 749, 9]}],
 )
-def test_description_of_the_scheduler_matches_the_one_used(more: dict[str, Any], pipeline: StableDiffusionXLPipeline, made: Path) -> None:
+def test_description_of_the_scheduler_matches_the_one_used(
+    more: dict[str, Any], pipeline: StableDiffusionXLPipeline, tiny_pipeline: Path
+) -> None:
     own, sampling = copy.copy(pipeline), Sampling.model_validate({**SAMPLING.model_dump(), "steps": 3, **more})
     own.scheduler = DDIMScheduler.from_config(PARTS["scenes"]["scheduler"])
     before = own.scheduler.timesteps
     descriptions = [
-        describe(resolve(str(made)), sampling),
+        describe(resolve(str(tiny_pipeline)), sampling),
         describe(resolve("scenes-vega", random=True), sampling),
-        describe(resolve(str(made)), sampling, own),
+        describe(resolve(str(tiny_pipeline)), sampling, own),
     ]
     assert own.scheduler.timesteps is before
     make_sampler(own, sampling, Noise())(make_jobs(1))

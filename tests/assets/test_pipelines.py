@@ -27,10 +27,10 @@ def unreachable(*_: Any, **__: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def repository(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def repository(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with 32-bit, 16-bit and pickled weights."""
     folder = tmp_path_factory.mktemp("repository")
-    shutil.copytree(made, folder, dirs_exist_ok=True)
+    shutil.copytree(tiny_pipeline, folder, dirs_exist_ok=True)
     for path in list(folder.rglob("*.safetensors")):
         halves = {name: tensor.half() for name, tensor in load_file(path).items()}
         save_file(halves, path.with_name(f"{path.stem}.fp16.safetensors"), metadata={"format": "pt"})
@@ -231,8 +231,8 @@ def test_plan_lists_each_file_that_the_run_fetches_once(monkeypatch: pytest.Monk
             assert files(()) == [], "the run would use the 16-bit copy"
 
 
-def test_models_from_elsewhere_need_no_hub_files(made: Path) -> None:
-    for spec in (resolve(str(made)), resolve("sdxl", random=True), resolve("scenes-rendered")):
+def test_models_from_elsewhere_need_no_hub_files(tiny_pipeline: Path) -> None:
+    for spec in (resolve(str(tiny_pipeline)), resolve("sdxl", random=True), resolve("scenes-rendered")):
         assert pipelines.required_files(spec, dtype="float32") == []
         assert pipelines.is_cached(spec, dtype="float32")
         pipelines.fetch(spec, dtype="float32")

@@ -95,11 +95,11 @@ def test_records_of_random_weights_or_other_settings_are_not_reused(results: Res
     assert len(results.runs) == 1
 
 
-def test_checkpoint_is_run_even_if_a_record_has_its_name(results: Results, made: Path) -> None:
-    results.record(made.name)
+def test_checkpoint_is_run_even_if_a_record_has_its_name(results: Results, tiny_pipeline: Path) -> None:
+    results.record(tiny_pipeline.name)
     results.record("scenes-teacher")
-    results.pair(made, "scenes-teacher")
-    assert results.runs == [([made.name, "scenes-teacher"], "quality")]
+    results.pair(tiny_pipeline, "scenes-teacher")
+    assert results.runs == [([tiny_pipeline.name, "scenes-teacher"], "quality")]
 
 
 @pytest.mark.parametrize("swapped", [False, True])

@@ -47,36 +47,36 @@ def _set(file: str, key: str, value: object) -> Callable[[Path], None]:
         _set("tokenizer_2/tokenizer_config.json", "model_max_length", 7),
     ],
 )
-def test_every_change_that_affects_pictures_changes_the_digest(made: Path, tmp_path: Path, change: Callable[[Path], None]) -> None:
-    copy = Path(shutil.copytree(made, tmp_path / "copy"))
-    assert digest(copy) == digest(made)
+def test_every_change_that_affects_pictures_changes_the_digest(tiny_pipeline: Path, tmp_path: Path, change: Callable[[Path], None]) -> None:
+    copy = Path(shutil.copytree(tiny_pipeline, tmp_path / "copy"))
+    assert digest(copy) == digest(tiny_pipeline)
     change(copy)
-    assert digest(copy) != digest(made)
+    assert digest(copy) != digest(tiny_pipeline)
 
 
-def test_versions_sharding_and_unrelated_files_keep_the_digest(made: Path, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(made, tmp_path / "copy"))
+def test_versions_sharding_and_unrelated_files_keep_the_digest(tiny_pipeline: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tiny_pipeline, tmp_path / "copy"))
     (copy / "README.md").write_text("notes")
     _set("unet/config.json", "_diffusers_version", "0.1")(copy)
     shutil.rmtree(copy / "unet")
-    UNet2DConditionModel.from_pretrained(made / "unet").save_pretrained(copy / "unet", max_shard_size="200KB")
+    UNet2DConditionModel.from_pretrained(tiny_pipeline / "unet").save_pretrained(copy / "unet", max_shard_size="200KB")
     assert len(list((copy / "unet").glob("*.safetensors"))) > 1
-    assert digest(copy) == digest(made)
+    assert digest(copy) == digest(tiny_pipeline)
 
 
-def test_base_and_lora_change_the_digest(made: Path, tmp_path: Path) -> None:
+def test_base_and_lora_change_the_digest(tiny_pipeline: Path, tmp_path: Path) -> None:
     tiny_unet(seed=1).save_pretrained(tmp_path / "student")
-    other = Path(shutil.copytree(made, tmp_path / "other"))
+    other = Path(shutil.copytree(tiny_pipeline, tmp_path / "other"))
     _nudge(other)
-    assert digest(tmp_path / "student", made) != digest(tmp_path / "student", other)
+    assert digest(tmp_path / "student", tiny_pipeline) != digest(tmp_path / "student", other)
     for name, value in (("a", 1.0), ("b", 2.0)):
         save_file({"unet.x.lora_A.weight": torch.full((1,), value)}, tmp_path / f"{name}.safetensors")
-    assert len({digest(made), *(digest(made, lora=tmp_path / f"{name}.safetensors") for name in "ab")}) == 3
+    assert len({digest(tiny_pipeline), *(digest(tiny_pipeline, lora=tmp_path / f"{name}.safetensors") for name in "ab")}) == 3
 
 
-def test_unet_of_the_base_does_not_affect_the_digest(made: Path, tmp_path: Path) -> None:
-    shutil.copytree(made / "unet", tmp_path / "unet")
-    assert digest(tmp_path / "unet", made) == digest(made)
+def test_unet_of_the_base_does_not_affect_the_digest(tiny_pipeline: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_pipeline / "unet", tmp_path / "unet")
+    assert digest(tmp_path / "unet", tiny_pipeline) == digest(tiny_pipeline)
 
 
 def test_random_weights_have_a_digest_and_rendered_models_none() -> None:
@@ -85,8 +85,8 @@ def test_random_weights_have_a_digest_and_rendered_models_none() -> None:
     assert weights_digest(resolve("scenes-rendered")) is None
 
 
-def test_damaged_weights_are_an_error(made: Path, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(made, tmp_path / "copy"))
+def test_damaged_weights_are_an_error(tiny_pipeline: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tiny_pipeline, tmp_path / "copy"))
     path = copy / "vae" / "diffusion_pytorch_model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match="cut short"):

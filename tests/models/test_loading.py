@@ -32,9 +32,9 @@ def open_pipeline(what: Path, dtype: str = "float32", **options: Any) -> StableD
 
 
 @pytest.fixture
-def pipeline_copy(made: Path, tmp_path: Path) -> Path:
+def pipeline_copy(tiny_pipeline: Path, tmp_path: Path) -> Path:
     """A copy that a test may damage."""
-    return Path(shutil.copytree(made, tmp_path / "copy"))
+    return Path(shutil.copytree(tiny_pipeline, tmp_path / "copy"))
 
 
 def save_lora(unet: torch.nn.Module, folder: Path, targets: list[str]) -> Path:
@@ -46,9 +46,9 @@ def save_lora(unet: torch.nn.Module, folder: Path, targets: list[str]) -> Path:
     return folder
 
 
-def test_folder_loads_like_the_stock_pipeline(made: Path) -> None:
-    pipeline = open_pipeline(made)
-    stock = StableDiffusionXLPipeline.from_pretrained(made, add_watermarker=False)
+def test_folder_loads_like_the_stock_pipeline(tiny_pipeline: Path) -> None:
+    pipeline = open_pipeline(tiny_pipeline)
+    stock = StableDiffusionXLPipeline.from_pretrained(tiny_pipeline, add_watermarker=False)
     stock.set_progress_bar_config(disable=True)
     assert type(pipeline) is StableDiffusionXLPipeline
     assert pipeline.watermark is None
@@ -57,55 +57,55 @@ def test_folder_loads_like_the_stock_pipeline(made: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_every_part_has_the_requested_dtype(made: Path, dtype: str) -> None:
-    pipeline = open_pipeline(made, dtype)
+def test_every_part_has_the_requested_dtype(tiny_pipeline: Path, dtype: str) -> None:
+    pipeline = open_pipeline(tiny_pipeline, dtype)
     parts = (pipeline.unet, pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2)
     assert {weight.dtype for part in parts for weight in part.parameters()} == {getattr(torch, dtype)}
 
 
-def test_bare_unet_replaces_the_unet_of_its_base(made: Path, tmp_path: Path) -> None:
+def test_bare_unet_replaces_the_unet_of_its_base(tiny_pipeline: Path, tmp_path: Path) -> None:
     unet = tiny_unet("ssd-1b", seed=7)
     unet.save_pretrained(tmp_path / "student")
     for what in (tmp_path / "student", tmp_path / "student" / WEIGHTS):
-        pipeline = open_pipeline(what, base=str(made))
+        pipeline = open_pipeline(what, base=str(tiny_pipeline))
         torch.testing.assert_close(dict(pipeline.unet.state_dict()), dict(unet.state_dict()), rtol=0, atol=0)
         assert torch.isfinite(generate(pipeline)).all()
-    assert open_pipeline(tmp_path / "student" / WEIGHTS, "bfloat16", base=str(made)).unet.dtype == torch.bfloat16
+    assert open_pipeline(tmp_path / "student" / WEIGHTS, "bfloat16", base=str(tiny_pipeline)).unet.dtype == torch.bfloat16
 
 
-def test_name_prefixes_added_by_training_are_stripped(made: Path, tmp_path: Path) -> None:
+def test_name_prefixes_added_by_training_are_stripped(tiny_pipeline: Path, tmp_path: Path) -> None:
     unet = tiny_unet(seed=7)
     save_file({f"_orig_mod.module.{name}": tensor for name, tensor in unet.state_dict().items()}, tmp_path / "student.safetensors")
-    spec = resolve(str(tmp_path / "student.safetensors"), base=str(made))
+    spec = resolve(str(tmp_path / "student.safetensors"), base=str(tiny_pipeline))
     assert (spec.family, spec.architecture) == ("scenes", "vega")
     torch.testing.assert_close(dict(load(spec, dtype="float32", device="cpu").unet.state_dict()), dict(unet.state_dict()), rtol=0, atol=0)
 
 
-def test_pruned_unet_of_unknown_topology_loads_from_its_folder_only(made: Path, tmp_path: Path) -> None:
+def test_pruned_unet_of_unknown_topology_loads_from_its_folder_only(tiny_pipeline: Path, tmp_path: Path) -> None:
     tiny_unet("sdxl", transformer_layers_per_block=[1, 2, 3]).save_pretrained(tmp_path / "student")
-    assert resolve(str(tmp_path / "student"), base=str(made)).architecture == "custom"
-    assert torch.isfinite(generate(open_pipeline(tmp_path / "student", base=str(made)))).all()
+    assert resolve(str(tmp_path / "student"), base=str(tiny_pipeline)).architecture == "custom"
+    assert torch.isfinite(generate(open_pipeline(tmp_path / "student", base=str(tiny_pipeline)))).all()
     with pytest.raises(UserError, match="no known architecture; save the UNet as a folder"):
-        open_pipeline(tmp_path / "student" / WEIGHTS, base=str(made))
+        open_pipeline(tmp_path / "student" / WEIGHTS, base=str(tiny_pipeline))
 
 
-def test_sharded_unet_loads_unless_a_shard_is_missing(made: Path, tmp_path: Path) -> None:
+def test_sharded_unet_loads_unless_a_shard_is_missing(tiny_pipeline: Path, tmp_path: Path) -> None:
     unet = tiny_unet()
     unet.save_pretrained(tmp_path / "shards", max_shard_size="200KB")
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
     torch.testing.assert_close(
-        dict(open_pipeline(tmp_path / "shards", base=str(made)).unet.state_dict()), dict(unet.state_dict()), rtol=0, atol=0
+        dict(open_pipeline(tmp_path / "shards", base=str(tiny_pipeline)).unet.state_dict()), dict(unet.state_dict()), rtol=0, atol=0
     )
     shard = sorted((tmp_path / "shards").glob("*.safetensors"))[1]
     shard.unlink()
     with pytest.raises(UserError, match=f"but {shard.name} is missing"):
-        open_pipeline(tmp_path / "shards", base=str(made))
+        open_pipeline(tmp_path / "shards", base=str(tiny_pipeline))
 
 
-def test_16_bit_copy_is_used_for_16_bit_runs(made: Path, tmp_path: Path) -> None:
+def test_16_bit_copy_is_used_for_16_bit_runs(tiny_pipeline: Path, tmp_path: Path) -> None:
     tiny_unet(seed=1).save_pretrained(tmp_path / "two")
     tiny_unet(seed=2).half().save_pretrained(tmp_path / "two", variant="fp16")
-    full, half = (open_pipeline(tmp_path / "two", dtype, base=str(made)).unet.conv_in.weight for dtype in ("float32", "bfloat16"))
+    full, half = (open_pipeline(tmp_path / "two", dtype, base=str(tiny_pipeline)).unet.conv_in.weight for dtype in ("float32", "bfloat16"))
     torch.testing.assert_close(full, tiny_unet(seed=1).conv_in.weight)
     torch.testing.assert_close(half.float(), tiny_unet(seed=2).conv_in.weight, rtol=0.02, atol=0.02)
 
@@ -120,9 +120,9 @@ def test_original_checkpoint_loads_unless_a_tensor_is_missing(teacher_folder: Pa
         open_pipeline(tmp_path / "lacking.safetensors", base=str(teacher_folder))
 
 
-def test_lora_is_fused(made: Path, made_pipeline: Any, tmp_path: Path) -> None:
+def test_lora_is_fused(tiny_pipeline: Path, loaded_pipeline: Any, tmp_path: Path) -> None:
     lora = save_lora(tiny_unet(), tmp_path / "lora", ["to_q", "to_v"])
-    plain, fused = made_pipeline, open_pipeline(made, lora=str(lora))
+    plain, fused = loaded_pipeline, open_pipeline(tiny_pipeline, lora=str(lora))
     changed = {key for key, tensor in fused.unet.state_dict().items() if not torch.equal(tensor, plain.unet.state_dict()[key])}
     assert changed == {key for key in plain.unet.state_dict() if key.endswith(("to_q.weight", "to_v.weight"))}
     state = load_file(lora / "pytorch_lora_weights.safetensors")
@@ -165,12 +165,12 @@ def peft_lora(pipeline: StableDiffusionXLPipeline) -> dict[str, torch.Tensor]:
     ids=["kohya", "kohya-ldm", "peft"],
 )
 def test_every_lora_format_is_fused_as_diffusers_does(
-    make_lora: Callable[[StableDiffusionXLPipeline], dict[str, torch.Tensor]], made: Path, made_pipeline: Any, tmp_path: Path
+    make_lora: Callable[[StableDiffusionXLPipeline], dict[str, torch.Tensor]], tiny_pipeline: Path, loaded_pipeline: Any, tmp_path: Path
 ) -> None:
-    plain, stock = made_pipeline, copy.deepcopy(made_pipeline)
+    plain, stock = loaded_pipeline, copy.deepcopy(loaded_pipeline)
     lora = make_lora(plain)
     save_file(lora, tmp_path / "lora.safetensors")
-    fused = open_pipeline(made, lora=str(tmp_path / "lora.safetensors"))
+    fused = open_pipeline(tiny_pipeline, lora=str(tmp_path / "lora.safetensors"))
     stock.load_lora_weights(tmp_path, weight_name="lora.safetensors")
     stock.fuse_lora()
     stock.unload_lora_weights()
@@ -187,8 +187,8 @@ def ldm_module_name(module: str) -> str:
     return unet_key(f"{module}.weight").removesuffix(".weight")
 
 
-def test_loras_that_diffusers_would_fuse_only_partly_are_rejected(made: Path, made_pipeline: Any, tmp_path: Path) -> None:
-    pipeline, file = made_pipeline, tmp_path / "lora.safetensors"
+def test_loras_that_diffusers_would_fuse_only_partly_are_rejected(tiny_pipeline: Path, loaded_pipeline: Any, tmp_path: Path) -> None:
+    pipeline, file = loaded_pipeline, tmp_path / "lora.safetensors"
     layer = "lora_unet_down_blocks_1_attentions_0_proj_in"
     for lora, expected in (
         (peft_lora(pipeline) | {"vae.encoder.mid_block.attentions.0.to_q.lora_A.weight": torch.zeros(2, 8)}, r"such as 'vae\.encoder"),
@@ -197,24 +197,24 @@ def test_loras_that_diffusers_would_fuse_only_partly_are_rejected(made: Path, ma
     ):
         save_file(lora, file)
         with pytest.raises(UserError, match=expected):
-            open_pipeline(made, lora=str(file))
+            open_pipeline(tiny_pipeline, lora=str(file))
 
 
-def test_lora_of_another_architecture_is_rejected(made: Path, tmp_path: Path) -> None:
+def test_lora_of_another_architecture_is_rejected(tiny_pipeline: Path, tmp_path: Path) -> None:
     deeper = save_lora(tiny_unet("sdxl"), tmp_path / "deeper", ["to_q"])
     with pytest.raises(UserError, match=r"layers that the model lacks, such as 'unet\.down_blocks.*another architecture"):
-        open_pipeline(made, lora=str(deeper))
+        open_pipeline(tiny_pipeline, lora=str(deeper))
     wider = save_lora(tiny_unet(block_out_channels=[8, 16, 32]), tmp_path / "wider", ["to_q"])
     with pytest.raises(UserError, match=r"size mismatch.*another width"):
-        open_pipeline(made, lora=str(wider))
+        open_pipeline(tiny_pipeline, lora=str(wider))
 
 
-def test_file_or_folder_without_a_lora_is_rejected(made: Path, tmp_path: Path) -> None:
+def test_file_or_folder_without_a_lora_is_rejected(tiny_pipeline: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no LoRA: none of its tensors"):
-        open_pipeline(made, lora=str(made / "unet" / WEIGHTS))
+        open_pipeline(tiny_pipeline, lora=str(tiny_pipeline / "unet" / WEIGHTS))
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"expected pytorch_lora_weights\.safetensors or a single"):
-        open_pipeline(made, lora=str(tmp_path / "empty"))
+        open_pipeline(tiny_pipeline, lora=str(tmp_path / "empty"))
 
 
 def test_random_weights_keep_the_random_state_and_generate_a_picture() -> None:
@@ -240,9 +240,9 @@ def test_rendered_model_cannot_be_loaded() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_missing_cuda_device_is_an_error(made: Path) -> None:
+def test_missing_cuda_device_is_an_error(tiny_pipeline: Path) -> None:
     with pytest.raises(UserError, match="sees no CUDA device; use --device cpu"):
-        load(resolve(str(made)), dtype="float32", device="cuda")
+        load(resolve(str(tiny_pipeline)), dtype="float32", device="cuda")
 
 
 def test_embedded_teacher_loads_and_generates() -> None:
@@ -319,13 +319,13 @@ def test_text_encoder_without_one_of_its_tensors_is_an_error(pipeline_copy: Path
         open_pipeline(pipeline_copy)
 
 
-def test_text_encoder_tensors_may_lack_their_prefix(pipeline_copy: Path, made_pipeline: Any) -> None:
+def test_text_encoder_tensors_may_lack_their_prefix(pipeline_copy: Path, loaded_pipeline: Any) -> None:
     path = pipeline_copy / "text_encoder" / "model.safetensors"
     save_file({name.removeprefix("text_model."): tensor for name, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
-    torch.testing.assert_close(generate(open_pipeline(pipeline_copy)), generate(made_pipeline), rtol=0, atol=1e-5)
+    torch.testing.assert_close(generate(open_pipeline(pipeline_copy)), generate(loaded_pipeline), rtol=0, atol=1e-5)
 
 
-def test_old_attention_names_in_the_vae_are_supported(pipeline_copy: Path, made_pipeline: Any) -> None:
+def test_old_attention_names_in_the_vae_are_supported(pipeline_copy: Path, loaded_pipeline: Any) -> None:
     path = pipeline_copy / "vae" / WEIGHTS
     old = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
     renamed = {}
@@ -334,7 +334,7 @@ def test_old_attention_names_in_the_vae_are_supported(pipeline_copy: Path, made_
         renamed[old_name] = tensor
     assert "decoder.mid_block.attentions.0.query.weight" in renamed
     save_file(renamed, path)
-    torch.testing.assert_close(generate(open_pipeline(pipeline_copy)), generate(made_pipeline), rtol=0, atol=1e-5)
+    torch.testing.assert_close(generate(open_pipeline(pipeline_copy)), generate(loaded_pipeline), rtol=0, atol=1e-5)
 
 
 def test_missing_embedded_weights_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

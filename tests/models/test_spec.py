@@ -37,17 +37,17 @@ def test_random_weights_are_labelled() -> None:
     assert (spec.label, spec.origin, resolve("ssd-1b").label) == ("random weights", "random", "")
 
 
-def test_folder_resolves_to_its_architecture(made: Path) -> None:
-    spec = resolve(str(made))
-    assert spec == ModelSpec("tiny-vega", "scenes", "vega", "folder", str(made))
+def test_folder_resolves_to_its_architecture(tiny_pipeline: Path) -> None:
+    spec = resolve(str(tiny_pipeline))
+    assert spec == ModelSpec("tiny-vega", "scenes", "vega", "folder", str(tiny_pipeline))
     assert spec.origin == "folder:tiny-vega"
 
 
-def test_bare_unet_resolves_from_folder_and_file(made: Path, tmp_path: Path) -> None:
+def test_bare_unet_resolves_from_folder_and_file(tiny_pipeline: Path, tmp_path: Path) -> None:
     tiny_unet("ssd-1b").save_pretrained(tmp_path / "student")
-    spec = resolve(str(tmp_path / "student"), base=str(made), name="mine")
-    assert spec == ModelSpec("mine", "scenes", "ssd-1b", "unet-folder", str(tmp_path / "student"), resolve(str(made)))
-    file = resolve(str(tmp_path / "student" / "diffusion_pytorch_model.safetensors"), base=str(made))
+    spec = resolve(str(tmp_path / "student"), base=str(tiny_pipeline), name="mine")
+    assert spec == ModelSpec("mine", "scenes", "ssd-1b", "unet-folder", str(tmp_path / "student"), resolve(str(tiny_pipeline)))
+    file = resolve(str(tmp_path / "student" / "diffusion_pytorch_model.safetensors"), base=str(tiny_pipeline))
     assert (file.source, file.family, file.architecture, file.origin) == (
         "file",
         "scenes",
@@ -56,10 +56,10 @@ def test_bare_unet_resolves_from_folder_and_file(made: Path, tmp_path: Path) -> 
     )
 
 
-def test_checkpoints_of_one_run_get_distinct_names(made: Path, tmp_path: Path) -> None:
+def test_checkpoints_of_one_run_get_distinct_names(tiny_pipeline: Path, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint-1000"
     for name in ("unet", "unet_ema", "final"):
-        shutil.copytree(made / "unet", folder / name)
+        shutil.copytree(tiny_pipeline / "unet", folder / name)
     shutil.copy(folder / "unet" / "diffusion_pytorch_model.safetensors", folder / "model.safetensors")
     names = {
         folder / "unet": "checkpoint-1000-unet",
@@ -68,7 +68,7 @@ def test_checkpoints_of_one_run_get_distinct_names(made: Path, tmp_path: Path) -
         folder / "model.safetensors": "checkpoint-1000",
         folder / "final": "final",
     }
-    assert {path: resolve(str(path), base=str(made)).name for path in names} == names
+    assert {path: resolve(str(path), base=str(tiny_pipeline)).name for path in names} == names
 
 
 def test_original_checkpoint_is_recognised_by_its_keys(teacher_folder: Path, original_checkpoint: Path) -> None:
@@ -88,16 +88,16 @@ def test_hub_name_resolves_with_and_without_revision() -> None:
     assert (bare.family, bare.base) == ("scenes", resolve("scenes-teacher"))
 
 
-def test_lora_is_part_of_the_name(made: Path, tmp_path: Path) -> None:
+def test_lora_is_part_of_the_name(tiny_pipeline: Path, tmp_path: Path) -> None:
     (tmp_path / "style.safetensors").touch()
-    spec = resolve(str(made), lora=str(tmp_path / "style.safetensors"))
+    spec = resolve(str(tiny_pipeline), lora=str(tmp_path / "style.safetensors"))
     assert (spec.name, spec.lora) == ("tiny-vega+style", str(tmp_path / "style.safetensors"))
     assert resolve("vega", lora="someone/style").lora == "someone/style"
 
 
-def test_spec_survives_a_json_round_trip(made: Path, tmp_path: Path) -> None:
+def test_spec_survives_a_json_round_trip(tiny_pipeline: Path, tmp_path: Path) -> None:
     tiny_unet().save_pretrained(tmp_path / "student")
-    spec = resolve(str(tmp_path / "student"), base=str(made))
+    spec = resolve(str(tmp_path / "student"), base=str(tiny_pipeline))
     assert ModelSpec.from_dict(json.loads(json.dumps(dataclasses.asdict(spec)))) == spec
 
 
@@ -131,27 +131,27 @@ def test_invalid_names_and_options_are_rejected(what: str, options: dict[str, st
         resolve(what, **options)  # type: ignore[arg-type]
 
 
-def test_mistyped_path_error_suggests_a_similar_one(made: Path) -> None:
-    with pytest.raises(UserError, match=re.escape(f"did you mean '{made}'")):
-        resolve(str(made.parent / "tiny-vegs"))
+def test_mistyped_path_error_suggests_a_similar_one(tiny_pipeline: Path) -> None:
+    with pytest.raises(UserError, match=re.escape(f"did you mean '{tiny_pipeline}'")):
+        resolve(str(tiny_pipeline.parent / "tiny-vegs"))
 
 
-def test_folders_that_are_not_checkpoints_are_rejected(made: Path, tmp_path: Path) -> None:
+def test_folders_that_are_not_checkpoints_are_rejected(tiny_pipeline: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"is no checkpoint: .*but nothing"):
         resolve(str(tmp_path / "empty"))
     for name in ("unet", "unet_ema"):
-        shutil.copytree(made / "unet", tmp_path / "half" / name)
-    shutil.copytree(made / "vae", tmp_path / "half" / "vae")
+        shutil.copytree(tiny_pipeline / "unet", tmp_path / "half" / name)
+    shutil.copytree(tiny_pipeline / "vae", tmp_path / "half" / "vae")
     (tmp_path / "half" / "model.safetensors").touch()
     with pytest.raises(
         UserError, match=r"Name what is in it, with --base: \S*half/unet or \S*half/unet_ema or \S*half/model\.safetensors\."
     ):
         resolve(str(tmp_path / "half"))
     with pytest.raises(UserError, match="describes a 'AutoencoderKL', expected 'UNet2DConditionModel'"):
-        resolve(str(made / "vae"))
+        resolve(str(tiny_pipeline / "vae"))
     with pytest.raises(UserError, match=r"holds only a UNet; .*for example --base scenes-teacher"):
-        resolve(str(made / "unet"))
+        resolve(str(tiny_pipeline / "unet"))
 
 
 def test_files_that_are_not_checkpoints_are_rejected(tmp_path: Path) -> None:
@@ -175,20 +175,20 @@ def suggested_program(what: Path) -> str:
     return found[1]
 
 
-def test_suggested_program_converts_pickled_weights(made: Path, tmp_path: Path) -> None:
+def test_suggested_program_converts_pickled_weights(tiny_pipeline: Path, tmp_path: Path) -> None:
     unet = tiny_unet("ssd-1b", seed=3)
     torch.save({"state_dict": unet.state_dict()}, tmp_path / "old.ckpt")
     exec(suggested_program(tmp_path / "old.ckpt"), {})
-    converted = load(resolve(str(tmp_path / "old.safetensors"), base=str(made)), dtype="float32", device="cpu").unet
+    converted = load(resolve(str(tmp_path / "old.safetensors"), base=str(tiny_pipeline)), dtype="float32", device="cpu").unet
     torch.testing.assert_close(dict(converted.state_dict()), dict(unet.state_dict()), rtol=0, atol=0)
 
 
-def test_suggested_program_converts_a_unet_in_original_names(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_suggested_program_converts_a_unet_in_original_names(tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     unet = tiny_unet()
     save_file(
         {f"model.diffusion_model.{unet_key(key)}": tensor for key, tensor in unet.state_dict().items()}, tmp_path / "student.safetensors"
     )
-    exec(suggested_program(tmp_path / "student.safetensors").replace("stabilityai/stable-diffusion-xl-base-1.0", str(made)), {})
-    converted = load(resolve(str(tmp_path / "student"), base=str(made)), dtype="float32", device="cpu").unet
+    exec(suggested_program(tmp_path / "student.safetensors").replace("stabilityai/stable-diffusion-xl-base-1.0", str(tiny_pipeline)), {})
+    converted = load(resolve(str(tmp_path / "student"), base=str(tiny_pipeline)), dtype="float32", device="cpu").unet
     torch.testing.assert_close(dict(converted.state_dict()), dict(unet.state_dict()), rtol=0, atol=0)

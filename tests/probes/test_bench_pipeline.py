@@ -38,9 +38,9 @@ def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver, "subprocess", SimpleNamespace(**{**vars(subprocess), "run": run}))
 
 
-def test_a_round_measures_every_stage(made: Path, tmp_path: Path) -> None:
+def test_a_round_measures_every_stage(tiny_pipeline: Path, tmp_path: Path) -> None:
     values = measure(
-        [resolve(str(made), name="tiny")], SAMPLING, PROBES, work=tmp_path, suites=SUITES, device="cpu", settings=["base"]
+        [resolve(str(tiny_pipeline), name="tiny")], SAMPLING, PROBES, work=tmp_path, suites=SUITES, device="cpu", settings=["base"]
     ).values
     found = {value.name: value for value in values["tiny"]}
     assert {value.state for value in found.values()} == {"ok"}, [value.reason for value in found.values() if value.reason]
@@ -58,10 +58,10 @@ def test_a_round_measures_every_stage(made: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_in_this_process")
-def test_setting_is_applied_and_labels_its_values(made: Path, tmp_path: Path) -> None:
+def test_setting_is_applied_and_labels_its_values(tiny_pipeline: Path, tmp_path: Path) -> None:
     label = "b2+bfloat16+channels-last+tiny-vae"
     values = measure(
-        [resolve(str(made), name="tiny")], SAMPLING, PROBES, work=tmp_path, suites=SUITES, device="cpu", settings=[label]
+        [resolve(str(tiny_pipeline), name="tiny")], SAMPLING, PROBES, work=tmp_path, suites=SUITES, device="cpu", settings=[label]
     ).values
     found = {value.name: value for value in values["tiny"]}
     assert {value.state for value in found.values()} == {"ok"}, [value.reason for value in found.values() if value.reason]
@@ -73,22 +73,24 @@ def test_setting_is_applied_and_labels_its_values(made: Path, tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("_in_this_process")
-def test_model_too_large_to_load_is_reported_and_not_retried(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_too_large_to_load_is_reported_and_not_retried(tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def raise_out_of_memory(_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB. Of the allocated memory 70 GiB is held elsewhere")
 
     monkeypatch.setattr(setup, "load", raise_out_of_memory)
     probes = PROBES.model_copy(update={"rounds": 2, "settings": ()})
-    values = measure([resolve(str(made), name="tiny")], SAMPLING, probes, work=tmp_path, suites=SUITES, device="cpu").values["tiny"]
+    values = measure([resolve(str(tiny_pipeline), name="tiny")], SAMPLING, probes, work=tmp_path, suites=SUITES, device="cpu").values[
+        "tiny"
+    ]
     reasons = {value.reason for value in values if value.name.startswith("latency.")}
     assert reasons == {"out of memory while the model was loaded: no batch fits. CUDA out of memory. Tried to allocate 9 GiB"}
     assert len(list(tmp_path.glob("tiny-base-*.log"))) == 1
 
 
 @pytest.mark.slow
-def test_compiled_settings_report_compilation_separately_and_reuse_it_from_disk(made: Path, tmp_path: Path) -> None:
+def test_compiled_settings_report_compilation_separately_and_reuse_it_from_disk(tiny_pipeline: Path, tmp_path: Path) -> None:
     probes = Probes(rounds=2, calls=2, warmup=1, settings=(Setting(compile="whole"), Setting(compile="blocks")))
-    values = measure([resolve(str(made), name="tiny")], SAMPLING, probes, work=tmp_path, suites=SUITES, device="cpu").values
+    values = measure([resolve(str(tiny_pipeline), name="tiny")], SAMPLING, probes, work=tmp_path, suites=SUITES, device="cpu").values
     found = {value.name: value for value in values["tiny"]}
     assert {value.state for value in found.values()} == {"ok"}, [value.reason for value in found.values() if value.reason]
     for label in ("compiled", "compiled-blocks"):

@@ -46,14 +46,14 @@ def test_card_is_found_before_a_cuda_context_exists() -> None:
     assert 100 < grown_mib < 2000
 
 
-def test_round_on_a_card_agrees_with_manual_timing(made: Path, tmp_path: Path) -> None:
+def test_round_on_a_card_agrees_with_manual_timing(tiny_pipeline: Path, tmp_path: Path) -> None:
     probes = Probes(rounds=2, calls=10, warmup=5)
-    values = measure([resolve(str(made), name="tiny")], SAMPLING, probes, work=tmp_path, suites=SUITES, device="cuda").values
+    values = measure([resolve(str(tiny_pipeline), name="tiny")], SAMPLING, probes, work=tmp_path, suites=SUITES, device="cuda").values
     found = {value.name: value for value in values["tiny"]}
     failed = {value.name: value.reason for value in found.values() if value.state != "ok"}
     assert set(failed) <= NEEDS_NVML, failed
     assert found["memory.smallest_card"].value == 8
-    pipe = load(resolve(str(made)), dtype="bfloat16", device="cuda")
+    pipe = load(resolve(str(tiny_pipeline)), dtype="bfloat16", device="cuda")
     seconds = []
     for _ in range(20):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -76,8 +76,8 @@ def test_full_size_random_weights_have_every_value(tmp_path: Path) -> None:
     assert set(failed) <= NEEDS_NVML, failed
 
 
-def test_smallest_card_is_found_under_a_memory_cap_that_is_lifted_again(made: Path) -> None:
-    pipe = load(resolve(str(made)), dtype="bfloat16", device="cuda")
+def test_smallest_card_is_found_under_a_memory_cap_that_is_lifted_again(tiny_pipeline: Path) -> None:
+    pipe = load(resolve(str(tiny_pipeline)), dtype="bfloat16", device="cuda")
     stages = Stages(pipe, SAMPLING.model_copy(update={"size_px": 512}))  # large enough to need memory of its own
     assert capacity.smallest_card(stages, "cuda", context_mib=500) == 8
     assert capacity.smallest_card(stages, "cuda", context_mib=80 * 1024) is None, "such a context leaves no memory on any card"
@@ -103,9 +103,9 @@ def test_another_process_on_the_card_is_detected() -> None:
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("setting", [Setting(compile="whole"), Setting(compile="blocks"), Setting(batch=4, vae="tiny", dtype="float16")])
-def test_settings_run_on_a_card(setting: Setting, made: Path, tmp_path: Path) -> None:
+def test_settings_run_on_a_card(setting: Setting, tiny_pipeline: Path, tmp_path: Path) -> None:
     probes = Probes(rounds=2, calls=3, warmup=1, settings=(setting,))
     place = {"work": tmp_path, "suites": SUITES, "device": "cuda", "settings": [setting.label]}
-    values = measure([resolve(str(made), name="tiny")], SAMPLING, probes, **place).values
+    values = measure([resolve(str(tiny_pipeline), name="tiny")], SAMPLING, probes, **place).values
     failed = {value.name: value.reason for value in values["tiny"] if value.state != "ok"}
     assert {name.partition("@")[0] for name in failed} <= NEEDS_NVML, failed

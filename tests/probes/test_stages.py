@@ -19,8 +19,8 @@ SAMPLING = Sampling(steps=1, guidance_scale=3.0, size_px=SIZE_PX, dtype="float32
 
 
 @pytest.fixture
-def pipe(made_pipeline: Any) -> Any:
-    return copy.deepcopy(made_pipeline)
+def pipe(loaded_pipeline: Any) -> Any:
+    return copy.deepcopy(loaded_pipeline)
 
 
 def record_unet_calls(pipe: Any, call: Any) -> tuple[Any, list[tuple[tuple[Any, ...], dict[str, Any]]]]:
@@ -193,14 +193,14 @@ def test_scheduler_is_the_one_in_the_sampling_settings(pipe: Any) -> None:
     assert type(pipe.scheduler) is EulerDiscreteScheduler
 
 
-def test_parameter_counts_match_the_weight_files(pipe: Any, made: Path) -> None:
+def test_parameter_counts_match_the_weight_files(pipe: Any, tiny_pipeline: Path) -> None:
     from safetensors import safe_open
 
     def numbers(path: Path) -> int:
         with safe_open(path, "pt") as file:
             return sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118  # no mapping
 
-    by_part = {path.parent.name: numbers(path) for path in made.glob("*/*.safetensors")}
+    by_part = {path.parent.name: numbers(path) for path in tiny_pipeline.glob("*/*.safetensors")}
     assert set(by_part) == {"unet", "vae", "text_encoder", "text_encoder_2"}
     assert describe(pipe)["parameters"] == {"unet": by_part["unet"], "pipeline": sum(by_part.values())}
 

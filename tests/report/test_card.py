@@ -105,24 +105,24 @@ def test_invalid_card_is_rejected_and_left_unchanged(text: str, message: str, tm
 
 
 def test_command_finds_records_by_the_digest_of_the_weights(
-    tmp_path: Path, made: Path, results: Path, rows: list[Row], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, tiny_pipeline: Path, results: Path, rows: list[Row], capsys: pytest.CaptureFixture[str]
 ) -> None:
     results = shutil.copytree(results, tmp_path / "results")
-    words = ["card", str(made), "--results", str(results)]
+    words = ["card", str(tiny_pipeline), "--results", str(results)]
     assert cli.main(words) == 2
-    assert f"measure them first: sdbench run --model {made}\n" in capsys.readouterr().err
+    assert f"measure them first: sdbench run --model {tiny_pipeline}\n" in capsys.readouterr().err
     assert cli.main(["card", "scenes-vega", "--results", str(results)]) == 2
     assert "written into the folder of a pipeline or UNet, and 'scenes-vega' is none (embedded)" in capsys.readouterr().err
-    spec = resolve(str(made))
+    spec = resolve(str(tiny_pipeline))
     record, row = student_row(rows).record, student_row(rows)
     model = record.model.model_copy(update={"name": "tiny-vega", "weights_digest": weights_digest(spec)})
     mine = record.model_copy(update={"model": model, "family": spec.family, "sampling": {**record.sampling, "dtype": "float32"}})
     records.write(mine, row.scores, {}, results)
     copy = tmp_path / "student"
-    copy.symlink_to(made, target_is_directory=True)
-    path = made / "README.md"
+    copy.symlink_to(tiny_pipeline, target_is_directory=True)
+    path = tiny_pipeline / "README.md"
     try:
-        assert api.card(str(made), api.Places(results)) == path
+        assert api.card(str(tiny_pipeline), api.Places(results)) == path
         assert "tiny-vega" in path.read_text(encoding="utf-8")
     finally:
         path.unlink(missing_ok=True)

@@ -16,11 +16,11 @@ def fake_evaluators(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def teacher(made: Path, made_pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> ModelSpec:
+def teacher(tiny_pipeline: Path, loaded_pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> ModelSpec:
     """A tiny model whose weights are read once for all tests."""
 
     def load_copy(spec: ModelSpec, **options: Any) -> Any:
-        return copy.copy(made_pipeline) if spec.location == str(made) else load(spec, **options)
+        return copy.copy(loaded_pipeline) if spec.location == str(tiny_pipeline) else load(spec, **options)
 
     monkeypatch.setattr(runner, "load", load_copy)
-    return ModelSpec("scenes-teacher", "scenes", "vega", "folder", str(made))
+    return ModelSpec("scenes-teacher", "scenes", "vega", "folder", str(tiny_pipeline))

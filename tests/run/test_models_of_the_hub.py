@@ -41,9 +41,9 @@ def test_uncached_pipeline_is_fetched_and_measured(hub: Hub, tmp_path: Path) -> 
     assert (modification_times(tmp_path / "results"), dict(hub.hits)) == (before, fetched)
 
 
-def test_uncached_unet_is_fetched_and_completed_by_its_base(hub: Hub, made: Path, tmp_path: Path) -> None:
+def test_uncached_unet_is_fetched_and_completed_by_its_base(hub: Hub, tiny_pipeline: Path, tmp_path: Path) -> None:
     tiny_unet("ssd-1b", seed=3).save_pretrained(hub.root / "someone" / "student")
-    spec = resolve("someone/student", base=replace(resolve(str(made)), name="base"))
+    spec = resolve("someone/student", base=replace(resolve(str(tiny_pipeline)), name="base"))
     (folder,) = runner.run([spec], prepare_in(tmp_path))
     record = records.read_record(folder)
     assert (record.family, record.model.architecture, record.n_images) == ("scenes", "ssd-1b", 4)

@@ -68,10 +68,12 @@ def test_a_stopped_sweep_makes_only_what_is_missing(
     assert set(json.loads(files[0].read_text())["losses"]) == {"task", "output", "feature"}
 
 
-def test_an_invalid_sweep_is_refused_before_anything_is_encoded(vega: Recipe, teacher_folder: Path, made: Path, tmp_path: Path) -> None:
+def test_an_invalid_sweep_is_refused_before_anything_is_encoded(
+    vega: Recipe, teacher_folder: Path, tiny_pipeline: Path, tmp_path: Path
+) -> None:
     places = tmp_path / "work", tmp_path / "results"
     with pytest.raises(UserError, match="unknown arm 'task onyl'; did you mean 'task only'"):
         run_sweep(vega, teacher_folder, *places, seeds=1, only=["task onyl"])
     with pytest.raises(UserError, match="architecture 'vega'; recipe 'vega' cuts 'sdxl'"):
-        run_sweep(vega, made, *places, seeds=1)
+        run_sweep(vega, tiny_pipeline, *places, seeds=1)
     assert list(tmp_path.iterdir()) == []
