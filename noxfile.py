@@ -12,7 +12,9 @@ nox.options.sessions = ["lint", "tests"]
 
 def _install(session: nox.Session, *groups: str) -> None:
     session.install("-e", ".", *(word for group in groups for word in ("--group", group)))
-    session.env["PYTHONDONTWRITEBYTECODE"] = ""  # uv compiles nothing, and each measuring process would compile PyTorch anew, for 8 s
+    session.env["PYTHONDONTWRITEBYTECODE"] = (
+        ""  # uv compiles nothing at installation; without caches each measuring process would compile PyTorch for 8 s
+    )
 
 
 @nox.session
@@ -68,7 +70,7 @@ def gate(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def calibrate(session: nox.Session) -> None:
-    """Ask how often the gate errs, on the committed pool of scores: nox -s calibrate -- [--draws N]; made anew with `pool` in place of options."""
+    """Ask how often the gate errs, on the committed pool of scores: nox -s calibrate -- [--draws N]; -- pool draws the pool of scores again."""
     _install(session)
     step = [] if session.posargs[:1] == ["pool"] else ["judge"]
     session.run("python", "suites/calibrate_gate.py", *step, *session.posargs)

@@ -26,8 +26,13 @@ INDEX = "model_index.json"
 
 
 @dataclass(frozen=True)
-class StageResult:
-    """A stage's teacher, its steps, and its final weighted loss terms, averaged over a few batches after its own."""
+class SegmentResult:
+    """How a segment (one stage under one teacher) was trained.
+
+    Attributes:
+        name: of its stage.
+        losses: final weighted terms, averaged over a few batches after its own.
+    """
 
     name: str
     teacher_digest: str
@@ -64,7 +69,7 @@ class Provenance:
     parameters: int
     seed: int | None
     steps: int
-    stages: list[StageResult]
+    stages: list[SegmentResult]
     versions: dict[str, str]
     commit: str | None
 
@@ -75,7 +80,7 @@ class Provenance:
         teachers: Sequence[Teacher],
         student: UNet2DConditionModel,
         settings: Training | None = None,
-        stages: list[StageResult] | None = None,
+        stages: list[SegmentResult] | None = None,
         data_digest: str | None = None,
         pictures: int | None = None,
     ) -> Self:
@@ -117,7 +122,7 @@ def export_student(
         out: new or empty folder.
         teacher: what the student was cut from.
         provenance: how the student was made.
-        logs: stage => its training losses, JSON lines, copied to `losses/<stage>.jsonl`.
+        logs: folder name of a segment => its training losses, JSON lines, copied to `losses/<name>.jsonl`.
         unet_only: leave out the other parts of the pipeline.
 
     Raises:
@@ -129,9 +134,9 @@ def export_student(
     shutil.rmtree(partial, ignore_errors=True)
     try:
         _write_folder(student, partial, teacher, provenance, unet_only=unet_only)
-        for stage, log in (logs or {}).items():
+        for name, log in (logs or {}).items():
             (partial / "losses").mkdir(exist_ok=True)
-            shutil.copy(log, partial / "losses" / f"{stage}.jsonl")
+            shutil.copy(log, partial / "losses" / f"{name}.jsonl")
         if target.exists():
             target.rmdir()
         partial.rename(target)

@@ -39,7 +39,7 @@ def plan_run(recipe: Recipe, family: Family, teacher_folders: Sequence[Path], st
     segments = recipe.segments(steps or recipe.settings(family).steps, len(teachers))
     students = [(student_config(teachers[0].config, plan), plan) for plan in recipe.plans]
     taps = [[resolve_taps(student, teacher.config, plan, recipe.taps) for student, plan in students] for teacher in teachers]
-    return RunPlan(teachers, segments, taps[0])
+    return RunPlan(teachers, segments, taps[0])  # those of all teachers are alike; resolving them checks each teacher
 
 
 def _check_teacher(teacher: Teacher, first: Teacher, family: Family) -> None:

@@ -1,7 +1,8 @@
 """Training, stage by stage: prune, then train. A run that was killed continues where it stopped.
 
-Each stage has its own folder inside a run folder, whose name is a digest of everything that decides the weights. A finished
-stage holds a UNet in safetensors with its losses beside it; an unfinished one holds the checkpoint to continue from.
+Each segment (one stage under one teacher) has its own folder inside a run folder, whose name is a digest of everything that
+decides the weights. A finished segment holds a UNet in safetensors with its losses beside it; an unfinished one holds the
+checkpoint to continue from.
 """
 
 import gc
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from distillation.data.batches import describe_epochs, numbered_batches, scene_pool
-from distillation.export import Provenance, StageResult, check_new_or_empty, export_student
+from distillation.export import Provenance, SegmentResult, check_new_or_empty, export_student
 from distillation.losses import min_snr_weights, weighted_terms
 from distillation.plan import Plan
 from distillation.prune import prune
@@ -123,7 +124,7 @@ def distil(
     if accelerator.is_main_process:
         student = _load_student(folders[-1])
         provenance = Provenance.from_run(
-            recipe, plan.teachers, student, settings, _stage_results(recipe, plan, folders), pool.pictures.digest, len(pool)
+            recipe, plan.teachers, student, settings, _segment_results(recipe, plan, folders), pool.pictures.digest, len(pool)
         )
         logs = {folder.name: folder / "log.jsonl" for folder in folders}
         export_student(student, out, plan.teachers[0], provenance, logs=logs, unet_only=unet_only)
@@ -258,9 +259,9 @@ def _load_student(folder: Path) -> UNet2DConditionModel:
     return UNet2DConditionModel.from_pretrained(folder / STUDENT, local_files_only=True)
 
 
-def _stage_results(recipe: Recipe, plan: RunPlan, folders: Sequence[Path]) -> list[StageResult]:
+def _segment_results(recipe: Recipe, plan: RunPlan, folders: Sequence[Path]) -> list[SegmentResult]:
     return [
-        StageResult(
+        SegmentResult(
             recipe.stages[segment.stage].name,
             plan.teachers[segment.teacher].digest,
             segment.end - segment.start,
@@ -334,6 +335,6 @@ def _predict_with_teacher(teacher: UNet2DConditionModel, noised: Tensor, batch: 
 
 @torch.no_grad()
 def _final_losses(context: StepContext, student: nn.Module, taps: list[Tap], first_batch: int) -> dict[str, float]:
-    """Mean of each weighted term over the batches that follow the stage's own."""
+    """Mean of each weighted term over the batches that follow the segment's own."""
     rows = [batch_loss_terms(context, student, taps, first_batch + number) for number in range(FINAL_BATCHES)]
     return {name: float(torch.stack([row[name] for row in rows]).mean()) for name in rows[0]}

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sdbench.store import U8
+from sdbench.arrays import U8
 
 SIZES = ((256, 256), (384, 512), (1024, 1024), (640, 480))
 

@@ -21,7 +21,7 @@ from sdbench.api import measuring
 from sdbench.doctor import checks
 from sdbench.errors import UserError
 from sdbench.gate import baselines
-from sdbench.gate.judging import Report
+from sdbench.gate.verdicts import Report
 from sdbench.models.spec import ModelSpec, resolve
 from sdbench.records import SuiteId
 

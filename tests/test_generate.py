@@ -18,6 +18,7 @@ from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, LCMSchedul
 from tiny import SIZE_PX
 
 from sdbench import store as module
+from sdbench.arrays import U8
 from sdbench.disk import digest, write_bytes
 from sdbench.errors import UserError
 from sdbench.generate import DTYPES, SCHEDULERS, Job, call_arguments, generate, initial_noise, list_jobs, make_sampler, render_scenes
@@ -26,7 +27,7 @@ from sdbench.models.spec import ModelSpec, resolve
 from sdbench.scenes.grammar import parse
 from sdbench.schedulers import describe
 from sdbench.settings import SUPPORTED_SETTINGS, Sampling, Scheduler
-from sdbench.store import U8, Store
+from sdbench.store import Store
 from sdbench.suites import Noise, Prompts, Suite
 
 SAMPLING = Sampling(steps=1, guidance_scale=2.0, size_px=SIZE_PX, dtype="float32", batch=3)

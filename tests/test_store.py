@@ -15,10 +15,11 @@ from pictures import deep_png
 from PIL import ExifTags, Image
 
 from sdbench import store as module
+from sdbench.arrays import U8
 from sdbench.disk import digest, write_bytes
 from sdbench.errors import UserError
 from sdbench.probes import rounds_file
-from sdbench.store import U8, Store, read_images
+from sdbench.store import Store, read_images
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
 

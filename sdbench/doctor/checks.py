@@ -13,6 +13,8 @@ from sdbench.errors import UserError
 from sdbench.machine import version
 from sdbench.scenes import embedded
 
+MAX_RESIZE_LEVELS = 0.01  # of 255
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -28,7 +30,7 @@ class Finding:
 
 
 def examine(results: Path, runs: Path) -> Iterator[Finding]:
-    """Check packages, device, embedded weights, the Hub's cache, disk, folders of results and runs, metrics on golden pictures, and published values."""
+    """Check packages, device, embedded weights, the Hub's cache, disk, folders of results and runs, clean-fid's resize, metrics on golden pictures, and published values."""
     yield from _packages()
     yield _device()
     yield from _embedded()
@@ -36,6 +38,7 @@ def examine(results: Path, runs: Path) -> Iterator[Finding]:
     yield _disk(runs)
     yield _writable(results, "--results")
     yield _writable(runs, "--runs")
+    yield from _resize()
     yield from _metrics()
     yield from _published_values()
 
@@ -111,6 +114,25 @@ def _writable(folder: Path, option: str) -> Finding:
 def _nearest_existing(folder: Path) -> Path:
     """The folder, or its nearest parent that exists."""
     return next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+
+
+def _resize() -> Iterator[Finding]:
+    """Our resize for `fid.clean` against clean-fid's own: the one is PyTorch's filter, the other Pillow's, and both change with versions."""
+    installed = version("clean-fid")
+    if installed is None:
+        return  # a missing package is a finding of its own
+    import numpy as np
+    import torch
+    from cleanfid.resize import build_resizer
+
+    from sdbench.encoders import resize
+
+    picture = np.random.default_rng(0).integers(0, 256, (400, 300, 3), np.uint8)
+    ours = (resize.clean(torch.from_numpy(picture)[None])[0] * 128 + 128).permute(1, 2, 0).numpy()
+    levels = float(np.abs(ours - build_resizer("clean")(picture)).max())
+    is_ok = levels <= MAX_RESIZE_LEVELS
+    advice = "" if is_ok else f", at most {MAX_RESIZE_LEVELS} is expected: fid.clean would not be comparable with clean-fid's"
+    yield Finding(is_ok, True, f"the resize of fid.clean is within {levels:.1g} of 255 levels of clean-fid {installed}'s{advice}")
 
 
 def _metrics() -> Iterator[Finding]:

@@ -1,7 +1,7 @@
 """The training data of UNets of both families: latents of captioned pictures, and embeddings of their captions.
 
-Both are computed once and stored by `row_files` under the digest of their inputs. A batch depends only on (seed, step), and is
-the same on every device.
+Both are computed once and stored by `row_files` under the digest of their inputs. A batch depends only on (seed, its
+number), and is the same on every device.
 """
 
 import hashlib
@@ -212,18 +212,18 @@ class LatentPool:
         latents: npt.NDArray[np.float16] = self._pictures["latents"]
         return latents
 
-    def batch(self, step: int, batch: int, seed: int, drop: float = 0.1, device: str = "cpu") -> Batch:
-        """Draw the batch of step number `step`.
+    def batch(self, number: int, batch: int, seed: int, drop: float = 0.1, device: str = "cpu") -> Batch:
+        """Draw a batch.
 
         Args:
-            step: decides, with `seed`, the pictures, the noise, the timesteps and the captions to drop.
+            number: of the batch; decides, with `seed`, the pictures, the noise, the timesteps and the captions to drop.
             batch: number of pictures.
             seed: of the run.
             drop: share of captions to replace by the unconditional embedding.
             device: of the tensors.
         """
-        step_seed = int(np.random.SeedSequence((seed, step)).generate_state(1)[0])  # torch's generator ignores all but 32 bits
-        return self.batch_of_rows(draw_rows(step, len(self), batch, seed), step_seed, drop, device=device)
+        batch_seed = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])  # torch's generator ignores all but 32 bits
+        return self.batch_of_rows(draw_rows(number, len(self), batch, seed), batch_seed, drop, device=device)
 
     def __len__(self) -> int:
         """=> how many pictures could be decoded."""

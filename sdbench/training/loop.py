@@ -1,6 +1,6 @@
 """The training loop for all networks of this project: those of the embedded family, and students.
 
-All randomness in a step depends only on (seed, step), so no state of a generator or sampler is saved: a run that was killed and
+All randomness depends only on (seed, number of the batch), so no state of a generator or sampler is saved: a run that was killed and
 started again takes the same steps on the same data and, on one CPU, ends with the same bytes. `accelerate` handles devices,
 processes and mixed precision. The processes share the batches of a step: with any number of them, a run takes the same steps on
 the same data, up to rounding, and it can continue with another number.
@@ -69,9 +69,9 @@ class Schedule:
         return float(self.lr * 0.5 * (1 + np.cos(np.pi * progress)))
 
 
-def draw_rows(step: int, n: int, batch: int, seed: int) -> npt.NDArray[np.int64]:
-    """Draw which of n examples step number `step` trains on => `batch` row numbers."""
-    return np.random.default_rng((seed, step)).integers(n, size=batch)
+def draw_rows(number: int, n: int, batch: int, seed: int) -> npt.NDArray[np.int64]:
+    """Draw which of n examples are in batch number `number` of a run => `batch` row numbers."""
+    return np.random.default_rng((seed, number)).integers(n, size=batch)
 
 
 def fit(
@@ -100,9 +100,8 @@ def fit(
         save_every_s: seconds between two checkpoints; more if saving is slow, so that it takes at most 2 % of the time.
 
     Raises:
-        UserError: two consecutive steps, or the last one, are not finite, or a checkpoint cannot be read or written; the last good
-            checkpoint remains.
-        UserError: the batches of a step cannot be shared evenly by the processes.
+        UserError: the batches of a step cannot be shared evenly by the processes; or two consecutive steps, or the last one, are not
+            finite, or a checkpoint cannot be read or written. The last good checkpoint remains.
     """
     accelerator = accelerator or Accelerator(cpu=next(model.parameters()).device.type == "cpu")
     check_even_split(schedule.accumulation, accelerator.num_processes)

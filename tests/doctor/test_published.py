@@ -10,7 +10,7 @@ from clips import Adapted, for_transformers, processor
 from torchmetrics.functional.multimodal import clip_score
 
 from sdbench.doctor import checks, published
-from sdbench.encoders import clip
+from sdbench.encoders import clip, resize
 from sdbench.encoders.clip import Clip
 from sdbench.errors import MissingError, UserError
 
@@ -78,3 +78,12 @@ def test_missing_weights_are_not_fatal(monkeypatch: pytest.MonkeyPatch) -> None:
     (finding,) = checks._published_values()
     assert not finding.is_fatal
     assert "not checked, its weights are not at hand" in finding.text
+
+
+def test_resize_is_compared_with_cleanfid(monkeypatch: pytest.MonkeyPatch) -> None:
+    (finding,) = checks._resize()
+    assert finding.is_ok
+    monkeypatch.setattr(resize, "clean", resize.torchmetrics)  # bilinear
+    (finding,) = checks._resize()
+    assert (finding.is_ok, finding.is_fatal) == (False, True)
+    assert "fid.clean would not be comparable with clean-fid's" in finding.text

@@ -15,10 +15,10 @@ from pictures import mixed, photograph, save
 from torch import Tensor
 from torchvision.transforms.functional import to_tensor
 
+from sdbench.arrays import F32, U8
 from sdbench.assets import weights
 from sdbench.encoders import inception
 from sdbench.metrics.frechet import frechet_distance, gaussian
-from sdbench.store import F32, U8
 
 N, WIDTH = 3, 2  # pictures in each set, and features few enough for regular covariances, as the peers need
 Peer = tuple[Callable[[list[U8]], F32], Callable[[F32, F32], float]]  # pictures => features; two sets of features => distance

@@ -9,8 +9,8 @@ from pictures import SIZES, noise, photograph
 from torch import Tensor
 from torchvision.transforms.functional import to_tensor
 
+from sdbench.arrays import U8
 from sdbench.encoders.resize import INCEPTION_RESIZES
-from sdbench.store import U8
 
 PICTURES = [*(photograph(seed, *size) for seed, size in enumerate(SIZES)), noise(9, 300, 298)]
 

@@ -13,10 +13,10 @@ from PIL import Image
 from torchvision import transforms
 from transformers import CLIPConfig, CLIPModel, CLIPVisionModelWithProjection, Dinov2Config, Dinov2Model
 
+from sdbench.arrays import F32, U8
 from sdbench.assets import catalogue, weights
 from sdbench.encoders import vit
 from sdbench.errors import UserError
-from sdbench.store import F32, U8
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 14}
 VISION = {**SMALL, "image_size": 336, "intermediate_size": 64, "projection_dim": 16}

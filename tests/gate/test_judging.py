@@ -14,9 +14,10 @@ from sdbench import api, suites
 from sdbench.errors import UserError
 from sdbench.gate import floors, policy
 from sdbench.gate.compare import Side
-from sdbench.gate.judging import Report, gate
+from sdbench.gate.judging import gate
 from sdbench.gate.judging import judge as judge_sides
 from sdbench.gate.policy import Policy, Rule
+from sdbench.gate.verdicts import Report
 from sdbench.records import Record, Scores, SuiteId, Value
 from sdbench.stats.decisions import decide, paired_mean_bounds
 

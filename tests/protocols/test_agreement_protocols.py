@@ -12,6 +12,7 @@ from scipy.ndimage import correlate1d
 from torchmetrics.functional.image import structural_similarity_index_measure
 from torchvision.models import alexnet
 
+from sdbench.arrays import U8
 from sdbench.assets import weights
 from sdbench.encoders import perceptual, scenes
 from sdbench.encoders.catalogue import TOWERS
@@ -23,7 +24,7 @@ from sdbench.records import Value
 from sdbench.scenes.grammar import parse, scene_at
 from sdbench.scenes.render import render
 from sdbench.score import PROTOCOLS, score
-from sdbench.store import U8, Store
+from sdbench.store import Store
 
 METRICS = [name for name in PROTOCOLS if name.startswith(("agreement.", "fd_to_teacher."))]
 LOCAL = ["agreement.clip.scenes", "agreement.features.scenes", "agreement.ssim", "fd_to_teacher.scenes"]  # need no downloaded weights

@@ -15,6 +15,7 @@ from pictures import deep_png
 from PIL import ExifTags, Image
 
 from sdbench import cli
+from sdbench.arrays import F32, U8
 from sdbench.encoders.catalogue import ENCODERS, Encoder
 from sdbench.encoders.pixels import device
 from sdbench.errors import MissingError, UserError
@@ -22,7 +23,6 @@ from sdbench.reference import build as building
 from sdbench.reference import cards
 from sdbench.reference.build import Pictures, build, import_moments, pictures_in_dataset, pictures_in_folder
 from sdbench.reference.cards import find, list_cards
-from sdbench.store import F32, U8
 
 ROOT = Path(__file__).parents[2]
 N, D = 11, 6

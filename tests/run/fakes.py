@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tiny import SIZE_PX
 
+from sdbench.arrays import U8
 from sdbench.encoders import scenes
 from sdbench.encoders.catalogue import TOWERS
 from sdbench.reference import cards
@@ -16,7 +17,6 @@ from sdbench.run.context import RunContext, prepare
 from sdbench.scenes.grammar import parse, scene_at
 from sdbench.scenes.render import render
 from sdbench.settings import Sampling
-from sdbench.store import U8
 from sdbench.suites import Prompts, Suite
 
 METRICS = ("fd.scenes", "clip_score.scenes", "preference.scenes", "win_rate.preference.scenes", "scene_accuracy")

@@ -15,6 +15,7 @@ from PIL import Image
 from tiny import SIZE_PX
 
 from sdbench import api, cli, records, suites
+from sdbench.arrays import U8
 from sdbench.encoders import scenes
 from sdbench.encoders.catalogue import ENCODERS, TOWERS
 from sdbench.encoders.clip import Clip
@@ -36,7 +37,7 @@ from sdbench.scenes.grammar import parse
 from sdbench.scenes.render import render
 from sdbench.score import score
 from sdbench.settings import Probes, Setting
-from sdbench.store import U8, Store
+from sdbench.store import Store
 from sdbench.suites import Suite, Teacher, load
 
 pytestmark = pytest.mark.usefixtures("fake_evaluators")

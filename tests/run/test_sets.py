@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from pictures import noise, photograph
 
+from sdbench.arrays import F32, U8
 from sdbench.encoders.catalogue import ENCODERS, Encoder
 from sdbench.errors import MissingError
 from sdbench.metrics import prdc
@@ -20,7 +21,7 @@ from sdbench.records import Value
 from sdbench.reference import cards
 from sdbench.reference.cards import Reference
 from sdbench.score import score
-from sdbench.store import F32, U8, Store
+from sdbench.store import Store
 
 FRECHET = {
     "fid.clean": "inception.clean",

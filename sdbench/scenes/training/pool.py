@@ -49,9 +49,9 @@ class Pool:
         """Read pictures => N x 3 x H x W in -1..1, and SDXL's micro-conditioning, N x 6: neither scaled nor cropped."""
         return self.pixels(rows), torch.tensor([(SIZE_PX, SIZE_PX, 0, 0, SIZE_PX, SIZE_PX)], dtype=torch.float32).repeat(len(rows), 1)
 
-    def rows(self, step: int, batch: int, seed: int = 0) -> npt.NDArray[np.int64]:
-        """Draw which pictures step number `step` trains on => `batch` row numbers."""
-        return draw_rows(step, self.n, batch, seed)
+    def rows(self, number: int, batch: int, seed: int = 0) -> npt.NDArray[np.int64]:
+        """Draw which pictures are in batch number `number` => `batch` row numbers."""
+        return draw_rows(number, self.n, batch, seed)
 
     def pixels(self, rows: npt.NDArray[np.int64]) -> Tensor:
         """=> pictures as networks take them, N x 3 x H x W, float32 in -1..1."""

@@ -16,7 +16,8 @@ from distillation.plan import MIDDLE_ATTENTION, Plan
 from distillation.recipe import load_recipe
 from distillation.sensitivity import budget
 from distillation.sensitivity.budget import TIED_TO_MIDDLE, Cost, find_best_plan, measure_time_cost, parameter_cost, sum_removed
-from distillation.sensitivity.removal import F64, WHOLE_MIDDLE
+from distillation.sensitivity.removal import WHOLE_MIDDLE
+from sdbench.arrays import F64
 from sdbench.errors import UserError
 from sdbench.models.architectures import unet_config
 

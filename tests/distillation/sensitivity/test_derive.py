@@ -21,7 +21,8 @@ from distillation.sensitivity.derive import (
     stage_table,
     write_recipe,
 )
-from distillation.sensitivity.removal import F64, WHOLE_MIDDLE
+from distillation.sensitivity.removal import WHOLE_MIDDLE
+from sdbench.arrays import F64
 from sdbench.errors import UserError
 from sdbench.models.architectures import depths, unet_config
 
