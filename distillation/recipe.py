@@ -14,23 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from distillation.plan import Plan
 from distillation.recipe_tables import (
     FullSizeTraining,
-    KeepBlocks,
-    KeepResnets,
     LossWeights,
     Middle,
     ScenesTraining,
     Stage,
-    Table,
-    TeacherShare,
 )
 from sdbench.errors import UserError, unknown_name
 from sdbench.models.architectures import TOPOLOGIES, Config, depths, resnet_counts, unet_config
 from sdbench.scenes.render import SIZE_PX
+from sdbench.validation import Table, validate
 
 RECIPES = Path(__file__).parent / "recipes"
 Family = Literal["scenes", "sdxl"]
@@ -191,35 +188,11 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
         if not path.is_file():
             raise unknown_name("recipe", str(name_or_path), shipped_recipes())
     try:
-        recipe = Recipe.model_validate(tomllib.loads(path.read_text()))
+        content = tomllib.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(f"no recipe at {path}; name a file, or a shipped recipe: {', '.join(shipped_recipes())}") from None
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path} is not TOML: {error}") from None
-    except ValidationError as error:
-        raise _first_error(path, error) from None
+    recipe = validate(Recipe, content, path.name)
     recipe.check()
     return recipe
-
-
-_TABLES: dict[str, type[Table]] = {
-    "": Recipe,
-    "stages": Stage,
-    "keep": KeepBlocks,
-    "shorten": KeepResnets,
-    "middle": Middle,
-    "loss": LossWeights,
-    "scenes": ScenesTraining,
-    "sdxl": FullSizeTraining,
-    "teachers": TeacherShare,
-}
-
-
-def _first_error(path: Path, error: ValidationError) -> UserError:
-    """The first error, unknown keys first: a misspelt key is reported as missing too."""
-    first = min(error.errors(), key=lambda details: details["type"] != "extra_forbidden")
-    location = ".".join(map(str, first["loc"]))
-    if first["type"] == "extra_forbidden":
-        tables = ["", *(part for part in first["loc"][:-1] if isinstance(part, str))]
-        return unknown_name(f"key in {path.name} ({location})", str(first["loc"][-1]), _TABLES[tables[-1]].model_fields)
-    return UserError(f"{path.name}: {location}: {first['msg']}; found {first['input']!r}")

@@ -2,7 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from sdbench.validation import Table
 
 Positive = Annotated[int, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
@@ -11,12 +13,6 @@ Weight = Annotated[float, Field(ge=0)]
 def _is_default_decay(decay: str) -> bool:
     """Older recipes lack `lr_decay`; the default stays out of the digest so that theirs do not change."""
     return decay == "cosine"
-
-
-class Table(BaseModel):
-    """A table of a recipe; an unknown key is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class KeepBlocks(Table):

@@ -49,7 +49,7 @@ from sdbench.training.processes import broadcast_from_main
 
 FINAL_BATCHES = 4  # batches after a stage's own, over which its final losses are averaged
 PROCESS_TIMEOUT = timedelta(minutes=30)  # for processes that wait while another one saves a checkpoint or draws samples
-STUDENT, LOSSES, IDENTITY = "student", "losses.json", "decides.json"
+STUDENT, LOSSES, IDENTITY = "student", "losses.json", "identity.json"
 
 
 @dataclass(frozen=True)

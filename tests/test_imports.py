@@ -62,6 +62,7 @@ DISTILLATION_MAY_IMPORT = {
     "store",
     "suites",
     "training",
+    "validation",
 }
 WITHOUT_TORCH = {
     "api",

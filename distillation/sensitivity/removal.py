@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -25,12 +25,13 @@ from sdbench.disk import write_bytes
 from sdbench.errors import UserError
 from sdbench.models.architectures import depths
 from sdbench.training.latents import Batch, CaptionedPictures, LatentPool, add_noise, predict
+from sdbench.validation import Table
 
 WHOLE_MIDDLE = "mid_block"  # key for the middle's attention and second resnet together
 SECOND_RESNET = "mid_block.resnets.1"
 
 
-class Settings(BaseModel):
+class Settings(Table):
     """How much to measure.
 
     Attributes:
@@ -38,8 +39,6 @@ class Settings(BaseModel):
         batches: per bin; the standard error is over them.
         pictures: per batch.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     bins: Annotated[int, Field(ge=1, le=1000)] = 10
     batches: Annotated[int, Field(ge=2)] = 4
@@ -51,7 +50,7 @@ class Settings(BaseModel):
         return self.bins * self.batches * self.pictures
 
 
-class Sensitivity(BaseModel):
+class Sensitivity(Table):
     """How a teacher's output changes without each of its parts.
 
     Attributes:
@@ -61,8 +60,6 @@ class Sensitivity(BaseModel):
         n_pictures: in all bins together; each picture is used once.
         losses: attention => mean squared change of the output, blocks x bins x batches; `mid_block` has one row.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     teacher: str
     digest: str

@@ -51,7 +51,7 @@ def test_the_default_lr_decay_does_not_change_the_digest(tmp_path: Path) -> None
 
 
 BAD = {
-    "misspelt key": ("feature = 0.5", "features = 0.5", "unknown key in bad.toml (loss.features) 'features'; did you mean 'feature'?"),
+    "misspelt key": ("feature = 0.5", "features = 0.5", "bad.toml: unknown key in [loss] 'features'; did you mean 'feature'?"),
     "misspelt key in a row": ("blocks = []", "block = []", "did you mean 'blocks'?"),
     "no such block": ("blocks = [0, 1, 2, 6]", "blocks = [0, 1, 2, 10]", "down_blocks.2.attentions.0 has no block 10; it has 0, 1, 2"),
     "block gone before": (
@@ -72,7 +72,7 @@ BAD = {
     "wrong middle": ("resnet = 0", 'resnet = "none"', "does not end at vega; middle kept: mid_block None (expected UNetMidBlock2D)"),
     "shares": ("share = 0.9", "share = 0.8", "the shares of its stages sum to 0.9; expected 1"),
     "student": ('student = "vega"', 'student = "vegas"', "unknown architecture 'vegas'; did you mean 'vega'?"),
-    "number": ("lr = 1e-3", "lr = -1", "scenes.lr: Input should be greater than 0; found -1"),
+    "number": ("lr = 1e-3", "lr = -1", "scenes.lr: Input should be greater than 0 (found -1)"),
     "syntax": ("[loss]", "[loss", "is not TOML"),
 }
 
