@@ -12,9 +12,8 @@ nox.options.sessions = ["lint", "tests"]
 
 def _install(session: nox.Session, *groups: str) -> None:
     session.install("-e", ".", *(word for group in groups for word in ("--group", group)))
-    session.env["PYTHONDONTWRITEBYTECODE"] = (
-        ""  # uv compiles nothing at installation; without caches each measuring process would compile PyTorch for 8 s
-    )
+    # uv compiles nothing at installation; without caches each measuring process would compile PyTorch for 8 s.
+    session.env["PYTHONDONTWRITEBYTECODE"] = ""
 
 
 @nox.session
