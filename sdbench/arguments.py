@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -26,6 +27,19 @@ class Parser(argparse.ArgumentParser):
 def add_command(commands: "argparse._SubParsersAction[P]", name: str, help_text: str) -> P:
     """Add a command => its parser; its own help begins with its line in the list of commands."""
     return commands.add_parser(name, help=help_text, description=help_text)
+
+
+def add_part(command: argparse.ArgumentParser, help_text: str) -> None:
+    """Add `--part K/N`, for N commands that share a folder; None where it is not given."""
+    command.add_argument("--part", type=_parse_part, metavar="K/N", help=help_text)
+
+
+def _parse_part(text: str) -> tuple[int, int]:
+    """The numbers in `2/8`."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a part K/N with K from 1 to N, such as 2/8")
+    return int(match[1]), int(match[2])
 
 
 def show(text: object) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,18 @@ def list_jobs(suite: Suite, sampling: Sampling, weights_digest: str | None) -> l
         Job(prompt_id, 0, prompt, digest([weights_digest, prompt_id, prompt, settings, noise]))
         for prompt_id, prompt in suite.prompt_list().items()
     ]
+
+
+def select_part(jobs: list[Job], batch: int, part: tuple[int, int]) -> list[Job]:
+    """The k-th of n parts of the jobs, for n processes that share a store.
+
+    Parts get whole batches: pictures in the same batch may change each other's last bits.
+
+    Args:
+        part: (k, n), k from 1 to n.
+    """
+    batches = [jobs[start : start + batch] for start in range(0, len(jobs), batch)]
+    return list(chain.from_iterable(batches[part[0] - 1 :: part[1]]))
 
 
 def generate(jobs: list[Job], store: Store, batch: int, make: Callable[[list[Job]], U8], title: str) -> None:

@@ -1,13 +1,12 @@
 """`distillation data`: fetch, draw and inspect training pictures."""
 
 import argparse
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distillation.commands.options import TEACHER, positive_int
 from distillation.data.download import FetchRules
-from sdbench.arguments import add_command, show
+from sdbench.arguments import add_command, add_part, show
 
 if TYPE_CHECKING:
     from distillation.data.pictures import Pictures
@@ -67,21 +66,7 @@ def _add_make_options(command: argparse.ArgumentParser) -> None:
         "--dtype", choices=("float32", "bfloat16", "float16"), help="precision (default: float32 on the CPU, bfloat16 on a GPU)"
     )
     command.add_argument("--device", help="cpu, cuda or cuda:<index> (default: cuda if there is one, else cpu)")
-    command.add_argument(
-        "--part",
-        type=_parse_part,
-        default=(1, 1),
-        metavar="K/N",
-        help="only the K-th of N parts, for N parallel commands, such as one per GPU",
-    )
-
-
-def _parse_part(text: str) -> tuple[int, int]:
-    """`2/8` => (2, 8)."""
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a part K/N with K from 1 to N, such as 2/8")
-    return int(match[1]), int(match[2])
+    add_part(command, "draw only the K-th of N parts, for N parallel commands, such as one per GPU; the last one finishes the folder")
 
 
 def _parse_where(text: str) -> tuple[str, str]:
@@ -111,7 +96,8 @@ def _make(options: argparse.Namespace) -> object:
     from sdbench.assets.sources import METADATA
 
     options.dtype = options.dtype or ("float32" if options.device == "cpu" else "bfloat16")
-    arguments = {name: getattr(options, name) for name in ("steps", "dtype", "batch", "size_px", "n", "seed", "device", "part")}
+    arguments = {name: getattr(options, name) for name in ("steps", "dtype", "batch", "size_px", "n", "seed", "device")}
+    arguments["part"] = options.part or (1, 1)
     out = draw_pictures(options.prompts, fetch_folder(options.teacher), options.out, guidance_scale=options.guidance, **arguments)
     return out if (out / METADATA[0]).exists() else f"{out}, without metadata.jsonl yet: the other parts are not done"
 

@@ -6,7 +6,6 @@ without `metadata.jsonl` is unfinished; the same command continues it.
 
 import hashlib
 import json
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from distillation.teacher import pipeline_spec
 from sdbench.assets.sources import METADATA
 from sdbench.disk import digest, write_bytes
 from sdbench.errors import UserError
-from sdbench.generate import Job, generate, make_sampler
+from sdbench.generate import Job, generate, make_sampler, select_part
 from sdbench.models.digest import weights_digest
 from sdbench.models.files import read_json
 from sdbench.models.loading import load
@@ -79,9 +78,7 @@ def draw_pictures(
         _write_settings(out, identity)  # only now: a teacher that cannot be loaded claims no folder
     store = Store(out, identity)
     jobs = [Job(str(row), 0, caption, digest([store.folder.name, row, caption])) for row, caption in enumerate(captions)]
-    # Parts get whole batches: pictures in the same batch may change each other's last bits.
-    batches = [jobs[start : start + batch] for start in range(0, len(jobs), batch)]
-    generate(list(chain.from_iterable(batches[part[0] - 1 :: part[1]])), store, batch, draw, "teacher")
+    generate(select_part(jobs, batch, part), store, batch, draw, "teacher")
     if not store.missing([job.image for job in jobs]):  # else other parts are still to come
         _finish_folder(out, store, jobs, identity)
     return out

@@ -2,7 +2,7 @@
 
 from sdbench.api.evaluation import Evaluation, evaluate
 from sdbench.api.gating import compare, noise, until_verdict
-from sdbench.api.measuring import record_pictures, run, score
+from sdbench.api.measuring import draw, record_pictures, run, score
 from sdbench.api.overrides import Overrides
 from sdbench.api.places import Places
 from sdbench.api.showing import card, report
@@ -13,6 +13,7 @@ __all__ = [
     "Places",
     "card",
     "compare",
+    "draw",
     "evaluate",
     "noise",
     "record_pictures",

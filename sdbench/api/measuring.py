@@ -46,6 +46,26 @@ def run(
     return runner.run(specs, context)
 
 
+def draw(
+    specs: "Sequence[ModelSpec]", suite: suites.Suite, part: tuple[int, int], places: Places = Places(), *, device: str | None = None
+) -> dict[str, int]:
+    """Draw a part of the pictures that `run` would draw, for several processes that share `places.work`, such as one per GPU.
+
+    When all parts are there, `run` only scores them and writes the records.
+
+    Args:
+        part: (k, n), the k-th of n parts.
+
+    Returns:
+        By name of a model, the number of its pictures that are still missing.
+    """
+    from sdbench.run import runner
+    from sdbench.run.context import prepare
+
+    context = prepare(suite, device=machine.choose_device(device), results=places.results, runs=places.work, only="quality")
+    return runner.draw(specs, context, part)
+
+
 def score(
     images: Path, prompts: Path, places: Places = Places(), suite: str = "standard", *, device: str | None = None
 ) -> tuple[list[Value], Scores]:

@@ -6,6 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sdbench.arguments import add_part
 from sdbench.commands import gating, showing
 from sdbench.commands.console import (
     AddCommand,
@@ -72,6 +73,10 @@ def _add_run(measuring: argparse.ArgumentParser) -> None:
     _add_overrides(measuring)
     add_runs(measuring)
     add_device(measuring)
+    add_part(
+        measuring,
+        "draw only the K-th of N parts of the pictures, for N parallel commands, such as one per GPU; then the same command without it goes on from there",
+    )
     measuring.add_argument(
         "--until-verdict", action="store_true", help="run the prompts in batches and stop as soon as the gate is sure; exit codes: see gate"
     )
@@ -128,6 +133,8 @@ def _run(arguments: argparse.Namespace) -> int:
     only = "probes" if arguments.weights == "random" and arguments.only is None else arguments.only
     check_suite(suite, only=only, settings=arguments.setting, profile=arguments.profile)  # before anything is printed, in a dry run too
     check_models(specs, suite)
+    if arguments.part:
+        return _draw_part(specs, suite, arguments)
     missing = _missing_from_teacher(specs, suite, arguments) if only != "probes" else []
     if arguments.dry_run:
         planned = _print_plan(specs, suite, arguments, only, arguments.setting, arguments.device, missing)
@@ -142,6 +149,21 @@ def _run(arguments: argparse.Namespace) -> int:
     return _print_records(made, arguments)
 
 
+def _draw_part(specs: "Sequence[ModelSpec]", suite: "Suite", arguments: argparse.Namespace) -> int:
+    from sdbench import api
+
+    missing = api.draw(specs, suite, arguments.part, places_from(arguments), device=arguments.device)
+    for name, n in missing.items():
+        print_note(
+            f"{name}: {n} pictures are still missing; the other parts draw them"
+            if n
+            else f"{name}: all pictures are drawn; the same command without --part scores them and writes the record"
+        )
+    if arguments.json:
+        print_json({"missing": missing})
+    return 0
+
+
 def _read_models_and_suite(arguments: argparse.Namespace) -> "tuple[list[ModelSpec], Suite]":
     """The models and the suite that the options of `run` name."""
     from sdbench import api, suites
@@ -150,6 +172,8 @@ def _read_models_and_suite(arguments: argparse.Namespace) -> "tuple[list[ModelSp
     from sdbench.reference import cards
 
     _check_until_verdict(arguments)
+    if arguments.part:
+        _check_part(arguments)
     if arguments.name and len(arguments.model) > 1:
         raise UserError("--name is for one model, but several are given; run them one by one, or leave --name out")
     completion = {"base": arguments.base, "lora": arguments.lora, "name": arguments.name, "random": arguments.weights == "random"}
@@ -171,6 +195,21 @@ def _check_until_verdict(arguments: argparse.Namespace) -> None:
     names = ("dry_run", "only", "setting", "profile") if arguments.until_verdict else ("policy", "junit", "markdown")
     if wrong := [f"--{name.replace('_', '-')}" for name in names if getattr(arguments, name)]:
         raise UserError(f"{wrong[0]} {'does not work' if arguments.until_verdict else 'works only'} with --until-verdict; leave it out")
+
+
+def _check_part(arguments: argparse.Namespace) -> None:
+    """Check that no option asks for more than pictures.
+
+    Raises:
+        UserError: one does.
+    """
+    asked = {
+        "--weights random": arguments.weights == "random",
+        "--only probes": arguments.only == "probes",
+        **{f"--{name.replace('_', '-')}": getattr(arguments, name) for name in ("setting", "profile", "dry_run", "until_verdict")},
+    }
+    if wrong := [option for option, given in asked.items() if given]:
+        raise UserError(f"{wrong[0]} does not work with --part, which only draws pictures; leave one of them out")
 
 
 def _print_plan(

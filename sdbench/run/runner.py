@@ -12,7 +12,7 @@ from sdbench import schedulers
 from sdbench.arrays import U8
 from sdbench.assets.pipelines import fetch
 from sdbench.encoders.memory import evaluators_on
-from sdbench.generate import DTYPES, Job, generate, make_sampler, render_scenes
+from sdbench.generate import DTYPES, Job, generate, make_sampler, render_scenes, select_part
 from sdbench.models.digest import weights_digest
 from sdbench.models.loading import load
 from sdbench.models.spec import ModelSpec, with_cached_architecture
@@ -42,6 +42,22 @@ def run(specs: Sequence[ModelSpec], context: RunContext) -> list[Path]:
             subject = build_subject(model, context, *pictures[name]) if name in pictures else None
             folders[name] = write_record(model, context, subject, probed, schedulers_by_name[name])
     return [folders[spec.name] for spec in specs]
+
+
+def draw(specs: Sequence[ModelSpec], context: RunContext, part: tuple[int, int]) -> dict[str, int]:
+    """Draw a part of the pictures of models, and score nothing: for processes that share the folder of runs, such as one per GPU.
+
+    Args:
+        part: see `select_part`.
+
+    Returns:
+        By name of a model, the number of its pictures that are still missing.
+    """
+    missing = {}
+    for spec in fetch_models(specs, context):
+        store, jobs = _draw_pictures(spec, describe_model(spec, context), context, part)
+        missing[spec.name] = len(store.missing([job.image for job in jobs]))
+    return missing
 
 
 def fetch_models(specs: Sequence[ModelSpec], context: RunContext) -> list[ModelSpec]:
@@ -90,9 +106,9 @@ class PictureGenerator:
         return make_sampler(pipeline, sampling, self.context.suite.noise)
 
 
-def _draw_pictures(spec: ModelSpec, model: Model, context: RunContext) -> tuple[Store, list[Job]]:
+def _draw_pictures(spec: ModelSpec, model: Model, context: RunContext, part: tuple[int, int] = (1, 1)) -> tuple[Store, list[Job]]:
     generator = PictureGenerator(spec, model, context)
-    generator.draw(generator.jobs)
+    generator.draw(select_part(generator.jobs, context.sampling.batch, part))
     store, jobs = generator.store, generator.jobs
     del generator  # which holds the model
     gc.collect()

@@ -252,6 +252,29 @@ def test_run_writes_one_record_per_model_and_a_second_run_nothing(
     assert modification_times(tmp_path) == before
 
 
+def test_parts_draw_what_one_run_would_and_a_run_only_scores_them(
+    teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def pictures_below(folder: Path) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in folder.rglob("images/*.png") if "runs" in path.parts}
+
+    suite = SUITE.model_copy(update={"prompts": SUITE.prompts.model_copy(update={"n": 5})})  # batches of 2, 2 and 1
+    monkeypatch.setattr(cli.measuring, "_read_models_and_suite", lambda _: ([teacher], suite))
+    command = ["run", "--model", "tiny", "--results", str(tmp_path / "parts" / "results"), "--runs", str(tmp_path / "parts" / "runs")]
+    for part, missing, note in (("2/2", 3, "3 pictures are still missing"), ("1/2", 0, "all pictures are drawn")):
+        assert cli.main([*command, "--json", "--part", part]) == 0
+        output = capsys.readouterr()
+        assert json.loads(output.out) == {"missing": {"scenes-teacher": missing}}
+        assert f"scenes-teacher: {note}" in output.err
+    assert not records.find(tmp_path / "parts" / "results", "scenes", suite.id, "scenes-teacher"), "parts write no record"
+
+    (whole,) = runner.run([teacher], prepare_in(tmp_path / "whole", suite))
+    assert pictures_below(tmp_path / "parts") == pictures_below(tmp_path / "whole")
+    monkeypatch.setattr(runner, "load", fail_if_called)
+    (scored,) = runner.run([teacher], prepare_in(tmp_path / "parts", suite))
+    assert records.read_record(scored).values == records.read_record(whole).values
+
+
 def test_changed_value_creates_a_new_record_beside_the_old_one(teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (first,) = runner.run([teacher], prepare_in(tmp_path))
     before = modification_times(first)
