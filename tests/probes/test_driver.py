@@ -144,6 +144,7 @@ def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DriverHarness:
     )
     counts._count_work.cache_clear()
     monkeypatch.setenv("PYTEST_ADDOPTS", "--an-option-of-the-user")
+    monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw0")
     return harness
 
 
