@@ -21,7 +21,7 @@ IGNORED = -100  # label of a missing second thing, which torch's cross entropy i
 
 
 def labels(layouts: Sequence[Layout]) -> dict[str, Tensor]:
-    """=> the class indices of each attribute, N int64; `IGNORED` if a layout has no second thing."""
+    """The class indices of the layouts by attribute name, N int64 each; `IGNORED` if a layout has no second thing."""
     return {name: torch.tensor([_label(layout, name) for layout in layouts]) for name in VOCABULARY}
 
 
@@ -40,17 +40,17 @@ class AttributeHeads(nn.Module):
         self.heads = nn.ModuleDict({name: nn.Linear(width, len(words)) for name, words in VOCABULARY.items()})
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
-        """N x width => logits by attribute name, N x classes each."""
+        """Classify features, N x width; returns logits by attribute name, N x classes each."""
         return {name: head(features) for name, head in self.heads.items()}
 
 
 def attribute_loss(logits: dict[str, Tensor], truth: dict[str, Tensor]) -> Tensor:
-    """=> the cross entropy, averaged over the attributes."""
+    """The cross entropy, averaged over the attributes; `IGNORED` labels do not count."""
     return torch.stack([F.cross_entropy(logits[name], truth[name].to(logits[name].device)) for name in VOCABULARY]).mean()
 
 
 def read_layouts(logits: dict[str, Tensor]) -> list[Layout]:
-    """=> the most likely layout of each row."""
+    """The most likely layout for each row of the logits."""
     chosen = {name: [VOCABULARY[name][k] for k in values.argmax(1).tolist()] for name, values in logits.items()}
     layouts = []
     for row, axis in enumerate(chosen["axis"]):

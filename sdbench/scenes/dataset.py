@@ -12,7 +12,7 @@ FEATURES = Features({"index": Value("int64"), "caption": Value("string"), "image
 
 
 def scenes(n: int, split: Split = "train", seed: int = 0) -> Dataset:
-    """=> the first `n` scenes of a split, with columns `index`, `caption` and `image` (64 x 64 px RGB)."""
+    """The first `n` scenes of a split, with columns `index`, `caption` and `image` (64 x 64 px RGB)."""
 
     def rows() -> Iterator[dict[str, Any]]:
         for index in range(n):

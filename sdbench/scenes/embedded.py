@@ -12,12 +12,12 @@ MANIFEST = WEIGHTS / "manifest.json"
 
 
 def digest(path: Path) -> str:
-    """=> SHA-256 of a file."""
+    """The SHA-256 (hex) of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def read_manifest() -> dict[str, Any]:
-    """Read the manifest: digests of the files, and for each network its seed, steps, scores, commit and versions.
+    """Read the manifest: digests of the files, schedule and scores of each network, and the commit and versions that made them.
 
     Raises:
         UserError: the manifest is missing or damaged.
@@ -33,17 +33,21 @@ def read_manifest() -> dict[str, Any]:
 
 
 def changed_files() -> list[str]:
-    """=> the names of the shipped files that are missing or changed."""
+    """The names of the shipped files that are missing or changed.
+
+    Raises:
+        UserError: the manifest is missing or damaged.
+    """
     return [
         name for name, expected in read_manifest()["files"].items() if not (WEIGHTS / name).is_file() or digest(WEIGHTS / name) != expected
     ]
 
 
 def verified_path(name: str) -> Path:
-    """Check the digests of a shipped file or folder => its path.
+    """Check the digests of a shipped file or folder, and return its path.
 
     Raises:
-        UserError: a file is missing or was changed.
+        UserError: a file is missing or was changed, or the manifest is missing or damaged.
     """
     for file, expected in read_manifest()["files"].items():
         if (file == name or file.startswith(f"{name}/")) and (not (WEIGHTS / file).is_file() or digest(WEIGHTS / file) != expected):

@@ -51,7 +51,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Layout:
-    """What the picture shows, the same for all captions that describe it."""
+    """The content of a picture, the same for all captions that describe it."""
 
     axis: Literal["single", "row", "column"]
     things: tuple[Thing, ...]
@@ -68,13 +68,13 @@ class Scene:
 
     @cached_property
     def caption(self) -> str:
-        """=> the scene in words."""
+        """The scene in words."""
         body = str(self.things[0]) if self.relation is None else f"{self.things[0]} {self.relation} {self.things[1]}"
         return f"{body} on a {self.background} background"
 
     @cached_property
     def layout(self) -> Layout:
-        """=> the picture that the caption asks for."""
+        """The layout that the caption asks for."""
         if self.relation is None:
             return Layout("single", self.things, self.background)
         things = self.things if self.relation in ("left of", "above") else self.things[::-1]
@@ -82,13 +82,13 @@ class Scene:
 
     @property
     def split(self) -> Split:
-        """=> the split of the layout, the same for all its captions; one layout in eight is held out of every training set."""
+        """The split of the layout, the same for all its captions; one layout in eight is held out of every training set."""
         digest = hashlib.sha256(repr(self.layout).encode()).digest()
         return "heldout" if digest[0] % 8 == 0 else "train"
 
 
 def scene_at(index: int, split: Split = "train", seed: int = 0) -> Scene:
-    """Draw the scene with this index, the same on every machine; a quarter of all scenes hold a single thing."""
+    """Draw the scene at an index of a split, the same on every machine; about a quarter of all scenes hold a single thing."""
     rng = np.random.default_rng((seed, index))
     while True:
         scene = _draw_scene(rng)
@@ -97,10 +97,10 @@ def scene_at(index: int, split: Split = "train", seed: int = 0) -> Scene:
 
 
 def parse(caption: str) -> Scene:
-    """Parse a caption.
+    """Parse a caption, whatever its case.
 
     Raises:
-        ValueError: the caption does not follow the grammar; the message names the word and its nearest match.
+        ValueError: the caption does not follow the grammar; the message shows the expected form, or an unknown word with its nearest match.
     """
     match = _CAPTION.fullmatch(caption.strip().lower())
     if match is None:

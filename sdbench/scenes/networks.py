@@ -20,7 +20,7 @@ class Residual(nn.Module):
         self.body = nn.Sequential(_conv(width, width), nn.ReLU(), _conv(width, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """N x C x H x W => the same shape."""
+        """Apply the block to N x C x H x W; returns the same shape."""
         return torch.relu(x + self.body(x))
 
 
@@ -50,18 +50,18 @@ class SceneNet(nn.Module):
         return net.eval()
 
     def features(self, pixels: Tensor) -> Tensor:
-        """N x 3 x 64 x 64 in -1..1 => N x width."""
+        """Compute the features of pictures, N x 3 x 64 x 64 in -1..1; returns N x width."""
         projected: Tensor = self.project(self.trunk(pixels).flatten(1))
         return projected
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        """N x 3 x 64 x 64 in -1..1 => logits by attribute."""
+        """Classify pictures, N x 3 x 64 x 64 in -1..1; returns logits by attribute name, N x classes each."""
         logits: dict[str, Tensor] = self.heads(torch.relu(self.features(pixels)))
         return logits
 
 
 def to_pixels(images: U8) -> Tensor:
-    """Convert pictures for these networks and for VAEs: N x H x W x 3 uint8 => N x 3 x H x W float32 in -1..1."""
+    """Convert pictures, N x H x W x 3 uint8, for these networks and for VAEs; returns N x 3 x H x W float32 in -1..1."""
     return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 

@@ -18,7 +18,7 @@ RADIUS = {"small": 0.105, "large": 0.185}
 
 
 def render(scenes: Sequence[Scene], indices: Sequence[int], seed: int = 0, size_px: int = SIZE_PX) -> npt.NDArray[np.uint8]:
-    """Render scenes => N x size x size x 3, uint8 RGB; `indices` and `seed` decide the jitter."""
+    """Render scenes, with jitter decided by `indices` and `seed`; returns N x size_px x size_px x 3, uint8 RGB."""
     jitters = np.stack([np.random.default_rng((seed, 1, index)).uniform(-1, 1, 24) for index in indices]).astype(np.float32)
     canvas = np.empty((len(scenes), size_px, size_px, 3), np.float32)
     canvas[:] = np.array([BACKGROUNDS[scene.background] for scene in scenes], np.float32)[:, None, None] + 6 * jitters[:, None, None, :3]

@@ -40,7 +40,11 @@ class Checkpoints:
         self._save_at = time.monotonic() + every_s
 
     def save_if_due(self, step: int, *, last: bool) -> None:
-        """Save the state after `step` steps if the latest checkpoint is old enough, or this step is the last one."""
+        """Save the state after `step` steps if the latest checkpoint is old enough, or this step is the last one.
+
+        Raises:
+            UserError: the checkpoint cannot be written.
+        """
         if not last and time.monotonic() <= self._save_at:
             return
         began = time.monotonic()
@@ -61,7 +65,11 @@ class Checkpoints:
             shutil.rmtree(old)
 
     def resume(self) -> int:
-        """Load the newest readable checkpoint, the same in every process => the number of steps taken."""
+        """Load the newest readable checkpoint, the same in every process, and return the number of steps taken.
+
+        Raises:
+            UserError: the run's folder cannot be made, or there are checkpoints but none can be read.
+        """
         with explain_write_errors("a run", self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
         newest = broadcast_from_main(self._load_newest)
@@ -99,7 +107,7 @@ class Checkpoints:
 
 
 def describe_last_checkpoint(folder: Path) -> str:
-    """=> which checkpoint remains after an error, for messages."""
+    """The checkpoint that remains after an error, in words for the message."""
     checkpoint = max(folder.glob("step-*"), default=None)
     return f"the last good checkpoint is {checkpoint}" if checkpoint else "there was no checkpoint yet"
 

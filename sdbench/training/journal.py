@@ -30,6 +30,9 @@ class Journal:
         evaluate: see `fit`.
         evaluate_every: steps between two evaluations.
         quiet: write nothing, because another process does.
+
+    Raises:
+        UserError: the log cannot be written.
     """
 
     def __init__(self, folder: Path, start: int, steps: int, evaluate: Evaluate | None, evaluate_every: int, *, quiet: bool) -> None:
@@ -52,7 +55,11 @@ class Journal:
                 self._board.close()
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Log the values of a step."""
+        """Log the values of a step.
+
+        Raises:
+            UserError: the log cannot be written.
+        """
         if self._quiet:
             return
         with explain_write_errors("the log", self._folder), self._log.open("a") as log:
@@ -61,7 +68,11 @@ class Journal:
             self._board.add_scalar(name, value, step)
 
     def evaluate_if_due(self, taken: int, network: nn.Module) -> None:
-        """Evaluate a network after `taken` steps, if it is time to, and save the picture and values."""
+        """Evaluate a network after `taken` steps if an evaluation is due, and save the picture and values.
+
+        Raises:
+            UserError: the picture or the log cannot be written.
+        """
         if self._quiet or self._evaluate is None or not taken or (taken < self._steps and taken % self._evaluate_every):
             return
         training = network.training

@@ -46,20 +46,22 @@ class CaptionedPictures(Protocol):
 
     @property
     def digest(self) -> str:
-        """=> SHA-256 of pixels and captions."""
+        """A digest that changes with pixels or captions."""
 
     @property
     def size_px(self) -> int:
-        """=> side of the square pictures that `read` returns."""
+        """The side of the square pictures that `read` returns."""
 
     @property
     def captions(self) -> Sequence[str]:
-        """=> one caption for each picture."""
+        """One caption for each picture."""
 
     def read(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Read pictures as a VAE takes them => N x 3 x H x W float32 in -1..1, and SDXL's micro-conditioning, N x 6.
+        """Read pictures as a VAE takes them.
 
-        The latter is original height and width, crop top and left, target height and width.
+        Returns:
+            Pixels, N x 3 x H x W float32 in -1..1, and SDXL's micro-conditioning (arXiv 2307.01952, 2.2), N x 6: original height and
+            width, crop top and left, target height and width.
 
         Raises:
             UndecodableError: a picture cannot be decoded.
@@ -76,7 +78,7 @@ class Batch:
             is zeros, or that of "" if the pipeline's `force_zeros_for_empty_prompt` is false.
         pooled: N x width, of the second text encoder; unconditional for a dropped caption, too.
         time_ids: N x 6, SDXL's micro-conditioning.
-        noise: like `latents`.
+        noise: of the shape of `latents`.
         timesteps: N, int64 in 0..999.
     """
 
@@ -88,7 +90,7 @@ class Batch:
     timesteps: Tensor
 
     def to(self, to: torch.device | str | torch.dtype) -> Self:
-        """=> the batch on another device or in another precision; timesteps and micro-conditioning keep theirs.
+        """The batch on another device or in another precision; timesteps and micro-conditioning keep their precision.
 
         In bfloat16, a side of 1365 px would become 1368.
         """
@@ -98,13 +100,17 @@ class Batch:
 
 
 def add_noise(scheduler: DDIMScheduler, batch: Batch) -> Tensor:
-    """=> the latents with noise at the batch's timesteps, the input of the UNet."""
+    """The latents with noise at the batch's timesteps, the input of the UNet."""
     noised: Tensor = scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
     return noised
 
 
 def target(scheduler: DDIMScheduler, batch: Batch) -> Tensor:
-    """=> the UNet's target: the noise, or the velocity sqrt(a) noise - sqrt(1 - a) latents (arXiv 2202.00512)."""
+    """The UNet's target: the noise, or the velocity sqrt(a) noise - sqrt(1 - a) latents (arXiv 2202.00512), a from `alphas_cumprod`.
+
+    Raises:
+        UserError: the scheduler has another prediction type.
+    """
     kind = scheduler.config.prediction_type
     if kind == "epsilon":
         return batch.noise
@@ -115,7 +121,7 @@ def target(scheduler: DDIMScheduler, batch: Batch) -> Tensor:
 
 
 def predict(unet: UNet2DConditionModel, noised: Tensor, batch: Batch) -> Tensor:
-    """=> the UNet's output for noised latents under the batch's conditions."""
+    """The UNet's output for noised latents under the batch's conditions."""
     conditions = {"text_embeds": batch.pooled, "time_ids": batch.time_ids}
     output: Tensor = unet(noised, batch.timesteps, batch.prompt_embeds, added_cond_kwargs=conditions, return_dict=False)[0]
     return output
@@ -125,7 +131,7 @@ def load_components(folder: Path) -> dict[str, Any]:
     """Load the parts of a pipeline except its UNet, in float32 on the CPU.
 
     Raises:
-        UserError: the folder lacks one, or one is damaged or not finite.
+        UserError: the folder lacks a part, or a part is damaged or not finite.
     """
     _check_complete(folder)
     return {
@@ -138,7 +144,7 @@ def check_diffusion(folder: Path) -> None:
     """Check that a pipeline has DDPM's noise and latents that are only scaled, as training here assumes.
 
     Raises:
-        UserError: it does not, or a configuration cannot be read.
+        UserError: the pipeline is of another kind, or a configuration cannot be read.
     """
     scheduler, vae = (read_json(folder / name) for name in ("scheduler/scheduler_config.json", "vae/config.json"))
     if "beta_schedule" not in scheduler or scheduler.get("use_flow_sigmas"):
@@ -171,14 +177,15 @@ class LatentPool:
     Args:
         pipeline_folder: a diffusers folder; its `unet` is not needed.
         pictures: to encode.
-        work: gets `latents-<digest>.npy` and `captions-<digest>.npy`.
+        work: folder for `latents-<digest>.npy`, `captions-<digest>.npy` and, unless that is zeros, `unconditional-<digest>.npy`.
         device: to encode on.
 
     Attributes:
         scheduler: with the pipeline's noise schedule.
 
     Raises:
-        UserError: the folder lacks a component, one is damaged, too many pictures cannot be decoded, or the disk has too little space.
+        UserError: the folder lacks a component, one is damaged, the kind of diffusion is another (see `check_diffusion`), too many
+            pictures cannot be decoded, or the disk has too little space.
     """
 
     def __init__(self, pipeline_folder: Path, pictures: CaptionedPictures, work: Path, device: str = "cpu") -> None:
@@ -202,13 +209,13 @@ class LatentPool:
 
     @cached_property
     def parts(self) -> dict[str, Any]:
-        """=> the parts of the pipeline except its UNet, by name, on the device; loaded when first used."""
+        """The parts of the pipeline except its UNet, by name, on the device; loaded when first used."""
         parts = load_components(self._folder)
         return {name: part.to(self._device) if isinstance(part, nn.Module) else part for name, part in parts.items()}
 
     @property
     def latents(self) -> npt.NDArray[np.float16]:
-        """=> the latents of all pictures, n x 4 x H x W: scaled modes of the posterior."""
+        """The latents of all pictures, of the shape in `Batch`: scaled modes of the posterior, or zeros for undecodable pictures."""
         latents: npt.NDArray[np.float16] = self._pictures["latents"]
         return latents
 
@@ -226,13 +233,16 @@ class LatentPool:
         return self.batch_of_rows(draw_rows(number, len(self), batch, seed), batch_seed, drop, device=device)
 
     def __len__(self) -> int:
-        """=> how many pictures could be decoded."""
+        """Number of pictures that could be decoded."""
         return len(self._decodable)
 
     def batch_of_rows(
         self, rows: npt.NDArray[np.int64], seed: int, drop: float = 0.0, least: int = 0, most: int | None = None, device: str = "cpu"
     ) -> Batch:
-        """=> a batch of given rows, counted among decodable pictures; `seed` decides noise and timesteps, `least` <= t < `most`."""
+        """A batch of given rows, counted among decodable pictures.
+
+        `seed` decides the noise, the timesteps (`least` <= t < `most`; default: all) and the captions to drop.
+        """
         n, rows = len(rows), self._decodable[rows]
         generator = torch.Generator().manual_seed(seed)
         latents, time_ids = (torch.from_numpy(self._pictures[name][rows]).float() for name in ("latents", "time_ids"))
@@ -244,14 +254,18 @@ class LatentPool:
         return Batch(latents, prompt_embeds, pooled, time_ids, noise, timesteps).to(device)
 
     def _embeddings_with_dropout(self, name: str, rows: npt.NDArray[np.int64], kept: Tensor) -> Tensor:
-        """=> the captions' embeddings where `kept` is 1, and the unconditional one where it is 0."""
+        """The captions' embeddings where `kept` is 1, and the unconditional one where it is 0."""
         conditional = torch.from_numpy(self._captions[name][rows]).float() * kept
         if self._unconditional is None:
             return conditional
         return conditional + torch.from_numpy(self._unconditional[name][[0]]).float() * (1 - kept)
 
     def encode_pictures(self, rows: npt.NDArray[np.int64]) -> dict[str, Tensor]:
-        """Encode pictures => their rows in the file; a GPU may compute in TF32, which has as many digits as the float16 in the file."""
+        """Encode pictures and return their rows in the file; a GPU may compute in TF32, which has as many digits as the file's float16.
+
+        Raises:
+            UndecodableError: a picture cannot be decoded.
+        """
         return self._encode(self.pictures.read(rows))
 
     def _encode(self, pictures: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
@@ -259,7 +273,7 @@ class LatentPool:
         return {"latents": encode(self.parts["vae"], pixels.to(self._device)).half(), "time_ids": time_ids}
 
     def embed_captions(self, rows: npt.NDArray[np.int64]) -> dict[str, Tensor]:
-        """Embed captions like `encode_prompt` of the stock pipeline => their rows in the file."""
+        """Embed captions as `encode_prompt` of the stock pipeline does, and return their rows in the file."""
         return self._embed([self.pictures.captions[row] for row in rows])
 
     def _embed(self, captions: list[str]) -> dict[str, Tensor]:
@@ -278,7 +292,7 @@ def _has_zero_unconditional(folder: Path) -> bool:
 
 
 def encode(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
-    """Encode pictures, N x 3 x H x W in -1..1 => scaled modes of the posterior, N x 4 x H/8 x W/8."""
+    """Encode pictures, N x 3 x H x W in -1..1; returns scaled modes of the posterior, of the shape in `Batch`."""
     latents: Tensor = vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
     return latents
 

@@ -60,7 +60,7 @@ class Schedule:
     lr_decay: Literal["cosine", "none"] = "cosine"
 
     def lr_at(self, step: int) -> float:
-        """=> the learning rate of a step."""
+        """The learning rate of a step."""
         if step < self.warmup:
             return self.lr * (step + 1) / self.warmup
         if self.lr_decay == "none":
@@ -70,7 +70,7 @@ class Schedule:
 
 
 def draw_rows(number: int, n: int, batch: int, seed: int) -> npt.NDArray[np.int64]:
-    """Draw which of n examples are in batch number `number` of a run => `batch` row numbers."""
+    """Draw, with replacement, which of n examples are in batch number `number` of a run; returns `batch` row numbers."""
     return np.random.default_rng((seed, number)).integers(n, size=batch)
 
 
@@ -85,23 +85,23 @@ def fit(
     evaluate_every: int = 500,
     save_every_s: float = 60.0,
 ) -> nn.Module:
-    """Train `model` in place => the network to keep: the running average of the weights if there is one, else the model.
+    """Train `model` in place, and return the network to keep: the running average of the weights if there is one, else the model.
 
     A single step whose loss or gradient is not finite is skipped and logged.
 
     Args:
         model: prepared by the accelerator, if one is given.
-        loss: number of a batch => named scalar terms, each a mean over the batch; their sum is minimised.
+        loss: computes named scalar terms for the batch of a number, each a mean over the batch; their sum is minimised.
         schedule: how long and how fast to train.
         folder: of the run, see the module.
         accelerator: by default a new one on the model's device.
-        evaluate: the network to keep so far => an H x W x 3 picture and named values.
+        evaluate: makes an H x W x 3 uint8 picture and named values with the network to keep so far.
         evaluate_every: steps between two evaluations; there is one at the end, too.
         save_every_s: seconds between two checkpoints; more if saving is slow, so that it takes at most 2 % of the time.
 
     Raises:
         UserError: the batches of a step cannot be shared evenly by the processes; or two consecutive steps, or the last one, are not
-            finite, or a checkpoint cannot be read or written. The last good checkpoint remains.
+            finite; or a checkpoint cannot be read, or a file not be written. The last good checkpoint remains.
     """
     accelerator = accelerator or Accelerator(cpu=next(model.parameters()).device.type == "cpu")
     check_even_split(schedule.accumulation, accelerator.num_processes)
@@ -143,7 +143,7 @@ def fit(
 
 
 def max_even_processes(accumulation: int, processes: int) -> int:
-    """=> the largest number of processes, up to `processes`, that can share the `accumulation` batches of a step evenly."""
+    """The largest number of processes, up to `processes`, that can share the `accumulation` batches of a step evenly."""
     return max(number for number in range(1, processes + 1) if accumulation % number == 0)
 
 
@@ -151,7 +151,7 @@ def check_even_split(accumulation: int, processes: int) -> None:
     """Check that the processes can share the batches of a step evenly.
 
     Raises:
-        UserError: they cannot; the message tells how many could.
+        UserError: the processes cannot; the message tells how many could.
     """
     if accumulation % processes:
         raise UserError(
@@ -160,7 +160,7 @@ def check_even_split(accumulation: int, processes: int) -> None:
 
 
 def _backward(model: nn.Module, loss: Loss, schedule: Schedule, step: int, accelerator: Accelerator) -> dict[str, Tensor]:
-    """Compute the gradients of a step => its loss terms, averaged over the batches of this process."""
+    """Compute the gradients of a step, and return its loss terms, averaged over the batches of this process."""
     sums: dict[str, Tensor] = {}
     parts = range(accelerator.process_index, schedule.accumulation, accelerator.num_processes)
     for part in parts:

@@ -14,7 +14,7 @@ WAIT_TIMEOUT = timedelta(days=1)
 
 
 def broadcast_from_main(compute: Callable[[], Result]) -> Result:
-    """Run `compute` in the main process, once all processes have called this => its result, in every process.
+    """Run `compute` in the main process once all processes have called this, and return its result in every process.
 
     They wait for each other up to a day; in training itself, the timeout of the process group applies.
     """
@@ -35,9 +35,9 @@ def _cpu_group(_world: distributed.ProcessGroup | None) -> distributed.ProcessGr
 
 
 def rank_and_local_size() -> tuple[int, int]:
-    """=> the rank of this process, and the number of processes on the main process's machine.
+    """The rank of this process, and the number of processes on its machine, which is taken to be the same on all machines.
 
-    Processes with a rank beyond that number run on other machines, which may not see what the main process maps into memory.
+    Processes with a rank from that number on run on other machines, which may not see what the main process maps into memory.
     """
     if not distributed.is_initialized():
         return 0, 1

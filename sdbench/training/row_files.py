@@ -38,8 +38,8 @@ class RowFile:
 
     Attributes:
         path: of the complete file.
-        compute: what `read` returned => a tensor for each field, with a row for each.
-        read: row numbers => the input of `compute`; runs in threads.
+        compute: makes a tensor for each field from what `read` returned, with a row for each row number.
+        read: reads the input of `compute` for some row numbers; runs in threads.
     """
 
     path: Path
@@ -50,17 +50,17 @@ class RowFile:
 
     @property
     def part_path(self) -> Path:
-        """=> the path of the file while it is incomplete."""
+        """The path of the file while it is incomplete."""
         return self.path.with_suffix(".part")
 
     @property
     def marks_path(self) -> Path:
-        """=> the path of the marks of an incomplete file: a byte for each row, 1 once the row is computed."""
+        """The path of the marks of an incomplete file: a byte for each row, 1 once the row is computed."""
         return self.path.with_suffix(".done")
 
     @property
     def undecodable_path(self) -> Path:
-        """=> the path of the row numbers of undecodable pictures; there is no such file if all could be decoded."""
+        """The path of the row numbers of undecodable pictures; there is no such file if all could be decoded."""
         return self.path.with_suffix(".left-out.npy")
 
     @property
@@ -69,14 +69,18 @@ class RowFile:
         return self.part_path.exists() and self.marks_path.exists() and self.marks_path.stat().st_size == self.n
 
     def undecodable_rows(self) -> Rows:
-        """=> the rows of pictures that cannot be decoded, of a complete file."""
+        """The row numbers of undecodable pictures in a complete file."""
         rows: Rows = np.load(self.undecodable_path) if self.undecodable_path.exists() else np.zeros(0, np.int64)
         return rows
 
 
 @torch.no_grad()
 def fill_and_load(*files: RowFile) -> list[npt.NDArray[np.void]]:
-    """Compute the missing rows of these files, all in one folder => their arrays, memory-mapped, with a field for each tensor."""
+    """Compute the missing rows of these files, all in one folder, and return their arrays, memory-mapped, with a field for each tensor.
+
+    Raises:
+        UserError: the disk has too little space, a file has no rows, or too many pictures cannot be decoded.
+    """
     for file, is_complete in zip(files, broadcast_from_main(lambda: _create_missing(files)), strict=True):
         if not is_complete:
             _fill(file)
@@ -85,7 +89,7 @@ def fill_and_load(*files: RowFile) -> list[npt.NDArray[np.void]]:
 
 
 def _create_missing(files: Sequence[RowFile]) -> list[bool]:
-    """Create array and marks of the files that are neither complete nor started => for each file, whether it is complete.
+    """Create array and marks of the files that are neither complete nor started, and return whether each file is complete.
 
     Checks the free disk space first: writing to a memory map on a full disk would kill the process hours later.
     """
@@ -107,7 +111,7 @@ def _create_missing(files: Sequence[RowFile]) -> list[bool]:
 
 
 def _row_dtype(file: RowFile) -> np.dtype[np.void]:
-    """=> the fields of a row, found by computing the first row that can be decoded."""
+    """The fields of a row, found by computing the first row that can be decoded."""
     for row in range(file.n):
         try:
             tensors = file.compute(file.read(np.array([row])))
@@ -153,7 +157,7 @@ def _fill(file: RowFile) -> None:
 
 
 def _missing_chunks(file: RowFile, marks: npt.NDArray[np.uint8], process: int, processes: int) -> list[Rows]:
-    """=> the chunks with missing rows that are this process's share, which depends only on the number of the chunk."""
+    """The chunks with missing rows that are this process's share, which depends only on the number of the chunk."""
     chunks = (np.arange(first, min(first + file.chunk_size, file.n)) for first in range(0, file.n, file.chunk_size))
     return [chunk for number, chunk in enumerate(chunks) if number % processes == process and not marks[chunk].all()]
 

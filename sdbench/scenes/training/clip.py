@@ -24,7 +24,7 @@ SCHEDULE = Schedule(steps=1500, lr=2e-3, batch=96, warmup=100, ema=0.99, seed=30
 
 
 def config(vocabulary: int) -> dict[str, object]:
-    """=> the configuration of the open_clip model."""
+    """The configuration of the open_clip model, for `vocabulary` tokens."""
     return {
         "embed_dim": 64,
         "vision_cfg": {"layers": (1, 2, 2, 1), "width": 8, "head_width": 16, "image_size": 64},  # OpenAI's RN family
@@ -33,7 +33,7 @@ def config(vocabulary: int) -> dict[str, object]:
 
 
 def train(work: Path, pool: Pool, tokens: CLIPTokenizer, schedule: Schedule = SCHEDULE, device: str = "cpu") -> CLIP:
-    """Train the model => it, in evaluation mode."""
+    """Train the model and return it in evaluation mode."""
     torch.manual_seed(schedule.seed)
     model = CLIP(**config(len(tokens)))
     heads = AttributeHeads(64)
@@ -57,7 +57,14 @@ def train(work: Path, pool: Pool, tokens: CLIPTokenizer, schedule: Schedule = SC
 
 
 def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, scenes: list[Scene]) -> Tensor:
-    """=> both directions of CLIP's loss; `text` holds the right captions, then as many wrong ones. Equal layouts are no negatives."""
+    """CLIP's loss (arXiv 2103.00020), averaged over both directions; pictures with equal layouts are no negatives of each other.
+
+    Args:
+        image: N x d, normalised.
+        text: 2N x d, normalised: the right captions, then as many wrong ones, which are negatives of every picture.
+        scale: factor of the cosines.
+        scenes: of the pictures.
+    """
     n = len(image)
     logits = scale * image @ text.T
     layouts = [hash(scene.layout) for scene in scenes]
@@ -68,7 +75,7 @@ def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, scenes: list[Sc
 
 
 def change_one_word(scene: Scene, rng: np.random.Generator) -> Scene:
-    """=> the scene with one attribute, its background or its relation changed."""
+    """The scene with one attribute, its background or its relation changed at random."""
     place = int(rng.integers(len(scene.things) + 1))
     if place == len(scene.things):
         if scene.relation is not None and rng.random() < 0.5:
@@ -88,7 +95,7 @@ def _pick_other(words: tuple[str, ...], word: str, rng: np.random.Generator) -> 
 
 @torch.no_grad()
 def picks_right(model: CLIP, pool: Pool, tokens: CLIPTokenizer) -> float:
-    """=> the share of pictures whose own caption scores higher than one with a wrong word."""
+    """The share of pictures whose own caption scores higher than one with a wrong word."""
     rng = np.random.default_rng(0)
     wins = 0
     for start in range(0, pool.n, 256):

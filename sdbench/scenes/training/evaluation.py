@@ -30,7 +30,11 @@ class SceneEvaluation:
         self._noise = torch.randn((n, *latents.latents.shape[1:]), generator=torch.Generator().manual_seed(SEED))
 
     def __call__(self, unet: UNet2DConditionModel) -> tuple[U8, dict[str, float]]:
-        """=> a sheet of the first pictures, H x W x 3, and the share of all pictures that are correct."""
+        """Draw the pictures and check them.
+
+        Returns:
+            A sheet of the first pictures, H x W x 3 uint8, and `scene_accuracy`, the share of all pictures that are correct.
+        """
         pictures = self.draw_pictures(unet)
         rows = pictures[:SHEET_PICTURES].reshape(-1, COLUMNS, SIZE_PX, SIZE_PX, 3)
         sheet = rows.transpose(0, 2, 1, 3, 4).reshape(-1, COLUMNS * SIZE_PX, 3)
@@ -38,13 +42,13 @@ class SceneEvaluation:
 
     @torch.no_grad()
     def are_right(self, pictures: U8) -> list[bool]:
-        """=> for each picture, whether it shows what its caption asks for."""
+        """Whether each picture, n x 64 x 64 x 3 in the order of the captions, shows what its caption asks for."""
         layouts = read_layouts(self._reader(to_pixels(pictures)))
         return [layout == scene.layout for layout, scene in zip(layouts, self._scenes, strict=True)]
 
     @torch.no_grad()
     def draw_pictures(self, unet: UNet2DConditionModel) -> U8:
-        """Draw one picture for each caption => n x 64 x 64 x 3."""
+        """Draw one picture for each caption; returns n x 64 x 64 x 3 uint8."""
         pipeline = StableDiffusionXLPipeline(**self._parts, unet=unet, add_watermarker=False).to(unet.device)
         pipeline.set_progress_bar_config(disable=True)
         batches = [

@@ -42,32 +42,36 @@ class Workspace:
 
     @property
     def out(self) -> Path:
-        """=> the folder of what will be shipped."""
+        """The folder of the files to ship."""
         return self.work / "out"
 
     @property
     def pipeline(self) -> Path:
-        """=> the folder of the teacher's pipeline."""
+        """The folder of the teacher's pipeline."""
         return self.out / "pipeline"
 
     @property
     def train(self) -> Pool:
-        """=> the pictures to train on."""
+        """The pictures to train on."""
         return Pool(self.work / "pool", TRAIN_SCENES)
 
     @property
     def heldout(self) -> Pool:
-        """=> the pictures to score on."""
+        """The held-out pictures to score on."""
         return Pool(self.work / "pool", HELDOUT_SCENES, "heldout")
 
     @property
     def tokens(self) -> CLIPTokenizer:
-        """=> the tokenizer of all text encoders."""
+        """The tokenizer of all text encoders."""
         return CLIPTokenizer.from_pretrained(self.pipeline / "tokenizer")
 
 
 def train_part(part: str, workspace: Workspace) -> None:
-    """Train one part, unless it is finished already."""
+    """Train one part, unless it is finished already.
+
+    Raises:
+        UserError: there is no such part, or its training fails (see `fit`).
+    """
     if part not in PARTS:
         raise unknown_name("part of the embedded family", part, PARTS)
     report = workspace.out / "reports" / f"{part}.json"

@@ -30,31 +30,31 @@ class Pool:
 
     @cached_property
     def scenes(self) -> list[Scene]:
-        """=> the scene of each picture."""
+        """The scene of each picture."""
         return [scene_at(index, self.split, self.seed) for index in range(self.n)]
 
     @property
     def captions(self) -> list[str]:
-        """=> the caption of each picture."""
+        """The caption of each picture."""
         return [scene.caption for scene in self.scenes]
 
     @cached_property
     def digest(self) -> str:
-        """=> SHA-256 of pixels and captions."""
+        """The SHA-256 (hex) of pixels and captions."""
         sha256 = hashlib.sha256(self.images.data)
         sha256.update("\n".join(self.captions).encode())
         return sha256.hexdigest()
 
     def read(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Read pictures => N x 3 x H x W in -1..1, and SDXL's micro-conditioning, N x 6: neither scaled nor cropped."""
+        """Read pictures; returns N x 3 x H x W float32 in -1..1, and SDXL's micro-conditioning, N x 6: neither scaled nor cropped."""
         return self.pixels(rows), torch.tensor([(SIZE_PX, SIZE_PX, 0, 0, SIZE_PX, SIZE_PX)], dtype=torch.float32).repeat(len(rows), 1)
 
     def rows(self, number: int, batch: int, seed: int = 0) -> npt.NDArray[np.int64]:
-        """Draw which pictures are in batch number `number` => `batch` row numbers."""
+        """Draw which pictures are in batch number `number`; returns `batch` row numbers."""
         return draw_rows(number, self.n, batch, seed)
 
     def pixels(self, rows: npt.NDArray[np.int64]) -> Tensor:
-        """=> pictures as networks take them, N x 3 x H x W, float32 in -1..1."""
+        """The pictures of these rows as networks take them, N x 3 x H x W, float32 in -1..1."""
         return to_pixels(self.images[rows])
 
     def _render(self) -> None:

@@ -33,7 +33,7 @@ FAULTS = ("blur", "noise", "colour", "wrong", "smear")
 
 
 def config(tokens: CLIPTokenizer) -> CLIPConfig:
-    """=> the configuration of the CLIP."""
+    """The configuration of the CLIP, for this tokenizer."""
     text = {
         "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4,
         "max_position_embeddings": MAX_TOKENS, **vocabulary_config(tokens),
@@ -50,7 +50,7 @@ def config(tokens: CLIPTokenizer) -> CLIPConfig:
 
 
 def train(work: Path, pool: Pool, tokens: CLIPTokenizer, pipeline: Path, schedule: Schedule = SCHEDULE, device: str = "cpu") -> CLIPModel:
-    """Train the model => it, in evaluation mode."""
+    """Train the model and return it in evaluation mode."""
     smeared = _smeared_pictures(work / "smears.npy", pipeline, pool, work)
     torch.manual_seed(schedule.seed)
     clip, heads = CLIPModel(config(tokens)), AttributeHeads(64)
@@ -77,7 +77,13 @@ def train(work: Path, pool: Pool, tokens: CLIPTokenizer, pipeline: Path, schedul
 
 
 def draw_pairs(pool: Pool, rows: npt.NDArray[np.int64], rng: np.random.Generator, smeared: npt.NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
-    """Draw pairs of pictures of these rows, with less and with more of one fault => better and worse, N x 3 x 64 x 64 in -1..1 each."""
+    """Draw pairs of pictures of these rows, with less and with more of one fault.
+
+    `smeared`, n x 64 x 64 x 3 uint8, holds for each row the smear to blend its picture with.
+
+    Returns:
+        The better and the worse pictures, N x 3 x 64 x 64 in -1..1 each.
+    """
     good = pool.pixels(rows)
     kinds = rng.integers(len(FAULTS), size=len(rows))
     amounts = np.sort(rng.random((len(rows), 2)), 1)
@@ -94,7 +100,7 @@ def draw_pairs(pool: Pool, rows: npt.NDArray[np.int64], rng: np.random.Generator
 
 
 def _wrong_scene(scene: Scene, rng: np.random.Generator) -> Scene:
-    """=> the scene with one thing missing, or one word wrong."""
+    """The scene with one thing missing, or one word wrong."""
     if scene.relation is not None and rng.random() < 0.3:
         return Scene((scene.things[rng.integers(2)],), None, scene.background)
     return change_one_word(scene, rng)
@@ -114,7 +120,7 @@ def _add_fault(kind: str, pixels: Tensor, amount: float, smear: Tensor) -> Tenso
 
 
 def _smeared_pictures(path: Path, pipeline: Path, pool: Pool, work: Path) -> npt.NDArray[np.uint8]:
-    """Load or draw the predictions of an under-trained UNet from latents at 30 to 90 % of the noise schedule => n x 64 x 64 x 3 uint8."""
+    """Load or draw an under-trained UNet's predictions from latents at 30 to 90 % of the noise schedule; returns n x 64 x 64 x 3 uint8."""
     if not path.exists():
         latents = LatentPool(pipeline, pool, work / "latents")
         unet = train_unet(work, latents, UNDERTRAINED, architecture="vega", name="undertrained")
@@ -141,7 +147,7 @@ def _predict_clean(
 
 @torch.no_grad()
 def picks_better(model: CLIPModel, pool: Pool, tokens: CLIPTokenizer) -> float:
-    """=> the share of held-out pairs (without smears) in which the better picture scores higher."""
+    """The share of pairs of the pool's first 512 pictures in which the better one scores higher; black stands in for the smears."""
     rng = np.random.default_rng(0)
     rows = np.arange(512)
     better, worse = draw_pairs(pool, rows, rng, np.zeros((512, 64, 64, 3), np.uint8))

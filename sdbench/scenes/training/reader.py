@@ -21,7 +21,7 @@ FEATURES = Schedule(steps=1000, lr=3e-3, batch=96, ema=0.99, seed=20)
 
 
 def train(work: Path, name: str, pool: Pool, width: int, schedule: Schedule, *, augment: bool, device: str = "cpu") -> SceneNet:
-    """Train a `SceneNet` on the pool's scenes => the network in evaluation mode."""
+    """Train a `SceneNet` on the pool's scenes, degraded if `augment`, and return it in evaluation mode."""
     torch.manual_seed(schedule.seed)
     net = SceneNet(width).to(device).to(memory_format=torch.channels_last)
     truth = labels([scene.layout for scene in pool.scenes])
@@ -40,7 +40,7 @@ def train(work: Path, name: str, pool: Pool, width: int, schedule: Schedule, *, 
 
 
 def degrade(pixels: Tensor) -> Tensor:
-    """Shift pictures by up to 3 px, and add blur, noise and a change of brightness, all at random."""
+    """Shift pictures, N x 3 x 64 x 64 in -1..1, by up to 3 px; add blur and noise, change contrast and brightness; all at random."""
     dy, dx = (int(v) for v in torch.randint(-3, 4, (2,)))
     pixels = F.pad(pixels, (3, 3, 3, 3), "replicate")[:, :, 3 + dy : 67 + dy, 3 + dx : 67 + dx]
     n = len(pixels)
@@ -53,7 +53,7 @@ def degrade(pixels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def accuracy(net: SceneNet, pool: Pool) -> float:
-    """=> the share of the pool's pictures whose whole layout is read correctly."""
+    """The share of the pool's pictures whose whole layout is read correctly."""
     right = 0
     for start in range(0, pool.n, 256):
         rows = torch.arange(start, min(start + 256, pool.n)).numpy()

@@ -14,12 +14,12 @@ STUDENTS = ("ssd-1b", "vega", "vega-pruned")
 
 
 def ship(workspace: Workspace, environment: dict[str, Any], logs: Path) -> Path:
-    """Copy the finished parts and write `manifest.json` => its path.
+    """Copy the finished parts and their logs, write `manifest.json`, and return its path.
 
     Args:
-        workspace: where they were trained.
+        workspace: where the parts were trained.
         environment: versions and commit, for the manifest.
-        logs: folder that gets the losses of each network's training, as `<network>.jsonl`.
+        logs: folder to replace by the losses of each network's training, as `<network>.jsonl`.
 
     Raises:
         UserError: a part or a student is not finished.

@@ -24,7 +24,7 @@ SCHEDULE = Schedule(steps=1000, lr=2e-3, batch=256, warmup=100)
 
 
 def train_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Train a CLIP tokenizer whose byte-pair merges make one token of every word of the grammar, and save it to `folder`."""
+    """Train a CLIP tokenizer whose byte-pair merges make one token of every word of the grammar; save it to `folder` and return it."""
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.normalizer = normalizers.Lowercase()
     bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False)])
@@ -50,7 +50,7 @@ def train_tokenizer(folder: Path) -> CLIPTokenizer:
 
 
 def train(work: Path, name: str, tokens: CLIPTokenizer, schedule: Schedule = SCHEDULE, device: str = "cpu") -> CLIPTextModelWithProjection:
-    """Train `text_encoder` or `text_encoder_2` => the encoder; the first is used without its projection."""
+    """Train `text_encoder` or `text_encoder_2` and return it in evaluation mode; the first is used without its projection."""
     torch.manual_seed(schedule.seed)
     encoder = CLIPTextModelWithProjection(CLIPTextConfig(**{**PARTS["scenes"][name], **vocabulary_config(tokens)}))
     model = nn.ModuleDict({"encoder": encoder, "heads": AttributeHeads(encoder.config.projection_dim)}).to(device)
@@ -65,11 +65,11 @@ def train(work: Path, name: str, tokens: CLIPTokenizer, schedule: Schedule = SCH
 
 
 def vocabulary_config(tokens: CLIPTokenizer) -> dict[str, int]:
-    """=> the fields of a text encoder's configuration that depend on the tokenizer."""
+    """The fields of a text encoder's configuration that depend on the tokenizer."""
     ends = {f"{end}_token_id": getattr(tokens, f"{end}_token_id") for end in ("bos", "eos", "pad")}
     return {"vocab_size": len(tokens), **ends}
 
 
 def tokenize_captions(tokens: CLIPTokenizer, scenes: list[Scene]) -> Tensor:
-    """Tokenize the captions of scenes => N x MAX_TOKENS token ids."""
+    """Tokenize the captions of scenes; returns N x MAX_TOKENS token ids."""
     return token_ids(tokens, [scene.caption for scene in scenes])

@@ -28,7 +28,7 @@ def train(
     name: str = "teacher",
     evaluate: Evaluate | None = None,
 ) -> UNet2DConditionModel:
-    """Train a UNet from scratch => the running average of its weights."""
+    """Train a UNet from scratch and return the running average of its weights (without `ema`, the last ones)."""
     torch.manual_seed(schedule.seed)
     unet = UNet2DConditionModel(**unet_config(architecture, "scenes")).to(device).to(memory_format=torch.channels_last)
 

@@ -19,7 +19,7 @@ SCHEDULE = Schedule(steps=3000, lr=2e-3, batch=16, ema=0.995)
 
 
 def train(work: Path, pool: Pool, schedule: Schedule = SCHEDULE, device: str = "cpu") -> AutoencoderKL:
-    """Train the VAE => it, with standardised latents."""
+    """Train the VAE, standardise its latents, and return it."""
     torch.manual_seed(schedule.seed)
     vae = AutoencoderKL(**PARTS["scenes"]["vae"]).to(device).to(memory_format=torch.channels_last)  # a fifth faster on CPUs
 
@@ -54,7 +54,7 @@ def standardise(vae: AutoencoderKL, pool: Pool, device: str) -> None:
 
 @torch.no_grad()
 def psnr_db(vae: AutoencoderKL, pool: Pool, device: str) -> float:
-    """=> the peak signal-to-noise ratio of reconstructed held-out pictures, in dB."""
+    """The peak signal-to-noise ratio of 128 reconstructed pictures of the pool, in dB."""
     pixels = pool.pixels(pool.rows(0, 128)).to(device)
     error = F.mse_loss(vae.decode(vae.encode(pixels).latent_dist.mode()).sample.clamp(-1, 1), pixels)
     return float(10 * torch.log10(4 / error))
