@@ -20,7 +20,7 @@ ARMS = ("layer-level", "task only", "task and output", "features scaled by the t
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a subcommand => the process's exit code."""
+    """Run a subcommand and return the process's exit code."""
     options = _parser().parse_args(argv)
     if "out" in options and options.out is None:
         options.out = STUDENTS / f"my-{Path(options.recipe).stem}"  # the recipe's own name belongs to a model of the catalogue
@@ -171,7 +171,7 @@ def _suggest_all_gpus(accumulation: int) -> None:
 
 
 def _dry_run(options: argparse.Namespace, recipe: Recipe) -> str:
-    """Check everything that can be checked without fetching a teacher => a description of the run."""
+    """Check everything that can be checked without fetching a teacher, and return a description of the run."""
     from distillation.data.batches import open_square_pictures
     from distillation.describe import describe_recipe
     from distillation.export import check_new_or_empty

@@ -45,6 +45,9 @@ def describe_recipe(
         n_pictures: number of training pictures of that run.
         tflops: 10^12 FLOPs per second that a GPU reaches in training; default: an assumption that the text states.
         usd_per_hour: price of a GPU; without it the text has no cost.
+
+    Raises:
+        UserError: a stage or a tap does not fit the architectures, or the recipe's steps are too few for its stages.
     """
     settings = recipe.settings(family)
     stage_steps = stage_steps or recipe.stage_steps(settings.steps)

@@ -108,7 +108,7 @@ def count_parameters(network: nn.Module) -> int:
 
 
 def activation_bytes(config: Mapping[str, Any], *, latent_size: int, tokens: int, dtype: str, checkpointing: bool) -> tuple[int, int]:
-    """Bytes of activations that a UNet's forward pass saves for one picture, without weights and their copies => total, largest block.
+    """Count the bytes of activations that a UNet's forward pass saves for one picture, without weights and their copies.
 
     As in training on a GPU: under autocast if `dtype` has 16 bits (norms compute in float32), and with fused attention, which
     saves its inputs, its output and one number per query instead of a matrix.
@@ -119,6 +119,9 @@ def activation_bytes(config: Mapping[str, Any], *, latent_size: int, tokens: int
         tokens: length of the text.
         dtype: to compute in.
         checkpointing: blocks save only their inputs and are recomputed.
+
+    Returns:
+        The total, and what the largest block saves.
     """
     with unet_on_fake_gpu(config, dtype, checkpointing=checkpointing) as (unet, saved_bytes):
         block_bytes = _record_block_bytes(unet, saved_bytes)
@@ -142,7 +145,7 @@ def _record_block_bytes(unet: UNet2DConditionModel, saved_bytes: Callable[[], in
 def unet_on_fake_gpu(
     config: Mapping[str, Any], dtype: str, *, checkpointing: bool
 ) -> Iterator[tuple[UNet2DConditionModel, Callable[[], int]]]:
-    """A UNet in training mode on a fake GPU => the UNet, and the function of `track_saved_bytes` for it."""
+    """Yield a UNet in training mode on a fake GPU, and the function of `track_saved_bytes` for it."""
     unet, weight_dtype = meta_unet(config), getattr(torch, dtype)
     if checkpointing:
         unet.enable_gradient_checkpointing()
@@ -156,7 +159,7 @@ def unet_on_fake_gpu(
 
 @contextmanager
 def track_saved_bytes(network: nn.Module) -> Iterator[Callable[[], int]]:
-    """While open, track what autograd saves => a function: bytes saved now, each storage once, without the network's parameters."""
+    """Track what autograd saves; yields a function that counts the bytes saved now, each storage once, without the network's parameters."""
     parameters = {_reference(parameter.untyped_storage()) for parameter in network.parameters()}
     saved: dict[Any, int] = {}
 

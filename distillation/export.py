@@ -115,18 +115,18 @@ def export_student(
     logs: Mapping[str, Path] | None = None,
     unet_only: bool = False,
 ) -> Path:
-    """Write the student to `out` in the teacher's dtype: a complete pipeline with the teacher's other parts, or the UNet alone.
+    """Write the student in the teacher's dtype, as a pipeline with the teacher's other parts or as the UNet alone, and return `out`.
 
     Args:
         student: on any device.
         out: new or empty folder.
         teacher: what the student was cut from.
         provenance: how the student was made.
-        logs: folder name of a segment => its training losses, JSON lines, copied to `losses/<name>.jsonl`.
+        logs: training losses of each segment, JSON lines, by the name of its folder; copied to `losses/<name>.jsonl`.
         unet_only: leave out the other parts of the pipeline.
 
     Raises:
-        UserError: `out` is not empty, or the disk is full; then nothing is left there.
+        UserError: `out` is not empty, weights of the teacher are missing, or the disk is full; nothing is written to `out` then.
     """
     check_new_or_empty(out)
     target = out.resolve()  # "." has no name of its own

@@ -32,8 +32,8 @@ def weighted_terms(
         taps: the pairs to compare.
         sample_weights: N, weight of each picture in the task term, which is a mean over N (arXiv 2303.09556).
         target: N x 4 x H x W, noise or velocity, according to the scheduler's prediction type.
-        student: the student's prediction, like `target`.
-        teacher: the teacher's prediction, like `target`.
+        student: the student's prediction, of the same shape.
+        teacher: the teacher's prediction, of the same shape.
         student_features: outputs of the student's taps by path; each is removed once compared, which frees its memory.
         teacher_features: outputs of the teacher's taps, likewise.
     """
@@ -59,9 +59,10 @@ def feature_loss(
 
 
 def min_snr_weights(scheduler: DDIMScheduler, timesteps: Tensor, snr_gamma: float | None) -> Tensor:
-    """Min-SNR weights (arXiv 2303.09556) => N; ones if `snr_gamma` is None.
+    """The Min-SNR weights (arXiv 2303.09556) of N timesteps, N; ones if `snr_gamma` is None.
 
-    With snr = a / (1 - a): min(snr, gamma) / snr if the UNet predicts noise, min(snr, gamma) / (snr + 1) if it predicts velocities.
+    With snr = a / (1 - a) and a from `alphas_cumprod`: min(snr, gamma) / snr if the UNet predicts noise, min(snr, gamma) / (snr + 1) if it
+    predicts velocities.
     """
     if snr_gamma is None:
         return torch.ones(len(timesteps), device=timesteps.device)

@@ -19,9 +19,9 @@ class Plan:
     """Which parts of a teacher a student keeps, in the teacher's paths and numbers.
 
     Attributes:
-        blocks: attention => the transformer blocks that stay, in order. A removed attention has no entry.
+        blocks: the transformer blocks that stay, in order, by attention. A removed attention has no entry.
         mid_resnet: the middle resnet that stays when the middle attention is removed, or "none" if the whole middle is removed.
-        resnets: shortened down or up block => the resnets that stay.
+        resnets: the resnets that stay, by shortened down or up block.
     """
 
     blocks: Mapping[str, tuple[int, ...]]
@@ -79,7 +79,8 @@ class Plan:
             where: origin of the rows, for error messages.
 
         Raises:
-            UserError: a row names something that the network does not have.
+            UserError: a row names something that the network does not have, two rows name one block, or a row keeps no resnet or
+                keeps them out of order.
         """
         present = {block: self.resnets.get(block, tuple(range(count))) for block, count in counts.items()}
         kept_by_block = _expand_rows(rows, present, "block", where)
@@ -96,7 +97,8 @@ class Plan:
             where: origin of the rows, for error messages.
 
         Raises:
-            UserError: a row names something that the network does not have.
+            UserError: a row names something that the network does not have, two rows name one attention, or a row keeps no block
+                (except of the middle's attention) or keeps them out of order.
         """
         rows_by_path = _expand_rows(rows, self.blocks, "attention", where)
         kept_by_path = {path: self.blocks[path] if blocks == "all" else blocks for path, blocks in rows_by_path.items()}
@@ -106,7 +108,7 @@ class Plan:
 
 
 def _split_path(path: str) -> tuple[str, str, str, list[str]]:
-    """`up_blocks.0.resnets.2.conv1` => ("up_blocks.0", "resnets", "2", ["conv1"]); paths without resnet or attention => empty parts."""
+    """Split `up_blocks.0.resnets.2.conv1` into ("up_blocks.0", "resnets", "2", ["conv1"]); all are empty without a resnet or attention."""
     match = re.fullmatch(r"(mid_block|(?:down|up)_blocks\.\d+)\.(resnets|attentions)\.(\d+)(?:\.(.+))?", path)
     return (match[1], match[2], match[3], match[4].split(".") if match[4] else []) if match else ("", "", "", [])
 
@@ -118,7 +120,7 @@ def matches(pattern: str, path: str) -> bool:
 
 
 def _expand_rows(rows: Iterable[tuple[str, Kept]], paths: Iterable[str], kind: str, where: str) -> dict[str, Kept]:
-    """Rows by pattern => rows by path."""
+    """The rows by path, given rows by pattern."""
     paths, by_path = list(paths), dict[str, Kept]()
     for pattern, kept in rows:
         matching = [path for path in paths if matches(pattern, path)]

@@ -14,7 +14,7 @@ Shape = tuple[dict[str, int], dict[str, int], str | None]  # transformer blocks 
 
 
 def prune(teacher: UNet2DConditionModel, plan: Plan, *, copy: bool = True) -> UNet2DConditionModel:
-    """Cut a student out of a teacher => a UNet of the teacher's widths, dtype and device with the depths of the plan.
+    """Cut a student out of a teacher, and return a UNet of the teacher's widths, dtype and device with the depths of the plan.
 
     Args:
         teacher: the network to cut.
@@ -34,7 +34,7 @@ def prune(teacher: UNet2DConditionModel, plan: Plan, *, copy: bool = True) -> UN
 
 
 def key_map(student_keys: Iterable[str], plan: Plan) -> dict[str, str]:
-    """State-dict key of each student tensor => key of the teacher tensor to copy."""
+    """The state-dict key of the teacher's tensor to copy, by that of each student tensor."""
     return {key: _teacher_key(key, plan) for key in student_keys}
 
 
@@ -48,7 +48,7 @@ def student_config(teacher: Config, plan: Plan) -> dict[str, Any]:
     """The teacher's config with the plan's depths; those of a known architecture are written as in its released config.
 
     Raises:
-        UserError: a config cannot express the depths, or the plan names an attention that the teacher does not have.
+        UserError: a config cannot express the depths or numbers of resnets, or the plan names an attention that the teacher lacks.
     """
     if missing := sorted(set(plan.blocks) - set(depths(teacher))):
         raise UserError(f"the teacher has no attention {missing[0]!r}, but the plan keeps blocks of it")

@@ -64,7 +64,7 @@ class Recipe(Table):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the recipe's content; comments and layout do not matter."""
+        """The SHA-256 (hex) of the recipe's content; comments and layout do not matter."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
     def settings(self, family: Family) -> ScenesTraining | FullSizeTraining:
@@ -76,9 +76,9 @@ class Recipe(Table):
         return SIZE_PX if family == "scenes" else self.sdxl.size_px
 
     def training_digest(self, family: Family) -> str:
-        """SHA-256 of what decides the weights of a student of this family.
+        """The SHA-256 (hex) of all that decides the weights of a student of this family, and of the names of recipe, student and stages.
 
-        Left out are the other family's settings, all sources and names, and keys that are not set.
+        Left out are the other family's settings, all sources, the teachers' names, the released student's data, and keys that are not set.
         """
         rows = {"__all__": {"source"}}
         notes: dict[str, Any] = {"stages": {"__all__": {"keep": rows, "shorten": rows}}, "middle": {"source"}}
@@ -88,10 +88,10 @@ class Recipe(Table):
 
     @property
     def plans(self) -> list[Plan]:
-        """What each stage keeps, in the teacher's block numbers.
+        """The plan of each stage, in the teacher's block numbers.
 
         Raises:
-            UserError: a row names something that its network does not have.
+            UserError: a row does not fit the network that the stages before it leave; see `Plan.keep_resnets` and `Plan.keep_blocks`.
         """
         config, plans = unet_config(self.teacher), []
         plan = Plan({path: tuple(range(depth)) for path, depth in depths(config).items()}, self.middle.resnet)

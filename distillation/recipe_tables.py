@@ -70,8 +70,8 @@ class LossWeights(Table):
 
     Attributes:
         feature: weight of the sum over the taps.
-        scale: `none` leaves each tap's error as it is, like Segmind's script; a few large taps then dominate. `teacher` divides it by the
-            mean square of the teacher's output (LAPTOP-Diff, arXiv 2404.11098).
+        scale: `none` leaves each tap's error as it is, as Segmind's script does; a few large taps then dominate. `teacher` divides it by
+            the mean square of the teacher's output (LAPTOP-Diff, arXiv 2404.11098).
         snr_gamma: weight the task term of each picture by its timestep (min-SNR, arXiv 2303.09556). The distillation terms keep their
             weight; Segmind's script drops them. None: all timesteps count the same.
     """

@@ -31,7 +31,8 @@ def plan_run(recipe: Recipe, family: Family, teacher_folders: Sequence[Path], st
     """Plan a run, and check everything that can be checked before weights are read.
 
     Raises:
-        UserError: the run cannot work.
+        UserError: a teacher's folder is no complete pipeline, or its architecture, family, diffusion or noise does not fit; the number of
+            teachers or steps does not fit the recipe; or the student or a tap cannot be made.
     """
     teachers = [open_teacher_for(folder, recipe) for folder in teacher_folders]
     for teacher in teachers:

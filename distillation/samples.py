@@ -23,6 +23,9 @@ class StudentSampler:
         pool: source of the embeddings, so that no text encoders are needed.
         pipeline_folder: source of the VAE and the noise schedule.
         precision: makes the autocast context that the UNet runs in.
+
+    Raises:
+        UserError: weights of the VAE are missing or damaged.
     """
 
     def __init__(self, pool: LatentPool, pipeline_folder: Path, precision: Callable[[], AbstractContextManager[object]]) -> None:
@@ -38,7 +41,7 @@ class StudentSampler:
 
     @torch.no_grad()
     def __call__(self, unet: UNet2DConditionModel) -> tuple[npt.NDArray[np.uint8], dict[str, float]]:
-        """A UNet => a row of pictures, H x W x 3, and no metrics."""
+        """Draw pictures with a UNet; returns them in a row, H x W x 3 uint8, and no metrics."""
         batch, unconditional = self._batch.to(unet.device), self._unconditional.to(unet.device)
         pipeline = StableDiffusionXLPipeline(
             vae=self._vae.to(unet.device), text_encoder=None, text_encoder_2=None, tokenizer=None, tokenizer_2=None,

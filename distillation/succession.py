@@ -13,7 +13,7 @@ from sdbench.models.files import STEMS, read_headers, weight_files
 from sdbench.models.text_encoders import PREFIX
 
 COMPARED_VALUES = 64  # first values of each tensor; fine-tuning changes all of them
-LeadingValues = dict[str, tuple[tuple[int, ...], Tensor]]  # tensor name => shape, first values
+LeadingValues = dict[str, tuple[tuple[int, ...], Tensor]]  # shape and first values, by tensor name
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -37,6 +37,9 @@ def different_parts(one: Path, other: Path) -> list[str]:
     """Names of the parts, UNets aside, whose weights differ between two pipelines by more than the precision they are stored in.
 
     Compares names and shapes of all tensors, and the first values of each in the coarser dtype of the two. That avoids reading gigabytes.
+
+    Raises:
+        UserError: weights of a pipeline are missing or damaged.
     """
     return [part for part in STEMS if part != "unet" and not _are_equal(_leading_values(one, part), _leading_values(other, part))]
 

@@ -56,7 +56,7 @@ def resolve_taps(student: Config, teacher: Config, plan: Plan, patterns: Sequenc
 
 @contextmanager
 def collect_outputs(network: nn.Module, paths: Iterable[str]) -> Iterator[dict[str, Tensor]]:
-    """While open, each forward pass stores the outputs of the modules at `paths` in the mapping; it is empty afterwards."""
+    """While open, each forward pass stores the outputs of the modules at `paths` in the yielded mapping; it is empty afterwards."""
     outputs: dict[str, Tensor] = {}
     handles = [network.get_submodule(path).register_forward_hook(_store_output(outputs, path)) for path in paths]
     try:

@@ -47,17 +47,29 @@ class Teacher:
 
     @cached_property
     def digest(self) -> str:
-        """Digest of all weights, as in records of float32 runs; prefers 32-bit files over a 16-bit copy. Reads gigabytes, once."""
+        """Digest of all weights, as in records of float32 runs; prefers 32-bit files over a 16-bit copy. Reads gigabytes, once.
+
+        Raises:
+            UserError: weights are missing or damaged.
+        """
         return str(weights_digest(self.spec, dtype="float32"))
 
     @property
     def config(self) -> Config:
-        """The UNet's config."""
+        """The UNet's config.
+
+        Raises:
+            UserError: it cannot be read.
+        """
         return read_json(self.folder / "unet" / "config.json")
 
     @property
     def noise_settings(self) -> dict[str, object]:
-        """The scheduler settings that define the noise the UNet was trained on."""
+        """The scheduler settings that define the noise the UNet was trained on.
+
+        Raises:
+            UserError: they cannot be read.
+        """
         config = read_json(self.folder / "scheduler" / "scheduler_config.json")
         return {key: config.get(key, default) for key, default in _NOISE_DEFAULTS.items()}
 
@@ -71,7 +83,7 @@ class Teacher:
 
 
 def fetch_folder(name: str | None) -> Path:
-    """The folder of a pipeline, fetched from the Hub if it is not on this disk.
+    """Fetch a pipeline from the Hub if it is not on this disk, and return its folder.
 
     Args:
         name: a folder, a name of the catalogue such as "sdxl", or `owner/name` on the Hub; None: the embedded teacher.
@@ -110,7 +122,7 @@ def pipeline_spec(folder: Path) -> ModelSpec:
     """The spec of the complete pipeline in a folder; no weights are read.
 
     Raises:
-        UserError: there is none.
+        UserError: the folder holds none.
     """
     if not (folder / "model_index.json").is_file():
         raise UserError(
@@ -123,7 +135,7 @@ def open_teacher_for(folder: Path, recipe: Recipe) -> Teacher:
     """The teacher in a folder, if it has the architecture that the recipe cuts; no weights are read.
 
     Raises:
-        UserError: the folder is not a complete pipeline, or has another architecture.
+        UserError: the teacher has another architecture, or cannot be opened (see `open_teacher`).
     """
     teacher = open_teacher(folder)
     if teacher.spec.architecture != recipe.teacher:

@@ -59,8 +59,8 @@ class StepContext:
     Attributes:
         teacher: the teacher's UNet.
         scheduler: the noise schedule.
-        batch: batch number => batch.
-        evaluate: student => samples for the log, and metrics if the family has any.
+        batch: makes the batch of a number.
+        evaluate: draws a student's samples for the log, with metrics if the family has any.
     """
 
     recipe: Recipe
@@ -84,7 +84,7 @@ def distil(
     device: Literal["cpu", "cuda"] = "cpu",
     unet_only: bool = False,
 ) -> Path:
-    """Train the student and write it to `out`. Stages that an earlier run finished under `work` are not trained again.
+    """Train the student, write it to `out` and return `out`. Stages that an earlier run finished under `work` are not trained again.
 
     Args:
         recipe: what to cut and how to train.
@@ -100,7 +100,7 @@ def distil(
 
     Raises:
         UserError: a teacher does not fit the recipe or the family, there are no pictures, `out` is not empty, the device is missing or
-            has too little memory, the processes cannot share a step evenly, or a loss is not finite.
+            has too little memory, the processes cannot share a step evenly, a loss is not finite, or a file cannot be read or written.
     """
     settings = recipe.settings(family)
     check_new_or_empty(out)
@@ -226,7 +226,7 @@ def train_segments(
     """Train every unfinished segment, each from the student that the segment before it left in its folder.
 
     Args:
-        make_context: teacher => what its steps share.
+        make_context: makes the context of the steps under a teacher.
         recipe: what to cut.
         plan: teachers, segments, and taps of each stage.
         folders: one per segment.

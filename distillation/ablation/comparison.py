@@ -61,7 +61,7 @@ def _format(value: float, half: float, sign: str) -> str:
 
 
 def plot_arms(outcomes: Sequence[Outcome], path: Path) -> None:
-    """Plot each arm's mean with its interval, each seed as a dot, and the unchanged recipe as a line; the suffix decides the format."""
+    """Plot each arm's mean with its interval, each seed as a dot, and the unchanged recipe as a line, in the format of `path`'s suffix."""
     arms = compare_arms(outcomes)
     figure = Figure(figsize=(7.2, 0.9 + 0.42 * len(arms)), dpi=150, layout="constrained")
     axes = figure.subplots()

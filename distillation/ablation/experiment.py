@@ -31,7 +31,7 @@ from sdbench.scenes.networks import SceneNet
 from sdbench.scenes.training.evaluation import SceneEvaluation
 from sdbench.training.latents import LatentPool
 
-BlockChooser = Callable[[str, Sequence[int], int], tuple[int, ...]]  # attention, present blocks, number to keep => blocks to keep
+BlockChooser = Callable[[str, Sequence[int], int], tuple[int, ...]]  # from attention, present blocks and number to keep: the blocks to keep
 CAPTIONS = 512
 SENSITIVITY_BATCHES = 8
 BASE = "layer-level"  # the unchanged recipe
@@ -60,7 +60,7 @@ class Outcome:
 
 
 def arm_recipes(recipe: Recipe, measure_losses: Callable[[], Mapping[str, F64]]) -> dict[str, Callable[[], Recipe]]:
-    """Name of each arm => a function that makes its recipe.
+    """The functions that make the recipes of the arms, by name of the arm.
 
     Args:
         recipe: the unchanged recipe, with all three losses.
@@ -90,7 +90,7 @@ def run_sweep(
     device: Literal["cpu", "cuda"] = "cpu",
     only: Sequence[str] = (),
 ) -> list[Outcome]:
-    """Train every student that has no result yet, seed by seed => all outcomes.
+    """Train every student that has no result yet, seed by seed, and return all outcomes.
 
     Args:
         recipe: what to vary.

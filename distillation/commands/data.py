@@ -70,7 +70,7 @@ def _add_make_options(command: argparse.ArgumentParser) -> None:
 
 
 def _parse_where(text: str) -> tuple[str, str]:
-    """`upscaled=true` => ("upscaled", "true")."""
+    """Parse `upscaled=true` as ("upscaled", "true")."""
     column, equals, value = text.partition("=")
     if not (column and equals):
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form COLUMN=VALUE, such as upscaled=true")
@@ -112,7 +112,7 @@ def describe_pictures(pictures: "Pictures") -> str:
     """Name, number, digest, range of sizes and first captions of a source.
 
     Raises:
-        UserError: a picture's header cannot be read.
+        UserError: a picture is missing, or its header cannot be read.
     """
     from tqdm import tqdm
 

@@ -41,7 +41,7 @@ def resolve_device(options: argparse.Namespace) -> None:
     """Set the device of a command that has `--device`; default: the GPU, if there is one.
 
     Raises:
-        UserError: the device that was given is missing.
+        UserError: this machine lacks the device that was given.
     """
     if "device" in options:
         from sdbench.machine import choose_device

@@ -89,7 +89,7 @@ def _derive(
     cost: "Cost",
     budget: float,
 ) -> None:
-    """Print the best plan within a budget of `cost`, a number or up to 1 a share, and write its recipe if asked to."""
+    """Print the best plan within a budget of `cost` (up to 1: a share of its total), and write its recipe if asked to."""
     from distillation.sensitivity.budget import find_best_plan
     from distillation.sensitivity.derive import derive_recipe, split_into_stages, stage_table, write_recipe
 

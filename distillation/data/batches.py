@@ -32,11 +32,19 @@ class SquarePictures:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the sources' digests, in order, and of the size. Reads all pictures of a local source, once."""
+        """The SHA-256 (hex) of the sources' digests, in order, and of the size. Reads all pictures of a local source, once.
+
+        Raises:
+            UserError: a picture is missing or cannot be read.
+        """
         return hashlib.sha256(" ".join([*(source.digest for source in self._sources), str(self.size_px)]).encode()).hexdigest()
 
     def read(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Pictures, N x 3 x H x W in -1..1, and micro-conditioning, N x 6: original height and width, crop top and left, target height and width.
+        """Read pictures as SDXL trains on them.
+
+        Returns:
+            Pixels, N x 3 x H x W float32 in -1..1, and micro-conditioning, N x 6: original height and width, crop top and left,
+            target height and width.
 
         Raises:
             UndecodableError: a picture cannot be decoded.
@@ -50,7 +58,7 @@ class SquarePictures:
 
 
 def crop_square(picture: Image.Image, size_px: int) -> tuple[npt.NDArray[np.uint8], tuple[int, ...]]:
-    """The central square of the scaled picture, size_px x size_px x 3, and its micro-conditioning."""
+    """The central square of the scaled picture, size_px x size_px x 3 uint8, and its micro-conditioning (see `SquarePictures.read`)."""
     width, height = picture.size
     scale = size_px / min(width, height)
     scaled = picture.resize((max(size_px, round(width * scale)), max(size_px, round(height * scale))), Image.Resampling.LANCZOS)
@@ -74,7 +82,7 @@ def scene_pool(n: int, work: Path) -> Pool:
 
 
 def epochs(n_pictures: int, steps: int, settings: Training) -> float:
-    """How often a run sees each picture, on average: pictures are drawn with replacement."""
+    """Number of times that a run sees each picture, on average: pictures are drawn with replacement."""
     return steps * settings.batch * settings.accumulation / n_pictures
 
 
@@ -84,5 +92,5 @@ def describe_epochs(n_pictures: int, steps: int, settings: Training) -> str:
 
 
 def numbered_batches(pool: LatentPool, settings: Training, device: str) -> Callable[[int], Batch]:
-    """A function: number of a batch => the batch, the same in every run."""
+    """A function that returns the batch of a number, the same in every run."""
     return lambda number: pool.batch(number, settings.batch, settings.seed, settings.drop, device)

@@ -59,7 +59,7 @@ class FetchRules:
 
     Attributes:
         min_px: minimum length of a picture's shorter side.
-        timeout_s: for a connection, and for each next part of a response.
+        timeout_s: to wait for a connection, and for each part of a response.
         max_bytes: largest file.
         allow_private: also fetch from addresses that are not public, such as 127.0.0.1.
     """
@@ -92,7 +92,7 @@ class _DeadError(Exception):
 
 
 def download(urls: Sequence[str], threads: int, rules: FetchRules) -> Generator[tuple[Link, bytes], None, None]:
-    """Follow links, `threads` at a time => each result as soon as it is there, with the picture's bytes if it was fetched."""
+    """Follow links, `threads` at a time, and yield each result as soon as it is there, with the picture's bytes if it was fetched."""
     client, pending = _client(threads, rules), set[Future[tuple[Link, bytes]]]()
     with ThreadPoolExecutor(threads) as pool:
         for url in urls:
@@ -140,7 +140,7 @@ def _read(response: urllib3.BaseHTTPResponse, rules: FetchRules) -> bytes:
 
 
 def _inspect_picture(body: bytes) -> tuple[str, int]:
-    """Decode a picture => its file suffix and the length of its shorter side."""
+    """Decode a picture, and return its file suffix and the length of its shorter side."""
     try:
         with Image.open(io.BytesIO(body), formats=list(FORMATS)) as image:
             image.load()

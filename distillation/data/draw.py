@@ -42,12 +42,12 @@ def draw_pictures(
     device: str = "cpu",
     part: tuple[int, int] = (1, 1),
 ) -> Path:
-    """Draw a picture for each caption into an image folder => the folder. Pictures of an earlier run are not drawn again.
+    """Draw a picture for each caption into an image folder, and return the folder. Pictures of an earlier run are not drawn again.
 
     Args:
         prompts: text file with a caption per line; empty lines are skipped.
         teacher: folder of a complete pipeline.
-        out: new folder, or one from an earlier run with the same teacher, sampling, seed and type of device.
+        out: new or empty folder, or one from an earlier run with the same teacher, sampling, seed and type of device.
         steps: of the pipeline's own scheduler.
         guidance_scale: of classifier-free guidance.
         dtype: "float32", "bfloat16" or "float16".
@@ -59,8 +59,8 @@ def draw_pictures(
         part: (k, n): draw only every n-th batch, starting with the k-th, so that n commands can share a folder; the last one finishes it.
 
     Raises:
-        UserError: there are too few captions, no teacher or no such device, or a setting is out of range.
-        UserError: `out` holds something else, or a picture is not finite.
+        UserError: the captions cannot be read or are too few, the teacher or device is missing, or a setting is out of range.
+        UserError: `out` holds something else or cannot be written, or a picture is not finite.
     """
     captions, spec = read_captions(prompts, n), pipeline_spec(teacher)
     sampling = _validate_sampling(
@@ -96,7 +96,7 @@ def read_captions(path: Path, n: int | None = None) -> list[str]:
     """The first `n` captions of a text file, or all.
 
     Raises:
-        UserError: the file cannot be read, or holds fewer.
+        UserError: the file cannot be read, or holds fewer captions, or none.
     """
     try:
         captions = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -108,7 +108,7 @@ def read_captions(path: Path, n: int | None = None) -> list[str]:
 
 
 def native_size_px(teacher: Path) -> int:
-    """The picture size that a pipeline was trained for.
+    """The side in px of the pictures that a pipeline was trained for.
 
     Raises:
         UserError: a part of the pipeline has no configuration.

@@ -80,16 +80,16 @@ def fetch_pictures(
         source: CSV, JSON-lines or parquet file, or Hub dataset, with a column of links and one of captions.
         out: new or empty folder, or one from an earlier run.
         rules: which pictures to fetch.
-        url_column: unless its name is one of `URL_COLUMNS`.
-        caption_column: unless its name is one of `pictures.CAPTION_COLUMNS`.
+        url_column: column of links; default: the one named in `URL_COLUMNS`.
+        caption_column: column of captions; default: the one named in `pictures.CAPTION_COLUMNS`.
         where: (column, value): only rows with this value, see `Table.where`.
         n: only the first n rows, after `where`.
         threads: links to follow at a time.
         retry_dead: retry links that were dead in an earlier run.
 
     Raises:
-        UserError: the list cannot be read, its columns are ambiguous, `out` holds something else or another list, or no link leads to a
-            picture.
+        UserError: the list cannot be read, a column is missing or ambiguous, no row fits `where`, `out` holds something else or another
+            list or cannot be written, or no link leads to a picture.
     """
     table = read_table(source)
     column = table.column(url_column, URL_COLUMNS, "--url-column")
@@ -104,7 +104,7 @@ def fetch_pictures(
 
 
 def _write_metadata(out: Path, rows: list[tuple[str, str]], captions: Mapping[str, str], links: list[Link], min_px: int) -> FetchReport:
-    """Write `metadata.jsonl` for the pictures that are large enough => the report."""
+    """Write `metadata.jsonl` for the pictures that are large enough, and return the report."""
     kept: dict[str, Link] = {}
     for link in links:
         if link.state == "fetched" and link.px >= min_px:

@@ -47,7 +47,7 @@ class Pictures:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of a Hub dataset's version, or of a local source's captions and undecoded pictures, in order.
+        """The SHA-256 (hex) of a Hub dataset's version, or of a local source's captions and undecoded pictures, in order.
 
         The digest of a local source does not change if files are moved or packed differently. It reads all files, which takes most of an
         hour for a million pictures. It is therefore stored in the user's cache, and valid while every file keeps its path, size and time.
@@ -69,7 +69,7 @@ class Pictures:
         """The picture, 8-bit RGB, upright: transparency on white, the upper 8 of 16 bits; colour profiles are not applied.
 
         Raises:
-            UndecodableError: the picture cannot be decoded.
+            UndecodableError: the picture is missing or cannot be decoded.
         """
         with self._open(row) as image:
             return _to_rgb(ImageOps.exif_transpose(image))
@@ -78,7 +78,7 @@ class Pictures:
         """Width and height of the upright picture in px, from its header.
 
         Raises:
-            UndecodableError: the file is not a picture.
+            UndecodableError: the picture is missing, or its header cannot be read.
         """
         with self._open(row) as image:
             width, height = image.size
@@ -102,10 +102,10 @@ def open_pictures(source: str, *, caption_column: str | None = None) -> Pictures
     Args:
         source: folder with pictures and a `metadata.jsonl` or `metadata.csv`; folder, file or glob of parquet files or
             webdataset tars; or `owner/name` on the Hub, whose split `train` is used, offline from the cache.
-        caption_column: unless its name is one of `CAPTION_COLUMNS`.
+        caption_column: column of captions; default: the one named in `CAPTION_COLUMNS`.
 
     Raises:
-        UserError: there is no such source, it is empty or cannot be read, its columns are ambiguous, or a row has no caption.
+        UserError: there is no such source, it is empty or cannot be read, a column is missing or ambiguous, or a row has no caption.
     """
     table = read_table(source)
     column = table.column(caption_column, CAPTION_COLUMNS, "--caption-column")

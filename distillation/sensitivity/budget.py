@@ -44,7 +44,7 @@ class Cost:
 
     Attributes:
         total: of the teacher, in `unit`.
-        parts: what removing each part saves.
+        parts: the saving from removing each part.
         unit: `parameters`, or `ns` for the time of one call.
     """
 
@@ -99,7 +99,7 @@ def parameter_cost(config: Config) -> Cost:
 
 @torch.no_grad()
 def measure_time_cost(unet: UNet2DConditionModel, batch: Batch, scheduler: DDIMScheduler) -> Cost:
-    """Measure the times of one call of a UNet and of its parts; medians over calls.
+    """Measure the times of one call of a UNet and of its parts, in ns; medians over calls.
 
     On a GPU these are the times of its kernels. Each call first sleeps in the stream until the host, which may be slower than the
     GPU, has filled the queue, and nothing synchronises before the end.

@@ -37,7 +37,7 @@ class _Unit:
 
 
 def split_into_stages(losses: Mapping[str, F64], parameters: Cost, plan: Plan, n: int) -> list[Plan]:
-    """Reach a plan in n stages => the plan of each stage.
+    """Divide a plan into n stages, and return the plan of each stage.
 
     Parts are removed in rising order of loss per saved parameter, and the stages have about equal summed loss. A diffusers
     config can express each stage: a middle that is removed goes at once, before any block of the attention tied to it; if it

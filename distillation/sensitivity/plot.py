@@ -89,6 +89,6 @@ def _label(axes: Axes, sensitivity: Sensitivity, positions: list[tuple[str, floa
 
 
 def _short_name(part: str) -> str:
-    """`down_blocks.1.attentions.0` => `down 1` and `attn 0`, on two lines."""
+    """Shorten `down_blocks.1.attentions.0` to `down 1` and `attn 0`, on two lines."""
     side, *numbers = part.replace("_blocks", "").replace("_block", "").replace(".attentions", "").split(".")
     return f"{side} {numbers[0]}\nattn {numbers[1]}" if len(numbers) > 1 else f"{side}\nattn {numbers[0]}"

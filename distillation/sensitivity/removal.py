@@ -58,7 +58,7 @@ class Sensitivity(Table):
         data_digest: of pictures and captions.
         timesteps: first and last timestep of each bin.
         n_pictures: in all bins together; each picture is used once.
-        losses: attention => mean squared change of the output, blocks x bins x batches; `mid_block` has one row.
+        losses: mean squared change of the output by attention, blocks x bins x batches; `mid_block` has one row.
     """
 
     teacher: str
@@ -101,7 +101,7 @@ def measure_sensitivity(
         device: where to measure.
 
     Raises:
-        UserError: there are too few pictures, the device or weights are missing, or a loss is not finite.
+        UserError: there are too few pictures, the device or weights are missing, an earlier result is unreadable, or a loss is not finite.
     """
     path, digest = results / "sensitivity" / f"{name}.json", teacher.digest
     if (earlier := _read(path)) and (earlier.digest, earlier.data_digest, earlier.settings) == (digest, pictures.digest, settings):
@@ -157,7 +157,7 @@ def _read(path: Path) -> Sensitivity | None:
 def sensitivity_batches(
     teacher: Teacher, settings: Settings, pictures: CaptionedPictures, work: Path, device: str
 ) -> tuple[list[Batch], DDIMScheduler]:
-    """Batches of the first pictures, bin by bin => batches, the scheduler that adds their noise.
+    """Make batches of the first pictures, bin by bin, and return them with the scheduler that adds their noise.
 
     Raises:
         UserError: there are too few pictures.
@@ -189,7 +189,7 @@ def _bins(n: int, timesteps: int) -> list[tuple[int, int]]:
 
 
 def removal_losses(unet: UNet2DConditionModel, batches: Sequence[Batch], scheduler: DDIMScheduler) -> dict[str, F64]:
-    """Mean squared change of the output without each block => attention => blocks x batches.
+    """The mean squared change of the output without each block, blocks x batches by attention.
 
     Args:
         unet: the trained UNet.
