@@ -29,7 +29,7 @@ SCORES = ("scene_accuracy", "clip_score.scenes", "preference.scenes")
 
 @dataclass(frozen=True)
 class Arm:
-    """One way of making the pictures: with which fault, if any, and under which noise seeds."""
+    """One way of making the pictures: its fault, if any, and its noise seeds."""
 
     name: str
     fault: Callable[[Any], None] | None = None
@@ -65,7 +65,7 @@ def make(work: Path, students: Mapping[str, Path]) -> None:
 
     Args:
         work: folder for the pictures.
-        students: fault -> folder of a UNet that has it, each a further arm.
+        students: folder of a UNet with each fault, by the fault's name; each is a further arm.
     """
     arms = [*ARMS, *(Arm(fault, model=str(folder)) for fault, folder in students.items())]
     measured = [_measure(arm, seed, work) for arm in arms for seed in arm.seeds]

@@ -55,7 +55,7 @@ def ours(features: F32) -> float:
 
 
 def by_cleanfid(features: F32) -> float:
-    """What clean-fid's `fid_folder` does after the features."""
+    """The distance as clean-fid's `fid_folder` computes it from features."""
     mean, covariance = np.mean(features, axis=0), np.cov(features, rowvar=False)
     return float(cleanfid.frechet_distance(mean, covariance, reference().mean, reference().covariance))
 

@@ -78,7 +78,7 @@ MARKS = {"vega": [pytest.mark.slow], "ssd-1b": [pytest.mark.slow, ON_CARDS]}
 
 @dataclass(frozen=True)
 class Noise:
-    """Pictures of noise, with captions, of a size that scenes are not drawn in."""
+    """Pictures of noise, with captions, in a size that scenes are not drawn in."""
 
     n: int
     size_px: int
@@ -124,7 +124,7 @@ class Bench:
         return made
 
     def flops(self) -> int:
-        """Of a timed call."""
+        """FLOPs of a timed call."""
         batch = self.context.batch(0)
         shape = {"latent_size": batch.latents.shape[-1], "tokens": batch.prompt_embeds.shape[1]}
         teacher, student = (unet_macs(config, **shape) for config in self.configs)
@@ -203,7 +203,7 @@ def cached_by_hand(bench: Bench) -> Callable[[], None]:
 
 @cache
 def most_flops(dtype: Dtype) -> float:
-    """What the device does in a second at best."""
+    """FLOPs per second that the device reaches at best."""
     call = ceilings.prepare("matmul", DEVICE, dtype)
     marks = [(call(), meters.synchronised_clock())[1] for _ in range(10)]
     return ceilings.work_per_call("matmul", DEVICE) / float(np.diff(marks).min())
