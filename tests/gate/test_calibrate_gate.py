@@ -30,39 +30,41 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def judge(calibrate: ModuleType, work: Path) -> Any:
-    return calibrate.Judge(work, 1)
+def sampler(calibrate: ModuleType, work: Path) -> Any:
+    return calibrate.Sampler(work)
 
 
-def test_only_records_of_the_quality_suite_are_used(calibrate: ModuleType, judge: Any) -> None:
-    assert {folder.parts[2].partition("@")[0] for folder in judge.folders} == {"quality"}
-    assert {len(rounds) for rounds in judge.rounds.values()} == {5 * len(judge.folders)}
-    first = next(calibrate.questions(judge))
+def test_only_records_of_the_quality_suite_are_used(calibrate: ModuleType, sampler: Any) -> None:
+    assert {folder.parts[2].partition("@")[0] for folder in sampler.folders} == {"quality"}
+    assert {len(rounds) for rounds in sampler.rounds.values()} == {5 * len(sampler.folders)}
+    first = next(calibrate.questions(sampler))
     assert first.ask(np.random.default_rng(0))[0] in ("pass", "inconclusive")
 
 
-def test_losses_on_few_prompts_are_computed_without_draws(calibrate: ModuleType, judge: Any) -> None:
-    lowest, *_, highest = calibrate.passing_rates(judge)
-    assert 5 < lowest * judge.n < highest * judge.n < 60
-    chances = calibrate.rare_loss_chances(judge, lowest)  # at this rate 2 hits just pass, 3 do not
+def test_losses_on_few_prompts_are_computed_without_draws(calibrate: ModuleType, sampler: Any) -> None:
+    lowest, *_, highest = calibrate.calibration_questions.passing_rates(sampler)
+    assert 5 < lowest * sampler.n < highest * sampler.n < 60
+    chances = calibrate.calibration_questions.rare_loss_chances(sampler, lowest)  # at this rate 2 hits just pass, 3 do not
     assert sum(chances.values()) == pytest.approx(1, abs=1e-4)
-    assert chances["pass"] == pytest.approx(binom.cdf(2, judge.n, lowest), abs=1e-5)
+    assert chances["pass"] == pytest.approx(binom.cdf(2, sampler.n, lowest), abs=1e-5)
 
 
 def test_answers_of_other_records_or_code_are_not_reused(
-    calibrate: ModuleType, judge: Any, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    calibrate: ModuleType, sampler: Any, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    digests = [calibrate.digest_of(judge)]
-    assert calibrate.digest_of(calibrate.Judge(work, 1)) == digests[0]
+    digests = [calibrate.digest_of(sampler, 1)]
+    assert calibrate.digest_of(calibrate.Sampler(work), 1) == digests[0]
     code = calibrate.CODE
     for path in code:
         changed = tmp_path / path.name
-        changed.write_bytes(path.read_bytes() + b"\n")
+        changed.write_bytes(b'"""Other words."""  # another comment\n' + path.read_bytes().partition(b'"""\n')[2])
         monkeypatch.setattr(calibrate, "CODE", [changed if each == path else each for each in code])
-        digests.append(calibrate.digest_of(judge))
+        assert calibrate.digest_of(sampler, 1) == digests[0], "words decide no answer"
+        changed.write_bytes(path.read_bytes() + b"added = 1\n")
+        digests.append(calibrate.digest_of(sampler, 1))
     assert {"decisions.py", "compare.py", "judging.py", "looks.py", "sequential.py", "intervals.py", "student_t.py", "frechet.py"} <= {
         path.name for path in code
     }
-    monkeypatch.setattr(judge, "folders", judge.folders[1:])
-    digests.append(calibrate.digest_of(judge))
+    monkeypatch.setattr(sampler, "folders", sampler.folders[1:])
+    digests.append(calibrate.digest_of(sampler, 1))
     assert len(set(digests)) == len(digests)
