@@ -128,10 +128,10 @@ class Probes(Table):
         return settings
 
     def select(self, labels: Sequence[str] = ()) -> dict[str, Setting]:
-        """Label -> setting, in the suite's order: those with these labels, by default all.
+        """The settings by label, in the suite's order: those with these labels, by default all.
 
         Raises:
-            UserError: no such setting.
+            UserError: there is no such setting.
         """
         known = {setting.label: setting for setting in (Setting(), *self.settings)}
         if unknown_labels := [label for label in labels if label not in known]:
