@@ -126,7 +126,7 @@ def unet_config(architecture: str, family: Literal["sdxl", "scenes"] = "sdxl") -
 
 
 def depths(config: Config) -> dict[str, int]:
-    """The number of transformer blocks in each attention of a UNet, as its state dict names them: `{"down_blocks.1.attentions.0": 2, ...}`."""
+    """Number of transformer blocks in each attention of a UNet, by its path in the state dict: `{"down_blocks.1.attentions.0": 2, ...}`."""
     down, up = config["down_block_types"], config["up_block_types"]
     layers = _as_list(config.get("layers_per_block", 2), len(down))
     blocks = _as_list(config.get("transformer_layers_per_block", 1), len(down))
