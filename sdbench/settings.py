@@ -104,7 +104,7 @@ class Setting(Table):
 class Probes(Table):
     """How latency and memory are measured: fresh processes, and timed calls in each.
 
-    Rounds of a few calls last seconds, during which a card may hold its boost clock. This is no steady state, for which MLPerf
+    Rounds of a few calls last seconds, during which a card may hold its boost clock. This is not a steady state, for which MLPerf
     takes ten minutes. Each call is waited for and its pictures are copied to the host, so images per second are no server's throughput.
 
     Attributes:

@@ -36,10 +36,10 @@ class Prompts(Table):
         source: `scenes` draws held-out captions from the grammar, `file` reads a text file (a prompt a line), `dataset` reads a column
             of anything that `datasets` opens.
         file: in a suite file, relative to that file; in a loaded suite, or one made in Python, its path.
-        path: of a dataset: `asset:<name>`, a local file or folder, or a name on the Hub.
-        column: of a dataset; may be left out where one is called prompt, caption or text.
-        seed: of a dataset, 0 takes the first `n` prompts, any other number draws `n` of them.
-        digest: of a dataset's prompts, as `--dry-run` prints it. Another list is refused; without a digest the record says "unverified".
+        path: the dataset: `asset:<name>`, a local file or folder, or a name on the Hub.
+        column: the dataset's column of prompts; may be left out where one is called prompt, caption or text.
+        seed: for a dataset, 0 takes the first `n` prompts, any other number draws `n` of them.
+        digest: digest of a dataset's prompts, as `--dry-run` prints it. Another list is refused; without one the record says "unverified".
         looked: in the record of a run that stopped when sure: how many of the `n` prompts it used, the first by `look_order`.
     """
 
@@ -142,7 +142,7 @@ class Suite(Table):
     """A resolved suite.
 
     Attributes:
-        family: of the models it is for; None in a part, which other suites include.
+        family: the family of the models it is for; None in a part, which other suites include.
         metrics: names of protocols by family, since each family has its own evaluators.
         reference: what set metrics compare with: `scenes` renders eight scenes of the training split for each prompt; another name is
             that of a reference which `sdbench reference` built or imported.

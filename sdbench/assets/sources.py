@@ -81,7 +81,7 @@ def read_table(what: str, split: str = "train") -> Table:
     Args:
         what: folder with pictures and a `metadata.jsonl` or `metadata.csv`; folder, file or glob of parquet, webdataset tar, CSV, TSV, JSON or
             text files; or `owner/name` on the Hub, offline from the cache.
-        split: of a source that has several.
+        split: the split to read, for a source that has several.
 
     Raises:
         MissingError: a Hub dataset is neither cached nor reachable.

@@ -20,7 +20,7 @@ class Encoder:
     `features` raises ValueError for pictures of another shape or dtype.
 
     Attributes:
-        name: its name in references: network and, if there are several, resize.
+        name: the encoder's name in references: network and, if there are several, resize.
         id: returns the name and the digest of the weights, the key for stored features and references.
         features: takes pictures, N x H x W x 3 uint8 RGB; returns N x d.
     """

@@ -68,8 +68,8 @@ def resize_shortest_edge(images: U8, side: int, to: torch.device, corner: Callab
 
     Args:
         images: N x H x W x 3 uint8 RGB.
-        side: of the network's input, px.
-        to: device.
+        side: the side of the network's input in px.
+        to: the device to resize on.
         corner: how to round the crop's corner: `round` in open_clip, `math.floor` in transformers.
 
     Raises:

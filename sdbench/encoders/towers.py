@@ -56,7 +56,7 @@ def _block(block: Any, residual: Tensor, queries: Tensor, normed: Tensor, mask: 
     """Run a residual block for M of L tokens; returns N x M x width.
 
     Args:
-        block: of open_clip.
+        block: a residual block of open_clip.
         residual: N x M x width, the M tokens.
         queries: N x M x width, the M tokens after the first norm.
         normed: N x L x width, all tokens after the first norm.

@@ -65,7 +65,7 @@ class Floor(Table):
 def estimate(sides: Sequence[Side], seeds: Sequence[int], suite: SuiteId) -> Floor:
     """The noise floor from several runs of one model under a suite, with different noise in each run.
 
-    These have no floor: a metric that any run lacks; counts, and values of which neither direction is better, since no policy weighs them;
+    These have no floor: a metric that any run lacks; counts, and values for which neither direction is better, since no policy weighs them;
     a set metric without influences, since its differences have no standard error; a probe at 0, since it has no logarithm.
 
     Raises:

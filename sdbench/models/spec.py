@@ -27,14 +27,14 @@ class ModelSpec:
     """A model to measure. `dataclasses.asdict` makes JSON content of it, `from_dict` reads that back.
 
     Attributes:
-        name: its name in tables.
+        name: the model's name in tables.
         architecture: a name in `architectures.TOPOLOGIES`, "custom", or "" for pictures without a model.
         location: Hub repository, absolute path, or folder of the embedded weights; for a pipeline in memory its digest; ""
             for random and rendered.
         base: the pipeline that supplies text encoders, VAE and scheduler if `location` is only a UNet; for a checkpoint in
             one file, it supplies only configuration and tokenizers.
         lora: absolute path or Hub repository of a LoRA that is fused into the weights.
-        revision: of a Hub repository; None for the newest.
+        revision: branch, tag or commit of a Hub repository; None for the newest.
     """
 
     name: str
@@ -86,7 +86,7 @@ def resolve(
             `owner/name@revision` with a branch, tag or commit.
         base: the pipeline (named in the same way) that completes a bare UNet.
         lora: path or Hub repository of a LoRA to fuse.
-        name: its name in tables; by default the catalogue's name or the last part of the path, preceded by the parent's name if the
+        name: the model's name in tables; by default the catalogue's name or the last part of the path, preceded by the parent's name if the
             last part is the same for all checkpoints.
         random: take the architecture of the catalogue's entry, with random weights.
 

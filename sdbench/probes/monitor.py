@@ -1,7 +1,7 @@
 """The state of the machine during a measurement: clocks and temperature of the card, and other processes on it and on the CPU.
 
 The card is found in NVML by its UUID, since NVML and CUDA may number cards differently (optimum-benchmark issue 136).
-What NVML cannot tell of a card, for example in a virtual machine, is None.
+What NVML cannot tell about a card, for example in a virtual machine, is None.
 """
 
 import os

@@ -61,7 +61,7 @@ def by_stage(configs: Mapping[str, Mapping[str, Any]], sampling: Sampling, *, ze
     """Work of each stage for one picture; the scheduler multiplies nothing, so it has none.
 
     Args:
-        configs: of the four networks; see `setup.describe` and `random_configs`.
+        configs: the configurations of the four networks; see `setup.describe` and `random_configs`.
         sampling: steps, guidance and size.
         zero_negative: the pipeline does not encode a missing negative prompt, but takes zeros for it.
     """
@@ -117,7 +117,7 @@ def loads(works: Mapping[str, Work], *, steps: int, batch: int, dtypes: Mapping[
 
     Args:
         works: see `by_stage`.
-        steps: of the pipeline.
+        steps: number of the pipeline's steps.
         batch: pictures in a call.
         dtypes: the dtype that each stage runs in.
     """

@@ -116,7 +116,7 @@ def import_moments(name: str, file: Path, encoder: str, n: int, source: str, run
     """Import published moments, a `.npz` with `mu` and `sigma` as pytorch-fid writes them, and return the card of the reference.
 
     Args:
-        name: of the reference.
+        name: the name of the reference.
         file: the `.npz`.
         encoder: the encoder that its authors state.
         n: number of pictures behind it, which the file does not tell.

@@ -36,7 +36,7 @@ class Reference:
 
     Attributes:
         digest: that of the card.
-        features: of at most `MAX_FEATURES` pictures, spread evenly; None if only moments were published.
+        features: those of at most `MAX_FEATURES` pictures, spread evenly, n x d; None if only moments were published.
     """
 
     digest: str
@@ -49,8 +49,8 @@ class Card(Table):
 
     Attributes:
         digest: over data, n and encoder; records name the reference by it.
-        encoder: its name.
-        encoder_id: its name and the digest of its weights; None for published statistics, whose authors only name it.
+        encoder: the encoder's name.
+        encoder_id: the encoder's name and the digest of its weights; None for published statistics, whose authors only name it.
         data: source of the pictures, and SHA-256 of the pictures or of the published file.
         n: number of pictures behind the moments.
         features: number of pictures whose features are kept.

@@ -32,7 +32,7 @@ class Picture:
     Attributes:
         key: identifies it within its section: model and file.
         src: for an `<img>`: a data URL, or a path relative to the page.
-        scores: its score by each metric, as text.
+        scores: the picture's score by each metric, as text.
     """
 
     key: str

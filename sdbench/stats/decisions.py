@@ -6,8 +6,8 @@ exactly the margin that comes from faults of one size, with 5 to 60 faults expec
 16.4 % of cases, the bound corrected for skewness in at most 5.1 % (computed over all numbers of faults; at one prompt in 40 it is 10.6 and
 2.8 %).
 
-No bound can correct for what the sample does not show: fault sizes with a long tail, of which the few faults at hand do not include
-the largest (exponential sizes: 7 % with 13 faults expected, 10 % with 6), and faults so rare (fewer than 3 expected) that more than
+No bound can correct for what the sample does not show: fault sizes with a long tail, the largest of which are not among the few
+faults at hand (exponential sizes: 7 % with 13 faults expected, 10 % with 6), and faults so rare (fewer than 3 expected) that more than
 1 sample in 20 has none.
 """
 
@@ -175,7 +175,7 @@ def decide(bounds: Bounds, margin: float) -> Verdict:
     (high < -margin). No change at all passes at any margin, 0 included.
 
     Args:
-        bounds: of the difference, plus = better.
+        bounds: the bounds of the difference, plus = better.
         margin: the acceptable loss.
 
     Raises:
