@@ -25,12 +25,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_command(commands: "argparse._SubParsersAction[P]", name: str, help_text: str) -> P:
-    """Add a command => its parser; its own help begins with its line in the list of commands."""
+    """Add a command and return its parser; the command's own help begins with its line in the list of commands."""
     return commands.add_parser(name, help=help_text, description=help_text)
 
 
 def add_part(command: argparse.ArgumentParser, help_text: str) -> None:
-    """Add `--part K/N`, for N commands that share a folder; None where it is not given."""
+    """Add `--part K/N`, for N commands that share a folder; the option is None where it is not given."""
     command.add_argument("--part", type=_parse_part, metavar="K/N", help=help_text)
 
 
@@ -58,7 +58,7 @@ def show(text: object) -> None:
 
 
 def run_command(program: str, command: Callable[[], int]) -> int:
-    """Run a command => the exit code of the process; a `UserError` prints its message to stderr and gives 2."""
+    """Run a command and return the exit code of the process: 2 for a `UserError`, with its message on stderr, 130 for an interrupt."""
     with contextlib.suppress(ValueError):  # only the main thread may set it
         signal.signal(signal.SIGTERM, _interrupt)
     try:

@@ -22,7 +22,7 @@ ENCODERS = (  # copied from `encoders.catalogue`, which imports torch
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command => the process's exit code."""
+    """Run a command and return the process's exit code."""
     arguments = build_parser().parse_args(argv)
     command: Command = arguments.command
     return run_command("sdbench", partial(command, arguments))

@@ -11,12 +11,12 @@ from sdbench.errors import UserError
 
 
 def digest(content: Any) -> str:
-    """=> the first 24 hex digits of the SHA-256 of JSON content, whatever the order of its keys."""
+    """The first 24 hex digits of the SHA-256 of JSON content, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
-    """Write a file atomically, making its folder where needed => its path.
+    """Write a file atomically, making its folder where needed, and return its path.
 
     Raises:
         UserError: the folder cannot be written, or the disk is full.

@@ -17,11 +17,11 @@ class IncompleteError(UserError):
 
 
 class UndecodableError(UserError):
-    """A picture file is damaged or is no picture; other files may be fine."""
+    """A picture file is damaged or is not a picture; other files may be fine."""
 
 
 def unknown_name(kind: str, word: str, known: Iterable[str], advice: str = "") -> UserError:
-    """=> an error that says that `word` is not among the known names, suggests the nearest one, and ends with `advice` (full sentences)."""
+    """An error that says that `word` is unknown, suggests the nearest known name or lists all, and ends with `advice` (full sentences)."""
     names = sorted(known)
     near = difflib.get_close_matches(word, names, 1)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}{'.' if advice else ''}"

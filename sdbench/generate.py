@@ -61,7 +61,11 @@ class Job:
 
 
 def list_jobs(suite: Suite, sampling: Sampling, weights_digest: str | None) -> list[Job]:
-    """The pictures that a suite asks of a model, in order."""
+    """The pictures that a suite asks of a model, in order.
+
+    Raises:
+        MissingError, UserError: see `Suite.prompt_list` and `Noise.path`.
+    """
     settings, noise = sampling.model_dump(exclude={"batch"}), suite.noise.identity()
     return [
         Job(prompt_id, 0, prompt, digest([weights_digest, prompt_id, prompt, settings, noise]))
@@ -89,6 +93,9 @@ def generate(jobs: list[Job], store: Store, batch: int, make: Callable[[list[Job
     Args:
         make: turns a full batch of jobs into pictures, N x H x W x 3 uint8.
         title: what the progress bar calls the model.
+
+    Raises:
+        UserError: a picture cannot be written, or `make` raises it.
     """
     missing = set(store.missing([job.image for job in jobs]))
     writing: list[Future[int]] = []
@@ -118,12 +125,19 @@ def generate(jobs: list[Job], store: Store, batch: int, make: Callable[[list[Job
 
 
 def render_scenes(group: list[Job]) -> U8:
-    """The renderer's own pictures of the captions: the best that any model can do."""
+    """The renderer's own pictures of the captions, N x 64 x 64 x 3 uint8 RGB: the best that any model can do.
+
+    Raises:
+        ValueError: a caption does not follow the grammar.
+    """
     return render([parse(job.prompt) for job in group], [int(job.prompt_id.split("-")[0]) for job in group], seed=1)
 
 
 def make_sampler(pipeline: StableDiffusionXLPipeline, sampling: Sampling, noise: Noise) -> Callable[[list[Job]], U8]:
-    """A function that makes a batch of pictures with the pipeline; it raises `UserError` where a picture holds NaN or infinity."""
+    """Set the pipeline's scheduler and return a function that makes a batch of its pictures, N x H x W x 3 uint8 RGB.
+
+    The function raises `UserError` where a picture holds NaN or infinity.
+    """
     set_scheduler(pipeline, sampling)
     device, dtype = pipeline.unet.device, DTYPES[sampling.dtype]
     side = sampling.size_px // pipeline.vae_scale_factor
@@ -153,7 +167,7 @@ def set_scheduler(pipeline: Any, sampling: Sampling) -> None:
 
 
 def set_timesteps(scheduler: Any, sampling: Sampling, device: torch.device | str) -> Tensor:
-    """Set the scheduler's timesteps as the pipeline does => the timesteps, (steps,)."""
+    """Set the scheduler's timesteps as the pipeline does, and return them, (steps,)."""
     given = sampling.timesteps and [*sampling.timesteps]
     timesteps: Tensor = retrieve_timesteps(scheduler, sampling.steps, device, given)[0]
     return timesteps
@@ -163,14 +177,14 @@ def is_guided(sampling: Sampling, unet: Mapping[str, Any]) -> bool:
     """Whether diffusers uses classifier-free guidance: each step is then two forwards of the UNet, for the prompt and the negative prompt.
 
     Args:
-        sampling: its guidance scale.
-        unet: its configuration; one with `time_cond_proj_dim` (latent consistency models) takes the guidance scale as an input instead.
+        sampling: has the guidance scale.
+        unet: the UNet's configuration; one with `time_cond_proj_dim` (latent consistency models) takes the guidance scale as an input.
     """
     return sampling.guidance_scale > 1 and unet.get("time_cond_proj_dim") is None
 
 
 def call_arguments(sampling: Sampling, prompts: list[str]) -> dict[str, Any]:
-    """The arguments that the stock pipeline is called with."""
+    """The arguments with which the stock pipeline is called."""
     given = {"timesteps": sampling.timesteps and [*sampling.timesteps], "eta": sampling.eta}
     return {
         "prompt": prompts,
@@ -185,14 +199,14 @@ def call_arguments(sampling: Sampling, prompts: list[str]) -> dict[str, Any]:
 
 
 def initial_noise(noise: Noise, prompt_id: str, sample: int, shape: tuple[int, ...]) -> Tensor:
-    """Standard normal latents, float32 on the CPU => `shape`.
+    """Standard normal latents of this shape, float32 on the CPU.
 
     `fixed`, as in MLPerf, is the same latent for every prompt, from a file or from torch's generator with the suite's seed (whose
     last digits depend on the machine). `per_image` is keyed by 128 bits of (seed, prompt id, sample). Torch's CPU generator
     takes only 32 bits of a seed, so two of 30,000 pictures would share their noise with a probability of about one in ten.
 
     Raises:
-        UserError: the latent's file holds no such tensor.
+        MissingError, UserError: see `Noise.path`; or the latent's file holds no finite tensor of this shape.
     """
     if path := noise.path():
         return _saved_latent(path, shape)
@@ -214,7 +228,7 @@ def _step_generator(noise: Noise, job: Job) -> torch.Generator:
 
 @cache
 def _saved_latent(path: Path, shape: tuple[int, ...]) -> Tensor:
-    """The tensor in a file, C x H x W or 1 x C x H x W => `shape`, float32."""
+    """The tensor in a file, C x H x W or 1 x C x H x W, in this shape and in float32."""
     try:
         latent = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # torch raises nearly anything for what it cannot read

@@ -33,7 +33,7 @@ _INFLUENCE = ":influence"
 
 
 def column_of(metric: str, kind: Kind) -> str:
-    """The column of `scores.parquet` that holds a picture metric: its score of each picture, or each picture's influence on a `set` metric."""
+    """The column of `scores.parquet` that holds a picture metric: the score of each picture, or its influence on a `set` metric."""
     return f"{metric}{_INFLUENCE}" if kind == "set" else metric
 
 
@@ -43,7 +43,7 @@ def influenced_metric(column: str) -> str | None:
 
 
 def mean_per_prompt(prompt_ids: Sequence[str], values: F64) -> tuple[npt.NDArray[np.str_], F64]:
-    """=> prompt ids in order, and the mean of each prompt's samples.
+    """The prompt ids, sorted and each once, and the mean value of each prompt's samples, (prompts,) both.
 
     Statistics over prompts start from these means, because the samples of one prompt are not independent.
     """
@@ -296,12 +296,12 @@ class Scores:
 
 
 def write(record: Record, scores: Scores, thumbnails: Mapping[str, bytes], results: Path) -> Path:
-    """Write a record folder beside its final place and rename it => its path.
+    """Write a record folder beside its final place, rename it, and return its path.
 
     Args:
         record: content of `record.json`.
         scores: per-image columns.
-        thumbnails: file name -> PNG bytes; the first 64 are kept.
+        thumbnails: PNG bytes by file name; the first 64 are kept.
         results: the folder of all records.
 
     Raises:
@@ -375,13 +375,21 @@ def _unreadable(folder: Path, error: Exception) -> UserError:
 
 
 def suggest_record_in(folder: Path) -> str:
-    """Advice for a folder that holds records but is not one itself: the newest of them; empty where it holds none."""
+    """Advice for a folder that holds records but is not one itself: the newest of them; empty where it holds none.
+
+    Raises:
+        UserError: see `read`.
+    """
     found = [(read_record(path.parent).created, path.parent) for path in folder.glob("*/record.json")]
     return f"It holds {len(found)} records; name one of them, such as the newest, {max(found)[1]}" if found else ""
 
 
 def newest_per_model(results: Path, family: str | None = None) -> list[tuple[Path, Record]]:
-    """The newest record of each (family, suite, model, label, machine class), in a stable order."""
+    """The newest record of each (family, suite, model, label, machine class), in a stable order.
+
+    Raises:
+        UserError: see `read`.
+    """
     rows: dict[tuple[str | int, ...], tuple[Path, Record]] = {}
     for folder in folders(results, family):
         record = read_record(folder)
@@ -398,7 +406,11 @@ def folders(results: Path, family: str | None = None) -> list[Path]:
 
 
 def find(results: Path, family: str, suite: SuiteId, name: str, label: str = "") -> list[tuple[Path, Record]]:
-    """A model's records under exactly this suite, digest included, oldest first; records of random weights have a label."""
+    """A model's records under exactly this suite, digest included, oldest first; records of random weights have a label.
+
+    Raises:
+        UserError: see `read`.
+    """
     paths = sorted((results / family / suite.title / name).glob("*/record.json"))
     found = [(path.parent, read_record(path.parent)) for path in paths]
     matching = [(folder, record) for folder, record in found if (record.suite, record.model.label) == (suite, label)]
@@ -406,7 +418,7 @@ def find(results: Path, family: str, suite: SuiteId, name: str, label: str = "")
 
 
 def digest_of(folder: Path) -> str:
-    """Digest of a record folder's content, its record and its scores (16 hex digits of SHA-256)."""
+    """The digest of a record folder's content, its record and its scores (16 hex digits of SHA-256)."""
     digest = hashlib.sha256()
     for name in ("record.json", "scores.parquet"):
         digest.update(hashlib.sha256((folder / name).read_bytes()).digest())

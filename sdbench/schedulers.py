@@ -26,8 +26,8 @@ def describe(spec: ModelSpec, sampling: Sampling, pipeline: Any = None) -> dict[
 
     Args:
         spec: the model.
-        sampling: the suite's, with the scheduler and its steps.
-        pipeline: of a model in memory; it is not changed.
+        sampling: has the scheduler and its steps.
+        pipeline: that of a model in memory; it is not changed.
     """
     try:
         kind, config = (type(pipeline.scheduler), pipeline.scheduler.config) if pipeline else _load_own(spec)

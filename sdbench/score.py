@@ -28,7 +28,7 @@ def find_protocols(metrics: Sequence[str]) -> list[Protocol]:
 
 
 def score(subject: Subject, metrics: Sequence[str]) -> tuple[list[Value], Scores]:
-    """Measure these metrics of the pictures => a value for each, in the order of `PROTOCOLS`, and the per-image scores.
+    """Measure these metrics of the pictures and return a value for each, in the order of `PROTOCOLS`, and the per-image scores.
 
     Raises:
         UserError: a metric is not known, or a picture cannot be read.

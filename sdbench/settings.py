@@ -104,7 +104,7 @@ class Setting(Table):
 class Probes(Table):
     """How latency and memory are measured: fresh processes, and timed calls in each.
 
-    Rounds of a few calls last seconds, during which a card may hold its boost clock. This is no steady state, for which MLPerf
+    Rounds of a few calls last seconds, during which a card may hold its boost clock. This is not a steady state, for which MLPerf
     takes ten minutes. Each call is waited for and its pictures are copied to the host, so images per second are no server's throughput.
 
     Attributes:
@@ -128,10 +128,10 @@ class Probes(Table):
         return settings
 
     def select(self, labels: Sequence[str] = ()) -> dict[str, Setting]:
-        """Label -> setting, in the suite's order: those with these labels, by default all.
+        """The settings by label, in the suite's order: those with these labels, by default all.
 
         Raises:
-            UserError: no such setting.
+            UserError: there is no such setting.
         """
         known = {setting.label: setting for setting in (Setting(), *self.settings)}
         if unknown_labels := [label for label in labels if label not in known]:

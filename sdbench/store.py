@@ -36,15 +36,19 @@ class Store:
         self.folder, self._identity = runs / digest(identity), identity
 
     def path(self, image: str) -> Path:
-        """=> the path of the picture with this identity, whether it exists or not."""
+        """The path of the picture with this identity, whether it exists or not."""
         return self.folder / "images" / f"{image}.png"
 
     def missing(self, images: Sequence[str]) -> list[str]:
-        """=> the pictures that do not exist yet, in order."""
+        """The pictures that do not exist yet, in order."""
         return [image for image in images if not self.path(image).exists()]
 
     def put(self, image: str, pixels: U8) -> None:
-        """Write a picture, H x W x 3 uint8 RGB, as PNG."""
+        """Write a picture, H x W x 3 uint8 RGB, as PNG.
+
+        Raises:
+            UserError: see `write_bytes`.
+        """
         buffer = io.BytesIO()
         Image.fromarray(pixels).save(buffer, "PNG")
         manifest = self.folder / "manifest.json"
@@ -53,7 +57,7 @@ class Store:
         write_bytes(self.path(image), buffer.getvalue())
 
     def read(self, images: Sequence[str]) -> U8:
-        """Read stored pictures => N x H x W x 3 uint8 RGB.
+        """Read stored pictures, N x H x W x 3 uint8 RGB.
 
         Raises:
             UserError: a picture is missing or damaged, is not 8-bit RGB, or differs in size from the first.
@@ -61,12 +65,20 @@ class Store:
         return read_images([self.path(image) for image in images], "delete it and run again: only that picture is made again")
 
     def features(self, name: str, images: Sequence[str], compute: Callable[[], F32]) -> F32:
-        """Load the features of these pictures, or compute and store them => N x d float32; `name` holds the digest of the encoder."""
+        """Load the features of these pictures, N x d float32, or compute and store them; `name` holds the digest of the encoder.
+
+        Raises:
+            UserError: see `write_bytes`.
+        """
         return load_or_compute(self.folder / "features" / f"{name}-{digest(list(images))[:12]}.npy", compute)
 
 
 def load_or_compute(path: Path, compute: Callable[[], F32]) -> F32:
-    """Load a float32 array, or compute and write it where the file is missing or was cut off by a crash."""
+    """Load a float32 array, or compute and write it where the file is missing or was cut off by a crash.
+
+    Raises:
+        UserError: see `write_bytes`.
+    """
     with contextlib.suppress(OSError, ValueError, EOFError):
         loaded: F32 = np.load(path)
         return loaded
@@ -78,10 +90,10 @@ def load_or_compute(path: Path, compute: Callable[[], F32]) -> F32:
 
 
 def read_images(paths: Sequence[Path], way_out: str) -> U8:
-    """Read pictures of one size => N x H x W x 3 uint8 RGB, turned upright by EXIF, decoded on all cores.
+    """Read pictures of one size, N x H x W x 3 uint8 RGB, turned upright by EXIF and decoded on all cores.
 
     Raises:
-        UserError: a file is no complete picture, is not 8-bit RGB, or differs in size from the first; `way_out` ends the message.
+        UserError: a file is not a complete picture, is not 8-bit RGB, or differs in size from the first; `way_out` ends the message.
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         pictures = list(pool.map(lambda path: _read(path, way_out), paths))
@@ -111,5 +123,5 @@ def _read(path: Path, way_out: str) -> U8:
 
 
 def mode_of(image: ImageFile) -> str:
-    """=> Pillow's mode of a picture that is not decoded yet; "RGB;16" for 16 bits, which Pillow would silently reduce to 8."""
+    """Pillow's mode of a picture that is not decoded yet; "RGB;16" for 16 bits, which Pillow would silently reduce to 8."""
     return "RGB;16" if any(tile[3] == "RGB;16B" for tile in image.tile) else image.mode

@@ -36,10 +36,10 @@ class Prompts(Table):
         source: `scenes` draws held-out captions from the grammar, `file` reads a text file (a prompt a line), `dataset` reads a column
             of anything that `datasets` opens.
         file: in a suite file, relative to that file; in a loaded suite, or one made in Python, its path.
-        path: of a dataset: `asset:<name>`, a local file or folder, or a name on the Hub.
-        column: of a dataset; may be left out where one is called prompt, caption or text.
-        seed: of a dataset, 0 takes the first `n` prompts, any other number draws `n` of them.
-        digest: of a dataset's prompts, as `--dry-run` prints it. Another list is refused; without a digest the record says "unverified".
+        path: the dataset: `asset:<name>`, a local file or folder, or a name on the Hub.
+        column: the dataset's column of prompts; may be left out where one is called prompt, caption or text.
+        seed: for a dataset, 0 takes the first `n` prompts, any other number draws `n` of them.
+        digest: digest of a dataset's prompts, as `--dry-run` prints it. Another list is refused; without one the record says "unverified".
         looked: in the record of a run that stopped when sure: how many of the `n` prompts it used, the first by `look_order`.
     """
 
@@ -96,7 +96,11 @@ class Noise(Table):
         return path
 
     def identity(self) -> dict[str, Any]:
-        """What two equal noises have in common: the settings and, where there is a file, its content."""
+        """What two equal noises have in common: the settings and, where there is a file, its content.
+
+        Raises:
+            MissingError, UserError: see `path`.
+        """
         path = self.path()
         return self.model_dump(exclude={"file", "digest"} if path else None) | ({"content": lists.file_digest(path)} if path else {})
 
@@ -110,7 +114,7 @@ class Accept(Table):
         prompts: digest of the prompts.
         noise: SHA-256 of the latent's file.
         statistics: git's SHA-1 (of a blob) of the file of the reference statistics.
-        ranges: protocol -> lowest and highest value.
+        ranges: lowest and highest value by protocol.
     """
 
     name: str
@@ -138,7 +142,7 @@ class Suite(Table):
     """A resolved suite.
 
     Attributes:
-        family: of the models it is for; None in a part, which other suites include.
+        family: the family of the models it is for; None in a part, which other suites include.
         metrics: names of protocols by family, since each family has its own evaluators.
         reference: what set metrics compare with: `scenes` renders eight scenes of the training split for each prompt; another name is
             that of a reference which `sdbench reference` built or imported.
@@ -169,7 +173,7 @@ class Suite(Table):
 
         Raises:
             MissingError: prompts or the latent are neither here nor reachable.
-            UserError: see `teacher_suite` and `prompt_list`.
+            UserError: see `Noise.path`, `teacher_suite` and `prompt_list`.
         """
         settings = self.model_dump(exclude={"description", "include", "accept"}) | {"noise": self.noise.identity()}
         if self.prompts and self.prompts.file:
@@ -187,7 +191,8 @@ class Suite(Table):
         """The suite under which the teacher's pictures were made: the one that `teacher` names, or this one.
 
         Raises:
-            UserError: that suite's pictures cannot be paired with this one's, or it names a third suite.
+            MissingError, UserError: that suite, its prompts or its latent cannot be read, its pictures cannot be paired with this suite's,
+                or it names a third suite.
         """
         if self.teacher is None or self.teacher.suite is None:
             return self
@@ -207,11 +212,11 @@ class Suite(Table):
         return other
 
     def prompt_list(self) -> dict[str, str]:
-        """Prompt id -> prompt, in order; an id is made of the prompt's place and text.
+        """The prompts by id, in order; an id is made of the prompt's place and text.
 
         Raises:
             MissingError: the prompts are neither here nor reachable.
-            UserError: there are too few, one is empty, or they have another digest.
+            UserError: they cannot be read, there are too few, one is empty, or they have another digest.
         """
         if self.prompts is None:
             return {}
@@ -268,7 +273,7 @@ def load(what: str, including: tuple[str, ...] = ()) -> Suite:
         including: the suites being read that include this one.
 
     Raises:
-        UserError: there is no such suite, a key is misspelt, a value is out of range, or the suite includes itself.
+        UserError: there is no such suite, it is not TOML, a key is misspelt or missing, a value is out of range, or it includes itself.
     """
     if what in including:
         raise UserError(f"suite {what} includes itself: {' -> '.join((*including, what))}; take one of these out of an `include`")

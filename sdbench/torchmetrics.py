@@ -23,7 +23,7 @@ from sdbench.arrays import F64
 from sdbench.metrics.frechet import Gaussian, frechet_distance
 from sdbench.metrics.inputs import as_matrix, check_at_least, check_same_width
 
-Extractor = Callable[[Any], Tensor | npt.NDArray[Any]]  # pictures => features, n x d
+Extractor = Callable[[Any], Tensor | npt.NDArray[Any]]  # takes pictures; returns features, n x d
 
 
 class _SetMetric(Metric):
@@ -66,14 +66,14 @@ def _move(value: Any, device: torch.device) -> Any:
 
 
 class Frechet(_SetMetric):
-    """Frechet distance to a reference, `metrics.frechet.frechet_distance`; lower is better.
+    """The Frechet distance to a reference, `metrics.frechet.frechet_distance`; lower is better.
 
     The states are sums over x - m and (x - m)(x - m)^T, where m is the reference's mean. So they add up over ranks, and an offset
     common to all features costs no precision.
 
     Args:
         reference: moments of the real features; pass the same object to all metrics, so that it is factorised only once.
-        extractor: pictures => features, n x d; None where `update` gets features.
+        extractor: takes pictures and returns features, n x d; None where `update` gets features.
         settings: options of torchmetrics, such as `sync_on_compute`.
     """
 
@@ -119,7 +119,7 @@ class OfFeatures(_SetMetric):
     """Any function of two sets of features, the generated ones first: `kid`, `cmmd`, `prdc`.
 
     Args:
-        function: (n x d, m x d) => a number, a number with its influence column, or a mapping of names to either.
+        function: takes features n x d and m x d; returns a number, a number with its influence column, or a mapping of names to either.
         reference: real features, m x d.
         extractor: see `Frechet`.
         settings: options of torchmetrics.
@@ -139,7 +139,7 @@ class OfFeatures(_SetMetric):
         self.add_state("features", [], dist_reduce_fx="cat")
 
     def update(self, given: Any) -> None:
-        """Add a batch; features in half precision are kept as float32.
+        """Add a batch; its features are kept as float32.
 
         Raises:
             ValueError: features that are not n x d, not finite, or of another d than the reference.

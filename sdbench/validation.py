@@ -18,7 +18,7 @@ T = TypeVar("T", bound=Table)
 
 
 def validate(kind: type[T], content: dict[str, Any], where: str) -> T:
-    """Validate the content of a file => a table.
+    """Validate the content of a file and return it as a table.
 
     Args:
         kind: class of the table.
@@ -26,7 +26,7 @@ def validate(kind: type[T], content: dict[str, Any], where: str) -> T:
         where: name of the file, for errors.
 
     Raises:
-        UserError: a key is misspelt or missing, or a value is out of range.
+        UserError: a key is misspelt or missing, or a value is out of range or of another type.
     """
     try:
         return kind.model_validate(content)
@@ -43,7 +43,7 @@ def validate(kind: type[T], content: dict[str, Any], where: str) -> T:
 
 
 def error_message(error: Exception) -> str:
-    """=> the message of an error on one line; of pydantic's several findings, the first."""
+    """The message of an error; of pydantic's several findings only the first, on one line."""
     if not isinstance(error, ValidationError):
         return str(error)
     first = error.errors()[0]
@@ -51,7 +51,7 @@ def error_message(error: Exception) -> str:
 
 
 def _known_keys(kind: Any, parents: Sequence[str | int]) -> list[str]:
-    """=> the keys of the table nested in `kind` at the path `parents`: field names, dictionary keys, and list indices."""
+    """The keys of the table nested in `kind` at the path `parents`, which consists of field names, dictionary keys and list indices."""
     for parent in parents:
         kind = kind.model_fields[parent].annotation if hasattr(kind, "model_fields") else get_args(kind)[isinstance(parent, str)]
         kind = get_args(kind)[0] if type(None) in get_args(kind) else kind  # `X | None`

@@ -42,7 +42,7 @@ def evaluate(
     places: Places = Places(),
     device: str | None = None,
 ) -> Evaluation:
-    """Measure a model, from a notebook or in the middle of a training loop => the record that the command line would make.
+    """Measure a model, from a notebook or in the middle of a training loop, and return the record that the command line would make.
 
     A pipeline in memory is left as it was: device, dtype, scheduler, train or eval mode, and the state of the random
     generators. Its networks are copied where the suite computes in another dtype. Latency and memory are measured in processes of
@@ -66,7 +66,7 @@ def evaluate(
         name: what tables call the model.
         only: "quality" or "probes" for one half of the suite.
         places: where records and the work behind them are kept.
-        device: for a model that is not in memory, and its baseline.
+        device: for a model that is not in memory and its baseline.
 
     Raises:
         UserError: bad input, as from the command line.
@@ -105,7 +105,7 @@ def _load_suite(suite: str | suites.Suite | None, spec: "ModelSpec") -> suites.S
 
 
 def _run_in_memory(pipeline: Any, spec: "ModelSpec", suite: suites.Suite, places: Places) -> Path:
-    """Score the pictures of a pipeline in memory => the record folder."""
+    """Score the pictures of a pipeline in memory, and return the record folder."""
     from sdbench.generate import DTYPES
     from sdbench.models import in_memory
     from sdbench.run import runner

@@ -61,7 +61,14 @@ def compare(
 def until_verdict(
     spec: "ModelSpec", suite: suites.Suite, baseline: str, policy: Path | None, places: Places = Places(), device: str | None = None
 ) -> tuple[Path, Report]:
-    """Measure a model until it is sure whether it is as good as the baseline => its record folder, the verdict."""
+    """Measure a model until it is sure whether it is as good as the baseline, and return its record folder and the verdict.
+
+    Args:
+        baseline, policy, device: see `compare`.
+
+    Raises:
+        UserError: bad input, as from the command line.
+    """
     from sdbench.encoders.memory import evaluators_on
     from sdbench.run.context import check_models, prepare
     from sdbench.run.until_verdict import SequentialTest, run_until_verdict
@@ -81,12 +88,16 @@ def until_verdict(
 def noise(
     spec: "ModelSpec", suite: suites.Suite, seeds: int, places: Places = Places(), device: str | None = None, only: str | None = None
 ) -> tuple[Path, floors.Floor]:
-    """Run a model under several noise seeds and write how far its runs lie apart => the file, the floor.
+    """Run a model under several noise seeds, write how far its runs lie apart, and return the file and the floor.
 
     The records and pictures of these runs stay in the folder of runs: a leaderboard has no use for them.
 
+    Args:
+        seeds: number of runs, each under a seed of its own.
+        only: "quality" or "probes" for one half of the suite.
+
     Raises:
-        UserError: fewer than 2 seeds, or a suite whose noise is a file, the same under every seed.
+        UserError: fewer than 2 seeds, a suite whose noise is a file, the same under every seed, or other bad input.
     """
     if seeds < 2:
         raise UserError(f"a noise floor needs at least 2 seeds, found {seeds}")
@@ -111,12 +122,20 @@ def noise(
 
 
 def load_policy(path: Path | None) -> Policy:
-    """The policy in a file, by default `gate.toml` beside the suites."""
+    """The policy in a file, by default `gate.toml` beside the suites.
+
+    Raises:
+        UserError: see `policy.load`.
+    """
     return policies.load(path or suites.find(suites.POLICY))
 
 
 def find_or_run_baseline(baseline: str, suite: suites.Suite, places: Places, device: str | None, only: str | None = None) -> Path:
-    """The record folder to compare a run under `suite` with; the baseline is run first where this machine class has no record of it."""
+    """The record folder to compare a run under `suite` with; the baseline is run first where this machine class has no record of it.
+
+    Raises:
+        UserError: there is no such baseline, its record is of another suite, or it cannot be run.
+    """
     source = lookup.find_baseline(baseline, places.results)
     if isinstance(source, Path):
         lookup.read_record_under(source, suite.id)  # raises where it is of another suite
@@ -140,6 +159,9 @@ def judge_records(new: Path, old: Path, rules: Policy, places: Places, baseline:
         places: where the noise floor lies.
         baseline: what the user called the baseline.
         only: the half of the suite that the candidate was measured by.
+
+    Raises:
+        UserError: see `judging.gate`; or a noise floor cannot be read.
     """
     candidate, opponent = records.read_record(new), records.read_record(old)
     without_probes = next((side for side in (candidate, opponent) if side.model.is_pictures_only), candidate if only == "quality" else None)

@@ -24,12 +24,15 @@ def run(
     settings: Sequence[str] = (),
     profile: bool = False,
 ) -> list[Path]:
-    """Measure models under a suite => their record folders.
+    """Measure models under a suite, and return their record folders.
 
     Args:
         only: "quality" or "probes" for one half of the suite.
         settings: labels of the probes' settings to measure; all by default.
         profile: also write a table of where each stage spends its time.
+
+    Raises:
+        UserError: bad input, as from the command line.
     """
     from sdbench.run import runner
     from sdbench.run.context import prepare
@@ -57,7 +60,10 @@ def draw(
         part: (k, n), the k-th of n parts.
 
     Returns:
-        By name of a model, the number of its pictures that are still missing.
+        The number of pictures that are still missing, by name of the model.
+
+    Raises:
+        UserError: bad input, as from the command line.
     """
     from sdbench.run import runner
     from sdbench.run.context import prepare
@@ -73,14 +79,14 @@ def score(
 
     Args:
         images: folder of PNG, JPEG or WebP pictures of one size.
-        prompts: text file with a prompt a line, in the order of the sorted file names.
+        prompts: text file with one prompt per line, in the order of the sorted file names.
         places: where the work is kept.
         suite: name or path of a suite. Its family decides what is accepted: `scenes` takes 64 x 64 px and the grammar's captions.
         device: where the evaluators run.
 
     Raises:
-        UserError: the numbers of pictures and prompts differ, a file cannot be read, the family accepts no such pictures, or there is no
-            such device.
+        UserError: the numbers of pictures and prompts differ, a file cannot be read, the order of the file names is ambiguous, the family
+            accepts no such pictures, or there is no such suite or device.
     """
     from sdbench.encoders.memory import evaluators_on
     from sdbench.run import external
@@ -96,7 +102,7 @@ def score(
 def record_pictures(
     images: Path, prompts: Path, name: str, places: Places = Places(), suite: str = "standard", *, device: str | None = None
 ) -> Path:
-    """Score pictures made elsewhere and write a record, which leaderboard and gate read => its folder.
+    """Score pictures made elsewhere, write a record, which leaderboard and gate read, and return its folder.
 
     The record belongs to the suite itself where the prompts are the suite's, so that its row stands beside the models', and to
     `<name>-custom` otherwise. It has win rates over the teacher, but no agreement, which needs the teacher's noise.
@@ -106,7 +112,7 @@ def record_pictures(
         images, prompts, places, suite, device: see `score`.
 
     Raises:
-        UserError: see `score`; or the name is that of a model of the catalogue.
+        UserError: see `score`; or the name is invalid or that of a model of the catalogue.
     """
     from sdbench.run import external
     from sdbench.run.context import prepare

@@ -16,9 +16,9 @@ class Overrides:
     """Settings in place of a suite's own. The changed suite is named `<name>-custom`, so its rows stay apart.
 
     Attributes:
-        timesteps: of each step; sets `steps` to their number where that is not given.
+        timesteps: one for each step; sets `steps` to their number where that is not given.
         n: number of prompts.
-        prompts: text file with a prompt a line; all of them are taken unless `n` says otherwise.
+        prompts: text file with one prompt per line; all of them are taken unless `n` says otherwise.
         reference: name of the reference that distances are measured to.
         rounds: processes for each model and setting.
         calls: timed calls of each stage in a process.
@@ -40,7 +40,7 @@ class Overrides:
     calls: int | None = None
 
     def apply(self, suite: Suite) -> Suite:
-        """The suite with these settings; the suite itself where none is given.
+        """The suite with these settings; the suite itself where none is given, or where it draws no pictures.
 
         Raises:
             UserError: a value is out of range, the prompts cannot be read, or `rounds` or `calls` are given for a suite without probes.

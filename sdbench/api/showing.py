@@ -8,14 +8,14 @@ from sdbench.errors import UserError
 
 
 def report(places: Places = Places(), out: Path | None = None, policy: Path | None = None) -> list[Path]:
-    """Write the HTML page of all records => the page, and the files beside it.
+    """Write the HTML page of all records, and return its path and those of the pages beside it.
 
     Args:
         out: the page; by default `report.html` in the folder of results.
         policy: policy file of the verdicts on it; by default `gate.toml` beside the suites.
 
     Raises:
-        UserError: there are no records, or the `policy` given weighs none of them.
+        UserError: there are no records, the given `policy` weighs none of them, or a file cannot be read or written.
     """
     from sdbench.leaderboard import standings
     from sdbench.report import page
@@ -28,14 +28,14 @@ def report(places: Places = Places(), out: Path | None = None, policy: Path | No
 
 
 def card(folder: str, places: Places = Places(), base: str | None = None) -> Path:
-    """Write the results of the model in a folder into its model card => the card.
+    """Write the results of the model in a folder into its model card, and return the card's path.
 
     Args:
-        folder: of a pipeline or UNet.
+        folder: the folder of a pipeline or UNet.
         base: see `sdbench run`; the pipeline that completes a UNet.
 
     Raises:
-        UserError: the folder holds no model, or no record is of its weights.
+        UserError: the folder holds no model, no record is of its weights, or the card cannot be read or written.
     """
     from sdbench.leaderboard import standings
     from sdbench.models.digest import weights_digest

@@ -39,7 +39,7 @@ class Asset:
 
     @property
     def hub(self) -> tuple[str, str] | None:
-        """=> kind and name of the repository on the Hub; None if it comes from elsewhere."""
+        """The kind and the name of the repository on the Hub; None if the asset comes from elsewhere."""
         kind, _, repository = self.source.partition(":")
         return (kind, repository) if kind in ("model", "dataset") else None
 
@@ -110,7 +110,7 @@ def get_asset(name: str) -> Asset:
 
 
 def evaluators_for(metrics: Iterable[str]) -> list[Asset]:
-    """=> the evaluators that these protocols need, without those of the embedded family, which come with the package."""
+    """The evaluators that these protocols need, without those of the embedded family, which come with the package."""
     names = [name.removeprefix("win_rate.") for name in metrics if not name.endswith(".scenes")]
     return [asset for asset in ASSETS.values() if any(_serves(asset, name) for name in names)]
 

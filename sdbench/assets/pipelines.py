@@ -41,7 +41,7 @@ class _Download:
 
 
 def required_files(spec: ModelSpec, *, dtype: str) -> list[RemoteFile]:
-    """=> the files that a model needs from the Hub, including those already on this disk; none for models from elsewhere.
+    """The files that a model needs from the Hub, including those already on this disk; none for models from elsewhere.
 
     Args:
         spec: the model.
@@ -70,7 +70,7 @@ def is_cached(spec: ModelSpec, *, dtype: str) -> bool:
 
 
 def missing_files(spec: ModelSpec, *, dtype: str) -> list[RemoteFile]:
-    """=> the files that `fetch` would download; none if the Hub cannot be reached and the run falls back to a 16-bit copy.
+    """The files that `fetch` would download; none if the Hub cannot be reached and the run falls back to a 16-bit copy.
 
     Raises:
         UserError: see `fetch`.
@@ -105,7 +105,7 @@ def fetch(spec: ModelSpec, *, dtype: str) -> None:
 
 
 def fetch_card(spec: ModelSpec) -> None:
-    """Download model card and licence of a Hub pipeline whose snapshot lacks them, as `diffusers` leaves it.
+    """Download the model card and the licence of a Hub pipeline whose snapshot lacks them, as `diffusers` leaves it.
 
     If the Hub cannot be reached, print a message and go on.
     """
@@ -140,7 +140,7 @@ def _downloads(spec: ModelSpec) -> list[_Download]:
 
 
 def _parts_from_base(spec: ModelSpec) -> tuple[str, ...]:
-    """=> the parts whose weights come from the base."""
+    """The parts whose weights come from the base."""
     has_all_parts = spec.source == "file" and checkpoint_kind(Path(spec.location), read_header(Path(spec.location))) == "checkpoint"
     return () if has_all_parts else tuple(part for part in STEMS if part != "unet")
 

@@ -13,12 +13,16 @@ ASSET = "asset:"
 
 
 def asset_name(what: str) -> str | None:
-    """=> the name of the asset in `asset:<name>[/<path>]`; None for other paths."""
+    """The name of the asset in `asset:<name>[/<path>]`; None for other paths."""
     return what.removeprefix(ASSET).partition("/")[0] if what.startswith(ASSET) else None
 
 
 def is_verified(what: str, digest: str | None) -> bool:
-    """Whether the content is checked against a digest: either the suite states one, or the source of the asset states one for each file."""
+    """Whether the content is checked against a digest: either the suite states one, or the source of the asset states one for each file.
+
+    Raises:
+        UserError: there is no such asset.
+    """
     from sdbench.assets.weights import is_unverified
 
     name = asset_name(what)
@@ -26,14 +30,14 @@ def is_verified(what: str, digest: str | None) -> bool:
 
 
 def locate(what: str, beside: Path) -> str:
-    """Resolve a suite's `path` or `file` => the path of an asset, the path itself, or `beside`; else `what`, a name on the Hub.
+    """Resolve a suite's `path` or `file` to the path of an asset, to the path itself or to `beside`; else to `what`, a name on the Hub.
 
     Args:
         what: `asset:<name>`, `asset:<name>/<path in its folder>`, a path, or a name.
         beside: the same path relative to the folder of suites.
 
     Raises:
-        MissingError: an asset is neither on this disk nor reachable.
+        MissingError, UserError: see `weights.find`.
     """
     if name := asset_name(what):
         from sdbench.assets.weights import find
@@ -47,7 +51,7 @@ def read_lines(path: Path) -> tuple[str, ...]:
     """Read prompts from a text file, one a line; blank lines are skipped.
 
     Raises:
-        UserError: it cannot be read as UTF-8 text.
+        UserError: the file cannot be read as UTF-8 text.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")  # drops the byte order mark that some editors write
@@ -81,12 +85,12 @@ def from_dataset(what: str, split: str, column: str | None, n: int, seed: int) -
 
 
 def digest(prompts: Sequence[str]) -> str:
-    """=> SHA-256 of the prompts in their order, as a JSON list."""
+    """The SHA-256 of the prompts in their order, as a JSON list."""
     return hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()
 
 
 def file_digest(path: Path) -> str:
-    """=> SHA-256 of a file."""
+    """The SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

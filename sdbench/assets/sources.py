@@ -31,7 +31,7 @@ class Table:
     version: str | None
 
     def column(self, named: str | None, known: Sequence[str], option: str) -> str:
-        """=> the column `named`, or by default the only one with a `known` name; `option` is where the user names it, for errors.
+        """The column `named`, or by default the only one with a `known` name; `option` is where the user names it, for errors.
 
         Raises:
             UserError: there is no such column, or several.
@@ -61,7 +61,7 @@ class Table:
         return replace(self, rows=self.rows.select(selected), version=self.version and f"{self.version}\0{column}={value.casefold()}")
 
     def pictures(self, named: str | None = None) -> Dataset:
-        """=> only the undecoded pictures, from the column `named` or by default the only one that holds images.
+        """Only the undecoded pictures, from the column `named` or by default the only one that holds images.
 
         Raises:
             UserError: there is no such column, or several.
@@ -81,7 +81,7 @@ def read_table(what: str, split: str = "train") -> Table:
     Args:
         what: folder with pictures and a `metadata.jsonl` or `metadata.csv`; folder, file or glob of parquet, webdataset tar, CSV, TSV, JSON or
             text files; or `owner/name` on the Hub, offline from the cache.
-        split: of a source that has several.
+        split: the split to read, for a source that has several.
 
     Raises:
         MissingError: a Hub dataset is neither cached nor reachable.
@@ -107,7 +107,7 @@ def read_texts(table: Table, column: str, n: int | None = None) -> list[str | No
     """Read a text column of the first `n` rows, by default of all.
 
     Raises:
-        UserError: the column holds something else.
+        UserError: the column does not hold text.
     """
     kind = table.rows.features[column]
     if getattr(kind, "dtype", None) not in ("string", "large_string"):
@@ -116,7 +116,7 @@ def read_texts(table: Table, column: str, n: int | None = None) -> list[str | No
 
 
 def _loader_arguments(what: str) -> dict[str, Any]:
-    """=> arguments of `load_dataset_builder`."""
+    """The arguments of `load_dataset_builder`."""
     path = Path(what).expanduser()
     if path.is_dir():
         return _folder_arguments(path.resolve())

@@ -40,11 +40,11 @@ class RemoteFile:
 
 
 def find(name: str) -> Path:
-    """Find an asset, fetch it if needed, and check its digests => its file, or its folder if it has several files.
+    """Find an asset, fetch it if needed, check its digests, and return its file, or its folder if it has several files.
 
     Raises:
         MissingError: it is neither on this disk nor reachable; the message names the files, their sizes, and where to put them.
-        UserError: there is no such asset, or a file does not have the stated or pinned digest.
+        UserError: there is no such asset, a file does not have the stated or pinned digest, or the file of pinned digests is damaged.
     """
     asset = catalogue.get_asset(name)
     folder, _ = _find_verified(asset)
@@ -52,7 +52,7 @@ def find(name: str) -> Path:
 
 
 def digest(name: str) -> str:
-    """=> SHA-256 of an asset's file, or over the SHA-256 of all its files; it identifies an evaluator's features.
+    """The SHA-256 of an asset's file, or over the SHA-256 of all its files; it identifies an evaluator's features.
 
     Raises:
         MissingError, UserError: see `find`.
@@ -62,12 +62,16 @@ def digest(name: str) -> str:
 
 
 def is_unverified(name: str) -> bool:
-    """Whether the digest of any of an asset's files is only pinned, because no source states it."""
+    """Whether the digest of any of an asset's files is only pinned, because no source states it.
+
+    Raises:
+        UserError: there is no such asset.
+    """
     return any(file.sha256 is None for file in catalogue.get_asset(name).files)
 
 
 def missing_files(wanted: Iterable[Asset]) -> list[RemoteFile]:
-    """=> the files of these assets that are not on this disk; does not use the network."""
+    """The files of these assets that are not on this disk; does not use the network."""
     return [
         RemoteFile(asset.source.partition(":")[2] if asset.hub else asset.source, None, file.name, file.size_bytes, cached=False)
         for asset in wanted
@@ -78,35 +82,35 @@ def missing_files(wanted: Iterable[Asset]) -> list[RemoteFile]:
 
 
 def size_text(size_bytes: int) -> str:
-    """Format a size in GB or MB with two decimals."""
+    """A size in GB (10^9 bytes) or MB, with two decimals."""
     return f"{size_bytes / 1e9:.2f} GB" if size_bytes >= 1e7 else f"{size_bytes / 1e6:.2f} MB"
 
 
 def weights_folder() -> Path:
-    """=> the folder of assets: `SDBENCH_WEIGHTS`, by default one in the user's cache."""
+    """The folder of assets: `SDBENCH_WEIGHTS`, by default one in the user's cache."""
     return Path(os.environ.get(HOME) or user_cache() / "weights")
 
 
 def user_cache() -> Path:
-    """=> sdbench's folder in the user's cache."""
+    """The folder of sdbench in the user's cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sdbench"
 
 
 def _find_verified(asset: Asset) -> tuple[Path, list[str]]:
-    """=> the folder of an asset, and the verified SHA-256 of each of its files."""
+    """The folder of an asset, and the verified SHA-256 of each of its files."""
     folder = _local_folder(asset) or _fetch(asset)
     return folder, [_verify(asset, file, folder / file.name) for file in asset.files]
 
 
 def _local_folder(asset: Asset) -> Path | None:
-    """=> the folder on this disk that holds all files of an asset; None if there is none."""
+    """The folder on this disk that holds all files of an asset; None if there is none."""
     snapshot = hub.cached_snapshot(asset.hub[1], kind=asset.hub[0]) if asset.hub else None
     folders = [weights_folder() / asset.name, *([snapshot] if snapshot else [])]
     return next((folder for folder in folders if all((folder / file.name).is_file() for file in asset.files)), None)
 
 
 def _fetch(asset: Asset) -> Path:
-    """Download the missing files of an asset, one process at a time => its folder."""
+    """Download the missing files of an asset, one process at a time, and return its folder."""
     try:
         weights_folder().mkdir(parents=True, exist_ok=True)
         with FileLock(weights_folder() / f".{asset.name}.lock"):
@@ -150,7 +154,7 @@ def _download(asset: Asset, file: File, folder: Path) -> Path:
 
 
 def describe_error(error: Exception) -> str:
-    """=> type and first line of another library's error."""
+    """The type and the first line of another library's error."""
     return f"{type(error).__name__}: {next(iter(str(error).splitlines()), 'no reason given')}"
 
 
@@ -168,7 +172,7 @@ def _missing_error(asset: Asset, error: Exception) -> MissingError:
 
 
 def _verify(asset: Asset, file: File, path: Path) -> str:
-    """Check the SHA-256 of a file against the one that its source states or that was pinned; pin it if there is neither => the SHA-256.
+    """Check the SHA-256 of a file against the one that its source states or that was pinned, pin it if there is neither, and return it.
 
     Raises:
         UserError: they differ, or the file of pinned digests is damaged.

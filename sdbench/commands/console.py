@@ -14,8 +14,8 @@ from sdbench.errors import UserError
 if TYPE_CHECKING:
     from sdbench.api import Places
 
-Command = Callable[[argparse.Namespace], int]  # => the process's exit code
-AddCommand = Callable[[str, Command, str], argparse.ArgumentParser]  # name, function and help text of a command => its parser
+Command = Callable[[argparse.Namespace], int]  # returns the process's exit code
+AddCommand = Callable[[str, Command, str], argparse.ArgumentParser]  # takes a command's name, function and help text; returns its parser
 
 
 def print_note(text: str) -> None:
@@ -69,7 +69,7 @@ def check_results(arguments: argparse.Namespace) -> None:
     """Check that there are results to read, for commands that must not create a folder from a misspelt name.
 
     Raises:
-        UserError: the folder is not there.
+        UserError: there is no such folder.
     """
     if not arguments.results.is_dir():
         raise UserError(

@@ -75,7 +75,7 @@ def add_outputs(command: argparse.ArgumentParser) -> None:
 
 
 def gate(arguments: argparse.Namespace) -> int:
-    """`sdbench gate` => exit code."""
+    """Run `sdbench gate` and return the exit code."""
 
     def judge() -> "Report":
         from sdbench import api
@@ -87,7 +87,7 @@ def gate(arguments: argparse.Namespace) -> int:
 
 
 def until_verdict(arguments: argparse.Namespace, read_request: "Callable[[], tuple[list[ModelSpec], Suite]]") -> int:
-    """`sdbench run --until-verdict` => exit code; `read_request` gives the one model and the suite."""
+    """Run `sdbench run --until-verdict` and return the exit code; `read_request` gives the one model and the suite."""
 
     def judge() -> "Report":
         from sdbench import api
@@ -102,7 +102,7 @@ def until_verdict(arguments: argparse.Namespace, read_request: "Callable[[], tup
 
 
 def noise(arguments: argparse.Namespace) -> int:
-    """`sdbench noise` => 0."""
+    """Run `sdbench noise` and return 0."""
     from sdbench import api, suites
     from sdbench.gate import lookup
     from sdbench.models.spec import resolve
@@ -119,7 +119,7 @@ def noise(arguments: argparse.Namespace) -> int:
 
 
 def baseline(arguments: argparse.Namespace) -> int:
-    """`sdbench baseline` => 0."""
+    """Run `sdbench baseline` and return 0."""
     from sdbench.gate import baselines
 
     check_results(arguments)
@@ -139,7 +139,7 @@ def baseline(arguments: argparse.Namespace) -> int:
 
 
 def _judge_and_publish(judge: "Callable[[], Report]", arguments: argparse.Namespace, candidate: str) -> int:
-    """Judge and publish the report => exit code."""
+    """Judge, publish the report, and return the exit code."""
     try:
         try:
             report = judge()

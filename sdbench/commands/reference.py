@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def run(arguments: Namespace, runs: Path) -> list[Card]:
-    """Run the action => cards of the references that were made, or of all that are available.
+    """Run the action, and return the cards of the references that were made, or of all that are available.
 
     Raises:
-        UserError: options do not fit together, the weights of an encoder are not available, or see `build` and `import_moments`.
+        UserError: options do not fit together, an encoder's weights are not available, or see `list_cards`, `build` and `import_moments`.
     """
     if arguments.action == "list":
         return list_cards(runs)

@@ -25,7 +25,7 @@ def add_commands(add: AddCommand) -> None:
 
 
 def show_leaderboard(arguments: argparse.Namespace) -> int:
-    """`sdbench leaderboard` => 0."""
+    """Run `sdbench leaderboard` and return 0."""
     from sdbench.leaderboard import writing
     from sdbench.report import flat
 
@@ -36,7 +36,11 @@ def show_leaderboard(arguments: argparse.Namespace) -> int:
 
 
 def rewrite_leaderboard(results: Path) -> "tuple[list[Row], list[Path]]":
-    """Write all files of the leaderboard => its rows, the files."""
+    """Write all files of the leaderboard, and return its rows and the files.
+
+    Raises:
+        UserError: there are no records, one or a picture cannot be read, or a file cannot be written.
+    """
     from sdbench.leaderboard import samples, standings, writing
     from sdbench.report import flat
 

@@ -30,7 +30,7 @@ class Finding:
 
 
 def examine(results: Path, runs: Path) -> Iterator[Finding]:
-    """Check packages, device, embedded weights, the Hub's cache, disk, folders of results and runs, clean-fid's resize, metrics on golden pictures, and published values."""
+    """Check packages, device, weights, disk, folders, clean-fid's resize, the metrics on golden pictures, and published values."""
     yield from _packages()
     yield _device()
     yield from _embedded()

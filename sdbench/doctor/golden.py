@@ -31,7 +31,7 @@ SCENES = [scene_at(index, "heldout", SEED) for index in range(N)]
 PROMPTS = [scene.caption for scene in SCENES]
 TOLERATES_COLLAPSE = {"precision", "density"}
 _NOT_TRIED = {"missing", "not_applicable"}
-ValuesBySet = Mapping[str, Value]  # set of pictures -> its value by one metric
+ValuesBySet = Mapping[str, Value]  # the values of one metric, by set of pictures
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Judgement:
 
 
 def pictures() -> dict[str, U8]:
-    """Name -> set of pictures, N x 64 x 64 x 3 uint8 RGB."""
+    """The sets of pictures by name, N x 64 x 64 x 3 uint8 RGB each."""
     healthy = render(SCENES, range(N), SEED)
     return {
         "healthy": healthy,

@@ -16,13 +16,13 @@ from sdbench.encoders.resize import INCEPTION_RESIZES
 class Encoder:
     """An encoder of pictures, for set metrics.
 
-    Both functions raise MissingError if the weights are not on this disk; `features` raises ValueError for pictures of another
-    shape or dtype.
+    Both functions raise MissingError if the weights are neither on this disk nor reachable, and UserError if they are damaged;
+    `features` raises ValueError for pictures of another shape or dtype.
 
     Attributes:
-        name: its name in references: network and, if there are several, resize.
-        id: => name and digest of the weights, the key for stored features and references.
-        features: N x H x W x 3 uint8 RGB => N x d.
+        name: the encoder's name in references: network and, if there are several, resize.
+        id: returns the name and the digest of the weights, the key for stored features and references.
+        features: takes pictures, N x H x W x 3 uint8 RGB; returns N x d.
     """
 
     name: str
@@ -35,17 +35,17 @@ class Towers(Protocol):
 
     @property
     def name(self) -> str:
-        """=> name and digest of the weights, the key for stored features."""
+        """The name and the digest of the weights, the key for stored features."""
 
     @property
     def scale(self) -> float:
-        """=> the factor of the cosine."""
+        """The factor of the cosine."""
 
     def images(self, images: U8) -> F32:
-        """N x H x W x 3 uint8 RGB => N x d."""
+        """Embed pictures, N x H x W x 3 uint8 RGB; returns N x d."""
 
     def texts(self, captions: Sequence[str]) -> F32:
-        """Captions => N x d."""
+        """Embed captions; returns N x d."""
 
 
 def _full_size(name: str, asset: str, features: Callable[[U8], F32]) -> Encoder:

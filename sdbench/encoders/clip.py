@@ -36,12 +36,12 @@ class Clip:
     scale: float = 100.0
 
     def images(self, images: U8, batch: int = BATCH) -> F32:
-        """N x H x W x 3 uint8 RGB => N x d."""
+        """Embed pictures, N x H x W x 3 uint8 RGB; returns N x d."""
         weight, side = self.model.text_projection, self.model.visual.image_size[0]
         return encode(images, lambda some: image_features(self.model, self.prepare(some, side, weight.device).to(weight.dtype)), batch)
 
     def texts(self, captions: Sequence[str], batch: int = 64) -> F32:
-        """Captions => N x d; a long caption is cut, and keeps its end-of-text token."""
+        """Embed captions; returns N x d. A long caption is cut, and keeps its end-of-text token."""
         tokens = tokenize(captions)
         with exact_inference():
             parts = [text_features(self.model, tokens[start : start + batch]).cpu().numpy() for start in range(0, len(tokens), batch)]
@@ -49,7 +49,7 @@ class Clip:
 
 
 def tokenize(captions: Sequence[str]) -> Tensor:
-    """Captions => N x 77 token ids, 0 after the end-of-text token, which cut captions have too."""
+    """The token ids of captions, N x 77: 0 after the end-of-text token, which cut captions have too."""
     tokens: Tensor = open_clip.tokenize(list(captions))
     return tokens
 
@@ -60,7 +60,7 @@ def build(config: Mapping[str, Any]) -> open_clip.CLIP:
 
 
 def load_weights(model: open_clip.CLIP, file: Path) -> open_clip.CLIP:
-    """Load weights into a CLIP, from safetensors or a pickled state dict (weights only) => the model, on the encoders' device."""
+    """Load weights into a CLIP, from safetensors or a pickled state dict (weights only), and return the model on the encoders' device."""
     open_clip.load_checkpoint(model, str(file), strict=True, weights_only=True)
     return model.to(device())
 

@@ -15,12 +15,12 @@ def load_network(kind: Any, folder: Path, *, safetensors: bool) -> Any:
     """Load a network in float32 and evaluation mode, on the encoders' device.
 
     Args:
-        kind: its class in transformers.
+        kind: the network's class in transformers.
         folder: holds `config.json` and the weights.
         safetensors: read `model.safetensors`, otherwise `pytorch_model.bin` (weights only); never the other one.
 
     Raises:
-        UserError: the file is damaged, weights are missing (transformers would draw them at random) or not finite.
+        UserError: the file is missing or damaged, or weights are missing (transformers would draw them at random) or not finite.
     """
     silence_libraries()
     name = kind.__name__

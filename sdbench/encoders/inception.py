@@ -24,10 +24,13 @@ _CLASSES = 1008
 
 
 def features(resize: str, pictures: U8) -> F32:
-    """Features of pictures from the last pool: N x H x W x 3 uint8 RGB => N x 2048.
+    """Features of pictures, N x H x W x 3 uint8 RGB, from the last pool; returns N x 2048.
 
     Args:
         resize: `clean`, `tf1`, `mlperf` or `torchmetrics` (see `encoders.resize`).
+
+    Raises:
+        MissingError, UserError: see `weights.find`.
     """
     net, resize_picture = network(weights.find(ASSET)), INCEPTION_RESIZES[resize]
 

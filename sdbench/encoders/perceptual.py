@@ -20,12 +20,15 @@ RADIUS, SIGMA = 5, 1.5  # of SSIM's window, px
 
 
 def ssim(x: U8, y: U8) -> F32:
-    """Structural similarity (Wang et al. 2004) of each picture with its partner, N x H x W x 3 uint8 twice => (N,), at most 1.
+    """Structural similarity (Wang et al. 2004) of each picture with its partner, N x H x W x 3 uint8 both; returns (N,), at most 1.
 
     The formula is torchmetrics': Gaussian window of 11 px, sigma 1.5, K 0.01 and 0.03, on the values 0..255 of each channel,
     averaged over all pixels, with pictures reflected at their border. It is computed here because in torchmetrics' float32 a
     picture of plain areas reaches only 0.9992 with itself, and in float64 its two-dimensional window takes 26 s and 11 GB for
     two pictures of 1024 px.
+
+    Raises:
+        ValueError: other shapes or dtypes, or shapes that differ.
     """
     return _compare(_ssim, x, y)
 
@@ -40,7 +43,7 @@ def _ssim(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _gaussian_window(values: Tensor) -> Tensor:
-    """N x 3 x H x W => the same shape, averaged over the window, first down and then across."""
+    """Values, N x 3 x H x W, averaged over the window, first down and then across."""
     weights = [math.exp(-((place / SIGMA) ** 2) / 2) for place in range(-RADIUS, RADIUS + 1)]
     for dim in (2, 3):
         margins = [RADIUS * (dim == 3)] * 2 + [RADIUS * (dim == 2)] * 2
@@ -50,10 +53,11 @@ def _gaussian_window(values: Tensor) -> Tensor:
 
 
 def lpips(x: U8, y: U8) -> F32:
-    """Learned perceptual distance (Zhang et al. 2018), AlexNet, version 0.1, N x H x W x 3 uint8 twice => (N,); 0 = the same.
+    """Learned perceptual distance (Zhang et al. 2018), AlexNet, version 0.1, of pictures N x H x W x 3 uint8; returns (N,), 0 = the same.
 
     Raises:
-        MissingError: AlexNet's weights are neither on this disk nor reachable.
+        MissingError, UserError: see `network`.
+        ValueError: see `ssim`.
     """
     distance = network()
     return _compare(lambda a, b: distance(a / 127.5 - 1, b / 127.5 - 1).flatten(1).mean(1), x, y)

@@ -31,7 +31,7 @@ RUN_DEVICE: ContextVar[torch.device | None] = ContextVar("RUN_DEVICE", default=N
 
 
 def device() -> torch.device:
-    """=> the device that encoders run on: that of the run, or outside a run the GPU if there is one."""
+    """The device that encoders run on: that of the run, or outside a run the GPU if there is one."""
     return RUN_DEVICE.get() or torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -43,16 +43,16 @@ def exact_inference() -> Iterator[None]:
 
 
 def encode(images: Pictures, encoder: Callable[[Any], Tensor], batch: int) -> F32:
-    """Encode pictures a batch at a time => N x d float32 (float64 if the network is)."""
+    """Encode pictures a batch at a time; returns N x d float32 (float64 if the network is)."""
     with exact_inference():
         return np.concatenate([encoder(images[start : start + batch]).cpu().numpy() for start in range(0, len(images), batch)])
 
 
 def verified_rgb(images: U8) -> U8:
-    """Check that pictures are N x H x W x 3 uint8 => the same pictures.
+    """Check that pictures are N x H x W x 3 uint8, and return them.
 
     Raises:
-        ValueError: they are not; a metric must not guess what floats, gray or transparency mean.
+        ValueError: they are not, or there are none; a metric must not guess what floats, gray or transparency mean.
     """
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not images.size:
         raise ValueError(
@@ -62,15 +62,18 @@ def verified_rgb(images: U8) -> U8:
 
 
 def resize_shortest_edge(images: U8, side: int, to: torch.device, corner: Callable[[float], int] = round) -> Tensor:
-    """Resize so that the shorter edge fits, crop the centre, normalise: N x H x W x 3 uint8 => N x 3 x side x side float32.
+    """Resize so that the shorter edge fits, crop the centre, and normalise; returns N x 3 x side x side float32.
 
     Source: `image_transform` of open_clip (resize_mode "shortest"), which is OpenAI's `_transform`.
 
     Args:
-        images: pictures, uint8 RGB.
-        side: of the network's input, px.
-        to: device.
+        images: N x H x W x 3 uint8 RGB.
+        side: the side of the network's input in px.
+        to: the device to resize on.
         corner: how to round the crop's corner: `round` in open_clip, `math.floor` in transformers.
+
+    Raises:
+        ValueError: see `verified_rgb`.
     """
     _, height, width, _ = verified_rgb(images).shape
     size = (side, int(side * width / height)) if height <= width else (int(side * height / width), side)
@@ -80,10 +83,13 @@ def resize_shortest_edge(images: U8, side: int, to: torch.device, corner: Callab
 
 
 def resize_longest_edge(images: U8, side: int, to: torch.device) -> Tensor:
-    """Resize as float so that the longer edge fits, pad with black, normalise; for shapes see `resize_shortest_edge`.
+    """Resize as float so that the longer edge fits, pad with black, and normalise; for shapes see `resize_shortest_edge`.
 
     Source: `ResizeMaxSize` in HPSv2's own open_clip. It resizes tensors, so with torch's bicubic, not Pillow's; with
     antialias, which torchvision has by default since 0.17 (HPSv2 pins no version).
+
+    Raises:
+        ValueError: see `verified_rgb`.
     """
     _, height, width, _ = verified_rgb(images).shape
     pixels = torch.from_numpy(images).to(to).permute(0, 3, 1, 2).float() / 255
@@ -96,13 +102,17 @@ def resize_longest_edge(images: U8, side: int, to: torch.device) -> Tensor:
 
 
 def normalise(pixels: Tensor) -> Tensor:
-    """Normalise by the mean and standard deviation of CLIP's training pictures: N x 3 x H x W in 0..1 => the same shape."""
+    """Normalise pictures, N x 3 x H x W in 0..1, by the mean and the standard deviation of CLIP's training pictures."""
     mean, std = (torch.tensor(values, device=pixels.device)[:, None, None] for values in (MEAN, STD))
     return (pixels - mean) / std
 
 
 def pillow_bicubic(images: U8, size: tuple[int, int], to: torch.device) -> Tensor:
-    """Resize to (height, width) bit for bit like Pillow's `resize(BICUBIC)`: N x H x W x 3 uint8 => N x 3 x height x width uint8."""
+    """Resize pictures, N x H x W x 3 uint8, bit for bit as Pillow's `resize(BICUBIC)` does; returns N x 3 x height x width uint8.
+
+    Args:
+        size: (height, width).
+    """
     if to.type != "cpu" and images.shape[1] == images.shape[2]:
         return resample_square(torch.from_numpy(images).to(to).permute(0, 3, 1, 2), size[0])
 
@@ -114,7 +124,10 @@ def pillow_bicubic(images: U8, size: tuple[int, int], to: torch.device) -> Tenso
 
 
 def resample_square(pixels: Tensor, side: int) -> Tensor:
-    """Like `pillow_bicubic` for squares, by two products of integer matrices: columns first, rounded and clipped, then rows."""
+    """Resize squares, N x 3 x n x n uint8, as `pillow_bicubic` does, by two products of integer matrices.
+
+    Columns come first, rounded and clipped, then rows; returns N x 3 x side x side uint8.
+    """
     weights = _weights(pixels.shape[3], side).to(pixels.device)
     resized: Tensor = _round(weights @ _round(pixels.double() @ weights.T)).to(torch.uint8)
     return resized
@@ -127,7 +140,7 @@ def _round(sums: Tensor) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _weights(n: int, m: int) -> Tensor:
-    """=> Pillow's integer weights to resize n pixels to m, m x n float64 (`precompute_coeffs`, `normalize_coeffs_8bpc`)."""
+    """Pillow's integer weights to resize n pixels to m, m x n float64 (`precompute_coeffs`, `normalize_coeffs_8bpc`)."""
     scale = n / m
     stretch = max(scale, 1.0)  # antialias: the kernel is wider when the picture gets smaller
     centres = (torch.arange(m, dtype=torch.float64)[:, None] + 0.5) * scale

@@ -42,7 +42,7 @@ def full_float32() -> Iterator[None]:
 
 
 def _read_setting(get: Callable[[], Any]) -> Any:
-    """=> an older setting; None if it contradicts the newer ones."""
+    """An older setting; None if it contradicts the newer ones."""
     try:
         return get()
     except RuntimeError:

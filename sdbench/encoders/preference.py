@@ -29,12 +29,12 @@ class PickScore:
 
     @property
     def scale(self) -> float:
-        """=> the factor of the cosine."""
+        """The factor of the cosine."""
         factor: float = self.model.logit_scale.detach().exp().item()
         return factor
 
     def images(self, images: U8, batch: int = clip.BATCH) -> F32:
-        """N x H x W x 3 uint8 RGB => N x d."""
+        """Embed pictures, N x H x W x 3 uint8 RGB; returns N x d."""
         weight, side = self.model.logit_scale, self.model.config.vision_config.image_size
 
         def features(some: U8) -> Tensor:
@@ -45,7 +45,7 @@ class PickScore:
         return encode(images, features, batch)
 
     def texts(self, captions: Sequence[str], batch: int = 64) -> F32:
-        """Captions => N x d. open_clip tokenizes: it has the same vocabulary, and needs no files."""
+        """Embed captions; returns N x d. open_clip tokenizes: it has the same vocabulary, and needs no files."""
         tokens = clip.tokenize(captions).to(self.model.logit_scale.device)
         with exact_inference():
             parts = [self.model.get_text_features(input_ids=part).pooler_output.cpu().numpy() for part in torch.split(tokens, batch)]

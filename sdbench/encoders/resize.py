@@ -56,7 +56,7 @@ def _size() -> tuple[int, int]:
 
 
 def _neighbours(n: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """=> for each of 299 places along n pixels: the pixel before it, the one after it, and its position between them, 0..1."""
+    """For each of 299 places along n pixels: the pixel before it, the one after it, and its position between them, 0..1."""
     place = torch.arange(SIDE_PX, device=device) * torch.tensor(n / SIDE_PX, device=device)
     before = place.long()
     return before, (before + 1).clamp_max(n - 1), place - before

@@ -29,8 +29,8 @@ class Towers:
     """Both towers of a CLIP, with the interface of `catalogue.Towers`.
 
     Attributes:
-        picture: N x 3 x 64 x 64 in -1..1 => N x 64.
-        caption: N x tokens => N x 64.
+        picture: takes N x 3 x 64 x 64 in -1..1; returns N x 64.
+        caption: takes token ids, N x tokens; returns N x 64.
     """
 
     name: str
@@ -39,11 +39,11 @@ class Towers:
     caption: Callable[[Tensor], Tensor]
 
     def images(self, images: U8) -> F32:
-        """N x 64 x 64 x 3 uint8 RGB => N x 64."""
+        """Embed pictures, N x 64 x 64 x 3 uint8 RGB; returns N x 64."""
         return _batched(self.picture, images)
 
     def texts(self, captions: Sequence[str]) -> F32:
-        """Captions => N x 64."""
+        """Embed captions; returns N x 64."""
         with exact_inference():
             embedded: F32 = self.caption(token_ids(_tokenizer(), captions)).numpy()
         return embedded
@@ -51,7 +51,11 @@ class Towers:
 
 @cache
 def clip() -> Towers:
-    """Load the open_clip model."""
+    """Load the open_clip model.
+
+    Raises:
+        UserError: its weights are missing or were changed.
+    """
     model = open_clip.CLIP(**json.loads(verified_path("evaluators/clip.json").read_text()))
     model.load_state_dict(load_file(verified_path("evaluators/clip.safetensors")))
     model.eval()
@@ -60,7 +64,11 @@ def clip() -> Towers:
 
 @cache
 def preference() -> Towers:
-    """Load the preference model."""
+    """Load the preference model.
+
+    Raises:
+        UserError: its weights are missing or were changed.
+    """
     silence_libraries()
     model = CLIPModel.from_pretrained(verified_path("evaluators/preference"), dtype=torch.float32).eval()
     return Towers(
@@ -72,18 +80,32 @@ def preference() -> Towers:
 
 
 def encoder_id(name: str) -> str:
-    """=> name of an evaluator and digest of its weights, the key for stored features."""
+    """The name of an evaluator and the digest of its weights, the key for stored features.
+
+    Raises:
+        UserError: they are missing or were changed.
+    """
     file = {"preference": "preference/model"}.get(name, name)
     return f"{name}.scenes-{digest(verified_path(f'evaluators/{file}.safetensors'))[:12]}"
 
 
 def features(images: U8) -> F32:
-    """Features for the Frechet distance: N x 64 x 64 x 3 uint8 RGB => N x 64."""
+    """Features for the Frechet distance, N x 64, of pictures, N x 64 x 64 x 3 uint8 RGB.
+
+    Raises:
+        UserError: the weights are missing or were changed.
+        ValueError: see `pixels`.
+    """
     return _batched(_scene_net("features").features, images)
 
 
 def layouts(images: U8) -> list[Layout]:
-    """=> the layout that the attribute reader finds in each picture."""
+    """The layout that the attribute reader finds in each picture, N x 64 x 64 x 3 uint8 RGB.
+
+    Raises:
+        UserError: the weights are missing or were changed.
+        ValueError: see `pixels`.
+    """
     reader = _scene_net("reader")
     found: list[Layout] = []
     with exact_inference():
@@ -93,7 +115,11 @@ def layouts(images: U8) -> list[Layout]:
 
 
 def pixels(images: U8) -> Tensor:
-    """Convert pictures for the evaluators: N x 64 x 64 x 3 uint8 => N x 3 x 64 x 64 float32 in -1..1."""
+    """Convert pictures, N x 64 x 64 x 3 uint8 RGB, for the evaluators; returns N x 3 x 64 x 64 float32 in -1..1.
+
+    Raises:
+        ValueError: another shape or dtype.
+    """
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (64, 64, 3):
         raise ValueError(f"the evaluators of scenes take N x 64 x 64 x 3 uint8 RGB, found {images.shape} {images.dtype}")
     return to_pixels(images)

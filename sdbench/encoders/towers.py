@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def image_features(model: open_clip.CLIP, pixels: Tensor) -> Tensor:
-    """Preprocessed pictures, N x 3 x side x side => N x d, not normalised."""
+    """Embed preprocessed pictures, N x 3 x side x side; returns N x d, not normalised."""
     tower = model.visual
     patches = tower.conv1(pixels).flatten(2).transpose(1, 2)  # N x patches x width
     tokens = torch.cat([tower.class_embedding.expand(len(patches), 1, -1), patches], dim=1) + tower.positional_embedding
@@ -24,7 +24,7 @@ def image_features(model: open_clip.CLIP, pixels: Tensor) -> Tensor:
 
 
 def text_features(model: open_clip.CLIP, tokens: Tensor) -> Tensor:
-    """Token ids, N x 77 => N x d, not normalised."""
+    """Embed captions, N x 77 token ids; returns N x d, not normalised."""
     tokens = tokens.to(model.text_projection.device)
     ends = tokens.argmax(dim=1)  # the end of text has the largest id
     length = int(ends.max()) + 1
@@ -35,7 +35,7 @@ def text_features(model: open_clip.CLIP, tokens: Tensor) -> Tensor:
 
 
 def _output_of_token(blocks: Any, tokens: Tensor, at: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Run the blocks => their output for one token of each sequence, N x width.
+    """Run the blocks and return their output for one token of each sequence, N x width.
 
     Args:
         blocks: residual blocks of open_clip.
@@ -53,10 +53,10 @@ def _output_of_token(blocks: Any, tokens: Tensor, at: Tensor, mask: Tensor | Non
 
 
 def _block(block: Any, residual: Tensor, queries: Tensor, normed: Tensor, mask: Tensor | None) -> Tensor:
-    """Run a residual block for M of L tokens => N x M x width.
+    """Run a residual block for M of L tokens; returns N x M x width.
 
     Args:
-        block: of open_clip.
+        block: a residual block of open_clip.
         residual: N x M x width, the M tokens.
         queries: N x M x width, the M tokens after the first norm.
         normed: N x L x width, all tokens after the first norm.

@@ -25,9 +25,14 @@ _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def dinov2(pictures: U8) -> F32:
-    """N x H x W x 3 uint8 RGB => N x 1024: pictures resized to 224 x 224 px, whatever their aspect ratio; the class token after the last norm.
+    """DINOv2 features, the class token after the last norm, of pictures N x H x W x 3 uint8 RGB; returns N x 1024.
+
+    Pictures are resized to 224 x 224 px, whatever their aspect ratio.
 
     Source: Stein et al. 2023; this is the default resize of their dgm-eval.
+
+    Raises:
+        MissingError, UserError: see `weights.find` and `load_network`.
     """
     mean, std = (torch.tensor(values, device=device())[:, None, None] for values in _IMAGENET)
     model = dinov2_network(weights.find(DINOV2))
@@ -41,9 +46,14 @@ def dinov2(pictures: U8) -> F32:
 
 
 def clip(pictures: U8) -> F32:
-    """N x H x W x 3 uint8 RGB => N x 768 of unit length: pictures cropped to the centre square and resized to 336 x 336 px.
+    """CLIP embeddings of pictures N x H x W x 3 uint8 RGB; returns N x 768 of unit length.
+
+    Pictures are cropped to the centre square and resized to 336 x 336 px.
 
     Source: Jayasumana et al. 2024 (CMMD).
+
+    Raises:
+        MissingError, UserError: see `weights.find` and `load_network`.
     """
     model = clip_network(weights.find(CLIP))
 
@@ -64,7 +74,11 @@ def _crop_square(pictures: U8) -> U8:
 
 @cache
 def dinov2_network(folder: Path) -> Any:
-    """Load DINOv2 from its folder, for normalised pictures, N x 3 x 224 x 224."""
+    """Load DINOv2 from its folder, for normalised pictures, N x 3 x 224 x 224.
+
+    Raises:
+        UserError: see `load_network`.
+    """
     model = folders.load_network(Dinov2Model, folder, safetensors=True)
     embeddings = model.embeddings
     embeddings.position_embeddings = nn.Parameter(
@@ -75,7 +89,11 @@ def dinov2_network(folder: Path) -> Any:
 
 @cache
 def clip_network(folder: Path) -> Any:
-    """Load CLIP's picture tower from its folder, for normalised pictures, N x 3 x 336 x 336."""
+    """Load CLIP's picture tower from its folder, for normalised pictures, N x 3 x 336 x 336.
+
+    Raises:
+        UserError: see `load_network`.
+    """
     return folders.load_network(CLIPVisionModelWithProjection, folder, safetensors=False)
 
 

@@ -35,7 +35,7 @@ class Move(Table):
 
 
 def read(results: Path) -> dict[str, tuple[Move, ...]]:
-    """Name -> its moves, the newest last; empty where there is no file.
+    """The moves of each name, the newest last; empty where there is no file.
 
     Raises:
         UserError: the file is not valid.
@@ -55,7 +55,7 @@ def find(name: str, results: Path) -> Path | None:
     """The record folder that a name stands for now; None where there is no baseline of this name.
 
     Raises:
-        UserError: its record is missing.
+        UserError: the record is missing, or the file of baselines is not valid.
     """
     moves = read(results).get(name)
     if not moves:
@@ -69,16 +69,21 @@ def find(name: str, results: Path) -> Path | None:
 
 
 def describe(results: Path) -> str:
-    """The existing names, for messages."""
+    """The existing names, for messages.
+
+    Raises:
+        UserError: see `read`.
+    """
     names = ", ".join(read(results))
     return f"{_path(results)} has {names}" if names else f"there is no {_path(results)}; name its folder with --results"
 
 
 def set_baseline(name: str, folder: Path, why: str, results: Path) -> Move:
-    """Let a name stand for a record from now on.
+    """Let a name stand for a record from now on, and return that move.
 
     Raises:
-        UserError: the record is not under `results`, there is no reason, or the name reads like a path or flag.
+        UserError: the record is not an intact one under `results`, there is no reason, the name reads like a path or flag, or the file of
+            baselines is not valid or cannot be written.
     """
     if not _NAME.fullmatch(name):
         raise UserError(f"{name!r} is not a valid baseline name; use letters, digits, '.', '_' and '-', such as 'production'")

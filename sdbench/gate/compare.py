@@ -35,7 +35,11 @@ class Side:
 
     @classmethod
     def read(cls, folder: Path) -> "Side":
-        """Load a record folder."""
+        """Load a record folder.
+
+        Raises:
+            UserError: see `records.read`.
+        """
         record, scores = records.read(folder)
         keys = scores.keys
         order = sorted(range(len(keys)), key=keys.__getitem__)
@@ -87,7 +91,7 @@ def measure(name: str, rule: Rule, new: Side, old: Side, alpha: float, between_r
         rule: how the policy weighs it.
         new: the candidate.
         old: the baseline.
-        alpha: chance of a wrong bound, each.
+        alpha: chance that a bound is wrong, for each of the two.
         between_runs: for a probe, how far the log ratio of two runs of one model lies from 0.
     """
     new_value, old_value = new.record.value(name), old.record.value(name)
@@ -155,7 +159,7 @@ def _margin_obstacle(rule: Rule, value: Value) -> Obstacle | None:
 
 
 def paired_bounds(new_value: Value, old_value: Value, new: Side, old: Side, level: float) -> Bounds | Obstacle:
-    """Bounds of candidate minus baseline for a picture metric, paired by prompt."""
+    """Bounds of candidate minus baseline for a picture metric, paired by prompt, or why there are none."""
     for side, name in ((new, "candidate"), (old, "baseline")):
         if new_value.column not in side.columns:
             return Obstacle("incomparable", f"the scores of the {name} have no column {new_value.column!r}")

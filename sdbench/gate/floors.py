@@ -32,9 +32,9 @@ class Spread(Table):
 
     Attributes:
         noise: standard deviation of the difference between two runs. For scores and set metrics: the root mean square of the paired
-            standard errors over all pairs of runs. For probes: sqrt(2) times the standard deviation over runs, as a share. Where all
-            pictures of a run share one latent, scores and set metrics take the larger of the two, because the spread over prompts does not
-            show what the latent does to all pictures.
+            standard errors over all pairs of runs. For probes: sqrt(2) times the standard deviation of the logarithm over runs, a share.
+            Where all pictures of a run share one latent, scores and set metrics take the larger of the two, because the spread over
+            prompts does not show what the latent does to all pictures.
         values: the value of each run.
     """
 
@@ -65,7 +65,7 @@ class Floor(Table):
 def estimate(sides: Sequence[Side], seeds: Sequence[int], suite: SuiteId) -> Floor:
     """The noise floor from several runs of one model under a suite, with different noise in each run.
 
-    These have no floor: a metric that any run lacks; counts, and values of which neither direction is better, since no policy weighs them;
+    These have no floor: a metric that any run lacks; counts, and values for which neither direction is better, since no policy weighs them;
     a set metric without influences, since its differences have no standard error; a probe at 0, since it has no logarithm.
 
     Raises:
@@ -90,7 +90,11 @@ def estimate(sides: Sequence[Side], seeds: Sequence[int], suite: SuiteId) -> Flo
 
 
 def write(floor: Floor, results: Path) -> Path:
-    """Save under `results`, replacing an older floor => its path."""
+    """Save under `results`, replacing an older floor, and return its path.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     machine = hashlib.sha256(floor.machine_class.encode()).hexdigest()[:8]
     path = _folder(floor.family, floor.suite, results) / f"{floor.model}-{machine}.toml"
     return write_bytes(path, tomli_w.dumps(floor.model_dump(exclude_none=True)).encode())
@@ -109,7 +113,11 @@ def read(path: Path) -> Floor:
 
 
 def between_runs(record: Record, results: Path) -> dict[str, BetweenRuns]:
-    """Probe -> how far two runs of one model lie apart on this record's machine class, by the floor with the most noise."""
+    """How far two runs of one model lie apart on this record's machine class, for each probe, by the floor with the most noise.
+
+    Raises:
+        UserError: see `read`.
+    """
     of_machine = [floor for floor in _read_all(record, results) if floor.machine_class == record.machine.machine_class]
     by_probe = {}
     for name in {value.name for value in record.values if value.kind == "probe"}:

@@ -30,7 +30,7 @@ def gate(candidate: Path, baseline: Path, policy: Policy, between_runs: Mapping[
         candidate: a record folder.
         baseline: a record folder.
         policy: the metrics to weigh, and their margins.
-        between_runs: probe -> how far two runs of one model lie apart on this machine class.
+        between_runs: how far two runs of one model lie apart on this machine class, by probe.
 
     Raises:
         UserError: a folder is not an intact record, or the policy has no rules for the suite.
@@ -50,6 +50,9 @@ def judge(
         between_runs: see `gate`.
         nominal: for one of several looks, a function from the level that all looks may spend to the level at which this one tests scores.
         untested: number of metrics that only a later look tests; "regressed" must survive Holm's correction for these too.
+
+    Raises:
+        UserError: the policy has no rules for the suite.
     """
     names = new.record.model.title, old.record.model.title
     if differences := tuple(compare.differences(new, old)):

@@ -25,7 +25,7 @@ class LookRules:
 
     Attributes:
         sets: set metrics, measured only at a look that may be the last: where all others pass, or nothing is left to decide.
-        between_runs: probe -> how far two runs of one model lie apart on this machine class.
+        between_runs: how far two runs of one model lie apart on this machine class, by probe.
     """
 
     policy: Policy
@@ -44,12 +44,15 @@ class LookRules:
 
 
 def verdict_at(shares: tuple[float, ...], sides: Callable[[bool], tuple[Side, Side] | None], rules: LookRules) -> Report | None:
-    """Judge the prompts that are in => the final report, or None to go on.
+    """Judge the prompts that are in, and return the final report, or None to go on.
 
     Args:
         shares: share of the prompts at each look so far, this one last.
-        sides: takes whether to measure set metrics => candidate and baseline so far; None where set metrics cannot be measured yet.
+        sides: takes whether to measure set metrics; returns candidate and baseline so far, or None where they cannot be measured yet.
         rules: what is judged.
+
+    Raises:
+        UserError: the policy has no rules for the suite.
     """
 
     def judge(pair: tuple[Side, Side], *, sets: bool) -> Report:

@@ -60,14 +60,18 @@ def find_candidate(what: str, *, base: str | None = None, lora: str | None = Non
 
 
 def default_suite(spec: ModelSpec) -> Suite:
-    """The default suite of a model's family."""
+    """The default suite of a model's family.
+
+    Raises:
+        UserError: see `suites.load`.
+    """
     return suites.load(FAMILY_SUITE.get(spec.family, "standard"))
 
 
 def find_or_run_pair(
     ours: RecordOrModel, theirs: RecordOrModel, suite: Suite | None, policy: Policy, results: Path, run: Run
 ) -> tuple[Path, Path]:
-    """Records of candidate and baseline under one suite and, where possible, from one machine class; a model without a record is run.
+    """The records of candidate and baseline under one suite and, if possible, from one machine class; a model without a record is run.
 
     Args:
         ours: the candidate.
@@ -75,10 +79,10 @@ def find_or_run_pair(
         suite: the suite to run where a record is missing; by default the suite of the other's record, or of the baseline's family.
         policy: what is weighed; if it weighs no metric of the suite, nothing is run.
         results: the folder of results.
-        run: measures models under a suite => their records.
+        run: measures models under a suite and returns their records.
 
     Raises:
-        UserError: a record's suite is not the one that the other model would be run under.
+        UserError: a record's suite is unknown or is not the one that the other model would be run under, or the policy has no rules for it.
     """
     if isinstance(ours, Path):
         return (ours, theirs) if isinstance(theirs, Path) else (ours, _find_or_run_opposite(theirs, ours, suite, policy, results, run))
@@ -130,7 +134,7 @@ def _find_or_run_opposite(spec: ModelSpec, folder: Path, suite: Suite | None, po
 
 
 def _records_by_machine_class(spec: ModelSpec, suite: SuiteId, results: Path) -> dict[str, Path]:
-    """Machine class -> newest record of a catalogue model, newest class last; empty for other models, whose weights may have changed."""
+    """The newest record of a catalogue model by machine class, newest last; empty for other models, whose weights may have changed."""
     if CATALOGUE.get(spec.name) is None:
         return {}
     newest: dict[str, Path] = {}

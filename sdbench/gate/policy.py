@@ -40,7 +40,7 @@ class Policy(Table):
 
     Attributes:
         alpha: chance of a wrong verdict: of each one-sided bound and, after Holm's correction, of any wrong "regressed".
-        suites: suite name -> metric name -> rule.
+        suites: the rules, by name of the suite and of the metric.
     """
 
     alpha: float = Field(gt=0, lt=0.5)
@@ -53,7 +53,7 @@ class Policy(Table):
         return str(self._file or "made in Python")
 
     def with_file(self, path: Path) -> Self:
-        """Remember the file that the policy was read from => the policy."""
+        """Remember the file that the policy was read from, and return the policy."""
         self._file = path
         return self
 
@@ -62,7 +62,7 @@ class Policy(Table):
         return suite if suite in self.suites else suite.removesuffix("-sequential").removesuffix("-custom")
 
     def rules(self, suite: str) -> dict[str, Rule]:
-        """Metric name -> rule, for a suite.
+        """The rules for a suite, by metric.
 
         Raises:
             UserError: the policy has no rules for it.

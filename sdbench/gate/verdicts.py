@@ -160,7 +160,7 @@ def _bullets(report: Report) -> str:
 
 
 def _input_texts(report: Report) -> dict[str, str]:
-    """Name of each input -> its value."""
+    """The value of each input, by its name."""
     return {key.replace("_", " "): str(value) for key, value in asdict(report.inputs).items()} if report.inputs else {}
 
 

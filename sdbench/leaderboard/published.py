@@ -22,9 +22,9 @@ class Claim(Table):
         what: the quantity.
         protocol: hardware, data and settings, as far as the source states them.
         source: who published it, and where.
-        values: model -> the number as printed there, with its unit.
-        numbers: our nearest probe -> model -> the number, for ratios. The inner table is empty where only words were published; the outer
-            one where nothing of the kind is measured here.
+        values: the number of each model as printed there, with its unit.
+        numbers: for ratios, the number of each model, by our nearest probe. The inner table is empty where only words were published;
+            the outer one where nothing of the kind is measured here.
     """
 
     what: _Text

@@ -26,7 +26,7 @@ EXPLANATION = (
 
 
 def ranks(models: Sequence[tuple[Record, Scores]], names: Sequence[str]) -> dict[str, tuple[int | None, ...]]:
-    """Metric -> rank of each model; None where a model lacks the value, or was not measured on the same prompts as the others.
+    """The rank of each model, by metric; None where a model lacks the value, or was not measured on the same prompts as the others.
 
     Metrics by which fewer than two models can be ranked are left out.
     """
@@ -41,7 +41,7 @@ def ranks(models: Sequence[tuple[Record, Scores]], names: Sequence[str]) -> dict
 
 
 def values_per_prompt(models: Sequence[tuple[Record, Scores]], name: str) -> Mapping[int, F64]:
-    """Index of a model -> its value for each prompt, plus = better, for all models with the same prompts and reference as the first.
+    """Values per prompt, plus = better, by the model's index, for all models with the same prompts and reference as the first.
 
     For a set metric, a prompt's value is the value of the set plus the prompt's influence on it; their mean is the value of the set.
     """
@@ -70,7 +70,7 @@ def _column(value: Value | None, scores: Scores) -> F64 | None:
 
 
 def surely_better(values: F64, alpha: float = ALPHA) -> npt.NDArray[np.bool_]:
-    """Which models surely beat which: [i, j] says that i is better than j.
+    """Which models surely beat which, (models, models): [i, j] says that i is better than j.
 
     No p value is taken to be smaller than 2^(1 - n), the smallest that the signs of n differences can give. Otherwise two prompts with
     exactly equal differences would prove anything.

@@ -15,7 +15,7 @@ COLUMNS, GAP_PX, MIN_WIDTH_PX = 8, 4, 96
 
 
 def write(board: Sequence[Row], results: Path) -> list[Path]:
-    """Write a sheet for each suite with pictures, from its newest section: `samples-<family>-<suite>.png` => their paths.
+    """Write a sheet for each suite with pictures, from its newest section, `samples-<family>-<suite>.png`, and return their paths.
 
     Rows are in the order of the leaderboard.
 
@@ -36,7 +36,11 @@ def write(board: Sequence[Row], results: Path) -> list[Path]:
 
 
 def draw_sheet(rows: Sequence[Row]) -> Image.Image:
-    """Draw the thumbnails that all rows share; small ones are enlarged by a whole factor, so that their pixels stay as they are."""
+    """Draw the thumbnails that all rows share; small ones are enlarged by a whole factor, so that their pixels stay as they are.
+
+    Raises:
+        UserError: a picture cannot be read.
+    """
     pictures = [_read_enlarged([row.folder / "images" / name for name in _shared_names(rows)[:COLUMNS]]) for row in rows]
     height, width = (max(line.shape[axis] for line in pictures) + GAP_PX for axis in (1, 2))
     page = Image.new("RGB", (len(pictures[0]) * width - GAP_PX, len(rows) * height - GAP_PX), "white")

@@ -57,7 +57,7 @@ def teacher_title(teacher: Record, records: Sequence[Record]) -> str:
 
 
 def grids(records: Sequence[Record], teacher: Record | None) -> dict[str, Grid]:
-    """Title -> table: ratios to the teacher by stage; settings with the model's own VAE; settings with the tiny VAE, never mixed with these."""
+    """Tables by title: ratios to the teacher by stage; settings with the model's own VAE; apart from these, settings with the tiny VAE."""
     labels = _labels(records)
     tiny = [label for label in labels if "tiny-vae" in label]
     full = [label for label in labels if label not in tiny]

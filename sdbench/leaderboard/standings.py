@@ -43,7 +43,11 @@ class Row:
 
     @cached_property
     def scores(self) -> Scores:
-        """Its per-image columns, read on first use."""
+        """The record's per-image columns, read on first use.
+
+        Raises:
+            UserError: see `records.read_scores`.
+        """
         return records.read_scores(self.folder)
 
     @property
@@ -97,7 +101,7 @@ class Section:
 
     @cached_property
     def ranks(self) -> dict[str, dict[str, int | None]]:
-        """Metric -> name of each model -> its rank; win rates are left out, since they would repeat the ranks of their judge's score."""
+        """Ranks by metric and by name of the model; win rates are left out, since they would repeat the ranks of their judge's score."""
         names = [value.name for value in metrics(self) if not value.name.startswith("win_rate.")]
         by_metric = ranks.ranks([(row.record, row.scores) for row in self.models], names)
         return {name: {row.name: rank for row, rank in zip(self.models, of_models, strict=True)} for name, of_models in by_metric.items()}

@@ -17,9 +17,10 @@ _DRAWS, _SEED = 2000, 20261124
 
 
 def grid(models: Sequence[tuple[Record, Scores]]) -> Grid | None:
-    """Spearman's rank correlation of each metric with scene accuracy, 1 where the orders agree; None with too few models.
+    """Spearman's rank correlation of each metric with scene accuracy, 1 where the orders agree.
 
-    The table has every metric that all models have against the same reference. Each resample draws the same prompts for all models and metrics.
+    The table has every metric that all models have against the same reference. Each resample draws the same prompts for all models and
+    metrics. None with fewer than 4 models, or where one has no scene accuracy, or where no metric is left.
     """
     if len(models) < MIN_MODELS or not all(_has_value(record, TRUTH) for record, _ in models):
         return None

@@ -29,7 +29,7 @@ _LEGEND = (
 
 
 def markdown(board: Sequence[Row]) -> str:
-    """The content of LEADERBOARD.md."""
+    """The content of `LEADERBOARD.md`."""
     parts = [_NOTICE, "# Leaderboard", _LEGEND]
     for family, group in itertools.groupby(sections(board), lambda section: section.family):
         of_family = list(group)
@@ -84,7 +84,7 @@ def latex(board: Sequence[Row]) -> str:
 
 
 def write(board: Sequence[Row], results: Path) -> list[Path]:
-    """Write `LEADERBOARD.md` and `LEADERBOARD.tex`, each whole or not at all => their paths.
+    """Write `LEADERBOARD.md` and `LEADERBOARD.tex`, each whole or not at all, and return their paths.
 
     Raises:
         UserError: a file cannot be written.

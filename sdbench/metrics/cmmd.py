@@ -18,7 +18,7 @@ SIGMA, SCALE = 10.0, 1000.0
 
 
 def cmmd(x: npt.ArrayLike, y: npt.ArrayLike) -> tuple[float, F64]:
-    """CMMD of two sets of embeddings, n x d and m x d, and the first-order influence of each row of x => (n,), mean zero.
+    """CMMD of two sets of unit-length embeddings, n x d and m x d, and the first-order influence of each row of x on it, (n,), mean zero.
 
     influence_i = 2000 (mean_j k(x_i, x_j) - mean_j k(x_i, y_j)), less its mean: the derivative of the value with respect to the
     weight of image i. Where the sets differ, the standard error is std(influence, ddof=1) / sqrt(n); it takes y as given.

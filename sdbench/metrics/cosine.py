@@ -19,7 +19,7 @@ from sdbench.metrics.inputs import as_matrix
 
 
 def cosine(x: npt.ArrayLike, y: npt.ArrayLike) -> F64:
-    """Cosine of each row of x with the same row of y, n x d and n x d, normalised or not => (n,) in -1..1.
+    """The cosine of each row of x with the same row of y, (n,) in -1..1; both are n x d, normalised or not.
 
     Raises:
         ValueError: not n x d, not finite, the shapes differ, or a row is all zeros and so has no direction.
@@ -31,7 +31,7 @@ def cosine(x: npt.ArrayLike, y: npt.ArrayLike) -> F64:
 
 
 def caption_score(image: npt.ArrayLike, text: npt.ArrayLike, scale: float = 100.0) -> F64:
-    """`scale` times the cosine of each image with its caption, n x d and n x d => (n,).
+    """`scale` times the cosine of each image with its caption, (n,), for embeddings n x d of both.
 
     `scale` is the factor itself, not its logarithm, which checkpoints store.
 

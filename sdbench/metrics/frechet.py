@@ -132,10 +132,10 @@ def _root_trace(x: Gaussian, y: Gaussian) -> float:
 
 
 def frechet(features: npt.ArrayLike, reference: Gaussian) -> tuple[float, F64]:
-    """Distance of a set of features, n x d, to a reference, and the first-order influence of each row => (n,), mean zero.
+    """Distance of a set of features, n x d, to a reference, and the first-order influence of each row on it, (n,), mean zero.
 
-    With c_i = x_i - m, the distance has the gradient 2 (m - m_r) in the mean and G = I - B (B^T S B)^-1/2 B^T in the
-    covariance (B B^T = S_r), so that
+    With c_i = x_i - m, the distance has the gradient 2 (m - m_r) in the mean m and G = I - B (B^T S B)^-1/2 B^T in the
+    covariance S (B B^T = S_r; r marks the reference), so that
 
         influence_i = 2 (m - m_r) . c_i + (c_i^T G c_i - mean_j c_j^T G c_j) n / (n - 1)
 
@@ -154,7 +154,7 @@ def frechet(features: npt.ArrayLike, reference: Gaussian) -> tuple[float, F64]:
 
 
 def paired(x: npt.ArrayLike, y: npt.ArrayLike) -> tuple[float, F64]:
-    """Distance of two paired sets, n x d each, and the first-order influence of each pair => (n,), mean zero.
+    """Distance of two paired sets, n x d each, and the first-order influence of each pair on it, (n,), mean zero.
 
     Both sides are samples, so the influence of a pair is the sum of its two influences, and their spread over pairs gives the error.
 
@@ -167,7 +167,7 @@ def paired(x: npt.ArrayLike, y: npt.ArrayLike) -> tuple[float, F64]:
 
 
 def _influence(features: F64, own: Gaussian, reference: Gaussian) -> F64:
-    """The influence that `frechet` defines, of each row of a set with moments `own` => (n,)."""
+    """The influence, as `frechet` defines it, of each row of a set with moments `own`, (n,)."""
     centred = features - own.mean
     quadratic = (centred**2).sum(axis=1) - _cross_quadratic(own, centred, reference)
     linear = 2 * centred @ (own.mean - reference.mean)
@@ -175,7 +175,7 @@ def _influence(features: F64, own: Gaussian, reference: Gaussian) -> F64:
 
 
 def _cross_quadratic(own: Gaussian, centred: F64, reference: Gaussian) -> F64:
-    """c_i^T B (B^T S B)^-1/2 B^T c_i => (n,).
+    """c_i^T B (B^T S B)^-1/2 B^T c_i for each row, (n,).
 
     Where there are rows, with K = rows B, this is (n - 1) times the diagonal of (K K^T)^1/2.
     """

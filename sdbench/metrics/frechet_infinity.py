@@ -38,10 +38,11 @@ class Extrapolation:
 def frechet_infinity(features: npt.ArrayLike, reference: Gaussian) -> Extrapolation:
     """Frechet distance of features, n x d, to the reference, extrapolated to unlimited images; may be slightly negative.
 
-    Its interval is `stats.standard_error_interval(value, influence, systematic=abs(curvature))`.
+    The interval is `intervals.standard_error_interval(value, influence, systematic=abs(curvature))`.
 
     Raises:
-        ValueError: not n x d, not finite, another d than the reference's, or n < 2.5 d, where the distance is not yet a line in 1 / n.
+        ValueError: not n x d, not finite, another d than the reference's, n < 2.5 d, where the distance is not yet a line in 1 / n,
+            or n < 6, where a third has a single row.
     """
     features = as_matrix(features, "features")
     n, d = features.shape

@@ -18,10 +18,10 @@ from sdbench.metrics.mmd import Kernel, mean_kernel
 
 
 def kid(x: npt.ArrayLike, y: npt.ArrayLike, degree: int = 3) -> tuple[float, F64]:
-    """KID of two sets of features, n x d and m x d, and the first-order influence of each row of x => (n,), mean zero.
+    """KID of two sets of features, n x d and m x d, and the first-order influence of each row of x on it, (n,), mean zero.
 
     Dimensionless, around 0 for two samples of one distribution. influence_i = 2 (mean_{j != i} k(x_i, x_j) - mean_j k(x_i, y_j)), less its
-    mean: twice the first term of its Hoeffding expansion (1948). Where the sets differ, the standard error is
+    mean: twice the first term of KID's Hoeffding decomposition (1948). Where the sets differ, the standard error is
     std(influence, ddof=1) / sqrt(n); it takes y as given.
 
     Raises:
@@ -38,7 +38,7 @@ def kid(x: npt.ArrayLike, y: npt.ArrayLike, degree: int = 3) -> tuple[float, F64
 
 
 def _mean_of_others(features: npt.ArrayLike, kernel: Kernel, name: str) -> F64:
-    """The mean of the kernel of each row with the other rows => (n,)."""
+    """The mean kernel of each row with the other rows, (n,)."""
     rows, squares = tiles.rows_and_squares(features, name)
     check_at_least(len(rows), 2, name)
     return np.asarray((len(rows) * mean_kernel(rows, rows, kernel) - kernel(squares, squares, squares)) / (len(rows) - 1))

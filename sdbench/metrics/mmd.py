@@ -13,7 +13,7 @@ Kernel = Callable[[F64, F64, F64], F64]  # of products a . b, and squared length
 
 
 def mean_kernel(x: npt.ArrayLike, y: npt.ArrayLike, kernel: Kernel) -> F64:
-    """The mean of the kernel of each row of x with all rows of y, n x d and m x d => (n,).
+    """The mean kernel of each row of x, n x d, with all rows of y, m x d; returns (n,).
 
     Raises:
         ValueError: a set is not n x d, not finite or empty, or the widths differ.

@@ -30,7 +30,7 @@ _ROUNDING = 1e-13  # squared distances below this share of the squared lengths a
 
 
 def prdc(generated: npt.ArrayLike, real: npt.ArrayLike, k: int = K) -> dict[str, tuple[float, F64]]:
-    """The four values by name, each with the influence of each generated picture on it, (n,), for features n x d and m x d.
+    """The four values by name, each with the influence of every generated picture on it, (n,), for features n x d and m x d.
 
     Raises:
         ValueError: a set is not n x d, not finite or has fewer than k + 2 rows, or the widths differ.

@@ -27,7 +27,7 @@ def rows_and_squares(features: npt.ArrayLike, name: str) -> tuple[Features, F64]
 
 
 def products(x: Features, y: Features) -> Iterator[tuple[slice, F64]]:
-    """X Y^T for x n x d and y m x d, as slices of the n rows with their tiles, rows x m."""
+    """The product X Y^T for x, n x d, and y, m x d: slices of the n rows, each with its tile, rows x m."""
     height = max(1, _TILE // len(y))
     for start in range(0, len(x), height):
         part = x[start : start + height].astype(np.float64)

@@ -53,7 +53,7 @@ def calibrate_network(network: nn.Module, call: Callable[[], object]) -> None:
 
 
 def output_stds(networks: list[nn.Module], call: Callable[[], object]) -> dict[str, float]:
-    """=> the standard deviation of every block's output in a call, by the block's class and name."""
+    """The standard deviation of every block's output in a call, by the block's class and name."""
     stds: dict[str, float] = {}
     blocks = [(name, part) for network in networks for name, part in network.named_modules() if type(part).__name__ in _BLOCKS]
 
@@ -85,7 +85,7 @@ def _calibrate_networks(networks: list[nn.Module], call: Callable[[], object]) -
 
 
 def _scaling_hook(target: float) -> Callable[..., Any]:
-    """=> a hook that scales its layer to an output of this standard deviation, the first time that the layer runs."""
+    """A hook that scales its layer to an output of this standard deviation, the first time that the layer runs."""
     is_scaled = False
 
     def hook(layer: nn.Module, _: Any, output: torch.Tensor) -> Any:

@@ -121,12 +121,12 @@ PARTS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def unet_config(architecture: str, family: Literal["sdxl", "scenes"] = "sdxl") -> dict[str, Any]:
-    """=> keyword arguments of `UNet2DConditionModel` for an architecture in the widths of a family."""
+    """The keyword arguments of `UNet2DConditionModel` for an architecture in the widths of a family."""
     return {**COMMON_UNET, **TOPOLOGIES[architecture], **WIDTHS[family]}
 
 
 def depths(config: Config) -> dict[str, int]:
-    """=> the number of transformer blocks in each attention of a UNet: `{"down_blocks.1.attentions.0": 2, ...}`, paths as in its state dict."""
+    """Number of transformer blocks in each attention of a UNet, by its path in the state dict: `{"down_blocks.1.attentions.0": 2, ...}`."""
     down, up = config["down_block_types"], config["up_block_types"]
     layers = _as_list(config.get("layers_per_block", 2), len(down))
     blocks = _as_list(config.get("transformer_layers_per_block", 1), len(down))
@@ -142,14 +142,14 @@ def depths(config: Config) -> dict[str, int]:
 
 
 def resnet_counts(config: Config) -> dict[str, int]:
-    """=> the number of resnets in each down and up block of a UNet: `{"down_blocks.0": 2, ..., "up_blocks.2": 3}`."""
+    """The number of resnets in each down and up block of a UNet: `{"down_blocks.0": 2, ..., "up_blocks.2": 3}`."""
     layers = _as_list(config.get("layers_per_block", 2), len(config["down_block_types"]))
     down = {f"down_blocks.{index}": count for index, count in enumerate(layers)}
     return down | {f"up_blocks.{index}": count + 1 for index, count in enumerate(layers[::-1])}
 
 
 def depths_of_keys(keys: Iterable[str]) -> dict[str, int]:
-    """Like `depths`, read from the names of a UNet's tensors."""
+    """The result of `depths`, read from the names of a UNet's tensors."""
     found: dict[str, int] = {}
     for key in keys:
         path, divider, rest = key.partition(".transformer_blocks.")
@@ -159,7 +159,7 @@ def depths_of_keys(keys: Iterable[str]) -> dict[str, int]:
 
 
 def ldm_depths(config: Config) -> dict[str, int]:
-    """Like `depths`, with paths as in checkpoints of the original (LDM) layout, which numbers all layers of a side in one row."""
+    """The result of `depths`, with paths of the original (LDM) layout, which numbers all layers of a side in one row."""
     entries_per_block = _as_list(config.get("layers_per_block", 2), 1)[0] + 1  # on the way down, the last entry is the downsampler
     found: dict[str, int] = {}
     for path, depth in depths(config).items():
@@ -174,12 +174,12 @@ def ldm_depths(config: Config) -> dict[str, int]:
 
 
 def architecture_of(config: Config) -> str:
-    """=> the name of the architecture with the topology of a UNet config, at any width; "custom" where none fits."""
+    """The name of the architecture with the topology of a UNet config, at any width; "custom" where none fits."""
     return next((name for name in TOPOLOGIES if _topology(config) == _topology(unet_config(name))), "custom")
 
 
 def family_of(config: Config) -> Family:
-    """=> the name of the family whose text embeddings are as wide as a UNet takes them; "custom" where none fits."""
+    """The family whose text embeddings are as wide as a UNet takes them; "custom" where none fits."""
     for family in ("sdxl", "scenes"):
         if config.get("cross_attention_dim") == WIDTHS[family]["cross_attention_dim"]:
             return family

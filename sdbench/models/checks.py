@@ -58,7 +58,7 @@ def check_checkpoint(models: Mapping[str, nn.Module], found: Mapping[str, Tensor
     """Check that a checkpoint in the original (LDM) layout holds as many numbers for each part as the part has.
 
     Raises:
-        UserError: it does not.
+        UserError: it holds more or fewer for a part.
     """
     for part, model in models.items():
         expected = sum(tensor.numel() for tensor in model.state_dict().values())

@@ -18,7 +18,7 @@ _IGNORED_KEYS = frozenset(
 
 
 def weights_digest(spec: ModelSpec, *, dtype: str = "float32") -> str | None:
-    """=> SHA-256 (hex) over every tensor, configuration and tokenizer of a model, with its base and LoRA.
+    """The SHA-256 (hex) over every tensor, configuration and tokenizer of a model, with its base and LoRA.
 
     It does not depend on how tensors are spread over files, nor on the versions that wrote them. For random weights it is
     the digest of architecture and seed, for a pipeline in memory see `in_memory.digest`; None for pictures without a model.
@@ -65,7 +65,7 @@ def _read_chunks(tensor: Tensor) -> Iterable[bytes]:
 
 
 def _configs(layout: Layout) -> dict[str, Path]:
-    """=> configuration and vocabulary files of a pipeline by label; that of the UNet comes from the UNet's own folder."""
+    """The configuration and vocabulary files of a pipeline by label; that of the UNet comes from the UNet's own folder."""
     parts = [part for part, value in read_json(layout.pipeline / "model_index.json").items() if isinstance(value, list) and part != "unet"]
     configs = {"model_index": layout.pipeline / "model_index.json"}
     for part in parts:

@@ -31,15 +31,15 @@ class Tensor:
 
     @property
     def n_elements(self) -> int:
-        """How many numbers it holds."""
+        """Number of its elements."""
         return math.prod(self.shape)
 
 
 def read_header(path: Path) -> dict[str, Tensor]:
-    """Read the header of a safetensors file => its tensors by name.
+    """Read the header of a safetensors file and return its tensors by name.
 
     Raises:
-        UserError: the file is missing, is no safetensors file, or was cut short.
+        UserError: the file is missing, is not a safetensors file, or was cut short.
     """
     try:
         with path.open("rb") as file:
@@ -103,7 +103,7 @@ class WeightFiles:
 
 
 def choose_weight_files(names: Iterable[str], stem: str, *, sixteen_bit: bool) -> WeightFiles | None:
-    """Choose among the weight files in one folder: for 16-bit runs the 16-bit copy, if there is one => None if there are none.
+    """The weight files to take from one folder: for 16-bit runs the 16-bit copy, if there is one; None if there are none.
 
     Args:
         names: file names in the folder of one part.
@@ -123,10 +123,10 @@ def choose_weight_files(names: Iterable[str], stem: str, *, sixteen_bit: bool) -
 
 
 def weight_files(folder: Path, part: str, *, sixteen_bit: bool) -> tuple[str | None, list[Path]]:
-    """=> variant and safetensors files of a part ("unet", "vae", "text_encoder", "text_encoder_2") in its folder.
+    """The variant and the safetensors files of a part ("unet", "vae", "text_encoder", "text_encoder_2") in its folder.
 
     Raises:
-        UserError: there are none, or a shard named by the index is missing.
+        UserError: there are none, or the index is damaged or names a shard that is missing.
     """
     names = [path.name for path in folder.glob("*")]
     choice = choose_weight_files(names, STEMS[part], sixteen_bit=sixteen_bit)
@@ -147,7 +147,7 @@ def weight_files(folder: Path, part: str, *, sixteen_bit: bool) -> tuple[str | N
 
 
 def part_files(folder: Path, part: str) -> list[Path]:
-    """=> the files of a pipeline's part in its folder: configuration, and one copy of the weights, float32 if there is one.
+    """The files of a pipeline's part in its folder: configuration, and one copy of the weights, float32 if there is one.
 
     Raises:
         UserError: see `weight_files`.
@@ -161,12 +161,16 @@ def part_files(folder: Path, part: str) -> list[Path]:
 
 
 def read_headers(files: Iterable[Path]) -> dict[str, Tensor]:
-    """Read the headers of several safetensors files => all their tensors by name."""
+    """Read the headers of several safetensors files and return all their tensors by name.
+
+    Raises:
+        UserError: see `read_header`.
+    """
     return {name: tensor for path in files for name, tensor in read_header(path).items()}
 
 
 def checkpoint_kind(path: Path, tensors: dict[str, Tensor]) -> Literal["unet", "checkpoint"]:
-    """=> "unet" for a UNet with diffusers' tensor names, "checkpoint" for a whole SDXL pipeline with the original (LDM) names.
+    """The kind of a weight file: "unet" (diffusers' tensor names) or "checkpoint" (a whole SDXL pipeline with the original LDM names).
 
     Raises:
         UserError: the file holds neither.
@@ -194,7 +198,7 @@ def checkpoint_kind(path: Path, tensors: dict[str, Tensor]) -> Literal["unet", "
 
 
 def strip_prefixes(tensors: Mapping[str, T]) -> dict[str, T]:
-    """=> a UNet's tensors without the prefixes that training puts before all names: `unet.`, `module.`, `_orig_mod.`."""
+    """A UNet's tensors without the prefixes that training puts before all names: `unet.`, `module.`, `_orig_mod.`."""
     stripped = dict(tensors)
     while prefix := next((each for each in _WRAPPERS if stripped and all(key.startswith(each) for key in stripped)), None):
         stripped = {key.removeprefix(prefix): tensor for key, tensor in stripped.items()}

@@ -7,7 +7,11 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
 
 def cached_snapshot(repository: str, revision: str | None = None, kind: str = "model") -> Path | None:
-    """=> the folder of the newest downloaded snapshot of a repository ("model" or "dataset"), complete or not; None if there is none."""
+    """The folder of a downloaded snapshot of a repository, by default the newest, complete or not; None if there is none.
+
+    Args:
+        kind: "model" or "dataset".
+    """
     try:
         return Path(snapshot_download(repository, revision=revision, repo_type=kind, local_files_only=True))
     except LocalEntryNotFoundError as error:

@@ -20,10 +20,10 @@ from sdbench.models.stock import CLASSES, PIPELINE
 
 
 def describe(pipeline: Any, name: str) -> ModelSpec:
-    """=> the spec of a pipeline; its `location` is `digest(pipeline)`.
+    """The spec of a pipeline; its `location` is `digest(pipeline)`.
 
     Raises:
-        UserError: it is no whole SDXL pipeline, or the name is invalid.
+        UserError: it is not a whole SDXL pipeline, or the name is invalid.
     """
     if not isinstance(pipeline, PIPELINE):
         raise UserError(
@@ -36,9 +36,9 @@ def describe(pipeline: Any, name: str) -> ModelSpec:
 
 
 def digest(pipeline: Any) -> str:
-    """=> SHA-256 (hex) over tensors, configurations, vocabularies and LoRA settings: equal digests, equal pictures.
+    """The SHA-256 (hex) over tensors, configurations, vocabularies and LoRA settings: equal digests, equal pictures.
 
-    The same pipeline in a folder has another digest, which is over its files.
+    The same pipeline in a folder has another digest, that of its files.
     """
     sha256 = hashlib.sha256()
     for part in CLASSES:

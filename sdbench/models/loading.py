@@ -21,15 +21,17 @@ from sdbench.models.text_encoders import PREFIX
 
 
 def load(spec: ModelSpec, *, dtype: torch.dtype | str, device: torch.device | str) -> Any:
-    """Load a model => a stock `StableDiffusionXLPipeline`, ready to generate: no watermark, no progress bar, LoRA fused.
+    """Load a model as a stock `StableDiffusionXLPipeline`, ready to generate: no watermark, no progress bar, LoRA fused.
 
     Args:
         spec: the model; one on the Hub must be downloaded already (see `sdbench.assets.pipelines.fetch`).
-        dtype: of all weights: "float32", "bfloat16" or "float16".
-        device: of the pipeline.
+        dtype: the dtype of all weights: "float32", "bfloat16", "float16" or torch's own.
+        device: the device of the pipeline.
 
     Raises:
-        UserError: files are missing or damaged, or tensors do not fit their configuration or are not finite.
+        UserError: there is no such device, the spec is of pictures without a model, files are missing or damaged, or tensors do not fit
+            their configuration or are not finite.
+        RuntimeError: see `activation_scale.calibrate`, for random weights.
     """
     if spec.source == "rendered":
         raise UserError(f"{spec.name!r} is pictures without a model: there is nothing to load")
@@ -50,11 +52,11 @@ def load_unet(pipeline: Path, *, dtype: str, device: torch.device | str) -> Any:
 
     Args:
         pipeline: folder with `model_index.json`.
-        dtype: of all weights: "float32", "bfloat16" or "float16".
-        device: of the UNet.
+        dtype: the dtype of all weights: "float32", "bfloat16" or "float16".
+        device: the device of the UNet.
 
     Raises:
-        UserError: files are missing or damaged, or tensors do not fit their configuration or are not finite.
+        UserError: there is no such device, files are missing or damaged, or tensors do not fit their configuration or are not finite.
     """
     device = _available_device(device)
     silence_libraries()
@@ -99,11 +101,11 @@ def read_part(part: str, folder: Path, dtype: torch.dtype, *, sixteen_bit: bool 
     Args:
         part: "unet", "vae", "text_encoder" or "text_encoder_2".
         folder: holds `config.json` and the weights.
-        dtype: of all weights.
+        dtype: the dtype of all weights.
         sixteen_bit: take the 16-bit copy of the weights if there is one; by default for 16-bit dtypes.
 
     Raises:
-        UserError: files are missing or damaged, or tensors do not fit the configuration.
+        UserError: files are missing or damaged, or tensors do not fit their configuration.
     """
     config = read_json(folder / "config.json")
     prefer_16_bit = dtype != torch.float32 if sixteen_bit is None else sixteen_bit
@@ -182,7 +184,7 @@ _LORA_PARTS = ("unet", "text_encoder", "text_encoder_2")  # parts that diffusers
 
 
 def _lora_layers(pipeline: Any, state: dict[str, Any]) -> set[str]:
-    """=> the names of the modules that a LoRA changes, converted from its tensors' names as diffusers does while loading."""
+    """The names of the modules that a LoRA changes, converted from its tensors' names as diffusers does while loading."""
     layers = {name.split(".lora")[0] for name in state if not name.startswith(tuple(f"{part}." for part in _LORA_PARTS))}
     for part in _LORA_PARTS:
         own = {name.removeprefix(f"{part}."): tensor for name, tensor in state.items() if name.startswith(f"{part}.")}

@@ -1,4 +1,4 @@
-"""Locates the files of a model: a `ModelSpec` => folders on this disk."""
+"""Locates the files of a model on this disk, from its `ModelSpec`."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,14 +38,14 @@ class Layout:
 
     @property
     def unet_config(self) -> Path:
-        """=> the path of the UNet's configuration: in its folder, or in the pipeline's if the UNet is a single file."""
+        """The path of the UNet's configuration: in its folder, or in the pipeline's if the UNet is a single file."""
         return (self.unet if self.unet.is_dir() else self.pipeline / "unet") / "config.json"
 
     def weights(self, *, sixteen_bit: bool) -> dict[str, list[Path]]:
-        """=> the weight files of each part.
+        """The weight files of each part, or of the whole "checkpoint".
 
         Raises:
-            UserError: a part has none.
+            UserError: see `weight_files`.
         """
         if self.checkpoint:
             return {"checkpoint": [self.checkpoint]}

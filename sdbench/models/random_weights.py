@@ -45,6 +45,9 @@ def random_tiny_vae(full: Any) -> Any:
     """Build an `AutoencoderTiny` with random weights that decodes the latents of `full` to pictures of the same size, on its device.
 
     For SDXL's VAE it has the shape of TAESD (64 channels, pictures 8 times as wide as latents), for narrower VAEs fewer channels.
+
+    Raises:
+        RuntimeError: see `activation_scale.calibrate`.
     """
     widths, levels = (max(16, full.config.block_out_channels[0] // 2),), len(full.config.block_out_channels)
     blocks = {"num_encoder_blocks": (1, *(3,) * (levels - 1)), "num_decoder_blocks": (*(3,) * (levels - 1), 1)}

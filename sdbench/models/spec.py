@@ -24,17 +24,17 @@ RANDOM_LABEL = "random weights"
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model to measure. `dataclasses.asdict` makes JSON of it, `from_dict` reads that back.
+    """A model to measure. `dataclasses.asdict` makes JSON content of it, `from_dict` reads that back.
 
     Attributes:
-        name: its name in tables.
+        name: the model's name in tables.
         architecture: a name in `architectures.TOPOLOGIES`, "custom", or "" for pictures without a model.
         location: Hub repository, absolute path, or folder of the embedded weights; for a pipeline in memory its digest; ""
             for random and rendered.
         base: the pipeline that supplies text encoders, VAE and scheduler if `location` is only a UNet; for a checkpoint in
             one file, it supplies only configuration and tokenizers.
         lora: absolute path or Hub repository of a LoRA that is fused into the weights.
-        revision: of a Hub repository; None for the newest.
+        revision: branch, tag or commit of a Hub repository; None for the newest.
     """
 
     name: str
@@ -48,12 +48,12 @@ class ModelSpec:
 
     @property
     def label(self) -> str:
-        """=> a warning that tables show beside the name: `RANDOM_LABEL` for random weights, otherwise ""."""
+        """A warning that tables show beside the name: `RANDOM_LABEL` for random weights, otherwise ""."""
         return RANDOM_LABEL if self.source == "random" else ""
 
     @property
     def origin(self) -> str:
-        """=> the source as written to records: `hub:<repo>@<commit>`, `folder:<name>`, `file:<name>`, `embedded`, `random`, `rendered`, `memory`."""
+        """The source as written to records: `hub:<repo>[@<commit>]`, `folder:<name>`, `file:<name>`, or just `source`."""
         match self.source:
             case "hub":
                 folder = _snapshot(self.location, self.revision)
@@ -79,19 +79,20 @@ def resolve(
     name: str | None = None,
     random: bool = False,
 ) -> ModelSpec:
-    """Resolve what a user names => its spec; reads configurations and headers, never weights.
+    """The spec of what a user names; reads configurations and headers, never weights.
 
     Args:
         what: catalogue name, path of a pipeline folder, UNet folder or `.safetensors` file, or on the Hub `owner/name`, or
             `owner/name@revision` with a branch, tag or commit.
         base: the pipeline (named in the same way) that completes a bare UNet.
         lora: path or Hub repository of a LoRA to fuse.
-        name: its name in tables; by default the catalogue's name or the last part of the path, preceded by the parent if the last
-            part is the same for all checkpoints.
+        name: the model's name in tables; by default the catalogue's name or the last part of the path, preceded by the parent's name if the
+            last part is the same for all checkpoints.
         random: take the architecture of the catalogue's entry, with random weights.
 
     Raises:
-        UserError: there is no such model, or the options do not fit it.
+        IncompleteError: it is only part of a pipeline, and no base is given.
+        UserError: there is no such model, its files are damaged, or the options do not fit it.
     """
     completion = resolve(base) if isinstance(base, str) else base
     if completion is not None and (completion.base is not None or completion.source in ("random", "rendered", "file")):
@@ -169,14 +170,14 @@ def _from_folder(folder: Path, base: ModelSpec | None) -> ModelSpec:
 
 
 def _checkpoint_name(path: Path) -> str:
-    """=> a name that differs between checkpoints: `checkpoint-1000-unet` for `checkpoint-1000/unet` and for the weights in it."""
+    """A name that differs between checkpoints: `checkpoint-1000-unet` for `checkpoint-1000/unet` and for the weights in it."""
     if path.is_file():
         return _checkpoint_name(path.parent) if path.stem in _STOCK_FILES else path.stem
     return f"{path.parent.name}-{path.name}" if path.name in _STOCK_FOLDERS else path.name
 
 
 def _advise_contents(folder: Path) -> str:
-    """=> a sentence that names the UNets in a folder, "" if there are none."""
+    """A sentence that names the UNets in a folder; "" if there are none."""
     unets = sorted(config.parent for config in folder.glob("*/config.json") if read_json(config).get("_class_name") == UNET_CLASS)
     if candidates := [str(path) for path in (*unets, *sorted(folder.glob("*.safetensors")))]:
         return f" Name what is in it, with --base: {' or '.join(candidates)}."
@@ -228,14 +229,14 @@ def _from_hub(repository: str, base: ModelSpec | None, revision: str | None) -> 
 
 
 def _snapshot(repository: str, revision: str | None) -> Path | None:
-    """=> the folder of a downloaded Hub repository, named by its commit; None if it is not on this disk."""
+    """The folder of a downloaded Hub repository, named by its commit; None if it is not on this disk."""
     from sdbench.models import hub  # the import takes half a second, which a gate on names does not need
 
     return hub.cached_snapshot(repository, revision)
 
 
 def with_cached_architecture(spec: ModelSpec) -> ModelSpec:
-    """=> a Hub model with the family and architecture of its configuration, if that was downloaded since; any other spec unchanged."""
+    """The spec of a Hub model with its configuration's family and architecture, if that was downloaded since; any other spec unchanged."""
     if spec.source != "hub":
         return spec
     cached = _from_hub(spec.location, spec.base, spec.revision)
@@ -254,10 +255,10 @@ def _with_lora(spec: ModelSpec, lora: str) -> ModelSpec:
 
 
 def with_name(spec: ModelSpec, name: str | None) -> ModelSpec:
-    """=> the spec under another name, or under its own made fit for a file name.
+    """The spec under another name, or under its own made fit for a file name.
 
     Raises:
-        UserError: it cannot be part of a file name, or the catalogue has it for another model.
+        UserError: the name cannot be part of a file name, or is another model's in the catalogue.
     """
     chosen = name or re.sub(r"[^\w.+-]+", "-", spec.name).lstrip(".-_+")
     if not NAME.fullmatch(chosen):

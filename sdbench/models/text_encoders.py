@@ -27,12 +27,12 @@ def save_text_encoder(encoder: CLIPTextModel | CLIPTextModelWithProjection, fold
 
 
 def hub_key(key: str) -> str:
-    """=> a tensor's name in checkpoints on the Hub, whatever the installed transformers calls it."""
+    """A tensor's name in checkpoints on the Hub, whatever the installed transformers calls it."""
     return key if key.startswith(PREFIX) or key == PROJECTION else PREFIX + key
 
 
 def token_ids(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Tensor:
-    """Tokenize captions => N x tokens, padded or cut to the length that the text encoder takes."""
+    """The token ids of captions, N x tokens, padded or cut to the length that the text encoder takes."""
     ids: Tensor = tokenizer(
         list(captions), padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
     ).input_ids
@@ -62,7 +62,7 @@ def letter_tokenizer(folder: Path, *, vocabulary: int, tokens: int) -> CLIPToken
 
 
 def _byte_letters() -> list[str]:
-    """=> the printable character for each byte, in the order of CLIP's vocabulary (GPT-2's byte-level encoding)."""
+    """The printable character for each byte, in the order of CLIP's vocabulary (GPT-2's byte-level encoding)."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = 256 - len(printable)
     return [chr(byte) for byte in printable] + [chr(256 + number) for number in range(hidden)]

@@ -13,7 +13,7 @@ GIB = 2**30
 
 
 def largest_batch(stages: Stages) -> int:
-    """The largest batch that fits, found by halving; 0 where not even one picture fits."""
+    """The largest batch that fits, found by halving the batch of `stages`, which does not; 0 where not even one picture fits."""
     batch = stages.batch // 2
     while batch and not _fits(stages, batch):
         batch //= 2
@@ -21,7 +21,7 @@ def largest_batch(stages: Stages) -> int:
 
 
 def smallest_card(stages: Stages, device: str, context_mib: float) -> int | None:
-    """Memory in GB of the smallest card that runs the pipeline; None where it needs more than this card, or than any of `CARDS_GB`.
+    """Memory in GB of the smallest card that runs the pipeline; None where that needs more than this card, or than any of `CARDS_GB`.
 
     This is tried, not computed: the pipeline runs while PyTorch's allocator may take no more than such a card would have left
     beside the CUDA context.

@@ -12,7 +12,7 @@ COPY_BYTES = {"cuda": 2**30, "cpu": 2**27}  # far more than the caches of a card
 
 
 def prepare(name: str, device: str, dtype: Dtype) -> Callable[[], object]:
-    """The function that runs "matmul" or "copy" once in a dtype, its arrays allocated."""
+    """A function that runs "matmul" or "copy" once in a dtype, with its arrays already allocated."""
     kind, like = torch.device(device).type, {"device": device, "dtype": getattr(torch, dtype)}
     if name == "copy":
         source: Any = torch.zeros(COPY_BYTES[kind] // torch.empty(0, **like).element_size(), **like)

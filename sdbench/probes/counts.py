@@ -15,7 +15,7 @@ from sdbench.settings import Sampling
 
 
 def values(request: Request, rounds: Sequence[Round]) -> list[Value]:
-    """Multiply-accumulates of one forward of the UNet; and of each stage for one picture, with the bytes that it moves."""
+    """Multiply-accumulates of one forward of the UNet, and those of each stage for one picture, with the bytes that the stage moves."""
     works, reason = _work_by_stage(request, rounds)
     if not works:
         return [failed_value("flops.unet", "count", "MACs", reason)]

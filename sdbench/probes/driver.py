@@ -101,7 +101,7 @@ def measure(
 
     Args:
         specs: models with their own weights or random ones; names are unique.
-        sampling: the suite's; batch and dtype are those of the probes' settings.
+        sampling: that of the suite; batch and dtype are those of the probes' settings.
         probes: the numbers of rounds, of timed calls and of warm-up calls, and the settings.
         work: the folder that rounds are kept in.
         suites: the folder that holds `bench_pipeline.py`.
@@ -110,7 +110,7 @@ def measure(
         profile: also write a table of where each stage spends its time, once for each model and setting.
 
     Raises:
-        UserError: weights are not where a spec says, there is no such setting, or `suites` holds no benchmark file.
+        UserError: weights are not where a spec says, there is no such setting, `suites` holds no benchmark file, or a write fails.
     """
     chosen = probes.select(settings)
     work.mkdir(parents=True, exist_ok=True)
@@ -200,7 +200,7 @@ def _failed_round(reason: str) -> Round:
 
 
 def _write_profiles(request: Request, stem: str, folders: Folders) -> dict[str, str]:
-    """Write a profile of each stage beside the rounds, `<stem>.profile-<stage>.txt` => stage -> why it failed.
+    """Write a profile of each stage beside the rounds, `<stem>.profile-<stage>.txt`, and return why stages failed, by stage.
 
     This takes a process of its own, since a profiler slows down what it observes.
     """
@@ -211,7 +211,7 @@ def _write_profiles(request: Request, stem: str, folders: Folders) -> dict[str, 
 
 
 def _run_process(request: Request, target: Path, stem: str, folders: Folders) -> dict[str, str]:
-    """Run the measuring process, which writes `target` => stage -> why it failed."""
+    """Run the measuring process, which writes `target`, and return why stages failed, by stage."""
     failures_file = Path(f"{target}{plugin.FAILURES_SUFFIX}")
     for stale in (target, failures_file):
         stale.unlink(missing_ok=True)

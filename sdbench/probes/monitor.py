@@ -1,7 +1,7 @@
 """The state of the machine during a measurement: clocks and temperature of the card, and other processes on it and on the CPU.
 
 The card is found in NVML by its UUID, since NVML and CUDA may number cards differently (optimum-benchmark issue 136).
-What NVML cannot tell of a card, for example in a virtual machine, is None.
+What NVML cannot tell about a card, for example in a virtual machine, is None.
 """
 
 import os
@@ -51,14 +51,14 @@ class Card:
         }
 
     def processes(self) -> dict[int, float | None] | None:
-        """Process id -> memory of the card that it holds in MiB, or None where NVML does not tell; None where NVML lists no processes."""
+        """MiB of the card that each process holds, by its id, with None where NVML does not tell; None where NVML lists no processes."""
         listed = self._query(self._nvml.nvmlDeviceGetComputeRunningProcesses)
         if listed is None:
             return None
         return {process.pid: None if process.usedGpuMemory is None else process.usedGpuMemory / MIB for process in listed}
 
     def used_mib(self) -> float | None:
-        """Memory of the card that all processes together hold."""
+        """MiB of the card that all processes together hold; None where NVML does not tell."""
         memory = self._query(self._nvml.nvmlDeviceGetMemoryInfo)
         return None if memory is None else memory.used / MIB
 
@@ -79,12 +79,12 @@ class Monitor:
         self._states = [self.card.state()] if self.card else []
 
     def process_mib(self) -> float | None:
-        """Memory of the card that this process holds, its context included; None where NVML does not list it."""
+        """MiB of the card that this process holds, its context included; None where NVML does not list it."""
         listed = self.card.processes() if self.card else None
         return (listed or {}).get(os.getpid())
 
     def growth_mib(self, before_mib: float | None) -> float | None:
-        """Growth of the card's used memory since it was `before_mib`: the part of this process, where NVML does not list it and others did not change."""
+        """Growth of the card's used MiB since `before_mib`: this process's part, where NVML does not list it and others did not change."""
         now_mib = self.card.used_mib() if self.card else None
         return None if now_mib is None or before_mib is None else now_mib - before_mib
 
@@ -108,7 +108,7 @@ class Monitor:
 
 
 def used_mib(device: str) -> float | None:
-    """Memory of the card that all processes hold; None where there is no card, or NVML does not tell."""
+    """MiB of the card that all processes hold; None where there is no card, or NVML does not tell."""
     card, _ = _find_card(device)
     return card.used_mib() if card else None
 

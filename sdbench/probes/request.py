@@ -19,7 +19,7 @@ class Request(Table):
     """What one round measures.
 
     Attributes:
-        sampling: the suite's; the setting replaces its batch and, where it names one, its dtype.
+        sampling: that of the suite; the setting replaces its batch and, where it names one, its dtype.
         calls: timed calls of each stage.
         warmup: calls of each stage before them; the cold first call counts as the pipeline's first.
         device: "cpu", "cuda" or "cuda:<index>".

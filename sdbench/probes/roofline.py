@@ -18,7 +18,12 @@ _UNITS = {"matmul": ("TFLOP/s", 1e12), "copy": ("GB/s", 1e9)}
 
 
 def values(rounds: Sequence[Round], p50s: Mapping[str, Value], loads: Mapping[str, Load]) -> list[Value]:
-    """The ceilings, and the shares of them that each stage reaches."""
+    """The ceilings, and the shares of them that each stage reaches.
+
+    Args:
+        p50s: median latency of each stage.
+        loads: FLOPs and bytes of a call of each stage; stages without them get no shares.
+    """
     rates_by_name = {name: _rates(rounds, name) for name in CEILINGS}
     found = []
     for name, rates in rates_by_name.items():

@@ -18,11 +18,11 @@ class Round:
     """What one process measured.
 
     Attributes:
-        seconds: stage or ceiling -> its timed calls.
-        info: from all stages, what `setup.describe` gives, `load_s`, and `amount`, the work per call of each ceiling; from the pipeline,
-            `first_call_s`, `memory_mib`, `watch`, and on a card `process_mib`, `context_mib`, `smallest_card_gb` or
-            `smallest_card_failed`.
-        failures: stage -> why it has no times.
+        seconds: the timed calls of each stage or ceiling.
+        info: from all stages, what `setup.describe` gives, `load_s`, `used_before_mib`, and `amount`, the work per call of each ceiling;
+            from the pipeline, `first_call_s`, `compiled_anew`, `memory_mib`, `watch`, and on a card `process_mib`, `context_mib`,
+            `smallest_card_gb` or `smallest_card_failed`; from the UNet's step, on a card, `returns_s`.
+        failures: why a stage has no times, by stage.
     """
 
     seconds: dict[str, tuple[float, ...]] = field(default_factory=dict)
@@ -76,7 +76,7 @@ def failure_reason(rounds: Sequence[Round], stage: str) -> str:
 
 
 def failure_note(rounds: Sequence[Round], stage: str) -> str:
-    """A note of how many rounds lack a stage, and why; "" where none does."""
+    """A note on how many rounds lack a stage, and why; "" where none does."""
     number = sum(stage not in measured.seconds for measured in rounds)
     return f"{number} of {len(rounds)} rounds failed: {failure_reason(rounds, stage)}" if number else ""
 

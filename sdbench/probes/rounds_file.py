@@ -14,8 +14,11 @@ def write(files: Mapping[tuple[str, str], Sequence[Path]], target: Path) -> None
     """Merge the files of finished rounds into one benchmark for each model, setting and stage, with all calls in the order of the rounds.
 
     Args:
-        files: (setting, model) -> the files of its rounds.
+        files: the files of the rounds of each (setting, model).
         target: written whole or not at all; not written where no round is finished.
+
+    Raises:
+        UserError: the target cannot be written.
     """
     rounds = {key: [json.loads(path.read_text()) for path in paths] for key, paths in files.items() if paths}
     if not rounds:

@@ -14,7 +14,11 @@ from sdbench.settings import Setting
 
 
 def load(request: Request) -> tuple[Stages, float]:
-    """Load the pipeline of a request, ready to be timed => its stages, and the seconds that loading took (without the imports)."""
+    """Load the pipeline of a request, ready to be timed, and return its stages and the seconds that loading took (without the imports).
+
+    Raises:
+        UserError, RuntimeError: see `loading.load`; the latter also where the card has too little memory.
+    """
     on_cuda = request.device.startswith("cuda")
     if on_cuda:
         torch.cuda.set_device(torch.device(request.device).index or 0)

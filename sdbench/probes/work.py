@@ -61,7 +61,7 @@ def by_stage(configs: Mapping[str, Mapping[str, Any]], sampling: Sampling, *, ze
     """Work of each stage for one picture; the scheduler multiplies nothing, so it has none.
 
     Args:
-        configs: of the four networks; see `setup.describe` and `random_configs`.
+        configs: the configurations of the four networks; see `setup.describe` and `random_configs`.
         sampling: steps, guidance and size.
         zero_negative: the pipeline does not encode a missing negative prompt, but takes zeros for it.
     """
@@ -85,7 +85,7 @@ def unet_macs(config: Mapping[str, Any], latent_size: int, tokens: int) -> int:
     """Multiply-accumulates of one forward of a UNet at batch 1, attention included.
 
     Args:
-        config: of a `UNet2DConditionModel`.
+        config: that of a `UNet2DConditionModel`.
         latent_size: side of the latents.
         tokens: length of the text in tokens.
     """
@@ -117,9 +117,9 @@ def loads(works: Mapping[str, Work], *, steps: int, batch: int, dtypes: Mapping[
 
     Args:
         works: see `by_stage`.
-        steps: of the pipeline.
+        steps: number of the pipeline's steps.
         batch: pictures in a call.
-        dtypes: stage -> dtype that it runs in.
+        dtypes: the dtype that each stage runs in.
     """
     batches = {stage: work.batched(batch) for stage, work in works.items()}
     loads_by_stage = {stage: Load(2.0 * work.macs, float(work.numbers * ITEM_BYTES[dtypes[stage]])) for stage, work in batches.items()}
@@ -132,7 +132,7 @@ def loads(works: Mapping[str, Work], *, steps: int, batch: int, dtypes: Mapping[
 
 
 def random_configs(spec: ModelSpec) -> dict[str, Any]:
-    """The networks' configurations of a model with random weights, without loading it."""
+    """The configurations of the networks of a model with random weights, without loading it."""
     assert spec.family != "custom", "its networks are not known"
     parts = PARTS[spec.family]
     return {

@@ -52,16 +52,20 @@ class Subject:
     cache: dict[str, Any] = field(default_factory=dict)
 
     def blocks(self) -> Iterator[U8]:
-        """The stored pictures, decoded, 64 at a time => N x H x W x 3 uint8 RGB.
+        """The stored pictures, decoded, at most 64 at a time: N x H x W x 3 uint8 RGB.
 
         Raises:
-            UserError: a picture is missing, corrupted, or not 8-bit RGB.
+            UserError: see `Store.read`.
         """
         for start in range(0, len(self.images), BLOCK):
             yield self.store.read(self.images[start : start + BLOCK])
 
     def features(self, encoder: str, compute: Callable[[U8], F32]) -> F32:
-        """Features under an encoder, whose name includes its weights; computed once and kept in the run folder."""
+        """Features under an encoder, N x d, whose name includes the digest of its weights; computed once and kept in the run folder.
+
+        Raises:
+            UserError: see `Store.read`; or the features cannot be written.
+        """
         return self.store.features(encoder, self.images, lambda: np.concatenate([compute(block) for block in self.blocks()]))
 
     def compute_once(self, name: str, compute: Callable[[], T]) -> T:
@@ -89,7 +93,7 @@ class Protocol:
 
     @property
     def column(self) -> str:
-        """Its column of `scores.parquet`."""
+        """The metric's column of `scores.parquet`."""
         return column_of(self.name, self.kind)
 
     def value(self, estimate: intervals.Estimate, note: str = "", reference: str | None = None) -> Value:

@@ -35,7 +35,7 @@ class Pictures:
 
     Attributes:
         names: one for each picture, for errors.
-        read: index => the bytes of that picture.
+        read: returns the bytes of the picture with this index.
     """
 
     source: str
@@ -44,10 +44,10 @@ class Pictures:
 
 
 def pictures_in_folder(path: Path, n: int | None = None) -> Pictures:
-    """=> the pictures in a folder and its subfolders, sorted by name; only the first `n` if given.
+    """The pictures in a folder and its subfolders, sorted by name; only the first `n` if given.
 
     Raises:
-        UserError: there are fewer than `n`, or fewer than 2.
+        UserError: there are fewer than `n`, or fewer than 2 (or `n` is).
     """
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES) if path.is_dir() else []
     return Pictures(
@@ -56,10 +56,10 @@ def pictures_in_folder(path: Path, n: int | None = None) -> Pictures:
 
 
 def pictures_in_dataset(what: str, split: str = "train", column: str | None = None, n: int | None = None) -> Pictures:
-    """=> the pictures of any source that `datasets` opens; only the first `n` rows if given.
+    """The pictures of any source that `datasets` opens; only the first `n` rows if given.
 
     Raises:
-        MissingError, UserError: see `sources.read_table`; or there are fewer than `n`, or fewer than 2.
+        MissingError, UserError: see `sources.read_table` and `Table.pictures`; or there are fewer than `n`, or fewer than 2 (or `n` is).
     """
     table = read_table(what, split)
     rows = table.pictures(column)
@@ -84,10 +84,12 @@ def _resolve_count(where: str, found: int, n: int | None) -> int:
 
 
 def build(name: str, pictures: Pictures, encoder: Encoder, runs: Path) -> Card:
-    """Compute the reference of these pictures under an encoder, if it does not exist yet => its card.
+    """Compute the reference of these pictures under an encoder, if it does not exist yet, and return its card.
 
     Raises:
-        UserError: a picture cannot be read, or the name is taken by other pictures or by other weights of the encoder.
+        MissingError: the weights of the encoder are neither on this disk nor reachable.
+        UserError: a picture cannot be read or does not fit the encoder, the name is not allowed or is taken by other pictures or by other
+            weights of the encoder, or the reference cannot be written.
     """
     existing, n = _existing_card(name, encoder.name, runs), len(pictures.names)
     if existing:
@@ -111,10 +113,10 @@ def build(name: str, pictures: Pictures, encoder: Encoder, runs: Path) -> Card:
 
 
 def import_moments(name: str, file: Path, encoder: str, n: int, source: str, runs: Path) -> Card:
-    """Import published moments, a `.npz` with `mu` and `sigma`, as pytorch-fid writes them => the card of the reference.
+    """Import published moments, a `.npz` with `mu` and `sigma` as pytorch-fid writes them, and return the card of the reference.
 
     Args:
-        name: of the reference.
+        name: the name of the reference.
         file: the `.npz`.
         encoder: the encoder that its authors state.
         n: number of pictures behind it, which the file does not tell.
@@ -122,7 +124,8 @@ def import_moments(name: str, file: Path, encoder: str, n: int, source: str, run
         runs: folder that gets the reference.
 
     Raises:
-        UserError: the file holds something else, or the name is taken by another file or n.
+        UserError: the file holds something else, n is below 2, the name is not allowed or is taken by another file or n, or the reference
+            cannot be written.
     """
     content, mean, covariance = _read_moments(file)
     if n < 2:
@@ -139,7 +142,7 @@ def import_moments(name: str, file: Path, encoder: str, n: int, source: str, run
 
 
 def _read_moments(file: Path) -> tuple[bytes, F64, F64]:
-    """Read a file of published moments => its bytes, mean and covariance."""
+    """Read a file of published moments and return its bytes, mean and covariance."""
     try:
         content = file.read_bytes()
         with np.lib.npyio.NpzFile(io.BytesIO(content)) as published:
@@ -164,7 +167,7 @@ def _are_moments(mean: F64, covariance: F64) -> bool:
 
 
 def _existing_card(name: str, encoder: str, runs: Path) -> Card | None:
-    """=> the card of an existing reference of this name; None if there is none.
+    """The card of an existing reference of this name; None if there is none.
 
     Raises:
         UserError: the name is not allowed.
@@ -214,7 +217,7 @@ def _read(pictures: Pictures, row: int) -> bytes:
 
 
 def _decode(content: bytes, name: str) -> U8:
-    """Decode a picture => H x W x 3 uint8 RGB, turned upright by EXIF; gray gets three equal channels, as in all reference implementations."""
+    """Decode a picture, H x W x 3 uint8 RGB, turned upright by EXIF; gray gets three equal channels, as in reference implementations."""
     try:
         with Image.open(io.BytesIO(content)) as image:
             mode = mode_of(image)
@@ -228,7 +231,7 @@ def _decode(content: bytes, name: str) -> U8:
 
 
 def _features(contents: Sequence[bytes], names: Sequence[str], encoder: Encoder) -> F32:
-    """=> features of pictures of any sizes, in their order; pictures of one size go through the encoder together."""
+    """The features of pictures of any sizes, N x d, in their order; pictures of one size go through the encoder together."""
     decoded = [_decode(content, name) for content, name in zip(contents, names, strict=True)]
     shapes = [picture.shape for picture in decoded]
     groups = [[row for row, other in enumerate(shapes) if other == shape] for shape in dict.fromkeys(shapes)]

@@ -36,7 +36,7 @@ class Reference:
 
     Attributes:
         digest: that of the card.
-        features: of at most `MAX_FEATURES` pictures, spread evenly; None if only moments were published.
+        features: those of at most `MAX_FEATURES` pictures, spread evenly, n x d; None if only moments were published.
     """
 
     digest: str
@@ -49,8 +49,8 @@ class Card(Table):
 
     Attributes:
         digest: over data, n and encoder; records name the reference by it.
-        encoder: its name.
-        encoder_id: its name and the digest of its weights; None for published statistics, whose authors only name it.
+        encoder: the encoder's name.
+        encoder_id: the encoder's name and the digest of its weights; None for published statistics, whose authors only name it.
         data: source of the pictures, and SHA-256 of the pictures or of the published file.
         n: number of pictures behind the moments.
         features: number of pictures whose features are kept.
@@ -95,7 +95,7 @@ def find(name: str | None, encoder: "Encoder", runs: Path) -> Reference:
 
 
 def how_to_build(name: str, encoder: str) -> str:
-    """=> the commands that make a reference, for error messages."""
+    """The commands that make a reference, for error messages."""
     return (
         f"build it from real pictures: `sdbench reference build {name} --images FOLDER --encoder {encoder}` (or --dataset), "
         f"or `sdbench reference import {name} FILE.npz --encoder {encoder} --n N --source WHERE`"
@@ -103,7 +103,7 @@ def how_to_build(name: str, encoder: str) -> str:
 
 
 def card_of(name: str, encoder: str, runs: Path) -> Card | None:
-    """Read the card of a reference => None if it was not built.
+    """The card of a reference; None if it was not built.
 
     Raises:
         UserError: it is damaged.
@@ -118,7 +118,11 @@ def card_of(name: str, encoder: str, runs: Path) -> Card | None:
 
 
 def list_cards(runs: Path) -> list[Card]:
-    """=> the cards of all references, sorted by name and encoder."""
+    """The cards of all references, sorted by name and encoder.
+
+    Raises:
+        UserError: a card is damaged.
+    """
     cards = [card_of(path.parent.name, path.stem, runs) for path in sorted((runs / "references").glob("*/*.json"))]
     return [card for card in cards if card]
 
@@ -127,7 +131,7 @@ def check_name(name: str, runs: Path) -> None:
     """Check that a reference of this name exists, for any encoder.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or a card is damaged.
     """
     if name not in (known := {"scenes", *(card.name for card in list_cards(runs))}):
         raise unknown_name("reference", name, known, f"Or {how_to_build(name, 'ENCODER')}")
@@ -152,7 +156,11 @@ def load(card: Card, runs: Path) -> Reference:
 
 
 def save(card: Card, statistics: Gaussian, features: F32 | None, runs: Path) -> Card:
-    """Write the numbers of a reference, then its card with their file and SHA-256 => the card as written."""
+    """Write the numbers of a reference, then its card with their file and SHA-256, and return the card as written.
+
+    Raises:
+        UserError: see `write_bytes`.
+    """
     buffer = io.BytesIO()
     arrays = {"mean": statistics.mean, "covariance": statistics.covariance} | ({} if features is None else {"features": features})
     np.savez(buffer, allow_pickle=False, **arrays)
@@ -166,7 +174,7 @@ def save(card: Card, statistics: Gaussian, features: F32 | None, runs: Path) -> 
 
 
 def folder(name: str, runs: Path) -> Path:
-    """=> the folder of all references of this name."""
+    """The folder of all references of this name."""
     return runs / "references" / name
 
 

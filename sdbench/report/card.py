@@ -24,7 +24,7 @@ _DATASET_PREFIX = "sdbench"  # of the data set's type, marks our entries in a ca
 
 
 def write(folder: Path, board: list[Row], own: list[Row]) -> Path:
-    """Write the results of a model into `folder/README.md`, replacing earlier results => its path.
+    """Write the results of a model into `folder/README.md`, replacing earlier results, and return its path.
 
     Args:
         folder: the model's folder; of an existing card, everything but the results is kept.
@@ -32,7 +32,7 @@ def write(folder: Path, board: list[Row], own: list[Row]) -> Path:
         own: the model's rows.
 
     Raises:
-        UserError: the card cannot be read or written, or its metadata is not YAML.
+        UserError: the card cannot be read or written, its metadata is not YAML, or its markers do not make one pair.
     """
     path = folder / FILE_NAME
     try:

@@ -207,7 +207,7 @@ def _draw_bars(axes: Axes, parts: dict[str, dict[str, float]], names: Sequence[s
 
 
 def _stage_seconds(record: Record) -> dict[str, float]:
-    """Stage -> its median seconds per picture, a step's times the number of steps; "rest" is what remains of the pipeline's median."""
+    """Median seconds per picture by stage, a step's times the number of steps; "rest" is what remains of the pipeline's median."""
     medians = {value.name.split(".")[1]: value.value for value in record.values if re.fullmatch(r"latency\.\w+\.p50", value.name)}
     pipeline = medians.pop("pipeline", None)
     stages = {}

@@ -75,7 +75,7 @@ def nested(board: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def write(board: Sequence[Row], results: Path) -> list[Path]:
-    """Write `LEADERBOARD.csv` and `LEADERBOARD.json` => their paths.
+    """Write `LEADERBOARD.csv` and `LEADERBOARD.json`, and return their paths.
 
     Raises:
         UserError: a file cannot be written.

@@ -21,7 +21,7 @@ _HERE = Path(__file__).parent
 
 
 def write(results: Path, out: Path, policy: Policy) -> list[Path]:
-    """Write the page, and beside it the pictures that it has no room for => the files written.
+    """Write the page, and beside it the pictures that it has no room for, and return the paths of the pages.
 
     Raises:
         UserError: there are no records, one or a picture is unreadable, or a file cannot be written.
@@ -42,7 +42,7 @@ def write(results: Path, out: Path, policy: Policy) -> list[Path]:
 
 
 def _write_rest(section: Section, number: int, album: pictures.Album, left: Sequence[str], out: Path, made: list[Path]) -> str:
-    """Write the page of a section's remaining pictures => its path, relative to the main page."""
+    """Write the page of a section's remaining pictures, and return its path, relative to the main page."""
     folder = sections.rest_folder(out)
     wall = pictures.build_rest_wall(album, left, folder / f"s{number}")
     view = sections.build_rest_view(section, number, wall)

@@ -32,7 +32,7 @@ class Picture:
     Attributes:
         key: identifies it within its section: model and file.
         src: for an `<img>`: a data URL, or a path relative to the page.
-        scores: its score by each metric, as text.
+        scores: the picture's score by each metric, as text.
     """
 
     key: str
@@ -79,7 +79,7 @@ class Album:
     Args:
         section: the section.
         worst: prompt ids of the worst pictures, the worst first.
-        losses: prompt id -> the largest loss of a model on it against the teacher.
+        losses: the largest loss of a model against the teacher, by prompt id.
     """
 
     def __init__(self, section: Section, worst: Sequence[str], losses: Mapping[str, float]) -> None:
@@ -94,7 +94,12 @@ class Album:
         self.prompt_ids = sorted(set().union(*self._files))
 
     def shot(self, prompt_id: str, beside: Path | None = None) -> Shot:
-        """The pictures of a prompt, embedded in the page, or copied to a folder `beside` it."""
+        """The pictures of a prompt, embedded in the page, or copied to a folder `beside` it.
+
+        Raises:
+            UserError: a picture cannot be read.
+            OSError: the folder cannot be written.
+        """
         pictures = (self._picture(place, prompt_id, beside) for place in range(len(self.rows)))
         text = self._texts.get(prompt_id, prompt_id)
         return Shot(prompt_id, text, prompt_id in self.worst, self.losses.get(prompt_id, 0.0), tuple(pictures))
@@ -123,12 +128,12 @@ class Album:
 
 
 def _first_places(row: Row) -> dict[str, int]:
-    """Prompt id -> the row of its first sample in the scores."""
+    """The row of each prompt's first sample in the scores, by prompt id."""
     return {prompt_id: at for at, prompt_id in reversed(list(enumerate(row.scores.prompt_ids)))}
 
 
 def build_wall(album: Album, n_bytes: int) -> Wall:
-    """Choose and read the pictures of a section that go into the page, at most `n_bytes` of them.
+    """Choose and read the pictures of a section that go into the page, at most `n_bytes` of them, and return their wall.
 
     Raises:
         UserError: a picture cannot be read.
@@ -149,7 +154,7 @@ def build_wall(album: Album, n_bytes: int) -> Wall:
 
 
 def build_rest_wall(album: Album, left: Sequence[str], beside: Path) -> Wall:
-    """Copy the pictures that are left over to a folder `beside` the page => their wall.
+    """Copy the pictures that are left over to a folder `beside` the page, and return their wall.
 
     Raises:
         UserError: a picture cannot be read, or the folder cannot be written.
@@ -165,7 +170,7 @@ def _names(album: Album) -> tuple[str, ...]:
 
 
 def _encode(path: Path) -> tuple[bytes, str, tuple[int, int]]:
-    """Read a picture, unchanged if it is small, else reduced and as WebP => bytes, format, (width, height)."""
+    """Read a picture, unchanged if it is small, else reduced and as WebP; returns bytes, format and (width, height)."""
     try:
         content = path.read_bytes()
         with Image.open(io.BytesIO(content)) as image:

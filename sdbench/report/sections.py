@@ -78,7 +78,16 @@ def interleave_cases(worst_lists: Iterator[Worst]) -> Iterator[tuple[Case, ...]]
 
 
 def build_view(section: Section, number: int, wall: Wall, held: Album, policy: Policy, results: Path) -> dict[str, Any]:
-    """Everything that the template needs of a section, except the link to the rest of the pictures."""
+    """Everything that the template needs of a section, except the link to the rest of the pictures.
+
+    Args:
+        number: the section's place on the page, from 1.
+        held: the pictures that the section's records hold.
+        results: the folder of the noise floors.
+
+    Raises:
+        UserError: a record or a noise floor cannot be read.
+    """
     judges = wins.judges(section)
     keys = {(picture.model, shot.prompt_id): picture.key for shot in wall.shots for picture in shot.pictures if picture}
     verdicts = list(_verdicts(section, policy, results))

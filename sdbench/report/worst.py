@@ -61,7 +61,7 @@ def _iterate_losses(section: Section, judge: str) -> Iterator[tuple[str, Case]]:
 
 
 def _scores_by_key(row: Row, name: str) -> Mapping[tuple[str, int], float]:
-    """(prompt id, sample) -> score, for scores that are finite."""
+    """The scores that are finite, by (prompt id, sample)."""
     column = row.scores.columns.get(name, np.array([]))
     return {key: score for key, score in zip(row.scores.keys, column.tolist(), strict=False) if np.isfinite(score)}
 
@@ -72,7 +72,7 @@ def _direction(row: Row, name: str) -> str | None:
 
 
 def losses(section: Section, judge: str) -> dict[str, float]:
-    """Prompt id -> the largest loss of any model on it against the teacher, below 0."""
+    """The largest loss of any model against the teacher, below 0, by prompt id."""
     largest: dict[str, float] = {}
     for _, case in _iterate_losses(section, judge):
         largest[case.prompt_id] = min(largest.get(case.prompt_id, 0.0), case.amount)

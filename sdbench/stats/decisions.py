@@ -6,8 +6,8 @@ exactly the margin that comes from faults of one size, with 5 to 60 faults expec
 16.4 % of cases, the bound corrected for skewness in at most 5.1 % (computed over all numbers of faults; at one prompt in 40 it is 10.6 and
 2.8 %).
 
-No bound can correct for what the sample does not show: fault sizes with a long tail, of which the few faults at hand do not include
-the largest (exponential sizes: 7 % with 13 faults expected, 10 % with 6), and faults so rare (fewer than 3 expected) that more than
+No bound can correct for what the sample does not show: fault sizes with a long tail, the largest of which are not among the few
+faults at hand (exponential sizes: 7 % with 13 faults expected, 10 % with 6), and faults so rare (fewer than 3 expected) that more than
 1 sample in 20 has none.
 """
 
@@ -159,7 +159,7 @@ def ratio_bounds(candidate_rounds: npt.ArrayLike, baseline_rounds: npt.ArrayLike
 
 
 def widen(bounds: Bounds, between: BetweenRuns, level: float = 0.95) -> Bounds:
-    """Add noise between runs, which the sample does not show, to the bounds.
+    """The bounds, widened by the noise between runs, which the sample does not show.
 
     Half widths are added in quadrature, each with the t quantile of its own degrees of freedom.
     """
@@ -169,17 +169,17 @@ def widen(bounds: Bounds, between: BetweenRuns, level: float = 0.95) -> Bounds:
 
 
 def decide(bounds: Bounds, margin: float) -> Verdict:
-    """Pass, regressed or inconclusive.
+    """The verdict: "pass", "regressed" or "inconclusive".
 
     Pass if the candidate is surely worse by less than the margin, or better (low > -margin); regressed if it is surely worse by more
     (high < -margin). No change at all passes at any margin, 0 included.
 
     Args:
-        bounds: of the difference, plus = better.
+        bounds: the bounds of the difference, plus = better.
         margin: the acceptable loss.
 
     Raises:
-        ValueError: a margin below 0, or NaN.
+        ValueError: a margin below 0, or a margin or bound that is NaN.
     """
     if not margin >= 0 or math.isnan(bounds.low) or math.isnan(bounds.high):
         raise ValueError(
@@ -194,7 +194,7 @@ def regression_p_value(bounds: Bounds, margin: float) -> float:
     """One-sided p value of the hypothesis "not worse than the margin", for `holm` where several metrics are judged at once.
 
     For paired differences, a p value below 0.5 is 1 - the level at which the high bound reaches the margin. Rounds get Student's
-    t test, since resampling a few rounds tells nothing about levels near 1.
+    t test, since resampling a few rounds tells nothing about levels near 1. Where the spread is unknown, the p value is 0.5.
     """
     gap, between = bounds.difference + margin, bounds.between
     if math.isinf(bounds.standard_error):
@@ -235,7 +235,7 @@ def holm(
 
 
 def needed_n(bounds: Bounds, margin: float, level: float = 0.95) -> int | None:
-    """The smallest number of pairs that would bring "pass" or "regressed" if mean difference and spread stayed as they are.
+    """The smallest number of pairs that would bring "pass" or "regressed" if the mean difference and the spread stayed as they are.
 
     An estimate, not a promise: the mean will change. None where no number would do: the mean is on the margin, or nearer to it than two
     runs are to each other, or the spread is unknown.
@@ -288,7 +288,7 @@ def _combine_variances(*parts: tuple[float, int]) -> tuple[float, int]:
 
 
 def _resample_medians(rounds: F64, random: np.random.Generator) -> F64:
-    """Medians of resampled rounds => (draws,)."""
+    """The medians of resampled rounds, (draws,)."""
     picks = random.integers(len(rounds), size=(_DRAWS, len(rounds)))
     medians: F64 = np.median(rounds[picks].reshape(_DRAWS, -1), axis=1)
     return medians

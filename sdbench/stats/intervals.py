@@ -74,7 +74,7 @@ def _wilson_interval(share: float, variance: float, n: int, level: float = 0.95)
 
 
 def wins_interval(candidate: npt.ArrayLike, baseline: npt.ArrayLike) -> WinRate:
-    """How often the candidate's score is the higher one on the same prompt, (n,) and (n,); a tie counts half.
+    """How often the candidate's score is the higher one on the same prompt, for scores (n,) of both; a tie counts half.
 
     Wilson's interval, with share (1 - share) replaced by the variance of wins, halves and losses, since ties vary less than a coin.
     Without ties the two are equal.
@@ -99,7 +99,7 @@ def standard_error_interval(value: float, influence: npt.ArrayLike, level: float
     part, it covers the distance with unlimited images.
 
     Raises:
-        ValueError: fewer than 2 images, or not finite.
+        ValueError: fewer than 2 images, or a number that is not finite.
     """
     influence = as_column(influence, "influence")
     n = len(influence)
@@ -116,13 +116,13 @@ def rank_correlation(one: npt.ArrayLike, other: npt.ArrayLike, one_draws: npt.Ar
     noise a second time, which shuffles ranks further, so the range is too low and can miss the true correlation altogether.
 
     Args:
-        one: a metric's value of each model, (models,).
+        one: one metric's value for each model, (models,).
         other: the other metric's, (models,).
         one_draws: the values of `one` from prompts drawn with replacement, (draws, models).
         other_draws: likewise for `other`, from the same draws.
 
     Raises:
-        ValueError: fewer than 3 models.
+        ValueError: fewer than 3 models, or values that are not finite.
     """
     one, other = as_column(one, "values"), as_column(other, "values")
     if len(one) < 3:
@@ -155,7 +155,7 @@ def time_quantile(rounds: Sequence[npt.ArrayLike], q: float, level: float = 0.95
         rounds: rounds x calls, positive; rounds may differ in length.
 
     Raises:
-        ValueError: q outside 0..1 (open), no rounds, an empty round, or times that are not positive and finite.
+        ValueError: q not strictly between 0 and 1, no rounds, an empty round, or times that are not positive and finite.
     """
     if not 0 < q < 1:
         raise ValueError(f"a quantile must lie between 0 and 1, found {q}")
@@ -175,7 +175,7 @@ def as_column(values: npt.ArrayLike, name: str) -> F64:
     """The values as a non-empty float64 column of finite numbers.
 
     Raises:
-        ValueError: they are something else.
+        ValueError: they are not one-dimensional, are empty, or are not finite.
     """
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or array.size == 0 or not np.isfinite(array).all():

@@ -27,7 +27,7 @@ _INTERVALS, _REACH = 400, 8.0  # of Simpson's rule: number of intervals, and how
 
 
 def spent_error(share: float, alpha: float) -> float:
-    """The error rate that may be spent once a share of the data, 0..1, is in."""
+    """The error rate that may be spent once a share of the data, above 0 and up to 1, is in."""
     return math.erfc(-NormalDist().inv_cdf(alpha / 2) / math.sqrt(2 * share))
 
 

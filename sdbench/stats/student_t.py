@@ -29,10 +29,10 @@ def cdf(t: float, df: int) -> float:
 
 @cache
 def quantile(p: float, df: int) -> float:
-    """The t with P(T <= t) = p: by bisection, and from 500 degrees of freedom on by the expansion 26.7.5.
+    """The t with P(T <= t) = p: by bisection, and from 500 degrees of freedom on by the expansion 26.7.5 (Abramowitz and Stegun 1964).
 
     Raises:
-        ValueError: p outside 0..1 (open), or df < 1.
+        ValueError: p not strictly between 0 and 1, or df < 1.
     """
     z = NormalDist().inv_cdf(p)
     if df >= _LARGE_DF:
