@@ -30,6 +30,7 @@ from sdbench.models.spec import ModelSpec, resolve
 from sdbench.probes.driver import ProbeResult
 from sdbench.protocols.base import Subject
 from sdbench.records import Model, NamedTeacher, Scores, Value
+from sdbench.records import files as record_files
 from sdbench.reference import cards
 from sdbench.run import external, recording, runner
 from sdbench.run.context import prepare, store_and_jobs
@@ -290,8 +291,8 @@ def test_weights_measured_before_keep_their_earlier_values(teacher: ModelSpec, t
     record, scores = records.read(first)
     other = record.model.model_copy(update={"weights_digest": "of another checkpoint"})
     records.write(record.model_copy(update={"model": other, "created": records.now(), "values": ()}), scores, {}, tmp_path / "results")
-    models_read, head, probes_only = set(), records.read_record, replace(prepare_in(tmp_path), with_quality=False)
-    monkeypatch.setattr(records, "read_record", lambda folder: models_read.add(folder.parent.name) or head(folder))
+    models_read, head, probes_only = set(), record_files.read_record, replace(prepare_in(tmp_path), with_quality=False)
+    monkeypatch.setattr(record_files, "read_record", lambda folder: models_read.add(folder.parent.name) or head(folder))
     (again,) = runner.run([teacher], probes_only)
     assert models_read == {"scenes-teacher"}, "records of other models are not read"
     found = records.read(again)[0]

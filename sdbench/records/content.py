@@ -1,31 +1,15 @@
-"""The record: all that is known about one model under one suite. The gate, the leaderboard and the report read nothing else.
+"""The content of `record.json`: types that are checked when they are made or read."""
 
-A record is an immutable folder `results/<family>/<suite>@<version>/<model>/<digest>/`. It holds `record.json`, `scores.parquet` (a row
-for each prompt and sample) and `images/` (a few thumbnails). It is written beside its final place and then renamed. The folder's name
-is the digest of its content, so a record cannot be changed without changing its name.
-"""
-
-import hashlib
 import math
 import operator
-import tempfile
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from pathlib import Path
+from datetime import datetime
 from typing import Any, Literal, Self
 
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 
-from sdbench.arrays import F64
-from sdbench.errors import UserError
-from sdbench.validation import Table, error_message
+from sdbench.validation import Table
 
 SCHEMA_VERSION: Literal[1] = 1
-MAX_THUMBNAILS = 64
 State = Literal["ok", "missing", "failed", "not_applicable"]
 Direction = Literal["higher", "lower", "neither"]
 Kind = Literal["score", "set", "probe", "count"]
@@ -40,15 +24,6 @@ def column_of(metric: str, kind: Kind) -> str:
 def influenced_metric(column: str) -> str | None:
     """The set metric whose influences a column of `scores.parquet` holds; None for a column of scores."""
     return column.removesuffix(_INFLUENCE) if column.endswith(_INFLUENCE) else None
-
-
-def mean_per_prompt(prompt_ids: Sequence[str], values: F64) -> tuple[npt.NDArray[np.str_], F64]:
-    """The prompt ids, sorted and each once, and the mean value of each prompt's samples, (prompts,) both.
-
-    Statistics over prompts start from these means, because the samples of one prompt are not independent.
-    """
-    prompts, row = np.unique(np.asarray(prompt_ids), return_inverse=True)
-    return prompts, np.bincount(row, values) / np.bincount(row)
 
 
 class Value(Table):
@@ -255,176 +230,3 @@ class Record(Table):
     def is_same_run(self, other: "Record") -> bool:
         """Whether the probes of both were measured in turns, so that changes in the machine's speed met both alike."""
         return bool(self.run) and self.run == other.run
-
-
-class Scores:
-    """Per-image columns of a record: `prompt_id`, `sample`, the `prompt` itself where it was kept, and a float64 column for each metric."""
-
-    def __init__(
-        self, prompt_ids: Sequence[str], samples: Sequence[int], columns: Mapping[str, F64], prompts: Sequence[str] | None = None
-    ) -> None:
-        self.prompt_ids, self.samples, self.columns = tuple(prompt_ids), tuple(samples), dict(columns)
-        self.prompts = None if prompts is None else tuple(prompts)
-
-    @property
-    def keys(self) -> list[tuple[str, int]]:
-        """(prompt id, sample index) of each row."""
-        return list(zip(self.prompt_ids, self.samples, strict=True))
-
-    @property
-    def prompt_texts(self) -> list[str]:
-        """The prompt of each row, or its id where the record does not hold the text."""
-        return list(self.prompts or self.prompt_ids)
-
-    def write(self, path: Path) -> None:
-        """Save as Parquet."""
-        table = {
-            "prompt_id": self.prompt_ids,
-            "sample": self.samples,
-            **({} if self.prompts is None else {"prompt": self.prompts}),
-            **{name: np.asarray(self.columns[name]) for name in sorted(self.columns)},
-        }
-        pq.write_table(pa.table(table), path)
-
-    @classmethod
-    def read(cls, path: Path) -> "Scores":
-        """Load from Parquet."""
-        with pq.ParquetFile(path) as file:  # pq.read_table and to_numpy would import pandas, which takes a second
-            table = file.read().to_pydict()
-        ids, samples, prompts = table.pop("prompt_id"), table.pop("sample"), table.pop("prompt", None)
-        return cls(ids, samples, {name: np.array(column, np.float64) for name, column in table.items()}, prompts)
-
-
-def write(record: Record, scores: Scores, thumbnails: Mapping[str, bytes], results: Path) -> Path:
-    """Write a record folder beside its final place, rename it, and return its path.
-
-    Args:
-        record: content of `record.json`.
-        scores: per-image columns.
-        thumbnails: PNG bytes by file name; the first 64 are kept.
-        results: the folder of all records.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
-    parent = results / record.family / record.suite.title / record.model.name
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".writing-", dir=parent) as temporary:
-            folder = Path(temporary) / "record"
-            (folder / "images").mkdir(parents=True)
-            (folder / "record.json").write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
-            scores.write(folder / "scores.parquet")
-            for name, png in list(thumbnails.items())[:MAX_THUMBNAILS]:
-                (folder / "images" / name).write_bytes(png)
-            final = parent / digest_of(folder)
-            if not final.exists():
-                folder.replace(final)
-    except OSError as error:
-        raise UserError(
-            f"cannot write the record of {record.model.name!r} under {parent}: {error}. Make it writable, or name another folder with --results."
-        ) from error
-    return final
-
-
-def read(folder: Path) -> tuple[Record, Scores]:
-    """Load a record folder.
-
-    Raises:
-        UserError: it is not a record, has another schema version, or was changed after it was written.
-    """
-    scores = read_scores(folder)
-    return read_record(folder), scores
-
-
-def read_record(folder: Path) -> Record:
-    """Load `record.json` and check the digest of the whole folder; the scores, which take far longer, are not parsed.
-
-    Raises:
-        UserError: see `read`.
-    """
-    try:
-        record = Record.model_validate_json((folder / "record.json").read_text(encoding="utf-8"))
-        digest = digest_of(folder)
-    except (OSError, ValueError) as error:  # pydantic's errors are ValueErrors
-        raise _unreadable(folder, error) from error
-    if folder.resolve().name != digest:
-        raise UserError(
-            f"record {folder} was changed after it was written: its content has digest {digest}. Restore it, or delete the folder and run the suite again."
-        )
-    return record
-
-
-def read_scores(folder: Path) -> Scores:
-    """Load the per-image columns of a record folder.
-
-    Raises:
-        UserError: they cannot be read.
-    """
-    try:
-        return Scores.read(folder / "scores.parquet")
-    except (OSError, KeyError, ValueError) as error:  # Arrow's errors are ValueErrors
-        raise _unreadable(folder, error) from error
-
-
-def _unreadable(folder: Path, error: Exception) -> UserError:
-    if (folder / "record.json").exists():
-        what = f"record {folder} cannot be read (record.json and scores.parquet of schema {SCHEMA_VERSION})"
-        return UserError(f"{what}: {error_message(error)}. Restore it, or delete the folder")
-    return UserError(f"{folder} is not a record: there is no {folder / 'record.json'}. {suggest_record_in(folder)}".rstrip())
-
-
-def suggest_record_in(folder: Path) -> str:
-    """Advice for a folder that holds records but is not one itself: the newest of them; empty where it holds none.
-
-    Raises:
-        UserError: see `read`.
-    """
-    found = [(read_record(path.parent).created, path.parent) for path in folder.glob("*/record.json")]
-    return f"It holds {len(found)} records; name one of them, such as the newest, {max(found)[1]}" if found else ""
-
-
-def newest_per_model(results: Path, family: str | None = None) -> list[tuple[Path, Record]]:
-    """The newest record of each (family, suite, model, label, machine class), in a stable order.
-
-    Raises:
-        UserError: see `read`.
-    """
-    rows: dict[tuple[str | int, ...], tuple[Path, Record]] = {}
-    for folder in folders(results, family):
-        record = read_record(folder)
-        suite, model = record.suite, record.model
-        key = (record.family, suite.name, suite.version, model.name, record.machine.machine_class, model.label, suite.digest)
-        if key not in rows or rows[key][1].created < record.created:
-            rows[key] = (folder, record)
-    return [rows[key] for key in sorted(rows)]
-
-
-def folders(results: Path, family: str | None = None) -> list[Path]:
-    """All record folders, of one family or of all."""
-    return sorted(path.parent for path in results.glob(f"{family or '*'}/*@*/*/*/record.json"))
-
-
-def find(results: Path, family: str, suite: SuiteId, name: str, label: str = "") -> list[tuple[Path, Record]]:
-    """A model's records under exactly this suite, digest included, oldest first; records of random weights have a label.
-
-    Raises:
-        UserError: see `read`.
-    """
-    paths = sorted((results / family / suite.title / name).glob("*/record.json"))
-    found = [(path.parent, read_record(path.parent)) for path in paths]
-    matching = [(folder, record) for folder, record in found if (record.suite, record.model.label) == (suite, label)]
-    return sorted(matching, key=lambda pair: pair[1].created)
-
-
-def digest_of(folder: Path) -> str:
-    """The digest of a record folder's content, its record and its scores (16 hex digits of SHA-256)."""
-    digest = hashlib.sha256()
-    for name in ("record.json", "scores.parquet"):
-        digest.update(hashlib.sha256((folder / name).read_bytes()).digest())
-    return digest.hexdigest()[:16]
-
-
-def now() -> datetime:
-    """The time that a record is stamped with."""
-    return datetime.now(UTC)

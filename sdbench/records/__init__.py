@@ -1,0 +1,67 @@
+"""The record: all that is known about one model under one suite. The gate, the leaderboard and the report read nothing else.
+
+A record is an immutable folder `results/<family>/<suite>@<version>/<model>/<digest>/`. It holds `record.json`, `scores.parquet` (a row
+for each prompt and sample) and `images/` (a few thumbnails). It is written beside its final place and then renamed. The folder's name
+is the digest of its content, so a record cannot be changed without changing its name.
+"""
+
+from sdbench.records.content import (
+    SCHEMA_VERSION,
+    Direction,
+    Environment,
+    Kind,
+    Looks,
+    Machine,
+    Model,
+    NamedTeacher,
+    Record,
+    State,
+    SuiteId,
+    Value,
+    column_of,
+    influenced_metric,
+)
+from sdbench.records.files import (
+    MAX_THUMBNAILS,
+    digest_of,
+    find,
+    folders,
+    newest_per_model,
+    now,
+    read,
+    read_record,
+    read_scores,
+    suggest_record_in,
+    write,
+)
+from sdbench.records.scores import Scores, mean_per_prompt
+
+__all__ = [
+    "MAX_THUMBNAILS",
+    "SCHEMA_VERSION",
+    "Direction",
+    "Environment",
+    "Kind",
+    "Looks",
+    "Machine",
+    "Model",
+    "NamedTeacher",
+    "Record",
+    "Scores",
+    "State",
+    "SuiteId",
+    "Value",
+    "column_of",
+    "digest_of",
+    "find",
+    "folders",
+    "influenced_metric",
+    "mean_per_prompt",
+    "newest_per_model",
+    "now",
+    "read",
+    "read_record",
+    "read_scores",
+    "suggest_record_in",
+    "write",
+]

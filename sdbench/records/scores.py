@@ -1,0 +1,58 @@
+"""Per-image scores of a record."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sdbench.arrays import F64
+
+
+class Scores:
+    """Per-image columns of a record: `prompt_id`, `sample`, the `prompt` itself where it was kept, and a float64 column for each metric."""
+
+    def __init__(
+        self, prompt_ids: Sequence[str], samples: Sequence[int], columns: Mapping[str, F64], prompts: Sequence[str] | None = None
+    ) -> None:
+        self.prompt_ids, self.samples, self.columns = tuple(prompt_ids), tuple(samples), dict(columns)
+        self.prompts = None if prompts is None else tuple(prompts)
+
+    @property
+    def keys(self) -> list[tuple[str, int]]:
+        """(prompt id, sample index) of each row."""
+        return list(zip(self.prompt_ids, self.samples, strict=True))
+
+    @property
+    def prompt_texts(self) -> list[str]:
+        """The prompt of each row, or its id where the record does not hold the text."""
+        return list(self.prompts or self.prompt_ids)
+
+    def write(self, path: Path) -> None:
+        """Save as Parquet."""
+        table = {
+            "prompt_id": self.prompt_ids,
+            "sample": self.samples,
+            **({} if self.prompts is None else {"prompt": self.prompts}),
+            **{name: np.asarray(self.columns[name]) for name in sorted(self.columns)},
+        }
+        pq.write_table(pa.table(table), path)
+
+    @classmethod
+    def read(cls, path: Path) -> "Scores":
+        """Load from Parquet."""
+        with pq.ParquetFile(path) as file:  # pq.read_table and to_numpy would import pandas, which takes a second
+            table = file.read().to_pydict()
+        ids, samples, prompts = table.pop("prompt_id"), table.pop("sample"), table.pop("prompt", None)
+        return cls(ids, samples, {name: np.array(column, np.float64) for name, column in table.items()}, prompts)
+
+
+def mean_per_prompt(prompt_ids: Sequence[str], values: F64) -> tuple[npt.NDArray[np.str_], F64]:
+    """The prompt ids, sorted and each once, and the mean value of each prompt's samples, (prompts,) both.
+
+    Statistics over prompts start from these means, because the samples of one prompt are not independent.
+    """
+    prompts, row = np.unique(np.asarray(prompt_ids), return_inverse=True)
+    return prompts, np.bincount(row, values) / np.bincount(row)
