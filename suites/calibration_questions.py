@@ -33,7 +33,7 @@ FAULTS_EXPECTED = (5, 60)  # range of the expected number of hit prompts, over w
 
 @dataclass(frozen=True)
 class Question:
-    """A question for the gate, asked `draws` times: a function of a random generator => the verdict, and the share of prompts used."""
+    """A question for the gate, asked `draws` times; `ask` takes a random generator and returns the verdict and the share of prompts used."""
 
     name: str
     ask: Callable[[np.random.Generator], tuple[str, float]]
@@ -53,7 +53,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Exact:
-    """A question that needs no draws: a function => the chance of each verdict."""
+    """A question that needs no draws; `chances` returns the chance of each verdict."""
 
     name: str
     chances: Callable[[], dict[str, float]]

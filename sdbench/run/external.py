@@ -27,34 +27,34 @@ from sdbench.suites import Suite
 from sdbench.tables import join_words
 
 
-def load_pictures(images: Path, prompts: Path, suite: Suite, runs: Path) -> Subject:
+def load_pictures(folder: Path, prompts: Path, suite: Suite, runs: Path) -> Subject:
     """The pictures in a folder, in the order of their names, with the lines of a text file as prompts, to be scored by a suite.
 
     Raises:
         UserError: the numbers of pictures and prompts differ, a file cannot be read, the order of the names is ambiguous, or the suite's
             family has no such pictures.
     """
-    if not images.is_dir() or not prompts.exists() or prompts.is_dir():
+    if not folder.is_dir() or not prompts.exists() or prompts.is_dir():
         raise UserError(
-            f"--images takes a folder and --prompts a text file; found {images} and {prompts}, of which one is missing or of the other kind"
+            f"--images takes a folder and --prompts a text file; found {folder} and {prompts}, of which one is missing or of the other kind"
         )
     if suite.family is None:
         raise UserError(f"suite {suite.name!r} is a part, of no family; score by one that includes it, such as 'standard' or 'quality'")
-    paths, texts = _sort_by_name(path for path in images.iterdir() if path.suffix.lower() in SUFFIXES), read_lines(prompts)
+    paths, texts = _sort_by_name(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES), read_lines(prompts)
     if not paths or len(paths) != len(texts):
         raise UserError(
-            f"{images} holds {len(paths)} pictures and {prompts} {len(texts)} prompts; there must be a prompt for each picture, in the order of the file names"
+            f"{folder} holds {len(paths)} pictures and {prompts} {len(texts)} prompts; there must be a prompt for each picture, in the order of the file names"
         )
     if suite.family == "scenes":
-        _check_scenes(images, paths[0], prompts, texts)
+        _check_scenes(folder, paths[0], prompts, texts)
     return replace(store_pictures(_read_pictures(paths), texts, runs), reference=suite.reference)
 
 
-def record_pictures(images: Path, prompts: Path, name: str, context: RunContext) -> Path:
-    """Score pictures by the context's suite, whose prompts they have, and write the record => its folder.
+def record_pictures(folder: Path, prompts: Path, name: str, context: RunContext) -> Path:
+    """Score pictures by the context's suite, whose prompts they have, write the record, and return its folder.
 
     Args:
-        images, prompts: see `load_pictures`.
+        folder, prompts: see `load_pictures`.
         name: what tables call the pictures.
 
     Raises:
@@ -64,15 +64,15 @@ def record_pictures(images: Path, prompts: Path, name: str, context: RunContext)
         raise UserError(
             f"{name!r} cannot name pictures: letters, digits and . _ + - only, and no model of the catalogue; choose another --name"
         )
-    pictures, prompt_list = load_pictures(images, prompts, context.suite, context.runs), context.suite.prompt_list().items()
+    pictures, prompt_list = load_pictures(folder, prompts, context.suite, context.runs), context.suite.prompt_list().items()
     jobs = [Job(prompt_id, 0, text, image) for (prompt_id, text), image in zip(prompt_list, pictures.images, strict=True)]
-    model = Model(name=name, architecture="", source=f"images:{_describe_source(images, pictures)}", weights_digest=None)
+    model = Model(name=name, architecture="", source=f"images:{_describe_source(folder, pictures)}", weights_digest=None)
     with evaluators_on(context.device):
         return write_record(model, context, build_subject(model, context, pictures.store, jobs), ProbeResult({}, ""), {})
 
 
 def store_pictures(pictures: Iterable[U8], prompts: Sequence[str], runs: Path) -> Subject:
-    """Store pictures, H x W x 3 each, as PNG in a store of their own => the pictures, to be scored."""
+    """Store pictures, H x W x 3 each, as PNG in a store of their own, and return them as what is scored."""
     store, jobs = Store(runs, {"pictures": "made elsewhere"}), []
     for row, (picture, prompt) in enumerate(zip(pictures, prompts, strict=True)):
         name = digest([picture.shape, hashlib.sha256(picture.tobytes()).hexdigest()])
@@ -82,15 +82,15 @@ def store_pictures(pictures: Iterable[U8], prompts: Sequence[str], runs: Path) -
     return plain_subject(store, jobs, runs)
 
 
-def _describe_source(images: Path, pictures: Subject) -> str:
+def _describe_source(folder: Path, pictures: Subject) -> str:
     """The folder's name, with the size of the pictures and the formats of their files, which affect every metric."""
     height, width, _ = pictures.store.read(pictures.images[:1])[0].shape
     formats = set()
-    for path in images.iterdir():
+    for path in folder.iterdir():
         if path.suffix.lower() in SUFFIXES:
             with Image.open(path) as picture:
                 formats.add(picture.format or "")
-    return f"{images.resolve().name}, {width} x {height} px, {join_words(sorted(formats))}"
+    return f"{folder.resolve().name}, {width} x {height} px, {join_words(sorted(formats))}"
 
 
 def _sort_by_name(paths: Iterable[Path]) -> list[Path]:
@@ -124,11 +124,11 @@ def _read_pictures(paths: Sequence[Path]) -> Iterator[U8]:
         yield from block
 
 
-def _check_scenes(images: Path, first: Path, prompts: Path, captions: Sequence[str]) -> None:
+def _check_scenes(folder: Path, first: Path, prompts: Path, captions: Sequence[str]) -> None:
     """Check the size and the captions: the embedded family's evaluators fail on other sizes, and give meaningless numbers for other captions."""
     height, width, _ = next(_read_pictures([first])).shape
     if (height, width) != (SIZE_PX, SIZE_PX):
         raise UserError(
-            f"{images} holds pictures of {width} x {height} px; scenes are of {SIZE_PX} x {SIZE_PX}. Full-size ones are scored by --suite standard"
+            f"{folder} holds pictures of {width} x {height} px; scenes are of {SIZE_PX} x {SIZE_PX}. Full-size ones are scored by --suite standard"
         )
     check_captions(captions, str(prompts))

@@ -37,7 +37,9 @@ def write_record(
     scheduler: Mapping[str, Any],
     looks: Looks | None = None,
 ) -> Path:
-    """Score the pictures and write the record of a model => its folder; that of the newest record of its row, where that says the same.
+    """Score the pictures, write the record of a model, and return its folder.
+
+    Nothing is written where the newest record of the row says the same; its folder is returned then.
 
     Args:
         model: what was measured.

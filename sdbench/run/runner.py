@@ -27,7 +27,7 @@ from sdbench.suites import find
 
 
 def run(specs: Sequence[ModelSpec], context: RunContext) -> list[Path]:
-    """Measure models => their record folders, in the order of `specs`.
+    """Measure models, and return their record folders, in the order of `specs`.
 
     A teacher among them is scored first, since the others are compared with its scores and pictures.
     """
@@ -61,7 +61,7 @@ def draw(specs: Sequence[ModelSpec], context: RunContext, part: tuple[int, int])
 
 
 def fetch_models(specs: Sequence[ModelSpec], context: RunContext) -> list[ModelSpec]:
-    """Fetch the missing files of models => the models, those of the Hub with the architecture that their files show.
+    """Fetch the missing files of models, and return the models, those of the Hub with the architecture that their files show.
 
     Raises:
         UserError: a model is of another family or damaged, two models have the same name, or the Hub cannot be reached.

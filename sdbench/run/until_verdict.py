@@ -60,7 +60,7 @@ def look_sizes(n: int, batch: int) -> list[int]:
 
 
 def run_until_verdict(test: SequentialTest) -> tuple[Path, Report]:
-    """Make pictures until the verdict is sure, or all of them would not make it so => the record folder, the verdict.
+    """Make pictures until the verdict is sure, or all of them would not make it so, and return the record folder and the verdict.
 
     Raises:
         UserError: the baseline is of another suite or has other prompts.
@@ -107,7 +107,7 @@ class _Candidate:
         self.failed: dict[str, Value] = {}
 
     def look(self, sizes: list[int]) -> Report | None:
-        """Measure and judge the prompts up to the last of these sizes, those of the looks so far => a report to stop with, or None."""
+        """Measure and judge the prompts up to the last of these sizes, those of the looks so far, and return the report to stop with, or None."""
         size, total = sizes[-1], len(self.jobs)
         before = sizes[-2] if len(sizes) > 1 else 0
         self.generator.draw(self.jobs[:size])
