@@ -46,7 +46,7 @@ def lowest(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check style and types."""
+    """Check style and types: of the packages, suites, tests and this file alike."""
     _install(session, "lint")
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
@@ -80,7 +80,7 @@ def web(session: nox.Session) -> None:
     """Try the report in a headless chromium: nox -s web -- [pytest's options]; nox -s web -- --pictures draws the README's pictures."""
     _install(session, "web")
     if session.posargs == ["--pictures"]:
-        session.run("python", "tests/report/readme_pictures.py", "results")
+        session.run("python", "tests/readme_pictures.py", "results")
     else:
         session.run("pytest", "-m", "browser", "tests/report", *session.posargs)
 

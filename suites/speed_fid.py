@@ -55,7 +55,8 @@ def ours(files: list[str], monkeypatch: pytest.MonkeyPatch) -> F32:
 
 def theirs(files: list[str], _: pytest.MonkeyPatch) -> F32:
     def model(batch: Tensor) -> Tensor:
-        return network()((batch - 128) / 128)
+        found: Tensor = network()((batch - 128) / 128)
+        return found
 
     with full_float32():  # both compute in the same precision
         found: F32 = get_files_features(

@@ -31,7 +31,8 @@ def drawn(n: int, seed: int) -> F32:
     """Features like Inception's, n x D: non-negative and correlated, with a falling spectrum."""
     random = np.random.default_rng(seed)
     mixing = np.random.default_rng(0).normal(size=(D, D)) * np.logspace(0, -1, D)[:, None] / np.sqrt(D)
-    return np.maximum(random.normal(size=(n, D)) @ mixing + 0.1 * seed / 10, 0).astype(np.float32)
+    found: F32 = np.maximum(random.normal(size=(n, D)) @ mixing + 0.1 * seed / 10, 0).astype(np.float32)
+    return found
 
 
 @cache

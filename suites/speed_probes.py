@@ -28,10 +28,10 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 def hand_s(call: Callable[[], object]) -> float:
     if DEVICE == "cpu":
-        start = time.perf_counter()
+        began = time.perf_counter()
         call()
-        return time.perf_counter() - start
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        return time.perf_counter() - began
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]  # torch's
     start.record()
     call()
     end.record()

@@ -6,7 +6,6 @@ chromium, where there is one, from the navigation to the end of the load event.
 
 import io
 import shutil
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -86,16 +85,16 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return _fill(tmp_path_factory.mktemp("results"), *request.param)
 
 
-def test_build(results: Path, benchmark: Callable[..., Any]) -> None:
-    benchmark.pedantic(api.report, args=[api.Places(results)], rounds=ROUNDS)  # type: ignore[attr-defined]  # pytest-benchmark's
+def test_build(results: Path, benchmark: Any) -> None:
+    benchmark.pedantic(api.report, args=[api.Places(results)], rounds=ROUNDS)
     assert (results / "report.html").stat().st_size < 5e6
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the PATH")
-def test_open(results: Path, benchmark: Callable[..., Any]) -> None:
+def test_open(results: Path, benchmark: Any) -> None:
     sync_api = pytest.importorskip("playwright.sync_api")
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page()
-        benchmark.pedantic(page.goto, args=[(results / "report.html").as_uri()], rounds=ROUNDS)  # type: ignore[attr-defined]
+        benchmark.pedantic(page.goto, args=[(results / "report.html").as_uri()], rounds=ROUNDS)
         browser.close()

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -42,7 +42,7 @@ from sdbench.settings import Dtype
 from sdbench.training.latents import Batch, LatentPool, add_noise, predict, target
 from sdbench.training.loop import Schedule, draw_rows, fit
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICE: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu"
 PROFILES = Path("results/runs/speed")
 
 
@@ -115,7 +115,7 @@ class Bench:
         batch, accelerator = numbered_batches(self.pool, self.settings, DEVICE), make_accelerator(DEVICE, self.settings.dtype)
         self.context = StepContext(recipe, self.settings, teacher, self.pool.scheduler, batch, accelerator, evaluate)
         self.configs = teacher.config, student_config(teacher.config, self.plan)
-        self.taps = resolve_taps(*reversed(self.configs), self.plan, recipe.taps)
+        self.taps = resolve_taps(self.configs[1], self.configs[0], self.plan, recipe.taps)
 
     def student(self) -> UNet2DConditionModel:
         made = prune(self.context.teacher, self.plan).float().requires_grad_(requires_grad=True).train()
@@ -216,7 +216,11 @@ def most_flops(dtype: Dtype) -> float:
 def test_training(loop: str, bench: Bench, benchmark: Any, tmp_path: Path) -> None:
     case, settings = bench.case, bench.settings
     benchmark.group = f"{case.recipe} of family {case.family}, {case.steps} steps, batch {settings.batch}, on {DEVICE}"
-    loops = {"sdbench": partial(ours, folder=tmp_path), "as_published": as_published, "cached_by_hand": cached_by_hand}
+    loops: dict[str, Callable[[Bench], Callable[[], None]]] = {
+        "sdbench": partial(ours, folder=tmp_path),
+        "as_published": as_published,
+        "cached_by_hand": cached_by_hand,
+    }
     bench.context.accelerator.free_memory()  # of the student of the loop before
     gc.collect()
     run = loops[loop](bench)

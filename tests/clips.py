@@ -4,14 +4,16 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import open_clip
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms import functional
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer
 
-U8 = npt.NDArray[np.uint8]
+from sdbench.arrays import U8
+from sdbench.encoders import pixels
+
 TINY: dict[str, Any] = {
     "embed_dim": 32,
     "quick_gelu": True,
@@ -72,10 +74,12 @@ class Adapted:
         return self
 
     def get_image_features(self, pixels: Tensor) -> Tensor:
-        return self.model.get_image_features(pixels).pooler_output
+        features: Tensor = self.model.get_image_features(pixels).pooler_output
+        return features
 
     def get_text_features(self, ids: Tensor, mask: Tensor) -> Tensor:
-        return self.model.get_text_features(ids, mask).pooler_output
+        features: Tensor = self.model.get_text_features(ids, mask).pooler_output
+        return features
 
 
 def _tensor_for(name: str, state: dict[str, Tensor]) -> Tensor:
@@ -123,16 +127,29 @@ def processor(side: int, kind: type = CLIPImageProcessorPil) -> CLIPProcessor:
     return CLIPProcessor(kind(size={"shortest_edge": side}, crop_size={"height": side, "width": side}), tokenizer)
 
 
+def hps_transform(picture: Image.Image, side: int) -> torch.Tensor:
+    """HPSv2's `image_transform` with `resize_longest_max`, reimplemented: to 0..1, the longer edge to `side`, black borders."""
+    tensor = functional.to_tensor(picture)
+    scale = side / max(tensor.shape[1:])
+    if scale != 1:
+        height, width = (round(edge * scale) for edge in tensor.shape[1:])
+        tensor = functional.resize(tensor, [height, width], functional.InterpolationMode.BICUBIC)
+        left, top = (side - width) // 2, (side - height) // 2
+        tensor = functional.pad(tensor, [left, top, side - width - left, side - height - top])
+    normalised: Tensor = functional.normalize(tensor, pixels.MEAN, pixels.STD)
+    return normalised
+
+
 def noise(n: int, height: int, width: int, seed: int = 0) -> U8:
-    """Uniform noise, the hardest input of a resize => (n, height, width, 3)."""
+    """Uniform noise, the hardest input of a resize, (n, height, width, 3)."""
     return np.random.default_rng(seed).integers(0, 256, (n, height, width, 3), dtype=np.uint8)
 
 
 def photographs(n: int, height: int, width: int, seed: int = 1) -> U8:
-    """Smooth shapes under fine grain, as in a photograph => (n, height, width, 3)."""
+    """Smooth shapes under fine grain, as in a photograph, (n, height, width, 3)."""
     rng = np.random.default_rng(seed)
     coarse = [
-        Image.fromarray(noise(1, height // 16, width // 16, seed + row)[0]).resize((width, height), Image.Resampling.BICUBIC)
+        np.asarray(Image.fromarray(noise(1, height // 16, width // 16, seed + row)[0]).resize((width, height), Image.Resampling.BICUBIC))
         for row in range(n)
     ]
     return (np.stack(coarse) + rng.normal(0, 5, (n, height, width, 3))).clip(0, 255).astype(np.uint8)

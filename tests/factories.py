@@ -102,8 +102,14 @@ def make_measurement(
 
 
 def save_record(measurement: Measurement, results: Path) -> Path:
-    """Write a record without pictures => its folder."""
+    """Write a record without pictures; returns its folder."""
     return records.write(*measurement, {}, results)
+
+
+def number(value: Value) -> float:
+    """The number of a value that has one."""
+    assert value.value is not None
+    return value.value
 
 
 def with_value(measurement: Measurement, name: str, **changes: object) -> Measurement:

@@ -37,7 +37,7 @@ class Hub(http.server.ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def put(self, path: str, content: bytes) -> str:
-        """Serve a file => its SHA-256."""
+        """Serve a file; returns its SHA-256."""
         (self.root / path).parent.mkdir(parents=True, exist_ok=True)
         (self.root / path).write_bytes(content)
         return hashlib.sha256(content).hexdigest()

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sdbench.arrays import U8
+from sdbench.arrays import F64, U8
 
 SIZES = ((256, 256), (384, 512), (1024, 1024), (640, 480))
 
@@ -19,7 +19,7 @@ def photograph(seed: int, height: int, width: int) -> U8:
     noise = random.normal(size=(4, height, width))
     layers = np.fft.irfft2(np.fft.rfft2(noise) / frequency, (height, width))
     layers /= layers.std(axis=(1, 2), keepdims=True)
-    picture = 128 + 45 * (layers[3] + 0.4 * layers[:3]).transpose(1, 2, 0) + 30 * random.normal(size=3)
+    picture: F64 = 128 + 45 * (layers[3] + 0.4 * layers[:3]).transpose(1, 2, 0) + 30 * random.normal(size=3)
     for _ in range(random.integers(1, 6)):
         (top, bottom), (left, right) = np.sort(random.integers(0, (height, width), (2, 2)), axis=0).T
         picture[top:bottom, left:right] += 50 * random.normal(size=3)
@@ -38,7 +38,7 @@ def mixed(n: int, seed: int = 0) -> list[U8]:
 
 
 def save(pictures: list[U8], folder: Path) -> list[U8]:
-    """Write pictures as PNG and JPEG in turn => the decoded pictures."""
+    """Write pictures as PNG and JPEG in turn; returns the decoded pictures."""
     folder.mkdir(parents=True)
     paths = [folder / f"{index:03d}.{('png', 'jpg')[index % 2]}" for index in range(len(pictures))]
     for path, picture in zip(paths, pictures, strict=True):

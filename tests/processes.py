@@ -1,9 +1,9 @@
 """Processes for tests; forked, as importing torch again would take longer than the test."""
 
-import multiprocessing
 import os
 import socket
 from collections.abc import Callable, Sequence
+from multiprocessing import get_context
 from typing import Any
 
 import torch
@@ -13,13 +13,13 @@ LIMIT_S = 300
 
 
 def by_one(work: Callable[..., object], *arguments: Any) -> int | None:
-    """Call a function in its own process => its exit code, negative if a signal ended it."""
+    """Call a function in its own process; returns its exit code, negative if a signal ended it."""
     (code,) = _exit_codes(work, [arguments])
     return code
 
 
 def by_two(work: Callable[..., object], *arguments: Any) -> list[int | None]:
-    """Call a function in two processes, as `torchrun` would start them on one machine => their exit codes."""
+    """Call a function in two processes, as `torchrun` would start them on one machine; returns their exit codes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -28,7 +28,7 @@ def by_two(work: Callable[..., object], *arguments: Any) -> list[int | None]:
 
 def _exit_codes(work: Callable[..., object], calls: Sequence[tuple[Any, ...]]) -> list[int | None]:
     # with a GPU, autograd has threads, which a fork does not inherit
-    context = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "fork")
+    context = get_context("spawn") if torch.cuda.is_available() else get_context("fork")
     processes = [context.Process(target=work, args=arguments) for arguments in calls]
     for process in processes:
         process.start()

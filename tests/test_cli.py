@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -97,7 +98,7 @@ def test_run_writes_all_leaderboard_files_and_succeeds_if_it_cannot(
 
 
 def error_message(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """Run a command that must fail with exit code 2 and at most a screen of text on stderr => that text."""
+    """Run a command that must fail with exit code 2 and at most a screen of text on stderr; returns that text."""
     assert cli.main(words) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -413,8 +414,8 @@ def test_full_disk_is_not_a_verdict(full: str, more: list[str], tmp_path: Path) 
     )
     words = [sys.executable, "-m", "sdbench.cli", "gate", str(worse), "--baseline", str(baseline), *more]
     with Path("/dev/full").open("w") as sink:
-        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, full: sink}
-        assert subprocess.run(words, cwd=ROOT, check=False, **streams).returncode == 2  # type: ignore[call-overload]
+        streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, full: sink}
+        assert subprocess.run(words, cwd=ROOT, check=False, **streams).returncode == 2
 
 
 def test_terminated_gate_has_no_verdict(tmp_path: Path) -> None:
@@ -453,7 +454,7 @@ def test_records_of_an_unknown_suite_are_compared_but_not_run_against(tmp_path: 
     policy.write_text(STRICT.replace("quality", "own"))
     suite = SuiteId(name="own", version=1, digest="5017e")
     folders = [save_record(make_measurement(seed=seed, suite=suite), tmp_path) for seed in (1, 2)]
-    assert gate(*folders, "--policy", str(policy)) == 3
+    assert gate(folders[0], folders[1], "--policy", str(policy)) == 3
     capsys.readouterr()
     assert gate(folders[0], Path("scenes-vega"), "--policy", str(policy)) == 2
     assert "is of suite 'own', but neither ./suites nor the package has a file for it; give it with --suite FILE" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 import pytest
@@ -164,16 +164,16 @@ def test_full_disk_ends_the_run_and_keeps_complete_pictures(broken: int | None, 
 
 def generate_until_killed(store: Store) -> None:
     """Kill this process in the second batch, with a file partly written; never returns."""
-    written = []
+    written: list[Path] = []
 
-    def write(path: Path, content: bytes) -> None:
+    def write(path: Path, content: bytes) -> Path:
         if len(written) == 5:  # the manifest and four pictures
             path.with_name(f".{path.name}.part").write_bytes(content[:9])
             os.kill(os.getpid(), signal.SIGKILL)
         written.append(path)
-        write_bytes(path, content)
+        return write_bytes(path, content)
 
-    module.write_bytes = write
+    pytest.MonkeyPatch().setattr(module, "write_bytes", write)
     generate(make_jobs(), store, 3, batch_dependent_pictures, "killed")
 
 
@@ -242,7 +242,7 @@ class Recorder:
     vae_scale_factor = 4
 
     def __init__(self, pixel: float = 0.5) -> None:
-        self.pixel, self.latents = pixel, {}
+        self.pixel, self.latents = pixel, dict[str, torch.Tensor]()
         self.scheduler = DDIMScheduler()
         self.unet = SimpleNamespace(device=torch.device("cpu"), config=SimpleNamespace(in_channels=4))
 
@@ -253,7 +253,7 @@ class Recorder:
 
 def latents_of(jobs: list[Job], batch: int, folder: Path, noise: Noise) -> dict[str, torch.Tensor]:
     pipeline = Recorder()
-    generate(jobs, Store(folder, {}), batch, make_sampler(pipeline, SAMPLING, noise), "recorded")  # type: ignore[arg-type]  # a stand-in
+    generate(jobs, Store(folder, {}), batch, make_sampler(pipeline, SAMPLING, noise), "recorded")
     return pipeline.latents
 
 
@@ -277,17 +277,17 @@ def test_fixed_noise_is_the_same_for_all_prompts(tmp_path: Path) -> None:
 
 
 def test_float32_is_full_precision_whatever_the_caller_has_set() -> None:
-    seen = []
+    seen, cudnn = list[tuple[str, str]](), cast("Any", torch.backends.cudnn)  # whose `conv` is untyped
 
     class PrecisionRecorder(Recorder):
         def __call__(self, **arguments: Any) -> SimpleNamespace:
-            seen.append((torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision))
+            seen.append((torch.backends.cuda.matmul.fp32_precision, cudnn.conv.fp32_precision))
             return super().__call__(**arguments)
 
     before = torch.backends.cuda.matmul.fp32_precision
     torch.backends.cuda.matmul.fp32_precision = "tf32"
     try:
-        make_sampler(PrecisionRecorder(), SAMPLING, Noise())(make_jobs(1))  # type: ignore[arg-type]  # a stand-in
+        make_sampler(PrecisionRecorder(), SAMPLING, Noise())(make_jobs(1))
         assert torch.backends.cuda.matmul.fp32_precision == "tf32"
     finally:
         torch.backends.cuda.matmul.fp32_precision = before
@@ -297,7 +297,7 @@ def test_float32_is_full_precision_whatever_the_caller_has_set() -> None:
 @pytest.mark.parametrize("pixel", [np.nan, np.inf])
 def test_non_finite_pixels_are_an_error_and_make_no_picture(pixel: float, store: Store) -> None:
     with pytest.raises(UserError, match=rf"NaN or infinite pixels for prompt {make_jobs()[0].prompt_id} .* in float32; try another dtype"):
-        generate(make_jobs(), store, 3, make_sampler(Recorder(pixel), SAMPLING, Noise()), "broken")  # type: ignore[arg-type]  # a stand-in
+        generate(make_jobs(), store, 3, make_sampler(Recorder(pixel), SAMPLING, Noise()), "broken")
     assert len(store.missing([job.image for job in make_jobs()])) == 7
 
 
@@ -305,7 +305,7 @@ def test_non_finite_pixels_are_an_error_and_make_no_picture(pixel: float, store:
     ("pixel", "byte"), [(0.0, 0), (1.0, 255), (0.5, 128), (-0.2, 0), (1.7, 255), (100.4 / 255, 100), (100.6 / 255, 101)]
 )
 def test_pixels_are_rounded_to_bytes_and_clipped(pixel: float, byte: int) -> None:
-    pictures = make_sampler(Recorder(pixel), SAMPLING, Noise())(make_jobs()[:2])  # type: ignore[arg-type]  # a stand-in
+    pictures = make_sampler(Recorder(pixel), SAMPLING, Noise())(make_jobs()[:2])
     assert pictures.dtype == np.uint8
     assert (pictures == byte).all()
 
@@ -327,7 +327,7 @@ def test_resumed_run_of_a_real_pipeline_gives_the_same_bytes(pipeline: StableDif
     unbroken = Store(tmp_path / "unbroken", {})
     jobs = make_jobs(4)
     generate(jobs, unbroken, 3, make_sampler(pipeline, SAMPLING, Noise()), "expected")
-    make, calls = make_sampler(pipeline, SAMPLING, Noise()), []
+    make, calls = make_sampler(pipeline, SAMPLING, Noise()), list[list[Job]]()
 
     def interrupt_second_batch(group: list[Job]) -> U8:
         if calls:
@@ -372,7 +372,7 @@ def test_sampler_replaces_only_the_scheduler_named_by_the_suite(pipeline: Stable
         assert (pipeline.scheduler.config.prediction_type, pipeline.scheduler.config.timestep_spacing) == settings
         assert kind.__name__.lower().startswith(name.replace("-", "")) or name == "dpmpp"
     assert {"model", *SCHEDULERS} == set(SUPPORTED_SETTINGS)
-    assert DTYPES.keys() == set(Sampling.model_fields["dtype"].annotation.__args__)  # type: ignore[union-attr]  # a Literal
+    assert DTYPES.keys() == set(get_args(Sampling.model_fields["dtype"].annotation))
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)

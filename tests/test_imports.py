@@ -117,7 +117,7 @@ def imports(name: str, *, at_start: bool = False) -> frozenset[str]:
     """All imports in a module; `at_start`: only those made when it is imported, so none in functions or for type checking."""
     tree = ast.parse(modules()[name].read_text(encoding="utf-8"))
     pending: list[ast.AST] = list(tree.body)
-    found = set()
+    found = set[str]()
     while pending:
         node = pending.pop()
         found.update(imported_names(node, name))

@@ -5,6 +5,7 @@ import os
 import shutil
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -90,8 +91,8 @@ def test_invalid_record_is_an_error(tmp_path: Path) -> None:
             records.read(folder)
         assert "pydantic" not in str(error.value)
     (folder / "record.json").write_text(text, encoding="utf-8")
-    for content in (b"", b"not parquet"):
-        (folder / "scores.parquet").write_bytes(content)
+    for table in (b"", b"not parquet"):
+        (folder / "scores.parquet").write_bytes(table)
         with pytest.raises(UserError, match=r"record .* cannot be read"):
             records.read(folder)
     (folder / "scores.parquet").unlink()
@@ -127,7 +128,7 @@ def test_record_is_readable_by_other_users(tmp_path: Path) -> None:
 
 def test_row_is_the_newest_record_of_model_suite_version_and_machine_class(tmp_path: Path) -> None:
     old = make_record()
-    later = {"created": old.created + timedelta(days=1)}
+    later: dict[str, Any] = {"created": old.created + timedelta(days=1)}
     newest = [
         make_record(**later),
         make_record("scenes-vega"),
@@ -151,7 +152,7 @@ def test_row_is_the_newest_record_of_model_suite_version_and_machine_class(tmp_p
 def test_random_weights_and_other_settings_do_not_hide_other_rows(tmp_path: Path) -> None:
     real = make_record()
     random = real.model.model_copy(update={"source": "random", "weights_digest": None, "label": "random weights"})
-    later = {"created": real.created + timedelta(days=1)}
+    later: dict[str, Any] = {"created": real.created + timedelta(days=1)}
     others = [make_record(model=random, **later), make_record(suite=SuiteId(name="quality", version=1, digest="0"), **later)]
     for record in (real, *others):
         save_record((record, make_scores()), tmp_path)

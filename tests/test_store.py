@@ -2,10 +2,12 @@
 
 import io
 import json
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -14,7 +16,6 @@ from hypothesis import strategies as st
 from pictures import deep_png
 from PIL import ExifTags, Image
 
-from sdbench import store as module
 from sdbench.arrays import U8
 from sdbench.disk import digest, write_bytes
 from sdbench.errors import UserError
@@ -39,8 +40,8 @@ def shapes() -> st.SearchStrategy[tuple[int, int]]:
 
 @settings(max_examples=40, deadline=None)
 @given(shapes(), st.randoms(use_true_random=False))
-def test_pictures_are_read_back_exactly(tmp_path_factory: pytest.TempPathFactory, shape: tuple[int, int], random: object) -> None:
-    rng = np.random.default_rng(random.randrange(2**32))  # type: ignore[attr-defined]  # Hypothesis's Random
+def test_pictures_are_read_back_exactly(tmp_path_factory: pytest.TempPathFactory, shape: tuple[int, int], random: Random) -> None:
+    rng = np.random.default_rng(random.randrange(2**32))
     pictures = rng.integers(0, 256, (3, *shape, 3), dtype=np.uint8)
     store = Store(tmp_path_factory.mktemp("runs"), {})
     for name, picture in zip("abc", pictures, strict=True):
@@ -82,7 +83,7 @@ def test_failed_write_keeps_existing_files_and_leaves_no_others(failing: str, st
     if failing == "write_bytes":
         monkeypatch.setattr(Path, "write_bytes", write_half)
     else:
-        monkeypatch.setattr(module.os, "replace", fail_to_replace)
+        monkeypatch.setattr(os, "replace", fail_to_replace)
     for name in ("a", "b"):
         with pytest.raises(UserError, match=rf"cannot write .*{name}\.png: (No space left|Read-only).*name another folder"):
             store.put(name, 255 - PICTURE)

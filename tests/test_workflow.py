@@ -19,7 +19,7 @@ GATE = STEPS["Gate"]
 
 
 def run(step: dict[str, Any], folder: Path, **variables: str) -> tuple[int, str]:
-    """Run a step's script as a runner does => its exit code and output."""
+    """Run a step's script as a runner does; returns its exit code and output."""
     files = {"GITHUB_OUTPUT": str(folder / "output"), "GITHUB_STEP_SUMMARY": str(folder / "summary")}
     done = subprocess.run(
         ["bash", "-e", "-c", step["run"]], cwd=folder, env={**os.environ, **files, **variables}, capture_output=True, text=True, check=False

@@ -10,6 +10,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from sdbench.models.architectures import PARTS, unet_config
 from sdbench.models.text_encoders import letter_tokenizer, save_text_encoder
+from sdbench.training.latents import Batch
 
 SIZE_PX = 16
 Family = Literal["sdxl", "scenes"]
@@ -31,6 +32,13 @@ def tiny_unet(architecture: str = "vega", seed: int = 0, family: Family = "scene
     return UNet2DConditionModel(**{**unet_config(architecture, family), **UNET, **changes})
 
 
+def tiny_batch(seed: int) -> Batch:
+    """Two latents, captions and timesteps for a tiny UNet of family `sdxl`."""
+    torch.manual_seed(seed)
+    timesteps = torch.randint(0, 1000, (2,))
+    return Batch(torch.randn(2, 4, 8, 8), torch.randn(2, 5, 96), torch.randn(2, 64), torch.ones(2, 6), torch.randn(2, 4, 8, 8), timesteps)
+
+
 def noise_unet(config: dict[str, Any]) -> UNet2DConditionModel:
     """A UNet with uniform noise as bfloat16 weights, in a fraction of the time of a real initialisation."""
     with torch.device("meta"):
@@ -41,14 +49,14 @@ def noise_unet(config: dict[str, Any]) -> UNet2DConditionModel:
 
 
 def with_unet(pipeline: Path, folder: Path, unet: UNet2DConditionModel, **options: str) -> Path:
-    """Copy a pipeline with another UNet, saved with the `save_pretrained` options => its folder."""
+    """Copy a pipeline with another UNet, saved with the `save_pretrained` options; returns the copy's folder."""
     shutil.copytree(pipeline, folder, ignore=shutil.ignore_patterns("unet"))
     unet.save_pretrained(folder / "unet", **options)
     return folder
 
 
 def save_tiny_pipeline(folder: Path, architecture: str = "vega", seed: int = 0, family: Family = "scenes") -> Path:
-    """Write a complete tiny pipeline in diffusers layout => its folder."""
+    """Write a complete tiny pipeline in diffusers layout; returns its folder."""
     parts = PARTS[family]
     torch.manual_seed(seed)
     encoders = {

@@ -213,15 +213,15 @@ class Record(Table):
         default={}, exclude_if=operator.not_, description="the initial latents: kind and seed; older records lack it"
     )
     teacher: NamedTeacher | None = Field(
-        None,
+        default=None,
         exclude_if=lambda value: value is None,
         description="the teacher behind win rates and agreement, where the suite names one",
     )
     prompts: str = Field(
         default="", description="for prompts that do not come with the suite: their source, their digest, whether it is verified"
     )
-    run: str = Field("", description="identifies the run of the probes; models with the same run were measured in turns")
-    looks: Looks | None = Field(None, description="the interim looks of a run that stops when it is sure")
+    run: str = Field(default="", description="identifies the run of the probes; models with the same run were measured in turns")
+    looks: Looks | None = Field(default=None, description="the interim looks of a run that stops when it is sure")
 
     def value(self, name: str) -> Value | None:
         """The value with this name, or None."""

@@ -133,6 +133,7 @@ def test_list_is_identified_by_its_digest_and_another_is_rejected(tmp_path: Path
     assert stated.id == plain.id == make_suite(elsewhere, column="caption").id  # the id depends on the content, not the path
     assert make_suite(path, n=5).id != plain.id
     some = make_suite(path, digest=digest, looked=3)  # part of the same list
+    assert plain.sampling
     assert list(some.prompt_list()) == sorted(suites.look_order([*plain.prompt_list()], plain.sampling.batch)[:3])
     assert some.describe_prompts().startswith(f"3 of {path}, digest ")
     assert some.id != stated.id

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hub import Hub, serving
@@ -208,7 +209,12 @@ def test_read_only_folder_works_without_a_digest_file(hub: Hub, tmp_path: Path, 
     monkeypatch.setattr(Path, "write_bytes", refuse)
     weights._sha256.cache_clear()
     calls, file_digest = [], hashlib.file_digest
-    monkeypatch.setattr("hashlib.file_digest", lambda *args: calls.append(args) or file_digest(*args))
+
+    def counted(*arguments: Any) -> Any:
+        calls.append(arguments)
+        return file_digest(*arguments)
+
+    monkeypatch.setattr("hashlib.file_digest", counted)
     assert weights.find("stated").read_bytes() == WEIGHTS
     assert weights.digest("stated") == hashlib.sha256(WEIGHTS).hexdigest()
     assert len(calls) == 1

@@ -121,11 +121,11 @@ def test_full_size_memory() -> None:
     assert found.checkpointed + found.recomputed <= 0.5 * found.activations
 
 
-class AllocationTracker(TorchDispatchMode):
+class AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
     """While open, tracks storages created meanwhile; `peak_bytes` is the most that they took at once, after any operation."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's
         self.known, self.bytes, self.peak_bytes = set[int](), 0, 0
 
     def __torch_dispatch__(self, function: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:

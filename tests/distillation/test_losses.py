@@ -33,11 +33,12 @@ def test_half_precision_is_compared_in_float32() -> None:
 def test_the_gradient_of_mse_matches_autograd() -> None:
     torch.manual_seed(0)
     x, y = torch.randn(3, 5, requires_grad=True), torch.randn(3, 5)
-    (mse(x, y) * 0.7).backward()
+    (mse(x, y) * 0.7).backward()  # type: ignore[no-untyped-call]  # torch's
     (expected,) = torch.autograd.grad(0.7 * (x - y).square().mean(), x)
+    assert x.grad is not None
     assert torch.equal(x.grad, expected)
     half = x.detach().bfloat16().requires_grad_()
-    (mse(half, y) * 0.7).backward()
+    (mse(half, y) * 0.7).backward()  # type: ignore[no-untyped-call]  # torch's
     torch.testing.assert_close(half.grad, expected.bfloat16(), rtol=2**-6, atol=2**-10)
 
 
@@ -47,8 +48,8 @@ def test_scaling_by_the_teacher_makes_taps_independent_of_their_size() -> None:
     learned = {"a": torch.tensor([1.0]), "b": torch.tensor([3.0, -1.0])}
     assert feature_loss(taps, dict(learned), dict(taught), "teacher").item() == pytest.approx(1 / 4 + 12.5 / 12.5)
     assert feature_loss(taps, dict(learned), dict(taught), "none").item() == pytest.approx(1 + 12.5)
-    louder = [{name: 1000 * value for name, value in side.items()} for side in (learned, taught)]
-    assert feature_loss(taps, *louder, "teacher").item() == pytest.approx(1.25)
+    loud_learned, loud_taught = ({name: 1000 * value for name, value in side.items()} for side in (learned, taught))
+    assert feature_loss(taps, loud_learned, loud_taught, "teacher").item() == pytest.approx(1.25)
 
 
 @pytest.mark.parametrize(

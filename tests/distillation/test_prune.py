@@ -25,7 +25,8 @@ def answer(unet: UNet2DConditionModel, channels: int = 96) -> torch.Tensor:
     chance = torch.Generator().manual_seed(0)
     conditions = {"text_embeds": torch.randn(2, 64, generator=chance), "time_ids": torch.ones(2, 6)}
     latents, text = torch.randn(2, 4, 8, 8, generator=chance), torch.randn(2, 5, channels, generator=chance)
-    return unet(latents, torch.tensor([3, 700]), text, added_cond_kwargs=conditions).sample
+    sample: torch.Tensor = unet(latents, torch.tensor([3, 700]), text, added_cond_kwargs=conditions).sample
+    return sample
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

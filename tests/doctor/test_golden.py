@@ -69,8 +69,13 @@ def test_nondeterministic_metric_is_detected(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("gpu", [False, True])
 def test_full_size_networks_are_tried_on_a_gpu_only(gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     loads = []
+
+    def load() -> Path:
+        loads.append(1)
+        return weights.find("nothing of the kind")
+
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    monkeypatch.setitem(TOWERS, "clip.vit-b-32", lambda: loads.append(1) or weights.find("nothing of the kind"))
+    monkeypatch.setitem(TOWERS, "clip.vit-b-32", load)
     monkeypatch.setattr(golden, "PROTOCOLS", {"clip_score.vit-b-32": PROTOCOLS["clip_score.vit-b-32"]})
     (judgement,) = golden.judge_metrics()
     assert bool(loads) == gpu
@@ -80,7 +85,11 @@ def test_full_size_networks_are_tried_on_a_gpu_only(gpu: bool, monkeypatch: pyte
 def test_the_hub_is_offline_during_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
     before, modes = is_offline_mode(), []
 
-    replace_picture_tower(monkeypatch, lambda pixels: modes.append(is_offline_mode()) or CLIP.picture(pixels))
+    def picture(pixels: Tensor) -> Tensor:
+        modes.append(is_offline_mode())
+        return CLIP.picture(pixels)
+
+    replace_picture_tower(monkeypatch, picture)
     assert complaints_about(monkeypatch) == ()
     assert set(modes) == {True}
     assert is_offline_mode() == constants.HF_HUB_OFFLINE == before

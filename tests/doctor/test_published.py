@@ -33,7 +33,7 @@ def compute_by_source(towers: Clip) -> list[float]:
 
     first, second = (torch.randint(255, (3, 224, 224), generator=torch.Generator().manual_seed(seed)) for seed in (42, 43))
     pairs = ((first, "a photo of a cat"), (first, second), published.CAPTIONS)
-    return [float(clip_score(*pair, network).detach()) for pair in pairs]
+    return [float(clip_score(source, target, network).detach()) for source, target in pairs]
 
 
 def test_values_match_the_original_implementation(towers: Clip) -> None:

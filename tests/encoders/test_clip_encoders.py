@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torchmetrics.multimodal import CLIPScore
 
+from sdbench.arrays import U8
 from sdbench.assets import weights
 from sdbench.encoders import clip
 from sdbench.encoders.clip import Clip
@@ -28,15 +29,15 @@ def towers() -> Clip:
     return Clip(tiny(), "tiny")
 
 
-def pictures(height: int, width: int) -> clip.U8:
+def pictures(height: int, width: int) -> U8:
     return np.concatenate([photographs(3, height, width), noise(2, height, width)])
 
 
-def scores(towers: Clip, images: clip.U8, captions: list[str], **how: Any) -> Any:
+def scores(towers: Clip, images: U8, captions: list[str], **how: Any) -> Any:
     return caption_score(towers.images(images, **how), towers.texts(captions, **how))
 
 
-def open_clip_scores(model: open_clip.CLIP, images: clip.U8, captions: list[str]) -> Any:
+def open_clip_scores(model: open_clip.CLIP, images: U8, captions: list[str]) -> Any:
     """Scores by open_clip's pipeline, a picture at a time: also MLPerf's `CLIPEncoder.get_clip_score` times 100."""
     transform, found = image_transform(SIDE, is_train=False), []
     with torch.no_grad():
@@ -144,9 +145,18 @@ def test_weights_load_from_every_file_format(name: str, wrapped: bool, towers: C
 def test_backbone_is_loaded_by_name_and_identified_by_its_digest(towers: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save(towers.model.state_dict(), tmp_path / "weights.safetensors")
     requested = []
-    monkeypatch.setattr(weights, "find", lambda name: requested.append(name) or path)
+
+    def find(name: str) -> Path:
+        requested.append(name)
+        return path
+
+    def get_model_config(name: str) -> dict[str, Any]:
+        requested.append(name)
+        return TINY
+
+    monkeypatch.setattr(weights, "find", find)
     monkeypatch.setattr(weights, "digest", lambda name: f"{len(name):064}")
-    monkeypatch.setattr(open_clip, "get_model_config", lambda name: requested.append(name) or TINY)
+    monkeypatch.setattr(open_clip, "get_model_config", get_model_config)
     clip.load.cache_clear()
     loaded = clip.load("vit-l-14")
     clip.load.cache_clear()

@@ -15,13 +15,14 @@ from pictures import mixed, photograph, save
 from torch import Tensor
 from torchvision.transforms.functional import to_tensor
 
-from sdbench.arrays import F32, U8
+from sdbench.arrays import F32, F64, U8
 from sdbench.assets import weights
 from sdbench.encoders import inception
 from sdbench.metrics.frechet import frechet_distance, gaussian
 
 N, WIDTH = 3, 2  # pictures in each set, and features few enough for regular covariances, as the peers need
-Peer = tuple[Callable[[list[U8]], F32], Callable[[F32, F32], float]]  # pictures => features; two sets of features => distance
+Features = F32 | F64
+Peer = tuple[Callable[[list[U8]], F32], Callable[[Features, Features], float]]  # features of pictures, and the distance of two sets of them
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def _weights(inception_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "find", {inception.ASSET: inception_file}.__getitem__)
 
 
-def moments(features: F32) -> tuple[np.ndarray, np.ndarray]:
+def moments(features: Features) -> tuple[np.ndarray, np.ndarray]:
     return features.mean(axis=0), np.cov(features, rowvar=False)
 
 
@@ -66,7 +67,7 @@ def pytorch_fid(file: Path) -> Peer:
 
     network = seitzer(peer, file)
 
-    def distance(x: F32, y: F32) -> float:
+    def distance(x: Features, y: Features) -> float:
         return float(calculate_frechet_distance(*moments(x), *moments(y)))
 
     return lambda pictures: extract(pictures, lambda x: network(x)[0], lambda picture: to_tensor(picture.copy())), distance
@@ -85,7 +86,7 @@ def torch_fidelity(file: Path) -> Peer:
 
     network = peer.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(file))
 
-    def distance(x: F32, y: F32) -> float:
+    def distance(x: Features, y: Features) -> float:
         statistics = [fid_features_to_statistics(torch.from_numpy(features)) for features in (x, y)]
         return float(fid_statistics_to_metric(*statistics, False)["frechet_inception_distance"])
 
@@ -98,7 +99,7 @@ def torchmetrics(file: Path) -> Peer:
 
     network = fid.NoTrainInceptionV3("inception-v3-compat", ["2048"], str(file))
 
-    def distance(x: F32, y: F32) -> float:
+    def distance(x: Features, y: Features) -> float:
         return float(fid._compute_fid(*(torch.from_numpy(array).double() for array in (*moments(x), *moments(y)))))
 
     return lambda pictures: extract(pictures, network, byte_tensor), distance
@@ -117,8 +118,10 @@ def test_features_and_distance_match_the_reference_library(
     for one, other in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=5e-6 * np.abs(other).max())
     widest = theirs[0].std(axis=0).argsort()[-WIDTH:]
-    few = [[features[:, widest].astype(np.float64) for features in pair] for pair in (ours, theirs)]
-    assert frechet_distance(*map(gaussian, few[0])) == pytest.approx(their_distance(*few[1]), rel=1e-4)
+    (our_one, our_other), (their_one, their_other) = (
+        [features[:, widest].astype(np.float64) for features in pair] for pair in (ours, theirs)
+    )
+    assert frechet_distance(gaussian(our_one), gaussian(our_other)) == pytest.approx(their_distance(their_one, their_other), rel=1e-4)
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
@@ -127,7 +130,7 @@ def test_features_hardly_depend_on_the_batch(dtype: torch.dtype, bound: float, i
     network = copy.deepcopy(inception.network(inception_file)).to(dtype)
     pictures = torch.tensor(np.stack([photograph(seed, 75, 75) for seed in range(32)])).permute(0, 3, 1, 2).to(dtype) / 128 - 1
     with torch.inference_mode():
-        one, seven = (torch.cat([network(part) for part in pictures[:14].split(batch)]) for batch in (1, 7))
+        one, seven = (torch.cat([network(part) for part in torch.split(pictures[:14], batch)]) for batch in (1, 7))
         all_at_once = network(pictures)[:14]
     for other in (one, seven):
         torch.testing.assert_close(other, all_at_once, rtol=0, atol=bound * float(all_at_once.abs().max()))

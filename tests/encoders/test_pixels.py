@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from clips import golden, noise, photographs
+from clips import golden, hps_transform, noise, photographs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from open_clip.transform import image_transform
@@ -13,13 +13,14 @@ from PIL import Image
 from torchvision.transforms import functional
 from torchvision.transforms.v2 import functional as v2
 
+from sdbench.arrays import U8
 from sdbench.encoders import pixels
 
 CPU = torch.device("cpu")
 SIZES = [(1024, 1024), (512, 512), (256, 256), (64, 64), (300, 500), (333, 224)]
 
 
-def pillow_resize(pictures: pixels.U8, side: int) -> pixels.U8:
+def pillow_resize(pictures: U8, side: int) -> U8:
     return np.stack([np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC)) for picture in pictures])
 
 
@@ -55,18 +56,6 @@ def test_resize_shortest_edge_matches_open_clip(height: int, width: int) -> None
     transform = image_transform(224, is_train=False)
     expected = torch.stack([transform(Image.fromarray(picture)) for picture in pictures])
     torch.testing.assert_close(pixels.resize_shortest_edge(pictures, 224, CPU), expected, rtol=0, atol=1e-6)
-
-
-def hps_transform(picture: Image.Image, side: int) -> torch.Tensor:
-    """HPSv2's `image_transform` with `resize_longest_max`, reimplemented: to 0..1, the longer edge to `side`, black borders."""
-    tensor = functional.to_tensor(picture)
-    scale = side / max(tensor.shape[1:])
-    if scale != 1:
-        height, width = (round(edge * scale) for edge in tensor.shape[1:])
-        tensor = functional.resize(tensor, [height, width], functional.InterpolationMode.BICUBIC)
-        left, top = (side - width) // 2, (side - height) // 2
-        tensor = functional.pad(tensor, [left, top, side - width - left, side - height - top])
-    return functional.normalize(tensor, pixels.MEAN, pixels.STD)
 
 
 @pytest.mark.parametrize(("height", "width"), [*SIZES, (224, 224), (100, 224)])

@@ -8,19 +8,22 @@ import pytest
 import torch
 from clips import photographs
 
+from sdbench.arrays import U8
 from sdbench.encoders import pixels, scenes
+
+BACKENDS: Any = torch.backends  # sparsely typed
 
 
 def set_legacy_flags() -> None:
     torch.set_float32_matmul_precision("medium")
-    torch.backends.cudnn.allow_tf32 = True
+    BACKENDS.cudnn.allow_tf32 = True
 
 
 def set_fp32_precisions() -> None:
     """Afterwards torch raises when `allow_tf32` or `get_float32_matmul_precision` are read."""
-    torch.backends.cuda.matmul.fp32_precision = "tf32"
-    torch.backends.cudnn.rnn.fp32_precision = "ieee"
-    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    BACKENDS.cuda.matmul.fp32_precision = "tf32"
+    BACKENDS.cudnn.rnn.fp32_precision = "ieee"
+    BACKENDS.mkldnn.matmul.fp32_precision = "bf16"
 
 
 def keep_defaults() -> None:
@@ -28,21 +31,21 @@ def keep_defaults() -> None:
 
 
 def fp32_precisions() -> list[str]:
-    cuda, cudnn, mkldnn = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
+    cuda, cudnn, mkldnn = BACKENDS.cuda, BACKENDS.cudnn, BACKENDS.mkldnn
     return [kind.fp32_precision for kind in (cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv)]
 
 
 def legacy_flags() -> tuple[Any, ...]:
-    return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    return torch.get_float32_matmul_precision(), BACKENDS.cudnn.allow_tf32, BACKENDS.cuda.matmul.allow_tf32
 
 
 @pytest.fixture
 def _restore_precision() -> Iterator[None]:
     yield
-    torch.backends.cudnn.benchmark = False
+    BACKENDS.cudnn.benchmark = False
     torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = True
-    for kind, start in ((torch.backends.cuda.matmul, "none"), (torch.backends.mkldnn.matmul, "none")):
+    BACKENDS.cudnn.allow_tf32 = True
+    for kind, start in ((BACKENDS.cuda.matmul, "none"), (BACKENDS.mkldnn.matmul, "none")):
         kind.fp32_precision = start
 
 
@@ -50,41 +53,42 @@ def _restore_precision() -> Iterator[None]:
 @pytest.mark.parametrize("configure", [keep_defaults, set_legacy_flags, set_fp32_precisions])
 def test_exact_inference_disables_rounding_and_restores_the_settings_even_after_an_error(configure: Callable[[], None]) -> None:
     configure()
-    torch.backends.cudnn.benchmark = True
+    BACKENDS.cudnn.benchmark = True
     before, flags_before = fp32_precisions(), None if configure is set_fp32_precisions else legacy_flags()
     assert before != ["ieee"] * 5
     with pixels.exact_inference():
         assert fp32_precisions() == ["ieee"] * 5
         assert legacy_flags() == ("highest", False, False)  # torch must not raise here, as every matrix product on a GPU reads them
-        assert not torch.backends.cudnn.benchmark
+        assert not BACKENDS.cudnn.benchmark
         assert torch.is_inference_mode_enabled()
     with pytest.raises(ZeroDivisionError), pixels.exact_inference():
         1 / 0  # noqa: B018
     assert fp32_precisions() == before
     assert flags_before is None or legacy_flags() == flags_before
-    assert torch.backends.cudnn.benchmark
+    assert BACKENDS.cudnn.benchmark
     assert not torch.is_inference_mode_enabled()
 
 
 @pytest.mark.usefixtures("_restore_precision")
 def test_precisions_inherited_from_the_global_setting_stay_inherited() -> None:
     try:
-        torch.backends.fp32_precision = "tf32"
+        BACKENDS.fp32_precision = "tf32"
         with pixels.exact_inference():
             assert fp32_precisions() == ["ieee"] * 5
         assert fp32_precisions()[0] == "tf32"
-        torch.backends.fp32_precision = "ieee"
+        BACKENDS.fp32_precision = "ieee"
         assert fp32_precisions()[0] == "ieee"
     finally:
-        torch.backends.fp32_precision = "none"
+        BACKENDS.fp32_precision = "none"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_of_a_training_loop_does_not_affect_encoders(dtype: torch.dtype) -> None:
     pictures, layer = photographs(2, 64, 64), torch.nn.Conv2d(3, 4, 5)
 
-    def encoder(batch: pixels.U8) -> torch.Tensor:
-        return layer(torch.from_numpy(batch).permute(0, 3, 1, 2).float()).flatten(1)
+    def encoder(batch: U8) -> torch.Tensor:
+        found: torch.Tensor = layer(torch.from_numpy(batch).permute(0, 3, 1, 2).float())
+        return found.flatten(1)
 
     def encode_all() -> list[Any]:
         return [pixels.encode(pictures, encoder, 2), scenes.features(pictures), scenes.preference().texts(["a small red star"])]

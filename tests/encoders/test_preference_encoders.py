@@ -8,12 +8,12 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from clips import CAPTIONS, TINY, for_transformers, noise, photographs, processor, tiny
+from clips import CAPTIONS, TINY, for_transformers, hps_transform, noise, photographs, processor, tiny
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from test_pixels import hps_transform
 from transformers import CLIPModel
 
+from sdbench.arrays import U8
 from sdbench.assets import weights
 from sdbench.encoders import clip, folders, pixels, preference
 from sdbench.encoders.preference import PickScore
@@ -24,7 +24,7 @@ SIZES = [(256, 256), (97, 160), (160, 97), (24, 24)]
 SIDE = TINY["vision_cfg"]["image_size"]
 
 
-def pictures(height: int, width: int) -> clip.U8:
+def pictures(height: int, width: int) -> U8:
     return np.concatenate([photographs(3, height, width), noise(2, height, width)])
 
 

@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -17,8 +18,8 @@ from sdbench.gate.compare import Side
 from sdbench.gate.judging import gate
 from sdbench.gate.judging import judge as judge_sides
 from sdbench.gate.policy import Policy, Rule
-from sdbench.gate.verdicts import Report
-from sdbench.records import Record, Scores, SuiteId, Value
+from sdbench.gate.verdicts import Report, Result
+from sdbench.records import Machine, Record, Scores, SuiteId, Value
 from sdbench.stats.decisions import decide, paired_mean_bounds
 
 ROOT = Path(__file__).parents[2]
@@ -31,13 +32,13 @@ def judge(candidate: Measurement, baseline: Measurement, tmp_path: Path, rules: 
     return gate(save_record(candidate, tmp_path / "candidate"), save_record(baseline, tmp_path / "baseline"), rules)
 
 
-def single_rule(name: str, *, direction: str = "higher", margin: float = 0.0, required: bool = True) -> Policy:
+def single_rule(name: str, *, direction: Literal["higher", "lower"] = "higher", margin: float = 0.0, required: bool = True) -> Policy:
     return Policy(alpha=0.05, suites={"quality": {name: Rule(direction=direction, margin=margin, required=required)}})
 
 
 def optional_rule(name: str) -> Policy:
     """A policy with one metric that may be skipped and one that may not."""
-    direction = "lower" if name.startswith(("latency", "memory")) else "higher"
+    direction: Literal["higher", "lower"] = "lower" if name.startswith(("latency", "memory")) else "higher"
     rules = {
         name: Rule(direction=direction, margin=9, required=False),
         "clip_score.scenes": Rule(direction="higher", margin=9, required=True),
@@ -242,8 +243,8 @@ def test_value_without_a_number_never_passes(state: str, side: str, teacher: Mea
 
 
 @pytest.mark.parametrize("machine", [GPU, None])
-def test_failed_optional_probe_does_not_pass(machine: object, teacher: Measurement, tmp_path: Path) -> None:
-    changes = {"machine": machine} if machine else {}
+def test_failed_optional_probe_does_not_pass(machine: Machine | None, teacher: Measurement, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"machine": machine} if machine else {}
     failed = with_value(make_measurement(**changes), "latency.pipeline.p50", state="failed", reason="out of memory", **NO_VALUE)
     assert judge(failed, teacher, tmp_path, optional_rule("latency.pipeline.p50")).exit_code == 2
 
@@ -258,7 +259,7 @@ def test_optional_metric_is_skipped_only_if_not_applicable(state: str, verdict: 
 
 @pytest.mark.parametrize("side", ["candidate", "baseline"])
 def test_probe_missing_from_one_record_is_skipped_only_on_another_machine(side: str, teacher: Measurement, tmp_path: Path) -> None:
-    def verdict(**changes: object) -> str:
+    def verdict(**changes: Any) -> str:
         sides = {"candidate": make_measurement(**changes), "baseline": teacher}
         record, scores = sides[side]
         sides[side] = record.model_copy(update={"values": tuple(v for v in record.values if v.name != "memory.peak_rss")}), scores
@@ -270,16 +271,21 @@ def test_probe_missing_from_one_record_is_skipped_only_on_another_machine(side: 
 
 
 def test_a_look_tests_scores_at_its_own_level_and_probes_at_alpha(teacher: Measurement, tmp_path: Path) -> None:
+    def width(result: Result) -> float:
+        assert result.low is not None
+        assert result.high is not None
+        return result.high - result.low
+
     sides = Side.read(save_record(make_measurement(), tmp_path)), Side.read(save_record(teacher, tmp_path))
     once, looking = (judge_sides(*sides, SHIPPED, {}, nominal).results for nominal in (None, lambda level: level / 100))
-    width = {one.name: (other.high - other.low) / (one.high - one.low) for one, other in zip(once, looking, strict=True) if one.high}
-    assert {name for name, wider in width.items() if wider > 1.5} == {
+    ratios = {one.name: width(other) / width(one) for one, other in zip(once, looking, strict=True) if one.high}
+    assert {name for name, wider in ratios.items() if wider > 1.5} == {
         "fd.scenes",
         "clip_score.scenes",
         "preference.scenes",
         "scene_accuracy",
     }
-    assert (width["latency.pipeline.p50"], width["memory.peak_rss"]) == (1, 1)
+    assert (ratios["latency.pipeline.p50"], ratios["memory.peak_rss"]) == (1, 1)
 
 
 def test_failure_outranks_regression(teacher: Measurement, tmp_path: Path) -> None:
@@ -317,8 +323,8 @@ def test_record_without_probes_is_reported(teacher: Measurement, tmp_path: Path)
     assert report.exit_code == 2
     assert "latency.pipeline.p50: not in the record of the candidate; measure candidate and baseline alike" in report.why
     rendered = record.model_copy(update={"model": record.model.model_copy(update={"source": "rendered", "weights_digest": None})})
-    folders = [str(save_record(measurement, tmp_path)) for measurement in ((rendered, scores), teacher)]
-    report = api.compare(*folders, None, api.Places(tmp_path))
+    candidate, baseline = (str(save_record(measurement, tmp_path)) for measurement in ((rendered, scores), teacher))
+    report = api.compare(candidate, baseline, None, api.Places(tmp_path))
     assert (report.verdict, report.notes) == (
         "pass",
         ("not measured, so not weighed: latency.pipeline.p50, memory.peak_rss, memory.peak_allocated",),
@@ -340,10 +346,10 @@ def test_values_of_another_unit_or_n_are_incomparable(teacher: Measurement, tmp_
 
 @pytest.mark.parametrize("ends", [{}, {"low": None, "high": None}])  # without an interval too, as a p99 of too few calls has none
 def test_probe_without_raw_samples_is_incomparable(ends: dict[str, None], teacher: Measurement, tmp_path: Path) -> None:
-    without_samples = [
+    candidate, baseline = (
         with_value(measurement, "latency.pipeline.p50", samples=None, **ends) for measurement in (make_measurement(), teacher)
-    ]
-    report = judge(*without_samples, tmp_path)
+    )
+    report = judge(candidate, baseline, tmp_path)
     assert report.exit_code == 2
     assert "no raw samples on both sides" in report.why
 
@@ -355,7 +361,9 @@ def test_probe_without_raw_samples_is_incomparable(ends: dict[str, None], teache
         ("higher", {1100: "pass", 901: "pass", 899: "regressed"}),
     ],
 )
-def test_counts_are_exact_and_margins_are_shares_of_the_baseline(direction: str, verdicts: dict[int, str], tmp_path: Path) -> None:
+def test_counts_are_exact_and_margins_are_shares_of_the_baseline(
+    direction: Literal["higher", "lower"], verdicts: dict[int, str], tmp_path: Path
+) -> None:
     def measure(number: float) -> Measurement:
         value = Value(name="parameters.unet", kind="count", direction=direction, unit="parameters", value=number)
         return make_record(f"model{number}", (value,)), make_scores()
@@ -498,7 +506,7 @@ def test_custom_suite_uses_the_rules_of_the_suite_it_was_made_from() -> None:
 
 
 def test_report_notes_margins_taken_from_the_original_suite(tmp_path: Path) -> None:
-    named = {"suite": SuiteId(name="quality-custom", version=1, digest="5017e"), "run": ""}
+    named: dict[str, Any] = {"suite": SuiteId(name="quality-custom", version=1, digest="5017e"), "run": ""}
     sides = make_measurement(**named), make_measurement("scenes-teacher", seed=2, **named)
     first, between = judge(*sides, tmp_path).notes
     assert first.startswith("suite 'quality-custom' is weighed by the margins of the suite it was made from; no noise floor")

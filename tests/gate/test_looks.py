@@ -41,7 +41,7 @@ def first_rows(measurement: Measurement, n: int, sets: bool) -> Side:
 
 
 def run_looks(worse: str, by: float, *, sets_from: int = 0) -> tuple[Report, list[int]]:
-    """Look after each 24 of 192 pictures; set metrics are available from `sets_from` pictures on => report, sizes of the looks."""
+    """Look after each 24 of 192 pictures, with set metrics from `sets_from` pictures on; returns the report and the sizes of the looks."""
     student, teacher, sizes = make_measurement(worse=worse, by=by), make_measurement("scenes-teacher", seed=2), []
 
     def sides(size: int, sets: bool) -> tuple[Side, Side] | None:
@@ -69,10 +69,13 @@ def test_fault_that_starts_after_the_first_look_is_found() -> None:
     student, teacher, sizes = make_measurement("scenes-teacher", seed=2), make_measurement("scenes-teacher", seed=2), []
     student[1].columns["clip_score.scenes"][24:] -= 3
     rules = replace(ALL, sets=[], policy=single_rule("clip_score.scenes"))
+
+    def sides(size: int, _: bool) -> tuple[Side, Side]:
+        return first_rows(student, size, sets=False), first_rows(teacher, size, sets=False)
+
     for size in range(24, 193, 24):
         sizes.append(size)
-        pair = first_rows(student, size, sets=False), first_rows(teacher, size, sets=False)
-        if report := looks.verdict_at(tuple(each / 192 for each in sizes), lambda _, pair=pair: pair, rules):
+        if report := looks.verdict_at(tuple(each / 192 for each in sizes), partial(sides, size), rules):
             break
     assert report
     assert report.verdict == "regressed"

@@ -13,7 +13,7 @@ from sdbench.api import gating
 from sdbench.errors import UserError
 from sdbench.gate import baselines, lookup
 from sdbench.gate.policy import Policy
-from sdbench.models.spec import ModelSpec
+from sdbench.models.spec import ModelSpec, resolve
 from sdbench.records import Machine, Model, SuiteId
 from sdbench.suites import Suite
 
@@ -120,11 +120,12 @@ def test_record_against_a_name_uses_or_creates_a_record_of_the_same_machine_clas
 @pytest.mark.parametrize("name", ["quality-custom", "quality-sequential", "quality"])
 def test_nothing_is_run_against_a_record_of_other_settings(name: str, results: Results) -> None:
     record = results.record("scenes-vega", suite=SuiteId(name=name, version=SUITE.version, digest="0"))
-    for pair in ((record, "scenes-teacher"), ("scenes-teacher", record)):
+    pairs: list[tuple[Path | str, Path | str]] = [(record, "scenes-teacher"), ("scenes-teacher", record)]
+    for candidate, baseline in pairs:
         with pytest.raises(
             UserError, match=rf"of suite {name}@\d+ \(digest 0\), and this run would be of quality@.*Name the suite with --suite"
         ):
-            results.pair(*pair, policy=POLICY.model_copy(update={"suites": {name: POLICY.suites["quality"]}}))
+            results.pair(candidate, baseline, policy=POLICY.model_copy(update={"suites": {name: POLICY.suites["quality"]}}))
     assert results.runs == []
 
 
@@ -150,7 +151,7 @@ def test_nothing_is_run_for_a_misspelt_name_or_a_policy_without_the_suite(candid
 def test_record_of_a_model_is_found_by_suite_digest_and_machine_class(results: Results) -> None:
     save_record(make_measurement("scenes-teacher"), results.folder)  # same suite name, another digest
     record = results.record("scenes-teacher")
-    spec = lookup.resolve("scenes-teacher")
+    spec = resolve("scenes-teacher")
     assert lookup.find_or_run(spec, SUITE, LAPTOP.machine_class, results.folder, results.run) == record
     assert lookup.find_or_run(spec, SUITE, GPU.machine_class, results.folder, results.run) != record
     assert results.runs == [(["scenes-teacher"], "quality")]

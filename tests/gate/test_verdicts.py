@@ -1,16 +1,18 @@
 """Verdicts as JUnit XML and Markdown, which no content can break."""
 
+from typing import Literal
 from xml.etree import ElementTree as ET
 
 import pytest
 
 from sdbench.gate.verdicts import Report, Result
+from sdbench.stats.decisions import Verdict
 
 
-def result(name: str, verdict: str, reason: str = "because") -> Result:
+def result(name: str, verdict: Verdict | Literal["skipped"], reason: str = "because") -> Result:
     return Result(
         name, verdict, reason, "higher", 0.5, required=True, unit="share", candidate=0.4, baseline=0.5, difference=-0.1, low=-0.2, high=0.0
-    )  # type: ignore[arg-type]
+    )
 
 
 MIXED = Report(
@@ -34,8 +36,8 @@ def test_junit_counts_match_its_cases() -> None:
 @pytest.mark.parametrize(
     ("verdict", "tag"), [("pass", None), ("regressed", "failure"), ("inconclusive", "failure"), ("incomparable", "error")]
 )
-def test_verdict_without_metrics_is_a_case(verdict: str, tag: str | None) -> None:
-    (case,) = ET.fromstring(Report(verdict, "so", "x", "y").junit().encode())  # type: ignore[arg-type]
+def test_verdict_without_metrics_is_a_case(verdict: Verdict, tag: str | None) -> None:
+    (case,) = ET.fromstring(Report(verdict, "so", "x", "y").junit().encode())
     assert [child.tag for child in case] == ([tag] if tag else [])
 
 

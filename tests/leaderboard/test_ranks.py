@@ -13,7 +13,7 @@ from sdbench.stats import decisions
 
 
 def draw_scores(models: int, n: int, step: float, seed: int = 0) -> np.ndarray:
-    """Scores of models whose means are `step` apart, on shared prompts, each with its own noise => (models, n)."""
+    """Scores, (models, n), of models whose means are `step` apart, on shared prompts, each with its own noise."""
     rng = np.random.default_rng(seed)
     return rng.normal(0, 5, n) + rng.normal(0, 1, (models, n)) + step * np.arange(models)[:, None]
 

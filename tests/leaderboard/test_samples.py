@@ -4,6 +4,7 @@ import io
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,14 +24,14 @@ def png(shade: int, size_px: int = 32) -> bytes:
     return buffer.getvalue()
 
 
-def write_record(results: Path, name: str, shades: Sequence[int], **changes: object) -> Path:
-    """Write a record with a picture of a single shade for each of the prompts => its folder."""
+def write_record(results: Path, name: str, shades: Sequence[int], **changes: Any) -> Path:
+    """Write a record with a picture of a single shade for each of the prompts; returns its folder."""
     pictures = {f"{prompt}.png": png(shade) for prompt, shade in zip(PROMPTS, shades, strict=False)}
     return records.write(make_record(name, **changes), make_scores(), pictures, results)
 
 
 def write_sheet(results: Path) -> np.ndarray:
-    """Write the only sheet => the shade in the middle of each of its pictures."""
+    """Write the only sheet; returns the shade in the middle of each of its pictures."""
     (path,) = samples.write(standings.read_rows(results), results)
     assert path == results / "samples-scenes-quality.png"
     side = samples.MIN_WIDTH_PX + samples.GAP_PX  # 32 px are enlarged three times

@@ -59,7 +59,8 @@ def test_rank_correlation_is_spearmans_and_its_interval_follows_the_draws() -> N
     draws = rng.normal(size=(500, 9))
     found = intervals.rank_correlation(one, other, draws, draws)
     assert found.value == pytest.approx(spearmanr(one, other).statistic)
-    assert (found.low, found.high, found.n) == (pytest.approx(1), pytest.approx(1), 9)
+    assert (found.low, found.high) == pytest.approx((1, 1))
+    assert found.n == 9
     others = rng.normal(size=(500, 9))
     wide = intervals.rank_correlation(one, one, draws, others)
     expected = np.quantile([spearmanr(a, b).statistic for a, b in zip(draws, others, strict=True)], [0.025, 0.975])

@@ -1,13 +1,11 @@
 """CMMD: against the double loop, by the direction of its changes, and its standard error against repeated draws."""
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
+from sdbench.arrays import F64
 from sdbench.metrics import tiles
 from sdbench.metrics.cmmd import cmmd
-
-F64 = npt.NDArray[np.float64]
 
 
 def draw(n: int, seed: int, shift: float = 0.0, d: int = 8) -> F64:

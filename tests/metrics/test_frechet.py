@@ -4,15 +4,13 @@ from typing import Any
 
 import mpmath
 import numpy as np
-import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sdbench.arrays import F64
 from sdbench.metrics import frechet as module
 from sdbench.metrics.frechet import Gaussian, Moments, frechet, frechet_distance, gaussian
-
-F64 = npt.NDArray[np.float64]
 
 
 def draw(n: int, d: int, seed: int = 0) -> F64:
@@ -123,7 +121,12 @@ def test_distance_with_fewer_rows_than_dimensions_is_exact() -> None:
 
 def test_factor_of_the_reference_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls, cholesky = [], np.linalg.cholesky
-    monkeypatch.setattr(np.linalg, "cholesky", lambda covariance: calls.append(1) or cholesky(covariance))
+
+    def counted(covariance: F64) -> Any:
+        calls.append(1)
+        return cholesky(covariance)
+
+    monkeypatch.setattr(np.linalg, "cholesky", counted)
     reference = gaussian(draw(50, 6))
     for seed in range(4):
         frechet_distance(gaussian(draw(30, 6, seed)), reference)

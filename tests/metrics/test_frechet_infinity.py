@@ -1,12 +1,11 @@
 import numpy as np
-import numpy.typing as npt
 import pytest
 
+from sdbench.arrays import F64
 from sdbench.metrics import frechet_infinity as module
 from sdbench.metrics.frechet import Gaussian, frechet_distance, gaussian
 from sdbench.metrics.frechet_infinity import frechet_infinity
 
-F64 = npt.NDArray[np.float64]
 D = 6
 UNIT = Gaussian(np.zeros(D), np.eye(D), 10**6)
 

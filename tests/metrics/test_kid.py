@@ -1,11 +1,10 @@
 import numpy as np
-import numpy.typing as npt
 import pytest
 
+from sdbench.arrays import F64
 from sdbench.metrics import kid as module
 from sdbench.metrics import tiles
 
-F64 = npt.NDArray[np.float64]
 RANDOM = np.random.default_rng(0)
 X, Y = RANDOM.normal(size=(9, 4)), RANDOM.normal(size=(7, 4)) + 0.5
 

@@ -1,13 +1,12 @@
 """Precision, recall, density and coverage: against the definitions, pair by pair, and on data that must lower each of them."""
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
+from sdbench.arrays import F32, F64
 from sdbench.metrics import tiles
 from sdbench.metrics.prdc import prdc
 
-F64 = npt.NDArray[np.float64]
 NAMES = ("precision", "recall", "density", "coverage")
 
 
@@ -15,7 +14,7 @@ def draw(n: int, seed: int, d: int = 3, shift: float = 0.0) -> F64:
     return np.random.default_rng(seed).normal(size=(n, d)) + shift
 
 
-def values(generated: F64, real: F64, k: int = 5) -> dict[str, float]:
+def values(generated: F32 | F64, real: F32 | F64, k: int = 5) -> dict[str, float]:
     return {name: value for name, (value, _) in prdc(generated, real, k).items()}
 
 

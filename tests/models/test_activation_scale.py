@@ -44,15 +44,15 @@ def test_only_the_networks_are_built_on_the_device(monkeypatch: pytest.MonkeyPat
 
 def test_each_layer_is_scaled_to_its_target_output() -> None:
     torch.manual_seed(0)
-    network = nn.Sequential()
-    network.add_module("first", nn.Linear(64, 64))
-    network.add_module("conv2", nn.Linear(64, 64))  # named like the end of a residual branch
+    network, first, conv2 = nn.Sequential(), nn.Linear(64, 64), nn.Linear(64, 64)
+    network.add_module("first", first)
+    network.add_module("conv2", conv2)  # named like the end of a residual branch
     network.requires_grad_(requires_grad=False)
     given = torch.randn(512, 64)
     activation_scale.calibrate_network(network, lambda: network(given))
-    hidden = network.first(given)
+    hidden = first(given)
     assert float(hidden.std()) == pytest.approx(1.0, abs=1e-4)
-    assert float(network.conv2(hidden).std()) == pytest.approx(activation_scale.BRANCH_STD, abs=1e-4)
+    assert float(conv2(hidden).std()) == pytest.approx(activation_scale.BRANCH_STD, abs=1e-4)
 
 
 def test_output_that_stays_out_of_range_is_an_error() -> None:

@@ -15,7 +15,7 @@ from sdbench.models.spec import resolve
 
 
 def digest(path: Path, base: Path | None = None, lora: Path | None = None) -> str | None:
-    return weights_digest(resolve(str(path), base=base and str(base), lora=lora and str(lora)))
+    return weights_digest(resolve(str(path), base=str(base) if base else None, lora=str(lora) if lora else None))
 
 
 def _nudge(folder: Path) -> None:
@@ -32,8 +32,8 @@ def _rename(folder: Path) -> None:
     save_file(tensors, path)
 
 
-def _set(file: str, key: str, value: object) -> Callable[[Path], None]:
-    return lambda folder: (folder / file).write_text(json.dumps({**json.loads((folder / file).read_text()), key: value})) and None
+def _set(file: str, key: str, value: object) -> Callable[[Path], object]:
+    return lambda folder: (folder / file).write_text(json.dumps({**json.loads((folder / file).read_text()), key: value}))
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,9 @@ def _set(file: str, key: str, value: object) -> Callable[[Path], None]:
         _set("tokenizer_2/tokenizer_config.json", "model_max_length", 7),
     ],
 )
-def test_every_change_that_affects_pictures_changes_the_digest(tiny_pipeline: Path, tmp_path: Path, change: Callable[[Path], None]) -> None:
+def test_every_change_that_affects_pictures_changes_the_digest(
+    tiny_pipeline: Path, tmp_path: Path, change: Callable[[Path], object]
+) -> None:
     copy = Path(shutil.copytree(tiny_pipeline, tmp_path / "copy"))
     assert digest(copy) == digest(tiny_pipeline)
     change(copy)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from ldm import unet_key
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
@@ -24,7 +24,10 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 def generate(pipeline: StableDiffusionXLPipeline, size_px: int = SIZE_PX) -> torch.Tensor:
     noise = torch.Generator().manual_seed(0)
-    return pipeline("a red circle", num_inference_steps=2, height=size_px, width=size_px, output_type="pt", generator=noise).images
+    pictures: torch.Tensor = pipeline(
+        "a red circle", num_inference_steps=2, height=size_px, width=size_px, output_type="pt", generator=noise
+    ).images
+    return pictures
 
 
 def open_pipeline(what: Path, dtype: str = "float32", **options: Any) -> StableDiffusionXLPipeline:
@@ -37,11 +40,11 @@ def pipeline_copy(tiny_pipeline: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_pipeline, tmp_path / "copy"))
 
 
-def save_lora(unet: torch.nn.Module, folder: Path, targets: list[str]) -> Path:
+def save_lora(unet: UNet2DConditionModel, folder: Path, targets: list[str]) -> Path:
     torch.manual_seed(1)
     config = LoraConfig(r=2, lora_alpha=6, target_modules=targets, init_lora_weights=False)
     unet.add_adapter(config)
-    metadata = {**config.to_dict(), "target_modules": targets}
+    metadata = {**config.to_dict(), "target_modules": targets}  # type: ignore[no-untyped-call]  # peft's
     StableDiffusionXLPipeline.save_lora_weights(folder, get_peft_model_state_dict(unet), unet_lora_adapter_metadata=metadata)
     return folder
 
@@ -259,12 +262,12 @@ def _tensors(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path
     return damage
 
 
-def _json(file: str, **values: Any) -> Callable[[Path], None]:
-    return lambda folder: (folder / file).write_text(json.dumps({**json.loads((folder / file).read_text()), **values})) and None
+def _json(file: str, **values: Any) -> Callable[[Path], object]:
+    return lambda folder: (folder / file).write_text(json.dumps({**json.loads((folder / file).read_text()), **values}))
 
 
-def _bytes(file: str, change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
-    return lambda folder: (folder / file).write_bytes(change((folder / file).read_bytes())) and None
+def _bytes(file: str, change: Callable[[bytes], bytes]) -> Callable[[Path], object]:
+    return lambda folder: (folder / file).write_bytes(change((folder / file).read_bytes()))
 
 
 @pytest.mark.parametrize(
@@ -304,7 +307,7 @@ def _bytes(file: str, change: Callable[[bytes], bytes]) -> Callable[[Path], None
         (_json("unet/config.json", block_out_channels=[8, 8]), r"unet/config\.json describes no UNet2DConditionModel"),
     ],
 )
-def test_damaged_folder_is_an_error(pipeline_copy: Path, damage: Callable[[Path], None], message: str) -> None:
+def test_damaged_folder_is_an_error(pipeline_copy: Path, damage: Callable[[Path], object], message: str) -> None:
     spec = resolve(str(pipeline_copy))
     damage(pipeline_copy)
     with pytest.raises(UserError, match=message):

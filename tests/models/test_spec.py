@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -126,9 +127,9 @@ def test_resolving_imports_neither_torch_nor_diffusers() -> None:
         ("sdxl", {"name": "sdxl", "lora": "a/b"}, "'sdxl' is the catalogue's name of another model"),
     ],
 )
-def test_invalid_names_and_options_are_rejected(what: str, options: dict[str, str], message: str) -> None:
+def test_invalid_names_and_options_are_rejected(what: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        resolve(what, **options)  # type: ignore[arg-type]
+        resolve(what, **options)
 
 
 def test_mistyped_path_error_suggests_a_similar_one(tiny_pipeline: Path) -> None:

@@ -3,10 +3,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from tiny import PARTS
 from torch.testing import assert_close
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from sdbench.models.architectures import PARTS
 from sdbench.models.text_encoders import letter_tokenizer, save_text_encoder
 
 LAYER = [

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from factories import number
 from tiny import SIZE_PX, tiny_unet
 
 from sdbench.models.spec import resolve
@@ -45,16 +46,16 @@ def test_a_round_measures_every_stage(tiny_pipeline: Path, tmp_path: Path) -> No
     found = {value.name: value for value in values["tiny"]}
     assert {value.state for value in found.values()} == {"ok"}, [value.reason for value in found.values() if value.reason]
     p50 = {stage: found[f"latency.{stage}.p50"] for stage in STAGES}
-    assert all(value.samples and len(value.samples[0]) == 3 and value.value > 0 for value in p50.values())
+    assert all(value.samples and len(value.samples[0]) == 3 and number(value) > 0 for value in p50.values())
     unet = tiny_unet()
     assert found["parameters.unet"].value == sum(weights.numel() for weights in unet.parameters())
     assert found["flops.unet"].value == unet_macs(dict(unet.config), latent_size=4, tokens=20)
-    assert found["memory.peak_rss"].value > 100, "PyTorch alone takes that, in MiB"
-    assert found["memory.weights"].value == pytest.approx(4 * found["parameters.pipeline"].value / 2**20, rel=0.01), "buffers come on top"
-    assert found["cold_start.first_call"].value > 0
-    assert found["ceiling.matmul"].value > 0
-    assert found["share.roofline.unet_step"].value > 0
-    assert found["machine.foreign_cores"].value >= 0
+    assert number(found["memory.peak_rss"]) > 100, "PyTorch alone takes that, in MiB"
+    assert found["memory.weights"].value == pytest.approx(4 * number(found["parameters.pipeline"]) / 2**20, rel=0.01), "buffers come on top"
+    assert number(found["cold_start.first_call"]) > 0
+    assert number(found["ceiling.matmul"]) > 0
+    assert number(found["share.roofline.unet_step"]) > 0
+    assert number(found["machine.foreign_cores"]) >= 0
 
 
 @pytest.mark.usefixtures("_in_this_process")
@@ -66,7 +67,7 @@ def test_setting_is_applied_and_labels_its_values(tiny_pipeline: Path, tmp_path:
     found = {value.name: value for value in values["tiny"]}
     assert {value.state for value in found.values()} == {"ok"}, [value.reason for value in found.values() if value.reason]
     assert all(name.endswith(f"@{label}") for name in found)
-    rate, seconds = found[f"images_per_second@{label}"].value, found[f"latency.pipeline.p50@{label}"].value
+    rate, seconds = number(found[f"images_per_second@{label}"]), number(found[f"latency.pipeline.p50@{label}"])
     assert rate == pytest.approx(2 / seconds)
     (raw,) = tmp_path.glob("tiny-b2*-0.json")
     assert json.loads(raw.read_text())["benchmarks"][0]["extra_info"]["configs"]["vae"]["_class_name"] == "AutoencoderTiny"
@@ -96,5 +97,5 @@ def test_compiled_settings_report_compilation_separately_and_reuse_it_from_disk(
     for label in ("compiled", "compiled-blocks"):
         cold, warm = (found[f"cold_start.{name}@{label}"] for name in ("first_call_compiling", "first_call"))
         assert (cold.n, warm.n) == (1, 1)
-        assert cold.value > warm.value
+        assert number(cold) > number(warm)
         assert len(list((tmp_path / "compiled").glob(f"tiny-{label}-{'?' * 16}"))) == 1  # one cache, by digest

@@ -84,7 +84,7 @@ def test_values_nvml_does_not_support_are_none(install_nvml: Any) -> None:
         raise NVMLError("Not Supported")
 
     install_nvml(None)
-    sys.modules["pynvml"].nvmlDeviceGetPowerUsage = unsupported  # type: ignore[attr-defined]
+    vars(sys.modules["pynvml"])["nvmlDeviceGetPowerUsage"] = unsupported
     card_monitor = Monitor("cuda")
     assert card_monitor.process_mib() is None
     report = card_monitor.report()
@@ -100,7 +100,7 @@ def test_growth_of_used_memory_includes_unlisted_processes(install_nvml: Any) ->
     install_nvml({12345: 2**30})
     before = used_mib("cuda")
     assert before == 1024
-    sys.modules["pynvml"].nvmlDeviceGetMemoryInfo = lambda _: SimpleNamespace(used=5 * 2**29)  # type: ignore[attr-defined]
+    vars(sys.modules["pynvml"])["nvmlDeviceGetMemoryInfo"] = lambda _: SimpleNamespace(used=5 * 2**29)
     assert Monitor("cuda").growth_mib(before) == 1536
     assert Monitor("cuda").growth_mib(None) is None
     assert used_mib("cpu") is None

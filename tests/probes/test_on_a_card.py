@@ -16,7 +16,8 @@ from sdbench.models.loading import load
 from sdbench.models.spec import resolve
 from sdbench.probes import capacity
 from sdbench.probes.driver import measure
-from sdbench.probes.monitor import MIB, Card, Monitor
+from sdbench.probes.meters import MIB
+from sdbench.probes.monitor import Card, Monitor
 from sdbench.probes.stages import PROMPT, Stages
 from sdbench.settings import Probes, Sampling, Setting
 
@@ -56,7 +57,7 @@ def test_round_on_a_card_agrees_with_manual_timing(tiny_pipeline: Path, tmp_path
     pipe = load(resolve(str(tiny_pipeline)), dtype="bfloat16", device="cuda")
     seconds = []
     for _ in range(20):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]  # torch's
         torch.cuda.reset_peak_memory_stats()
         start.record()
         pipe(**call_arguments(SAMPLING, [PROMPT]), generator=torch.Generator().manual_seed(0))
@@ -105,7 +106,14 @@ def test_another_process_on_the_card_is_detected() -> None:
 @pytest.mark.parametrize("setting", [Setting(compile="whole"), Setting(compile="blocks"), Setting(batch=4, vae="tiny", dtype="float16")])
 def test_settings_run_on_a_card(setting: Setting, tiny_pipeline: Path, tmp_path: Path) -> None:
     probes = Probes(rounds=2, calls=3, warmup=1, settings=(setting,))
-    place = {"work": tmp_path, "suites": SUITES, "device": "cuda", "settings": [setting.label]}
-    values = measure([resolve(str(tiny_pipeline), name="tiny")], SAMPLING, probes, **place).values
+    values = measure(
+        [resolve(str(tiny_pipeline), name="tiny")],
+        SAMPLING,
+        probes,
+        work=tmp_path,
+        suites=SUITES,
+        device="cuda",
+        settings=[setting.label],
+    ).values
     failed = {value.name: value.reason for value in values["tiny"] if value.state != "ok"}
     assert {name.partition("@")[0] for name in failed} <= NEEDS_NVML, failed

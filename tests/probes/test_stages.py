@@ -1,6 +1,7 @@
 """Each stage on its own does what the pipeline does at that point."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,8 +24,26 @@ def pipe(loaded_pipeline: Any) -> Any:
     return copy.deepcopy(loaded_pipeline)
 
 
+def run(stages: Stages, stage: str) -> Any:
+    """Call a stage; returns what diffusers or torch returns."""
+    return stages.prepare(stage)()
+
+
+def record_decoded(vae: Any) -> list[torch.Tensor]:
+    """Let a VAE append the latents that it decodes to a list; returns the list."""
+    seen: list[torch.Tensor] = []
+    decode = vae.decode
+
+    def recorded(latents: torch.Tensor, **named: Any) -> Any:
+        seen.append(latents)
+        return decode(latents, **named)
+
+    vae.decode = recorded
+    return seen
+
+
 def record_unet_calls(pipe: Any, call: Any) -> tuple[Any, list[tuple[tuple[Any, ...], dict[str, Any]]]]:
-    """Run a call => its result and the arguments of its UNet calls."""
+    """Run a call; returns its result and the arguments of its UNet calls."""
     seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     with torch.no_grad():
         hook = pipe.unet.register_forward_pre_hook(lambda _, given, named: seen.append((given, named)), with_kwargs=True)
@@ -38,7 +57,7 @@ def record_unet_calls(pipe: Any, call: Any) -> tuple[Any, list[tuple[tuple[Any, 
     [(3.0, {}, 2), (1.0, {}, 1), (3.0, {"time_cond_proj_dim": 8}, 1), (1.0, {"time_cond_proj_dim": 8}, 1)],
 )
 def test_unet_step_gets_the_same_inputs_as_in_the_pipeline(
-    pipe: Any, guidance_scale: float, unet_changes: dict[str, int], batch: int
+    pipe: Any, guidance_scale: float, unet_changes: dict[str, Any], batch: int
 ) -> None:
     pipe.unet = tiny_unet(**unet_changes)  # latent consistency models embed the guidance scale
     stages = Stages(pipe, SAMPLING.model_copy(update={"guidance_scale": guidance_scale}))
@@ -78,21 +97,19 @@ def test_guidance_extrapolates_from_the_negative_prompt_to_the_prompt(pipe: Any)
 
 
 def test_vae_gets_latents_divided_by_its_scaling_factor(pipe: Any) -> None:
-    call = Stages(pipe, SAMPLING).prepare("vae_decode")
+    call: Callable[[], Any] = Stages(pipe, SAMPLING).prepare("vae_decode")
     assert call().shape == (1, 3, SIZE_PX, SIZE_PX)
     pipe.vae.register_to_config(scaling_factor=0.5)
-    seen: list[torch.Tensor] = []
-    decode = pipe.vae.decode
-    pipe.vae.decode = lambda latents, **named: (seen.append(latents), decode(latents, **named))[1]
+    seen = record_decoded(pipe.vae)
     call()
-    Stages(pipe, SAMPLING).prepare("vae_decode")()
+    run(Stages(pipe, SAMPLING), "vae_decode")
     torch.testing.assert_close(seen[1], 2 * seen[0])
 
 
 def test_vae_that_overflows_in_half_precision_decodes_in_float32(pipe: Any) -> None:
     pipe.vae.register_to_config(force_upcast=True)
     pipe.vae.half()
-    pixels = Stages(pipe, SAMPLING).prepare("vae_decode")()
+    pixels = run(Stages(pipe, SAMPLING), "vae_decode")
     assert pixels.dtype == torch.float32
     assert pipe.vae.dtype == torch.float16, "its dtype is restored"
 
@@ -110,13 +127,18 @@ def test_vae_that_overflows_in_half_precision_decodes_in_float32(pipe: Any) -> N
     ],
 )
 def test_scheduler_stage_takes_every_step_on_every_call(pipe: Any, scheduler: str, changes: dict[str, Any]) -> None:
-    call = Stages(pipe, SAMPLING.model_copy(update={"scheduler": scheduler, "steps": 4, **changes})).prepare("scheduler")
+    call: Callable[[], Any] = Stages(pipe, SAMPLING.model_copy(update={"scheduler": scheduler, "steps": 4, **changes})).prepare("scheduler")
     one, other = call(), call()
     assert torch.equal(one, other)
     assert one.shape == (1, 4, 4, 4)
     taken: list[int] = []
     step = pipe.scheduler.step
-    pipe.scheduler.step = lambda noise, timestep, *rest, **named: (taken.append(int(timestep)), step(noise, timestep, *rest, **named))[1]
+
+    def recorded(noise: torch.Tensor, timestep: Any, *rest: Any, **named: Any) -> Any:
+        taken.append(int(timestep))
+        return step(noise, timestep, *rest, **named)
+
+    pipe.scheduler.step = recorded
     call()
     assert taken == pipe.scheduler.timesteps.tolist()
     assert len(taken) == 4
@@ -127,23 +149,22 @@ def test_scheduler_stage_takes_every_step_on_every_call(pipe: Any, scheduler: st
 
 def test_every_stage_uses_the_batch_size(pipe: Any) -> None:
     stages = Stages(pipe, SAMPLING, 3)
-    assert len(stages.prepare("pipeline")().images) == 3
-    assert stages.prepare("text_encoders")()[0].shape[0] == 3
+    assert len(run(stages, "pipeline").images) == 3
+    assert run(stages, "text_encoders")[0].shape[0] == 3
     noise, [(given, named)] = record_unet_calls(pipe, stages.prepare("unet_step"))
     assert noise.shape[0] == 3
     assert given[0].shape[0] == named["encoder_hidden_states"].shape[0] == named["added_cond_kwargs"]["time_ids"].shape[0] == 6
-    assert stages.prepare("vae_decode")().shape[0] == 3
-    assert len(torch.no_grad()(stages.short(2))().images) == 2
+    assert run(stages, "vae_decode").shape[0] == 3
+    short: Callable[[], Any] = stages.short(2)
+    assert len(torch.no_grad()(short)().images) == 2
 
 
 def test_vae_stage_decodes_the_pipelines_latents(pipe: Any) -> None:
     stages = Stages(pipe, SAMPLING.model_copy(update={"steps": 1}))
-    seen: list[torch.Tensor] = []
-    decode = pipe.vae.decode
     call = stages.prepare("vae_decode")
-    pipe.vae.decode = lambda latents, **named: (seen.append(latents), decode(latents, **named))[1]
+    seen = record_decoded(pipe.vae)
     call()
-    stages.prepare("pipeline")()
+    run(stages, "pipeline")
     torch.testing.assert_close(seen[0], seen[1])
 
 
@@ -166,8 +187,8 @@ def test_loading_on_a_card_disables_tf32_for_float32_and_frees_cached_memory(pip
     emptied: list[bool] = []
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
     monkeypatch.setattr(setup, "load_pipeline", lambda *_, **__: pipe)
-    request = SimpleNamespace(device="cuda", spec=None, dtype="float32", setting=Setting(), sampling=SAMPLING)
-    setup.load(request)  # type: ignore[arg-type]
+    request: Any = SimpleNamespace(device="cuda", spec=None, dtype="float32", setting=Setting(), sampling=SAMPLING)
+    setup.load(request)
     assert cudnn.allow_tf32 is False
     assert emptied
 
@@ -175,12 +196,12 @@ def test_loading_on_a_card_disables_tf32_for_float32_and_frees_cached_memory(pip
 def test_tiny_vae_decodes_to_pictures_of_the_same_size(pipe: Any) -> None:
     apply_setting(pipe, Setting(vae="tiny"))
     stages = Stages(pipe, SAMPLING)
-    assert stages.prepare("vae_decode")().shape == (1, 3, SIZE_PX, SIZE_PX)
-    assert stages.prepare("pipeline")().images.shape == (1, SIZE_PX, SIZE_PX, 3)
+    assert run(stages, "vae_decode").shape == (1, 3, SIZE_PX, SIZE_PX)
+    assert run(stages, "pipeline").images.shape == (1, SIZE_PX, SIZE_PX, 3)
 
 
 def test_text_encoders_encode_the_prompt_and_the_negative_prompt(pipe: Any) -> None:
-    text, negative, _, _ = Stages(pipe, SAMPLING).prepare("text_encoders")()
+    text, negative, _, _ = run(Stages(pipe, SAMPLING), "text_encoders")
     assert text.shape == negative.shape == (1, 20, 96)
     assert not torch.equal(text, negative)
 

@@ -31,7 +31,7 @@ ARRAYS = [np.random.default_rng(row).integers(0, 256, (*SIZES[row % len(SIZES)],
 
 
 def colours(images: U8) -> F32:
-    """A fake encoder for pictures of any one size: mean and spread of each channel => N x 6."""
+    """A fake encoder for pictures of any one size: mean and spread of each channel, N x 6."""
     assert images.dtype == np.uint8
     flat = images.reshape(len(images), -1, 3) / 255
     return np.concatenate([flat.mean(1), flat.std(1)], 1).astype(np.float32)
@@ -353,8 +353,13 @@ def test_command_builds_imports_and_lists(images: Path, runs: Path, tmp_path: Pa
 
 def test_encoder_runs_on_the_requested_device(images: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
+
+    def recorded(pictures: U8) -> F32:
+        seen.append(device())
+        return colours(pictures)
+
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setitem(ENCODERS, "toy", Encoder("toy", lambda: "toy", lambda pictures: seen.append(device()) or colours(pictures)))
+    monkeypatch.setitem(ENCODERS, "toy", Encoder("toy", lambda: "toy", recorded))
     args = ["reference", "build", "real", "--images", str(images), "--encoder", "toy", "--runs", str(runs)]
     assert cli.main([*args, "--device", "gpu"]) == 2
     assert cli.main([*args, "--device", "cpu"]) == 0
@@ -392,7 +397,7 @@ def test_pictures_that_an_encoder_rejects_are_named(images: Path, runs: Path) ->
 )
 def test_incomplete_command_names_what_is_missing(args: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     try:
-        code = cli.main(["reference", *args])
+        code: int | str | None = cli.main(["reference", *args])
     except SystemExit as done:  # of argparse
         code = done.code
     assert code == 2

@@ -50,11 +50,13 @@ def page(browser: Any, page_url: str, request: pytest.FixtureRequest) -> Iterato
 
 
 def names(page: Any) -> list[str]:
-    return page.locator(".board tbody tr:visible th").evaluate_all("cells => cells.map((cell) => cell.dataset.sort)")
+    found: list[str] = page.locator(".board tbody tr:visible th").evaluate_all("cells => cells.map((cell) => cell.dataset.sort)")
+    return found
 
 
 def prompts(page: Any) -> list[str]:
-    return page.locator(".wall .shot:visible .prompt").evaluate_all("found => found.map((each) => each.textContent)")
+    found: list[str] = page.locator(".wall .shot:visible .prompt").evaluate_all("found => found.map((each) => each.textContent)")
+    return found
 
 
 def test_click_sorts_best_first_and_second_click_reverses(page: Any) -> None:

@@ -102,7 +102,8 @@ def test_verdicts_use_the_noise_between_runs(tmp_path: Path) -> None:
         (path,) = api.report(api.Places(tmp_path))
         text = path.read_text(encoding="utf-8")
         assert '<span class="interval">other runs</span>' in text, "in the cell of the speed-up"
-        return re.findall(r'<span class="chip (\w+)">', text)[0]
+        verdict: str = re.findall(r'<span class="chip (\w+)">', text)[0]
+        return verdict
 
     assert first_verdict() == "regressed"
     floor = floors.estimate([Side.read(teacher), Side.read(student)], (1, 2), records.read_record(teacher).suite)

@@ -15,7 +15,8 @@ from PIL import Image
 from tiny import SIZE_PX
 
 from sdbench import api, cli, records, suites
-from sdbench.arrays import U8
+from sdbench.arrays import F32, U8
+from sdbench.commands import measuring
 from sdbench.encoders import scenes
 from sdbench.encoders.catalogue import ENCODERS, TOWERS
 from sdbench.encoders.clip import Clip
@@ -27,9 +28,10 @@ from sdbench.gate.policy import Rule
 from sdbench.leaderboard import standings, writing
 from sdbench.metrics.cosine import caption_score
 from sdbench.models.spec import ModelSpec, resolve
+from sdbench.probes import driver
 from sdbench.probes.driver import ProbeResult
 from sdbench.protocols.base import Subject
-from sdbench.records import Model, NamedTeacher, Scores, Value
+from sdbench.records import Model, NamedTeacher, Record, Scores, Value
 from sdbench.records import files as record_files
 from sdbench.reference import cards
 from sdbench.run import external, recording, runner
@@ -129,7 +131,7 @@ def test_a_metric_without_weights_is_missing(tmp_path: Path, monkeypatch: pytest
 
 
 def test_nan_features_fail_and_never_become_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def nan(images: U8) -> scenes.F32:
+    def nan(images: U8) -> F32:
         return colours(images) * np.float32(np.nan)
 
     monkeypatch.setattr(scenes, "features", nan)
@@ -259,8 +261,9 @@ def test_parts_draw_what_one_run_would_and_a_run_only_scores_them(
     def pictures_below(folder: Path) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in folder.rglob("images/*.png") if "runs" in path.parts}
 
+    assert SUITE.prompts
     suite = SUITE.model_copy(update={"prompts": SUITE.prompts.model_copy(update={"n": 5})})  # batches of 2, 2 and 1
-    monkeypatch.setattr(cli.measuring, "_read_models_and_suite", lambda _: ([teacher], suite))
+    monkeypatch.setattr(measuring, "_read_models_and_suite", lambda _: ([teacher], suite))
     command = ["run", "--model", "tiny", "--results", str(tmp_path / "parts" / "results"), "--runs", str(tmp_path / "parts" / "runs")]
     for part, missing, note in (("2/2", 3, "3 pictures are still missing"), ("1/2", 0, "all pictures are drawn")):
         assert cli.main([*command, "--json", "--part", part]) == 0
@@ -291,8 +294,13 @@ def test_weights_measured_before_keep_their_earlier_values(teacher: ModelSpec, t
     record, scores = records.read(first)
     other = record.model.model_copy(update={"weights_digest": "of another checkpoint"})
     records.write(record.model_copy(update={"model": other, "created": records.now(), "values": ()}), scores, {}, tmp_path / "results")
-    models_read, head, probes_only = set(), record_files.read_record, replace(prepare_in(tmp_path), with_quality=False)
-    monkeypatch.setattr(record_files, "read_record", lambda folder: models_read.add(folder.parent.name) or head(folder))
+    models_read, head, probes_only = set[str](), record_files.read_record, replace(prepare_in(tmp_path), with_quality=False)
+
+    def recorded(folder: Path) -> Record:
+        models_read.add(folder.parent.name)
+        return head(folder)
+
+    monkeypatch.setattr(record_files, "read_record", recorded)
     (again,) = runner.run([teacher], probes_only)
     assert models_read == {"scenes-teacher"}, "records of other models are not read"
     found = records.read(again)[0]
@@ -437,7 +445,7 @@ def test_values_against_different_teachers_of_the_same_name_are_incomparable(tmp
 
 def test_run_of_probes_keeps_the_quality_values_of_the_record(teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     probe = Value(name="parameters.unet", kind="count", direction="lower", unit="parameters", value=7)
-    monkeypatch.setattr(runner.driver, "measure", lambda specs, *_, **__: ProbeResult({spec.name: [probe] for spec in specs}, "turns"))
+    monkeypatch.setattr(driver, "measure", lambda specs, *_, **__: ProbeResult({spec.name: [probe] for spec in specs}, "turns"))
     suite = SUITE.model_copy(update={"probes": Probes(rounds=1, calls=2, warmup=0)})
     (pictures,) = runner.run([teacher], prepare_in(tmp_path, suite))
     (tmp_path / "moved").symlink_to(teacher.location)
@@ -464,13 +472,13 @@ def test_settings_measured_in_separate_runs_are_merged_into_one_record(
         values = [[Value(name=name, kind="probe", direction="lower", unit="s", value=next(seconds)) for name in names] for _ in specs]
         return ProbeResult(dict(zip([spec.name for spec in specs], values, strict=True)), "turns")
 
-    monkeypatch.setattr(runner.driver, "measure", fake_measure)
+    monkeypatch.setattr(driver, "measure", fake_measure)
     monkeypatch.setattr(runner, "load", fail_if_called)
     suite = SUITE.model_copy(update={"metrics": {}, "probes": Probes(rounds=1, calls=2, warmup=0, settings=(Setting(batch=2),))})
 
     def run(*settings: str) -> dict[str, float | None]:
-        place = {"device": "cpu", "results": tmp_path / "results", "runs": tmp_path / "runs"}
-        (folder,) = runner.run([teacher], prepare(suite, **place, settings=settings))
+        context = prepare(suite, device="cpu", results=tmp_path / "results", runs=tmp_path / "runs", settings=settings)
+        (folder,) = runner.run([teacher], context)
         return {value.name: value.value for value in records.read(folder)[0].values}
 
     assert run("base") == {p50: 1}
@@ -492,7 +500,7 @@ def test_probes_alone_generate_no_pictures_and_skip_rendered_models(
         measured_models.append([spec.name for spec in specs])
         return ProbeResult({spec.name: [latency] for spec in specs}, "turns")
 
-    monkeypatch.setattr(runner.driver, "measure", fake_measure)
+    monkeypatch.setattr(driver, "measure", fake_measure)
     monkeypatch.setattr(runner, "load", fail_if_called)
     suite = SUITE.model_copy(update={"probes": Probes(rounds=1, calls=2, warmup=0)})
     folders = runner.run([resolve("scenes-rendered"), teacher], prepare_in(tmp_path, suite, "probes"))
@@ -561,8 +569,13 @@ def test_external_pictures_score_like_generated_ones(tmp_path: Path, monkeypatch
 @pytest.mark.parametrize("more", [[], ["--name", "dall-e"]])
 def test_external_pictures_are_scored_on_the_requested_device(more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
+
+    def recorded(images: U8) -> F32:
+        seen.append(device())
+        return colours(images)
+
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(scenes, "features", lambda images: seen.append(device()) or colours(images))
+    monkeypatch.setattr(scenes, "features", recorded)
     images, prompts = map(str, save_pictures(tmp_path, PICTURES, PROMPTS))
     args = ["score", "--images", images, "--prompts", prompts, "--suite", "quality", "--results", str(tmp_path / "results"), *more]
     assert cli.main([*args, "--device", "gpu"]) == 2

@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from pictures import noise, photograph
 
-from sdbench.arrays import F32, U8
+from sdbench.arrays import F32, F64, U8
 from sdbench.encoders.catalogue import ENCODERS, Encoder
 from sdbench.errors import MissingError
 from sdbench.metrics import prdc
@@ -37,7 +38,7 @@ SAME = np.stack([photograph(seed, 32, 32) for seed in range(60)])
 
 
 def fake_features(name: str) -> Callable[[U8], F32]:
-    """Fake features that differ by encoder: means of a picture's quarters and its contrasts, mixed => N x 15; CLIP's are of length 1."""
+    """Fake features that differ by encoder, N x 15: means of a picture's quarters and its contrasts, mixed; CLIP's are of length 1."""
     mix = np.random.default_rng(list(ENCODERS).index(name)).normal(size=(15, 15)) + 3 * np.eye(15)
 
     def features(pictures: U8) -> F32:
@@ -63,7 +64,7 @@ def _fake_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cards, "find", find)
 
 
-def make_subject(folder: Path, pictures: U8 = SAME, **changes: object) -> Subject:
+def make_subject(folder: Path, pictures: U8 = SAME, **changes: Any) -> Subject:
     store = Store(folder / "runs", {"pictures": len(pictures)})
     names = [f"{index:03d}" for index in range(len(pictures))]
     for name, picture in zip(names, pictures, strict=True):
@@ -72,7 +73,7 @@ def make_subject(folder: Path, pictures: U8 = SAME, **changes: object) -> Subjec
     return replace(subject, **changes)
 
 
-def values(folder: Path, pictures: U8 = SAME, **changes: object) -> dict[str, Value]:
+def values(folder: Path, pictures: U8 = SAME, **changes: Any) -> dict[str, Value]:
     return {value.name: value for value in score(make_subject(folder, pictures, **changes), NAMES)[0]}
 
 
@@ -159,7 +160,12 @@ def test_set_metrics_do_not_apply_to_too_few_pictures(n: int, lacking: set[str],
 
 def test_prdc_is_computed_once_for_its_four_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls, compute = [], prdc.prdc
-    monkeypatch.setattr(prdc, "prdc", lambda *features: calls.append(1) or compute(*features))
+
+    def counted(generated: F32, real: F32) -> dict[str, tuple[float, F64]]:
+        calls.append(1)
+        return compute(generated, real)
+
+    monkeypatch.setattr(prdc, "prdc", counted)
     values(tmp_path)
     assert len(calls) == 1
 
@@ -167,9 +173,12 @@ def test_prdc_is_computed_once_for_its_four_metrics(tmp_path: Path, monkeypatch:
 def test_features_are_computed_in_blocks_and_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base, "BLOCK", 7)
     seen = []
-    features = make_subject(tmp_path).features(
-        "net", lambda pictures: seen.append(len(pictures)) or fake_features("inception.clean")(pictures)
-    )
+
+    def encode(pictures: U8) -> F32:
+        seen.append(len(pictures))
+        return fake_features("inception.clean")(pictures)
+
+    features = make_subject(tmp_path).features("net", encode)
     assert seen == [7] * 8 + [4]
     np.testing.assert_allclose(features, fake_features("inception.clean")(SAME), rtol=1e-5)
 

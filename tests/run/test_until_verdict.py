@@ -98,7 +98,7 @@ def test_killed_run_resumes_and_a_finished_run_generates_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (baseline,) = runner.run([teacher], prepare_in(tmp_path / "elsewhere", SIX_PROMPTS))
-    student, put, stored = replace(teacher, name="student"), Store.put, []
+    student, put, stored = replace(teacher, name="student"), Store.put, list[str]()
 
     def interrupt_fourth(store: Store, image: str, pixels: Any) -> None:
         if len(stored) == 3:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdbench.scenes.grammar import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZES, Scene, Thing, parse, scene_at
+from sdbench.scenes.grammar import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZES, Scene, Split, Thing, parse, scene_at
 
 THINGS = st.builds(Thing, st.sampled_from(SIZES), st.sampled_from(sorted(COLOURS)), st.sampled_from(SHAPES))
 GROUNDS = st.sampled_from(sorted(BACKGROUNDS))
@@ -59,8 +59,8 @@ def test_scene_of_an_index_never_changes() -> None:
 
 
 @given(st.integers(0, 10_000), st.sampled_from(("train", "heldout")))
-def test_sampled_scene_belongs_to_its_split_and_has_distinct_things(index: int, split: str) -> None:
-    scene = scene_at(index, split)  # type: ignore[arg-type]  # Hypothesis knows no literals
+def test_sampled_scene_belongs_to_its_split_and_has_distinct_things(index: int, split: Split) -> None:
+    scene = scene_at(index, split)
     assert scene.split == split
     assert len(set(scene.things)) == len(scene.things) == (1 if scene.relation is None else 2)
 

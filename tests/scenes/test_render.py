@@ -6,10 +6,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from sdbench.arrays import U8
 from sdbench.scenes.grammar import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, Scene, parse, scene_at
 from sdbench.scenes.render import RADIUS, SIZE_PX, render
 
-U8 = npt.NDArray[np.uint8]
 GOLDEN = "ac6d8d138239e9c59f43511e081f971ccea07807dfa7430e89b9fe235bab4b21"
 
 
@@ -19,13 +19,13 @@ def draw(caption: str, n: int = 1, seed: int = 0) -> U8:
 
 def has_colour(picture: U8, colour: tuple[int, int, int], within: int) -> npt.NDArray[np.bool_]:
     """Where a picture has a colour, give or take the jitter."""
-    return (abs(picture.astype(int) - colour) <= within).all(-1)
+    return np.asarray((abs(picture.astype(int) - colour) <= within).all(-1))
 
 
 def foreground(picture: U8) -> npt.NDArray[np.bool_]:
     """Where a picture is not background; edge pixels count if they are at least half covered."""
     ground = picture[0, 0].astype(int)
-    return abs(picture.astype(int) - ground).max(-1) > 20
+    return np.asarray(abs(picture.astype(int) - ground).max(-1) > 20)
 
 
 def coverage(pictures: U8) -> float:

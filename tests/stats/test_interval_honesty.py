@@ -8,15 +8,14 @@ from collections.abc import Callable
 from functools import cache, cached_property
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from scipy import stats as scipy_stats
 
+from sdbench.arrays import F64
 from sdbench.metrics.frechet import frechet, frechet_distance, gaussian
 from sdbench.metrics.frechet_infinity import frechet_infinity
 from sdbench.stats import decisions, intervals
 
-F64 = npt.NDArray[np.float64]
 RATIOS = (0.5, 1, 2.5, 5, 30)
 FEW = 250  # at 95 % coverage, under 90.8 % or over 98.8 % of 250 happen once in a thousand runs
 MANY = 2000
@@ -33,7 +32,7 @@ def coverage_bounds(repetitions: int) -> tuple[float, float]:
 
 
 def clip_scores(random: np.random.Generator, n: int) -> tuple[F64, F64]:
-    """Scores of a student and its teacher on the same prompts, which differ more than models do; the tail is on the left => (n,), (n,)."""
+    """Scores of a student and its teacher, (n,) each, on the same prompts, which differ more than models do; the tail is on the left."""
     prompts = 27 - random.gamma(2, 1.5, n)
     return prompts - 0.4 - random.gamma(1.5, 0.8, n), prompts - random.gamma(1.5, 0.6, n)
 
@@ -59,9 +58,9 @@ def test_interval_of_a_clip_score_difference_covers(n: int, repetitions: int) ->
         student, teacher = clip_scores(np.random.default_rng((seed, n)), n)
         bounds = decisions.paired_mean_bounds(student - teacher, level=0.975)
         found.append(bounds.low <= CLIP_DIFFERENCE <= bounds.high)
-    report(f"CLIP difference, n = {n}", np.mean(found), repetitions)
-    low, high = coverage_bounds(repetitions)
-    assert low <= np.mean(found) <= high
+    covered, (low, high) = float(np.mean(found)), coverage_bounds(repetitions)
+    report(f"CLIP difference, n = {n}", covered, repetitions)
+    assert low <= covered <= high
 
 
 @pytest.mark.parametrize("repetitions", REPETITIONS)
@@ -72,9 +71,9 @@ def test_interval_of_a_win_rate_covers(ties: float, n: int, repetitions: int) ->
     for seed in range(repetitions):
         rate = intervals.wins_interval(*preferences(ties)(np.random.default_rng((seed, n)), n)).estimate
         found.append(rate.low <= truth <= rate.high)
-    report(f"win rate, {ties:.0%} ties, n = {n}", np.mean(found), repetitions)
-    low, high = coverage_bounds(repetitions)
-    assert low <= np.mean(found) <= high
+    covered, (low, high) = float(np.mean(found)), coverage_bounds(repetitions)
+    report(f"win rate, {ties:.0%} ties, n = {n}", covered, repetitions)
+    assert low <= covered <= high
 
 
 @pytest.mark.slow
@@ -88,9 +87,10 @@ def test_t_interval_of_a_mean_score_covers_as_well_as_a_bootstrap(n: int) -> Non
         by_t.append(found.low <= truth <= found.high)
         bca = scipy_stats.bootstrap((scores,), np.mean, n_resamples=999, rng=np.random.default_rng(seed)).confidence_interval
         by_bca.append(bca.low <= truth <= bca.high)
-    report(f"mean score by t, n = {n}", np.mean(by_t), MANY)
-    report(f"mean score by BCa, n = {n}", np.mean(by_bca), MANY)
-    assert np.mean(by_t) >= max(0.93, np.mean(by_bca) - 0.005)
+    covered_by_t, covered_by_bca = float(np.mean(by_t)), float(np.mean(by_bca))
+    report(f"mean score by t, n = {n}", covered_by_t, MANY)
+    report(f"mean score by BCa, n = {n}", covered_by_bca, MANY)
+    assert covered_by_t >= max(0.93, covered_by_bca - 0.005)
 
 
 # Frechet distances
@@ -107,7 +107,8 @@ class FeatureModel:
         self.reference = gaussian(self.features(random.normal(size=(20_000, d)), strength=0))
 
     def features(self, noise: F64, strength: float) -> F64:
-        return np.maximum((noise + strength * self.shift) @ self.mixing * (1 + 0.2 * strength), -0.5)
+        features: F64 = np.maximum((noise + strength * self.shift) @ self.mixing * (1 + 0.2 * strength), -0.5)
+        return features
 
     def pair(self, seed: int, n: int) -> tuple[F64, F64]:
         """Features of a student and its teacher on the same n prompts, correlated as pictures of one prompt are."""
@@ -132,7 +133,7 @@ def covers(values: F64, halves: F64, truth: float) -> float:
 
 
 def distances(model: FeatureModel, n: int, repetitions: int) -> tuple[F64, F64, F64, F64]:
-    """A distance and its half-width, a paired difference and its half-width => (repetitions,) each."""
+    """A distance and its half-width, a paired difference and its half-width, (repetitions,) each."""
     rows = []
     for seed in range(repetitions):
         student, teacher = model.pair(seed, n)

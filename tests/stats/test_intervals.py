@@ -1,16 +1,12 @@
 import math
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from sdbench.stats import decisions, intervals
-
-F64 = npt.NDArray[np.float64]
-
 
 # Mean
 

@@ -211,7 +211,7 @@ def test_progress_marks_without_their_file_are_ignored(teacher_folder: Path, poo
 def test_insufficient_disk_space_is_reported_before_encoding(
     teacher_folder: Path, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(row_files.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
     with pytest.raises(
         UserError, match=r"0\.0 GB free; 0\.0 GB are needed for latents, time_ids, prompt_embeds, pooled of 8 pictures. Make room"
     ):

@@ -45,7 +45,10 @@ def noisy_loss(
             raise error
         x = torch.randn(8, 3)
         square = (net(x) - x.sum(1, keepdim=True)).square().mean()
-        return {"square": square * (torch.nan if until <= step < again else 1), "small": 1e-3 * net[0].weight.square().sum()}  # type: ignore[index]  # a Sequential
+        return {
+            "square": square * (torch.nan if until <= step < again else 1),
+            "small": 1e-3 * net.get_parameter("0.weight").square().sum(),
+        }
 
     return loss
 
@@ -298,7 +301,7 @@ def test_learning_rate_warms_up_and_then_decays_or_stays(decay: Literal["cosine"
 
 
 def train_with_accumulation(folder: Path, nan_at: int | None = None) -> Path:
-    """Train with four accumulated batches a step, of which number `nan_at` is NaN => its folder."""
+    """Train with four accumulated batches a step, of which number `nan_at` is NaN; returns the training's folder."""
     accelerator = Accelerator(cpu=True, kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)])
     torch.manual_seed(0)
     net = accelerator.prepare(nn.Linear(3, 1))

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,18 +10,20 @@ import pytest
 from distillation.ablation import experiment
 from distillation.ablation.experiment import BASE, arm_recipes, one_shot_recipe, run_sweep, with_other_blocks
 from distillation.recipe import Recipe, load_recipe
+from distillation.train import distil
+from sdbench.arrays import F64
 from sdbench.errors import UserError
 from sdbench.models.architectures import depths, unet_config
 
 
 @pytest.fixture
-def missed() -> dict[str, experiment.F64]:
+def missed() -> dict[str, F64]:
     """Losses that rise with the block's number."""
     return {path: np.arange(depth)[:, None] * np.ones((1, 2)) for path, depth in depths(unet_config("sdxl")).items()}
 
 
 @pytest.mark.parametrize("name", ["ssd-1b", "vega"])
-def test_every_arm_is_a_valid_recipe_with_its_own_digest(name: str, missed: dict[str, experiment.F64]) -> None:
+def test_every_arm_is_a_valid_recipe_with_its_own_digest(name: str, missed: dict[str, F64]) -> None:
     recipe = load_recipe(name)
     ways = {arm: way() for arm, way in arm_recipes(recipe, lambda: missed).items()}
     for way in ways.values():
@@ -32,7 +35,7 @@ def test_every_arm_is_a_valid_recipe_with_its_own_digest(name: str, missed: dict
     assert (ways["task and output"].loss.output, ways["task and output"].loss.feature) == (0.5, 0)
 
 
-def test_plans_of_the_arms(missed: dict[str, experiment.F64]) -> None:
+def test_plans_of_the_arms(missed: dict[str, F64]) -> None:
     recipe = load_recipe("vega")
     ways, path = {arm: way() for arm, way in arm_recipes(recipe, lambda: missed).items()}, "down_blocks.2.attentions.0"
     assert [plan.blocks[path] for plan in ways["first blocks"].plans] == [(0, 1, 2, 3), (0, 1)]
@@ -49,13 +52,12 @@ def test_a_stopped_sweep_makes_only_what_is_missing(
     monkeypatch.setattr(experiment, "CAPTIONS", 16)
     made = []
 
-    def counted(way: Recipe, *arguments: object, **chosen: object) -> Path:
+    def counted(way: Recipe, *arguments: Any, **chosen: Any) -> Path:
         made.append((way.loss.feature, way.scenes.seed))
         if len(made) == 2:
             raise KeyboardInterrupt
-        return distil(way, *arguments, **chosen)  # type: ignore[arg-type]  # passed on
+        return distil(way, *arguments, **chosen)
 
-    distil = experiment.distil
     monkeypatch.setattr(experiment, "distil", counted)
     where, only = (one_shot_recipe(vega), teacher_folder, tmp_path / "work", tmp_path / "results"), (BASE, "task only")
     with pytest.raises(KeyboardInterrupt):

@@ -15,10 +15,11 @@ from distillation.cli import main
 from distillation.data.draw import draw_pictures
 from distillation.data.pictures import open_pictures
 from sdbench.errors import UserError
-from sdbench.generate import Noise, initial_noise
+from sdbench.generate import initial_noise
 from sdbench.models.digest import weights_digest
 from sdbench.models.spec import resolve
 from sdbench.store import Store
+from sdbench.suites import Noise
 
 pytestmark = pytest.mark.usefixtures("datasets_cache")
 SETTINGS: dict[str, Any] = {"steps": 2, "guidance_scale": 3.0, "dtype": "float32", "batch": 2, "seed": 5}
@@ -166,7 +167,7 @@ def test_invalid_arguments_are_refused_before_anything_is_written(prompts: Path,
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.tex").touch()
     arguments: dict[str, Any] = {"prompts": prompts, "teacher": teacher_folder, "out": tmp_path / "out", **SETTINGS}
-    for changed, said in (
+    refused: list[tuple[dict[str, Any], str]] = [
         ({"n": 6}, r"prompts\.txt holds 5 captions; expected 6"),
         ({"prompts": blank}, r"blank\.txt holds 0 captions; expected at least 1"),
         ({"prompts": tmp_path / "nowhere.txt"}, r"cannot read captions from .*nowhere\.txt"),
@@ -175,7 +176,8 @@ def test_invalid_arguments_are_refused_before_anything_is_written(prompts: Path,
         ({"size_px": 12}, "size_px: Input should be a multiple of 8; found 12"),
         ({"guidance_scale": -1.0}, "guidance_scale: Input should be greater than or equal to 0; found -1.0"),
         ({"out": tmp_path / "taken"}, "taken exists; expected a new or empty folder"),
-    ):
+    ]
+    for changed, said in refused:
         with pytest.raises(UserError, match=said):
             draw_pictures(**{**arguments, **changed})
     assert not (tmp_path / "out").exists()

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class Site(http.server.ThreadingHTTPServer):
 
     def __init__(self, host: str = "127.0.0.1") -> None:
         self.hits: Counter[str] = Counter()
-        self.pages: dict[str, Callable[[Handler], None]] = {}
+        self.pages: dict[str, Callable[[Handler], object]] = {}
         self.lock = threading.Lock()
         super().__init__((host, 0), _Answer)
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
@@ -63,7 +64,10 @@ class _Answer(Handler):
         with self.server.lock:
             self.server.hits[page] += 1
         with suppress(BrokenPipeError, ConnectionResetError):
-            self.server.pages.get(page, lambda handler: answer(handler, picture(int(page))))(self)
+            if handle := self.server.pages.get(page):
+                handle(self)
+            else:
+                answer(self, picture(int(page)))
 
     def log_message(self, *_: object) -> None:
         pass
@@ -202,7 +206,7 @@ def test_a_busy_server_is_asked_again(site: Site, tmp_path: Path) -> None:
 
 def test_min_px_can_change_without_fetching_again(site: Site, tmp_path: Path) -> None:
     for side in (10, 20, 30):
-        site.pages[f"side{side}"] = lambda handler, side=side: answer(handler, picture(side, side))  # type: ignore[misc]  # bound now
+        site.pages[f"side{side}"] = partial(answer, body=picture(side, side))
     what = write_list(tmp_path / "list.jsonl", list(map(site.url, site.pages)))
     found = []
     for least in (20, 30, 10):

@@ -8,8 +8,7 @@ import torch
 from diffusers import DDIMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_removal import batch
-from tiny import tiny_unet
+from tiny import tiny_batch, tiny_unet
 from torch import nn
 
 from distillation.plan import MIDDLE_ATTENTION, Plan
@@ -128,7 +127,7 @@ def test_times_are_taken_around_each_part(on_gpu: bool, monkeypatch: pytest.Monk
         gpu.patch(monkeypatch, unet)
     else:
         monkeypatch.setattr(budget, "perf_counter", lambda: float(next(gpu.ticks)))
-    cost = measure_time_cost(unet, batch(0), DDIMScheduler())
+    cost = measure_time_cost(unet, tiny_batch(0), DDIMScheduler())
     assert cost.total == 1e9 * (2 * (70 + 2) + 1)  # two timestamps per block, and for the middle's attention and its second resnet
     assert cost.parts[WHOLE_MIDDLE].tolist() == [1e9 * (2 * 10 + 1 + 1)]
     assert all(row.tolist() == [1e9] * len(row) for path, row in cost.parts.items() if path != WHOLE_MIDDLE)

@@ -66,7 +66,7 @@ def test_each_stage_has_a_config_and_removes_the_cheapest_blocks(seed: int, whol
 def test_a_middle_that_stays_loses_blocks_together_with_the_tied_attention() -> None:
     losses = {path: np.full(len(row), 1.0) for path, row in COUNTS.parts.items()} | {WHOLE_MIDDLE: np.array([1e9])}
     losses[MIDDLE_ATTENTION], losses[TIED_TO_MIDDLE] = np.arange(1.0, 11), np.arange(10.0, 0, -1)
-    kept = WHOLE_TEACHER.blocks | {MIDDLE_ATTENTION: tuple(range(4, 10)), TIED_TO_MIDDLE: tuple(range(6))}
+    kept = {**WHOLE_TEACHER.blocks, MIDDLE_ATTENTION: tuple(range(4, 10)), TIED_TO_MIDDLE: tuple(range(6))}
     plans = split_into_stages(losses, COUNTS, Plan(kept, 0), 4)
     assert [plan.blocks[MIDDLE_ATTENTION] for plan in plans] == [tuple(range(first, 10)) for first in (1, 2, 3, 4)]
     assert [plan.blocks[TIED_TO_MIDDLE] for plan in plans] == [tuple(range(depth)) for depth in (9, 8, 7, 6)]

@@ -8,21 +8,15 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 from PIL import Image
-from tiny import save_tiny_pipeline, tiny_unet
+from tiny import save_tiny_pipeline, tiny_batch, tiny_unet
 
 from distillation.cli import main
 from distillation.recipe import RECIPES, load_recipe
 from distillation.sensitivity.removal import WHOLE_MIDDLE, Sensitivity, pick_most_missed, removal_losses
 from sdbench.models.architectures import depths
-from sdbench.training.latents import Batch, predict
+from sdbench.training.latents import predict
 
 DEAD = "down_blocks.2.attentions.1"
-
-
-def batch(seed: int) -> Batch:
-    torch.manual_seed(seed)
-    timesteps = torch.randint(0, 1000, (2,))
-    return Batch(torch.randn(2, 4, 8, 8), torch.randn(2, 5, 96), torch.randn(2, 64), torch.ones(2, 6), torch.randn(2, 4, 8, 8), timesteps)
 
 
 def test_only_a_block_that_does_nothing_has_no_loss() -> None:
@@ -32,9 +26,9 @@ def test_only_a_block_that_does_nothing_has_no_loss() -> None:
         torch.nn.init.zeros_(layer.weight)
         torch.nn.init.zeros_(layer.bias)
     with torch.no_grad():
-        before = predict(unet, batch(0).noise, batch(0))
-        losses = removal_losses(unet, [batch(1), batch(2)], DDIMScheduler())
-        assert torch.equal(predict(unet, batch(0).noise, batch(0)), before)
+        before = predict(unet, tiny_batch(0).noise, tiny_batch(0))
+        losses = removal_losses(unet, [tiny_batch(1), tiny_batch(2)], DDIMScheduler())
+        assert torch.equal(predict(unet, tiny_batch(0).noise, tiny_batch(0)), before)
     assert {path: rows.shape for path, rows in losses.items()} == {path: (depth, 2) for path, depth in depths(unet.config).items()}
     assert not losses[DEAD][3].any()
     assert sum((rows > 0).sum() for rows in losses.values()) == 2 * (70 - 1)

@@ -1,4 +1,4 @@
-"""Screenshots of the page for the README, from the committed records: `python tests/report/readme_pictures.py results`.
+"""Screenshots of the page for the README, from the committed records: `python tests/readme_pictures.py results`.
 
 Writes `report-page.png` (the table and the charts), `report-wall.png` (the image wall) and
 `report-phone.png` (on a phone, dark scheme) into the folder of records.

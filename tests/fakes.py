@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tiny import SIZE_PX
 
-from sdbench.arrays import U8
+from sdbench.arrays import F32, U8
 from sdbench.encoders import scenes
 from sdbench.encoders.catalogue import TOWERS
 from sdbench.reference import cards
@@ -34,15 +34,15 @@ PROMPTS = [scene_at(index, "heldout").caption for index in range(6)]
 PICTURES = render([parse(prompt) for prompt in PROMPTS], range(6))
 
 
-def colours(images: U8) -> scenes.F32:
-    """A fake picture encoder: mean and spread of each channel => N x 6."""
+def colours(images: U8) -> F32:
+    """A fake picture encoder: mean and spread of each channel, N x 6."""
     assert images.dtype == np.uint8
     flat = images.reshape(len(images), -1, 3) / 255
     return np.concatenate([flat.mean(1), flat.std(1)], 1).astype(np.float32)
 
 
-def letters(captions: Any) -> scenes.F32:
-    """A fake text encoder: counts of six letters => N x 6."""
+def letters(captions: Any) -> F32:
+    """A fake text encoder: counts of six letters, N x 6."""
     return np.array([[1 + caption.count(letter) for letter in "aeiorl"] for caption in captions], np.float32)
 
 
@@ -51,8 +51,8 @@ class FakeTowers:
     """A picture and a text encoder with one name."""
 
     name: str
-    images: Callable[[U8], scenes.F32] = colours
-    texts: Callable[[Any], scenes.F32] = letters
+    images: Callable[[U8], F32] = colours
+    texts: Callable[[Any], F32] = letters
     scale: float = 100.0
 
 

@@ -66,12 +66,13 @@ def save_ldm(pipeline: StableDiffusionXLPipeline, path: Path) -> None:
 
 
 def unet_key(key: str) -> str:
-    """Diffusers' name => LDM's."""
+    """LDM's name for diffusers' name of a UNet's tensor."""
     for ours, theirs in UNET.items():
         if key.startswith(f"{ours}."):
             return key.replace(ours, theirs)
     side, *rest = key.split(".")
-    block, kind, place, tail = (0, *rest[:2], ".".join(rest[2:])) if side == "mid_block" else (int(rest[0]), *rest[1:3], ".".join(rest[3:]))
+    where, kind, place, *parts = ["0", *rest] if side == "mid_block" else rest
+    block, tail = int(where), ".".join(parts)
     if kind == "resnets":
         tail = re.sub(r"^\w+", lambda found: RESNET[found[0]], tail)
     number, slot = 3 * block + int(place), 0 if kind == "resnets" else 1
@@ -85,7 +86,7 @@ def unet_key(key: str) -> str:
 
 
 def vae_key(key: str, n_blocks: int) -> str:
-    """Diffusers' name => LDM's."""
+    """LDM's name for diffusers' name of a VAE's tensor."""
     for ours, theirs in VAE.items():
         key = key.replace(ours, theirs)
     key = re.sub(r"down_blocks\.(\d)\.resnets", r"down.\1.block", key)
@@ -100,7 +101,7 @@ def square(key: str, tensor: Tensor) -> Tensor:
 
 
 def open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A CLIP text encoder of transformers => OpenCLIP's names, with one matrix for query, key and value."""
+    """The state of a CLIP text encoder of transformers under OpenCLIP's names, with one matrix for query, key and value."""
     found = {"logit_scale": torch.tensor(1.0), "text_projection": state.pop("text_projection.weight").T}
     found["positional_embedding"] = state.pop("text_model.embeddings.position_embedding.weight")
     found["token_embedding.weight"] = state.pop("text_model.embeddings.token_embedding.weight")

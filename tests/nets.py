@@ -12,7 +12,7 @@ from sdbench.encoders.memory import evaluators_on
 
 
 def on_gpu_and_cpu(evaluate: Callable[[], F32]) -> tuple[F32, F32]:
-    """Call it with the evaluators on the GPU, then on the CPU => both results."""
+    """Call it with the evaluators on the GPU, then on the CPU; returns both results."""
     with evaluators_on("cuda"):
         on_gpu = evaluate()
     with evaluators_on("cpu"):
@@ -20,7 +20,7 @@ def on_gpu_and_cpu(evaluate: Callable[[], F32]) -> tuple[F32, F32]:
 
 
 def save_inception(path: Path, seed: int = 0) -> Path:
-    """Save random weights with the keys of pt_inception-2015-12-05-6726825d.pth, classifier included => its path."""
+    """Save random weights with the keys of pt_inception-2015-12-05-6726825d.pth, classifier included; returns the path."""
     torch.manual_seed(seed)
     network = build()
     for module in network.modules():
@@ -29,6 +29,8 @@ def save_inception(path: Path, seed: int = 0) -> Path:
         elif isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.6, 1.4)
             nn.init.normal_(module.bias, std=0.2)
+            assert module.running_mean is not None
+            assert module.running_var is not None
             nn.init.normal_(module.running_mean, std=0.2)
             nn.init.uniform_(module.running_var, 0.6, 1.4)
     torch.save(network.state_dict(), path)

@@ -40,7 +40,7 @@ def make_model(place: int, name: str, prompts: tuple[str, ...] = PROMPTS, **chan
 
 
 def write_board(results: Path, models: tuple[str, ...] = MODELS, prompts: tuple[str, ...] = PROMPTS, side: int = 8) -> list[Path]:
-    """Write records of these models, each with a picture of a single colour for every prompt => their folders."""
+    """Write records of these models, each with a picture of a single colour for every prompt; returns their folders."""
     folders = []
     for place, name in enumerate(models):
         record, scores = make_model(place, name, prompts)
