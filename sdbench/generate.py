@@ -57,7 +57,7 @@ class Job:
     prompt_id: str
     sample: int
     prompt: str
-    image: str
+    image_id: str
 
 
 def list_jobs(suite: Suite, sampling: Sampling, weights_digest: str | None) -> list[Job]:
@@ -97,14 +97,14 @@ def generate(jobs: list[Job], store: Store, batch: int, make: Callable[[list[Job
     Raises:
         UserError: a picture cannot be written, or `make` raises it.
     """
-    missing = set(store.missing([job.image for job in jobs]))
+    missing = set(store.missing([job.image_id for job in jobs]))
     writing: list[Future[int]] = []
     bar = tqdm(total=len(jobs), initial=len(jobs) - len(missing), desc=f"{title}: pictures", unit="image", mininterval=1)
 
     def write(group: list[Job], pictures: U8) -> int:
-        new = [(job, pixels) for job, pixels in zip(group, pictures, strict=False) if job.image in missing]
+        new = [(job, pixels) for job, pixels in zip(group, pictures, strict=False) if job.image_id in missing]
         for job, pixels in new:
-            store.put(job.image, pixels)
+            store.put(job.image_id, pixels)
         return len(new)
 
     def wait() -> None:
@@ -115,7 +115,7 @@ def generate(jobs: list[Job], store: Store, batch: int, make: Callable[[list[Job
         try:
             for start in range(0, len(jobs), batch):
                 group = jobs[start : start + batch]
-                if missing.isdisjoint(job.image for job in group):
+                if missing.isdisjoint(job.image_id for job in group):
                     continue
                 pictures = make(group + [group[-1]] * (batch - len(group)))
                 wait()

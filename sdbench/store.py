@@ -35,15 +35,15 @@ class Store:
     def __init__(self, runs: Path, identity: dict[str, Any]) -> None:
         self.folder, self._identity = runs / digest(identity), identity
 
-    def path(self, image: str) -> Path:
+    def path(self, image_id: str) -> Path:
         """The path of the picture with this identity, whether it exists or not."""
-        return self.folder / "images" / f"{image}.png"
+        return self.folder / "images" / f"{image_id}.png"
 
-    def missing(self, images: Sequence[str]) -> list[str]:
+    def missing(self, image_ids: Sequence[str]) -> list[str]:
         """The pictures that do not exist yet, in order."""
-        return [image for image in images if not self.path(image).exists()]
+        return [image_id for image_id in image_ids if not self.path(image_id).exists()]
 
-    def put(self, image: str, pixels: U8) -> None:
+    def put(self, image_id: str, pixels: U8) -> None:
         """Write a picture, H x W x 3 uint8 RGB, as PNG.
 
         Raises:
@@ -54,23 +54,23 @@ class Store:
         manifest = self.folder / "manifest.json"
         if not manifest.exists():
             write_bytes(manifest, json.dumps(self._identity, indent=1, sort_keys=True).encode() + b"\n")
-        write_bytes(self.path(image), buffer.getvalue())
+        write_bytes(self.path(image_id), buffer.getvalue())
 
-    def read(self, images: Sequence[str]) -> U8:
+    def read(self, image_ids: Sequence[str]) -> U8:
         """Read stored pictures, N x H x W x 3 uint8 RGB.
 
         Raises:
             UserError: a picture is missing or damaged, is not 8-bit RGB, or differs in size from the first.
         """
-        return read_images([self.path(image) for image in images], "delete it and run again: only that picture is made again")
+        return read_images([self.path(image_id) for image_id in image_ids], "delete it and run again: only that picture is made again")
 
-    def features(self, name: str, images: Sequence[str], compute: Callable[[], F32]) -> F32:
+    def features(self, name: str, image_ids: Sequence[str], compute: Callable[[], F32]) -> F32:
         """Load the features of these pictures, N x d float32, or compute and store them; `name` holds the digest of the encoder.
 
         Raises:
             UserError: see `write_bytes`.
         """
-        return load_or_compute(self.folder / "features" / f"{name}-{digest(list(images))[:12]}.npy", compute)
+        return load_or_compute(self.folder / "features" / f"{name}-{digest(list(image_ids))[:12]}.npy", compute)
 
 
 def load_or_compute(path: Path, compute: Callable[[], F32]) -> F32:

@@ -98,7 +98,7 @@ def _measure(arm: Arm, seed: int, work: Path) -> pa.Table:
     spec = resolve(arm.model, base="scenes-teacher" if arm.model != MODEL else None)
     todo = list_jobs(suite, sampling, f"{weights_digest(spec, dtype='float32')}{arm.name if arm.fault else ''}")
     store = Store(work, {"calibration": arm.name})
-    if store.missing([job.image for job in todo]):
+    if store.missing([job.image_id for job in todo]):
         pipeline = load(spec, dtype=torch.float32, device="cpu")
         if arm.fault:
             arm.fault(pipeline)

@@ -45,7 +45,7 @@ def make_jobs(n: int = 7) -> list[Job]:
 
 def batch_dependent_pictures(group: list[Job]) -> U8:
     """Pictures that depend on every job of their batch and on their place in it, as the last digits of a real model may."""
-    seed = int(digest([job.image for job in group]), 16)
+    seed = int(digest([job.image_id for job in group]), 16)
     return np.random.default_rng(seed).integers(0, 256, (len(group), 4, 4, 3), dtype=np.uint8)
 
 
@@ -81,7 +81,7 @@ def test_every_batch_is_full_and_has_its_prompts_in_order(store: Store) -> None:
     generate(make_jobs(), store, 3, recording(batch_dependent_pictures, groups), "full")
     jobs = make_jobs()
     assert groups == [jobs[:3], jobs[3:6], [jobs[6]] * 3]
-    assert set(contents(store)) == {f"{job.image}.png" for job in jobs}
+    assert set(contents(store)) == {f"{job.image_id}.png" for job in jobs}
 
 
 def test_pictures_before_a_failed_batch_are_kept(store: Store) -> None:
@@ -94,7 +94,7 @@ def test_pictures_before_a_failed_batch_are_kept(store: Store) -> None:
 
     with pytest.raises(UserError, match="NaN"):
         generate(make_jobs(), store, 3, make, "broken")
-    assert contents(store).keys() == {f"{job.image}.png" for job in make_jobs()[:3]}
+    assert contents(store).keys() == {f"{job.image_id}.png" for job in make_jobs()[:3]}
 
 
 @pytest.mark.parametrize("missing", [[0], [1, 5], [2, 3, 6], list(range(7))])
@@ -102,12 +102,12 @@ def test_resumed_run_makes_only_missing_pictures_with_the_same_bytes(missing: li
     generate(make_jobs(), store, 3, batch_dependent_pictures, "first")
     before = {path: path.stat().st_mtime_ns for path in (store.folder / "images").iterdir()}
     for place in missing:
-        store.path(make_jobs()[place].image).unlink()
+        store.path(make_jobs()[place].image_id).unlink()
     groups: list[list[Job]] = []
     generate(make_jobs(), store, 3, recording(batch_dependent_pictures, groups), "again")
     assert contents(store) == expected
     assert len(groups) == len({place // 3 for place in missing})
-    kept = [store.path(job.image) for place, job in enumerate(make_jobs()) if place not in missing]
+    kept = [store.path(job.image_id) for place, job in enumerate(make_jobs()) if place not in missing]
     assert all(path.stat().st_mtime_ns == before[path] for path in kept)
 
 
@@ -128,7 +128,7 @@ def test_batch_is_written_while_the_next_is_generated_and_no_later(
         if len(groups) == 1:
             second_batch_started.set()
         if len(groups) == 2:
-            assert not store.missing([job.image for job in groups[0]]), "else pictures would pile up in memory"
+            assert not store.missing([job.image_id for job in groups[0]]), "else pictures would pile up in memory"
         return recording(batch_dependent_pictures, groups)(group)
 
     def write(path: Path, content: bytes) -> None:
@@ -158,7 +158,7 @@ def test_full_disk_ends_the_run_and_keeps_complete_pictures(broken: int | None, 
     monkeypatch.setattr(module, "write_bytes", write)
     with pytest.raises(OSError, match="No space left on device"):
         generate(make_jobs(12), store, 3, make, "full")
-    assert contents(store).keys() == {f"{job.image}.png" for job in make_jobs()[:4]}
+    assert contents(store).keys() == {f"{job.image_id}.png" for job in make_jobs()[:4]}
     assert len(groups) == (broken or 3)
 
 
@@ -190,12 +190,12 @@ def test_run_resumes_after_its_process_was_killed(store: Store, expected: dict[s
     generate(make_jobs(), store, 3, recording(batch_dependent_pictures, groups), "resumed")
     assert groups == [make_jobs()[3:6], [make_jobs()[6]] * 3]
     assert {name: found for name, found in contents(store).items() if not name.endswith(".part")} == expected
-    assert store.missing([job.image for job in make_jobs()]) == []
+    assert store.missing([job.image_id for job in make_jobs()]) == []
 
 
 def test_name_of_a_picture_depends_on_its_inputs_only() -> None:
     jobs = make_jobs()
-    assert len({job.image for job in jobs}) == 7
+    assert len({job.image_id for job in jobs}) == 7
     assert make_jobs(3) == jobs[:3]
     assert list_jobs(suite(), SAMPLING.model_copy(update={"batch": 5}), "weights") == jobs
     changed = [
@@ -214,7 +214,7 @@ def test_name_of_a_picture_depends_on_its_inputs_only() -> None:
             )
         ),
     ]
-    names = [job.image for group in [jobs, *changed] for job in group]
+    names = [job.image_id for group in [jobs, *changed] for job in group]
     assert len(set(names)) == len(names)
 
 
@@ -298,7 +298,7 @@ def test_float32_is_full_precision_whatever_the_caller_has_set() -> None:
 def test_non_finite_pixels_are_an_error_and_make_no_picture(pixel: float, store: Store) -> None:
     with pytest.raises(UserError, match=rf"NaN or infinite pixels for prompt {make_jobs()[0].prompt_id} .* in float32; try another dtype"):
         generate(make_jobs(), store, 3, make_sampler(Recorder(pixel), SAMPLING, Noise()), "broken")
-    assert len(store.missing([job.image for job in make_jobs()])) == 7
+    assert len(store.missing([job.image_id for job in make_jobs()])) == 7
 
 
 @pytest.mark.parametrize(
@@ -337,10 +337,10 @@ def test_resumed_run_of_a_real_pipeline_gives_the_same_bytes(pipeline: StableDif
 
     with pytest.raises(KeyboardInterrupt):
         generate(jobs, store, 3, interrupt_second_batch, "broken")
-    store.path(jobs[1].image).unlink()
+    store.path(jobs[1].image_id).unlink()
     generate(jobs, store, 3, make, "resumed")
     assert contents(store) == contents(unbroken)
-    assert store.read([job.image for job in jobs]).shape == (4, SIZE_PX, SIZE_PX, 3)
+    assert store.read([job.image_id for job in jobs]).shape == (4, SIZE_PX, SIZE_PX, 3)
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers with NumPy 2
@@ -441,8 +441,8 @@ def test_unset_step_settings_do_not_change_the_name_of_a_picture() -> None:
     }  # else pictures of earlier runs would not be found
     with_timesteps = Sampling.model_validate({**SAMPLING.model_dump(), "scheduler": "lcm", "timesteps": [999]})
     assert (
-        list_jobs(suite(), with_timesteps, "w")[0].image
-        != list_jobs(suite(), SAMPLING.model_copy(update={"scheduler": "lcm"}), "w")[0].image
+        list_jobs(suite(), with_timesteps, "w")[0].image_id
+        != list_jobs(suite(), SAMPLING.model_copy(update={"scheduler": "lcm"}), "w")[0].image_id
     )
 
 

@@ -79,14 +79,14 @@ def draw_pictures(
     store = Store(out, identity)
     jobs = [Job(str(row), 0, caption, digest([store.folder.name, row, caption])) for row, caption in enumerate(captions)]
     generate(select_part(jobs, batch, part), store, batch, draw, "teacher")
-    if not store.missing([job.image for job in jobs]):  # else other parts are still to come
+    if not store.missing([job.image_id for job in jobs]):  # else other parts are still to come
         _finish_folder(out, store, jobs, identity)
     return out
 
 
 def _finish_folder(out: Path, store: Store, jobs: list[Job], identity: dict[str, Any]) -> None:
     """Write `metadata.jsonl` and complete the record of the settings."""
-    rows = [{"file_name": store.path(job.image).relative_to(out).as_posix(), "caption": job.prompt} for job in jobs]
+    rows = [{"file_name": store.path(job.image_id).relative_to(out).as_posix(), "caption": job.prompt} for job in jobs]
     write_bytes(out / METADATA[0], "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
     captions_digest = hashlib.sha256("\n".join(job.prompt for job in jobs).encode()).hexdigest()
     _write_settings(out, {**identity, "n": len(jobs), "captions": captions_digest, "versions": package_versions()})

@@ -88,8 +88,8 @@ class Pictures:
     def _open(self, row: int) -> Iterator[Image.Image]:
         (picture,) = self.rows[row].values()
         try:
-            with open_picture(picture) as file, Image.open(file) as image:
-                yield image
+            with open_picture(picture) as file, Image.open(file) as opened:
+                yield opened
         except Exception as error:  # decoders of damaged files raise nearly anything
             raise UndecodableError(
                 f"{self.name}: {_describe(row, self.captions[row], picture)} cannot be decoded: {error}. Replace it, or remove the row"

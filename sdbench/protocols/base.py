@@ -22,7 +22,7 @@ class Subject:
     """The pictures to score, and what they are compared with.
 
     Attributes:
-        images: identities of the pictures in the store, a row each.
+        image_ids: identities of the pictures in the store, a row each.
         is_teacher: the pictures are the teacher's own.
         is_made_elsewhere: another program made the pictures, from noise of its own.
         reference: name of the reference that set metrics compare with, as the suite gives it; None where it names none.
@@ -37,7 +37,7 @@ class Subject:
 
     store: Store
     runs: Path
-    images: Sequence[str]
+    image_ids: Sequence[str]
     prompt_ids: Sequence[str]
     samples: Sequence[int]
     prompts: Sequence[str]
@@ -57,8 +57,8 @@ class Subject:
         Raises:
             UserError: see `Store.read`.
         """
-        for start in range(0, len(self.images), BLOCK):
-            yield self.store.read(self.images[start : start + BLOCK])
+        for start in range(0, len(self.image_ids), BLOCK):
+            yield self.store.read(self.image_ids[start : start + BLOCK])
 
     def features(self, encoder: str, compute: Callable[[U8], F32]) -> F32:
         """Features under an encoder, N x d, whose name includes the digest of its weights; computed once and kept in the run folder.
@@ -66,7 +66,7 @@ class Subject:
         Raises:
             UserError: see `Store.read`; or the features cannot be written.
         """
-        return self.store.features(encoder, self.images, lambda: np.concatenate([compute(block) for block in self.blocks()]))
+        return self.store.features(encoder, self.image_ids, lambda: np.concatenate([compute(block) for block in self.blocks()]))
 
     def compute_once(self, name: str, compute: Callable[[], T]) -> T:
         """The result of `compute`, which several protocols need; computed for the first of them."""

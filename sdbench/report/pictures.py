@@ -26,7 +26,7 @@ _AS_IS_BYTES, _SIDE_PX, _QUALITY, _SEED = 8192, 256, 80, 0
 
 
 @dataclass(frozen=True)
-class Picture:
+class Thumbnail:
     """A thumbnail.
 
     Attributes:
@@ -56,7 +56,7 @@ class Shot:
     prompt: str
     worst: bool
     loss: float
-    pictures: tuple[Picture | None, ...]
+    pictures: tuple[Thumbnail | None, ...]
 
     @property
     def n_bytes(self) -> int:
@@ -104,7 +104,7 @@ class Album:
         text = self._texts.get(prompt_id, prompt_id)
         return Shot(prompt_id, text, prompt_id in self.worst, self.losses.get(prompt_id, 0.0), tuple(pictures))
 
-    def _picture(self, place: int, prompt_id: str, beside: Path | None) -> Picture | None:
+    def _picture(self, place: int, prompt_id: str, beside: Path | None) -> Thumbnail | None:
         path, row = self._files[place].get(prompt_id), self.rows[place]
         if path is None:
             return None
@@ -117,7 +117,7 @@ class Album:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(content)
             src = file.relative_to(beside.parent).as_posix()
-        return Picture(f"{row.name}/{prompt_id}", row.name, src, width, height, self._scores(place, prompt_id))
+        return Thumbnail(f"{row.name}/{prompt_id}", row.name, src, width, height, self._scores(place, prompt_id))
 
     def _scores(self, place: int, prompt_id: str) -> str:
         at, columns = self._places[place].get(prompt_id), self.rows[place].scores.columns

@@ -65,7 +65,7 @@ def record_pictures(folder: Path, prompts: Path, name: str, context: RunContext)
             f"{name!r} cannot name pictures: letters, digits and . _ + - only, and no model of the catalogue; choose another --name"
         )
     pictures, prompt_list = load_pictures(folder, prompts, context.suite, context.runs), context.suite.prompt_list().items()
-    jobs = [Job(prompt_id, 0, text, image) for (prompt_id, text), image in zip(prompt_list, pictures.images, strict=True)]
+    jobs = [Job(prompt_id, 0, text, image_id) for (prompt_id, text), image_id in zip(prompt_list, pictures.image_ids, strict=True)]
     model = Model(name=name, architecture="", source=f"images:{_describe_source(folder, pictures)}", weights_digest=None)
     with evaluators_on(context.device):
         return write_record(model, context, build_subject(model, context, pictures.store, jobs), ProbeResult({}, ""), {})
@@ -84,7 +84,7 @@ def store_pictures(pictures: Iterable[U8], prompts: Sequence[str], runs: Path) -
 
 def _describe_source(folder: Path, pictures: Subject) -> str:
     """The folder's name, with the size of the pictures and the formats of their files, which affect every metric."""
-    height, width, _ = pictures.store.read(pictures.images[:1])[0].shape
+    height, width, _ = pictures.store.read(pictures.image_ids[:1])[0].shape
     formats = set()
     for path in folder.iterdir():
         if path.suffix.lower() in SUFFIXES:

@@ -85,7 +85,7 @@ def plain_subject(store: Store, jobs: Sequence[Job], runs: Path) -> Subject:
     return Subject(
         store,
         runs,
-        [job.image for job in jobs],
+        [job.image_id for job in jobs],
         [job.prompt_id for job in jobs],
         [job.sample for job in jobs],
         [job.prompt for job in jobs],
@@ -161,7 +161,7 @@ def _find_pictures(model: Model, context: RunContext, jobs: Sequence[Job]) -> Su
     store, of_model = store_and_jobs(model, context)
     by_key = {(job.prompt_id, job.sample): job for job in of_model}
     paired = [by_key[job.prompt_id, job.sample] for job in jobs]
-    return None if store.missing([job.image for job in paired]) else plain_subject(store, paired, context.runs)
+    return None if store.missing([job.image_id for job in paired]) else plain_subject(store, paired, context.runs)
 
 
 def _records_of_row(model: Model, machine: Machine, context: RunContext) -> list[tuple[Path, Record]]:
@@ -178,7 +178,7 @@ def _is_same_model(one: Model, other: Model) -> bool:
 def _score_quality(subject: Subject, context: RunContext) -> Quality:
     values, scores = score(subject, context.suite.own_metrics)
     rows = choose_rows(scores, subject.teacher_scores)
-    pictures = subject.store.read([subject.images[row] for row in rows])
+    pictures = subject.store.read([subject.image_ids[row] for row in rows])
     thumbnails = {f"{subject.prompt_ids[row]}.png": _thumbnail(picture) for row, picture in zip(rows, pictures, strict=True)}
     return add_verdicts(values, context.suite, context.runs), scores, thumbnails
 

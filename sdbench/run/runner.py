@@ -56,7 +56,7 @@ def draw(specs: Sequence[ModelSpec], context: RunContext, part: tuple[int, int])
     missing = {}
     for spec in fetch_models(specs, context):
         store, jobs = _draw_pictures(spec, describe_model(spec, context), context, part)
-        missing[spec.name] = len(store.missing([job.image for job in jobs]))
+        missing[spec.name] = len(store.missing([job.image_id for job in jobs]))
     return missing
 
 
@@ -93,7 +93,7 @@ class PictureGenerator:
 
     def draw(self, jobs: list[Job]) -> None:
         """Make those of these pictures that the store lacks."""
-        if self.store.missing([job.image for job in jobs]):
+        if self.store.missing([job.image_id for job in jobs]):
             self._make = self._make or self._load()
             generate(jobs, self.store, self.context.sampling.batch, self._make, self.spec.name)
 

@@ -140,7 +140,7 @@ class _Candidate:
         """The baseline's pictures of the first prompts; None where one is not in the run folder."""
         store, jobs = store_and_jobs(self.baseline.record.model, self.context)
         first = self._in_look_order(jobs)[:size]
-        if store.missing([job.image for job in first]):
+        if store.missing([job.image_id for job in first]):
             return None
         return build_subject(self.baseline.record.model, self.context, store, first)
 

@@ -265,7 +265,7 @@ def test_picture_names_and_suite_digest_depend_on_the_content_of_the_latent_file
 
     def names(noise: Noise) -> tuple[str, str]:
         own = make_suite(path, noise=noise)
-        return own.id.digest, list_jobs(own, SAMPLING, "weights")[0].image
+        return own.id.digest, list_jobs(own, SAMPLING, "weights")[0].image_id
 
     one, other = (save_latent(tmp_path / f"{value}.pt", torch.full(SHAPE, value)) for value in (1.0, 2.0))
     before = names(one)

@@ -644,7 +644,7 @@ def test_picture_and_prompt_counts_must_match(tmp_path: Path) -> None:
 def test_pictures_with_ambiguous_file_order_are_rejected(tmp_path: Path) -> None:
     images, prompts = save_pictures(tmp_path, PICTURES, PROMPTS)
     (images / "005.png").rename(images / "10.png")
-    assert len(external.load_pictures(images, prompts, load("quality"), tmp_path / "runs").images) == len(PICTURES)
+    assert len(external.load_pictures(images, prompts, load("quality"), tmp_path / "runs").image_ids) == len(PICTURES)
     (images / "004.png").rename(images / "2.png")
     with pytest.raises(UserError, match=r"003\.png comes before 2\.png as text and after it by number.*as in 00002\.png"):
         external.load_pictures(images, prompts, load("quality"), tmp_path / "runs")
