@@ -29,7 +29,7 @@ def towers() -> Clip:
     return Clip(tiny(), "tiny")
 
 
-def pictures(height: int, width: int) -> U8:
+def mixed_images(height: int, width: int) -> U8:
     return np.concatenate([photographs(3, height, width), noise(2, height, width)])
 
 
@@ -54,7 +54,7 @@ def open_clip_scores(model: open_clip.CLIP, images: U8, captions: list[str]) -> 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_scores_match_open_clip_and_mlperfs_formula(towers: Clip, height: int, width: int) -> None:
-    images = pictures(height, width)
+    images = mixed_images(height, width)
     found = scores(towers, images, CAPTIONS)
     np.testing.assert_allclose(found, open_clip_scores(towers.model, images, CAPTIONS), rtol=0, atol=1e-5 * 100)
     assert found.std() > 1  # the scores differ
@@ -62,7 +62,7 @@ def test_scores_match_open_clip_and_mlperfs_formula(towers: Clip, height: int, w
 
 @pytest.mark.parametrize(("height", "width"), SIZES[:2])
 def test_scores_match_torchmetrics_for_captions_of_supported_length(towers: Clip, height: int, width: int) -> None:
-    images, captions = pictures(height, width)[:4], [CAPTIONS[row] for row in (0, 1, 2, 4)]
+    images, captions = mixed_images(height, width)[:4], [CAPTIONS[row] for row in (0, 1, 2, 4)]
     model = for_transformers(towers.model, TINY)
     metric = CLIPScore(model_name_or_path=lambda: (Adapted(model), processor(SIDE)))
     found = scores(towers, images, captions)
@@ -86,7 +86,7 @@ def test_long_caption_keeps_its_end_of_text(towers: Clip) -> None:
 
 @pytest.mark.gpu
 def test_gpu_scores_match_the_cpu(towers: Clip) -> None:
-    images = pictures(64, 64)  # square pictures are resized on the GPU, too
+    images = mixed_images(64, 64)  # square pictures are resized on the GPU, too
     on_gpu = Clip(tiny().cuda(), "tiny")
     np.testing.assert_allclose(scores(on_gpu, images, CAPTIONS), scores(towers, images, CAPTIONS), rtol=0, atol=1e-3)
 

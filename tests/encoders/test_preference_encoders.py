@@ -24,7 +24,7 @@ SIZES = [(256, 256), (97, 160), (160, 97), (24, 24)]
 SIDE = TINY["vision_cfg"]["image_size"]
 
 
-def pictures(height: int, width: int) -> U8:
+def mixed_images(height: int, width: int) -> U8:
     return np.concatenate([photographs(3, height, width), noise(2, height, width)])
 
 
@@ -50,7 +50,7 @@ def published_pickscore(model: Any, prompt: str, images: list[Image.Image]) -> A
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_pickscore_matches_its_published_code(pickscore_folder: Path, height: int, width: int) -> None:
-    judge, images = PickScore(folders.load_network(CLIPModel, pickscore_folder, safetensors=True), "tiny"), pictures(height, width)
+    judge, images = PickScore(folders.load_network(CLIPModel, pickscore_folder, safetensors=True), "tiny"), mixed_images(height, width)
     found = caption_score(judge.images(images), judge.texts(CAPTIONS), judge.scale)
     expected = [
         published_pickscore(judge.model, caption, [Image.fromarray(image)])[0] for image, caption in zip(images, CAPTIONS, strict=True)
@@ -62,7 +62,7 @@ def test_pickscore_matches_its_published_code(pickscore_folder: Path, height: in
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_score_matches_hpsv2(height: int, width: int) -> None:
     """100 x the cosine, as in `evaluate_benchmark`; pictures are resized by the longer edge as floats."""
-    model, images = tiny(), pictures(height, width)
+    model, images = tiny(), mixed_images(height, width)
     judge = clip.Clip(model, "hps", pixels.resize_longest_edge)
     found = caption_score(judge.images(images), judge.texts(CAPTIONS), judge.scale)
     with torch.no_grad():

@@ -37,9 +37,9 @@ PICTURES = render([parse(prompt) for prompt in PROMPTS], range(12))
 def subject(folder: Path, name: str, pictures: U8 = PICTURES, **changes: Any) -> Subject:
     store = Store(folder / "runs", {"pictures": name})
     names = [f"{index}" for index in range(len(pictures))]
-    for image, picture in zip(names, pictures, strict=True):
-        store.put(image, picture)
-    return Subject(store, folder, names, [f"p{image}" for image in names], [0] * len(names), PROMPTS[: len(names)], **changes)
+    for name, picture in zip(names, pictures, strict=True):
+        store.put(name, picture)
+    return Subject(store, folder, names, [f"p{name}" for name in names], [0] * len(names), PROMPTS[: len(names)], **changes)
 
 
 def pair(folder: Path, student: U8, teacher: U8 = PICTURES) -> Subject:

@@ -52,7 +52,7 @@ DATA = hashlib.sha256(b"".join(hashlib.sha256(file).digest() for file in FILES))
 
 
 @pytest.fixture
-def images(tmp_path: Path) -> Path:
+def image_folder(tmp_path: Path) -> Path:
     folder = tmp_path / "real"
     (folder / "more").mkdir(parents=True)
     for row, content in enumerate(FILES):
@@ -69,9 +69,9 @@ def runs(tmp_path: Path) -> Path:
 # ---- building ----
 
 
-def test_statistics_match_the_features_of_the_pictures(images: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_statistics_match_the_features_of_the_pictures(image_folder: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(building, "BLOCK", 4)
-    card = build("real", pictures_in_folder(images), TOY, runs)
+    card = build("real", pictures_in_folder(image_folder), TOY, runs)
     found = find("real", TOY, runs)
     np.testing.assert_allclose(found.statistics.mean, FEATURES.mean(0), rtol=1e-6)
     np.testing.assert_allclose(found.statistics.covariance, np.cov(FEATURES.astype(np.float64), rowvar=False), rtol=1e-6, atol=1e-12)
@@ -85,13 +85,13 @@ def test_statistics_match_the_features_of_the_pictures(images: Path, runs: Path,
 
 
 def test_digest_does_not_depend_on_the_layout_of_the_pictures(
-    images: Path, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    image_folder: Path, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     table = datasets.Dataset.from_dict({"image": FILES, "caption": ["x"] * N}, features=datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")}))  # fmt: skip
     table.to_parquet(tmp_path / "table.parquet")
     one, other = (
-        build("one", pictures_in_folder(images), TOY, runs),
+        build("one", pictures_in_folder(image_folder), TOY, runs),
         build("other", pictures_in_dataset(str(tmp_path / "table.parquet")), TOY, runs),
     )
     assert one.digest == other.digest
@@ -106,28 +106,28 @@ def test_digest_does_not_depend_on_the_layout_of_the_pictures(
 
 
 def test_reference_is_built_once_and_a_different_one_of_that_name_is_rejected(
-    images: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
+    image_folder: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    card = build("real", pictures_in_folder(images), TOY, runs)
+    card = build("real", pictures_in_folder(image_folder), TOY, runs)
     uncalled = Encoder("toy", lambda: "toy-1234", lambda _: pytest.fail("computed again"))
-    assert build("real", pictures_in_folder(images), uncalled, runs) == card
+    assert build("real", pictures_in_folder(image_folder), uncalled, runs) == card
     others = {
-        "fewer": (pictures_in_folder(images, 5), uncalled),
-        "other weights": (pictures_in_folder(images), Encoder("toy", lambda: "toy-5678", colours)),
+        "fewer": (pictures_in_folder(image_folder, 5), uncalled),
+        "other weights": (pictures_in_folder(image_folder), Encoder("toy", lambda: "toy-5678", colours)),
     }
     for pictures, encoder in others.values():
         with pytest.raises(
             UserError, match=r"reference 'real' for 'toy' exists already, from real with n = 11 .* Choose another name, or delete"
         ):
             build("real", pictures, encoder, runs)
-    (images / "03.png").write_bytes(FILES[4])
+    (image_folder / "03.png").write_bytes(FILES[4])
     with pytest.raises(UserError, match="exists already"):
-        build("real", pictures_in_folder(images), uncalled, runs)
+        build("real", pictures_in_folder(image_folder), uncalled, runs)
     monkeypatch.undo()
     assert list_cards(runs) == [card]
 
 
-def test_killed_build_resumes(images: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_build_resumes(image_folder: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(building, "BLOCK", 4)
     sizes: list[int] = []
 
@@ -138,7 +138,7 @@ def test_killed_build_resumes(images: Path, runs: Path, monkeypatch: pytest.Monk
         return colours(pictures)
 
     with pytest.raises(KeyboardInterrupt):
-        build("real", pictures_in_folder(images), Encoder("toy", lambda: "toy-1234", interrupt_after_eight), runs)
+        build("real", pictures_in_folder(image_folder), Encoder("toy", lambda: "toy-1234", interrupt_after_eight), runs)
     assert lookup_result(runs) == "missing"
     done: list[int] = []
 
@@ -146,7 +146,7 @@ def test_killed_build_resumes(images: Path, runs: Path, monkeypatch: pytest.Monk
         done.append(len(pictures))
         return colours(pictures)
 
-    build("real", pictures_in_folder(images), Encoder("toy", lambda: "toy-1234", count), runs)
+    build("real", pictures_in_folder(image_folder), Encoder("toy", lambda: "toy-1234", count), runs)
     assert sum(done) == N - 8
     np.testing.assert_array_equal(find("real", TOY, runs).features, FEATURES)
 
@@ -186,24 +186,24 @@ def test_kept_features_are_evenly_spaced(n: int, kept: int, monkeypatch: pytest.
     assert np.ptp(np.diff([-1, *rows])) <= 1
 
 
-def test_gray_pictures_get_three_channels_and_other_modes_are_rejected(images: Path, runs: Path) -> None:
+def test_gray_pictures_get_three_channels_and_other_modes_are_rejected(image_folder: Path, runs: Path) -> None:
     gray = Image.fromarray(ARRAYS[0][..., 0])
-    (images / "00.png").write_bytes(png(gray))
-    build("gray", pictures_in_folder(images, 2), TOY, runs)
+    (image_folder / "00.png").write_bytes(png(gray))
+    build("gray", pictures_in_folder(image_folder, 2), TOY, runs)
     expected = colours(np.repeat(ARRAYS[0][None, ..., :1], 3, axis=3))
     np.testing.assert_array_equal(find("gray", TOY, runs).features, np.concatenate([expected, FEATURES[1:2]]))
     for mode, bad in {"RGB;16": deep_png(), **{mode: png(Image.new(mode, (4, 4))) for mode in ("RGBA", "I;16", "P")}}.items():
-        (images / "01.png").write_bytes(bad)
+        (image_folder / "01.png").write_bytes(bad)
         with pytest.raises(UserError, match=rf"01\.png has mode {mode}, expected 8-bit RGB or gray"):
-            build("bad", pictures_in_folder(images), TOY, runs)
+            build("bad", pictures_in_folder(image_folder), TOY, runs)
     for content in (b"no picture", FILES[1][:60]):
-        (images / "01.png").write_bytes(content)
+        (image_folder / "01.png").write_bytes(content)
         with pytest.raises(UserError, match=r"01\.png cannot be decoded"):
-            build("bad", pictures_in_folder(images), TOY, runs)
-    (images / "01.png").unlink()
-    (images / "01.png").symlink_to("nowhere")
+            build("bad", pictures_in_folder(image_folder), TOY, runs)
+    (image_folder / "01.png").unlink()
+    (image_folder / "01.png").symlink_to("nowhere")
     with pytest.raises(UserError, match=r"01\.png cannot be read"):
-        build("bad", pictures_in_folder(images), TOY, runs)
+        build("bad", pictures_in_folder(image_folder), TOY, runs)
 
 
 def test_photographs_are_rotated_upright() -> None:
@@ -215,15 +215,15 @@ def test_photographs_are_rotated_upright() -> None:
 
 
 @pytest.mark.parametrize("name", ["scenes", "", "../x", "a b", ".hidden"])
-def test_invalid_names_are_rejected(name: str, images: Path, runs: Path) -> None:
+def test_invalid_names_are_rejected(name: str, image_folder: Path, runs: Path) -> None:
     with pytest.raises(UserError, match="a reference cannot be called"):
-        build(name, pictures_in_folder(images), TOY, runs)
+        build(name, pictures_in_folder(image_folder), TOY, runs)
 
 
 @pytest.mark.parametrize("n", [-5, 0, 1])
-def test_fewer_than_two_pictures_are_rejected(n: int, images: Path) -> None:
+def test_fewer_than_two_pictures_are_rejected(n: int, image_folder: Path) -> None:
     with pytest.raises(UserError, match=rf"--n {n}: a reference needs at least 2 pictures"):
-        pictures_in_folder(images, n)
+        pictures_in_folder(image_folder, n)
 
 
 def test_folder_without_pictures_is_an_error(tmp_path: Path) -> None:
@@ -242,8 +242,8 @@ def test_missing_reference_error_tells_how_to_build_it(runs: Path) -> None:
         find(None, TOY, runs)
 
 
-def test_reference_of_another_encoder_or_with_damaged_files_is_rejected(images: Path, runs: Path) -> None:
-    card = build("real", pictures_in_folder(images), TOY, runs)
+def test_reference_of_another_encoder_or_with_damaged_files_is_rejected(image_folder: Path, runs: Path) -> None:
+    card = build("real", pictures_in_folder(image_folder), TOY, runs)
     with pytest.raises(UserError, match=r"^reference: 'real' was made with encoder toy-1234, this is toy-5678"):
         find("real", Encoder("toy", lambda: "toy-5678", colours), runs)
     numbers = runs / "references" / "real" / card.file
@@ -336,9 +336,9 @@ def _toy_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_toy_encoder")
-def test_command_builds_imports_and_lists(images: Path, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_builds_imports_and_lists(image_folder: Path, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--runs", str(runs), "--json"]
-    assert cli.main(["reference", "build", "real", "--images", str(images), "--encoder", "toy", "--n", "4", *options]) == 0
+    assert cli.main(["reference", "build", "real", "--images", str(image_folder), "--encoder", "toy", "--n", "4", *options]) == 0
     (built,) = json.loads(capsys.readouterr().out)
     file = save_moments(tmp_path / "val.npz")
     assert cli.main(["reference", "import", "val", str(file), "--encoder", "toy", "--n", "500", "--source", "a paper", *options]) == 0
@@ -351,7 +351,7 @@ def test_command_builds_imports_and_lists(images: Path, runs: Path, tmp_path: Pa
     assert "from a paper" in err
 
 
-def test_encoder_runs_on_the_requested_device(images: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encoder_runs_on_the_requested_device(image_folder: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
     def recorded(pictures: U8) -> F32:
@@ -360,7 +360,7 @@ def test_encoder_runs_on_the_requested_device(images: Path, runs: Path, monkeypa
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setitem(ENCODERS, "toy", Encoder("toy", lambda: "toy", recorded))
-    args = ["reference", "build", "real", "--images", str(images), "--encoder", "toy", "--runs", str(runs)]
+    args = ["reference", "build", "real", "--images", str(image_folder), "--encoder", "toy", "--runs", str(runs)]
     assert cli.main([*args, "--device", "gpu"]) == 2
     assert cli.main([*args, "--device", "cpu"]) == 0
     assert set(seen) == {torch.device("cpu")}
@@ -368,20 +368,20 @@ def test_encoder_runs_on_the_requested_device(images: Path, runs: Path, monkeypa
 
 @pytest.mark.usefixtures("_toy_encoder")
 def test_weights_of_all_encoders_are_checked_first(
-    images: Path, runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    image_folder: Path, runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def absent() -> str:
         raise MissingError("weights: 'far' is not on this disk")
 
     monkeypatch.setitem(ENCODERS, "far", Encoder("far", absent, colours))
-    assert cli.main(["reference", "build", "real", "--images", str(images), "--encoder", "toy", "far", "--runs", str(runs)]) == 2
+    assert cli.main(["reference", "build", "real", "--images", str(image_folder), "--encoder", "toy", "far", "--runs", str(runs)]) == 2
     assert "'far' is not on this disk" in capsys.readouterr().err
     assert not runs.exists()
 
 
-def test_pictures_that_an_encoder_rejects_are_named(images: Path, runs: Path) -> None:
+def test_pictures_that_an_encoder_rejects_are_named(image_folder: Path, runs: Path) -> None:
     with pytest.raises(UserError, match=r"00\.png to .*10\.png: the evaluators of scenes take N x 64 x 64 .*that fit each other"):
-        build("real", pictures_in_folder(images), ENCODERS["scenes.features"], runs)
+        build("real", pictures_in_folder(image_folder), ENCODERS["scenes.features"], runs)
 
 
 @pytest.mark.usefixtures("_toy_encoder")
