@@ -77,10 +77,10 @@ def calibrate(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def web(session: nox.Session) -> None:
-    """Try the report in a headless chromium: nox -s web -- [pytest's options]; nox -s web -- --pictures draws the README's pictures."""
+    """Try the report in a headless chromium: nox -s web -- [pytest's options]; nox -s web -- --images draws the README's images."""
     _install(session, "web")
-    if session.posargs == ["--pictures"]:
-        session.run("python", "tests/readme_pictures.py", "results")
+    if session.posargs == ["--images"]:
+        session.run("python", "tests/readme_images.py", "results")
     else:
         session.run("pytest", "-m", "browser", "tests/report", *session.posargs)
 

@@ -53,12 +53,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_teacher_options(prune, run, ablate)
     add_data(
         run,
-        "captioned pictures to train on: image folder, parquet or webdataset files, or a Hub dataset (default: rendered scenes, for family scenes only)",
+        "captioned images to train on: image folder, parquet or webdataset files, or a Hub dataset (default: rendered scenes, for family scenes only)",
     )
     run.add_argument(
         "--deterministic", action="store_true", help="produce the same bytes on every run on one machine, also on a GPU; costs some speed"
     )
-    run.add_argument("--dry-run", action="store_true", help="check recipe, teachers, pictures and target, print the plan and stop")
+    run.add_argument("--dry-run", action="store_true", help="check recipe, teachers, images and target, print the plan and stop")
     ablate.add_argument("--seeds", type=positive_int, default=3, help="number of seeds per arm (default: %(default)s)")
     ablate.add_argument(
         "--arm",
@@ -128,7 +128,7 @@ def _prune(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from distillation.data.batches import open_square_pictures
+    from distillation.data.batches import open_square_images
     from distillation.teacher import fetch_folder
     from distillation.train import distil
     from sdbench.training.processes import rank_and_local_size
@@ -141,7 +141,7 @@ def _run(options: argparse.Namespace) -> None:
         _use_deterministic_algorithms()
     arguments = {"steps": options.steps, "device": options.device, "unet_only": options.unet_only}
     if options.data:
-        arguments["pictures"] = open_square_pictures(options.data, options.caption_column, recipe.size_px(options.family))
+        arguments["images"] = open_square_images(options.data, options.caption_column, recipe.size_px(options.family))
     if options.device == "cuda":
         _suggest_all_gpus(recipe.settings(options.family).accumulation)
     folders = [fetch_folder(name) for name in options.teacher or [None]]
@@ -172,10 +172,10 @@ def _suggest_all_gpus(accumulation: int) -> None:
 
 def _dry_run(options: argparse.Namespace, recipe: Recipe) -> str:
     """Check everything that can be checked without fetching a teacher, and return a description of the run."""
-    from distillation.data.batches import open_square_pictures
+    from distillation.data.batches import open_square_images
     from distillation.describe import describe_recipe
     from distillation.export import check_new_or_empty
-    from distillation.run_plan import check_pictures, plan_run
+    from distillation.run_plan import check_images, plan_run
     from distillation.succession import warn_of_different_parts
     from distillation.teacher import local_folder
 
@@ -186,14 +186,14 @@ def _dry_run(options: argparse.Namespace, recipe: Recipe) -> str:
     folders = [folder for name in names if (folder := local_folder(name))]
     if len(folders) == len(names):
         warn_of_different_parts(plan_run(recipe, options.family, folders, steps).teachers)
-    pictures = open_square_pictures(options.data, options.caption_column, recipe.size_px(options.family)) if options.data else None
-    check_pictures(options.family, pictures)
+    images = open_square_images(options.data, options.caption_column, recipe.size_px(options.family)) if options.data else None
+    check_images(options.family, images)
     return describe_recipe(
         recipe,
         options.family,
         recipe.stage_steps(steps),
         teachers=[name or "the embedded teacher" for name in names],
-        n_pictures=len(pictures.captions) if pictures else recipe.scenes.pictures,
+        n_images=len(images.captions) if images else recipe.scenes.images,
         tflops=options.tflops,
         usd_per_hour=options.usd_per_hour,
     )

@@ -31,7 +31,7 @@ def describe_recipe(
     stage_steps: list[int] | None = None,
     *,
     teachers: Sequence[str] = (),
-    n_pictures: int | None = None,
+    n_images: int | None = None,
     tflops: float | None = None,
     usd_per_hour: float | None = None,
 ) -> str:
@@ -42,7 +42,7 @@ def describe_recipe(
         family: whose widths and settings to use.
         stage_steps: steps of each stage; default: the recipe's.
         teachers: names of the teachers, to describe a particular run.
-        n_pictures: number of training pictures of that run.
+        n_images: number of training images of that run.
         tflops: 10^12 FLOPs per second that a GPU reaches in training; default: an assumption that the text states.
         usd_per_hour: price of a GPU; without it the text has no cost.
 
@@ -66,8 +66,8 @@ def describe_recipe(
         shares = [1.0] if len(teachers) == 1 else [teacher_share.share for teacher_share in recipe.sdxl.teachers]
         names = (f"{name} ({share:.0%} of the steps)" for name, share in zip(teachers, shares, strict=True))
         lines.append(f"this run: teachers {', '.join(names)}")
-    if n_pictures:
-        lines.append(f"this run: {describe_epochs(n_pictures, sum(stage_steps), settings)}")
+    if n_images:
+        lines.append(f"this run: {describe_epochs(n_images, sum(stage_steps), settings)}")
     return "\n".join(lines + _estimate_lines(recipe, family, teacher, students, taps, stage_steps, tflops, usd_per_hour))
 
 
@@ -94,10 +94,10 @@ def _middle_lines(recipe: Recipe) -> list[str]:
 
 
 def _training_lines(recipe: Recipe, family: Family, *, of_run: bool) -> list[str]:
-    """Loss and settings; a particular run names its own teachers and pictures instead of the recipe's."""
+    """Loss and settings; a particular run names its own teachers and images instead of the recipe's."""
     settings = recipe.settings(family)
     decay = {"cosine": "then falls to zero along a half cosine", "none": "then stays"}[settings.lr_decay]
-    rows = {name: value for name, value in settings if not (of_run and name in ("teachers", "data", "pictures"))}
+    rows = {name: value for name, value in settings if not (of_run and name in ("teachers", "data", "images"))}
     return [
         "loss: " + ", ".join(f"{name} {value}" for name, value in recipe.loss),
         f"each stage, and each teacher in it, starts with a new AdamW; lr rises for {settings.warmup} steps to {settings.lr:g}, {decay}",
@@ -132,12 +132,12 @@ def _estimate_lines(
         f"estimate at {size_px} px; nothing was run:",
         *_memory_lines(memory, recipe.stages[0].name, settings.batch, settings.dtype),
         _disk_line(teacher.config, memory, latent_size, tokens),
-        f"  forward pass of a picture: teacher {_format_macs(teacher_macs)}",
+        f"  forward pass of an image: teacher {_format_macs(teacher_macs)}",
         *(
             f"  stage {stage.name}: student {_format_macs(macs)}, {per_step:.4g} FLOP a step"
             for stage, macs, per_step in zip(recipe.stages, student_macs, flops, strict=True)
         ),
-        f"  work: {total_flops:.4g} FLOP; per picture, a forward pass of the teacher and the work of {passes:g} forward passes of the student",
+        f"  work: {total_flops:.4g} FLOP; per image, a forward pass of the teacher and the work of {passes:g} forward passes of the student",
         *_time_lines(total_flops, tflops, usd_per_hour),
     ]
 
@@ -151,7 +151,7 @@ def _time_lines(total_flops: int, tflops: float | None, usd_per_hour: float | No
     return [
         f"  time: {_format_range(hours)} GPU hours at {_format_range(speeds)} TFLOP/s{assumption}",
         *cost,
-        "    not included: drawing and encoding the pictures, samples during training, checkpoints",
+        "    not included: drawing and encoding the images, samples during training, checkpoints",
         "    to measure it: nox -s speed -- -m slow -k training, whose `tflops` goes to --tflops",
     ]
 
@@ -163,9 +163,9 @@ def _memory_lines(memory: Memory, stage: str, batch: int, dtype: str) -> list[st
         f"  memory of each process, one per GPU, in stage {stage}, the largest:",
         f"    student in float32: weights {sizes['weights']}, gradients {sizes['gradients']}, AdamW's moments {sizes['moments']}, EMA {sizes['ema']}",
         f"    in {dtype}: copies of these weights {sizes['autocast_copies']}, the teacher's weights {sizes['teacher']}",
-        f"    activations saved per picture: {sizes['activations']}; with gradient checkpointing {sizes['checkpointed']}; the teacher's taps {sizes['taps']}",
-        f"    recomputed with checkpointing, the largest block per picture: {sizes['recomputed']}",
-        f"    total, with {batch} pictures per forward pass: {total}; with gradient checkpointing {checkpointed}",
+        f"    activations saved per image: {sizes['activations']}; with gradient checkpointing {sizes['checkpointed']}; the teacher's taps {sizes['taps']}",
+        f"    recomputed with checkpointing, the largest block per image: {sizes['recomputed']}",
+        f"    total, with {batch} images per forward pass: {total}; with gradient checkpointing {checkpointed}",
         "    not included: workspaces, temporary gradients inside a block, allocator overhead",
     ]
 
@@ -175,7 +175,7 @@ def _disk_line(config: Config, memory: Memory, latent_size: int, tokens: int) ->
     latents, embeddings = config["in_channels"] * latent_size**2, tokens * config["cross_attention_dim"] + pooled
     checkpoints = (MAX_CHECKPOINTS + 1) * (memory.weights + memory.moments + memory.ema)
     per_1000 = _format_bytes(2 * (latents + embeddings) * 1000)
-    return f"  disk: {per_1000} for latents and embeddings of 1,000 pictures; {_format_bytes(checkpoints)} for checkpoints"
+    return f"  disk: {per_1000} for latents and embeddings of 1,000 images; {_format_bytes(checkpoints)} for checkpoints"
 
 
 def _format_bytes(size: int) -> str:

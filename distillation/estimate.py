@@ -25,7 +25,7 @@ from sdbench.probes.work import empty_input
 
 FLOAT32 = 4  # bytes
 H100_TFLOPS = 989.0  # dense bfloat16, NVIDIA's data sheet of the H100 SXM
-# Assumed model FLOPs utilisation. Best case: what half-precision SDXL inference of 8 pictures reaches on an A100 (38 %, huggingface/open-muse's
+# Assumed model FLOPs utilisation. Best case: what half-precision SDXL inference of 8 images reaches on an A100 (38 %, huggingface/open-muse's
 # benchmark). Worst case: less than half of that, since training in eager mode has norms and losses in float32 and no compiled kernels.
 ASSUMED_MFU = (0.4, 0.15)
 # Work of a forward and a backward pass in forward passes, by gradient checkpointing; counted with torch's FlopCounterMode.
@@ -44,10 +44,10 @@ class Memory:
         ema: moving average of the weights, in float32.
         autocast_copies: of the weights in the compute dtype, which autocast keeps for the backward pass; 0 for float32.
         teacher: its weights in the compute dtype.
-        activations: saved for the backward pass of one picture.
+        activations: saved for the backward pass of one image.
         checkpointed: the same with gradient checkpointing, before any block is recomputed.
         recomputed: what the largest block adds while it is recomputed.
-        taps: the teacher's outputs that one picture is compared with.
+        taps: the teacher's outputs that one image is compared with.
     """
 
     weights: int
@@ -62,7 +62,7 @@ class Memory:
     taps: int
 
     def total(self, batch: int, *, checkpointing: bool) -> int:
-        """The sum, with `batch` pictures per forward pass."""
+        """The sum, with `batch` images per forward pass."""
         states = self.weights + self.gradients + self.moments + self.ema + self.autocast_copies
         activations = self.checkpointed + self.recomputed if checkpointing else self.activations
         return states + self.teacher + batch * (self.taps + activations)
@@ -108,7 +108,7 @@ def count_parameters(network: nn.Module) -> int:
 
 
 def activation_bytes(config: Mapping[str, Any], *, latent_size: int, tokens: int, dtype: str, checkpointing: bool) -> tuple[int, int]:
-    """Count the bytes of activations that a UNet's forward pass saves for one picture, without weights and their copies.
+    """Count the bytes of activations that a UNet's forward pass saves for one image, without weights and their copies.
 
     As in training on a GPU: under autocast if `dtype` has 16 bits (norms compute in float32), and with fused attention, which
     saves its inputs, its output and one number per query instead of a matrix.
@@ -200,16 +200,16 @@ def _cuda_autocast(dtype: torch.dtype) -> Iterator[None]:
         torch.set_autocast_dtype("cuda", before[1])
 
 
-def step_flops(teacher_macs: int, student_macs: int, pictures: int, *, checkpointing: bool) -> int:
-    """FLOPs of an optimiser step: for each picture, a forward pass of the teacher, and a forward and a backward pass of the student.
+def step_flops(teacher_macs: int, student_macs: int, images: int, *, checkpointing: bool) -> int:
+    """FLOPs of an optimiser step: for each image, a forward pass of the teacher, and a forward and a backward pass of the student.
 
     Args:
         teacher_macs: multiply-accumulates of a forward pass, 2 FLOPs each.
         student_macs: likewise.
-        pictures: in all accumulated batches of the step.
+        images: in all accumulated batches of the step.
         checkpointing: the student's activations are recomputed in the backward pass.
     """
-    return round(2 * (teacher_macs + FORWARD_EQUIVALENTS[checkpointing] * student_macs) * pictures)
+    return round(2 * (teacher_macs + FORWARD_EQUIVALENTS[checkpointing] * student_macs) * images)
 
 
 def gpu_hours(flops: int, tflops: float) -> float:

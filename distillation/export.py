@@ -42,14 +42,14 @@ class SegmentResult:
 
 @dataclass(frozen=True)
 class Provenance:
-    """How a student was made; written to `provenance.json`. `data_digest`, `pictures`, `passes` and `seed` are None without training.
+    """How a student was made; written to `provenance.json`. `data_digest`, `images`, `passes` and `seed` are None without training.
 
     Attributes:
         student: its architecture, or the recipe's name if the architecture has none.
         teacher_digest: of all weights of the teacher that the student was cut from, as in records of that teacher.
-        data_digest: of the training pictures and captions.
-        pictures: number of training pictures that could be decoded.
-        passes: how often each picture was seen, on average.
+        data_digest: of the training images and captions.
+        images: number of training images that could be decoded.
+        passes: how often each image was seen, on average.
         licences: of the teachers, which a student inherits; None for a teacher whose folder names none.
         seed: of the training.
         steps: in total over all stages; 0 for a student that was only cut.
@@ -62,7 +62,7 @@ class Provenance:
     teacher: str
     teacher_digest: str
     data_digest: str | None
-    pictures: int | None
+    images: int | None
     passes: float | None
     licences: list[str | None]
     family: str
@@ -82,7 +82,7 @@ class Provenance:
         settings: Training | None = None,
         stages: list[SegmentResult] | None = None,
         data_digest: str | None = None,
-        pictures: int | None = None,
+        images: int | None = None,
     ) -> Self:
         """Describe a student of a recipe, cut from the first of its teachers, and the software that made it."""
         steps = sum(stage.steps for stage in stages or [])
@@ -93,8 +93,8 @@ class Provenance:
             teacher=recipe.teacher,
             teacher_digest=teachers[0].digest,
             data_digest=data_digest,
-            pictures=pictures,
-            passes=epochs(pictures, steps, settings) if pictures and settings else None,
+            images=images,
+            passes=epochs(images, steps, settings) if images and settings else None,
             licences=list(dict.fromkeys(teacher.licence for teacher in teachers)),
             family=teachers[0].spec.family,
             parameters=sum(parameter.numel() for parameter in student.parameters()),
@@ -173,7 +173,7 @@ def model_card(provenance: Provenance, *, unet_only: bool) -> str:
     """A short model card in Markdown."""
     licence = provenance.licences[0] if len(provenance.licences) == 1 else "other"
     kind = "UNet2DConditionModel" if unet_only else "StableDiffusionXLPipeline"
-    seen = f" on {provenance.pictures:,} pictures, each seen {provenance.passes:,.1f} times on average," if provenance.pictures else ""
+    seen = f" on {provenance.images:,} images, each seen {provenance.passes:,.1f} times on average," if provenance.images else ""
     trained = (
         f"trained for {provenance.steps} steps{seen} with layer-level losses (arXiv 2401.02677)" if provenance.steps else "not trained"
     )
@@ -227,5 +227,5 @@ def _copy_without_variant(path: Path, folder: Path) -> None:
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide weights and pictures."""
+    """Versions of Python and of the packages that decide weights and images."""
     return {"python": platform.python_version()} | {name: version(name) for name in ("torch", "accelerate", "diffusers", "transformers")}

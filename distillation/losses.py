@@ -30,7 +30,7 @@ def weighted_terms(
     Args:
         weights: of the terms.
         taps: the pairs to compare.
-        sample_weights: N, weight of each picture in the task term, which is a mean over N (arXiv 2303.09556).
+        sample_weights: N, weight of each image in the task term, which is a mean over N (arXiv 2303.09556).
         target: N x 4 x H x W, noise or velocity, according to the scheduler's prediction type.
         student: the student's prediction, of the same shape.
         teacher: the teacher's prediction, of the same shape.

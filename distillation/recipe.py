@@ -72,7 +72,7 @@ class Recipe(Table):
         return self.scenes if family == "scenes" else self.sdxl
 
     def size_px(self, family: Family) -> int:
-        """Side of the pictures that a family trains on."""
+        """Side of the images that a family trains on."""
         return SIZE_PX if family == "scenes" else self.sdxl.size_px
 
     def training_digest(self, family: Family) -> str:

@@ -72,7 +72,7 @@ class LossWeights(Table):
         feature: weight of the sum over the taps.
         scale: `none` leaves each tap's error as it is, as Segmind's script does; a few large taps then dominate. `teacher` divides it by
             the mean square of the teacher's output (LAPTOP-Diff, arXiv 2404.11098).
-        snr_gamma: weight the task term of each picture by its timestep (min-SNR, arXiv 2303.09556). The distillation terms keep their
+        snr_gamma: weight the task term of each image by its timestep (min-SNR, arXiv 2303.09556). The distillation terms keep their
             weight; Segmind's script drops them. None: all timesteps count the same.
     """
 
@@ -91,7 +91,7 @@ class Training(Table):
         lr: peak learning rate.
         warmup: steps over which the learning rate rises to its peak.
         lr_decay: after the warm-up: "cosine" falls to zero along a half cosine, "none" stays at the peak.
-        batch: pictures per forward pass.
+        batch: images per forward pass.
         accumulation: batches whose gradients one step averages; the number of processes must divide it.
         betas: of AdamW.
         weight_decay: of AdamW.
@@ -122,10 +122,10 @@ class ScenesTraining(Training):
     """How the embedded family trains.
 
     Attributes:
-        pictures: rendered scenes in the training pool.
+        images: rendered scenes in the training pool.
     """
 
-    pictures: Positive
+    images: Positive
 
 
 class TeacherShare(Table):
@@ -142,7 +142,7 @@ class FullSizeTraining(Training):
     Attributes:
         teachers: in the order in which they teach.
         data: Hub datasets that the released student was trained on.
-        size_px: side of the pictures, a multiple of 8.
+        size_px: side of the images, a multiple of 8.
         source: where the numbers come from.
     """
 

@@ -9,7 +9,7 @@ from distillation.recipe import Family, Recipe, Segment
 from distillation.taps import Tap, resolve_taps
 from distillation.teacher import Teacher, open_teacher_for
 from sdbench.errors import UserError
-from sdbench.training.latents import CaptionedPictures, check_diffusion
+from sdbench.training.latents import CaptionedImages, check_diffusion
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,13 @@ def _check_teacher(teacher: Teacher, first: Teacher, family: Family) -> None:
         )
 
 
-def check_pictures(family: Family, pictures: CaptionedPictures | None) -> None:
-    """Check that there are pictures to train on.
+def check_images(family: Family, images: CaptionedImages | None) -> None:
+    """Check that there are images to train on.
 
     Raises:
         UserError: there are none, and the family has no rendered scenes.
     """
-    if family == "sdxl" and pictures is None:
+    if family == "sdxl" and images is None:
         raise UserError(
-            "family 'sdxl' needs pictures to train on; name them with --data, or draw some with the teacher: `distillation data make`"
+            "family 'sdxl' needs images to train on; name them with --data, or draw some with the teacher: `distillation data make`"
         )

@@ -1,4 +1,4 @@
-"""Sample pictures of a full-size student during training. There is no ground truth to score them by, so they are only shown."""
+"""Sample images of a full-size student during training. There is no ground truth to score them by, so they are only shown."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -17,7 +17,7 @@ THUMBNAIL_PX = 512
 
 
 class StudentSampler:
-    """Draws pictures for the first captions of a pool, each time from the same noise.
+    """Draws images for the first captions of a pool, each time from the same noise.
 
     Args:
         pool: source of the embeddings, so that no text encoders are needed.
@@ -36,12 +36,12 @@ class StudentSampler:
             precision,
         )
         self._vae = read_part("vae", pipeline_folder / "vae", torch.float32)
-        self._vae.enable_slicing()  # type: ignore[operator]  # an AutoencoderKL; decodes one picture at a time, since training leaves little memory
+        self._vae.enable_slicing()  # type: ignore[operator]  # an AutoencoderKL; decodes one image at a time, since training leaves little memory
         self._scheduler = EulerDiscreteScheduler.from_pretrained(pipeline_folder / "scheduler")
 
     @torch.no_grad()
     def __call__(self, unet: UNet2DConditionModel) -> tuple[npt.NDArray[np.uint8], dict[str, float]]:
-        """Draw pictures with a UNet; returns them in a row, H x W x 3 uint8, and no metrics."""
+        """Draw images with a UNet; returns them in a row, H x W x 3 uint8, and no metrics."""
         batch, unconditional = self._batch.to(unet.device), self._unconditional.to(unet.device)
         pipeline = StableDiffusionXLPipeline(
             vae=self._vae.to(unet.device), text_encoder=None, text_encoder_2=None, tokenizer=None, tokenizer_2=None,

@@ -30,7 +30,7 @@ from distillation.plan import Plan
 from distillation.prune import prune
 from distillation.recipe import Family, Recipe
 from distillation.recipe_tables import Training
-from distillation.run_plan import RunPlan, check_pictures, plan_run
+from distillation.run_plan import RunPlan, check_images, plan_run
 from distillation.samples import StudentSampler
 from distillation.succession import warn_of_different_parts
 from distillation.taps import Tap, collect_outputs
@@ -43,7 +43,7 @@ from sdbench.scenes.networks import SceneNet
 from sdbench.scenes.training.evaluation import SceneEvaluation
 from sdbench.training.checkpoints import atomic_folder
 from sdbench.training.journal import Evaluate
-from sdbench.training.latents import Batch, CaptionedPictures, LatentPool, add_noise, predict, target
+from sdbench.training.latents import Batch, CaptionedImages, LatentPool, add_noise, predict, target
 from sdbench.training.loop import Schedule, check_even_split, fit
 from sdbench.training.processes import broadcast_from_main
 
@@ -79,7 +79,7 @@ def distil(
     work: Path,
     out: Path,
     *,
-    pictures: CaptionedPictures | None = None,
+    images: CaptionedImages | None = None,
     steps: int | None = None,
     device: Literal["cpu", "cuda"] = "cpu",
     unet_only: bool = False,
@@ -91,24 +91,24 @@ def distil(
         family: which of the recipe's settings to use.
         teacher_folders: the teacher, a complete diffusers pipeline, or several teachers in succession. The student is cut from
             the first and keeps its text encoders and VAE; only the UNets of the others are used.
-        work: folder for training pictures, latents and stages.
+        work: folder for training images, latents and stages.
         out: new or empty folder for the student.
-        pictures: to train on; default: rendered scenes, for the embedded family only.
+        images: to train on; default: rendered scenes, for the embedded family only.
         steps: in total over all stages; default: the recipe's.
         device: where both networks run; under `accelerate launch`, each process takes its own.
         unet_only: write the UNet alone instead of a complete pipeline.
 
     Raises:
-        UserError: a teacher does not fit the recipe or the family, there are no pictures, `out` is not empty, the device is missing or
+        UserError: a teacher does not fit the recipe or the family, there are no images, `out` is not empty, the device is missing or
             has too little memory, the processes cannot share a step evenly, a loss is not finite, or a file cannot be read or written.
     """
     settings = recipe.settings(family)
     check_new_or_empty(out)
     plan = plan_run(recipe, family, teacher_folders, steps)
-    check_pictures(family, pictures)
+    check_images(family, images)
     accelerator = make_accelerator(device, settings.dtype)
     check_even_split(settings.accumulation, accelerator.num_processes)  # before hours of encoding
-    pool = _encode_pictures(recipe, settings, plan, pictures, work, accelerator)
+    pool = _encode_images(recipe, settings, plan, images, work, accelerator)
     evaluate = _make_evaluation(family, pool, teacher_folders[0], accelerator)
 
     def make_context(teacher: Teacher) -> StepContext:
@@ -116,15 +116,13 @@ def distil(
         unet = teacher.unet(settings.dtype, place)
         return StepContext(recipe, settings, unet, pool.scheduler, numbered_batches(pool, settings, place), accelerator, evaluate)
 
-    folders = broadcast_from_main(
-        lambda: _segment_folders(work, recipe, plan, _identity(recipe, family, plan, pool.pictures.digest, device))
-    )
+    folders = broadcast_from_main(lambda: _segment_folders(work, recipe, plan, _identity(recipe, family, plan, pool.images.digest, device)))
     with _explain_out_of_memory(settings, str(accelerator.device)):
         train_segments(make_context, recipe, plan, folders, accelerator)
     if accelerator.is_main_process:
         student = _load_student(folders[-1])
         provenance = Provenance.from_run(
-            recipe, plan.teachers, student, settings, _segment_results(recipe, plan, folders), pool.pictures.digest, len(pool)
+            recipe, plan.teachers, student, settings, _segment_results(recipe, plan, folders), pool.images.digest, len(pool)
         )
         logs = {folder.name: folder / "log.jsonl" for folder in folders}
         export_student(student, out, plan.teachers[0], provenance, logs=logs, unet_only=unet_only)
@@ -156,12 +154,12 @@ def make_accelerator(device: Literal["cpu", "cuda"], dtype: Literal["bfloat16", 
     return accelerator
 
 
-def _encode_pictures(
-    recipe: Recipe, settings: Training, plan: RunPlan, pictures: CaptionedPictures | None, work: Path, accelerator: Accelerator
+def _encode_images(
+    recipe: Recipe, settings: Training, plan: RunPlan, images: CaptionedImages | None, work: Path, accelerator: Accelerator
 ) -> LatentPool:
     """Latents and embeddings by the first teacher's encoders; the main process first logs what the run trains on."""
     with accelerator.main_process_first():  # renders the scenes; the other processes then find them
-        source = scene_pool(recipe.scenes.pictures, work) if pictures is None else pictures
+        source = scene_pool(recipe.scenes.images, work) if images is None else images
     if accelerator.is_main_process:
         warn_of_different_parts(plan.teachers)
         tqdm.write(f"training on {describe_epochs(len(source.captions), plan.segments[-1].end, settings)}", file=sys.stderr)
@@ -216,7 +214,7 @@ def _explain_out_of_memory(settings: Training, device: str) -> Iterator[None]:
         raise UserError(
             f"{device} has too little memory to train with batch = {settings.batch}, accumulation = {settings.accumulation} and "
             f"checkpointing = {str(settings.checkpointing).lower()} ({str(error).splitlines()[0]}). In a copy of the recipe, halve batch "
-            f"and double accumulation, which keeps the pictures per step{advice}; `distillation plan` estimates the memory needed"
+            f"and double accumulation, which keeps the images per step{advice}; `distillation plan` estimates the memory needed"
         ) from error
 
 

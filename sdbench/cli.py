@@ -54,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_runs(add("suites", _suites, "list the suites, their metrics and what they need"))
     doctor = "check what this machine can run, what is missing, whether the shipped weights are intact, and whether the metrics work"
     add_runs(add("doctor", _doctor, doctor))
-    _add_reference(add("reference", _reference, "build reference statistics from real pictures, import published ones, or list them"))
+    _add_reference(add("reference", _reference, "build reference statistics from real images, import published ones, or list them"))
     _add_scenes(add_plain("scenes", _scenes, "train the weights of the embedded family, or install trained ones"))
     return top
 
@@ -69,20 +69,20 @@ def _add_scenes(command: argparse.ArgumentParser) -> None:
 
 def _add_reference(command: argparse.ArgumentParser) -> None:
     actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
-    building = add_command(actions, "build", "build reference statistics from real pictures")
+    building = add_command(actions, "build", "build reference statistics from real images")
     importing = add_command(actions, "import", "import published reference statistics")
     listing = add_command(actions, "list", "list the available references")
     for action in (building, importing):
         action.add_argument("name", help="name of the reference, as suites use it")
     importing.add_argument("file", type=Path, help=".npz file with `mu` and `sigma`")
-    building.add_argument("--images", type=Path, help="folder of real pictures")
-    building.add_argument("--dataset", help="dataset of real pictures: a file, a folder or a name on the Hub, opened with `datasets`")
+    building.add_argument("--images", type=Path, help="folder of real images")
+    building.add_argument("--dataset", help="dataset of real images: a file, a folder or a name on the Hub, opened with `datasets`")
     building.add_argument("--split", default="train", help="split of the dataset (default: train)")
-    building.add_argument("--column", help="column of the dataset's pictures, if it has several")
+    building.add_argument("--column", help="column of the dataset's images, if it has several")
     building.add_argument("--encoder", nargs="+", required=True, help=f"encoders to build for: {', '.join(ENCODERS)}")
-    building.add_argument("--n", type=int, help="use only the first N pictures (default: all)")
+    building.add_argument("--n", type=int, help="use only the first N images (default: all)")
     importing.add_argument("--encoder", nargs="+", required=True, help="encoders that the publisher states, named as for build")
-    importing.add_argument("--n", type=int, required=True, help="number of pictures behind the file")
+    importing.add_argument("--n", type=int, required=True, help="number of images behind the file")
     importing.add_argument("--source", required=True, help="where the file was published")
     add_device(building)
     for action in (building, importing, listing):

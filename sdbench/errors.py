@@ -17,7 +17,7 @@ class IncompleteError(UserError):
 
 
 class UndecodableError(UserError):
-    """A picture file is damaged or is not a picture; other files may be fine."""
+    """An image file is damaged or is not an image; other files may be fine."""
 
 
 def unknown_name(kind: str, word: str, known: Iterable[str], advice: str = "") -> UserError:

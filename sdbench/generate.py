@@ -1,6 +1,6 @@
-"""Generate a model's pictures of a suite into the store.
+"""Generate a model's images of a suite into the store.
 
-The noise of a picture comes from its own generator on the CPU, keyed by (suite seed, prompt id, sample), so it does not depend
+The noise of an image comes from its own generator on the CPU, keyed by (suite seed, prompt id, sample), so it does not depend
 on order, batch or number of machines. Batch number k always holds the same prompts at the same places. A resumed batch is
 filled up with its finished prompts, which costs what padding would, so its bytes cannot differ from those of an unbroken run.
 """
@@ -52,7 +52,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True)
 class Job:
-    """One picture to make: its prompt, and the identity it is stored under."""
+    """One image to make: its prompt, and the identity it is stored under."""
 
     prompt_id: str
     sample: int
@@ -61,7 +61,7 @@ class Job:
 
 
 def list_jobs(suite: Suite, sampling: Sampling, weights_digest: str | None) -> list[Job]:
-    """The pictures that a suite asks of a model, in order.
+    """The images that a suite asks of a model, in order.
 
     Raises:
         MissingError, UserError: see `Suite.prompt_list` and `Noise.path`.
@@ -76,7 +76,7 @@ def list_jobs(suite: Suite, sampling: Sampling, weights_digest: str | None) -> l
 def select_part(jobs: list[Job], batch: int, part: tuple[int, int]) -> list[Job]:
     """The k-th of n parts of the jobs, for n processes that share a store.
 
-    Parts get whole batches: pictures in the same batch may change each other's last bits.
+    Parts get whole batches: images in the same batch may change each other's last bits.
 
     Args:
         part: (k, n), k from 1 to n.
@@ -86,23 +86,23 @@ def select_part(jobs: list[Job], batch: int, part: tuple[int, int]) -> list[Job]
 
 
 def generate(jobs: list[Job], store: Store, batch: int, make: Callable[[list[Job]], U8], title: str) -> None:
-    """Make the pictures that the store lacks.
+    """Make the images that the store lacks.
 
-    While a batch is made, one thread writes the batch before: compressing a picture of 1024 px takes a core a quarter of a second.
+    While a batch is made, one thread writes the batch before: compressing an image of 1024 px takes a core a quarter of a second.
 
     Args:
-        make: turns a full batch of jobs into pictures, N x H x W x 3 uint8.
+        make: turns a full batch of jobs into images, N x H x W x 3 uint8.
         title: what the progress bar calls the model.
 
     Raises:
-        UserError: a picture cannot be written, or `make` raises it.
+        UserError: an image cannot be written, or `make` raises it.
     """
     missing = set(store.missing([job.image_id for job in jobs]))
     writing: list[Future[int]] = []
-    bar = tqdm(total=len(jobs), initial=len(jobs) - len(missing), desc=f"{title}: pictures", unit="image", mininterval=1)
+    bar = tqdm(total=len(jobs), initial=len(jobs) - len(missing), desc=f"{title}: images", unit="image", mininterval=1)
 
-    def write(group: list[Job], pictures: U8) -> int:
-        new = [(job, pixels) for job, pixels in zip(group, pictures, strict=False) if job.image_id in missing]
+    def write(group: list[Job], images: U8) -> int:
+        new = [(job, pixels) for job, pixels in zip(group, images, strict=False) if job.image_id in missing]
         for job, pixels in new:
             store.put(job.image_id, pixels)
         return len(new)
@@ -117,15 +117,15 @@ def generate(jobs: list[Job], store: Store, batch: int, make: Callable[[list[Job
                 group = jobs[start : start + batch]
                 if missing.isdisjoint(job.image_id for job in group):
                     continue
-                pictures = make(group + [group[-1]] * (batch - len(group)))
+                images = make(group + [group[-1]] * (batch - len(group)))
                 wait()
-                writing.append(writer.submit(write, group, pictures))
+                writing.append(writer.submit(write, group, images))
         finally:
             wait()  # also where the next batch cannot be made, so that the error of a full disk comes first
 
 
 def render_scenes(group: list[Job]) -> U8:
-    """The renderer's own pictures of the captions, N x 64 x 64 x 3 uint8 RGB: the best that any model can do.
+    """The renderer's own images of the captions, N x 64 x 64 x 3 uint8 RGB: the best that any model can do.
 
     Raises:
         ValueError: a caption does not follow the grammar.
@@ -134,9 +134,9 @@ def render_scenes(group: list[Job]) -> U8:
 
 
 def make_sampler(pipeline: StableDiffusionXLPipeline, sampling: Sampling, noise: Noise) -> Callable[[list[Job]], U8]:
-    """Set the pipeline's scheduler and return a function that makes a batch of its pictures, N x H x W x 3 uint8 RGB.
+    """Set the pipeline's scheduler and return a function that makes a batch of its images, N x H x W x 3 uint8 RGB.
 
-    The function raises `UserError` where a picture holds NaN or infinity.
+    The function raises `UserError` where an image holds NaN or infinity.
     """
     set_scheduler(pipeline, sampling)
     device, dtype = pipeline.unet.device, DTYPES[sampling.dtype]
@@ -146,11 +146,11 @@ def make_sampler(pipeline: StableDiffusionXLPipeline, sampling: Sampling, noise:
     def make(group: list[Job]) -> U8:
         latents = torch.stack([initial_noise(noise, job.prompt_id, job.sample, shape) for job in group]).to(device, dtype)
         generators = [_step_generator(noise, job) for job in group]
-        with full_float32():  # a training loop may have set a lower precision, which makes other pictures
+        with full_float32():  # a training loop may have set a lower precision, which makes other images
             arguments = call_arguments(sampling, [job.prompt for job in group])
             pixels = pipeline(**arguments, latents=latents, generator=generators).images
-        for job, picture in zip(group, pixels, strict=True):
-            if not np.isfinite(picture).all():
+        for job, image in zip(group, pixels, strict=True):
+            if not np.isfinite(image).all():
                 raise UserError(
                     f"the model made NaN or infinite pixels for prompt {job.prompt_id} ({job.prompt!r}) in {sampling.dtype}; try another dtype, or check its weights."
                 )
@@ -203,7 +203,7 @@ def initial_noise(noise: Noise, prompt_id: str, sample: int, shape: tuple[int, .
 
     `fixed`, as in MLPerf, is the same latent for every prompt, from a file or from torch's generator with the suite's seed (whose
     last digits depend on the machine). `per_image` is keyed by 128 bits of (seed, prompt id, sample). Torch's CPU generator
-    takes only 32 bits of a seed, so two of 30,000 pictures would share their noise with a probability of about one in ten.
+    takes only 32 bits of a seed, so two of 30,000 images would share their noise with a probability of about one in ten.
 
     Raises:
         MissingError, UserError: see `Noise.path`; or the latent's file holds no finite tensor of this shape.
@@ -221,7 +221,7 @@ def _noise_key(noise: Noise, prompt_id: str, sample: int) -> int:
 
 
 def _step_generator(noise: Noise, job: Job) -> torch.Generator:
-    """The generator of the noise that some schedulers (ancestral, LCM) add at each step; each picture has its own, as for its latents."""
+    """The generator of the noise that some schedulers (ancestral, LCM) add at each step; each image has its own, as for its latents."""
     key = _noise_key(noise, job.prompt_id, job.sample) if noise.kind == "per_image" else noise.seed
     return torch.Generator().manual_seed(key % 2**63)
 

@@ -1,4 +1,4 @@
-"""Which scheduler samples a model's pictures, and at which timesteps.
+"""Which scheduler samples a model's images, and at which timesteps.
 
 A few-step student looks worse than it is when sampled at timesteps that it was not trained for. A suite that leaves the
 scheduler to the model does not state the timesteps, so dry runs and records do.
@@ -19,10 +19,10 @@ from sdbench.settings import Sampling
 
 
 def describe(spec: ModelSpec, sampling: Sampling, pipeline: Any = None) -> dict[str, Any]:
-    """The scheduler of a model's pictures, as records have it.
+    """The scheduler of a model's images, as records have it.
 
     Such as `{"class": "EulerDiscreteScheduler", "prediction_type": "epsilon", "timesteps": [751, 501, 251, 1]}`; empty where no
-    model draws the pictures, and where the model's files are not on this disk (yet).
+    model draws the images, and where the model's files are not on this disk (yet).
 
     Args:
         spec: the model.
@@ -45,7 +45,7 @@ def describe(spec: ModelSpec, sampling: Sampling, pipeline: Any = None) -> dict[
 
 
 def _load_own(spec: ModelSpec) -> tuple[Any, dict[str, Any]]:
-    """Class and configuration of the model's own scheduler; no class for rendered pictures, which no model draws."""
+    """Class and configuration of the model's own scheduler; no class for rendered images, which no model draws."""
     if spec.source == "rendered":
         return None, {}
     if spec.source == "random":

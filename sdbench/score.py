@@ -1,4 +1,4 @@
-"""Score pictures: values with intervals, and the per-image scores behind them.
+"""Score images: values with intervals, and the per-image scores behind them.
 
 A protocol that raises an error, or lacks its weights, gives a value without a number and with the reason; the others go on.
 """
@@ -28,13 +28,13 @@ def find_protocols(metrics: Sequence[str]) -> list[Protocol]:
 
 
 def score(subject: Subject, metrics: Sequence[str]) -> tuple[list[Value], Scores]:
-    """Measure these metrics of the pictures and return a value for each, in the order of `PROTOCOLS`, and the per-image scores.
+    """Measure these metrics of the images and return a value for each, in the order of `PROTOCOLS`, and the per-image scores.
 
     Raises:
-        UserError: a metric is not known, or a picture cannot be read.
+        UserError: a metric is not known, or an image cannot be read.
     """
     protocols = find_protocols(metrics)
-    for _ in subject.blocks():  # a picture that cannot be read ends the run here, before any metric
+    for _ in subject.blocks():  # an image that cannot be read ends the run here, before any metric
         pass
     values = []
     for protocol in protocols:

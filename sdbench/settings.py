@@ -1,4 +1,4 @@
-"""How pictures are made, and the settings in which that is timed, as suites state them."""
+"""How images are made, and the settings in which that is timed, as suites state them."""
 
 import operator
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ def is_unset(value: Any) -> bool:
 
 
 class Sampling(Table):
-    """How pictures are made.
+    """How images are made.
 
     Attributes:
         scheduler: `model` keeps the pipeline's own; others replace its class and keep its configuration. `dpmpp` is
@@ -38,7 +38,7 @@ class Sampling(Table):
         timestep_spacing: replaces that of the configuration; SDXL's own is `leading`, many few-step students learned `trailing`.
         timesteps: one for each step, decreasing; replace any spacing.
         eta: noise added at each step, as a share of its maximum; 0 (the pipeline's default) is deterministic. `tcd` calls it gamma.
-        batch: pictures in each call; a short batch is padded, since results can change with the batch size.
+        batch: images in each call; a short batch is padded, since results can change with the batch size.
     """
 
     steps: Annotated[int, Field(gt=0)]
@@ -76,12 +76,12 @@ class Setting(Table):
     """One way to run a model that is timed; its `label` is part of the names of its values, so that none is taken for another.
 
     Attributes:
-        batch: pictures of one call.
+        batch: images of one call.
         dtype: replaces that of the sampling.
         compile: `whole` compiles the UNet and the VAE's decoder; `blocks` compiles each kind of transformer block once, which is
             far quicker.
         channels_last: memory order of what the convolutions read.
-        vae: `tiny` replaces the VAE by an `AutoencoderTiny` with random weights: its pictures mean nothing, its times do.
+        vae: `tiny` replaces the VAE by an `AutoencoderTiny` with random weights: its images mean nothing, its times do.
         calls: timed calls of a round; replaces that of the probes.
     """
 
@@ -105,13 +105,13 @@ class Probes(Table):
     """How latency and memory are measured: fresh processes, and timed calls in each.
 
     Rounds of a few calls last seconds, during which a card may hold its boost clock. This is not a steady state, for which MLPerf
-    takes ten minutes. Each call is waited for and its pictures are copied to the host, so images per second are no server's throughput.
+    takes ten minutes. Each call is waited for and its images are copied to the host, so images per second are no server's throughput.
 
     Attributes:
         rounds: processes for each model and setting.
         calls: timed calls of each stage in a round.
         warmup: calls of each stage before them.
-        settings: in addition to `base` (one picture, eager, the suite's own dtype), which is always measured.
+        settings: in addition to `base` (one image, eager, the suite's own dtype), which is always measured.
     """
 
     rounds: Annotated[int, Field(gt=0)]

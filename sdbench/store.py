@@ -1,7 +1,7 @@
 """The run folder of one model on one device: `results/runs/<digest>/`, ignored by git, safe to delete.
 
-It belongs to no single suite. Pictures are named by their identity (weights, prompt, sampling, noise), so a run that was
-killed continues where it stopped, and a changed suite draws only the pictures that changed. All writes are atomic.
+It belongs to no single suite. Images are named by their identity (weights, prompt, sampling, noise), so a run that was
+killed continues where it stopped, and a changed suite draws only the images that changed. All writes are atomic.
 """
 
 import contextlib
@@ -21,30 +21,30 @@ from sdbench.arrays import F32, U8
 from sdbench.disk import digest, write_bytes
 from sdbench.errors import UserError
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}  # files that count as pictures
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}  # files that count as images
 
 
 class Store:
-    """Pictures and features of one run.
+    """Images and features of one run.
 
     Args:
         runs: the folder of all runs.
-        identity: JSON content whose digest names the run; saved as `manifest.json` with the first picture.
+        identity: JSON content whose digest names the run; saved as `manifest.json` with the first image.
     """
 
     def __init__(self, runs: Path, identity: dict[str, Any]) -> None:
         self.folder, self._identity = runs / digest(identity), identity
 
     def path(self, image_id: str) -> Path:
-        """The path of the picture with this identity, whether it exists or not."""
+        """The path of the image with this identity, whether it exists or not."""
         return self.folder / "images" / f"{image_id}.png"
 
     def missing(self, image_ids: Sequence[str]) -> list[str]:
-        """The pictures that do not exist yet, in order."""
+        """The images that do not exist yet, in order."""
         return [image_id for image_id in image_ids if not self.path(image_id).exists()]
 
     def put(self, image_id: str, pixels: U8) -> None:
-        """Write a picture, H x W x 3 uint8 RGB, as PNG.
+        """Write an image, H x W x 3 uint8 RGB, as PNG.
 
         Raises:
             UserError: see `write_bytes`.
@@ -57,15 +57,15 @@ class Store:
         write_bytes(self.path(image_id), buffer.getvalue())
 
     def read(self, image_ids: Sequence[str]) -> U8:
-        """Read stored pictures, N x H x W x 3 uint8 RGB.
+        """Read stored images, N x H x W x 3 uint8 RGB.
 
         Raises:
-            UserError: a picture is missing or damaged, is not 8-bit RGB, or differs in size from the first.
+            UserError: an image is missing or damaged, is not 8-bit RGB, or differs in size from the first.
         """
-        return read_images([self.path(image_id) for image_id in image_ids], "delete it and run again: only that picture is made again")
+        return read_images([self.path(image_id) for image_id in image_ids], "delete it and run again: only that image is made again")
 
     def features(self, name: str, image_ids: Sequence[str], compute: Callable[[], F32]) -> F32:
-        """Load the features of these pictures, N x d float32, or compute and store them; `name` holds the digest of the encoder.
+        """Load the features of these images, N x d float32, or compute and store them; `name` holds the digest of the encoder.
 
         Raises:
             UserError: see `write_bytes`.
@@ -90,19 +90,19 @@ def load_or_compute(path: Path, compute: Callable[[], F32]) -> F32:
 
 
 def read_images(paths: Sequence[Path], way_out: str) -> U8:
-    """Read pictures of one size, N x H x W x 3 uint8 RGB, turned upright by EXIF and decoded on all cores.
+    """Read images of one size, N x H x W x 3 uint8 RGB, turned upright by EXIF and decoded on all cores.
 
     Raises:
-        UserError: a file is not a complete picture, is not 8-bit RGB, or differs in size from the first; `way_out` ends the message.
+        UserError: a file is not a complete image, is not 8-bit RGB, or differs in size from the first; `way_out` ends the message.
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        pictures = list(pool.map(lambda path: _read(path, way_out), paths))
-    for path, pixels in zip(paths, pictures, strict=True):
-        if pixels.shape != pictures[0].shape:
+        images = list(pool.map(lambda path: _read(path, way_out), paths))
+    for path, pixels in zip(paths, images, strict=True):
+        if pixels.shape != images[0].shape:
             raise UserError(
-                f"picture {path} is {pixels.shape[1]} x {pixels.shape[0]} px, the first is {pictures[0].shape[1]} x {pictures[0].shape[0]}; all must be of one size."
+                f"image {path} is {pixels.shape[1]} x {pixels.shape[0]} px, the first is {images[0].shape[1]} x {images[0].shape[0]}; all must be of one size."
             )
-    return np.stack(pictures)
+    return np.stack(images)
 
 
 def _read(path: Path, way_out: str) -> U8:
@@ -114,14 +114,14 @@ def _read(path: Path, way_out: str) -> U8:
             ImageOps.exif_transpose(image, in_place=True)
             pixels = np.asarray(image)
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-        raise UserError(f"picture {path} cannot be read ({error}); {way_out}.") from error
+        raise UserError(f"image {path} cannot be read ({error}); {way_out}.") from error
     if mode != "RGB":
         raise UserError(
-            f"picture {path} has mode {mode}, expected 8-bit RGB; convert it (a metric must not guess what transparency or gray means)."
+            f"image {path} has mode {mode}, expected 8-bit RGB; convert it (a metric must not guess what transparency or gray means)."
         )
     return pixels
 
 
 def mode_of(image: ImageFile) -> str:
-    """Pillow's mode of a picture that is not decoded yet; "RGB;16" for 16 bits, which Pillow would silently reduce to 8."""
+    """Pillow's mode of an image that is not decoded yet; "RGB;16" for 16 bits, which Pillow would silently reduce to 8."""
     return "RGB;16" if any(tile[3] == "RGB;16B" for tile in image.tile) else image.mode

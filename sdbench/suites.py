@@ -1,4 +1,4 @@
-"""Suite files: what is measured, on which prompts, and how the pictures are made. They are checked before anything is loaded.
+"""Suite files: what is measured, on which prompts, and how the images are made. They are checked before anything is loaded.
 
 A suite is a TOML file in `suites/`. `include` takes over the metrics (of the suite's own family) and the probes of other suites,
 so that `quality` and `standard` state only what is their own. The digest of a suite covers its resolved content, with includes,
@@ -62,7 +62,7 @@ class Prompts(Table):
 
 
 class Noise(Table):
-    """Initial latents: one for each picture, or one for all (as in MLPerf), drawn from `seed` or read from `file`.
+    """Initial latents: one for each image, or one for all (as in MLPerf), drawn from `seed` or read from `file`.
 
     Attributes:
         file: `asset:<name>` or path of a tensor saved by `torch.save`; a seed alone gives other last digits on another machine.
@@ -188,10 +188,10 @@ class Suite(Table):
         return SuiteId(name=self.name, version=self.version, digest=hashlib.sha256(content.encode()).hexdigest()[:16])
 
     def teacher_suite(self) -> "Suite":
-        """The suite under which the teacher's pictures were made: the one that `teacher` names, or this one.
+        """The suite under which the teacher's images were made: the one that `teacher` names, or this one.
 
         Raises:
-            MissingError, UserError: that suite, its prompts or its latent cannot be read, its pictures cannot be paired with this suite's,
+            MissingError, UserError: that suite, its prompts or its latent cannot be read, its images cannot be paired with this suite's,
                 or it names a third suite.
         """
         if self.teacher is None or self.teacher.suite is None:
@@ -206,7 +206,7 @@ class Suite(Table):
             "noise": (self.noise.identity(), other.noise.identity()),
         }
         if differences := [f"{name} {own} against {its}" for name, (own, its) in pairs.items() if own != its]:
-            raise UserError(f"{intro}, whose pictures cannot be paired with its own: {', '.join(differences)}")
+            raise UserError(f"{intro}, whose images cannot be paired with its own: {', '.join(differences)}")
         if missing := [text for prompt_id, text in self.prompt_list().items() if prompts.get(prompt_id) != text]:
             raise UserError(f"{intro}, which lacks {len(missing)} of its prompts at their places, such as {missing[0]!r}")
         return other
@@ -247,7 +247,7 @@ class Suite(Table):
 def look_order(prompt_ids: Sequence[str], batch: int) -> list[str]:
     """The order in which a run that stops when sure takes its prompts: shuffled, however the list is sorted, and the same each time.
 
-    Batches stay together, since the bytes of a picture may depend on the others of its batch; a short batch stays the last.
+    Batches stay together, since the bytes of an image may depend on the others of its batch; a short batch stays the last.
     """
     batches = [prompt_ids[start : start + batch] for start in range(0, len(prompt_ids), batch)]
     shuffled = sorted(batches, key=lambda ids: (len(ids) < batch, hashlib.sha256(ids[0].encode()).digest()))

@@ -23,7 +23,7 @@ from sdbench.arrays import F64
 from sdbench.metrics.frechet import Gaussian, frechet_distance
 from sdbench.metrics.inputs import as_matrix, check_at_least, check_same_width
 
-Extractor = Callable[[Any], Tensor | npt.NDArray[Any]]  # takes pictures; returns features, n x d
+Extractor = Callable[[Any], Tensor | npt.NDArray[Any]]  # takes images; returns features, n x d
 
 
 class _SetMetric(Metric):
@@ -73,7 +73,7 @@ class Frechet(_SetMetric):
 
     Args:
         reference: moments of the real features; pass the same object to all metrics, so that it is factorised only once.
-        extractor: takes pictures and returns features, n x d; None where `update` gets features.
+        extractor: takes images and returns features, n x d; None where `update` gets features.
         settings: options of torchmetrics, such as `sync_on_compute`.
     """
 

@@ -1,9 +1,9 @@
-"""Measure how often the gate errs, on pictures of embedded Vega under several noise seeds and on faults injected into it.
+"""Measure how often the gate errs, on images of embedded Vega under several noise seeds and on faults injected into it.
 
     python suites/calibrate_gate.py pool [--work DIR] [--student FAULT=FOLDER ...]
     python suites/calibrate_gate.py judge [--draws N]
 
-`pool` generates the pictures (a killed run continues where it was) and stores their scores and features in
+`pool` generates the images (a killed run continues where it was) and stores their scores and features in
 `results/calibration/pool.parquet`. `judge` draws prompts from it with replacement, as many as the suite has, builds two records from each
 draw, and runs the gate on them. A question that was already answered, with the same pool, policy, records and code, is not asked
 again. It writes `results/calibration/gate.json` and `gate.md`.
@@ -97,7 +97,7 @@ def table(content: dict[str, Any]) -> str:
     ]
     return (
         f"<!-- written by `python suites/calibrate_gate.py judge` -->\n\n{tables.markdown(tables.Grid(header, tuple(rows)))}\n\n"
-        f"Prompts that an unpaired test of the same pictures needs, over those of the paired one:\n\n{tables.markdown(tables.Grid(ratio_header, tuple(ratios)))}\n"
+        f"Prompts that an unpaired test of the same images needs, over those of the paired one:\n\n{tables.markdown(tables.Grid(ratio_header, tuple(ratios)))}\n"
     )
 
 

@@ -1,4 +1,4 @@
-"""The pool that `calibrate_gate.py` draws from: pictures of embedded Vega under several noise seeds, and with injected faults."""
+"""The pool that `calibrate_gate.py` draws from: images of embedded Vega under several noise seeds, and with injected faults."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +29,7 @@ SCORES = ("scene_accuracy", "clip_score.scenes", "preference.scenes")
 
 @dataclass(frozen=True)
 class Arm:
-    """One way of making the pictures: its fault, if any, and its noise seeds."""
+    """One way of making the images: its fault, if any, and its noise seeds."""
 
     name: str
     fault: Callable[[Any], None] | None = None
@@ -64,7 +64,7 @@ def make(work: Path, students: Mapping[str, Path]) -> None:
     """Write scores and features of every arm to `POOL`.
 
     Args:
-        work: folder for the pictures.
+        work: folder for the images.
         students: folder of a UNet with each fault, by the fault's name; each is a further arm.
     """
     arms = [*ARMS, *(Arm(fault, model=str(folder)) for fault, folder in students.items())]

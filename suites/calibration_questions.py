@@ -1,6 +1,6 @@
 """The questions that the calibration asks the gate.
 
-"No difference" compares the model with itself: of a prompt's pictures under several seeds, two are taken at random, in random order,
+"No difference" compares the model with itself: of a prompt's images under several seeds, two are taken at random, in random order,
 so that the expected difference is exactly 0. A loss "of a margin" is subtracted from the candidate of such a draw. Faults are
 compared under the same noise, as the gate does. A loss on few prompts, where nothing else differs, needs no draws: the gate is run
 once for each number of affected prompts, and binomial chances give the rest.
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from calibration_pool import SCORES
-from calibration_sampler import NO_PICTURES, SUITE, Pictures, Sampler, with_loss
+from calibration_sampler import NO_IMAGES, SUITE, Images, Sampler, with_loss
 from scipy.stats import binom
 
 from sdbench.gate import judging, looks
@@ -93,7 +93,7 @@ def questions(sampler: Sampler) -> Iterator[Question | Exact]:
         yield Question(f"until the verdict, a loss of 1 margins: {name}", partial(_judge_shifted_sequentially, sampler, name, 1))
 
 
-def _judge_once(sampler: Sampler, new: Pictures, old: Pictures, worse: float = 0.0) -> tuple[str, float]:
+def _judge_once(sampler: Sampler, new: Images, old: Images, worse: float = 0.0) -> tuple[str, float]:
     return judging.judge(sampler.make_side(new, worse=worse), sampler.make_side(old), sampler.policy, {}).verdict, 1.0
 
 
@@ -129,7 +129,7 @@ def _judge_shifted(sampler: Sampler, name: str, margins: float, random: np.rando
 def _judge_probe(sampler: Sampler, name: str, slower: float, rounds: int, random: np.random.Generator) -> tuple[str, float]:
     rules = Policy(alpha=sampler.policy.alpha, suites={SUITE: {name: sampler.rules[name]}})
     new, old = (
-        sampler.make_side(NO_PICTURES, sets=False, probes=[sampler.make_probe(name, share, rounds, random)]) for share in (slower, 0.0)
+        sampler.make_side(NO_IMAGES, sets=False, probes=[sampler.make_probe(name, share, rounds, random)]) for share in (slower, 0.0)
     )
     return judging.judge(new, old, rules, {}).verdict, 1.0
 
@@ -137,8 +137,8 @@ def _judge_probe(sampler: Sampler, name: str, slower: float, rounds: int, random
 def _judge_with_probes(sampler: Sampler, random: np.random.Generator) -> tuple[str, float]:
     """Judge with latency and memory drawn for both sides, as one run of both models would measure them."""
     sides = [
-        sampler.make_side(pictures, probes=[sampler.make_probe(name, 0.0, 5, random) for name in sampler.rounds])
-        for pictures in sampler.draw_itself(random)
+        sampler.make_side(images, probes=[sampler.make_probe(name, 0.0, 5, random) for name in sampler.rounds])
+        for images in sampler.draw_itself(random)
     ]
     return judging.judge(sides[0], sides[1], sampler.policy, {}).verdict, 1.0
 
@@ -153,7 +153,7 @@ def _judge_rare_loss_sequentially(sampler: Sampler, random: np.random.Generator)
     return _judge_sequentially(sampler, *sampler.with_rare_loss(random.random(sampler.n) < RATE, RATE))
 
 
-def _judge_sequentially(sampler: Sampler, new: Pictures, old: Pictures, worse: float = 0.0) -> tuple[str, float]:
+def _judge_sequentially(sampler: Sampler, new: Images, old: Images, worse: float = 0.0) -> tuple[str, float]:
     rules = looks.LookRules(sampler.policy, SUITE, ["fd.scenes"], {})
     shares: tuple[float, ...] = ()
     for size in look_sizes(sampler.n, sampler.batch):

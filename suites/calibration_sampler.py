@@ -1,4 +1,4 @@
-"""Draws of prompts from the pool of pictures, as sides for the gate."""
+"""Draws of prompts from the pool of images, as sides for the gate."""
 
 import json
 from collections.abc import Sequence
@@ -23,14 +23,14 @@ SUITE = "quality"
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Scores and features of pictures, a row each."""
+class Images:
+    """Scores and features of images, a row each."""
 
     scores: dict[str, F64]
     features: F64
 
-    def rows(self, chosen: npt.NDArray[np.intp]) -> "Pictures":
-        return Pictures({name: column[chosen] for name, column in self.scores.items()}, self.features[chosen])
+    def rows(self, chosen: npt.NDArray[np.intp]) -> "Images":
+        return Images({name: column[chosen] for name, column in self.scores.items()}, self.features[chosen])
 
 
 class Sampler:
@@ -38,9 +38,9 @@ class Sampler:
 
     def __init__(self, work: Path) -> None:
         table = pq.read_table(POOL)
-        self.arms: dict[str, list[Pictures]] = {}
+        self.arms: dict[str, list[Images]] = {}
         arm, seed, units = np.array(table["arm"].to_pylist()), np.array(table["seed"]), json.loads(table.schema.metadata[b"units"])
-        whole = Pictures(
+        whole = Images(
             {name: np.array(table[name], np.float64) for name in SCORES},
             np.stack([np.array(table[name], np.float64) * unit for name, unit in units.items()], 1),
         )
@@ -71,41 +71,39 @@ class Sampler:
             for name in ("latency.pipeline.p50", "memory.peak_rss")
         }
 
-    def draw_itself(self, random: np.random.Generator) -> tuple[Pictures, Pictures]:
-        """Draw prompts with replacement, and for each of them two of the model's pictures."""
+    def draw_itself(self, random: np.random.Generator) -> tuple[Images, Images]:
+        """Draw prompts with replacement, and for each of them two of the model's images."""
         runs = self.arms["vega"]
         prompts = random.integers(PROMPTS, size=self.n)
         order = random.permuted(np.tile(np.arange(len(runs)), (self.n, 1)), axis=1)
-        together = Pictures(
+        together = Images(
             {name: np.concatenate([run.scores[name] for run in runs]) for name in SCORES}, np.concatenate([run.features for run in runs])
         )
         return together.rows(order[:, 0] * PROMPTS + prompts), together.rows(order[:, 1] * PROMPTS + prompts)
 
-    def draw_faulty(self, arm: str, random: np.random.Generator) -> tuple[Pictures, Pictures]:
-        """Draw prompts with replacement, with the pictures of a faulty model and of the model itself under the same noise."""
+    def draw_faulty(self, arm: str, random: np.random.Generator) -> tuple[Images, Images]:
+        """Draw prompts with replacement, with the images of a faulty model and of the model itself under the same noise."""
         prompts = random.integers(PROMPTS, size=self.n)
         return self.arms[arm][0].rows(prompts), self.arms["vega"][0].rows(prompts)
 
-    def with_rare_loss(self, hit: npt.NDArray[np.bool_], rate: float) -> tuple[Pictures, Pictures]:
-        """The same pictures twice, but the prompts that are hit, each at this rate, lose CLIP score: one margin on average over all prompts."""
+    def with_rare_loss(self, hit: npt.NDArray[np.bool_], rate: float) -> tuple[Images, Images]:
+        """The same images twice, but the prompts that are hit, each at this rate, lose CLIP score: one margin on average over all prompts."""
         same = self.arms["vega"][0].rows(np.arange(self.n))
         loss = self.rules["clip_score.scenes"].margin / rate * hit
-        return Pictures({**same.scores, "clip_score.scenes": same.scores["clip_score.scenes"] - loss}, same.features), same
+        return Images({**same.scores, "clip_score.scenes": same.scores["clip_score.scenes"] - loss}, same.features), same
 
-    def make_side(self, pictures: Pictures, *, sets: bool = True, worse: float = 0.0, probes: Sequence[Value] = ()) -> Side:
-        """A side of the gate with these pictures; `worse` is added to the Frechet distance."""
-        n = len(pictures.features)
+    def make_side(self, images: Images, *, sets: bool = True, worse: float = 0.0, probes: Sequence[Value] = ()) -> Side:
+        """A side of the gate with these images; `worse` is added to the Frechet distance."""
+        n = len(images.features)
         values = [
             Value(name=name, kind="score", direction="higher", unit="1", value=float(column.mean()), n=n)
-            for name, column in pictures.scores.items()
+            for name, column in images.scores.items()
         ]
-        columns = dict(pictures.scores)
+        columns = dict(images.scores)
         if sets:
-            distance, columns["fd.scenes:influence"] = frechet.frechet(pictures.features, self.reference)
+            distance, columns["fd.scenes:influence"] = frechet.frechet(images.features, self.reference)
             values.append(Value(name="fd.scenes", kind="set", direction="lower", unit="distance", value=distance + worse, n=n))
-        kept = [
-            value for value in self.template.values if not value.is_picture_metric and value.name not in {probe.name for probe in probes}
-        ]
+        kept = [value for value in self.template.values if not value.is_image_metric and value.name not in {probe.name for probe in probes}]
         record = self.template.model_copy(update={"values": (*values, *kept, *probes), "n_images": n, "run": "one"})
         return Side(record, [(f"{row:05d}", 0) for row in range(n)], columns)
 
@@ -116,13 +114,13 @@ class Sampler:
         return Value(name=name, kind="probe", direction="lower", unit="1", value=middle, n=rounds, samples=tuple(samples))
 
 
-def with_loss(sampler: Sampler, pictures: Pictures, name: str, amount: float, random: np.random.Generator) -> Pictures:
-    """The same pictures with an expected loss of one score: right scenes turn wrong at random with equal chances, other scores are lowered."""
-    if name not in pictures.scores:
-        return pictures
-    column = pictures.scores[name]
+def with_loss(sampler: Sampler, images: Images, name: str, amount: float, random: np.random.Generator) -> Images:
+    """The same images with an expected loss of one score: right scenes turn wrong at random with equal chances, other scores are lowered."""
+    if name not in images.scores:
+        return images
+    column = images.scores[name]
     changed = column * (random.random(len(column)) >= amount / sampler.accuracy) if name == "scene_accuracy" else column - amount
-    return Pictures({**pictures.scores, name: changed}, pictures.features)
+    return Images({**images.scores, name: changed}, images.features)
 
 
-NO_PICTURES = Pictures({}, np.zeros((2, 1)))
+NO_IMAGES = Images({}, np.zeros((2, 1)))

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 from cleanfid.fid import get_files_features
-from pictures import photograph
 from PIL import Image
+from synthetic_images import photograph
 from torch import Tensor, nn
 
 from sdbench.arrays import F32
@@ -33,7 +33,7 @@ VERSIONS = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvisio
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     for row in range(N):
         Image.fromarray(photograph(row, 1024, 1024)).save(folder / f"{row:02d}.png")
     return sorted(map(str, folder.iterdir()))
@@ -76,14 +76,14 @@ def test_fid_clean(way: str, files: list[str], monkeypatch: pytest.MonkeyPatch, 
 def stages(files: list[str]) -> dict[str, Callable[[], Any]]:
     """Each stage, on the output of the one before it."""
     paths = list(map(Path, files))
-    pictures = [torch.tensor(picture, device=device())[None] for picture in read_images(paths, "")]
-    prepared = torch.cat([clean(picture) for picture in pictures])
+    images = [torch.tensor(image, device=device())[None] for image in read_images(paths, "")]
+    prepared = torch.cat([clean(image) for image in images])
 
     def encode() -> None:
         with exact_inference():
             network()(prepared).cpu()
 
-    return {"decode": partial(read_images, paths, ""), "resize": lambda: [clean(picture) for picture in pictures], "encode": encode}
+    return {"decode": partial(read_images, paths, ""), "resize": lambda: [clean(image) for image in images], "encode": encode}
 
 
 @pytest.mark.benchmark(group="of that, sdbench's stages", timer=synchronised_clock)

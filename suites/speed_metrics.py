@@ -1,7 +1,7 @@
 """The speed of set metrics from features to the number, compared with clean-fid and torchmetrics; `nox -s speed` prints the ratios.
 
 Features are as wide as Inception's. Each library has the statistics of the reference computed, as all of them keep these. clean-fid and
-torchmetrics compute KID over 100 random subsets of 1,000, their default, and sdbench once over all pictures.
+torchmetrics compute KID over 100 random subsets of 1,000, their default, and sdbench once over all images.
 """
 
 from collections.abc import Callable

@@ -39,7 +39,7 @@ def hand_s(call: Callable[[], object]) -> float:
     return float(start.elapsed_time(end)) / 1000
 
 
-@pytest.mark.benchmark(group=f"a picture on {DEVICE}", timer=meters.synchronised_clock)
+@pytest.mark.benchmark(group=f"an image on {DEVICE}", timer=meters.synchronised_clock)
 def test_harness(benchmark: Any) -> None:
     sampling = suites.load("quality").sampling
     assert sampling

@@ -1,6 +1,6 @@
 """The time to build and to open the page: 1,000 records, the newest of 10 models over 1,000 prompts; run by `nox -s speed`.
 
-Every record holds 64 pictures. A second leaderboard has 1,000 models with 8 prompts each. Opening is timed in the system's
+Every record holds 64 images. A second leaderboard has 1,000 models with 8 prompts each. Opening is timed in the system's
 chromium, where there is one, from the navigation to the end of the load event.
 """
 
@@ -60,7 +60,7 @@ def _record(model: str, created: datetime, n: int, rng: np.random.Generator) -> 
     return record, Scores(ids, [0] * n, columns, [f"a large red circle left of a small blue star, number {place}" for place in range(n)])
 
 
-def _pictures(n: int, rng: np.random.Generator) -> dict[str, bytes]:
+def _images(n: int, rng: np.random.Generator) -> dict[str, bytes]:
     made = {}
     for place in range(n):
         buffer = io.BytesIO()
@@ -72,11 +72,11 @@ def _pictures(n: int, rng: np.random.Generator) -> dict[str, bytes]:
 def _fill(results: Path, models: int, records_each: int, prompts: int, thumbnails: int) -> Path:
     rng = np.random.default_rng(0)
     names = ["scenes-teacher", *(f"student-{place:03d}" for place in range(1, models))]
-    pictures = _pictures(thumbnails, rng)
+    images = _images(thumbnails, rng)
     for name in names:
         for age in range(records_each):
             made = _record(name, datetime(2026, 1, 1, tzinfo=UTC) + timedelta(hours=age), prompts, rng)
-            records.write(*made, pictures if age == records_each - 1 else {}, results)
+            records.write(*made, images if age == records_each - 1 else {}, results)
     return results
 
 

@@ -2,7 +2,7 @@
 
 Both run ViT-B/32 with the same random weights, on the GPU where there is one, on the same files and captions in batches of the same
 size. torchmetrics reads captions through transformers and an adapter, since by itself it fails with transformers 5. The second table
-shows where the time goes: from files to pixels, from pixels to the network's input, and from pictures and captions to features.
+shows where the time goes: from files to pixels, from pixels to the network's input, and from images and captions to features.
 """
 
 from collections.abc import Callable
@@ -36,7 +36,7 @@ VERSIONS = ", ".join(f"{name} {version(name)}" for name in ("torch", "open_clip_
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     for row in range(N):
         Image.fromarray(photographs(1, 1024, 1024, row)[0]).save(folder / f"{row:02d}.png")
     return sorted(folder.iterdir())
@@ -63,10 +63,8 @@ def theirs(files: list[Path]) -> float:
     metric = peer()
     metric.reset()
     for start in range(0, N, clip.BATCH):
-        pictures = [
-            torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1).to(device()) for path in files[start : start + clip.BATCH]
-        ]
-        metric.update(pictures, CAPTIONS[start : start + clip.BATCH])
+        images = [torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1).to(device()) for path in files[start : start + clip.BATCH]]
+        metric.update(images, CAPTIONS[start : start + clip.BATCH])
     return float(metric.score / metric.n_samples)  # its `compute` would show 0 for a negative mean
 
 
@@ -79,8 +77,8 @@ def test_clip_score(way: str, files: list[Path], benchmark: Any) -> None:
 
 def stages(files: list[Path]) -> dict[str, Callable[[], Any]]:
     """Each stage, on the output of the one before it."""
-    pictures = read_images(files, "")
-    batches = [pictures[start : start + clip.BATCH] for start in range(0, N, clip.BATCH)]
+    images = read_images(files, "")
+    batches = [images[start : start + clip.BATCH] for start in range(0, N, clip.BATCH)]
     prepared = [resize_shortest_edge(batch, 224, device()) for batch in batches]
 
     def encode() -> None:
@@ -90,12 +88,12 @@ def stages(files: list[Path]) -> dict[str, Callable[[], Any]]:
     return {
         "decode": partial(read_images, files, ""),
         "preprocess": lambda: [resize_shortest_edge(batch, 224, device()) for batch in batches],
-        "encode pictures": encode,
+        "encode images": encode,
         "encode captions": lambda: towers().texts(CAPTIONS),
     }
 
 
 @pytest.mark.benchmark(group="of that, sdbench's stages", timer=synchronised_clock)
-@pytest.mark.parametrize("stage", ["decode", "preprocess", "encode pictures", "encode captions"])
+@pytest.mark.parametrize("stage", ["decode", "preprocess", "encode images", "encode captions"])
 def test_stage(stage: str, files: list[Path], benchmark: Any) -> None:
     benchmark.pedantic(stages(files)[stage], rounds=ROUNDS, warmup_rounds=1)

@@ -1,6 +1,6 @@
 """The speed of training a student, compared with plain loops over the same networks, batches and losses; `nox -s speed` prints the ratios.
 
-`as_published` is written like distill_sdxl.py of segmind/SSD-1B, which encodes pictures (VAE in float32) and captions at every step.
+`as_published` is written like distill_sdxl.py of segmind/SSD-1B, which encodes images (VAE in float32) and captions at every step.
 `cached_by_hand` has latents and embeddings in memory, and neither evaluates, logs nor saves. Both use torch's AdamW with its
 defaults. All run on the GPU where there is one.
 
@@ -51,7 +51,7 @@ class Case:
     """What is trained.
 
     Attributes:
-        pictures: in the pool.
+        images: in the pool.
         steps: in a timed call.
         rounds: timed calls.
         settings: in place of the recipe's.
@@ -59,7 +59,7 @@ class Case:
 
     recipe: str
     family: Family
-    pictures: int
+    images: int
     steps: int
     rounds: int
     settings: dict[str, Any] = field(default_factory=dict)
@@ -68,9 +68,9 @@ class Case:
 # What 24 GB of a CPU hold; on a card, where it has not run yet, room is left for the published loop's VAE in float32.
 FITTING = {"accumulation": 1} | ({"batch": 8} if DEVICE == "cuda" else {"batch": 1, "size_px": 512})
 CASES = {
-    "scenes-vega": Case("vega", "scenes", pictures=256, steps=10, rounds=5, settings={"ema": 0.0}),  # the plain loops have none
-    "vega": Case("vega", "sdxl", pictures=8, steps=2, rounds=3, settings=FITTING),
-    "ssd-1b": Case("ssd-1b", "sdxl", pictures=8, steps=2, rounds=3, settings=FITTING),
+    "scenes-vega": Case("vega", "scenes", images=256, steps=10, rounds=5, settings={"ema": 0.0}),  # the plain loops have none
+    "vega": Case("vega", "sdxl", images=8, steps=2, rounds=3, settings=FITTING),
+    "ssd-1b": Case("ssd-1b", "sdxl", images=8, steps=2, rounds=3, settings=FITTING),
 }
 ON_CARDS = pytest.mark.skipif(DEVICE == "cpu", reason="weights, gradients and moments of SSD-1B alone take 21 GB")
 MARKS = {"vega": [pytest.mark.slow], "ssd-1b": [pytest.mark.slow, ON_CARDS]}
@@ -78,7 +78,7 @@ MARKS = {"vega": [pytest.mark.slow], "ssd-1b": [pytest.mark.slow, ON_CARDS]}
 
 @dataclass(frozen=True)
 class Noise:
-    """Pictures of noise, with captions, in a size that scenes are not drawn in."""
+    """Images of noise, with captions, in a size that scenes are not drawn in."""
 
     n: int
     size_px: int
@@ -89,7 +89,7 @@ class Noise:
 
     @property
     def captions(self) -> list[str]:
-        return [f"picture {number} of noise" for number in range(self.n)]
+        return [f"image {number} of noise" for number in range(self.n)]
 
     def read(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         side = self.size_px
@@ -108,8 +108,8 @@ class Bench:
         if case.family == "sdxl":
             load(model(recipe.teacher, random=True), dtype="bfloat16", device=DEVICE).save_pretrained(work / "pipeline")
         folder = WEIGHTS / "pipeline" if case.family == "scenes" else work / "pipeline"
-        pictures = scene_pool(case.pictures, work) if case.family == "scenes" else Noise(case.pictures, case.settings.get("size_px", 1024))
-        self.pool = LatentPool(folder, pictures, work / "latents", DEVICE)
+        images = scene_pool(case.images, work) if case.family == "scenes" else Noise(case.images, case.settings.get("size_px", 1024))
+        self.pool = LatentPool(folder, images, work / "latents", DEVICE)
         teacher: Any = load_unet(folder, dtype=self.settings.dtype, device=DEVICE)
         evaluate = lambda _: pytest.fail("nothing is to be evaluated")  # noqa: E731
         batch, accelerator = numbered_batches(self.pool, self.settings, DEVICE), make_accelerator(DEVICE, self.settings.dtype)
@@ -189,8 +189,8 @@ def as_published(bench: Bench) -> Callable[[], None]:
 
     @torch.no_grad()
     def encoded_anew(number: int) -> Batch:
-        rows = draw_rows(number, bench.case.pictures, settings.batch, settings.seed)
-        made = pool.encode_pictures(rows) | pool.embed_captions(rows)
+        rows = draw_rows(number, bench.case.images, settings.batch, settings.seed)
+        made = pool.encode_images(rows) | pool.embed_captions(rows)
         noise, timesteps = torch.randn_like(made["latents"], dtype=torch.float32), torch.randint(1000, (len(rows),))
         return Batch(**made, noise=noise, timesteps=timesteps).to(DEVICE).to(torch.float32)
 

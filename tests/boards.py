@@ -1,4 +1,4 @@
-"""Results with every case that a page must handle: several models, pictures, stages, and hostile prompts."""
+"""Results with every case that a page must handle: several models, images, stages, and hostile prompts."""
 
 import io
 from pathlib import Path
@@ -40,11 +40,11 @@ def make_model(place: int, name: str, prompts: tuple[str, ...] = PROMPTS, **chan
 
 
 def write_board(results: Path, models: tuple[str, ...] = MODELS, prompts: tuple[str, ...] = PROMPTS, side: int = 8) -> list[Path]:
-    """Write records of these models, each with a picture of a single colour for every prompt; returns their folders."""
+    """Write records of these models, each with an image of a single colour for every prompt; returns their folders."""
     folders = []
     for place, name in enumerate(models):
         record, scores = make_model(place, name, prompts)
         colours = np.random.default_rng(place).integers(0, 256, (len(prompts), 3)).tolist()
-        pictures = {f"p{n:04d}.png": png(tuple(colour), side) for n, colour in enumerate(colours)}
-        folders.append(records.write(record, scores, pictures, results))
+        images = {f"p{n:04d}.png": png(tuple(colour), side) for n, colour in enumerate(colours)}
+        folders.append(records.write(record, scores, images, results))
     return folders

@@ -1,4 +1,4 @@
-"""CLIP models with random weights, the same for open_clip and transformers, and pictures for them."""
+"""CLIP models with random weights, the same for open_clip and transformers, and images for them."""
 
 from functools import cache
 from typing import Any
@@ -127,9 +127,9 @@ def processor(side: int, kind: type = CLIPImageProcessorPil) -> CLIPProcessor:
     return CLIPProcessor(kind(size={"shortest_edge": side}, crop_size={"height": side, "width": side}), tokenizer)
 
 
-def hps_transform(picture: Image.Image, side: int) -> torch.Tensor:
+def hps_transform(image: Image.Image, side: int) -> torch.Tensor:
     """HPSv2's `image_transform` with `resize_longest_max`, reimplemented: to 0..1, the longer edge to `side`, black borders."""
-    tensor = functional.to_tensor(picture)
+    tensor = functional.to_tensor(image)
     scale = side / max(tensor.shape[1:])
     if scale != 1:
         height, width = (round(edge * scale) for edge in tensor.shape[1:])
@@ -156,7 +156,7 @@ def photographs(n: int, height: int, width: int, seed: int = 1) -> U8:
 
 
 def golden(side: int = 64) -> dict[str, U8]:
-    """Pictures that have fooled metrics before, by name, each as a batch of one."""
-    picture = photographs(1, side, side)
-    gray = np.repeat(picture.mean(axis=3, keepdims=True).astype(np.uint8), 3, axis=3)
-    return {"black": picture * np.uint8(0), "noise": noise(1, side, side), "inverted": 255 - picture, "gray": gray, "photograph": picture}
+    """Images that have fooled metrics before, by name, each as a batch of one."""
+    image = photographs(1, side, side)
+    gray = np.repeat(image.mean(axis=3, keepdims=True).astype(np.uint8), 3, axis=3)
+    return {"black": image * np.uint8(0), "noise": noise(1, side, side), "inverted": 255 - image, "gray": gray, "photograph": image}

@@ -102,7 +102,7 @@ def make_measurement(
 
 
 def save_record(measurement: Measurement, results: Path) -> Path:
-    """Write a record without pictures; returns its folder."""
+    """Write a record without images; returns its folder."""
     return records.write(*measurement, {}, results)
 
 

@@ -31,11 +31,11 @@ SUITE = Suite(
     sampling=Sampling(steps=1, guidance_scale=1.0, size_px=SIZE_PX, dtype="float32", batch=2),
 )
 PROMPTS = [scene_at(index, "heldout").caption for index in range(6)]
-PICTURES = render([parse(prompt) for prompt in PROMPTS], range(6))
+IMAGES = render([parse(prompt) for prompt in PROMPTS], range(6))
 
 
 def colours(images: U8) -> F32:
-    """A fake picture encoder: mean and spread of each channel, N x 6."""
+    """A fake image encoder: mean and spread of each channel, N x 6."""
     assert images.dtype == np.uint8
     flat = images.reshape(len(images), -1, 3) / 255
     return np.concatenate([flat.mean(1), flat.std(1)], 1).astype(np.float32)
@@ -48,7 +48,7 @@ def letters(captions: Any) -> F32:
 
 @dataclass
 class FakeTowers:
-    """A picture and a text encoder with one name."""
+    """An image and a text encoder with one name."""
 
     name: str
     images: Callable[[U8], F32] = colours
@@ -63,7 +63,7 @@ def replace_towers(patch: pytest.MonkeyPatch, name: str, **changes: Any) -> None
 
 def replace_all_evaluators(patch: pytest.MonkeyPatch) -> None:
     """Replace all shipped evaluators by fake ones."""
-    known = {colours(picture[None]).tobytes(): parse(prompt).layout for picture, prompt in zip(PICTURES, PROMPTS, strict=True)}
+    known = {colours(image[None]).tobytes(): parse(prompt).layout for image, prompt in zip(IMAGES, PROMPTS, strict=True)}
     other = parse("a small cyan ring on a black background").layout
     patch.setattr(scenes, "encoder_id", "{}.fake".format)
     patch.setattr(scenes, "features", colours)

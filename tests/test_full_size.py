@@ -98,14 +98,14 @@ sys.exit(main(sys.argv[1:]))
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_full_size_vega_trains_ten_steps_within_24_gb_and_resumes_after_a_kill(tmp_path: Path) -> None:
-    teacher, pictures = tmp_path / "teacher", tmp_path / "pictures"
+    teacher, images = tmp_path / "teacher", tmp_path / "images"
     load(resolve("sdxl", random=True), dtype=torch.bfloat16, device="cpu").save_pretrained(teacher)
-    save_scenes(pictures, 16)
+    save_scenes(images, 16)
     recipe = one_shot_recipe(load_recipe("vega"))
     settings = {"size_px": 256, "batch": 1, "accumulation": 1, "steps": 10, "warmup": 1}
     recipe = recipe.model_copy(update={"name": "vega-256", "sdxl": recipe.sdxl.model_copy(update=settings)})
     (tmp_path / "vega-256.toml").write_text(tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True)))
-    words = ["run", str(tmp_path / "vega-256.toml"), "--family", "sdxl", "--teacher", str(teacher), "--data", str(pictures)]
+    words = ["run", str(tmp_path / "vega-256.toml"), "--family", "sdxl", "--teacher", str(teacher), "--data", str(images)]
     words = [sys.executable, "-c", TRAINING, *words, "--work", str(tmp_path / "work"), "--out", str(tmp_path / "vega")]
     with subprocess.Popen(words, cwd=ROOT) as first:
         while not (checkpoints := list(tmp_path.glob("work/vega-256-*/1-all/step-*"))):

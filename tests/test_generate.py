@@ -1,4 +1,4 @@
-"""Pictures do not depend on the order, the batch or the number of runs in which they are generated."""
+"""Images do not depend on the order, the batch or the number of runs in which they are generated."""
 
 import copy
 import errno
@@ -43,8 +43,8 @@ def make_jobs(n: int = 7) -> list[Job]:
     return list_jobs(suite(n), SAMPLING, "weights")
 
 
-def batch_dependent_pictures(group: list[Job]) -> U8:
-    """Pictures that depend on every job of their batch and on their place in it, as the last digits of a real model may."""
+def batch_dependent_images(group: list[Job]) -> U8:
+    """Images that depend on every job of their batch and on their place in it, as the last digits of a real model may."""
     seed = int(digest([job.image_id for job in group]), 16)
     return np.random.default_rng(seed).integers(0, 256, (len(group), 4, 4, 3), dtype=np.uint8)
 
@@ -70,27 +70,27 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def expected(tmp_path: Path) -> dict[str, bytes]:
-    """The pictures of an uninterrupted run."""
+    """The images of an uninterrupted run."""
     unbroken = Store(tmp_path / "unbroken", {})
-    generate(make_jobs(), unbroken, 3, batch_dependent_pictures, "expected")
+    generate(make_jobs(), unbroken, 3, batch_dependent_images, "expected")
     return contents(unbroken)
 
 
 def test_every_batch_is_full_and_has_its_prompts_in_order(store: Store) -> None:
     groups: list[list[Job]] = []
-    generate(make_jobs(), store, 3, recording(batch_dependent_pictures, groups), "full")
+    generate(make_jobs(), store, 3, recording(batch_dependent_images, groups), "full")
     jobs = make_jobs()
     assert groups == [jobs[:3], jobs[3:6], [jobs[6]] * 3]
     assert set(contents(store)) == {f"{job.image_id}.png" for job in jobs}
 
 
-def test_pictures_before_a_failed_batch_are_kept(store: Store) -> None:
+def test_images_before_a_failed_batch_are_kept(store: Store) -> None:
     groups: list[list[Job]] = []
 
     def make(group: list[Job]) -> U8:
         if groups:
             raise UserError("NaN")
-        return recording(batch_dependent_pictures, groups)(group)
+        return recording(batch_dependent_images, groups)(group)
 
     with pytest.raises(UserError, match="NaN"):
         generate(make_jobs(), store, 3, make, "broken")
@@ -98,13 +98,13 @@ def test_pictures_before_a_failed_batch_are_kept(store: Store) -> None:
 
 
 @pytest.mark.parametrize("missing", [[0], [1, 5], [2, 3, 6], list(range(7))])
-def test_resumed_run_makes_only_missing_pictures_with_the_same_bytes(missing: list[int], store: Store, expected: dict[str, bytes]) -> None:
-    generate(make_jobs(), store, 3, batch_dependent_pictures, "first")
+def test_resumed_run_makes_only_missing_images_with_the_same_bytes(missing: list[int], store: Store, expected: dict[str, bytes]) -> None:
+    generate(make_jobs(), store, 3, batch_dependent_images, "first")
     before = {path: path.stat().st_mtime_ns for path in (store.folder / "images").iterdir()}
     for place in missing:
         store.path(make_jobs()[place].image_id).unlink()
     groups: list[list[Job]] = []
-    generate(make_jobs(), store, 3, recording(batch_dependent_pictures, groups), "again")
+    generate(make_jobs(), store, 3, recording(batch_dependent_images, groups), "again")
     assert contents(store) == expected
     assert len(groups) == len({place // 3 for place in missing})
     kept = [store.path(job.image_id) for place, job in enumerate(make_jobs()) if place not in missing]
@@ -115,7 +115,7 @@ def test_finished_run_makes_nothing(store: Store) -> None:
     def never(_: list[Job]) -> U8:
         raise AssertionError("called")
 
-    generate(make_jobs(), store, 3, batch_dependent_pictures, "first")
+    generate(make_jobs(), store, 3, batch_dependent_images, "first")
     generate(make_jobs(), store, 3, never, "again")
 
 
@@ -128,8 +128,8 @@ def test_batch_is_written_while_the_next_is_generated_and_no_later(
         if len(groups) == 1:
             second_batch_started.set()
         if len(groups) == 2:
-            assert not store.missing([job.image_id for job in groups[0]]), "else pictures would pile up in memory"
-        return recording(batch_dependent_pictures, groups)(group)
+            assert not store.missing([job.image_id for job in groups[0]]), "else images would pile up in memory"
+        return recording(batch_dependent_images, groups)(group)
 
     def write(path: Path, content: bytes) -> None:
         assert second_batch_started.wait(60), "the second batch does not wait for the first to be written"
@@ -141,14 +141,14 @@ def test_batch_is_written_while_the_next_is_generated_and_no_later(
 
 
 @pytest.mark.parametrize("broken", [None, 2])
-def test_full_disk_ends_the_run_and_keeps_complete_pictures(broken: int | None, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One picture of the second batch fits; that batch fails first, whether or not the third can be generated."""
+def test_full_disk_ends_the_run_and_keeps_complete_images(broken: int | None, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One image of the second batch fits; that batch fails first, whether or not the third can be generated."""
     groups: list[list[Job]] = []
 
     def make(group: list[Job]) -> U8:
         if len(groups) == broken:
             raise UserError("NaN")
-        return recording(batch_dependent_pictures, groups)(group)
+        return recording(batch_dependent_images, groups)(group)
 
     def write(path: Path, content: bytes) -> None:
         if len(list(store.folder.glob("images/*.png"))) == 4:
@@ -167,14 +167,14 @@ def generate_until_killed(store: Store) -> None:
     written: list[Path] = []
 
     def write(path: Path, content: bytes) -> Path:
-        if len(written) == 5:  # the manifest and four pictures
+        if len(written) == 5:  # the manifest and four images
             path.with_name(f".{path.name}.part").write_bytes(content[:9])
             os.kill(os.getpid(), signal.SIGKILL)
         written.append(path)
         return write_bytes(path, content)
 
     pytest.MonkeyPatch().setattr(module, "write_bytes", write)
-    generate(make_jobs(), store, 3, batch_dependent_pictures, "killed")
+    generate(make_jobs(), store, 3, batch_dependent_images, "killed")
 
 
 def test_run_resumes_after_its_process_was_killed(store: Store, expected: dict[str, bytes]) -> None:
@@ -187,13 +187,13 @@ def test_run_resumes_after_its_process_was_killed(store: Store, expected: dict[s
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     assert len(list((store.folder / "images").glob("*.png"))) == 4
     groups: list[list[Job]] = []
-    generate(make_jobs(), store, 3, recording(batch_dependent_pictures, groups), "resumed")
+    generate(make_jobs(), store, 3, recording(batch_dependent_images, groups), "resumed")
     assert groups == [make_jobs()[3:6], [make_jobs()[6]] * 3]
     assert {name: found for name, found in contents(store).items() if not name.endswith(".part")} == expected
     assert store.missing([job.image_id for job in make_jobs()]) == []
 
 
-def test_name_of_a_picture_depends_on_its_inputs_only() -> None:
+def test_name_of_a_image_depends_on_its_inputs_only() -> None:
     jobs = make_jobs()
     assert len({job.image_id for job in jobs}) == 7
     assert make_jobs(3) == jobs[:3]
@@ -218,7 +218,7 @@ def test_name_of_a_picture_depends_on_its_inputs_only() -> None:
     assert len(set(names)) == len(names)
 
 
-def test_noise_of_a_picture_depends_only_on_seed_prompt_and_sample() -> None:
+def test_noise_of_a_image_depends_only_on_seed_prompt_and_sample() -> None:
     noise = Noise(seed=3)
     one = initial_noise(noise, "00001-abc", 0, SHAPE)
     torch.manual_seed(0)
@@ -237,7 +237,7 @@ def test_noise_of_a_picture_depends_only_on_seed_prompt_and_sample() -> None:
 
 
 class Recorder:
-    """A stand-in for a pipeline that records the latents of each prompt, and returns pictures of the value `pixel`."""
+    """A stand-in for a pipeline that records the latents of each prompt, and returns images of the value `pixel`."""
 
     vae_scale_factor = 4
 
@@ -295,7 +295,7 @@ def test_float32_is_full_precision_whatever_the_caller_has_set() -> None:
 
 
 @pytest.mark.parametrize("pixel", [np.nan, np.inf])
-def test_non_finite_pixels_are_an_error_and_make_no_picture(pixel: float, store: Store) -> None:
+def test_non_finite_pixels_are_an_error_and_make_no_image(pixel: float, store: Store) -> None:
     with pytest.raises(UserError, match=rf"NaN or infinite pixels for prompt {make_jobs()[0].prompt_id} .* in float32; try another dtype"):
         generate(make_jobs(), store, 3, make_sampler(Recorder(pixel), SAMPLING, Noise()), "broken")
     assert len(store.missing([job.image_id for job in make_jobs()])) == 7
@@ -305,15 +305,15 @@ def test_non_finite_pixels_are_an_error_and_make_no_picture(pixel: float, store:
     ("pixel", "byte"), [(0.0, 0), (1.0, 255), (0.5, 128), (-0.2, 0), (1.7, 255), (100.4 / 255, 100), (100.6 / 255, 101)]
 )
 def test_pixels_are_rounded_to_bytes_and_clipped(pixel: float, byte: int) -> None:
-    pictures = make_sampler(Recorder(pixel), SAMPLING, Noise())(make_jobs()[:2])
-    assert pictures.dtype == np.uint8
-    assert (pictures == byte).all()
+    images = make_sampler(Recorder(pixel), SAMPLING, Noise())(make_jobs()[:2])
+    assert images.dtype == np.uint8
+    assert (images == byte).all()
 
 
-def test_rendered_pictures_depend_on_their_caption_only_and_have_different_layouts() -> None:
-    pictures = render_scenes(make_jobs())
-    np.testing.assert_array_equal(render_scenes(make_jobs()[4:5])[0], pictures[4])
-    assert pictures.shape == (7, 64, 64, 3)
+def test_rendered_images_depend_on_their_caption_only_and_have_different_layouts() -> None:
+    images = render_scenes(make_jobs())
+    np.testing.assert_array_equal(render_scenes(make_jobs()[4:5])[0], images[4])
+    assert images.shape == (7, 64, 64, 3)
     layouts = [parse(job.prompt).layout for job in make_jobs()]
     assert len(set(layouts)) == 7
 
@@ -345,7 +345,7 @@ def test_resumed_run_of_a_real_pipeline_gives_the_same_bytes(pipeline: StableDif
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers with NumPy 2
 @pytest.mark.parametrize("kind", [DDIMScheduler, EulerAncestralDiscreteScheduler, LCMScheduler])
-def test_picture_depends_only_on_its_own_noise(kind: Any, pipeline: StableDiffusionXLPipeline) -> None:
+def test_image_depends_only_on_its_own_noise(kind: Any, pipeline: StableDiffusionXLPipeline) -> None:
     """Not on torch's global generator, the default of stochastic schedulers, nor on its place in the batch, nor on autocast."""
     own = copy.copy(pipeline)
     own.scheduler = kind.from_config(pipeline.scheduler.config)
@@ -435,10 +435,10 @@ def test_eta_of_the_suite_sets_the_noise_of_each_step(pipeline: StableDiffusionX
     assert not np.array_equal(draw(), draw(eta=0.5))
 
 
-def test_unset_step_settings_do_not_change_the_name_of_a_picture() -> None:
+def test_unset_step_settings_do_not_change_the_name_of_a_image() -> None:
     assert SAMPLING.model_dump().keys() == {
         *("steps", "guidance_scale", "size_px", "scheduler", "negative_prompt", "dtype", "batch"),
-    }  # else pictures of earlier runs would not be found
+    }  # else images of earlier runs would not be found
     with_timesteps = Sampling.model_validate({**SAMPLING.model_dump(), "scheduler": "lcm", "timesteps": [999]})
     assert (
         list_jobs(suite(), with_timesteps, "w")[0].image_id
@@ -446,7 +446,7 @@ def test_unset_step_settings_do_not_change_the_name_of_a_picture() -> None:
     )
 
 
-def test_negative_prompt_is_passed_for_every_picture_or_not_at_all() -> None:
+def test_negative_prompt_is_passed_for_every_image_or_not_at_all() -> None:
     plain = call_arguments(SAMPLING, ["a", "b"])
     assert plain == {
         "prompt": ["a", "b"],

@@ -209,10 +209,10 @@ def test_machine_class_changes_only_with_what_affects_speed() -> None:
         assert GPU.model_copy(update=change).machine_class != GPU.machine_class
 
 
-def test_picture_metric_and_influence_column_refer_to_each_other() -> None:
+def test_image_metric_and_influence_column_refer_to_each_other() -> None:
     fields = {"direction": "lower", "unit": "1", "value": 1}
     values = [Value.model_validate({"name": "fd", "kind": kind, **fields}) for kind in ("score", "set", "probe", "count")]
-    assert [value.is_picture_metric for value in values] == [True, True, False, False]
+    assert [value.is_image_metric for value in values] == [True, True, False, False]
     assert [value.column for value in values[:2]] == ["fd", "fd:influence"]
     assert [records.influenced_metric(value.column) for value in values[:2]] == [None, "fd"]
 

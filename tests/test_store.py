@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pictures import deep_png
 from PIL import ExifTags, Image
+from synthetic_images import deep_png
 
 from sdbench.arrays import U8
 from sdbench.disk import digest, write_bytes
@@ -22,7 +22,7 @@ from sdbench.errors import UserError
 from sdbench.probes import rounds_file
 from sdbench.store import Store, read_images
 
-PICTURE = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
+IMAGE = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
 
 
 @pytest.fixture
@@ -40,26 +40,26 @@ def shapes() -> st.SearchStrategy[tuple[int, int]]:
 
 @settings(max_examples=40, deadline=None)
 @given(shapes(), st.randoms(use_true_random=False))
-def test_pictures_are_read_back_exactly(tmp_path_factory: pytest.TempPathFactory, shape: tuple[int, int], random: Random) -> None:
+def test_images_are_read_back_exactly(tmp_path_factory: pytest.TempPathFactory, shape: tuple[int, int], random: Random) -> None:
     rng = np.random.default_rng(random.randrange(2**32))
-    pictures = rng.integers(0, 256, (3, *shape, 3), dtype=np.uint8)
+    images = rng.integers(0, 256, (3, *shape, 3), dtype=np.uint8)
     store = Store(tmp_path_factory.mktemp("runs"), {})
-    for name, picture in zip("abc", pictures, strict=True):
-        store.put(name, picture)
+    for name, image in zip("abc", images, strict=True):
+        store.put(name, image)
     read = store.read(["c", "a", "b"])
     assert read.dtype == np.uint8
-    np.testing.assert_array_equal(read, pictures[[2, 0, 1]])
+    np.testing.assert_array_equal(read, images[[2, 0, 1]])
 
 
 def test_run_folder_is_found_by_its_content(tmp_path: Path) -> None:
     one = Store(tmp_path, {"model": "tiny", "steps": 4})
-    one.put("a", PICTURE)
+    one.put("a", IMAGE)
     same, other = Store(tmp_path, {"steps": 4, "model": "tiny"}), Store(tmp_path, {"model": "tiny", "steps": 5})
     assert same.folder == one.folder
     assert same.missing(["b", "a", "c"]) == ["b", "c"]
     assert other.missing(["a"]) == ["a"]
     assert files_of(one.folder) == ["images/a.png", "manifest.json"]
-    assert not other.folder.exists(), "looking for pictures writes nothing"
+    assert not other.folder.exists(), "looking for images writes nothing"
 
 
 def test_digest_depends_on_content_but_not_on_key_order() -> None:
@@ -69,7 +69,7 @@ def test_digest_depends_on_content_but_not_on_key_order() -> None:
 
 @pytest.mark.parametrize("failing", ["write_bytes", "replace"])
 def test_failed_write_keeps_existing_files_and_leaves_no_others(failing: str, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    store.put("a", PICTURE)
+    store.put("a", IMAGE)
     before = {name: (store.folder / name).read_bytes() for name in files_of(store.folder)}
     write = Path.write_bytes
 
@@ -86,7 +86,7 @@ def test_failed_write_keeps_existing_files_and_leaves_no_others(failing: str, st
         monkeypatch.setattr(os, "replace", fail_to_replace)
     for name in ("a", "b"):
         with pytest.raises(UserError, match=rf"cannot write .*{name}\.png: (No space left|Read-only).*name another folder"):
-            store.put(name, 255 - PICTURE)
+            store.put(name, 255 - IMAGE)
     assert {name: (store.folder / name).read_bytes() for name in files_of(store.folder)} == before
 
 
@@ -117,34 +117,34 @@ def test_two_writers_of_one_file_do_not_interfere(
 def test_folder_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("a file in the way")
     with pytest.raises(UserError, match=r"cannot write .*runs.*name another folder"):
-        Store(tmp_path / "runs", {}).put("a", PICTURE)
+        Store(tmp_path / "runs", {}).put("a", IMAGE)
     with pytest.raises(UserError, match="cannot write"):
         write_bytes(tmp_path / "runs" / "below" / "x", b"")
 
 
-def test_missing_picture_is_reported_with_its_path(store: Store) -> None:
-    with pytest.raises(UserError, match=r"picture .*images/a\.png cannot be read.*delete it and run again"):
+def test_missing_image_is_reported_with_its_path(store: Store) -> None:
+    with pytest.raises(UserError, match=r"image .*images/a\.png cannot be read.*delete it and run again"):
         store.read(["a"])
 
 
-def png(picture: U8 = PICTURE) -> bytes:
+def png(image: U8 = IMAGE) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG")
+    Image.fromarray(image).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 @pytest.mark.parametrize("n_bytes", [0, 8, 20, 60, 100])
-def test_truncated_picture_is_reported_with_its_path(n_bytes: int, store: Store) -> None:
-    store.put("good", PICTURE)
-    store.put("cut", PICTURE)
+def test_truncated_image_is_reported_with_its_path(n_bytes: int, store: Store) -> None:
+    store.put("good", IMAGE)
+    store.put("cut", IMAGE)
     store.path("cut").write_bytes(store.path("cut").read_bytes()[:n_bytes])
-    with pytest.raises(UserError, match=r"images/cut\.png cannot be read.*only that picture is made again"):
+    with pytest.raises(UserError, match=r"images/cut\.png cannot be read.*only that image is made again"):
         store.read(["good", "cut"])
 
 
-@pytest.mark.parametrize("picture", [PICTURE, np.full((16, 16, 3), 90, np.uint8)], ids=["noise", "flat"])
-def test_flipped_bit_is_an_error_or_has_no_effect(picture: U8, tmp_path: Path) -> None:
-    path, content, errors = tmp_path / "a.png", png(picture), 0
+@pytest.mark.parametrize("image", [IMAGE, np.full((16, 16, 3), 90, np.uint8)], ids=["noise", "flat"])
+def test_flipped_bit_is_an_error_or_has_no_effect(image: U8, tmp_path: Path) -> None:
+    path, content, errors = tmp_path / "a.png", png(image), 0
     for bit in range(0, len(content) * 8, 3):
         flipped = bytearray(content)
         flipped[bit // 8] ^= 1 << bit % 8
@@ -154,7 +154,7 @@ def test_flipped_bit_is_an_error_or_has_no_effect(picture: U8, tmp_path: Path) -
         except UserError:
             errors += 1
         else:
-            np.testing.assert_array_equal(read[0], picture)  # the bit does not affect the picture
+            np.testing.assert_array_equal(read[0], image)  # the bit does not affect the image
     assert errors > len(content) * 8 / 3 * 0.85
 
 
@@ -166,7 +166,7 @@ def test_only_8_bit_rgb_is_accepted(mode: str, tmp_path: Path) -> None:
     elif mode == "I;16":
         Image.fromarray(np.arange(30, dtype=np.uint16).reshape(6, 5)).save(path)
     else:
-        Image.fromarray(PICTURE).convert(mode).save(path)
+        Image.fromarray(IMAGE).convert(mode).save(path)
     with pytest.raises(UserError, match=rf"other\.png has mode {mode}, expected 8-bit RGB"):
         read_images([path], "")
 
@@ -174,18 +174,18 @@ def test_only_8_bit_rgb_is_accepted(mode: str, tmp_path: Path) -> None:
 def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6  # to be shown rotated clockwise by 90 degrees
-    Image.fromarray(PICTURE).save(tmp_path / "rotated.png", exif=exif)
-    np.testing.assert_array_equal(read_images([tmp_path / "rotated.png"], "")[0], np.rot90(PICTURE, -1))
+    Image.fromarray(IMAGE).save(tmp_path / "rotated.png", exif=exif)
+    np.testing.assert_array_equal(read_images([tmp_path / "rotated.png"], "")[0], np.rot90(IMAGE, -1))
 
 
-def test_pictures_of_different_sizes_are_rejected(store: Store) -> None:
-    store.put("a", PICTURE)
-    store.put("b", PICTURE[:4])
+def test_images_of_different_sizes_are_rejected(store: Store) -> None:
+    store.put("a", IMAGE)
+    store.put("b", IMAGE[:4])
     with pytest.raises(UserError, match=r"images/b\.png is 5 x 4 px, the first is 5 x 6"):
         store.read(["a", "b"])
 
 
-def test_features_are_computed_once_for_the_same_pictures_and_encoder(store: Store) -> None:
+def test_features_are_computed_once_for_the_same_images_and_encoder(store: Store) -> None:
     calls = []
 
     def compute() -> np.ndarray:

@@ -250,7 +250,7 @@ def test_suite_of_the_teacher_is_in_the_digest(folder: Path) -> None:
         ("include = []", 'teacher = { model = "y", suite = "own" }', "takes its own from 'own'; name that one"),
     ],
 )
-def test_teacher_whose_pictures_cannot_be_paired_is_rejected(old: str, new: str, message: str, folder: Path) -> None:
+def test_teacher_whose_images_cannot_be_paired_is_rejected(old: str, new: str, message: str, folder: Path) -> None:
     write(folder, old, new, name="long", text=OWN.replace('"own"', '"long"'))
     suite = suites.load(write(folder, "include = []", 'include = []\nteacher = { model = "x", suite = "long" }'))
     with pytest.raises(UserError, match=message):

@@ -43,7 +43,7 @@ class Outcome:
 
     Attributes:
         identity: digest of what decides its weights: recipe of the arm, teacher, steps, device.
-        right: for each caption, whether the picture shows all of it correctly.
+        right: for each caption, whether the image shows all of it correctly.
         losses: weighted loss terms of the last stage, on batches that it was not trained on.
     """
 
@@ -55,7 +55,7 @@ class Outcome:
 
     @property
     def accuracy(self) -> float:
-        """Share of captions whose picture is right."""
+        """Share of captions whose image is right."""
         return float(np.mean(self.right))
 
 
@@ -95,7 +95,7 @@ def run_sweep(
     Args:
         recipe: what to vary.
         teacher_folder: a complete pipeline of the embedded family.
-        work: folder for pictures, latents and intermediate students.
+        work: folder for images, latents and intermediate students.
         results: folder of results.
         seeds: number of seeds per arm.
         steps: of each student; default: the recipe's.
@@ -116,7 +116,7 @@ def run_sweep(
     arms = arm_recipes(recipe, measure_losses)
     if unknown_names := [name for name in only if name not in arms]:
         raise unknown_name("arm", unknown_names[0], arms)
-    pool = LatentPool(teacher_folder, scene_pool(recipe.scenes.pictures, work), work / "latents", device)
+    pool = LatentPool(teacher_folder, scene_pool(recipe.scenes.images, work), work / "latents", device)
     evaluation = SceneEvaluation(pool, SceneNet.load(verified_path("evaluators/reader.safetensors")), CAPTIONS)
     outcomes = []
     for seed in range(seeds):
@@ -138,7 +138,7 @@ def run_sweep(
 def _evaluate(student_folder: Path, arm: str, seed: int, identity: str, evaluation: SceneEvaluation, device: str) -> Outcome:
     student = UNet2DConditionModel.from_pretrained(student_folder).float().to(device).eval()
     losses = json.loads((student_folder / "provenance.json").read_text())["stages"][-1]["losses"]
-    return Outcome(arm, seed, identity, tuple(evaluation.are_right(evaluation.draw_pictures(student))), losses)
+    return Outcome(arm, seed, identity, tuple(evaluation.are_right(evaluation.draw_images(student))), losses)
 
 
 def _read(path: Path) -> Outcome | None:

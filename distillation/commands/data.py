@@ -1,4 +1,4 @@
-"""`distillation data`: fetch, draw and inspect training pictures."""
+"""`distillation data`: fetch, draw and inspect training images."""
 
 import argparse
 from pathlib import Path
@@ -9,7 +9,7 @@ from distillation.data.download import FetchRules
 from sdbench.arguments import add_command, add_part, show
 
 if TYPE_CHECKING:
-    from distillation.data.pictures import Pictures
+    from distillation.data.images import Images
     from sdbench.arguments import Parser
 
 CAPTIONS_SHOWN = 5
@@ -17,18 +17,18 @@ CAPTIONS_SHOWN = 5
 
 def add(commands: "argparse._SubParsersAction[Parser]") -> None:
     """Add the command, its subcommands and their options."""
-    actions = add_command(commands, "data", "training pictures: fetch a list of links, let the teacher draw, inspect a source")
+    actions = add_command(commands, "data", "training images: fetch a list of links, let the teacher draw, inspect a source")
     subcommands = actions.add_subparsers(dest="action", required=True)
-    fetch = add_command(subcommands, "fetch", "fetch the pictures of a list of links; a stopped run continues")
-    make = add_command(subcommands, "make", "let the teacher draw a picture for each caption; a stopped run continues")
-    show_source = add_command(subcommands, "show", "print number, digest, sizes and first captions of a source of pictures")
+    fetch = add_command(subcommands, "fetch", "fetch the images of a list of links; a stopped run continues")
+    make = add_command(subcommands, "make", "let the teacher draw an image for each caption; a stopped run continues")
+    show_source = add_command(subcommands, "show", "print number, digest, sizes and first captions of a source of images")
     fetch.add_argument("list", help="CSV, JSON-lines or parquet file, or Hub dataset, with links and captions")
     make.add_argument("prompts", type=Path, help="text file with a caption per line")
     show_source.add_argument(
         "what", help="folder with metadata.jsonl or .csv, parquet files, webdataset tars (folder or glob), or Hub dataset"
     )
     for command in (fetch, make):
-        command.add_argument("--out", type=Path, required=True, help="folder for the pictures and their metadata.jsonl")
+        command.add_argument("--out", type=Path, required=True, help="folder for the images and their metadata.jsonl")
         command.add_argument("--n", type=positive_int, help="only the first rows (default: all)")
     for command in (fetch, show_source):
         command.add_argument("--caption-column", help="column of captions, unless it is called caption, text, prompt or clean_prompts")
@@ -43,7 +43,7 @@ def _add_fetch_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--threads", type=positive_int, default=16, help="links to follow at a time (default: %(default)s)")
     command.add_argument(
-        "--min-px", type=positive_int, default=FetchRules.min_px, help="minimum length of a picture's shorter side (default: %(default)s)"
+        "--min-px", type=positive_int, default=FetchRules.min_px, help="minimum length of an image's shorter side (default: %(default)s)"
     )
     command.add_argument(
         "--timeout",
@@ -61,7 +61,7 @@ def _add_make_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--guidance", type=float, default=7.5, help="guidance scale (default: %(default)s)")
     command.add_argument("--seed", type=int, default=0, help="seed of the noise (default: %(default)s)")
     command.add_argument("--size-px", type=positive_int, help="width and height (default: the teacher's own)")
-    command.add_argument("--batch", type=positive_int, default=4, help="pictures at a time (default: %(default)s)")
+    command.add_argument("--batch", type=positive_int, default=4, help="images at a time (default: %(default)s)")
     command.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), help="precision (default: float32 on the CPU, bfloat16 on a GPU)"
     )
@@ -83,41 +83,41 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _fetch(options: argparse.Namespace) -> object:
-    from distillation.data.links import fetch_pictures
+    from distillation.data.links import fetch_images
 
     rules = FetchRules(min_px=options.min_px, timeout_s=options.timeout, allow_private=options.allow_private)
     arguments = {name: getattr(options, name) for name in ("url_column", "caption_column", "where", "n", "threads", "retry_dead")}
-    return fetch_pictures(options.list, options.out, rules, **arguments)
+    return fetch_images(options.list, options.out, rules, **arguments)
 
 
 def _make(options: argparse.Namespace) -> object:
-    from distillation.data.draw import draw_pictures
+    from distillation.data.draw import draw_images
     from distillation.teacher import fetch_folder
     from sdbench.assets.sources import METADATA
 
     options.dtype = options.dtype or ("float32" if options.device == "cpu" else "bfloat16")
     arguments = {name: getattr(options, name) for name in ("steps", "dtype", "batch", "size_px", "n", "seed", "device")}
     arguments["part"] = options.part or (1, 1)
-    out = draw_pictures(options.prompts, fetch_folder(options.teacher), options.out, guidance_scale=options.guidance, **arguments)
+    out = draw_images(options.prompts, fetch_folder(options.teacher), options.out, guidance_scale=options.guidance, **arguments)
     return out if (out / METADATA[0]).exists() else f"{out}, without metadata.jsonl yet: the other parts are not done"
 
 
 def _show(options: argparse.Namespace) -> object:
-    from distillation.data.pictures import open_pictures
+    from distillation.data.images import open_images
 
-    return describe_pictures(open_pictures(options.what, caption_column=options.caption_column))
+    return describe_images(open_images(options.what, caption_column=options.caption_column))
 
 
-def describe_pictures(pictures: "Pictures") -> str:
+def describe_images(images: "Images") -> str:
     """Name, number, digest, range of sizes and first captions of a source.
 
     Raises:
-        UserError: a picture is missing, or its header cannot be read.
+        UserError: an image is missing, or its header cannot be read.
     """
     from tqdm import tqdm
 
-    sizes = [pictures.size(row) for row in tqdm(range(len(pictures)), desc="sizes", unit="image", mininterval=1)]
+    sizes = [images.size(row) for row in tqdm(range(len(images)), desc="sizes", unit="image", mininterval=1)]
     sides = {"width": [size[0] for size in sizes], "height": [size[1] for size in sizes], "smaller side": [min(size) for size in sizes]}
     ranges = (f"{name} {min(values)}..{max(values)} px" for name, values in sides.items())
-    lines = [f"name: {pictures.name}", f"pictures: {len(pictures):,}", f"digest: {pictures.digest}", f"sizes: {', '.join(ranges)}"]
-    return "\n".join([*lines, "first captions:", *(f"  {caption}" for caption in pictures.captions[:CAPTIONS_SHOWN])])
+    lines = [f"name: {images.name}", f"images: {len(images):,}", f"digest: {images.digest}", f"sizes: {', '.join(ranges)}"]
+    return "\n".join([*lines, "first captions:", *(f"  {caption}" for caption in images.captions[:CAPTIONS_SHOWN])])

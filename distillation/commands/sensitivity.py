@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from distillation.sensitivity.removal import Sensitivity, Settings
     from distillation.teacher import Teacher
     from sdbench.arguments import Parser
-    from sdbench.training.latents import CaptionedPictures
+    from sdbench.training.latents import CaptionedImages
 
 
 def add(commands: "argparse._SubParsersAction[Parser]", work: Path) -> None:
@@ -23,12 +23,12 @@ def add(commands: "argparse._SubParsersAction[Parser]", work: Path) -> None:
         commands, "sensitivity", "measure which transformer blocks a teacher depends on most, and derive which ones to remove"
     )
     command.add_argument("--teacher", help=TEACHER)
-    add_data(command, "captioned pictures to measure on (default: rendered scenes, for a teacher of family scenes)")
+    add_data(command, "captioned images to measure on (default: rendered scenes, for a teacher of family scenes)")
     command.add_argument(
         "--bins", type=number_between(int, 1, 1000), default=10, help="number of equal bins of the timesteps (default: %(default)s)"
     )
     command.add_argument("--batches", type=number_between(int, 2, 10_000), default=4, help="batches per bin (default: %(default)s)")
-    command.add_argument("--pictures", type=positive_int, default=8, help="pictures per batch (default: %(default)s)")
+    command.add_argument("--images", type=positive_int, default=8, help="images per batch (default: %(default)s)")
     limit = command.add_mutually_exclusive_group()
     limit.add_argument(
         "--parameters",
@@ -41,7 +41,7 @@ def add(commands: "argparse._SubParsersAction[Parser]", work: Path) -> None:
     command.add_argument("--stages", type=positive_int, default=2, help="number of stages in which to cut (default: %(default)s)")
     command.add_argument("--like", default="vega", help="recipe whose settings, taps and loss to copy (default: %(default)s)")
     command.add_argument("--write-recipe", type=Path, metavar="FILE.toml", help="new file for a recipe of the derived plan")
-    command.add_argument("--work", type=Path, default=work, help="folder for pictures and latents (default: %(default)s)")
+    command.add_argument("--work", type=Path, default=work, help="folder for images and latents (default: %(default)s)")
     command.add_argument("--results", type=Path, default=Path("results"), help="folder of results (default: %(default)s)")
     add_device(command)
 
@@ -54,29 +54,29 @@ def run(options: argparse.Namespace) -> None:
     from distillation.sensitivity.removal import Settings, measure_sensitivity, ranking_table
     from distillation.teacher import fetch_folder, open_teacher
 
-    guidance_pair = Settings(bins=1, batches=2, pictures=2)  # with guidance, a call of the UNet has two halves
+    guidance_pair = Settings(bins=1, batches=2, images=2)  # with guidance, a call of the UNet has two halves
     like = load_recipe(options.like)
     if options.write_recipe:
         check_recipe_path(options.write_recipe, budget=bool(options.parameters or options.latency))
     teacher = open_teacher(fetch_folder(options.teacher))
     name = Path(options.teacher).resolve().name if options.teacher else "scenes-teacher"
-    settings = Settings(bins=options.bins, batches=options.batches, pictures=options.pictures)
-    pictures = _open_pictures(options, teacher, like, max(settings.n, guidance_pair.n))
-    sensitivity = measure_sensitivity(teacher, name, settings, pictures, options.work, options.results, options.device)
+    settings = Settings(bins=options.bins, batches=options.batches, images=options.images)
+    images = _open_images(options, teacher, like, max(settings.n, guidance_pair.n))
+    sensitivity = measure_sensitivity(teacher, name, settings, images, options.work, options.results, options.device)
     plot_sensitivity(sensitivity, options.results / "sensitivity" / f"{name}.png")
     parameters = parameter_cost(teacher.config)
     show(ranking_table(sensitivity, parameters.shares))
     if options.latency:
-        _derive(options, teacher, like, sensitivity, parameters, _measure_times(options, teacher, pictures, guidance_pair), options.latency)
+        _derive(options, teacher, like, sensitivity, parameters, _measure_times(options, teacher, images, guidance_pair), options.latency)
     elif options.parameters:
         _derive(options, teacher, like, sensitivity, parameters, parameters, options.parameters)
 
 
-def _measure_times(options: argparse.Namespace, teacher: "Teacher", pictures: "CaptionedPictures", guidance_pair: "Settings") -> "Cost":
+def _measure_times(options: argparse.Namespace, teacher: "Teacher", images: "CaptionedImages", guidance_pair: "Settings") -> "Cost":
     from distillation.sensitivity.budget import measure_time_cost
     from distillation.sensitivity.removal import measurement_dtype, sensitivity_batches
 
-    (batch, _), scheduler = sensitivity_batches(teacher, guidance_pair, pictures, options.work, options.device)
+    (batch, _), scheduler = sensitivity_batches(teacher, guidance_pair, images, options.work, options.device)
     return measure_time_cost(teacher.unet(measurement_dtype(teacher), options.device), batch, scheduler)
 
 
@@ -102,14 +102,12 @@ def _derive(
         show(f"\n{path}")
 
 
-def _open_pictures(options: argparse.Namespace, teacher: "Teacher", like: Recipe, n: int) -> "CaptionedPictures":
-    from distillation.data.batches import open_square_pictures, scene_pool
+def _open_images(options: argparse.Namespace, teacher: "Teacher", like: Recipe, n: int) -> "CaptionedImages":
+    from distillation.data.batches import open_square_images, scene_pool
 
     if options.data:
         size_px = like.size_px("scenes" if teacher.spec.family == "scenes" else "sdxl")
-        return open_square_pictures(options.data, options.caption_column, size_px)
+        return open_square_images(options.data, options.caption_column, size_px)
     if teacher.spec.family != "scenes":
-        raise UserError(
-            f"the teacher in {teacher.folder} belongs to family {teacher.spec.family!r}; name pictures to measure on with --data"
-        )
+        raise UserError(f"the teacher in {teacher.folder} belongs to family {teacher.spec.family!r}; name images to measure on with --data")
     return scene_pool(n, options.work)

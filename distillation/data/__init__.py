@@ -1,1 +1,1 @@
-"""Training pictures: drawing, fetching and opening them, and making batches of them."""
+"""Training images: drawing, fetching and opening them, and making batches of them."""

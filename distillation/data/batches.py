@@ -1,4 +1,4 @@
-"""What a student trains on: captioned pictures, and batches of their latents and embeddings."""
+"""What a student trains on: captioned images, and batches of their latents and embeddings."""
 
 import bisect
 import hashlib
@@ -12,42 +12,42 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from distillation.data.pictures import Pictures, open_pictures
+from distillation.data.images import Images, open_images
 from distillation.recipe_tables import Training
 from sdbench.scenes.networks import to_pixels
 from sdbench.scenes.training.pool import Pool
 from sdbench.training.latents import Batch, LatentPool
 
 
-class SquarePictures:
-    """Captioned pictures as SDXL trains on them: the shorter side scaled to `size_px`, then cropped to the central square.
+class SquareImages:
+    """Captioned images as SDXL trains on them: the shorter side scaled to `size_px`, then cropped to the central square.
 
     SDXL's micro-conditioning (arXiv 2307.01952, 2.2) tells the UNet about scaling and crop. Several sources are concatenated.
     """
 
-    def __init__(self, sources: Sequence[Pictures], size_px: int) -> None:
+    def __init__(self, sources: Sequence[Images], size_px: int) -> None:
         self._sources, self.size_px = sources, size_px
         self.captions = [caption for source in sources for caption in source.captions]
         self._ends = list(itertools.accumulate(map(len, sources)))
 
     @property
     def digest(self) -> str:
-        """The SHA-256 (hex) of the sources' digests, in order, and of the size. Reads all pictures of a local source, once.
+        """The SHA-256 (hex) of the sources' digests, in order, and of the size. Reads all images of a local source, once.
 
         Raises:
-            UserError: a picture is missing or cannot be read.
+            UserError: an image is missing or cannot be read.
         """
         return hashlib.sha256(" ".join([*(source.digest for source in self._sources), str(self.size_px)]).encode()).hexdigest()
 
     def read(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Read pictures as SDXL trains on them.
+        """Read images as SDXL trains on them.
 
         Returns:
             Pixels, N x 3 x H x W float32 in -1..1, and micro-conditioning, N x 6: original height and width, crop top and left,
             target height and width.
 
         Raises:
-            UndecodableError: a picture cannot be decoded.
+            UndecodableError: an image cannot be decoded.
         """
         squares, time_ids = zip(*(crop_square(self._image(int(row)), self.size_px) for row in rows), strict=True)
         return to_pixels(np.stack(squares)), torch.tensor(time_ids, dtype=torch.float32)
@@ -57,23 +57,23 @@ class SquarePictures:
         return self._sources[source].image(row - self._ends[source] + len(self._sources[source]))
 
 
-def crop_square(picture: Image.Image, size_px: int) -> tuple[npt.NDArray[np.uint8], tuple[int, ...]]:
-    """The central square of the scaled picture, size_px x size_px x 3 uint8, and its micro-conditioning (see `SquarePictures.read`)."""
-    width, height = picture.size
+def crop_square(image: Image.Image, size_px: int) -> tuple[npt.NDArray[np.uint8], tuple[int, ...]]:
+    """The central square of the scaled image, size_px x size_px x 3 uint8, and its micro-conditioning (see `SquareImages.read`)."""
+    width, height = image.size
     scale = size_px / min(width, height)
-    scaled = picture.resize((max(size_px, round(width * scale)), max(size_px, round(height * scale))), Image.Resampling.LANCZOS)
+    scaled = image.resize((max(size_px, round(width * scale)), max(size_px, round(height * scale))), Image.Resampling.LANCZOS)
     left, top = ((side - size_px) // 2 for side in scaled.size)
     square = scaled.crop((left, top, left + size_px, top + size_px))
     return np.asarray(square, np.uint8), (height, width, top, left, size_px, size_px)
 
 
-def open_square_pictures(sources: Sequence[str], caption_column: str | None, size_px: int) -> SquarePictures:
-    """Open the sources that a command line names, each with `open_pictures`.
+def open_square_images(sources: Sequence[str], caption_column: str | None, size_px: int) -> SquareImages:
+    """Open the sources that a command line names, each with `open_images`.
 
     Raises:
         UserError: a source cannot be read.
     """
-    return SquarePictures([open_pictures(source, caption_column=caption_column) for source in sources], size_px)
+    return SquareImages([open_images(source, caption_column=caption_column) for source in sources], size_px)
 
 
 def scene_pool(n: int, work: Path) -> Pool:
@@ -81,14 +81,14 @@ def scene_pool(n: int, work: Path) -> Pool:
     return Pool(work / "pool", n)
 
 
-def epochs(n_pictures: int, steps: int, settings: Training) -> float:
-    """Number of times that a run sees each picture, on average: pictures are drawn with replacement."""
-    return steps * settings.batch * settings.accumulation / n_pictures
+def epochs(n_images: int, steps: int, settings: Training) -> float:
+    """Number of times that a run sees each image, on average: images are drawn with replacement."""
+    return steps * settings.batch * settings.accumulation / n_images
 
 
-def describe_epochs(n_pictures: int, steps: int, settings: Training) -> str:
-    """Number of pictures and epochs, in words."""
-    return f"{n_pictures:,} pictures, each seen {epochs(n_pictures, steps, settings):,.1f} times on average"
+def describe_epochs(n_images: int, steps: int, settings: Training) -> str:
+    """Number of images and epochs, in words."""
+    return f"{n_images:,} images, each seen {epochs(n_images, steps, settings):,.1f} times on average"
 
 
 def numbered_batches(pool: LatentPool, settings: Training, device: str) -> Callable[[int], Batch]:

@@ -1,4 +1,4 @@
-"""Download pictures from links; a link without a picture gets a reason."""
+"""Download images from links; a link without an image gets a reason."""
 
 import hashlib
 import io
@@ -55,10 +55,10 @@ REASONS: tuple[tuple[type[Exception], str], ...] = (  # the first match counts
 
 @dataclass(frozen=True)
 class FetchRules:
-    """Which pictures to fetch.
+    """Which images to fetch.
 
     Attributes:
-        min_px: minimum length of a picture's shorter side.
+        min_px: minimum length of an image's shorter side.
         timeout_s: to wait for a connection, and for each part of a response.
         max_bytes: largest file.
         allow_private: also fetch from addresses that are not public, such as 127.0.0.1.
@@ -76,8 +76,8 @@ class Link:
 
     Attributes:
         reason: why the link is dead.
-        file: relative path for the picture: its SHA-256, in a folder named by the first two digits.
-        px: length of the picture's shorter side.
+        file: relative path for the image: its SHA-256, in a folder named by the first two digits.
+        px: length of the image's shorter side.
     """
 
     url: str
@@ -88,16 +88,16 @@ class Link:
 
 
 class _DeadError(Exception):
-    """A link has no picture; the message is the reason."""
+    """A link has no image; the message is the reason."""
 
 
 def download(urls: Sequence[str], threads: int, rules: FetchRules) -> Generator[tuple[Link, bytes], None, None]:
-    """Follow links, `threads` at a time, and yield each result as soon as it is there, with the picture's bytes if it was fetched."""
+    """Follow links, `threads` at a time, and yield each result as soon as it is there, with the image's bytes if it was fetched."""
     client, pending = _client(threads, rules), set[Future[tuple[Link, bytes]]]()
     with ThreadPoolExecutor(threads) as pool:
         for url in urls:
             pending.add(pool.submit(_follow, client, url, rules))
-            if len(pending) >= 2 * threads:  # bounds the pictures in memory
+            if len(pending) >= 2 * threads:  # bounds the images in memory
                 done, pending = wait(pending, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in done)
         yield from (future.result() for future in as_completed(pending))
@@ -106,7 +106,7 @@ def download(urls: Sequence[str], threads: int, rules: FetchRules) -> Generator[
 def _follow(client: urllib3.PoolManager, url: str, rules: FetchRules) -> tuple[Link, bytes]:
     try:
         body = _get(client, url, rules)
-        suffix, px = _inspect_picture(body)
+        suffix, px = _inspect_image(body)
     except _DeadError as error:
         return Link(url, "dead", str(error)), b""
     if px < rules.min_px:
@@ -139,14 +139,14 @@ def _read(response: urllib3.BaseHTTPResponse, rules: FetchRules) -> bytes:
     return bytes(body)
 
 
-def _inspect_picture(body: bytes) -> tuple[str, int]:
-    """Decode a picture, and return its file suffix and the length of its shorter side."""
+def _inspect_image(body: bytes) -> tuple[str, int]:
+    """Decode an image, and return its file suffix and the length of its shorter side."""
     try:
         with Image.open(io.BytesIO(body), formats=list(FORMATS)) as image:
             image.load()
-            return FORMATS.get(image.format or "", "jpg"), min(image.size)  # "MPO", written by cameras, is a JPEG followed by more pictures
+            return FORMATS.get(image.format or "", "jpg"), min(image.size)  # "MPO", written by cameras, is a JPEG followed by more images
     except Exception as error:  # decoders of damaged files raise nearly anything
-        raise _DeadError("no picture") from error
+        raise _DeadError("no image") from error
 
 
 def _is_public(address: str) -> bool:
@@ -182,7 +182,7 @@ class _HTTPSPool(urllib3.HTTPSConnectionPool):
 
 def _client(threads: int, rules: FetchRules) -> urllib3.PoolManager:
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # no warnings about retries
-    headers = {"User-Agent": "sdbench distillation (training pictures from lists of links)"}
+    headers = {"User-Agent": "sdbench distillation (training images from lists of links)"}
     client = urllib3.PoolManager(threads, maxsize=threads, headers=headers, timeout=rules.timeout_s, retries=RETRIES)
     if not rules.allow_private:
         client.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}

@@ -1,6 +1,6 @@
-"""Training pictures that the teacher draws from captions: data that anyone can reproduce.
+"""Training images that the teacher draws from captions: data that anyone can reproduce.
 
-A picture depends on (teacher, caption, row, seed, sampling) only, its noise on (seed, row) only, whatever the batch. A folder
+An image depends on (teacher, caption, row, seed, sampling) only, its noise on (seed, row) only, whatever the batch. A folder
 without `metadata.jsonl` is unfinished; the same command continues it.
 """
 
@@ -27,7 +27,7 @@ from sdbench.suites import Noise
 SETTINGS_FILE = "made.json"
 
 
-def draw_pictures(
+def draw_images(
     prompts: Path,
     teacher: Path,
     out: Path,
@@ -42,7 +42,7 @@ def draw_pictures(
     device: str = "cpu",
     part: tuple[int, int] = (1, 1),
 ) -> Path:
-    """Draw a picture for each caption into an image folder, and return the folder. Pictures of an earlier run are not drawn again.
+    """Draw an image for each caption into an image folder, and return the folder. Images of an earlier run are not drawn again.
 
     Args:
         prompts: text file with a caption per line; empty lines are skipped.
@@ -51,7 +51,7 @@ def draw_pictures(
         steps: of the pipeline's own scheduler.
         guidance_scale: of classifier-free guidance.
         dtype: "float32", "bfloat16" or "float16".
-        batch: pictures per call; the last batch is padded.
+        batch: images per call; the last batch is padded.
         size_px: width and height; default: the teacher's native size.
         n: only the first n captions.
         seed: of the noise.
@@ -60,7 +60,7 @@ def draw_pictures(
 
     Raises:
         UserError: the captions cannot be read or are too few, the teacher or device is missing, or a setting is out of range.
-        UserError: `out` holds something else or cannot be written, or a picture is not finite.
+        UserError: `out` holds something else or cannot be written, or an image is not finite.
     """
     captions, spec = read_captions(prompts, n), pipeline_spec(teacher)
     sampling = _validate_sampling(
@@ -108,7 +108,7 @@ def read_captions(path: Path, n: int | None = None) -> list[str]:
 
 
 def native_size_px(teacher: Path) -> int:
-    """The side in px of the pictures that a pipeline was trained for.
+    """The side in px of the images that a pipeline was trained for.
 
     Raises:
         UserError: a part of the pipeline has no configuration.
@@ -126,16 +126,14 @@ def _validate_sampling(**settings: Any) -> Sampling:
 
 
 def _check_same_settings(out: Path, identity: dict[str, Any]) -> None:
-    """Check that the folder is new or empty, or holds pictures drawn with the same settings."""
+    """Check that the folder is new or empty, or holds images drawn with the same settings."""
     if not (out / SETTINGS_FILE).exists():
         check_new_or_empty(out)
         return
     earlier = read_json(out / SETTINGS_FILE)
     if differing := [name for name, value in identity.items() if earlier.get(name) != value]:
         differences = ", ".join(f"{name} {earlier.get(name)} (now {identity[name]})" for name in differing)
-        raise UserError(
-            f"{out} holds pictures drawn with other settings: {differences}. Use the same settings, or another folder with --out"
-        )
+        raise UserError(f"{out} holds images drawn with other settings: {differences}. Use the same settings, or another folder with --out")
 
 
 def _write_settings(out: Path, content: dict[str, Any]) -> None:

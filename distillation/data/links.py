@@ -1,7 +1,7 @@
-"""Fetch training sets that are lists of links into an image folder, which `pictures.open_pictures` reads.
+"""Fetch training sets that are lists of links into an image folder, which `images.open_images` reads.
 
 `links.jsonl` records the result of each link, one per line, so that a killed run continues and dead links are not retried.
-Pictures are stored byte for byte. img2dataset is no alternative: it resumes only whole shards of an unchanged list, also
+Images are stored byte for byte. img2dataset is no alternative: it resumes only whole shards of an unchanged list, also
 connects to private addresses, and requires OpenCV, albumentations and wandb.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from distillation.data.download import FetchRules, Link, download
-from distillation.data.pictures import CAPTION_COLUMNS, open_pictures
+from distillation.data.images import CAPTION_COLUMNS, open_images
 from distillation.export import check_new_or_empty
 from sdbench.assets.sources import METADATA, Table, read_table, read_texts
 from sdbench.disk import write_bytes
@@ -31,16 +31,16 @@ class FetchReport:
     """The result of fetching a list.
 
     Attributes:
-        pictures: in the folder, all with different content.
-        duplicates: rows with the link or the picture of an earlier row.
-        small: links to pictures below the minimum size.
+        images: in the folder, all with different content.
+        duplicates: rows with the link or the image of an earlier row.
+        small: links to images below the minimum size.
         dead: number of dead links by reason.
         skipped: rows without link or caption.
-        size_bytes: of all pictures.
-        digest: of the folder, as in `open_pictures`.
+        size_bytes: of all images.
+        digest: of the folder, as in `open_images`.
     """
 
-    pictures: int
+    images: int
     duplicates: int
     small: int
     dead: Mapping[str, int]
@@ -52,7 +52,7 @@ class FetchReport:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(self.dead.items(), key=lambda item: -item[1]))
         return "\n".join(
             [
-                f"fetched: {self.pictures:,} pictures, {self.size_bytes:,} bytes",
+                f"fetched: {self.images:,} images, {self.size_bytes:,} bytes",
                 f"duplicates: {self.duplicates:,}",
                 f"too small: {self.small:,}",
                 f"dead: {sum(self.dead.values()):,}" + (f" ({reasons})" if reasons else ""),
@@ -62,7 +62,7 @@ class FetchReport:
         )
 
 
-def fetch_pictures(
+def fetch_images(
     source: str,
     out: Path,
     rules: FetchRules,
@@ -74,14 +74,14 @@ def fetch_pictures(
     threads: int = 16,
     retry_dead: bool = False,
 ) -> FetchReport:
-    """Fetch the pictures of a list into an image folder. Pictures of an earlier run are not fetched again.
+    """Fetch the images of a list into an image folder. Images of an earlier run are not fetched again.
 
     Args:
         source: CSV, JSON-lines or parquet file, or Hub dataset, with a column of links and one of captions.
         out: new or empty folder, or one from an earlier run.
-        rules: which pictures to fetch.
+        rules: which images to fetch.
         url_column: column of links; default: the one named in `URL_COLUMNS`.
-        caption_column: column of captions; default: the one named in `pictures.CAPTION_COLUMNS`.
+        caption_column: column of captions; default: the one named in `images.CAPTION_COLUMNS`.
         where: (column, value): only rows with this value, see `Table.where`.
         n: only the first n rows, after `where`.
         threads: links to follow at a time.
@@ -89,7 +89,7 @@ def fetch_pictures(
 
     Raises:
         UserError: the list cannot be read, a column is missing or ambiguous, no row fits `where`, `out` holds something else or another
-            list or cannot be written, or no link leads to a picture.
+            list or cannot be written, or no link leads to an image.
     """
     table = read_table(source)
     column = table.column(url_column, URL_COLUMNS, "--url-column")
@@ -104,7 +104,7 @@ def fetch_pictures(
 
 
 def _write_metadata(out: Path, rows: list[tuple[str, str]], captions: Mapping[str, str], links: list[Link], min_px: int) -> FetchReport:
-    """Write `metadata.jsonl` for the pictures that are large enough, and return the report."""
+    """Write `metadata.jsonl` for the images that are large enough, and return the report."""
     kept: dict[str, Link] = {}
     for link in links:
         if link.state == "fetched" and link.px >= min_px:
@@ -112,29 +112,29 @@ def _write_metadata(out: Path, rows: list[tuple[str, str]], captions: Mapping[st
     dead = Counter(link.reason for link in links if link.state == "dead")
     small = sum(link.state != "dead" and link.px < min_px for link in links)
     if not kept:
-        raise UserError(f"none of {len(rows):,} rows leads to a picture: {small:,} too small, dead {dict(dead)}; see {out / LINK_LOG}")
+        raise UserError(f"none of {len(rows):,} rows leads to an image: {small:,} too small, dead {dict(dead)}; see {out / LINK_LOG}")
     _write_json_lines(
         out / METADATA[0], ({"file_name": link.file, "caption": captions[link.url], "url": link.url} for link in kept.values())
     )
     skipped = sum(not (url and caption) for url, caption in rows)
     return FetchReport(
-        pictures=len(kept),
+        images=len(kept),
         duplicates=len(rows) - len(kept) - small - dead.total() - skipped,
         small=small,
         dead=dead,
         skipped=skipped,
         size_bytes=sum((out / file).stat().st_size for file in kept),
-        digest=open_pictures(str(out)).digest,
+        digest=open_images(str(out)).digest,
     )
 
 
 def _check_same_list(table: Table, column: str, out: Path) -> None:
-    """Check that the list has all links of the folder: pictures of another list would silently drop out of the metadata."""
+    """Check that the list has all links of the folder: images of another list would silently drop out of the metadata."""
     if logged := {link.url for link in _read_log(out / LINK_LOG)}:
         missing = logged.difference((url or "").strip() for url in read_texts(table, column))
         if missing:
             raise UserError(
-                f"{out} holds another list's pictures: {len(missing):,} of its links, such as {min(missing)}, are not in {table.name}. "
+                f"{out} holds another list's images: {len(missing):,} of its links, such as {min(missing)}, are not in {table.name}. "
                 "Name another folder with --out; `distillation run` accepts --data several times"
             )
 
@@ -147,7 +147,7 @@ def _rows(table: Table, url_column: str, caption_column: str | None, n: int | No
 
 
 def _follow_links(urls: list[str], out: Path, rules: FetchRules, threads: int, *, retry_dead: bool) -> list[Link]:
-    """The result of each link; only links without a final result are followed. A picture is stored before its link is logged."""
+    """The result of each link; only links without a final result are followed. An image is stored before its link is logged."""
     log = out / LINK_LOG
     if out.exists() and not log.exists():
         check_new_or_empty(out)

@@ -64,7 +64,7 @@ def _draw_means(axes: Axes, sensitivity: Sensitivity, positions: list[tuple[str,
     title = f"What the output of {sensitivity.teacher} loses without one transformer block"
     axes.set_title(title, loc="left", fontsize=13, pad=26)
     axes.text(
-        0, 1.06, f"mean squared change of the UNet's output, {sensitivity.n_pictures} pictures{whole}", transform=axes.transAxes, color=GREY
+        0, 1.06, f"mean squared change of the UNet's output, {sensitivity.n_images} images{whole}", transform=axes.transAxes, color=GREY
     )
 
 

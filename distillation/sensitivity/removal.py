@@ -24,7 +24,7 @@ from sdbench.arrays import F64
 from sdbench.disk import write_bytes
 from sdbench.errors import UserError
 from sdbench.models.architectures import depths
-from sdbench.training.latents import Batch, CaptionedPictures, LatentPool, add_noise, predict
+from sdbench.training.latents import Batch, CaptionedImages, LatentPool, add_noise, predict
 from sdbench.validation import Table
 
 WHOLE_MIDDLE = "mid_block"  # key for the middle's attention and second resnet together
@@ -35,19 +35,19 @@ class Settings(Table):
     """How much to measure.
 
     Attributes:
-        bins: number of equal bins of the training timesteps; each has its own pictures.
+        bins: number of equal bins of the training timesteps; each has its own images.
         batches: per bin; the standard error is over them.
-        pictures: per batch.
+        images: per batch.
     """
 
     bins: Annotated[int, Field(ge=1, le=1000)] = 10
     batches: Annotated[int, Field(ge=2)] = 4
-    pictures: Annotated[int, Field(ge=1)] = 8
+    images: Annotated[int, Field(ge=1)] = 8
 
     @property
     def n(self) -> int:
-        """Number of pictures in total."""
-        return self.bins * self.batches * self.pictures
+        """Number of images in total."""
+        return self.bins * self.batches * self.images
 
 
 class Sensitivity(Table):
@@ -55,9 +55,9 @@ class Sensitivity(Table):
 
     Attributes:
         digest: of all the teacher's weights, as in its records.
-        data_digest: of pictures and captions.
+        data_digest: of images and captions.
         timesteps: first and last timestep of each bin.
-        n_pictures: in all bins together; each picture is used once.
+        n_images: in all bins together; each image is used once.
         losses: mean squared change of the output by attention, blocks x bins x batches; `mid_block` has one row.
     """
 
@@ -66,7 +66,7 @@ class Sensitivity(Table):
     data_digest: str
     settings: Settings
     timesteps: list[tuple[int, int]]
-    n_pictures: int
+    n_images: int
     losses: dict[str, list[list[list[float]]]]
 
     @property
@@ -87,36 +87,36 @@ class Sensitivity(Table):
 
 
 def measure_sensitivity(
-    teacher: Teacher, name: str, settings: Settings, pictures: CaptionedPictures, work: Path, results: Path, device: str
+    teacher: Teacher, name: str, settings: Settings, images: CaptionedImages, work: Path, results: Path, device: str
 ) -> Sensitivity:
-    """Measure a teacher, or read the result of an earlier run with the same weights, pictures and settings.
+    """Measure a teacher, or read the result of an earlier run with the same weights, images and settings.
 
     Args:
         teacher: of either family.
         name: of the result's file, `<results>/sensitivity/<name>.json`.
         settings: how much to measure.
-        pictures: the first of them are measured on.
+        images: the first of them are measured on.
         work: folder for latents.
         results: folder of results.
         device: where to measure.
 
     Raises:
-        UserError: there are too few pictures, the device or weights are missing, an earlier result is unreadable, or a loss is not finite.
+        UserError: there are too few images, the device or weights are missing, an earlier result is unreadable, or a loss is not finite.
     """
     path, digest = results / "sensitivity" / f"{name}.json", teacher.digest
-    if (earlier := _read(path)) and (earlier.digest, earlier.data_digest, earlier.settings) == (digest, pictures.digest, settings):
+    if (earlier := _read(path)) and (earlier.digest, earlier.data_digest, earlier.settings) == (digest, images.digest, settings):
         return earlier
-    batches, scheduler = sensitivity_batches(teacher, settings, pictures, work, device)
+    batches, scheduler = sensitivity_batches(teacher, settings, images, work, device)
     losses = part_losses(teacher.unet(measurement_dtype(teacher), device), batches, scheduler)
     if not_finite := [part for part, rows in losses.items() if not np.isfinite(rows).all()]:
         raise UserError(f"without a block of {not_finite[0]}, the output of {name!r} is not finite. Check the teacher's weights")
     sensitivity = Sensitivity(
         teacher=name,
         digest=digest,
-        data_digest=pictures.digest,
+        data_digest=images.digest,
         settings=settings,
         timesteps=[(start, end - 1) for start, end in _bins(settings.bins, scheduler.config.num_train_timesteps)],
-        n_pictures=settings.n,
+        n_images=settings.n,
         losses={part: rows.reshape(len(rows), settings.bins, settings.batches).tolist() for part, rows in losses.items()},
     )
     write_bytes(path, sensitivity.model_dump_json().encode() + b"\n")
@@ -155,20 +155,20 @@ def _read(path: Path) -> Sensitivity | None:
 
 
 def sensitivity_batches(
-    teacher: Teacher, settings: Settings, pictures: CaptionedPictures, work: Path, device: str
+    teacher: Teacher, settings: Settings, images: CaptionedImages, work: Path, device: str
 ) -> tuple[list[Batch], DDIMScheduler]:
-    """Make batches of the first pictures, bin by bin, and return them with the scheduler that adds their noise.
+    """Make batches of the first images, bin by bin, and return them with the scheduler that adds their noise.
 
     Raises:
-        UserError: there are too few pictures.
+        UserError: there are too few images.
     """
-    rows = np.arange(settings.n).reshape(settings.bins, settings.batches, settings.pictures)
-    if len(pictures.captions) < rows.size:
+    rows = np.arange(settings.n).reshape(settings.bins, settings.batches, settings.images)
+    if len(images.captions) < rows.size:
         raise UserError(
-            f"{len(pictures.captions)} pictures to measure on; expected {rows.size} for {settings.bins} bins of {settings.batches} batches "
-            f"of {settings.pictures}. Give more with --data, or fewer --bins or --batches"
+            f"{len(images.captions)} images to measure on; expected {rows.size} for {settings.bins} bins of {settings.batches} batches "
+            f"of {settings.images}. Give more with --data, or fewer --bins or --batches"
         )
-    pool = LatentPool(teacher.folder, pictures, work / "latents", device)
+    pool = LatentPool(teacher.folder, images, work / "latents", device)
     ranges = _bins(settings.bins, pool.scheduler.config.num_train_timesteps)
     batches = [
         pool.batch_of_rows(batch_rows, int(batch_rows[0]), least=start, most=end, device=device)

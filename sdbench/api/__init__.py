@@ -2,7 +2,7 @@
 
 from sdbench.api.evaluation import Evaluation, evaluate
 from sdbench.api.gating import compare, noise, until_verdict
-from sdbench.api.measuring import draw, record_pictures, run, score
+from sdbench.api.measuring import draw, record_images, run, score
 from sdbench.api.overrides import Overrides
 from sdbench.api.places import Places
 from sdbench.api.showing import card, report
@@ -16,7 +16,7 @@ __all__ = [
     "draw",
     "evaluate",
     "noise",
-    "record_pictures",
+    "record_images",
     "report",
     "run",
     "score",

@@ -105,7 +105,7 @@ def _load_suite(suite: str | suites.Suite | None, spec: "ModelSpec") -> suites.S
 
 
 def _run_in_memory(pipeline: Any, spec: "ModelSpec", suite: suites.Suite, places: Places) -> Path:
-    """Score the pictures of a pipeline in memory, and return the record folder."""
+    """Score the images of a pipeline in memory, and return the record folder."""
     from sdbench.generate import DTYPES
     from sdbench.models import in_memory
     from sdbench.run import runner

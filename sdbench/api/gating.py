@@ -90,7 +90,7 @@ def noise(
 ) -> tuple[Path, floors.Floor]:
     """Run a model under several noise seeds, write how far its runs lie apart, and return the file and the floor.
 
-    The records and pictures of these runs stay in the folder of runs: a leaderboard has no use for them.
+    The records and images of these runs stay in the folder of runs: a leaderboard has no use for them.
 
     Args:
         seeds: number of runs, each under a seed of its own.
@@ -110,7 +110,7 @@ def noise(
     folders = [places.work / "noise" / str(number) for number in numbers]  # finished rounds are reused by content: each run needs its own
     sides = []
     for number, folder in zip(numbers, folders, strict=True):
-        # Without a teacher, whose pictures have other noise.
+        # Without a teacher, whose images have other noise.
         seeded = suite.model_copy(update={"noise": suite.noise.model_copy(update={"seed": number}), "teacher": None})
         (record,) = measuring.run([spec], seeded, Places(folder / "records", folder), device=device, only=only)
         sides.append(Side.read(record))
@@ -151,7 +151,7 @@ def find_or_run_baseline(baseline: str, suite: suites.Suite, places: Places, dev
 def judge_records(new: Path, old: Path, rules: Policy, places: Places, baseline: str, *, only: str | None = None) -> Report:
     """The verdict on two record folders.
 
-    Latency and memory are not weighed after a run of quality `only`, nor where one side is pictures made elsewhere.
+    Latency and memory are not weighed after a run of quality `only`, nor where one side is images made elsewhere.
 
     Args:
         new, old: record folders of candidate and baseline.
@@ -164,7 +164,7 @@ def judge_records(new: Path, old: Path, rules: Policy, places: Places, baseline:
         UserError: see `judging.gate`; or a noise floor cannot be read.
     """
     candidate, opponent = records.read_record(new), records.read_record(old)
-    without_probes = next((side for side in (candidate, opponent) if side.model.is_pictures_only), candidate if only == "quality" else None)
+    without_probes = next((side for side in (candidate, opponent) if side.model.is_images_only), candidate if only == "quality" else None)
     weighed, skipped = _leave_out_probes(without_probes, rules) if without_probes else (rules, [])
     report = judging.gate(new, old, weighed, floors.between_runs(opponent, places.results))
     if skipped:

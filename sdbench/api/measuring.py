@@ -1,4 +1,4 @@
-"""Measure: models under a suite, and pictures made elsewhere."""
+"""Measure: models under a suite, and images made elsewhere."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,7 +52,7 @@ def run(
 def draw(
     specs: "Sequence[ModelSpec]", suite: suites.Suite, part: tuple[int, int], places: Places = Places(), *, device: str | None = None
 ) -> dict[str, int]:
-    """Draw a part of the pictures that `run` would draw, for several processes that share `places.work`, such as one per GPU.
+    """Draw a part of the images that `run` would draw, for several processes that share `places.work`, such as one per GPU.
 
     When all parts are there, `run` only scores them and writes the records.
 
@@ -60,7 +60,7 @@ def draw(
         part: (k, n), the k-th of n parts.
 
     Returns:
-        The number of pictures that are still missing, by name of the model.
+        The number of images that are still missing, by name of the model.
 
     Raises:
         UserError: bad input, as from the command line.
@@ -75,18 +75,18 @@ def draw(
 def score(
     images: Path, prompts: Path, places: Places = Places(), suite: str = "standard", *, device: str | None = None
 ) -> tuple[list[Value], Scores]:
-    """Score pictures made elsewhere by a suite's metrics, except those that compare with the teacher.
+    """Score images made elsewhere by a suite's metrics, except those that compare with the teacher.
 
     Args:
-        images: folder of PNG, JPEG or WebP pictures of one size.
+        images: folder of PNG, JPEG or WebP images of one size.
         prompts: text file with one prompt per line, in the order of the sorted file names.
         places: where the work is kept.
         suite: name or path of a suite. Its family decides what is accepted: `scenes` takes 64 x 64 px and the grammar's captions.
         device: where the evaluators run.
 
     Raises:
-        UserError: the numbers of pictures and prompts differ, a file cannot be read, the order of the file names is ambiguous, the family
-            accepts no such pictures, or there is no such suite or device.
+        UserError: the numbers of images and prompts differ, a file cannot be read, the order of the file names is ambiguous, the family
+            accepts no such images, or there is no such suite or device.
     """
     from sdbench.encoders.memory import evaluators_on
     from sdbench.run import external
@@ -94,21 +94,21 @@ def score(
     from sdbench.score import score as score_subject
 
     chosen = suites.load(suite)
-    subject = external.load_pictures(images, prompts, chosen, places.work)
+    subject = external.load_images(images, prompts, chosen, places.work)
     with evaluators_on(machine.choose_device(device)):
         return score_subject(subject, [name for name in chosen.own_metrics if not PROTOCOLS[name].against_teacher])
 
 
-def record_pictures(
+def record_images(
     images: Path, prompts: Path, name: str, places: Places = Places(), suite: str = "standard", *, device: str | None = None
 ) -> Path:
-    """Score pictures made elsewhere, write a record, which leaderboard and gate read, and return its folder.
+    """Score images made elsewhere, write a record, which leaderboard and gate read, and return its folder.
 
     The record belongs to the suite itself where the prompts are the suite's, so that its row stands beside the models', and to
     `<name>-custom` otherwise. It has win rates over the teacher, but no agreement, which needs the teacher's noise.
 
     Args:
-        name: what tables call the pictures.
+        name: what tables call the images.
         images, prompts, places, suite, device: see `score`.
 
     Raises:
@@ -121,4 +121,4 @@ def record_pictures(
     if read_lines(prompts) != tuple(chosen.prompt_list().values()):
         chosen = Overrides(prompts=prompts).apply(chosen)
     context = prepare(chosen, device=machine.choose_device(device), results=places.results, runs=places.work, only="quality")
-    return external.record_pictures(images, prompts, name, context)
+    return external.record_images(images, prompts, name, context)

@@ -40,7 +40,7 @@ class Overrides:
     calls: int | None = None
 
     def apply(self, suite: Suite) -> Suite:
-        """The suite with these settings; the suite itself where none is given, or where it draws no pictures.
+        """The suite with these settings; the suite itself where none is given, or where it draws no images.
 
         Raises:
             UserError: a value is out of range, the prompts cannot be read, or `rounds` or `calls` are given for a suite without probes.

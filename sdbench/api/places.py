@@ -10,7 +10,7 @@ class Places:
 
     Attributes:
         results: folder of records.
-        runs: folder of pictures, features and rounds; by default `runs` within `results`.
+        runs: folder of images, features and rounds; by default `runs` within `results`.
     """
 
     results: Path = Path("results")
@@ -18,5 +18,5 @@ class Places:
 
     @property
     def work(self) -> Path:
-        """The folder of pictures, features and rounds."""
+        """The folder of images, features and rounds."""
         return self.runs or self.results / "runs"

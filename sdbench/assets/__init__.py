@@ -1,1 +1,1 @@
-"""What is fetched by name and checked by digest: evaluators' weights, pipelines, prompts, tables of pictures."""
+"""What is fetched by name and checked by digest: evaluators' weights, pipelines, prompts, tables of images."""

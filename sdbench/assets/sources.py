@@ -1,4 +1,4 @@
-"""Reads tables of prompts or pictures through Hugging Face `datasets`: local files, or a name on the Hub, offline from its cache."""
+"""Reads tables of prompts or images through Hugging Face `datasets`: local files, or a name on the Hub, offline from its cache."""
 
 import errno
 import io
@@ -60,8 +60,8 @@ class Table:
             raise UserError(f"{self.name}: no row whose column {column!r} is {value!r}; found {found}")
         return replace(self, rows=self.rows.select(selected), version=self.version and f"{self.version}\0{column}={value.casefold()}")
 
-    def pictures(self, named: str | None = None) -> Dataset:
-        """Only the undecoded pictures, from the column `named` or by default the only one that holds images.
+    def images(self, named: str | None = None) -> Dataset:
+        """Only the undecoded images, from the column `named` or by default the only one that holds images.
 
         Raises:
             UserError: there is no such column, or several.
@@ -79,7 +79,7 @@ def read_table(what: str, split: str = "train") -> Table:
     """Read the rows of a source.
 
     Args:
-        what: folder with pictures and a `metadata.jsonl` or `metadata.csv`; folder, file or glob of parquet, webdataset tar, CSV, TSV, JSON or
+        what: folder with images and a `metadata.jsonl` or `metadata.csv`; folder, file or glob of parquet, webdataset tar, CSV, TSV, JSON or
             text files; or `owner/name` on the Hub, offline from the cache.
         split: the split to read, for a source that has several.
 
@@ -148,14 +148,14 @@ def _file_arguments(reader: str, files: list[str]) -> dict[str, Any]:
     return {"path": reader, "data_files": {"train": [escape(file) for file in files]}, **separator}
 
 
-def open_picture(picture: dict[str, Any] | None) -> io.BytesIO | io.BufferedReader:
-    """Open the bytes of an undecoded picture.
+def open_image(image: dict[str, Any] | None) -> io.BytesIO | io.BufferedReader:
+    """Open the bytes of an undecoded image.
 
     Raises:
         OSError: there is none, or its file cannot be read.
     """
-    if picture and picture["bytes"] is not None:
-        return io.BytesIO(picture["bytes"])
-    if picture and picture["path"] is not None:
-        return Path(picture["path"]).open("rb")
+    if image and image["bytes"] is not None:
+        return io.BytesIO(image["bytes"])
+    if image and image["path"] is not None:
+        return Path(image["path"]).open("rb")
     raise FileNotFoundError(errno.ENOENT, "there is none")

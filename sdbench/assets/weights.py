@@ -200,7 +200,7 @@ def _verify(asset: Asset, file: File, path: Path) -> str:
     return actual
 
 
-@cache  # an encoder asks for its digest with each block of pictures
+@cache  # an encoder asks for its digest with each block of images
 def _sha256(path: Path, stamp: tuple[int, int]) -> str:  # noqa: ARG001  # the stamp is part of the cache key
     with path.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()

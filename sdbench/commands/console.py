@@ -62,7 +62,7 @@ def add_common(command: argparse.ArgumentParser, *, again: bool = False) -> None
 
 def add_runs(command: argparse.ArgumentParser) -> None:
     """Add the option of the commands that use more than records."""
-    command.add_argument("--runs", type=Path, help="folder of pictures and features (default: RESULTS/runs)")
+    command.add_argument("--runs", type=Path, help="folder of images and features (default: RESULTS/runs)")
 
 
 def check_results(arguments: argparse.Namespace) -> None:

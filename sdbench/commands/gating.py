@@ -49,7 +49,7 @@ def add_commands(add: AddCommand) -> None:
     flooring.add_argument("model", help="model name or checkpoint")
     flooring.add_argument("--seeds", type=int, default=4, help="number of runs, each under its own noise seed (default: 4)")
     flooring.add_argument("--suite", help="suite name or file (default: quality for scenes, standard for sdxl)")
-    flooring.add_argument("--only", choices=("quality", "probes"), help="run only the picture metrics, or only latency and memory")
+    flooring.add_argument("--only", choices=("quality", "probes"), help="run only the image metrics, or only latency and memory")
     add_completion(flooring)
     add_device(flooring)
     add_runs(flooring)

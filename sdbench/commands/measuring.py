@@ -39,13 +39,13 @@ def add_commands(add: AddCommand) -> None:
     )
     add_runs(profile)
 
-    scoring = add("score", _score, "score pictures that another program made against their prompts")
-    scoring.add_argument("--images", type=Path, required=True, help="folder of PNG, JPEG or WebP pictures")
+    scoring = add("score", _score, "score images that another program made against their prompts")
+    scoring.add_argument("--images", type=Path, required=True, help="folder of PNG, JPEG or WebP images")
     scoring.add_argument(
-        "--prompts", type=Path, required=True, help="text file with one prompt per line, in the order of the pictures' file names"
+        "--prompts", type=Path, required=True, help="text file with one prompt per line, in the order of the images' file names"
     )
     scoring.add_argument(
-        "--suite", default="standard", help="suite whose metrics to use (default: standard; for pictures of scenes: quality)"
+        "--suite", default="standard", help="suite whose metrics to use (default: standard; for images of scenes: quality)"
     )
     scoring.add_argument("--name", help="also write a record under this name, for the leaderboard and the gate")
     add_device(scoring)
@@ -57,7 +57,7 @@ def _add_run(measuring: argparse.ArgumentParser) -> None:
     measuring.add_argument(
         "--suite", help="suite name, see `sdbench suites`, or suite file (default: quality for scenes, standard for sdxl)"
     )
-    measuring.add_argument("--only", choices=("quality", "probes"), help="run only the picture metrics, or only latency and memory")
+    measuring.add_argument("--only", choices=("quality", "probes"), help="run only the image metrics, or only latency and memory")
     measuring.add_argument(
         "--setting",
         action="append",
@@ -75,7 +75,7 @@ def _add_run(measuring: argparse.ArgumentParser) -> None:
     add_device(measuring)
     add_part(
         measuring,
-        "draw only the K-th of N parts of the pictures, for N parallel commands, such as one per GPU; then the same command without it goes on from there",
+        "draw only the K-th of N parts of the images, for N parallel commands, such as one per GPU; then the same command without it goes on from there",
     )
     measuring.add_argument(
         "--until-verdict", action="store_true", help="run the prompts in batches and stop as soon as the gate is sure; exit codes: see gate"
@@ -87,9 +87,9 @@ def _add_run(measuring: argparse.ArgumentParser) -> None:
 def _add_overrides(command: argparse.ArgumentParser) -> None:
     own = command.add_argument_group("overrides of the suite", "with any of these the suite is called '<name>-custom' in tables")
     own.add_argument("--steps", type=int, help="number of denoising steps")
-    own.add_argument("--size-px", type=int, help="width and height of the pictures, in pixels")
-    own.add_argument("--batch", type=int, help="batch size: pictures generated at a time")
-    own.add_argument("--n", type=int, help="number of prompts, and so of pictures")
+    own.add_argument("--size-px", type=int, help="width and height of the images, in pixels")
+    own.add_argument("--batch", type=int, help="batch size: images generated at a time")
+    own.add_argument("--n", type=int, help="number of prompts, and so of images")
     own.add_argument(
         "--rounds", type=int, help="number of rounds of latency and memory for each model and setting, each in a process of its own"
     )
@@ -155,9 +155,9 @@ def _draw_part(specs: "Sequence[ModelSpec]", suite: "Suite", arguments: argparse
     missing = api.draw(specs, suite, arguments.part, places_from(arguments), device=arguments.device)
     for name, n in missing.items():
         print_note(
-            f"{name}: {n} pictures are still missing; the other parts draw them"
+            f"{name}: {n} images are still missing; the other parts draw them"
             if n
-            else f"{name}: all pictures are drawn; the same command without --part scores them and writes the record"
+            else f"{name}: all images are drawn; the same command without --part scores them and writes the record"
         )
     if arguments.json:
         print_json({"missing": missing})
@@ -198,7 +198,7 @@ def _check_until_verdict(arguments: argparse.Namespace) -> None:
 
 
 def _check_part(arguments: argparse.Namespace) -> None:
-    """Check that no option asks for more than pictures.
+    """Check that no option asks for more than images.
 
     Raises:
         UserError: one does.
@@ -209,7 +209,7 @@ def _check_part(arguments: argparse.Namespace) -> None:
         **{f"--{name.replace('_', '-')}": getattr(arguments, name) for name in ("setting", "profile", "dry_run", "until_verdict")},
     }
     if wrong := [option for option, given in asked.items() if given]:
-        raise UserError(f"{wrong[0]} does not work with --part, which only draws pictures; leave one of them out")
+        raise UserError(f"{wrong[0]} does not work with --part, which only draws images; leave one of them out")
 
 
 def _print_plan(
@@ -265,7 +265,7 @@ def _score(arguments: argparse.Namespace) -> int:
 
     options = {"places": places_from(arguments), "suite": arguments.suite, "device": arguments.device}
     if arguments.name:
-        return _print_records([api.record_pictures(arguments.images, arguments.prompts, arguments.name, **options)], arguments)
+        return _print_records([api.record_images(arguments.images, arguments.prompts, arguments.name, **options)], arguments)
     values, scores = api.score(arguments.images, arguments.prompts, **options)
     for value in values:
         ends = "" if value.low is None else f" ({value.low:.4g} to {value.high:.4g})"

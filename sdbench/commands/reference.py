@@ -9,7 +9,7 @@ from sdbench.reference.cards import Card, list_cards
 
 if TYPE_CHECKING:
     from sdbench.encoders.catalogue import Encoder
-    from sdbench.reference.build import Pictures
+    from sdbench.reference.build import Images
 
 
 def run(arguments: Namespace, runs: Path) -> list[Card]:
@@ -27,11 +27,11 @@ def run(arguments: Namespace, runs: Path) -> list[Card]:
     if arguments.action == "import":
         encoders = [_encoder(name) for name in arguments.encoder]
         return [import_moments(arguments.name, arguments.file, encoder.name, arguments.n, arguments.source, runs) for encoder in encoders]
-    encoders, pictures = [_encoder(name) for name in arguments.encoder], _pictures(arguments)
+    encoders, images = [_encoder(name) for name in arguments.encoder], _images(arguments)
     with evaluators_on(choose_device(arguments.device)):
         for encoder in encoders:
             encoder.id()  # needs the weights, so those of all encoders are checked before the hours that the first may take
-        return [build(arguments.name, pictures, encoder, runs) for encoder in encoders]
+        return [build(arguments.name, images, encoder, runs) for encoder in encoders]
 
 
 def describe(card: Card) -> str:
@@ -48,11 +48,11 @@ def _encoder(name: str) -> "Encoder":
     return ENCODERS[name]
 
 
-def _pictures(arguments: Namespace) -> "Pictures":
-    from sdbench.reference.build import pictures_in_dataset, pictures_in_folder
+def _images(arguments: Namespace) -> "Images":
+    from sdbench.reference.build import images_in_dataset, images_in_folder
 
     if (arguments.images is None) == (arguments.dataset is None):
         raise UserError("sdbench reference build needs either --images FOLDER or --dataset NAME; give one of them")
     if arguments.images:
-        return pictures_in_folder(arguments.images, arguments.n)
-    return pictures_in_dataset(arguments.dataset, arguments.split, arguments.column, arguments.n)
+        return images_in_folder(arguments.images, arguments.n)
+    return images_in_dataset(arguments.dataset, arguments.split, arguments.column, arguments.n)

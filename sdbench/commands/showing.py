@@ -15,7 +15,7 @@ def add_commands(add: AddCommand) -> None:
     """Add the commands and their options."""
     add("leaderboard", show_leaderboard, "print the leaderboard and write it as LEADERBOARD.md, .tex, .csv and .json")
 
-    page = add("report", _report, "write one HTML page of all records: tables, charts, verdicts and pictures")
+    page = add("report", _report, "write one HTML page of all records: tables, charts, verdicts and images")
     page.add_argument("--out", type=Path, help="file to write (default: RESULTS/report.html)")
     page.add_argument("--policy", type=Path, help="policy file for the verdicts (default: suites/gate.toml)")
 
@@ -39,7 +39,7 @@ def rewrite_leaderboard(results: Path) -> "tuple[list[Row], list[Path]]":
     """Write all files of the leaderboard, and return its rows and the files.
 
     Raises:
-        UserError: there are no records, one or a picture cannot be read, or a file cannot be written.
+        UserError: there are no records, one or an image cannot be read, or a file cannot be written.
     """
     from sdbench.leaderboard import samples, standings, writing
     from sdbench.report import flat

@@ -1,1 +1,1 @@
-"""What this machine can run, and whether the metrics behave on pictures whose right answer is known."""
+"""What this machine can run, and whether the metrics behave on images whose right answer is known."""

@@ -30,7 +30,7 @@ class Finding:
 
 
 def examine(results: Path, runs: Path) -> Iterator[Finding]:
-    """Check packages, device, weights, disk, folders, clean-fid's resize, the metrics on golden pictures, and published values."""
+    """Check packages, device, weights, disk, folders, clean-fid's resize, the metrics on golden images, and published values."""
     yield from _packages()
     yield _device()
     yield from _embedded()
@@ -127,9 +127,9 @@ def _resize() -> Iterator[Finding]:
 
     from sdbench.encoders import resize
 
-    picture = np.random.default_rng(0).integers(0, 256, (400, 300, 3), np.uint8)
-    ours = (resize.clean(torch.from_numpy(picture)[None])[0] * 128 + 128).permute(1, 2, 0).numpy()
-    levels = float(np.abs(ours - build_resizer("clean")(picture)).max())
+    image = np.random.default_rng(0).integers(0, 256, (400, 300, 3), np.uint8)
+    ours = (resize.clean(torch.from_numpy(image)[None])[0] * 128 + 128).permute(1, 2, 0).numpy()
+    levels = float(np.abs(ours - build_resizer("clean")(image)).max())
     is_ok = levels <= MAX_RESIZE_LEVELS
     advice = "" if is_ok else f", at most {MAX_RESIZE_LEVELS} is expected: fid.clean would not be comparable with clean-fid's"
     yield Finding(is_ok, True, f"the resize of fid.clean is within {levels:.1g} of 255 levels of clean-fid {installed}'s{advice}")
@@ -141,10 +141,10 @@ def _metrics() -> Iterator[Finding]:
     judgements = golden.judge_metrics()
     for one in judgements:
         if one.complaints:
-            yield Finding(False, True, f"metric {one.name} misbehaves on golden pictures: {'; '.join(one.complaints)}")
+            yield Finding(False, True, f"metric {one.name} misbehaves on golden images: {'; '.join(one.complaints)}")
         elif one.values is not None:
             numbers = [f"{name} {value.state if value.value is None else f'{value.value:.4g}'}" for name, value in one.values.items()]
-            yield Finding(True, True, f"metric {one.name} behaves on golden pictures: {', '.join(numbers)}")
+            yield Finding(True, True, f"metric {one.name} behaves on golden images: {', '.join(numbers)}")
     if not_tried := [one.name for one in judgements if one.values is None]:
         yield Finding(False, False, f"metrics not tried, for want of weights or of a GPU: {', '.join(not_tried)}")
 

@@ -1,9 +1,9 @@
-"""Golden pictures: inputs with a known ranking, put through every metric that can run here.
+"""Golden images: inputs with a known ranking, put through every metric that can run here.
 
-Healthy pictures are rendered scenes that show what their captions ask. Every metric must rate them better than black, gray, noise
-and inverted pictures, which are the ways in which decoders and conversions fail, and better than a few pictures repeated over and
+Healthy images are rendered scenes that show what their captions ask. Every metric must rate them better than black, gray, noise
+and inverted images, which are the ways in which decoders and conversions fail, and better than a few images repeated over and
 over. Precision and density are the exception: they must tolerate repetition, or they have been mistaken for recall. The same
-pictures a second time must give the same value and, compared with themselves, that of a perfect copy. Nothing is fetched.
+images a second time must give the same value and, compared with themselves, that of a perfect copy. Nothing is fetched.
 """
 
 import math
@@ -31,12 +31,12 @@ SCENES = [scene_at(index, "heldout", SEED) for index in range(N)]
 PROMPTS = [scene.caption for scene in SCENES]
 TOLERATES_COLLAPSE = {"precision", "density"}
 _NOT_TRIED = {"missing", "not_applicable"}
-ValuesBySet = Mapping[str, Value]  # the values of one metric, by set of pictures
+ValuesBySet = Mapping[str, Value]  # the values of one metric, by set of images
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """How a metric did on the golden pictures.
+    """How a metric did on the golden images.
 
     Attributes:
         values: None where the metric was not tried for want of weights or a GPU.
@@ -48,8 +48,8 @@ class Judgement:
     complaints: tuple[str, ...] = ()
 
 
-def pictures() -> dict[str, U8]:
-    """The sets of pictures by name, N x 64 x 64 x 3 uint8 RGB each."""
+def images() -> dict[str, U8]:
+    """The sets of images by name, N x 64 x 64 x 3 uint8 RGB each."""
     healthy = render(SCENES, range(N), SEED)
     return {
         "healthy": healthy,
@@ -68,13 +68,13 @@ def judge_metrics() -> list[Judgement]:
         runs, values = Path(folder), dict[str, dict[str, Value]]()
         teacher = _subject(render(SCENES, range(N), SEED + 1), runs)
         _, teacher_scores = score(teacher, names)
-        for name, drawn in pictures().items():
+        for name, drawn in images().items():
             values[name], scores = _score(_subject(drawn, runs), teacher_scores, teacher, names)
             if name == "healthy":
                 healthy_scores, names = scores, [metric for metric, value in values[name].items() if value.state not in _NOT_TRIED]
         # In a store of its own, which has no features kept from the first time.
-        again = replace(_subject(pictures()["healthy"], runs / "twice"), runs=runs)
-        values["twice"], _ = _score(again, healthy_scores, _subject(pictures()["healthy"], runs), names)
+        again = replace(_subject(images()["healthy"], runs / "twice"), runs=runs)
+        values["twice"], _ = _score(again, healthy_scores, _subject(images()["healthy"], runs), names)
     return [
         _judge(protocol, {name: by_metric[protocol.name] for name, by_metric in values.items()})
         if protocol.name in names
@@ -84,23 +84,23 @@ def judge_metrics() -> list[Judgement]:
 
 
 def complaints(protocol: Protocol, values: ValuesBySet) -> Iterator[str]:
-    """What is wrong with a metric's values of the golden pictures; `healthy` must have a number."""
+    """What is wrong with a metric's values of the golden images; `healthy` must have a number."""
     numbers = {name: value.value for name, value in values.items() if value.value is not None}
     healthy, again = numbers["healthy"], numbers.get("twice", math.nan)
     sign = -1 if protocol.direction == "lower" else 1
     for name in [name for name in numbers if name not in ("healthy", "twice")]:
         tolerated = name == "collapsed" and protocol.name.rpartition(".")[2] in TOLERATES_COLLAPSE
         if tolerated and numbers[name] < healthy / 2:
-            yield f"a few pictures over and over get {numbers[name]:.4g}, less than half of {healthy:.4g}"
+            yield f"a few images over and over get {numbers[name]:.4g}, less than half of {healthy:.4g}"
         elif not tolerated and protocol.direction != "neither" and sign * numbers[name] >= sign * healthy:
-            yield f"{name} pictures get {numbers[name]:.4g}, no worse than healthy ones with {healthy:.4g}"
+            yield f"{name} images get {numbers[name]:.4g}, no worse than healthy ones with {healthy:.4g}"
     expected = _expected_value_again(protocol, healthy)
     if not math.isclose(again, expected, rel_tol=1e-4, abs_tol=1e-4):
-        yield f"the same pictures a second time get {again:.6g}, expected {expected:.6g}"
+        yield f"the same images a second time get {again:.6g}, expected {expected:.6g}"
 
 
 def _expected_value_again(protocol: Protocol, healthy: float) -> float:
-    """The value that healthy pictures must get when scored again, now compared with themselves as the teacher's."""
+    """The value that healthy images must get when scored again, now compared with themselves as the teacher's."""
     family = protocol.name.partition(".")[0]
     if family == "win_rate":
         return 0.5
@@ -112,16 +112,16 @@ def _expected_value_again(protocol: Protocol, healthy: float) -> float:
 def _judge(protocol: Protocol, values: ValuesBySet) -> Judgement:
     healthy = values["healthy"]
     if healthy.state != "ok":
-        return Judgement(protocol.name, values, (f"healthy pictures are {healthy.state}: {healthy.reason}",))
+        return Judgement(protocol.name, values, (f"healthy images are {healthy.state}: {healthy.reason}",))
     return Judgement(protocol.name, values, tuple(complaints(protocol, values)))
 
 
 def _subject(drawn: U8, runs: Path) -> Subject:
-    return replace(external.store_pictures(drawn, PROMPTS, runs), reference="scenes")
+    return replace(external.store_images(drawn, PROMPTS, runs), reference="scenes")
 
 
 def _score(subject: Subject, teacher_scores: Scores, teacher: Subject, names: list[str]) -> tuple[dict[str, Value], Scores]:
-    values, scores = score(replace(subject, teacher_scores=teacher_scores, teacher_pictures=teacher), names)
+    values, scores = score(replace(subject, teacher_scores=teacher_scores, teacher_images=teacher), names)
     return {value.name: value for value in values}, scores
 
 

@@ -1,7 +1,7 @@
 """Published values of inputs that anyone can reproduce, compared with what the weights on this machine give.
 
-They show that weights, preprocessing and tokenisation are those of the publication. Golden pictures cannot show that, since they only
-rank. The inputs are captions and seeded random pictures of 224 px, the input size of the network, so no resize is involved.
+They show that weights, preprocessing and tokenisation are those of the publication. Golden images cannot show that, since they only
+rank. The inputs are captions and seeded random images of 224 px, the input size of the network, so no resize is involved.
 """
 
 from collections.abc import Callable, Iterator
@@ -34,7 +34,7 @@ class PublishedValue:
     compute: Callable[[Clip], npt.NDArray[np.float64]]
 
 
-def noise_picture(seed: int) -> npt.NDArray[np.uint8]:
+def noise_image(seed: int) -> npt.NDArray[np.uint8]:
     """`torch.randint(255, (3, 224, 224))` from a generator with this seed, as 1 x 224 x 224 x 3 uint8."""
     pixels = torch.randint(255, (3, 224, 224), generator=torch.Generator().manual_seed(seed))
     return pixels.permute(1, 2, 0)[None].to(torch.uint8).numpy()
@@ -44,10 +44,10 @@ PUBLISHED_VALUES = (
     PublishedValue(
         "noise and 'a photo of a cat'",
         24.426,
-        lambda towers: caption_score(towers.images(noise_picture(42)), towers.texts(["a photo of a cat"])),
+        lambda towers: caption_score(towers.images(noise_image(42)), towers.texts(["a photo of a cat"])),
     ),
     PublishedValue(
-        "two pictures of noise", 99.486, lambda towers: caption_score(towers.images(noise_picture(42)), towers.images(noise_picture(43)))
+        "two images of noise", 99.486, lambda towers: caption_score(towers.images(noise_image(42)), towers.images(noise_image(43)))
     ),
     PublishedValue("two headlines", 91.395, lambda towers: caption_score(towers.texts(CAPTIONS[:1]), towers.texts(CAPTIONS[1:]))),
 )

@@ -1,1 +1,1 @@
-"""Encoders: pictures and captions to the features that metrics compare."""
+"""Encoders: images and captions to the features that metrics compare."""

@@ -1,4 +1,4 @@
-"""The encoders by name: those of set metrics, which references are built with, and those that score captioned pictures."""
+"""The encoders by name: those of set metrics, which references are built with, and those that score captioned images."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,15 +14,15 @@ from sdbench.encoders.resize import INCEPTION_RESIZES
 
 @dataclass(frozen=True)
 class Encoder:
-    """An encoder of pictures, for set metrics.
+    """An encoder of images, for set metrics.
 
     Both functions raise MissingError if the weights are neither on this disk nor reachable, and UserError if they are damaged;
-    `features` raises ValueError for pictures of another shape or dtype.
+    `features` raises ValueError for images of another shape or dtype.
 
     Attributes:
         name: the encoder's name in references: network and, if there are several, resize.
         id: returns the name and the digest of the weights, the key for stored features and references.
-        features: takes pictures, N x H x W x 3 uint8 RGB; returns N x d.
+        features: takes images, N x H x W x 3 uint8 RGB; returns N x d.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Encoder:
 
 
 class Towers(Protocol):
-    """Encoders of pictures and captions to one space; the cosine of a pair, times `scale`, is its score."""
+    """Encoders of images and captions to one space; the cosine of a pair, times `scale`, is its score."""
 
     @property
     def name(self) -> str:
@@ -42,19 +42,19 @@ class Towers(Protocol):
         """The factor of the cosine."""
 
     def images(self, images: U8) -> F32:
-        """Embed pictures, N x H x W x 3 uint8 RGB; returns N x d."""
+        """Embed images, N x H x W x 3 uint8 RGB; returns N x d."""
 
     def texts(self, captions: Sequence[str]) -> F32:
         """Embed captions; returns N x d."""
 
 
 def _full_size(name: str, asset: str, features: Callable[[U8], F32]) -> Encoder:
-    return Encoder(name, lambda: f"{name}-{weights.digest(asset)[:12]}", lambda pictures: features(verified_rgb(pictures)))
+    return Encoder(name, lambda: f"{name}-{weights.digest(asset)[:12]}", lambda images: features(verified_rgb(images)))
 
 
 _TABLE = (
     # lambdas, because the embedded networks are looked up when they are used
-    Encoder("scenes.features", lambda: scenes.encoder_id("features"), lambda pictures: scenes.features(verified_rgb(pictures))),
+    Encoder("scenes.features", lambda: scenes.encoder_id("features"), lambda images: scenes.features(verified_rgb(images))),
     *(_full_size(f"inception.{resize}", inception.ASSET, partial(inception.features, resize)) for resize in INCEPTION_RESIZES),
     _full_size("dinov2.vit-l-14", vit.DINOV2, vit.dinov2),
     _full_size("clip.vit-l-14-336", vit.CLIP, vit.clip),

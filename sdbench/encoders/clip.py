@@ -28,7 +28,7 @@ BACKBONES = {
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """Both towers of a CLIP, with the preprocessing of pictures; see `catalogue.Towers` for `name` and `scale`."""
+    """Both towers of a CLIP, with the preprocessing of images; see `catalogue.Towers` for `name` and `scale`."""
 
     model: open_clip.CLIP
     name: str
@@ -36,7 +36,7 @@ class Clip:
     scale: float = 100.0
 
     def images(self, images: U8, batch: int = BATCH) -> F32:
-        """Embed pictures, N x H x W x 3 uint8 RGB; returns N x d."""
+        """Embed images, N x H x W x 3 uint8 RGB; returns N x d."""
         weight, side = self.model.text_projection, self.model.visual.image_size[0]
         return encode(images, lambda some: image_features(self.model, self.prepare(some, side, weight.device).to(weight.dtype)), batch)
 

@@ -23,8 +23,8 @@ ASSET = "inception-2015"
 _CLASSES = 1008
 
 
-def features(resize: str, pictures: U8) -> F32:
-    """Features of pictures, N x H x W x 3 uint8 RGB, from the last pool; returns N x 2048.
+def features(resize: str, images: U8) -> F32:
+    """Features of images, N x H x W x 3 uint8 RGB, from the last pool; returns N x 2048.
 
     Args:
         resize: `clean`, `tf1`, `mlperf` or `torchmetrics` (see `encoders.resize`).
@@ -32,13 +32,13 @@ def features(resize: str, pictures: U8) -> F32:
     Raises:
         MissingError, UserError: see `weights.find`.
     """
-    net, resize_picture = network(weights.find(ASSET)), INCEPTION_RESIZES[resize]
+    net, resize_image = network(weights.find(ASSET)), INCEPTION_RESIZES[resize]
 
-    def encode_batch(batch: U8) -> Tensor:  # resizes one picture at a time: 32 large ones in float32 take some 400 MB
-        pooled: Tensor = net(torch.cat([resize_picture(torch.tensor(picture, device=device())[None]) for picture in batch]))
+    def encode_batch(batch: U8) -> Tensor:  # resizes one image at a time: 32 large ones in float32 take some 400 MB
+        pooled: Tensor = net(torch.cat([resize_image(torch.tensor(image, device=device())[None]) for image in batch]))
         return pooled
 
-    return encode(pictures, encode_batch, BATCH)
+    return encode(images, encode_batch, BATCH)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Perceptual similarity of two pictures: SSIM, and LPIPS through torchmetrics."""
+"""Perceptual similarity of two images: SSIM, and LPIPS through torchmetrics."""
 
 import functools
 import math
@@ -20,12 +20,12 @@ RADIUS, SIGMA = 5, 1.5  # of SSIM's window, px
 
 
 def ssim(x: U8, y: U8) -> F32:
-    """Structural similarity (Wang et al. 2004) of each picture with its partner, N x H x W x 3 uint8 both; returns (N,), at most 1.
+    """Structural similarity (Wang et al. 2004) of each image with its partner, N x H x W x 3 uint8 both; returns (N,), at most 1.
 
     The formula is torchmetrics': Gaussian window of 11 px, sigma 1.5, K 0.01 and 0.03, on the values 0..255 of each channel,
-    averaged over all pixels, with pictures reflected at their border. It is computed here because in torchmetrics' float32 a
-    picture of plain areas reaches only 0.9992 with itself, and in float64 its two-dimensional window takes 26 s and 11 GB for
-    two pictures of 1024 px.
+    averaged over all pixels, with images reflected at their border. It is computed here because in torchmetrics' float32 a
+    image of plain areas reaches only 0.9992 with itself, and in float64 its two-dimensional window takes 26 s and 11 GB for
+    two images of 1024 px.
 
     Raises:
         ValueError: other shapes or dtypes, or shapes that differ.
@@ -53,7 +53,7 @@ def _gaussian_window(values: Tensor) -> Tensor:
 
 
 def lpips(x: U8, y: U8) -> F32:
-    """Learned perceptual distance (Zhang et al. 2018), AlexNet, version 0.1, of pictures N x H x W x 3 uint8; returns (N,), 0 = the same.
+    """Learned perceptual distance (Zhang et al. 2018), AlexNet, version 0.1, of images N x H x W x 3 uint8; returns (N,), 0 = the same.
 
     Raises:
         MissingError, UserError: see `network`.
@@ -65,7 +65,7 @@ def lpips(x: U8, y: U8) -> F32:
 
 def _compare(measure: Callable[[Tensor, Tensor], Tensor], x: U8, y: U8) -> F32:
     if verified_rgb(x).shape != verified_rgb(y).shape:
-        raise ValueError(f"paired pictures must have one shape, found {x.shape} and {y.shape}")
+        raise ValueError(f"paired images must have one shape, found {x.shape} and {y.shape}")
     with exact_inference():
         sides = (
             [torch.from_numpy(side[at : at + BATCH]).to(device()).permute(0, 3, 1, 2).float() for side in (x, y)]

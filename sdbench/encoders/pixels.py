@@ -1,8 +1,8 @@
-"""Preprocessing of pictures for networks of the CLIP family, to 224 px or so and normalised: bit for bit the same on any device.
+"""Preprocessing of images for networks of the CLIP family, to 224 px or so and normalised: bit for bit the same on any device.
 
 The resize is part of a CLIP score's protocol. CLIP was trained with Pillow's bicubic, which has 22-bit weights and rounds to
 8 bits; torch's differs by one level in 0.3 % of the pixels as uint8, in 10 to 20 % as float (measured). On the CPU, Pillow
-does the work. On a GPU, its integer arithmetic is repeated in float64, where it is exact, on whole batches, if the pictures are
+does the work. On a GPU, its integer arithmetic is repeated in float64, where it is exact, on whole batches, if the images are
 square (for others, Pillow 13 decides by their shape whether columns or rows go first).
 """
 
@@ -24,8 +24,8 @@ from torchvision.transforms.v2 import functional as transforms
 from sdbench.arrays import F32, U8
 from sdbench.encoders.precision import full_float32
 
-Pictures = U8 | Sequence[U8]  # N pictures H x W x 3 uint8 RGB: one array, or a list of arrays if their sizes differ
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of CLIP's training pictures, from OpenAI
+Images = U8 | Sequence[U8]  # N images H x W x 3 uint8 RGB: one array, or a list of arrays if their sizes differ
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of CLIP's training images, from OpenAI
 _BITS = 22  # of Pillow's weights: 32, less 8 for the pixel and 2 for bicubic's overshoot
 RUN_DEVICE: ContextVar[torch.device | None] = ContextVar("RUN_DEVICE", default=None)  # set by `memory.evaluators_on`
 
@@ -42,21 +42,21 @@ def exact_inference() -> Iterator[None]:
         yield
 
 
-def encode(images: Pictures, encoder: Callable[[Any], Tensor], batch: int) -> F32:
-    """Encode pictures a batch at a time; returns N x d float32 (float64 if the network is)."""
+def encode(images: Images, encoder: Callable[[Any], Tensor], batch: int) -> F32:
+    """Encode images a batch at a time; returns N x d float32 (float64 if the network is)."""
     with exact_inference():
         return np.concatenate([encoder(images[start : start + batch]).cpu().numpy() for start in range(0, len(images), batch)])
 
 
 def verified_rgb(images: U8) -> U8:
-    """Check that pictures are N x H x W x 3 uint8, and return them.
+    """Check that images are N x H x W x 3 uint8, and return them.
 
     Raises:
         ValueError: they are not, or there are none; a metric must not guess what floats, gray or transparency mean.
     """
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not images.size:
         raise ValueError(
-            f"pictures must be N x H x W x 3 uint8 RGB, found {type(images).__name__} {tuple(np.shape(images))} {getattr(images, 'dtype', '')}"
+            f"images must be N x H x W x 3 uint8 RGB, found {type(images).__name__} {tuple(np.shape(images))} {getattr(images, 'dtype', '')}"
         )
     return images
 
@@ -102,13 +102,13 @@ def resize_longest_edge(images: U8, side: int, to: torch.device) -> Tensor:
 
 
 def normalise(pixels: Tensor) -> Tensor:
-    """Normalise pictures, N x 3 x H x W in 0..1, by the mean and the standard deviation of CLIP's training pictures."""
+    """Normalise images, N x 3 x H x W in 0..1, by the mean and the standard deviation of CLIP's training images."""
     mean, std = (torch.tensor(values, device=pixels.device)[:, None, None] for values in (MEAN, STD))
     return (pixels - mean) / std
 
 
 def pillow_bicubic(images: U8, size: tuple[int, int], to: torch.device) -> Tensor:
-    """Resize pictures, N x H x W x 3 uint8, bit for bit as Pillow's `resize(BICUBIC)` does; returns N x 3 x height x width uint8.
+    """Resize images, N x H x W x 3 uint8, bit for bit as Pillow's `resize(BICUBIC)` does; returns N x 3 x height x width uint8.
 
     Args:
         size: (height, width).
@@ -142,7 +142,7 @@ def _round(sums: Tensor) -> Tensor:
 def _weights(n: int, m: int) -> Tensor:
     """Pillow's integer weights to resize n pixels to m, m x n float64 (`precompute_coeffs`, `normalize_coeffs_8bpc`)."""
     scale = n / m
-    stretch = max(scale, 1.0)  # antialias: the kernel is wider when the picture gets smaller
+    stretch = max(scale, 1.0)  # antialias: the kernel is wider when the image gets smaller
     centres = (torch.arange(m, dtype=torch.float64)[:, None] + 0.5) * scale
     places = torch.arange(n, dtype=torch.float64)[None]
     inside = (places >= (centres - 2 * stretch + 0.5).trunc()) & (places < (centres + 2 * stretch + 0.5).trunc())

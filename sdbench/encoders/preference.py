@@ -34,7 +34,7 @@ class PickScore:
         return factor
 
     def images(self, images: U8, batch: int = clip.BATCH) -> F32:
-        """Embed pictures, N x H x W x 3 uint8 RGB; returns N x d."""
+        """Embed images, N x H x W x 3 uint8 RGB; returns N x d."""
         weight, side = self.model.logit_scale, self.model.config.vision_config.image_size
 
         def features(some: U8) -> Tensor:
@@ -66,7 +66,7 @@ def pickscore() -> PickScore:
 
 @cache
 def hps() -> clip.Clip:
-    """Load HPS v2.1: a CLIP ViT-H/14 whose pictures are resized by their longer edge.
+    """Load HPS v2.1: a CLIP ViT-H/14 whose images are resized by their longer edge.
 
     Raises:
         MissingError: its weights are neither on this disk nor reachable.

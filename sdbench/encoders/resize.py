@@ -1,4 +1,4 @@
-"""Resizes pictures for the Inception network as four libraries do; on the same pictures these differ by several FID.
+"""Resizes images for the Inception network as four libraries do; on the same images these differ by several FID.
 
 Each function maps N x H x W x 3 uint8 RGB to N x 3 x 299 x 299 float32 on the same device, and has the name of its protocol.
 Nothing is rounded to bytes in between.
@@ -11,18 +11,18 @@ from torch import Tensor
 SIDE_PX = 299
 
 
-def clean(pictures: Tensor) -> Tensor:
+def clean(images: Tensor) -> Tensor:
     """clean-fid: Pillow's bicubic filter with antialias on floats, clipped to 0..255; then (x - 128) / 128 gives -1..1.
 
     PyTorch's filter differs from Pillow's by at most 5e-3 levels of 255, which moves features by less than 1e-6 of the largest (measured).
     """
-    resized = F.interpolate(_channels_first(pictures).float(), _size(), mode="bicubic", antialias=True)
+    resized = F.interpolate(_channels_first(images).float(), _size(), mode="bicubic", antialias=True)
     return (resized.clamp(0, 255) - 128) / 128
 
 
-def tf1(pictures: Tensor) -> Tensor:
+def tf1(images: Tensor) -> Tensor:
     """torch-fidelity: TensorFlow 1's bilinear filter, with the corner, not the centre, of pixels at (0, 0); no antialias."""
-    x = _channels_first(pictures).float()
+    x = _channels_first(images).float()
     top, bottom, dy = _neighbours(x.shape[2], x.device)
     left, right, dx = _neighbours(x.shape[3], x.device)
 
@@ -34,21 +34,21 @@ def tf1(pictures: Tensor) -> Tensor:
     return (upper + (row(bottom) - upper) * dy[:, None] - 128) / 128
 
 
-def mlperf(pictures: Tensor) -> Tensor:
+def mlperf(images: Tensor) -> Tensor:
     """pytorch-fid, which MLPerf uses: bilinear without antialias on 0..1; then 2 x - 1 gives -1..1."""
-    return 2 * F.interpolate(_channels_first(pictures).float() / 255, _size(), mode="bilinear") - 1
+    return 2 * F.interpolate(_channels_first(images).float() / 255, _size(), mode="bilinear") - 1
 
 
-def torchmetrics(pictures: Tensor) -> Tensor:
+def torchmetrics(images: Tensor) -> Tensor:
     """Torchmetrics since 1.8: bilinear with antialias; then (x - 128) / 128 gives -1..1."""
-    return (F.interpolate(_channels_first(pictures).float(), _size(), mode="bilinear", antialias=True) - 128) / 128
+    return (F.interpolate(_channels_first(images).float(), _size(), mode="bilinear", antialias=True) - 128) / 128
 
 
 INCEPTION_RESIZES = {resize.__name__: resize for resize in (clean, tf1, mlperf, torchmetrics)}
 
 
-def _channels_first(pictures: Tensor) -> Tensor:
-    return pictures.permute(0, 3, 1, 2)
+def _channels_first(images: Tensor) -> Tensor:
+    return images.permute(0, 3, 1, 2)
 
 
 def _size() -> tuple[int, int]:

@@ -29,18 +29,18 @@ class Towers:
     """Both towers of a CLIP, with the interface of `catalogue.Towers`.
 
     Attributes:
-        picture: takes N x 3 x 64 x 64 in -1..1; returns N x 64.
+        image: takes N x 3 x 64 x 64 in -1..1; returns N x 64.
         caption: takes token ids, N x tokens; returns N x 64.
     """
 
     name: str
     scale: float
-    picture: Callable[[Tensor], Tensor]
+    image: Callable[[Tensor], Tensor]
     caption: Callable[[Tensor], Tensor]
 
     def images(self, images: U8) -> F32:
-        """Embed pictures, N x 64 x 64 x 3 uint8 RGB; returns N x 64."""
-        return _batched(self.picture, images)
+        """Embed images, N x 64 x 64 x 3 uint8 RGB; returns N x 64."""
+        return _batched(self.image, images)
 
     def texts(self, captions: Sequence[str]) -> F32:
         """Embed captions; returns N x 64."""
@@ -74,7 +74,7 @@ def preference() -> Towers:
     return Towers(
         encoder_id("preference"),
         model.logit_scale.detach().exp().item(),
-        lambda pictures: model.get_image_features(pixel_values=pictures).pooler_output,
+        lambda images: model.get_image_features(pixel_values=images).pooler_output,
         lambda ids: model.get_text_features(input_ids=ids).pooler_output,
     )
 
@@ -90,7 +90,7 @@ def encoder_id(name: str) -> str:
 
 
 def features(images: U8) -> F32:
-    """Features for the Frechet distance, N x 64, of pictures, N x 64 x 64 x 3 uint8 RGB.
+    """Features for the Frechet distance, N x 64, of images, N x 64 x 64 x 3 uint8 RGB.
 
     Raises:
         UserError: the weights are missing or were changed.
@@ -100,7 +100,7 @@ def features(images: U8) -> F32:
 
 
 def layouts(images: U8) -> list[Layout]:
-    """The layout that the attribute reader finds in each picture, N x 64 x 64 x 3 uint8 RGB.
+    """The layout that the attribute reader finds in each image, N x 64 x 64 x 3 uint8 RGB.
 
     Raises:
         UserError: the weights are missing or were changed.
@@ -115,7 +115,7 @@ def layouts(images: U8) -> list[Layout]:
 
 
 def pixels(images: U8) -> Tensor:
-    """Convert pictures, N x 64 x 64 x 3 uint8 RGB, for the evaluators; returns N x 3 x 64 x 64 float32 in -1..1.
+    """Convert images, N x 64 x 64 x 3 uint8 RGB, for the evaluators; returns N x 3 x 64 x 64 float32 in -1..1.
 
     Raises:
         ValueError: another shape or dtype.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def image_features(model: open_clip.CLIP, pixels: Tensor) -> Tensor:
-    """Embed preprocessed pictures, N x 3 x side x side; returns N x d, not normalised."""
+    """Embed preprocessed images, N x 3 x side x side; returns N x d, not normalised."""
     tower = model.visual
     patches = tower.conv1(pixels).flatten(2).transpose(1, 2)  # N x patches x width
     tokens = torch.cat([tower.class_embedding.expand(len(patches), 1, -1), patches], dim=1) + tower.positional_embedding

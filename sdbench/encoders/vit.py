@@ -1,6 +1,6 @@
-"""Vision transformers whose features compare sets of pictures: DINOv2 ViT-L/14, and CLIP ViT-L/14 at 336 px.
+"""Vision transformers whose features compare sets of images: DINOv2 ViT-L/14, and CLIP ViT-L/14 at 336 px.
 
-For both, pictures are resized with Pillow's bicubic filter, rounded to bytes.
+For both, images are resized with Pillow's bicubic filter, rounded to bytes.
 """
 
 import math
@@ -24,10 +24,10 @@ DINOV2_PX, CLIP_PX = 224, 336
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def dinov2(pictures: U8) -> F32:
-    """DINOv2 features, the class token after the last norm, of pictures N x H x W x 3 uint8 RGB; returns N x 1024.
+def dinov2(images: U8) -> F32:
+    """DINOv2 features, the class token after the last norm, of images N x H x W x 3 uint8 RGB; returns N x 1024.
 
-    Pictures are resized to 224 x 224 px, whatever their aspect ratio.
+    Images are resized to 224 x 224 px, whatever their aspect ratio.
 
     Source: Stein et al. 2023; this is the default resize of their dgm-eval.
 
@@ -42,13 +42,13 @@ def dinov2(pictures: U8) -> F32:
         features: Tensor = model(pixel_values=(pixels - mean) / std).pooler_output
         return features
 
-    return encode(pictures, encode_batch, BATCH)
+    return encode(images, encode_batch, BATCH)
 
 
-def clip(pictures: U8) -> F32:
-    """CLIP embeddings of pictures N x H x W x 3 uint8 RGB; returns N x 768 of unit length.
+def clip(images: U8) -> F32:
+    """CLIP embeddings of images N x H x W x 3 uint8 RGB; returns N x 768 of unit length.
 
-    Pictures are cropped to the centre square and resized to 336 x 336 px.
+    Images are cropped to the centre square and resized to 336 x 336 px.
 
     Source: Jayasumana et al. 2024 (CMMD).
 
@@ -61,20 +61,20 @@ def clip(pictures: U8) -> F32:
         pixels = pillow_bicubic(_crop_square(batch), (CLIP_PX, CLIP_PX), device()).float() / 255
         return F.normalize(model(pixel_values=normalise(pixels)).image_embeds)
 
-    return encode(pictures, encode_batch, BATCH)
+    return encode(images, encode_batch, BATCH)
 
 
-def _crop_square(pictures: U8) -> U8:
-    """Crop N x H x W x 3 pictures to the largest centred square."""
-    _, height, width, _ = pictures.shape
+def _crop_square(images: U8) -> U8:
+    """Crop N x H x W x 3 images to the largest centred square."""
+    _, height, width, _ = images.shape
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
-    return pictures[:, top : top + side, left : left + side]
+    return images[:, top : top + side, left : left + side]
 
 
 @cache
 def dinov2_network(folder: Path) -> Any:
-    """Load DINOv2 from its folder, for normalised pictures, N x 3 x 224 x 224.
+    """Load DINOv2 from its folder, for normalised images, N x 3 x 224 x 224.
 
     Raises:
         UserError: see `load_network`.
@@ -89,7 +89,7 @@ def dinov2_network(folder: Path) -> Any:
 
 @cache
 def clip_network(folder: Path) -> Any:
-    """Load CLIP's picture tower from its folder, for normalised pictures, N x 3 x 336 x 336.
+    """Load CLIP's image tower from its folder, for normalised images, N x 3 x 336 x 336.
 
     Raises:
         UserError: see `load_network`.

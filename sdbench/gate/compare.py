@@ -46,8 +46,8 @@ class Side:
         return cls(record, sorted(keys), {name: column[order] for name, column in scores.columns.items()})
 
     def metric_names(self) -> set[str]:
-        """Names of the picture metrics in the record, measured or not."""
-        return {value.name for value in self.record.values if value.is_picture_metric}
+        """Names of the image metrics in the record, measured or not."""
+        return {value.name for value in self.record.values if value.is_image_metric}
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def measure(name: str, rule: Rule, new: Side, old: Side, alpha: float, between_r
     obstacle = _state_obstacle(rule, new_value, old_value) or _unlike_obstacle(rule, new_value, old_value, new, old)
     if obstacle := obstacle or _margin_obstacle(rule, new_value):
         return obstacle
-    if new_value.is_picture_metric:
+    if new_value.is_image_metric:
         bounds = paired_bounds(new_value, old_value, new, old, 1 - alpha)
     else:
         bounds = _probe_bounds(new_value, old_value, 1 - alpha, None if new.record.is_same_run(old.record) else between_runs)
@@ -140,7 +140,7 @@ def _unlike_obstacle(rule: Rule, new_value: Value, old_value: Value, new: Side, 
     machines = [side.record.machine.machine_class for side in (new, old)]
     if new_value.kind == "probe" and machines[0] != machines[1]:
         return Obstacle("incomparable" if rule.required else "skipped", f"different machine classes: {machines[0]} against {machines[1]}")
-    if new_value.is_picture_metric and new_value.n != old_value.n:
+    if new_value.is_image_metric and new_value.n != old_value.n:
         return Obstacle("incomparable", f"n is {new_value.n} against {old_value.n}")
     if new_value.reference != old_value.reference:
         ours, theirs = (value.reference or "a reference that its record does not name" for value in (new_value, old_value))
@@ -159,7 +159,7 @@ def _margin_obstacle(rule: Rule, value: Value) -> Obstacle | None:
 
 
 def paired_bounds(new_value: Value, old_value: Value, new: Side, old: Side, level: float) -> Bounds | Obstacle:
-    """Bounds of candidate minus baseline for a picture metric, paired by prompt, or why there are none."""
+    """Bounds of candidate minus baseline for an image metric, paired by prompt, or why there are none."""
     for side, name in ((new, "candidate"), (old, "baseline")):
         if new_value.column not in side.columns:
             return Obstacle("incomparable", f"the scores of the {name} have no column {new_value.column!r}")
@@ -171,13 +171,13 @@ def paired_bounds(new_value: Value, old_value: Value, new: Side, old: Side, leve
         assert old_value.value is not None
         difference = difference + (new_value.value - old_value.value)
     _, by_prompt = records.mean_per_prompt([prompt_id for prompt_id, _ in new.keys], difference)
-    unseen = 1.0 if new_value.unit == "share" and not _are_same_pictures(new, old) else 0.0
+    unseen = 1.0 if new_value.unit == "share" and not _are_same_images(new, old) else 0.0
     return decisions.paired_mean_bounds(by_prompt, level, unseen=unseen)
 
 
-def _are_same_pictures(new: Side, old: Side) -> bool:
-    """Whether the pictures are equal by every score that can tell two pictures apart; a share cannot."""
-    shares = {value.column for value in new.record.values if value.is_picture_metric and value.unit == "share"}
+def _are_same_images(new: Side, old: Side) -> bool:
+    """Whether the images are equal by every score that can tell two images apart; a share cannot."""
+    shares = {value.column for value in new.record.values if value.is_image_metric and value.unit == "share"}
     finer = [name for name in new.columns if name not in shares]
     equal = [np.array_equal(new.columns[name], old.columns.get(name, ())) for name in finer]
     return new.record == old.record or (bool(equal) and all(equal))
@@ -222,4 +222,4 @@ def scaled_margin(rule: Rule, value: Value | None) -> float:
 
 def is_relative(value: Value | None) -> bool:
     """Whether differences are shares of the baseline, as for probes and counts."""
-    return value is not None and not value.is_picture_metric
+    return value is not None and not value.is_image_metric

@@ -33,8 +33,8 @@ class Spread(Table):
     Attributes:
         noise: standard deviation of the difference between two runs. For scores and set metrics: the root mean square of the paired
             standard errors over all pairs of runs. For probes: sqrt(2) times the standard deviation of the logarithm over runs, a share.
-            Where all pictures of a run share one latent, scores and set metrics take the larger of the two, because the spread over
-            prompts does not show what the latent does to all pictures.
+            Where all images of a run share one latent, scores and set metrics take the larger of the two, because the spread over
+            prompts does not show what the latent does to all images.
         values: the value of each run.
     """
 
@@ -48,7 +48,7 @@ class Floor(Table):
 
     Attributes:
         seeds: noise seed of each run.
-        n: number of pictures in each run.
+        n: number of images in each run.
     """
 
     family: str

@@ -59,7 +59,7 @@ def judge(
         why = f"the records of {names[0]} and {names[1]} cannot be compared: {'; '.join(differences)}."
         return Report("incomparable", why, *names, (), differences)
     rules = policy.rules(new.record.suite.name)
-    levels = {name: nominal if nominal and _is_picture_metric(new.record, name) else _spend_all for name in rules}
+    levels = {name: nominal if nominal and _is_image_metric(new.record, name) else _spend_all for name in rules}
     measured = {
         name: compare.measure(name, rule, new, old, levels[name](policy.alpha), between_runs.get(name)) for name, rule in rules.items()
     }
@@ -83,9 +83,9 @@ def _spend_all(level: float) -> float:
     return level
 
 
-def _is_picture_metric(record: Record, name: str) -> bool:
+def _is_image_metric(record: Record, name: str) -> bool:
     value = record.value(name)
-    return value is not None and value.is_picture_metric
+    return value is not None and value.is_image_metric
 
 
 def _build_result(name: str, rule: Rule, measured: Bounds | Obstacle, new: Side, old: Side, alpha: float, *, surely_worse: bool) -> Result:
@@ -173,7 +173,7 @@ def _notes(rules: Mapping[str, Rule], new: Record, old: Record, between_runs: Ma
     if not own:
         yield f"suite {new.suite.name!r} is weighed by the margins of the suite it was made from; no noise floor was measured for its settings"
     if elsewhere := [f"{record.model.name} ({record.model.source})" for record in (new, old) if record.model.is_made_elsewhere]:
-        yield f"the pictures of {tables.join_words(elsewhere)} were made elsewhere; it is not known how they were sampled"
+        yield f"the images of {tables.join_words(elsewhere)} were made elsewhere; it is not known how they were sampled"
     for key in sorted(new.sampling.keys() | old.sampling.keys()) if not elsewhere else ():
         if new.sampling.get(key) != old.sampling.get(key):
             yield f"sampling differs: {key} is {new.sampling.get(key)!r} against {old.sampling.get(key)!r}"

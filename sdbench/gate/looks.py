@@ -1,6 +1,6 @@
 """One look at a growing comparison: stop with a verdict, or go on.
 
-A pass waits for half of the prompts. A fault that hits only a small share of them may not be among the first at all, and pictures that
+A pass waits for half of the prompts. A fault that hits only a small share of them may not be among the first at all, and images that
 are all the same pass at any level. The whole set may miss it too: no bound holds for faults of which fewer than 3 are expected
 (in 8 % of draws, 256 prompts hold none of the faults that hit 1 %).
 """
@@ -21,7 +21,7 @@ EARLIEST_PASS = 0.5  # share of the prompts
 
 @dataclass(frozen=True)
 class LookRules:
-    """What is judged, and which of it needs the whole set of pictures.
+    """What is judged, and which of it needs the whole set of images.
 
     Attributes:
         sets: set metrics, measured only at a look that may be the last: where all others pass, or nothing is left to decide.
@@ -89,12 +89,12 @@ def verdict_at(shares: tuple[float, ...], sides: Callable[[bool], tuple[Side, Si
 
 def _is_undecidable(pair: tuple[Side, Side], share: float, rules: LookRules, *, sets: bool) -> bool:
     new, old = pair
-    growing, passable = [], True  # more prompts can decide picture metrics only
+    growing, passable = [], True  # more prompts can decide image metrics only
     for name, rule in rules.policy_for_look(sets=sets).rules(rules.suite).items():
         bounds, value = compare.measure(name, rule, new, old, rules.policy.alpha, rules.between_runs.get(name)), new.record.value(name)
         if isinstance(bounds, Bounds) and value:
             margin = compare.scaled_margin(rule, value)
-            if value.is_picture_metric:
+            if value.is_image_metric:
                 growing.append((bounds, margin))
             else:
                 passable &= bounds.low > -margin

@@ -60,8 +60,8 @@ def values_per_prompt(models: Sequence[tuple[Record, Scores]], name: str) -> Map
 
 
 def _column(value: Value | None, scores: Scores) -> F64 | None:
-    """The value of each picture; None where there is no such column, or it is not finite throughout."""
-    if value is None or value.value is None or not value.is_picture_metric or value.direction == "neither":
+    """The value of each image; None where there is no such column, or it is not finite throughout."""
+    if value is None or value.value is None or not value.is_image_metric or value.direction == "neither":
         return None
     column = scores.columns.get(value.column)
     if column is None or not np.isfinite(column).all():

@@ -1,4 +1,4 @@
-"""Sheets of sample pictures: the thumbnails of a section's records, a row for each model, a column for each prompt."""
+"""Sheets of sample images: the thumbnails of a section's records, a row for each model, a column for each prompt."""
 
 import io
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ COLUMNS, GAP_PX, MIN_WIDTH_PX = 8, 4, 96
 
 
 def write(board: Sequence[Row], results: Path) -> list[Path]:
-    """Write a sheet for each suite with pictures, from its newest section, `samples-<family>-<suite>.png`, and return their paths.
+    """Write a sheet for each suite with images, from its newest section, `samples-<family>-<suite>.png`, and return their paths.
 
     Rows are in the order of the leaderboard.
 
     Raises:
-        UserError: a picture cannot be read, or a file cannot be written.
+        UserError: an image cannot be read, or a file cannot be written.
     """
     newest: dict[Path, tuple[Row, ...]] = {}
     for section in sorted(sections(board), key=lambda section: max(record.created for record in section.records)):
@@ -39,14 +39,14 @@ def draw_sheet(rows: Sequence[Row]) -> Image.Image:
     """Draw the thumbnails that all rows share; small ones are enlarged by a whole factor, so that their pixels stay as they are.
 
     Raises:
-        UserError: a picture cannot be read.
+        UserError: an image cannot be read.
     """
-    pictures = [_read_enlarged([row.folder / "images" / name for name in _shared_names(rows)[:COLUMNS]]) for row in rows]
-    height, width = (max(line.shape[axis] for line in pictures) + GAP_PX for axis in (1, 2))
-    page = Image.new("RGB", (len(pictures[0]) * width - GAP_PX, len(rows) * height - GAP_PX), "white")
-    for y, line in enumerate(pictures):
-        for x, picture in enumerate(line):
-            page.paste(Image.fromarray(picture), (x * width, y * height))
+    images = [_read_enlarged([row.folder / "images" / name for name in _shared_names(rows)[:COLUMNS]]) for row in rows]
+    height, width = (max(line.shape[axis] for line in images) + GAP_PX for axis in (1, 2))
+    page = Image.new("RGB", (len(images[0]) * width - GAP_PX, len(rows) * height - GAP_PX), "white")
+    for y, line in enumerate(images):
+        for x, image in enumerate(line):
+            page.paste(Image.fromarray(image), (x * width, y * height))
     return page
 
 
@@ -59,6 +59,6 @@ def _thumbnail_names(row: Row) -> set[str]:
 
 
 def _read_enlarged(paths: Sequence[Path]) -> U8:
-    pictures = read_images(paths, "restore it, or delete it: the sheet does without")
-    factor = max(1, -(-MIN_WIDTH_PX // pictures.shape[2]))
-    return pictures.repeat(factor, 1).repeat(factor, 2)
+    images = read_images(paths, "restore it, or delete it: the sheet does without")
+    factor = max(1, -(-MIN_WIDTH_PX // images.shape[2]))
+    return images.repeat(factor, 1).repeat(factor, 2)

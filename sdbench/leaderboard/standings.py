@@ -56,9 +56,9 @@ class Row:
         return self.record.model.title
 
     @property
-    def is_pictures_only(self) -> bool:
-        """Whether there are only pictures and no model."""
-        return self.record.model.is_pictures_only
+    def is_images_only(self) -> bool:
+        """Whether there are only images and no model."""
+        return self.record.model.is_images_only
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Section:
     @property
     def models(self) -> tuple[Row, ...]:
         """The rows with a model behind them."""
-        return tuple(row for row in self.rows if not row.is_pictures_only)
+        return tuple(row for row in self.rows if not row.is_images_only)
 
     @property
     def teacher(self) -> Row | None:
@@ -125,7 +125,7 @@ def read_rows(results: Path) -> list[Row]:
 def sections(board: Sequence[Row]) -> list[Section]:
     """Group rows into sections, and sort them.
 
-    Within a family, sections with pictures come before sections with speed alone. Within a section, pictures without a model come
+    Within a family, sections with images come before sections with speed alone. Within a section, images without a model come
     first, then models by the size of their UNet, the teacher before models of the same size.
     """
 
@@ -164,17 +164,17 @@ def _sort_key(row: Row) -> tuple[bool, float, bool, str]:
     record = row.record
     parameters = record.value("parameters.unet")
     size = parameters.value if parameters and parameters.value else 0.0
-    return not row.is_pictures_only, -size, record.model.name != TEACHERS.get(record.family), record.model.name
+    return not row.is_images_only, -size, record.model.name != TEACHERS.get(record.family), record.model.name
 
 
 def metrics(section: Section) -> list[Value]:
-    """An example value of each picture metric that any row has, in the order of the columns."""
-    return _examples((value for value in _all_values(section) if value.is_picture_metric), tuple(TITLES))
+    """An example value of each image metric that any row has, in the order of the columns."""
+    return _examples((value for value in _all_values(section) if value.is_image_metric), tuple(TITLES))
 
 
 def probes(section: Section) -> list[Value]:
     """An example value of each probe and count that is shown, in the order of the lines."""
-    return _examples((value for value in _all_values(section) if not value.is_picture_metric and _is_shown(value.name)), _EFFICIENCY)
+    return _examples((value for value in _all_values(section) if not value.is_image_metric and _is_shown(value.name)), _EFFICIENCY)
 
 
 def _all_values(section: Section) -> Iterator[Value]:

@@ -35,7 +35,7 @@ def _has_value(record: Record, name: str) -> bool:
 def _build_grid(models: Sequence[tuple[Record, Scores]]) -> Grid | None:
     n = len(models[0][1].keys)
     drawn = np.random.default_rng(_SEED).integers(n, size=(_DRAWS, n))
-    names = [value.name for value in models[0][0].values if value.is_picture_metric and value.name != TRUTH]
+    names = [value.name for value in models[0][0].values if value.is_image_metric and value.name != TRUTH]
     truth = _resampled_values(models, TRUTH, drawn)
     by_metric = {name: _resampled_values(models, name, drawn) for name in names}
     rows = [(name, str(len(models)), _correlation(values, truth)) for name, values in by_metric.items() if values and truth]

@@ -94,7 +94,7 @@ def write(board: Sequence[Row], results: Path) -> list[Path]:
 
 
 def quality_grid(section: Section) -> Grid:
-    """The first table: models down, picture metrics across, then median latency and speed-up."""
+    """The first table: models down, image metrics across, then median latency and speed-up."""
     columns = metrics(section)
     teacher = (
         speed.teacher_title(section.speed_baseline.record, section.records)
@@ -127,9 +127,9 @@ def efficiency_grid(section: Section) -> Grid:
 
 
 def probe_cell(row: Row, name: str) -> str:
-    """The cell of a probe or count; "no model" for pictures without a model, which can have none."""
+    """The cell of a probe or count; "no model" for images without a model, which can have none."""
     value = row.record.value(name)
-    return "no model" if value is None and row.is_pictures_only else tables.format_value(value)
+    return "no model" if value is None and row.is_images_only else tables.format_value(value)
 
 
 def footer_lines(section: Section) -> list[str]:

@@ -1,18 +1,18 @@
 """Precision, recall, density and coverage: the fidelity and the diversity of a generated set, measured apart (higher is better).
 
-Each picture has a ball that reaches to its k-th nearest neighbour in its own set. Then
+Each image has a ball that reaches to its k-th nearest neighbour in its own set. Then
 
-    precision = share of generated pictures inside some real picture's ball              low: pictures look wrong
-    density   = mean number of real balls that a generated picture lies in, over k       likewise; may exceed 1
-    recall    = share of real pictures inside some generated picture's ball              low: kinds of pictures are missing
-    coverage  = share of real pictures with a generated picture inside their ball        likewise
+    precision = share of generated images inside some real image's ball              low: images look wrong
+    density   = mean number of real balls that a generated image lies in, over k       likewise; may exceed 1
+    recall    = share of real images inside some generated image's ball              low: kinds of images are missing
+    coverage  = share of real images with a generated image inside their ball        likewise
 
 Source: Kynkaanniemi et al. 2019 (precision, recall); Naeem et al. 2020 (density, coverage). All four depend on n and m,
-and recall is sensitive to outliers among the generated pictures, whose balls are large.
+and recall is sensitive to outliers among the generated images, whose balls are large.
 
-Each value comes with the influence of each generated picture, (n - 1) (value - value without it), less its mean. The
+Each value comes with the influence of each generated image, (n - 1) (value - value without it), less its mean. The
 standard error std(influence, ddof=1) / sqrt(n) is the jackknife's, which needs no smoothness: it is too wide rather than
-too narrow for any value that does not depend on the order of the pictures (Efron and Stein 1981).
+too narrow for any value that does not depend on the order of the images (Efron and Stein 1981).
 """
 
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ _ROUNDING = 1e-13  # squared distances below this share of the squared lengths a
 
 
 def prdc(generated: npt.ArrayLike, real: npt.ArrayLike, k: int = K) -> dict[str, tuple[float, F64]]:
-    """The four values by name, each with the influence of every generated picture on it, (n,), for features n x d and m x d.
+    """The four values by name, each with the influence of every generated image on it, (n,), for features n x d and m x d.
 
     Raises:
         ValueError: a set is not n x d, not finite or has fewer than k + 2 rows, or the widths differ.
@@ -64,12 +64,12 @@ def _with_influence(value: float, terms: F64) -> tuple[float, F64]:
 
 
 def _count_lost_recalls(lost: F64, holding: Indices, neighbours: Indices) -> None:
-    """Count how leaving out single generated pictures changes the recall of one real picture, which lies in at most one ball.
+    """Count how leaving out single generated images changes the recall of one real image, which lies in at most one ball.
 
     Args:
-        lost: number of real pictures no longer recalled when each generated picture is left out, (n,); changed in place.
-        holding: the generated picture whose ball holds the real one, or none.
-        neighbours: the k nearest neighbours of each generated picture whose ball would hold the real one if it reached to the next
+        lost: number of real images no longer recalled when each generated image is left out, (n,); changed in place.
+        holding: the generated image whose ball holds the real one, or none.
+        neighbours: the k nearest neighbours of each generated image whose ball would hold the real one if it reached to the next
             neighbour, rows x k; leaving one of them out makes the ball grow so.
     """
     if holding.size:

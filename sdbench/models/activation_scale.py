@@ -15,7 +15,7 @@ from torch import nn
 
 OUTPUT_STD_RANGE = (0.3, 3.0)  # standard deviation of every block's output
 BRANCH_STD = 0.25
-LATENT_SIDE = 16  # of the pictures to calibrate with; a UNet of three levels halves it twice
+LATENT_SIDE = 16  # of the images to calibrate with; a UNet of three levels halves it twice
 _PROMPT = "a photograph of an astronaut riding a horse"
 _LAYERS = (nn.Linear, nn.Conv2d, nn.Embedding)
 # Last layers of residual branches: attention, feed-forward, transformer and resnet of diffusers; two of CLIP; the tiny VAE's.
@@ -34,13 +34,13 @@ _BLOCKS = frozenset(
 
 
 def calibrate(pipe: Any) -> None:
-    """Calibrate, in place, all networks that a pipeline draws a picture with.
+    """Calibrate, in place, all networks that a pipeline draws an image with.
 
     Raises:
         RuntimeError: the output of a block is still out of `OUTPUT_STD_RANGE`.
     """
     networks = [pipe.text_encoder, pipe.text_encoder_2, pipe.unet, pipe.vae]
-    _calibrate_networks(networks, lambda: _draw_picture(pipe))
+    _calibrate_networks(networks, lambda: _draw_image(pipe))
 
 
 def calibrate_network(network: nn.Module, call: Callable[[], object]) -> None:
@@ -105,7 +105,7 @@ def _std(output: torch.Tensor) -> float:
     return float(output.float().std())
 
 
-def _draw_picture(pipe: Any) -> object:
+def _draw_image(pipe: Any) -> object:
     size_px = LATENT_SIDE * pipe.vae_scale_factor
     noise = torch.Generator().manual_seed(0)
     return pipe(_PROMPT, num_inference_steps=1, height=size_px, width=size_px, output_type="pt", generator=noise)

@@ -13,7 +13,7 @@ class Entry:
     """A row of the catalogue.
 
     Attributes:
-        location: Hub repository, or folder under `sdbench/scenes/weights/`; "" for pictures without a model.
+        location: Hub repository, or folder under `sdbench/scenes/weights/`; "" for images without a model.
         licence: from the model card; "" if it was not found.
         download_gb: size of the 16-bit weights in gigabytes (10^9 bytes), two bytes a parameter; 0 if nothing is fetched.
     """

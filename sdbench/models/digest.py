@@ -1,4 +1,4 @@
-"""The digest of a model's weights: models with equal digests draw equal pictures. Needs no torch."""
+"""The digest of a model's weights: models with equal digests draw equal images. Needs no torch."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ def weights_digest(spec: ModelSpec, *, dtype: str = "float32") -> str | None:
     """The SHA-256 (hex) over every tensor, configuration and tokenizer of a model, with its base and LoRA.
 
     It does not depend on how tensors are spread over files, nor on the versions that wrote them. For random weights it is
-    the digest of architecture and seed, for a pipeline in memory see `in_memory.digest`; None for pictures without a model.
+    the digest of architecture and seed, for a pipeline in memory see `in_memory.digest`; None for images without a model.
 
     Args:
         spec: the model.

@@ -36,7 +36,7 @@ def describe(pipeline: Any, name: str) -> ModelSpec:
 
 
 def digest(pipeline: Any) -> str:
-    """The SHA-256 (hex) over tensors, configurations, vocabularies and LoRA settings: equal digests, equal pictures.
+    """The SHA-256 (hex) over tensors, configurations, vocabularies and LoRA settings: equal digests, equal images.
 
     The same pipeline in a folder has another digest, that of its files.
     """

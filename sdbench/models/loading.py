@@ -29,12 +29,12 @@ def load(spec: ModelSpec, *, dtype: torch.dtype | str, device: torch.device | st
         device: the device of the pipeline.
 
     Raises:
-        UserError: there is no such device, the spec is of pictures without a model, files are missing or damaged, or tensors do not fit
+        UserError: there is no such device, the spec is of images without a model, files are missing or damaged, or tensors do not fit
             their configuration or are not finite.
         RuntimeError: see `activation_scale.calibrate`, for random weights.
     """
     if spec.source == "rendered":
-        raise UserError(f"{spec.name!r} is pictures without a model: there is nothing to load")
+        raise UserError(f"{spec.name!r} is images without a model: there is nothing to load")
     device, dtype = _available_device(device), getattr(torch, dtype) if isinstance(dtype, str) else dtype
     silence_libraries()
     pipeline = random_pipeline(spec, dtype, device) if spec.source == "random" else _read_pipeline(spec, dtype).to(device)

@@ -42,9 +42,9 @@ def random_pipeline(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -
 
 
 def random_tiny_vae(full: Any) -> Any:
-    """Build an `AutoencoderTiny` with random weights that decodes the latents of `full` to pictures of the same size, on its device.
+    """Build an `AutoencoderTiny` with random weights that decodes the latents of `full` to images of the same size, on its device.
 
-    For SDXL's VAE it has the shape of TAESD (64 channels, pictures 8 times as wide as latents), for narrower VAEs fewer channels.
+    For SDXL's VAE it has the shape of TAESD (64 channels, images 8 times as wide as latents), for narrower VAEs fewer channels.
 
     Raises:
         RuntimeError: see `activation_scale.calibrate`.

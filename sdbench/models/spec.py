@@ -28,7 +28,7 @@ class ModelSpec:
 
     Attributes:
         name: the model's name in tables.
-        architecture: a name in `architectures.TOPOLOGIES`, "custom", or "" for pictures without a model.
+        architecture: a name in `architectures.TOPOLOGIES`, "custom", or "" for images without a model.
         location: Hub repository, absolute path, or folder of the embedded weights; for a pipeline in memory its digest; ""
             for random and rendered.
         base: the pipeline that supplies text encoders, VAE and scheduler if `location` is only a UNet; for a checkpoint in
@@ -145,7 +145,7 @@ def _random_spec(what: str) -> ModelSpec:
         )
     entry = CATALOGUE[what]
     if entry.source == "rendered":
-        raise UserError(f"{what!r} is pictures without a model, so it has no weights to draw at random; name a model, such as 'sdxl'")
+        raise UserError(f"{what!r} is images without a model, so it has no weights to draw at random; name a model, such as 'sdxl'")
     return ModelSpec(what, entry.family, entry.architecture, "random", "")
 
 

@@ -13,7 +13,7 @@ GIB = 2**30
 
 
 def largest_batch(stages: Stages) -> int:
-    """The largest batch that fits, found by halving the batch of `stages`, which does not; 0 where not even one picture fits."""
+    """The largest batch that fits, found by halving the batch of `stages`, which does not; 0 where not even one image fits."""
     batch = stages.batch // 2
     while batch and not _fits(stages, batch):
         batch //= 2

@@ -15,7 +15,7 @@ from sdbench.settings import Sampling
 
 
 def values(request: Request, rounds: Sequence[Round]) -> list[Value]:
-    """Multiply-accumulates of one forward of the UNet, and those of each stage for one picture, with the bytes that the stage moves."""
+    """Multiply-accumulates of one forward of the UNet, and those of each stage for one image, with the bytes that the stage moves."""
     works, reason = _work_by_stage(request, rounds)
     if not works:
         return [failed_value("flops.unet", "count", "MACs", reason)]
@@ -38,7 +38,7 @@ def loads(request: Request, rounds: Sequence[Round]) -> dict[str, Load]:
 
 
 def _work_by_stage(request: Request, rounds: Sequence[Round]) -> tuple[dict[str, Work], str]:
-    """The work of each stage for one picture; or nothing, and the reason."""
+    """The work of each stage for one image; or nothing, and the reason."""
     configs = _find_configs(request, rounds)
     if not configs:
         return {}, failure_reason(rounds, "pipeline")
@@ -48,7 +48,7 @@ def _work_by_stage(request: Request, rounds: Sequence[Round]) -> tuple[dict[str,
         return {}, f"{type(error).__name__}: {error}"
 
 
-@cache  # settings differ in batch and dtype, which do not change the work of one picture
+@cache  # settings differ in batch and dtype, which do not change the work of one image
 def _count_work(configs: str, sampling: Sampling) -> dict[str, Work]:
     content = json.loads(configs)
     return work.by_stage(content["configs"], sampling, zero_negative=content["zero_negative"])

@@ -63,11 +63,11 @@ class ProbeResult:
 
     Attributes:
         values: latency, memory, parameters and FLOPs of each model, by its name.
-        turns_id: identifies the rounds that took turns with each other; "" where nothing was measured.
+        run_id: identifies the rounds that took turns with each other; "" where nothing was measured.
     """
 
     values: Mapping[str, list[Value]]
-    turns_id: str
+    run_id: str
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,8 @@ def measure(
         for spec in specs
     }
     digest = cache(weights_digest)  # settings share the weights, so that their gigabytes are read only once
-    turns_id = _turns_id([(spec.name, digest(spec, dtype=sampling.dtype)) for spec in specs], folders)
-    stems = {key: _file_stem(request, suites, digest(request.spec, dtype=request.dtype), turns_id) for key, request in requests.items()}
+    run_id = _run_id([(spec.name, digest(spec, dtype=sampling.dtype)) for spec in specs], folders)
+    stems = {key: _file_stem(request, suites, digest(request.spec, dtype=request.dtype), run_id) for key, request in requests.items()}
     rounds = _measure_in_turns(requests, stems, probes.rounds, folders)
     if profile:  # after the rounds, so that it finds the compiler's cache filled
         for (label, name), request in requests.items():
@@ -138,10 +138,10 @@ def measure(
     }
     rounds_file.write(kept, folders.work / ROUNDS_FILE)
     by_name = {spec.name: _values({label: (requests[label, spec.name], rounds[label, spec.name]) for label in chosen}) for spec in specs}
-    return ProbeResult(by_name, turns_id)
+    return ProbeResult(by_name, run_id)
 
 
-def _turns_id(models: Sequence[tuple[str, str | None]], folders: Folders) -> str:
+def _run_id(models: Sequence[tuple[str, str | None]], folders: Folders) -> str:
     """The id of the rounds in which these models, (name, weights) each, take turns; the same for as long as `work` is kept."""
     path = folders.work / "turns" / f"{digest_of(sorted(models, key=str))}.txt"
     if not path.exists():
@@ -261,7 +261,7 @@ def _exit_reason(done: subprocess.CompletedProcess[str]) -> str:
     return f"exit code {done.returncode}: {(errors or lines or ['it wrote nothing'])[-1].removeprefix('E').strip()[:500]}"
 
 
-def _file_stem(request: Request, suites: Path, weights: str | None, turns_id: str) -> str:
+def _file_stem(request: Request, suites: Path, weights: str | None, run_id: str) -> str:
     """The start of the file names of a model's rounds; its digest covers all that the times depend on, so that no round is taken for another."""
     spec, packages = request.spec, environment().packages
     content = {
@@ -270,7 +270,7 @@ def _file_stem(request: Request, suites: Path, weights: str | None, turns_id: st
         "packages": {name: packages.get(name) for name in _PACKAGES},
         "python": sys.version_info[:2],
         "machine": request.machine.machine_class,
-        "turns": turns_id,
+        "turns": run_id,
         "code": [hashlib.sha256(path.read_bytes()).hexdigest() for path in (suites / BENCHMARK_FILE, *_MEASURING)],
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -22,13 +22,13 @@ def load(request: Request) -> tuple[Stages, float]:
     on_cuda = request.device.startswith("cuda")
     if on_cuda:
         torch.cuda.set_device(torch.device(request.device).index or 0)
-        torch.backends.cudnn.allow_tf32 = False  # float32 as pictures are made in it; compilers read this older switch
+        torch.backends.cudnn.allow_tf32 = False  # float32 as images are made in it; compilers read this older switch
     start = time.perf_counter()
     pipe = load_pipeline(request.spec, dtype=request.dtype, device=request.device)
     load_s = time.perf_counter() - start
     apply_setting(pipe, request.setting)
     if on_cuda:
-        torch.cuda.empty_cache()  # what loading left in the allocator's cache is not memory that a picture needs
+        torch.cuda.empty_cache()  # what loading left in the allocator's cache is not memory that an image needs
     return Stages(pipe, request.sampling, request.setting.batch), load_s
 
 

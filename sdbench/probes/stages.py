@@ -1,7 +1,7 @@
 """The calls that are timed: the whole pipeline for a batch of one prompt, and each of its stages alone.
 
 Each stage prepares its inputs, untimed, and returns the call to time. The calls do what the pipeline itself does at that place,
-so that the stages add up to the pipeline, except for the conversion to pictures.
+so that the stages add up to the pipeline, except for the conversion to images.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ Call = Callable[[], object]
 
 
 class Stages:
-    """A loaded pipeline under a suite's sampling settings, with `batch` pictures in a call."""
+    """A loaded pipeline under a suite's sampling settings, with `batch` images in a call."""
 
     def __init__(self, pipe: Any, sampling: Sampling, batch: int = 1) -> None:
         self.pipe, self.sampling, self.batch = pipe, sampling, batch
@@ -37,7 +37,7 @@ class Stages:
         self.pipe.vae.to(dtype=self._vae_dtype)
 
     def pipeline(self) -> Call:
-        """From prompt to pictures."""
+        """From prompt to images."""
         return self._pipeline_call(self.batch, self.sampling)
 
     def short(self, batch: int | None = None) -> Call:
@@ -80,7 +80,7 @@ class Stages:
         return call
 
     def scheduler(self) -> Call:
-        """All steps of a picture without the UNet: setting the timesteps, scaling the input and updating the latents."""
+        """All steps of an image without the UNet: setting the timesteps, scaling the input and updating the latents."""
         scheduler, latents = self.pipe.scheduler, self._latents()
 
         def call() -> object:

@@ -35,7 +35,7 @@ class Load(NamedTuple):
 
 @dataclass(frozen=True)
 class Work:
-    """Multiply-accumulates of one call with one picture, and the numbers that it moves: weights and others."""
+    """Multiply-accumulates of one call with one image, and the numbers that it moves: weights and others."""
 
     macs: int
     weights: int
@@ -58,7 +58,7 @@ class Work:
 
 
 def by_stage(configs: Mapping[str, Mapping[str, Any]], sampling: Sampling, *, zero_negative: bool) -> dict[str, Work]:
-    """Work of each stage for one picture; the scheduler multiplies nothing, so it has none.
+    """Work of each stage for one image; the scheduler multiplies nothing, so it has none.
 
     Args:
         configs: the configurations of the four networks; see `setup.describe` and `random_configs`.
@@ -101,7 +101,7 @@ def input_sizes(configs: Mapping[str, Mapping[str, Any]], size_px: int) -> tuple
 
 
 def empty_input(config: Mapping[str, Any], latent_size: int, tokens: int) -> dict[str, Any]:
-    """Arguments of a UNet's forward for one picture, uninitialised, on torch's default device."""
+    """Arguments of a UNet's forward for one image, uninitialised, on torch's default device."""
     pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
     return {
         "sample": torch.empty(1, config["in_channels"], latent_size, latent_size),
@@ -118,7 +118,7 @@ def loads(works: Mapping[str, Work], *, steps: int, batch: int, dtypes: Mapping[
     Args:
         works: see `by_stage`.
         steps: number of the pipeline's steps.
-        batch: pictures in a call.
+        batch: images in a call.
         dtypes: the dtype that each stage runs in.
     """
     batches = {stage: work.batched(batch) for stage, work in works.items()}

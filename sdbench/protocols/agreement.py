@@ -1,6 +1,6 @@
 """Student against teacher, same prompt and same noise: how near the copy is, whatever the teacher is worth.
 
-A distance to real pictures mixes two things, what distillation cost and what the teacher itself lacks; a poor reference adds
+A distance to real images mixes two things, what distillation cost and what the teacher itself lacks; a poor reference adds
 a third. The agreement metrics need neither a reference nor a caption. They say how near, not how good.
 """
 
@@ -17,7 +17,7 @@ from sdbench.metrics.cosine import cosine
 from sdbench.protocols.base import Protocol, Result, Subject, small_sample_note
 from sdbench.stats import intervals
 
-Comparison = Callable[[Subject, Subject, Protocol], Result]  # of the student's pictures with the teacher's
+Comparison = Callable[[Subject, Subject, Protocol], Result]  # of the student's images with the teacher's
 
 
 def _compare_with_teacher(compare: Comparison, subject: Subject, protocol: Protocol) -> Result:
@@ -26,15 +26,15 @@ def _compare_with_teacher(compare: Comparison, subject: Subject, protocol: Proto
         return protocol.without_value("not_applicable", "the teacher is what the others are compared with")
     if subject.is_made_elsewhere:
         return protocol.without_value("not_applicable", "made elsewhere, not from the teacher's noise")
-    if subject.teacher_pictures is None:
+    if subject.teacher_images is None:
         return protocol.without_value(
-            "missing", f"the pictures of the teacher, {subject.teacher_name}, are not in the run folder; run it, then this model again"
+            "missing", f"the images of the teacher, {subject.teacher_name}, are not in the run folder; run it, then this model again"
         )
-    return compare(subject, subject.teacher_pictures, protocol)
+    return compare(subject, subject.teacher_images, protocol)
 
 
 def _features(encoder: str, subject: Subject) -> F32:
-    """Features of the pictures, n x d."""
+    """Features of the images, n x d."""
     if encoder in TOWERS:
         towers = TOWERS[encoder]()
         return subject.features(towers.name, towers.images)
@@ -54,7 +54,7 @@ def _frechet(encoder: str, student: Subject, teacher: Subject, protocol: Protoco
     student_features, teacher_features = _features(encoder, student), _features(encoder, teacher)
     n, width = student_features.shape
     if n < 2:
-        return protocol.without_value("not_applicable", f"a distance of distributions needs at least 2 pictures, found {n}")
+        return protocol.without_value("not_applicable", f"a distance of distributions needs at least 2 images, found {n}")
     value, influence = frechet.paired(student_features, teacher_features)
     return protocol.distance(intervals.standard_error_interval(value, influence), influence, small_sample_note(n, width))
 

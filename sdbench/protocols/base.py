@@ -1,4 +1,4 @@
-"""The parts that every protocol shares: the pictures it scores, and the form of its answer."""
+"""The parts that every protocol shares: the images it scores, and the form of its answer."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,23 +13,23 @@ from sdbench.stats import intervals
 from sdbench.store import Store
 
 T = TypeVar("T")
-BLOCK = 64  # pictures in memory at a time, a multiple of every encoder's batch
+BLOCK = 64  # images in memory at a time, a multiple of every encoder's batch
 Result = tuple[Value, dict[str, F64]]  # the value, and its columns of `scores.parquet`
 
 
 @dataclass(frozen=True)
 class Subject:
-    """The pictures to score, and what they are compared with.
+    """The images to score, and what they are compared with.
 
     Attributes:
-        image_ids: identities of the pictures in the store, a row each.
-        is_teacher: the pictures are the teacher's own.
-        is_made_elsewhere: another program made the pictures, from noise of its own.
+        image_ids: identities of the images in the store, a row each.
+        is_teacher: the images are the teacher's own.
+        is_made_elsewhere: another program made the images, from noise of its own.
         reference: name of the reference that set metrics compare with, as the suite gives it; None where it names none.
         teacher_scores: scores of the teacher on the same prompts; None where it has none (yet).
-        teacher_pictures: the teacher's pictures of the same prompts and noise, in the same order; None where they are not on this disk.
+        teacher_images: the teacher's images of the same prompts and noise, in the same order; None where they are not on this disk.
         teacher_name: the teacher's name, and the suite of its record.
-        teacher_digest: digest of the teacher's weights, or of its record where it consists of pictures alone; None where there is no
+        teacher_digest: digest of the teacher's weights, or of its record where it consists of images alone; None where there is no
             teacher (yet).
         columns: columns that earlier protocols gave, for those that build on them.
         cache: intermediate results of earlier protocols, for those that need the same.
@@ -45,14 +45,14 @@ class Subject:
     is_made_elsewhere: bool = False
     reference: str | None = None
     teacher_scores: Scores | None = None
-    teacher_pictures: "Subject | None" = None
+    teacher_images: "Subject | None" = None
     teacher_name: str = "the family's teacher"
     teacher_digest: str | None = None
     columns: dict[str, F64] = field(default_factory=dict)
     cache: dict[str, Any] = field(default_factory=dict)
 
     def blocks(self) -> Iterator[U8]:
-        """The stored pictures, decoded, at most 64 at a time: N x H x W x 3 uint8 RGB.
+        """The stored images, decoded, at most 64 at a time: N x H x W x 3 uint8 RGB.
 
         Raises:
             UserError: see `Store.read`.
@@ -81,7 +81,7 @@ class Protocol:
     """How a metric is computed, and how its values are to be read.
 
     Attributes:
-        against_teacher: compares with the family's teacher, so pictures without a record cannot have it.
+        against_teacher: compares with the family's teacher, so images without a record cannot have it.
     """
 
     name: str
@@ -109,11 +109,11 @@ class Protocol:
         return Value(name=self.name, kind=self.kind, direction=self.direction, unit=self.unit, state=state, reason=reason), {}
 
     def mean(self, scores: F64) -> Result:
-        """The mean of one score for each picture, (n,), and the scores."""
+        """The mean of one score for each image, (n,), and the scores."""
         return self.value(intervals.mean_interval(scores)), {self.column: scores}
 
     def distance(self, estimate: intervals.Estimate, influence: F64, note: str = "", reference: str | None = None) -> Result:
-        """A number of the whole set, and the influence of each picture on it, (n,)."""
+        """A number of the whole set, and the influence of each image on it, (n,)."""
         return self.value(estimate, note, reference), {self.column: influence}
 
 

@@ -1,4 +1,4 @@
-"""Scores of each picture under its caption: CLIP score, human-preference proxies, and how often they prefer it to the teacher's."""
+"""Scores of each image under its caption: CLIP score, human-preference proxies, and how often they prefer it to the teacher's."""
 
 from functools import partial
 
@@ -21,7 +21,7 @@ def _win_rate(subject: Subject, protocol: Protocol) -> Result:
     if subject.is_teacher:
         return protocol.without_value("not_applicable", "the teacher is what the others are compared with")
     if judge not in subject.columns:
-        return protocol.without_value("missing", f"there is no {judge} of these pictures")
+        return protocol.without_value("missing", f"there is no {judge} of these images")
     teacher = subject.teacher_scores
     if teacher is None or judge not in teacher.columns:
         return protocol.without_value("missing", f"the teacher, {subject.teacher_name}, has no {judge}; run it, then this model again")

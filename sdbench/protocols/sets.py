@@ -1,4 +1,4 @@
-"""Metrics of a whole set of pictures: its distances to a reference, and how far the two overlap."""
+"""Metrics of a whole set of images: its distances to a reference, and how far the two overlap."""
 
 import math
 from collections.abc import Callable
@@ -16,28 +16,28 @@ from sdbench.reference import cards
 from sdbench.reference.cards import Reference
 from sdbench.stats import intervals
 
-_NO_INTERVAL = "no interval: no picture, left out alone, changes the value"
+_NO_INTERVAL = "no interval: no image, left out alone, changes the value"
 
 
 def _features_and_reference(encoder: str, subject: Subject) -> tuple[F32, Reference]:
-    """Features of the pictures, n x d, and the reference of the same encoder."""
+    """Features of the images, n x d, and the reference of the same encoder."""
     chosen = ENCODERS[encoder]
     reference = cards.find(subject.reference, chosen, subject.runs)  # first: where it is missing, no features are computed
     return subject.features(chosen.id(), chosen.features), reference
 
 
 def _features_of_both(encoder: str, subject: Subject) -> tuple[F32, F32, str]:
-    """Features of the pictures and of the reference's pictures, n x d and m x d, and the reference's digest."""
+    """Features of the images and of the reference's images, n x d and m x d, and the reference's digest."""
     features, reference = _features_and_reference(encoder, subject)
     if reference.features is None:
         raise MissingError(
-            f"reference: {subject.reference!r} is of published moments, and this needs features; build one from pictures: `sdbench reference build`"
+            f"reference: {subject.reference!r} is of published moments, and this needs features; build one from images: `sdbench reference build`"
         )
     return features, reference.features, reference.digest
 
 
 def _too_few(protocol: Protocol, least: int, n: int) -> Result:
-    return protocol.without_value("not_applicable", f"a comparison of sets needs at least {least} pictures, found {n}")
+    return protocol.without_value("not_applicable", f"a comparison of sets needs at least {least} images, found {n}")
 
 
 def _frechet(encoder: str, subject: Subject, protocol: Protocol) -> Result:
@@ -57,7 +57,7 @@ def _frechet_infinity(encoder: str, subject: Subject, protocol: Protocol) -> Res
         return _too_few(protocol, least, len(features))
     found = frechet_infinity.frechet_infinity(features, reference.statistics)
     estimate = intervals.standard_error_interval(found.value, found.influence, systematic=abs(found.curvature))
-    return protocol.distance(estimate, found.influence, "extrapolated to unlimited pictures", reference.digest)
+    return protocol.distance(estimate, found.influence, "extrapolated to unlimited images", reference.digest)
 
 
 def _kernel_distance(encoder: str, distance: Callable[[F32, F32], tuple[float, F64]], subject: Subject, protocol: Protocol) -> Result:

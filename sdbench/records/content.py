@@ -17,7 +17,7 @@ _INFLUENCE = ":influence"
 
 
 def column_of(metric: str, kind: Kind) -> str:
-    """The column of `scores.parquet` that holds a picture metric: the score of each picture, or its influence on a `set` metric."""
+    """The column of `scores.parquet` that holds an image metric: the score of each image, or its influence on a `set` metric."""
     return f"{metric}{_INFLUENCE}" if kind == "set" else metric
 
 
@@ -58,13 +58,13 @@ class Value(Table):
     note: str = ""
 
     @property
-    def is_picture_metric(self) -> bool:
-        """Whether it measures the pictures, and not the speed, memory or size of the model."""
+    def is_image_metric(self) -> bool:
+        """Whether it measures the images, and not the speed, memory or size of the model."""
         return self.kind in ("score", "set")
 
     @property
     def column(self) -> str:
-        """The column of `scores.parquet` behind a picture metric."""
+        """The column of `scores.parquet` behind an image metric."""
         return column_of(self.name, self.kind)
 
     @model_validator(mode="after")
@@ -83,7 +83,7 @@ class Model(Table):
     """The model that was measured.
 
     Attributes:
-        source: `hub:<repo>@<commit>`, `folder:<name>`, `file:<name>`, `embedded`, `random`, `rendered` (pictures, no model), `memory`,
+        source: `hub:<repo>@<commit>`, `folder:<name>`, `file:<name>`, `embedded`, `random`, `rendered` (images, no model), `memory`,
             `images:<folder>, <width> x <height> px, <formats>` (made elsewhere; older records have only the folder).
         label: shown beside the name in every table where the weights are not what the name suggests ("random weights").
         weights_digest: SHA-256 over all tensors of the pipeline; None where there is no model.
@@ -102,12 +102,12 @@ class Model(Table):
 
     @property
     def is_made_elsewhere(self) -> bool:
-        """Whether there are only pictures, made by another program."""
+        """Whether there are only images, made by another program."""
         return self.source.startswith("images:")
 
     @property
-    def is_pictures_only(self) -> bool:
-        """Whether there are only pictures, made elsewhere or rendered, and no model."""
+    def is_images_only(self) -> bool:
+        """Whether there are only images, made elsewhere or rendered, and no model."""
         return self.is_made_elsewhere or self.source == "rendered"
 
 
@@ -207,7 +207,7 @@ class Record(Table):
     scheduler: dict[str, Any] = Field(
         default={},
         exclude_if=operator.not_,
-        description="the scheduler that drew the pictures: class, kind of prediction, timesteps; older records lack it",
+        description="the scheduler that drew the images: class, kind of prediction, timesteps; older records lack it",
     )
     noise: dict[str, Any] = Field(
         default={}, exclude_if=operator.not_, description="the initial latents: kind and seed; older records lack it"

@@ -1,1 +1,1 @@
-"""Statistics of real pictures, with the recipe that made them."""
+"""Statistics of real images, with the recipe that made them."""

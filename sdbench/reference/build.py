@@ -1,4 +1,4 @@
-"""Builds and imports references. Pictures stream through the encoder in blocks, so memory does not grow with their number.
+"""Builds and imports references. Images stream through the encoder in blocks, so memory does not grow with their number.
 
 The features of a block are stored by its content until the reference is complete: a build that was killed continues where it stopped.
 """
@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from sdbench.arrays import F32, F64, U8
-from sdbench.assets.sources import open_picture, read_table
+from sdbench.assets.sources import open_image, read_table
 from sdbench.disk import digest
 from sdbench.encoders.catalogue import Encoder
 from sdbench.errors import UserError
@@ -26,16 +26,16 @@ from sdbench.models.spec import NAME
 from sdbench.reference.cards import MAX_FEATURES, Card, card_of, folder, save
 from sdbench.store import SUFFIXES, load_or_compute, mode_of
 
-BLOCK = 64  # pictures in memory at a time
+BLOCK = 64  # images in memory at a time
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Real pictures, undecoded.
+class Images:
+    """Real images, undecoded.
 
     Attributes:
-        names: one for each picture, for errors.
-        read: returns the bytes of the picture with this index.
+        names: one for each image, for errors.
+        read: returns the bytes of the image with this index.
     """
 
     source: str
@@ -43,33 +43,31 @@ class Pictures:
     read: Callable[[int], bytes]
 
 
-def pictures_in_folder(path: Path, n: int | None = None) -> Pictures:
-    """The pictures in a folder and its subfolders, sorted by name; only the first `n` if given.
+def images_in_folder(path: Path, n: int | None = None) -> Images:
+    """The images in a folder and its subfolders, sorted by name; only the first `n` if given.
 
     Raises:
         UserError: there are fewer than `n`, or fewer than 2 (or `n` is).
     """
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES) if path.is_dir() else []
-    return Pictures(
-        path.name, [str(file) for file in files[: _resolve_count(str(path), len(files), n)]], lambda row: files[row].read_bytes()
-    )
+    return Images(path.name, [str(file) for file in files[: _resolve_count(str(path), len(files), n)]], lambda row: files[row].read_bytes())
 
 
-def pictures_in_dataset(what: str, split: str = "train", column: str | None = None, n: int | None = None) -> Pictures:
-    """The pictures of any source that `datasets` opens; only the first `n` rows if given.
+def images_in_dataset(what: str, split: str = "train", column: str | None = None, n: int | None = None) -> Images:
+    """The images of any source that `datasets` opens; only the first `n` rows if given.
 
     Raises:
-        MissingError, UserError: see `sources.read_table` and `Table.pictures`; or there are fewer than `n`, or fewer than 2 (or `n` is).
+        MissingError, UserError: see `sources.read_table` and `Table.images`; or there are fewer than `n`, or fewer than 2 (or `n` is).
     """
     table = read_table(what, split)
-    rows = table.pictures(column)
+    rows = table.images(column)
 
     def read(row: int) -> bytes:
-        (picture,) = rows[row].values()
-        with open_picture(picture) as file:
+        (image,) = rows[row].values()
+        with open_image(image) as file:
             return file.read()
 
-    return Pictures(
+    return Images(
         f"{table.version or table.name} ({split})", [f"row {row} of {what}" for row in range(_resolve_count(what, len(rows), n))], read
     )
 
@@ -77,34 +75,34 @@ def pictures_in_dataset(what: str, split: str = "train", column: str | None = No
 def _resolve_count(where: str, found: int, n: int | None) -> int:
     wanted = 2 if n is None else n
     if wanted < 2:
-        raise UserError(f"--n {n}: a reference needs at least 2 pictures")
+        raise UserError(f"--n {n}: a reference needs at least 2 images")
     if found < wanted:
-        raise UserError(f"{where} holds {found} pictures ({', '.join(sorted(SUFFIXES))}); a reference of {n or 'at least 2'} was asked for")
+        raise UserError(f"{where} holds {found} images ({', '.join(sorted(SUFFIXES))}); a reference of {n or 'at least 2'} was asked for")
     return found if n is None else n
 
 
-def build(name: str, pictures: Pictures, encoder: Encoder, runs: Path) -> Card:
-    """Compute the reference of these pictures under an encoder, if it does not exist yet, and return its card.
+def build(name: str, images: Images, encoder: Encoder, runs: Path) -> Card:
+    """Compute the reference of these images under an encoder, if it does not exist yet, and return its card.
 
     Raises:
         MissingError: the weights of the encoder are neither on this disk nor reachable.
-        UserError: a picture cannot be read or does not fit the encoder, the name is not allowed or is taken by other pictures or by other
+        UserError: an image cannot be read or does not fit the encoder, the name is not allowed or is taken by other images or by other
             weights of the encoder, or the reference cannot be written.
     """
-    existing, n = _existing_card(name, encoder.name, runs), len(pictures.names)
+    existing, n = _existing_card(name, encoder.name, runs), len(images.names)
     if existing:
-        _check_same(existing, pictures, encoder, runs)
+        _check_same(existing, images, encoder, runs)
         return existing
     blocks = folder(name, runs) / f".{encoder.name}"
     moments, kept, sha256 = Moments(), [], hashlib.sha256()
-    for rows, contents in _read_blocks(pictures, f"{name}, {encoder.name}"):
+    for rows, contents in _read_blocks(images, f"{name}, {encoder.name}"):
         hashes = b"".join(hashlib.sha256(content).digest() for content in contents)
         sha256.update(hashes)
         path = blocks / f"{digest([encoder.id(), hashes.hex()])}.npy"
-        features = load_or_compute(path, partial(_features, contents, [pictures.names[row] for row in rows], encoder))
+        features = load_or_compute(path, partial(_features, contents, [images.names[row] for row in rows], encoder))
         moments.add(features)
         kept.append(features[[_is_kept(row, n) for row in rows]])
-    data = {"source": pictures.source, "sha256": sha256.hexdigest()}
+    data = {"source": images.source, "sha256": sha256.hexdigest()}
     reference_digest = _digest(data["sha256"], n, encoder.id())
     card = Card(name=name, digest=reference_digest, encoder=encoder.name, encoder_id=encoder.id(), data=data, n=n)
     card = save(card, moments.gaussian(), np.concatenate(kept), runs)
@@ -119,7 +117,7 @@ def import_moments(name: str, file: Path, encoder: str, n: int, source: str, run
         name: the name of the reference.
         file: the `.npz`.
         encoder: the encoder that its authors state.
-        n: number of pictures behind it, which the file does not tell.
+        n: number of images behind it, which the file does not tell.
         source: where it was published.
         runs: folder that gets the reference.
 
@@ -129,7 +127,7 @@ def import_moments(name: str, file: Path, encoder: str, n: int, source: str, run
     """
     content, mean, covariance = _read_moments(file)
     if n < 2:
-        raise UserError(f"--n {n}: statistics need at least 2 pictures; say how many pictures {file} was made from")
+        raise UserError(f"--n {n}: statistics need at least 2 images; say how many images {file} was made from")
     sha256 = hashlib.sha256(content).hexdigest()
     git = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
     reference_digest = _digest(sha256, n, encoder)
@@ -177,15 +175,13 @@ def _existing_card(name: str, encoder: str, runs: Path) -> Card | None:
     return card_of(name, encoder, runs)
 
 
-def _check_same(existing: Card, pictures: Pictures, encoder: Encoder, runs: Path) -> None:
-    """Check that an existing reference was built from these pictures with this encoder."""
+def _check_same(existing: Card, images: Images, encoder: Encoder, runs: Path) -> None:
+    """Check that an existing reference was built from these images with this encoder."""
     sha256 = hashlib.sha256()
-    for _, contents in _read_blocks(pictures, f"{existing.name}, checking"):
+    for _, contents in _read_blocks(images, f"{existing.name}, checking"):
         sha256.update(b"".join(hashlib.sha256(content).digest() for content in contents))
-    if _digest(sha256.hexdigest(), len(pictures.names), encoder.id()) != existing.digest:
-        raise _conflict(
-            existing, f"{pictures.source} with n = {len(pictures.names)} ({sha256.hexdigest()[:12]}) under {encoder.id()}", runs
-        )
+    if _digest(sha256.hexdigest(), len(images.names), encoder.id()) != existing.digest:
+        raise _conflict(existing, f"{images.source} with n = {len(images.names)} ({sha256.hexdigest()[:12]}) under {encoder.id()}", runs)
 
 
 def _conflict(existing: Card, requested: str, runs: Path) -> UserError:
@@ -200,45 +196,45 @@ def _digest(data: str, n: int, encoder: str) -> str:
     return digest({"data": data, "n": n, "encoder": encoder})
 
 
-def _read_blocks(pictures: Pictures, title: str) -> Iterator[tuple[range, list[bytes]]]:
-    n = len(pictures.names)
+def _read_blocks(images: Images, title: str) -> Iterator[tuple[range, list[bytes]]]:
+    n = len(images.names)
     with tqdm(total=n, desc=title, unit="image", mininterval=1) as bar:
         for start in range(0, n, BLOCK):
             rows = range(start, min(start + BLOCK, n))
-            yield rows, [_read(pictures, row) for row in rows]
+            yield rows, [_read(images, row) for row in rows]
             bar.update(len(rows))
 
 
-def _read(pictures: Pictures, row: int) -> bytes:
+def _read(images: Images, row: int) -> bytes:
     try:
-        return pictures.read(row)
+        return images.read(row)
     except OSError as error:
-        raise UserError(f"picture {pictures.names[row]} cannot be read ({error.strerror}); put it there, or remove it") from error
+        raise UserError(f"image {images.names[row]} cannot be read ({error.strerror}); put it there, or remove it") from error
 
 
 def _decode(content: bytes, name: str) -> U8:
-    """Decode a picture, H x W x 3 uint8 RGB, turned upright by EXIF; gray gets three equal channels, as in reference implementations."""
+    """Decode an image, H x W x 3 uint8 RGB, turned upright by EXIF; gray gets three equal channels, as in reference implementations."""
     try:
         with Image.open(io.BytesIO(content)) as image:
             mode = mode_of(image)
             ImageOps.exif_transpose(image, in_place=True)
             pixels = np.asarray(image.convert("RGB") if mode == "L" else image)
     except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"picture {name} cannot be decoded ({error}); replace it, or remove it") from error
+        raise UserError(f"image {name} cannot be decoded ({error}); replace it, or remove it") from error
     if mode not in ("RGB", "L"):
-        raise UserError(f"picture {name} has mode {mode}, expected 8-bit RGB or gray; convert it, or remove it")
+        raise UserError(f"image {name} has mode {mode}, expected 8-bit RGB or gray; convert it, or remove it")
     return pixels
 
 
 def _features(contents: Sequence[bytes], names: Sequence[str], encoder: Encoder) -> F32:
-    """The features of pictures of any sizes, N x d, in their order; pictures of one size go through the encoder together."""
+    """The features of images of any sizes, N x d, in their order; images of one size go through the encoder together."""
     decoded = [_decode(content, name) for content, name in zip(contents, names, strict=True)]
-    shapes = [picture.shape for picture in decoded]
+    shapes = [image.shape for image in decoded]
     groups = [[row for row, other in enumerate(shapes) if other == shape] for shape in dict.fromkeys(shapes)]
     try:
         parts = np.concatenate([encoder.features(np.stack([decoded[row] for row in group])) for group in groups])
     except ValueError as error:
-        raise UserError(f"{names[0]} to {names[-1]}: {error}; take pictures or an encoder that fit each other") from error
+        raise UserError(f"{names[0]} to {names[-1]}: {error}; take images or an encoder that fit each other") from error
     order = [row for group in groups for row in group]
     return np.asarray(parts[np.argsort(order)], np.float32)
 

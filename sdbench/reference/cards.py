@@ -1,8 +1,8 @@
-"""Reference statistics: the moments of real pictures' features, and how they were made.
+"""Reference statistics: the moments of real images' features, and how they were made.
 
 A reference is identified by a name and an encoder: `references/<name>/<encoder>.json`, a card that tells how it was made, beside
 a `.npz` with the numbers. The card holds the SHA-256 of the numbers and the id of the encoder, and its digest is over data, n and
-encoder, so a damaged file, another encoder or another picture is always detected. `scenes` is rendered when it is first needed.
+encoder, so a damaged file, another encoder or another image is always detected. `scenes` is rendered when it is first needed.
 """
 
 import hashlib
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
     from sdbench.encoders.catalogue import Encoder  # imports torch, which listing references does not need
 
 SCENES_N, SCENES_SEED = 4096, 77
-MAX_FEATURES = 10_000  # pictures whose features are kept for kernel metrics: 80 MB at d = 2048
+MAX_FEATURES = 10_000  # images whose features are kept for kernel metrics: 80 MB at d = 2048
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Statistics of real pictures' features.
+    """Statistics of real images' features.
 
     Attributes:
         digest: that of the card.
-        features: those of at most `MAX_FEATURES` pictures, spread evenly, n x d; None if only moments were published.
+        features: those of at most `MAX_FEATURES` images, spread evenly, n x d; None if only moments were published.
     """
 
     digest: str
@@ -51,9 +51,9 @@ class Card(Table):
         digest: over data, n and encoder; records name the reference by it.
         encoder: the encoder's name.
         encoder_id: the encoder's name and the digest of its weights; None for published statistics, whose authors only name it.
-        data: source of the pictures, and SHA-256 of the pictures or of the published file.
-        n: number of pictures behind the moments.
-        features: number of pictures whose features are kept.
+        data: source of the images, and SHA-256 of the images or of the published file.
+        n: number of images behind the moments.
+        features: number of images whose features are kept.
         file, sha256: name and SHA-256 of the file with the numbers.
         packages: versions of the packages that made it.
     """
@@ -97,7 +97,7 @@ def find(name: str | None, encoder: "Encoder", runs: Path) -> Reference:
 def how_to_build(name: str, encoder: str) -> str:
     """The commands that make a reference, for error messages."""
     return (
-        f"build it from real pictures: `sdbench reference build {name} --images FOLDER --encoder {encoder}` (or --dataset), "
+        f"build it from real images: `sdbench reference build {name} --images FOLDER --encoder {encoder}` (or --dataset), "
         f"or `sdbench reference import {name} FILE.npz --encoder {encoder} --n N --source WHERE`"
     )
 

@@ -50,7 +50,7 @@ def write(folder: Path, board: list[Row], own: list[Row]) -> Path:
 
 
 def _entries(section: Section, row: Row) -> list[EvalResult]:
-    """An entry for each picture metric with a value. Latency belongs to a machine, so it is only in the section."""
+    """An entry for each image metric with a value. Latency belongs to a machine, so it is only in the section."""
     record = row.record
     return [
         EvalResult(

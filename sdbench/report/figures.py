@@ -170,7 +170,7 @@ def _shorten(name: str, most: int = 24) -> str:
 
 
 def stage_chart(section: Section) -> Chart | None:
-    """Seconds per picture by stage, a bar for each model; None where no model has stages."""
+    """Seconds per image by stage, a bar for each model; None where no model has stages."""
     rows = [row for row in section.models if _stage_seconds(row.record)][:MAX_MODELS]
     if not rows:
         return None
@@ -202,12 +202,12 @@ def _draw_bars(axes: Axes, parts: dict[str, dict[str, float]], names: Sequence[s
     axes.tick_params(length=0)
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x")
-    axes.set_xlabel("seconds a picture")
+    axes.set_xlabel("seconds an image")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(names), frameon=False, fontsize=8.5, handlelength=1, borderaxespad=0.2)
 
 
 def _stage_seconds(record: Record) -> dict[str, float]:
-    """Median seconds per picture by stage, a step's times the number of steps; "rest" is what remains of the pipeline's median."""
+    """Median seconds per image by stage, a step's times the number of steps; "rest" is what remains of the pipeline's median."""
     medians = {value.name.split(".")[1]: value.value for value in record.values if re.fullmatch(r"latency\.\w+\.p50", value.name)}
     pipeline = medians.pop("pipeline", None)
     stages = {}

@@ -78,7 +78,7 @@ for (const controls of all("[data-wall].controls")) {
   apply();
 }
 
-// The worst pictures show copies of the wall's, so that the page holds each only once.
+// The worst images show copies of the wall's, so that the page holds each only once.
 for (const copy of all("img[data-copy]")) {
   const image = all(".zoom", document.getElementById(copy.dataset.wall)).find((button) => button.dataset.key === copy.dataset.copy)?.firstElementChild;
   if (image) {

@@ -14,25 +14,25 @@ from sdbench.disk import write_bytes
 from sdbench.gate.policy import Policy
 from sdbench.leaderboard import published, ranks, standings
 from sdbench.leaderboard.standings import Row, Section
-from sdbench.report import pictures, sections
+from sdbench.report import image_wall, sections
 
 FILE_NAME = "report.html"
 _HERE = Path(__file__).parent
 
 
 def write(results: Path, out: Path, policy: Policy) -> list[Path]:
-    """Write the page, and beside it the pictures that it has no room for, and return the paths of the pages.
+    """Write the page, and beside it the images that it has no room for, and return the paths of the pages.
 
     Raises:
-        UserError: there are no records, one or a picture is unreadable, or a file cannot be written.
+        UserError: there are no records, one or an image is unreadable, or a file cannot be written.
     """
     board = standings.read_rows(results)
     found = standings.sections(board)
     albums = [sections.build_album(section) for section in found]
-    room = pictures.PAGE_BYTES // max(1, sum(bool(album.prompt_ids) for album in albums))
+    room = image_wall.PAGE_BYTES // max(1, sum(bool(album.prompt_ids) for album in albums))
     made, shown = [out], []
     for number, (section, album) in enumerate(zip(found, albums, strict=True), 1):
-        wall = pictures.build_wall(album, room)
+        wall = image_wall.build_wall(album, room)
         view = sections.build_view(section, number, wall, album, policy, results)
         if wall.left:
             view["beside"] = _write_rest(section, number, album, wall.left, out, made)
@@ -41,10 +41,10 @@ def write(results: Path, out: Path, policy: Policy) -> list[Path]:
     return made
 
 
-def _write_rest(section: Section, number: int, album: pictures.Album, left: Sequence[str], out: Path, made: list[Path]) -> str:
-    """Write the page of a section's remaining pictures, and return its path, relative to the main page."""
+def _write_rest(section: Section, number: int, album: image_wall.Album, left: Sequence[str], out: Path, made: list[Path]) -> str:
+    """Write the page of a section's remaining images, and return its path, relative to the main page."""
     folder = sections.rest_folder(out)
-    wall = pictures.build_rest_wall(album, left, folder / f"s{number}")
+    wall = image_wall.build_rest_wall(album, left, folder / f"s{number}")
     view = sections.build_rest_view(section, number, wall)
     path = folder / f"s{number}.html"
     page = render([view], f"The {len(left)} prompts that {out.name} has no room for.", None, images="'self' data: file:")
@@ -67,7 +67,7 @@ def render(shown: Sequence[dict[str, Any]], lede: str, elsewhere: tables.Grid | 
         shown: a view of each section, from `sections`.
         lede: introductory text.
         elsewhere: published numbers; None to leave them out.
-        images: allowed sources of pictures, in the syntax of a Content-Security-Policy.
+        images: allowed sources of images, in the syntax of a Content-Security-Policy.
     """
     script, style = ((_HERE / name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

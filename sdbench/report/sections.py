@@ -17,13 +17,13 @@ from sdbench.leaderboard.speed import P50
 from sdbench.leaderboard.standings import Row, Section
 from sdbench.records import Value
 from sdbench.report import MAX_MODELS, figures, wins, worst
-from sdbench.report.pictures import Album, Wall
+from sdbench.report.image_wall import Album, Wall
 from sdbench.report.worst import Case, Worst
 from sdbench.tables import Grid
 
 _PARTS = {
     "table": "Table", "trade": "Trade-offs", "stages": "Where the time goes", "wins": "Who beats whom", "truth": "Against the truth",
-    "gate": "Verdicts", "worst": "Worst pictures", "images": "Image wall", "made": "How the numbers were made",
+    "gate": "Verdicts", "worst": "Worst images", "images": "Image wall", "made": "How the numbers were made",
 }  # fmt: skip  # a table
 _FIGURE_SPACE, _PUNCTUATION_SPACE = "\u2007", "\u2008"  # as wide as a digit and as a point
 
@@ -64,7 +64,7 @@ class Column:
 
 
 def build_album(section: Section) -> Album:
-    """The section's pictures, with the prompts of the worst ones."""
+    """The section's images, with the prompts of the worst ones."""
     judges = wins.judges(section)
     worst_lists = chain(worst.regressions(section, judges), worst.costliest(section))
     ids = dict.fromkeys(case.prompt_id for cases in interleave_cases(worst_lists) for case in cases)
@@ -78,18 +78,18 @@ def interleave_cases(worst_lists: Iterator[Worst]) -> Iterator[tuple[Case, ...]]
 
 
 def build_view(section: Section, number: int, wall: Wall, held: Album, policy: Policy, results: Path) -> dict[str, Any]:
-    """Everything that the template needs of a section, except the link to the rest of the pictures.
+    """Everything that the template needs of a section, except the link to the rest of the images.
 
     Args:
         number: the section's place on the page, from 1.
-        held: the pictures that the section's records hold.
+        held: the images that the section's records hold.
         results: the folder of the noise floors.
 
     Raises:
         UserError: a record or a noise floor cannot be read.
     """
     judges = wins.judges(section)
-    keys = {(picture.model, shot.prompt_id): picture.key for shot in wall.shots for picture in shot.pictures if picture}
+    keys = {(image.model, shot.prompt_id): image.key for shot in wall.shots for image in shot.images if image}
     verdicts = list(_verdicts(section, policy, results))
     view = {
         "columns": (columns := _columns(section)),
@@ -123,8 +123,8 @@ def build_view(section: Section, number: int, wall: Wall, held: Album, policy: P
 
 
 def _role(section: Section, row: Row) -> str:
-    if row.is_pictures_only:
-        return "pictures, no model"
+    if row.is_images_only:
+        return "images, no model"
     return "the teacher" if row is section.teacher else ""
 
 
@@ -162,11 +162,11 @@ def _speed_up(text: str) -> Cell:
 def _cell(row: Row, name: str, rank: int | None) -> Cell:
     value = row.record.value(name)
     if value is None or value.value is None:
-        return Cell("no model" if value is None and row.is_pictures_only else tables.format_value(value))
+        return Cell("no model" if value is None and row.is_images_only else tables.format_value(value))
     if value.kind == "count":
         return Cell(tables.format_count(value.value), value.value)
     number, _, interval = tables.format_estimate(value.value, value.low, value.high).partition(" ")
-    few = f"n = {value.n}" if value.is_picture_metric and value.n != row.record.n_images else ""
+    few = f"n = {value.n}" if value.is_image_metric and value.n != row.record.n_images else ""
     note = "" if name.startswith("win_rate.") else value.note  # a win rate's note, wins and losses, is in the matrix
     return Cell(number, value.value, _interval(interval), ", ".join(filter(None, [few, note])), rank)
 
@@ -207,12 +207,12 @@ def _verdicts(section: Section, policy: Policy, results: Path) -> Iterator[dict[
 
 
 def _worst_view(found: Worst, keys: Mapping[tuple[str, str], str], teacher: Row | None) -> dict[str, Any]:
-    """A list of the worst pictures, each with the pictures of it that are on the wall."""
+    """A list of the worst images, each with the images of it that are on the wall."""
 
     def one(case: Case) -> dict[str, Any]:
         names = [name for name in (teacher.name if teacher else None, found.model) if name]
-        pictures = [(name, keys[name, case.prompt_id]) for name in names if (name, case.prompt_id) in keys]
-        return {"prompt": case.prompt, "numbers": _format_case(case), "pictures": pictures}
+        images = [(name, keys[name, case.prompt_id]) for name in names if (name, case.prompt_id) in keys]
+        return {"prompt": case.prompt, "numbers": _format_case(case), "images": images}
 
     return {"model": found.model, "metric": found.metric, "cases": [one(case) for case in found.cases]}
 
@@ -225,10 +225,10 @@ def _format_case(case: Case) -> str:
 
 
 def _worst_note(section: Section) -> str:
-    losses = f"The {worst.MAX_CASES} worst pictures of each model. Scores: the teacher's → the model's (the difference)."
-    costs = "Frechet distance: what a picture adds to the distance of its set, to first order (its influence divided by n)."
-    pictures = "Pictures are shown where the records hold them."
-    return " ".join([losses if section.teacher else "", costs, pictures]).strip()
+    losses = f"The {worst.MAX_CASES} worst images of each model. Scores: the teacher's → the model's (the difference)."
+    costs = "Frechet distance: what an image adds to the distance of its set, to first order (its influence divided by n)."
+    images = "Images are shown where the records hold them."
+    return " ".join([losses if section.teacher else "", costs, images]).strip()
 
 
 def _wall_note(wall: Wall, held: Album) -> str:
@@ -236,16 +236,16 @@ def _wall_note(wall: Wall, held: Album) -> str:
     bad = sum(shot.worst for shot in wall.shots)
     return (
         "The same prompt and the same initial noise in each line. "
-        f"The records hold pictures for {len(held.prompt_ids)} of {total} prompts; {len(wall.shots)} are here: "
+        f"The records hold images for {len(held.prompt_ids)} of {total} prompts; {len(wall.shots)} are here: "
         f"{bad} because some model did badly on them, {len(wall.shots) - bad} drawn at random."
     )
 
 
 def build_rest_view(section: Section, number: int, wall: Wall) -> dict[str, Any]:
-    """The view of a section with only the pictures that the main page has no room for."""
+    """The view of a section with only the images that the main page has no room for."""
     return {"id": f"s{number}", "title": section.title, "only_wall": True, "wall": wall}
 
 
 def rest_folder(out: Path) -> Path:
-    """The folder beside a page, for the rest of its pictures."""
-    return out.with_name(f"{out.stem}-pictures")
+    """The folder beside a page, for the rest of its images."""
+    return out.with_name(f"{out.stem}-images")

@@ -1,4 +1,4 @@
-"""The worst pictures of each model: those that lost most against the teacher, and those that add most to the Frechet distance."""
+"""The worst images of each model: those that lost most against the teacher, and those that add most to the Frechet distance."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,15 +9,15 @@ from sdbench.leaderboard.standings import Row, Section
 from sdbench.records import influenced_metric
 from sdbench.report import MAX_MODELS
 
-MAX_CASES = 10  # pictures for each model and metric
+MAX_CASES = 10  # images for each model and metric
 
 
 @dataclass(frozen=True)
 class Case:
-    """One picture of a model.
+    """One image of a model.
 
     Attributes:
-        amount: the loss against the teacher, below 0, or what the picture adds to the distance of its set.
+        amount: the loss against the teacher, below 0, or what the image adds to the distance of its set.
         own, teacher: the scores behind a loss; None for a distance.
     """
 
@@ -30,7 +30,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Worst:
-    """A model's worst pictures by a metric, the worst first."""
+    """A model's worst images by a metric, the worst first."""
 
     model: str
     metric: str
@@ -38,7 +38,7 @@ class Worst:
 
 
 def regressions(section: Section, judges: Sequence[str]) -> Iterator[Worst]:
-    """For each model but the teacher, the pictures that lost most against the teacher's of the same prompt and noise."""
+    """For each model but the teacher, the images that lost most against the teacher's of the same prompt and noise."""
     for judge in judges:
         by_model: dict[str, list[Case]] = {}
         for model, case in _iterate_losses(section, judge):
@@ -48,7 +48,7 @@ def regressions(section: Section, judges: Sequence[str]) -> Iterator[Worst]:
 
 
 def _iterate_losses(section: Section, judge: str) -> Iterator[tuple[str, Case]]:
-    """Model and picture, for each picture that is worse than the teacher's."""
+    """Model and image, for each image that is worse than the teacher's."""
     if section.teacher is None:
         return
     of_teacher = _scores_by_key(section.teacher, judge)
@@ -80,7 +80,7 @@ def losses(section: Section, judge: str) -> dict[str, float]:
 
 
 def costliest(section: Section) -> Iterator[Worst]:
-    """For each model, the pictures that add most to a distance of its set: influence / n, to first order."""
+    """For each model, the images that add most to a distance of its set: influence / n, to first order."""
     for row in section.models[:MAX_MODELS]:
         texts = row.scores.prompt_texts
         for name, column in row.scores.columns.items():

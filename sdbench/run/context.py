@@ -24,7 +24,7 @@ class RunContext:
     """A suite on this machine, and where its output goes.
 
     Attributes:
-        with_quality: pictures are made and scored.
+        with_quality: images are made and scored.
         with_probes: latency and memory are measured.
         pipelines: pipelines in memory, by the names of their specs, which have the source `memory`.
         settings: labels of the probes' settings to measure; all by default.
@@ -142,8 +142,8 @@ def dtypes(sampling: Sampling, timed_settings: Mapping[str, Setting]) -> list[Dt
 
 
 def store_and_jobs(model: Model, context: RunContext) -> tuple[Store, list[Job]]:
-    """The store of a model's pictures of a suite, and the jobs to make them."""
-    kind, _, _ = context.device.partition(":")  # all cards of a machine draw the same pictures
+    """The store of a model's images of a suite, and the jobs to make them."""
+    kind, _, _ = context.device.partition(":")  # all cards of a machine draw the same images
     identity = {"model": model.name, "weights": model.weights_digest, "device": kind, "batch": context.sampling.batch}
     return Store(context.runs, identity), list_jobs(context.suite, context.sampling, model.weights_digest)
 

@@ -1,4 +1,4 @@
-"""Pictures made elsewhere, and their prompts: checked, and stored like pictures of a run, so that every metric can take them."""
+"""Images made elsewhere, and their prompts: checked, and stored like images of a run, so that every metric can take them."""
 
 import hashlib
 import re
@@ -27,12 +27,12 @@ from sdbench.suites import Suite
 from sdbench.tables import join_words
 
 
-def load_pictures(folder: Path, prompts: Path, suite: Suite, runs: Path) -> Subject:
-    """The pictures in a folder, in the order of their names, with the lines of a text file as prompts, to be scored by a suite.
+def load_images(folder: Path, prompts: Path, suite: Suite, runs: Path) -> Subject:
+    """The images in a folder, in the order of their names, with the lines of a text file as prompts, to be scored by a suite.
 
     Raises:
-        UserError: the numbers of pictures and prompts differ, a file cannot be read, the order of the names is ambiguous, or the suite's
-            family has no such pictures.
+        UserError: the numbers of images and prompts differ, a file cannot be read, the order of the names is ambiguous, or the suite's
+            family has no such images.
     """
     if not folder.is_dir() or not prompts.exists() or prompts.is_dir():
         raise UserError(
@@ -43,53 +43,53 @@ def load_pictures(folder: Path, prompts: Path, suite: Suite, runs: Path) -> Subj
     paths, texts = _sort_by_name(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES), read_lines(prompts)
     if not paths or len(paths) != len(texts):
         raise UserError(
-            f"{folder} holds {len(paths)} pictures and {prompts} {len(texts)} prompts; there must be a prompt for each picture, in the order of the file names"
+            f"{folder} holds {len(paths)} images and {prompts} {len(texts)} prompts; there must be a prompt for each image, in the order of the file names"
         )
     if suite.family == "scenes":
         _check_scenes(folder, paths[0], prompts, texts)
-    return replace(store_pictures(_read_pictures(paths), texts, runs), reference=suite.reference)
+    return replace(store_images(_read_images(paths), texts, runs), reference=suite.reference)
 
 
-def record_pictures(folder: Path, prompts: Path, name: str, context: RunContext) -> Path:
-    """Score pictures by the context's suite, whose prompts they have, write the record, and return its folder.
+def record_images(folder: Path, prompts: Path, name: str, context: RunContext) -> Path:
+    """Score images by the context's suite, whose prompts they have, write the record, and return its folder.
 
     Args:
-        folder, prompts: see `load_pictures`.
-        name: what tables call the pictures.
+        folder, prompts: see `load_images`.
+        name: what tables call the images.
 
     Raises:
-        UserError: see `load_pictures`; or the name cannot be used.
+        UserError: see `load_images`; or the name cannot be used.
     """
     if name in CATALOGUE or not NAME.fullmatch(name):
         raise UserError(
-            f"{name!r} cannot name pictures: letters, digits and . _ + - only, and no model of the catalogue; choose another --name"
+            f"{name!r} cannot name images: letters, digits and . _ + - only, and no model of the catalogue; choose another --name"
         )
-    pictures, prompt_list = load_pictures(folder, prompts, context.suite, context.runs), context.suite.prompt_list().items()
-    jobs = [Job(prompt_id, 0, text, image_id) for (prompt_id, text), image_id in zip(prompt_list, pictures.image_ids, strict=True)]
-    model = Model(name=name, architecture="", source=f"images:{_describe_source(folder, pictures)}", weights_digest=None)
+    images, prompt_list = load_images(folder, prompts, context.suite, context.runs), context.suite.prompt_list().items()
+    jobs = [Job(prompt_id, 0, text, image_id) for (prompt_id, text), image_id in zip(prompt_list, images.image_ids, strict=True)]
+    model = Model(name=name, architecture="", source=f"images:{_describe_source(folder, images)}", weights_digest=None)
     with evaluators_on(context.device):
-        return write_record(model, context, build_subject(model, context, pictures.store, jobs), ProbeResult({}, ""), {})
+        return write_record(model, context, build_subject(model, context, images.store, jobs), ProbeResult({}, ""), {})
 
 
-def store_pictures(pictures: Iterable[U8], prompts: Sequence[str], runs: Path) -> Subject:
-    """Store pictures, H x W x 3 each, as PNG in a store of their own, and return them as what is scored."""
-    store, jobs = Store(runs, {"pictures": "made elsewhere"}), []
-    for row, (picture, prompt) in enumerate(zip(pictures, prompts, strict=True)):
-        name = digest([picture.shape, hashlib.sha256(picture.tobytes()).hexdigest()])
+def store_images(images: Iterable[U8], prompts: Sequence[str], runs: Path) -> Subject:
+    """Store images, H x W x 3 each, as PNG in a store of their own, and return them as what is scored."""
+    store, jobs = Store(runs, {"images": "made elsewhere"}), []
+    for row, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
+        name = digest([image.shape, hashlib.sha256(image.tobytes()).hexdigest()])
         if store.missing([name]):
-            store.put(name, picture)
+            store.put(name, image)
         jobs.append(Job(f"{row:05d}", 0, prompt, name))
     return plain_subject(store, jobs, runs)
 
 
-def _describe_source(folder: Path, pictures: Subject) -> str:
-    """The folder's name, with the size of the pictures and the formats of their files, which affect every metric."""
-    height, width, _ = pictures.store.read(pictures.image_ids[:1])[0].shape
+def _describe_source(folder: Path, images: Subject) -> str:
+    """The folder's name, with the size of the images and the formats of their files, which affect every metric."""
+    height, width, _ = images.store.read(images.image_ids[:1])[0].shape
     formats = set()
     for path in folder.iterdir():
         if path.suffix.lower() in SUFFIXES:
-            with Image.open(path) as picture:
-                formats.add(picture.format or "")
+            with Image.open(path) as image:
+                formats.add(image.format or "")
     return f"{folder.resolve().name}, {width} x {height} px, {join_words(sorted(formats))}"
 
 
@@ -111,24 +111,24 @@ def _natural_sort_key(path: Path) -> list[str | int]:
     return [int(part) if index % 2 else part for index, part in enumerate(re.split(r"([0-9]+)", path.name))]
 
 
-def _read_pictures(paths: Sequence[Path]) -> Iterator[U8]:
-    """Read pictures of one size, with a block of them in memory at a time."""
+def _read_images(paths: Sequence[Path]) -> Iterator[U8]:
+    """Read images of one size, with a block of them in memory at a time."""
     size = None
     for start in range(0, len(paths), BLOCK):
         block = read_images(paths[start : start + BLOCK], "replace or remove it, and its prompt")
         size = size or block.shape[1:3]
         if block.shape[1:3] != size:
             raise UserError(
-                f"picture {paths[start]} is {block.shape[2]} x {block.shape[1]} px, the first is {size[1]} x {size[0]}; all must be of one size."
+                f"image {paths[start]} is {block.shape[2]} x {block.shape[1]} px, the first is {size[1]} x {size[0]}; all must be of one size."
             )
         yield from block
 
 
 def _check_scenes(folder: Path, first: Path, prompts: Path, captions: Sequence[str]) -> None:
     """Check the size and the captions: the embedded family's evaluators fail on other sizes, and give meaningless numbers for other captions."""
-    height, width, _ = next(_read_pictures([first])).shape
+    height, width, _ = next(_read_images([first])).shape
     if (height, width) != (SIZE_PX, SIZE_PX):
         raise UserError(
-            f"{folder} holds pictures of {width} x {height} px; scenes are of {SIZE_PX} x {SIZE_PX}. Full-size ones are scored by --suite standard"
+            f"{folder} holds images of {width} x {height} px; scenes are of {SIZE_PX} x {SIZE_PX}. Full-size ones are scored by --suite standard"
         )
     check_captions(captions, str(prompts))

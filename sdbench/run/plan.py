@@ -69,32 +69,32 @@ def plan(
         "settings": suite.model_dump(),
         "files": [vars(file) for file in files],
         "disk_bytes": int(len(specs) * n * size * size * PNG_BYTES_PER_PIXEL) + sum(file.size_bytes for file in files),
-        "models": _estimate_models(specs, suite.sampling, n + _count_timed_pictures(suite, probes), rate),
+        "models": _estimate_models(specs, suite.sampling, n + _count_timed_images(suite, probes), rate),
     }
     return {**content, "text": "\n".join([_text(content, n), *_probe_lines(suite, probes)])}
 
 
-def _count_timed_pictures(suite: Suite, settings: Mapping[str, Setting]) -> int:
-    """Number of pictures that the probes' calls of the pipeline make for each model."""
+def _count_timed_images(suite: Suite, settings: Mapping[str, Setting]) -> int:
+    """Number of images that the probes' calls of the pipeline make for each model."""
     if suite.probes is None:
         return 0
     calls = [setting.batch * (suite.probes.warmup + (setting.calls or suite.probes.calls)) for setting in settings.values()]
     return suite.probes.rounds * sum(calls)
 
 
-def _estimate_models(specs: Sequence[ModelSpec], sampling: Sampling, pictures: int, macs_per_s: float) -> list[dict[str, Any]]:
-    """For each model, the seconds for so many pictures, None where its work is not known; and its scheduler."""
+def _estimate_models(specs: Sequence[ModelSpec], sampling: Sampling, images: int, macs_per_s: float) -> list[dict[str, Any]]:
+    """For each model, the seconds for so many images, None where its work is not known; and its scheduler."""
     estimates = []
     for spec in specs:
         macs = _macs(spec, sampling)
-        seconds = None if macs is None else pictures * macs / macs_per_s / EFFICIENCY
+        seconds = None if macs is None else images * macs / macs_per_s / EFFICIENCY
         estimates.append({"model": spec.name, "seconds": seconds, "scheduler": schedulers.describe(spec, sampling)})
     return estimates
 
 
 def _text(content: dict[str, Any], n: int) -> str:
     digest = content["suite"]["digest"] or "not known until its prompts are here"
-    lines = [f"suite {content['suite']['name']}@{content['suite']['version']} (digest {digest}): {n or 'no'} pictures a model"]
+    lines = [f"suite {content['suite']['name']}@{content['suite']['version']} (digest {digest}): {n or 'no'} images a model"]
     lines += [f"prompts: {content['prompts']}"] if content["prompts"] else []
     lines.append("sampling: " + ", ".join(f"{key} {value}" for key, value in content["settings"]["sampling"].items()))
     lines += [f"fetch: {file['repository']}/{file['name']} ({size_text(file['size_bytes'])})" for file in content["files"]]
@@ -121,7 +121,7 @@ def _duration(seconds: float) -> str:
 
 
 def _macs(spec: ModelSpec, sampling: Sampling) -> int | None:
-    """Multiply-accumulates of one picture; None where the UNet's architecture is not known."""
+    """Multiply-accumulates of one image; None where the UNet's architecture is not known."""
     if spec.architecture not in TOPOLOGIES or spec.family == "custom":
         return None
     configs = work.random_configs(spec)

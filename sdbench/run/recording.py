@@ -1,4 +1,4 @@
-"""Write records: score pictures, and join the values with the probes and with what earlier runs measured of the rest."""
+"""Write records: score images, and join the values with the probes and with what earlier runs measured of the rest."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ from sdbench.store import Store
 from sdbench.suites import Suite
 
 THUMBNAIL_PX = 256
-Quality = tuple[list[Value], Scores, dict[str, bytes]]  # values of the pictures, per-image scores, file name -> thumbnail
+Quality = tuple[list[Value], Scores, dict[str, bytes]]  # values of the images, per-image scores, file name -> thumbnail
 
 
 def write_record(
@@ -37,14 +37,14 @@ def write_record(
     scheduler: Mapping[str, Any],
     looks: Looks | None = None,
 ) -> Path:
-    """Score the pictures, write the record of a model, and return its folder.
+    """Score the images, write the record of a model, and return its folder.
 
     Nothing is written where the newest record of the row says the same; its folder is returned then.
 
     Args:
         model: what was measured.
         context: the suite it was measured under.
-        subject: the pictures to score; None to keep what an earlier record says of them.
+        subject: the images to score; None to keep what an earlier record says of them.
         probed: latency and memory, perhaps of other models too.
         scheduler: see `schedulers.describe`.
         looks: of a run that stopped when sure.
@@ -56,8 +56,8 @@ def write_record(
         values, scores, thumbnails = _score_quality(subject, context)
     else:
         values, scores, thumbnails = _earlier_quality(None if context.with_quality else earlier)
-    new, (old, old_turns_id) = probed.values.get(model.name, []), _earlier_probes(earlier, context)
-    turns_ids = {turns_id for turns_id, found in ((probed.turns_id, new), (old_turns_id, old)) if found}
+    new, (old, old_run_id) = probed.values.get(model.name, []), _earlier_probes(earlier, context)
+    run_ids = {run_id for run_id, found in ((probed.run_id, new), (old_run_id, old)) if found}
     record = Record(
         family=context.suite.family or "",
         suite=context.suite.id,
@@ -72,7 +72,7 @@ def write_record(
         noise={} if model.is_made_elsewhere else context.suite.noise.model_dump(),
         teacher=NamedTeacher(model=teacher_name(context.suite), suite=context.suite.teacher_suite().id) if context.suite.teacher else None,
         prompts=context.suite.describe_prompts(),
-        run=turns_ids.pop() if len(turns_ids) == 1 else "",
+        run=run_ids.pop() if len(run_ids) == 1 else "",
         looks=looks,
     )
     if of_row and _comparable_content(of_row[-1][1]) == _comparable_content(record):
@@ -81,7 +81,7 @@ def write_record(
 
 
 def plain_subject(store: Store, jobs: Sequence[Job], runs: Path) -> Subject:
-    """The pictures of these jobs to score, without anything to compare them with."""
+    """The images of these jobs to score, without anything to compare them with."""
     return Subject(
         store,
         runs,
@@ -93,9 +93,9 @@ def plain_subject(store: Store, jobs: Sequence[Job], runs: Path) -> Subject:
 
 
 def build_subject(model: Model, context: RunContext, store: Store, jobs: Sequence[Job]) -> Subject:
-    """A model's pictures of these jobs to score, with what the suite compares them with.
+    """A model's images of these jobs to score, with what the suite compares them with.
 
-    That is the reference, the teacher's scores, and the teacher's pictures where they still exist.
+    That is the reference, the teacher's scores, and the teacher's images where they still exist.
     """
     of_teacher, name = context.suite.teacher_suite(), teacher_name(context.suite)
     subject = replace(
@@ -107,13 +107,13 @@ def build_subject(model: Model, context: RunContext, store: Store, jobs: Sequenc
     )
     if not (found := _find_teacher(context, jobs)):
         return subject
-    folder, teacher, pictures = found
+    folder, teacher, images = found
     digest = (teacher.model.weights_digest or folder.name)[:24]
-    return replace(subject, teacher_scores=records.read_scores(folder), teacher_pictures=pictures, teacher_digest=digest)
+    return replace(subject, teacher_scores=records.read_scores(folder), teacher_images=images, teacher_digest=digest)
 
 
 def missing_of_teacher(specs: Sequence[ModelSpec], context: RunContext) -> list[str]:
-    """A description of what a run of these models will lack of the teacher's scores and pictures, and how to get it."""
+    """A description of what a run of these models will lack of the teacher's scores and images, and how to get it."""
     of_teacher, name = context.suite.teacher_suite(), teacher_name(context.suite)
     if of_teacher is context.suite and name in {spec.name for spec in specs}:
         return []
@@ -126,7 +126,7 @@ def missing_of_teacher(specs: Sequence[ModelSpec], context: RunContext) -> list[
     ]
     if not (missing := [kind for kind in dict.fromkeys(needed) if not available[kind]]):
         return []
-    what, advice = "pictures" if found else "record", f"add --model {name}"
+    what, advice = "images" if found else "record", f"add --model {name}"
     if of_teacher is not context.suite:
         advice = f"first sdbench run --model {name} --suite {of_teacher.name}"
     return [
@@ -141,23 +141,23 @@ def teacher_name(suite: Suite) -> str:
 
 def probe_values(record: Record) -> list[Value]:
     """The values of latency, memory and size in a record."""
-    return [value for value in record.values if not value.is_picture_metric]
+    return [value for value in record.values if not value.is_image_metric]
 
 
 def _find_teacher(context: RunContext, jobs: Sequence[Job]) -> tuple[Path, Record, Subject | None] | None:
-    """The newest record of the teacher that has pictures, if any, and its pictures of the same prompts where they still exist."""
+    """The newest record of the teacher that has images, if any, and its images of the same prompts where they still exist."""
     of_teacher = context.suite.teacher_suite()
     assert of_teacher.sampling
     of_family = records.find(context.results, context.suite.family or "", of_teacher.id, teacher_name(context.suite))
-    with_pictures = [found for found in of_family if found[1].n_images]
-    if not with_pictures:
+    with_images = [found for found in of_family if found[1].n_images]
+    if not with_images:
         return None
-    folder, record = with_pictures[-1]
-    return folder, record, _find_pictures(record.model, replace(context, suite=of_teacher, sampling=of_teacher.sampling), jobs)
+    folder, record = with_images[-1]
+    return folder, record, _find_images(record.model, replace(context, suite=of_teacher, sampling=of_teacher.sampling), jobs)
 
 
-def _find_pictures(model: Model, context: RunContext, jobs: Sequence[Job]) -> Subject | None:
-    """A measured model's pictures of the prompts of these jobs; None where one is missing."""
+def _find_images(model: Model, context: RunContext, jobs: Sequence[Job]) -> Subject | None:
+    """A measured model's images of the prompts of these jobs; None where one is missing."""
     store, of_model = store_and_jobs(model, context)
     by_key = {(job.prompt_id, job.sample): job for job in of_model}
     paired = [by_key[job.prompt_id, job.sample] for job in jobs]
@@ -178,18 +178,18 @@ def _is_same_model(one: Model, other: Model) -> bool:
 def _score_quality(subject: Subject, context: RunContext) -> Quality:
     values, scores = score(subject, context.suite.own_metrics)
     rows = choose_rows(scores, subject.teacher_scores)
-    pictures = subject.store.read([subject.image_ids[row] for row in rows])
-    thumbnails = {f"{subject.prompt_ids[row]}.png": _thumbnail(picture) for row, picture in zip(rows, pictures, strict=True)}
+    images = subject.store.read([subject.image_ids[row] for row in rows])
+    thumbnails = {f"{subject.prompt_ids[row]}.png": _thumbnail(image) for row, image in zip(rows, images, strict=True)}
     return add_verdicts(values, context.suite, context.runs), scores, thumbnails
 
 
 def _earlier_quality(earlier: tuple[Path, Record] | None) -> Quality:
-    """What an earlier run measured of the pictures, so that a run of the probes alone does not lose it."""
+    """What an earlier run measured of the images, so that a run of the probes alone does not lose it."""
     if earlier is None:
         return [], Scores([], [], {}), {}
     path, record = earlier
     thumbnails = {file.name: file.read_bytes() for file in sorted((path / "images").glob("*.png"))}
-    return [value for value in record.values if value.is_picture_metric], records.read(path)[1], thumbnails
+    return [value for value in record.values if value.is_image_metric], records.read(path)[1], thumbnails
 
 
 def _earlier_probes(earlier: tuple[Path, Record] | None, context: RunContext) -> tuple[list[Value], str]:

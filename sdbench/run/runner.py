@@ -29,33 +29,33 @@ from sdbench.suites import find
 def run(specs: Sequence[ModelSpec], context: RunContext) -> list[Path]:
     """Measure models, and return their record folders, in the order of `specs`.
 
-    A teacher among them is scored first, since the others are compared with its scores and pictures.
+    A teacher among them is scored first, since the others are compared with its scores and images.
     """
     ordered = sorted(fetch_models(specs, context), key=lambda spec: spec.name != teacher_name(context.suite))
     models = {spec.name: describe_model(spec, context) for spec in ordered}
-    pictures = {spec.name: _draw_pictures(spec, models[spec.name], context) for spec in ordered} if context.with_quality else {}
+    images = {spec.name: _draw_images(spec, models[spec.name], context) for spec in ordered} if context.with_quality else {}
     probed = run_probes(ordered, context)
     schedulers_by_name = {spec.name: describe_scheduler(spec, context) for spec in ordered}
     folders = {}
     with evaluators_on(context.device):
         for name, model in models.items():
-            subject = build_subject(model, context, *pictures[name]) if name in pictures else None
+            subject = build_subject(model, context, *images[name]) if name in images else None
             folders[name] = write_record(model, context, subject, probed, schedulers_by_name[name])
     return [folders[spec.name] for spec in specs]
 
 
 def draw(specs: Sequence[ModelSpec], context: RunContext, part: tuple[int, int]) -> dict[str, int]:
-    """Draw a part of the pictures of models, and score nothing: for processes that share the folder of runs, such as one per GPU.
+    """Draw a part of the images of models, and score nothing: for processes that share the folder of runs, such as one per GPU.
 
     Args:
         part: see `select_part`.
 
     Returns:
-        By name of a model, the number of its pictures that are still missing.
+        By name of a model, the number of its images that are still missing.
     """
     missing = {}
     for spec in fetch_models(specs, context):
-        store, jobs = _draw_pictures(spec, describe_model(spec, context), context, part)
+        store, jobs = _draw_images(spec, describe_model(spec, context), context, part)
         missing[spec.name] = len(store.missing([job.image_id for job in jobs]))
     return missing
 
@@ -83,8 +83,8 @@ def describe_model(spec: ModelSpec, context: RunContext) -> Model:
     return Model(name=spec.name, architecture=spec.architecture, source=spec.origin, weights_digest=digest, label=spec.label)
 
 
-class PictureGenerator:
-    """Makes one model's pictures of a suite; the model is loaded once the first picture is missing."""
+class ImageGenerator:
+    """Makes one model's images of a suite; the model is loaded once the first image is missing."""
 
     def __init__(self, spec: ModelSpec, model: Model, context: RunContext) -> None:
         self.spec, self.context = spec, context
@@ -92,7 +92,7 @@ class PictureGenerator:
         self._make: Callable[[list[Job]], U8] | None = None
 
     def draw(self, jobs: list[Job]) -> None:
-        """Make those of these pictures that the store lacks."""
+        """Make those of these images that the store lacks."""
         if self.store.missing([job.image_id for job in jobs]):
             self._make = self._make or self._load()
             generate(jobs, self.store, self.context.sampling.batch, self._make, self.spec.name)
@@ -106,8 +106,8 @@ class PictureGenerator:
         return make_sampler(pipeline, sampling, self.context.suite.noise)
 
 
-def _draw_pictures(spec: ModelSpec, model: Model, context: RunContext, part: tuple[int, int] = (1, 1)) -> tuple[Store, list[Job]]:
-    generator = PictureGenerator(spec, model, context)
+def _draw_images(spec: ModelSpec, model: Model, context: RunContext, part: tuple[int, int] = (1, 1)) -> tuple[Store, list[Job]]:
+    generator = ImageGenerator(spec, model, context)
     generator.draw(select_part(generator.jobs, context.sampling.batch, part))
     store, jobs = generator.store, generator.jobs
     del generator  # which holds the model
@@ -118,7 +118,7 @@ def _draw_pictures(spec: ModelSpec, model: Model, context: RunContext, part: tup
 
 
 def run_probes(specs: Sequence[ModelSpec], context: RunContext) -> ProbeResult:
-    """Measure latency and memory of the models in turns; empty for rendered pictures, and where the suite has no probes."""
+    """Measure latency and memory of the models in turns; empty for rendered images, and where the suite has no probes."""
     timed = [spec for spec in specs if spec.source != "rendered"]
     if context.suite.probes is None or not context.with_probes or not timed:
         return ProbeResult({}, "")
@@ -135,5 +135,5 @@ def run_probes(specs: Sequence[ModelSpec], context: RunContext) -> ProbeResult:
 
 
 def describe_scheduler(spec: ModelSpec, context: RunContext) -> dict[str, Any]:
-    """The scheduler of a model's pictures of the suite, see `schedulers.describe`."""
+    """The scheduler of a model's images of the suite, see `schedulers.describe`."""
     return schedulers.describe(spec, context.sampling, context.pipelines.get(spec.name))

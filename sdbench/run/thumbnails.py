@@ -1,4 +1,4 @@
-"""Choose the pictures that a record keeps as thumbnails: some that all models share, and the worst of this one."""
+"""Choose the images that a record keeps as thumbnails: some that all models share, and the worst of this one."""
 
 import itertools
 
@@ -7,13 +7,13 @@ import numpy as np
 from sdbench.arrays import F64
 from sdbench.records import MAX_THUMBNAILS, Scores, influenced_metric
 
-SHARED = 32  # the first pictures of the suite
+SHARED = 32  # the first images of the suite
 
 
 def choose_rows(scores: Scores, teacher: Scores | None) -> list[int]:
-    """Rows of at most 64 pictures: the first 32, then, in turns, the worst of each kind.
+    """Rows of at most 64 images: the first 32, then, in turns, the worst of each kind.
 
-    The worst are those that add most to a distance of the set, and those that lose most to the teacher's picture by a judge of win
+    The worst are those that add most to a distance of the set, and those that lose most to the teacher's image by a judge of win
     rates.
     """
     ranked = [np.argsort(-column) for name, column in scores.columns.items() if influenced_metric(name)]
@@ -25,6 +25,6 @@ def choose_rows(scores: Scores, teacher: Scores | None) -> list[int]:
 
 
 def _score_gains(scores: Scores, teacher: Scores, judge: str) -> F64:
-    """The score of each picture less that of the teacher's picture."""
+    """The score of each image less that of the teacher's image."""
     of_teacher = dict(zip(teacher.keys, teacher.columns[judge].tolist(), strict=True))
     return scores.columns[judge] - np.array([of_teacher[key] for key in scores.keys], np.float64)

@@ -5,7 +5,7 @@ list would not represent the others. A look takes the scores of the first k prom
 level it tests; `gate.looks` says why a pass waits for half of the prompts, and which faults even that does not show.
 
 A distance of the whole set is only computed at a look that may be the last, once all else has passed. It is taken from the first k
-pictures of both models; where the baseline's pictures are not in the run folder, it waits until all prompts are in, since the
+images of both models; where the baseline's images are not in the run folder, it waits until all prompts are in, since the
 baseline's record has only the value of the whole set.
 """
 
@@ -29,7 +29,7 @@ from sdbench.records import Looks, Model, Record, Scores, Value
 from sdbench.run import runner
 from sdbench.run.context import RunContext, store_and_jobs
 from sdbench.run.recording import build_subject, probe_values, write_record
-from sdbench.run.runner import PictureGenerator
+from sdbench.run.runner import ImageGenerator
 from sdbench.score import PROTOCOLS, score
 from sdbench.stats.decisions import BetweenRuns
 from sdbench.validation import validate
@@ -60,7 +60,7 @@ def look_sizes(n: int, batch: int) -> list[int]:
 
 
 def run_until_verdict(test: SequentialTest) -> tuple[Path, Report]:
-    """Make pictures until the verdict is sure, or all of them would not make it so, and return the record folder and the verdict.
+    """Make images until the verdict is sure, or all of them would not make it so, and return the record folder and the verdict.
 
     Raises:
         UserError: the baseline is of another suite or has other prompts.
@@ -68,12 +68,12 @@ def run_until_verdict(test: SequentialTest) -> tuple[Path, Report]:
     context, baseline = test.context, Side.read(test.baseline)
     if (baseline.record.suite, baseline.record.n_images) != (context.suite.id, len(context.suite.prompt_list())):
         raise UserError(
-            f"baseline {test.baseline} is of {baseline.record.suite}, {baseline.record.n_images} pictures; this run is of {context.suite.id}, "
+            f"baseline {test.baseline} is of {baseline.record.suite}, {baseline.record.n_images} images; this run is of {context.suite.id}, "
             f"{len(context.suite.prompt_list())}: run the baseline under this suite"
         )
     (spec,) = runner.fetch_models([test.spec], context)
     model = runner.describe_model(spec, context)
-    candidate = _Candidate(test, model, PictureGenerator(spec, model, context), baseline, runner.run_probes([spec], context))
+    candidate = _Candidate(test, model, ImageGenerator(spec, model, context), baseline, runner.run_probes([spec], context))
     total, sizes = len(candidate.jobs), list[int]()
     for size in look_sizes(total, context.sampling.batch):
         sizes.append(size)
@@ -89,13 +89,13 @@ class _Candidate:
     """The model under test, as far as it has been measured, beside its baseline.
 
     Attributes:
-        jobs: the suite's pictures, in the order of the looks.
+        jobs: the suite's images, in the order of the looks.
         set_metrics, score_metrics: names of the metrics that the policy weighs, and of the judges behind weighed win rates.
         scores_by_look: the scores of the prompts that each look added.
         failed: values of scores that some prompts lack.
     """
 
-    def __init__(self, test: SequentialTest, model: Model, generator: PictureGenerator, baseline: Side, probed: ProbeResult) -> None:
+    def __init__(self, test: SequentialTest, model: Model, generator: ImageGenerator, baseline: Side, probed: ProbeResult) -> None:
         self.context, self.model, self.generator, self.baseline, self.probed = test.context, model, generator, baseline, probed
         self.jobs = self._in_look_order(generator.jobs)
         suite, weighed = self.context.suite, test.policy.rules(self.context.suite.name)
@@ -137,7 +137,7 @@ class _Candidate:
         return [by_id[prompt_id] for prompt_id in suites.look_order([*by_id], self.context.sampling.batch)]
 
     def _baseline_subject(self, size: int) -> Subject | None:
-        """The baseline's pictures of the first prompts; None where one is not in the run folder."""
+        """The baseline's images of the first prompts; None where one is not in the run folder."""
         store, jobs = store_and_jobs(self.baseline.record.model, self.context)
         first = self._in_look_order(jobs)[:size]
         if store.missing([job.image_id for job in first]):
@@ -158,7 +158,7 @@ class _Candidate:
         return self._build_side(self._new_record(), new, new_values), self._build_side(self.baseline.record, old, old_values)
 
     def _measure_sets(self, new: Scores, old: Scores, size: int) -> tuple[list[Value], list[Value]] | None:
-        """The distances of both sets of pictures, whose influence columns are added to the scores; None where they cannot be computed."""
+        """The distances of both sets of images, whose influence columns are added to the scores; None where they cannot be computed."""
         if size == len(self.jobs):
             old_values = [value for name in self.set_metrics if (value := self.baseline.record.value(name))]
             old_columns = self._old_scores(list(old.prompt_ids), [PROTOCOLS[name].column for name in self.set_metrics]).columns
@@ -197,7 +197,7 @@ class _Candidate:
         )
 
     def _build_side(self, record: Record, scores: Scores, values: list[Value]) -> Side:
-        """A side of the comparison: the probes of a record, the means of the scores, and other values of the pictures."""
+        """A side of the comparison: the probes of a record, the means of the scores, and other values of the images."""
         n = len(scores.keys)
         means = [
             Value(

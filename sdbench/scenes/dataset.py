@@ -1,4 +1,4 @@
-"""Rendered scenes as a `datasets` dataset: unlimited captioned pictures, each a function of its index."""
+"""Rendered scenes as a `datasets` dataset: unlimited captioned images, each a function of its index."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,8 +1,8 @@
 """Captions of the `scenes` family: a grammar so small that the exact meaning of every caption is known.
 
 A scene holds one or two things on a plain background. "a large red circle left of a small blue star on a pink
-background" and "a small blue star right of a large red circle on a pink background" describe the same picture;
-`Scene.layout` is that picture: the first thing is the left or top one, the second the right or bottom one.
+background" and "a small blue star right of a large red circle on a pink background" describe the same image;
+`Scene.layout` is that image: the first thing is the left or top one, the second the right or bottom one.
 """
 
 import difflib
@@ -51,7 +51,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Layout:
-    """The content of a picture, the same for all captions that describe it."""
+    """The content of an image, the same for all captions that describe it."""
 
     axis: Literal["single", "row", "column"]
     things: tuple[Thing, ...]

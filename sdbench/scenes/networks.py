@@ -25,7 +25,7 @@ class Residual(nn.Module):
 
 
 class SceneNet(nn.Module):
-    """Maps pictures to `width` features, and these to the attributes of the layout.
+    """Maps images to `width` features, and these to the attributes of the layout.
 
     There is no global pooling: features keep the position of things, because left and right are part of a layout.
     """
@@ -50,18 +50,18 @@ class SceneNet(nn.Module):
         return net.eval()
 
     def features(self, pixels: Tensor) -> Tensor:
-        """Compute the features of pictures, N x 3 x 64 x 64 in -1..1; returns N x width."""
+        """Compute the features of images, N x 3 x 64 x 64 in -1..1; returns N x width."""
         projected: Tensor = self.project(self.trunk(pixels).flatten(1))
         return projected
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Classify pictures, N x 3 x 64 x 64 in -1..1; returns logits by attribute name, N x classes each."""
+        """Classify images, N x 3 x 64 x 64 in -1..1; returns logits by attribute name, N x classes each."""
         logits: dict[str, Tensor] = self.heads(torch.relu(self.features(pixels)))
         return logits
 
 
 def to_pixels(images: U8) -> Tensor:
-    """Convert pictures, N x H x W x 3 uint8, for these networks and for VAEs; returns N x 3 x H x W float32 in -1..1."""
+    """Convert images, N x H x W x 3 uint8, for these networks and for VAEs; returns N x 3 x H x W float32 in -1..1."""
     return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 

@@ -1,7 +1,7 @@
 """Renders scenes with signed distances, vectorised over a batch; the same index gives the same bytes.
 
 Coordinates cover the unit square, x to the right and y down. Place, size, angle and colour are jittered a little in every
-picture, so that one caption has any number of pictures. The signed distances are the standard ones for 2D primitives
+image, so that one caption has any number of images. The signed distances are the standard ones for 2D primitives
 (Inigo Quilez, "2D distance functions").
 """
 

@@ -1,4 +1,4 @@
-"""The log of a training run: losses, evaluations, and sample pictures."""
+"""The log of a training run: losses, evaluations, and sample images."""
 
 import json
 from collections.abc import Callable
@@ -19,7 +19,7 @@ Evaluate = Callable[[nn.Module], tuple[npt.NDArray[np.uint8], dict[str, float]]]
 
 
 class Journal:
-    """Writes `log.jsonl`, TensorBoard's events, and sample pictures.
+    """Writes `log.jsonl`, TensorBoard's events, and sample images.
 
     Entries from step `start` on, left by a run that was killed, are removed: those steps are logged again.
 
@@ -68,18 +68,18 @@ class Journal:
             self._board.add_scalar(name, value, step)
 
     def evaluate_if_due(self, taken: int, network: nn.Module) -> None:
-        """Evaluate a network after `taken` steps if an evaluation is due, and save the picture and values.
+        """Evaluate a network after `taken` steps if an evaluation is due, and save the image and values.
 
         Raises:
-            UserError: the picture or the log cannot be written.
+            UserError: the image or the log cannot be written.
         """
         if self._quiet or self._evaluate is None or not taken or (taken < self._steps and taken % self._evaluate_every):
             return
         training = network.training
-        picture, values = self._evaluate(network.eval())
+        image, values = self._evaluate(network.eval())
         network.train(training)
         self.write(taken, values)
-        with explain_write_errors("a picture", self._folder):
+        with explain_write_errors("an image", self._folder):
             (self._folder / "samples").mkdir(exist_ok=True)
-            Image.fromarray(picture).save(self._folder / "samples" / f"{STEP.format(taken)}.png")
-        self._board.add_image("samples", picture, taken, dataformats="HWC")
+            Image.fromarray(image).save(self._folder / "samples" / f"{STEP.format(taken)}.png")
+        self._board.add_image("samples", image, taken, dataformats="HWC")

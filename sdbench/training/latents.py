@@ -1,4 +1,4 @@
-"""The training data of UNets of both families: latents of captioned pictures, and embeddings of their captions.
+"""The training data of UNets of both families: latents of captioned images, and embeddings of their captions.
 
 Both are computed once and stored by `row_files` under the digest of their inputs. A batch depends only on (seed, its
 number), and is the same on every device.
@@ -29,7 +29,7 @@ from sdbench.training.row_files import RowFile, fill_and_load
 
 ENCODE_BATCH_PX = {  # pixels in one pass of the VAE; another number changes the last bits of latents
     "cpu": 64 * 64 * 64,  # the latents of the shipped students were made with this
-    "cuda": 4 * 1024 * 1024,  # a picture of 1024 px takes about 2 GB: some four tensors of 128 channels
+    "cuda": 4 * 1024 * 1024,  # an image of 1024 px takes about 2 GB: some four tensors of 128 channels
 }
 COMPONENTS: dict[str, Any] = {  # parts of a pipeline except the UNet, and their classes; None: weights, loaded with all checks
     "vae": None,
@@ -41,8 +41,8 @@ COMPONENTS: dict[str, Any] = {  # parts of a pipeline except the UNet, and their
 }
 
 
-class CaptionedPictures(Protocol):
-    """Captioned pictures to train on."""
+class CaptionedImages(Protocol):
+    """Captioned images to train on."""
 
     @property
     def digest(self) -> str:
@@ -50,21 +50,21 @@ class CaptionedPictures(Protocol):
 
     @property
     def size_px(self) -> int:
-        """The side of the square pictures that `read` returns."""
+        """The side of the square images that `read` returns."""
 
     @property
     def captions(self) -> Sequence[str]:
-        """One caption for each picture."""
+        """One caption for each image."""
 
     def read(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Read pictures as a VAE takes them.
+        """Read images as a VAE takes them.
 
         Returns:
             Pixels, N x 3 x H x W float32 in -1..1, and SDXL's micro-conditioning (arXiv 2307.01952, 2.2), N x 6: original height and
             width, crop top and left, target height and width.
 
         Raises:
-            UndecodableError: a picture cannot be decoded.
+            UndecodableError: an image cannot be decoded.
         """
 
 
@@ -170,13 +170,13 @@ def _load_weights(part: str, folder: Path) -> nn.Module:
 
 
 class LatentPool:
-    """Latents and caption embeddings of pictures, encoded with the VAE and text encoders of one pipeline.
+    """Latents and caption embeddings of images, encoded with the VAE and text encoders of one pipeline.
 
     What is not on disk yet is encoded at construction; in a distributed run, each process encodes its share.
 
     Args:
         pipeline_folder: a diffusers folder; its `unet` is not needed.
-        pictures: to encode.
+        images: to encode.
         work: folder for `latents-<digest>.npy`, `captions-<digest>.npy` and, unless that is zeros, `unconditional-<digest>.npy`.
         device: to encode on.
 
@@ -185,24 +185,24 @@ class LatentPool:
 
     Raises:
         UserError: the folder lacks a component, one is damaged, the kind of diffusion is another (see `check_diffusion`), too many
-            pictures cannot be decoded, or the disk has too little space.
+            images cannot be decoded, or the disk has too little space.
     """
 
-    def __init__(self, pipeline_folder: Path, pictures: CaptionedPictures, work: Path, device: str = "cpu") -> None:
+    def __init__(self, pipeline_folder: Path, images: CaptionedImages, work: Path, device: str = "cpu") -> None:
         _check_complete(pipeline_folder)
         check_diffusion(pipeline_folder)
-        self.pictures, self._folder, self._device = pictures, pipeline_folder, device
+        self.images, self._folder, self._device = images, pipeline_folder, device
         self.scheduler: DDIMScheduler = DDIMScheduler.from_pretrained(pipeline_folder / "scheduler")
         text_parts = [name for name in COMPONENTS if name.startswith("t")]
-        pictures_digest, captions_digest = broadcast_from_main(
-            lambda: [_digest(pictures.digest, pipeline_folder, parts) for parts in (["vae"], text_parts)]
+        images_digest, captions_digest = broadcast_from_main(
+            lambda: [_digest(images.digest, pipeline_folder, parts) for parts in (["vae"], text_parts)]
         )
-        n, chunk_size = len(pictures.captions), max(1, ENCODE_BATCH_PX[torch.device(device).type] // pictures.size_px**2)
-        latents = RowFile(work / f"latents-{pictures_digest}.npy", n, chunk_size, self._encode, pictures.read)
+        n, chunk_size = len(images.captions), max(1, ENCODE_BATCH_PX[torch.device(device).type] // images.size_px**2)
+        latents = RowFile(work / f"latents-{images_digest}.npy", n, chunk_size, self._encode, images.read)
         captions = RowFile(work / f"captions-{captions_digest}.npy", n, 64, self.embed_captions)
         unconditional = RowFile(work / f"unconditional-{captions_digest}.npy", 1, 1, lambda _: self._embed([""]))
         files = [latents, captions] if _has_zero_unconditional(pipeline_folder) else [latents, captions, unconditional]
-        self._pictures, self._captions, *rest = fill_and_load(*files)
+        self._images, self._captions, *rest = fill_and_load(*files)
         self._unconditional = rest[0] if rest else None
         self._decodable = np.setdiff1d(np.arange(n), latents.undecodable_rows())
         self.__dict__.pop("parts", None)  # frees them: gigabytes at full size
@@ -215,16 +215,16 @@ class LatentPool:
 
     @property
     def latents(self) -> npt.NDArray[np.float16]:
-        """The latents of all pictures, of the shape in `Batch`: scaled modes of the posterior, or zeros for undecodable pictures."""
-        latents: npt.NDArray[np.float16] = self._pictures["latents"]
+        """The latents of all images, of the shape in `Batch`: scaled modes of the posterior, or zeros for undecodable images."""
+        latents: npt.NDArray[np.float16] = self._images["latents"]
         return latents
 
     def batch(self, number: int, batch: int, seed: int, drop: float = 0.1, device: str = "cpu") -> Batch:
         """Draw a batch.
 
         Args:
-            number: of the batch; decides, with `seed`, the pictures, the noise, the timesteps and the captions to drop.
-            batch: number of pictures.
+            number: of the batch; decides, with `seed`, the images, the noise, the timesteps and the captions to drop.
+            batch: number of images.
             seed: of the run.
             drop: share of captions to replace by the unconditional embedding.
             device: of the tensors.
@@ -233,19 +233,19 @@ class LatentPool:
         return self.batch_of_rows(draw_rows(number, len(self), batch, seed), batch_seed, drop, device=device)
 
     def __len__(self) -> int:
-        """Number of pictures that could be decoded."""
+        """Number of images that could be decoded."""
         return len(self._decodable)
 
     def batch_of_rows(
         self, rows: npt.NDArray[np.int64], seed: int, drop: float = 0.0, least: int = 0, most: int | None = None, device: str = "cpu"
     ) -> Batch:
-        """A batch of given rows, counted among decodable pictures.
+        """A batch of given rows, counted among decodable images.
 
         `seed` decides the noise, the timesteps (`least` <= t < `most`; default: all) and the captions to drop.
         """
         n, rows = len(rows), self._decodable[rows]
         generator = torch.Generator().manual_seed(seed)
-        latents, time_ids = (torch.from_numpy(self._pictures[name][rows]).float() for name in ("latents", "time_ids"))
+        latents, time_ids = (torch.from_numpy(self._images[name][rows]).float() for name in ("latents", "time_ids"))
         noise = torch.randn(latents.shape, generator=generator)
         timesteps = torch.randint(least, most or self.scheduler.config.num_train_timesteps, (n,), generator=generator)
         kept = (torch.rand(n, generator=generator) >= drop).float()
@@ -260,21 +260,21 @@ class LatentPool:
             return conditional
         return conditional + torch.from_numpy(self._unconditional[name][[0]]).float() * (1 - kept)
 
-    def encode_pictures(self, rows: npt.NDArray[np.int64]) -> dict[str, Tensor]:
-        """Encode pictures and return their rows in the file; a GPU may compute in TF32, which has as many digits as the file's float16.
+    def encode_images(self, rows: npt.NDArray[np.int64]) -> dict[str, Tensor]:
+        """Encode images and return their rows in the file; a GPU may compute in TF32, which has as many digits as the file's float16.
 
         Raises:
-            UndecodableError: a picture cannot be decoded.
+            UndecodableError: an image cannot be decoded.
         """
-        return self._encode(self.pictures.read(rows))
+        return self._encode(self.images.read(rows))
 
-    def _encode(self, pictures: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        pixels, time_ids = pictures
+    def _encode(self, images: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        pixels, time_ids = images
         return {"latents": encode(self.parts["vae"], pixels.to(self._device)).half(), "time_ids": time_ids}
 
     def embed_captions(self, rows: npt.NDArray[np.int64]) -> dict[str, Tensor]:
         """Embed captions as `encode_prompt` of the stock pipeline does, and return their rows in the file."""
-        return self._embed([self.pictures.captions[row] for row in rows])
+        return self._embed([self.images.captions[row] for row in rows])
 
     def _embed(self, captions: list[str]) -> dict[str, Tensor]:
         outputs = []
@@ -292,13 +292,13 @@ def _has_zero_unconditional(folder: Path) -> bool:
 
 
 def encode(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
-    """Encode pictures, N x 3 x H x W in -1..1; returns scaled modes of the posterior, of the shape in `Batch`."""
+    """Encode images, N x 3 x H x W in -1..1; returns scaled modes of the posterior, of the shape in `Batch`."""
     latents: Tensor = vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
     return latents
 
 
-def _digest(pictures: str, folder: Path, parts: Sequence[str]) -> str:
-    sha256 = hashlib.sha256(pictures.encode())
+def _digest(images: str, folder: Path, parts: Sequence[str]) -> str:
+    sha256 = hashlib.sha256(images.encode())
     for path in (file for part in parts for file in part_files(folder / part, part)):
         with path.open("rb") as file:
             sha256.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())

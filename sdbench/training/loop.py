@@ -6,7 +6,7 @@ processes and mixed precision. The processes share the batches of a step: with a
 the same data, up to rounding, and it can continue with another number.
 
 A run's folder holds `step-<n>/`, the two newest checkpoints, written atomically; `log.jsonl`; TensorBoard's events; and
-`samples/`, pictures drawn during training.
+`samples/`, images drawn during training.
 """
 
 from collections.abc import Callable
@@ -38,7 +38,7 @@ class Schedule:
     Attributes:
         steps: number of optimiser steps.
         lr: peak learning rate, after a linear warm-up over `warmup` steps.
-        batch: pictures in one forward pass.
+        batch: images in one forward pass.
         weight_decay: of AdamW.
         ema: decay of the running average of the weights, or None to keep the last weights.
         clip_norm: maximum norm of the gradient.
@@ -95,7 +95,7 @@ def fit(
         schedule: how long and how fast to train.
         folder: of the run, see the module.
         accelerator: by default a new one on the model's device.
-        evaluate: makes an H x W x 3 uint8 picture and named values with the network to keep so far.
+        evaluate: makes an H x W x 3 uint8 image and named values with the network to keep so far.
         evaluate_every: steps between two evaluations; there is one at the end, too.
         save_every_s: seconds between two checkpoints; more if saving is slow, so that it takes at most 2 % of the time.
 
@@ -186,8 +186,8 @@ def _update_average(average: nn.Module | None, model: nn.Module, ema: float | No
 
 
 def _progress_bar(title: str, start: int, schedule: Schedule, *, quiet: bool) -> Any:
-    pictures, leave = schedule.batch * schedule.accumulation, start < schedule.steps
-    initial, total = start * pictures, schedule.steps * pictures
+    images, leave = schedule.batch * schedule.accumulation, start < schedule.steps
+    initial, total = start * images, schedule.steps * images
     return tqdm(disable=quiet, initial=initial, total=total, desc=title, unit="image", mininterval=2, leave=leave)
 
 

@@ -1,7 +1,7 @@
-"""Arrays on disk that take hours to compute: a row for each picture or caption, computed once, chunk by chunk.
+"""Arrays on disk that take hours to compute: a row for each image or caption, computed once, chunk by chunk.
 
 A computation that was killed continues where it stopped. The processes of a distributed run share the chunks, and threads read
-the pictures of the next chunks ahead. Pictures that cannot be decoded are left out with a message, up to one in a hundred.
+the images of the next chunks ahead. Images that cannot be decoded are left out with a message, up to one in a hundred.
 """
 
 import shutil
@@ -25,9 +25,9 @@ from tqdm import tqdm
 from sdbench.errors import UndecodableError, UserError
 from sdbench.training.processes import broadcast_from_main, rank_and_local_size
 
-READERS = 8  # threads that read and decode the next pictures while the device encodes
+READERS = 8  # threads that read and decode the next images while the device encodes
 FLUSH_EVERY_S = 30.0  # at most so much encoding is lost when a process is killed or the machine goes down
-MAX_UNDECODABLE = 0.01  # share of the pictures that may be left out
+MAX_UNDECODABLE = 0.01  # share of the images that may be left out
 
 Rows = npt.NDArray[np.int64]
 
@@ -60,7 +60,7 @@ class RowFile:
 
     @property
     def undecodable_path(self) -> Path:
-        """The path of the row numbers of undecodable pictures; there is no such file if all could be decoded."""
+        """The path of the row numbers of undecodable images; there is no such file if all could be decoded."""
         return self.path.with_suffix(".left-out.npy")
 
     @property
@@ -69,7 +69,7 @@ class RowFile:
         return self.part_path.exists() and self.marks_path.exists() and self.marks_path.stat().st_size == self.n
 
     def undecodable_rows(self) -> Rows:
-        """The row numbers of undecodable pictures in a complete file."""
+        """The row numbers of undecodable images in a complete file."""
         rows: Rows = np.load(self.undecodable_path) if self.undecodable_path.exists() else np.zeros(0, np.int64)
         return rows
 
@@ -79,7 +79,7 @@ def fill_and_load(*files: RowFile) -> list[npt.NDArray[np.void]]:
     """Compute the missing rows of these files, all in one folder, and return their arrays, memory-mapped, with a field for each tensor.
 
     Raises:
-        UserError: the disk has too little space, a file has no rows, or too many pictures cannot be decoded.
+        UserError: the disk has too little space, a file has no rows, or too many images cannot be decoded.
     """
     for file, is_complete in zip(files, broadcast_from_main(lambda: _create_missing(files)), strict=True):
         if not is_complete:
@@ -101,7 +101,7 @@ def _create_missing(files: Sequence[RowFile]) -> list[bool]:
     if needed > (free := shutil.disk_usage(folder).free):
         fields = ", ".join(name for dtype in dtypes for name in dtype.names or ())
         raise UserError(
-            f"{folder} has {free / 1e9:.1f} GB free; {needed / 1e9:.1f} GB are needed for {fields} of {files[0].n:,} pictures. Make room, or name another folder with --work"
+            f"{folder} has {free / 1e9:.1f} GB free; {needed / 1e9:.1f} GB are needed for {fields} of {files[0].n:,} images. Make room, or name another folder with --work"
         )
     for file, dtype in zip(new, dtypes, strict=True):
         file.marks_path.unlink(missing_ok=True)
@@ -178,7 +178,7 @@ def _read_ahead(read: Callable[[Rows], Any], chunks: Sequence[Rows]) -> Generato
 def _compute_chunk(
     file: RowFile, chunk: Rows, wait_for_input: Callable[[], Any]
 ) -> Iterator[tuple[Rows, dict[str, Tensor] | UndecodableError]]:
-    """Yield rows and their tensors: the whole chunk, or its rows one by one if a picture in it cannot be decoded."""
+    """Yield rows and their tensors: the whole chunk, or its rows one by one if an image in it cannot be decoded."""
     try:
         yield chunk, file.compute(wait_for_input())
     except UndecodableError as error:

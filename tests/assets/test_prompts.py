@@ -260,7 +260,7 @@ def test_code_in_a_latent_file_is_not_run(tmp_path: Path) -> None:
         initial_noise(save_latent(tmp_path / "trap.pt", Trap()), "a", 0, SHAPE)
 
 
-def test_picture_names_and_suite_digest_depend_on_the_content_of_the_latent_file(tmp_path: Path) -> None:
+def test_image_names_and_suite_digest_depend_on_the_content_of_the_latent_file(tmp_path: Path) -> None:
     path = write_list(tmp_path, "txt")
 
     def names(noise: Noise) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from sdbench.scenes.training import evaluation
 def vega() -> Recipe:
     recipe = load_recipe("vega")
     stages = tuple(stage.model_copy(update={"share": share}) for stage, share in zip(recipe.stages, (0.4, 0.6), strict=True))
-    scenes = recipe.scenes.model_copy(update={"pictures": 8, "batch": 2, "warmup": 1})
+    scenes = recipe.scenes.model_copy(update={"images": 8, "batch": 2, "warmup": 1})
     return recipe.model_copy(update={"stages": stages, "scenes": scenes})
 
 
@@ -27,7 +27,7 @@ def fast_sampling() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluation, "STEPS", 1)
         patch.setattr(samples, "STEPS", 1)
-        patch.setattr(train, "SceneEvaluation", partial(evaluation.SceneEvaluation, n=evaluation.SHEET_PICTURES))
+        patch.setattr(train, "SceneEvaluation", partial(evaluation.SceneEvaluation, n=evaluation.SHEET_IMAGES))
         patch.setattr(train, "FINAL_BATCHES", 1)
         yield
 
@@ -41,10 +41,10 @@ def fake_estimates(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def digest_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Folder in which digests of pictures are cached."""
+    """Folder in which digests of images are cached."""
     caches = tmp_path_factory.mktemp("caches")
     monkeypatch.setenv("XDG_CACHE_HOME", str(caches))
-    return caches / "sdbench" / "pictures"
+    return caches / "sdbench" / "images"
 
 
 @pytest.fixture

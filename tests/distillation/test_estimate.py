@@ -36,7 +36,7 @@ from sdbench.probes.work import empty_input
 SHALLOW = {**unet_config("vega", "scenes"), "transformer_layers_per_block": [1, 1, 1]}
 BLOCKS = {32: 5, 64: 5}  # width: transformer blocks, in 2 attentions down and 3 up
 TEXT = 96  # its width
-# Activations of one picture at 1024 px in bfloat16 without autocast, attention as matrices; computed once with diffusers 0.42.1 (GB).
+# Activations of one image at 1024 px in bfloat16 without autocast, attention as matrices; computed once with diffusers 0.42.1 (GB).
 MATRICES_GB = {"ssd-1b": 12.3, "vega": 7.0}
 
 
@@ -94,7 +94,7 @@ def test_attention_saves_no_matrix() -> None:
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_taps_add_the_size_of_the_teachers_outputs(checkpointing: bool) -> None:
-    """The layer-level loss, at 1024 px in bfloat16, saves at most 0.2 GB per picture more for the backward pass."""
+    """The layer-level loss, at 1024 px in bfloat16, saves at most 0.2 GB per image more for the backward pass."""
     recipe, config = load_recipe("vega"), unet_config("vega")
     taps = resolve_taps(config, unet_config("sdxl"), recipe.plans[-1], recipe.taps)
     with (
@@ -207,9 +207,9 @@ def test_forward_equivalents_match_counted_flops(checkpointing: bool) -> None:
 
 
 @pytest.fixture
-def pictures(datasets_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of two pictures, for `datasets` with an empty cache."""
-    folder = tmp_path_factory.mktemp("pictures")
+def images(datasets_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of two images, for `datasets` with an empty cache."""
+    folder = tmp_path_factory.mktemp("images")
     for number in range(2):
         Image.new("RGB", (8, 8)).save(folder / f"{number}.png")
     (folder / "metadata.jsonl").write_text("".join(f'{{"file_name": "{number}.png", "text": "black"}}\n' for number in range(2)))
@@ -218,15 +218,15 @@ def pictures(datasets_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def test_a_full_size_run_is_estimated_without_weights(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("distillation.teacher.is_cached", lambda *_, **__: False)
     words = ["run", "vega", "--family", "sdxl", "--out", str(tmp_path / "out"), "--dry-run", "--steps", "1000"]
-    words += ["--teacher", "sdxl", "--data", str(pictures), "--data", str(pictures)]
+    words += ["--teacher", "sdxl", "--data", str(images), "--data", str(images)]
     assert main([*words, "--tflops", "500", "--usd-per-hour", "3"]) == 0
     said = capsys.readouterr().out
     assert "this run: teachers sdxl (100% of the steps)\n" in said
-    assert "this run: 4 pictures, each seen 32,000.0 times on average\n" in said
+    assert "this run: 4 images, each seen 32,000.0 times on average\n" in said
     assert "ZavyChromaXL" not in said
     assert "GRIT" not in said
     assert "teacher: 2,567,463,684 parameters" in said
@@ -234,7 +234,7 @@ def test_a_full_size_run_is_estimated_without_weights(
     assert "estimate at 1024 px" in said
     assert "teacher 3,380.6 GMAC" in said
     # 4 x 128^2 and 77 x 2048 + 1280 numbers of 2 bytes; three times 12 bytes for each parameter of the first stage
-    assert "disk: 0.449 GB for latents and embeddings of 1,000 pictures; 41.1 GB for checkpoints" in said
+    assert "disk: 0.449 GB for latents and embeddings of 1,000 images; 41.1 GB for checkpoints" in said
     steps = [float(number) for number in re.findall(r"([\d.e+]+) FLOP a step", said)]
     assert steps[1] == pytest.approx(2 * (3.3806 + 3.75 * 1.4112) * 1e12 * 16 * 8, rel=1e-3)
     work = 100 * steps[0] + 900 * steps[1]
@@ -251,7 +251,7 @@ def test_a_full_size_run_is_estimated_without_weights(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--teacher", "sdxl"], "needs pictures to train on; name them with --data"),
+        (["--teacher", "sdxl"], "needs images to train on; name them with --data"),
         (["--teacher", "sdxl", "--data", "/nowhere"], "nothing to read at '/nowhere'"),
         (["--teacher", "sdlx"], "unknown model 'sdlx'; did you mean 'sdxl'"),
         (["--teacher", "sdxl", "--teacher", "a/b"], "2 teachers for recipe 'vega', which names 3"),

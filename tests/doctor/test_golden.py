@@ -1,4 +1,4 @@
-"""Golden pictures detect metrics that are inverted, blind or not deterministic, and find no fault with the shipped ones."""
+"""Golden images detect metrics that are inverted, blind or not deterministic, and find no fault with the shipped ones."""
 
 import json
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from sdbench.records import Value
 from sdbench.score import PROTOCOLS
 
 EMBEDDED = {"scene_accuracy", "fd.scenes", "clip_score.scenes", "preference.scenes", "win_rate.preference.scenes"}
-NAMES = (*golden.pictures(), "twice")
+NAMES = (*golden.images(), "twice")
 CLIP = scenes.clip()
 
 
@@ -40,28 +40,28 @@ def complaints_about(monkeypatch: pytest.MonkeyPatch, name: str = "clip_score.sc
     return judgement.complaints
 
 
-def replace_picture_tower(monkeypatch: pytest.MonkeyPatch, picture: Callable[[Tensor], Tensor]) -> None:
-    """Replace the picture tower of the scenes' CLIP."""
-    monkeypatch.setitem(TOWERS, "clip.scenes", lambda: replace(CLIP, picture=picture))
+def replace_image_tower(monkeypatch: pytest.MonkeyPatch, image: Callable[[Tensor], Tensor]) -> None:
+    """Replace the image tower of the scenes' CLIP."""
+    monkeypatch.setitem(TOWERS, "clip.scenes", lambda: replace(CLIP, image=image))
 
 
 @pytest.mark.parametrize(
     ("sabotage", "message"),
     [
-        (lambda pixels: CLIP.picture(-pixels), "inverted pictures get"),
-        (lambda pixels: torch.ones(len(pixels), 64), "black pictures get"),
-        (lambda pixels: torch.full((len(pixels), 64), torch.nan), "healthy pictures are failed: ValueError"),
+        (lambda pixels: CLIP.image(-pixels), "inverted images get"),
+        (lambda pixels: torch.ones(len(pixels), 64), "black images get"),
+        (lambda pixels: torch.full((len(pixels), 64), torch.nan), "healthy images are failed: ValueError"),
     ],
     ids=["inverted on the way in", "blind", "no numbers"],
 )
 def test_broken_metric_is_detected(sabotage: Callable[[Tensor], Tensor], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    replace_picture_tower(monkeypatch, sabotage)
+    replace_image_tower(monkeypatch, sabotage)
     assert any(message in complaint for complaint in complaints_about(monkeypatch))
 
 
 def test_nondeterministic_metric_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     random = torch.Generator().manual_seed(0)
-    replace_picture_tower(monkeypatch, lambda pixels: CLIP.picture(pixels) + 2 * torch.randn(len(pixels), 64, generator=random))
+    replace_image_tower(monkeypatch, lambda pixels: CLIP.image(pixels) + 2 * torch.randn(len(pixels), 64, generator=random))
     (complaint,) = complaints_about(monkeypatch)
     assert "a second time" in complaint
 
@@ -85,11 +85,11 @@ def test_full_size_networks_are_tried_on_a_gpu_only(gpu: bool, monkeypatch: pyte
 def test_the_hub_is_offline_during_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
     before, modes = is_offline_mode(), []
 
-    def picture(pixels: Tensor) -> Tensor:
+    def image(pixels: Tensor) -> Tensor:
         modes.append(is_offline_mode())
-        return CLIP.picture(pixels)
+        return CLIP.image(pixels)
 
-    replace_picture_tower(monkeypatch, picture)
+    replace_image_tower(monkeypatch, image)
     assert complaints_about(monkeypatch) == ()
     assert set(modes) == {True}
     assert is_offline_mode() == constants.HF_HUB_OFFLINE == before
@@ -115,11 +115,11 @@ LOW = {"black": 0.1, "gray": 0.1, "noise": 0.0, "inverted": 0.1}
     ("name", "direction", "numbers", "expected"),
     [
         ("prdc.recall", "higher", {"healthy": 0.8, **LOW, "collapsed": 0.0, "twice": 0.8}, []),
-        ("prdc.recall", "higher", {"healthy": 0.8, **LOW, "collapsed": 0.9, "twice": 0.8}, ["collapsed pictures get 0.9"]),
+        ("prdc.recall", "higher", {"healthy": 0.8, **LOW, "collapsed": 0.9, "twice": 0.8}, ["collapsed images get 0.9"]),
         ("prdc.precision", "higher", {"healthy": 0.8, **LOW, "collapsed": 0.9, "twice": 0.8}, []),
         ("prdc.precision", "higher", {"healthy": 0.8, **LOW, "collapsed": 0.1, "twice": 0.8}, ["over and over get 0.1"]),
         ("kid", "lower", {"healthy": 0.1, "black": 3, "collapsed": 2, "twice": 0.1}, []),
-        ("kid", "lower", {"healthy": 0.1, "black": 0.1, "collapsed": 2, "twice": 0.1}, ["black pictures get 0.1"]),
+        ("kid", "lower", {"healthy": 0.1, "black": 0.1, "collapsed": 2, "twice": 0.1}, ["black images get 0.1"]),
         ("agreement.ssim", "higher", {"healthy": 0.6, **LOW, "collapsed": 0.2, "twice": 1.0}, []),
         ("agreement.ssim", "higher", {"healthy": 0.6, **LOW, "collapsed": 0.2, "twice": 0.6}, ["expected 1"]),
         ("agreement.lpips", "lower", {"healthy": 0.2, "black": 0.9, "collapsed": 0.6, "twice": 0.0}, []),
@@ -140,17 +140,17 @@ def test_doctor_reports_which_metrics_behave(monkeypatch: pytest.MonkeyPatch, tm
     judgements = [
         golden.Judgement("kid", values),
         golden.Judgement("fid.clean", None),
-        golden.Judgement("cmmd", values, ("black pictures get 1",)),
+        golden.Judgement("cmmd", values, ("black images get 1",)),
     ]
     monkeypatch.setattr(golden, "judge_metrics", lambda: judgements)
     assert cli.main(["doctor"]) == 2
     text = capsys.readouterr().out
-    assert "ok  metric kid behaves on golden pictures: healthy 1, black 1" in text
-    assert "BAD metric cmmd misbehaves on golden pictures: black pictures get 1" in text
+    assert "ok  metric kid behaves on golden images: healthy 1, black 1" in text
+    assert "BAD metric cmmd misbehaves on golden images: black images get 1" in text
     assert "--  metrics not tried, for want of weights or of a GPU: fid.clean" in text
     assert cli.main(["doctor", "--json"]) == 2
     findings = json.loads(capsys.readouterr().out)
-    text = "metric cmmd misbehaves on golden pictures: black pictures get 1"
+    text = "metric cmmd misbehaves on golden images: black images get 1"
     assert [finding for finding in findings if "cmmd" in finding["text"]] == [{"fine": False, "fatal": True, "text": text}]
     monkeypatch.setattr(golden, "judge_metrics", lambda: judgements[:2])
     assert not any(finding.is_fatal and not finding.is_ok for finding in checks.examine(tmp_path, tmp_path) if "metric" in finding.text)

@@ -41,8 +41,8 @@ def test_values_match_the_original_implementation(towers: Clip) -> None:
     assert found == pytest.approx(compute_by_source(towers), abs=1e-3)
 
 
-def test_noise_pictures_are_frozen() -> None:
-    digests = [hashlib.sha256(published.noise_picture(seed).tobytes()).hexdigest()[:16] for seed in (42, 43)]
+def test_noise_images_are_frozen() -> None:
+    digests = [hashlib.sha256(published.noise_image(seed).tobytes()).hexdigest()[:16] for seed in (42, 43)]
     assert digests == ["76caf68b8b454c8b", "19c2e5887955f10b"]
 
 

@@ -10,7 +10,7 @@ from sdbench.encoders.catalogue import ENCODERS
 from sdbench.errors import MissingError
 
 FULL_SIZE = sorted(set(ENCODERS) - {"scenes.features"})
-PICTURES = np.zeros((2, 40, 30, 3), np.uint8)
+IMAGES = np.zeros((2, 40, 30, 3), np.uint8)
 
 
 def test_ids_depend_on_network_resize_and_weights(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,23 +36,23 @@ def test_id_and_features_report_missing_weights(name: str, monkeypatch: pytest.M
     with pytest.raises(MissingError, match="is not on this disk"):
         ENCODERS[name].id()
     with pytest.raises(MissingError, match="is not on this disk"):
-        ENCODERS[name].features(PICTURES)
+        ENCODERS[name].features(IMAGES)
 
 
 @pytest.mark.parametrize("name", ENCODERS)
 @pytest.mark.parametrize(
     "wrong",
     [
-        PICTURES.astype(np.float32) * np.nan,
-        PICTURES.astype(np.uint16),
-        PICTURES[..., :1],
-        np.concatenate([PICTURES, PICTURES[..., :1]], axis=3),
-        PICTURES[..., 0],
-        PICTURES[0],
-        PICTURES.transpose(0, 3, 1, 2),
-        PICTURES[:0],
+        IMAGES.astype(np.float32) * np.nan,
+        IMAGES.astype(np.uint16),
+        IMAGES[..., :1],
+        np.concatenate([IMAGES, IMAGES[..., :1]], axis=3),
+        IMAGES[..., 0],
+        IMAGES[0],
+        IMAGES.transpose(0, 3, 1, 2),
+        IMAGES[:0],
     ],
-    ids=["NaN", "16 bit", "gray", "RGBA", "gray without channels", "one picture", "channels first", "none"],
+    ids=["NaN", "16 bit", "gray", "RGBA", "gray without channels", "one image", "channels first", "none"],
 )
 def test_anything_but_uint8_rgb_is_rejected(name: str, wrong: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"uint8 RGB, found .*\("):

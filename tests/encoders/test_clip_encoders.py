@@ -1,4 +1,4 @@
-"""CLIP scores against the reference implementations, on the same random networks and pictures."""
+"""CLIP scores against the reference implementations, on the same random networks and images."""
 
 import pickle
 from pathlib import Path
@@ -38,7 +38,7 @@ def scores(towers: Clip, images: U8, captions: list[str], **how: Any) -> Any:
 
 
 def open_clip_scores(model: open_clip.CLIP, images: U8, captions: list[str]) -> Any:
-    """Scores by open_clip's pipeline, a picture at a time: also MLPerf's `CLIPEncoder.get_clip_score` times 100."""
+    """Scores by open_clip's pipeline, an image at a time: also MLPerf's `CLIPEncoder.get_clip_score` times 100."""
     transform, found = image_transform(SIDE, is_train=False), []
     with torch.no_grad():
         for image, caption in zip(images, captions, strict=True):
@@ -86,7 +86,7 @@ def test_long_caption_keeps_its_end_of_text(towers: Clip) -> None:
 
 @pytest.mark.gpu
 def test_gpu_scores_match_the_cpu(towers: Clip) -> None:
-    images = mixed_images(64, 64)  # square pictures are resized on the GPU, too
+    images = mixed_images(64, 64)  # square images are resized on the GPU, too
     on_gpu = Clip(tiny().cuda(), "tiny")
     np.testing.assert_allclose(scores(on_gpu, images, CAPTIONS), scores(towers, images, CAPTIONS), rtol=0, atol=1e-3)
 
@@ -108,8 +108,8 @@ def test_batch_size_does_not_affect_scores_in_float64_and_hardly_in_float32() ->
         np.testing.assert_allclose(seven, all_at_once, rtol=0, atol=bound)
 
 
-def test_golden_pictures_have_distinct_scores(towers: Clip) -> None:
-    found = {name: scores(towers, picture, ["a photograph of a city"])[0] for name, picture in golden().items()}
+def test_golden_images_have_distinct_scores(towers: Clip) -> None:
+    found = {name: scores(towers, image, ["a photograph of a city"])[0] for name, image in golden().items()}
     assert np.isfinite(list(found.values())).all()
     assert len({round(value, 3) for value in found.values()}) == len(found)
 

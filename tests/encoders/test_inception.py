@@ -1,4 +1,4 @@
-"""The Inception network and its four protocols against their reference libraries, on the same random weights and pictures."""
+"""The Inception network and its four protocols against their reference libraries, on the same random weights and images."""
 
 import copy
 import pickle
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from nets import on_gpu_and_cpu
-from pictures import mixed, photograph, save
+from synthetic_images import mixed, photograph, save
 from torch import Tensor
 from torchvision.transforms.functional import to_tensor
 
@@ -20,14 +20,14 @@ from sdbench.assets import weights
 from sdbench.encoders import inception
 from sdbench.metrics.frechet import frechet_distance, gaussian
 
-N, WIDTH = 3, 2  # pictures in each set, and features few enough for regular covariances, as the peers need
+N, WIDTH = 3, 2  # images in each set, and features few enough for regular covariances, as the peers need
 Features = F32 | F64
-Peer = tuple[Callable[[list[U8]], F32], Callable[[Features, Features], float]]  # features of pictures, and the distance of two sets of them
+Peer = tuple[Callable[[list[U8]], F32], Callable[[Features, Features], float]]  # features of images, and the distance of two sets of them
 
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[U8], list[U8]]:
-    """Two sets of pictures, read from PNG and JPEG."""
+    """Two sets of images, read from PNG and JPEG."""
     folder = tmp_path_factory.mktemp("sets")
     return save(mixed(N), folder / "one"), save(mixed(N, seed=100)[::-1], folder / "other")
 
@@ -41,13 +41,13 @@ def moments(features: Features) -> tuple[np.ndarray, np.ndarray]:
     return features.mean(axis=0), np.cov(features, rowvar=False)
 
 
-def extract(pictures: list[U8], network: Callable[[Tensor], Tensor], prepare: Callable[[U8], Tensor]) -> F32:
+def extract(images: list[U8], network: Callable[[Tensor], Tensor], prepare: Callable[[U8], Tensor]) -> F32:
     with torch.inference_mode():
-        return np.concatenate([network(prepare(picture)[None]).numpy().reshape(1, 2048) for picture in pictures])
+        return np.concatenate([network(prepare(image)[None]).numpy().reshape(1, 2048) for image in images])
 
 
-def byte_tensor(picture: U8) -> Tensor:
-    return torch.tensor(picture).permute(2, 0, 1)
+def byte_tensor(image: U8) -> Tensor:
+    return torch.tensor(image).permute(2, 0, 1)
 
 
 def cleanfid(file: Path) -> Peer:
@@ -55,8 +55,8 @@ def cleanfid(file: Path) -> Peer:
 
     network, shrink = seitzer(inception_pytorch, file, resize_input=False, normalize_input=False), resize.build_resizer("clean")
 
-    def features(pictures: list[U8]) -> F32:
-        return extract(pictures, lambda x: network((x - 128) / 128)[0], lambda picture: torch.tensor(shrink(picture).transpose(2, 0, 1)))
+    def features(images: list[U8]) -> F32:
+        return extract(images, lambda x: network((x - 128) / 128)[0], lambda image: torch.tensor(shrink(image).transpose(2, 0, 1)))
 
     return features, lambda x, y: float(fid.frechet_distance(*moments(x), *moments(y)))
 
@@ -70,7 +70,7 @@ def pytorch_fid(file: Path) -> Peer:
     def distance(x: Features, y: Features) -> float:
         return float(calculate_frechet_distance(*moments(x), *moments(y)))
 
-    return lambda pictures: extract(pictures, lambda x: network(x)[0], lambda picture: to_tensor(picture.copy())), distance
+    return lambda images: extract(images, lambda x: network(x)[0], lambda image: to_tensor(image.copy())), distance
 
 
 def seitzer(module: ModuleType, file: Path, **how: bool) -> Any:
@@ -90,7 +90,7 @@ def torch_fidelity(file: Path) -> Peer:
         statistics = [fid_features_to_statistics(torch.from_numpy(features)) for features in (x, y)]
         return float(fid_statistics_to_metric(*statistics, False)["frechet_inception_distance"])
 
-    return lambda pictures: extract(pictures, lambda x: network(x)[0], byte_tensor), distance
+    return lambda images: extract(images, lambda x: network(x)[0], byte_tensor), distance
 
 
 def torchmetrics(file: Path) -> Peer:
@@ -102,7 +102,7 @@ def torchmetrics(file: Path) -> Peer:
     def distance(x: Features, y: Features) -> float:
         return float(fid._compute_fid(*(torch.from_numpy(array).double() for array in (*moments(x), *moments(y)))))
 
-    return lambda pictures: extract(pictures, network, byte_tensor), distance
+    return lambda images: extract(images, network, byte_tensor), distance
 
 
 @pytest.mark.parametrize(
@@ -113,8 +113,8 @@ def test_features_and_distance_match_the_reference_library(
     resize: str, peer: Callable[[Path], Peer], sets: tuple[list[U8], list[U8]], inception_file: Path
 ) -> None:
     theirs_of, their_distance = peer(inception_file)
-    ours = [np.concatenate([inception.features(resize, picture[None]) for picture in pictures]) for pictures in sets]
-    theirs = [theirs_of(pictures) for pictures in sets]
+    ours = [np.concatenate([inception.features(resize, image[None]) for image in images]) for images in sets]
+    theirs = [theirs_of(images) for images in sets]
     for one, other in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=5e-6 * np.abs(other).max())
     widest = theirs[0].std(axis=0).argsort()[-WIDTH:]
@@ -126,12 +126,12 @@ def test_features_and_distance_match_the_reference_library(
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 def test_features_hardly_depend_on_the_batch(dtype: torch.dtype, bound: float, inception_file: Path) -> None:
-    """Bounds are relative to the largest feature. The pictures are small: this shortens the sums but does not change their kind."""
+    """Bounds are relative to the largest feature. The images are small: this shortens the sums but does not change their kind."""
     network = copy.deepcopy(inception.network(inception_file)).to(dtype)
-    pictures = torch.tensor(np.stack([photograph(seed, 75, 75) for seed in range(32)])).permute(0, 3, 1, 2).to(dtype) / 128 - 1
+    images = torch.tensor(np.stack([photograph(seed, 75, 75) for seed in range(32)])).permute(0, 3, 1, 2).to(dtype) / 128 - 1
     with torch.inference_mode():
-        one, seven = (torch.cat([network(part) for part in torch.split(pictures[:14], batch)]) for batch in (1, 7))
-        all_at_once = network(pictures)[:14]
+        one, seven = (torch.cat([network(part) for part in torch.split(images[:14], batch)]) for batch in (1, 7))
+        all_at_once = network(images)[:14]
     for other in (one, seven):
         torch.testing.assert_close(other, all_at_once, rtol=0, atol=bound * float(all_at_once.abs().max()))
 
@@ -146,8 +146,8 @@ def test_features_are_the_last_pool_in_float32(inception_file: Path) -> None:
 
 @pytest.mark.gpu
 def test_gpu_features_match_the_cpu() -> None:
-    pictures = np.stack([photograph(seed, 90, 120) for seed in range(2)])
-    on_gpu, on_cpu = on_gpu_and_cpu(lambda: inception.features("clean", pictures))
+    images = np.stack([photograph(seed, 90, 120) for seed in range(2)])
+    on_gpu, on_cpu = on_gpu_and_cpu(lambda: inception.features("clean", images))
     np.testing.assert_allclose(on_gpu, on_cpu, rtol=0, atol=1e-4 * np.abs(on_cpu).max())
 
 

@@ -20,54 +20,52 @@ CPU = torch.device("cpu")
 SIZES = [(1024, 1024), (512, 512), (256, 256), (64, 64), (300, 500), (333, 224)]
 
 
-def pillow_resize(pictures: U8, side: int) -> U8:
-    return np.stack([np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC)) for picture in pictures])
+def pillow_resize(images: U8, side: int) -> U8:
+    return np.stack([np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)) for image in images])
 
 
 @pytest.mark.parametrize("side", [1024, 512, 256, 64])
 @pytest.mark.parametrize("make", [noise, photographs])
 def test_resampling_on_a_gpu_is_bit_identical_to_pillow(make: Any, side: int) -> None:
-    pictures = make(1, side, side)
-    found = pixels.resample_square(torch.from_numpy(pictures).permute(0, 3, 1, 2), 224)
-    np.testing.assert_array_equal(found.permute(0, 2, 3, 1).numpy(), pillow_resize(pictures, 224))
-    np.testing.assert_array_equal(
-        pixels.pillow_bicubic(pictures, (224, 224), CPU).permute(0, 2, 3, 1).numpy(), pillow_resize(pictures, 224)
-    )
+    images = make(1, side, side)
+    found = pixels.resample_square(torch.from_numpy(images).permute(0, 3, 1, 2), 224)
+    np.testing.assert_array_equal(found.permute(0, 2, 3, 1).numpy(), pillow_resize(images, 224))
+    np.testing.assert_array_equal(pixels.pillow_bicubic(images, (224, 224), CPU).permute(0, 2, 3, 1).numpy(), pillow_resize(images, 224))
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 70), st.integers(1, 70), st.integers(0, 2**32 - 1))
 def test_resampling_is_bit_identical_to_pillow_for_squares_of_any_size(side: int, to: int, seed: int) -> None:
-    pictures = noise(1, side, side, seed)
-    found = pixels.resample_square(torch.from_numpy(pictures).permute(0, 3, 1, 2), to)
-    np.testing.assert_array_equal(found.permute(0, 2, 3, 1).numpy(), pillow_resize(pictures, to))
+    images = noise(1, side, side, seed)
+    found = pixels.resample_square(torch.from_numpy(images).permute(0, 3, 1, 2), to)
+    np.testing.assert_array_equal(found.permute(0, 2, 3, 1).numpy(), pillow_resize(images, to))
 
 
 def test_torchvision_on_bytes_differs_from_pillow() -> None:
     """Otherwise the arithmetic here would be unnecessary."""
-    pictures = noise(1, 1024, 1024)
-    found = v2.resize(torch.from_numpy(pictures).permute(0, 3, 1, 2), [224, 224], functional.InterpolationMode.BICUBIC, antialias=True)
-    assert 0.0005 < (found.permute(0, 2, 3, 1).numpy() != pillow_resize(pictures, 224)).mean() < 0.02
+    images = noise(1, 1024, 1024)
+    found = v2.resize(torch.from_numpy(images).permute(0, 3, 1, 2), [224, 224], functional.InterpolationMode.BICUBIC, antialias=True)
+    assert 0.0005 < (found.permute(0, 2, 3, 1).numpy() != pillow_resize(images, 224)).mean() < 0.02
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_resize_shortest_edge_matches_open_clip(height: int, width: int) -> None:
-    pictures = np.concatenate([noise(1, height, width), photographs(1, height, width)])
+    images = np.concatenate([noise(1, height, width), photographs(1, height, width)])
     transform = image_transform(224, is_train=False)
-    expected = torch.stack([transform(Image.fromarray(picture)) for picture in pictures])
-    torch.testing.assert_close(pixels.resize_shortest_edge(pictures, 224, CPU), expected, rtol=0, atol=1e-6)
+    expected = torch.stack([transform(Image.fromarray(image)) for image in images])
+    torch.testing.assert_close(pixels.resize_shortest_edge(images, 224, CPU), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("height", "width"), [*SIZES, (224, 224), (100, 224)])
 def test_resize_longest_edge_matches_hpsv2(height: int, width: int) -> None:
-    pictures = np.concatenate([noise(1, height, width), photographs(1, height, width)])
-    expected = torch.stack([hps_transform(Image.fromarray(picture), 224) for picture in pictures])
-    torch.testing.assert_close(pixels.resize_longest_edge(pictures, 224, CPU), expected, rtol=0, atol=1e-5)
+    images = np.concatenate([noise(1, height, width), photographs(1, height, width)])
+    expected = torch.stack([hps_transform(Image.fromarray(image), 224) for image in images])
+    torch.testing.assert_close(pixels.resize_longest_edge(images, 224, CPU), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("prepare", [pixels.resize_shortest_edge, pixels.resize_longest_edge])
-def test_golden_pictures_keep_their_appearance(prepare: Any) -> None:
-    prepared = {name: prepare(picture, 32, CPU)[0] for name, picture in golden().items()}
+def test_golden_images_keep_their_appearance(prepare: Any) -> None:
+    prepared = {name: prepare(image, 32, CPU)[0] for name, image in golden().items()}
     mean, std = (torch.tensor(values)[:, None, None] for values in (pixels.MEAN, pixels.STD))
     plain = {name: tensor * std + mean for name, tensor in prepared.items()}
     torch.testing.assert_close(plain["black"], torch.zeros(3, 32, 32), rtol=0, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Precision settings of a training loop do not affect encoders or pictures, and are restored."""
+"""Precision settings of a training loop do not affect encoders or images, and are restored."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -84,14 +84,14 @@ def test_precisions_inherited_from_the_global_setting_stay_inherited() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_of_a_training_loop_does_not_affect_encoders(dtype: torch.dtype) -> None:
-    pictures, layer = photographs(2, 64, 64), torch.nn.Conv2d(3, 4, 5)
+    images, layer = photographs(2, 64, 64), torch.nn.Conv2d(3, 4, 5)
 
     def encoder(batch: U8) -> torch.Tensor:
         found: torch.Tensor = layer(torch.from_numpy(batch).permute(0, 3, 1, 2).float())
         return found.flatten(1)
 
     def encode_all() -> list[Any]:
-        return [pixels.encode(pictures, encoder, 2), scenes.features(pictures), scenes.preference().texts(["a small red star"])]
+        return [pixels.encode(images, encoder, 2), scenes.features(images), scenes.preference().texts(["a small red star"])]
 
     plain = encode_all()
     with torch.autocast("cpu", dtype):

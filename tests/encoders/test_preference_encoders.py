@@ -1,4 +1,4 @@
-"""Preference models against their published code, on the same random networks and pictures."""
+"""Preference models against their published code, on the same random networks and images."""
 
 import math
 from pathlib import Path
@@ -61,7 +61,7 @@ def test_pickscore_matches_its_published_code(pickscore_folder: Path, height: in
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_score_matches_hpsv2(height: int, width: int) -> None:
-    """100 x the cosine, as in `evaluate_benchmark`; pictures are resized by the longer edge as floats."""
+    """100 x the cosine, as in `evaluate_benchmark`; images are resized by the longer edge as floats."""
     model, images = tiny(), mixed_images(height, width)
     judge = clip.Clip(model, "hps", pixels.resize_longest_edge)
     found = caption_score(judge.images(images), judge.texts(CAPTIONS), judge.scale)

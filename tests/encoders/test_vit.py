@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from nets import on_gpu_and_cpu
-from pictures import photograph
 from PIL import Image
+from synthetic_images import photograph
 from torchvision import transforms
 from transformers import CLIPConfig, CLIPModel, CLIPVisionModelWithProjection, Dinov2Config, Dinov2Model
 
@@ -21,7 +21,7 @@ from sdbench.errors import UserError
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 14}
 VISION = {**SMALL, "image_size": 336, "intermediate_size": 64, "projection_dim": 16}
 TEXT = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8, "vocab_size": 16}
-PICTURES = np.stack([photograph(seed, 260, 380) for seed in range(3)])
+IMAGES = np.stack([photograph(seed, 260, 380) for seed in range(3)])
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +54,9 @@ def test_dinov2_is_the_class_token_with_dgm_evals_preprocessing(weights_folder: 
     trained = model.embeddings.position_embeddings
     model.embeddings.position_embeddings = torch.nn.Parameter(vit.interpolate_positions(trained, 16))
     with torch.inference_mode():
-        pixels = torch.stack([prepare(Image.fromarray(picture)) for picture in PICTURES])
+        pixels = torch.stack([prepare(Image.fromarray(image)) for image in IMAGES])
         expected = model(pixel_values=pixels).last_hidden_state[:, 0].numpy()
-    found = vit.dinov2(PICTURES)
+    found = vit.dinov2(IMAGES)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
@@ -75,19 +75,19 @@ def test_positions_are_interpolated_as_in_dinov2_not_as_in_transformers() -> Non
 
 def test_clip_is_normalised_with_cmmds_preprocessing(weights_folder: Path) -> None:
     mean, deviation = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-    squares = [Image.fromarray(picture).crop((60, 0, 320, 260)).resize((336, 336), Image.Resampling.BICUBIC) for picture in PICTURES]
+    squares = [Image.fromarray(image).crop((60, 0, 320, 260)).resize((336, 336), Image.Resampling.BICUBIC) for image in IMAGES]
     pixels = (np.stack([np.asarray(square) for square in squares]) / 255.0 - mean) / deviation
     model = CLIPVisionModelWithProjection.from_pretrained(weights_folder / vit.CLIP).eval()
     with torch.inference_mode():
         expected = model(pixel_values=torch.tensor(pixels.transpose(0, 3, 1, 2), dtype=torch.float32)).image_embeds.numpy()
-    np.testing.assert_allclose(vit.clip(PICTURES), expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-5)
+    np.testing.assert_allclose(vit.clip(IMAGES), expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-5)
 
 
 @pytest.mark.parametrize("encode", [vit.dinov2, vit.clip])
-def test_result_does_not_depend_on_other_pictures_in_the_batch(encode: Callable[[U8], np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
-    together = encode(PICTURES)
+def test_result_does_not_depend_on_other_images_in_the_batch(encode: Callable[[U8], np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
+    together = encode(IMAGES)
     monkeypatch.setattr(vit, "BATCH", 2)
-    np.testing.assert_allclose(encode(PICTURES), together, atol=1e-5)
+    np.testing.assert_allclose(encode(IMAGES), together, atol=1e-5)
     assert len(np.unique(together.round(4), axis=0)) == 3
 
 
@@ -99,7 +99,7 @@ def test_missing_weights_are_an_error(weights_folder: Path, tmp_path: Path, monk
     torch.save(state, file)
     monkeypatch.setattr(weights, "find", tmp_path.joinpath)
     with pytest.raises(UserError, match=r"lacks 1 tensors of CLIPVisionModelWithProjection, such as 'visual_projection\.weight'; fetch"):
-        vit.clip(PICTURES)
+        vit.clip(IMAGES)
 
 
 @pytest.mark.parametrize(
@@ -116,21 +116,21 @@ def test_only_the_file_with_a_checked_digest_is_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert [one.name for one in catalogue.get_asset(name).files][1:] == [file]
-    expected = encode(PICTURES)
+    expected = encode(IMAGES)
     for kind in ("extra", "damaged"):
         shutil.copytree(weights_folder / name, tmp_path / kind / name)
         (tmp_path / kind / name / other).write_bytes(b"unverified content")
     monkeypatch.setattr(weights, "find", (tmp_path / "extra").joinpath)
-    np.testing.assert_array_equal(encode(PICTURES), expected)
+    np.testing.assert_array_equal(encode(IMAGES), expected)
     damaged = tmp_path / "damaged" / name / file
     damaged.write_bytes(damaged.read_bytes()[:1000])
     monkeypatch.setattr(weights, "find", (tmp_path / "damaged").joinpath)
     with pytest.raises(UserError, match=r"in transformers' layout \(\w+: .*fetch it again"):
-        encode(PICTURES)
+        encode(IMAGES)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("encode", [vit.dinov2, vit.clip])
 def test_gpu_features_match_the_cpu(encode: Callable[[U8], F32]) -> None:
-    on_gpu, on_cpu = on_gpu_and_cpu(lambda: encode(PICTURES))
+    on_gpu, on_cpu = on_gpu_and_cpu(lambda: encode(IMAGES))
     np.testing.assert_allclose(on_gpu, on_cpu, rtol=0, atol=1e-4 * np.abs(on_cpu).max())

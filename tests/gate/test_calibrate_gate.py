@@ -20,7 +20,7 @@ def calibrate() -> Iterator[ModuleType]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)  # the pool and the records are looked up in the working directory
         patch.syspath_prepend(ROOT / "suites")
-        patch.setattr(cards, "SCENES_N", 512)  # pictures of the reference; enough here, where the default is 4,096
+        patch.setattr(cards, "SCENES_N", 512)  # images of the reference; enough here, where the default is 4,096
         yield importlib.import_module("calibrate_gate")
 
 

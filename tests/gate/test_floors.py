@@ -37,7 +37,7 @@ def test_fixed_latent_adds_its_common_shift_to_the_noise(tmp_path: Path) -> None
     measurements = [
         make_measurement(seed=1),
         make_measurement(seed=2, worse="clip_score.scenes", by=3.0),
-    ]  # another latent, all pictures worse
+    ]  # another latent, all images worse
     for kind, noise in (("per_image", 0.03), ("fixed", 3.0)):
         runs = [
             Side.read(save_record((record.model_copy(update={"noise": {"kind": kind}}), scores), tmp_path))

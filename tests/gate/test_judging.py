@@ -377,7 +377,7 @@ def test_counts_are_exact_and_margins_are_shares_of_the_baseline(
     assert direction == "lower" or "margin is 100 % of the baseline" in report.why
 
 
-def test_equal_shares_on_few_prompts_are_inconclusive_for_other_pictures(tmp_path: Path) -> None:
+def test_equal_shares_on_few_prompts_are_inconclusive_for_other_images(tmp_path: Path) -> None:
     rules = single_rule("scene_accuracy", margin=0.084)
     student, teacher = make_measurement(n_prompts=2), make_measurement("scenes-teacher", seed=2, n_prompts=2)
     assert (student[1].columns["scene_accuracy"] == teacher[1].columns["scene_accuracy"]).all()

@@ -29,7 +29,7 @@ def single_rule(name: str) -> Policy:
 
 
 def first_rows(measurement: Measurement, n: int, sets: bool) -> Side:
-    """One side of a comparison, with the first n pictures only; with `sets`, set metrics too."""
+    """One side of a comparison, with the first n images only; with `sets`, set metrics too."""
     record, scores = measurement
     values = tuple(
         value.model_copy(update={"n": n, "value": scores.columns[value.name][:n].mean() if value.kind == "score" else value.value})
@@ -41,7 +41,7 @@ def first_rows(measurement: Measurement, n: int, sets: bool) -> Side:
 
 
 def run_looks(worse: str, by: float, *, sets_from: int = 0) -> tuple[Report, list[int]]:
-    """Look after each 24 of 192 pictures, with set metrics from `sets_from` pictures on; returns the report and the sizes of the looks."""
+    """Look after each 24 of 192 images, with set metrics from `sets_from` images on; returns the report and the sizes of the looks."""
     student, teacher, sizes = make_measurement(worse=worse, by=by), make_measurement("scenes-teacher", seed=2), []
 
     def sides(size: int, sets: bool) -> tuple[Side, Side] | None:

@@ -1,4 +1,4 @@
-"""The sheet of sample pictures: each column is one prompt, even if single records lack pictures."""
+"""The sheet of sample images: each column is one prompt, even if single records lack images."""
 
 import io
 from collections.abc import Sequence
@@ -25,13 +25,13 @@ def png(shade: int, size_px: int = 32) -> bytes:
 
 
 def write_record(results: Path, name: str, shades: Sequence[int], **changes: Any) -> Path:
-    """Write a record with a picture of a single shade for each of the prompts; returns its folder."""
-    pictures = {f"{prompt}.png": png(shade) for prompt, shade in zip(PROMPTS, shades, strict=False)}
-    return records.write(make_record(name, **changes), make_scores(), pictures, results)
+    """Write a record with an image of a single shade for each of the prompts; returns its folder."""
+    images = {f"{prompt}.png": png(shade) for prompt, shade in zip(PROMPTS, shades, strict=False)}
+    return records.write(make_record(name, **changes), make_scores(), images, results)
 
 
 def write_sheet(results: Path) -> np.ndarray:
-    """Write the only sheet; returns the shade in the middle of each of its pictures."""
+    """Write the only sheet; returns the shade in the middle of each of its images."""
     (path,) = samples.write(standings.read_rows(results), results)
     assert path == results / "samples-scenes-quality.png"
     side = samples.MIN_WIDTH_PX + samples.GAP_PX  # 32 px are enlarged three times

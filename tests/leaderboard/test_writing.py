@@ -14,19 +14,19 @@ from sdbench.leaderboard.standings import Row
 from sdbench.records import Model, NamedTeacher, Record, Scores, SuiteId, Value
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-PICTURES = ("clip_score.scenes", "preference.scenes", "scene_accuracy")
+IMAGES = ("clip_score.scenes", "preference.scenes", "scene_accuracy")
 
 
 @pytest.fixture(autouse=True)
 def _scores(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """Scores for `example_rows`, which has no files: every picture has its model's score, preference with added noise."""
+    """Scores for `example_rows`, which has no files: every image has its model's score, preference with added noise."""
     if "tmp_path" in request.fixturenames:
         return
 
     def read_scores(folder: Path) -> Scores:
         (record,) = (row.record for row in example_rows() if row.folder == folder)
         noise = {"preference.scenes": np.random.default_rng(int(folder.name[0])).normal(0, 9, 256)}
-        values = {value.name: value.value for value in record.values if value.name in PICTURES and value.value is not None}
+        values = {value.name: value.value for value in record.values if value.name in IMAGES and value.value is not None}
         return make_scores(128, 2, **{name: value + noise.get(name, np.zeros(256)) for name, value in values.items()})
 
     monkeypatch.setattr(records, "read_scores", read_scores)
@@ -74,7 +74,7 @@ def speeds(seconds: float) -> tuple[Value, ...]:
 
 def example_rows() -> list[Row]:
     """Four models in two families, with every case that a table must handle; deliberately out of order."""
-    no_model = "pictures, no model"
+    no_model = "images, no model"
     rendered = (
         Value(name="fd.scenes", kind="set", direction="lower", unit="distance", value=3.21, low=2.9, high=3.52, n=256, reference="4ef"),
         score("clip_score.scenes", "100 cos", 33.1234, 32.9, 33.3468),
@@ -189,7 +189,7 @@ def test_teacher_of_a_section_is_the_one_with_real_weights() -> None:
     assert standings.sections([student])[0].teacher is None
 
 
-def test_models_are_ordered_from_rendered_pictures_and_teacher_to_the_smallest_and_unknown() -> None:
+def test_models_are_ordered_from_rendered_images_and_teacher_to_the_smallest_and_unknown() -> None:
     def row(name: str, parameters: float | None, source: str = "folder:x") -> Row:
         values = (count("parameters.unet", "parameters", parameters),) if parameters else ()
         return Row(

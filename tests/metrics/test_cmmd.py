@@ -53,7 +53,7 @@ def test_mode_collapse_is_worse_than_the_same_distribution() -> None:
     assert cmmd(np.repeat(same[:2], 100, axis=0), real)[0] > 5 * cmmd(same, real)[0]
 
 
-def test_influence_is_the_derivative_by_the_weight_of_a_picture() -> None:
+def test_influence_is_the_derivative_by_the_weight_of_a_image() -> None:
     x, y = draw(6, 1, 0.5), draw(7, 2)
     value, influence = cmmd(x, y)
     copies = 200

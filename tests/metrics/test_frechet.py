@@ -99,7 +99,7 @@ SINGULAR = {
     "n = m = 2": (draw(2, 6, seed=1), draw(2, 6, seed=2)),
     "dead feature": (with_dead_feature(draw(40, 5, seed=1)), with_dead_feature(draw(30, 5, seed=2))),
     "doubled feature": (draw(40, 3, seed=1).repeat(2, axis=1), draw(30, 6, seed=2)),
-    "one picture over and over": (np.tile(draw(1, 6, seed=1), (20, 1)), draw(30, 6, seed=2)),
+    "one image over and over": (np.tile(draw(1, 6, seed=1), (20, 1)), draw(30, 6, seed=2)),
     "scales from 1e-6 to 1e3": (draw(40, 6, seed=1) * np.logspace(-6, 3, 6), draw(30, 6, seed=2) * np.logspace(-6, 3, 6)),
 }
 

@@ -52,7 +52,7 @@ def test_prdc_does_not_depend_on_the_tile_size(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("k", [1, 3])
-def test_influence_is_the_change_from_leaving_a_picture_out(k: int) -> None:
+def test_influence_is_the_change_from_leaving_a_image_out(k: int) -> None:
     generated, real = np.concatenate([draw(20, 1, 2, 0.5), draw(6, 3, 2, 4.0)]), draw(40, 2, 2)
     n, found = len(generated), prdc(generated, real, k)
     without = [values(np.delete(generated, i, axis=0), real, k) for i in range(n)]
@@ -80,7 +80,7 @@ def test_mode_collapse_keeps_precision_and_loses_recall_and_coverage() -> None:
     assert found["coverage"] < 0.1
 
 
-def test_wrong_pictures_lose_precision_and_density_before_recall_and_coverage() -> None:
+def test_wrong_images_lose_precision_and_density_before_recall_and_coverage() -> None:
     real, good = draw(300, 2), draw(300, 1)
     half_wrong = np.concatenate([good[:150], draw(150, 3, shift=20.0)])
     found = values(half_wrong, real)

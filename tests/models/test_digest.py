@@ -47,9 +47,7 @@ def _set(file: str, key: str, value: object) -> Callable[[Path], object]:
         _set("tokenizer_2/tokenizer_config.json", "model_max_length", 7),
     ],
 )
-def test_every_change_that_affects_pictures_changes_the_digest(
-    tiny_pipeline: Path, tmp_path: Path, change: Callable[[Path], object]
-) -> None:
+def test_every_change_that_affects_images_changes_the_digest(tiny_pipeline: Path, tmp_path: Path, change: Callable[[Path], object]) -> None:
     copy = Path(shutil.copytree(tiny_pipeline, tmp_path / "copy"))
     assert digest(copy) == digest(tiny_pipeline)
     change(copy)

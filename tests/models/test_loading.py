@@ -24,10 +24,10 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 def generate(pipeline: StableDiffusionXLPipeline, size_px: int = SIZE_PX) -> torch.Tensor:
     noise = torch.Generator().manual_seed(0)
-    pictures: torch.Tensor = pipeline(
+    images: torch.Tensor = pipeline(
         "a red circle", num_inference_steps=2, height=size_px, width=size_px, output_type="pt", generator=noise
     ).images
-    return pictures
+    return images
 
 
 def open_pipeline(what: Path, dtype: str = "float32", **options: Any) -> StableDiffusionXLPipeline:
@@ -220,7 +220,7 @@ def test_file_or_folder_without_a_lora_is_rejected(tiny_pipeline: Path, tmp_path
         open_pipeline(tiny_pipeline, lora=str(tmp_path / "empty"))
 
 
-def test_random_weights_keep_the_random_state_and_generate_a_picture() -> None:
+def test_random_weights_keep_the_random_state_and_generate_a_image() -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
     pipeline = load(resolve("scenes-vega", random=True), dtype="bfloat16", device="cpu")
@@ -238,7 +238,7 @@ def test_random_weights_keep_the_random_state_and_generate_a_picture() -> None:
 
 
 def test_rendered_model_cannot_be_loaded() -> None:
-    with pytest.raises(UserError, match="pictures without a model"):
+    with pytest.raises(UserError, match="images without a model"):
         load(resolve("scenes-rendered"), dtype="float32", device="cpu")
 
 

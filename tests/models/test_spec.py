@@ -116,7 +116,7 @@ def test_resolving_imports_neither_torch_nor_diffusers() -> None:
         ("sdlx", {}, "unknown model 'sdlx'; did you mean 'sdxl'"),
         ("./nowhere/at-all", {}, "no folder or file './nowhere/at-all'"),
         ("sdlx", {"random": True}, "random weights need an architecture .* did you mean 'sdxl'"),
-        ("scenes-rendered", {"random": True}, "pictures without a model"),
+        ("scenes-rendered", {"random": True}, "images without a model"),
         ("sdxl", {"base": "vega"}, "whole pipeline already; leave --base out"),
         ("sdxl", {"base": "scenes-vega"}, "--base 'scenes-vega' is no whole pipeline"),
         ("sdxl", {"lora": "no-such-lora"}, "no LoRA 'no-such-lora'"),

@@ -12,7 +12,7 @@ GIB, MIB = 2**30, 2**20
 
 
 class FakeCard:
-    """A card of `total` bytes, and a pipeline with 7 GiB of weights that needs 3 GiB for each picture."""
+    """A card of `total` bytes, and a pipeline with 7 GiB of weights that needs 3 GiB for each image."""
 
     def __init__(self, total: int) -> None:
         self.total, self.fraction, self.batch, self.vae = total, 1.0, 1, "float16"

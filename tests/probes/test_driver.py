@@ -159,14 +159,14 @@ def test_rounds_alternate_between_models_and_a_second_run_measures_only_missing_
     assert harness.started[4:] == ["b", "a"]
 
 
-def test_only_rounds_that_alternated_share_a_turns_id(harness: DriverHarness) -> None:
-    alone, other = harness.probe("a").turns_id, harness.probe("b").turns_id
+def test_only_rounds_that_alternated_share_a_run_id(harness: DriverHarness) -> None:
+    alone, other = harness.probe("a").run_id, harness.probe("b").run_id
     together = harness.probe("a", "b")
     assert harness.started == ["a", "b", "a", "b"], "separate runs did not alternate, so both are measured again"
-    assert len({alone, other, together.turns_id}) == 3
-    assert harness.probe("b", "a", rounds=2).turns_id == together.turns_id
+    assert len({alone, other, together.run_id}) == 3
+    assert harness.probe("b", "a", rounds=2).run_id == together.run_id
     shutil.rmtree(harness.work)
-    assert harness.probe("a", "b").turns_id != together.turns_id
+    assert harness.probe("a", "b").run_id != together.run_id
 
 
 def test_each_noise_floor_is_measured_afresh_and_a_killed_one_resumes(

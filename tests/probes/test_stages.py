@@ -75,9 +75,9 @@ def test_unet_step_gets_the_same_inputs_as_in_the_pipeline(
 
 
 def test_the_pipeline_runs_every_step(pipe: Any) -> None:
-    pictures, calls = record_unet_calls(pipe, Stages(pipe, SAMPLING.model_copy(update={"steps": 3})).prepare("pipeline"))
+    images, calls = record_unet_calls(pipe, Stages(pipe, SAMPLING.model_copy(update={"steps": 3})).prepare("pipeline"))
     assert len(calls) == 3
-    assert len(pictures.images) == 1
+    assert len(images.images) == 1
 
 
 def test_short_call_runs_only_the_first_timestep(pipe: Any) -> None:
@@ -193,7 +193,7 @@ def test_loading_on_a_card_disables_tf32_for_float32_and_frees_cached_memory(pip
     assert emptied
 
 
-def test_tiny_vae_decodes_to_pictures_of_the_same_size(pipe: Any) -> None:
+def test_tiny_vae_decodes_to_images_of_the_same_size(pipe: Any) -> None:
     apply_setting(pipe, Setting(vae="tiny"))
     stages = Stages(pipe, SAMPLING)
     assert run(stages, "vae_decode").shape == (1, 3, SIZE_PX, SIZE_PX)

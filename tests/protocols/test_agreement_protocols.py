@@ -1,4 +1,4 @@
-"""Student against teacher: the same pictures agree fully, and missing data is reported."""
+"""Student against teacher: the same images agree fully, and missing data is reported."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,27 +31,27 @@ from sdbench.store import Store
 METRICS = [name for name in PROTOCOLS if name.startswith(("agreement.", "fd_to_teacher."))]
 LOCAL = ["agreement.clip.scenes", "agreement.features.scenes", "agreement.ssim", "fd_to_teacher.scenes"]  # need no downloaded weights
 PROMPTS = [scene_at(index, "heldout").caption for index in range(12)]
-PICTURES = render([parse(prompt) for prompt in PROMPTS], range(12))
+IMAGES = render([parse(prompt) for prompt in PROMPTS], range(12))
 
 
-def subject(folder: Path, name: str, pictures: U8 = PICTURES, **changes: Any) -> Subject:
-    store = Store(folder / "runs", {"pictures": name})
-    names = [f"{index}" for index in range(len(pictures))]
-    for name, picture in zip(names, pictures, strict=True):
-        store.put(name, picture)
-    return Subject(store, folder, names, [f"p{name}" for name in names], [0] * len(names), PROMPTS[: len(names)], **changes)
+def subject(folder: Path, name: str, images: U8 = IMAGES, **changes: Any) -> Subject:
+    store = Store(folder / "runs", {"images": name})
+    names = [f"{index}" for index in range(len(images))]
+    for image_id, image in zip(names, images, strict=True):
+        store.put(image_id, image)
+    return Subject(store, folder, names, [f"p{image_id}" for image_id in names], [0] * len(names), PROMPTS[: len(names)], **changes)
 
 
-def pair(folder: Path, student: U8, teacher: U8 = PICTURES) -> Subject:
-    return subject(folder, "student", student, teacher_pictures=subject(folder, "teacher", teacher))
+def pair(folder: Path, student: U8, teacher: U8 = IMAGES) -> Subject:
+    return subject(folder, "student", student, teacher_images=subject(folder, "teacher", teacher))
 
 
 def score_values(subject: Subject, metrics: list[str] = LOCAL) -> dict[str, Value]:
     return {value.name: value for value in score(subject, metrics)[0]}
 
 
-def test_pictures_of_the_teacher_agree_fully(tmp_path: Path) -> None:
-    values, scores = score(pair(tmp_path, PICTURES), LOCAL)
+def test_images_of_the_teacher_agree_fully(tmp_path: Path) -> None:
+    values, scores = score(pair(tmp_path, IMAGES), LOCAL)
     assert [value.state for value in values] == ["ok"] * 4
     for name in LOCAL[:3]:
         np.testing.assert_allclose(scores.columns[name], 1, atol=1e-6)
@@ -61,9 +61,9 @@ def test_pictures_of_the_teacher_agree_fully(tmp_path: Path) -> None:
     assert (distance.low, distance.high) == pytest.approx((0, 0), abs=1e-4)
 
 
-def test_more_different_pictures_have_lower_agreement_and_larger_distance(tmp_path: Path) -> None:
-    rough = (PICTURES + np.random.default_rng(0).normal(0, 12, PICTURES.shape)).clip(0, 255).astype(np.uint8)
-    near, far = score_values(pair(tmp_path / "near", rough)), score_values(pair(tmp_path / "far", 255 - PICTURES))
+def test_more_different_images_have_lower_agreement_and_larger_distance(tmp_path: Path) -> None:
+    rough = (IMAGES + np.random.default_rng(0).normal(0, 12, IMAGES.shape)).clip(0, 255).astype(np.uint8)
+    near, far = score_values(pair(tmp_path / "near", rough)), score_values(pair(tmp_path / "far", 255 - IMAGES))
     for name in LOCAL:
         higher, lower = (near, far) if PROTOCOLS[name].direction == "higher" else (far, near)
         assert number(higher[name]) > number(lower[name]), name
@@ -74,14 +74,14 @@ def test_more_different_pictures_have_lower_agreement_and_larger_distance(tmp_pa
         assert low < number(near[name]) < high
 
 
-def test_pictures_are_paired_by_prompt(tmp_path: Path) -> None:
-    found = score_values(pair(tmp_path, PICTURES[::-1]))
+def test_images_are_paired_by_prompt(tmp_path: Path) -> None:
+    found = score_values(pair(tmp_path, IMAGES[::-1]))
     assert number(found["agreement.ssim"]) < 0.9
     assert found["fd_to_teacher.scenes"].value == pytest.approx(0, abs=1e-5)  # a distance of sets, which have no order
 
 
-def test_pictures_are_read_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected, sizes, read = score_values(pair(tmp_path, PICTURES[::-1])), set[int](), Store.read
+def test_images_are_read_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, sizes, read = score_values(pair(tmp_path, IMAGES[::-1])), set[int](), Store.read
 
     def recorded(store: Store, images: Sequence[str]) -> U8:
         sizes.add(len(images))
@@ -89,11 +89,11 @@ def test_pictures_are_read_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(base, "BLOCK", 5)
     monkeypatch.setattr(Store, "read", recorded)
-    assert score_values(pair(tmp_path, PICTURES[::-1])) == expected
+    assert score_values(pair(tmp_path, IMAGES[::-1])) == expected
     assert sizes == {5, 2}
 
 
-def test_agreement_is_missing_without_teacher_pictures_and_not_applicable_to_the_teacher(tmp_path: Path) -> None:
+def test_agreement_is_missing_without_teacher_images_and_not_applicable_to_the_teacher(tmp_path: Path) -> None:
     alone = score_values(subject(tmp_path, "alone"), METRICS)
     assert {value.state for value in alone.values()} == {"missing"}
     assert "not in the run folder; run it, then this model again" in alone["agreement.ssim"].reason
@@ -102,26 +102,26 @@ def test_agreement_is_missing_without_teacher_pictures_and_not_applicable_to_the
     assert all(PROTOCOLS[name].against_teacher for name in METRICS)
 
 
-def test_corrupted_teacher_picture_fails_the_metric(tmp_path: Path) -> None:
-    student = pair(tmp_path, PICTURES)
-    assert student.teacher_pictures
-    student.teacher_pictures.store.path("3").write_bytes(b"no picture")
+def test_corrupted_teacher_image_fails_the_metric(tmp_path: Path) -> None:
+    student = pair(tmp_path, IMAGES)
+    assert student.teacher_images
+    student.teacher_images.store.path("3").write_bytes(b"no image")
     found = score_values(student)
     assert {value.state for value in found.values()} == {"failed"}
     assert "3.png cannot be read" in found["agreement.ssim"].reason
 
 
 def test_nan_features_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    nan = replace(scenes.clip(), picture=lambda batch: torch.full((len(batch), 4), torch.nan))
+    nan = replace(scenes.clip(), image=lambda batch: torch.full((len(batch), 4), torch.nan))
     monkeypatch.setitem(TOWERS, "clip.scenes", lambda: nan)
     monkeypatch.setattr(perceptual, "_ssim", lambda a, _: torch.full((len(a),), torch.nan))
-    found = score_values(pair(tmp_path, PICTURES))
+    found = score_values(pair(tmp_path, IMAGES))
     assert [found[name].state for name in LOCAL] == ["failed", "ok", "failed", "ok"]
     assert "must be a non-empty column of finite numbers, found shape (12,) with 12 not finite" in found["agreement.ssim"].reason
 
 
-def test_distance_of_one_picture_is_not_applicable(tmp_path: Path) -> None:
-    found = score_values(pair(tmp_path, PICTURES[:1], PICTURES[:1]))
+def test_distance_of_one_image_is_not_applicable(tmp_path: Path) -> None:
+    found = score_values(pair(tmp_path, IMAGES[:1], IMAGES[:1]))
     assert found["fd_to_teacher.scenes"].state == "not_applicable"
     assert found["agreement.ssim"].state == "ok"
 
@@ -157,7 +157,7 @@ def test_interval_covers_the_expected_distance_of_paired_samples(n: int) -> None
 
 
 def plain_ssim(x: U8, y: U8) -> float:
-    """SSIM as in Wang et al. 2004, channel by channel, with the picture reflected at its border."""
+    """SSIM as in Wang et al. 2004, channel by channel, with the image reflected at its border."""
     window = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
     window /= window.sum()
 
@@ -190,7 +190,7 @@ def test_ssim_does_not_depend_on_the_batch() -> None:
 
 
 @pytest.mark.parametrize("wrong", [(noise(2, 16, 16), noise(2, 16, 17)), (noise(2, 16, 16), noise(2, 16, 16) / 255)])
-def test_invalid_pairs_of_pictures_are_rejected(wrong: Any) -> None:
+def test_invalid_pairs_of_images_are_rejected(wrong: Any) -> None:
     with pytest.raises(ValueError, match=r"one shape|uint8 RGB"):
         perceptual.ssim(*wrong)
 
@@ -220,6 +220,6 @@ def test_metrics_without_weights_are_missing(tmp_path: Path, monkeypatch: pytest
         raise MissingError("go online once")
 
     monkeypatch.setattr(weights, "find", absent)
-    found = score_values(pair(tmp_path, PICTURES), ["agreement.lpips", "agreement.ssim", "agreement.clip.vit-l-14"])
+    found = score_values(pair(tmp_path, IMAGES), ["agreement.lpips", "agreement.ssim", "agreement.clip.vit-l-14"])
     states = {name: value.state for name, value in found.items()}
     assert states == {"agreement.clip.vit-l-14": "missing", "agreement.lpips": "missing", "agreement.ssim": "ok"}

@@ -11,8 +11,8 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from pictures import deep_png
 from PIL import ExifTags, Image
+from synthetic_images import deep_png
 
 from sdbench import cli
 from sdbench.arrays import F32, U8
@@ -21,17 +21,17 @@ from sdbench.encoders.pixels import device
 from sdbench.errors import MissingError, UserError
 from sdbench.reference import build as building
 from sdbench.reference import cards
-from sdbench.reference.build import Pictures, build, import_moments, pictures_in_dataset, pictures_in_folder
+from sdbench.reference.build import Images, build, images_in_dataset, images_in_folder, import_moments
 from sdbench.reference.cards import find, list_cards
 
 ROOT = Path(__file__).parents[2]
 N, D = 11, 6
-SIZES = [(8, 8), (8, 8), (5, 9), (8, 8), (9, 5), (5, 9)]  # height, width; real pictures have many
+SIZES = [(8, 8), (8, 8), (5, 9), (8, 8), (9, 5), (5, 9)]  # height, width; real images have many
 ARRAYS = [np.random.default_rng(row).integers(0, 256, (*SIZES[row % len(SIZES)], 3), dtype=np.uint8) for row in range(N)]
 
 
 def colours(images: U8) -> F32:
-    """A fake encoder for pictures of any one size: mean and spread of each channel, N x 6."""
+    """A fake encoder for images of any one size: mean and spread of each channel, N x 6."""
     assert images.dtype == np.uint8
     flat = images.reshape(len(images), -1, 3) / 255
     return np.concatenate([flat.mean(1), flat.std(1)], 1).astype(np.float32)
@@ -41,9 +41,9 @@ TOY = Encoder("toy", lambda: "toy-1234", colours)
 FEATURES = np.concatenate([colours(array[None]) for array in ARRAYS])
 
 
-def png(picture: Any) -> bytes:
+def png(image: Any) -> bytes:
     buffer = io.BytesIO()
-    (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).save(buffer, "PNG")
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -57,7 +57,7 @@ def image_folder(tmp_path: Path) -> Path:
     (folder / "more").mkdir(parents=True)
     for row, content in enumerate(FILES):
         (folder / ("more" if row > 8 else "") / f"{row:02d}.png").write_bytes(content)
-    (folder / "notes.txt").write_text("no picture")
+    (folder / "notes.txt").write_text("no image")
     return folder
 
 
@@ -69,9 +69,9 @@ def runs(tmp_path: Path) -> Path:
 # ---- building ----
 
 
-def test_statistics_match_the_features_of_the_pictures(image_folder: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_statistics_match_the_features_of_the_images(image_folder: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(building, "BLOCK", 4)
-    card = build("real", pictures_in_folder(image_folder), TOY, runs)
+    card = build("real", images_in_folder(image_folder), TOY, runs)
     found = find("real", TOY, runs)
     np.testing.assert_allclose(found.statistics.mean, FEATURES.mean(0), rtol=1e-6)
     np.testing.assert_allclose(found.statistics.covariance, np.cov(FEATURES.astype(np.float64), rowvar=False), rtol=1e-6, atol=1e-12)
@@ -84,45 +84,45 @@ def test_statistics_match_the_features_of_the_pictures(image_folder: Path, runs:
     assert {path.name for path in (runs / "references" / "real").iterdir()} == {"toy.json", card.file}
 
 
-def test_digest_does_not_depend_on_the_layout_of_the_pictures(
+def test_digest_does_not_depend_on_the_layout_of_the_images(
     image_folder: Path, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     table = datasets.Dataset.from_dict({"image": FILES, "caption": ["x"] * N}, features=datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")}))  # fmt: skip
     table.to_parquet(tmp_path / "table.parquet")
     one, other = (
-        build("one", pictures_in_folder(image_folder), TOY, runs),
-        build("other", pictures_in_dataset(str(tmp_path / "table.parquet")), TOY, runs),
+        build("one", images_in_folder(image_folder), TOY, runs),
+        build("other", images_in_dataset(str(tmp_path / "table.parquet")), TOY, runs),
     )
     assert one.digest == other.digest
     assert one.sha256 == other.sha256  # the statistics are bit-identical
-    few = build("few", pictures_in_dataset(str(tmp_path / "table.parquet"), n=5), TOY, runs)
+    few = build("few", images_in_dataset(str(tmp_path / "table.parquet"), n=5), TOY, runs)
     assert few.n == 5
     assert few.digest != one.digest
-    with pytest.raises(UserError, match=r"holds 11 pictures .* a reference of 12 was asked for"):
-        pictures_in_dataset(str(tmp_path / "table.parquet"), n=12)
+    with pytest.raises(UserError, match=r"holds 11 images .* a reference of 12 was asked for"):
+        images_in_dataset(str(tmp_path / "table.parquet"), n=12)
     with pytest.raises(UserError, match="0 image columns named 'caption'"):
-        pictures_in_dataset(str(tmp_path / "table.parquet"), column="caption")
+        images_in_dataset(str(tmp_path / "table.parquet"), column="caption")
 
 
 def test_reference_is_built_once_and_a_different_one_of_that_name_is_rejected(
     image_folder: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    card = build("real", pictures_in_folder(image_folder), TOY, runs)
+    card = build("real", images_in_folder(image_folder), TOY, runs)
     uncalled = Encoder("toy", lambda: "toy-1234", lambda _: pytest.fail("computed again"))
-    assert build("real", pictures_in_folder(image_folder), uncalled, runs) == card
+    assert build("real", images_in_folder(image_folder), uncalled, runs) == card
     others = {
-        "fewer": (pictures_in_folder(image_folder, 5), uncalled),
-        "other weights": (pictures_in_folder(image_folder), Encoder("toy", lambda: "toy-5678", colours)),
+        "fewer": (images_in_folder(image_folder, 5), uncalled),
+        "other weights": (images_in_folder(image_folder), Encoder("toy", lambda: "toy-5678", colours)),
     }
-    for pictures, encoder in others.values():
+    for images, encoder in others.values():
         with pytest.raises(
             UserError, match=r"reference 'real' for 'toy' exists already, from real with n = 11 .* Choose another name, or delete"
         ):
-            build("real", pictures, encoder, runs)
+            build("real", images, encoder, runs)
     (image_folder / "03.png").write_bytes(FILES[4])
     with pytest.raises(UserError, match="exists already"):
-        build("real", pictures_in_folder(image_folder), uncalled, runs)
+        build("real", images_in_folder(image_folder), uncalled, runs)
     monkeypatch.undo()
     assert list_cards(runs) == [card]
 
@@ -131,22 +131,22 @@ def test_killed_build_resumes(image_folder: Path, runs: Path, monkeypatch: pytes
     monkeypatch.setattr(building, "BLOCK", 4)
     sizes: list[int] = []
 
-    def interrupt_after_eight(pictures: U8) -> F32:
-        sizes.append(len(pictures))
+    def interrupt_after_eight(images: U8) -> F32:
+        sizes.append(len(images))
         if sum(sizes) > 8:
             raise KeyboardInterrupt
-        return colours(pictures)
+        return colours(images)
 
     with pytest.raises(KeyboardInterrupt):
-        build("real", pictures_in_folder(image_folder), Encoder("toy", lambda: "toy-1234", interrupt_after_eight), runs)
+        build("real", images_in_folder(image_folder), Encoder("toy", lambda: "toy-1234", interrupt_after_eight), runs)
     assert lookup_result(runs) == "missing"
     done: list[int] = []
 
-    def count(pictures: U8) -> F32:
-        done.append(len(pictures))
-        return colours(pictures)
+    def count(images: U8) -> F32:
+        done.append(len(images))
+        return colours(images)
 
-    build("real", pictures_in_folder(image_folder), Encoder("toy", lambda: "toy-1234", count), runs)
+    build("real", images_in_folder(image_folder), Encoder("toy", lambda: "toy-1234", count), runs)
     assert sum(done) == N - 8
     np.testing.assert_array_equal(find("real", TOY, runs).features, FEATURES)
 
@@ -161,14 +161,14 @@ def lookup_result(runs: Path) -> str:
     return "found"
 
 
-def test_memory_does_not_grow_with_the_number_of_pictures(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_does_not_grow_with_the_number_of_images(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(building, "BLOCK", 8)
     monkeypatch.setattr(building, "MAX_FEATURES", 40)
-    picture = png(np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8))
+    image = png(np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8))
 
     def peak(n: int) -> int:
         tracemalloc.start()
-        card = build(f"n{n}", Pictures("same", [str(row) for row in range(n)], lambda _: picture), TOY, runs)
+        card = build(f"n{n}", Images("same", [str(row) for row in range(n)], lambda _: image), TOY, runs)
         reached = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert (card.n, card.features) == (n, 40)
@@ -186,50 +186,50 @@ def test_kept_features_are_evenly_spaced(n: int, kept: int, monkeypatch: pytest.
     assert np.ptp(np.diff([-1, *rows])) <= 1
 
 
-def test_gray_pictures_get_three_channels_and_other_modes_are_rejected(image_folder: Path, runs: Path) -> None:
+def test_gray_images_get_three_channels_and_other_modes_are_rejected(image_folder: Path, runs: Path) -> None:
     gray = Image.fromarray(ARRAYS[0][..., 0])
     (image_folder / "00.png").write_bytes(png(gray))
-    build("gray", pictures_in_folder(image_folder, 2), TOY, runs)
+    build("gray", images_in_folder(image_folder, 2), TOY, runs)
     expected = colours(np.repeat(ARRAYS[0][None, ..., :1], 3, axis=3))
     np.testing.assert_array_equal(find("gray", TOY, runs).features, np.concatenate([expected, FEATURES[1:2]]))
     for mode, bad in {"RGB;16": deep_png(), **{mode: png(Image.new(mode, (4, 4))) for mode in ("RGBA", "I;16", "P")}}.items():
         (image_folder / "01.png").write_bytes(bad)
         with pytest.raises(UserError, match=rf"01\.png has mode {mode}, expected 8-bit RGB or gray"):
-            build("bad", pictures_in_folder(image_folder), TOY, runs)
-    for content in (b"no picture", FILES[1][:60]):
+            build("bad", images_in_folder(image_folder), TOY, runs)
+    for content in (b"no image", FILES[1][:60]):
         (image_folder / "01.png").write_bytes(content)
         with pytest.raises(UserError, match=r"01\.png cannot be decoded"):
-            build("bad", pictures_in_folder(image_folder), TOY, runs)
+            build("bad", images_in_folder(image_folder), TOY, runs)
     (image_folder / "01.png").unlink()
     (image_folder / "01.png").symlink_to("nowhere")
     with pytest.raises(UserError, match=r"01\.png cannot be read"):
-        build("bad", pictures_in_folder(image_folder), TOY, runs)
+        build("bad", images_in_folder(image_folder), TOY, runs)
 
 
 def test_photographs_are_rotated_upright() -> None:
     turned = Image.Exif()
     turned[ExifTags.Base.Orientation] = 8  # shown turned anticlockwise by 90 degrees
-    for picture in (ARRAYS[2], ARRAYS[2][..., 0]):
-        Image.fromarray(picture).save(buffer := io.BytesIO(), "PNG", exif=turned)
+    for image in (ARRAYS[2], ARRAYS[2][..., 0]):
+        Image.fromarray(image).save(buffer := io.BytesIO(), "PNG", exif=turned)
         np.testing.assert_array_equal(building._decode(buffer.getvalue(), "")[..., 0], np.rot90(ARRAYS[2][..., 0]))
 
 
 @pytest.mark.parametrize("name", ["scenes", "", "../x", "a b", ".hidden"])
 def test_invalid_names_are_rejected(name: str, image_folder: Path, runs: Path) -> None:
     with pytest.raises(UserError, match="a reference cannot be called"):
-        build(name, pictures_in_folder(image_folder), TOY, runs)
+        build(name, images_in_folder(image_folder), TOY, runs)
 
 
 @pytest.mark.parametrize("n", [-5, 0, 1])
-def test_fewer_than_two_pictures_are_rejected(n: int, image_folder: Path) -> None:
-    with pytest.raises(UserError, match=rf"--n {n}: a reference needs at least 2 pictures"):
-        pictures_in_folder(image_folder, n)
+def test_fewer_than_two_images_are_rejected(n: int, image_folder: Path) -> None:
+    with pytest.raises(UserError, match=rf"--n {n}: a reference needs at least 2 images"):
+        images_in_folder(image_folder, n)
 
 
-def test_folder_without_pictures_is_an_error(tmp_path: Path) -> None:
+def test_folder_without_images_is_an_error(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(UserError, match="holds 0 pictures"):
-            pictures_in_folder(folder)
+        with pytest.raises(UserError, match="holds 0 images"):
+            images_in_folder(folder)
 
 
 # ---- finding ----
@@ -243,7 +243,7 @@ def test_missing_reference_error_tells_how_to_build_it(runs: Path) -> None:
 
 
 def test_reference_of_another_encoder_or_with_damaged_files_is_rejected(image_folder: Path, runs: Path) -> None:
-    card = build("real", pictures_in_folder(image_folder), TOY, runs)
+    card = build("real", images_in_folder(image_folder), TOY, runs)
     with pytest.raises(UserError, match=r"^reference: 'real' was made with encoder toy-1234, this is toy-5678"):
         find("real", Encoder("toy", lambda: "toy-5678", colours), runs)
     numbers = runs / "references" / "real" / card.file
@@ -267,8 +267,8 @@ def test_scenes_reference_has_the_digest_in_committed_records(monkeypatch: pytes
         for value in json.loads(path.read_text())["values"]
         if value["reference"]
     }
-    first_pictures = cards._render_scenes(8)
-    render_few = lambda n: np.resize(first_pictures, (max(n // 64, 8), 64, 64, 3))  # noqa: E731  # a 64th of them are enough here
+    first_images = cards._render_scenes(8)
+    render_few = lambda n: np.resize(first_images, (max(n // 64, 8), 64, 64, 3))  # noqa: E731  # a 64th of them are enough here
     monkeypatch.setattr(cards, "_render_scenes", render_few)
     assert {find("scenes", ENCODERS["scenes.features"], runs).digest} == named
 
@@ -323,7 +323,7 @@ def test_invalid_moments_are_rejected(runs: Path, tmp_path: Path) -> None:
     for name in ("other", "pickled", "text", "empty", "array", "nowhere"):
         with pytest.raises(UserError, match=rf"{name}\.npz holds no statistics"):
             import_moments("x", tmp_path / f"{name}.npz", "toy", 10, "s", runs)
-    with pytest.raises(UserError, match="--n 1: statistics need at least 2 pictures"):
+    with pytest.raises(UserError, match="--n 1: statistics need at least 2 images"):
         import_moments("x", save_moments(tmp_path / "good.npz"), "toy", 1, "s", runs)
 
 
@@ -354,9 +354,9 @@ def test_command_builds_imports_and_lists(image_folder: Path, runs: Path, tmp_pa
 def test_encoder_runs_on_the_requested_device(image_folder: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
-    def recorded(pictures: U8) -> F32:
+    def recorded(images: U8) -> F32:
         seen.append(device())
-        return colours(pictures)
+        return colours(images)
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setitem(ENCODERS, "toy", Encoder("toy", lambda: "toy", recorded))
@@ -379,9 +379,9 @@ def test_weights_of_all_encoders_are_checked_first(
     assert not runs.exists()
 
 
-def test_pictures_that_an_encoder_rejects_are_named(image_folder: Path, runs: Path) -> None:
+def test_images_that_an_encoder_rejects_are_named(image_folder: Path, runs: Path) -> None:
     with pytest.raises(UserError, match=r"00\.png to .*10\.png: the evaluators of scenes take N x 64 x 64 .*that fit each other"):
-        build("real", pictures_in_folder(image_folder), ENCODERS["scenes.features"], runs)
+        build("real", images_in_folder(image_folder), ENCODERS["scenes.features"], runs)
 
 
 @pytest.mark.usefixtures("_toy_encoder")
@@ -392,7 +392,7 @@ def test_pictures_that_an_encoder_rejects_are_named(image_folder: Path, runs: Pa
         (["build", "x", "--encoder", "toy"], "either --images FOLDER or --dataset NAME"),
         (["build", "x", "--encoder", "toi", "--images", "."], "unknown encoder 'toi'; did you mean 'toy'?"),
         (["import", "x"], "are required: file, --encoder, --n, --source"),
-        (["build", "x", "--encoder", "toy", "--images", "nowhere"], "nowhere holds 0 pictures"),
+        (["build", "x", "--encoder", "toy", "--images", "nowhere"], "nowhere holds 0 images"),
     ],
 )
 def test_incomplete_command_names_what_is_missing(args: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:

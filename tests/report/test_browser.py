@@ -191,9 +191,9 @@ def test_print_has_no_controls_and_open_details(page: Any) -> None:
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
 
 
-def test_pictures_that_do_not_fit_are_on_a_linked_second_page(browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_that_do_not_fit_are_on_a_linked_second_page(browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_board(tmp_path)
-    monkeypatch.setattr("sdbench.report.pictures.PAGE_BYTES", 3000)
+    monkeypatch.setattr("sdbench.report.image_wall.PAGE_BYTES", 3000)
     page_file, rest_file = pages.write(tmp_path, tmp_path / "report.html", load(suites.find(suites.POLICY)))
     page = browser.new_page()
     page.goto(page_file.as_uri())

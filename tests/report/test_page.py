@@ -15,7 +15,7 @@ from sdbench.gate import floors
 from sdbench.gate.compare import Side
 from sdbench.leaderboard import standings
 from sdbench.records import Model, Scores, SuiteId
-from sdbench.report import pictures, sections
+from sdbench.report import image_wall, sections
 
 
 class Tags(HTMLParser):
@@ -63,12 +63,12 @@ def test_ids_are_unique_and_internal_links_have_targets(page: str) -> None:
     assert {(a["href"] or "")[1:] for tag, a in tags if tag == "a" and (a.get("href") or "").startswith("#")} <= set(ids)
 
 
-def test_pictures_are_linked_if_none_fits_into_the_page(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pictures, "PAGE_BYTES", 0)
+def test_images_are_linked_if_none_fits_into_the_page(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_wall, "PAGE_BYTES", 0)
     page, *rest_files = api.report(api.Places(results), tmp_path / "report.html", policy=None)
     tags = Tags(page.read_text(encoding="utf-8")).found
     assert [
-        page.parent / (attributes["href"] or "") for tag, attributes in tags if tag == "a" and "pictures/" in (attributes["href"] or "")
+        page.parent / (attributes["href"] or "") for tag, attributes in tags if tag == "a" and "images/" in (attributes["href"] or "")
     ] == rest_files
     assert len(rest_files) == 1
 
@@ -91,7 +91,7 @@ def test_page_has_every_part(page: str) -> None:
     assert "Published elsewhere" in page
     assert "23.4805" in page[page.index('id="published"') :]
     assert "23.4805" not in page[: page.index('id="published"')]
-    assert "pictures for 24 of 24 prompts; 24 are here" in page
+    assert "images for 24 of 24 prompts; 24 are here" in page
 
 
 def test_verdicts_use_the_noise_between_runs(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_nan_score_is_shown_as_nan(tmp_path: Path) -> None:
     assert "preference.scenes nan" in path.read_text(encoding="utf-8")
 
 
-def test_models_without_pictures_scores_or_a_policy_have_a_page(tmp_path: Path) -> None:
+def test_models_without_images_scores_or_a_policy_have_a_page(tmp_path: Path) -> None:
     suite = SuiteId(name="efficiency", version=1, digest="e44")
     random = Model(name="sdxl", architecture="sdxl", source="random", weights_digest=None, label="random weights")
     odd = random.model_copy(update={"name": "odd", "source": "folder:odd", "label": '"><b>'})

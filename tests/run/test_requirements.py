@@ -93,7 +93,7 @@ def test_dry_run_lists_missing_inputs_and_fetches_nothing(
     assert {"latents.pt", "open_clip_model.safetensors"} < {file["name"] for file in content["files"]}
     assert content["disk_bytes"] > 95_628_359 + 605_109_252
     text = content["text"]
-    assert text.startswith("suite mlperf-sdxl@1 (digest not known until its prompts are here): 5000 pictures a model")
+    assert text.startswith("suite mlperf-sdxl@1 (digest not known until its prompts are here): 5000 images a model")
     assert "captions_source.tsv (0.86 MB)" in text
     assert "\nmissing: reference 'mlperf-val2014'" in text
     known = plan([resolve("sdxl", random=True)], suites.load("standard"), tmp_path)
@@ -116,7 +116,7 @@ def test_dry_run_reports_a_teacher_that_is_neither_measured_nor_requested(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("options", "pictures", "timed", "probes"),
+    ("options", "images", "timed", "probes"),
     [
         ([], 512, 5 * (1 + 4), "base"),
         (["--only", "quality"], 512, 0, None),
@@ -126,7 +126,7 @@ def test_dry_run_reports_a_teacher_that_is_neither_measured_nor_requested(tmp_pa
 )
 def test_dry_run_estimates_what_the_same_run_would_do(
     options: list[str],
-    pictures: int,
+    images: int,
     timed: int,
     probes: str | None,
     tmp_path: Path,
@@ -137,15 +137,15 @@ def test_dry_run_estimates_what_the_same_run_would_do(
     monkeypatch.setattr(work, "_count", lambda *_: work.Work(1, 0, 0))
     assert cli.main(["run", "--model", "scenes-vega", "--dry-run", "--json", "--runs", str(tmp_path), *options]) == 0
     out, err = capsys.readouterr()
-    assert f": {pictures or 'no'} pictures a model" in err
-    assert re.findall(r"of (sampling|timed calls) on this machine", err) == ["sampling" if pictures else "timed calls"]
+    assert f": {images or 'no'} images a model" in err
+    assert re.findall(r"of (sampling|timed calls) on this machine", err) == ["sampling" if images else "timed calls"]
     assert re.findall(r"probes: 5 rounds a model, each a process for every setting: (.*)", err) == ([probes] if probes else [])
     content = json.loads(out)
     (row,) = content["models"]
-    assert (row["model"], row["seconds"]) == ("scenes-vega", pytest.approx((pictures + timed) * (2 + 12 * 2 + 1)))
+    assert (row["model"], row["seconds"]) == ("scenes-vega", pytest.approx((images + timed) * (2 + 12 * 2 + 1)))
     assert f"scenes-vega: DDIMScheduler at {', '.join(map(str, row['scheduler']['timesteps']))}; roughly" in err
     assert (len(row["scheduler"]["timesteps"]), row["scheduler"]["timesteps"][0]) == (12, 999)
-    assert (content["disk_bytes"] > 0) == (pictures > 0)
+    assert (content["disk_bytes"] > 0) == (images > 0)
 
 
 def test_unet_that_embeds_the_guidance_scale_is_estimated_at_one_run_per_step(

@@ -1,4 +1,4 @@
-"""From pictures to values to records, with fake evaluators."""
+"""From images to values to records, with fake evaluators."""
 
 import json
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from clips import photographs, tiny
-from fakes import METRICS, PICTURES, PROMPTS, SUITE, colours, fail_if_called, letters, modification_times, prepare_in, replace_towers
+from fakes import IMAGES, METRICS, PROMPTS, SUITE, colours, fail_if_called, letters, modification_times, prepare_in, replace_towers
 from PIL import Image
 from tiny import SIZE_PX
 
@@ -46,11 +46,11 @@ from sdbench.suites import Suite, Teacher, load
 pytestmark = pytest.mark.usefixtures("fake_evaluators")
 
 
-def make_subject(folder: Path, pictures: U8 = PICTURES, **changes: Any) -> Subject:
-    store = Store(folder / "runs", {"pictures": len(pictures)})
-    names = [f"{index}" for index in range(len(pictures))]
-    for name, picture in zip(names, pictures, strict=True):
-        store.put(name, picture)
+def make_subject(folder: Path, images: U8 = IMAGES, **changes: Any) -> Subject:
+    store = Store(folder / "runs", {"images": len(images)})
+    names = [f"{index}" for index in range(len(images))]
+    for name, image in zip(names, images, strict=True):
+        store.put(name, image)
     subject = Subject(
         store, folder / "runs", names, [f"p{name}" for name in names], [0] * len(names), PROMPTS[: len(names)], reference="scenes"
     )
@@ -82,8 +82,8 @@ def test_every_metric_has_a_value_an_interval_and_a_score_column(tmp_path: Path)
     assert all(len(column) == 6 and np.isfinite(column).all() for column in scores.columns.values())
     expected = (
         100
-        * (colours(PICTURES) * letters(PROMPTS)).sum(1)
-        / np.linalg.norm(colours(PICTURES), axis=1)
+        * (colours(IMAGES) * letters(PROMPTS)).sum(1)
+        / np.linalg.norm(colours(IMAGES), axis=1)
         / np.linalg.norm(letters(PROMPTS), axis=1)
     )
     np.testing.assert_allclose(scores.columns["clip_score.scenes"], expected, rtol=1e-5)
@@ -91,14 +91,14 @@ def test_every_metric_has_a_value_an_interval_and_a_score_column(tmp_path: Path)
 
 
 def test_scene_accuracy_counts_whole_scenes(tmp_path: Path) -> None:
-    pictures = np.concatenate([PICTURES[:3], 255 - PICTURES[3:]])
-    values, scores = score(make_subject(tmp_path, pictures), ["scene_accuracy"])
+    images = np.concatenate([IMAGES[:3], 255 - IMAGES[3:]])
+    values, scores = score(make_subject(tmp_path, images), ["scene_accuracy"])
     assert values[0].value == 0.5
     assert scores.columns["scene_accuracy"].tolist() == [1, 1, 1, 0, 0, 0]
 
 
 def test_distance_of_the_reference_to_itself_is_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cards, "_render_scenes", lambda _: PICTURES)
+    monkeypatch.setattr(cards, "_render_scenes", lambda _: IMAGES)
     monkeypatch.setattr(cards, "SCENES_N", 6)
     found = score_values(make_subject(tmp_path), "fd.scenes")["fd.scenes"]
     assert found.value == pytest.approx(0, abs=1e-6)
@@ -159,20 +159,20 @@ def test_win_rate_needs_a_teacher_and_does_not_apply_to_the_teacher(tmp_path: Pa
     assert without.state == "missing"
 
 
-def test_one_picture_has_no_distance_and_its_mean_no_interval(tmp_path: Path) -> None:
-    found = score_values(make_subject(tmp_path, PICTURES[:1]))
+def test_one_image_has_no_distance_and_its_mean_no_interval(tmp_path: Path) -> None:
+    found = score_values(make_subject(tmp_path, IMAGES[:1]))
     assert found["fd.scenes"].state == "not_applicable"
-    assert "at least 2 pictures, found 1" in found["fd.scenes"].reason
+    assert "at least 2 images, found 1" in found["fd.scenes"].reason
     assert found["clip_score.scenes"].state == "ok"
     assert (found["clip_score.scenes"].low, found["clip_score.scenes"].high) == (None, None)
     assert found["scene_accuracy"].low == pytest.approx(0.2065, abs=1e-4)  # Wilson's interval of 1 out of 1
 
 
 @pytest.mark.parametrize("kind", ["black", "white", "noise", "inverted"])
-def test_any_8_bit_pictures_can_be_scored(kind: str, tmp_path: Path) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, PICTURES.shape, dtype=np.uint8)
-    pictures = {"black": PICTURES * np.uint8(0), "white": PICTURES | np.uint8(255), "noise": noise, "inverted": 255 - PICTURES}[kind]
-    found = score_values(make_subject(tmp_path, pictures, is_teacher=True), *METRICS)
+def test_any_8_bit_images_can_be_scored(kind: str, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, IMAGES.shape, dtype=np.uint8)
+    images = {"black": IMAGES * np.uint8(0), "white": IMAGES | np.uint8(255), "noise": noise, "inverted": 255 - IMAGES}[kind]
+    found = score_values(make_subject(tmp_path, images, is_teacher=True), *METRICS)
     assert found["scene_accuracy"].value == 0
     assert found["fd.scenes"].value is not None
     assert found["fd.scenes"].value > 0.01
@@ -183,12 +183,12 @@ def test_any_8_bit_pictures_can_be_scored(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        PICTURES.astype(np.float32),
-        PICTURES.astype(np.int16),
-        PICTURES[:, :32],
-        PICTURES[..., :1],
-        PICTURES[0],
-        PICTURES.transpose(0, 3, 1, 2),
+        IMAGES.astype(np.float32),
+        IMAGES.astype(np.int16),
+        IMAGES[:, :32],
+        IMAGES[..., :1],
+        IMAGES[0],
+        IMAGES.transpose(0, 3, 1, 2),
     ],
 )
 def test_scenes_evaluators_reject_anything_but_uint8_rgb_of_their_size(wrong: Any) -> None:
@@ -197,16 +197,16 @@ def test_scenes_evaluators_reject_anything_but_uint8_rgb_of_their_size(wrong: An
 
 
 def test_pixels_are_scaled_to_minus_one_to_one_channels_first() -> None:
-    picture = np.zeros((1, 64, 64, 3), np.uint8)
-    picture[0, 5, 7] = (255, 0, 51)
-    pixels = scenes.pixels(picture)
+    image = np.zeros((1, 64, 64, 3), np.uint8)
+    image[0, 5, 7] = (255, 0, 51)
+    pixels = scenes.pixels(image)
     assert pixels.shape == (1, 3, 64, 64)
     np.testing.assert_allclose(pixels[0, :, 5, 7].numpy(), [1, -1, -0.6], atol=1e-6)
 
 
-def test_unreadable_picture_stops_the_run_before_any_metric(tmp_path: Path) -> None:
+def test_unreadable_image_stops_the_run_before_any_metric(tmp_path: Path) -> None:
     broken = make_subject(tmp_path)
-    broken.store.path("3").write_bytes(b"no picture")
+    broken.store.path("3").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"images/3\.png cannot be read"):
         score(broken, METRICS)
 
@@ -258,14 +258,14 @@ def test_run_writes_one_record_per_model_and_a_second_run_nothing(
 def test_parts_draw_what_one_run_would_and_a_run_only_scores_them(
     teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def pictures_below(folder: Path) -> dict[str, bytes]:
+    def images_below(folder: Path) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in folder.rglob("images/*.png") if "runs" in path.parts}
 
     assert SUITE.prompts
     suite = SUITE.model_copy(update={"prompts": SUITE.prompts.model_copy(update={"n": 5})})  # batches of 2, 2 and 1
     monkeypatch.setattr(measuring, "_read_models_and_suite", lambda _: ([teacher], suite))
     command = ["run", "--model", "tiny", "--results", str(tmp_path / "parts" / "results"), "--runs", str(tmp_path / "parts" / "runs")]
-    for part, missing, note in (("2/2", 3, "3 pictures are still missing"), ("1/2", 0, "all pictures are drawn")):
+    for part, missing, note in (("2/2", 3, "3 images are still missing"), ("1/2", 0, "all images are drawn")):
         assert cli.main([*command, "--json", "--part", part]) == 0
         output = capsys.readouterr()
         assert json.loads(output.out) == {"missing": {"scenes-teacher": missing}}
@@ -273,7 +273,7 @@ def test_parts_draw_what_one_run_would_and_a_run_only_scores_them(
     assert not records.find(tmp_path / "parts" / "results", "scenes", suite.id, "scenes-teacher"), "parts write no record"
 
     (whole,) = runner.run([teacher], prepare_in(tmp_path / "whole", suite))
-    assert pictures_below(tmp_path / "parts") == pictures_below(tmp_path / "whole")
+    assert images_below(tmp_path / "parts") == images_below(tmp_path / "whole")
     monkeypatch.setattr(runner, "load", fail_if_called)
     (scored,) = runner.run([teacher], prepare_in(tmp_path / "parts", suite))
     assert records.read_record(scored).values == records.read_record(whole).values
@@ -327,7 +327,7 @@ def test_student_has_no_win_rate_until_the_teacher_is_run(teacher: ModelSpec, tm
     (of_teacher,) = runner.run([teacher], context)
     assert missing() == []
     store_and_jobs(records.read_record(of_teacher).model, context)[0].folder.rename(tmp_path / "away")
-    assert missing() == [f"pictures {record} agreement {advice}"]
+    assert missing() == [f"images {record} agreement {advice}"]
     after = rate()
     assert after is not None
     assert after.value == 0.5
@@ -342,7 +342,7 @@ def test_older_record_without_noise_and_scheduler_is_kept(teacher: ModelSpec, tm
     assert runner.run([teacher], prepare_in(tmp_path / "older")) == [older]
 
 
-def test_all_cuda_devices_share_their_pictures(tmp_path: Path) -> None:
+def test_all_cuda_devices_share_their_images(tmp_path: Path) -> None:
     model = Model(name="m", architecture="vega", source="folder:m", weights_digest="w")
     places = [store_and_jobs(model, replace(prepare_in(tmp_path), device=device))[0].folder for device in ("cuda", "cuda:1", "cpu")]
     assert places[0] == places[1] != places[2]
@@ -416,7 +416,7 @@ def test_few_step_student_is_compared_with_the_teacher_at_the_teachers_own_sampl
     assert [value.state for value in (*student, *itself) if value] == ["ok"] * 4, "with few steps the teacher is a student of itself"
     assert student[1]
     assert student[1].value is not None
-    assert student[1].value < 1 - 1e-9, "the teacher's pictures are not of these two steps"
+    assert student[1].value < 1 - 1e-9, "the teacher's images are not of these two steps"
 
 
 def test_suite_may_name_its_own_teacher(teacher: ModelSpec, tmp_path: Path) -> None:
@@ -447,13 +447,13 @@ def test_run_of_probes_keeps_the_quality_values_of_the_record(teacher: ModelSpec
     probe = Value(name="parameters.unet", kind="count", direction="lower", unit="parameters", value=7)
     monkeypatch.setattr(driver, "measure", lambda specs, *_, **__: ProbeResult({spec.name: [probe] for spec in specs}, "turns"))
     suite = SUITE.model_copy(update={"probes": Probes(rounds=1, calls=2, warmup=0)})
-    (pictures,) = runner.run([teacher], prepare_in(tmp_path, suite))
+    (images,) = runner.run([teacher], prepare_in(tmp_path, suite))
     (tmp_path / "moved").symlink_to(teacher.location)
     moved = replace(teacher, location=str(tmp_path / "moved"))  # the same weights
     (both,) = runner.run([moved], prepare_in(tmp_path, suite, "probes"))
-    assert both != pictures
+    assert both != images
     record, scores = records.read(both)
-    before, columns = records.read(pictures)
+    before, columns = records.read(images)
     assert record.values == (*before.values, probe)
     assert record.n_images == before.n_images > 0
     assert {name: column.tolist() for name, column in scores.columns.items()} == {
@@ -490,7 +490,7 @@ def test_settings_measured_in_separate_runs_are_merged_into_one_record(
         run("b3")
 
 
-def test_probes_alone_generate_no_pictures_and_skip_rendered_models(
+def test_probes_alone_generate_no_images_and_skip_rendered_models(
     teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     latency = Value(name="latency.pipeline.p50", kind="probe", direction="lower", unit="s", value=0.5, n=2, samples=((0.4, 0.6),))
@@ -545,20 +545,20 @@ def test_unwritable_folder_is_rejected_before_any_work(blocked: str, tmp_path: P
     assert modification_times(tmp_path).keys() == {blocked}
 
 
-# ---- external pictures ----
+# ---- external images ----
 
 
-def save_pictures(folder: Path, pictures: U8, prompts: list[str]) -> tuple[Path, Path]:
+def save_images(folder: Path, images: U8, prompts: list[str]) -> tuple[Path, Path]:
     store = Store(folder / "work", {})
-    for index, picture in enumerate(pictures):
-        store.put(f"{index:03d}", picture)
+    for index, image in enumerate(images):
+        store.put(f"{index:03d}", image)
     (folder / "prompts.txt").write_text("\n".join(prompts) + "\n")
     return store.folder / "images", folder / "prompts.txt"
 
 
-def test_external_pictures_score_like_generated_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_external_images_score_like_generated_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parents[2])  # for the suite's list of metrics
-    values, scores = api.score(*save_pictures(tmp_path, PICTURES, PROMPTS), api.Places(tmp_path), "quality")
+    values, scores = api.score(*save_images(tmp_path, IMAGES, PROMPTS), api.Places(tmp_path), "quality")
     assert list((tmp_path / "runs").glob("*/images/*.png")), "beside the results by default"
     own, columns = score(make_subject(tmp_path), [name for name in METRICS if not name.startswith("win_rate")])
     assert values == own
@@ -567,7 +567,7 @@ def test_external_pictures_score_like_generated_ones(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("more", [[], ["--name", "dall-e"]])
-def test_external_pictures_are_scored_on_the_requested_device(more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_external_images_are_scored_on_the_requested_device(more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
     def recorded(images: U8) -> F32:
@@ -576,7 +576,7 @@ def test_external_pictures_are_scored_on_the_requested_device(more: list[str], t
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(scenes, "features", recorded)
-    images, prompts = map(str, save_pictures(tmp_path, PICTURES, PROMPTS))
+    images, prompts = map(str, save_images(tmp_path, IMAGES, PROMPTS))
     args = ["score", "--images", images, "--prompts", prompts, "--suite", "quality", "--results", str(tmp_path / "results"), *more]
     assert cli.main([*args, "--device", "gpu"]) == 2
     assert cli.main([*args, "--device", "cpu"]) == 0
@@ -600,14 +600,14 @@ alpha = 0.05
 """
 
 
-def test_external_pictures_get_a_row_and_a_verdict(tmp_path: Path) -> None:
+def test_external_images_get_a_row_and_a_verdict(tmp_path: Path) -> None:
     places, own, policy = api.Places(tmp_path, tmp_path / "runs"), tmp_path / "own.toml", tmp_path / "policy.toml"
     own.write_text(OWN)
     policy.write_text(OWN_POLICY)
     suite = suites.load(str(own))
     prompts = [*suite.prompt_list().values()]
-    pictures = render([parse(prompt) for prompt in prompts], range(6))
-    folder = api.record_pictures(*save_pictures(tmp_path, pictures, prompts), "dall-e", places, str(own))
+    images = render([parse(prompt) for prompt in prompts], range(6))
+    folder = api.record_images(*save_images(tmp_path, images, prompts), "dall-e", places, str(own))
     record, scores = records.read(folder)
     assert (record.suite, list(scores.prompt_ids)) == (suite.id, [*suite.prompt_list()])  # beside the models' rows
     assert record.model == Model(name="dall-e", architecture="", source="images:images, 64 x 64 px, PNG", weights_digest=None)
@@ -618,77 +618,77 @@ def test_external_pictures_get_a_row_and_a_verdict(tmp_path: Path) -> None:
         "not_applicable",
     ]  # no teacher yet
     (row,) = standings.read_rows(tmp_path)
-    assert (row.name, row.is_pictures_only) == ("dall-e", True)
+    assert (row.name, row.is_images_only) == ("dall-e", True)
     assert "sampling: made elsewhere, not known (images:images, 64 x 64 px, PNG)" in writing.markdown([row])
     report = api.compare(str(folder), str(folder), policy, places)
     assert (report.verdict, [result.name for result in report.results]) == ("pass", ["preference.scenes"])
     assert report.notes == (
-        "the pictures of dall-e (images:images, 64 x 64 px, PNG) and dall-e (images:images, 64 x 64 px, PNG) were made elsewhere; it is not known how they were sampled",
+        "the images of dall-e (images:images, 64 x 64 px, PNG) and dall-e (images:images, 64 x 64 px, PNG) were made elsewhere; it is not known how they were sampled",
         "not measured, so not weighed: latency.pipeline.p50",
     )
-    files, listed = save_pictures(tmp_path / "other", pictures, prompts[1:] + prompts[:1])
-    Image.fromarray(pictures[0]).save(files / "000.jpg")
+    files, listed = save_images(tmp_path / "other", images, prompts[1:] + prompts[:1])
+    Image.fromarray(images[0]).save(files / "000.jpg")
     (files / "000.png").unlink()
-    other = records.read_record(api.record_pictures(files, listed, "dall-e", places, str(own)))
+    other = records.read_record(api.record_images(files, listed, "dall-e", places, str(own)))
     assert (other.suite.name, other.model.source) == ("own-custom", "images:images, 64 x 64 px, JPEG and PNG")
     with pytest.raises(UserError, match="no model of the catalogue; choose another --name"):
-        api.record_pictures(*save_pictures(tmp_path / "named", pictures, prompts), "sdxl", places, str(own))
+        api.record_images(*save_images(tmp_path / "named", images, prompts), "sdxl", places, str(own))
 
 
-def test_picture_and_prompt_counts_must_match(tmp_path: Path) -> None:
-    images, prompts = save_pictures(tmp_path, PICTURES, PROMPTS[:5])
-    with pytest.raises(UserError, match=r"6 pictures and .* 5 prompts"):
+def test_image_and_prompt_counts_must_match(tmp_path: Path) -> None:
+    images, prompts = save_images(tmp_path, IMAGES, PROMPTS[:5])
+    with pytest.raises(UserError, match=r"6 images and .* 5 prompts"):
         api.score(images, prompts, api.Places(tmp_path, tmp_path / "runs"))
 
 
-def test_pictures_with_ambiguous_file_order_are_rejected(tmp_path: Path) -> None:
-    images, prompts = save_pictures(tmp_path, PICTURES, PROMPTS)
+def test_images_with_ambiguous_file_order_are_rejected(tmp_path: Path) -> None:
+    images, prompts = save_images(tmp_path, IMAGES, PROMPTS)
     (images / "005.png").rename(images / "10.png")
-    assert len(external.load_pictures(images, prompts, load("quality"), tmp_path / "runs").image_ids) == len(PICTURES)
+    assert len(external.load_images(images, prompts, load("quality"), tmp_path / "runs").image_ids) == len(IMAGES)
     (images / "004.png").rename(images / "2.png")
     with pytest.raises(UserError, match=r"003\.png comes before 2\.png as text and after it by number.*as in 00002\.png"):
-        external.load_pictures(images, prompts, load("quality"), tmp_path / "runs")
+        external.load_images(images, prompts, load("quality"), tmp_path / "runs")
 
 
-def test_full_size_pictures_are_scored_with_the_available_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_size_images_are_scored_with_the_available_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SDBENCH_WEIGHTS", str(tmp_path / "none"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    towers, pictures = Clip(tiny(), "tiny"), photographs(70, 40, 56)
+    towers, images = Clip(tiny(), "tiny"), photographs(70, 40, 56)
     monkeypatch.setitem(TOWERS, "clip.vit-l-14", lambda: towers)
     prompts = [f"a photograph, number {row}" for row in range(70)]
-    values, scores = api.score(*save_pictures(tmp_path, pictures, prompts), api.Places(tmp_path, tmp_path / "runs"))
+    values, scores = api.score(*save_images(tmp_path, images, prompts), api.Places(tmp_path, tmp_path / "runs"))
     assert {value.name for value in values if value.state != "missing"} == {"clip_score.vit-l-14"}
     assert {"fid.clean", "pickscore.v1"} < {value.name for value in values}
-    expected = caption_score(towers.images(pictures), towers.texts(prompts))
+    expected = caption_score(towers.images(images), towers.texts(prompts))
     np.testing.assert_allclose(scores.columns["clip_score.vit-l-14"], expected, atol=1e-4)
 
 
-def test_pictures_of_mixed_sizes_are_rejected_in_any_block(tmp_path: Path) -> None:
-    images, prompts = save_pictures(tmp_path, photographs(66, 40, 56), ["a photograph"] * 66)
+def test_images_of_mixed_sizes_are_rejected_in_any_block(tmp_path: Path) -> None:
+    images, prompts = save_images(tmp_path, photographs(66, 40, 56), ["a photograph"] * 66)
     Image.fromarray(photographs(1, 40, 40)[0]).save(images / "064.png")
     Image.fromarray(photographs(1, 40, 40)[0]).save(images / "065.png")
     with pytest.raises(UserError, match=r"064\.png is 40 x 40 px, the first is 56 x 40"):
         api.score(images, prompts, api.Places(tmp_path, tmp_path / "runs"))
 
 
-def test_pictures_and_prompts_that_are_not_scenes_are_rejected(tmp_path: Path) -> None:
-    """The scenes evaluators would fail on such pictures and give meaningless scores for such prompts."""
-    wide = np.concatenate([PICTURES, PICTURES], axis=2)
-    with pytest.raises(UserError, match=r"pictures of 128 x 64 px; scenes are of 64 x 64.*--suite standard"):
-        api.score(*save_pictures(tmp_path / "wide", wide, PROMPTS), api.Places(tmp_path, tmp_path / "runs"), "quality")
+def test_images_and_prompts_that_are_not_scenes_are_rejected(tmp_path: Path) -> None:
+    """The scenes evaluators would fail on such images and give meaningless scores for such prompts."""
+    wide = np.concatenate([IMAGES, IMAGES], axis=2)
+    with pytest.raises(UserError, match=r"images of 128 x 64 px; scenes are of 64 x 64.*--suite standard"):
+        api.score(*save_images(tmp_path / "wide", wide, PROMPTS), api.Places(tmp_path, tmp_path / "runs"), "quality")
     with pytest.raises(UserError, match=r"prompts\.txt: not a caption of the scenes grammar: 'a photo of a cat'"):
         api.score(
-            *save_pictures(tmp_path / "cat", PICTURES, [*PROMPTS[:-1], "a photo of a cat"]),
+            *save_images(tmp_path / "cat", IMAGES, [*PROMPTS[:-1], "a photo of a cat"]),
             api.Places(tmp_path, tmp_path / "runs"),
             "quality",
         )
     with pytest.raises(UserError, match=r"suite 'fid' is a part"):
-        api.score(*save_pictures(tmp_path / "part", PICTURES, PROMPTS), api.Places(tmp_path, tmp_path / "runs"), "fid")
+        api.score(*save_images(tmp_path / "part", IMAGES, PROMPTS), api.Places(tmp_path, tmp_path / "runs"), "fid")
     assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("make", [lambda folder: folder / "nowhere", lambda folder: folder / "prompts.txt"], ids=["missing", "file"])
 def test_images_path_that_is_not_a_folder_is_an_error(make: Callable[[Path], Path], tmp_path: Path) -> None:
-    _, prompts = save_pictures(tmp_path, PICTURES, PROMPTS)
+    _, prompts = save_images(tmp_path, IMAGES, PROMPTS)
     with pytest.raises(UserError, match=r"--images takes a folder .* of which one is missing or of the other kind"):
         api.score(make(tmp_path), prompts, api.Places(tmp_path, tmp_path / "runs"))

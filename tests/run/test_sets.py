@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pictures import noise, photograph
+from synthetic_images import noise, photograph
 
 from sdbench.arrays import F32, F64, U8
 from sdbench.encoders.catalogue import ENCODERS, Encoder
@@ -38,12 +38,12 @@ SAME = np.stack([photograph(seed, 32, 32) for seed in range(60)])
 
 
 def fake_features(name: str) -> Callable[[U8], F32]:
-    """Fake features that differ by encoder, N x 15: means of a picture's quarters and its contrasts, mixed; CLIP's are of length 1."""
+    """Fake features that differ by encoder, N x 15: means of an image's quarters and its contrasts, mixed; CLIP's are of length 1."""
     mix = np.random.default_rng(list(ENCODERS).index(name)).normal(size=(15, 15)) + 3 * np.eye(15)
 
-    def features(pictures: U8) -> F32:
-        quarters = pictures.reshape(len(pictures), 2, 16, 2, 16, 3).mean(axis=(2, 4)).reshape(len(pictures), 12) / 128 - 1
-        contrasts = np.diff(pictures.astype(float), axis=1).std(axis=(1, 2)) / 64
+    def features(images: U8) -> F32:
+        quarters = images.reshape(len(images), 2, 16, 2, 16, 3).mean(axis=(2, 4)).reshape(len(images), 12) / 128 - 1
+        contrasts = np.diff(images.astype(float), axis=1).std(axis=(1, 2)) / 64
         rows = np.concatenate([quarters, contrasts], axis=1) @ mix
         return np.asarray(rows / (np.linalg.norm(rows, axis=1, keepdims=True) if name.startswith("clip") else 1), np.float32)
 
@@ -64,17 +64,17 @@ def _fake_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cards, "find", find)
 
 
-def make_subject(folder: Path, pictures: U8 = SAME, **changes: Any) -> Subject:
-    store = Store(folder / "runs", {"pictures": len(pictures)})
-    names = [f"{index:03d}" for index in range(len(pictures))]
-    for name, picture in zip(names, pictures, strict=True):
-        store.put(name, picture)
+def make_subject(folder: Path, images: U8 = SAME, **changes: Any) -> Subject:
+    store = Store(folder / "runs", {"images": len(images)})
+    names = [f"{index:03d}" for index in range(len(images))]
+    for name, image in zip(names, images, strict=True):
+        store.put(name, image)
     subject = Subject(store, folder / "runs", names, names, [0] * len(names), [""] * len(names), reference="real")
     return replace(subject, **changes)
 
 
-def values(folder: Path, pictures: U8 = SAME, **changes: Any) -> dict[str, Value]:
-    return {value.name: value for value in score(make_subject(folder, pictures, **changes), NAMES)[0]}
+def values(folder: Path, images: U8 = SAME, **changes: Any) -> dict[str, Value]:
+    return {value.name: value for value in score(make_subject(folder, images, **changes), NAMES)[0]}
 
 
 def test_every_protocol_has_a_value_with_interval_and_influence(tmp_path: Path) -> None:
@@ -99,13 +99,13 @@ def test_every_protocol_has_a_value_with_interval_and_influence(tmp_path: Path) 
 def test_each_protocol_uses_the_features_of_its_own_encoder(tmp_path: Path) -> None:
     found = values(tmp_path)
     for name, encoder in FRECHET.items():
-        own, real = (fake_features(encoder)(pictures) for pictures in (SAME, REAL))
+        own, real = (fake_features(encoder)(images) for images in (SAME, REAL))
         assert found[name].value == pytest.approx(frechet_distance(gaussian(own), gaussian(real))), name
         assert found[name].reference == f"digest of {encoder}"
-    own, real = (fake_features("inception.clean")(pictures) for pictures in (SAME, REAL))
+    own, real = (fake_features("inception.clean")(images) for images in (SAME, REAL))
     assert found["kid"].value == pytest.approx(kid(own, real)[0])
     assert [found[name].value for name in PRDC] == pytest.approx([value for value, _ in prdc.prdc(own, real).values()])
-    assert found["cmmd"].value == pytest.approx(cmmd(*(fake_features("clip.vit-l-14-336")(pictures) for pictures in (SAME, REAL)))[0])
+    assert found["cmmd"].value == pytest.approx(cmmd(*(fake_features("clip.vit-l-14-336")(images) for images in (SAME, REAL)))[0])
     assert len({found[name].value for name in FRECHET}) == len(FRECHET)
 
 
@@ -119,13 +119,13 @@ def test_every_protocol_names_an_existing_encoder() -> None:
     [("collapsed", {"prdc.precision", "prdc.density"}), ("noise", set()), ("black", set()), ("inverted", {*PRDC})],
 )
 def test_every_corruption_is_worse_in_every_protocol_sensitive_to_it(kind: str, insensitive: set[str], tmp_path: Path) -> None:
-    pictures = {
+    images = {
         "collapsed": np.repeat(REAL[:1], 60, axis=0),
         "noise": np.stack([noise(seed, 32, 32) for seed in range(60)]),
         "black": SAME * np.uint8(0),
         "inverted": 255 - (SAME // 2),
     }[kind]
-    good, bad = values(tmp_path / "good"), values(tmp_path / "bad", pictures)
+    good, bad = values(tmp_path / "good"), values(tmp_path / "bad", images)
     for name in set(NAMES) - insensitive:
         better, worse = good[name].value, bad[name].value
         assert better is not None
@@ -151,7 +151,7 @@ def test_published_moments_support_only_frechet_distances(tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize(("n", "lacking"), [(1, set(NAMES)), (6, {"fid_infinity.clean", *PRDC}), (7, {"fid_infinity.clean"}), (38, set())])
-def test_set_metrics_do_not_apply_to_too_few_pictures(n: int, lacking: set[str], tmp_path: Path) -> None:
+def test_set_metrics_do_not_apply_to_too_few_images(n: int, lacking: set[str], tmp_path: Path) -> None:
     found = values(tmp_path, SAME[:n])
     assert {name for name, value in found.items() if value.state == "not_applicable"} == lacking
     assert all(f"found {n}" in found[name].reason for name in lacking)
@@ -174,16 +174,16 @@ def test_features_are_computed_in_blocks_and_in_order(tmp_path: Path, monkeypatc
     monkeypatch.setattr(base, "BLOCK", 7)
     seen = []
 
-    def encode(pictures: U8) -> F32:
-        seen.append(len(pictures))
-        return fake_features("inception.clean")(pictures)
+    def encode(images: U8) -> F32:
+        seen.append(len(images))
+        return fake_features("inception.clean")(images)
 
     features = make_subject(tmp_path).features("net", encode)
     assert seen == [7] * 8 + [4]
     np.testing.assert_allclose(features, fake_features("inception.clean")(SAME), rtol=1e-5)
 
 
-def test_share_that_no_single_picture_changes_has_no_interval(tmp_path: Path) -> None:
+def test_share_that_no_single_image_changes_has_no_interval(tmp_path: Path) -> None:
     found = values(tmp_path, SAME * np.uint8(0))
     assert found["prdc.precision"].value == 0
     assert (found["prdc.precision"].low, found["prdc.precision"].high) == (None, None)

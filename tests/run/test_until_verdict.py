@@ -1,4 +1,4 @@
-"""A sequential run: the same pictures as a full run, recorded looks, and resuming after a kill."""
+"""A sequential run: the same images as a full run, recorded looks, and resuming after a kill."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +34,7 @@ def run_sequentially(
     return until_verdict.run_until_verdict(until_verdict.SequentialTest(spec, prepare_in(folder, suite), baseline, rules, {}))
 
 
-def test_identical_model_stops_early_with_the_pictures_of_a_full_run(teacher: ModelSpec, tmp_path: Path) -> None:
+def test_identical_model_stops_early_with_the_images_of_a_full_run(teacher: ModelSpec, tmp_path: Path) -> None:
     (baseline,) = runner.run([teacher], prepare_in(tmp_path, SIX_PROMPTS))
     path, report = run_sequentially(replace(teacher, name="student"), baseline, tmp_path)
     assert (report.verdict, report.notes[0]) == ("pass", "stopped after 4 of 6 prompts, at look 2")
@@ -50,8 +50,8 @@ def test_identical_model_stops_early_with_the_pictures_of_a_full_run(teacher: Mo
     assert scores.keys != full.keys[:4]
     rows = [full.keys.index(key) for key in scores.keys]
     assert scores.columns["clip_score.scenes"].tolist() == full.columns["clip_score.scenes"][rows].tolist()
-    pictures = {file.name: file.read_bytes() for file in (baseline / "images").iterdir()}
-    assert {file.name: file.read_bytes() for file in (path / "images").iterdir()}.items() <= pictures.items()
+    images = {file.name: file.read_bytes() for file in (baseline / "images").iterdir()}
+    assert {file.name: file.read_bytes() for file in (path / "images").iterdir()}.items() <= images.items()
 
 
 def test_prompts_of_a_stopped_run_form_a_suite_that_can_be_rerun(teacher: ModelSpec, tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_look_order_keeps_batches_together_and_a_short_one_last() -> None:
     assert sorted([mixed[:4], mixed[4:8]]) == [ids[:4], ids[4:8]]
 
 
-def test_distance_waits_for_all_prompts_without_the_baselines_pictures(teacher: ModelSpec, tmp_path: Path) -> None:
+def test_distance_waits_for_all_prompts_without_the_baselines_images(teacher: ModelSpec, tmp_path: Path) -> None:
     (baseline,) = runner.run([teacher], prepare_in(tmp_path / "elsewhere", SIX_PROMPTS))
     path, report = run_sequentially(replace(teacher, name="student"), baseline, tmp_path)
     assert (report.verdict, report.notes[0]) == ("pass", "stopped after 6 of 6 prompts, at look 3")

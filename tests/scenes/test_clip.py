@@ -38,13 +38,13 @@ def test_every_kind_of_word_is_changed_at_times() -> None:
 
 def test_contrastive_loss_matches_the_closed_form_of_both_directions() -> None:
     scenes = [scene_at(0), scene_at(1)]
-    image, text = torch.eye(4)[:2], torch.eye(4)  # each picture fits its own caption and no other
+    image, text = torch.eye(4)[:2], torch.eye(4)  # each image fits its own caption and no other
     loss = contrastive_loss(image, text, torch.tensor(2.0), scenes)
     e = np.exp(2)
     torch.testing.assert_close(loss.item(), 0.5 * (np.log((e + 3) / e) + np.log((e + 1) / e)), rtol=1e-5, atol=0)
 
 
-def test_pictures_of_one_layout_are_not_negatives_of_each_other() -> None:
+def test_images_of_one_layout_are_not_negatives_of_each_other() -> None:
     one = parse("a large red circle left of a small blue star on a pink background")
     same = parse("a small blue star right of a large red circle on a pink background")
     image = F.normalize(torch.ones(2, 4))

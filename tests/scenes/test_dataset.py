@@ -10,5 +10,5 @@ def test_row_is_determined_by_its_index() -> None:
     assert rows["caption"] == [scene_at(index, "heldout", 3).caption for index in range(5)]
     for row in rows:
         assert parse(row["caption"]).split == "heldout"
-        picture = render([scene_at(row["index"], "heldout", 3)], [row["index"]], 3)[0]
-        np.testing.assert_array_equal(np.asarray(row["image"]), picture)
+        image = render([scene_at(row["index"], "heldout", 3)], [row["index"]], 3)[0]
+        np.testing.assert_array_equal(np.asarray(row["image"]), image)

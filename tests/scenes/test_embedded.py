@@ -25,7 +25,7 @@ LAYER = ("layer_norm1", "layer_norm2", "mlp.fc1", "mlp.fc2", *(f"self_attn.{name
 
 
 @pytest.mark.skipif("parts" not in embedded.read_manifest(), reason="placeholder weights: the manifest names no trained parts")
-def test_reader_reads_heldout_pictures_correctly() -> None:
+def test_reader_reads_heldout_images_correctly() -> None:
     scenes = [scene_at(index, "heldout", seed=5) for index in range(1024)]
     read = encoders.layouts(render(scenes, range(1024), seed=5))
     correct = [found == scene.layout for found, scene in zip(read, scenes, strict=True)]
@@ -81,16 +81,16 @@ def test_both_text_encoders_have_the_same_vocabulary() -> None:
     assert one.get_vocab() == other.get_vocab()
 
 
-def test_every_evaluator_accepts_any_uint8_picture() -> None:
+def test_every_evaluator_accepts_any_uint8_image() -> None:
     rng = np.random.default_rng(0)
-    pictures = np.stack([np.zeros((64, 64, 3)), np.full((64, 64, 3), 255), rng.integers(0, 256, (64, 64, 3))]).astype(np.uint8)
+    images = np.stack([np.zeros((64, 64, 3)), np.full((64, 64, 3), 255), rng.integers(0, 256, (64, 64, 3))]).astype(np.uint8)
     for encode in (encoders.features, encoders.clip().images, encoders.preference().images):
-        features = encode(pictures)
+        features = encode(images)
         assert features.shape == (3, 64)
         assert features.dtype == np.float32
         assert np.isfinite(features).all()
         assert len(np.unique(features, axis=0)) == 3
-    assert len(encoders.layouts(pictures)) == 3
+    assert len(encoders.layouts(images)) == 3
     for towers in (encoders.clip(), encoders.preference()):
         assert towers.texts(["", "a small blue star on a gray background"]).shape == (2, 64)
         assert towers.scale > 0

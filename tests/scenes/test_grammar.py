@@ -22,7 +22,7 @@ def test_caption_parses_to_the_scene_that_wrote_it(scene: Scene) -> None:
 
 
 @given(PAIRS)
-def test_reversed_relation_describes_the_same_picture(scene: Scene) -> None:
+def test_reversed_relation_describes_the_same_image(scene: Scene) -> None:
     assert scene.relation is not None
     other = Scene(scene.things[::-1], REVERSED[scene.relation], scene.background)
     assert other.layout == scene.layout

@@ -17,20 +17,20 @@ def draw(caption: str, n: int = 1, seed: int = 0) -> U8:
     return render([parse(caption)] * n, range(n), seed)
 
 
-def has_colour(picture: U8, colour: tuple[int, int, int], within: int) -> npt.NDArray[np.bool_]:
-    """Where a picture has a colour, give or take the jitter."""
-    return np.asarray((abs(picture.astype(int) - colour) <= within).all(-1))
+def has_colour(image: U8, colour: tuple[int, int, int], within: int) -> npt.NDArray[np.bool_]:
+    """Where an image has a colour, give or take the jitter."""
+    return np.asarray((abs(image.astype(int) - colour) <= within).all(-1))
 
 
-def foreground(picture: U8) -> npt.NDArray[np.bool_]:
-    """Where a picture is not background; edge pixels count if they are at least half covered."""
-    ground = picture[0, 0].astype(int)
-    return np.asarray(abs(picture.astype(int) - ground).max(-1) > 20)
+def foreground(image: U8) -> npt.NDArray[np.bool_]:
+    """Where an image is not background; edge pixels count if they are at least half covered."""
+    ground = image[0, 0].astype(int)
+    return np.asarray(abs(image.astype(int) - ground).max(-1) > 20)
 
 
-def coverage(pictures: U8) -> float:
-    """Share of the pictures that a thing covers; edge pixels count in part."""
-    away = abs(pictures.astype(float) - pictures[:, :1, :1]).sum(-1)
+def coverage(images: U8) -> float:
+    """Share of the images that a thing covers; edge pixels count in part."""
+    away = abs(images.astype(float) - images[:, :1, :1]).sum(-1)
     return float((away.sum((1, 2)) / away.max((1, 2))).mean() / SIZE_PX**2)
 
 
@@ -39,7 +39,7 @@ def centroid(mask: npt.NDArray[np.bool_]) -> tuple[float, float]:
     return float(x.mean()), float(y.mean())
 
 
-def test_picture_is_identical_alone_in_a_batch_and_in_any_order() -> None:
+def test_image_is_identical_alone_in_a_batch_and_in_any_order() -> None:
     scenes = [scene_at(index) for index in range(24)]
     batch = render(scenes, range(24), seed=5)
     assert batch.shape == (24, SIZE_PX, SIZE_PX, 3)
@@ -52,27 +52,27 @@ def test_picture_is_identical_alone_in_a_batch_and_in_any_order() -> None:
 
 def test_jitter_depends_on_index_and_seed() -> None:
     scene = [scene_at(0)]
-    pictures = [render(scene, [index], seed) for index, seed in ((0, 0), (1, 0), (0, 1))]
+    images = [render(scene, [index], seed) for index, seed in ((0, 0), (1, 0), (0, 1))]
     for one, other in ((0, 1), (0, 2), (1, 2)):
-        assert not np.array_equal(pictures[one], pictures[other])
+        assert not np.array_equal(images[one], images[other])
 
 
-def test_pictures_are_those_the_shipped_weights_were_trained_on() -> None:
-    pictures = render([scene_at(index) for index in range(16)], range(16))
-    assert hashlib.sha256(pictures.tobytes()).hexdigest() == GOLDEN
+def test_images_are_those_the_shipped_weights_were_trained_on() -> None:
+    images = render([scene_at(index) for index in range(16)], range(16))
+    assert hashlib.sha256(images.tobytes()).hexdigest() == GOLDEN
 
 
 @pytest.mark.parametrize("colour", COLOURS)
 def test_centre_of_a_large_circle_has_its_colour(colour: str) -> None:
-    for picture in draw(f"a large {colour} circle on a {'white' if colour == 'yellow' else 'gray'} background", n=8):
-        x, y = centroid(foreground(picture))
-        assert has_colour(picture[round(y), round(x)], COLOURS[colour], 11)
+    for image in draw(f"a large {colour} circle on a {'white' if colour == 'yellow' else 'gray'} background", n=8):
+        x, y = centroid(foreground(image))
+        assert has_colour(image[round(y), round(x)], COLOURS[colour], 11)
 
 
 @pytest.mark.parametrize("background", BACKGROUNDS)
 def test_corners_have_the_background_colour(background: str) -> None:
-    for index, picture in enumerate(render([Scene(scene_at(i).things, scene_at(i).relation, background) for i in range(16)], range(16))):
-        corners = picture[[0, 0, -1, -1], [0, -1, 0, -1]]
+    for index, image in enumerate(render([Scene(scene_at(i).things, scene_at(i).relation, background) for i in range(16)], range(16))):
+        corners = image[[0, 0, -1, -1], [0, -1, 0, -1]]
         assert has_colour(corners, BACKGROUNDS[background], 7).all(), index
         assert (corners == corners[0]).all()
 
@@ -101,21 +101,21 @@ def test_large_things_cover_about_three_times_the_area_of_small_ones() -> None:
 
 def test_ring_is_hollow_and_square_is_not() -> None:
     for shape, hollow in (("ring", True), ("square", False)):
-        for picture in draw(f"a large blue {shape} on a white background", n=8):
-            x, y = centroid(foreground(picture))
-            assert has_colour(picture[round(y), round(x)], BACKGROUNDS["white"] if hollow else COLOURS["blue"], 11)
+        for image in draw(f"a large blue {shape} on a white background", n=8):
+            x, y = centroid(foreground(image))
+            assert has_colour(image[round(y), round(x)], BACKGROUNDS["white"] if hollow else COLOURS["blue"], 11)
 
 
 @pytest.mark.parametrize("relation", RELATIONS)
 def test_first_thing_is_placed_as_the_relation_says(relation: str) -> None:
-    for picture in draw(f"a large red square {relation} a small blue circle on a white background", n=12):
-        first, second = (centroid(has_colour(picture, COLOURS[colour], 12)) for colour in ("red", "blue"))
+    for image in draw(f"a large red square {relation} a small blue circle on a white background", n=12):
+        first, second = (centroid(has_colour(image, COLOURS[colour], 12)) for colour in ("red", "blue"))
         along = 0 if relation.endswith("of") else 1
         assert abs(first[along] - second[along]) > SIZE_PX / 4
         assert (first[along] < second[along]) == (relation in ("left of", "above"))
 
 
 def test_no_thing_is_cut_off_by_the_edge() -> None:
-    for picture in render([scene_at(index) for index in range(200)], range(200)):
-        mask = foreground(picture)
+    for image in render([scene_at(index) for index in range(200)], range(200)):
+        mask = foreground(image)
         assert not np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]]).any()

@@ -111,7 +111,7 @@ class FeatureModel:
         return features
 
     def pair(self, seed: int, n: int) -> tuple[F64, F64]:
-        """Features of a student and its teacher on the same n prompts, correlated as pictures of one prompt are."""
+        """Features of a student and its teacher on the same n prompts, correlated as images of one prompt are."""
         random = np.random.default_rng((seed, n))
         noise = random.normal(size=(n, self.d))
         other = 0.8 * noise + 0.6 * random.normal(size=(n, self.d))

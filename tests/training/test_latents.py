@@ -107,7 +107,7 @@ def test_noise_and_targets_match_their_closed_forms(latents: LatentPool) -> None
         target(type(scheduler).from_config(scheduler.config, prediction_type="sample"), batch)
 
 
-def test_latents_and_embeddings_are_computed_once_for_the_same_networks_and_pictures(
+def test_latents_and_embeddings_are_computed_once_for_the_same_networks_and_images(
     latents: LatentPool, teacher_folder: Path, pool: Pool, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail_if_called(*_: object) -> None:
@@ -153,7 +153,7 @@ def test_incomplete_folder_is_rejected(tmp_path: Path, pool: Pool) -> None:
 
 
 class InterruptingPool:
-    """Captioned pictures that record which rows are read, and interrupt the run at row `stop`."""
+    """Captioned images that record which rows are read, and interrupt the run at row `stop`."""
 
     def __init__(self, pool: Pool, stop: int | None) -> None:
         self.digest, self.captions, self.size_px = pool.digest, pool.captions, 256  # so large that only few are encoded at once
@@ -166,7 +166,7 @@ class InterruptingPool:
         return self._pool.read(rows)
 
 
-def test_pictures_are_read_while_others_are_encoded(
+def test_images_are_read_while_others_are_encoded(
     teacher_folder: Path, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encode, read = latents_module.encode, threading.Event()
@@ -213,7 +213,7 @@ def test_insufficient_disk_space_is_reported_before_encoding(
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
     with pytest.raises(
-        UserError, match=r"0\.0 GB free; 0\.0 GB are needed for latents, time_ids, prompt_embeds, pooled of 8 pictures. Make room"
+        UserError, match=r"0\.0 GB free; 0\.0 GB are needed for latents, time_ids, prompt_embeds, pooled of 8 images. Make room"
     ):
         LatentPool(teacher_folder, pool, tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -258,7 +258,7 @@ def test_one_process_resumes_where_two_were_stopped(tmp_path: Path) -> None:
 
 
 class DamagedPool:
-    """The pool's captioned pictures, repeated up to `n`; the rows in `damaged` cannot be decoded."""
+    """The pool's captioned images, repeated up to `n`; the rows in `damaged` cannot be decoded."""
 
     def __init__(self, pool: Pool, n: int, damaged: set[int], size_px: int = 256) -> None:
         self.digest, self.size_px, self._pool, self._damaged = f"damaged {damaged}", size_px, pool, damaged
@@ -270,7 +270,7 @@ class DamagedPool:
         return self._pool.read(rows % 8)
 
 
-def test_a_few_undecodable_pictures_are_left_out_and_reported(
+def test_a_few_undecodable_images_are_left_out_and_reported(
     teacher_folder: Path, pool: Pool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = LatentPool(teacher_folder, DamagedPool(pool, 200, {0, 77}), tmp_path)
@@ -279,13 +279,13 @@ def test_a_few_undecodable_pictures_are_left_out_and_reported(
         f"left out: row {row} is damaged" for row in (0, 77)
     ]
     assert torch.equal(found.batch_of_rows(np.array([0, 76]), seed=0).latents, torch.from_numpy(found.latents[[1, 78]]).float())
-    assert found.batch(0, 2000, seed=0).latents.flatten(1).any(1).all(), "undecodable pictures are never sampled"
+    assert found.batch(0, 2000, seed=0).latents.flatten(1).any(1).all(), "undecodable images are never sampled"
     again = LatentPool(teacher_folder, DamagedPool(pool, 200, {0, 77}), tmp_path)
     assert len(again) == 198
     assert capsys.readouterr().err == ""
 
 
-def test_many_undecodable_pictures_are_an_error_that_keeps_progress(teacher_folder: Path, pool: Pool, tmp_path: Path) -> None:
+def test_many_undecodable_images_are_an_error_that_keeps_progress(teacher_folder: Path, pool: Pool, tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(UndecodableError, match="row 9 is damaged"):
             LatentPool(teacher_folder, DamagedPool(pool, 200, {5, 7, 9}), tmp_path)

@@ -195,7 +195,7 @@ def test_unwritable_checkpoint_is_an_error_and_keeps_the_previous_one(tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["log.jsonl", "samples"])
-def test_unwritable_log_or_picture_is_an_error_that_names_the_checkpoint(name: str, tmp_path: Path) -> None:
+def test_unwritable_log_or_image_is_an_error_that_names_the_checkpoint(name: str, tmp_path: Path) -> None:
     net, obstacle = tiny_net(), tmp_path / name
 
     def evaluate(_: nn.Module) -> tuple[npt.NDArray[np.uint8], dict[str, float]]:

@@ -1,6 +1,6 @@
-"""Trains the open_clip model of `clip_score.scenes`, on pictures and captions with hard negatives.
+"""Trains the open_clip model of `clip_score.scenes`, on images and captions with hard negatives.
 
-For every picture, a batch holds the captions of the other pictures, and one that differs from the right caption in a single
+For every image, a batch holds the captions of the other images, and one that differs from the right caption in a single
 word: without these, a CLIP learns which colours a scene has, but hardly which thing has which. Both embeddings also have to
 predict the attributes, because the contrastive loss alone learns an order of magnitude more slowly at this batch size.
 """
@@ -57,13 +57,13 @@ def train(work: Path, pool: Pool, tokens: CLIPTokenizer, schedule: Schedule = SC
 
 
 def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, scenes: list[Scene]) -> Tensor:
-    """CLIP's loss (arXiv 2103.00020), averaged over both directions; pictures with equal layouts are no negatives of each other.
+    """CLIP's loss (arXiv 2103.00020), averaged over both directions; images with equal layouts are no negatives of each other.
 
     Args:
         image: N x d, normalised.
-        text: 2N x d, normalised: the right captions, then as many wrong ones, which are negatives of every picture.
+        text: 2N x d, normalised: the right captions, then as many wrong ones, which are negatives of every image.
         scale: factor of the cosines.
-        scenes: of the pictures.
+        scenes: of the images.
     """
     n = len(image)
     logits = scale * image @ text.T
@@ -95,7 +95,7 @@ def _pick_other(words: tuple[str, ...], word: str, rng: np.random.Generator) -> 
 
 @torch.no_grad()
 def picks_right(model: CLIP, pool: Pool, tokens: CLIPTokenizer) -> float:
-    """The share of pictures whose own caption scores higher than one with a wrong word."""
+    """The share of images whose own caption scores higher than one with a wrong word."""
     rng = np.random.default_rng(0)
     wins = 0
     for start in range(0, pool.n, 256):

@@ -1,4 +1,4 @@
-"""Evaluates a UNet in training: draws pictures of held-out captions, and measures the share that the attribute reader finds correct."""
+"""Evaluates a UNet in training: draws images of held-out captions, and measures the share that the attribute reader finds correct."""
 
 import numpy as np
 import torch
@@ -12,11 +12,11 @@ from sdbench.scenes.render import SIZE_PX
 from sdbench.training.latents import LatentPool
 
 SEED, STEPS, GUIDANCE = 7, 12, 3.0
-BATCH, SHEET_PICTURES, COLUMNS = 64, 16, 8
+BATCH, SHEET_IMAGES, COLUMNS = 64, 16, 8
 
 
 class SceneEvaluation:
-    """Draws pictures with the same captions and noise each time, and checks them.
+    """Draws images with the same captions and noise each time, and checks them.
 
     Args:
         latents: supplies text encoders, scheduler and VAE.
@@ -30,25 +30,25 @@ class SceneEvaluation:
         self._noise = torch.randn((n, *latents.latents.shape[1:]), generator=torch.Generator().manual_seed(SEED))
 
     def __call__(self, unet: UNet2DConditionModel) -> tuple[U8, dict[str, float]]:
-        """Draw the pictures and check them.
+        """Draw the images and check them.
 
         Returns:
-            A sheet of the first pictures, H x W x 3 uint8, and `scene_accuracy`, the share of all pictures that are correct.
+            A sheet of the first images, H x W x 3 uint8, and `scene_accuracy`, the share of all images that are correct.
         """
-        pictures = self.draw_pictures(unet)
-        rows = pictures[:SHEET_PICTURES].reshape(-1, COLUMNS, SIZE_PX, SIZE_PX, 3)
+        images = self.draw_images(unet)
+        rows = images[:SHEET_IMAGES].reshape(-1, COLUMNS, SIZE_PX, SIZE_PX, 3)
         sheet = rows.transpose(0, 2, 1, 3, 4).reshape(-1, COLUMNS * SIZE_PX, 3)
-        return sheet, {"scene_accuracy": float(np.mean(self.are_right(pictures)))}
+        return sheet, {"scene_accuracy": float(np.mean(self.are_right(images)))}
 
     @torch.no_grad()
-    def are_right(self, pictures: U8) -> list[bool]:
-        """Whether each picture, n x 64 x 64 x 3 in the order of the captions, shows what its caption asks for."""
-        layouts = read_layouts(self._reader(to_pixels(pictures)))
+    def are_right(self, images: U8) -> list[bool]:
+        """Whether each image, n x 64 x 64 x 3 in the order of the captions, shows what its caption asks for."""
+        layouts = read_layouts(self._reader(to_pixels(images)))
         return [layout == scene.layout for layout, scene in zip(layouts, self._scenes, strict=True)]
 
     @torch.no_grad()
-    def draw_pictures(self, unet: UNet2DConditionModel) -> U8:
-        """Draw one picture for each caption; returns n x 64 x 64 x 3 uint8."""
+    def draw_images(self, unet: UNet2DConditionModel) -> U8:
+        """Draw one image for each caption; returns n x 64 x 64 x 3 uint8."""
         pipeline = StableDiffusionXLPipeline(**self._parts, unet=unet, add_watermarker=False).to(unet.device)
         pipeline.set_progress_bar_config(disable=True)
         batches = [

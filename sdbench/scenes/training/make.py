@@ -52,12 +52,12 @@ class Workspace:
 
     @property
     def train(self) -> Pool:
-        """The pictures to train on."""
+        """The images to train on."""
         return Pool(self.work / "pool", TRAIN_SCENES)
 
     @property
     def heldout(self) -> Pool:
-        """The held-out pictures to score on."""
+        """The held-out images to score on."""
         return Pool(self.work / "pool", HELDOUT_SCENES, "heldout")
 
     @property

@@ -17,7 +17,7 @@ from sdbench.training.loop import draw_rows
 
 
 class Pool:
-    """`n` rendered scenes of a split as one memory-mapped array; implements `sdbench.training.latents.CaptionedPictures`."""
+    """`n` rendered scenes of a split as one memory-mapped array; implements `sdbench.training.latents.CaptionedImages`."""
 
     size_px = SIZE_PX
 
@@ -30,12 +30,12 @@ class Pool:
 
     @cached_property
     def scenes(self) -> list[Scene]:
-        """The scene of each picture."""
+        """The scene of each image."""
         return [scene_at(index, self.split, self.seed) for index in range(self.n)]
 
     @property
     def captions(self) -> list[str]:
-        """The caption of each picture."""
+        """The caption of each image."""
         return [scene.caption for scene in self.scenes]
 
     @cached_property
@@ -46,15 +46,15 @@ class Pool:
         return sha256.hexdigest()
 
     def read(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Read pictures; returns N x 3 x H x W float32 in -1..1, and SDXL's micro-conditioning, N x 6: neither scaled nor cropped."""
+        """Read images; returns N x 3 x H x W float32 in -1..1, and SDXL's micro-conditioning, N x 6: neither scaled nor cropped."""
         return self.pixels(rows), torch.tensor([(SIZE_PX, SIZE_PX, 0, 0, SIZE_PX, SIZE_PX)], dtype=torch.float32).repeat(len(rows), 1)
 
     def rows(self, number: int, batch: int, seed: int = 0) -> npt.NDArray[np.int64]:
-        """Draw which pictures are in batch number `number`; returns `batch` row numbers."""
+        """Draw which images are in batch number `number`; returns `batch` row numbers."""
         return draw_rows(number, self.n, batch, seed)
 
     def pixels(self, rows: npt.NDArray[np.int64]) -> Tensor:
-        """The pictures of these rows as networks take them, N x 3 x H x W, float32 in -1..1."""
+        """The images of these rows as networks take them, N x 3 x H x W, float32 in -1..1."""
         return to_pixels(self.images[rows])
 
     def _render(self) -> None:

@@ -1,6 +1,6 @@
 """Trains the preference model, which has PickScore's form (a `transformers` CLIP, logit scale times cosine), on pairs of scenes.
 
-The better of two pictures of one caption is the one with less of a fault: blur, noise, a colour shift, a thing missing or
+The better of two images of one caption is the one with less of a fault: blur, noise, a colour shift, a thing missing or
 wrong, or the smear of an under-trained generator (what a Vega-shaped UNet predicts from noised latents after 400 steps).
 """
 
@@ -51,7 +51,7 @@ def config(tokens: CLIPTokenizer) -> CLIPConfig:
 
 def train(work: Path, pool: Pool, tokens: CLIPTokenizer, pipeline: Path, schedule: Schedule = SCHEDULE, device: str = "cpu") -> CLIPModel:
     """Train the model and return it in evaluation mode."""
-    smeared = _smeared_pictures(work / "smears.npy", pipeline, pool, work)
+    smeared = _smeared_images(work / "smears.npy", pipeline, pool, work)
     torch.manual_seed(schedule.seed)
     clip, heads = CLIPModel(config(tokens)), AttributeHeads(64)
     both = nn.ModuleDict({"clip": clip, "heads": heads}).to(device)
@@ -77,17 +77,17 @@ def train(work: Path, pool: Pool, tokens: CLIPTokenizer, pipeline: Path, schedul
 
 
 def draw_pairs(pool: Pool, rows: npt.NDArray[np.int64], rng: np.random.Generator, smeared: npt.NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
-    """Draw pairs of pictures of these rows, with less and with more of one fault.
+    """Draw pairs of images of these rows, with less and with more of one fault.
 
-    `smeared`, n x 64 x 64 x 3 uint8, holds for each row the smear to blend its picture with.
+    `smeared`, n x 64 x 64 x 3 uint8, holds for each row the smear to blend its image with.
 
     Returns:
-        The better and the worse pictures, N x 3 x 64 x 64 in -1..1 each.
+        The better and the worse images, N x 3 x 64 x 64 in -1..1 each.
     """
     good = pool.pixels(rows)
     kinds = rng.integers(len(FAULTS), size=len(rows))
     amounts = np.sort(rng.random((len(rows), 2)), 1)
-    amounts[:, 0] *= rng.random(len(rows)) < 0.5  # half of the better pictures have no fault
+    amounts[:, 0] *= rng.random(len(rows)) < 0.5  # half of the better images have no fault
     sides = [good.clone(), good.clone()]
     wrong = [row for row, kind in enumerate(kinds) if FAULTS[kind] == "wrong"]
     if wrong:
@@ -119,18 +119,18 @@ def _add_fault(kind: str, pixels: Tensor, amount: float, smear: Tensor) -> Tenso
     return torch.lerp(pixels, smear, amount)
 
 
-def _smeared_pictures(path: Path, pipeline: Path, pool: Pool, work: Path) -> npt.NDArray[np.uint8]:
+def _smeared_images(path: Path, pipeline: Path, pool: Pool, work: Path) -> npt.NDArray[np.uint8]:
     """Load or draw an under-trained UNet's predictions from latents at 30 to 90 % of the noise schedule; returns n x 64 x 64 x 3 uint8."""
     if not path.exists():
         latents = LatentPool(pipeline, pool, work / "latents")
         unet = train_unet(work, latents, UNDERTRAINED, architecture="vega", name="undertrained")
         vae = AutoencoderKL.from_pretrained(pipeline / "vae", torch_dtype=torch.float32)
-        starts = tqdm(range(0, N_SMEARED, 64), desc="smeared pictures")
+        starts = tqdm(range(0, N_SMEARED, 64), desc="smeared images")
         temporary = path.with_suffix(".part.npy")
         np.save(temporary, np.concatenate([_predict_clean(latents, unet, vae, np.arange(start, start + 64)) for start in starts]))
         temporary.rename(path)
-    pictures: npt.NDArray[np.uint8] = np.load(path)
-    return pictures
+    images: npt.NDArray[np.uint8] = np.load(path)
+    return images
 
 
 @torch.no_grad()
@@ -147,7 +147,7 @@ def _predict_clean(
 
 @torch.no_grad()
 def picks_better(model: CLIPModel, pool: Pool, tokens: CLIPTokenizer) -> float:
-    """The share of pairs of the pool's first 512 pictures in which the better one scores higher; black stands in for the smears."""
+    """The share of pairs of the pool's first 512 images in which the better one scores higher; black stands in for the smears."""
     rng = np.random.default_rng(0)
     rows = np.arange(512)
     better, worse = draw_pairs(pool, rows, rng, np.zeros((512, 64, 64, 3), np.uint8))

@@ -1,7 +1,7 @@
-"""Trains the attribute reader, which decides whether a picture shows what its caption asks for, and the feature network.
+"""Trains the attribute reader, which decides whether an image shows what its caption asks for, and the feature network.
 
 Both learn to predict the attributes of rendered scenes. The reader also sees shifted, blurred and noisy ones, because it has
-to read generated pictures.
+to read generated images.
 """
 
 from pathlib import Path
@@ -40,7 +40,7 @@ def train(work: Path, name: str, pool: Pool, width: int, schedule: Schedule, *, 
 
 
 def degrade(pixels: Tensor) -> Tensor:
-    """Shift pictures, N x 3 x 64 x 64 in -1..1, by up to 3 px; add blur and noise, change contrast and brightness; all at random."""
+    """Shift images, N x 3 x 64 x 64 in -1..1, by up to 3 px; add blur and noise, change contrast and brightness; all at random."""
     dy, dx = (int(v) for v in torch.randint(-3, 4, (2,)))
     pixels = F.pad(pixels, (3, 3, 3, 3), "replicate")[:, :, 3 + dy : 67 + dy, 3 + dx : 67 + dx]
     n = len(pixels)
@@ -53,7 +53,7 @@ def degrade(pixels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def accuracy(net: SceneNet, pool: Pool) -> float:
-    """The share of the pool's pictures whose whole layout is read correctly."""
+    """The share of the pool's images whose whole layout is read correctly."""
     right = 0
     for start in range(0, pool.n, 256):
         rows = torch.arange(start, min(start + 256, pool.n)).numpy()

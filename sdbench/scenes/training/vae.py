@@ -1,4 +1,4 @@
-"""Trains the VAE: 64 px pictures to 16 x 16 latents of 4 channels, each with zero mean and unit variance.
+"""Trains the VAE: 64 px images to 16 x 16 latents of 4 channels, each with zero mean and unit variance.
 
 It downsamples by 4: by 8, as in SDXL, small shapes became unreadable at this size (under 20 dB). Its GroupNorm groups have at
 least four channels: groups of a single channel erase colour.
@@ -54,7 +54,7 @@ def standardise(vae: AutoencoderKL, pool: Pool, device: str) -> None:
 
 @torch.no_grad()
 def psnr_db(vae: AutoencoderKL, pool: Pool, device: str) -> float:
-    """The peak signal-to-noise ratio of 128 reconstructed pictures of the pool, in dB."""
+    """The peak signal-to-noise ratio of 128 reconstructed images of the pool, in dB."""
     pixels = pool.pixels(pool.rows(0, 128)).to(device)
     error = F.mse_loss(vae.decode(vae.encode(pixels).latent_dist.mode()).sample.clamp(-1, 1), pixels)
     return float(10 * torch.log10(4 / error))

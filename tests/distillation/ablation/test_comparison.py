@@ -26,5 +26,5 @@ def test_the_table_matches_closed_forms() -> None:
 def test_the_plot_works_with_a_single_seed(tmp_path: Path) -> None:
     rows = [Outcome(arm, 0, "", (True, False), {}) for arm in (BASE, "other")]
     plot_arms(rows, tmp_path / "plot.png")
-    with Image.open(tmp_path / "plot.png") as picture:
-        assert len(picture.convert("RGB").getcolors(maxcolors=10**6) or ()) > 10
+    with Image.open(tmp_path / "plot.png") as image:
+        assert len(image.convert("RGB").getcolors(maxcolors=10**6) or ()) > 10

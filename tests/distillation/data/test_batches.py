@@ -1,4 +1,4 @@
-"""Pictures as the full-size family trains on them, and a run on them with a tiny pipeline that has SDXL's text widths."""
+"""Images as the full-size family trains on them, and a run on them with a tiny pipeline that has SDXL's text widths."""
 
 import hashlib
 import json
@@ -17,8 +17,8 @@ from torch import nn
 
 from distillation import train
 from distillation.ablation.experiment import one_shot_recipe
-from distillation.data.batches import SquarePictures, crop_square, open_square_pictures
-from distillation.data.pictures import open_pictures
+from distillation.data.batches import SquareImages, crop_square, open_square_images
+from distillation.data.images import open_images
 from distillation.recipe import Recipe
 from distillation.taps import Tap
 from distillation.train import distil
@@ -30,8 +30,8 @@ N, SIDE = 6, 16
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Landscape pictures of 48 x 32, the left half red, the right half of another gray each."""
-    folder = tmp_path_factory.mktemp("pictures")
+    """Landscape images of 48 x 32, the left half red, the right half of another gray each."""
+    folder = tmp_path_factory.mktemp("images")
     for number in range(N):
         pixels = np.full((32, 48, 3), 40 * number, np.uint8)
         pixels[:, :24] = (255, 0, 0)
@@ -64,27 +64,27 @@ def test_a_square_is_central_with_its_micro_conditioning() -> None:
 
 
 def test_squares_are_read_in_order_with_a_digest_of_content_and_size(folder: Path) -> None:
-    squares = SquarePictures([open_pictures(str(folder))], SIDE)
+    squares = SquareImages([open_images(str(folder))], SIDE)
     pixels, time_ids = squares.read(np.array([5, 0]))
     assert pixels.shape == (2, 3, SIDE, SIDE)
     assert pixels[0, 0, 0, -1].item() == pytest.approx(200 / 127.5 - 1)
     assert pixels[1, 0, 0, -1].item() == -1
     assert time_ids.tolist() == [[32, 48, 0, 4, SIDE, SIDE]] * 2
     assert squares.captions[5] == "half red, half gray 5"
-    assert squares.digest != SquarePictures([open_pictures(str(folder))], 2 * SIDE).digest
+    assert squares.digest != SquareImages([open_images(str(folder))], 2 * SIDE).digest
 
 
 def test_several_sources_are_concatenated(folder: Path, tmp_path: Path) -> None:
     Image.new("RGB", (16, 16), "blue").save(tmp_path / "blue.png")
     (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "blue.png", "prompt": "blue"}))
-    squares = open_square_pictures([str(tmp_path), str(folder), str(tmp_path)], None, SIDE)
+    squares = open_square_images([str(tmp_path), str(folder), str(tmp_path)], None, SIDE)
     assert [squares.captions[row] for row in (0, 1, N, N + 1)] == ["blue", "half red, half gray 0", f"half red, half gray {N - 1}", "blue"]
     pixels, _ = squares.read(np.array([0, 1, N, N + 1]))
     assert torch.equal(pixels[0], pixels[3])
     assert pixels[:3, :, 0, -1].tolist() == [[-1, -1, 1], [-1] * 3, pytest.approx([200 / 127.5 - 1] * 3)]
-    blue, gray = (open_pictures(str(source)).digest for source in (tmp_path, folder))
+    blue, gray = (open_images(str(source)).digest for source in (tmp_path, folder))
     assert squares.digest == hashlib.sha256(f"{blue} {gray} {blue} {SIDE}".encode()).hexdigest()
-    alone = open_square_pictures([str(folder)], None, SIDE)
+    alone = open_square_images([str(folder)], None, SIDE)
     assert alone.digest == hashlib.sha256(f"{gray} {SIDE}".encode()).hexdigest()  # as before there could be several
 
 
@@ -98,22 +98,22 @@ def test_a_run_of_the_full_size_family(
         return decode(vae, latents, **chosen)
 
     monkeypatch.setattr(AutoencoderKL, "_decode", counted)
-    squares = SquarePictures([open_pictures(str(folder))], SIDE)
-    out = distil(one_shot_recipe(recipe), "sdxl", [teacher], tmp_path / "work", tmp_path / "out", pictures=squares, steps=2)
+    squares = SquareImages([open_images(str(folder))], SIDE)
+    out = distil(one_shot_recipe(recipe), "sdxl", [teacher], tmp_path / "work", tmp_path / "out", images=squares, steps=2)
     pipeline = StableDiffusionXLPipeline.from_pretrained(out)
     assert pipeline.unet.config.cross_attention_dim == 2048
     noted = json.loads((out / "provenance.json").read_text())
     assert noted["data_digest"] == squares.digest
-    assert (noted["pictures"], noted["passes"]) == (N, 2 * 2 / N)
-    assert f"on {N} pictures, each seen 0.7 times on average," in (out / "README.md").read_text()
+    assert (noted["images"], noted["passes"]) == (N, 2 * 2 / N)
+    assert f"on {N} images, each seen 0.7 times on average," in (out / "README.md").read_text()
     said = capsys.readouterr().err
-    assert f"training on {N} pictures, each seen 0.7 times on average\n" in said
+    assert f"training on {N} images, each seen 0.7 times on average\n" in said
     assert f"teacher: the float32 weights in {teacher}\n" in said
     assert [(stage["name"], stage["steps"]) for stage in noted["stages"]] == [("all", 2)]
     (sheet,) = (tmp_path / "work").glob("vega-*/1-all/samples/*.png")
-    with Image.open(sheet) as picture:
-        assert picture.size == (4 * SIDE, SIDE)
-    assert at_once == [1] * 4  # pictures after the stage: at 1024 px a decoder takes gigabytes for each
+    with Image.open(sheet) as image:
+        assert image.size == (4 * SIDE, SIDE)
+    assert at_once == [1] * 4  # images after the stage: at 1024 px a decoder takes gigabytes for each
 
 
 def test_teachers_teach_in_succession(recipe: Recipe, teacher: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,8 +128,8 @@ def test_teachers_teach_in_succession(recipe: Recipe, teacher: Path, folder: Pat
         return of_step(context, student, taps, number)
 
     monkeypatch.setattr(train, "batch_loss_terms", noted)
-    squares = SquarePictures([open_pictures(str(folder))], SIDE)
-    out = distil(recipe, "sdxl", folders, tmp_path / "work", tmp_path / "out", pictures=squares, steps=6)
+    squares = SquareImages([open_images(str(folder))], SIDE)
+    out = distil(recipe, "sdxl", folders, tmp_path / "work", tmp_path / "out", images=squares, steps=6)
     stages = json.loads((out / "provenance.json").read_text())["stages"]
     # stages of 2 and 4 steps, teachers of 3, 1 and 2; after each piece a batch more, for its final losses
     assert [(stage["name"], stage["steps"]) for stage in stages] == [("half", 2), ("depth", 1), ("depth", 1), ("depth", 2)]
@@ -151,8 +151,8 @@ def test_with_bfloat16_only_the_teacher_is_stored_in_it(
         return fit(model, *arguments, **chosen)
 
     monkeypatch.setattr(train, "fit", fit_and_note)
-    squares = SquarePictures([open_pictures(str(folder))], SIDE)
-    out = distil(lower, "sdxl", [teacher], tmp_path / "work", tmp_path / "out", pictures=squares, steps=1)
+    squares = SquareImages([open_images(str(folder))], SIDE)
+    out = distil(lower, "sdxl", [teacher], tmp_path / "work", tmp_path / "out", images=squares, steps=1)
     AcceleratorState._reset_state(reset_partial_state=True)
     assert torch.equal(starts[0], UNet2DConditionModel.from_pretrained(teacher / "unet").conv_in.weight)  # not rounded on the way
     (checkpoint,) = (tmp_path / "work").glob("vega-*/1-all/student")
@@ -160,7 +160,7 @@ def test_with_bfloat16_only_the_teacher_is_stored_in_it(
     assert np.isfinite(json.loads((out / "provenance.json").read_text())["stages"][-1]["losses"]["feature"])
 
 
-def test_the_full_size_family_needs_pictures(recipe: Recipe, teacher: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="needs pictures to train on; name them with --data"):
+def test_the_full_size_family_needs_images(recipe: Recipe, teacher: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="needs images to train on; name them with --data"):
         distil(recipe, "sdxl", [teacher], tmp_path / "work", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""The teacher's pictures: each depends only on its row, in any run, and a folder holds pictures of one set of settings."""
+"""The teacher's images: each depends only on its row, in any run, and a folder holds images of one set of settings."""
 
 import hashlib
 import json
@@ -12,8 +12,8 @@ from diffusers import StableDiffusionXLPipeline
 from tiny import SIZE_PX
 
 from distillation.cli import main
-from distillation.data.draw import draw_pictures
-from distillation.data.pictures import open_pictures
+from distillation.data.draw import draw_images
+from distillation.data.images import open_images
 from sdbench.errors import UserError
 from sdbench.generate import initial_noise
 from sdbench.models.digest import weights_digest
@@ -40,7 +40,7 @@ def prompts(tmp_path: Path) -> Path:
 def whole(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of one run; tests must not change it."""
     folder = tmp_path_factory.mktemp("drawn")
-    return draw_pictures(write_list(folder), teacher_folder, folder / "whole", **SETTINGS)
+    return draw_images(write_list(folder), teacher_folder, folder / "whole", **SETTINGS)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -48,13 +48,13 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def pixels(folder: Path) -> list[np.ndarray[Any, Any]]:
-    pictures = open_pictures(str(folder))
-    return [np.asarray(pictures.image(row)).astype(int) for row in range(len(pictures))]
+    images = open_images(str(folder))
+    return [np.asarray(images.image(row)).astype(int) for row in range(len(images))]
 
 
 @pytest.fixture
 def puts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Identities of the pictures that are drawn."""
+    """Identities of the images that are drawn."""
     put, drawn = Store.put, list[str]()
 
     def counted(store: Store, image: str, content: Any) -> None:
@@ -65,8 +65,8 @@ def puts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return drawn
 
 
-def test_pictures_equal_the_stock_pipelines_from_the_same_noise(whole: Path, teacher_folder: Path) -> None:
-    assert open_pictures(str(whole)).captions == CAPTIONS
+def test_images_equal_the_stock_pipelines_from_the_same_noise(whole: Path, teacher_folder: Path) -> None:
+    assert open_images(str(whole)).captions == CAPTIONS
     pipeline = StableDiffusionXLPipeline.from_pretrained(teacher_folder)
     drawn = pixels(whole)
     for row, caption in enumerate(CAPTIONS):
@@ -82,7 +82,7 @@ def test_parts_together_draw_the_same_as_one_run(whole: Path, prompts: Path, tea
     out = tmp_path / "parts"
     for part in (3, 1, 2):
         assert not (out / "metadata.jsonl").exists()
-        draw_pictures(prompts, teacher_folder, out, part=(part, 3), **SETTINGS)
+        draw_images(prompts, teacher_folder, out, part=(part, 3), **SETTINGS)
     assert files(out) == files(whole)
 
 
@@ -106,30 +106,30 @@ def test_a_killed_run_continues_to_the_same_bytes(
 
     monkeypatch.setattr(Store, "put", third_fails)
     with pytest.raises(KeyboardInterrupt):
-        draw_pictures(prompts, teacher_folder, out, **SETTINGS)
+        draw_images(prompts, teacher_folder, out, **SETTINGS)
     assert puts == order[:2]
     with pytest.raises(UserError, match="nothing to read in"):
-        open_pictures(str(out))
+        open_images(str(out))
     monkeypatch.setattr(Store, "put", counted)
-    draw_pictures(prompts, teacher_folder, out, **SETTINGS)
+    draw_images(prompts, teacher_folder, out, **SETTINGS)
     assert puts == order
     assert files(out) == files(whole)
     assert len(files(out)) == len(CAPTIONS) + 3
 
 
 def test_only_new_captions_are_drawn(prompts: Path, teacher_folder: Path, tmp_path: Path, puts: list[str]) -> None:
-    out = draw_pictures(prompts, teacher_folder, tmp_path / "out", n=3, **SETTINGS)
-    assert open_pictures(str(out)).captions == CAPTIONS[:3]
-    draw_pictures(prompts, teacher_folder, out, **SETTINGS)
+    out = draw_images(prompts, teacher_folder, tmp_path / "out", n=3, **SETTINGS)
+    assert open_images(str(out)).captions == CAPTIONS[:3]
+    draw_images(prompts, teacher_folder, out, **SETTINGS)
     assert len(puts) == 5
     prompts.write_text("\n".join([*CAPTIONS[:4], "changed"]))
-    draw_pictures(prompts, teacher_folder, out, **SETTINGS)
+    draw_images(prompts, teacher_folder, out, **SETTINGS)
     assert len(puts) == 6
-    assert open_pictures(str(out)).captions == [*CAPTIONS[:4], "changed"]
+    assert open_images(str(out)).captions == [*CAPTIONS[:4], "changed"]
 
 
 def test_the_batch_size_changes_at_most_rounding(whole: Path, prompts: Path, teacher_folder: Path, tmp_path: Path) -> None:
-    at_once = draw_pictures(prompts, teacher_folder, tmp_path / "out", **{**SETTINGS, "batch": 5})
+    at_once = draw_images(prompts, teacher_folder, tmp_path / "out", **{**SETTINGS, "batch": 5})
     for mine, theirs in zip(pixels(at_once), pixels(whole), strict=True):
         assert np.abs(mine - theirs).max() <= 1
 
@@ -156,8 +156,8 @@ def test_the_settings_are_recorded(whole: Path, teacher_folder: Path) -> None:
 )
 def test_a_folder_has_one_set_of_settings(whole: Path, prompts: Path, teacher_folder: Path, name: str, value: int, said: str) -> None:
     before = files(whole)
-    with pytest.raises(UserError, match=f"whole holds pictures drawn with other settings: {said}"):
-        draw_pictures(prompts, teacher_folder, whole, n=1, **{**SETTINGS, name: value})
+    with pytest.raises(UserError, match=f"whole holds images drawn with other settings: {said}"):
+        draw_images(prompts, teacher_folder, whole, n=1, **{**SETTINGS, name: value})
     assert files(whole) == before
 
 
@@ -179,7 +179,7 @@ def test_invalid_arguments_are_refused_before_anything_is_written(prompts: Path,
     ]
     for changed, said in refused:
         with pytest.raises(UserError, match=said):
-            draw_pictures(**{**arguments, **changed})
+            draw_images(**{**arguments, **changed})
     assert not (tmp_path / "out").exists()
 
 
@@ -192,8 +192,8 @@ def test_the_command_line_makes_and_shows(prompts: Path, teacher_folder: Path, t
     assert main(["data", "show", str(out)]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "name: out",
-        "pictures: 3",
-        f"digest: {open_pictures(str(out)).digest}",
+        "images: 3",
+        f"digest: {open_images(str(out)).digest}",
         "sizes: width 16..16 px, height 16..16 px, smaller side 16..16 px",
         "first captions:",
         *(f"  {caption}" for caption in CAPTIONS[:3]),
@@ -206,4 +206,4 @@ def test_the_command_line_fetches(tmp_path: Path, capsys: pytest.CaptureFixture[
     (tmp_path / "list.csv").write_text("address,text\nhttp://127.0.0.1:9/a.png,a\n")
     words = ["data", "fetch", str(tmp_path / "list.csv"), "--out", str(tmp_path / "out"), "--url-column", "address", "--min-px", "1"]
     assert main(words) == 2
-    assert "none of 1 rows leads to a picture: 0 too small, dead {'no connection': 1}" in capsys.readouterr().err
+    assert "none of 1 rows leads to an image: 0 too small, dead {'no connection': 1}" in capsys.readouterr().err

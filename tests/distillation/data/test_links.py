@@ -25,8 +25,8 @@ from PIL import Image
 from distillation.cli import main
 from distillation.data import download as module
 from distillation.data.download import FetchRules
-from distillation.data.links import LINK_LOG, FetchReport, fetch_pictures
-from distillation.data.pictures import open_pictures
+from distillation.data.images import open_images
+from distillation.data.links import LINK_LOG, FetchReport, fetch_images
 from sdbench.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("datasets_cache")
@@ -34,14 +34,14 @@ Handler = http.server.BaseHTTPRequestHandler
 RULES = FetchRules(min_px=8, timeout_s=60, max_bytes=1 << 20, allow_private=True)
 
 
-def picture(seed: int, side: int = 16, kind: str = "PNG") -> bytes:
+def image(seed: int, side: int = 16, kind: str = "PNG") -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side + 4, 3), dtype=np.uint8)).save(buffer, kind)
     return buffer.getvalue()
 
 
 class Site(http.server.ThreadingHTTPServer):
-    """A loopback server that counts requests: `/<seed>` is a picture, unless a handler in `pages` takes over."""
+    """A loopback server that counts requests: `/<seed>` is an image, unless a handler in `pages` takes over."""
 
     daemon_threads = True
 
@@ -67,7 +67,7 @@ class _Answer(Handler):
             if handle := self.server.pages.get(page):
                 handle(self)
             else:
-                answer(self, picture(int(page)))
+                answer(self, image(int(page)))
 
     def log_message(self, *_: object) -> None:
         pass
@@ -104,23 +104,23 @@ def read_log(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def test_a_list_becomes_an_image_folder(site: Site, tmp_path: Path) -> None:
-    site.pages["photo"] = lambda handler: answer(handler, picture(7, kind="JPEG"))
+    site.pages["photo"] = lambda handler: answer(handler, image(7, kind="JPEG"))
     twin = io.BytesIO()
     Image.new("RGB", (9, 9)).save(twin, "MPO", save_all=True, append_images=[Image.new("RGB", (9, 9), "red")])
     site.pages["twin"] = lambda handler: answer(handler, twin.getvalue())
-    site.pages["copy"] = lambda handler: answer(handler, picture(1))
-    site.pages["tiny"] = lambda handler: answer(handler, picture(2, side=7))
+    site.pages["copy"] = lambda handler: answer(handler, image(1))
+    site.pages["tiny"] = lambda handler: answer(handler, image(2, side=7))
     site.pages["moved"] = lambda handler: answer(handler, status=302, Location=site.url("3"))
     urls = [site.url(page) for page in ("1", "copy", "photo", "tiny", "moved", "1", "twin")]
-    report = fetch_pictures(
+    report = fetch_images(
         write_list(tmp_path / "list.jsonl", [*urls, None, site.url("4")], [*"abcdefg", "h", " "]), tmp_path / "out", RULES, threads=3
     )
-    kept = open_pictures(str(tmp_path / "out"))
-    contents = [picture(1), picture(7, kind="JPEG"), picture(3), twin.getvalue()]
+    kept = open_images(str(tmp_path / "out"))
+    contents = [image(1), image(7, kind="JPEG"), image(3), twin.getvalue()]
     size = sum(map(len, contents))
-    assert report == FetchReport(pictures=4, duplicates=2, small=1, dead={}, skipped=2, size_bytes=size, digest=kept.digest)
+    assert report == FetchReport(images=4, duplicates=2, small=1, dead={}, skipped=2, size_bytes=size, digest=kept.digest)
     assert kept.captions == ["a", "c", "e", "g"]
-    np.testing.assert_array_equal(np.asarray(kept.image(0)), np.asarray(Image.open(io.BytesIO(picture(1)))))
+    np.testing.assert_array_equal(np.asarray(kept.image(0)), np.asarray(Image.open(io.BytesIO(image(1)))))
     rows = [json.loads(line) for line in (tmp_path / "out" / "metadata.jsonl").read_text().splitlines()]
     assert [row["url"] for row in rows] == [urls[0], urls[2], urls[4], urls[6]]
     for row, content in zip(rows, contents, strict=True):
@@ -133,16 +133,16 @@ def test_a_list_becomes_an_image_folder(site: Site, tmp_path: Path) -> None:
 
 CASES: dict[str, tuple[Callable[[Handler], None], str, int]] = {  # what the server does, the reason, requests
     "missing": (lambda handler: answer(handler, status=404), "status 404", 1),
-    "cut": (lambda handler: answer(handler, picture(0)[:200], length=len(picture(0))), "broken off", 1),
-    "half": (lambda handler: answer(handler, picture(0)[:200]), "no picture", 1),
-    "text": (lambda handler: answer(handler, b"<html>not here any more</html>", Content_Type="image/png"), "no picture", 1),
-    "vector": (lambda handler: answer(handler, b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n"), "no picture", 1),
+    "cut": (lambda handler: answer(handler, image(0)[:200], length=len(image(0))), "broken off", 1),
+    "half": (lambda handler: answer(handler, image(0)[:200]), "no image", 1),
+    "text": (lambda handler: answer(handler, b"<html>not here any more</html>", Content_Type="image/png"), "no image", 1),
+    "vector": (lambda handler: answer(handler, b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n"), "no image", 1),
     "large": (lambda handler: answer(handler, b"x" * ((1 << 20) + 1)), "too large", 1),
     "swollen": (lambda handler: answer(handler, gzip.compress(b"x" * (1 << 24)), Content_Encoding="gzip"), "too large", 1),
     "loop": (lambda handler: answer(handler, status=302, Location="/loop"), "too many redirects", 6),
     "elsewhere": (lambda handler: answer(handler, status=302, Location="file:///etc/hostname"), "no http address", 1),
     "busy": (lambda handler: answer(handler, status=503, Retry_After="0"), "status 503", 4),
-    "declined": (lambda handler: answer(handler, picture(0), X_Robots_Tag="otherbot: noai, noindex"), "not for training", 1),
+    "declined": (lambda handler: answer(handler, image(0), X_Robots_Tag="otherbot: noai, noindex"), "not for training", 1),
 }
 
 
@@ -154,21 +154,21 @@ def test_dead_links_have_a_reason_and_are_retried_only_when_asked(site: Site, tm
     pages = [*CASES, "1"]
     odd = {closed.url("gone"): "no connection", "ftp://example.org/ftp": "no http address", "http://[/odd": "no http address"}
     what = write_list(tmp_path / "list.jsonl", [*map(site.url, pages), *odd])
-    report = fetch_pictures(what, tmp_path / "out", RULES)
+    report = fetch_images(what, tmp_path / "out", RULES)
     closed.shutdown()
     expected = Counter([reason for _, reason, _ in CASES.values()] + list(odd.values()))
-    assert (report.pictures, report.dead) == (1, expected)
+    assert (report.images, report.dead) == (1, expected)
     assert site.hits == {page: times for page, (_, _, times) in CASES.items()} | {"1": 1}
     found = read_log(tmp_path / "out")
     assert {page: found[page]["reason"] for page in CASES} == {page: reason for page, (_, reason, _) in CASES.items()}
-    assert str(report).splitlines()[3] == "dead: 14 (no picture 3, no http address 3, too large 2, status 404 1, broken off 1, too many redirects 1, status 503 1, not for training 1, no connection 1)"  # fmt: skip
+    assert str(report).splitlines()[3] == "dead: 14 (no image 3, no http address 3, too large 2, status 404 1, broken off 1, too many redirects 1, status 503 1, not for training 1, no connection 1)"  # fmt: skip
 
     site.hits.clear()
-    assert fetch_pictures(what, tmp_path / "out", RULES) == report
+    assert fetch_images(what, tmp_path / "out", RULES) == report
     assert site.hits == {}
-    site.pages["missing"] = lambda handler: answer(handler, picture(2))
-    again = fetch_pictures(what, tmp_path / "out", RULES, retry_dead=True)
-    assert (again.pictures, again.dead["status 404"]) == (2, 0)
+    site.pages["missing"] = lambda handler: answer(handler, image(2))
+    again = fetch_images(what, tmp_path / "out", RULES, retry_dead=True)
+    assert (again.images, again.dead["status 404"]) == (2, 0)
     assert site.hits["missing"] == 1
     assert "1" not in site.hits
     assert list(read_log(tmp_path / "out")).count("missing") == 1
@@ -186,7 +186,7 @@ def test_a_server_that_hangs_or_drips_is_given_up(site: Site, tmp_path: Path) ->
 
     site.pages |= {"hang": lambda _: over.wait(), "drip": drip}
     with pytest.raises(UserError, match=r"dead {'timeout': 2}"):
-        fetch_pictures(
+        fetch_images(
             write_list(tmp_path / "list.jsonl", [site.url("hang"), site.url("drip")]),
             tmp_path / "out",
             FetchRules(timeout_s=0.2, allow_private=True),
@@ -197,21 +197,21 @@ def test_a_server_that_hangs_or_drips_is_given_up(site: Site, tmp_path: Path) ->
 def test_a_busy_server_is_asked_again(site: Site, tmp_path: Path) -> None:
     def once(status: int) -> Callable[[Handler], None]:
         states = iter([status])
-        return lambda handler: answer(handler, picture(status), next(states, 200), Retry_After="0")
+        return lambda handler: answer(handler, image(status), next(states, 200), Retry_After="0")
 
     site.pages |= {str(status): once(status) for status in (429, 500, 503)}
-    report = fetch_pictures(write_list(tmp_path / "list.jsonl", list(map(site.url, site.pages))), tmp_path / "out", RULES)
-    assert (report.pictures, report.dead, site.hits) == (3, {}, {"429": 2, "500": 2, "503": 2})
+    report = fetch_images(write_list(tmp_path / "list.jsonl", list(map(site.url, site.pages))), tmp_path / "out", RULES)
+    assert (report.images, report.dead, site.hits) == (3, {}, {"429": 2, "500": 2, "503": 2})
 
 
 def test_min_px_can_change_without_fetching_again(site: Site, tmp_path: Path) -> None:
     for side in (10, 20, 30):
-        site.pages[f"side{side}"] = partial(answer, body=picture(side, side))
+        site.pages[f"side{side}"] = partial(answer, body=image(side, side))
     what = write_list(tmp_path / "list.jsonl", list(map(site.url, site.pages)))
     found = []
     for least in (20, 30, 10):
-        report = fetch_pictures(what, tmp_path / "out", FetchRules(min_px=least, allow_private=True))
-        found.append((report.pictures, report.small))
+        report = fetch_images(what, tmp_path / "out", FetchRules(min_px=least, allow_private=True))
+        found.append((report.images, report.small))
     assert found == [(2, 1), (1, 2), (3, 0)]
     assert site.hits == {"side10": 2, "side20": 1, "side30": 1}
 
@@ -219,9 +219,9 @@ def test_min_px_can_change_without_fetching_again(site: Site, tmp_path: Path) ->
 SCRIPT = """
 import sys, pathlib, datasets
 datasets.config.HF_DATASETS_CACHE = pathlib.Path(sys.argv[3])
-from distillation.data.links import fetch_pictures
+from distillation.data.links import fetch_images
 from distillation.data.download import FetchRules
-fetch_pictures(sys.argv[1], pathlib.Path(sys.argv[2]), FetchRules(min_px=8, timeout_s=60, allow_private=True), threads=1)
+fetch_images(sys.argv[1], pathlib.Path(sys.argv[2]), FetchRules(min_px=8, timeout_s=60, allow_private=True), threads=1)
 """
 
 
@@ -231,7 +231,7 @@ def test_a_killed_run_continues(site: Site, tmp_path: Path) -> None:
     def wall(handler: Handler) -> None:
         reached.set()
         go.wait(300)
-        answer(handler, picture(5))
+        answer(handler, image(5))
 
     site.pages["5"] = wall
     what = write_list(tmp_path / "list.jsonl", [site.url(page) for page in range(9)])
@@ -246,30 +246,30 @@ def test_a_killed_run_continues(site: Site, tmp_path: Path) -> None:
     with (tmp_path / "out" / LINK_LOG).open("a") as file:
         file.write('{"url": "http://cut-sho')  # as a kill in the middle of a line would leave it
     with pytest.raises(UserError, match=r"nothing to read in .*out: expected metadata\.jsonl"):
-        open_pictures(str(tmp_path / "out"))
+        open_images(str(tmp_path / "out"))
     before = Counter(site.hits)
     assert [before[str(page)] for page in range(7)] == [1, 1, 1, 1, 1, 1, 0]
-    resumed = fetch_pictures(what, tmp_path / "out", RULES)
+    resumed = fetch_images(what, tmp_path / "out", RULES)
     assert site.hits - before == {"5": 1, "6": 1, "7": 1, "8": 1}
     assert len(read_log(tmp_path / "out")) == 9
-    assert resumed == fetch_pictures(what, tmp_path / "unbroken", RULES)
+    assert resumed == fetch_images(what, tmp_path / "unbroken", RULES)
     assert (tmp_path / "out" / "metadata.jsonl").read_bytes() == (tmp_path / "unbroken" / "metadata.jsonl").read_bytes()
 
 
-def test_a_picture_that_was_deleted_is_fetched_again(site: Site, tmp_path: Path) -> None:
+def test_a_image_that_was_deleted_is_fetched_again(site: Site, tmp_path: Path) -> None:
     what = write_list(tmp_path / "list.jsonl", [site.url(1), site.url(2)])
-    first = fetch_pictures(what, tmp_path / "out", RULES)
+    first = fetch_images(what, tmp_path / "out", RULES)
     (tmp_path / "out" / read_log(tmp_path / "out")["2"]["file"]).unlink()
-    assert fetch_pictures(what, tmp_path / "out", RULES) == first
+    assert fetch_images(what, tmp_path / "out", RULES) == first
     assert site.hits == {"1": 1, "2": 2}
 
 
 def test_private_addresses_are_refused_before_any_request(site: Site, tmp_path: Path) -> None:
     what = write_list(tmp_path / "list.jsonl", [site.url(1), site.url(1).replace("http", "https")])
     with pytest.raises(
-        UserError, match=r"none of 2 rows leads to a picture: 0 too small, dead {'no public address': 2}; see .*links\.jsonl"
+        UserError, match=r"none of 2 rows leads to an image: 0 too small, dead {'no public address': 2}; see .*links\.jsonl"
     ):
-        fetch_pictures(what, tmp_path / "out", FetchRules(min_px=8))
+        fetch_images(what, tmp_path / "out", FetchRules(min_px=8))
     assert site.hits == {}
 
 
@@ -278,10 +278,10 @@ def test_a_redirect_to_a_private_address_is_refused(site: Site, tmp_path: Path, 
     inner = Site("127.0.0.2")
     monkeypatch.setattr(module, "_is_public", lambda address: address == "127.0.0.1")
     site.pages["inner"] = lambda handler: answer(handler, status=302, Location=inner.url(1))
-    report = fetch_pictures(write_list(tmp_path / "list.jsonl", [site.url(2), site.url("inner")]), tmp_path / "out", FetchRules(min_px=8))
+    report = fetch_images(write_list(tmp_path / "list.jsonl", [site.url(2), site.url("inner")]), tmp_path / "out", FetchRules(min_px=8))
     inner.shutdown()
     inner.server_close()
-    assert (report.pictures, report.dead, inner.hits) == (1, {"no public address": 1}, {})
+    assert (report.images, report.dead, inner.hits) == (1, {"no public address": 1}, {})
 
 
 def test_what_counts_as_private() -> None:
@@ -298,12 +298,12 @@ def test_lists_have_several_formats_and_column_names(site: Site, tmp_path: Path)
     table.to_json(tmp_path / "list.jsonl")
     table.to_parquet(tmp_path / "list.parquet")
     with pytest.raises(UserError, match=r"URL and link of its columns .*expected one. Name it with --url-column"):
-        fetch_pictures(str(tmp_path / "list.csv"), tmp_path / "out", RULES)
+        fetch_images(str(tmp_path / "list.csv"), tmp_path / "out", RULES)
     for ending in ("csv", "jsonl", "parquet"):
-        report = fetch_pictures(str(tmp_path / f"list.{ending}"), tmp_path / "out", RULES, url_column="URL")
-        assert open_pictures(str(tmp_path / "out")).captions == ["a", "b, c"]
-        assert report.pictures == 2
-    assert fetch_pictures(str(tmp_path / "list.csv"), tmp_path / "first", RULES, url_column="URL", n=1).pictures == 1
+        report = fetch_images(str(tmp_path / f"list.{ending}"), tmp_path / "out", RULES, url_column="URL")
+        assert open_images(str(tmp_path / "out")).captions == ["a", "b, c"]
+        assert report.images == 2
+    assert fetch_images(str(tmp_path / "list.csv"), tmp_path / "first", RULES, url_column="URL", n=1).images == 1
     assert site.hits == {"1": 2, "2": 1}
 
 
@@ -319,41 +319,41 @@ def test_lists_have_several_formats_and_column_names(site: Site, tmp_path: Path)
 )  # fmt: skip
 def test_the_lists_of_vegas_model_card_need_no_column_options(others: dict[str, Any], site: Site, tmp_path: Path) -> None:
     url, caption = list(others)[-2:]
-    rows = [{**others, url: site.url(number), caption: f"picture {number}"} for number in (1, 2)]
+    rows = [{**others, url: site.url(number), caption: f"image {number}"} for number in (1, 2)]
     datasets.Dataset.from_list(rows).to_parquet(tmp_path / "list.parquet")
-    assert fetch_pictures(str(tmp_path / "list.parquet"), tmp_path / "out", RULES).pictures == 2
-    assert open_pictures(str(tmp_path / "out")).captions == ["picture 1", "picture 2"]
+    assert fetch_images(str(tmp_path / "list.parquet"), tmp_path / "out", RULES).images == 2
+    assert open_images(str(tmp_path / "out")).captions == ["image 1", "image 2"]
 
 
 def test_a_folder_with_other_files_is_left_alone(site: Site, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").touch()
     with pytest.raises(UserError, match="out exists; expected a new or empty folder"):
-        fetch_pictures(write_list(tmp_path / "list.jsonl", [site.url(1)]), tmp_path / "out", RULES)
+        fetch_images(write_list(tmp_path / "list.jsonl", [site.url(1)]), tmp_path / "out", RULES)
     assert site.hits == {}
 
 
 def test_another_lists_folder_is_left_alone(site: Site, tmp_path: Path) -> None:
     first, longer = (write_list(tmp_path / f"{n}.jsonl", list(map(site.url, range(n)))) for n in (2, 3))
-    fetch_pictures(first, tmp_path / "out", RULES)
-    assert fetch_pictures(longer, tmp_path / "out", RULES).pictures == 3
+    fetch_images(first, tmp_path / "out", RULES)
+    assert fetch_images(longer, tmp_path / "out", RULES).images == 3
     before = (tmp_path / "out" / "metadata.jsonl").read_bytes()
     with pytest.raises(
         UserError,
-        match=r"another list's pictures: 1 of its links, such as .*/2, are not in 2.jsonl.*; `distillation run` accepts --data several",
+        match=r"another list's images: 1 of its links, such as .*/2, are not in 2.jsonl.*; `distillation run` accepts --data several",
     ):
-        fetch_pictures(first, tmp_path / "out", RULES)
+        fetch_images(first, tmp_path / "out", RULES)
     assert (tmp_path / "out" / "metadata.jsonl").read_bytes() == before
 
 
 def test_rows_can_be_filtered_also_later(site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [{"Attachments": site.url(number), "clean_prompts": f"picture {number}", "upscaled": number > 1} for number in range(4)]
+    rows = [{"Attachments": site.url(number), "clean_prompts": f"image {number}", "upscaled": number > 1} for number in range(4)]
     datasets.Dataset.from_list(rows).to_parquet(tmp_path / "list.parquet")
     what, out = str(tmp_path / "list.parquet"), tmp_path / "out"
-    assert fetch_pictures(what, out, RULES).pictures == 4
+    assert fetch_images(what, out, RULES).images == 4
     arguments = ["data", "fetch", what, "--out", str(out), "--min-px", "8", "--allow-private", "--where"]
     assert main([*arguments, "upscaled=true"]) == 0
-    assert open_pictures(str(out)).captions == ["picture 2", "picture 3"]
+    assert open_images(str(out)).captions == ["image 2", "image 3"]
     assert main([*arguments, "upscaled=maybe"]) == 2
     assert "list.parquet: no row whose column 'upscaled' is 'maybe'; found False, True" in capsys.readouterr().err
     assert main([*arguments, "upscale=true"]) == 2

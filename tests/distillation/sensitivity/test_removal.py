@@ -42,7 +42,7 @@ def test_the_blocks_most_missed_are_kept_in_rising_order(there: tuple[int, ...],
 
 def test_the_command_measures_once_and_writes_a_recipe(teacher_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     places = ["--teacher", str(teacher_folder), "--work", str(tmp_path / "work"), "--results", str(tmp_path / "results")]
-    words = ["sensitivity", *places, "--bins", "2", "--batches", "2", "--pictures", "2", "--parameters", "0.5"]
+    words = ["sensitivity", *places, "--bins", "2", "--batches", "2", "--images", "2", "--parameters", "0.5"]
     assert main([*words, "--write-recipe", str(tmp_path / "mine.toml")]) == 0
     said = capsys.readouterr().out
     kept = tmp_path / "results" / "sensitivity" / f"{teacher_folder.name}.json"
@@ -60,18 +60,18 @@ def test_the_command_measures_once_and_writes_a_recipe(teacher_folder: Path, tmp
 
 
 @pytest.mark.usefixtures("datasets_cache")
-def test_a_full_size_teacher_is_measured_on_the_given_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_size_teacher_is_measured_on_the_given_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     teacher = save_tiny_pipeline(tmp_path / "teacher", "vega", family="sdxl")  # few blocks, since each costs a forward pass
     words = ["sensitivity", "--teacher", str(teacher), "--work", str(tmp_path / "work"), "--results", str(tmp_path / "results")]
     assert main(words) == 2
-    assert "name pictures to measure on with --data" in capsys.readouterr().err
-    rows = [{"file_name": f"{row}.png", "text": f"picture number {row}"} for row in range(4)]
-    (tmp_path / "pictures").mkdir()
-    (tmp_path / "pictures" / "metadata.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    assert "name images to measure on with --data" in capsys.readouterr().err
+    rows = [{"file_name": f"{row}.png", "text": f"image number {row}"} for row in range(4)]
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "metadata.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     for row in range(4):
-        Image.new("RGB", (80, 64), (60 * row, 0, 0)).save(tmp_path / "pictures" / rows[row]["file_name"])
+        Image.new("RGB", (80, 64), (60 * row, 0, 0)).save(tmp_path / "images" / rows[row]["file_name"])
     (tmp_path / "small.toml").write_text((RECIPES / "vega.toml").read_text().replace("size_px = 1024", "size_px = 64"))
-    few = ["--bins", "1", "--batches", "2", "--pictures", "2"]
-    assert main([*words, *few, "--data", str(tmp_path / "pictures"), "--like", str(tmp_path / "small.toml")]) == 0
+    few = ["--bins", "1", "--batches", "2", "--images", "2"]
+    assert main([*words, *few, "--data", str(tmp_path / "images"), "--like", str(tmp_path / "small.toml")]) == 0
     found = Sensitivity.model_validate_json((tmp_path / "results" / "sensitivity" / "teacher.json").read_text())
     assert {path: len(rows) for path, rows in found.losses.items()} == depths(tiny_unet("vega").config)

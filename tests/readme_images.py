@@ -1,4 +1,4 @@
-"""Screenshots of the page for the README, from the committed records: `python tests/readme_pictures.py results`.
+"""Screenshots of the page for the README, from the committed records: `python tests/readme_images.py results`.
 
 Writes `report-page.png` (the table and the charts), `report-wall.png` (the image wall) and
 `report-phone.png` (on a phone, dark scheme) into the folder of records.
@@ -15,7 +15,7 @@ from PIL import Image
 
 from sdbench import api
 
-# Name -> width, height, colour scheme, and the part of the first section at the top of the picture.
+# Name -> width, height, colour scheme, and the part of the first section at the top of the image.
 SHOTS = {
     "page": (1440, 1300, "light", None),
     "wall": (1440, 900, "light", "images"),
@@ -37,7 +37,7 @@ def _take(browser: Any, page_file: Path, out: Path, width: int, height: int, sch
     page.goto(page_file.as_uri())
     if part:
         page.locator(f"#s1-{part}").evaluate("head => head.scrollIntoView()")
-        page.wait_for_timeout(500)  # pictures load as they come into view
+        page.wait_for_timeout(500)  # images load as they come into view
     Image.open(io.BytesIO(page.screenshot())).convert("RGB").save(out, optimize=True)
     print(f"written: {out}, {out.stat().st_size / 1000:.0f} kB")  # noqa: T201
     context.close()

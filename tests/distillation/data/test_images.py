@@ -1,4 +1,4 @@
-"""Every layout gives the same pictures, captions and digest; errors name row and file."""
+"""Every layout gives the same images, captions and digest; errors name row and file."""
 
 import hashlib
 import io
@@ -18,7 +18,7 @@ import pytest
 from datasets.packaged_modules.parquet.parquet import Parquet
 from PIL import ExifTags, Image
 
-from distillation.data.pictures import open_pictures
+from distillation.data.images import open_images
 from sdbench.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("datasets_cache")
@@ -26,9 +26,9 @@ CAPTIONS = ["a red square", "Übung, mit Komma", "third", "last"]
 ARRAYS = [np.random.default_rng(row).integers(0, 256, (4 + row, 7, 3), dtype=np.uint8) for row in range(4)]
 
 
-def png(picture: Any, **options: Any) -> bytes:
+def png(image: Any, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).save(buffer, "PNG", **options)
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, "PNG", **options)
     return buffer.getvalue()
 
 
@@ -75,54 +75,54 @@ def closed_form(captions: list[str], files: list[bytes]) -> str:
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
-def test_every_layout_gives_the_same_pictures(tmp_path: Path) -> None:
+def test_every_layout_gives_the_same_images(tmp_path: Path) -> None:
     with_csv = image_folder(tmp_path / "csv [1]")
     (with_csv / "metadata.jsonl").unlink()
     lines = ["file_name,prompt", *(f'in/{row}.png,"{caption}"' for row, caption in enumerate(CAPTIONS))]
     (with_csv / "metadata.csv").write_text("\n".join(lines) + "\n")
     shards, archive = parquet_folder(tmp_path / "shards"), tar(tmp_path / "tars" / "0.tar")
     for what in (image_folder(tmp_path / "plain"), with_csv, shards, shards / "train*.parquet", archive, archive.parent):
-        pictures = open_pictures(str(what))
-        assert pictures.name == what.name
-        assert pictures.captions == CAPTIONS
-        assert len(pictures) == 4
-        assert pictures.digest == closed_form(CAPTIONS, FILES)
+        images = open_images(str(what))
+        assert images.name == what.name
+        assert images.captions == CAPTIONS
+        assert len(images) == 4
+        assert images.digest == closed_form(CAPTIONS, FILES)
         for row, array in enumerate(ARRAYS):
-            np.testing.assert_array_equal(np.asarray(pictures.image(row)), array)
-            assert pictures.size(row) == (7, 4 + row)
+            np.testing.assert_array_equal(np.asarray(images.image(row)), array)
+            assert images.size(row) == (7, 4 + row)
 
 
 def test_tables_beside_tars_are_ignored(tmp_path: Path) -> None:
     archive = tar(tmp_path / "img2dataset" / "00000.tar")
     datasets.Dataset.from_dict({"url": ["a"], "caption": ["b"], "status": ["success"]}).to_parquet(archive.with_suffix(".parquet"))
     archive.with_name("00000_stats.json").write_text("{}")
-    assert open_pictures(str(archive.parent)).captions == CAPTIONS
+    assert open_images(str(archive.parent)).captions == CAPTIONS
 
 
 def test_the_digest_depends_on_content_not_on_the_path(tmp_path: Path) -> None:
     folder = image_folder(tmp_path / "one")
-    first = open_pictures(str(folder)).digest
+    first = open_images(str(folder)).digest
     shutil.move(folder, tmp_path / "other")
-    assert open_pictures(str(tmp_path / "other")).digest == first
+    assert open_images(str(tmp_path / "other")).digest == first
     (tmp_path / "other" / "in" / "2.png").write_bytes(FILES[1])
-    assert open_pictures(str(tmp_path / "other")).digest == closed_form(CAPTIONS, [FILES[0], FILES[1], FILES[1], FILES[3]])
+    assert open_images(str(tmp_path / "other")).digest == closed_form(CAPTIONS, [FILES[0], FILES[1], FILES[1], FILES[3]])
     rows = [{"file_name": f"in/{row}.png", "caption": CAPTIONS[row]} for row in (1, 0, 2, 3)]
-    assert open_pictures(str(image_folder(tmp_path / "turned", rows))).digest != first
+    assert open_images(str(image_folder(tmp_path / "turned", rows))).digest != first
 
 
 @pytest.mark.parametrize("make", [image_folder, parquet_folder])
 def test_a_digest_is_cached_until_a_file_changes(make: Callable[[Path], Path], tmp_path: Path, digest_cache: Path) -> None:
     source = make(tmp_path / "source")
-    first = open_pictures(str(source)).digest
+    first = open_images(str(source)).digest
     (noted,) = digest_cache.iterdir()
     noted.write_text("read from the note")
-    assert open_pictures(str(source)).digest == "read from the note"
+    assert open_images(str(source)).digest == "read from the note"
     last = [path for path in sorted(source.rglob("*")) if path.suffix in {".png", ".parquet"}][-1]
     os.utime(last, ns=(1, 1))
-    assert open_pictures(str(source)).digest == first
+    assert open_images(str(source)).digest == first
 
 
-def test_pictures_become_upright_rgb(tmp_path: Path) -> None:
+def test_images_become_upright_rgb(tmp_path: Path) -> None:
     half = np.array([[[255, 0, 0, 128], [0, 0, 255, 255], [9, 9, 9, 0]]], np.uint8)
     palette = Image.new("P", (2, 1))
     palette.putpalette([0, 0, 255, 10, 20, 30])
@@ -144,12 +144,12 @@ def test_pictures_become_upright_rgb(tmp_path: Path) -> None:
     }
     files = {name: content for name, (content, _) in cases.items()}
     rows = [{"file_name": name, "text": name} for name in files]
-    pictures = open_pictures(str(image_folder(tmp_path / "modes", rows, **files)))
+    images = open_images(str(image_folder(tmp_path / "modes", rows, **files)))
     for row, (name, (_, expected)) in enumerate(cases.items()):
-        image = pictures.image(row)
+        image = images.image(row)
         assert image.mode == "RGB", name
         np.testing.assert_array_equal(np.asarray(image), expected, err_msg=name)
-        assert pictures.size(row) == image.size, name
+        assert images.size(row) == image.size, name
 
 
 def cached(cache: Path, tmp_path: Path, commit: str) -> None:
@@ -166,16 +166,16 @@ def test_a_hub_dataset_is_opened_from_the_cache_and_identified_by_its_commit(tmp
     digests = []
     for commit in ("a" * 40, "b" * 40):
         cached(datasets_cache, tmp_path, commit)
-        pictures = open_pictures("owner/Painted-Cats")
-        assert pictures.captions == CAPTIONS
-        np.testing.assert_array_equal(np.asarray(pictures.image(3)), ARRAYS[3])
-        digests.append(pictures.digest)
+        images = open_images("owner/Painted-Cats")
+        assert images.captions == CAPTIONS
+        np.testing.assert_array_equal(np.asarray(images.image(3)), ARRAYS[3])
+        digests.append(images.digest)
     assert digests == [hashlib.sha256(f"owner/Painted-Cats/default@{letter * 40}\0text".encode()).hexdigest() for letter in "ab"]
 
 
 def test_a_missing_hub_dataset_is_an_error_with_a_way_out() -> None:
     with pytest.raises(UserError, match=r"cannot read 'owner/dogs' as a dataset \(.*Where there is a network, open it once"):
-        open_pictures("owner/dogs")
+        open_images("owner/dogs")
 
 
 @pytest.mark.parametrize(
@@ -193,31 +193,29 @@ def test_a_missing_hub_dataset_is_an_error_with_a_way_out() -> None:
 )  # fmt: skip
 def test_an_invalid_row_is_named(tmp_path: Path, rows: list[dict[str, Any]], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        _ = open_pictures(str(image_folder(tmp_path / "pictures", rows))).digest
+        _ = open_images(str(image_folder(tmp_path / "images", rows))).digest
 
 
 def test_a_caption_column_can_be_named(tmp_path: Path) -> None:
     folder = image_folder(tmp_path / "both", [{"file_name": "in/0.png", "text": "a", "prompt": "b"}])
-    assert open_pictures(str(folder), caption_column="prompt").captions == ["b"]
+    assert open_images(str(folder), caption_column="prompt").captions == ["b"]
     with pytest.raises(UserError, match="unknown column of both 'promt'; did you mean 'prompt'"):
-        open_pictures(str(folder), caption_column="promt")
+        open_images(str(folder), caption_column="promt")
 
 
-@pytest.mark.parametrize("damaged", [b"no picture at all", FILES[0][:-40], b""])
-def test_an_undecodable_picture_is_named_when_read(tmp_path: Path, damaged: bytes) -> None:
+@pytest.mark.parametrize("damaged", [b"no image at all", FILES[0][:-40], b""])
+def test_an_undecodable_image_is_named_when_read(tmp_path: Path, damaged: bytes) -> None:
     rows = [{"file_name": "in/0.png", "text": "whole"}, {"file_name": "half.png", "text": "damaged"}]
-    pictures = open_pictures(str(image_folder(tmp_path / "some", rows, **{"half.png": damaged})))
-    assert pictures.image(0).size == (7, 4)
-    with pytest.raises(UserError, match=r"some: the picture \S+half\.png of row 1 \('damaged'\) cannot be decoded"):
-        pictures.image(1)
+    images = open_images(str(image_folder(tmp_path / "some", rows, **{"half.png": damaged})))
+    assert images.image(0).size == (7, 4)
+    with pytest.raises(UserError, match=r"some: the image \S+half\.png of row 1 \('damaged'\) cannot be decoded"):
+        images.image(1)
 
 
-def test_a_row_without_picture_is_named(tmp_path: Path) -> None:
+def test_a_row_without_image_is_named(tmp_path: Path) -> None:
     table(files=[FILES[0], None, *FILES[2:]]).to_parquet(tmp_path / "holes.parquet")
-    with pytest.raises(
-        UserError, match=re.escape("holes.parquet: the picture without a name of row 1 ('Übung, mit Komma') cannot be read")
-    ):
-        _ = open_pictures(str(tmp_path / "holes.parquet")).digest
+    with pytest.raises(UserError, match=re.escape("holes.parquet: the image without a name of row 1 ('Übung, mit Komma') cannot be read")):
+        _ = open_images(str(tmp_path / "holes.parquet")).digest
 
 
 def test_an_invalid_source_is_refused(tmp_path: Path) -> None:
@@ -235,4 +233,4 @@ def test_an_invalid_source_is_refused(tmp_path: Path) -> None:
         "*": r"names files ending in , \.doc, \.parquet; expected all of one of \.parquet",
     }.items():
         with pytest.raises(UserError, match=said):
-            open_pictures(str(tmp_path / what))
+            open_images(str(tmp_path / what))

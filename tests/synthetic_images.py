@@ -1,4 +1,4 @@
-"""Pictures for tests of encoders: noise, and synthetic photographs with natural spectrum and edges."""
+"""Images for tests of encoders: noise, and synthetic photographs with natural spectrum and edges."""
 
 import struct
 import zlib
@@ -19,11 +19,11 @@ def photograph(seed: int, height: int, width: int) -> U8:
     noise = random.normal(size=(4, height, width))
     layers = np.fft.irfft2(np.fft.rfft2(noise) / frequency, (height, width))
     layers /= layers.std(axis=(1, 2), keepdims=True)
-    picture: F64 = 128 + 45 * (layers[3] + 0.4 * layers[:3]).transpose(1, 2, 0) + 30 * random.normal(size=3)
+    image: F64 = 128 + 45 * (layers[3] + 0.4 * layers[:3]).transpose(1, 2, 0) + 30 * random.normal(size=3)
     for _ in range(random.integers(1, 6)):
         (top, bottom), (left, right) = np.sort(random.integers(0, (height, width), (2, 2)), axis=0).T
-        picture[top:bottom, left:right] += 50 * random.normal(size=3)
-    return picture.clip(0, 255).astype(np.uint8)
+        image[top:bottom, left:right] += 50 * random.normal(size=3)
+    return image.clip(0, 255).astype(np.uint8)
 
 
 def noise(seed: int, height: int, width: int) -> U8:
@@ -32,17 +32,17 @@ def noise(seed: int, height: int, width: int) -> U8:
 
 
 def mixed(n: int, seed: int = 0) -> list[U8]:
-    """Photographs in four sizes, with noise as every fifth picture."""
+    """Photographs in four sizes, with noise as every fifth image."""
     sizes = [SIZES[index % len(SIZES)] for index in range(n)]
     return [(noise if index % 5 == 4 else photograph)(seed + index, *size) for index, size in enumerate(sizes)]
 
 
-def save(pictures: list[U8], folder: Path) -> list[U8]:
-    """Write pictures as PNG and JPEG in turn; returns the decoded pictures."""
+def save(images: list[U8], folder: Path) -> list[U8]:
+    """Write images as PNG and JPEG in turn; returns the decoded images."""
     folder.mkdir(parents=True)
-    paths = [folder / f"{index:03d}.{('png', 'jpg')[index % 2]}" for index in range(len(pictures))]
-    for path, picture in zip(paths, pictures, strict=True):
-        Image.fromarray(picture).save(path, quality=90)
+    paths = [folder / f"{index:03d}.{('png', 'jpg')[index % 2]}" for index in range(len(images))]
+    for path, image in zip(paths, images, strict=True):
+        Image.fromarray(image).save(path, quality=90)
     return [np.asarray(Image.open(path)) for path in paths]
 
 

@@ -1,4 +1,4 @@
-"""Captioned pictures to train on: any source that Hugging Face `datasets` opens, decoded one picture at a time.
+"""Captioned images to train on: any source that Hugging Face `datasets` opens, decoded one image at a time.
 
 An image folder is read in place. Parquet files, tars and Hub datasets are first unpacked into the cache of `datasets`
 (below `HF_HOME`), which takes their size on disk once more.
@@ -19,7 +19,7 @@ from datasets import Dataset
 from PIL import ExifTags, Image, ImageOps
 from tqdm import tqdm
 
-from sdbench.assets.sources import Table, open_picture, read_table, read_texts
+from sdbench.assets.sources import Table, open_image, read_table, read_texts
 from sdbench.assets.weights import user_cache
 from sdbench.disk import write_bytes
 from sdbench.errors import UndecodableError, UserError
@@ -29,12 +29,12 @@ SWAPPED_ORIENTATIONS = (5, 6, 7, 8)  # EXIF orientations that swap width and hei
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Pictures with captions; a picture is read and decoded only when asked for.
+class Images:
+    """Images with captions; an image is read and decoded only when asked for.
 
     Attributes:
         version: name, configuration and commit of a Hub dataset, and the name of its caption column; None for a local source.
-        rows: a dataset whose only column holds the undecoded pictures.
+        rows: a dataset whose only column holds the undecoded images.
     """
 
     name: str
@@ -47,38 +47,38 @@ class Pictures:
 
     @cached_property
     def digest(self) -> str:
-        """The SHA-256 (hex) of a Hub dataset's version, or of a local source's captions and undecoded pictures, in order.
+        """The SHA-256 (hex) of a Hub dataset's version, or of a local source's captions and undecoded images, in order.
 
         The digest of a local source does not change if files are moved or packed differently. It reads all files, which takes most of an
-        hour for a million pictures. It is therefore stored in the user's cache, and valid while every file keeps its path, size and time.
+        hour for a million images. It is therefore stored in the user's cache, and valid while every file keeps its path, size and time.
 
         Raises:
-            UserError: a picture is missing or cannot be read.
+            UserError: an image is missing or cannot be read.
         """
         if self.version:
             return hashlib.sha256(self.version.encode()).hexdigest()
-        cache_file = user_cache() / "pictures" / _cache_key(self)
+        cache_file = user_cache() / "images" / _cache_key(self)
         if cache_file.is_file():
             return cache_file.read_text()
         digest = _content_digest(self)
-        with suppress(UserError):  # without a writable cache, the pictures are read each time
+        with suppress(UserError):  # without a writable cache, the images are read each time
             write_bytes(cache_file, digest.encode())
         return digest
 
     def image(self, row: int) -> Image.Image:
-        """The picture, 8-bit RGB, upright: transparency on white, the upper 8 of 16 bits; colour profiles are not applied.
+        """The image, 8-bit RGB, upright: transparency on white, the upper 8 of 16 bits; colour profiles are not applied.
 
         Raises:
-            UndecodableError: the picture is missing or cannot be decoded.
+            UndecodableError: the image is missing or cannot be decoded.
         """
         with self._open(row) as image:
             return _to_rgb(ImageOps.exif_transpose(image))
 
     def size(self, row: int) -> tuple[int, int]:
-        """Width and height of the upright picture in px, from its header.
+        """Width and height of the upright image in px, from its header.
 
         Raises:
-            UndecodableError: the picture is missing, or its header cannot be read.
+            UndecodableError: the image is missing, or its header cannot be read.
         """
         with self._open(row) as image:
             width, height = image.size
@@ -86,21 +86,21 @@ class Pictures:
 
     @contextmanager
     def _open(self, row: int) -> Iterator[Image.Image]:
-        (picture,) = self.rows[row].values()
+        (image,) = self.rows[row].values()
         try:
-            with open_picture(picture) as file, Image.open(file) as opened:
+            with open_image(image) as file, Image.open(file) as opened:
                 yield opened
         except Exception as error:  # decoders of damaged files raise nearly anything
             raise UndecodableError(
-                f"{self.name}: {_describe(row, self.captions[row], picture)} cannot be decoded: {error}. Replace it, or remove the row"
+                f"{self.name}: {_describe(row, self.captions[row], image)} cannot be decoded: {error}. Replace it, or remove the row"
             ) from error
 
 
-def open_pictures(source: str, *, caption_column: str | None = None) -> Pictures:
-    """Open a source of captioned pictures without reading any picture.
+def open_images(source: str, *, caption_column: str | None = None) -> Images:
+    """Open a source of captioned images without reading any image.
 
     Args:
-        source: folder with pictures and a `metadata.jsonl` or `metadata.csv`; folder, file or glob of parquet files or
+        source: folder with images and a `metadata.jsonl` or `metadata.csv`; folder, file or glob of parquet files or
             webdataset tars; or `owner/name` on the Hub, whose split `train` is used, offline from the cache.
         caption_column: column of captions; default: the one named in `CAPTION_COLUMNS`.
 
@@ -109,7 +109,7 @@ def open_pictures(source: str, *, caption_column: str | None = None) -> Pictures
     """
     table = read_table(source)
     column = table.column(caption_column, CAPTION_COLUMNS, "--caption-column")
-    return Pictures(table.name, table.version and f"{table.version}\0{column}", _captions(table, column), table.pictures())
+    return Images(table.name, table.version and f"{table.version}\0{column}", _captions(table, column), table.images())
 
 
 def _captions(table: Table, column: str) -> list[str]:
@@ -121,12 +121,12 @@ def _captions(table: Table, column: str) -> list[str]:
     return captions
 
 
-def _cache_key(pictures: Pictures) -> str:
-    """A key that changes with the captions and with path, size or time of any file: picture files, or cache files that hold the pictures."""
-    (column,) = pictures.rows.column_names
-    files = [*(cached["filename"] for cached in pictures.rows.cache_files), *pictures.rows.flatten()[f"{column}.path"]]
+def _cache_key(images: Images) -> str:
+    """A key that changes with the captions and with path, size or time of any file: image files, or cache files that hold the images."""
+    (column,) = images.rows.column_names
+    files = [*(cached["filename"] for cached in images.rows.cache_files), *images.rows.flatten()[f"{column}.path"]]
     stamps = [(file, stat.st_size, stat.st_mtime_ns) if (stat := _stat(file)) else file for file in files]
-    return hashlib.sha256(json.dumps([pictures.captions, stamps]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([images.captions, stamps]).encode()).hexdigest()
 
 
 def _stat(file: str | None) -> os.stat_result | None:
@@ -137,25 +137,25 @@ def _stat(file: str | None) -> os.stat_result | None:
         return None
 
 
-def _content_digest(pictures: Pictures) -> str:
-    """SHA-256 over the digests of each caption and of each picture's bytes."""
+def _content_digest(images: Images) -> str:
+    """SHA-256 over the digests of each caption and of each image's bytes."""
     digest = hashlib.sha256()
-    pairs = zip(pictures.captions, pictures.rows, strict=True)
-    bar = tqdm(pairs, desc=f"reading {pictures.name}", total=len(pictures), unit="image", mininterval=1)
+    pairs = zip(images.captions, images.rows, strict=True)
+    bar = tqdm(pairs, desc=f"reading {images.name}", total=len(images), unit="image", mininterval=1)
     for row, (caption, columns) in enumerate(bar):
-        (picture,) = columns.values()
+        (image,) = columns.values()
         try:
-            with open_picture(picture) as file:
+            with open_image(image) as file:
                 digest.update(hashlib.sha256(caption.encode()).digest() + hashlib.file_digest(file, "sha256").digest())
         except OSError as error:
             raise UserError(
-                f"{pictures.name}: {_describe(row, caption, picture)} cannot be read: {error.strerror}. Put it there, or remove the row"
+                f"{images.name}: {_describe(row, caption, image)} cannot be read: {error.strerror}. Put it there, or remove the row"
             ) from error
     return digest.hexdigest()
 
 
-def _describe(row: int, caption: str, picture: dict[str, Any] | None) -> str:
-    return f"the picture {(picture and picture['path']) or 'without a name'} of row {row} ({caption!r})"
+def _describe(row: int, caption: str, image: dict[str, Any] | None) -> str:
+    return f"the image {(image and image['path']) or 'without a name'} of row {row} ({caption!r})"
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -1,4 +1,4 @@
-"""The image wall: which pictures exist, which go into the page, and what happens to the rest."""
+"""The image wall: which images exist, which go into the page, and what happens to the rest."""
 
 import base64
 import io
@@ -12,7 +12,7 @@ from sdbench import records
 from sdbench.errors import UserError
 from sdbench.leaderboard import standings
 from sdbench.leaderboard.standings import Section
-from sdbench.report import pictures, sections, wins, worst
+from sdbench.report import image_wall, sections, wins, worst
 
 
 def read_section(results: Path) -> Section:
@@ -20,89 +20,89 @@ def read_section(results: Path) -> Section:
     return found
 
 
-def test_each_row_has_one_prompt_with_pictures_and_scores_of_all_models(tmp_path: Path) -> None:
+def test_each_row_has_one_prompt_with_images_and_scores_of_all_models(tmp_path: Path) -> None:
     write_board(tmp_path)
     section = read_section(tmp_path)
-    wall = pictures.build_wall(sections.build_album(section), 10**7)
+    wall = image_wall.build_wall(sections.build_album(section), 10**7)
     assert wall.models == MODELS
     assert [shot.prompt for shot in wall.shots] == list(PROMPTS)
     assert wall.left == ()
     shot = wall.shots[4]
-    assert [picture.model for picture in shot.pictures if picture] == list(MODELS)
-    picture = shot.pictures[1]
-    assert picture is not None
-    content = base64.b64decode(picture.src.removeprefix("data:image/png;base64,"))
+    assert [image.model for image in shot.images if image] == list(MODELS)
+    image = shot.images[1]
+    assert image is not None
+    content = base64.b64decode(image.src.removeprefix("data:image/png;base64,"))
     assert content == (section.rows[1].folder / "images" / "p0004.png").read_bytes()
-    assert f"clip_score.scenes {section.rows[1].scores.columns['clip_score.scenes'][8]:.2f}" in picture.scores
+    assert f"clip_score.scenes {section.rows[1].scores.columns['clip_score.scenes'][8]:.2f}" in image.scores
 
 
 def test_full_page_lists_the_remaining_prompts_and_shows_worst_and_random_ones(tmp_path: Path) -> None:
     write_board(tmp_path)
     album = sections.build_album(read_section(tmp_path))
     one = album.shot("p0000").n_bytes
-    wall = pictures.build_wall(album, 6 * one + 5)
+    wall = image_wall.build_wall(album, 6 * one + 5)
     assert len(wall.shots) in (5, 6, 7)
     assert {shot.worst for shot in wall.shots} == {True, False}
     assert sorted([*(shot.prompt_id for shot in wall.shots), *wall.left]) == album.prompt_ids
-    assert pictures.build_wall(album, 6 * one + 5) == wall
+    assert image_wall.build_wall(album, 6 * one + 5) == wall
 
 
 def test_at_most_200_prompts_are_in_the_page(tmp_path: Path) -> None:
     prompts = tuple(f"prompt {n}" for n in range(320))
     for place in range(5):
         record, scores = make_model(place, f"scenes-{place}", prompts)
-        pictures_by_name = {f"p{n:04d}.png": png((place, n % 256, 0)) for n in range(64 * place, 64 * place + 64)}
-        records.write(record, scores, pictures_by_name, tmp_path)
-    wall = pictures.build_wall(sections.build_album(read_section(tmp_path)), 10**9)
+        images_by_name = {f"p{n:04d}.png": png((place, n % 256, 0)) for n in range(64 * place, 64 * place + 64)}
+        records.write(record, scores, images_by_name, tmp_path)
+    wall = image_wall.build_wall(sections.build_album(read_section(tmp_path)), 10**9)
     assert len(wall.shots) == 200
     assert len(wall.left) == 120
 
 
-def test_remaining_pictures_are_copied_beside_the_page(tmp_path: Path) -> None:
+def test_remaining_images_are_copied_beside_the_page(tmp_path: Path) -> None:
     write_board(tmp_path / "results")
     album = sections.build_album(read_section(tmp_path / "results"))
-    rest = pictures.build_rest_wall(album, ["p0003", "p0005"], tmp_path / "report-pictures" / "s1")
-    first = rest.shots[0].pictures[0]
+    rest = image_wall.build_rest_wall(album, ["p0003", "p0005"], tmp_path / "report-images" / "s1")
+    first = rest.shots[0].images[0]
     assert first is not None
     assert first.src == f"s1/scenes-teacher/{album.rows[0].folder.name}/p0003.png"
-    assert (tmp_path / "report-pictures" / first.src).read_bytes() == (album.rows[0].folder / "images" / "p0003.png").read_bytes()
+    assert (tmp_path / "report-images" / first.src).read_bytes() == (album.rows[0].folder / "images" / "p0003.png").read_bytes()
 
 
-def test_rows_of_the_same_name_keep_their_own_pictures_beside_the_page(tmp_path: Path) -> None:
+def test_rows_of_the_same_name_keep_their_own_images_beside_the_page(tmp_path: Path) -> None:
     for label in ("", "random weights"):
         record, scores = make_model(0, "scenes-teacher")
         model = record.model.model_copy(update={"label": label})
         records.write(record.model_copy(update={"model": model}), scores, {"p0000.png": png((200, len(label), 0))}, tmp_path)
     album = sections.build_album(read_section(tmp_path))
-    (shot,) = pictures.build_rest_wall(album, ["p0000"], tmp_path / "report-pictures" / "s1").shots
-    contents = {(tmp_path / "report-pictures" / picture.src).read_bytes() for picture in shot.pictures if picture}
+    (shot,) = image_wall.build_rest_wall(album, ["p0000"], tmp_path / "report-images" / "s1").shots
+    contents = {(tmp_path / "report-images" / image.src).read_bytes() for image in shot.images if image}
     assert contents == {png((200, 0, 0)), png((200, 14, 0))}
 
 
-def test_large_pictures_are_scaled_down_and_compressed(tmp_path: Path) -> None:
+def test_large_images_are_scaled_down_and_compressed(tmp_path: Path) -> None:
     record, scores = make_model(0, "scenes-teacher")
     noise = io.BytesIO()
     Image.effect_noise((512, 256), 90).convert("RGB").save(noise, "PNG")
     records.write(record, scores, {"p0000.png": noise.getvalue()}, tmp_path)
-    (shot,) = pictures.build_wall(sections.build_album(read_section(tmp_path)), 10**7).shots
-    (picture,) = shot.pictures
-    assert picture is not None
-    assert (picture.width, picture.height) == (256, 128)
-    assert picture.src.startswith("data:image/webp;base64,")
-    assert len(picture.src) < len(noise.getvalue()) / 4
+    (shot,) = image_wall.build_wall(sections.build_album(read_section(tmp_path)), 10**7).shots
+    (image,) = shot.images
+    assert image is not None
+    assert (image.width, image.height) == (256, 128)
+    assert image.src.startswith("data:image/webp;base64,")
+    assert len(image.src) < len(noise.getvalue()) / 4
 
 
-@pytest.mark.parametrize("content", [b"", b"no picture", png((1, 2, 3), 64)[:-20]])
-def test_unreadable_picture_is_an_error(content: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [b"", b"no image", png((1, 2, 3), 64)[:-20]])
+def test_unreadable_image_is_an_error(content: bytes, tmp_path: Path) -> None:
     record, scores = make_model(0, "scenes-teacher")
     records.write(record, scores, {"p0000.png": content}, tmp_path)
     with pytest.raises(UserError, match=r"p0000\.png cannot be read .*; restore it, or delete it"):
-        pictures.build_wall(sections.build_album(read_section(tmp_path)), 10**7)
+        image_wall.build_wall(sections.build_album(read_section(tmp_path)), 10**7)
 
 
-def test_wall_without_pictures_is_empty(tmp_path: Path) -> None:
+def test_wall_without_images_is_empty(tmp_path: Path) -> None:
     records.write(*make_model(0, "scenes-teacher"), {}, tmp_path)
-    assert pictures.build_wall(sections.build_album(read_section(tmp_path)), 10**7).shots == ()
+    assert image_wall.build_wall(sections.build_album(read_section(tmp_path)), 10**7).shots == ()
 
 
 def test_worst_cases_are_the_largest_losses_and_influences(tmp_path: Path) -> None:

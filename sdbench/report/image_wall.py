@@ -1,7 +1,7 @@
 """The image wall: thumbnails from the records of a section, with the same prompt and noise in each line.
 
-Records hold at most 64 pictures for each model. The page takes at most 200 prompts, and no more bytes than an e-mail could carry:
-alternately prompts with the worst pictures and prompts drawn at random. The rest goes into a folder beside the page.
+Records hold at most 64 images for each model. The page takes at most 200 prompts, and no more bytes than an e-mail could carry:
+alternately prompts with the worst images and prompts drawn at random. The rest goes into a folder beside the page.
 """
 
 import base64
@@ -21,7 +21,7 @@ from sdbench.records import influenced_metric
 from sdbench.report import MAX_MODELS
 
 MAX_PROMPTS = 200
-PAGE_BYTES = 3_200_000  # all pictures of a page together, as base64
+PAGE_BYTES = 3_200_000  # all images of a page together, as base64
 _AS_IS_BYTES, _SIDE_PX, _QUALITY, _SEED = 8192, 256, 80, 0
 
 
@@ -32,7 +32,7 @@ class Thumbnail:
     Attributes:
         key: identifies it within its section: model and file.
         src: for an `<img>`: a data URL, or a path relative to the page.
-        scores: the picture's score by each metric, as text.
+        scores: the image's score by each metric, as text.
     """
 
     key: str
@@ -45,7 +45,7 @@ class Thumbnail:
 
 @dataclass(frozen=True)
 class Shot:
-    """A prompt, and each model's picture for it; None where the model's record does not hold one.
+    """A prompt, and each model's image for it; None where the model's record does not hold one.
 
     Attributes:
         worst: whether it is shown because some model did badly on it, and not drawn at random.
@@ -56,12 +56,12 @@ class Shot:
     prompt: str
     worst: bool
     loss: float
-    pictures: tuple[Thumbnail | None, ...]
+    images: tuple[Thumbnail | None, ...]
 
     @property
     def n_bytes(self) -> int:
-        """Size of its pictures in the page."""
-        return sum(len(picture.src) for picture in self.pictures if picture)
+        """Size of its images in the page."""
+        return sum(len(image.src) for image in self.images if image)
 
 
 @dataclass(frozen=True)
@@ -78,14 +78,14 @@ class Album:
 
     Args:
         section: the section.
-        worst: prompt ids of the worst pictures, the worst first.
+        worst: prompt ids of the worst images, the worst first.
         losses: the largest loss of a model against the teacher, by prompt id.
     """
 
     def __init__(self, section: Section, worst: Sequence[str], losses: Mapping[str, float]) -> None:
         self.worst, self.losses = worst, losses
-        with_pictures = [row for row in section.rows if any((row.folder / "images").glob("*.png"))]
-        self.rows: Sequence[Row] = with_pictures[:MAX_MODELS]
+        with_images = [row for row in section.rows if any((row.folder / "images").glob("*.png"))]
+        self.rows: Sequence[Row] = with_images[:MAX_MODELS]
         self._files = [{path.stem: path for path in (row.folder / "images").glob("*.png")} for row in self.rows]
         self._places = [_first_places(row) for row in self.rows]
         self._texts: dict[str, str] = {}
@@ -94,17 +94,17 @@ class Album:
         self.prompt_ids = sorted(set().union(*self._files))
 
     def shot(self, prompt_id: str, beside: Path | None = None) -> Shot:
-        """The pictures of a prompt, embedded in the page, or copied to a folder `beside` it.
+        """The images of a prompt, embedded in the page, or copied to a folder `beside` it.
 
         Raises:
-            UserError: a picture cannot be read.
+            UserError: an image cannot be read.
             OSError: the folder cannot be written.
         """
-        pictures = (self._picture(place, prompt_id, beside) for place in range(len(self.rows)))
+        images = (self._image(place, prompt_id, beside) for place in range(len(self.rows)))
         text = self._texts.get(prompt_id, prompt_id)
-        return Shot(prompt_id, text, prompt_id in self.worst, self.losses.get(prompt_id, 0.0), tuple(pictures))
+        return Shot(prompt_id, text, prompt_id in self.worst, self.losses.get(prompt_id, 0.0), tuple(images))
 
-    def _picture(self, place: int, prompt_id: str, beside: Path | None) -> Thumbnail | None:
+    def _image(self, place: int, prompt_id: str, beside: Path | None) -> Thumbnail | None:
         path, row = self._files[place].get(prompt_id), self.rows[place]
         if path is None:
             return None
@@ -133,10 +133,10 @@ def _first_places(row: Row) -> dict[str, int]:
 
 
 def build_wall(album: Album, n_bytes: int) -> Wall:
-    """Choose and read the pictures of a section that go into the page, at most `n_bytes` of them, and return their wall.
+    """Choose and read the images of a section that go into the page, at most `n_bytes` of them, and return their wall.
 
     Raises:
-        UserError: a picture cannot be read.
+        UserError: an image cannot be read.
     """
     others = [prompt_id for prompt_id in album.prompt_ids if prompt_id not in album.worst]
     random.Random(_SEED).shuffle(others)  # noqa: S311  # no secret
@@ -154,15 +154,15 @@ def build_wall(album: Album, n_bytes: int) -> Wall:
 
 
 def build_rest_wall(album: Album, left: Sequence[str], beside: Path) -> Wall:
-    """Copy the pictures that are left over to a folder `beside` the page, and return their wall.
+    """Copy the images that are left over to a folder `beside` the page, and return their wall.
 
     Raises:
-        UserError: a picture cannot be read, or the folder cannot be written.
+        UserError: an image cannot be read, or the folder cannot be written.
     """
     try:
         return Wall(_names(album), tuple(album.shot(prompt_id, beside) for prompt_id in left), ())
     except OSError as error:
-        raise UserError(f"cannot write the pictures beside the page: {error}; name a writable place with --out.") from error
+        raise UserError(f"cannot write the images beside the page: {error}; name a writable place with --out.") from error
 
 
 def _names(album: Album) -> tuple[str, ...]:
@@ -170,7 +170,7 @@ def _names(album: Album) -> tuple[str, ...]:
 
 
 def _encode(path: Path) -> tuple[bytes, str, tuple[int, int]]:
-    """Read a picture, unchanged if it is small, else reduced and as WebP; returns bytes, format and (width, height)."""
+    """Read an image, unchanged if it is small, else reduced and as WebP; returns bytes, format and (width, height)."""
     try:
         content = path.read_bytes()
         with Image.open(io.BytesIO(content)) as image:
@@ -182,4 +182,4 @@ def _encode(path: Path) -> tuple[bytes, str, tuple[int, int]]:
             image.convert("RGB").save(buffer, "WEBP", quality=_QUALITY)
             return buffer.getvalue(), "webp", image.size
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-        raise UserError(f"picture {path} cannot be read ({error}); restore it, or delete it: the page does without.") from error
+        raise UserError(f"image {path} cannot be read ({error}); restore it, or delete it: the page does without.") from error
