@@ -15,7 +15,15 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from sdbench.assets import prompts as lists
+from sdbench.assets.prompts import (
+    check_digest,
+    file_digest,
+    is_verified,
+    locate,
+    prompts_digest,
+    read_dataset,
+    read_lines,
+)
 from sdbench.errors import UserError, unknown_name
 from sdbench.records import SuiteId
 from sdbench.scenes.grammar import scene_at
@@ -89,10 +97,10 @@ class Noise(Table):
         """
         if self.file is None:
             return None
-        path = Path(lists.locate(self.file, find(self.file)))
+        path = Path(locate(self.file, find(self.file)))
         if not path.is_file():
             raise UserError(f"the suite's latent {self.file} is missing: no file {path}, nor one beside the suites")
-        lists.check_digest(f"latent {path}", lists.file_digest(path), self.digest)
+        check_digest(f"latent {path}", file_digest(path), self.digest)
         return path
 
     def identity(self) -> dict[str, Any]:
@@ -102,7 +110,7 @@ class Noise(Table):
             MissingError, UserError: see `path`.
         """
         path = self.path()
-        return self.model_dump(exclude={"file", "digest"} if path else None) | ({"content": lists.file_digest(path)} if path else {})
+        return self.model_dump(exclude={"file", "digest"} if path else None) | ({"content": file_digest(path)} if path else {})
 
 
 class Accept(Table):
@@ -238,8 +246,8 @@ class Suite(Table):
         texts = tuple(self.prompt_list().values())
         repeated = len(texts) - len(set(texts))
         return (
-            f"{len(texts)} of {self.prompts.path}, digest {lists.digest(texts)}"
-            + ("" if lists.is_verified(self.prompts.path or "", self.prompts.digest) else " (unverified)")
+            f"{len(texts)} of {self.prompts.path}, digest {prompts_digest(texts)}"
+            + ("" if is_verified(self.prompts.path or "", self.prompts.digest) else " (unverified)")
             + (f", {repeated} of them repeat an earlier one" if repeated else "")
         )
 
@@ -315,14 +323,14 @@ def _read_prompts(prompts: Prompts) -> tuple[str, ...]:
     if prompts.source == "scenes":
         return _draw_captions(prompts.n, prompts.seed)
     if prompts.source == "dataset":
-        place = lists.locate(prompts.path or "", find(prompts.path or ""))
-        texts = lists.from_dataset(place, prompts.split or "train", prompts.column, prompts.n, prompts.seed)
-        lists.check_digest(f"the list of prompts {prompts.path}", lists.digest(texts), prompts.digest)
+        place = locate(prompts.path or "", find(prompts.path or ""))
+        texts = read_dataset(place, prompts.split or "train", prompts.column, prompts.n, prompts.seed)
+        check_digest(f"the list of prompts {prompts.path}", prompts_digest(texts), prompts.digest)
         return texts
     path = Path(prompts.file or "")
     if not path.is_file():
         raise UserError(f"prompt file {path} of the suite is missing; it is looked for beside the suite's own file")
-    texts = lists.read_lines(path)
+    texts = read_lines(path)
     if len(texts) < prompts.n:
         raise UserError(f"prompt file {path} holds {len(texts)} prompts; the suite asks for {prompts.n}")
     return texts[: prompts.n]

@@ -61,7 +61,7 @@ def read_lines(path: Path) -> tuple[str, ...]:
 
 
 @cache  # a table of 30,000 prompts takes seconds
-def from_dataset(what: str, split: str, column: str | None, n: int, seed: int) -> tuple[str, ...]:
+def read_dataset(what: str, split: str, column: str | None, n: int, seed: int) -> tuple[str, ...]:
     """Read prompts from a data set: the first `n`, or `n` drawn without replacement if `seed` is not 0.
 
     Raises:
@@ -84,7 +84,7 @@ def from_dataset(what: str, split: str, column: str | None, n: int, seed: int) -
     return tuple(drawn)
 
 
-def digest(prompts: Sequence[str]) -> str:
+def prompts_digest(prompts: Sequence[str]) -> str:
     """The SHA-256 of the prompts in their order, as a JSON list."""
     return hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from sdbench.assets import prompts
+from sdbench.assets.prompts import file_digest, prompts_digest
 from sdbench.records import Value
 from sdbench.reference import cards
 from sdbench.suites import Accept, Suite
@@ -36,8 +36,8 @@ def _differences(values: Sequence[Value], suite: Suite, accept: Accept, runs: Pa
     published = {card.digest for card in cards.list_cards(runs) if card.data.get("git") == accept.statistics}
     is_same = {
         "settings": not suite.name.endswith("-custom"),
-        "prompts": prompts.digest(list(suite.prompt_list().values())) == accept.prompts,
-        "latent": latent is not None and prompts.file_digest(latent) == accept.noise,
+        "prompts": prompts_digest(list(suite.prompt_list().values())) == accept.prompts,
+        "latent": latent is not None and file_digest(latent) == accept.noise,
         "statistics": bool(references) and references <= published,
     }
     return [name for name, same in is_same.items() if not same]

@@ -72,7 +72,7 @@ def prepare(
     assert suite.sampling
     for folder in (results, runs):
         _check_writable(folder)
-    suite.id  # noqa: B018  # raises where prompts or a latent are neither here nor reachable
+    _ = suite.id  # raises where prompts or a latent are neither here nor reachable
     records.newest_per_model(results, suite.family)  # raises where a record is damaged
     with_quality = only != "probes" and bool(suite.own_metrics)
     return RunContext(
