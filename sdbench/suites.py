@@ -10,6 +10,7 @@ import json
 import tomllib
 from collections.abc import Sequence
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -48,6 +49,7 @@ class Prompts(Table):
         column: the dataset's column of prompts; may be left out where one is called prompt, caption or text.
         seed: for a dataset, 0 takes the first `n` prompts, any other number draws `n` of them.
         digest: digest of a dataset's prompts, as `--dry-run` prints it. Another list is refused; without one the record says "unverified".
+        groups: the parts of an ordered list, such as HPDv2's four styles, each with its number of prompts; tables show the scores of each.
         looked: in the record of a run that stopped when sure: how many of the `n` prompts it used, the first by `look_order`.
     """
 
@@ -59,7 +61,16 @@ class Prompts(Table):
     n: Annotated[int, Field(gt=0)]
     seed: int = 0
     digest: str | None = Field(default=None, exclude_if=is_unset)
+    groups: dict[str, Annotated[int, Field(gt=0)]] | None = Field(default=None, exclude_if=is_unset)
     looked: Annotated[int, Field(gt=0)] | None = Field(default=None, exclude_if=is_unset)
+
+    @model_validator(mode="after")
+    def _check_groups(self) -> Self:
+        if self.groups and sum(self.groups.values()) != self.n:
+            raise ValueError(f"the 'groups' have {sum(self.groups.values())} prompts together, 'n' is {self.n}")
+        if self.groups and self.source == "dataset" and self.seed:
+            raise ValueError("'groups' are parts of a list in its own order; a seed other than 0 draws from it")
+        return self
 
     @model_validator(mode="after")
     def _check_source(self) -> Self:
@@ -184,6 +195,8 @@ class Suite(Table):
             UserError: see `Noise.path`, `teacher_suite` and `prompt_list`.
         """
         settings = self.model_dump(exclude={"description", "include", "accept"}) | {"noise": self.noise.identity()}
+        if self.prompts and self.prompts.groups:
+            del settings["prompts"]["groups"]  # they decide how scores are shown
         if self.prompts and self.prompts.file:
             settings["prompts"]["file"] = "prompts.txt"  # its lines are in the digest, its name and place are not
         if self.prompts and self.prompts.source == "dataset":  # likewise
@@ -226,14 +239,26 @@ class Suite(Table):
             MissingError: the prompts are neither here nor reachable.
             UserError: they cannot be read, there are too few, one is empty, or they have another digest.
         """
-        if self.prompts is None:
-            return {}
-        texts = _read_prompts(self.prompts)
-        by_id = {f"{index:05d}-{hashlib.sha256(text.encode()).hexdigest()[:8]}": text for index, text in enumerate(texts)}
-        if self.prompts.looked is None:
+        by_id = self._whole_prompt_list()
+        if self.prompts is None or self.prompts.looked is None:
             return by_id
         used = set(look_order([*by_id], self.sampling.batch if self.sampling else 1)[: self.prompts.looked])
         return {prompt_id: text for prompt_id, text in by_id.items() if prompt_id in used}
+
+    def group_list(self) -> dict[str, str]:
+        """The group of each prompt, by prompt id; empty where the suite has no groups.
+
+        Raises:
+            MissingError, UserError: see `prompt_list`.
+        """
+        if self.prompts is None or self.prompts.groups is None:
+            return {}
+        names = chain.from_iterable([name] * n for name, n in self.prompts.groups.items())
+        return dict(zip(self._whole_prompt_list(), names, strict=True))
+
+    def _whole_prompt_list(self) -> dict[str, str]:
+        texts = _read_prompts(self.prompts) if self.prompts else ()
+        return {f"{index:05d}-{hashlib.sha256(text.encode()).hexdigest()[:8]}": text for index, text in enumerate(texts)}
 
     def describe_prompts(self) -> str:
         """The source and the digest of a dataset's prompts, as text; "" for prompts that come with the suite.

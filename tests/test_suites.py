@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from sdbench import suites
+from sdbench import api, suites
 from sdbench.errors import UserError
 from sdbench.scenes.grammar import scene_at
 from sdbench.score import PROTOCOLS
 from sdbench.settings import Probes, Setting
+from sdbench.suites import Prompts
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = sorted(path.stem for path in (ROOT / "suites").glob("*.toml") if path.stem != "gate")
@@ -81,7 +82,9 @@ def test_misspelt_key_is_reported_with_the_right_one(right: str, wrong: str, whe
         suites.load(name)
     expected = f"suite suites/own.toml: unknown key {where}{wrong.strip('[]')!r}; did you mean {right.strip('[]')!r}?"
     if right == "n":  # too short for a suggestion
-        expected = f"suite suites/own.toml: unknown key {where}'m'; known: column, digest, file, looked, n, path, seed, source, split"
+        expected = (
+            f"suite suites/own.toml: unknown key {where}'m'; known: column, digest, file, groups, looked, n, path, seed, source, split"
+        )
     assert str(caught.value) == expected
 
 
@@ -112,6 +115,8 @@ def test_misspelt_key_is_reported_with_the_right_one(right: str, wrong: str, whe
         ("warmup = 0", "warmup = 0\nsettings = [{ batch = 0 }]", r"probes\.settings\.0\.batch: .*greater than 0"),
         ("warmup = 0", "warmup = 0\nsettings = [{ batch = 8 }, { batch = 8, calls = 3 }]", "setting 'b8' is there more than once"),
         ("warmup = 0", "warmup = 0\nsettings = [{ calls = 3 }]", "setting 'base' is there more than once"),
+        ("n = 3", "n = 3\ngroups = { one = 1, other = 1 }", r"prompts: .*the 'groups' have 2 prompts together, 'n' is 3"),
+        ("n = 3", "n = 3\ngroups = { none = 0, all = 3 }", r"prompts\.groups\.none: .*greater than 0"),
         ('family = "scenes"', 'family = "scene"', r"family: .*'sdxl' or 'scenes' \(found 'scene'\)"),
         ("scenes = [", "scene = [", r"metrics\.scene.*'sdxl' or 'scenes'"),
         ("[prompts]", "[prompts", "is not valid TOML"),
@@ -307,6 +312,27 @@ def test_prompt_ids_consist_of_position_and_text_digest(folder: Path) -> None:
     assert list(few.items()) == list(more.items())[:3]
     assert list(few.values()) == [scene_at(index, "heldout").caption for index in range(3)]
     assert all(re.fullmatch(rf"0000{index}-[0-9a-f]{{8}}", prompt_id) for index, prompt_id in enumerate(few))
+
+
+def test_groups_are_consecutive_prompts_and_not_in_the_digest(folder: Path) -> None:
+    plain = suites.load(write(folder))
+    suite = suites.load(write(folder, "n = 3", "n = 3\ngroups = { first = 2, last = 1 }"))
+    assert list(suite.group_list().items()) == list(zip(plain.prompt_list(), ["first", "first", "last"], strict=True))
+    assert suite.id == plain.id
+    assert plain.group_list() == {}
+    assert api.Overrides(n=2).apply(suite).group_list() == {}
+    assert suites.load("hpdv2").prompts == Prompts(
+        source="dataset",
+        path="asset:hpdv2-prompts/benchmark/*.json",
+        column="text",
+        n=3200,
+        groups=dict.fromkeys(("anime", "concept-art", "paintings", "photo"), 800),
+    )
+
+
+def test_groups_need_the_order_of_their_data_set() -> None:
+    with pytest.raises(ValueError, match="a seed other than 0 draws from it"):
+        Prompts(source="dataset", path="some", n=2, seed=1, groups={"both": 2})
 
 
 def test_local_file_overrides_only_the_shipped_file_of_the_same_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

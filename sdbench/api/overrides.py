@@ -55,7 +55,7 @@ class Overrides:
         if prompt_file:
             prompts = {"source": "file", "file": str(prompt_file), "n": len(read_lines(prompt_file))}
         if n is not None:
-            prompts |= {"n": n, "digest": None}
+            prompts |= {"n": n, "digest": None, "groups": None}
         content = {**suite.model_dump(), "name": f"{suite.name}-custom", "sampling": sampling, "prompts": prompts}
         content["reference"] = reference or suite.reference
         if timing:

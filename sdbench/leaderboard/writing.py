@@ -11,7 +11,7 @@ from typing import Any
 
 from sdbench import tables
 from sdbench.disk import write_bytes
-from sdbench.leaderboard import published, ranks, speed, truth
+from sdbench.leaderboard import groups, published, ranks, speed, truth
 from sdbench.leaderboard.speed import P50
 from sdbench.leaderboard.standings import TITLES, Row, Section, metrics, probes, sections, title_rank
 from sdbench.models.catalogue import TEACHERS
@@ -43,6 +43,8 @@ def _section(section: Section) -> Iterator[str]:
     yield from (f"## {section.title}", tables.markdown(quality_grid(section)))
     if section.ranks:
         yield from ("### Ranks", ranks.EXPLANATION, tables.markdown(rank_grid(section)))
+    for title, grid in group_grids(section).items():
+        yield from (f"### {title}", tables.markdown(grid))
     if (efficiency := efficiency_grid(section)).rows:
         yield from ("### Efficiency", tables.markdown(efficiency))
     for title, grid in speed.grids(section.records, section.speed_baseline.record if section.speed_baseline else None).items():
@@ -117,6 +119,13 @@ def rank_grid(section: Section) -> Grid:
     header = ("model", *(titles[name].rstrip(" ↑↓") for name in section.ranks))
     cells = ((row.name, *(str(places[row.name] or "not ranked") for places in section.ranks.values())) for row in section.models)
     return Grid(header, tuple(cells))
+
+
+def group_grids(section: Section) -> dict[str, Grid]:
+    """For a suite whose prompts have groups, a table of each score by group, by its title."""
+    models = [(row.name, row.scores) for row in section.rows if row.record.n_images]
+    scores = [value for value in metrics(section) if value.kind == "score"]
+    return {f"{metric_title(value)} by group of prompts": found for value in scores if (found := groups.grid(models, value))}
 
 
 def efficiency_grid(section: Section) -> Grid:

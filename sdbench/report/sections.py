@@ -22,8 +22,8 @@ from sdbench.report.worst import Case, Worst
 from sdbench.tables import Grid
 
 _PARTS = {
-    "table": "Table", "trade": "Trade-offs", "stages": "Where the time goes", "wins": "Who beats whom", "truth": "Against the truth",
-    "gate": "Verdicts", "worst": "Worst images", "images": "Image wall", "made": "How the numbers were made",
+    "table": "Table", "trade": "Trade-offs", "groups": "By group of prompts", "stages": "Where the time goes",
+    "wins": "Who beats whom", "truth": "Against the truth", "gate": "Verdicts", "worst": "Worst images", "images": "Image wall", "made": "How the numbers were made",
 }  # fmt: skip  # a table
 _FIGURE_SPACE, _PUNCTUATION_SPACE = "\u2007", "\u2008"  # as wide as a digit and as a point
 
@@ -101,6 +101,7 @@ def build_view(section: Section, number: int, wall: Wall, held: Album, policy: P
         "charts": (charts := _charts(section)),
         "chart_metrics": list(dict.fromkeys(chart.metric for chart in charts)),
         "charts_left": len(section.models) > figures.MAX_LABELS,
+        "groups": writing.group_grids(section) if len(section.rows) <= MAX_MODELS else {},
         "stages": figures.stage_chart(section),
         "efficiency": writing.efficiency_grid(section) if len(section.rows) <= MAX_MODELS else Grid((), ()),
         "settings": speed.grids(section.records, section.speed_baseline.record if section.speed_baseline else None),
@@ -116,8 +117,8 @@ def build_view(section: Section, number: int, wall: Wall, held: Album, policy: P
         "footer": writing.footer_lines(section) if len(section.rows) <= MAX_MODELS else writing.footer_lines(section)[:1],
         "teacher": section.teacher.name if section.teacher else "",
     }
-    present = {"table": True, "trade": view["charts"], "stages": view["stages"], "wins": view["matrices"], "truth": view["truth"],
-               "gate": verdicts, "worst": view["regressions"] or view["costly"], "images": wall.shots or wall.left, "made": True}  # fmt: skip
+    present = {"table": True, "trade": view["charts"], "groups": view["groups"], "stages": view["stages"],
+               "wins": view["matrices"], "truth": view["truth"], "gate": verdicts, "worst": view["regressions"] or view["costly"], "images": wall.shots or wall.left, "made": True}  # fmt: skip
     parts = [(title, part) for part, title in _PARTS.items() if present[part]]
     return {"id": f"s{number}", "title": section.title, "only_wall": False, "beside": "", "parts": parts, **view}
 

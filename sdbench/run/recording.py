@@ -177,6 +177,8 @@ def _is_same_model(one: Model, other: Model) -> bool:
 
 def _score_quality(subject: Subject, context: RunContext) -> Quality:
     values, scores = score(subject, context.suite.own_metrics)
+    if group_of := context.suite.group_list():
+        scores.groups = tuple(group_of[prompt_id] for prompt_id in scores.prompt_ids)
     rows = choose_rows(scores, subject.teacher_scores)
     images = subject.store.read([subject.image_ids[row] for row in rows])
     thumbnails = {f"{subject.prompt_ids[row]}.png": _thumbnail(image) for row, image in zip(rows, images, strict=True)}

@@ -84,6 +84,16 @@ def test_same_records_make_the_same_page(page: str, results: Path, tmp_path: Pat
     assert again.read_text(encoding="utf-8") == page
 
 
+def test_scores_by_group_are_shown_where_the_prompts_have_groups(page: str, tmp_path: Path) -> None:
+    record, scores = make_model(0, "scenes-teacher")
+    scores.groups = ("anime",) * 24 + ("photo",) * (len(scores.keys) - 24)
+    records.write(record, scores, {}, tmp_path)
+    (grouped,) = api.report(api.Places(tmp_path), tmp_path / "report.html")
+    text = grouped.read_text(encoding="utf-8")
+    assert "anime (n = 12)" in text[text.index('id="s1-groups"') :]
+    assert "s1-groups" not in page
+
+
 def test_page_has_every_part(page: str) -> None:
     for part in ("table", "trade", "stages", "wins", "gate", "worst", "images", "made"):
         assert f'id="s1-{part}"' in page

@@ -279,6 +279,14 @@ def test_parts_draw_what_one_run_would_and_a_run_only_scores_them(
     assert records.read_record(scored).values == records.read_record(whole).values
 
 
+def test_groups_of_prompts_are_in_the_record_and_in_the_leaderboard(teacher: ModelSpec, tmp_path: Path) -> None:
+    assert SUITE.prompts
+    suite = SUITE.model_copy(update={"prompts": SUITE.prompts.model_copy(update={"groups": {"first": 3, "last": 1}})})
+    (folder,) = runner.run([teacher], prepare_in(tmp_path, suite))
+    assert records.read_scores(folder).groups == ("first", "first", "first", "last")
+    assert "by group of prompts" in writing.markdown(standings.read_rows(tmp_path / "results"))
+
+
 def test_changed_value_creates_a_new_record_beside_the_old_one(teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (first,) = runner.run([teacher], prepare_in(tmp_path))
     before = modification_times(first)
