@@ -10,7 +10,6 @@ import json
 import tomllib
 from collections.abc import Sequence
 from functools import cache
-from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -239,26 +238,14 @@ class Suite(Table):
             MissingError: the prompts are neither here nor reachable.
             UserError: they cannot be read, there are too few, one is empty, or they have another digest.
         """
-        by_id = self._whole_prompt_list()
-        if self.prompts is None or self.prompts.looked is None:
+        if self.prompts is None:
+            return {}
+        texts = _read_prompts(self.prompts)
+        by_id = {f"{index:05d}-{hashlib.sha256(text.encode()).hexdigest()[:8]}": text for index, text in enumerate(texts)}
+        if self.prompts.looked is None:
             return by_id
         used = set(look_order([*by_id], self.sampling.batch if self.sampling else 1)[: self.prompts.looked])
         return {prompt_id: text for prompt_id, text in by_id.items() if prompt_id in used}
-
-    def group_list(self) -> dict[str, str]:
-        """The group of each prompt, by prompt id; empty where the suite has no groups.
-
-        Raises:
-            MissingError, UserError: see `prompt_list`.
-        """
-        if self.prompts is None or self.prompts.groups is None:
-            return {}
-        names = chain.from_iterable([name] * n for name, n in self.prompts.groups.items())
-        return dict(zip(self._whole_prompt_list(), names, strict=True))
-
-    def _whole_prompt_list(self) -> dict[str, str]:
-        texts = _read_prompts(self.prompts) if self.prompts else ()
-        return {f"{index:05d}-{hashlib.sha256(text.encode()).hexdigest()[:8]}": text for index, text in enumerate(texts)}
 
     def describe_prompts(self) -> str:
         """The source and the digest of a dataset's prompts, as text; "" for prompts that come with the suite.
@@ -291,6 +278,11 @@ def find(name: str) -> Path:
     """The path of a suite file, the policy, or another file beside them: in `./suites` where it exists there, else in the package."""
     own = _LOCAL / name
     return own if own.exists() else _SHIPPED / name
+
+
+def base_name(name: str) -> str:
+    """The name of the suite that `<name>-custom`, `<name>-sequential` or `<name>-custom-sequential` was made from."""
+    return name.removesuffix("-sequential").removesuffix("-custom")
 
 
 def names() -> list[str]:

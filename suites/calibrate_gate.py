@@ -46,12 +46,19 @@ def digest_of(sampler: Sampler, draws: int) -> str:
 
 
 def _code_of(path: Path) -> str:
-    """A module's code without its comments and docstrings, which decide no answer."""
+    """A module's syntax tree as JSON, without comments and docstrings, which decide no answer."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
             del node.body[0]
-    return ast.unparse(tree)
+    return json.dumps(_plain(tree))
+
+
+def _plain(node: object) -> object:
+    """A part of a syntax tree as lists and text, without empty fields, which differ between versions of Python."""
+    if isinstance(node, ast.AST):
+        return [type(node).__name__, [[name, _plain(field)] for name, field in ast.iter_fields(node) if field not in (None, [])]]
+    return [_plain(each) for each in node] if isinstance(node, list) else repr(node)
 
 
 def ask_all(sampler: Sampler, draws: int) -> None:

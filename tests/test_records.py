@@ -45,14 +45,6 @@ def test_scores_keep_every_key_and_bit(rows: dict[tuple[str, int], float], tmp_p
     np.testing.assert_array_equal(loaded.columns["a.b:influence"], column)
 
 
-def test_scores_keep_prompts_and_groups(tmp_path: Path) -> None:
-    scores = make_scores(2, 1)
-    scores.prompts, scores.groups = ("a cat", "a dog"), ("cats", "dogs")
-    scores.write(tmp_path / "scores.parquet")
-    loaded = Scores.read(tmp_path / "scores.parquet")
-    assert (loaded.prompts, loaded.groups, loaded.columns) == (scores.prompts, scores.groups, {})
-
-
 def test_nan_scores_stay_nan(tmp_path: Path) -> None:
     folder = save_record((make_record(), make_scores(1, 2, fd=np.array([1.0, np.nan]))), tmp_path)
     np.testing.assert_array_equal(records.read(folder)[1].columns["fd"], [1.0, np.nan])

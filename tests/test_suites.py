@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from sdbench import api, suites
+from sdbench.assets.catalogue import ASSETS
 from sdbench.errors import UserError
 from sdbench.scenes.grammar import scene_at
 from sdbench.score import PROTOCOLS
@@ -314,20 +315,21 @@ def test_prompt_ids_consist_of_position_and_text_digest(folder: Path) -> None:
     assert all(re.fullmatch(rf"0000{index}-[0-9a-f]{{8}}", prompt_id) for index, prompt_id in enumerate(few))
 
 
-def test_groups_are_consecutive_prompts_and_not_in_the_digest(folder: Path) -> None:
+def test_groups_are_not_in_the_digest(folder: Path) -> None:
     plain = suites.load(write(folder))
     suite = suites.load(write(folder, "n = 3", "n = 3\ngroups = { first = 2, last = 1 }"))
-    assert list(suite.group_list().items()) == list(zip(plain.prompt_list(), ["first", "first", "last"], strict=True))
+    assert suite.prompts
+    assert suite.prompts.groups == {"first": 2, "last": 1}
     assert suite.id == plain.id
-    assert plain.group_list() == {}
-    assert api.Overrides(n=2).apply(suite).group_list() == {}
-    assert suites.load("hpdv2").prompts == Prompts(
-        source="dataset",
-        path="asset:hpdv2-prompts/benchmark/*.json",
-        column="text",
-        n=3200,
-        groups=dict.fromkeys(("anime", "concept-art", "paintings", "photo"), 800),
-    )
+    fewer = api.Overrides(n=2).apply(suite).prompts
+    assert fewer
+    assert fewer.groups is None
+
+
+def test_hpdv2_has_a_group_for_each_file_in_their_order() -> None:
+    prompts, files = suites.load("hpdv2").prompts, ASSETS["hpdv2-prompts"].files
+    assert prompts
+    assert prompts.groups == {Path(file.name).stem: 800 for file in sorted(files, key=lambda file: file.name)}
 
 
 def test_groups_need_the_order_of_their_data_set() -> None:

@@ -121,9 +121,8 @@ def run_sweep(
     outcomes = []
     for seed in range(seeds):
         for name in only or arms:
-            variant = arms[name]().model_copy(update={"scenes": recipe.scenes.model_copy(update={"seed": seed})})
-            decides = [variant.training_digest("scenes"), teacher.digest, steps, device]
-            identity = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
+            variant = with_seed(arms[name](), seed)
+            identity = identity_of(variant, teacher.digest, steps, device)
             path = results / "ablation" / recipe.name / f"{name.replace(' ', '-')}-{seed}.json"
             if not (outcome := _read(path)) or outcome.identity != identity:
                 out = work / "ablation" / identity
@@ -133,6 +132,17 @@ def run_sweep(
                 write_bytes(path, json.dumps(asdict(outcome)).encode() + b"\n")
             outcomes.append(outcome)
     return outcomes
+
+
+def with_seed(recipe: Recipe, seed: int) -> Recipe:
+    """The recipe with another seed for the embedded family."""
+    return recipe.model_copy(update={"scenes": recipe.scenes.model_copy(update={"seed": seed})})
+
+
+def identity_of(recipe: Recipe, teacher_digest: str, steps: int | None, device: str) -> str:
+    """The digest of what decides a student's weights, 16 hex digits of SHA-256."""
+    decides = [recipe.training_digest("scenes"), teacher_digest, steps, device]
+    return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
 
 
 def _evaluate(student_folder: Path, arm: str, seed: int, identity: str, evaluation: SceneEvaluation, device: str) -> Outcome:

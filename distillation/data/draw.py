@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from distillation.export import check_new_or_empty, package_versions
 from distillation.teacher import pipeline_spec
+from sdbench.assets.prompts import read_lines
 from sdbench.assets.sources import METADATA
 from sdbench.disk import digest, write_bytes
 from sdbench.errors import UserError
@@ -98,10 +99,7 @@ def read_captions(path: Path, n: int | None = None) -> list[str]:
     Raises:
         UserError: the file cannot be read, or holds fewer captions, or none.
     """
-    try:
-        captions = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read captions from {path}: {error}; expected a UTF-8 text file with a caption per line") from error
+    captions = [*read_lines(path)]
     if len(captions) < (n or 1):
         raise UserError(f"{path} holds {len(captions)} captions; expected {n or 'at least 1'}")
     return captions[:n]
@@ -128,8 +126,13 @@ def _validate_sampling(**settings: Any) -> Sampling:
 def _check_same_settings(out: Path, identity: dict[str, Any]) -> None:
     """Check that the folder is new or empty, or holds images drawn with the same settings."""
     if not (out / SETTINGS_FILE).exists():
-        check_new_or_empty(out)
-        return
+        try:
+            check_new_or_empty(out)
+        except UserError:
+            if not (out / SETTINGS_FILE).exists():  # else another part has begun just now
+                raise
+        else:
+            return
     earlier = read_json(out / SETTINGS_FILE)
     if differing := [name for name, value in identity.items() if earlier.get(name) != value]:
         differences = ", ".join(f"{name} {earlier.get(name)} (now {identity[name]})" for name in differing)

@@ -56,7 +56,7 @@ def read_lines(path: Path) -> tuple[str, ...]:
     try:
         text = path.read_text(encoding="utf-8-sig")  # drops the byte order mark that some editors write
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"prompts {path} cannot be read as UTF-8 text ({error}); save them so, a prompt a line") from error
+        raise UserError(f"prompts {path} cannot be read: {error}; expected a UTF-8 text file with a prompt per line") from error
     return tuple(filter(None, map(str.strip, text.split("\n"))))  # `splitlines` also splits at characters that a prompt may hold
 
 

@@ -124,7 +124,7 @@ def _find_or_run_opposite(spec: ModelSpec, folder: Path, suite: Suite | None, po
     """A record of a model, to compare with the record in a folder."""
     suite_name = records.read_record(folder).suite.name
     policy.rules(suite_name)
-    base_name = suite_name.removesuffix("-custom").removesuffix("-sequential")
+    base_name = suites.base_name(suite_name)
     if suite is None and base_name not in suites.names():
         raise UserError(
             f"record {folder} is of suite {base_name!r}, but neither ./suites nor the package has a file for it; give it with --suite FILE"

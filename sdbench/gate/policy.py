@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, PrivateAttr, model_validator
 
 from sdbench.errors import UserError
+from sdbench.suites import base_name
 from sdbench.validation import Table, validate
 
 
@@ -59,7 +60,7 @@ class Policy(Table):
 
     def table_name(self, suite: str) -> str:
         """The table that weighs a suite: its own, or for `<name>-custom` and `<name>-sequential` that of the suite it was made from."""
-        return suite if suite in self.suites else suite.removesuffix("-sequential").removesuffix("-custom")
+        return suite if suite in self.suites else base_name(suite)
 
     def rules(self, suite: str) -> dict[str, Rule]:
         """The rules for a suite, by metric.

@@ -123,7 +123,7 @@ def rank_grid(section: Section) -> Grid:
 
 def group_grids(section: Section) -> dict[str, Grid]:
     """For a suite whose prompts have groups, a table of each score by group, by its title."""
-    models = [(row.name, row.scores) for row in section.rows if row.record.n_images]
+    models = [(row.record, row.scores) for row in section.rows if row.record.groups]
     scores = [value for value in metrics(section) if value.kind == "score"]
     return {f"{metric_title(value)} by group of prompts": found for value in scores if (found := groups.grid(models, value))}
 

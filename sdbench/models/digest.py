@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from sdbench.models.files import Tensor, read_headers, read_json
+from sdbench.errors import UserError
+from sdbench.models.files import COPY_AGAIN, Tensor, read_headers, read_json
 from sdbench.models.locate import Layout, locate
 from sdbench.models.spec import ModelSpec
 
@@ -60,6 +61,8 @@ def _read_chunks(tensor: Tensor) -> Iterable[bytes]:
         left = tensor.stop - tensor.start
         while left:
             chunk = file.read(min(left, _CHUNK))
+            if not chunk:
+                raise UserError(f"{tensor.path} was cut short while it was read. {COPY_AGAIN}.")
             left -= len(chunk)
             yield chunk
 

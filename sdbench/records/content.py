@@ -220,6 +220,9 @@ class Record(Table):
     prompts: str = Field(
         default="", description="for prompts that do not come with the suite: their source, their digest, whether it is verified"
     )
+    groups: dict[str, int] = Field(
+        default={}, exclude_if=operator.not_, description="the suite's groups of prompts, in their order, each with its number of prompts"
+    )
     run: str = Field(default="", description="identifies the run of the probes; models with the same run were measured in turns")
     looks: Looks | None = Field(default=None, description="the interim looks of a run that stops when it is sure")
 

@@ -12,26 +12,13 @@ from sdbench.arrays import F64
 
 
 class Scores:
-    """Per-image columns of a record: a float64 column for each metric beside the keys of the rows.
-
-    Attributes:
-        prompt_ids, samples: the prompt and the number of the sample of each row.
-        columns: the values by metric, see `column_of`.
-        prompts: the text of each row's prompt; None where it was not kept.
-        groups: the group of each row's prompt; None where the suite has no groups.
-    """
+    """Per-image columns of a record: `prompt_id`, `sample`, the `prompt` itself where it was kept, and a float64 column for each metric."""
 
     def __init__(
-        self,
-        prompt_ids: Sequence[str],
-        samples: Sequence[int],
-        columns: Mapping[str, F64],
-        prompts: Sequence[str] | None = None,
-        groups: Sequence[str] | None = None,
+        self, prompt_ids: Sequence[str], samples: Sequence[int], columns: Mapping[str, F64], prompts: Sequence[str] | None = None
     ) -> None:
         self.prompt_ids, self.samples, self.columns = tuple(prompt_ids), tuple(samples), dict(columns)
         self.prompts = None if prompts is None else tuple(prompts)
-        self.groups = None if groups is None else tuple(groups)
 
     @property
     def keys(self) -> list[tuple[str, int]]:
@@ -45,11 +32,10 @@ class Scores:
 
     def write(self, path: Path) -> None:
         """Save as Parquet."""
-        texts = {"prompt": self.prompts, "group": self.groups}
         table = {
             "prompt_id": self.prompt_ids,
             "sample": self.samples,
-            **{name: column for name, column in texts.items() if column is not None},
+            **({} if self.prompts is None else {"prompt": self.prompts}),
             **{name: np.asarray(self.columns[name]) for name in sorted(self.columns)},
         }
         pq.write_table(pa.table(table), path)
@@ -59,9 +45,8 @@ class Scores:
         """Load from Parquet."""
         with pq.ParquetFile(path) as file:  # pq.read_table and to_numpy would import pandas, which takes a second
             table = file.read().to_pydict()
-        ids, samples = table.pop("prompt_id"), table.pop("sample")
-        prompts, groups = table.pop("prompt", None), table.pop("group", None)
-        return cls(ids, samples, {name: np.array(column, np.float64) for name, column in table.items()}, prompts, groups)
+        ids, samples, prompts = table.pop("prompt_id"), table.pop("sample"), table.pop("prompt", None)
+        return cls(ids, samples, {name: np.array(column, np.float64) for name, column in table.items()}, prompts)
 
 
 def mean_per_prompt(prompt_ids: Sequence[str], values: F64) -> tuple[npt.NDArray[np.str_], F64]:

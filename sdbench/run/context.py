@@ -1,6 +1,6 @@
 """The context of a run: a suite on this machine and the folders of its output, checked before anything slow begins."""
 
-import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -151,9 +151,8 @@ def store_and_jobs(model: Model, context: RunContext) -> tuple[Store, list[Job]]
 def _check_writable(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".writable-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise UserError(
             f"folder {folder} cannot be written ({error.strerror}); make it writable, or name another with --results and --runs."

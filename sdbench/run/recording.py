@@ -72,6 +72,7 @@ def write_record(
         noise={} if model.is_made_elsewhere else context.suite.noise.model_dump(),
         teacher=NamedTeacher(model=teacher_name(context.suite), suite=context.suite.teacher_suite().id) if context.suite.teacher else None,
         prompts=context.suite.describe_prompts(),
+        groups=(context.suite.prompts and context.suite.prompts.groups) or {},
         run=run_ids.pop() if len(run_ids) == 1 else "",
         looks=looks,
     )
@@ -177,9 +178,7 @@ def _is_same_model(one: Model, other: Model) -> bool:
 
 def _score_quality(subject: Subject, context: RunContext) -> Quality:
     values, scores = score(subject, context.suite.own_metrics)
-    if group_of := context.suite.group_list():
-        scores.groups = tuple(group_of[prompt_id] for prompt_id in scores.prompt_ids)
-    rows = choose_rows(scores, subject.teacher_scores)
+    rows = choose_rows(scores, values, subject.teacher_scores)
     images = subject.store.read([subject.image_ids[row] for row in rows])
     thumbnails = {f"{subject.prompt_ids[row]}.png": _thumbnail(image) for row, image in zip(rows, images, strict=True)}
     return add_verdicts(values, context.suite, context.runs), scores, thumbnails

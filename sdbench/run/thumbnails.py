@@ -1,22 +1,27 @@
 """Choose the images that a record keeps as thumbnails: some that all models share, and the worst of this one."""
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 
 from sdbench.arrays import F64
-from sdbench.records import MAX_THUMBNAILS, Scores, influenced_metric
+from sdbench.records import MAX_THUMBNAILS, Scores, Value
 
 SHARED = 32  # the first images of the suite
 
 
-def choose_rows(scores: Scores, teacher: Scores | None) -> list[int]:
+def choose_rows(scores: Scores, values: Sequence[Value], teacher: Scores | None) -> list[int]:
     """Rows of at most 64 images: the first 32, then, in turns, the worst of each kind.
 
-    The worst are those that add most to a distance of the set, and those that lose most to the teacher's image by a judge of win
+    The worst are those that worsen a metric of the set most, and those that lose most to the teacher's image by a judge of win
     rates.
+
+    Args:
+        values: the metrics behind the scores, for their directions.
     """
-    ranked = [np.argsort(-column) for name, column in scores.columns.items() if influenced_metric(name)]
+    signs = {value.column: 1 if value.direction == "higher" else -1 for value in values if value.kind == "set"}
+    ranked = [np.argsort(sign * scores.columns[name], kind="stable") for name, sign in signs.items() if name in scores.columns]
     judges = [name.removeprefix("win_rate.") for name in scores.columns if name.startswith("win_rate.")]
     ranked += [np.argsort(_score_gains(scores, teacher, judge)) for judge in judges if teacher]
     all_rows = range(len(scores.keys))

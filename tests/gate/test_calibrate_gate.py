@@ -1,6 +1,7 @@
 """The gate's calibration draws from its suite only, and recomputes an answer when anything that it depends on has changed."""
 
 import importlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -47,6 +48,12 @@ def test_losses_on_few_prompts_are_computed_without_draws(calibrate: ModuleType,
     chances = calibrate.calibration_questions.rare_loss_chances(sampler, lowest)  # at this rate 2 hits just pass, 3 do not
     assert sum(chances.values()) == pytest.approx(1, abs=1e-4)
     assert chances["pass"] == pytest.approx(binom.cdf(2, sampler.n, lowest), abs=1e-5)
+
+
+def test_committed_answers_are_of_this_code_and_these_records(calibrate: ModuleType, sampler: Any) -> None:
+    committed = json.loads((ROOT / "results" / "calibration" / "gate.json").read_text())
+    draws = max(answer["draws"] for answer in committed["answers"].values())
+    assert committed["digest"] == calibrate.digest_of(sampler, draws), "run nox -s calibrate"
 
 
 def test_answers_of_other_records_or_code_are_not_reused(

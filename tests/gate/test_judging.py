@@ -500,7 +500,7 @@ def test_missing_or_empty_policy_is_rejected(tmp_path: Path) -> None:
 
 
 def test_custom_suite_uses_the_rules_of_the_suite_it_was_made_from() -> None:
-    assert SHIPPED.rules("quality-custom") == SHIPPED.rules("quality")
+    assert SHIPPED.rules("quality-custom") == SHIPPED.rules("quality-custom-sequential") == SHIPPED.rules("quality")
     own = Policy(alpha=0.05, suites={**SHIPPED.suites, "quality-custom": SHIPPED.suites["standard"]})
     assert own.rules("quality-custom") == SHIPPED.rules("standard")
 

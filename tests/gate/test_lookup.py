@@ -117,7 +117,7 @@ def test_record_against_a_name_uses_or_creates_a_record_of_the_same_machine_clas
     assert len(results.runs) == 1, "the record of the first run is reused"
 
 
-@pytest.mark.parametrize("name", ["quality-custom", "quality-sequential", "quality"])
+@pytest.mark.parametrize("name", ["quality-custom", "quality-sequential", "quality-custom-sequential", "quality"])
 def test_nothing_is_run_against_a_record_of_other_settings(name: str, results: Results) -> None:
     record = results.record("scenes-vega", suite=SuiteId(name=name, version=SUITE.version, digest="0"))
     pairs: list[tuple[Path | str, Path | str]] = [(record, "scenes-teacher"), ("scenes-teacher", record)]

@@ -1,6 +1,6 @@
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,9 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_unet
 
 from sdbench.errors import UserError
+from sdbench.models import digest as module
 from sdbench.models.digest import weights_digest
+from sdbench.models.files import Tensor, read_headers
 from sdbench.models.spec import resolve
 
 
@@ -83,6 +85,21 @@ def test_random_weights_have_a_digest_and_rendered_models_none() -> None:
     sdxl, again, vega = (weights_digest(resolve(name, random=True)) for name in ("sdxl", "sdxl", "vega"))
     assert sdxl == again != vega
     assert weights_digest(resolve("scenes-rendered")) is None
+
+
+def test_weights_cut_short_while_they_are_read_are_an_error(tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = Path(shutil.copytree(tiny_pipeline, tmp_path / "copy"))
+    path = copy / "vae" / "diffusion_pytorch_model.safetensors"
+
+    def read_then_cut(files: Iterable[Path]) -> dict[str, Tensor]:
+        found = read_headers(files)
+        if path in [tensor.path for tensor in found.values()]:
+            path.write_bytes(path.read_bytes()[:-1])
+        return found
+
+    monkeypatch.setattr(module, "read_headers", read_then_cut)
+    with pytest.raises(UserError, match=rf"{path.name} was cut short while it was read"):
+        digest(copy)
 
 
 def test_damaged_weights_are_an_error(tiny_pipeline: Path, tmp_path: Path) -> None:

@@ -86,8 +86,8 @@ def test_same_records_make_the_same_page(page: str, results: Path, tmp_path: Pat
 
 def test_scores_by_group_are_shown_where_the_prompts_have_groups(page: str, tmp_path: Path) -> None:
     record, scores = make_model(0, "scenes-teacher")
-    scores.groups = ("anime",) * 24 + ("photo",) * (len(scores.keys) - 24)
-    records.write(record, scores, {}, tmp_path)
+    numbered = Scores([prompt_id.removeprefix("p") for prompt_id in scores.prompt_ids], scores.samples, scores.columns, scores.prompts)
+    records.write(record.model_copy(update={"groups": {"anime": 12, "photo": 12}}), numbered, {}, tmp_path)
     (grouped,) = api.report(api.Places(tmp_path), tmp_path / "report.html")
     text = grouped.read_text(encoding="utf-8")
     assert "anime (n = 12)" in text[text.index('id="s1-groups"') :]

@@ -282,8 +282,9 @@ def test_parts_draw_what_one_run_would_and_a_run_only_scores_them(
 def test_groups_of_prompts_are_in_the_record_and_in_the_leaderboard(teacher: ModelSpec, tmp_path: Path) -> None:
     assert SUITE.prompts
     suite = SUITE.model_copy(update={"prompts": SUITE.prompts.model_copy(update={"groups": {"first": 3, "last": 1}})})
+    runner.run([teacher], prepare_in(tmp_path))
     (folder,) = runner.run([teacher], prepare_in(tmp_path, suite))
-    assert records.read_scores(folder).groups == ("first", "first", "first", "last")
+    assert records.read_record(folder).groups == {"first": 3, "last": 1}, "also where all else was measured before"
     assert "by group of prompts" in writing.markdown(standings.read_rows(tmp_path / "results"))
 
 

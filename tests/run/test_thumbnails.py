@@ -2,10 +2,12 @@
 
 import numpy as np
 
-from sdbench.records import Scores
+from sdbench.records import Scores, Value
 from sdbench.run.thumbnails import SHARED, choose_rows
 
 N = 200
+DISTANCE = Value(name="fd", kind="set", direction="lower", unit="distance", value=1.0)
+RECALL = Value(name="recall", kind="set", direction="higher", unit="share", value=0.5)
 
 
 def test_shared_thumbnails_come_first_then_the_worst_of_each_metric_in_turn() -> None:
@@ -15,7 +17,7 @@ def test_shared_thumbnails_come_first_then_the_worst_of_each_metric_in_turn() ->
     teachers[180] = 2
     student = Scores([f"p{n}" for n in range(N)], [0] * N, {"fd:influence": influence, "clip": own, "win_rate.clip": own})
     teacher = Scores([f"p{n}" for n in reversed(range(N))], [0] * N, {"clip": teachers[::-1]})
-    kept = choose_rows(student, teacher)
+    kept = choose_rows(student, [DISTANCE], teacher)
     assert len(kept) == len(set(kept)) == 64
     assert kept[:SHARED] == list(range(SHARED))
     assert kept[SHARED : SHARED + 2] == [150, 170]
@@ -23,7 +25,15 @@ def test_shared_thumbnails_come_first_then_the_worst_of_each_metric_in_turn() ->
     assert 180 not in kept[: SHARED + 4]
 
 
+def test_worst_of_a_metric_of_which_more_is_better_are_the_lowest() -> None:
+    influence = np.zeros(N)
+    influence[[150, 160]] = -9, 9
+    kept = choose_rows(Scores([f"p{n}" for n in range(N)], [0] * N, {"recall:influence": influence}), [RECALL], None)
+    assert kept[SHARED] == 150
+    assert 160 not in kept
+
+
 def test_without_a_teacher_or_scores_the_first_are_kept() -> None:
-    assert choose_rows(Scores([f"p{n}" for n in range(N)], [0] * N, {}), None) == list(range(64))
-    assert choose_rows(Scores(["a", "b"], [0, 0], {"fd:influence": np.array([0.0, 1.0])}), None) == [0, 1]
-    assert choose_rows(Scores([], [], {}), None) == []
+    assert choose_rows(Scores([f"p{n}" for n in range(N)], [0] * N, {}), [], None) == list(range(64))
+    assert choose_rows(Scores(["a", "b"], [0, 0], {"fd:influence": np.array([0.0, 1.0])}), [DISTANCE], None) == [0, 1]
+    assert choose_rows(Scores([], [], {}), [], None) == []

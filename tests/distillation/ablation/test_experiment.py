@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from distillation.ablation import experiment
-from distillation.ablation.experiment import BASE, arm_recipes, one_shot_recipe, run_sweep, with_other_blocks
+from distillation.ablation.experiment import BASE, arm_recipes, identity_of, one_shot_recipe, run_sweep, with_other_blocks, with_seed
 from distillation.recipe import Recipe, load_recipe
+from distillation.teacher import fetch_folder, open_teacher
 from distillation.train import distil
 from sdbench.arrays import F64
 from sdbench.errors import UserError
@@ -79,3 +80,13 @@ def test_an_invalid_sweep_is_refused_before_anything_is_encoded(
     with pytest.raises(UserError, match="architecture 'vega'; recipe 'vega' cuts 'sdxl'"):
         run_sweep(vega, tiny_pipeline, *places, seeds=1)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_committed_results_are_those_of_these_recipes(missed: dict[str, F64]) -> None:
+    folder = Path(__file__).parents[3] / "results" / "ablation"
+    teacher = open_teacher(fetch_folder(None)).digest
+    ways = {arm: way for arm, way in arm_recipes(load_recipe(folder / "vega.toml"), lambda: missed).items() if arm != "blocks most missed"}
+    for arm, way in ways.items():
+        for seed in range(3):
+            committed = json.loads((folder / "vega" / f"{arm.replace(' ', '-')}-{seed}.json").read_text())
+            assert committed["identity"] == identity_of(with_seed(way(), seed), teacher, 600, "cpu")

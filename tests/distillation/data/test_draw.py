@@ -12,8 +12,9 @@ from diffusers import StableDiffusionXLPipeline
 from tiny import SIZE_PX
 
 from distillation.cli import main
-from distillation.data.draw import draw_images
+from distillation.data.draw import draw_images, read_captions
 from distillation.data.images import open_images
+from sdbench.assets.prompts import read_lines
 from sdbench.errors import UserError
 from sdbench.generate import initial_noise
 from sdbench.models.digest import weights_digest
@@ -84,6 +85,12 @@ def test_parts_together_draw_the_same_as_one_run(whole: Path, prompts: Path, tea
         assert not (out / "metadata.jsonl").exists()
         draw_images(prompts, teacher_folder, out, part=(part, 3), **SETTINGS)
     assert files(out) == files(whole)
+
+
+def test_captions_are_read_as_the_prompts_of_a_run_are(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_bytes("\ufeffa cat\n\na dog\u2028on a mat\n".encode())
+    assert read_captions(path) == [*read_lines(path)] == ["a cat", "a dog\u2028on a mat"]
 
 
 @pytest.mark.parametrize("part", ["0/2", "3/2", "2", "a/b", "1/0"])
@@ -170,7 +177,7 @@ def test_invalid_arguments_are_refused_before_anything_is_written(prompts: Path,
     refused: list[tuple[dict[str, Any], str]] = [
         ({"n": 6}, r"prompts\.txt holds 5 captions; expected 6"),
         ({"prompts": blank}, r"blank\.txt holds 0 captions; expected at least 1"),
-        ({"prompts": tmp_path / "nowhere.txt"}, r"cannot read captions from .*nowhere\.txt"),
+        ({"prompts": tmp_path / "nowhere.txt"}, r"prompts .*nowhere\.txt cannot be read"),
         ({"teacher": tmp_path}, "no teacher in"),
         *([] if torch.cuda.is_available() else [({"device": "cuda"}, "device 'cuda' is not there")]),
         ({"size_px": 12}, "size_px: Input should be a multiple of 8; found 12"),

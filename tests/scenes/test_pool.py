@@ -1,0 +1,32 @@
+"""Rendered training images on disk."""
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sdbench.arrays import U8
+from sdbench.scenes.grammar import Scene, scene_at
+from sdbench.scenes.render import render
+from sdbench.scenes.training import pool
+from sdbench.scenes.training.pool import Pool
+
+
+def test_processes_that_share_a_folder_render_once_and_read_whole_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rendered = []
+
+    def render_slowly(scenes: Sequence[Scene], *arguments: Any) -> U8:
+        rendered.append(len(scenes))
+        time.sleep(0.2)
+        return render(scenes, *arguments)
+
+    monkeypatch.setattr(pool, "render", render_slowly)
+    with ThreadPoolExecutor(2) as processes:  # a lock does not tell threads from processes
+        one, other = processes.map(lambda _: Pool(tmp_path, 300), range(2))
+    assert rendered == [256, 44]
+    np.testing.assert_array_equal(one.images, other.images)
+    np.testing.assert_array_equal(one.images[299], render([scene_at(299, "train", 0)], [299], 0)[0])
