@@ -140,7 +140,7 @@ def error_message(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ),
         (["run", "--model", "scenes-teacher", "--part", "1/2", "--dry-run"], "--dry-run does not work with --part"),
         (["run", "--model", "sdxl", "--weights", "random", "--part", "1/2"], "--weights random does not work with --part"),
-        (["run", "--model", "scenes-teacher", "--suite", "efficiency-scenes", "--part", "1/2"], "has no metrics, so there is nothing"),
+        (["run", "--model", "scenes-teacher", "--suite", "efficiency-scenes", "--part", "1/2"], "measures no images, so --part has none"),
         (["run", "--model", "scenes-teacher", "--steps", "0"], "steps"),
         (["run", "--model", "scenes-teacher", "--size-px", "60"], "multiple of 8"),
         (["run", "--model", "scenes-teacher", "--scheduler", "lmc"], "sampling.scheduler: Input should be 'model', 'ddim'"),

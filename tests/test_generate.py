@@ -294,10 +294,9 @@ def test_float32_is_full_precision_whatever_the_caller_has_set() -> None:
     assert seen == [("ieee", "ieee")]
 
 
-@pytest.mark.parametrize("pixel", [np.nan, np.inf])
-def test_non_finite_pixels_are_an_error_and_make_no_image(pixel: float, store: Store) -> None:
-    with pytest.raises(UserError, match=rf"NaN or infinite pixels for prompt {make_jobs()[0].prompt_id} .* in float32; try another dtype"):
-        generate(make_jobs(), store, 3, make_sampler(Recorder(pixel), SAMPLING, Noise()), "broken")
+def test_nan_pixels_are_an_error_and_make_no_image(store: Store) -> None:
+    with pytest.raises(UserError, match=rf"NaN pixels for prompt {make_jobs()[0].prompt_id} .* in float32; try another dtype"):
+        generate(make_jobs(), store, 3, make_sampler(Recorder(np.nan), SAMPLING, Noise()), "broken")
     assert len(store.missing([job.image_id for job in make_jobs()])) == 7
 
 

@@ -66,7 +66,10 @@ def _add_make_options(command: argparse.ArgumentParser) -> None:
         "--dtype", choices=("float32", "bfloat16", "float16"), help="precision (default: float32 on the CPU, bfloat16 on a GPU)"
     )
     command.add_argument("--device", help="cpu, cuda or cuda:<index> (default: cuda if there is one, else cpu)")
-    add_part(command, "draw only the K-th of N parts, for N parallel commands, such as one per GPU; the last one finishes the folder")
+    add_part(
+        command,
+        "draw only the K-th of N parts, for N parallel commands, such as one per GPU (name it with --device); the last one finishes the folder",
+    )
 
 
 def _parse_where(text: str) -> tuple[str, str]:

@@ -75,7 +75,8 @@ def _add_run(measuring: argparse.ArgumentParser) -> None:
     add_device(measuring)
     add_part(
         measuring,
-        "draw only the K-th of N parts of the images, for N parallel commands, such as one per GPU; then the same command without it goes on from there",
+        "draw only the K-th of N parts of the images, for N parallel commands, such as one per GPU (name it with --device); then the same "
+        "command without --part goes on from there",
     )
     measuring.add_argument(
         "--until-verdict", action="store_true", help="run the prompts in batches and stop as soon as the gate is sure; exit codes: see gate"
@@ -152,10 +153,13 @@ def _run(arguments: argparse.Namespace) -> int:
 def _draw_part(specs: "Sequence[ModelSpec]", suite: "Suite", arguments: argparse.Namespace) -> int:
     from sdbench import api
 
+    if not suite.own_metrics:
+        raise UserError(f"suite {suite.name!r} measures no images, so --part has none to draw; leave it out")
     missing = api.draw(specs, suite, arguments.part, places_from(arguments), device=arguments.device)
     for name, n in missing.items():
         print_note(
-            f"{name}: {n} images are still missing; the other parts draw them"
+            f"{name}: {n} images are still missing: those of parts that are at work, were stopped or were not started; the same command without "
+            "--part draws what is left"
             if n
             else f"{name}: all images are drawn; the same command without --part scores them and writes the record"
         )
@@ -233,9 +237,9 @@ def _print_records(made: Sequence[Path], arguments: argparse.Namespace) -> int:
     from sdbench.leaderboard import standings, writing
 
     shown = [standings.Row(path, records.read_record(path)) for path in made]
-    print_note(writing.text_table(shown, table_width()))
+    print_answer(writing.text_table(shown, table_width()), arguments)
     for path in made:
-        print_note(f"record: {path}")
+        print_answer(f"record: {path}", arguments)
     if arguments.json:
         print_json([{"path": path, **row.record.model_dump(mode="json")} for path, row in zip(made, shown, strict=True)])
     showing.rewrite_leaderboard_after_run(arguments.results)
@@ -270,7 +274,7 @@ def _score(arguments: argparse.Namespace) -> int:
     for value in values:
         ends = "" if value.low is None else f" ({value.low:.4g} to {value.high:.4g})"
         number = f"{value.state}: {value.reason}" if value.value is None else f"{value.value:.4g}{ends}, n = {value.n}"
-        print_note(f"{value.name:28} {number} {value.note}".rstrip())
+        print_answer(f"{value.name:28} {number} {value.note}".rstrip(), arguments)
     if arguments.json:
         print_json(
             {

@@ -2,7 +2,7 @@
 
 A record is an immutable folder `results/<family>/<suite>@<version>/<model>/<digest>/`. It holds `record.json`, `scores.parquet` (a row
 for each prompt and sample) and `images/` (a few thumbnails). It is written beside its final place and then renamed. The folder's name
-is the digest of its content, so a record cannot be changed without changing its name.
+is the digest of `record.json` and `scores.parquet`, so neither can be changed without changing its name.
 """
 
 from sdbench.records.content import (

@@ -227,7 +227,7 @@ def _format_case(case: Case) -> str:
 
 def _worst_note(section: Section) -> str:
     losses = f"The {worst.MAX_CASES} worst images of each model. Scores: the teacher's → the model's (the difference)."
-    costs = "Frechet distance: what an image adds to the distance of its set, to first order (its influence divided by n)."
+    costs = "Distances: what an image adds to that of its set, to first order (its influence divided by n)."
     images = "Images are shown where the records hold them."
     return " ".join([losses if section.teacher else "", costs, images]).strip()
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from sdbench import records, tables
 from sdbench.arrays import U8
+from sdbench.errors import UserError
 from sdbench.generate import Job, list_jobs
 from sdbench.machine import environment, this_machine
 from sdbench.models.catalogue import TEACHERS
@@ -57,6 +58,12 @@ def write_record(
     else:
         values, scores, thumbnails = _earlier_quality(None if context.with_quality else earlier)
     new, (old, old_run_id) = probed.values.get(model.name, []), _earlier_probes(earlier, context)
+    measured = (*values, *new, *old)
+    if subject is not None and not any(value.state == "ok" for value in measured):
+        raise UserError(
+            f"none of the {len(measured)} metrics of {model.name!r} could be measured, so no record is written; the first, {measured[0].name}, "
+            f"is {measured[0].state.replace('_', ' ')}: {measured[0].reason}. `sdbench doctor` lists what is missing here."
+        )
     run_ids = {run_id for run_id, found in ((probed.run_id, new), (old_run_id, old)) if found}
     record = Record(
         family=context.suite.family or "",

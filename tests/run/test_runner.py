@@ -130,6 +130,20 @@ def test_a_metric_without_weights_is_missing(tmp_path: Path, monkeypatch: pytest
     assert found["scene_accuracy"].state == "ok"
 
 
+def test_nothing_is_recorded_where_no_metric_can_be_measured(teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent() -> None:
+        raise MissingError("go online once")
+
+    monkeypatch.setitem(TOWERS, "clip.scenes", absent)
+    suite = SUITE.model_copy(update={"metrics": {"scenes": ("clip_score.scenes",)}})
+    with pytest.raises(
+        UserError, match=r"none of the 1 metrics of 'scenes-teacher' .*clip_score\.scenes, is missing: go online once\. `sdbench doctor`"
+    ):
+        runner.run([teacher], prepare_in(tmp_path, suite))
+    assert not list((tmp_path / "results").rglob("record.json"))
+    assert len(list((tmp_path / "runs").rglob("images/*.png"))) == 4, "the images are kept"
+
+
 def test_nan_features_fail_and_never_become_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def nan(images: U8) -> F32:
         return colours(images) * np.float32(np.nan)
