@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -13,6 +14,7 @@ from distillation.commands.options import TEACHER, add_data, add_device, number_
 from distillation.recipe import Family, Recipe, load_recipe, shipped_recipes
 from sdbench import __version__
 from sdbench.arguments import Parser, add_command, run_command, show
+from sdbench.models.catalogue import CATALOGUE, TEACHERS
 
 WORK = Path("results/runs/distillation")  # ignored by git
 STUDENTS = Path("results/runs/students")  # ignored by git
@@ -125,6 +127,7 @@ def _prune(options: argparse.Namespace) -> None:
     teacher = open_teacher_for(fetch_folder(options.teacher), recipe)
     student = prune(teacher.unet(teacher.dtype, "cpu"), recipe.plans[-1], copy=False)  # from file to file
     show(export_student(student, options.out, teacher, Provenance.from_run(recipe, [teacher], student), unet_only=options.unet_only))
+    _suggest_measuring(options, options.teacher)
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -150,6 +153,18 @@ def _run(options: argparse.Namespace) -> None:
     out = distil(recipe, options.family, folders, options.work, options.out, **arguments)
     if rank_and_local_size()[0] == 0:  # the process that wrote it
         show(out)
+        _suggest_measuring(options, names[0])
+
+
+def _suggest_measuring(options: argparse.Namespace, teacher: str | None) -> None:
+    """Tell how to measure the student; a bare UNet is completed by its teacher."""
+    out: Path = options.out
+    words = ["sdbench", "run", "--model", str(out)]
+    if out.name in CATALOGUE:  # which comes before a folder
+        words[3:] = [str(out.absolute()), "--name", f"my-{out.name}"]
+    if options.unet_only:
+        words += ["--base", teacher or TEACHERS["scenes"]]
+    sys.stderr.write(f"measure it: {shlex.join(words)}\n")
 
 
 def _use_deterministic_algorithms() -> None:

@@ -28,7 +28,9 @@ def test_plan_prints_counts_blocks_and_taps(capsys: pytest.CaptureFixture[str]) 
 
 def test_prune_writes_a_pipeline(teacher_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prune", "vega", "--teacher", str(teacher_folder), "--out", str(tmp_path / "vega")]) == 0
-    assert capsys.readouterr().out == f"{tmp_path / 'vega'}\n"
+    said = capsys.readouterr()
+    assert said.out == f"{tmp_path / 'vega'}\n"
+    assert said.err.endswith(f"measure it: sdbench run --model {tmp_path / 'vega'} --name my-vega\n")
     assert StableDiffusionXLPipeline.from_pretrained(tmp_path / "vega").unet.config.mid_block_type == "UNetMidBlock2D"
     assert "not trained" in (tmp_path / "vega" / "README.md").read_text()
 
@@ -96,5 +98,7 @@ def test_only_the_main_process_prints_the_students_folder(
     monkeypatch.setattr("distillation.train.distil", lambda *_, **__: tmp_path)
     for process, said in ((0, f"{tmp_path}\n"), (1, "")):
         monkeypatch.setattr("sdbench.training.processes.rank_and_local_size", lambda process=process: (process, 2))
-        assert main(["run", "vega", "--out", str(tmp_path / "out")]) == 0
-        assert capsys.readouterr().out == said
+        assert main(["run", "vega", "--out", "my out", "--unet-only"]) == 0
+        printed = capsys.readouterr()
+        assert printed.out == said
+        assert printed.err.endswith("measure it: sdbench run --model 'my out' --base scenes-teacher\n") == bool(said)
