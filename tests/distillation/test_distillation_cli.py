@@ -22,8 +22,19 @@ def test_plan_prints_counts_blocks_and_taps(capsys: pytest.CaptureFixture[str]) 
     assert "  mid_block <- mid_block 64 x 4 x 4" in said
     assert "loss: task 1.0, output 0.5, feature 0.5, scale none" in said
     assert "starts with a new AdamW; lr rises for 25 steps to 0.001, then falls to zero along a half cosine" in said
-    assert " GPU hours at 396 to 148 TFLOP/s, assumed: 40 to 15 % of an H100's 989 for dense bfloat16" in said
+    assert "GPU hours" not in said
     assert "cost" not in said
+
+
+@pytest.mark.usefixtures("fake_estimates")
+def test_plan_prints_memory_time_and_cost_first_and_taps_last(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "ssd-1b", "--family", "sdxl", "--usd-per-hour", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    begins = ("  memory", "  time: ", "  cost: ", "  disk: ", "teacher: ", "stage middle: ", "loss: ", "taps: 26 ")
+    places = [next(place for place, line in enumerate(lines) if line.startswith(start)) for start in begins]
+    assert places == sorted(places)
+    assert places[-1] == len(lines) - 27
+    assert " GPU hours at 396 to 148 TFLOP/s, assumed: 40 to 15 % of an H100's 989 for dense bfloat16" in lines[places[1]]
 
 
 def test_prune_writes_a_pipeline(teacher_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
