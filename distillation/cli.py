@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -13,6 +14,7 @@ from distillation.commands.options import TEACHER, add_data, add_device, number_
 from distillation.recipe import Family, Recipe, load_recipe, shipped_recipes
 from sdbench import __version__
 from sdbench.arguments import Parser, add_command, run_command, show
+from sdbench.models.catalogue import CATALOGUE, TEACHERS
 
 WORK = Path("results/runs/distillation")  # ignored by git
 STUDENTS = Path("results/runs/students")  # ignored by git
@@ -125,17 +127,20 @@ def _prune(options: argparse.Namespace) -> None:
     teacher = open_teacher_for(fetch_folder(options.teacher), recipe)
     student = prune(teacher.unet(teacher.dtype, "cpu"), recipe.plans[-1], copy=False)  # from file to file
     show(export_student(student, options.out, teacher, Provenance.from_run(recipe, [teacher], student), unet_only=options.unet_only))
+    _suggest_measuring(options, options.teacher)
 
 
 def _run(options: argparse.Namespace) -> None:
     from distillation.data.batches import open_square_images
-    from distillation.teacher import fetch_folder
+    from distillation.teacher import check_named_family, fetch_folder
     from distillation.train import distil
     from sdbench.training.processes import rank_and_local_size
 
-    recipe = load_recipe(options.recipe)
+    recipe, names = load_recipe(options.recipe), options.teacher or [None]
+    for name in names:
+        check_named_family(name, options.family)
     if options.dry_run:
-        show(_dry_run(options, recipe))
+        show(_dry_run(options, recipe, names))
         return
     if options.deterministic:
         _use_deterministic_algorithms()
@@ -144,10 +149,22 @@ def _run(options: argparse.Namespace) -> None:
         arguments["images"] = open_square_images(options.data, options.caption_column, recipe.size_px(options.family))
     if options.device == "cuda":
         _suggest_all_gpus(recipe.settings(options.family).accumulation)
-    folders = [fetch_folder(name) for name in options.teacher or [None]]
+    folders = [fetch_folder(name) for name in names]
     out = distil(recipe, options.family, folders, options.work, options.out, **arguments)
     if rank_and_local_size()[0] == 0:  # the process that wrote it
         show(out)
+        _suggest_measuring(options, names[0])
+
+
+def _suggest_measuring(options: argparse.Namespace, teacher: str | None) -> None:
+    """Tell how to measure the student; a bare UNet is completed by its teacher."""
+    out: Path = options.out
+    words = ["sdbench", "run", "--model", str(out)]
+    if out.name in CATALOGUE:  # which comes before a folder
+        words[3:] = [str(out.absolute()), "--name", f"my-{out.name}"]
+    if options.unet_only:
+        words += ["--base", teacher or TEACHERS["scenes"]]
+    sys.stderr.write(f"measure it: {shlex.join(words)}\n")
 
 
 def _use_deterministic_algorithms() -> None:
@@ -170,25 +187,27 @@ def _suggest_all_gpus(accumulation: int) -> None:
         sys.stderr.write(f"training on 1 of {gpus} GPUs; to train on {n}: torchrun --nproc-per-node {n} $(which distillation) run ...\n")
 
 
-def _dry_run(options: argparse.Namespace, recipe: Recipe) -> str:
+def _dry_run(options: argparse.Namespace, recipe: Recipe, names: Sequence[str | None]) -> str:
     """Check everything that can be checked without fetching a teacher, and return a description of the run."""
     from distillation.data.batches import open_square_images
     from distillation.describe import describe_recipe
     from distillation.export import check_new_or_empty
-    from distillation.run_plan import check_images, plan_run
+    from distillation.run_plan import check_images, open_teachers, plan_run
     from distillation.succession import warn_of_different_parts
     from distillation.teacher import local_folder
 
-    names = options.teacher or [None]
     steps = options.steps or recipe.settings(options.family).steps
     check_new_or_empty(options.out)
     recipe.segments(steps, len(names))
-    folders = [folder for name in names if (folder := local_folder(name))]
-    if len(folders) == len(names):
-        warn_of_different_parts(plan_run(recipe, options.family, folders, steps).teachers)
+    folders = [local_folder(name) for name in names]
+    local = [folder for folder in folders if folder]
+    if len(local) == len(names):
+        warn_of_different_parts(plan_run(recipe, options.family, local, steps).teachers)
+    else:
+        open_teachers(recipe, options.family, local)
     images = open_square_images(options.data, options.caption_column, recipe.size_px(options.family)) if options.data else None
     check_images(options.family, images)
-    return describe_recipe(
+    described = describe_recipe(
         recipe,
         options.family,
         recipe.stage_steps(steps),
@@ -197,6 +216,8 @@ def _dry_run(options: argparse.Namespace, recipe: Recipe) -> str:
         tflops=options.tflops,
         usd_per_hour=options.usd_per_hour,
     )
+    unchecked = (f"teacher {name}: not on this disk, not checked" for name, folder in zip(names, folders, strict=True) if folder is None)
+    return "\n".join([described, *unchecked])
 
 
 def _ablate(options: argparse.Namespace) -> None:

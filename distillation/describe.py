@@ -35,7 +35,7 @@ def describe_recipe(
     tflops: float | None = None,
     usd_per_hour: float | None = None,
 ) -> str:
-    """Stages, kept blocks with their sources, parameters, taps and settings of a recipe, and an estimate of what training takes.
+    """An estimate of what training takes, and stages, kept blocks with their sources, parameters, settings and taps of a recipe.
 
     Args:
         recipe: what to describe.
@@ -44,7 +44,8 @@ def describe_recipe(
         teachers: names of the teachers, to describe a particular run.
         n_images: number of training images of that run.
         tflops: 10^12 FLOPs per second that a GPU reaches in training; default: an assumption that the text states.
-        usd_per_hour: price of a GPU; without it the text has no cost.
+        usd_per_hour: price of a GPU; without it the text has no cost. The embedded family, which trains on CPUs, has no time on a GPU
+            either, unless this or `tflops` asks for it.
 
     Raises:
         UserError: a stage or a tap does not fit the architectures, or the recipe's steps are too few for its stages.
@@ -56,10 +57,9 @@ def describe_recipe(
     taps = resolve_taps(students[-1].config, teacher.config, recipe.plans[-1], recipe.taps)
     lines = [
         f"{recipe.name}: {recipe.student or 'a student'} from {recipe.teacher}, family {family}",
+        *_estimate_lines(recipe, family, teacher, students, taps, stage_steps, tflops, usd_per_hour),
         f"teacher: {count_parameters(teacher):,} parameters",
         *_stage_lines(recipe, settings, students, stage_steps),
-        f"taps: {len(taps)} (student <- teacher, channels x height x width)",
-        *(f"  {tap}" for tap in taps),
         *_training_lines(recipe, family, of_run=bool(teachers)),
     ]
     if teachers:
@@ -68,7 +68,8 @@ def describe_recipe(
         lines.append(f"this run: teachers {', '.join(names)}")
     if n_images:
         lines.append(f"this run: {describe_epochs(n_images, sum(stage_steps), settings)}")
-    return "\n".join(lines + _estimate_lines(recipe, family, teacher, students, taps, stage_steps, tflops, usd_per_hour))
+    lines += [f"taps: {len(taps)} (student <- teacher, channels x height x width)", *(f"  {tap}" for tap in taps)]
+    return "\n".join(lines)
 
 
 def _stage_lines(recipe: Recipe, settings: Training, students: list[UNet2DConditionModel], stage_steps: list[int]) -> list[str]:
@@ -131,6 +132,7 @@ def _estimate_lines(
     return [
         f"estimate at {size_px} px; nothing was run:",
         *_memory_lines(memory, recipe.stages[0].name, settings.batch, settings.dtype),
+        *(_time_lines(total_flops, tflops, usd_per_hour) if family == "sdxl" or tflops or usd_per_hour else []),
         _disk_line(teacher.config, memory, latent_size, tokens),
         f"  forward pass of an image: teacher {_format_macs(teacher_macs)}",
         *(
@@ -138,7 +140,6 @@ def _estimate_lines(
             for stage, macs, per_step in zip(recipe.stages, student_macs, flops, strict=True)
         ),
         f"  work: {total_flops:.4g} FLOP; per image, a forward pass of the teacher and the work of {passes:g} forward passes of the student",
-        *_time_lines(total_flops, tflops, usd_per_hour),
     ]
 
 

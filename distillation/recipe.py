@@ -108,10 +108,13 @@ class Recipe(Table):
         Raises:
             UserError: too few steps for every stage to have at least one.
         """
-        counts = _split_steps(steps, [stage.share for stage in self.stages])
+        shares = [stage.share for stage in self.stages]
+        counts = _split_steps(steps, shares)
         if min(counts) < 1:
+            enough = next(more for more in itertools.count(steps + 1) if min(_split_steps(more, shares)) >= 1)
             raise UserError(
-                f"{steps} steps are too few for the {len(self.stages)} stages of recipe {self.name!r}; each needs at least 1, found {counts}"
+                f"{steps} steps are too few for the {len(self.stages)} stages of recipe {self.name!r}; each needs at least 1, found {counts}. "
+                f"--steps {enough} is enough"
             )
         return counts
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from distillation.prune import student_config
 from distillation.recipe import Family, Recipe, Segment
 from distillation.taps import Tap, resolve_taps
-from distillation.teacher import Teacher, open_teacher_for
+from distillation.teacher import Teacher, check_family, open_teacher_for
 from sdbench.errors import UserError
 from sdbench.training.latents import CaptionedImages, check_diffusion
 
@@ -34,22 +34,28 @@ def plan_run(recipe: Recipe, family: Family, teacher_folders: Sequence[Path], st
         UserError: a teacher's folder is no complete pipeline, or its architecture, family, diffusion or noise does not fit; the number of
             teachers or steps does not fit the recipe; or the student or a tap cannot be made.
     """
-    teachers = [open_teacher_for(folder, recipe) for folder in teacher_folders]
-    for teacher in teachers:
-        _check_teacher(teacher, teachers[0], family)
+    teachers = open_teachers(recipe, family, teacher_folders)
     segments = recipe.segments(steps or recipe.settings(family).steps, len(teachers))
     students = [(student_config(teachers[0].config, plan), plan) for plan in recipe.plans]
     taps = [[resolve_taps(student, teacher.config, plan, recipe.taps) for student, plan in students] for teacher in teachers]
     return RunPlan(teachers, segments, taps[0])  # those of all teachers are alike; resolving them checks each teacher
 
 
+def open_teachers(recipe: Recipe, family: Family, folders: Sequence[Path]) -> list[Teacher]:
+    """The teachers in these folders, if they fit the recipe, the family and each other; no weights are read.
+
+    Raises:
+        UserError: a folder is no complete pipeline, or its architecture, family, diffusion or noise does not fit.
+    """
+    teachers = [open_teacher_for(folder, recipe) for folder in folders]
+    for teacher in teachers:
+        _check_teacher(teacher, teachers[0], family)
+    return teachers
+
+
 def _check_teacher(teacher: Teacher, first: Teacher, family: Family) -> None:
     """Check the teacher's family, and that it was trained with the same noise as the first teacher."""
-    if teacher.spec.family != family:
-        raise UserError(
-            f"the teacher in {teacher.folder} belongs to family {teacher.spec.family!r}, but --family is {family!r}; "
-            "name another teacher with --teacher, such as sdxl"
-        )
+    check_family(f"the teacher in {teacher.folder}", teacher.spec.family, family)
     check_diffusion(teacher.folder)
     if differences := [key for key, value in first.noise_settings.items() if teacher.noise_settings[key] != value]:
         key = differences[0]

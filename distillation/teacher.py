@@ -8,10 +8,11 @@ from diffusers import UNet2DConditionModel
 from huggingface_hub.repocard import metadata_load
 from yaml import YAMLError
 
-from distillation.recipe import Recipe
+from distillation.recipe import Family, Recipe
 from sdbench.assets.pipelines import fetch, fetch_card, is_cached
 from sdbench.errors import UserError
 from sdbench.models.architectures import Config
+from sdbench.models.catalogue import TEACHERS
 from sdbench.models.digest import weights_digest
 from sdbench.models.files import read_headers, read_json, weight_files
 from sdbench.models.loading import load_unet
@@ -107,6 +108,32 @@ def local_folder(name: str | None) -> Path | None:
     if isinstance(source := _resolve_name(name), Path):
         return source
     return locate(source).pipeline if is_cached(source, dtype="float32") else None
+
+
+def check_named_family(name: str | None, family: Family) -> None:
+    """Check a teacher's family by its name, before anything is fetched; a Hub repository that is not on this disk counts as full size.
+
+    A folder is not opened here.
+
+    Raises:
+        UserError: there is no such pipeline, or it belongs to another family.
+    """
+    if isinstance(source := _resolve_name(name), ModelSpec):
+        check_family(f"the teacher {name!r}", source.family, family)
+
+
+def check_family(what: str, found: str, family: Family) -> None:
+    """Check that a teacher, described by `what`, is of the family to train.
+
+    Raises:
+        UserError: it is not.
+    """
+    if found != family:
+        other = f"give --family {found}, or " if found in TEACHERS else ""
+        raise UserError(
+            f"{what} belongs to family {found!r}, but --family is {family!r}; "
+            f"{other}name another teacher with --teacher, such as {TEACHERS[family]}"
+        )
 
 
 def _resolve_name(name: str | None) -> Path | ModelSpec:

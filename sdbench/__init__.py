@@ -3,8 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sdbench.api import evaluate as evaluate
+    from sdbench.api import evaluate
 
+__all__ = ["__version__", "evaluate"]
 __version__ = "0.1.0"
 
 
@@ -15,3 +16,8 @@ def __getattr__(name: str) -> Any:
 
         return evaluate
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Names for completion, `evaluate` among them."""
+    return sorted({*globals(), *__all__})

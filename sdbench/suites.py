@@ -31,6 +31,7 @@ from sdbench.settings import Probes, Sampling, is_unset
 from sdbench.validation import Table, validate
 
 Family = Literal["sdxl", "scenes"]
+HALVES = ("quality", "probes")  # image metrics; latency and memory
 POLICY = "gate.toml"
 _LOCAL = Path("suites")
 _INSTALLED, _CHECKED_OUT = Path(__file__).parent / "_suites", Path(__file__).parents[1] / "suites"
@@ -154,6 +155,16 @@ class Teacher(Table):
 
     model: str
     suite: str | None = None
+
+
+def check_half(only: str | None) -> None:
+    """Check the name of one half of a suite; None is both.
+
+    Raises:
+        UserError: there is no such half.
+    """
+    if only not in (None, *HALVES):
+        raise unknown_name("half of a suite", str(only), HALVES)
 
 
 class Suite(Table):

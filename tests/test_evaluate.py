@@ -164,6 +164,11 @@ def test_invalid_input_is_reported_before_anything_is_generated(few: suites.Suit
         sdbench.evaluate(pipeline.unet, few)
     with pytest.raises(UserError, match="unknown model 'scenes-vegas'; did you mean 'scenes-vega'"):
         sdbench.evaluate("scenes-vegas", few)
+    for model in (pipeline, "scenes-vega"):
+        with pytest.raises(UserError, match="unknown half of a suite 'qualty'; did you mean 'quality'"):
+            sdbench.evaluate(model, few, only="qualty", baseline="scenes-ssd-1b")
+    with pytest.raises(UserError, match="unknown half of a suite 'probe'; did you mean 'probes'"):
+        api.run([resolve("scenes-vega")], few, only="probe")
     with pytest.raises(UserError, match="save the pipeline and name its folder"):
         sdbench.evaluate(pipeline, few, only="probes")
     with pytest.raises(UserError, match="is the catalogue's name of another model"):
@@ -209,5 +214,6 @@ def test_nothing_is_run_for_a_policy_without_the_suite(teacher: api.Evaluation, 
 def test_import_of_sdbench_and_evaluate_is_lazy() -> None:
     program = "import sys, sdbench; assert 'sdbench.api' not in sys.modules; sdbench.evaluate; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+    assert {"__version__", "evaluate"} <= {*dir(sdbench)}
     with pytest.raises(AttributeError, match="has no attribute 'evaluat'"):
         sdbench.evaluat  # noqa: B018

@@ -3,10 +3,12 @@
 import re
 import shlex
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 
-from sdbench import cli, suites
+import sdbench
+from sdbench import api, cli, suites
 from sdbench.gate import policy
 from sdbench.score import PROTOCOLS
 
@@ -42,6 +44,24 @@ def test_every_command_line_parses_and_uses_only_references_that_one_builds() ->
     assert used <= built
 
 
+def test_python_example_evaluates_few_prompts_into_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def evaluate(model: object, suite: suites.Suite, *, places: api.Places, **options: str) -> MagicMock:
+        assert suite.prompts
+        calls.append((model, suite.prompts.n, places.work, options))
+        return MagicMock()
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sdbench, "evaluate", evaluate)
+    example = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "evaluate(" in block)
+    exec(example, {"pipeline": "mine"})
+    assert calls == [
+        ("scenes-teacher", 64, Path("my-results/runs"), {"only": "quality"}),
+        ("mine", 64, Path("my-results/runs"), {"baseline": "scenes-vega", "name": "step-1000"}),
+    ]
+
+
 def test_example_suite_and_policy_of_contributing_load(tmp_path: Path) -> None:
     suite_text, policy_text = re.findall(r"```toml\n(.*?)```", CONTRIBUTING, re.DOTALL)
     (tmp_path / "mine.txt").write_text("\n".join(f"prompt {row}" for row in range(200)))
@@ -49,5 +69,7 @@ def test_example_suite_and_policy_of_contributing_load(tmp_path: Path) -> None:
         (tmp_path / name).write_text(text)
     suite, rules = suites.load(str(tmp_path / "mine.toml")), policy.load(tmp_path / "policy.toml").rules("mine")
     assert len(suite.prompt_list()) == 200
+    (tmp_path / "taught.toml").write_text(suite_text.replace("# teacher = ", "teacher = "))
+    assert suites.load(str(tmp_path / "taught.toml")).teacher == suites.Teacher(model="my-sdxl", suite="mine-25")
     assert rules.keys() <= set(suite.metrics["sdxl"]) <= PROTOCOLS.keys()
     assert all(PROTOCOLS[name].direction == rule.direction for name, rule in rules.items())

@@ -96,13 +96,11 @@ def _fetch(options: argparse.Namespace) -> object:
 def _make(options: argparse.Namespace) -> object:
     from distillation.data.draw import draw_images
     from distillation.teacher import fetch_folder
-    from sdbench.assets.sources import METADATA
 
     options.dtype = options.dtype or ("float32" if options.device == "cpu" else "bfloat16")
     arguments = {name: getattr(options, name) for name in ("steps", "dtype", "batch", "size_px", "n", "seed", "device")}
     arguments["part"] = options.part or (1, 1)
-    out = draw_images(options.prompts, fetch_folder(options.teacher), options.out, guidance_scale=options.guidance, **arguments)
-    return out if (out / METADATA[0]).exists() else f"{out}, without metadata.jsonl yet: the other parts are not done"
+    return draw_images(options.prompts, fetch_folder(options.teacher), options.out, guidance_scale=options.guidance, **arguments)
 
 
 def _show(options: argparse.Namespace) -> object:

@@ -6,10 +6,12 @@ without `metadata.jsonl` is unfinished; the same command continues it.
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from tqdm import tqdm
 
 from distillation.export import check_new_or_empty, package_versions
 from distillation.teacher import pipeline_spec
@@ -80,7 +82,9 @@ def draw_images(
     store = Store(out, identity)
     jobs = [Job(str(row), 0, caption, digest([store.folder.name, row, caption])) for row, caption in enumerate(captions)]
     generate(select_part(jobs, batch, part), store, batch, draw, "teacher")
-    if not store.missing([job.image_id for job in jobs]):  # else other parts are still to come
+    if missing := store.missing([job.image_id for job in jobs]):
+        tqdm.write(f"{out}: {len(jobs) - len(missing)} of {len(jobs)} images; the other parts draw the rest", file=sys.stderr)
+    else:
         _finish_folder(out, store, jobs, identity)
     return out
 

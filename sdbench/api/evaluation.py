@@ -71,6 +71,7 @@ def evaluate(
     Raises:
         UserError: bad input, as from the command line.
     """
+    suites.check_half(only)
     in_memory = not isinstance(model, str | Path)
     if in_memory and only == "probes":
         raise UserError("latency and memory are measured in processes of their own; save the pipeline and name its folder")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Places:
-    """Where records, and the work behind them, are kept.
+    """Where records, and the work behind them, are kept; strings become paths.
 
     Attributes:
         results: folder of records.
@@ -15,6 +15,10 @@ class Places:
 
     results: Path = Path("results")
     runs: Path | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "results", Path(self.results))
+        object.__setattr__(self, "runs", self.runs and Path(self.runs))
 
     @property
     def work(self) -> Path:

@@ -52,4 +52,7 @@ def card(folder: str, places: Places = Places(), base: str | None = None) -> Pat
     if not own:
         command = f"sdbench run --model {folder}{f' --base {base}' if base else ''}"
         raise UserError(f"no record under {places.results} is of the weights in {folder}; measure them first: {command}")
-    return cards.write(Path(folder), board, own)
+    newest = {  # the same weights may have been measured under several names
+        (row.record.suite.digest, row.record.machine.machine_class): row for row in sorted(own, key=lambda row: row.record.created)
+    }
+    return cards.write(Path(folder), board, [*newest.values()])

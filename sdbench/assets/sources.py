@@ -140,7 +140,10 @@ def _folder_arguments(folder: Path) -> dict[str, Any]:
     if tars or tables:
         return {"path": str(folder)}
     found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:5]) or "nothing"
-    raise UserError(f"nothing to read in {folder}: expected {', '.join(METADATA)}, .parquet or .tar files; found {found}")
+    raise UserError(
+        f"nothing to read in {folder}: expected {', '.join(METADATA)}, .parquet or .tar files; found {found}. "
+        f"""A line of {METADATA[0]} is {{"file_name": "0.png", "text": "a caption"}}"""
+    )
 
 
 def _file_arguments(reader: str, files: list[str]) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def write(folder: Path, board: list[Row], own: list[Row]) -> Path:
     sections = [(section, row) for section in standings.sections(board) for row in section.rows if row in own]
     others = [result for result in card.data.eval_results or [] if not result.dataset_type.startswith(_DATASET_PREFIX)]
     card.data.eval_results = others + [result for section, row in sections for result in _entries(section, row)]
-    card.data.model_name = card.data.model_name or own[0].record.model.name
+    card.data.model_name = card.data.model_name or folder.resolve().name
     card.text = _replace_results(card.text, "\n\n".join(part for section, row in sections for part in _section_parts(section, row)), path)
     return write_bytes(path, str(card).encode())
 

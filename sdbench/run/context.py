@@ -16,7 +16,7 @@ from sdbench.scenes.grammar import parse
 from sdbench.score import find_protocols
 from sdbench.settings import Dtype, Sampling, Setting
 from sdbench.store import Store
-from sdbench.suites import Suite
+from sdbench.suites import Suite, check_half
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,9 @@ def check_suite(suite: Suite, *, only: str | None, settings: Sequence[str], prof
     """Check that a suite can be run, and that these options leave something to measure.
 
     Raises:
-        UserError: the suite is a part, nothing of it would be measured, or it has no such setting, metric or caption.
+        UserError: the suite is a part, nothing of it would be measured, or it has no such half, setting, metric or caption.
     """
+    check_half(only)
     if suite.prompts is None or suite.sampling is None or suite.family is None:
         raise UserError(
             f"suite {suite.name!r} is a part: it has no prompts and no sampling of its own; run one that includes it, such as 'quality' or 'standard'"

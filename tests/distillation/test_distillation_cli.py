@@ -22,13 +22,26 @@ def test_plan_prints_counts_blocks_and_taps(capsys: pytest.CaptureFixture[str]) 
     assert "  mid_block <- mid_block 64 x 4 x 4" in said
     assert "loss: task 1.0, output 0.5, feature 0.5, scale none" in said
     assert "starts with a new AdamW; lr rises for 25 steps to 0.001, then falls to zero along a half cosine" in said
-    assert " GPU hours at 396 to 148 TFLOP/s, assumed: 40 to 15 % of an H100's 989 for dense bfloat16" in said
+    assert "GPU hours" not in said
     assert "cost" not in said
+
+
+@pytest.mark.usefixtures("fake_estimates")
+def test_plan_prints_memory_time_and_cost_first_and_taps_last(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "ssd-1b", "--family", "sdxl", "--usd-per-hour", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    begins = ("  memory", "  time: ", "  cost: ", "  disk: ", "teacher: ", "stage middle: ", "loss: ", "taps: 26 ")
+    places = [next(place for place, line in enumerate(lines) if line.startswith(start)) for start in begins]
+    assert places == sorted(places)
+    assert places[-1] == len(lines) - 27
+    assert " GPU hours at 396 to 148 TFLOP/s, assumed: 40 to 15 % of an H100's 989 for dense bfloat16" in lines[places[1]]
 
 
 def test_prune_writes_a_pipeline(teacher_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prune", "vega", "--teacher", str(teacher_folder), "--out", str(tmp_path / "vega")]) == 0
-    assert capsys.readouterr().out == f"{tmp_path / 'vega'}\n"
+    said = capsys.readouterr()
+    assert said.out == f"{tmp_path / 'vega'}\n"
+    assert said.err.endswith(f"measure it: sdbench run --model {tmp_path / 'vega'} --name my-vega\n")
     assert StableDiffusionXLPipeline.from_pretrained(tmp_path / "vega").unet.config.mid_block_type == "UNetMidBlock2D"
     assert "not trained" in (tmp_path / "vega" / "README.md").read_text()
 
@@ -96,5 +109,7 @@ def test_only_the_main_process_prints_the_students_folder(
     monkeypatch.setattr("distillation.train.distil", lambda *_, **__: tmp_path)
     for process, said in ((0, f"{tmp_path}\n"), (1, "")):
         monkeypatch.setattr("sdbench.training.processes.rank_and_local_size", lambda process=process: (process, 2))
-        assert main(["run", "vega", "--out", str(tmp_path / "out")]) == 0
-        assert capsys.readouterr().out == said
+        assert main(["run", "vega", "--out", "my out", "--unet-only"]) == 0
+        printed = capsys.readouterr()
+        assert printed.out == said
+        assert printed.err.endswith("measure it: sdbench run --model 'my out' --base scenes-teacher\n") == bool(said)

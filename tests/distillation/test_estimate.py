@@ -30,6 +30,7 @@ from distillation.plan import Plan
 from distillation.prune import meta_unet
 from distillation.recipe import load_recipe
 from distillation.taps import collect_outputs, resolve_taps
+from distillation.teacher import EMBEDDED
 from sdbench.models.architectures import depths, unet_config
 from sdbench.probes.work import empty_input
 
@@ -226,6 +227,7 @@ def test_a_full_size_run_is_estimated_without_weights(
     assert main([*words, "--tflops", "500", "--usd-per-hour", "3"]) == 0
     said = capsys.readouterr().out
     assert "this run: teachers sdxl (100% of the steps)\n" in said
+    assert said.endswith("\nteacher sdxl: not on this disk, not checked\n")
     assert "this run: 4 images, each seen 32,000.0 times on average\n" in said
     assert "ZavyChromaXL" not in said
     assert "GRIT" not in said
@@ -256,6 +258,7 @@ def test_a_full_size_run_is_estimated_without_weights(
         (["--teacher", "sdlx"], "unknown model 'sdlx'; did you mean 'sdxl'"),
         (["--teacher", "sdxl", "--teacher", "a/b"], "2 teachers for recipe 'vega', which names 3"),
         ([], "belongs to family 'scenes', but --family is 'sdxl'"),
+        (["--teacher", "sdxl", "--teacher", "a/b", "--teacher", str(EMBEDDED)], "pipeline belongs to family 'scenes', but --family is"),
     ],
 )
 def test_a_dry_run_refuses_what_a_run_refuses(
@@ -264,6 +267,19 @@ def test_a_dry_run_refuses_what_a_run_refuses(
     monkeypatch.setattr("distillation.teacher.is_cached", lambda *_, **__: False)
     assert main(["run", "vega", "--family", "sdxl", "--out", str(tmp_path / "out"), "--dry-run", *options]) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_teacher_of_another_family_is_refused_before_it_is_fetched(
+    more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("distillation.teacher.is_cached", lambda *_, **__: False)
+    monkeypatch.setattr("distillation.teacher.fetch", lambda *_, **__: pytest.fail("fetched"))
+    assert main(["run", "vega", "--teacher", "sdxl", "--device", "cpu", "--out", str(tmp_path / "out"), *more]) == 2
+    expected = "the teacher 'sdxl' belongs to family 'sdxl', but --family is 'scenes'; give --family sdxl, or name another teacher"
+    assert expected in capsys.readouterr().err
+    assert main(["run", "vega", "--teacher", "scenes-teacher", "--family", "sdxl", "--out", str(tmp_path / "out"), *more]) == 2
+    assert "give --family scenes, or name another teacher with --teacher, such as sdxl" in capsys.readouterr().err
 
 
 def test_a_dry_run_reports_too_few_steps_and_a_taken_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -123,8 +123,9 @@ def test_stage_steps_sum_to_all_steps(steps: int) -> None:
 
 
 def test_too_few_steps_are_refused() -> None:
-    with pytest.raises(UserError, match="4 steps are too few for the 2 stages"):
+    with pytest.raises(UserError, match=r"4 steps are too few for the 2 stages .*, found \[0, 4\]\. --steps 6 is enough"):
         SSD_1B.stage_steps(4)
+    assert SSD_1B.stage_steps(6) == [1, 5]
 
 
 def test_a_recipe_is_immutable() -> None:

@@ -1,6 +1,7 @@
 """Results in a model card: the Hub's own tools can read them, writing twice changes nothing, and the rest of the card is kept."""
 
 import shutil
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -84,7 +85,7 @@ def test_writing_twice_changes_nothing_and_new_results_replace_the_old(tmp_path:
 
 def test_missing_card_is_created(tmp_path: Path, rows: list[Row]) -> None:
     model_card = ModelCard.load(card.write(tmp_path, rows, [rows[0]]))
-    assert model_card.data.model_name == rows[0].record.model.name
+    assert model_card.data.model_name == tmp_path.name
     assert model_card.text.strip().startswith("<!-- sdbench: results")
 
 
@@ -117,12 +118,20 @@ def test_command_finds_records_by_the_digest_of_the_weights(
     record, row = student_row(rows).record, student_row(rows)
     model = record.model.model_copy(update={"name": "tiny-vega", "weights_digest": weights_digest(spec)})
     mine = record.model_copy(update={"model": model, "family": spec.family, "sampling": {**record.sampling, "dtype": "float32"}})
-    records.write(mine, row.scores, {}, results)
+    newest = records.write(mine, row.scores, {}, results)
+    earlier = {"model": model.model_copy(update={"name": "fp16"}), "created": mine.created - timedelta(days=1)}
+    records.write(mine.model_copy(update=earlier), row.scores, {}, results)
     copy = tmp_path / "student"
     copy.symlink_to(tiny_pipeline, target_is_directory=True)
     path = tiny_pipeline / "README.md"
     try:
         assert api.card(str(tiny_pipeline), api.Places(results)) == path
-        assert "tiny-vega" in path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
+        assert "tiny-vega" in text
+        assert "fp16" not in text
+        assert text.count("Suite digest") == 1
+        assert newest.name in text
+        metrics = [result.metric_type for result in ModelCard.load(path).data.eval_results]
+        assert len(metrics) == len(set(metrics))
     finally:
         path.unlink(missing_ok=True)

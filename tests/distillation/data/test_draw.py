@@ -79,11 +79,14 @@ def test_images_equal_the_stock_pipelines_from_the_same_noise(whole: Path, teach
     assert np.abs(drawn[0] - drawn[2]).max() > 10  # one caption, other noise
 
 
-def test_parts_together_draw_the_same_as_one_run(whole: Path, prompts: Path, teacher_folder: Path, tmp_path: Path) -> None:
+def test_parts_together_draw_the_same_as_one_run(
+    whole: Path, prompts: Path, teacher_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "parts"
-    for part in (3, 1, 2):
+    for part, drawn in ((3, 1), (1, 3), (2, 5)):
         assert not (out / "metadata.jsonl").exists()
         draw_images(prompts, teacher_folder, out, part=(part, 3), **SETTINGS)
+        assert (f"{out}: {drawn} of 5 images; the other parts draw the rest\n" in capsys.readouterr().err) == (drawn < 5)
     assert files(out) == files(whole)
 
 

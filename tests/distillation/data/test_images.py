@@ -225,7 +225,7 @@ def test_an_invalid_source_is_refused(tmp_path: Path) -> None:
     (tmp_path / "damaged.parquet").write_bytes(b"PAR1")
     (tmp_path / "notes.doc").touch()
     for what, said in {
-        "empty": r"nothing to read in .*empty: expected metadata\.jsonl.*; found nothing",
+        "empty": r"nothing to read in .*empty: expected metadata\.jsonl.*; found nothing\. A line of metadata\.jsonl is {\"file_name\": \"0\.png\", \"text\": \"a caption\"}",
         "nowhere": "nothing to read at '.*nowhere': it is no folder, no file, no glob",
         "texts.parquet": r"texts\.parquet has 0 image columns; expected one. Its columns: text \(Value\)",
         "none.parquet": "corresponds to no data",
