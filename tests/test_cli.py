@@ -21,7 +21,8 @@ from sdbench import __version__, api, cli, suites
 from sdbench.api import measuring
 from sdbench.doctor import checks
 from sdbench.errors import UserError
-from sdbench.gate import baselines
+from sdbench.gate import baselines, floors
+from sdbench.gate.compare import Side
 from sdbench.gate.verdicts import Report
 from sdbench.models.spec import ModelSpec, resolve
 from sdbench.records import SuiteId
@@ -260,6 +261,24 @@ def test_gate_and_noise_complete_a_unet_with_the_given_base(
     error_message(["noise", unet, *more], capsys)
     own = resolve(unet, base=teacher, name="mine")
     assert stopped_runs == [([own, resolve("scenes-vega-pruned")], "cpu"), ([own], "cpu")]
+
+
+def test_noise_says_what_its_numbers_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    sides = [Side.read(save_record(make_measurement(seed=seed), tmp_path)) for seed in (1, 2)]
+    floor = floors.estimate(sides, (1, 2), SuiteId(name="quality", version=1, digest="5017e"))
+    spreads = {
+        "fd.scenes": floors.Spread(noise=77.8, values=(769.3, 823.9), unit="distance"),
+        "latency.pipeline.p50": floors.Spread(noise=0.0123, values=(0.5, 0.6), unit="s"),
+    }
+    monkeypatch.setattr(api, "noise", lambda *_: (tmp_path / "floor.toml", floor.model_copy(update={"metrics": spreads})))
+    assert cli.main(["noise", "scenes-vega"]) == 0
+    distance, latency, rule, _ = capsys.readouterr().err.splitlines()
+    assert distance.split(maxsplit=1) == [
+        "fd.scenes",
+        "standard deviation of the difference of two runs: 77.8; the runs' values: 769.3 to 823.9",
+    ]
+    assert "of two runs: 1.23 %; the runs' values: 0.5 to 0.6" in latency
+    assert rule == "a margin in the gate's policy must exceed the standard deviation of its metric"
 
 
 def test_options_for_a_run_are_rejected_with_a_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -105,13 +105,17 @@ def noise(arguments: argparse.Namespace) -> int:
     """Run `sdbench noise` and return 0."""
     from sdbench import api, suites
     from sdbench.gate import lookup
+    from sdbench.gate.policy import is_probe
     from sdbench.models.spec import resolve
 
     spec = resolve(arguments.model, base=arguments.base, lora=arguments.lora, name=arguments.name)
     suite = suites.load(arguments.suite) if arguments.suite else lookup.default_suite(spec)
     path, floor = api.noise(spec, suite, arguments.seeds, places_from(arguments), arguments.device, arguments.only)
     for name, spread in floor.metrics.items():
-        print_note(f"{name:28} {spread.noise:.3g} between two runs; values {min(spread.values):.4g} to {max(spread.values):.4g}")
+        noise_text = f"{100 * spread.noise:.3g} %" if is_probe(name) else f"{spread.noise:.3g}"
+        ends = f"{min(spread.values):.4g} to {max(spread.values):.4g}"
+        print_note(f"{name:28} standard deviation of the difference of two runs: {noise_text}; the runs' values: {ends}")
+    print_note("a margin in the gate's policy must exceed the standard deviation of its metric")
     print_note(f"written: {path}")
     if arguments.json:
         print_json(floor.model_dump(mode="json"))

@@ -14,7 +14,7 @@ from pathlib import Path
 from sdbench import tables
 from sdbench.gate import compare
 from sdbench.gate.compare import Obstacle, Side
-from sdbench.gate.policy import Policy, Rule
+from sdbench.gate.policy import Policy, Rule, is_probe
 from sdbench.gate.verdicts import Report, Result, format_difference
 from sdbench.records import Record
 from sdbench.stats import decisions
@@ -100,7 +100,7 @@ def _build_result(name: str, rule: Rule, measured: Bounds | Obstacle, new: Side,
         rule.margin,
         rule.required,
         unit=about.unit if about else "",
-        relative=compare.is_relative(about),
+        relative=compare.is_relative(about) if about else is_probe(name),
         candidate=new_value.value if new_value else None,
         baseline=old_value.value if old_value else None,
     )

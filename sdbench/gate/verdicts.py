@@ -177,7 +177,7 @@ def _xml_safe(text: str) -> str:
 
 
 def _format_signed(number: float, relative: bool) -> str:
-    return f"{100 * number:+.1f} %" if relative else f"{number:+.3g}"
+    return f"{100 * number:+z.1f} %" if relative else f"{number:+z.3g}"
 
 
 def _finite_or_none(item: Any) -> Any:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sdbench import suites
+from sdbench import suites, tables
 from sdbench.errors import UserError
 from sdbench.gate import looks
 from sdbench.gate.compare import Side
@@ -80,7 +80,7 @@ def run_until_verdict(test: SequentialTest) -> tuple[Path, Report]:
         if report := candidate.look(sizes):
             break
     assert report
-    notes = (f"stopped after {sizes[-1]} of {total} prompts, at look {len(sizes)}", *report.notes)
+    notes = (f"stopped after {sizes[-1]} of {total} prompts, at the {tables.format_ordinal(len(sizes))} look", *report.notes)
     history = Looks(baseline=test.baseline.resolve().name, verdict=report.verdict, prompts=tuple(sizes), of=total)
     return candidate.write_record(history), replace(report, notes=notes)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from factories import GPU, Measurement, make_measurement, make_record, make_scores, save_record, with_value
 
-from sdbench import api, suites
+from sdbench import api, records, suites
 from sdbench.errors import UserError
 from sdbench.gate import floors, policy
 from sdbench.gate.compare import Side
@@ -20,6 +20,7 @@ from sdbench.gate.judging import judge as judge_sides
 from sdbench.gate.policy import Policy, Rule
 from sdbench.gate.verdicts import Report, Result
 from sdbench.records import Machine, Record, Scores, SuiteId, Value
+from sdbench.score import PROTOCOLS
 from sdbench.stats.decisions import decide, paired_mean_bounds
 
 ROOT = Path(__file__).parents[2]
@@ -67,6 +68,7 @@ def test_equal_model_passes(teacher: Measurement, tmp_path: Path) -> None:
     report = judge(make_measurement(), teacher, tmp_path)
     assert (report.verdict, report.exit_code) == ("pass", 0), report.text()
     assert [result.name for result in report.results if result.verdict == "skipped"] == ["memory.peak_allocated"]
+    assert [(result.relative, result.margin) for result in report.results if result.verdict == "skipped"] == [(True, 0.05)]
     assert "Not compared: memory.peak_allocated." in report.why
 
 
@@ -514,6 +516,12 @@ def test_report_notes_margins_taken_from_the_original_suite(tmp_path: Path) -> N
     assert "sdbench noise" not in between
     own = Policy(alpha=0.05, suites={"quality-custom": SHIPPED.rules("quality")})
     assert not any("made from" in note for note in judge(*sides, tmp_path / "own", own).notes)
+
+
+def test_probes_are_told_from_image_metrics_by_name() -> None:
+    assert not any(map(policy.is_probe, PROTOCOLS))
+    measured = [records.read_record(folder) for folder in records.folders(ROOT / "results")]
+    assert {policy.is_probe(value.name) == value.is_image_metric for record in measured for value in record.values} == {False}
 
 
 @pytest.mark.parametrize("name", sorted(SHIPPED.suites))

@@ -1,11 +1,12 @@
 """Verdicts as JUnit XML and Markdown, which no content can break."""
 
+from dataclasses import replace
 from typing import Literal
 from xml.etree import ElementTree as ET
 
 import pytest
 
-from sdbench.gate.verdicts import Report, Result
+from sdbench.gate.verdicts import Report, Result, format_difference
 from sdbench.stats.decisions import Verdict
 
 
@@ -49,6 +50,13 @@ def test_hostile_text_is_escaped() -> None:
     assert "<b>" not in text
     row = next(line for line in text.splitlines() if line.startswith("| a "))
     assert row.replace("\\|", "").count("|") == 8
+
+
+@pytest.mark.parametrize(("relative", "expected"), [(True, "+0.0 % (-0.1 %..+0.1 %)"), (False, "-0.0004 (-0.001..+0.001)")])
+def test_a_loss_that_rounds_to_nothing_has_no_minus(relative: bool, expected: str) -> None:
+    rounded = replace(result("a", "pass"), relative=relative, difference=-0.0004, low=-0.001, high=0.001)
+    assert format_difference(rounded) == expected
+    assert format_difference(replace(rounded, difference=-0.0, low=-0.0, high=-0.0)) == ("+0.0 %" if relative else "+0")
 
 
 def test_markdown_has_verdict_reason_and_every_metric() -> None:

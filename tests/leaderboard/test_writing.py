@@ -283,6 +283,11 @@ def test_counts_have_a_thousands_suffix(value: float, expected: str) -> None:
     assert tables.format_count(value) == expected
 
 
+def test_ordinals_are_written_as_in_english() -> None:
+    numbers = (1, 2, 3, 4, 11, 12, 13, 21, 112)
+    assert [tables.format_ordinal(number) for number in numbers] == ["1st", "2nd", "3rd", "4th", "11th", "12th", "13th", "21st", "112th"]
+
+
 def test_names_are_escaped_in_tables() -> None:
     grid = tables.Grid(("model",), (("[red]a|b</td>\nc",),))
     assert tables.markdown(grid).splitlines()[2] == "| [red]a\\|b&lt;/td> c |"

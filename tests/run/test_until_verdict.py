@@ -37,7 +37,7 @@ def run_sequentially(
 def test_identical_model_stops_early_with_the_images_of_a_full_run(teacher: ModelSpec, tmp_path: Path) -> None:
     (baseline,) = runner.run([teacher], prepare_in(tmp_path, SIX_PROMPTS))
     path, report = run_sequentially(replace(teacher, name="student"), baseline, tmp_path)
-    assert (report.verdict, report.notes[0]) == ("pass", "stopped after 4 of 6 prompts, at look 2")
+    assert (report.verdict, report.notes[0]) == ("pass", "stopped after 4 of 6 prompts, at the 2nd look")
     assert {result.name for result in report.results} == {"fd.scenes", "clip_score.scenes"}
     record, scores = records.read(path)
     assert (record.suite.name, record.n_images, record.looks) == (
@@ -80,7 +80,7 @@ def test_look_order_keeps_batches_together_and_a_short_one_last() -> None:
 def test_distance_waits_for_all_prompts_without_the_baselines_images(teacher: ModelSpec, tmp_path: Path) -> None:
     (baseline,) = runner.run([teacher], prepare_in(tmp_path / "elsewhere", SIX_PROMPTS))
     path, report = run_sequentially(replace(teacher, name="student"), baseline, tmp_path)
-    assert (report.verdict, report.notes[0]) == ("pass", "stopped after 6 of 6 prompts, at look 3")
+    assert (report.verdict, report.notes[0]) == ("pass", "stopped after 6 of 6 prompts, at the 3rd look")
     record, _ = records.read(path)
     assert (record.suite, record.looks and record.looks.prompts) == (SIX_PROMPTS.id, (2, 4, 6))
 
@@ -89,7 +89,7 @@ def test_policy_of_distances_alone_uses_all_prompts(teacher: ModelSpec, tmp_path
     (baseline,) = runner.run([teacher], prepare_in(tmp_path, SIX_PROMPTS))
     rules = RULES.model_copy(update={"suites": {"own": {"fd.scenes": RULES.suites["own"]["fd.scenes"]}}})
     _, report = run_sequentially(replace(teacher, name="student"), baseline, tmp_path, rules)
-    assert (report.verdict, report.notes[0]) == ("pass", "stopped after 6 of 6 prompts, at look 3")
+    assert (report.verdict, report.notes[0]) == ("pass", "stopped after 6 of 6 prompts, at the 3rd look")
 
 
 def test_killed_run_resumes_and_a_finished_run_generates_nothing(
