@@ -33,9 +33,9 @@ def compare(
     name: str | None = None,
     device: str | None = None,
 ) -> Report:
-    """Gate a candidate against a baseline. Each is a record folder, a catalogue name or a checkpoint; what has no record is run.
+    """Gate a candidate against a baseline. Each is a record folder, a name or a checkpoint; what has no record is run.
 
-    The baseline may also be a name in `baselines.toml`, which takes precedence.
+    A name is one of the catalogue or, where it has none, of records. The baseline may also be a name in `baselines.toml`, which comes first.
 
     Args:
         policy: policy file; by default `gate.toml` beside the suites.
@@ -49,7 +49,7 @@ def compare(
     rules = load_policy(policy)
     chosen = suites.load(suite) if suite else None
     old_source = lookup.find_baseline(baseline, places.results)
-    new_source = lookup.find_candidate(candidate, base=base, lora=lora, name=name)
+    new_source = lookup.find_candidate(candidate, places.results, base=base, lora=lora, name=name)
 
     def run(specs: "Sequence[ModelSpec]", suite: suites.Suite) -> list[Path]:
         return measuring.run(specs, suite, places, device=device)
@@ -137,6 +137,8 @@ def find_or_run_baseline(baseline: str, suite: suites.Suite, places: Places, dev
         UserError: there is no such baseline, its record is of another suite, or it cannot be run.
     """
     source = lookup.find_baseline(baseline, places.results)
+    if isinstance(source, lookup.RecordedName):
+        return source.record_under(suite.id)
     if isinstance(source, Path):
         lookup.read_record_under(source, suite.id)  # raises where it is of another suite
         return source

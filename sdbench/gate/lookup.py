@@ -1,6 +1,7 @@
 """Find the two records that the gate compares: named by the user, measured earlier, or measured now."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from sdbench import records, suites
@@ -8,17 +9,50 @@ from sdbench.errors import IncompleteError, UserError
 from sdbench.gate import baselines
 from sdbench.gate.policy import Policy
 from sdbench.models.catalogue import CATALOGUE
-from sdbench.models.spec import ModelSpec, resolve
+from sdbench.models.spec import NAME, ModelSpec, resolve
 from sdbench.records import Record, SuiteId
 from sdbench.suites import Suite
 
 FAMILY_SUITE = {"scenes": "quality", "sdxl": "standard"}
 Run = Callable[[Sequence[ModelSpec], Suite], list[Path]]
-RecordOrModel = Path | ModelSpec  # a record folder, or a model
+
+
+@dataclass(frozen=True)
+class RecordedName:
+    """A name that only records have: a checkpoint was measured under it, or it is of images made elsewhere.
+
+    Attributes:
+        rows: the newest record of each row of this name.
+    """
+
+    name: str
+    rows: tuple[tuple[Path, Record], ...]
+
+    def record_under(self, suite: SuiteId) -> Path:
+        """The one record of a suite.
+
+        Raises:
+            UserError: there is none, or there are several.
+        """
+        of_suite = [folder for folder, record in self.rows if record.suite == suite]
+        if not of_suite:
+            raise UserError(
+                f"no record of {self.name!r} is of suite {suite.title_with_digest}, so none could be compared; measure it under that suite, or "
+                f"name one of the records that exist: {_join(self.folders)}"
+            )
+        return _the_only(of_suite, f"{self.name!r} under {suite.title_with_digest}")
+
+    @property
+    def folders(self) -> list[Path]:
+        """The folder of each record."""
+        return [folder for folder, _ in self.rows]
+
+
+RecordOrModel = Path | ModelSpec | RecordedName  # what a user may name: a record folder, a model, or a name of records
 
 
 def find_baseline(what: str, results: Path) -> RecordOrModel:
-    """Resolve a baseline: a name in `baselines.toml`, which comes before all else, a record folder, or what `sdbench run --model` takes.
+    """Resolve a baseline: a name in `baselines.toml`, which comes before all else, or what `find_candidate` takes.
 
     Raises:
         UserError: it is none of these.
@@ -26,7 +60,7 @@ def find_baseline(what: str, results: Path) -> RecordOrModel:
     if folder := baselines.find(what, results):
         return folder
     try:
-        return find_candidate(what)
+        return find_candidate(what, results)
     except IncompleteError as error:
         raise UserError(
             f"{error} For the baseline there is no such option, since --base completes the candidate: measure it first, "
@@ -38,20 +72,27 @@ def find_baseline(what: str, results: Path) -> RecordOrModel:
         raise UserError(f"{error} Nor is it the name of a baseline: {baselines.describe(results)}.") from error
 
 
-def find_candidate(what: str, *, base: str | None = None, lora: str | None = None, name: str | None = None) -> RecordOrModel:
-    """Resolve a candidate: a record folder, or what `sdbench run --model` takes.
+def find_candidate(what: str, results: Path, *, base: str | None = None, lora: str | None = None, name: str | None = None) -> RecordOrModel:
+    """Resolve a candidate: a record folder, what `sdbench run --model` takes, or else a name that records have.
 
     Args:
         what: what the user named.
+        results: the folder of results.
         base, lora, name: for a model, see `resolve`.
 
     Raises:
-        UserError: it is neither, or it is a record and one of the options for models is given.
+        UserError: it is none of these, or it is a record and one of the options for models is given.
     """
     if not (Path(what) / "record.json").is_file():
         if advice := records.suggest_record_in(Path(what)):
             raise UserError(f"{what} is not a record. {advice}")
-        return resolve(what, base=base, lora=lora, name=name)
+        try:
+            return resolve(what, base=base, lora=lora, name=name)
+        except UserError:
+            is_free = (base, lora, name) == (None, None, None) and not Path(what).exists()
+            if is_free and (recorded := _find_name(what, results)).rows:
+                return recorded
+            raise
     if (base, lora, name) != (None, None, None):
         raise UserError(
             f"{what} is a record of a model that was measured already; --base, --lora and --name are for a model that is run now, leave them out"
@@ -59,13 +100,24 @@ def find_candidate(what: str, *, base: str | None = None, lora: str | None = Non
     return Path(what)
 
 
-def default_suite(spec: ModelSpec) -> Suite:
+def find_record(what: str, results: Path) -> Path:
+    """The folder of a record, named by its path or, where it is the only one of its name, by that.
+
+    Raises:
+        UserError: there are several records of this name, or the one there is cannot be read.
+    """
+    if Path(what).exists() or not (recorded := _find_name(what, results)).rows:
+        return Path(what)
+    return _the_only(recorded.folders, repr(what))
+
+
+def default_suite(of: ModelSpec | Record) -> Suite:
     """The default suite of a model's family.
 
     Raises:
         UserError: see `suites.load`.
     """
-    return suites.load(FAMILY_SUITE.get(spec.family, "standard"))
+    return suites.load(FAMILY_SUITE.get(of.family, "standard"))
 
 
 def find_or_run_pair(
@@ -82,8 +134,13 @@ def find_or_run_pair(
         run: measures models under a suite and returns their records.
 
     Raises:
-        UserError: a record's suite is unknown or is not the one that the other model would be run under, or the policy has no rules for it.
+        UserError: a record's suite is unknown or is not the one that the other model would be run under, or the policy has no rules for it;
+            or no single record of a name fits.
     """
+    if isinstance(theirs, RecordedName):
+        theirs = theirs.record_under(_suite_of(ours, suite))
+    if isinstance(ours, RecordedName):
+        ours = ours.record_under(_suite_of(theirs, suite))
     if isinstance(ours, Path):
         return (ours, theirs) if isinstance(theirs, Path) else (ours, _find_or_run_opposite(theirs, ours, suite, policy, results, run))
     if isinstance(theirs, Path):
@@ -118,6 +175,33 @@ def read_record_under(folder: Path, suite: SuiteId) -> Record:
             "the two. Name the suite with --suite, or run both models under one suite and the same settings first, and name their records"
         )
     return record
+
+
+def _suite_of(other: RecordOrModel, suite: Suite | None) -> SuiteId:
+    """The suite that a record must be of to be compared with the other side: that of its record, the given one, or its family's."""
+    if isinstance(other, Path):
+        return records.read_record(other).suite
+    return (suite or default_suite(other.rows[0][1] if isinstance(other, RecordedName) else other)).id
+
+
+def _find_name(what: str, results: Path) -> RecordedName:
+    """The records of a name, if there are any."""
+    return RecordedName(what, tuple(records.newest_per_model(results, name=what)) if NAME.fullmatch(what) else ())
+
+
+def _the_only(folders: Sequence[Path], whose: str) -> Path:
+    """The folder, if it is the only one.
+
+    Raises:
+        UserError: there are several.
+    """
+    if len(folders) > 1:
+        raise UserError(f"there are {len(folders)} records of {whose}; name one of them: {_join(folders)}")
+    return folders[0]
+
+
+def _join(folders: Sequence[Path]) -> str:
+    return ", ".join(map(str, folders))
 
 
 def _find_or_run_opposite(spec: ModelSpec, folder: Path, suite: Suite | None, policy: Policy, results: Path, run: Run) -> Path:

@@ -103,14 +103,19 @@ def suggest_record_in(folder: Path) -> str:
     return f"It holds {len(found)} records; name one of them, such as the newest, {max(found)[1]}" if found else ""
 
 
-def newest_per_model(results: Path, family: str | None = None) -> list[tuple[Path, Record]]:
+def newest_per_model(results: Path, family: str | None = None, name: str | None = None) -> list[tuple[Path, Record]]:
     """The newest record of each (family, suite, model, label, machine class), in a stable order.
+
+    Args:
+        results: the folder of all records.
+        family: only of this family.
+        name: only of models of this name.
 
     Raises:
         UserError: see `read`.
     """
     rows: dict[tuple[str | int, ...], tuple[Path, Record]] = {}
-    for folder in folders(results, family):
+    for folder in folders(results, family, name):
         record = read_record(folder)
         suite, model = record.suite, record.model
         key = (record.family, suite.name, suite.version, model.name, record.machine.machine_class, model.label, suite.digest)
@@ -119,9 +124,9 @@ def newest_per_model(results: Path, family: str | None = None) -> list[tuple[Pat
     return [rows[key] for key in sorted(rows)]
 
 
-def folders(results: Path, family: str | None = None) -> list[Path]:
-    """All record folders, of one family or of all."""
-    return sorted(path.parent for path in results.glob(f"{family or '*'}/*@*/*/*/record.json"))
+def folders(results: Path, family: str | None = None, name: str | None = None) -> list[Path]:
+    """All record folders, of one family or of all, of models of one name or of all."""
+    return sorted(path.parent for path in results.glob(f"{family or '*'}/*@*/{name or '*'}/*/record.json"))
 
 
 def find(results: Path, family: str, suite: SuiteId, name: str, label: str = "") -> list[tuple[Path, Record]]:

@@ -40,7 +40,7 @@ class Results:
 
     def pair(self, candidate: str | Path, baseline: str | Path, suite: Suite | None = None, policy: Policy = POLICY) -> tuple[Path, Path]:
         reference = lookup.find_baseline(str(baseline), self.folder)
-        return lookup.find_or_run_pair(lookup.find_candidate(str(candidate)), reference, suite, policy, self.folder, self.run)
+        return lookup.find_or_run_pair(lookup.find_candidate(str(candidate), self.folder), reference, suite, policy, self.folder, self.run)
 
 
 @pytest.fixture
@@ -57,8 +57,9 @@ def test_two_records_are_used_as_given(results: Results) -> None:
 
 def test_baseline_name_resolves_to_its_record(results: Results) -> None:
     record = results.record("scenes-vega")
-    baselines.set_baseline("scenes-teacher", record, "a name like a model's", results.folder)
-    assert results.pair(record, "scenes-teacher") == (record, record)
+    other = results.record("production", GPU)
+    baselines.set_baseline("production", record, "a name like that of records", results.folder)
+    assert results.pair(record, "production") == (record, record) != (record, other)
     assert results.runs == []
 
 
@@ -146,6 +147,71 @@ def test_nothing_is_run_for_a_misspelt_name_or_a_policy_without_the_suite(candid
     with pytest.raises(UserError, match=r"has no table \[suites\.quality\]"):
         results.pair(named, "scenes-teacher", policy=Policy(alpha=0.05, suites={}))
     assert results.runs == []
+
+
+def test_name_of_records_is_looked_up_in_the_results_on_either_side(results: Results) -> None:
+    own, other = results.record("my-unet"), results.record("dall-e")
+    teacher = results.record("scenes-teacher")
+    results.record("my-unet", suite=SuiteId(name="standard", version=1, digest="0"))
+    for named, record in (("my-unet", own), ("dall-e", other)):
+        assert results.pair(named, teacher) == (record, teacher)
+        assert results.pair(named, "scenes-teacher") == (record, teacher)
+        assert results.pair(teacher, named) == (teacher, record)
+        assert results.pair("scenes-teacher", named) == (teacher, record)
+    assert results.pair("my-unet", "dall-e") == (own, other)
+    baselines.set_baseline("production", teacher, "release 1", results.folder)
+    assert results.pair("my-unet", "production") == (own, teacher)
+    newer = results.record("my-unet", day=1)
+    assert results.pair("my-unet", "production") == (newer, teacher), "the newest of a row"
+    assert results.runs == []
+
+
+def test_name_of_records_fits_by_the_suite_of_the_other_side(results: Results) -> None:
+    few = api.Overrides(n=4, steps=2).apply(SUITE)
+    whole, custom = results.record("my-unet"), results.record("my-unet", suite=few.id)
+    teacher = results.record("scenes-teacher", suite=few.id)
+    assert results.pair("my-unet", teacher) == (custom, teacher)
+    assert results.pair("my-unet", "scenes-teacher", few) == (custom, teacher)
+    assert results.pair("my-unet", results.record("scenes-vega"))[0] == whole
+    old = results.record("scenes-teacher", suite=SuiteId(name="quality", version=3, digest="0"))
+    with pytest.raises(UserError) as error:
+        results.pair("my-unet", old)
+    assert "no record of 'my-unet' is of suite quality@3 (digest 0)" in str(error.value)
+    assert f"name one of the records that exist: {whole}, {custom}" in str(error.value)
+    assert results.runs == []
+
+
+def test_run_may_be_compared_with_a_name_of_records(results: Results) -> None:
+    record, places = results.record("my-unet"), api.Places(results.folder)
+    assert gating.find_or_run_baseline("my-unet", SUITE, places, "cpu") == record
+    with pytest.raises(UserError, match="no record of 'my-unet' is of suite standard@"):
+        gating.find_or_run_baseline("my-unet", suites.load("standard"), places, "cpu")
+
+
+def test_several_fitting_records_of_a_name_are_listed(results: Results) -> None:
+    here, there = results.record("my-unet"), results.record("my-unet", GPU)
+    for pair in (("my-unet", "scenes-teacher"), ("scenes-teacher", "my-unet")):
+        with pytest.raises(UserError) as error:
+            results.pair(*pair)
+        assert "there are 2 records of 'my-unet' under quality@4" in str(error.value)
+        assert str(here) in str(error.value)
+        assert str(there) in str(error.value)
+    assert results.runs == []
+
+
+def test_records_do_not_hide_a_checkpoint_nor_an_unknown_name(
+    results: Results, tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    results.record("my-unet")
+    for name in ("my-unit", "*", "../my-unet", "my-un?t"):
+        with pytest.raises(UserError, match=r"unknown model|no folder or file"):
+            lookup.find_candidate(name, results.folder)
+    with pytest.raises(UserError, match="unknown model 'my-unet'"):
+        lookup.find_candidate("my-unet", results.folder, lora="x.safetensors")
+    (tmp_path / "my-unet").symlink_to(tiny_pipeline / "unet")
+    with pytest.raises(UserError, match="name the pipeline that completes it with --base"):
+        lookup.find_candidate("my-unet", results.folder)
 
 
 def test_record_of_a_model_is_found_by_suite_digest_and_machine_class(results: Results) -> None:
