@@ -37,8 +37,8 @@ INCOMPARABLE = 2
 def add_commands(add: AddCommand) -> None:
     """Add the commands and their options."""
     judging = add("gate", gate, "compare a candidate with a baseline; exit code: 0 pass, 1 regressed, 2 cannot compare, 3 inconclusive")
-    judging.add_argument("candidate", help="record folder, model name or checkpoint")
-    judging.add_argument("--baseline", required=True, help="baseline name, record folder, model name or checkpoint")
+    judging.add_argument("candidate", help="record folder, name of a model or of its records, or checkpoint")
+    judging.add_argument("--baseline", required=True, help="baseline name, record folder, name of a model or of its records, or checkpoint")
     judging.add_argument("--suite", help="suite to run if a record is missing (default: the baseline's)")
     add_completion(judging)
     add_device(judging)
@@ -59,9 +59,12 @@ def add_commands(add: AddCommand) -> None:
     listing = add_command(actions, "list", "list each name with its record, since when and why, and its earlier records")
     moving = add_command(actions, "set", "let a name stand for a record from now on")
     moving.add_argument("name", help="a name, such as production")
-    moving.add_argument("record", type=Path, help="record folder inside the results folder")
-    moving.add_argument("--why", required=True, help="the reason, kept with the date")
-    for action in (listing, moving):
+    moving.add_argument("record", help="record folder inside the results folder, or the name of its model if that has only one")
+    removing = add_command(actions, "remove", "let a name stand for nothing from now on; its history stays")
+    removing.add_argument("name", help="the name to remove")
+    for action in (moving, removing):
+        action.add_argument("--why", required=True, help="the reason, kept with the date")
+    for action in (listing, moving, removing):
         add_common(action, again=True)
 
 
@@ -124,17 +127,21 @@ def noise(arguments: argparse.Namespace) -> int:
 
 def baseline(arguments: argparse.Namespace) -> int:
     """Run `sdbench baseline` and return 0."""
-    from sdbench.gate import baselines
+    from sdbench.gate import baselines, lookup
 
     check_results(arguments)
     if arguments.action == "set":
-        baselines.set_baseline(arguments.name, arguments.record, arguments.why, arguments.results)
+        record = lookup.find_record(arguments.record, arguments.results)
+        baselines.set_baseline(arguments.name, record, arguments.why, arguments.results)
+    if arguments.action == "remove":
+        baselines.remove_baseline(arguments.name, arguments.why, arguments.results)
     known = baselines.read(arguments.results)
     for name, moves in known.items():
         for move in reversed(moves):
             since = f"{move.when:%Y-%m-%d %H:%M}"
             shown = name if move is moves[-1] else ""
-            print_answer(f"{shown:16} {since}  {move.model} under {move.suite}: {move.why}  ({move.record})", arguments)
+            what = f"removed: {move.why}" if move.removed else f"{move.model} under {move.suite}: {move.why}  ({move.record})"
+            print_answer(f"{shown:16} {since}  {what}", arguments)
     if not known:
         print_note("there are no baselines yet; name one: sdbench baseline set NAME RECORD --why TEXT")
     if arguments.json:
