@@ -85,7 +85,7 @@ def test_run_writes_all_leaderboard_files_and_succeeds_if_it_cannot(
 ) -> None:
     folder = save_record(make_measurement(), tmp_path)
     monkeypatch.setattr(api, "run", lambda *_, **__: [folder])
-    monkeypatch.setattr(api, "until_verdict", lambda *_: (folder, Report("pass", "", "a", "b")))
+    monkeypatch.setattr(api, "until_verdict", lambda *_, **__: (folder, Report("pass", "", "a", "b")))
     words = ["run", "--model", "scenes-vega", "--results", str(tmp_path), "--json", *more]
     assert cli.main(words) == 0
     assert {path.suffix for path in tmp_path.glob("LEADERBOARD.*")} == {".md", ".tex", ".csv", ".json"}
@@ -257,10 +257,35 @@ def test_gate_and_noise_complete_a_unet_with_the_given_base(
     more = ["--base", teacher, "--name", "mine", "--device", "cpu"]
     assert "complete" in error_message(["gate", unet, "--baseline", "scenes-vega-pruned"], capsys)
     assert "For the baseline there is no such option" in error_message(["gate", "scenes-vega-pruned", "--baseline", unet], capsys)
-    error_message(["gate", unet, "--baseline", "scenes-vega-pruned", *more], capsys)
+    assert cli.main(["gate", unet, "--baseline", "scenes-vega-pruned", *more]) == 2
+    assert re.match(
+        r"no record of mine and scenes-vega-pruned under quality@\d+ \(digest \w+\) fits: measuring them now, on this machine\nsdbench: ",
+        capsys.readouterr().err,
+    )
     error_message(["noise", unet, *more], capsys)
     own = resolve(unet, base=teacher, name="mine")
     assert stopped_runs == [([own, resolve("scenes-vega-pruned")], "cpu"), ([own], "cpu")]
+
+
+def test_missing_record_is_announced_before_it_is_measured(
+    stopped_runs: list[tuple[list[ModelSpec], str | None]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = save_record(make_measurement(suite=suites.load("quality").id), Path("results"))
+    assert cli.main(["gate", str(record), "--baseline", "scenes-teacher", "--json"]) == 2
+    out, err = capsys.readouterr()
+    assert re.match(r"no record of scenes-teacher under quality@\d+ \(digest \w+\) fits: measuring it now, on this machine\n", err)
+    assert json.loads(out)["verdict"] == "incomparable"
+    assert cli.main(["run", "--model", "scenes-vega", "--until-verdict", "--baseline", "scenes-teacher"]) == 2
+    assert capsys.readouterr().err.startswith("no record of scenes-teacher under quality@")
+    assert len(stopped_runs) == 2
+
+
+def test_gate_on_quality_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    student, teacher = make_measurement(worse="latency.pipeline.p50", by=9), make_measurement("scenes-teacher", seed=2)
+    slower, old = save_record(student, tmp_path), save_record(teacher, tmp_path)
+    assert gate(slower, old) == 1
+    assert gate(slower, old, "--only", "quality") == 0
+    assert "left out, as only image metrics are weighed: latency.pipeline.p50, memory.peak_rss" in capsys.readouterr().out
 
 
 def test_noise_says_what_its_numbers_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,7 @@
 """Judge: a candidate against a baseline, a run that stops when the verdict is sure, and the noise floor below both."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,12 +13,14 @@ from sdbench.errors import UserError
 from sdbench.gate import floors, judging, lookup
 from sdbench.gate import policy as policies
 from sdbench.gate.compare import Side
-from sdbench.gate.policy import Policy
+from sdbench.gate.policy import Policy, is_probe
 from sdbench.gate.verdicts import Inputs, Report
 from sdbench.records import Record
 
 if TYPE_CHECKING:
     from sdbench.models.spec import ModelSpec
+
+Announce = Callable[[str], None]
 
 
 def compare(
@@ -32,6 +34,8 @@ def compare(
     lora: str | None = None,
     name: str | None = None,
     device: str | None = None,
+    only: str | None = None,
+    announce: Announce | None = None,
 ) -> Report:
     """Gate a candidate against a baseline. Each is a record folder, a name or a checkpoint; what has no record is run.
 
@@ -42,6 +46,8 @@ def compare(
         suite: name or path of the suite to run where a record is missing; by default the baseline's.
         base, lora, name: see `sdbench run`; for a candidate that is run.
         device: for models that are run.
+        only: "quality" to weigh the image metrics alone, and to measure no more of models that are run.
+        announce: called with a note before a model is run, which takes minutes or hours.
 
     Raises:
         UserError: bad input, as from the command line.
@@ -50,21 +56,25 @@ def compare(
     chosen = suites.load(suite) if suite else None
     old_source = lookup.find_baseline(baseline, places.results)
     new_source = lookup.find_candidate(candidate, places.results, base=base, lora=lora, name=name)
-
-    def run(specs: "Sequence[ModelSpec]", suite: suites.Suite) -> list[Path]:
-        return measuring.run(specs, suite, places, device=device)
-
+    run = _announced_run(places, device, only, announce)
     new, old = lookup.find_or_run_pair(new_source, old_source, chosen, rules, places.results, run)
-    return judge_records(new, old, rules, places, baseline)
+    return judge_records(new, old, rules, places, baseline, only=only)
 
 
 def until_verdict(
-    spec: "ModelSpec", suite: suites.Suite, baseline: str, policy: Path | None, places: Places = Places(), device: str | None = None
+    spec: "ModelSpec",
+    suite: suites.Suite,
+    baseline: str,
+    policy: Path | None,
+    places: Places = Places(),
+    device: str | None = None,
+    *,
+    announce: Announce | None = None,
 ) -> tuple[Path, Report]:
     """Measure a model until it is sure whether it is as good as the baseline, and return its record folder and the verdict.
 
     Args:
-        baseline, policy, device: see `compare`.
+        baseline, policy, device, announce: see `compare`.
 
     Raises:
         UserError: bad input, as from the command line.
@@ -76,7 +86,7 @@ def until_verdict(
     rules = load_policy(policy)
     rules.rules(suite.name)  # a policy that weighs nothing here ends the run before it begins
     check_models([spec], suite)
-    old = find_or_run_baseline(baseline, suite, places, device)
+    old = find_or_run_baseline(baseline, suite, places, device, announce=announce)
     context = prepare(suite, device=machine.choose_device(device), results=places.results, runs=places.work)
     with evaluators_on(context.device):
         new, report = run_until_verdict(
@@ -130,7 +140,9 @@ def load_policy(path: Path | None) -> Policy:
     return policies.load(path or suites.find(suites.POLICY))
 
 
-def find_or_run_baseline(baseline: str, suite: suites.Suite, places: Places, device: str | None, only: str | None = None) -> Path:
+def find_or_run_baseline(
+    baseline: str, suite: suites.Suite, places: Places, device: str | None, only: str | None = None, announce: Announce | None = None
+) -> Path:
     """The record folder to compare a run under `suite` with; the baseline is run first where this machine class has no record of it.
 
     Raises:
@@ -142,44 +154,70 @@ def find_or_run_baseline(baseline: str, suite: suites.Suite, places: Places, dev
     if isinstance(source, Path):
         lookup.read_record_under(source, suite.id)  # raises where it is of another suite
         return source
+    machine_class = machine.this_machine(machine.choose_device(device)).machine_class
+    return lookup.find_or_run(source, suite, machine_class, places.results, _announced_run(places, device, only, announce))
+
+
+def _announced_run(places: Places, device: str | None, only: str | None, announce: Announce | None) -> lookup.Run:
+    """Measures models under a suite, after a note that says so."""
 
     def run(specs: "Sequence[ModelSpec]", suite: suites.Suite) -> list[Path]:
+        if announce:
+            announce(lookup.describe_run(specs, suite))
         return measuring.run(specs, suite, places, device=device, only=only)
 
-    machine_class = machine.this_machine(machine.choose_device(device)).machine_class
-    return lookup.find_or_run(source, suite, machine_class, places.results, run)
+    return run
 
 
 def judge_records(new: Path, old: Path, rules: Policy, places: Places, baseline: str, *, only: str | None = None) -> Report:
     """The verdict on two record folders.
 
-    Latency and memory are not weighed after a run of quality `only`, nor where one side is images made elsewhere.
+    Latency, memory and size are not weighed after a run of quality `only`, nor where one side has only images and so lacks them.
 
     Args:
         new, old: record folders of candidate and baseline.
         rules: the policy.
         places: where the noise floor lies.
         baseline: what the user called the baseline.
-        only: the half of the suite that the candidate was measured by.
+        only: "quality" to weigh the image metrics alone.
 
     Raises:
-        UserError: see `judging.gate`; or a noise floor cannot be read.
+        UserError: see `judging.gate`; or a noise floor cannot be read, or nothing would be weighed.
     """
-    candidate, opponent = records.read_record(new), records.read_record(old)
-    without_probes = next((side for side in (candidate, opponent) if side.model.is_images_only), candidate if only == "quality" else None)
-    weighed, skipped = _leave_out_probes(without_probes, rules) if without_probes else (rules, [])
-    report = judging.gate(new, old, weighed, floors.between_runs(opponent, places.results))
-    if skipped:
-        report = replace(report, notes=(*report.notes, f"not measured, so not weighed: {', '.join(skipped)}"))
-    return _with_inputs(report, new, old, rules, baseline)
+    sides = records.read_record(new), records.read_record(old)
+    left_out = _left_out_probes(sides, rules, only)
+    weighed = _leave_out(left_out, rules, sides[0].suite.name) if left_out else rules
+    report = judging.gate(new, old, weighed, floors.between_runs(sides[1], places.results))
+    measured = [name for name in left_out if all(side.value(name) for side in sides)]
+    told = {
+        "not measured, so not weighed": [name for name in left_out if name not in measured],
+        "left out, as only image metrics are weighed": measured,
+    }
+    notes = (f"{what}: {', '.join(names)}" for what, names in told.items() if names)
+    return _with_inputs(replace(report, notes=(*report.notes, *notes)), new, old, rules, baseline)
 
 
-def _leave_out_probes(record: Record, rules: Policy) -> tuple[Policy, list[str]]:
-    """The policy without the latency and memory that a record lacks, and their names."""
-    measured, weighed = {value.name for value in record.values}, rules.rules(record.suite.name)
-    skipped = [name for name in weighed if name.partition(".")[0] in ("latency", "memory") and name not in measured]
-    remaining = {name: rule for name, rule in weighed.items() if name not in skipped}
-    return rules.model_copy(update={"suites": {rules.table_name(record.suite.name): remaining}}), skipped
+def _left_out_probes(sides: tuple[Record, Record], rules: Policy, only: str | None) -> list[str]:
+    """Names of the latency, memory and size that the policy names but that are not weighed between these records."""
+    images_only = [side for side in sides if side.model.is_images_only]
+    if only != "quality" and not images_only:
+        return []
+    probes = [name for name in rules.rules(sides[0].suite.name) if is_probe(name)]
+    return [name for name in probes if only == "quality" or any(side.value(name) is None for side in images_only)]
+
+
+def _leave_out(names: Sequence[str], rules: Policy, suite: str) -> Policy:
+    """The policy for a suite without some metrics.
+
+    Raises:
+        UserError: nothing is left.
+    """
+    remaining = {name: rule for name, rule in rules.rules(suite).items() if name not in names}
+    if not remaining:
+        raise UserError(
+            f"policy {rules.name} weighs no image metric of suite {suite!r}, only {', '.join(names)}; without these nothing is compared"
+        )
+    return rules.model_copy(update={"suites": {rules.table_name(suite): remaining}})
 
 
 def _with_inputs(report: Report, new: Path, old: Path, rules: Policy, baseline: str) -> Report:

@@ -40,6 +40,7 @@ def add_commands(add: AddCommand) -> None:
     judging.add_argument("candidate", help="record folder, name of a model or of its records, or checkpoint")
     judging.add_argument("--baseline", required=True, help="baseline name, record folder, name of a model or of its records, or checkpoint")
     judging.add_argument("--suite", help="suite to run if a record is missing (default: the baseline's)")
+    judging.add_argument("--only", choices=("quality",), help="weigh only the image metrics, not latency, memory and size")
     add_completion(judging)
     add_device(judging)
     add_runs(judging)
@@ -83,8 +84,8 @@ def gate(arguments: argparse.Namespace) -> int:
     def judge() -> "Report":
         from sdbench import api
 
-        own = {name: getattr(arguments, name) for name in ("suite", "base", "lora", "name", "device")}
-        return api.compare(arguments.candidate, arguments.baseline, arguments.policy, places_from(arguments), **own)
+        own = {name: getattr(arguments, name) for name in ("suite", "base", "lora", "name", "device", "only")}
+        return api.compare(arguments.candidate, arguments.baseline, arguments.policy, places_from(arguments), **own, announce=print_note)
 
     return _judge_and_publish(judge, arguments, arguments.candidate)
 
@@ -96,7 +97,9 @@ def until_verdict(arguments: argparse.Namespace, read_request: "Callable[[], tup
         from sdbench import api
 
         (spec,), suite = read_request()
-        path, report = api.until_verdict(spec, suite, arguments.baseline, arguments.policy, places_from(arguments), arguments.device)
+        path, report = api.until_verdict(
+            spec, suite, arguments.baseline, arguments.policy, places_from(arguments), arguments.device, announce=print_note
+        )
         print_note(f"record: {path}")
         showing.rewrite_leaderboard_after_run(arguments.results)
         return report

@@ -11,7 +11,7 @@ import numpy as np
 from sdbench import records, tables
 from sdbench.arrays import F64
 from sdbench.errors import unknown_name
-from sdbench.gate.policy import Rule
+from sdbench.gate.policy import Rule, is_probe
 from sdbench.records import Record, Value
 from sdbench.stats import decisions
 from sdbench.stats.decisions import BetweenRuns, Bounds
@@ -111,11 +111,16 @@ def _absence_obstacle(name: str, rule: Rule, new: Side, old: Side) -> Obstacle:
     sides = {"candidate": new.record, "baseline": old.record}
     missing_in = [side for side, record in sides.items() if record.value(name) is None]
     everywhere = len(missing_in) == 2 or new.record.machine.machine_class != old.record.machine.machine_class
-    if name in _MACHINE_BOUND and everywhere and not rule.required:
+    skippable = name in _MACHINE_BOUND and everywhere and not rule.required
+    if not any(value.is_image_metric != is_probe(name) for record in sides.values() for value in record.values):
+        advice = "--only quality, or gate with --only quality" if is_probe(name) else "--only probes"
+        return Obstacle("skipped" if skippable else "incomparable", f"not measured in either record; run without {advice}")
+    if skippable:
         return Obstacle("skipped", f"not available on the machine of the {tables.join_words(missing_in)}")
     if len(missing_in) == 2:
         return Obstacle("incomparable", f"in neither record: {unknown_name('metric', name, (value.name for value in new.record.values))}")
-    return Obstacle("incomparable", f"not in the record of the {missing_in[0]}; measure candidate and baseline alike")
+    alike = "measure candidate and baseline alike" + (", or gate with --only quality" if is_probe(name) else "")
+    return Obstacle("incomparable", f"not in the record of the {missing_in[0]}; {alike}")
 
 
 def _state_obstacle(rule: Rule, new_value: Value, old_value: Value) -> Obstacle | None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdbench import records, suites
+from sdbench import records, suites, tables
 from sdbench.errors import IncompleteError, UserError
 from sdbench.gate import baselines
 from sdbench.gate.policy import Policy
@@ -98,6 +98,12 @@ def find_candidate(what: str, results: Path, *, base: str | None = None, lora: s
             f"{what} is a record of a model that was measured already; --base, --lora and --name are for a model that is run now, leave them out"
         )
     return Path(what)
+
+
+def describe_run(specs: Sequence[ModelSpec], suite: Suite) -> str:
+    """What is about to be run and why, for a note: it takes minutes or hours."""
+    names, them = tables.join_words([spec.name for spec in specs]), "it" if len(specs) == 1 else "them"
+    return f"no record of {names} under {suite.id.title_with_digest} fits: measuring {them} now, on this machine"
 
 
 def find_record(what: str, results: Path) -> Path:

@@ -333,6 +333,64 @@ def test_record_without_probes_is_reported(teacher: Measurement, tmp_path: Path)
     )
 
 
+def without(measurement: Measurement, *, image_metrics: bool) -> Measurement:
+    """A record of the other half of its suite, made with `--only`."""
+    record, scores = measurement
+    return record.model_copy(update={"values": tuple(each for each in record.values if each.is_image_metric != image_metrics)}), scores
+
+
+def test_what_was_not_measured_is_not_called_unknown(teacher: Measurement, tmp_path: Path) -> None:
+    for image_metrics, name, advice in (
+        (False, "latency.pipeline.p50", "run without --only quality, or gate with --only quality"),
+        (True, "fd.scenes", "run without --only probes"),
+    ):
+        halves = [without(measurement, image_metrics=image_metrics) for measurement in (make_measurement(), teacher)]
+        report = judge(halves[0], halves[1], tmp_path / name)
+        assert report.exit_code == 2
+        assert f"{name}: not measured in either record; {advice}" in report.why
+        assert "unknown metric" not in report.why
+    only_quality = without(make_measurement(), image_metrics=False)
+    skipped = judge(only_quality, only_quality, tmp_path / "optional", optional_rule("memory.peak_rss")).results[0]
+    assert (skipped.verdict, skipped.reason.partition(";")[0]) == ("skipped", "not measured in either record")
+
+
+def test_gate_on_quality_alone_weighs_every_image_metric_and_names_what_it_leaves_out(teacher: Measurement, tmp_path: Path) -> None:
+    slow = make_measurement(worse="latency.pipeline.p50", by=9)
+    worse, failed = (
+        make_measurement(worse="clip_score.scenes", by=2),
+        with_value(make_measurement(), "fd.scenes", state="failed", reason="x", **NO_VALUE),
+    )
+    old = save_record(teacher, tmp_path)
+
+    def compare(candidate: Measurement, baseline: Path = old, policy_file: Path | None = None) -> Report:
+        return api.compare(str(save_record(candidate, tmp_path)), str(baseline), policy_file, api.Places(tmp_path), only="quality")
+
+    report = compare(slow)
+    assert (report.verdict, [result.name for result in report.results]) == (
+        "pass",
+        ["fd.scenes", "clip_score.scenes", "preference.scenes", "scene_accuracy"],
+    )
+    assert report.notes[-2:] == (
+        "not measured, so not weighed: memory.peak_allocated",
+        "left out, as only image metrics are weighed: latency.pipeline.p50, memory.peak_rss",
+    )
+    unmeasured = [without(measurement, image_metrics=False) for measurement in (make_measurement(), teacher)]
+    report = compare(unmeasured[0], save_record(unmeasured[1], tmp_path))
+    assert (report.verdict, report.notes[-1]) == (
+        "pass",
+        "not measured, so not weighed: latency.pipeline.p50, memory.peak_rss, memory.peak_allocated",
+    )
+    assert compare(worse).verdict == "regressed"
+    assert compare(failed).verdict == "incomparable"
+    assert compare(without(make_measurement(), image_metrics=True)).verdict == "incomparable"
+    only_latency = tmp_path / "latency.toml"
+    only_latency.write_text(
+        'alpha = 0.05\n[suites.quality]\n"latency.pipeline.p50" = { direction = "lower", margin = 0.05, required = true }'
+    )
+    with pytest.raises(UserError, match=r"weighs no image metric of suite 'quality', only latency\.pipeline\.p50; without"):
+        compare(slow, policy_file=only_latency)
+
+
 def test_policy_and_records_must_agree_on_the_direction(teacher: Measurement, tmp_path: Path) -> None:
     report = judge(make_measurement(), teacher, tmp_path, single_rule("fd.scenes", direction="higher", margin=99))
     assert report.exit_code == 2
