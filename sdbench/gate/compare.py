@@ -1,7 +1,7 @@
 """Compare two records metric by metric: the bounds of each difference, or the reason why there are none."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -58,20 +58,41 @@ class Obstacle:
     reason: str
 
 
-def differences(new: Side, old: Side) -> Iterator[str]:
-    """Each difference that makes two records incomparable, candidate first."""
-    pairs = {
-        "family": (new.record.family, old.record.family),
-        "suite": (new.record.suite.name, old.record.suite.name),
-        "suite version": (new.record.suite.version, old.record.suite.version),
-        "suite digest": (new.record.suite.digest, old.record.suite.digest),
-        "number of images": (new.record.n_images, old.record.n_images),
-    }
-    yield from (f"{what} is {ours!r} against {theirs!r}" for what, (ours, theirs) in pairs.items() if ours != theirs)
+def differences(new: Side, old: Side) -> list[str]:
+    """Each difference that makes two records incomparable, candidate first; the suites' digests only where nothing else is known to differ."""
+    found = [*unequal(_identity(new.record), _identity(old.record))]
+    digests = {"suite digest": new.record.suite.digest}, {"suite digest": old.record.suite.digest}
+    if digests[0] != digests[1]:
+        for ours, theirs in zip(_settings(new.record), _settings(old.record), strict=True):
+            found += unequal(ours, theirs) if ours and theirs else ()
     if new.keys != old.keys:
-        yield f"prompts and samples differ: {_set_difference(set(new.keys), set(old.keys)) or 'some are repeated'}"
+        found.append(f"prompts and samples differ: {_set_difference(set(new.keys), set(old.keys)) or 'some are repeated'}")
     if new.metric_names() != old.metric_names():
-        yield f"protocols differ: {_set_difference(new.metric_names(), old.metric_names())}"
+        found.append(f"protocols differ: {_set_difference(new.metric_names(), old.metric_names())}")
+    return found or [*unequal(*digests)]
+
+
+def unequal(new: Mapping[str, Any], old: Mapping[str, Any]) -> Iterator[str]:
+    """Each entry that differs, the candidate's first."""
+    for key in {**new, **old}:
+        if new.get(key) != old.get(key):
+            yield f"{key} is {new.get(key)!r} against {old.get(key)!r}"
+
+
+def _identity(record: Record) -> dict[str, Any]:
+    suite = record.suite
+    return {"family": record.family, "suite": suite.name, "suite version": suite.version, "number of images": record.n_images}
+
+
+def _settings(record: Record) -> list[dict[str, Any]]:
+    """Settings of the suite that a record holds, in groups; an older record, or one of images made elsewhere, lacks some of these."""
+    teacher = record.teacher and f"{record.teacher.model} under {record.teacher.suite.title_with_digest}"
+    return [
+        record.sampling,
+        {f"noise {key}": item for key, item in record.noise.items()},
+        {"source of the prompts": record.prompts} if record.prompts else {},
+        {"teacher": teacher} if teacher else {},
+    ]
 
 
 def _set_difference(new: set[Any], old: set[Any]) -> str:

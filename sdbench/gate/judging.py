@@ -174,9 +174,8 @@ def _notes(rules: Mapping[str, Rule], new: Record, old: Record, between_runs: Ma
         yield f"suite {new.suite.name!r} is weighed by the margins of the suite it was made from; no noise floor was measured for its settings"
     if elsewhere := [f"{record.model.name} ({record.model.source})" for record in (new, old) if record.model.is_made_elsewhere]:
         yield f"the images of {tables.join_words(elsewhere)} were made elsewhere; it is not known how they were sampled"
-    for key in sorted(new.sampling.keys() | old.sampling.keys()) if not elsewhere else ():
-        if new.sampling.get(key) != old.sampling.get(key):
-            yield f"sampling differs: {key} is {new.sampling.get(key)!r} against {old.sampling.get(key)!r}"
+    else:
+        yield from (f"sampling differs: {difference}" for difference in compare.unequal(new.sampling, old.sampling))
     for side, record in (("candidate", new), ("baseline", old)):
         yield from (f"{value.name} of the {side}: {value.note}" for value in record.values if value.note and value.name in rules)
     unknown = [name for name in rules if (value := new.value(name)) and value.kind == "probe" and value.value and name not in between_runs]

@@ -19,7 +19,7 @@ from sdbench.gate.judging import gate
 from sdbench.gate.judging import judge as judge_sides
 from sdbench.gate.policy import Policy, Rule
 from sdbench.gate.verdicts import Report, Result
-from sdbench.records import Machine, Record, Scores, SuiteId, Value
+from sdbench.records import Machine, NamedTeacher, Record, Scores, SuiteId, Value
 from sdbench.score import PROTOCOLS
 from sdbench.stats.decisions import decide, paired_mean_bounds
 
@@ -170,6 +170,42 @@ def test_records_of_another_family_suite_or_size_are_incomparable(
     assert (report.verdict, report.exit_code, report.results) == ("incomparable", 2, ())
     assert report.differences == (message,)
     assert message in report.why
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"sampling": {"steps": 20, "guidance_scale": 5.0, "scheduler": "lcm"}}, ["scheduler is 'ddim' against 'lcm'"]),
+        (
+            {"sampling": {"steps": 4, "guidance_scale": 5.0, "scheduler": "ddim", "eta": 0.5}},
+            ["steps is 20 against 4", "eta is None against 0.5"],
+        ),
+        ({"noise": {"kind": "per_image", "seed": 7}}, ["noise seed is 1 against 7"]),
+        ({"prompts": "64 of other.tsv"}, ["source of the prompts is '64 of some.tsv' against '64 of other.tsv'"]),
+        (
+            {"teacher": NamedTeacher(model="sdxl", suite=SuiteId(name="standard", version=1, digest="0"))},
+            ["teacher is 'vega under standard@1 (digest 0)' against 'sdxl under standard@1 (digest 0)'"],
+        ),
+        ({"noise": {}, "sampling": {}, "prompts": "", "teacher": None}, ["suite digest is '5017e' against '07e4'"]),
+        ({"suite": SuiteId(name="quality", version=2, digest="07e4")}, ["suite version is 1 against 2"]),
+    ],
+)
+def test_settings_that_differ_are_named_in_place_of_the_digests(
+    changes: dict[str, object], expected: list[str], teacher: Measurement, tmp_path: Path
+) -> None:
+    full = {
+        "noise": {"kind": "per_image", "seed": 1},
+        "prompts": "64 of some.tsv",
+        "teacher": NamedTeacher(model="vega", suite=SuiteId(name="standard", version=1, digest="0")),
+    }
+    own, other = (
+        (record.model_copy(update={**full, **own_changes}), scores)
+        for (record, scores), own_changes in (
+            (make_measurement(), {}),
+            (teacher, {"suite": SuiteId(name="quality", version=1, digest="07e4"), **changes}),
+        )
+    )
+    assert list(judge(own, other, tmp_path).differences) == expected
 
 
 def test_records_with_other_prompts_or_protocols_are_incomparable(teacher: Measurement, tmp_path: Path) -> None:
