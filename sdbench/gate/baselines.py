@@ -87,8 +87,8 @@ def describe(results: Path) -> str:
     """
     if names := ", ".join(_current(results)):
         return f"{_path(results)} has {names}"
-    found = f"{_path(results)} has none" if _path(results).exists() else f"there is no {_path(results)}; name its folder with --results"
-    return f"{found}, or make one: sdbench baseline set NAME RECORD --why TEXT"
+    found = f"{_path(results)} has none" if _path(results).exists() else f"there is no {_path(results)}"
+    return f"{found}; name its folder with --results, or make one: sdbench baseline set NAME RECORD --why TEXT"
 
 
 def set_baseline(name: str, folder: Path, why: str, results: Path) -> Move:

@@ -70,7 +70,9 @@ def test_removed_name_stands_for_nothing_and_its_history_says_why(results: Path,
     with pytest.raises(UserError, match="--why"):
         baselines.remove_baseline("production", " ", results)
     baselines.remove_baseline("production", "no release yet", results)
-    with pytest.raises(UserError, match="has none, or make one: sdbench baseline set NAME RECORD --why TEXT"):
+    with pytest.raises(
+        UserError, match="has none; name its folder with --results, or make one: sdbench baseline set NAME RECORD --why TEXT"
+    ):
         baselines.remove_baseline("production", "again", results)
     assert [move.removed for move in baselines.read(results)["production"]] == [False, True]
     baselines.set_baseline("production", folder, "release 2", results)
