@@ -59,6 +59,7 @@ DISTILLATION_MAY_IMPORT = {
     "scenes",
     "scenes.training",
     "settings",
+    "stats",
     "store",
     "suites",
     "training",
