@@ -70,10 +70,10 @@ def read_dataset(what: str, split: str, column: str | None, n: int, seed: int) -
     """
     import numpy as np
 
-    from sdbench.assets.sources import read_table, read_texts
+    from sdbench.assets.sources import read_rows, read_texts
 
-    table = read_table(what, split)
-    prompts = read_texts(table, table.column(column, COLUMNS, "`column` in the suite's [prompts]"))
+    source = read_rows(what, split)
+    prompts = read_texts(source, source.column(column, COLUMNS, "`column` in the suite's [prompts]"))
     if len(prompts) < n:
         raise UserError(f"prompts {what} hold {len(prompts)} rows; the suite asks for {n}")
     rows = range(n) if seed == 0 else np.random.default_rng(seed).permutation(len(prompts))[:n].tolist()

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from sdbench.arrays import F32, F64, U8
-from sdbench.assets.sources import open_image, read_table
+from sdbench.assets.sources import open_image, read_rows
 from sdbench.disk import digest
 from sdbench.encoders.catalogue import Encoder
 from sdbench.errors import UserError
@@ -57,18 +57,18 @@ def images_in_dataset(what: str, split: str = "train", column: str | None = None
     """The images of any source that `datasets` opens; only the first `n` rows if given.
 
     Raises:
-        MissingError, UserError: see `sources.read_table` and `Table.images`; or there are fewer than `n`, or fewer than 2 (or `n` is).
+        MissingError, UserError: see `sources.read_rows` and `Rows.images`; or there are fewer than `n`, or fewer than 2 (or `n` is).
     """
-    table = read_table(what, split)
-    rows = table.images(column)
+    rows = read_rows(what, split)
+    images = rows.images(column)
 
     def read(row: int) -> bytes:
-        (image,) = rows[row].values()
+        (image,) = images[row].values()
         with open_image(image) as file:
             return file.read()
 
     return Images(
-        f"{table.version or table.name} ({split})", [f"row {row} of {what}" for row in range(_resolve_count(what, len(rows), n))], read
+        f"{rows.version or rows.name} ({split})", [f"row {row} of {what}" for row in range(_resolve_count(what, len(images), n))], read
     )
 
 
