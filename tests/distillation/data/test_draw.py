@@ -195,10 +195,10 @@ def test_invalid_arguments_are_refused_before_anything_is_written(prompts: Path,
 
 def test_the_command_line_makes_and_shows(prompts: Path, teacher_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    options = ["--steps", "1", "--device", "cpu", "--dtype", "float32", "--n", "3"]
+    options = ["--steps", "1", "--guidance-scale", "3", "--device", "cpu", "--dtype", "float32", "--n", "3"]
     assert main(["data", "make", str(prompts), "--teacher", str(teacher_folder), "--out", str(out), *options]) == 0
     assert capsys.readouterr().out == f"{out}\n"
-    assert json.loads((out / "made.json").read_text())["sampling"]["guidance_scale"] == 7.5
+    assert json.loads((out / "made.json").read_text())["sampling"]["guidance_scale"] == 3
     assert main(["data", "show", str(out)]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "name: out",
