@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from sdbench.arrays import F32, F64, U8
@@ -24,7 +23,7 @@ from sdbench.errors import UserError
 from sdbench.metrics.frechet import Gaussian, Moments
 from sdbench.models.spec import NAME
 from sdbench.reference.cards import MAX_FEATURES, Card, card_of, folder, save
-from sdbench.store import SUFFIXES, load_or_compute, mode_of
+from sdbench.store import SUFFIXES, UNDECODABLE, decode, load_or_compute
 
 BLOCK = 64  # images in memory at a time
 
@@ -213,13 +212,10 @@ def _read(images: Images, row: int) -> bytes:
 
 
 def _decode(content: bytes, name: str) -> U8:
-    """Decode an image, H x W x 3 uint8 RGB, turned upright by EXIF; gray gets three equal channels, as in reference implementations."""
+    """Decode an RGB or gray image, H x W x 3 uint8."""
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            mode = mode_of(image)
-            ImageOps.exif_transpose(image, in_place=True)
-            pixels = np.asarray(image.convert("RGB") if mode == "L" else image)
-    except (OSError, SyntaxError, ValueError) as error:
+        pixels, mode = decode(io.BytesIO(content))
+    except UNDECODABLE as error:
         raise UserError(f"image {name} cannot be decoded ({error}); replace it, or remove it") from error
     if mode not in ("RGB", "L"):
         raise UserError(f"image {name} has mode {mode}, expected 8-bit RGB or gray; convert it, or remove it")
