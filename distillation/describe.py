@@ -10,17 +10,17 @@ from distillation.estimate import (
     FORWARD_EQUIVALENTS,
     H100_TFLOPS,
     Memory,
-    count_parameters,
     estimate_memory,
     gpu_hours,
     step_flops,
 )
 from distillation.plan import MIDDLE_ATTENTION
-from distillation.prune import meta_unet, prune
+from distillation.prune import prune
 from distillation.recipe import Family, Recipe
 from distillation.recipe_tables import TeacherShare, Training
 from distillation.taps import Tap, resolve_taps
-from sdbench.models.architectures import PARTS, Config, unet_config
+from sdbench.models.architectures import PARTS, Config, pooled_width, unet_config
+from sdbench.models.loading import build_on_meta, count_parameters
 from sdbench.probes.work import input_sizes, unet_macs
 from sdbench.training.checkpoints import MAX_CHECKPOINTS
 
@@ -52,7 +52,7 @@ def describe_recipe(
     """
     settings = recipe.settings(family)
     stage_steps = stage_steps or recipe.stage_steps(settings.steps)
-    teacher = meta_unet(unet_config(recipe.teacher, family))
+    teacher = build_on_meta("unet", unet_config(recipe.teacher, family))
     students = [prune(teacher, plan) for plan in recipe.plans]
     taps = resolve_taps(students[-1].config, teacher.config, recipe.plans[-1], recipe.taps)
     lines = [
@@ -172,8 +172,7 @@ def _memory_lines(memory: Memory, stage: str, batch: int, dtype: str) -> list[st
 
 
 def _disk_line(config: Config, memory: Memory, latent_size: int, tokens: int) -> str:
-    pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
-    latents, embeddings = config["in_channels"] * latent_size**2, tokens * config["cross_attention_dim"] + pooled
+    latents, embeddings = config["in_channels"] * latent_size**2, tokens * config["cross_attention_dim"] + pooled_width(config)
     checkpoints = (MAX_CHECKPOINTS + 1) * (memory.weights + memory.moments + memory.ema)
     per_1000 = _format_bytes(2 * (latents + embeddings) * 1000)
     return f"  disk: {per_1000} for latents and embeddings of 1,000 images; {_format_bytes(checkpoints)} for checkpoints"

@@ -19,8 +19,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from distillation.prune import meta_unet
 from distillation.taps import Tap
+from sdbench.models.loading import build_on_meta, count_parameters
 from sdbench.probes.work import empty_input
 
 FLOAT32 = 4  # bytes
@@ -102,11 +102,6 @@ def estimate_memory(
     )
 
 
-def count_parameters(network: nn.Module) -> int:
-    """Number of parameters."""
-    return sum(parameter.numel() for parameter in network.parameters())
-
-
 def activation_bytes(config: Mapping[str, Any], *, latent_size: int, tokens: int, dtype: str, checkpointing: bool) -> tuple[int, int]:
     """Count the bytes of activations that a UNet's forward pass saves for one image, without weights and their copies.
 
@@ -146,7 +141,7 @@ def unet_on_fake_gpu(
     config: Mapping[str, Any], dtype: str, *, checkpointing: bool
 ) -> Iterator[tuple[UNet2DConditionModel, Callable[[], int]]]:
     """Yield a UNet in training mode on a fake GPU, and the function of `track_saved_bytes` for it."""
-    unet, weight_dtype = meta_unet(config), getattr(torch, dtype)
+    unet, weight_dtype = build_on_meta("unet", config), getattr(torch, dtype)
     if checkpointing:
         unet.enable_gradient_checkpointing()
     shapes = {name: tensor.shape for name, tensor in unet.state_dict().items()}

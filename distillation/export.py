@@ -21,6 +21,7 @@ from distillation.teacher import Teacher
 from sdbench.errors import UserError
 from sdbench.machine import checkout_state
 from sdbench.models.files import part_files
+from sdbench.models.loading import count_parameters
 
 INDEX = "model_index.json"
 
@@ -97,7 +98,7 @@ class Provenance:
             passes=epochs(images, steps, settings) if images and settings else None,
             licences=list(dict.fromkeys(teacher.licence for teacher in teachers)),
             family=teachers[0].spec.family,
-            parameters=sum(parameter.numel() for parameter in student.parameters()),
+            parameters=count_parameters(student),
             seed=settings.seed if settings else None,
             steps=steps,
             stages=stages or [],

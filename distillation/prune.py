@@ -3,12 +3,12 @@
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from diffusers import UNet2DConditionModel
 
 from distillation.plan import Plan
 from sdbench.errors import UserError
 from sdbench.models.architectures import TOPOLOGIES, Config, depths, resnet_counts, unet_config
+from sdbench.models.loading import build_on_meta
 
 Shape = tuple[dict[str, int], dict[str, int], str | None]  # transformer blocks per attention, resnets per block, type of the middle block
 
@@ -24,7 +24,7 @@ def prune(teacher: UNet2DConditionModel, plan: Plan, *, copy: bool = True) -> UN
     Raises:
         UserError: the teacher lacks a block that the plan keeps, or no diffusers config describes the result.
     """
-    student = meta_unet(student_config(teacher.config, plan))
+    student: UNet2DConditionModel = build_on_meta("unet", student_config(teacher.config, plan))
     tensors = teacher.state_dict()
     sources = key_map(student.state_dict(), plan)
     if missing := [source for source in sources.values() if source not in tensors]:
@@ -92,9 +92,3 @@ def _depth_fields(teacher: Config, shape: Shape) -> dict[str, Any]:
         "reverse_transformer_layers_per_block": attention_depths("up_blocks", teacher["up_block_types"]),
         "mid_block_type": middle,
     }
-
-
-def meta_unet(config: Config) -> UNet2DConditionModel:
-    """A UNet on the meta device: shapes without storage."""
-    with torch.device("meta"):
-        return UNet2DConditionModel(**{name: value for name, value in config.items() if not name.startswith("_")})

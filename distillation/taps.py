@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from distillation.plan import Plan, matches
-from distillation.prune import meta_unet
 from sdbench.errors import UserError, unknown_name
 from sdbench.models.architectures import Config
+from sdbench.models.loading import build_on_meta
+from sdbench.probes.work import empty_input
 
 
 @dataclass(frozen=True)
@@ -91,16 +92,8 @@ def _config_key(config: Config) -> str:
 @torch.no_grad()
 def _output_shapes(config_json: str) -> dict[str, tuple[int, ...]]:
     """Output shape of each module that a forward pass calls, in the network's own order."""
-    network = meta_unet(json.loads(config_json))
+    network = build_on_meta("unet", json.loads(config_json))
     paths = [path for path, _ in network.named_modules() if path]
-    config = network.config
-    pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-
-    def empty(*shape: int) -> Tensor:
-        return torch.empty(shape, device="meta")
-
-    conditions = {"text_embeds": empty(1, pooled), "time_ids": empty(1, 6)}
-    with collect_outputs(network, paths) as outputs:
-        latents = empty(1, config.in_channels, config.sample_size, config.sample_size)
-        network(latents, empty(1), empty(1, 1, config.cross_attention_dim), added_cond_kwargs=conditions)
+    with torch.device("meta"), collect_outputs(network, paths) as outputs:
+        network(**empty_input(network.config, network.config.sample_size, tokens=1))
         return {path: tuple(outputs[path].shape) for path in paths if path in outputs}

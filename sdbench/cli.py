@@ -136,7 +136,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
         findings.append(finding)
         print_answer(f"{'ok ' if finding.is_ok else 'BAD' if finding.is_fatal else '-- '} {finding.text}", arguments)
     if arguments.json:
-        print_json([{"fine": finding.is_ok, "fatal": finding.is_fatal, "text": finding.text} for finding in findings])
+        print_json([{"ok": finding.is_ok, "fatal": finding.is_fatal, "text": finding.text} for finding in findings])
     return BAD_INPUT if any(finding.is_fatal and not finding.is_ok for finding in findings) else 0
 
 

@@ -1,4 +1,4 @@
-"""Digests that name content, and atomic writes of files."""
+"""Digests of content and of files, and atomic writes of files."""
 
 import contextlib
 import hashlib
@@ -13,6 +13,12 @@ from sdbench.errors import UserError
 def digest(content: Any) -> str:
     """The first 24 hex digits of the SHA-256 of JSON content, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 (hex) of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_bytes(path: Path, content: bytes) -> Path:

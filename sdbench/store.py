@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
-from PIL.ImageFile import ImageFile
+from PIL import Image, ImageOps
 
 from sdbench.arrays import F32, U8
 from sdbench.disk import digest, write_bytes
 from sdbench.errors import UserError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}  # files that count as images
+UNDECODABLE = (OSError, SyntaxError, ValueError)  # what Pillow raises for a damaged image
 
 
 class Store:
@@ -109,11 +109,8 @@ def _read(path: Path, way_out: str) -> U8:
     try:
         with Image.open(path) as image:
             image.verify()  # checks the checksums, which decoding skips
-        with Image.open(path) as image:
-            mode = mode_of(image)
-            ImageOps.exif_transpose(image, in_place=True)
-            pixels = np.asarray(image)
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+        pixels, mode = decode(path)
+    except UNDECODABLE as error:
         raise UserError(f"image {path} cannot be read ({error}); {way_out}.") from error
     if mode != "RGB":
         raise UserError(
@@ -122,6 +119,16 @@ def _read(path: Path, way_out: str) -> U8:
     return pixels
 
 
-def mode_of(image: ImageFile) -> str:
-    """Pillow's mode of an image that is not decoded yet; "RGB;16" for 16 bits, which Pillow would silently reduce to 8."""
-    return "RGB;16" if any(tile[3] == "RGB;16B" for tile in image.tile) else image.mode
+def decode(file: Path | io.BytesIO) -> tuple[U8, str]:
+    """Decode an image turned upright by EXIF, and return its pixels and its mode.
+
+    Gray gets three equal channels, as in reference implementations. The mode is Pillow's, or "RGB;16" for 16 bits, which Pillow
+    would silently reduce to 8.
+
+    Raises:
+        OSError, SyntaxError, ValueError: the file is not a complete image; see `UNDECODABLE`.
+    """
+    with Image.open(file) as image:
+        mode = "RGB;16" if any(tile[3] == "RGB;16B" for tile in image.tile) else image.mode
+        ImageOps.exif_transpose(image, in_place=True)
+        return np.asarray(image.convert("RGB") if mode == "L" else image), mode

@@ -95,15 +95,20 @@ def format_value(value: Value | None, usual_n: int | None = None) -> str:
 
 def format_estimate(value: float, low: float | None, high: float | None) -> str:
     """`value ± half-width`, or `value (low..high)` where the interval is lopsided or open, rounded to two digits of the half-width."""
+    return " ".join(filter(None, estimate_parts(value, low, high)))
+
+
+def estimate_parts(value: float, low: float | None, high: float | None) -> tuple[str, str]:
+    """The value and the interval of `format_estimate`; the latter is empty without bounds."""
     ends = [end for end in (low, high) if end is not None and end != value]
     if not ends:
-        return format_number(value)
+        return format_number(value), ""
     spread = max(abs(end - value) for end in ends) if len(ends) == 1 else (max(ends) - min(ends)) / 2
     digits = max(0, 1 - math.floor(math.log10(float(f"{spread:.1e}"))))
-    shown, bottom, top = (None if number is None else f"{number:.{digits}f}" for number in (value, low, high))
+    shown, bottom, top = ("?" if number is None else f"{number:.{digits}f}" for number in (value, low, high))
     if low is not None and high is not None and abs((low + high) / 2 - value) <= spread / 20:
-        return f"{shown} ± {spread:.{digits}f}"
-    return f"{shown} ({bottom or '?'}..{top or '?'})"
+        return shown, f"± {spread:.{digits}f}"
+    return shown, f"({bottom}..{top})"
 
 
 def format_number(value: float, digits: int = 4) -> str:

@@ -58,7 +58,7 @@ def _add_fetch_options(command: argparse.ArgumentParser) -> None:
 def _add_make_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--teacher", help=TEACHER)
     command.add_argument("--steps", type=positive_int, default=25, help="sampling steps (default: %(default)s)")
-    command.add_argument("--guidance", type=float, default=7.5, help="guidance scale (default: %(default)s)")
+    command.add_argument("--guidance-scale", type=float, default=7.5, help="scale of classifier-free guidance (default: %(default)s)")
     command.add_argument("--seed", type=int, default=0, help="seed of the noise (default: %(default)s)")
     command.add_argument("--size-px", type=positive_int, help="width and height (default: the teacher's own)")
     command.add_argument("--batch", type=positive_int, default=4, help="images at a time (default: %(default)s)")
@@ -98,9 +98,9 @@ def _make(options: argparse.Namespace) -> object:
     from distillation.teacher import fetch_folder
 
     options.dtype = options.dtype or ("float32" if options.device == "cpu" else "bfloat16")
-    arguments = {name: getattr(options, name) for name in ("steps", "dtype", "batch", "size_px", "n", "seed", "device")}
+    arguments = {name: getattr(options, name) for name in ("steps", "guidance_scale", "dtype", "batch", "size_px", "n", "seed", "device")}
     arguments["part"] = options.part or (1, 1)
-    return draw_images(options.prompts, fetch_folder(options.teacher), options.out, guidance_scale=options.guidance, **arguments)
+    return draw_images(options.prompts, fetch_folder(options.teacher), options.out, **arguments)
 
 
 def _show(options: argparse.Namespace) -> object:

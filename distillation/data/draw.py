@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from tqdm import tqdm
 
 from distillation.export import check_new_or_empty, package_versions
@@ -26,6 +25,7 @@ from sdbench.models.loading import load
 from sdbench.settings import Sampling
 from sdbench.store import Store
 from sdbench.suites import Noise
+from sdbench.validation import validate
 
 SETTINGS_FILE = "made.json"
 
@@ -66,9 +66,9 @@ def draw_images(
         UserError: `out` holds something else or cannot be written, or an image is not finite.
     """
     captions, spec = read_captions(prompts, n), pipeline_spec(teacher)
-    sampling = _validate_sampling(
-        steps=steps, guidance_scale=guidance_scale, size_px=size_px or native_size_px(teacher), dtype=dtype, batch=batch
-    )
+    size_px = size_px or native_size_px(teacher)
+    settings = {"steps": steps, "guidance_scale": guidance_scale, "size_px": size_px, "dtype": dtype, "batch": batch}
+    sampling = validate(Sampling, settings, "sampling")
     identity = {
         "teacher": weights_digest(spec, dtype=dtype),
         "sampling": sampling.model_dump(),
@@ -117,14 +117,6 @@ def native_size_px(teacher: Path) -> int:
     """
     unet, vae = (read_json(teacher / part / "config.json") for part in ("unet", "vae"))
     return int(unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1))
-
-
-def _validate_sampling(**settings: Any) -> Sampling:
-    try:
-        return Sampling(**settings)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"{first['loc'][0]}: {first['msg']}; found {first['input']!r}") from error
 
 
 def _check_same_settings(out: Path, identity: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from datasets import Dataset
 from PIL import ExifTags, Image, ImageOps
 from tqdm import tqdm
 
-from sdbench.assets.sources import Table, open_image, read_table, read_texts
+from sdbench.assets.sources import Rows, open_image, read_rows, read_texts
 from sdbench.assets.weights import user_cache
 from sdbench.disk import write_bytes
 from sdbench.errors import UndecodableError, UserError
@@ -107,16 +107,16 @@ def open_images(source: str, *, caption_column: str | None = None) -> Images:
     Raises:
         UserError: there is no such source, it is empty or cannot be read, a column is missing or ambiguous, or a row has no caption.
     """
-    table = read_table(source)
-    column = table.column(caption_column, CAPTION_COLUMNS, "--caption-column")
-    return Images(table.name, table.version and f"{table.version}\0{column}", _captions(table, column), table.images())
+    rows = read_rows(source)
+    column = rows.column(caption_column, CAPTION_COLUMNS, "--caption-column")
+    return Images(rows.name, rows.version and f"{rows.version}\0{column}", _captions(rows, column), rows.images())
 
 
-def _captions(table: Table, column: str) -> list[str]:
+def _captions(rows: Rows, column: str) -> list[str]:
     captions = []
-    for row, caption in enumerate(read_texts(table, column)):
+    for row, caption in enumerate(read_texts(rows, column)):
         if not (caption and caption.strip()):
-            raise UserError(f"{table.name}: row {row} has no caption; found {caption!r}. Write one, or remove the row")
+            raise UserError(f"{rows.name}: row {row} has no caption; found {caption!r}. Write one, or remove the row")
         captions.append(caption)
     return captions
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from distillation.data.download import FetchRules, Link, download
 from distillation.data.images import CAPTION_COLUMNS, open_images
 from distillation.export import check_new_or_empty
-from sdbench.assets.sources import METADATA, Table, read_table, read_texts
+from sdbench.assets.sources import METADATA, Rows, read_rows, read_texts
 from sdbench.disk import write_bytes
 from sdbench.errors import UserError
 
@@ -82,7 +82,7 @@ def fetch_images(
         rules: which images to fetch.
         url_column: column of links; default: the one named in `URL_COLUMNS`.
         caption_column: column of captions; default: the one named in `images.CAPTION_COLUMNS`.
-        where: (column, value): only rows with this value, see `Table.where`.
+        where: (column, value): only rows with this value, see `Rows.where`.
         n: only the first n rows, after `where`.
         threads: links to follow at a time.
         retry_dead: retry links that were dead in an earlier run.
@@ -91,10 +91,10 @@ def fetch_images(
         UserError: the list cannot be read, a column is missing or ambiguous, no row fits `where`, `out` holds something else or another
             list or cannot be written, or no link leads to an image.
     """
-    table = read_table(source)
-    column = table.column(url_column, URL_COLUMNS, "--url-column")
-    _check_same_list(table, column, out)
-    rows = list(_rows(table.where(*where) if where else table, column, caption_column, n))
+    listed = read_rows(source)
+    column = listed.column(url_column, URL_COLUMNS, "--url-column")
+    _check_same_list(listed, column, out)
+    rows = list(_rows(listed.where(*where) if where else listed, column, caption_column, n))
     captions: dict[str, str] = {}
     for url, caption in rows:
         if url and caption:
@@ -128,21 +128,21 @@ def _write_metadata(out: Path, rows: list[tuple[str, str]], captions: Mapping[st
     )
 
 
-def _check_same_list(table: Table, column: str, out: Path) -> None:
+def _check_same_list(listed: Rows, column: str, out: Path) -> None:
     """Check that the list has all links of the folder: images of another list would silently drop out of the metadata."""
     if logged := {link.url for link in _read_log(out / LINK_LOG)}:
-        missing = logged.difference((url or "").strip() for url in read_texts(table, column))
+        missing = logged.difference((url or "").strip() for url in read_texts(listed, column))
         if missing:
             raise UserError(
-                f"{out} holds another list's images: {len(missing):,} of its links, such as {min(missing)}, are not in {table.name}. "
+                f"{out} holds another list's images: {len(missing):,} of its links, such as {min(missing)}, are not in {listed.name}. "
                 "Name another folder with --out; `distillation run` accepts --data several times"
             )
 
 
-def _rows(table: Table, url_column: str, caption_column: str | None, n: int | None) -> Iterator[tuple[str, str]]:
+def _rows(listed: Rows, url_column: str, caption_column: str | None, n: int | None) -> Iterator[tuple[str, str]]:
     """Link and caption of each row; "" if missing."""
-    columns = url_column, table.column(caption_column, CAPTION_COLUMNS, "--caption-column")
-    for url, caption in zip(*(read_texts(table, column, n) for column in columns), strict=True):
+    columns = url_column, listed.column(caption_column, CAPTION_COLUMNS, "--caption-column")
+    for url, caption in zip(*(read_texts(listed, column, n) for column in columns), strict=True):
         yield (url or "").strip(), (caption or "").strip()
 
 

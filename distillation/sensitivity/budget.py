@@ -21,13 +21,13 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from distillation.estimate import count_parameters
 from distillation.plan import MIDDLE_ATTENTION, Plan
-from distillation.prune import meta_unet, student_config
+from distillation.prune import student_config
 from distillation.sensitivity.removal import SECOND_RESNET, WHOLE_MIDDLE
 from sdbench.arrays import F64
 from sdbench.errors import UserError
 from sdbench.models.architectures import Config, depths
+from sdbench.models.loading import build_on_meta, count_parameters
 from sdbench.probes.meters import synchronised_clock
 from sdbench.training.latents import Batch, add_noise, predict
 
@@ -86,14 +86,14 @@ def sum_removed(parts: Parts, plan: Plan) -> float:
 
 def parameter_cost(config: Config) -> Cost:
     """Exact parameter counts of a UNet and its parts."""
-    unet = meta_unet(config)
+    unet = build_on_meta("unet", config)
     parts = {
         path: np.array([count_parameters(unet.get_submodule(f"{path}.transformer_blocks.{block}")) for block in range(depth)])
         for path, depth in depths(config).items()
     }
     if MIDDLE_ATTENTION in parts:
         plan = Plan({path: tuple(range(depth)) for path, depth in depths(config).items() if path != MIDDLE_ATTENTION}, 0)
-        parts[WHOLE_MIDDLE] = np.array([count_parameters(unet) - count_parameters(meta_unet(student_config(config, plan)))])
+        parts[WHOLE_MIDDLE] = np.array([count_parameters(unet) - count_parameters(build_on_meta("unet", student_config(config, plan)))])
     return Cost(count_parameters(unet), parts, "parameters")
 
 

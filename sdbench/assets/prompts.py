@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+from sdbench.disk import file_digest as file_digest  # noqa: PLC0414  # suites and runs take all digests of their inputs from here
 from sdbench.errors import UserError
 
 COLUMNS = ("prompt", "caption", "text")
@@ -70,10 +71,10 @@ def read_dataset(what: str, split: str, column: str | None, n: int, seed: int) -
     """
     import numpy as np
 
-    from sdbench.assets.sources import read_table, read_texts
+    from sdbench.assets.sources import read_rows, read_texts
 
-    table = read_table(what, split)
-    prompts = read_texts(table, table.column(column, COLUMNS, "`column` in the suite's [prompts]"))
+    source = read_rows(what, split)
+    prompts = read_texts(source, source.column(column, COLUMNS, "`column` in the suite's [prompts]"))
     if len(prompts) < n:
         raise UserError(f"prompts {what} hold {len(prompts)} rows; the suite asks for {n}")
     rows = range(n) if seed == 0 else np.random.default_rng(seed).permutation(len(prompts))[:n].tolist()
@@ -87,12 +88,6 @@ def read_dataset(what: str, split: str, column: str | None, n: int, seed: int) -
 def prompts_digest(prompts: Sequence[str]) -> str:
     """The SHA-256 of the prompts in their order, as a JSON list."""
     return hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """The SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_digest(what: str, found: str, expected: str | None) -> None:

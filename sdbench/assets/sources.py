@@ -19,7 +19,7 @@ READERS = {".parquet": "parquet", ".tar": "webdataset", ".csv": "csv", ".tsv": "
 
 
 @dataclass(frozen=True)
-class Table:
+class Rows:
     """The rows of a source, undecoded on disk.
 
     Attributes:
@@ -27,7 +27,7 @@ class Table:
     """
 
     name: str
-    rows: Dataset
+    dataset: Dataset
     version: str | None
 
     def column(self, named: str | None, known: Sequence[str], option: str) -> str:
@@ -36,12 +36,12 @@ class Table:
         Raises:
             UserError: there is no such column, or several.
         """
-        if named is not None and named not in self.rows.column_names:
-            raise unknown_name(f"column of {self.name}", named, self.rows.column_names)
-        candidates = [named] if named else [column for column in self.rows.column_names if column.lower() in known]
+        if named is not None and named not in self.dataset.column_names:
+            raise unknown_name(f"column of {self.name}", named, self.dataset.column_names)
+        candidates = [named] if named else [column for column in self.dataset.column_names if column.lower() in known]
         if len(candidates) != 1:
             raise UserError(
-                f"{self.name}: {' and '.join(candidates) or 'none'} of its columns ({', '.join(self.rows.column_names)}) "
+                f"{self.name}: {' and '.join(candidates) or 'none'} of its columns ({', '.join(self.dataset.column_names)}) "
                 f"{'are' if candidates else 'is'} called {' or '.join(known)}; expected one. Name it with {option}"
             )
         return candidates[0]
@@ -52,13 +52,13 @@ class Table:
         Raises:
             UserError: there is no such column, or no such row.
         """
-        if column not in self.rows.column_names:
-            raise unknown_name(f"column of {self.name}", column, self.rows.column_names)
-        cells = [str(cell) for cell in self.rows[column]]
+        if column not in self.dataset.column_names:
+            raise unknown_name(f"column of {self.name}", column, self.dataset.column_names)
+        cells = [str(cell) for cell in self.dataset[column]]
         if not (selected := [row for row, cell in enumerate(cells) if cell.casefold() == value.casefold()]):
             found = ", ".join(sorted(set(cells))[:5])
             raise UserError(f"{self.name}: no row whose column {column!r} is {value!r}; found {found}")
-        return replace(self, rows=self.rows.select(selected), version=self.version and f"{self.version}\0{column}={value.casefold()}")
+        return replace(self, dataset=self.dataset.select(selected), version=self.version and f"{self.version}\0{column}={value.casefold()}")
 
     def images(self, named: str | None = None) -> Dataset:
         """Only the undecoded images, from the column `named` or by default the only one that holds images.
@@ -66,16 +66,16 @@ class Table:
         Raises:
             UserError: there is no such column, or several.
         """
-        columns = [name for name, kind in self.rows.features.items() if isinstance(kind, ImageColumn) and named in (None, name)]
+        columns = [name for name, kind in self.dataset.features.items() if isinstance(kind, ImageColumn) and named in (None, name)]
         if len(columns) != 1:
-            found = ", ".join(f"{name} ({type(kind).__name__})" for name, kind in self.rows.features.items())
+            found = ", ".join(f"{name} ({type(kind).__name__})" for name, kind in self.dataset.features.items())
             raise UserError(
                 f"{self.name} has {len(columns)} image columns{f' named {named!r}' if named else ''}; expected one. Its columns: {found}"
             )
-        return self.rows.select_columns(columns).cast_column(columns[0], ImageColumn(decode=False))
+        return self.dataset.select_columns(columns).cast_column(columns[0], ImageColumn(decode=False))
 
 
-def read_table(what: str, split: str = "train") -> Table:
+def read_rows(what: str, split: str = "train") -> Rows:
     """Read the rows of a source.
 
     Args:
@@ -91,7 +91,7 @@ def read_table(what: str, split: str = "train") -> Table:
     try:
         builder = load_dataset_builder(**arguments)
         builder.download_and_prepare()
-        rows = builder.as_dataset(split=split)
+        dataset = builder.as_dataset(split=split)
     except Exception as error:  # `datasets` passes on whatever its readers raise
         reason = f"{type(error).__name__}: {next(iter(str(error.__cause__ or error).splitlines()), 'no reason given')}"
         if arguments == {"path": what}:
@@ -99,20 +99,20 @@ def read_table(what: str, split: str = "train") -> Table:
             raise MissingError(f"cannot read {what!r} as a dataset ({reason}). {advice}") from error
         raise UserError(f"cannot read {what!r} as a dataset ({reason}).") from error
     if builder.repo_id:
-        return Table(what, rows, f"{what}/{builder.config.name}@{builder.hash}")
-    return Table(Path(what).expanduser().resolve().name, rows, None)
+        return Rows(what, dataset, f"{what}/{builder.config.name}@{builder.hash}")
+    return Rows(Path(what).expanduser().resolve().name, dataset, None)
 
 
-def read_texts(table: Table, column: str, n: int | None = None) -> list[str | None]:
+def read_texts(rows: Rows, column: str, n: int | None = None) -> list[str | None]:
     """Read a text column of the first `n` rows, by default of all.
 
     Raises:
         UserError: the column does not hold text.
     """
-    kind = table.rows.features[column]
+    kind = rows.dataset.features[column]
     if getattr(kind, "dtype", None) not in ("string", "large_string"):
-        raise UserError(f"{table.name}: column {column!r} holds {kind}; expected text")
-    return list(table.rows[column][:n])
+        raise UserError(f"{rows.name}: column {column!r} holds {kind}; expected text")
+    return list(rows.dataset[column][:n])
 
 
 def _loader_arguments(what: str) -> dict[str, Any]:

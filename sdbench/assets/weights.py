@@ -21,7 +21,7 @@ from huggingface_hub.file_download import http_get
 
 from sdbench.assets import catalogue
 from sdbench.assets.catalogue import Asset, File
-from sdbench.disk import write_bytes
+from sdbench.disk import file_digest, write_bytes
 from sdbench.errors import MissingError, UserError
 from sdbench.models import hub
 
@@ -202,5 +202,4 @@ def _verify(asset: Asset, file: File, path: Path) -> str:
 
 @cache  # an encoder asks for its digest with each block of images
 def _sha256(path: Path, stamp: tuple[int, int]) -> str:  # noqa: ARG001  # the stamp is part of the cache key
-    with path.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+    return file_digest(path)

@@ -13,11 +13,12 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
 from sdbench.arrays import F32, U8
+from sdbench.disk import file_digest
 from sdbench.encoders.pixels import encode, exact_inference
 from sdbench.models.stock import silence_libraries
 from sdbench.models.text_encoders import token_ids
 from sdbench.scenes.attributes import read_layouts
-from sdbench.scenes.embedded import digest, verified_path
+from sdbench.scenes.embedded import verified_path
 from sdbench.scenes.grammar import Layout
 from sdbench.scenes.networks import SceneNet, to_pixels
 
@@ -86,7 +87,7 @@ def encoder_id(name: str) -> str:
         UserError: they are missing or were changed.
     """
     file = {"preference": "preference/model"}.get(name, name)
-    return f"{name}.scenes-{digest(verified_path(f'evaluators/{file}.safetensors'))[:12]}"
+    return f"{name}.scenes-{file_digest(verified_path(f'evaluators/{file}.safetensors'))[:12]}"
 
 
 def features(images: U8) -> F32:

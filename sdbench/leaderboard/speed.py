@@ -3,11 +3,13 @@
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from sdbench import tables
 from sdbench.leaderboard import published
 from sdbench.records import Record
 from sdbench.stats import decisions
+from sdbench.stats.intervals import Estimate
 from sdbench.tables import Grid
 
 P50 = "latency.pipeline.p50"
@@ -29,25 +31,46 @@ _PROBES = (
 )
 
 
-def format_speed_up(record: Record, teacher: Record, name: str) -> str:
-    """How many times as fast as the teacher, such as `1.55x ± 0.02`, by a value that both have; otherwise the reason why there is none.
+@dataclass(frozen=True)
+class SpeedUp:
+    """How many times as fast as the teacher; as text `1.55x ± 0.02`, or `1.55x (other runs)` for two that did not take turns."""
 
-    The 95 % interval resamples rounds (`decisions.ratio_bounds`). There is no interval from a single round, nor between two runs,
-    `1.55x (other runs)`, since the rounds of a run do not show how far two runs lie apart.
+    ratio: Estimate
+    is_same_run: bool = True
+
+    def __str__(self) -> str:
+        return " ".join(filter(None, self.parts))
+
+    @property
+    def parts(self) -> tuple[str, str]:
+        """The number, and its interval or the note in its place, if any."""
+        ratio = self.ratio
+        if not ratio.has_interval:
+            return f"{tables.format_number(ratio.value, 3)}x", "" if self.is_same_run else "(other runs)"
+        number, interval = tables.estimate_parts(ratio.value, ratio.low or None, ratio.high if math.isfinite(ratio.high) else None)
+        return f"{number}x", interval
+
+
+def speed_up(record: Record, teacher: Record, name: str) -> SpeedUp | str:
+    """How many times as fast as the teacher, by a value that both have; otherwise the reason why there is none.
+
+    The 95 % interval resamples rounds (`decisions.ratio_bounds`), and is from 0 to infinity for a single round. There is none between
+    two runs, since the rounds of a run do not show how far two runs lie apart.
     """
     own, of_teacher = record.value(name), teacher.value(name)
     if not own or not own.value:
         return tables.format_value(own)
     if not of_teacher or not of_teacher.value:
         return "missing: nothing of the teacher to compare with"
+    ratio = of_teacher.value / own.value
+    alone = Estimate(ratio, ratio, ratio, own.n, has_interval=False)
     if record is teacher or not (own.samples and of_teacher.samples):
-        return f"{tables.format_number(of_teacher.value / own.value, 3)}x"
+        return SpeedUp(alone)
     if not record.is_same_run(teacher):
-        return f"{tables.format_number(of_teacher.value / own.value, 3)}x (other runs)"
+        return SpeedUp(alone, is_same_run=False)
     bounds = decisions.ratio_bounds(own.samples, of_teacher.samples, level=0.975)
-    low, high = (math.exp(-end) if math.isfinite(end) else None for end in (bounds.high, bounds.low))
-    number, space, interval = tables.format_estimate(math.exp(-bounds.difference), low, high).partition(" ")
-    return f"{number}x{space}{interval}"
+    ratio, low, high = (math.exp(-log) for log in (bounds.difference, bounds.high, bounds.low))
+    return SpeedUp(Estimate(ratio, low, high, bounds.n))
 
 
 def teacher_title(teacher: Record, records: Sequence[Record]) -> str:
@@ -80,7 +103,7 @@ def published_grid(records: Sequence[Record], teacher: Record | None) -> Grid:
             if record is not teacher and record.value(name) and record.model.name in claim.values:
                 ratio = _published_ratio(numbers, record.model.name) or claim.values[record.model.name]
                 what = f"{claim.what}: {claim.protocol}"
-                rows.append((what, claim.source, record.model.title, name, ratio, format_speed_up(record, teacher, name)))
+                rows.append((what, claim.source, record.model.title, name, ratio, str(speed_up(record, teacher, name))))
     return Grid(header, tuple(rows))
 
 
@@ -99,12 +122,12 @@ def _ratio_grid(records: Sequence[Record], teacher: Record | None, labels: Seque
     if teacher is None or not students:
         return None
     rows = [
-        (stage, label or "base", *(format_speed_up(record, teacher, name) for record in students))
+        (stage, label or "base", *(str(speed_up(record, teacher, name)) for record in students))
         for stage, label in itertools.product(_STAGES, labels)
         if teacher.value(name := _probe_name(f"latency.{stage}.p50", label))
     ]
     if teacher.value("flops.unet"):
-        rows.append(("multiply-accumulates of the UNet", "any", *(format_speed_up(record, teacher, "flops.unet") for record in students)))
+        rows.append(("multiply-accumulates of the UNet", "any", *(str(speed_up(record, teacher, "flops.unet")) for record in students)))
     return Grid(("stage", "setting", *(record.model.title for record in students)), tuple(rows))
 
 

@@ -110,7 +110,7 @@ def quality_grid(section: Section) -> Grid:
 def _quality_row(row: Row, columns: Sequence[Value], teacher: Row | None) -> tuple[str, ...]:
     n = row.record.n_images
     cells = (tables.format_value(row.record.value(column.name), n) for column in columns)
-    return row.name, str(n), *cells, probe_cell(row, P50), speed_up_cell(row, teacher)
+    return row.name, str(n), *cells, probe_cell(row, P50), str(speed_up(row, teacher))
 
 
 def rank_grid(section: Section) -> Grid:
@@ -213,9 +213,9 @@ def _title(title: str, value: Value) -> str:
     return f"{title} ({value.unit}){tables.arrow(value.direction)}"
 
 
-def speed_up_cell(row: Row, teacher: Row | None) -> str:
+def speed_up(row: Row, teacher: Row | None) -> speed.SpeedUp | str:
     """How many times as fast as the teacher, or why that is not known."""
     own = row.record.value(P50)
     if not own or not own.value:
         return probe_cell(row, P50)
-    return speed.format_speed_up(row.record, teacher.record, P50) if teacher else "missing: no latency of the teacher on this machine"
+    return speed.speed_up(row.record, teacher.record, P50) if teacher else "missing: no latency of the teacher on this machine"

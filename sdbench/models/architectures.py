@@ -125,6 +125,11 @@ def unet_config(architecture: str, family: Literal["sdxl", "scenes"] = "sdxl") -
     return {**COMMON_UNET, **TOPOLOGIES[architecture], **WIDTHS[family]}
 
 
+def pooled_width(config: Config) -> int:
+    """The width of the pooled text embedding that a UNet takes, beside the six numbers of SDXL's micro-conditioning."""
+    return int(config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"])
+
+
 def depths(config: Config) -> dict[str, int]:
     """Number of transformer blocks in each attention of a UNet, by its path in the state dict: `{"down_blocks.1.attentions.0": 2, ...}`."""
     down, up = config["down_block_types"], config["up_block_types"]

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import CLIPTextConfig
 
 from sdbench.errors import UserError
-from sdbench.models.architectures import TOPOLOGIES, depths, depths_of_keys
+from sdbench.models.architectures import TOPOLOGIES, Config, depths, depths_of_keys
 from sdbench.models.checks import check_checkpoint, check_finite, check_tensors
 from sdbench.models.files import STEMS, read_header, read_headers, read_json, strip_prefixes, weight_files
 from sdbench.models.locate import Layout, locate
@@ -88,11 +88,15 @@ def _read_folders(layout: Layout, dtype: torch.dtype) -> Any:
     return PIPELINE.from_pretrained(layout.pipeline, unet=unet, **parts, use_safetensors=True, local_files_only=True, add_watermarker=False)
 
 
-def build_on_meta(part: str, config: dict[str, Any]) -> nn.Module:
+def build_on_meta(part: str, config: Config) -> Any:
     """Build a part of a pipeline on the meta device, which allocates no memory for its weights."""
     with torch.device("meta"):
-        model: nn.Module = CLASSES[part](CLIPTextConfig.from_dict(config)) if part.startswith("text") else CLASSES[part].from_config(config)
-    return model
+        return CLASSES[part](CLIPTextConfig.from_dict(dict(config))) if part.startswith("text") else CLASSES[part].from_config(dict(config))
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Number of parameters."""
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def read_part(part: str, folder: Path, dtype: torch.dtype, *, sixteen_bit: bool | None = None) -> nn.Module:
@@ -115,7 +119,7 @@ def read_part(part: str, folder: Path, dtype: torch.dtype, *, sixteen_bit: bool 
     return model
 
 
-def _build_from_config(part: str, config: dict[str, Any], where: Path) -> nn.Module:
+def _build_from_config(part: str, config: Config, where: Path) -> Any:
     try:
         return build_on_meta(part, config)
     except (TypeError, ValueError, KeyError, IndexError) as error:
@@ -134,7 +138,7 @@ def _read_unet_file(layout: Layout, dtype: torch.dtype) -> nn.Module:
         raise UserError(
             f"{layout.unet}: its transformer blocks {depths_of_keys(tensors)} fit no known architecture; save the UNet as a folder with its config.json"
         )
-    model = build_on_meta("unet", config)
+    model: nn.Module = build_on_meta("unet", config)
     check_tensors(model, "unet", tensors, layout.unet)
     model.load_state_dict({name: tensor.to(dtype) for name, tensor in strip_prefixes(load_file(layout.unet)).items()}, assign=True)
     return model

@@ -22,7 +22,7 @@ from typing import Any
 from tqdm import tqdm
 
 from sdbench.disk import digest as digest_of
-from sdbench.disk import write_bytes
+from sdbench.disk import file_digest, write_bytes
 from sdbench.errors import UserError
 from sdbench.machine import environment, this_machine, variables
 from sdbench.models.digest import weights_digest
@@ -272,7 +272,7 @@ def _file_stem(request: Request, suites: Path, weights: str | None, run_id: str)
         "python": sys.version_info[:2],
         "machine": request.machine.machine_class,
         "turns": run_id,
-        "code": [hashlib.sha256(path.read_bytes()).hexdigest() for path in (suites / BENCHMARK_FILE, *_MEASURING)],
+        "code": [file_digest(path) for path in (suites / BENCHMARK_FILE, *_MEASURING)],
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
     return f"{spec.name}-{request.setting.label}-{digest}"

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from sdbench.models.loading import count_parameters
 from sdbench.models.loading import load as load_pipeline
 from sdbench.models.random_weights import random_tiny_vae
 from sdbench.probes.request import Request
@@ -56,7 +57,7 @@ def describe(pipe: Any) -> dict[str, Any]:
     networks = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
     tensors = [tensor for network in networks.values() for tensor in (*network.parameters(), *network.buffers())]
     return {
-        "parameters": {"unet": _count(pipe.unet), "pipeline": sum(map(_count, networks.values()))},
+        "parameters": {"unet": count_parameters(pipe.unet), "pipeline": sum(map(count_parameters, networks.values()))},
         "weights_bytes": sum(tensor.numel() * tensor.element_size() for tensor in tensors),
         "configs": {name: {"_class_name": type(part).__name__, **_config(part.config)} for name, part in networks.items()},
         "zero_negative": bool(pipe.config.get("force_zeros_for_empty_prompt", False)),
@@ -65,7 +66,3 @@ def describe(pipe: Any) -> dict[str, Any]:
 
 def _config(config: Any) -> dict[str, Any]:
     return dict(config) if isinstance(config, Mapping) else config.to_dict()  # diffusers' and transformers'
-
-
-def _count(network: torch.nn.Module) -> int:
-    return sum(weights.numel() for weights in network.parameters())

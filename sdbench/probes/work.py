@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import diffusers
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,9 +19,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from sdbench.generate import is_guided
-from sdbench.models.architectures import PARTS, unet_config
+from sdbench.models.architectures import PARTS, pooled_width, unet_config
+from sdbench.models.loading import build_on_meta, count_parameters
 from sdbench.models.spec import ModelSpec
-from sdbench.models.stock import CLASSES
 from sdbench.settings import Sampling
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -66,8 +67,7 @@ def by_stage(configs: Mapping[str, Mapping[str, Any]], sampling: Sampling, *, ze
         zero_negative: the pipeline does not encode a missing negative prompt, but takes zeros for it.
     """
     guided = is_guided(sampling, configs["unet"])
-    with torch.device("meta"):
-        networks = {name: _build_network(name, config) for name, config in configs.items()}
+    networks = {name: _build_on_meta(name, config) for name, config in configs.items()}
     side, tokens = input_sizes(configs, sampling.size_px)
     texts = [networks["text_encoder"], networks["text_encoder_2"]]
     encoded = Work(0, 0, 0)
@@ -89,9 +89,7 @@ def unet_macs(config: Mapping[str, Any], latent_size: int, tokens: int) -> int:
         latent_size: side of the latents.
         tokens: length of the text in tokens.
     """
-    with torch.device("meta"):
-        unet = _build_network("unet", config)
-    return _count(unet, lambda network: network(**empty_input(config, latent_size, tokens))).macs
+    return _count(build_on_meta("unet", config), lambda network: network(**empty_input(config, latent_size, tokens))).macs
 
 
 def input_sizes(configs: Mapping[str, Mapping[str, Any]], size_px: int) -> tuple[int, int]:
@@ -102,13 +100,12 @@ def input_sizes(configs: Mapping[str, Mapping[str, Any]], size_px: int) -> tuple
 
 def empty_input(config: Mapping[str, Any], latent_size: int, tokens: int) -> dict[str, Any]:
     """Arguments of a UNet's forward for one image, uninitialised, on torch's default device."""
-    pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
     return {
         "sample": torch.empty(1, config["in_channels"], latent_size, latent_size),
         "timestep": torch.empty(1),
         "encoder_hidden_states": torch.empty(1, tokens, config["cross_attention_dim"]),
         "timestep_cond": None if (guidance := config.get("time_cond_proj_dim")) is None else torch.empty(1, guidance),
-        "added_cond_kwargs": {"text_embeds": torch.empty(1, pooled), "time_ids": torch.empty(1, 6)},
+        "added_cond_kwargs": {"text_embeds": torch.empty(1, pooled_width(config)), "time_ids": torch.empty(1, 6)},
     }
 
 
@@ -141,14 +138,13 @@ def random_configs(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-def _build_network(name: str, config: Mapping[str, Any]) -> torch.nn.Module:
-    """A network of this configuration, on torch's default device."""
-    from diffusers import AutoencoderTiny
-    from transformers import CLIPTextConfig
-
-    kind: Any = AutoencoderTiny if config.get("_class_name") == "AutoencoderTiny" else CLASSES[name]
-    network: torch.nn.Module = kind(CLIPTextConfig.from_dict(dict(config))) if name.startswith("text") else kind.from_config(dict(config))
-    return network
+def _build_on_meta(name: str, config: Mapping[str, Any]) -> Any:
+    """A network on the meta device; the VAE may be the tiny one of a setting."""
+    if config.get("_class_name") != "AutoencoderTiny":
+        return build_on_meta(name, config)
+    tiny: Any = diffusers.AutoencoderTiny
+    with torch.device("meta"):
+        return tiny.from_config(dict(config))
 
 
 def _count(network: torch.nn.Module, call: Callable[[Any], object]) -> Work:
@@ -156,7 +152,7 @@ def _count(network: torch.nn.Module, call: Callable[[Any], object]) -> Work:
     moved, flops = _MovedNumbers(), FlopCounterMode(display=False)
     with torch.device("meta"), torch.no_grad(), _WithoutAttentionScores(moved), moved, flops:
         call(network)
-    weights = sum(tensor.numel() for tensor in network.parameters())
+    weights = count_parameters(network)
     return Work(int(flops.get_total_flops()) // 2, weights, max(0, moved.numbers - weights))
 
 

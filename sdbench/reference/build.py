@@ -13,18 +13,17 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from sdbench.arrays import F32, F64, U8
-from sdbench.assets.sources import open_image, read_table
+from sdbench.assets.sources import open_image, read_rows
 from sdbench.disk import digest
 from sdbench.encoders.catalogue import Encoder
 from sdbench.errors import UserError
 from sdbench.metrics.frechet import Gaussian, Moments
 from sdbench.models.spec import NAME
 from sdbench.reference.cards import MAX_FEATURES, Card, card_of, folder, save
-from sdbench.store import SUFFIXES, load_or_compute, mode_of
+from sdbench.store import SUFFIXES, UNDECODABLE, decode, load_or_compute
 
 BLOCK = 64  # images in memory at a time
 
@@ -57,18 +56,18 @@ def images_in_dataset(what: str, split: str = "train", column: str | None = None
     """The images of any source that `datasets` opens; only the first `n` rows if given.
 
     Raises:
-        MissingError, UserError: see `sources.read_table` and `Table.images`; or there are fewer than `n`, or fewer than 2 (or `n` is).
+        MissingError, UserError: see `sources.read_rows` and `Rows.images`; or there are fewer than `n`, or fewer than 2 (or `n` is).
     """
-    table = read_table(what, split)
-    rows = table.images(column)
+    rows = read_rows(what, split)
+    images = rows.images(column)
 
     def read(row: int) -> bytes:
-        (image,) = rows[row].values()
+        (image,) = images[row].values()
         with open_image(image) as file:
             return file.read()
 
     return Images(
-        f"{table.version or table.name} ({split})", [f"row {row} of {what}" for row in range(_resolve_count(what, len(rows), n))], read
+        f"{rows.version or rows.name} ({split})", [f"row {row} of {what}" for row in range(_resolve_count(what, len(images), n))], read
     )
 
 
@@ -213,13 +212,10 @@ def _read(images: Images, row: int) -> bytes:
 
 
 def _decode(content: bytes, name: str) -> U8:
-    """Decode an image, H x W x 3 uint8 RGB, turned upright by EXIF; gray gets three equal channels, as in reference implementations."""
+    """Decode an RGB or gray image, H x W x 3 uint8."""
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            mode = mode_of(image)
-            ImageOps.exif_transpose(image, in_place=True)
-            pixels = np.asarray(image.convert("RGB") if mode == "L" else image)
-    except (OSError, SyntaxError, ValueError) as error:
+        pixels, mode = decode(io.BytesIO(content))
+    except UNDECODABLE as error:
         raise UserError(f"image {name} cannot be decoded ({error}); replace it, or remove it") from error
     if mode not in ("RGB", "L"):
         raise UserError(f"image {name} has mode {mode}, expected 8-bit RGB or gray; convert it, or remove it")

@@ -1,6 +1,5 @@
 """The view of a leaderboard section for the page's template."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -15,7 +14,7 @@ from sdbench.gate.policy import Policy
 from sdbench.leaderboard import speed, standings, truth, writing
 from sdbench.leaderboard.speed import P50
 from sdbench.leaderboard.standings import Row, Section
-from sdbench.records import Value
+from sdbench.records import Direction, Value
 from sdbench.report import MAX_MODELS, figures, wins, worst
 from sdbench.report.image_wall import Album, Wall
 from sdbench.report.worst import Case, Worst
@@ -54,13 +53,13 @@ class Column:
 
     title: str
     unit: str
-    direction: str
+    direction: Direction
     cells: tuple[Cell, ...]
 
     @property
     def arrow(self) -> str:
         """An arrow that shows which direction is better."""
-        return {"higher": " ↑", "lower": " ↓"}.get(self.direction, "")
+        return tables.arrow(self.direction)
 
 
 def build_album(section: Section) -> Album:
@@ -146,18 +145,20 @@ def _column(section: Section, value: Value) -> Column:
 
 
 def _speed_ups(section: Section) -> Column:
-    texts = [writing.speed_up_cell(row, section.speed_baseline) for row in section.rows]
+    cells = [_speed_up(writing.speed_up(row, section.speed_baseline)) for row in section.rows]
     over = (
         "the teacher"
         if section.teacher or not section.speed_baseline
         else speed.teacher_title(section.speed_baseline.record, section.records)
     )
-    return Column("speed-up", f"over {over}", "higher", _align([_speed_up(text) for text in texts]))
+    return Column("speed-up", f"over {over}", "higher", _align(cells))
 
 
-def _speed_up(text: str) -> Cell:
-    number, _, interval = text.partition(" ")
-    return Cell(number, float(number[:-1]), _interval(interval)) if re.fullmatch(r"[\d.]+x", number) else Cell(text)
+def _speed_up(found: speed.SpeedUp | str) -> Cell:
+    if isinstance(found, str):
+        return Cell(found)
+    number, interval = found.parts
+    return Cell(number, found.ratio.value, _interval(interval))
 
 
 def _cell(row: Row, name: str, rank: int | None) -> Cell:
@@ -166,7 +167,7 @@ def _cell(row: Row, name: str, rank: int | None) -> Cell:
         return Cell("no model" if value is None and row.is_images_only else tables.format_value(value))
     if value.kind == "count":
         return Cell(tables.format_count(value.value), value.value)
-    number, _, interval = tables.format_estimate(value.value, value.low, value.high).partition(" ")
+    number, interval = tables.estimate_parts(value.value, value.low, value.high)
     few = f"n = {value.n}" if value.is_image_metric and value.n != row.record.n_images else ""
     note = "" if name.startswith("win_rate.") else value.note  # a win rate's note, wins and losses, is in the matrix
     return Cell(number, value.value, _interval(interval), ", ".join(filter(None, [few, note])), rank)

@@ -1,19 +1,14 @@
 """The shipped weights of the embedded family, and the manifest of their digests and of how they were made."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
+from sdbench.disk import file_digest
 from sdbench.errors import UserError
 
 WEIGHTS = Path(__file__).parent / "weights"
 MANIFEST = WEIGHTS / "manifest.json"
-
-
-def digest(path: Path) -> str:
-    """The SHA-256 (hex) of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def read_manifest() -> dict[str, Any]:
@@ -39,7 +34,9 @@ def changed_files() -> list[str]:
         UserError: the manifest is missing or damaged.
     """
     return [
-        name for name, expected in read_manifest()["files"].items() if not (WEIGHTS / name).is_file() or digest(WEIGHTS / name) != expected
+        name
+        for name, expected in read_manifest()["files"].items()
+        if not (WEIGHTS / name).is_file() or file_digest(WEIGHTS / name) != expected
     ]
 
 
@@ -50,7 +47,7 @@ def verified_path(name: str) -> Path:
         UserError: a file is missing or was changed, or the manifest is missing or damaged.
     """
     for file, expected in read_manifest()["files"].items():
-        if (file == name or file.startswith(f"{name}/")) and (not (WEIGHTS / file).is_file() or digest(WEIGHTS / file) != expected):
+        if (file == name or file.startswith(f"{name}/")) and (not (WEIGHTS / file).is_file() or file_digest(WEIGHTS / file) != expected):
             raise UserError(
                 f"embedded weights {WEIGHTS / file} are missing or changed (expected SHA-256 {expected}); reinstall sdbench, or check out the file again"
             )

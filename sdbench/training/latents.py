@@ -18,6 +18,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
+from sdbench.disk import file_digest
 from sdbench.errors import UserError, unknown_name
 from sdbench.models.checks import check_finite
 from sdbench.models.files import part_files, read_json
@@ -300,6 +301,5 @@ def encode(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
 def _digest(images: str, folder: Path, parts: Sequence[str]) -> str:
     sha256 = hashlib.sha256(images.encode())
     for path in (file for part in parts for file in part_files(folder / part, part)):
-        with path.open("rb") as file:
-            sha256.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+        sha256.update(path.name.encode() + bytes.fromhex(file_digest(path)))
     return sha256.hexdigest()[:16]

@@ -5,16 +5,16 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 
 from distillation.cli import main
-from distillation.prune import meta_unet
 from distillation.recipe import load_recipe
 from sdbench.models.architectures import unet_config
+from sdbench.models.loading import build_on_meta
 
 
 @pytest.mark.usefixtures("fake_estimates")
 def test_plan_prints_counts_blocks_and_taps(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "ssd-1b"]) == 0
     said = capsys.readouterr().out
-    expected = sum(parameter.numel() for parameter in meta_unet(unet_config("ssd-1b", "scenes")).parameters())
+    expected = sum(parameter.numel() for parameter in build_on_meta("unet", unet_config("ssd-1b", "scenes")).parameters())
     steps = round(0.9 * load_recipe("ssd-1b").scenes.steps)
     assert f"stage depth: {steps:,} steps, {expected:,} parameters, 34 transformer blocks" in said
     assert "  down_blocks.2.attentions.* keeps 0, 1, 2, 6  (furusu/SSD-1B-anime" in said

@@ -27,11 +27,11 @@ from distillation.estimate import (
 )
 from distillation.losses import feature_loss, mse
 from distillation.plan import Plan
-from distillation.prune import meta_unet
 from distillation.recipe import load_recipe
 from distillation.taps import collect_outputs, resolve_taps
 from distillation.teacher import EMBEDDED
 from sdbench.models.architectures import depths, unet_config
+from sdbench.models.loading import build_on_meta
 from sdbench.probes.work import empty_input
 
 SHALLOW = {**unet_config("vega", "scenes"), "transformer_layers_per_block": [1, 1, 1]}
@@ -56,7 +56,7 @@ def test_full_size_activations(name: str) -> None:
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
-        unet = meta_unet(config)
+        unet = build_on_meta("unet", config)
         with torch.device("meta"), track_saved_bytes(unet) as total:
             output = unet(**empty_input(config, 128, 77))
             assert total() / 1e9 == pytest.approx(MATRICES_GB[name], abs=0.05)
@@ -114,7 +114,7 @@ def test_taps_add_the_size_of_the_teachers_outputs(checkpointing: bool) -> None:
 
 
 def test_full_size_memory() -> None:
-    student = meta_unet(unet_config("ssd-1b"))
+    student = build_on_meta("unet", unet_config("ssd-1b"))
     found = estimate_memory(student, 2_567_463_684, [], latent_size=128, tokens=77, dtype="bfloat16", ema=True)
     n = 1_331_334_404
     assert (found.weights, found.gradients, found.moments, found.ema) == (4 * n, 4 * n, 8 * n, 4 * n)
@@ -197,7 +197,7 @@ def test_step_flops_and_gpu_hours() -> None:
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_forward_equivalents_match_counted_flops(checkpointing: bool) -> None:
     config = unet_config("vega")
-    unet = meta_unet(config).train()
+    unet = build_on_meta("unet", config).train()
     if checkpointing:
         unet.enable_gradient_checkpointing()
     with torch.device("meta"), FlopCounterMode(display=False) as counter:

@@ -6,10 +6,11 @@ from diffusers import UNet2DConditionModel
 from tiny import tiny_unet
 
 from distillation.plan import MIDDLE_ATTENTION, Plan
-from distillation.prune import key_map, meta_unet, prune, student_config
+from distillation.prune import key_map, prune, student_config
 from distillation.recipe import load_recipe
 from sdbench.errors import UserError
 from sdbench.models.architectures import depths, unet_config
+from sdbench.models.loading import build_on_meta
 
 # Computed, and stated by the model cards.
 PARAMETERS = {"ssd-1b": 1_331_334_404, "vega": 745_225_604, "koala-1b": 1_161_184_324, "koala-700m": 782_822_724}
@@ -32,9 +33,9 @@ def answer(unet: UNet2DConditionModel, channels: int = 96) -> torch.Tensor:
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_full_size_students_have_their_parameters_and_stock_keys(name: str) -> None:
     plan = load_recipe(name).plans[-1]
-    student = prune(meta_unet(unet_config("sdxl")), plan)
+    student = prune(build_on_meta("unet", unet_config("sdxl")), plan)
     assert sum(parameter.numel() for parameter in student.parameters()) == PARAMETERS[name]
-    keys, stock = student.state_dict().keys(), meta_unet(unet_config(name))
+    keys, stock = student.state_dict().keys(), build_on_meta("unet", unet_config(name))
     assert keys == stock.state_dict().keys()
     sources = key_map(keys, plan)
     assert sources.keys() == keys
@@ -44,9 +45,9 @@ def test_full_size_students_have_their_parameters_and_stock_keys(name: str) -> N
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_the_same_recipe_cuts_the_embedded_teacher(name: str) -> None:
-    student = prune(meta_unet(unet_config("sdxl", "scenes")), load_recipe(name).plans[-1])
+    student = prune(build_on_meta("unet", unet_config("sdxl", "scenes")), load_recipe(name).plans[-1])
     assert {key: tuple(value.shape) for key, value in student.state_dict().items()} == {
-        key: tuple(value.shape) for key, value in meta_unet(unet_config(name, "scenes")).state_dict().items()
+        key: tuple(value.shape) for key, value in build_on_meta("unet", unet_config(name, "scenes")).state_dict().items()
     }
 
 

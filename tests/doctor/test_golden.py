@@ -151,6 +151,6 @@ def test_doctor_reports_which_metrics_behave(monkeypatch: pytest.MonkeyPatch, tm
     assert cli.main(["doctor", "--json"]) == 2
     findings = json.loads(capsys.readouterr().out)
     text = "metric cmmd misbehaves on golden images: black images get 1"
-    assert [finding for finding in findings if "cmmd" in finding["text"]] == [{"fine": False, "fatal": True, "text": text}]
+    assert [finding for finding in findings if "cmmd" in finding["text"]] == [{"ok": False, "fatal": True, "text": text}]
     monkeypatch.setattr(golden, "judge_metrics", lambda: judgements[:2])
     assert not any(finding.is_fatal and not finding.is_ok for finding in checks.examine(tmp_path, tmp_path) if "metric" in finding.text)

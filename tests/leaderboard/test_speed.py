@@ -37,27 +37,28 @@ def test_speed_up_has_the_interval_of_its_rounds() -> None:
     teacher, student = full_size_record("sdxl", probe(speed.P50, TEACHER)), full_size_record("vega", probe(speed.P50, STUDENT))
     bounds = ratio_bounds(STUDENT, TEACHER, 0.975)
     low, high = math.exp(-bounds.high), math.exp(-bounds.low)
-    text = speed.format_speed_up(student, teacher, speed.P50)
-    assert text.startswith(f"{2.1 / 1.0:.2f}x"), "medians of all calls"
-    assert text.partition(" ")[2] == tables.format_estimate(2.1, low, high).partition(" ")[2]
+    found = speed.speed_up(student, teacher, speed.P50)
+    assert isinstance(found, speed.SpeedUp)
+    assert (found.ratio.value, found.ratio.low, found.ratio.high) == pytest.approx((2.1, low, high)), "medians of all calls"
+    assert str(found) == tables.format_estimate(2.1, low, high).replace(" ", "x ", 1)
     assert low < 2.1 < high
-    assert speed.format_speed_up(teacher, teacher, speed.P50) == "1.00x"
+    assert str(speed.speed_up(teacher, teacher, speed.P50)) == "1.00x"
 
 
 @pytest.mark.parametrize("runs", [("a", "b"), ("", "")])
 def test_speed_up_between_two_runs_has_no_interval_and_is_marked(runs: tuple[str, str]) -> None:
     records = full_size_record("sdxl", probe(speed.P50, TEACHER)), full_size_record("vega", probe(speed.P50, STUDENT))
     teacher, student = (record.model_copy(update={"run": run}) for record, run in zip(records, runs, strict=True))
-    assert speed.format_speed_up(student, teacher, speed.P50) == "2.10x (other runs)"
+    assert str(speed.speed_up(student, teacher, speed.P50)) == "2.10x (other runs)"
     assert speed.grids([teacher, student], teacher)["Speed-up over sdxl by stage"].rows == (("pipeline", "base", "2.10x (other runs)"),)
 
 
 def test_speed_up_of_one_round_has_no_interval_and_a_failure_shows_its_reason() -> None:
     teacher, student = full_size_record("sdxl", probe(speed.P50, [[2.0]])), full_size_record("vega", probe(speed.P50, [[1.0]]))
-    assert speed.format_speed_up(student, teacher, speed.P50) == "2.000x"
+    assert str(speed.speed_up(student, teacher, speed.P50)) == "2.000x"
     broken = full_size_record("vega", failed_probe(speed.P50, "out of memory at batch 8; the largest batch that fits is 4"))
-    assert speed.format_speed_up(broken, teacher, speed.P50) == "failed: out of memory at batch 8; the largest batch that fits is 4"
-    assert speed.format_speed_up(student, broken, speed.P50) == "missing: nothing of the teacher to compare with"
+    assert str(speed.speed_up(broken, teacher, speed.P50)) == "failed: out of memory at batch 8; the largest batch that fits is 4"
+    assert str(speed.speed_up(student, broken, speed.P50)) == "missing: nothing of the teacher to compare with"
 
 
 def test_each_setting_has_a_row_and_the_tiny_vae_its_own_table() -> None:
@@ -87,7 +88,7 @@ def test_published_ratios_are_listed_beside_measured_ones() -> None:
     by_claim = {row[0]: row for row in rows}
     koala = by_claim["latency and memory: RTX 4090, 1024 px"]
     assert koala[3:5] == (speed.P50, f"{3.23 / 2.09:.2f}x")
-    assert koala[5] == speed.format_speed_up(student, teacher, speed.P50)
+    assert koala[5] == str(speed.speed_up(student, teacher, speed.P50))
     words = next(row for row in rows if row[0].startswith("speed-up over SDXL"))
     assert words[4] == '"up to 60 % faster"'
     assert all(row[2] == "ssd-1b (random weights)" for row in rows)

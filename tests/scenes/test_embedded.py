@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
+from sdbench.disk import file_digest
 from sdbench.doctor import checks
 from sdbench.encoders import scenes as encoders
 from sdbench.errors import UserError
@@ -100,7 +101,7 @@ def test_changed_or_missing_file_is_an_error_that_names_it(tmp_path: Path, monke
     (tmp_path / "unets").mkdir()
     for name in ("unets/one.bin", "two.bin"):
         (tmp_path / name).write_bytes(b"weights")
-    digests = {name: embedded.digest(tmp_path / name) for name in ("unets/one.bin", "two.bin")}
+    digests = {name: file_digest(tmp_path / name) for name in ("unets/one.bin", "two.bin")}
     (tmp_path / "manifest.json").write_text(json.dumps({"files": digests}))
     monkeypatch.setattr(embedded, "WEIGHTS", tmp_path)
     monkeypatch.setattr(embedded, "MANIFEST", tmp_path / "manifest.json")

@@ -5,8 +5,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from sdbench.disk import file_digest
 from sdbench.errors import UserError
-from sdbench.scenes.embedded import WEIGHTS, digest
+from sdbench.scenes.embedded import WEIGHTS
 from sdbench.scenes.training.make import PARTS, Workspace
 
 SHIPPED = ("pipeline", "unets", "evaluators")
@@ -36,7 +37,7 @@ def ship(workspace: Workspace, environment: dict[str, Any], logs: Path) -> Path:
     reports = {part: json.loads((workspace.out / "reports" / f"{part}.json").read_text()) for part in PARTS}
     files = sorted(path for name in SHIPPED for path in (WEIGHTS / name).rglob("*") if path.is_file())
     content = {
-        "files": {path.relative_to(WEIGHTS).as_posix(): digest(path) for path in files},
+        "files": {path.relative_to(WEIGHTS).as_posix(): file_digest(path) for path in files},
         "parts": reports,
         "environment": environment,
     }

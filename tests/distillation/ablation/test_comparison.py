@@ -5,6 +5,7 @@ from PIL import Image
 
 from distillation.ablation.comparison import compare_arms, markdown_table, plot_arms
 from distillation.ablation.experiment import BASE, Outcome
+from sdbench.stats.intervals import Estimate
 
 
 def test_the_table_matches_closed_forms() -> None:
@@ -13,11 +14,11 @@ def test_the_table_matches_closed_forms() -> None:
 
     rows = [outcome(BASE, 0, 4), outcome(BASE, 1, 6), outcome("other", 0, 5), outcome("other", 1, 9)]
     base, other = compare_arms(rows)
-    assert base.accuracy == pytest.approx(0.5)
-    assert base.accuracy_half == pytest.approx(12.7062 * 0.1, rel=1e-4)  # t(0.975, 1) sd / sqrt(2), sd = 0.1 sqrt(2)
-    assert (base.difference, base.difference_half) == (0, 0)
-    assert other.difference == pytest.approx(0.2)
-    assert other.difference_half == pytest.approx(12.7062 * 0.1, rel=1e-4)
+    half = 12.7062 * 0.1  # t(0.975, 1) sd / sqrt(2), sd = 0.1 sqrt(2)
+    assert (base.accuracy.value, base.accuracy.high) == pytest.approx((0.5, 0.5 + half), rel=1e-4)
+    assert base.difference == Estimate(0, 0, 0, 2)
+    assert other.difference
+    assert (other.difference.value, other.difference.high) == pytest.approx((0.2, 0.2 + half), rel=1e-4)
     (alone,) = compare_arms([outcome("other", 0, 5)])
     assert markdown_table([alone]).splitlines()[-1] == "| other | 1 | 0.500 (one seed) | the recipe has no student with these seeds |"
     assert markdown_table([base, other]).splitlines()[-1] == "| other | 2 | 0.700 ± 2.541 | +0.200 ± 1.271 |"

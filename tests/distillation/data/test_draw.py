@@ -183,8 +183,8 @@ def test_invalid_arguments_are_refused_before_anything_is_written(prompts: Path,
         ({"prompts": tmp_path / "nowhere.txt"}, r"prompts .*nowhere\.txt cannot be read"),
         ({"teacher": tmp_path}, "no teacher in"),
         *([] if torch.cuda.is_available() else [({"device": "cuda"}, "device 'cuda' is not there")]),
-        ({"size_px": 12}, "size_px: Input should be a multiple of 8; found 12"),
-        ({"guidance_scale": -1.0}, "guidance_scale: Input should be greater than or equal to 0; found -1.0"),
+        ({"size_px": 12}, r"sampling: size_px: Input should be a multiple of 8 \(found 12\)"),
+        ({"guidance_scale": -1.0}, r"sampling: guidance_scale: Input should be greater than or equal to 0 \(found -1\.0\)"),
         ({"out": tmp_path / "taken"}, "taken exists; expected a new or empty folder"),
     ]
     for changed, said in refused:
@@ -195,10 +195,10 @@ def test_invalid_arguments_are_refused_before_anything_is_written(prompts: Path,
 
 def test_the_command_line_makes_and_shows(prompts: Path, teacher_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    options = ["--steps", "1", "--device", "cpu", "--dtype", "float32", "--n", "3"]
+    options = ["--steps", "1", "--guidance-scale", "3", "--device", "cpu", "--dtype", "float32", "--n", "3"]
     assert main(["data", "make", str(prompts), "--teacher", str(teacher_folder), "--out", str(out), *options]) == 0
     assert capsys.readouterr().out == f"{out}\n"
-    assert json.loads((out / "made.json").read_text())["sampling"]["guidance_scale"] == 7.5
+    assert json.loads((out / "made.json").read_text())["sampling"]["guidance_scale"] == 3
     assert main(["data", "show", str(out)]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "name: out",
