@@ -103,7 +103,8 @@ def resolve(
     if lora is not None:
         spec = _with_lora(spec, lora)
     if completion is not None and spec.base != completion:
-        raise UserError(f"{what!r} is a whole pipeline already; leave --base out, it only completes a bare UNet")
+        alone = f"; to measure its UNet alone, name {Path(spec.location) / 'unet'}" if spec.source == "folder" else ""
+        raise UserError(f"{what!r} is a whole pipeline already; leave --base out, it only completes a bare UNet{alone}")
     return with_name(spec, name)
 
 
