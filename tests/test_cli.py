@@ -183,6 +183,35 @@ def test_folder_that_is_not_a_checkpoint_is_reported(tmp_path: Path, capsys: pyt
 
 
 @pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["run", "--model", "x", "--suite", "quality", "--suite", "standard"],
+            "--suite is given twice: quality and standard; give one of them",
+        ),
+        (["run", "--model", "x", "--steps", "4", "--steps", "4"], "--steps is given twice: 4 and 4"),
+        (
+            ["run", "--model", "x", "--timesteps", "9", "--timesteps", "4"],
+            r"--timesteps is given twice: \[9\] and \[4\]; give all its values",
+        ),
+        (["reference", "list", "--results", "a", "--results", "b"], "--results is given twice: a and b"),
+    ],
+)
+def test_option_of_one_value_is_refused_where_it_is_given_twice(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        cli.main(words)
+    assert done.value.code == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_repeatable_options_collect_their_values_in_every_use_of_a_parser() -> None:
+    parser = cli.build_parser()
+    for _ in range(2):
+        parsed = parser.parse_args(["run", "--model", "a", "--model", "b", "--suite", "quality", "--json", "--json"])
+        assert (parsed.model, parsed.suite, parsed.json) == (["a", "b"], "quality", True)
+
+
+@pytest.mark.parametrize(
     "words",
     [
         [],
