@@ -617,7 +617,10 @@ def test_custom_prompts_and_reference_make_a_custom_suite_identified_by_content(
     with pytest.raises(UserError, match=r"prompts nowhere\.txt cannot be read"):
         api.Overrides(prompts=Path("nowhere.txt")).apply(plain)
     message = error_message(["run", "--model", "scenes-vega", "--prompts", "mine.txt", "--dry-run"], capsys)
-    assert "suite 'quality-custom': not a caption of the scenes grammar: 'a cat'" in message
+    assert "suite 'quality-custom': not a caption of the scenes grammar: 'a cat'. The embedded family draws only captions" in message
+    assert (
+        "such as 'a large red circle left of a small blue star on a pink background'; other prompts need a model of family sdxl" in message
+    )
 
 
 def test_overridden_settings_make_a_custom_suite() -> None:

@@ -12,7 +12,7 @@ from sdbench.generate import Job, list_jobs
 from sdbench.models.locate import check_local_files
 from sdbench.models.spec import ModelSpec
 from sdbench.records import Model
-from sdbench.scenes.grammar import parse
+from sdbench.scenes.grammar import EXAMPLE, parse
 from sdbench.score import find_protocols
 from sdbench.settings import Dtype, Sampling, Setting
 from sdbench.store import Store
@@ -115,7 +115,10 @@ def check_captions(captions: Sequence[str], where: str) -> None:
         try:
             parse(caption)
         except ValueError as error:
-            raise UserError(f"{where}: {error}; other prompts are for the full-size family, by --suite standard") from error
+            raise UserError(
+                f"{where}: {error}. The embedded family draws only captions of its grammar, such as {EXAMPLE!r}; "
+                "other prompts need a model of family sdxl, and a suite for it such as 'standard'"
+            ) from error
 
 
 def check_models(specs: Sequence[ModelSpec], suite: Suite) -> None:
