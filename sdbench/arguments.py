@@ -17,11 +17,32 @@ P = TypeVar("P", bound=argparse.ArgumentParser)
 class Parser(argparse.ArgumentParser):
     """A parser that takes no abbreviated options: argparse reads `--base` as `--baseline` where there is no `--base`.
 
-    Its subcommands are parsers of this class too.
+    Nor does it take an option twice, unless that collects its values: argparse drops all but the last. Its subcommands are parsers of
+    this class too.
     """
 
     def __init__(self, prog: str | None = None, **options: Any) -> None:
         super().__init__(prog, allow_abbrev=False, **options)
+        self.given: dict[argparse.Action, Any] = {}
+        for action in (None, "store"):
+            self.register("action", action, _StoreOnce)
+
+    def parse_known_args(self, *args: Any, **options: Any) -> Any:
+        """Parse arguments, as argparse does."""
+        self.given.clear()
+        return super().parse_known_args(*args, **options)
+
+
+class _StoreOnce(argparse.Action):
+    """Store an option's value; an error where it has one already."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
+        assert isinstance(parser, Parser)
+        if option and self in parser.given:
+            advice = "give all its values after one" if self.nargs else "give one of them"
+            parser.error(f"{option} is given twice: {parser.given[self]} and {values}; {advice}")
+        parser.given[self] = values
+        setattr(namespace, self.dest, values)
 
 
 def add_command(commands: "argparse._SubParsersAction[P]", name: str, help_text: str) -> P:

@@ -34,8 +34,7 @@ def score(subject: Subject, metrics: Sequence[str]) -> tuple[list[Value], Scores
         UserError: a metric is not known, or an image cannot be read.
     """
     protocols = find_protocols(metrics)
-    for _ in subject.blocks():  # an image that cannot be read ends the run here, before any metric
-        pass
+    subject.store.verify(subject.image_ids)  # a damaged image ends the run here, before any metric
     values = []
     for protocol in protocols:
         try:

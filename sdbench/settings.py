@@ -62,8 +62,10 @@ class Sampling(Table):
             return self
         if self.timestep_spacing is not None:
             raise ValueError("timesteps and timestep_spacing exclude each other; leave one of them out")
-        if len(self.timesteps) != self.steps or sorted(set(self.timesteps), reverse=True) != list(self.timesteps):
-            raise ValueError(f"timesteps must decrease, one for each of the {self.steps} steps, found {list(self.timesteps)}")
+        if len(self.timesteps) != self.steps:
+            raise ValueError(f"there must be as many timesteps as steps, found {len(self.timesteps)} and {self.steps}")
+        if sorted(set(self.timesteps), reverse=True) != list(self.timesteps):
+            raise ValueError(f"timesteps must decrease from step to step, found {list(self.timesteps)}")
         return self
 
     @property

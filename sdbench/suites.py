@@ -15,15 +15,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from sdbench.assets.prompts import (
-    check_digest,
-    file_digest,
-    is_verified,
-    locate,
-    prompts_digest,
-    read_dataset,
-    read_lines,
-)
+from sdbench.assets.prompts import check_digest, is_verified, locate, prompts_digest, read_dataset, read_lines
+from sdbench.disk import file_digest
 from sdbench.errors import UserError, unknown_name
 from sdbench.records import SuiteId
 from sdbench.scenes.grammar import scene_at

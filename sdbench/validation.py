@@ -1,6 +1,7 @@
 """Validation of the TOML tables that people write: a misspelt key is an error that suggests the nearest known one."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -38,16 +39,23 @@ def validate(kind: type[T], content: dict[str, Any], where: str) -> T:
             raise UserError(
                 f"{where}: {unknown_name(f'key in [{path}]' if path else 'key', str(key), _known_keys(kind, parents))}"
             ) from error
+        if first["type"] == "literal_error" and isinstance(first["input"], str):
+            known = re.findall(r"'(.*?)'", first["ctx"]["expected"])
+            raise UserError(f"{where}: {'.'.join(map(str, first['loc']))}: {unknown_name('value', first['input'], known)}") from error
         found = "" if isinstance(first["input"], dict) else f" (found {first['input']!r})"  # a whole table would be too long
-        raise UserError(f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}{found}") from error
+        raise UserError(f"{where}: {_message(first)}{found}") from error
 
 
 def error_message(error: Exception) -> str:
     """The message of an error; of pydantic's several findings only the first, on one line."""
     if not isinstance(error, ValidationError):
         return str(error)
-    first = error.errors()[0]
-    return ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
+    return _message(error.errors()[0])
+
+
+def _message(finding: Mapping[str, Any]) -> str:
+    """A finding of pydantic, without the words that it puts before the message of a validator of ours."""
+    return ": ".join(filter(None, [".".join(map(str, finding["loc"])), finding["msg"].removeprefix("Value error, ")]))
 
 
 def _known_keys(kind: Any, parents: Sequence[str | int]) -> list[str]:

@@ -144,11 +144,11 @@ def error_message(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["run", "--model", "scenes-teacher", "--suite", "efficiency-scenes", "--part", "1/2"], "measures no images, so --part has none"),
         (["run", "--model", "scenes-teacher", "--steps", "0"], "steps"),
         (["run", "--model", "scenes-teacher", "--size-px", "60"], "multiple of 8"),
-        (["run", "--model", "scenes-teacher", "--scheduler", "lmc"], "sampling.scheduler: Input should be 'model', 'ddim'"),
+        (["run", "--model", "scenes-teacher", "--scheduler", "lmc"], "sampling.scheduler: unknown value 'lmc'; did you mean 'lcm'?"),
         (["run", "--model", "scenes-teacher", "--timestep-spacing", "trailing"], "needs a scheduler that supports it"),
         (
             ["run", "--model", "scenes-teacher", "--scheduler", "lcm", "--timesteps", "999", "499", "--steps", "4"],
-            "one for each of the 4 steps",
+            "with your settings: sampling: there must be as many timesteps as steps, found 2 and 4",
         ),
         (["benchmark", "--profile", "scene"], "unknown profile 'scene'; did you mean 'scenes'?"),
         (["noise", "sdxl", "--suite", "mlperf-sdxl"], "takes its latent from asset:mlperf-latents, whatever the seed"),
@@ -181,6 +181,35 @@ def test_folder_that_is_not_a_checkpoint_is_reported(tmp_path: Path, capsys: pyt
     (tmp_path / "holiday" / "beach.txt").write_text("sand")
     assert "holiday" in error_message(["run", "--model", "./holiday"], capsys)
     assert "holiday" in error_message(["gate", "./holiday", "--baseline", "scenes-teacher"], capsys)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["run", "--model", "x", "--suite", "quality", "--suite", "standard"],
+            "--suite is given twice: quality and standard; give one of them",
+        ),
+        (["run", "--model", "x", "--steps", "4", "--steps", "4"], "--steps is given twice: 4 and 4"),
+        (
+            ["run", "--model", "x", "--timesteps", "9", "--timesteps", "4"],
+            r"--timesteps is given twice: \[9\] and \[4\]; give all its values",
+        ),
+        (["reference", "list", "--results", "a", "--results", "b"], "--results is given twice: a and b"),
+    ],
+)
+def test_option_of_one_value_is_refused_where_it_is_given_twice(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        cli.main(words)
+    assert done.value.code == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_repeatable_options_collect_their_values_in_every_use_of_a_parser() -> None:
+    parser = cli.build_parser()
+    for _ in range(2):
+        parsed = parser.parse_args(["run", "--model", "a", "--model", "b", "--suite", "quality", "--json", "--json"])
+        assert (parsed.model, parsed.suite, parsed.json) == (["a", "b"], "quality", True)
 
 
 @pytest.mark.parametrize(
@@ -632,7 +661,10 @@ def test_custom_prompts_and_reference_make_a_custom_suite_identified_by_content(
     with pytest.raises(UserError, match=r"prompts nowhere\.txt cannot be read"):
         api.Overrides(prompts=Path("nowhere.txt")).apply(plain)
     message = error_message(["run", "--model", "scenes-vega", "--prompts", "mine.txt", "--dry-run"], capsys)
-    assert "suite 'quality-custom': not a caption of the scenes grammar: 'a cat'" in message
+    assert "suite 'quality-custom': not a caption of the scenes grammar: 'a cat'. The embedded family draws only captions" in message
+    assert (
+        "such as 'a large red circle left of a small blue star on a pink background'; other prompts need a model of family sdxl" in message
+    )
 
 
 def test_overridden_settings_make_a_custom_suite() -> None:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from sdbench.disk import file_digest as file_digest  # noqa: PLC0414  # suites and runs take all digests of their inputs from here
 from sdbench.errors import UserError
 
 COLUMNS = ("prompt", "caption", "text")

@@ -120,9 +120,9 @@ def noise(arguments: argparse.Namespace) -> int:
     for name, spread in floor.metrics.items():
         noise_text = f"{100 * spread.noise:.3g} %" if is_probe(name) else f"{spread.noise:.3g}"
         ends = f"{min(spread.values):.4g} to {max(spread.values):.4g}"
-        print_note(f"{name:28} standard deviation of the difference of two runs: {noise_text}; the runs' values: {ends}")
-    print_note("a margin in the gate's policy must exceed the standard deviation of its metric")
-    print_note(f"written: {path}")
+        print_answer(f"{name:28} standard deviation of the difference of two runs: {noise_text}; the runs' values: {ends}", arguments)
+    print_answer("a margin in the gate's policy must exceed the standard deviation of its metric", arguments)
+    print_answer(f"written: {path}", arguments)
     if arguments.json:
         print_json(floor.model_dump(mode="json"))
     return 0

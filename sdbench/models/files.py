@@ -126,8 +126,10 @@ def weight_files(folder: Path, part: str, *, sixteen_bit: bool) -> tuple[str | N
     """The variant and the safetensors files of a part ("unet", "vae", "text_encoder", "text_encoder_2") in its folder.
 
     Raises:
-        UserError: there are none, or the index is damaged or names a shard that is missing.
+        UserError: there is no such folder, it holds none, or the index is damaged or names a shard that is missing.
     """
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}, which holds the weights of the {part}; copy it from the base pipeline")
     names = [path.name for path in folder.glob("*")]
     choice = choose_weight_files(names, STEMS[part], sixteen_bit=sixteen_bit)
     if choice is None:

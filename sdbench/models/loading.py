@@ -1,5 +1,6 @@
 """Loads models as stock `StableDiffusionXLPipeline`s, checked tensor by tensor. Reads only the disk; never runs remote code."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,32 @@ def load_unet(pipeline: Path, *, dtype: str, device: torch.device | str) -> Any:
     return unet.to(device).eval().requires_grad_(requires_grad=False)
 
 
+def check_headers(spec: ModelSpec, *, dtype: str) -> None:
+    """Check all that `load` checks but the values of weights; reads configurations, headers and the LoRA.
+
+    Raises:
+        UserError: files are missing or damaged, tensors do not fit their configuration, or the LoRA does not fit the model.
+    """
+    if spec.source in ("random", "rendered"):
+        return
+    silence_libraries()
+    layout = locate(spec)
+    parts = _build_parts(layout, sixteen_bit=dtype != "float32")
+    if layout.lora:
+        _check_lora_layers(parts, layout.lora)
+
+
+def _build_parts(layout: Layout, *, sixteen_bit: bool) -> dict[str, nn.Module]:
+    """Build a pipeline's networks on the meta device, and check that the headers of its files fit them."""
+    if layout.checkpoint:
+        parts = {part: _build_from_config(part, layout.pipeline / part) for part in CLASSES}
+        check_checkpoint(parts, read_header(layout.checkpoint), layout.checkpoint)
+        return parts
+    folders = {part: layout.pipeline / part for part in STEMS if part != "unet"} | ({} if layout.unet.is_file() else {"unet": layout.unet})
+    parts = {part: build_part(part, folder, sixteen_bit=sixteen_bit) for part, folder in folders.items()}
+    return parts if "unet" in parts else {"unet": _build_unet_of_file(layout), **parts}
+
+
 def _available_device(name: torch.device | str) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -74,7 +101,7 @@ def _available_device(name: torch.device | str) -> torch.device:
 
 def _read_pipeline(spec: ModelSpec, dtype: torch.dtype) -> Any:
     layout = locate(spec)
-    pipeline = _read_checkpoint(layout, layout.checkpoint, dtype) if layout.checkpoint else _read_folders(layout, dtype)
+    pipeline = _read_checkpoint(layout, dtype) if layout.checkpoint else _read_folders(layout, dtype)
     if layout.lora:
         _fuse_lora(pipeline, layout.lora)
     for part in CLASSES:
@@ -111,25 +138,42 @@ def read_part(part: str, folder: Path, dtype: torch.dtype, *, sixteen_bit: bool 
     Raises:
         UserError: files are missing or damaged, or tensors do not fit their configuration.
     """
-    config = read_json(folder / "config.json")
     prefer_16_bit = dtype != torch.float32 if sixteen_bit is None else sixteen_bit
-    variant, files = weight_files(folder, part, sixteen_bit=prefer_16_bit)
-    check_tensors(_build_from_config(part, config, folder), part, read_headers(files), folder)
+    build_part(part, folder, sixteen_bit=prefer_16_bit)
+    variant, _ = weight_files(folder, part, sixteen_bit=prefer_16_bit)
     model: nn.Module = CLASSES[part].from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True, variant=variant)
     return model
 
 
-def _build_from_config(part: str, config: Config, where: Path) -> Any:
+def build_part(part: str, folder: Path, *, sixteen_bit: bool) -> nn.Module:
+    """Build a part of a pipeline on the meta device, and check that the headers of its files fit it.
+
+    Raises:
+        UserError: see `read_part`.
+    """
+    model: nn.Module = _build_from_config(part, folder)
+    check_tensors(model, part, read_headers(weight_files(folder, part, sixteen_bit=sixteen_bit)[1]), folder)
+    return model
+
+
+def _build_from_config(part: str, folder: Path) -> Any:
+    config = read_json(folder / "config.json")
     try:
         return build_on_meta(part, config)
     except (TypeError, ValueError, KeyError, IndexError) as error:
         raise UserError(
-            f"{where / 'config.json'} describes no {CLASSES[part].__name__}: {error}. Use the one that the weights were saved with."
+            f"{folder / 'config.json'} describes no {CLASSES[part].__name__}: {error}. Use the one that the weights were saved with."
         ) from error
 
 
 def _read_unet_file(layout: Layout, dtype: torch.dtype) -> nn.Module:
-    """Load a UNet without configuration: it gets the base's widths, and the known topology that its tensors have."""
+    model = _build_unet_of_file(layout)
+    model.load_state_dict({name: tensor.to(dtype) for name, tensor in strip_prefixes(load_file(layout.unet)).items()}, assign=True)
+    return model
+
+
+def _build_unet_of_file(layout: Layout) -> nn.Module:
+    """Build a UNet without configuration on the meta device: it gets the base's widths, and the known topology that its tensors have."""
     base = read_json(layout.pipeline / "unet" / "config.json")
     tensors = strip_prefixes(read_header(layout.unet))
     candidates = (base, *({**base, **topology} for topology in TOPOLOGIES.values()))
@@ -140,20 +184,18 @@ def _read_unet_file(layout: Layout, dtype: torch.dtype) -> nn.Module:
         )
     model: nn.Module = build_on_meta("unet", config)
     check_tensors(model, "unet", tensors, layout.unet)
-    model.load_state_dict({name: tensor.to(dtype) for name, tensor in strip_prefixes(load_file(layout.unet)).items()}, assign=True)
     return model
 
 
-def _read_checkpoint(layout: Layout, checkpoint: Path, dtype: torch.dtype) -> Any:
-    models = {part: _build_from_config(part, read_json(layout.pipeline / part / "config.json"), layout.pipeline / part) for part in CLASSES}
-    check_checkpoint(models, read_header(checkpoint), checkpoint)
+def _read_checkpoint(layout: Layout, dtype: torch.dtype) -> Any:
+    _build_parts(layout, sixteen_bit=False)
     return PIPELINE.from_single_file(
-        str(checkpoint), config=str(layout.pipeline), dtype=dtype, local_files_only=True, add_watermarker=False
+        str(layout.checkpoint), config=str(layout.pipeline), dtype=dtype, local_files_only=True, add_watermarker=False
     )
 
 
 def _fuse_lora(pipeline: Any, file: Path) -> None:
-    _check_lora_layers(pipeline, file)
+    _check_lora_layers(pipeline.components, file)
     try:
         pipeline.load_lora_weights(str(file.parent), weight_name=file.name, local_files_only=True)
     except (RuntimeError, ValueError) as error:
@@ -164,20 +206,20 @@ def _fuse_lora(pipeline: Any, file: Path) -> None:
     pipeline.unload_lora_weights()
 
 
-def _check_lora_layers(pipeline: Any, file: Path) -> None:
+def _check_lora_layers(parts: Mapping[str, Any], file: Path) -> None:
     """Check that the model has every layer of a LoRA: diffusers silently skips the others."""
     if any("dora_scale" in name for name in read_header(file)):
         raise UserError(f"LoRA {file} is a DoRA, whose magnitudes diffusers ignores; merge it where it was trained, and name the result")
     try:
-        state, _ = pipeline.lora_state_dict(
-            str(file.parent), weight_name=file.name, unet_config=pipeline.unet.config, local_files_only=True
+        state, _ = PIPELINE.lora_state_dict(
+            str(file.parent), weight_name=file.name, unet_config=parts["unet"].config, local_files_only=True
         )
-        layers = _lora_layers(pipeline, state)
+        layers = _lora_layers(parts, state)
     except ValueError as error:
         raise UserError(
             f"LoRA {file} has a format that diffusers does not read ({str(error)[:100].strip()}); save it with the tensor names of diffusers or of Kohya's scripts"
         ) from error
-    modules = {f"{part}.{name}" for part in _LORA_PARTS for name, _ in getattr(pipeline, part).named_modules()}
+    modules = {f"{part}.{name}" for part in _LORA_PARTS for name, _ in parts[part].named_modules()}
     if surplus := sorted(layers - modules):
         raise UserError(
             f"LoRA {file} has {len(surplus)} layers that the model lacks, such as {surplus[0]!r}; it was made for another architecture"
@@ -187,7 +229,7 @@ def _check_lora_layers(pipeline: Any, file: Path) -> None:
 _LORA_PARTS = ("unet", "text_encoder", "text_encoder_2")  # parts that diffusers loads LoRAs into
 
 
-def _lora_layers(pipeline: Any, state: dict[str, Any]) -> set[str]:
+def _lora_layers(parts: Mapping[str, Any], state: dict[str, Any]) -> set[str]:
     """The names of the modules that a LoRA changes, converted from its tensors' names as diffusers does while loading."""
     layers = {name.split(".lora")[0] for name in state if not name.startswith(tuple(f"{part}." for part in _LORA_PARTS))}
     for part in _LORA_PARTS:
@@ -196,6 +238,6 @@ def _lora_layers(pipeline: Any, state: dict[str, Any]) -> set[str]:
             own = convert_unet_state_dict_to_peft(own)
         elif own:
             own = convert_state_dict_to_peft(convert_state_dict_to_diffusers(own))
-        prefix = "" if part == "unet" or hasattr(getattr(pipeline, part), "text_model") else PREFIX
+        prefix = "" if part == "unet" or hasattr(parts[part], "text_model") else PREFIX
         layers |= {f"{part}.{name.removeprefix(prefix).split('.lora')[0]}" for name in own}
     return layers

@@ -62,6 +62,7 @@ def locate(spec: ModelSpec) -> Layout:
     folder = _folder(spec)
     pipeline = _folder(spec.base) if spec.base else folder
     check_model_index(pipeline)
+    check_small_files(pipeline)
     checkpoint = folder if spec.source == "file" and checkpoint_kind(folder, read_header(folder)) == "checkpoint" else None
     return Layout(pipeline, folder if spec.base else folder / "unet", checkpoint, _lora_file(spec.lora) if spec.lora else None)
 
@@ -98,6 +99,26 @@ def check_model_index(folder: Path) -> None:
     library = (index.get("scheduler") or [None])[0]
     if library != "diffusers":
         raise UserError(f"{path}: the scheduler comes from {library!r}, expected 'diffusers'; parts with code of their own are not loaded")
+
+
+def check_small_files(folder: Path) -> None:
+    """Check that a pipeline has its scheduler and tokenizers: the libraries would make up a tokenizer of two words.
+
+    Raises:
+        UserError: a file is missing, or a configuration is damaged.
+    """
+    read_json(folder / "scheduler" / "scheduler_config.json")
+    for path in (folder / "tokenizer", folder / "tokenizer_2"):
+        names = {file.name for file in path.glob("*")}
+        if not names:
+            raise UserError(f"{path} is missing or empty; copy it from the base pipeline")
+        if "tokenizer.json" not in names and not names.issuperset(("vocab.json", "merges.txt")):
+            raise UserError(
+                f"{path} has no vocabulary: expected vocab.json and merges.txt, or tokenizer.json, found {', '.join(sorted(names))}; "
+                "copy them from the base pipeline"
+            )
+        if "model_max_length" not in read_json(path / "tokenizer_config.json"):
+            raise UserError(f"{path / 'tokenizer_config.json'} has no model_max_length; copy the file from the base pipeline")
 
 
 def _folder(spec: ModelSpec) -> Path:

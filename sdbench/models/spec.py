@@ -103,8 +103,21 @@ def resolve(
     if lora is not None:
         spec = _with_lora(spec, lora)
     if completion is not None and spec.base != completion:
-        raise UserError(f"{what!r} is a whole pipeline already; leave --base out, it only completes a bare UNet")
+        alone = f"; to measure its UNet alone, name {Path(spec.location) / 'unet'}" if spec.source == "folder" else ""
+        raise UserError(f"{what!r} is a whole pipeline already; leave --base out, it only completes a bare UNet{alone}")
+    _check_family_of_base(spec)
     return with_name(spec, name)
+
+
+def _check_family_of_base(spec: ModelSpec) -> None:
+    base = spec.base
+    if base is None or "custom" in (spec.family, base.family) or (base.source == "hub" and base.architecture == "custom"):
+        return  # the family of a Hub pipeline that is not downloaded is a guess
+    if spec.family != base.family:
+        raise UserError(
+            f"{spec.location} is of family {spec.family!r}, --base {base.name!r} of {base.family!r}: their text embeddings differ in width; "
+            f"name the pipeline that it was made from, such as --base {TEACHERS[spec.family]}"
+        )
 
 
 def _spec_of(what: str, base: ModelSpec | None) -> ModelSpec:

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from sdbench.assets.prompts import file_digest, prompts_digest
+from sdbench.assets.prompts import prompts_digest
+from sdbench.disk import file_digest
 from sdbench.records import Value
 from sdbench.reference import cards
 from sdbench.suites import Accept, Suite

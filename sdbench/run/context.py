@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from sdbench import records
+from sdbench.assets.pipelines import is_cached
 from sdbench.errors import UserError
 from sdbench.generate import Job, list_jobs
+from sdbench.models.loading import build_part, check_headers
 from sdbench.models.locate import check_local_files
 from sdbench.models.spec import ModelSpec
 from sdbench.records import Model
-from sdbench.scenes.grammar import parse
+from sdbench.scenes.grammar import EXAMPLE, parse
 from sdbench.score import find_protocols
 from sdbench.settings import Dtype, Sampling, Setting
 from sdbench.store import Store
@@ -115,7 +117,10 @@ def check_captions(captions: Sequence[str], where: str) -> None:
         try:
             parse(caption)
         except ValueError as error:
-            raise UserError(f"{where}: {error}; other prompts are for the full-size family, by --suite standard") from error
+            raise UserError(
+                f"{where}: {error}. The embedded family draws only captions of its grammar, such as {EXAMPLE!r}; "
+                "other prompts need a model of family sdxl, and a suite for it such as 'standard'"
+            ) from error
 
 
 def check_models(specs: Sequence[ModelSpec], suite: Suite) -> None:
@@ -135,6 +140,19 @@ def check_models(specs: Sequence[ModelSpec], suite: Suite) -> None:
             raise UserError(f"two models are called {spec.name!r}: {places}; run them one by one, each with a --name of its own")
         check_local_files(spec)
         by_name[spec.name] = spec
+
+
+def check_weights(specs: Sequence[ModelSpec], dtype: Dtype) -> None:
+    """Check by their headers the weights of the models that are on this disk, before anything slow begins.
+
+    Raises:
+        UserError: see `check_headers`.
+    """
+    for spec in specs:
+        if is_cached(spec, dtype=dtype):
+            check_headers(spec, dtype=dtype)
+        elif spec.source == "unet-folder":  # its base is not here yet
+            build_part("unet", Path(spec.location), sixteen_bit=dtype != "float32")
 
 
 def dtypes(sampling: Sampling, timed_settings: Mapping[str, Setting]) -> list[Dtype]:

@@ -19,7 +19,7 @@ from sdbench.models.locate import locate
 from sdbench.models.spec import ModelSpec
 from sdbench.probes import work
 from sdbench.run import requirements
-from sdbench.run.context import dtypes
+from sdbench.run.context import check_weights, dtypes
 from sdbench.settings import Sampling, Setting
 from sdbench.suites import Suite
 
@@ -49,10 +49,11 @@ def plan(
         missing: what else the caller knows to be missing.
 
     Raises:
-        UserError: this machine has no such device, or the Hub cannot be reached.
+        UserError: this machine has no such device, the weights of a model on this disk are damaged, or the Hub cannot be reached.
     """
     assert suite.sampling
     assert suite.prompts
+    check_weights(specs, suite.sampling.dtype)
     rate = _macs_per_s(choose_device(device))
     scored = suite if only != "probes" else suite.model_copy(update={"metrics": {}, "reference": None})
     probes = suite.probes.select(settings) if suite.probes and only != "quality" else {}

@@ -19,7 +19,7 @@ from sdbench.models.spec import ModelSpec, with_cached_architecture
 from sdbench.probes import driver
 from sdbench.probes.driver import ProbeResult
 from sdbench.records import Model
-from sdbench.run.context import RunContext, check_models, dtypes, store_and_jobs
+from sdbench.run.context import RunContext, check_models, check_weights, dtypes, store_and_jobs
 from sdbench.run.recording import build_subject, teacher_name, write_record
 from sdbench.scenes import embedded
 from sdbench.store import Store
@@ -74,6 +74,7 @@ def fetch_models(specs: Sequence[ModelSpec], context: RunContext) -> list[ModelS
             embedded.verified_path(spec.location)
     fetched = [with_cached_architecture(spec) for spec in specs]
     check_models(fetched, context.suite)
+    check_weights(fetched, context.sampling.dtype)
     return fetched
 
 

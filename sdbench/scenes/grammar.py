@@ -28,6 +28,7 @@ COLOURS = {
 BACKGROUNDS = {"white": (250, 250, 250), "black": (15, 15, 15), "gray": (150, 150, 150), "pink": (250, 180, 200)}
 SIZES = ("small", "large")
 RELATIONS = ("left of", "right of", "above", "below")
+EXAMPLE = "a large red circle left of a small blue star on a pink background"
 Split = Literal["train", "heldout"]
 
 _CAPTION = re.compile(
@@ -100,14 +101,11 @@ def parse(caption: str) -> Scene:
     """Parse a caption, whatever its case.
 
     Raises:
-        ValueError: the caption does not follow the grammar; the message shows the expected form, or an unknown word with its nearest match.
+        ValueError: the caption does not follow the grammar; the message shows an unknown word with its nearest match.
     """
     match = _CAPTION.fullmatch(caption.strip().lower())
     if match is None:
-        raise ValueError(
-            f"not a caption of the scenes grammar: {caption!r}; expected the form 'a large red circle left of a small "
-            "blue star on a pink background'"
-        )
+        raise ValueError(f"not a caption of the scenes grammar: {caption!r}")
     words = match.groupdict()
     things = [_thing(words["size"], words["colour"], words["shape"])]
     if words["relation"] is not None:

@@ -16,6 +16,7 @@ from tiny import SIZE_PX, tiny_unet
 
 from sdbench.errors import UserError
 from sdbench.models.loading import load
+from sdbench.models.locate import check_local_files
 from sdbench.models.spec import resolve
 from sdbench.models.text_encoders import hub_key
 
@@ -305,6 +306,21 @@ def _bytes(file: str, change: Callable[[bytes], bytes]) -> Callable[[Path], obje
         (_json("model_index.json", unet=["my_code", "MyUNet"]), r"unet is \['my_code', 'MyUNet'\], expected .*code of their own"),
         (_json("model_index.json", scheduler=["my_code", "MyScheduler"]), "scheduler comes from 'my_code'"),
         (_json("unet/config.json", block_out_channels=[8, 8]), r"unet/config\.json describes no UNet2DConditionModel"),
+        (lambda folder: shutil.rmtree(folder / "tokenizer"), r"/tokenizer is missing or empty; copy it from the base pipeline"),
+        (
+            lambda folder: [file.unlink() for file in (folder / "tokenizer_2").iterdir()],
+            r"/tokenizer_2 is missing or empty; copy it from the base pipeline",
+        ),
+        (
+            lambda folder: [(folder / "tokenizer_2" / name).unlink() for name in ("tokenizer.json", "merges.txt")],
+            r"tokenizer_2 has no vocabulary: .* found tokenizer_config\.json, vocab\.json; copy",
+        ),
+        (lambda folder: (folder / "tokenizer_2" / "tokenizer_config.json").unlink(), r"cannot read .*tokenizer_2/tokenizer_config\.json"),
+        (
+            lambda folder: (folder / "tokenizer" / "tokenizer_config.json").write_text("{}"),
+            r"tokenizer/tokenizer_config\.json has no model_max_length",
+        ),
+        (lambda folder: shutil.rmtree(folder / "scheduler"), r"cannot read .*scheduler/scheduler_config\.json"),
     ],
 )
 def test_damaged_folder_is_an_error(pipeline_copy: Path, damage: Callable[[Path], object], message: str) -> None:
@@ -312,6 +328,12 @@ def test_damaged_folder_is_an_error(pipeline_copy: Path, damage: Callable[[Path]
     damage(pipeline_copy)
     with pytest.raises(UserError, match=message):
         load(spec, dtype="float32", device="cpu")
+
+
+def test_missing_folder_of_weights_is_called_missing(pipeline_copy: Path) -> None:
+    shutil.rmtree(pipeline_copy / "vae")
+    with pytest.raises(UserError, match=r"there is no folder \S*/vae, which holds the weights of the vae; copy it from the base pipeline"):
+        check_local_files(resolve(str(pipeline_copy)))
 
 
 def test_text_encoder_without_one_of_its_tensors_is_an_error(pipeline_copy: Path) -> None:

@@ -132,6 +132,25 @@ def test_invalid_names_and_options_are_rejected(what: str, options: dict[str, An
         resolve(what, **options)
 
 
+def test_base_of_a_whole_pipeline_is_refused_with_the_way_to_measure_its_unet_alone(tiny_pipeline: Path) -> None:
+    unet = tiny_pipeline / "unet"
+    with pytest.raises(UserError, match=f"leave --base out, .* to measure its UNet alone, name {re.escape(str(unet))}$"):
+        resolve(str(tiny_pipeline), base="scenes-teacher")
+    assert resolve(str(unet), base="scenes-teacher").source == "unet-folder"
+
+
+def test_base_of_another_family_is_refused(tiny_pipeline: Path, tmp_path: Path) -> None:
+    tiny_unet(family="sdxl").save_pretrained(tmp_path / "full")
+    message = r"full is of family 'sdxl', --base 'scenes-teacher' of 'scenes': .* such as --base sdxl$"
+    for what in (tmp_path / "full", tmp_path / "full" / "diffusion_pytorch_model.safetensors"):
+        with pytest.raises(UserError, match=message.replace("full is", f"{re.escape(str(what))} is")):
+            resolve(str(what), base="scenes-teacher")
+        assert resolve(str(what), base="sdxl").family == "sdxl"
+    with pytest.raises(UserError, match=r"of family 'scenes', --base 'sdxl' of 'sdxl': .* such as --base scenes-teacher$"):
+        resolve(str(tiny_pipeline / "unet"), base="sdxl")
+    assert resolve(str(tiny_pipeline / "unet"), base="someone/not-downloaded").family == "scenes"
+
+
 def test_mistyped_path_error_suggests_a_similar_one(tiny_pipeline: Path) -> None:
     with pytest.raises(UserError, match=re.escape(f"did you mean '{tiny_pipeline}'")):
         resolve(str(tiny_pipeline.parent / "tiny-vegs"))
