@@ -76,6 +76,7 @@ def test_standard_error_matches_repeated_draws() -> None:
     [
         (draw(5, 1)[:, :3], draw(5, 2), "same dimension, found 3 and 8"),
         (draw(5, 1)[:0], draw(5, 2), "x must have at least 1"),
+        (draw(5, 1), draw(5, 2)[:0], "y must have at least 1"),
         (draw(5, 1)[0], draw(5, 2), r"x must be n x d, found shape \(8,\)"),
         (draw(5, 1), np.full((5, 8), np.inf), "y must be finite, found NaN or infinity in 5 of 5 rows, the first is row 0"),
     ],

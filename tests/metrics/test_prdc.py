@@ -41,6 +41,12 @@ def test_prdc_equals_the_definitions(n: int, m: int, k: int) -> None:
     assert values(generated, real, k) == pytest.approx(by_definition(generated, real, k))
 
 
+def test_prdc_does_not_depend_on_the_scale_of_the_features() -> None:
+    real = draw(30, 2)
+    generated = np.concatenate([real[:10], draw(15, 1)])  # copies lie in even the smallest ball
+    assert values(generated / 1024, real / 1024) == values(generated, real)
+
+
 def test_prdc_does_not_depend_on_the_tile_size(monkeypatch: pytest.MonkeyPatch) -> None:
     generated, real = draw(41, 1, shift=0.5), draw(33, 2)
     expected = prdc(generated, real)
