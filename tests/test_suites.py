@@ -302,6 +302,12 @@ def test_missing_prompt_file_is_an_error(folder: Path) -> None:
         suite.prompt_list()
 
 
+def test_missing_latent_is_an_error(folder: Path) -> None:
+    suite = suites.load(write(folder, "[noise]", '[noise]\nkind = "fixed"\nfile = "nowhere.pt"'))
+    with pytest.raises(UserError, match=r"the suite's latent nowhere\.pt is missing: no file .*nowhere\.pt"):
+        suite.id  # noqa: B018  # every run reads it first
+
+
 def test_prompt_ids_consist_of_position_and_text_digest(folder: Path) -> None:
     few, more = (suites.load(write(folder, "n = 3", f"n = {n}")).prompt_list() for n in (3, 5))
     assert list(few.items()) == list(more.items())[:3]

@@ -11,6 +11,7 @@ from sdbench.probes import capacity
 from sdbench.probes.request import CEILINGS, REQUEST_VARIABLE, STAGES
 from sdbench.probes.rounds import Round
 from sdbench.probes.values import values
+from sdbench.probes.work import Load
 from sdbench.records import Value
 from sdbench.settings import Setting
 
@@ -67,6 +68,24 @@ def test_unavailable_values_give_their_reason() -> None:
 )
 def test_step_whose_call_returns_late_is_noted_as_bound_by_the_host(returns_s: float, note: str) -> None:
     assert values_on_a_card(returns_s=returns_s)["latency.pipeline.p50"].note == f"clock held down: power cap{note}"
+
+
+@pytest.mark.parametrize(("load", "matmul", "least"), [(Load(4e11, 4e11), 0.4, 0.4), (Load(1e11, 8e11), 0.1, 0.8)])
+def test_share_of_the_roofline_is_of_the_slower_of_work_and_movement(load: Load, matmul: float, least: float) -> None:
+    """The ceilings are those of the faster round, 1e12 per second each; calls take 0.8, 1 or 1.25 s."""
+    pipeline = [(0.8, 0.8), (1.0, 1.0), (1.25, 1.25)]
+    ceilings = [(3.0, 2.0), (1.0, 4.0), (2.0, 2.0)]
+    rounds = [
+        Round({"pipeline": calls} | dict.fromkeys(CEILINGS, each), {"amount": dict.fromkeys(CEILINGS, 1e12)}, {})
+        for calls, each in zip(pipeline, ceilings, strict=True)
+    ]
+    found = {value.name: value for value in values(rounds, Setting(), {"pipeline": load}, on_cuda=False)}
+    assert (found["ceiling.matmul"].value, found["ceiling.copy"].value) == (0.5, 500), "the median round, in TFLOP/s and GB/s"
+    p50 = found["latency.pipeline.p50"]
+    for name, seconds in (("matmul", matmul), ("roofline", least)):
+        share = found[f"share.{name}.pipeline"]
+        assert (share.value, share.n) == (pytest.approx(seconds), 6)
+        assert (share.low, share.high) == (pytest.approx(seconds / (p50.high or 0)), pytest.approx(seconds / (p50.low or 0)))
 
 
 @pytest.fixture
