@@ -45,6 +45,14 @@ def test_scores_keep_every_key_and_bit(rows: dict[tuple[str, int], float], tmp_p
     np.testing.assert_array_equal(loaded.columns["a.b:influence"], column)
 
 
+def test_scores_keep_their_prompts_and_show_ids_without_them(tmp_path: Path) -> None:
+    Scores(["a", "b"], [0, 0], {}, ["a cat", "a dog"]).write(tmp_path / "with.parquet")
+    Scores(["a", "b"], [0, 0], {}).write(tmp_path / "without.parquet")
+    found, without = (Scores.read(tmp_path / name) for name in ("with.parquet", "without.parquet"))
+    assert (found.prompts, found.prompt_texts) == (("a cat", "a dog"), ["a cat", "a dog"])
+    assert (without.prompts, without.prompt_texts) == (None, ["a", "b"])
+
+
 def test_nan_scores_stay_nan(tmp_path: Path) -> None:
     folder = save_record((make_record(), make_scores(1, 2, fd=np.array([1.0, np.nan]))), tmp_path)
     np.testing.assert_array_equal(records.read(folder)[1].columns["fd"], [1.0, np.nan])
