@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from datetime import timedelta
 from pathlib import Path
@@ -26,6 +27,7 @@ def test_record_is_read_back_as_written(tmp_path: Path) -> None:
     folder = records.write(record, scores, {"p0000-0.png": b"png"}, tmp_path)
     assert folder.parent == tmp_path / "scenes" / "quality@1" / "scenes-student"
     assert folder.name == records.digest_of(folder)
+    assert re.fullmatch("[0-9a-f]{16}", folder.name)
     loaded, loaded_scores = records.read(folder)
     assert loaded == record
     assert loaded_scores.keys == scores.keys
