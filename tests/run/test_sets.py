@@ -109,6 +109,11 @@ def test_each_protocol_uses_the_features_of_its_own_encoder(tmp_path: Path) -> N
     assert len({found[name].value for name in FRECHET}) == len(FRECHET)
 
 
+def test_moments_are_noted_as_poor_below_five_images_per_dimension() -> None:
+    assert base.small_sample_note(15, 3) == ""
+    assert base.small_sample_note(14, 3) == "descriptive: n = 14 < 5 d = 15"
+
+
 def test_every_protocol_names_an_existing_encoder() -> None:
     assert set(FRECHET.values()) | {"inception.clean", "clip.vit-l-14-336"} <= ENCODERS.keys()
     assert {protocol.name for protocol in sets.PROTOCOLS} == {*NAMES, "fd.scenes"}
