@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sdbench.probes import capacity
@@ -68,6 +69,17 @@ def test_unavailable_values_give_their_reason() -> None:
 )
 def test_step_whose_call_returns_late_is_noted_as_bound_by_the_host(returns_s: float, note: str) -> None:
     assert values_on_a_card(returns_s=returns_s)["latency.pipeline.p50"].note == f"clock held down: power cap{note}"
+
+
+def test_latencies_are_quantiles_of_all_calls_and_images_per_second_follow_the_median() -> None:
+    calls = np.random.default_rng(0).permutation(np.arange(1.0, 101)).reshape(2, 50)
+    rounds = [Round({"pipeline": tuple(of_round)}, {}, {}) for of_round in calls.tolist()]
+    found = {value.name: value for value in values(rounds, Setting(batch=4), {}, on_cuda=False)}
+    p50, p90, p99 = (found[f"latency.pipeline.{mark}@b4"] for mark in ("p50", "p90", "p99"))
+    assert [p50.value, p90.value, p99.value] == [50.5, pytest.approx(90.1), pytest.approx(99.01)]
+    assert (p50.samples, p90.samples) == (tuple(map(tuple, calls.tolist())), None)
+    rate = found["images_per_second@b4"]
+    assert (rate.value, rate.low, rate.high) == (4 / 50.5, pytest.approx(4 / (p50.high or 0)), pytest.approx(4 / (p50.low or 0)))
 
 
 @pytest.mark.parametrize(("load", "matmul", "least"), [(Load(4e11, 4e11), 0.4, 0.4), (Load(1e11, 8e11), 0.1, 0.8)])
