@@ -104,6 +104,15 @@ def test_ratio_is_positive_for_a_slower_candidate() -> None:
     assert found.n == 6
 
 
+def test_ratio_bounds_are_those_of_all_resamples_expanded_to_the_quantiles_of_t() -> None:
+    times = np.linspace(1.0, 1.5, 6)
+    medians = np.log(np.median(np.stack(np.meshgrid(*[times] * 6), -1).reshape(-1, 6), axis=1))
+    found, expansion = decisions.ratio_bounds(times[:, None], np.ones((6, 1))), math.sqrt(6 / 5)
+    tail = float(scipy_stats.norm.cdf(-expansion * scipy_stats.t.ppf(0.95, 5)))
+    assert [found.low, found.high] == pytest.approx(np.quantile(medians, [tail, 1 - tail]).tolist())
+    assert found.standard_error == pytest.approx(expansion * medians.std(), rel=0.03)
+
+
 def test_ratio_bounds_are_deterministic_unitless_and_antisymmetric() -> None:
     slow, fast = rounds(1.5, seed=1), rounds(1.0, seed=2)
     found, rescaled, swapped = (
@@ -219,10 +228,10 @@ def test_p_is_the_level_at_which_the_high_bound_reaches_the_margin(p: float) -> 
     assert decisions.regression_p_value(-decisions.paired_mean_bounds(-difference), margin) == pytest.approx(p)
 
 
-@pytest.mark.parametrize("skewed", [0, 1])
 @pytest.mark.parametrize("loss", [0.4, 0.5])
-def test_p_of_a_loss_within_the_margin_is_students(loss: float, skewed: int) -> None:
-    difference = np.random.default_rng(0).normal(0, 1, 30) ** (1 + skewed)
+@pytest.mark.parametrize(("n", "skewed"), [(2, 0), (30, 0), (30, 1)])
+def test_p_of_a_loss_within_the_margin_is_students(n: int, skewed: int, loss: float) -> None:
+    difference = np.random.default_rng(0).normal(0, 1, n) ** (1 + skewed)
     difference += -loss - difference.mean()
     expected = scipy_stats.ttest_1samp(difference, -0.5, alternative="less").pvalue
     assert decisions.regression_p_value(decisions.paired_mean_bounds(difference), 0.5) == pytest.approx(expected)
