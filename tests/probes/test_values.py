@@ -82,7 +82,9 @@ def test_latencies_are_quantiles_of_all_calls_and_images_per_second_follow_the_m
     assert [rate.value, rate.low, rate.high] == pytest.approx([4 / 50.5, 4 / (p50.high or 0), 4 / (p50.low or 0)])
 
 
-@pytest.mark.parametrize(("load", "matmul", "least"), [(Load(4e11, 4e11), 0.4, 0.4), (Load(1e11, 8e11), 0.1, 0.8)])
+@pytest.mark.parametrize(
+    ("load", "matmul", "least"), [(Load(4e11, 4e11), 0.4, 0.4), (Load(1e11, 8e11), 0.1, 0.8), (Load(12e11, 4e11), 1.2, 1.2)]
+)
 def test_share_of_the_roofline_is_of_the_slower_of_work_and_movement(load: Load, matmul: float, least: float) -> None:
     """The ceilings are those of the faster round, 1e12 per second each; calls take 0.8, 1 or 1.25 s."""
     pipeline: list[tuple[float, ...]] = [(0.8, 0.8), (1.0, 1.0), (1.25, 1.25)]
@@ -97,7 +99,12 @@ def test_share_of_the_roofline_is_of_the_slower_of_work_and_movement(load: Load,
     for name, seconds in (("matmul", matmul), ("roofline", least)):
         share = found[f"share.{name}.pipeline"]
         assert [share.value, share.low, share.high] == pytest.approx([seconds, seconds / (p50.high or 0), seconds / (p50.low or 0)])
-        assert share.n == 6
+        assert (share.n, share.note.startswith("above 1: ")) == (6, seconds > 1)
+    for measured in rounds:
+        for name in CEILINGS:
+            del measured.seconds[name]
+    unknown = {value.name: value for value in values(rounds, Setting(), {"pipeline": load}, on_cuda=False)}
+    assert {unknown[f"share.{name}.pipeline"].reason for name in ("matmul", "roofline")} == {"no ceiling was measured"}
 
 
 @pytest.fixture
