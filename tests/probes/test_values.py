@@ -83,11 +83,11 @@ def test_latencies_are_quantiles_of_all_calls_and_images_per_second_follow_the_m
 
 
 @pytest.mark.parametrize(
-    ("load", "matmul", "least"), [(Load(4e11, 4e11), 0.4, 0.4), (Load(1e11, 8e11), 0.1, 0.8), (Load(12e11, 4e11), 1.2, 1.2)]
+    ("load", "matmul", "least"), [(Load(4e11, 4e11), 0.4, 0.4), (Load(1e11, 8e11), 0.1, 0.8), (Load(24e11, 4e11), 2.4, 2.4)]
 )
 def test_share_of_the_roofline_is_of_the_slower_of_work_and_movement(load: Load, matmul: float, least: float) -> None:
-    """The ceilings are those of the faster round, 1e12 per second each; calls take 0.8, 1 or 1.25 s."""
-    pipeline: list[tuple[float, ...]] = [(0.8, 0.8), (1.0, 1.0), (1.25, 1.25)]
+    """The ceilings are those of the faster round, 1e12 per second each; calls take 1.6, 2 or 2.5 s."""
+    pipeline: list[tuple[float, ...]] = [(1.6, 1.6), (2.0, 2.0), (2.5, 2.5)]
     ceilings = [(3.0, 2.0), (1.0, 4.0), (2.0, 2.0)]
     rounds = [
         Round({"pipeline": calls} | dict.fromkeys(CEILINGS, each), {"amount": dict.fromkeys(CEILINGS, 1e12)}, {})
@@ -98,8 +98,8 @@ def test_share_of_the_roofline_is_of_the_slower_of_work_and_movement(load: Load,
     p50 = found["latency.pipeline.p50"]
     for name, seconds in (("matmul", matmul), ("roofline", least)):
         share = found[f"share.{name}.pipeline"]
-        assert [share.value, share.low, share.high] == pytest.approx([seconds, seconds / (p50.high or 0), seconds / (p50.low or 0)])
-        assert (share.n, share.note.startswith("above 1: ")) == (6, seconds > 1)
+        assert [share.value, share.low, share.high] == pytest.approx([seconds / 2, seconds / (p50.high or 0), seconds / (p50.low or 0)])
+        assert (share.n, share.note.startswith("above 1: ")) == (6, seconds > 2)
     for measured in rounds:
         for name in CEILINGS:
             del measured.seconds[name]
