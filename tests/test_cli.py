@@ -326,7 +326,7 @@ def test_noise_says_what_its_numbers_are(tmp_path: Path, monkeypatch: pytest.Mon
     }
     monkeypatch.setattr(api, "noise", lambda *_: (tmp_path / "floor.toml", floor.model_copy(update={"metrics": spreads})))
     assert cli.main(["noise", "scenes-vega"]) == 0
-    distance, latency, rule, _ = capsys.readouterr().err.splitlines()
+    distance, latency, rule, _ = capsys.readouterr().out.splitlines()
     assert distance.split(maxsplit=1) == [
         "fd.scenes",
         "standard deviation of the difference of two runs: 77.8; the runs' values: 769.3 to 823.9",

@@ -130,7 +130,7 @@ def test_other_dtype_is_evaluated_on_a_copy(few: suites.Suite) -> None:
     assert record.model.weights_digest == in_memory.digest(pipeline)
 
 
-def test_digest_covers_everything_that_affects_a_image() -> None:
+def test_digest_covers_everything_that_affects_an_image() -> None:
     pipeline = copy_student()
     first = in_memory.digest(pipeline)
     assert in_memory.digest(copy_student()) == first

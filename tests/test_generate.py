@@ -193,7 +193,7 @@ def test_run_resumes_after_its_process_was_killed(store: Store, expected: dict[s
     assert store.missing([job.image_id for job in make_jobs()]) == []
 
 
-def test_name_of_a_image_depends_on_its_inputs_only() -> None:
+def test_name_of_an_image_depends_on_its_inputs_only() -> None:
     jobs = make_jobs()
     assert len({job.image_id for job in jobs}) == 7
     assert make_jobs(3) == jobs[:3]
@@ -218,7 +218,7 @@ def test_name_of_a_image_depends_on_its_inputs_only() -> None:
     assert len(set(names)) == len(names)
 
 
-def test_noise_of_a_image_depends_only_on_seed_prompt_and_sample() -> None:
+def test_noise_of_an_image_depends_only_on_seed_prompt_and_sample() -> None:
     noise = Noise(seed=3)
     one = initial_noise(noise, "00001-abc", 0, SHAPE)
     torch.manual_seed(0)
@@ -434,7 +434,7 @@ def test_eta_of_the_suite_sets_the_noise_of_each_step(pipeline: StableDiffusionX
     assert not np.array_equal(draw(), draw(eta=0.5))
 
 
-def test_unset_step_settings_do_not_change_the_name_of_a_image() -> None:
+def test_unset_step_settings_do_not_change_the_name_of_an_image() -> None:
     assert SAMPLING.model_dump().keys() == {
         *("steps", "guidance_scale", "size_px", "scheduler", "negative_prompt", "dtype", "batch"),
     }  # else images of earlier runs would not be found

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from datetime import timedelta
 from pathlib import Path
@@ -26,6 +27,7 @@ def test_record_is_read_back_as_written(tmp_path: Path) -> None:
     folder = records.write(record, scores, {"p0000-0.png": b"png"}, tmp_path)
     assert folder.parent == tmp_path / "scenes" / "quality@1" / "scenes-student"
     assert folder.name == records.digest_of(folder)
+    assert re.fullmatch("[0-9a-f]{16}", folder.name)
     loaded, loaded_scores = records.read(folder)
     assert loaded == record
     assert loaded_scores.keys == scores.keys
@@ -43,6 +45,14 @@ def test_scores_keep_every_key_and_bit(rows: dict[tuple[str, int], float], tmp_p
     loaded = Scores.read(path)
     assert loaded.keys == list(rows)
     np.testing.assert_array_equal(loaded.columns["a.b:influence"], column)
+
+
+def test_scores_keep_their_prompts_and_show_ids_without_them(tmp_path: Path) -> None:
+    Scores(["a", "b"], [0, 0], {}, ["a cat", "a dog"]).write(tmp_path / "with.parquet")
+    Scores(["a", "b"], [0, 0], {}).write(tmp_path / "without.parquet")
+    found, without = (Scores.read(tmp_path / name) for name in ("with.parquet", "without.parquet"))
+    assert (found.prompts, found.prompt_texts) == (("a cat", "a dog"), ["a cat", "a dog"])
+    assert (without.prompts, without.prompt_texts) == (None, ["a", "b"])
 
 
 def test_nan_scores_stay_nan(tmp_path: Path) -> None:

@@ -138,6 +138,14 @@ def test_invalid_value_is_reported_with_what_is_expected(old: str, new: str, mes
     assert "suites/own.toml" in str(caught.value)
 
 
+def test_one_step_of_a_sampling_is_its_first(folder: Path) -> None:
+    sampling = suites.load(write(folder)).sampling
+    assert sampling
+    assert sampling.with_one_step == sampling.model_copy(update={"steps": 1})
+    listed = sampling.model_copy(update={"scheduler": "lcm", "timesteps": (999, 749, 499, 249)})
+    assert listed.with_one_step == listed.model_copy(update={"steps": 1, "timesteps": (999,)})
+
+
 def test_misspelt_key_of_a_setting_is_reported(folder: Path) -> None:
     name = write(folder, "warmup = 0", "warmup = 0\nsettings = [{ batch = 8 }, { compil = 'whole' }]")
     with pytest.raises(UserError, match=r"unknown key in \[probes\.settings\.1\] 'compil'; did you mean 'compile'\?"):
@@ -314,6 +322,12 @@ def test_missing_prompt_file_is_an_error(folder: Path) -> None:
     suite = suites.load(write(folder, "n = 3", 'source = "file"\nfile = "nowhere.txt"\nn = 2'))
     with pytest.raises(UserError, match=r"prompt file suites/nowhere\.txt"):
         suite.prompt_list()
+
+
+def test_missing_latent_is_an_error(folder: Path) -> None:
+    suite = suites.load(write(folder, "[noise]", '[noise]\nkind = "fixed"\nfile = "nowhere.pt"'))
+    with pytest.raises(UserError, match=r"the suite's latent nowhere\.pt is missing: no file .*nowhere\.pt"):
+        suite.id  # noqa: B018  # every run reads it first
 
 
 def test_prompt_ids_consist_of_position_and_text_digest(folder: Path) -> None:

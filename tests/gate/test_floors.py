@@ -125,5 +125,6 @@ def test_record_passes_against_itself_whatever_the_noise_between_runs(tmp_path: 
 
 
 def test_margin_below_its_noise_floor_is_rejected() -> None:
+    assert Rule(direction="higher", margin=0.2, required=True, noise=0.2).margin == 0.2
     with pytest.raises(ValueError, match="is below the noise floor"):
         Rule(direction="higher", margin=0.1, required=True, noise=0.2)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 from factories import GPU, Measurement, make_measurement, make_record, make_scores, save_record, with_value
+from scipy import stats as scipy_stats
 
 from sdbench import api, records, suites
 from sdbench.errors import UserError
@@ -69,7 +70,9 @@ def test_equal_model_passes(teacher: Measurement, tmp_path: Path) -> None:
     assert (report.verdict, report.exit_code) == ("pass", 0), report.text()
     assert [result.name for result in report.results if result.verdict == "skipped"] == ["memory.peak_allocated"]
     assert [(result.relative, result.margin) for result in report.results if result.verdict == "skipped"] == [(True, 0.05)]
-    assert "Not compared: memory.peak_allocated." in report.why
+    assert report.why == (
+        "scenes-student is as good as scenes-teacher, within the margin, in all 6 metrics compared. Not compared: memory.peak_allocated."
+    )
 
 
 @pytest.mark.parametrize(
@@ -144,8 +147,8 @@ def test_regression_in_one_of_several_metrics_must_survive_holm(tmp_path: Path) 
             alpha=0.05, suites={"quality": {f"metric{i}": Rule(direction="higher", margin=0.5, required=True) for i in range(count)}}
         )
 
-    # 2 standard errors beyond the margin: p = 0.024, enough alone, too much for one of four.
-    candidate, baseline = measure([-0.7, 0, 0, 0]), measure([0, 0, 0, 0])
+    # 1.8 standard errors beyond the margin: p = 0.037, enough alone, too much for one of two or more.
+    candidate, baseline = measure([-0.68, 0, 0, 0]), measure([0, 0, 0, 0])
     assert judge(candidate, baseline, tmp_path / "alone", rules(1)).verdict == "regressed"
     among = judge(candidate, baseline, tmp_path / "among", rules(4))
     assert among.verdict == "inconclusive"
@@ -231,7 +234,8 @@ def test_only_the_metric_with_another_reference_is_incomparable(
         ["fd.scenes"],
     )
     assert f"fd.scenes: the candidate was measured against 4ef, the baseline against {message}; run both again" in report.why
-    assert judge(make_measurement(), other, tmp_path / "not-weighed", single_rule("clip_score.scenes", margin=1)).verdict == "pass"
+    not_weighed = judge(make_measurement(), other, tmp_path / "not-weighed", single_rule("clip_score.scenes", margin=1))
+    assert not_weighed.why == "scenes-student is as good as scenes-teacher, within the margin, in the one metric compared."
 
 
 def test_rows_in_another_order_are_paired_by_key(teacher: Measurement, tmp_path: Path) -> None:
@@ -489,9 +493,18 @@ def test_single_call_has_no_bounds_and_its_json_is_strict(teacher: Measurement, 
     )
     report = judge(once, teacher, tmp_path, single_rule("latency.pipeline.p50", direction="lower", margin=0.1))
     assert (report.verdict, report.results[0].needed_n) == ("inconclusive", None)
-    assert "measure more rounds" in report.why
+    assert report.results[0].reason == "a single round shows no spread; measure more rounds"
     answer = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert (answer["exit_code"], answer["verdict"], answer["results"][0]["high"]) == (3, "inconclusive", None)
+
+
+def test_loss_of_just_the_margin_is_not_promised_a_number_of_prompts(teacher: Measurement, tmp_path: Path) -> None:
+    record, scores = teacher
+    loss = np.tile([0.0, 0.0, 1.0, 1.0], 50)
+    lost = Scores(scores.prompt_ids, scores.samples, {**scores.columns, "scene_accuracy": scores.columns["scene_accuracy"] - loss})
+    (result,) = judge((record, lost), teacher, tmp_path, single_rule("scene_accuracy", margin=0.5)).results
+    assert (result.verdict, result.needed_n) == ("inconclusive", None)
+    assert result.reason == "100 prompts do not decide it, and it is not known how many would"
 
 
 @pytest.mark.parametrize(("candidate_rounds", "baseline_rounds"), [(1, 8), (8, 1), (7, 8)])
@@ -524,10 +537,21 @@ def test_changed_record_is_rejected(teacher: Measurement, tmp_path: Path) -> Non
 
 def test_different_sampling_and_notes_of_compared_values_are_reported(teacher: Measurement, tmp_path: Path) -> None:
     candidate = with_value(
-        make_measurement(sampling={"steps": 20, "guidance_scale": 5.0, "scheduler": "euler"}), "fd.scenes", note="n < 5 d"
+        make_measurement(sampling={"steps": 20, "guidance_scale": 5.0, "scheduler": "euler", "eta": 0.5}), "fd.scenes", note="n < 5 d"
     )
     report = judge(candidate, teacher, tmp_path)
-    assert report.notes == ("sampling differs: scheduler is 'euler' against 'ddim'", "fd.scenes of the candidate: n < 5 d")
+    assert report.notes == (
+        "sampling differs: eta is 0.5 against None",
+        "sampling differs: scheduler is 'euler' against 'ddim'",
+        "fd.scenes of the candidate: n < 5 d",
+    )
+
+
+def test_sampling_of_images_made_elsewhere_is_said_to_be_unknown(teacher: Measurement, tmp_path: Path) -> None:
+    record, scores = make_measurement(sampling={})
+    elsewhere = record.model_copy(update={"model": record.model.model_copy(update={"source": "images:folder", "weights_digest": None})})
+    report = judge((elsewhere, scores), teacher, tmp_path)
+    assert report.notes == ("the images of scenes-student (images:folder) were made elsewhere; it is not known how they were sampled",)
 
 
 def with_agreement(measurement: Measurement, cosine: float) -> Measurement:
@@ -546,6 +570,11 @@ def test_agreement_with_the_teacher_is_reported_but_compared_only_if_the_policy_
         "pass",
         ("agreement with the teacher, not weighed, with two-sided bounds: agreement.clip.scenes -0.125",),
     )
+    near[1].columns["agreement.clip.scenes"][:] += np.repeat(np.random.default_rng(0).normal(0, 0.1, 100), 2)
+    by_prompt = (far[1].columns["agreement.clip.scenes"] - near[1].columns["agreement.clip.scenes"])[::2]
+    ends = scipy_stats.ttest_1samp(by_prompt, 0).confidence_interval(0.95)
+    (note,) = judge(far, near, tmp_path / "spread").notes
+    assert note.endswith(f"agreement.clip.scenes {by_prompt.mean():+.3g} ({ends.low:+.3g}..{ends.high:+.3g})")
     weighed = judge(far, near, tmp_path / "weighed", single_rule("agreement.clip.scenes", margin=0.1, required=False))
     assert (weighed.verdict, weighed.notes) == ("regressed", ())
     not_applicable = {**NO_VALUE, "state": "not_applicable", "reason": "the teacher is what the others are compared with"}
@@ -591,7 +620,7 @@ def test_missing_or_empty_policy_is_rejected(tmp_path: Path) -> None:
         match=r"gate\.toml has no table \[suites\.few\].*'few-custom' \(it has coco-30k, few-step, hpdv2, quality, standard\); add one, .*--policy FILE",
     ):
         SHIPPED.rules("few-custom")
-    with pytest.raises(UserError, match="no metric"):
+    with pytest.raises(UserError, match="policy made in Python names no metric"):
         Policy(alpha=0.05, suites={"quality": {}}).rules("quality")
 
 

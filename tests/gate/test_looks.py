@@ -116,6 +116,35 @@ def test_early_look_reserves_a_share_of_alpha_for_set_metrics() -> None:
     assert [report and report.verdict for report in found] == ["regressed", None]
 
 
+def test_last_look_corrects_for_its_own_metrics_only() -> None:
+    """p is 0.019, below the level of one of two metrics, 0.025."""
+    noise = np.random.default_rng(0).normal(0, 1, 200)
+    noise = (noise - noise.mean()) / noise.std(ddof=1)
+    student, teacher = make_measurement(n_prompts=200), make_measurement(n_prompts=200)
+    teacher[1].columns["clip_score.scenes"][:] = 0
+    student[1].columns["clip_score.scenes"][:] = np.repeat(noise, 2) - 0.5 - 2.1 / np.sqrt(200)
+    report = looks.verdict_at((1.0,), lambda sets: (first_rows(student, 400, sets), first_rows(teacher, 400, sets)), ALL)
+    assert report
+    assert [result.verdict for result in report.results] == ["regressed", "pass"]
+
+
+@pytest.mark.parametrize(("loss", "share", "verdict"), [(0.0, 0.6, "pass"), (0.3, 0.1, None), (0.5, 0.9, "inconclusive")])
+@pytest.mark.parametrize("has_sets", [True, False])
+def test_set_metrics_are_measured_only_if_all_else_is_decided(loss: float, share: float, verdict: str | None, *, has_sets: bool) -> None:
+    student, teacher, asked = make_measurement(), make_measurement("scenes-teacher", seed=2), []
+    difference = student[1].columns["clip_score.scenes"][:40] - teacher[1].columns["clip_score.scenes"][:40]
+    student[1].columns["clip_score.scenes"] -= loss + difference.mean()
+
+    def sides(sets: bool) -> tuple[Side, Side]:
+        asked.append(sets)
+        return first_rows(student, 40, sets), first_rows(teacher, 40, sets)
+
+    rules = ALL if has_sets else replace(ALL, sets=[], policy=single_rule("clip_score.scenes"))
+    report = looks.verdict_at((share,), sides, rules)
+    assert has_sets or (report and report.verdict) == verdict
+    assert asked == ([False, True] if has_sets and verdict else [False])
+
+
 def test_much_worse_model_stops_at_once() -> None:
     report, sizes = run_looks("clip_score.scenes", 3)
     assert report.verdict == "regressed"

@@ -144,6 +144,10 @@ def test_nothing_is_run_for_a_misspelt_name_or_a_policy_without_the_suite(candid
     named = results.record("scenes-vega") if candidate == "record" else candidate
     with pytest.raises(UserError, match="unknown model 'scenes-techer'; did you mean 'scenes-teacher'"):
         results.pair(named, "scenes-techer")
+    results.folder.mkdir(exist_ok=True)
+    with pytest.raises(UserError) as of_a_folder:
+        results.pair(named, results.folder)
+    assert "name of a baseline" not in str(of_a_folder.value)
     with pytest.raises(UserError, match=r"has no table \[suites\.quality\]"):
         results.pair(named, "scenes-teacher", policy=Policy(alpha=0.05, suites={}))
     assert results.runs == []

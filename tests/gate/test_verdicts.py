@@ -63,4 +63,5 @@ def test_markdown_has_verdict_reason_and_every_metric() -> None:
     text = MIXED.markdown()
     assert text.startswith("### ❌ regressed: x against y\n\nx is worse\n")
     assert text.count("\n| ") == 7
+    assert "| ❔ inconclusive |" in text
     assert text.endswith("- one note\n")

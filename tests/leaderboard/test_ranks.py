@@ -5,7 +5,7 @@ import pytest
 from factories import make_measurement, with_value
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import ttest_rel
+from scipy.stats import t, ttest_rel
 
 from sdbench.leaderboard import ranks
 from sdbench.records import Record, Scores
@@ -39,6 +39,14 @@ def test_surely_better_is_a_partial_order_that_follows_the_means(models: int, n:
     assert all(means[one] > means[other] for one, other in np.argwhere(better))
     places = 1 + better.sum(0)
     assert not any(better[one, other] for one in range(models) for other in range(models) if places[one] == places[other])
+
+
+@pytest.mark.parametrize(("p", "separated"), [(0.049, True), (0.051, False)])
+def test_two_models_are_separated_where_p_is_below_one_in_twenty(p: float, *, separated: bool) -> None:
+    noise = np.random.default_rng(0).normal(size=30)
+    noise = (noise - noise.mean()) / noise.std(ddof=1)
+    better = noise + t.isf(p / 2, 29) / np.sqrt(30)
+    assert ranks.surely_better(np.stack([np.zeros(30), better])).tolist() == [[False, False], [separated, False]]
 
 
 def test_equal_models_are_separated_at_most_once_in_twenty_times() -> None:

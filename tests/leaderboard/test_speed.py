@@ -56,6 +56,8 @@ def test_speed_up_between_two_runs_has_no_interval_and_is_marked(runs: tuple[str
 def test_speed_up_of_one_round_has_no_interval_and_a_failure_shows_its_reason() -> None:
     teacher, student = full_size_record("sdxl", probe(speed.P50, [[2.0]])), full_size_record("vega", probe(speed.P50, [[1.0]]))
     assert str(speed.speed_up(student, teacher, speed.P50)) == "2.000x"
+    without_rounds = full_size_record("sdxl", probe(speed.P50, TEACHER).model_copy(update={"samples": None}))
+    assert str(speed.speed_up(student, without_rounds, speed.P50)) == "2.10x"
     broken = full_size_record("vega", failed_probe(speed.P50, "out of memory at batch 8; the largest batch that fits is 4"))
     assert str(speed.speed_up(broken, teacher, speed.P50)) == "failed: out of memory at batch 8; the largest batch that fits is 4"
     assert str(speed.speed_up(student, broken, speed.P50)) == "missing: nothing of the teacher to compare with"

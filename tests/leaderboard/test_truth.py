@@ -38,6 +38,8 @@ def test_metric_with_the_true_order_has_correlation_1_whatever_its_direction() -
 
 def test_metrics_missing_from_a_model_or_with_another_reference_are_left_out() -> None:
     models = [measure(f"m{k}", 0.1 + 0.2 * k, fd=100 * k, clip=k) for k in range(4)]
+    more_images = make_scores(60, 2, **{name: np.resize(column, 120) for name, column in models[3][1].columns.items()})
+    assert truth.grid([*models[:3], (models[3][0], more_images)]) is None
     reversed_order = truth.grid(models)
     assert reversed_order is not None
     assert reversed_order.rows[0][:2] == ("fd.scenes", "4")

@@ -167,6 +167,11 @@ def test_machines_suite_versions_digests_and_families_never_share_a_table() -> N
     found = standings.sections([Row(Path("0"), record) for record in others])
     assert [len(section.rows) for section in found] == [1] * len(others)
     titles = [section.title for section in found]
+    speed_alone = Row(Path("1"), make(suite=SuiteId(name="efficiency", version=1, digest="e44"), n_images=0))
+    with_speed = [section.title for section in standings.sections([speed_alone, *(Row(Path("0"), record) for record in others)])]
+    (title,) = set(with_speed) - set(titles)
+    assert title.startswith("scenes: efficiency@1")
+    assert with_speed.index(title) == sum(record.family == "scenes" for record in others), "after all sections with images"
     assert len(set(titles)) == len(others), "sections of one suite and machine differ by their digest"
     assert [title for title in titles if "digest" in title] == [
         "scenes: quality@1 (digest 07e4) on Some CPU 3000 (8 cores), torch 2.11",
@@ -239,6 +244,18 @@ def test_latex_escapes_cells() -> None:
         r"back\textbackslash{}slash & $<$\{\textasciitilde{}\textasciicircum{}\}$>$ \\",
         r"\bottomrule",
         r"\end{tabular}",
+    ]
+
+
+def test_other_settings_and_quantiles_of_stages_are_not_among_the_efficiency_lines() -> None:
+    other = probe("latency.pipeline.p90@b8", "s", 2.0)
+    (section,) = standings.sections([Row(Path("0"), make_record(values=(*speeds(1.0), other)))])
+    assert [value.name for value in standings.probes(section)] == [
+        "latency.pipeline.p90",
+        "latency.pipeline.p99",
+        "latency.unet_step.p50",
+        "images_per_second",
+        "memory.peak_rss",
     ]
 
 

@@ -53,7 +53,7 @@ def test_mode_collapse_is_worse_than_the_same_distribution() -> None:
     assert cmmd(np.repeat(same[:2], 100, axis=0), real)[0] > 5 * cmmd(same, real)[0]
 
 
-def test_influence_is_the_derivative_by_the_weight_of_a_image() -> None:
+def test_influence_is_the_derivative_by_the_weight_of_an_image() -> None:
     x, y = draw(6, 1, 0.5), draw(7, 2)
     value, influence = cmmd(x, y)
     copies = 200
@@ -76,6 +76,7 @@ def test_standard_error_matches_repeated_draws() -> None:
     [
         (draw(5, 1)[:, :3], draw(5, 2), "same dimension, found 3 and 8"),
         (draw(5, 1)[:0], draw(5, 2), "x must have at least 1"),
+        (draw(5, 1), draw(5, 2)[:0], "y must have at least 1"),
         (draw(5, 1)[0], draw(5, 2), r"x must be n x d, found shape \(8,\)"),
         (draw(5, 1), np.full((5, 8), np.inf), "y must be finite, found NaN or infinity in 5 of 5 rows, the first is row 0"),
     ],

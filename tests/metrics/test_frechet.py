@@ -115,8 +115,11 @@ def test_distance_equals_the_definition_in_fifty_digits(case: str) -> None:
 
 
 def test_distance_with_fewer_rows_than_dimensions_is_exact() -> None:
-    x, y = draw(8, 20, seed=1), draw(9, 20, seed=2)
+    x, y, many = draw(8, 20, seed=1), draw(9, 20, seed=2), draw(30, 20, seed=3)
     assert frechet_distance(gaussian(x), gaussian(y)) == pytest.approx(distance_in_fifty_digits(x, y), rel=1e-13)
+    expected = distance_in_fifty_digits(x, many)
+    assert frechet_distance(gaussian(x), gaussian(many)) == pytest.approx(expected, rel=1e-13)
+    assert frechet_distance(gaussian(many), gaussian(x)) == pytest.approx(expected, rel=1e-13)
 
 
 def test_factor_of_the_reference_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:

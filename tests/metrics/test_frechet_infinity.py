@@ -30,10 +30,11 @@ def test_value_between_equal_distributions_is_zero_on_average() -> None:
 
 
 def test_parabola_in_one_over_n_is_extrapolated_up_to_its_curvature(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "frechet", lambda x, _: (3 + 50 / len(x) + 700 / len(x) ** 2, np.zeros(len(x))))
+    monkeypatch.setattr(module, "frechet", lambda x, _: (3 + 50 / len(x) + 700 / len(x) ** 2, np.full(len(x), 1 / len(x))))
     found = frechet_infinity(draw(60, 1), UNIT)
     assert found.value + found.curvature == pytest.approx(3)
     assert found.curvature == pytest.approx(2 * 700 / 60**2)
+    assert found.influence == pytest.approx(2 / 60 - 1 / 30)  # the line's coefficients, as in the value
 
 
 def test_influence_predicts_the_change_from_moving_an_image() -> None:

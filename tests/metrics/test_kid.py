@@ -84,7 +84,7 @@ def draw(n: int, seed: int, shift: float = 0.0) -> F64:
 
 
 @pytest.mark.parametrize("degree", [1, 3])
-def test_influence_is_the_change_from_leaving_a_image_out(degree: int) -> None:
+def test_influence_is_the_change_from_leaving_an_image_out(degree: int) -> None:
     """It is (n - 1) (KID - KID without i) up to a factor (n - 1) / (n - 2); its mean is zero, as KID is an average over pairs."""
     x, y = draw(30, 1, 0.5), draw(40, 2)
     n, value = len(x), kid(x, y, degree)

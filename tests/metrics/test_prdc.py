@@ -41,6 +41,12 @@ def test_prdc_equals_the_definitions(n: int, m: int, k: int) -> None:
     assert values(generated, real, k) == pytest.approx(by_definition(generated, real, k))
 
 
+def test_prdc_does_not_depend_on_the_scale_of_the_features() -> None:
+    real = draw(30, 2)
+    generated = np.concatenate([real[:10], draw(15, 1)])  # copies lie in even the smallest ball
+    assert values(generated / 1024, real / 1024) == values(generated, real)
+
+
 def test_prdc_does_not_depend_on_the_tile_size(monkeypatch: pytest.MonkeyPatch) -> None:
     generated, real = draw(41, 1, shift=0.5), draw(33, 2)
     expected = prdc(generated, real)
@@ -52,7 +58,7 @@ def test_prdc_does_not_depend_on_the_tile_size(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("k", [1, 3])
-def test_influence_is_the_change_from_leaving_a_image_out(k: int) -> None:
+def test_influence_is_the_change_from_leaving_an_image_out(k: int) -> None:
     generated, real = np.concatenate([draw(20, 1, 2, 0.5), draw(6, 3, 2, 4.0)]), draw(40, 2, 2)
     n, found = len(generated), prdc(generated, real, k)
     without = [values(np.delete(generated, i, axis=0), real, k) for i in range(n)]

@@ -12,7 +12,7 @@ from sdbench.models.spec import ModelSpec, resolve
 
 
 @pytest.mark.parametrize("architecture", ["sdxl", "koala-700m"])
-def test_block_outputs_stay_in_range_while_a_image_is_generated(architecture: str) -> None:
+def test_block_outputs_stay_in_range_while_an_image_is_generated(architecture: str) -> None:
     assert architecture in TOPOLOGIES
     pipe = load(ModelSpec(architecture, "scenes", architecture, "random", ""), dtype="float32", device="cpu")
     networks = [pipe.text_encoder, pipe.text_encoder_2, pipe.unet, pipe.vae]

@@ -221,7 +221,7 @@ def test_file_or_folder_without_a_lora_is_rejected(tiny_pipeline: Path, tmp_path
         open_pipeline(tiny_pipeline, lora=str(tmp_path / "empty"))
 
 
-def test_random_weights_keep_the_random_state_and_generate_a_image() -> None:
+def test_random_weights_keep_the_random_state_and_generate_an_image() -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
     pipeline = load(resolve("scenes-vega", random=True), dtype="bfloat16", device="cpu")

@@ -1,5 +1,12 @@
+import resource
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from sdbench.probes import meters
 
 IMPORT_PEAK = "from sdbench.probes.meters import peak_rss_mib as peak; "
 
@@ -13,3 +20,19 @@ def test_peak_memory_is_per_process_and_remains_after_freeing() -> None:
     own = run_code("print(peak())")
     assert len(ballast) / 2**20 > own
     assert run_code("x = b'1' * 2**29; del x; print(peak())") - own > 2**8
+
+
+@pytest.mark.parametrize(
+    ("status", "platform", "mib"),
+    [("Name:\tpython\nVmHWM:\t    2048 kB\n", "linux", 2), ("Name:\tpython\n", "linux", 3 * 1024), (None, "darwin", 3)],
+)
+def test_peak_memory_is_read_in_the_unit_of_its_source(
+    status: str | None, platform: str, mib: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "status"
+    if status is not None:
+        file.write_text(status)
+    monkeypatch.setattr(meters, "Path", lambda _: file)
+    monkeypatch.setattr(resource, "getrusage", lambda _: SimpleNamespace(ru_maxrss=3 * 2**20))  # KiB on Linux, bytes on a Mac
+    monkeypatch.setattr(sys, "platform", platform)
+    assert meters.peak_memory_mib("cpu") == {"peak_rss": mib}

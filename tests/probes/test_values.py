@@ -5,12 +5,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sdbench.probes import capacity
 from sdbench.probes.request import CEILINGS, REQUEST_VARIABLE, STAGES
 from sdbench.probes.rounds import Round
 from sdbench.probes.values import values
+from sdbench.probes.work import Load
 from sdbench.records import Value
 from sdbench.settings import Setting
 
@@ -67,6 +69,42 @@ def test_unavailable_values_give_their_reason() -> None:
 )
 def test_step_whose_call_returns_late_is_noted_as_bound_by_the_host(returns_s: float, note: str) -> None:
     assert values_on_a_card(returns_s=returns_s)["latency.pipeline.p50"].note == f"clock held down: power cap{note}"
+
+
+def test_latencies_are_quantiles_of_all_calls_and_images_per_second_follow_the_median() -> None:
+    calls = np.random.default_rng(0).permutation(np.arange(1.0, 101)).reshape(2, 50)
+    rounds = [Round({"pipeline": tuple(of_round)}, {}, {}) for of_round in calls.tolist()]
+    found = {value.name: value for value in values(rounds, Setting(batch=4), {}, on_cuda=False)}
+    p50, p90, p99 = (found[f"latency.pipeline.{mark}@b4"] for mark in ("p50", "p90", "p99"))
+    assert [p50.value, p90.value, p99.value] == [50.5, pytest.approx(90.1), pytest.approx(99.01)]
+    assert (p50.samples, p90.samples) == (tuple(map(tuple, calls.tolist())), None)
+    rate = found["images_per_second@b4"]
+    assert [rate.value, rate.low, rate.high] == pytest.approx([4 / 50.5, 4 / (p50.high or 0), 4 / (p50.low or 0)])
+
+
+@pytest.mark.parametrize(
+    ("load", "matmul", "least"), [(Load(4e11, 4e11), 0.4, 0.4), (Load(1e11, 8e11), 0.1, 0.8), (Load(24e11, 4e11), 2.4, 2.4)]
+)
+def test_share_of_the_roofline_is_of_the_slower_of_work_and_movement(load: Load, matmul: float, least: float) -> None:
+    """The ceilings are those of the faster round, 1e12 per second each; calls take 1.6, 2 or 2.5 s."""
+    pipeline: list[tuple[float, ...]] = [(1.6, 1.6), (2.0, 2.0), (2.5, 2.5)]
+    ceilings = [(3.0, 2.0), (1.0, 4.0), (2.0, 2.0)]
+    rounds = [
+        Round({"pipeline": calls} | dict.fromkeys(CEILINGS, each), {"amount": dict.fromkeys(CEILINGS, 1e12)}, {})
+        for calls, each in zip(pipeline, ceilings, strict=True)
+    ]
+    found = {value.name: value for value in values(rounds, Setting(), {"pipeline": load}, on_cuda=False)}
+    assert (found["ceiling.matmul"].value, found["ceiling.copy"].value) == (0.5, 500), "the median round, in TFLOP/s and GB/s"
+    p50 = found["latency.pipeline.p50"]
+    for name, seconds in (("matmul", matmul), ("roofline", least)):
+        share = found[f"share.{name}.pipeline"]
+        assert [share.value, share.low, share.high] == pytest.approx([seconds / 2, seconds / (p50.high or 0), seconds / (p50.low or 0)])
+        assert (share.n, share.note.startswith("above 1: ")) == (6, seconds > 2)
+    for measured in rounds:
+        for name in CEILINGS:
+            del measured.seconds[name]
+    unknown = {value.name: value for value in values(rounds, Setting(), {"pipeline": load}, on_cuda=False)}
+    assert {unknown[f"share.{name}.pipeline"].reason for name in ("matmul", "roofline")} == {"no ceiling was measured"}
 
 
 @pytest.fixture

@@ -62,7 +62,7 @@ def score_values(subject: Subject, *metrics: str) -> dict[str, Value]:
 
 
 def test_every_metric_has_a_value_an_interval_and_a_score_column(tmp_path: Path) -> None:
-    teacher = Scores([f"p{index}" for index in range(6)], [0] * 6, {"preference.scenes": np.array([-99, 99, -99, -99, 99, -99.0])})
+    teacher = Scores([f"p{index}" for index in range(5, -1, -1)], [0] * 6, {"preference.scenes": np.array([99, -99, -99, -99, 99, -99.0])})
     values, scores = score(make_subject(tmp_path, teacher_scores=teacher), METRICS)
     for value in values:
         assert value.state == "ok", value
@@ -76,6 +76,7 @@ def test_every_metric_has_a_value_an_interval_and_a_score_column(tmp_path: Path)
     assert found["scene_accuracy"].value == 1
     assert found["win_rate.preference.scenes"].value == pytest.approx(4 / 6)
     assert found["win_rate.preference.scenes"].note == "4 wins, 0 ties, 2 losses"
+    assert scores.columns["win_rate.preference.scenes"].tolist() == [1, 0, 1, 1, 1, 0], "paired by prompt, not by row"
     assert found["fd.scenes"].note == "descriptive: n = 6 < 5 d = 30"
     assert found["fd.scenes"].reference
     assert set(scores.columns) == {"fd.scenes:influence", *METRICS} - {"fd.scenes"}
@@ -253,6 +254,7 @@ def test_run_writes_one_record_per_model_and_a_second_run_nothing(
     assert [rate.state for rate in rates if rate] == ["ok", "ok", "not_applicable"]
     assert rates[0] is not None
     assert (rates[0].value, rates[0].note) == (0.5, "0 wins, 4 ties, 0 losses")  # its weights are the teacher's
+    assert records.read(folders[0])[1].columns["win_rate.preference.scenes"].tolist() == [0.5] * 4
     assert found[0].model.weights_digest == found[2].model.weights_digest is not None
     assert {rate.reference for rate in rates[:2] if rate} == {found[2].model.weights_digest[:24]}, "the teacher they are compared with"
     assert found[1].model.weights_digest is None

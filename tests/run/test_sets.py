@@ -109,6 +109,11 @@ def test_each_protocol_uses_the_features_of_its_own_encoder(tmp_path: Path) -> N
     assert len({found[name].value for name in FRECHET}) == len(FRECHET)
 
 
+def test_moments_are_noted_as_poor_below_five_images_per_dimension() -> None:
+    assert base.small_sample_note(15, 3) == ""
+    assert base.small_sample_note(14, 3) == "descriptive: n = 14 < 5 d = 15"
+
+
 def test_every_protocol_names_an_existing_encoder() -> None:
     assert set(FRECHET.values()) | {"inception.clean", "clip.vit-l-14-336"} <= ENCODERS.keys()
     assert {protocol.name for protocol in sets.PROTOCOLS} == {*NAMES, "fd.scenes"}
@@ -150,11 +155,15 @@ def test_published_moments_support_only_frechet_distances(tmp_path: Path, monkey
         assert found[name].reason.startswith("reference: 'real' is of published moments")
 
 
-@pytest.mark.parametrize(("n", "lacking"), [(1, set(NAMES)), (6, {"fid_infinity.clean", *PRDC}), (7, {"fid_infinity.clean"}), (38, set())])
+@pytest.mark.parametrize(
+    ("n", "lacking"),
+    [(1, set(NAMES)), (2, {"fid_infinity.clean", *PRDC}), (6, {"fid_infinity.clean", *PRDC}), (7, {"fid_infinity.clean"}), (38, set())],
+)
 def test_set_metrics_do_not_apply_to_too_few_images(n: int, lacking: set[str], tmp_path: Path) -> None:
     found = values(tmp_path, SAME[:n])
     assert {name for name, value in found.items() if value.state == "not_applicable"} == lacking
-    assert all(f"found {n}" in found[name].reason for name in lacking)
+    least = dict.fromkeys(NAMES, 2) | dict.fromkeys(PRDC, 7) | {"fid_infinity.clean": 38}
+    assert all(f"at least {least[name]} images, found {n}" in found[name].reason for name in lacking)
     assert {value.state for name, value in found.items() if name not in lacking} <= {"ok"}
 
 

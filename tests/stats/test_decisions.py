@@ -59,6 +59,14 @@ def test_loss_of_the_margin_on_few_prompts_passes_no_more_often_than_the_level_a
     assert 0.9 * (1 - level) < chances.max() < at_most
 
 
+@pytest.mark.parametrize(("faults", "n", "errors"), [(25, 20_000, 5e-4), (50, 100_000, 2e-4)])
+def test_bound_of_rare_faults_is_the_exact_limit_of_their_share(faults: int, n: int, errors: float) -> None:
+    """To a part of the standard error that is smaller than any change of a coefficient of the second order makes."""
+    bounds = decisions.paired_mean_bounds(np.repeat([-1.0, 0.0], [faults, n - faults]))
+    exact = scipy_stats.beta.ppf(0.95, faults + 1, n - faults)  # Clopper and Pearson
+    assert -bounds.low == pytest.approx(exact, abs=errors * bounds.standard_error)
+
+
 @pytest.mark.parametrize("rate", [10 / 512, 1 / 40, 50 / 512])
 @pytest.mark.parametrize("level", [0.05, 0.0125])
 def test_loss_of_the_margin_on_most_prompts_is_rejected_no_more_often_than_the_level_allows(rate: float, level: float) -> None:
@@ -94,6 +102,15 @@ def test_ratio_is_positive_for_a_slower_candidate() -> None:
     assert found.low > 0.2
     assert found.difference == pytest.approx(math.log(1.5), abs=0.03)
     assert found.n == 6
+
+
+def test_ratio_bounds_are_those_of_all_resamples_expanded_to_the_quantiles_of_t() -> None:
+    times = np.linspace(1.0, 1.5, 6)
+    medians = np.log(np.median(np.stack(np.meshgrid(*[times] * 6), -1).reshape(-1, 6), axis=1))
+    found, expansion = decisions.ratio_bounds(times[:, None], np.ones((6, 1))), math.sqrt(6 / 5)
+    tail = float(scipy_stats.norm.cdf(-expansion * scipy_stats.t.ppf(0.95, 5)))
+    assert [found.low, found.high] == pytest.approx(np.quantile(medians, [tail, 1 - tail]).tolist())
+    assert found.standard_error == pytest.approx(expansion * medians.std(), rel=0.03)
 
 
 def test_ratio_bounds_are_deterministic_unitless_and_antisymmetric() -> None:
@@ -203,11 +220,21 @@ def test_p_below_the_level_means_regressed(shift: float, margin: float, skewed: 
     assert (decisions.regression_p_value(bounds, margin) < 1 - level) == (decisions.decide(bounds, margin) == "regressed")
 
 
-def test_p_is_the_level_at_which_the_high_bound_reaches_the_margin() -> None:
+@pytest.mark.parametrize("p", [0.03, 0.3])
+def test_p_is_the_level_at_which_the_high_bound_reaches_the_margin(p: float) -> None:
     difference = np.random.default_rng(0).exponential(1, 30)
-    margin = -decisions.paired_mean_bounds(difference, 0.97).high
-    assert decisions.regression_p_value(decisions.paired_mean_bounds(difference), margin) == pytest.approx(0.03)
-    assert decisions.regression_p_value(-decisions.paired_mean_bounds(-difference), margin) == pytest.approx(0.03)
+    margin = -decisions.paired_mean_bounds(difference, 1 - p).high
+    assert decisions.regression_p_value(decisions.paired_mean_bounds(difference), margin) == pytest.approx(p)
+    assert decisions.regression_p_value(-decisions.paired_mean_bounds(-difference), margin) == pytest.approx(p)
+
+
+@pytest.mark.parametrize("loss", [0.4, 0.5])
+@pytest.mark.parametrize(("n", "skewed"), [(2, 0), (30, 0), (30, 1)])
+def test_p_of_a_loss_within_the_margin_is_students(n: int, skewed: int, loss: float) -> None:
+    difference = np.random.default_rng(0).normal(0, 1, n) ** (1 + skewed)
+    difference += -loss - difference.mean()
+    expected = scipy_stats.ttest_1samp(difference, -0.5, alternative="less").pvalue
+    assert decisions.regression_p_value(decisions.paired_mean_bounds(difference), 0.5) == pytest.approx(expected)
 
 
 def test_p_of_another_run_combines_both_degrees_of_freedom() -> None:

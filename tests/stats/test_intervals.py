@@ -86,7 +86,8 @@ def test_ties_narrow_the_interval_of_a_win_rate_but_never_close_it() -> None:
 
     assert width(0) > width(20) > width(200) > 0
     all_tied = intervals.wins_interval(np.zeros(40), np.zeros(40)).estimate
-    assert 0.4 < all_tied.low < 0.5 < all_tied.high < 0.6
+    half = 1.959964**2 / 80 / (1 + 1.959964**2 / 40)  # no variance is left, only the finite n
+    assert (all_tied.low, all_tied.value, all_tied.high) == pytest.approx((0.5 - half, 0.5, 0.5 + half))
 
 
 def test_win_rate_of_unpaired_scores_is_rejected() -> None:
@@ -103,6 +104,8 @@ def test_standard_error_interval() -> None:
     assert (found.low, found.value, found.high) == pytest.approx((5 - half, 5, 5 + half))
     wider = intervals.standard_error_interval(5.0, [-1.0, 1.0, -1.0, 1.0], systematic=0.25)
     assert (wider.low, wider.high) == pytest.approx((5 - half - 0.25, 5 + half + 0.25))
+    fewest = intervals.standard_error_interval(5.0, [-1.0, 1.0])
+    assert fewest.high == pytest.approx(5 + 12.7062047)  # t(0.975, 1), standard error 1
 
 
 @pytest.mark.parametrize(("value", "influence"), [(math.nan, [0.0, 1.0]), (1.0, [0.0])])

@@ -292,6 +292,23 @@ def test_kept_weights_are_evaluated_during_training_and_at_the_end(tmp_path: Pat
     )
 
 
+@pytest.mark.parametrize("ema", [0.5, 0.25])
+def test_running_average_follows_the_weights_with_a_decay_that_rises_to_its_own(ema: float, tmp_path: Path) -> None:
+    net, expected, steps = tiny_net(), [parameter.detach().clone() for parameter in tiny_net().parameters()], list[int]()
+
+    def evaluate(kept: nn.Module) -> tuple[npt.NDArray[np.uint8], dict[str, float]]:
+        decay = min(ema, (len(steps) + 1) / (len(steps) + 10))
+        steps.append(len(steps))
+        for average, weights, found in zip(expected, net.parameters(), kept.parameters(), strict=True):
+            average.mul_(decay).add_(weights.detach(), alpha=1 - decay)
+            torch.testing.assert_close(found, average)
+        assert all(map(torch.equal, kept.buffers(), net.buffers())), "those of batch normalisation are not averaged"
+        return np.zeros((2, 2, 3), np.uint8), {}
+
+    fit(net, noisy_loss(net), replace(SCHEDULE, ema=ema), tmp_path, evaluate=evaluate, evaluate_every=1)
+    assert len(steps) == SCHEDULE.steps
+
+
 @pytest.mark.parametrize(("decay", "half", "last"), [("cosine", 0.5, 0.0), ("none", 1.0, 1.0)])
 def test_learning_rate_warms_up_and_then_decays_or_stays(decay: Literal["cosine", "none"], half: float, last: float) -> None:
     schedule = Schedule(steps=110, lr=2.0, batch=1, warmup=10, lr_decay=decay)

@@ -256,7 +256,7 @@ def test_a_killed_run_continues(site: Site, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "metadata.jsonl").read_bytes() == (tmp_path / "unbroken" / "metadata.jsonl").read_bytes()
 
 
-def test_a_image_that_was_deleted_is_fetched_again(site: Site, tmp_path: Path) -> None:
+def test_an_image_that_was_deleted_is_fetched_again(site: Site, tmp_path: Path) -> None:
     what = write_list(tmp_path / "list.jsonl", [site.url(1), site.url(2)])
     first = fetch_images(what, tmp_path / "out", RULES)
     (tmp_path / "out" / read_log(tmp_path / "out")["2"]["file"]).unlink()

@@ -73,6 +73,17 @@ def test_a_middle_that_stays_loses_blocks_together_with_the_tied_attention() -> 
     assert plans[-1].blocks == kept
 
 
+@pytest.mark.parametrize(("whole", "goes_first"), [(1e-9, True), (1e9, False)])
+def test_a_middle_that_goes_has_the_loss_of_the_whole_and_not_of_its_blocks(whole: float, *, goes_first: bool) -> None:
+    losses = {path: np.full(len(row), 1.0) for path, row in COUNTS.parts.items()} | {WHOLE_MIDDLE: np.array([whole])}
+    shortened = next(path for path, kept in WHOLE_TEACHER.blocks.items() if path != TIED_TO_MIDDLE and len(kept) > 1)
+    kept = {path: blocks for path, blocks in WHOLE_TEACHER.blocks.items() if path != MIDDLE_ATTENTION}
+    plan = Plan(kept | {shortened: WHOLE_TEACHER.blocks[shortened][1:]}, 0)
+    first, last = split_into_stages(losses, COUNTS, plan, 2)
+    assert last == plan
+    assert (MIDDLE_ATTENTION not in first.blocks, 0 in first.blocks[shortened]) == (goes_first, goes_first)
+
+
 @pytest.mark.parametrize(
     ("losses", "n", "ends"),
     [

@@ -12,7 +12,7 @@ from tiny import save_tiny_pipeline, tiny_batch, tiny_unet
 
 from distillation.cli import main
 from distillation.recipe import RECIPES, load_recipe
-from distillation.sensitivity.removal import WHOLE_MIDDLE, Sensitivity, pick_most_missed, removal_losses
+from distillation.sensitivity.removal import WHOLE_MIDDLE, Sensitivity, Settings, pick_most_missed, ranking_table, removal_losses
 from sdbench.models.architectures import depths
 from sdbench.training.latents import predict
 
@@ -38,6 +38,24 @@ def test_only_a_block_that_does_nothing_has_no_loss() -> None:
 def test_the_blocks_most_missed_are_kept_in_rising_order(there: tuple[int, ...], k: int, expected: tuple[int, ...]) -> None:
     losses = {"a": np.array([[9.0, 1.0], [2.0, 2.0], [0.0, 0.0], [3.0, 9.0]])}
     assert pick_most_missed(losses, "a", there, k) == expected
+
+
+def test_the_error_of_a_loss_counts_only_the_spread_within_bins() -> None:
+    losses = {"a": [[[1.0, 3.0], [10.0, 10.0]], [[4.0, 4.0], [4.0, 4.0]]], WHOLE_MIDDLE: [[[0.0, 4.0], [0.0, 6.0]]]}
+    settings = Settings(bins=2, batches=2, images=1)
+    found = Sensitivity(
+        teacher="t", digest="", data_digest="", settings=settings, timesteps=[(0, 499), (500, 999)], n_images=4, losses=losses
+    )
+    assert {path: rows.tolist() for path, rows in found.by_bin.items()} == {"a": [[2, 10], [4, 4]], WHOLE_MIDDLE: [[2, 3]]}
+    assert {path: rows.tolist() for path, rows in found.mean.items()} == {"a": [6, 4], WHOLE_MIDDLE: [2.5]}
+    # variances of 8 / 2 and 18 / 2 of the two bins' means; the mean of both has a quarter of their sum
+    assert {path: rows.tolist() for path, rows in found.error.items()} == {"a": [0.5, 0], WHOLE_MIDDLE: [pytest.approx(13**0.5 / 2)]}
+    table = ranking_table(found, {"a": np.array([0.25, 0.5]), WHOLE_MIDDLE: np.array([0.125])}).splitlines()
+    assert table[2:] == [
+        "| a, block 0 | 6 | 0.5 | 25.00% |",
+        "| a, block 1 | 4 | 0 | 50.00% |",
+        "| mid_block.attentions.0 and mid_block.resnets.1 | 2.5 | 1.8 | 12.50% |",
+    ]
 
 
 def test_the_command_measures_once_and_writes_a_recipe(teacher_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
