@@ -541,8 +541,8 @@ def test_different_sampling_and_notes_of_compared_values_are_reported(teacher: M
     )
     report = judge(candidate, teacher, tmp_path)
     assert report.notes == (
-        "sampling differs: eta is 0.5 against None",
         "sampling differs: scheduler is 'euler' against 'ddim'",
+        "sampling differs: eta is 0.5 against None",
         "fd.scenes of the candidate: n < 5 d",
     )
 
