@@ -32,6 +32,7 @@ PACKAGES = (
     "pytest-benchmark",
     "safetensors",
     "scipy",
+    "tokenizers",
     "torch",
     "torchmetrics",
     "torchvision",

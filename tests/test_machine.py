@@ -76,6 +76,7 @@ def test_environment_has_every_required_package_that_affects_results() -> None:
         "filelock",
         "huggingface-hub",
         "jinja2",
+        "markupsafe",
         "matplotlib",
         "packaging",
         "pyyaml",
