@@ -38,7 +38,7 @@ class _StoreOnce(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
         assert isinstance(parser, Parser)
-        if option and self in parser.given:
+        if option and parser.given.get(self, values) != values:
             advice = "give all its values after one" if self.nargs else "give one of them"
             parser.error(f"{option} is given twice: {parser.given[self]} and {values}; {advice}")
         parser.given[self] = values

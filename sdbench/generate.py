@@ -136,7 +136,7 @@ def render_scenes(group: list[Job]) -> U8:
 def make_sampler(pipeline: StableDiffusionXLPipeline, sampling: Sampling, noise: Noise) -> Callable[[list[Job]], U8]:
     """Set the pipeline's scheduler and return a function that makes a batch of its images, N x H x W x 3 uint8 RGB.
 
-    The function raises `UserError` where an image holds NaN; diffusers clips infinity to white.
+    The function raises `UserError` where an image holds NaN; diffusers clips infinity to white or black.
     """
     set_scheduler(pipeline, sampling)
     device, dtype = pipeline.unet.device, DTYPES[sampling.dtype]

@@ -54,7 +54,7 @@ class Prompts(Table):
     n: Annotated[int, Field(gt=0)]
     seed: int = 0
     digest: str | None = Field(default=None, exclude_if=is_unset)
-    groups: dict[str, Annotated[int, Field(gt=0)]] | None = Field(default=None, exclude_if=is_unset)
+    groups: Annotated[dict[str, Annotated[int, Field(gt=0)]], Field(min_length=1)] | None = Field(default=None, exclude_if=is_unset)
     looked: Annotated[int, Field(gt=0)] | None = Field(default=None, exclude_if=is_unset)
 
     @model_validator(mode="after")

@@ -190,7 +190,7 @@ def test_folder_that_is_not_a_checkpoint_is_reported(tmp_path: Path, capsys: pyt
             ["run", "--model", "x", "--suite", "quality", "--suite", "standard"],
             "--suite is given twice: quality and standard; give one of them",
         ),
-        (["run", "--model", "x", "--steps", "4", "--steps", "4"], "--steps is given twice: 4 and 4"),
+        (["run", "--model", "x", "--steps", "4", "--steps", "5"], "--steps is given twice: 4 and 5"),
         (
             ["run", "--model", "x", "--timesteps", "9", "--timesteps", "4"],
             r"--timesteps is given twice: \[9\] and \[4\]; give all its values",

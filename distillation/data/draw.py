@@ -63,7 +63,7 @@ def draw_images(
 
     Raises:
         UserError: the captions cannot be read or are too few, the teacher or device is missing, or a setting is out of range.
-        UserError: `out` holds something else or cannot be written, or an image is not finite.
+        UserError: `out` holds something else or cannot be written, or an image holds NaN.
     """
     captions, spec = read_captions(prompts, n), pipeline_spec(teacher)
     size_px = size_px or native_size_px(teacher)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from sdbench import machine, records, suites
 from sdbench.api import measuring
 from sdbench.api.places import Places
-from sdbench.errors import UserError
+from sdbench.errors import UserError, unknown_name
 from sdbench.gate import floors, judging, lookup
 from sdbench.gate import policy as policies
 from sdbench.gate.compare import Side
@@ -52,6 +52,8 @@ def compare(
     Raises:
         UserError: bad input, as from the command line.
     """
+    if only not in (None, "quality"):
+        raise unknown_name("half to gate by", only, ("quality",))
     rules = load_policy(policy)
     chosen = suites.load(suite) if suite else None
     old_source = lookup.find_baseline(baseline, places.results)
@@ -109,6 +111,7 @@ def noise(
     Raises:
         UserError: fewer than 2 seeds, a suite whose noise is a file, the same under every seed, or other bad input.
     """
+    suites.check_half(only)
     if seeds < 2:
         raise UserError(f"a noise floor needs at least 2 seeds, found {seeds}")
     if suite.noise.file:
@@ -149,12 +152,12 @@ def find_or_run_baseline(
         UserError: there is no such baseline, its record is of another suite, or it cannot be run.
     """
     source = lookup.find_baseline(baseline, places.results)
+    machine_class = machine.this_machine(machine.choose_device(device)).machine_class
     if isinstance(source, lookup.RecordedName):
-        return source.record_under(suite.id)
+        return source.record_under(suite.id, machine_class)
     if isinstance(source, Path):
         lookup.read_record_under(source, suite.id)  # raises where it is of another suite
         return source
-    machine_class = machine.this_machine(machine.choose_device(device)).machine_class
     return lookup.find_or_run(source, suite, machine_class, places.results, _announced_run(places, device, only, announce))
 
 

@@ -69,6 +69,11 @@ def is_cached(spec: ModelSpec, *, dtype: str) -> bool:
     return all(path.is_file() for path in paths) and not is_lower_precision
 
 
+def is_local(spec: ModelSpec) -> bool:
+    """Whether no part of a model comes from the Hub."""
+    return not _downloads(spec)
+
+
 def missing_files(spec: ModelSpec, *, dtype: str) -> list[RemoteFile]:
     """The files that `fetch` would download; none if the Hub cannot be reached and the run falls back to a 16-bit copy.
 

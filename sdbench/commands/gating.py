@@ -60,7 +60,7 @@ def add_commands(add: AddCommand) -> None:
     listing = add_command(actions, "list", "list each name with its record, since when and why, and its earlier records")
     moving = add_command(actions, "set", "let a name stand for a record from now on")
     moving.add_argument("name", help="a name, such as production")
-    moving.add_argument("record", help="record folder inside the results folder, or the name of its model if that has only one")
+    moving.add_argument("record", help="record folder inside the results folder, or the name of its model if that has only one row")
     removing = add_command(actions, "remove", "let a name stand for nothing from now on; its history stays")
     removing.add_argument("name", help="the name to remove")
     for action in (moving, removing):

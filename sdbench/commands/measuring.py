@@ -81,7 +81,7 @@ def _add_run(measuring: argparse.ArgumentParser) -> None:
     measuring.add_argument(
         "--until-verdict", action="store_true", help="run the prompts in batches and stop as soon as the gate is sure; exit codes: see gate"
     )
-    measuring.add_argument("--baseline", help="for --until-verdict: baseline name, record folder, model name or checkpoint to compare with")
+    measuring.add_argument("--baseline", help="for --until-verdict, what to compare with: see the baseline of gate")
     gating.add_outputs(measuring)
 
 

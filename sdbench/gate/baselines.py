@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Self
 
 import tomli_w
+from filelock import FileLock
 from pydantic import Field, TypeAdapter, model_validator
 
 from sdbench import records
@@ -132,10 +133,11 @@ def _current(results: Path) -> dict[str, Move]:
 def _append(name: str, move: Move, results: Path) -> Move:
     if not move.why:
         raise UserError("say why the baseline changes: --why TEXT")
-    known = read(results)
-    known[name] = (*known.get(name, ()), move)
-    content = {each: [one.model_dump() for one in moves] for each, moves in sorted(known.items())}
-    write_bytes(_path(results), tomli_w.dumps(content).encode())
+    with FileLock(_path(results).with_name(".baselines.lock")):  # two commands may move names at once
+        known = read(results)
+        known[name] = (*known.get(name, ()), move)
+        content = {each: [one.model_dump() for one in moves] for each, moves in sorted(known.items())}
+        write_bytes(_path(results), tomli_w.dumps(content).encode())
     return move
 
 

@@ -28,19 +28,40 @@ class RecordedName:
     name: str
     rows: tuple[tuple[Path, Record], ...]
 
-    def record_under(self, suite: SuiteId) -> Path:
-        """The one record of a suite.
+    def suite_for(self, other: "RecordOrModel", suite: Suite | None) -> SuiteId:
+        """The suite to compare with the other side under.
+
+        It is the given one, that of the other's record, the only one that both have records of, or the default of the family.
+        """
+        if suite is not None:
+            return suite.id
+        if isinstance(other, Path):
+            return records.read_record(other).suite
+        shared = [each for each in self.suites if not isinstance(other, RecordedName) or each in other.suites]
+        return shared[0] if len(shared) == 1 else default_suite(self.rows[0][1]).id
+
+    def record_under(self, suite: SuiteId, machine_class: str | None = None) -> Path:
+        """The one record of a suite, on this machine class where there is one.
 
         Raises:
             UserError: there is none, or there are several.
         """
-        of_suite = [folder for folder, record in self.rows if record.suite == suite]
+        of_suite = [(folder, record) for folder, record in self.rows if record.suite == suite]
         if not of_suite:
             raise UserError(
                 f"no record of {self.name!r} is of suite {suite.title_with_digest}, so none could be compared; measure it under that suite, or "
                 f"name one of the records that exist: {_join(self.folders)}"
             )
-        return _the_only(of_suite, f"{self.name!r} under {suite.title_with_digest}")
+        on_machine = [(folder, record) for folder, record in of_suite if record.machine.machine_class == machine_class]
+        return _the_only([folder for folder, _ in on_machine or of_suite], f"{self.name!r} under {suite.title_with_digest}")
+
+    @property
+    def suites(self) -> list[SuiteId]:
+        """The suites of its records, each once."""
+        found: list[SuiteId] = []
+        for _, record in self.rows:
+            found += [record.suite] if record.suite not in found else []
+        return found
 
     @property
     def folders(self) -> list[Path]:
@@ -144,9 +165,9 @@ def find_or_run_pair(
             or no single record of a name fits.
     """
     if isinstance(theirs, RecordedName):
-        theirs = theirs.record_under(_suite_of(ours, suite))
+        theirs = theirs.record_under(theirs.suite_for(ours, suite), _machine_class_of(ours))
     if isinstance(ours, RecordedName):
-        ours = ours.record_under(_suite_of(theirs, suite))
+        ours = ours.record_under(ours.suite_for(theirs, suite), _machine_class_of(theirs))
     if isinstance(ours, Path):
         return (ours, theirs) if isinstance(theirs, Path) else (ours, _find_or_run_opposite(theirs, ours, suite, policy, results, run))
     if isinstance(theirs, Path):
@@ -183,11 +204,12 @@ def read_record_under(folder: Path, suite: SuiteId) -> Record:
     return record
 
 
-def _suite_of(other: RecordOrModel, suite: Suite | None) -> SuiteId:
-    """The suite that a record must be of to be compared with the other side: that of its record, the given one, or its family's."""
-    if isinstance(other, Path):
-        return records.read_record(other).suite
-    return (suite or default_suite(other.rows[0][1] if isinstance(other, RecordedName) else other)).id
+def _machine_class_of(what: RecordOrModel) -> str | None:
+    """The machine class of a record, or of the newest one of a name; None for a model, which is run or looked up anywhere."""
+    if isinstance(what, ModelSpec):
+        return None
+    record = records.read_record(what) if isinstance(what, Path) else max((each for _, each in what.rows), key=lambda each: each.created)
+    return record.machine.machine_class
 
 
 def _find_name(what: str, results: Path) -> RecordedName:

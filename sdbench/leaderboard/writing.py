@@ -123,9 +123,12 @@ def rank_grid(section: Section) -> Grid:
 
 def group_grids(section: Section) -> dict[str, Grid]:
     """For a suite whose prompts have groups, a table of each score by group, by its title."""
-    models = [(row.record, row.scores) for row in section.rows if row.record.groups]
+    newest = max((record for record in section.records if record.groups), key=lambda record: record.created, default=None)
+    if newest is None:
+        return {}
+    models = [(row.record, row.scores) for row in section.rows]  # older ones too: a suite's digest stands for the same prompts
     scores = [value for value in metrics(section) if value.kind == "score"]
-    return {f"{metric_title(value)} by group of prompts": found for value in scores if (found := groups.grid(models, value))}
+    return {f"{metric_title(value)} by group of prompts": groups.grid(models, newest.groups, value.name) for value in scores}
 
 
 def efficiency_grid(section: Section) -> Grid:

@@ -29,7 +29,9 @@ def describe(pipeline: Any, name: str) -> ModelSpec:
         raise UserError(
             f"{type(pipeline).__name__} is no {PIPELINE.__name__}; evaluate takes one, or the path or name of a model (a UNet alone: put it into its pipeline)"
         )
-    if missing := [part for part in CLASSES if not isinstance(getattr(pipeline, part, None), nn.Module)]:
+    others = ("tokenizer", "tokenizer_2", "scheduler")
+    missing = [part for part in CLASSES if not isinstance(getattr(pipeline, part, None), nn.Module)]
+    if missing := [*missing, *(part for part in others if getattr(pipeline, part, None) is None)]:
         raise UserError(f"the pipeline has no {', '.join(missing)}; evaluate needs a whole one")
     config = dict(pipeline.unet.config)
     return with_name(ModelSpec(name, family_of(config), architecture_of(config), "memory", digest(pipeline)), name)

@@ -160,7 +160,7 @@ def _build_from_config(part: str, folder: Path) -> Any:
     config = read_json(folder / "config.json")
     try:
         return build_on_meta(part, config)
-    except (TypeError, ValueError, KeyError, IndexError) as error:
+    except Exception as error:  # any line of the libraries' constructors may meet what does not fit
         raise UserError(
             f"{folder / 'config.json'} describes no {CLASSES[part].__name__}: {error}. Use the one that the weights were saved with."
         ) from error

@@ -1,4 +1,4 @@
-"""The worst images of each model: those that lost most against the teacher, and those that add most to the Frechet distance."""
+"""The worst images of each model: those that lost most against the teacher, and those that add most to a distance of the set."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

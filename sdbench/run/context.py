@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sdbench import records
-from sdbench.assets.pipelines import is_cached
+from sdbench.assets.pipelines import is_cached, is_local
 from sdbench.errors import UserError
 from sdbench.generate import Job, list_jobs
 from sdbench.models.loading import build_part, check_headers
@@ -148,8 +148,8 @@ def check_weights(specs: Sequence[ModelSpec], dtype: Dtype) -> None:
     Raises:
         UserError: see `check_headers`.
     """
-    for spec in specs:
-        if is_cached(spec, dtype=dtype):
+    for spec in [spec for spec in specs if spec.source != "memory"]:
+        if is_local(spec) or is_cached(spec, dtype=dtype):
             check_headers(spec, dtype=dtype)
         elif spec.source == "unet-folder":  # its base is not here yet
             build_part("unet", Path(spec.location), sixteen_bit=dtype != "float32")

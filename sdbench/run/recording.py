@@ -49,6 +49,9 @@ def write_record(
         probed: latency and memory, perhaps of other models too.
         scheduler: see `schedulers.describe`.
         looks: of a run that stopped when sure.
+
+    Raises:
+        UserError: an image cannot be read, none of the metrics could be measured, or the record cannot be written.
     """
     machine = this_machine(context.device)
     of_row = _records_of_row(model, machine, context)
@@ -59,7 +62,7 @@ def write_record(
         values, scores, thumbnails = _earlier_quality(None if context.with_quality else earlier)
     new, (old, old_run_id) = probed.values.get(model.name, []), _earlier_probes(earlier, context)
     measured = (*values, *new, *old)
-    if subject is not None and not any(value.state == "ok" for value in measured):
+    if subject is not None and all(value.state in ("missing", "failed") for value in measured):
         raise UserError(
             f"none of the {len(measured)} metrics of {model.name!r} could be measured, so no record is written; the first, {measured[0].name}, "
             f"is {measured[0].state.replace('_', ' ')}: {measured[0].reason}. `sdbench doctor` lists what is missing here."

@@ -12,6 +12,7 @@ from sdbench import schedulers
 from sdbench.arrays import U8
 from sdbench.assets.pipelines import fetch
 from sdbench.encoders.memory import evaluators_on
+from sdbench.errors import UserError
 from sdbench.generate import DTYPES, Job, generate, make_sampler, render_scenes, select_part
 from sdbench.models.digest import weights_digest
 from sdbench.models.loading import load
@@ -30,17 +31,25 @@ def run(specs: Sequence[ModelSpec], context: RunContext) -> list[Path]:
     """Measure models, and return their record folders, in the order of `specs`.
 
     A teacher among them is scored first, since the others are compared with its scores and images.
+
+    Raises:
+        UserError: see `fetch_models` and `write_record`; records of the other models are written all the same.
     """
     ordered = sorted(fetch_models(specs, context), key=lambda spec: spec.name != teacher_name(context.suite))
     models = {spec.name: describe_model(spec, context) for spec in ordered}
     images = {spec.name: _draw_images(spec, models[spec.name], context) for spec in ordered} if context.with_quality else {}
     probed = run_probes(ordered, context)
     schedulers_by_name = {spec.name: describe_scheduler(spec, context) for spec in ordered}
-    folders = {}
+    folders, refused = {}, []
     with evaluators_on(context.device):
         for name, model in models.items():
             subject = build_subject(model, context, *images[name]) if name in images else None
-            folders[name] = write_record(model, context, subject, probed, schedulers_by_name[name])
+            try:
+                folders[name] = write_record(model, context, subject, probed, schedulers_by_name[name])
+            except UserError as error:  # the others were measured, too
+                refused.append(str(error))
+    if refused:
+        raise UserError("\n".join(refused))
     return [folders[spec.name] for spec in specs]
 
 

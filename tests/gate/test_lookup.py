@@ -192,6 +192,23 @@ def test_run_may_be_compared_with_a_name_of_records(results: Results) -> None:
         gating.find_or_run_baseline("my-unet", suites.load("standard"), places, "cpu")
 
 
+def test_names_of_records_are_compared_under_the_suite_that_both_have(results: Results) -> None:
+    custom = SuiteId(name="quality-custom", version=4, digest="0")
+    mine = results.record("mine", suite=custom), results.record("mine-pruned", suite=custom)
+    assert results.pair("mine", "mine-pruned") == mine
+    default = results.record("mine"), results.record("mine-pruned")
+    assert results.pair("mine", "mine-pruned") == default, "of several, the family's own"
+    assert results.runs == []
+
+
+def test_names_of_records_are_compared_on_one_machine_class(results: Results) -> None:
+    on_gpu = results.record("mine", GPU), results.record("mine-pruned", GPU)
+    results.record("mine", LAPTOP)
+    assert results.pair("mine", "mine-pruned") == on_gpu
+    assert results.pair(on_gpu[1], "mine") == on_gpu[::-1]
+    assert results.runs == []
+
+
 def test_several_fitting_records_of_a_name_are_listed(results: Results) -> None:
     here, there = results.record("my-unet"), results.record("my-unet", GPU)
     for pair in (("my-unet", "scenes-teacher"), ("scenes-teacher", "my-unet")):

@@ -6,12 +6,15 @@ from factories import make_record
 
 from sdbench.arrays import F64
 from sdbench.leaderboard import groups
-from sdbench.records import Record, Scores, Value
+from sdbench.records import Scores, Value
 from sdbench.stats.intervals import mean_interval, proportion_interval
 
-CLIP = Value(name="clip", kind="score", direction="higher", unit="100 cos", value=2.0)
-RIGHT = Value(name="right", kind="score", direction="higher", unit="share", value=0.5)
-RECORD = make_record("student", groups={"photo": 4, "anime": 2})
+VALUES = (
+    Value(name="clip", kind="score", direction="higher", unit="100 cos", value=2.0),
+    Value(name="right", kind="score", direction="higher", unit="share", value=0.5),
+    Value(name="broken", kind="score", direction="higher", unit="1", state="failed", reason="3 of 12 scores are NaN"),
+)
+RECORD, GROUPS = make_record("student", VALUES), {"photo": 4, "anime": 2}
 
 
 def make_scores(**columns: F64) -> Scores:
@@ -23,14 +26,12 @@ def make_scores(**columns: F64) -> Scores:
 
 @pytest.fixture
 def scores() -> Scores:
-    return make_scores(
-        clip=np.repeat([1.0, 2.0, 3.0, 6.0, 10.0, 12.0], 2) + np.tile([-0.5, 0.5], 6), right=np.repeat([1.0, 1, 1, 0, 0, 0], 2)
-    )
+    clip = np.repeat([1.0, 2.0, 3.0, 6.0, 10.0, 12.0], 2) + np.tile([-0.5, 0.5], 6)
+    return make_scores(clip=clip, right=np.repeat([1.0, 1, 1, 0, 0, 0], 2), broken=np.full(12, np.nan))
 
 
 def test_means_and_intervals_count_prompts_not_samples(scores: Scores) -> None:
-    found = groups.grid([(RECORD, scores)], CLIP)
-    assert found is not None
+    found = groups.grid([(RECORD, scores)], GROUPS, "clip")
     assert found.header == ("model", "photo (n = 4)", "anime (n = 2)")
     half = mean_interval([1, 2, 3, 6]).high - 3
     assert found.rows == (("student", f"3.0 ± {half:.1f}", "11 ± 13"),)
@@ -38,21 +39,15 @@ def test_means_and_intervals_count_prompts_not_samples(scores: Scores) -> None:
 
 
 def test_shares_have_the_interval_of_shares(scores: Scores) -> None:
-    found = groups.grid([(RECORD, scores)], RIGHT)
     share = proportion_interval(3, 4)
-    assert found is not None
-    assert found.rows[0][1] == f"0.75 ({share.low:.2f}..{share.high:.2f})"
+    assert groups.grid([(RECORD, scores)], GROUPS, "right").rows[0][1] == f"0.75 ({share.low:.2f}..{share.high:.2f})"
 
 
-def test_models_without_groups_or_scores_are_missing_not_zero(scores: Scores) -> None:
-    plain: Record = make_record("plain")
-    found = groups.grid([(RECORD, scores), (plain, scores), (RECORD, make_scores(clip=np.full(12, np.nan)))], CLIP)
-    assert found is not None
-    assert [row[1:] for row in found.rows[1:]] == [("missing: not in this record",) * 2] * 2
-    assert groups.grid([(plain, scores)], CLIP) is None
+def test_absent_scores_say_why(scores: Scores) -> None:
+    rows = groups.grid([(RECORD, scores), (make_record("older"), scores)], GROUPS, "broken").rows
+    assert rows == (("student", *["failed: 3 of 12 scores are NaN"] * 2), ("older", *["missing: not in this record"] * 2))
 
 
-def test_group_of_which_no_prompt_was_used_is_left_out(scores: Scores) -> None:
-    found = groups.grid([(make_record("stopped early", groups={"photo": 4, "anime": 2, "paintings": 2}), scores)], CLIP)
-    assert found is not None
-    assert found.header[1:] == ("photo (n = 4)", "anime (n = 2)")
+def test_prompts_that_were_not_used_are_not_counted(scores: Scores) -> None:
+    (row,) = groups.grid([(RECORD, scores)], {"photo": 4, "anime": 4, "paintings": 2}, "clip").rows
+    assert row[2:] == ("11 ± 13 [n=2]", "no prompt used")

@@ -145,6 +145,13 @@ def test_nothing_is_recorded_where_no_metric_can_be_measured(teacher: ModelSpec,
     assert len(list((tmp_path / "runs").rglob("images/*.png"))) == 4, "the images are kept"
 
 
+def test_teacher_is_recorded_where_a_suite_only_compares_with_it(teacher: ModelSpec, tmp_path: Path) -> None:
+    suite = SUITE.model_copy(update={"metrics": {"scenes": ("agreement.ssim",)}})
+    student = replace(teacher, name="student")
+    found = [records.read_record(folder) for folder in runner.run([teacher, student], prepare_in(tmp_path, suite))]
+    assert [value.state for record in found for value in record.values] == ["not_applicable", "ok"]
+
+
 def test_nan_features_fail_and_never_become_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def nan(images: U8) -> F32:
         return colours(images) * np.float32(np.nan)
