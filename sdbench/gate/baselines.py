@@ -133,11 +133,14 @@ def _current(results: Path) -> dict[str, Move]:
 def _append(name: str, move: Move, results: Path) -> Move:
     if not move.why:
         raise UserError("say why the baseline changes: --why TEXT")
-    with FileLock(_path(results).with_name(".baselines.lock")):  # two commands may move names at once
-        known = read(results)
-        known[name] = (*known.get(name, ()), move)
-        content = {each: [one.model_dump() for one in moves] for each, moves in sorted(known.items())}
-        write_bytes(_path(results), tomli_w.dumps(content).encode())
+    try:
+        with FileLock(_path(results).with_name(".baselines.lock")):  # two commands may move names at once
+            known = read(results)
+            known[name] = (*known.get(name, ()), move)
+            content = {each: [one.model_dump() for one in moves] for each, moves in sorted(known.items())}
+            write_bytes(_path(results), tomli_w.dumps(content).encode())
+    except OSError as error:  # the lock cannot be taken; `write_bytes` names its own errors
+        raise UserError(f"cannot write {_path(results)}: {error.strerror}; make its folder writable") from error
     return move
 
 

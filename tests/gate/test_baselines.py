@@ -120,6 +120,13 @@ def test_folder_of_records_is_not_taken_for_a_record_or_a_checkpoint(results: Pa
             call()
 
 
+def test_folder_that_cannot_be_written_is_reported(results: Path) -> None:
+    folder = save_record(make_measurement(), results)
+    (results / ".baselines.lock").mkdir()
+    with pytest.raises(UserError, match=r"cannot write .*baselines\.toml: .*make its folder writable"):
+        baselines.set_baseline("production", folder, "release 1", results)
+
+
 def test_missing_record_and_unreadable_file_are_reported(results: Path) -> None:
     folder = save_record(make_measurement(), results)
     baselines.set_baseline("x", folder, "because", results)
