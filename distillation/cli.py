@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from distillation.commands import data, sensitivity
 from distillation.commands.options import TEACHER, add_data, add_device, number_between, positive_int, resolve_device
@@ -15,6 +15,9 @@ from distillation.recipe import Family, Recipe, load_recipe, shipped_recipes
 from sdbench import __version__
 from sdbench.arguments import Parser, add_command, run_command, show
 from sdbench.models.catalogue import CATALOGUE, TEACHERS
+
+if TYPE_CHECKING:
+    from distillation.data.batches import SquareImages
 
 WORK = Path("results/runs/distillation")  # ignored by git
 STUDENTS = Path("results/runs/students")  # ignored by git
@@ -132,21 +135,26 @@ def _prune(options: argparse.Namespace) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     from distillation.data.batches import open_square_images
-    from distillation.teacher import check_named_family, fetch_folder
+    from distillation.export import check_new_or_empty
+    from distillation.run_plan import check_images, open_teachers
+    from distillation.teacher import check_named_family, fetch_folder, local_folder
     from distillation.train import distil
     from sdbench.training.processes import rank_and_local_size
 
     recipe, names = load_recipe(options.recipe), options.teacher or [None]
+    check_new_or_empty(options.out)
+    recipe.segments(options.steps or recipe.settings(options.family).steps, len(names))
     for name in names:
         check_named_family(name, options.family)
+    open_teachers(recipe, options.family, [folder for folder in map(local_folder, names) if folder])
+    images = open_square_images(options.data, options.caption_column, recipe.size_px(options.family)) if options.data else None
+    check_images(options.family, images)
     if options.dry_run:
-        show(_dry_run(options, recipe, names))
+        show(_dry_run(options, recipe, names, images))
         return
     if options.deterministic:
         _use_deterministic_algorithms()
-    arguments = {"steps": options.steps, "device": options.device, "unet_only": options.unet_only}
-    if options.data:
-        arguments["images"] = open_square_images(options.data, options.caption_column, recipe.size_px(options.family))
+    arguments = {"images": images, "steps": options.steps, "device": options.device, "unet_only": options.unet_only}
     if options.device == "cuda":
         _suggest_all_gpus(recipe.settings(options.family).accumulation)
     folders = [fetch_folder(name) for name in names]
@@ -187,26 +195,17 @@ def _suggest_all_gpus(accumulation: int) -> None:
         sys.stderr.write(f"training on 1 of {gpus} GPUs; to train on {n}: torchrun --nproc-per-node {n} $(which distillation) run ...\n")
 
 
-def _dry_run(options: argparse.Namespace, recipe: Recipe, names: Sequence[str | None]) -> str:
-    """Check everything that can be checked without fetching a teacher, and return a description of the run."""
-    from distillation.data.batches import open_square_images
+def _dry_run(options: argparse.Namespace, recipe: Recipe, names: Sequence[str | None], images: "SquareImages | None") -> str:
+    """Check what else can be checked without fetching a teacher, and return a description of the run."""
     from distillation.describe import describe_recipe
-    from distillation.export import check_new_or_empty
-    from distillation.run_plan import check_images, open_teachers, plan_run
+    from distillation.run_plan import plan_run
     from distillation.succession import warn_of_different_parts
     from distillation.teacher import local_folder
 
     steps = options.steps or recipe.settings(options.family).steps
-    check_new_or_empty(options.out)
-    recipe.segments(steps, len(names))
     folders = [local_folder(name) for name in names]
-    local = [folder for folder in folders if folder]
-    if len(local) == len(names):
-        warn_of_different_parts(plan_run(recipe, options.family, local, steps).teachers)
-    else:
-        open_teachers(recipe, options.family, local)
-    images = open_square_images(options.data, options.caption_column, recipe.size_px(options.family)) if options.data else None
-    check_images(options.family, images)
+    if all(folders):
+        warn_of_different_parts(plan_run(recipe, options.family, [folder for folder in folders if folder], steps).teachers)
     described = describe_recipe(
         recipe,
         options.family,
@@ -223,9 +222,10 @@ def _dry_run(options: argparse.Namespace, recipe: Recipe, names: Sequence[str | 
 def _ablate(options: argparse.Namespace) -> None:
     from distillation.ablation.comparison import compare_arms, markdown_table, plot_arms
     from distillation.ablation.experiment import run_sweep
-    from distillation.teacher import fetch_folder
+    from distillation.teacher import check_named_family, fetch_folder
 
     recipe = load_recipe(options.recipe)
+    check_named_family(options.teacher, "scenes")
     outcomes = run_sweep(
         recipe,
         fetch_folder(options.teacher),

@@ -12,7 +12,7 @@ from distillation.recipe import Family, Recipe
 from sdbench.assets.pipelines import fetch, fetch_card, is_cached
 from sdbench.errors import UserError
 from sdbench.models.architectures import Config
-from sdbench.models.catalogue import TEACHERS
+from sdbench.models.catalogue import CATALOGUE, TEACHERS
 from sdbench.models.digest import weights_digest
 from sdbench.models.files import read_headers, read_json, weight_files
 from sdbench.models.loading import load_unet
@@ -87,7 +87,7 @@ def fetch_folder(name: str | None) -> Path:
     """Fetch a pipeline from the Hub if it is not on this disk, and return its folder.
 
     Args:
-        name: a folder, a name of the catalogue such as "sdxl", or `owner/name` on the Hub; None: the embedded teacher.
+        name: a name of the catalogue such as "sdxl", a folder, or `owner/name` on the Hub; None: the embedded teacher.
 
     Raises:
         UserError: there is no such pipeline, or the Hub cannot be reached.
@@ -110,16 +110,23 @@ def local_folder(name: str | None) -> Path | None:
     return locate(source).pipeline if is_cached(source, dtype="float32") else None
 
 
-def check_named_family(name: str | None, family: Family) -> None:
-    """Check a teacher's family by its name, before anything is fetched; a Hub repository that is not on this disk counts as full size.
+def named_family(name: str | None) -> str | None:
+    """The family of a teacher that is no folder, before it is fetched; a Hub repository that is not on this disk counts as full size.
 
-    A folder is not opened here.
+    Raises:
+        UserError: there is no such pipeline.
+    """
+    return source.family if isinstance(source := _resolve_name(name), ModelSpec) else None
+
+
+def check_named_family(name: str | None, family: Family) -> None:
+    """Check a teacher's family by its name, before anything is fetched. A folder is not opened here.
 
     Raises:
         UserError: there is no such pipeline, or it belongs to another family.
     """
-    if isinstance(source := _resolve_name(name), ModelSpec):
-        check_family(f"the teacher {name!r}", source.family, family)
+    if found := named_family(name):
+        check_family(f"the teacher {name or TEACHERS['scenes']!r}", found, family)
 
 
 def check_family(what: str, found: str, family: Family) -> None:
@@ -129,16 +136,17 @@ def check_family(what: str, found: str, family: Family) -> None:
         UserError: it is not.
     """
     if found != family:
-        other = f"give --family {found}, or " if found in TEACHERS else ""
+        other = f", or train its family: distillation run --family {found}" if found in TEACHERS else ""
         raise UserError(
-            f"{what} belongs to family {found!r}, but --family is {family!r}; "
-            f"{other}name another teacher with --teacher, such as {TEACHERS[family]}"
+            f"{what} belongs to family {found!r}, but the family to train is {family!r}; "
+            f"name another teacher with --teacher, such as {TEACHERS[family]}{other}"
         )
 
 
 def _resolve_name(name: str | None) -> Path | ModelSpec:
-    if name is None or Path(name).is_dir():
-        return EMBEDDED if name is None else Path(name)
+    name = name or TEACHERS["scenes"]
+    if name not in CATALOGUE and Path(name).is_dir():
+        return Path(name)
     spec = resolve(name)
     if spec.base is not None or spec.source not in ("hub", "embedded"):
         raise UserError(f"{name!r} is not a complete pipeline in diffusers layout; name a folder, 'sdxl', or owner/name on the Hub")

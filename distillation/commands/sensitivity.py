@@ -52,13 +52,16 @@ def run(options: argparse.Namespace) -> None:
     from distillation.sensitivity.derive import check_recipe_path
     from distillation.sensitivity.plot import plot_sensitivity
     from distillation.sensitivity.removal import Settings, measure_sensitivity, ranking_table
-    from distillation.teacher import fetch_folder, open_teacher
+    from distillation.teacher import fetch_folder, named_family, open_teacher
 
     guidance_pair = Settings(bins=1, batches=2, images=2)  # with guidance, a call of the UNet has two halves
     like = load_recipe(options.like)
     if options.write_recipe:
         check_recipe_path(options.write_recipe, budget=bool(options.parameters or options.latency))
+    if family := named_family(options.teacher):
+        _check_has_images(options, family)
     teacher = open_teacher(fetch_folder(options.teacher))
+    _check_has_images(options, teacher.spec.family)
     name = Path(options.teacher).resolve().name if options.teacher else "scenes-teacher"
     settings = Settings(bins=options.bins, batches=options.batches, images=options.images)
     images = _open_images(options, teacher, like, max(settings.n, guidance_pair.n))
@@ -102,12 +105,15 @@ def _derive(
         show(f"\n{path}")
 
 
+def _check_has_images(options: argparse.Namespace, family: str) -> None:
+    if family != "scenes" and not options.data:
+        raise UserError(f"the teacher {options.teacher!r} belongs to family {family!r}; name images to measure on with --data")
+
+
 def _open_images(options: argparse.Namespace, teacher: "Teacher", like: Recipe, n: int) -> "CaptionedImages":
     from distillation.data.batches import open_square_images, scene_pool
 
     if options.data:
         size_px = like.size_px("scenes" if teacher.spec.family == "scenes" else "sdxl")
         return open_square_images(options.data, options.caption_column, size_px)
-    if teacher.spec.family != "scenes":
-        raise UserError(f"the teacher in {teacher.folder} belongs to family {teacher.spec.family!r}; name images to measure on with --data")
     return scene_pool(n, options.work)

@@ -432,7 +432,7 @@ def test_what_cannot_work_is_refused_before_any_work(vega: Recipe, teacher_folde
         distil(vega, "scenes", [student], work, tmp_path / "out")
     with pytest.raises(UserError, match="no teacher in"):
         distil(vega, "scenes", [teacher_folder / "unet"], work, tmp_path / "out")
-    with pytest.raises(UserError, match="belongs to family 'scenes', but --family is 'sdxl'"):
+    with pytest.raises(UserError, match="belongs to family 'scenes', but the family to train is 'sdxl'"):
         distil(vega, "sdxl", [teacher_folder], work, tmp_path / "out")
     with pytest.raises(
         UserError, match=r"2 teachers for recipe 'vega', which names 3 \(stabilityai.*, ZavyChromaXL, JuggernautXL\); give one, or all"

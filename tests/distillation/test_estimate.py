@@ -257,8 +257,11 @@ def test_a_full_size_run_is_estimated_without_weights(
         (["--teacher", "sdxl", "--data", "/nowhere"], "nothing to read at '/nowhere'"),
         (["--teacher", "sdlx"], "unknown model 'sdlx'; did you mean 'sdxl'"),
         (["--teacher", "sdxl", "--teacher", "a/b"], "2 teachers for recipe 'vega', which names 3"),
-        ([], "belongs to family 'scenes', but --family is 'sdxl'"),
-        (["--teacher", "sdxl", "--teacher", "a/b", "--teacher", str(EMBEDDED)], "pipeline belongs to family 'scenes', but --family is"),
+        ([], "belongs to family 'scenes', but the family to train is 'sdxl'"),
+        (
+            ["--teacher", "sdxl", "--teacher", "a/b", "--teacher", str(EMBEDDED)],
+            "pipeline belongs to family 'scenes', but the family to train is",
+        ),
     ],
 )
 def test_a_dry_run_refuses_what_a_run_refuses(
@@ -276,10 +279,27 @@ def test_a_teacher_of_another_family_is_refused_before_it_is_fetched(
     monkeypatch.setattr("distillation.teacher.is_cached", lambda *_, **__: False)
     monkeypatch.setattr("distillation.teacher.fetch", lambda *_, **__: pytest.fail("fetched"))
     assert main(["run", "vega", "--teacher", "sdxl", "--device", "cpu", "--out", str(tmp_path / "out"), *more]) == 2
-    expected = "the teacher 'sdxl' belongs to family 'sdxl', but --family is 'scenes'; give --family sdxl, or name another teacher"
+    expected = "the teacher 'sdxl' belongs to family 'sdxl', but the family to train is 'scenes'; "
+    expected += "name another teacher with --teacher, such as scenes-teacher, or train its family: distillation run --family sdxl"
     assert expected in capsys.readouterr().err
     assert main(["run", "vega", "--teacher", "scenes-teacher", "--family", "sdxl", "--out", str(tmp_path / "out"), *more]) == 2
-    assert "give --family scenes, or name another teacher with --teacher, such as sdxl" in capsys.readouterr().err
+    assert "such as sdxl, or train its family: distillation run --family scenes" in capsys.readouterr().err
+
+
+def test_other_commands_refuse_before_they_fetch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sdxl").mkdir()
+    monkeypatch.chdir(tmp_path)  # a name of the catalogue comes before a folder of that name, as in `sdbench run`
+    monkeypatch.setattr("distillation.teacher.is_cached", lambda *_, **__: False)
+    monkeypatch.setattr("distillation.teacher.fetch", lambda *_, **__: pytest.fail("fetched"))
+    for command, said in (
+        (["ablate", "vega"], "the teacher 'sdxl' belongs to family 'sdxl', but the family to train is 'scenes'"),
+        (["sensitivity"], "the teacher 'sdxl' belongs to family 'sdxl'; name images to measure on with --data"),
+        (["run", "vega", "--family", "sdxl"], "needs images to train on; name them with --data"),
+    ):
+        assert main([*command, "--teacher", "sdxl", "--device", "cpu"]) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_a_dry_run_reports_too_few_steps_and_a_taken_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
