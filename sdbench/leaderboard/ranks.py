@@ -82,8 +82,10 @@ def surely_better(values: F64, alpha: float = ALPHA) -> npt.NDArray[np.bool_]:
     models, n = values.shape
     covariance = np.cov(values)
     variance = np.diag(covariance)[:, None] + np.diag(covariance)[None] - 2 * covariance
-    variance[variance < 1e-12 * np.trace(covariance) / models] = 0  # equal but for rounding
     difference = values.mean(1)[:, None] - values.mean(1)[None]
+    rounding = 1e-12 * np.trace(covariance) / models
+    variance[variance < rounding] = 0
+    difference[difference**2 < rounding] = 0  # else two copies of a model would differ by their last digits, without any spread
     with np.errstate(divide="ignore", invalid="ignore"):
         p = 2 * scipy_stats.t.sf(np.abs(difference) / np.sqrt(variance / n), n - 1)
     p = np.where(np.isnan(p), 1.0, np.maximum(p, 2.0 ** (1 - n)))  # NaN: no difference and no spread

@@ -60,6 +60,14 @@ def test_few_prompts_prove_nothing_even_with_equal_differences() -> None:
     assert not ranks.surely_better(np.array([np.arange(9.0), np.arange(9.0)])).any()
 
 
+def test_models_that_differ_by_rounding_are_not_told_apart() -> None:
+    """CLIP scores of some 85 have a spread of 7.5, and an embedding in float32 rounds them to 8e-6."""
+    rng = np.random.default_rng(0)
+    scores = rng.normal(85, 7.5, 512)
+    assert not ranks.surely_better(np.stack([scores, scores + rng.normal(0, 3e-6, 512)])).any()
+    assert ranks.surely_better(np.stack([scores, scores + rng.normal(0, 3e-6, 512) + 1e-3]))[1, 0]
+
+
 def measure_models() -> list[tuple[Record, Scores]]:
     return [
         make_measurement("scenes-teacher", seed=1),
