@@ -30,13 +30,14 @@ def _cells(record: Record, scores: Scores, groups: Mapping[str, int], metric: st
     prompts, means = mean_per_prompt(scores.prompt_ids, column)
     places = [int(prompt.partition("-")[0]) for prompt in prompts.tolist()]  # see `Suite.prompt_list`
     group_of = np.searchsorted(np.cumsum([*groups.values()]), places, side="right")
-    return tuple(_cell(means[group_of == number], n) for number, n in enumerate(groups.values()))
+    is_share = value.unit == "share"
+    return tuple(_cell(means[group_of == number], n, is_share=is_share) for number, n in enumerate(groups.values()))
 
 
-def _cell(means: F64, n: int) -> str:
+def _cell(means: F64, n: int, *, is_share: bool) -> str:
     if not len(means):
         return "no prompt used"  # by a run that stopped when sure
-    is_share = np.isin(means, (0, 0.5, 1)).all()
-    found = intervals.wins_interval(means, np.full(len(means), 0.5)).estimate if is_share else intervals.mean_interval(means)
+    is_win = is_share and np.isin(means, (0, 0.5, 1)).all()  # a share of several samples is not
+    found = intervals.wins_interval(means, np.full(len(means), 0.5)).estimate if is_win else intervals.mean_interval(means)
     text = tables.format_estimate(found.value, found.low, found.high) if found.has_interval else tables.format_number(found.value)
     return text if len(means) == n else f"{text} [n={len(means)}]"

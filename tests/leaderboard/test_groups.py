@@ -43,6 +43,11 @@ def test_shares_have_the_interval_of_shares(scores: Scores) -> None:
     assert groups.grid([(RECORD, scores)], GROUPS, "right").rows[0][1] == f"0.75 ({share.low:.2f}..{share.high:.2f})"
 
 
+def test_score_that_happens_to_be_zero_throughout_is_no_share() -> None:
+    record = make_record("copy", (Value(name="lpips", kind="score", direction="lower", unit="LPIPS", value=0.0),))
+    assert groups.grid([(record, make_scores(lpips=np.zeros(12)))], GROUPS, "lpips").rows == (("copy", "0", "0"),)
+
+
 def test_absent_scores_say_why(scores: Scores) -> None:
     rows = groups.grid([(RECORD, scores), (make_record("older"), scores)], GROUPS, "broken").rows
     assert rows == (("student", *["failed: 3 of 12 scores are NaN"] * 2), ("older", *["missing: not in this record"] * 2))
