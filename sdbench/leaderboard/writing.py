@@ -21,10 +21,12 @@ from sdbench.tables import Grid
 FILE_NAME = "LEADERBOARD.md"
 _PACKAGES = ("torch", "diffusers", "transformers", "sdbench")
 _NOTICE = f"<!-- {FILE_NAME} is generated from the records by `sdbench leaderboard`; do not edit it by hand. -->"
+BIAS = "Frechet distances and CMMD, with their intervals, are those of this number of images: more images would lower them."
 _LEGEND = (
     "`±` and `(low..high)` are 95 % intervals, the second where they are lopsided; a bare number has none: it is a count, or comes from too few calls. "
     "`other runs` marks a ratio of two models that were not measured in turns: the rounds of a run do not tell how far two runs lie apart. "
-    "↑ more is better, ↓ less is better. A value that is not there says why. Rows of different sections are not comparable."
+    "↑ more is better, ↓ less is better. A value that is not there says why. Rows of different sections are not comparable. "
+    f"{BIAS}"
 )
 
 
