@@ -3,7 +3,8 @@
 The ceilings are this machine's own, measured in the same processes: the fastest matrix product and the fastest copy.
 `share.matmul` is the stage's rate of work over that of the matrix product. `share.roofline` is the least time that the work and
 the bytes moved allow, over the time taken. Bytes are counted as if each operator ran by itself, so a compiler that fuses them
-can exceed 1. So can a stage in a dtype whose matrix product is slow on this machine; the value's note then says so.
+can exceed 1. So can a stage in a dtype whose matrix product is slow on this machine; the value's note then says so. Intervals are
+those of the time: the ceiling is taken as exact.
 """
 
 from collections.abc import Mapping, Sequence

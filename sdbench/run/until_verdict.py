@@ -7,6 +7,10 @@ level it tests; `gate.looks` says why a pass waits for half of the prompts, and 
 A distance of the whole set is only computed at a look that may be the last, once all else has passed. It is taken from the first k
 images of both models; where the baseline's images are not in the run folder, it waits until all prompts are in, since the
 baseline's record has only the value of the whole set.
+
+Only verdicts keep their error rates. The intervals of the record take the number of prompts as fixed, and a run stops where the
+difference to the baseline happens to be large: simulated, 95 % intervals of that difference cover 92 to 96 %, and its mean is off by up to
+0.4 of the standard error of all prompts.
 """
 
 from dataclasses import dataclass, replace

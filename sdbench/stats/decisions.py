@@ -237,7 +237,7 @@ def holm(
 def needed_n(bounds: Bounds, margin: float, level: float = 0.95) -> int | None:
     """The smallest number of pairs that would bring "pass" or "regressed" if the mean difference and the spread stayed as they are.
 
-    An estimate, not a promise: the mean will change. None where no number would do: the mean is on the margin, or nearer to it than two
+    An estimate, not a promise: the mean will change, so the chance that this number decides is about one half. None where no number would do: the mean is on the margin, or nearer to it than two
     runs are to each other, or the spread is unknown.
     """
     ahead, spread = bounds.difference + margin, bounds.standard_error * math.sqrt(bounds.n)
