@@ -74,6 +74,9 @@ def _prdc(subject: Subject, protocol: Protocol) -> Result:
         return _too_few(protocol, prdc.K + 2, len(features))
     found = subject.compute_once(f"prdc {digest}", lambda: prdc.prdc(features, real))
     value, influence = found[protocol.name.removeprefix("prdc.")]
+    if protocol.name == "prdc.precision":  # each image counts by itself: for 0.95 of 64 images, Student's 95 % interval covers 83 %
+        n = len(features)
+        return protocol.distance(intervals.proportion_interval(value * n, n), influence, reference=digest)
     if np.allclose(influence, 0):
         return protocol.value(intervals.Estimate(value, value, value, len(features), has_interval=False), _NO_INTERVAL, digest), {}
     estimate = intervals.standard_error_interval(value, influence)

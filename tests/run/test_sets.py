@@ -22,6 +22,7 @@ from sdbench.records import Value
 from sdbench.reference import cards
 from sdbench.reference.cards import Reference
 from sdbench.score import score
+from sdbench.stats.intervals import proportion_interval
 from sdbench.store import Store
 
 FRECHET = {
@@ -194,6 +195,14 @@ def test_features_are_computed_in_blocks_and_in_order(tmp_path: Path, monkeypatc
 
 def test_share_that_no_single_image_changes_has_no_interval(tmp_path: Path) -> None:
     found = values(tmp_path, SAME * np.uint8(0))
-    assert found["prdc.precision"].value == 0
-    assert (found["prdc.precision"].low, found["prdc.precision"].high) == (None, None)
-    assert "no interval" in found["prdc.precision"].note
+    assert found["prdc.recall"].value == 0
+    assert (found["prdc.recall"].low, found["prdc.recall"].high) == (None, None)
+    assert "no interval" in found["prdc.recall"].note
+
+
+@pytest.mark.parametrize("images", [SAME, SAME * np.uint8(0)])
+def test_precision_has_the_interval_of_a_share_also_where_it_is_zero(tmp_path: Path, images: U8) -> None:
+    found = values(tmp_path, images)["prdc.precision"]
+    assert found.value is not None
+    expected = proportion_interval(round(60 * found.value), 60)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
