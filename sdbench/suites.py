@@ -29,6 +29,7 @@ POLICY = "gate.toml"
 _LOCAL = Path("suites")
 _INSTALLED, _CHECKED_OUT = Path(__file__).parent / "_suites", Path(__file__).parents[1] / "suites"
 _SHIPPED = _INSTALLED if _INSTALLED.is_dir() else _CHECKED_OUT
+_GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 
 class Prompts(Table):
@@ -269,13 +270,15 @@ class Suite(Table):
 
 
 def look_order(prompt_ids: Sequence[str], batch: int) -> list[str]:
-    """The order in which a run that stops when sure takes its prompts: shuffled, however the list is sorted, and the same each time.
+    """The order in which a run that stops when sure takes its prompts: the first k batches lie evenly over the list, for any k.
 
-    Batches stay together, since the bytes of an image may depend on the others of its batch; a short batch stays the last.
+    Steps of the golden ratio around the list spread so (Knuth 1998, 6.4). A shuffle would not do: batches stay together, since the
+    bytes of an image may depend on the others of its batch, and of a sorted list a few batches at random over-represent some style or
+    length. A short batch stays the last.
     """
     batches = [prompt_ids[start : start + batch] for start in range(0, len(prompt_ids), batch)]
-    shuffled = sorted(batches, key=lambda ids: (len(ids) < batch, hashlib.sha256(ids[0].encode()).digest()))
-    return [prompt_id for ids in shuffled for prompt_id in ids]
+    spread = sorted(range(len(batches)), key=lambda place: (len(batches[place]) < batch, place * _GOLDEN_RATIO % 1))
+    return [prompt_id for place in spread for prompt_id in batches[place]]
 
 
 def find(name: str) -> Path:

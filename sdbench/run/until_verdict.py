@@ -1,7 +1,7 @@
 """A run that stops when the gate is sure: prompts in batches, a look after every few, with the error rates of a single look.
 
-Batches of prompts are shuffled first (`suites.look_order`): lists are sorted by style or length, and the first prompts of a sorted
-list would not represent the others. A look takes the scores of the first k prompts on both sides. `stats.sequential` says at which
+Batches of prompts are spread over the list (`suites.look_order`): lists are sorted by style or length, and the first prompts of a
+sorted list would not represent the others. A look takes the scores of the first k prompts on both sides. `stats.sequential` says at which
 level it tests; `gate.looks` says why a pass waits for half of the prompts, and which faults even that does not show.
 
 A distance of the whole set is only computed at a look that may be the last, once all else has passed. It is taken from the first k

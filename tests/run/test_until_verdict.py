@@ -63,11 +63,14 @@ def test_prompts_of_a_stopped_run_form_a_suite_that_can_be_rerun(teacher: ModelS
     assert (again.id, list(again.prompt_list())) == (record.suite, list(scores.prompt_ids))
 
 
-def test_look_order_of_a_sorted_list_is_shuffled_and_stable() -> None:
-    ids = [f"{place:05d}" for place in range(400)]
-    mixed = suites.look_order(ids, 1)
-    assert mixed[:2] == ["00331", "00399"]
-    assert 30 <= sum(each < "00100" for each in mixed[:160]) <= 50
+@pytest.mark.parametrize("batch", [1, 4, 32])
+def test_look_order_takes_as_much_of_each_part_of_a_sorted_list(batch: int) -> None:
+    ids = [f"{place:05d}" for place in range(3200)]
+    order = suites.look_order(ids, batch)
+    assert sorted(order) == ids
+    for look in range(1, 101):
+        parts = [sum(int(each) // 800 == part for each in order[: 32 * look]) for part in range(4)]
+        assert max(parts) - min(parts) <= 3 * batch
 
 
 def test_look_order_keeps_batches_together_and_a_short_one_last() -> None:
