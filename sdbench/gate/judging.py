@@ -124,7 +124,9 @@ def _decide(result: Result, bounds: Bounds, margin: float, alpha: float, *, sure
         return replace(result, verdict="inconclusive", reason=reason)
     needed, unit = decisions.needed_n(bounds, margin, 1 - alpha), "rounds" if result.relative else "prompts"
     if needed:
-        return replace(result, verdict="inconclusive", reason=f"{bounds.n} {unit} do not decide it; about {needed} would", needed_n=needed)
+        chance = f"with a chance of {100 * decisions.POWER:.0f} %, if the difference is as measured"
+        reason = f"{bounds.n} {unit} do not decide it; about {needed} would {chance}"
+        return replace(result, verdict="inconclusive", reason=reason, needed_n=needed)
     if bounds.n == 1:
         reason = f"a single {unit.removesuffix('s')} shows no spread; measure more {unit}"
     elif bounds.between:

@@ -24,7 +24,8 @@ class Result:
         relative: whether difference, low, high and margin are shares of the baseline, not in `unit`.
         difference, low, high: candidate minus baseline, and its one-sided bounds, at the level of the policy, or of the look where a run stops when
             sure.
-        needed_n: number of prompts (rounds for a probe) that would decide it; only where it is inconclusive and such a number exists.
+        needed_n: number of prompts (rounds for a probe) that would decide it with a chance of 80 %; only where it is inconclusive and there is such a
+            number.
     """
 
     name: str

@@ -27,6 +27,7 @@ from sdbench.stats.intervals import as_column, standard_error
 
 Verdict = Literal["pass", "regressed", "inconclusive", "incomparable"]
 
+POWER = 0.8  # of the number of pairs that would decide: the customary one (Cohen 1988)
 _DRAWS = 4000
 _SEED = 20240521
 _MAX_LEVEL = 1 - 1e-12  # our Student's distribution is right to 1e-13
@@ -235,23 +236,28 @@ def holm(
 
 
 def needed_n(bounds: Bounds, margin: float, level: float = 0.95) -> int | None:
-    """The smallest number of pairs that would bring "pass" or "regressed" if the mean difference and the spread stayed as they are.
+    """The smallest number of pairs that brings "pass" or "regressed" with a chance of 80 %, if the true difference and spread are the measured ones.
 
-    An estimate, not a promise: the mean will change, so the chance that this number decides is about one half. None where no number would do: the mean is on the margin, or nearer to it than two
-    runs are to each other, or the spread is unknown.
+    None where no number would do: the difference is on the margin, or nearer to it than two runs are to each
+    other, or the spread is unknown.
     """
     ahead, spread = bounds.difference + margin, bounds.standard_error * math.sqrt(bounds.n)
     gap, skewness = (ahead, -bounds.skewness) if ahead > 0 else (-ahead, bounds.skewness)
-    gap = math.sqrt(max(0.0, gap**2 - _half_width_between(bounds.between, level) ** 2)) if bounds.between else gap
+    between = _half_width_between(bounds.between, level) if bounds.between else 0.0
 
-    def half_width(n: int) -> float:
-        return _stretch_quantile(student_t.quantile(level, n - 1), skewness * math.sqrt(bounds.n / n)) * spread
+    def quantiles(n: int) -> tuple[float, float]:
+        """In standard errors: half a width of the bounds, and how much nearer to the margin than the truth a measured difference may lie."""
+        return _stretch_quantile(student_t.quantile(level, n - 1), skewness * math.sqrt(bounds.n / n)), student_t.quantile(POWER, n - 1)
 
-    widest = half_width(3)
-    if not math.isfinite(spread) or gap <= 1e-9 * widest:
+    def decides(n: int) -> bool:
+        half_width, nearer = (quantile * spread / math.sqrt(n) for quantile in quantiles(n))
+        return gap - nearer > math.hypot(between, half_width)
+
+    widest = sum(quantiles(3)) * spread
+    if not math.isfinite(spread) or gap - between <= 1e-9 * widest:
         return None
-    enough = 3 + math.ceil((widest / gap) ** 2)
-    return bisect.bisect_left(range(enough), True, lo=2, key=lambda n: half_width(n) < gap * math.sqrt(n))
+    enough = 3 + math.ceil((widest / (gap - between)) ** 2)
+    return bisect.bisect_left(range(enough), True, lo=2, key=decides)
 
 
 def _half_width_between(between: BetweenRuns, level: float) -> float:

@@ -105,7 +105,7 @@ def test_too_few_prompts_are_inconclusive_and_the_reported_number_decides(tmp_pa
     assert report.why.startswith(
         "scenes-student is neither surely as good as scenes-teacher nor surely worse: clip_score.scenes: 6 prompts "
     )
-    assert f"6 prompts do not decide it; about {needed} would" in report.why
+    assert f"6 prompts do not decide it; about {needed} would with a chance of 80 %, if the difference is as measured" in report.why
     repeats = -(-needed // 6)
 
     def repeat_prompts(measurement: Measurement) -> Measurement:

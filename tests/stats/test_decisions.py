@@ -285,18 +285,14 @@ def test_holm_rejects_nan() -> None:
 
 
 @pytest.mark.parametrize("mean", [-1.2, -0.4, 0.0, 0.3])
-def test_needed_n_is_the_smallest_that_decides(mean: float) -> None:
-    n, spread, margin = 10, 2.0, 0.5
-
-    def bounds_at(k: int) -> Bounds:
-        error = spread / math.sqrt(k)
-        half = scipy_stats.t.ppf(0.95, k - 1) * error
-        return Bounds(mean - half, mean + half, mean, error, k)
-
-    needed = decisions.needed_n(bounds_at(n), margin)
+def test_needed_n_is_the_smallest_that_decides_in_4_of_5_draws(mean: float) -> None:
+    spread, margin = 2.0, 0.5
+    needed = decisions.needed_n(Bounds(mean - 1, mean + 1, mean, spread / math.sqrt(10), 10), margin)
     assert needed is not None
-    assert decisions.decide(bounds_at(needed), margin) == ("regressed" if mean < -margin else "pass")
-    assert decisions.decide(bounds_at(needed - 1), margin) == "inconclusive"
+    for n, least, most in ((needed, 0.77, 0.83), (needed // 2, 0.3, 0.6)):
+        draws = np.random.default_rng(0).normal(mean, spread, (2000, n))
+        verdicts = [decisions.decide(decisions.paired_mean_bounds(draw), margin) for draw in draws]
+        assert least < verdicts.count("regressed" if mean < -margin else "pass") / 2000 < most
 
 
 def test_needed_n_exceeds_an_n_left_undecided_by_a_long_tail() -> None:
@@ -304,20 +300,22 @@ def test_needed_n_exceeds_an_n_left_undecided_by_a_long_tail() -> None:
     for difference, margin in ((-rare, 0.05), (rare - 0.075, 0.028)):  # Student's bounds would pass the one and regress the other
         bounds = decisions.paired_mean_bounds(difference)
         assert decisions.decide(bounds, margin) == "inconclusive"
-        assert 200 < (decisions.needed_n(bounds, margin) or 0) < 300
+        assert 200 < (decisions.needed_n(bounds, margin) or 0) < 600
 
 
 def test_needed_n_of_another_run_keeps_the_noise_between_runs() -> None:
     spread, margin, between = 0.5, 0.3, BetweenRuns(0.1, 4)
 
-    def bounds_at(k: int) -> Bounds:
+    def bounds_at(k: int, quantile: float = 0.5) -> Bounds:
+        """Those of a difference of 0.2, if it is measured at a quantile of its distribution."""
         error = spread / math.sqrt(k)
         half = scipy_stats.t.ppf(0.99, k - 1) * error
-        return decisions.widen(Bounds(0.2 - half, 0.2 + half, 0.2, error, k), between, 0.99)
+        measured = 0.2 + scipy_stats.t.ppf(quantile, k - 1) * error
+        return decisions.widen(Bounds(measured - half, measured + half, measured, error, k), between, 0.99)
 
     needed = decisions.needed_n(bounds_at(5), margin, 0.99)
     assert needed is not None
-    assert [decisions.decide(bounds_at(k), margin) for k in (needed - 1, needed)] == ["inconclusive", "pass"]
+    assert [decisions.decide(bounds_at(k, 0.2), margin) for k in (needed - 1, needed)] == ["inconclusive", "pass"]
     # 0.4 from the margin, which the noise between runs, t(3) 0.1 = 0.45, hides at any k
     assert decisions.needed_n(bounds_at(5), 0.2, 0.99) is None
 
@@ -330,4 +328,4 @@ def test_needed_n_may_not_exist() -> None:
 def test_needed_n_is_two_without_spread_and_large_near_the_margin() -> None:
     assert decisions.needed_n(decisions.paired_mean_bounds([0.2, 0.2, 0.2]), margin=0.0) == 2
     far = decisions.needed_n(Bounds(-1.0, 0.0, -0.5 + 1e-7, 1.0, 100), margin=0.5)
-    assert far == pytest.approx((1.644854 * 10 / 1e-7) ** 2, rel=1e-3)
+    assert far == pytest.approx(((1.644854 + 0.841621) * 10 / 1e-7) ** 2, rel=1e-3)
