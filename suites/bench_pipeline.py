@@ -79,10 +79,14 @@ def test_stage(stage: str, running: Running, benchmark: Any) -> None:
 
 
 def out_of_memory_message(error: RuntimeError) -> str:
-    """The message of an out-of-memory error, without the allocator's advice; any other error is raised again."""
-    if not is_out_of_memory(error):
-        raise error
-    return str(error).partition(". Of the allocated memory")[0]
+    """The message of an out-of-memory error, without the allocator's advice; any other error is raised again, or fails as not compiled."""
+    if is_out_of_memory(error):
+        return str(error).partition(". Of the allocated memory")[0]
+    from torch._dynamo.exc import TorchDynamoException  # takes a second
+
+    if isinstance(error, TorchDynamoException):  # such as that there is no C compiler
+        pytest.fail(f"{meters.NOT_COMPILED}: {type(error).__name__}: {error}")
+    raise error
 
 
 def time_first_call(call: Call, *, compiling: bool) -> dict[str, Any]:

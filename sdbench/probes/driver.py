@@ -151,14 +151,14 @@ def _run_id(models: Sequence[tuple[str, str | None]], folders: Folders) -> str:
 
 
 def _measure_in_turns(requests: Mapping[Key, Request], stems: Mapping[Key, str], n: int, folders: Folders) -> dict[Key, list[Round]]:
-    """The rounds of each model and setting; one that ran out of memory is not tried again."""
+    """The rounds of each model and setting; one that ran out of memory, or cannot be compiled, is not tried again."""
     rounds: dict[Key, list[Round]] = {key: [] for key in requests}
     with tqdm([*requests] * n, desc="probes", unit="round") as bar:
         for key in bar:
             bar.set_postfix_str(" ".join(reversed(key)))
             done = rounds[key]
             reason = done[0].failures.get("pipeline", "") if done else ""
-            if reason.startswith(meters.OUT_OF_MEMORY):
+            if reason.startswith((meters.OUT_OF_MEMORY, meters.NOT_COMPILED)):
                 done.append(_failed_round(reason))
             else:
                 done.append(_find_or_run_round(requests[key], stems[key], done, folders))

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 MIB = 2**20
-OUT_OF_MEMORY = "out of memory"  # how the reason of a failure begins that another try would not avoid
+OUT_OF_MEMORY, NOT_COMPILED = "out of memory", "not compiled"  # how reasons of failures begin that another try would not avoid
 COMPILER_CACHE = "TORCHINDUCTOR_CACHE_DIR"  # the driver sets a folder for each model and setting, so that the first round compiles anew
 
 

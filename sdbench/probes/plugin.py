@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from sdbench.probes import meters
 from sdbench.probes.request import Request
 
 FAILURES = pytest.StashKey[dict[str, str]]()
@@ -20,13 +21,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
-    """Note the first failure of a stage in one line."""
+    """Note the first failure of a stage in one line; what cannot be compiled ends the round, since each stage would take minutes to try."""
     if call.excinfo and not call.excinfo.errisinstance(pytest.skip.Exception):
         error = call.excinfo.value
         kind = "" if call.excinfo.errisinstance(pytest.fail.Exception) else f"{type(error).__name__}: "
         message = " ".join(str(error).split())
         stage = item.callspec.params["stage"] if hasattr(item, "callspec") else item.name
         item.config.stash[FAILURES].setdefault(stage, f"{kind}{message}"[:500])
+        if message.startswith(meters.NOT_COMPILED):
+            item.session.shouldfail = meters.NOT_COMPILED
     return (yield)
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from factories import number
 from tiny import SIZE_PX, tiny_unet
+from torch._inductor.exc import InductorError
 
 from sdbench.models.spec import resolve
 from sdbench.probes import driver, setup
@@ -86,6 +87,21 @@ def test_model_too_large_to_load_is_reported_and_not_retried(tiny_pipeline: Path
     reasons = {value.reason for value in values if value.name.startswith("latency.")}
     assert reasons == {"out of memory while the model was loaded: no batch fits. CUDA out of memory. Tried to allocate 9 GiB"}
     assert len(list(tmp_path.glob("tiny-base-*.log"))) == 1
+
+
+@pytest.mark.usefixtures("_in_this_process")
+def test_what_cannot_be_compiled_is_reported_and_not_retried(tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise InductorError(RuntimeError("Failed to find C compiler"), None)
+
+    monkeypatch.setattr(setup, "apply_setting", lambda pipe, _: pipe.unet.register_forward_pre_hook(refuse))
+    probes = PROBES.model_copy(update={"rounds": 2, "settings": (Setting(compile="whole"),)})
+    values = measure(
+        [resolve(str(tiny_pipeline), name="tiny")], SAMPLING, probes, work=tmp_path, suites=SUITES, device="cpu", settings=["compiled"]
+    ).values["tiny"]
+    (reason,) = {value.reason for value in values if value.name.startswith("latency.")}  # no other stage was tried
+    assert reason.startswith("not compiled: InductorError: RuntimeError: Failed to find C compiler")
+    assert len(list(tmp_path.glob("tiny-compiled-*.log"))) == 1
 
 
 @pytest.mark.slow
