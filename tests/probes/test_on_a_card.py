@@ -1,5 +1,6 @@
 """The probes on a real CUDA device."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -54,6 +55,9 @@ def test_round_on_a_card_agrees_with_manual_timing(tiny_pipeline: Path, tmp_path
     failed = {value.name: value.reason for value in found.values() if value.state != "ok"}
     assert set(failed) <= NEEDS_NVML, failed
     assert found["memory.smallest_card"].value == 8
+    gc.collect()
+    torch._C._cuda_clearCublasWorkspaces()  # if an earlier test trained here, the thread of its backward pass has one of 32 MiB
+    held = torch.cuda.memory_allocated()
     pipe = load(resolve(str(tiny_pipeline)), dtype="bfloat16", device="cuda")
     seconds = []
     for _ in range(20):
@@ -64,7 +68,7 @@ def test_round_on_a_card_agrees_with_manual_timing(tiny_pipeline: Path, tmp_path
         end.record()
         end.synchronize()
         seconds.append(start.elapsed_time(end) / 1000)
-    assert found["memory.peak_allocated"].value == pytest.approx(torch.cuda.max_memory_allocated() / MIB, rel=0.02)
+    assert found["memory.peak_allocated"].value == pytest.approx((torch.cuda.max_memory_allocated() - held) / MIB, rel=0.02)
     assert found["latency.pipeline.p50"].value == pytest.approx(median(seconds[10:]), rel=0.2), (
         "a tiny model is launch-bound, so times vary"
     )
