@@ -629,6 +629,21 @@ def test_doctor_reports_old_or_missing_packages(monkeypatch: pytest.MonkeyPatch)
     assert [finding.is_fatal for finding in checks._packages()] == [False]
 
 
+def test_doctor_tells_what_compiled_settings_lack(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    compiler = tmp_path / "my-cc"
+    compiler.touch(mode=0o755)
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path))
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("CC", str(compiler))
+    assert checks._compiler().is_ok
+    monkeypatch.delenv("CC")
+    (tmp_path / "Python.h").unlink()
+    finding = checks._compiler()
+    assert (finding.is_ok, finding.is_fatal) == (False, False)
+    assert "without a C compiler and Python's headers" in finding.text
+
+
 def test_doctor_checks_the_given_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(checks, "_metrics", lambda: iter(()))
     monkeypatch.setattr(checks, "_published_values", lambda: iter(()))

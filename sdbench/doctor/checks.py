@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -30,9 +31,10 @@ class Finding:
 
 
 def examine(results: Path, runs: Path) -> Iterator[Finding]:
-    """Check packages, device, weights, disk, folders, clean-fid's resize, the metrics on golden images, and published values."""
+    """Check packages, device, compiler, weights, disk, folders, clean-fid's resize, the metrics on golden images, and published values."""
     yield from _packages()
     yield _device()
+    yield _compiler()
     yield from _embedded()
     yield from _hub()
     yield _disk(runs)
@@ -65,6 +67,15 @@ def _device() -> Finding:
     return Finding(
         True, False, f"{torch.cuda.get_device_name()}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free: full-size suites can run"
     )
+
+
+def _compiler() -> Finding:
+    """What compiled settings need beside PyTorch: on a GPU, Triton builds extensions of Python in C (triton/runtime/build.py)."""
+    has_compiler = any(map(shutil.which, filter(None, (os.environ.get("CC"), "gcc", "clang"))))
+    has_headers = (Path(sysconfig.get_path("include")) / "Python.h").exists()
+    needs = {"a C compiler": has_compiler, "Python's headers, such as of the package python3-dev": has_headers}
+    lacking = " and ".join(what for what, is_here in needs.items() if not is_here)
+    return Finding(not lacking, False, f"compiled settings: they fail without {lacking}" if lacking else "compiled settings can be built")
 
 
 def _embedded() -> list[Finding]:
