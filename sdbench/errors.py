@@ -26,3 +26,8 @@ def unknown_name(kind: str, word: str, known: Iterable[str], advice: str = "") -
     near = difflib.get_close_matches(word, names, 1)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}{'.' if advice else ''}"
     return UserError(f"unknown {kind} {word!r}; {hint} {advice}".rstrip())
+
+
+def describe_error(error: BaseException) -> str:
+    """The type and the first line of another library's error."""
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), 'no reason given')}"

@@ -25,7 +25,7 @@ from sdbench.disk import write_bytes
 from sdbench.errors import UserError
 from sdbench.models.architectures import depths
 from sdbench.training.latents import Batch, CaptionedImages, LatentPool, add_noise, predict
-from sdbench.validation import Table
+from sdbench.validation import Table, error_message
 
 WHOLE_MIDDLE = "mid_block"  # key for the middle's attention and second resnet together
 SECOND_RESNET = "mid_block.resnets.1"
@@ -150,7 +150,7 @@ def _read(path: Path) -> Sensitivity | None:
         return Sensitivity.model_validate_json(path.read_text())
     except ValidationError as error:
         raise UserError(
-            f"{path} is not a measurement that this version can read ({error.errors()[0]['msg']}); remove it to measure again"
+            f"{path} is not a measurement that this version can read ({error_message(error)}); remove it to measure again"
         ) from None
 
 

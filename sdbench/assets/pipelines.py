@@ -11,8 +11,8 @@ import huggingface_hub
 from huggingface_hub.constants import HF_HUB_CACHE
 from tqdm import tqdm
 
-from sdbench.assets.weights import RemoteFile, describe_error
-from sdbench.errors import UserError
+from sdbench.assets.weights import RemoteFile
+from sdbench.errors import UserError, describe_error
 from sdbench.models import hub
 from sdbench.models.catalogue import CATALOGUE
 from sdbench.models.files import STEMS, checkpoint_kind, choose_weight_files, read_header

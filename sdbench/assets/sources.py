@@ -11,7 +11,7 @@ from typing import Any, Self
 from datasets import Dataset, load_dataset_builder
 from datasets import Image as ImageColumn
 
-from sdbench.errors import MissingError, UserError, unknown_name
+from sdbench.errors import MissingError, UserError, describe_error, unknown_name
 from sdbench.models.spec import HUB_NAME
 
 METADATA = ("metadata.jsonl", "metadata.csv")
@@ -93,7 +93,7 @@ def read_rows(what: str, split: str = "train") -> Rows:
         builder.download_and_prepare()
         dataset = builder.as_dataset(split=split)
     except Exception as error:  # `datasets` passes on whatever its readers raise
-        reason = f"{type(error).__name__}: {next(iter(str(error.__cause__ or error).splitlines()), 'no reason given')}"
+        reason = describe_error(error.__cause__ or error)  # the type of the outer one says only that something failed
         if arguments == {"path": what}:
             advice = "Where there is a network, open it once: it stays in the cache of `datasets`"
             raise MissingError(f"cannot read {what!r} as a dataset ({reason}). {advice}") from error

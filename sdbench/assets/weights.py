@@ -22,7 +22,7 @@ from huggingface_hub.file_download import http_get
 from sdbench.assets import catalogue
 from sdbench.assets.catalogue import Asset, File
 from sdbench.disk import file_digest, write_bytes
-from sdbench.errors import MissingError, UserError
+from sdbench.errors import MissingError, UserError, describe_error
 from sdbench.models import hub
 
 HOME = "SDBENCH_WEIGHTS"
@@ -151,11 +151,6 @@ def _download(asset: Asset, file: File, folder: Path) -> Path:
     with path.open("ab") as part:  # continues an interrupted download
         http_get(f"{asset.source}/{file.name}", part, resume_size=part.tell(), expected_size=file.size_bytes)
     return path
-
-
-def describe_error(error: Exception) -> str:
-    """The type and the first line of another library's error."""
-    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), 'no reason given')}"
 
 
 def _missing_error(asset: Asset, error: Exception) -> MissingError:

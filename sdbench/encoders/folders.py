@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from sdbench.encoders.pixels import device
-from sdbench.errors import UserError
+from sdbench.errors import UserError, describe_error
 from sdbench.models.checks import check_finite
 from sdbench.models.stock import silence_libraries
 
@@ -29,8 +29,7 @@ def load_network(kind: Any, folder: Path, *, safetensors: bool) -> Any:
             folder, use_safetensors=safetensors, local_files_only=True, dtype=torch.float32, output_loading_info=True
         )
     except Exception as error:  # transformers passes on whatever its readers raise
-        reason = next(iter(str(error).splitlines()), "no reason given")
-        raise UserError(f"{folder} holds no {name} in transformers' layout ({type(error).__name__}: {reason}); fetch it again") from error
+        raise UserError(f"{folder} holds no {name} in transformers' layout ({describe_error(error)}); fetch it again") from error
     if missing := sorted(report["missing_keys"]):
         raise UserError(f"{folder} lacks {len(missing)} tensors of {name}, such as {missing[0]!r}; fetch it again")
     check_finite(model, name, folder)

@@ -21,7 +21,7 @@ from sdbench.machine import environment
 from sdbench.metrics.frechet import Gaussian, gaussian
 from sdbench.scenes.grammar import scene_at
 from sdbench.scenes.render import render
-from sdbench.validation import Table
+from sdbench.validation import Table, error_message
 
 if TYPE_CHECKING:
     from sdbench.encoders.catalogue import Encoder  # imports torch, which listing references does not need
@@ -113,7 +113,7 @@ def card_of(name: str, encoder: str, runs: Path) -> Card | None:
         return Card.model_validate_json(path.read_bytes()) if path.exists() else None
     except ValidationError as error:
         raise UserError(
-            f"reference: {path} is no card of a reference ({error.errors()[0]['msg']}); delete it and build the reference again"
+            f"reference: {path} is no card of a reference ({error_message(error)}); delete it and build the reference again"
         ) from error
 
 
