@@ -83,7 +83,7 @@ def until_verdict(
     """
     from sdbench.encoders.memory import evaluators_on
     from sdbench.run.context import check_models, prepare
-    from sdbench.run.until_verdict import SequentialTest, run_until_verdict
+    from sdbench.run.until_verdict import run_until_verdict
 
     rules = load_policy(policy)
     rules.rules(suite.name)  # a policy that weighs nothing here ends the run before it begins
@@ -91,9 +91,7 @@ def until_verdict(
     old = find_or_run_baseline(baseline, suite, places, device, announce=announce)
     context = prepare(suite, device=machine.choose_device(device), results=places.results, runs=places.work)
     with evaluators_on(context.device):
-        new, report = run_until_verdict(
-            SequentialTest(spec, context, old, rules, floors.between_runs(records.read_record(old), places.results))
-        )
+        new, report = run_until_verdict(spec, context, old, rules, floors.between_runs(records.read_record(old), places.results))
     return new, _with_inputs(report, new, old, rules, baseline)
 
 

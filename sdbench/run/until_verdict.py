@@ -13,7 +13,8 @@ difference to the baseline happens to be large: simulated, 95 % intervals of tha
 0.4 of the standard error of all prompts.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,43 +42,37 @@ from sdbench.validation import validate
 LOOKS = 16
 
 
-@dataclass(frozen=True)
-class SequentialTest:
-    """Whether a model is as good as a baseline, within the margins of a policy.
-
-    Attributes:
-        baseline: record folder.
-        between_runs: probe -> how far two runs of one model lie apart on this machine class.
-    """
-
-    spec: ModelSpec
-    context: RunContext
-    baseline: Path
-    policy: Policy
-    between_runs: dict[str, BetweenRuns]
-
-
 def look_sizes(n: int, batch: int) -> list[int]:
     """Number of prompts at each look: whole batches, in at most `LOOKS` steps of about equal size."""
     sizes = (-(-n * look // (LOOKS * batch)) * batch for look in range(1, LOOKS + 1))
     return sorted({min(n, size) for size in sizes})
 
 
-def run_until_verdict(test: SequentialTest) -> tuple[Path, Report]:
+def run_until_verdict(
+    spec: ModelSpec, context: RunContext, baseline_folder: Path, policy: Policy, between_runs: Mapping[str, BetweenRuns]
+) -> tuple[Path, Report]:
     """Make images until the verdict is sure, or all of them would not make it so, and return the record folder and the verdict.
+
+    Args:
+        spec: the candidate.
+        context: the suite, on this machine.
+        baseline_folder: record folder of the baseline.
+        policy: the metrics to weigh, and their margins.
+        between_runs: probe -> how far two runs of one model lie apart on this machine class.
 
     Raises:
         UserError: the baseline is of another suite or has other prompts.
     """
-    context, baseline = test.context, Side.read(test.baseline)
+    baseline = Side.read(baseline_folder)
     if (baseline.record.suite, baseline.record.n_images) != (context.suite.id, len(context.suite.prompt_list())):
         raise UserError(
-            f"baseline {test.baseline} is of {baseline.record.suite}, {baseline.record.n_images} images; this run is of {context.suite.id}, "
+            f"baseline {baseline_folder} is of {baseline.record.suite}, {baseline.record.n_images} images; this run is of {context.suite.id}, "
             f"{len(context.suite.prompt_list())}: run the baseline under this suite"
         )
-    (spec,) = runner.fetch_models([test.spec], context)
+    (spec,) = runner.fetch_models([spec], context)
     model = runner.describe_model(spec, context)
-    candidate = _Candidate(test, model, ImageGenerator(spec, model, context), baseline, runner.run_probes([spec], context))
+    generator, probed = ImageGenerator(spec, model, context), runner.run_probes([spec], context)
+    candidate = _Candidate(model, generator, baseline, probed, policy, between_runs)
     total, sizes = len(candidate.jobs), list[int]()
     for size in look_sizes(total, context.sampling.batch):
         sizes.append(size)
@@ -85,7 +80,7 @@ def run_until_verdict(test: SequentialTest) -> tuple[Path, Report]:
             break
     assert report
     notes = (f"stopped after {sizes[-1]} of {total} prompts, at the {tables.format_ordinal(len(sizes))} look", *report.notes)
-    history = Looks(baseline=test.baseline.resolve().name, verdict=report.verdict, prompts=tuple(sizes), of=total)
+    history = Looks(baseline=baseline_folder.resolve().name, verdict=report.verdict, prompts=tuple(sizes), of=total)
     return candidate.write_record(history), replace(report, notes=notes)
 
 
@@ -99,14 +94,22 @@ class _Candidate:
         failed: values of scores that some prompts lack.
     """
 
-    def __init__(self, test: SequentialTest, model: Model, generator: ImageGenerator, baseline: Side, probed: ProbeResult) -> None:
-        self.context, self.model, self.generator, self.baseline, self.probed = test.context, model, generator, baseline, probed
+    def __init__(
+        self,
+        model: Model,
+        generator: ImageGenerator,
+        baseline: Side,
+        probed: ProbeResult,
+        policy: Policy,
+        between_runs: Mapping[str, BetweenRuns],
+    ) -> None:
+        self.context, self.model, self.generator, self.baseline, self.probed = generator.context, model, generator, baseline, probed
         self.jobs = self._in_look_order(generator.jobs)
-        suite, weighed = self.context.suite, test.policy.rules(self.context.suite.name)
+        suite, weighed = self.context.suite, policy.rules(self.context.suite.name)
         measured = [name for name in suite.own_metrics if name in weighed or f"win_rate.{name}" in weighed]
         self.set_metrics = [name for name in measured if PROTOCOLS[name].kind == "set"]
         self.score_metrics = [name for name in measured if name not in self.set_metrics]
-        self.rules = looks.LookRules(test.policy, suite.name, self.set_metrics, test.between_runs)
+        self.rules = looks.LookRules(policy, suite.name, self.set_metrics, between_runs)
         self.scores_by_look: list[Scores] = []
         self.failed: dict[str, Value] = {}
 

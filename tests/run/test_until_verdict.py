@@ -31,7 +31,7 @@ SIX_PROMPTS = SUITE.model_copy(update={"prompts": SUITE.prompts.model_copy(updat
 def run_sequentially(
     spec: ModelSpec, baseline: Path, folder: Path, rules: Policy = RULES, suite: suites.Suite = SIX_PROMPTS
 ) -> tuple[Path, Any]:
-    return until_verdict.run_until_verdict(until_verdict.SequentialTest(spec, prepare_in(folder, suite), baseline, rules, {}))
+    return until_verdict.run_until_verdict(spec, prepare_in(folder, suite), baseline, rules, {})
 
 
 def test_identical_model_stops_early_with_the_images_of_a_full_run(teacher: ModelSpec, tmp_path: Path) -> None:
