@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -59,13 +59,11 @@ def resolve_taps(student: Config, teacher: Config, plan: Plan, patterns: Sequenc
 def collect_outputs(network: nn.Module, paths: Iterable[str]) -> Iterator[dict[str, Tensor]]:
     """While open, each forward pass stores the outputs of the modules at `paths` in the yielded mapping; it is empty afterwards."""
     outputs: dict[str, Tensor] = {}
-    handles = [network.get_submodule(path).register_forward_hook(_store_output(outputs, path)) for path in paths]
-    try:
+    with ExitStack() as stack:
+        stack.callback(outputs.clear)
+        for path in paths:
+            stack.enter_context(network.get_submodule(path).register_forward_hook(_store_output(outputs, path)))
         yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()
-        outputs.clear()
 
 
 def _store_output(outputs: dict[str, Tensor], path: str) -> Any:

@@ -4,7 +4,6 @@ Each finished student has a JSON file under `<results>/ablation/<recipe>/`, so t
 replication is the training seed: arms share captions, noise and seeds, and intervals are t intervals over seeds.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +22,7 @@ from distillation.run_plan import plan_run
 from distillation.sensitivity.removal import pick_most_missed, removal_losses
 from distillation.train import distil
 from sdbench.arrays import F64
-from sdbench.disk import write_bytes
+from sdbench.disk import digest, write_bytes
 from sdbench.errors import unknown_name
 from sdbench.models.architectures import depths, unet_config
 from sdbench.scenes.embedded import verified_path
@@ -141,8 +140,7 @@ def with_seed(recipe: Recipe, seed: int) -> Recipe:
 
 def identity_of(recipe: Recipe, teacher_digest: str, steps: int | None, device: str) -> str:
     """The digest of what decides a student's weights, 16 hex digits of SHA-256."""
-    decides = [recipe.training_digest("scenes"), teacher_digest, steps, device]
-    return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
+    return digest([recipe.training_digest("scenes"), teacher_digest, steps, device])[:16]
 
 
 def _evaluate(student_folder: Path, arm: str, seed: int, identity: str, evaluation: SceneEvaluation, device: str) -> Outcome:

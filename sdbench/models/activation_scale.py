@@ -7,7 +7,7 @@ A layer that ends a residual branch gets an output of `BRANCH_STD`, so that a st
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -113,9 +113,7 @@ def _draw_image(pipe: Any) -> object:
 
 @contextmanager
 def _forward_hooks(hooks: list[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
-    handles = [part.register_forward_hook(hook) for part, hook in hooks]
-    try:
+    with ExitStack() as stack:
+        for part, hook in hooks:
+            stack.enter_context(part.register_forward_hook(hook))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -5,7 +5,6 @@ or a lack of memory ends only that round. The models take turns (A B C A B C), s
 slow for all of them.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -274,5 +273,4 @@ def _file_stem(request: Request, suites: Path, weights: str | None, run_id: str)
         "turns": run_id,
         "code": [file_digest(path) for path in (suites / BENCHMARK_FILE, *_MEASURING)],
     }
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-    return f"{spec.name}-{request.setting.label}-{digest}"
+    return f"{spec.name}-{request.setting.label}-{digest_of(content)[:16]}"
