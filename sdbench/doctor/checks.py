@@ -79,12 +79,6 @@ def _compiler() -> Finding:
 
 
 def _embedded() -> list[Finding]:
-    if not embedded.MANIFEST.exists():
-        return [
-            Finding(
-                False, True, f"embedded weights: no manifest at {embedded.MANIFEST}; reinstall sdbench, or train them: sdbench scenes train"
-            )
-        ]
     try:
         damaged = embedded.changed_files()
     except UserError as error:

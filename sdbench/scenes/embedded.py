@@ -27,17 +27,14 @@ def read_manifest() -> dict[str, Any]:
     return loaded
 
 
-def changed_files() -> list[str]:
-    """The names of the shipped files that are missing or changed.
+def changed_files(within: str = "") -> list[str]:
+    """The names of the shipped files that are missing or changed: of all, or of the file or folder `within`.
 
     Raises:
         UserError: the manifest is missing or damaged.
     """
-    return [
-        name
-        for name, expected in read_manifest()["files"].items()
-        if not (WEIGHTS / name).is_file() or file_digest(WEIGHTS / name) != expected
-    ]
+    files = {name: expected for name, expected in read_manifest()["files"].items() if not within or f"{name}/".startswith(f"{within}/")}
+    return [name for name, expected in files.items() if not (WEIGHTS / name).is_file() or file_digest(WEIGHTS / name) != expected]
 
 
 def verified_path(name: str) -> Path:
@@ -46,9 +43,6 @@ def verified_path(name: str) -> Path:
     Raises:
         UserError: a file is missing or was changed, or the manifest is missing or damaged.
     """
-    for file, expected in read_manifest()["files"].items():
-        if (file == name or file.startswith(f"{name}/")) and (not (WEIGHTS / file).is_file() or file_digest(WEIGHTS / file) != expected):
-            raise UserError(
-                f"embedded weights {WEIGHTS / file} are missing or changed (expected SHA-256 {expected}); reinstall sdbench, or check out the file again"
-            )
+    if changed := changed_files(name):
+        raise UserError(f"embedded weights {WEIGHTS / changed[0]} are missing or changed; reinstall sdbench, or check out the file again")
     return WEIGHTS / name

@@ -5,14 +5,16 @@ background" and "a small blue star right of a large red circle on a pink backgro
 `Scene.layout` is that image: the first thing is the left or top one, the second the right or bottom one.
 """
 
-import difflib
 import hashlib
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
+
+from sdbench.errors import unknown_name
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 COLOURS = {
@@ -117,19 +119,15 @@ def _thing(size: str, colour: str, shape: str) -> Thing:
     return Thing(_known_word(size, SIZES, "size"), _known_word(colour, COLOURS, "colour"), _known_word(shape, SHAPES, "shape"))
 
 
-def _known_word(word: str, words: object, kind: str) -> str:
-    known = list(words)  # type: ignore[call-overload]  # tuples and dicts of words alike
-    if word in known:
-        return word
-    near = difflib.get_close_matches(word, known, 1)
-    hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
-    raise ValueError(f"unknown {kind} {word!r} in a caption of the scenes grammar{hint}")
+def _known_word(word: str, known: Collection[str], kind: str) -> str:
+    if word not in known:
+        raise ValueError(str(unknown_name(kind, word, known)))
+    return word
 
 
 def _draw_scene(rng: np.random.Generator) -> Scene:
-    def pick(words: object) -> str:
-        known = list(words)  # type: ignore[call-overload]  # tuples and dicts of words alike
-        return str(known[rng.integers(len(known))])
+    def pick(words: Collection[str]) -> str:
+        return list(words)[rng.integers(len(words))]
 
     first = Thing(pick(SIZES), pick(COLOURS), pick(SHAPES))
     background = pick(BACKGROUNDS)

@@ -7,6 +7,7 @@ with its schedule and its scores on held-out scenes, and is not trained again. S
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from sdbench.errors import unknown_name
 from sdbench.models import architectures
-from sdbench.models.text_encoders import save_text_encoder
+from sdbench.models.text_encoders import PREFIX, save_text_encoder
 from sdbench.scenes.networks import SceneNet
 from sdbench.scenes.training import clip, preference, reader, text, unet, vae
 from sdbench.scenes.training.evaluation import SceneEvaluation
@@ -96,9 +97,7 @@ def _text(workspace: Workspace) -> dict[str, float]:
     text.train_tokenizer(workspace.pipeline / "tokenizer").save_pretrained(workspace.pipeline / "tokenizer_2")
     first = text.train(workspace.work, "text_encoder", workspace.tokens, device=workspace.device)
     plain = CLIPTextModel(first.config)
-    plain.load_state_dict(
-        {key.removeprefix("text_model."): value for key, value in first.state_dict().items() if key.startswith("text_model.")}
-    )
+    plain.load_state_dict({key.removeprefix(PREFIX): value for key, value in first.state_dict().items() if key.startswith(PREFIX)})
     save_text_encoder(plain.half(), workspace.pipeline / "text_encoder")
     second: CLIPTextModelWithProjection = text.train(workspace.work, "text_encoder_2", workspace.tokens, device=workspace.device)
     save_text_encoder(second.half(), workspace.pipeline / "text_encoder_2")
@@ -106,17 +105,9 @@ def _text(workspace: Workspace) -> dict[str, float]:
     return {}
 
 
-def _reader(workspace: Workspace) -> dict[str, float]:
-    net = reader.train(workspace.work, "reader", workspace.train, reader.READER_WIDTH, reader.READER, augment=True, device=workspace.device)
-    save_half(net, workspace.out / "evaluators" / "reader.safetensors")
-    return {"accuracy": reader.accuracy(net.cpu(), workspace.heldout)}
-
-
-def _features(workspace: Workspace) -> dict[str, float]:
-    net = reader.train(
-        workspace.work, "features", workspace.train, reader.FEATURES_WIDTH, reader.FEATURES, augment=False, device=workspace.device
-    )
-    save_half(net, workspace.out / "evaluators" / "features.safetensors")
+def _scene_net(name: str, width: int, schedule: Schedule, workspace: Workspace, *, augment: bool) -> dict[str, float]:
+    net = reader.train(workspace.work, name, workspace.train, width, schedule, augment=augment, device=workspace.device)
+    save_half(net, workspace.out / "evaluators" / f"{name}.safetensors")
     return {"accuracy": reader.accuracy(net.cpu(), workspace.heldout)}
 
 
@@ -146,8 +137,8 @@ def _preference(workspace: Workspace) -> dict[str, float]:
 PARTS: dict[str, tuple[Schedule, Callable[[Workspace], dict[str, float]]]] = {
     "vae": (vae.SCHEDULE, _vae),
     "text": (text.SCHEDULE, _text),
-    "reader": (reader.READER, _reader),
-    "features": (reader.FEATURES, _features),
+    "reader": (reader.READER, partial(_scene_net, "reader", reader.READER_WIDTH, reader.READER, augment=True)),
+    "features": (reader.FEATURES, partial(_scene_net, "features", reader.FEATURES_WIDTH, reader.FEATURES, augment=False)),
     "clip": (clip.SCHEDULE, _clip),
     "preference": (preference.SCHEDULE, _preference),
     "teacher": (unet.SCHEDULE, _teacher),

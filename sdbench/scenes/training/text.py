@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
 from sdbench.models.architectures import PARTS
-from sdbench.models.text_encoders import token_ids
+from sdbench.models.text_encoders import END, START, token_ids
 from sdbench.scenes.attributes import AttributeHeads, attribute_loss, labels
 from sdbench.scenes.grammar import Scene, scene_at
 from sdbench.training.loop import Schedule, fit
@@ -42,9 +42,9 @@ def train_tokenizer(folder: Path) -> CLIPTokenizer:
         # The special tokens come last, as in CLIP: open_clip finds the end of the text by its highest token id.
         # The trainer numbers the letters at word ends differently each time; sorted, every run makes the same tokenizer.
         ordered = sorted(words, key=lambda word: (words[word], word) if len(word.removesuffix("</w>")) > 1 else (-1, word))
-        vocabulary = {word: index for index, word in enumerate([*ordered, "<|startoftext|>", "<|endoftext|>"])}
+        vocabulary = {word: index for index, word in enumerate([*ordered, START, END])}
         (Path(temporary) / "vocab.json").write_text(json.dumps(vocabulary))
-        tokenizer = CLIPTokenizer.from_pretrained(temporary, model_max_length=MAX_TOKENS, pad_token="<|endoftext|>")  # noqa: S106  # a token of text
+        tokenizer = CLIPTokenizer.from_pretrained(temporary, model_max_length=MAX_TOKENS, pad_token=END)
     tokenizer.save_pretrained(folder)
     return CLIPTokenizer.from_pretrained(folder)
 
