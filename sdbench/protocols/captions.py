@@ -25,8 +25,7 @@ def _win_rate(subject: Subject, protocol: Protocol) -> Result:
     teacher = subject.teacher_scores
     if teacher is None or judge not in teacher.columns:
         return protocol.without_value("missing", f"the teacher, {subject.teacher_name}, has no {judge}; run it, then this model again")
-    teacher_score = dict(zip(teacher.keys, teacher.columns[judge], strict=True))
-    baseline = np.array([teacher_score[key] for key in zip(subject.prompt_ids, subject.samples, strict=True)])
+    baseline = teacher.column_for(list(zip(subject.prompt_ids, subject.samples, strict=True)), judge)
     candidate = subject.columns[judge]
     rate = intervals.wins_interval(candidate, baseline)
     column = np.where(candidate > baseline, 1.0, np.where(candidate < baseline, 0.0, 0.5))  # a tie counts half

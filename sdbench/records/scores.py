@@ -30,6 +30,11 @@ class Scores:
         """The prompt of each row, or its id where the record does not hold the text."""
         return list(self.prompts or self.prompt_ids)
 
+    def column_for(self, keys: Sequence[tuple[str, int]], name: str) -> F64:
+        """A column in the order of these keys, (keys,), to be paired with another record's."""
+        by_key = dict(zip(self.keys, self.columns[name].tolist(), strict=True))
+        return np.array([by_key[key] for key in keys], np.float64)
+
     def write(self, path: Path) -> None:
         """Save as Parquet."""
         table = {

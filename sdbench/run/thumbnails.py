@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sdbench.arrays import F64
 from sdbench.records import MAX_THUMBNAILS, Scores, Value
 
 SHARED = 32  # the first images of the suite
@@ -23,13 +22,7 @@ def choose_rows(scores: Scores, values: Sequence[Value], teacher: Scores | None)
     signs = {value.column: 1 if value.direction == "higher" else -1 for value in values if value.kind == "set"}
     ranked = [np.argsort(sign * scores.columns[name], kind="stable") for name, sign in signs.items() if name in scores.columns]
     judges = [name.removeprefix("win_rate.") for name in scores.columns if name.startswith("win_rate.")]
-    ranked += [np.argsort(_score_gains(scores, teacher, judge)) for judge in judges if teacher]
+    ranked += [np.argsort(scores.columns[judge] - teacher.column_for(scores.keys, judge)) for judge in judges if teacher]
     all_rows = range(len(scores.keys))
     by_priority = itertools.chain(all_rows[:SHARED], itertools.chain.from_iterable(zip(*ranked, strict=True)), all_rows)
     return list(dict.fromkeys(map(int, by_priority)))[:MAX_THUMBNAILS]
-
-
-def _score_gains(scores: Scores, teacher: Scores, judge: str) -> F64:
-    """The score of each image less that of the teacher's image."""
-    of_teacher = dict(zip(teacher.keys, teacher.columns[judge].tolist(), strict=True))
-    return scores.columns[judge] - np.array([of_teacher[key] for key in scores.keys], np.float64)
