@@ -69,7 +69,7 @@ def _column(value: Value | None, scores: Scores) -> F64 | None:
     return column if value.kind == "score" else column - column.mean() + value.value
 
 
-def surely_better(values: F64, alpha: float = ALPHA) -> npt.NDArray[np.bool_]:
+def surely_better(values: F64) -> npt.NDArray[np.bool_]:
     """Which models surely beat which, (models, models): [i, j] says that i is better than j.
 
     No p value is taken to be smaller than 2^(1 - n), the smallest that the signs of n differences can give. Otherwise two prompts with
@@ -77,7 +77,6 @@ def surely_better(values: F64, alpha: float = ALPHA) -> npt.NDArray[np.bool_]:
 
     Args:
         values: (models, prompts), plus = better, at least two of each.
-        alpha: chance of any wrong claim.
     """
     models, n = values.shape
     covariance = np.cov(values)
@@ -91,7 +90,7 @@ def surely_better(values: F64, alpha: float = ALPHA) -> npt.NDArray[np.bool_]:
     p = np.where(np.isnan(p), 1.0, np.maximum(p, 2.0 ** (1 - n)))  # NaN: no difference and no spread
     upper = np.triu_indices(models, 1)
     told_apart = np.zeros((models, models), bool)
-    told_apart[upper] = decisions.holm(p[upper].tolist(), alpha)
+    told_apart[upper] = decisions.holm(p[upper].tolist(), ALPHA)
     better: npt.NDArray[np.bool_] = (told_apart | told_apart.T) & (difference > 0)
     for middle in range(models):
         better |= better[:, middle, None] & better[None, middle]

@@ -157,12 +157,21 @@ def footer_lines(section: Section) -> list[str]:
             return f"{what}: {next(iter(models))}"
         return f"{what}: " + "; ".join(f"{description} ({tables.join_words(names)})" for description, names in models.items())
 
+    absent = "not in the record"
     return [
         line("suite digest", lambda record: record.suite.digest),
         *([line("prompts", lambda record: record.prompts)] if any(record.prompts for record in section.records) else []),
         line("sampling", lambda record: _format_settings(record.sampling) or f"made elsewhere, not known ({record.model.source})"),
-        *([line("scheduler", _scheduler)] if any(record.scheduler for record in section.records) else []),
-        *([line("noise", _noise)] if any(record.noise for record in section.records) else []),
+        *(
+            [line("scheduler", lambda record: _format_settings(record.scheduler) or absent)]
+            if any(record.scheduler for record in section.records)
+            else []
+        ),
+        *(
+            [line("noise", lambda record: _format_settings(record.noise) or absent)]
+            if any(record.noise for record in section.records)
+            else []
+        ),
         line("references", _references),
         line("device", _device),
         line("versions", _versions),
@@ -176,14 +185,6 @@ def footer_lines(section: Section) -> list[str]:
 
 def _format_settings(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {json.dumps(value, ensure_ascii=False)}" for key, value in sorted(settings.items()))
-
-
-def _scheduler(record: Record) -> str:
-    return _format_settings(record.scheduler) or "not in the record"
-
-
-def _noise(record: Record) -> str:
-    return _format_settings(record.noise) or "not in the record"
 
 
 def _references(record: Record) -> str:

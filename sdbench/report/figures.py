@@ -165,8 +165,8 @@ def spread_apart(places: Sequence[float], gap: float) -> list[float]:
     return moved
 
 
-def _shorten(name: str, most: int = 24) -> str:
-    return name if len(name) <= most else f"{name[: most - 1]}…"
+def _shorten(name: str) -> str:
+    return name if len(name) <= 24 else f"{name[:23]}…"
 
 
 def stage_chart(section: Section) -> Chart | None:

@@ -1,7 +1,6 @@
 """Win rates between all pairs of models, on the same prompts and noise, by the suite's preference models."""
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scipy.stats import binomtest
@@ -56,11 +55,11 @@ def matrix(section: Section, judge: str) -> Matrix | None:
         share = rate.estimate
         wins[pair] = Win(share.value, share.low, share.high, is_sure)
         wins[pair[::-1]] = Win(1 - share.value, 1 - share.high, 1 - share.low, is_sure)
-    return Matrix(judge, _names(section, places), tuple(tuple(wins.get((one, other)) for other in places) for one in places))
-
-
-def _names(section: Section, places: Sequence[int]) -> tuple[str, ...]:
-    return tuple(section.models[place].name for place in places)
+    return Matrix(
+        judge,
+        tuple(section.models[place].name for place in places),
+        tuple(tuple(wins.get((one, other)) for other in places) for one in places),
+    )
 
 
 def _sign_test(wins: int, losses: int) -> float:

@@ -13,7 +13,7 @@ from sdbench.arrays import U8
 from sdbench.assets.pipelines import fetch
 from sdbench.encoders.memory import evaluators_on
 from sdbench.errors import UserError
-from sdbench.generate import DTYPES, Job, generate, make_sampler, render_scenes, select_part
+from sdbench.generate import Job, generate, make_sampler, render_scenes, select_part
 from sdbench.models.digest import weights_digest
 from sdbench.models.loading import load
 from sdbench.models.spec import ModelSpec, with_cached_architecture
@@ -112,7 +112,7 @@ class ImageGenerator:
             return render_scenes
         sampling, pipeline = self.context.sampling, self.context.pipelines.get(self.spec.name)
         if pipeline is None:
-            pipeline = load(self.spec, dtype=DTYPES[sampling.dtype], device=self.context.device)
+            pipeline = load(self.spec, dtype=sampling.dtype, device=self.context.device)
         return make_sampler(pipeline, sampling, self.context.suite.noise)
 
 
