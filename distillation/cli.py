@@ -241,3 +241,6 @@ def _ablate(options: argparse.Namespace) -> None:
 
 
 _COMMANDS = {"data": data.run, "plan": _plan, "prune": _prune, "run": _run, "ablate": _ablate, "sensitivity": sensitivity.run}
+
+if __name__ == "__main__":
+    sys.exit(main())

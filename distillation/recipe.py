@@ -8,7 +8,6 @@ prunes SDXL and the embedded teacher.
 import bisect
 import hashlib
 import itertools
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from distillation.recipe_tables import (
 from sdbench.errors import UserError, unknown_name
 from sdbench.models.architectures import TOPOLOGIES, Config, depths, resnet_counts, unet_config
 from sdbench.scenes.render import SIZE_PX
-from sdbench.validation import Table, validate
+from sdbench.validation import Table, read_toml
 
 RECIPES = Path(__file__).parent / "recipes"
 Family = Literal["scenes", "sdxl"]
@@ -190,12 +189,8 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
         path = RECIPES / f"{name_or_path}.toml"
         if not path.is_file():
             raise unknown_name("recipe", str(name_or_path), shipped_recipes())
-    try:
-        content = tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"no recipe at {path}; name a file, or a shipped recipe: {', '.join(shipped_recipes())}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path} is not TOML: {error}") from None
-    recipe = validate(Recipe, content, path.name)
+    if not path.is_file():
+        raise UserError(f"no recipe at {path}; name a file, or a shipped recipe: {', '.join(shipped_recipes())}")
+    recipe = read_toml(Recipe, path, f"recipe {path}")
     recipe.check()
     return recipe

@@ -7,7 +7,6 @@ prompts and the file of the latent. Settings introduced later are not in it unle
 
 import hashlib
 import json
-import tomllib
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -21,7 +20,7 @@ from sdbench.errors import UserError, unknown_name
 from sdbench.records import SuiteId
 from sdbench.scenes.grammar import scene_at
 from sdbench.settings import Probes, Sampling, is_unset
-from sdbench.validation import Table, validate
+from sdbench.validation import Table, read_toml
 
 Family = Literal["sdxl", "scenes"]
 HALVES = ("quality", "probes")  # image metrics; latency and memory
@@ -312,11 +311,7 @@ def load(what: str, including: tuple[str, ...] = ()) -> Suite:
     path = Path(what) if what.endswith(".toml") else find(f"{what}.toml")
     if not path.is_file():
         raise UserError(f"no suite file {what}") if what.endswith(".toml") else unknown_name("suite", what, names())
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # not TOML, or not UTF-8
-        raise UserError(f"suite {path} is not valid TOML: {error}") from error
-    suite = validate(Suite, content, f"suite {path}")
+    suite = read_toml(Suite, path, f"suite {path}")
     if suite.prompts and suite.prompts.file:
         located = suite.prompts.model_copy(update={"file": str(path.parent / suite.prompts.file)})
         suite = suite.model_copy(update={"prompts": located})

@@ -1,7 +1,9 @@
 """Validation of the TOML tables that people write: a misspelt key is an error that suggests the nearest known one."""
 
 import re
+import tomllib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -44,6 +46,21 @@ def validate(kind: type[T], content: dict[str, Any], where: str) -> T:
             raise UserError(f"{where}: {'.'.join(map(str, first['loc']))}: {unknown_name('value', first['input'], known)}") from error
         found = "" if isinstance(first["input"], dict) else f" (found {first['input']!r})"  # a whole table would be too long
         raise UserError(f"{where}: {_message(first)}{found}") from error
+
+
+def read_toml(kind: type[T], path: Path, where: str) -> T:
+    """Read a TOML file and validate its content; see `validate`.
+
+    Raises:
+        UserError: the file cannot be read, is not valid TOML, or is not valid as this table.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{where} cannot be read: {error.strerror}") from error
+    except ValueError as error:  # not TOML, or not UTF-8
+        raise UserError(f"{where} is not valid TOML: {error}") from error
+    return validate(kind, content, where)
 
 
 def error_message(error: Exception) -> str:

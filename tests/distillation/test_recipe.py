@@ -74,7 +74,7 @@ BAD = {
     "shares": ("share = 0.9", "share = 0.8", "the shares of its stages sum to 0.9; expected 1"),
     "student": ('student = "vega"', 'student = "vegas"', "unknown architecture 'vegas'; did you mean 'vega'?"),
     "number": ("lr = 1e-3", "lr = -1", "scenes.lr: Input should be greater than 0 (found -1)"),
-    "syntax": ("[loss]", "[loss", "is not TOML"),
+    "syntax": ("[loss]", "[loss", "is not valid TOML"),
 }
 
 
@@ -113,6 +113,15 @@ def test_a_missing_recipe_is_an_error() -> None:
         UserError, match=r"no recipe at nowhere\.toml; name a file, or a shipped recipe: koala-1b, koala-700m, ssd-1b, vega"
     ):
         load_recipe("nowhere.toml")
+
+
+def test_a_folder_or_a_file_that_is_not_text_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "folder.toml").mkdir()
+    with pytest.raises(UserError, match=r"no recipe at .*folder\.toml"):
+        load_recipe(tmp_path / "folder.toml")
+    (tmp_path / "own.toml").write_bytes(b'name = "\xff"')
+    with pytest.raises(UserError, match=r"own\.toml is not valid TOML"):
+        load_recipe(tmp_path / "own.toml")
 
 
 @given(st.integers(10, 10**6))
