@@ -6,16 +6,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import open_clip
 import torch
 from torch import Tensor
 
 from sdbench.arrays import F32, U8
 from sdbench.assets import weights
-from sdbench.encoders.pixels import device, encode, exact_inference, resize_shortest_edge
+from sdbench.encoders.pixels import device, encode, resize_shortest_edge
 from sdbench.encoders.towers import image_features, text_features
 
+Prepare = Callable[[U8, int, torch.device], Tensor]  # takes images, the side of the network's input and the device
 BATCH = 16  # fixed: another size may change the last digits of features
 # Backbone, as named in protocols -> open_clip's configuration. OpenAI trained its weights with the quick GELU.
 BACKBONES = {
@@ -32,7 +32,7 @@ class Clip:
 
     model: open_clip.CLIP
     name: str
-    prepare: Callable[[U8, int, torch.device], Tensor] = resize_shortest_edge
+    prepare: Prepare = resize_shortest_edge
     scale: float = 100.0
 
     def images(self, images: U8, batch: int = BATCH) -> F32:
@@ -42,10 +42,7 @@ class Clip:
 
     def texts(self, captions: Sequence[str], batch: int = 64) -> F32:
         """Embed captions; returns N x d. A long caption is cut, and keeps its end-of-text token."""
-        tokens = tokenize(captions)
-        with exact_inference():
-            parts = [text_features(self.model, tokens[start : start + batch]).cpu().numpy() for start in range(0, len(tokens), batch)]
-        return np.concatenate(parts)
+        return encode(tokenize(captions), lambda tokens: text_features(self.model, tokens), batch)
 
 
 def tokenize(captions: Sequence[str]) -> Tensor:
@@ -73,7 +70,15 @@ def load(backbone: str) -> Clip:
         MissingError: its weights are neither on this disk nor reachable.
         UserError: they are damaged.
     """
-    asset = f"clip-{backbone}"
+    return load_asset(f"clip-{backbone}", BACKBONES[backbone], f"clip.{backbone}", resize_shortest_edge)
+
+
+def load_asset(asset: str, architecture: str, name: str, prepare: Prepare) -> Clip:
+    """Load the weights of an asset into an architecture of open_clip.
+
+    Raises:
+        MissingError, UserError: see `load`.
+    """
     file = weights.find(asset)  # fails before the network is built
-    model = load_weights(build(open_clip.get_model_config(BACKBONES[backbone])), file)
-    return Clip(model, f"clip.{backbone}-{weights.digest(asset)[:12]}")
+    model = load_weights(build(open_clip.get_model_config(architecture)), file)
+    return Clip(model, f"{name}-{weights.digest(asset)[:12]}", prepare)

@@ -42,10 +42,10 @@ def exact_inference() -> Iterator[None]:
         yield
 
 
-def encode(images: Images, encoder: Callable[[Any], Tensor], batch: int) -> F32:
-    """Encode images a batch at a time; returns N x d float32 (float64 if the network is)."""
+def encode(given: Images | Tensor, encoder: Callable[[Any], Tensor], batch: int) -> F32:
+    """Encode N images, or the token ids of N texts, a batch at a time; returns N x d float32 (float64 if the network is)."""
     with exact_inference():
-        return np.concatenate([encoder(images[start : start + batch]).cpu().numpy() for start in range(0, len(images), batch)])
+        return np.concatenate([encoder(given[start : start + batch]).cpu().numpy() for start in range(0, len(given), batch)])
 
 
 def verified_rgb(images: U8) -> U8:

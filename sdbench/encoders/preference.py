@@ -5,16 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 
-import numpy as np
-import open_clip
-import torch
 from torch import Tensor
 from transformers import CLIPModel
 
 from sdbench.arrays import F32, U8
 from sdbench.assets import weights
 from sdbench.encoders import clip, folders
-from sdbench.encoders.pixels import encode, exact_inference, resize_longest_edge, resize_shortest_edge
+from sdbench.encoders.pixels import encode, resize_longest_edge, resize_shortest_edge
 
 HPS_ARCHITECTURE = "ViT-H-14"
 _preprocess = partial(resize_shortest_edge, corner=math.floor)  # as transformers' processor crops
@@ -47,9 +44,7 @@ class PickScore:
     def texts(self, captions: Sequence[str], batch: int = 64) -> F32:
         """Embed captions; returns N x d. open_clip tokenizes: it has the same vocabulary, and needs no files."""
         tokens = clip.tokenize(captions).to(self.model.logit_scale.device)
-        with exact_inference():
-            parts = [self.model.get_text_features(input_ids=part).pooler_output.cpu().numpy() for part in torch.split(tokens, batch)]
-        return np.concatenate(parts)
+        return encode(tokens, lambda some: self.model.get_text_features(input_ids=some).pooler_output, batch)
 
 
 @cache
@@ -72,7 +67,4 @@ def hps() -> clip.Clip:
         MissingError: its weights are neither on this disk nor reachable.
         UserError: they are damaged.
     """
-    asset = "hps-v2.1"
-    file = weights.find(asset)  # fails before the network is built
-    model = clip.load_weights(clip.build(open_clip.get_model_config(HPS_ARCHITECTURE)), file)
-    return clip.Clip(model, f"hpsv2.1-{weights.digest(asset)[:12]}", resize_longest_edge)
+    return clip.load_asset("hps-v2.1", HPS_ARCHITECTURE, "hpsv2.1", resize_longest_edge)
