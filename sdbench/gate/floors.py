@@ -7,7 +7,6 @@
 import hashlib
 import itertools
 import math
-import tomllib
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -24,7 +23,7 @@ from sdbench.gate import compare
 from sdbench.gate.compare import Side
 from sdbench.records import Record, SuiteId
 from sdbench.stats.decisions import BetweenRuns
-from sdbench.validation import Table
+from sdbench.validation import Table, read_toml
 
 
 class Spread(Table):
@@ -54,7 +53,7 @@ class Floor(Table):
     family: str
     suite: SuiteId
     model: str
-    weights_digest: str | None
+    weights_digest: str | None = None  # TOML has no null
     machine_class: str
     seeds: Annotated[tuple[int, ...], Field(min_length=2)]
     n: int
@@ -107,9 +106,9 @@ def read(path: Path) -> Floor:
         UserError: the file is not a noise floor.
     """
     try:
-        return Floor.model_validate({"weights_digest": None, **tomllib.loads(path.read_text(encoding="utf-8"))})
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read the noise floor {path}: {error}; write it again with `sdbench noise`") from error
+        return read_toml(Floor, path, f"noise floor {path}")
+    except UserError as error:
+        raise UserError(f"{error}; write it again with `sdbench noise`") from error
 
 
 def between_runs(record: Record, results: Path) -> dict[str, BetweenRuns]:

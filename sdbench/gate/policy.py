@@ -1,7 +1,6 @@
 """The gate's policy file: which metrics it weighs, in which direction, and how much loss of each it accepts."""
 
 import re
-import tomllib
 from pathlib import Path
 from typing import Literal, Self
 
@@ -9,7 +8,7 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from sdbench.errors import UserError
 from sdbench.suites import base_name
-from sdbench.validation import Table, validate
+from sdbench.validation import Table, read_toml
 
 _PROBES = frozenset(("latency", "memory", "cold_start", "images_per_second", "ceiling", "share", "machine", "parameters", "flops", "bytes"))
 
@@ -92,8 +91,4 @@ def load(path: Path) -> Policy:
     Raises:
         UserError: unreadable, not TOML, or with a key or value that a policy cannot have.
     """
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read the gate's policy {path}: {error}") from error
-    return validate(Policy, content, f"policy {path}").with_file(path)
+    return read_toml(Policy, path, f"policy {path}").with_file(path)
