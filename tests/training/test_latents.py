@@ -21,7 +21,7 @@ from sdbench.errors import UndecodableError, UserError
 from sdbench.scenes.training.pool import Pool
 from sdbench.training import latents as latents_module
 from sdbench.training import row_files
-from sdbench.training.latents import LatentPool, add_noise, target
+from sdbench.training.latents import LatentPool, add_noise, encode, load_components, target
 from sdbench.training.loop import draw_rows
 
 
@@ -50,6 +50,13 @@ def test_embeddings_and_latents_match_the_stock_pipeline(latents: LatentPool, po
     for found, expected in ((batch.prompt_embeds, prompt), (batch.pooled, pooled), (batch.latents, encoded)):
         torch.testing.assert_close(found, expected, atol=2e-3, rtol=2e-3)  # kept as float16
     assert batch.time_ids.tolist() == [[64, 64, 0, 0, 64, 64]] * 4
+
+
+def test_latents_are_scaled_as_the_vae_says(pool: Pool, teacher_folder: Path) -> None:
+    vae, pixels = load_components(teacher_folder)["vae"], pool.pixels(np.arange(1))
+    vae.register_to_config(scaling_factor=0.13025)  # SDXL's; the embedded family has 1
+    with torch.no_grad():
+        torch.testing.assert_close(encode(vae, pixels), vae.encode(pixels).latent_dist.mode() * 0.13025)
 
 
 def test_batch_is_determined_by_seed_and_step(latents: LatentPool, teacher_folder: Path, pool: Pool, work: Path) -> None:
