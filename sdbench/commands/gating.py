@@ -179,7 +179,7 @@ def _describe_error(error: BaseException) -> str:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, KeyboardInterrupt):
-        return "the gate was interrupted before it had a verdict"
+        return "the gate was interrupted before it had a verdict; what was finished is kept, and the same command continues from there"
     return f"the gate itself failed: {type(error).__name__}: {error}"
 
 
