@@ -188,6 +188,12 @@ def checkpoint_kind(path: Path, tensors: dict[str, Tensor]) -> Literal["unet", "
             f'python -c "from diffusers import UNet2DConditionModel as UNet; UNet.from_single_file({str(path)!r}, '
             f"config='stabilityai/stable-diffusion-xl-base-1.0', subfolder='unet').save_pretrained({path.stem!r})\""
         )
+    missing = [f"{part} ({prefix}*)" for part, prefix in LDM_PREFIXES.items() if not any(key.startswith(prefix) for key in tensors)]
+    if len(missing) < len(LDM_PREFIXES):
+        raise UserError(
+            f"{path} is only part of an SDXL checkpoint in the original (LDM) names; it has no {' and no '.join(missing)}. "
+            "Name a file of the whole checkpoint, or export one that includes them."
+        )
     example = next(iter(tensors), "no tensor")
     if any("lora" in key.lower() for key in tensors):
         raise UserError(

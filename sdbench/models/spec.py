@@ -18,7 +18,8 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _AT_REVISION = re.compile(rf"(?P<repository>{HUB_NAME.pattern})(?:@(?P<revision>[\w./-]+))?")
 # Names that trainers give to the weights of all checkpoints, and to the folders in them.
 _STOCK_FILES = ("diffusion_pytorch_model", "diffusion_pytorch_model.fp16", "model")
-_STOCK_FOLDERS = ("unet", "unet_ema")
+_STOCK_FOLDERS = ("unet", "unet_ema", "student")  # the last by `distillation`
+_PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 RANDOM_LABEL = "random weights"
 
 
@@ -97,7 +98,8 @@ def resolve(
     completion = resolve(base) if isinstance(base, str) else base
     if completion is not None and (completion.base is not None or completion.source in ("random", "rendered", "file")):
         raise UserError(
-            f"--base {completion.name!r} is no whole pipeline with weights in diffusers layout ({completion.source}); name one, such as 'sdxl'"
+            f"--base {completion.name!r} is no whole pipeline with weights in diffusers layout ({completion.source}); "
+            f"name one, such as {TEACHERS.get(completion.family, 'sdxl')!r}"
         )
     spec = _random_spec(what) if random else _spec_of(what, completion)
     if lora is not None:
@@ -138,7 +140,7 @@ def _not_found(what: str, path: Path) -> UserError:
         "A model is a name of the catalogue, the path of a folder in diffusers layout or of a .safetensors file, or owner/name or "
         "owner/name@revision on the Hub."
     )
-    if "/" not in what and "\\" not in what:
+    if "/" not in what and "\\" not in what and path.suffix != ".safetensors":
         return unknown_name("model", what, CATALOGUE, advice)
     siblings = [entry.name for entry in path.parent.glob("*")] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, siblings, 1)
@@ -198,7 +200,9 @@ def _advise_contents(folder: Path) -> str:
 
 
 def _from_file(path: Path, base: ModelSpec | None) -> ModelSpec:
-    if path.suffix != ".safetensors":
+    if path.suffix not in (".safetensors", *_PICKLES):
+        raise UserError(f"{path} is no .safetensors file and no folder in diffusers layout")
+    if path.suffix in _PICKLES:
         raise UserError(
             f"{path} is no .safetensors file; pickled weights can run code and are not read. Write its tensors to one: python -c "
             f"\"import torch; from safetensors.torch import save_file; found = torch.load({str(path)!r}, map_location='cpu', weights_only=True); "

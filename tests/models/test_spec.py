@@ -15,6 +15,7 @@ from tiny import tiny_unet
 
 from sdbench.errors import UserError
 from sdbench.models.catalogue import CATALOGUE
+from sdbench.models.files import LDM_PREFIXES
 from sdbench.models.loading import load
 from sdbench.models.spec import ModelSpec, resolve
 
@@ -59,12 +60,13 @@ def test_bare_unet_resolves_from_folder_and_file(tiny_pipeline: Path, tmp_path: 
 
 def test_checkpoints_of_one_run_get_distinct_names(tiny_pipeline: Path, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint-1000"
-    for name in ("unet", "unet_ema", "final"):
+    for name in ("unet", "unet_ema", "student", "final"):
         shutil.copytree(tiny_pipeline / "unet", folder / name)
     shutil.copy(folder / "unet" / "diffusion_pytorch_model.safetensors", folder / "model.safetensors")
     names = {
         folder / "unet": "checkpoint-1000-unet",
         folder / "unet_ema": "checkpoint-1000-unet_ema",
+        folder / "student": "checkpoint-1000-student",
         folder / "unet" / "diffusion_pytorch_model.safetensors": "checkpoint-1000-unet",
         folder / "model.safetensors": "checkpoint-1000",
         folder / "final": "final",
@@ -115,10 +117,11 @@ def test_resolving_imports_neither_torch_nor_diffusers() -> None:
     [
         ("sdlx", {}, "unknown model 'sdlx'; did you mean 'sdxl'"),
         ("./nowhere/at-all", {}, "no folder or file './nowhere/at-all'"),
+        ("nowhere.safetensors", {}, "no folder or file 'nowhere.safetensors'"),
         ("sdlx", {"random": True}, "random weights need an architecture .* did you mean 'sdxl'"),
         ("scenes-rendered", {"random": True}, "images without a model"),
         ("sdxl", {"base": "vega"}, "whole pipeline already; leave --base out"),
-        ("sdxl", {"base": "scenes-vega"}, "--base 'scenes-vega' is no whole pipeline"),
+        ("sdxl", {"base": "scenes-vega"}, "--base 'scenes-vega' is no whole pipeline .*such as 'scenes-teacher'"),
         ("sdxl", {"lora": "no-such-lora"}, "no LoRA 'no-such-lora'"),
         ("sdxl", {"lora": "a/b", "random": True}, "--lora needs a model with weights, 'sdxl' is random"),
         ("sdxl", {"name": "../sdxl"}, "cannot name a model"),
@@ -178,9 +181,16 @@ def test_files_that_are_not_checkpoints_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "old.ckpt").touch()
     with pytest.raises(UserError, match="pickled weights can run code"):
         resolve(str(tmp_path / "old.ckpt"))
+    (tmp_path / "recipe.toml").touch()
+    with pytest.raises(UserError, match=r"recipe.toml is no .safetensors file and no folder in diffusers layout$"):
+        resolve(str(tmp_path / "recipe.toml"))
     save_file({"lora_unet_x.lora_down.weight": torch.zeros(1)}, tmp_path / "style.safetensors")
     with pytest.raises(UserError, match=r"is a LoRA .*with --lora"):
         resolve(str(tmp_path / "style.safetensors"))
+    parts = {prefix: torch.zeros(1) for part, prefix in LDM_PREFIXES.items() if part != "vae"}
+    save_file(parts, tmp_path / "no-vae.safetensors")
+    with pytest.raises(UserError, match=r"only part of an SDXL checkpoint .* has no vae \(first_stage_model\.\*\)\."):
+        resolve(str(tmp_path / "no-vae.safetensors"))
     save_file({"cond_stage_model.weight": torch.zeros(1)}, tmp_path / "sd15.safetensors")
     with pytest.raises(UserError, match=r"neither a UNet .* nor a whole SDXL checkpoint"):
         resolve(str(tmp_path / "sd15.safetensors"))
