@@ -10,6 +10,7 @@ from sdbench.errors import UserError
 
 COLUMNS = ("prompt", "caption", "text")
 ASSET = "asset:"
+_TABLES = (".csv", ".json", ".jsonl", ".tsv")
 
 
 def asset_name(what: str) -> str | None:
@@ -51,8 +52,10 @@ def read_lines(path: Path) -> tuple[str, ...]:
     """Read prompts from a text file, one a line; blank lines are skipped.
 
     Raises:
-        UserError: the file cannot be read as UTF-8 text.
+        UserError: the file is a table, whose rows would be read as prompts, or cannot be read as UTF-8 text.
     """
+    if path.suffix.lower() in _TABLES and path.is_file():
+        raise UserError(f"prompts {path} are a table; expected a UTF-8 text file with a prompt per line: write its captions to one")
     try:
         text = path.read_text(encoding="utf-8-sig")  # drops the byte order mark that some editors write
     except (OSError, UnicodeDecodeError) as error:

@@ -209,6 +209,9 @@ def test_text_file_has_one_prompt_per_line(tmp_path: Path) -> None:
     for file in (path, tmp_path / "nowhere", tmp_path):
         with pytest.raises(UserError, match=rf"prompts {file} cannot be read: .*expected a UTF-8 text file with a prompt per line"):
             prompts.read_lines(file)
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "a cat"}\n')
+    with pytest.raises(UserError, match=r"metadata.jsonl are a table; expected a UTF-8 text file"):
+        prompts.read_lines(tmp_path / "metadata.jsonl")
 
 
 @pytest.mark.parametrize(("name", "missing"), [("coco-30k", "sayakpaul/coco"), ("hpdv2", "hpdv2-prompts"), ("mlperf-sdxl", "mlperf-")])
