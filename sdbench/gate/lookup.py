@@ -133,7 +133,7 @@ def find_record(what: str, results: Path) -> Path:
     Raises:
         UserError: there are several records of this name, or the one there is cannot be read.
     """
-    if Path(what).exists() or not (recorded := _find_name(what, results)).rows:
+    if (Path(what) / "record.json").is_file() or not (recorded := _find_name(what, results)).rows:
         return Path(what)
     return _the_only(recorded.folders, repr(what))
 

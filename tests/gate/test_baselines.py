@@ -87,7 +87,11 @@ def test_move_is_to_a_record_or_a_removal(lines: str, results: Path) -> None:
         baselines.read(results)
 
 
-def test_record_to_name_may_be_given_by_the_name_of_its_model(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_record_to_name_may_be_given_by_the_name_of_its_model(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scenes-vega").mkdir()  # the measured checkpoint
     words = ["baseline", "set", "production", "scenes-vega", "--why", "release 1", "--results", str(results)]
     folder = save_record(make_measurement("scenes-vega"), results)
     assert cli.main(words) == 0
