@@ -17,7 +17,7 @@ NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _AT_REVISION = re.compile(rf"(?P<repository>{HUB_NAME.pattern})(?:@(?P<revision>[\w./-]+))?")
 # Names that trainers give to the weights of all checkpoints, and to the folders in them.
-_STOCK_FILES = ("diffusion_pytorch_model", "diffusion_pytorch_model.fp16", "model")
+_STOCK_FILES = ("diffusion_pytorch_model", "diffusion_pytorch_model.fp16", "model", "pytorch_lora_weights")
 _STOCK_FOLDERS = ("unet", "unet_ema", "student")  # the last by `distillation`
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 RANDOM_LABEL = "random weights"
@@ -265,7 +265,7 @@ def _with_lora(spec: ModelSpec, lora: str) -> ModelSpec:
         raise UserError(f"--lora needs a model with weights, {spec.name!r} is {spec.source}")
     path = Path(lora).expanduser()
     if path.exists():
-        return replace(spec, name=f"{spec.name}+{path.stem}", lora=str(path.resolve()))
+        return replace(spec, name=f"{spec.name}+{_checkpoint_name(path.resolve())}", lora=str(path.resolve()))
     if HUB_NAME.fullmatch(lora) and not path.parent.is_dir():
         return replace(spec, name=f"{spec.name}+{path.name}", lora=lora)
     raise UserError(f"no LoRA {lora!r}: it is the path of a .safetensors file or of a folder that holds one, or owner/name on the Hub")

@@ -74,6 +74,15 @@ def test_checkpoints_of_one_run_get_distinct_names(tiny_pipeline: Path, tmp_path
     assert {path: resolve(str(path), base=str(tiny_pipeline)).name for path in names} == names
 
 
+def test_loras_of_one_run_get_distinct_names(tmp_path: Path) -> None:
+    """diffusers' trainers give one file name to the LoRA of every checkpoint."""
+    file = tmp_path / "checkpoint-500" / "pytorch_lora_weights.safetensors"
+    file.parent.mkdir()
+    file.touch()
+    for lora in (file, file.parent):
+        assert resolve("sdxl", lora=str(lora)).name == "sdxl+checkpoint-500"
+
+
 def test_original_checkpoint_is_recognised_by_its_keys(teacher_folder: Path, original_checkpoint: Path) -> None:
     spec = resolve(str(original_checkpoint), base=str(teacher_folder))
     assert (spec.name, spec.source, spec.family, spec.architecture) == ("whole", "file", "scenes", "sdxl")
