@@ -4,6 +4,7 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -13,12 +14,31 @@ from rich.text import Text
 from sdbench.records import Direction, Value
 
 _ARROWS: dict[Direction, str] = {"higher": " ↑", "lower": " ↓", "neither": ""}
+_SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹"
 _LATEX = str.maketrans(
     {sign: f"\\{sign}" for sign in "&%$#_{}"}
+    | {sign: f"$^{digit}$" for digit, sign in enumerate(_SUPERSCRIPTS)}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$"}
     | {"±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$"}
 )
 _SUFFIXES = (" ", " k", " M", " G", " T", " P")
+
+
+class Noted(str):
+    """The whole text of a cell, of which a table may print the note below itself.
+
+    Attributes:
+        short: the text without the note.
+    """
+
+    short: str
+    note: str
+
+    def __new__(cls, text: str, short: str, note: str) -> Self:
+        """Text, and its two parts."""
+        cell = super().__new__(cls, text)
+        cell.short, cell.note = short, note
+        return cell
 
 
 @dataclass(frozen=True)
@@ -33,18 +53,35 @@ class Grid:
         header, *rows = zip(self.header, *self.rows, strict=True)
         return Grid(header, tuple(rows))
 
+    def with_notes_below(self) -> tuple["Grid", str]:
+        """The grid with numbers in place of notes, and the numbered notes, each once; "" if there are none."""
+        numbers: dict[str, str] = {}
+
+        def shorten(cell: str) -> str:
+            if not isinstance(cell, Noted):
+                return cell
+            number = str(len(numbers) + 1).translate(str.maketrans("0123456789", _SUPERSCRIPTS))
+            return f"{cell.short} {numbers.setdefault(cell.note, number)}"
+
+        rows = tuple(tuple(map(shorten, row)) for row in self.rows)
+        return Grid(self.header, rows), "; ".join(f"{number} {note}" for note, number in numbers.items())
+
 
 def markdown(grid: Grid) -> str:
-    """The grid as a GitHub table; cells are escaped so that they cannot break it."""
+    """The grid as a GitHub table, with notes below; cells are escaped so that they cannot break it."""
+    grid, notes = grid.with_notes_below()
     lines = [grid.header, tuple("---" for _ in grid.header), *grid.rows]
-    return "\n".join("| " + " | ".join(escape_markdown(_one_line(cell)).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    table = "\n".join("| " + " | ".join(escape_markdown(_one_line(cell)).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return f"{table}\n\n{escape_markdown(_one_line(notes))}" if notes else table
 
 
 def latex(grid: Grid) -> str:
-    """The grid as a LaTeX `tabular`, with the rules of the package booktabs."""
+    """The grid as a LaTeX `tabular`, with the rules of the package booktabs, and with notes below."""
+    grid, notes = grid.with_notes_below()
     head, *rows = (" & ".join(map(escape_latex, line)) + r" \\" for line in (grid.header, *grid.rows))
     columns = "l" + "r" * (len(grid.header) - 1)
     lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}"]
+    lines += [rf"{{\par\smallskip\footnotesize {escape_latex(notes)}\par}}"] if notes else []
     return "\n".join(lines)
 
 
@@ -82,15 +119,14 @@ def arrow(direction: Direction) -> str:
 
 def format_value(value: Value | None, usual_n: int | None = None) -> str:
     """A value with its interval, or its state and the reason; with its n where that differs from `usual_n`."""
-    if value is None:
-        return "missing: not in this record"
-    if value.value is None:
-        return f"{value.state.replace('_', ' ')}: {value.reason}"
+    state, reason = ("missing", "not in this record") if value is None else (value.state.replace("_", " "), value.reason)
+    if value is None or value.value is None:
+        return Noted(f"{state}: {reason}", state, reason)
     if value.kind == "count":
         return format_count(value.value)
     n = f" [n={value.n}]" if usual_n is not None and value.n != usual_n else ""
-    note = f" ({value.note})" if value.note else ""
-    return format_estimate(value.value, value.low, value.high) + n + note
+    shown = format_estimate(value.value, value.low, value.high) + n
+    return Noted(f"{shown} ({value.note})", shown, value.note) if value.note else shown
 
 
 def format_estimate(value: float, low: float | None, high: float | None) -> str:

@@ -25,7 +25,7 @@ BIAS = "Frechet distances and CMMD, with their intervals, are those of this numb
 _LEGEND = (
     "`±` and `(low..high)` are 95 % intervals, the second where they are lopsided; a bare number has none: it is a count, or comes from too few calls. "
     "`other runs` marks a ratio of two models that were not measured in turns: the rounds of a run do not tell how far two runs lie apart. "
-    "↑ more is better, ↓ less is better. A value that is not there says why. Rows of different sections are not comparable. "
+    "↑ more is better, ↓ less is better. A value that is not there says why, in a note below its table. Rows of different sections are not comparable. "
     f"{BIAS}"
 )
 
@@ -76,10 +76,10 @@ def text_table(board: Sequence[Row], width: int = 160) -> str:
 
 
 def latex(board: Sequence[Row]) -> str:
-    """The tables of quality and efficiency for a paper; they need the package booktabs. Comments say how the numbers were made."""
+    """The tables of quality and efficiency for a paper, models across; they need the package booktabs. Comments say how the numbers were made."""
     parts = [f"% {_NOTICE.strip('<!-> ').replace(FILE_NAME, 'This file')}\n% \\usepackage{{booktabs}}"]
     for section in sections(board):
-        grids = (grid for grid in (quality_grid(section), efficiency_grid(section)) if grid.rows)
+        grids = (grid for grid in (quality_grid(section).transposed(), efficiency_grid(section)) if grid.rows)
         tabulars = (
             f"\\begin{{table}}\n\\caption{{{tables.escape_latex(section.title)}}}\n{tables.latex(grid)}\n\\end{{table}}" for grid in grids
         )
@@ -112,7 +112,8 @@ def quality_grid(section: Section) -> Grid:
 def _quality_row(row: Row, columns: Sequence[Value], teacher: Row | None) -> tuple[str, ...]:
     n = row.record.n_images
     cells = (tables.format_value(row.record.value(column.name), n) for column in columns)
-    return row.name, str(n), *cells, probe_cell(row, P50), str(speed_up(row, teacher))
+    times = speed_up(row, teacher)
+    return row.name, str(n), *cells, probe_cell(row, P50), times if isinstance(times, str) else str(times)
 
 
 def rank_grid(section: Section) -> Grid:

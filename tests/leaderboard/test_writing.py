@@ -13,6 +13,7 @@ from sdbench.leaderboard import published, standings, writing
 from sdbench.leaderboard.standings import Row
 from sdbench.records import Model, NamedTeacher, Record, Scores, SuiteId, Value
 
+MARKS = ["¹", "²", "³", "⁴", "⁵", "⁶", "⁷", "⁸", "⁹", "¹⁰", "¹¹", "¹²"]
 GOLDEN = Path(__file__).parents[1] / "golden"
 IMAGES = ("clip_score.scenes", "preference.scenes", "scene_accuracy")
 
@@ -227,10 +228,21 @@ def test_write_replaces_the_files_with_tables_of_the_records(tmp_path: Path) -> 
 def test_latex_has_every_cell_of_the_leaderboard() -> None:
     text = writing.latex(example_rows())
     cells = {cell for section in standings.sections(example_rows()) for row in writing.quality_grid(section).rows for cell in row}
-    assert all(tables.escape_latex(cell) in text for cell in cells)
+    parts = {part for cell in cells for part in ((cell.short, cell.note) if isinstance(cell, tables.Noted) else (cell,))}
+    assert all(tables.escape_latex(part) in text for part in parts)
     assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == text.count(r"\caption{") >= 2
     printed = [line for line in text.splitlines() if not line.startswith("%")]
-    assert not [line for line in printed if re.search(r"(?<!\\)[%#_]|[±↑↓^]", line)], "LaTeX cannot print these unescaped"
+    assert not [line for line in printed if re.search(r"(?<!\\)[%#_]|[±↑↓]|(?<!\$)\^", line)], "LaTeX cannot print these unescaped"
+
+
+def test_notes_stand_below_the_table_each_once() -> None:
+    few, lost = tables.Noted("2 (n is 3)", "2", "n is 3"), tables.Noted("missing: a_b | c", "missing", "a_b | c")
+    grid = tables.Grid(("model", "x", "y"), (("a", few, lost), ("b", "1", few)))
+    assert tables.markdown(grid).splitlines()[2:] == ["| a | 2 ¹ | missing ² |", "| b | 1 | 2 ¹ |", "", "¹ n is 3; ² a_b | c"]
+    assert tables.markdown(grid.transposed()).splitlines()[2:4] == ["| x | 2 ¹ | 1 |", "| y | missing ² | 2 ¹ |"]
+    assert tables.latex(grid).splitlines()[-1] == r"{\par\smallskip\footnotesize $^1$ n is 3; $^2$ a\_b | c\par}"
+    many = tables.Grid(("x",), tuple((tables.Noted("", "x", str(number)),) for number in range(12)))
+    assert tables.markdown(many).splitlines()[-3:] == ["| x ¹² |", "", "; ".join(f"{mark} {n}" for n, mark in enumerate(MARKS))]
 
 
 def test_latex_escapes_cells() -> None:
