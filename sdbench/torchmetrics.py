@@ -75,6 +75,9 @@ class Frechet(_SetMetric):
         reference: moments of the real features; pass the same object to all metrics, so that it is factorised only once.
         extractor: takes images and returns features, n x d; None where `update` gets features.
         settings: options of torchmetrics, such as `sync_on_compute`.
+
+    Raises:
+        TypeError: `reference` is features, not their moments.
     """
 
     higher_is_better = False
@@ -83,6 +86,9 @@ class Frechet(_SetMetric):
     scatter: Tensor
 
     def __init__(self, reference: Gaussian, extractor: Extractor | None = None, **settings: Any) -> None:
+        if not isinstance(reference, Gaussian):
+            kind = type(reference).__name__
+            raise TypeError(f"the reference is a {kind}; expected a Gaussian, made from features by sdbench.metrics.frechet.gaussian")
         d = len(reference.mean)
         super().__init__(d, extractor, **settings)
         self.reference = reference

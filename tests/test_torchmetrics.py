@@ -147,6 +147,13 @@ def test_invalid_features_are_rejected_and_leave_the_state_unchanged(bad: Any, m
         assert compute_on(metric) == pytest.approx(expected, rel=1e-9)
 
 
+def test_features_in_place_of_their_moments_are_rejected() -> None:
+    with pytest.raises(
+        TypeError, match="the reference is a ndarray; expected a Gaussian, made from features by sdbench.metrics.frechet.gaussian"
+    ):
+        Frechet(REAL)  # type: ignore[arg-type]  # what a notebook would not check
+
+
 @pytest.mark.filterwarnings("ignore:The ``compute`` method:UserWarning")
 def test_value_of_too_few_images_is_rejected() -> None:
     for metric in make_metrics():
