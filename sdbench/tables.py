@@ -31,6 +31,7 @@ class Noted(str):
         short: the text without the note.
     """
 
+    __slots__ = ("note", "short")
     short: str
     note: str
 
