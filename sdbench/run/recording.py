@@ -1,15 +1,11 @@
 """Write records: score images, and join the values with the probes and with what earlier runs measured of the rest."""
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from sdbench import records, tables
-from sdbench.arrays import U8
 from sdbench.errors import UserError
 from sdbench.generate import Job, list_jobs
 from sdbench.machine import environment, this_machine
@@ -20,13 +16,12 @@ from sdbench.protocols.base import Subject
 from sdbench.records import Looks, Machine, Model, NamedTeacher, Record, Scores, Value
 from sdbench.run.acceptance import add_verdicts
 from sdbench.run.context import RunContext, store_and_jobs
-from sdbench.run.thumbnails import choose_rows
+from sdbench.run.thumbnails import choose_rows, thumbnail
 from sdbench.score import find_protocols, score
 from sdbench.settings import BASE
 from sdbench.store import Store
 from sdbench.suites import Suite
 
-THUMBNAIL_PX = 256
 Quality = tuple[list[Value], Scores, dict[str, bytes]]  # values of the images, per-image scores, file name -> thumbnail
 
 
@@ -190,7 +185,7 @@ def _score_quality(subject: Subject, context: RunContext) -> Quality:
     values, scores = score(subject, context.suite.own_metrics)
     rows = choose_rows(scores, values, subject.teacher_scores)
     images = subject.store.read([subject.image_ids[row] for row in rows])
-    thumbnails = {f"{subject.prompt_ids[row]}.png": _thumbnail(image) for row, image in zip(rows, images, strict=True)}
+    thumbnails = {f"{subject.prompt_ids[row]}.png": thumbnail(image) for row, image in zip(rows, images, strict=True)}
     return add_verdicts(values, context.suite, context.runs), scores, thumbnails
 
 
@@ -226,11 +221,3 @@ def _comparable_content(record: Record) -> dict[str, Any]:
     """What must differ between two records of a row for the second to be written."""
     covered_by_digests = {"noise", "scheduler", "teacher"}
     return record.model_dump(exclude={"created", "environment", "run", *covered_by_digests})
-
-
-def _thumbnail(pixels: U8) -> bytes:
-    image = Image.fromarray(pixels)
-    image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()

@@ -1,12 +1,16 @@
-"""Choose the images that a record keeps as thumbnails: some that all models share, and the worst of this one."""
+"""Thumbnails, and which images a record keeps as such: some that all models share, and the worst of this one."""
 
+import io
 import itertools
 from collections.abc import Sequence
 
 import numpy as np
+from PIL import Image
 
+from sdbench.arrays import U8
 from sdbench.records import MAX_THUMBNAILS, Scores, Value
 
+SIDE_PX = 256
 SHARED = 32  # the first images of the suite
 
 
@@ -26,3 +30,12 @@ def choose_rows(scores: Scores, values: Sequence[Value], teacher: Scores | None)
     all_rows = range(len(scores.keys))
     by_priority = itertools.chain(all_rows[:SHARED], itertools.chain.from_iterable(zip(*ranked, strict=True)), all_rows)
     return list(dict.fromkeys(map(int, by_priority)))[:MAX_THUMBNAILS]
+
+
+def thumbnail(pixels: U8) -> bytes:
+    """A PNG file of an image, H x W x 3, of at most 256 px on its longer side."""
+    image = Image.fromarray(pixels)
+    image.thumbnail((SIDE_PX, SIDE_PX))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()

@@ -1,9 +1,13 @@
 """A record keeps thumbnails that all models share, and its own worst ones."""
 
+import io
+
 import numpy as np
+import pytest
+from PIL import Image
 
 from sdbench.records import Scores, Value
-from sdbench.run.thumbnails import SHARED, choose_rows
+from sdbench.run.thumbnails import SHARED, choose_rows, thumbnail
 
 N = 200
 DISTANCE = Value(name="fd", kind="set", direction="lower", unit="distance", value=1.0)
@@ -37,3 +41,10 @@ def test_without_a_teacher_or_scores_the_first_are_kept() -> None:
     assert choose_rows(Scores([f"p{n}" for n in range(N)], [0] * N, {}), [], None) == list(range(64))
     assert choose_rows(Scores(["a", "b"], [0, 0], {"fd:influence": np.array([0.0, 1.0])}), [DISTANCE], None) == [0, 1]
     assert choose_rows(Scores([], [], {}), [], None) == []
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(1024, 512, (128, 256)), (40, 64, (64, 40))])
+def test_thumbnail_has_at_most_256_px_and_is_never_enlarged(height: int, width: int, size: tuple[int, int]) -> None:
+    pixels = np.full((height, width, 3), (10, 200, 30), np.uint8)
+    with Image.open(io.BytesIO(thumbnail(pixels))) as image:
+        assert (image.format, image.size, image.getpixel((5, 5))) == ("PNG", size, (10, 200, 30))
