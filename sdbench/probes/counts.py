@@ -1,8 +1,6 @@
 """Values that are counted, not measured: from the configurations of a model's networks, whatever its weights."""
 
-import json
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 from sdbench.generate import is_guided
@@ -11,7 +9,6 @@ from sdbench.probes.request import Request
 from sdbench.probes.rounds import Round, collect_info, exact_value, failed_value, failure_reason
 from sdbench.probes.work import Load, Work
 from sdbench.records import Value
-from sdbench.settings import Sampling
 
 
 def values(request: Request, rounds: Sequence[Round]) -> list[Value]:
@@ -43,15 +40,9 @@ def _work_by_stage(request: Request, rounds: Sequence[Round]) -> tuple[dict[str,
     if not configs:
         return {}, failure_reason(rounds, "pipeline")
     try:
-        return _count_work(json.dumps(configs, sort_keys=True), request.sampling), ""
+        return work.by_stage(configs["configs"], request.sampling, zero_negative=configs["zero_negative"]), ""
     except Exception as error:  # noqa: BLE001  # a probe that fails loses only itself
         return {}, f"{type(error).__name__}: {error}"
-
-
-@cache  # settings differ in batch and dtype, which do not change the work of one image
-def _count_work(configs: str, sampling: Sampling) -> dict[str, Work]:
-    content = json.loads(configs)
-    return work.by_stage(content["configs"], sampling, zero_negative=content["zero_negative"])
 
 
 def _find_configs(request: Request, rounds: Sequence[Round]) -> dict[str, Any]:

@@ -7,8 +7,10 @@ PyTorch's counter covers convolutions, matrix products and attention, at 2 FLOPs
 and sums, some per cent of the time but hardly any of the work, are left out, as is usual.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import diffusers
@@ -66,19 +68,13 @@ def by_stage(configs: Mapping[str, Mapping[str, Any]], sampling: Sampling, *, ze
         sampling: steps, guidance and size.
         zero_negative: the pipeline does not encode a missing negative prompt, but takes zeros for it.
     """
-    guided = is_guided(sampling, configs["unet"])
-    networks = {name: _build_on_meta(name, config) for name, config in configs.items()}
     side, tokens = input_sizes(configs, sampling.size_px)
-    texts = [networks["text_encoder"], networks["text_encoder_2"]]
-    encoded = Work(0, 0, 0)
-    for text in texts:
-        encoded += _count(text, lambda network: network(torch.empty(1, tokens, dtype=torch.long), output_hidden_states=True))
+    works = {part: _work(part, config, side, tokens) for part, config in configs.items()}
+    guided = is_guided(sampling, configs["unet"])
     encodes_negative = guided and not (sampling.negative_prompt is None and zero_negative)
-    step = _count(networks["unet"], lambda network: network(**empty_input(configs["unet"], side, tokens)))
-    step = step.batched(2 if guided else 1)
-    decode = _count(networks["vae"], lambda network: network.decode(torch.empty(1, configs["vae"]["latent_channels"], side, side)))
-    encode = encoded * (2 if encodes_negative else 1)
-    return {"text_encoders": encode, "unet_step": step, "vae_decode": decode}
+    encode = (works["text_encoder"] + works["text_encoder_2"]) * (2 if encodes_negative else 1)
+    step = works["unet"].batched(2 if guided else 1)
+    return {"text_encoders": encode, "unet_step": step, "vae_decode": works["vae"]}
 
 
 def unet_macs(config: Mapping[str, Any], latent_size: int, tokens: int) -> int:
@@ -89,7 +85,7 @@ def unet_macs(config: Mapping[str, Any], latent_size: int, tokens: int) -> int:
         latent_size: side of the latents.
         tokens: length of the text in tokens.
     """
-    return _count(build_on_meta("unet", config), lambda network: network(**empty_input(config, latent_size, tokens))).macs
+    return _work("unet", config, latent_size, tokens).macs
 
 
 def input_sizes(configs: Mapping[str, Mapping[str, Any]], size_px: int) -> tuple[int, int]:
@@ -145,6 +141,26 @@ def _build_on_meta(name: str, config: Mapping[str, Any]) -> Any:
     tiny: Any = diffusers.AutoencoderTiny
     with torch.device("meta"):
         return tiny.from_config(dict(config))
+
+
+def _work(part: str, config: Mapping[str, Any], side: int, tokens: int) -> Work:
+    """The work of a network for one image, with latents of this side and a text of this length."""
+    return _count_part(part, json.dumps(dict(config), sort_keys=True), side, tokens)
+
+
+@cache  # takes seconds at full size; models of a family, and settings of a model, share networks
+def _count_part(part: str, config_json: str, side: int, tokens: int) -> Work:
+    config = json.loads(config_json)
+
+    def call(network: Any) -> None:
+        if part == "unet":
+            network(**empty_input(config, side, tokens))
+        elif part == "vae":
+            network.decode(torch.empty(1, config["latent_channels"], side, side))
+        else:
+            network(torch.empty(1, tokens, dtype=torch.long), output_hidden_states=True)
+
+    return _count(_build_on_meta(part, config), call)
 
 
 def _count(network: torch.nn.Module, call: Callable[[Any], object]) -> Work:

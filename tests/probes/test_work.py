@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from sdbench.models.architectures import PARTS, unet_config
-from sdbench.models.loading import build_on_meta
 from sdbench.models.spec import resolve
 from sdbench.probes import work
 from sdbench.settings import Sampling
@@ -98,11 +97,15 @@ def test_unet_that_embeds_the_guidance_scale_runs_once_per_step(work_with_negati
     assert embedded["text_encoders"].macs == work_with_negative["text_encoders"].macs // 2
 
 
+def test_a_network_is_counted_once(work_with_negative: dict[str, work.Work], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work, "build_on_meta", lambda *_: pytest.fail("built again"))
+    assert work.by_stage(work.random_configs(resolve("scenes-vega", random=True)), SAMPLING, zero_negative=False) == work_with_negative
+
+
 def test_full_size_decoding_takes_five_teramacs() -> None:
     """5.24 TMAC at 1024 px, computed once with independent code."""
     config = work.random_configs(resolve("sdxl", random=True))["vae"]
-    vae = build_on_meta("vae", config)
-    assert work._count(vae, lambda network: network.decode(torch.empty(1, 4, 128, 128))).macs / 1e12 == pytest.approx(5.24, abs=5e-3)
+    assert work._work("vae", config, 128, 77).macs / 1e12 == pytest.approx(5.24, abs=5e-3)
 
 
 def test_loads_are_in_flops_and_bytes_and_the_pipeline_is_the_sum_of_its_stages() -> None:
