@@ -8,7 +8,7 @@ import pytest
 
 from sdbench.arrays import U8
 from sdbench.scenes.grammar import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, Scene, parse, scene_at
-from sdbench.scenes.render import RADIUS, SIZE_PX, render
+from sdbench.scenes.render import CHUNK, RADIUS, SIZE_PX, render
 
 GOLDEN = "ac6d8d138239e9c59f43511e081f971ccea07807dfa7430e89b9fe235bab4b21"
 
@@ -40,13 +40,14 @@ def centroid(mask: npt.NDArray[np.bool_]) -> tuple[float, float]:
 
 
 def test_image_is_identical_alone_in_a_batch_and_in_any_order() -> None:
-    scenes = [scene_at(index) for index in range(24)]
-    batch = render(scenes, range(24), seed=5)
-    assert batch.shape == (24, SIZE_PX, SIZE_PX, 3)
+    n = CHUNK + 24
+    scenes = [scene_at(index) for index in range(n)]
+    batch = render(scenes, range(n), seed=5)
+    assert batch.shape == (n, SIZE_PX, SIZE_PX, 3)
     assert batch.dtype == np.uint8
-    backwards = render(scenes[::-1], range(23, -1, -1), seed=5)
+    backwards = render(scenes[::-1], range(n - 1, -1, -1), seed=5)
     np.testing.assert_array_equal(backwards[::-1], batch)
-    for index in (0, 7, 23):
+    for index in (0, 7, CHUNK, n - 1):
         np.testing.assert_array_equal(render([scenes[index]], [index], seed=5)[0], batch[index])
 
 
