@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer
+from transformers.initialization import no_init_weights
 
 from sdbench.arrays import U8
 from sdbench.encoders import pixels
@@ -58,8 +59,10 @@ def for_transformers(model: open_clip.CLIP, config: dict[str, Any]) -> CLIPModel
             **shared,
         },
     }
-    other = CLIPModel(CLIPConfig(**towers, projection_dim=config["embed_dim"]))
-    other.load_state_dict({name: _tensor_for(name, model.state_dict()) for name in other.state_dict()})
+    with no_init_weights():  # all are replaced
+        other = CLIPModel(CLIPConfig(**towers, projection_dim=config["embed_dim"]))
+    state = model.state_dict()
+    other.load_state_dict({name: _tensor_for(name, state) for name in other.state_dict()})
     return other.eval()
 
 
