@@ -370,19 +370,19 @@ def test_other_shares_of_the_teachers_are_another_run(
 @pytest.mark.parametrize(
     ("name", "location", "folder"),
     [
-        (None, None, EMBEDDED),
+        (None, "pipeline", EMBEDDED),
         ("scenes-teacher", "pipeline", EMBEDDED),
         ("sdxl", "stabilityai/stable-diffusion-xl-base-1.0", Path("cached")),
     ],
 )
-def test_a_teacher_is_found_by_name(name: str | None, location: str | None, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_teacher_is_found_by_name(name: str | None, location: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fetched: list[tuple[str, str]] = []
     monkeypatch.setattr("distillation.teacher.fetch", lambda spec, dtype: fetched.append((spec.location, dtype)))
     monkeypatch.setattr("distillation.teacher.fetch_card", lambda spec: fetched.append((spec.location, "card")))
     if name == "sdxl":
         monkeypatch.setattr("distillation.teacher.locate", lambda _: SimpleNamespace(pipeline=Path("cached")))
     assert fetch_folder(name) == folder
-    assert fetched == ([(location, "float32"), (location, "card")] if location else [])
+    assert fetched == [(location, "float32"), (location, "card")]
 
 
 def test_a_teacher_in_two_precisions_is_read_in_32_bits(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from sdbench.errors import UserError
 from sdbench.gate import floors
 from sdbench.machine import this_machine
 from sdbench.models.spec import ModelSpec
-from sdbench.probes import counts, driver, plugin, work
+from sdbench.probes import driver, plugin, work
 from sdbench.probes.driver import ProbeResult, measure
 from sdbench.probes.request import CEILINGS, REQUEST_VARIABLE, STAGES, Request
 from sdbench.records import Value
@@ -144,7 +144,6 @@ def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DriverHarness:
     monkeypatch.setattr(
         work, "by_stage", lambda *_, **__: dict.fromkeys(("text_encoders", "unet_step", "vae_decode"), work.Work(10**11, 0, 10**9))
     )
-    counts._count_work.cache_clear()
     monkeypatch.setenv("PYTEST_ADDOPTS", "--an-option-of-the-user")
     monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw0")
     return harness

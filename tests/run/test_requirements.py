@@ -134,7 +134,7 @@ def test_dry_run_estimates_what_the_same_run_would_do(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("sdbench.run.plan._macs_per_s", lambda _: 1 / EFFICIENCY)
-    monkeypatch.setattr(work, "_count", lambda *_: work.Work(1, 0, 0))
+    monkeypatch.setattr(work, "_work", lambda *_: work.Work(1, 0, 0))
     assert cli.main(["run", "--model", "scenes-vega", "--dry-run", "--json", "--runs", str(tmp_path), *options]) == 0
     out, err = capsys.readouterr()
     assert f": {images or 'no'} images a model" in err
@@ -152,7 +152,7 @@ def test_unet_that_embeds_the_guidance_scale_is_estimated_at_one_run_per_step(
     tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sdbench.run.plan._macs_per_s", lambda _: 1 / EFFICIENCY)
-    monkeypatch.setattr(work, "_count", lambda *_: work.Work(1, 0, 0))
+    monkeypatch.setattr(work, "_work", lambda *_: work.Work(1, 0, 0))
     specs = [resolve(str(tiny_pipeline)), resolve(str(with_unet(tiny_pipeline, tmp_path / "lcm", tiny_unet(time_cond_proj_dim=8))))]
     content = plan(specs, suites.load("quality"), tmp_path, only="quality")
     assert [row["seconds"] for row in content["models"]] == pytest.approx([512 * (2 + 12 * 2 + 1), 512 * (2 + 12 + 1)])
