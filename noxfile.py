@@ -1,5 +1,6 @@
 """The project's verbs: `nox -s benchmark`, `tests`, `lowest`, `web`, `peers`, `lint`, `distill`, `gate`, `calibrate`, `speed`, `scenes`. Each builds what it needs."""
 
+import os
 from pathlib import Path
 
 import nox
@@ -25,9 +26,9 @@ def benchmark(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests: nox -s tests -- [pytest's options, such as -m slow]."""
+    """Run the tests, in up to four processes: nox -s tests; with options of pytest, such as -m slow, in as many as these say, by default one."""
     _install(session, "test")
-    session.run("pytest", *session.posargs)
+    session.run("pytest", *(session.posargs or ["-n", str(min(4, os.cpu_count() or 1))]))
 
 
 @nox.session(default=False)
