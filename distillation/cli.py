@@ -4,7 +4,7 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -146,11 +146,12 @@ def _run(options: argparse.Namespace) -> None:
     recipe.segments(options.steps or recipe.settings(options.family).steps, len(names))
     for name in names:
         check_named_family(name, options.family)
-    open_teachers(recipe, options.family, [folder for folder in map(local_folder, names) if folder])
+    local = {name: folder for name in names if (folder := local_folder(name))}
+    open_teachers(recipe, options.family, [*local.values()])
     images = open_square_images(options.data, options.caption_column, recipe.size_px(options.family)) if options.data else None
     check_images(options.family, images)
     if options.dry_run:
-        show(_dry_run(options, recipe, names, images))
+        show(_dry_run(options, recipe, names, local, images))
         return
     if options.deterministic:
         _use_deterministic_algorithms()
@@ -195,17 +196,21 @@ def _suggest_all_gpus(accumulation: int) -> None:
         sys.stderr.write(f"training on 1 of {gpus} GPUs; to train on {n}: torchrun --nproc-per-node {n} $(which distillation) run ...\n")
 
 
-def _dry_run(options: argparse.Namespace, recipe: Recipe, names: Sequence[str | None], images: "SquareImages | None") -> str:
-    """Check what else can be checked without fetching a teacher, and return a description of the run."""
+def _dry_run(
+    options: argparse.Namespace,
+    recipe: Recipe,
+    names: Sequence[str | None],
+    local: Mapping[str | None, Path],
+    images: "SquareImages | None",
+) -> str:
+    """Check what else can be checked without fetching a teacher, and return a description of the run; `local` has the teachers at hand."""
     from distillation.describe import describe_recipe
     from distillation.run_plan import plan_run
     from distillation.succession import warn_of_different_parts
-    from distillation.teacher import local_folder
 
     steps = options.steps or recipe.settings(options.family).steps
-    folders = [local_folder(name) for name in names]
-    if all(folders):
-        warn_of_different_parts(plan_run(recipe, options.family, [folder for folder in folders if folder], steps).teachers)
+    if all(name in local for name in names):
+        warn_of_different_parts(plan_run(recipe, options.family, [local[name] for name in names], steps).teachers)
     described = describe_recipe(
         recipe,
         options.family,
@@ -215,7 +220,7 @@ def _dry_run(options: argparse.Namespace, recipe: Recipe, names: Sequence[str | 
         tflops=options.tflops,
         usd_per_hour=options.usd_per_hour,
     )
-    unchecked = (f"teacher {name}: not on this disk, not checked" for name, folder in zip(names, folders, strict=True) if folder is None)
+    unchecked = (f"teacher {name}: not on this disk, not checked" for name in names if name not in local)
     return "\n".join([described, *unchecked])
 
 
