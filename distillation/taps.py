@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from distillation.plan import Plan, matches
 from sdbench.errors import UserError, unknown_name
 from sdbench.models.architectures import Config
-from sdbench.models.loading import build_on_meta
+from sdbench.models.loading import build_on_meta, config_key
 from sdbench.probes.work import empty_input
 
 
@@ -43,7 +43,7 @@ def resolve_taps(student: Config, teacher: Config, plan: Plan, patterns: Sequenc
     Raises:
         UserError: a pattern matches no module, the student lacks a module, or the outputs of a pair differ in shape.
     """
-    student_shapes, teacher_shapes = (_output_shapes(_config_key(config)) for config in (student, teacher))
+    student_shapes, teacher_shapes = (_output_shapes(config_key(config)) for config in (student, teacher))
     pairs = {path: own for path in _expand_patterns(patterns, teacher_shapes) if (own := plan.student_path(path))}
     if missing := [path for path, own in pairs.items() if own not in student_shapes]:
         raise UserError(f"tap {missing[0]}: the teacher has it, the student does not; remove it from the recipe's taps or keep the module")
@@ -79,11 +79,6 @@ def _expand_patterns(patterns: Sequence[str], modules: Collection[str]) -> list[
             same_depth = {path for path in modules if path.count(".") == pattern.count(".")}
             raise unknown_name("tap (no such module in the teacher)", pattern, same_depth)
     return [path for path in modules if any(matches(pattern, path) for pattern in patterns)]
-
-
-def _config_key(config: Config) -> str:
-    """A UNet's config as a hashable key, without private fields such as the folder it came from."""
-    return json.dumps({name: value for name, value in config.items() if not name.startswith("_")}, sort_keys=True)
 
 
 @cache  # takes a second, and all stages share the teacher's

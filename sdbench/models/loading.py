@@ -1,5 +1,6 @@
 """Loads models as stock `StableDiffusionXLPipeline`s, checked tensor by tensor. Reads only the disk; never runs remote code."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,11 @@ def build_on_meta(part: str, config: Config) -> Any:
     """Build a part of a pipeline on the meta device, which allocates no memory for its weights."""
     with torch.device("meta"):
         return CLASSES[part](CLIPTextConfig.from_dict(dict(config))) if part.startswith("text") else CLASSES[part].from_config(dict(config))
+
+
+def config_key(config: Config) -> str:
+    """The config of a network as JSON, for caches of what depends on it: without the folder that it was loaded from."""
+    return json.dumps({name: value for name, value in config.items() if name != "_name_or_path"}, sort_keys=True)
 
 
 def count_parameters(network: nn.Module) -> int:

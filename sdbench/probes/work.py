@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sdbench.generate import is_guided
 from sdbench.models.architectures import PARTS, pooled_width, unet_config
-from sdbench.models.loading import build_on_meta, count_parameters
+from sdbench.models.loading import build_on_meta, config_key, count_parameters
 from sdbench.models.spec import ModelSpec
 from sdbench.settings import Sampling
 
@@ -145,7 +145,7 @@ def _build_on_meta(name: str, config: Mapping[str, Any]) -> Any:
 
 def _work(part: str, config: Mapping[str, Any], side: int, tokens: int) -> Work:
     """The work of a network for one image, with latents of this side and a text of this length."""
-    return _count_part(part, json.dumps(dict(config), sort_keys=True), side, tokens)
+    return _count_part(part, config_key(config), side, tokens)
 
 
 @cache  # takes seconds at full size; models of a family, and settings of a model, share networks

@@ -5,8 +5,10 @@ import torch
 from torch import nn
 
 from sdbench.models.architectures import PARTS, unet_config
+from sdbench.models.loading import load_unet
 from sdbench.models.spec import resolve
 from sdbench.probes import work
+from sdbench.scenes.embedded import WEIGHTS
 from sdbench.settings import Sampling
 
 # One forward, 1024 px, batch 1, computed once with diffusers 0.42.1 on the meta device (TMACs).
@@ -65,6 +67,13 @@ def test_convolutions_and_linear_layers_by_hand() -> None:
     down = conv(width, width) + times * width + conv(width, width)
     up = 2 * (conv(2 * width, width) + times * width + conv(width, width) + conv(2 * width, width, kernel=1))  # two resnets, each on a skip
     assert work.unet_macs(config, latent_size=side, tokens=5) == embeddings + conv(4, width) + down + up + conv(width, 4)
+
+
+def test_work_of_a_network_loaded_from_a_folder_is_that_of_its_architecture() -> None:
+    unet = load_unet(WEIGHTS / "pipeline", dtype="float32", device="cpu")
+    assert work.unet_macs(unet.config, latent_size=16, tokens=20) == work.unet_macs(
+        unet_config("sdxl", "scenes"), latent_size=16, tokens=20
+    )
 
 
 def test_attention_is_counted() -> None:
