@@ -211,6 +211,18 @@ def test_nothing_is_run_for_a_policy_without_the_suite(teacher: api.Evaluation, 
         api.compare("scenes-vega-pruned", str(teacher.folder), policy)
 
 
+def test_suite_of_the_users_own_is_gated_by_a_policy_of_their_own_in_folders_of_their_own(few: suites.Suite, tmp_path: Path) -> None:
+    suite = few.model_copy(update={"name": "own", "metrics": {"scenes": ("clip_score.scenes",)}})
+    policy, results, runs = tmp_path / "policy.toml", tmp_path / "mine", tmp_path / "work"
+    policy.write_text('alpha = 0.05\n[suites.own]\n"clip_score.scenes" = { direction = "higher", margin = 1.0, required = true }\n')
+    found = sdbench.evaluate("scenes-vega", suite, only="quality", baseline="scenes-vega-pruned", policy=policy, results=results, runs=runs)
+    assert found.report
+    assert [result.name for result in found.report.results] == ["clip_score.scenes"]
+    assert found.folder.is_relative_to(results)
+    assert {path.name for path in tmp_path.iterdir()} == {"policy.toml", "mine", "work"}
+    assert not (results / "runs").exists()
+
+
 def test_import_of_sdbench_and_evaluate_is_lazy() -> None:
     program = "import sys, sdbench; assert 'sdbench.api' not in sys.modules; sdbench.evaluate; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)

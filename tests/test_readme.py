@@ -8,7 +8,7 @@ from unittest.mock import MagicMock
 import pytest
 
 import sdbench
-from sdbench import api, cli, suites
+from sdbench import cli, suites
 from sdbench.gate import policy
 from sdbench.score import PROTOCOLS
 
@@ -47,9 +47,9 @@ def test_every_command_line_parses_and_uses_only_references_that_one_builds() ->
 def test_python_example_evaluates_few_prompts_into_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def evaluate(model: object, suite: suites.Suite, *, places: api.Places, **options: str) -> MagicMock:
+    def evaluate(model: object, suite: suites.Suite, **options: str) -> MagicMock:
         assert suite.prompts
-        calls.append((model, suite.prompts.n, places.work, options))
+        calls.append((model, suite.prompts.n, options))
         return MagicMock()
 
     monkeypatch.chdir(ROOT)
@@ -57,8 +57,8 @@ def test_python_example_evaluates_few_prompts_into_a_folder_of_its_own(monkeypat
     example = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "evaluate(" in block)
     exec(example, {"pipeline": "mine"})
     assert calls == [
-        ("scenes-teacher", 64, Path("my-results/runs"), {"only": "quality"}),
-        ("mine", 64, Path("my-results/runs"), {"baseline": "scenes-vega", "name": "step-1000"}),
+        ("scenes-teacher", 64, {"only": "quality", "results": "my-results"}),
+        ("mine", 64, {"baseline": "scenes-vega", "name": "step-1000", "results": "my-results"}),
     ]
 
 

@@ -39,7 +39,9 @@ def evaluate(
     *,
     name: str | None = None,
     only: str | None = None,
-    places: Places = Places(),
+    policy: str | Path | None = None,
+    results: str | Path = "results",
+    runs: str | Path | None = None,
     device: str | None = None,
 ) -> Evaluation:
     """Measure a model, from a notebook or in the middle of a training loop, and return the record that the command line would make.
@@ -65,7 +67,9 @@ def evaluate(
         baseline: a record folder or what `--baseline` of the gate takes; what has no record is run first.
         name: what tables call the model.
         only: "quality" or "probes" for one half of the suite.
-        places: where records and the work behind them are kept.
+        policy: policy file of the gate; by default `gate.toml` beside the suites, which knows the shipped suites.
+        results: folder of records.
+        runs: folder of images, features and rounds; by default `runs` within `results`.
         device: for a model that is not in memory and its baseline.
 
     Raises:
@@ -75,17 +79,18 @@ def evaluate(
     in_memory = not isinstance(model, str | Path)
     if in_memory and only == "probes":
         raise UserError("latency and memory are measured in processes of their own; save the pipeline and name its folder")
+    places = Places(Path(results), Path(runs) if runs else None)
     spec, only = _describe(model, name), "quality" if in_memory else only
     device = str(model.unet.device) if in_memory else device
-    chosen, policy, old = _load_suite(suite, spec), gating.load_policy(None), None
+    chosen, rules, old = _load_suite(suite, spec), gating.load_policy(Path(policy) if policy else None), None
     if baseline is not None:  # before the model, which may take hours, is run for a misspelt name
-        policy.rules(chosen.name)
+        rules.rules(chosen.name)
         old = gating.find_or_run_baseline(str(baseline), chosen, places, device, only)
     if in_memory:
         folder = _run_in_memory(model, spec, chosen, places)
     else:
         (folder,) = measuring.run([spec], chosen, places, device=device, only=only)
-    report = None if old is None else gating.judge_records(folder, old, policy, places, str(baseline), only=only)
+    report = None if old is None else gating.judge_records(folder, old, rules, places, str(baseline), only=only)
     return Evaluation(folder, *records.read(folder), report)
 
 
