@@ -5,6 +5,7 @@ the UNet's output, without normalisation. The middle is also measured as a whole
 attention with all blocks, and its second resnet.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,12 +14,15 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.resnet import ResnetBlock2D
 from pydantic import Field, ValidationError
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from distillation.losses import mse
 from distillation.plan import MIDDLE_ATTENTION
+from distillation.taps import collect_outputs
 from distillation.teacher import Teacher
 from sdbench.arrays import F64
 from sdbench.disk import write_bytes
@@ -196,51 +200,76 @@ def removal_losses(unet: UNet2DConditionModel, batches: Sequence[Batch], schedul
         batches: to measure on; with different timesteps per batch, the result shows how losses depend on them.
         scheduler: adds the batches' noise.
     """
-    return _losses_without(unet, _block_modules(unet), batches, scheduler)
+    return _losses_without(unet, _block_paths(unet), batches, scheduler)
 
 
 def part_losses(unet: UNet2DConditionModel, batches: Sequence[Batch], scheduler: DDIMScheduler) -> dict[str, F64]:
     """Like `removal_losses`, with a row for the whole middle, `mid_block`, if it has an attention."""
-    parts = _block_modules(unet)
+    parts = _block_paths(unet)
     if MIDDLE_ATTENTION in parts:
-        parts[WHOLE_MIDDLE] = [(unet.get_submodule(MIDDLE_ATTENTION), unet.get_submodule(SECOND_RESNET))]
+        parts[WHOLE_MIDDLE] = [(MIDDLE_ATTENTION, SECOND_RESNET)]
     return _losses_without(unet, parts, batches, scheduler)
 
 
-def _block_modules(unet: UNet2DConditionModel) -> dict[str, list[tuple[nn.Module, ...]]]:
-    return {
-        path: [(unet.get_submodule(f"{path}.transformer_blocks.{block}"),) for block in range(depth)]
-        for path, depth in depths(unet.config).items()
-    }
+def _block_paths(unet: UNet2DConditionModel) -> dict[str, list[tuple[str, ...]]]:
+    return {path: [(f"{path}.transformer_blocks.{block}",) for block in range(depth)] for path, depth in depths(unet.config).items()}
 
 
 @torch.no_grad()
 def _losses_without(
-    unet: UNet2DConditionModel, parts: Mapping[str, list[tuple[nn.Module, ...]]], batches: Sequence[Batch], scheduler: DDIMScheduler
+    unet: UNet2DConditionModel, parts: Mapping[str, list[tuple[str, ...]]], batches: Sequence[Batch], scheduler: DDIMScheduler
 ) -> dict[str, F64]:
-    inputs = [add_noise(scheduler, batch).to(unet.dtype) for batch in batches]
-    batches = [batch.to(unet.dtype) for batch in batches]
-    outputs = [predict(unet, noised, batch) for noised, batch in zip(inputs, batches, strict=True)]
-    losses: dict[str, list[list[float]]] = {}
-    removals = [(path, modules) for path, rows in parts.items() for modules in rows]
-    for path, modules in tqdm(removals, desc="removing blocks one by one", mininterval=2):
-        with skip_modules(*modules):
-            row = [mse(predict(unet, noised, batch), output).item() for noised, batch, output in zip(inputs, batches, outputs, strict=True)]
-        losses.setdefault(path, []).append(row)
-    return {path: np.array(rows) for path, rows in losses.items()}
+    """Remove modules, those at each tuple of paths together; rows x batches by part.
+
+    What runs before the first removed module computes what it computed with all of them, so its outputs are kept and used again: about half
+    of the work, for 0.3 GB of an image at full size in bfloat16.
+    """
+    reusable = [path for path, module in unet.named_modules() if isinstance(module, ResnetBlock2D | BasicTransformerBlock)]
+    losses = {part: np.empty((len(rows), len(batches))) for part, rows in parts.items()}
+    removals = [(part, row, paths) for part, rows in parts.items() for row, paths in enumerate(rows)]
+    with tqdm(total=len(batches) * len(removals), desc="removing blocks one by one", mininterval=2) as progress:
+        for number, batch in enumerate(batches):
+            noised, batch_of_dtype = add_noise(scheduler, batch).to(unet.dtype), batch.to(unet.dtype)
+            with collect_outputs(unet, reusable) as outputs:
+                output = predict(unet, noised, batch_of_dtype)
+                kept = dict(outputs)
+            for part, row, paths in removals:
+                with skip_modules(unet, paths), _reuse(unet, _before(kept, paths)):
+                    losses[part][row, number] = mse(predict(unet, noised, batch_of_dtype), output).item()
+                progress.update()
+    return losses
+
+
+def _before(outputs: Mapping[str, Tensor], paths: Sequence[str]) -> dict[str, Tensor]:
+    """The outputs, in the order in which they were computed, of what runs before any of the modules at the paths."""
+    inside = tuple(f"{path}." for path in paths)
+    return dict(itertools.takewhile(lambda item: not f"{item[0]}.".startswith(inside), outputs.items()))
 
 
 @contextmanager
-def skip_modules(*modules: nn.Module) -> Iterator[None]:
-    """While open, each module returns its input."""
+def _reuse(network: nn.Module, outputs: Mapping[str, Tensor]) -> Iterator[None]:
+    """While open, the modules at these paths return these outputs and compute nothing."""
+    modules = [network.get_submodule(path) for path in outputs]
+    for module, output in zip(modules, outputs.values(), strict=True):
+        module.forward = lambda *_, output=output, **__: output
+    try:
+        yield
+    finally:
+        for module in modules:
+            del module.forward  # the class's shows again
+
+
+@contextmanager
+def skip_modules(network: nn.Module, paths: Sequence[str]) -> Iterator[None]:
+    """While open, each of the modules at these paths returns its input."""
 
     def return_input(_: nn.Module, inputs: tuple[Tensor, ...], kwargs: dict[str, Any], output: Any) -> Any:
         hidden_states = inputs[0] if inputs else kwargs["hidden_states"]
         return hidden_states if isinstance(output, Tensor) else (hidden_states,)  # attentions return a tuple
 
     with ExitStack() as stack:
-        for module in modules:
-            stack.enter_context(module.register_forward_hook(return_input, with_kwargs=True))
+        for path in paths:
+            stack.enter_context(network.get_submodule(path).register_forward_hook(return_input, with_kwargs=True))
         yield
 
 

@@ -1,6 +1,7 @@
 """Losses without a block: zero if the block does nothing, and the UNet is unchanged afterwards."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from distillation.cli import main
 from distillation.recipe import RECIPES, load_recipe
 from distillation.sensitivity.removal import WHOLE_MIDDLE, Sensitivity, Settings, pick_most_missed, ranking_table, removal_losses
 from sdbench.models.architectures import depths
-from sdbench.training.latents import predict
+from sdbench.training.latents import add_noise, predict
 
 DEAD = "down_blocks.2.attentions.1"
 
@@ -32,6 +33,26 @@ def test_only_a_block_that_does_nothing_has_no_loss() -> None:
     assert {path: rows.shape for path, rows in losses.items()} == {path: (depth, 2) for path, depth in depths(unet.config).items()}
     assert not losses[DEAD][3].any()
     assert sum((rows > 0).sum() for rows in losses.values()) == 2 * (sum(depths(unet.config).values()) - 1)
+
+
+@torch.no_grad()
+def test_losses_are_those_of_whole_passes_although_what_runs_before_a_removed_block_runs_once() -> None:
+    unet, batch, scheduler = tiny_unet("vega").eval(), tiny_batch(1), DDIMScheduler()
+    noised = add_noise(scheduler, batch)
+    output, blocks = (
+        predict(unet, noised, batch),
+        [f"{path}.transformer_blocks.{row}" for path, n in depths(unet.config).items() for row in range(n)],
+    )
+    expected = []
+    for path in blocks:
+        with unet.get_submodule(path).register_forward_hook(lambda _, inputs, __: inputs[0]):
+            expected.append(torch.nn.functional.mse_loss(predict(unet, noised, batch), output).item())
+    runs = Counter[str]()
+    for path in blocks:
+        unet.get_submodule(f"{path}.norm1").register_forward_pre_hook(lambda *_, path=path: runs.update([path]))
+    found = removal_losses(unet, [batch], scheduler)
+    assert [loss for rows in found.values() for loss in rows[:, 0]] == expected
+    assert [runs[path] for path in blocks] == [2 + earlier for earlier, _ in enumerate(blocks)]  # a removed block runs, and is discarded
 
 
 @pytest.mark.parametrize(("there", "k", "expected"), [((0, 1, 2, 3), 2, (0, 3)), ((1, 2, 3), 2, (1, 3)), ((0, 1, 2, 3), 0, ())])
