@@ -135,7 +135,9 @@ def test_markdown_matches_the_golden_file() -> None:
     assert writing.markdown(example_rows()) == (GOLDEN / "leaderboard.md").read_text(encoding="utf-8")
 
 
-def test_terminal_table_matches_the_golden_file() -> None:
+def test_terminal_table_matches_the_golden_file_in_any_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "dumb")  # whose width rich takes to be 80
     assert writing.text_table(example_rows(), width=150) == (GOLDEN / "leaderboard.txt").read_text(encoding="utf-8")
 
 
