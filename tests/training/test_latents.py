@@ -217,6 +217,23 @@ def test_progress_marks_without_their_file_are_ignored(teacher_folder: Path, poo
     assert sorted(set(again.rows_read)) == list(range(8))
 
 
+def test_marks_of_a_deleted_file_do_not_survive_a_crash_while_the_next_is_created(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    create = np.lib.format.open_memmap
+    file = row_files.RowFile(tmp_path / "kept.npy", 4, 2, lambda rows: {"squares": torch.from_numpy(rows**2)})
+    file.marks_path.write_bytes(b"\1" * 4)
+
+    def create_and_crash(*arguments: Any) -> None:
+        create(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np.lib.format, "open_memmap", create_and_crash)
+        with pytest.raises(KeyboardInterrupt):
+            row_files.fill_and_load(file)
+    (kept,) = row_files.fill_and_load(file)
+    assert kept["squares"].tolist() == [0, 1, 4, 9]
+
+
 def test_insufficient_disk_space_is_reported_before_encoding(
     teacher_folder: Path, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

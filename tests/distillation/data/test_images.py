@@ -152,6 +152,16 @@ def test_images_become_upright_rgb(tmp_path: Path) -> None:
         assert images.size(row) == image.size, name
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_size_is_that_of_the_upright_image(orientation: int, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    images = open_images(
+        str(image_folder(tmp_path / "one", [{"file_name": "in/0.png", "text": "a"}], **{"in/0.png": png(ARRAYS[0], exif=exif)}))
+    )
+    assert images.size(0) == images.image(0).size
+
+
 def cached(cache: Path, tmp_path: Path, commit: str) -> None:
     """Fill the cache as if a Hub dataset had been opened: `datasets` names the folder by its commit."""
     table().to_parquet(tmp_path / f"{commit}.parquet")
