@@ -88,6 +88,7 @@ def test_differences_are_named_and_nothing_counts_as_reproduced(suite: Suite, tm
     }
     for what, (own, found) in changed.items():
         assert notes(own, tmp_path, found)["clip_score.mlperf"] == f"MLPerf-like: other {what}; within 31.68631873..31.81331801"
+    assert notes(suite, tmp_path, make_values()[1:2])["clip_score.mlperf"].startswith("MLPerf-like: other statistics; "), "none were used"
     assert notes(suite, tmp_path, [NOTHING, make_values()[1]]) == {
         "fid.mlperf": "",
         "clip_score.mlperf": "MLPerf-like: other statistics; within 31.68631873..31.81331801",

@@ -65,11 +65,13 @@ def test_available_inputs_are_not_listed(tmp_path: Path) -> None:
 
 
 def test_own_prompt_files_are_found_by_any_supported_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "own.jsonl").write_text('{"prompt": "a cat"}\n')
+    (tmp_path / "suites").mkdir()
+    for file in ("own.jsonl", "suites/beside.jsonl"):
+        (tmp_path / file).write_text('{"prompt": "a cat"}\n')
     suite = suites.load("coco-30k")
     assert suite.prompts
     monkeypatch.chdir(tmp_path)
-    for path in ("own.jsonl", "*.jsonl", f"{tmp_path}/*.jsonl", "other/*.jsonl"):
+    for path in ("own.jsonl", "*.jsonl", "**/own.jsonl", f"{tmp_path}/*.jsonl", "beside.jsonl", "other/*.jsonl"):
         own = suite.model_copy(update={"prompts": suite.prompts.model_copy(update={"path": path})})
         assert requirements.inputs_are_here(own) == (path != "other/*.jsonl")
 
