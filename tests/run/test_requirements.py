@@ -118,12 +118,18 @@ def test_dry_run_reports_a_teacher_that_is_neither_measured_nor_requested(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("options", "images", "timed", "probes"),
+    ("options", "images", "timed", "probes", "duration"),
     [
-        ([], 512, 5 * (1 + 4), "base"),
-        (["--only", "quality"], 512, 0, None),
-        (["--weights", "random"], 0, 5 * (1 + 4), "base"),
-        (["--suite", "efficiency-scenes", "--setting", "b8", "--setting", "compiled"], 0, 5 * (8 * (2 + 4) + 2 + 4), "b8, compiled"),
+        ([], 512, 5 * (1 + 4), "base", "4.0 h"),
+        (["--only", "quality"], 512, 0, None, "3.8 h"),
+        (["--weights", "random"], 0, 5 * (1 + 4), "base", "11.2 min"),
+        (
+            ["--suite", "efficiency-scenes", "--setting", "b8", "--setting", "compiled"],
+            0,
+            5 * (8 * (2 + 4) + 2 + 4),
+            "b8, compiled",
+            "2.0 h",
+        ),
     ],
 )
 def test_dry_run_estimates_what_the_same_run_would_do(
@@ -131,6 +137,7 @@ def test_dry_run_estimates_what_the_same_run_would_do(
     images: int,
     timed: int,
     probes: str | None,
+    duration: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -141,6 +148,7 @@ def test_dry_run_estimates_what_the_same_run_would_do(
     out, err = capsys.readouterr()
     assert f": {images or 'no'} images a model" in err
     assert re.findall(r"of (sampling|timed calls) on this machine", err) == ["sampling" if images else "timed calls"]
+    assert f"; roughly {duration} of " in err
     assert re.findall(r"probes: 5 rounds a model, each a process for every setting: (.*)", err) == ([probes] if probes else [])
     content = json.loads(out)
     (row,) = content["models"]
