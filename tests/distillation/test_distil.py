@@ -18,6 +18,7 @@ from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from huggingface_hub.repocard import metadata_load
 from processes import by_two
 from safetensors.torch import load_file, save_file
+from tiny import tiny_unet, with_unet
 from torch import nn
 
 from distillation import train
@@ -30,7 +31,7 @@ from distillation.recipe import Recipe, load_recipe
 from distillation.recipe_tables import KeepBlocks
 from distillation.run_plan import plan_run
 from distillation.sensitivity.budget import TIED_TO_MIDDLE
-from distillation.succession import warn_of_different_parts
+from distillation.succession import different_parts, warn_of_different_parts
 from distillation.teacher import EMBEDDED, fetch_folder, open_teacher_for
 from distillation.train import distil
 from sdbench.errors import UserError
@@ -328,12 +329,21 @@ def test_a_later_teacher_with_other_text_encoders_or_vae_gets_a_warning(
     vega: Recipe, teacher_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     StableDiffusionXLPipeline.from_pretrained(teacher_folder).to(torch.float16).save_pretrained(tmp_path / "half")
-    tuned = shutil.copytree(teacher_folder, tmp_path / "tuned") / "text_encoder_2" / "model.safetensors"
+    tuned = with_unet(teacher_folder, tmp_path / "tuned", tiny_unet("sdxl", 1)) / "text_encoder_2" / "model.safetensors"
     save_file({name: tensor + 1e-3 for name, tensor in load_file(tuned).items()}, tuned)
     capsys.readouterr()  # diffusers may warn about float16
     warn_of_different_parts([open_teacher_for(folder, vega) for folder in (teacher_folder, tmp_path / "half", tmp_path / "tuned")])
     (said,) = capsys.readouterr().err.splitlines()
     assert said.startswith(f"the teacher in {tmp_path / 'tuned'} has another text_encoder_2 than the first one in {teacher_folder}, but")
+
+
+def test_a_text_encoder_with_added_tokens_is_another(teacher_folder: Path, tmp_path: Path) -> None:
+    file = shutil.copytree(teacher_folder, tmp_path / "grown") / "text_encoder" / "model.safetensors"
+    tensors = load_file(file)
+    (name,) = (name for name in tensors if name.endswith("token_embedding.weight"))
+    save_file(tensors | {name: torch.cat([tensors[name], tensors[name][:1]])}, file)
+    assert different_parts(teacher_folder, tmp_path / "grown") == ["text_encoder"]
+    assert different_parts(teacher_folder, teacher_folder) == []
 
 
 def test_a_new_run_tells_how_earlier_ones_differ(vega: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

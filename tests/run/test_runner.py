@@ -488,6 +488,7 @@ def test_run_of_probes_keeps_the_quality_values_of_the_record(teacher: ModelSpec
     before, columns = records.read(images)
     assert record.values == (*before.values, probe)
     assert record.n_images == before.n_images > 0
+    assert (before.run, record.run) == ("", "turns")
     assert {name: column.tolist() for name, column in scores.columns.items()} == {
         name: column.tolist() for name, column in columns.columns.items()
     }
@@ -497,12 +498,13 @@ def test_run_of_probes_keeps_the_quality_values_of_the_record(teacher: ModelSpec
 def test_settings_measured_in_separate_runs_are_merged_into_one_record(
     teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seconds, p50 = iter(range(1, 9)), "latency.pipeline.p50"
+    seconds, turns, p50 = iter(range(1, 9)), iter("abcdef"), "latency.pipeline.p50"
+    found = list[str]()
 
     def fake_measure(specs: list[ModelSpec], *_: Any, settings: tuple[str, ...], **__: Any) -> ProbeResult:
         names = [p50 if label == "base" else f"{p50}@{label}" for label in settings or ("base", "b2")]
         values = [[Value(name=name, kind="probe", direction="lower", unit="s", value=next(seconds)) for name in names] for _ in specs]
-        return ProbeResult(dict(zip([spec.name for spec in specs], values, strict=True)), "turns")
+        return ProbeResult(dict(zip([spec.name for spec in specs], values, strict=True)), next(turns))
 
     monkeypatch.setattr(driver, "measure", fake_measure)
     monkeypatch.setattr(runner, "load", fail_if_called)
@@ -511,13 +513,16 @@ def test_settings_measured_in_separate_runs_are_merged_into_one_record(
     def run(*settings: str) -> dict[str, float | None]:
         context = prepare(suite, device="cpu", results=tmp_path / "results", runs=tmp_path / "runs", settings=settings)
         (folder,) = runner.run([teacher], context)
-        return {value.name: value.value for value in records.read(folder)[0].values}
+        record = records.read_record(folder)
+        found.append(record.run)
+        return {value.name: value.value for value in record.values}
 
     assert run("base") == {p50: 1}
     assert run("b2") == {p50: 1, f"{p50}@b2": 2}
     assert run("base") == {p50: 3, f"{p50}@b2": 2}
     assert list(run("b2")) == list(run("base")) == [p50, f"{p50}@b2"], "in the suite's order, whichever came last"
     assert run() == {p50: 6, f"{p50}@b2": 7}
+    assert found == ["a", "", "", "", "", "f"], "settings that were not measured in turns belong to no one run"
     with pytest.raises(UserError, match="unknown setting 'b3'"):
         run("b3")
 
