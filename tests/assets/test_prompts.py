@@ -206,7 +206,7 @@ def test_text_file_has_one_prompt_per_line(tmp_path: Path) -> None:
     path.write_bytes("\ufeffone\r\n\n  two\u2028and a half\x85 \nÜbung".encode())
     assert prompts.read_lines(path) == ("one", "two\u2028and a half", "Übung")
     path.write_bytes("Übung".encode("latin-1"))
-    for file in (path, tmp_path / "nowhere", tmp_path):
+    for file in (path, tmp_path / "nowhere", tmp_path / "nowhere.csv", tmp_path):
         with pytest.raises(UserError, match=rf"prompts {file} cannot be read: .*expected a UTF-8 text file with a prompt per line"):
             prompts.read_lines(file)
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "a cat"}\n')

@@ -57,12 +57,14 @@ def final_files(tmp_path: Path) -> list[str]:
 
 
 def test_asset_is_fetched_once_and_then_read_from_disk(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "cache"  # not there yet, as on a new machine
+    monkeypatch.setenv("SDBENCH_WEIGHTS", str(cache / "weights"))
     assert weights.find("stated").read_bytes() == WEIGHTS
     folder = weights.find("network")
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == {"config.json": CONFIG, "model.safetensors": WEIGHTS}
     assert weights.find("elsewhere").read_bytes() == WEIGHTS[::-1]
-    assert final_files(tmp_path) == ["elsewhere/old.pth", "network/config.json", "network/model.safetensors", "stated/weights.bin"]
-    assert not list((tmp_path / "weights").glob(".arriving*"))
+    assert final_files(cache) == ["elsewhere/old.pth", "network/config.json", "network/model.safetensors", "stated/weights.bin"]
+    assert not list((cache / "weights").glob(".arriving*"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     before = dict(hub.hits)
     assert weights.find("network") == folder
