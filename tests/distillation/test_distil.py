@@ -286,6 +286,7 @@ def test_a_student_of_a_16_bit_teacher_loads_without_a_variant(vega: Recipe, tea
     pipeline.save_pretrained(tmp_path / "half", variant="fp16", max_shard_size="20kB")
     assert list((tmp_path / "half" / "text_encoder").glob("*.index.fp16.json"))
     (tmp_path / "half" / "vae" / "diffusion_pytorch_model.bin").write_bytes(b"of another kind")
+    (tmp_path / "half" / "tokenizer" / ".ipynb_checkpoints").mkdir()
     teacher = open_teacher_for(tmp_path / "half", vega)
     cut = prune(teacher.unet("float32", "cpu"), vega.plans[-1])
     out = export_student(cut, tmp_path / "out", teacher, Provenance.from_run(vega, [teacher], cut))
