@@ -36,6 +36,7 @@ from distillation.teacher import EMBEDDED, fetch_folder, open_teacher_for
 from distillation.train import distil
 from sdbench.errors import UserError
 from sdbench.models.digest import weights_digest
+from sdbench.models.files import part_files
 from sdbench.models.spec import resolve
 from sdbench.scenes.training.pool import Pool
 from sdbench.training.latents import Batch, LatentPool
@@ -399,12 +400,14 @@ def test_a_teacher_is_found_by_name(name: str | None, location: str, folder: Pat
 def test_a_teacher_in_two_precisions_is_read_in_32_bits(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
     alone = open_teacher_for(teacher_folder, vega)
     shutil.copytree(teacher_folder, tmp_path / "both")
-    noise = {name: torch.randn(tensor.shape).half() for name, tensor in load_file(teacher_folder / "unet" / WEIGHTS).items()}
-    save_file(noise, tmp_path / "both" / "unet" / WEIGHTS.replace(".", ".fp16.", 1))
+    for part in ("unet", "vae"):
+        noise = {name: torch.randn(tensor.shape).half() for name, tensor in load_file(teacher_folder / part / WEIGHTS).items()}
+        save_file(noise, tmp_path / "both" / part / WEIGHTS.replace(".", ".fp16.", 1))
     both = open_teacher_for(tmp_path / "both", vega)
     assert (both.dtype, both.digest) == ("float32", alone.digest)
     taught = both.unet("bfloat16", "cpu").state_dict()
     assert all(torch.equal(taught[name], tensor) for name, tensor in alone.unet("bfloat16", "cpu").state_dict().items())
+    assert [path.name for path in part_files(tmp_path / "both" / "vae", "vae")] == ["config.json", WEIGHTS], "what the student is given"
 
 
 def test_an_incomplete_pipeline_is_not_a_teacher() -> None:
