@@ -225,4 +225,6 @@ def speed_up(row: Row, teacher: Row | None) -> speed.SpeedUp | str:
     own = row.record.value(P50)
     if not own or not own.value:
         return probe_cell(row, P50)
-    return speed.speed_up(row.record, teacher.record, P50) if teacher else "missing: no latency of the teacher on this machine"
+    if teacher is None:
+        return tables.format_absent("missing", "no latency of the teacher on this machine")
+    return speed.speed_up(row.record, teacher.record, P50)

@@ -14,7 +14,7 @@ from sdbench.errors import UserError
 from sdbench.gate import floors
 from sdbench.gate.compare import Side
 from sdbench.leaderboard import standings
-from sdbench.records import Model, Scores, SuiteId
+from sdbench.records import Model, Scores, SuiteId, Value
 from sdbench.report import image_wall, sections
 
 
@@ -160,6 +160,20 @@ def test_unwritable_place_and_missing_policy_are_errors(tmp_path: Path, capsys: 
         api.report(api.Places(tmp_path), tmp_path / "file" / "report.html")
     assert cli.main(["report", "--results", str(tmp_path), "--policy", "nowhere.toml"]) == 2
     assert "nowhere.toml" in capsys.readouterr().err
+
+
+def test_table_has_quality_and_cost_first_and_reasons_below(tmp_path: Path) -> None:
+    record, scores = make_model(0, "scenes-teacher")
+    agreement = Value(name="agreement.ssim", kind="score", direction="higher", unit="SSIM", state="missing", reason="no <teacher> here")
+    records.write(record.model_copy(update={"values": (agreement, *record.values)}), scores, {}, tmp_path)
+    (path,) = api.report(api.Places(tmp_path))
+    table, below = path.read_text(encoding="utf-8").partition('<table class="board"')[2].split("</table>")[:2]
+    titles = [re.sub("<wbr>", "", title) for title in re.findall('<span class="title">(.*?)</span>', table)]
+    assert titles[0] == "model"
+    assert titles.index("clip_score.scenes") < titles.index("latency.pipeline.p50") < titles.index("agreement.ssim") == len(titles) - 1
+    assert "clip_<wbr>score.<wbr>scenes" in table
+    assert re.findall('<td class="absent">(.*?)</td>', table)[-1] == "missing ²"
+    assert below.index("¹ the teacher is what the others are compared with; ² no &lt;teacher&gt; here") < below.index("<h3")
 
 
 def test_numbers_are_aligned_at_the_decimal_point(results: Path) -> None:
