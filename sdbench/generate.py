@@ -139,12 +139,12 @@ def make_sampler(pipeline: StableDiffusionXLPipeline, sampling: Sampling, noise:
     The function raises `UserError` where an image holds NaN; diffusers clips infinity to white or black.
     """
     set_scheduler(pipeline, sampling)
-    device, dtype = pipeline.unet.device, DTYPES[sampling.dtype]
+    dtype = DTYPES[sampling.dtype]
     side = sampling.size_px // pipeline.vae_scale_factor
     shape = (pipeline.unet.config.in_channels, side, side)
 
     def make(group: list[Job]) -> U8:
-        latents = torch.stack([initial_noise(noise, job.prompt_id, job.sample, shape) for job in group]).to(device, dtype)
+        latents = torch.stack([initial_noise(noise, job.prompt_id, job.sample, shape) for job in group]).to(dtype)
         generators = [_step_generator(noise, job) for job in group]
         with full_float32():  # a training loop may have set a lower precision, which makes other images
             arguments = call_arguments(sampling, [job.prompt for job in group])

@@ -2,6 +2,7 @@
 
 import copy
 import doctest
+import functools
 import random
 import subprocess
 import sys
@@ -156,6 +157,38 @@ def test_digest_covers_everything_that_affects_an_image() -> None:
     layer = next(module for module in pipeline.unet.modules() if hasattr(module, "scaling"))
     layer.scaling["default"] = 0.25
     assert_digest_changed()
+    pipeline.enable_freeu(0.9, 0.2, 1.3, 1.4)
+    assert_digest_changed()
+    pipeline.vae.enable_tiling()
+    assert_digest_changed()
+    pipeline.unet.forward = functools.partial(pipeline.unet.forward)
+    assert_digest_changed()
+    pipeline.unet.register_buffer("packed", torch.quantize_per_tensor(torch.ones(3), 0.5, 0, torch.qint8))
+    assert_digest_changed()
+    assert in_memory.digest(pipeline) in seen
+    pipeline.unet.packed = torch.quantize_per_tensor(torch.ones(3), 0.25, 0, torch.qint8)
+    assert_digest_changed()
+    pipeline.unet.train().enable_gradient_checkpointing()
+    assert in_memory.digest(pipeline) in seen, "training changes no image"
+
+
+def test_quantised_network_is_evaluated_as_it_is(few: suites.Suite) -> None:
+    pipeline = copy_student()
+    pipeline.unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    evaluation = sdbench.evaluate(pipeline, few.model_copy(update={"metrics": {"scenes": ("clip_score.scenes",)}}), name="eight-bit")
+    assert {value.state for value in evaluation.record.values} == {"ok"}
+    assert torch.float8_e4m3fn in {tensor.dtype for tensor in pipeline.unet.parameters()}
+
+
+def test_network_that_is_wrapped_or_not_in_memory_is_refused(few: suites.Suite) -> None:
+    pipeline = copy_student()
+    pipeline.unet = torch.nn.DataParallel(pipeline.unet)
+    with pytest.raises(UserError, match=r"unet is a DataParallel without.*pipeline\.unet = pipeline\.unet\.module"):
+        sdbench.evaluate(pipeline, few)
+    pipeline = copy_student()
+    pipeline.enable_sequential_cpu_offload(device="cpu")
+    with pytest.raises(UserError, match=r"weights of the pipeline's unet are not in memory.*enable_model_cpu_offload"):
+        sdbench.evaluate(pipeline, few)
 
 
 def test_invalid_input_is_reported_before_anything_is_generated(few: suites.Suite, home: Path) -> None:
