@@ -34,7 +34,9 @@ def check_tensors(model: nn.Module, part: str, found: Mapping[str, Tensor], wher
             f"{where} lacks {len(missing)} of the {len(expected)} tensors that its configuration asks for, such as {missing[0]!r}. {_ADVICE}"
         )
     if surplus:
-        raise UserError(f"{where} holds {len(surplus)} tensors that are not in its configuration, such as {surplus[0]!r}. {_ADVICE}")
+        raise UserError(
+            f"{where} holds {len(surplus)} of {len(present)} tensors that are not in its configuration, such as {surplus[0]!r}. {_ADVICE}"
+        )
     for name, shape in expected.items():
         if present[name].shape != shape:
             raise UserError(

@@ -164,6 +164,11 @@ def build_part(part: str, folder: Path, *, sixteen_bit: bool) -> nn.Module:
 
 def _build_from_config(part: str, folder: Path) -> Any:
     config = read_json(folder / "config.json")
+    if "quantization_config" in config:
+        raise UserError(
+            f"{folder} is quantised (quantization_config in its config.json); such weights are not read from files. Load the pipeline with diffusers "
+            "and call sdbench.evaluate(pipeline), or save it dequantised"
+        )
     try:
         return build_on_meta(part, config)
     except Exception as error:  # any line of the libraries' constructors may meet what does not fit

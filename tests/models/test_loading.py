@@ -306,6 +306,10 @@ def _bytes(file: str, change: Callable[[bytes], bytes]) -> Callable[[Path], obje
         (_json("model_index.json", unet=["my_code", "MyUNet"]), r"unet is \['my_code', 'MyUNet'\], expected .*code of their own"),
         (_json("model_index.json", scheduler=["my_code", "MyScheduler"]), "scheduler comes from 'my_code'"),
         (_json("unet/config.json", block_out_channels=[8, 8]), r"unet/config\.json describes no UNet2DConditionModel"),
+        (
+            _json("unet/config.json", quantization_config={"quant_method": "bitsandbytes"}),
+            r"unet is quantised.*sdbench\.evaluate\(pipeline\)",
+        ),
         (lambda folder: shutil.rmtree(folder / "tokenizer"), r"/tokenizer is missing or empty; copy it from the base pipeline"),
         (
             lambda folder: [file.unlink() for file in (folder / "tokenizer_2").iterdir()],
