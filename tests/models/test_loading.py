@@ -275,7 +275,7 @@ def _bytes(file: str, change: Callable[[bytes], bytes]) -> Callable[[Path], obje
     ("damage", "message"),
     [
         (_tensors(lambda t: t.pop("conv_in.weight")), r"unet lacks 1 of the 564 tensors .* 'conv_in\.weight'\. Put the config\.json"),
-        (_tensors(lambda t: t.update(stray=torch.zeros(1))), r"unet holds 1 tensors .* not in its configuration, such as 'stray'"),
+        (_tensors(lambda t: t.update(stray=torch.zeros(1))), r"unet holds 1 of 565 tensors .* not in its configuration, such as 'stray'"),
         (
             _tensors(lambda t: t.update({"conv_out.bias": torch.zeros(5)})),
             rf"{WEIGHTS}: 'conv_out\.bias' has shape \[5\], .* asks for \[4\]",
