@@ -14,7 +14,7 @@ from fakes import IMAGES, METRICS, PROMPTS, SUITE, colours, fail_if_called, lett
 from PIL import Image
 from tiny import SIZE_PX
 
-from sdbench import api, cli, records, suites
+from sdbench import api, cli, machine, records, suites
 from sdbench.arrays import F32, U8
 from sdbench.commands import measuring
 from sdbench.encoders import scenes
@@ -378,6 +378,15 @@ def test_all_cuda_devices_share_their_images(tmp_path: Path) -> None:
     model = Model(name="m", architecture="vega", source="folder:m", weights_digest="w")
     places = [store_and_jobs(model, replace(prepare_in(tmp_path), device=device))[0].folder for device in ("cuda", "cuda:1", "cpu")]
     assert places[0] == places[1] != places[2]
+
+
+def test_images_of_other_versions_are_not_taken_for_those_of_this_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, context = Model(name="m", architecture="vega", source="folder:m", weights_digest="w"), prepare_in(tmp_path)
+    places = {store_and_jobs(model, context)[0].folder}
+    for package in ("diffusers", "torch"):
+        monkeypatch.setattr("sdbench.run.context.version", lambda name, other=package: "99" if name == other else machine.version(name))
+        places.add(store_and_jobs(model, context)[0].folder)
+    assert len(places) == 3
 
 
 def test_teacher_record_of_another_suite_does_not_count(teacher: ModelSpec, tmp_path: Path) -> None:
