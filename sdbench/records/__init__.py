@@ -6,6 +6,7 @@ is the digest of `record.json` and `scores.parquet`, so neither can be changed w
 """
 
 from sdbench.records.content import (
+    DRAWING_PACKAGES,
     SCHEMA_VERSION,
     Direction,
     Environment,
@@ -37,6 +38,7 @@ from sdbench.records.files import (
 from sdbench.records.scores import Scores, mean_per_prompt
 
 __all__ = [
+    "DRAWING_PACKAGES",
     "MAX_THUMBNAILS",
     "SCHEMA_VERSION",
     "Direction",

@@ -154,6 +154,9 @@ class SuiteId(Table):
         return f"{self.title} (digest {self.digest})"
 
 
+DRAWING_PACKAGES = ("diffusers", "peft", "torch", "transformers")  # those whose version may change an image
+
+
 class Environment(Table):
     """The software that made the numbers.
 

@@ -14,7 +14,7 @@ from sdbench.machine import version
 from sdbench.models.loading import build_part, check_headers
 from sdbench.models.locate import check_local_files
 from sdbench.models.spec import ModelSpec
-from sdbench.records import Model
+from sdbench.records import DRAWING_PACKAGES, Model
 from sdbench.scenes.grammar import EXAMPLE, parse
 from sdbench.score import find_protocols
 from sdbench.settings import Dtype, Sampling, Setting
@@ -167,7 +167,7 @@ def store_and_jobs(model: Model, context: RunContext) -> tuple[Store, list[Job]]
     Other versions of the packages that draw have a store of their own: a record names its versions, and a gate may ask what an upgrade changed.
     """
     kind, _, _ = context.device.partition(":")  # all cards of a machine draw the same images
-    packages = {"sdbench": __version__} | {name: version(name) for name in ("diffusers", "peft", "torch", "transformers")}
+    packages = {"sdbench": __version__} | {name: version(name) for name in DRAWING_PACKAGES}
     identity = {"model": model.name, "weights": model.weights_digest, "device": kind, "batch": context.sampling.batch, "packages": packages}
     return Store(context.runs, identity), list_jobs(context.suite, context.sampling, model.weights_digest)
 

@@ -547,6 +547,16 @@ def test_different_sampling_and_notes_of_compared_values_are_reported(teacher: M
     )
 
 
+def test_other_software_behind_the_images_is_reported(teacher: Measurement, tmp_path: Path) -> None:
+    record, scores = make_measurement()
+    packages = record.environment.packages | {"diffusers": "0.38.0", "pyarrow": "1"}
+    upgraded = record.model_copy(update={"environment": record.environment.model_copy(update={"packages": packages})})
+    (note,) = judge((upgraded, scores), teacher, tmp_path).notes
+    assert note == (
+        "the images were drawn by other software or on another device, which may account for a difference: diffusers is '0.38.0' against '0.37.0'"
+    )
+
+
 def test_sampling_of_images_made_elsewhere_is_said_to_be_unknown(teacher: Measurement, tmp_path: Path) -> None:
     record, scores = make_measurement(sampling={})
     elsewhere = record.model_copy(update={"model": record.model.model_copy(update={"source": "images:folder", "weights_digest": None})})
