@@ -168,7 +168,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _suggest_measuring(options: argparse.Namespace, teacher: str | None) -> None:
-    """Tell how to measure the student; a bare UNet is completed by its teacher."""
+    """Say how to measure the student; a bare UNet is completed by its teacher."""
     out: Path = options.out
     words = ["sdbench", "run", "--model", str(out)]
     if out.name in CATALOGUE:  # which comes before a folder
@@ -187,7 +187,7 @@ def _use_deterministic_algorithms() -> None:
 
 
 def _suggest_all_gpus(accumulation: int) -> None:
-    """On a machine with several GPUs, tell how to train on more than one."""
+    """On a machine with several GPUs, say how to train on more than one."""
     import torch
 
     from sdbench.training.loop import max_even_processes
@@ -205,7 +205,7 @@ def _dry_run(
     local: Mapping[str | None, Path],
     images: "SquareImages | None",
 ) -> str:
-    """Check what else can be checked without fetching a teacher, and return a description of the run; `local` has the teachers at hand."""
+    """Check what else can be checked without fetching a teacher, and describe the run; `local` has the teachers on this disk."""
     from distillation.describe import describe_recipe
     from distillation.run_plan import plan_run
     from distillation.succession import warn_of_different_parts

@@ -1,7 +1,7 @@
 """The command line. Slow imports wait until a command needs them.
 
-A command's answer goes to stdout, so that `sdbench models | grep vega` works. With `--json` the answer is JSON on stdout, and text, if
-there is any, goes to stderr. Progress and notes always go to stderr.
+A command's answer goes to stdout, so that `sdbench models | grep vega` works. With `--json`, the answer is JSON on stdout, and any text
+goes to stderr. Progress and notes always go to stderr.
 """
 
 import argparse

@@ -13,7 +13,7 @@ from sdbench.validation import validate
 
 @dataclass(frozen=True)
 class Overrides:
-    """Settings in place of a suite's own. The changed suite is named `<name>-custom`, so its rows stay apart.
+    """Settings in place of a suite's own. The changed suite is named `<name>-custom`, so its rows stay separate.
 
     Attributes:
         timesteps: one for each step; sets `steps` to their number where that is not given.

@@ -1,4 +1,4 @@
-"""Prompts and latents that a suite takes from files, assets or data sets, with their digests."""
+"""Prompts and latents that a suite takes from files, assets or datasets, with their digests."""
 
 import hashlib
 import json
@@ -49,7 +49,7 @@ def locate(what: str, beside: Path) -> str:
 
 
 def read_lines(path: Path) -> tuple[str, ...]:
-    """Read prompts from a text file, one a line; blank lines are skipped.
+    """Read prompts from a text file, one per line; blank lines are skipped.
 
     Raises:
         UserError: the file is a table, whose rows would be read as prompts, or cannot be read as UTF-8 text.
@@ -65,11 +65,11 @@ def read_lines(path: Path) -> tuple[str, ...]:
 
 @cache  # a table of 30,000 prompts takes seconds
 def read_dataset(what: str, split: str, column: str | None, n: int, seed: int) -> tuple[str, ...]:
-    """Read prompts from a data set: the first `n`, or `n` drawn without replacement if `seed` is not 0.
+    """Read prompts from a dataset: the first `n`, or `n` drawn without replacement if `seed` is not 0.
 
     Raises:
         MissingError: a Hub dataset is neither cached nor reachable.
-        UserError: the data set cannot be read, has no single column of prompts or fewer than `n` rows, or a drawn prompt is empty.
+        UserError: the dataset cannot be read, has no single column of prompts or fewer than `n` rows, or a drawn prompt is empty.
     """
     import numpy as np
 

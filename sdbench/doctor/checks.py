@@ -22,7 +22,7 @@ class Finding:
     """The result of one check.
 
     Attributes:
-        is_fatal: where the check fails, the benchmark cannot run, or its numbers cannot be trusted.
+        is_fatal: if this check fails, the benchmark cannot run, or its numbers cannot be trusted.
     """
 
     is_ok: bool
@@ -70,7 +70,7 @@ def _device() -> Finding:
 
 
 def _compiler() -> Finding:
-    """What compiled settings need beside PyTorch: on a GPU, Triton builds extensions of Python in C (triton/runtime/build.py)."""
+    """What compiled settings need besides PyTorch: on a GPU, Triton builds Python extensions in C (triton/runtime/build.py)."""
     has_compiler = any(map(shutil.which, filter(None, (os.environ.get("CC"), "gcc", "clang"))))
     has_headers = (Path(sysconfig.get_path("include")) / "Python.h").exists()
     needs = {"a C compiler": has_compiler, "Python's headers, such as of the package python3-dev": has_headers}
@@ -122,7 +122,7 @@ def _nearest_existing(folder: Path) -> Path:
 
 
 def _resize() -> Iterator[Finding]:
-    """Our resize for `fid.clean` against clean-fid's own: the one is PyTorch's filter, the other Pillow's, and both change with versions."""
+    """Our resize for `fid.clean` against clean-fid's own: ours uses PyTorch's filter, theirs Pillow's; a new version may change either."""
     installed = version("clean-fid")
     if installed is None:
         return  # a missing package is a finding of its own

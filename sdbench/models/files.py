@@ -1,4 +1,4 @@
-"""Weight files, read without torch: safetensors headers, which files of a folder to take, and what kind a file is.
+"""Weight files, read without torch: safetensors headers, which files of a folder to take, and what kind of file each is.
 
 Format of safetensors: 8 bytes (little-endian) with the length of the header, a JSON header, then the raw tensors.
 """

@@ -40,7 +40,7 @@ def describe(pipeline: Any, name: str) -> ModelSpec:
 def digest(pipeline: Any) -> str:
     """The SHA-256 (hex) over tensors, configurations, vocabularies and LoRA settings: equal digests, equal images.
 
-    The same pipeline in a folder has another digest, that of its files.
+    The same pipeline in a folder has a different digest, that of its files.
     """
     sha256 = hashlib.sha256()
     for part in CLASSES:

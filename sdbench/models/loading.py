@@ -67,7 +67,7 @@ def load_unet(pipeline: Path, *, dtype: str, device: torch.device | str) -> Any:
 
 
 def check_headers(spec: ModelSpec, *, dtype: str) -> None:
-    """Check all that `load` checks but the values of weights; reads configurations, headers and the LoRA.
+    """Check everything that `load` checks except the values of weights; reads configurations, headers and the LoRA.
 
     Raises:
         UserError: files are missing or damaged, tensors do not fit their configuration, or the LoRA does not fit the model.
@@ -173,7 +173,7 @@ def _read_unet_file(layout: Layout, dtype: torch.dtype) -> nn.Module:
 
 
 def _build_unet_of_file(layout: Layout) -> nn.Module:
-    """Build a UNet without configuration on the meta device: it gets the base's widths, and the known topology that its tensors have."""
+    """Build, on the meta device, a UNet that has no configuration, with the base's widths and the known topology that its tensors show."""
     base = read_json(layout.pipeline / "unet" / "config.json")
     tensors = strip_prefixes(read_header(layout.unet))
     candidates = (base, *({**base, **topology} for topology in TOPOLOGIES.values()))

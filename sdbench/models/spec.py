@@ -272,7 +272,7 @@ def _with_lora(spec: ModelSpec, lora: str) -> ModelSpec:
 
 
 def with_name(spec: ModelSpec, name: str | None) -> ModelSpec:
-    """The spec under another name, or under its own made fit for a file name.
+    """The spec under another name, or under its own name made safe for file names.
 
     Raises:
         UserError: the name cannot be part of a file name, or is another model's in the catalogue.

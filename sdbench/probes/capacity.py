@@ -39,7 +39,7 @@ def smallest_card(stages: Stages, device: str, context_mib: float) -> int | None
 
 
 def context_mib(device: str, process_mib: float | None) -> float:
-    """Memory of the card, in MiB, that a process holds beside PyTorch's allocator: the CUDA context and its libraries.
+    """Memory of the card, in MiB, that a process holds besides PyTorch's allocator: the CUDA context and its libraries.
 
     Args:
         process_mib: what the process holds, from NVML; where that is None, the use of the whole card is taken, which is the same if

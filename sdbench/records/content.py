@@ -155,7 +155,7 @@ class SuiteId(Table):
 
 
 class Environment(Table):
-    """The software that made the numbers.
+    """The software that produced the numbers.
 
     Attributes:
         variables: those environment variables of the process that change speed, memory or digits.
@@ -169,7 +169,7 @@ class Environment(Table):
 
 
 class Looks(Table):
-    """The interim looks of a run that went on until its verdict.
+    """The interim looks of a run that stopped at its verdict.
 
     Attributes:
         baseline: digest of the record it was compared with.
@@ -231,5 +231,5 @@ class Record(Table):
         return next((value for value in self.values if value.name == name), None)
 
     def is_same_run(self, other: "Record") -> bool:
-        """Whether the probes of both were measured in turns, so that changes in the machine's speed met both alike."""
+        """Whether the probes of both were measured in turns, so that changes in the machine's speed affected both alike."""
         return bool(self.run) and self.run == other.run

@@ -1,6 +1,6 @@
 """Builds and imports references. Images stream through the encoder in blocks, so memory does not grow with their number.
 
-The features of a block are stored by its content until the reference is complete: a build that was killed continues where it stopped.
+The features of a block are stored by its content until the reference is complete: a build that was killed resumes where it stopped.
 """
 
 import hashlib
@@ -116,7 +116,7 @@ def import_moments(name: str, file: Path, encoder: str, n: int, source: str, run
         name: the name of the reference.
         file: the `.npz`.
         encoder: the encoder that its authors state.
-        n: number of images behind it, which the file does not tell.
+        n: number of images behind it, which the file does not state.
         source: where it was published.
         runs: folder that gets the reference.
 

@@ -51,7 +51,7 @@ def look_sizes(n: int, batch: int) -> list[int]:
 def run_until_verdict(
     spec: ModelSpec, context: RunContext, baseline_folder: Path, policy: Policy, between_runs: Mapping[str, BetweenRuns]
 ) -> tuple[Path, Report]:
-    """Make images until the verdict is sure, or all of them would not make it so, and return the record folder and the verdict.
+    """Make images until the verdict is sure, or cannot become sure even with all of them, and return the record folder and the verdict.
 
     Args:
         spec: the candidate.
