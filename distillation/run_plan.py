@@ -60,7 +60,7 @@ def _check_teacher(teacher: Teacher, first: Teacher, family: Family) -> None:
     if differences := [key for key, value in first.noise_settings.items() if teacher.noise_settings[key] != value]:
         key = differences[0]
         raise UserError(
-            f"the teacher in {teacher.folder} was trained with other noise than the one in {first.folder}: "
+            f"the teacher in {teacher.folder} was trained with different noise from the one in {first.folder}: "
             f"its scheduler's {key} is {teacher.noise_settings[key]}, not {first.noise_settings[key]}"
         )
 

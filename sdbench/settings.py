@@ -126,7 +126,7 @@ class Probes(Table):
     def _check_labels(cls, settings: tuple[Setting, ...]) -> tuple[Setting, ...]:
         labels = [BASE, *(setting.label for setting in settings)]
         if repeated := {label for label in labels if labels.count(label) > 1}:
-            raise ValueError(f"setting {min(repeated)!r} is there more than once")
+            raise ValueError(f"setting {min(repeated)!r} is listed more than once")
         return settings
 
     def select(self, labels: Sequence[str] = ()) -> dict[str, Setting]:

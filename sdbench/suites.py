@@ -61,7 +61,7 @@ class Prompts(Table):
     @model_validator(mode="after")
     def _check_groups(self) -> Self:
         if self.groups and sum(self.groups.values()) != self.n:
-            raise ValueError(f"the 'groups' have {sum(self.groups.values())} prompts together, 'n' is {self.n}")
+            raise ValueError(f"the 'groups' have {sum(self.groups.values())} prompts in total, but 'n' is {self.n}")
         if self.groups and self.source == "dataset" and self.seed:
             raise ValueError("'groups' are parts of a list in its own order; a seed other than 0 draws from it")
         return self
@@ -349,8 +349,8 @@ def _read_prompts(prompts: Prompts) -> tuple[str, ...]:
         return texts
     path = Path(prompts.file or "")
     if not path.is_file():
-        raise UserError(f"prompt file {path} of the suite is missing; it is looked for beside the suite's own file")
+        raise UserError(f"prompt file {path} of the suite is missing; a relative path starts from the suite's own file")
     texts = read_lines(path)
     if len(texts) < prompts.n:
-        raise UserError(f"prompt file {path} holds {len(texts)} prompts; the suite asks for {prompts.n}")
+        raise UserError(f"prompt file {path} holds {len(texts)} prompts; the suite asks for {prompts.n}. Add prompts, or lower n")
     return texts[: prompts.n]

@@ -160,7 +160,7 @@ def test_digest_covers_everything_that_affects_an_image() -> None:
 
 def test_invalid_input_is_reported_before_anything_is_generated(few: suites.Suite, home: Path) -> None:
     pipeline = copy_student()
-    with pytest.raises(UserError, match="UNet2DConditionModel is no StableDiffusionXLPipeline"):
+    with pytest.raises(UserError, match="UNet2DConditionModel is not a StableDiffusionXLPipeline"):
         sdbench.evaluate(pipeline.unet, few)
     with pytest.raises(UserError, match="unknown model 'scenes-vegas'; did you mean 'scenes-vega'"):
         sdbench.evaluate("scenes-vegas", few)

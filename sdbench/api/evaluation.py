@@ -74,7 +74,7 @@ def evaluate(
     suites.check_half(only)
     in_memory = not isinstance(model, str | Path)
     if in_memory and only == "probes":
-        raise UserError("latency and memory are measured in processes of their own; save the pipeline and name its folder")
+        raise UserError("latency and memory are measured in separate processes; save the pipeline and name its folder")
     spec, only = _describe(model, name), "quality" if in_memory else only
     device = str(model.unet.device) if in_memory else device
     chosen, policy, old = _load_suite(suite, spec), gating.load_policy(None), None

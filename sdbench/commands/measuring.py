@@ -168,7 +168,7 @@ def _draw_part(specs: "Sequence[ModelSpec]", suite: "Suite", arguments: argparse
     missing = api.draw(specs, suite, arguments.part, places_from(arguments), device=arguments.device)
     for name, n in missing.items():
         print_note(
-            f"{name}: {n} images are still missing: those of parts that are at work, were stopped or were not started; the same command without "
+            f"{name}: {n} images are still missing, from parts that are running, were stopped or were not started; the same command without "
             "--part draws what is left"
             if n
             else f"{name}: all images are drawn; the same command without --part scores them and writes the record"

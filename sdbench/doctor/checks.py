@@ -49,7 +49,9 @@ def _packages() -> Iterator[Finding]:
     try:
         required = metadata.requires("sdbench") or []
     except metadata.PackageNotFoundError:
-        yield Finding(False, False, "packages: not looked at, since sdbench runs from a folder; install it: pip install -e .")
+        yield Finding(
+            False, False, "packages: not checked, because sdbench is not installed but runs from a folder; install it: pip install -e ."
+        )
         return
     for requirement in map(Requirement, required):
         installed = version(requirement.name)
@@ -88,7 +90,7 @@ def _embedded() -> list[Finding]:
             Finding(False, True, f"embedded weights: {name} is missing or changed; reinstall sdbench, or check the file out again")
             for name in damaged
         ]
-    return [Finding(True, True, f"embedded weights: {len(embedded.read_manifest()['files'])} files fit their digests")]
+    return [Finding(True, True, f"embedded weights: {len(embedded.read_manifest()['files'])} files match their digests")]
 
 
 def _hub() -> list[Finding]:
@@ -151,7 +153,7 @@ def _metrics() -> Iterator[Finding]:
             numbers = [f"{name} {value.state if value.value is None else f'{value.value:.4g}'}" for name, value in one.values.items()]
             yield Finding(True, True, f"metric {one.name} behaves on golden images: {', '.join(numbers)}")
     if not_tried := [one.name for one in judgements if one.values is None]:
-        yield Finding(False, False, f"metrics not tried, for want of weights or of a GPU: {', '.join(not_tried)}")
+        yield Finding(False, False, f"metrics not tried, because weights or a GPU are missing: {', '.join(not_tried)}")
 
 
 def _published_values() -> Iterator[Finding]:
@@ -169,5 +171,7 @@ def _published_values() -> Iterator[Finding]:
         yield Finding(one.is_close, True, f"known value: {text}{advice}")
     if not comparisons:
         yield Finding(
-            False, False, f"known values of CLIP {published.BACKBONE}: not checked, its weights are not at hand ({published.SOURCE})"
+            False,
+            False,
+            f"known values of CLIP {published.BACKBONE}: not checked, because its weights are not on this machine ({published.SOURCE})",
         )

@@ -27,12 +27,12 @@ def describe(pipeline: Any, name: str) -> ModelSpec:
     """
     if not isinstance(pipeline, PIPELINE):
         raise UserError(
-            f"{type(pipeline).__name__} is no {PIPELINE.__name__}; evaluate takes one, or the path or name of a model (a UNet alone: put it into its pipeline)"
+            f"{type(pipeline).__name__} is not a {PIPELINE.__name__}; evaluate takes one, or the path or name of a model (a UNet alone: put it into its pipeline)"
         )
     others = ("tokenizer", "tokenizer_2", "scheduler")
     missing = [part for part in CLASSES if not isinstance(getattr(pipeline, part, None), nn.Module)]
     if missing := [*missing, *(part for part in others if getattr(pipeline, part, None) is None)]:
-        raise UserError(f"the pipeline has no {', '.join(missing)}; evaluate needs a whole one")
+        raise UserError(f"the pipeline has no {', '.join(missing)}; evaluate needs a complete one")
     config = dict(pipeline.unet.config)
     return with_name(ModelSpec(name, family_of(config), architecture_of(config), "memory", digest(pipeline)), name)
 

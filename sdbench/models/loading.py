@@ -95,7 +95,7 @@ def _build_parts(layout: Layout, *, sixteen_bit: bool) -> dict[str, nn.Module]:
 def _available_device(name: torch.device | str) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device {str(name)!r} is not there: torch {torch.__version__} sees no CUDA device; use --device cpu")
+        raise UserError(f"no device {str(name)!r} here: torch {torch.__version__} sees no CUDA device; use --device cpu")
     return device
 
 
@@ -162,7 +162,7 @@ def _build_from_config(part: str, folder: Path) -> Any:
         return build_on_meta(part, config)
     except Exception as error:  # any line of the libraries' constructors may meet what does not fit
         raise UserError(
-            f"{folder / 'config.json'} describes no {CLASSES[part].__name__}: {error}. Use the one that the weights were saved with."
+            f"{folder / 'config.json'} does not describe a {CLASSES[part].__name__}: {error}. Use the one that the weights were saved with."
         ) from error
 
 

@@ -113,7 +113,7 @@ def card_of(name: str, encoder: str, runs: Path) -> Card | None:
         return Card.model_validate_json(path.read_bytes()) if path.exists() else None
     except ValidationError as error:
         raise UserError(
-            f"reference: {path} is no card of a reference ({error_message(error)}); delete it and build the reference again"
+            f"reference: {path} is not the card of a reference ({error_message(error)}); delete it and build the reference again"
         ) from error
 
 

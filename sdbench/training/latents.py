@@ -154,7 +154,7 @@ def check_diffusion(folder: Path) -> None:
     else:
         return
     raise UserError(
-        f"the pipeline in {folder} has another kind of diffusion than this trains: {found}; expected DDPM's noise, and latents that are only scaled, as in SDXL. Name another with --teacher"
+        f"the pipeline in {folder} uses a kind of diffusion that cannot be trained here: {found}; expected DDPM's noise, and latents that are only scaled, as in SDXL. Name another with --teacher"
     )
 
 

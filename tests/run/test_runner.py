@@ -722,5 +722,5 @@ def test_images_and_prompts_that_are_not_scenes_are_rejected(tmp_path: Path) -> 
 @pytest.mark.parametrize("make", [lambda folder: folder / "nowhere", lambda folder: folder / "prompts.txt"], ids=["missing", "file"])
 def test_images_path_that_is_not_a_folder_is_an_error(make: Callable[[Path], Path], tmp_path: Path) -> None:
     _, prompts = save_images(tmp_path, IMAGES, PROMPTS)
-    with pytest.raises(UserError, match=r"--images takes a folder .* of which one is missing or of the other kind"):
+    with pytest.raises(UserError, match=r"--images takes a folder .* one of which is missing or of the other kind"):
         api.score(make(tmp_path), prompts, api.Places(tmp_path, tmp_path / "runs"))
