@@ -24,7 +24,7 @@ def smallest_card(stages: Stages, device: str, context_mib: float) -> int | None
     """Memory in GB of the smallest card that runs the pipeline; None where that needs more than this card, or than any of `CARDS_GB`.
 
     This is tried, not computed: the pipeline runs while PyTorch's allocator may take no more than such a card would have left
-    beside the CUDA context.
+    besides the CUDA context.
     """
     total, index = torch.cuda.get_device_properties(device).total_memory, torch.device(device).index  # None is the current one
     try:

@@ -126,8 +126,8 @@ class Machine(Table):
     def machine_class(self) -> str:
         """Device name, driver major, torch minor, CUDA minor, and the host's processor.
 
-        The processor counts beside a GPU too: eager PyTorch launches some 2,500 kernels per UNet step from one thread. At batch 1 that
-        can take as long as a fast GPU takes to run them, so two hosts with the same GPU are not one machine. With a GPU, cores do not count.
+        The processor counts even with a GPU: eager PyTorch launches some 2,500 kernels per UNet step from one thread. At batch 1 that can
+        take as long as a fast GPU takes to run them, so two hosts with the same GPU are not one machine. With a GPU, cores do not count.
         """
         torch_minor = ".".join(self.torch.split("+")[0].split(".")[:2])
         if self.cuda is None:

@@ -85,7 +85,7 @@ def run_until_verdict(
 
 
 class _Candidate:
-    """The model under test, as far as it has been measured, beside its baseline.
+    """The model under test, as far as it has been measured, and its baseline.
 
     Attributes:
         jobs: the suite's images, in the order of the looks.

@@ -663,7 +663,7 @@ def test_external_images_get_a_row_and_a_verdict(tmp_path: Path) -> None:
     (files / "000.png").unlink()
     other = records.read_record(api.record_images(files, listed, "dall-e", places, str(own)))
     assert (other.suite.name, other.model.source) == ("own-custom", "images:images, 64 x 64 px, JPEG and PNG")
-    with pytest.raises(UserError, match="no model of the catalogue; choose another --name"):
+    with pytest.raises(UserError, match="not the name of a model in the catalogue; choose another with --name"):
         api.record_images(*save_images(tmp_path / "named", images, prompts), "sdxl", places, str(own))
 
 
