@@ -1,4 +1,4 @@
-"""Training, stage by stage: prune, then train. A run that was killed continues where it stopped.
+"""Training, stage by stage: prune, then train. A run that was killed resumes where it stopped.
 
 Each segment (one stage under one teacher) has its own folder inside a run folder, whose name is a digest of everything that
 decides the weights. A finished segment holds a UNet in safetensors with its losses beside it; an unfinished one holds the
@@ -204,7 +204,7 @@ def _run_folder(work: Path, name: str, identity: dict[str, Any]) -> Path:
 
 @contextmanager
 def _explain_out_of_memory(settings: Training, device: str) -> Iterator[None]:
-    """While open, turn an out-of-memory error into one that tells how a step needs less memory."""
+    """While open, turn an out-of-memory error into one that says how to make a step need less memory."""
     try:
         yield
     except RuntimeError as error:

@@ -15,10 +15,10 @@ P = TypeVar("P", bound=argparse.ArgumentParser)
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that takes no abbreviated options: argparse reads `--base` as `--baseline` where there is no `--base`.
+    """A parser that refuses abbreviated options: argparse would read `--base` as `--baseline` where there is no `--base`.
 
-    Nor does it take an option twice, unless that collects its values: argparse drops all but the last. Its subcommands are parsers of
-    this class too.
+    It also refuses two different values of one option, unless the option collects its values: argparse would drop all but the last. Its
+    subcommands are parsers of this class too.
     """
 
     def __init__(self, prog: str | None = None, **options: Any) -> None:
@@ -34,7 +34,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class _StoreOnce(argparse.Action):
-    """Store an option's value; an error where it has one already."""
+    """Store an option's value; it is an error if the option already has another one."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
         assert isinstance(parser, Parser)
@@ -46,7 +46,7 @@ class _StoreOnce(argparse.Action):
 
 
 def add_command(commands: "argparse._SubParsersAction[P]", name: str, help_text: str) -> P:
-    """Add a command and return its parser; the command's own help begins with its line in the list of commands."""
+    """Add a command and return its parser; `help_text` describes it in the list of commands and at the top of its own help."""
     return commands.add_parser(name, help=help_text, description=help_text)
 
 

@@ -81,7 +81,7 @@ def this_machine(device: str) -> Machine:
 
 
 def environment() -> Environment:
-    """The versions of Python and of the packages that make numbers, and the commit where sdbench runs from a checkout."""
+    """The versions of Python and of the packages that affect numbers, and the commit if sdbench runs from a checkout."""
     packages = {"sdbench": __version__} | {name: found for name in PACKAGES if (found := version(name))}
     commit, dirty = checkout_state(Path(__file__).resolve().parents[1])
     return Environment(python=platform.python_version(), packages=packages, variables=variables(), commit=commit, dirty=dirty)
@@ -93,7 +93,7 @@ def variables() -> dict[str, str]:
 
 
 def checkout_state(root: Path) -> tuple[str | None, bool | None]:
-    """The commit of a checkout, and whether anything but its results differs from it; (None, None) where `root` is no checkout."""
+    """The commit of a checkout, and whether anything but its results differs from it; (None, None) where `root` is not a checkout."""
     commit = _git(root, "rev-parse", "--verify", "HEAD") if (root / ".git").exists() else None
     if not commit:
         return None, None

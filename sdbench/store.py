@@ -1,7 +1,7 @@
 """The run folder of one model on one device: `results/runs/<digest>/`, ignored by git, safe to delete.
 
-It belongs to no single suite. Images are named by their identity (weights, prompt, sampling, noise), so a run that was
-killed continues where it stopped, and a changed suite draws only the images that changed. All writes are atomic.
+It is not tied to a single suite. Images are named by their identity (weights, prompt, sampling, noise), so a run that was
+killed resumes where it stopped, and a changed suite draws only the images that changed. All writes are atomic.
 """
 
 import contextlib
@@ -66,7 +66,7 @@ class Store:
         return read_images([self.path(image_id) for image_id in image_ids], _WAY_OUT)
 
     def verify(self, image_ids: Sequence[str]) -> None:
-        """Check that stored images are whole, by their checksums: 2 ms for a PNG of 1024 px, which takes 38 to decode.
+        """Check that stored images are whole, by their checksums: 2 ms for a PNG of 1024 px, which takes 38 ms to decode.
 
         Raises:
             UserError: an image is missing or damaged.
@@ -110,7 +110,7 @@ def read_images(paths: Sequence[Path], way_out: str) -> U8:
     for path, pixels in zip(paths, images, strict=True):
         if pixels.shape != images[0].shape:
             raise UserError(
-                f"image {path} is {pixels.shape[1]} x {pixels.shape[0]} px, the first is {images[0].shape[1]} x {images[0].shape[0]}; all must be of one size."
+                f"image {path} is {pixels.shape[1]} x {pixels.shape[0]} px, the first is {images[0].shape[1]} x {images[0].shape[0]}; all must have the same size."
             )
     return np.stack(images)
 

@@ -25,7 +25,7 @@ _SUFFIXES = (" ", " k", " M", " G", " T", " P")
 
 
 class Noted(str):
-    """The whole text of a cell, of which a table may print the note below itself.
+    """The whole text of a cell; a table may print the note in it below the table instead.
 
     Attributes:
         short: the text without the note.

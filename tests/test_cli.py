@@ -712,5 +712,5 @@ def test_overridden_rounds_and_calls_apply_to_every_setting() -> None:
     assert once == plain.probes.model_copy(update={"rounds": 1}), "overriding only the rounds keeps the calls of each setting"
     with pytest.raises(UserError, match=r"probes\.calls: Input should be greater than 1 \(found 1\)"):
         api.Overrides(calls=1).apply(plain)
-    with pytest.raises(UserError, match="suite 'coco-30k' has no probes, so nothing to take in rounds and calls; leave that out"):
+    with pytest.raises(UserError, match="suite 'coco-30k' has no probes, so rounds and calls have no effect; leave them out"):
         api.Overrides(rounds=1, calls=3).apply(suites.load("coco-30k"))

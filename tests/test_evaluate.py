@@ -193,7 +193,7 @@ def test_network_that_is_wrapped_or_not_in_memory_is_refused(few: suites.Suite) 
 
 def test_invalid_input_is_reported_before_anything_is_generated(few: suites.Suite, home: Path) -> None:
     pipeline = copy_student()
-    with pytest.raises(UserError, match="UNet2DConditionModel is no StableDiffusionXLPipeline"):
+    with pytest.raises(UserError, match="UNet2DConditionModel is not a StableDiffusionXLPipeline"):
         sdbench.evaluate(pipeline.unet, few)
     with pytest.raises(UserError, match="unknown model 'scenes-vegas'; did you mean 'scenes-vega'"):
         sdbench.evaluate("scenes-vegas", few)

@@ -1,6 +1,6 @@
 """The ablation: variants of the same student, each trained with several seeds.
 
-Each finished student has a JSON file under `<results>/ablation/<recipe>/`, so that a stopped sweep continues. The unit of
+Each finished student has a JSON file under `<results>/ablation/<recipe>/`, so that a stopped sweep resumes. The unit of
 replication is the training seed: arms share captions, noise and seeds, and intervals are t intervals over seeds.
 """
 

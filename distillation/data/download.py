@@ -1,4 +1,4 @@
-"""Download images from links; a link without an image gets a reason."""
+"""Download images from links; a link that gives no image gets the reason."""
 
 import hashlib
 import io

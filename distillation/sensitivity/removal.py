@@ -99,7 +99,7 @@ def measure_sensitivity(
         teacher: of either family.
         name: of the result's file, `<results>/sensitivity/<name>.json`.
         settings: how much to measure.
-        images: the first of them are measured on.
+        images: the first of them are used.
         work: folder for latents.
         results: folder of results.
         device: where to measure.

@@ -1,4 +1,4 @@
-"""Measure a model from Python, also one in memory."""
+"""Measure a model from Python, including one in memory."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,8 +47,8 @@ def evaluate(
     """Measure a model, from a notebook or in the middle of a training loop, and return the record that the command line would make.
 
     A pipeline in memory is left as it was: device, dtype, scheduler, train or eval mode, and the state of the random
-    generators. Its networks are copied where the suite computes in another dtype. Latency and memory are measured in processes of
-    their own, so a pipeline in memory has none: save it and name the folder. In several processes, call this in one.
+    generators. Its networks are copied where the suite computes in another dtype. Latency and memory are measured in separate processes, so
+    a pipeline in memory has neither: save it and name the folder. In a distributed run, call this in one process.
 
         >>> import sdbench
         >>> from sdbench.api import Overrides
@@ -64,7 +64,7 @@ def evaluate(
     Args:
         model: a `StableDiffusionXLPipeline`, or what `sdbench run --model` takes: a folder, a file, a name.
         suite: a name, the path of a suite file, or a suite; by default the family's.
-        baseline: a record folder or what `--baseline` of the gate takes; what has no record is run first.
+        baseline: a record folder or what `--baseline` of the gate takes; a model without a record is run first.
         name: what tables call the model.
         only: "quality" or "probes" for one half of the suite.
         policy: policy file of the gate; by default `gate.toml` beside the suites, which knows the shipped suites.
@@ -78,7 +78,7 @@ def evaluate(
     suites.check_half(only)
     in_memory = not isinstance(model, str | Path)
     if in_memory and only == "probes":
-        raise UserError("latency and memory are measured in processes of their own; save the pipeline and name its folder")
+        raise UserError("latency and memory are measured in separate processes; save the pipeline and name its folder")
     places = Places(Path(results), Path(runs) if runs else None)
     spec, device = _describe(model, name, device)
     only = "quality" if in_memory else only

@@ -44,7 +44,7 @@ def card(folder: str, places: Places = Places(), base: str | None = None) -> Pat
 
     spec = resolve(folder, base=base)
     if spec.source not in ("folder", "unet-folder"):
-        raise UserError(f"a card is written into the folder of a pipeline or UNet, and {folder!r} is none ({spec.origin}); name one")
+        raise UserError(f"a card is written into the folder of a pipeline or UNet, and {folder!r} is not one ({spec.origin}); name one")
     board = standings.read_rows(places.results)
     dtypes = {row.record.sampling.get("dtype", "float32") for row in board if row.record.family == spec.family}
     digests = {weights_digest(spec, dtype=dtype) for dtype in dtypes}

@@ -124,11 +124,11 @@ def _loader_arguments(what: str) -> dict[str, Any]:
     if files:
         suffixes = {Path(file).suffix.lower() for file in files}
         if len(suffixes) > 1 or not suffixes <= READERS.keys():
-            raise UserError(f"{what} names files ending in {', '.join(sorted(suffixes))}; expected all of one of {', '.join(READERS)}")
+            raise UserError(f"{what} names files ending in {', '.join(sorted(suffixes))}; expected files of one kind: {', '.join(READERS)}")
         return _file_arguments(READERS[suffixes.pop()], files)
     if HUB_NAME.fullmatch(what) and not path.parent.is_dir():
         return {"path": what}
-    raise UserError(f"nothing to read at {what!r}: it is no folder, no file, no glob that fits any, and no owner/name of a Hub dataset")
+    raise UserError(f"nothing to read at {what!r}: it is not a folder, a file, a glob that matches any, or the owner/name of a Hub dataset")
 
 
 def _folder_arguments(folder: Path) -> dict[str, Any]:

@@ -42,12 +42,12 @@ def add_completion(command: argparse.ArgumentParser) -> None:
     """Add the options that complete a model or rename it."""
     command.add_argument("--base", help="pipeline that supplies what a bare UNet lacks")
     command.add_argument("--lora", help="LoRA to fuse into the model: a file, a folder or a name on the Hub")
-    command.add_argument("--name", help="name of the model in tables")
+    command.add_argument("--name", help="name to give the model in tables")
 
 
 def add_device(command: argparse.ArgumentParser) -> None:
     """Add the option for the device of models and evaluators."""
-    command.add_argument("--device", help="cpu, cuda or cuda:<index> (default: cuda if available)")
+    command.add_argument("--device", help="cpu, cuda or cuda:<index> (default: cuda if available, else cpu)")
 
 
 def add_common(command: argparse.ArgumentParser, *, again: bool = False) -> None:

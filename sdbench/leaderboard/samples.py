@@ -59,6 +59,6 @@ def _thumbnail_names(row: Row) -> set[str]:
 
 
 def _read_enlarged(paths: Sequence[Path]) -> U8:
-    images = read_images(paths, "restore it, or delete it: the sheet does without")
+    images = read_images(paths, "restore it, or delete it: the sheet works without it")
     factor = max(1, -(-MIN_WIDTH_PX // images.shape[2]))
     return images.repeat(factor, 1).repeat(factor, 2)

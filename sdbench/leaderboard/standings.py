@@ -96,7 +96,7 @@ class Section:
 
     @property
     def speed_baseline(self) -> Row | None:
-        """The row that speed-ups are relative to: the teacher's, also where it is under another suite."""
+        """The row that speed-ups are relative to: the teacher's, even if it is under another suite."""
         return self.teacher or self.teacher_of_other_suite
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Checks on weights: diffusers only warns of a missing tensor, and fills it with random numbers."""
+"""Checks on weights: diffusers only warns about a missing tensor, and fills it with random numbers."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +18,7 @@ def check_tensors(model: nn.Module, part: str, found: Mapping[str, Tensor], wher
     """Check that files hold exactly the tensors of a model, in the same shapes.
 
     Args:
-        model: the model, on any device, also meta.
+        model: the model, on any device, including meta.
         part: "unet", "vae", "text_encoder" or "text_encoder_2".
         found: tensors of the files.
         where: path to name in errors.

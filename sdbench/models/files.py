@@ -1,4 +1,4 @@
-"""Weight files, read without torch: safetensors headers, which files of a folder to take, and what kind a file is.
+"""Weight files, read without torch: safetensors headers, which files of a folder to take, and what kind of file each is.
 
 Format of safetensors: 8 bytes (little-endian) with the length of the header, a JSON header, then the raw tensors.
 """
@@ -52,7 +52,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
         header = None
     if not isinstance(header, dict):
         raise UserError(
-            f"{path} is no safetensors file ({_first_line(path)}), or was cut short. {COPY_AGAIN}; with git-lfs, `git lfs pull` it."
+            f"{path} is not a safetensors file ({_first_line(path)}), or was cut short. {COPY_AGAIN}; with git-lfs, `git lfs pull` it."
         )
     header.pop("__metadata__", None)
     tensors = {name: _tensor(path, 8 + length, entry) for name, entry in header.items()}
@@ -90,7 +90,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}. A model's folder in diffusers layout needs it.") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds no JSON object, found {type(content).__name__}")
+        raise UserError(f"{path} does not hold a JSON object, found {type(content).__name__}")
     return content
 
 
@@ -129,7 +129,7 @@ def weight_files(folder: Path, part: str, *, sixteen_bit: bool) -> tuple[str | N
         UserError: there is no such folder, it holds none, or the index is damaged or names a shard that is missing.
     """
     if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}, which holds the weights of the {part}; copy it from the base pipeline")
+        raise UserError(f"there is no folder {folder}, which should hold the weights of the {part}; copy it from the base pipeline")
     names = [path.name for path in folder.glob("*")]
     choice = choose_weight_files(names, STEMS[part], sixteen_bit=sixteen_bit)
     if choice is None:
@@ -197,7 +197,7 @@ def checkpoint_kind(path: Path, tensors: dict[str, Tensor]) -> Literal["unet", "
     example = next(iter(tensors), "no tensor")
     if any("lora" in key.lower() for key in tensors):
         raise UserError(
-            f"{path} is a LoRA (tensor {next(key for key in tensors if 'lora' in key.lower())!r}), no model. Name the model it belongs to, and this file with --lora."
+            f"{path} is a LoRA (tensor {next(key for key in tensors if 'lora' in key.lower())!r}), not a model. Name the model it belongs to, and this file with --lora."
         )
     raise UserError(
         f"{path} is neither a UNet in diffusers' names (conv_in.weight, down_blocks.*) nor a whole SDXL checkpoint "

@@ -31,12 +31,12 @@ def describe(pipeline: Any, name: str) -> ModelSpec:
     """
     if not isinstance(pipeline, PIPELINE):
         raise UserError(
-            f"{type(pipeline).__name__} is no {PIPELINE.__name__}; evaluate takes one, or the path or name of a model (a UNet alone: put it into its pipeline)"
+            f"{type(pipeline).__name__} is not a {PIPELINE.__name__}; evaluate takes one, or the path or name of a model (a UNet alone: put it into its pipeline)"
         )
     others = ("tokenizer", "tokenizer_2", "scheduler")
     missing = [part for part in CLASSES if not isinstance(getattr(pipeline, part, None), nn.Module)]
     if missing := [*missing, *(part for part in others if getattr(pipeline, part, None) is None)]:
-        raise UserError(f"the pipeline has no {', '.join(missing)}; evaluate needs a whole one")
+        raise UserError(f"the pipeline has no {', '.join(missing)}; evaluate needs a complete one")
     for part in CLASSES:
         _check_network(part, getattr(pipeline, part))
     config = dict(pipeline.unet.config)
@@ -52,8 +52,8 @@ def digest(pipeline: Any) -> str:
     """The SHA-256 (hex) over all that decides the images: tensors, configurations, vocabularies, and settings of modules.
 
     The last are LoRA's, and what is set on modules of the pipeline at hand: FreeU's factors, tiling, attention processors, functions that replace
-    `forward`. Functions and objects count by name alone, so two patches of one name need two pipelines. The same pipeline in a folder has another
-    digest, that of its files.
+    `forward`. Functions and objects count by name alone, so two patches of one name need two pipelines. The same pipeline in a folder has a
+    different digest, that of its files.
     """
     sha256 = hashlib.sha256()
     for part in CLASSES:

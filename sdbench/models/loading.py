@@ -68,7 +68,7 @@ def load_unet(pipeline: Path, *, dtype: str, device: torch.device | str) -> Any:
 
 
 def check_headers(spec: ModelSpec, *, dtype: str) -> None:
-    """Check all that `load` checks but the values of weights; reads configurations, headers and the LoRA.
+    """Check everything that `load` checks except the values of weights; reads configurations, headers and the LoRA.
 
     Raises:
         UserError: files are missing or damaged, tensors do not fit their configuration, or the LoRA does not fit the model.
@@ -96,7 +96,7 @@ def _build_parts(layout: Layout, *, sixteen_bit: bool) -> dict[str, nn.Module]:
 def _available_device(name: torch.device | str) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device {str(name)!r} is not there: torch {torch.__version__} sees no CUDA device; use --device cpu")
+        raise UserError(f"no device {str(name)!r} here: torch {torch.__version__} sees no CUDA device; use --device cpu")
     return device
 
 
@@ -173,7 +173,7 @@ def _build_from_config(part: str, folder: Path) -> Any:
         return build_on_meta(part, config)
     except Exception as error:  # any line of the libraries' constructors may meet what does not fit
         raise UserError(
-            f"{folder / 'config.json'} describes no {CLASSES[part].__name__}: {error}. Use the one that the weights were saved with."
+            f"{folder / 'config.json'} does not describe a {CLASSES[part].__name__}: {error}. Use the one that the weights were saved with."
         ) from error
 
 
@@ -184,7 +184,7 @@ def _read_unet_file(layout: Layout, dtype: torch.dtype) -> nn.Module:
 
 
 def _build_unet_of_file(layout: Layout) -> nn.Module:
-    """Build a UNet without configuration on the meta device: it gets the base's widths, and the known topology that its tensors have."""
+    """Build, on the meta device, a UNet that has no configuration, with the base's widths and the known topology that its tensors show."""
     base = read_json(layout.pipeline / "unet" / "config.json")
     tensors = strip_prefixes(read_header(layout.unet))
     candidates = (base, *({**base, **topology} for topology in TOPOLOGIES.values()))

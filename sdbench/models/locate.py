@@ -95,10 +95,10 @@ def check_model_index(folder: Path) -> None:
         )
     for part, expected in PART_CLASSES.items():
         if tuple(index.get(part) or ()) != expected:
-            raise UserError(f"{path}: {part} is {index.get(part)}, expected {list(expected)}; parts with code of their own are not loaded")
+            raise UserError(f"{path}: {part} is {index.get(part)}, expected {list(expected)}; parts with custom code are not loaded")
     library = (index.get("scheduler") or [None])[0]
     if library != "diffusers":
-        raise UserError(f"{path}: the scheduler comes from {library!r}, expected 'diffusers'; parts with code of their own are not loaded")
+        raise UserError(f"{path}: the scheduler comes from {library!r}, expected 'diffusers'; parts with custom code are not loaded")
 
 
 def check_small_files(folder: Path) -> None:
@@ -131,7 +131,7 @@ def _folder(spec: ModelSpec) -> Path:
 
 def _existing(path: Path, advice: str) -> Path:
     if not path.exists():
-        raise UserError(f"{path} is not there: {advice}")
+        raise UserError(f"{path} does not exist: {advice}")
     return path
 
 
@@ -153,5 +153,5 @@ def _lora_file(lora: str) -> Path:
             f"LoRA {path}: expected pytorch_lora_weights.safetensors or a single .safetensors file, found {[file.name for file in files] or 'none'}; name the file"
         )
     if not any("lora" in name.lower() for name in read_headers([chosen])):
-        raise UserError(f"{chosen} is no LoRA: none of its tensors has 'lora' in its name. If it is a model, name it as the model.")
+        raise UserError(f"{chosen} is not a LoRA: none of its tensors has 'lora' in its name. If it is a model, name it as the model.")
     return chosen

@@ -98,7 +98,7 @@ def resolve(
     completion = resolve(base) if isinstance(base, str) else base
     if completion is not None and (completion.base is not None or completion.source in ("random", "rendered", "file")):
         raise UserError(
-            f"--base {completion.name!r} is no whole pipeline with weights in diffusers layout ({completion.source}); "
+            f"--base {completion.name!r} is not a complete pipeline with weights in diffusers layout ({completion.source}); "
             f"name one, such as {TEACHERS.get(completion.family, 'sdxl')!r}"
         )
     spec = _random_spec(what) if random else _spec_of(what, completion)
@@ -106,7 +106,7 @@ def resolve(
         spec = _with_lora(spec, lora)
     if completion is not None and spec.base != completion:
         alone = f"; to measure its UNet alone, name {Path(spec.location) / 'unet'}" if spec.source == "folder" else ""
-        raise UserError(f"{what!r} is a whole pipeline already; leave --base out, it only completes a bare UNet{alone}")
+        raise UserError(f"{what!r} is already a complete pipeline; leave --base out, it only completes a bare UNet{alone}")
     _check_family_of_base(spec)
     return with_name(spec, name)
 
@@ -170,13 +170,13 @@ def _from_folder(folder: Path, base: ModelSpec | None) -> ModelSpec:
         return ModelSpec(folder.name, family_of(config), architecture_of(config), "folder", str(folder))
     if not (folder / "config.json").is_file():
         raise UserError(
-            f"{folder} is no checkpoint: it holds neither model_index.json (a pipeline) nor config.json (a UNet), "
+            f"{folder} is not a checkpoint: it holds neither model_index.json (a pipeline) nor config.json (a UNet), "
             f"but {', '.join(sorted(entry.name for entry in folder.iterdir())[:5]) or 'nothing'}.{_advise_contents(folder)}"
         )
     config = read_json(folder / "config.json")
     if config.get("_class_name") != UNET_CLASS:
         raise UserError(
-            f"{folder / 'config.json'} describes a {config.get('_class_name')!r}, expected {UNET_CLASS!r} or, for a whole pipeline, a model_index.json beside it"
+            f"{folder / 'config.json'} describes a {config.get('_class_name')!r}, expected {UNET_CLASS!r} or, for a complete pipeline, a model_index.json beside it"
         )
     family = family_of(config)
     return ModelSpec(
@@ -201,10 +201,10 @@ def _advise_contents(folder: Path) -> str:
 
 def _from_file(path: Path, base: ModelSpec | None) -> ModelSpec:
     if path.suffix not in (".safetensors", *_PICKLES):
-        raise UserError(f"{path} is no .safetensors file and no folder in diffusers layout")
+        raise UserError(f"{path} is neither a .safetensors file nor a folder in diffusers layout")
     if path.suffix in _PICKLES:
         raise UserError(
-            f"{path} is no .safetensors file; pickled weights can run code and are not read. Write its tensors to one: python -c "
+            f"{path} is not a .safetensors file; pickled weights can run code and are not read. Write its tensors to one: python -c "
             f"\"import torch; from safetensors.torch import save_file; found = torch.load({str(path)!r}, map_location='cpu', weights_only=True); "
             f"save_file({{name: tensor.clone() for name, tensor in found.get('state_dict', found).items()}}, {str(path.with_suffix('.safetensors'))!r})\""
         )
@@ -272,14 +272,16 @@ def _with_lora(spec: ModelSpec, lora: str) -> ModelSpec:
 
 
 def with_name(spec: ModelSpec, name: str | None) -> ModelSpec:
-    """The spec under another name, or under its own made fit for a file name.
+    """The spec under another name, or under its own name made safe for file names.
 
     Raises:
         UserError: the name cannot be part of a file name, or is another model's in the catalogue.
     """
     chosen = name or re.sub(r"[^\w.+-]+", "-", spec.name).lstrip(".-_+")
     if not NAME.fullmatch(chosen):
-        raise UserError(f"{chosen or spec.name!r} cannot name a model: letters, digits and . _ + - only; choose another with --name")
+        raise UserError(
+            f"{chosen or spec.name!r} cannot name a model: use only letters, digits and . _ + -; choose another name with --name"
+        )
     entry = CATALOGUE.get(chosen)
     if entry and (spec.lora or (spec.source != "random" and (spec.source, spec.location) != (entry.source, entry.location))):
         raise UserError(

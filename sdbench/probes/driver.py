@@ -131,7 +131,7 @@ def measure(
     if profile:  # after the rounds, so that it finds the compiler's cache filled
         for (label, name), request in requests.items():
             for reason in dict.fromkeys(_write_profiles(request, stems[label, name], folders).values()):
-                tqdm.write(f"{name} {label} has no whole profile: {reason}", file=sys.stderr)
+                tqdm.write(f"the profile of {name} {label} is incomplete: {reason}", file=sys.stderr)
     kept = {
         key: [file for index in range(probes.rounds) if (file := folders.work / f"{stem}-{index}.json").exists()]
         for key, stem in stems.items()

@@ -31,7 +31,7 @@ class Round:
 
     @classmethod
     def read(cls, path: Path, failures: dict[str, str]) -> "Round":
-        """Read pytest-benchmark's JSON file; a stage that failed is left out, whatever the file holds of it."""
+        """Read pytest-benchmark's JSON file; a stage that failed is left out, whatever the file holds about it."""
         items = _read_benchmarks(path)
         complete = {item["params"]["stage"]: item for item in items if item["params"]["stage"] not in failures}
         seconds = {stage: tuple(item["stats"]["data"]) for stage, item in complete.items()}

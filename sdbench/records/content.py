@@ -126,8 +126,8 @@ class Machine(Table):
     def machine_class(self) -> str:
         """Device name, driver major, torch minor, CUDA minor, and the host's processor.
 
-        The processor counts beside a GPU too: eager PyTorch launches some 2,500 kernels per UNet step from one thread. At batch 1 that
-        can take as long as a fast GPU takes to run them, so two hosts with the same GPU are not one machine. With a GPU, cores do not count.
+        The processor counts even with a GPU: eager PyTorch launches some 2,500 kernels per UNet step from one thread. At batch 1 that can
+        take as long as a fast GPU takes to run them, so two hosts with the same GPU are not one machine. With a GPU, cores do not count.
         """
         torch_minor = ".".join(self.torch.split("+")[0].split(".")[:2])
         if self.cuda is None:
@@ -158,7 +158,7 @@ DRAWING_PACKAGES = ("diffusers", "peft", "torch", "transformers")  # those whose
 
 
 class Environment(Table):
-    """The software that made the numbers.
+    """The software that produced the numbers.
 
     Attributes:
         variables: those environment variables of the process that change speed, memory or digits.
@@ -172,7 +172,7 @@ class Environment(Table):
 
 
 class Looks(Table):
-    """The interim looks of a run that went on until its verdict.
+    """The interim looks of a run that stopped at its verdict.
 
     Attributes:
         baseline: digest of the record it was compared with.
@@ -234,5 +234,5 @@ class Record(Table):
         return next((value for value in self.values if value.name == name), None)
 
     def is_same_run(self, other: "Record") -> bool:
-        """Whether the probes of both were measured in turns, so that changes in the machine's speed met both alike."""
+        """Whether the probes of both were measured in turns, so that changes in the machine's speed affected both alike."""
         return bool(self.run) and self.run == other.run

@@ -182,4 +182,4 @@ def _encode(path: Path) -> tuple[bytes, str, tuple[int, int]]:
             image.convert("RGB").save(buffer, "WEBP", quality=_QUALITY)
             return buffer.getvalue(), "webp", image.size
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-        raise UserError(f"image {path} cannot be read ({error}); restore it, or delete it: the page does without.") from error
+        raise UserError(f"image {path} cannot be read ({error}); restore it, or delete it: the page works without it.") from error

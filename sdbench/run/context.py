@@ -109,7 +109,7 @@ def check_suite(suite: Suite, *, only: str | None, settings: Sequence[str], prof
 
 
 def check_captions(captions: Sequence[str], where: str) -> None:
-    """Check that captions are of the grammar of scenes; the embedded family's evaluators would give meaningless numbers for others.
+    """Check that captions follow the grammar of scenes; the embedded family's evaluators would give meaningless numbers for others.
 
     Raises:
         UserError: one is not the caption of a scene.

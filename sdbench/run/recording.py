@@ -35,7 +35,7 @@ def write_record(
 ) -> Path:
     """Score the images, write the record of a model, and return its folder.
 
-    Nothing is written where the newest record of the row says the same; its folder is returned then.
+    Nothing is written if the newest record of the row says the same; its folder is then returned.
 
     Args:
         model: what was measured.

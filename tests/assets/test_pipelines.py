@@ -100,7 +100,7 @@ def test_float32_run_fetches_the_32_bit_copy_even_if_the_16_bit_one_is_cached(
         pipelines.fetch(spec, dtype="float32")
     warning = capsys.readouterr().err
     assert warning.startswith(
-        "tiny: only its 16-bit copy is on this disk, and is used. cannot fetch 'someone/tiny' from the Hub (ConnectionError: no route"
+        "tiny: using its 16-bit copy, the only one on this disk. cannot fetch 'someone/tiny' from the Hub (ConnectionError: no route"
     )
     pipelines.fetch(spec, dtype="float32")
     assert pipelines.is_cached(spec, dtype="float32")

@@ -207,7 +207,7 @@ def test_text_file_has_one_prompt_per_line(tmp_path: Path) -> None:
     assert prompts.read_lines(path) == ("one", "two\u2028and a half", "Übung")
     path.write_bytes("Übung".encode("latin-1"))
     for file in (path, tmp_path / "nowhere", tmp_path):
-        with pytest.raises(UserError, match=rf"prompts {file} cannot be read: .*expected a UTF-8 text file with a prompt per line"):
+        with pytest.raises(UserError, match=rf"prompts {file} cannot be read: .*expected a UTF-8 text file with one prompt per line"):
             prompts.read_lines(file)
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "a cat"}\n')
     with pytest.raises(UserError, match=r"metadata.jsonl are a table; expected a UTF-8 text file"):

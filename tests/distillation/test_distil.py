@@ -140,7 +140,7 @@ def test_processes_that_cannot_share_a_step_evenly_are_refused_first(
     vega: Recipe, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Accelerator, "num_processes", 2)
-    with pytest.raises(UserError, match="1 batches a step cannot be shared evenly by 2 processes; start 1, or change"):
+    with pytest.raises(UserError, match="1 batches per step cannot be shared evenly by 2 processes; start 1, or change"):
         distil(vega, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=STEPS)
     assert list(tmp_path.iterdir()) == []
 
@@ -298,7 +298,9 @@ def test_teachers_with_different_noise_are_refused(vega: Recipe, teacher_folder:
     shutil.copytree(teacher_folder, tmp_path / "other")
     config = tmp_path / "other" / "scheduler" / "scheduler_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"prediction_type": "epsilon"}))
-    with pytest.raises(UserError, match=r"other noise than the one in .*: its scheduler's prediction_type is epsilon, not v_prediction"):
+    with pytest.raises(
+        UserError, match=r"different noise from the one in .*: its scheduler's prediction_type is epsilon, not v_prediction"
+    ):
         plan_run(vega, "scenes", [teacher_folder, tmp_path / "other", teacher_folder])
 
 
@@ -318,7 +320,7 @@ def test_a_teacher_with_another_diffusion_process_is_refused(
     config = shutil.copytree(teacher_folder, tmp_path / "other") / file
     kept = {key: value for key, value in json.loads(config.read_text()).items() if not key.startswith("beta_")}
     config.write_text(json.dumps(kept | changes))
-    with pytest.raises(UserError, match=f"other has another kind of diffusion than this trains: .*{said}"):
+    with pytest.raises(UserError, match=f"other uses a kind of diffusion that cannot be trained here: .*{said}"):
         plan_run(vega, "scenes", [tmp_path / "other"])
     with pytest.raises(UserError, match=said):
         LatentPool(tmp_path / "other", Pool(tmp_path, 1), tmp_path)
@@ -333,7 +335,9 @@ def test_a_later_teacher_with_other_text_encoders_or_vae_gets_a_warning(
     capsys.readouterr()  # diffusers may warn about float16
     warn_of_different_parts([open_teacher_for(folder, vega) for folder in (teacher_folder, tmp_path / "half", tmp_path / "tuned")])
     (said,) = capsys.readouterr().err.splitlines()
-    assert said.startswith(f"the teacher in {tmp_path / 'tuned'} has another text_encoder_2 than the first one in {teacher_folder}, but")
+    assert said.startswith(
+        f"the teacher in {tmp_path / 'tuned'} differs from the first one, in {teacher_folder}, in its text_encoder_2, but"
+    )
 
 
 def test_a_new_run_tells_how_earlier_ones_differ(vega: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -169,6 +169,6 @@ def test_misspelt_name_is_reported_with_the_known_names(results: Path, tmp_path:
     assert f"there is no {tmp_path / 'baselines.toml'}; name its folder with --results, or make one: sdbench baseline set" in error_message(
         "--results", str(tmp_path)
     )
-    with pytest.raises(UserError, match="is no checkpoint") as error:
+    with pytest.raises(UserError, match="is not a checkpoint") as error:
         lookup.find_baseline(str(tmp_path), results)  # the folder exists
     assert "baseline" not in str(error.value)

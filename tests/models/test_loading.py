@@ -214,7 +214,7 @@ def test_lora_of_another_architecture_is_rejected(tiny_pipeline: Path, tmp_path:
 
 
 def test_file_or_folder_without_a_lora_is_rejected(tiny_pipeline: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is no LoRA: none of its tensors"):
+    with pytest.raises(UserError, match="is not a LoRA: none of its tensors"):
         open_pipeline(tiny_pipeline, lora=str(tiny_pipeline / "unet" / WEIGHTS))
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"expected pytorch_lora_weights\.safetensors or a single"):
@@ -289,8 +289,8 @@ def _bytes(file: str, change: Callable[[bytes], bytes]) -> Callable[[Path], obje
             _bytes(f"unet/{WEIGHTS}", lambda raw: raw[:-100]),
             rf"{WEIGHTS} was cut short or is damaged: \d+ bytes, its header promises \d+ \(first tensor .*weight",
         ),
-        (_bytes(f"unet/{WEIGHTS}", lambda raw: raw[:20]), r"is no safetensors file \(20 bytes\), or was cut short"),
-        (_bytes(f"unet/{WEIGHTS}", lambda _: b""), r"is no safetensors file \(0 bytes\)"),
+        (_bytes(f"unet/{WEIGHTS}", lambda raw: raw[:20]), r"is not a safetensors file \(20 bytes\), or was cut short"),
+        (_bytes(f"unet/{WEIGHTS}", lambda _: b""), r"is not a safetensors file \(0 bytes\)"),
         (_bytes(f"vae/{WEIGHTS}", lambda _: b"version https://git-lfs.github.com/spec/v1\n"), "a git-lfs pointer"),
         (lambda folder: (folder / "vae" / WEIGHTS).unlink(), rf"vae has no weights of the vae: expected {WEIGHTS}, found config.json"),
         (
@@ -298,14 +298,14 @@ def _bytes(file: str, change: Callable[[bytes], bytes]) -> Callable[[Path], obje
             "only pickled weights .*can run code",
         ),
         (lambda folder: shutil.rmtree(folder / "text_encoder_2"), r"cannot read .*text_encoder_2/config\.json"),
-        (_bytes("text_encoder/config.json", lambda _: b"[]"), "holds no JSON object, found list"),
+        (_bytes("text_encoder/config.json", lambda _: b"[]"), "does not hold a JSON object, found list"),
         (
             _json("model_index.json", _class_name="StableDiffusionPipeline"),
             "describes a 'StableDiffusionPipeline', expected 'StableDiffusionXLPipeline'",
         ),
-        (_json("model_index.json", unet=["my_code", "MyUNet"]), r"unet is \['my_code', 'MyUNet'\], expected .*code of their own"),
+        (_json("model_index.json", unet=["my_code", "MyUNet"]), r"unet is \['my_code', 'MyUNet'\], expected .*custom code"),
         (_json("model_index.json", scheduler=["my_code", "MyScheduler"]), "scheduler comes from 'my_code'"),
-        (_json("unet/config.json", block_out_channels=[8, 8]), r"unet/config\.json describes no UNet2DConditionModel"),
+        (_json("unet/config.json", block_out_channels=[8, 8]), r"unet/config\.json does not describe a UNet2DConditionModel"),
         (
             _json("unet/config.json", quantization_config={"quant_method": "bitsandbytes"}),
             r"unet is quantised.*sdbench\.evaluate\(pipeline\)",
@@ -336,7 +336,9 @@ def test_damaged_folder_is_an_error(pipeline_copy: Path, damage: Callable[[Path]
 
 def test_missing_folder_of_weights_is_called_missing(pipeline_copy: Path) -> None:
     shutil.rmtree(pipeline_copy / "vae")
-    with pytest.raises(UserError, match=r"there is no folder \S*/vae, which holds the weights of the vae; copy it from the base pipeline"):
+    with pytest.raises(
+        UserError, match=r"there is no folder \S*/vae, which should hold the weights of the vae; copy it from the base pipeline"
+    ):
         check_local_files(resolve(str(pipeline_copy)))
 
 

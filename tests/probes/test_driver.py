@@ -384,7 +384,7 @@ def test_profiles_are_written_beside_the_rounds_once(harness: DriverHarness) -> 
 
 def test_failed_profile_is_reported(harness: DriverHarness, capsys: pytest.CaptureFixture[str]) -> None:
     harness.measure("unreadable", profile=True)
-    assert "unreadable base has no whole profile: ValueError: weights of no use\n" in capsys.readouterr().err
+    assert "the profile of unreadable base is incomplete: ValueError: weights of no use\n" in capsys.readouterr().err
 
 
 def test_pytest_benchmark_compares_and_plots_the_joined_rounds_file(harness: DriverHarness, tmp_path: Path) -> None:

@@ -672,7 +672,7 @@ def test_external_images_get_a_row_and_a_verdict(tmp_path: Path) -> None:
     (files / "000.png").unlink()
     other = records.read_record(api.record_images(files, listed, "dall-e", places, str(own)))
     assert (other.suite.name, other.model.source) == ("own-custom", "images:images, 64 x 64 px, JPEG and PNG")
-    with pytest.raises(UserError, match="no model of the catalogue; choose another --name"):
+    with pytest.raises(UserError, match="not the name of a model in the catalogue; choose another with --name"):
         api.record_images(*save_images(tmp_path / "named", images, prompts), "sdxl", places, str(own))
 
 
@@ -731,5 +731,5 @@ def test_images_and_prompts_that_are_not_scenes_are_rejected(tmp_path: Path) -> 
 @pytest.mark.parametrize("make", [lambda folder: folder / "nowhere", lambda folder: folder / "prompts.txt"], ids=["missing", "file"])
 def test_images_path_that_is_not_a_folder_is_an_error(make: Callable[[Path], Path], tmp_path: Path) -> None:
     _, prompts = save_images(tmp_path, IMAGES, PROMPTS)
-    with pytest.raises(UserError, match=r"--images takes a folder .* of which one is missing or of the other kind"):
+    with pytest.raises(UserError, match=r"--images takes a folder .* one of which is missing or of the other kind"):
         api.score(make(tmp_path), prompts, api.Places(tmp_path, tmp_path / "runs"))

@@ -118,7 +118,7 @@ def test_changed_or_missing_file_is_an_error_that_names_it(tmp_path: Path, monke
         embedded.verified_path("two.bin")
     for manifest in ("", "[]", "{}"):
         (tmp_path / "manifest.json").write_text(manifest)
-        with pytest.raises(UserError, match=r"manifest\.json is no manifest .*; reinstall"):
+        with pytest.raises(UserError, match=r"manifest\.json is not a manifest .*; reinstall"):
             embedded.verified_path("two.bin")
         (finding,) = checks._embedded()
         assert (finding.is_ok, finding.is_fatal) == (False, True)
