@@ -380,6 +380,19 @@ def test_all_cuda_devices_share_their_images(tmp_path: Path) -> None:
     assert places[0] == places[1] != places[2]
 
 
+def test_record_of_a_student_keeps_the_teachers_image_beside_its_worst(
+    teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sdbench.run.thumbnails.SHARED", 1)
+    of_teacher, of_images = runner.run([teacher, resolve("scenes-rendered")], prepare_in(tmp_path))
+    copies = records.thumbnail_files(of_images, of_teacher=True)
+    assert len(copies) == 3, "of all four but the shared one"
+    own = records.thumbnail_files(of_teacher)
+    assert all(path.read_bytes() == own[prompt_id].read_bytes() for prompt_id, path in copies.items())
+    assert own.keys() == records.thumbnail_files(of_images).keys()
+    assert records.thumbnail_files(of_teacher, of_teacher=True) == {}
+
+
 def test_images_of_other_versions_are_not_taken_for_those_of_this_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, context = Model(name="m", architecture="vega", source="folder:m", weights_digest="w"), prepare_in(tmp_path)
     places = {store_and_jobs(model, context)[0].folder}
