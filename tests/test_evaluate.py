@@ -206,7 +206,7 @@ def test_baseline_without_a_record_is_run_first_on_the_device_of_the_model(few: 
 def test_nothing_is_run_for_a_policy_without_the_suite(teacher: api.Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "run", lambda *_, **__: pytest.fail("run"))
     policy = tmp_path / "policy.toml"
-    policy.write_text("alpha = 0.05\n[suites.other]\n")
+    policy.write_text("alpha = 0.05\n[suites.other]\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"has no table \[suites\.quality\], so it weighs no metric of suite 'quality-custom'"):
         api.compare("scenes-vega-pruned", str(teacher.folder), policy)
 

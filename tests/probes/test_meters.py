@@ -12,7 +12,7 @@ IMPORT_PEAK = "from sdbench.probes.meters import peak_rss_mib as peak; "
 
 
 def run_code(code: str) -> float:
-    return float(subprocess.run([sys.executable, "-c", IMPORT_PEAK + code], capture_output=True, text=True, check=True).stdout)
+    return float(subprocess.run([sys.executable, "-c", IMPORT_PEAK + code], capture_output=True, encoding="utf-8", check=True).stdout)
 
 
 def test_peak_memory_is_per_process_and_remains_after_freeing() -> None:
@@ -31,7 +31,7 @@ def test_peak_memory_is_read_in_the_unit_of_its_source(
 ) -> None:
     file = tmp_path / "status"
     if status is not None:
-        file.write_text(status)
+        file.write_text(status, encoding="utf-8")
     monkeypatch.setattr(meters, "Path", lambda _: file)
     monkeypatch.setattr(resource, "getrusage", lambda _: SimpleNamespace(ru_maxrss=3 * 2**20))  # KiB on Linux, bytes on a Mac
     monkeypatch.setattr(sys, "platform", platform)
