@@ -146,7 +146,7 @@ def _run_id(models: Sequence[tuple[str, str | None]], folders: Folders) -> str:
     path = folders.work / "turns" / f"{digest_of(sorted(models, key=str))}.txt"
     if not path.exists():
         write_bytes(path, uuid.uuid4().hex[:12].encode())
-    return path.read_text()
+    return path.read_text(encoding="utf-8")
 
 
 def _measure_in_turns(requests: Mapping[Key, Request], stems: Mapping[Key, str], n: int, folders: Folders) -> dict[Key, list[Round]]:
@@ -216,16 +216,16 @@ def _run_process(request: Request, target: Path, stem: str, folders: Folders) ->
     for stale in (target, failures_file):
         stale.unlink(missing_ok=True)
     request_file = target.with_suffix(".request")
-    request_file.write_text(request.model_dump_json(indent=1))
+    request_file.write_text(request.model_dump_json(indent=1), encoding="utf-8")
     inherited = {**_environment(), meters.COMPILER_CACHE: str(_compiler_cache(stem, folders)), REQUEST_VARIABLE: str(request_file)}
     try:
         done = subprocess.run(  # noqa: S603  # our own arguments
-            _command(target, folders), env=inherited, capture_output=True, text=True, timeout=ROUND_TIMEOUT_S, check=False
+            _command(target, folders), env=inherited, capture_output=True, encoding="utf-8", timeout=ROUND_TIMEOUT_S, check=False
         )
     except subprocess.TimeoutExpired:
         return _failed_round(f"no end after {ROUND_TIMEOUT_S} s").failures
-    target.with_suffix(".log").write_text(f"{done.stdout}\n{done.stderr}")
-    failures: dict[str, str] = json.loads(failures_file.read_text()) if failures_file.exists() else {}
+    target.with_suffix(".log").write_text(f"{done.stdout}\n{done.stderr}", encoding="utf-8")
+    failures: dict[str, str] = json.loads(failures_file.read_text(encoding="utf-8")) if failures_file.exists() else {}
     if failures or not done.returncode or Round.read(target, {}).is_complete:  # complete: it crashed at its end, with everything written
         return failures
     return _failed_round(_exit_reason(done)).failures
@@ -234,7 +234,7 @@ def _run_process(request: Request, target: Path, stem: str, folders: Folders) ->
 def _command(target: Path, folders: Folders) -> list[str]:
     # An empty configuration, so that pytest does not read that of the current folder.
     config = folders.work / "pytest.ini"
-    config.write_text("[pytest]\n")
+    config.write_text("[pytest]\n", encoding="utf-8")
     plugins = ("no:cacheprovider", "pytest_benchmark.plugin", plugin.__name__)
     return [
         *(sys.executable, "-m", "pytest", str(folders.suites / BENCHMARK_FILE)),

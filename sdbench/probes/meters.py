@@ -56,7 +56,7 @@ def peak_rss_mib() -> float:
     On Linux it is read from `VmHWM`: `ru_maxrss` starts from the peak of the parent process.
     """
     status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
+    lines = status.read_text(encoding="utf-8").splitlines() if status.exists() else []
     if marks := [line for line in lines if line.startswith("VmHWM:")]:
         return int(marks[0].split()[1]) / 1024  # VmHWM: <n> kB
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
