@@ -1,6 +1,7 @@
 """The command line: fast error messages, and reliable exit codes."""
 
 import argparse
+import io
 import json
 import re
 import shutil
@@ -490,6 +491,21 @@ def test_full_disk_is_not_a_verdict(full: str, more: list[str], tmp_path: Path) 
     with Path("/dev/full").open("w", encoding="utf-8") as sink:
         streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, full: sink}
         assert subprocess.run(words, cwd=ROOT, check=False, **streams).returncode == 2
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_stream_that_cannot_encode_a_sign_gets_a_question_mark(
+    more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_record(make_measurement(), tmp_path)
+    words = ["leaderboard", "--results", str(tmp_path), *more]
+    assert cli.main(words) == 0
+    expected = capsys.readouterr().out.encode("ascii", "replace")
+    assert (b"?" in expected) != bool(more), "only the table has arrows"
+    narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", narrow)
+    assert cli.main(words) == 0
+    assert narrow.buffer.getvalue() == expected
 
 
 def test_terminated_gate_has_no_verdict(tmp_path: Path) -> None:
