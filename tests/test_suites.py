@@ -393,3 +393,9 @@ def test_suites_that_include_each_other_are_an_error(folder: Path) -> None:
     write(folder, name="two", old="include = []", new='include = ["one"]')
     with pytest.raises(UserError, match="suite one includes itself: one -> two -> one"):
         suites.load("one")
+
+
+def test_file_with_a_byte_order_mark_and_other_ends_of_lines_is_the_same_suite(folder: Path) -> None:
+    plain = suites.load(write(folder)).id
+    (folder / "own.toml").write_bytes(f"\ufeff{OWN}".replace("\n", "\r\n").encode())
+    assert suites.load("own").id == plain
