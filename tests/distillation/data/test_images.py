@@ -234,3 +234,5 @@ def test_an_invalid_source_is_refused(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(UserError, match=said):
             open_images(str(tmp_path / what))
+    with pytest.raises(UserError, match="nothing to read at '~nobody-of-that-name/images'"):
+        open_images("~nobody-of-that-name/images")
