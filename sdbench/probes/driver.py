@@ -220,7 +220,13 @@ def _run_process(request: Request, target: Path, stem: str, folders: Folders) ->
     inherited = {**_environment(), meters.COMPILER_CACHE: str(_compiler_cache(stem, folders)), REQUEST_VARIABLE: str(request_file)}
     try:
         done = subprocess.run(  # noqa: S603  # our own arguments
-            _command(target, folders), env=inherited, capture_output=True, encoding="utf-8", timeout=ROUND_TIMEOUT_S, check=False
+            _command(target, folders),
+            env=inherited,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",  # the process may write in another encoding
+            timeout=ROUND_TIMEOUT_S,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         return _failed_round(f"no end after {ROUND_TIMEOUT_S} s").failures
@@ -252,13 +258,12 @@ def _environment() -> dict[str, str]:
 
 def _exit_reason(done: subprocess.CompletedProcess[str]) -> str:
     """Why a process ended without naming failures: the signal, or the last line it wrote, preferably one of an error."""
-    if done.returncode == -signal.SIGKILL:
-        return "killed by SIGKILL: most likely the machine ran out of memory"
     if done.returncode < 0:
-        return f"killed by {signal.Signals(-done.returncode).name}"
+        name = signal.Signals(-done.returncode).name
+        return f"killed by {name}" + (": most likely the machine ran out of memory" if name == "SIGKILL" else "")
     lines = [line.strip() for line in f"{done.stdout}\n{done.stderr}".splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("E  ")]  # as pytest marks them
-    return f"exit code {done.returncode}: {(errors or lines or ['it wrote nothing'])[-1].removeprefix('E').strip()[:500]}"
+    errors = [line.removeprefix("E").strip() for line in lines if line.startswith("E  ")]  # as pytest marks them
+    return f"exit code {done.returncode}: {(errors or lines or ['it wrote nothing'])[-1][:500]}"
 
 
 def _file_stem(request: Request, suites: Path, weights: str | None, run_id: str) -> str:

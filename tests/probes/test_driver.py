@@ -1,5 +1,6 @@
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -286,6 +287,20 @@ def test_compile_cache_is_cleared_before_the_first_round_only(harness: DriverHar
 def test_broken_benchmark_file_is_reported_as_the_reason(harness: DriverHarness) -> None:
     (harness.suites / driver.BENCHMARK_FILE).write_text("import no_such_module_at_all\n", encoding="utf-8")
     assert "No module named 'no_such_module_at_all'" in harness.measure("broken")["broken"]["latency.pipeline.p50"].reason
+
+
+@pytest.mark.parametrize(
+    ("code", "output", "reason"),
+    [
+        (-9, "", "killed by SIGKILL: most likely the machine ran out of memory"),
+        (-11, "", "killed by SIGSEGV"),
+        (1, "E   OSError: no file\nFAILED", "exit code 1: OSError: no file"),
+        (4, "usage\nERROR: no such option", "exit code 4: ERROR: no such option"),
+    ],
+)
+def test_reason_of_an_exit_is_given_on_every_platform(code: int, output: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(signal, "SIGKILL")  # as on Windows
+    assert driver._exit_reason(subprocess.CompletedProcess([], code, output, "")) == reason
 
 
 def test_each_setting_has_its_own_round_files(harness: DriverHarness) -> None:

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from sdbench.probes import meters
@@ -36,3 +37,10 @@ def test_peak_memory_is_read_in_the_unit_of_its_source(
     monkeypatch.setattr(resource, "getrusage", lambda _: SimpleNamespace(ru_maxrss=3 * 2**20))  # KiB on Linux, bytes on a Mac
     monkeypatch.setattr(sys, "platform", platform)
     assert meters.peak_memory_mib("cpu") == {"peak_rss": mib}
+
+
+def test_peak_memory_on_windows_needs_no_resource_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "resource", None)
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(psutil.Process, "memory_info", lambda _: SimpleNamespace(peak_wset=3 * 2**20))
+    assert meters.peak_rss_mib() == 3
