@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import io
 import re
 import signal
 import sys
@@ -80,6 +81,8 @@ def show(text: object) -> None:
 
 def run_command(program: str, command: Callable[[], int]) -> int:
     """Run a command and return the exit code of the process: 2 for a `UserError`, with its message on stderr, 130 for an interrupt."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a caller may have put something else there
+        sys.stdout.reconfigure(errors="replace")  # a table with `?` for an arrow is better than none; JSON is ASCII
     with contextlib.suppress(ValueError):  # only the main thread may set it
         signal.signal(signal.SIGTERM, _interrupt)
     try:

@@ -251,7 +251,7 @@ def test_baseline_without_a_record_is_run_first_on_the_device_of_the_model(few: 
 def test_nothing_is_run_for_a_policy_without_the_suite(teacher: api.Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "run", lambda *_, **__: pytest.fail("run"))
     policy = tmp_path / "policy.toml"
-    policy.write_text("alpha = 0.05\n[suites.other]\n")
+    policy.write_text("alpha = 0.05\n[suites.other]\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"has no table \[suites\.quality\], so it weighs no metric of suite 'quality-custom'"):
         api.compare("scenes-vega-pruned", str(teacher.folder), policy)
 
@@ -259,7 +259,9 @@ def test_nothing_is_run_for_a_policy_without_the_suite(teacher: api.Evaluation, 
 def test_suite_of_the_users_own_is_gated_by_a_policy_of_their_own_in_folders_of_their_own(few: suites.Suite, tmp_path: Path) -> None:
     suite = few.model_copy(update={"name": "own", "metrics": {"scenes": ("clip_score.scenes",)}})
     policy, results, runs = tmp_path / "policy.toml", tmp_path / "mine", tmp_path / "work"
-    policy.write_text('alpha = 0.05\n[suites.own]\n"clip_score.scenes" = { direction = "higher", margin = 1.0, required = true }\n')
+    policy.write_text(
+        'alpha = 0.05\n[suites.own]\n"clip_score.scenes" = { direction = "higher", margin = 1.0, required = true }\n', encoding="utf-8"
+    )
     found = sdbench.evaluate("scenes-vega", suite, only="quality", baseline="scenes-vega-pruned", policy=policy, results=results, runs=runs)
     assert found.report
     assert [result.name for result in found.report.results] == ["clip_score.scenes"]

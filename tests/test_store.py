@@ -107,15 +107,15 @@ def test_two_writers_of_one_file_do_not_interfere(
 
     monkeypatch.setattr(Path, "replace", replace_after_both_have_written)
     content = {"machine_info": {}, "commit_info": {}, "datetime": "", "version": "", "benchmarks": []}
-    (tmp_path / "round.json").write_text(json.dumps(content))
+    (tmp_path / "round.json").write_text(json.dumps(content), encoding="utf-8")
     with ThreadPoolExecutor(2) as pool:
         paths = list(pool.map(lambda _: write(tmp_path / "rounds.json", json.dumps(content).encode()), range(2)))
-    assert all(json.loads(path.read_text()) == content for path in paths)
+    assert all(json.loads(path.read_text(encoding="utf-8")) == content for path in paths)
     assert set(files_of(tmp_path)) == {"rounds.json", "round.json"}
 
 
 def test_folder_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "runs").write_text("a file in the way")
+    (tmp_path / "runs").write_text("a file in the way", encoding="utf-8")
     with pytest.raises(UserError, match=r"cannot write .*runs.*name another folder"):
         Store(tmp_path / "runs", {}).put("a", IMAGE)
     with pytest.raises(UserError, match="cannot write"):

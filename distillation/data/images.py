@@ -59,7 +59,7 @@ class Images:
             return hashlib.sha256(self.version.encode()).hexdigest()
         cache_file = user_cache() / "images" / _cache_key(self)
         if cache_file.is_file():
-            return cache_file.read_text()
+            return cache_file.read_text(encoding="utf-8")
         digest = _content_digest(self)
         with suppress(UserError):  # without a writable cache, the images are read each time
             write_bytes(cache_file, digest.encode())

@@ -12,7 +12,7 @@ from datasets import Dataset, load_dataset_builder
 from datasets import Image as ImageColumn
 
 from sdbench.errors import MissingError, UserError, describe_error, unknown_name
-from sdbench.models.spec import HUB_NAME
+from sdbench.models.spec import HUB_NAME, path_of
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 READERS = {".parquet": "parquet", ".tar": "webdataset", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".txt": "text"}
@@ -100,7 +100,7 @@ def read_rows(what: str, split: str = "train") -> Rows:
         raise UserError(f"cannot read {what!r} as a dataset ({reason}).") from error
     if builder.repo_id:
         return Rows(what, dataset, f"{what}/{builder.config.name}@{builder.hash}")
-    return Rows(Path(what).expanduser().resolve().name, dataset, None)
+    return Rows(path_of(what).resolve().name, dataset, None)
 
 
 def read_texts(rows: Rows, column: str, n: int | None = None) -> list[str | None]:
@@ -117,7 +117,7 @@ def read_texts(rows: Rows, column: str, n: int | None = None) -> list[str | None
 
 def _loader_arguments(what: str) -> dict[str, Any]:
     """The arguments of `load_dataset_builder`."""
-    path = Path(what).expanduser()
+    path = path_of(what)
     if path.is_dir():
         return _folder_arguments(path.resolve())
     files = [str(path)] if path.is_file() else sorted(glob(str(path), recursive=True))  # noqa: PTH207  # absolute, too

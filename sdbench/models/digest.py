@@ -79,6 +79,6 @@ def _configs(layout: Layout) -> dict[str, Path]:
 
 def _canonical(path: Path) -> str:
     if path.suffix != ".json":
-        return path.read_text()
+        return path.read_text(encoding="utf-8")
     content: dict[str, Any] = read_json(path)
     return json.dumps({key: value for key, value in content.items() if key not in _IGNORED_KEYS}, sort_keys=True)

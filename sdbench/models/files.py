@@ -86,7 +86,7 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: the file is missing or holds no JSON object.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}. A model's folder in diffusers layout needs it.") from error
     if not isinstance(content, dict):

@@ -4,6 +4,7 @@ import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from os.path import expanduser
 from pathlib import Path
 from typing import Any, Self
 
@@ -122,8 +123,13 @@ def _check_family_of_base(spec: ModelSpec) -> None:
         )
 
 
+def path_of(what: str) -> Path:
+    """The path that a user names, where `~` is a home folder; the home of an unknown user stays as it is, and so is not found."""
+    return Path(expanduser(what))  # noqa: PTH111  # Path.expanduser raises a RuntimeError
+
+
 def _spec_of(what: str, base: ModelSpec | None) -> ModelSpec:
-    path = Path(what).expanduser()
+    path = path_of(what)
     if what in CATALOGUE:
         return _from_catalogue(what)
     if path.is_dir():
@@ -263,7 +269,7 @@ def with_cached_architecture(spec: ModelSpec) -> ModelSpec:
 def _with_lora(spec: ModelSpec, lora: str) -> ModelSpec:
     if spec.source in ("random", "rendered"):
         raise UserError(f"--lora needs a model with weights, {spec.name!r} is {spec.source}")
-    path = Path(lora).expanduser()
+    path = path_of(lora)
     if path.exists():
         return replace(spec, name=f"{spec.name}+{_checkpoint_name(path.resolve())}", lora=str(path.resolve()))
     if HUB_NAME.fullmatch(lora) and not path.parent.is_dir():

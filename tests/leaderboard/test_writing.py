@@ -216,7 +216,7 @@ def test_models_are_ordered_from_rendered_images_and_teacher_to_the_smallest_and
 def test_write_replaces_the_files_with_tables_of_the_records(tmp_path: Path) -> None:
     record = make_record(values=(score("scene_accuracy", "share", 0.5, 0.4, 0.6, n=4),))
     folder = save_record((record, make_scores()), tmp_path)
-    (tmp_path / "LEADERBOARD.md").write_text("old")
+    (tmp_path / "LEADERBOARD.md").write_text("old", encoding="utf-8")
     rows = standings.read_rows(tmp_path)
     written = writing.write(rows, tmp_path)
     assert written == [tmp_path / "LEADERBOARD.md", tmp_path / "LEADERBOARD.tex"]
@@ -280,7 +280,7 @@ def test_noise_is_in_the_footer_if_a_record_has_it() -> None:
 
 
 def test_unwritable_folder_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
     with pytest.raises(UserError, match="cannot write"):
         writing.write([], tmp_path / "file")
 

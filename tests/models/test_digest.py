@@ -35,7 +35,9 @@ def _rename(folder: Path) -> None:
 
 
 def _set(file: str, key: str, value: object) -> Callable[[Path], object]:
-    return lambda folder: (folder / file).write_text(json.dumps({**json.loads((folder / file).read_text()), key: value}))
+    return lambda folder: (folder / file).write_text(
+        json.dumps({**json.loads((folder / file).read_text(encoding="utf-8")), key: value}), encoding="utf-8"
+    )
 
 
 @pytest.mark.parametrize(
@@ -58,7 +60,7 @@ def test_every_change_that_affects_images_changes_the_digest(tiny_pipeline: Path
 
 def test_versions_sharding_and_unrelated_files_keep_the_digest(tiny_pipeline: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(tiny_pipeline, tmp_path / "copy"))
-    (copy / "README.md").write_text("notes")
+    (copy / "README.md").write_text("notes", encoding="utf-8")
     _set("unet/config.json", "_diffusers_version", "0.1")(copy)
     shutil.rmtree(copy / "unet")
     UNet2DConditionModel.from_pretrained(tiny_pipeline / "unet").save_pretrained(copy / "unet", max_shard_size="200KB")

@@ -264,7 +264,9 @@ def _tensors(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path
 
 
 def _json(file: str, **values: Any) -> Callable[[Path], object]:
-    return lambda folder: (folder / file).write_text(json.dumps({**json.loads((folder / file).read_text()), **values}))
+    return lambda folder: (folder / file).write_text(
+        json.dumps({**json.loads((folder / file).read_text(encoding="utf-8")), **values}), encoding="utf-8"
+    )
 
 
 def _bytes(file: str, change: Callable[[bytes], bytes]) -> Callable[[Path], object]:
@@ -321,7 +323,7 @@ def _bytes(file: str, change: Callable[[bytes], bytes]) -> Callable[[Path], obje
         ),
         (lambda folder: (folder / "tokenizer_2" / "tokenizer_config.json").unlink(), r"cannot read .*tokenizer_2/tokenizer_config\.json"),
         (
-            lambda folder: (folder / "tokenizer" / "tokenizer_config.json").write_text("{}"),
+            lambda folder: (folder / "tokenizer" / "tokenizer_config.json").write_text("{}", encoding="utf-8"),
             r"tokenizer/tokenizer_config\.json has no model_max_length",
         ),
         (lambda folder: shutil.rmtree(folder / "scheduler"), r"cannot read .*scheduler/scheduler_config\.json"),

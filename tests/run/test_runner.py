@@ -369,7 +369,7 @@ def test_older_record_without_noise_and_scheduler_is_kept(teacher: ModelSpec, tm
     (folder,) = runner.run([teacher], prepare_in(tmp_path))
     record, scores = records.read(folder)
     older = records.write(record.model_copy(update={"noise": {}, "scheduler": {}}), scores, {}, tmp_path / "older" / "results")
-    assert '"noise"' not in (older / "record.json").read_text()
+    assert '"noise"' not in (older / "record.json").read_text(encoding="utf-8")
     (tmp_path / "runs").rename(tmp_path / "older" / "runs")
     assert runner.run([teacher], prepare_in(tmp_path / "older")) == [older]
 
@@ -442,7 +442,8 @@ def few_step_suite(tmp_path: Path) -> Suite:
     sampling = "\n".join(f"{key} = {json.dumps(value)}" for key, value in SUITE.sampling or () if value is not None)
     (tmp_path / "own.toml").write_text(
         'name = "own"\nversion = 1\nfamily = "scenes"\ndescription = ""\nreference = "scenes"\n'
-        f"[metrics]\nscenes = {json.dumps(METRICS)}\n[prompts]\nn = 4\n[sampling]\n{sampling}\n"
+        f"[metrics]\nscenes = {json.dumps(METRICS)}\n[prompts]\nn = 4\n[sampling]\n{sampling}\n",
+        encoding="utf-8",
     )
     assert suites.load(str(tmp_path / "own.toml")) == SUITE
     assert SUITE.sampling
@@ -593,7 +594,7 @@ def test_unknown_metric_in_a_suite_is_rejected_before_any_work(tmp_path: Path) -
 
 @pytest.mark.parametrize("blocked", ["results", "runs"])
 def test_unwritable_folder_is_rejected_before_any_work(blocked: str, tmp_path: Path) -> None:
-    (tmp_path / blocked).write_text("a file in the way")
+    (tmp_path / blocked).write_text("a file in the way", encoding="utf-8")
     with pytest.raises(UserError, match=rf"folder .*{blocked} cannot be written \(File exists\).*--results and --runs"):
         prepare_in(tmp_path)
     assert modification_times(tmp_path).keys() == {blocked}
@@ -606,7 +607,7 @@ def save_images(folder: Path, images: U8, prompts: list[str]) -> tuple[Path, Pat
     store = Store(folder / "work", {})
     for index, image in enumerate(images):
         store.put(f"{index:03d}", image)
-    (folder / "prompts.txt").write_text("\n".join(prompts) + "\n")
+    (folder / "prompts.txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
     return store.folder / "images", folder / "prompts.txt"
 
 
@@ -656,8 +657,8 @@ alpha = 0.05
 
 def test_external_images_get_a_row_and_a_verdict(tmp_path: Path) -> None:
     places, own, policy = api.Places(tmp_path, tmp_path / "runs"), tmp_path / "own.toml", tmp_path / "policy.toml"
-    own.write_text(OWN)
-    policy.write_text(OWN_POLICY)
+    own.write_text(OWN, encoding="utf-8")
+    policy.write_text(OWN_POLICY, encoding="utf-8")
     suite = suites.load(str(own))
     prompts = [*suite.prompt_list().values()]
     images = render([parse(prompt) for prompt in prompts], range(6))

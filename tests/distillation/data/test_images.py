@@ -42,7 +42,7 @@ def image_folder(folder: Path, rows: list[dict[str, Any]] | None = None, **files
     for name, content in files.items():
         (folder / name).write_bytes(content)
     rows = rows or [{"file_name": f"in/{row}.png", "caption": caption} for row, caption in enumerate(CAPTIONS)]
-    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return folder
 
 
@@ -79,7 +79,7 @@ def test_every_layout_gives_the_same_images(tmp_path: Path) -> None:
     with_csv = image_folder(tmp_path / "csv [1]")
     (with_csv / "metadata.jsonl").unlink()
     lines = ["file_name,prompt", *(f'in/{row}.png,"{caption}"' for row, caption in enumerate(CAPTIONS))]
-    (with_csv / "metadata.csv").write_text("\n".join(lines) + "\n")
+    (with_csv / "metadata.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     shards, archive = parquet_folder(tmp_path / "shards"), tar(tmp_path / "tars" / "0.tar")
     for what in (image_folder(tmp_path / "plain"), with_csv, shards, shards / "train*.parquet", archive, archive.parent):
         images = open_images(str(what))
@@ -95,7 +95,7 @@ def test_every_layout_gives_the_same_images(tmp_path: Path) -> None:
 def test_tables_beside_tars_are_ignored(tmp_path: Path) -> None:
     archive = tar(tmp_path / "img2dataset" / "00000.tar")
     datasets.Dataset.from_dict({"url": ["a"], "caption": ["b"], "status": ["success"]}).to_parquet(archive.with_suffix(".parquet"))
-    archive.with_name("00000_stats.json").write_text("{}")
+    archive.with_name("00000_stats.json").write_text("{}", encoding="utf-8")
     assert open_images(str(archive.parent)).captions == CAPTIONS
 
 
@@ -115,7 +115,7 @@ def test_a_digest_is_cached_until_a_file_changes(make: Callable[[Path], Path], t
     source = make(tmp_path / "source")
     first = open_images(str(source)).digest
     (noted,) = digest_cache.iterdir()
-    noted.write_text("read from the note")
+    noted.write_text("read from the note", encoding="utf-8")
     assert open_images(str(source)).digest == "read from the note"
     last = [path for path in sorted(source.rglob("*")) if path.suffix in {".png", ".parquet"}][-1]
     os.utime(last, ns=(1, 1))
@@ -234,3 +234,5 @@ def test_an_invalid_source_is_refused(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(UserError, match=said):
             open_images(str(tmp_path / what))
+    with pytest.raises(UserError, match="nothing to read at '~nobody-of-that-name/images'"):
+        open_images("~nobody-of-that-name/images")

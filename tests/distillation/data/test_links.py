@@ -93,12 +93,12 @@ def site() -> Iterator[Site]:
 def write_list(path: Path, urls: list[Any], captions: list[Any] | None = None) -> str:
     captions = captions or [f"caption {row}" for row in range(len(urls))]
     rows = [{"url": url, "caption": caption} for url, caption in zip(urls, captions, strict=True)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return str(path)
 
 
 def read_log(folder: Path) -> dict[str, dict[str, Any]]:
-    lines = [json.loads(line) for line in (folder / LINK_LOG).read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / LINK_LOG).read_text(encoding="utf-8").splitlines()]
     assert len({line["url"] for line in lines}) == len(lines)
     return {line["url"].rsplit("/", 1)[1]: line for line in lines}
 
@@ -121,7 +121,7 @@ def test_a_list_becomes_an_image_folder(site: Site, tmp_path: Path) -> None:
     assert report == FetchReport(images=4, duplicates=2, small=1, dead={}, skipped=2, size_bytes=size, digest=kept.digest)
     assert kept.captions == ["a", "c", "e", "g"]
     np.testing.assert_array_equal(np.asarray(kept.image(0)), np.asarray(Image.open(io.BytesIO(image(1)))))
-    rows = [json.loads(line) for line in (tmp_path / "out" / "metadata.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "out" / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["url"] for row in rows] == [urls[0], urls[2], urls[4], urls[6]]
     for row, content in zip(rows, contents, strict=True):
         file = tmp_path / "out" / row["file_name"]
@@ -238,12 +238,12 @@ def test_a_killed_run_continues(site: Site, tmp_path: Path) -> None:
     words = [sys.executable, "-c", SCRIPT, what, str(tmp_path / "out"), str(tmp_path / "cache")]
     running = subprocess.Popen(words, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])})
     assert reached.wait(300)
-    while len((tmp_path / "out" / LINK_LOG).read_text().splitlines()) < 5:
+    while len((tmp_path / "out" / LINK_LOG).read_text(encoding="utf-8").splitlines()) < 5:
         time.sleep(0.01)
     running.send_signal(signal.SIGKILL)
     assert running.wait() == -signal.SIGKILL
     go.set()
-    with (tmp_path / "out" / LINK_LOG).open("a") as file:
+    with (tmp_path / "out" / LINK_LOG).open("a", encoding="utf-8") as file:
         file.write('{"url": "http://cut-sho')  # as a kill in the middle of a line would leave it
     with pytest.raises(UserError, match=r"nothing to read in .*out: expected metadata\.jsonl"):
         open_images(str(tmp_path / "out"))
