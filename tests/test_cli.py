@@ -177,6 +177,19 @@ def test_unreadable_weights_are_rejected_before_anything_is_generated(
     assert [path for path in tmp_path.rglob("results/**/*") if path.is_file()] == []
 
 
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_control_characters_from_files_do_not_reach_the_terminal(
+    more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    header = json.dumps({"\x1b[2J\x9b1;32mpass\r": {"dtype": "F32", "shape": [1], "data_offsets": [0, 40]}}).encode()
+    (tmp_path / "odd.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    assert cli.main(["gate", str(tmp_path / "odd.safetensors"), "--baseline", "scenes-vega", "--results", str(tmp_path), *more]) == 2
+    assert cli.main(["run", "--model", str(tmp_path / "odd.safetensors")]) == 2
+    shown = "".join(capsys.readouterr())
+    assert shown.count(r"\x1b[2J\x9b1;32mpass\r") == 2
+    assert not set(shown) & {"\x1b", "\x9b", "\r"}
+
+
 def test_folder_that_is_not_a_checkpoint_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "holiday").mkdir()
     (tmp_path / "holiday" / "beach.txt").write_text("sand", encoding="utf-8")

@@ -94,6 +94,9 @@ def test_invalid_record_is_an_error(tmp_path: Path) -> None:
         "unknown key": json.dumps({**json.loads(text), "surprise": 1}),
         "half a file": text[:100],
         "no text": "\udcff",
+        "path as name": json.dumps({**json.loads(text), "model": {**json.loads(text)["model"], "name": "../x"}}),
+        "formula as name": json.dumps({**json.loads(text), "suite": {**json.loads(text)["suite"], "name": "=1+1"}}),
+        "path as family": json.dumps({**json.loads(text), "family": "../.."}),
     }
     for content in invalid.values():
         (folder / "record.json").write_bytes(content.encode("utf-8", "surrogateescape"))

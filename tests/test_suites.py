@@ -126,6 +126,7 @@ def test_misspelt_key_is_reported_with_the_right_one(right: str, wrong: str, whe
         ("warmup = 0", "warmup = 0\nsettings = [{ calls = 3 }]", "setting 'base' is listed more than once"),
         ("n = 3", "n = 3\ngroups = { one = 1, other = 1 }", r"prompts: .*the 'groups' have 2 prompts in total, but 'n' is 3"),
         ("n = 3", "n = 3\ngroups = { none = 0, all = 3 }", r"prompts\.groups\.none: .*greater than 0"),
+        ('name = "own"', 'name = "../own"', r"name: .*should match pattern .*\(found '\.\./own'\)"),
         ('family = "scenes"', 'family = "scene"', r"family: unknown value 'scene'; did you mean 'scenes'\?$"),
         ("scenes = [", "scene = [", r"metrics\.scene.*did you mean 'scenes'"),
         ("[prompts]", "[prompts", "is not valid TOML"),

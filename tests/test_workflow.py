@@ -47,7 +47,7 @@ def test_workflow_needs_a_self_hosted_runner_and_only_reads() -> None:
 
 
 def test_workspace_is_kept_and_the_record_is_uploaded() -> None:
-    assert STEPS["actions/checkout@v4"]["with"] == {"clean": False}
+    assert STEPS["actions/checkout@v4"]["with"] == {"clean": False, "persist-credentials": False}
     upload = STEPS["Keep the report and the record"]
     assert upload["if"] == "${{ always() }}"
     assert upload["with"]["path"].split("\n")[:3] == ["gate.json", "gate.xml", "${{ steps.gate.outputs.record }}"]
@@ -91,12 +91,12 @@ def test_exit_code_counts_only_with_a_matching_report(exits: int, report: int | 
     assert (tmp_path / "output").read_text(encoding="utf-8") == f"code={exits}\n"
 
 
-@pytest.mark.parametrize(("place", "is_named"), [("results", True), ("elsewhere", False)])
+@pytest.mark.parametrize(("place", "is_named"), [("results/with a space", True), ("elsewhere", False)])
 def test_record_is_named_as_in_the_report_of_the_gate(
     place: str, is_named: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    record = save_record(make_measurement("with a space"), Path(place))
+    record = save_record(make_measurement(), Path(place))
     assert cli.main(["gate", str(record), "--baseline", str(record), "--json"]) == 0
     (tmp_path / "report").write_text(capsys.readouterr().out, encoding="utf-8")
     write_tool(tmp_path / ".venv" / "bin" / "sdbench", "cat report")

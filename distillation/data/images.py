@@ -23,6 +23,7 @@ from sdbench.assets.sources import Rows, open_image, read_rows, read_texts
 from sdbench.assets.weights import user_cache
 from sdbench.disk import write_bytes
 from sdbench.errors import UndecodableError, UserError
+from sdbench.store import FORMATS
 
 CAPTION_COLUMNS = ("caption", "text", "prompt", "clean_prompts", "txt")  # the last two: Vega's Midjourney set, text files in a tar
 SWAPPED_ORIENTATIONS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
@@ -88,7 +89,7 @@ class Images:
     def _open(self, row: int) -> Iterator[Image.Image]:
         (image,) = self.rows[row].values()
         try:
-            with open_image(image) as file, Image.open(file) as opened:
+            with open_image(image) as file, Image.open(file, formats=FORMATS) as opened:
                 yield opened
         except Exception as error:  # decoders of damaged files raise nearly anything
             raise UndecodableError(

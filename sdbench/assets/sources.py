@@ -138,7 +138,8 @@ def _folder_arguments(folder: Path) -> dict[str, Any]:
     if tars and tables:  # written by img2dataset, whose tables list the outcome of each link in a tar
         return _file_arguments("webdataset", tars)
     if tars or tables:
-        return {"path": str(folder)}
+        # Named by the reader: by the folder, its README.md could name other files, also outside of it.
+        return {"path": "webdataset" if tars else "parquet", "data_dir": str(folder)}
     found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:5]) or "nothing"
     raise UserError(
         f"nothing to read in {folder}: expected {', '.join(METADATA)}, .parquet or .tar files; found {found}. "

@@ -11,7 +11,7 @@ from typing import Any, Self
 from sdbench.errors import IncompleteError, UserError, unknown_name
 from sdbench.models.architectures import TOPOLOGIES, Family, architecture_of, depths, depths_of_keys, family_of, ldm_depths, unet_config
 from sdbench.models.catalogue import CATALOGUE, TEACHERS, Source
-from sdbench.models.files import Tensor, checkpoint_kind, read_header, read_json, strip_prefixes
+from sdbench.models.files import Tensor, checkpoint_kind, read_config, read_header, read_json, strip_prefixes
 
 UNET_CLASS = "UNet2DConditionModel"
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
@@ -172,14 +172,14 @@ def _random_spec(what: str) -> ModelSpec:
 
 def _from_folder(folder: Path, base: ModelSpec | None) -> ModelSpec:
     if (folder / "model_index.json").is_file():
-        config = read_json(folder / "unet" / "config.json")
+        config = read_config(folder / "unet" / "config.json")
         return ModelSpec(folder.name, family_of(config), architecture_of(config), "folder", str(folder))
     if not (folder / "config.json").is_file():
         raise UserError(
             f"{folder} is not a checkpoint: it holds neither model_index.json (a pipeline) nor config.json (a UNet), "
             f"but {', '.join(sorted(entry.name for entry in folder.iterdir())[:5]) or 'nothing'}.{_advise_contents(folder)}"
         )
-    config = read_json(folder / "config.json")
+    config = read_config(folder / "config.json")
     if config.get("_class_name") != UNET_CLASS:
         raise UserError(
             f"{folder / 'config.json'} describes a {config.get('_class_name')!r}, expected {UNET_CLASS!r} or, for a complete pipeline, a model_index.json beside it"
@@ -247,7 +247,7 @@ def _from_hub(repository: str, base: ModelSpec | None, revision: str | None) -> 
     config = folder / "config.json" if folder and base else folder / "unet" / "config.json" if folder else None
     if config is None or not config.is_file():
         return spec  # its architecture is known once it is downloaded
-    content = read_json(config)
+    content = read_config(config)
     return replace(spec, family=family_of(content), architecture=architecture_of(content))
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from sdbench import records, tables
 from sdbench.errors import UserError
@@ -185,7 +185,7 @@ def _encode(path: Path) -> tuple[bytes, str, tuple[int, int]]:
     """Read an image, unchanged if it is small, else reduced and as WebP; returns bytes, format and (width, height)."""
     try:
         content = path.read_bytes()
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             if len(content) <= _AS_IS_BYTES:
                 image.verify()
                 return content, "png", image.size
@@ -193,5 +193,5 @@ def _encode(path: Path) -> tuple[bytes, str, tuple[int, int]]:
             buffer = io.BytesIO()
             image.convert("RGB").save(buffer, "WEBP", quality=_QUALITY)
             return buffer.getvalue(), "webp", image.size
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"image {path} cannot be read ({error}); restore it, or delete it: the page works without it.") from error

@@ -124,6 +124,15 @@ def test_a_folder_or_a_file_that_is_not_text_is_an_error(tmp_path: Path) -> None
         load_recipe(tmp_path / "own.toml")
 
 
+def test_name_of_a_recipe_cannot_be_a_path(tmp_path: Path) -> None:
+    for name in ("..", "../x"):
+        (tmp_path / "own.toml").write_text(
+            (RECIPES / "vega.toml").read_text(encoding="utf-8").replace('name = "vega"', f'name = "{name}"', 1), encoding="utf-8"
+        )
+        with pytest.raises(UserError, match="name: String should match pattern"):
+            load_recipe(tmp_path / "own.toml")
+
+
 @given(st.integers(10, 10**6))
 def test_stage_steps_sum_to_all_steps(steps: int) -> None:
     counts = SSD_1B.stage_steps(steps)

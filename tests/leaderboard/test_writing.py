@@ -1,6 +1,7 @@
 """The leaderboard's tables match golden files, and the rules for their numbers are tested one by one."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -321,6 +322,11 @@ def test_names_are_escaped_in_tables() -> None:
     grid = tables.Grid(("model",), (("[red]a|b</td>\nc",),))
     assert tables.markdown(grid).splitlines()[2] == "| [red]a\\|b&lt;/td> c |"
     assert "[red]a|b</td>" in tables.text(grid, 80)
+
+
+def test_text_of_records_cannot_become_a_tag_below_the_tables() -> None:
+    rows = [replace(row, record=row.record.model_copy(update={"prompts": "<img src=x>"})) for row in example_rows()]
+    assert "- prompts: &lt;img src=x>" in writing.markdown(rows).splitlines()
 
 
 def test_published_numbers_have_a_source_and_stay_out_of_measured_tables() -> None:

@@ -78,6 +78,15 @@ def test_base_and_lora_change_the_digest(tiny_pipeline: Path, tmp_path: Path) ->
     assert len({digest(tiny_pipeline), *(digest(tiny_pipeline, lora=tmp_path / f"{name}.safetensors") for name in "ab")}) == 3
 
 
+def test_scale_of_a_lora_changes_the_digest(tiny_pipeline: Path, tmp_path: Path) -> None:
+    path, found = tmp_path / "lora.safetensors", set()
+    for alpha in (None, 1, 8):
+        settings = {"lora_adapter_metadata": json.dumps({"unet.r": 4, "unet.lora_alpha": alpha})}
+        save_file({"unet.x.lora_A.weight": torch.ones(1)}, path, metadata=settings if alpha else None)
+        found.add(digest(tiny_pipeline, lora=path))
+    assert len(found) == 3
+
+
 def test_unet_of_the_base_does_not_affect_the_digest(tiny_pipeline: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_pipeline / "unet", tmp_path / "unet")
     assert digest(tmp_path / "unet", tiny_pipeline) == digest(tiny_pipeline)

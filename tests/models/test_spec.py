@@ -188,6 +188,13 @@ def test_folders_that_are_not_checkpoints_are_rejected(tiny_pipeline: Path, tmp_
         resolve(str(tiny_pipeline / "unet"))
 
 
+def test_config_of_endless_layers_is_refused_before_they_are_counted(tiny_pipeline: Path, tmp_path: Path) -> None:
+    config = json.loads((tiny_pipeline / "unet" / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps({**config, "layers_per_block": 10**12}), encoding="utf-8")
+    with pytest.raises(UserError, match="'layers_per_block' is 1000000000000"):
+        resolve(str(tmp_path), base=str(tiny_pipeline))
+
+
 def test_files_that_are_not_checkpoints_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "old.ckpt").touch()
     with pytest.raises(UserError, match="pickled weights can run code"):

@@ -111,7 +111,7 @@ def test_large_images_are_scaled_down_and_compressed(tmp_path: Path) -> None:
     assert len(image.src) < len(noise.getvalue()) / 4
 
 
-@pytest.mark.parametrize("content", [b"", b"no image", png((1, 2, 3), 64)[:-20]])
+@pytest.mark.parametrize("content", [b"", b"no image", png((1, 2, 3), 64)[:-20], b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"])
 def test_unreadable_image_is_an_error(content: bytes, tmp_path: Path) -> None:
     record, scores = make_model(0, "scenes-teacher")
     records.write(record, scores, {"p0000.png": content}, tmp_path)

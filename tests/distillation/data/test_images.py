@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from datasets.packaged_modules.parquet.parquet import Parquet
-from PIL import ExifTags, Image
+from PIL import EpsImagePlugin, ExifTags, Image
 
 from distillation.data.images import open_images
 from sdbench.errors import UserError
@@ -90,6 +90,16 @@ def test_every_layout_gives_the_same_images(tmp_path: Path) -> None:
         for row, array in enumerate(ARRAYS):
             np.testing.assert_array_equal(np.asarray(images.image(row)), array)
             assert images.size(row) == (7, 4 + row)
+
+
+def test_a_folders_card_and_code_are_ignored(tmp_path: Path) -> None:
+    folder = parquet_folder(tmp_path / "shards")
+    table(captions=["other"] * 4).to_parquet(tmp_path / "other.parquet")
+    (folder / "README.md").write_text(
+        f"---\nconfigs:\n- config_name: default\n  data_files: {tmp_path / 'other.parquet'}\n---\n", encoding="utf-8"
+    )
+    (folder / "shards.py").write_text("raise SystemExit('it ran')", encoding="utf-8")
+    assert open_images(str(folder)).captions == CAPTIONS
 
 
 def test_tables_beside_tars_are_ignored(tmp_path: Path) -> None:
@@ -210,6 +220,14 @@ def test_an_undecodable_image_is_named_when_read(tmp_path: Path, damaged: bytes)
     assert images.image(0).size == (7, 4)
     with pytest.raises(UserError, match=r"some: the image \S+half\.png of row 1 \('damaged'\) cannot be decoded"):
         images.image(1)
+
+
+def test_an_image_for_which_pillow_would_run_a_program_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("ran Ghostscript"))
+    drawing = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
+    images = open_images(str(image_folder(tmp_path / "some", [{"file_name": "a.png", "text": "a"}], **{"a.png": drawing})))
+    with pytest.raises(UserError, match=r"a\.png of row 0 \('a'\) cannot be decoded"):
+        images.image(0)
 
 
 def test_a_row_without_image_is_named(tmp_path: Path) -> None:

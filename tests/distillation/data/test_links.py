@@ -177,17 +177,16 @@ def test_dead_links_have_a_reason_and_are_retried_only_when_asked(site: Site, tm
 def test_a_server_that_hangs_or_drips_is_given_up(site: Site, tmp_path: Path) -> None:
     over = threading.Event()
 
-    def drip(handler: Handler) -> None:
-        handler.send_response(200)
-        handler.send_header("Content-Length", "1000000")
-        handler.end_headers()
+    def drip(handler: Handler, start: bytes) -> None:
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\n" + start)
         while not over.wait(0.02):
             handler.wfile.write(b"x")
 
-    site.pages |= {"hang": lambda _: over.wait(), "drip": drip}
-    with pytest.raises(UserError, match=r"dead {'timeout': 2}"):
+    starts = {"body": b"Content-Length: 1000000\r\n\r\n", "header": b"X: ", "chunk": b"Transfer-Encoding: chunked\r\n\r\n1;"}
+    site.pages |= {"hang": lambda _: over.wait()} | {page: partial(drip, start=start) for page, start in starts.items()}
+    with pytest.raises(UserError, match=r"dead {'timeout': 4}"):
         fetch_images(
-            write_list(tmp_path / "list.jsonl", [site.url("hang"), site.url("drip")]),
+            write_list(tmp_path / "list.jsonl", list(map(site.url, site.pages))),
             tmp_path / "out",
             FetchRules(timeout_s=0.2, allow_private=True),
         )
@@ -285,10 +284,11 @@ def test_a_redirect_to_a_private_address_is_refused(site: Site, tmp_path: Path, 
 
 
 def test_what_counts_as_private() -> None:
-    private = "127.0.0.1 10.1.2.3 172.16.0.1 192.168.0.1 169.254.169.254 100.64.0.1 0.0.0.0 ::1 fe80::1%2 fd00::1 ::ffff:127.0.0.1"
+    private = "127.0.0.1 10.1.2.3 172.16.0.1 192.168.0.1 169.254.169.254 100.64.0.1 0.0.0.0 ::1 fe80::1%2 fd00::1 ::ffff:127.0.0.1 64:ff9b::a01:203"
     assert [address for address in private.split() if module._is_public(address)] == []
     assert module._is_public("1.1.1.1")
     assert module._is_public("2606:4700:4700::1111")
+    assert module._is_public("64:ff9b::808:808")
 
 
 def test_lists_have_several_formats_and_column_names(site: Site, tmp_path: Path) -> None:
