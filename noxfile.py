@@ -26,7 +26,7 @@ def benchmark(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests, in up to four processes: nox -s tests; with options of pytest, such as -m slow, in as many as these say, by default one."""
+    """Run the tests in up to four processes: nox -s tests; with pytest's options, such as -m slow, in as many as they say, by default one."""
     _install(session, "test")
     session.run("pytest", *(session.posargs or ["-n", str(min(4, os.cpu_count() or 1))]))
 
@@ -40,7 +40,7 @@ def peers(session: nox.Session) -> None:
 
 @nox.session(default=False, venv_backend="uv")
 def lowest(session: nox.Session) -> None:
-    """Run the tests with the oldest versions that pyproject.toml admits: nox -s lowest -- [pytest's options]."""
+    """Run the tests with the oldest versions that pyproject.toml allows: nox -s lowest -- [pytest's options]."""
     session.install("--resolution", "lowest-direct", "-e", ".", "--group", "test")
     session.run("pytest", *session.posargs)
 
@@ -63,14 +63,14 @@ def distill(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def gate(session: nox.Session) -> None:
-    """Hold back a regressed checkpoint: nox -s gate -- CANDIDATE --baseline BASELINE. Nox says 0 for a pass, 1 for all else."""
+    """Hold back a regressed checkpoint: nox -s gate -- CANDIDATE --baseline BASELINE. Nox exits with 0 for a pass, else with 1."""
     _install(session)
     session.run("sdbench", "gate", *session.posargs)
 
 
 @nox.session(default=False)
 def calibrate(session: nox.Session) -> None:
-    """Ask how often the gate errs, on the committed pool of scores: nox -s calibrate -- [--draws N]; -- pool draws the pool of scores again."""
+    """Measure how often the gate errs on the committed pool of scores: nox -s calibrate -- [--draws N]; -- pool draws that pool again."""
     _install(session)
     step = [] if session.posargs[:1] == ["pool"] else ["judge"]
     session.run("python", "suites/calibrate_gate.py", *step, *session.posargs)
@@ -88,7 +88,7 @@ def web(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def speed(session: nox.Session) -> None:
-    """Time the harness itself beside its peers, as ratios: nox -s speed -- [pytest's options]."""
+    """Time the harness itself against its peers, as ratios: nox -s speed -- [pytest's options]."""
     _install(session, "web")
     files = sorted(map(str, Path("suites").glob("speed_*.py")))
     session.run("pytest", *files, "-s", "--benchmark-columns=median,iqr,rounds", *session.posargs)
@@ -96,7 +96,7 @@ def speed(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def scenes(session: nox.Session) -> None:
-    """Train the embedded family from nothing and install its weights: hours on two cores; a killed run goes on."""
+    """Train the embedded family from scratch and install its weights: hours on two cores; a killed run resumes."""
     _install(session)
     work = "results/runs/training"
     session.run("sdbench", "scenes", "train", "--work", work, *session.posargs)

@@ -46,9 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     sensitivity.add(commands, WORK)
     plan = add_command(commands, "plan", "describe a recipe and estimate what training takes, without any weights")
     prune = add_command(commands, "prune", "prune a teacher, without training")
-    run = add_command(commands, "run", "prune and train, stage by stage; a stopped run continues")
+    run = add_command(commands, "run", "prune and train, stage by stage; a stopped run resumes")
     ablate = add_command(
-        commands, "ablate", "train variants of a student, with several seeds each, and compare them; a stopped sweep continues"
+        commands, "ablate", "train variants of a student, with several seeds each, and compare them; a stopped run resumes"
     )
     for command in (plan, prune, run, ablate):
         command.add_argument("recipe", help=f"name of a shipped recipe ({', '.join(shipped_recipes())}), or path of a .toml file")
@@ -61,9 +61,9 @@ def _parser() -> argparse.ArgumentParser:
         "captioned images to train on: image folder, parquet or webdataset files, or a Hub dataset (default: rendered scenes, for family scenes only)",
     )
     run.add_argument(
-        "--deterministic", action="store_true", help="produce the same bytes on every run on one machine, also on a GPU; costs some speed"
+        "--deterministic", action="store_true", help="produce the same bytes in every run on one machine, even on a GPU; costs some speed"
     )
-    run.add_argument("--dry-run", action="store_true", help="check recipe, teachers, images and target, print the plan and stop")
+    run.add_argument("--dry-run", action="store_true", help="check recipe, teachers, images and target, print the plan, and stop")
     ablate.add_argument("--seeds", type=positive_int, default=3, help="number of seeds per arm (default: %(default)s)")
     ablate.add_argument(
         "--arm",
@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_estimate_options(*commands: argparse.ArgumentParser) -> None:
     for command in commands:
         command.add_argument(
-            "--family", choices=get_args(Family), default="scenes", help="whose widths and settings to use (default: %(default)s)"
+            "--family", choices=get_args(Family), default="scenes", help="family whose widths and settings to use (default: %(default)s)"
         )
         command.add_argument(
             "--tflops",
@@ -89,7 +89,7 @@ def _add_estimate_options(*commands: argparse.ArgumentParser) -> None:
             help="estimate the time on a GPU that reaches X * 10^12 FLOPs per second (default: an assumption that the output states)",
         )
         command.add_argument(
-            "--usd-per-hour", type=number_between(float, 1e-6), metavar="X", help="estimate the cost at this price of a GPU"
+            "--usd-per-hour", type=number_between(float, 1e-6), metavar="X", help="estimate the cost at this price per GPU hour"
         )
 
 
@@ -104,14 +104,16 @@ def _add_training_options(*commands: argparse.ArgumentParser) -> None:
         command.add_argument(
             "--work", type=Path, default=WORK, help="folder for intermediate results and checkpoints (default: %(default)s)"
         )
-        command.add_argument("--steps", type=positive_int, help="steps in total over all stages (default: the recipe's)")
+        command.add_argument("--steps", type=positive_int, help="number of training steps, over all stages (default: the recipe's)")
         add_device(command)
 
 
 def _add_teacher_options(prune: argparse.ArgumentParser, run: argparse.ArgumentParser, ablate: argparse.ArgumentParser) -> None:
     for command in (prune, ablate):
         command.add_argument("--teacher", help=TEACHER)
-    run.add_argument("--teacher", action="append", help=f"{TEACHER}; repeat it, in the recipe's order, for several teachers in succession")
+    run.add_argument(
+        "--teacher", action="append", help=f"{TEACHER}; repeat it, in the recipe's order, for teachers that follow one another"
+    )
 
 
 def _plan(options: argparse.Namespace) -> None:
@@ -166,7 +168,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _suggest_measuring(options: argparse.Namespace, teacher: str | None) -> None:
-    """Tell how to measure the student; a bare UNet is completed by its teacher."""
+    """Say how to measure the student; a bare UNet is completed by its teacher."""
     out: Path = options.out
     words = ["sdbench", "run", "--model", str(out)]
     if out.name in CATALOGUE:  # which comes before a folder
@@ -185,7 +187,7 @@ def _use_deterministic_algorithms() -> None:
 
 
 def _suggest_all_gpus(accumulation: int) -> None:
-    """On a machine with several GPUs, tell how to train on more than one."""
+    """On a machine with several GPUs, say how to train on more than one."""
     import torch
 
     from sdbench.training.loop import max_even_processes
@@ -203,7 +205,7 @@ def _dry_run(
     local: Mapping[str | None, Path],
     images: "SquareImages | None",
 ) -> str:
-    """Check what else can be checked without fetching a teacher, and return a description of the run; `local` has the teachers at hand."""
+    """Check what else can be checked without fetching a teacher, and describe the run; `local` has the teachers on this disk."""
     from distillation.describe import describe_recipe
     from distillation.run_plan import plan_run
     from distillation.succession import warn_of_different_parts

@@ -44,8 +44,8 @@ def describe_recipe(
         teachers: names of the teachers, to describe a particular run.
         n_images: number of training images of that run.
         tflops: 10^12 FLOPs per second that a GPU reaches in training; default: an assumption that the text states.
-        usd_per_hour: price of a GPU; without it the text has no cost. The embedded family, which trains on CPUs, has no time on a GPU
-            either, unless this or `tflops` asks for it.
+        usd_per_hour: price of a GPU; without it the text has no cost. For the embedded family, which trains on CPUs, GPU time is left out
+            too, unless this or `tflops` is given.
 
     Raises:
         UserError: a stage or a tap does not fit the architectures, or the recipe's steps are too few for its stages.

@@ -71,7 +71,7 @@ class Plan:
         return None if self.mid_resnet == "none" else PLAIN
 
     def keep_resnets(self, rows: Iterable[tuple[str, tuple[int, ...]]], counts: Mapping[str, int], where: str) -> "Plan":
-        """A plan with only these resnets, and without the attentions behind the removed ones.
+        """A plan with only these resnets, and without the attentions after the removed ones.
 
         Args:
             rows: pattern of down or up blocks, resnets that stay.

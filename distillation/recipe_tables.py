@@ -31,7 +31,7 @@ class KeepBlocks(Table):
 
 
 class KeepResnets(Table):
-    """A row of a stage: which resnets stay. A removed resnet takes the attention behind it along.
+    """A row of a stage: which resnets stay. Removing a resnet also removes the attention after it.
 
     Attributes:
         block: path of the teacher's down or up blocks; `*` matches any one part.

@@ -31,8 +31,8 @@ def plan_run(recipe: Recipe, family: Family, teacher_folders: Sequence[Path], st
     """Plan a run, and check everything that can be checked before weights are read.
 
     Raises:
-        UserError: a teacher's folder is no complete pipeline, or its architecture, family, diffusion or noise does not fit; the number of
-            teachers or steps does not fit the recipe; or the student or a tap cannot be made.
+        UserError: a teacher's folder is not a complete pipeline, or its architecture, family, diffusion or noise does not fit; the number
+            of teachers or steps does not fit the recipe; or the student or a tap cannot be made.
     """
     teachers = open_teachers(recipe, family, teacher_folders)
     segments = recipe.segments(steps or recipe.settings(family).steps, len(teachers))
@@ -45,7 +45,7 @@ def open_teachers(recipe: Recipe, family: Family, folders: Sequence[Path]) -> li
     """The teachers in these folders, if they fit the recipe, the family and each other; no weights are read.
 
     Raises:
-        UserError: a folder is no complete pipeline, or its architecture, family, diffusion or noise does not fit.
+        UserError: a folder is not a complete pipeline, or its architecture, family, diffusion or noise does not fit.
     """
     teachers = [open_teacher_for(folder, recipe) for folder in folders]
     for teacher in teachers:
@@ -60,7 +60,7 @@ def _check_teacher(teacher: Teacher, first: Teacher, family: Family) -> None:
     if differences := [key for key, value in first.noise_settings.items() if teacher.noise_settings[key] != value]:
         key = differences[0]
         raise UserError(
-            f"the teacher in {teacher.folder} was trained with other noise than the one in {first.folder}: "
+            f"the teacher in {teacher.folder} was trained with different noise from the one in {first.folder}: "
             f"its scheduler's {key} is {teacher.noise_settings[key]}, not {first.noise_settings[key]}"
         )
 

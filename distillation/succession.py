@@ -26,7 +26,7 @@ def warn_of_different_parts(teachers: Sequence[Teacher]) -> None:
     for teacher in teachers[1:]:
         if parts := different_parts(teachers[0].folder, teacher.folder):
             tqdm.write(
-                f"the teacher in {teacher.folder} has another {' and '.join(parts)} than the first one in {teachers[0].folder}, but is given "
+                f"the teacher in {teacher.folder} differs from the first one, in {teachers[0].folder}, in its {' and '.join(parts)}, but is given "
                 "the embeddings and latents of the first one, whose parts the student keeps. Choose or tune a teacher with the same parts, "
                 "or expect it to teach less well",
                 file=sys.stderr,

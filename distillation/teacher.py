@@ -111,7 +111,7 @@ def local_folder(name: str | None) -> Path | None:
 
 
 def named_family(name: str | None) -> str | None:
-    """The family of a teacher that is no folder, before it is fetched; a Hub repository that is not on this disk counts as full size.
+    """The family of a teacher that is not a folder, before it is fetched; a Hub repository that is not on this disk counts as full size.
 
     Raises:
         UserError: there is no such pipeline.

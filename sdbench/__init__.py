@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """`sdbench.evaluate`, imported when it is first asked for: `import sdbench` alone loads nothing."""
+    """`sdbench.evaluate`, imported on first use, so that `import sdbench` alone loads nothing."""
     if name == "evaluate":
         from sdbench.api import evaluate
 
@@ -19,5 +19,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """Names for completion, `evaluate` among them."""
+    """Names for completion, including `evaluate`."""
     return sorted({*globals(), *__all__})

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import io
 import re
 import signal
 import sys
@@ -11,14 +12,15 @@ from typing import Any, TypeVar
 from sdbench.errors import UserError
 
 BAD_INPUT, INTERRUPTED = 2, 130
+_ESCAPES = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
 P = TypeVar("P", bound=argparse.ArgumentParser)
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that takes no abbreviated options: argparse reads `--base` as `--baseline` where there is no `--base`.
+    """A parser that refuses abbreviated options: argparse would read `--base` as `--baseline` where there is no `--base`.
 
-    Nor does it take an option twice, unless that collects its values: argparse drops all but the last. Its subcommands are parsers of
-    this class too.
+    It also refuses two different values of one option, unless the option collects its values: argparse would drop all but the last. Its
+    subcommands are parsers of this class too.
     """
 
     def __init__(self, prog: str | None = None, **options: Any) -> None:
@@ -34,7 +36,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class _StoreOnce(argparse.Action):
-    """Store an option's value; an error where it has one already."""
+    """Store an option's value; it is an error if the option already has another one."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
         assert isinstance(parser, Parser)
@@ -46,7 +48,7 @@ class _StoreOnce(argparse.Action):
 
 
 def add_command(commands: "argparse._SubParsersAction[P]", name: str, help_text: str) -> P:
-    """Add a command and return its parser; the command's own help begins with its line in the list of commands."""
+    """Add a command and return its parser; `help_text` describes it in the list of commands and at the top of its own help."""
     return commands.add_parser(name, help=help_text, description=help_text)
 
 
@@ -63,14 +65,22 @@ def _parse_part(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def printable(text: object) -> str:
+    """Text for a terminal, its control characters but tabs and line ends written as in Python.
+
+    Names and prompts in files may hold some, which could move the cursor and show another verdict.
+    """
+    return str(text).translate(_ESCAPES)
+
+
 def show(text: object) -> None:
-    """Print a line of the answer to stdout.
+    """Print a line of the answer to stdout, made `printable`.
 
     Raises:
         OSError: it cannot be written.
     """
     try:
-        sys.stdout.write(f"{text}\n")
+        sys.stdout.write(f"{printable(text)}\n")
         sys.stdout.flush()
     except OSError:
         with contextlib.suppress(OSError):
@@ -80,6 +90,8 @@ def show(text: object) -> None:
 
 def run_command(program: str, command: Callable[[], int]) -> int:
     """Run a command and return the exit code of the process: 2 for a `UserError`, with its message on stderr, 130 for an interrupt."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a caller may have put something else there
+        sys.stdout.reconfigure(errors="replace")  # a table with `?` for an arrow is better than none; JSON is ASCII
     with contextlib.suppress(ValueError):  # only the main thread may set it
         signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -88,7 +100,7 @@ def run_command(program: str, command: Callable[[], int]) -> int:
         sys.stderr.write(f"{program}: interrupted; what was finished is kept, and the same command continues from there\n")
         return INTERRUPTED
     except UserError as error:
-        sys.stderr.write(f"{program}: {error}\n")
+        sys.stderr.write(f"{program}: {printable(error)}\n")
         return BAD_INPUT
     except BrokenPipeError:  # the reader of stdout has gone; 0 would mean that a gate has passed
         return BAD_INPUT

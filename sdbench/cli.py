@@ -1,7 +1,7 @@
 """The command line. Slow imports wait until a command needs them.
 
-A command's answer goes to stdout, so that `sdbench models | grep vega` works. With `--json` the answer is JSON on stdout, and text, if
-there is any, goes to stderr. Progress and notes always go to stderr.
+A command's answer goes to stdout, so that `sdbench models | grep vega` works. With `--json`, the answer is JSON on stdout, and any text
+goes to stderr. Progress and notes always go to stderr.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     showing.add_commands(add)
     models = add_plain("models", _models, "list the models that sdbench knows by name")
     models.add_argument("--json", action="store_true", help="print the answer as JSON on stdout")
-    add_runs(add("suites", _suites, "list the suites, their metrics and what they need"))
+    add_runs(add("suites", _suites, "list the suites, with their metrics and what each needs"))
     doctor = "check what this machine can run, what is missing, whether the shipped weights are intact, and whether the metrics work"
     add_runs(add("doctor", _doctor, doctor))
     _add_reference(add("reference", _reference, "build reference statistics from real images, import published ones, or list them"))
@@ -60,10 +60,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_scenes(command: argparse.ArgumentParser) -> None:
-    command.add_argument("action", choices=("train", "ship"), help="train: train the parts in WORK; ship: install them with a manifest")
+    command.add_argument(
+        "action", choices=("train", "ship"), help="train: train the parts in WORK; ship: install them in this package, with a manifest"
+    )
     command.add_argument("--parts", nargs="+", default=[], help="parts to train (default: all)")
-    command.add_argument("--results", type=Path, default=Path("results"), help="folder for the losses (default: results)")
-    command.add_argument("--work", type=Path, help="folder to train in; a killed run continues there (default: RESULTS/runs/training)")
+    command.add_argument("--results", type=Path, default=Path("results"), help="folder for the training losses (default: results)")
+    command.add_argument("--work", type=Path, help="folder to train in; a killed run resumes from it (default: RESULTS/runs/training)")
     add_device(command)
 
 
@@ -73,7 +75,7 @@ def _add_reference(command: argparse.ArgumentParser) -> None:
     importing = add_command(actions, "import", "import published reference statistics")
     listing = add_command(actions, "list", "list the available references")
     for action in (building, importing):
-        action.add_argument("name", help="name of the reference, as suites use it")
+        action.add_argument("name", help="name of the reference, for suites and --reference")
     importing.add_argument("file", type=Path, help=".npz file with `mu` and `sigma`")
     building.add_argument("--images", type=Path, help="folder of real images")
     building.add_argument("--dataset", help="dataset of real images: a file, a folder or a name on the Hub, opened with `datasets`")
@@ -81,8 +83,8 @@ def _add_reference(command: argparse.ArgumentParser) -> None:
     building.add_argument("--column", help="column of the dataset's images, if it has several")
     building.add_argument("--encoder", nargs="+", required=True, help=f"encoders to build for: {', '.join(ENCODERS)}")
     building.add_argument("--n", type=int, help="use only the first N images (default: all)")
-    importing.add_argument("--encoder", nargs="+", required=True, help="encoders that the publisher states, named as for build")
-    importing.add_argument("--n", type=int, required=True, help="number of images behind the file")
+    importing.add_argument("--encoder", nargs="+", required=True, help="encoders that the publisher used, by the names that build takes")
+    importing.add_argument("--n", type=int, required=True, help="number of images that the statistics were computed from")
     importing.add_argument("--source", required=True, help="where the file was published")
     add_device(building)
     for action in (building, importing, listing):

@@ -1,8 +1,8 @@
-"""Generate a model's images of a suite into the store.
+"""Generate a model's images for a suite into the store.
 
 The noise of an image comes from its own generator on the CPU, keyed by (suite seed, prompt id, sample), so it does not depend
-on order, batch or number of machines. Batch number k always holds the same prompts at the same places. A resumed batch is
-filled up with its finished prompts, which costs what padding would, so its bytes cannot differ from those of an unbroken run.
+on order, batch or number of machines. Batch number k always holds the same prompts at the same positions. A resumed batch is filled up with
+prompts that are already finished, which costs as much as padding would, so its bytes cannot differ from those of an unbroken run.
 """
 
 import hashlib
@@ -88,7 +88,7 @@ def select_part(jobs: list[Job], batch: int, part: tuple[int, int]) -> list[Job]
 def generate(jobs: list[Job], store: Store, batch: int, make: Callable[[list[Job]], U8], title: str) -> None:
     """Make the images that the store lacks.
 
-    While a batch is made, one thread writes the batch before: compressing an image of 1024 px takes a core a quarter of a second.
+    While a batch is made, one thread writes the previous batch: compressing an image of 1024 px takes a core a quarter of a second.
 
     Args:
         make: turns a full batch of jobs into images, N x H x W x 3 uint8.
@@ -139,12 +139,12 @@ def make_sampler(pipeline: StableDiffusionXLPipeline, sampling: Sampling, noise:
     The function raises `UserError` where an image holds NaN; diffusers clips infinity to white or black.
     """
     set_scheduler(pipeline, sampling)
-    device, dtype = pipeline.unet.device, DTYPES[sampling.dtype]
+    dtype = DTYPES[sampling.dtype]
     side = sampling.size_px // pipeline.vae_scale_factor
     shape = (pipeline.unet.config.in_channels, side, side)
 
     def make(group: list[Job]) -> U8:
-        latents = torch.stack([initial_noise(noise, job.prompt_id, job.sample, shape) for job in group]).to(device, dtype)
+        latents = torch.stack([initial_noise(noise, job.prompt_id, job.sample, shape) for job in group]).to(dtype)
         generators = [_step_generator(noise, job) for job in group]
         with full_float32():  # a training loop may have set a lower precision, which makes other images
             arguments = call_arguments(sampling, [job.prompt for job in group])
@@ -160,7 +160,7 @@ def make_sampler(pipeline: StableDiffusionXLPipeline, sampling: Sampling, noise:
 
 
 def set_scheduler(pipeline: Any, sampling: Sampling) -> None:
-    """Replace the pipeline's scheduler by the one that the sampling names, with the configuration of the pipeline's own."""
+    """Replace the pipeline's scheduler with the one that the sampling names, in the configuration of the pipeline's own."""
     if sampling.scheduler != "model":
         spacing = {} if sampling.timestep_spacing is None else {"timestep_spacing": sampling.timestep_spacing}
         pipeline.scheduler = SCHEDULERS[sampling.scheduler].from_config(pipeline.scheduler.config, **spacing)

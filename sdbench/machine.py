@@ -81,7 +81,7 @@ def this_machine(device: str) -> Machine:
 
 
 def environment() -> Environment:
-    """The versions of Python and of the packages that make numbers, and the commit where sdbench runs from a checkout."""
+    """The versions of Python and of the packages that affect numbers, and the commit if sdbench runs from a checkout."""
     packages = {"sdbench": __version__} | {name: found for name in PACKAGES if (found := version(name))}
     commit, dirty = checkout_state(Path(__file__).resolve().parents[1])
     return Environment(python=platform.python_version(), packages=packages, variables=variables(), commit=commit, dirty=dirty)
@@ -93,7 +93,7 @@ def variables() -> dict[str, str]:
 
 
 def checkout_state(root: Path) -> tuple[str | None, bool | None]:
-    """The commit of a checkout, and whether anything but its results differs from it; (None, None) where `root` is no checkout."""
+    """The commit of a checkout, and whether anything but its results differs from it; (None, None) where `root` is not a checkout."""
     commit = _git(root, "rev-parse", "--verify", "HEAD") if (root / ".git").exists() else None
     if not commit:
         return None, None
@@ -115,17 +115,19 @@ def _git(root: Path, *arguments: str) -> str | None:
     git = shutil.which("git")
     if git is None:
         return None
-    done = subprocess.run([git, "-C", str(root), *arguments], capture_output=True, text=True, check=False)  # noqa: S603  # fixed arguments
+    done = subprocess.run([git, "-C", str(root), *arguments], capture_output=True, encoding="utf-8", check=False)  # noqa: S603  # fixed arguments
     return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _cpu_name() -> str:
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 

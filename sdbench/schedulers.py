@@ -19,9 +19,9 @@ from sdbench.settings import Sampling
 
 
 def describe(spec: ModelSpec, sampling: Sampling, pipeline: Any = None) -> dict[str, Any]:
-    """The scheduler of a model's images, as records have it.
+    """The scheduler of a model's images, as records store it.
 
-    Such as `{"class": "EulerDiscreteScheduler", "prediction_type": "epsilon", "timesteps": [751, 501, 251, 1]}`; empty where no
+    For example `{"class": "EulerDiscreteScheduler", "prediction_type": "epsilon", "timesteps": [751, 501, 251, 1]}`; empty where no
     model draws the images, and where the model's files are not on this disk (yet).
 
     Args:

@@ -1,6 +1,6 @@
 """Score images: values with intervals, and the per-image scores behind them.
 
-A protocol that raises an error, or lacks its weights, gives a value without a number and with the reason; the others go on.
+A protocol that raises an error, or lacks its weights, gives a value that holds the reason in place of a number; the others continue.
 """
 
 from collections.abc import Sequence

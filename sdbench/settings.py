@@ -1,4 +1,4 @@
-"""How images are made, and the settings in which that is timed, as suites state them."""
+"""How images are made, and the settings in which models are timed, as suites state them."""
 
 import operator
 from collections.abc import Sequence
@@ -106,8 +106,8 @@ class Setting(Table):
 class Probes(Table):
     """How latency and memory are measured: fresh processes, and timed calls in each.
 
-    Rounds of a few calls last seconds, during which a card may hold its boost clock. This is not a steady state, for which MLPerf
-    takes ten minutes. Each call is waited for and its images are copied to the host, so images per second are no server's throughput.
+    Rounds of a few calls last seconds, during which a card may hold its boost clock. This is not a steady state, for which MLPerf measures
+    for ten minutes. Each call is awaited and its images are copied to the host, so images per second are not a server's throughput.
 
     Attributes:
         rounds: processes for each model and setting.
@@ -126,7 +126,7 @@ class Probes(Table):
     def _check_labels(cls, settings: tuple[Setting, ...]) -> tuple[Setting, ...]:
         labels = [BASE, *(setting.label for setting in settings)]
         if repeated := {label for label in labels if labels.count(label) > 1}:
-            raise ValueError(f"setting {min(repeated)!r} is there more than once")
+            raise ValueError(f"setting {min(repeated)!r} is listed more than once")
         return settings
 
     def select(self, labels: Sequence[str] = ()) -> dict[str, Setting]:

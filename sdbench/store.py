@@ -1,7 +1,7 @@
 """The run folder of one model on one device: `results/runs/<digest>/`, ignored by git, safe to delete.
 
-It belongs to no single suite. Images are named by their identity (weights, prompt, sampling, noise), so a run that was
-killed continues where it stopped, and a changed suite draws only the images that changed. All writes are atomic.
+It is not tied to a single suite. Images are named by their identity (weights, prompt, sampling, noise), so a run that was
+killed resumes where it stopped, and a changed suite draws only the images that changed. All writes are atomic.
 """
 
 import contextlib
@@ -21,8 +21,10 @@ from sdbench.disk import digest, write_bytes
 from sdbench.errors import UserError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}  # files that count as images
+Image.init()  # fills `OPEN`
+FORMATS = [name for name in Image.OPEN if name != "EPS"]  # on which Pillow runs Ghostscript, also where a file is called .png
 _WAY_OUT = "delete it and run again: only that image is made again"
-UNDECODABLE = (OSError, SyntaxError, ValueError)  # what Pillow raises for a damaged image
+UNDECODABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for a damaged image
 
 
 class Store:
@@ -66,7 +68,7 @@ class Store:
         return read_images([self.path(image_id) for image_id in image_ids], _WAY_OUT)
 
     def verify(self, image_ids: Sequence[str]) -> None:
-        """Check that stored images are whole, by their checksums: 2 ms for a PNG of 1024 px, which takes 38 to decode.
+        """Check that stored images are whole, by their checksums: 2 ms for a PNG of 1024 px, which takes 38 ms to decode.
 
         Raises:
             UserError: an image is missing or damaged.
@@ -110,13 +112,13 @@ def read_images(paths: Sequence[Path], way_out: str) -> U8:
     for path, pixels in zip(paths, images, strict=True):
         if pixels.shape != images[0].shape:
             raise UserError(
-                f"image {path} is {pixels.shape[1]} x {pixels.shape[0]} px, the first is {images[0].shape[1]} x {images[0].shape[0]}; all must be of one size."
+                f"image {path} is {pixels.shape[1]} x {pixels.shape[0]} px, the first is {images[0].shape[1]} x {images[0].shape[0]}; all must have the same size."
             )
     return np.stack(images)
 
 
 def _verify(path: Path, way_out: str) -> None:
-    with _named(path, way_out), Image.open(path) as image:
+    with _named(path, way_out), Image.open(path, formats=FORMATS) as image:
         image.verify()  # checks the checksums, which decoding skips
 
 
@@ -147,9 +149,9 @@ def decode(file: Path | io.BytesIO) -> tuple[U8, str]:
     would silently reduce to 8.
 
     Raises:
-        OSError, SyntaxError, ValueError: the file is not a complete image; see `UNDECODABLE`.
+        OSError, SyntaxError, ValueError, DecompressionBombError: the file is not a complete image, or is too large; see `UNDECODABLE`.
     """
-    with Image.open(file) as image:
+    with Image.open(file, formats=FORMATS) as image:
         mode = "RGB;16" if any(tile[3] == "RGB;16B" for tile in image.tile) else image.mode
         ImageOps.exif_transpose(image, in_place=True)
         return np.asarray(image.convert("RGB") if mode == "L" else image), mode

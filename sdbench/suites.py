@@ -1,7 +1,7 @@
 """Suite files: what is measured, on which prompts, and how the images are made. They are checked before anything is loaded.
 
 A suite is a TOML file in `suites/`. `include` takes over the metrics (of the suite's own family) and the probes of other suites,
-so that `quality` and `standard` state only what is their own. The digest of a suite covers its resolved content, with includes,
+so that `quality` and `standard` state only what is specific to them. The digest of a suite covers its resolved content, with includes,
 prompts and the file of the latent. Settings introduced later are not in it unless the suite uses them.
 """
 
@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from sdbench.assets.prompts import check_digest, is_verified, locate, prompts_digest, read_dataset, read_lines
 from sdbench.disk import file_digest
 from sdbench.errors import UserError, unknown_name
-from sdbench.records import SuiteId
+from sdbench.records import Name, SuiteId
 from sdbench.scenes.grammar import scene_at
 from sdbench.settings import Probes, Sampling, is_unset
 from sdbench.validation import Table, read_toml
@@ -35,13 +35,14 @@ class Prompts(Table):
     """The captions of a suite.
 
     Attributes:
-        source: `scenes` draws held-out captions from the grammar, `file` reads a text file (a prompt a line), `dataset` reads a column
+        source: `scenes` draws held-out captions from the grammar, `file` reads a text file (one prompt per line), `dataset` reads a column
             of anything that `datasets` opens.
         file: in a suite file, relative to that file; in a loaded suite, or one made in Python, its path.
         path: the dataset: `asset:<name>`, a local file or folder, or a name on the Hub.
         column: the dataset's column of prompts; may be left out where one is called prompt, caption or text.
         seed: for a dataset, 0 takes the first `n` prompts, any other number draws `n` of them.
-        digest: digest of a dataset's prompts, as `--dry-run` prints it. Another list is refused; without one the record says "unverified".
+        digest: digest of a dataset's prompts, as `--dry-run` prints it. A different list is refused; without a digest, the record says
+            "unverified".
         groups: the parts of an ordered list, such as HPDv2's four styles, each with its number of prompts; tables show the scores of each.
         looked: in the record of a run that stopped when sure: how many of the `n` prompts it used, the first by `look_order`.
     """
@@ -60,7 +61,7 @@ class Prompts(Table):
     @model_validator(mode="after")
     def _check_groups(self) -> Self:
         if self.groups and sum(self.groups.values()) != self.n:
-            raise ValueError(f"the 'groups' have {sum(self.groups.values())} prompts together, 'n' is {self.n}")
+            raise ValueError(f"the 'groups' have {sum(self.groups.values())} prompts in total, but 'n' is {self.n}")
         if self.groups and self.source == "dataset" and self.seed:
             raise ValueError("'groups' are parts of a list in its own order; a seed other than 0 draws from it")
         return self
@@ -77,8 +78,8 @@ class Noise(Table):
     """Initial latents: one for each image, or one for all (as in MLPerf), drawn from `seed` or read from `file`.
 
     Attributes:
-        file: `asset:<name>` or path of a tensor saved by `torch.save`; a seed alone gives other last digits on another machine.
-        digest: SHA-256 of that file; a file with another is refused.
+        file: `asset:<name>` or path of a tensor saved by `torch.save`; from a seed alone, the last digits differ between machines.
+        digest: SHA-256 of that file; a file with another digest is refused.
     """
 
     kind: Literal["per_image", "fixed"] = "per_image"
@@ -166,11 +167,11 @@ class Suite(Table):
     Attributes:
         family: the family of the models it is for; None in a part, which other suites include.
         metrics: names of protocols by family, since each family has its own evaluators.
-        reference: what set metrics compare with: `scenes` renders eight scenes of the training split for each prompt; another name is
-            that of a reference which `sdbench reference` built or imported.
+        reference: what set metrics compare with: `scenes` renders eight scenes of the training split for each prompt; any other name is
+            that of a reference that `sdbench reference` built or imported.
     """
 
-    name: str
+    name: Name
     version: Annotated[int, Field(gt=0)]
     family: Family | None = None
     description: str
@@ -271,9 +272,9 @@ class Suite(Table):
 def look_order(prompt_ids: Sequence[str], batch: int) -> list[str]:
     """The order in which a run that stops when sure takes its prompts: the first k batches lie evenly over the list, for any k.
 
-    Steps of the golden ratio around the list spread so (Knuth 1998, 6.4). A shuffle would not do: batches stay together, since the
-    bytes of an image may depend on the others of its batch, and of a sorted list a few batches at random over-represent some style or
-    length. A short batch stays the last.
+    Steps of the golden ratio around the list spread this way (Knuth 1998, 6.4). A shuffle would not do: batches stay together, since the
+    bytes of an image may depend on the others of its batch, and a few random batches of a sorted list over-represent some style or length.
+    A short batch stays last.
     """
     batches = [prompt_ids[start : start + batch] for start in range(0, len(prompt_ids), batch)]
     spread = sorted(range(len(batches)), key=lambda place: (len(batches[place]) < batch, place * _GOLDEN_RATIO % 1))
@@ -348,8 +349,8 @@ def _read_prompts(prompts: Prompts) -> tuple[str, ...]:
         return texts
     path = Path(prompts.file or "")
     if not path.is_file():
-        raise UserError(f"prompt file {path} of the suite is missing; it is looked for beside the suite's own file")
+        raise UserError(f"prompt file {path} of the suite is missing; a relative path starts from the suite's own file")
     texts = read_lines(path)
     if len(texts) < prompts.n:
-        raise UserError(f"prompt file {path} holds {len(texts)} prompts; the suite asks for {prompts.n}")
+        raise UserError(f"prompt file {path} holds {len(texts)} prompts; the suite asks for {prompts.n}. Add prompts, or lower n")
     return texts[: prompts.n]

@@ -25,7 +25,7 @@ _SUFFIXES = (" ", " k", " M", " G", " T", " P")
 
 
 class Noted(str):
-    """The whole text of a cell, of which a table may print the note below itself.
+    """The whole text of a cell; a table may print the note in it below the table instead.
 
     Attributes:
         short: the text without the note.
@@ -42,6 +42,22 @@ class Noted(str):
         return cell
 
 
+class Footnotes:
+    """The notes below a table, each once, numbered as they are first asked for."""
+
+    def __init__(self) -> None:
+        self._marks: dict[str, str] = {}
+
+    def mark(self, note: str) -> str:
+        """The superscript number of a note."""
+        number = str(len(self._marks) + 1).translate(str.maketrans("0123456789", _SUPERSCRIPTS))
+        return self._marks.setdefault(note, number)
+
+    def __str__(self) -> str:
+        """All notes behind their numbers; "" if there are none."""
+        return "; ".join(f"{mark} {note}" for note, mark in self._marks.items())
+
+
 @dataclass(frozen=True)
 class Grid:
     """A table; every row has one cell for each column of the header."""
@@ -56,16 +72,11 @@ class Grid:
 
     def with_notes_below(self) -> tuple["Grid", str]:
         """The grid with numbers in place of notes, and the numbered notes, each once; "" if there are none."""
-        numbers: dict[str, str] = {}
-
-        def shorten(cell: str) -> str:
-            if not isinstance(cell, Noted):
-                return cell
-            number = str(len(numbers) + 1).translate(str.maketrans("0123456789", _SUPERSCRIPTS))
-            return f"{cell.short} {numbers.setdefault(cell.note, number)}"
-
-        rows = tuple(tuple(map(shorten, row)) for row in self.rows)
-        return Grid(self.header, rows), "; ".join(f"{number} {note}" for note, number in numbers.items())
+        notes = Footnotes()
+        rows = tuple(
+            tuple(f"{cell.short} {notes.mark(cell.note)}" if isinstance(cell, Noted) else cell for cell in row) for row in self.rows
+        )
+        return Grid(self.header, rows), str(notes)
 
 
 def markdown(grid: Grid) -> str:
@@ -122,12 +133,17 @@ def format_value(value: Value | None, usual_n: int | None = None) -> str:
     """A value with its interval, or its state and the reason; with its n where that differs from `usual_n`."""
     state, reason = ("missing", "not in this record") if value is None else (value.state.replace("_", " "), value.reason)
     if value is None or value.value is None:
-        return Noted(f"{state}: {reason}", state, reason)
+        return format_absent(state, reason)
     if value.kind == "count":
         return format_count(value.value)
     n = f" [n={value.n}]" if usual_n is not None and value.n != usual_n else ""
     shown = format_estimate(value.value, value.low, value.high) + n
     return Noted(f"{shown} ({value.note})", shown, value.note) if value.note else shown
+
+
+def format_absent(state: str, reason: str) -> Noted:
+    """A state, such as "missing", and the reason for it."""
+    return Noted(f"{state}: {reason}", state, reason)
 
 
 def format_estimate(value: float, low: float | None, high: float | None) -> str:

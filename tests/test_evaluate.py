@@ -2,6 +2,7 @@
 
 import copy
 import doctest
+import functools
 import random
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 import torch
 from diffusers import EulerDiscreteScheduler
 from peft import LoraConfig
+from torch import nn
 
 import sdbench
 from sdbench import api, records, suites
@@ -53,6 +55,17 @@ def teacher(few: suites.Suite) -> api.Evaluation:
 @cache
 def load_student() -> Any:
     return load(resolve("scenes-vega"), dtype="float32", device="cpu")
+
+
+class Packed(nn.Module):
+    """A layer whose state dict holds more than tensors, as that of some quantised layers does."""
+
+    def __init__(self, layer: nn.Module, scale: float) -> None:
+        super().__init__()
+        self.layer, self._packed = layer, (torch.tensor(scale), "int8")
+
+    def get_extra_state(self) -> Any:
+        return self._packed
 
 
 def copy_student() -> Any:
@@ -156,11 +169,43 @@ def test_digest_covers_everything_that_affects_an_image() -> None:
     layer = next(module for module in pipeline.unet.modules() if hasattr(module, "scaling"))
     layer.scaling["default"] = 0.25
     assert_digest_changed()
+    pipeline.enable_freeu(0.9, 0.2, 1.3, 1.4)
+    assert_digest_changed()
+    pipeline.vae.enable_tiling()
+    assert_digest_changed()
+    pipeline.unet.forward = functools.partial(pipeline.unet.forward)
+    assert_digest_changed()
+    pipeline.unet.conv_out = Packed(pipeline.unet.conv_out, scale=0.5)
+    assert_digest_changed()
+    assert in_memory.digest(pipeline) in seen
+    pipeline.unet.conv_out._packed = (torch.tensor(0.25), "int8")
+    assert_digest_changed()
+    pipeline.unet.train().enable_gradient_checkpointing()
+    assert in_memory.digest(pipeline) in seen, "training changes no image"
+
+
+def test_quantised_network_is_evaluated_as_it_is(few: suites.Suite) -> None:
+    pipeline = copy_student()
+    pipeline.unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    evaluation = sdbench.evaluate(pipeline, few.model_copy(update={"metrics": {"scenes": ("clip_score.scenes",)}}), name="eight-bit")
+    assert {value.state for value in evaluation.record.values} == {"ok"}
+    assert torch.float8_e4m3fn in {tensor.dtype for tensor in pipeline.unet.parameters()}
+
+
+def test_network_that_is_wrapped_or_not_in_memory_is_refused(few: suites.Suite) -> None:
+    pipeline = copy_student()
+    pipeline.unet = torch.nn.DataParallel(pipeline.unet)
+    with pytest.raises(UserError, match=r"unet is a DataParallel without.*pipeline\.unet = pipeline\.unet\.module"):
+        sdbench.evaluate(pipeline, few)
+    pipeline = copy_student()
+    pipeline.enable_sequential_cpu_offload(device="cpu")
+    with pytest.raises(UserError, match=r"weights of the pipeline's unet are not in memory.*enable_model_cpu_offload"):
+        sdbench.evaluate(pipeline, few)
 
 
 def test_invalid_input_is_reported_before_anything_is_generated(few: suites.Suite, home: Path) -> None:
     pipeline = copy_student()
-    with pytest.raises(UserError, match="UNet2DConditionModel is no StableDiffusionXLPipeline"):
+    with pytest.raises(UserError, match="UNet2DConditionModel is not a StableDiffusionXLPipeline"):
         sdbench.evaluate(pipeline.unet, few)
     with pytest.raises(UserError, match="unknown model 'scenes-vegas'; did you mean 'scenes-vega'"):
         sdbench.evaluate("scenes-vegas", few)
@@ -206,7 +251,7 @@ def test_baseline_without_a_record_is_run_first_on_the_device_of_the_model(few: 
 def test_nothing_is_run_for_a_policy_without_the_suite(teacher: api.Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "run", lambda *_, **__: pytest.fail("run"))
     policy = tmp_path / "policy.toml"
-    policy.write_text("alpha = 0.05\n[suites.other]\n")
+    policy.write_text("alpha = 0.05\n[suites.other]\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"has no table \[suites\.quality\], so it weighs no metric of suite 'quality-custom'"):
         api.compare("scenes-vega-pruned", str(teacher.folder), policy)
 
@@ -214,7 +259,9 @@ def test_nothing_is_run_for_a_policy_without_the_suite(teacher: api.Evaluation, 
 def test_suite_of_the_users_own_is_gated_by_a_policy_of_their_own_in_folders_of_their_own(few: suites.Suite, tmp_path: Path) -> None:
     suite = few.model_copy(update={"name": "own", "metrics": {"scenes": ("clip_score.scenes",)}})
     policy, results, runs = tmp_path / "policy.toml", tmp_path / "mine", tmp_path / "work"
-    policy.write_text('alpha = 0.05\n[suites.own]\n"clip_score.scenes" = { direction = "higher", margin = 1.0, required = true }\n')
+    policy.write_text(
+        'alpha = 0.05\n[suites.own]\n"clip_score.scenes" = { direction = "higher", margin = 1.0, required = true }\n', encoding="utf-8"
+    )
     found = sdbench.evaluate("scenes-vega", suite, only="quality", baseline="scenes-vega-pruned", policy=policy, results=results, runs=runs)
     assert found.report
     assert [result.name for result in found.report.results] == ["clip_score.scenes"]

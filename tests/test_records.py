@@ -102,6 +102,9 @@ def test_invalid_record_is_an_error(tmp_path: Path) -> None:
         "unknown key": json.dumps({**json.loads(text), "surprise": 1}),
         "half a file": text[:100],
         "no text": "\udcff",
+        "path as name": json.dumps({**json.loads(text), "model": {**json.loads(text)["model"], "name": "../x"}}),
+        "formula as name": json.dumps({**json.loads(text), "suite": {**json.loads(text)["suite"], "name": "=1+1"}}),
+        "path as family": json.dumps({**json.loads(text), "family": "../.."}),
     }
     for content in invalid.values():
         (folder / "record.json").write_bytes(content.encode("utf-8", "surrogateescape"))
@@ -128,7 +131,7 @@ def test_scores_without_keys_are_an_error(tmp_path: Path) -> None:
 
 
 def test_unwritable_place_is_an_error_with_the_model(tmp_path: Path) -> None:
-    (tmp_path / "scenes").write_text("in the way")
+    (tmp_path / "scenes").write_text("in the way", encoding="utf-8")
     with pytest.raises(UserError, match="cannot write the record of 'scenes-student'"):
         save_record(make_measurement(), tmp_path)
 
@@ -188,7 +191,7 @@ def test_half_written_record_is_ignored(tmp_path: Path) -> None:
 def test_one_changed_record_makes_reading_all_fail(tmp_path: Path) -> None:
     folder = save_record((make_record(), make_scores()), tmp_path)
     save_record((make_record("scenes-vega"), make_scores()), tmp_path)
-    with (folder / "record.json").open("a") as file:
+    with (folder / "record.json").open("a", encoding="utf-8") as file:
         file.write("\n")
     with pytest.raises(UserError, match="changed"):
         records.newest_per_model(tmp_path)

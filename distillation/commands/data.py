@@ -17,33 +17,38 @@ CAPTIONS_SHOWN = 5
 
 def add(commands: "argparse._SubParsersAction[Parser]") -> None:
     """Add the command, its subcommands and their options."""
-    actions = add_command(commands, "data", "training images: fetch a list of links, let the teacher draw, inspect a source")
+    actions = add_command(
+        commands, "data", "training images: fetch them from a list of links, let the teacher draw them, or inspect a source"
+    )
     subcommands = actions.add_subparsers(dest="action", required=True)
-    fetch = add_command(subcommands, "fetch", "fetch the images of a list of links; a stopped run continues")
-    make = add_command(subcommands, "make", "let the teacher draw an image for each caption; a stopped run continues")
-    show_source = add_command(subcommands, "show", "print number, digest, sizes and first captions of a source of images")
+    fetch = add_command(subcommands, "fetch", "fetch images from a list of links; a stopped run resumes")
+    make = add_command(subcommands, "make", "let the teacher draw an image for each caption; a stopped run resumes")
+    show_source = add_command(subcommands, "show", "print the number, digest, sizes and first captions of a source of images")
     fetch.add_argument("list", help="CSV, JSON-lines or parquet file, or Hub dataset, with links and captions")
-    make.add_argument("prompts", type=Path, help="text file with a caption per line")
+    make.add_argument("prompts", type=Path, help="text file with one prompt per line; prompts become the captions")
     show_source.add_argument(
         "what", help="folder with metadata.jsonl or .csv, parquet files, webdataset tars (folder or glob), or Hub dataset"
     )
     for command in (fetch, make):
         command.add_argument("--out", type=Path, required=True, help="folder for the images and their metadata.jsonl")
-        command.add_argument("--n", type=positive_int, help="only the first rows (default: all)")
+        command.add_argument("--n", type=positive_int, help="use only the first N rows (default: all)")
     for command in (fetch, show_source):
-        command.add_argument("--caption-column", help="column of captions, unless it is called caption, text, prompt or clean_prompts")
+        command.add_argument("--caption-column", help="column with the captions (default: caption, text, prompt or clean_prompts)")
     _add_fetch_options(fetch)
     _add_make_options(make)
 
 
 def _add_fetch_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--url-column", help="column of links, unless it is called url, image_url, link or Attachments")
+    command.add_argument("--url-column", help="column with the links (default: url, image_url, link or Attachments)")
     command.add_argument(
-        "--where", type=_parse_where, metavar="COLUMN=VALUE", help="only rows with this value, such as upscaled=true (default: all)"
+        "--where", type=_parse_where, metavar="COLUMN=VALUE", help="use only rows with this value, such as upscaled=true (default: all)"
     )
-    command.add_argument("--threads", type=positive_int, default=16, help="links to follow at a time (default: %(default)s)")
+    command.add_argument("--threads", type=positive_int, default=16, help="number of links to fetch at a time (default: %(default)s)")
     command.add_argument(
-        "--min-px", type=positive_int, default=FetchRules.min_px, help="minimum length of an image's shorter side (default: %(default)s)"
+        "--min-px",
+        type=positive_int,
+        default=FetchRules.min_px,
+        help="minimum length of an image's shorter side, in pixels (default: %(default)s)",
     )
     command.add_argument(
         "--timeout",
@@ -52,23 +57,27 @@ def _add_fetch_options(command: argparse.ArgumentParser) -> None:
         help="seconds to wait for a connection and for each part of a response (default: %(default)s)",
     )
     command.add_argument("--retry-dead", action="store_true", help="retry links that were dead in an earlier run")
-    command.add_argument("--allow-private", action="store_true", help="also fetch from addresses that are not public")
+    command.add_argument("--allow-private", action="store_true", help="also fetch from addresses that are not public, such as 127.0.0.1")
 
 
 def _add_make_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--teacher", help=TEACHER)
-    command.add_argument("--steps", type=positive_int, default=25, help="sampling steps (default: %(default)s)")
+    command.add_argument("--steps", type=positive_int, default=25, help="number of denoising steps (default: %(default)s)")
     command.add_argument("--guidance-scale", type=float, default=7.5, help="scale of classifier-free guidance (default: %(default)s)")
     command.add_argument("--seed", type=int, default=0, help="seed of the noise (default: %(default)s)")
-    command.add_argument("--size-px", type=positive_int, help="width and height (default: the teacher's own)")
-    command.add_argument("--batch", type=positive_int, default=4, help="images at a time (default: %(default)s)")
+    command.add_argument("--size-px", type=positive_int, help="width and height of the images, in pixels (default: the teacher's own)")
     command.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), help="precision (default: float32 on the CPU, bfloat16 on a GPU)"
+        "--batch", type=positive_int, default=4, help="batch size: number of images generated at a time (default: %(default)s)"
     )
-    command.add_argument("--device", help="cpu, cuda or cuda:<index> (default: cuda if there is one, else cpu)")
+    command.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="floating-point type that the teacher computes in (default: float32 on a CPU, bfloat16 on a GPU)",
+    )
+    command.add_argument("--device", help="cpu, cuda or cuda:<index> (default: cuda if available, else cpu)")
     add_part(
         command,
-        "draw only the K-th of N parts, for N parallel commands, such as one per GPU (name it with --device); the last one finishes the folder",
+        "draw only the K-th of N parts, for N parallel commands, such as one per GPU (chosen with --device); the last one completes the folder",
     )
 
 

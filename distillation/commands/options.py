@@ -34,7 +34,7 @@ def add_data(command: argparse.ArgumentParser, help_text: str) -> None:
 
 def add_device(command: argparse.ArgumentParser) -> None:
     """Add `--device`."""
-    command.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is one, else cpu")
+    command.add_argument("--device", choices=("cpu", "cuda"), help="device to compute on (default: cuda if available, else cpu)")
 
 
 def resolve_device(options: argparse.Namespace) -> None:

@@ -25,22 +25,27 @@ def add(commands: "argparse._SubParsersAction[Parser]", work: Path) -> None:
     command.add_argument("--teacher", help=TEACHER)
     add_data(command, "captioned images to measure on (default: rendered scenes, for a teacher of family scenes)")
     command.add_argument(
-        "--bins", type=number_between(int, 1, 1000), default=10, help="number of equal bins of the timesteps (default: %(default)s)"
+        "--bins",
+        type=number_between(int, 1, 1000),
+        default=10,
+        help="number of equal bins that the timesteps are divided into (default: %(default)s)",
     )
-    command.add_argument("--batches", type=number_between(int, 2, 10_000), default=4, help="batches per bin (default: %(default)s)")
-    command.add_argument("--images", type=positive_int, default=8, help="images per batch (default: %(default)s)")
+    command.add_argument(
+        "--batches", type=number_between(int, 2, 10_000), default=4, help="number of batches per bin (default: %(default)s)"
+    )
+    command.add_argument("--images", type=positive_int, default=8, help="number of images per batch (default: %(default)s)")
     limit = command.add_mutually_exclusive_group()
     limit.add_argument(
         "--parameters",
         type=number_between(float, 1e-6, 1e12),
-        help="budget: most parameters that the student may have, as a number, or up to 1 as a share of the teacher's",
+        help="budget: maximum number of parameters of the student, or, if at most 1, their share of the teacher's",
     )
     limit.add_argument(
-        "--latency", type=number_between(float, 1e-6, 1), help="budget: longest time per call of the student, as a share of the teacher's"
+        "--latency", type=number_between(float, 1e-6, 1), help="budget: maximum time per call of the student, as a share of the teacher's"
     )
-    command.add_argument("--stages", type=positive_int, default=2, help="number of stages in which to cut (default: %(default)s)")
+    command.add_argument("--stages", type=positive_int, default=2, help="number of stages to remove the blocks in (default: %(default)s)")
     command.add_argument("--like", default="vega", help="recipe whose settings, taps and loss to copy (default: %(default)s)")
-    command.add_argument("--write-recipe", type=Path, metavar="FILE.toml", help="new file for a recipe of the derived plan")
+    command.add_argument("--write-recipe", type=Path, metavar="FILE.toml", help="write the derived plan as a recipe to this new file")
     command.add_argument("--work", type=Path, default=work, help="folder for images and latents (default: %(default)s)")
     command.add_argument("--results", type=Path, default=Path("results"), help="folder of results (default: %(default)s)")
     add_device(command)

@@ -1,6 +1,6 @@
 """Training images that the teacher draws from captions: data that anyone can reproduce.
 
-An image depends on (teacher, caption, row, seed, sampling) only, its noise on (seed, row) only, whatever the batch. A folder
+An image depends only on (teacher, caption, row, seed, sampling), and its noise only on (seed, row), whatever the batch. A folder
 without `metadata.jsonl` is unfinished; the same command continues it.
 """
 
@@ -48,7 +48,7 @@ def draw_images(
     """Draw an image for each caption into an image folder, and return the folder. Images of an earlier run are not drawn again.
 
     Args:
-        prompts: text file with a caption per line; empty lines are skipped.
+        prompts: text file with one caption per line; empty lines are skipped.
         teacher: folder of a complete pipeline.
         out: new or empty folder, or one from an earlier run with the same teacher, sampling, seed and type of device.
         steps: of the pipeline's own scheduler.

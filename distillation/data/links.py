@@ -1,7 +1,7 @@
 """Fetch training sets that are lists of links into an image folder, which `images.open_images` reads.
 
-`links.jsonl` records the result of each link, one per line, so that a killed run continues and dead links are not retried.
-Images are stored byte for byte. img2dataset is no alternative: it resumes only whole shards of an unchanged list, also
+`links.jsonl` records the result of each link, one per line, so that a killed run resumes and dead links are not retried.
+Images are stored byte for byte. img2dataset is not an alternative: it resumes only whole shards of an unchanged list, also
 connects to private addresses, and requires OpenCV, albumentations and wandb.
 """
 

@@ -1,4 +1,4 @@
-"""Measure a model from Python, also one in memory."""
+"""Measure a model from Python, including one in memory."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,8 +47,8 @@ def evaluate(
     """Measure a model, from a notebook or in the middle of a training loop, and return the record that the command line would make.
 
     A pipeline in memory is left as it was: device, dtype, scheduler, train or eval mode, and the state of the random
-    generators. Its networks are copied where the suite computes in another dtype. Latency and memory are measured in processes of
-    their own, so a pipeline in memory has none: save it and name the folder. In several processes, call this in one.
+    generators. Its networks are copied where the suite computes in another dtype. Latency and memory are measured in separate processes, so
+    a pipeline in memory has neither: save it and name the folder. In a distributed run, call this in one process.
 
         >>> import sdbench
         >>> from sdbench.api import Overrides
@@ -64,7 +64,7 @@ def evaluate(
     Args:
         model: a `StableDiffusionXLPipeline`, or what `sdbench run --model` takes: a folder, a file, a name.
         suite: a name, the path of a suite file, or a suite; by default the family's.
-        baseline: a record folder or what `--baseline` of the gate takes; what has no record is run first.
+        baseline: a record folder or what `--baseline` of the gate takes; a model without a record is run first.
         name: what tables call the model.
         only: "quality" or "probes" for one half of the suite.
         policy: policy file of the gate; by default `gate.toml` beside the suites, which knows the shipped suites.
@@ -78,10 +78,10 @@ def evaluate(
     suites.check_half(only)
     in_memory = not isinstance(model, str | Path)
     if in_memory and only == "probes":
-        raise UserError("latency and memory are measured in processes of their own; save the pipeline and name its folder")
+        raise UserError("latency and memory are measured in separate processes; save the pipeline and name its folder")
     places = Places(Path(results), Path(runs) if runs else None)
-    spec, only = _describe(model, name), "quality" if in_memory else only
-    device = str(model.unet.device) if in_memory else device
+    spec, device = _describe(model, name, device)
+    only = "quality" if in_memory else only
     chosen, rules, old = _load_suite(suite, spec), gating.load_policy(Path(policy) if policy else None), None
     if baseline is not None:  # before the model, which may take hours, is run for a misspelt name
         rules.rules(chosen.name)
@@ -94,14 +94,15 @@ def evaluate(
     return Evaluation(folder, *records.read(folder), report)
 
 
-def _describe(model: Any, name: str | None) -> "ModelSpec":
+def _describe(model: Any, name: str | None, device: str | None) -> tuple["ModelSpec", str | None]:
+    """The model's spec, and where it runs: a pipeline in memory on its own device."""
     if isinstance(model, str | Path):
         from sdbench.models.spec import resolve
 
-        return resolve(str(model), name=name)
+        return resolve(str(model), name=name), device
     from sdbench.models import in_memory
 
-    return in_memory.describe(model, name or "pipeline")
+    return in_memory.describe(model, name or "pipeline"), in_memory.device(model)
 
 
 def _load_suite(suite: str | suites.Suite | None, spec: "ModelSpec") -> suites.Suite:
@@ -117,7 +118,7 @@ def _run_in_memory(pipeline: Any, spec: "ModelSpec", suite: suites.Suite, places
     from sdbench.run import runner
     from sdbench.run.context import prepare
 
-    context = prepare(suite, device=str(pipeline.unet.device), results=places.results, runs=places.work, only="quality")
+    context = prepare(suite, device=in_memory.device(pipeline), results=places.results, runs=places.work, only="quality")
     with in_memory.sampling_copy(pipeline, DTYPES[context.sampling.dtype]) as sampler:
         (folder,) = runner.run([spec], replace(context, pipelines={spec.name: sampler}))
     return folder

@@ -37,16 +37,16 @@ def compare(
     only: str | None = None,
     announce: Announce | None = None,
 ) -> Report:
-    """Gate a candidate against a baseline. Each is a record folder, a name or a checkpoint; what has no record is run.
+    """Gate a candidate against a baseline. Each is a record folder, a name or a checkpoint; a model without a record is run.
 
-    A name is one of the catalogue or, where it has none, of records. The baseline may also be a name in `baselines.toml`, which comes first.
+    A name is looked up in the catalogue, then among records. The baseline may also be a name in `baselines.toml`, which is searched first.
 
     Args:
         policy: policy file; by default `gate.toml` beside the suites.
         suite: name or path of the suite to run where a record is missing; by default the baseline's.
         base, lora, name: see `sdbench run`; for a candidate that is run.
         device: for models that are run.
-        only: "quality" to weigh the image metrics alone, and to measure no more of models that are run.
+        only: "quality" to weigh the image metrics alone, and to measure only these for models that are run.
         announce: called with a note before a model is run, which takes minutes or hours.
 
     Raises:
@@ -98,16 +98,16 @@ def until_verdict(
 def noise(
     spec: "ModelSpec", suite: suites.Suite, seeds: int, places: Places = Places(), device: str | None = None, only: str | None = None
 ) -> tuple[Path, floors.Floor]:
-    """Run a model under several noise seeds, write how far its runs lie apart, and return the file and the floor.
+    """Run a model under several noise seeds, write how far apart its runs lie, and return the file and the floor.
 
     The records and images of these runs stay in the folder of runs: a leaderboard has no use for them.
 
     Args:
-        seeds: number of runs, each under a seed of its own.
+        seeds: number of runs, each with its own seed.
         only: "quality" or "probes" for one half of the suite.
 
     Raises:
-        UserError: fewer than 2 seeds, a suite whose noise is a file, the same under every seed, or other bad input.
+        UserError: fewer than 2 seeds, a suite whose noise is a file and so the same under every seed, or other bad input.
     """
     suites.check_half(only)
     if seeds < 2:
@@ -173,7 +173,7 @@ def _announced_run(places: Places, device: str | None, only: str | None, announc
 def judge_records(new: Path, old: Path, rules: Policy, places: Places, baseline: str, *, only: str | None = None) -> Report:
     """The verdict on two record folders.
 
-    Latency, memory and size are not weighed after a run of quality `only`, nor where one side has only images and so lacks them.
+    Latency, memory and size are not weighed if `only` is "quality", nor where one side consists of images alone and so lacks them.
 
     Args:
         new, old: record folders of candidate and baseline.
@@ -199,7 +199,7 @@ def judge_records(new: Path, old: Path, rules: Policy, places: Places, baseline:
 
 
 def _left_out_probes(sides: tuple[Record, Record], rules: Policy, only: str | None) -> list[str]:
-    """Names of the latency, memory and size that the policy names but that are not weighed between these records."""
+    """Names of the latency, memory and size metrics that the policy lists but that are not weighed between these records."""
     images_only = [side for side in sides if side.model.is_images_only]
     if only != "quality" and not images_only:
         return []

@@ -13,7 +13,7 @@ from sdbench.validation import validate
 
 @dataclass(frozen=True)
 class Overrides:
-    """Settings in place of a suite's own. The changed suite is named `<name>-custom`, so its rows stay apart.
+    """Settings in place of a suite's own. The changed suite is named `<name>-custom`, so its rows stay separate.
 
     Attributes:
         timesteps: one for each step; sets `steps` to their number where that is not given.
@@ -66,7 +66,7 @@ class Overrides:
 def _change_timing(suite: Suite, timing: dict[str, int]) -> dict[str, Any]:
     """The suite's probes with other numbers of rounds or calls; these calls replace those that a setting has of its own."""
     if suite.probes is None:
-        raise UserError(f"suite {suite.name!r} has no probes, so nothing to take in {' and '.join(timing)}; leave that out")
+        raise UserError(f"suite {suite.name!r} has no probes, so {' and '.join(timing)} have no effect; leave them out")
     content = {**suite.probes.model_dump(), **timing}
     if "calls" in timing:
         content["settings"] = [{**setting, "calls": None} for setting in content.get("settings", ())]

@@ -1,5 +1,6 @@
 """Show: the HTML page of all records, and the results in a model's card."""
 
+import shlex
 from pathlib import Path
 
 from sdbench.api.gating import load_policy
@@ -44,13 +45,13 @@ def card(folder: str, places: Places = Places(), base: str | None = None) -> Pat
 
     spec = resolve(folder, base=base)
     if spec.source not in ("folder", "unet-folder"):
-        raise UserError(f"a card is written into the folder of a pipeline or UNet, and {folder!r} is none ({spec.origin}); name one")
+        raise UserError(f"a card is written into the folder of a pipeline or UNet, and {folder!r} is not one ({spec.origin}); name one")
     board = standings.read_rows(places.results)
     dtypes = {row.record.sampling.get("dtype", "float32") for row in board if row.record.family == spec.family}
     digests = {weights_digest(spec, dtype=dtype) for dtype in dtypes}
     own = [row for row in board if row.record.model.weights_digest in digests]
     if not own:
-        command = f"sdbench run --model {folder}{f' --base {base}' if base else ''}"
+        command = shlex.join(["sdbench", "run", "--model", folder, *(("--base", base) if base else ())])
         raise UserError(f"no record under {places.results} is of the weights in {folder}; measure them first: {command}")
     newest = {  # the same weights may have been measured under several names
         (row.record.suite.digest, row.record.machine.machine_class): row for row in sorted(own, key=lambda row: row.record.created)

@@ -106,7 +106,7 @@ def fetch(spec: ModelSpec, *, dtype: str) -> None:
     except UserError as error:
         if not is_cached(spec, dtype="float16"):
             raise
-        tqdm.write(f"{spec.name}: only its 16-bit copy is on this disk, and is used. {error}", file=sys.stderr)
+        tqdm.write(f"{spec.name}: using its 16-bit copy, the only one on this disk. {error}", file=sys.stderr)
 
 
 def fetch_card(spec: ModelSpec) -> None:

@@ -1,4 +1,4 @@
-"""Prompts and latents that a suite takes from files, assets or data sets, with their digests."""
+"""Prompts and latents that a suite takes from files, assets or datasets, with their digests."""
 
 import hashlib
 import json
@@ -49,27 +49,27 @@ def locate(what: str, beside: Path) -> str:
 
 
 def read_lines(path: Path) -> tuple[str, ...]:
-    """Read prompts from a text file, one a line; blank lines are skipped.
+    """Read prompts from a text file, one per line; blank lines are skipped.
 
     Raises:
         UserError: the file is a table, whose rows would be read as prompts, or cannot be read as UTF-8 text.
     """
     if path.suffix.lower() in _TABLES and path.is_file():
-        raise UserError(f"prompts {path} are a table; expected a UTF-8 text file with a prompt per line: write its captions to one")
+        raise UserError(f"prompts {path} are a table; expected a UTF-8 text file with one prompt per line: write its captions to one")
     try:
         text = path.read_text(encoding="utf-8-sig")  # drops the byte order mark that some editors write
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"prompts {path} cannot be read: {error}; expected a UTF-8 text file with a prompt per line") from error
+        raise UserError(f"prompts {path} cannot be read: {error}; expected a UTF-8 text file with one prompt per line") from error
     return tuple(filter(None, map(str.strip, text.split("\n"))))  # `splitlines` also splits at characters that a prompt may hold
 
 
 @cache  # a table of 30,000 prompts takes seconds
 def read_dataset(what: str, split: str, column: str | None, n: int, seed: int) -> tuple[str, ...]:
-    """Read prompts from a data set: the first `n`, or `n` drawn without replacement if `seed` is not 0.
+    """Read prompts from a dataset: the first `n`, or `n` drawn without replacement if `seed` is not 0.
 
     Raises:
         MissingError: a Hub dataset is neither cached nor reachable.
-        UserError: the data set cannot be read, has no single column of prompts or fewer than `n` rows, or a drawn prompt is empty.
+        UserError: the dataset cannot be read, has no single column of prompts or fewer than `n` rows, or a drawn prompt is empty.
     """
     import numpy as np
 
@@ -78,7 +78,7 @@ def read_dataset(what: str, split: str, column: str | None, n: int, seed: int) -
     source = read_rows(what, split)
     prompts = read_texts(source, source.column(column, COLUMNS, "`column` in the suite's [prompts]"))
     if len(prompts) < n:
-        raise UserError(f"prompts {what} hold {len(prompts)} rows; the suite asks for {n}")
+        raise UserError(f"prompts {what} hold {len(prompts)} rows; the suite asks for {n}. Add prompts, or lower n")
     rows = range(n) if seed == 0 else np.random.default_rng(seed).permutation(len(prompts))[:n].tolist()
     drawn = [(prompts[row] or "").strip() for row in rows]
     if "" in drawn:

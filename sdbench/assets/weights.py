@@ -174,7 +174,7 @@ def _verify(asset: Asset, file: File, path: Path) -> str:
     """
     pins_file = weights_folder() / "digests" / f"{asset.name}.json"
     try:
-        pins: dict[str, Any] = json.loads(pins_file.read_text()) if pins_file.is_file() else {}
+        pins: dict[str, Any] = json.loads(pins_file.read_text(encoding="utf-8")) if pins_file.is_file() else {}
     except ValueError as error:
         raise UserError(
             f"weights: {pins_file} holds no digests ({error}); delete it, and the digests of {asset.name!r} are computed again"
@@ -187,7 +187,7 @@ def _verify(asset: Asset, file: File, path: Path) -> str:
     if actual != expected:
         how = "its source states" if file.sha256 else f"was pinned when it was first used; delete {pins_file} to trust the new one"
         raise UserError(
-            f"weights: {path} of {asset.name!r} has SHA-256 {actual}, but {expected} {how}. Else delete the file and get it again."
+            f"weights: {path} of {asset.name!r} has SHA-256 {actual}, but {expected} {how}. Otherwise delete the file and get it again."
         )
     if pin != (new_pin := {"sha256": actual, "seen": stamp}):
         with suppress(UserError):  # in a read-only folder nothing is pinned; its files are hashed once in each process

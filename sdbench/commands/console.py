@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdbench.arguments import show
+from sdbench.arguments import printable, show
 from sdbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,8 +19,8 @@ AddCommand = Callable[[str, Command, str], argparse.ArgumentParser]  # takes a c
 
 
 def print_note(text: str) -> None:
-    """Print a note for people, on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    """Print a note for people, on stderr, made `printable`."""
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 def print_answer(text: str, arguments: argparse.Namespace) -> None:
@@ -42,12 +42,12 @@ def add_completion(command: argparse.ArgumentParser) -> None:
     """Add the options that complete a model or rename it."""
     command.add_argument("--base", help="pipeline that supplies what a bare UNet lacks")
     command.add_argument("--lora", help="LoRA to fuse into the model: a file, a folder or a name on the Hub")
-    command.add_argument("--name", help="name of the model in tables")
+    command.add_argument("--name", help="name to give the model in tables")
 
 
 def add_device(command: argparse.ArgumentParser) -> None:
     """Add the option for the device of models and evaluators."""
-    command.add_argument("--device", help="cpu, cuda or cuda:<index> (default: cuda if available)")
+    command.add_argument("--device", help="cpu, cuda or cuda:<index> (default: cuda if available, else cpu)")
 
 
 def add_common(command: argparse.ArgumentParser, *, again: bool = False) -> None:

@@ -37,8 +37,8 @@ INCOMPARABLE = 2
 def add_commands(add: AddCommand) -> None:
     """Add the commands and their options."""
     judging = add("gate", gate, "compare a candidate with a baseline; exit code: 0 pass, 1 regressed, 2 cannot compare, 3 inconclusive")
-    judging.add_argument("candidate", help="record folder, name of a model or of its records, or checkpoint")
-    judging.add_argument("--baseline", required=True, help="baseline name, record folder, name of a model or of its records, or checkpoint")
+    judging.add_argument("candidate", help="record folder, name of a model or of its row, or checkpoint")
+    judging.add_argument("--baseline", required=True, help="baseline name, record folder, name of a model or of its row, or checkpoint")
     judging.add_argument("--suite", help="suite to run if a record is missing (default: the baseline's)")
     judging.add_argument("--only", choices=("quality",), help="weigh only the image metrics, not latency, memory and size")
     add_completion(judging)
@@ -46,9 +46,9 @@ def add_commands(add: AddCommand) -> None:
     add_runs(judging)
     add_outputs(judging)
 
-    flooring = add("noise", noise, "measure how much a model differs from itself under different noise: the floor for the gate's margins")
+    flooring = add("noise", noise, "measure how much a model's scores vary with the noise seed: the floor for the gate's margins")
     flooring.add_argument("model", help="model name or checkpoint")
-    flooring.add_argument("--seeds", type=int, default=4, help="number of runs, each under its own noise seed (default: 4)")
+    flooring.add_argument("--seeds", type=int, default=4, help="number of runs, each with its own noise seed (default: 4)")
     flooring.add_argument("--suite", help="suite name or file (default: quality for scenes, standard for sdxl)")
     flooring.add_argument("--only", choices=("quality", "probes"), help="run only the image metrics, or only latency and memory")
     add_completion(flooring)
@@ -58,13 +58,13 @@ def add_commands(add: AddCommand) -> None:
     naming = add("baseline", baseline, "give names to the records that candidates are compared with, and list the names")
     actions = naming.add_subparsers(dest="action", required=True, metavar="ACTION")
     listing = add_command(actions, "list", "list each name with its record, since when and why, and its earlier records")
-    moving = add_command(actions, "set", "let a name stand for a record from now on")
+    moving = add_command(actions, "set", "make a name stand for a record from now on")
     moving.add_argument("name", help="a name, such as production")
-    moving.add_argument("record", help="record folder inside the results folder, or the name of its model if that has only one row")
-    removing = add_command(actions, "remove", "let a name stand for nothing from now on; its history stays")
+    moving.add_argument("record", help="record folder inside the results folder, or a model's name if the model has only one row")
+    removing = add_command(actions, "remove", "remove a name; its history is kept")
     removing.add_argument("name", help="the name to remove")
     for action in (moving, removing):
-        action.add_argument("--why", required=True, help="the reason, kept with the date")
+        action.add_argument("--why", required=True, help="the reason, which is kept with the date")
     for action in (listing, moving, removing):
         add_common(action, again=True)
 

@@ -32,7 +32,7 @@ def add_commands(add: AddCommand) -> None:
 
     profile = add("benchmark", _benchmark, "measure every model of a profile and write the leaderboard")
     profile.add_argument(
-        "--profile", default="auto", help="auto, scenes, sdxl or sdxl-random (default: auto, which chooses by what this machine can run)"
+        "--profile", default="auto", help="auto, scenes, sdxl or sdxl-random (default: auto, which chooses what this machine can run)"
     )
     profile.add_argument(
         "--dry-run", action="store_true", help="only print what would be fetched, written and missing, and how long it would take"
@@ -62,10 +62,10 @@ def _add_run(measuring: argparse.ArgumentParser) -> None:
         "--setting",
         action="append",
         default=[],
-        help="measure latency and memory only in this setting of the suite; --dry-run lists them; repeatable (default: all)",
+        help="measure latency and memory only in this setting of the suite; --dry-run lists them; may be repeated (default: all)",
     )
     measuring.add_argument(
-        "--profile", action="store_true", help="also profile each stage and write where its time goes, outside the timed rounds"
+        "--profile", action="store_true", help="also profile each stage, outside the timed rounds, and write where its time goes"
     )
     measuring.add_argument(
         "--dry-run", action="store_true", help="only print what would be fetched, written and missing, and how long it would take"
@@ -75,36 +75,46 @@ def _add_run(measuring: argparse.ArgumentParser) -> None:
     add_device(measuring)
     add_part(
         measuring,
-        "draw only the K-th of N parts of the images, for N parallel commands, such as one per GPU (name it with --device); then the same "
-        "command without --part goes on from there",
+        "draw only the K-th of N parts of the images, for N parallel commands, such as one per GPU (chosen with --device); afterwards, the "
+        "same command without --part does the rest",
     )
     measuring.add_argument(
-        "--until-verdict", action="store_true", help="run the prompts in batches and stop as soon as the gate is sure; exit codes: see gate"
+        "--until-verdict",
+        action="store_true",
+        help="run the prompts in batches, stop as soon as the gate is sure, and exit with the codes of gate",
     )
-    measuring.add_argument("--baseline", help="for --until-verdict, what to compare with: see the baseline of gate")
+    measuring.add_argument("--baseline", help="what --until-verdict compares with, in the forms that gate takes")
     gating.add_outputs(measuring)
 
 
 def _add_overrides(command: argparse.ArgumentParser) -> None:
-    own = command.add_argument_group("overrides of the suite", "with any of these the suite is called '<name>-custom' in tables")
+    own = command.add_argument_group("overrides of the suite", "with any of these, the suite is called '<name>-custom' in tables")
     own.add_argument("--steps", type=int, help="number of denoising steps")
     own.add_argument("--size-px", type=int, help="width and height of the images, in pixels")
-    own.add_argument("--batch", type=int, help="batch size: images generated at a time")
+    own.add_argument("--batch", type=int, help="batch size: number of images generated at a time")
     own.add_argument("--n", type=int, help="number of prompts, and so of images")
     own.add_argument(
-        "--rounds", type=int, help="number of rounds of latency and memory for each model and setting, each in a process of its own"
+        "--rounds", type=int, help="number of rounds of latency and memory for each model and setting, each in its own process"
     )
-    own.add_argument("--calls", type=int, help="timed calls of each stage in a round; more calls come nearer to the speed of a warm GPU")
+    own.add_argument(
+        "--calls",
+        type=int,
+        help="number of timed calls of each stage in a round; with more calls, the result is closer to the speed of a warm GPU",
+    )
     own.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="floating-point type that the pipeline computes in")
     own.add_argument("--prompts", type=Path, help="text file with one prompt per line")
-    own.add_argument("--reference", help="reference of the distances, see `sdbench reference list`")
+    own.add_argument("--reference", help="reference statistics for the distances; `sdbench reference list` shows them")
     own.add_argument("--guidance-scale", type=float, help="scale of classifier-free guidance; 1 or less turns it off")
     own.add_argument("--scheduler", help="ddim, dpmpp, euler, euler-ancestral, lcm or tcd, or `model` for the model's own")
     own.add_argument("--timestep-spacing", help="leading, trailing or linspace; needs --scheduler other than `model`")
     own.add_argument(
-        "--timesteps", type=int, nargs="+", metavar="T", help="timestep of each step, such as 999 749 499 249; needs --scheduler likewise"
+        "--timesteps",
+        type=int,
+        nargs="+",
+        metavar="T",
+        help="timestep of each step, such as 999 749 499 249; needs --scheduler other than `model`",
     )
-    own.add_argument("--eta", type=float, help="noise added at each step by ddim and tcd: 0 to 1")
+    own.add_argument("--eta", type=float, help="amount of noise that ddim and tcd add at each step, from 0 to 1")
 
 
 def _add_models(command: argparse.ArgumentParser) -> None:
@@ -112,14 +122,14 @@ def _add_models(command: argparse.ArgumentParser) -> None:
         "--model",
         action="append",
         required=True,
-        help="model name, see `sdbench models`; folder of a pipeline or UNet; .safetensors file; owner/name or owner/name@revision on the Hub; repeatable",
+        help="model name, see `sdbench models`; folder of a pipeline or UNet; .safetensors file; owner/name or owner/name@revision on the Hub; may be repeated",
     )
     add_completion(command)
     command.add_argument(
         "--weights",
         choices=("own", "random"),
         default="own",
-        help="random: the model's architecture with random weights, for latency and memory (default: own)",
+        help="random: use the model's architecture with random weights, for latency and memory (default: own)",
     )
 
 
@@ -158,7 +168,7 @@ def _draw_part(specs: "Sequence[ModelSpec]", suite: "Suite", arguments: argparse
     missing = api.draw(specs, suite, arguments.part, places_from(arguments), device=arguments.device)
     for name, n in missing.items():
         print_note(
-            f"{name}: {n} images are still missing: those of parts that are at work, were stopped or were not started; the same command without "
+            f"{name}: {n} images are still missing, from parts that are running, were stopped or were not started; the same command without "
             "--part draws what is left"
             if n
             else f"{name}: all images are drawn; the same command without --part scores them and writes the record"

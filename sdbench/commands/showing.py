@@ -21,7 +21,7 @@ def add_commands(add: AddCommand) -> None:
 
     carding = add("card", _card, "write a model's results into the model card (README.md) in its folder")
     carding.add_argument("folder", help="folder of a pipeline, or of a UNet with --base; the model must have been measured")
-    carding.add_argument("--base", help="the --base with which a bare UNet was measured")
+    carding.add_argument("--base", help="for a bare UNet, the --base that it was measured with")
 
 
 def show_leaderboard(arguments: argparse.Namespace) -> int:

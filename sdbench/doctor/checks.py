@@ -22,7 +22,7 @@ class Finding:
     """The result of one check.
 
     Attributes:
-        is_fatal: where the check fails, the benchmark cannot run, or its numbers cannot be trusted.
+        is_fatal: if this check fails, the benchmark cannot run, or its numbers cannot be trusted.
     """
 
     is_ok: bool
@@ -49,7 +49,9 @@ def _packages() -> Iterator[Finding]:
     try:
         required = metadata.requires("sdbench") or []
     except metadata.PackageNotFoundError:
-        yield Finding(False, False, "packages: not looked at, since sdbench runs from a folder; install it: pip install -e .")
+        yield Finding(
+            False, False, "packages: not checked, because sdbench is not installed but runs from a folder; install it: pip install -e ."
+        )
         return
     for requirement in map(Requirement, required):
         installed = version(requirement.name)
@@ -70,7 +72,7 @@ def _device() -> Finding:
 
 
 def _compiler() -> Finding:
-    """What compiled settings need beside PyTorch: on a GPU, Triton builds extensions of Python in C (triton/runtime/build.py)."""
+    """What compiled settings need besides PyTorch: on a GPU, Triton builds Python extensions in C (triton/runtime/build.py)."""
     has_compiler = any(map(shutil.which, filter(None, (os.environ.get("CC"), "gcc", "clang"))))
     has_headers = (Path(sysconfig.get_path("include")) / "Python.h").exists()
     needs = {"a C compiler": has_compiler, "Python's headers, such as of the package python3-dev": has_headers}
@@ -88,7 +90,7 @@ def _embedded() -> list[Finding]:
             Finding(False, True, f"embedded weights: {name} is missing or changed; reinstall sdbench, or check the file out again")
             for name in damaged
         ]
-    return [Finding(True, True, f"embedded weights: {len(embedded.read_manifest()['files'])} files fit their digests")]
+    return [Finding(True, True, f"embedded weights: {len(embedded.read_manifest()['files'])} files match their digests")]
 
 
 def _hub() -> list[Finding]:
@@ -122,7 +124,7 @@ def _nearest_existing(folder: Path) -> Path:
 
 
 def _resize() -> Iterator[Finding]:
-    """Our resize for `fid.clean` against clean-fid's own: the one is PyTorch's filter, the other Pillow's, and both change with versions."""
+    """Our resize for `fid.clean` against clean-fid's own: ours uses PyTorch's filter, theirs Pillow's; a new version may change either."""
     installed = version("clean-fid")
     if installed is None:
         return  # a missing package is a finding of its own
@@ -151,7 +153,7 @@ def _metrics() -> Iterator[Finding]:
             numbers = [f"{name} {value.state if value.value is None else f'{value.value:.4g}'}" for name, value in one.values.items()]
             yield Finding(True, True, f"metric {one.name} behaves on golden images: {', '.join(numbers)}")
     if not_tried := [one.name for one in judgements if one.values is None]:
-        yield Finding(False, False, f"metrics not tried, for want of weights or of a GPU: {', '.join(not_tried)}")
+        yield Finding(False, False, f"metrics not tried, because weights or a GPU are missing: {', '.join(not_tried)}")
 
 
 def _published_values() -> Iterator[Finding]:
@@ -169,5 +171,7 @@ def _published_values() -> Iterator[Finding]:
         yield Finding(one.is_close, True, f"known value: {text}{advice}")
     if not comparisons:
         yield Finding(
-            False, False, f"known values of CLIP {published.BACKBONE}: not checked, its weights are not at hand ({published.SOURCE})"
+            False,
+            False,
+            f"known values of CLIP {published.BACKBONE}: not checked, because its weights are not on this machine ({published.SOURCE})",
         )

@@ -1,9 +1,9 @@
 """Golden images: inputs with a known ranking, put through every metric that can run here.
 
-Healthy images are rendered scenes that show what their captions ask. Every metric must rate them better than black, gray, noise
+Healthy images are rendered scenes that show what their captions ask for. Every metric must rate them better than black, gray, noise
 and inverted images, which are the ways in which decoders and conversions fail, and better than a few images repeated over and
-over. Precision and density are the exception: they must tolerate repetition, or they have been mistaken for recall. The same
-images a second time must give the same value and, compared with themselves, that of a perfect copy. Nothing is fetched.
+over. Precision and density are the exception: they must tolerate repetition, or they have been mistaken for recall. Scoring the same images
+a second time must give the same value, or, for metrics that compare with a teacher, the value of a perfect copy. Nothing is fetched.
 """
 
 import math
@@ -39,7 +39,7 @@ class Judgement:
     """How a metric did on the golden images.
 
     Attributes:
-        values: None where the metric was not tried for want of weights or a GPU.
+        values: None where the metric was not tried because weights or a GPU were missing.
         complaints: what is wrong with the metric; empty where it behaves.
     """
 
@@ -84,7 +84,7 @@ def judge_metrics() -> list[Judgement]:
 
 
 def complaints(protocol: Protocol, values: ValuesBySet) -> Iterator[str]:
-    """What is wrong with a metric's values of the golden images; `healthy` must have a number."""
+    """What is wrong with a metric's values for the golden images; `healthy` must have a number."""
     numbers = {name: value.value for name, value in values.items() if value.value is not None}
     healthy, again = numbers["healthy"], numbers.get("twice", math.nan)
     sign = -1 if protocol.direction == "lower" else 1

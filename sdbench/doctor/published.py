@@ -68,7 +68,7 @@ class Comparison:
 
 
 def compare() -> Iterator[Comparison]:
-    """Each published value with the one computed here; nothing where the weights are not on this machine.
+    """Each published value with the one computed here; none if the weights are not on this machine.
 
     Raises:
         UserError: the weights are damaged.

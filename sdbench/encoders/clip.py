@@ -46,7 +46,7 @@ class Clip:
 
 
 def tokenize(captions: Sequence[str]) -> Tensor:
-    """The token ids of captions, N x 77: 0 after the end-of-text token, which cut captions have too."""
+    """The token ids of captions, N x 77: 0 after the end-of-text token, which truncated captions have too."""
     tokens: Tensor = open_clip.tokenize(list(captions))
     return tokens
 

@@ -1,6 +1,6 @@
 """The Inception network of the Frechet Inception Distance: TensorFlow's of 2015, as ported for pytorch-fid and torch-fidelity.
 
-It is torchvision's Inception v3 with other pools: average pools leave out the padding, and the last block has a max pool
+It is torchvision's Inception v3 with different pooling: average pooling excludes the padding, and the last block has max pooling
 (Heusel et al. 2017; the port: Seitzer 2020). The tensors in the file have torchvision's names.
 """
 

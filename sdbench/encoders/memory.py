@@ -1,4 +1,4 @@
-"""Controls where full-size evaluators run and how long they stay in memory: all together take some 15 GB."""
+"""Controls where full-size evaluators run and how long they stay in memory: together they take some 15 GB."""
 
 import gc
 from collections.abc import Iterator

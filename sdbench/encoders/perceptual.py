@@ -24,7 +24,7 @@ def ssim(x: U8, y: U8) -> F32:
 
     The formula is torchmetrics': Gaussian window of 11 px, sigma 1.5, K 0.01 and 0.03, on the values 0..255 of each channel,
     averaged over all pixels, with images reflected at their border. It is computed here because in torchmetrics' float32 an
-    image of plain areas reaches only 0.9992 with itself, and in float64 its two-dimensional window takes 26 s and 11 GB for
+    image of plain areas scores only 0.9992 against itself, and in float64 its two-dimensional window takes 26 s and 11 GB for
     two images of 1024 px.
 
     Raises:

@@ -17,10 +17,10 @@ _OLDER: tuple[tuple[Callable[[], Any], Callable[[Any], None], Any], ...] = (  # 
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Compute in full float32 inside the block, and in the dtype of the tensors otherwise, whatever the caller has set.
+    """Inside the block, compute float32 tensors in full float32 and others in their own dtype, whatever the caller has set.
 
-    TF32, torch's default for convolutions on Ampere and later, keeps 10 of 23 bits; autocast 10 or 7. With cuDNN's benchmark on,
-    the last digits depend on which algorithm happened to be the fastest.
+    TF32, torch's default for convolutions on Ampere and later, keeps 10 of 23 mantissa bits; autocast keeps 10 or 7. With cuDNN's benchmark
+    on, the last digits depend on which algorithm happened to be the fastest.
     """
     newer, older, benchmark = [kind.fp32_precision for kind in _NEWER], [_read_setting(get) for get, _, _ in _OLDER], _CUDNN.benchmark
     try:

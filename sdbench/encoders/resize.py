@@ -1,4 +1,4 @@
-"""Resizes images for the Inception network as four libraries do; on the same images these differ by several FID.
+"""Resizes images for the Inception network as four libraries do; their FIDs of the same images differ by several points.
 
 Each function maps N x H x W x 3 uint8 RGB to N x 3 x 299 x 299 float32 on the same device, and has the name of its protocol.
 Nothing is rounded to bytes in between.

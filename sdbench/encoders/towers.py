@@ -1,4 +1,4 @@
-"""open_clip's `encode_image` and `encode_text`, faster, and equal to float32's last digits.
+"""open_clip's `encode_image` and `encode_text`, faster, and equal up to float32's last digits.
 
 Both return the output of one token, the class token or the end of the text. So the last block is computed only for that token,
 and the padding after the end of a text, which causal attention never sees, is cut off. Attention is one fused call, while open_clip

@@ -1,1 +1,1 @@
-"""Records to verdicts, by the margins of a policy; without torch."""
+"""From records to verdicts, by the margins of a policy; without torch."""

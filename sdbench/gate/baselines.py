@@ -93,11 +93,11 @@ def describe(results: Path) -> str:
 
 
 def set_baseline(name: str, folder: Path, why: str, results: Path) -> Move:
-    """Let a name stand for a record from now on, and return that move.
+    """Make a name stand for a record from now on, and return that move.
 
     Raises:
-        UserError: the record is not an intact one under `results`, there is no reason, the name reads like a path or flag or is a model's in
-            the catalogue, or the file of baselines is not valid or cannot be written.
+        UserError: the record is not an intact one under `results`, there is no reason, the name reads like a path or flag or belongs to a
+            model of the catalogue, or the file of baselines is not valid or cannot be written.
     """
     if not _NAME.fullmatch(name):
         raise UserError(f"{name!r} is not a valid baseline name; use letters, digits, '.', '_' and '-', such as 'production'")
@@ -115,7 +115,7 @@ def set_baseline(name: str, folder: Path, why: str, results: Path) -> Move:
 
 
 def remove_baseline(name: str, why: str, results: Path) -> Move:
-    """Let a name stand for nothing from now on, and return that move; its history stays.
+    """Make a name stand for nothing from now on, and return that move; its history stays.
 
     Raises:
         UserError: there is no such name, there is no reason, or the file of baselines is not valid or cannot be written.

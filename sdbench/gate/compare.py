@@ -155,7 +155,7 @@ def _state_obstacle(rule: Rule, new_value: Value, old_value: Value) -> Obstacle 
 
 
 def _unlike_obstacle(rule: Rule, new_value: Value, old_value: Value, new: Side, old: Side) -> Obstacle | None:
-    """The reason why two values, both there, do not mean the same."""
+    """The reason why two values, both present, do not mean the same thing."""
     if (new_value.kind, new_value.unit, new_value.direction) != (old_value.kind, old_value.unit, old_value.direction):
         return Obstacle(
             "incomparable",

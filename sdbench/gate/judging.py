@@ -16,7 +16,7 @@ from sdbench.gate import compare
 from sdbench.gate.compare import Obstacle, Side
 from sdbench.gate.policy import Policy, Rule, is_probe
 from sdbench.gate.verdicts import Report, Result, format_difference
-from sdbench.records import Record
+from sdbench.records import DRAWING_PACKAGES, Record
 from sdbench.stats import decisions
 from sdbench.stats.decisions import BetweenRuns, Bounds, Verdict
 
@@ -178,6 +178,8 @@ def _notes(rules: Mapping[str, Rule], new: Record, old: Record, between_runs: Ma
         yield f"the images of {tables.join_words(elsewhere)} were made elsewhere; it is not known how they were sampled"
     else:
         yield from (f"sampling differs: {difference}" for difference in compare.unequal(new.sampling, old.sampling))
+        if new.n_images and (differences := [*compare.unequal(_drawn_by(new), _drawn_by(old))]):
+            yield f"the images were drawn by other software or on another device, which may account for a difference: {', '.join(differences)}"
     for side, record in (("candidate", new), ("baseline", old)):
         yield from (f"{value.name} of the {side}: {value.note}" for value in record.values if value.note and value.name in rules)
     unknown = [name for name in rules if (value := new.value(name)) and value.kind == "probe" and value.value and name not in between_runs]
@@ -186,6 +188,10 @@ def _notes(rules: Mapping[str, Rule], new: Record, old: Record, between_runs: Ma
             f"{tables.join_words(unknown)}: candidate and baseline were measured in different runs, and it is not known how much two runs of one "
             f"model differ on this machine; measure both with one `sdbench run`{', or find out with `sdbench noise`' if own else ''}"
         )
+
+
+def _drawn_by(record: Record) -> dict[str, str | None]:
+    return {"device": record.machine.device} | {name: record.environment.packages.get(name) for name in DRAWING_PACKAGES}
 
 
 def _agreement_note(rules: Mapping[str, Rule], new: Side, old: Side, alpha: float) -> Iterator[str]:

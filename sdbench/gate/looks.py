@@ -21,7 +21,7 @@ EARLIEST_PASS = 0.5  # share of the prompts
 
 @dataclass(frozen=True)
 class LookRules:
-    """What is judged, and which of it needs the whole set of images.
+    """What is judged, and which metrics need the whole set of images.
 
     Attributes:
         sets: set metrics, measured only at a look that may be the last: where all others pass, or nothing is left to decide.

@@ -19,7 +19,7 @@ Run = Callable[[Sequence[ModelSpec], Suite], list[Path]]
 
 @dataclass(frozen=True)
 class RecordedName:
-    """A name that only records have: a checkpoint was measured under it, or it is of images made elsewhere.
+    """A name that only records have: a checkpoint was measured under it, or it names images made elsewhere.
 
     Attributes:
         rows: the newest record of each row of this name.
@@ -73,7 +73,7 @@ RecordOrModel = Path | ModelSpec | RecordedName  # what a user may name: a recor
 
 
 def find_baseline(what: str, results: Path) -> RecordOrModel:
-    """Resolve a baseline: a name in `baselines.toml`, which comes before all else, or what `find_candidate` takes.
+    """Resolve a baseline: a name in `baselines.toml`, which takes precedence, or what `find_candidate` takes.
 
     Raises:
         UserError: it is none of these.
@@ -128,7 +128,7 @@ def describe_run(specs: Sequence[ModelSpec], suite: Suite) -> str:
 
 
 def find_record(what: str, results: Path) -> Path:
-    """The folder of a record, named by its path or, where it is the only one of its name, by that.
+    """The folder of a record, given by its path or, if no other record has its name, by that name.
 
     Raises:
         UserError: there are several records of this name, or the one there is cannot be read.

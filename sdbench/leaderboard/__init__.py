@@ -1,1 +1,1 @@
-"""Records to tables: comparable rows, their ranks, and ratios to the teacher; without torch."""
+"""From records to tables: comparable rows, their ranks, and ratios to the teacher; without torch."""

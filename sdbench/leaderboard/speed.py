@@ -61,7 +61,7 @@ def speed_up(record: Record, teacher: Record, name: str) -> SpeedUp | str:
     if not own or not own.value:
         return tables.format_value(own)
     if not of_teacher or not of_teacher.value:
-        return "missing: nothing of the teacher to compare with"
+        return tables.format_absent("missing", "nothing of the teacher to compare with")
     ratio = of_teacher.value / own.value
     alone = Estimate(ratio, ratio, ratio, own.n, has_interval=False)
     if record is teacher or not (own.samples and of_teacher.samples):

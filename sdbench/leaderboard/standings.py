@@ -50,6 +50,11 @@ class Row:
         """
         return records.read_scores(self.folder)
 
+    @cached_property
+    def thumbnails(self) -> dict[str, Path]:
+        """The files of the images that the record holds, by prompt id."""
+        return records.thumbnail_files(self.folder)
+
     @property
     def name(self) -> str:
         """The model's name, with its label where it has one."""
@@ -96,7 +101,7 @@ class Section:
 
     @property
     def speed_baseline(self) -> Row | None:
-        """The row that speed-ups are relative to: the teacher's, also where it is under another suite."""
+        """The row that speed-ups are relative to: the teacher's, even if it is under another suite."""
         return self.teacher or self.teacher_of_other_suite
 
     @cached_property

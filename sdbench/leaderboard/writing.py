@@ -53,7 +53,7 @@ def _section(section: Section) -> Iterator[str]:
         yield from (f"### {title}", tables.markdown(grid))
     if correlations := truth.grid([(row.record, row.scores) for row in section.models]):
         yield from ("### Against the truth", tables.markdown(correlations))
-    yield "\n".join(f"- {line}" for line in footer_lines(section))
+    yield "\n".join(f"- {tables.escape_markdown(line)}" for line in footer_lines(section))
 
 
 def _published(of_family: Sequence[Section]) -> Iterator[str]:
@@ -225,4 +225,6 @@ def speed_up(row: Row, teacher: Row | None) -> speed.SpeedUp | str:
     own = row.record.value(P50)
     if not own or not own.value:
         return probe_cell(row, P50)
-    return speed.speed_up(row.record, teacher.record, P50) if teacher else "missing: no latency of the teacher on this machine"
+    if teacher is None:
+        return tables.format_absent("missing", "no latency of the teacher on this machine")
+    return speed.speed_up(row.record, teacher.record, P50)

@@ -142,8 +142,8 @@ def frechet(features: npt.ArrayLike, reference: Gaussian) -> tuple[float, F64]:
     is the derivative of the reported distance with respect to the weight of image i. The inverse is a pseudo-inverse: c_i lies
     in the range of S, so nothing is lost where S is singular. The standard error of the distance *at this n* is
     std(influence, ddof=1) / sqrt(n); for the paired difference of two distances, take the difference of their influences. The
-    error is too wide rather than too narrow (1.1 times the true deviation at n = 30 d, 1.3 times at 3 d; where both sets have one
-    distribution 1.5 times at 8 d, since the influence is then all noise) and ignores the bias.
+    error is too wide rather than too narrow (1.1 times the true deviation at n = 30 d, 1.3 times at 3 d; where both sets come from one
+    distribution, 1.5 times at 8 d, since the influence is then all noise) and ignores the bias.
     Source: the delta method (von Mises 1947; Hampel 1974) applied to the formula above.
 
     Raises:
@@ -191,7 +191,7 @@ def _cross_quadratic(own: Gaussian, centred: F64, reference: Gaussian) -> F64:
 
 
 def _cross(rows: F64, y: Gaussian) -> F64:
-    """Rows times that factor of y's covariance which has fewer columns."""
+    """Rows times the factor of y's covariance that has fewer columns."""
     return np.asarray(rows @ (y.factor if y.rows is None else y.rows.T))
 
 

@@ -41,7 +41,7 @@ def frechet_infinity(features: npt.ArrayLike, reference: Gaussian) -> Extrapolat
     The interval is `intervals.standard_error_interval(value, influence, systematic=abs(curvature))`.
 
     Raises:
-        ValueError: not n x d, not finite, another d than the reference's, n < 2.5 d, where the distance is not yet a line in 1 / n,
+        ValueError: not n x d, not finite, another d than the reference's, n < 2.5 d, where the distance is not yet linear in 1 / n,
             or n < 6, where a third has a single row.
     """
     features = as_matrix(features, "features")

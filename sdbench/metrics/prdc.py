@@ -1,4 +1,4 @@
-"""Precision, recall, density and coverage: the fidelity and the diversity of a generated set, measured apart (higher is better).
+"""Precision, recall, density and coverage: the fidelity and the diversity of a generated set, measured separately (higher is better).
 
 Each image has a ball that reaches to its k-th nearest neighbour in its own set. Then
 

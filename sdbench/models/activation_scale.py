@@ -37,7 +37,7 @@ def calibrate(pipe: Any) -> None:
     """Calibrate, in place, all networks that a pipeline draws an image with.
 
     Raises:
-        RuntimeError: the output of a block is still out of `OUTPUT_STD_RANGE`.
+        RuntimeError: the output of a block is still outside `OUTPUT_STD_RANGE`.
     """
     networks = [pipe.text_encoder, pipe.text_encoder_2, pipe.unet, pipe.vae]
     _calibrate_networks(networks, lambda: _draw_image(pipe))
@@ -47,7 +47,7 @@ def calibrate_network(network: nn.Module, call: Callable[[], object]) -> None:
     """Calibrate one network, in place, by a call that runs it on typical inputs.
 
     Raises:
-        RuntimeError: the output of a block is still out of `OUTPUT_STD_RANGE`.
+        RuntimeError: the output of a block is still outside `OUTPUT_STD_RANGE`.
     """
     _calibrate_networks([network], call)
 

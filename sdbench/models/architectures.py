@@ -126,7 +126,7 @@ def unet_config(architecture: str, family: Literal["sdxl", "scenes"] = "sdxl") -
 
 
 def pooled_width(config: Config) -> int:
-    """The width of the pooled text embedding that a UNet takes, beside the six numbers of SDXL's micro-conditioning."""
+    """The width of the pooled text embedding that a UNet takes, in addition to the six numbers of SDXL's micro-conditioning."""
     return int(config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"])
 
 
@@ -164,7 +164,7 @@ def depths_of_keys(keys: Iterable[str]) -> dict[str, int]:
 
 
 def ldm_depths(config: Config) -> dict[str, int]:
-    """The result of `depths`, with paths of the original (LDM) layout, which numbers all layers of a side in one row."""
+    """The result of `depths`, with paths of the original (LDM) layout, which numbers all layers of a side consecutively."""
     entries_per_block = _as_list(config.get("layers_per_block", 2), 1)[0] + 1  # on the way down, the last entry is the downsampler
     found: dict[str, int] = {}
     for path, depth in depths(config).items():
@@ -184,7 +184,7 @@ def architecture_of(config: Config) -> str:
 
 
 def family_of(config: Config) -> Family:
-    """The family whose text embeddings are as wide as a UNet takes them; "custom" where none fits."""
+    """The family whose text embeddings have the width that a UNet takes; "custom" where none fits."""
     for family in ("sdxl", "scenes"):
         if config.get("cross_attention_dim") == WIDTHS[family]["cross_attention_dim"]:
             return family

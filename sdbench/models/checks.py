@@ -1,4 +1,4 @@
-"""Checks on weights: diffusers only warns of a missing tensor, and fills it with random numbers."""
+"""Checks on weights: diffusers only warns about a missing tensor, and fills it with random numbers."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +18,7 @@ def check_tensors(model: nn.Module, part: str, found: Mapping[str, Tensor], wher
     """Check that files hold exactly the tensors of a model, in the same shapes.
 
     Args:
-        model: the model, on any device, also meta.
+        model: the model, on any device, including meta.
         part: "unet", "vae", "text_encoder" or "text_encoder_2".
         found: tensors of the files.
         where: path to name in errors.
@@ -34,7 +34,9 @@ def check_tensors(model: nn.Module, part: str, found: Mapping[str, Tensor], wher
             f"{where} lacks {len(missing)} of the {len(expected)} tensors that its configuration asks for, such as {missing[0]!r}. {_ADVICE}"
         )
     if surplus:
-        raise UserError(f"{where} holds {len(surplus)} tensors that are not in its configuration, such as {surplus[0]!r}. {_ADVICE}")
+        raise UserError(
+            f"{where} holds {len(surplus)} of {len(present)} tensors that are not in its configuration, such as {surplus[0]!r}. {_ADVICE}"
+        )
     for name, shape in expected.items():
         if present[name].shape != shape:
             raise UserError(

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import io
 import json
 import random
 from collections.abc import Iterator
@@ -18,45 +19,91 @@ from sdbench.models.architectures import architecture_of, family_of
 from sdbench.models.spec import ModelSpec, with_name
 from sdbench.models.stock import CLASSES, PIPELINE
 
+_IGNORED_KEYS = frozenset({"transformers_version", "dtype", "torch_dtype"})  # of configurations; the tensors tell the dtype
+_FLOATS = {torch.float32, torch.bfloat16, torch.float16}
+
 
 def describe(pipeline: Any, name: str) -> ModelSpec:
     """The spec of a pipeline; its `location` is `digest(pipeline)`.
 
     Raises:
-        UserError: it is not a whole SDXL pipeline, or the name is invalid.
+        UserError: it is not a whole SDXL pipeline with its weights in memory, or the name is invalid.
     """
     if not isinstance(pipeline, PIPELINE):
         raise UserError(
-            f"{type(pipeline).__name__} is no {PIPELINE.__name__}; evaluate takes one, or the path or name of a model (a UNet alone: put it into its pipeline)"
+            f"{type(pipeline).__name__} is not a {PIPELINE.__name__}; evaluate takes one, or the path or name of a model (a UNet alone: put it into its pipeline)"
         )
     others = ("tokenizer", "tokenizer_2", "scheduler")
     missing = [part for part in CLASSES if not isinstance(getattr(pipeline, part, None), nn.Module)]
     if missing := [*missing, *(part for part in others if getattr(pipeline, part, None) is None)]:
-        raise UserError(f"the pipeline has no {', '.join(missing)}; evaluate needs a whole one")
+        raise UserError(f"the pipeline has no {', '.join(missing)}; evaluate needs a complete one")
+    for part in CLASSES:
+        _check_network(part, getattr(pipeline, part))
     config = dict(pipeline.unet.config)
     return with_name(ModelSpec(name, family_of(config), architecture_of(config), "memory", digest(pipeline)), name)
 
 
-def digest(pipeline: Any) -> str:
-    """The SHA-256 (hex) over tensors, configurations, vocabularies and LoRA settings: equal digests, equal images.
+def device(pipeline: Any) -> str:
+    """The device that the pipeline computes on, also where its networks wait elsewhere for their turn (model offloading)."""
+    return str(pipeline._execution_device)  # noqa: SLF001  # diffusers has no other way to ask
 
-    The same pipeline in a folder has another digest, that of its files.
+
+def digest(pipeline: Any) -> str:
+    """The SHA-256 (hex) over all that decides the images: tensors, configurations, vocabularies, and settings of modules.
+
+    The last are LoRA's, and what is set on modules of the pipeline at hand: FreeU's factors, tiling, attention processors, functions that replace
+    `forward`. Functions and objects count by name alone, so two patches of one name need two pipelines. The same pipeline in a folder has a
+    different digest, that of its files.
     """
     sha256 = hashlib.sha256()
     for part in CLASSES:
         model = getattr(pipeline, part)
         _update(sha256, part, _canonical(dict(model.config) if part in ("unet", "vae") else model.config.to_dict()))
         for name, tensor in sorted(model.state_dict().items()):
-            _update(sha256, name, f"{tensor.dtype} {tuple(tensor.shape)}")
-            sha256.update(_bytes(tensor))
+            _add_tensor(sha256, name, tensor)
         for name, layer in model.named_modules():
-            if isinstance(layer, BaseTunerLayer):  # the scale of a LoRA, and whether it is active, are not among the tensors
+            _update(sha256, name, _canonical(_settings(layer)))
+            if isinstance(layer, BaseTunerLayer):  # the scale of a LoRA, and whether it is active
                 _update(sha256, name, repr((layer.active_adapters, layer.disable_adapters, getattr(layer, "scaling", None))))
     for part in ("tokenizer", "tokenizer_2"):
         _update(sha256, part, _canonical(getattr(pipeline, part).get_vocab()))
     _update(sha256, type(pipeline.scheduler).__name__, _canonical(dict(pipeline.scheduler.config)))
     _update(sha256, "pipeline", _canonical({key: value for key, value in pipeline.config.items() if not isinstance(value, list | tuple)}))
     return sha256.hexdigest()
+
+
+def _check_network(part: str, network: nn.Module) -> None:
+    if not hasattr(network, "config"):
+        raise UserError(
+            f"the pipeline's {part} is a {type(network).__name__} without a configuration; if it wraps the network, put the network itself there: "
+            f"pipeline.{part} = pipeline.{part}.module"
+        )
+    if any(tensor.is_meta for tensor in network.parameters()):
+        raise UserError(
+            f"the weights of the pipeline's {part} are not in memory, as with enable_sequential_cpu_offload; evaluate it without offloading, or with "
+            "enable_model_cpu_offload"
+        )
+
+
+def _add_tensor(sha256: "hashlib._Hash", name: str, tensor: Any) -> None:
+    """Add an entry of a state dict; those of quantised layers may be subclasses of tensors, or tuples of them and their scales."""
+    if type(tensor) is Tensor:
+        _update(sha256, name, f"{tensor.dtype} {tuple(tensor.shape)}")
+        sha256.update(_bytes(tensor))
+    else:
+        saved = io.BytesIO()
+        torch.save(tensor, saved)
+        _update(sha256, name, type(tensor).__qualname__)
+        sha256.update(saved.getbuffer())
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """The public attributes of a module beside its parts and tensors: plain values, and the names of functions and classes of others."""
+    return {
+        name: value if isinstance(value, bool | int | float | str | None) else getattr(value, "__qualname__", type(value).__qualname__)
+        for name, value in vars(module).items()
+        if not name.startswith("_") and name not in ("training", "gradient_checkpointing", "name_or_path")
+    }
 
 
 def _update(sha256: "hashlib._Hash", *words: str) -> None:
@@ -69,9 +116,6 @@ def _canonical(config: dict[str, Any]) -> str:
     )
 
 
-_IGNORED_KEYS = frozenset({"transformers_version", "dtype", "torch_dtype"})  # of configurations; the tensors tell the dtype
-
-
 def _bytes(tensor: Tensor) -> memoryview:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
@@ -80,7 +124,8 @@ def _bytes(tensor: Tensor) -> memoryview:
 def sampling_copy(pipeline: Any, dtype: torch.dtype) -> Iterator[Any]:
     """Yield a pipeline that samples from the same networks, and leaves the original as it was.
 
-    Networks of another dtype are copied, since casting them back and forth would round. The scheduler is copied too.
+    Networks of another dtype are copied, since casting them back and forth would round; quantised ones are taken as they are. The scheduler is
+    copied too.
     At exit, the train or eval mode of every module and the state of every random generator are restored.
     """
     sampler = copy.copy(pipeline)
@@ -103,5 +148,6 @@ def sampling_copy(pipeline: Any, dtype: torch.dtype) -> Iterator[Any]:
 
 
 def _in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    has_dtype = all(tensor.dtype == dtype for tensor in model.parameters())
-    return model if has_dtype else copy.deepcopy(model).to(dtype)
+    """The network, or a copy where it is of another of the suites' dtypes; a quantised one has its own."""
+    present = {tensor.dtype for tensor in model.parameters()}
+    return model if present <= {dtype} or not present <= _FLOATS else copy.deepcopy(model).to(dtype)

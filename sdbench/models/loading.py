@@ -14,12 +14,14 @@ from transformers import CLIPTextConfig
 from sdbench.errors import UserError
 from sdbench.models.architectures import TOPOLOGIES, Config, depths, depths_of_keys
 from sdbench.models.checks import check_checkpoint, check_finite, check_tensors
-from sdbench.models.files import STEMS, read_header, read_headers, read_json, strip_prefixes, weight_files
+from sdbench.models.files import STEMS, read_config, read_header, read_headers, strip_prefixes, weight_files
 from sdbench.models.locate import Layout, locate
 from sdbench.models.random_weights import random_pipeline
 from sdbench.models.spec import ModelSpec
 from sdbench.models.stock import CLASSES, PIPELINE, silence_libraries
 from sdbench.models.text_encoders import PREFIX
+
+_UNUSED_PARTS: dict[str, Any] = {"image_encoder": None, "feature_extractor": None}  # only for prompts that are images; never read
 
 
 def load(spec: ModelSpec, *, dtype: torch.dtype | str, device: torch.device | str) -> Any:
@@ -68,7 +70,7 @@ def load_unet(pipeline: Path, *, dtype: str, device: torch.device | str) -> Any:
 
 
 def check_headers(spec: ModelSpec, *, dtype: str) -> None:
-    """Check all that `load` checks but the values of weights; reads configurations, headers and the LoRA.
+    """Check everything that `load` checks except the values of weights; reads configurations, headers and the LoRA.
 
     Raises:
         UserError: files are missing or damaged, tensors do not fit their configuration, or the LoRA does not fit the model.
@@ -96,7 +98,7 @@ def _build_parts(layout: Layout, *, sixteen_bit: bool) -> dict[str, nn.Module]:
 def _available_device(name: torch.device | str) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device {str(name)!r} is not there: torch {torch.__version__} sees no CUDA device; use --device cpu")
+        raise UserError(f"no device {str(name)!r} here: torch {torch.__version__} sees no CUDA device; use --device cpu")
     return device
 
 
@@ -113,7 +115,9 @@ def _read_pipeline(spec: ModelSpec, dtype: torch.dtype) -> Any:
 def _read_folders(layout: Layout, dtype: torch.dtype) -> Any:
     parts = {part: read_part(part, layout.pipeline / part, dtype) for part in STEMS if part != "unet"}
     unet = _read_unet_file(layout, dtype) if layout.unet.is_file() else read_part("unet", layout.unet, dtype)
-    return PIPELINE.from_pretrained(layout.pipeline, unet=unet, **parts, use_safetensors=True, local_files_only=True, add_watermarker=False)
+    return PIPELINE.from_pretrained(
+        layout.pipeline, unet=unet, **parts, **_UNUSED_PARTS, use_safetensors=True, local_files_only=True, add_watermarker=False
+    )
 
 
 def build_on_meta(part: str, config: Config) -> Any:
@@ -163,12 +167,17 @@ def build_part(part: str, folder: Path, *, sixteen_bit: bool) -> nn.Module:
 
 
 def _build_from_config(part: str, folder: Path) -> Any:
-    config = read_json(folder / "config.json")
+    config = read_config(folder / "config.json")
+    if "quantization_config" in config:
+        raise UserError(
+            f"{folder} is quantised (quantization_config in its config.json); such weights are not read from files. Load the pipeline with diffusers "
+            "and call sdbench.evaluate(pipeline), or save it dequantised"
+        )
     try:
         return build_on_meta(part, config)
     except Exception as error:  # any line of the libraries' constructors may meet what does not fit
         raise UserError(
-            f"{folder / 'config.json'} describes no {CLASSES[part].__name__}: {error}. Use the one that the weights were saved with."
+            f"{folder / 'config.json'} does not describe a {CLASSES[part].__name__}: {error}. Use the one that the weights were saved with."
         ) from error
 
 
@@ -179,8 +188,8 @@ def _read_unet_file(layout: Layout, dtype: torch.dtype) -> nn.Module:
 
 
 def _build_unet_of_file(layout: Layout) -> nn.Module:
-    """Build a UNet without configuration on the meta device: it gets the base's widths, and the known topology that its tensors have."""
-    base = read_json(layout.pipeline / "unet" / "config.json")
+    """Build, on the meta device, a UNet that has no configuration, with the base's widths and the known topology that its tensors show."""
+    base = read_config(layout.pipeline / "unet" / "config.json")
     tensors = strip_prefixes(read_header(layout.unet))
     candidates = (base, *({**base, **topology} for topology in TOPOLOGIES.values()))
     config = next((candidate for candidate in candidates if depths(candidate) == depths_of_keys(tensors)), None)
@@ -196,7 +205,7 @@ def _build_unet_of_file(layout: Layout) -> nn.Module:
 def _read_checkpoint(layout: Layout, dtype: torch.dtype) -> Any:
     _build_parts(layout, sixteen_bit=False)
     return PIPELINE.from_single_file(
-        str(layout.checkpoint), config=str(layout.pipeline), dtype=dtype, local_files_only=True, add_watermarker=False
+        str(layout.checkpoint), config=str(layout.pipeline), **_UNUSED_PARTS, dtype=dtype, local_files_only=True, add_watermarker=False
     )
 
 

@@ -10,6 +10,6 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether a call failed for lack of memory.
 
     PyTorch's allocator raises an exception of its own. The libraries below it only say so in words: cuDNN, for one, tries one
-    algorithm after another, and reports that it found none where each of them ran out of memory.
+    algorithm after another, and reports that it found none if each of them ran out of memory.
     """
     return isinstance(error, torch.OutOfMemoryError) or any(message in str(error) for message in _MESSAGES)

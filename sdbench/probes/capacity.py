@@ -24,7 +24,7 @@ def smallest_card(stages: Stages, device: str, context_mib: float) -> int | None
     """Memory in GB of the smallest card that runs the pipeline; None where that needs more than this card, or than any of `CARDS_GB`.
 
     This is tried, not computed: the pipeline runs while PyTorch's allocator may take no more than such a card would have left
-    beside the CUDA context.
+    besides the CUDA context.
     """
     total, index = torch.cuda.get_device_properties(device).total_memory, torch.device(device).index  # None is the current one
     try:
@@ -39,7 +39,7 @@ def smallest_card(stages: Stages, device: str, context_mib: float) -> int | None
 
 
 def context_mib(device: str, process_mib: float | None) -> float:
-    """Memory of the card, in MiB, that a process holds beside PyTorch's allocator: the CUDA context and its libraries.
+    """Memory of the card, in MiB, that a process holds besides PyTorch's allocator: the CUDA context and its libraries.
 
     Args:
         process_mib: what the process holds, from NVML; where that is None, the use of the whole card is taken, which is the same if

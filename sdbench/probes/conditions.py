@@ -39,7 +39,7 @@ def conditions(rounds: Sequence[Round]) -> list[Value]:
 
 
 def remarks(rounds: Sequence[Round]) -> list[str]:
-    """The conditions that a reader of the latency must know, in words."""
+    """The conditions that a reader of the latency must know about, in words."""
     drift, cores = _drift(rounds) or 0.0, collect_info(rounds, "watch", "foreign_cores")
     others = [held for listed in collect_info(rounds, "watch", "foreign_processes") for held in listed.items()]
     return_s, step_s = _step_times(rounds)

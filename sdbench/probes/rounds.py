@@ -31,7 +31,7 @@ class Round:
 
     @classmethod
     def read(cls, path: Path, failures: dict[str, str]) -> "Round":
-        """Read pytest-benchmark's JSON file; a stage that failed is left out, whatever the file holds of it."""
+        """Read pytest-benchmark's JSON file; a stage that failed is left out, whatever the file holds about it."""
         items = _read_benchmarks(path)
         complete = {item["params"]["stage"]: item for item in items if item["params"]["stage"] not in failures}
         seconds = {stage: tuple(item["stats"]["data"]) for stage, item in complete.items()}
@@ -53,7 +53,7 @@ class Round:
 def _read_benchmarks(path: Path) -> list[dict[str, Any]]:
     """The benchmarks that pytest-benchmark wrote; none where its process ended before that."""
     try:
-        benchmarks: list[dict[str, Any]] = json.loads(path.read_text())["benchmarks"]
+        benchmarks: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["benchmarks"]
     except (OSError, ValueError):
         return []
     return benchmarks

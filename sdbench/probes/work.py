@@ -4,7 +4,7 @@ Numbers moved are those that operators read and write when each runs by itself, 
 output once, and attention without its score matrix (as in flash attention). A compiler that fuses operators moves fewer.
 
 PyTorch's counter covers convolutions, matrix products and attention, at 2 FLOPs for each multiply-accumulate. Norms, activations
-and sums, some per cent of the time but hardly any of the work, are left out, as is usual.
+and sums, a few per cent of the time but hardly any of the work, are left out, as is usual.
 """
 
 import json
@@ -66,7 +66,7 @@ def by_stage(configs: Mapping[str, Mapping[str, Any]], sampling: Sampling, *, ze
     Args:
         configs: the configurations of the four networks; see `setup.describe` and `random_configs`.
         sampling: steps, guidance and size.
-        zero_negative: the pipeline does not encode a missing negative prompt, but takes zeros for it.
+        zero_negative: the pipeline does not encode a missing negative prompt, but uses zeros for it.
     """
     side, tokens = input_sizes(configs, sampling.size_px)
     works = {part: _work(part, config, side, tokens) for part, config in configs.items()}

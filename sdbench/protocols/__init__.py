@@ -1,1 +1,1 @@
-"""Protocols: the exact ways in which a number is made of images and prompts, a family of them a file, each with a table at its end."""
+"""Protocols: the exact ways in which numbers are computed from images and prompts; one file per family, with a table at its end."""

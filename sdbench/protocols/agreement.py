@@ -1,4 +1,4 @@
-"""Student against teacher, same prompt and same noise: how near the copy is, whatever the teacher is worth.
+"""Student against teacher, same prompt and same noise: how near the copy is, however good the teacher is.
 
 A distance to real images mixes two things, what distillation cost and what the teacher itself lacks; a poor reference adds
 a third. The agreement metrics need neither a reference nor a caption. They say how near, not how good.

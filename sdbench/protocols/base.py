@@ -22,7 +22,7 @@ class Subject:
     """The images to score, and what they are compared with.
 
     Attributes:
-        image_ids: identities of the images in the store, a row each.
+        image_ids: identities of the images in the store, one for each row.
         is_teacher: the images are the teacher's own.
         is_made_elsewhere: another program made the images, from noise of its own.
         reference: name of the reference that set metrics compare with, as the suite gives it; None where it names none.
@@ -31,7 +31,7 @@ class Subject:
         teacher_name: the teacher's name, and the suite of its record.
         teacher_digest: digest of the teacher's weights, or of its record where it consists of images alone; None where there is no
             teacher (yet).
-        columns: columns that earlier protocols gave, for those that build on them.
+        columns: columns that earlier protocols produced, for those that build on them.
         cache: intermediate results of earlier protocols, for those that need the same.
     """
 
@@ -81,7 +81,7 @@ class Protocol:
     """How a metric is computed, and how its values are to be read.
 
     Attributes:
-        against_teacher: compares with the family's teacher, so images without a record cannot have it.
+        against_teacher: the metric compares with the family's teacher, so it is not available for images without a record.
     """
 
     name: str

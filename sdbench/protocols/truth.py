@@ -1,4 +1,4 @@
-"""Scene accuracy: whether an image shows what its caption asks. Only scenes have it, since only their truth is known."""
+"""Scene accuracy: whether an image shows what its caption asks for. Only scenes have it, since only their truth is known."""
 
 import numpy as np
 

@@ -6,6 +6,7 @@ is the digest of `record.json` and `scores.parquet`, so neither can be changed w
 """
 
 from sdbench.records.content import (
+    DRAWING_PACKAGES,
     SCHEMA_VERSION,
     Direction,
     Environment,
@@ -13,6 +14,7 @@ from sdbench.records.content import (
     Looks,
     Machine,
     Model,
+    Name,
     NamedTeacher,
     Record,
     State,
@@ -23,6 +25,8 @@ from sdbench.records.content import (
 )
 from sdbench.records.files import (
     MAX_THUMBNAILS,
+    OWN_ENDING,
+    TEACHER_ENDING,
     digest_of,
     find,
     folders,
@@ -32,19 +36,25 @@ from sdbench.records.files import (
     read_record,
     read_scores,
     suggest_record_in,
+    teacher_digest,
+    thumbnail_files,
     write,
 )
 from sdbench.records.scores import Scores, mean_per_prompt
 
 __all__ = [
+    "DRAWING_PACKAGES",
     "MAX_THUMBNAILS",
+    "OWN_ENDING",
     "SCHEMA_VERSION",
+    "TEACHER_ENDING",
     "Direction",
     "Environment",
     "Kind",
     "Looks",
     "Machine",
     "Model",
+    "Name",
     "NamedTeacher",
     "Record",
     "Scores",
@@ -63,5 +73,7 @@ __all__ = [
     "read_record",
     "read_scores",
     "suggest_record_in",
+    "teacher_digest",
+    "thumbnail_files",
     "write",
 ]

@@ -3,7 +3,7 @@
 import math
 import operator
 from datetime import datetime
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -13,6 +13,7 @@ SCHEMA_VERSION: Literal[1] = 1
 State = Literal["ok", "missing", "failed", "not_applicable"]
 Direction = Literal["higher", "lower", "neither"]
 Kind = Literal["score", "set", "probe", "count"]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.+-]*$")]  # names a folder too, and so must not lead out of it
 _INFLUENCE = ":influence"
 
 
@@ -89,7 +90,7 @@ class Model(Table):
         weights_digest: SHA-256 over all tensors of the pipeline; None where there is no model.
     """
 
-    name: str
+    name: Name
     architecture: str
     source: str
     weights_digest: str | None
@@ -126,8 +127,8 @@ class Machine(Table):
     def machine_class(self) -> str:
         """Device name, driver major, torch minor, CUDA minor, and the host's processor.
 
-        The processor counts beside a GPU too: eager PyTorch launches some 2,500 kernels per UNet step from one thread. At batch 1 that
-        can take as long as a fast GPU takes to run them, so two hosts with the same GPU are not one machine. With a GPU, cores do not count.
+        The processor counts even with a GPU: eager PyTorch launches some 2,500 kernels per UNet step from one thread. At batch 1 that can
+        take as long as a fast GPU takes to run them, so two hosts with the same GPU are not one machine. With a GPU, cores do not count.
         """
         torch_minor = ".".join(self.torch.split("+")[0].split(".")[:2])
         if self.cuda is None:
@@ -139,7 +140,7 @@ class Machine(Table):
 class SuiteId(Table):
     """A suite's name and version, and the digest of its resolved content."""
 
-    name: str
+    name: Name
     version: int
     digest: str
 
@@ -154,8 +155,11 @@ class SuiteId(Table):
         return f"{self.title} (digest {self.digest})"
 
 
+DRAWING_PACKAGES = ("diffusers", "peft", "torch", "transformers")  # those whose version may change an image
+
+
 class Environment(Table):
-    """The software that made the numbers.
+    """The software that produced the numbers.
 
     Attributes:
         variables: those environment variables of the process that change speed, memory or digits.
@@ -169,7 +173,7 @@ class Environment(Table):
 
 
 class Looks(Table):
-    """The interim looks of a run that went on until its verdict.
+    """The interim looks of a run that stopped at its verdict.
 
     Attributes:
         baseline: digest of the record it was compared with.
@@ -195,7 +199,7 @@ class Record(Table):
     """The content of `record.json`."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
-    family: str
+    family: Name
     suite: SuiteId
     model: Model
     machine: Machine
@@ -231,5 +235,5 @@ class Record(Table):
         return next((value for value in self.values if value.name == name), None)
 
     def is_same_run(self, other: "Record") -> bool:
-        """Whether the probes of both were measured in turns, so that changes in the machine's speed met both alike."""
+        """Whether the probes of both were measured in turns, so that changes in the machine's speed affected both alike."""
         return bool(self.run) and self.run == other.run

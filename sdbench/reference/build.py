@@ -1,6 +1,6 @@
 """Builds and imports references. Images stream through the encoder in blocks, so memory does not grow with their number.
 
-The features of a block are stored by its content until the reference is complete: a build that was killed continues where it stopped.
+The features of a block are stored by its content until the reference is complete: a build that was killed resumes where it stopped.
 """
 
 import hashlib
@@ -76,7 +76,9 @@ def _resolve_count(where: str, found: int, n: int | None) -> int:
     if wanted < 2:
         raise UserError(f"--n {n}: a reference needs at least 2 images")
     if found < wanted:
-        raise UserError(f"{where} holds {found} images ({', '.join(sorted(SUFFIXES))}); a reference of {n or 'at least 2'} was asked for")
+        raise UserError(
+            f"{where} holds {found} images ({', '.join(sorted(SUFFIXES))}); expected {f'{n}, as --n asks' if n else 'at least 2'}"
+        )
     return found if n is None else n
 
 
@@ -116,7 +118,7 @@ def import_moments(name: str, file: Path, encoder: str, n: int, source: str, run
         name: the name of the reference.
         file: the `.npz`.
         encoder: the encoder that its authors state.
-        n: number of images behind it, which the file does not tell.
+        n: number of images behind it, which the file does not state.
         source: where it was published.
         runs: folder that gets the reference.
 
@@ -150,7 +152,7 @@ def _read_moments(file: Path) -> tuple[bytes, F64, F64]:
         ) from error
     if mean.ndim != 1 or not mean.size or covariance.shape != (len(mean), len(mean)) or not _are_moments(mean, covariance):
         raise UserError(
-            f"{file}: `mu` {mean.shape} and `sigma` {covariance.shape} are no mean and covariance; "
+            f"{file}: `mu` {mean.shape} and `sigma` {covariance.shape} are not a mean and a covariance; "
             "expected finite (d) and symmetric (d x d), without negative eigenvalues"
         )
     return content, mean, covariance
@@ -186,7 +188,7 @@ def _check_same(existing: Card, images: Images, encoder: Encoder, runs: Path) ->
 def _conflict(existing: Card, requested: str, runs: Path) -> UserError:
     return UserError(
         f"reference {existing.name!r} for {existing.encoder!r} exists already, from {existing.data['source']} with n = {existing.n} "
-        f"({existing.data['sha256'][:12]}) under {existing.encoder_id or existing.encoder}; requested was {requested}. "
+        f"({existing.data['sha256'][:12]}) under {existing.encoder_id or existing.encoder}; requested: {requested}. "
         f"Choose another name, or delete {folder(existing.name, runs)}."
     )
 
@@ -230,7 +232,7 @@ def _features(contents: Sequence[bytes], names: Sequence[str], encoder: Encoder)
     try:
         parts = np.concatenate([encoder.features(np.stack([decoded[row] for row in group])) for group in groups])
     except ValueError as error:
-        raise UserError(f"{names[0]} to {names[-1]}: {error}; take images or an encoder that fit each other") from error
+        raise UserError(f"{names[0]} to {names[-1]}: {error}; choose images and an encoder that fit each other") from error
     order = [row for group in groups for row in group]
     return np.asarray(parts[np.argsort(order)], np.float32)
 

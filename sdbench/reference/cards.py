@@ -1,8 +1,8 @@
 """Reference statistics: the moments of real images' features, and how they were made.
 
-A reference is identified by a name and an encoder: `references/<name>/<encoder>.json`, a card that tells how it was made, beside
-a `.npz` with the numbers. The card holds the SHA-256 of the numbers and the id of the encoder, and its digest is over data, n and
-encoder, so a damaged file, another encoder or another image is always detected. `scenes` is rendered when it is first needed.
+A reference is identified by a name and an encoder: `references/<name>/<encoder>.json`, a card that says how it was made, next to a `.npz`
+with the numbers. The card holds the SHA-256 of the numbers and the id of the encoder, and its digest is over data, n and encoder, so a
+damaged file, a different encoder or a different image is always detected. `scenes` is rendered when it is first needed.
 """
 
 import hashlib
@@ -113,7 +113,7 @@ def card_of(name: str, encoder: str, runs: Path) -> Card | None:
         return Card.model_validate_json(path.read_bytes()) if path.exists() else None
     except ValidationError as error:
         raise UserError(
-            f"reference: {path} is no card of a reference ({error_message(error)}); delete it and build the reference again"
+            f"reference: {path} is not the card of a reference ({error_message(error)}); delete it and build the reference again"
         ) from error
 
 
@@ -179,7 +179,7 @@ def folder(name: str, runs: Path) -> Path:
 
 
 def _scenes(encoder: "Encoder", runs: Path) -> Reference:
-    """Load the statistics of 4,096 rendered scenes, or render them; they are of the training split, which shares no layout with a benchmark prompt."""
+    """Load or make the statistics of 4,096 rendered scenes of the training split, which shares no layout with a benchmark prompt."""
     recipe = {
         "source": "scenes",
         "split": "train",

@@ -1,10 +1,13 @@
 """The view of a leaderboard section for the page's template."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
+
+from markupsafe import Markup
 
 from sdbench import tables
 from sdbench.errors import UserError
@@ -18,7 +21,7 @@ from sdbench.records import Direction, Value
 from sdbench.report import MAX_MODELS, figures, wins, worst
 from sdbench.report.image_wall import Album, Wall
 from sdbench.report.worst import Case, Worst
-from sdbench.tables import Grid
+from sdbench.tables import Grid, Noted
 
 _PARTS = {
     "table": "Table", "trade": "Trade-offs", "groups": "By group of prompts", "stages": "Where the time goes",
@@ -29,7 +32,7 @@ _FIGURE_SPACE, _PUNCTUATION_SPACE = "\u2007", "\u2008"  # as wide as a digit and
 
 @dataclass(frozen=True)
 class Cell:
-    """A number with its interval and notes, or the reason why there is none.
+    """A number with its interval, or the state of one that is absent; and a note, in the view only its mark.
 
     Attributes:
         sort: the sort key in its column; None where there is no number.
@@ -55,6 +58,11 @@ class Column:
     unit: str
     direction: Direction
     cells: tuple[Cell, ...]
+
+    @property
+    def heading(self) -> Markup:
+        """The title as HTML that may be broken after a point or an underscore, so that a name is no wider than its numbers."""
+        return Markup("<wbr>").join(re.split("(?<=[._])", self.title))
 
     @property
     def arrow(self) -> str:
@@ -90,8 +98,10 @@ def build_view(section: Section, number: int, wall: Wall, held: Album, policy: P
     judges = wins.judges(section)
     keys = {(image.model, shot.prompt_id): image.key for shot in wall.shots for image in shot.images if image}
     verdicts = list(_verdicts(section, policy, results))
+    columns, notes = _with_notes_below(_columns(section))
     view = {
-        "columns": (columns := _columns(section)),
+        "columns": columns,
+        "notes": notes,
         "rows": [
             {"name": row.name, "role": _role(section, row), "cells": [column.cells[place] for column in columns]}
             for place, row in enumerate(section.rows)
@@ -129,13 +139,22 @@ def _role(section: Section, row: Row) -> str:
 
 
 def _columns(section: Section) -> list[Column]:
-    """Metrics, median latency, speed-up, memory, and size."""
+    """Metrics, median latency, speed-up, memory, size; last, since a screen may not hold them, the metrics that compare with the teacher's images."""
     costs = {value.name: value for value in standings.probes(section)}
-    columns = [_column(section, value) for value in standings.metrics(section)]
+    metrics = [_column(section, metric) for metric in standings.metrics(section)]
+    paired = [column for column in metrics if column.title.startswith(("agreement.", "fd_to_teacher."))]
     latency = next((value for row in section.rows if (value := row.record.value(P50))), None)
-    if latency:
-        columns += [_column(section, latency), _speed_ups(section)]
-    return columns + [_column(section, costs[name]) for name in (*figures.MEMORY, "parameters.unet") if name in costs]
+    times = [_column(section, latency), _speed_ups(section)] if latency else []
+    sizes = [_column(section, costs[name]) for name in (*figures.MEMORY, "parameters.unet") if name in costs]
+    return [*(column for column in metrics if column not in paired), *times, *sizes, *paired]
+
+
+def _with_notes_below(columns: Sequence[Column]) -> tuple[list[Column], str]:
+    """The columns with marks in place of notes, and the notes."""
+    notes = tables.Footnotes()
+    rows = zip(*(column.cells for column in columns), strict=True)
+    marked = [[replace(cell, note=notes.mark(cell.note)) if cell.note else cell for cell in row] for row in rows]
+    return [replace(column, cells=cells) for column, cells in zip(columns, zip(*marked, strict=True), strict=True)], str(notes)
 
 
 def _column(section: Section, value: Value) -> Column:
@@ -156,7 +175,7 @@ def _speed_ups(section: Section) -> Column:
 
 def _speed_up(found: speed.SpeedUp | str) -> Cell:
     if isinstance(found, str):
-        return Cell(found)
+        return _absent(found)
     number, interval = found.parts
     return Cell(number, found.ratio.value, _interval(interval))
 
@@ -164,13 +183,17 @@ def _speed_up(found: speed.SpeedUp | str) -> Cell:
 def _cell(row: Row, name: str, rank: int | None) -> Cell:
     value = row.record.value(name)
     if value is None or value.value is None:
-        return Cell("no model" if value is None and row.is_images_only else tables.format_value(value))
+        return _absent("no model" if value is None and row.is_images_only else tables.format_value(value))
     if value.kind == "count":
         return Cell(tables.format_count(value.value), value.value)
     number, interval = tables.estimate_parts(value.value, value.low, value.high)
     few = f"n = {value.n}" if value.is_image_metric and value.n != row.record.n_images else ""
     note = "" if name.startswith("win_rate.") else value.note  # a win rate's note, wins and losses, is in the matrix
-    return Cell(number, value.value, _interval(interval), ", ".join(filter(None, [few, note])), rank)
+    return Cell(number, value.value, ", ".join(filter(None, [_interval(interval), few])), note, rank)
+
+
+def _absent(text: str) -> Cell:
+    return Cell(text.short, note=text.note) if isinstance(text, Noted) else Cell(text)
 
 
 def _interval(text: str) -> str:

@@ -1,4 +1,4 @@
-"""A suite's check of itself: whether a run reproduces the range that the protocol's makers accept, or in what it differs."""
+"""A suite's check of itself: whether a run reproduces the range that the protocol's makers accept, or how it differs."""
 
 from collections.abc import Sequence
 from pathlib import Path

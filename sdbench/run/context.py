@@ -6,14 +6,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sdbench import records
+from sdbench import __version__, records
 from sdbench.assets.pipelines import is_cached, is_local
 from sdbench.errors import UserError
 from sdbench.generate import Job, list_jobs
+from sdbench.machine import version
 from sdbench.models.loading import build_part, check_headers
 from sdbench.models.locate import check_local_files
 from sdbench.models.spec import ModelSpec
-from sdbench.records import Model
+from sdbench.records import DRAWING_PACKAGES, Model
 from sdbench.scenes.grammar import EXAMPLE, parse
 from sdbench.score import find_protocols
 from sdbench.settings import Dtype, Sampling, Setting
@@ -108,7 +109,7 @@ def check_suite(suite: Suite, *, only: str | None, settings: Sequence[str], prof
 
 
 def check_captions(captions: Sequence[str], where: str) -> None:
-    """Check that captions are of the grammar of scenes; the embedded family's evaluators would give meaningless numbers for others.
+    """Check that captions follow the grammar of scenes; the embedded family's evaluators would give meaningless numbers for others.
 
     Raises:
         UserError: one is not the caption of a scene.
@@ -161,9 +162,13 @@ def dtypes(sampling: Sampling, timed_settings: Mapping[str, Setting]) -> list[Dt
 
 
 def store_and_jobs(model: Model, context: RunContext) -> tuple[Store, list[Job]]:
-    """The store of a model's images of a suite, and the jobs to make them."""
+    """The store of a model's images of a suite, and the jobs to make them.
+
+    Other versions of the packages that draw have a store of their own: a record names its versions, and a gate may ask what an upgrade changed.
+    """
     kind, _, _ = context.device.partition(":")  # all cards of a machine draw the same images
-    identity = {"model": model.name, "weights": model.weights_digest, "device": kind, "batch": context.sampling.batch}
+    packages = {"sdbench": __version__} | {name: version(name) for name in DRAWING_PACKAGES}
+    identity = {"model": model.name, "weights": model.weights_digest, "device": kind, "batch": context.sampling.batch, "packages": packages}
     return Store(context.runs, identity), list_jobs(context.suite, context.sampling, model.weights_digest)
 
 

@@ -22,7 +22,7 @@ from sdbench.records import Model
 from sdbench.run.context import RunContext, check_captions
 from sdbench.run.recording import build_subject, plain_subject, write_record
 from sdbench.scenes.render import SIZE_PX
-from sdbench.store import SUFFIXES, Store, read_images
+from sdbench.store import FORMATS, SUFFIXES, Store, read_images
 from sdbench.suites import Suite
 from sdbench.tables import join_words
 
@@ -36,10 +36,12 @@ def load_images(folder: Path, prompts: Path, suite: Suite, runs: Path) -> Subjec
     """
     if not folder.is_dir() or not prompts.exists() or prompts.is_dir():
         raise UserError(
-            f"--images takes a folder and --prompts a text file; found {folder} and {prompts}, of which one is missing or of the other kind"
+            f"--images takes a folder and --prompts a text file; found {folder} and {prompts}, one of which is missing or of the other kind"
         )
     if suite.family is None:
-        raise UserError(f"suite {suite.name!r} is a part, of no family; score by one that includes it, such as 'standard' or 'quality'")
+        raise UserError(
+            f"suite {suite.name!r} is a part and has no family; score with one that includes it, such as 'standard' or 'quality'"
+        )
     paths, texts = _sort_by_name(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES), read_lines(prompts)
     if not paths or len(paths) != len(texts):
         raise UserError(
@@ -62,7 +64,7 @@ def record_images(folder: Path, prompts: Path, name: str, context: RunContext) -
     """
     if name in CATALOGUE or not NAME.fullmatch(name):
         raise UserError(
-            f"{name!r} cannot name images: letters, digits and . _ + - only, and no model of the catalogue; choose another --name"
+            f"{name!r} cannot name images: use only letters, digits and . _ + -, and not the name of a model in the catalogue; choose another with --name"
         )
     images, prompt_list = load_images(folder, prompts, context.suite, context.runs), context.suite.prompt_list().items()
     jobs = [Job(prompt_id, 0, text, image_id) for (prompt_id, text), image_id in zip(prompt_list, images.image_ids, strict=True)]
@@ -88,7 +90,7 @@ def _describe_source(folder: Path, images: Subject) -> str:
     formats = set()
     for path in folder.iterdir():
         if path.suffix.lower() in SUFFIXES:
-            with Image.open(path) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 formats.add(image.format or "")
     return f"{folder.resolve().name}, {width} x {height} px, {join_words(sorted(formats))}"
 
@@ -100,8 +102,8 @@ def _sort_by_name(paths: Iterable[Path]) -> list[Path]:
     for text, number in zip(by_text, by_number, strict=True):
         if text != number:
             raise UserError(
-                f"{text.parent}: {text.name} comes before {number.name} as text and after it by number, so that it is not clear which prompt each is of; "
-                "give their numbers as many digits, as in 00002.png"
+                f"{text.parent}: {text.name} comes before {number.name} as text and after it by number, so it is not clear which prompt belongs to which; "
+                "pad their numbers to the same number of digits, as in 00002.png"
             )
     return by_text
 
@@ -119,7 +121,7 @@ def _read_images(paths: Sequence[Path]) -> Iterator[U8]:
         size = size or block.shape[1:3]
         if block.shape[1:3] != size:
             raise UserError(
-                f"image {paths[start]} is {block.shape[2]} x {block.shape[1]} px, the first is {size[1]} x {size[0]}; all must be of one size."
+                f"image {paths[start]} is {block.shape[2]} x {block.shape[1]} px, the first is {size[1]} x {size[0]}; all must have the same size."
             )
         yield from block
 

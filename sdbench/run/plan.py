@@ -84,7 +84,7 @@ def _count_timed_images(suite: Suite, settings: Mapping[str, Setting]) -> int:
 
 
 def _estimate_models(specs: Sequence[ModelSpec], sampling: Sampling, images: int, macs_per_s: float) -> list[dict[str, Any]]:
-    """For each model, the seconds for so many images, None where its work is not known; and its scheduler."""
+    """For each model, the seconds for this number of images, None where its work is not known; and its scheduler."""
     estimates = []
     for spec in specs:
         macs = _macs(spec, sampling)

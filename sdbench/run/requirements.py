@@ -59,7 +59,7 @@ def _is_here(what: str) -> bool:
 
 
 def _is_prepared(name: str) -> bool:
-    """Whether `datasets` has a data set of the Hub in its cache, where names are in snake case; importing it would take seconds."""
+    """Whether `datasets` has a dataset of the Hub in its cache, where names are in snake case; importing it would take seconds."""
 
     def plain(word: str) -> str:
         return word.lower().replace("_", "")

@@ -1,4 +1,4 @@
-"""Run a suite over models, and write their records. Each step does only what is missing, so a killed run can continue."""
+"""Run a suite over models, and write their records. Each step does only what is missing, so a killed run can resume."""
 
 import gc
 import itertools
@@ -88,7 +88,7 @@ def fetch_models(specs: Sequence[ModelSpec], context: RunContext) -> list[ModelS
 
 
 def describe_model(spec: ModelSpec, context: RunContext) -> Model:
-    """The model as records have it. Its weights are digested once in a run, so that all of a record is of the same weights."""
+    """The model as records store it. Its weights are digested once per run, so that a whole record is of the same weights."""
     digest = weights_digest(spec, dtype=context.sampling.dtype)
     return Model(name=spec.name, architecture=spec.architecture, source=spec.origin, weights_digest=digest, label=spec.label)
 

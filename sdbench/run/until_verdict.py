@@ -51,7 +51,7 @@ def look_sizes(n: int, batch: int) -> list[int]:
 def run_until_verdict(
     spec: ModelSpec, context: RunContext, baseline_folder: Path, policy: Policy, between_runs: Mapping[str, BetweenRuns]
 ) -> tuple[Path, Report]:
-    """Make images until the verdict is sure, or all of them would not make it so, and return the record folder and the verdict.
+    """Make images until the verdict is sure, or cannot become sure even with all of them, and return the record folder and the verdict.
 
     Args:
         spec: the candidate.
@@ -85,7 +85,7 @@ def run_until_verdict(
 
 
 class _Candidate:
-    """The model under test, as far as it has been measured, beside its baseline.
+    """The model under test, as far as it has been measured, and its baseline.
 
     Attributes:
         jobs: the suite's images, in the order of the looks.

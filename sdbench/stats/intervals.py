@@ -1,4 +1,4 @@
-"""Intervals for readers: two-sided, 95 %; numpy only, but for rank correlations. `decisions` has the bounds behind verdicts."""
+"""Intervals for readers: two-sided, 95 %; numpy only, except for rank correlations. `decisions` has the bounds behind verdicts."""
 
 import math
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ class WinRate:
 def mean_interval(values: npt.ArrayLike, level: float = 0.95) -> Estimate:
     """Mean and Student's t interval (Student 1908).
 
-    Chosen over a bootstrap because it needs no random draws and holds its coverage from some 20 images on, where BCa falls short. For
+    Chosen over a bootstrap because it needs no random draws and keeps its coverage from some 20 images on, where BCa falls short. For
     sparse or skewed values, such as a share near 0 or 1 or the difference of two shares, its coverage is lower than stated (`decisions` has
     figures). A single value has no interval (`has_interval` is False).
 

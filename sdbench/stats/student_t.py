@@ -1,4 +1,4 @@
-"""Student's t distribution for whole degrees of freedom. Without SciPy, whose import would take most of the gate's second."""
+"""Student's t distribution for whole degrees of freedom, without SciPy, whose import would take most of the gate's one second."""
 
 import math
 from functools import cache

@@ -77,7 +77,7 @@ class Batch:
         latents: N x 4 x H/8 x W/8 (H/4 x W/4 in the embedded family), without noise, scaled by the VAE's `scaling_factor`.
         prompt_embeds: N x tokens x width, both text encoders concatenated; for a dropped caption the unconditional embedding, which
             is zeros, or that of "" if the pipeline's `force_zeros_for_empty_prompt` is false.
-        pooled: N x width, of the second text encoder; unconditional for a dropped caption, too.
+        pooled: N x width, of the second text encoder; also unconditional for a dropped caption.
         time_ids: N x 6, SDXL's micro-conditioning.
         noise: of the shape of `latents`.
         timesteps: N, int64 in 0..999.
@@ -154,7 +154,7 @@ def check_diffusion(folder: Path) -> None:
     else:
         return
     raise UserError(
-        f"the pipeline in {folder} has another kind of diffusion than this trains: {found}; expected DDPM's noise, and latents that are only scaled, as in SDXL. Name another with --teacher"
+        f"the pipeline in {folder} uses a kind of diffusion that cannot be trained here: {found}; expected DDPM's noise, and latents that are only scaled, as in SDXL. Name another with --teacher"
     )
 
 
@@ -184,7 +184,7 @@ class LatentPool:
         scheduler: with the pipeline's noise schedule.
 
     Raises:
-        UserError: the folder lacks a component, one is damaged, the kind of diffusion is another (see `check_diffusion`), too many
+        UserError: the folder lacks a component, one is damaged, the pipeline is of another kind (see `check_diffusion`), too many
             images cannot be decoded, or the disk has too little space.
     """
 

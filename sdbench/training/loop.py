@@ -96,12 +96,12 @@ def fit(
         folder: of the run, see the module.
         accelerator: by default a new one on the model's device.
         evaluate: makes an H x W x 3 uint8 image and named values with the network to keep so far.
-        evaluate_every: steps between two evaluations; there is one at the end, too.
+        evaluate_every: steps between two evaluations; there is also one at the end.
         save_every_s: seconds between two checkpoints; more if saving is slow, so that it takes at most 2 % of the time.
 
     Raises:
         UserError: the batches of a step cannot be shared evenly by the processes; or two consecutive steps, or the last one, are not
-            finite; or a checkpoint cannot be read, or a file not be written. The last good checkpoint remains.
+            finite; or a checkpoint cannot be read, or a file cannot be written. The last good checkpoint remains.
     """
     accelerator = accelerator or Accelerator(cpu=next(model.parameters()).device.type == "cpu")
     check_even_split(schedule.accumulation, accelerator.num_processes)
@@ -151,11 +151,11 @@ def check_even_split(accumulation: int, processes: int) -> None:
     """Check that the processes can share the batches of a step evenly.
 
     Raises:
-        UserError: the processes cannot; the message tells how many could.
+        UserError: the processes cannot; the message says how many could.
     """
     if accumulation % processes:
         raise UserError(
-            f"{accumulation} batches a step cannot be shared evenly by {processes} processes; start {max_even_processes(accumulation, processes)}, or change the recipe's accumulation"
+            f"{accumulation} batches per step cannot be shared evenly by {processes} processes; start {max_even_processes(accumulation, processes)}, or change the recipe's accumulation"
         )
 
 

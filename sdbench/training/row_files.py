@@ -1,6 +1,6 @@
 """Arrays on disk that take hours to compute: a row for each image or caption, computed once, chunk by chunk.
 
-A computation that was killed continues where it stopped. The processes of a distributed run share the chunks, and threads read
+A computation that was killed resumes where it stopped. The processes of a distributed run share the chunks, and threads read
 the images of the next chunks ahead. Images that cannot be decoded are left out with a message, up to one in a hundred.
 """
 

@@ -169,7 +169,7 @@ def test_hub_cache_is_used_offline(tmp_path: Path) -> None:
     snapshot = tmp_path / "cache" / "models--lab--network" / "snapshots" / ("c" * 40)
     snapshot.mkdir(parents=True)
     (snapshot.parents[1] / "refs").mkdir()
-    (snapshot.parents[1] / "refs" / "main").write_text("c" * 40)
+    (snapshot.parents[1] / "refs" / "main").write_text("c" * 40, encoding="utf-8")
     (snapshot / "config.json").write_bytes(CONFIG)
     assert [file.name for file in weights.missing_files([catalogue.ASSETS["network"]])] == ["config.json", "model.safetensors"]
     (snapshot / "model.safetensors").write_bytes(WEIGHTS)
@@ -196,7 +196,7 @@ def test_concurrent_finds_fetch_an_asset_once(hub: Hub) -> None:
 @pytest.mark.usefixtures("hub")
 def test_damaged_digest_file_is_named(tmp_path: Path) -> None:
     weights.find("network")
-    (tmp_path / "weights" / "digests" / "network.json").write_text("")
+    (tmp_path / "weights" / "digests" / "network.json").write_text("", encoding="utf-8")
     with pytest.raises(UserError, match=r"digests/network\.json holds no digests \(.*delete it"):
         weights.find("network")
 
@@ -240,7 +240,9 @@ catalogue.ASSETS = {{'network': Asset('network', 'model:lab/network', ({files}))
 print(weights.find('network'), weights.digest('network'))"""
 
     def run_fetch(**variables: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-c", code], env={**environment, **variables}, capture_output=True, text=True, check=False)
+        return subprocess.run(
+            [sys.executable, "-c", code], env={**environment, **variables}, capture_output=True, encoding="utf-8", check=False
+        )
 
     absent = run_fetch(HF_HUB_OFFLINE="1")
     assert "MissingError: weights: 'network' is not on this disk" in absent.stderr

@@ -107,7 +107,10 @@ def test_a_stopped_run_ends_with_the_same_bytes_and_repeats_no_step(
     out = run()
     assert resumed.calls == STEPS // 2 + train.FINAL_BATCHES - 1  # the first stage and the second one's first step were there
     assert (out / "unet" / WEIGHTS).read_bytes() == (student / "unet" / WEIGHTS).read_bytes()
-    assert json.loads((out / "provenance.json").read_text())["stages"] == json.loads((student / "provenance.json").read_text())["stages"]
+    assert (
+        json.loads((out / "provenance.json").read_text(encoding="utf-8"))["stages"]
+        == json.loads((student / "provenance.json").read_text(encoding="utf-8"))["stages"]
+    )
 
 
 @pytest.mark.gpu
@@ -142,7 +145,7 @@ def test_processes_that_cannot_share_a_step_evenly_are_refused_first(
     vega: Recipe, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Accelerator, "num_processes", 2)
-    with pytest.raises(UserError, match="1 batches a step cannot be shared evenly by 2 processes; start 1, or change"):
+    with pytest.raises(UserError, match="1 batches per step cannot be shared evenly by 2 processes; start 1, or change"):
         distil(vega, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=STEPS)
     assert list(tmp_path.iterdir()) == []
 
@@ -216,7 +219,7 @@ def test_samples_are_saved_after_each_stage(student: Path) -> None:
     for stage in ("1-half", "2-depth"):
         (folder,) = (student.parent / "work").glob(f"vega-*/{stage}")
         assert [path.name for path in (folder / "samples").iterdir()] == [f"step-{STEPS // 2:08d}.png"]
-        assert "scene_accuracy" in json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
+        assert "scene_accuracy" in json.loads((folder / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
         assert not list(folder.glob("step-*"))
 
 
@@ -233,7 +236,7 @@ def test_the_student_is_a_stock_pipeline_that_was_trained(vega: Recipe, teacher_
 
 
 def test_provenance_records_how_the_student_was_made(vega: Recipe, teacher_folder: Path, student: Path) -> None:
-    noted = json.loads((student / "provenance.json").read_text())
+    noted = json.loads((student / "provenance.json").read_text(encoding="utf-8"))
     unet = UNet2DConditionModel.from_pretrained(student / "unet")
     assert noted["recipe_digest"] == vega.digest
     assert noted["teacher_digest"] == weights_digest(resolve(str(teacher_folder), name="teacher"))
@@ -245,14 +248,14 @@ def test_provenance_records_how_the_student_was_made(vega: Recipe, teacher_folde
     assert str(teacher_folder) not in json.dumps(noted)
     for stage in ("1-half", "2-depth"):
         (log,) = (student.parent / "work").glob(f"vega-*/{stage}/log.jsonl")
-        assert (student / "losses" / f"{stage}.jsonl").read_text() == log.read_text()
+        assert (student / "losses" / f"{stage}.jsonl").read_text(encoding="utf-8") == log.read_text(encoding="utf-8")
 
 
 def test_the_model_card_has_the_teachers_licence(vega: Recipe, teacher_folder: Path, student: Path, tmp_path: Path) -> None:
     assert metadata_load(student / "README.md") == {"library_name": "diffusers", "tags": ["distillation", "vega"]}
-    assert "which its folder does not name" in (student / "README.md").read_text()
+    assert "which its folder does not name" in (student / "README.md").read_text(encoding="utf-8")
     shutil.copytree(teacher_folder, tmp_path / "named")
-    (tmp_path / "named" / "README.md").write_text("---\nlicense: openrail++\n---\nA teacher.\n")
+    (tmp_path / "named" / "README.md").write_text("---\nlicense: openrail++\n---\nA teacher.\n", encoding="utf-8")
     teacher = open_teacher_for(tmp_path / "named", vega)
     cut = prune(teacher.unet("float32", "cpu"), vega.plans[-1])
     out = export_student(cut, tmp_path / "out", teacher, Provenance.from_run(vega, [teacher], cut), unet_only=True)
@@ -260,7 +263,9 @@ def test_the_model_card_has_the_teachers_licence(vega: Recipe, teacher_folder: P
     assert metadata
     assert metadata["license"] == "openrail++"
     assert open_teacher_for(EMBEDDED, vega).licence == "apache-2.0"
-    (tmp_path / "named" / "README.md").write_text("---\nlicense: open: rail\n---\n")  # refused before training, not after it
+    (tmp_path / "named" / "README.md").write_text(
+        "---\nlicense: open: rail\n---\n", encoding="utf-8"
+    )  # refused before training, not after it
     with pytest.raises(
         UserError, match=r"cannot read the licence, which students inherit, from .*README.md: mapping values are not allowed"
     ):
@@ -270,16 +275,16 @@ def test_the_model_card_has_the_teachers_licence(vega: Recipe, teacher_folder: P
 def test_several_teachers_licences_are_all_named(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
     for name, licence in (("one", "openrail++"), ("two", "mit")):
         shutil.copytree(teacher_folder, tmp_path / name)
-        (tmp_path / name / "README.md").write_text(f"---\nlicense: {licence}\n---\n")
-    (tmp_path / "one" / "LICENSE.md").write_text("its text")
+        (tmp_path / name / "README.md").write_text(f"---\nlicense: {licence}\n---\n", encoding="utf-8")
+    (tmp_path / "one" / "LICENSE.md").write_text("its text", encoding="utf-8")
     found = [open_teacher_for(tmp_path / name, vega) for name in ("one", "two", "one")] + [open_teacher_for(teacher_folder, vega)]
     cut = prune(found[0].unet("float32", "cpu"), vega.plans[-1])
     out = export_student(cut, tmp_path / "out", found[0], Provenance.from_run(vega, found, cut))
     metadata = metadata_load(out / "README.md")
     assert metadata
     assert metadata["license"] == "other"
-    assert "openrail++ and mit and one that is not named, as those of the teachers." in (out / "README.md").read_text()
-    assert (out / "LICENSE.md").read_text() == "its text"
+    assert "openrail++ and mit and one that is not named, as those of the teachers." in (out / "README.md").read_text(encoding="utf-8")
+    assert (out / "LICENSE.md").read_text(encoding="utf-8") == "its text"
 
 
 def test_a_student_of_a_16_bit_teacher_loads_without_a_variant(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
@@ -300,8 +305,10 @@ def test_a_student_of_a_16_bit_teacher_loads_without_a_variant(vega: Recipe, tea
 def test_teachers_with_different_noise_are_refused(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(teacher_folder, tmp_path / "other")
     config = tmp_path / "other" / "scheduler" / "scheduler_config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"prediction_type": "epsilon"}))
-    with pytest.raises(UserError, match=r"other noise than the one in .*: its scheduler's prediction_type is epsilon, not v_prediction"):
+    config.write_text(json.dumps(json.loads(config.read_text(encoding="utf-8")) | {"prediction_type": "epsilon"}), encoding="utf-8")
+    with pytest.raises(
+        UserError, match=r"different noise from the one in .*: its scheduler's prediction_type is epsilon, not v_prediction"
+    ):
         plan_run(vega, "scenes", [teacher_folder, tmp_path / "other", teacher_folder])
 
 
@@ -319,9 +326,9 @@ def test_a_teacher_with_another_diffusion_process_is_refused(
     file: str, changes: dict[str, Any], said: str, vega: Recipe, teacher_folder: Path, tmp_path: Path
 ) -> None:
     config = shutil.copytree(teacher_folder, tmp_path / "other") / file
-    kept = {key: value for key, value in json.loads(config.read_text()).items() if not key.startswith("beta_")}
-    config.write_text(json.dumps(kept | changes))
-    with pytest.raises(UserError, match=f"other has another kind of diffusion than this trains: .*{said}"):
+    kept = {key: value for key, value in json.loads(config.read_text(encoding="utf-8")).items() if not key.startswith("beta_")}
+    config.write_text(json.dumps(kept | changes), encoding="utf-8")
+    with pytest.raises(UserError, match=f"other uses a kind of diffusion that cannot be trained here: .*{said}"):
         plan_run(vega, "scenes", [tmp_path / "other"])
     with pytest.raises(UserError, match=said):
         LatentPool(tmp_path / "other", Pool(tmp_path, 1), tmp_path)
@@ -336,7 +343,9 @@ def test_a_later_teacher_with_other_text_encoders_or_vae_gets_a_warning(
     capsys.readouterr()  # diffusers may warn about float16
     warn_of_different_parts([open_teacher_for(folder, vega) for folder in (teacher_folder, tmp_path / "half", tmp_path / "tuned")])
     (said,) = capsys.readouterr().err.splitlines()
-    assert said.startswith(f"the teacher in {tmp_path / 'tuned'} has another text_encoder_2 than the first one in {teacher_folder}, but")
+    assert said.startswith(
+        f"the teacher in {tmp_path / 'tuned'} differs from the first one, in {teacher_folder}, in its text_encoder_2, but"
+    )
 
 
 def test_a_text_encoder_with_added_tokens_is_another(teacher_folder: Path, tmp_path: Path) -> None:
@@ -421,8 +430,8 @@ def test_training_brings_the_student_closer_to_the_teacher(vega: Recipe, teacher
     scenes = vega.scenes.model_copy(update={"lr": 5e-3})
     brisk = one_shot_recipe(vega).model_copy(update={"scenes": scenes, "loss": vega.loss.model_copy(update={"task": 0.0})})
     out = distil(brisk, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=10)
-    log = next((tmp_path / "work").glob("vega-*/1-all/log.jsonl")).read_text()
-    first, last = json.loads(log.splitlines()[0]), json.loads((out / "provenance.json").read_text())["stages"][-1]["losses"]
+    log = next((tmp_path / "work").glob("vega-*/1-all/log.jsonl")).read_text(encoding="utf-8")
+    first, last = json.loads(log.splitlines()[0]), json.loads((out / "provenance.json").read_text(encoding="utf-8"))["stages"][-1]["losses"]
     assert last["output"] + last["feature"] < 0.9 * (first["output"] + first["feature"])
 
 
@@ -468,7 +477,7 @@ def test_what_cannot_work_is_refused_before_any_work(vega: Recipe, teacher_folde
 
 def test_export_overwrites_nothing(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine.txt").write_text("mine")
+    (tmp_path / "out" / "mine.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(UserError, match="exists"):
         export_student(None, tmp_path / "out", open_teacher_for(teacher_folder, vega), None)  # type: ignore[arg-type]  # never used
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["mine.txt"]

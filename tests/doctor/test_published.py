@@ -74,7 +74,7 @@ def test_missing_weights_are_not_fatal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clip, "load", missing)
     (finding,) = checks._published_values()
     assert not finding.is_fatal
-    assert "not checked, its weights are not at hand" in finding.text
+    assert "not checked, because its weights are not on this machine" in finding.text
 
 
 def test_resize_is_compared_with_cleanfid(monkeypatch: pytest.MonkeyPatch) -> None:

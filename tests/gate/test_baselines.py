@@ -82,7 +82,7 @@ def test_removed_name_stands_for_nothing_and_its_history_says_why(results: Path,
 @pytest.mark.parametrize("lines", ["", "record = 'y'\nremoved = true\n"])
 def test_move_is_to_a_record_or_a_removal(lines: str, results: Path) -> None:
     results.mkdir()
-    (results / "baselines.toml").write_text(f"[[x]]\nwhen = 2025-01-01T00:00:00Z\nwhy = 'y'\n{lines}")
+    (results / "baselines.toml").write_text(f"[[x]]\nwhen = 2025-01-01T00:00:00Z\nwhy = 'y'\n{lines}", encoding="utf-8")
     with pytest.raises(UserError, match="one of 'record' and 'removed'"):
         baselines.read(results)
 
@@ -137,7 +137,7 @@ def test_missing_record_and_unreadable_file_are_reported(results: Path) -> None:
     folder.rename(folder.with_name("gone"))
     with pytest.raises(UserError, match="which is not there"):
         baselines.find("x", results)
-    (results / "baselines.toml").write_text("[[x]]\nrecrod = 'y'\n")
+    (results / "baselines.toml").write_text("[[x]]\nrecrod = 'y'\n", encoding="utf-8")
     with pytest.raises(UserError, match="cannot read the baselines"):
         baselines.read(results)
 
@@ -169,6 +169,6 @@ def test_misspelt_name_is_reported_with_the_known_names(results: Path, tmp_path:
     assert f"there is no {tmp_path / 'baselines.toml'}; name its folder with --results, or make one: sdbench baseline set" in error_message(
         "--results", str(tmp_path)
     )
-    with pytest.raises(UserError, match="is no checkpoint") as error:
+    with pytest.raises(UserError, match="is not a checkpoint") as error:
         lookup.find_baseline(str(tmp_path), results)  # the folder exists
     assert "baseline" not in str(error.value)

@@ -49,7 +49,7 @@ def test_rows_are_models_and_columns_are_prompts_that_all_of_them_have(tmp_path:
     shared = [0, *range(2, 9)]
     assert write_sheet(tmp_path).tolist() == [shared, [100 + shade for shade in shared]]
     (student / "images" / "p0002.png").write_bytes(png(0)[:60])
-    with pytest.raises(UserError, match=r"p0002\.png cannot be read .* delete it: the sheet does without"):
+    with pytest.raises(UserError, match=r"p0002\.png cannot be read .* delete it: the sheet works without it"):
         write_sheet(tmp_path)
     for path in (student / "images").iterdir():
         path.rename(path.with_stem(f"other-{path.stem}"))

@@ -14,7 +14,7 @@ from sdbench.errors import UserError
 from sdbench.gate import floors
 from sdbench.gate.compare import Side
 from sdbench.leaderboard import standings
-from sdbench.records import Model, Scores, SuiteId
+from sdbench.records import Model, Scores, SuiteId, Value
 from sdbench.report import image_wall, sections
 
 
@@ -147,7 +147,9 @@ def test_models_without_images_scores_or_a_policy_have_a_page(tmp_path: Path) ->
 
 def test_given_policy_without_the_suite_is_an_error(tmp_path: Path) -> None:
     write_board(tmp_path)
-    (tmp_path / "own.toml").write_text('alpha = 0.05\n[suites.qualty]\nx = { direction = "lower", margin = 1, required = true }\n')
+    (tmp_path / "own.toml").write_text(
+        'alpha = 0.05\n[suites.qualty]\nx = { direction = "lower", margin = 1, required = true }\n', encoding="utf-8"
+    )
     with pytest.raises(UserError, match=r"own\.toml has no table \[suites\.quality\].*\(it has qualty\)"):
         api.report(api.Places(tmp_path), policy=tmp_path / "own.toml")
     assert not (tmp_path / "report.html").exists()
@@ -155,11 +157,25 @@ def test_given_policy_without_the_suite_is_an_error(tmp_path: Path) -> None:
 
 def test_unwritable_place_and_missing_policy_are_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_board(tmp_path)
-    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
     with pytest.raises(UserError, match="cannot write"):
         api.report(api.Places(tmp_path), tmp_path / "file" / "report.html")
     assert cli.main(["report", "--results", str(tmp_path), "--policy", "nowhere.toml"]) == 2
     assert "nowhere.toml" in capsys.readouterr().err
+
+
+def test_table_has_quality_and_cost_first_and_reasons_below(tmp_path: Path) -> None:
+    record, scores = make_model(0, "scenes-teacher")
+    agreement = Value(name="agreement.ssim", kind="score", direction="higher", unit="SSIM", state="missing", reason="no <teacher> here")
+    records.write(record.model_copy(update={"values": (agreement, *record.values)}), scores, {}, tmp_path)
+    (path,) = api.report(api.Places(tmp_path))
+    table, below = path.read_text(encoding="utf-8").partition('<table class="board"')[2].split("</table>")[:2]
+    titles = [re.sub("<wbr>", "", title) for title in re.findall('<span class="title">(.*?)</span>', table)]
+    assert titles[0] == "model"
+    assert titles.index("clip_score.scenes") < titles.index("latency.pipeline.p50") < titles.index("agreement.ssim") == len(titles) - 1
+    assert "clip_<wbr>score.<wbr>scenes" in table
+    assert re.findall('<td class="absent">(.*?)</td>', table)[-1] == "missing ²"
+    assert below.index("¹ the teacher is what the others are compared with; ² no &lt;teacher&gt; here") < below.index("<h3")
 
 
 def test_numbers_are_aligned_at_the_decimal_point(results: Path) -> None:

@@ -60,14 +60,14 @@ def test_available_inputs_are_not_listed(tmp_path: Path) -> None:
     assert requirements.inputs_are_here(suite)
     card = Card(name="mlperf-val2014", digest="d", encoder="e", encoder_id=None, data={"source": "s", "sha256": "0"}, n=5)
     (tmp_path / "references" / "mlperf-val2014").mkdir(parents=True)
-    (tmp_path / "references" / "mlperf-val2014" / "e.json").write_text(card.model_dump_json())
+    (tmp_path / "references" / "mlperf-val2014" / "e.json").write_text(card.model_dump_json(), encoding="utf-8")
     assert requirements.describe(suite, tmp_path) == []
 
 
 def test_own_prompt_files_are_found_by_any_supported_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "suites").mkdir()
     for file in ("own.jsonl", "suites/beside.jsonl"):
-        (tmp_path / file).write_text('{"prompt": "a cat"}\n')
+        (tmp_path / file).write_text('{"prompt": "a cat"}\n', encoding="utf-8")
     suite = suites.load("coco-30k")
     assert suite.prompts
     monkeypatch.chdir(tmp_path)

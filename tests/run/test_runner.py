@@ -14,7 +14,7 @@ from fakes import IMAGES, METRICS, PROMPTS, SUITE, colours, fail_if_called, lett
 from PIL import Image
 from tiny import SIZE_PX
 
-from sdbench import api, cli, records, suites
+from sdbench import api, cli, machine, records, suites
 from sdbench.arrays import F32, U8
 from sdbench.commands import measuring
 from sdbench.encoders import scenes
@@ -369,7 +369,7 @@ def test_older_record_without_noise_and_scheduler_is_kept(teacher: ModelSpec, tm
     (folder,) = runner.run([teacher], prepare_in(tmp_path))
     record, scores = records.read(folder)
     older = records.write(record.model_copy(update={"noise": {}, "scheduler": {}}), scores, {}, tmp_path / "older" / "results")
-    assert '"noise"' not in (older / "record.json").read_text()
+    assert '"noise"' not in (older / "record.json").read_text(encoding="utf-8")
     (tmp_path / "runs").rename(tmp_path / "older" / "runs")
     assert runner.run([teacher], prepare_in(tmp_path / "older")) == [older]
 
@@ -378,6 +378,28 @@ def test_all_cuda_devices_share_their_images(tmp_path: Path) -> None:
     model = Model(name="m", architecture="vega", source="folder:m", weights_digest="w")
     places = [store_and_jobs(model, replace(prepare_in(tmp_path), device=device))[0].folder for device in ("cuda", "cuda:1", "cpu")]
     assert places[0] == places[1] != places[2]
+
+
+def test_record_of_a_student_keeps_the_teachers_image_beside_its_worst(
+    teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sdbench.run.thumbnails.SHARED", 1)
+    of_teacher, of_images = runner.run([teacher, resolve("scenes-rendered")], prepare_in(tmp_path))
+    copies = records.thumbnail_files(of_images, of_teacher=True)
+    assert len(copies) == 3, "of all four but the shared one"
+    own = records.thumbnail_files(of_teacher)
+    assert all(path.read_bytes() == own[prompt_id].read_bytes() for prompt_id, path in copies.items())
+    assert own.keys() == records.thumbnail_files(of_images).keys()
+    assert records.thumbnail_files(of_teacher, of_teacher=True) == {}
+
+
+def test_images_of_other_versions_are_not_taken_for_those_of_this_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, context = Model(name="m", architecture="vega", source="folder:m", weights_digest="w"), prepare_in(tmp_path)
+    places = {store_and_jobs(model, context)[0].folder}
+    for package in ("diffusers", "torch"):
+        monkeypatch.setattr("sdbench.run.context.version", lambda name, other=package: "99" if name == other else machine.version(name))
+        places.add(store_and_jobs(model, context)[0].folder)
+    assert len(places) == 3
 
 
 def test_teacher_record_of_another_suite_does_not_count(teacher: ModelSpec, tmp_path: Path) -> None:
@@ -420,7 +442,8 @@ def few_step_suite(tmp_path: Path) -> Suite:
     sampling = "\n".join(f"{key} = {json.dumps(value)}" for key, value in SUITE.sampling or () if value is not None)
     (tmp_path / "own.toml").write_text(
         'name = "own"\nversion = 1\nfamily = "scenes"\ndescription = ""\nreference = "scenes"\n'
-        f"[metrics]\nscenes = {json.dumps(METRICS)}\n[prompts]\nn = 4\n[sampling]\n{sampling}\n"
+        f"[metrics]\nscenes = {json.dumps(METRICS)}\n[prompts]\nn = 4\n[sampling]\n{sampling}\n",
+        encoding="utf-8",
     )
     assert suites.load(str(tmp_path / "own.toml")) == SUITE
     assert SUITE.sampling
@@ -576,7 +599,7 @@ def test_unknown_metric_in_a_suite_is_rejected_before_any_work(tmp_path: Path) -
 
 @pytest.mark.parametrize("blocked", ["results", "runs"])
 def test_unwritable_folder_is_rejected_before_any_work(blocked: str, tmp_path: Path) -> None:
-    (tmp_path / blocked).write_text("a file in the way")
+    (tmp_path / blocked).write_text("a file in the way", encoding="utf-8")
     with pytest.raises(UserError, match=rf"folder .*{blocked} cannot be written \(File exists\).*--results and --runs"):
         prepare_in(tmp_path)
     assert modification_times(tmp_path).keys() == {blocked}
@@ -589,7 +612,7 @@ def save_images(folder: Path, images: U8, prompts: list[str]) -> tuple[Path, Pat
     store = Store(folder / "work", {})
     for index, image in enumerate(images):
         store.put(f"{index:03d}", image)
-    (folder / "prompts.txt").write_text("\n".join(prompts) + "\n")
+    (folder / "prompts.txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
     return store.folder / "images", folder / "prompts.txt"
 
 
@@ -639,8 +662,8 @@ alpha = 0.05
 
 def test_external_images_get_a_row_and_a_verdict(tmp_path: Path) -> None:
     places, own, policy = api.Places(tmp_path, tmp_path / "runs"), tmp_path / "own.toml", tmp_path / "policy.toml"
-    own.write_text(OWN)
-    policy.write_text(OWN_POLICY)
+    own.write_text(OWN, encoding="utf-8")
+    policy.write_text(OWN_POLICY, encoding="utf-8")
     suite = suites.load(str(own))
     prompts = [*suite.prompt_list().values()]
     images = render([parse(prompt) for prompt in prompts], range(6))
@@ -668,7 +691,7 @@ def test_external_images_get_a_row_and_a_verdict(tmp_path: Path) -> None:
     (files / "000.png").unlink()
     other = records.read_record(api.record_images(files, listed, "dall-e", places, str(own)))
     assert (other.suite.name, other.model.source) == ("own-custom", "images:images, 64 x 64 px, JPEG and PNG")
-    with pytest.raises(UserError, match="no model of the catalogue; choose another --name"):
+    with pytest.raises(UserError, match="not the name of a model in the catalogue; choose another with --name"):
         api.record_images(*save_images(tmp_path / "named", images, prompts), "sdxl", places, str(own))
 
 
@@ -727,5 +750,5 @@ def test_images_and_prompts_that_are_not_scenes_are_rejected(tmp_path: Path) -> 
 @pytest.mark.parametrize("make", [lambda folder: folder / "nowhere", lambda folder: folder / "prompts.txt"], ids=["missing", "file"])
 def test_images_path_that_is_not_a_folder_is_an_error(make: Callable[[Path], Path], tmp_path: Path) -> None:
     _, prompts = save_images(tmp_path, IMAGES, PROMPTS)
-    with pytest.raises(UserError, match=r"--images takes a folder .* of which one is missing or of the other kind"):
+    with pytest.raises(UserError, match=r"--images takes a folder .* one of which is missing or of the other kind"):
         api.score(make(tmp_path), prompts, api.Places(tmp_path, tmp_path / "runs"))
