@@ -223,7 +223,7 @@ def _run_process(request: Request, target: Path, stem: str, folders: Folders) ->
             _command(target, folders), env=inherited, capture_output=True, text=True, timeout=ROUND_TIMEOUT_S, check=False
         )
     except subprocess.TimeoutExpired:
-        return _failed_round(f"no end after {ROUND_TIMEOUT_S} s").failures
+        return _failed_round(f"timed out after {ROUND_TIMEOUT_S} s").failures
     target.with_suffix(".log").write_text(f"{done.stdout}\n{done.stderr}")
     failures: dict[str, str] = json.loads(failures_file.read_text()) if failures_file.exists() else {}
     if failures or not done.returncode or Round.read(target, {}).is_complete:  # complete: it crashed at its end, with everything written
