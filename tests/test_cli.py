@@ -299,10 +299,10 @@ def test_gate_and_noise_complete_a_unet_with_the_given_base(
     unet, teacher = str(tiny_pipeline / "unet"), "scenes-teacher"
     more = ["--base", teacher, "--name", "mine", "--device", "cpu"]
     assert "complete" in error_message(["gate", unet, "--baseline", "scenes-vega-pruned"], capsys)
-    assert "For the baseline there is no such option" in error_message(["gate", "scenes-vega-pruned", "--baseline", unet], capsys)
+    assert "But --base completes only the candidate" in error_message(["gate", "scenes-vega-pruned", "--baseline", unet], capsys)
     assert cli.main(["gate", unet, "--baseline", "scenes-vega-pruned", *more]) == 2
     assert re.match(
-        r"no record of mine and scenes-vega-pruned under quality@\d+ \(digest \w+\) fits: measuring them now, on this machine\nsdbench: ",
+        r"no matching record of mine and scenes-vega-pruned under quality@\d+ \(digest \w+\): measuring them now, on this machine\nsdbench: ",
         capsys.readouterr().err,
     )
     error_message(["noise", unet, *more], capsys)
@@ -316,7 +316,7 @@ def test_missing_record_is_announced_before_it_is_measured(
     record = save_record(make_measurement(suite=suites.load("quality").id), Path("results"))
     assert cli.main(["gate", str(record), "--baseline", "scenes-teacher", "--json"]) == 2
     out, err = capsys.readouterr()
-    assert re.match(r"no record of scenes-teacher under quality@\d+ \(digest \w+\) fits: measuring it now, on this machine\n", err)
+    assert re.match(r"no matching record of scenes-teacher under quality@\d+ \(digest \w+\): measuring it now, on this machine\n", err)
     assert json.loads(out)["verdict"] == "incomparable"
     assert cli.main(["run", "--model", "scenes-vega", "--until-verdict", "--baseline", "scenes-teacher"]) == 2
     assert capsys.readouterr().err.startswith("no record of scenes-teacher under quality@")
@@ -642,7 +642,7 @@ def test_folder_without_records_is_an_error_not_an_empty_leaderboard(
     family = save_record(make_measurement(), tmp_path).parents[2]
     before = sorted(tmp_path.rglob("*"))
     message = error_message([command, "--results", str(family)], capsys)
-    assert f"no records in {family}, where they would be FAMILY/SUITE@VERSION/MODEL/DIGEST/record.json" in message
+    assert f"no records in {family}, expected at FAMILY/SUITE@VERSION/MODEL/DIGEST/record.json" in message
     assert sorted(tmp_path.rglob("*")) == before
 
 

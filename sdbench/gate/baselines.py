@@ -43,7 +43,7 @@ class Move(Table):
     @model_validator(mode="after")
     def _check_record(self) -> Self:
         if self.removed == bool(self.record):
-            raise ValueError("a name moves to a record, or it is removed: give one of 'record' and 'removed'")
+            raise ValueError("a name moves to a record, or it is removed: give exactly one of 'record' and 'removed'")
         return self
 
 
@@ -60,7 +60,7 @@ def read(results: Path) -> dict[str, tuple[Move, ...]]:
         return TypeAdapter(dict[str, tuple[Move, ...]]).validate_python(tomllib.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"cannot read the baselines in {path}: {error_message(error)}. Mend the file, or restore an older version"
+            f"cannot read the baselines in {path}: {error_message(error)}. Fix the file, or restore an older version"
         ) from error
 
 
@@ -75,7 +75,7 @@ def find(name: str, results: Path) -> Path | None:
     folder = results / move.record
     if not (folder / "record.json").is_file():
         raise UserError(
-            f"baseline {name!r} stands for record {folder}, which is not there; restore it, or move the name with `sdbench baseline set`"
+            f"baseline {name!r} stands for record {folder}, which does not exist; restore it, or move the name with `sdbench baseline set`"
         )
     return folder
 
@@ -88,8 +88,8 @@ def describe(results: Path) -> str:
     """
     if names := ", ".join(_current(results)):
         return f"{_path(results)} has {names}"
-    found = f"{_path(results)} has none" if _path(results).exists() else f"there is no {_path(results)}"
-    return f"{found}; name its folder with --results, or make one: sdbench baseline set NAME RECORD --why TEXT"
+    found = f"{_path(results)} names none" if _path(results).exists() else f"there is no {_path(results)}"
+    return f"{found}; name the folder of results with --results, or set a baseline: sdbench baseline set NAME RECORD --why TEXT"
 
 
 def set_baseline(name: str, folder: Path, why: str, results: Path) -> Move:
@@ -103,13 +103,13 @@ def set_baseline(name: str, folder: Path, why: str, results: Path) -> Move:
         raise UserError(f"{name!r} is not a valid baseline name; use letters, digits, '.', '_' and '-', such as 'production'")
     if name in CATALOGUE:
         raise UserError(
-            f"{name!r} is a model of the catalogue, which a baseline of this name would hide; choose another, such as 'production'"
+            f"{name!r} is a model in the catalogue, which a baseline of the same name would hide; choose another name, such as 'production'"
         )
     record, _ = records.read(folder)
     try:
         relative = folder.resolve().relative_to(results.resolve())
     except ValueError:
-        raise UserError(f"record {folder} is not in {results}, and {_path(results)} can only name records there") from None
+        raise UserError(f"record {folder} is outside {results}, and {_path(results)} can name only records inside it") from None
     move = Move(record=relative.as_posix(), model=record.model.name, suite=record.suite.title, when=_now(), why=why.strip())
     return _append(name, move, results)
 

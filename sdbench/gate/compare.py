@@ -140,8 +140,8 @@ def _absence_obstacle(name: str, rule: Rule, new: Side, old: Side) -> Obstacle:
         return Obstacle("skipped", f"not available on the machine of the {tables.join_words(missing_in)}")
     if len(missing_in) == 2:
         return Obstacle("incomparable", f"in neither record: {unknown_name('metric', name, (value.name for value in new.record.values))}")
-    alike = "measure candidate and baseline alike" + (", or gate with --only quality" if is_probe(name) else "")
-    return Obstacle("incomparable", f"not in the record of the {missing_in[0]}; {alike}")
+    alike = "measure both models in the same way" + (", or gate with --only quality" if is_probe(name) else "")
+    return Obstacle("incomparable", f"not in the {missing_in[0]}'s record; {alike}")
 
 
 def _state_obstacle(rule: Rule, new_value: Value, old_value: Value) -> Obstacle | None:
@@ -179,7 +179,7 @@ def _margin_obstacle(rule: Rule, value: Value) -> Obstacle | None:
     if is_relative(value) and rule.direction == "higher" and rule.margin >= 1:
         return Obstacle(
             "incomparable",
-            f"the policy's margin is {100 * rule.margin:g} % of the baseline, but at most 100 % can be lost; choose a margin below 100 %",
+            f"the policy's margin is {100 * rule.margin:g} % of the baseline, but a loss cannot exceed 100 %; choose a margin below 100 %",
         )
     return None
 
@@ -224,7 +224,9 @@ def _log_ratio_bounds(new_value: Value, old_value: Value, level: float) -> Bound
     if new_value.samples and old_value.samples:
         return _round_bounds(new_value.samples, old_value.samples, level)
     if new_value.kind != "count":
-        return Obstacle("incomparable", "no raw samples on both sides to tell its spread; weigh a value that has them, such as a p50")
+        return Obstacle(
+            "incomparable", "its spread is unknown, because not both records hold raw samples; weigh a value that has them, such as a p50"
+        )
     ratio = math.log(new_value.value / old_value.value)
     return Bounds(ratio, ratio, ratio, 0.0, 1)
 
@@ -232,7 +234,7 @@ def _log_ratio_bounds(new_value: Value, old_value: Value, level: float) -> Bound
 def _round_bounds(new_rounds: Samples, old_rounds: Samples, level: float) -> Bounds | Obstacle:
     if len(new_rounds) != len(old_rounds):
         counts = f"{len(new_rounds)} for the candidate, {len(old_rounds)} for the baseline"
-        return Obstacle("incomparable", f"rounds measured: {counts}; failed rounds do not count, run the probes again")
+        return Obstacle("incomparable", f"rounds measured: {counts}; failed rounds do not count; run the probes again")
     try:
         return decisions.ratio_bounds(new_rounds, old_rounds, level)
     except ValueError as error:

@@ -1,7 +1,7 @@
 """The gate: is the candidate as good as the baseline, within the margins of a policy?
 
 It reads record folders and nothing else. Scores and set metrics are compared prompt by prompt, probes by the ratio of their
-medians; every bound is one-sided. The candidate passes only if every weighed metric surely lost less than its margin.
+medians; every bound is one-sided. The candidate passes only if every weighed metric is shown to have lost less than its margin.
 Records that cannot be compared are refused, and the report names what differs: a gate that compared nothing must not look like one that
 passed.
 """
@@ -116,21 +116,21 @@ def _decide(result: Result, bounds: Bounds, margin: float, alpha: float, *, sure
     """Add the verdict on a metric's bounds; "regressed" must also survive Holm's correction."""
     verdict = decisions.decide(bounds, margin)
     if verdict == "pass":
-        return replace(result, verdict=verdict, reason="surely within the margin")
+        return replace(result, verdict=verdict, reason="loss shown to be within the margin")
     if verdict == "regressed":
         if surely_worse:
-            return replace(result, verdict=verdict, reason="surely worse by more than the margin")
-        reason = "worse by more than the margin, but among so many metrics that may be chance (Holm's correction)"
+            return replace(result, verdict=verdict, reason="loss shown to exceed the margin")
+        reason = "loss exceeds the margin, but with this many metrics that could be chance (Holm's correction)"
         return replace(result, verdict="inconclusive", reason=reason)
     needed, unit = decisions.needed_n(bounds, margin, 1 - alpha), "rounds" if result.relative else "prompts"
     if needed:
-        chance = f"with a chance of {100 * decisions.POWER:.0f} %, if the difference is as measured"
-        reason = f"{bounds.n} {unit} do not decide it; about {needed} would {chance}"
+        chance = f"with a probability of {100 * decisions.POWER:.0f} %, if the true difference is the measured one"
+        reason = f"{bounds.n} {unit} do not decide it; about {needed} would, {chance}"
         return replace(result, verdict="inconclusive", reason=reason, needed_n=needed)
     if bounds.n == 1:
         reason = f"a single {unit.removesuffix('s')} shows no spread; measure more {unit}"
     elif bounds.between:
-        reason = f"no number of {unit} would decide it, because two runs differ too much; measure both models with one `sdbench run`"
+        reason = f"no number of {unit} would decide it, because separate runs vary too much; measure both models in one `sdbench run`"
     else:
         reason = f"{bounds.n} {unit} do not decide it, and it is not known how many would"
     return replace(result, verdict="inconclusive", reason=reason)
@@ -158,7 +158,7 @@ def _explain(verdict: Verdict, results: tuple[Result, ...], candidate: str, base
         return f"{candidate} is worse than {baseline} by more than the margin in {losses}.{also}"
     reasons = "; ".join(f"{result.name}: {result.reason}" for result in chosen)
     if verdict == "inconclusive":
-        return f"{candidate} is neither surely as good as {baseline} nor surely worse: {reasons}.{also}"
+        return f"the data show neither that {candidate} is as good as {baseline} nor that it is worse: {reasons}.{also}"
     return f"{candidate} and {baseline} cannot be compared: {reasons}.{also}"
 
 
@@ -173,20 +173,20 @@ def _notes(rules: Mapping[str, Rule], new: Record, old: Record, between_runs: Ma
         own: whether the rules are for this very suite, not for the suite it was made from.
     """
     if not own:
-        yield f"suite {new.suite.name!r} is weighed by the margins of the suite it was made from; no noise floor was measured for its settings"
+        yield f"suite {new.suite.name!r} is judged by the margins of the suite it was derived from; no noise floor was measured for its settings"
     if elsewhere := [f"{record.model.name} ({record.model.source})" for record in (new, old) if record.model.is_made_elsewhere]:
-        yield f"the images of {tables.join_words(elsewhere)} were made elsewhere; it is not known how they were sampled"
+        yield f"the images of {tables.join_words(elsewhere)} were made elsewhere; how they were sampled is not known"
     else:
         yield from (f"sampling differs: {difference}" for difference in compare.unequal(new.sampling, old.sampling))
         if new.n_images and (differences := [*compare.unequal(_drawn_by(new), _drawn_by(old))]):
-            yield f"the images were drawn by other software or on another device, which may account for a difference: {', '.join(differences)}"
+            yield f"the images were drawn with different software or on different devices, which may explain a difference: {', '.join(differences)}"
     for side, record in (("candidate", new), ("baseline", old)):
         yield from (f"{value.name} of the {side}: {value.note}" for value in record.values if value.note and value.name in rules)
     unknown = [name for name in rules if (value := new.value(name)) and value.kind == "probe" and value.value and name not in between_runs]
     if unknown and new != old and new.machine.machine_class == old.machine.machine_class and not new.is_same_run(old):
         yield (
-            f"{tables.join_words(unknown)}: candidate and baseline were measured in different runs, and it is not known how much two runs of one "
-            f"model differ on this machine; measure both with one `sdbench run`{', or find out with `sdbench noise`' if own else ''}"
+            f"{tables.join_words(unknown)}: candidate and baseline were measured in separate runs, and it is not known how much runs of one "
+            f"model vary on this machine; measure both in one `sdbench run`{', or find out with `sdbench noise`' if own else ''}"
         )
 
 
@@ -205,4 +205,4 @@ def _agreement_note(rules: Mapping[str, Rule], new: Side, old: Side, alpha: floa
             if isinstance(measured, Bounds):
                 changes.append(f"{name} {format_difference(_build_result(name, rule, measured, new, old, alpha / 2, surely_worse=False))}")
     if changes:
-        yield f"agreement with the teacher, not weighed, with two-sided bounds: {', '.join(changes)}"
+        yield f"agreement with the teacher (not weighed; two-sided bounds): {', '.join(changes)}"

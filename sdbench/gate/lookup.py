@@ -49,8 +49,8 @@ class RecordedName:
         of_suite = [(folder, record) for folder, record in self.rows if record.suite == suite]
         if not of_suite:
             raise UserError(
-                f"no record of {self.name!r} is of suite {suite.title_with_digest}, so none could be compared; measure it under that suite, or "
-                f"name one of the records that exist: {_join(self.folders)}"
+                f"no record of {self.name!r} is of suite {suite.title_with_digest}, so there is nothing to compare; measure it under that suite, or "
+                f"name one of its existing records: {_join(self.folders)}"
             )
         on_machine = [(folder, record) for folder, record in of_suite if record.machine.machine_class == machine_class]
         return _the_only([folder for folder, _ in on_machine or of_suite], f"{self.name!r} under {suite.title_with_digest}")
@@ -84,7 +84,7 @@ def find_baseline(what: str, results: Path) -> RecordOrModel:
         return find_candidate(what, results)
     except IncompleteError as error:
         raise UserError(
-            f"{error} For the baseline there is no such option, since --base completes the candidate: measure it first, "
+            f"{error} But --base completes only the candidate; measure the baseline first, "
             f"`sdbench run --model {what} --base ...`, and name its record."
         ) from error
     except UserError as error:
@@ -116,7 +116,7 @@ def find_candidate(what: str, results: Path, *, base: str | None = None, lora: s
             raise
     if (base, lora, name) != (None, None, None):
         raise UserError(
-            f"{what} is a record of a model that was measured already; --base, --lora and --name are for a model that is run now, leave them out"
+            f"{what} is the record of a model that was already measured; --base, --lora and --name apply only to a model that is yet to run: leave them out"
         )
     return Path(what)
 
@@ -124,7 +124,7 @@ def find_candidate(what: str, results: Path, *, base: str | None = None, lora: s
 def describe_run(specs: Sequence[ModelSpec], suite: Suite) -> str:
     """What is about to be run and why, for a note: it takes minutes or hours."""
     names, them = tables.join_words([spec.name for spec in specs]), "it" if len(specs) == 1 else "them"
-    return f"no record of {names} under {suite.id.title_with_digest} fits: measuring {them} now, on this machine"
+    return f"no matching record of {names} under {suite.id.title_with_digest}: measuring {them} now, on this machine"
 
 
 def find_record(what: str, results: Path) -> Path:
@@ -198,8 +198,8 @@ def read_record_under(folder: Path, suite: SuiteId) -> Record:
     record = records.read_record(folder)
     if record.suite != suite:
         raise UserError(
-            f"record {folder} is of suite {record.suite.title_with_digest}, and this run would be of {suite.title_with_digest}; the gate cannot compare "
-            "the two. Name the suite with --suite, or run both models under one suite and the same settings first, and name their records"
+            f"record {folder} is of suite {record.suite.title_with_digest}, but this run would be of {suite.title_with_digest}, and the gate cannot compare "
+            "the two. Name the suite with --suite, or first run both models under one suite with the same settings and name their records"
         )
     return record
 

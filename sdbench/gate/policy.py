@@ -39,7 +39,9 @@ class Rule(Table):
     @model_validator(mode="after")
     def _check_margin(self) -> Self:
         if self.noise is not None and self.margin < self.noise:
-            raise ValueError(f"margin {self.margin:g} is below the noise floor {self.noise:g}: a model would lose more against itself")
+            raise ValueError(
+                f"margin {self.margin:g} is below the noise floor {self.noise:g}: a model would lose more than that against itself"
+            )
         return self
 
 

@@ -24,7 +24,7 @@ class Result:
         relative: whether difference, low, high and margin are shares of the baseline, not in `unit`.
         difference, low, high: candidate minus baseline, and its one-sided bounds, at the level of the policy, or of the look where a run stops when
             sure.
-        needed_n: number of prompts (rounds for a probe) that would decide it with a chance of 80 %; only where it is inconclusive and there is such a
+        needed_n: number of prompts (rounds for a probe) that would decide it with a probability of 80 %; only where it is inconclusive and there is such a
             number.
     """
 
@@ -102,7 +102,7 @@ class Report:
 
     def grid(self, *, marks: bool = False) -> Grid:
         """The metrics, a row each; with `marks`, an emoji before each verdict."""
-        header = ("metric", "verdict", "candidate", "baseline", "difference, one-sided bounds", "margin", "why")
+        header = ("metric", "verdict", "candidate", "baseline", "difference (one-sided bounds)", "margin", "why")
         return Grid(header, tuple(_row(result, f"{_MARKS[result.verdict]} " if marks else "") for result in self.results))
 
     def text(self, width: int = 160) -> str:

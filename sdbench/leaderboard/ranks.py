@@ -1,6 +1,6 @@
 """Ranks that the data support: models that cannot be told apart share a rank.
 
-A model's rank for a metric is 1 + the number of models that are surely better. "Surely better" is decided prompt by prompt: a two-sided
+A model's rank for a metric is 1 + the number of models that are significantly better. That is decided prompt by prompt: a two-sided
 t test of the paired differences (Student 1908) for every pair of models, with Holm's correction over all pairs, so that the ranks of a
 metric contain a wrong claim at most 1 time in 20. Claims are transitive (if A is better than B and B better than C, then A is
 better than C), so two models with the same rank are never told apart. The converse does not hold: where A and B, and B and C, cannot be
@@ -20,8 +20,8 @@ from sdbench.stats import decisions
 
 ALPHA = 0.05
 EXPLANATION = (
-    "A rank is 1 + the number of models that are surely better: t tests of the differences prompt by prompt, all pairs of models, "
-    "Holm-corrected to a 5 % chance of any wrong claim for each metric. Models that share a rank cannot be told apart."
+    "A rank is 1 + the number of models that are significantly better: paired t tests over the prompts, for all pairs of models, "
+    "Holm-corrected to a 5 % chance of any wrong claim per metric. Models that share a rank cannot be told apart."
 )
 
 
@@ -70,7 +70,7 @@ def _column(value: Value | None, scores: Scores) -> F64 | None:
 
 
 def surely_better(values: F64) -> npt.NDArray[np.bool_]:
-    """Which models surely beat which, (models, models): [i, j] says that i is better than j.
+    """Which models are significantly better than which, (models, models): [i, j] says that i is better than j.
 
     No p value is taken to be smaller than 2^(1 - n), the smallest that the signs of n differences can give. Otherwise two prompts with
     exactly equal differences would prove anything.

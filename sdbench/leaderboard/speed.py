@@ -33,7 +33,7 @@ _PROBES = (
 
 @dataclass(frozen=True)
 class SpeedUp:
-    """How many times as fast as the teacher; as text `1.55x ± 0.02`, or `1.55x (other runs)` for two that did not take turns."""
+    """How many times as fast as the teacher; as text `1.55x ± 0.02`, or `1.55x (separate runs)` for two that did not take turns."""
 
     ratio: Estimate
     is_same_run: bool = True
@@ -46,7 +46,7 @@ class SpeedUp:
         """The number, and its interval or the note in its place, if any."""
         ratio = self.ratio
         if not ratio.has_interval:
-            return f"{tables.format_number(ratio.value, 3)}x", "" if self.is_same_run else "(other runs)"
+            return f"{tables.format_number(ratio.value, 3)}x", "" if self.is_same_run else "(separate runs)"
         number, interval = tables.estimate_parts(ratio.value, ratio.low or None, ratio.high if math.isfinite(ratio.high) else None)
         return f"{number}x", interval
 
@@ -61,7 +61,7 @@ def speed_up(record: Record, teacher: Record, name: str) -> SpeedUp | str:
     if not own or not own.value:
         return tables.format_value(own)
     if not of_teacher or not of_teacher.value:
-        return tables.format_absent("missing", "nothing of the teacher to compare with")
+        return tables.format_absent("missing", "the teacher has no value to compare with")
     ratio = of_teacher.value / own.value
     alone = Estimate(ratio, ratio, ratio, own.n, has_interval=False)
     if record is teacher or not (own.samples and of_teacher.samples):

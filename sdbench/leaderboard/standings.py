@@ -121,7 +121,7 @@ def read_rows(results: Path) -> list[Row]:
     board = [Row(folder, record) for folder, record in records.newest_per_model(results)]
     if not board:
         raise UserError(
-            f"there are no records in {results}, where they would be FAMILY/SUITE@VERSION/MODEL/DIGEST/record.json; name the folder that holds the "
+            f"there are no records in {results}, expected at FAMILY/SUITE@VERSION/MODEL/DIGEST/record.json; name the folder that holds the "
             "families with --results, or measure something first: sdbench run"
         )
     return board

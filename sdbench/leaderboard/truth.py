@@ -39,7 +39,7 @@ def _build_grid(models: Sequence[tuple[Record, Scores]]) -> Grid | None:
     truth = _resampled_values(models, TRUTH, drawn)
     by_metric = {name: _resampled_values(models, name, drawn) for name in names}
     rows = [(name, str(len(models)), _correlation(values, truth)) for name, values in by_metric.items() if values and truth]
-    header = ("metric", "models", "rank correlation with scene accuracy (Spearman), and where resampled prompts put it ↑")
+    header = ("metric", "models", "rank correlation (Spearman) with scene accuracy, and its range over resampled prompts ↑")
     return Grid(header, tuple(rows)) if rows else None
 
 

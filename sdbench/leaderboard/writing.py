@@ -21,11 +21,11 @@ from sdbench.tables import Grid
 FILE_NAME = "LEADERBOARD.md"
 _PACKAGES = ("torch", "diffusers", "transformers", "sdbench")
 _NOTICE = f"<!-- {FILE_NAME} is generated from the records by `sdbench leaderboard`; do not edit it by hand. -->"
-BIAS = "Frechet distances and CMMD, with their intervals, are those of this number of images: more images would lower them."
+BIAS = "Frechet distances and CMMD, like their intervals, depend on the number of images: with more images they would be lower."
 _LEGEND = (
-    "`±` and `(low..high)` are 95 % intervals, the second where they are lopsided; a bare number has none: it is a count, or comes from too few calls. "
-    "`other runs` marks a ratio of two models that were not measured in turns: the rounds of a run do not tell how far two runs lie apart. "
-    "↑ more is better, ↓ less is better. A value that is not there says why, in a note below its table. Rows of different sections are not comparable. "
+    "`±` and `(low..high)` are 95 % intervals, the latter where they are asymmetric; a bare number has none: it is a count, or comes from too few calls. "
+    "`separate runs` marks a ratio of two models that were not measured in turns; it has no interval, because rounds do not show how much separate runs vary. "
+    "↑ higher is better, ↓ lower is better. A note below the table says why a value is missing. Rows of different sections are not comparable. "
     f"{BIAS}"
 )
 
@@ -58,11 +58,11 @@ def _section(section: Section) -> Iterator[str]:
 
 def _published(of_family: Sequence[Section]) -> Iterator[str]:
     yield "## Published elsewhere"
-    yield "Not measured here, and by protocols that differ from ours and from each other."
+    yield "Not measured here; the protocols differ from ours and from each other."
     yield tables.markdown(published.grid())
     for section in of_family:
         if (beside := speed.published_grid(section.records, section.teacher.record if section.teacher else None)).rows:
-            yield from (f"### Beside {section.title}", tables.markdown(beside))
+            yield from (f"### Published and measured: {section.title}", tables.markdown(beside))
 
 
 def text_table(board: Sequence[Row], width: int = 160) -> str:
@@ -162,7 +162,7 @@ def footer_lines(section: Section) -> list[str]:
     return [
         line("suite digest", lambda record: record.suite.digest),
         *([line("prompts", lambda record: record.prompts)] if any(record.prompts for record in section.records) else []),
-        line("sampling", lambda record: _format_settings(record.sampling) or f"made elsewhere, not known ({record.model.source})"),
+        line("sampling", lambda record: _format_settings(record.sampling) or f"unknown, made elsewhere ({record.model.source})"),
         *(
             [line("scheduler", lambda record: _format_settings(record.scheduler) or absent)]
             if any(record.scheduler for record in section.records)
@@ -226,5 +226,5 @@ def speed_up(row: Row, teacher: Row | None) -> speed.SpeedUp | str:
     if not own or not own.value:
         return probe_cell(row, P50)
     if teacher is None:
-        return tables.format_absent("missing", "no latency of the teacher on this machine")
+        return tables.format_absent("missing", "the teacher's latency was not measured on this machine")
     return speed.speed_up(row.record, teacher.record, P50)

@@ -31,7 +31,7 @@ def conditions(rounds: Sequence[Round]) -> list[Value]:
     for name, (unit, key) in _CARD.items() if states else ():
         numbers = [state[key] for state in states if state[key] is not None]
         note = f"{min(numbers):.0f}..{max(numbers):.0f}" if numbers else ""
-        found.append(median_value(f"machine.{name}", unit, numbers, "NVML does not say", direction="neither", note=note))
+        found.append(median_value(f"machine.{name}", unit, numbers, "NVML does not report it", direction="neither", note=note))
     if states:
         listed = [len(others) for others in collect_info(rounds, "watch", "foreign_processes")]
         found.append(median_value("machine.foreign_processes", "processes", listed, "NVML does not list processes", direction="neither"))
@@ -46,12 +46,12 @@ def remarks(rounds: Sequence[Round]) -> list[str]:
     slowed = sorted({word for state in _states(rounds) for word in state["slowed_by"]})
     applies = {
         f"drift {drift:+.0%} from the first round to the last": abs(drift) >= DRIFT,
-        f"others kept {max(cores, default=0.0):.1f} cores busy": max(cores, default=0.0) >= FOREIGN_CORES,
-        f"{len({pid for pid, _ in others})} other processes on the card, {max((held or 0.0 for _, held in others), default=0.0):.0f} MiB": bool(
+        f"other processes kept {max(cores, default=0.0):.1f} cores busy": max(cores, default=0.0) >= FOREIGN_CORES,
+        f"{len({pid for pid, _ in others})} other processes on the GPU, the largest with {max((held or 0.0 for _, held in others), default=0.0):.0f} MiB": bool(
             others
         ),
-        f"clock held down: {', '.join(slowed)}": bool(slowed),
-        f"bound by the host: the call of a UNet step returns after {1000 * return_s:.1f} of {1000 * step_s:.1f} ms": return_s
+        f"GPU clock throttled: {', '.join(slowed)}": bool(slowed),
+        f"host-bound: the call of a UNet step returns after {1000 * return_s:.1f} of {1000 * step_s:.1f} ms": return_s
         > HOST_BOUND * step_s,
         **dict.fromkeys(collect_info(rounds, "watch", "card"), True),
     }

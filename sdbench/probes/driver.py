@@ -229,7 +229,7 @@ def _run_process(request: Request, target: Path, stem: str, folders: Folders) ->
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return _failed_round(f"no end after {ROUND_TIMEOUT_S} s").failures
+        return _failed_round(f"timed out after {ROUND_TIMEOUT_S} s").failures
     target.with_suffix(".log").write_text(f"{done.stdout}\n{done.stderr}", encoding="utf-8")
     failures: dict[str, str] = json.loads(failures_file.read_text(encoding="utf-8")) if failures_file.exists() else {}
     if failures or not done.returncode or Round.read(target, {}).is_complete:  # complete: it crashed at its end, with everything written

@@ -14,7 +14,7 @@ from sdbench.probes.rounds import Round, collect_info, failed_value, failure_rea
 from sdbench.probes.work import Load
 from sdbench.records import Value
 
-_ABOVE = "above 1: the machine's own matrix product or copy is slower than that, no ceiling here"
+_ABOVE = "above 1: the machine's own matrix product or copy is slower, so it is not a ceiling here"
 _UNITS = {"matmul": ("TFLOP/s", 1e12), "copy": ("GB/s", 1e9)}
 
 

@@ -92,9 +92,12 @@ def _card_memory(rounds: Sequence[Round], reason: str, note: str) -> list[Value]
     """Memory of the card that the whole process and its CUDA context hold, and the smallest card that runs the model."""
     process, measured = collect_info(rounds, "process_mib"), bool(collect_info(rounds, "memory_mib"))
     unlisted = "NVML does not list this process" if measured else reason
-    by_growth, by_whole = "by what the card's use grew since the process began", "by the whole card's use, as if nothing else were on it"
+    by_growth, by_whole = (
+        "from how much the GPU's use grew since the process began",
+        "from the GPU's total use, as if nothing else were on it",
+    )
     context_note = "" if process else f"{by_growth if collect_info(rounds, 'used_before_mib') else by_whole}: {unlisted}"
-    untried = collect_info(rounds, "smallest_card_failed") or [f"it needs more than {CARDS_GB[-1]} GB, or than this card has"]
+    untried = collect_info(rounds, "smallest_card_failed") or [f"it needs more than {CARDS_GB[-1]} GB, or more than this GPU has"]
     return [
         median_value("memory.process", "MiB", process, unlisted, note=note),
         median_value(
@@ -113,11 +116,14 @@ def _cold_start(rounds: Sequence[Round], *, compiling: bool) -> list[Value]:
     found = [
         median_value("cold_start.load", "s", collect_info(rounds, "load_s"), reason),
         median_value(
-            "cold_start.first_call", "s", collect_info(others, "first_call_s"), "every round compiled anew" if compiling_rounds else reason
+            "cold_start.first_call",
+            "s",
+            collect_info(others, "first_call_s"),
+            "every round compiled from scratch" if compiling_rounds else reason,
         ),
     ]
     if compiling:
-        without = "no round compiled anew: the compiler's cache was full" if others else reason
+        without = "no round compiled from scratch: the compiler's cache was warm" if others else reason
         found.append(median_value("cold_start.first_call_compiling", "s", collect_info(compiling_rounds, "first_call_s"), without))
     return found
 

@@ -28,7 +28,8 @@ def _compare_with_teacher(compare: Comparison, subject: Subject, protocol: Proto
         return protocol.without_value("not_applicable", "made elsewhere, not from the teacher's noise")
     if subject.teacher_images is None:
         return protocol.without_value(
-            "missing", f"the images of the teacher, {subject.teacher_name}, are not in the run folder; run it, then this model again"
+            "missing",
+            f"the images of the teacher, {subject.teacher_name}, are not in the run folder; run the teacher, then this model again",
         )
     return compare(subject, subject.teacher_images, protocol)
 
@@ -54,7 +55,7 @@ def _frechet(encoder: str, student: Subject, teacher: Subject, protocol: Protoco
     student_features, teacher_features = _features(encoder, student), _features(encoder, teacher)
     n, width = student_features.shape
     if n < 2:
-        return protocol.without_value("not_applicable", f"a distance of distributions needs at least 2 images, found {n}")
+        return protocol.without_value("not_applicable", f"a distance between distributions needs at least 2 images, found {n}")
     value, influence = frechet.paired(student_features, teacher_features)
     return protocol.distance(intervals.standard_error_interval(value, influence), influence, small_sample_note(n, width))
 

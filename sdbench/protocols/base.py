@@ -119,4 +119,4 @@ class Protocol:
 
 def small_sample_note(n: int, width: int) -> str:
     """A note on a Frechet distance of n features whose moments are poorly determined; "" where n suffices."""
-    return "" if n >= 5 * width else f"descriptive: n = {n} < 5 d = {5 * width}"
+    return "" if n >= 5 * width else f"descriptive only, since n = {n} < 5 d = {5 * width} for d features"

@@ -21,10 +21,12 @@ def _win_rate(subject: Subject, protocol: Protocol) -> Result:
     if subject.is_teacher:
         return protocol.without_value("not_applicable", "the teacher is what the others are compared with")
     if judge not in subject.columns:
-        return protocol.without_value("missing", f"there is no {judge} of these images")
+        return protocol.without_value("missing", f"{judge} was not measured on these images")
     teacher = subject.teacher_scores
     if teacher is None or judge not in teacher.columns:
-        return protocol.without_value("missing", f"the teacher, {subject.teacher_name}, has no {judge}; run it, then this model again")
+        return protocol.without_value(
+            "missing", f"the teacher, {subject.teacher_name}, has no {judge}; run the teacher, then this model again"
+        )
     baseline = teacher.column_for(list(zip(subject.prompt_ids, subject.samples, strict=True)), judge)
     candidate = subject.columns[judge]
     rate = intervals.wins_interval(candidate, baseline)

@@ -16,7 +16,7 @@ from sdbench.reference import cards
 from sdbench.reference.cards import Reference
 from sdbench.stats import intervals
 
-_NO_INTERVAL = "no interval: no image, left out alone, changes the value"
+_NO_INTERVAL = "no interval, because leaving out any single image does not change the value"
 
 
 def _features_and_reference(encoder: str, subject: Subject) -> tuple[F32, Reference]:
@@ -31,13 +31,13 @@ def _features_of_both(encoder: str, subject: Subject) -> tuple[F32, F32, str]:
     features, reference = _features_and_reference(encoder, subject)
     if reference.features is None:
         raise MissingError(
-            f"reference: {subject.reference!r} is of published moments, and this needs features; build one from images: `sdbench reference build`"
+            f"reference: {subject.reference!r} holds only published moments, but this metric needs features; build one from images: `sdbench reference build`"
         )
     return features, reference.features, reference.digest
 
 
 def _too_few(protocol: Protocol, least: int, n: int) -> Result:
-    return protocol.without_value("not_applicable", f"a comparison of sets needs at least {least} images, found {n}")
+    return protocol.without_value("not_applicable", f"comparing sets needs at least {least} images, found {n}")
 
 
 def _frechet(encoder: str, subject: Subject, protocol: Protocol) -> Result:

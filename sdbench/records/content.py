@@ -41,7 +41,7 @@ class Value(Table):
             compares with the teacher. Only values with the same reference are comparable. Older records do not name the teacher's weights;
             they are comparable among themselves.
         samples: raw measurements of a probe, a list of calls for each round.
-        note: what a reader must know ("descriptive: n < 5 d", "random weights").
+        note: what a reader must know ("descriptive only, since n = 6 < 5 d = 30 for d features", "random weights").
     """
 
     name: str

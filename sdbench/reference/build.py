@@ -172,7 +172,9 @@ def _existing_card(name: str, encoder: str, runs: Path) -> Card | None:
         UserError: the name is not allowed.
     """
     if name == "scenes" or not NAME.fullmatch(name):
-        raise UserError(f"a reference cannot be called {name!r}: expected letters, digits and .+-_; `scenes` is rendered when it is needed")
+        raise UserError(
+            f"a reference cannot be called {name!r}: use only letters, digits and .+-_, and not `scenes`, which is rendered when it is needed"
+        )
     return card_of(name, encoder, runs)
 
 
@@ -210,7 +212,7 @@ def _read(images: Images, row: int) -> bytes:
     try:
         return images.read(row)
     except OSError as error:
-        raise UserError(f"image {images.names[row]} cannot be read ({error.strerror}); put it there, or remove it") from error
+        raise UserError(f"image {images.names[row]} cannot be read ({error.strerror}); restore it, or leave it out") from error
 
 
 def _decode(content: bytes, name: str) -> U8:

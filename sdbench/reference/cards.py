@@ -79,16 +79,16 @@ def find(name: str | None, encoder: "Encoder", runs: Path) -> Reference:
     """
     if name is None:
         raise MissingError(
-            'reference: the suite names none; write `reference = "<name>"` into it (`sdbench reference list` shows those at hand)'
+            'reference: the suite names none; write `reference = "<name>"` into it (`sdbench reference list` shows those on this machine)'
         )
     if name == "scenes":
         return _scenes(encoder, runs)
     card = card_of(name, encoder.name, runs)
     if card is None:
-        raise MissingError(f"reference: {name!r} is not here for encoder {encoder.name!r}; {how_to_build(name, encoder.name)}")
+        raise MissingError(f"reference: {name!r} has not been built for encoder {encoder.name!r}; {how_to_build(name, encoder.name)}")
     if card.encoder_id not in (None, encoder.id()):
         raise UserError(
-            f"reference: {name!r} was made with encoder {card.encoder_id}, this is {encoder.id()}; features of two encoders cannot be compared. "
+            f"reference: {name!r} was made with encoder {card.encoder_id}, but this is {encoder.id()}; features of different encoders cannot be compared. "
             f"Delete {folder(name, runs)} and build it again."
         )
     return load(card, runs)

@@ -72,7 +72,7 @@ def pareto_charts(section: Section, metric: Value, title: str) -> list[Chart]:
         if len(points) > 1:
             label = f"{name} ({units[name]}) ↓"
             best = tables.join_words([point.name for point in points if point.best])
-            words = f"{title} against {label} of {len(points)} models. On the frontier, so that no other is better in both: {best}."
+            words = f"{title} against {label} of {len(points)} models. On the frontier (no other model is better in both): {best}."
             charts.append(Chart(metric.name, _scatter(points, label, title, words), words))
     return charts
 
@@ -202,7 +202,7 @@ def _draw_bars(axes: Axes, parts: dict[str, dict[str, float]], names: Sequence[s
     axes.tick_params(length=0)
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x")
-    axes.set_xlabel("seconds an image")
+    axes.set_xlabel("seconds per image")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(names), frameon=False, fontsize=8.5, handlelength=1, borderaxespad=0.2)
 
 

@@ -56,8 +56,8 @@ def _write_rest(section: Section, number: int, album: image_wall.Album, left: Se
 def _lede(board: Sequence[Row], results: Path) -> str:
     total = len(records.folders(results))
     newest = max(row.record.created for row in board)
-    rows = f"{len(board)} rows: the newest record of each model, out of {total}" if total > len(board) else f"{total} records"
-    return f"{rows}, up to {newest:%d %B %Y}. Rows of different sections are not comparable."
+    rows = f"{len(board)} rows, the newest record of each model (out of {total} records)" if total > len(board) else f"{total} records"
+    return f"{rows}, the latest from {newest:%d %B %Y}. Rows of different sections are not comparable."
 
 
 def render(shown: Sequence[dict[str, Any]], lede: str, elsewhere: tables.Grid | None, images: str = "data:") -> str:

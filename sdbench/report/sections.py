@@ -251,7 +251,7 @@ def _format_case(case: Case) -> str:
 
 def _worst_note(section: Section) -> str:
     losses = f"The {worst.MAX_CASES} worst images of each model. Scores: the teacher's → the model's (the difference)."
-    costs = "Distances: what an image adds to that of its set, to first order (its influence divided by n)."
+    costs = "Distances: what an image adds to the distance of its set, to first order (its influence divided by n)."
     images = "Images are shown where the records hold them."
     return " ".join([losses if section.teacher else "", costs, images]).strip()
 
@@ -260,8 +260,8 @@ def _wall_note(wall: Wall, held: Album) -> str:
     total = max((len(set(row.scores.prompt_ids)) for row in held.rows), default=0)
     bad = sum(shot.worst for shot in wall.shots)
     return (
-        "The same prompt and the same initial noise in each line. "
-        f"The records hold images for {len(held.prompt_ids)} of {total} prompts; {len(wall.shots)} are here: "
+        "Each row has one prompt and one initial noise for all models. "
+        f"The records hold images for {len(held.prompt_ids)} of {total} prompts; {len(wall.shots)} are shown here: "
         f"{bad} because some model did badly on them, {len(wall.shots) - bad} drawn at random."
     )
 

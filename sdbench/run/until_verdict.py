@@ -66,8 +66,8 @@ def run_until_verdict(
     baseline = Side.read(baseline_folder)
     if (baseline.record.suite, baseline.record.n_images) != (context.suite.id, len(context.suite.prompt_list())):
         raise UserError(
-            f"baseline {baseline_folder} is of {baseline.record.suite}, {baseline.record.n_images} images; this run is of {context.suite.id}, "
-            f"{len(context.suite.prompt_list())}: run the baseline under this suite"
+            f"baseline {baseline_folder} has {baseline.record.n_images} images of {baseline.record.suite}, but this run has "
+            f"{len(context.suite.prompt_list())} of {context.suite.id}: run the baseline under this suite"
         )
     (spec,) = runner.fetch_models([spec], context)
     model = runner.describe_model(spec, context)

@@ -40,7 +40,7 @@ def test_name_refers_to_its_newest_record_and_keeps_the_history(results: Path) -
     [
         ("../x", "because", "not a valid baseline name"),
         ("--x", "because", "not a valid baseline name"),
-        ("scenes-vega", "because", "is a model of the catalogue, which a baseline of this name would hide"),
+        ("scenes-vega", "because", "is a model in the catalogue, which a baseline of the same name would hide"),
         ("x", " ", "--why"),
     ],
 )
@@ -71,7 +71,8 @@ def test_removed_name_stands_for_nothing_and_its_history_says_why(results: Path,
         baselines.remove_baseline("production", " ", results)
     baselines.remove_baseline("production", "no release yet", results)
     with pytest.raises(
-        UserError, match="has none; name its folder with --results, or make one: sdbench baseline set NAME RECORD --why TEXT"
+        UserError,
+        match="names none; name the folder of results with --results, or set a baseline: sdbench baseline set NAME RECORD --why TEXT",
     ):
         baselines.remove_baseline("production", "again", results)
     assert [move.removed for move in baselines.read(results)["production"]] == [False, True]
@@ -106,7 +107,7 @@ def test_record_to_name_may_be_given_by_the_name_of_its_model(
 
 def test_record_outside_the_results_or_no_record_is_rejected(results: Path, tmp_path: Path) -> None:
     results.mkdir()
-    with pytest.raises(UserError, match="can only name records there"):
+    with pytest.raises(UserError, match="can name only records inside it"):
         baselines.set_baseline("x", save_record(make_measurement(), tmp_path / "elsewhere"), "because", results)
     with pytest.raises(UserError, match=r"is not a record: there is no .*record\.json\.$"):
         baselines.set_baseline("x", results, "because", results)
@@ -135,7 +136,7 @@ def test_missing_record_and_unreadable_file_are_reported(results: Path) -> None:
     folder = save_record(make_measurement(), results)
     baselines.set_baseline("x", folder, "because", results)
     folder.rename(folder.with_name("gone"))
-    with pytest.raises(UserError, match="which is not there"):
+    with pytest.raises(UserError, match="which does not exist"):
         baselines.find("x", results)
     (results / "baselines.toml").write_text("[[x]]\nrecrod = 'y'\n", encoding="utf-8")
     with pytest.raises(UserError, match="cannot read the baselines"):
@@ -166,8 +167,9 @@ def test_misspelt_name_is_reported_with_the_known_names(results: Path, tmp_path:
         return capsys.readouterr().err
 
     assert f"Nor is it the name of a baseline: {results / 'baselines.toml'} has production." in error_message("--results", str(results))
-    assert f"there is no {tmp_path / 'baselines.toml'}; name its folder with --results, or make one: sdbench baseline set" in error_message(
-        "--results", str(tmp_path)
+    assert (
+        f"there is no {tmp_path / 'baselines.toml'}; name the folder of results with --results, or set a baseline: sdbench baseline set"
+        in error_message("--results", str(tmp_path))
     )
     with pytest.raises(UserError, match="is not a checkpoint") as error:
         lookup.find_baseline(str(tmp_path), results)  # the folder exists

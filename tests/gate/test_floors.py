@@ -112,7 +112,7 @@ def test_latency_of_another_run_is_judged_with_the_noise_between_runs(tmp_path: 
     assert gate(together, teacher, rules, between_runs).verdict == "regressed"
     apart = gate(slower, teacher, rules, between_runs)
     assert (apart.verdict, apart.notes, apart.results[0].needed_n) == ("inconclusive", (), None)
-    assert "measure both models with one `sdbench run`" in apart.why
+    assert "measure both models in one `sdbench run`" in apart.why
     without_floor = gate(slower, teacher, rules)
     assert without_floor.verdict == "regressed"
     assert "measured in different runs" in without_floor.notes[0]

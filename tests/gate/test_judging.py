@@ -103,9 +103,12 @@ def test_too_few_prompts_are_inconclusive_and_the_reported_number_decides(tmp_pa
     needed = report.results[0].needed_n
     assert needed is not None
     assert report.why.startswith(
-        "scenes-student is neither surely as good as scenes-teacher nor surely worse: clip_score.scenes: 6 prompts "
+        "the data show neither that scenes-student is as good as scenes-teacher nor that it is worse: clip_score.scenes: 6 prompts "
     )
-    assert f"6 prompts do not decide it; about {needed} would with a chance of 80 %, if the difference is as measured" in report.why
+    assert (
+        f"6 prompts do not decide it; about {needed} would, with a probability of 80 %, if the true difference is the measured one"
+        in report.why
+    )
     repeats = -(-needed // 6)
 
     def repeat_prompts(measurement: Measurement) -> Measurement:
@@ -363,7 +366,7 @@ def test_record_without_probes_is_reported(teacher: Measurement, tmp_path: Path)
     record = record.model_copy(update={"values": tuple(value for value in record.values if value.kind != "probe")})
     report = judge((record, scores), teacher, tmp_path)
     assert report.exit_code == 2
-    assert "latency.pipeline.p50: not in the record of the candidate; measure candidate and baseline alike" in report.why
+    assert "latency.pipeline.p50: not in the candidate's record; measure both models in the same way" in report.why
     rendered = record.model_copy(update={"model": record.model.model_copy(update={"source": "rendered", "weights_digest": None})})
     candidate, baseline = (str(save_record(measurement, tmp_path)) for measurement in ((rendered, scores), teacher))
     report = api.compare(candidate, baseline, None, api.Places(tmp_path))
@@ -451,7 +454,7 @@ def test_probe_without_raw_samples_is_incomparable(ends: dict[str, None], teache
     )
     report = judge(candidate, baseline, tmp_path)
     assert report.exit_code == 2
-    assert "no raw samples on both sides" in report.why
+    assert "not both records hold raw samples" in report.why
 
 
 @pytest.mark.parametrize(
@@ -553,7 +556,7 @@ def test_other_software_behind_the_images_is_reported(teacher: Measurement, tmp_
     upgraded = record.model_copy(update={"environment": record.environment.model_copy(update={"packages": packages})})
     (note,) = judge((upgraded, scores), teacher, tmp_path).notes
     assert note == (
-        "the images were drawn by other software or on another device, which may account for a difference: diffusers is '0.38.0' against '0.37.0'"
+        "the images were drawn with different software or on different devices, which may explain a difference: diffusers is '0.38.0' against '0.37.0'"
     )
 
 
@@ -561,7 +564,7 @@ def test_sampling_of_images_made_elsewhere_is_said_to_be_unknown(teacher: Measur
     record, scores = make_measurement(sampling={})
     elsewhere = record.model_copy(update={"model": record.model.model_copy(update={"source": "images:folder", "weights_digest": None})})
     report = judge((elsewhere, scores), teacher, tmp_path)
-    assert report.notes == ("the images of scenes-student (images:folder) were made elsewhere; it is not known how they were sampled",)
+    assert report.notes == ("the images of scenes-student (images:folder) were made elsewhere; how they were sampled is not known",)
 
 
 def with_agreement(measurement: Measurement, cosine: float) -> Measurement:
@@ -578,7 +581,7 @@ def test_agreement_with_the_teacher_is_reported_but_compared_only_if_the_policy_
     report = judge(far, near, tmp_path / "told")
     assert (report.verdict, report.notes) == (
         "pass",
-        ("agreement with the teacher, not weighed, with two-sided bounds: agreement.clip.scenes -0.125",),
+        ("agreement with the teacher (not weighed; two-sided bounds): agreement.clip.scenes -0.125",),
     )
     near[1].columns["agreement.clip.scenes"][:] += np.repeat(np.random.default_rng(0).normal(0, 0.1, 100), 2)
     by_prompt = (far[1].columns["agreement.clip.scenes"] - near[1].columns["agreement.clip.scenes"])[::2]
@@ -644,8 +647,8 @@ def test_report_notes_margins_taken_from_the_original_suite(tmp_path: Path) -> N
     named: dict[str, Any] = {"suite": SuiteId(name="quality-custom", version=1, digest="5017e"), "run": ""}
     sides = make_measurement(**named), make_measurement("scenes-teacher", seed=2, **named)
     first, between = judge(*sides, tmp_path).notes
-    assert first.startswith("suite 'quality-custom' is weighed by the margins of the suite it was made from; no noise floor")
-    assert "measure both with one `sdbench run`" in between
+    assert first.startswith("suite 'quality-custom' is judged by the margins of the suite it was derived from; no noise floor")
+    assert "measure both in one `sdbench run`" in between
     assert "sdbench noise" not in between
     own = Policy(alpha=0.05, suites={"quality-custom": SHIPPED.rules("quality")})
     assert not any("made from" in note for note in judge(*sides, tmp_path / "own", own).notes)

@@ -124,7 +124,7 @@ def test_nothing_is_run_against_a_record_of_other_settings(name: str, results: R
     pairs: list[tuple[Path | str, Path | str]] = [(record, "scenes-teacher"), ("scenes-teacher", record)]
     for candidate, baseline in pairs:
         with pytest.raises(
-            UserError, match=rf"of suite {name}@\d+ \(digest 0\), and this run would be of quality@.*Name the suite with --suite"
+            UserError, match=rf"of suite {name}@\d+ \(digest 0\), but this run would be of quality@.*Name the suite with --suite"
         ):
             results.pair(candidate, baseline, policy=POLICY.model_copy(update={"suites": {name: POLICY.suites["quality"]}}))
     assert results.runs == []
@@ -181,7 +181,7 @@ def test_name_of_records_fits_by_the_suite_of_the_other_side(results: Results) -
     with pytest.raises(UserError) as error:
         results.pair("my-unet", old)
     assert "no record of 'my-unet' is of suite quality@3 (digest 0)" in str(error.value)
-    assert f"name one of the records that exist: {whole}, {custom}" in str(error.value)
+    assert f"name one of its existing records: {whole}, {custom}" in str(error.value)
     assert results.runs == []
 
 

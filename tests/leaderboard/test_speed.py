@@ -49,8 +49,8 @@ def test_speed_up_has_the_interval_of_its_rounds() -> None:
 def test_speed_up_between_two_runs_has_no_interval_and_is_marked(runs: tuple[str, str]) -> None:
     records = full_size_record("sdxl", probe(speed.P50, TEACHER)), full_size_record("vega", probe(speed.P50, STUDENT))
     teacher, student = (record.model_copy(update={"run": run}) for record, run in zip(records, runs, strict=True))
-    assert str(speed.speed_up(student, teacher, speed.P50)) == "2.10x (other runs)"
-    assert speed.grids([teacher, student], teacher)["Speed-up over sdxl by stage"].rows == (("pipeline", "base", "2.10x (other runs)"),)
+    assert str(speed.speed_up(student, teacher, speed.P50)) == "2.10x (separate runs)"
+    assert speed.grids([teacher, student], teacher)["Speed-up over sdxl by stage"].rows == (("pipeline", "base", "2.10x (separate runs)"),)
 
 
 def test_speed_up_of_one_round_has_no_interval_and_a_failure_shows_its_reason() -> None:
@@ -60,7 +60,7 @@ def test_speed_up_of_one_round_has_no_interval_and_a_failure_shows_its_reason() 
     assert str(speed.speed_up(student, without_rounds, speed.P50)) == "2.10x"
     broken = full_size_record("vega", failed_probe(speed.P50, "out of memory at batch 8; the largest batch that fits is 4"))
     assert str(speed.speed_up(broken, teacher, speed.P50)) == "failed: out of memory at batch 8; the largest batch that fits is 4"
-    assert str(speed.speed_up(student, broken, speed.P50)) == "missing: nothing of the teacher to compare with"
+    assert str(speed.speed_up(student, broken, speed.P50)) == "missing: the teacher has no value to compare with"
 
 
 def test_each_setting_has_a_row_and_the_tiny_vae_its_own_table() -> None:

@@ -254,7 +254,7 @@ def test_failed_round_is_reported_in_the_note(harness: DriverHarness, monkeypatc
     monkeypatch.setattr(driver, "ROUND_TIMEOUT_S", 0.01)
     p50 = harness.measure("timed", rounds=2, calls=6)["timed"]["latency.pipeline.p50"]
     assert p50.samples == ((0.5,) * 6,)
-    assert p50.note == "n too small for an interval; 1 of 2 rounds failed: no end after 0.01 s"
+    assert p50.note == "n too small for an interval; 1 of 2 rounds failed: timed out after 0.01 s"
 
 
 def test_process_that_dies_after_writing_its_results_counts_as_measured(harness: DriverHarness) -> None:

@@ -51,24 +51,24 @@ def test_memory_values_of_a_card() -> None:
     assert {name: found[f"memory.{name}"].value for name in expected} == expected
     assert {value.name for value in found.values() if value.state != "ok"} == {"machine.power"}
     assert found["memory.context"].note == ""
-    assert found["latency.pipeline.p50"].note == "clock held down: power cap"
+    assert found["latency.pipeline.p50"].note == "GPU clock throttled: power cap"
 
 
 def test_unavailable_values_give_their_reason() -> None:
     found = values_on_a_card(process_mib=None, smallest_card_gb=None)
     assert found["memory.process"].reason == "NVML does not list this process"
     assert found["memory.context"].value == 400
-    assert found["memory.context"].note == "by the whole card's use, as if nothing else were on it: NVML does not list this process"
+    assert found["memory.context"].note == "from the GPU's total use, as if nothing else were on it: NVML does not list this process"
     grown = values_on_a_card(process_mib=None, used_before_mib=0.0)["memory.context"]
-    assert grown.note == "by what the card's use grew since the process began: NVML does not list this process"
-    assert found["memory.smallest_card"].reason == f"it needs more than {capacity.CARDS_GB[-1]} GB, or than this card has"
+    assert grown.note == "from how much the GPU's use grew since the process began: NVML does not list this process"
+    assert found["memory.smallest_card"].reason == f"it needs more than {capacity.CARDS_GB[-1]} GB, or more than this GPU has"
 
 
 @pytest.mark.parametrize(
-    ("returns_s", "note"), [(0.46, "; bound by the host: the call of a UNet step returns after 460.0 of 500.0 ms"), (0.3, "")]
+    ("returns_s", "note"), [(0.46, "; host-bound: the call of a UNet step returns after 460.0 of 500.0 ms"), (0.3, "")]
 )
 def test_step_whose_call_returns_late_is_noted_as_bound_by_the_host(returns_s: float, note: str) -> None:
-    assert values_on_a_card(returns_s=returns_s)["latency.pipeline.p50"].note == f"clock held down: power cap{note}"
+    assert values_on_a_card(returns_s=returns_s)["latency.pipeline.p50"].note == f"GPU clock throttled: power cap{note}"
 
 
 def test_latencies_are_quantiles_of_all_calls_and_images_per_second_follow_the_median() -> None:

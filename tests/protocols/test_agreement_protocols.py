@@ -57,7 +57,7 @@ def test_images_of_the_teacher_agree_fully(tmp_path: Path) -> None:
         np.testing.assert_allclose(scores.columns[name], 1, atol=1e-6)
     distance = values[-1]
     assert distance.value == pytest.approx(0, abs=1e-5)
-    assert distance.note == "descriptive: n = 12 < 5 d = 320"
+    assert distance.note == "descriptive only, since n = 12 < 5 d = 320 for d features"
     assert (distance.low, distance.high) == pytest.approx((0, 0), abs=1e-4)
 
 
@@ -96,7 +96,7 @@ def test_images_are_read_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_agreement_is_missing_without_teacher_images_and_not_applicable_to_the_teacher(tmp_path: Path) -> None:
     alone = score_values(subject(tmp_path, "alone"), METRICS)
     assert {value.state for value in alone.values()} == {"missing"}
-    assert "not in the run folder; run it, then this model again" in alone["agreement.ssim"].reason
+    assert "not in the run folder; run the teacher, then this model again" in alone["agreement.ssim"].reason
     teacher = score_values(subject(tmp_path, "teacher", is_teacher=True), METRICS)
     assert {value.state for value in teacher.values()} == {"not_applicable"}
     assert all(PROTOCOLS[name].against_teacher for name in METRICS)

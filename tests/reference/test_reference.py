@@ -236,7 +236,9 @@ def test_folder_without_images_is_an_error(tmp_path: Path) -> None:
 
 
 def test_missing_reference_error_tells_how_to_build_it(runs: Path) -> None:
-    with pytest.raises(MissingError, match=r"^reference: 'real' is not here for encoder 'toy'; .*`sdbench reference build real --images"):
+    with pytest.raises(
+        MissingError, match=r"^reference: 'real' has not been built for encoder 'toy'; .*`sdbench reference build real --images"
+    ):
         find("real", TOY, runs)
     with pytest.raises(MissingError, match=r"^reference: the suite names none"):
         find(None, TOY, runs)

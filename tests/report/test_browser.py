@@ -198,7 +198,7 @@ def test_images_that_do_not_fit_are_on_a_linked_second_page(browser: Any, tmp_pa
     page = browser.new_page()
     page.goto(page_file.as_uri())
     n_shown = page.locator(".shot").count()
-    page.get_by_role("link", name="The rest is on a page beside this one").click()
+    page.get_by_role("link", name="The rest are on a separate page").click()
     assert page.url == rest_file.as_uri()
     assert n_shown > 0
     assert n_shown + page.locator(".shot").count() == len(PROMPTS)

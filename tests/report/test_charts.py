@@ -36,7 +36,7 @@ def make_section(*rows: Row) -> Section:
 def test_pareto_frontier_has_the_models_that_none_beats_in_both() -> None:
     rows = (make_row("slow", 3, 30), make_row("fast", 1, 20), make_row("beaten", 3, 25), make_row("twin", 1, 20), make_row("best", 2, 30))
     (chart,) = figures.pareto_charts(make_section(*rows), rows[0].record.values[0], "CLIP")
-    assert chart.words.endswith("is better in both: fast, twin and best.")
+    assert chart.words.endswith("is better in both): fast, twin and best.")
     assert "against latency.pipeline.p50 (s) ↓ of 5 models" in chart.words
 
 

@@ -101,7 +101,7 @@ def test_page_has_every_part(page: str) -> None:
     assert "Published elsewhere" in page
     assert "23.4805" in page[page.index('id="published"') :]
     assert "23.4805" not in page[: page.index('id="published"')]
-    assert "images for 24 of 24 prompts; 24 are here" in page
+    assert "images for 24 of 24 prompts; 24 are shown here" in page
 
 
 def test_verdicts_use_the_noise_between_runs(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_verdicts_use_the_noise_between_runs(tmp_path: Path) -> None:
     def first_verdict() -> str:
         (path,) = api.report(api.Places(tmp_path))
         text = path.read_text(encoding="utf-8")
-        assert '<span class="interval">other runs</span>' in text, "in the cell of the speed-up"
+        assert '<span class="interval">separate runs</span>' in text, "in the cell of the speed-up"
         verdict: str = re.findall(r'<span class="chip (\w+)">', text)[0]
         return verdict
 

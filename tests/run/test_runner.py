@@ -77,7 +77,7 @@ def test_every_metric_has_a_value_an_interval_and_a_score_column(tmp_path: Path)
     assert found["win_rate.preference.scenes"].value == pytest.approx(4 / 6)
     assert found["win_rate.preference.scenes"].note == "4 wins, 0 ties, 2 losses"
     assert scores.columns["win_rate.preference.scenes"].tolist() == [1, 0, 1, 1, 1, 0], "paired by prompt, not by row"
-    assert found["fd.scenes"].note == "descriptive: n = 6 < 5 d = 30"
+    assert found["fd.scenes"].note == "descriptive only, since n = 6 < 5 d = 30 for d features"
     assert found["fd.scenes"].reference
     assert set(scores.columns) == {"fd.scenes:influence", *METRICS} - {"fd.scenes"}
     assert all(len(column) == 6 and np.isfinite(column).all() for column in scores.columns.values())
@@ -683,7 +683,7 @@ def test_external_images_get_a_row_and_a_verdict(tmp_path: Path) -> None:
     report = api.compare(str(folder), str(folder), policy, places)
     assert (report.verdict, [result.name for result in report.results]) == ("pass", ["preference.scenes"])
     assert report.notes == (
-        "the images of dall-e (images:images, 64 x 64 px, PNG) and dall-e (images:images, 64 x 64 px, PNG) were made elsewhere; it is not known how they were sampled",
+        "the images of dall-e (images:images, 64 x 64 px, PNG) and dall-e (images:images, 64 x 64 px, PNG) were made elsewhere; how they were sampled is not known",
         "not measured, so not weighed: latency.pipeline.p50",
     )
     files, listed = save_images(tmp_path / "other", images, prompts[1:] + prompts[:1])

@@ -112,7 +112,7 @@ def test_each_protocol_uses_the_features_of_its_own_encoder(tmp_path: Path) -> N
 
 def test_moments_are_noted_as_poor_below_five_images_per_dimension() -> None:
     assert base.small_sample_note(15, 3) == ""
-    assert base.small_sample_note(14, 3) == "descriptive: n = 14 < 5 d = 15"
+    assert base.small_sample_note(14, 3) == "descriptive only, since n = 14 < 5 d = 15 for d features"
 
 
 def test_every_set_metric_is_tested_here() -> None:
@@ -152,7 +152,7 @@ def test_published_moments_support_only_frechet_distances(tmp_path: Path, monkey
     assert {name for name, value in found.items() if value.state == "ok"} == {*FRECHET, "fid_infinity.clean"}
     for name in ("kid", "cmmd", *PRDC):
         assert found[name].state == "missing"
-        assert found[name].reason.startswith("reference: 'real' is of published moments")
+        assert found[name].reason.startswith("reference: 'real' holds only published moments")
 
 
 @pytest.mark.parametrize(
