@@ -115,7 +115,7 @@ def test_latency_of_another_run_is_judged_with_the_noise_between_runs(tmp_path: 
     assert "measure both models in one `sdbench run`" in apart.why
     without_floor = gate(slower, teacher, rules)
     assert without_floor.verdict == "regressed"
-    assert "measured in different runs" in without_floor.notes[0]
+    assert "measured in separate runs" in without_floor.notes[0]
 
 
 def test_record_passes_against_itself_whatever_the_noise_between_runs(tmp_path: Path) -> None:

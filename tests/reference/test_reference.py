@@ -246,7 +246,7 @@ def test_missing_reference_error_tells_how_to_build_it(runs: Path) -> None:
 
 def test_reference_of_another_encoder_or_with_damaged_files_is_rejected(image_folder: Path, runs: Path) -> None:
     card = build("real", images_in_folder(image_folder), TOY, runs)
-    with pytest.raises(UserError, match=r"^reference: 'real' was made with encoder toy-1234, this is toy-5678"):
+    with pytest.raises(UserError, match=r"^reference: 'real' was made with encoder toy-1234, but this is toy-5678"):
         find("real", Encoder("toy", lambda: "toy-5678", colours), runs)
     numbers = runs / "references" / "real" / card.file
     intact = numbers.read_bytes()
