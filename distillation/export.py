@@ -153,11 +153,11 @@ def _write_folder(student: UNet2DConditionModel, folder: Path, teacher: Teacher,
         _copy_parts(teacher.folder, folder)
     unet = folder if unet_only else folder / "unet"
     student.to(getattr(torch, teacher.dtype)).save_pretrained(unet)
-    config = json.loads((unet / "config.json").read_text())
+    config = json.loads((unet / "config.json").read_text(encoding="utf-8"))
     config.pop("_name_or_path", None)  # a local path
-    (unet / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    (folder / "provenance.json").write_text(json.dumps(asdict(provenance), indent=2) + "\n")
-    (folder / "README.md").write_text(model_card(provenance, unet_only=unet_only))
+    (unet / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / "provenance.json").write_text(json.dumps(asdict(provenance), indent=2) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(model_card(provenance, unet_only=unet_only), encoding="utf-8")
 
 
 def check_new_or_empty(out: Path) -> None:
@@ -208,7 +208,7 @@ def model_card(provenance: Provenance, *, unet_only: bool) -> str:
 
 def _copy_parts(teacher: Path, out: Path) -> None:
     shutil.copy(teacher / INDEX, out / INDEX)
-    for name, kind in json.loads((teacher / INDEX).read_text()).items():
+    for name, kind in json.loads((teacher / INDEX).read_text(encoding="utf-8")).items():
         if name != "unet" and isinstance(kind, list) and kind[0] is not None:
             (out / name).mkdir()
             for path in part_files(teacher / name, name):
@@ -221,7 +221,7 @@ def _copy_without_variant(path: Path, folder: Path) -> None:
     """Copy a file without "fp16" in its name, so that it loads without `variant`; a teacher may have only 16-bit files."""
     copy = folder / path.name.replace(".fp16", "")
     if ".index." in path.name:
-        copy.write_text(path.read_text().replace(".fp16", ""))
+        copy.write_text(path.read_text(encoding="utf-8").replace(".fp16", ""), encoding="utf-8")
     else:
         shutil.copy(path, copy)
 

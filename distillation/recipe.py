@@ -51,7 +51,7 @@ class Recipe(Table):
         taps: paths of the modules whose outputs the feature loss compares; `*` matches any one part.
     """
 
-    name: str = Field(pattern=r"^[a-z0-9.-]+$")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")
     student: str | None = None
     teacher: str
     middle: Middle

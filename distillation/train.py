@@ -195,7 +195,7 @@ def _run_folder(work: Path, name: str, identity: dict[str, Any]) -> Path:
     run = work / f"{name}-{digest(identity)[:12]}"
     if not (run / IDENTITY).exists():
         for other in sorted(work.glob(f"{name}-{'?' * 12}/{IDENTITY}")):
-            earlier = json.loads(other.read_text())
+            earlier = json.loads(other.read_text(encoding="utf-8"))
             differences = ", ".join(key for key, value in identity.items() if earlier.get(key) != value)
             tqdm.write(f"starting a new run in {run}; the run in {other.parent} differs in: {differences}", file=sys.stderr)
         write_bytes(run / IDENTITY, json.dumps(identity, indent=1).encode() + b"\n")
@@ -263,7 +263,7 @@ def _segment_results(recipe: Recipe, plan: RunPlan, folders: Sequence[Path]) -> 
             recipe.stages[segment.stage].name,
             plan.teachers[segment.teacher].digest,
             segment.end - segment.start,
-            json.loads((folder / STUDENT / LOSSES).read_text()),
+            json.loads((folder / STUDENT / LOSSES).read_text(encoding="utf-8")),
         )
         for segment, folder in zip(plan.segments, folders, strict=True)
     ]
@@ -300,7 +300,7 @@ def _train_segment(context: StepContext, student: UNet2DConditionModel, taps: li
         losses = _final_losses(context, trained, taps, next_batch)
         with atomic_folder(STUDENT, folder) as partial:
             trained.save_pretrained(partial)  # type: ignore[operator]  # a UNet
-            (partial / LOSSES).write_text(json.dumps(losses))
+            (partial / LOSSES).write_text(json.dumps(losses), encoding="utf-8")
 
 
 def batch_loss_terms(context: StepContext, student: nn.Module, taps: list[Tap], number: int) -> dict[str, Tensor]:

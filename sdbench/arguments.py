@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import io
 import re
 import signal
 import sys
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 from sdbench.errors import UserError
 
 BAD_INPUT, INTERRUPTED = 2, 130
+_ESCAPES = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
 P = TypeVar("P", bound=argparse.ArgumentParser)
 
 
@@ -63,14 +65,22 @@ def _parse_part(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def printable(text: object) -> str:
+    """Text for a terminal, its control characters but tabs and line ends written as in Python.
+
+    Names and prompts in files may hold some, which could move the cursor and show another verdict.
+    """
+    return str(text).translate(_ESCAPES)
+
+
 def show(text: object) -> None:
-    """Print a line of the answer to stdout.
+    """Print a line of the answer to stdout, made `printable`.
 
     Raises:
         OSError: it cannot be written.
     """
     try:
-        sys.stdout.write(f"{text}\n")
+        sys.stdout.write(f"{printable(text)}\n")
         sys.stdout.flush()
     except OSError:
         with contextlib.suppress(OSError):
@@ -80,6 +90,8 @@ def show(text: object) -> None:
 
 def run_command(program: str, command: Callable[[], int]) -> int:
     """Run a command and return the exit code of the process: 2 for a `UserError`, with its message on stderr, 130 for an interrupt."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a caller may have put something else there
+        sys.stdout.reconfigure(errors="replace")  # a table with `?` for an arrow is better than none; JSON is ASCII
     with contextlib.suppress(ValueError):  # only the main thread may set it
         signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -88,7 +100,7 @@ def run_command(program: str, command: Callable[[], int]) -> int:
         sys.stderr.write(f"{program}: interrupted; what was finished is kept, and the same command continues from there\n")
         return INTERRUPTED
     except UserError as error:
-        sys.stderr.write(f"{program}: {error}\n")
+        sys.stderr.write(f"{program}: {printable(error)}\n")
         return BAD_INPUT
     except BrokenPipeError:  # the reader of stdout has gone; 0 would mean that a gate has passed
         return BAD_INPUT

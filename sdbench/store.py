@@ -21,8 +21,10 @@ from sdbench.disk import digest, write_bytes
 from sdbench.errors import UserError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}  # files that count as images
+Image.init()  # fills `OPEN`
+FORMATS = [name for name in Image.OPEN if name != "EPS"]  # on which Pillow runs Ghostscript, also where a file is called .png
 _WAY_OUT = "delete it and run again: only that image is made again"
-UNDECODABLE = (OSError, SyntaxError, ValueError)  # what Pillow raises for a damaged image
+UNDECODABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for a damaged image
 
 
 class Store:
@@ -116,7 +118,7 @@ def read_images(paths: Sequence[Path], way_out: str) -> U8:
 
 
 def _verify(path: Path, way_out: str) -> None:
-    with _named(path, way_out), Image.open(path) as image:
+    with _named(path, way_out), Image.open(path, formats=FORMATS) as image:
         image.verify()  # checks the checksums, which decoding skips
 
 
@@ -147,9 +149,9 @@ def decode(file: Path | io.BytesIO) -> tuple[U8, str]:
     would silently reduce to 8.
 
     Raises:
-        OSError, SyntaxError, ValueError: the file is not a complete image; see `UNDECODABLE`.
+        OSError, SyntaxError, ValueError, DecompressionBombError: the file is not a complete image, or is too large; see `UNDECODABLE`.
     """
-    with Image.open(file) as image:
+    with Image.open(file, formats=FORMATS) as image:
         mode = "RGB;16" if any(tile[3] == "RGB;16B" for tile in image.tile) else image.mode
         ImageOps.exif_transpose(image, in_place=True)
         return np.asarray(image.convert("RGB") if mode == "L" else image), mode

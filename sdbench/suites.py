@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from sdbench.assets.prompts import check_digest, is_verified, locate, prompts_digest, read_dataset, read_lines
 from sdbench.disk import file_digest
 from sdbench.errors import UserError, unknown_name
-from sdbench.records import SuiteId
+from sdbench.records import Name, SuiteId
 from sdbench.scenes.grammar import scene_at
 from sdbench.settings import Probes, Sampling, is_unset
 from sdbench.validation import Table, read_toml
@@ -171,7 +171,7 @@ class Suite(Table):
             that of a reference that `sdbench reference` built or imported.
     """
 
-    name: str
+    name: Name
     version: Annotated[int, Field(gt=0)]
     family: Family | None = None
     description: str

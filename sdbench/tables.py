@@ -156,7 +156,7 @@ def estimate_parts(value: float, low: float | None, high: float | None) -> tuple
     ends = [end for end in (low, high) if end is not None and end != value]
     if not ends:
         return format_number(value), ""
-    spread = max(abs(end - value) for end in ends) if len(ends) == 1 else (max(ends) - min(ends)) / 2
+    spread = abs(ends[0] - value) if len(ends) == 1 else (ends[1] - ends[0]) / 2
     digits = max(0, 1 - math.floor(math.log10(float(f"{spread:.1e}"))))
     shown, bottom, top = ("?" if number is None else f"{number:.{digits}f}" for number in (value, low, high))
     if low is not None and high is not None and abs((low + high) / 2 - value) <= spread / 20:

@@ -55,7 +55,7 @@ def read_toml(kind: type[T], path: Path, where: str) -> T:
         UserError: the file cannot be read, is not valid TOML, or is not valid as this table.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # drops the byte order mark that some editors write
     except OSError as error:
         raise UserError(f"{where} cannot be read: {error.strerror}") from error
     except ValueError as error:  # not TOML, or not UTF-8

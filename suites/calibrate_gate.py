@@ -65,7 +65,7 @@ def ask_all(sampler: Sampler, draws: int) -> None:
     """Ask every question that is not answered yet, and write `gate.json` and `gate.md`."""
     digest = digest_of(sampler, draws)
     path = FOLDER / "gate.json"
-    stored = json.loads(path.read_text()) if path.exists() else {}
+    stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     answers = stored["answers"] if stored.get("digest") == digest else {}
     for question in questions(sampler):
         if question.name in answers:
@@ -81,10 +81,11 @@ def ask_all(sampler: Sampler, draws: int) -> None:
                 },
                 indent=1,
             )
-            + "\n"
+            + "\n",
+            encoding="utf-8",
         )
         print(question.name, answer["verdicts"], f"{answer['share_of_prompts']:.2f}", flush=True)
-    (FOLDER / "gate.md").write_text(table(json.loads(path.read_text())))
+    (FOLDER / "gate.md").write_text(table(json.loads(path.read_text(encoding="utf-8"))), encoding="utf-8")
 
 
 def table(content: dict[str, Any]) -> str:

@@ -48,5 +48,5 @@ def _until_ready(pid: int, output: IO[bytes]) -> int:
 
 def anonymous_bytes(pid: int) -> int:
     """Anonymous memory of a process in bytes; 0 for one that is ending."""
-    found = re.search(r"^RssAnon:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    found = re.search(r"^RssAnon:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(encoding="utf-8"), re.MULTILINE)
     return int(found[1]) * 1024 if found else 0

@@ -1,6 +1,7 @@
 """The command line: fast error messages, and reliable exit codes."""
 
 import argparse
+import io
 import json
 import re
 import shutil
@@ -44,7 +45,7 @@ def _empty_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def run_in_process(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
     path = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-    return subprocess.run([sys.executable, "-c", path + code], cwd=folder, capture_output=True, text=True, check=False)
+    return subprocess.run([sys.executable, "-c", path + code], cwd=folder, capture_output=True, encoding="utf-8", check=False)
 
 
 @pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["models"], ["suites"], ["run", "--model", "sdlx"]])
@@ -176,9 +177,22 @@ def test_unreadable_weights_are_rejected_before_anything_is_generated(
     assert [path for path in tmp_path.rglob("results/**/*") if path.is_file()] == []
 
 
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_control_characters_from_files_do_not_reach_the_terminal(
+    more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    header = json.dumps({"\x1b[2J\x9b1;32mpass\r": {"dtype": "F32", "shape": [1], "data_offsets": [0, 40]}}).encode()
+    (tmp_path / "odd.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    assert cli.main(["gate", str(tmp_path / "odd.safetensors"), "--baseline", "scenes-vega", "--results", str(tmp_path), *more]) == 2
+    assert cli.main(["run", "--model", str(tmp_path / "odd.safetensors")]) == 2
+    shown = "".join(capsys.readouterr())
+    assert shown.count(r"\x1b[2J\x9b1;32mpass\r") == 2
+    assert not set(shown) & {"\x1b", "\x9b", "\r"}
+
+
 def test_folder_that_is_not_a_checkpoint_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "holiday").mkdir()
-    (tmp_path / "holiday" / "beach.txt").write_text("sand")
+    (tmp_path / "holiday" / "beach.txt").write_text("sand", encoding="utf-8")
     assert "holiday" in error_message(["run", "--model", "./holiday"], capsys)
     assert "holiday" in error_message(["gate", "./holiday", "--baseline", "scenes-teacher"], capsys)
 
@@ -342,7 +356,7 @@ def test_options_for_a_run_are_rejected_with_a_record(tmp_path: Path, capsys: py
 
 @pytest.fixture
 def strict(tmp_path: Path) -> list[str]:
-    (tmp_path / "strict.toml").write_text(STRICT)
+    (tmp_path / "strict.toml").write_text(STRICT, encoding="utf-8")
     return ["--policy", str(tmp_path / "strict.toml")]
 
 
@@ -414,7 +428,8 @@ def test_gate_exits_with_2_for_incomparable_records(tmp_path: Path, capsys: pyte
     assert capsys.readouterr().out.startswith("incomparable: ")
     damaged = save_record(make_measurement("damaged"), tmp_path)
     (damaged / "record.json").write_text(
-        (damaged / "record.json").read_text().replace("scenes-student", "x").replace("damaged", "harmless")
+        (damaged / "record.json").read_text(encoding="utf-8").replace("scenes-student", "x").replace("damaged", "harmless"),
+        encoding="utf-8",
     )
     assert gate(damaged, teacher) == 2
     assert "was changed after it was written" in capsys.readouterr().err
@@ -466,9 +481,9 @@ def test_crash_is_reported_in_json_junit_and_markdown(
     junit, markdown = tmp_path / "gate.xml", tmp_path / "gate.md"
     assert cli.main(["gate", "a", "--baseline", "b", "--json", "--junit", str(junit), "--markdown", str(markdown)]) == 2
     assert json.loads(capsys.readouterr().out)["exit_code"] == 2
-    assert 'errors="1"' in junit.read_text()
-    assert "no parquet" in junit.read_text()
-    assert "no parquet" in markdown.read_text()
+    assert 'errors="1"' in junit.read_text(encoding="utf-8")
+    assert "no parquet" in junit.read_text(encoding="utf-8")
+    assert "no parquet" in markdown.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("option", ["--junit", "--markdown"])
@@ -486,9 +501,24 @@ def test_full_disk_is_not_a_verdict(full: str, more: list[str], tmp_path: Path) 
         save_record(make_measurement(seed=2), tmp_path),
     )
     words = [sys.executable, "-m", "sdbench.cli", "gate", str(worse), "--baseline", str(baseline), *more]
-    with Path("/dev/full").open("w") as sink:
+    with Path("/dev/full").open("w", encoding="utf-8") as sink:
         streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, full: sink}
         assert subprocess.run(words, cwd=ROOT, check=False, **streams).returncode == 2
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_stream_that_cannot_encode_a_sign_gets_a_question_mark(
+    more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_record(make_measurement(), tmp_path)
+    words = ["leaderboard", "--results", str(tmp_path), *more]
+    assert cli.main(words) == 0
+    expected = capsys.readouterr().out.encode("ascii", "replace")
+    assert (b"?" in expected) != bool(more), "only the table has arrows"
+    narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", narrow)
+    assert cli.main(words) == 0
+    assert narrow.buffer.getvalue() == expected
 
 
 def test_terminated_gate_has_no_verdict(tmp_path: Path) -> None:
@@ -513,7 +543,7 @@ sys.exit(cli.main(["models"]))
 """
     path = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
     words = [sys.executable, "-c", path + code]
-    with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8") as process:
         assert process.stdout
         assert process.stdout.readline() == "there\n"
         process.terminate()
@@ -524,7 +554,7 @@ sys.exit(cli.main(["models"]))
 
 def test_records_of_an_unknown_suite_are_compared_but_not_run_against(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     policy = tmp_path / "own.toml"
-    policy.write_text(STRICT.replace("quality", "own"))
+    policy.write_text(STRICT.replace("quality", "own"), encoding="utf-8")
     suite = SuiteId(name="own", version=1, digest="5017e")
     folders = [save_record(make_measurement(seed=seed, suite=suite), tmp_path) for seed in (1, 2)]
     assert gate(folders[0], folders[1], "--policy", str(policy)) == 3
@@ -654,7 +684,7 @@ def test_doctor_checks_the_given_folders(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 def test_unrelated_files_in_the_suites_folder_do_not_hide_shipped_suites(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "suites").mkdir()
-    (tmp_path / "suites" / "api_tests.toml").write_text('endpoint = "/v1"')
+    (tmp_path / "suites" / "api_tests.toml").write_text('endpoint = "/v1"', encoding="utf-8")
     assert cli.main(["suites"]) == 0
     out, err = capsys.readouterr()
     assert "not a suite: suite suites/api_tests.toml: unknown key 'endpoint'" in err

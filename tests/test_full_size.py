@@ -31,7 +31,7 @@ from sdbench.scenes.training.pool import Pool
 def test_full_size_folder_is_measured(tmp_path: Path) -> None:
     folder = tmp_path / "my-ssd-1b"
     load(resolve("ssd-1b", random=True), dtype=torch.bfloat16, device="cpu").save_pretrained(folder)
-    (tmp_path / "prompts.txt").write_text("a red barn\na bowl of soup\n")
+    (tmp_path / "prompts.txt").write_text("a red barn\na bowl of soup\n", encoding="utf-8")
     suite = {
         "name": "ssim",
         "version": 1,
@@ -43,7 +43,7 @@ def test_full_size_folder_is_measured(tmp_path: Path) -> None:
         "sampling": {"steps": 2, "guidance_scale": 7.5, "size_px": 256, "batch": 1, "dtype": "float32"},  # bfloat16 is slow on older CPUs
         "noise": {"kind": "per_image", "seed": 1},
     }
-    (tmp_path / "ssim.toml").write_text(tomli_w.dumps(suite))
+    (tmp_path / "ssim.toml").write_text(tomli_w.dumps(suite), encoding="utf-8")
     for name in ("teacher", "student"):  # of the same weights, so that the student's images are the teacher's
         words = ["run", "--model", str(folder), "--name", name, "--suite", str(tmp_path / "ssim.toml"), "--only", "quality"]
         assert main([*words, "--results", str(tmp_path / "results")]) == 0
@@ -89,7 +89,7 @@ print(json.dumps({"seconds": time.perf_counter() - start, "rss_gb": peak_rss_mib
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("architecture", ["sdxl", "ssd-1b", "vega", "koala-700m"])
 def test_full_size_unet_step_at_1024_px_takes_at_most_24_gb_with_sane_activations(architecture: str) -> None:
-    done = subprocess.run([sys.executable, "-c", STEP, architecture], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", STEP, architecture], cwd=ROOT, capture_output=True, encoding="utf-8", check=True)
     found = json.loads(done.stdout.splitlines()[-1])
     print(f"{architecture}: {found['seconds']:.0f} s, {found['rss_gb']:.1f} GB")  # noqa: T201  # the purpose of this test
     assert found["rss_gb"] < 24
@@ -114,7 +114,7 @@ def test_full_size_vega_trains_ten_steps_within_24_gb_and_resumes_after_a_kill(t
     recipe = one_shot_recipe(load_recipe("vega"))
     settings = {"size_px": 256, "batch": 1, "accumulation": 1, "steps": 10, "warmup": 1}
     recipe = recipe.model_copy(update={"name": "vega-256", "sdxl": recipe.sdxl.model_copy(update=settings)})
-    (tmp_path / "vega-256.toml").write_text(tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True)))
+    (tmp_path / "vega-256.toml").write_text(tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True)), encoding="utf-8")
     words = ["run", str(tmp_path / "vega-256.toml"), "--family", "sdxl", "--teacher", str(teacher), "--data", str(images)]
     words = [sys.executable, "-c", TRAINING, *words, "--work", str(tmp_path / "work"), "--out", str(tmp_path / "vega")]
     with subprocess.Popen(words, cwd=ROOT) as first:
@@ -131,7 +131,7 @@ def test_full_size_vega_trains_ten_steps_within_24_gb_and_resumes_after_a_kill(t
             time.sleep(0.05)
     assert second.returncode == 0
     assert peak < 24e9
-    provenance = json.loads((tmp_path / "vega" / "provenance.json").read_text())
+    provenance = json.loads((tmp_path / "vega" / "provenance.json").read_text(encoding="utf-8"))
     assert (provenance["steps"], provenance["parameters"]) == (10, 745_225_604)
     assert all(math.isfinite(value) for value in provenance["stages"][0]["losses"].values())
 
@@ -143,4 +143,4 @@ def save_scenes(folder: Path, n: int) -> None:
     for number, pixels in enumerate(pool.images):
         Image.fromarray(pixels).save(folder / f"{number}.png")
     lines = [json.dumps({"file_name": f"{number}.png", "caption": caption}) for number, caption in enumerate(pool.captions)]
-    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    (folder / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")

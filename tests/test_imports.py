@@ -209,6 +209,11 @@ def test_record_readers_and_command_line_import_no_torch(name: str) -> None:
     assert {other: importer for other, importer in import_closure(name).items() if other in SLOW or other.split(".")[0] in SLOW} == {}
 
 
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_modules_are_importable_without_posix(name: str) -> None:
+    assert not imports(name, at_start=True) & {"fcntl", "grp", "posix", "pwd", "resource", "termios"}
+
+
 def test_there_are_no_import_cycles() -> None:
     done: set[str] = set()
 

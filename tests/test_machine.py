@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 def git(folder: Path, *words: str) -> str:
     me = ("-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false")
-    return subprocess.run(["git", "-C", str(folder), *me, *words], capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(["git", "-C", str(folder), *me, *words], capture_output=True, encoding="utf-8", check=True).stdout.strip()
 
 
 @pytest.mark.parametrize("wrong", ["gpu", "mps", "cuda:2", "CPU", "cuda:"])
@@ -69,7 +69,7 @@ def test_cuda_machine_has_a_driver() -> None:
 
 
 def test_environment_has_every_required_package_that_affects_results() -> None:
-    required = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    required = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
     names = {re.split(r"[<>=~!; ]", line)[0] for line in required}
     others = {
         "accelerate",
@@ -117,13 +117,13 @@ def test_checkout_is_dirty_for_changed_code_but_not_for_results(tmp_path: Path) 
     assert checkout_state(tmp_path) == (None, None)
     git(tmp_path, "init", "-q")
     assert checkout_state(tmp_path) == (None, None), "no commit yet"
-    (tmp_path / "code.py").write_text("1\n")
+    (tmp_path / "code.py").write_text("1\n", encoding="utf-8")
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-qm", "first")
     commit = git(tmp_path, "rev-parse", "HEAD")
     assert checkout_state(tmp_path) == (commit, False)
     (tmp_path / "results").mkdir()
-    (tmp_path / "results" / "record.json").write_text("{}")
+    (tmp_path / "results" / "record.json").write_text("{}", encoding="utf-8")
     assert checkout_state(tmp_path) == (commit, False)
-    (tmp_path / "code.py").write_text("2\n")
+    (tmp_path / "code.py").write_text("2\n", encoding="utf-8")
     assert checkout_state(tmp_path) == (commit, True)

@@ -64,12 +64,12 @@ def test_python_example_evaluates_few_prompts_into_a_folder_of_its_own(monkeypat
 
 def test_example_suite_and_policy_of_contributing_load(tmp_path: Path) -> None:
     suite_text, policy_text = re.findall(r"```toml\n(.*?)```", CONTRIBUTING, re.DOTALL)
-    (tmp_path / "mine.txt").write_text("\n".join(f"prompt {row}" for row in range(200)))
+    (tmp_path / "mine.txt").write_text("\n".join(f"prompt {row}" for row in range(200)), encoding="utf-8")
     for name, text in (("mine.toml", suite_text), ("policy.toml", policy_text)):
-        (tmp_path / name).write_text(text)
+        (tmp_path / name).write_text(text, encoding="utf-8")
     suite, rules = suites.load(str(tmp_path / "mine.toml")), policy.load(tmp_path / "policy.toml").rules("mine")
     assert len(suite.prompt_list()) == 200
-    (tmp_path / "taught.toml").write_text(suite_text.replace("# teacher = ", "teacher = "))
+    (tmp_path / "taught.toml").write_text(suite_text.replace("# teacher = ", "teacher = "), encoding="utf-8")
     assert suites.load(str(tmp_path / "taught.toml")).teacher == suites.Teacher(model="my-sdxl", suite="mine-25")
     assert rules.keys() <= set(suite.metrics["sdxl"]) <= PROTOCOLS.keys()
     assert all(PROTOCOLS[name].direction == rule.direction for name, rule in rules.items())

@@ -21,15 +21,23 @@ from sdbench import records
 from sdbench.errors import UserError
 from sdbench.records import Scores, SuiteId, Value
 
+SUITE_ID = SuiteId(name="quality-25", version=1, digest="5017e")
 
-def test_record_is_read_back_as_written(tmp_path: Path) -> None:
-    record, scores = make_measurement()
+
+@pytest.mark.parametrize(
+    "optional",
+    [{}, {"scheduler": {"class": "X"}, "noise": {"seed": 0}, "teacher": {"model": "t", "suite": SUITE_ID}, "groups": {"photo": 4}}],
+)
+def test_record_is_read_back_as_written(optional: dict[str, Any], tmp_path: Path) -> None:
+    record, scores = make_measurement(**optional)
     folder = records.write(record, scores, {"p0000-0.png": b"png"}, tmp_path)
     assert folder.parent == tmp_path / "scenes" / "quality@1" / "scenes-student"
     assert folder.name == records.digest_of(folder)
     assert re.fullmatch("[0-9a-f]{16}", folder.name)
     loaded, loaded_scores = records.read(folder)
     assert loaded == record
+    written = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+    assert written.keys() & {"scheduler", "noise", "teacher", "groups"} == optional.keys(), "what a record lacks it does not name"
     assert loaded_scores.keys == scores.keys
     assert loaded_scores.columns.keys() == scores.columns.keys()
     for name, column in scores.columns.items():
@@ -94,6 +102,9 @@ def test_invalid_record_is_an_error(tmp_path: Path) -> None:
         "unknown key": json.dumps({**json.loads(text), "surprise": 1}),
         "half a file": text[:100],
         "no text": "\udcff",
+        "path as name": json.dumps({**json.loads(text), "model": {**json.loads(text)["model"], "name": "../x"}}),
+        "formula as name": json.dumps({**json.loads(text), "suite": {**json.loads(text)["suite"], "name": "=1+1"}}),
+        "path as family": json.dumps({**json.loads(text), "family": "../.."}),
     }
     for content in invalid.values():
         (folder / "record.json").write_bytes(content.encode("utf-8", "surrogateescape"))
@@ -120,7 +131,7 @@ def test_scores_without_keys_are_an_error(tmp_path: Path) -> None:
 
 
 def test_unwritable_place_is_an_error_with_the_model(tmp_path: Path) -> None:
-    (tmp_path / "scenes").write_text("in the way")
+    (tmp_path / "scenes").write_text("in the way", encoding="utf-8")
     with pytest.raises(UserError, match="cannot write the record of 'scenes-student'"):
         save_record(make_measurement(), tmp_path)
 
@@ -180,7 +191,7 @@ def test_half_written_record_is_ignored(tmp_path: Path) -> None:
 def test_one_changed_record_makes_reading_all_fail(tmp_path: Path) -> None:
     folder = save_record((make_record(), make_scores()), tmp_path)
     save_record((make_record("scenes-vega"), make_scores()), tmp_path)
-    with (folder / "record.json").open("a") as file:
+    with (folder / "record.json").open("a", encoding="utf-8") as file:
         file.write("\n")
     with pytest.raises(UserError, match="changed"):
         records.newest_per_model(tmp_path)
@@ -212,6 +223,7 @@ def test_samples_must_be_finite() -> None:
 
 def test_machine_class_changes_only_with_what_affects_speed() -> None:
     assert GPU.machine_class == "Some GPU 80GB, driver 550, torch 2.11, CUDA 12.8, Some CPU 3000"
+    assert ", driver unknown, " in GPU.model_copy(update={"driver": None}).machine_class
     assert LAPTOP.machine_class == "Some CPU 3000 (8 cores), torch 2.11"
     same = {"driver": "550.90.07", "torch": "2.11.3+cu128", "ram_gib": 64.0, "cores": 32}
     assert GPU.model_copy(update=same).machine_class == GPU.machine_class

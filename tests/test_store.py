@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import ExifTags, Image
+from PIL import EpsImagePlugin, ExifTags, Image
 from synthetic_images import deep_png
 
 from sdbench.arrays import U8
@@ -107,15 +107,15 @@ def test_two_writers_of_one_file_do_not_interfere(
 
     monkeypatch.setattr(Path, "replace", replace_after_both_have_written)
     content = {"machine_info": {}, "commit_info": {}, "datetime": "", "version": "", "benchmarks": []}
-    (tmp_path / "round.json").write_text(json.dumps(content))
+    (tmp_path / "round.json").write_text(json.dumps(content), encoding="utf-8")
     with ThreadPoolExecutor(2) as pool:
         paths = list(pool.map(lambda _: write(tmp_path / "rounds.json", json.dumps(content).encode()), range(2)))
-    assert all(json.loads(path.read_text()) == content for path in paths)
+    assert all(json.loads(path.read_text(encoding="utf-8")) == content for path in paths)
     assert set(files_of(tmp_path)) == {"rounds.json", "round.json"}
 
 
 def test_folder_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "runs").write_text("a file in the way")
+    (tmp_path / "runs").write_text("a file in the way", encoding="utf-8")
     with pytest.raises(UserError, match=r"cannot write .*runs.*name another folder"):
         Store(tmp_path / "runs", {}).put("a", IMAGE)
     with pytest.raises(UserError, match="cannot write"):
@@ -169,6 +169,20 @@ def test_only_8_bit_rgb_is_accepted(mode: str, tmp_path: Path) -> None:
         Image.fromarray(IMAGE).convert(mode).save(path)
     with pytest.raises(UserError, match=rf"other\.png has mode {mode}, expected 8-bit RGB"):
         read_images([path], "")
+
+
+def test_images_for_which_pillow_would_run_a_program_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("ran Ghostscript"))
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+    with pytest.raises(UserError, match=r"a\.png cannot be read"):
+        read_images([tmp_path / "a.png"], "")
+
+
+def test_decompression_bomb_is_an_error(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.put("a", IMAGE)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(UserError, match=r"a\.png cannot be read .*decompression bomb"):
+        store.read(["a"])
 
 
 def test_exif_orientation_is_applied(tmp_path: Path) -> None:

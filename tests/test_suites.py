@@ -55,7 +55,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def write(folder: Path, old: str = "", new: str = "", name: str = "own", text: str = OWN) -> str:
     assert old in text
-    (folder / f"{name}.toml").write_text(text.replace(old, new, 1))
+    (folder / f"{name}.toml").write_text(text.replace(old, new, 1), encoding="utf-8")
     return name
 
 
@@ -126,6 +126,7 @@ def test_misspelt_key_is_reported_with_the_right_one(right: str, wrong: str, whe
         ("warmup = 0", "warmup = 0\nsettings = [{ calls = 3 }]", "setting 'base' is listed more than once"),
         ("n = 3", "n = 3\ngroups = { one = 1, other = 1 }", r"prompts: .*the 'groups' have 2 prompts in total, but 'n' is 3"),
         ("n = 3", "n = 3\ngroups = { none = 0, all = 3 }", r"prompts\.groups\.none: .*greater than 0"),
+        ('name = "own"', 'name = "../own"', r"name: .*should match pattern .*\(found '\.\./own'\)"),
         ('family = "scenes"', 'family = "scene"', r"family: unknown value 'scene'; did you mean 'scenes'\?$"),
         ("scenes = [", "scene = [", r"metrics\.scene.*did you mean 'scenes'"),
         ("[prompts]", "[prompts", "is not valid TOML"),
@@ -286,7 +287,7 @@ def test_description_and_comments_are_not_in_the_digest(folder: Path) -> None:
 
 def test_prompt_texts_are_in_the_digest(folder: Path) -> None:
     def digest_of(*prompts: str) -> str:
-        (folder / "prompts.txt").write_text("\n\n".join(prompts) + "\n")
+        (folder / "prompts.txt").write_text("\n\n".join(prompts) + "\n", encoding="utf-8")
         suite = suites.load(write(folder, "n = 3", 'source = "file"\nfile = "prompts.txt"\nn = 2'))
         assert tuple(suite.prompt_list().values()) == prompts[:2]
         return suite.id.digest
@@ -365,11 +366,11 @@ def test_local_file_overrides_only_the_shipped_file_of_the_same_name(folder: Pat
     assert suites.names() == sorted([*SHIPPED, "own"])
     assert suites.load("own").metrics["scenes"][:2] == ("scene_accuracy", "clip_score.scenes")  # from the local `fid`
     assert "agreement.ssim" in suites.load("own").metrics["scenes"]
-    (folder / "prompts.txt").write_text("not the prompts of `standard`\n")
+    (folder / "prompts.txt").write_text("not the prompts of `standard`\n", encoding="utf-8")
     assert len(suites.load("standard").prompt_list()) == 64
     for name in ("gate.toml", "bench_pipeline.py"):
         assert suites.find(name) == ROOT / "suites" / name
-    (folder / "gate.toml").write_text("")
+    (folder / "gate.toml").write_text("", encoding="utf-8")
     assert suites.find("gate.toml") == Path("suites/gate.toml")
     monkeypatch.chdir(folder)  # which has no ./suites
     assert suites.names() == SHIPPED
@@ -393,3 +394,9 @@ def test_suites_that_include_each_other_are_an_error(folder: Path) -> None:
     write(folder, name="two", old="include = []", new='include = ["one"]')
     with pytest.raises(UserError, match="suite one includes itself: one -> two -> one"):
         suites.load("one")
+
+
+def test_file_with_a_byte_order_mark_and_other_ends_of_lines_is_the_same_suite(folder: Path) -> None:
+    plain = suites.load(write(folder)).id
+    (folder / "own.toml").write_bytes(f"\ufeff{OWN}".replace("\n", "\r\n").encode())
+    assert suites.load("own").id == plain

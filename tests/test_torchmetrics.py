@@ -170,12 +170,12 @@ def compute_on_rank(folder: Path) -> None:
         for share in (BATCHES[rank::2], [BATCHES, []][rank]):
             found.append(compute_on(metric, share))
             metric.reset()
-    (folder / f"found.{rank}").write_text(json.dumps(found))
+    (folder / f"found.{rank}").write_text(json.dumps(found), encoding="utf-8")
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method:UserWarning")
 def test_two_processes_give_the_same_values_as_one(tmp_path: Path) -> None:
     assert by_two(compute_on_rank, tmp_path) == [0, 0]
     for rank in range(2):
-        found = json.loads((tmp_path / f"found.{rank}").read_text())
+        found = json.loads((tmp_path / f"found.{rank}").read_text(encoding="utf-8"))
         assert found == pytest.approx([EXPECTED[0], EXPECTED[0], EXPECTED[1], EXPECTED[1]], rel=1e-9)

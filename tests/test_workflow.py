@@ -22,14 +22,19 @@ def run(step: dict[str, Any], folder: Path, **variables: str) -> tuple[int, str]
     """Run a step's script as a runner does; returns its exit code and output."""
     files = {"GITHUB_OUTPUT": str(folder / "output"), "GITHUB_STEP_SUMMARY": str(folder / "summary")}
     done = subprocess.run(
-        ["bash", "-e", "-c", step["run"]], cwd=folder, env={**os.environ, **files, **variables}, capture_output=True, text=True, check=False
+        ["bash", "-e", "-c", step["run"]],
+        cwd=folder,
+        env={**os.environ, **files, **variables},
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
     )
     return done.returncode, done.stdout + done.stderr
 
 
 def write_tool(path: Path, script: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
 
@@ -42,7 +47,7 @@ def test_workflow_needs_a_self_hosted_runner_and_only_reads() -> None:
 
 
 def test_workspace_is_kept_and_the_record_is_uploaded() -> None:
-    assert STEPS["actions/checkout@v4"]["with"] == {"clean": False}
+    assert STEPS["actions/checkout@v4"]["with"] == {"clean": False, "persist-credentials": False}
     upload = STEPS["Keep the report and the record"]
     assert upload["if"] == "${{ always() }}"
     assert upload["with"]["path"].split("\n")[:3] == ["gate.json", "gate.xml", "${{ steps.gate.outputs.record }}"]
@@ -59,7 +64,9 @@ def test_sdbench_is_installed_only_from_the_given_source(tmp_path: Path) -> None
     assert not (tmp_path / "pip-arguments").exists()
     filled = WORKFLOW["env"]["SDBENCH"].replace("OWNER", "someone").replace("COMMIT", "0123abc")
     assert run(STEPS["Install"], tmp_path, PATH=path, SDBENCH=filled) == (0, "")
-    assert (tmp_path / "pip-arguments").read_text() == "install --quiet sdbench @ git+https://github.com/someone/sdbench@0123abc\n"
+    assert (tmp_path / "pip-arguments").read_text(
+        encoding="utf-8"
+    ) == "install --quiet sdbench @ git+https://github.com/someone/sdbench@0123abc\n"
 
 
 @pytest.mark.parametrize(
@@ -76,23 +83,23 @@ def test_sdbench_is_installed_only_from_the_given_source(tmp_path: Path) -> None
     ],
 )
 def test_exit_code_counts_only_with_a_matching_report(exits: int, report: int | None, expected: int, tmp_path: Path) -> None:
-    (tmp_path / "gate.json").write_text(json.dumps({"exit_code": exits}))  # left by the previous job
+    (tmp_path / "gate.json").write_text(json.dumps({"exit_code": exits}), encoding="utf-8")  # left by the previous job
     print_report = "" if report is None else f"echo '{json.dumps({'exit_code': report, 'inputs': None})}'"
     write_tool(tmp_path / ".venv" / "bin" / "sdbench", f'[ "$2" = "a b" ] || exit 9\n{print_report}\nexit {exits}')
     write_tool(tmp_path / ".venv" / "bin" / "python", 'exec python3 "$@"')
     assert run(GATE, tmp_path, CANDIDATE="a b", BASELINE="production")[0] == expected
-    assert (tmp_path / "output").read_text() == f"code={exits}\n"
+    assert (tmp_path / "output").read_text(encoding="utf-8") == f"code={exits}\n"
 
 
-@pytest.mark.parametrize(("place", "is_named"), [("results", True), ("elsewhere", False)])
+@pytest.mark.parametrize(("place", "is_named"), [("results/with a space", True), ("elsewhere", False)])
 def test_record_is_named_as_in_the_report_of_the_gate(
     place: str, is_named: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    record = save_record(make_measurement("with a space"), Path(place))
+    record = save_record(make_measurement(), Path(place))
     assert cli.main(["gate", str(record), "--baseline", str(record), "--json"]) == 0
-    (tmp_path / "report").write_text(capsys.readouterr().out)
+    (tmp_path / "report").write_text(capsys.readouterr().out, encoding="utf-8")
     write_tool(tmp_path / ".venv" / "bin" / "sdbench", "cat report")
     write_tool(tmp_path / ".venv" / "bin" / "python", 'exec python3 "$@"')
     assert run(GATE, tmp_path, CANDIDATE=str(record), BASELINE="production")[0] == 0
-    assert (tmp_path / "output").read_text() == (f"record={record}\n" if is_named else "") + "code=0\n"
+    assert (tmp_path / "output").read_text(encoding="utf-8") == (f"record={record}\n" if is_named else "") + "code=0\n"

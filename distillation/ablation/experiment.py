@@ -145,14 +145,14 @@ def identity_of(recipe: Recipe, teacher_digest: str, steps: int | None, device: 
 
 def _evaluate(student_folder: Path, arm: str, seed: int, identity: str, evaluation: SceneEvaluation, device: str) -> Outcome:
     student = UNet2DConditionModel.from_pretrained(student_folder).float().to(device).eval()
-    losses = json.loads((student_folder / "provenance.json").read_text())["stages"][-1]["losses"]
+    losses = json.loads((student_folder / "provenance.json").read_text(encoding="utf-8"))["stages"][-1]["losses"]
     return Outcome(arm, seed, identity, tuple(evaluation.are_right(evaluation.draw_images(student))), losses)
 
 
 def _read(path: Path) -> Outcome | None:
     if not path.exists():
         return None
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     return Outcome(content["arm"], content["seed"], content["identity"], tuple(content["right"]), content["losses"])
 
 

@@ -8,9 +8,11 @@ import time
 from collections.abc import Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass
-from ipaddress import ip_address
+from http.client import HTTPResponse
+from io import BufferedReader, RawIOBase
+from ipaddress import IPv4Address, IPv6Network, ip_address
 from socket import socket
-from typing import Literal
+from typing import Any, Literal
 
 import urllib3
 from PIL import Image
@@ -41,6 +43,7 @@ RETRIES = urllib3.Retry(
     backoff_jitter=0.5,
     retry_after_max=60,
 )
+_NAT64 = IPv6Network("64:ff9b::/96")
 TOTAL_TIMEOUT_FACTOR = 5  # a whole response may take this many times as long as one part of it
 REASONS: tuple[tuple[type[Exception], str], ...] = (  # the first match counts
     (NameResolutionError, "unknown host"),
@@ -59,7 +62,7 @@ class FetchRules:
 
     Attributes:
         min_px: minimum length of an image's shorter side.
-        timeout_s: to wait for a connection, and for each part of a response.
+        timeout_s: to wait for a connection, and for each part of a response; a whole response may take `TOTAL_TIMEOUT_FACTOR` times as long.
         max_bytes: largest file.
         allow_private: also fetch from addresses that are not public, such as 127.0.0.1.
     """
@@ -122,20 +125,18 @@ def _get(client: urllib3.PoolManager, url: str, rules: FetchRules) -> bytes:
                 raise _DeadError(f"status {response.status}")
             if {"noai", "noimageai"} & set(re.split(r"[\s,:]+", response.headers.get("X-Robots-Tag", "").lower())):
                 raise _DeadError("not for training")  # the owner's wish
-            return _read(response, rules)
+            return _read(response, rules.max_bytes)
     except (HTTPError, OSError, ValueError) as error:
         cause = error.reason if isinstance(error, MaxRetryError) and error.reason else error
         raise _DeadError(next((reason for kind, reason in REASONS if isinstance(cause, kind)), type(cause).__name__)) from error
 
 
-def _read(response: urllib3.BaseHTTPResponse, rules: FetchRules) -> bytes:
-    body, start = bytearray(), time.monotonic()
+def _read(response: urllib3.BaseHTTPResponse, max_bytes: int) -> bytes:
+    body = bytearray()
     while part := response.read1(1 << 16):
         body += part
-        if len(body) > rules.max_bytes:
+        if len(body) > max_bytes:
             raise _DeadError("too large")
-        if time.monotonic() - start > TOTAL_TIMEOUT_FACTOR * rules.timeout_s:
-            raise _DeadError("timeout")
     return bytes(body)
 
 
@@ -150,7 +151,43 @@ def _inspect_image(body: bytes) -> tuple[str, int]:
 
 
 def _is_public(address: str) -> bool:
-    return ip_address(address).is_global
+    found = ip_address(address)
+    if found in _NAT64:  # a gateway connects to the IPv4 address in the last 32 bits
+        found = IPv4Address(int(found) & 0xFFFFFFFF)
+    return found.is_global
+
+
+class _TimelyReader(RawIOBase):
+    """Reads from a socket until a deadline. The socket's own timeout starts again with each byte, in headers as in bodies."""
+
+    def __init__(self, raw: RawIOBase, seconds: float) -> None:
+        self._raw, self._deadline = raw, time.monotonic() + seconds
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        if time.monotonic() > self._deadline:
+            raise TimeoutError
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _TimelyResponse(HTTPResponse):
+    def __init__(self, sock: socket, *args: Any, **options: Any) -> None:
+        super().__init__(sock, *args, **options)
+        self.fp = BufferedReader(_TimelyReader(self.fp.detach(), TOTAL_TIMEOUT_FACTOR * (sock.gettimeout() or 0)))
+
+
+class _TimelyHTTPConnection(HTTPConnection):
+    response_class = _TimelyResponse
+
+
+class _TimelyHTTPSConnection(HTTPSConnection):
+    response_class = _TimelyResponse
 
 
 class _PublicOnly:
@@ -164,26 +201,23 @@ class _PublicOnly:
         return connection
 
 
-class _PublicHTTPConnection(_PublicOnly, HTTPConnection):
+class _PublicHTTPConnection(_PublicOnly, _TimelyHTTPConnection):
     pass
 
 
-class _PublicHTTPSConnection(_PublicOnly, HTTPSConnection):
+class _PublicHTTPSConnection(_PublicOnly, _TimelyHTTPSConnection):
     pass
-
-
-class _HTTPPool(urllib3.HTTPConnectionPool):
-    ConnectionCls = _PublicHTTPConnection
-
-
-class _HTTPSPool(urllib3.HTTPSConnectionPool):
-    ConnectionCls = _PublicHTTPSConnection
 
 
 def _client(threads: int, rules: FetchRules) -> urllib3.PoolManager:
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # no warnings about retries
     headers = {"User-Agent": "sdbench distillation (training images from lists of links)"}
     client = urllib3.PoolManager(threads, maxsize=threads, headers=headers, timeout=rules.timeout_s, retries=RETRIES)
-    if not rules.allow_private:
-        client.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
+    plain, encrypted = (
+        (_TimelyHTTPConnection, _TimelyHTTPSConnection) if rules.allow_private else (_PublicHTTPConnection, _PublicHTTPSConnection)
+    )
+    client.pool_classes_by_scheme = {
+        "http": type("Pool", (urllib3.HTTPConnectionPool,), {"ConnectionCls": plain}),
+        "https": type("Pool", (urllib3.HTTPSConnectionPool,), {"ConnectionCls": encrypted}),
+    }
     return client

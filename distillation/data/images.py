@@ -23,6 +23,7 @@ from sdbench.assets.sources import Rows, open_image, read_rows, read_texts
 from sdbench.assets.weights import user_cache
 from sdbench.disk import write_bytes
 from sdbench.errors import UndecodableError, UserError
+from sdbench.store import FORMATS
 
 CAPTION_COLUMNS = ("caption", "text", "prompt", "clean_prompts", "txt")  # the last two: Vega's Midjourney set, text files in a tar
 SWAPPED_ORIENTATIONS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
@@ -59,7 +60,7 @@ class Images:
             return hashlib.sha256(self.version.encode()).hexdigest()
         cache_file = user_cache() / "images" / _cache_key(self)
         if cache_file.is_file():
-            return cache_file.read_text()
+            return cache_file.read_text(encoding="utf-8")
         digest = _content_digest(self)
         with suppress(UserError):  # without a writable cache, the images are read each time
             write_bytes(cache_file, digest.encode())
@@ -88,7 +89,7 @@ class Images:
     def _open(self, row: int) -> Iterator[Image.Image]:
         (image,) = self.rows[row].values()
         try:
-            with open_image(image) as file, Image.open(file) as opened:
+            with open_image(image) as file, Image.open(file, formats=FORMATS) as opened:
                 yield opened
         except Exception as error:  # decoders of damaged files raise nearly anything
             raise UndecodableError(

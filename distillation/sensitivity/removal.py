@@ -151,7 +151,7 @@ def _read(path: Path) -> Sensitivity | None:
     if not path.exists():
         return None
     try:
-        return Sensitivity.model_validate_json(path.read_text())
+        return Sensitivity.model_validate_json(path.read_text(encoding="utf-8"))
     except ValidationError as error:
         raise UserError(
             f"{path} is not a measurement that this version can read ({error_message(error)}); remove it to measure again"

@@ -1,5 +1,6 @@
 """Show: the HTML page of all records, and the results in a model's card."""
 
+import shlex
 from pathlib import Path
 
 from sdbench.api.gating import load_policy
@@ -50,7 +51,7 @@ def card(folder: str, places: Places = Places(), base: str | None = None) -> Pat
     digests = {weights_digest(spec, dtype=dtype) for dtype in dtypes}
     own = [row for row in board if row.record.model.weights_digest in digests]
     if not own:
-        command = f"sdbench run --model {folder}{f' --base {base}' if base else ''}"
+        command = shlex.join(["sdbench", "run", "--model", folder, *(("--base", base) if base else ())])
         raise UserError(f"no record under {places.results} is of the weights in {folder}; measure them first: {command}")
     newest = {  # the same weights may have been measured under several names
         (row.record.suite.digest, row.record.machine.machine_class): row for row in sorted(own, key=lambda row: row.record.created)

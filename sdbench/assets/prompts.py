@@ -44,7 +44,7 @@ def locate(what: str, beside: Path) -> str:
         from sdbench.assets.weights import find
 
         rest = what.removeprefix(f"{ASSET}{name}").lstrip("/")
-        return str(find(name) / rest) if rest else str(find(name))
+        return str(find(name) / rest)
     return next((str(path) for path in (Path(what), beside) if path.exists()), what)
 
 

@@ -174,7 +174,7 @@ def _verify(asset: Asset, file: File, path: Path) -> str:
     """
     pins_file = weights_folder() / "digests" / f"{asset.name}.json"
     try:
-        pins: dict[str, Any] = json.loads(pins_file.read_text()) if pins_file.is_file() else {}
+        pins: dict[str, Any] = json.loads(pins_file.read_text(encoding="utf-8")) if pins_file.is_file() else {}
     except ValueError as error:
         raise UserError(
             f"weights: {pins_file} holds no digests ({error}); delete it, and the digests of {asset.name!r} are computed again"

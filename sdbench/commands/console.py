@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdbench.arguments import show
+from sdbench.arguments import printable, show
 from sdbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,8 +19,8 @@ AddCommand = Callable[[str, Command, str], argparse.ArgumentParser]  # takes a c
 
 
 def print_note(text: str) -> None:
-    """Print a note for people, on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    """Print a note for people, on stderr, made `printable`."""
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 def print_answer(text: str, arguments: argparse.Namespace) -> None:

@@ -57,7 +57,7 @@ def clip() -> Towers:
     Raises:
         UserError: its weights are missing or were changed.
     """
-    model = open_clip.CLIP(**json.loads(verified_path("evaluators/clip.json").read_text()))
+    model = open_clip.CLIP(**json.loads(verified_path("evaluators/clip.json").read_text(encoding="utf-8")))
     model.load_state_dict(load_file(verified_path("evaluators/clip.safetensors")))
     model.eval()
     return Towers(encoder_id("clip"), 100.0, model.encode_image, model.encode_text)

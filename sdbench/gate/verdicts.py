@@ -118,7 +118,12 @@ class Report:
         return (
             "\n\n".join(
                 filter(
-                    None, [*map(tables.escape_markdown, (title, self.why)), table, *map(tables.escape_markdown, (_bullets(self), inputs))]
+                    None,
+                    [
+                        *map(tables.escape_markdown, (title, " ".join(self.why.split()))),
+                        table,
+                        *map(tables.escape_markdown, (_bullets(self), inputs)),
+                    ],
                 )
             )
             + "\n"

@@ -24,10 +24,10 @@ def grid(models: Sequence[tuple[Record, Scores]], groups: Mapping[str, int], met
 
 
 def _cells(record: Record, scores: Scores, groups: Mapping[str, int], metric: str) -> tuple[str, ...]:
-    value, column = record.value(metric), scores.columns.get(metric)
-    if value is None or value.value is None or column is None:
+    value = record.value(metric)
+    if value is None or value.value is None:
         return (tables.format_value(value),) * len(groups)
-    prompts, means = mean_per_prompt(scores.prompt_ids, column)
+    prompts, means = mean_per_prompt(scores.prompt_ids, scores.columns[metric])
     places = [int(prompt.partition("-")[0]) for prompt in prompts.tolist()]  # see `Suite.prompt_list`
     group_of = np.searchsorted(np.cumsum([*groups.values()]), places, side="right")
     is_share = value.unit == "share"
@@ -39,5 +39,5 @@ def _cell(means: F64, n: int, *, is_share: bool) -> str:
         return "no prompt used"  # by a run that stopped when sure
     is_win = is_share and np.isin(means, (0, 0.5, 1)).all()  # a share of several samples is not
     found = intervals.wins_interval(means, np.full(len(means), 0.5)).estimate if is_win else intervals.mean_interval(means)
-    text = tables.format_estimate(found.value, found.low, found.high) if found.has_interval else tables.format_number(found.value)
+    text = tables.format_estimate(found.value, found.low, found.high)
     return text if len(means) == n else f"{text} [n={len(means)}]"

@@ -50,6 +50,11 @@ class Row:
         """
         return records.read_scores(self.folder)
 
+    @cached_property
+    def thumbnails(self) -> dict[str, Path]:
+        """The files of the images that the record holds, by prompt id."""
+        return records.thumbnail_files(self.folder)
+
     @property
     def name(self) -> str:
         """The model's name, with its label where it has one."""

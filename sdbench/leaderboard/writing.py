@@ -53,7 +53,7 @@ def _section(section: Section) -> Iterator[str]:
         yield from (f"### {title}", tables.markdown(grid))
     if correlations := truth.grid([(row.record, row.scores) for row in section.models]):
         yield from ("### Against the truth", tables.markdown(correlations))
-    yield "\n".join(f"- {line}" for line in footer_lines(section))
+    yield "\n".join(f"- {tables.escape_markdown(line)}" for line in footer_lines(section))
 
 
 def _published(of_family: Sequence[Section]) -> Iterator[str]:

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from sdbench.errors import UserError
-from sdbench.models.files import COPY_AGAIN, Tensor, read_headers, read_json
-from sdbench.models.locate import Layout, locate
+from sdbench.models.files import COPY_AGAIN, Tensor, read_headers, read_json, read_metadata
+from sdbench.models.locate import PART_CLASSES, Layout, locate
 from sdbench.models.spec import ModelSpec
 
 RANDOM_SEED = 0
 _CHUNK = 1 << 24
+_LORA_SETTINGS = "lora_adapter_metadata"  # where diffusers keeps rank and alpha, with which it scales a LoRA
 _IGNORED_KEYS = frozenset(
     {"_diffusers_version", "_name_or_path", "_commit_hash", "transformers_version", "torch_dtype", "dtype"}
 )  # of configurations; they do not describe the model
@@ -43,6 +44,8 @@ def weights_digest(spec: ModelSpec, *, dtype: str = "float32") -> str | None:
         _add_tensors(sha256, part, read_headers(files))
     if layout.lora:
         _add_tensors(sha256, "lora", read_headers([layout.lora]))
+        if settings := read_metadata(layout.lora).get(_LORA_SETTINGS):
+            sha256.update(f"lora settings\0{settings}\0".encode())
     for label, path in sorted(_configs(layout).items()):
         sha256.update(f"{label}\0{_canonical(path)}\0".encode())
     return sha256.hexdigest()
@@ -69,9 +72,8 @@ def _read_chunks(tensor: Tensor) -> Iterable[bytes]:
 
 def _configs(layout: Layout) -> dict[str, Path]:
     """The configuration and vocabulary files of a pipeline by label; that of the UNet comes from the UNet's own folder."""
-    parts = [part for part, value in read_json(layout.pipeline / "model_index.json").items() if isinstance(value, list) and part != "unet"]
     configs = {"model_index": layout.pipeline / "model_index.json"}
-    for part in parts:
+    for part in ("scheduler", *PART_CLASSES.keys() - {"unet"}):
         paths = (path for path in (layout.pipeline / part).glob("*") if path.suffix in (".json", ".txt") and ".index." not in path.name)
         configs |= {f"{part}/{path.name}": path for path in paths}
     return configs | {"unet": layout.unet_config}
@@ -79,6 +81,6 @@ def _configs(layout: Layout) -> dict[str, Path]:
 
 def _canonical(path: Path) -> str:
     if path.suffix != ".json":
-        return path.read_text()
+        return path.read_text(encoding="utf-8")
     content: dict[str, Any] = read_json(path)
     return json.dumps({key: value for key, value in content.items() if key not in _IGNORED_KEYS}, sort_keys=True)

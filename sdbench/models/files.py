@@ -6,7 +6,7 @@ Format of safetensors: 8 bytes (little-endian) with the length of the header, a 
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -15,8 +15,11 @@ from sdbench.errors import UserError
 
 T = TypeVar("T")
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model", "text_encoder_2": "model"}
+_ADAPTER = "adapter_config.json"  # transformers applies the adapter beside it
 _WRAPPERS = ("unet.", "module.", "_orig_mod.")  # added by a pipeline's trainer, by (Distributed)DataParallel, by torch.compile
 COPY_AGAIN = "Copy or download it again"
+MAX_LAYERS, MAX_NUMBER = 1000, 1_000_000  # in configurations; far beyond any pipeline, and still built in seconds and megabytes
+_MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
 
 
 @dataclass(frozen=True)
@@ -41,28 +44,43 @@ def read_header(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: the file is missing, is not a safetensors file, or was cut short.
     """
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            size = path.stat().st_size
-            header = json.loads(file.read(length)) if length <= size - 8 else None
-    except OSError as error:
-        raise UserError(f"cannot read weights {path}: {error.strerror}. {COPY_AGAIN}.") from error
-    except ValueError:
-        header = None
-    if not isinstance(header, dict):
-        raise UserError(
-            f"{path} is not a safetensors file ({_first_line(path)}), or was cut short. {COPY_AGAIN}; with git-lfs, `git lfs pull` it."
-        )
+    header, offset = _read_header(path)
     header.pop("__metadata__", None)
-    tensors = {name: _tensor(path, 8 + length, entry) for name, entry in header.items()}
-    end = max((tensor.stop for tensor in tensors.values()), default=8 + length)
+    tensors = {name: _tensor(path, offset, entry) for name, entry in header.items()}
+    end, size = max((tensor.stop for tensor in tensors.values()), default=offset), path.stat().st_size
     if end != size:
         cut = next((name for name, tensor in tensors.items() if tensor.stop > size), "none")
         raise UserError(
             f"{path} was cut short or is damaged: {size} bytes, its header promises {end} (first tensor beyond the end: {cut}). {COPY_AGAIN}."
         )
     return tensors
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Read the free text, by its keys, that a safetensors file holds beside its tensors; empty if it holds none.
+
+    Raises:
+        UserError: see `read_header`.
+    """
+    metadata = _read_header(path)[0].get("__metadata__")
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file, and the offset of the tensors behind it."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length)) if length <= min(path.stat().st_size - 8, _MAX_HEADER_BYTES) else None
+    except OSError as error:
+        raise UserError(f"cannot read weights {path}: {error.strerror}. {COPY_AGAIN}.") from error
+    except (ValueError, RecursionError):  # the latter of deep nesting
+        header = None
+    if not isinstance(header, dict):
+        raise UserError(
+            f"{path} is not a safetensors file ({_first_line(path)}), or was cut short. {COPY_AGAIN}; with git-lfs, `git lfs pull` it."
+        )
+    return header, 8 + length
 
 
 def _tensor(path: Path, offset: int, entry: Any) -> Tensor:
@@ -86,12 +104,41 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: the file is missing or holds no JSON object.
     """
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:  # the last of deep nesting
         raise UserError(f"cannot read {path}: {error}. A model's folder in diffusers layout needs it.") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} does not hold a JSON object, found {type(content).__name__}")
     return content
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read the configuration of a part of a pipeline.
+
+    A part is built before its tensors are compared with those of its files. Its widths then take no memory, but its layers do, as do the
+    lengths of tokenizers and schedulers.
+
+    Raises:
+        UserError: see `read_json`; or a number is larger than in any pipeline.
+    """
+    config = read_json(path)
+    for key, number in _integers(config):
+        if number > (limit := MAX_LAYERS if "layers" in key else MAX_NUMBER):
+            raise UserError(f"{path}: {key!r} is {number}, expected at most {limit:,}. {COPY_AGAIN}.")
+    return config
+
+
+def _integers(content: Any, key: str = "") -> Iterator[tuple[str, int]]:
+    """All integers in JSON content, each with the innermost key that it is under."""
+    match content:
+        case dict():
+            for name, item in content.items():
+                yield from _integers(item, name)
+        case list():
+            for item in content:
+                yield from _integers(item, key)
+        case int():
+            yield key, content
 
 
 @dataclass(frozen=True)
@@ -115,7 +162,7 @@ def choose_weight_files(names: Iterable[str], stem: str, *, sixteen_bit: bool) -
         dot = f".{variant}" if variant else ""
         if f"{stem}{dot}.safetensors" in present:
             return WeightFiles(variant, (f"{stem}{dot}.safetensors",))
-        index = f"{stem}.safetensors.index{dot}.json"
+        index = _index_name(stem, variant)
         if index in present:
             shard = re.compile(rf"{stem}{re.escape(dot)}-\d+-of-\d+\.safetensors")
             return WeightFiles(variant, (index, *sorted(filter(shard.fullmatch, present))))
@@ -126,7 +173,8 @@ def weight_files(folder: Path, part: str, *, sixteen_bit: bool) -> tuple[str | N
     """The variant and the safetensors files of a part ("unet", "vae", "text_encoder", "text_encoder_2") in its folder.
 
     Raises:
-        UserError: there is no such folder, it holds none, or the index is damaged or names a shard that is missing.
+        UserError: there is no such folder; it holds none, a second copy or an adapter, so that other weights would be loaded than are checked;
+            or the index is damaged or names a shard that is missing.
     """
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}, which should hold the weights of the {part}; copy it from the base pipeline")
@@ -138,14 +186,33 @@ def weight_files(folder: Path, part: str, *, sixteen_bit: bool) -> tuple[str | N
         raise UserError(
             f"{folder} has no weights of the {part}: expected {STEMS[part]}.safetensors, found {found}. Save it with `save_pretrained(..., safe_serialization=True)`."
         )
+    if _ADAPTER in names:
+        raise UserError(
+            f"{folder} holds {_ADAPTER}, whose adapter would change the weights of the {part}; merge it into them, or remove it."
+        )
     if not choice.names[0].endswith(".json"):
+        if second := next((name for name in names if _is_index(name, STEMS[part], choice.variant)), None):
+            raise UserError(
+                f"{folder} holds two copies of the weights of the {part}, {choice.names[0]} and the shards that {second} names; remove one of them."
+            )
         return choice.variant, [folder / choice.names[0]]
-    promised = sorted(set(read_json(folder / choice.names[0]).get("weight_map", {}).values()))
+    shards = read_json(folder / choice.names[0]).get("weight_map")
+    promised = sorted({str(name) for name in shards.values()}) if isinstance(shards, dict) else []
     missing = [name for name in promised if name not in names]
     if missing or not promised:
         shards = f"{len(promised)} shards, but {missing[0]} is missing" if missing else "no shards"
         raise UserError(f"{folder / choice.names[0]} names {shards}. {COPY_AGAIN}.")
     return choice.variant, [folder / name for name in promised]
+
+
+def _index_name(stem: str, variant: str | None) -> str:
+    return f"{stem}.safetensors.index{f'.{variant}' if variant else ''}.json"
+
+
+def _is_index(name: str, stem: str, variant: str | None) -> bool:
+    """Whether diffusers may take a file as the index of a copy's shards; the old names of those of variants depend on the folder's path."""
+    words = name.split(".")
+    return name == _index_name(stem, variant) or (variant in words and words[0] == stem and "index" in words)
 
 
 def part_files(folder: Path, part: str) -> list[Path]:
@@ -158,7 +225,7 @@ def part_files(folder: Path, part: str) -> list[Path]:
     if part not in STEMS:
         return files
     variant, weights = weight_files(folder, part, sixteen_bit=False)
-    index = f"{STEMS[part]}.safetensors.index{f'.{variant}' if variant else ''}.json"
+    index = _index_name(STEMS[part], variant)
     return [path for path in files if path in weights or path.name == index or (path.suffix == ".json" and ".index." not in path.name)]
 
 

@@ -87,7 +87,7 @@ def _check_network(part: str, network: nn.Module) -> None:
 
 def _add_tensor(sha256: "hashlib._Hash", name: str, tensor: Any) -> None:
     """Add an entry of a state dict; those of quantised layers may be subclasses of tensors, or tuples of them and their scales."""
-    if type(tensor) is Tensor and not tensor.is_quantized:
+    if type(tensor) is Tensor:
         _update(sha256, name, f"{tensor.dtype} {tuple(tensor.shape)}")
         sha256.update(_bytes(tensor))
     else:

@@ -14,12 +14,14 @@ from transformers import CLIPTextConfig
 from sdbench.errors import UserError
 from sdbench.models.architectures import TOPOLOGIES, Config, depths, depths_of_keys
 from sdbench.models.checks import check_checkpoint, check_finite, check_tensors
-from sdbench.models.files import STEMS, read_header, read_headers, read_json, strip_prefixes, weight_files
+from sdbench.models.files import STEMS, read_config, read_header, read_headers, strip_prefixes, weight_files
 from sdbench.models.locate import Layout, locate
 from sdbench.models.random_weights import random_pipeline
 from sdbench.models.spec import ModelSpec
 from sdbench.models.stock import CLASSES, PIPELINE, silence_libraries
 from sdbench.models.text_encoders import PREFIX
+
+_UNUSED_PARTS: dict[str, Any] = {"image_encoder": None, "feature_extractor": None}  # only for prompts that are images; never read
 
 
 def load(spec: ModelSpec, *, dtype: torch.dtype | str, device: torch.device | str) -> Any:
@@ -113,7 +115,9 @@ def _read_pipeline(spec: ModelSpec, dtype: torch.dtype) -> Any:
 def _read_folders(layout: Layout, dtype: torch.dtype) -> Any:
     parts = {part: read_part(part, layout.pipeline / part, dtype) for part in STEMS if part != "unet"}
     unet = _read_unet_file(layout, dtype) if layout.unet.is_file() else read_part("unet", layout.unet, dtype)
-    return PIPELINE.from_pretrained(layout.pipeline, unet=unet, **parts, use_safetensors=True, local_files_only=True, add_watermarker=False)
+    return PIPELINE.from_pretrained(
+        layout.pipeline, unet=unet, **parts, **_UNUSED_PARTS, use_safetensors=True, local_files_only=True, add_watermarker=False
+    )
 
 
 def build_on_meta(part: str, config: Config) -> Any:
@@ -163,7 +167,7 @@ def build_part(part: str, folder: Path, *, sixteen_bit: bool) -> nn.Module:
 
 
 def _build_from_config(part: str, folder: Path) -> Any:
-    config = read_json(folder / "config.json")
+    config = read_config(folder / "config.json")
     if "quantization_config" in config:
         raise UserError(
             f"{folder} is quantised (quantization_config in its config.json); such weights are not read from files. Load the pipeline with diffusers "
@@ -185,7 +189,7 @@ def _read_unet_file(layout: Layout, dtype: torch.dtype) -> nn.Module:
 
 def _build_unet_of_file(layout: Layout) -> nn.Module:
     """Build, on the meta device, a UNet that has no configuration, with the base's widths and the known topology that its tensors show."""
-    base = read_json(layout.pipeline / "unet" / "config.json")
+    base = read_config(layout.pipeline / "unet" / "config.json")
     tensors = strip_prefixes(read_header(layout.unet))
     candidates = (base, *({**base, **topology} for topology in TOPOLOGIES.values()))
     config = next((candidate for candidate in candidates if depths(candidate) == depths_of_keys(tensors)), None)
@@ -201,7 +205,7 @@ def _build_unet_of_file(layout: Layout) -> nn.Module:
 def _read_checkpoint(layout: Layout, dtype: torch.dtype) -> Any:
     _build_parts(layout, sixteen_bit=False)
     return PIPELINE.from_single_file(
-        str(layout.checkpoint), config=str(layout.pipeline), dtype=dtype, local_files_only=True, add_watermarker=False
+        str(layout.checkpoint), config=str(layout.pipeline), **_UNUSED_PARTS, dtype=dtype, local_files_only=True, add_watermarker=False
     )
 
 

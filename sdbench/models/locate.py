@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sdbench.errors import UserError
 from sdbench.models import hub
-from sdbench.models.files import STEMS, checkpoint_kind, read_header, read_headers, read_json, weight_files
+from sdbench.models.files import STEMS, checkpoint_kind, read_config, read_header, read_headers, read_json, weight_files
 from sdbench.models.spec import ModelSpec
 from sdbench.scenes.embedded import WEIGHTS
 
@@ -96,18 +96,25 @@ def check_model_index(folder: Path) -> None:
     for part, expected in PART_CLASSES.items():
         if tuple(index.get(part) or ()) != expected:
             raise UserError(f"{path}: {part} is {index.get(part)}, expected {list(expected)}; parts with custom code are not loaded")
-    library = (index.get("scheduler") or [None])[0]
-    if library != "diffusers":
-        raise UserError(f"{path}: the scheduler comes from {library!r}, expected 'diffusers'; parts with custom code are not loaded")
+    match index.get("scheduler"):
+        case ["diffusers", str(name)] if name.endswith("Scheduler"):
+            return
+        case other:
+            raise UserError(
+                f"{path}: scheduler is {other}, expected one of diffusers', such as ['diffusers', 'EulerDiscreteScheduler']; "
+                "parts with custom code are not loaded"
+            )
 
 
 def check_small_files(folder: Path) -> None:
     """Check that a pipeline has its scheduler and tokenizers: the libraries would make up a tokenizer of two words.
 
     Raises:
-        UserError: a file is missing, or a configuration is damaged.
+        UserError: a file is missing or holds code, or a configuration is damaged.
     """
-    read_json(folder / "scheduler" / "scheduler_config.json")
+    read_config(folder / "scheduler" / "scheduler_config.json")
+    if code := next((file for part in ("scheduler", "tokenizer", "tokenizer_2") for file in (folder / part).glob("*.py")), None):
+        raise UserError(f"{code} is code, which diffusers would take for that of a part; parts with code of their own are not loaded")
     for path in (folder / "tokenizer", folder / "tokenizer_2"):
         names = {file.name for file in path.glob("*")}
         if not names:
@@ -117,7 +124,7 @@ def check_small_files(folder: Path) -> None:
                 f"{path} has no vocabulary: expected vocab.json and merges.txt, or tokenizer.json, found {', '.join(sorted(names))}; "
                 "copy them from the base pipeline"
             )
-        if "model_max_length" not in read_json(path / "tokenizer_config.json"):
+        if "model_max_length" not in read_config(path / "tokenizer_config.json"):
             raise UserError(f"{path / 'tokenizer_config.json'} has no model_max_length; copy the file from the base pipeline")
 
 

@@ -4,13 +4,14 @@ import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from os.path import expanduser
 from pathlib import Path
 from typing import Any, Self
 
 from sdbench.errors import IncompleteError, UserError, unknown_name
 from sdbench.models.architectures import TOPOLOGIES, Family, architecture_of, depths, depths_of_keys, family_of, ldm_depths, unet_config
 from sdbench.models.catalogue import CATALOGUE, TEACHERS, Source
-from sdbench.models.files import Tensor, checkpoint_kind, read_header, read_json, strip_prefixes
+from sdbench.models.files import Tensor, checkpoint_kind, read_config, read_header, read_json, strip_prefixes
 
 UNET_CLASS = "UNet2DConditionModel"
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
@@ -122,8 +123,13 @@ def _check_family_of_base(spec: ModelSpec) -> None:
         )
 
 
+def path_of(what: str) -> Path:
+    """The path that a user names, where `~` is a home folder; the home of an unknown user stays as it is, and so is not found."""
+    return Path(expanduser(what))  # noqa: PTH111  # Path.expanduser raises a RuntimeError
+
+
 def _spec_of(what: str, base: ModelSpec | None) -> ModelSpec:
-    path = Path(what).expanduser()
+    path = path_of(what)
     if what in CATALOGUE:
         return _from_catalogue(what)
     if path.is_dir():
@@ -166,14 +172,14 @@ def _random_spec(what: str) -> ModelSpec:
 
 def _from_folder(folder: Path, base: ModelSpec | None) -> ModelSpec:
     if (folder / "model_index.json").is_file():
-        config = read_json(folder / "unet" / "config.json")
+        config = read_config(folder / "unet" / "config.json")
         return ModelSpec(folder.name, family_of(config), architecture_of(config), "folder", str(folder))
     if not (folder / "config.json").is_file():
         raise UserError(
             f"{folder} is not a checkpoint: it holds neither model_index.json (a pipeline) nor config.json (a UNet), "
             f"but {', '.join(sorted(entry.name for entry in folder.iterdir())[:5]) or 'nothing'}.{_advise_contents(folder)}"
         )
-    config = read_json(folder / "config.json")
+    config = read_config(folder / "config.json")
     if config.get("_class_name") != UNET_CLASS:
         raise UserError(
             f"{folder / 'config.json'} describes a {config.get('_class_name')!r}, expected {UNET_CLASS!r} or, for a complete pipeline, a model_index.json beside it"
@@ -241,7 +247,7 @@ def _from_hub(repository: str, base: ModelSpec | None, revision: str | None) -> 
     config = folder / "config.json" if folder and base else folder / "unet" / "config.json" if folder else None
     if config is None or not config.is_file():
         return spec  # its architecture is known once it is downloaded
-    content = read_json(config)
+    content = read_config(config)
     return replace(spec, family=family_of(content), architecture=architecture_of(content))
 
 
@@ -263,7 +269,7 @@ def with_cached_architecture(spec: ModelSpec) -> ModelSpec:
 def _with_lora(spec: ModelSpec, lora: str) -> ModelSpec:
     if spec.source in ("random", "rendered"):
         raise UserError(f"--lora needs a model with weights, {spec.name!r} is {spec.source}")
-    path = Path(lora).expanduser()
+    path = path_of(lora)
     if path.exists():
         return replace(spec, name=f"{spec.name}+{_checkpoint_name(path.resolve())}", lora=str(path.resolve()))
     if HUB_NAME.fullmatch(lora) and not path.parent.is_dir():

@@ -54,8 +54,8 @@ def letter_tokenizer(folder: Path, *, vocabulary: int, tokens: int) -> CLIPToken
     ids = {letter: number for number, letter in enumerate([*letters, *(f"{letter}</w>" for letter in letters)])}
     ids |= {START: vocabulary - 2, END: vocabulary - 1}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps(ids))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "vocab.json").write_text(json.dumps(ids), encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
     tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=tokens, pad_token=END)
     tokenizer.save_pretrained(folder)
     return tokenizer

@@ -146,7 +146,7 @@ def _run_id(models: Sequence[tuple[str, str | None]], folders: Folders) -> str:
     path = folders.work / "turns" / f"{digest_of(sorted(models, key=str))}.txt"
     if not path.exists():
         write_bytes(path, uuid.uuid4().hex[:12].encode())
-    return path.read_text()
+    return path.read_text(encoding="utf-8")
 
 
 def _measure_in_turns(requests: Mapping[Key, Request], stems: Mapping[Key, str], n: int, folders: Folders) -> dict[Key, list[Round]]:
@@ -216,16 +216,22 @@ def _run_process(request: Request, target: Path, stem: str, folders: Folders) ->
     for stale in (target, failures_file):
         stale.unlink(missing_ok=True)
     request_file = target.with_suffix(".request")
-    request_file.write_text(request.model_dump_json(indent=1))
+    request_file.write_text(request.model_dump_json(indent=1), encoding="utf-8")
     inherited = {**_environment(), meters.COMPILER_CACHE: str(_compiler_cache(stem, folders)), REQUEST_VARIABLE: str(request_file)}
     try:
         done = subprocess.run(  # noqa: S603  # our own arguments
-            _command(target, folders), env=inherited, capture_output=True, text=True, timeout=ROUND_TIMEOUT_S, check=False
+            _command(target, folders),
+            env=inherited,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",  # the process may write in another encoding
+            timeout=ROUND_TIMEOUT_S,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         return _failed_round(f"timed out after {ROUND_TIMEOUT_S} s").failures
-    target.with_suffix(".log").write_text(f"{done.stdout}\n{done.stderr}")
-    failures: dict[str, str] = json.loads(failures_file.read_text()) if failures_file.exists() else {}
+    target.with_suffix(".log").write_text(f"{done.stdout}\n{done.stderr}", encoding="utf-8")
+    failures: dict[str, str] = json.loads(failures_file.read_text(encoding="utf-8")) if failures_file.exists() else {}
     if failures or not done.returncode or Round.read(target, {}).is_complete:  # complete: it crashed at its end, with everything written
         return failures
     return _failed_round(_exit_reason(done)).failures
@@ -234,7 +240,7 @@ def _run_process(request: Request, target: Path, stem: str, folders: Folders) ->
 def _command(target: Path, folders: Folders) -> list[str]:
     # An empty configuration, so that pytest does not read that of the current folder.
     config = folders.work / "pytest.ini"
-    config.write_text("[pytest]\n")
+    config.write_text("[pytest]\n", encoding="utf-8")
     plugins = ("no:cacheprovider", "pytest_benchmark.plugin", plugin.__name__)
     return [
         *(sys.executable, "-m", "pytest", str(folders.suites / BENCHMARK_FILE)),
@@ -252,13 +258,12 @@ def _environment() -> dict[str, str]:
 
 def _exit_reason(done: subprocess.CompletedProcess[str]) -> str:
     """Why a process ended without naming failures: the signal, or the last line it wrote, preferably one of an error."""
-    if done.returncode == -signal.SIGKILL:
-        return "killed by SIGKILL: most likely the machine ran out of memory"
     if done.returncode < 0:
-        return f"killed by {signal.Signals(-done.returncode).name}"
+        name = signal.Signals(-done.returncode).name
+        return f"killed by {name}" + (": most likely the machine ran out of memory" if name == "SIGKILL" else "")
     lines = [line.strip() for line in f"{done.stdout}\n{done.stderr}".splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("E  ")]  # as pytest marks them
-    return f"exit code {done.returncode}: {(errors or lines or ['it wrote nothing'])[-1].removeprefix('E').strip()[:500]}"
+    errors = [line.removeprefix("E").strip() for line in lines if line.startswith("E  ")]  # as pytest marks them
+    return f"exit code {done.returncode}: {(errors or lines or ['it wrote nothing'])[-1][:500]}"
 
 
 def _file_stem(request: Request, suites: Path, weights: str | None, run_id: str) -> str:

@@ -1,10 +1,11 @@
 """Clock and memory of the measuring process."""
 
 import os
-import resource
 import sys
 import time
 from pathlib import Path
+
+import psutil
 
 MIB = 2**20
 OUT_OF_MEMORY, NOT_COMPILED = "out of memory", "not compiled"  # how reasons of failures begin that another try would not avoid
@@ -55,8 +56,12 @@ def peak_rss_mib() -> float:
 
     On Linux it is read from `VmHWM`: `ru_maxrss` starts from the peak of the parent process.
     """
+    if sys.platform == "win32":
+        return float(psutil.Process().memory_info().peak_wset) / MIB
+    import resource  # Windows has none
+
     status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
+    lines = status.read_text(encoding="utf-8").splitlines() if status.exists() else []
     if marks := [line for line in lines if line.startswith("VmHWM:")]:
         return int(marks[0].split()[1]) / 1024  # VmHWM: <n> kB
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

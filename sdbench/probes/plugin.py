@@ -36,7 +36,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Write the failures beside the benchmark's own file."""
     if target := session.config.getoption("benchmark_json"):
-        Path(str(target) + FAILURES_SUFFIX).write_text(json.dumps(session.config.stash[FAILURES]))
+        Path(str(target) + FAILURES_SUFFIX).write_text(json.dumps(session.config.stash[FAILURES]), encoding="utf-8")
 
 
 def pytest_benchmark_generate_machine_info(config: pytest.Config) -> dict[str, Any]:

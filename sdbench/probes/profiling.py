@@ -24,4 +24,4 @@ def write(call: Callable[[], object], device: str, path: Path) -> None:
     sort_by = "self_device_time_total" if on_cuda else "self_cpu_time_total"
     table = profiler.key_averages().table(sort_by=sort_by, row_limit=ROWS, max_name_column_width=90)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"{path.stem}, torch {torch.__version__}\n{table}\n")
+    path.write_text(f"{path.stem}, torch {torch.__version__}\n{table}\n", encoding="utf-8")

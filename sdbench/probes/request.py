@@ -46,4 +46,4 @@ class Request(Table):
     def from_environment(cls) -> "Request | None":
         """The request that this process was started with; None where there is none."""
         path = os.environ.get(REQUEST_VARIABLE)
-        return cls.model_validate_json(Path(path).read_text()) if path else None
+        return cls.model_validate_json(Path(path).read_text(encoding="utf-8")) if path else None

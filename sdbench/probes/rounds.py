@@ -53,7 +53,7 @@ class Round:
 def _read_benchmarks(path: Path) -> list[dict[str, Any]]:
     """The benchmarks that pytest-benchmark wrote; none where its process ended before that."""
     try:
-        benchmarks: list[dict[str, Any]] = json.loads(path.read_text())["benchmarks"]
+        benchmarks: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["benchmarks"]
     except (OSError, ValueError):
         return []
     return benchmarks

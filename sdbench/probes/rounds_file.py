@@ -20,7 +20,7 @@ def write(files: Mapping[tuple[str, str], Sequence[Path]], target: Path) -> None
     Raises:
         UserError: the target cannot be written.
     """
-    rounds = {key: [json.loads(path.read_text()) for path in paths] for key, paths in files.items() if paths}
+    rounds = {key: [json.loads(path.read_text(encoding="utf-8")) for path in paths] for key, paths in files.items() if paths}
     if not rounds:
         return
     first = next(iter(rounds.values()))[0]

@@ -14,6 +14,7 @@ from sdbench.records.content import (
     Looks,
     Machine,
     Model,
+    Name,
     NamedTeacher,
     Record,
     State,
@@ -24,6 +25,8 @@ from sdbench.records.content import (
 )
 from sdbench.records.files import (
     MAX_THUMBNAILS,
+    OWN_ENDING,
+    TEACHER_ENDING,
     digest_of,
     find,
     folders,
@@ -33,6 +36,8 @@ from sdbench.records.files import (
     read_record,
     read_scores,
     suggest_record_in,
+    teacher_digest,
+    thumbnail_files,
     write,
 )
 from sdbench.records.scores import Scores, mean_per_prompt
@@ -40,13 +45,16 @@ from sdbench.records.scores import Scores, mean_per_prompt
 __all__ = [
     "DRAWING_PACKAGES",
     "MAX_THUMBNAILS",
+    "OWN_ENDING",
     "SCHEMA_VERSION",
+    "TEACHER_ENDING",
     "Direction",
     "Environment",
     "Kind",
     "Looks",
     "Machine",
     "Model",
+    "Name",
     "NamedTeacher",
     "Record",
     "Scores",
@@ -65,5 +73,7 @@ __all__ = [
     "read_record",
     "read_scores",
     "suggest_record_in",
+    "teacher_digest",
+    "thumbnail_files",
     "write",
 ]

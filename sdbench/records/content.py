@@ -3,7 +3,7 @@
 import math
 import operator
 from datetime import datetime
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -13,6 +13,7 @@ SCHEMA_VERSION: Literal[1] = 1
 State = Literal["ok", "missing", "failed", "not_applicable"]
 Direction = Literal["higher", "lower", "neither"]
 Kind = Literal["score", "set", "probe", "count"]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.+-]*$")]  # names a folder too, and so must not lead out of it
 _INFLUENCE = ":influence"
 
 
@@ -89,7 +90,7 @@ class Model(Table):
         weights_digest: SHA-256 over all tensors of the pipeline; None where there is no model.
     """
 
-    name: str
+    name: Name
     architecture: str
     source: str
     weights_digest: str | None
@@ -139,7 +140,7 @@ class Machine(Table):
 class SuiteId(Table):
     """A suite's name and version, and the digest of its resolved content."""
 
-    name: str
+    name: Name
     version: int
     digest: str
 
@@ -198,7 +199,7 @@ class Record(Table):
     """The content of `record.json`."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
-    family: str
+    family: Name
     suite: SuiteId
     model: Model
     machine: Machine

@@ -14,13 +14,16 @@ from sdbench.validation import error_message
 MAX_THUMBNAILS = 64
 
 
+OWN_ENDING, TEACHER_ENDING = ".png", ".teacher.png"  # of thumbnails, after the prompt's id
+
+
 def write(record: Record, scores: Scores, thumbnails: Mapping[str, bytes], results: Path) -> Path:
     """Write a record folder beside its final place, rename it, and return its path.
 
     Args:
         record: content of `record.json`.
         scores: per-image columns.
-        thumbnails: PNG bytes by file name; the first 64 are kept.
+        thumbnails: PNG bytes by file name, `<prompt id>.png`, or for the teacher's image `<prompt id>.teacher.png`; the first 64 are kept.
         results: the folder of all records.
 
     Raises:
@@ -54,6 +57,18 @@ def read(folder: Path) -> tuple[Record, Scores]:
     """
     scores = read_scores(folder)
     return read_record(folder), scores
+
+
+def teacher_digest(folder: Path, record: Record) -> str:
+    """How values that compare with a teacher name its record: by the digest of its weights, or its own where it consists of images alone."""
+    return (record.model.weights_digest or folder.name)[:24]
+
+
+def thumbnail_files(folder: Path, *, of_teacher: bool = False) -> dict[str, Path]:
+    """The thumbnails in a record's folder by prompt id: the model's, or those of the teacher that are beside some of the model's."""
+    ending = TEACHER_ENDING if of_teacher else OWN_ENDING
+    paths = sorted((folder / "images").glob(f"*{OWN_ENDING}"))
+    return {path.name.removesuffix(ending): path for path in paths if path.name.endswith(TEACHER_ENDING) == of_teacher}
 
 
 def read_record(folder: Path) -> Record:

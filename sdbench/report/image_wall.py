@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from sdbench import tables
+from sdbench import records, tables
 from sdbench.errors import UserError
 from sdbench.leaderboard.standings import Row, Section
 from sdbench.records import influenced_metric
@@ -84,9 +84,10 @@ class Album:
 
     def __init__(self, section: Section, worst: Sequence[str], losses: Mapping[str, float]) -> None:
         self.worst, self.losses = worst, losses
-        with_images = [row for row in section.rows if any((row.folder / "images").glob("*.png"))]
-        self.rows: Sequence[Row] = with_images[:MAX_MODELS]
-        self._files = [{path.stem: path for path in (row.folder / "images").glob("*.png")} for row in self.rows]
+        self.rows: Sequence[Row] = [row for row in section.rows if row.thumbnails][:MAX_MODELS]
+        self._files = [
+            {**_copies_in_students(section, row), **row.thumbnails} if row is section.teacher else row.thumbnails for row in self.rows
+        ]
         self._places = [_first_places(row) for row in self.rows]
         self._texts: dict[str, str] = {}
         for row in self.rows:
@@ -125,6 +126,17 @@ class Album:
             return ""
         shown = (name for name in columns if not influenced_metric(name))
         return ", ".join(f"{name} {tables.format_number(float(columns[name][at]))}" for name in shown)
+
+
+def _copies_in_students(section: Section, teacher: Row) -> dict[str, Path]:
+    """The teacher's images that the records of students hold, of students that were compared with this very teacher."""
+    digest = records.teacher_digest(teacher.folder, teacher.record)
+    return {
+        prompt_id: path
+        for row in section.models
+        if any(value.name.startswith("agreement.") and value.reference == digest for value in row.record.values)
+        for prompt_id, path in records.thumbnail_files(row.folder, of_teacher=True).items()
+    }
 
 
 def _first_places(row: Row) -> dict[str, int]:
@@ -173,7 +185,7 @@ def _encode(path: Path) -> tuple[bytes, str, tuple[int, int]]:
     """Read an image, unchanged if it is small, else reduced and as WebP; returns bytes, format and (width, height)."""
     try:
         content = path.read_bytes()
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             if len(content) <= _AS_IS_BYTES:
                 image.verify()
                 return content, "png", image.size
@@ -181,5 +193,5 @@ def _encode(path: Path) -> tuple[bytes, str, tuple[int, int]]:
             buffer = io.BytesIO()
             image.convert("RGB").save(buffer, "WEBP", quality=_QUALITY)
             return buffer.getvalue(), "webp", image.size
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"image {path} cannot be read ({error}); restore it, or delete it: the page works without it.") from error

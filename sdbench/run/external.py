@@ -22,7 +22,7 @@ from sdbench.records import Model
 from sdbench.run.context import RunContext, check_captions
 from sdbench.run.recording import build_subject, plain_subject, write_record
 from sdbench.scenes.render import SIZE_PX
-from sdbench.store import SUFFIXES, Store, read_images
+from sdbench.store import FORMATS, SUFFIXES, Store, read_images
 from sdbench.suites import Suite
 from sdbench.tables import join_words
 
@@ -90,7 +90,7 @@ def _describe_source(folder: Path, images: Subject) -> str:
     formats = set()
     for path in folder.iterdir():
         if path.suffix.lower() in SUFFIXES:
-            with Image.open(path) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 formats.add(image.format or "")
     return f"{folder.resolve().name}, {width} x {height} px, {join_words(sorted(formats))}"
 

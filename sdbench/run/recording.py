@@ -13,10 +13,10 @@ from sdbench.models.catalogue import TEACHERS
 from sdbench.models.spec import ModelSpec
 from sdbench.probes.driver import ProbeResult
 from sdbench.protocols.base import Subject
-from sdbench.records import Looks, Machine, Model, NamedTeacher, Record, Scores, Value
+from sdbench.records import OWN_ENDING, TEACHER_ENDING, Looks, Machine, Model, NamedTeacher, Record, Scores, Value
 from sdbench.run.acceptance import add_verdicts
 from sdbench.run.context import RunContext, store_and_jobs
-from sdbench.run.thumbnails import choose_rows, thumbnail
+from sdbench.run.thumbnails import choose_images, thumbnail
 from sdbench.score import find_protocols, score
 from sdbench.settings import BASE
 from sdbench.store import Store
@@ -114,7 +114,7 @@ def build_subject(model: Model, context: RunContext, store: Store, jobs: Sequenc
     if not (found := _find_teacher(context, jobs)):
         return subject
     folder, teacher, images = found
-    digest = (teacher.model.weights_digest or folder.name)[:24]
+    digest = records.teacher_digest(folder, teacher)
     return replace(subject, teacher_scores=records.read_scores(folder), teacher_images=images, teacher_digest=digest)
 
 
@@ -183,9 +183,12 @@ def _is_same_model(one: Model, other: Model) -> bool:
 
 def _score_quality(subject: Subject, context: RunContext) -> Quality:
     values, scores = score(subject, context.suite.own_metrics)
-    rows = choose_rows(scores, values, subject.teacher_scores)
-    images = subject.store.read([subject.image_ids[row] for row in rows])
-    thumbnails = {f"{subject.prompt_ids[row]}.png": thumbnail(image) for row, image in zip(rows, images, strict=True)}
+    of_teacher = subject.teacher_images
+    thumbnails = {}
+    for row, is_teachers in choose_images(scores, values, subject.teacher_scores, with_teacher=of_teacher is not None):
+        source, ending = (of_teacher, TEACHER_ENDING) if of_teacher and is_teachers else (subject, OWN_ENDING)
+        (image,) = source.store.read([source.image_ids[row]])
+        thumbnails[f"{subject.prompt_ids[row]}{ending}"] = thumbnail(image)
     return add_verdicts(values, context.suite, context.runs), scores, thumbnails
 
 

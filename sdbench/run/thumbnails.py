@@ -1,4 +1,4 @@
-"""Thumbnails, and which images a record keeps as such: some that all models share, and the worst of this one."""
+"""Thumbnails, and which images a record keeps as such: some that all models share, and the worst of this one, with the teacher's."""
 
 import io
 import itertools
@@ -14,22 +14,31 @@ SIDE_PX = 256
 SHARED = 32  # the first images of the suite
 
 
-def choose_rows(scores: Scores, values: Sequence[Value], teacher: Scores | None) -> list[int]:
-    """Rows of at most 64 images: the first 32, then, in turns, the worst of each kind.
+def choose_images(scores: Scores, values: Sequence[Value], teacher: Scores | None, *, with_teacher: bool) -> list[tuple[int, bool]]:
+    """Choose at most 64 images: the first 32, then, in turns, the worst of each kind.
 
-    The worst are those that worsen a metric of the set most, and those that lose most to the teacher's image by a judge of win
-    rates.
+    The worst are those that worsen a metric of the set most, and those that lose most to the teacher's image by a judge of win rates; beside
+    the latter, the teacher's image.
 
     Args:
         values: the metrics behind the scores, for their directions.
+        teacher: the teacher's scores.
+        with_teacher: whether the teacher's images are at hand.
+
+    Returns:
+        For each image its row, and whether it is the teacher's.
     """
     signs = {value.column: 1 if value.direction == "higher" else -1 for value in values if value.kind == "set"}
-    ranked = [np.argsort(sign * scores.columns[name], kind="stable") for name, sign in signs.items() if name in scores.columns]
+    by_set = [np.argsort(sign * scores.columns[name], kind="stable") for name, sign in signs.items() if name in scores.columns]
     judges = [name.removeprefix("win_rate.") for name in scores.columns if name.startswith("win_rate.")]
-    ranked += [np.argsort(scores.columns[judge] - teacher.column_for(scores.keys, judge)) for judge in judges if teacher]
-    all_rows = range(len(scores.keys))
-    by_priority = itertools.chain(all_rows[:SHARED], itertools.chain.from_iterable(zip(*ranked, strict=True)), all_rows)
-    return list(dict.fromkeys(map(int, by_priority)))[:MAX_THUMBNAILS]
+    by_loss = [np.argsort(scores.columns[judge] - teacher.column_for(scores.keys, judge)) for judge in judges if teacher]
+    own = [(row, False) for row in range(len(scores.keys))]
+    ranked = [[[(row, False)] for row in map(int, order)] for order in by_set]
+    ranked += [
+        [[(row, False), (row, True)] if with_teacher and row >= SHARED else [(row, False)] for row in map(int, order)] for order in by_loss
+    ]
+    worst = itertools.chain.from_iterable(itertools.chain.from_iterable(zip(*ranked, strict=True)))
+    return list(dict.fromkeys(itertools.chain(own[:SHARED], worst, own)))[:MAX_THUMBNAILS]
 
 
 def thumbnail(pixels: U8) -> bytes:

@@ -41,7 +41,7 @@ class Journal:
         if quiet:
             return
         with explain_write_errors("the log", folder):
-            lines = self._log.read_text().splitlines(keepends=True) if self._log.exists() else []
+            lines = self._log.read_text(encoding="utf-8").splitlines(keepends=True) if self._log.exists() else []
             earlier = (line for line in lines if line.endswith("\n") and json.loads(line)["step"] < start)
             write_bytes(self._log, "".join(earlier).encode())
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
@@ -62,7 +62,7 @@ class Journal:
         """
         if self._quiet:
             return
-        with explain_write_errors("the log", self._folder), self._log.open("a") as log:
+        with explain_write_errors("the log", self._folder), self._log.open("a", encoding="utf-8") as log:
             log.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
             self._board.add_scalar(name, value, step)

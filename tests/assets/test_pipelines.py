@@ -35,7 +35,7 @@ def repository(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) ->
         halves = {name: tensor.half() for name, tensor in load_file(path).items()}
         save_file(halves, path.with_name(f"{path.stem}.fp16.safetensors"), metadata={"format": "pt"})
         shutil.copy(path, path.with_suffix(".bin"))
-    (folder / "README.md").write_text("a card")
+    (folder / "README.md").write_text("a card", encoding="utf-8")
     return folder
 
 
@@ -121,7 +121,7 @@ def test_float32_run_uses_16_bit_weights_of_a_repository_without_others(hub: Hub
 def test_licence_files_that_diffusers_did_not_cache_are_fetched_or_reported_missing(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (hub.root / NAME / "LICENSE.md").write_text("its text")
+    (hub.root / NAME / "LICENSE.md").write_text("its text", encoding="utf-8")
     spec = resolve(NAME)
     pipelines.fetch_card(spec)  # nothing is cached yet, so there is no licence to fetch
     pipelines.fetch(spec, dtype="float32")

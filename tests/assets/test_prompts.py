@@ -60,11 +60,11 @@ def write_list(folder: Path, kind: str) -> Path:
         case "tsv":
             table.to_csv(path, sep="\t", index=False)
         case "jsonl":
-            path.write_text("".join(json.dumps(row) + "\n" for row in table))
+            path.write_text("".join(json.dumps(row) + "\n" for row in table), encoding="utf-8")
         case "json":
-            path.write_text(json.dumps(CAPTIONS))
+            path.write_text(json.dumps(CAPTIONS), encoding="utf-8")
         case "txt":
-            path.write_text("\n".join(CAPTIONS) + "\n")
+            path.write_text("\n".join(CAPTIONS) + "\n", encoding="utf-8")
     return path
 
 
@@ -97,7 +97,7 @@ def test_column_that_is_not_text_is_rejected(tmp_path: Path) -> None:
 
 def test_seed_samples_without_replacement_and_seed_0_takes_the_first_rows(tmp_path: Path) -> None:
     path = tmp_path / "list.txt"
-    path.write_text("\n".join(f"prompt {row}" for row in range(50)) + "\n")
+    path.write_text("\n".join(f"prompt {row}" for row in range(50)) + "\n", encoding="utf-8")
     assert read_prompts(path, 5) == [f"prompt {row}" for row in range(5)]
     one, other = read_prompts(path, 20, seed=1), read_prompts(path, 20, seed=2)
     assert len(set(one)) == len(set(other)) == 20
@@ -159,7 +159,7 @@ print(requirements.inputs_are_here(suite), suite.describe_prompts())
 """
     hf_home = tmp_path / "hf"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": str(hf_home), "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, encoding="utf-8", check=False)
     hub.shutdown()
     hub.server_close()
     description = f"3 of owner/prompts, digest {hashlib.sha256(json.dumps(CAPTIONS[:3]).encode()).hexdigest()} (unverified)"
@@ -183,7 +183,7 @@ def test_lists_of_an_asset_are_joined_and_verified_by_its_digests(tmp_path: Path
     folder = tmp_path / "weights" / "lists" / "in"
     folder.mkdir(parents=True)
     for name, texts in (("b", CAPTIONS[3:]), ("a", CAPTIONS[:3])):
-        (folder / f"{name}.json").write_text(json.dumps(texts))
+        (folder / f"{name}.json").write_text(json.dumps(texts), encoding="utf-8")
     digests = [hashlib.sha256((folder / f"{name}.json").read_bytes()).hexdigest() for name in "ab"]
 
     def list_asset(*stated: str | None) -> catalogue.Asset:
@@ -206,10 +206,10 @@ def test_text_file_has_one_prompt_per_line(tmp_path: Path) -> None:
     path.write_bytes("\ufeffone\r\n\n  two\u2028and a half\x85 \nÜbung".encode())
     assert prompts.read_lines(path) == ("one", "two\u2028and a half", "Übung")
     path.write_bytes("Übung".encode("latin-1"))
-    for file in (path, tmp_path / "nowhere", tmp_path):
+    for file in (path, tmp_path / "nowhere", tmp_path / "nowhere.csv", tmp_path):
         with pytest.raises(UserError, match=rf"prompts {file} cannot be read: .*expected a UTF-8 text file with one prompt per line"):
             prompts.read_lines(file)
-    (tmp_path / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "a cat"}\n')
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "a cat"}\n', encoding="utf-8")
     with pytest.raises(UserError, match=r"metadata.jsonl are a table; expected a UTF-8 text file"):
         prompts.read_lines(tmp_path / "metadata.jsonl")
 

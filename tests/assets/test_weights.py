@@ -57,12 +57,14 @@ def final_files(tmp_path: Path) -> list[str]:
 
 
 def test_asset_is_fetched_once_and_then_read_from_disk(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "cache"  # not there yet, as on a new machine
+    monkeypatch.setenv("SDBENCH_WEIGHTS", str(cache / "weights"))
     assert weights.find("stated").read_bytes() == WEIGHTS
     folder = weights.find("network")
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == {"config.json": CONFIG, "model.safetensors": WEIGHTS}
     assert weights.find("elsewhere").read_bytes() == WEIGHTS[::-1]
-    assert final_files(tmp_path) == ["elsewhere/old.pth", "network/config.json", "network/model.safetensors", "stated/weights.bin"]
-    assert not list((tmp_path / "weights").glob(".arriving*"))
+    assert final_files(cache) == ["elsewhere/old.pth", "network/config.json", "network/model.safetensors", "stated/weights.bin"]
+    assert not list((cache / "weights").glob(".arriving*"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     before = dict(hub.hits)
     assert weights.find("network") == folder
@@ -167,7 +169,7 @@ def test_hub_cache_is_used_offline(tmp_path: Path) -> None:
     snapshot = tmp_path / "cache" / "models--lab--network" / "snapshots" / ("c" * 40)
     snapshot.mkdir(parents=True)
     (snapshot.parents[1] / "refs").mkdir()
-    (snapshot.parents[1] / "refs" / "main").write_text("c" * 40)
+    (snapshot.parents[1] / "refs" / "main").write_text("c" * 40, encoding="utf-8")
     (snapshot / "config.json").write_bytes(CONFIG)
     assert [file.name for file in weights.missing_files([catalogue.ASSETS["network"]])] == ["config.json", "model.safetensors"]
     (snapshot / "model.safetensors").write_bytes(WEIGHTS)
@@ -194,7 +196,7 @@ def test_concurrent_finds_fetch_an_asset_once(hub: Hub) -> None:
 @pytest.mark.usefixtures("hub")
 def test_damaged_digest_file_is_named(tmp_path: Path) -> None:
     weights.find("network")
-    (tmp_path / "weights" / "digests" / "network.json").write_text("")
+    (tmp_path / "weights" / "digests" / "network.json").write_text("", encoding="utf-8")
     with pytest.raises(UserError, match=r"digests/network\.json holds no digests \(.*delete it"):
         weights.find("network")
 
@@ -238,7 +240,9 @@ catalogue.ASSETS = {{'network': Asset('network', 'model:lab/network', ({files}))
 print(weights.find('network'), weights.digest('network'))"""
 
     def run_fetch(**variables: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-c", code], env={**environment, **variables}, capture_output=True, text=True, check=False)
+        return subprocess.run(
+            [sys.executable, "-c", code], env={**environment, **variables}, capture_output=True, encoding="utf-8", check=False
+        )
 
     absent = run_fetch(HF_HUB_OFFLINE="1")
     assert "MissingError: weights: 'network' is not on this disk" in absent.stderr

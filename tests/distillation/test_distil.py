@@ -18,6 +18,7 @@ from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from huggingface_hub.repocard import metadata_load
 from processes import by_two
 from safetensors.torch import load_file, save_file
+from tiny import tiny_unet, with_unet
 from torch import nn
 
 from distillation import train
@@ -30,11 +31,12 @@ from distillation.recipe import Recipe, load_recipe
 from distillation.recipe_tables import KeepBlocks
 from distillation.run_plan import plan_run
 from distillation.sensitivity.budget import TIED_TO_MIDDLE
-from distillation.succession import warn_of_different_parts
+from distillation.succession import different_parts, warn_of_different_parts
 from distillation.teacher import EMBEDDED, fetch_folder, open_teacher_for
 from distillation.train import distil
 from sdbench.errors import UserError
 from sdbench.models.digest import weights_digest
+from sdbench.models.files import part_files
 from sdbench.models.spec import resolve
 from sdbench.scenes.training.pool import Pool
 from sdbench.training.latents import Batch, LatentPool
@@ -105,7 +107,10 @@ def test_a_stopped_run_ends_with_the_same_bytes_and_repeats_no_step(
     out = run()
     assert resumed.calls == STEPS // 2 + train.FINAL_BATCHES - 1  # the first stage and the second one's first step were there
     assert (out / "unet" / WEIGHTS).read_bytes() == (student / "unet" / WEIGHTS).read_bytes()
-    assert json.loads((out / "provenance.json").read_text())["stages"] == json.loads((student / "provenance.json").read_text())["stages"]
+    assert (
+        json.loads((out / "provenance.json").read_text(encoding="utf-8"))["stages"]
+        == json.loads((student / "provenance.json").read_text(encoding="utf-8"))["stages"]
+    )
 
 
 @pytest.mark.gpu
@@ -214,7 +219,7 @@ def test_samples_are_saved_after_each_stage(student: Path) -> None:
     for stage in ("1-half", "2-depth"):
         (folder,) = (student.parent / "work").glob(f"vega-*/{stage}")
         assert [path.name for path in (folder / "samples").iterdir()] == [f"step-{STEPS // 2:08d}.png"]
-        assert "scene_accuracy" in json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
+        assert "scene_accuracy" in json.loads((folder / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
         assert not list(folder.glob("step-*"))
 
 
@@ -231,7 +236,7 @@ def test_the_student_is_a_stock_pipeline_that_was_trained(vega: Recipe, teacher_
 
 
 def test_provenance_records_how_the_student_was_made(vega: Recipe, teacher_folder: Path, student: Path) -> None:
-    noted = json.loads((student / "provenance.json").read_text())
+    noted = json.loads((student / "provenance.json").read_text(encoding="utf-8"))
     unet = UNet2DConditionModel.from_pretrained(student / "unet")
     assert noted["recipe_digest"] == vega.digest
     assert noted["teacher_digest"] == weights_digest(resolve(str(teacher_folder), name="teacher"))
@@ -243,14 +248,14 @@ def test_provenance_records_how_the_student_was_made(vega: Recipe, teacher_folde
     assert str(teacher_folder) not in json.dumps(noted)
     for stage in ("1-half", "2-depth"):
         (log,) = (student.parent / "work").glob(f"vega-*/{stage}/log.jsonl")
-        assert (student / "losses" / f"{stage}.jsonl").read_text() == log.read_text()
+        assert (student / "losses" / f"{stage}.jsonl").read_text(encoding="utf-8") == log.read_text(encoding="utf-8")
 
 
 def test_the_model_card_has_the_teachers_licence(vega: Recipe, teacher_folder: Path, student: Path, tmp_path: Path) -> None:
     assert metadata_load(student / "README.md") == {"library_name": "diffusers", "tags": ["distillation", "vega"]}
-    assert "which its folder does not name" in (student / "README.md").read_text()
+    assert "which its folder does not name" in (student / "README.md").read_text(encoding="utf-8")
     shutil.copytree(teacher_folder, tmp_path / "named")
-    (tmp_path / "named" / "README.md").write_text("---\nlicense: openrail++\n---\nA teacher.\n")
+    (tmp_path / "named" / "README.md").write_text("---\nlicense: openrail++\n---\nA teacher.\n", encoding="utf-8")
     teacher = open_teacher_for(tmp_path / "named", vega)
     cut = prune(teacher.unet("float32", "cpu"), vega.plans[-1])
     out = export_student(cut, tmp_path / "out", teacher, Provenance.from_run(vega, [teacher], cut), unet_only=True)
@@ -258,7 +263,9 @@ def test_the_model_card_has_the_teachers_licence(vega: Recipe, teacher_folder: P
     assert metadata
     assert metadata["license"] == "openrail++"
     assert open_teacher_for(EMBEDDED, vega).licence == "apache-2.0"
-    (tmp_path / "named" / "README.md").write_text("---\nlicense: open: rail\n---\n")  # refused before training, not after it
+    (tmp_path / "named" / "README.md").write_text(
+        "---\nlicense: open: rail\n---\n", encoding="utf-8"
+    )  # refused before training, not after it
     with pytest.raises(
         UserError, match=r"cannot read the licence, which students inherit, from .*README.md: mapping values are not allowed"
     ):
@@ -268,16 +275,16 @@ def test_the_model_card_has_the_teachers_licence(vega: Recipe, teacher_folder: P
 def test_several_teachers_licences_are_all_named(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
     for name, licence in (("one", "openrail++"), ("two", "mit")):
         shutil.copytree(teacher_folder, tmp_path / name)
-        (tmp_path / name / "README.md").write_text(f"---\nlicense: {licence}\n---\n")
-    (tmp_path / "one" / "LICENSE.md").write_text("its text")
+        (tmp_path / name / "README.md").write_text(f"---\nlicense: {licence}\n---\n", encoding="utf-8")
+    (tmp_path / "one" / "LICENSE.md").write_text("its text", encoding="utf-8")
     found = [open_teacher_for(tmp_path / name, vega) for name in ("one", "two", "one")] + [open_teacher_for(teacher_folder, vega)]
     cut = prune(found[0].unet("float32", "cpu"), vega.plans[-1])
     out = export_student(cut, tmp_path / "out", found[0], Provenance.from_run(vega, found, cut))
     metadata = metadata_load(out / "README.md")
     assert metadata
     assert metadata["license"] == "other"
-    assert "openrail++ and mit and one that is not named, as those of the teachers." in (out / "README.md").read_text()
-    assert (out / "LICENSE.md").read_text() == "its text"
+    assert "openrail++ and mit and one that is not named, as those of the teachers." in (out / "README.md").read_text(encoding="utf-8")
+    assert (out / "LICENSE.md").read_text(encoding="utf-8") == "its text"
 
 
 def test_a_student_of_a_16_bit_teacher_loads_without_a_variant(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
@@ -285,6 +292,7 @@ def test_a_student_of_a_16_bit_teacher_loads_without_a_variant(vega: Recipe, tea
     pipeline.save_pretrained(tmp_path / "half", variant="fp16", max_shard_size="20kB")
     assert list((tmp_path / "half" / "text_encoder").glob("*.index.fp16.json"))
     (tmp_path / "half" / "vae" / "diffusion_pytorch_model.bin").write_bytes(b"of another kind")
+    (tmp_path / "half" / "tokenizer" / ".ipynb_checkpoints").mkdir()
     teacher = open_teacher_for(tmp_path / "half", vega)
     cut = prune(teacher.unet("float32", "cpu"), vega.plans[-1])
     out = export_student(cut, tmp_path / "out", teacher, Provenance.from_run(vega, [teacher], cut))
@@ -297,7 +305,7 @@ def test_a_student_of_a_16_bit_teacher_loads_without_a_variant(vega: Recipe, tea
 def test_teachers_with_different_noise_are_refused(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(teacher_folder, tmp_path / "other")
     config = tmp_path / "other" / "scheduler" / "scheduler_config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"prediction_type": "epsilon"}))
+    config.write_text(json.dumps(json.loads(config.read_text(encoding="utf-8")) | {"prediction_type": "epsilon"}), encoding="utf-8")
     with pytest.raises(
         UserError, match=r"different noise from the one in .*: its scheduler's prediction_type is epsilon, not v_prediction"
     ):
@@ -318,8 +326,8 @@ def test_a_teacher_with_another_diffusion_process_is_refused(
     file: str, changes: dict[str, Any], said: str, vega: Recipe, teacher_folder: Path, tmp_path: Path
 ) -> None:
     config = shutil.copytree(teacher_folder, tmp_path / "other") / file
-    kept = {key: value for key, value in json.loads(config.read_text()).items() if not key.startswith("beta_")}
-    config.write_text(json.dumps(kept | changes))
+    kept = {key: value for key, value in json.loads(config.read_text(encoding="utf-8")).items() if not key.startswith("beta_")}
+    config.write_text(json.dumps(kept | changes), encoding="utf-8")
     with pytest.raises(UserError, match=f"other uses a kind of diffusion that cannot be trained here: .*{said}"):
         plan_run(vega, "scenes", [tmp_path / "other"])
     with pytest.raises(UserError, match=said):
@@ -330,7 +338,7 @@ def test_a_later_teacher_with_other_text_encoders_or_vae_gets_a_warning(
     vega: Recipe, teacher_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     StableDiffusionXLPipeline.from_pretrained(teacher_folder).to(torch.float16).save_pretrained(tmp_path / "half")
-    tuned = shutil.copytree(teacher_folder, tmp_path / "tuned") / "text_encoder_2" / "model.safetensors"
+    tuned = with_unet(teacher_folder, tmp_path / "tuned", tiny_unet("sdxl", 1)) / "text_encoder_2" / "model.safetensors"
     save_file({name: tensor + 1e-3 for name, tensor in load_file(tuned).items()}, tuned)
     capsys.readouterr()  # diffusers may warn about float16
     warn_of_different_parts([open_teacher_for(folder, vega) for folder in (teacher_folder, tmp_path / "half", tmp_path / "tuned")])
@@ -338,6 +346,15 @@ def test_a_later_teacher_with_other_text_encoders_or_vae_gets_a_warning(
     assert said.startswith(
         f"the teacher in {tmp_path / 'tuned'} differs from the first one, in {teacher_folder}, in its text_encoder_2, but"
     )
+
+
+def test_a_text_encoder_with_added_tokens_is_another(teacher_folder: Path, tmp_path: Path) -> None:
+    file = shutil.copytree(teacher_folder, tmp_path / "grown") / "text_encoder" / "model.safetensors"
+    tensors = load_file(file)
+    (name,) = (name for name in tensors if name.endswith("token_embedding.weight"))
+    save_file(tensors | {name: torch.cat([tensors[name], tensors[name][:1]])}, file)
+    assert different_parts(teacher_folder, tmp_path / "grown") == ["text_encoder"]
+    assert different_parts(teacher_folder, teacher_folder) == []
 
 
 def test_a_new_run_tells_how_earlier_ones_differ(vega: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -392,12 +409,14 @@ def test_a_teacher_is_found_by_name(name: str | None, location: str, folder: Pat
 def test_a_teacher_in_two_precisions_is_read_in_32_bits(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
     alone = open_teacher_for(teacher_folder, vega)
     shutil.copytree(teacher_folder, tmp_path / "both")
-    noise = {name: torch.randn(tensor.shape).half() for name, tensor in load_file(teacher_folder / "unet" / WEIGHTS).items()}
-    save_file(noise, tmp_path / "both" / "unet" / WEIGHTS.replace(".", ".fp16.", 1))
+    for part in ("unet", "vae"):
+        noise = {name: torch.randn(tensor.shape).half() for name, tensor in load_file(teacher_folder / part / WEIGHTS).items()}
+        save_file(noise, tmp_path / "both" / part / WEIGHTS.replace(".", ".fp16.", 1))
     both = open_teacher_for(tmp_path / "both", vega)
     assert (both.dtype, both.digest) == ("float32", alone.digest)
     taught = both.unet("bfloat16", "cpu").state_dict()
     assert all(torch.equal(taught[name], tensor) for name, tensor in alone.unet("bfloat16", "cpu").state_dict().items())
+    assert [path.name for path in part_files(tmp_path / "both" / "vae", "vae")] == ["config.json", WEIGHTS], "what the student is given"
 
 
 def test_an_incomplete_pipeline_is_not_a_teacher() -> None:
@@ -411,8 +430,8 @@ def test_training_brings_the_student_closer_to_the_teacher(vega: Recipe, teacher
     scenes = vega.scenes.model_copy(update={"lr": 5e-3})
     brisk = one_shot_recipe(vega).model_copy(update={"scenes": scenes, "loss": vega.loss.model_copy(update={"task": 0.0})})
     out = distil(brisk, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=10)
-    log = next((tmp_path / "work").glob("vega-*/1-all/log.jsonl")).read_text()
-    first, last = json.loads(log.splitlines()[0]), json.loads((out / "provenance.json").read_text())["stages"][-1]["losses"]
+    log = next((tmp_path / "work").glob("vega-*/1-all/log.jsonl")).read_text(encoding="utf-8")
+    first, last = json.loads(log.splitlines()[0]), json.loads((out / "provenance.json").read_text(encoding="utf-8"))["stages"][-1]["losses"]
     assert last["output"] + last["feature"] < 0.9 * (first["output"] + first["feature"])
 
 
@@ -458,7 +477,7 @@ def test_what_cannot_work_is_refused_before_any_work(vega: Recipe, teacher_folde
 
 def test_export_overwrites_nothing(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine.txt").write_text("mine")
+    (tmp_path / "out" / "mine.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(UserError, match="exists"):
         export_student(None, tmp_path / "out", open_teacher_for(teacher_folder, vega), None)  # type: ignore[arg-type]  # never used
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["mine.txt"]

@@ -43,7 +43,7 @@ def test_prune_writes_a_pipeline(teacher_folder: Path, tmp_path: Path, capsys: p
     assert said.out == f"{tmp_path / 'vega'}\n"
     assert said.err.endswith(f"measure it: sdbench run --model {tmp_path / 'vega'} --name my-vega\n")
     assert StableDiffusionXLPipeline.from_pretrained(tmp_path / "vega").unet.config.mid_block_type == "UNetMidBlock2D"
-    assert "not trained" in (tmp_path / "vega" / "README.md").read_text()
+    assert "not trained" in (tmp_path / "vega" / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.usefixtures("fake_estimates")

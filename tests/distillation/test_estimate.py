@@ -213,7 +213,9 @@ def images(datasets_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     folder = tmp_path_factory.mktemp("images")
     for number in range(2):
         Image.new("RGB", (8, 8)).save(folder / f"{number}.png")
-    (folder / "metadata.jsonl").write_text("".join(f'{{"file_name": "{number}.png", "text": "black"}}\n' for number in range(2)))
+    (folder / "metadata.jsonl").write_text(
+        "".join(f'{{"file_name": "{number}.png", "text": "black"}}\n' for number in range(2)), encoding="utf-8"
+    )
     assert not datasets_cache.exists()
     return folder
 
@@ -306,7 +308,7 @@ def test_a_dry_run_reports_too_few_steps_and_a_taken_folder(tmp_path: Path, caps
     words = ["run", "vega", "--family", "sdxl", "--dry-run", "--out"]
     assert main([*words, str(tmp_path / "out"), "--steps", "1"]) == 2
     assert "1 steps are too few for the 2 stages of recipe 'vega'" in capsys.readouterr().err
-    (tmp_path / "mine.txt").write_text("mine")
+    (tmp_path / "mine.txt").write_text("mine", encoding="utf-8")
     assert main([*words, str(tmp_path)]) == 2
     assert "exists; expected a new or empty folder" in capsys.readouterr().err
 

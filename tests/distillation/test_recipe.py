@@ -35,19 +35,19 @@ def test_ssd_1b_keeps_what_its_released_weights_show() -> None:
 
 
 def test_the_digest_ignores_comments(tmp_path: Path) -> None:
-    text = (RECIPES / "vega.toml").read_text()
-    (tmp_path / "other.toml").write_text(f"# a comment\n{text}")
+    text = (RECIPES / "vega.toml").read_text(encoding="utf-8")
+    (tmp_path / "other.toml").write_text(f"# a comment\n{text}", encoding="utf-8")
     assert load_recipe(tmp_path / "other.toml").digest == load_recipe("vega").digest
-    (tmp_path / "other.toml").write_text(text.replace("output = 0.5", "output = 0.25"))
+    (tmp_path / "other.toml").write_text(text.replace("output = 0.5", "output = 0.25"), encoding="utf-8")
     assert load_recipe(tmp_path / "other.toml").digest != load_recipe("vega").digest
 
 
 def test_the_default_lr_decay_does_not_change_the_digest(tmp_path: Path) -> None:
-    text, line = (RECIPES / "vega.toml").read_text(), 'lr_decay = "cosine"\n'
+    text, line = (RECIPES / "vega.toml").read_text(encoding="utf-8"), 'lr_decay = "cosine"\n'
     assert line in text
-    (tmp_path / "silent.toml").write_text(text.replace(line, ""))
+    (tmp_path / "silent.toml").write_text(text.replace(line, ""), encoding="utf-8")
     assert load_recipe(tmp_path / "silent.toml").digest == load_recipe("vega").digest
-    (tmp_path / "other.toml").write_text(text.replace(line, 'lr_decay = "none"\n'))
+    (tmp_path / "other.toml").write_text(text.replace(line, 'lr_decay = "none"\n'), encoding="utf-8")
     assert load_recipe(tmp_path / "other.toml").training_digest("scenes") != load_recipe("vega").training_digest("scenes")
 
 
@@ -98,9 +98,9 @@ BAD_RESNETS = {
     ids=[*BAD, *(f"resnets: {what}" for what in BAD_RESNETS)],
 )
 def test_an_invalid_recipe_is_refused_with_the_reason(tmp_path: Path, name: str, old: str, new: str, message: str) -> None:
-    text = (RECIPES / f"{name}.toml").read_text()
+    text = (RECIPES / f"{name}.toml").read_text(encoding="utf-8")
     assert old in text
-    (tmp_path / "bad.toml").write_text(text.replace(old, new, 1))
+    (tmp_path / "bad.toml").write_text(text.replace(old, new, 1), encoding="utf-8")
     with pytest.raises(UserError) as error:
         load_recipe(tmp_path / "bad.toml")
     assert message in str(error.value)
@@ -122,6 +122,15 @@ def test_a_folder_or_a_file_that_is_not_text_is_an_error(tmp_path: Path) -> None
     (tmp_path / "own.toml").write_bytes(b'name = "\xff"')
     with pytest.raises(UserError, match=r"own\.toml is not valid TOML"):
         load_recipe(tmp_path / "own.toml")
+
+
+def test_name_of_a_recipe_cannot_be_a_path(tmp_path: Path) -> None:
+    for name in ("..", "../x"):
+        (tmp_path / "own.toml").write_text(
+            (RECIPES / "vega.toml").read_text(encoding="utf-8").replace('name = "vega"', f'name = "{name}"', 1), encoding="utf-8"
+        )
+        with pytest.raises(UserError, match="name: String should match pattern"):
+            load_recipe(tmp_path / "own.toml")
 
 
 @given(st.integers(10, 10**6))

@@ -83,7 +83,7 @@ def test_removed_name_stands_for_nothing_and_its_history_says_why(results: Path,
 @pytest.mark.parametrize("lines", ["", "record = 'y'\nremoved = true\n"])
 def test_move_is_to_a_record_or_a_removal(lines: str, results: Path) -> None:
     results.mkdir()
-    (results / "baselines.toml").write_text(f"[[x]]\nwhen = 2025-01-01T00:00:00Z\nwhy = 'y'\n{lines}")
+    (results / "baselines.toml").write_text(f"[[x]]\nwhen = 2025-01-01T00:00:00Z\nwhy = 'y'\n{lines}", encoding="utf-8")
     with pytest.raises(UserError, match="one of 'record' and 'removed'"):
         baselines.read(results)
 
@@ -138,7 +138,7 @@ def test_missing_record_and_unreadable_file_are_reported(results: Path) -> None:
     folder.rename(folder.with_name("gone"))
     with pytest.raises(UserError, match="which does not exist"):
         baselines.find("x", results)
-    (results / "baselines.toml").write_text("[[x]]\nrecrod = 'y'\n")
+    (results / "baselines.toml").write_text("[[x]]\nrecrod = 'y'\n", encoding="utf-8")
     with pytest.raises(UserError, match="cannot read the baselines"):
         baselines.read(results)
 

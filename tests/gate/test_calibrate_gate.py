@@ -51,7 +51,7 @@ def test_losses_on_few_prompts_are_computed_without_draws(calibrate: ModuleType,
 
 
 def test_committed_answers_are_of_this_code_and_these_records(calibrate: ModuleType, sampler: Any) -> None:
-    committed = json.loads((ROOT / "results" / "calibration" / "gate.json").read_text())
+    committed = json.loads((ROOT / "results" / "calibration" / "gate.json").read_text(encoding="utf-8"))
     draws = max(answer["draws"] for answer in committed["answers"].values())
     assert committed["digest"] == calibrate.digest_of(sampler, draws), "run nox -s calibrate"
 

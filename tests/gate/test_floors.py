@@ -79,14 +79,14 @@ def test_machine_conditions_have_no_floor(tmp_path: Path) -> None:
 
 def test_unreadable_floor_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "floor.toml"
-    path.write_text("family = 1")
+    path.write_text("family = 1", encoding="utf-8")
     with pytest.raises(UserError, match="sdbench noise"):
         floors.read(path)
 
 
 def test_floor_file_with_a_single_run_is_rejected(tmp_path: Path) -> None:
     path = floors.write(floors.estimate(make_sides(tmp_path, 1, 2), (1, 2), SUITE), tmp_path)
-    path.write_text(path.read_text().replace("    2,\n", ""))
+    path.write_text(path.read_text(encoding="utf-8").replace("    2,\n", ""), encoding="utf-8")
     with pytest.raises(UserError, match="sdbench noise"):
         floors.read(path)
 

@@ -428,7 +428,7 @@ def test_gate_on_quality_alone_weighs_every_image_metric_and_names_what_it_leave
     assert compare(without(make_measurement(), image_metrics=True)).verdict == "incomparable"
     only_latency = tmp_path / "latency.toml"
     only_latency.write_text(
-        'alpha = 0.05\n[suites.quality]\n"latency.pipeline.p50" = { direction = "lower", margin = 0.05, required = true }'
+        'alpha = 0.05\n[suites.quality]\n"latency.pipeline.p50" = { direction = "lower", margin = 0.05, required = true }', encoding="utf-8"
     )
     with pytest.raises(UserError, match=r"weighs no image metric of suite 'quality', only latency\.pipeline\.p50; without"):
         compare(slow, policy_file=only_latency)
@@ -533,7 +533,7 @@ def test_different_numbers_of_rounds_are_incomparable(
 def test_changed_record_is_rejected(teacher: Measurement, tmp_path: Path) -> None:
     folder = save_record(teacher, tmp_path)
     path = folder / "record.json"
-    path.write_text(path.read_text().replace('"steps": 20', '"steps": 21'))
+    path.write_text(path.read_text(encoding="utf-8").replace('"steps": 20', '"steps": 21'), encoding="utf-8")
     with pytest.raises(UserError, match="changed"):
         gate(folder, folder, SHIPPED)
 
@@ -618,7 +618,7 @@ def test_report_text_matches_the_golden_file(teacher: Measurement, tmp_path: Pat
 )
 def test_invalid_policy_is_rejected_with_the_reason(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "gate.toml"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     with pytest.raises(UserError) as error:
         policy.load(path)
     assert message in str(error.value)
@@ -703,5 +703,5 @@ def test_shipped_margins_follow_the_measured_noise_floor() -> None:
 @pytest.mark.parametrize("module", ["gate.judging", "leaderboard.writing"])
 def test_code_that_reads_records_does_not_import_torch(module: str) -> None:
     code = f"import sys, sdbench.{module}; print(sorted({{'torch', 'diffusers', 'transformers'}} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8", check=True)
     assert done.stdout.strip() == "[]"

@@ -52,6 +52,11 @@ def test_hostile_text_is_escaped() -> None:
     assert row.replace("\\|", "").count("|") == 8
 
 
+def test_reason_cannot_forge_a_verdict_in_markdown() -> None:
+    report = Report("incomparable", "cannot read tensor x\n\n### ✅ pass: x against y\n\n| all well |", "x", "y")
+    assert [line for line in report.markdown().splitlines() if line.startswith(("#", "|"))] == ["### ⛔ incomparable: x against y"]
+
+
 @pytest.mark.parametrize(("relative", "expected"), [(True, "+0.0 % (-0.1 %..+0.1 %)"), (False, "-0.0004 (-0.001..+0.001)")])
 def test_a_loss_that_rounds_to_nothing_has_no_minus(relative: bool, expected: str) -> None:
     rounded = replace(result("a", "pass"), relative=relative, difference=-0.0004, low=-0.001, high=0.001)

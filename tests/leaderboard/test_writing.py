@@ -1,6 +1,7 @@
 """The leaderboard's tables match golden files, and the rules for their numbers are tested one by one."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -135,7 +136,9 @@ def test_markdown_matches_the_golden_file() -> None:
     assert writing.markdown(example_rows()) == (GOLDEN / "leaderboard.md").read_text(encoding="utf-8")
 
 
-def test_terminal_table_matches_the_golden_file() -> None:
+def test_terminal_table_matches_the_golden_file_in_any_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "dumb")  # whose width rich takes to be 80
     assert writing.text_table(example_rows(), width=150) == (GOLDEN / "leaderboard.txt").read_text(encoding="utf-8")
 
 
@@ -216,7 +219,7 @@ def test_models_are_ordered_from_rendered_images_and_teacher_to_the_smallest_and
 def test_write_replaces_the_files_with_tables_of_the_records(tmp_path: Path) -> None:
     record = make_record(values=(score("scene_accuracy", "share", 0.5, 0.4, 0.6, n=4),))
     folder = save_record((record, make_scores()), tmp_path)
-    (tmp_path / "LEADERBOARD.md").write_text("old")
+    (tmp_path / "LEADERBOARD.md").write_text("old", encoding="utf-8")
     rows = standings.read_rows(tmp_path)
     written = writing.write(rows, tmp_path)
     assert written == [tmp_path / "LEADERBOARD.md", tmp_path / "LEADERBOARD.tex"]
@@ -280,7 +283,7 @@ def test_noise_is_in_the_footer_if_a_record_has_it() -> None:
 
 
 def test_unwritable_folder_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
     with pytest.raises(UserError, match="cannot write"):
         writing.write([], tmp_path / "file")
 
@@ -321,6 +324,11 @@ def test_names_are_escaped_in_tables() -> None:
     grid = tables.Grid(("model",), (("[red]a|b</td>\nc",),))
     assert tables.markdown(grid).splitlines()[2] == "| [red]a\\|b&lt;/td> c |"
     assert "[red]a|b</td>" in tables.text(grid, 80)
+
+
+def test_text_of_records_cannot_become_a_tag_below_the_tables() -> None:
+    rows = [replace(row, record=row.record.model_copy(update={"prompts": "<img src=x>"})) for row in example_rows()]
+    assert "- prompts: &lt;img src=x>" in writing.markdown(rows).splitlines()
 
 
 def test_published_numbers_have_a_source_and_stay_out_of_measured_tables() -> None:

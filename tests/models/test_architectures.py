@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sdbench.models.architectures import TOPOLOGIES, architecture_of, depths, depths_of_keys, family_of, unet_config
 from sdbench.models.random_weights import random_parts
 
-GOLDEN: dict[str, Any] = tomllib.loads((Path(__file__).parents[1] / "golden" / "parameters.toml").read_text())
+GOLDEN: dict[str, Any] = tomllib.loads((Path(__file__).parents[1] / "golden" / "parameters.toml").read_text(encoding="utf-8"))
 
 
 def build_on_meta(config: dict[str, Any]) -> UNet2DConditionModel:

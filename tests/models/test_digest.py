@@ -35,7 +35,9 @@ def _rename(folder: Path) -> None:
 
 
 def _set(file: str, key: str, value: object) -> Callable[[Path], object]:
-    return lambda folder: (folder / file).write_text(json.dumps({**json.loads((folder / file).read_text()), key: value}))
+    return lambda folder: (folder / file).write_text(
+        json.dumps({**json.loads((folder / file).read_text(encoding="utf-8")), key: value}), encoding="utf-8"
+    )
 
 
 @pytest.mark.parametrize(
@@ -58,7 +60,7 @@ def test_every_change_that_affects_images_changes_the_digest(tiny_pipeline: Path
 
 def test_versions_sharding_and_unrelated_files_keep_the_digest(tiny_pipeline: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(tiny_pipeline, tmp_path / "copy"))
-    (copy / "README.md").write_text("notes")
+    (copy / "README.md").write_text("notes", encoding="utf-8")
     _set("unet/config.json", "_diffusers_version", "0.1")(copy)
     shutil.rmtree(copy / "unet")
     UNet2DConditionModel.from_pretrained(tiny_pipeline / "unet").save_pretrained(copy / "unet", max_shard_size="200KB")
@@ -74,6 +76,15 @@ def test_base_and_lora_change_the_digest(tiny_pipeline: Path, tmp_path: Path) ->
     for name, value in (("a", 1.0), ("b", 2.0)):
         save_file({"unet.x.lora_A.weight": torch.full((1,), value)}, tmp_path / f"{name}.safetensors")
     assert len({digest(tiny_pipeline), *(digest(tiny_pipeline, lora=tmp_path / f"{name}.safetensors") for name in "ab")}) == 3
+
+
+def test_scale_of_a_lora_changes_the_digest(tiny_pipeline: Path, tmp_path: Path) -> None:
+    path, found = tmp_path / "lora.safetensors", set()
+    for alpha in (None, 1, 8):
+        settings = {"lora_adapter_metadata": json.dumps({"unet.r": 4, "unet.lora_alpha": alpha})}
+        save_file({"unet.x.lora_A.weight": torch.ones(1)}, path, metadata=settings if alpha else None)
+        found.add(digest(tiny_pipeline, lora=path))
+    assert len(found) == 3
 
 
 def test_unet_of_the_base_does_not_affect_the_digest(tiny_pipeline: Path, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 import copy
 import json
+import pickle
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from tiny import SIZE_PX, tiny_unet
 
 from sdbench.errors import UserError
+from sdbench.models.files import read_header
 from sdbench.models.loading import load
 from sdbench.models.locate import check_local_files
 from sdbench.models.spec import resolve
@@ -264,7 +267,9 @@ def _tensors(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path
 
 
 def _json(file: str, **values: Any) -> Callable[[Path], object]:
-    return lambda folder: (folder / file).write_text(json.dumps({**json.loads((folder / file).read_text()), **values}))
+    return lambda folder: (folder / file).write_text(
+        json.dumps({**json.loads((folder / file).read_text(encoding="utf-8")), **values}), encoding="utf-8"
+    )
 
 
 def _bytes(file: str, change: Callable[[bytes], bytes]) -> Callable[[Path], object]:
@@ -304,7 +309,25 @@ def _bytes(file: str, change: Callable[[bytes], bytes]) -> Callable[[Path], obje
             "describes a 'StableDiffusionPipeline', expected 'StableDiffusionXLPipeline'",
         ),
         (_json("model_index.json", unet=["my_code", "MyUNet"]), r"unet is \['my_code', 'MyUNet'\], expected .*custom code"),
-        (_json("model_index.json", scheduler=["my_code", "MyScheduler"]), "scheduler comes from 'my_code'"),
+        (
+            _json("model_index.json", scheduler=["my_code", "MyScheduler"]),
+            r"scheduler is \['my_code', 'MyScheduler'\], .*custom code",
+        ),
+        (_json("model_index.json", scheduler=["diffusers", "DiffusionPipeline"]), "scheduler is .*'DiffusionPipeline'"),
+        (lambda folder: (folder / "scheduler" / "diffusers.py").touch(), r"scheduler/diffusers\.py is code"),
+        (lambda folder: (folder / "tokenizer_2" / "transformers.py").touch(), r"tokenizer_2/transformers\.py is code"),
+        (lambda folder: (folder / "text_encoder" / "adapter_config.json").touch(), r"text_encoder holds adapter_config\.json"),
+        (
+            _json("unet/config.json", layers_per_block=10**9),
+            r"unet/config\.json: 'layers_per_block' is 1000000000, expected at most 1,000\.",
+        ),
+        (_json("vae/config.json", block_out_channels=[16, 10**12]), r"vae/config\.json: 'block_out_channels' is 1000000000000"),
+        (_json("text_encoder/config.json", num_hidden_layers=10**6), "'num_hidden_layers' is 1000000"),
+        (_json("scheduler/scheduler_config.json", num_train_timesteps=10**9), "'num_train_timesteps' is 1000000000"),
+        (_json("tokenizer/tokenizer_config.json", model_max_length=10**30), "'model_max_length' is 1000"),
+        (_bytes("vae/config.json", lambda _: b"[" * 10**5), "cannot read .*vae/config.json: maximum recursion depth"),
+        (_bytes(f"vae/{WEIGHTS}", lambda _: pickle.dumps(_Spy(), 0)), "is not a safetensors file"),
+        (_bytes(f"vae/{WEIGHTS}", lambda _: (10**5).to_bytes(8, "little") + b"[" * 10**5), "is not a safetensors file"),
         (_json("unet/config.json", block_out_channels=[8, 8]), r"unet/config\.json does not describe a UNet2DConditionModel"),
         (
             _json("unet/config.json", quantization_config={"quant_method": "bitsandbytes"}),
@@ -321,7 +344,7 @@ def _bytes(file: str, change: Callable[[bytes], bytes]) -> Callable[[Path], obje
         ),
         (lambda folder: (folder / "tokenizer_2" / "tokenizer_config.json").unlink(), r"cannot read .*tokenizer_2/tokenizer_config\.json"),
         (
-            lambda folder: (folder / "tokenizer" / "tokenizer_config.json").write_text("{}"),
+            lambda folder: (folder / "tokenizer" / "tokenizer_config.json").write_text("{}", encoding="utf-8"),
             r"tokenizer/tokenizer_config\.json has no model_max_length",
         ),
         (lambda folder: shutil.rmtree(folder / "scheduler"), r"cannot read .*scheduler/scheduler_config\.json"),
@@ -332,6 +355,63 @@ def test_damaged_folder_is_an_error(pipeline_copy: Path, damage: Callable[[Path]
     damage(pipeline_copy)
     with pytest.raises(UserError, match=message):
         load(spec, dtype="float32", device="cpu")
+
+
+class _Spy:
+    """Fails the test where it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return pytest.fail, ("unpickled",)
+
+
+def test_header_beyond_the_formats_limit_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "large.safetensors"
+    with path.open("wb") as file:
+        file.write((200_000_000).to_bytes(8, "little"))
+        file.truncate(200_000_008)  # takes no room on the disk
+    tracemalloc.start()
+    with pytest.raises(UserError, match="is not a safetensors file"):
+        read_header(path)
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("weights", "index"),
+    [
+        (WEIGHTS, f"{WEIGHTS}.index.json"),
+        ("diffusion_pytorch_model.fp16.safetensors", f"{WEIGHTS}.index.fp16.json"),
+        ("diffusion_pytorch_model.fp16.safetensors", f"{WEIGHTS}.fp16.index.json"),
+    ],
+)
+def test_second_copy_which_diffusers_would_load_unchecked_is_refused(pipeline_copy: Path, weights: str, index: str) -> None:
+    unet = pipeline_copy / "unet"
+    honest = load_file(unet / WEIGHTS)
+    (unet / WEIGHTS).rename(unet / weights)
+    save_file({name: torch.zeros_like(tensor) for name, tensor in honest.items()}, unet / "other-00001-of-00001.safetensors")
+    (unet / index).write_text(
+        json.dumps({"metadata": {}, "weight_map": dict.fromkeys(honest, "other-00001-of-00001.safetensors")}), encoding="utf-8"
+    )
+    with pytest.raises(UserError, match=rf"two copies of the weights of the unet, {weights} and the shards that {index} names"):
+        open_pipeline(pipeline_copy)
+
+
+def test_parts_that_no_image_needs_are_not_read(pipeline_copy: Path) -> None:
+    for part in ("image_encoder", "feature_extractor"):
+        _json("model_index.json", **{part: ["code", "Code"]})(pipeline_copy)
+        (pipeline_copy / part).mkdir()
+        (pipeline_copy / part / "code.py").write_text("raise SystemExit('it ran')", encoding="utf-8")
+    pipeline = open_pipeline(pipeline_copy)
+    assert (pipeline.image_encoder, pipeline.feature_extractor) == (None, None)
+
+
+@pytest.mark.parametrize("place", ["../unet/{}", "{folder}/unet/{}"])
+def test_shards_outside_the_folder_are_not_read(pipeline_copy: Path, place: str) -> None:
+    shard = place.format(WEIGHTS, folder=pipeline_copy)
+    (pipeline_copy / "vae" / WEIGHTS).unlink()
+    (pipeline_copy / "vae" / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": {"conv_in.weight": shard}}), encoding="utf-8")
+    with pytest.raises(UserError, match=f"names 1 shards, but {shard} is missing"):
+        open_pipeline(pipeline_copy)
 
 
 def test_missing_folder_of_weights_is_called_missing(pipeline_copy: Path) -> None:

@@ -125,12 +125,14 @@ def test_resolving_imports_neither_torch_nor_diffusers() -> None:
     ("what", "options", "message"),
     [
         ("sdlx", {}, "unknown model 'sdlx'; did you mean 'sdxl'"),
+        ("~nobody-of-that-name/student", {}, "no folder or file '~nobody-of-that-name/student'"),
         ("./nowhere/at-all", {}, "no folder or file './nowhere/at-all'"),
         ("nowhere.safetensors", {}, "no folder or file 'nowhere.safetensors'"),
         ("sdlx", {"random": True}, "random weights need an architecture .* did you mean 'sdxl'"),
         ("scenes-rendered", {"random": True}, "images without a model"),
         ("sdxl", {"base": "vega"}, "already a complete pipeline; leave --base out"),
         ("sdxl", {"base": "scenes-vega"}, "--base 'scenes-vega' is not a complete pipeline .*such as 'scenes-teacher'"),
+        ("sdxl", {"lora": "~nobody-of-that-name/lora"}, "no LoRA '~nobody-of-that-name/lora'"),
         ("sdxl", {"lora": "no-such-lora"}, "no LoRA 'no-such-lora'"),
         ("sdxl", {"lora": "a/b", "random": True}, "--lora needs a model with weights, 'sdxl' is random"),
         ("sdxl", {"name": "../sdxl"}, "cannot name a model"),
@@ -184,6 +186,13 @@ def test_folders_that_are_not_checkpoints_are_rejected(tiny_pipeline: Path, tmp_
         resolve(str(tiny_pipeline / "vae"))
     with pytest.raises(UserError, match=r"holds only a UNet; .*for example --base scenes-teacher"):
         resolve(str(tiny_pipeline / "unet"))
+
+
+def test_config_of_endless_layers_is_refused_before_they_are_counted(tiny_pipeline: Path, tmp_path: Path) -> None:
+    config = json.loads((tiny_pipeline / "unet" / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps({**config, "layers_per_block": 10**12}), encoding="utf-8")
+    with pytest.raises(UserError, match="'layers_per_block' is 1000000000000"):
+        resolve(str(tmp_path), base=str(tiny_pipeline))
 
 
 def test_files_that_are_not_checkpoints_are_rejected(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_setting_is_applied_and_labels_its_values(tiny_pipeline: Path, tmp_path:
     rate, seconds = number(found[f"images_per_second@{label}"]), number(found[f"latency.pipeline.p50@{label}"])
     assert rate == pytest.approx(2 / seconds)
     (raw,) = tmp_path.glob("tiny-b2*-0.json")
-    assert json.loads(raw.read_text())["benchmarks"][0]["extra_info"]["configs"]["vae"]["_class_name"] == "AutoencoderTiny"
+    assert json.loads(raw.read_text(encoding="utf-8"))["benchmarks"][0]["extra_info"]["configs"]["vae"]["_class_name"] == "AutoencoderTiny"
 
 
 @pytest.mark.usefixtures("_in_this_process")

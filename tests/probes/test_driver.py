@@ -1,5 +1,6 @@
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -96,8 +97,8 @@ def run_in_process(target: Path, suites: Path) -> dict[str, str]:
         if benchmark.data:
             results.append({"params": {"stage": stage}, "extra_info": benchmark.extra_info, "stats": {"data": benchmark.data}})
     metadata = dict.fromkeys(("machine_info", "commit_info", "datetime", "version"))
-    target.write_text(json.dumps({**metadata, "benchmarks": results}))
-    Path(f"{target}{plugin.FAILURES_SUFFIX}").write_text(json.dumps(failures))
+    target.write_text(json.dumps({**metadata, "benchmarks": results}), encoding="utf-8")
+    Path(f"{target}{plugin.FAILURES_SUFFIX}").write_text(json.dumps(failures), encoding="utf-8")
     return failures
 
 
@@ -123,7 +124,7 @@ class DriverHarness:
     @property
     def started(self) -> list[str]:
         """Rounds that were started, as model:setting."""
-        return (self.suites / "starts.log").read_text().split()
+        return (self.suites / "starts.log").read_text(encoding="utf-8").split()
 
 
 @pytest.fixture
@@ -140,7 +141,7 @@ def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DriverHarness:
 
     monkeypatch.setattr(driver, "subprocess", SimpleNamespace(**{**vars(subprocess), "run": run}))
     harness.suites.mkdir()
-    (harness.suites / driver.BENCHMARK_FILE).write_text(FAKE_BENCHMARK)
+    (harness.suites / driver.BENCHMARK_FILE).write_text(FAKE_BENCHMARK, encoding="utf-8")
     monkeypatch.setattr(
         work, "by_stage", lambda *_, **__: dict.fromkeys(("text_encoders", "unet_step", "vae_decode"), work.Work(10**11, 0, 10**9))
     )
@@ -217,7 +218,7 @@ def test_values_match_the_clock(harness: DriverHarness) -> None:
 def test_raw_pytest_benchmark_files_are_kept_with_machine_info(harness: DriverHarness) -> None:
     harness.measure("timed")
     (raw,) = harness.work.glob("timed-*-0.json")
-    content = json.loads(raw.read_text())
+    content = json.loads(raw.read_text(encoding="utf-8"))
     assert [item["stats"]["data"] for item in content["benchmarks"]] == [[0.5, 0.5]] * 7
     assert content["machine_info"]["device"] == "cpu"
 
@@ -265,7 +266,7 @@ def test_process_that_dies_after_writing_its_results_counts_as_measured(harness:
 def test_damaged_round_file_is_measured_again(harness: DriverHarness) -> None:
     harness.measure("a")
     (kept,) = harness.work.glob("a-*-0.json")
-    kept.write_text(kept.read_text()[:-100])
+    kept.write_text(kept.read_text(encoding="utf-8")[:-100], encoding="utf-8")
     assert harness.measure("a")["a"]["latency.pipeline.p50"].state == "ok"
     assert harness.started == ["a", "a"]
 
@@ -284,8 +285,22 @@ def test_compile_cache_is_cleared_before_the_first_round_only(harness: DriverHar
 
 
 def test_broken_benchmark_file_is_reported_as_the_reason(harness: DriverHarness) -> None:
-    (harness.suites / driver.BENCHMARK_FILE).write_text("import no_such_module_at_all\n")
+    (harness.suites / driver.BENCHMARK_FILE).write_text("import no_such_module_at_all\n", encoding="utf-8")
     assert "No module named 'no_such_module_at_all'" in harness.measure("broken")["broken"]["latency.pipeline.p50"].reason
+
+
+@pytest.mark.parametrize(
+    ("code", "output", "reason"),
+    [
+        (-9, "", "killed by SIGKILL: most likely the machine ran out of memory"),
+        (-11, "", "killed by SIGSEGV"),
+        (1, "E   OSError: no file\nFAILED", "exit code 1: OSError: no file"),
+        (4, "usage\nERROR: no such option", "exit code 4: ERROR: no such option"),
+    ],
+)
+def test_reason_of_an_exit_is_given_on_every_platform(code: int, output: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(signal, "SIGKILL")  # as on Windows
+    assert driver._exit_reason(subprocess.CompletedProcess([], code, output, "")) == reason
 
 
 def test_each_setting_has_its_own_round_files(harness: DriverHarness) -> None:
@@ -390,20 +405,22 @@ def test_failed_profile_is_reported(harness: DriverHarness, capsys: pytest.Captu
 def test_pytest_benchmark_compares_and_plots_the_joined_rounds_file(harness: DriverHarness, tmp_path: Path) -> None:
     harness.measure("timed", rounds=2)
     joined = harness.work / driver.ROUNDS_FILE
-    content = json.loads(joined.read_text())
+    content = json.loads(joined.read_text(encoding="utf-8"))
     assert [item["params"] for item in content["benchmarks"]] == [
         {"model": "timed", "setting": "base", "stage": stage} for stage in (*STAGES, *CEILINGS)
     ]
     assert all(item["extra_info"]["rounds"] == [[0.5, 0.5]] * 2 and item["stats"]["data"] == [0.5] * 4 for item in content["benchmarks"])
     command = [sys.executable, "-m", "pytest_benchmark", "compare", str(joined), f"--csv={tmp_path / 'table.csv'}"]
     plot_option = [f"--histogram={tmp_path / 'plot'}"] if find_spec("pygal") else []
-    subprocess.run([*command, *plot_option], capture_output=True, text=True, cwd=tmp_path, check=True)
-    rows = (tmp_path / "table.csv").read_text().splitlines()
+    subprocess.run([*command, *plot_option], capture_output=True, encoding="utf-8", cwd=tmp_path, check=True)
+    rows = (tmp_path / "table.csv").read_text(encoding="utf-8").splitlines()
     assert len(rows) == 1 + len(content["benchmarks"])
     assert sum(row.startswith("timed base unet_step,timed,base,unet_step,0.5,0.5,0.5,") for row in rows) == 1
     if not plot_option:
         pytest.skip("compared, but not plotted: pytest-benchmark[histogram] is not installed")
-    assert "timed base unet_step" in (tmp_path / "plot-unet_step_base.svg").read_text(), "one plot for each stage and setting"
+    assert "timed base unet_step" in (tmp_path / "plot-unet_step_base.svg").read_text(encoding="utf-8"), (
+        "one plot for each stage and setting"
+    )
 
 
 def test_suites_folder_without_the_benchmark_file_is_rejected(harness: DriverHarness, tmp_path: Path) -> None:

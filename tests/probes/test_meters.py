@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from sdbench.probes import meters
@@ -12,7 +13,7 @@ IMPORT_PEAK = "from sdbench.probes.meters import peak_rss_mib as peak; "
 
 
 def run_code(code: str) -> float:
-    return float(subprocess.run([sys.executable, "-c", IMPORT_PEAK + code], capture_output=True, text=True, check=True).stdout)
+    return float(subprocess.run([sys.executable, "-c", IMPORT_PEAK + code], capture_output=True, encoding="utf-8", check=True).stdout)
 
 
 def test_peak_memory_is_per_process_and_remains_after_freeing() -> None:
@@ -31,8 +32,15 @@ def test_peak_memory_is_read_in_the_unit_of_its_source(
 ) -> None:
     file = tmp_path / "status"
     if status is not None:
-        file.write_text(status)
+        file.write_text(status, encoding="utf-8")
     monkeypatch.setattr(meters, "Path", lambda _: file)
     monkeypatch.setattr(resource, "getrusage", lambda _: SimpleNamespace(ru_maxrss=3 * 2**20))  # KiB on Linux, bytes on a Mac
     monkeypatch.setattr(sys, "platform", platform)
     assert meters.peak_memory_mib("cpu") == {"peak_rss": mib}
+
+
+def test_peak_memory_on_windows_needs_no_resource_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "resource", None)
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(psutil.Process, "memory_info", lambda _: SimpleNamespace(peak_wset=3 * 2**20))
+    assert meters.peak_rss_mib() == 3

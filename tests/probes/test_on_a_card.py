@@ -44,7 +44,7 @@ def test_card_is_found_before_a_cuda_context_exists() -> None:
         "import torch; from sdbench.probes.monitor import Card; card = Card('cuda'); before = card.used_mib();"
         "torch.zeros(1, device='cuda'); print(card.used_mib() - before)"
     )
-    grown_mib = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    grown_mib = float(subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True).stdout)
     assert 100 < grown_mib < 2000
 
 
@@ -93,7 +93,7 @@ def test_smallest_card_is_found_under_a_memory_cap_that_is_lifted_again(tiny_pip
 
 def test_another_process_on_the_card_is_detected() -> None:
     code = "import torch, time; x = torch.zeros(2**28, device='cuda'); torch.cuda.synchronize(); print('there', flush=True); time.sleep(60)"
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, encoding="utf-8") as other:
         assert other.stdout
         assert other.stdout.readline() == "there\n"
         torch.zeros(1, device="cuda")

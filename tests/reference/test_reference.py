@@ -57,7 +57,7 @@ def image_folder(tmp_path: Path) -> Path:
     (folder / "more").mkdir(parents=True)
     for row, content in enumerate(FILES):
         (folder / ("more" if row > 8 else "") / f"{row:02d}.png").write_bytes(content)
-    (folder / "notes.txt").write_text("no image")
+    (folder / "notes.txt").write_text("no image", encoding="utf-8")
     return folder
 
 
@@ -257,7 +257,7 @@ def test_reference_of_another_encoder_or_with_damaged_files_is_rejected(image_fo
     numbers.unlink()
     with pytest.raises(UserError, match=r"\.npz cannot be read"):
         find("real", TOY, runs)
-    (runs / "references" / "real" / "toy.json").write_text('{"name": "real"}')
+    (runs / "references" / "real" / "toy.json").write_text('{"name": "real"}', encoding="utf-8")
     with pytest.raises(UserError, match="is not the card of a reference"):
         find("real", TOY, runs)
 
@@ -266,7 +266,7 @@ def test_scenes_reference_has_the_digest_in_committed_records(monkeypatch: pytes
     named = {
         value["reference"]
         for path in ROOT.glob("results/scenes/quality@*/*/*/record.json")
-        for value in json.loads(path.read_text())["values"]
+        for value in json.loads(path.read_text(encoding="utf-8"))["values"]
         if value["reference"]
     }
     first_images = cards._render_scenes(8)
@@ -316,7 +316,7 @@ def test_invalid_moments_are_rejected(runs: Path, tmp_path: Path) -> None:
             import_moments("x", save_moments(tmp_path / "bad.npz", **changes), "toy", 10, "s", runs)
     np.savez(tmp_path / "other.npz", mean=mean)
     np.savez(tmp_path / "pickled.npz", mu=np.array([{}], object), sigma=covariance)
-    (tmp_path / "text.npz").write_text("no zip")
+    (tmp_path / "text.npz").write_text("no zip", encoding="utf-8")
     (tmp_path / "empty.npz").touch()
     np.save(tmp_path / "array.npy", mean)
     (tmp_path / "array.npy").rename(tmp_path / "array.npz")

@@ -112,6 +112,9 @@ def test_command_finds_records_by_the_digest_of_the_weights(
     words = ["card", str(tiny_pipeline), "--results", str(results)]
     assert cli.main(words) == 2
     assert f"measure them first: sdbench run --model {tiny_pipeline}\n" in capsys.readouterr().err
+    (tmp_path / "my student").symlink_to(tiny_pipeline, target_is_directory=True)
+    assert cli.main(["card", str(tmp_path / "my student"), "--results", str(results)]) == 2
+    assert f"sdbench run --model '{tmp_path}/my student'\n" in capsys.readouterr().err
     assert cli.main(["card", "scenes-vega", "--results", str(results)]) == 2
     assert "written into the folder of a pipeline or UNet, and 'scenes-vega' is not one (embedded)" in capsys.readouterr().err
     spec = resolve(str(tiny_pipeline))

@@ -12,6 +12,7 @@ from sdbench import records
 from sdbench.errors import UserError
 from sdbench.leaderboard import standings
 from sdbench.leaderboard.standings import Section
+from sdbench.records import Value
 from sdbench.report import image_wall, sections, wins, worst
 
 
@@ -34,6 +35,24 @@ def test_each_row_has_one_prompt_with_images_and_scores_of_all_models(tmp_path: 
     content = base64.b64decode(image.src.removeprefix("data:image/png;base64,"))
     assert content == (section.rows[1].folder / "images" / "p0004.png").read_bytes()
     assert f"clip_score.scenes {section.rows[1].scores.columns['clip_score.scenes'][8]:.2f}" in image.scores
+
+
+@pytest.mark.parametrize(("reference", "shown"), [("w-teacher", True), ("w-older", False)])
+def test_teachers_image_in_a_students_record_is_shown_if_it_is_of_this_teacher(tmp_path: Path, reference: str, shown: bool) -> None:
+    for place, name in enumerate(MODELS[:2]):
+        record, scores = make_model(place, name)
+        compared = Value(name="agreement.ssim", kind="score", direction="higher", unit="SSIM", value=0.5, n=24, reference=reference)
+        model = record.model.model_copy(update={"weights_digest": "w-teacher"})
+        values = (*record.values, compared) if place else record.values
+        images = {"p0003.png": png((place, 0, 0))} | ({"p0004.png": png((9, 9, 9)), "p0004.teacher.png": png((7, 7, 7))} if place else {})
+        records.write(record.model_copy(update={"model": model, "values": values}), scores, images, tmp_path)
+    album = sections.build_album(read_section(tmp_path))
+    assert album.prompt_ids == ["p0003", "p0004"]
+    of_teacher, own = album.shot("p0004").images
+    assert own is not None
+    assert base64.b64decode(own.src.partition(",")[2]) == png((9, 9, 9))
+    assert (of_teacher is not None) == shown
+    assert of_teacher is None or base64.b64decode(of_teacher.src.partition(",")[2]) == png((7, 7, 7))
 
 
 def test_full_page_lists_the_remaining_prompts_and_shows_worst_and_random_ones(tmp_path: Path) -> None:
@@ -92,7 +111,7 @@ def test_large_images_are_scaled_down_and_compressed(tmp_path: Path) -> None:
     assert len(image.src) < len(noise.getvalue()) / 4
 
 
-@pytest.mark.parametrize("content", [b"", b"no image", png((1, 2, 3), 64)[:-20]])
+@pytest.mark.parametrize("content", [b"", b"no image", png((1, 2, 3), 64)[:-20], b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"])
 def test_unreadable_image_is_an_error(content: bytes, tmp_path: Path) -> None:
     record, scores = make_model(0, "scenes-teacher")
     records.write(record, scores, {"p0000.png": content}, tmp_path)

@@ -147,7 +147,9 @@ def test_models_without_images_scores_or_a_policy_have_a_page(tmp_path: Path) ->
 
 def test_given_policy_without_the_suite_is_an_error(tmp_path: Path) -> None:
     write_board(tmp_path)
-    (tmp_path / "own.toml").write_text('alpha = 0.05\n[suites.qualty]\nx = { direction = "lower", margin = 1, required = true }\n')
+    (tmp_path / "own.toml").write_text(
+        'alpha = 0.05\n[suites.qualty]\nx = { direction = "lower", margin = 1, required = true }\n', encoding="utf-8"
+    )
     with pytest.raises(UserError, match=r"own\.toml has no table \[suites\.quality\].*\(it has qualty\)"):
         api.report(api.Places(tmp_path), policy=tmp_path / "own.toml")
     assert not (tmp_path / "report.html").exists()
@@ -155,7 +157,7 @@ def test_given_policy_without_the_suite_is_an_error(tmp_path: Path) -> None:
 
 def test_unwritable_place_and_missing_policy_are_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_board(tmp_path)
-    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
     with pytest.raises(UserError, match="cannot write"):
         api.report(api.Places(tmp_path), tmp_path / "file" / "report.html")
     assert cli.main(["report", "--results", str(tmp_path), "--policy", "nowhere.toml"]) == 2

@@ -22,7 +22,7 @@ NOTHING = Value(name="fid.mlperf", kind="set", direction="lower", unit="distance
 def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Suite:
     """A protocol like MLPerf's."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS), encoding="utf-8")
     torch.save(torch.zeros(4, 2, 2), tmp_path / "latents.pt")
     accept = Accept(
         name="MLPerf",
@@ -54,7 +54,7 @@ def import_reference(runs: Path, git: str = "a" * 40, digest: str = "theirs") ->
     folder = runs / "references" / "val"
     folder.mkdir(parents=True, exist_ok=True)
     card = Card(name="val", digest=digest, encoder=digest, encoder_id=None, data={"source": "s", "sha256": "0", "git": git}, n=5)
-    (folder / f"{digest}.json").write_text(card.model_dump_json())
+    (folder / f"{digest}.json").write_text(card.model_dump_json(), encoding="utf-8")
 
 
 def notes(suite: Suite, runs: Path, found: list[Value] | None = None) -> dict[str, str]:
@@ -88,6 +88,7 @@ def test_differences_are_named_and_nothing_counts_as_reproduced(suite: Suite, tm
     }
     for what, (own, found) in changed.items():
         assert notes(own, tmp_path, found)["clip_score.mlperf"] == f"MLPerf-like: other {what}; within 31.68631873..31.81331801"
+    assert notes(suite, tmp_path, make_values()[1:2])["clip_score.mlperf"].startswith("MLPerf-like: other statistics; "), "none were used"
     assert notes(suite, tmp_path, [NOTHING, make_values()[1]]) == {
         "fid.mlperf": "",
         "clip_score.mlperf": "MLPerf-like: other statistics; within 31.68631873..31.81331801",

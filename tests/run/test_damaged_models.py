@@ -37,7 +37,10 @@ def drop_a_tensor(file: Path) -> None:
     [
         (lambda folder: drop_a_tensor(folder / "unet" / WEIGHTS), "unet lacks 1 of the 564 tensors"),
         (lambda folder: os.truncate(folder / "vae" / WEIGHTS, 20_000), "was cut short or is damaged"),
-        (lambda folder: (folder / "vae" / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\n"), "a git-lfs pointer"),
+        (
+            lambda folder: (folder / "vae" / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\n", encoding="utf-8"),
+            "a git-lfs pointer",
+        ),
         (lambda folder: shutil.rmtree(folder / "tokenizer_2"), "tokenizer_2 is missing or empty; copy it from the base pipeline"),
         (lambda folder: shutil.rmtree(folder / "vae"), "there is no folder"),
     ],

@@ -60,16 +60,18 @@ def test_available_inputs_are_not_listed(tmp_path: Path) -> None:
     assert requirements.inputs_are_here(suite)
     card = Card(name="mlperf-val2014", digest="d", encoder="e", encoder_id=None, data={"source": "s", "sha256": "0"}, n=5)
     (tmp_path / "references" / "mlperf-val2014").mkdir(parents=True)
-    (tmp_path / "references" / "mlperf-val2014" / "e.json").write_text(card.model_dump_json())
+    (tmp_path / "references" / "mlperf-val2014" / "e.json").write_text(card.model_dump_json(), encoding="utf-8")
     assert requirements.describe(suite, tmp_path) == []
 
 
 def test_own_prompt_files_are_found_by_any_supported_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "own.jsonl").write_text('{"prompt": "a cat"}\n')
+    (tmp_path / "suites").mkdir()
+    for file in ("own.jsonl", "suites/beside.jsonl"):
+        (tmp_path / file).write_text('{"prompt": "a cat"}\n', encoding="utf-8")
     suite = suites.load("coco-30k")
     assert suite.prompts
     monkeypatch.chdir(tmp_path)
-    for path in ("own.jsonl", "*.jsonl", f"{tmp_path}/*.jsonl", "other/*.jsonl"):
+    for path in ("own.jsonl", "*.jsonl", "**/own.jsonl", f"{tmp_path}/*.jsonl", "beside.jsonl", "other/*.jsonl"):
         own = suite.model_copy(update={"prompts": suite.prompts.model_copy(update={"path": path})})
         assert requirements.inputs_are_here(own) == (path != "other/*.jsonl")
 
@@ -116,12 +118,18 @@ def test_dry_run_reports_a_teacher_that_is_neither_measured_nor_requested(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("options", "images", "timed", "probes"),
+    ("options", "images", "timed", "probes", "duration"),
     [
-        ([], 512, 5 * (1 + 4), "base"),
-        (["--only", "quality"], 512, 0, None),
-        (["--weights", "random"], 0, 5 * (1 + 4), "base"),
-        (["--suite", "efficiency-scenes", "--setting", "b8", "--setting", "compiled"], 0, 5 * (8 * (2 + 4) + 2 + 4), "b8, compiled"),
+        ([], 512, 5 * (1 + 4), "base", "4.0 h"),
+        (["--only", "quality"], 512, 0, None, "3.8 h"),
+        (["--weights", "random"], 0, 5 * (1 + 4), "base", "11.2 min"),
+        (
+            ["--suite", "efficiency-scenes", "--setting", "b8", "--setting", "compiled"],
+            0,
+            5 * (8 * (2 + 4) + 2 + 4),
+            "b8, compiled",
+            "2.0 h",
+        ),
     ],
 )
 def test_dry_run_estimates_what_the_same_run_would_do(
@@ -129,6 +137,7 @@ def test_dry_run_estimates_what_the_same_run_would_do(
     images: int,
     timed: int,
     probes: str | None,
+    duration: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -139,6 +148,7 @@ def test_dry_run_estimates_what_the_same_run_would_do(
     out, err = capsys.readouterr()
     assert f": {images or 'no'} images a model" in err
     assert re.findall(r"of (sampling|timed calls) on this machine", err) == ["sampling" if images else "timed calls"]
+    assert f"; roughly {duration} of " in err
     assert re.findall(r"probes: 5 rounds a model, each a process for every setting: (.*)", err) == ([probes] if probes else [])
     content = json.loads(out)
     (row,) = content["models"]

@@ -369,7 +369,7 @@ def test_older_record_without_noise_and_scheduler_is_kept(teacher: ModelSpec, tm
     (folder,) = runner.run([teacher], prepare_in(tmp_path))
     record, scores = records.read(folder)
     older = records.write(record.model_copy(update={"noise": {}, "scheduler": {}}), scores, {}, tmp_path / "older" / "results")
-    assert '"noise"' not in (older / "record.json").read_text()
+    assert '"noise"' not in (older / "record.json").read_text(encoding="utf-8")
     (tmp_path / "runs").rename(tmp_path / "older" / "runs")
     assert runner.run([teacher], prepare_in(tmp_path / "older")) == [older]
 
@@ -378,6 +378,19 @@ def test_all_cuda_devices_share_their_images(tmp_path: Path) -> None:
     model = Model(name="m", architecture="vega", source="folder:m", weights_digest="w")
     places = [store_and_jobs(model, replace(prepare_in(tmp_path), device=device))[0].folder for device in ("cuda", "cuda:1", "cpu")]
     assert places[0] == places[1] != places[2]
+
+
+def test_record_of_a_student_keeps_the_teachers_image_beside_its_worst(
+    teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sdbench.run.thumbnails.SHARED", 1)
+    of_teacher, of_images = runner.run([teacher, resolve("scenes-rendered")], prepare_in(tmp_path))
+    copies = records.thumbnail_files(of_images, of_teacher=True)
+    assert len(copies) == 3, "of all four but the shared one"
+    own = records.thumbnail_files(of_teacher)
+    assert all(path.read_bytes() == own[prompt_id].read_bytes() for prompt_id, path in copies.items())
+    assert own.keys() == records.thumbnail_files(of_images).keys()
+    assert records.thumbnail_files(of_teacher, of_teacher=True) == {}
 
 
 def test_images_of_other_versions_are_not_taken_for_those_of_this_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -429,7 +442,8 @@ def few_step_suite(tmp_path: Path) -> Suite:
     sampling = "\n".join(f"{key} = {json.dumps(value)}" for key, value in SUITE.sampling or () if value is not None)
     (tmp_path / "own.toml").write_text(
         'name = "own"\nversion = 1\nfamily = "scenes"\ndescription = ""\nreference = "scenes"\n'
-        f"[metrics]\nscenes = {json.dumps(METRICS)}\n[prompts]\nn = 4\n[sampling]\n{sampling}\n"
+        f"[metrics]\nscenes = {json.dumps(METRICS)}\n[prompts]\nn = 4\n[sampling]\n{sampling}\n",
+        encoding="utf-8",
     )
     assert suites.load(str(tmp_path / "own.toml")) == SUITE
     assert SUITE.sampling
@@ -497,6 +511,7 @@ def test_run_of_probes_keeps_the_quality_values_of_the_record(teacher: ModelSpec
     before, columns = records.read(images)
     assert record.values == (*before.values, probe)
     assert record.n_images == before.n_images > 0
+    assert (before.run, record.run) == ("", "turns")
     assert {name: column.tolist() for name, column in scores.columns.items()} == {
         name: column.tolist() for name, column in columns.columns.items()
     }
@@ -506,12 +521,13 @@ def test_run_of_probes_keeps_the_quality_values_of_the_record(teacher: ModelSpec
 def test_settings_measured_in_separate_runs_are_merged_into_one_record(
     teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seconds, p50 = iter(range(1, 9)), "latency.pipeline.p50"
+    seconds, turns, p50 = iter(range(1, 9)), iter("abcdef"), "latency.pipeline.p50"
+    found = list[str]()
 
     def fake_measure(specs: list[ModelSpec], *_: Any, settings: tuple[str, ...], **__: Any) -> ProbeResult:
         names = [p50 if label == "base" else f"{p50}@{label}" for label in settings or ("base", "b2")]
         values = [[Value(name=name, kind="probe", direction="lower", unit="s", value=next(seconds)) for name in names] for _ in specs]
-        return ProbeResult(dict(zip([spec.name for spec in specs], values, strict=True)), "turns")
+        return ProbeResult(dict(zip([spec.name for spec in specs], values, strict=True)), next(turns))
 
     monkeypatch.setattr(driver, "measure", fake_measure)
     monkeypatch.setattr(runner, "load", fail_if_called)
@@ -520,13 +536,16 @@ def test_settings_measured_in_separate_runs_are_merged_into_one_record(
     def run(*settings: str) -> dict[str, float | None]:
         context = prepare(suite, device="cpu", results=tmp_path / "results", runs=tmp_path / "runs", settings=settings)
         (folder,) = runner.run([teacher], context)
-        return {value.name: value.value for value in records.read(folder)[0].values}
+        record = records.read_record(folder)
+        found.append(record.run)
+        return {value.name: value.value for value in record.values}
 
     assert run("base") == {p50: 1}
     assert run("b2") == {p50: 1, f"{p50}@b2": 2}
     assert run("base") == {p50: 3, f"{p50}@b2": 2}
     assert list(run("b2")) == list(run("base")) == [p50, f"{p50}@b2"], "in the suite's order, whichever came last"
     assert run() == {p50: 6, f"{p50}@b2": 7}
+    assert found == ["a", "", "", "", "", "f"], "settings that were not measured in turns belong to no one run"
     with pytest.raises(UserError, match="unknown setting 'b3'"):
         run("b3")
 
@@ -580,7 +599,7 @@ def test_unknown_metric_in_a_suite_is_rejected_before_any_work(tmp_path: Path) -
 
 @pytest.mark.parametrize("blocked", ["results", "runs"])
 def test_unwritable_folder_is_rejected_before_any_work(blocked: str, tmp_path: Path) -> None:
-    (tmp_path / blocked).write_text("a file in the way")
+    (tmp_path / blocked).write_text("a file in the way", encoding="utf-8")
     with pytest.raises(UserError, match=rf"folder .*{blocked} cannot be written \(File exists\).*--results and --runs"):
         prepare_in(tmp_path)
     assert modification_times(tmp_path).keys() == {blocked}
@@ -593,7 +612,7 @@ def save_images(folder: Path, images: U8, prompts: list[str]) -> tuple[Path, Pat
     store = Store(folder / "work", {})
     for index, image in enumerate(images):
         store.put(f"{index:03d}", image)
-    (folder / "prompts.txt").write_text("\n".join(prompts) + "\n")
+    (folder / "prompts.txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
     return store.folder / "images", folder / "prompts.txt"
 
 
@@ -643,8 +662,8 @@ alpha = 0.05
 
 def test_external_images_get_a_row_and_a_verdict(tmp_path: Path) -> None:
     places, own, policy = api.Places(tmp_path, tmp_path / "runs"), tmp_path / "own.toml", tmp_path / "policy.toml"
-    own.write_text(OWN)
-    policy.write_text(OWN_POLICY)
+    own.write_text(OWN, encoding="utf-8")
+    policy.write_text(OWN_POLICY, encoding="utf-8")
     suite = suites.load(str(own))
     prompts = [*suite.prompt_list().values()]
     images = render([parse(prompt) for prompt in prompts], range(6))

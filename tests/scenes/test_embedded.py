@@ -61,14 +61,18 @@ def test_random_pipelines_have_the_shipped_architecture(part: str) -> None:
     (file,) = (WEIGHTS / "pipeline" / part).glob("*config.json")
     expected = PARTS["scenes"][part] if part in PARTS["scenes"] else unet_config("sdxl", "scenes")
     tokenizer_keys = {"vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"}
-    assert {name: value for name, value in expected.items() if name not in tokenizer_keys}.items() <= json.loads(file.read_text()).items()
+    assert {name: value for name, value in expected.items() if name not in tokenizer_keys}.items() <= json.loads(
+        file.read_text(encoding="utf-8")
+    ).items()
 
 
 @pytest.mark.parametrize("name", ["text_encoder", "text_encoder_2"])
 def test_text_encoder_files_use_the_hubs_tensor_names(name: str) -> None:
     folder = WEIGHTS / "pipeline" / name
     modules = [
-        f"encoder.layers.{k}.{part}" for k in range(json.loads((folder / "config.json").read_text())["num_hidden_layers"]) for part in LAYER
+        f"encoder.layers.{k}.{part}"
+        for k in range(json.loads((folder / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"])
+        for part in LAYER
     ]
     expected = {f"text_model.{module}.{kind}" for module in [*modules, "final_layer_norm"] for kind in ("weight", "bias")}
     expected |= {f"text_model.embeddings.{kind}_embedding.weight" for kind in ("token", "position")}
@@ -102,7 +106,7 @@ def test_changed_or_missing_file_is_an_error_that_names_it(tmp_path: Path, monke
     for name in ("unets/one.bin", "two.bin"):
         (tmp_path / name).write_bytes(b"weights")
     digests = {name: file_digest(tmp_path / name) for name in ("unets/one.bin", "two.bin")}
-    (tmp_path / "manifest.json").write_text(json.dumps({"files": digests}))
+    (tmp_path / "manifest.json").write_text(json.dumps({"files": digests}), encoding="utf-8")
     monkeypatch.setattr(embedded, "WEIGHTS", tmp_path)
     monkeypatch.setattr(embedded, "MANIFEST", tmp_path / "manifest.json")
     assert embedded.changed_files() == []
@@ -117,7 +121,7 @@ def test_changed_or_missing_file_is_an_error_that_names_it(tmp_path: Path, monke
     with pytest.raises(UserError, match=r"two\.bin are missing"):
         embedded.verified_path("two.bin")
     for manifest in ("", "[]", "{}"):
-        (tmp_path / "manifest.json").write_text(manifest)
+        (tmp_path / "manifest.json").write_text(manifest, encoding="utf-8")
         with pytest.raises(UserError, match=r"manifest\.json is not a manifest .*; reinstall"):
             embedded.verified_path("two.bin")
         (finding,) = checks._embedded()

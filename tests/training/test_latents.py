@@ -89,7 +89,7 @@ def test_dropped_captions_are_the_empty_prompt_if_the_pipeline_says_so(
 ) -> None:
     shutil.copytree(teacher_folder, tmp_path / "teacher")
     index = tmp_path / "teacher" / "model_index.json"
-    index.write_text(json.dumps(json.loads(index.read_text()) | {"force_zeros_for_empty_prompt": False}))
+    index.write_text(json.dumps(json.loads(index.read_text(encoding="utf-8")) | {"force_zeros_for_empty_prompt": False}), encoding="utf-8")
     pipeline = StableDiffusionXLPipeline.from_pretrained(tmp_path / "teacher")
     with torch.no_grad():
         _, unconditional, _, unconditional_pooled = pipeline.encode_prompt("a circle")
@@ -217,6 +217,23 @@ def test_progress_marks_without_their_file_are_ignored(teacher_folder: Path, poo
     assert sorted(set(again.rows_read)) == list(range(8))
 
 
+def test_marks_of_a_deleted_file_do_not_survive_a_crash_while_the_next_is_created(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    create = np.lib.format.open_memmap
+    file = row_files.RowFile(tmp_path / "kept.npy", 4, 2, lambda rows: {"squares": torch.from_numpy(rows**2)})
+    file.marks_path.write_bytes(b"\1" * 4)
+
+    def create_and_crash(*arguments: Any) -> None:
+        create(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np.lib.format, "open_memmap", create_and_crash)
+        with pytest.raises(KeyboardInterrupt):
+            row_files.fill_and_load(file)
+    (kept,) = row_files.fill_and_load(file)
+    assert kept["squares"].tolist() == [0, 1, 4, 9]
+
+
 def test_insufficient_disk_space_is_reported_before_encoding(
     teacher_folder: Path, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,7 +254,7 @@ def fill_shared_file(folder: Path, fails_at: int | None = None) -> None:
         if fails_at in rows and rank:
             os._exit(9)
         computed.extend(rows.tolist())
-        (folder / f"computed.{rank}").write_text(json.dumps(computed))
+        (folder / f"computed.{rank}").write_text(json.dumps(computed), encoding="utf-8")
         return {"squares": torch.from_numpy(rows[:, None] ** 2)}
 
     row_files.fill_and_load(row_files.RowFile(folder / "kept.npy", 10, 3, squares))
@@ -245,7 +262,7 @@ def fill_shared_file(folder: Path, fails_at: int | None = None) -> None:
 
 def test_two_processes_share_the_encoding(tmp_path: Path) -> None:
     assert by_two(fill_shared_file, tmp_path) == [0, 0]
-    computed = [json.loads((tmp_path / f"computed.{rank}").read_text()) for rank in range(2)]
+    computed = [json.loads((tmp_path / f"computed.{rank}").read_text(encoding="utf-8")) for rank in range(2)]
     assert computed == [[0, 0, 1, 2, 6, 7, 8], [3, 4, 5, 9]]  # the main process computes row 0 alone, to find the file's size
     assert np.load(tmp_path / "kept.npy")["squares"].ravel().tolist() == [row**2 for row in range(10)]
     assert sorted(path.name for path in tmp_path.glob("kept*")) == ["kept.npy"]

@@ -129,7 +129,7 @@ def test_training_converges_and_logs_every_term(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Linear(3, 1))
     fit(net, noisy_loss(net), replace(SCHEDULE, steps=76, lr=0.1), tmp_path)
     torch.testing.assert_close(net[0].weight, torch.ones(1, 3), rtol=0, atol=0.05)
-    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [line["step"] for line in lines] == [0, 25, 50, 75]
     assert all(line.keys() == {"step", "square", "small", "lr", "gradient_norm"} for line in lines)
     assert len(list((tmp_path / "tensorboard").glob("events.*"))) == 1
@@ -159,7 +159,7 @@ def test_single_non_finite_step_is_skipped_and_logged(tmp_path: Path) -> None:
     moved = [not all(map(torch.equal, one, other)) for one, other in itertools.pairwise(weights)]
     assert moved == [step != 6 for step in range(1, 12)]
     assert all(torch.isfinite(parameter).all() for parameter in net.parameters())
-    assert '{"step": 6, "skipped": 1.0}' in (tmp_path / "log.jsonl").read_text().splitlines()
+    assert '{"step": 6, "skipped": 1.0}' in (tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines()
 
 
 def test_last_step_must_be_finite(tmp_path: Path) -> None:
@@ -204,13 +204,13 @@ def test_unwritable_log_or_image_is_an_error_that_names_the_checkpoint(name: str
     with pytest.raises(KeyboardInterrupt):
         fit(net, noisy_loss(net, 5, KeyboardInterrupt()), SCHEDULE, tmp_path, save_every_s=ALWAYS)
     obstacle.unlink(missing_ok=True)
-    obstacle.mkdir() if name == "log.jsonl" else obstacle.write_text("")
+    obstacle.mkdir() if name == "log.jsonl" else obstacle.write_text("", encoding="utf-8")
     with pytest.raises(UserError, match=rf"cannot write .*{name}.*; the last good checkpoint is .*step-000000.*\. Make room and run again"):
         fit(net, noisy_loss(net), SCHEDULE, tmp_path, evaluate=evaluate)
 
 
 def test_folder_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     net = tiny_net()
     with pytest.raises(UserError, match=r"cannot write a run to .*; there was no checkpoint yet"):
         fit(net, noisy_loss(net), SCHEDULE, tmp_path / "file" / "run")
@@ -284,7 +284,7 @@ def test_kept_weights_are_evaluated_during_training_and_at_the_end(tmp_path: Pat
     assert all(map(torch.equal, evaluated[-1], tensors(final)))
     assert net.training
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == [f"step-{step:08d}.png" for step in (5, 10, 12)]
-    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [(line["step"], line["accuracy"]) for line in lines if "accuracy" in line] == [(5, 0.5), (10, 0.5), (12, 0.5)]
     not_evaluated = tiny_net()
     assert all(
@@ -346,7 +346,7 @@ def test_two_processes_sharing_the_batches_match_one_process(tmp_path: Path) -> 
     one, other = (load_file(folder / "step-00000006" / "model.safetensors") for folder in folders)
     for name, tensor in one.items():
         torch.testing.assert_close(tensor, other[name])
-    one_log, other_log = (json.loads((folder / "log.jsonl").read_text()) for folder in folders)
+    one_log, other_log = (json.loads((folder / "log.jsonl").read_text(encoding="utf-8")) for folder in folders)
     assert one_log == pytest.approx(other_log, rel=1e-4)  # only step 0 is logged
 
 
@@ -368,13 +368,13 @@ Path(sys.argv[1], f"result-{{rank_and_local_size()[0]}}").write_text(result)
 
 @pytest.mark.slow
 def test_work_of_one_process_for_all_may_exceed_the_time_limit_of_training(tmp_path: Path) -> None:
-    (script := tmp_path / "slow_broadcast.py").write_text(SLOW_BROADCAST)
+    (script := tmp_path / "slow_broadcast.py").write_text(SLOW_BROADCAST, encoding="utf-8")
     args = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), str(tmp_path / "by-2")]
     process = subprocess.run(
-        [sys.executable, *args], check=False, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        [sys.executable, *args], check=False, capture_output=True, encoding="utf-8", env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
     assert process.returncode == 0, process.stderr
-    assert [(tmp_path / "by-2" / f"result-{rank}").read_text() for rank in (0, 1)] == ["done", "done"]
+    assert [(tmp_path / "by-2" / f"result-{rank}").read_text(encoding="utf-8") for rank in (0, 1)] == ["done", "done"]
 
 
 def test_batches_that_cannot_be_shared_evenly_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,7 +82,8 @@ def train_part(part: str, workspace: Workspace) -> None:
     scores = train(workspace)
     report.parent.mkdir(parents=True, exist_ok=True)
     report.write_text(
-        json.dumps({"schedule": asdict(schedule), "scores": scores, "device": workspace.device, "torch": torch.__version__}, indent=1)
+        json.dumps({"schedule": asdict(schedule), "scores": scores, "device": workspace.device, "torch": torch.__version__}, indent=1),
+        encoding="utf-8",
     )
 
 
@@ -114,7 +115,7 @@ def _scene_net(name: str, width: int, schedule: Schedule, workspace: Workspace, 
 def _clip(workspace: Workspace) -> dict[str, float]:
     model = clip.train(workspace.work, workspace.train, workspace.tokens, device=workspace.device)
     save_half(model, workspace.out / "evaluators" / "clip.safetensors")
-    (workspace.out / "evaluators" / "clip.json").write_text(json.dumps(clip.config(len(workspace.tokens)), indent=1))
+    (workspace.out / "evaluators" / "clip.json").write_text(json.dumps(clip.config(len(workspace.tokens)), indent=1), encoding="utf-8")
     return {"picks_right": clip.picks_right(model.cpu(), workspace.heldout, workspace.tokens)}
 
 

@@ -34,14 +34,14 @@ def ship(workspace: Workspace, environment: dict[str, Any], logs: Path) -> Path:
     for name in SHIPPED:
         shutil.rmtree(WEIGHTS / name, ignore_errors=True)
         shutil.copytree(workspace.out / name, WEIGHTS / name)
-    reports = {part: json.loads((workspace.out / "reports" / f"{part}.json").read_text()) for part in PARTS}
+    reports = {part: json.loads((workspace.out / "reports" / f"{part}.json").read_text(encoding="utf-8")) for part in PARTS}
     files = sorted(path for name in SHIPPED for path in (WEIGHTS / name).rglob("*") if path.is_file())
     content = {
         "files": {path.relative_to(WEIGHTS).as_posix(): file_digest(path) for path in files},
         "parts": reports,
         "environment": environment,
     }
-    (WEIGHTS / "manifest.json").write_text(json.dumps(content, indent=1) + "\n")
+    (WEIGHTS / "manifest.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     shutil.rmtree(logs, ignore_errors=True)
     logs.mkdir(parents=True)
     for log in workspace.work.rglob("log.jsonl"):

@@ -38,12 +38,12 @@ def train_tokenizer(folder: Path) -> CLIPTokenizer:
     bpe.train_from_iterator((scene_at(index).caption for index in range(2000)), trainer)
     with tempfile.TemporaryDirectory() as temporary:
         bpe.model.save(temporary)
-        words = json.loads((Path(temporary) / "vocab.json").read_text())
+        words = json.loads((Path(temporary) / "vocab.json").read_text(encoding="utf-8"))
         # The special tokens come last, as in CLIP: open_clip finds the end of the text by its highest token id.
         # The trainer numbers the letters at word ends differently each time; sorted, every run makes the same tokenizer.
         ordered = sorted(words, key=lambda word: (words[word], word) if len(word.removesuffix("</w>")) > 1 else (-1, word))
         vocabulary = {word: index for index, word in enumerate([*ordered, START, END])}
-        (Path(temporary) / "vocab.json").write_text(json.dumps(vocabulary))
+        (Path(temporary) / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
         tokenizer = CLIPTokenizer.from_pretrained(temporary, model_max_length=MAX_TOKENS, pad_token=END)
     tokenizer.save_pretrained(folder)
     return CLIPTokenizer.from_pretrained(folder)

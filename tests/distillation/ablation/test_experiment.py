@@ -68,7 +68,7 @@ def test_a_stopped_sweep_makes_only_what_is_missing(
     assert [(outcome.arm, outcome.seed, len(outcome.right)) for outcome in outcomes] == [(BASE, 0, 16), ("task only", 0, 16)]
     files = sorted((tmp_path / "results" / "ablation" / "vega").iterdir())
     assert [file.name for file in files] == ["layer-level-0.json", "task-only-0.json"]
-    assert set(json.loads(files[0].read_text())["losses"]) == {"task", "output", "feature"}
+    assert set(json.loads(files[0].read_text(encoding="utf-8"))["losses"]) == {"task", "output", "feature"}
 
 
 def test_an_invalid_sweep_is_refused_before_anything_is_encoded(
@@ -88,5 +88,5 @@ def test_committed_results_are_those_of_these_recipes(missed: dict[str, F64]) ->
     ways = {arm: way for arm, way in arm_recipes(load_recipe(folder / "vega.toml"), lambda: missed).items() if arm != "blocks most missed"}
     for arm, way in ways.items():
         for seed in range(3):
-            committed = json.loads((folder / "vega" / f"{arm.replace(' ', '-')}-{seed}.json").read_text())
+            committed = json.loads((folder / "vega" / f"{arm.replace(' ', '-')}-{seed}.json").read_text(encoding="utf-8"))
             assert committed["identity"] == identity_of(with_seed(way(), seed), teacher, 600, "cpu")

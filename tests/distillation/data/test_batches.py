@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pixels[:, :24] = (255, 0, 0)
         Image.fromarray(pixels).save(folder / f"{number}.png")
     lines = [json.dumps({"file_name": f"{number}.png", "text": f"half red, half gray {number}"}) for number in range(N)]
-    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    (folder / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
     return folder
 
 
@@ -76,7 +76,7 @@ def test_squares_are_read_in_order_with_a_digest_of_content_and_size(folder: Pat
 
 def test_several_sources_are_concatenated(folder: Path, tmp_path: Path) -> None:
     Image.new("RGB", (16, 16), "blue").save(tmp_path / "blue.png")
-    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "blue.png", "prompt": "blue"}))
+    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "blue.png", "prompt": "blue"}), encoding="utf-8")
     squares = open_square_images([str(tmp_path), str(folder), str(tmp_path)], None, SIDE)
     assert [squares.captions[row] for row in (0, 1, N, N + 1)] == ["blue", "half red, half gray 0", f"half red, half gray {N - 1}", "blue"]
     pixels, _ = squares.read(np.array([0, 1, N, N + 1]))
@@ -102,10 +102,10 @@ def test_a_run_of_the_full_size_family(
     out = distil(one_shot_recipe(recipe), "sdxl", [teacher], tmp_path / "work", tmp_path / "out", images=squares, steps=2)
     pipeline = StableDiffusionXLPipeline.from_pretrained(out)
     assert pipeline.unet.config.cross_attention_dim == 2048
-    noted = json.loads((out / "provenance.json").read_text())
+    noted = json.loads((out / "provenance.json").read_text(encoding="utf-8"))
     assert noted["data_digest"] == squares.digest
     assert (noted["images"], noted["passes"]) == (N, 2 * 2 / N)
-    assert f"on {N} images, each seen 0.7 times on average," in (out / "README.md").read_text()
+    assert f"on {N} images, each seen 0.7 times on average," in (out / "README.md").read_text(encoding="utf-8")
     said = capsys.readouterr().err
     assert f"training on {N} images, each seen 0.7 times on average\n" in said
     assert f"teacher: the float32 weights in {teacher}\n" in said
@@ -130,7 +130,7 @@ def test_teachers_teach_in_succession(recipe: Recipe, teacher: Path, folder: Pat
     monkeypatch.setattr(train, "batch_loss_terms", noted)
     squares = SquareImages([open_images(str(folder))], SIDE)
     out = distil(recipe, "sdxl", folders, tmp_path / "work", tmp_path / "out", images=squares, steps=6)
-    stages = json.loads((out / "provenance.json").read_text())["stages"]
+    stages = json.loads((out / "provenance.json").read_text(encoding="utf-8"))["stages"]
     # stages of 2 and 4 steps, teachers of 3, 1 and 2; after each piece a batch more, for its final losses
     assert [(stage["name"], stage["steps"]) for stage in stages] == [("half", 2), ("depth", 1), ("depth", 1), ("depth", 2)]
     assert taught == [(0, 0), (1, 0), (2, 0), (2, 0), (3, 0), (3, 1), (4, 1), (4, 2), (5, 2), (6, 2)]
@@ -157,7 +157,7 @@ def test_with_bfloat16_only_the_teacher_is_stored_in_it(
     assert torch.equal(starts[0], UNet2DConditionModel.from_pretrained(teacher / "unet").conv_in.weight)  # not rounded on the way
     (checkpoint,) = (tmp_path / "work").glob("vega-*/1-all/student")
     assert UNet2DConditionModel.from_pretrained(checkpoint).dtype == torch.float32
-    assert np.isfinite(json.loads((out / "provenance.json").read_text())["stages"][-1]["losses"]["feature"])
+    assert np.isfinite(json.loads((out / "provenance.json").read_text(encoding="utf-8"))["stages"][-1]["losses"]["feature"])
 
 
 def test_the_full_size_family_needs_images(recipe: Recipe, teacher: Path, tmp_path: Path) -> None:

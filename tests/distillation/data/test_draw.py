@@ -28,7 +28,7 @@ CAPTIONS = ["a red square", "eine Tür", "a red square", "last", "very last"]
 
 
 def write_list(folder: Path) -> Path:
-    (path := folder / "prompts.txt").write_text("\n\n".join(CAPTIONS) + "\n")
+    (path := folder / "prompts.txt").write_text("\n\n".join(CAPTIONS) + "\n", encoding="utf-8")
     return path
 
 
@@ -106,7 +106,7 @@ def test_an_invalid_part_is_an_error(part: str, prompts: Path, tmp_path: Path, c
 def test_a_killed_run_continues_to_the_same_bytes(
     whole: Path, prompts: Path, teacher_folder: Path, tmp_path: Path, puts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    order = [Path(json.loads(line)["file_name"]).stem for line in (whole / "metadata.jsonl").read_text().splitlines()]
+    order = [Path(json.loads(line)["file_name"]).stem for line in (whole / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
     out, counted = tmp_path / "out", Store.put
 
     def third_fails(store: Store, image: str, content: Any) -> None:
@@ -132,7 +132,7 @@ def test_only_new_captions_are_drawn(prompts: Path, teacher_folder: Path, tmp_pa
     assert open_images(str(out)).captions == CAPTIONS[:3]
     draw_images(prompts, teacher_folder, out, **SETTINGS)
     assert len(puts) == 5
-    prompts.write_text("\n".join([*CAPTIONS[:4], "changed"]))
+    prompts.write_text("\n".join([*CAPTIONS[:4], "changed"]), encoding="utf-8")
     draw_images(prompts, teacher_folder, out, **SETTINGS)
     assert len(puts) == 6
     assert open_images(str(out)).captions == [*CAPTIONS[:4], "changed"]
@@ -145,7 +145,7 @@ def test_the_batch_size_changes_at_most_rounding(whole: Path, prompts: Path, tea
 
 
 def test_the_settings_are_recorded(whole: Path, teacher_folder: Path) -> None:
-    made = json.loads((whole / "made.json").read_text())
+    made = json.loads((whole / "made.json").read_text(encoding="utf-8"))
     assert made["teacher"] == weights_digest(resolve(str(teacher_folder)))
     assert made["sampling"] == {
         "steps": 2,
@@ -173,7 +173,7 @@ def test_a_folder_has_one_set_of_settings(whole: Path, prompts: Path, teacher_fo
 
 def test_invalid_arguments_are_refused_before_anything_is_written(prompts: Path, teacher_folder: Path, tmp_path: Path) -> None:
     blank = tmp_path / "blank.txt"
-    blank.write_text("\n \n")
+    blank.write_text("\n \n", encoding="utf-8")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.tex").touch()
     arguments: dict[str, Any] = {"prompts": prompts, "teacher": teacher_folder, "out": tmp_path / "out", **SETTINGS}
@@ -198,7 +198,7 @@ def test_the_command_line_makes_and_shows(prompts: Path, teacher_folder: Path, t
     options = ["--steps", "1", "--guidance-scale", "3", "--device", "cpu", "--dtype", "float32", "--n", "3"]
     assert main(["data", "make", str(prompts), "--teacher", str(teacher_folder), "--out", str(out), *options]) == 0
     assert capsys.readouterr().out == f"{out}\n"
-    assert json.loads((out / "made.json").read_text())["sampling"]["guidance_scale"] == 3
+    assert json.loads((out / "made.json").read_text(encoding="utf-8"))["sampling"]["guidance_scale"] == 3
     assert main(["data", "show", str(out)]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "name: out",
@@ -213,7 +213,7 @@ def test_the_command_line_makes_and_shows(prompts: Path, teacher_folder: Path, t
 
 
 def test_the_command_line_fetches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "list.csv").write_text("address,text\nhttp://127.0.0.1:9/a.png,a\n")
+    (tmp_path / "list.csv").write_text("address,text\nhttp://127.0.0.1:9/a.png,a\n", encoding="utf-8")
     words = ["data", "fetch", str(tmp_path / "list.csv"), "--out", str(tmp_path / "out"), "--url-column", "address", "--min-px", "1"]
     assert main(words) == 2
     assert "none of 1 rows leads to an image: 0 too small, dead {'no connection': 1}" in capsys.readouterr().err

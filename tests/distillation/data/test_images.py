@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from datasets.packaged_modules.parquet.parquet import Parquet
-from PIL import ExifTags, Image
+from PIL import EpsImagePlugin, ExifTags, Image
 
 from distillation.data.images import open_images
 from sdbench.errors import UserError
@@ -42,7 +42,7 @@ def image_folder(folder: Path, rows: list[dict[str, Any]] | None = None, **files
     for name, content in files.items():
         (folder / name).write_bytes(content)
     rows = rows or [{"file_name": f"in/{row}.png", "caption": caption} for row, caption in enumerate(CAPTIONS)]
-    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return folder
 
 
@@ -79,7 +79,7 @@ def test_every_layout_gives_the_same_images(tmp_path: Path) -> None:
     with_csv = image_folder(tmp_path / "csv [1]")
     (with_csv / "metadata.jsonl").unlink()
     lines = ["file_name,prompt", *(f'in/{row}.png,"{caption}"' for row, caption in enumerate(CAPTIONS))]
-    (with_csv / "metadata.csv").write_text("\n".join(lines) + "\n")
+    (with_csv / "metadata.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     shards, archive = parquet_folder(tmp_path / "shards"), tar(tmp_path / "tars" / "0.tar")
     for what in (image_folder(tmp_path / "plain"), with_csv, shards, shards / "train*.parquet", archive, archive.parent):
         images = open_images(str(what))
@@ -92,10 +92,20 @@ def test_every_layout_gives_the_same_images(tmp_path: Path) -> None:
             assert images.size(row) == (7, 4 + row)
 
 
+def test_a_folders_card_and_code_are_ignored(tmp_path: Path) -> None:
+    folder = parquet_folder(tmp_path / "shards")
+    table(captions=["other"] * 4).to_parquet(tmp_path / "other.parquet")
+    (folder / "README.md").write_text(
+        f"---\nconfigs:\n- config_name: default\n  data_files: {tmp_path / 'other.parquet'}\n---\n", encoding="utf-8"
+    )
+    (folder / "shards.py").write_text("raise SystemExit('it ran')", encoding="utf-8")
+    assert open_images(str(folder)).captions == CAPTIONS
+
+
 def test_tables_beside_tars_are_ignored(tmp_path: Path) -> None:
     archive = tar(tmp_path / "img2dataset" / "00000.tar")
     datasets.Dataset.from_dict({"url": ["a"], "caption": ["b"], "status": ["success"]}).to_parquet(archive.with_suffix(".parquet"))
-    archive.with_name("00000_stats.json").write_text("{}")
+    archive.with_name("00000_stats.json").write_text("{}", encoding="utf-8")
     assert open_images(str(archive.parent)).captions == CAPTIONS
 
 
@@ -115,7 +125,7 @@ def test_a_digest_is_cached_until_a_file_changes(make: Callable[[Path], Path], t
     source = make(tmp_path / "source")
     first = open_images(str(source)).digest
     (noted,) = digest_cache.iterdir()
-    noted.write_text("read from the note")
+    noted.write_text("read from the note", encoding="utf-8")
     assert open_images(str(source)).digest == "read from the note"
     last = [path for path in sorted(source.rglob("*")) if path.suffix in {".png", ".parquet"}][-1]
     os.utime(last, ns=(1, 1))
@@ -150,6 +160,16 @@ def test_images_become_upright_rgb(tmp_path: Path) -> None:
         assert image.mode == "RGB", name
         np.testing.assert_array_equal(np.asarray(image), expected, err_msg=name)
         assert images.size(row) == image.size, name
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_size_is_that_of_the_upright_image(orientation: int, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    images = open_images(
+        str(image_folder(tmp_path / "one", [{"file_name": "in/0.png", "text": "a"}], **{"in/0.png": png(ARRAYS[0], exif=exif)}))
+    )
+    assert images.size(0) == images.image(0).size
 
 
 def cached(cache: Path, tmp_path: Path, commit: str) -> None:
@@ -212,6 +232,14 @@ def test_an_undecodable_image_is_named_when_read(tmp_path: Path, damaged: bytes)
         images.image(1)
 
 
+def test_an_image_for_which_pillow_would_run_a_program_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("ran Ghostscript"))
+    drawing = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
+    images = open_images(str(image_folder(tmp_path / "some", [{"file_name": "a.png", "text": "a"}], **{"a.png": drawing})))
+    with pytest.raises(UserError, match=r"a\.png of row 0 \('a'\) cannot be decoded"):
+        images.image(0)
+
+
 def test_a_row_without_image_is_named(tmp_path: Path) -> None:
     table(files=[FILES[0], None, *FILES[2:]]).to_parquet(tmp_path / "holes.parquet")
     with pytest.raises(UserError, match=re.escape("holes.parquet: the image without a name of row 1 ('Übung, mit Komma') cannot be read")):
@@ -234,3 +262,5 @@ def test_an_invalid_source_is_refused(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(UserError, match=said):
             open_images(str(tmp_path / what))
+    with pytest.raises(UserError, match="nothing to read at '~nobody-of-that-name/images'"):
+        open_images("~nobody-of-that-name/images")

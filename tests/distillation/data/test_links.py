@@ -93,12 +93,12 @@ def site() -> Iterator[Site]:
 def write_list(path: Path, urls: list[Any], captions: list[Any] | None = None) -> str:
     captions = captions or [f"caption {row}" for row in range(len(urls))]
     rows = [{"url": url, "caption": caption} for url, caption in zip(urls, captions, strict=True)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return str(path)
 
 
 def read_log(folder: Path) -> dict[str, dict[str, Any]]:
-    lines = [json.loads(line) for line in (folder / LINK_LOG).read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / LINK_LOG).read_text(encoding="utf-8").splitlines()]
     assert len({line["url"] for line in lines}) == len(lines)
     return {line["url"].rsplit("/", 1)[1]: line for line in lines}
 
@@ -121,7 +121,7 @@ def test_a_list_becomes_an_image_folder(site: Site, tmp_path: Path) -> None:
     assert report == FetchReport(images=4, duplicates=2, small=1, dead={}, skipped=2, size_bytes=size, digest=kept.digest)
     assert kept.captions == ["a", "c", "e", "g"]
     np.testing.assert_array_equal(np.asarray(kept.image(0)), np.asarray(Image.open(io.BytesIO(image(1)))))
-    rows = [json.loads(line) for line in (tmp_path / "out" / "metadata.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "out" / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["url"] for row in rows] == [urls[0], urls[2], urls[4], urls[6]]
     for row, content in zip(rows, contents, strict=True):
         file = tmp_path / "out" / row["file_name"]
@@ -177,17 +177,16 @@ def test_dead_links_have_a_reason_and_are_retried_only_when_asked(site: Site, tm
 def test_a_server_that_hangs_or_drips_is_given_up(site: Site, tmp_path: Path) -> None:
     over = threading.Event()
 
-    def drip(handler: Handler) -> None:
-        handler.send_response(200)
-        handler.send_header("Content-Length", "1000000")
-        handler.end_headers()
+    def drip(handler: Handler, start: bytes) -> None:
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\n" + start)
         while not over.wait(0.02):
             handler.wfile.write(b"x")
 
-    site.pages |= {"hang": lambda _: over.wait(), "drip": drip}
-    with pytest.raises(UserError, match=r"dead {'timeout': 2}"):
+    starts = {"body": b"Content-Length: 1000000\r\n\r\n", "header": b"X: ", "chunk": b"Transfer-Encoding: chunked\r\n\r\n1;"}
+    site.pages |= {"hang": lambda _: over.wait()} | {page: partial(drip, start=start) for page, start in starts.items()}
+    with pytest.raises(UserError, match=r"dead {'timeout': 4}"):
         fetch_images(
-            write_list(tmp_path / "list.jsonl", [site.url("hang"), site.url("drip")]),
+            write_list(tmp_path / "list.jsonl", list(map(site.url, site.pages))),
             tmp_path / "out",
             FetchRules(timeout_s=0.2, allow_private=True),
         )
@@ -238,12 +237,12 @@ def test_a_killed_run_continues(site: Site, tmp_path: Path) -> None:
     words = [sys.executable, "-c", SCRIPT, what, str(tmp_path / "out"), str(tmp_path / "cache")]
     running = subprocess.Popen(words, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])})
     assert reached.wait(300)
-    while len((tmp_path / "out" / LINK_LOG).read_text().splitlines()) < 5:
+    while len((tmp_path / "out" / LINK_LOG).read_text(encoding="utf-8").splitlines()) < 5:
         time.sleep(0.01)
     running.send_signal(signal.SIGKILL)
     assert running.wait() == -signal.SIGKILL
     go.set()
-    with (tmp_path / "out" / LINK_LOG).open("a") as file:
+    with (tmp_path / "out" / LINK_LOG).open("a", encoding="utf-8") as file:
         file.write('{"url": "http://cut-sho')  # as a kill in the middle of a line would leave it
     with pytest.raises(UserError, match=r"nothing to read in .*out: expected metadata\.jsonl"):
         open_images(str(tmp_path / "out"))
@@ -285,10 +284,11 @@ def test_a_redirect_to_a_private_address_is_refused(site: Site, tmp_path: Path, 
 
 
 def test_what_counts_as_private() -> None:
-    private = "127.0.0.1 10.1.2.3 172.16.0.1 192.168.0.1 169.254.169.254 100.64.0.1 0.0.0.0 ::1 fe80::1%2 fd00::1 ::ffff:127.0.0.1"
+    private = "127.0.0.1 10.1.2.3 172.16.0.1 192.168.0.1 169.254.169.254 100.64.0.1 0.0.0.0 ::1 fe80::1%2 fd00::1 ::ffff:127.0.0.1 64:ff9b::a01:203"
     assert [address for address in private.split() if module._is_public(address)] == []
     assert module._is_public("1.1.1.1")
     assert module._is_public("2606:4700:4700::1111")
+    assert module._is_public("64:ff9b::808:808")
 
 
 def test_lists_have_several_formats_and_column_names(site: Site, tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ def test_a_written_recipe_loads_and_cuts_as_planned(
 ) -> None:
     path, vega = tmp_path / "new" / "derived-0.4.toml", load_recipe("vega")
     write_recipe(derive_recipe(plans, "sdxl", path.stem, vega), path, "why")
-    assert path.read_text().startswith("# why\n")
+    assert path.read_text(encoding="utf-8").startswith("# why\n")
     found = load_recipe(path)
     assert found.plans == plans
     assert (found.name, found.student) == ("derived-0.4", None)
@@ -137,7 +137,7 @@ def test_a_written_recipe_loads_and_cuts_as_planned(
     assert f"stage stage-3: {found.stage_steps(found.scenes.steps)[-1]:,} steps, {COUNTS.remaining(plans[-1]):,} parameters" in said
     out = tmp_path / "student"
     assert main(["prune", str(path), "--teacher", str(teacher_folder), "--out", str(out)]) == 0
-    assert "# derived-0.4, family scenes" in (out / "README.md").read_text()
+    assert "# derived-0.4, family scenes" in (out / "README.md").read_text(encoding="utf-8")
 
 
 def test_no_recipe_starts_from_an_unnamed_architecture(plans: list[Plan]) -> None:

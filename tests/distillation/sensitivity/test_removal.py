@@ -85,7 +85,7 @@ def test_the_command_measures_once_and_writes_a_recipe(teacher_folder: Path, tmp
     assert main([*words, "--write-recipe", str(tmp_path / "mine.toml")]) == 0
     said = capsys.readouterr().out
     kept = tmp_path / "results" / "sensitivity" / f"{teacher_folder.name}.json"
-    found = Sensitivity.model_validate_json(kept.read_text())
+    found = Sensitivity.model_validate_json(kept.read_text(encoding="utf-8"))
     assert {path: len(rows) for path, rows in found.losses.items()} == {**depths(tiny_unet("sdxl").config), WHOLE_MIDDLE: 1}
     assert sum(line.startswith("| ") for line in said.splitlines()) > 71  # a row for each part
     assert load_recipe(tmp_path / "mine.toml").plans[-1].depths != depths(tiny_unet("sdxl").config)
@@ -105,12 +105,14 @@ def test_a_full_size_teacher_is_measured_on_the_given_images(tmp_path: Path, cap
     assert "name images to measure on with --data" in capsys.readouterr().err
     rows = [{"file_name": f"{row}.png", "text": f"image number {row}"} for row in range(4)]
     (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "metadata.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    (tmp_path / "images" / "metadata.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
     for row in range(4):
         Image.new("RGB", (80, 64), (60 * row, 0, 0)).save(tmp_path / "images" / rows[row]["file_name"])
-    (tmp_path / "small.toml").write_text((RECIPES / "vega.toml").read_text().replace("size_px = 1024", "size_px = 64"))
+    (tmp_path / "small.toml").write_text(
+        (RECIPES / "vega.toml").read_text(encoding="utf-8").replace("size_px = 1024", "size_px = 64"), encoding="utf-8"
+    )
     few = ["--bins", "2", "--batches", "2", "--images", "1"]
     assert main([*words, *few, "--data", str(tmp_path / "images"), "--like", str(tmp_path / "small.toml")]) == 0
-    found = Sensitivity.model_validate_json((tmp_path / "results" / "sensitivity" / "teacher.json").read_text())
+    found = Sensitivity.model_validate_json((tmp_path / "results" / "sensitivity" / "teacher.json").read_text(encoding="utf-8"))
     assert {path: len(rows) for path, rows in found.losses.items()} == depths(tiny_unet("vega").config)
     assert found.timesteps == [(0, 499), (500, 999)]
