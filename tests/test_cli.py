@@ -319,7 +319,7 @@ def test_missing_record_is_announced_before_it_is_measured(
     assert re.match(r"no matching record of scenes-teacher under quality@\d+ \(digest \w+\): measuring it now, on this machine\n", err)
     assert json.loads(out)["verdict"] == "incomparable"
     assert cli.main(["run", "--model", "scenes-vega", "--until-verdict", "--baseline", "scenes-teacher"]) == 2
-    assert capsys.readouterr().err.startswith("no record of scenes-teacher under quality@")
+    assert capsys.readouterr().err.startswith("no matching record of scenes-teacher under quality@")
     assert len(stopped_runs) == 2
 
 

@@ -679,7 +679,7 @@ def test_external_images_get_a_row_and_a_verdict(tmp_path: Path) -> None:
     ]  # no teacher yet
     (row,) = standings.read_rows(tmp_path)
     assert (row.name, row.is_images_only) == ("dall-e", True)
-    assert "sampling: made elsewhere, not known (images:images, 64 x 64 px, PNG)" in writing.markdown([row])
+    assert "sampling: unknown, made elsewhere (images:images, 64 x 64 px, PNG)" in writing.markdown([row])
     report = api.compare(str(folder), str(folder), policy, places)
     assert (report.verdict, [result.name for result in report.results]) == ("pass", ["preference.scenes"])
     assert report.notes == (
