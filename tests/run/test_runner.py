@@ -1,6 +1,7 @@
 """From images to values to records, with fake evaluators."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from clips import photographs, tiny
 from fakes import IMAGES, METRICS, PROMPTS, SUITE, colours, fail_if_called, letters, modification_times, prepare_in, replace_towers
 from PIL import Image
-from tiny import SIZE_PX
+from tiny import SIZE_PX, tiny_unet
 
 from sdbench import api, cli, machine, records, suites
 from sdbench.arrays import F32, U8
@@ -400,6 +401,24 @@ def test_images_of_other_versions_are_not_taken_for_those_of_this_one(tmp_path: 
         monkeypatch.setattr("sdbench.run.context.version", lambda name, other=package: "99" if name == other else machine.version(name))
         places.add(store_and_jobs(model, context)[0].folder)
     assert len(places) == 3
+
+
+def test_weights_replaced_while_other_models_are_drawn_are_refused(
+    teacher: ModelSpec, tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newest = Path(shutil.copytree(tiny_pipeline, tmp_path / "newest"))
+    load_first = runner.load
+
+    def load_then_train(spec: ModelSpec, **options: Any) -> Any:
+        tiny_unet(seed=1).save_pretrained(newest / "unet")  # a trainer goes on, and writes its next checkpoint
+        return load_first(spec, **options)
+
+    monkeypatch.setattr(runner, "load", load_then_train)
+    context = prepare_in(tmp_path)
+    with pytest.raises(UserError, match=r"newest.* changed since this run began; run again"):
+        runner.run([teacher, resolve(str(newest), name="newest")], context)
+    (manifest,) = context.runs.glob("*/manifest.json")
+    assert json.loads(manifest.read_text(encoding="utf-8"))["model"] == teacher.name, "no image has the digest of weights that did not draw it"
 
 
 def test_teacher_record_of_another_suite_does_not_count(teacher: ModelSpec, tmp_path: Path) -> None:
