@@ -147,6 +147,8 @@ def test_digest_covers_everything_that_affects_an_image() -> None:
     pipeline = copy_student()
     first = in_memory.digest(pipeline)
     assert in_memory.digest(copy_student()) == first
+    pipeline("a circle", num_inference_steps=1, output_type="latent")
+    assert in_memory.digest(pipeline) == first, "drawing changes no image"
     seen = {first}
 
     def assert_digest_changed() -> None:
@@ -182,6 +184,22 @@ def test_digest_covers_everything_that_affects_an_image() -> None:
     assert_digest_changed()
     pipeline.unet.train().enable_gradient_checkpointing()
     assert in_memory.digest(pipeline) in seen, "training changes no image"
+    block = pipeline.unet.down_blocks[1].attentions[0].transformer_blocks[0]
+    block.__class__ = type("MergingBlock", (type(block),), {})  # as Token Merging patches a network
+    assert_digest_changed()
+    block.strengths = {"first": [0.5, 1.0]}
+    assert_digest_changed()
+    block.strengths["first"][0] = 0.25
+    assert_digest_changed()
+    pipeline.unet.down_blocks[1].register_forward_hook(lambda *_: None)
+    assert_digest_changed()
+    for name, value in (("pad_token", pipeline.tokenizer.bos_token), ("model_max_length", 7)):
+        setattr(pipeline.tokenizer, name, value)
+        assert_digest_changed()
+    pipeline.encode_prompt = functools.partial(pipeline.encode_prompt)
+    assert_digest_changed()
+    pipeline.__class__ = type("OwnPipeline", (type(pipeline),), {})
+    assert_digest_changed()
 
 
 def test_quantised_network_is_evaluated_as_it_is(few: suites.Suite) -> None:
