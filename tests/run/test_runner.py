@@ -28,6 +28,7 @@ from sdbench.gate.compare import Side
 from sdbench.gate.policy import Rule
 from sdbench.leaderboard import standings, writing
 from sdbench.metrics.cosine import caption_score
+from sdbench.models.loading import load
 from sdbench.models.spec import ModelSpec, resolve
 from sdbench.probes import driver
 from sdbench.probes.driver import ProbeResult
@@ -42,7 +43,7 @@ from sdbench.scenes.render import render
 from sdbench.score import score
 from sdbench.settings import Probes, Setting
 from sdbench.store import Store
-from sdbench.suites import Suite, Teacher, load
+from sdbench.suites import Suite, Teacher
 
 pytestmark = pytest.mark.usefixtures("fake_evaluators")
 
@@ -407,11 +408,10 @@ def test_weights_replaced_while_other_models_are_drawn_are_refused(
     teacher: ModelSpec, tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     newest = Path(shutil.copytree(tiny_pipeline, tmp_path / "newest"))
-    load_first = runner.load
 
     def load_then_train(spec: ModelSpec, **options: Any) -> Any:
         tiny_unet(seed=1).save_pretrained(newest / "unet")  # a trainer goes on, and writes its next checkpoint
-        return load_first(spec, **options)
+        return load(spec, **options)
 
     monkeypatch.setattr(runner, "load", load_then_train)
     context = prepare_in(tmp_path)
@@ -534,6 +534,25 @@ def test_run_of_probes_keeps_the_quality_values_of_the_record(teacher: ModelSpec
         name: column.tolist() for name, column in columns.columns.items()
     }
     assert runner.run([moved], prepare_in(tmp_path, suite)) == [both]
+
+
+@pytest.mark.parametrize("change", [{"packages": {"diffusers": "0.1"}}, {"variables": {"CUDA_LAUNCH_BLOCKING": "1"}}])
+def test_values_measured_with_other_software_are_not_passed_off_as_those_of_this(
+    change: dict[str, dict[str, str]], teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    latency = Value(name="latency.pipeline.p50", kind="probe", direction="lower", unit="s", value=0.5, n=2, samples=((0.4, 0.6),))
+    monkeypatch.setattr(driver, "measure", lambda specs, *_, **__: ProbeResult({spec.name: [latency] for spec in specs}, "turns"))
+    suite, here = SUITE.model_copy(update={"probes": Probes(rounds=1, calls=2, warmup=0)}), machine.environment()
+    there = here.model_copy(update={name: {**getattr(here, name), **values} for name, values in change.items()})
+    monkeypatch.setattr(recording, "environment", lambda: there)
+    runner.run([teacher], prepare_in(tmp_path, suite))
+    monkeypatch.setattr(recording, "environment", lambda: here)
+    assert records.read_record(runner.run([teacher], prepare_in(tmp_path, suite, "probes"))[0]).values == (latency,)
+    assert "clip_score.scenes, fd.scenes" in capsys.readouterr().err
+    both = records.read_record(runner.run([teacher], prepare_in(tmp_path, suite))[0])
+    assert {value.name for value in both.values} == {*METRICS, latency.name}
+    monkeypatch.setattr(recording, "environment", lambda: there)
+    assert latency not in records.read_record(runner.run([teacher], prepare_in(tmp_path, suite))[0]).values
 
 
 def test_settings_measured_in_separate_runs_are_merged_into_one_record(
@@ -718,10 +737,10 @@ def test_image_and_prompt_counts_must_match(tmp_path: Path) -> None:
 def test_images_with_ambiguous_file_order_are_rejected(tmp_path: Path) -> None:
     images, prompts = save_images(tmp_path, IMAGES, PROMPTS)
     (images / "005.png").rename(images / "10.png")
-    assert len(external.load_images(images, prompts, load("quality"), tmp_path / "runs").image_ids) == len(IMAGES)
+    assert len(external.load_images(images, prompts, suites.load("quality"), tmp_path / "runs").image_ids) == len(IMAGES)
     (images / "004.png").rename(images / "2.png")
     with pytest.raises(UserError, match=r"003\.png comes before 2\.png as text and after it by number.*as in 00002\.png"):
-        external.load_images(images, prompts, load("quality"), tmp_path / "runs")
+        external.load_images(images, prompts, suites.load("quality"), tmp_path / "runs")
 
 
 def test_full_size_images_are_scored_with_the_available_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
