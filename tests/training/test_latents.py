@@ -132,6 +132,21 @@ def test_latents_and_embeddings_are_computed_once_for_the_same_networks_and_imag
         LatentPool(teacher_folder, other, work)
 
 
+def test_latents_of_another_kind_of_device_are_not_reused(teacher_folder: Path, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[set[Path]] = []
+
+    def fail(*files: RowFile) -> None:
+        asked.append({file.path for file in files})
+        raise InterruptedError
+
+    monkeypatch.setattr(latents_module, "fill_and_load", fail)
+    for device in ("cpu", "cuda", "cuda:1"):
+        with pytest.raises(InterruptedError):
+            LatentPool(teacher_folder, pool, tmp_path, device)
+    assert asked[0].isdisjoint(asked[1])
+    assert asked[1] == asked[2]
+
+
 def test_two_runs_may_fill_the_same_folder(
     teacher_folder: Path, pool: Pool, latents: LatentPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
