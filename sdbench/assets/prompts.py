@@ -75,7 +75,9 @@ def read_dataset(what: str, split: str, column: str | None, n: int, seed: int) -
 
 
 @cache  # a table of 30,000 prompts takes seconds
-def _read_dataset(what: str, split: str, column: str | None, n: int, seed: int, _stamps: tuple[tuple[Path, int, int], ...]) -> tuple[str, ...]:
+def _read_dataset(
+    what: str, split: str, column: str | None, n: int, seed: int, _stamps: tuple[tuple[Path, int, int], ...]
+) -> tuple[str, ...]:
     import numpy as np
 
     from sdbench.assets.sources import read_rows, read_texts

@@ -74,7 +74,9 @@ class Subject:
             UserError: see `Store.read`; or the features cannot be written.
         """
         computed_by = digest([__version__, device().type, *map(version, _ENCODING_PACKAGES)])[:8]
-        return self.store.features(f"{encoder}-{computed_by}", self.image_ids, lambda: np.concatenate([compute(block) for block in self.blocks()]))
+        return self.store.features(
+            f"{encoder}-{computed_by}", self.image_ids, lambda: np.concatenate([compute(block) for block in self.blocks()])
+        )
 
     def compute_once(self, name: str, compute: Callable[[], T]) -> T:
         """The result of `compute`, which several protocols need; computed for the first of them."""

@@ -97,9 +97,10 @@ def test_column_that_is_not_text_is_rejected(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("what", ["p.parquet", "."])
 def test_list_that_is_changed_is_read_again(what: str, tmp_path: Path) -> None:
+    (tmp_path / "lists").mkdir()
     for captions in (["a", "b"], ["c", "d"]):
-        datasets.Dataset.from_dict({"prompt": captions}).to_parquet(tmp_path / "p.parquet")
-        assert read_prompts(tmp_path / what, 2) == captions
+        datasets.Dataset.from_dict({"prompt": captions}).to_parquet(tmp_path / "lists" / "p.parquet")
+        assert read_prompts(tmp_path / "lists" / what, 2) == captions
 
 
 def test_seed_samples_without_replacement_and_seed_0_takes_the_first_rows(tmp_path: Path) -> None:

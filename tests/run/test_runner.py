@@ -418,7 +418,9 @@ def test_weights_replaced_while_other_models_are_drawn_are_refused(
     with pytest.raises(UserError, match=r"newest.* changed since this run began; run again"):
         runner.run([teacher, resolve(str(newest), name="newest")], context)
     (manifest,) = context.runs.glob("*/manifest.json")
-    assert json.loads(manifest.read_text(encoding="utf-8"))["model"] == teacher.name, "no image has the digest of weights that did not draw it"
+    assert json.loads(manifest.read_text(encoding="utf-8"))["model"] == teacher.name, (
+        "no image has the digest of weights that did not draw it"
+    )
 
 
 def test_teacher_record_of_another_suite_does_not_count(teacher: ModelSpec, tmp_path: Path) -> None:
@@ -538,7 +540,11 @@ def test_run_of_probes_keeps_the_quality_values_of_the_record(teacher: ModelSpec
 
 @pytest.mark.parametrize("change", [{"packages": {"diffusers": "0.1"}}, {"variables": {"CUDA_LAUNCH_BLOCKING": "1"}}])
 def test_values_measured_with_other_software_are_not_passed_off_as_those_of_this(
-    change: dict[str, dict[str, str]], teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    change: dict[str, dict[str, str]],
+    teacher: ModelSpec,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     latency = Value(name="latency.pipeline.p50", kind="probe", direction="lower", unit="s", value=0.5, n=2, samples=((0.4, 0.6),))
     monkeypatch.setattr(driver, "measure", lambda specs, *_, **__: ProbeResult({spec.name: [latency] for spec in specs}, "turns"))

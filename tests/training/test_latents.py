@@ -132,7 +132,9 @@ def test_latents_and_embeddings_are_computed_once_for_the_same_networks_and_imag
         LatentPool(teacher_folder, other, work)
 
 
-def test_latents_of_another_kind_of_device_are_not_reused(teacher_folder: Path, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_latents_of_another_kind_of_device_are_not_reused(
+    teacher_folder: Path, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[set[Path]] = []
 
     def fail(*files: RowFile) -> None:
