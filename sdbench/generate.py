@@ -9,7 +9,6 @@ import hashlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -226,7 +225,6 @@ def _step_generator(noise: Noise, job: Job) -> torch.Generator:
     return torch.Generator().manual_seed(key % 2**63)
 
 
-@cache
 def _saved_latent(path: Path, shape: tuple[int, ...]) -> Tensor:
     """The tensor in a file, C x H x W or 1 x C x H x W, in this shape and in float32."""
     try:

@@ -184,6 +184,35 @@ def test_digest_covers_everything_that_affects_an_image() -> None:
     assert in_memory.digest(pipeline) in seen, "training changes no image"
 
 
+def test_digest_covers_patches_of_a_pipeline() -> None:
+    pipeline = copy_student()
+    seen = {in_memory.digest(pipeline)}
+    pipeline("a circle", num_inference_steps=1, output_type="latent")
+    assert in_memory.digest(pipeline) in seen, "drawing changes no image"
+
+    def assert_digest_changed() -> None:
+        found = in_memory.digest(pipeline)
+        assert found not in seen
+        seen.add(found)
+
+    block = pipeline.unet.down_blocks[1].attentions[0].transformer_blocks[0]
+    block.__class__ = type("MergingBlock", (type(block),), {})  # as Token Merging patches a network
+    assert_digest_changed()
+    block.strengths = {"first": [0.5, 1.0]}
+    assert_digest_changed()
+    block.strengths["first"][0] = 0.25
+    assert_digest_changed()
+    pipeline.unet.down_blocks[1].register_forward_hook(lambda *_: None)
+    assert_digest_changed()
+    for name, value in (("pad_token", pipeline.tokenizer.bos_token), ("model_max_length", 7)):
+        setattr(pipeline.tokenizer, name, value)
+        assert_digest_changed()
+    pipeline.encode_prompt = functools.partial(pipeline.encode_prompt)
+    assert_digest_changed()
+    pipeline.__class__ = type("OwnPipeline", (type(pipeline),), {})
+    assert_digest_changed()
+
+
 def test_quantised_network_is_evaluated_as_it_is(few: suites.Suite) -> None:
     pipeline = copy_student()
     pipeline.unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)

@@ -257,6 +257,14 @@ def latents_of(jobs: list[Job], batch: int, folder: Path, noise: Noise) -> dict[
     return pipeline.latents
 
 
+def test_latent_of_a_file_is_that_of_the_file_as_it_is_now(tmp_path: Path) -> None:
+    noise = Noise(kind="fixed", file=str(tmp_path / "latent.pt"))
+    for value in (1.0, 2.0):
+        latent = torch.full((4, 8, 8), value)
+        torch.save(latent, tmp_path / "latent.pt")
+        assert torch.equal(initial_noise(noise, "p0", 0, (4, 8, 8)), latent), "the identity of an image holds the file's digest"
+
+
 def test_latents_do_not_depend_on_order_number_or_batch(tmp_path: Path) -> None:
     noise = Noise(seed=3)
     plain = latents_of(make_jobs(), 3, tmp_path / "plain", noise)

@@ -77,10 +77,12 @@ def draw_images(
     }
     _check_same_settings(out, identity)
     draw = make_sampler(load(spec, dtype=dtype, device=device), sampling, Noise(seed=seed))
-    if not (out / SETTINGS_FILE).exists():
-        _write_settings(out, identity)  # only now: a teacher that cannot be loaded claims no folder
     store = Store(out, identity)
     jobs = [Job(str(row), 0, caption, digest([store.folder.name, row, caption])) for row, caption in enumerate(captions)]
+    if store.missing([job.image_id for job in jobs]) and package_versions() not in (versions := _versions(out)):
+        _write_settings(
+            out, {**identity, "versions": [*versions, package_versions()]}
+        )  # only now: a teacher that cannot be loaded claims no folder
     generate(select_part(jobs, batch, part), store, batch, draw, "teacher")
     if missing := store.missing([job.image_id for job in jobs]):
         tqdm.write(f"{out}: {len(jobs) - len(missing)} of {len(jobs)} images; the other parts draw the rest", file=sys.stderr)
@@ -94,7 +96,7 @@ def _finish_folder(out: Path, store: Store, jobs: list[Job], identity: dict[str,
     rows = [{"file_name": store.path(job.image_id).relative_to(out).as_posix(), "caption": job.prompt} for job in jobs]
     write_bytes(out / METADATA[0], "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
     captions_digest = hashlib.sha256("\n".join(job.prompt for job in jobs).encode()).hexdigest()
-    _write_settings(out, {**identity, "n": len(jobs), "captions": captions_digest, "versions": package_versions()})
+    _write_settings(out, {**identity, "n": len(jobs), "captions": captions_digest, "versions": _versions(out)})
 
 
 def read_captions(path: Path, n: int | None = None) -> list[str]:
@@ -133,6 +135,12 @@ def _check_same_settings(out: Path, identity: dict[str, Any]) -> None:
     if differing := [name for name, value in identity.items() if earlier.get(name) != value]:
         differences = ", ".join(f"{name} {earlier.get(name)} (now {identity[name]})" for name in differing)
         raise UserError(f"{out} holds images drawn with other settings: {differences}. Use the same settings, or another folder with --out")
+
+
+def _versions(out: Path) -> list[dict[str, str]]:
+    """The versions of the packages in each of the runs that drew images of the folder, each once."""
+    found: list[dict[str, str]] = read_json(out / SETTINGS_FILE)["versions"] if (out / SETTINGS_FILE).exists() else []
+    return found
 
 
 def _write_settings(out: Path, content: dict[str, Any]) -> None:

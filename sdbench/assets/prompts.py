@@ -63,7 +63,6 @@ def read_lines(path: Path) -> tuple[str, ...]:
     return tuple(filter(None, map(str.strip, text.split("\n"))))  # `splitlines` also splits at characters that a prompt may hold
 
 
-@cache  # a table of 30,000 prompts takes seconds
 def read_dataset(what: str, split: str, column: str | None, n: int, seed: int) -> tuple[str, ...]:
     """Read prompts from a dataset: the first `n`, or `n` drawn without replacement if `seed` is not 0.
 
@@ -71,6 +70,14 @@ def read_dataset(what: str, split: str, column: str | None, n: int, seed: int) -
         MissingError: a Hub dataset is neither cached nor reachable.
         UserError: the dataset cannot be read, has no single column of prompts or fewer than `n` rows, or a drawn prompt is empty.
     """
+    stats = {path: path.stat() for path in sorted([Path(what), *Path(what).glob("*")]) if path.exists()}
+    return _read_dataset(what, split, column, n, seed, tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()))
+
+
+@cache  # a table of 30,000 prompts takes seconds
+def _read_dataset(
+    what: str, split: str, column: str | None, n: int, seed: int, _stamps: tuple[tuple[Path, int, int], ...]
+) -> tuple[str, ...]:
     import numpy as np
 
     from sdbench.assets.sources import read_rows, read_texts

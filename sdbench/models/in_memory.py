@@ -49,11 +49,11 @@ def device(pipeline: Any) -> str:
 
 
 def digest(pipeline: Any) -> str:
-    """The SHA-256 (hex) over all that decides the images: tensors, configurations, vocabularies, and settings of modules.
+    """The SHA-256 (hex) over all that decides the images: tensors, configurations, tokenizers, and settings of modules.
 
-    The last are LoRA's, and what is set on modules of the pipeline at hand: FreeU's factors, tiling, attention processors, functions that replace
-    `forward`. Functions and objects count by name alone, so two patches of one name need two pipelines. The same pipeline in a folder has a
-    different digest, that of its files.
+    The last are LoRA's, and what is set on modules of the pipeline at hand and on itself: FreeU's factors, tiling, attention processors,
+    hooks, other classes, functions that replace `forward`. Classes, functions and objects count by name alone, so two patches of one name
+    need two pipelines. The same pipeline in a folder has a different digest, that of its files.
     """
     sha256 = hashlib.sha256()
     for part in CLASSES:
@@ -62,12 +62,14 @@ def digest(pipeline: Any) -> str:
         for name, tensor in sorted(model.state_dict().items()):
             _add_tensor(sha256, name, tensor)
         for name, layer in model.named_modules():
-            _update(sha256, name, _canonical(_settings(layer)))
-            if isinstance(layer, BaseTunerLayer):  # the scale of a LoRA, and whether it is active
-                _update(sha256, name, repr((layer.active_adapters, layer.disable_adapters, getattr(layer, "scaling", None))))
+            _update(sha256, name, type(layer).__qualname__, _canonical(_settings(layer)), *_hooks(layer))
+            if isinstance(layer, BaseTunerLayer):  # whether a LoRA is active
+                _update(sha256, name, repr((layer.active_adapters, layer.disable_adapters)))
     for part in ("tokenizer", "tokenizer_2"):
-        _update(sha256, part, _canonical(getattr(pipeline, part).get_vocab()))
+        tokenizer = getattr(pipeline, part)
+        _update(sha256, part, _canonical(tokenizer.get_vocab()), _canonical(tokenizer.special_tokens_map), str(tokenizer.model_max_length))
     _update(sha256, type(pipeline.scheduler).__name__, _canonical(dict(pipeline.scheduler.config)))
+    _update(sha256, type(pipeline).__qualname__, _canonical(_settings(pipeline) | {"watermark": None}))
     _update(sha256, "pipeline", _canonical({key: value for key, value in pipeline.config.items() if not isinstance(value, list | tuple)}))
     return sha256.hexdigest()
 
@@ -97,13 +99,35 @@ def _add_tensor(sha256: "hashlib._Hash", name: str, tensor: Any) -> None:
         sha256.update(saved.getbuffer())
 
 
-def _settings(module: nn.Module) -> dict[str, Any]:
-    """The public attributes of a module beside its parts and tensors: plain values, and the names of functions and classes of others."""
+def _settings(owner: Any) -> dict[str, Any]:
+    """The public attributes of a module, beside its parts and tensors, or of a pipeline: plain values, and the names of all others."""
     return {
-        name: value if isinstance(value, bool | int | float | str | None) else getattr(value, "__qualname__", type(value).__qualname__)
-        for name, value in vars(module).items()
+        name: _plain(value)
+        for name, value in vars(owner).items()
         if not name.startswith("_") and name not in ("training", "gradient_checkpointing", "name_or_path")
     }
+
+
+def _hooks(module: nn.Module) -> list[str]:
+    """The names of a module's forward hooks, except those with which transformers keeps hidden states once a text encoder has run."""
+    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]  # noqa: SLF001  # there is no other way to them
+    return [_name(hook) for hook in hooks if not getattr(hook, "__module__", "").startswith("transformers.")]
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case bool() | int() | float() | str() | None:
+            return value
+        case list() | tuple():
+            return [_plain(item) for item in value]
+        case dict():
+            return {str(key): _plain(item) for key, item in value.items()}
+        case _:
+            return _name(value)
+
+
+def _name(value: Any) -> str:
+    return str(getattr(value, "__qualname__", type(value).__qualname__))
 
 
 def _update(sha256: "hashlib._Hash", *words: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from sdbench.errors import IncompleteError, UserError, unknown_name
 from sdbench.models.architectures import TOPOLOGIES, Family, architecture_of, depths, depths_of_keys, family_of, ldm_depths, unet_config
-from sdbench.models.catalogue import CATALOGUE, TEACHERS, Source
+from sdbench.models.catalogue import CATALOGUE, TEACHERS, Entry, Source
 from sdbench.models.files import Tensor, checkpoint_kind, read_config, read_header, read_json, strip_prefixes
 
 UNET_CLASS = "UNet2DConditionModel"
@@ -288,9 +288,16 @@ def with_name(spec: ModelSpec, name: str | None) -> ModelSpec:
         raise UserError(
             f"{chosen or spec.name!r} cannot name a model: use only letters, digits and . _ + -; choose another name with --name"
         )
-    entry = CATALOGUE.get(chosen)
-    if entry and (spec.lora or (spec.source != "random" and (spec.source, spec.location) != (entry.source, entry.location))):
+    if (entry := CATALOGUE.get(chosen)) and not _is_entry(spec, entry):
         raise UserError(
-            f"{chosen!r} is the catalogue's name of another model ({entry.location or entry.source}); choose one for {spec.location} with --name"
+            f"{chosen!r} is the catalogue's name of another model ({entry.location or entry.source}); choose one for "
+            f"{'@'.join(filter(None, [spec.location or spec.architecture, spec.revision]))} with --name"
         )
     return replace(spec, name=chosen)
+
+
+def _is_entry(spec: ModelSpec, entry: Entry) -> bool:
+    """Whether a model may have the name of an entry of the catalogue, by which the gate finds its records."""
+    if spec.source == "random":
+        return spec.architecture == entry.architecture
+    return (spec.source, spec.location, spec.revision, spec.lora) == (entry.source, entry.location, None, None)

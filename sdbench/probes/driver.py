@@ -30,7 +30,7 @@ from sdbench.probes import counts, meters, plugin, rounds_file
 from sdbench.probes.request import CEILINGS, REQUEST_VARIABLE, STAGES, Request
 from sdbench.probes.rounds import Round, collect_info
 from sdbench.probes.values import values
-from sdbench.records import Value
+from sdbench.records import Machine, Value
 from sdbench.settings import BASE, Probes, Sampling
 
 BENCHMARK_FILE = "bench_pipeline.py"
@@ -117,16 +117,17 @@ def measure(
     folders = Folders(work.resolve(), suites.resolve())
     if not (suites / BENCHMARK_FILE).is_file():
         raise UserError(f"no {BENCHMARK_FILE} in {suites}: it measures latency and memory; copy it there from the package's own suites")
-    environment_of_run = {"device": device, "machine": this_machine(device), "variables": variables()}
-    common: dict[str, Any] = {"sampling": sampling, "warmup": probes.warmup, **environment_of_run}
+    machine, switches = this_machine(device), variables()
+    common: dict[str, Any] = {"sampling": sampling, "warmup": probes.warmup, "device": device, "machine": machine, "variables": switches}
     requests = {
         (label, spec.name): Request(spec=spec, setting=setting, calls=setting.calls or probes.calls, **common)
         for label, setting in chosen.items()
         for spec in specs
     }
     digest = cache(weights_digest)  # settings share the weights, so that their gigabytes are read only once
-    run_id = _run_id([(spec.name, digest(spec, dtype=sampling.dtype)) for spec in specs], folders)
-    stems = {key: _file_stem(request, suites, digest(request.spec, dtype=request.dtype), run_id) for key, request in requests.items()}
+    weights = [(spec.name, digest(spec, dtype=sampling.dtype)) for spec in specs]
+    run_id = _run_id(weights, _conditions(device, machine, switches, suites), folders)
+    stems = {key: _file_stem(request, digest(request.spec, dtype=request.dtype), run_id) for key, request in requests.items()}
     rounds = _measure_in_turns(requests, stems, probes.rounds, folders)
     if profile:  # after the rounds, so that it finds the compiler's cache filled
         for (label, name), request in requests.items():
@@ -141,9 +142,22 @@ def measure(
     return ProbeResult(by_name, run_id)
 
 
-def _run_id(models: Sequence[tuple[str, str | None]], folders: Folders) -> str:
+def _conditions(device: str, machine: Machine, switches: Mapping[str, str], suites: Path) -> dict[str, Any]:
+    """What the times of all models depend on: under other conditions they are measured anew, and did not take turns with those before."""
+    packages = environment().packages
+    return {
+        "device": device,
+        "machine": machine.machine_class,
+        "variables": switches,
+        "packages": {name: packages.get(name) for name in _PACKAGES},
+        "python": sys.version_info[:2],
+        "code": [file_digest(path) for path in (suites / BENCHMARK_FILE, *_MEASURING)],
+    }
+
+
+def _run_id(models: Sequence[tuple[str, str | None]], conditions: Mapping[str, Any], folders: Folders) -> str:
     """The id of the rounds in which these models, (name, weights) each, take turns; the same for as long as `work` is kept."""
-    path = folders.work / "turns" / f"{digest_of(sorted(models, key=str))}.txt"
+    path = folders.work / "turns" / f"{digest_of([sorted(models, key=str), conditions])}.txt"
     if not path.exists():
         write_bytes(path, uuid.uuid4().hex[:12].encode())
     return path.read_text(encoding="utf-8")
@@ -266,16 +280,15 @@ def _exit_reason(done: subprocess.CompletedProcess[str]) -> str:
     return f"exit code {done.returncode}: {(errors or lines or ['it wrote nothing'])[-1][:500]}"
 
 
-def _file_stem(request: Request, suites: Path, weights: str | None, run_id: str) -> str:
-    """The start of the file names of a model's rounds; its digest covers all that the times depend on, so that no round is taken for another."""
-    spec, packages = request.spec, environment().packages
+def _file_stem(request: Request, weights: str | None, run_id: str) -> str:
+    """The start of the file names of a model's rounds; its digest covers all that the times depend on, so that no round is taken for another.
+
+    The id of the run stands for the conditions, see `_conditions`.
+    """
+    spec = request.spec
     content = {
         "model": (spec.name, spec.family, spec.architecture, spec.lora, weights),
-        "settings": request.model_dump(mode="json", exclude={"spec": True, "machine": True, "profile": True, "sampling": {"batch"}}),
-        "packages": {name: packages.get(name) for name in _PACKAGES},
-        "python": sys.version_info[:2],
-        "machine": request.machine.machine_class,
+        "settings": request.model_dump(mode="json", include={"sampling", "setting", "calls", "warmup"}, exclude={"sampling": {"batch"}}),
         "turns": run_id,
-        "code": [file_digest(path) for path in (suites / BENCHMARK_FILE, *_MEASURING)],
     }
     return f"{spec.name}-{request.setting.label}-{digest_of(content)[:16]}"

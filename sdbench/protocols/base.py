@@ -7,12 +7,17 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from sdbench import __version__
 from sdbench.arrays import F32, F64, U8
+from sdbench.disk import digest
+from sdbench.encoders.pixels import device
+from sdbench.machine import version
 from sdbench.records import Direction, Scores, State, Value, column_of
 from sdbench.stats import intervals
 from sdbench.store import Store
 
 T = TypeVar("T")
+_ENCODING_PACKAGES = ("numpy", "open-clip-torch", "pillow", "torch", "torchvision", "transformers")
 BLOCK = 64  # images in memory at a time, a multiple of every encoder's batch
 Result = tuple[Value, dict[str, F64]]  # the value, and its columns of `scores.parquet`
 
@@ -63,10 +68,15 @@ class Subject:
     def features(self, encoder: str, compute: Callable[[U8], F32]) -> F32:
         """Features under an encoder, N x d, whose name includes the digest of its weights; computed once and kept in the run folder.
 
+        Other versions of the packages, or another kind of device, compute their own: a record names those that it was made with.
+
         Raises:
             UserError: see `Store.read`; or the features cannot be written.
         """
-        return self.store.features(encoder, self.image_ids, lambda: np.concatenate([compute(block) for block in self.blocks()]))
+        computed_by = digest([__version__, device().type, *map(version, _ENCODING_PACKAGES)])[:8]
+        return self.store.features(
+            f"{encoder}-{computed_by}", self.image_ids, lambda: np.concatenate([compute(block) for block in self.blocks()])
+        )
 
     def compute_once(self, name: str, compute: Callable[[], T]) -> T:
         """The result of `compute`, which several protocols need; computed for the first of them."""

@@ -1,9 +1,12 @@
 """Write records: score images, and join the values with the probes and with what earlier runs measured of the rest."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from sdbench import records, tables
 from sdbench.errors import UserError
@@ -13,7 +16,19 @@ from sdbench.models.catalogue import TEACHERS
 from sdbench.models.spec import ModelSpec
 from sdbench.probes.driver import ProbeResult
 from sdbench.protocols.base import Subject
-from sdbench.records import OWN_ENDING, TEACHER_ENDING, Looks, Machine, Model, NamedTeacher, Record, Scores, Value
+from sdbench.records import (
+    DRAWING_PACKAGES,
+    OWN_ENDING,
+    TEACHER_ENDING,
+    Environment,
+    Looks,
+    Machine,
+    Model,
+    NamedTeacher,
+    Record,
+    Scores,
+    Value,
+)
 from sdbench.run.acceptance import add_verdicts
 from sdbench.run.context import RunContext, store_and_jobs
 from sdbench.run.thumbnails import choose_images, thumbnail
@@ -35,12 +50,13 @@ def write_record(
 ) -> Path:
     """Score the images, write the record of a model, and return its folder.
 
-    Nothing is written if the newest record of the row says the same; its folder is then returned.
+    Nothing is written if the newest record of the row says the same; its folder is then returned. What this run does not measure is taken from
+    an earlier record of the same weights and the same software, if there is one.
 
     Args:
         model: what was measured.
         context: the suite it was measured under.
-        subject: the images to score; None to keep what an earlier record says of them.
+        subject: the images to score; None to take over what an earlier record says of them.
         probed: latency and memory, perhaps of other models too.
         scheduler: see `schedulers.describe`.
         looks: of a run that stopped when sure.
@@ -48,9 +64,11 @@ def write_record(
     Raises:
         UserError: an image cannot be read, none of the metrics could be measured, or the record cannot be written.
     """
-    machine = this_machine(context.device)
+    machine, software = this_machine(context.device), environment()
     of_row = _records_of_row(model, machine, context)
-    earlier = next((found for found in reversed(of_row) if _is_same_model(found[1].model, model)), None)  # this run adds to it
+    of_model = [found for found in of_row if _is_same_model(found[1].model, model)]
+    of_software = [found for found in of_model if _software(found[1].environment) == _software(software)]
+    earlier = of_software[-1] if of_software else None  # this run adds to it
     if subject is not None:
         values, scores, thumbnails = _score_quality(subject, context)
     else:
@@ -68,7 +86,7 @@ def write_record(
         suite=context.suite.id,
         model=model,
         machine=machine,
-        environment=environment(),
+        environment=software,
         created=records.now(),
         n_images=len(scores.prompt_ids),
         values=(*values, *_sort_by_setting([*new, *old], context.suite)),
@@ -83,6 +101,11 @@ def write_record(
     )
     if of_row and _comparable_content(of_row[-1][1]) == _comparable_content(record):
         return of_row[-1][0]
+    if of_model and of_model[-1] not in of_software and (lost := _names(of_model[-1][1]) - _names(record)):
+        tqdm.write(
+            f"{model.name}: its new record lacks {', '.join(sorted(lost))}, which other versions or environment variables measured; run the whole suite again",
+            file=sys.stderr,
+        )
     return records.write(record, scores, thumbnails, context.results)
 
 
@@ -220,7 +243,16 @@ def _label(value: Value) -> str:
     return value.name.partition("@")[2] or BASE
 
 
+def _names(record: Record) -> set[str]:
+    return {value.name for value in record.values}
+
+
+def _software(environment: Environment) -> dict[str, Any]:
+    """What all values of a record have in common, since a record names a single environment: what may change an image or a time."""
+    return {"variables": environment.variables} | {name: environment.packages.get(name) for name in ("sdbench", *DRAWING_PACKAGES)}
+
+
 def _comparable_content(record: Record) -> dict[str, Any]:
     """What must differ between two records of a row for the second to be written."""
     covered_by_digests = {"noise", "scheduler", "teacher"}
-    return record.model_dump(exclude={"created", "environment", "run", *covered_by_digests})
+    return record.model_dump(exclude={"created", "environment", "run", *covered_by_digests}) | {"software": _software(record.environment)}

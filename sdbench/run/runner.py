@@ -97,12 +97,16 @@ class ImageGenerator:
     """Makes one model's images of a suite; the model is loaded once the first image is missing."""
 
     def __init__(self, spec: ModelSpec, model: Model, context: RunContext) -> None:
-        self.spec, self.context = spec, context
+        self.spec, self.model, self.context = spec, model, context
         self.store, self.jobs = store_and_jobs(model, context)
         self._make: Callable[[list[Job]], U8] | None = None
 
     def draw(self, jobs: list[Job]) -> None:
-        """Make those of these images that the store lacks."""
+        """Make those of these images that the store lacks.
+
+        Raises:
+            UserError: the model's files were replaced since they were digested; or see `load`, `make_sampler` and `generate`.
+        """
         if self.store.missing([job.image_id for job in jobs]):
             self._make = self._make or self._load()
             generate(jobs, self.store, self.context.sampling.batch, self._make, self.spec.name)
@@ -113,7 +117,14 @@ class ImageGenerator:
         sampling, pipeline = self.context.sampling, self.context.pipelines.get(self.spec.name)
         if pipeline is None:
             pipeline = load(self.spec, dtype=sampling.dtype, device=self.context.device)
+            self._check_unchanged()  # the models before it may have taken hours, in which a trainer wrote its next checkpoint
         return make_sampler(pipeline, sampling, self.context.suite.noise)
+
+    def _check_unchanged(self) -> None:
+        if weights_digest(self.spec, dtype=self.context.sampling.dtype) != self.model.weights_digest:
+            raise UserError(
+                f"the files of {self.spec.name!r} in {self.spec.location} changed since this run began; run again, on a copy if a trainer still writes there"
+            )
 
 
 def _draw_images(spec: ModelSpec, model: Model, context: RunContext, part: tuple[int, int] = (1, 1)) -> tuple[Store, list[Job]]:

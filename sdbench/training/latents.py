@@ -1,7 +1,7 @@
 """The training data of UNets of both families: latents of captioned images, and embeddings of their captions.
 
-Both are computed once and stored by `row_files` under the digest of their inputs. A batch depends only on (seed, its
-number), and is the same on every device.
+Both are computed once for each kind of device, and stored by `row_files` under the digest of their inputs. A batch depends only on
+(seed, its number), and has the same images and noise on every device.
 """
 
 import hashlib
@@ -193,11 +193,12 @@ class LatentPool:
         check_diffusion(pipeline_folder)
         self.images, self._folder, self._device = images, pipeline_folder, device
         self.scheduler: DDIMScheduler = DDIMScheduler.from_pretrained(pipeline_folder / "scheduler")
+        kind = torch.device(device).type  # a GPU's latents have other last digits, and a run on the CPU is repeatable
         text_parts = [name for name in COMPONENTS if name.startswith("t")]
         images_digest, captions_digest = broadcast_from_main(
-            lambda: [_digest(images.digest, pipeline_folder, parts) for parts in (["vae"], text_parts)]
+            lambda: [_digest(images.digest, kind, pipeline_folder, parts) for parts in (["vae"], text_parts)]
         )
-        n, chunk_size = len(images.captions), max(1, ENCODE_BATCH_PX[torch.device(device).type] // images.size_px**2)
+        n, chunk_size = len(images.captions), max(1, ENCODE_BATCH_PX[kind] // images.size_px**2)
         latents = RowFile(work / f"latents-{images_digest}.npy", n, chunk_size, self._encode, images.read)
         captions = RowFile(work / f"captions-{captions_digest}.npy", n, 64, self.embed_captions)
         unconditional = RowFile(work / f"unconditional-{captions_digest}.npy", 1, 1, lambda _: self._embed([""]))
@@ -297,8 +298,8 @@ def encode(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
     return latents
 
 
-def _digest(images: str, folder: Path, parts: Sequence[str]) -> str:
-    sha256 = hashlib.sha256(images.encode())
+def _digest(images: str, device: str, folder: Path, parts: Sequence[str]) -> str:
+    sha256 = hashlib.sha256(f"{images}\0{device}".encode())
     for path in (file for part in parts for file in part_files(folder / part, part)):
         sha256.update(path.name.encode() + bytes.fromhex(file_digest(path)))
     return sha256.hexdigest()[:16]

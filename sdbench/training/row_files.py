@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from filelock import FileLock
 from torch import Tensor
 from tqdm import tqdm
 
@@ -64,9 +65,10 @@ class RowFile:
         return self.path.with_suffix(".left-out.npy")
 
     @property
-    def is_started(self) -> bool:
-        """Whether an incomplete file and its marks exist and belong together."""
-        return self.part_path.exists() and self.marks_path.exists() and self.marks_path.stat().st_size == self.n
+    def is_missing(self) -> bool:
+        """Whether there is neither the complete file, nor an incomplete one and marks that belong to it."""
+        is_started = self.part_path.exists() and self.marks_path.exists() and self.marks_path.stat().st_size == self.n
+        return not self.path.exists() and not is_started
 
     def undecodable_rows(self) -> Rows:
         """The row numbers of undecodable images in a complete file."""
@@ -93,7 +95,7 @@ def _create_missing(files: Sequence[RowFile]) -> list[bool]:
 
     Checks the free disk space first: writing to a memory map on a full disk would kill the process hours later.
     """
-    new = [file for file in files if not file.path.exists() and not file.is_started]
+    new = [file for file in files if file.is_missing]
     dtypes = [_row_dtype(file) for file in new]
     folder = files[0].path.parent
     folder.mkdir(parents=True, exist_ok=True)
@@ -103,11 +105,13 @@ def _create_missing(files: Sequence[RowFile]) -> list[bool]:
         raise UserError(
             f"{folder} has {free / 1e9:.1f} GB free; {needed / 1e9:.1f} GB are needed for {fields} of {files[0].n:,} images. Make room, or name another folder with --work"
         )
-    for file, dtype in zip(new, dtypes, strict=True):
-        file.marks_path.unlink(missing_ok=True)
-        np.lib.format.open_memmap(file.part_path, "w+", dtype, (file.n,))  # sparse: takes no space before it is written to
-        file.marks_path.write_bytes(bytes(file.n))
-    return [file.path.exists() for file in files]
+    with FileLock(folder / ".lock"):
+        for file, dtype in zip(new, dtypes, strict=True):
+            if file.is_missing:  # still: finding the fields took seconds, in which another run may have begun to fill the file
+                file.marks_path.unlink(missing_ok=True)
+                np.lib.format.open_memmap(file.part_path, "w+", dtype, (file.n,))  # sparse: takes no space before it is written to
+                file.marks_path.write_bytes(bytes(file.n))
+        return [file.path.exists() for file in files]
 
 
 def _row_dtype(file: RowFile) -> np.dtype[np.void]:

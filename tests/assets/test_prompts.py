@@ -95,6 +95,14 @@ def test_column_that_is_not_text_is_rejected(tmp_path: Path) -> None:
         read_prompts(tmp_path / "p.parquet", 2)
 
 
+@pytest.mark.parametrize("what", ["p.parquet", "."])
+def test_list_that_is_changed_is_read_again(what: str, tmp_path: Path) -> None:
+    (tmp_path / "lists").mkdir()
+    for captions in (["a", "b"], ["c", "d"]):
+        datasets.Dataset.from_dict({"prompt": captions}).to_parquet(tmp_path / "lists" / "p.parquet")
+        assert read_prompts(tmp_path / "lists" / what, 2) == captions
+
+
 def test_seed_samples_without_replacement_and_seed_0_takes_the_first_rows(tmp_path: Path) -> None:
     path = tmp_path / "list.txt"
     path.write_text("\n".join(f"prompt {row}" for row in range(50)) + "\n", encoding="utf-8")

@@ -139,6 +139,12 @@ def test_resolving_imports_neither_torch_nor_diffusers() -> None:
         ("sdxl", {"name": "vega"}, "'vega' is the catalogue's name of another model"),
         ("someone/vega", {}, "'vega' is the catalogue's name of another model"),
         ("sdxl", {"name": "sdxl", "lora": "a/b"}, "'sdxl' is the catalogue's name of another model"),
+        ("sdxl", {"name": "vega", "random": True}, "'vega' is the catalogue's name of another model"),
+        (
+            "segmind/Segmind-Vega@old",
+            {"name": "vega"},
+            r"'vega' is the catalogue's name of another model.*for segmind/Segmind-Vega@old with",
+        ),
     ],
 )
 def test_invalid_names_and_options_are_rejected(what: str, options: dict[str, Any], message: str) -> None:

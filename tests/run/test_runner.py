@@ -1,6 +1,7 @@
 """From images to values to records, with fake evaluators."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from clips import photographs, tiny
 from fakes import IMAGES, METRICS, PROMPTS, SUITE, colours, fail_if_called, letters, modification_times, prepare_in, replace_towers
 from PIL import Image
-from tiny import SIZE_PX
+from tiny import SIZE_PX, tiny_unet
 
 from sdbench import api, cli, machine, records, suites
 from sdbench.arrays import F32, U8
@@ -27,6 +28,7 @@ from sdbench.gate.compare import Side
 from sdbench.gate.policy import Rule
 from sdbench.leaderboard import standings, writing
 from sdbench.metrics.cosine import caption_score
+from sdbench.models.loading import load
 from sdbench.models.spec import ModelSpec, resolve
 from sdbench.probes import driver
 from sdbench.probes.driver import ProbeResult
@@ -41,7 +43,7 @@ from sdbench.scenes.render import render
 from sdbench.score import score
 from sdbench.settings import Probes, Setting
 from sdbench.store import Store
-from sdbench.suites import Suite, Teacher, load
+from sdbench.suites import Suite, Teacher
 
 pytestmark = pytest.mark.usefixtures("fake_evaluators")
 
@@ -402,6 +404,25 @@ def test_images_of_other_versions_are_not_taken_for_those_of_this_one(tmp_path: 
     assert len(places) == 3
 
 
+def test_weights_replaced_while_other_models_are_drawn_are_refused(
+    teacher: ModelSpec, tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newest = Path(shutil.copytree(tiny_pipeline, tmp_path / "newest"))
+
+    def load_then_train(spec: ModelSpec, **options: Any) -> Any:
+        tiny_unet(seed=1).save_pretrained(newest / "unet")  # a trainer goes on, and writes its next checkpoint
+        return load(spec, **options)
+
+    monkeypatch.setattr(runner, "load", load_then_train)
+    context = prepare_in(tmp_path)
+    with pytest.raises(UserError, match=r"newest.* changed since this run began; run again"):
+        runner.run([teacher, resolve(str(newest), name="newest")], context)
+    (manifest,) = context.runs.glob("*/manifest.json")
+    assert json.loads(manifest.read_text(encoding="utf-8"))["model"] == teacher.name, (
+        "no image has the digest of weights that did not draw it"
+    )
+
+
 def test_teacher_record_of_another_suite_does_not_count(teacher: ModelSpec, tmp_path: Path) -> None:
     runner.run([teacher], prepare_in(tmp_path, SUITE.model_copy(update={"version": 2})))
     record, _ = records.read(runner.run([resolve("scenes-rendered")], prepare_in(tmp_path))[0])
@@ -516,6 +537,29 @@ def test_run_of_probes_keeps_the_quality_values_of_the_record(teacher: ModelSpec
         name: column.tolist() for name, column in columns.columns.items()
     }
     assert runner.run([moved], prepare_in(tmp_path, suite)) == [both]
+
+
+@pytest.mark.parametrize("change", [{"packages": {"diffusers": "0.1"}}, {"variables": {"CUDA_LAUNCH_BLOCKING": "1"}}])
+def test_values_measured_with_other_software_are_not_passed_off_as_those_of_this(
+    change: dict[str, dict[str, str]],
+    teacher: ModelSpec,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    latency = Value(name="latency.pipeline.p50", kind="probe", direction="lower", unit="s", value=0.5, n=2, samples=((0.4, 0.6),))
+    monkeypatch.setattr(driver, "measure", lambda specs, *_, **__: ProbeResult({spec.name: [latency] for spec in specs}, "turns"))
+    suite, here = SUITE.model_copy(update={"probes": Probes(rounds=1, calls=2, warmup=0)}), machine.environment()
+    there = here.model_copy(update={name: {**getattr(here, name), **values} for name, values in change.items()})
+    monkeypatch.setattr(recording, "environment", lambda: there)
+    runner.run([teacher], prepare_in(tmp_path, suite))
+    monkeypatch.setattr(recording, "environment", lambda: here)
+    assert records.read_record(runner.run([teacher], prepare_in(tmp_path, suite, "probes"))[0]).values == (latency,)
+    assert "clip_score.scenes, fd.scenes" in capsys.readouterr().err
+    both = records.read_record(runner.run([teacher], prepare_in(tmp_path, suite))[0])
+    assert {value.name for value in both.values} == {*METRICS, latency.name}
+    monkeypatch.setattr(recording, "environment", lambda: there)
+    assert latency not in records.read_record(runner.run([teacher], prepare_in(tmp_path, suite))[0]).values
 
 
 def test_settings_measured_in_separate_runs_are_merged_into_one_record(
@@ -704,10 +748,10 @@ def test_image_and_prompt_counts_must_match(tmp_path: Path) -> None:
 def test_images_with_ambiguous_file_order_are_rejected(tmp_path: Path) -> None:
     images, prompts = save_images(tmp_path, IMAGES, PROMPTS)
     (images / "005.png").rename(images / "10.png")
-    assert len(external.load_images(images, prompts, load("quality"), tmp_path / "runs").image_ids) == len(IMAGES)
+    assert len(external.load_images(images, prompts, suites.load("quality"), tmp_path / "runs").image_ids) == len(IMAGES)
     (images / "004.png").rename(images / "2.png")
     with pytest.raises(UserError, match=r"003\.png comes before 2\.png as text and after it by number.*as in 00002\.png"):
-        external.load_images(images, prompts, load("quality"), tmp_path / "runs")
+        external.load_images(images, prompts, suites.load("quality"), tmp_path / "runs")
 
 
 def test_full_size_images_are_scored_with_the_available_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

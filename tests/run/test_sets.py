@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from synthetic_images import noise, photograph
 
 from sdbench.arrays import F32, F64, U8
@@ -190,6 +191,23 @@ def test_features_are_computed_in_blocks_and_in_order(tmp_path: Path, monkeypatc
     features = make_subject(tmp_path).features("net", encode)
     assert seen == [7] * 8 + [4]
     np.testing.assert_allclose(features, fake_features("inception.clean")(SAME), rtol=1e-5)
+
+
+def test_features_of_other_versions_or_another_device_are_computed_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def encode(images: U8) -> F32:
+        seen.append(len(images))
+        return fake_features("inception.clean")(images)
+
+    for _ in range(2):
+        make_subject(tmp_path).features("net", encode)
+    for package in ("pillow", "transformers"):
+        monkeypatch.setattr(base, "version", lambda name, other=package: "99" if name == other else "1")
+        make_subject(tmp_path).features("net", encode)
+    monkeypatch.setattr(base, "device", lambda: torch.device("cuda", 1))
+    make_subject(tmp_path).features("net", encode)
+    assert len(seen) == 4
 
 
 def test_share_that_no_single_image_changes_has_no_interval(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from sdbench.training import latents as latents_module
 from sdbench.training import row_files
 from sdbench.training.latents import LatentPool, add_noise, encode, load_components, target
 from sdbench.training.loop import draw_rows
+from sdbench.training.row_files import RowFile
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +132,23 @@ def test_latents_and_embeddings_are_computed_once_for_the_same_networks_and_imag
         LatentPool(teacher_folder, other, work)
 
 
+def test_latents_of_another_kind_of_device_are_not_reused(
+    teacher_folder: Path, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[set[Path]] = []
+
+    def fail(*files: RowFile) -> None:
+        asked.append({file.path for file in files})
+        raise InterruptedError
+
+    monkeypatch.setattr(latents_module, "fill_and_load", fail)
+    for device in ("cpu", "cuda", "cuda:1"):
+        with pytest.raises(InterruptedError):
+            LatentPool(teacher_folder, pool, tmp_path, device)
+    assert asked[0].isdisjoint(asked[1])
+    assert asked[1] == asked[2]
+
+
 def test_two_runs_may_fill_the_same_folder(
     teacher_folder: Path, pool: Pool, latents: LatentPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,6 +214,35 @@ def test_images_are_read_while_others_are_encoded(
     assert len(LatentPool(teacher_folder, SignallingPool(pool, None), tmp_path)) == 8
 
 
+def test_run_that_starts_while_another_fills_the_same_file_leaves_its_rows(tmp_path: Path) -> None:
+    path, first_fills, second_fills, first_ended = tmp_path / "kept.npy", *(threading.Event() for _ in range(3))
+
+    def first(rows: np.ndarray) -> dict[str, torch.Tensor]:
+        if 6 in rows:  # two of three chunks are computed
+            first_fills.set()
+            assert second_fills.wait(5)
+        return {"squares": torch.from_numpy(rows[:, None] ** 2)}
+
+    def second(rows: np.ndarray) -> dict[str, torch.Tensor]:
+        if len(rows) == 1:  # finds the size of a row, which loads gigabytes at full size
+            assert first_fills.wait(5)
+        else:
+            second_fills.set()
+            assert first_ended.wait(5)
+        return first(rows)
+
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(row_files.fill_and_load, RowFile(path, 9, 3, second))
+        rows = RowFile(path, 9, 3, first)
+        (kept,) = row_files.fill_and_load(rows)
+        assert kept["squares"].ravel().tolist() == [row**2 for row in range(9)]
+        assert rows.undecodable_rows().size == 0
+        first_ended.set()
+        other.result()
+    assert np.load(path)["squares"].ravel().tolist() == [row**2 for row in range(9)]
+    assert [each.name for each in tmp_path.glob("kept*")] == ["kept.npy"]
+
+
 def test_interrupted_encoding_resumes(latents: LatentPool, teacher_folder: Path, pool: Pool, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         LatentPool(teacher_folder, InterruptingPool(pool, 5), tmp_path)
@@ -202,7 +250,7 @@ def test_interrupted_encoding_resumes(latents: LatentPool, teacher_folder: Path,
     resumed = LatentPool(teacher_folder, again, tmp_path)
     assert again.rows_read == [4, 5, 6, 7]
     np.testing.assert_allclose(resumed.latents, latents.latents, atol=2e-3, rtol=2e-3)
-    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".npy", ".npy"]
+    assert sorted(path.suffix for path in tmp_path.glob("*-*")) == [".npy", ".npy"]
 
 
 def test_progress_marks_without_their_file_are_ignored(teacher_folder: Path, pool: Pool, tmp_path: Path) -> None:

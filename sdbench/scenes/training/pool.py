@@ -24,7 +24,7 @@ class Pool:
 
     def __init__(self, folder: Path, n: int, split: Split = "train", seed: int = 0) -> None:
         self.n, self.split, self.seed = n, split, seed
-        self.path = folder / f"{split}-{seed}-{n}.npy"
+        self.path = folder / f"{split}-{seed}-{n}-{self._digest_of_first()}.npy"
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.path.with_suffix(".lock")):  # several processes may share a folder
             if not self.path.exists():
@@ -59,6 +59,12 @@ class Pool:
     def pixels(self, rows: npt.NDArray[np.int64]) -> Tensor:
         """The images of these rows as networks take them, N x 3 x H x W, float32 in -1..1."""
         return to_pixels(self.images[rows])
+
+    def _digest_of_first(self, n: int = 8) -> str:
+        """The digest of the first captions and images as this version makes them: those of another grammar or renderer are not taken for its own."""
+        scenes = [scene_at(index, self.split, self.seed) for index in range(n)]
+        captions = "\n".join(scene.caption for scene in scenes)
+        return hashlib.sha256(captions.encode() + render(scenes, range(n), self.seed).tobytes()).hexdigest()[:8]
 
     def _render(self) -> None:
         temporary = self.path.with_suffix(".part")

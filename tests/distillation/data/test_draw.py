@@ -12,6 +12,7 @@ from diffusers import StableDiffusionXLPipeline
 from tiny import SIZE_PX
 
 from distillation.cli import main
+from distillation.data import draw
 from distillation.data.draw import draw_images, read_captions
 from distillation.data.images import open_images
 from sdbench.assets.prompts import read_lines
@@ -158,7 +159,16 @@ def test_the_settings_are_recorded(whole: Path, teacher_folder: Path) -> None:
     }
     assert (made["seed"], made["device"], made["n"]) == (5, "cpu", 5)
     assert made["captions"] == hashlib.sha256("\n".join(CAPTIONS).encode()).hexdigest()
-    assert made["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert [versions["torch"] for versions in made["versions"]] == [torch.__version__.split("+")[0]]
+
+
+def test_versions_are_those_that_drew_the_images(
+    prompts: Path, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for torch_version, n in (("1", 2), ("2", 2), ("3", 3), ("1", 4)):
+        monkeypatch.setattr(draw, "package_versions", lambda version=torch_version: {"torch": version})
+        draw_images(prompts, teacher_folder, tmp_path / "out", n=n, **SETTINGS)
+    assert json.loads((tmp_path / "out" / "made.json").read_text(encoding="utf-8"))["versions"] == [{"torch": "1"}, {"torch": "3"}]
 
 
 @pytest.mark.parametrize(
