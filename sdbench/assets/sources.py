@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from datasets import Dataset, load_dataset_builder
 from datasets import Image as ImageColumn
+from datasets.data_files import DataFilesDict, get_data_patterns
 
 from sdbench.errors import MissingError, UserError, describe_error, unknown_name
 from sdbench.models.spec import HUB_NAME, path_of
@@ -137,14 +138,25 @@ def _folder_arguments(folder: Path) -> dict[str, Any]:
     tars, tables = (sorted(map(str, folder.rglob(f"*{suffix}"))) for suffix in (".tar", ".parquet"))
     if tars and tables:  # written by img2dataset, whose tables list the outcome of each link in a tar
         return _file_arguments("webdataset", tars)
-    if tars or tables:
-        # Named by the reader: by the folder, its README.md could name other files, also outside of it.
-        return {"path": "webdataset" if tars else "parquet", "data_dir": str(folder)}
+    suffix = ".tar" if tars else ".parquet"
+    if by_split := _files_by_split(folder, suffix):  # not named by the folder: its README.md could name other files, also outside of it
+        return {"path": READERS[suffix], "data_files": by_split}
     found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:5]) or "nothing"
     raise UserError(
         f"nothing to read in {folder}: expected {', '.join(METADATA)}, .parquet or .tar files; found {found}. "
         f"""A line of {METADATA[0]} is {{"file_name": "0.png", "text": "a caption"}}"""
     )
+
+
+def _files_by_split(folder: Path, suffix: str) -> dict[str, list[str]]:
+    """The files with this suffix in a folder, by the splits that `datasets` tells from their names, but those in hidden folders."""
+    base = escape(str(folder))
+    try:
+        splits = DataFilesDict.from_patterns(get_data_patterns(base), base_path=base)
+    except FileNotFoundError:  # there are none
+        return {}
+    by_split = {split: [escape(file) for file in files if file.endswith(suffix)] for split, files in splits.items()}
+    return {split: files for split, files in by_split.items() if files}
 
 
 def _file_arguments(reader: str, files: list[str]) -> dict[str, Any]:

@@ -102,6 +102,19 @@ def test_a_folders_card_and_code_are_ignored(tmp_path: Path) -> None:
     assert open_images(str(folder)).captions == CAPTIONS
 
 
+@pytest.mark.parametrize("suffix", ["tar", "parquet"])
+def test_files_of_other_kinds_are_ignored(suffix: str, tmp_path: Path) -> None:
+    folder = tmp_path / "set [1]"
+    if suffix == "tar":
+        tar(folder / "0.tar")
+    else:
+        folder.mkdir()
+        table().to_parquet(folder / "0.parquet")
+    for name in ("LICENSE", "notes.txt", "stats.json"):
+        (folder / name).write_text("{}", encoding="utf-8")
+    assert open_images(str(folder)).captions == CAPTIONS
+
+
 def test_tables_beside_tars_are_ignored(tmp_path: Path) -> None:
     archive = tar(tmp_path / "img2dataset" / "00000.tar")
     datasets.Dataset.from_dict({"url": ["a"], "caption": ["b"], "status": ["success"]}).to_parquet(archive.with_suffix(".parquet"))
