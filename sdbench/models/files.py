@@ -15,7 +15,7 @@ from sdbench.errors import UserError
 
 T = TypeVar("T")
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model", "text_encoder_2": "model"}
-_ADAPTER = "adapter_config.json"  # transformers applies the adapter beside it
+_ADAPTER = "adapter_config.json"  # transformers applies the adapter beside it to a text encoder
 _WRAPPERS = ("unet.", "module.", "_orig_mod.")  # added by a pipeline's trainer, by (Distributed)DataParallel, by torch.compile
 COPY_AGAIN = "Copy or download it again"
 MAX_LAYERS, MAX_NUMBER = 1000, 1_000_000  # in configurations; far beyond any pipeline, and still built in seconds and megabytes
@@ -186,7 +186,7 @@ def weight_files(folder: Path, part: str, *, sixteen_bit: bool) -> tuple[str | N
         raise UserError(
             f"{folder} has no weights of the {part}: expected {STEMS[part]}.safetensors, found {found}. Save it with `save_pretrained(..., safe_serialization=True)`."
         )
-    if _ADAPTER in names:
+    if part.startswith("text") and _ADAPTER in names:
         raise UserError(
             f"{folder} holds {_ADAPTER}, whose adapter would change the weights of the {part}; merge it into them, or remove it."
         )

@@ -168,10 +168,15 @@ def build_part(part: str, folder: Path, *, sixteen_bit: bool) -> nn.Module:
 
 def _build_from_config(part: str, folder: Path) -> Any:
     config = read_config(folder / "config.json")
-    if "quantization_config" in config:
+    if config.get("quantization_config") is not None:
         raise UserError(
             f"{folder} is quantised (quantization_config in its config.json); such weights are not read from files. Load the pipeline with diffusers "
             "and call sdbench.evaluate(pipeline), or save it dequantised"
+        )
+    if (named := config.get("transformers_weights")) is not None:
+        raise UserError(
+            f"{folder / 'config.json'} names {named!r} as 'transformers_weights', which transformers would load in place of the weights that are checked; "
+            "remove the key, and keep only the weights that the model should have"
         )
     try:
         return build_on_meta(part, config)

@@ -94,7 +94,7 @@ def check_model_index(folder: Path) -> None:
             f"{path} describes a {index.get('_class_name')!r}, expected {PIPELINE_CLASS!r}; only SDXL pipelines and their students are measured"
         )
     for part, expected in PART_CLASSES.items():
-        if tuple(index.get(part) or ()) != expected:
+        if index.get(part) != list(expected):
             raise UserError(f"{path}: {part} is {index.get(part)}, expected {list(expected)}; parts with custom code are not loaded")
     match index.get("scheduler"):
         case ["diffusers", str(name)] if name.endswith("Scheduler"):

@@ -308,6 +308,7 @@ def _bytes(file: str, change: Callable[[bytes], bytes]) -> Callable[[Path], obje
             _json("model_index.json", _class_name="StableDiffusionPipeline"),
             "describes a 'StableDiffusionPipeline', expected 'StableDiffusionXLPipeline'",
         ),
+        (_json("model_index.json", vae=5), r"vae is 5, expected \['diffusers', 'AutoencoderKL'\]"),
         (_json("model_index.json", unet=["my_code", "MyUNet"]), r"unet is \['my_code', 'MyUNet'\], expected .*custom code"),
         (
             _json("model_index.json", scheduler=["my_code", "MyScheduler"]),
@@ -333,6 +334,10 @@ def _bytes(file: str, change: Callable[[bytes], bytes]) -> Callable[[Path], obje
             _json("unet/config.json", quantization_config={"quant_method": "bitsandbytes"}),
             r"unet is quantised.*sdbench\.evaluate\(pipeline\)",
         ),
+        (
+            _json("text_encoder/config.json", transformers_weights="other.safetensors"),
+            r"names 'other\.safetensors' as 'transformers_weights'",
+        ),
         (lambda folder: shutil.rmtree(folder / "tokenizer"), r"/tokenizer is missing or empty; copy it from the base pipeline"),
         (
             lambda folder: [file.unlink() for file in (folder / "tokenizer_2").iterdir()],
@@ -355,6 +360,17 @@ def test_damaged_folder_is_an_error(pipeline_copy: Path, damage: Callable[[Path]
     damage(pipeline_copy)
     with pytest.raises(UserError, match=message):
         load(spec, dtype="float32", device="cpu")
+
+
+def test_what_the_libraries_ignore_is_no_reason_to_refuse_a_folder(pipeline_copy: Path, tiny_pipeline: Path) -> None:
+    for part in ("unet", "vae", "text_encoder"):
+        _json(f"{part}/config.json", quantization_config=None)(pipeline_copy)
+    (pipeline_copy / "unet" / "adapter_config.json").write_text('{"peft_type": "LORA"}', encoding="utf-8")
+    save_file({"conv_in.lora_A.weight": torch.ones(1)}, pipeline_copy / "unet" / "adapter_model.safetensors")
+    for name in ("model.onnx", "model.onnx_data", "flax_model.msgpack", "openvino_model.xml", "openvino_model.bin", "pytorch_model.bin"):
+        (pipeline_copy / "text_encoder" / name).touch()
+    shutil.copy(pipeline_copy / "vae" / WEIGHTS, pipeline_copy / "vae" / "diffusion_pytorch_model.fp16.safetensors")
+    torch.testing.assert_close(generate(open_pipeline(pipeline_copy)), generate(open_pipeline(tiny_pipeline)), rtol=0, atol=0)
 
 
 class _Spy:
