@@ -80,9 +80,8 @@ def draw_images(
     store = Store(out, identity)
     jobs = [Job(str(row), 0, caption, digest([store.folder.name, row, caption])) for row, caption in enumerate(captions)]
     if store.missing([job.image_id for job in jobs]) and package_versions() not in (versions := _versions(out)):
-        _write_settings(
-            out, {**identity, "versions": [*versions, package_versions()]}
-        )  # only now: a teacher that cannot be loaded claims no folder
+        # Only now: a teacher that cannot be loaded claims no folder.
+        _write_settings(out, {**identity, "versions": [*versions, package_versions()]})
     generate(select_part(jobs, batch, part), store, batch, draw, "teacher")
     if missing := store.missing([job.image_id for job in jobs]):
         tqdm.write(f"{out}: {len(jobs) - len(missing)} of {len(jobs)} images; the other parts draw the rest", file=sys.stderr)

@@ -12,8 +12,6 @@ from sdbench.records.scores import Scores
 from sdbench.validation import error_message
 
 MAX_THUMBNAILS = 64
-
-
 OWN_ENDING, TEACHER_ENDING = ".png", ".teacher.png"  # of thumbnails, after the prompt's id
 
 
