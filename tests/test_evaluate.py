@@ -133,10 +133,11 @@ def test_evaluation_leaves_the_state_of_a_training_loop_unchanged(few: suites.Su
     assert snapshot(pipeline) == before
 
 
-def test_other_dtype_is_evaluated_on_a_copy(few: suites.Suite) -> None:
-    pipeline = copy_student().to(torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_dtype_is_evaluated_on_a_copy(dtype: torch.dtype, few: suites.Suite) -> None:
+    pipeline = copy_student().to(dtype)
     before, bits = snapshot(pipeline), pipeline.unet.conv_in.weight.detach().clone()
-    record = sdbench.evaluate(pipeline, few, name="sixteen").record
+    record = sdbench.evaluate(pipeline, few, name="cast").record
     assert snapshot(pipeline) == before
     assert torch.equal(pipeline.unet.conv_in.weight, bits)
     assert record.sampling["dtype"] == "float32"

@@ -20,7 +20,7 @@ from sdbench.models.spec import ModelSpec, with_name
 from sdbench.models.stock import CLASSES, PIPELINE
 
 _IGNORED_KEYS = frozenset({"transformers_version", "dtype", "torch_dtype"})  # of configurations; the tensors tell the dtype
-_FLOATS = {torch.float32, torch.bfloat16, torch.float16}
+_FLOATS = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
 
 
 def describe(pipeline: Any, name: str) -> ModelSpec:
@@ -172,6 +172,6 @@ def sampling_copy(pipeline: Any, dtype: torch.dtype) -> Iterator[Any]:
 
 
 def _in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """The network, or a copy where it is of another of the suites' dtypes; a quantised one has its own."""
+    """The network, or a copy where it is of another dtype; a quantised one keeps its own."""
     present = {tensor.dtype for tensor in model.parameters()}
     return model if present <= {dtype} or not present <= _FLOATS else copy.deepcopy(model).to(dtype)
