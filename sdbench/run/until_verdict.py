@@ -26,7 +26,7 @@ from sdbench.gate.compare import Side
 from sdbench.gate.policy import Policy
 from sdbench.gate.verdicts import Report
 from sdbench.generate import Job
-from sdbench.machine import this_machine
+from sdbench.machine import environment, this_machine
 from sdbench.models.spec import ModelSpec
 from sdbench.probes.driver import ProbeResult
 from sdbench.protocols.base import Subject
@@ -197,6 +197,7 @@ class _Candidate:
             update={
                 "model": self.model,
                 "machine": this_machine(self.context.device),
+                "environment": environment(),
                 "sampling": self.context.sampling.model_dump(mode="json"),
                 "values": tuple(self.probed.values.get(self.model.name, ())),
                 "run": "",
