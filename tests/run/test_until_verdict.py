@@ -94,7 +94,7 @@ def test_software_behind_the_baseline_is_reported_where_it_differs(teacher: Mode
     older = record.environment.model_copy(update={"packages": record.environment.packages | {"diffusers": "0.1"}})
     baseline = records.write(record.model_copy(update={"environment": older}), scores, {}, tmp_path / "older")
     _, report = run_sequentially(replace(teacher, name="student"), baseline, tmp_path)
-    assert any("drawn by other software" in note and note.endswith("against '0.1'") for note in report.notes)
+    assert any("drawn with different software" in note and note.endswith("against '0.1'") for note in report.notes)
 
 
 def test_policy_of_distances_alone_uses_all_prompts(teacher: ModelSpec, tmp_path: Path) -> None:
