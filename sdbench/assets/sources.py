@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from datasets import Dataset, load_dataset_builder
 from datasets import Image as ImageColumn
-from datasets.data_files import DataFilesDict, get_data_patterns
+from datasets.data_files import DataFilesDict, get_data_patterns, sanitize_patterns
 
 from sdbench.errors import MissingError, UserError, describe_error, unknown_name
 from sdbench.models.spec import HUB_NAME, path_of
@@ -138,9 +138,12 @@ def _folder_arguments(folder: Path) -> dict[str, Any]:
     tars, tables = (sorted(map(str, folder.rglob(f"*{suffix}"))) for suffix in (".tar", ".parquet"))
     if tars and tables:  # written by img2dataset, whose tables list the outcome of each link in a tar
         return _file_arguments("webdataset", tars)
-    suffix = ".tar" if tars else ".parquet"
-    if by_split := _files_by_split(folder, suffix):  # not named by the folder: its README.md could name other files, also outside of it
-        return {"path": READERS[suffix], "data_files": by_split}
+    if tars or tables:
+        suffix = ".tar" if tars else ".parquet"
+        return {
+            "path": READERS[suffix],
+            "data_files": _files_by_split(folder, suffix) or {"train": [escape(file) for file in tars or tables]},
+        }
     found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:5]) or "nothing"
     raise UserError(
         f"nothing to read in {folder}: expected {', '.join(METADATA)}, .parquet or .tar files; found {found}. "
@@ -149,14 +152,13 @@ def _folder_arguments(folder: Path) -> dict[str, Any]:
 
 
 def _files_by_split(folder: Path, suffix: str) -> dict[str, list[str]]:
-    """The files with this suffix in a folder, by the splits that `datasets` tells from their names, but those in hidden folders."""
-    base = escape(str(folder))
-    try:
-        splits = DataFilesDict.from_patterns(get_data_patterns(base), base_path=base)
-    except FileNotFoundError:  # there are none
-        return {}
-    by_split = {split: [escape(file) for file in files if file.endswith(suffix)] for split, files in splits.items()}
-    return {split: files for split, files in by_split.items() if files}
+    """The files of a folder with this suffix, in the splits that their names say.
+
+    `datasets` itself, given the folder, would let its README.md name other files, also outside of it.
+    """
+    patterns = sanitize_patterns(get_data_patterns(escape(str(folder))))
+    found = DataFilesDict.from_patterns(patterns, base_path=escape(str(folder))).filter(extensions=[suffix])
+    return {split: [escape(file) for file in files] for split, files in found.items() if files}
 
 
 def _file_arguments(reader: str, files: list[str]) -> dict[str, Any]:

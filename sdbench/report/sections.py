@@ -236,7 +236,8 @@ def _worst_view(found: Worst, keys: Mapping[tuple[str, str], str], teacher: Row 
 
     def one(case: Case) -> dict[str, Any]:
         names = [name for name in (teacher.name if teacher else None, found.model) if name]
-        images = [(name, keys[name, case.prompt_id]) for name in names if (name, case.prompt_id) in keys]
+        has_own = (found.model, case.prompt_id) in keys  # the teacher's alone would show no loss
+        images = [(name, keys[name, case.prompt_id]) for name in names if has_own and (name, case.prompt_id) in keys]
         return {"prompt": case.prompt, "numbers": _format_case(case), "images": images}
 
     return {"model": found.model, "metric": found.metric, "cases": [one(case) for case in found.cases]}

@@ -16,6 +16,7 @@ from sdbench.gate.compare import Side
 from sdbench.leaderboard import standings
 from sdbench.records import Model, Scores, SuiteId, Value
 from sdbench.report import image_wall, sections
+from sdbench.report.worst import Case, Worst
 
 
 class Tags(HTMLParser):
@@ -176,6 +177,14 @@ def test_table_has_quality_and_cost_first_and_reasons_below(tmp_path: Path) -> N
     assert "clip_<wbr>score.<wbr>scenes" in table
     assert re.findall('<td class="absent">(.*?)</td>', table)[-1] == "missing ²"
     assert below.index("¹ the teacher is what the others are compared with; ² no &lt;teacher&gt; here") < below.index("<h3")
+
+
+def test_worst_image_is_shown_beside_the_teachers_and_the_teachers_not_alone(results: Path) -> None:
+    (section,) = standings.sections(standings.read_rows(results))
+    keys = {("scenes-vega", "a"): "own", ("scenes-teacher", "a"): "teachers", ("scenes-vega", "b"): "own-b", ("scenes-teacher", "c"): "c"}
+    worst = Worst("scenes-vega", "clip_score.scenes", tuple(Case(prompt_id, prompt_id, -1.0, 2.0, 3.0) for prompt_id in "abc"))
+    cases = sections._worst_view(worst, keys, section.teacher)["cases"]
+    assert [case["images"] for case in cases] == [[("scenes-teacher", "teachers"), ("scenes-vega", "own")], [("scenes-vega", "own-b")], []]
 
 
 def test_numbers_are_aligned_at_the_decimal_point(results: Path) -> None:

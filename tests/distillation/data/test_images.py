@@ -92,26 +92,14 @@ def test_every_layout_gives_the_same_images(tmp_path: Path) -> None:
             assert images.size(row) == (7, 4 + row)
 
 
-def test_a_folders_card_and_code_are_ignored(tmp_path: Path) -> None:
-    folder = parquet_folder(tmp_path / "shards")
+def test_a_folders_card_code_and_other_files_are_ignored(tmp_path: Path) -> None:
+    folder = parquet_folder(tmp_path / "shards [1]*")
     table(captions=["other"] * 4).to_parquet(tmp_path / "other.parquet")
     (folder / "README.md").write_text(
         f"---\nconfigs:\n- config_name: default\n  data_files: {tmp_path / 'other.parquet'}\n---\n", encoding="utf-8"
     )
     (folder / "shards.py").write_text("raise SystemExit('it ran')", encoding="utf-8")
-    assert open_images(str(folder)).captions == CAPTIONS
-
-
-@pytest.mark.parametrize("suffix", ["tar", "parquet"])
-def test_files_of_other_kinds_are_ignored(suffix: str, tmp_path: Path) -> None:
-    folder = tmp_path / "set [1]"
-    if suffix == "tar":
-        tar(folder / "0.tar")
-    else:
-        folder.mkdir()
-        table().to_parquet(folder / "0.parquet")
-    for name in ("LICENSE", "notes.txt", "stats.json"):
-        (folder / name).write_text("{}", encoding="utf-8")
+    (folder / "train_log.jsonl").write_text("{}", encoding="utf-8")
     assert open_images(str(folder)).captions == CAPTIONS
 
 
