@@ -152,11 +152,14 @@ def _folder_arguments(folder: Path) -> dict[str, Any]:
 
 
 def _files_by_split(folder: Path, suffix: str) -> dict[str, list[str]]:
-    """The files of a folder with this suffix, in the splits that their names say.
+    """The files of a folder with this suffix, in the splits that their names say; none where `datasets` sees no file, as in hidden folders.
 
     `datasets` itself, given the folder, would let its README.md name other files, also outside of it.
     """
-    patterns = sanitize_patterns(get_data_patterns(escape(str(folder))))
+    try:
+        patterns = sanitize_patterns(get_data_patterns(escape(str(folder))))
+    except FileNotFoundError:
+        return {}
     found = DataFilesDict.from_patterns(patterns, base_path=escape(str(folder))).filter(extensions=[suffix])
     return {split: [escape(file) for file in files] for split, files in found.items() if files}
 

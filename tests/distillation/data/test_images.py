@@ -103,6 +103,12 @@ def test_a_folders_card_code_and_other_files_are_ignored(tmp_path: Path) -> None
     assert open_images(str(folder)).captions == CAPTIONS
 
 
+def test_files_in_a_hidden_folder_are_read_where_there_are_no_others(tmp_path: Path) -> None:
+    parquet_folder(tmp_path / "set" / ".data")
+    (tmp_path / "set" / ".data" / "test-00000-of-00001.parquet").unlink()
+    assert open_images(str(tmp_path / "set")).captions == CAPTIONS
+
+
 def test_tables_beside_tars_are_ignored(tmp_path: Path) -> None:
     archive = tar(tmp_path / "img2dataset" / "00000.tar")
     datasets.Dataset.from_dict({"url": ["a"], "caption": ["b"], "status": ["success"]}).to_parquet(archive.with_suffix(".parquet"))
