@@ -351,7 +351,9 @@ def test_noise_says_what_its_numbers_are(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_options_for_a_run_are_rejected_with_a_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = str(save_record(make_measurement(), tmp_path))
-    assert "are for a model that is run now" in error_message(["gate", folder, "--baseline", folder, "--base", "scenes-teacher"], capsys)
+    assert "apply only to a model that is yet to run" in error_message(
+        ["gate", folder, "--baseline", folder, "--base", "scenes-teacher"], capsys
+    )
 
 
 @pytest.fixture

@@ -152,6 +152,8 @@ class WeightFiles:
 def choose_weight_files(names: Iterable[str], stem: str, *, sixteen_bit: bool) -> WeightFiles | None:
     """The weight files to take from one folder: for 16-bit runs the 16-bit copy, if there is one; None if there are none.
 
+    Of a file and shards, the one that its library loads: diffusers takes the shards, transformers the file.
+
     Args:
         names: file names in the folder of one part.
         stem: beginning of the names of its weight files.
@@ -159,13 +161,11 @@ def choose_weight_files(names: Iterable[str], stem: str, *, sixteen_bit: bool) -
     """
     present = set(names)
     for variant in ("fp16", None) if sixteen_bit else (None, "fp16"):
-        dot = f".{variant}" if variant else ""
-        if f"{stem}{dot}.safetensors" in present:
-            return WeightFiles(variant, (f"{stem}{dot}.safetensors",))
-        index = _index_name(stem, variant)
-        if index in present:
-            shard = re.compile(rf"{stem}{re.escape(dot)}-\d+-of-\d+\.safetensors")
-            return WeightFiles(variant, (index, *sorted(filter(shard.fullmatch, present))))
+        single, index = _single_name(stem, variant), _index_name(stem, variant)
+        both = (index, single) if stem == STEMS["unet"] else (single, index)
+        if chosen := next((name for name in both if name in present), None):
+            shard = re.compile(rf"{re.escape(single.removesuffix('.safetensors'))}-\d+-of-\d+\.safetensors")
+            return WeightFiles(variant, (chosen, *(sorted(filter(shard.fullmatch, present)) if chosen == index else ())))
     return None
 
 
@@ -190,12 +190,14 @@ def weight_files(folder: Path, part: str, *, sixteen_bit: bool) -> tuple[str | N
         raise UserError(
             f"{folder} holds {_ADAPTER}, whose adapter would change the weights of the {part}; merge it into them, or remove it."
         )
-    if not choice.names[0].endswith(".json"):
-        if second := next((name for name in names if _is_index(name, STEMS[part], choice.variant)), None):
-            raise UserError(
-                f"{folder} holds two copies of the weights of the {part}, {choice.names[0]} and the shards that {second} names; remove one of them."
-            )
-        return choice.variant, [folder / choice.names[0]]
+    single = _single_name(STEMS[part], choice.variant)
+    index = next((name for name in names if _is_index(name, STEMS[part], choice.variant)), None)
+    if single in names and index:
+        raise UserError(
+            f"{folder} holds two copies of the weights of the {part}, {single} and the shards that {index} names; remove one of them."
+        )
+    if choice.names[0] == single:
+        return choice.variant, [folder / single]
     shards = read_json(folder / choice.names[0]).get("weight_map")
     promised = sorted({str(name) for name in shards.values()}) if isinstance(shards, dict) else []
     missing = [name for name in promised if name not in names]
@@ -205,6 +207,10 @@ def weight_files(folder: Path, part: str, *, sixteen_bit: bool) -> tuple[str | N
     return choice.variant, [folder / name for name in promised]
 
 
+def _single_name(stem: str, variant: str | None) -> str:
+    return f"{stem}{f'.{variant}' if variant else ''}.safetensors"
+
+
 def _index_name(stem: str, variant: str | None) -> str:
     return f"{stem}.safetensors.index{f'.{variant}' if variant else ''}.json"
 
@@ -212,7 +218,7 @@ def _index_name(stem: str, variant: str | None) -> str:
 def _is_index(name: str, stem: str, variant: str | None) -> bool:
     """Whether diffusers may take a file as the index of a copy's shards; the old names of those of variants depend on the folder's path."""
     words = name.split(".")
-    return name == _index_name(stem, variant) or (variant in words and words[0] == stem and "index" in words)
+    return name == _index_name(stem, variant) or (words[0] == stem and {variant, "safetensors", "index"} <= {*words})
 
 
 def part_files(folder: Path, part: str) -> list[Path]:

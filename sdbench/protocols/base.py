@@ -12,12 +12,11 @@ from sdbench.arrays import F32, F64, U8
 from sdbench.disk import digest
 from sdbench.encoders.pixels import device
 from sdbench.machine import version
-from sdbench.records import Direction, Scores, State, Value, column_of
+from sdbench.records import ENCODING_PACKAGES, Direction, Scores, State, Value, column_of
 from sdbench.stats import intervals
 from sdbench.store import Store
 
 T = TypeVar("T")
-_ENCODING_PACKAGES = ("numpy", "open-clip-torch", "pillow", "torch", "torchvision", "transformers")
 BLOCK = 64  # images in memory at a time, a multiple of every encoder's batch
 Result = tuple[Value, dict[str, F64]]  # the value, and its columns of `scores.parquet`
 
@@ -73,7 +72,7 @@ class Subject:
         Raises:
             UserError: see `Store.read`; or the features cannot be written.
         """
-        computed_by = digest([__version__, device().type, *map(version, _ENCODING_PACKAGES)])[:8]
+        computed_by = digest([__version__, device().type, *map(version, ENCODING_PACKAGES)])[:8]
         return self.store.features(
             f"{encoder}-{computed_by}", self.image_ids, lambda: np.concatenate([compute(block) for block in self.blocks()])
         )

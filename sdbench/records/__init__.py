@@ -7,6 +7,7 @@ is the digest of `record.json` and `scores.parquet`, so neither can be changed w
 
 from sdbench.records.content import (
     DRAWING_PACKAGES,
+    ENCODING_PACKAGES,
     SCHEMA_VERSION,
     Direction,
     Environment,
@@ -44,6 +45,7 @@ from sdbench.records.scores import Scores, mean_per_prompt
 
 __all__ = [
     "DRAWING_PACKAGES",
+    "ENCODING_PACKAGES",
     "MAX_THUMBNAILS",
     "OWN_ENDING",
     "SCHEMA_VERSION",

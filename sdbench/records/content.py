@@ -156,6 +156,7 @@ class SuiteId(Table):
 
 
 DRAWING_PACKAGES = ("diffusers", "peft", "torch", "transformers")  # those whose version may change an image
+ENCODING_PACKAGES = ("numpy", "open-clip-torch", "pillow", "torch", "torchvision", "transformers")  # or the features of one
 
 
 class Environment(Table):

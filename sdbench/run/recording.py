@@ -18,6 +18,7 @@ from sdbench.probes.driver import ProbeResult
 from sdbench.protocols.base import Subject
 from sdbench.records import (
     DRAWING_PACKAGES,
+    ENCODING_PACKAGES,
     OWN_ENDING,
     TEACHER_ENDING,
     Environment,
@@ -249,7 +250,9 @@ def _names(record: Record) -> set[str]:
 
 def _software(environment: Environment) -> dict[str, Any]:
     """What all values of a record have in common, since a record names a single environment: what may change an image or a time."""
-    return {"variables": environment.variables} | {name: environment.packages.get(name) for name in ("sdbench", *DRAWING_PACKAGES)}
+    return {"variables": environment.variables} | {
+        name: environment.packages.get(name) for name in ("sdbench", *DRAWING_PACKAGES, *ENCODING_PACKAGES)
+    }
 
 
 def _comparable_content(record: Record) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tiny import SIZE_PX, tiny_unet
 
 from sdbench.errors import UserError
-from sdbench.models.files import read_header
+from sdbench.models.files import choose_weight_files, read_header
 from sdbench.models.loading import load
 from sdbench.models.locate import check_local_files
 from sdbench.models.spec import resolve
@@ -410,6 +410,16 @@ def test_second_copy_which_diffusers_would_load_unchecked_is_refused(pipeline_co
     )
     with pytest.raises(UserError, match=rf"two copies of the weights of the unet, {weights} and the shards that {index} names"):
         open_pipeline(pipeline_copy)
+
+
+@pytest.mark.parametrize(("stem", "takes_shards"), [("diffusion_pytorch_model", True), ("model", False)])
+def test_of_a_file_and_shards_that_copy_is_fetched_which_the_library_loads(stem: str, takes_shards: bool) -> None:
+    shards = {f"{stem}-00001-of-00002.safetensors", f"{stem}-00002-of-00002.safetensors"}
+    single, index = f"{stem}.safetensors", f"{stem}.safetensors.index.json"
+    choice = choose_weight_files({single, index, *shards, f"{stem}.bin.index.fp16.json"}, stem, sixteen_bit=False)
+    assert choice
+    assert choice.variant is None
+    assert set(choice.names) == ({index} | shards if takes_shards else {single})
 
 
 def test_parts_that_no_image_needs_are_not_read(pipeline_copy: Path) -> None:
