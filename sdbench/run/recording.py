@@ -76,11 +76,8 @@ def write_record(
         values, scores, thumbnails = _earlier_quality(None if context.with_quality else earlier)
     new, (old, old_run_id) = probed.values.get(model.name, []), _earlier_probes(earlier, context)
     measured = (*values, *new, *old)
-    if subject is not None and all(value.state in ("missing", "failed") for value in measured):
-        raise UserError(
-            f"none of the {len(measured)} metrics of {model.name!r} could be measured, so no record is written; the first, {measured[0].name}, "
-            f"is {measured[0].state.replace('_', ' ')}: {measured[0].reason}. `sdbench doctor` lists what is missing here."
-        )
+    if subject is not None:
+        _check_any_measured(model, measured)
     run_ids = {run_id for run_id, found in ((probed.run_id, new), (old_run_id, old)) if found}
     record = Record(
         family=context.suite.family or "",
@@ -108,6 +105,14 @@ def write_record(
             file=sys.stderr,
         )
     return records.write(record, scores, thumbnails, context.results)
+
+
+def _check_any_measured(model: Model, measured: Sequence[Value]) -> None:
+    if all(value.state in ("missing", "failed") for value in measured):
+        raise UserError(
+            f"none of the {len(measured)} metrics of {model.name!r} could be measured, so no record is written; the first, {measured[0].name}, "
+            f"is {measured[0].state.replace('_', ' ')}: {measured[0].reason}. `sdbench doctor` lists what is missing here."
+        )
 
 
 def plain_subject(store: Store, jobs: Sequence[Job], runs: Path) -> Subject:
