@@ -114,7 +114,7 @@ def check_small_files(folder: Path) -> None:
     """
     read_config(folder / "scheduler" / "scheduler_config.json")
     if code := next((file for part in ("scheduler", "tokenizer", "tokenizer_2") for file in (folder / part).glob("*.py")), None):
-        raise UserError(f"{code} is code, which diffusers would take for that of a part; parts with code of their own are not loaded")
+        raise UserError(f"{code} is code, which diffusers would take for that of a part; parts with custom code are not loaded")
     for path in (folder / "tokenizer", folder / "tokenizer_2"):
         names = {file.name for file in path.glob("*")}
         if not names:
