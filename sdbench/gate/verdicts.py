@@ -129,6 +129,9 @@ class Report:
             + "\n"
         )
 
+    __str__ = text
+    _repr_markdown_ = markdown  # what a notebook shows
+
     def junit(self) -> str:
         """The report as JUnit XML: a case for the whole verdict and one for each metric; "inconclusive" counts as a failure."""
         name = f"sdbench gate: {self.candidate} against {self.baseline}"
