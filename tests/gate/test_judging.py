@@ -651,7 +651,7 @@ def test_report_notes_margins_taken_from_the_original_suite(tmp_path: Path) -> N
     assert "measure both in one `sdbench run`" in between
     assert "sdbench noise" not in between
     own = Policy(alpha=0.05, suites={"quality-custom": SHIPPED.rules("quality")})
-    assert not any("made from" in note for note in judge(*sides, tmp_path / "own", own).notes)
+    assert not any("derived from" in note for note in judge(*sides, tmp_path / "own", own).notes)
 
 
 def test_probes_are_told_from_image_metrics_by_name() -> None:
