@@ -90,9 +90,10 @@ class Report:
         return EXIT_CODES[self.verdict]
 
     def to_json(self) -> dict[str, Any]:
-        """Everything as plain JSON types; an infinite bound is null."""
+        """Everything as plain JSON types, and the version of this form; an infinite bound is null."""
         results = [{key: _finite_or_none(item) for key, item in asdict(result).items()} for result in self.results]
         return {
+            "schema_version": tables.JSON_VERSION,
             **asdict(self),
             "results": results,
             "differences": list(self.differences),

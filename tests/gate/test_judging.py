@@ -498,7 +498,7 @@ def test_single_call_has_no_bounds_and_its_json_is_strict(teacher: Measurement, 
     assert (report.verdict, report.results[0].needed_n) == ("inconclusive", None)
     assert report.results[0].reason == "a single round shows no spread; measure more rounds"
     answer = json.loads(json.dumps(report.to_json(), allow_nan=False))
-    assert (answer["exit_code"], answer["verdict"], answer["results"][0]["high"]) == (3, "inconclusive", None)
+    assert (answer["schema_version"], answer["exit_code"], answer["verdict"], answer["results"][0]["high"]) == (1, 3, "inconclusive", None)
 
 
 def test_loss_of_just_the_margin_is_not_promised_a_number_of_prompts(teacher: Measurement, tmp_path: Path) -> None:
