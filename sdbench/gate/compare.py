@@ -20,8 +20,6 @@ from sdbench.stats.decisions import BetweenRuns, Bounds
 _MACHINE_BOUND = frozenset(
     f"memory.{name}" for name in ("peak_rss", "peak_allocated", "peak_reserved", "process", "context", "smallest_card")
 )
-
-
 Samples = tuple[tuple[float, ...], ...]
 
 

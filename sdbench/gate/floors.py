@@ -73,8 +73,7 @@ def estimate(sides: Sequence[Side], seeds: Sequence[int], suite: SuiteId) -> Flo
     if len(sides) < 2:
         raise UserError(f"a noise floor needs at least 2 runs under different seeds, found {len(sides)}")
     first = sides[0].record
-    weighable = [value.name for value in first.values if value.kind != "count" and value.direction != "neither"]
-    names = [name for name in weighable if all(_is_ok(side.record, name) for side in sides)]
+    names = [value.name for value in first.values if value.kind != "count" and value.direction != "neither"]
     return Floor(
         family=first.family,
         suite=suite,
@@ -132,14 +131,12 @@ def _folder(family: str, suite: SuiteId, results: Path) -> Path:
     return results / "noise" / family / suite.title
 
 
-def _is_ok(record: Record, name: str) -> bool:
-    value = record.value(name)
-    return value is not None and value.state == "ok"
-
-
 def _estimate_spread(name: str, sides: Sequence[Side]) -> Spread | None:
+    """The noise of a metric; None where it has no floor."""
     found = [value for side in sides if (value := side.record.value(name)) and value.value is not None]
     values = [value.value for value in found if value.value is not None]
+    if len(values) < len(sides):
+        return None
     if found[0].kind == "probe":
         if min(values) <= 0:
             return None

@@ -114,21 +114,10 @@ class Report:
     def markdown(self) -> str:
         """The report as Markdown, for CI pages and pull requests."""
         title = " ".join(f"### {_MARKS[self.verdict]} {self.verdict}: {self.candidate} against {self.baseline}".split())
-        table = tables.markdown(self.grid(marks=True)) if self.results else ""
         inputs = "\n".join(f"- {key}: {value}" for key, value in _input_texts(self).items())
-        return (
-            "\n\n".join(
-                filter(
-                    None,
-                    [
-                        *map(tables.escape_markdown, (title, " ".join(self.why.split()))),
-                        table,
-                        *map(tables.escape_markdown, (_bullets(self), inputs)),
-                    ],
-                )
-            )
-            + "\n"
-        )
+        title, why, notes, inputs = map(tables.escape_markdown, (title, " ".join(self.why.split()), _bullets(self), inputs))
+        table = tables.markdown(self.grid(marks=True)) if self.results else ""
+        return "\n\n".join(filter(None, [title, why, table, notes, inputs])) + "\n"
 
     def junit(self) -> str:
         """The report as JUnit XML: a case for the whole verdict and one for each metric; "inconclusive" counts as a failure."""
