@@ -13,6 +13,7 @@ from rich.text import Text
 
 from sdbench.records import Direction, Value
 
+JSON_VERSION = 1  # of verdicts and rows as JSON, which other programs read; raised where a key goes or gets another meaning
 _ARROWS: dict[Direction, str] = {"higher": " ↑", "lower": " ↓", "neither": ""}
 _SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹"
 _LATEX = str.maketrans(

@@ -148,38 +148,32 @@ def probe_cell(row: Row, name: str) -> str:
 
 
 def footer_lines(section: Section) -> list[str]:
-    """How the numbers were made; a line names models only where they differ."""
+    """How the numbers were made; a line names models only where they differ, and is left out where no record has it."""
 
     def line(what: str, describe: Callable[[Record], str]) -> str:
         models: dict[str, list[str]] = {}
         for record in section.records:
-            models.setdefault(describe(record), []).append(record.model.name)
+            models.setdefault(describe(record) or "not in the record", []).append(record.model.name)
         if len(models) == 1:
             return f"{what}: {next(iter(models))}"
         return f"{what}: " + "; ".join(f"{description} ({tables.join_words(names)})" for description, names in models.items())
 
-    absent = "not in the record"
+    about: dict[str, Callable[[Record], str]] = {
+        "suite digest": lambda record: record.suite.digest,
+        "prompts": lambda record: record.prompts,
+        "sampling": lambda record: _format_settings(record.sampling) or f"unknown, made elsewhere ({record.model.source})",
+        "scheduler": lambda record: _format_settings(record.scheduler),
+        "noise": lambda record: _format_settings(record.noise),
+        "references": _references,
+        "device": _device,
+        "versions": _versions,
+        "commit": lambda record: (
+            (record.environment.commit or "unknown") + (" with uncommitted changes" if record.environment.dirty else "")
+        ),
+    }
+    lines = [line(what, describe) for what, describe in about.items() if any(map(describe, section.records))]
     return [
-        line("suite digest", lambda record: record.suite.digest),
-        *([line("prompts", lambda record: record.prompts)] if any(record.prompts for record in section.records) else []),
-        line("sampling", lambda record: _format_settings(record.sampling) or f"unknown, made elsewhere ({record.model.source})"),
-        *(
-            [line("scheduler", lambda record: _format_settings(record.scheduler) or absent)]
-            if any(record.scheduler for record in section.records)
-            else []
-        ),
-        *(
-            [line("noise", lambda record: _format_settings(record.noise) or absent)]
-            if any(record.noise for record in section.records)
-            else []
-        ),
-        line("references", _references),
-        line("device", _device),
-        line("versions", _versions),
-        line(
-            "commit",
-            lambda record: (record.environment.commit or "unknown") + (" with uncommitted changes" if record.environment.dirty else ""),
-        ),
+        *lines,
         "records: " + ", ".join(f"{row.record.model.name} {row.folder.name} ({row.record.created:%Y-%m-%d})" for row in section.rows),
     ]
 

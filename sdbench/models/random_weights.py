@@ -1,4 +1,4 @@
-"""Pipelines of a known architecture with random weights: enough to measure latency, memory and FLOPs without the Hub.
+"""Pipelines of a known architecture with random weights: enough to measure latency, memory and MACs without the Hub.
 
 The weights are scaled so that activations are as large as in a trained network (see `activation_scale`), because zeros,
 tiny numbers and NaN are computed at different speeds.

@@ -62,7 +62,7 @@ class ProbeResult:
     """What rounds measured.
 
     Attributes:
-        values: latency, memory, parameters and FLOPs of each model, by its name.
+        values: latency, memory, parameters and MACs of each model, by its name.
         run_id: identifies the rounds that took turns with each other; "" where nothing was measured.
     """
 

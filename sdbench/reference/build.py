@@ -175,7 +175,7 @@ def _existing_card(name: str, encoder: str, runs: Path) -> Card | None:
     """
     if name == "scenes" or not NAME.fullmatch(name):
         raise UserError(
-            f"a reference cannot be called {name!r}: use only letters, digits and .+-_, and not `scenes`, which is rendered when it is needed"
+            f"a reference cannot be called {name!r}: use only letters, digits and .+-_, a letter or digit first, and not `scenes`, which is rendered when it is needed"
         )
     return card_of(name, encoder, runs)
 

@@ -46,11 +46,10 @@ ET.register_namespace("xlink", "http://www.w3.org/1999/xlink")
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart, and a description of it in words."""
+    """A chart of one metric, as SVG that describes itself in words."""
 
     metric: str
     svg: str
-    words: str
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def pareto_charts(section: Section, metric: Value, title: str) -> list[Chart]:
             label = f"{name} ({units[name]}) ↓"
             best = tables.join_words([point.name for point in points if point.best])
             words = f"{title} against {label} of {len(points)} models. On the frontier (no other model is better in both): {best}."
-            charts.append(Chart(metric.name, _scatter(points, label, title, words), words))
+            charts.append(Chart(metric.name, _scatter(points, label, title, words)))
     return charts
 
 
@@ -169,8 +168,8 @@ def _shorten(name: str) -> str:
     return name if len(name) <= 24 else f"{name[:23]}…"
 
 
-def stage_chart(section: Section) -> Chart | None:
-    """Seconds per image by stage, a bar for each model; None where no model has stages."""
+def stage_chart(section: Section) -> str | None:
+    """Seconds per image by stage, a bar for each model, as SVG; None where no model has stages."""
     rows = [row for row in section.models if _stage_seconds(row.record)][:MAX_MODELS]
     if not rows:
         return None
@@ -184,7 +183,7 @@ def stage_chart(section: Section) -> Chart | None:
         figure = Figure(figsize=(6.6, 0.75 + 0.3 * len(rows)), layout="constrained")
         axes = figure.subplots()
         _draw_bars(axes, parts, names)
-        return Chart("latency by stage", _svg(figure, words), words)
+        return _svg(figure, words)
 
 
 def _draw_bars(axes: Axes, parts: dict[str, dict[str, float]], names: Sequence[str]) -> None:
