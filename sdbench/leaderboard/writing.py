@@ -66,25 +66,30 @@ def _published(of_family: Sequence[Section]) -> Iterator[str]:
 
 
 def text_table(board: Sequence[Row], width: int = 160) -> str:
-    """The tables for a terminal `width` characters wide; models across, since protocol names are wider than numbers."""
+    """The tables for a terminal `width` characters wide."""
     parts = []
     for section in sections(board):
-        efficiency = efficiency_grid(section)
-        grids = [quality_grid(section).transposed(), *([efficiency] if efficiency.rows else [])]
-        parts += [section.title, *(tables.text(grid, width) for grid in grids), "\n".join(footer_lines(section))]
+        parts += [section.title, *(tables.texts(grid, width) for grid in _tall_grids(section)), "\n".join(footer_lines(section))]
     return "\n\n".join(parts) + "\n"
 
 
 def latex(board: Sequence[Row]) -> str:
-    """The tables of quality and efficiency for a paper, models across; they need the package booktabs. Comments say how the numbers were made."""
+    """The tables of quality and efficiency for a paper; they need the package booktabs. Comments say how the numbers were made."""
     parts = [f"% {_NOTICE.strip('<!-> ').replace(FILE_NAME, 'This file')}\n% \\usepackage{{booktabs}}"]
     for section in sections(board):
-        grids = (grid for grid in (quality_grid(section).transposed(), efficiency_grid(section)) if grid.rows)
         tabulars = (
-            f"\\begin{{table}}\n\\caption{{{tables.escape_latex(section.title)}}}\n{tables.latex(grid)}\n\\end{{table}}" for grid in grids
+            f"\\begin{{table}}\n\\caption{{{tables.escape_latex(section.title)}}}\n{tables.latex(grid)}\n\\end{{table}}"
+            for grid in _tall_grids(section)
         )
         parts += [*tabulars, "\n".join(f"% {line}" for line in footer_lines(section))]
     return "\n\n".join(parts) + "\n"
+
+
+def _tall_grids(section: Section) -> Iterator[Grid]:
+    """The tables of quality and efficiency, with models across unless there are many."""
+    yield quality_grid(section).tall()
+    if (efficiency := efficiency_grid(section)).rows:
+        yield efficiency.tall()
 
 
 def write(board: Sequence[Row], results: Path) -> list[Path]:

@@ -165,7 +165,7 @@ def spread_apart(places: Sequence[float], gap: float) -> list[float]:
 
 
 def _shorten(name: str) -> str:
-    return name if len(name) <= 24 else f"{name[:23]}…"
+    return name if len(name) <= 24 else f"{name[:11]}…{name[-12:]}"  # names of checkpoints differ at the end
 
 
 def stage_chart(section: Section) -> str | None:
@@ -181,8 +181,8 @@ def stage_chart(section: Section) -> str | None:
     )
     with rc_context(_STYLE):
         figure = Figure(figsize=(6.6, 0.75 + 0.3 * len(rows)), layout="constrained")
-        axes = figure.subplots()
-        _draw_bars(axes, parts, names)
+        _draw_bars(figure.subplots(), parts, names)
+        figure.legend(loc="outside upper left", ncols=len(names), frameon=False, fontsize=8.5, handlelength=1)
         return _svg(figure, words)
 
 
@@ -202,7 +202,6 @@ def _draw_bars(axes: Axes, parts: dict[str, dict[str, float]], names: Sequence[s
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x")
     axes.set_xlabel("seconds per image")
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(names), frameon=False, fontsize=8.5, handlelength=1, borderaxespad=0.2)
 
 
 def _stage_seconds(record: Record) -> dict[str, float]:

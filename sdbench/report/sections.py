@@ -112,7 +112,7 @@ def build_view(section: Section, number: int, wall: Wall, held: Album, policy: P
         "matrices": [found for judge in judges if (found := wins.matrix(section, judge))],
         "truth": truth.grid([(row.record, row.scores) for row in section.models]),
         "verdicts": verdicts,
-        "verdicts_left": len(section.models) - 1 > len(verdicts),
+        "limit": MAX_MODELS if len(section.models) > MAX_MODELS else None,
         "regressions": [_worst_view(one, keys, section.teacher) for one in worst.regressions(section, judges)],
         "costly": [_worst_view(one, keys, None) for one in worst.costliest(section)],
         "worst_note": _worst_note(section),
