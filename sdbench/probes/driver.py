@@ -231,7 +231,11 @@ def _run_process(request: Request, target: Path, stem: str, folders: Folders) ->
         stale.unlink(missing_ok=True)
     request_file = target.with_suffix(".request")
     request_file.write_text(request.model_dump_json(indent=1), encoding="utf-8")
-    inherited = {**_environment(), meters.COMPILER_CACHE: str(_compiler_cache(stem, folders)), REQUEST_VARIABLE: str(request_file)}
+    inherited = {
+        **_environment(folders.suites),
+        meters.COMPILER_CACHE: str(_compiler_cache(stem, folders)),
+        REQUEST_VARIABLE: str(request_file),
+    }
     try:
         done = subprocess.run(  # noqa: S603  # our own arguments
             _command(target, folders),
@@ -252,21 +256,22 @@ def _run_process(request: Request, target: Path, stem: str, folders: Folders) ->
 
 
 def _command(target: Path, folders: Folders) -> list[str]:
-    # An empty configuration, so that pytest does not read that of the current folder.
+    # An empty configuration, so that pytest does not read that of the current folder. The file is found as a module, in a path without the
+    # current folder (-P), since pytest refuses file names with brackets.
     config = folders.work / "pytest.ini"
     config.write_text("[pytest]\n", encoding="utf-8")
     plugins = ("no:cacheprovider", "pytest_benchmark.plugin", plugin.__name__)
     return [
-        *(sys.executable, "-m", "pytest", str(folders.suites / BENCHMARK_FILE)),
+        *(sys.executable, "-P", "-m", "pytest", "--pyargs", Path(BENCHMARK_FILE).stem),
         *(argument for name in plugins for argument in ("-p", name)),
         *("-c", str(config), f"--rootdir={folders.suites}", "--import-mode=importlib", "--tb=short", "-q"),
         f"--benchmark-json={target}",
     ]
 
 
-def _environment() -> dict[str, str]:
+def _environment(suites: Path) -> dict[str, str]:
     package = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
+    path = os.pathsep.join(filter(None, (package, str(suites), os.environ.get("PYTHONPATH"))))
     return {**os.environ, **_ENVIRONMENT, "PYTHONPATH": path}
 
 

@@ -129,7 +129,7 @@ class DriverHarness:
 
 @pytest.fixture
 def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DriverHarness:
-    harness = DriverHarness(tmp_path / "work", tmp_path / "suites")
+    harness = DriverHarness(tmp_path / "work", tmp_path / "suites [2]")  # pytest refuses the names of files with brackets
 
     def run(command: list[str], *, env: dict[str, str], **options: Any) -> subprocess.CompletedProcess[str]:
         target = Path(command[-1].removeprefix("--benchmark-json="))
