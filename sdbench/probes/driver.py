@@ -113,7 +113,6 @@ def measure(
         UserError: weights are not where a spec says, there is no such setting, `suites` holds no benchmark file, or a write fails.
     """
     chosen = probes.select(settings)
-    work.mkdir(parents=True, exist_ok=True)
     folders = Folders(work.resolve(), suites.resolve())
     if not (suites / BENCHMARK_FILE).is_file():
         raise UserError(f"no {BENCHMARK_FILE} in {suites}: it measures latency and memory; copy it there from the package's own suites")
@@ -230,7 +229,7 @@ def _run_process(request: Request, target: Path, stem: str, folders: Folders) ->
     for stale in (target, failures_file):
         stale.unlink(missing_ok=True)
     request_file = target.with_suffix(".request")
-    request_file.write_text(request.model_dump_json(indent=1), encoding="utf-8")
+    write_bytes(request_file, request.model_dump_json(indent=1).encode())
     inherited = {
         **_environment(folders.suites),
         meters.COMPILER_CACHE: str(_compiler_cache(stem, folders)),
@@ -248,7 +247,7 @@ def _run_process(request: Request, target: Path, stem: str, folders: Folders) ->
         )
     except subprocess.TimeoutExpired:
         return _failed_round(f"timed out after {ROUND_TIMEOUT_S} s").failures
-    target.with_suffix(".log").write_text(f"{done.stdout}\n{done.stderr}", encoding="utf-8")
+    write_bytes(target.with_suffix(".log"), f"{done.stdout}\n{done.stderr}".encode())
     failures: dict[str, str] = json.loads(failures_file.read_text(encoding="utf-8")) if failures_file.exists() else {}
     if failures or not done.returncode or Round.read(target, {}).is_complete:  # complete: it crashed at its end, with everything written
         return failures
@@ -258,8 +257,7 @@ def _run_process(request: Request, target: Path, stem: str, folders: Folders) ->
 def _command(target: Path, folders: Folders) -> list[str]:
     # An empty configuration, so that pytest does not read that of the current folder. The file is found as a module, in a path without the
     # current folder (-P), since pytest refuses file names with brackets.
-    config = folders.work / "pytest.ini"
-    config.write_text("[pytest]\n", encoding="utf-8")
+    config = write_bytes(folders.work / "pytest.ini", b"[pytest]\n")
     plugins = ("no:cacheprovider", "pytest_benchmark.plugin", plugin.__name__)
     return [
         *(sys.executable, "-P", "-m", "pytest", "--pyargs", Path(BENCHMARK_FILE).stem),
