@@ -78,7 +78,7 @@ def is_unverified(name: str) -> bool:
 def missing_files(wanted: Iterable[Asset]) -> list[RemoteFile]:
     """The files of these assets that are not on this disk; does not use the network."""
     return [
-        RemoteFile(asset.source.partition(":")[2] if asset.hub else asset.source, None, file.name, file.size_bytes, cached=False)
+        RemoteFile(asset.hub[1] if asset.hub else asset.source, None, file.name, file.size_bytes, cached=False)
         for asset in wanted
         if _local_folder(asset) is None
         for file in asset.files
