@@ -132,12 +132,13 @@ def _load_suite(suite: str | suites.Suite | None, spec: "ModelSpec") -> suites.S
 
 def _run_in_memory(pipeline: Any, spec: "ModelSpec", suite: suites.Suite, places: Places) -> Path:
     """Score the images of a pipeline in memory, and return the record folder."""
-    from sdbench.generate import DTYPES
+    import torch
+
     from sdbench.models import in_memory
     from sdbench.run import runner
     from sdbench.run.context import prepare
 
     context = prepare(suite, device=in_memory.device(pipeline), results=places.results, runs=places.work, only="quality")
-    with in_memory.sampling_copy(pipeline, DTYPES[context.sampling.dtype]) as sampler:
+    with in_memory.sampling_copy(pipeline, getattr(torch, context.sampling.dtype)) as sampler:
         (folder,) = runner.run([spec], replace(context, pipelines={spec.name: sampler}))
     return folder

@@ -37,6 +37,7 @@ class Subject:
         teacher_name: the teacher's name, and the suite of its record.
         teacher_digest: digest of the teacher's weights, or of its record where it consists of images alone; None where there is no
             teacher (yet).
+        teacher_note: what else readers of its scores must know.
         columns: columns that earlier protocols produced, for those that build on them.
         cache: intermediate results of earlier protocols, for those that need the same.
     """
@@ -54,6 +55,7 @@ class Subject:
     teacher_images: "Subject | None" = None
     teacher_name: str = "the family's teacher"
     teacher_digest: str | None = None
+    teacher_note: str = ""
     columns: dict[str, F64] = field(default_factory=dict)
     cache: dict[str, Any] = field(default_factory=dict)
 
