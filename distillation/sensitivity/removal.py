@@ -234,7 +234,7 @@ def _losses_without(
                 output = predict(unet, noised, batch_of_dtype)
                 kept = dict(outputs)
             for part, row, paths in removals:
-                with skip_modules(unet, paths), _reuse(unet, _before(kept, paths)):
+                with _skip_modules(unet, paths), _reuse(unet, _before(kept, paths)):
                     losses[part][row, number] = mse(predict(unet, noised, batch_of_dtype), output).item()
                 progress.update()
     return losses
@@ -260,7 +260,7 @@ def _reuse(network: nn.Module, outputs: Mapping[str, Tensor]) -> Iterator[None]:
 
 
 @contextmanager
-def skip_modules(network: nn.Module, paths: Sequence[str]) -> Iterator[None]:
+def _skip_modules(network: nn.Module, paths: Sequence[str]) -> Iterator[None]:
     """While open, each of the modules at these paths returns its input."""
 
     def return_input(_: nn.Module, inputs: tuple[Tensor, ...], kwargs: dict[str, Any], output: Any) -> Any:
