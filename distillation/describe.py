@@ -4,7 +4,6 @@ from collections.abc import Iterable, Sequence
 
 from diffusers import UNet2DConditionModel
 
-from distillation.data.batches import describe_epochs
 from distillation.estimate import (
     ASSUMED_MFU,
     FORWARD_EQUIVALENTS,
@@ -53,7 +52,7 @@ def describe_recipe(
     settings = recipe.settings(family)
     stage_steps = stage_steps or recipe.stage_steps(settings.steps)
     teacher = build_on_meta("unet", unet_config(recipe.teacher, family))
-    students = [prune(teacher, plan) for plan in recipe.plans]
+    students = [prune(teacher, plan, copy=False) for plan in recipe.plans]
     taps = resolve_taps(students[-1].config, teacher.config, recipe.plans[-1], recipe.taps)
     lines = [
         f"{recipe.name}: {recipe.student or 'a student'} from {recipe.teacher}, family {family}",
@@ -67,7 +66,7 @@ def describe_recipe(
         names = (f"{name} ({share:.0%} of the steps)" for name, share in zip(teachers, shares, strict=True))
         lines.append(f"this run: teachers {', '.join(names)}")
     if n_images:
-        lines.append(f"this run: {describe_epochs(n_images, sum(stage_steps), settings)}")
+        lines.append(f"this run: {settings.describe_epochs(n_images, sum(stage_steps))}")
     lines += [f"taps: {len(taps)} (student <- teacher, channels x height x width)", *(f"  {tap}" for tap in taps)]
     return "\n".join(lines)
 

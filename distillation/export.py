@@ -14,7 +14,6 @@ from diffusers import UNet2DConditionModel
 from huggingface_hub import ModelCardData
 from safetensors import SafetensorError
 
-from distillation.data.batches import epochs
 from distillation.recipe import Recipe
 from distillation.recipe_tables import Training
 from distillation.teacher import Teacher
@@ -124,7 +123,7 @@ class Provenance:
             teacher_digest=teachers[0].digest,
             data_digest=data_digest,
             images=images,
-            passes=epochs(images, steps, settings) if images and settings else None,
+            passes=settings.epochs(images, steps) if images and settings else None,
             licences=list(dict.fromkeys(teacher.licence for teacher in teachers)),
             family=teachers[0].spec.family,
             parameters=count_parameters(student),

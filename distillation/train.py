@@ -23,7 +23,7 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from distillation.data.batches import describe_epochs, numbered_batches, scene_pool
+from distillation.data.batches import numbered_batches, scene_pool
 from distillation.export import Environment, Provenance, SegmentResult, check_new_or_empty, export_student
 from distillation.losses import min_snr_weights, weighted_terms
 from distillation.plan import Plan
@@ -164,7 +164,7 @@ def _encode_images(
         source = scene_pool(recipe.scenes.images, work) if images is None else images
     if accelerator.is_main_process:
         warn_of_different_parts(plan.teachers)
-        tqdm.write(f"training on {describe_epochs(len(source.captions), plan.segments[-1].end, settings)}", file=sys.stderr)
+        tqdm.write(f"training on {settings.describe_epochs(len(source.captions), plan.segments[-1].end)}", file=sys.stderr)
         for teacher in plan.teachers:
             tqdm.write(f"teacher: the {teacher.dtype} weights in {teacher.folder}", file=sys.stderr)
     return LatentPool(plan.teachers[0].folder, source, work / "latents", str(accelerator.device))
