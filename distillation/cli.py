@@ -210,13 +210,12 @@ def _dry_run(
     from distillation.run_plan import plan_run
     from distillation.succession import warn_of_different_parts
 
-    steps = options.steps or recipe.settings(options.family).steps
     if all(name in local for name in names):
-        warn_of_different_parts(plan_run(recipe, options.family, [local[name] for name in names], steps).teachers)
+        warn_of_different_parts(plan_run(recipe, options.family, [local[name] for name in names], options.steps).teachers)
     described = describe_recipe(
         recipe,
         options.family,
-        recipe.stage_steps(steps),
+        steps=options.steps,
         teachers=[name or "the embedded teacher" for name in names],
         n_images=len(images.captions) if images else recipe.scenes.images,
         tflops=options.tflops,

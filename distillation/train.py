@@ -120,7 +120,7 @@ def distil(
         lambda: _segment_folders(work, recipe, plan, run_identity(recipe, family, plan, pool.images.digest, device))
     )
     with _explain_out_of_memory(settings, str(accelerator.device)):
-        train_segments(make_context, recipe, plan, folders, accelerator)
+        _train_segments(make_context, recipe, plan, folders, accelerator)
     if accelerator.is_main_process:
         student = _load_student(folders[-1])
         provenance = Provenance.from_run(
@@ -209,7 +209,7 @@ def _explain_out_of_memory(settings: Training, device: str) -> Iterator[None]:
         ) from error
 
 
-def train_segments(
+def _train_segments(
     make_context: Callable[[Teacher], StepContext], recipe: Recipe, plan: RunPlan, folders: Sequence[Path], accelerator: Accelerator
 ) -> None:
     """Train every unfinished segment, each from the student that the segment before it left in its folder.
