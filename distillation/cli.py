@@ -157,11 +157,20 @@ def _run(options: argparse.Namespace) -> None:
         return
     if options.deterministic:
         _use_deterministic_algorithms()
-    arguments = {"images": images, "steps": options.steps, "device": options.device, "unet_only": options.unet_only}
     if options.device == "cuda":
         _suggest_all_gpus(recipe.settings(options.family).accumulation)
     folders = [fetch_folder(name) for name in names]
-    out = distil(recipe, options.family, folders, options.work, options.out, **arguments)
+    out = distil(
+        recipe,
+        options.family,
+        folders,
+        options.work,
+        options.out,
+        images=images,
+        steps=options.steps,
+        device=options.device,
+        unet_only=options.unet_only,
+    )
     if rank_and_local_size()[0] == 0:  # the process that wrote it
         show(out)
         _suggest_measuring(options, names[0])
