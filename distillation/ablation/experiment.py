@@ -153,7 +153,7 @@ def _read(path: Path) -> Outcome | None:
     if not path.exists():
         return None
     content = json.loads(path.read_text(encoding="utf-8"))
-    return Outcome(**content | {"right": tuple(content["right"])})
+    return Outcome(content["arm"], content["seed"], content["identity"], tuple(content["right"]), content["losses"])
 
 
 def with_other_blocks(recipe: Recipe, choose: BlockChooser, source: str) -> Recipe:

@@ -95,8 +95,9 @@ def test_committed_results_are_those_of_these_recipes(missed: dict[str, F64]) ->
     plans = {arm: plan_run(way, "scenes", [EMBEDDED], 600) for arm, way in ways.items()}
     for arm, way in ways.items():
         for seed in range(3):
-            committed = json.loads((folder / "vega" / f"{arm.replace(' ', '-')}-{seed}.json").read_text(encoding="utf-8"))
-            assert committed["identity"] == run_identity(with_seed(way, seed), "scenes", plans[arm], SCENES_DIGEST, "cpu")
+            committed = experiment._read(folder / "vega" / f"{arm.replace(' ', '-')}-{seed}.json")
+            assert committed is not None
+            assert committed.identity == run_identity(with_seed(way, seed), "scenes", plans[arm], SCENES_DIGEST, "cpu")
 
 
 def test_another_version_or_other_data_trains_every_arm_again(
