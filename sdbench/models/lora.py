@@ -46,6 +46,8 @@ def check(parts: Mapping[str, Any], file: Path) -> None:
         layers = _read_layers(parts, state)
     except Exception as error:  # diffusers' converters raise whatever they meet
         raise UserError(f"LoRA {file} has a format that diffusers does not read ({_on_one_line(error)}). {_ADVICE}") from error
+    if damaged := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
+        raise UserError(f"LoRA {file}: tensor {damaged[0]!r} holds NaN or infinity; the file is damaged, export it again")
     networks = [(part, name, module) for part in _PARTS for name, module in parts[part].named_modules()]
     weights = {f"{part}.{name}": module.weight for part, name, module in networks if isinstance(module, nn.Linear | nn.Conv2d)}
     if surplus := sorted(layers.keys() - weights.keys()):

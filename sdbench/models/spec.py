@@ -286,7 +286,7 @@ def with_name(spec: ModelSpec, name: str | None) -> ModelSpec:
     chosen = name or re.sub(r"[^\w.+-]+", "-", spec.name).lstrip(".-_+")
     if not NAME.fullmatch(chosen):
         raise UserError(
-            f"{chosen or spec.name!r} cannot name a model: use only letters, digits and . _ + -; choose another name with --name"
+            f"{chosen or spec.name!r} cannot name a model: use only letters, digits and .+-_, a letter or digit first; choose another name with --name"
         )
     if (entry := CATALOGUE.get(chosen)) and not _is_entry(spec, entry):
         raise UserError(

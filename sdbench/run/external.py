@@ -64,7 +64,7 @@ def record_images(folder: Path, prompts: Path, name: str, context: RunContext) -
     """
     if name in CATALOGUE or not NAME.fullmatch(name):
         raise UserError(
-            f"{name!r} cannot name images: use only letters, digits and . _ + -, and not the name of a model in the catalogue; choose another with --name"
+            f"{name!r} cannot name images: use only letters, digits and .+-_, a letter or digit first, and not the name of a model in the catalogue; choose another with --name"
         )
     images, prompt_list = load_images(folder, prompts, context.suite, context.runs), context.suite.prompt_list().items()
     jobs = [Job(prompt_id, 0, text, image_id) for (prompt_id, text), image_id in zip(prompt_list, images.image_ids, strict=True)]

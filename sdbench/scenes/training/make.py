@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from sdbench.errors import unknown_name
+from sdbench.errors import UserError, unknown_name
 from sdbench.models import architectures
 from sdbench.models.text_encoders import PREFIX, save_text_encoder
 from sdbench.scenes.networks import SceneNet
@@ -71,14 +71,15 @@ def train_part(part: str, workspace: Workspace) -> None:
     """Train one part, unless it is finished already.
 
     Raises:
-        UserError: there is no such part, or its training fails (see `fit`).
+        UserError: there is no such part, it was finished with another schedule, or its training fails (see `fit`).
     """
     if part not in PARTS:
         raise unknown_name("part of the embedded family", part, PARTS)
-    report = workspace.out / "reports" / f"{part}.json"
+    report, (schedule, train) = workspace.out / "reports" / f"{part}.json", PARTS[part]
     if report.exists():
+        if json.loads(report.read_text(encoding="utf-8"))["schedule"] != json.loads(json.dumps(asdict(schedule))):
+            raise UserError(f"{part!r} in {workspace.work} was trained with another schedule; name another folder with --work")
         return
-    schedule, train = PARTS[part]
     scores = train(workspace)
     report.parent.mkdir(parents=True, exist_ok=True)
     report.write_text(
