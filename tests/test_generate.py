@@ -6,6 +6,7 @@ import inspect
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -143,7 +144,7 @@ def test_batch_is_written_while_the_next_is_generated_and_no_later(
 @pytest.mark.parametrize("broken", [None, 2])
 def test_full_disk_ends_the_run_and_keeps_complete_images(broken: int | None, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """One image of the second batch fits; that batch fails first, whether or not the third can be generated."""
-    groups: list[list[Job]] = []
+    groups, fitting = list[list[Job]](), {job.image_id for job in make_jobs()[:4]}
 
     def make(group: list[Job]) -> U8:
         if len(groups) == broken:
@@ -151,26 +152,30 @@ def test_full_disk_ends_the_run_and_keeps_complete_images(broken: int | None, st
         return recording(batch_dependent_images, groups)(group)
 
     def write(path: Path, content: bytes) -> None:
-        if len(list(store.folder.glob("images/*.png"))) == 4:
+        if path.parent.name == "images" and path.stem not in fitting:
             raise OSError(errno.ENOSPC, "No space left on device")
         write_bytes(path, content)
 
     monkeypatch.setattr(module, "write_bytes", write)
     with pytest.raises(OSError, match="No space left on device"):
         generate(make_jobs(12), store, 3, make, "full")
-    assert contents(store).keys() == {f"{job.image_id}.png" for job in make_jobs()[:4]}
+    assert contents(store).keys() == {f"{image_id}.png" for image_id in fitting}
     assert len(groups) == (broken or 3)
 
 
 def generate_until_killed(store: Store) -> None:
-    """Kill this process in the second batch, with a file partly written; never returns."""
-    written: list[Path] = []
+    """Kill this process in the second batch, when its first image is written, its second partly and its third not; never returns."""
+    third, fourth, fifth, sixth = (store.path(job.image_id) for job in make_jobs()[2:6])
 
     def write(path: Path, content: bytes) -> Path:
-        if len(written) == 5:  # the manifest and four images
+        if path == sixth:
+            threading.Event().wait()
+        if path == fifth:
             path.with_name(f".{path.name}.part").write_bytes(content[:9])
+            while not fourth.exists():
+                time.sleep(0.01)
+            assert third.exists()
             os.kill(os.getpid(), signal.SIGKILL)
-        written.append(path)
         return write_bytes(path, content)
 
     pytest.MonkeyPatch().setattr(module, "write_bytes", write)

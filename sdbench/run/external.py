@@ -1,12 +1,16 @@
 """Images made elsewhere, and their prompts: checked, and stored like images of a run, so that every metric can take them."""
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 from PIL import Image
+from tqdm import tqdm
 
 from sdbench.arrays import U8
 from sdbench.assets.prompts import read_lines
@@ -74,14 +78,21 @@ def record_images(folder: Path, prompts: Path, name: str, context: RunContext) -
 
 
 def store_images(images: Iterable[U8], prompts: Sequence[str], runs: Path) -> Subject:
-    """Store images, H x W x 3 each, as PNG in a store of their own, and return them as what is scored."""
-    store, jobs = Store(runs, {"images": "made elsewhere"}), []
-    for row, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
+    """Store images, H x W x 3 each, as PNG in a store of their own, a block of them on all cores, and return them as what is scored."""
+    store, source, names = Store(runs, {"images": "made elsewhere"}), iter(images), list[str]()
+
+    def put(image: U8) -> str:
         name = digest([image.shape, hashlib.sha256(image.tobytes()).hexdigest()])
         if store.missing([name]):
             store.put(name, image)
-        jobs.append(Job(f"{row:05d}", 0, prompt, name))
-    return plain_subject(store, jobs, runs)
+        return name
+
+    bar = tqdm(total=len(prompts), desc="storing images", unit="image", mininterval=1, delay=5, leave=False)
+    with bar, ThreadPoolExecutor(os.cpu_count()) as writers:
+        while block := list(islice(source, BLOCK)):
+            names += writers.map(put, block)
+            bar.update(len(block))
+    return plain_subject(store, [Job(f"{row:05d}", 0, *pair) for row, pair in enumerate(zip(prompts, names, strict=True))], runs)
 
 
 def _describe_source(folder: Path, images: Subject) -> str:
