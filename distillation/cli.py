@@ -157,11 +157,20 @@ def _run(options: argparse.Namespace) -> None:
         return
     if options.deterministic:
         _use_deterministic_algorithms()
-    arguments = {"images": images, "steps": options.steps, "device": options.device, "unet_only": options.unet_only}
     if options.device == "cuda":
         _suggest_all_gpus(recipe.settings(options.family).accumulation)
     folders = [fetch_folder(name) for name in names]
-    out = distil(recipe, options.family, folders, options.work, options.out, **arguments)
+    out = distil(
+        recipe,
+        options.family,
+        folders,
+        options.work,
+        options.out,
+        images=images,
+        steps=options.steps,
+        device=options.device,
+        unet_only=options.unet_only,
+    )
     if rank_and_local_size()[0] == 0:  # the process that wrote it
         show(out)
         _suggest_measuring(options, names[0])
@@ -210,13 +219,12 @@ def _dry_run(
     from distillation.run_plan import plan_run
     from distillation.succession import warn_of_different_parts
 
-    steps = options.steps or recipe.settings(options.family).steps
     if all(name in local for name in names):
-        warn_of_different_parts(plan_run(recipe, options.family, [local[name] for name in names], steps).teachers)
+        warn_of_different_parts(plan_run(recipe, options.family, [local[name] for name in names], options.steps).teachers)
     described = describe_recipe(
         recipe,
         options.family,
-        recipe.stage_steps(steps),
+        steps=options.steps,
         teachers=[name or "the embedded teacher" for name in names],
         n_images=len(images.captions) if images else recipe.scenes.images,
         tflops=options.tflops,

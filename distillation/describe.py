@@ -4,7 +4,6 @@ from collections.abc import Iterable, Sequence
 
 from diffusers import UNet2DConditionModel
 
-from distillation.data.batches import describe_epochs
 from distillation.estimate import (
     ASSUMED_MFU,
     FORWARD_EQUIVALENTS,
@@ -28,8 +27,8 @@ from sdbench.training.checkpoints import MAX_CHECKPOINTS
 def describe_recipe(
     recipe: Recipe,
     family: Family,
-    stage_steps: list[int] | None = None,
     *,
+    steps: int | None = None,
     teachers: Sequence[str] = (),
     n_images: int | None = None,
     tflops: float | None = None,
@@ -40,7 +39,7 @@ def describe_recipe(
     Args:
         recipe: what to describe.
         family: whose widths and settings to use.
-        stage_steps: steps of each stage; default: the recipe's.
+        steps: in total over all stages; default: the recipe's.
         teachers: names of the teachers, to describe a particular run.
         n_images: number of training images of that run.
         tflops: 10^12 FLOPs per second that a GPU reaches in training; default: an assumption that the text states.
@@ -48,12 +47,12 @@ def describe_recipe(
             too, unless this or `tflops` is given.
 
     Raises:
-        UserError: a stage or a tap does not fit the architectures, or the recipe's steps are too few for its stages.
+        UserError: a stage or a tap does not fit the architectures, or the steps are too few for the stages.
     """
     settings = recipe.settings(family)
-    stage_steps = stage_steps or recipe.stage_steps(settings.steps)
+    stage_steps = recipe.stage_steps(steps or settings.steps)
     teacher = build_on_meta("unet", unet_config(recipe.teacher, family))
-    students = [prune(teacher, plan) for plan in recipe.plans]
+    students = [prune(teacher, plan, copy=False) for plan in recipe.plans]
     taps = resolve_taps(students[-1].config, teacher.config, recipe.plans[-1], recipe.taps)
     lines = [
         f"{recipe.name}: {recipe.student or 'a student'} from {recipe.teacher}, family {family}",
@@ -67,7 +66,7 @@ def describe_recipe(
         names = (f"{name} ({share:.0%} of the steps)" for name, share in zip(teachers, shares, strict=True))
         lines.append(f"this run: teachers {', '.join(names)}")
     if n_images:
-        lines.append(f"this run: {describe_epochs(n_images, sum(stage_steps), settings)}")
+        lines.append(f"this run: {settings.describe_epochs(n_images, sum(stage_steps))}")
     lines += [f"taps: {len(taps)} (student <- teacher, channels x height x width)", *(f"  {tap}" for tap in taps)]
     return "\n".join(lines)
 

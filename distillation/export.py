@@ -14,16 +14,41 @@ from diffusers import UNet2DConditionModel
 from huggingface_hub import ModelCardData
 from safetensors import SafetensorError
 
-from distillation.data.batches import epochs
 from distillation.recipe import Recipe
 from distillation.recipe_tables import Training
 from distillation.teacher import Teacher
+from sdbench import __version__
 from sdbench.errors import UserError
-from sdbench.machine import checkout_state
+from sdbench.machine import checkout_state, this_machine
 from sdbench.models.files import part_files
 from sdbench.models.loading import count_parameters
 
 INDEX = "model_index.json"
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What decides the last digits of trained weights.
+
+    Attributes:
+        versions: of Python and packages.
+        commit: of the checkout, if there is one.
+        device: name of the GPU or CPU.
+        threads: of each process, on CPUs.
+    """
+
+    versions: dict[str, str]
+    commit: str | None
+    device: str
+    processes: int
+    threads: int
+
+    @classmethod
+    def of_this_process(cls, device: str, processes: int) -> Self:
+        """That of one of `processes` processes, which trains on `device` ("cpu", "cuda" or "cuda:<index>")."""
+        machine = this_machine(device)
+        name = machine.cpu if device == "cpu" else machine.device
+        return cls(package_versions(), _commit(), name, processes, torch.get_num_threads())
 
 
 @dataclass(frozen=True)
@@ -33,12 +58,14 @@ class SegmentResult:
     Attributes:
         name: of its stage.
         losses: final weighted terms, averaged over a few batches after its own.
+        environments: in which it was trained; several, in order, if it was resumed in another one.
     """
 
     name: str
     teacher_digest: str
     steps: int
     losses: dict[str, float]
+    environments: list[Environment]
 
 
 @dataclass(frozen=True)
@@ -54,7 +81,8 @@ class Provenance:
         licences: of the teachers, which a student inherits; None for a teacher whose folder names none.
         seed: of the training.
         steps: in total over all stages; 0 for a student that was only cut.
-        commit: of the checkout that made the student, if there is one.
+        versions: of Python and packages when this was written; each stage has those it was trained with.
+        commit: of the checkout then, if there is one.
     """
 
     recipe: str
@@ -85,7 +113,7 @@ class Provenance:
         data_digest: str | None = None,
         images: int | None = None,
     ) -> Self:
-        """Describe a student of a recipe, cut from the first of its teachers, and the software that made it."""
+        """Describe a student of a recipe, cut from the first of its teachers, and the software that writes it."""
         steps = sum(stage.steps for stage in stages or [])
         return cls(
             recipe=recipe.name,
@@ -95,7 +123,7 @@ class Provenance:
             teacher_digest=teachers[0].digest,
             data_digest=data_digest,
             images=images,
-            passes=epochs(images, steps, settings) if images and settings else None,
+            passes=settings.epochs(images, steps) if images and settings else None,
             licences=list(dict.fromkeys(teacher.licence for teacher in teachers)),
             family=teachers[0].spec.family,
             parameters=count_parameters(student),
@@ -103,7 +131,7 @@ class Provenance:
             steps=steps,
             stages=stages or [],
             versions=package_versions(),
-            commit=checkout_state(Path(__file__).resolve().parents[1])[0],
+            commit=_commit(),
         )
 
 
@@ -228,4 +256,9 @@ def _copy_without_variant(path: Path, folder: Path) -> None:
 
 def package_versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide weights and images."""
-    return {"python": platform.python_version()} | {name: version(name) for name in ("torch", "accelerate", "diffusers", "transformers")}
+    packages = ("torch", "accelerate", "diffusers", "transformers")
+    return {"python": platform.python_version(), "sdbench": __version__} | {name: version(name) for name in packages}
+
+
+def _commit() -> str | None:
+    return checkout_state(Path(__file__).resolve().parents[1])[0]

@@ -37,8 +37,9 @@ def weighted_terms(
         student_features: outputs of the student's taps by path; each is removed once compared, which frees its memory.
         teacher_features: outputs of the teacher's taps, likewise.
     """
+    squared_errors = (student.float() - target.float()).square()
     return {
-        "task": weights.task * (sample_weights * squared_error(student, target).flatten(1).mean(1)).mean(),
+        "task": weights.task * (sample_weights * squared_errors.flatten(1).mean(1)).mean(),
         "output": weights.output * mse(student, teacher),
         "feature": weights.feature * feature_loss(taps, student_features, teacher_features, weights.scale),
     }
@@ -72,11 +73,6 @@ def min_snr_weights(scheduler: DDIMScheduler, timesteps: Tensor, snr_gamma: floa
     if scheduler.config.prediction_type == "v_prediction":
         return clamped / (snr + 1)
     return torch.where(snr > 0, clamped / snr, 1.0)
-
-
-def squared_error(x: Tensor, y: Tensor) -> Tensor:
-    """Squared differences, computed in float32."""
-    return (x.float() - y.float()).square()
 
 
 def mse(x: Tensor, y: Tensor) -> Tensor:

@@ -188,6 +188,8 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     if path.suffix != ".toml":
         path = RECIPES / f"{name_or_path}.toml"
         if not path.is_file():
+            if (own := Path(f"{name_or_path}.toml")).is_file():
+                raise UserError(f"unknown recipe {str(name_or_path)!r}; did you mean the file {str(own)!r}?")
             raise unknown_name("recipe", str(name_or_path), shipped_recipes())
     if not path.is_file():
         raise UserError(f"no recipe at {path}; name a file, or a shipped recipe: {', '.join(shipped_recipes())}")

@@ -117,6 +117,14 @@ class Training(Table):
     drop: float = Field(ge=0, lt=1)
     seed: Annotated[int, Field(ge=0)]
 
+    def epochs(self, n_images: int, steps: int) -> float:
+        """Number of times that a run sees each image, on average: images are drawn with replacement."""
+        return steps * self.batch * self.accumulation / n_images
+
+    def describe_epochs(self, n_images: int, steps: int) -> str:
+        """Number of images and epochs, in words."""
+        return f"{n_images:,} images, each seen {self.epochs(n_images, steps):,.1f} times on average"
+
 
 class ScenesTraining(Training):
     """How the embedded family trains.

@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from distillation.prune import student_config
 from distillation.recipe import Family, Recipe, Segment
@@ -39,6 +42,19 @@ def plan_run(recipe: Recipe, family: Family, teacher_folders: Sequence[Path], st
     students = [(student_config(teachers[0].config, plan), plan) for plan in recipe.plans]
     taps = [[resolve_taps(student, teacher.config, plan, recipe.taps) for student, plan in students] for teacher in teachers]
     return RunPlan(teachers, segments, taps[0])  # those of all teachers are alike; resolving them checks each teacher
+
+
+def run_identity(recipe: Recipe, family: Family, plan: RunPlan, data_digest: str, device: str) -> dict[str, Any]:
+    """Everything that decides the weights, but for rounding, as JSON values. It reads the teachers' weights, which may be gigabytes."""
+    return {
+        "recipe": recipe.training_digest(family),
+        "teachers": [teacher.digest for teacher in plan.teachers],
+        "data": data_digest,
+        "steps": [[segment.stage, segment.teacher, segment.end] for segment in plan.segments],
+        "device": device,
+        # whoever asks for repeatable bytes must not be given those of a run that did not; a CPU's are repeatable anyway
+        "deterministic": device == "cpu" or torch.are_deterministic_algorithms_enabled(),
+    }
 
 
 def open_teachers(recipe: Recipe, family: Family, folders: Sequence[Path]) -> list[Teacher]:

@@ -30,11 +30,8 @@ class StudentSampler:
 
     def __init__(self, pool: LatentPool, pipeline_folder: Path, precision: Callable[[], AbstractContextManager[object]]) -> None:
         rows = np.arange(min(SAMPLES, len(pool)))
-        self._batch, self._unconditional, self._precision = (
-            pool.batch_of_rows(rows, SEED),
-            pool.batch_of_rows(rows, SEED, drop=1),
-            precision,
-        )
+        self._batch, self._unconditional = (pool.batch_of_rows(rows, SEED, drop) for drop in (0, 1))
+        self._precision = precision
         self._vae = read_part("vae", pipeline_folder / "vae", torch.float32)
         self._vae.enable_slicing()  # type: ignore[operator]  # an AutoencoderKL; decodes one image at a time, since training leaves little memory
         self._scheduler = EulerDiscreteScheduler.from_pretrained(pipeline_folder / "scheduler")

@@ -1,6 +1,7 @@
 """Taps: pairs of student and teacher modules whose outputs the feature loss compares, and the hooks that collect the outputs."""
 
 import json
+import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
 from distillation.plan import Plan, matches
@@ -81,12 +83,16 @@ def _expand_patterns(patterns: Sequence[str], modules: Collection[str]) -> list[
     return [path for path in modules if any(matches(pattern, path) for pattern in patterns)]
 
 
-@cache  # takes a second, and all stages share the teacher's
+@cache  # all stages share the teacher's
 @torch.no_grad()
 def _output_shapes(config_json: str) -> dict[str, tuple[int, ...]]:
     """Output shape of each module that a forward pass calls, in the network's own order."""
     network = build_on_meta("unet", json.loads(config_json))
     paths = [path for path, _ in network.named_modules() if path]
-    with torch.device("meta"), collect_outputs(network, paths) as outputs:
+    for module in network.modules():
+        if isinstance(module, Transformer2DModel):
+            del module.transformer_blocks[1:]  # their outputs have the shapes of the first one's: all of SDXL's would take a second
+    with torch.device("meta"), collect_outputs(network, [path for path, _ in network.named_modules() if path]) as outputs:
         network(**empty_input(network.config, network.config.sample_size, tokens=1))
-        return {path: tuple(outputs[path].shape) for path in paths if path in outputs}
+        firsts = {path: re.sub(r"(?<=\.transformer_blocks)\.\d+", ".0", path) for path in paths}
+        return {path: tuple(outputs[first].shape) for path, first in firsts.items() if first in outputs}

@@ -2,7 +2,7 @@
 
 Each segment (one stage under one teacher) has its own folder inside a run folder, whose name is a digest of everything that
 decides the weights. A finished segment holds a UNet in safetensors with its losses beside it; an unfinished one holds the
-checkpoint to continue from.
+checkpoint to continue from. Both name the environments that they were trained in: a run may be resumed after an upgrade.
 """
 
 import gc
@@ -11,7 +11,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -23,14 +23,14 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from distillation.data.batches import describe_epochs, numbered_batches, scene_pool
-from distillation.export import Provenance, SegmentResult, check_new_or_empty, export_student
+from distillation.data.batches import numbered_batches, scene_pool
+from distillation.export import Environment, Provenance, SegmentResult, check_new_or_empty, export_student
 from distillation.losses import min_snr_weights, weighted_terms
 from distillation.plan import Plan
 from distillation.prune import prune
 from distillation.recipe import Family, Recipe
 from distillation.recipe_tables import Training
-from distillation.run_plan import RunPlan, check_images, plan_run
+from distillation.run_plan import RunPlan, check_images, plan_run, run_identity
 from distillation.samples import StudentSampler
 from distillation.succession import warn_of_different_parts
 from distillation.taps import Tap, collect_outputs
@@ -49,7 +49,7 @@ from sdbench.training.processes import broadcast_from_main
 
 FINAL_BATCHES = 4  # batches after a stage's own, over which its final losses are averaged
 PROCESS_TIMEOUT = timedelta(minutes=30)  # for processes that wait while another one saves a checkpoint or draws samples
-STUDENT, LOSSES, IDENTITY = "student", "losses.json", "identity.json"
+STUDENT, LOSSES, IDENTITY, ENVIRONMENTS = "student", "losses.json", "identity.json", "environments.json"
 
 
 @dataclass(frozen=True)
@@ -116,9 +116,11 @@ def distil(
         unet = teacher.unet(settings.dtype, place)
         return StepContext(recipe, settings, unet, pool.scheduler, numbered_batches(pool, settings, place), accelerator, evaluate)
 
-    folders = broadcast_from_main(lambda: _segment_folders(work, recipe, plan, _identity(recipe, family, plan, pool.images.digest, device)))
+    folders = broadcast_from_main(
+        lambda: _segment_folders(work, recipe, plan, run_identity(recipe, family, plan, pool.images.digest, device))
+    )
     with _explain_out_of_memory(settings, str(accelerator.device)):
-        train_segments(make_context, recipe, plan, folders, accelerator)
+        _train_segments(make_context, recipe, plan, folders, accelerator)
     if accelerator.is_main_process:
         student = _load_student(folders[-1])
         provenance = Provenance.from_run(
@@ -162,7 +164,7 @@ def _encode_images(
         source = scene_pool(recipe.scenes.images, work) if images is None else images
     if accelerator.is_main_process:
         warn_of_different_parts(plan.teachers)
-        tqdm.write(f"training on {describe_epochs(len(source.captions), plan.segments[-1].end, settings)}", file=sys.stderr)
+        tqdm.write(f"training on {settings.describe_epochs(len(source.captions), plan.segments[-1].end)}", file=sys.stderr)
         for teacher in plan.teachers:
             tqdm.write(f"teacher: the {teacher.dtype} weights in {teacher.folder}", file=sys.stderr)
     return LatentPool(plan.teachers[0].folder, source, work / "latents", str(accelerator.device))
@@ -172,17 +174,6 @@ def _make_evaluation(family: Family, pool: LatentPool, teacher_folder: Path, acc
     if family == "scenes":
         return SceneEvaluation(pool, SceneNet.load(verified_path("evaluators/reader.safetensors")))
     return StudentSampler(pool, teacher_folder, accelerator.autocast)
-
-
-def _identity(recipe: Recipe, family: Family, plan: RunPlan, data_digest: str, device: str) -> dict[str, Any]:
-    """Everything that decides the weights. The digests read gigabytes, so only the main process computes them."""
-    return {
-        "recipe": recipe.training_digest(family),
-        "teachers": [teacher.digest for teacher in plan.teachers],
-        "data": data_digest,
-        "steps": [[segment.stage, segment.teacher, segment.end] for segment in plan.segments],
-        "device": device,
-    }
 
 
 def _segment_folders(work: Path, recipe: Recipe, plan: RunPlan, identity: dict[str, Any]) -> list[Path]:
@@ -218,7 +209,7 @@ def _explain_out_of_memory(settings: Training, device: str) -> Iterator[None]:
         ) from error
 
 
-def train_segments(
+def _train_segments(
     make_context: Callable[[Teacher], StepContext], recipe: Recipe, plan: RunPlan, folders: Sequence[Path], accelerator: Accelerator
 ) -> None:
     """Train every unfinished segment, each from the student that the segment before it left in its folder.
@@ -264,13 +255,27 @@ def _segment_results(recipe: Recipe, plan: RunPlan, folders: Sequence[Path]) -> 
             plan.teachers[segment.teacher].digest,
             segment.end - segment.start,
             json.loads((folder / STUDENT / LOSSES).read_text(encoding="utf-8")),
+            _environments(folder),
         )
         for segment, folder in zip(plan.segments, folders, strict=True)
     ]
 
 
+def _add_environment(folder: Path, environment: Environment) -> None:
+    """Add an environment to those of a segment that is about to be trained; without a checkpoint, nothing made in earlier ones is left."""
+    earlier = _environments(folder) if any(folder.glob("step-*")) else []
+    if environment not in earlier:
+        write_bytes(folder / ENVIRONMENTS, json.dumps([asdict(each) for each in (*earlier, environment)], indent=1).encode() + b"\n")
+
+
+def _environments(folder: Path) -> list[Environment]:
+    return [Environment(**each) for each in json.loads((folder / ENVIRONMENTS).read_text(encoding="utf-8"))]
+
+
 def _train_segment(context: StepContext, student: UNet2DConditionModel, taps: list[Tap], steps: range, folder: Path) -> None:
     settings, accelerator = context.settings, context.accelerator
+    if accelerator.is_main_process:
+        _add_environment(folder, Environment.of_this_process(str(accelerator.device), accelerator.num_processes))
     if settings.checkpointing:
         student.enable_gradient_checkpointing()
     model = accelerator.prepare_model(student.requires_grad_(requires_grad=True))

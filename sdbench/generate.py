@@ -46,7 +46,6 @@ SCHEDULERS = {
     "lcm": LCMScheduler,
     "tcd": TCDScheduler,
 }
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -138,7 +137,7 @@ def make_sampler(pipeline: StableDiffusionXLPipeline, sampling: Sampling, noise:
     The function raises `UserError` where an image holds NaN; diffusers clips infinity to white or black.
     """
     set_scheduler(pipeline, sampling)
-    dtype = DTYPES[sampling.dtype]
+    dtype: torch.dtype = getattr(torch, sampling.dtype)
     side = sampling.size_px // pipeline.vae_scale_factor
     shape = (pipeline.unet.config.in_channels, side, side)
 

@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -13,6 +13,7 @@ from rich.text import Text
 
 from sdbench.records import Direction, Value
 
+JSON_VERSION = 1  # of verdicts and rows as JSON, which other programs read; raised where a key goes or gets another meaning
 _ARROWS: dict[Direction, str] = {"higher": " ↑", "lower": " ↓", "neither": ""}
 _SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹"
 _LATEX = str.maketrans(
@@ -21,6 +22,7 @@ _LATEX = str.maketrans(
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$"}
     | {"±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$"}
 )
+_WRAPPED = 20  # characters in a line of a cell that is wrapped in a terminal: `0.803 (0.766..0.835)`
 _SUFFIXES = (" ", " k", " M", " G", " T", " P")
 
 
@@ -70,13 +72,35 @@ class Grid:
         header, *rows = zip(self.header, *self.rows, strict=True)
         return Grid(header, tuple(rows))
 
+    def tall(self) -> "Grid":
+        """The grid, or the transposed one if that has more rows: a page is as long as it likes, but only so wide."""
+        return max(self, self.transposed(), key=lambda grid: len(grid.rows))
+
+    def parts(self, width: int) -> Iterator["Grid"]:
+        """The grid cut into parts that a terminal `width` characters wide has room for; each has the first column."""
+        widths = [_least_width(column) for column in self.columns()]
+        start = 1
+        for stop in range(2, len(widths)):
+            if _table_width([widths[0], *widths[start : stop + 1]]) > width:
+                yield self._with_columns(start, stop)
+                start = stop
+        yield self._with_columns(start, len(widths))
+
+    def columns(self) -> list[tuple[str, ...]]:
+        """The cells of each column, its title first."""
+        return [*zip(self.header, *self.rows, strict=True)]
+
+    def _with_columns(self, start: int, stop: int) -> "Grid":
+        header, *rows = ((line[0], *line[start:stop]) for line in (self.header, *self.rows))
+        return Grid(header, tuple(rows))
+
     def with_notes_below(self) -> tuple["Grid", str]:
         """The grid with numbers in place of notes, and the numbered notes, each once; "" if there are none."""
         notes = Footnotes()
         rows = tuple(
             tuple(f"{cell.short} {notes.mark(cell.note)}" if isinstance(cell, Noted) else cell for cell in row) for row in self.rows
         )
-        return Grid(self.header, rows), str(notes)
+        return Grid(self.header, rows), _one_line(str(notes))
 
 
 def markdown(grid: Grid) -> str:
@@ -84,7 +108,7 @@ def markdown(grid: Grid) -> str:
     grid, notes = grid.with_notes_below()
     lines = [grid.header, tuple("---" for _ in grid.header), *grid.rows]
     table = "\n".join("| " + " | ".join(escape_markdown(_one_line(cell)).replace("|", "\\|") for cell in line) + " |" for line in lines)
-    return f"{table}\n\n{escape_markdown(_one_line(notes))}" if notes else table
+    return f"{table}\n\n{escape_markdown(notes)}" if notes else table
 
 
 def latex(grid: Grid) -> str:
@@ -111,17 +135,48 @@ def _one_line(cell: str) -> str:
     return " ".join(cell.split())
 
 
+def _widths(grid: Grid, width: int) -> list[int | None]:
+    """The width of each column in a table of this width, so that no word breaks; None for each where that cannot be."""
+    columns = grid.columns()
+    widths = [_least_width(column) for column in columns]
+    spare = width - _table_width(widths)
+    if spare < 0:
+        return [None] * len(widths)
+    given: list[int | None] = []
+    for least, column in zip(widths, columns, strict=True):
+        given.append(min(max(map(len, column)), least + spare))
+        spare -= (given[-1] or 0) - least
+    return given
+
+
+def _table_width(widths: Sequence[int]) -> int:
+    """The width of a table whose columns have these widths: three characters lie between two, one at each side."""
+    return sum(widths) + 3 * len(widths) - 1
+
+
+def _least_width(column: Sequence[str]) -> int:
+    """The width with which a column is readable: long cells wrap, but no word breaks."""
+    longest_word = max(len(word) for cell in column for word in cell.split() or ("",))
+    return min(max(map(len, column)), max(_WRAPPED, longest_word))
+
+
 def text(grid: Grid, width: int) -> str:
     """The grid for a terminal `width` characters wide, without colour."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for title in grid.header:
-        table.add_column(Text(title), overflow="fold")
+    for title, column_width in zip(grid.header, _widths(grid, width), strict=True):
+        table.add_column(Text(title), overflow="fold", width=column_width)
     for row in grid.rows:
         table.add_row(*(Text(_one_line(cell)) for cell in row))
     console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False, legacy_windows=False)
     with console.capture() as captured:
         console.print(table)
     return "\n".join(line.rstrip() for line in captured.get().splitlines()).strip("\n")
+
+
+def texts(grid: Grid, width: int) -> str:
+    """The grid for a terminal `width` characters wide, in as many tables as it takes, with notes below."""
+    short, notes = grid.with_notes_below()
+    return "\n\n".join([*(text(part, width) for part in short.parts(width)), *([notes] if notes else [])])
 
 
 def arrow(direction: Direction) -> str:

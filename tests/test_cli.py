@@ -684,6 +684,12 @@ def test_doctor_checks_the_given_folders(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert any(text.endswith(f"of disk free for {tmp_path}/away") for text in found)
 
 
+def test_doctor_finds_a_file_in_the_place_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "results").touch()
+    finding = checks._writable(tmp_path / "results" / "runs", "--runs")
+    assert (finding.is_ok, finding.text.endswith("results/runs cannot be written; name another with --runs")) == (False, True)
+
+
 def test_unrelated_files_in_the_suites_folder_do_not_hide_shipped_suites(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "suites").mkdir()
     (tmp_path / "suites" / "api_tests.toml").write_text('endpoint = "/v1"', encoding="utf-8")

@@ -19,7 +19,7 @@ from peft import LoraConfig
 from torch import nn
 
 import sdbench
-from sdbench import api, records, suites
+from sdbench import api, records, suites, tables
 from sdbench.api import measuring
 from sdbench.errors import UserError
 from sdbench.models import in_memory
@@ -112,6 +112,19 @@ def test_pipeline_in_memory_scores_like_the_same_model_by_name(few: suites.Suite
     agreement = teacher.record.value("agreement.ssim")
     assert agreement
     assert agreement.state == "not_applicable"
+
+
+def test_evaluation_prints_as_a_table_and_a_verdict(few: suites.Suite, teacher: api.Evaluation) -> None:
+    found = sdbench.evaluate("scenes-vega", few, baseline="scenes-teacher", only="quality")
+    assert found.report is not None
+    clip, markdown = found.record.value("clip_score.scenes"), found._repr_markdown_()
+    shown = tables.format_value(clip)
+    assert str(found).startswith(f"scenes-vega under quality-custom@4 (digest {found.record.suite.digest}), 4 images\n")
+    assert " ".join(f"clip_score.scenes ↑ {shown} 4".split()) in " ".join(str(found).split())
+    assert f"| clip_score.scenes ↑ | {shown} | 4 |" in markdown
+    assert str(found).endswith(found.report.text())
+    assert markdown.endswith(found.report.markdown())
+    assert "against" not in str(teacher)
 
 
 def test_evaluation_leaves_the_state_of_a_training_loop_unchanged(few: suites.Suite, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -209,6 +209,10 @@ def test_record_readers_and_command_line_import_no_torch(name: str) -> None:
     assert {other: importer for other, importer in import_closure(name).items() if other in SLOW or other.split(".")[0] in SLOW} == {}
 
 
+def test_describing_a_recipe_imports_no_datasets() -> None:
+    assert "datasets" not in import_closure("distillation.describe")  # which takes a second or two
+
+
 @pytest.mark.parametrize("name", sorted(modules()))
 def test_modules_are_importable_without_posix(name: str) -> None:
     assert not imports(name, at_start=True) & {"fcntl", "grp", "posix", "pwd", "resource", "termios"}

@@ -1,7 +1,8 @@
 """The ablation: variants of the same student, each trained with several seeds.
 
 Each finished student has a JSON file under `<results>/ablation/<recipe>/`, so that a stopped sweep resumes. The unit of
-replication is the training seed: arms share captions, noise and seeds, and intervals are t intervals over seeds.
+replication is the training seed: arms share captions, noise and seeds, and intervals are t intervals over seeds. Unlike a run,
+a sweep starts again after an upgrade: otherwise a difference between two arms could be one between two versions.
 """
 
 import json
@@ -9,16 +10,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from diffusers import UNet2DConditionModel
 
 from distillation.data.batches import numbered_batches, scene_pool
+from distillation.export import package_versions
 from distillation.plan import MIDDLE_ATTENTION
 from distillation.recipe import Recipe
 from distillation.recipe_tables import KeepBlocks, KeepResnets, Stage
-from distillation.run_plan import plan_run
+from distillation.run_plan import plan_run, run_identity
 from distillation.sensitivity.removal import pick_most_missed, removal_losses
 from distillation.train import distil
 from sdbench.arrays import F64
@@ -41,14 +43,14 @@ class Outcome:
     """The result of one student.
 
     Attributes:
-        identity: digest of what decides its weights: recipe of the arm, teacher, steps, device.
+        identity: what decides its weights: see `run_identity`, and the versions of the packages.
         right: for each caption, whether the image shows all of it correctly.
         losses: weighted loss terms of the last stage, on batches that it was not trained on.
     """
 
     arm: str
     seed: int
-    identity: str
+    identity: dict[str, Any]
     right: tuple[bool, ...]
     losses: dict[str, float]
 
@@ -94,7 +96,7 @@ def run_sweep(
     Args:
         recipe: what to vary.
         teacher_folder: a complete pipeline of the embedded family.
-        work: folder for images, latents and intermediate students.
+        work: images, latents and students are kept in its subfolder `ablation/<digest of the versions>`.
         results: folder of results.
         seeds: number of seeds per arm.
         steps: of each student; default: the recipe's.
@@ -105,6 +107,8 @@ def run_sweep(
         UserError: an arm is unknown, or a student cannot be made.
     """
     (teacher,) = plan_run(recipe, "scenes", [teacher_folder], steps).teachers
+    versions = package_versions()
+    work = work / "ablation" / digest(versions)[:12]
 
     @cache  # takes seconds to minutes
     def measure_losses() -> dict[str, F64]:
@@ -121,10 +125,11 @@ def run_sweep(
     for seed in range(seeds):
         for name in only or arms:
             variant = with_seed(arms[name](), seed)
-            identity = identity_of(variant, teacher.digest, steps, device)
+            plan = plan_run(variant, "scenes", [teacher_folder], steps)
+            identity = {**run_identity(variant, "scenes", plan, pool.images.digest, device), "versions": versions}
             path = results / "ablation" / recipe.name / f"{name.replace(' ', '-')}-{seed}.json"
             if not (outcome := _read(path)) or outcome.identity != identity:
-                out = work / "ablation" / identity
+                out = work / "students" / digest(identity)
                 if not out.exists():
                     distil(variant, "scenes", [teacher_folder], work, out, steps=steps, device=device, unet_only=True)
                 outcome = _evaluate(out, name, seed, identity, evaluation, device)
@@ -138,12 +143,7 @@ def with_seed(recipe: Recipe, seed: int) -> Recipe:
     return recipe.model_copy(update={"scenes": recipe.scenes.model_copy(update={"seed": seed})})
 
 
-def identity_of(recipe: Recipe, teacher_digest: str, steps: int | None, device: str) -> str:
-    """The digest of what decides a student's weights, 16 hex digits of SHA-256."""
-    return digest([recipe.training_digest("scenes"), teacher_digest, steps, device])[:16]
-
-
-def _evaluate(student_folder: Path, arm: str, seed: int, identity: str, evaluation: SceneEvaluation, device: str) -> Outcome:
+def _evaluate(student_folder: Path, arm: str, seed: int, identity: dict[str, Any], evaluation: SceneEvaluation, device: str) -> Outcome:
     student = UNet2DConditionModel.from_pretrained(student_folder).float().to(device).eval()
     losses = json.loads((student_folder / "provenance.json").read_text(encoding="utf-8"))["stages"][-1]["losses"]
     return Outcome(arm, seed, identity, tuple(evaluation.are_right(evaluation.draw_images(student))), losses)

@@ -9,7 +9,6 @@ from distillation.data.download import FetchRules
 from sdbench.arguments import add_command, add_part, show
 
 if TYPE_CHECKING:
-    from distillation.data.images import Images
     from sdbench.arguments import Parser
 
 CAPTIONS_SHOWN = 5
@@ -113,19 +112,11 @@ def _make(options: argparse.Namespace) -> object:
 
 
 def _show(options: argparse.Namespace) -> object:
-    from distillation.data.images import open_images
-
-    return describe_images(open_images(options.what, caption_column=options.caption_column))
-
-
-def describe_images(images: "Images") -> str:
-    """Name, number, digest, range of sizes and first captions of a source.
-
-    Raises:
-        UserError: an image is missing, or its header cannot be read.
-    """
     from tqdm import tqdm
 
+    from distillation.data.images import open_images
+
+    images = open_images(options.what, caption_column=options.caption_column)
     sizes = [images.size(row) for row in tqdm(range(len(images)), desc="sizes", unit="image", mininterval=1)]
     sides = {"width": [size[0] for size in sizes], "height": [size[1] for size in sizes], "smaller side": [min(size) for size in sizes]}
     ranges = (f"{name} {min(values)}..{max(values)} px" for name, values in sides.items())

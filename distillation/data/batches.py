@@ -81,16 +81,6 @@ def scene_pool(n: int, work: Path) -> Pool:
     return Pool(work / "pool", n)
 
 
-def epochs(n_images: int, steps: int, settings: Training) -> float:
-    """Number of times that a run sees each image, on average: images are drawn with replacement."""
-    return steps * settings.batch * settings.accumulation / n_images
-
-
-def describe_epochs(n_images: int, steps: int, settings: Training) -> str:
-    """Number of images and epochs, in words."""
-    return f"{n_images:,} images, each seen {epochs(n_images, steps, settings):,.1f} times on average"
-
-
 def numbered_batches(pool: LatentPool, settings: Training, device: str) -> Callable[[int], Batch]:
     """A function that returns the batch of a number, the same in every run."""
     return lambda number: pool.batch(number, settings.batch, settings.seed, settings.drop, device)

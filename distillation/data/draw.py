@@ -66,7 +66,7 @@ def draw_images(
         UserError: `out` holds something else or cannot be written, or an image holds NaN.
     """
     captions, spec = read_captions(prompts, n), pipeline_spec(teacher)
-    size_px = size_px or native_size_px(teacher)
+    size_px = size_px or _native_size_px(teacher)
     settings = {"steps": steps, "guidance_scale": guidance_scale, "size_px": size_px, "dtype": dtype, "batch": batch}
     sampling = validate(Sampling, settings, "sampling")
     identity = {
@@ -110,7 +110,7 @@ def read_captions(path: Path, n: int | None = None) -> list[str]:
     return captions[:n]
 
 
-def native_size_px(teacher: Path) -> int:
+def _native_size_px(teacher: Path) -> int:
     """The side in px of the images that a pipeline was trained for.
 
     Raises:

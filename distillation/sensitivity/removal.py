@@ -111,7 +111,7 @@ def measure_sensitivity(
     if (earlier := _read(path)) and (earlier.digest, earlier.data_digest, earlier.settings) == (digest, images.digest, settings):
         return earlier
     batches, scheduler = sensitivity_batches(teacher, settings, images, work, device)
-    losses = part_losses(teacher.unet(measurement_dtype(teacher), device), batches, scheduler)
+    losses = _part_losses(teacher.unet(measurement_dtype(teacher), device), batches, scheduler)
     if not_finite := [part for part, rows in losses.items() if not np.isfinite(rows).all()]:
         raise UserError(f"without a block of {not_finite[0]}, the output of {name!r} is not finite. Check the teacher's weights")
     sensitivity = Sensitivity(
@@ -203,7 +203,7 @@ def removal_losses(unet: UNet2DConditionModel, batches: Sequence[Batch], schedul
     return _losses_without(unet, _block_paths(unet), batches, scheduler)
 
 
-def part_losses(unet: UNet2DConditionModel, batches: Sequence[Batch], scheduler: DDIMScheduler) -> dict[str, F64]:
+def _part_losses(unet: UNet2DConditionModel, batches: Sequence[Batch], scheduler: DDIMScheduler) -> dict[str, F64]:
     """Like `removal_losses`, with a row for the whole middle, `mid_block`, if it has an attention."""
     parts = _block_paths(unet)
     if MIDDLE_ATTENTION in parts:
@@ -234,7 +234,7 @@ def _losses_without(
                 output = predict(unet, noised, batch_of_dtype)
                 kept = dict(outputs)
             for part, row, paths in removals:
-                with skip_modules(unet, paths), _reuse(unet, _before(kept, paths)):
+                with _skip_modules(unet, paths), _reuse(unet, _before(kept, paths)):
                     losses[part][row, number] = mse(predict(unet, noised, batch_of_dtype), output).item()
                 progress.update()
     return losses
@@ -260,7 +260,7 @@ def _reuse(network: nn.Module, outputs: Mapping[str, Tensor]) -> Iterator[None]:
 
 
 @contextmanager
-def skip_modules(network: nn.Module, paths: Sequence[str]) -> Iterator[None]:
+def _skip_modules(network: nn.Module, paths: Sequence[str]) -> Iterator[None]:
     """While open, each of the modules at these paths returns its input."""
 
     def return_input(_: nn.Module, inputs: tuple[Tensor, ...], kwargs: dict[str, Any], output: Any) -> Any:

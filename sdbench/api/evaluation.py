@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdbench import records, suites
+from sdbench import records, suites, tables
 from sdbench.api import gating, measuring
 from sdbench.api.places import Places
 from sdbench.errors import UserError
@@ -30,6 +30,25 @@ class Evaluation:
     record: Record
     scores: Scores
     report: Report | None
+
+    def grid(self) -> tables.Grid:
+        """The values, a row each."""
+        rows = (
+            (f"{value.name}{tables.arrow(value.direction)}", tables.format_value(value), str(value.n or "")) for value in self.record.values
+        )
+        return tables.Grid(("metric", "value", "n"), tuple(rows))
+
+    def __str__(self) -> str:
+        """The values and the verdict, for `print`."""
+        return "\n".join([f"{self._title()}\n", tables.texts(self.grid(), width=120), *([f"\n{self.report}"] if self.report else [])])
+
+    def _repr_markdown_(self) -> str:
+        """What a notebook shows."""
+        title = tables.escape_markdown(self._title())
+        return "\n\n".join([title, tables.markdown(self.grid()), *([self.report.markdown()] if self.report else [])])
+
+    def _title(self) -> str:
+        return f"{self.record.model.name} under {self.record.suite.title_with_digest}, {self.record.n_images} images"
 
 
 def evaluate(
@@ -113,12 +132,13 @@ def _load_suite(suite: str | suites.Suite | None, spec: "ModelSpec") -> suites.S
 
 def _run_in_memory(pipeline: Any, spec: "ModelSpec", suite: suites.Suite, places: Places) -> Path:
     """Score the images of a pipeline in memory, and return the record folder."""
-    from sdbench.generate import DTYPES
+    import torch
+
     from sdbench.models import in_memory
     from sdbench.run import runner
     from sdbench.run.context import prepare
 
     context = prepare(suite, device=in_memory.device(pipeline), results=places.results, runs=places.work, only="quality")
-    with in_memory.sampling_copy(pipeline, DTYPES[context.sampling.dtype]) as sampler:
+    with in_memory.sampling_copy(pipeline, getattr(torch, context.sampling.dtype)) as sampler:
         (folder,) = runner.run([spec], replace(context, pipelines={spec.name: sampler}))
     return folder

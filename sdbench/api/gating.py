@@ -15,7 +15,7 @@ from sdbench.gate import policy as policies
 from sdbench.gate.compare import Side
 from sdbench.gate.policy import Policy, is_probe
 from sdbench.gate.verdicts import Inputs, Report
-from sdbench.records import Record
+from sdbench.records import Record, SuiteId
 
 if TYPE_CHECKING:
     from sdbench.models.spec import ModelSpec
@@ -89,10 +89,11 @@ def until_verdict(
     rules.rules(suite.name)  # a policy that weighs nothing here ends the run before it begins
     check_models([spec], suite)
     old = find_or_run_baseline(baseline, suite, places, device, announce=announce)
+    reference = records.read_record(old)
     context = prepare(suite, device=machine.choose_device(device), results=places.results, runs=places.work)
     with evaluators_on(context.device):
-        new, report = run_until_verdict(spec, context, old, rules, floors.between_runs(records.read_record(old), places.results))
-    return new, _with_inputs(report, new, old, rules, baseline)
+        new, report = run_until_verdict(spec, context, old, rules, floors.between_runs(reference, places.results))
+    return new, _with_inputs(report, new, old, reference.suite, rules, baseline)
 
 
 def noise(
@@ -185,17 +186,18 @@ def judge_records(new: Path, old: Path, rules: Policy, places: Places, baseline:
     Raises:
         UserError: see `judging.gate`; or a noise floor cannot be read, or nothing would be weighed.
     """
-    sides = records.read_record(new), records.read_record(old)
-    left_out = _left_out_probes(sides, rules, only)
-    weighed = _leave_out(left_out, rules, sides[0].suite.name) if left_out else rules
-    report = judging.gate(new, old, weighed, floors.between_runs(sides[1], places.results))
-    measured = [name for name in left_out if all(side.value(name) for side in sides)]
+    sides = Side.read(new), Side.read(old)
+    candidate, reference = (side.record for side in sides)
+    left_out = _left_out_probes((candidate, reference), rules, only)
+    weighed = _leave_out(left_out, rules, candidate.suite.name) if left_out else rules
+    report = judging.judge(*sides, weighed, floors.between_runs(reference, places.results))
+    measured = [name for name in left_out if candidate.value(name) and reference.value(name)]
     told = {
         "not measured, so not weighed": [name for name in left_out if name not in measured],
         "left out, as only image metrics are weighed": measured,
     }
     notes = (f"{what}: {', '.join(names)}" for what, names in told.items() if names)
-    return _with_inputs(replace(report, notes=(*report.notes, *notes)), new, old, rules, baseline)
+    return _with_inputs(replace(report, notes=(*report.notes, *notes)), new, old, reference.suite, rules, baseline)
 
 
 def _left_out_probes(sides: tuple[Record, Record], rules: Policy, only: str | None) -> list[str]:
@@ -221,7 +223,6 @@ def _leave_out(names: Sequence[str], rules: Policy, suite: str) -> Policy:
     return rules.model_copy(update={"suites": {rules.table_name(suite): remaining}})
 
 
-def _with_inputs(report: Report, new: Path, old: Path, rules: Policy, baseline: str) -> Report:
+def _with_inputs(report: Report, new: Path, old: Path, suite: SuiteId, rules: Policy, baseline: str) -> Report:
     """The report, with what was compared and by which policy."""
-    suite = records.read_record(old).suite.title_with_digest
-    return replace(report, inputs=Inputs(str(new), str(old), baseline, suite, rules.name, rules.alpha))
+    return replace(report, inputs=Inputs(str(new), str(old), baseline, suite.title_with_digest, rules.name, rules.alpha))

@@ -8,15 +8,18 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import huggingface_hub
 from filelock import FileLock
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from huggingface_hub.file_download import http_get
 
 from sdbench.assets import catalogue
@@ -26,6 +29,8 @@ from sdbench.errors import MissingError, UserError, describe_error
 from sdbench.models import hub
 
 HOME = "SDBENCH_WEIGHTS"
+PATIENCE_S = 600  # for which a host out of reach is not tried again: huggingface_hub tries for 24 s, and a suite has a dozen evaluators
+_out_of_reach: dict[str, tuple[float, str]] = {}  # host, "" for the Hub -> time of the last try, and why it failed
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ def is_unverified(name: str) -> bool:
 def missing_files(wanted: Iterable[Asset]) -> list[RemoteFile]:
     """The files of these assets that are not on this disk; does not use the network."""
     return [
-        RemoteFile(asset.source.partition(":")[2] if asset.hub else asset.source, None, file.name, file.size_bytes, cached=False)
+        RemoteFile(asset.hub[1] if asset.hub else asset.source, None, file.name, file.size_bytes, cached=False)
         for asset in wanted
         if _local_folder(asset) is None
         for file in asset.files
@@ -111,6 +116,10 @@ def _local_folder(asset: Asset) -> Path | None:
 
 def _fetch(asset: Asset) -> Path:
     """Download the missing files of an asset, one process at a time, and return its folder."""
+    host = urlsplit(asset.source).netloc
+    tried, reason = _out_of_reach.get(host, (-PATIENCE_S, ""))
+    if time.monotonic() < tried + PATIENCE_S:
+        raise _missing_error(asset, reason)
     try:
         weights_folder().mkdir(parents=True, exist_ok=True)
         with FileLock(weights_folder() / f".{asset.name}.lock"):
@@ -118,7 +127,15 @@ def _fetch(asset: Asset) -> Path:
     except UserError:
         raise
     except Exception as error:  # the HTTP library's errors change with huggingface_hub's version
-        raise _missing_error(asset, error) from error
+        reason = describe_error(error)
+        if not huggingface_hub.is_offline_mode() and _is_out_of_reach(error):
+            _out_of_reach[host] = time.monotonic(), reason
+        raise _missing_error(asset, reason) from error
+
+
+def _is_out_of_reach(error: Exception) -> bool:
+    """Whether an error is neither an answer of the host nor one of this disk."""
+    return isinstance(error, LocalEntryNotFoundError) or not isinstance(error, HfHubHTTPError | OSError)
 
 
 def _fetch_into(folder: Path, asset: Asset) -> Path:
@@ -153,7 +170,7 @@ def _download(asset: Asset, file: File, folder: Path) -> Path:
     return path
 
 
-def _missing_error(asset: Asset, error: Exception) -> MissingError:
+def _missing_error(asset: Asset, reason: str) -> MissingError:
     files = ", ".join(f"{file.name} ({size_text(file.size_bytes)})" for file in asset.files)
     command = (
         f"run `hf download {asset.hub[1]} --repo-type {asset.hub[0]} {' '.join(file.name for file in asset.files)}`, or "
@@ -161,7 +178,7 @@ def _missing_error(asset: Asset, error: Exception) -> MissingError:
         else ""
     )
     return MissingError(
-        f"weights: {asset.name!r} is not on this disk and cannot be fetched ({describe_error(error)}). Needed of {asset.source}: {files}. Where there is "
+        f"weights: {asset.name!r} is not on this disk and cannot be fetched ({reason}). Needed of {asset.source}: {files}. Where there is "
         f"a network, {command}get the files there; put them into {weights_folder() / asset.name} (the environment's {HOME} names another folder than {weights_folder()})."
     )
 

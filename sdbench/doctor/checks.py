@@ -113,7 +113,8 @@ def _disk(folder: Path) -> Finding:
 
 
 def _writable(folder: Path, option: str) -> Finding:
-    writable = os.access(_nearest_existing(folder), os.W_OK)
+    nearest = _nearest_existing(folder)
+    writable = nearest.is_dir() and os.access(nearest, os.W_OK)
     state = "can be written" if writable else f"cannot be written; name another with {option}"
     return Finding(writable, True, f"folder {folder} {state}")
 

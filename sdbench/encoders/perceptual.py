@@ -1,9 +1,8 @@
 """Perceptual similarity of two images: SSIM, and LPIPS through torchmetrics."""
 
-import functools
 import math
 from collections.abc import Callable
-from functools import cache
+from functools import cache, reduce
 
 import numpy as np
 import torch
@@ -48,7 +47,7 @@ def _gaussian_window(values: Tensor) -> Tensor:
     for dim in (2, 3):
         margins = [RADIUS * (dim == 3)] * 2 + [RADIUS * (dim == 2)] * 2
         wide, n = F.pad(values, margins, mode="reflect"), values.shape[dim]
-        values = functools.reduce(torch.Tensor.add_, (weight / sum(weights) * wide.narrow(dim, at, n) for at, weight in enumerate(weights)))
+        values = reduce(torch.Tensor.add_, (weight / sum(weights) * wide.narrow(dim, at, n) for at, weight in enumerate(weights)))
     return values
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SIDE_PX = 299
+_SIZE = (SIDE_PX, SIDE_PX)
 
 
 def clean(images: Tensor) -> Tensor:
@@ -16,7 +17,7 @@ def clean(images: Tensor) -> Tensor:
 
     PyTorch's filter differs from Pillow's by at most 5e-3 levels of 255, which moves features by less than 1e-6 of the largest (measured).
     """
-    resized = F.interpolate(_channels_first(images).float(), _size(), mode="bicubic", antialias=True)
+    resized = F.interpolate(_channels_first(images).float(), _SIZE, mode="bicubic", antialias=True)
     return (resized.clamp(0, 255) - 128) / 128
 
 
@@ -36,12 +37,12 @@ def tf1(images: Tensor) -> Tensor:
 
 def mlperf(images: Tensor) -> Tensor:
     """pytorch-fid, which MLPerf uses: bilinear without antialias on 0..1; then 2 x - 1 gives -1..1."""
-    return 2 * F.interpolate(_channels_first(images).float() / 255, _size(), mode="bilinear") - 1
+    return 2 * F.interpolate(_channels_first(images).float() / 255, _SIZE, mode="bilinear") - 1
 
 
 def torchmetrics(images: Tensor) -> Tensor:
     """Torchmetrics since 1.8: bilinear with antialias; then (x - 128) / 128 gives -1..1."""
-    return (F.interpolate(_channels_first(images).float(), _size(), mode="bilinear", antialias=True) - 128) / 128
+    return (F.interpolate(_channels_first(images).float(), _SIZE, mode="bilinear", antialias=True) - 128) / 128
 
 
 INCEPTION_RESIZES = {resize.__name__: resize for resize in (clean, tf1, mlperf, torchmetrics)}
@@ -49,10 +50,6 @@ INCEPTION_RESIZES = {resize.__name__: resize for resize in (clean, tf1, mlperf, 
 
 def _channels_first(images: Tensor) -> Tensor:
     return images.permute(0, 3, 1, 2)
-
-
-def _size() -> tuple[int, int]:
-    return SIDE_PX, SIDE_PX
 
 
 def _neighbours(n: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

@@ -100,7 +100,9 @@ def set_baseline(name: str, folder: Path, why: str, results: Path) -> Move:
             model of the catalogue, or the file of baselines is not valid or cannot be written.
     """
     if not _NAME.fullmatch(name):
-        raise UserError(f"{name!r} is not a valid baseline name; use letters, digits, '.', '_' and '-', such as 'production'")
+        raise UserError(
+            f"{name!r} is not a valid baseline name; use letters, digits, '.', '_' and '-', a letter or digit first, such as 'production'"
+        )
     if name in CATALOGUE:
         raise UserError(
             f"{name!r} is a model in the catalogue, which a baseline of the same name would hide; choose another name, such as 'production'"

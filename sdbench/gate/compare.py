@@ -20,8 +20,6 @@ from sdbench.stats.decisions import BetweenRuns, Bounds
 _MACHINE_BOUND = frozenset(
     f"memory.{name}" for name in ("peak_rss", "peak_allocated", "peak_reserved", "process", "context", "smallest_card")
 )
-
-
 Samples = tuple[tuple[float, ...], ...]
 
 
@@ -118,8 +116,8 @@ def measure(name: str, rule: Rule, new: Side, old: Side, alpha: float, between_r
     new_value, old_value = new.record.value(name), old.record.value(name)
     if new_value is None or old_value is None:
         return _absence_obstacle(name, rule, new, old)
-    obstacle = _state_obstacle(rule, new_value, old_value) or _unlike_obstacle(rule, new_value, old_value, new, old)
-    if obstacle := obstacle or _margin_obstacle(rule, new_value):
+    states = _state_obstacle(rule, new_value, old_value)
+    if obstacle := states or _unlike_obstacle(rule, new_value, old_value, new, old) or _margin_obstacle(rule, new_value):
         return obstacle
     if new_value.is_image_metric:
         bounds = paired_bounds(new_value, old_value, new, old, 1 - alpha)

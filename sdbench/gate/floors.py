@@ -7,7 +7,7 @@
 import hashlib
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -73,8 +73,7 @@ def estimate(sides: Sequence[Side], seeds: Sequence[int], suite: SuiteId) -> Flo
     if len(sides) < 2:
         raise UserError(f"a noise floor needs at least 2 runs under different seeds, found {len(sides)}")
     first = sides[0].record
-    weighable = [value.name for value in first.values if value.kind != "count" and value.direction != "neither"]
-    names = [name for name in weighable if all(_is_ok(side.record, name) for side in sides)]
+    names = [value.name for value in first.values if value.kind != "count" and value.direction != "neither"]
     return Floor(
         family=first.family,
         suite=suite,
@@ -112,36 +111,32 @@ def read(path: Path) -> Floor:
 
 
 def between_runs(record: Record, results: Path) -> dict[str, BetweenRuns]:
-    """How far two runs of one model lie apart on this record's machine class, for each probe, by the floor with the most noise.
+    """How far two runs of one model lie apart under this record's suite and on its machine class, for each probe, by the floor with the most noise.
 
     Raises:
         UserError: see `read`.
     """
-    of_machine = [floor for floor in _read_all(record, results) if floor.machine_class == record.machine.machine_class]
+    conditions = record.suite, record.machine.machine_class  # two suites of one name and version may have different settings
+    stored = map(read, sorted(_folder(record.family, record.suite, results).glob("*.toml")))
+    alike = [floor for floor in stored if (floor.suite, floor.machine_class) == conditions]
     by_probe = {}
     for name in {value.name for value in record.values if value.kind == "probe"}:
-        if floors := [floor for floor in of_machine if name in floor.metrics]:
+        if floors := [floor for floor in alike if name in floor.metrics]:
             noisiest = max(floors, key=lambda floor: floor.metrics[name].noise)
             by_probe[name] = BetweenRuns(noisiest.metrics[name].noise, len(noisiest.seeds))
     return by_probe
-
-
-def _read_all(record: Record, results: Path) -> Iterator[Floor]:
-    yield from map(read, sorted(_folder(record.family, record.suite, results).glob("*.toml")))
 
 
 def _folder(family: str, suite: SuiteId, results: Path) -> Path:
     return results / "noise" / family / suite.title
 
 
-def _is_ok(record: Record, name: str) -> bool:
-    value = record.value(name)
-    return value is not None and value.state == "ok"
-
-
 def _estimate_spread(name: str, sides: Sequence[Side]) -> Spread | None:
+    """The noise of a metric; None where it has no floor."""
     found = [value for side in sides if (value := side.record.value(name)) and value.value is not None]
     values = [value.value for value in found if value.value is not None]
+    if len(values) < len(sides):
+        return None
     if found[0].kind == "probe":
         if min(values) <= 0:
             return None

@@ -173,7 +173,7 @@ def _notes(rules: Mapping[str, Rule], new: Record, old: Record, between_runs: Ma
         own: whether the rules are for this very suite, not for the suite it was made from.
     """
     if not own:
-        yield f"suite {new.suite.name!r} is judged by the margins of the suite it was derived from; no noise floor was measured for its settings"
+        yield f"suite {new.suite.name!r} is judged by the margins of the suite it was derived from, which may lie below the noise under its own settings"
     if elsewhere := [f"{record.model.name} ({record.model.source})" for record in (new, old) if record.model.is_made_elsewhere]:
         yield f"the images of {tables.join_words(elsewhere)} were made elsewhere; how they were sampled is not known"
     else:

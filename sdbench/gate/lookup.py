@@ -58,10 +58,7 @@ class RecordedName:
     @property
     def suites(self) -> list[SuiteId]:
         """The suites of its records, each once."""
-        found: list[SuiteId] = []
-        for _, record in self.rows:
-            found += [record.suite] if record.suite not in found else []
-        return found
+        return list(dict.fromkeys(record.suite for _, record in self.rows))
 
     @property
     def folders(self) -> list[Path]:

@@ -90,9 +90,10 @@ class Report:
         return EXIT_CODES[self.verdict]
 
     def to_json(self) -> dict[str, Any]:
-        """Everything as plain JSON types; an infinite bound is null."""
+        """Everything as plain JSON types, and the version of this form; an infinite bound is null."""
         results = [{key: _finite_or_none(item) for key, item in asdict(result).items()} for result in self.results]
         return {
+            "schema_version": tables.JSON_VERSION,
             **asdict(self),
             "results": results,
             "differences": list(self.differences),
@@ -113,21 +114,13 @@ class Report:
     def markdown(self) -> str:
         """The report as Markdown, for CI pages and pull requests."""
         title = " ".join(f"### {_MARKS[self.verdict]} {self.verdict}: {self.candidate} against {self.baseline}".split())
-        table = tables.markdown(self.grid(marks=True)) if self.results else ""
         inputs = "\n".join(f"- {key}: {value}" for key, value in _input_texts(self).items())
-        return (
-            "\n\n".join(
-                filter(
-                    None,
-                    [
-                        *map(tables.escape_markdown, (title, " ".join(self.why.split()))),
-                        table,
-                        *map(tables.escape_markdown, (_bullets(self), inputs)),
-                    ],
-                )
-            )
-            + "\n"
-        )
+        title, why, notes, inputs = map(tables.escape_markdown, (title, " ".join(self.why.split()), _bullets(self), inputs))
+        table = tables.markdown(self.grid(marks=True)) if self.results else ""
+        return "\n\n".join(filter(None, [title, why, table, notes, inputs])) + "\n"
+
+    __str__ = text
+    _repr_markdown_ = markdown  # what a notebook shows
 
     def junit(self) -> str:
         """The report as JUnit XML: a case for the whole verdict and one for each metric; "inconclusive" counts as a failure."""

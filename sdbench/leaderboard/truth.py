@@ -22,17 +22,8 @@ def grid(models: Sequence[tuple[Record, Scores]]) -> Grid | None:
     The table has every metric that all models have against the same reference. Each resample draws the same prompts for all models and
     metrics. None with fewer than 4 models, or where one has no scene accuracy, or where no metric is left.
     """
-    if len(models) < MIN_MODELS or not all(_has_value(record, TRUTH) for record, _ in models):
-        return None
-    return _build_grid(models)
-
-
-def _has_value(record: Record, name: str) -> bool:
-    value = record.value(name)
-    return value is not None and value.value is not None
-
-
-def _build_grid(models: Sequence[tuple[Record, Scores]]) -> Grid | None:
+    if len(models) < MIN_MODELS or not all((value := record.value(TRUTH)) and value.state == "ok" for record, _ in models):
+        return None  # before the draws, which take 16 kB for each image
     n = len(models[0][1].keys)
     drawn = np.random.default_rng(_SEED).integers(n, size=(_DRAWS, n))
     names = [value.name for value in models[0][0].values if value.is_image_metric and value.name != TRUTH]

@@ -66,25 +66,30 @@ def _published(of_family: Sequence[Section]) -> Iterator[str]:
 
 
 def text_table(board: Sequence[Row], width: int = 160) -> str:
-    """The tables for a terminal `width` characters wide; models across, since protocol names are wider than numbers."""
+    """The tables for a terminal `width` characters wide."""
     parts = []
     for section in sections(board):
-        efficiency = efficiency_grid(section)
-        grids = [quality_grid(section).transposed(), *([efficiency] if efficiency.rows else [])]
-        parts += [section.title, *(tables.text(grid, width) for grid in grids), "\n".join(footer_lines(section))]
+        parts += [section.title, *(tables.texts(grid, width) for grid in _tall_grids(section)), "\n".join(footer_lines(section))]
     return "\n\n".join(parts) + "\n"
 
 
 def latex(board: Sequence[Row]) -> str:
-    """The tables of quality and efficiency for a paper, models across; they need the package booktabs. Comments say how the numbers were made."""
+    """The tables of quality and efficiency for a paper; they need the package booktabs. Comments say how the numbers were made."""
     parts = [f"% {_NOTICE.strip('<!-> ').replace(FILE_NAME, 'This file')}\n% \\usepackage{{booktabs}}"]
     for section in sections(board):
-        grids = (grid for grid in (quality_grid(section).transposed(), efficiency_grid(section)) if grid.rows)
         tabulars = (
-            f"\\begin{{table}}\n\\caption{{{tables.escape_latex(section.title)}}}\n{tables.latex(grid)}\n\\end{{table}}" for grid in grids
+            f"\\begin{{table}}\n\\caption{{{tables.escape_latex(section.title)}}}\n{tables.latex(grid)}\n\\end{{table}}"
+            for grid in _tall_grids(section)
         )
         parts += [*tabulars, "\n".join(f"% {line}" for line in footer_lines(section))]
     return "\n\n".join(parts) + "\n"
+
+
+def _tall_grids(section: Section) -> Iterator[Grid]:
+    """The tables of quality and efficiency, with models across unless there are many."""
+    yield quality_grid(section).tall()
+    if (efficiency := efficiency_grid(section)).rows:
+        yield efficiency.tall()
 
 
 def write(board: Sequence[Row], results: Path) -> list[Path]:
@@ -148,38 +153,32 @@ def probe_cell(row: Row, name: str) -> str:
 
 
 def footer_lines(section: Section) -> list[str]:
-    """How the numbers were made; a line names models only where they differ."""
+    """How the numbers were made; a line names models only where they differ, and is left out where no record has it."""
 
     def line(what: str, describe: Callable[[Record], str]) -> str:
         models: dict[str, list[str]] = {}
         for record in section.records:
-            models.setdefault(describe(record), []).append(record.model.name)
+            models.setdefault(describe(record) or "not in the record", []).append(record.model.name)
         if len(models) == 1:
             return f"{what}: {next(iter(models))}"
         return f"{what}: " + "; ".join(f"{description} ({tables.join_words(names)})" for description, names in models.items())
 
-    absent = "not in the record"
+    about: dict[str, Callable[[Record], str]] = {
+        "suite digest": lambda record: record.suite.digest,
+        "prompts": lambda record: record.prompts,
+        "sampling": lambda record: _format_settings(record.sampling) or f"unknown, made elsewhere ({record.model.source})",
+        "scheduler": lambda record: _format_settings(record.scheduler),
+        "noise": lambda record: _format_settings(record.noise),
+        "references": _references,
+        "device": _device,
+        "versions": _versions,
+        "commit": lambda record: (
+            (record.environment.commit or "unknown") + (" with uncommitted changes" if record.environment.dirty else "")
+        ),
+    }
+    lines = [line(what, describe) for what, describe in about.items() if any(map(describe, section.records))]
     return [
-        line("suite digest", lambda record: record.suite.digest),
-        *([line("prompts", lambda record: record.prompts)] if any(record.prompts for record in section.records) else []),
-        line("sampling", lambda record: _format_settings(record.sampling) or f"unknown, made elsewhere ({record.model.source})"),
-        *(
-            [line("scheduler", lambda record: _format_settings(record.scheduler) or absent)]
-            if any(record.scheduler for record in section.records)
-            else []
-        ),
-        *(
-            [line("noise", lambda record: _format_settings(record.noise) or absent)]
-            if any(record.noise for record in section.records)
-            else []
-        ),
-        line("references", _references),
-        line("device", _device),
-        line("versions", _versions),
-        line(
-            "commit",
-            lambda record: (record.environment.commit or "unknown") + (" with uncommitted changes" if record.environment.dirty else ""),
-        ),
+        *lines,
         "records: " + ", ".join(f"{row.record.model.name} {row.folder.name} ({row.record.created:%Y-%m-%d})" for row in section.rows),
     ]
 

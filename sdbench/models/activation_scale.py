@@ -39,17 +39,28 @@ def calibrate(pipe: Any) -> None:
     Raises:
         RuntimeError: the output of a block is still outside `OUTPUT_STD_RANGE`.
     """
-    networks = [pipe.text_encoder, pipe.text_encoder_2, pipe.unet, pipe.vae]
-    _calibrate_networks(networks, lambda: _draw_image(pipe))
+    calibrate_networks([pipe.text_encoder, pipe.text_encoder_2, pipe.unet, pipe.vae], lambda: _draw_image(pipe))
 
 
-def calibrate_network(network: nn.Module, call: Callable[[], object]) -> None:
-    """Calibrate one network, in place, by a call that runs it on typical inputs.
+def calibrate_networks(networks: list[nn.Module], call: Callable[[], object]) -> None:
+    """Calibrate networks, in place, by a call that runs them on typical inputs.
 
     Raises:
         RuntimeError: the output of a block is still outside `OUTPUT_STD_RANGE`.
     """
-    _calibrate_networks([network], call)
+    layers = [(name, part) for network in networks for name, part in network.named_modules() if isinstance(part, _LAYERS)]
+    with (
+        _forward_hooks([(part, _scaling_hook(BRANCH_STD if name.endswith(_BRANCH_ENDS) else 1.0)) for name, part in layers]),
+        torch.no_grad(),
+    ):
+        call()
+    low, high = OUTPUT_STD_RANGE
+    outside = {title: std for title, std in output_stds(networks, call).items() if not low <= std <= high}
+    if outside:
+        title, std = next(iter(outside.items()))
+        raise RuntimeError(
+            f"the outputs of {len(outside)} blocks of random weights have standard deviations out of {OUTPUT_STD_RANGE}, such as {title}: {std:.3g}"
+        )
 
 
 def output_stds(networks: list[nn.Module], call: Callable[[], object]) -> dict[str, float]:
@@ -66,22 +77,6 @@ def output_stds(networks: list[nn.Module], call: Callable[[], object]) -> dict[s
     with _forward_hooks([(part, recording_hook(f"{type(part).__name__} {name}")) for name, part in blocks]), torch.no_grad():
         call()
     return stds
-
-
-def _calibrate_networks(networks: list[nn.Module], call: Callable[[], object]) -> None:
-    layers = [(name, part) for network in networks for name, part in network.named_modules() if isinstance(part, _LAYERS)]
-    with (
-        _forward_hooks([(part, _scaling_hook(BRANCH_STD if name.endswith(_BRANCH_ENDS) else 1.0)) for name, part in layers]),
-        torch.no_grad(),
-    ):
-        call()
-    low, high = OUTPUT_STD_RANGE
-    outside = {title: std for title, std in output_stds(networks, call).items() if not low <= std <= high}
-    if outside:
-        title, std = next(iter(outside.items()))
-        raise RuntimeError(
-            f"the outputs of {len(outside)} blocks of random weights have standard deviations out of {OUTPUT_STD_RANGE}, such as {title}: {std:.3g}"
-        )
 
 
 def _scaling_hook(target: float) -> Callable[..., Any]:

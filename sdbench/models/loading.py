@@ -1,17 +1,16 @@
 """Loads models as stock `StableDiffusionXLPipeline`s, checked tensor by tensor. Reads only the disk; never runs remote code."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.utils import convert_state_dict_to_diffusers, convert_state_dict_to_peft, convert_unet_state_dict_to_peft
 from safetensors.torch import load_file
 from torch import nn
 from transformers import CLIPTextConfig
 
 from sdbench.errors import UserError
+from sdbench.models import lora
 from sdbench.models.architectures import TOPOLOGIES, Config, depths, depths_of_keys
 from sdbench.models.checks import check_checkpoint, check_finite, check_tensors
 from sdbench.models.files import STEMS, read_config, read_header, read_headers, strip_prefixes, weight_files
@@ -19,7 +18,6 @@ from sdbench.models.locate import Layout, locate
 from sdbench.models.random_weights import random_pipeline
 from sdbench.models.spec import ModelSpec
 from sdbench.models.stock import CLASSES, PIPELINE, silence_libraries
-from sdbench.models.text_encoders import PREFIX
 
 _UNUSED_PARTS: dict[str, Any] = {"image_encoder": None, "feature_extractor": None}  # only for prompts that are images; never read
 
@@ -81,7 +79,7 @@ def check_headers(spec: ModelSpec, *, dtype: str) -> None:
     layout = locate(spec)
     parts = _build_parts(layout, sixteen_bit=dtype != "float32")
     if layout.lora:
-        _check_lora_layers(parts, layout.lora)
+        lora.check(parts, layout.lora)
 
 
 def _build_parts(layout: Layout, *, sixteen_bit: bool) -> dict[str, nn.Module]:
@@ -106,7 +104,7 @@ def _read_pipeline(spec: ModelSpec, dtype: torch.dtype) -> Any:
     layout = locate(spec)
     pipeline = _read_checkpoint(layout, dtype) if layout.checkpoint else _read_folders(layout, dtype)
     if layout.lora:
-        _fuse_lora(pipeline, layout.lora)
+        lora.fuse(pipeline, layout.lora)
     for part in CLASSES:
         check_finite(getattr(pipeline, part), part, Path(spec.location))
     return pipeline
@@ -212,52 +210,3 @@ def _read_checkpoint(layout: Layout, dtype: torch.dtype) -> Any:
     return PIPELINE.from_single_file(
         str(layout.checkpoint), config=str(layout.pipeline), **_UNUSED_PARTS, dtype=dtype, local_files_only=True, add_watermarker=False
     )
-
-
-def _fuse_lora(pipeline: Any, file: Path) -> None:
-    _check_lora_layers(pipeline.components, file)
-    try:
-        pipeline.load_lora_weights(str(file.parent), weight_name=file.name, local_files_only=True)
-    except (RuntimeError, ValueError) as error:
-        raise UserError(
-            f"LoRA {file} does not fit the model: {str(error).splitlines()[-1].strip()}; it was made for another width"
-        ) from error
-    pipeline.fuse_lora()
-    pipeline.unload_lora_weights()
-
-
-def _check_lora_layers(parts: Mapping[str, Any], file: Path) -> None:
-    """Check that the model has every layer of a LoRA: diffusers silently skips the others."""
-    if any("dora_scale" in name for name in read_header(file)):
-        raise UserError(f"LoRA {file} is a DoRA, whose magnitudes diffusers ignores; merge it where it was trained, and name the result")
-    try:
-        state, _ = PIPELINE.lora_state_dict(
-            str(file.parent), weight_name=file.name, unet_config=parts["unet"].config, local_files_only=True
-        )
-        layers = _lora_layers(parts, state)
-    except ValueError as error:
-        raise UserError(
-            f"LoRA {file} has a format that diffusers does not read ({str(error)[:100].strip()}); save it with the tensor names of diffusers or of Kohya's scripts"
-        ) from error
-    modules = {f"{part}.{name}" for part in _LORA_PARTS for name, _ in parts[part].named_modules()}
-    if surplus := sorted(layers - modules):
-        raise UserError(
-            f"LoRA {file} has {len(surplus)} layers that the model lacks, such as {surplus[0]!r}; it was made for another architecture"
-        )
-
-
-_LORA_PARTS = ("unet", "text_encoder", "text_encoder_2")  # parts that diffusers loads LoRAs into
-
-
-def _lora_layers(parts: Mapping[str, Any], state: dict[str, Any]) -> set[str]:
-    """The names of the modules that a LoRA changes, converted from its tensors' names as diffusers does while loading."""
-    layers = {name.split(".lora")[0] for name in state if not name.startswith(tuple(f"{part}." for part in _LORA_PARTS))}
-    for part in _LORA_PARTS:
-        own = {name.removeprefix(f"{part}."): tensor for name, tensor in state.items() if name.startswith(f"{part}.")}
-        if part == "unet":
-            own = convert_unet_state_dict_to_peft(own)
-        elif own:
-            own = convert_state_dict_to_peft(convert_state_dict_to_diffusers(own))
-        prefix = "" if part == "unet" or hasattr(parts[part], "text_model") else PREFIX
-        layers |= {f"{part}.{name.removeprefix(prefix).split('.lora')[0]}" for name in own}
-    return layers

@@ -1,4 +1,4 @@
-"""Pipelines of a known architecture with random weights: enough to measure latency, memory and FLOPs without the Hub.
+"""Pipelines of a known architecture with random weights: enough to measure latency, memory and MACs without the Hub.
 
 The weights are scaled so that activations are as large as in a trained network (see `activation_scale`), because zeros,
 tiny numbers and NaN are computed at different speeds.
@@ -57,7 +57,7 @@ def random_tiny_vae(full: Any) -> Any:
     tiny.eval().requires_grad_(requires_grad=False)
     shape = (1, full.config.latent_channels, activation_scale.LATENT_SIDE, activation_scale.LATENT_SIDE)
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(RANDOM_SEED)).to(full.device, full.dtype)
-    activation_scale.calibrate_network(tiny.decoder, lambda: tiny.decode(latents))
+    activation_scale.calibrate_networks([tiny.decoder], lambda: tiny.decode(latents))
     return tiny
 
 

@@ -1,1 +1,1 @@
-"""Latency, memory and FLOPs of a model, measured in rounds, each in a process of its own."""
+"""Latency, memory and MACs of a model, measured in rounds, each in a process of its own."""

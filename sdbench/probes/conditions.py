@@ -40,22 +40,22 @@ def conditions(rounds: Sequence[Round]) -> list[Value]:
 
 def remarks(rounds: Sequence[Round]) -> list[str]:
     """The conditions that a reader of the latency must know about, in words."""
-    drift, cores = _drift(rounds) or 0.0, collect_info(rounds, "watch", "foreign_cores")
+    drift, max_cores = _drift(rounds) or 0.0, max(collect_info(rounds, "watch", "foreign_cores"), default=0.0)
     others = [held for listed in collect_info(rounds, "watch", "foreign_processes") for held in listed.items()]
+    held_mib = max((held or 0.0 for _, held in others), default=0.0)
     return_s, step_s = _step_times(rounds)
     slowed = sorted({word for state in _states(rounds) for word in state["slowed_by"]})
-    applies = {
-        f"drift {drift:+.0%} from the first round to the last": abs(drift) >= DRIFT,
-        f"other processes kept {max(cores, default=0.0):.1f} cores busy": max(cores, default=0.0) >= FOREIGN_CORES,
-        f"{len({pid for pid, _ in others})} other processes on the GPU, the largest with {max((held or 0.0 for _, held in others), default=0.0):.0f} MiB": bool(
-            others
+    found = [
+        (abs(drift) >= DRIFT, f"drift {drift:+.0%} from the first round to the last"),
+        (max_cores >= FOREIGN_CORES, f"other processes kept {max_cores:.1f} cores busy"),
+        (bool(others), f"{len({pid for pid, _ in others})} other processes on the GPU, the largest with {held_mib:.0f} MiB"),
+        (bool(slowed), f"GPU clock throttled: {', '.join(slowed)}"),
+        (
+            return_s > HOST_BOUND * step_s,
+            f"host-bound: the call of a UNet step returns after {1000 * return_s:.1f} of {1000 * step_s:.1f} ms",
         ),
-        f"GPU clock throttled: {', '.join(slowed)}": bool(slowed),
-        f"host-bound: the call of a UNet step returns after {1000 * return_s:.1f} of {1000 * step_s:.1f} ms": return_s
-        > HOST_BOUND * step_s,
-        **dict.fromkeys(collect_info(rounds, "watch", "card"), True),
-    }
-    return [remark for remark, is_true in applies.items() if is_true]
+    ]
+    return [*(remark for applies, remark in found if applies), *dict.fromkeys(collect_info(rounds, "watch", "card"))]
 
 
 def _drift(rounds: Sequence[Round]) -> float | None:

@@ -40,7 +40,7 @@ _PACKAGES = ("torch", "diffusers", "transformers", "peft", "pytest-benchmark")  
 _CODE = (  # and with the same code of what runs and of how it is timed
     *("probes/stages", "probes/setup", "probes/meters", "probes/ceilings", "probes/capacity", "probes/monitor"),
     *("generate", "models/out_of_memory", "models/random_weights", "models/activation_scale"),
-    *("models/loading", "models/checks", "models/files"),  # in the time of a cold start
+    *("models/loading", "models/lora", "models/checks", "models/files"),  # in the time of a cold start
 )
 _MEASURING = tuple(Path(__file__).parents[1] / f"{name}.py" for name in _CODE)
 _ENVIRONMENT = {
@@ -62,7 +62,7 @@ class ProbeResult:
     """What rounds measured.
 
     Attributes:
-        values: latency, memory, parameters and FLOPs of each model, by its name.
+        values: latency, memory, parameters and MACs of each model, by its name.
         run_id: identifies the rounds that took turns with each other; "" where nothing was measured.
     """
 
@@ -113,7 +113,6 @@ def measure(
         UserError: weights are not where a spec says, there is no such setting, `suites` holds no benchmark file, or a write fails.
     """
     chosen = probes.select(settings)
-    work.mkdir(parents=True, exist_ok=True)
     folders = Folders(work.resolve(), suites.resolve())
     if not (suites / BENCHMARK_FILE).is_file():
         raise UserError(f"no {BENCHMARK_FILE} in {suites}: it measures latency and memory; copy it there from the package's own suites")
@@ -230,8 +229,12 @@ def _run_process(request: Request, target: Path, stem: str, folders: Folders) ->
     for stale in (target, failures_file):
         stale.unlink(missing_ok=True)
     request_file = target.with_suffix(".request")
-    request_file.write_text(request.model_dump_json(indent=1), encoding="utf-8")
-    inherited = {**_environment(), meters.COMPILER_CACHE: str(_compiler_cache(stem, folders)), REQUEST_VARIABLE: str(request_file)}
+    write_bytes(request_file, request.model_dump_json(indent=1).encode())
+    inherited = {
+        **_environment(folders.suites),
+        meters.COMPILER_CACHE: str(_compiler_cache(stem, folders)),
+        REQUEST_VARIABLE: str(request_file),
+    }
     try:
         done = subprocess.run(  # noqa: S603  # our own arguments
             _command(target, folders),
@@ -244,7 +247,7 @@ def _run_process(request: Request, target: Path, stem: str, folders: Folders) ->
         )
     except subprocess.TimeoutExpired:
         return _failed_round(f"timed out after {ROUND_TIMEOUT_S} s").failures
-    target.with_suffix(".log").write_text(f"{done.stdout}\n{done.stderr}", encoding="utf-8")
+    write_bytes(target.with_suffix(".log"), f"{done.stdout}\n{done.stderr}".encode())
     failures: dict[str, str] = json.loads(failures_file.read_text(encoding="utf-8")) if failures_file.exists() else {}
     if failures or not done.returncode or Round.read(target, {}).is_complete:  # complete: it crashed at its end, with everything written
         return failures
@@ -252,21 +255,21 @@ def _run_process(request: Request, target: Path, stem: str, folders: Folders) ->
 
 
 def _command(target: Path, folders: Folders) -> list[str]:
-    # An empty configuration, so that pytest does not read that of the current folder.
-    config = folders.work / "pytest.ini"
-    config.write_text("[pytest]\n", encoding="utf-8")
+    # An empty configuration, so that pytest does not read that of the current folder. The file is found as a module, in a path without the
+    # current folder (-P), since pytest refuses file names with brackets.
+    config = write_bytes(folders.work / "pytest.ini", b"[pytest]\n")
     plugins = ("no:cacheprovider", "pytest_benchmark.plugin", plugin.__name__)
     return [
-        *(sys.executable, "-m", "pytest", str(folders.suites / BENCHMARK_FILE)),
+        *(sys.executable, "-P", "-m", "pytest", "--pyargs", Path(BENCHMARK_FILE).stem),
         *(argument for name in plugins for argument in ("-p", name)),
         *("-c", str(config), f"--rootdir={folders.suites}", "--import-mode=importlib", "--tb=short", "-q"),
         f"--benchmark-json={target}",
     ]
 
 
-def _environment() -> dict[str, str]:
+def _environment(suites: Path) -> dict[str, str]:
     package = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
+    path = os.pathsep.join(filter(None, (package, str(suites), os.environ.get("PYTHONPATH"))))
     return {**os.environ, **_ENVIRONMENT, "PYTHONPATH": path}
 
 

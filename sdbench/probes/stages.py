@@ -23,7 +23,6 @@ class Stages:
         self.pipe, self.sampling, self.batch = pipe, sampling, batch
         self._vae_dtype = pipe.vae.dtype
         self.guided = is_guided(sampling, pipe.unet.config)
-        pipe.set_progress_bar_config(disable=True)
         set_scheduler(pipe, sampling)
 
     def prepare(self, stage: str) -> Call:

@@ -45,28 +45,26 @@ def _latency(stage: str, rounds: Sequence[Round]) -> list[Value]:
     names = {mark: f"latency.{stage}.{mark}" for mark in QUANTILES}
     if not samples:
         return [failed_value(name, "probe", "s", failure_reason(rounds, stage)) for name in names.values()]
-    estimates = {mark: intervals.time_quantile(samples, q) for mark, q in QUANTILES.items()}
-    failures = failure_note(rounds, stage)
-    notes_of_p50 = [failures, *(remarks(rounds) if stage == "pipeline" else [])]
-    return [
-        Value(
-            name=names[mark],
-            kind="probe",
-            direction="lower",
-            unit="s",
-            value=estimate.value,
-            low=estimate.low if estimate.has_interval else None,
-            high=estimate.high if estimate.has_interval else None,
-            n=estimate.n,
-            samples=samples if mark == "p50" else None,
-            note="; ".join(
-                filter(
-                    None, ["" if estimate.has_interval else "n too small for an interval", *(notes_of_p50 if mark == "p50" else [failures])]
-                )
-            ),
+    found = []
+    for mark, name in names.items():
+        estimate, is_p50 = intervals.time_quantile(samples, QUANTILES[mark]), mark == "p50"
+        notes = ["" if estimate.has_interval else "n too small for an interval", failure_note(rounds, stage)]
+        notes += remarks(rounds) if is_p50 and stage == "pipeline" else []
+        found.append(
+            Value(
+                name=name,
+                kind="probe",
+                direction="lower",
+                unit="s",
+                value=estimate.value,
+                low=estimate.low if estimate.has_interval else None,
+                high=estimate.high if estimate.has_interval else None,
+                n=estimate.n,
+                samples=samples if is_p50 else None,
+                note="; ".join(filter(None, notes)),
+            )
         )
-        for mark, estimate in estimates.items()
-    ]
+    return found
 
 
 def _images_per_second(p50: Value, batch: int, note: str) -> Value:

@@ -47,8 +47,7 @@ def _cosine(encoder: str, student: Subject, teacher: Subject, protocol: Protocol
 
 
 def _pixels(compare: Callable[[U8, U8], F32], student: Subject, teacher: Subject, protocol: Protocol) -> Result:
-    scores = [compare(*blocks) for blocks in zip(student.blocks(), teacher.blocks(), strict=True)]
-    return protocol.mean(np.concatenate(scores).astype(np.float64))
+    return protocol.mean(np.concatenate(student.map_blocks(compare, protocol.name, teacher)).astype(np.float64))
 
 
 def _frechet(encoder: str, student: Subject, teacher: Subject, protocol: Protocol) -> Result:

@@ -1,11 +1,13 @@
 """The parts that every protocol shares: the images it scores, and the form of its answer."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
+from tqdm import tqdm
 
 from sdbench import __version__
 from sdbench.arrays import F32, F64, U8
@@ -35,6 +37,7 @@ class Subject:
         teacher_name: the teacher's name, and the suite of its record.
         teacher_digest: digest of the teacher's weights, or of its record where it consists of images alone; None where there is no
             teacher (yet).
+        teacher_note: what else readers of its scores must know.
         columns: columns that earlier protocols produced, for those that build on them.
         cache: intermediate results of earlier protocols, for those that need the same.
     """
@@ -52,17 +55,37 @@ class Subject:
     teacher_images: "Subject | None" = None
     teacher_name: str = "the family's teacher"
     teacher_digest: str | None = None
+    teacher_note: str = ""
     columns: dict[str, F64] = field(default_factory=dict)
     cache: dict[str, Any] = field(default_factory=dict)
 
-    def blocks(self) -> Iterator[U8]:
-        """The stored images, decoded, at most 64 at a time: N x H x W x 3 uint8 RGB.
+    def map_blocks(self, compute: Callable[..., T], title: str, *others: "Subject") -> list[T]:
+        """Apply `compute` to the stored images, at most 64 at a time, decoded: N x H x W x 3 uint8 RGB.
+
+        A thread decodes the next block meanwhile, so that a GPU does not wait for it.
+
+        Args:
+            title: what the progress bar calls the work; the bar appears only if it takes long.
+            others: subjects with as many images; `compute` gets the same rows of these too.
 
         Raises:
             UserError: see `Store.read`.
         """
-        for start in range(0, len(self.image_ids), BLOCK):
-            yield self.store.read(self.image_ids[start : start + BLOCK])
+        n, results = len(self.image_ids), list[T]()
+
+        def read(start: int) -> list[U8]:
+            return [subject.store.read(subject.image_ids[start : start + BLOCK]) for subject in (self, *others)]
+
+        bar = tqdm(total=n, desc=f"scoring: {title}", unit="image", mininterval=1, delay=5, leave=False)
+        with ThreadPoolExecutor(1) as reader, bar:
+            ahead = reader.submit(read, 0)
+            for start in range(0, n, BLOCK):
+                images = ahead.result()
+                if start + BLOCK < n:
+                    ahead = reader.submit(read, start + BLOCK)
+                results.append(compute(*images))
+                bar.update(len(images[0]))
+        return results
 
     def features(self, encoder: str, compute: Callable[[U8], F32]) -> F32:
         """Features under an encoder, N x d, whose name includes the digest of its weights; computed once and kept in the run folder.
@@ -73,9 +96,7 @@ class Subject:
             UserError: see `Store.read`; or the features cannot be written.
         """
         computed_by = digest([__version__, device().type, *map(version, ENCODING_PACKAGES)])[:8]
-        return self.store.features(
-            f"{encoder}-{computed_by}", self.image_ids, lambda: np.concatenate([compute(block) for block in self.blocks()])
-        )
+        return self.store.features(f"{encoder}-{computed_by}", self.image_ids, lambda: np.concatenate(self.map_blocks(compute, encoder)))
 
     def compute_once(self, name: str, compute: Callable[[], T]) -> T:
         """The result of `compute`, which several protocols need; computed for the first of them."""

@@ -31,7 +31,8 @@ def _win_rate(subject: Subject, protocol: Protocol) -> Result:
     candidate = subject.columns[judge]
     rate = intervals.wins_interval(candidate, baseline)
     column = np.where(candidate > baseline, 1.0, np.where(candidate < baseline, 0.0, 0.5))  # a tie counts half
-    return protocol.value(rate.estimate, f"{rate.wins} wins, {rate.ties} ties, {rate.losses} losses"), {protocol.name: column}
+    note = "; ".join(filter(None, [f"{rate.wins} wins, {rate.ties} ties, {rate.losses} losses", subject.teacher_note]))
+    return protocol.value(rate.estimate, note), {protocol.name: column}
 
 
 _CLIP = (

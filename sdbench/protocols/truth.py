@@ -1,5 +1,7 @@
 """Scene accuracy: whether an image shows what its caption asks for. Only scenes have it, since only their truth is known."""
 
+from itertools import chain
+
 import numpy as np
 
 from sdbench.encoders import scenes
@@ -9,7 +11,7 @@ from sdbench.stats import intervals
 
 
 def _scene_accuracy(subject: Subject, protocol: Protocol) -> Result:
-    layouts = [layout for block in subject.blocks() for layout in scenes.layouts(block)]
+    layouts = chain.from_iterable(subject.map_blocks(scenes.layouts, protocol.name))
     correct = [layout == parse(prompt).layout for layout, prompt in zip(layouts, subject.prompts, strict=True)]
     return protocol.value(intervals.proportion_interval(sum(correct), len(correct))), {protocol.name: np.asarray(correct, np.float64)}
 

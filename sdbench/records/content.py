@@ -34,7 +34,7 @@ class Value(Table):
         name: protocol (`fd.scenes`, `clip_score.scenes`) or probe (`latency.pipeline.p50`).
         kind: how the gate compares it: `score` (mean of a column of `scores.parquet`, paired by prompt and sample), `set`
             (a distance of the whole set, paired through the column `<name>:influence`), `probe` (raw rounds in
-            `samples`, compared on the log scale), `count` (exact: parameters, FLOPs).
+            `samples`, compared on the log scale), `count` (exact: parameters, MACs).
         low, high: ends of the 95 % interval; None where there is none (counts).
         n: number of images, prompts or calls behind the value.
         reference: digest of what the value was measured against: the reference of a set metric, or the teacher's weights where the metric

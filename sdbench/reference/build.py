@@ -5,9 +5,11 @@ The features of a block are stored by its content until the reference is complet
 
 import hashlib
 import io
+import os
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -173,7 +175,7 @@ def _existing_card(name: str, encoder: str, runs: Path) -> Card | None:
     """
     if name == "scenes" or not NAME.fullmatch(name):
         raise UserError(
-            f"a reference cannot be called {name!r}: use only letters, digits and .+-_, and not `scenes`, which is rendered when it is needed"
+            f"a reference cannot be called {name!r}: use only letters, digits and .+-_, a letter or digit first, and not `scenes`, which is rendered when it is needed"
         )
     return card_of(name, encoder, runs)
 
@@ -228,7 +230,8 @@ def _decode(content: bytes, name: str) -> U8:
 
 def _features(contents: Sequence[bytes], names: Sequence[str], encoder: Encoder) -> F32:
     """The features of images of any sizes, N x d, in their order; images of one size go through the encoder together."""
-    decoded = [_decode(content, name) for content, name in zip(contents, names, strict=True)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow releases the GIL
+        decoded = list(pool.map(_decode, contents, names))
     shapes = [image.shape for image in decoded]
     groups = [[row for row, other in enumerate(shapes) if other == shape] for shape in dict.fromkeys(shapes)]
     try:

@@ -46,11 +46,10 @@ ET.register_namespace("xlink", "http://www.w3.org/1999/xlink")
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart, and a description of it in words."""
+    """A chart of one metric, as SVG that describes itself in words."""
 
     metric: str
     svg: str
-    words: str
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def pareto_charts(section: Section, metric: Value, title: str) -> list[Chart]:
             label = f"{name} ({units[name]}) ↓"
             best = tables.join_words([point.name for point in points if point.best])
             words = f"{title} against {label} of {len(points)} models. On the frontier (no other model is better in both): {best}."
-            charts.append(Chart(metric.name, _scatter(points, label, title, words), words))
+            charts.append(Chart(metric.name, _scatter(points, label, title, words)))
     return charts
 
 
@@ -166,11 +165,11 @@ def spread_apart(places: Sequence[float], gap: float) -> list[float]:
 
 
 def _shorten(name: str) -> str:
-    return name if len(name) <= 24 else f"{name[:23]}…"
+    return name if len(name) <= 24 else f"{name[:11]}…{name[-12:]}"  # names of checkpoints differ at the end
 
 
-def stage_chart(section: Section) -> Chart | None:
-    """Seconds per image by stage, a bar for each model; None where no model has stages."""
+def stage_chart(section: Section) -> str | None:
+    """Seconds per image by stage, a bar for each model, as SVG; None where no model has stages."""
     rows = [row for row in section.models if _stage_seconds(row.record)][:MAX_MODELS]
     if not rows:
         return None
@@ -182,9 +181,9 @@ def stage_chart(section: Section) -> Chart | None:
     )
     with rc_context(_STYLE):
         figure = Figure(figsize=(6.6, 0.75 + 0.3 * len(rows)), layout="constrained")
-        axes = figure.subplots()
-        _draw_bars(axes, parts, names)
-        return Chart("latency by stage", _svg(figure, words), words)
+        _draw_bars(figure.subplots(), parts, names)
+        figure.legend(loc="outside upper left", ncols=len(names), frameon=False, fontsize=8.5, handlelength=1)
+        return _svg(figure, words)
 
 
 def _draw_bars(axes: Axes, parts: dict[str, dict[str, float]], names: Sequence[str]) -> None:
@@ -203,7 +202,6 @@ def _draw_bars(axes: Axes, parts: dict[str, dict[str, float]], names: Sequence[s
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x")
     axes.set_xlabel("seconds per image")
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(names), frameon=False, fontsize=8.5, handlelength=1, borderaxespad=0.2)
 
 
 def _stage_seconds(record: Record) -> dict[str, float]:

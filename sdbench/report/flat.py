@@ -10,6 +10,7 @@ from typing import Any
 from sdbench.disk import write_bytes
 from sdbench.leaderboard import standings, writing
 from sdbench.leaderboard.standings import Row, Section
+from sdbench.tables import JSON_VERSION
 
 COLUMNS = (
     "family", "suite", "suite_version", "suite_digest", "machine_class", "model", "label", "architecture", "source", "weights_digest",
@@ -69,9 +70,12 @@ def csv_text(board: Sequence[Row]) -> str:
 
 
 def nested(board: Sequence[Row]) -> list[dict[str, Any]]:
-    """A JSON object for each row: its description and its values."""
-    sections = standings.sections(board)
-    return [_about(section, row) | {"values": list(_values(section, row))} for section in sections for row in section.rows]
+    """A JSON object for each row: the version of this form, the row's description, and its values."""
+    return [
+        {"schema_version": JSON_VERSION} | _about(section, row) | {"values": list(_values(section, row))}
+        for section in standings.sections(board)
+        for row in section.rows
+    ]
 
 
 def write(board: Sequence[Row], results: Path) -> list[Path]:

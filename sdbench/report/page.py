@@ -35,22 +35,22 @@ def write(results: Path, out: Path, policy: Policy) -> list[Path]:
         wall = image_wall.build_wall(album, room)
         view = sections.build_view(section, number, wall, album, policy, results)
         if wall.left:
-            view["beside"] = _write_rest(section, number, album, wall.left, out, made)
+            path = _write_rest(section, number, album, wall.left, out)
+            view["beside"] = path.relative_to(out.parent).as_posix()
+            made.append(path)
         shown.append(view)
     write_bytes(out, render(shown, _lede(board, results), published.grid()).encode())
     return made
 
 
-def _write_rest(section: Section, number: int, album: image_wall.Album, left: Sequence[str], out: Path, made: list[Path]) -> str:
-    """Write the page of a section's remaining images, and return its path, relative to the main page."""
-    folder = sections.rest_folder(out)
+def _write_rest(section: Section, number: int, album: image_wall.Album, left: Sequence[str], out: Path) -> Path:
+    """Write the page of a section's remaining images into a folder beside the main page, and return its path."""
+    folder = out.with_name(f"{out.stem}-images")
     wall = image_wall.build_rest_wall(album, left, folder / f"s{number}")
     view = sections.build_rest_view(section, number, wall)
     path = folder / f"s{number}.html"
     page = render([view], f"The {len(left)} prompts that {out.name} has no room for.", None, images="'self' data: file:")
-    write_bytes(path, page.encode())
-    made.append(path)
-    return path.relative_to(out.parent).as_posix()
+    return write_bytes(path, page.encode())
 
 
 def _lede(board: Sequence[Row], results: Path) -> str:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -73,15 +73,10 @@ class Column:
 def build_album(section: Section) -> Album:
     """The section's images, with the prompts of the worst ones."""
     judges = wins.judges(section)
-    worst_lists = chain(worst.regressions(section, judges), worst.costliest(section))
-    ids = dict.fromkeys(case.prompt_id for cases in interleave_cases(worst_lists) for case in cases)
+    lists = [found.cases for found in chain(worst.regressions(section, judges), worst.costliest(section))]
+    cases = filter(None, chain.from_iterable(zip_longest(*lists)))  # the first of each list, then the second of each
+    ids = dict.fromkeys(case.prompt_id for case in cases)
     return Album(section, list(ids), worst.losses(section, judges[0]) if judges else {})
-
-
-def interleave_cases(worst_lists: Iterator[Worst]) -> Iterator[tuple[Case, ...]]:
-    """The first case of each list, then the second of each, and so on."""
-    lists = [worst_list.cases for worst_list in worst_lists]
-    return (tuple(cases[place] for cases in lists if place < len(cases)) for place in range(worst.MAX_CASES))
 
 
 def build_view(section: Section, number: int, wall: Wall, held: Album, policy: Policy, results: Path) -> dict[str, Any]:
@@ -117,7 +112,7 @@ def build_view(section: Section, number: int, wall: Wall, held: Album, policy: P
         "matrices": [found for judge in judges if (found := wins.matrix(section, judge))],
         "truth": truth.grid([(row.record, row.scores) for row in section.models]),
         "verdicts": verdicts,
-        "verdicts_left": len(section.models) - 1 > len(verdicts),
+        "limit": MAX_MODELS if len(section.models) > MAX_MODELS else None,
         "regressions": [_worst_view(one, keys, section.teacher) for one in worst.regressions(section, judges)],
         "costly": [_worst_view(one, keys, None) for one in worst.costliest(section)],
         "worst_note": _worst_note(section),
@@ -183,7 +178,7 @@ def _speed_up(found: speed.SpeedUp | str) -> Cell:
 def _cell(row: Row, name: str, rank: int | None) -> Cell:
     value = row.record.value(name)
     if value is None or value.value is None:
-        return _absent("no model" if value is None and row.is_images_only else tables.format_value(value))
+        return _absent(writing.probe_cell(row, name))
     if value.kind == "count":
         return Cell(tables.format_count(value.value), value.value)
     number, interval = tables.estimate_parts(value.value, value.low, value.high)
@@ -270,8 +265,3 @@ def _wall_note(wall: Wall, held: Album) -> str:
 def build_rest_view(section: Section, number: int, wall: Wall) -> dict[str, Any]:
     """The view of a section with only the images that the main page has no room for."""
     return {"id": f"s{number}", "title": section.title, "only_wall": True, "wall": wall}
-
-
-def rest_folder(out: Path) -> Path:
-    """The folder beside a page, for the rest of its images."""
-    return out.with_name(f"{out.stem}-images")

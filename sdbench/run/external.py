@@ -114,16 +114,9 @@ def _natural_sort_key(path: Path) -> list[str | int]:
 
 
 def _read_images(paths: Sequence[Path]) -> Iterator[U8]:
-    """Read images of one size, with a block of them in memory at a time."""
-    size = None
+    """Read images of one size, with a block of them in memory at a time: each together with the first image, whose size all must have."""
     for start in range(0, len(paths), BLOCK):
-        block = read_images(paths[start : start + BLOCK], "replace or remove it, and its prompt")
-        size = size or block.shape[1:3]
-        if block.shape[1:3] != size:
-            raise UserError(
-                f"image {paths[start]} is {block.shape[2]} x {block.shape[1]} px, the first is {size[1]} x {size[0]}; all must have the same size."
-            )
-        yield from block
+        yield from read_images([paths[0], *paths[start : start + BLOCK]], "replace or remove it, and its prompt")[1:]
 
 
 def _check_scenes(folder: Path, first: Path, prompts: Path, captions: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from sdbench import records, tables
 from sdbench.errors import UserError
 from sdbench.generate import Job, list_jobs
-from sdbench.machine import environment, this_machine
+from sdbench.machine import environment, this_machine, version
 from sdbench.models.catalogue import TEACHERS
 from sdbench.models.spec import ModelSpec
 from sdbench.probes.driver import ProbeResult
@@ -143,8 +143,14 @@ def build_subject(model: Model, context: RunContext, store: Store, jobs: Sequenc
     if not (found := _find_teacher(context, jobs)):
         return subject
     folder, teacher, images = found
-    digest = records.teacher_digest(folder, teacher)
-    return replace(subject, teacher_scores=records.read_scores(folder), teacher_images=images, teacher_digest=digest)
+    differences = _drawing_differences(teacher, context)
+    return replace(
+        subject,
+        teacher_scores=records.read_scores(folder),
+        teacher_images=images,
+        teacher_digest=records.teacher_digest(folder, teacher),
+        teacher_note=f"the teacher's images were drawn with {', '.join(differences)}; run the teacher here too" if differences else "",
+    )
 
 
 def missing_of_teacher(specs: Sequence[ModelSpec], context: RunContext) -> list[str]:
@@ -180,15 +186,30 @@ def probe_values(record: Record) -> list[Value]:
 
 
 def _find_teacher(context: RunContext, jobs: Sequence[Job]) -> tuple[Path, Record, Subject | None] | None:
-    """The newest record of the teacher that has images, if any, and its images of the same prompts where they still exist."""
+    """The newest record of the teacher that has images, if any, and its images of the same prompts where they still exist.
+
+    Of the records of the newest weights, those whose images were drawn as this run draws come first.
+    """
     of_teacher = context.suite.teacher_suite()
     assert of_teacher.sampling
     of_family = records.find(context.results, context.suite.family or "", of_teacher.id, teacher_name(context.suite))
     with_images = [found for found in of_family if found[1].n_images]
     if not with_images:
         return None
-    folder, record = with_images[-1]
+    newest = with_images[-1][1].model.weights_digest
+    drawn_alike = [
+        found for found in with_images if found[1].model.weights_digest == newest and not _drawing_differences(found[1], context)
+    ]
+    folder, record = (drawn_alike or with_images)[-1]
     return folder, record, _find_images(record.model, replace(context, suite=of_teacher, sampling=of_teacher.sampling), jobs)
+
+
+def _drawing_differences(record: Record, context: RunContext) -> list[str]:
+    """How the software and the kind of device that drew a record's images differ from those of this run; empty for images without a model."""
+    there = {"device": "cuda" if record.machine.cuda else "cpu"} | record.environment.packages
+    here = {"device": context.device.partition(":")[0]} | {name: version(name) for name in DRAWING_PACKAGES}
+    differing = [name for name in here if there.get(name) != here[name]]
+    return [] if record.model.is_images_only else [f"{name} {there.get(name)}, here {here[name]}" for name in differing]
 
 
 def _find_images(model: Model, context: RunContext, jobs: Sequence[Job]) -> Subject | None:

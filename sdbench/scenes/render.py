@@ -18,18 +18,18 @@ CHUNK = 64  # scenes drawn at a time: arrays of thousands leave the processor's 
 RADIUS = {"small": 0.105, "large": 0.185}
 
 
-def render(scenes: Sequence[Scene], indices: Sequence[int], seed: int = 0, size_px: int = SIZE_PX) -> npt.NDArray[np.uint8]:
-    """Render scenes, with jitter decided by `indices` and `seed`; returns N x size_px x size_px x 3, uint8 RGB."""
-    images = np.empty((len(scenes), size_px, size_px, 3), np.uint8)
+def render(scenes: Sequence[Scene], indices: Sequence[int], seed: int = 0) -> npt.NDArray[np.uint8]:
+    """Render scenes, with jitter decided by `indices` and `seed`; returns N x 64 x 64 x 3, uint8 RGB."""
+    images = np.empty((len(scenes), SIZE_PX, SIZE_PX, 3), np.uint8)
     for start in range(0, len(scenes), CHUNK):
         rows = slice(start, start + CHUNK)
-        images[rows] = _render_chunk(scenes[rows], indices[rows], seed, size_px)
+        images[rows] = _render_chunk(scenes[rows], indices[rows], seed)
     return images
 
 
-def _render_chunk(scenes: Sequence[Scene], indices: Sequence[int], seed: int, size_px: int) -> npt.NDArray[np.uint8]:
+def _render_chunk(scenes: Sequence[Scene], indices: Sequence[int], seed: int) -> npt.NDArray[np.uint8]:
     jitters = np.stack([np.random.default_rng((seed, 1, index)).uniform(-1, 1, 24) for index in indices]).astype(np.float32)
-    canvas = np.empty((len(scenes), size_px, size_px, 3), np.float32)
+    canvas = np.empty((len(scenes), SIZE_PX, SIZE_PX, 3), np.float32)
     canvas[:] = np.array([BACKGROUNDS[scene.background] for scene in scenes], np.float32)[:, None, None] + 6 * jitters[:, None, None, :3]
     for place in (0, 1):
         rows = [row for row, scene in enumerate(scenes) if len(scene.layout.things) > place]
@@ -45,8 +45,7 @@ def _paint(canvas: F32, rows: list[int], scenes: list[Scene], place: int, jitter
     x0, y0 = (centre + place_jitter * jitter[:, :2]).T[..., None, None]
     radius = np.array([RADIUS[thing.size] for thing in things], np.float32) * (1 + 0.08 * jitter[:, 2])
     angle = 0.2 * jitter[:, 3]
-    size_px = canvas.shape[1]
-    pixel_centres = (np.arange(size_px, dtype=np.float32) + 0.5) / size_px
+    pixel_centres = (np.arange(SIZE_PX, dtype=np.float32) + 0.5) / SIZE_PX
     dx, dy = pixel_centres[None, None, :] - x0, pixel_centres[None, :, None] - y0
     cos, sin = (np.cos(angle) / radius)[:, None, None], (np.sin(angle) / radius)[:, None, None]
     x, y = dx * cos + dy * sin, dy * cos - dx * sin
@@ -54,7 +53,7 @@ def _paint(canvas: F32, rows: list[int], scenes: list[Scene], place: int, jitter
     for shape in SHAPES:
         indices = [index for index, thing in enumerate(things) if thing.shape == shape]
         distance[indices] = _DISTANCES[shape](x[indices], y[indices])
-    alpha = np.clip(0.5 - distance * radius[:, None, None] * size_px, 0, 1)[..., None]
+    alpha = np.clip(0.5 - distance * radius[:, None, None] * SIZE_PX, 0, 1)[..., None]
     colour = np.array([COLOURS[thing.colour] for thing in things], np.float32) + 10 * jitter[:, 4:7]
     canvas[rows] += alpha * (colour[:, None, None] - canvas[rows])
 

@@ -11,6 +11,8 @@ import numpy.typing as npt
 from sdbench.arrays import F64
 from sdbench.stats import student_t
 
+_UPPER = 0.975  # where an interval of 95 % ends, as a quantile
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -18,7 +20,7 @@ class Estimate:
 
     Attributes:
         n: number of observations behind it.
-        has_interval: False where n is too small for an interval at this level; low and high are then the range of the observations.
+        has_interval: False where n is too small for an interval; low and high are then the range of the observations.
     """
 
     value: float
@@ -38,7 +40,7 @@ class WinRate:
     losses: int
 
 
-def mean_interval(values: npt.ArrayLike, level: float = 0.95) -> Estimate:
+def mean_interval(values: npt.ArrayLike) -> Estimate:
     """Mean and Student's t interval (Student 1908).
 
     Chosen over a bootstrap because it needs no random draws and keeps its coverage from some 20 images on, where BCa falls short. For
@@ -50,11 +52,11 @@ def mean_interval(values: npt.ArrayLike, level: float = 0.95) -> Estimate:
     """
     values = as_column(values, "values")
     n, mean = len(values), float(values.mean())
-    half = 0.0 if n == 1 else student_t.quantile((1 + level) / 2, n - 1) * standard_error(values)
+    half = 0.0 if n == 1 else student_t.quantile(_UPPER, n - 1) * standard_error(values)
     return Estimate(mean, mean - half, mean + half, n, has_interval=n > 1)
 
 
-def proportion_interval(successes: float, n: int, level: float = 0.95) -> Estimate:
+def proportion_interval(successes: float, n: int) -> Estimate:
     """A share and its score interval (Wilson 1927).
 
     Raises:
@@ -62,12 +64,13 @@ def proportion_interval(successes: float, n: int, level: float = 0.95) -> Estima
     """
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"a share needs 0 <= successes <= n and n >= 1, found {successes} of {n}")
-    return _wilson_interval(successes / n, successes / n * (1 - successes / n), n, level)
+    share = successes / n
+    return _wilson_interval(share, share * (1 - share), n)
 
 
-def _wilson_interval(share: float, variance: float, n: int, level: float = 0.95) -> Estimate:
+def _wilson_interval(share: float, variance: float, n: int) -> Estimate:
     """Wilson's interval for the mean of n numbers in 0..1 with this variance."""
-    z = NormalDist().inv_cdf((1 + level) / 2)
+    z = NormalDist().inv_cdf(_UPPER)
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z * math.sqrt(variance / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
     return Estimate(share, min(share, centre - half), max(share, centre + half), n)
@@ -92,7 +95,7 @@ def wins_interval(candidate: npt.ArrayLike, baseline: npt.ArrayLike) -> WinRate:
     return WinRate(_wilson_interval(share, max(0.0, variance), n), wins, ties, losses)
 
 
-def standard_error_interval(value: float, influence: npt.ArrayLike, level: float = 0.95, systematic: float = 0.0) -> Estimate:
+def standard_error_interval(value: float, influence: npt.ArrayLike, systematic: float = 0.0) -> Estimate:
     """A statistic of the whole set, with an interval from its influence column: value +- (t std / sqrt(n) + systematic).
 
     For a Frechet distance the interval covers the average distance *at this n*. For FID-infinity, whose curvature is the systematic
@@ -105,7 +108,7 @@ def standard_error_interval(value: float, influence: npt.ArrayLike, level: float
     n = len(influence)
     if n < 2 or not math.isfinite(value):
         raise ValueError(f"a standard error needs a finite value and at least 2 images, found {value} and {n}")
-    half = student_t.quantile((1 + level) / 2, n - 1) * standard_error(influence) + systematic
+    half = student_t.quantile(_UPPER, n - 1) * standard_error(influence) + systematic
     return Estimate(value, value - half, value + half, n)
 
 
@@ -143,7 +146,7 @@ def _spearman_by_row(one: F64, other: F64) -> F64:
     return correlation
 
 
-def time_quantile(rounds: Sequence[npt.ArrayLike], q: float, level: float = 0.95) -> Estimate:
+def time_quantile(rounds: Sequence[npt.ArrayLike], q: float) -> Estimate:
     """Quantile q of all times together (linear between order statistics), with an interval that treats rounds, not calls, as independent.
 
     The machine's speed drifts between rounds. An interval that treats all calls as independent covers only 74 to 85 % where rounds
@@ -167,7 +170,7 @@ def time_quantile(rounds: Sequence[npt.ArrayLike], q: float, level: float = 0.95
     if len(columns) < 2 or min(map(len, columns)) * min(q, 1 - q) < 1 - 1e-9:
         return Estimate(value, float(together.min()), float(together.max()), n, has_interval=False)
     own = np.log([np.quantile(times, q) for times in columns])
-    factor = math.exp(student_t.quantile((1 + level) / 2, len(own) - 1) * standard_error(own))
+    factor = math.exp(student_t.quantile(_UPPER, len(own) - 1) * standard_error(own))
     return Estimate(value, value / factor, value * factor, n)
 
 

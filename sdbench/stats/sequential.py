@@ -65,12 +65,10 @@ def is_undecidable(measured: Sequence[tuple[Bounds, float]], share: float, alpha
 
     Args:
         measured: bounds so far (plus = better) and margin of each metric.
-        share: share of the data that is in.
+        share: share of the data that is in, below 1.
         alpha: error rate of each end.
         passable: False where something that more data cannot change rules out a pass.
     """
-    if share >= 1:
-        return False
     bound = NormalDist().inv_cdf(1 - alpha)
 
     def chance_beyond_margin(bounds: Bounds, margin: float, side: int, level: float) -> float:

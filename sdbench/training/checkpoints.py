@@ -149,7 +149,10 @@ def atomic_folder(name: str, folder: Path) -> Iterator[Path]:
 
 def _fsync(path: Path) -> None:
     """Flush a file or folder to the disk, so that it survives a crash of the machine."""
-    descriptor = os.open(path, os.O_RDONLY)
+    is_folder = path.is_dir()
+    if is_folder and os.name == "nt":
+        return  # Windows opens no folders
+    descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)  # Windows flushes only what is open for writing
     try:
         os.fsync(descriptor)
     finally:

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 from hub import Hub, serving
 
@@ -36,6 +37,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         )
         monkeypatch.setattr(catalogue, "ASSETS", {asset.name: asset for asset in known})
         monkeypatch.setenv("SDBENCH_WEIGHTS", str(tmp_path / "weights"))
+        monkeypatch.setattr(weights, "_out_of_reach", {})
         monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 10_000)  # bytes written at a time
         monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)
         yield server
@@ -162,6 +164,27 @@ def test_file_absent_from_the_hub_is_missing(hub: Hub) -> None:
     (hub.root / "lab/stated/weights.bin").unlink()
     with pytest.raises(MissingError, match=r"EntryNotFound"):
         weights.find("stated")
+    assert weights.find("network").is_dir(), "a Hub that answers is within reach"
+
+
+@pytest.mark.usefixtures("hub")
+def test_host_out_of_reach_is_not_waited_for_with_each_asset(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries, download = [], huggingface_hub.hf_hub_download
+
+    def counted(repository: str, *arguments: Any, **options: Any) -> Any:
+        tries.append(repository)
+        return download(repository, *arguments, **options)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", counted)
+    with monkeypatch.context() as unplugged:
+        unplugged.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/{revision}/{filename}")
+        for name in ("stated", "network", "stated"):
+            with pytest.raises(MissingError, match=rf"'{name}' is not on this disk .*connection.* Needed of model:lab/{name}"):
+                weights.find(name)
+    assert tries == ["lab/stated"]
+    assert weights.find("elsewhere").read_bytes() == WEIGHTS[::-1], "another host"
+    monkeypatch.setattr(weights, "PATIENCE_S", 0)
+    assert weights.find("stated").read_bytes() == WEIGHTS
 
 
 @pytest.mark.usefixtures("hub", "offline")

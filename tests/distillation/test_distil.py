@@ -2,11 +2,13 @@
 
 import errno
 import gc
+import itertools
 import json
 import shutil
 import subprocess
 from collections.abc import Callable
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,12 +31,14 @@ from distillation.plan import MIDDLE_ATTENTION
 from distillation.prune import prune
 from distillation.recipe import Recipe, load_recipe
 from distillation.recipe_tables import KeepBlocks
-from distillation.run_plan import plan_run
+from distillation.run_plan import plan_run, run_identity
 from distillation.sensitivity.budget import TIED_TO_MIDDLE
 from distillation.succession import different_parts, warn_of_different_parts
 from distillation.teacher import EMBEDDED, fetch_folder, open_teacher_for
 from distillation.train import distil
+from sdbench.disk import digest
 from sdbench.errors import UserError
+from sdbench.machine import this_machine
 from sdbench.models.digest import weights_digest
 from sdbench.models.files import part_files
 from sdbench.models.spec import resolve
@@ -113,6 +117,24 @@ def test_a_stopped_run_ends_with_the_same_bytes_and_repeats_no_step(
     )
 
 
+def test_each_stage_names_the_versions_that_it_was_trained_with(
+    vega: Recipe, teacher_folder: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = partial(distil, vega, "scenes", [teacher_folder], work_after_first_stage(student, tmp_path), tmp_path / "out", steps=STEPS)
+    monkeypatch.setattr(train, "fit", partial(fit, save_every_s=0))
+    for torch_version, stop in (("1", 1), ("2", 2), ("3", 0)):  # the first upgrade comes before the first checkpoint, the second after it
+        monkeypatch.setattr("distillation.export.package_versions", lambda version=torch_version: {"torch": version})
+        monkeypatch.setattr(train, "numbered_batches", Interrupted(stop))
+        if stop:
+            with pytest.raises(KeyboardInterrupt):
+                run()
+    first, second = json.loads((run() / "provenance.json").read_text(encoding="utf-8"))["stages"]
+    (earlier,) = first["environments"]
+    assert earlier["versions"]["torch"] == metadata.version("torch")
+    assert (earlier["device"], earlier["processes"], earlier["threads"]) == (this_machine("cpu").cpu, 1, torch.get_num_threads())
+    assert [environment["versions"]["torch"] for environment in second["environments"]] == ["2", "3"]
+
+
 @pytest.mark.gpu
 def test_a_gpu_trains_in_bfloat16(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
     settings = vega.scenes.model_copy(update={"dtype": "bfloat16", "checkpointing": True})
@@ -188,7 +210,7 @@ def test_a_full_disk_keeps_the_stages_last_checkpoint(
         ):
             run()
     (stage,) = (tmp_path / "work").glob("vega-*/2-depth")
-    assert {path.name for path in stage.iterdir()} == {"log.jsonl", "samples", "step-00000002", "tensorboard"}
+    assert {path.name for path in stage.iterdir()} == {"environments.json", "log.jsonl", "samples", "step-00000002", "tensorboard"}
     assert (run() / "unet" / WEIGHTS).read_bytes() == (student / "unet" / WEIGHTS).read_bytes()
 
 
@@ -367,6 +389,17 @@ def test_a_new_run_tells_how_earlier_ones_differ(vega: Recipe, tmp_path: Path, c
     lower = vega.model_copy(update={"scenes": vega.scenes.model_copy(update={"lr": 1e-5})})
     after = train._run_folder(work, "vega", decides | {"recipe": lower.training_digest("scenes")})
     assert f"starting a new run in {after}; the run in {before} differs in: recipe" in capsys.readouterr().err
+
+
+def test_repeatable_bytes_are_not_taken_from_a_run_that_did_not_ask_for_them(
+    vega: Recipe, teacher_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, digests = plan_run(vega, "scenes", [teacher_folder], STEPS), dict[tuple[str, bool], str]()
+    for device, deterministic in itertools.product(("cpu", "cuda"), (False, True)):
+        monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda wanted=deterministic: wanted)
+        digests[device, deterministic] = digest(run_identity(vega, "scenes", plan, "data", device))
+    assert digests["cuda", True] != digests["cuda", False]
+    assert digests["cpu", True] == digests["cpu", False] not in (digests["cuda", True], digests["cuda", False])
 
 
 def test_other_shares_of_the_teachers_are_another_run(

@@ -9,6 +9,8 @@ from distillation.recipe import load_recipe
 from distillation.taps import collect_outputs, resolve_taps
 from sdbench.errors import UserError
 from sdbench.models.architectures import unet_config
+from sdbench.models.loading import build_on_meta
+from sdbench.probes.work import empty_input
 
 RECIPE = load_recipe("vega")
 SAME = Plan({}, 0)  # moves no layer
@@ -32,6 +34,18 @@ def test_the_26_pairs_of_the_official_script() -> None:
     assert len(found) == 26
     assert found["mid_block"] == (1, 64, 4, 4)
     assert found["up_blocks.2.resnets.2"] == (1, 16, 16, 16)
+
+
+def test_every_transformer_block_can_be_tapped() -> None:
+    config = unet_config("vega", "scenes")
+    unet = build_on_meta("unet", config)
+    paths = [path for path, _ in unet.named_modules() if path]
+    with torch.device("meta"), collect_outputs(unet, paths) as outputs:
+        unet(**empty_input(config, config["sample_size"], 1))
+        called = {path: tuple(outputs[path].shape) for path in paths if path in outputs}
+    patterns = [".".join("*" * (1 + depth)) for depth in range(1 + max(path.count(".") for path in paths))]
+    assert {tap.teacher: tap.shape for tap in resolve_taps(config, config, SAME, patterns)} == called
+    assert any(".transformer_blocks.1." in path for path in called)
 
 
 @pytest.mark.parametrize(("name", "pairs"), [("koala-1b", 16), ("koala-700m", 15)])

@@ -39,7 +39,7 @@ def test_name_refers_to_its_newest_record_and_keeps_the_history(results: Path) -
     ("name", "why", "message"),
     [
         ("../x", "because", "not a valid baseline name"),
-        ("--x", "because", "not a valid baseline name"),
+        ("--x", "because", "a letter or digit first"),
         ("scenes-vega", "because", "is a model in the catalogue, which a baseline of the same name would hide"),
         ("x", " ", "--why"),
     ],

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,6 +102,15 @@ def test_only_floors_of_the_same_machine_class_are_used(tmp_path: Path) -> None:
     )
     floors.write(wider, tmp_path)
     assert floors.between_runs(runs[0].record, tmp_path)["memory.peak_rss"] == BetweenRuns(9.0, 2)
+
+
+@pytest.mark.parametrize("change", [{"digest": "07e4"}, {"version": 2}, {"name": "standard"}])
+def test_floor_of_a_suite_with_other_settings_is_not_used(change: dict[str, Any], tmp_path: Path) -> None:
+    runs, other = make_sides(tmp_path, 1, 2), SUITE.model_copy(update=change)
+    floors.write(floors.estimate(runs, (1, 2), SUITE), tmp_path)
+    assert floors.between_runs(make_measurement(suite=other)[0], tmp_path) == {}
+    floors.write(floors.estimate(runs, (1, 2), other), tmp_path)
+    assert floors.between_runs(make_measurement(suite=other)[0], tmp_path).keys() == {"latency.pipeline.p50", "memory.peak_rss"}
 
 
 def test_latency_of_another_run_is_judged_with_the_noise_between_runs(tmp_path: Path) -> None:

@@ -498,7 +498,7 @@ def test_single_call_has_no_bounds_and_its_json_is_strict(teacher: Measurement, 
     assert (report.verdict, report.results[0].needed_n) == ("inconclusive", None)
     assert report.results[0].reason == "a single round shows no spread; measure more rounds"
     answer = json.loads(json.dumps(report.to_json(), allow_nan=False))
-    assert (answer["exit_code"], answer["verdict"], answer["results"][0]["high"]) == (3, "inconclusive", None)
+    assert (answer["schema_version"], answer["exit_code"], answer["verdict"], answer["results"][0]["high"]) == (1, 3, "inconclusive", None)
 
 
 def test_loss_of_just_the_margin_is_not_promised_a_number_of_prompts(teacher: Measurement, tmp_path: Path) -> None:
@@ -647,11 +647,13 @@ def test_report_notes_margins_taken_from_the_original_suite(tmp_path: Path) -> N
     named: dict[str, Any] = {"suite": SuiteId(name="quality-custom", version=1, digest="5017e"), "run": ""}
     sides = make_measurement(**named), make_measurement("scenes-teacher", seed=2, **named)
     first, between = judge(*sides, tmp_path).notes
-    assert first.startswith("suite 'quality-custom' is judged by the margins of the suite it was derived from; no noise floor")
+    assert first.startswith(
+        "suite 'quality-custom' is judged by the margins of the suite it was derived from, which may lie below the noise"
+    )
     assert "measure both in one `sdbench run`" in between
     assert "sdbench noise" not in between
     own = Policy(alpha=0.05, suites={"quality-custom": SHIPPED.rules("quality")})
-    assert not any("made from" in note for note in judge(*sides, tmp_path / "own", own).notes)
+    assert not any("derived from" in note for note in judge(*sides, tmp_path / "own", own).notes)
 
 
 def test_probes_are_told_from_image_metrics_by_name() -> None:

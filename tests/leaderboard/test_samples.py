@@ -1,6 +1,5 @@
 """The sheet of sample images: each column is one prompt, even if single records lack images."""
 
-import io
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from boards import png
 from factories import GPU, make_record, make_scores
 from PIL import Image
 
@@ -18,15 +18,9 @@ from sdbench.leaderboard import samples, standings
 PROMPTS = tuple(f"p{number:04d}" for number in range(10))
 
 
-def png(shade: int, size_px: int = 32) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (size_px, size_px), (shade, shade, shade)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def write_record(results: Path, name: str, shades: Sequence[int], **changes: Any) -> Path:
     """Write a record with an image of a single shade for each of the prompts; returns its folder."""
-    images = {f"{prompt}.png": png(shade) for prompt, shade in zip(PROMPTS, shades, strict=False)}
+    images = {f"{prompt}.png": png((shade, shade, shade), 32) for prompt, shade in zip(PROMPTS, shades, strict=False)}
     return records.write(make_record(name, **changes), make_scores(), images, results)
 
 
@@ -48,7 +42,7 @@ def test_rows_are_models_and_columns_are_prompts_that_all_of_them_have(tmp_path:
     (student / "images" / "p0001.png").unlink()
     shared = [0, *range(2, 9)]
     assert write_sheet(tmp_path).tolist() == [shared, [100 + shade for shade in shared]]
-    (student / "images" / "p0002.png").write_bytes(png(0)[:60])
+    (student / "images" / "p0002.png").write_bytes(png((0, 0, 0), 32)[:60])
     with pytest.raises(UserError, match=r"p0002\.png cannot be read .* delete it: the sheet works without it"):
         write_sheet(tmp_path)
     for path in (student / "images").iterdir():

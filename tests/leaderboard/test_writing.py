@@ -143,6 +143,28 @@ def test_terminal_table_matches_the_golden_file_in_any_terminal(monkeypatch: pyt
     assert writing.text_table(example_rows(), width=150) == (GOLDEN / "leaderboard.txt").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("width", [60, 100, 160])
+def test_many_models_go_down_in_as_many_tables_as_a_terminal_needs(width: int) -> None:
+    names = [f"my-vega-lr1e-5-step-{1000 * step:06d}" for step in range(40)]
+    header = ("model", *(f"clip_score.backbone-{column} (100 cos) ↑" for column in range(6)))
+    grid = tables.Grid(header, tuple((name, *["0.803 (0.766..0.835)"] * 6) for name in names))
+    assert grid.tall() == grid.transposed().tall() == grid
+    parts = [*grid.parts(width)]
+    assert [title for part in parts for title in part.header[1:]] == [*header[1:]]
+    assert {part.columns()[0] for part in parts} == {("model", *names)}
+    lines = [line for part in parts for line in tables.text(part, width).splitlines()]
+    assert max(map(len, lines)) <= width
+    assert sum(any(name in line for name in names) for line in lines) == 40 * len(parts)  # no name is broken
+
+
+def test_a_table_too_wide_for_its_terminal_breaks_words_rather_than_lose_them() -> None:
+    grid = tables.Grid(("metric", "verdict"), (("preference.scenes", "inconclusive"),))
+    lines = tables.text(grid, 20).splitlines()
+    assert max(map(len, lines)) <= 20
+    letters = "".join(line[:11].strip() for line in lines[2:]), "".join(line[11:].strip() for line in lines[2:])
+    assert letters == ("preference.scenes", "inconclusive")
+
+
 def test_order_of_records_does_not_matter() -> None:
     assert writing.markdown(example_rows()[::-1]) == writing.markdown(example_rows())
 

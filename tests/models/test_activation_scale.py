@@ -49,7 +49,7 @@ def test_each_layer_is_scaled_to_its_target_output() -> None:
     network.add_module("conv2", conv2)  # named like the end of a residual branch
     network.requires_grad_(requires_grad=False)
     given = torch.randn(512, 64)
-    activation_scale.calibrate_network(network, lambda: network(given))
+    activation_scale.calibrate_networks([network], lambda: network(given))
     hidden = first(given)
     assert float(hidden.std()) == pytest.approx(1.0, abs=1e-4)
     assert float(conv2(hidden).std()) == pytest.approx(activation_scale.BRANCH_STD, abs=1e-4)
@@ -62,4 +62,4 @@ def test_output_that_stays_out_of_range_is_an_error() -> None:
 
     network = nn.Sequential(Upsample2D())
     with pytest.raises(RuntimeError, match=r"1 blocks .* Upsample2D 0: 1"):
-        activation_scale.calibrate_network(network, lambda: network(torch.randn(1000)))
+        activation_scale.calibrate_networks([network], lambda: network(torch.randn(1000)))

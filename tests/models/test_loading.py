@@ -18,12 +18,13 @@ from tiny import SIZE_PX, tiny_unet
 
 from sdbench.errors import UserError
 from sdbench.models.files import choose_weight_files, read_header
-from sdbench.models.loading import load
+from sdbench.models.loading import check_headers, load
 from sdbench.models.locate import check_local_files
 from sdbench.models.spec import resolve
 from sdbench.models.text_encoders import hub_key
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+PROJ_IN = "down_blocks.1.attentions.0.proj_in"
 
 
 def generate(pipeline: StableDiffusionXLPipeline, size_px: int = SIZE_PX) -> torch.Tensor:
@@ -201,6 +202,11 @@ def test_loras_that_diffusers_would_fuse_only_partly_are_rejected(tiny_pipeline:
         (peft_lora(pipeline) | {"vae.encoder.mid_block.attentions.0.to_q.lora_A.weight": torch.zeros(2, 8)}, r"such as 'vae\.encoder"),
         ({f"{layer}.hada_lora.weight": torch.zeros(1)}, "has a format that diffusers does not read"),
         (kohya_lora(pipeline, str) | {f"{layer}.dora_scale": torch.zeros(1)}, "is a DoRA"),
+        (
+            kohya_lora(pipeline, str) | {f"{layer}.lora_mid.weight": torch.zeros(2, 2)},
+            rf"lora\.safetensors has a format .*{layer}\.lora_mid",
+        ),
+        ({f"{layer}.lora_down.weight": torch.zeros(2, 8)}, rf"has a format that diffusers does not read .*{layer}\.lora_up\.weight"),
     ):
         save_file(lora, file)
         with pytest.raises(UserError, match=expected):
@@ -212,8 +218,58 @@ def test_lora_of_another_architecture_is_rejected(tiny_pipeline: Path, tmp_path:
     with pytest.raises(UserError, match=r"layers that the model lacks, such as 'unet\.down_blocks.*another architecture"):
         open_pipeline(tiny_pipeline, lora=str(deeper))
     wider = save_lora(tiny_unet(block_out_channels=[8, 16, 32]), tmp_path / "wider", ["to_q"])
-    with pytest.raises(UserError, match=r"size mismatch.*another width"):
+    with pytest.raises(UserError, match=r"does not fit 'unet\.down_blocks.*another width"):
         open_pipeline(tiny_pipeline, lora=str(wider))
+
+
+def peft_layer(a: tuple[int, ...], b: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    """A LoRA of one layer, 8 x 8, in peft's names, whose tensors have these shapes."""
+    return {f"unet.{PROJ_IN}.lora_A.weight": torch.zeros(a), f"unet.{PROJ_IN}.lora_B.weight": torch.zeros(b)}
+
+
+@pytest.mark.parametrize(
+    "lora",
+    [
+        peft_layer((2, 8), (8, 2)) | {f"unet.{PROJ_IN}.lora_C.weight": torch.zeros(2, 2)},  # diffusers would skip lora_C,
+        {name.replace(".weight", ".default.weight"): tensor for name, tensor in peft_layer((2, 8), (8, 2)).items()},  # skip all,
+        {name: tensor for name, tensor in peft_layer((2, 8), (8, 2)).items() if "lora_B" in name},  # and draw the missing half at random
+        {name: tensor for name, tensor in peft_layer((2, 8), (8, 2)).items() if "lora_A" in name},
+        peft_layer((3, 8), (8, 2)),
+        peft_layer((0, 8), (8, 0)),
+        peft_layer((2, 9), (8, 2)),
+        peft_layer((2, 8), (9, 2)),
+        peft_layer((2, 8), (0, 10**9)),  # takes no bytes in the file; diffusers would build a layer of that rank
+        peft_layer((2, 8, 1, 1), (8, 2, 1, 1)),
+        peft_layer((), (8, 2)),
+    ],
+)
+def test_lora_with_unknown_missing_or_misshapen_tensors_is_refused_by_its_headers(
+    lora: dict[str, torch.Tensor], tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    save_file(lora, tmp_path / "lora.safetensors")
+    spec = resolve(str(tiny_pipeline), lora=str(tmp_path / "lora.safetensors"))
+    with pytest.raises(
+        UserError, match=rf"lora\.safetensors does not fit 'unet\.{PROJ_IN}' of the model: its tensors have shapes .*Name a LoRA"
+    ):
+        check_headers(spec, dtype="float32")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"unet.r": 10**9}, "'unet.r' is 1000000000, but its tensors have at most rank 2"),
+        ({"unet.r": 2, "unet.rank_pattern": {PROJ_IN: 10**9}}, "rank_pattern' is .*, but its tensors have at most rank 2"),
+        ({"unet.r": 2, "unet.lora_alpha": "x"}, "cannot be fused"),
+        ({"unet.r": 2, "unet.no_such_setting": 1}, "cannot be fused .*TypeError"),
+        ({"unet.r": 2, "unet.use_dora": True}, "cannot be fused"),
+        ([], "cannot be fused"),
+    ],
+)
+def test_lora_with_damaged_settings_is_an_error(settings: object, message: str, tiny_pipeline: Path, tmp_path: Path) -> None:
+    metadata = {"lora_adapter_metadata": json.dumps(settings)}
+    save_file(peft_layer((2, 8), (8, 2)), tmp_path / "lora.safetensors", metadata=metadata)
+    with pytest.raises(UserError, match=message):
+        open_pipeline(tiny_pipeline, lora=str(tmp_path / "lora.safetensors"))
 
 
 def test_file_or_folder_without_a_lora_is_rejected(tiny_pipeline: Path, tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
         with monkeypatch.context() as patch:
             for name, value in env.items():
                 patch.setenv(name, value)
+            patch.syspath_prepend(SUITES)  # in a process of its own, by PYTHONPATH
             code = pytest.main(command[command.index("pytest") + 1 :])
         sys.modules.pop(Path(BENCHMARK_FILE).stem)
         return subprocess.CompletedProcess(command, code, "", "")

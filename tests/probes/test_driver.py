@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -129,7 +131,7 @@ class DriverHarness:
 
 @pytest.fixture
 def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DriverHarness:
-    harness = DriverHarness(tmp_path / "work", tmp_path / "suites")
+    harness = DriverHarness(tmp_path / "work", tmp_path / "suites [2]")  # pytest refuses the names of files with brackets
 
     def run(command: list[str], *, env: dict[str, str], **options: Any) -> subprocess.CompletedProcess[str]:
         target = Path(command[-1].removeprefix("--benchmark-json="))
@@ -269,6 +271,28 @@ def test_damaged_round_file_is_measured_again(harness: DriverHarness) -> None:
     kept.write_text(kept.read_text(encoding="utf-8")[:-100], encoding="utf-8")
     assert harness.measure("a")["a"]["latency.pipeline.p50"].state == "ok"
     assert harness.started == ["a", "a"]
+
+
+@pytest.mark.parametrize("ending", [".request", ".ini", ".log"])
+def test_full_disk_ends_the_run_and_leaves_the_finished_rounds(
+    harness: DriverHarness, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    harness.measure("a")
+
+    def write_unless_full(path: Path, content: bytes | str, **_: Any) -> int:
+        if ending in path.name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with path.open("wb") as file:
+            return file.write(content.encode() if isinstance(content, str) else content)
+
+    with monkeypatch.context() as full:
+        full.setattr(Path, "write_text", write_unless_full)
+        full.setattr(Path, "write_bytes", write_unless_full)
+        with pytest.raises(UserError, match=rf"cannot write .*{ending}: No space left on device\. What was made so far is kept"):
+            harness.measure("a", rounds=2)
+    started = len(harness.started)
+    assert harness.measure("a", rounds=2)["a"]["latency.pipeline.p50"].samples == ((0.5, 0.5), (0.5, 0.5))
+    assert len(harness.started) == started + 1
 
 
 def test_compile_cache_is_cleared_before_the_first_round_only(harness: DriverHarness) -> None:

@@ -7,14 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from factories import LAPTOP
 
-from sdbench.probes import capacity
-from sdbench.probes.request import CEILINGS, REQUEST_VARIABLE, STAGES
+from sdbench.gate.policy import is_probe
+from sdbench.models.spec import resolve
+from sdbench.probes import capacity, counts
+from sdbench.probes.request import CEILINGS, REQUEST_VARIABLE, STAGES, Request
 from sdbench.probes.rounds import Round
 from sdbench.probes.values import values
 from sdbench.probes.work import Load
 from sdbench.records import Value
-from sdbench.settings import Setting
+from sdbench.settings import Sampling, Setting
 
 STATE = {"sm_mhz": 1980, "memory_mhz": 2619, "temperature_c": 61, "power_w": None, "slowed_by": ["power cap"]}
 
@@ -35,6 +38,16 @@ def values_on_a_card(**info: Any) -> dict[str, Value]:
     }
     one_round = Round(dict.fromkeys((*STAGES, *CEILINGS), (0.5, 0.5)), measured | info, {})
     return {value.name: value for value in values([one_round, one_round], Setting(), {}, on_cuda=True)}
+
+
+def test_the_gate_tells_by_its_name_that_a_value_is_no_image_metric() -> None:
+    """All names, whatever the machine: the committed records come from one without a card."""
+    sampling, spec = Sampling(steps=1, guidance_scale=3.0, size_px=64, dtype="float32", batch=1), resolve("scenes-vega", random=True)
+    request = Request(spec=spec, sampling=sampling, setting=Setting(), calls=1, warmup=0, device="cpu", machine=LAPTOP)
+    failed = values([], Setting(compile="whole"), dict.fromkeys(STAGES, Load(1, 1)), on_cuda=True)
+    names = {*values_on_a_card(), *(value.name for value in (*failed, *counts.values(request, [])))}
+    assert {"machine.power", "cold_start.first_call_compiling@compiled", "share.matmul.pipeline@compiled", "bytes.unet_step"} <= names
+    assert [name for name in names if not is_probe(name)] == []
 
 
 def test_memory_values_of_a_card() -> None:

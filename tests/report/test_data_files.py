@@ -41,6 +41,7 @@ def test_csv_has_a_line_with_the_state_of_each_value(results: Path) -> None:
 def test_json_has_the_same_values_as_csv(results: Path) -> None:
     rows = standings.read_rows(results)
     nested = json.loads(json.dumps(flat.nested(rows)))
+    assert {row.pop("schema_version") for row in nested} == {1}
     flattened = [{key: item for key, item in row.items() if key != "values"} | value for row in nested for value in row["values"]]
     lines = list(flat.lines(rows))
     assert [line | {name: json.loads(line[name]) for name in ("sampling", "scheduler", "noise")} for line in lines] == flattened

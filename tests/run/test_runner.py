@@ -519,6 +519,31 @@ def test_values_against_different_teachers_of_the_same_name_are_incomparable(tmp
     assert found.reason == f"the candidate was measured against {6 * '07e4'}, the baseline against {rendered.name}; run both again"
 
 
+def test_win_rate_over_images_drawn_with_other_software_says_so(
+    teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its reference names only the teacher's weights, so a teacher run again after an upgrade could not be told from the one before."""
+
+    def rate() -> Value | None:
+        (folder,) = runner.run([replace(teacher, name="student")], prepare_in(tmp_path))
+        return records.read_record(folder).value("win_rate.preference.scenes")
+
+    here = machine.environment()
+    before = here.model_copy(update={"packages": {**here.packages, "diffusers": "0.1"}})
+    monkeypatch.setattr(recording, "environment", lambda: before)
+    (older,) = runner.run([teacher], prepare_in(tmp_path))
+    monkeypatch.setattr(recording, "environment", lambda: here)
+    assert (found := rate())
+    upgrade = f"diffusers 0.1, here {here.packages['diffusers']}"
+    assert found.note == f"0 wins, 4 ties, 0 losses; the teacher's images were drawn with {upgrade}; run the teacher here too"
+    runner.run([teacher], prepare_in(tmp_path))
+    record, scores = records.read(older)  # now from a colleague who has not upgraded
+    worse = Scores(scores.prompt_ids, scores.samples, {name: column - 1 for name, column in scores.columns.items()})
+    records.write(record.model_copy(update={"created": records.now()}), worse, {}, tmp_path / "results")
+    assert (found := rate())
+    assert (found.value, found.note) == (0.5, "0 wins, 4 ties, 0 losses"), "the teacher that was drawn as the student is"
+
+
 def test_run_of_probes_keeps_the_quality_values_of_the_record(teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     probe = Value(name="parameters.unet", kind="count", direction="lower", unit="parameters", value=7)
     monkeypatch.setattr(driver, "measure", lambda specs, *_, **__: ProbeResult({spec.name: [probe] for spec in specs}, "turns"))

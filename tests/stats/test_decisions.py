@@ -130,6 +130,7 @@ def test_bounds_of_a_single_round_are_infinite_whatever_its_calls() -> None:
     for pair in ((one, many), (many, one), (one, one)):
         found = decisions.ratio_bounds(*pair)
         assert (found.low, found.high, found.standard_error, found.n) == (-math.inf, math.inf, math.inf, 1)
+    assert decisions.ratio_bounds([[2.0]], [[1.0]]).difference == math.log(2)
 
 
 def test_unequal_spreads_use_welchs_degrees_of_freedom() -> None:
@@ -147,10 +148,6 @@ def test_ratio_bounds_cover_with_few_rounds() -> None:
     found = [decisions.ratio_bounds(rounds(1.0, seed, 4), rounds(1.0, seed + 1000, 4)) for seed in range(150)]
     assert np.mean([bounds.low <= 0 for bounds in found]) >= 0.92
     assert np.mean([bounds.high >= 0 for bounds in found]) >= 0.92
-
-
-def test_bounds_of_a_single_call_are_infinite() -> None:
-    assert decisions.ratio_bounds([[2.0]], [[1.0]]) == Bounds(-math.inf, math.inf, math.log(2), math.inf, 1)
 
 
 @pytest.mark.parametrize("bad", [[[1.0, 0.0]], [[1.0, math.nan]], [1.0, 2.0], [[1.0], [1.0, 2.0]], []])

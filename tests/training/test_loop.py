@@ -182,6 +182,31 @@ def test_non_finite_gradient_is_an_error_even_if_the_loss_is_finite(tmp_path: Pa
         fit(net, loss, SCHEDULE, tmp_path)
 
 
+def test_training_on_windows_opens_no_folder_and_flushes_only_what_is_open_for_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writable, flushed = set[int](), list[int]()
+
+    def open_file(path: Path, flags: int) -> int:
+        if path.is_dir():
+            raise PermissionError(errno.EACCES, "Permission denied")
+        descriptor = os.open(path, flags)
+        if flags & os.O_RDWR:
+            writable.add(descriptor)
+        return descriptor
+
+    def flush(descriptor: int) -> None:
+        if descriptor not in writable:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        flushed.append(descriptor)
+
+    windows = SimpleNamespace(name="nt", open=open_file, fsync=flush, close=os.close, O_RDONLY=os.O_RDONLY, O_RDWR=os.O_RDWR)
+    monkeypatch.setattr("sdbench.training.checkpoints.os", windows)
+    net = tiny_net()
+    fit(net, noisy_loss(net), SCHEDULE, tmp_path)
+    assert len(flushed) == len(list((tmp_path / "step-00000012").iterdir())) == 3
+
+
 def test_unwritable_checkpoint_is_an_error_and_keeps_the_previous_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     net = tiny_net()
     with pytest.raises(KeyboardInterrupt):

@@ -32,16 +32,16 @@ def config(vocabulary: int) -> dict[str, object]:
     }
 
 
-def train(work: Path, pool: Pool, tokens: CLIPTokenizer, schedule: Schedule = SCHEDULE, device: str = "cpu") -> CLIP:
+def train(work: Path, pool: Pool, tokens: CLIPTokenizer, device: str) -> CLIP:
     """Train the model and return it in evaluation mode."""
-    torch.manual_seed(schedule.seed)
+    torch.manual_seed(SCHEDULE.seed)
     model = CLIP(**config(len(tokens)))
     heads = AttributeHeads(64)
     both = nn.ModuleDict({"clip": model, "heads": heads}).to(device)
 
     def loss(step: int) -> dict[str, Tensor]:
-        rows = pool.rows(step, schedule.batch, schedule.seed)
-        rng = np.random.default_rng((schedule.seed, step, 1))
+        rows = pool.rows(step, SCHEDULE.batch, SCHEDULE.seed)
+        rng = np.random.default_rng((SCHEDULE.seed, step, 1))
         scenes = [pool.scenes[row] for row in rows]
         image = model.encode_image(pool.pixels(rows).to(device))
         captions = scenes + [change_one_word(scene, rng) for scene in scenes]
@@ -52,7 +52,7 @@ def train(work: Path, pool: Pool, tokens: CLIPTokenizer, schedule: Schedule = SC
             "attributes": attribute_loss(heads(image), truth) + attribute_loss(heads(text[: len(rows)]), truth),
         }
 
-    kept: CLIP = fit(both, loss, schedule, work / "clip")["clip"]  # type: ignore[index]  # a ModuleDict
+    kept: CLIP = fit(both, loss, SCHEDULE, work / "clip")["clip"]  # type: ignore[index]  # a ModuleDict
     return kept
 
 

@@ -49,22 +49,22 @@ def config(tokens: CLIPTokenizer) -> CLIPConfig:
     return CLIPConfig(text_config=text, vision_config=vision, projection_dim=64)
 
 
-def train(work: Path, pool: Pool, tokens: CLIPTokenizer, pipeline: Path, schedule: Schedule = SCHEDULE, device: str = "cpu") -> CLIPModel:
+def train(work: Path, pool: Pool, tokens: CLIPTokenizer, pipeline: Path, device: str) -> CLIPModel:
     """Train the model and return it in evaluation mode."""
     smeared = _smeared_images(work / "smears.npy", pipeline, pool, work)
-    torch.manual_seed(schedule.seed)
+    torch.manual_seed(SCHEDULE.seed)
     clip, heads = CLIPModel(config(tokens)), AttributeHeads(64)
     both = nn.ModuleDict({"clip": clip, "heads": heads}).to(device)
 
     def loss(step: int) -> dict[str, Tensor]:
-        rng = np.random.default_rng((schedule.seed, step))
-        rows = rng.integers(N_SMEARED, size=schedule.batch)
+        rng = np.random.default_rng((SCHEDULE.seed, step))
+        rows = rng.integers(N_SMEARED, size=SCHEDULE.batch)
         scenes = [pool.scenes[row] for row in rows]
         better, worse = draw_pairs(pool, rows, rng, smeared)
         image = clip.get_image_features(pixel_values=torch.cat([better, worse]).to(device)).pooler_output
         text = clip.get_text_features(input_ids=tokenize_captions(tokens, scenes).to(device)).pooler_output
         scores = clip.logit_scale.clamp(max=4.6).exp() * (F.normalize(text).repeat(2, 1) * F.normalize(image)).sum(1)
-        n = schedule.batch
+        n = SCHEDULE.batch
         target = torch.zeros(n, dtype=torch.long, device=device)
         truth = labels([scene.layout for scene in scenes])
         return {
@@ -72,7 +72,7 @@ def train(work: Path, pool: Pool, tokens: CLIPTokenizer, pipeline: Path, schedul
             "attributes": attribute_loss(heads(image[:n]), truth) + attribute_loss(heads(text), truth),
         }
 
-    kept: CLIPModel = fit(both, loss, schedule, work / "preference")["clip"]  # type: ignore[index]  # a ModuleDict
+    kept: CLIPModel = fit(both, loss, SCHEDULE, work / "preference")["clip"]  # type: ignore[index]  # a ModuleDict
     return kept
 
 

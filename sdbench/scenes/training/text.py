@@ -49,18 +49,18 @@ def train_tokenizer(folder: Path) -> CLIPTokenizer:
     return CLIPTokenizer.from_pretrained(folder)
 
 
-def train(work: Path, name: str, tokens: CLIPTokenizer, schedule: Schedule = SCHEDULE, device: str = "cpu") -> CLIPTextModelWithProjection:
+def train(work: Path, name: str, tokens: CLIPTokenizer, device: str) -> CLIPTextModelWithProjection:
     """Train `text_encoder` or `text_encoder_2` and return it in evaluation mode; the first is used without its projection."""
-    torch.manual_seed(schedule.seed)
+    torch.manual_seed(SCHEDULE.seed)
     encoder = CLIPTextModelWithProjection(CLIPTextConfig(**{**PARTS["scenes"][name], **vocabulary_config(tokens)}))
     model = nn.ModuleDict({"encoder": encoder, "heads": AttributeHeads(encoder.config.projection_dim)}).to(device)
 
     def loss(step: int) -> dict[str, Tensor]:
-        scenes = [scene_at(step * schedule.batch + row) for row in range(schedule.batch)]
+        scenes = [scene_at(step * SCHEDULE.batch + row) for row in range(SCHEDULE.batch)]
         logits = model["heads"](encoder(tokenize_captions(tokens, scenes).to(device)).text_embeds)
         return {"attributes": attribute_loss(logits, labels([scene.layout for scene in scenes]))}
 
-    fit(model, loss, schedule, work / name)
+    fit(model, loss, SCHEDULE, work / name)
     return encoder.eval()
 
 

@@ -10,7 +10,7 @@ from sdbench.stats.intervals import Estimate
 
 def test_the_table_matches_closed_forms() -> None:
     def outcome(arm: str, seed: int, right: int) -> Outcome:
-        return Outcome(arm, seed, "", (True,) * right + (False,) * (10 - right), {})
+        return Outcome(arm, seed, {}, (True,) * right + (False,) * (10 - right), {})
 
     rows = [outcome(BASE, 0, 4), outcome(BASE, 1, 6), outcome("other", 0, 5), outcome("other", 1, 9)]
     base, other = compare_arms(rows)
@@ -25,7 +25,7 @@ def test_the_table_matches_closed_forms() -> None:
 
 
 def test_the_plot_works_with_a_single_seed(tmp_path: Path) -> None:
-    rows = [Outcome(arm, 0, "", (True, False), {}) for arm in (BASE, "other")]
+    rows = [Outcome(arm, 0, {}, (True, False), {}) for arm in (BASE, "other")]
     plot_arms(rows, tmp_path / "plot.png")
     with Image.open(tmp_path / "plot.png") as image:
         assert len(image.convert("RGB").getcolors(maxcolors=10**6) or ()) > 10

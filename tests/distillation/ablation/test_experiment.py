@@ -1,6 +1,7 @@
 """The arms match their names, and a stopped sweep continues."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,17 @@ import numpy as np
 import pytest
 
 from distillation.ablation import experiment
-from distillation.ablation.experiment import BASE, arm_recipes, identity_of, one_shot_recipe, run_sweep, with_other_blocks, with_seed
+from distillation.ablation.experiment import BASE, arm_recipes, one_shot_recipe, run_sweep, with_other_blocks, with_seed
 from distillation.recipe import Recipe, load_recipe
-from distillation.teacher import fetch_folder, open_teacher
+from distillation.run_plan import plan_run, run_identity
+from distillation.teacher import EMBEDDED
 from distillation.train import distil
 from sdbench.arrays import F64
 from sdbench.errors import UserError
 from sdbench.models.architectures import depths, unet_config
+from sdbench.scenes.training.pool import Pool
+
+SCENES_DIGEST = "1f8f10f99ea0af38a55a3819f83a94c57a807e36b62fb7e72db006992483289c"  # of the pool that these and the shipped students saw
 
 
 @pytest.fixture
@@ -84,9 +89,41 @@ def test_an_invalid_sweep_is_refused_before_anything_is_encoded(
 
 def test_committed_results_are_those_of_these_recipes(missed: dict[str, F64]) -> None:
     folder = Path(__file__).parents[3] / "results" / "ablation"
-    teacher = open_teacher(fetch_folder(None)).digest
-    ways = {arm: way for arm, way in arm_recipes(load_recipe(folder / "vega.toml"), lambda: missed).items() if arm != "blocks most missed"}
+    ways = {
+        arm: way() for arm, way in arm_recipes(load_recipe(folder / "vega.toml"), lambda: missed).items() if arm != "blocks most missed"
+    }
+    plans = {arm: plan_run(way, "scenes", [EMBEDDED], 600) for arm, way in ways.items()}
     for arm, way in ways.items():
         for seed in range(3):
-            committed = json.loads((folder / "vega" / f"{arm.replace(' ', '-')}-{seed}.json").read_text(encoding="utf-8"))
-            assert committed["identity"] == identity_of(with_seed(way(), seed), teacher, 600, "cpu")
+            committed = experiment._read(folder / "vega" / f"{arm.replace(' ', '-')}-{seed}.json")
+            assert committed is not None
+            assert committed.identity == run_identity(with_seed(way, seed), "scenes", plans[arm], SCENES_DIGEST, "cpu")
+
+
+def test_another_version_or_other_data_trains_every_arm_again(
+    vega: Recipe, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiment, "CAPTIONS", 16)
+    made, versions = [], {"torch": "1"}
+
+    def counted(*arguments: Any, **chosen: Any) -> Path:
+        made.append((versions["torch"], arguments[3]))
+        return distil(*arguments, **chosen)
+
+    monkeypatch.setattr(experiment, "distil", counted)
+    monkeypatch.setattr(experiment, "package_versions", lambda: dict(versions))
+    recipe = one_shot_recipe(vega)
+    sweep = partial(
+        run_sweep, teacher_folder=teacher_folder, work=tmp_path / "work", results=tmp_path / "results", seeds=1, steps=1, only=[BASE]
+    )
+    sweep(recipe)
+    sweep(recipe)
+    assert len(made) == 1
+    versions["torch"] = "2"
+    sweep(recipe)
+    assert len(made) == 2
+    assert made[0][1] != made[1][1], "a segment trained before the upgrade would be taken from the same folder"
+    monkeypatch.setattr(Pool, "digest", "other scenes")
+    (outcome,) = sweep(recipe)
+    assert len(made) == 3
+    assert (outcome.identity["data"], outcome.identity["versions"]) == ("other scenes", {"torch": "2"})

@@ -17,7 +17,7 @@ from torch import nn
 
 from distillation import train
 from distillation.ablation.experiment import one_shot_recipe
-from distillation.data.batches import SquareImages, crop_square, epochs, open_square_images
+from distillation.data.batches import SquareImages, crop_square, open_square_images
 from distillation.data.images import open_images
 from distillation.recipe import Recipe
 from distillation.taps import Tap
@@ -89,7 +89,7 @@ def test_several_sources_are_concatenated(folder: Path, tmp_path: Path) -> None:
 
 
 def test_an_epoch_is_as_many_images_as_there_are(recipe: Recipe) -> None:
-    assert epochs(N, 5, recipe.sdxl.model_copy(update={"batch": 2, "accumulation": 3})) == 5
+    assert recipe.sdxl.model_copy(update={"batch": 2, "accumulation": 3}).epochs(N, 5) == 5
 
 
 def test_a_run_of_the_full_size_family(
