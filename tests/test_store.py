@@ -20,7 +20,7 @@ from sdbench.arrays import U8
 from sdbench.disk import digest, write_bytes
 from sdbench.errors import UserError
 from sdbench.probes import rounds_file
-from sdbench.store import Store, read_images
+from sdbench.store import Store, decode, read_images
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
 
@@ -173,9 +173,12 @@ def test_only_8_bit_rgb_is_accepted(mode: str, tmp_path: Path) -> None:
 
 def test_images_for_which_pillow_would_run_a_program_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("ran Ghostscript"))
-    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+    drawing = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
+    (tmp_path / "a.png").write_bytes(drawing)
     with pytest.raises(UserError, match=r"a\.png cannot be read"):
         read_images([tmp_path / "a.png"], "")
+    with pytest.raises(OSError, match="cannot identify image file"):
+        decode(io.BytesIO(drawing))  # as references decode their images
 
 
 def test_decompression_bomb_is_an_error(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,7 +61,7 @@ def crop_square(image: Image.Image, size_px: int) -> tuple[npt.NDArray[np.uint8]
     """The central square of the scaled image, size_px x size_px x 3 uint8, and its micro-conditioning (see `SquareImages.read`)."""
     width, height = image.size
     scale = size_px / min(width, height)
-    scaled = image.resize((max(size_px, round(width * scale)), max(size_px, round(height * scale))), Image.Resampling.LANCZOS)
+    scaled = image.resize((round(width * scale), round(height * scale)), Image.Resampling.LANCZOS)
     left, top = ((side - size_px) // 2 for side in scaled.size)
     square = scaled.crop((left, top, left + size_px, top + size_px))
     return np.asarray(square, np.uint8), (height, width, top, left, size_px, size_px)

@@ -13,6 +13,7 @@ from sdbench.errors import UserError
 from sdbench.leaderboard import published, standings, writing
 from sdbench.leaderboard.standings import Row
 from sdbench.records import Model, NamedTeacher, Record, Scores, SuiteId, Value
+from sdbench.score import PROTOCOLS
 
 MARKS = ["¹", "²", "³", "⁴", "⁵", "⁶", "⁷", "⁸", "⁹", "¹⁰", "¹¹", "¹²"]
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -228,14 +229,18 @@ def test_models_are_ordered_from_rendered_images_and_teacher_to_the_smallest_and
         )
 
     shuffled = [
-        row("small", 1e6),
-        row("a-finetune", 7e6),
-        row("unknown", None),
+        row("a-small", 1e6),
+        row("finetune", 7e6),
+        row("an-unknown", None),
         row("scenes-rendered", None, "rendered"),
         row("scenes-teacher", 7e6),
     ]
     (section,) = standings.sections(shuffled)
-    assert [record.model.name for record in section.records] == ["scenes-rendered", "scenes-teacher", "a-finetune", "small", "unknown"]
+    assert [record.model.name for record in section.records] == ["scenes-rendered", "scenes-teacher", "finetune", "a-small", "an-unknown"]
+
+
+def test_every_metric_has_a_title_and_a_place_among_the_columns() -> None:
+    assert [name for name in PROTOCOLS if standings.title_rank(name, tuple(standings.TITLES)) == len(standings.TITLES)] == []
 
 
 def test_write_replaces_the_files_with_tables_of_the_records(tmp_path: Path) -> None:

@@ -62,6 +62,7 @@ def test_memory_values_of_a_card() -> None:
         "smallest_card": 12,
     }
     assert {name: found[f"memory.{name}"].value for name in expected} == expected
+    assert (found["memory.weights"].n, found["parameters.unet"].n) == (2, 1)
     assert {value.name for value in found.values() if value.state != "ok"} == {"machine.power"}
     assert found["memory.context"].note == ""
     assert found["latency.pipeline.p50"].note == "GPU clock throttled: power cap"
@@ -93,6 +94,25 @@ def test_latencies_are_quantiles_of_all_calls_and_images_per_second_follow_the_m
     assert (p50.samples, p90.samples) == (tuple(map(tuple, calls.tolist())), None)
     rate = found["images_per_second@b4"]
     assert [rate.value, rate.low, rate.high] == pytest.approx([4 / 50.5, 4 / (p50.high or 0), 4 / (p50.low or 0)])
+
+
+def test_what_the_rounds_lack_is_left_out_or_has_a_reason() -> None:
+    def of(label: str, *rounds: Round, **setting: Any) -> list[Value | None]:
+        found = {value.name: value for value in values(rounds, Setting(**setting), {}, on_cuda=False)}
+        return [found.get(f"{name}{label}") for name in ("images_per_second", "cold_start.first_call", "cold_start.first_call_compiling")]
+
+    failed = of("", Round({}, {}, {"pipeline": "it broke"}))
+    assert [value and value.reason for value in failed] == ["it broke", "it broke", None]
+    rate, *_ = of("", Round({"pipeline": (0.5,)}))
+    assert rate
+    assert (rate.value, rate.low, rate.high) == (2, None, None)
+    anew, warm = (Round({"pipeline": (0.5,)}, {"first_call_s": 9.0, "compiled_anew": is_anew}) for is_anew in (True, False))
+    for measured, reasons in (
+        (anew, ["every round compiled from scratch", ""]),
+        (warm, ["", "no round compiled from scratch: the compiler's cache was warm"]),
+    ):
+        _, *calls = of("@compiled", measured, compile="whole")
+        assert [value and value.reason for value in calls] == reasons
 
 
 @pytest.mark.parametrize(

@@ -562,6 +562,9 @@ def test_run_of_probes_keeps_the_quality_values_of_the_record(teacher: ModelSpec
         name: column.tolist() for name, column in columns.columns.items()
     }
     assert runner.run([moved], prepare_in(tmp_path, suite)) == [both]
+    probe = probe.model_copy(update={"value": 8})
+    (again,) = runner.run([moved], prepare_in(tmp_path, suite, "probes"))
+    assert records.read_record(again).values == (*before.values, probe), "the new value in place of the old one"
 
 
 @pytest.mark.parametrize("change", [{"packages": {"diffusers": "0.1"}}, {"variables": {"CUDA_LAUNCH_BLOCKING": "1"}}])

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +22,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from processes import by_one, by_two
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_model
 from torch import Tensor, nn
 
 from sdbench.errors import UserError
+from sdbench.training import checkpoints
+from sdbench.training.checkpoints import Checkpoints
 from sdbench.training.loop import Schedule, fit, max_even_processes
 
 SCHEDULE = Schedule(steps=12, lr=1e-2, batch=8, warmup=3, ema=0.9, seed=4)
@@ -249,11 +252,46 @@ def test_run_resumes_from_the_previous_checkpoint_if_the_last_is_unreadable(tmp_
     with pytest.raises(KeyboardInterrupt):
         fit(interrupted, noisy_loss(interrupted, 11, KeyboardInterrupt()), SCHEDULE, folder, save_every_s=ALWAYS)
     (folder / "step-00000011" / "optimiser.pt").write_bytes(b"")
+    (folder / "unfinished.part").mkdir()  # left by a run that was killed while it saved
     resumed = tiny_net(seed=1)
     assert all(map(torch.equal, tensors(fit(resumed, noisy_loss(resumed), SCHEDULE, folder, save_every_s=ALWAYS)), kept))
     warning = capsys.readouterr().err
     assert re.search(r"cannot continue from checkpoint .*step-00000011: .*\. Continuing from the one before: .*step-00000010", warning)
     assert {path.name for path in folder.glob("step-*")} == {"step-00000011", "step-00000012"}
+
+
+@pytest.mark.parametrize(("seconds", "starts"), [(1, [11, 23]), (3, [11, 40])])
+def test_slow_checkpoints_are_saved_less_often(seconds: int, starts: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Due more than 10 s after the one before, or 25 s if saving takes 3 s; asked each second."""
+    net, now, began = nn.Linear(2, 1), [0], list[int]()
+
+    def save(*_: object) -> None:
+        began.append(now[0])
+        now[0] += seconds
+
+    monkeypatch.setattr(checkpoints, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(Checkpoints, "_save", save)
+    saved = Checkpoints(tmp_path, net, torch.optim.SGD(net.parameters()), None, every_s=10)
+    while len(began) < 2:
+        saved.save_if_due(1, last=False)
+        now[0] += 1
+    assert began == starts
+
+
+@pytest.mark.parametrize(("free", "left"), [(10**9, 2), (0, 1)])
+def test_the_older_checkpoint_makes_room_on_a_full_disk(free: int, left: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net, found = nn.Linear(2, 1), list[int]()
+
+    def noted(*arguments: Any) -> None:
+        found.append(len(list(tmp_path.glob("step-*"))))
+        save_model(*arguments)
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    monkeypatch.setattr(checkpoints, "save_model", noted)
+    saved = Checkpoints(tmp_path, net, torch.optim.SGD(net.parameters()), None, every_s=0)
+    for step in (1, 2, 3):
+        saved.save_if_due(step, last=True)
+    assert found == [0, 1, left]
 
 
 def test_out_of_memory_is_not_reported_as_a_damaged_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,31 +381,35 @@ def test_learning_rate_warms_up_and_then_decays_or_stays(decay: Literal["cosine"
     assert schedule.lr_at(110) == pytest.approx(2 * last)
 
 
-def train_with_accumulation(folder: Path, nan_at: int | None = None) -> Path:
-    """Train with four accumulated batches a step, of which number `nan_at` is NaN; returns the training's folder."""
+def train_with_accumulation(folder: Path, nan_at: int | None = None, stop_at: int | None = None) -> Path:
+    """Train with four accumulated batches a step, of which number `nan_at` is NaN, up to step `stop_at`; returns the training's folder."""
     accelerator = Accelerator(cpu=True, kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)])
     torch.manual_seed(0)
     net = accelerator.prepare(nn.Linear(3, 1))
     data = torch.randn(24, 4, 3, generator=torch.Generator().manual_seed(0))
 
     def loss(number: int) -> dict[str, Tensor]:
+        if number // 4 == stop_at:
+            raise KeyboardInterrupt
         square = (net(data[number]) - data[number].sum(1, keepdim=True)).square().mean()
         return {"square": square * (torch.nan if number % 4 == nan_at else 1)}
 
-    fit(net, loss, Schedule(steps=6, lr=1e-2, batch=4, warmup=2, accumulation=4), folder, accelerator=accelerator)
+    fit(net, loss, Schedule(steps=6, lr=1e-2, batch=4, warmup=2, accumulation=4), folder, accelerator=accelerator, save_every_s=ALWAYS)
     if accelerator.num_processes > 1:  # gradients stay in one shared bucket throughout an accumulation
         assert len({parameter.grad.untyped_storage().data_ptr() for parameter in net.parameters()}) == 1
     return folder
 
 
-def train_with_and_without_nan(folder: Path) -> None:
+def train_stopped_and_with_nan(folder: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train_with_accumulation(folder, stop_at=3)
     train_with_accumulation(folder)
     with pytest.raises(UserError, match="square nan"):  # in a batch of the second process
         train_with_accumulation(folder / "nan", nan_at=1)
 
 
-def test_two_processes_sharing_the_batches_match_one_process(tmp_path: Path) -> None:
-    assert by_two(train_with_and_without_nan, tmp_path / "by-2") == [0, 0]
+def test_two_processes_that_share_the_batches_and_resume_match_one_process(tmp_path: Path) -> None:
+    assert by_two(train_stopped_and_with_nan, tmp_path / "by-2") == [0, 0]
     folders = tmp_path / "by-2", train_with_accumulation(tmp_path / "by-1")
     one, other = (load_file(folder / "step-00000006" / "model.safetensors") for folder in folders)
     for name, tensor in one.items():
@@ -412,11 +454,6 @@ def test_batches_that_cannot_be_shared_evenly_are_an_error(tmp_path: Path, monke
     assert [max_even_processes(8, processes) for processes in (1, 3, 7, 8, 9)] == [1, 2, 4, 8, 8]
 
 
-def test_fit_returns_the_last_weights_or_their_running_average(tmp_path: Path) -> None:
+def test_fit_without_a_running_average_returns_the_model(tmp_path: Path) -> None:
     net = tiny_net()
-    assert fit(net, noisy_loss(net), replace(SCHEDULE, ema=None), tmp_path / "last") is net
-    net = tiny_net()
-    average = fit(net, noisy_loss(net), SCHEDULE, tmp_path / "average")
-    assert average is not net
-    differs = [not torch.equal(kept, last) for kept, last in zip(average.parameters(), net.parameters(), strict=True)]
-    assert all(differs)
+    assert fit(net, noisy_loss(net), replace(SCHEDULE, ema=None), tmp_path) is net

@@ -258,14 +258,16 @@ def test_an_invalid_source_is_refused(tmp_path: Path) -> None:
     table().remove_columns("image").to_parquet(tmp_path / "texts.parquet")
     pq.ParquetWriter(tmp_path / "none.parquet", table().data.table.schema).close()
     (tmp_path / "damaged.parquet").write_bytes(b"PAR1")
-    (tmp_path / "notes.doc").touch()
+    for other in ("notes.doc", "list.csv"):
+        (tmp_path / other).touch()
     for what, said in {
         "empty": r"nothing to read in .*empty: expected metadata\.jsonl.*; found nothing\. A line of metadata\.jsonl is {\"file_name\": \"0\.png\", \"text\": \"a caption\"}",
         "nowhere": "nothing to read at '.*nowhere': it is not a folder, a file, a glob",
         "texts.parquet": r"texts\.parquet has 0 image columns; expected one. Its columns: text \(Value\)",
         "none.parquet": "corresponds to no data",
         "damaged.parquet": r"cannot read '.*damaged\.parquet' as a dataset \(",
-        "*": r"names files ending in , \.doc, \.parquet; expected files of one kind: \.parquet",
+        "*": r"names files ending in , \.csv, \.doc, \.parquet; expected files of one kind: \.parquet",
+        "*.[cp]*": r"names files ending in \.csv, \.parquet; expected files of one kind",
     }.items():
         with pytest.raises(UserError, match=said):
             open_images(str(tmp_path / what))

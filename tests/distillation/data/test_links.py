@@ -352,7 +352,7 @@ def test_rows_can_be_filtered_also_later(site: Site, tmp_path: Path, capsys: pyt
     what, out = str(tmp_path / "list.parquet"), tmp_path / "out"
     assert fetch_images(what, out, RULES).images == 4
     arguments = ["data", "fetch", what, "--out", str(out), "--min-px", "8", "--allow-private", "--where"]
-    assert main([*arguments, "upscaled=true"]) == 0
+    assert main([*arguments, "upscaled=TRUE"]) == 0
     assert open_images(str(out)).captions == ["image 2", "image 3"]
     assert main([*arguments, "upscaled=maybe"]) == 2
     assert "list.parquet: no row whose column 'upscaled' is 'maybe'; found False, True" in capsys.readouterr().err
