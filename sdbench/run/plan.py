@@ -101,7 +101,7 @@ def _text(content: dict[str, Any], n: int) -> str:
     lines += [f"fetch: {file['repository']}/{file['name']} ({size_text(file['size_bytes'])})" for file in content["files"]]
     lines += [f"missing: {what}" for what in content["lacking"]]
     spent = "sampling" if n else "timed calls"
-    lines.append(f"disk: at most {content['disk_bytes'] / 1e9:.2f} GB" + ("" if content["files"] else "; nothing to fetch"))
+    lines.append(f"disk: at most {size_text(content['disk_bytes'])}" + ("" if content["files"] else "; nothing to fetch"))
     for row in content["models"]:
         lines.append(
             f"{row['model']}: "
