@@ -155,6 +155,7 @@ def test_methods_quote_the_error_rates_of_the_calibration() -> None:
         ["no difference, other noise, 5 rounds of the same speed and memory"],
         margins,
         [f"a loss of one margin by 5 to 60 prompts in 512, at the rate that passes most: {clip}"],
+        ["10 % slower, 5 rounds", "10 % slower, 20 rounds"],
         sequential_clip,
     ]
     for names in rows:
