@@ -217,7 +217,10 @@ def _noise_key(noise: Noise, prompt_id: str, sample: int) -> int:
 
 
 def _step_generator(noise: Noise, job: Job) -> torch.Generator:
-    """The generator of the noise that some schedulers (ancestral, LCM) add at each step; each image has its own, as for its latents."""
+    """The generator of the noise that some schedulers (ancestral, LCM) add at each step; each image has its own, as for its latents.
+
+    Torch keeps 32 bits of the key, so two images of many may share this noise, but not their latents.
+    """
     key = _noise_key(noise, job.prompt_id, job.sample) if noise.kind == "per_image" else noise.seed
     return torch.Generator().manual_seed(key % 2**63)
 

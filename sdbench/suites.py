@@ -167,8 +167,8 @@ class Suite(Table):
     Attributes:
         family: the family of the models it is for; None in a part, which other suites include.
         metrics: names of protocols by family, since each family has its own evaluators.
-        reference: what set metrics compare with: `scenes` renders eight scenes of the training split for each prompt; any other name is
-            that of a reference that `sdbench reference` built or imported.
+        reference: what set metrics compare with: `scenes` renders 4,096 scenes of the training split, whatever the prompts; any other name
+            is that of a reference that `sdbench reference` built or imported.
     """
 
     name: Name

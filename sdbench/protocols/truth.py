@@ -1,4 +1,7 @@
-"""Scene accuracy: whether an image shows what its caption asks for. Only scenes have it, since only their truth is known."""
+"""Scene accuracy: whether an image shows what its caption asks for. Only scenes have it, since only their truth is known.
+
+What an image shows is read by a network, the attribute reader; all of the layout must be as the caption says.
+"""
 
 from itertools import chain
 

@@ -1,7 +1,7 @@
 """Coverage of the intervals, counted over repeated draws with known truth; `-m slow` repeats 2,000 times and prints the table.
 
 A 95 % interval must cover 93 to 97 % of the time where its theory is exact in large samples (means, shares), and at least
-93 % for Frechet distances, whose influence gives slightly wide intervals.
+93 % for distances and overlaps of sets, whose influence gives slightly wide intervals.
 """
 
 from collections.abc import Callable
@@ -12,8 +12,11 @@ import pytest
 from scipy import stats as scipy_stats
 
 from sdbench.arrays import F64
+from sdbench.metrics.cmmd import cmmd
 from sdbench.metrics.frechet import frechet, frechet_distance, gaussian
 from sdbench.metrics.frechet_infinity import frechet_infinity
+from sdbench.metrics.kid import kid
+from sdbench.metrics.prdc import prdc
 from sdbench.stats import decisions, intervals
 
 RATIOS = (0.5, 1, 2.5, 5, 30)
@@ -178,6 +181,34 @@ def test_coverage_check_detects_intervals_that_are_too_narrow() -> None:
     assert covers(distance, half / 2, distance.mean()) < lowest
     assert covers(gap, gap_half / 2, gap.mean()) < lowest
     assert covers(distance, half, model.truth) < lowest
+
+
+# Kernel distances, and how far two sets overlap
+
+
+def distances_and_overlaps(generated: F64, real: F64) -> dict[str, tuple[float, F64]]:
+    """The values of n generated and m real features, n x d and m x d, each with its influences, (n,); precision is a share, with an exact one."""
+    unit_generated, unit_real = (features / np.linalg.norm(features, axis=1, keepdims=True) for features in (generated, real))
+    overlaps = {name: found for name, found in prdc(generated, real).items() if name != "precision"}
+    return {"KID": kid(generated, real), "CMMD": cmmd(unit_generated, unit_real), **overlaps}
+
+
+@pytest.mark.parametrize("shift", [0.05, 0.3])
+@pytest.mark.parametrize(("n", "repetitions"), [(64, FEW), *(pytest.param(n, MANY, marks=pytest.mark.slow) for n in (64, 256))])
+def test_intervals_of_kernel_distances_and_overlaps_cover(n: int, repetitions: int, shift: float) -> None:
+    """The truth is the mean over the repetitions, with the same real features: the interval takes those as given."""
+    d, found = 16, dict[str, list[tuple[float, float]]]()
+    real = np.random.default_rng(0).normal(size=(300, d))
+    for seed in range(repetitions):
+        generated = 0.9 * np.random.default_rng((seed, n)).normal(size=(n, d)) + shift
+        for name, (value, influence) in distances_and_overlaps(generated, real).items():
+            interval = intervals.standard_error_interval(value, influence)
+            found.setdefault(name, []).append((value, interval.high - value))
+    for name, rows in found.items():
+        values, halves = np.array(rows).T
+        covered = covers(values, halves, values.mean())
+        report(f"{name}, d = {d}, n = {n}, shift {shift}", covered, repetitions)
+        assert covered >= coverage_bounds(repetitions)[0]
 
 
 def report(label: str, coverage: float, repetitions: int) -> None:
