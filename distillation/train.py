@@ -10,7 +10,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -35,7 +35,7 @@ from distillation.samples import StudentSampler
 from distillation.succession import warn_of_different_parts
 from distillation.taps import Tap, collect_outputs
 from distillation.teacher import Teacher
-from sdbench.disk import digest, write_bytes
+from sdbench.disk import digest, locked, write_bytes
 from sdbench.errors import UserError
 from sdbench.models.out_of_memory import is_out_of_memory
 from sdbench.scenes.embedded import verified_path
@@ -86,6 +86,8 @@ def distil(
 ) -> Path:
     """Train the student, write it to `out` and return `out`. Stages that an earlier run finished under `work` are not trained again.
 
+    The same run in another process, which would write the same folders, is waited for.
+
     Args:
         recipe: what to cut and how to train.
         family: which of the recipe's settings to use.
@@ -119,7 +121,8 @@ def distil(
     folders = broadcast_from_main(
         lambda: _segment_folders(work, recipe, plan, run_identity(recipe, family, plan, pool.images.digest, device))
     )
-    with _explain_out_of_memory(settings, str(accelerator.device)):
+    with ExitStack() as alone, _explain_out_of_memory(settings, str(accelerator.device)):
+        broadcast_from_main(lambda: alone.enter_context(locked(folders[0].parent / ".lock")))
         _train_segments(make_context, recipe, plan, folders, accelerator)
     if accelerator.is_main_process:
         student = _load_student(folders[-1])

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import io
 import re
 import signal
@@ -12,6 +13,8 @@ from typing import Any, TypeVar
 from sdbench.errors import UserError
 
 BAD_INPUT, INTERRUPTED = 2, 130
+# The disk is full, read-only, broken, or has lost a folder: this can happen at any write, so not every one names it.
+_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ENOENT, errno.ENOTDIR}
 _ESCAPES = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
 P = TypeVar("P", bound=argparse.ArgumentParser)
 
@@ -89,7 +92,10 @@ def show(text: object) -> None:
 
 
 def run_command(program: str, command: Callable[[], int]) -> int:
-    """Run a command and return the exit code of the process: 2 for a `UserError`, with its message on stderr, 130 for an interrupt."""
+    """Run a command and return the exit code of the process: 2 for a `UserError` or an error of the disk, 130 for an interrupt.
+
+    The message goes to stderr.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):  # a caller may have put something else there
         sys.stdout.reconfigure(errors="replace")  # a table with `?` for an arrow is better than none; JSON is ASCII
     with contextlib.suppress(ValueError):  # only the main thread may set it
@@ -103,6 +109,14 @@ def run_command(program: str, command: Callable[[], int]) -> int:
         sys.stderr.write(f"{program}: {printable(error)}\n")
         return BAD_INPUT
     except BrokenPipeError:  # the reader of stdout has gone; 0 would mean that a gate has passed
+        return BAD_INPUT
+    except OSError as error:
+        if error.errno not in _OF_THE_DISK:
+            raise
+        where = f" at {error.filename}" if error.filename else ""
+        sys.stderr.write(
+            f"{program}: {printable(f'{error.strerror}{where}')}; what was finished is kept, and the same command continues from there\n"
+        )
         return BAD_INPUT
 
 

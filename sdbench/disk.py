@@ -1,11 +1,18 @@
-"""Digests of content and of files, and atomic writes of files."""
+"""Digests of content and of files, atomic writes of files, and locks between commands."""
 
 import contextlib
 import hashlib
 import json
+import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+
+import numpy as np
+import numpy.typing as npt
+from filelock import FileLock, Timeout
 
 from sdbench.errors import UserError
 
@@ -39,3 +46,49 @@ def write_bytes(path: Path, content: bytes) -> Path:
             f"cannot write {path}: {error.strerror}. What was made so far is kept; free some space, make the folder writable, or name another folder."
         ) from error
     return path
+
+
+def create_array(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> "np.memmap[Any, Any]":
+    """Create a `.npy` file to be filled through memory, and return its array, zeros; on Linux its space on the disk is taken at once.
+
+    Without that, a disk that becomes full would end the process with SIGBUS, without a message.
+
+    Raises:
+        UserError: the folder cannot be written, or has too little space.
+    """
+    try:
+        array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+        if sys.platform == "linux":
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        needed = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        raise UserError(f"cannot create {path}, {needed / 1e9:.3f} GB: {error.strerror}. Make room, or name another folder") from error
+    return array
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock file while open, alone among all processes; first wait, with a note, for one that holds it.
+
+    The lock of a process ends with it, however it ends; the file stays.
+
+    Raises:
+        UserError: the file cannot be written, or its file system has no locks.
+    """
+    lock = FileLock(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            sys.stderr.write(f"waiting for another command that works in {path.parent}\n")
+            lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        raise UserError(f"cannot lock {path}: {error}. Make its folder writable, or name another") from error
+    try:
+        yield
+    finally:
+        lock.release()

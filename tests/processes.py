@@ -1,15 +1,26 @@
-"""Processes for tests; forked, as importing torch again would take longer than the test."""
+"""Processes and their locks for tests; forked, as importing torch again would take longer than the test."""
 
 import os
 import socket
 from collections.abc import Callable, Sequence
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
+from filelock import FileLock, Timeout
 
 LIMIT_S = 300
+
+
+def is_locked(path: Path) -> bool:
+    """Whether anyone holds this lock file, this process included."""
+    try:
+        with FileLock(path, timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def by_one(work: Callable[..., object], *arguments: Any) -> int | None:

@@ -24,7 +24,7 @@ from distillation.run_plan import plan_run, run_identity
 from distillation.sensitivity.removal import pick_most_missed, removal_losses
 from distillation.train import distil
 from sdbench.arrays import F64
-from sdbench.disk import digest, write_bytes
+from sdbench.disk import digest, locked, write_bytes
 from sdbench.errors import unknown_name
 from sdbench.models.architectures import depths, unet_config
 from sdbench.scenes.embedded import verified_path
@@ -130,8 +130,9 @@ def run_sweep(
             path = results / "ablation" / recipe.name / f"{name.replace(' ', '-')}-{seed}.json"
             if not (outcome := _read(path)) or outcome.identity != identity:
                 out = work / "students" / digest(identity)
-                if not out.exists():
-                    distil(variant, "scenes", [teacher_folder], work, out, steps=steps, device=device, unet_only=True)
+                with locked(out.with_suffix(".lock")):  # another sweep may be making it
+                    if not out.exists():
+                        distil(variant, "scenes", [teacher_folder], work, out, steps=steps, device=device, unet_only=True)
                 outcome = _evaluate(out, name, seed, identity, evaluation, device)
                 write_bytes(path, json.dumps(asdict(outcome)).encode() + b"\n")
             outcomes.append(outcome)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from sdbench import machine, records, suites
 from sdbench.api import measuring
 from sdbench.api.places import Places
+from sdbench.disk import locked
 from sdbench.errors import UserError, unknown_name
 from sdbench.gate import floors, judging, lookup
 from sdbench.gate import policy as policies
@@ -119,17 +120,18 @@ def noise(
             "Use a suite whose noise is drawn from a seed"
         )
     numbers = [suite.noise.seed + index for index in range(seeds)]
-    folders = [places.work / "noise" / str(number) for number in numbers]  # finished rounds are reused by content: each run needs its own
-    sides = []
-    for number, folder in zip(numbers, folders, strict=True):
-        # Without a teacher, whose images have other noise.
-        seeded = suite.model_copy(update={"noise": suite.noise.model_copy(update={"seed": number}), "teacher": None})
-        (record,) = measuring.run([spec], seeded, Places(folder / "records", folder), device=device, only=only)
-        sides.append(Side.read(record))
-    floor = floors.estimate(sides, numbers, suite.id)
-    path = floors.write(floor, places.results)
-    for folder in folders:  # the next floor is measured anew; a killed run has continued from these until now
-        shutil.rmtree(folder / "probes", ignore_errors=True)
+    work, sides = places.work / "noise" / spec.name, []
+    with locked(work / ".lock"):  # another command that measures this floor would end with removing these rounds
+        for number in numbers:
+            folder = work / str(number)  # finished rounds are reused by content: each run needs its own
+            # Without a teacher, whose images have other noise.
+            seeded = suite.model_copy(update={"noise": suite.noise.model_copy(update={"seed": number}), "teacher": None})
+            (record,) = measuring.run([spec], seeded, Places(folder / "records", folder), device=device, only=only)
+            sides.append(Side.read(record))
+        floor = floors.estimate(sides, numbers, suite.id)
+        path = floors.write(floor, places.results)
+        for number in numbers:  # the next floor is measured anew; a killed run has continued from these until now
+            shutil.rmtree(work / str(number) / "probes", ignore_errors=True)
     return path, floor
 
 

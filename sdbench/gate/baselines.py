@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Self
 
 import tomli_w
-from filelock import FileLock
 from pydantic import Field, TypeAdapter, model_validator
 
 from sdbench import records
-from sdbench.disk import write_bytes
+from sdbench.disk import locked, write_bytes
 from sdbench.errors import UserError, unknown_name
 from sdbench.models.catalogue import CATALOGUE
 from sdbench.validation import Table, error_message
@@ -135,14 +134,11 @@ def _current(results: Path) -> dict[str, Move]:
 def _append(name: str, move: Move, results: Path) -> Move:
     if not move.why:
         raise UserError("say why the baseline changes: --why TEXT")
-    try:
-        with FileLock(_path(results).with_name(".baselines.lock")):  # two commands may move names at once
-            known = read(results)
-            known[name] = (*known.get(name, ()), move)
-            content = {each: [one.model_dump() for one in moves] for each, moves in sorted(known.items())}
-            write_bytes(_path(results), tomli_w.dumps(content).encode())
-    except OSError as error:  # the lock cannot be taken; `write_bytes` names its own errors
-        raise UserError(f"cannot write {_path(results)}: {error.strerror}; make its folder writable") from error
+    with locked(_path(results).with_name(".baselines.lock")):  # two commands may move names at once
+        known = read(results)
+        known[name] = (*known.get(name, ()), move)
+        content = {each: [one.model_dump() for one in moves] for each, moves in sorted(known.items())}
+        write_bytes(_path(results), tomli_w.dumps(content).encode())
     return move
 
 

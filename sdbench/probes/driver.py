@@ -21,7 +21,7 @@ from typing import Any
 from tqdm import tqdm
 
 from sdbench.disk import digest as digest_of
-from sdbench.disk import file_digest, write_bytes
+from sdbench.disk import file_digest, locked, write_bytes
 from sdbench.errors import UserError
 from sdbench.machine import environment, this_machine, variables
 from sdbench.models.digest import weights_digest
@@ -96,6 +96,7 @@ def measure(
 ) -> ProbeResult:
     """Measure models in turns; only rounds that are not in `work` are run.
 
+    A second command that measures in `work` waits until the first has ended: at once, both would time each other too.
     A kept round is reused only for the same set of models: only rounds that took turns ran under the same state of the machine.
     All rounds together are then written to `work/rounds.json`, which `pytest-benchmark compare` reads.
 
@@ -125,18 +126,19 @@ def measure(
     }
     digest = cache(weights_digest)  # settings share the weights, so that their gigabytes are read only once
     weights = [(spec.name, digest(spec, dtype=sampling.dtype)) for spec in specs]
-    run_id = _run_id(weights, _conditions(device, machine, switches, suites), folders)
-    stems = {key: _file_stem(request, digest(request.spec, dtype=request.dtype), run_id) for key, request in requests.items()}
-    rounds = _measure_in_turns(requests, stems, probes.rounds, folders)
-    if profile:  # after the rounds, so that it finds the compiler's cache filled
-        for (label, name), request in requests.items():
-            for reason in dict.fromkeys(_write_profiles(request, stems[label, name], folders).values()):
-                tqdm.write(f"the profile of {name} {label} is incomplete: {reason}", file=sys.stderr)
-    kept = {
-        key: [file for index in range(probes.rounds) if (file := folders.work / f"{stem}-{index}.json").exists()]
-        for key, stem in stems.items()
-    }
-    rounds_file.write(kept, folders.work / ROUNDS_FILE)
+    with locked(folders.work / ".lock"):
+        run_id = _run_id(weights, _conditions(device, machine, switches, suites), folders)
+        stems = {key: _file_stem(request, digest(request.spec, dtype=request.dtype), run_id) for key, request in requests.items()}
+        rounds = _measure_in_turns(requests, stems, probes.rounds, folders)
+        if profile:  # after the rounds, so that it finds the compiler's cache filled
+            for (label, name), request in requests.items():
+                for reason in dict.fromkeys(_write_profiles(request, stems[label, name], folders).values()):
+                    tqdm.write(f"the profile of {name} {label} is incomplete: {reason}", file=sys.stderr)
+        kept = {
+            key: [file for index in range(probes.rounds) if (file := folders.work / f"{stem}-{index}.json").exists()]
+            for key, stem in stems.items()
+        }
+        rounds_file.write(kept, folders.work / ROUNDS_FILE)
     by_name = {spec.name: _values({label: (requests[label, spec.name], rounds[label, spec.name]) for label in chosen}) for spec in specs}
     return ProbeResult(by_name, run_id)
 
@@ -234,6 +236,7 @@ def _run_process(request: Request, target: Path, stem: str, folders: Folders) ->
         **_environment(folders.suites),
         meters.COMPILER_CACHE: str(_compiler_cache(stem, folders)),
         REQUEST_VARIABLE: str(request_file),
+        plugin.DRIVER_VARIABLE: str(os.getpid()),
     }
     try:
         done = subprocess.run(  # noqa: S603  # our own arguments

@@ -1,6 +1,10 @@
 """pytest plugin of a measuring process: adds the machine to pytest-benchmark's file, and writes why stages failed beside it."""
 
+import ctypes
 import json
+import os
+import signal
+import sys
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -12,11 +16,20 @@ from sdbench.probes.request import Request
 
 FAILURES = pytest.StashKey[dict[str, str]]()
 FAILURES_SUFFIX = ".failures.json"
+DRIVER_VARIABLE = "SDBENCH_PROBE_DRIVER"  # id of the process that asked for the round
+_PR_SET_PDEATHSIG = 1
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Start with no failures."""
+    """Start with no failures, and end with the process that asked for the round: killed, it could not end this one.
+
+    Beside the round that the same command then starts again, this one would fill the card and slow the other down.
+    """
     config.stash[FAILURES] = {}
+    if sys.platform == "linux" and (driver := os.environ.get(DRIVER_VARIABLE)):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != int(driver):  # it ended before
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.hookimpl(wrapper=True)

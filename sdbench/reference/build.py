@@ -10,6 +10,7 @@ import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from tqdm import tqdm
 
 from sdbench.arrays import F32, F64, U8
 from sdbench.assets.sources import open_image, read_rows
-from sdbench.disk import digest
+from sdbench.disk import digest, locked
 from sdbench.encoders.catalogue import Encoder
 from sdbench.errors import UserError
 from sdbench.metrics.frechet import Gaussian, Moments
@@ -93,24 +94,25 @@ def build(name: str, images: Images, encoder: Encoder, runs: Path) -> Card:
             weights of the encoder, or the reference cannot be written.
     """
     existing, n = _existing_card(name, encoder.name, runs), len(images.names)
-    if existing:
-        _check_same(existing, images, encoder, runs)
-        return existing
-    blocks = folder(name, runs) / f".{encoder.name}"
-    moments, kept, sha256 = Moments(), [], hashlib.sha256()
-    for rows, contents in _read_blocks(images, f"{name}, {encoder.name}"):
-        hashes = b"".join(hashlib.sha256(content).digest() for content in contents)
-        sha256.update(hashes)
-        path = blocks / f"{digest([encoder.id(), hashes.hex()])}.npy"
-        features = load_or_compute(path, partial(_features, contents, [images.names[row] for row in rows], encoder))
-        moments.add(features)
-        kept.append(features[[_is_kept(row, n) for row in rows]])
-    data = {"source": images.source, "sha256": sha256.hexdigest()}
-    reference_digest = _digest(data["sha256"], n, encoder.id())
-    card = Card(name=name, digest=reference_digest, encoder=encoder.name, encoder_id=encoder.id(), data=data, n=n)
-    card = save(card, moments.gaussian(), np.concatenate(kept), runs)
-    shutil.rmtree(blocks, ignore_errors=True)
-    return card
+    with nullcontext() if existing else locked(folder(name, runs) / ".lock"):
+        if existing := existing or card_of(name, encoder.name, runs):  # another command may have built it meanwhile
+            _check_same(existing, images, encoder, runs)
+            return existing
+        blocks = folder(name, runs) / f".{encoder.name}"
+        moments, kept, sha256 = Moments(), [], hashlib.sha256()
+        for rows, contents in _read_blocks(images, f"{name}, {encoder.name}"):
+            hashes = b"".join(hashlib.sha256(content).digest() for content in contents)
+            sha256.update(hashes)
+            path = blocks / f"{digest([encoder.id(), hashes.hex()])}.npy"
+            features = load_or_compute(path, partial(_features, contents, [images.names[row] for row in rows], encoder))
+            moments.add(features)
+            kept.append(features[[_is_kept(row, n) for row in rows]])
+        data = {"source": images.source, "sha256": sha256.hexdigest()}
+        reference_digest = _digest(data["sha256"], n, encoder.id())
+        card = Card(name=name, digest=reference_digest, encoder=encoder.name, encoder_id=encoder.id(), data=data, n=n)
+        card = save(card, moments.gaussian(), np.concatenate(kept), runs)
+        shutil.rmtree(blocks, ignore_errors=True)
+        return card
 
 
 def import_moments(name: str, file: Path, encoder: str, n: int, source: str, runs: Path) -> Card:

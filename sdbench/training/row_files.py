@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from filelock import FileLock
 from torch import Tensor
 from tqdm import tqdm
 
+from sdbench.disk import create_array, locked
 from sdbench.errors import UndecodableError, UserError
 from sdbench.training.processes import broadcast_from_main, rank_and_local_size
 
@@ -80,38 +80,39 @@ class RowFile:
 def fill_and_load(*files: RowFile) -> list[npt.NDArray[np.void]]:
     """Compute the missing rows of these files, all in one folder, and return their arrays, memory-mapped, with a field for each tensor.
 
+    One run at a time: another that needs the same rows waits for them.
+
     Raises:
         UserError: the disk has too little space, a file has no rows, or too many images cannot be decoded.
     """
-    for file, is_complete in zip(files, broadcast_from_main(lambda: _create_missing(files)), strict=True):
-        if not is_complete:
-            _fill(file)
-            broadcast_from_main(partial(_finish, file))
+    with ExitStack() as alone:
+        broadcast_from_main(lambda: alone.enter_context(locked(files[0].path.parent / ".lock")))
+        for file, is_complete in zip(files, broadcast_from_main(lambda: _create_missing(files)), strict=True):
+            if not is_complete:
+                _fill(file)
+                broadcast_from_main(partial(_finish, file))
     return [np.load(file.path, mmap_mode="r") for file in files]
 
 
 def _create_missing(files: Sequence[RowFile]) -> list[bool]:
     """Create array and marks of the files that are neither complete nor started, and return whether each file is complete.
 
-    Checks the free disk space first: writing to a memory map on a full disk would kill the process hours later.
+    Checks the free disk space of all of them first.
     """
     new = [file for file in files if file.is_missing]
     dtypes = [_row_dtype(file) for file in new]
     folder = files[0].path.parent
-    folder.mkdir(parents=True, exist_ok=True)
     needed = sum(file.n * dtype.itemsize for file, dtype in zip(new, dtypes, strict=True))
     if needed > (free := shutil.disk_usage(folder).free):
         fields = ", ".join(name for dtype in dtypes for name in dtype.names or ())
         raise UserError(
             f"{folder} has {free / 1e9:.1f} GB free; {needed / 1e9:.1f} GB are needed for {fields} of {files[0].n:,} images. Make room, or name another folder with --work"
         )
-    with FileLock(folder / ".lock"):
-        for file, dtype in zip(new, dtypes, strict=True):
-            if file.is_missing:  # still: finding the fields took seconds, in which another run may have begun to fill the file
-                file.marks_path.unlink(missing_ok=True)
-                np.lib.format.open_memmap(file.part_path, "w+", dtype, (file.n,))  # sparse: takes no space before it is written to
-                file.marks_path.write_bytes(bytes(file.n))
-        return [file.path.exists() for file in files]
+    for file, dtype in zip(new, dtypes, strict=True):
+        file.marks_path.unlink(missing_ok=True)
+        create_array(file.part_path, dtype, (file.n,))
+        file.marks_path.write_bytes(bytes(file.n))
+    return [file.path.exists() for file in files]
 
 
 def _row_dtype(file: RowFile) -> np.dtype[np.void]:
@@ -196,8 +197,7 @@ def _compute_chunk(
 
 def _finish(file: RowFile) -> None:
     """Give the complete file its name, and remove its marks."""
-    with suppress(FileNotFoundError):  # another run in this folder finished it first; both filled the same file with the same rows
-        if len(undecodable := np.flatnonzero(np.fromfile(file.marks_path, np.uint8) == 0)):
-            np.save(file.undecodable_path, undecodable)
-        file.part_path.rename(file.path)
-        file.marks_path.unlink()
+    if len(undecodable := np.flatnonzero(np.fromfile(file.marks_path, np.uint8) == 0)):
+        np.save(file.undecodable_path, undecodable)
+    file.part_path.rename(file.path)
+    file.marks_path.unlink()

@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from huggingface_hub.repocard import metadata_load
-from processes import by_two
+from processes import by_two, is_locked
 from safetensors.torch import load_file, save_file
 from tiny import tiny_unet, with_unet
 from torch import nn
@@ -62,6 +62,7 @@ def student(vega: Recipe, teacher_folder: Path, living: list[int], tmp_path_fact
 
     def counted(*arguments: Any, **chosen: Any) -> nn.Module:
         living.append(count_unets() - before)
+        assert is_locked(arguments[3].parent / ".lock"), "another process that trains the same must wait"
         return fit(*arguments, **chosen)
 
     with pytest.MonkeyPatch.context() as patch:

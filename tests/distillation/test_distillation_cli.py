@@ -1,3 +1,4 @@
+import errno
 from pathlib import Path
 
 import pytest
@@ -82,10 +83,16 @@ def test_a_missing_device_is_refused(more: list[str], tmp_path: Path, capsys: py
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "said"), [(KeyboardInterrupt, 130, "interrupted; what was finished is kept"), (BrokenPipeError, 2, "")]
+    ("error", "code", "said"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted; what was finished is kept"),
+        (BrokenPipeError(), 2, ""),
+        (OSError(errno.ENOSPC, "No space left on device"), 2, "distillation: No space left on device; what was finished is kept"),
+        (OSError(errno.EROFS, "Read-only file system", "log"), 2, "distillation: Read-only file system at log; what was finished is kept"),
+    ],
 )
 def test_an_interruption_is_not_a_crash(
-    error: type[BaseException], code: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: BaseException, code: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def ends(*_: object, **__: object) -> None:
         raise error

@@ -128,7 +128,7 @@ def test_folder_of_records_is_not_taken_for_a_record_or_a_checkpoint(results: Pa
 def test_folder_that_cannot_be_written_is_reported(results: Path) -> None:
     folder = save_record(make_measurement(), results)
     (results / ".baselines.lock").mkdir()
-    with pytest.raises(UserError, match=r"cannot write .*baselines\.toml: .*make its folder writable"):
+    with pytest.raises(UserError, match=r"cannot lock .*baselines\.lock: .*Make its folder writable"):
         baselines.set_baseline("production", folder, "release 1", results)
 
 

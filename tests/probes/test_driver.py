@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from factories import number
+from processes import is_locked
 
 from sdbench import api
 from sdbench.errors import UserError
@@ -169,6 +170,65 @@ def test_only_rounds_that_alternated_share_a_run_id(harness: DriverHarness) -> N
     assert harness.probe("b", "a", rounds=2).run_id == together.run_id
     shutil.rmtree(harness.work)
     assert harness.probe("a", "b").run_id != together.run_id
+
+
+def test_one_command_measures_at_a_time(harness: DriverHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, held = driver._run_process, []
+
+    def start_round(*arguments: Any) -> dict[str, str]:
+        held.append(is_locked(harness.work / ".lock"))
+        return start(*arguments)
+
+    monkeypatch.setattr(driver, "_run_process", start_round)
+    harness.measure("a", "b")
+    assert held == [True, True]
+    assert not is_locked(harness.work / ".lock")
+
+
+def test_round_ends_with_the_process_that_started_it() -> None:
+    round_code = """
+import time
+from types import SimpleNamespace
+from sdbench.probes import plugin
+plugin.pytest_configure(SimpleNamespace(stash={}))
+print("measuring", flush=True)
+time.sleep(60)
+"""
+    driver_code = f"""
+import os, subprocess, sys
+subprocess.run([sys.executable, "-c", {round_code!r}], env={{**os.environ, {plugin.DRIVER_VARIABLE!r}: str(os.getpid())}})
+"""
+    root = {**os.environ, "PYTHONPATH": str(Path(driver.__file__).parents[2])}
+    with subprocess.Popen([sys.executable, "-c", driver_code], stdout=subprocess.PIPE, env=root, encoding="utf-8") as process:
+        assert process.stdout
+        assert process.stdout.readline() == "measuring\n"
+        process.kill()
+        process.communicate(timeout=20)  # returns only when both processes have closed the pipe
+
+
+def test_noise_floor_of_one_model_leaves_the_rounds_of_another(
+    harness: DriverHarness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "find", lambda name: harness.suites / name)
+    probes, prompts = Probes(rounds=1, calls=2, warmup=0), Prompts(n=1)
+    suite = Suite(name="own", version=1, family="scenes", description="", prompts=prompts, sampling=SAMPLING, probes=probes)
+    write = floors.write
+
+    def measure_noise(name: str) -> None:
+        spec = ModelSpec(name, "scenes", "vega", "random", "")
+        api.noise(spec, suite, 2, api.Places(tmp_path / "results", tmp_path / "runs"), device="cpu")
+
+    def write_after_another_model(*_: Any) -> Path:
+        monkeypatch.setattr(floors, "write", write)
+        assert is_locked(tmp_path / "runs" / "noise" / "a" / ".lock")
+        measure_noise("b")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(floors, "write", write_after_another_model)
+    with pytest.raises(KeyboardInterrupt):
+        measure_noise("a")
+    measure_noise("a")
+    assert harness.started == ["a", "a", "b", "b"]
 
 
 def test_each_noise_floor_is_measured_afresh_and_a_killed_one_resumes(

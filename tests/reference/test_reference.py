@@ -4,6 +4,8 @@ import hashlib
 import io
 import json
 import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from synthetic_images import deep_png
 
 from sdbench import cli
 from sdbench.arrays import F32, U8
+from sdbench.disk import locked
 from sdbench.encoders.catalogue import ENCODERS, Encoder
 from sdbench.encoders.pixels import device
 from sdbench.errors import MissingError, UserError
@@ -81,7 +84,7 @@ def test_statistics_match_the_features_of_the_images(image_folder: Path, runs: P
     assert (found.statistics.n, found.digest) == (N, card.digest)
     assert (card.encoder_id, card.data, card.n, card.features) == ("toy-1234", {"source": "real", "sha256": DATA}, N, N)
     assert {"numpy", "torch", "sdbench"} <= card.packages.keys()
-    assert {path.name for path in (runs / "references" / "real").iterdir()} == {"toy.json", card.file}
+    assert {path.name for path in (runs / "references" / "real").iterdir()} == {".lock", "toy.json", card.file}
 
 
 def test_digest_does_not_depend_on_the_layout_of_the_images(
@@ -125,6 +128,19 @@ def test_reference_is_built_once_and_a_different_one_of_that_name_is_rejected(
         build("real", images_in_folder(image_folder), uncalled, runs)
     monkeypatch.undo()
     assert list_cards(runs) == [card]
+
+
+def test_reference_that_another_command_builds_meanwhile_is_kept(image_folder: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def wait_for_another(path: Path) -> Iterator[None]:
+        monkeypatch.setattr(building, "locked", locked)
+        build("real", images_in_folder(image_folder, 5), TOY, runs)
+        with locked(path):
+            yield
+
+    monkeypatch.setattr(building, "locked", wait_for_another)
+    with pytest.raises(UserError, match="exists already, from real with n = 5"):
+        build("real", images_in_folder(image_folder), TOY, runs)
 
 
 def test_killed_build_resumes(image_folder: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,3 +32,21 @@ def test_a_finished_part_is_kept_and_one_of_another_schedule_is_refused(tmp_path
     monkeypatch.setattr(make, "PARTS", with_schedule(replace(schedule, lr=2e-3)))
     with pytest.raises(UserError, match=r"'reader' in .* was trained with another schedule; name another folder with --work"):
         train_part("reader", Workspace(tmp_path, "cpu"))
+
+
+def test_part_killed_while_its_report_is_written_is_not_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(make, "PARTS", {"part": (Schedule(1, 0.1, 1), lambda _: {"accuracy": 0.5})})
+    workspace = Workspace(tmp_path, "cpu")
+
+    def write_half(path: Path, content: str | bytes, **_: str) -> None:
+        with path.open("wb") as file:
+            file.write((content if isinstance(content, bytes) else content.encode())[:9])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        for name in ("write_text", "write_bytes"):
+            patch.setattr(Path, name, write_half)
+        with pytest.raises(KeyboardInterrupt):
+            train_part("part", workspace)
+    train_part("part", workspace)
+    assert json.loads((workspace.out / "reports" / "part.json").read_bytes())["scores"] == {"accuracy": 0.5}

@@ -1,5 +1,7 @@
 """Rendered training images on disk."""
 
+import errno
+import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 
 from sdbench.arrays import U8
+from sdbench.errors import UserError
 from sdbench.scenes.grammar import Scene, scene_at
 from sdbench.scenes.render import render
 from sdbench.scenes.training import pool
@@ -30,6 +33,15 @@ def test_processes_that_share_a_folder_render_once_and_read_whole_images(tmp_pat
     assert [n for n in rendered if n > 8] == [256, 44], "beside the first ones, which name the file"
     np.testing.assert_array_equal(one.images, other.images)
     np.testing.assert_array_equal(one.images[299], render([scene_at(299, "train", 0)], [299], 0)[0])
+
+
+def test_full_disk_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        Pool(tmp_path, 3)
 
 
 def test_images_of_another_renderer_are_not_taken_for_those_of_this_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

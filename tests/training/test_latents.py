@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
-from processes import by_two
+from processes import by_two, is_locked
 from safetensors.torch import load_file, save_file
 from torch import distributed
 
@@ -149,20 +148,6 @@ def test_latents_of_another_kind_of_device_are_not_reused(
     assert asked[1] == asked[2]
 
 
-def test_two_runs_may_fill_the_same_folder(
-    teacher_folder: Path, pool: Pool, latents: LatentPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fill = row_files._fill
-
-    def fill_while_another_ends(rows: Any) -> None:
-        fill(rows)
-        rows.part_path.rename(rows.path)
-        rows.marks_path.unlink()
-
-    monkeypatch.setattr(row_files, "_fill", fill_while_another_ends)
-    assert np.array_equal(LatentPool(teacher_folder, pool, tmp_path).latents, latents.latents)
-
-
 def test_non_finite_weights_are_reported_before_any_encoding(teacher_folder: Path, pool: Pool, tmp_path: Path) -> None:
     shutil.copytree(teacher_folder, tmp_path / "teacher")
     weights = tmp_path / "teacher" / "vae" / "diffusion_pytorch_model.safetensors"
@@ -171,7 +156,7 @@ def test_non_finite_weights_are_reported_before_any_encoding(teacher_folder: Pat
     save_file(tensors, weights)
     with pytest.raises(UserError, match=r"tensor 'encoder.conv_in.bias' has 1 values that are NaN"):
         LatentPool(tmp_path / "teacher", pool, tmp_path / "work")
-    assert not (tmp_path / "work").exists()
+    assert [each.name for each in (tmp_path / "work").iterdir()] == [".lock"]
 
 
 def test_incomplete_folder_is_rejected(tmp_path: Path, pool: Pool) -> None:
@@ -214,33 +199,18 @@ def test_images_are_read_while_others_are_encoded(
     assert len(LatentPool(teacher_folder, SignallingPool(pool, None), tmp_path)) == 8
 
 
-def test_run_that_starts_while_another_fills_the_same_file_leaves_its_rows(tmp_path: Path) -> None:
-    path, first_fills, second_fills, first_ended = tmp_path / "kept.npy", *(threading.Event() for _ in range(3))
+def test_rows_are_filled_by_one_run_at_a_time(tmp_path: Path) -> None:
+    held = []
 
-    def first(rows: np.ndarray) -> dict[str, torch.Tensor]:
-        if 6 in rows:  # two of three chunks are computed
-            first_fills.set()
-            assert second_fills.wait(5)
-        return {"squares": torch.from_numpy(rows[:, None] ** 2)}
+    def squares(rows: np.ndarray) -> dict[str, torch.Tensor]:
+        held.append(is_locked(tmp_path / ".lock"))
+        return {"squares": torch.from_numpy(rows**2)}
 
-    def second(rows: np.ndarray) -> dict[str, torch.Tensor]:
-        if len(rows) == 1:  # finds the size of a row, which loads gigabytes at full size
-            assert first_fills.wait(5)
-        else:
-            second_fills.set()
-            assert first_ended.wait(5)
-        return first(rows)
-
-    with ThreadPoolExecutor(1) as pool:
-        other = pool.submit(row_files.fill_and_load, RowFile(path, 9, 3, second))
-        rows = RowFile(path, 9, 3, first)
-        (kept,) = row_files.fill_and_load(rows)
-        assert kept["squares"].ravel().tolist() == [row**2 for row in range(9)]
-        assert rows.undecodable_rows().size == 0
-        first_ended.set()
-        other.result()
-    assert np.load(path)["squares"].ravel().tolist() == [row**2 for row in range(9)]
-    assert [each.name for each in tmp_path.glob("kept*")] == ["kept.npy"]
+    for _ in range(2):  # the second finds the rows of the first
+        (kept,) = row_files.fill_and_load(RowFile(tmp_path / "kept.npy", 4, 2, squares))
+        assert kept["squares"].tolist() == [0, 1, 4, 9]
+    assert held == [True] * 3, "the first row gives the size; then two chunks"
+    assert not is_locked(tmp_path / ".lock")
 
 
 def test_interrupted_encoding_resumes(latents: LatentPool, teacher_folder: Path, pool: Pool, tmp_path: Path) -> None:
@@ -290,7 +260,7 @@ def test_insufficient_disk_space_is_reported_before_encoding(
         UserError, match=r"0\.0 GB free; 0\.0 GB are needed for latents, time_ids, prompt_embeds, pooled of 8 images. Make room"
     ):
         LatentPool(teacher_folder, pool, tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    assert [each.name for each in tmp_path.iterdir()] == [".lock"]
 
 
 def fill_shared_file(folder: Path, fails_at: int | None = None) -> None:

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from sdbench.disk import write_bytes
 from sdbench.errors import UserError, unknown_name
 from sdbench.models import architectures
 from sdbench.models.text_encoders import PREFIX, save_text_encoder
@@ -81,11 +82,8 @@ def train_part(part: str, workspace: Workspace) -> None:
             raise UserError(f"{part!r} in {workspace.work} was trained with another schedule; name another folder with --work")
         return
     scores = train(workspace)
-    report.parent.mkdir(parents=True, exist_ok=True)
-    report.write_text(
-        json.dumps({"schedule": asdict(schedule), "scores": scores, "device": workspace.device, "torch": torch.__version__}, indent=1),
-        encoding="utf-8",
-    )
+    content = {"schedule": asdict(schedule), "scores": scores, "device": workspace.device, "torch": torch.__version__}
+    write_bytes(report, json.dumps(content, indent=1).encode())
 
 
 def _vae(workspace: Workspace) -> dict[str, float]:

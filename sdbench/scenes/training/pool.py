@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from filelock import FileLock
 from torch import Tensor
 from tqdm import tqdm
 
+from sdbench.disk import create_array, locked
 from sdbench.scenes.grammar import Scene, Split, scene_at
 from sdbench.scenes.networks import to_pixels
 from sdbench.scenes.render import SIZE_PX, render
@@ -25,8 +25,7 @@ class Pool:
     def __init__(self, folder: Path, n: int, split: Split = "train", seed: int = 0) -> None:
         self.n, self.split, self.seed = n, split, seed
         self.path = folder / f"{split}-{seed}-{n}-{self._digest_of_first()}.npy"
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.path.with_suffix(".lock")):  # several processes may share a folder
+        with locked(self.path.with_suffix(".lock")):  # several processes may share a folder
             if not self.path.exists():
                 self._render()
         self.images: npt.NDArray[np.uint8] = np.load(self.path, mmap_mode="r")
@@ -68,7 +67,7 @@ class Pool:
 
     def _render(self) -> None:
         temporary = self.path.with_suffix(".part")
-        images = np.lib.format.open_memmap(temporary, "w+", np.uint8, (self.n, SIZE_PX, SIZE_PX, 3))
+        images = create_array(temporary, np.uint8, (self.n, SIZE_PX, SIZE_PX, 3))
         for start in tqdm(range(0, self.n, 256), desc=f"rendering {self.split} scenes"):
             rows = range(start, min(start + 256, self.n))
             images[start : rows.stop] = render([self.scenes[row] for row in rows], rows, self.seed)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from processes import is_locked
 
 from distillation.ablation import experiment
 from distillation.ablation.experiment import BASE, arm_recipes, one_shot_recipe, run_sweep, with_other_blocks, with_seed
@@ -59,6 +60,7 @@ def test_a_stopped_sweep_makes_only_what_is_missing(
     made = []
 
     def counted(way: Recipe, *arguments: Any, **chosen: Any) -> Path:
+        assert is_locked(arguments[3].with_suffix(".lock")), "another sweep must wait"
         made.append((way.loss.feature, way.scenes.seed))
         if len(made) == 2:
             raise KeyboardInterrupt

@@ -1,0 +1,67 @@
+"""Locks between commands, and files that get their space at once."""
+
+import errno
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from filelock import FileLock, Timeout
+from processes import by_one, is_locked
+
+from sdbench.disk import create_array, locked
+from sdbench.errors import UserError
+
+
+def hold_until_killed(path: Path) -> None:
+    with locked(path):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_lock_excludes_others_while_open(tmp_path: Path) -> None:
+    path = tmp_path / "new" / ".lock"
+    with locked(path):
+        assert is_locked(path)
+    assert not is_locked(path)
+
+
+def test_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
+    assert by_one(hold_until_killed, tmp_path / ".lock") == -signal.SIGKILL
+    assert not is_locked(tmp_path / ".lock")
+
+
+def test_command_that_waits_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    timeouts = []
+
+    def acquire(_: FileLock, timeout: float = -1) -> None:
+        timeouts.append(timeout)
+        if timeout == 0:
+            raise Timeout("held by another")
+
+    monkeypatch.setattr(FileLock, "acquire", acquire)
+    with locked(tmp_path / ".lock"):
+        assert timeouts == [0, -1]
+    assert capsys.readouterr().err == f"waiting for another command that works in {tmp_path}\n"
+
+
+def test_lock_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot lock .*file/\.lock: .*Make its folder writable"), locked(tmp_path / "file" / ".lock"):
+        pass
+
+
+def test_space_of_an_array_is_taken_when_it_is_created(tmp_path: Path) -> None:
+    array = create_array(tmp_path / "a.npy", np.uint8, (300, 1000))
+    assert not array.any()
+    assert 512 * (tmp_path / "a.npy").stat().st_blocks >= 300_000
+
+
+def test_array_without_space_is_an_error_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(UserError, match=r"cannot create .*a\.npy, 0\.012 GB: No space left on device\. Make room"):
+        create_array(tmp_path / "a.npy", np.float32, (3, 1_000_000))
+    assert list(tmp_path.iterdir()) == []
