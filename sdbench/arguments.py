@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from sdbench.errors import UserError
+from sdbench.errors import UserError, describe_error
 
 BAD_INPUT, INTERRUPTED = 2, 130
 _ESCAPES = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
@@ -89,7 +89,7 @@ def show(text: object) -> None:
 
 
 def run_command(program: str, command: Callable[[], int]) -> int:
-    """Run a command and return the exit code of the process: 2 for a `UserError`, with its message on stderr, 130 for an interrupt."""
+    """Run a command and return the exit code of the process: 2, with a message on stderr, for a `UserError` or a file that fails; 130 for an interrupt."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a caller may have put something else there
         sys.stdout.reconfigure(errors="replace")  # a table with `?` for an arrow is better than none; JSON is ASCII
     with contextlib.suppress(ValueError):  # only the main thread may set it
@@ -103,6 +103,10 @@ def run_command(program: str, command: Callable[[], int]) -> int:
         sys.stderr.write(f"{program}: {printable(error)}\n")
         return BAD_INPUT
     except BrokenPipeError:  # the reader of stdout has gone; 0 would mean that a gate has passed
+        return BAD_INPUT
+    except OSError as error:  # a path that is too long, say, or a disk that is full, where no command explains it better
+        what = f"{error.filename}: {error.strerror}" if error.filename else describe_error(error)
+        sys.stderr.write(f"{program}: {printable(what)}. What was finished is kept; put this right, and run the same command again\n")
         return BAD_INPUT
 
 
