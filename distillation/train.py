@@ -35,7 +35,7 @@ from distillation.samples import StudentSampler
 from distillation.succession import warn_of_different_parts
 from distillation.taps import Tap, collect_outputs
 from distillation.teacher import Teacher
-from sdbench.disk import digest, locked, write_bytes
+from sdbench.disk import digest, locked, read_json, write_bytes
 from sdbench.errors import UserError
 from sdbench.models.out_of_memory import is_out_of_memory
 from sdbench.scenes.embedded import verified_path
@@ -189,7 +189,7 @@ def _run_folder(work: Path, name: str, identity: dict[str, Any]) -> Path:
     run = work / f"{name}-{digest(identity)[:12]}"
     if not (run / IDENTITY).exists():
         for other in sorted(work.glob(f"{name}-{'?' * 12}/{IDENTITY}")):
-            earlier = json.loads(other.read_text(encoding="utf-8"))
+            earlier = read_json(other)
             differences = ", ".join(key for key, value in identity.items() if earlier.get(key) != value)
             tqdm.write(f"starting a new run in {run}; the run in {other.parent} differs in: {differences}", file=sys.stderr)
         write_bytes(run / IDENTITY, json.dumps(identity, indent=1).encode() + b"\n")
@@ -257,7 +257,7 @@ def _segment_results(recipe: Recipe, plan: RunPlan, folders: Sequence[Path]) -> 
             recipe.stages[segment.stage].name,
             plan.teachers[segment.teacher].digest,
             segment.end - segment.start,
-            json.loads((folder / STUDENT / LOSSES).read_text(encoding="utf-8")),
+            read_json(folder / STUDENT / LOSSES),
             _environments(folder),
         )
         for segment, folder in zip(plan.segments, folders, strict=True)
@@ -272,7 +272,7 @@ def _add_environment(folder: Path, environment: Environment) -> None:
 
 
 def _environments(folder: Path) -> list[Environment]:
-    return [Environment(**each) for each in json.loads((folder / ENVIRONMENTS).read_text(encoding="utf-8"))]
+    return [Environment(**each) for each in read_json(folder / ENVIRONMENTS)]
 
 
 def _train_segment(context: StepContext, student: UNet2DConditionModel, taps: list[Tap], steps: range, folder: Path) -> None:

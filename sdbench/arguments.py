@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import errno
 import io
 import re
 import signal
@@ -10,11 +9,9 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from sdbench.errors import UserError
+from sdbench.errors import UserError, describe_error
 
 BAD_INPUT, INTERRUPTED = 2, 130
-# The disk is full, read-only, broken, or has lost a folder: this can happen at any write, so not every one names it.
-_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ENOENT, errno.ENOTDIR}
 _ESCAPES = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
 P = TypeVar("P", bound=argparse.ArgumentParser)
 
@@ -92,10 +89,7 @@ def show(text: object) -> None:
 
 
 def run_command(program: str, command: Callable[[], int]) -> int:
-    """Run a command and return the exit code of the process: 2 for a `UserError` or an error of the disk, 130 for an interrupt.
-
-    The message goes to stderr.
-    """
+    """Run a command and return the exit code of the process: 2, with a message on stderr, for a `UserError` or a file that fails; 130 for an interrupt."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a caller may have put something else there
         sys.stdout.reconfigure(errors="replace")  # a table with `?` for an arrow is better than none; JSON is ASCII
     with contextlib.suppress(ValueError):  # only the main thread may set it
@@ -110,13 +104,9 @@ def run_command(program: str, command: Callable[[], int]) -> int:
         return BAD_INPUT
     except BrokenPipeError:  # the reader of stdout has gone; 0 would mean that a gate has passed
         return BAD_INPUT
-    except OSError as error:
-        if error.errno not in _OF_THE_DISK:
-            raise
-        where = f" at {error.filename}" if error.filename else ""
-        sys.stderr.write(
-            f"{program}: {printable(f'{error.strerror}{where}')}; what was finished is kept, and the same command continues from there\n"
-        )
+    except OSError as error:  # a path that is too long, say, or a disk that is full, where no command explains it better
+        what = (f"{error.filename}: " if error.filename else "") + (error.strerror or describe_error(error))
+        sys.stderr.write(f"{program}: {printable(what)}. What was finished is kept; put this right, and run the same command again\n")
         return BAD_INPUT
 
 

@@ -11,6 +11,7 @@ from sdbench.validation import Table
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Scheduler = Literal["model", "ddim", "dpmpp", "euler", "euler-ancestral", "lcm", "tcd"]
+Batch = Annotated[int, Field(gt=0, le=4096)]  # limits are far beyond any run: a digit too many is an error before anything is planned
 BASE = "base"
 # The options that each scheduler of diffusers supports; it would ignore any other in silence, or fail.
 SUPPORTED_SETTINGS: dict[Scheduler, tuple[str, ...]] = {
@@ -41,16 +42,16 @@ class Sampling(Table):
         batch: images in each call; a short batch is padded, since results can change with the batch size.
     """
 
-    steps: Annotated[int, Field(gt=0)]
+    steps: Annotated[int, Field(gt=0, le=1000)]
     guidance_scale: Annotated[float, Field(ge=0)]
-    size_px: Annotated[int, Field(gt=0, multiple_of=8)]
+    size_px: Annotated[int, Field(gt=0, le=16_384, multiple_of=8)]
     scheduler: Scheduler = "model"
     timestep_spacing: Annotated[Literal["leading", "trailing", "linspace"] | None, Field(exclude_if=is_unset)] = None
     timesteps: Annotated[tuple[Annotated[int, Field(ge=0, lt=1000)], ...] | None, Field(exclude_if=is_unset)] = None
     eta: Annotated[float | None, Field(ge=0, le=1, exclude_if=is_unset)] = None
     negative_prompt: str | None = None
     dtype: Dtype
-    batch: Annotated[int, Field(gt=0)]
+    batch: Batch
 
     @model_validator(mode="after")
     def _check_scheduler_options(self) -> Self:
@@ -87,7 +88,7 @@ class Setting(Table):
         calls: timed calls of a round; replaces that of the probes.
     """
 
-    batch: Annotated[int, Field(gt=0)] = 1
+    batch: Batch = 1
     dtype: Dtype | None = None
     compile: Literal["whole", "blocks"] | None = None
     channels_last: bool = False

@@ -52,7 +52,7 @@ class Prompts(Table):
     path: str | None = Field(default=None, exclude_if=is_unset)
     split: str | None = Field(default=None, exclude_if=is_unset)
     column: str | None = Field(default=None, exclude_if=is_unset)
-    n: Annotated[int, Field(gt=0)]
+    n: Annotated[int, Field(gt=0, le=1_000_000)]  # all are listed before anything is measured
     seed: int = 0
     digest: str | None = Field(default=None, exclude_if=is_unset)
     groups: Annotated[dict[str, Annotated[int, Field(gt=0)]], Field(min_length=1)] | None = Field(default=None, exclude_if=is_unset)

@@ -12,9 +12,9 @@ from sdbench.errors import UserError, unknown_name
 
 
 class Table(BaseModel):
-    """Base of all tables: immutable, and an unknown key is an error."""
+    """Base of all tables: immutable; an unknown key is an error, as are NaN and infinity, which TOML and JSON readers accept."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 T = TypeVar("T", bound=Table)

@@ -117,6 +117,10 @@ def error_message(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["run", "--model", "scenes-teachr"], "did you mean 'scenes-teacher'? A model is a name"),
         (["run", "--model", "scenes-teacher", "--suite", "qualty"], "unknown suite 'qualty'; did you mean 'quality'?"),
         (["run", "--model", "scenes-teacher", "--suite", "nowhere.toml"], "no suite file nowhere.toml"),
+        (
+            ["run", "--model", "scenes-teacher", "--suite", "x" * 300],
+            "xxx.toml: File name too long. What was finished is kept; put this right",
+        ),
         (["run", "--model", "scenes-teacher", "--suite", "fid"], "suite 'fid' is a part"),
         (["run", "--model", "scenes-teacher", "--suite", "standard"], "family"),
         (["run", "--model", "scenes-teacher", "--model", "scenes-vega", "--name", "x"], "--name is for one model"),

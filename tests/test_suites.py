@@ -94,6 +94,10 @@ def test_misspelt_key_is_reported_with_the_right_one(right: str, wrong: str, whe
     [
         ("steps = 4", "", r"sampling\.steps: Field required"),
         ("steps = 4", "steps = 0", r"sampling\.steps: .*greater than 0 \(found 0\)"),
+        ("size_px = 64", "size_px = 2147483648", r"sampling\.size_px: .*less than or equal to 16384 \(found 2147483648\)"),
+        ("batch = 2", "batch = 1000000000", r"sampling\.batch: .*less than or equal to 4096"),
+        ("n = 3", "n = 1000000000", r"prompts\.n: .*less than or equal to 1000000"),
+        ("guidance_scale = 2.5", "guidance_scale = inf", r"sampling\.guidance_scale: .*finite number \(found inf\)"),
         ("size_px = 64", 'size_px = 64\nscheduler = "lmc"', r"sampling\.scheduler: unknown value 'lmc'; did you mean 'lcm'\?$"),
         (
             "size_px = 64",

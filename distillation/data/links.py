@@ -19,7 +19,7 @@ from distillation.data.download import FetchRules, Link, download
 from distillation.data.images import CAPTION_COLUMNS, open_images
 from distillation.export import check_new_or_empty
 from sdbench.assets.sources import METADATA, Rows, read_rows, read_texts
-from sdbench.disk import write_bytes
+from sdbench.disk import read_json_lines, write_bytes
 from sdbench.errors import UserError
 
 URL_COLUMNS = ("url", "image_url", "link", "attachments")  # the last in lists taken from Discord, such as Vega's Midjourney set
@@ -173,9 +173,7 @@ def _follow_links(urls: list[str], out: Path, rules: FetchRules, threads: int, *
 
 
 def _read_log(log: Path) -> Iterator[Link]:
-    if log.exists():
-        with log.open(encoding="utf-8") as lines:
-            yield from (Link(**json.loads(line)) for line in lines if line.endswith("\n"))  # a killed run may leave half a line
+    return (Link(**row) for row in read_json_lines(log))
 
 
 def _is_final(link: Link, out: Path, rules: FetchRules, *, retry_dead: bool) -> bool:

@@ -108,12 +108,15 @@ def read_texts(rows: Rows, column: str, n: int | None = None) -> list[str | None
     """Read a text column of the first `n` rows, by default of all.
 
     Raises:
-        UserError: the column does not hold text.
+        UserError: the column does not hold text in UTF-8.
     """
     kind = rows.dataset.features[column]
     if getattr(kind, "dtype", None) not in ("string", "large_string"):
         raise UserError(f"{rows.name}: column {column!r} holds {kind}; expected text")
-    return list(rows.dataset[column][:n])
+    try:
+        return list(rows.dataset[column][:n])
+    except UnicodeDecodeError as error:  # JSON lines and parquet are not checked when they are opened
+        raise UserError(f"{rows.name}: column {column!r} is not UTF-8 ({error}); convert the file") from error
 
 
 def _loader_arguments(what: str) -> dict[str, Any]:

@@ -176,7 +176,7 @@ def _failed_report(error: BaseException, candidate: str, baseline_name: str) -> 
 def _describe_error(error: BaseException) -> str:
     from sdbench.errors import UserError
 
-    if isinstance(error, UserError):
+    if isinstance(error, UserError | OSError):  # the latter names its file
         return str(error)
     if isinstance(error, KeyboardInterrupt):
         return "the gate was interrupted before it had a verdict; what was finished is kept, and the same command continues from there"

@@ -180,7 +180,11 @@ def ldm_depths(config: Config) -> dict[str, int]:
 
 def architecture_of(config: Config) -> str:
     """The name of the architecture with the topology of a UNet config, at any width; "custom" where none fits."""
-    return next((name for name in TOPOLOGIES if _topology(config) == _topology(unet_config(name))), "custom")
+    try:
+        topology = _topology(config)
+    except (TypeError, ValueError, IndexError):  # lists that do not fit its blocks; building the network says so
+        return "custom"
+    return next((name for name in TOPOLOGIES if topology == _topology(unet_config(name))), "custom")
 
 
 def family_of(config: Config) -> Family:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from safetensors import SafetensorError, safe_open
+
 from sdbench.errors import UserError
 
 T = TypeVar("T")
@@ -53,7 +55,11 @@ def read_header(path: Path) -> dict[str, Tensor]:
         raise UserError(
             f"{path} was cut short or is damaged: {size} bytes, its header promises {end} (first tensor beyond the end: {cut}). {COPY_AGAIN}."
         )
-    return tensors
+    try:
+        with safe_open(path, "numpy"):  # the library's own checks of sizes and offsets
+            return tensors
+    except SafetensorError as error:
+        raise UserError(f"{path} has a damaged safetensors header ({error}). {COPY_AGAIN}.") from error
 
 
 def read_metadata(path: Path) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """Loads models as stock `StableDiffusionXLPipeline`s, checked tensor by tensor. Reads only the disk; never runs remote code."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import CLIPTextConfig
 
-from sdbench.errors import UserError
+from sdbench.errors import UserError, describe_error
 from sdbench.models import lora
 from sdbench.models.architectures import TOPOLOGIES, Config, depths, depths_of_keys
 from sdbench.models.checks import check_checkpoint, check_finite, check_tensors
@@ -113,9 +115,21 @@ def _read_pipeline(spec: ModelSpec, dtype: torch.dtype) -> Any:
 def _read_folders(layout: Layout, dtype: torch.dtype) -> Any:
     parts = {part: read_part(part, layout.pipeline / part, dtype) for part in STEMS if part != "unet"}
     unet = _read_unet_file(layout, dtype) if layout.unet.is_file() else read_part("unet", layout.unet, dtype)
-    return PIPELINE.from_pretrained(
-        layout.pipeline, unet=unet, **parts, **_UNUSED_PARTS, use_safetensors=True, local_files_only=True, add_watermarker=False
-    )
+    with _explained(layout.pipeline):
+        return PIPELINE.from_pretrained(
+            layout.pipeline, unet=unet, **parts, **_UNUSED_PARTS, use_safetensors=True, local_files_only=True, add_watermarker=False
+        )
+
+
+@contextlib.contextmanager
+def _explained(pipeline: Path) -> Iterator[None]:
+    """Errors of the libraries that build tokenizers and schedulers, which raise whatever their files lead to, name the pipeline."""
+    try:
+        yield
+    except Exception as error:
+        raise UserError(
+            f"{pipeline} cannot be loaded ({describe_error(error)}), though its weights are intact; copy its tokenizers and scheduler from the base pipeline"
+        ) from error
 
 
 def build_on_meta(part: str, config: Config) -> Any:
@@ -207,6 +221,7 @@ def _build_unet_of_file(layout: Layout) -> nn.Module:
 
 def _read_checkpoint(layout: Layout, dtype: torch.dtype) -> Any:
     _build_parts(layout, sixteen_bit=False)
-    return PIPELINE.from_single_file(
-        str(layout.checkpoint), config=str(layout.pipeline), **_UNUSED_PARTS, dtype=dtype, local_files_only=True, add_watermarker=False
-    )
+    with _explained(layout.pipeline):
+        return PIPELINE.from_single_file(
+            str(layout.checkpoint), config=str(layout.pipeline), **_UNUSED_PARTS, dtype=dtype, local_files_only=True, add_watermarker=False
+        )

@@ -1,6 +1,5 @@
 """The content of `record.json`: types that are checked when they are made or read."""
 
-import math
 import operator
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
@@ -71,10 +70,8 @@ class Value(Table):
     @model_validator(mode="after")
     def _check_numbers(self) -> Self:
         numbers = [number for number in (self.value, self.low, self.high) if number is not None]
-        if not all(math.isfinite(call) for calls in self.samples or () for call in calls):
-            raise ValueError(f"{self.name}: samples must be finite")  # JSON would turn NaN into null
-        if self.state == "ok" and (self.value is None or not all(map(math.isfinite, numbers))):
-            raise ValueError(f"{self.name}: state 'ok' needs finite numbers, found {numbers}")
+        if self.state == "ok" and self.value is None:
+            raise ValueError(f"{self.name}: state 'ok' needs a value")
         if self.state != "ok" and (numbers or not self.reason):
             raise ValueError(f"{self.name}: state {self.state!r} needs a reason and no numbers")
         return self

@@ -163,7 +163,7 @@ def _read_moments(file: Path) -> tuple[bytes, F64, F64]:
 
 
 def _are_moments(mean: F64, covariance: F64) -> bool:
-    if not np.isfinite(mean).all() or not np.allclose(covariance, covariance.T):
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all() and np.allclose(covariance, covariance.T)):
         return False
     eigenvalues = np.linalg.eigvalsh(covariance)
     return bool(eigenvalues[0] >= -1e-4 * abs(eigenvalues[-1]))  # rounding to float32 makes some slightly negative

@@ -12,7 +12,7 @@ from PIL import Image
 from tensorboardX import SummaryWriter
 from torch import nn
 
-from sdbench.disk import write_bytes
+from sdbench.disk import read_json_lines, write_bytes
 from sdbench.training.checkpoints import STEP, explain_write_errors
 
 Evaluate = Callable[[nn.Module], tuple[npt.NDArray[np.uint8], dict[str, float]]]
@@ -41,8 +41,7 @@ class Journal:
         if quiet:
             return
         with explain_write_errors("the log", folder):
-            lines = self._log.read_text(encoding="utf-8").splitlines(keepends=True) if self._log.exists() else []
-            earlier = (line for line in lines if line.endswith("\n") and json.loads(line)["step"] < start)
+            earlier = (json.dumps(values) + "\n" for values in read_json_lines(self._log) if values["step"] < start)
             write_bytes(self._log, "".join(earlier).encode())
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
 

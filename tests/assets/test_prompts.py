@@ -89,6 +89,13 @@ def test_empty_prompt_is_rejected_with_its_row(row: str | None, found: str, tmp_
     assert read_prompts(tmp_path / "p.parquet", 1) == ["one"]
 
 
+def test_table_in_another_encoding_is_rejected(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_bytes(b'{"prompt": "a caf\xe9"}\n')
+    with pytest.raises(UserError, match=r"column 'prompt' is not UTF-8 .*0xe9.*; convert the file"):
+        read_prompts(path, 1)
+
+
 def test_column_that_is_not_text_is_rejected(tmp_path: Path) -> None:
     datasets.Dataset.from_dict({"prompt": [0.5, float("nan")]}).to_parquet(tmp_path / "p.parquet")
     with pytest.raises(UserError, match=r"column 'prompt' holds .*float64.*; expected text"):

@@ -87,8 +87,12 @@ def test_a_missing_device_is_refused(more: list[str], tmp_path: Path, capsys: py
     [
         (KeyboardInterrupt(), 130, "interrupted; what was finished is kept"),
         (BrokenPipeError(), 2, ""),
-        (OSError(errno.ENOSPC, "No space left on device"), 2, "distillation: No space left on device; what was finished is kept"),
-        (OSError(errno.EROFS, "Read-only file system", "log"), 2, "distillation: Read-only file system at log; what was finished is kept"),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            2,
+            "distillation: No space left on device. What was finished is kept; put this right",
+        ),
+        (OSError(errno.EROFS, "Read-only file system", "log"), 2, "distillation: log: Read-only file system. What was finished is kept"),
     ],
 )
 def test_an_interruption_is_not_a_crash(

@@ -9,7 +9,7 @@ from distillation.plan import MIDDLE_ATTENTION, Plan
 from distillation.prune import key_map, prune, student_config
 from distillation.recipe import load_recipe
 from sdbench.errors import UserError
-from sdbench.models.architectures import depths, unet_config
+from sdbench.models.architectures import depths, resnet_counts, unet_config
 from sdbench.models.loading import build_on_meta
 
 # Computed, and stated by the model cards.
@@ -111,6 +111,14 @@ def test_later_layers_of_a_shortened_up_block_move_up() -> None:
         None,
     ]
     assert load_recipe("koala-1b").plans[-1].student_path("mid_block") == "mid_block"
+
+
+def test_resnet_that_does_not_fit_its_new_place_is_refused() -> None:
+    teacher = build_on_meta("unet", unet_config("sdxl", "scenes"))
+    rows = [("down_blocks.*", (0,)), ("up_blocks.0", (0, 2)), ("up_blocks.1", (1, 2)), ("up_blocks.2", (0, 2))]
+    plan = whole(teacher).keep_resnets(rows, resnet_counts(teacher.config), "here")
+    with pytest.raises(UserError, match=r"'up_blocks\.1\.resnets\.1\..*' of shape .* 'up_blocks\.1\.resnets\.0\..*; keep another resnet"):
+        prune(teacher, plan)
 
 
 def test_resnets_that_no_config_can_express_are_refused() -> None:

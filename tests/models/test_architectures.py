@@ -94,3 +94,8 @@ def test_changed_topology_or_width_is_custom() -> None:
     assert architecture_of({**config, "mid_block_type": None}) == "custom"
     assert architecture_of({**config, "down_block_types": ["DownBlock2D"] * 3}) == "custom"
     assert family_of({**config, "cross_attention_dim": 768}) == "custom"
+
+
+def test_config_whose_lists_do_not_fit_its_blocks_has_no_known_architecture() -> None:
+    assert architecture_of({**unet_config("sdxl"), "transformer_layers_per_block": [1, 2, 10, 10]}) == "custom"
+    assert architecture_of({**unet_config("sdxl"), "layers_per_block": "2"}) == "custom"

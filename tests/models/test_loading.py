@@ -386,6 +386,15 @@ def _bytes(file: str, change: Callable[[bytes], bytes]) -> Callable[[Path], obje
         (_bytes("vae/config.json", lambda _: b"[" * 10**5), "cannot read .*vae/config.json: maximum recursion depth"),
         (_bytes(f"vae/{WEIGHTS}", lambda _: pickle.dumps(_Spy(), 0)), "is not a safetensors file"),
         (_bytes(f"vae/{WEIGHTS}", lambda _: (10**5).to_bytes(8, "little") + b"[" * 10**5), "is not a safetensors file"),
+        (
+            _bytes(f"vae/{WEIGHTS}", lambda raw: raw.replace(b'"F32"', b'"F64"')),
+            rf"vae/{WEIGHTS} has a damaged safetensors header \(.*offset",
+        ),
+        (
+            _json("scheduler/scheduler_config.json", beta_start="x"),
+            r"cannot be loaded \(TypeError: .*\).*; copy its tokenizers and scheduler",
+        ),
+        (_bytes("tokenizer/tokenizer.json", lambda _: b"{}"), r"cannot be loaded \(.*\).*; copy its tokenizers and scheduler"),
         (_json("unet/config.json", block_out_channels=[8, 8]), r"unet/config\.json does not describe a UNet2DConditionModel"),
         (
             _json("unet/config.json", quantization_config={"quant_method": "bitsandbytes"}),

@@ -323,6 +323,7 @@ def test_invalid_moments_are_rejected(runs: Path, tmp_path: Path) -> None:
         "no arrays": {"mu": mean, "sigma": np.zeros(3)},
         "of two sizes": {"mu": mean[:3]},
         "not finite": {"mu": mean * np.nan},
+        "with a covariance that is not finite": {"sigma": covariance + np.inf},
         "not symmetric": {"sigma": asymmetric},
         "negative": {"sigma": -covariance},
         "impossible": {"sigma": impossible},
