@@ -14,7 +14,7 @@ from tiny import SIZE_PX, tiny_unet
 from torch._inductor.exc import InductorError
 
 from sdbench.models.spec import resolve
-from sdbench.probes import driver, setup
+from sdbench.probes import driver, plugin, setup
 from sdbench.probes.driver import BENCHMARK_FILE, measure
 from sdbench.probes.request import STAGES
 from sdbench.probes.work import unet_macs
@@ -33,6 +33,7 @@ def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
         with monkeypatch.context() as patch:
             for name, value in env.items():
                 patch.setenv(name, value)
+            patch.delenv(plugin.DRIVER_VARIABLE)  # a process of its own would end with that one
             patch.syspath_prepend(SUITES)  # in a process of its own, by PYTHONPATH
             code = pytest.main(command[command.index("pytest") + 1 :])
         sys.modules.pop(Path(BENCHMARK_FILE).stem)

@@ -118,12 +118,12 @@ def test_a_killed_run_continues_to_the_same_bytes(
     monkeypatch.setattr(Store, "put", third_fails)
     with pytest.raises(KeyboardInterrupt):
         draw_images(prompts, teacher_folder, out, **SETTINGS)
-    assert puts == order[:2]
+    assert {*puts} == {*order[:2], order[3]}, "the images of a batch are written side by side"
     with pytest.raises(UserError, match="nothing to read in"):
         open_images(str(out))
     monkeypatch.setattr(Store, "put", counted)
     draw_images(prompts, teacher_folder, out, **SETTINGS)
-    assert puts == order
+    assert sorted(puts) == sorted(order)
     assert files(out) == files(whole)
     assert len(files(out)) == len(CAPTIONS) + 3
 
