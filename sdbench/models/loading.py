@@ -105,11 +105,25 @@ def _available_device(name: torch.device | str) -> torch.device:
 def _read_pipeline(spec: ModelSpec, dtype: torch.dtype) -> Any:
     layout = locate(spec)
     pipeline = _read_checkpoint(layout, dtype) if layout.checkpoint else _read_folders(layout, dtype)
+    _check_tokens(pipeline, layout.pipeline)
     if layout.lora:
         lora.fuse(pipeline, layout.lora)
     for part in CLASSES:
         check_finite(getattr(pipeline, part), part, Path(spec.location))
     return pipeline
+
+
+def _check_tokens(pipeline: Any, folder: Path) -> None:
+    """Check that the text encoders know the tokens around and after each prompt: an unknown one would end the first call, or on a GPU the process."""
+    for suffix in ("", "_2"):
+        tokenizer, encoder = getattr(pipeline, f"tokenizer{suffix}"), getattr(pipeline, f"text_encoder{suffix}")
+        known = encoder.get_input_embeddings().num_embeddings
+        for token in filter(None, (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token)):
+            if tokenizer.convert_tokens_to_ids(token) >= known:
+                raise UserError(
+                    f"{folder / f'tokenizer{suffix}'} puts the token {token!r} into each prompt, which is not among the {known} of text_encoder{suffix}; "
+                    "copy the tokenizer from the base pipeline"
+                )
 
 
 def _read_folders(layout: Layout, dtype: torch.dtype) -> Any:

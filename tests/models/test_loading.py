@@ -394,6 +394,10 @@ def _bytes(file: str, change: Callable[[bytes], bytes]) -> Callable[[Path], obje
             _json("scheduler/scheduler_config.json", beta_start="x"),
             r"cannot be loaded \(TypeError: .*\).*; copy its tokenizers and scheduler",
         ),
+        (
+            _json("tokenizer_2/tokenizer_config.json", eos_token="<new>"),
+            r"/tokenizer_2 puts the token '<new>' into each prompt, which is not among the \d+ of text_encoder_2; copy",
+        ),
         (_bytes("tokenizer/tokenizer.json", lambda _: b"{}"), r"cannot be loaded \(.*\).*; copy its tokenizers and scheduler"),
         (_json("unet/config.json", block_out_channels=[8, 8]), r"unet/config\.json does not describe a UNet2DConditionModel"),
         (
