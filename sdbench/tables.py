@@ -2,6 +2,7 @@
 
 import io
 import math
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -162,15 +163,22 @@ def _least_width(column: Sequence[str]) -> int:
 
 def text(grid: Grid, width: int) -> str:
     """The grid for a terminal `width` characters wide, without colour."""
+    widths = _widths(grid, width)
+    header, *rows = ([Text(_wrap(cell, room)) for cell, room in zip(line, widths, strict=True)] for line in (grid.header, *grid.rows))
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for title, column_width in zip(grid.header, _widths(grid, width), strict=True):
-        table.add_column(Text(title), overflow="fold", width=column_width)
-    for row in grid.rows:
-        table.add_row(*(Text(_one_line(cell)) for cell in row))
+    for title in header:
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
     console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False, legacy_windows=False)
     with console.capture() as captured:
         console.print(table)
     return "\n".join(line.rstrip() for line in captured.get().splitlines()).strip("\n")
+
+
+def _wrap(cell: str, room: int | None) -> str:
+    """A cell in lines of at most this width; on one line for None."""
+    return _one_line(cell) if room is None else "\n".join(textwrap.wrap(cell, room, break_on_hyphens=False))
 
 
 def texts(grid: Grid, width: int) -> str:
