@@ -181,7 +181,7 @@ def _wrap(cell: str, room: int | None) -> str:
     return _one_line(cell) if room is None else "\n".join(textwrap.wrap(cell, room, break_on_hyphens=False))
 
 
-def texts(grid: Grid, width: int) -> str:
+def text_in_parts(grid: Grid, width: int) -> str:
     """The grid for a terminal `width` characters wide, in as many tables as it takes, with notes below."""
     short, notes = grid.with_notes_below()
     return "\n\n".join([*(text(part, width) for part in short.parts(width)), *([notes] if notes else [])])

@@ -142,7 +142,7 @@ def _explained(pipeline: Path) -> Iterator[None]:
         yield
     except Exception as error:
         raise UserError(
-            f"{pipeline} cannot be loaded ({describe_error(error)}), though its weights are intact; copy its tokenizers and scheduler from the base pipeline"
+            f"{pipeline} cannot be loaded ({describe_error(error)}); copy its tokenizers and scheduler from the base pipeline"
         ) from error
 
 

@@ -206,17 +206,26 @@ subprocess.run([sys.executable, "-c", {round_code!r}], env={{**os.environ, {plug
         process.communicate(timeout=20)  # returns only when both processes have closed the pipe
 
 
+TIMED = Suite(
+    name="own",
+    version=1,
+    family="scenes",
+    description="",
+    prompts=Prompts(n=1),
+    sampling=SAMPLING,
+    probes=Probes(rounds=1, calls=2, warmup=0),
+)
+
+
 def test_noise_floor_of_one_model_leaves_the_rounds_of_another(
     harness: DriverHarness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runner, "find", lambda name: harness.suites / name)
-    probes, prompts = Probes(rounds=1, calls=2, warmup=0), Prompts(n=1)
-    suite = Suite(name="own", version=1, family="scenes", description="", prompts=prompts, sampling=SAMPLING, probes=probes)
     write = floors.write
 
     def measure_noise(name: str) -> None:
         spec = ModelSpec(name, "scenes", "vega", "random", "")
-        api.noise(spec, suite, 2, api.Places(tmp_path / "results", tmp_path / "runs"), device="cpu")
+        api.noise(spec, TIMED, 2, api.Places(tmp_path / "results", tmp_path / "runs"), device="cpu")
 
     def write_after_another_model(*_: Any) -> Path:
         monkeypatch.setattr(floors, "write", write)
@@ -235,12 +244,10 @@ def test_each_noise_floor_is_measured_afresh_and_a_killed_one_resumes(
     harness: DriverHarness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runner, "find", lambda name: harness.suites / name)
-    probes, prompts = Probes(rounds=1, calls=2, warmup=0), Prompts(n=1)
-    suite = Suite(name="own", version=1, family="scenes", description="", prompts=prompts, sampling=SAMPLING, probes=probes)
     spec, write = ModelSpec("a", "scenes", "vega", "random", ""), floors.write
 
     def measure_noise() -> Path:
-        return api.noise(spec, suite, 2, api.Places(tmp_path / "results", tmp_path / "runs"), device="cpu")[0]
+        return api.noise(spec, TIMED, 2, api.Places(tmp_path / "results", tmp_path / "runs"), device="cpu")[0]
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
