@@ -3,6 +3,7 @@
 import json
 import platform
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -155,28 +156,30 @@ def export_student(
         unet_only: leave out the other parts of the pipeline.
 
     Raises:
-        UserError: `out` is not empty, weights of the teacher are missing, or the disk is full; nothing is written to `out` then.
+        UserError: `out` is not empty or another run fills it meanwhile, weights of the teacher are missing, or the disk is full; nothing
+            is written to `out` then.
     """
     check_new_or_empty(out)
     target = out.resolve()  # "." has no name of its own
-    partial = target.with_name(f"{target.name}.part")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        _write_folder(student, partial, teacher, provenance, unet_only=unet_only)
-        for name, log in (logs or {}).items():
-            (partial / "losses").mkdir(exist_ok=True)
-            shutil.copy(log, partial / "losses" / f"{name}.jsonl")
-        if target.exists():
-            target.rmdir()
-        partial.rename(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary:  # of this run alone
+            partial = Path(temporary) / "student"  # unlike the temporary folder, readable by others
+            _write_folder(student, partial, teacher, provenance, unet_only=unet_only)
+            for name, log in (logs or {}).items():
+                (partial / "losses").mkdir(exist_ok=True)
+                shutil.copy(log, partial / "losses" / f"{name}.jsonl")
+            check_new_or_empty(out)  # another run may have written its student there
+            if target.exists():
+                target.rmdir()
+            partial.rename(target)
     except (OSError, SafetensorError) as error:  # safetensors wraps the OSError of a full disk
-        shutil.rmtree(partial, ignore_errors=True)
         raise UserError(f"cannot write the student to {out}: {error}. Make room, or name another folder with --out") from error
     return out
 
 
 def _write_folder(student: UNet2DConditionModel, folder: Path, teacher: Teacher, provenance: Provenance, *, unet_only: bool) -> None:
-    folder.mkdir(parents=True)
+    folder.mkdir()
     if not unet_only:
         _copy_parts(teacher.folder, folder)
     unet = folder if unet_only else folder / "unet"

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_unet, with_unet
 from torch import nn
 
-from distillation import train
+from distillation import export, train
 from distillation.ablation.experiment import one_shot_recipe
 from distillation.data import batches
 from distillation.export import Provenance, export_student
@@ -515,6 +515,26 @@ def test_export_overwrites_nothing(vega: Recipe, teacher_folder: Path, tmp_path:
     with pytest.raises(UserError, match="exists"):
         export_student(None, tmp_path / "out", open_teacher_for(teacher_folder, vega), None)  # type: ignore[arg-type]  # never used
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
+def test_of_two_exports_to_one_folder_at_once_the_second_is_refused_and_the_first_stays(
+    vega: Recipe, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher, copy_parts, others = open_teacher_for(teacher_folder, vega), export._copy_parts, [0]
+    cut = prune(teacher.unet("float32", "cpu"), vega.plans[-1])
+    write = partial(export_student, cut, tmp_path / "out", teacher, Provenance.from_run(vega, [teacher], cut))
+
+    def copy_while_another_exports(*arguments: Path) -> None:
+        copy_parts(*arguments)
+        if others.pop() == 0:
+            others.append(1)
+            write()
+
+    monkeypatch.setattr(export, "_copy_parts", copy_while_another_exports)
+    with pytest.raises(UserError, match=r"out exists; expected a new or empty folder"):
+        write()
+    assert StableDiffusionXLPipeline.from_pretrained(tmp_path / "out").unet.config.mid_block_type == "UNetMidBlock2D"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_student_can_be_written_to_the_current_folder(
