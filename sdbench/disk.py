@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from filelock import FileLock, Timeout
 
 from sdbench.errors import UserError
+from sdbench.validation import error_message
 
 
 def digest(content: Any) -> str:
@@ -41,8 +42,12 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is damaged ({error}); restore it, or move {path.parent} away to start that part again") from error
 
 
-def read_json_lines(path: Path) -> Iterator[Any]:
+def read_json_lines(path: Path, parse: Callable[[bytes], Any] = json.loads) -> Iterator[Any]:
     """The complete lines of a log in JSON lines, which a killed run may have left with half a line at its end; none if there is no file.
+
+    Args:
+        path: the log.
+        parse: gives the content of a line; a ValueError of its means that the line is damaged.
 
     Raises:
         UserError: a line is damaged.
@@ -55,10 +60,10 @@ def read_json_lines(path: Path) -> Iterator[Any]:
             if not line.endswith(b"\n"):
                 return
             try:
-                yield json.loads(line)
+                yield parse(line)
             except ValueError as error:
                 raise UserError(
-                    f"line {number} of {path} is damaged ({error}); remove that line, and run the same command again"
+                    f"line {number} of {path} is damaged ({error_message(error)}); remove that line, and run the same command again"
                 ) from error
 
 

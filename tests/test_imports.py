@@ -27,7 +27,7 @@ ALLOWED = {
     "torchmetrics": {"arrays", "metrics"},
     "arguments": {"errors"},
     "validation": {"errors"},
-    "disk": {"errors"},
+    "disk": {"errors", "validation"},
     "records": {"arrays", "errors", "validation"},
     "tables": {"records"},
     "models": {"errors", "scenes"},

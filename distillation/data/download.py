@@ -14,6 +14,7 @@ from ipaddress import IPv4Address, IPv6Network, ip_address
 from socket import socket
 from typing import Any, Literal
 
+import pydantic
 import urllib3
 from PIL import Image
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -73,9 +74,9 @@ class FetchRules:
     allow_private: bool = False
 
 
-@dataclass(frozen=True)
+@pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid"))
 class Link:
-    """The result of a link.
+    """The result of a link; validated, since people edit the log that it is read from.
 
     Attributes:
         reason: why the link is dead.

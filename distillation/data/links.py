@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
 from tqdm import tqdm
 
 from distillation.data.download import FetchRules, Link, download
@@ -173,7 +174,7 @@ def _follow_links(urls: list[str], out: Path, rules: FetchRules, threads: int, *
 
 
 def _read_log(log: Path) -> Iterator[Link]:
-    return (Link(**row) for row in read_json_lines(log))
+    return read_json_lines(log, TypeAdapter(Link).validate_json)
 
 
 def _is_final(link: Link, out: Path, rules: FetchRules, *, retry_dead: bool) -> bool:

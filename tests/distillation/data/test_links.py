@@ -263,6 +263,20 @@ def test_an_image_that_was_deleted_is_fetched_again(site: Site, tmp_path: Path) 
     assert site.hits == {"1": 1, "2": 2}
 
 
+@pytest.mark.parametrize("change", [{"note": "mine"}, {"px": "wide"}, {"state": "gone"}, None])
+def test_a_log_edited_to_nonsense_is_an_error_with_its_line(change: dict[str, str] | None, site: Site, tmp_path: Path) -> None:
+    what = write_list(tmp_path / "list.jsonl", [site.url(1), site.url(2)])
+    fetch_images(what, tmp_path / "out", RULES)
+    log = tmp_path / "out" / LINK_LOG
+    first, second = log.read_text(encoding="utf-8").splitlines()
+    edited = [] if change is None else json.loads(second) | change
+    log.write_text(f"{first}\n{json.dumps(edited)}\n", encoding="utf-8")
+    with pytest.raises(
+        UserError, match=r"^line 2 of .*links\.jsonl is damaged \([^\n]+\); remove that line, and run the same command again$"
+    ):
+        fetch_images(what, tmp_path / "out", RULES)
+
+
 def test_private_addresses_are_refused_before_any_request(site: Site, tmp_path: Path) -> None:
     what = write_list(tmp_path / "list.jsonl", [site.url(1), site.url(1).replace("http", "https")])
     with pytest.raises(
