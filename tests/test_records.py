@@ -126,7 +126,25 @@ def test_invalid_record_is_an_error(tmp_path: Path) -> None:
 def test_scores_without_keys_are_an_error(tmp_path: Path) -> None:
     folder = save_record(make_measurement(), tmp_path)
     pq.write_table(pa.table({"sample": [1]}), folder / "scores.parquet")
-    with pytest.raises(UserError, match=r"record .* cannot be read"):
+    with pytest.raises(UserError, match=r"record .* cannot be read .*: scores\.parquet has no column 'prompt_id'"):
+        records.read(folder)
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("a.b", [[1.0], [2.0]], r"column 'a\.b' of scores\.parquet holds list<.*>, expected floating-point numbers"),
+        ("a.b", ["x", "y"], r"column 'a\.b' of scores\.parquet holds string, expected floating-point numbers"),
+        ("prompt_id", [1, 2], r"column 'prompt_id' of scores\.parquet holds int64, expected text"),
+        ("prompt", [None, None], r"column 'prompt' of scores\.parquet holds null, expected text"),
+        ("sample", [0.0, 1.0], r"column 'sample' of scores\.parquet holds double, expected whole numbers"),
+    ],
+)
+def test_column_of_another_type_is_an_error_with_file_and_column(column: str, values: list[Any], message: str, tmp_path: Path) -> None:
+    folder = save_record(make_measurement(), tmp_path)
+    table = {"prompt_id": ["p0", "p1"], "sample": [0, 0], "a.b": [1.0, 2.0], column: values}
+    pq.write_table(pa.table(table), folder / "scores.parquet")
+    with pytest.raises(UserError, match=rf"record .* cannot be read .*{message}\. Restore it"):
         records.read(folder)
 
 

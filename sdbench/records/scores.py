@@ -47,11 +47,28 @@ class Scores:
 
     @classmethod
     def read(cls, path: Path) -> "Scores":
-        """Load from Parquet."""
+        """Load from Parquet.
+
+        Raises:
+            ValueError: a column is missing or of another type than `write` gives it, or the file is damaged.
+            OSError: it cannot be read.
+        """
         with pq.ParquetFile(path) as file:  # pq.read_table and to_numpy would import pandas, which takes a second
+            _check_columns(file, path.name)
             table = file.read().to_pydict()
         ids, samples, prompts = table.pop("prompt_id"), table.pop("sample"), table.pop("prompt", None)
         return cls(ids, samples, {name: np.array(column, np.float64) for name, column in table.items()}, prompts)
+
+
+def _check_columns(file: pq.ParquetFile, name: str) -> None:
+    text, numbers = (pa.types.is_string, "text"), (pa.types.is_floating, "floating-point numbers")
+    expected = {"prompt_id": text, "prompt": text, "sample": (pa.types.is_integer, "whole numbers")}
+    if missing := {"prompt_id", "sample"}.difference(file.schema_arrow.names):
+        raise ValueError(f"{name} has no column {min(missing)!r}")
+    for field in file.schema_arrow:
+        is_right, kind = expected.get(field.name, numbers)
+        if file.metadata.num_rows and not is_right(field.type):  # columns without rows have no type
+            raise ValueError(f"column {field.name!r} of {name} holds {field.type}, expected {kind}")
 
 
 def mean_per_prompt(prompt_ids: Sequence[str], values: F64) -> tuple[npt.NDArray[np.str_], F64]:
