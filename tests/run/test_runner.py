@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ import torch
 from clips import photographs, tiny
 from fakes import IMAGES, METRICS, PROMPTS, SUITE, colours, fail_if_called, letters, modification_times, prepare_in, replace_towers
 from PIL import Image
+from processes import is_locked
 from tiny import SIZE_PX, tiny_unet
 
 from sdbench import api, cli, machine, records, suites
 from sdbench.arrays import F32, U8
 from sdbench.commands import measuring
+from sdbench.disk import locked
 from sdbench.encoders import scenes
 from sdbench.encoders.catalogue import ENCODERS, TOWERS
 from sdbench.encoders.clip import Clip
@@ -311,6 +314,29 @@ def test_groups_of_prompts_are_in_the_record_and_in_the_leaderboard(teacher: Mod
     (folder,) = runner.run([teacher], prepare_in(tmp_path, suite))
     assert records.read_record(folder).groups == {"first": 3, "last": 1}, "also where all else was measured before"
     assert "by group of prompts" in writing.markdown(standings.read_rows(tmp_path / "results"))
+
+
+def test_of_two_equal_runs_at_once_the_second_finds_the_record_of_the_first(
+    teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, others = records.write, []
+
+    def write_second(*arguments: Any) -> Path:
+        assert is_locked(tmp_path / "runs" / ".records.lock"), "another command that writes a record must wait"
+        return write(*arguments)
+
+    @contextmanager
+    def after_the_other_run(path: Path) -> Iterator[None]:
+        with monkeypatch.context() as patch:
+            patch.setattr(recording, "locked", locked)
+            others.extend(runner.run([teacher], prepare_in(tmp_path)))
+        with locked(path):
+            yield
+
+    monkeypatch.setattr(records, "write", write_second)
+    monkeypatch.setattr(recording, "locked", after_the_other_run)
+    assert runner.run([teacher], prepare_in(tmp_path)) == others
+    assert len(records.folders(tmp_path / "results")) == 1
 
 
 def test_changed_value_creates_a_new_record_beside_the_old_one(teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
