@@ -15,7 +15,7 @@ from sdbench.models.architectures import Config
 from sdbench.models.catalogue import CATALOGUE, TEACHERS
 from sdbench.models.digest import weights_digest
 from sdbench.models.files import read_headers, read_json, weight_files
-from sdbench.models.loading import load_unet
+from sdbench.models.loading import check_headers, load_unet
 from sdbench.models.locate import locate
 from sdbench.models.spec import ModelSpec, resolve
 from sdbench.scenes.embedded import WEIGHTS
@@ -181,12 +181,14 @@ def open_teacher_for(folder: Path, recipe: Recipe) -> Teacher:
 
 
 def open_teacher(folder: Path) -> Teacher:
-    """The teacher in a folder, of any architecture; no weights are read.
+    """The teacher in a folder, of any architecture; no weights are read, only their headers.
 
     Raises:
-        UserError: the folder is not a complete pipeline, its UNet mixes dtypes or has an unknown one, or its model card cannot be read.
+        UserError: the folder is not a complete pipeline, a part of it is damaged (see `check_headers`), its UNet mixes dtypes or has an
+            unknown one, or its model card cannot be read.
     """
     spec = pipeline_spec(folder)
+    check_headers(spec, dtype="float32")
     dtypes = {tensor.dtype for tensor in read_headers(weight_files(folder / "unet", "unet", sixteen_bit=False)[1]).values()}
     if len(dtypes) > 1 or not dtypes <= _DTYPES.keys():
         raise UserError(f"the UNet in {folder} is stored as {', '.join(sorted(dtypes))}; expected one of {', '.join(_DTYPES)}")

@@ -2,14 +2,14 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import CLIPTextConfig
+from transformers import CLIPTextConfig, CLIPTokenizer
 
 from sdbench.errors import UserError, describe_error
 from sdbench.models import lora
@@ -70,16 +70,22 @@ def load_unet(pipeline: Path, *, dtype: str, device: torch.device | str) -> Any:
 
 
 def check_headers(spec: ModelSpec, *, dtype: str) -> None:
-    """Check everything that `load` checks except the values of weights; reads configurations, headers and the LoRA.
+    """Check everything that `load` checks except the values of weights and the scheduler; reads configurations, headers, tokenizers and the LoRA.
 
     Raises:
-        UserError: files are missing or damaged, tensors do not fit their configuration, or the LoRA does not fit the model.
+        UserError: files are missing or damaged, tensors do not fit their configuration, a tokenizer does not fit its text encoder, or the
+            LoRA does not fit the model.
     """
     if spec.source in ("random", "rendered"):
         return
     silence_libraries()
     layout = locate(spec)
     parts = _build_parts(layout, sixteen_bit=dtype != "float32")
+    with _explained(layout.pipeline):
+        tokenizers = {
+            part: CLIPTokenizer.from_pretrained(layout.pipeline / part, local_files_only=True) for part in ("tokenizer", "tokenizer_2")
+        }
+    _check_tokens(parts | tokenizers, layout.pipeline)
     if layout.lora:
         lora.check(parts, layout.lora)
 
@@ -105,7 +111,7 @@ def _available_device(name: torch.device | str) -> torch.device:
 def _read_pipeline(spec: ModelSpec, dtype: torch.dtype) -> Any:
     layout = locate(spec)
     pipeline = _read_checkpoint(layout, dtype) if layout.checkpoint else _read_folders(layout, dtype)
-    _check_tokens(pipeline, layout.pipeline)
+    _check_tokens(pipeline.components, layout.pipeline)
     if layout.lora:
         lora.fuse(pipeline, layout.lora)
     for part in CLASSES:
@@ -113,10 +119,10 @@ def _read_pipeline(spec: ModelSpec, dtype: torch.dtype) -> Any:
     return pipeline
 
 
-def _check_tokens(pipeline: Any, folder: Path) -> None:
+def _check_tokens(parts: Mapping[str, Any], folder: Path) -> None:
     """Check that the text encoders know the tokens around and after each prompt: an unknown one would end the first call, or on a GPU the process."""
     for suffix in ("", "_2"):
-        tokenizer, encoder = getattr(pipeline, f"tokenizer{suffix}"), getattr(pipeline, f"text_encoder{suffix}")
+        tokenizer, encoder = parts[f"tokenizer{suffix}"], parts[f"text_encoder{suffix}"]
         known = encoder.get_input_embeddings().num_embeddings
         for token in filter(None, (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token)):
             if tokenizer.convert_tokens_to_ids(token) >= known:

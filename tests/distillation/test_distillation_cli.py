@@ -1,4 +1,5 @@
 import errno
+import shutil
 from pathlib import Path
 
 import pytest
@@ -65,7 +66,25 @@ def test_a_dry_run_checks_and_makes_nothing(teacher_folder: Path, tmp_path: Path
     assert "stage half: 1 steps (all of them warm-up, to 4% of lr), " in said
     assert f"this run: teachers {teacher_folder} (100% of the steps)\n" in said
     assert list(tmp_path.iterdir()) == []
-    assert main([*arguments, "--steps", "1"]) == 2
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_too_few_steps_are_refused_before_images_are_opened(more: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "vega", "--steps", "1", "--data", "nowhere", "--out", "nowhere", *more]) == 2
+    assert "1 steps are too few for the 2 stages of recipe 'vega'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["prune", "vega"], ["run", "vega", "--dry-run"], ["run", "vega"], ["sensitivity"]])
+def test_a_teacher_with_a_damaged_tokenizer_is_refused_before_any_work(
+    words: list[str], teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(teacher_folder, "teacher")
+    Path("teacher/tokenizer_2/tokenizer.json").write_text("{", encoding="utf-8")
+    assert main([*words, "--teacher", "teacher"]) == 2
+    assert "teacher cannot be loaded (JSONDecodeError" in (said := capsys.readouterr().err)
+    assert "copy its tokenizers and scheduler from the base pipeline" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["teacher"]
 
 
 def test_a_user_error_goes_to_stderr_with_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
