@@ -18,6 +18,7 @@ from distillation.prune import prune
 from distillation.recipe import Family, Recipe
 from distillation.recipe_tables import TeacherShare, Training
 from distillation.taps import Tap, resolve_taps
+from sdbench.disk import size_text
 from sdbench.models.architectures import PARTS, Config, pooled_width, unet_config
 from sdbench.models.loading import build_on_meta, count_parameters
 from sdbench.probes.work import input_sizes, unet_macs
@@ -157,8 +158,8 @@ def _time_lines(total_flops: int, tflops: float | None, usd_per_hour: float | No
 
 
 def _memory_lines(memory: Memory, stage: str, batch: int, dtype: str) -> list[str]:
-    sizes = {name: _format_bytes(size) for name, size in vars(memory).items()}
-    total, checkpointed = (_format_bytes(memory.total(batch, checkpointing=checkpointing)) for checkpointing in (False, True))
+    sizes = {name: size_text(size) for name, size in vars(memory).items()}
+    total, checkpointed = (size_text(memory.total(batch, checkpointing=checkpointing)) for checkpointing in (False, True))
     return [
         f"  memory of each process, one per GPU, in stage {stage}, the largest:",
         f"    student in float32: weights {sizes['weights']}, gradients {sizes['gradients']}, AdamW's moments {sizes['moments']}, EMA {sizes['ema']}",
@@ -173,12 +174,8 @@ def _memory_lines(memory: Memory, stage: str, batch: int, dtype: str) -> list[st
 def _disk_line(config: Config, memory: Memory, latent_size: int, tokens: int) -> str:
     latents, embeddings = config["in_channels"] * latent_size**2, tokens * config["cross_attention_dim"] + pooled_width(config)
     checkpoints = (MAX_CHECKPOINTS + 1) * (memory.weights + memory.moments + memory.ema)
-    per_1000 = _format_bytes(2 * (latents + embeddings) * 1000)
-    return f"  disk: {per_1000} for latents and embeddings of 1,000 images; {_format_bytes(checkpoints)} for checkpoints"
-
-
-def _format_bytes(size: int) -> str:
-    return f"{_format_number(size / 1e9)} GB" if size >= 1e8 else f"{_format_number(size / 1e6)} MB"
+    per_1000 = size_text(2 * (latents + embeddings) * 1000)
+    return f"  disk: {per_1000} for latents and embeddings of 1,000 images; {size_text(checkpoints)} for checkpoints"
 
 
 def _format_macs(macs: int) -> str:

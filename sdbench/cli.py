@@ -13,7 +13,17 @@ from pathlib import Path
 from sdbench import __version__
 from sdbench.arguments import BAD_INPUT, Parser, add_command, run_command
 from sdbench.commands import gating, measuring, showing
-from sdbench.commands.console import Command, add_common, add_device, add_runs, places_from, print_answer, print_json, print_note
+from sdbench.commands.console import (
+    Command,
+    add_common,
+    add_device,
+    add_runs,
+    places_from,
+    print_answer,
+    print_json,
+    print_note,
+    table_width,
+)
 from sdbench.errors import UserError
 
 ENCODERS = (  # copied from `encoders.catalogue`, which imports torch
@@ -95,17 +105,26 @@ def _add_reference(command: argparse.ArgumentParser) -> None:
 def _models(arguments: argparse.Namespace) -> int:
     from dataclasses import asdict
 
+    from sdbench import tables
     from sdbench.models.catalogue import CATALOGUE
 
     if arguments.json:
         print_json([asdict(entry) for entry in CATALOGUE.values()])
         return 0
-    for entry in CATALOGUE.values():
-        fetch = f"{entry.download_gb:.1f} GB to fetch" if entry.download_gb else "nothing to fetch"
-        line = (
-            f"{entry.name:20} {entry.family:7} {entry.architecture or '-':11} {entry.source:9} {fetch:18} {entry.location}  {entry.licence}"
+    rows = tuple(
+        (
+            entry.name,
+            entry.family,
+            entry.architecture or "none",
+            entry.source,
+            f"{entry.download_gb:.1f} GB" if entry.download_gb else "none",
+            entry.location or "none",
+            entry.licence or "not found",
         )
-        print_answer(line.rstrip(), arguments)
+        for entry in CATALOGUE.values()
+    )
+    header = ("model", "family", "architecture", "source", "download", "location", "licence")
+    print_answer(tables.text(tables.Grid(header, rows), table_width()), arguments)
     return 0
 
 
@@ -123,7 +142,7 @@ def _suites(arguments: argparse.Namespace) -> int:
         print_json([suite.model_dump() for suite in loaded])
         return 0
     for suite in loaded:
-        print_answer(f"{suite.name}@{suite.version:<3} {suite.family or 'part':7} {suite.description}", arguments)
+        print_answer(f"{f'{suite.name}@{suite.version}':20} {suite.family or 'part':7} {suite.description}", arguments)
         metrics = [f"metrics of {family}: {', '.join(names)}" for family, names in suite.metrics.items()]
         for line in [*metrics, *requirements.describe(suite, places_from(arguments).work)]:
             print_answer(f"    {line}", arguments)

@@ -1,4 +1,4 @@
-"""Digests of content and of files, atomic writes, locks between commands, and reading the JSON that earlier runs wrote."""
+"""Digests of content and of files, sizes in words, atomic writes, locks between commands, and reading the JSON that earlier runs wrote."""
 
 import contextlib
 import hashlib
@@ -27,6 +27,12 @@ def file_digest(path: Path) -> str:
     """The SHA-256 (hex) of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def size_text(size_bytes: int) -> str:
+    """A size to three digits, in bytes or multiples of 1000 of them: 95670000 -> `95.7 MB`."""
+    power = int(f"{size_bytes:.2e}".partition("e")[2]) // 3  # of the rounded size, so that 999,999 bytes are 1 MB
+    return f"{size_bytes / 1000**power:.3g} {('bytes', 'kB', 'MB', 'GB', 'TB', 'PB')[power]}"
 
 
 def read_json(path: Path) -> Any:
@@ -103,8 +109,8 @@ def create_array(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> "n
     except OSError as error:
         with contextlib.suppress(OSError):
             path.unlink()
-        needed = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        raise UserError(f"cannot create {path}, {needed / 1e9:.3f} GB: {error.strerror}. Make room, or name another folder") from error
+        needed = size_text(int(np.prod(shape)) * np.dtype(dtype).itemsize)
+        raise UserError(f"cannot create {path}, {needed}: {error.strerror}. Make room, or name another folder") from error
     return array
 
 

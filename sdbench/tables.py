@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ _LATEX = str.maketrans(
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$"}
     | {"±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$"}
 )
+_WORD = re.compile(rf"\S+(?: [%↑↓{_SUPERSCRIPTS}]\S*)*")
 _WRAPPED = 20  # characters in a line of a cell that is wrapped in a terminal: `0.803 (0.766..0.835)`
 _SUFFIXES = (" ", " k", " M", " G", " T", " P")
 
@@ -157,12 +159,17 @@ def _table_width(widths: Sequence[int]) -> int:
 
 def _least_width(column: Sequence[str]) -> int:
     """The width with which a column is readable: long cells wrap, but no word breaks."""
-    longest_word = max(len(word) for cell in column for word in cell.split() or ("",))
+    longest_word = max(len(word) for cell in column for word in _words(cell) or ("",))
     return min(max(map(len, column)), max(_WRAPPED, longest_word))
 
 
 def text(grid: Grid, width: int) -> str:
-    """The grid for a terminal `width` characters wide, without colour."""
+    """The grid for a terminal `width` characters wide, in as many tables as it takes, with notes below; without colour."""
+    short, notes = grid.with_notes_below()
+    return "\n\n".join([*(_part_text(part, width) for part in short.parts(width)), *([notes] if notes else [])])
+
+
+def _part_text(grid: Grid, width: int) -> str:
     widths = _widths(grid, width)
     header, *rows = ([Text(_wrap(cell, room)) for cell, room in zip(line, widths, strict=True)] for line in (grid.header, *grid.rows))
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
@@ -178,13 +185,15 @@ def text(grid: Grid, width: int) -> str:
 
 def _wrap(cell: str, room: int | None) -> str:
     """A cell in lines of at most this width; on one line for None."""
-    return _one_line(cell) if room is None else "\n".join(textwrap.wrap(cell, room, break_on_hyphens=False))
+    if room is None:
+        return _one_line(cell)
+    tied = " ".join(word.replace(" ", "\xa0") for word in _words(cell))
+    return "\n".join(textwrap.wrap(tied, room, break_on_hyphens=False)).replace("\xa0", " ")
 
 
-def text_in_parts(grid: Grid, width: int) -> str:
-    """The grid for a terminal `width` characters wide, in as many tables as it takes, with notes below."""
-    short, notes = grid.with_notes_below()
-    return "\n\n".join([*(text(part, width) for part in short.parts(width)), *([notes] if notes else [])])
+def _words(cell: str) -> list[str]:
+    """What stays on one line: a word with the percent sign, arrow or number of a note behind it."""
+    return _WORD.findall(cell)
 
 
 def arrow(direction: Direction) -> str:
@@ -220,7 +229,7 @@ def estimate_parts(value: float, low: float | None, high: float | None) -> tuple
     if not ends:
         return format_number(value), ""
     spread = abs(ends[0] - value) if len(ends) == 1 else (ends[1] - ends[0]) / 2
-    digits = max(0, 1 - math.floor(math.log10(float(f"{spread:.1e}"))))
+    digits = max(0, 1 - _exponent(spread, 2))
     shown, bottom, top = ("?" if number is None else f"{number:.{digits}f}" for number in (value, low, high))
     if low is not None and high is not None and abs((low + high) / 2 - value) <= spread / 20:
         return shown, f"± {spread:.{digits}f}"
@@ -231,15 +240,19 @@ def format_number(value: float, digits: int = 4) -> str:
     """A number to this many significant digits, with an exponent only below a millionth; `nan` and `inf` as such."""
     if value == 0 or not math.isfinite(value):
         return f"{value or 0:.0f}"  # -0.0 is 0
-    if abs(value) < 1e-6:
-        return f"{value:.{digits - 1}e}"
-    return f"{value:.{max(0, digits - 1 - math.floor(math.log10(abs(value))))}f}"
+    exponent = _exponent(value, digits)
+    return f"{value:.{digits - 1}e}" if exponent < -6 else f"{value:.{max(0, digits - 1 - exponent)}f}"
 
 
 def format_count(value: float) -> str:
     """A count with a suffix for thousands: 745225604 -> `745.2 M`."""
-    power = 0 if abs(value) < 1000 else min(int(math.log10(abs(value)) // 3), len(_SUFFIXES) - 1)
+    power = min(max(0, _exponent(value, 4) // 3), len(_SUFFIXES) - 1)
     return f"{value / 1000**power:.4g}{_SUFFIXES[power]}".rstrip()
+
+
+def _exponent(value: float, digits: int) -> int:
+    """The power of ten of a number's first digit, once it is rounded to this many: 3 for 999.96 and four digits, as for 1000."""
+    return int(f"{value:.{digits - 1}e}".partition("e")[2])
 
 
 def format_ordinal(number: int) -> str:

@@ -40,9 +40,7 @@ class Evaluation:
 
     def __str__(self) -> str:
         """The values and the verdict, for `print`."""
-        return "\n".join(
-            [f"{self._title()}\n", tables.text_in_parts(self.grid(), width=120), *([f"\n{self.report}"] if self.report else [])]
-        )
+        return "\n".join([f"{self._title()}\n", tables.text(self.grid(), width=120), *([f"\n{self.report}"] if self.report else [])])
 
     def _repr_markdown_(self) -> str:
         """What a notebook shows."""

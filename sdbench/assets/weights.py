@@ -24,7 +24,7 @@ from huggingface_hub.file_download import http_get
 
 from sdbench.assets import catalogue
 from sdbench.assets.catalogue import Asset, File
-from sdbench.disk import file_digest, write_bytes
+from sdbench.disk import file_digest, size_text, write_bytes
 from sdbench.errors import MissingError, UserError, describe_error
 from sdbench.models import hub
 
@@ -84,11 +84,6 @@ def missing_files(wanted: Iterable[Asset]) -> list[RemoteFile]:
         for file in asset.files
         if not (weights_folder() / asset.name / file.name).is_file()
     ]
-
-
-def size_text(size_bytes: int) -> str:
-    """A size in GB (10^9 bytes) or MB, with two decimals."""
-    return f"{size_bytes / 1e9:.2f} GB" if size_bytes >= 1e7 else f"{size_bytes / 1e6:.2f} MB"
 
 
 def weights_folder() -> Path:

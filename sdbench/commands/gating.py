@@ -113,13 +113,14 @@ def noise(arguments: argparse.Namespace) -> int:
     from sdbench.gate import lookup
     from sdbench.gate.policy import is_probe
     from sdbench.models.spec import resolve
+    from sdbench.tables import format_number
 
     spec = resolve(arguments.model, base=arguments.base, lora=arguments.lora, name=arguments.name)
     suite = suites.load(arguments.suite) if arguments.suite else lookup.default_suite(spec)
     path, floor = api.noise(spec, suite, arguments.seeds, places_from(arguments), arguments.device, arguments.only)
     for name, spread in floor.metrics.items():
         noise_text = f"{100 * spread.noise:.3g} %" if is_probe(name) else f"{spread.noise:.3g}"
-        ends = f"{min(spread.values):.4g} to {max(spread.values):.4g}"
+        ends = f"{format_number(min(spread.values))} to {format_number(max(spread.values))}"
         print_answer(f"{name:28} standard deviation of the difference of two runs: {noise_text}; the runs' values: {ends}", arguments)
     print_answer("a margin in the gate's policy must exceed the standard deviation of its metric", arguments)
     print_answer(f"written: {path}", arguments)

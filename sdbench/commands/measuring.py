@@ -276,15 +276,14 @@ def _benchmark(arguments: argparse.Namespace) -> int:
 
 def _score(arguments: argparse.Namespace) -> int:
     from sdbench import api
+    from sdbench.tables import format_value
 
     options = {"places": places_from(arguments), "suite": arguments.suite, "device": arguments.device}
     if arguments.name:
         return _print_records([api.record_images(arguments.images, arguments.prompts, arguments.name, **options)], arguments)
     values, scores = api.score(arguments.images, arguments.prompts, **options)
     for value in values:
-        ends = "" if value.low is None else f" ({value.low:.4g} to {value.high:.4g})"
-        number = f"{value.state}: {value.reason}" if value.value is None else f"{value.value:.4g}{ends}, n = {value.n}"
-        print_answer(f"{value.name:28} {number} {value.note}".rstrip(), arguments)
+        print_answer(f"{value.name:28} {format_value(value)}{'' if value.value is None else f', n = {value.n}'}", arguments)
     if arguments.json:
         print_json(
             {

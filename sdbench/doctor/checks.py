@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 from sdbench.errors import UserError
 from sdbench.machine import version
 from sdbench.scenes import embedded
+from sdbench.tables import format_number
 
 MAX_RESIZE_LEVELS = 0.01  # of 255
 
@@ -151,7 +152,7 @@ def _metrics() -> Iterator[Finding]:
         if one.complaints:
             yield Finding(False, True, f"metric {one.name} misbehaves on golden images: {'; '.join(one.complaints)}")
         elif one.values is not None:
-            numbers = [f"{name} {value.state if value.value is None else f'{value.value:.4g}'}" for name, value in one.values.items()]
+            numbers = [f"{name} {value.state if value.value is None else format_number(value.value)}" for name, value in one.values.items()]
             yield Finding(True, True, f"metric {one.name} behaves on golden images: {', '.join(numbers)}")
     if not_tried := [one.name for one in judgements if one.values is None]:
         yield Finding(False, False, f"metrics not tried, because weights or a GPU are missing: {', '.join(not_tried)}")

@@ -69,7 +69,7 @@ def text_table(board: Sequence[Row], width: int = 160) -> str:
     """The tables for a terminal `width` characters wide."""
     parts = []
     for section in sections(board):
-        parts += [section.title, *(tables.text_in_parts(grid, width) for grid in _tall_grids(section)), "\n".join(footer_lines(section))]
+        parts += [section.title, *(tables.text(grid, width) for grid in _tall_grids(section)), "\n".join(footer_lines(section))]
     return "\n\n".join(parts) + "\n"
 
 

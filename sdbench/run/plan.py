@@ -10,7 +10,7 @@ import torch
 
 from sdbench import schedulers
 from sdbench.assets.pipelines import missing_files
-from sdbench.assets.weights import size_text
+from sdbench.disk import size_text
 from sdbench.errors import UserError
 from sdbench.machine import choose_device
 from sdbench.models.architectures import TOPOLOGIES
@@ -106,7 +106,7 @@ def _text(content: dict[str, Any], n: int) -> str:
         lines.append(
             f"{row['model']}: "
             + (f"{scheduler['class']} at {', '.join(map(str, scheduler['timesteps']))}; " if (scheduler := row["scheduler"]) else "")
-            + ("no estimate" if row["seconds"] is None else f"roughly {_duration(row['seconds'])} of {spent} on this machine")
+            + ("no estimate" if row["seconds"] is None else f"roughly {duration_text(row['seconds'])} of {spent} on this machine")
         )
     return "\n".join(lines)
 
@@ -117,7 +117,10 @@ def _probe_lines(suite: Suite, settings: Mapping[str, Setting]) -> list[str]:
     return [f"probes: {suite.probes.rounds} rounds a model, each a process for every setting: {', '.join(settings)}"]
 
 
-def _duration(seconds: float) -> str:
+def duration_text(seconds: float) -> str:
+    """A duration in seconds, minutes or hours, as exact as an estimate of it."""
+    if seconds < 59.5:  # from there on two digits make 60
+        return f"{seconds:.2g} s"
     return f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{seconds / 60:.1f} min"
 
 

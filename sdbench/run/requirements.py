@@ -9,6 +9,7 @@ from huggingface_hub import constants
 from sdbench import suites
 from sdbench.assets import catalogue, prompts, weights
 from sdbench.assets.weights import RemoteFile
+from sdbench.disk import size_text
 from sdbench.reference import cards
 from sdbench.suites import Suite
 
@@ -35,7 +36,7 @@ def describe(suite: Suite, runs: Path) -> list[str]:
     sizes: dict[str, int] = {}
     for file in files_to_fetch(suite):
         sizes[file.repository] = sizes.get(file.repository, 0) + file.size_bytes
-    fetched = ", ".join(f"{place} ({weights.size_text(size)})" for place, size in sizes.items())
+    fetched = ", ".join(f"{place} ({size_text(size)})" for place, size in sizes.items())
     return [*([f"not on this disk: {fetched}"] if fetched else []), *(f"missing: {what}" for what in missing_inputs(suite, runs))]
 
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sdbench.disk import create_array, locked
+from sdbench.disk import create_array, locked, size_text
 from sdbench.errors import UndecodableError, UserError
 from sdbench.training.processes import broadcast_from_main, rank_and_local_size
 
@@ -106,7 +106,7 @@ def _create_missing(files: Sequence[RowFile]) -> list[bool]:
     if needed > (free := shutil.disk_usage(folder).free):
         fields = ", ".join(name for dtype in dtypes for name in dtype.names or ())
         raise UserError(
-            f"{folder} has {free / 1e9:.1f} GB free; {needed / 1e9:.1f} GB are needed for {fields} of {files[0].n:,} images. Make room, or name another folder with --work"
+            f"{folder} has {size_text(free)} free; {size_text(needed)} are needed for {fields} of {files[0].n:,} images. Make room, or name another folder with --work"
         )
     for file, dtype in zip(new, dtypes, strict=True):
         file.marks_path.unlink(missing_ok=True)

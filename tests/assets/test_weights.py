@@ -149,8 +149,8 @@ def test_offline_error_lists_every_file_with_its_size_and_destination(tmp_path: 
     message = str(found.value)
     assert message.startswith("weights: 'network' is not on this disk and cannot be fetched (")
     for part in (
-        "config.json (0.00 MB)",
-        "model.safetensors (0.10 MB)",
+        f"config.json ({len(CONFIG)} bytes)",
+        f"model.safetensors ({len(WEIGHTS) / 1000:.3g} kB)",
         "`hf download lab/network --repo-type model config.json model.safetensors`",
     ):
         assert part in message

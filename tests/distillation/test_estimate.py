@@ -238,7 +238,7 @@ def test_a_full_size_run_is_estimated_without_weights(
     assert "estimate at 1024 px" in said
     assert "teacher 3,380.6 GMAC" in said
     # 4 x 128^2 and 77 x 2048 + 1280 numbers of 2 bytes; three times 12 bytes for each parameter of the first stage
-    assert "disk: 0.449 GB for latents and embeddings of 1,000 images; 41.1 GB for checkpoints" in said
+    assert "disk: 449 MB for latents and embeddings of 1,000 images; 41.1 GB for checkpoints" in said
     steps = [float(number) for number in re.findall(r"([\d.e+]+) FLOP a step", said)]
     assert steps[1] == pytest.approx(2 * (3.3806 + 3.75 * 1.4112) * 1e12 * 16 * 8, rel=1e-3)
     work = 100 * steps[0] + 900 * steps[1]

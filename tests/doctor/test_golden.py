@@ -145,7 +145,7 @@ def test_doctor_reports_which_metrics_behave(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setattr(golden, "judge_metrics", lambda: judgements)
     assert cli.main(["doctor"]) == 2
     text = capsys.readouterr().out
-    assert "ok  metric kid behaves on golden images: healthy 1, black 1" in text
+    assert "ok  metric kid behaves on golden images: healthy 1.000, black 1" in text
     assert "BAD metric cmmd misbehaves on golden images: black images get 1" in text
     assert "--  metrics not tried, because weights or a GPU are missing: fid.clean" in text
     assert cli.main(["doctor", "--json"]) == 2

@@ -38,9 +38,9 @@ def put_asset(folder: Path, asset: str, *files: str) -> None:
 def test_missing_weights_prompts_and_reference_are_listed_with_sizes(tmp_path: Path) -> None:
     description = "\n".join(requirements.describe(suites.load("mlperf-sdxl"), tmp_path))
     for part in (
-        "pytorch-fid/releases/download/fid_weights (0.10 GB)",
-        "timm/vit_base_patch32_clip_224.openai (0.61 GB)",
-        "coco2014/captions (0.86 MB)",
+        "pytorch-fid/releases/download/fid_weights (95.6 MB)",
+        "timm/vit_base_patch32_clip_224.openai (605 MB)",
+        "coco2014/captions (862 kB)",
     ):
         assert part in description
     assert "missing: reference 'mlperf-val2014', so every distance to it will be missing: build it" in description
@@ -96,7 +96,7 @@ def test_dry_run_lists_missing_inputs_and_fetches_nothing(
     assert content["disk_bytes"] > 95_628_359 + 605_109_252
     text = content["text"]
     assert text.startswith("suite mlperf-sdxl@1 (digest not known until its prompts are here): 5000 images a model")
-    assert "captions_source.tsv (0.86 MB)" in text
+    assert "captions_source.tsv (862 kB)" in text
     assert "\nmissing: reference 'mlperf-val2014'" in text
     known = plan([resolve("sdxl", random=True)], suites.load("standard"), tmp_path)
     assert known["suite"]["digest"] == suites.load("standard").id.digest

@@ -257,7 +257,7 @@ def test_insufficient_disk_space_is_reported_before_encoding(
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
     with pytest.raises(
-        UserError, match=r"0\.0 GB free; 0\.0 GB are needed for latents, time_ids, prompt_embeds, pooled of 8 images. Make room"
+        UserError, match=r"100 bytes free; [\d.]+ kB are needed for latents, time_ids, prompt_embeds, pooled of 8 images. Make room"
     ):
         LatentPool(teacher_folder, pool, tmp_path)
     assert [each.name for each in tmp_path.iterdir()] == [".lock"]
