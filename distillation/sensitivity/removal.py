@@ -20,6 +20,7 @@ from pydantic import Field, ValidationError
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from distillation.export import package_versions
 from distillation.losses import mse
 from distillation.plan import MIDDLE_ATTENTION
 from distillation.taps import collect_outputs
@@ -63,6 +64,8 @@ class Sensitivity(Table):
         timesteps: first and last timestep of each bin.
         n_images: in all bins together; each image is used once.
         losses: mean squared change of the output by attention, blocks x bins x batches; `mid_block` has one row.
+        device: that it was measured on, "cpu" or "cuda"; older results lack it.
+        versions: of Python and packages; older results lack them.
     """
 
     teacher: str
@@ -72,6 +75,8 @@ class Sensitivity(Table):
     timesteps: list[tuple[int, int]]
     n_images: int
     losses: dict[str, list[list[list[float]]]]
+    device: str | None = None
+    versions: dict[str, str] | None = None
 
     @property
     def by_bin(self) -> dict[str, F64]:
@@ -93,7 +98,9 @@ class Sensitivity(Table):
 def measure_sensitivity(
     teacher: Teacher, name: str, settings: Settings, images: CaptionedImages, work: Path, results: Path, device: str
 ) -> Sensitivity:
-    """Measure a teacher, or read the result of an earlier run with the same weights, images and settings.
+    """Measure a teacher, or read the result of an earlier run with the same weights, images, settings, device and versions.
+
+    An older result, which does not say on what it was measured, is taken as it is.
 
     Args:
         teacher: of either family.
@@ -107,8 +114,10 @@ def measure_sensitivity(
     Raises:
         UserError: there are too few images, the device or weights are missing, an earlier result is unreadable, or a loss is not finite.
     """
-    path, digest = results / "sensitivity" / f"{name}.json", teacher.digest
-    if (earlier := _read(path)) and (earlier.digest, earlier.data_digest, earlier.settings) == (digest, images.digest, settings):
+    path = results / "sensitivity" / f"{name}.json"
+    weights_and_data = {"digest": teacher.digest, "data_digest": images.digest, "settings": settings}
+    identity: dict[str, Any] = weights_and_data | {"device": device, "versions": package_versions()}
+    if (earlier := _read(path)) and all(getattr(earlier, key) in (value, None) for key, value in identity.items()):
         return earlier
     batches, scheduler = sensitivity_batches(teacher, settings, images, work, device)
     losses = _part_losses(teacher.unet(measurement_dtype(teacher), device), batches, scheduler)
@@ -116,9 +125,7 @@ def measure_sensitivity(
         raise UserError(f"without a block of {not_finite[0]}, the output of {name!r} is not finite. Check the teacher's weights")
     sensitivity = Sensitivity(
         teacher=name,
-        digest=digest,
-        data_digest=images.digest,
-        settings=settings,
+        **identity,
         timesteps=[(start, end - 1) for start, end in _bins(settings.bins, scheduler.config.num_train_timesteps)],
         n_images=settings.n,
         losses={part: rows.reshape(len(rows), settings.bins, settings.batches).tolist() for part, rows in losses.items()},

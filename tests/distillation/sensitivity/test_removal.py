@@ -93,8 +93,23 @@ def test_the_command_measures_once_and_writes_a_recipe(teacher_folder: Path, tmp
     before = kept.stat().st_mtime_ns
     assert main(words) == 0
     assert kept.stat().st_mtime_ns == before
+    for change, is_measured_again in (
+        ({"versions": {"torch": "1"}}, True),
+        ({"device": "cuda"}, True),
+        ({"device": None, "versions": None}, False),
+    ):
+        changed = json.dumps(json.loads(kept.read_text(encoding="utf-8")) | change)
+        kept.write_text(changed, encoding="utf-8")
+        assert main(words) == 0
+        assert (kept.read_text(encoding="utf-8") != changed) == is_measured_again, change
     assert main([*words[:-2], "--parameters", "0.01"]) == 2
     assert "no plan comes down to" in capsys.readouterr().err
+
+
+def test_the_result_of_an_older_version_is_taken_without_its_software() -> None:
+    path = Path(__file__).parents[3] / "results" / "sensitivity" / "scenes-teacher.json"
+    found = Sensitivity.model_validate_json(path.read_text(encoding="utf-8"))
+    assert (found.n_images, found.device, found.versions) == (320, None, None)
 
 
 @pytest.mark.usefixtures("datasets_cache")
