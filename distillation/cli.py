@@ -41,14 +41,14 @@ def _run_command(options: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser("distillation", description="Make SSD-1B, Vega and similar students from a teacher: prune it, then train what is left.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     data.add(commands)
     sensitivity.add(commands, WORK)
     plan = add_command(commands, "plan", "describe a recipe and estimate what training takes, without any weights")
     prune = add_command(commands, "prune", "prune a teacher, without training")
     run = add_command(commands, "run", "prune and train, stage by stage; a stopped run resumes")
     ablate = add_command(
-        commands, "ablate", "train variants of a student, with several seeds each, and compare them; a stopped run resumes"
+        commands, "ablate", "train variants of a student of family scenes, with several seeds each, and compare them; a stopped run resumes"
     )
     for command in (plan, prune, run, ablate):
         command.add_argument("recipe", help=f"name of a shipped recipe ({', '.join(shipped_recipes())}), or path of a .toml file")

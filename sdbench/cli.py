@@ -74,7 +74,9 @@ def _add_scenes(command: argparse.ArgumentParser) -> None:
         "action", choices=("train", "ship"), help="train: train the parts in WORK; ship: install them in this package, with a manifest"
     )
     command.add_argument("--parts", nargs="+", default=[], help="parts to train (default: all)")
-    command.add_argument("--results", type=Path, default=Path("results"), help="folder for the training losses (default: results)")
+    command.add_argument(
+        "--results", type=Path, default=Path("results"), help="folder of results, for the training losses (default: results)"
+    )
     command.add_argument("--work", type=Path, help="folder to train in; a killed run resumes from it (default: RESULTS/runs/training)")
     add_device(command)
 
@@ -87,8 +89,8 @@ def _add_reference(command: argparse.ArgumentParser) -> None:
     for action in (building, importing):
         action.add_argument("name", help="name of the reference, for suites and --reference")
     importing.add_argument("file", type=Path, help=".npz file with `mu` and `sigma`")
-    building.add_argument("--images", type=Path, help="folder of real images")
-    building.add_argument("--dataset", help="dataset of real images: a file, a folder or a name on the Hub, opened with `datasets`")
+    building.add_argument("--images", type=Path, help="folder of real images; give this or --dataset")
+    building.add_argument("--dataset", help="dataset of real images, opened with `datasets`: a file, a folder or a name on the Hub")
     building.add_argument("--split", default="train", help="split of the dataset (default: train)")
     building.add_argument("--column", help="column of the dataset's images, if it has several")
     building.add_argument("--encoder", nargs="+", required=True, help=f"encoders to build for: {', '.join(ENCODERS)}")

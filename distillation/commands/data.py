@@ -16,10 +16,8 @@ CAPTIONS_SHOWN = 5
 
 def add(commands: "argparse._SubParsersAction[Parser]") -> None:
     """Add the command, its subcommands and their options."""
-    actions = add_command(
-        commands, "data", "training images: fetch them from a list of links, let the teacher draw them, or inspect a source"
-    )
-    subcommands = actions.add_subparsers(dest="action", required=True)
+    actions = add_command(commands, "data", "fetch training images from a list of links, let the teacher draw them, or inspect a source")
+    subcommands = actions.add_subparsers(dest="action", required=True, metavar="ACTION")
     fetch = add_command(subcommands, "fetch", "fetch images from a list of links; a stopped run resumes")
     make = add_command(subcommands, "make", "let the teacher draw an image for each caption; a stopped run resumes")
     show_source = add_command(subcommands, "show", "print the number, digest, sizes and first captions of a source of images")

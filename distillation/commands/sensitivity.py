@@ -23,7 +23,10 @@ def add(commands: "argparse._SubParsersAction[Parser]", work: Path) -> None:
         commands, "sensitivity", "measure which transformer blocks a teacher depends on most, and derive which ones to remove"
     )
     command.add_argument("--teacher", help=TEACHER)
-    add_data(command, "captioned images to measure on (default: rendered scenes, for a teacher of family scenes)")
+    add_data(
+        command,
+        "captioned images to measure on, in the forms that run takes (default: rendered scenes, for a teacher of family scenes only)",
+    )
     command.add_argument(
         "--bins",
         type=number_between(int, 1, 1000),

@@ -40,7 +40,9 @@ def print_json(content: Any) -> None:
 
 def add_completion(command: argparse.ArgumentParser) -> None:
     """Add the options that complete a model or rename it."""
-    command.add_argument("--base", help="pipeline that supplies what a bare UNet lacks")
+    command.add_argument(
+        "--base", help="pipeline that supplies what a bare UNet lacks: a name such as sdxl, a folder or owner/name on the Hub"
+    )
     command.add_argument("--lora", help="LoRA to fuse into the model: a file, a folder or a name on the Hub")
     command.add_argument("--name", help="name to give the model in tables")
 

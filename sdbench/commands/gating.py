@@ -69,7 +69,7 @@ def add_commands(add: AddCommand) -> None:
         add_common(action, again=True)
 
 
-def add_outputs(command: argparse.ArgumentParser) -> None:
+def add_outputs(command: "argparse._ActionsContainer") -> None:
     """Add the options of the commands that give a verdict."""
     command.add_argument("--policy", type=Path, help="policy file with the metrics to weigh and their margins (default: suites/gate.toml)")
     command.add_argument("--junit", type=Path, metavar="FILE", help="also write the verdict as JUnit XML")

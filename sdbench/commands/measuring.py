@@ -45,7 +45,7 @@ def add_commands(add: AddCommand) -> None:
         "--prompts", type=Path, required=True, help="text file with one prompt per line, in the order of the images' file names"
     )
     scoring.add_argument(
-        "--suite", default="standard", help="suite whose metrics to use (default: standard; for images of scenes: quality)"
+        "--suite", default="standard", help="suite whose metrics to use (default: standard; name quality for images of scenes)"
     )
     scoring.add_argument("--name", help="also write a record under this name, for the leaderboard and the gate")
     add_device(scoring)
@@ -78,13 +78,14 @@ def _add_run(measuring: argparse.ArgumentParser) -> None:
         "draw only the K-th of N parts of the images, for N parallel commands, such as one per GPU (chosen with --device); afterwards, the "
         "same command without --part does the rest",
     )
-    measuring.add_argument(
+    judging = measuring.add_argument_group("verdict", "the options after --until-verdict work only with it")
+    judging.add_argument(
         "--until-verdict",
         action="store_true",
         help="run the prompts in batches, stop as soon as the gate is sure, and exit with the codes of gate",
     )
-    measuring.add_argument("--baseline", help="what --until-verdict compares with, in the forms that gate takes")
-    gating.add_outputs(measuring)
+    judging.add_argument("--baseline", help="what to compare with, in the forms that gate takes")
+    gating.add_outputs(judging)
 
 
 def _add_overrides(command: argparse.ArgumentParser) -> None:

@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 
 def add_commands(add: AddCommand) -> None:
     """Add the commands and their options."""
-    add("leaderboard", show_leaderboard, "print the leaderboard and write it as LEADERBOARD.md, .tex, .csv and .json")
+    add(
+        "leaderboard",
+        show_leaderboard,
+        "print the leaderboard, and write it as LEADERBOARD.md, .tex, .csv and .json, with sheets of sample images",
+    )
 
     page = add("report", _report, "write one HTML page of all records: tables, charts, verdicts and images")
     page.add_argument("--out", type=Path, help="file to write (default: RESULTS/report.html)")
