@@ -25,9 +25,9 @@ Announce = Callable[[str], None]
 
 
 def compare(
-    candidate: str,
-    baseline: str,
-    policy: Path | None,
+    candidate: str | Path,
+    baseline: str | Path,
+    policy: Path | None = None,
     places: Places = Places(),
     suite: str | None = None,
     *,
@@ -43,7 +43,7 @@ def compare(
     A name is looked up in the catalogue, then among records. The baseline may also be a name in `baselines.toml`, which is searched first.
 
     Args:
-        policy: policy file; by default `gate.toml` beside the suites.
+        policy: policy file; by default `gate.toml` beside the suites, which knows the shipped suites.
         suite: name or path of the suite to run where a record is missing; by default the baseline's.
         base, lora, name: see `sdbench run`; for a candidate that is run.
         device: for models that are run.
@@ -57,18 +57,18 @@ def compare(
         raise unknown_name("half to gate by", only, ("quality",))
     rules = load_policy(policy)
     chosen = suites.load(suite) if suite else None
-    old_source = lookup.find_baseline(baseline, places.results)
-    new_source = lookup.find_candidate(candidate, places.results, base=base, lora=lora, name=name)
+    old_source = lookup.find_baseline(str(baseline), places.results)
+    new_source = lookup.find_candidate(str(candidate), places.results, base=base, lora=lora, name=name)
     run = _announced_run(places, device, only, announce)
     new, old = lookup.find_or_run_pair(new_source, old_source, chosen, rules, places.results, run)
-    return judge_records(new, old, rules, places, baseline, only=only)
+    return judge_records(new, old, rules, places, str(baseline), only=only)
 
 
 def until_verdict(
     spec: "ModelSpec",
     suite: suites.Suite,
     baseline: str,
-    policy: Path | None,
+    policy: Path | None = None,
     places: Places = Places(),
     device: str | None = None,
     *,
