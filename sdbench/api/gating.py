@@ -53,8 +53,7 @@ def compare(
     Raises:
         UserError: bad input, as from the command line.
     """
-    if only not in (None, "quality"):
-        raise unknown_name("half to gate by", only, ("quality",))
+    _check_only(only)
     rules = load_policy(policy)
     chosen = suites.load(suite) if suite else None
     old_source = lookup.find_baseline(str(baseline), places.results)
@@ -72,12 +71,13 @@ def until_verdict(
     places: Places = Places(),
     device: str | None = None,
     *,
+    only: str | None = None,
     announce: Announce | None = None,
 ) -> tuple[Path, Report]:
     """Measure a model until it is sure whether it is as good as the baseline, and return its record folder and the verdict.
 
     Args:
-        baseline, policy, device, announce: see `compare`.
+        baseline, policy, device, only, announce: see `compare`.
 
     Raises:
         UserError: bad input, as from the command line.
@@ -86,15 +86,18 @@ def until_verdict(
     from sdbench.run.context import check_models, prepare
     from sdbench.run.until_verdict import run_until_verdict
 
+    _check_only(only)
     rules = load_policy(policy)
-    rules.rules(suite.name)  # a policy that weighs nothing here ends the run before it begins
+    left_out = [name for name in rules.rules(suite.name) if is_probe(name)] if only else []
+    weighed = _leave_out(left_out, rules, suite.name) if left_out else rules  # a policy that weighs nothing ends the run before it begins
     check_models([spec], suite)
-    old = find_or_run_baseline(baseline, suite, places, device, announce=announce)
+    old = find_or_run_baseline(baseline, suite, places, device, only, announce)
     reference = records.read_record(old)
-    context = prepare(suite, device=machine.choose_device(device), results=places.results, runs=places.work)
+    context = prepare(suite, device=machine.choose_device(device), results=places.results, runs=places.work, only=only)
     with evaluators_on(context.device):
-        new, report = run_until_verdict(spec, context, old, rules, floors.between_runs(reference, places.results))
-    return new, _with_inputs(report, new, old, reference.suite, rules, baseline)
+        new, report = run_until_verdict(spec, context, old, weighed, floors.between_runs(reference, places.results))
+    notes = [f"left out, as only image metrics are weighed: {', '.join(left_out)}"] if left_out else []
+    return new, _with_inputs(replace(report, notes=(*report.notes, *notes)), new, old, reference.suite, rules, baseline)
 
 
 def noise(
@@ -133,6 +136,16 @@ def noise(
         for number in numbers:  # the next floor is measured anew; a killed run has continued from these until now
             shutil.rmtree(work / str(number) / "probes", ignore_errors=True)
     return path, floor
+
+
+def _check_only(only: str | None) -> None:
+    """Check which half of a suite a gate is asked to weigh: the image metrics alone, or both.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if only not in (None, "quality"):
+        raise unknown_name("half to gate by", only, ("quality",))
 
 
 def load_policy(path: Path | None) -> Policy:
