@@ -30,6 +30,7 @@ from sdbench.validation import Table, read_toml
 
 RECIPES = Path(__file__).parent / "recipes"
 Family = Literal["scenes", "sdxl"]
+_OWN_SHAPE = "For a shape of your own, leave `student` out of the recipe"
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ class Recipe(Table):
         """
         for architecture in (self.teacher, self.student):
             if architecture is not None and architecture not in TOPOLOGIES:
-                raise unknown_name("architecture", architecture, TOPOLOGIES)
+                raise unknown_name("architecture", architecture, TOPOLOGIES, _OWN_SHAPE if architecture == self.student else "")
         if self.student:
             self._check_final_architecture(unet_config(self.teacher), unet_config(self.student), self.plans[-1])
         for what, rows in (("stages", self.stages), ("teachers", self.sdxl.teachers)):
@@ -164,7 +165,7 @@ class Recipe(Table):
         ):
             if wrong := sorted(path for path in reached | expected if reached.get(path) != expected.get(path)):
                 found = ", ".join(f"{path} {reached.get(path, 0)} (expected {expected.get(path, 0)})" for path in wrong)
-                raise UserError(f"recipe {self.name!r} does not end at {self.student}; {what} kept: {found}")
+                raise UserError(f"recipe {self.name!r} does not end at {self.student}; {what} kept: {found}. {_OWN_SHAPE}")
 
 
 def _split_steps(steps: int, shares: Sequence[float]) -> list[int]:

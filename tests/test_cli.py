@@ -144,6 +144,10 @@ def error_message(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
             ["run", "--model", "scenes-teacher", "--until-verdict", "--baseline", "b", "--dry-run"],
             "--dry-run does not work with --until-verdict",
         ),
+        (
+            ["run", "--model", "scenes-teacher", "--until-verdict", "--baseline", "b", "--only", "probes"],
+            "unknown half to gate by 'probes'; known: quality",
+        ),
         (["run", "--model", "scenes-teacher", "--part", "1/2", "--dry-run"], "--dry-run does not work with --part"),
         (["run", "--model", "sdxl", "--weights", "random", "--part", "1/2"], "--weights random does not work with --part"),
         (["run", "--model", "scenes-teacher", "--suite", "efficiency-scenes", "--part", "1/2"], "measures no images, so --part has none"),

@@ -24,7 +24,8 @@ def add(commands: "argparse._SubParsersAction[Parser]") -> None:
     fetch.add_argument("list", help="CSV, JSON-lines or parquet file, or Hub dataset, with links and captions")
     make.add_argument("prompts", type=Path, help="text file with one prompt per line; prompts become the captions")
     show_source.add_argument(
-        "what", help="folder with metadata.jsonl or .csv, parquet files, webdataset tars (folder or glob), or Hub dataset"
+        "what",
+        help="folder with metadata.jsonl, metadata.csv or a .txt beside each image; parquet files; webdataset tars (folder or glob); Hub dataset",
     )
     for command in (fetch, make):
         command.add_argument("--out", type=Path, required=True, help="folder for the images and their metadata.jsonl")

@@ -25,7 +25,7 @@ from sdbench.disk import write_bytes
 from sdbench.errors import UndecodableError, UserError
 from sdbench.store import FORMATS
 
-CAPTION_COLUMNS = ("caption", "text", "prompt", "clean_prompts", "txt")  # the last two: Vega's Midjourney set, text files in a tar
+CAPTION_COLUMNS = ("caption", "text", "prompt", "clean_prompts", "txt")  # the last two: Vega's Midjourney set, text files beside images
 SWAPPED_ORIENTATIONS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
@@ -101,8 +101,8 @@ def open_images(source: str, *, caption_column: str | None = None) -> Images:
     """Open a source of captioned images without reading any image.
 
     Args:
-        source: folder with images and a `metadata.jsonl` or `metadata.csv`; folder, file or glob of parquet files or
-            webdataset tars; or `owner/name` on the Hub, whose split `train` is used, offline from the cache.
+        source: folder with images and a `metadata.jsonl` or `metadata.csv`, or a text file beside each image; folder, file or glob of
+            parquet files or webdataset tars; or `owner/name` on the Hub, whose split `train` is used, offline from the cache.
         caption_column: column of captions; default: the one named in `CAPTION_COLUMNS`.
 
     Raises:

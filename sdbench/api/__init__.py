@@ -1,4 +1,4 @@
-"""The commands as Python functions: the same names, the same records."""
+"""The commands as Python functions: the same names, but `compare` for `gate`, and the same records."""
 
 from sdbench.api.evaluation import Evaluation, evaluate
 from sdbench.api.gating import compare, noise, until_verdict

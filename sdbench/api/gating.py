@@ -25,9 +25,9 @@ Announce = Callable[[str], None]
 
 
 def compare(
-    candidate: str,
-    baseline: str,
-    policy: Path | None,
+    candidate: str | Path,
+    baseline: str | Path,
+    policy: Path | None = None,
     places: Places = Places(),
     suite: str | None = None,
     *,
@@ -43,7 +43,7 @@ def compare(
     A name is looked up in the catalogue, then among records. The baseline may also be a name in `baselines.toml`, which is searched first.
 
     Args:
-        policy: policy file; by default `gate.toml` beside the suites.
+        policy: policy file; by default `gate.toml` beside the suites, which knows the shipped suites.
         suite: name or path of the suite to run where a record is missing; by default the baseline's.
         base, lora, name: see `sdbench run`; for a candidate that is run.
         device: for models that are run.
@@ -53,31 +53,31 @@ def compare(
     Raises:
         UserError: bad input, as from the command line.
     """
-    if only not in (None, "quality"):
-        raise unknown_name("half to gate by", only, ("quality",))
+    _check_only(only)
     rules = load_policy(policy)
     chosen = suites.load(suite) if suite else None
-    old_source = lookup.find_baseline(baseline, places.results)
-    new_source = lookup.find_candidate(candidate, places.results, base=base, lora=lora, name=name)
+    old_source = lookup.find_baseline(str(baseline), places.results)
+    new_source = lookup.find_candidate(str(candidate), places.results, base=base, lora=lora, name=name)
     run = _announced_run(places, device, only, announce)
     new, old = lookup.find_or_run_pair(new_source, old_source, chosen, rules, places.results, run)
-    return judge_records(new, old, rules, places, baseline, only=only)
+    return judge_records(new, old, rules, places, str(baseline), only=only)
 
 
 def until_verdict(
     spec: "ModelSpec",
     suite: suites.Suite,
     baseline: str,
-    policy: Path | None,
+    policy: Path | None = None,
     places: Places = Places(),
     device: str | None = None,
     *,
+    only: str | None = None,
     announce: Announce | None = None,
 ) -> tuple[Path, Report]:
     """Measure a model until it is sure whether it is as good as the baseline, and return its record folder and the verdict.
 
     Args:
-        baseline, policy, device, announce: see `compare`.
+        baseline, policy, device, only, announce: see `compare`.
 
     Raises:
         UserError: bad input, as from the command line.
@@ -86,15 +86,18 @@ def until_verdict(
     from sdbench.run.context import check_models, prepare
     from sdbench.run.until_verdict import run_until_verdict
 
+    _check_only(only)
     rules = load_policy(policy)
-    rules.rules(suite.name)  # a policy that weighs nothing here ends the run before it begins
+    left_out = [name for name in rules.rules(suite.name) if is_probe(name)] if only else []
+    weighed = _leave_out(left_out, rules, suite.name) if left_out else rules  # a policy that weighs nothing ends the run before it begins
     check_models([spec], suite)
-    old = find_or_run_baseline(baseline, suite, places, device, announce=announce)
+    old = find_or_run_baseline(baseline, suite, places, device, only, announce)
     reference = records.read_record(old)
-    context = prepare(suite, device=machine.choose_device(device), results=places.results, runs=places.work)
+    context = prepare(suite, device=machine.choose_device(device), results=places.results, runs=places.work, only=only)
     with evaluators_on(context.device):
-        new, report = run_until_verdict(spec, context, old, rules, floors.between_runs(reference, places.results))
-    return new, _with_inputs(report, new, old, reference.suite, rules, baseline)
+        new, report = run_until_verdict(spec, context, old, weighed, floors.between_runs(reference, places.results))
+    notes = [f"left out, as only image metrics are weighed: {', '.join(left_out)}"] if left_out else []
+    return new, _with_inputs(replace(report, notes=(*report.notes, *notes)), new, old, reference.suite, rules, baseline)
 
 
 def noise(
@@ -133,6 +136,16 @@ def noise(
         for number in numbers:  # the next floor is measured anew; a killed run has continued from these until now
             shutil.rmtree(work / str(number) / "probes", ignore_errors=True)
     return path, floor
+
+
+def _check_only(only: str | None) -> None:
+    """Check which half of a suite a gate is asked to weigh: the image metrics alone, or both.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if only not in (None, "quality"):
+        raise unknown_name("half to gate by", only, ("quality",))
 
 
 def load_policy(path: Path | None) -> Policy:

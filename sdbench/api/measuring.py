@@ -27,6 +27,7 @@ def run(
     """Measure models under a suite, and return their record folders.
 
     Args:
+        specs: each from `sdbench.models.spec.resolve`, which takes what `sdbench run --model` takes.
         only: "quality" or "probes" for one half of the suite.
         settings: labels of the probes' settings to measure; all by default.
         profile: also write a table of where each stage spends its time.

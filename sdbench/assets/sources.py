@@ -8,9 +8,10 @@ from glob import escape, glob
 from pathlib import Path
 from typing import Any, Self
 
-from datasets import Dataset, load_dataset_builder
+from datasets import Dataset, Features, Value, load_dataset_builder
 from datasets import Image as ImageColumn
 from datasets.data_files import DataFilesDict, get_data_patterns, sanitize_patterns
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from sdbench.errors import MissingError, UserError, describe_error, unknown_name
 from sdbench.models.spec import HUB_NAME, path_of
@@ -64,10 +65,14 @@ class Rows:
     def images(self, named: str | None = None) -> Dataset:
         """Only the undecoded images, from the column `named` or by default the only one that holds images.
 
+        Where no column is declared as images, which only `datasets` does, it is the one that holds bytes.
+
         Raises:
             UserError: there is no such column, or several.
         """
-        columns = [name for name, kind in self.dataset.features.items() if isinstance(kind, ImageColumn) and named in (None, name)]
+        kinds = {name: kind for name, kind in self.dataset.features.items() if named in (None, name)}
+        declared = [name for name, kind in kinds.items() if isinstance(kind, ImageColumn)]
+        columns = declared or [name for name, kind in kinds.items() if _holds_bytes(kind)]
         if len(columns) != 1:
             found = ", ".join(f"{name} ({type(kind).__name__})" for name, kind in self.dataset.features.items())
             raise UserError(
@@ -80,14 +85,16 @@ def read_rows(what: str, split: str = "train") -> Rows:
     """Read the rows of a source.
 
     Args:
-        what: folder with images and a `metadata.jsonl` or `metadata.csv`; folder, file or glob of parquet, webdataset tar, CSV, TSV, JSON or
-            text files; or `owner/name` on the Hub, offline from the cache.
+        what: folder with images and a `metadata.jsonl` or `metadata.csv`, or a text file beside each image; folder, file or glob of parquet,
+            webdataset tar, CSV, TSV, JSON or text files; or `owner/name` on the Hub, offline from the cache.
         split: the split to read, for a source that has several.
 
     Raises:
         MissingError: a Hub dataset is neither cached nor reachable.
         UserError: there is no such source, it is empty, or it cannot be read.
     """
+    if captioned := _read_captioned_files(path_of(what).resolve()):
+        return captioned
     arguments = _loader_arguments(what)
     try:
         builder = load_dataset_builder(**arguments)
@@ -117,6 +124,41 @@ def read_texts(rows: Rows, column: str, n: int | None = None) -> list[str | None
         return list(rows.dataset[column][:n])
     except UnicodeDecodeError as error:  # JSON lines and parquet are not checked when they are opened
         raise UserError(f"{rows.name}: column {column!r} is not UTF-8 ({error}); convert the file") from error
+
+
+def _holds_bytes(kind: Any) -> bool:
+    """Whether a column holds files: as bytes, as img2dataset writes them, or as bytes with a path, as `datasets` stores its own images."""
+    bytes_ = kind.get("bytes") if isinstance(kind, dict) and kind.keys() == {"bytes", "path"} else kind
+    return getattr(bytes_, "dtype", None) in ("binary", "large_binary")
+
+
+def _read_captioned_files(folder: Path) -> Rows | None:
+    """The images of a folder and its subfolders in the layout of Kohya's scripts: beside `0.png`, a `0.txt` with the caption.
+
+    None for a folder without such text files, or with a table of captions, and where there is no folder.
+
+    Raises:
+        UserError: an image has no text file beside it, or that cannot be read.
+    """
+    if not folder.is_dir() or any((folder / name).is_file() for name in METADATA):
+        return None
+    images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ImageFolder.EXTENSIONS)
+    if not any(image.with_suffix(".txt").is_file() for image in images):
+        return None
+    captions = [_read_caption(image.with_suffix(".txt")) for image in images]
+    columns = {"image": [str(image) for image in images], "txt": captions}
+    return Rows(folder.name, Dataset.from_dict(columns, Features({"image": ImageColumn(), "txt": Value("string")})), None)
+
+
+def _read_caption(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise UserError(
+            f"cannot read {path} ({error.strerror}); each image needs its caption beside it. Write one, or remove the image"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 ({error}); convert the file") from error
 
 
 def _loader_arguments(what: str) -> dict[str, Any]:
@@ -149,7 +191,7 @@ def _folder_arguments(folder: Path) -> dict[str, Any]:
         }
     found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:5]) or "nothing"
     raise UserError(
-        f"nothing to read in {folder}: expected {', '.join(METADATA)}, .parquet or .tar files; found {found}. "
+        f"nothing to read in {folder}: expected {', '.join(METADATA)}, a .txt beside each image, .parquet or .tar files; found {found}. "
         f"""A line of {METADATA[0]} is {{"file_name": "0.png", "text": "a caption"}}"""
     )
 

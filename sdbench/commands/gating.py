@@ -97,9 +97,8 @@ def until_verdict(arguments: argparse.Namespace, read_request: "Callable[[], tup
         from sdbench import api
 
         (spec,), suite = read_request()
-        path, report = api.until_verdict(
-            spec, suite, arguments.baseline, arguments.policy, places_from(arguments), arguments.device, announce=print_note
-        )
+        places, options = places_from(arguments), {"only": arguments.only, "announce": print_note}
+        path, report = api.until_verdict(spec, suite, arguments.baseline, arguments.policy, places, arguments.device, **options)
         print_note(f"record: {path}")
         showing.rewrite_leaderboard_after_run(arguments.results)
         return report

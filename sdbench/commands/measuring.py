@@ -207,7 +207,7 @@ def _check_until_verdict(arguments: argparse.Namespace) -> None:
     """
     if bool(arguments.baseline) != arguments.until_verdict or (arguments.until_verdict and len(arguments.model) > 1):
         raise UserError("--until-verdict takes one --model and a --baseline to compare it with; --baseline needs --until-verdict too")
-    names = ("dry_run", "only", "setting", "profile") if arguments.until_verdict else ("policy", "junit", "markdown")
+    names = ("dry_run", "setting", "profile") if arguments.until_verdict else ("policy", "junit", "markdown")
     if wrong := [f"--{name.replace('_', '-')}" for name in names if getattr(arguments, name)]:
         raise UserError(f"{wrong[0]} {'does not work' if arguments.until_verdict else 'works only'} with --until-verdict; leave it out")
 

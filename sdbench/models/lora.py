@@ -52,7 +52,8 @@ def check(parts: Mapping[str, Any], file: Path) -> None:
     weights = {f"{part}.{name}": module.weight for part, name, module in networks if isinstance(module, nn.Linear | nn.Conv2d)}
     if surplus := sorted(layers.keys() - weights.keys()):
         raise UserError(
-            f"LoRA {file} has {len(surplus)} layers that the model lacks, such as {surplus[0]!r}; it was made for another architecture"
+            f"LoRA {file} has {len(surplus)} layers that the model lacks, such as {surplus[0]!r}; it was made for another architecture, "
+            f"or saved with other names. {_ADVICE}"
         )
     for layer, found in layers.items():
         if found != (expected := _expected_shapes(tuple(weights[layer].shape), found)):

@@ -17,8 +17,9 @@ UNET_CLASS = "UNet2DConditionModel"
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _AT_REVISION = re.compile(rf"(?P<repository>{HUB_NAME.pattern})(?:@(?P<revision>[\w./-]+))?")
+_LORA_FILE = "pytorch_lora_weights.safetensors"
 # Names that trainers give to the weights of all checkpoints, and to the folders in them.
-_STOCK_FILES = ("diffusion_pytorch_model", "diffusion_pytorch_model.fp16", "model", "pytorch_lora_weights")
+_STOCK_FILES = ("diffusion_pytorch_model", "diffusion_pytorch_model.fp16", "model", _LORA_FILE.removesuffix(".safetensors"))
 _STOCK_FOLDERS = ("unet", "unet_ema", "student")  # the last by `distillation`
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 RANDOM_LABEL = "random weights"
@@ -198,7 +199,9 @@ def _checkpoint_name(path: Path) -> str:
 
 
 def _advise_contents(folder: Path) -> str:
-    """A sentence that names the UNets in a folder; "" if there are none."""
+    """A sentence that names the LoRA or the UNets in a folder; "" if there are none."""
+    if (folder / _LORA_FILE).is_file():
+        return " That is a LoRA: name the model that it belongs to, and this folder with --lora."
     unets = sorted(config.parent for config in folder.glob("*/config.json") if read_json(config).get("_class_name") == UNET_CLASS)
     if candidates := [str(path) for path in (*unets, *sorted(folder.glob("*.safetensors")))]:
         return f" Name what is in it, with --base: {' or '.join(candidates)}."

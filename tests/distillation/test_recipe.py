@@ -72,7 +72,9 @@ BAD = {
     ),
     "wrong middle": ("resnet = 0", 'resnet = "none"', "does not end at vega; middle kept: mid_block None (expected UNetMidBlock2D)"),
     "shares": ("share = 0.9", "share = 0.8", "the shares of its stages sum to 0.9; expected 1"),
-    "student": ('student = "vega"', 'student = "vegas"', "unknown architecture 'vegas'; did you mean 'vega'?"),
+    "student": ('student = "vega"', 'student = "vegas"', "did you mean 'vega'? For a shape of your own, leave `student` out of the recipe"),
+    "own shape": ("blocks = [0, 6]", "blocks = [0]", "(expected 2). For a shape of your own, leave `student` out of the recipe"),
+    "teacher": ('teacher = "sdxl"', 'teacher = "xl"', "unknown architecture 'xl'; did you mean 'sdxl'?"),
     "number": ("lr = 1e-3", "lr = -1", "scenes.lr: Input should be greater than 0 (found -1)"),
     "syntax": ("[loss]", "[loss", "is not valid TOML"),
 }

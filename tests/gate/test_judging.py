@@ -368,8 +368,8 @@ def test_record_without_probes_is_reported(teacher: Measurement, tmp_path: Path)
     assert report.exit_code == 2
     assert "latency.pipeline.p50: not in the candidate's record; measure both models in the same way" in report.why
     rendered = record.model_copy(update={"model": record.model.model_copy(update={"source": "rendered", "weights_digest": None})})
-    candidate, baseline = (str(save_record(measurement, tmp_path)) for measurement in ((rendered, scores), teacher))
-    report = api.compare(candidate, baseline, None, api.Places(tmp_path))
+    candidate, baseline = (save_record(measurement, tmp_path) for measurement in ((rendered, scores), teacher))
+    report = api.compare(candidate, baseline, places=api.Places(tmp_path))
     assert (report.verdict, report.notes) == (
         "pass",
         ("not measured, so not weighed: latency.pipeline.p50, memory.peak_rss, memory.peak_allocated",),

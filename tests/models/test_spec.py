@@ -188,6 +188,10 @@ def test_folders_that_are_not_checkpoints_are_rejected(tiny_pipeline: Path, tmp_
         UserError, match=r"Name what is in it, with --base: \S*half/unet or \S*half/unet_ema or \S*half/model\.safetensors\."
     ):
         resolve(str(tmp_path / "half"))
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "pytorch_lora_weights.safetensors").touch()
+    with pytest.raises(UserError, match=r"is not a checkpoint: .* That is a LoRA: name the model that it belongs to, and this folder with"):
+        resolve(str(tmp_path / "lora"))
     with pytest.raises(UserError, match="describes a 'AutoencoderKL', expected 'UNet2DConditionModel'"):
         resolve(str(tiny_pipeline / "vae"))
     with pytest.raises(UserError, match=r"holds only a UNet; .*for example --base scenes-teacher"):

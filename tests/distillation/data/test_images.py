@@ -13,6 +13,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets.packaged_modules.parquet.parquet import Parquet
@@ -70,6 +71,23 @@ def tar(path: Path) -> Path:
     return path
 
 
+def text_folder(folder: Path) -> Path:
+    for row, (caption, content) in enumerate(zip(CAPTIONS, FILES, strict=True)):
+        path = folder / f"{row // 2}_name" / f"{row}.PNG"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        path.with_suffix(".txt").write_text(f"{caption}\n", encoding="utf-8")
+    return folder
+
+
+def bytes_table(path: Path, **columns: pa.DataType) -> Path:
+    """Parquet as other programs than `datasets` write it, without a word on which column holds images."""
+    ((name, kind),) = columns.items()
+    cells = [{"bytes": content, "path": None} for content in FILES] if pa.types.is_struct(kind) else FILES
+    pq.write_table(pa.table({name: pa.array(cells, kind), "caption": CAPTIONS}), path)
+    return path
+
+
 def closed_form(captions: list[str], files: list[bytes]) -> str:
     parts = (hashlib.sha256(part).digest() for caption, file in zip(captions, files, strict=True) for part in (caption.encode(), file))
     return hashlib.sha256(b"".join(parts)).hexdigest()
@@ -81,7 +99,10 @@ def test_every_layout_gives_the_same_images(tmp_path: Path) -> None:
     lines = ["file_name,prompt", *(f'in/{row}.png,"{caption}"' for row, caption in enumerate(CAPTIONS))]
     (with_csv / "metadata.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     shards, archive = parquet_folder(tmp_path / "shards"), tar(tmp_path / "tars" / "0.tar")
-    for what in (image_folder(tmp_path / "plain"), with_csv, shards, shards / "train*.parquet", archive, archive.parent):
+    folders = image_folder(tmp_path / "plain"), with_csv, text_folder(tmp_path / "texts [1]"), shards
+    struct = pa.struct({"bytes": pa.binary(), "path": pa.null()})
+    tables = [bytes_table(tmp_path / f"{row}.parquet", image=kind) for row, kind in enumerate((pa.binary(), pa.large_binary(), struct))]
+    for what in (*folders, shards / "train*.parquet", archive, archive.parent, *tables):
         images = open_images(str(what))
         assert images.name == what.name
         assert images.captions == CAPTIONS
@@ -114,6 +135,28 @@ def test_tables_beside_tars_are_ignored(tmp_path: Path) -> None:
     datasets.Dataset.from_dict({"url": ["a"], "caption": ["b"], "status": ["success"]}).to_parquet(archive.with_suffix(".parquet"))
     archive.with_name("00000_stats.json").write_text("{}", encoding="utf-8")
     assert open_images(str(archive.parent)).captions == CAPTIONS
+
+
+def test_tables_beside_captioned_files_are_ignored(tmp_path: Path) -> None:
+    folder = text_folder(tmp_path / "img2dataset")
+    datasets.Dataset.from_dict({"url": ["a"], "caption": ["b"], "status": ["success"]}).to_parquet(folder / "00000.parquet")
+    assert open_images(str(folder)).captions == CAPTIONS
+
+
+def test_a_missing_empty_or_undecodable_caption_is_refused(tmp_path: Path) -> None:
+    folder = text_folder(tmp_path / "texts")
+    caption = folder / "1_name" / "2.txt"
+    caption.write_bytes(b"\xff")
+    with pytest.raises(UserError, match=r"1_name/2\.txt is not UTF-8"):
+        open_images(str(folder))
+    caption.write_text("\n")
+    with pytest.raises(UserError, match="texts: row 2 has no caption"):
+        open_images(str(folder))
+    caption.unlink()
+    with pytest.raises(
+        UserError, match=r"cannot read .*1_name/2\.txt \(No such file or directory\); each image needs its caption beside it"
+    ):
+        open_images(str(folder))
 
 
 def test_the_digest_depends_on_content_not_on_the_path(tmp_path: Path) -> None:
