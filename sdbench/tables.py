@@ -238,7 +238,7 @@ def format_number(value: float, digits: int = 4) -> str:
 
 def format_count(value: float) -> str:
     """A count with a suffix for thousands: 745225604 -> `745.2 M`."""
-    power = 0 if abs(value) < 1000 else min(int(math.log10(abs(value)) // 3), len(_SUFFIXES) - 1)
+    power = 0 if value < 1000 else min(int(math.log10(value) // 3), len(_SUFFIXES) - 1)
     return f"{value / 1000**power:.4g}{_SUFFIXES[power]}".rstrip()
 
 
@@ -250,4 +250,4 @@ def format_ordinal(number: int) -> str:
 
 def join_words(words: Sequence[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
-    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]])) if words else ""
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
