@@ -447,6 +447,25 @@ def test_a_new_run_tells_how_earlier_ones_differ(vega: Recipe, tmp_path: Path, c
     assert f"starting a new run in {after}; the run in {before} differs in: recipe" in capsys.readouterr().err
 
 
+def test_whatever_decides_the_weights_decides_the_run(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
+    tuned = with_unet(teacher_folder, tmp_path / "tuned", tiny_unet("sdxl", 1))
+    faster = vega.model_copy(update={"scenes": vega.scenes.model_copy(update={"lr": 1.0})})
+    runs: list[tuple[Recipe, list[Path], int, str]] = [
+        (vega, [teacher_folder], STEPS, "data"),
+        (faster, [teacher_folder], STEPS, "data"),
+        (vega, [tuned], STEPS, "data"),
+        (vega, [teacher_folder], STEPS + 2, "data"),
+        (vega, [teacher_folder], STEPS, "other data"),
+        (vega, [teacher_folder, teacher_folder, teacher_folder], STEPS, "data"),
+        (vega, [teacher_folder, teacher_folder, tuned], STEPS, "data"),
+    ]
+    found = {
+        digest(run_identity(recipe, "scenes", plan_run(recipe, "scenes", folders, steps), data, "cpu"))
+        for recipe, folders, steps, data in runs
+    }
+    assert len(found) == len(runs)
+
+
 def test_repeatable_bytes_are_not_taken_from_a_run_that_did_not_ask_for_them(
     vega: Recipe, teacher_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -280,6 +280,14 @@ def test_run_writes_one_record_per_model_and_a_second_run_nothing(
     assert modification_times(tmp_path) == before
 
 
+def test_timesteps_of_ones_own_are_recorded_once(teacher: ModelSpec, tmp_path: Path) -> None:
+    assert SUITE.sampling
+    suite = SUITE.model_copy(update={"sampling": SUITE.sampling.model_copy(update={"scheduler": "euler", "timesteps": (500,)})})
+    (folder,) = runner.run([teacher], prepare_in(tmp_path, suite))
+    assert records.read_record(folder).sampling["timesteps"] == [500]
+    assert runner.run([teacher], prepare_in(tmp_path, suite)) == [folder], "what is read back equals what was written"
+
+
 def test_parts_draw_what_one_run_would_and_a_run_only_scores_them(
     teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
