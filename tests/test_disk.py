@@ -63,13 +63,6 @@ def test_file_system_without_locks_is_an_error(tmp_path: Path, monkeypatch: pyte
         pass
 
 
-def test_lock_of_a_failed_command_is_free_although_its_error_is_still_at_hand(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt) as error, locked(tmp_path / ".lock"):
-        raise KeyboardInterrupt
-    assert error.value.__traceback__
-    assert not is_locked(tmp_path / ".lock")
-
-
 def test_space_of_an_array_is_taken_when_it_is_created(tmp_path: Path) -> None:
     array = create_array(tmp_path / "a.npy", np.uint8, (300, 1000))
     assert not array.any()

@@ -573,15 +573,15 @@ def test_win_rate_is_against_the_newest_weights_of_the_teacher_that_have_images(
     assert (rate.value, rate.reference) == (1, 6 * "07e4")
 
 
-def test_record_of_another_machine_is_another_row(teacher: ModelSpec, tmp_path: Path) -> None:
+def test_values_of_another_machine_are_not_taken_over(teacher: ModelSpec, tmp_path: Path) -> None:
     (here,) = runner.run([teacher], prepare_in(tmp_path))
     record, scores = records.read(here)
     shutil.rmtree(tmp_path / "results")
-    machine_there = record.machine.model_copy(update={"device": "Some GPU 80GB", "cuda": "12.8"})
-    there = records.write(record.model_copy(update={"machine": machine_there}), scores, {}, tmp_path / "results")
+    latency = Value(name="latency.pipeline.p50", kind="probe", direction="lower", unit="s", value=0.5)
+    there = {"machine": record.machine.model_copy(update={"device": "Some GPU", "cuda": "12.8"}), "values": (*record.values, latency)}
+    records.write(record.model_copy(update=there), scores, {}, tmp_path / "results")
     (again,) = runner.run([teacher], prepare_in(tmp_path))
-    assert again != there
-    assert records.read_record(again).machine == record.machine
+    assert records.read_record(again).values == record.values
 
 
 def test_run_of_probes_keeps_the_quality_values_of_the_record(teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -156,8 +156,10 @@ def test_latents_of_another_kind_of_device_are_not_reused(
     assert asked[1] == asked[2]
 
 
-@pytest.mark.parametrize(("changed", "recomputed"), [("vae", "latents"), ("text_encoder", "captions"), ("text_encoder_2", "captions")])
-def test_only_what_a_changed_network_made_is_computed_again(
+@pytest.mark.parametrize(
+    ("changed", "recomputed"), [("vae", "latents"), ("text_encoder", "captions"), ("text_encoder_2", "captions"), ("tokenizer", "captions")]
+)
+def test_only_what_a_changed_part_made_is_computed_again(
     changed: str, recomputed: str, teacher_folder: Path, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[set[str]] = []
@@ -167,11 +169,14 @@ def test_only_what_a_changed_network_made_is_computed_again(
         raise InterruptedError
 
     monkeypatch.setattr(latents_module, "fill_and_load", fail)
-    (weights,) = shutil.copytree(teacher_folder, tmp_path / "teacher").glob(f"{changed}/*.safetensors")
+    part = Path(shutil.copytree(teacher_folder, tmp_path / "teacher")) / changed
     for _ in range(2):
         with pytest.raises(InterruptedError):
             LatentPool(tmp_path / "teacher", pool, tmp_path)
-        save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, weights)
+        for file in part.glob("*.safetensors"):
+            save_file({name: tensor + 1 for name, tensor in load_file(file).items()}, file)
+        for file in part.glob("tokenizer*.json"):
+            file.write_text(file.read_text(encoding="utf-8") + "\n", encoding="utf-8")
     assert [name.partition("-")[0] for name in asked[1] - asked[0]] == [recomputed]
 
 
