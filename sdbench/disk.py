@@ -123,9 +123,8 @@ def locked(path: Path) -> Iterator[None]:
     Raises:
         UserError: the file cannot be written, or its file system has no locks.
     """
-    lock = FileLock(path)
+    lock = FileLock(path)  # makes the folder too
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=0)
         except Timeout:

@@ -263,4 +263,4 @@ def format_ordinal(number: int) -> str:
 
 def join_words(words: Sequence[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
-    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]])) if words else ""
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))

@@ -51,6 +51,18 @@ def test_lock_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
         pass
 
 
+def test_file_system_without_locks_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def acquire(*_: object, **__: object) -> None:
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr(FileLock, "acquire", acquire)
+    with (
+        pytest.raises(UserError, match=r"cannot lock .*\.lock: FileSystem .*\. Make its folder writable, or name another"),
+        locked(tmp_path / ".lock"),
+    ):
+        pass
+
+
 def test_space_of_an_array_is_taken_when_it_is_created(tmp_path: Path) -> None:
     array = create_array(tmp_path / "a.npy", np.uint8, (300, 1000))
     assert not array.any()

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,15 @@ class Packed(nn.Module):
 
     def get_extra_state(self) -> Any:
         return self._packed
+
+
+class Scaled(torch.Tensor):
+    """A tensor with a scale of its own, as the weights of other quantised layers are."""
+
+    scale = 1.0
+
+    def detach(self) -> "Scaled":
+        return self
 
 
 def copy_student() -> Any:
@@ -134,6 +144,7 @@ def test_evaluation_leaves_the_state_of_a_training_loop_unchanged(few: suites.Su
     pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
     pipeline.unet.train().requires_grad_(requires_grad=True)
     pipeline.unet.mid_block.eval()
+    pipeline.watermark = SimpleNamespace(apply_watermark=lambda _: pytest.fail("watermarked"))
     before = snapshot(pipeline)
     assert few.sampling
     suite = few.model_copy(update={"sampling": few.sampling.model_copy(update={"scheduler": "ddim"})})
@@ -181,6 +192,10 @@ def test_digest_covers_everything_that_affects_an_image() -> None:
     pipeline.unet.disable_adapters()
     assert_digest_changed()
     pipeline.unet.enable_adapters()
+    pipeline.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"]), "second")
+    assert_digest_changed()
+    pipeline.unet.set_adapter("default")
+    assert_digest_changed()
     layer = next(module for module in pipeline.unet.modules() if hasattr(module, "scaling"))
     layer.scaling["default"] = 0.25
     assert_digest_changed()
@@ -194,6 +209,10 @@ def test_digest_covers_everything_that_affects_an_image() -> None:
     assert_digest_changed()
     assert in_memory.digest(pipeline) in seen
     pipeline.unet.conv_out._packed = (torch.tensor(0.25), "int8")
+    assert_digest_changed()
+    pipeline.unet.register_buffer("scaled", scaled := torch.zeros(2).as_subclass(Scaled))
+    assert_digest_changed()
+    scaled.scale = 0.5
     assert_digest_changed()
     pipeline.unet.train().enable_gradient_checkpointing()
     assert in_memory.digest(pipeline) in seen, "training changes no image"
@@ -222,10 +241,22 @@ def test_digest_covers_patches_of_a_pipeline() -> None:
     for name, value in (("pad_token", pipeline.tokenizer.bos_token), ("model_max_length", 7)):
         setattr(pipeline.tokenizer, name, value)
         assert_digest_changed()
+    for tokenizer in (pipeline.tokenizer, pipeline.tokenizer_2):
+        tokenizer.add_tokens(["<cat>"])
+        assert_digest_changed()
+    pipeline.register_to_config(force_zeros_for_empty_prompt=not pipeline.config.force_zeros_for_empty_prompt)
+    assert_digest_changed()
     pipeline.encode_prompt = functools.partial(pipeline.encode_prompt)
+    assert_digest_changed()
+    pipeline.scheduler.__class__ = type("OwnScheduler", (type(pipeline.scheduler),), {})
     assert_digest_changed()
     pipeline.__class__ = type("OwnPipeline", (type(pipeline),), {})
     assert_digest_changed()
+    pipeline.watermark = object()  # evaluation draws without
+    pipeline.text_encoder.config.dtype = torch.float16  # as loaded; the tensors were cast since
+    pipeline.text_encoder.name_or_path = "elsewhere"
+    pipeline.unet.conv_out.bias.data = pipeline.unet.conv_out.bias.data.repeat_interleave(2)[::2]
+    assert in_memory.digest(pipeline) in seen
 
 
 def test_quantised_network_is_evaluated_as_it_is(few: suites.Suite) -> None:

@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -42,9 +43,10 @@ from sdbench.machine import this_machine
 from sdbench.models.digest import weights_digest
 from sdbench.models.files import part_files
 from sdbench.models.spec import resolve
+from sdbench.models.text_encoders import PREFIX
 from sdbench.scenes.training.pool import Pool
 from sdbench.training.latents import Batch, LatentPool
-from sdbench.training.loop import fit
+from sdbench.training.loop import Schedule, fit
 
 STEPS = 4
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -295,6 +297,47 @@ def test_the_model_card_has_the_teachers_licence(vega: Recipe, teacher_folder: P
         open_teacher_for(tmp_path / "named", vega)
 
 
+def test_every_setting_reaches_the_loop_and_its_batches(
+    vega: Recipe, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_schedule: dict[str, Any] = {
+        "lr": 3e-5, "batch": 3, "warmup": 7, "weight_decay": 0.03, "ema": 0.75, "clip_norm": 0.5, "seed": 11, "accumulation": 2,
+        "betas": (0.8, 0.95), "lr_decay": "none",
+    }  # fmt: skip
+    recipe = vega.model_copy(update={"scenes": vega.scenes.model_copy(update={**of_schedule, "drop": 0.25})})
+    schedules, asked = list[Schedule](), list[tuple[Any, ...]]()
+
+    def noted(_: nn.Module, loss: Callable[[int], object], schedule: Schedule, *__: Any, **___: Any) -> None:
+        schedules.append(schedule)
+        loss(5)
+
+    def stopped(_: LatentPool, *arguments: Any) -> None:
+        asked.append(arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "fit", noted)
+    monkeypatch.setattr(LatentPool, "batch", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        distil(recipe, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=STEPS)
+    assert [asdict(schedule) for schedule in schedules] == [{**of_schedule, "steps": STEPS // 2}]
+    assert asked == [(5, 3, 11, 0.25, "cpu")]
+
+
+def test_the_task_is_weighed_by_min_snr(vega: Recipe, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = list[float]()
+
+    def noted(_: nn.Module, loss: Callable[[int], dict[str, torch.Tensor]], *__: Any, **___: Any) -> None:
+        tasks.append(loss(0)["task"].item())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "fit", noted)
+    for gamma in (None, 1e-9):
+        recipe = vega.model_copy(update={"loss": vega.loss.model_copy(update={"snr_gamma": gamma})})
+        with pytest.raises(KeyboardInterrupt):
+            distil(recipe, "scenes", [teacher_folder], tmp_path / "work", tmp_path / "out", steps=STEPS)
+    assert 0 < tasks[1] < 1e-6 * tasks[0]
+
+
 def test_several_teachers_licences_are_all_named(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
     for name, licence in (("one", "openrail++"), ("two", "mit")):
         shutil.copytree(teacher_folder, tmp_path / name)
@@ -360,11 +403,13 @@ def test_a_teacher_with_another_diffusion_process_is_refused(
 def test_a_later_teacher_with_other_text_encoders_or_vae_gets_a_warning(
     vega: Recipe, teacher_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    StableDiffusionXLPipeline.from_pretrained(teacher_folder).to(torch.float16).save_pretrained(tmp_path / "half")
+    rounded = {torch.float16: tmp_path / "half", torch.bfloat16: tmp_path / "brain"}
+    for dtype, folder in rounded.items():
+        StableDiffusionXLPipeline.from_pretrained(teacher_folder).to(dtype).save_pretrained(folder)
     tuned = with_unet(teacher_folder, tmp_path / "tuned", tiny_unet("sdxl", 1)) / "text_encoder_2" / "model.safetensors"
     save_file({name: tensor + 1e-3 for name, tensor in load_file(tuned).items()}, tuned)
     capsys.readouterr()  # diffusers may warn about float16
-    warn_of_different_parts([open_teacher_for(folder, vega) for folder in (teacher_folder, tmp_path / "half", tmp_path / "tuned")])
+    warn_of_different_parts([open_teacher_for(folder, vega) for folder in (teacher_folder, tmp_path / "tuned", *rounded.values())])
     (said,) = capsys.readouterr().err.splitlines()
     assert said.startswith(
         f"the teacher in {tmp_path / 'tuned'} differs from the first one, in {teacher_folder}, in its text_encoder_2, but"
@@ -378,6 +423,16 @@ def test_a_text_encoder_with_added_tokens_is_another(teacher_folder: Path, tmp_p
     save_file(tensors | {name: torch.cat([tensors[name], tensors[name][:1]])}, file)
     assert different_parts(teacher_folder, tmp_path / "grown") == ["text_encoder"]
     assert different_parts(teacher_folder, teacher_folder) == []
+    save_file(tensors | {"a_layer_more.weight": torch.zeros(3)}, file)
+    assert different_parts(teacher_folder, tmp_path / "grown") == ["text_encoder"]
+
+
+def test_a_text_encoder_as_another_version_of_transformers_stores_it_is_the_same(teacher_folder: Path, tmp_path: Path) -> None:
+    file = shutil.copytree(teacher_folder, tmp_path / "other") / "text_encoder" / "model.safetensors"
+    tensors = load_file(file)
+    renamed = {name.removeprefix(PREFIX) if name.startswith(PREFIX) else PREFIX + name: tensor for name, tensor in tensors.items()}
+    save_file(renamed | {"embeddings.position_ids": torch.arange(77)[None]}, file)
+    assert different_parts(teacher_folder, tmp_path / "other") == []
 
 
 def test_a_new_run_tells_how_earlier_ones_differ(vega: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -390,6 +445,25 @@ def test_a_new_run_tells_how_earlier_ones_differ(vega: Recipe, tmp_path: Path, c
     lower = vega.model_copy(update={"scenes": vega.scenes.model_copy(update={"lr": 1e-5})})
     after = train._run_folder(work, "vega", decides | {"recipe": lower.training_digest("scenes")})
     assert f"starting a new run in {after}; the run in {before} differs in: recipe" in capsys.readouterr().err
+
+
+def test_whatever_decides_the_weights_decides_the_run(vega: Recipe, teacher_folder: Path, tmp_path: Path) -> None:
+    tuned = with_unet(teacher_folder, tmp_path / "tuned", tiny_unet("sdxl", 1))
+    faster = vega.model_copy(update={"scenes": vega.scenes.model_copy(update={"lr": 1.0})})
+    runs: list[tuple[Recipe, list[Path], int, str]] = [
+        (vega, [teacher_folder], STEPS, "data"),
+        (faster, [teacher_folder], STEPS, "data"),
+        (vega, [tuned], STEPS, "data"),
+        (vega, [teacher_folder], STEPS + 2, "data"),
+        (vega, [teacher_folder], STEPS, "other data"),
+        (vega, [teacher_folder, teacher_folder, teacher_folder], STEPS, "data"),
+        (vega, [teacher_folder, teacher_folder, tuned], STEPS, "data"),
+    ]
+    found = {
+        digest(run_identity(recipe, "scenes", plan_run(recipe, "scenes", folders, steps), data, "cpu"))
+        for recipe, folders, steps, data in runs
+    }
+    assert len(found) == len(runs)
 
 
 def test_repeatable_bytes_are_not_taken_from_a_run_that_did_not_ask_for_them(
@@ -450,6 +524,7 @@ def test_a_teacher_in_two_precisions_is_read_in_32_bits(vega: Recipe, teacher_fo
     assert (both.dtype, both.digest) == ("float32", alone.digest)
     taught = both.unet("bfloat16", "cpu").state_dict()
     assert all(torch.equal(taught[name], tensor) for name, tensor in alone.unet("bfloat16", "cpu").state_dict().items())
+    assert different_parts(teacher_folder, tmp_path / "both") == []
     assert [path.name for path in part_files(tmp_path / "both" / "vae", "vae")] == ["config.json", WEIGHTS], "what the student is given"
 
 

@@ -157,6 +157,26 @@ def test_many_models_go_down_in_as_many_tables_as_a_terminal_needs(width: int) -
     assert sum(any(name in line for name in names) for line in lines) == 40 * len(parts)  # no name is broken
 
 
+def test_a_table_is_cut_only_where_it_does_not_fit() -> None:
+    grid = tables.Grid(("model", "a", "bb", "ccc"), (("scenes-teacher", "1", "2", "3"),))
+    whole = [width for width in range(20, 40) if "scenes-teacher" in tables.text(grid, width)]
+    assert whole[0] > 20
+    assert [width for width in range(20, 40) if [*grid.parts(width)] == [grid]] == whole
+    assert [part.header for part in grid.parts(10)] == [("model", title) for title in ("a", "bb", "ccc")], (
+        "no part is the first column alone"
+    )
+
+
+def test_a_square_table_is_not_turned() -> None:
+    grid = tables.Grid(("model", "x"), (("a", "1"),))
+    assert grid.tall() == grid
+
+
+def test_a_cell_wraps_between_words_only() -> None:
+    grid = tables.Grid(("model", "note"), (("a", "as measured of my-vega-lr1e-5 before"),))
+    assert "my-vega-lr1e-5" in tables.text(grid, 30)
+
+
 def test_a_table_too_wide_for_its_terminal_breaks_words_rather_than_lose_them() -> None:
     grid = tables.Grid(("metric", "verdict"), (("preference.scenes", "inconclusive"),))
     lines = tables.text(grid, 20).splitlines()
@@ -327,6 +347,11 @@ def test_unwritable_folder_is_an_error(tmp_path: Path) -> None:
         (0.5, 0.5, 0.5, "0.5000"),
         (3.25, None, None, "3.250"),
         (0.0, None, None, "0"),
+        (-0.0, None, None, "0"),
+        (float("nan"), None, None, "nan"),
+        (-3.25, None, None, "-3.250"),
+        (1.23456e-5, None, None, "0.00001235"),
+        (123456.7, None, None, "123457"),
         (6.517e-12, None, None, "6.517e-12"),
         (-2.0, -2.5, -1.5, "-2.00 ± 0.50"),
     ],

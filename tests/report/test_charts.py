@@ -2,31 +2,66 @@
 
 import itertools
 import re
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
+import numpy as np
 import pytest
 from boards import make_model, stage, write_board
 from factories import make_record
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.text import Annotation
 
 from sdbench import records
 from sdbench.leaderboard import standings
 from sdbench.leaderboard.standings import Row, Section
 from sdbench.records import Value
-from sdbench.report import figures
+from sdbench.report import MAX_MODELS, figures
 
 
 def probe(name: str, value: float, unit: str = "s", **more: object) -> Value:
     return Value.model_validate({"name": name, "kind": "probe", "direction": "lower", "unit": unit, "value": value, "n": 1, **more})
 
 
+def failed(value: Value) -> Value:
+    return value.model_copy(update={"state": "failed", "reason": "out of memory", "value": None, "low": None, "high": None})
+
+
 def make_row(name: str, seconds: float, score: float) -> Row:
+    """A model whose intervals are wider upwards."""
     clip = Value(
-        name="clip_score.scenes", kind="score", direction="higher", unit="100 cos", value=score, low=score - 1, high=score + 1, n=4
+        name="clip_score.scenes", kind="score", direction="higher", unit="100 cos", value=score, low=score - 1, high=score + 3, n=4
     )
-    return Row(Path(name), make_record(name, (clip, probe("latency.pipeline.p50", seconds))))
+    latency = probe("latency.pipeline.p50", seconds, low=seconds - 0.25, high=seconds + 0.5)
+    return Row(Path(name), make_record(name, (clip, latency)))
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Axes]:
+    """The axes of each chart that is drawn."""
+    found, svg = list[Axes](), figures._svg
+
+    def noted(figure: Figure, words: str) -> str:
+        found.extend(figure.axes)
+        return svg(figure, words)
+
+    monkeypatch.setattr(figures, "_svg", noted)
+    return found
+
+
+def coordinates(line: Line2D) -> list[tuple[float, ...]]:
+    return [tuple(place) for place in np.asarray(line.get_xydata()).tolist()]
+
+
+def annotations(axes: Axes) -> list[Annotation]:
+    return [text for text in axes.texts if isinstance(text, Annotation)]
 
 
 def words_of(svg: str) -> str:
@@ -39,25 +74,103 @@ def make_section(*rows: Row) -> Section:
 
 
 def test_pareto_frontier_has_the_models_that_none_beats_in_both() -> None:
-    rows = (make_row("slow", 3, 30), make_row("fast", 1, 20), make_row("beaten", 3, 25), make_row("twin", 1, 20), make_row("best", 2, 30))
+    places = {"slow": (3, 30), "fast": (1, 20), "beaten": (3, 25), "twin": (1, 20), "best": (2, 30), "as-fast-but-worse": (1, 15)}
+    rows = [make_row(name, *place) for name, place in places.items()]
     (chart,) = figures.pareto_charts(make_section(*rows), rows[0].record.values[0], "CLIP")
     words = words_of(chart.svg)
     assert words.endswith("is better in both): fast, twin and best.")
-    assert "against latency.pipeline.p50 (s) ↓ of 5 models" in words
+    assert "against latency.pipeline.p50 (s) ↓ of 6 models" in words
 
 
 def test_models_without_both_values_are_left_out_and_one_model_makes_no_chart() -> None:
     lone = Row(Path("lone"), make_record("lone", (probe("latency.pipeline.p50", 1.0),)))
-    rows = make_row("a", 1, 1), lone
+    whole = make_row("a", 1, 1)
+    clip, latency = whole.record.values
+    halves = [Row(Path("half"), make_record("half", values)) for values in ((failed(clip), latency), (clip, failed(latency)))]
+    rows = whole, lone, *halves
     assert figures.pareto_charts(make_section(*rows), rows[0].record.values[0], "CLIP") == []
 
 
+def test_charts_are_against_latency_and_the_more_exact_memory() -> None:
+    memory = [probe(name, 2.0, "MiB") for name in ("memory.peak_rss", "memory.peak_allocated")]
+    rows = [replace(row, record=make_record(row.name, (*memory, *row.record.values))) for row in (make_row("a", 1, 1), make_row("b", 2, 2))]
+    charts = figures.pareto_charts(make_section(*rows), rows[0].record.values[2], "CLIP")
+    costs = ("latency.pipeline.p50 (s)", "memory.peak_allocated (MiB)")
+    assert [cost for chart, cost in zip(charts, costs, strict=True) if f"against {cost} ↓ of 2 models" in words_of(chart.svg)] == [*costs]
+
+
+def test_points_lie_at_their_values_with_their_intervals(drawn: list[Axes]) -> None:
+    rows = (make_row("slow", 3, 30), make_row("beaten", 2.5, 19), make_row("fast", 1, 20), make_row("near", 2, 20.1))
+    figures.pareto_charts(make_section(*rows), rows[0].record.values[0], "CLIP")
+    (axes,) = drawn
+    (line,) = (line for line in axes.lines if line.get_linestyle() == "--")
+    assert coordinates(line) == [(1, 20), (2, 20.1), (3, 30)]
+    points = [line for line in axes.lines if line.get_marker() == "o"]
+    assert [sorted(coordinates(line)) for line in points] == [[(2.5, 19)], [(1, 20), (2, 20.1), (3, 30)]]
+    assert [line.get_markerfacecolor() == line.get_color() for line in points] == [False, True], "filled on the frontier"
+    bars = {tuple(map(tuple, ends)) for lines in axes.collections if isinstance(lines, LineCollection) for ends in lines.get_segments()}
+    places = [(seconds, score) for seconds, score in ((3, 30), (2.5, 19), (1, 20), (2, 20.1))]
+    assert bars == {((x - 0.25, y), (x + 0.5, y)) for x, y in places} | {((x, y - 1), (x, y + 3)) for x, y in places}
+
+
+def test_names_stand_at_the_height_of_their_points_but_apart(drawn: list[Axes]) -> None:
+    rows = (make_row("slow", 3, 30), make_row("beaten", 2.5, 19), make_row("fast", 1, 20), make_row("near", 2, 20.1))
+    figures.pareto_charts(make_section(*rows), rows[0].record.values[0], "CLIP")
+    (axes,) = drawn
+    heights = {text.get_text(): text.xyann[1] for text in annotations(axes)}
+    at_points = {text.get_text(): axes.transAxes.inverted().transform(axes.transData.transform(text.xy))[1] for text in annotations(axes)}
+    assert heights["slow"] == pytest.approx(at_points["slow"])
+    assert sorted(heights, key=lambda name: heights[name]) == ["beaten", "fast", "near", "slow"]
+    assert at_points["near"] - at_points["fast"] < 0.02
+    assert min(upper - lower for lower, upper in itertools.pairwise(sorted(heights.values()))) > 0.08
+
+
+def test_of_many_models_only_twelve_on_the_frontier_are_named_and_none_has_bars(drawn: list[Axes]) -> None:
+    beaten, frontier = [make_row(f"beaten-{n}", 1 + n, 0) for n in range(50)], [make_row(f"m{n:02d}", 1 + n, 1 + n) for n in range(13)]
+    for rows, names in (
+        ([*beaten[:9], *frontier[:3]], {row.name for row in [*beaten[:9], *frontier[:3]]}),
+        ([*beaten[:9], *frontier[:4]], {row.name for row in frontier[:4]}),
+        ([*beaten, *frontier], {row.name for row in frontier[:12]}),
+    ):
+        figures.pareto_charts(make_section(*rows), rows[0].record.values[0], "CLIP")
+        assert {text.get_text() for text in annotations(drawn[-1])} == names
+    few, _, many = drawn
+    assert few.collections
+    assert not many.collections
+
+
+def test_bars_of_a_model_lie_end_to_end_and_stay_in_the_picture(drawn: list[Axes]) -> None:
+    slow = (probe("latency.pipeline.p50", 2.0), stage("text_encoders", 0.5), stage("unet_step", 0.05), failed(stage("vae_decode", 1.0)))
+    names = ("slow", "a-name-longer-than-any-margin", *(f"m{n}" for n in range(MAX_MODELS)))
+    rows = [Row(Path(name), make_record(name, (stage("unet_step", 0.025),) if place else slow)) for place, name in enumerate(names)]
+    chart = figures.stage_chart(make_section(*rows))
+    (axes,) = drawn
+    assert chart
+    assert words_of(chart).startswith(
+        "slow: text encoders 0.500 s, unet, 20 steps 1.00 s, rest 0.500 s; a-name-longer-than-any-margin: unet"
+    )
+    bars = [bar for bar in axes.patches if isinstance(bar, Rectangle) and bar.get_width()]
+    of_first, of_second = (
+        [(bar.get_x(), bar.get_width()) for bar in bars if round(bar.get_y() + bar.get_height() / 2) == n] for n in (0, 1)
+    )
+    assert of_first == [(0, 0.5), (0.5, 1), (1.5, 0.5)]
+    assert of_second == [(0, 0.5)]
+    assert [text.get_text() for text in annotations(axes)][:2] == ["2.00", "0.500"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["slow", "a-name-long…n-any-margin", *names[2:MAX_MODELS]]
+    assert axes.yaxis_inverted(), "the first model on top"
+    assert [*axes.get_xlim()] == pytest.approx([0, 2.2]), "room for the total"
+
+
 def test_stages_and_the_rest_add_up_to_the_pipeline() -> None:
-    values = (probe("latency.pipeline.p50", 1.0), stage("unet_step", 0.04), stage("vae_decode", 0.1), probe("latency.pipeline.p90", 9.0))
+    others = (probe("latency.pipeline.p90", 9.0), probe("latency.unet_step.p50@b2", 9.0))
+    values = (probe("latency.pipeline.p50", 1.0), stage("unet_step", 0.04), stage("vae_decode", 0.1), *others)
     chart = figures.stage_chart(make_section(Row(Path("m"), make_record("m", values))))
     assert chart is not None
     assert words_of(chart) == "m: unet, 20 steps 0.800 s, vae decode 0.100 s, rest 0.100 s"
     assert figures.stage_chart(make_section(Row(Path("m"), make_record("m", values[:1])))) is None
+    faster = figures.stage_chart(make_section(Row(Path("m"), make_record("m", (probe("latency.pipeline.p50", 0.5), *values[1:])))))
+    assert faster is not None
+    assert "rest" not in words_of(faster)
 
 
 def test_charts_use_the_colours_of_the_page_and_unique_ids(tmp_path: Path) -> None:
@@ -71,6 +184,8 @@ def test_charts_use_the_colours_of_the_page_and_unique_ids(tmp_path: Path) -> No
     for chart in charts:
         root = ET.fromstring(chart.svg)
         assert root.get("role") == "img"
+        assert root.get("viewBox")
+        assert not {"width", "height"} & root.attrib.keys(), "as wide as the page has room for"
         assert " models. On the frontier" in root.attrib["aria-label"]
         assert set(re.findall(r"#[0-9a-f]{6}\b", chart.svg)) == set()
         assert "var(--accent)" in chart.svg
@@ -79,7 +194,7 @@ def test_charts_use_the_colours_of_the_page_and_unique_ids(tmp_path: Path) -> No
 
 
 def test_names_are_plain_text_in_a_chart(tmp_path: Path) -> None:
-    names = ("$x^2$", "<b>&amp;", "an endless name that no margin could ever hold")
+    names = ("$x^2$", "<b>&amp;", "an endless name that no margin could ever hold", "of just 24 characters :-")
     rows = []
     for place, name in enumerate(names):
         record, scores = make_model(place, f"m{place}")
@@ -94,7 +209,7 @@ def test_names_are_plain_text_in_a_chart(tmp_path: Path) -> None:
         )
     (chart, *_) = figures.pareto_charts(make_section(*rows), standings.metrics(make_section(*rows))[0], "Frechet")
     texts = [element.text for element in ET.fromstring(chart.svg).iter("{http://www.w3.org/2000/svg}text")]
-    assert {"$x^2$", "<b>&amp;", "an endless …ld ever hold"} <= set(texts)
+    assert {"$x^2$", "<b>&amp;", "an endless …ld ever hold", names[3]} <= set(texts)
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=11))

@@ -136,15 +136,19 @@ def test_a_metric_without_weights_is_missing(tmp_path: Path, monkeypatch: pytest
     assert found["scene_accuracy"].state == "ok"
 
 
-def test_nothing_is_recorded_where_no_metric_can_be_measured(teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(MissingError("go online once"), "missing: go online once"), (ValueError("not finite"), "failed: ValueError: not finite")],
+)
+def test_nothing_is_recorded_where_no_metric_can_be_measured(
+    error: Exception, said: str, teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def absent() -> None:
-        raise MissingError("go online once")
+        raise error
 
     monkeypatch.setitem(TOWERS, "clip.scenes", absent)
     suite = SUITE.model_copy(update={"metrics": {"scenes": ("clip_score.scenes",)}})
-    with pytest.raises(
-        UserError, match=r"none of the 1 metrics of 'scenes-teacher' .*clip_score\.scenes, is missing: go online once\. `sdbench doctor`"
-    ):
+    with pytest.raises(UserError, match=rf"none of the 1 metrics of 'scenes-teacher' .*clip_score\.scenes, is {said}\. `sdbench doctor`"):
         runner.run([teacher], prepare_in(tmp_path, suite))
     assert not list((tmp_path / "results").rglob("record.json"))
     assert len(list((tmp_path / "runs").rglob("images/*.png"))) == 4, "the images are kept"
@@ -281,6 +285,14 @@ def test_run_writes_one_record_per_model_and_a_second_run_nothing(
     monkeypatch.setattr(Store, "put", fail_if_called)
     assert runner.run(specs, prepare_in(tmp_path)) == folders
     assert modification_times(tmp_path) == before
+
+
+def test_timesteps_of_ones_own_are_recorded_once(teacher: ModelSpec, tmp_path: Path) -> None:
+    assert SUITE.sampling
+    suite = SUITE.model_copy(update={"sampling": SUITE.sampling.model_copy(update={"scheduler": "euler", "timesteps": (500,)})})
+    (folder,) = runner.run([teacher], prepare_in(tmp_path, suite))
+    assert records.read_record(folder).sampling["timesteps"] == [500]
+    assert runner.run([teacher], prepare_in(tmp_path, suite)) == [folder], "what is read back equals what was written"
 
 
 def test_parts_draw_what_one_run_would_and_a_run_only_scores_them(
@@ -568,6 +580,34 @@ def test_win_rate_over_images_drawn_with_other_software_says_so(
     records.write(record.model_copy(update={"created": records.now()}), worse, {}, tmp_path / "results")
     assert (found := rate())
     assert (found.value, found.note) == (0.5, "0 wins, 4 ties, 0 losses"), "the teacher that was drawn as the student is"
+
+
+def test_win_rate_is_against_the_newest_weights_of_the_teacher_that_have_images(teacher: ModelSpec, tmp_path: Path) -> None:
+    (first,) = runner.run([teacher], prepare_in(tmp_path))
+    record, scores = records.read(first)
+    worse = Scores(scores.prompt_ids, scores.samples, {name: column - 1 for name, column in scores.columns.items()})
+    newer: dict[str, Any] = {
+        "model": record.model.model_copy(update={"weights_digest": 16 * "07e4"}),
+        "environment": record.environment.model_copy(update={"packages": {**record.environment.packages, "diffusers": "0.1"}}),
+    }
+    records.write(record.model_copy(update={**newer, "created": records.now()}), worse, {}, tmp_path / "results")
+    of_probes: dict[str, Any] = {"created": records.now(), "n_images": 0, "values": ()}
+    records.write(record.model_copy(update=of_probes), Scores([], [], {}), {}, tmp_path / "results")
+    (folder,) = runner.run([replace(teacher, name="student")], prepare_in(tmp_path))
+    rate = records.read_record(folder).value("win_rate.preference.scenes")
+    assert rate
+    assert (rate.value, rate.reference) == (1, 6 * "07e4")
+
+
+def test_values_of_another_machine_are_not_taken_over(teacher: ModelSpec, tmp_path: Path) -> None:
+    (here,) = runner.run([teacher], prepare_in(tmp_path))
+    record, scores = records.read(here)
+    shutil.rmtree(tmp_path / "results")
+    latency = Value(name="latency.pipeline.p50", kind="probe", direction="lower", unit="s", value=0.5)
+    there = {"machine": record.machine.model_copy(update={"device": "Some GPU", "cuda": "12.8"}), "values": (*record.values, latency)}
+    records.write(record.model_copy(update=there), scores, {}, tmp_path / "results")
+    (again,) = runner.run([teacher], prepare_in(tmp_path))
+    assert records.read_record(again).values == record.values
 
 
 def test_run_of_probes_keeps_the_quality_values_of_the_record(teacher: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Latents and embeddings match the stock pipeline and are computed once; a batch is determined by its seed and step."""
 
+import gc
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline
 from processes import by_two, is_locked
 from safetensors.torch import load_file, save_file
 from torch import distributed
@@ -66,6 +67,13 @@ def test_batch_is_determined_by_seed_and_step(latents: LatentPool, teacher_folde
     assert all(torch.equal(getattr(first, name), getattr(again, name)) for name in vars(first))
     assert not torch.equal(first.noise, latents.batch(8, 4, seed=1).noise)
     assert not torch.equal(first.noise, latents.batch(7, 4, seed=2).noise)
+
+
+def test_batches_never_change(latents: LatentPool) -> None:
+    """The shipped students were trained on these; with others they could not be made again."""
+    batch = latents.batch(3, 4, seed=5)
+    assert batch.timesteps.tolist() == [711, 350, 756, 22]
+    assert {*latents.batch_of_rows(np.arange(8), seed=0, least=100, most=102).timesteps.tolist()} == {100, 101}
 
 
 def test_lower_precision_keeps_timesteps_and_sizes(latents: LatentPool) -> None:
@@ -146,6 +154,45 @@ def test_latents_of_another_kind_of_device_are_not_reused(
             LatentPool(teacher_folder, pool, tmp_path, device)
     assert asked[0].isdisjoint(asked[1])
     assert asked[1] == asked[2]
+
+
+@pytest.mark.parametrize(
+    ("changed", "recomputed"), [("vae", "latents"), ("text_encoder", "captions"), ("text_encoder_2", "captions"), ("tokenizer", "captions")]
+)
+def test_only_what_a_changed_part_made_is_computed_again(
+    changed: str, recomputed: str, teacher_folder: Path, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[set[str]] = []
+
+    def fail(*files: RowFile) -> None:
+        asked.append({file.path.name for file in files})
+        raise InterruptedError
+
+    monkeypatch.setattr(latents_module, "fill_and_load", fail)
+    part = Path(shutil.copytree(teacher_folder, tmp_path / "teacher")) / changed
+    for _ in range(2):
+        with pytest.raises(InterruptedError):
+            LatentPool(tmp_path / "teacher", pool, tmp_path)
+        for file in part.glob("*.safetensors"):
+            save_file({name: tensor + 1 for name, tensor in load_file(file).items()}, file)
+        for file in part.glob("tokenizer*.json"):
+            file.write_text(file.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    assert [name.partition("-")[0] for name in asked[1] - asked[0]] == [recomputed]
+
+
+def test_an_image_larger_than_a_pass_is_encoded_alone(teacher_folder: Path, pool: Pool, tmp_path: Path) -> None:
+    assert len(LatentPool(teacher_folder, DamagedPool(pool, 2, set(), size_px=1024), tmp_path)) == 2
+
+
+def test_networks_are_freed_once_all_is_encoded(teacher_folder: Path, pool: Pool, tmp_path: Path) -> None:
+    def count() -> int:
+        gc.collect()
+        return sum(type(thing) is AutoencoderKL for thing in gc.get_objects())
+
+    before = count()
+    found = LatentPool(teacher_folder, pool, tmp_path)
+    assert count() == before
+    assert len(found) == 8
 
 
 def test_non_finite_weights_are_reported_before_any_encoding(teacher_folder: Path, pool: Pool, tmp_path: Path) -> None:

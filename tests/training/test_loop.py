@@ -24,11 +24,12 @@ from accelerate.utils import DistributedDataParallelKwargs
 from processes import by_one, by_two
 from safetensors.torch import load_file, save_model
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from sdbench.errors import UserError
 from sdbench.training import checkpoints
 from sdbench.training.checkpoints import Checkpoints
-from sdbench.training.loop import Schedule, fit, max_even_processes
+from sdbench.training.loop import Schedule, draw_rows, fit, max_even_processes
 
 SCHEDULE = Schedule(steps=12, lr=1e-2, batch=8, warmup=3, ema=0.9, seed=4)
 ALWAYS = -1.0  # seconds between saved states
@@ -164,6 +165,38 @@ def test_single_non_finite_step_is_skipped_and_logged(tmp_path: Path) -> None:
     assert moved == [step != 6 for step in range(1, 12)]
     assert all(torch.isfinite(parameter).all() for parameter in net.parameters())
     assert '{"step": 6, "skipped": 1.0}' in (tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines()
+
+
+def test_non_finite_steps_apart_from_each_other_are_all_skipped(tmp_path: Path) -> None:
+    net = tiny_net()
+    loss = noisy_loss(net)
+    fit(
+        net,
+        lambda number: {"all": sum(loss(number).values(), torch.zeros(())) * (torch.nan if number in (3, 6) else 1)},
+        SCHEDULE,
+        tmp_path,
+    )
+    lines = map(json.loads, (tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines())
+    assert [line["step"] for line in lines if "skipped" in line] == [3, 6]
+
+
+def test_progress_counts_images_from_where_the_run_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bars = list[Any]()
+
+    class Noted(tqdm):  # type: ignore[type-arg]  # tqdm takes none at run time
+        def __init__(self, *arguments: Any, **chosen: Any) -> None:
+            super().__init__(*arguments, **chosen)
+            bars.append(self)
+
+    monkeypatch.setattr("sdbench.training.loop.tqdm", Noted)
+    net, schedule = tiny_net(), replace(SCHEDULE, accumulation=2)
+    with pytest.raises(KeyboardInterrupt):
+        fit(net, noisy_loss(net, 10, KeyboardInterrupt()), schedule, tmp_path, save_every_s=ALWAYS)
+    fit(net, noisy_loss(net), schedule, tmp_path)
+    fit(net, noisy_loss(net), schedule, tmp_path)
+    at_killed, whole = 5 * 16, 12 * 16
+    assert [(bar.initial, bar.n, bar.total) for bar in bars] == [(0, at_killed, whole), (at_killed, whole, whole), (whole, whole, whole)]
+    assert [bar.leave for bar in bars] == [True, True, False], "the bar of a finished run vanishes"
 
 
 def test_last_step_must_be_finite(tmp_path: Path) -> None:
@@ -336,7 +369,7 @@ def test_accumulated_batches_equal_one_large_batch(tmp_path: Path) -> None:
 
 
 def test_kept_weights_are_evaluated_during_training_and_at_the_end(tmp_path: Path) -> None:
-    net, evaluated = tiny_net(), []
+    net, evaluated = tiny_net().eval(), []
 
     def evaluate(kept: nn.Module) -> tuple[npt.NDArray[np.uint8], dict[str, float]]:
         assert not kept.training
@@ -371,6 +404,49 @@ def test_running_average_follows_the_weights_with_a_decay_that_rises_to_its_own(
 
     fit(net, noisy_loss(net), replace(SCHEDULE, ema=ema), tmp_path, evaluate=evaluate, evaluate_every=1)
     assert len(steps) == SCHEDULE.steps
+
+
+def test_seed_decides_what_a_loss_draws(tmp_path: Path) -> None:
+    drawn = dict[int, list[float]]()
+    for seed in (0, 1):
+        net, drawn[seed] = nn.Linear(1, 1), []
+
+        def loss(_: int, net: nn.Module = net, seen: list[float] = drawn[seed]) -> dict[str, Tensor]:
+            seen.append(torch.rand(()).item())
+            return {"output": net(torch.ones(1)).sum()}
+
+        fit(net, loss, replace(SCHEDULE, seed=seed), tmp_path / f"{seed}")
+    assert len({*drawn[0], *drawn[1]}) == 2 * SCHEDULE.steps
+
+
+def test_loss_is_computed_in_the_accelerators_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Accelerator, "autocast", lambda _: torch.autocast("cpu", torch.bfloat16))
+    net, dtypes = nn.Linear(3, 1), set[torch.dtype]()
+
+    def loss(_: int) -> dict[str, Tensor]:
+        dtypes.add((found := net(torch.ones(1, 3))).dtype)
+        return {"mean": found.mean()}
+
+    fit(net, loss, SCHEDULE, tmp_path)
+    assert dtypes == {torch.bfloat16}
+
+
+def test_steps_are_those_of_adamw_with_clipped_gradients(tmp_path: Path) -> None:
+    """Against the algorithm of arXiv 1711.05101, for a single weight."""
+    gradients, net = (0.5, -3.0, 0.25, 8.0), nn.Linear(1, 1, bias=False)
+    weight, first, second = net.weight.item(), 0.0, 0.0
+    schedule = Schedule(steps=4, lr=0.1, batch=1, warmup=2, weight_decay=0.3, clip_norm=2.0, betas=(0.6, 0.7), lr_decay="none")
+    fit(net, lambda number: {"slope": gradients[number] * net.weight.sum()}, schedule, tmp_path)
+    for step, (lr, clipped) in enumerate(zip((0.05, 0.1, 0.1, 0.1), (0.5, -2.0, 0.25, 2.0), strict=True), 1):
+        first, second = 0.6 * first + 0.4 * clipped, 0.7 * second + 0.3 * clipped**2
+        weight -= lr * (0.3 * weight + first / (1 - 0.6**step) / np.sqrt(second / (1 - 0.7**step)))
+    assert net.weight.item() == pytest.approx(weight, rel=1e-5)
+
+
+def test_rows_of_a_batch_depend_on_seed_and_number_and_never_change() -> None:
+    assert {*draw_rows(0, 5, 1000, seed=0).tolist()} == {*range(5)}
+    assert draw_rows(1, 10**9, 4, seed=0).tolist() != draw_rows(0, 10**9, 4, seed=1).tolist()
+    assert draw_rows(3, 1000, 4, seed=5).tolist() == [971, 711, 285, 44], "the shipped students could not be made again"
 
 
 @pytest.mark.parametrize(("decay", "half", "last"), [("cosine", 0.5, 0.0), ("none", 1.0, 1.0)])

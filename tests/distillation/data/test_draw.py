@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,14 @@ def test_the_settings_are_recorded(whole: Path, teacher_folder: Path) -> None:
     assert (made["seed"], made["device"], made["n"]) == (5, "cpu", 5)
     assert made["captions"] == hashlib.sha256("\n".join(CAPTIONS).encode()).hexdigest()
     assert [versions["torch"] for versions in made["versions"]] == [torch.__version__.split("+")[0]]
+
+
+def test_the_recorded_teacher_is_that_of_the_weights_that_were_read(prompts: Path, teacher_folder: Path, tmp_path: Path) -> None:
+    both = Path(shutil.copytree(teacher_folder, tmp_path / "both"))
+    StableDiffusionXLPipeline.from_pretrained(teacher_folder).to(torch.float16).save_pretrained(both, variant="fp16")
+    out = draw_images(prompts, both, tmp_path / "out", n=1, **{**SETTINGS, "dtype": "bfloat16"})
+    of_16_bit, of_32_bit = (weights_digest(resolve(str(both)), dtype=dtype) for dtype in ("bfloat16", "float32"))
+    assert json.loads((out / "made.json").read_text(encoding="utf-8"))["teacher"] == of_16_bit != of_32_bit
 
 
 def test_versions_are_those_that_drew_the_images(
