@@ -160,9 +160,9 @@ def test_many_models_go_down_in_as_many_tables_as_a_terminal_needs(width: int) -
 def test_a_table_is_cut_only_where_it_does_not_fit() -> None:
     grid = tables.Grid(("model", "a", "bb", "ccc"), (("scenes-teacher", "1", "2", "3"),))
     uncut = tables.text(grid, 80)
-    least = max(map(len, uncut.splitlines()))
-    assert [tables.text(grid, width) == uncut for width in (least - 1, least)] == [False, True]
-    assert max(map(len, tables.text(grid, least - 1).splitlines())) < least
+    width = max(map(len, uncut.splitlines())) + 1  # with the space behind the last column
+    assert [tables.text(grid, given) == uncut for given in (width - 1, width)] == [False, True]
+    assert max(map(len, tables.text(grid, width - 1).splitlines())) < width - 1
     assert [part.header for part in grid.parts(10)] == [("model", title) for title in ("a", "bb", "ccc")], (
         "no part is the first column alone"
     )
