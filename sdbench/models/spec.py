@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from os.path import expanduser
 from pathlib import Path
-from typing import Any, Self
 
 from sdbench.errors import IncompleteError, UserError, unknown_name
 from sdbench.models.architectures import TOPOLOGIES, Family, architecture_of, depths, depths_of_keys, family_of, ldm_depths, unet_config
@@ -26,7 +25,7 @@ RANDOM_LABEL = "random weights"
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model to measure. `dataclasses.asdict` makes JSON content of it, `from_dict` reads that back.
+    """A model to measure.
 
     Attributes:
         name: the model's name in tables.
@@ -65,12 +64,6 @@ class ModelSpec:
             case "file":
                 return f"file:{Path(self.location).name}"
         return self.source
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Rebuild a spec from the result of `dataclasses.asdict`."""
-        base = values.get("base")
-        return cls(**{**values, "base": cls.from_dict(base) if base else None})
 
 
 def resolve(
