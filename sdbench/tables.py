@@ -15,7 +15,7 @@ from rich.text import Text
 from sdbench.records import Direction, Value
 
 JSON_VERSION = 1  # of verdicts and rows as JSON, which other programs read; raised where a key goes or gets another meaning
-_ARROWS: dict[Direction, str] = {"higher": " ↑", "lower": " ↓", "neither": ""}
+ARROWS: dict[Direction, str] = {"higher": " ↑", "lower": " ↓", "neither": ""}  # after a column's title: which direction is better
 _SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹"
 _LATEX = str.maketrans(
     {sign: f"\\{sign}" for sign in "&%$#_{}"}
@@ -185,11 +185,6 @@ def text_in_parts(grid: Grid, width: int) -> str:
     """The grid for a terminal `width` characters wide, in as many tables as it takes, with notes below."""
     short, notes = grid.with_notes_below()
     return "\n\n".join([*(text(part, width) for part in short.parts(width)), *([notes] if notes else [])])
-
-
-def arrow(direction: Direction) -> str:
-    """The suffix of a column's title that shows which direction is better."""
-    return _ARROWS[direction]
 
 
 def format_value(value: Value | None, usual_n: int | None = None) -> str:

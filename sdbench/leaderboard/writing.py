@@ -216,7 +216,7 @@ def probe_title(value: Value) -> str:
 
 
 def _title(title: str, value: Value) -> str:
-    return f"{title} ({value.unit}){tables.arrow(value.direction)}"
+    return f"{title} ({value.unit}){tables.ARROWS[value.direction]}"
 
 
 def speed_up(row: Row, teacher: Row | None) -> speed.SpeedUp | str:

@@ -67,7 +67,7 @@ class Column:
     @property
     def arrow(self) -> str:
         """An arrow that shows which direction is better."""
-        return tables.arrow(self.direction)
+        return tables.ARROWS[self.direction]
 
 
 def build_album(section: Section) -> Album:
