@@ -49,7 +49,7 @@ def _section(section: Section) -> Iterator[str]:
         yield from (f"### {title}", tables.markdown(grid))
     if (efficiency := efficiency_grid(section)).rows:
         yield from ("### Efficiency", tables.markdown(efficiency))
-    for title, grid in speed.grids(section.records, section.speed_baseline.record if section.speed_baseline else None).items():
+    for title, grid in speed.grids(section.records, section.speed_baseline).items():
         yield from (f"### {title}", tables.markdown(grid))
     if correlations := truth.grid([(row.record, row.scores) for row in section.models]):
         yield from ("### Against the truth", tables.markdown(correlations))
@@ -105,16 +105,13 @@ def write(board: Sequence[Row], results: Path) -> list[Path]:
 def quality_grid(section: Section) -> Grid:
     """The first table: models down, image metrics across, then median latency and speed-up."""
     columns = metrics(section)
-    teacher = (
-        speed.teacher_title(section.speed_baseline.record, section.records)
-        if section.speed_baseline
-        else TEACHERS.get(section.family, "the teacher")
-    )
-    header = ("model", "images", *map(metric_title, columns), "latency p50 (s) ↓", f"speed-up over {teacher} ↑")
-    return Grid(header, tuple(_quality_row(row, columns, section.speed_baseline) for row in section.rows))
+    teacher = section.speed_baseline
+    over = speed.teacher_title(teacher, section.records) if teacher else TEACHERS.get(section.family, "the teacher")
+    header = ("model", "images", *map(metric_title, columns), "latency p50 (s) ↓", f"speed-up over {over} ↑")
+    return Grid(header, tuple(_quality_row(row, columns, teacher) for row in section.rows))
 
 
-def _quality_row(row: Row, columns: Sequence[Value], teacher: Row | None) -> tuple[str, ...]:
+def _quality_row(row: Row, columns: Sequence[Value], teacher: Record | None) -> tuple[str, ...]:
     n = row.record.n_images
     cells = (tables.format_value(row.record.value(column.name), n) for column in columns)
     times = speed_up(row, teacher)
@@ -219,11 +216,11 @@ def _title(title: str, value: Value) -> str:
     return f"{title} ({value.unit}){tables.ARROWS[value.direction]}"
 
 
-def speed_up(row: Row, teacher: Row | None) -> speed.SpeedUp | str:
+def speed_up(row: Row, teacher: Record | None) -> speed.SpeedUp | str:
     """How many times as fast as the teacher, or why that is not known."""
     own = row.record.value(P50)
     if not own or not own.value:
         return probe_cell(row, P50)
     if teacher is None:
         return tables.format_absent("missing", "the teacher's latency was not measured on this machine")
-    return speed.speed_up(row.record, teacher.record, P50)
+    return speed.speed_up(row.record, teacher, P50)
