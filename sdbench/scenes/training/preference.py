@@ -34,18 +34,9 @@ FAULTS = ("blur", "noise", "colour", "wrong", "smear")
 
 def config(tokens: CLIPTokenizer) -> CLIPConfig:
     """The configuration of the CLIP, for this tokenizer."""
-    text = {
-        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4,
-        "max_position_embeddings": MAX_TOKENS, **vocabulary_config(tokens),
-    }  # fmt: skip
-    vision = {
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "image_size": 64,
-        "patch_size": 8,
-    }
+    both = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
+    text = {**both, "num_hidden_layers": 3, "max_position_embeddings": MAX_TOKENS, **vocabulary_config(tokens)}
+    vision = {**both, "num_hidden_layers": 4, "image_size": 64, "patch_size": 8}
     return CLIPConfig(text_config=text, vision_config=vision, projection_dim=64)
 
 
