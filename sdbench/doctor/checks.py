@@ -166,10 +166,11 @@ def _published_values() -> Iterator[Finding]:
     except UserError as error:
         yield Finding(False, True, f"known values of CLIP {published.BACKBONE}: {error}")
         return
-    for one in comparisons:
-        text = f"{one.what} is {one.found:.3f}, published {one.expected:.3f} ({published.SOURCE})"
-        advice = "" if one.is_close else "; weights or libraries are not the published ones: remove and fetch the weights again"
-        yield Finding(one.is_close, True, f"known value: {text}{advice}")
+    for value, found in comparisons:
+        is_close = abs(found - value.expected) <= published.TOLERANCE
+        what = f"CLIP score ({published.BACKBONE}) of {value.what}"
+        advice = "" if is_close else "; weights or libraries are not the published ones: remove and fetch the weights again"
+        yield Finding(is_close, True, f"known value: {what} is {found:.3f}, published {value.expected:.3f} ({published.SOURCE}){advice}")
     if not comparisons:
         yield Finding(
             False,
