@@ -39,7 +39,7 @@ ROUNDS_FILE = "rounds.json"
 _PACKAGES = ("torch", "diffusers", "transformers", "peft", "pytest-benchmark")  # a finished round is reused only under the same versions
 _CODE = (  # and with the same code of what runs and of how it is timed
     *("probes/stages", "probes/setup", "probes/meters", "probes/ceilings", "probes/capacity", "probes/monitor"),
-    *("generate", "models/out_of_memory", "models/random_weights", "models/activation_scale"),
+    *("generate", "schedulers", "models/out_of_memory", "models/random_weights", "models/activation_scale"),
     *("models/loading", "models/lora", "models/checks", "models/files"),  # in the time of a cold start
 )
 _MEASURING = tuple(Path(__file__).parents[1] / f"{name}.py" for name in _CODE)
