@@ -35,7 +35,7 @@ from distillation.samples import StudentSampler
 from distillation.succession import warn_of_different_parts
 from distillation.taps import Tap, collect_outputs
 from distillation.teacher import Teacher
-from sdbench.disk import digest, locked, read_json, write_bytes
+from sdbench.disk import digest, locked, read_json, write_json
 from sdbench.errors import UserError
 from sdbench.models.out_of_memory import is_out_of_memory
 from sdbench.scenes.embedded import verified_path
@@ -192,7 +192,7 @@ def _run_folder(work: Path, name: str, identity: dict[str, Any]) -> Path:
             earlier = read_json(other)
             differences = ", ".join(key for key, value in identity.items() if earlier.get(key) != value)
             tqdm.write(f"starting a new run in {run}; the run in {other.parent} differs in: {differences}", file=sys.stderr)
-        write_bytes(run / IDENTITY, json.dumps(identity, indent=1).encode() + b"\n")
+        write_json(run / IDENTITY, identity)
     return run
 
 
@@ -268,7 +268,7 @@ def _add_environment(folder: Path, environment: Environment) -> None:
     """Add an environment to those of a segment that is about to be trained; without a checkpoint, nothing made in earlier ones is left."""
     earlier = _environments(folder) if any(folder.glob("step-*")) else []
     if environment not in earlier:
-        write_bytes(folder / ENVIRONMENTS, json.dumps([asdict(each) for each in (*earlier, environment)], indent=1).encode() + b"\n")
+        write_json(folder / ENVIRONMENTS, [asdict(each) for each in (*earlier, environment)])
 
 
 def _environments(folder: Path) -> list[Environment]:

@@ -82,6 +82,15 @@ def write_bytes(path: Path, content: bytes) -> Path:
     return path
 
 
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON content, a line for each item, as `write_bytes` writes.
+
+    Raises:
+        UserError: see `write_bytes`.
+    """
+    write_bytes(path, json.dumps(content, indent=1).encode() + b"\n")
+
+
 def create_array(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> "np.memmap[Any, Any]":
     """Create a `.npy` file to be filled through memory, and return its array, zeros; on Linux its space on the disk is taken at once.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sdbench.errors import UserError
 from sdbench.models.architectures import PARTS
-from sdbench.models.files import read_json
+from sdbench.models.files import read_model_json
 from sdbench.models.locate import locate
 from sdbench.models.spec import ModelSpec
 from sdbench.settings import Sampling
@@ -78,5 +78,5 @@ def _load_own(spec: ModelSpec) -> tuple[Any, dict[str, Any]]:
         config = PARTS[spec.family]["scheduler"]
         return getattr(diffusers, config["_class_name"]), config
     pipeline = locate(spec).pipeline
-    _, name = read_json(pipeline / "model_index.json")["scheduler"]
-    return getattr(diffusers, name), read_json(pipeline / "scheduler" / "scheduler_config.json")
+    _, name = read_model_json(pipeline / "model_index.json")["scheduler"]
+    return getattr(diffusers, name), read_model_json(pipeline / "scheduler" / "scheduler_config.json")

@@ -24,7 +24,7 @@ from distillation.run_plan import plan_run, run_identity
 from distillation.sensitivity.removal import pick_most_missed, removal_losses
 from distillation.train import distil
 from sdbench.arrays import F64
-from sdbench.disk import digest, locked, write_bytes
+from sdbench.disk import digest, locked, read_json, write_bytes
 from sdbench.errors import unknown_name
 from sdbench.models.architectures import depths, unet_config
 from sdbench.scenes.embedded import verified_path
@@ -146,14 +146,14 @@ def with_seed(recipe: Recipe, seed: int) -> Recipe:
 
 def _evaluate(student_folder: Path, arm: str, seed: int, identity: dict[str, Any], evaluation: SceneEvaluation, device: str) -> Outcome:
     student = UNet2DConditionModel.from_pretrained(student_folder).float().to(device).eval()
-    losses = json.loads((student_folder / "provenance.json").read_text(encoding="utf-8"))["stages"][-1]["losses"]
+    losses = read_json(student_folder / "provenance.json")["stages"][-1]["losses"]
     return Outcome(arm, seed, identity, tuple(evaluation.are_right(evaluation.draw_images(student))), losses)
 
 
 def _read(path: Path) -> Outcome | None:
     if not path.exists():
         return None
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_json(path)
     return Outcome(content["arm"], content["seed"], content["identity"], tuple(content["right"]), content["losses"])
 
 

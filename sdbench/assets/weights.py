@@ -24,7 +24,7 @@ from huggingface_hub.file_download import http_get
 
 from sdbench.assets import catalogue
 from sdbench.assets.catalogue import Asset, File
-from sdbench.disk import file_digest, write_bytes
+from sdbench.disk import file_digest, write_json
 from sdbench.errors import MissingError, UserError, describe_error
 from sdbench.models import hub
 
@@ -208,7 +208,7 @@ def _verify(asset: Asset, file: File, path: Path) -> str:
         )
     if pin != (new_pin := {"sha256": actual, "seen": stamp}):
         with suppress(UserError):  # in a read-only folder nothing is pinned; its files are hashed once in each process
-            write_bytes(pins_file, json.dumps({**pins, file.name: new_pin}, indent=1).encode() + b"\n")
+            write_json(pins_file, {**pins, file.name: new_pin})
     return actual
 
 

@@ -103,8 +103,8 @@ def _first_line(path: Path) -> str:
     return "a git-lfs pointer" if start.startswith(b"version https://git-lfs") else f"{path.stat().st_size} bytes"
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
+def read_model_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object in the folder of a model.
 
     Raises:
         UserError: the file is missing or holds no JSON object.
@@ -125,9 +125,9 @@ def read_config(path: Path) -> dict[str, Any]:
     lengths of tokenizers and schedulers.
 
     Raises:
-        UserError: see `read_json`; or a number is larger than in any pipeline.
+        UserError: see `read_model_json`; or a number is larger than in any pipeline.
     """
-    config = read_json(path)
+    config = read_model_json(path)
     for key, number in _integers(config):
         if number > (limit := MAX_LAYERS if "layers" in key else MAX_NUMBER):
             raise UserError(f"{path}: {key!r} is {number}, expected at most {limit:,}. {COPY_AGAIN}.")
@@ -204,7 +204,7 @@ def weight_files(folder: Path, part: str, *, sixteen_bit: bool) -> tuple[str | N
         )
     if choice.names[0] == single:
         return choice.variant, [folder / single]
-    shards = read_json(folder / choice.names[0]).get("weight_map")
+    shards = read_model_json(folder / choice.names[0]).get("weight_map")
     promised = sorted({str(name) for name in shards.values()}) if isinstance(shards, dict) else []
     missing = [name for name in promised if name not in names]
     if missing or not promised:

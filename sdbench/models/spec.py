@@ -10,7 +10,7 @@ from pathlib import Path
 from sdbench.errors import IncompleteError, UserError, unknown_name
 from sdbench.models.architectures import TOPOLOGIES, Family, architecture_of, depths, depths_of_keys, family_of, ldm_depths, unet_config
 from sdbench.models.catalogue import CATALOGUE, TEACHERS, Entry, Source
-from sdbench.models.files import Tensor, checkpoint_kind, read_config, read_header, read_json, strip_prefixes
+from sdbench.models.files import Tensor, checkpoint_kind, read_config, read_header, read_model_json, strip_prefixes
 
 UNET_CLASS = "UNet2DConditionModel"
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
@@ -192,7 +192,7 @@ def _checkpoint_name(path: Path) -> str:
 
 def _advise_contents(folder: Path) -> str:
     """A sentence that names the UNets in a folder; "" if there are none."""
-    unets = sorted(config.parent for config in folder.glob("*/config.json") if read_json(config).get("_class_name") == UNET_CLASS)
+    unets = sorted(config.parent for config in folder.glob("*/config.json") if read_model_json(config).get("_class_name") == UNET_CLASS)
     if candidates := [str(path) for path in (*unets, *sorted(folder.glob("*.safetensors")))]:
         return f" Name what is in it, with --base: {' or '.join(candidates)}."
     return ""

@@ -14,7 +14,7 @@ from sdbench.assets.weights import size_text
 from sdbench.errors import UserError
 from sdbench.machine import choose_device
 from sdbench.models.architectures import TOPOLOGIES
-from sdbench.models.files import read_json
+from sdbench.models.files import read_model_json
 from sdbench.models.locate import locate
 from sdbench.models.spec import ModelSpec
 from sdbench.probes import work
@@ -135,7 +135,7 @@ def _read_unet_config(spec: ModelSpec) -> dict[str, Any]:
     if spec.source == "random":
         return {}
     try:
-        return read_json(locate(spec).unet_config)
+        return read_model_json(locate(spec).unet_config)
     except UserError:
         return {}
 

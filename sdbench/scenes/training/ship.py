@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from sdbench.disk import file_digest
+from sdbench.disk import file_digest, read_json
 from sdbench.errors import UserError
 from sdbench.scenes.embedded import WEIGHTS
 from sdbench.scenes.training.make import PARTS, Workspace
@@ -34,7 +34,7 @@ def ship(workspace: Workspace, environment: dict[str, Any], logs: Path) -> Path:
     for name in SHIPPED:
         shutil.rmtree(WEIGHTS / name, ignore_errors=True)
         shutil.copytree(workspace.out / name, WEIGHTS / name)
-    reports = {part: json.loads((workspace.out / "reports" / f"{part}.json").read_text(encoding="utf-8")) for part in PARTS}
+    reports = {part: read_json(workspace.out / "reports" / f"{part}.json") for part in PARTS}
     files = sorted(path for name in SHIPPED for path in (WEIGHTS / name).rglob("*") if path.is_file())
     content = {
         "files": {path.relative_to(WEIGHTS).as_posix(): file_digest(path) for path in files},
