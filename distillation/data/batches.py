@@ -14,6 +14,7 @@ from torch import Tensor
 
 from distillation.data.images import Images, open_images
 from distillation.recipe_tables import Training
+from sdbench.arrays import U8
 from sdbench.scenes.networks import to_pixels
 from sdbench.scenes.training.pool import Pool
 from sdbench.training.latents import Batch, LatentPool
@@ -57,7 +58,7 @@ class SquareImages:
         return self._sources[source].image(row - self._ends[source] + len(self._sources[source]))
 
 
-def crop_square(image: Image.Image, size_px: int) -> tuple[npt.NDArray[np.uint8], tuple[int, ...]]:
+def crop_square(image: Image.Image, size_px: int) -> tuple[U8, tuple[int, ...]]:
     """The central square of the scaled image, size_px x size_px x 3 uint8, and its micro-conditioning (see `SquareImages.read`)."""
     width, height = image.size
     scale = size_px / min(width, height)
