@@ -173,7 +173,7 @@ def _measure_in_turns(requests: Mapping[Key, Request], stems: Mapping[Key, str],
             done = rounds[key]
             reason = done[0].failures.get("pipeline", "") if done else ""
             if reason.startswith((meters.OUT_OF_MEMORY, meters.NOT_COMPILED)):
-                done.append(_failed_round(reason))
+                done.append(Round(failures=_fail_all(reason)))
             else:
                 done.append(_find_or_run_round(requests[key], stems[key], done, folders))
     return rounds
@@ -209,9 +209,9 @@ def _compiler_cache(stem: str, folders: Folders) -> Path:
     return folders.work / "compiled" / stem
 
 
-def _failed_round(reason: str) -> Round:
-    """A round that measured nothing."""
-    return Round(failures=dict.fromkeys((*STAGES, *CEILINGS), reason))
+def _fail_all(reason: str) -> dict[str, str]:
+    """The failures, by stage, of a round that measured nothing."""
+    return dict.fromkeys((*STAGES, *CEILINGS), reason)
 
 
 def _write_profiles(request: Request, stem: str, folders: Folders) -> dict[str, str]:
@@ -249,12 +249,12 @@ def _run_process(request: Request, target: Path, stem: str, folders: Folders) ->
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return _failed_round(f"timed out after {ROUND_TIMEOUT_S} s").failures
+        return _fail_all(f"timed out after {ROUND_TIMEOUT_S} s")
     write_bytes(target.with_suffix(".log"), f"{done.stdout}\n{done.stderr}".encode())
     failures: dict[str, str] = json.loads(failures_file.read_text(encoding="utf-8")) if failures_file.exists() else {}
     if failures or not done.returncode or Round.read(target, {}).is_complete:  # complete: it crashed at its end, with everything written
         return failures
-    return _failed_round(_exit_reason(done)).failures
+    return _fail_all(_exit_reason(done))
 
 
 def _command(target: Path, folders: Folders) -> list[str]:
