@@ -5,7 +5,6 @@ without `metadata.jsonl` is unfinished; the same command continues it.
 """
 
 import hashlib
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from distillation.export import check_new_or_empty, package_versions
 from distillation.teacher import pipeline_spec
 from sdbench.assets.prompts import read_lines
 from sdbench.assets.sources import METADATA
-from sdbench.disk import digest, read_json, write_bytes, write_json
+from sdbench.disk import digest, read_json, write_json, write_json_lines
 from sdbench.errors import UserError
 from sdbench.generate import Job, generate, make_sampler, select_part
 from sdbench.models.digest import weights_digest
@@ -93,7 +92,7 @@ def draw_images(
 def _finish_folder(out: Path, store: Store, jobs: list[Job], identity: dict[str, Any]) -> None:
     """Write `metadata.jsonl` and complete the record of the settings."""
     rows = [{"file_name": store.path(job.image_id).relative_to(out).as_posix(), "caption": job.prompt} for job in jobs]
-    write_bytes(out / METADATA[0], "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+    write_json_lines(out / METADATA[0], rows)
     captions_digest = hashlib.sha256("\n".join(job.prompt for job in jobs).encode()).hexdigest()
     write_json(out / SETTINGS_FILE, {**identity, "n": len(jobs), "captions": captions_digest, "versions": _versions(out)})
 
