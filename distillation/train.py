@@ -57,8 +57,6 @@ class StepContext:
     """What all steps under one teacher share.
 
     Attributes:
-        teacher: the teacher's UNet.
-        scheduler: the noise schedule.
         batch: makes the batch of a number.
         evaluate: draws a student's samples for the log, with metrics if the family has any.
     """
@@ -89,7 +87,6 @@ def distil(
     The same run in another process, which would write the same folders, is waited for.
 
     Args:
-        recipe: what to cut and how to train.
         family: which of the recipe's settings to use.
         teacher_folders: the teacher, a complete diffusers pipeline, or several teachers in succession. The student is cut from
             the first and keeps its text encoders and VAE; only the UNets of the others are used.
@@ -219,10 +216,7 @@ def _train_segments(
 
     Args:
         make_context: makes the context of the steps under a teacher.
-        recipe: what to cut.
-        plan: teachers, segments, and taps of each stage.
         folders: one per segment.
-        accelerator: the same as in the contexts.
     """
     previous = None
     for segment, folder in zip(plan.segments, folders, strict=True):

@@ -142,7 +142,6 @@ def is_guided(sampling: Sampling, unet: Mapping[str, Any]) -> bool:
     """Whether diffusers uses classifier-free guidance: each step is then two forwards of the UNet, for the prompt and the negative prompt.
 
     Args:
-        sampling: has the guidance scale.
         unet: the UNet's configuration; one with `time_cond_proj_dim` (latent consistency models) takes the guidance scale as an input.
     """
     return sampling.guidance_scale > 1 and unet.get("time_cond_proj_dim") is None

@@ -50,8 +50,6 @@ def describe(spec: ModelSpec, sampling: Sampling, pipeline: Any = None) -> dict[
     model draws the images, and where the model's files are not on this disk (yet).
 
     Args:
-        spec: the model.
-        sampling: has the scheduler and its steps.
         pipeline: that of a model in memory; it is not changed.
     """
     try:

@@ -94,13 +94,10 @@ def run_sweep(
     """Train every student that has no result yet, seed by seed, and return all outcomes.
 
     Args:
-        recipe: what to vary.
         teacher_folder: a complete pipeline of the embedded family.
         work: images, latents and students are kept in its subfolder `ablation/<digest of the versions>`.
-        results: folder of results.
         seeds: number of seeds per arm.
         steps: of each student; default: the recipe's.
-        device: where to train.
         only: names of arms; default: all.
 
     Raises:
@@ -158,13 +155,7 @@ def _read(path: Path) -> Outcome | None:
 
 
 def with_other_blocks(recipe: Recipe, choose: BlockChooser, source: str) -> Recipe:
-    """A recipe with the same stages and depths but other blocks.
-
-    Args:
-        recipe: source of stages and depths.
-        choose: chooses the blocks to keep.
-        source: of each row.
-    """
+    """A recipe with the same stages and depths but the blocks that `choose` keeps; `source` is the source of each row."""
     blocks = {path: tuple(range(depth)) for path, depth in depths(unet_config(recipe.teacher)).items()}
     stages = []
     for stage, plan in zip(recipe.stages, recipe.plans, strict=True):

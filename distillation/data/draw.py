@@ -51,13 +51,9 @@ def draw_images(
         teacher: folder of a complete pipeline.
         out: new or empty folder, or one from an earlier run with the same teacher, sampling, seed and type of device.
         steps: of the pipeline's own scheduler.
-        guidance_scale: of classifier-free guidance.
-        dtype: "float32", "bfloat16" or "float16".
         batch: images per call; the last batch is padded.
         size_px: width and height; default: the teacher's native size.
         n: only the first n captions.
-        seed: of the noise.
-        device: "cpu", "cuda" or "cuda:<index>".
         part: (k, n): draw only every n-th batch, starting with the k-th, so that n commands can share a folder; the last one finishes it.
 
     Raises:
@@ -110,11 +106,7 @@ def read_captions(path: Path, n: int | None = None) -> list[str]:
 
 
 def _native_size_px(teacher: Path) -> int:
-    """The side in px of the images that a pipeline was trained for.
-
-    Raises:
-        UserError: a part of the pipeline has no configuration.
-    """
+    """The side in px of the images that a pipeline was trained for."""
     unet, vae = (read_model_json(teacher / part / "config.json") for part in ("unet", "vae"))
     return int(unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1))
 

@@ -77,7 +77,6 @@ def fetch_images(
     Args:
         source: CSV, JSON-lines or parquet file, or Hub dataset, with a column of links and one of captions.
         out: new or empty folder, or one from an earlier run.
-        rules: which images to fetch.
         url_column: column of links; default: the one named in `URL_COLUMNS`.
         caption_column: column of captions; default: the one named in `images.CAPTION_COLUMNS`.
         where: (column, value): only rows with this value, see `Rows.where`.

@@ -174,13 +174,11 @@ def _announced_run(places: Places, device: str | None, only: str | None, announc
 
 
 def judge_records(new: Path, old: Path, rules: Policy, places: Places, baseline: str, *, only: str | None = None) -> Report:
-    """The verdict on two record folders.
+    """The verdict on two record folders, the candidate's and the baseline's.
 
     Latency, memory and size are not weighed if `only` is "quality", nor where one side consists of images alone and so lacks them.
 
     Args:
-        new, old: record folders of candidate and baseline.
-        rules: the policy.
         places: where the noise floor lies.
         baseline: what the user called the baseline.
         only: "quality" to weigh the image metrics alone.
@@ -212,11 +210,7 @@ def _left_out_probes(sides: tuple[Record, Record], rules: Policy, only: str | No
 
 
 def _leave_out(names: Sequence[str], rules: Policy, suite: str) -> Policy:
-    """The policy for a suite without some metrics.
-
-    Raises:
-        UserError: nothing is left.
-    """
+    """The policy for a suite without some metrics; an error where nothing is left."""
     remaining = {name: rule for name, rule in rules.rules(suite).items() if name not in names}
     if not remaining:
         raise UserError(

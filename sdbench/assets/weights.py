@@ -184,11 +184,7 @@ def _missing_error(asset: Asset, reason: str) -> MissingError:
 
 
 def _verify(asset: Asset, file: File, path: Path) -> str:
-    """Check the SHA-256 of a file against the one that its source states or that was pinned, pin it if there is neither, and return it.
-
-    Raises:
-        UserError: they differ, or the file of pinned digests is damaged.
-    """
+    """Check the SHA-256 of a file against the one that its source states or that was pinned, pin it if there is neither, and return it."""
     pins_file = weights_folder() / "digests" / f"{asset.name}.json"
     try:
         pins: dict[str, Any] = json.loads(pins_file.read_text(encoding="utf-8")) if pins_file.is_file() else {}

@@ -42,7 +42,7 @@ def exact_inference() -> Iterator[None]:
 
 
 def encode(given: U8 | Tensor, encoder: Callable[[Any], Tensor], batch: int) -> F32:
-    """Encode N images, N x H x W x 3 uint8 RGB, or the token ids of N texts, a batch at a time; returns N x d float32 (float64 if the network is)."""
+    """Encode images, N x H x W x 3 uint8 RGB, or token ids of N texts, by batches; returns N x d float32 (float64 if the network is)."""
     with exact_inference():
         return np.concatenate([encoder(given[start : start + batch]).cpu().numpy() for start in range(0, len(given), batch)])
 
@@ -68,7 +68,6 @@ def resize_shortest_edge(images: U8, side: int, to: torch.device, corner: Callab
     Args:
         images: N x H x W x 3 uint8 RGB.
         side: the side of the network's input in px.
-        to: the device to resize on.
         corner: how to round the crop's corner: `round` in open_clip, `math.floor` in transformers.
 
     Raises:

@@ -15,13 +15,10 @@ _IGNORED = ("position_ids", "logit_scale")  # counters and remains of training t
 
 
 def check_tensors(model: nn.Module, part: str, found: Mapping[str, Tensor], where: Path) -> None:
-    """Check that files hold exactly the tensors of a model, in the same shapes.
+    """Check that files hold exactly the tensors of a model, which may be on the meta device, in the same shapes.
 
     Args:
-        model: the model, on any device, including meta.
         part: "unet", "vae", "text_encoder" or "text_encoder_2".
-        found: tensors of the files.
-        where: path to name in errors.
 
     Raises:
         UserError: a tensor is missing, unexpected, or of another shape.

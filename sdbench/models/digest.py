@@ -26,7 +26,6 @@ def weights_digest(spec: ModelSpec, *, dtype: str = "float32") -> str | None:
     the digest of architecture and seed, for a pipeline in memory see `in_memory.digest`; None for images without a model.
 
     Args:
-        spec: the model.
         dtype: precision of the run: a 16-bit run takes the 16-bit copy of the weights, if there is one.
 
     Raises:

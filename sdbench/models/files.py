@@ -163,7 +163,6 @@ def choose_weight_files(names: Iterable[str], stem: str, *, sixteen_bit: bool) -
     Args:
         names: file names in the folder of one part.
         stem: beginning of the names of its weight files.
-        sixteen_bit: whether the run computes in 16 bits.
     """
     present = set(names)
     for variant in ("fp16", None) if sixteen_bit else (None, "fp16"):

@@ -30,7 +30,6 @@ def load(spec: ModelSpec, *, dtype: torch.dtype | str, device: torch.device | st
     Args:
         spec: the model; one on the Hub must be downloaded already (see `sdbench.assets.pipelines.fetch`).
         dtype: the dtype of all weights: "float32", "bfloat16", "float16" or torch's own.
-        device: the device of the pipeline.
 
     Raises:
         UserError: there is no such device, the spec is of images without a model, files are missing or damaged, or tensors do not fit
@@ -57,7 +56,6 @@ def load_unet(pipeline: Path, *, dtype: str, device: torch.device | str) -> Any:
     Args:
         pipeline: folder with `model_index.json`.
         dtype: the dtype of all weights: "float32", "bfloat16" or "float16".
-        device: the device of the UNet.
 
     Raises:
         UserError: there is no such device, files are missing or damaged, or tensors do not fit their configuration or are not finite.
@@ -168,7 +166,6 @@ def read_part(part: str, folder: Path, dtype: torch.dtype, *, sixteen_bit: bool 
     Args:
         part: "unet", "vae", "text_encoder" or "text_encoder_2".
         folder: holds `config.json` and the weights.
-        dtype: the dtype of all weights.
         sixteen_bit: take the 16-bit copy of the weights if there is one; by default for 16-bit dtypes.
 
     Raises:

@@ -94,7 +94,7 @@ def measure(
     settings: Sequence[str] = (),
     profile: bool = False,
 ) -> ProbeResult:
-    """Measure models in turns; only rounds that are not in `work` are run.
+    """Measure models in turns; only rounds that are not in `work` are run. For `work` and `suites` see `Folders`.
 
     A second command that measures in `work` waits until the first has ended: at once, both would time each other too.
     A kept round is reused only for the same set of models: only rounds that took turns ran under the same state of the machine.
@@ -103,10 +103,6 @@ def measure(
     Args:
         specs: models with their own weights or random ones; names are unique.
         sampling: that of the suite; batch and dtype are those of the probes' settings.
-        probes: the numbers of rounds, of timed calls and of warm-up calls, and the settings.
-        work: the folder that rounds are kept in.
-        suites: the folder that holds `bench_pipeline.py`.
-        device: "cpu", "cuda" or "cuda:<index>".
         settings: labels of the settings to measure; all by default.
         profile: also write a table of where each stage spends its time, once for each model and setting.
 

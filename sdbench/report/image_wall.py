@@ -77,7 +77,6 @@ class Album:
     """The thumbnails of a section's first models.
 
     Args:
-        section: the section.
         worst: prompt ids of the worst images, the worst first.
         losses: the largest loss of a model against the teacher, by prompt id.
     """

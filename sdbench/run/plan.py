@@ -40,10 +40,8 @@ def plan(
     """Files to fetch, other missing inputs, disk in bytes, and a rough time in seconds; the same under `text`, for people.
 
     Args:
-        specs: the models.
         suite: a suite that can be run, not a part.
         runs: the folder that holds references.
-        device: "cpu", "cuda" or "cuda:<index>" of the run.
         only: "quality" or "probes" where only half of the suite is run.
         settings: labels of the probes' settings; all by default.
         missing: what else the caller knows to be missing.

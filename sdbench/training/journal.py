@@ -23,9 +23,7 @@ class Journal:
     Entries from step `start` on, left by a run that was killed, are removed: those steps are logged again.
 
     Args:
-        folder: of the run.
         start: the step that the run starts or continues from.
-        steps: number of steps of the run.
         evaluate: see `fit`.
         evaluate_every: steps between two evaluations.
         quiet: write nothing, because another process does.

@@ -176,9 +176,7 @@ class LatentPool:
 
     Args:
         pipeline_folder: a diffusers folder; its `unet` is not needed.
-        images: to encode.
         work: folder for `latents-<digest>.npy`, `captions-<digest>.npy` and, unless that is zeros, `unconditional-<digest>.npy`.
-        device: to encode on.
 
     Attributes:
         scheduler: with the pipeline's noise schedule.
@@ -224,11 +222,8 @@ class LatentPool:
         """Draw a batch.
 
         Args:
-            number: of the batch; decides, with `seed`, the images, the noise, the timesteps and the captions to drop.
-            batch: number of images.
-            seed: of the run.
+            number: of the batch; decides, with the `seed` of the run, the images, the noise, the timesteps and the captions to drop.
             drop: share of captions to replace by the unconditional embedding.
-            device: of the tensors.
         """
         batch_seed = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])  # torch's generator ignores all but 32 bits
         return self.batch_of_rows(draw_rows(number, len(self), batch, seed), batch_seed, drop, device=device)

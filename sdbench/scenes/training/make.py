@@ -32,12 +32,7 @@ TRAIN_SCENES, HELDOUT_SCENES = 24576, 2048
 
 @dataclass(frozen=True)
 class Workspace:
-    """The folder and device of training, and its shared inputs.
-
-    Attributes:
-        work: folder to train in.
-        device: to train on.
-    """
+    """The folder and device of training, and its shared inputs."""
 
     work: Path
     device: str

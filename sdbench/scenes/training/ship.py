@@ -18,7 +18,6 @@ def ship(workspace: Workspace, environment: dict[str, Any], logs: Path) -> Path:
     """Copy the finished parts and their logs, write `manifest.json`, and return its path.
 
     Args:
-        workspace: where the parts were trained.
         environment: versions and commit, for the manifest.
         logs: folder to replace by the losses of each network's training, as `<network>.jsonl`.
 
