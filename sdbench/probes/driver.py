@@ -23,7 +23,7 @@ from tqdm import tqdm
 from sdbench.disk import digest as digest_of
 from sdbench.disk import file_digest, locked, write_bytes
 from sdbench.errors import UserError
-from sdbench.machine import environment, this_machine, variables
+from sdbench.machine import environment, this_machine
 from sdbench.models.digest import weights_digest
 from sdbench.models.spec import ModelSpec
 from sdbench.probes import counts, meters, plugin, rounds_file
@@ -113,8 +113,8 @@ def measure(
     folders = Folders(work.resolve(), suites.resolve())
     if not (suites / BENCHMARK_FILE).is_file():
         raise UserError(f"no {BENCHMARK_FILE} in {suites}: it measures latency and memory; copy it there from the package's own suites")
-    machine, switches = this_machine(device), variables()
-    common: dict[str, Any] = {"sampling": sampling, "warmup": probes.warmup, "device": device, "machine": machine, "variables": switches}
+    machine = this_machine(device)
+    common: dict[str, Any] = {"sampling": sampling, "warmup": probes.warmup, "device": device, "machine": machine}
     requests = {
         (label, spec.name): Request(spec=spec, setting=setting, calls=setting.calls or probes.calls, **common)
         for label, setting in chosen.items()
@@ -123,7 +123,7 @@ def measure(
     digest = cache(weights_digest)  # settings share the weights, so that their gigabytes are read only once
     weights = [(spec.name, digest(spec, dtype=sampling.dtype)) for spec in specs]
     with locked(folders.work / ".lock"):
-        run_id = _run_id(weights, _conditions(device, machine, switches, suites), folders)
+        run_id = _run_id(weights, _conditions(device, machine, suites), folders)
         stems = {key: _file_stem(request, digest(request.spec, dtype=request.dtype), run_id) for key, request in requests.items()}
         rounds = _measure_in_turns(requests, stems, probes.rounds, folders)
         if profile:  # after the rounds, so that it finds the compiler's cache filled
@@ -139,14 +139,14 @@ def measure(
     return ProbeResult(by_name, run_id)
 
 
-def _conditions(device: str, machine: Machine, switches: Mapping[str, str], suites: Path) -> dict[str, Any]:
+def _conditions(device: str, machine: Machine, suites: Path) -> dict[str, Any]:
     """What the times of all models depend on: under other conditions they are measured anew, and did not take turns with those before."""
-    packages = environment().packages
+    software = environment()
     return {
         "device": device,
         "machine": machine.machine_class,
-        "variables": switches,
-        "packages": {name: packages.get(name) for name in _PACKAGES},
+        "variables": software.variables,
+        "packages": {name: software.packages.get(name) for name in _PACKAGES},
         "python": sys.version_info[:2],
         "code": [file_digest(path) for path in (suites / BENCHMARK_FILE, *_MEASURING)],
     }
