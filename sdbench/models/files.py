@@ -17,6 +17,12 @@ from sdbench.errors import UserError
 
 T = TypeVar("T")
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model", "text_encoder_2": "model"}
+LDM_PREFIXES = {  # of the names of each part's tensors in a checkpoint in the original layout
+    "unet": "model.diffusion_model.",
+    "vae": "first_stage_model.",
+    "text_encoder": "conditioner.embedders.0.transformer.",
+    "text_encoder_2": "conditioner.embedders.1.model.",
+}
 _ADAPTER = "adapter_config.json"  # transformers applies the adapter beside it to a text encoder
 _WRAPPERS = ("unet.", "module.", "_orig_mod.")  # added by a pipeline's trainer, by (Distributed)DataParallel, by torch.compile
 COPY_AGAIN = "Copy or download it again"
@@ -289,11 +295,3 @@ def strip_prefixes(tensors: Mapping[str, T]) -> dict[str, T]:
     while prefix := next((each for each in _WRAPPERS if stripped and all(key.startswith(each) for key in stripped)), None):
         stripped = {key.removeprefix(prefix): tensor for key, tensor in stripped.items()}
     return stripped
-
-
-LDM_PREFIXES = {
-    "unet": "model.diffusion_model.",
-    "vae": "first_stage_model.",
-    "text_encoder": "conditioner.embedders.0.transformer.",
-    "text_encoder_2": "conditioner.embedders.1.model.",
-}
