@@ -173,7 +173,7 @@ def _announced_run(places: Places, device: str | None, only: str | None, announc
     return run
 
 
-def judge_records(new: Path, old: Path, rules: Policy, places: Places, baseline: str, *, only: str | None = None) -> Report:
+def judge_records(new: Path, old: Path, rules: Policy, places: Places, baseline: str, *, only: str | None) -> Report:
     """The verdict on two record folders, the candidate's and the baseline's.
 
     Latency, memory and size are not weighed if `only` is "quality", nor where one side consists of images alone and so lacks them.

@@ -65,7 +65,7 @@ def _published(of_family: Sequence[Section]) -> Iterator[str]:
             yield from (f"### Published and measured: {section.title}", tables.markdown(beside))
 
 
-def text_table(board: Sequence[Row], width: int = 160) -> str:
+def text_table(board: Sequence[Row], width: int) -> str:
     """The tables for a terminal `width` characters wide."""
     parts = []
     for section in sections(board):
