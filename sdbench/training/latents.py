@@ -178,9 +178,6 @@ class LatentPool:
         pipeline_folder: a diffusers folder; its `unet` is not needed.
         work: folder for `latents-<digest>.npy`, `captions-<digest>.npy` and, unless that is zeros, `unconditional-<digest>.npy`.
 
-    Attributes:
-        scheduler: with the pipeline's noise schedule.
-
     Raises:
         UserError: the folder lacks a component, one is damaged, the pipeline is of another kind (see `check_diffusion`), too many
             images cannot be decoded, or the disk has too little space.
