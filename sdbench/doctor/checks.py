@@ -80,31 +80,28 @@ def _compiler() -> Finding:
     return Finding(not lacking, False, f"compiled settings: they fail without {lacking}" if lacking else "compiled settings can be built")
 
 
-def _embedded() -> list[Finding]:
+def _embedded() -> Iterator[Finding]:
     try:
         damaged = embedded.changed_files()
     except UserError as error:
-        return [Finding(False, True, str(error))]
-    if damaged:
-        return [
-            Finding(False, True, f"embedded weights: {name} is missing or changed; reinstall sdbench, or check the file out again")
-            for name in damaged
-        ]
-    return [Finding(True, True, f"embedded weights: {len(embedded.read_manifest()['files'])} files match their digests")]
+        yield Finding(False, True, str(error))
+        return
+    for name in damaged:
+        yield Finding(False, True, f"embedded weights: {name} is missing or changed; reinstall sdbench, or check the file out again")
+    if not damaged:
+        yield Finding(True, True, f"embedded weights: {len(embedded.read_manifest()['files'])} files match their digests")
 
 
-def _hub() -> list[Finding]:
+def _hub() -> Iterator[Finding]:
     from sdbench.assets.pipelines import is_cached
     from sdbench.models.catalogue import CATALOGUE
     from sdbench.models.spec import resolve
 
-    findings = []
     for name, entry in CATALOGUE.items():
         if entry.source == "hub":
             cached = is_cached(resolve(name), dtype="bfloat16")
             state = "cached" if cached else f"not cached, about {entry.download_gb:.1f} GB to fetch"
-            findings.append(Finding(cached, False, f"weights of {name} ({entry.location}): {state}"))
-    return findings
+            yield Finding(cached, False, f"weights of {name} ({entry.location}): {state}")
 
 
 def _disk(folder: Path) -> Finding:
