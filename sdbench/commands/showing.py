@@ -40,10 +40,10 @@ def rewrite_leaderboard(results: Path) -> "tuple[list[Row], list[Path]]":
     Raises:
         UserError: there are no records, one or an image cannot be read, or a file cannot be written.
     """
-    from sdbench.leaderboard import flat, samples, standings, writing
+    from sdbench.leaderboard import samples, standings, writing
 
     board = standings.read_rows(results)
-    return board, [*writing.write(board, results), *flat.write(board, results), *samples.write(board, results)]
+    return board, [*writing.write(board, results), *samples.write(board, results)]
 
 
 def rewrite_leaderboard_after_run(results: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from sdbench import tables
 from sdbench.disk import write_bytes
-from sdbench.leaderboard import groups, published, ranks, speed, truth
+from sdbench.leaderboard import flat, groups, published, ranks, speed, truth
 from sdbench.leaderboard.speed import P50
 from sdbench.leaderboard.standings import TITLES, Row, Section, metrics, probes, sections, title_rank
 from sdbench.models.catalogue import TEACHERS
@@ -93,12 +93,12 @@ def _tall_grids(section: Section) -> Iterator[Grid]:
 
 
 def write(board: Sequence[Row], results: Path) -> list[Path]:
-    """Write `LEADERBOARD.md` and `LEADERBOARD.tex`, each whole or not at all, and return their paths.
+    """Write `LEADERBOARD.md`, `.tex`, `.csv` and `.json`, each whole or not at all, and return their paths.
 
     Raises:
         UserError: a file cannot be written.
     """
-    texts = {".md": markdown(board), ".tex": latex(board)}
+    texts = {".md": markdown(board), ".tex": latex(board), ".csv": flat.csv_text(board), ".json": flat.json_text(board)}
     return [write_bytes((results / FILE_NAME).with_suffix(suffix), text.encode()) for suffix, text in texts.items()]
 
 
