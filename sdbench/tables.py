@@ -70,7 +70,7 @@ class Grid:
 
     def transposed(self) -> "Grid":
         """The grid with rows and columns exchanged."""
-        header, *rows = zip(self.header, *self.rows, strict=True)
+        header, *rows = self.columns()
         return Grid(header, tuple(rows))
 
     def tall(self) -> "Grid":

@@ -67,6 +67,10 @@ class Value(Table):
         """The column of `scores.parquet` behind an image metric."""
         return column_of(self.name, self.kind)
 
+    def with_note(self, note: str) -> Self:
+        """The value with another note after its own."""
+        return self.model_copy(update={"note": "; ".join(filter(None, [self.note, note]))})
+
     @model_validator(mode="after")
     def _check_numbers(self) -> Self:
         numbers = [number for number in (self.value, self.low, self.high) if number is not None]
