@@ -52,11 +52,11 @@ def describe(spec: ModelSpec, sampling: Sampling, pipeline: Any = None) -> dict[
     Args:
         pipeline: that of a model in memory; it is not changed.
     """
+    if spec.source == "rendered":
+        return {}
     try:
         kind, config = (type(pipeline.scheduler), pipeline.scheduler.config) if pipeline else _load_own(spec)
     except UserError:
-        return {}
-    if kind is None:
         return {}
     stand_in = SimpleNamespace(scheduler=kind.from_config(config))  # has what `set_scheduler` needs of a pipeline
     set_scheduler(stand_in, sampling)
@@ -68,9 +68,7 @@ def describe(spec: ModelSpec, sampling: Sampling, pipeline: Any = None) -> dict[
 
 
 def _load_own(spec: ModelSpec) -> tuple[Any, dict[str, Any]]:
-    """Class and configuration of the model's own scheduler; no class for rendered images, which no model draws."""
-    if spec.source == "rendered":
-        return None, {}
+    """Class and configuration of the model's own scheduler."""
     if spec.source == "random":
         assert spec.family != "custom", "its networks are not known"
         config = PARTS[spec.family]["scheduler"]

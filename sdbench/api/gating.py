@@ -105,7 +105,6 @@ def noise(
     The records and images of these runs stay in the folder of runs: a leaderboard has no use for them.
 
     Args:
-        seeds: number of runs, each with its own seed.
         only: "quality" or "probes" for one half of the suite.
 
     Raises:

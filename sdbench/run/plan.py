@@ -54,8 +54,8 @@ def plan(
     check_weights(specs, suite.sampling.dtype)
     rate = _macs_per_s(choose_device(device))
     scored = suite if only != "probes" else suite.model_copy(update={"metrics": {}, "reference": None})
-    probes = suite.probes.select(settings) if suite.probes and only != "quality" else {}
-    copies = itertools.product(specs, dtypes(suite.sampling, probes))
+    timed = suite.probes.select(settings) if suite.probes and only != "quality" else {}
+    copies = itertools.product(specs, dtypes(suite.sampling, timed))
     of_models = itertools.chain.from_iterable(missing_files(spec, dtype=dtype) for spec, dtype in copies)
     files = [*dict.fromkeys(of_models), *requirements.files_to_fetch(scored)]  # models of one base share its files
     n = suite.prompts.n if scored.own_metrics else 0
@@ -68,9 +68,12 @@ def plan(
         "settings": suite.model_dump(),
         "files": [vars(file) for file in files],
         "disk_bytes": int(len(specs) * n * size * size * PNG_BYTES_PER_PIXEL) + sum(file.size_bytes for file in files),
-        "models": _estimate_models(specs, suite.sampling, n + _count_timed_images(suite, probes), rate),
+        "models": _estimate_models(specs, suite.sampling, n + _count_timed_images(suite, timed), rate),
     }
-    return {**content, "text": "\n".join([_text(content, n), *_probe_lines(suite, probes)])}
+    lines = [_text(content, n)]
+    if suite.probes and timed:
+        lines.append(f"probes: {suite.probes.rounds} rounds a model, each a process for every setting: {', '.join(timed)}")
+    return {**content, "text": "\n".join(lines)}
 
 
 def _count_timed_images(suite: Suite, settings: Mapping[str, Setting]) -> int:
@@ -107,12 +110,6 @@ def _text(content: dict[str, Any], n: int) -> str:
             + ("no estimate" if row["seconds"] is None else f"roughly {_duration(row['seconds'])} of {spent} on this machine")
         )
     return "\n".join(lines)
-
-
-def _probe_lines(suite: Suite, settings: Mapping[str, Setting]) -> list[str]:
-    if suite.probes is None or not settings:
-        return []
-    return [f"probes: {suite.probes.rounds} rounds a model, each a process for every setting: {', '.join(settings)}"]
 
 
 def _duration(seconds: float) -> str:
