@@ -38,7 +38,6 @@ def describe_recipe(
     """An estimate of what training takes, and stages, kept blocks with their sources, parameters, settings and taps of a recipe.
 
     Args:
-        recipe: what to describe.
         family: whose widths and settings to use.
         steps: in total over all stages; default: the recipe's.
         teachers: names of the teachers, to describe a particular run.

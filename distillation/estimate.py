@@ -77,10 +77,7 @@ def estimate_memory(
         student: on any device.
         teacher_parameters: number of parameters of the teacher.
         taps: with shapes at the student's own `sample_size`.
-        latent_size: side of the latents.
-        tokens: length of the text.
         dtype: that both networks compute in.
-        ema: whether a moving average of the weights is kept.
     """
     n, itemsize = count_parameters(student), getattr(torch, dtype).itemsize
     area = (latent_size / student.config.sample_size) ** 2
@@ -109,10 +106,6 @@ def activation_bytes(config: Mapping[str, Any], *, latent_size: int, tokens: int
     saves its inputs, its output and one number per query instead of a matrix.
 
     Args:
-        config: of a `UNet2DConditionModel`.
-        latent_size: side of the latents.
-        tokens: length of the text.
-        dtype: to compute in.
         checkpointing: blocks save only their inputs and are recomputed.
 
     Returns:
@@ -199,8 +192,7 @@ def step_flops(teacher_macs: int, student_macs: int, images: int, *, checkpointi
     """FLOPs of an optimiser step: for each image, a forward pass of the teacher, and a forward and a backward pass of the student.
 
     Args:
-        teacher_macs: multiply-accumulates of a forward pass, 2 FLOPs each.
-        student_macs: likewise.
+        teacher_macs, student_macs: multiply-accumulates of a forward pass, 2 FLOPs each.
         images: in all accumulated batches of the step.
         checkpointing: the student's activations are recomputed in the backward pass.
     """

@@ -151,9 +151,7 @@ def export_student(
         student: on any device.
         out: new or empty folder.
         teacher: what the student was cut from.
-        provenance: how the student was made.
         logs: training losses of each segment, JSON lines, by the name of its folder; copied to `losses/<name>.jsonl`.
-        unet_only: leave out the other parts of the pipeline.
 
     Raises:
         UserError: `out` is not empty or another run fills it meanwhile, weights of the teacher are missing, or the disk is full; nothing

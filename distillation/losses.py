@@ -28,14 +28,10 @@ def weighted_terms(
     each a mean over its elements; with `weights.scale` "teacher", each tap's error is divided by |teacher tap|^2.
 
     Args:
-        weights: of the terms.
-        taps: the pairs to compare.
         sample_weights: N, weight of each image in the task term, which is a mean over N (arXiv 2303.09556).
         target: N x 4 x H x W, noise or velocity, according to the scheduler's prediction type.
-        student: the student's prediction, of the same shape.
-        teacher: the teacher's prediction, of the same shape.
-        student_features: outputs of the student's taps by path; each is removed once compared, which frees its memory.
-        teacher_features: outputs of the teacher's taps, likewise.
+        student, teacher: their predictions, of the same shape.
+        student_features, teacher_features: outputs of the taps by path; each is removed once compared, which frees its memory.
     """
     squared_errors = (student.float() - target.float()).square()
     return {

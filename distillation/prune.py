@@ -17,8 +17,6 @@ def prune(teacher: UNet2DConditionModel, plan: Plan, *, copy: bool = True) -> UN
     """Cut a student out of a teacher, and return a UNet of the teacher's widths, dtype and device with the depths of the plan.
 
     Args:
-        teacher: the network to cut.
-        plan: what to keep.
         copy: give the student its own tensors. Otherwise it shares the teacher's, which is enough to write it to disk.
 
     Raises:

@@ -122,7 +122,6 @@ class Recipe(Table):
         """The run in segments of one stage and one teacher each; none is empty.
 
         Args:
-            steps: in total.
             teachers: number of teachers. A single one teaches all steps; several each teach their share.
 
         Raises:

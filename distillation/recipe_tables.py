@@ -93,8 +93,7 @@ class Training(Table):
         lr_decay: after the warm-up: "cosine" falls to zero along a half cosine, "none" stays at the peak.
         batch: images per forward pass.
         accumulation: batches whose gradients one step averages; the number of processes must divide it.
-        betas: of AdamW.
-        weight_decay: of AdamW.
+        betas, weight_decay: of AdamW.
         clip_norm: largest norm of the gradient.
         ema: decay of the exponential moving average of the weights, which becomes the student; 0 takes the last weights.
         drop: share of captions replaced by the unconditional embedding.

@@ -21,7 +21,6 @@ class RunPlan:
 
     Attributes:
         teachers: in the order in which they teach.
-        segments: the run in pieces of one stage and one teacher each.
         taps: for each stage.
     """
 

@@ -5,10 +5,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 
+from sdbench.arrays import U8
 from sdbench.models.loading import read_part
 from sdbench.training.latents import LatentPool
 
@@ -37,7 +37,7 @@ class StudentSampler:
         self._scheduler = EulerDiscreteScheduler.from_pretrained(pipeline_folder / "scheduler")
 
     @torch.no_grad()
-    def __call__(self, unet: UNet2DConditionModel) -> tuple[npt.NDArray[np.uint8], dict[str, float]]:
+    def __call__(self, unet: UNet2DConditionModel) -> tuple[U8, dict[str, float]]:
         """Draw images with a UNet; returns them in a row, H x W x 3 uint8, and no metrics."""
         batch, unconditional = self._batch.to(unet.device), self._unconditional.to(unet.device)
         pipeline = StableDiffusionXLPipeline(

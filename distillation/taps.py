@@ -32,14 +32,11 @@ class Tap:
 
 
 def resolve_taps(student: Config, teacher: Config, plan: Plan, patterns: Sequence[str]) -> list[Tap]:
-    """The taps that the patterns name in two UNets, checked by a forward pass on the meta device.
+    """The taps that the patterns name in two UNets, given by their configs, checked by a forward pass on the meta device.
 
     Modules that the plan removed with their whole layer or block get no tap.
 
     Args:
-        student: the student's config.
-        teacher: the teacher's config.
-        plan: how the student was cut from the teacher.
         patterns: module paths in the teacher; `*` matches any one part.
 
     Raises:

@@ -14,7 +14,7 @@ from sdbench.errors import UserError
 from sdbench.models.architectures import Config
 from sdbench.models.catalogue import CATALOGUE, TEACHERS
 from sdbench.models.digest import weights_digest
-from sdbench.models.files import read_headers, read_json, weight_files
+from sdbench.models.files import read_headers, read_model_json, weight_files
 from sdbench.models.loading import check_headers, load_unet
 from sdbench.models.locate import locate
 from sdbench.models.spec import ModelSpec, resolve
@@ -62,7 +62,7 @@ class Teacher:
         Raises:
             UserError: it cannot be read.
         """
-        return read_json(self.folder / "unet" / "config.json")
+        return read_model_json(self.folder / "unet" / "config.json")
 
     @property
     def noise_settings(self) -> dict[str, object]:
@@ -71,7 +71,7 @@ class Teacher:
         Raises:
             UserError: they cannot be read.
         """
-        config = read_json(self.folder / "scheduler" / "scheduler_config.json")
+        config = read_model_json(self.folder / "scheduler" / "scheduler_config.json")
         return {key: config.get(key, default) for key, default in _NOISE_DEFAULTS.items()}
 
     def unet(self, dtype: str, device: str) -> UNet2DConditionModel:

@@ -35,7 +35,7 @@ from distillation.samples import StudentSampler
 from distillation.succession import warn_of_different_parts
 from distillation.taps import Tap, collect_outputs
 from distillation.teacher import Teacher
-from sdbench.disk import digest, locked, read_json, write_bytes
+from sdbench.disk import digest, locked, read_json, write_json
 from sdbench.errors import UserError
 from sdbench.models.out_of_memory import is_out_of_memory
 from sdbench.scenes.embedded import verified_path
@@ -57,8 +57,6 @@ class StepContext:
     """What all steps under one teacher share.
 
     Attributes:
-        teacher: the teacher's UNet.
-        scheduler: the noise schedule.
         batch: makes the batch of a number.
         evaluate: draws a student's samples for the log, with metrics if the family has any.
     """
@@ -89,7 +87,6 @@ def distil(
     The same run in another process, which would write the same folders, is waited for.
 
     Args:
-        recipe: what to cut and how to train.
         family: which of the recipe's settings to use.
         teacher_folders: the teacher, a complete diffusers pipeline, or several teachers in succession. The student is cut from
             the first and keeps its text encoders and VAE; only the UNets of the others are used.
@@ -192,7 +189,7 @@ def _run_folder(work: Path, name: str, identity: dict[str, Any]) -> Path:
             earlier = read_json(other)
             differences = ", ".join(key for key, value in identity.items() if earlier.get(key) != value)
             tqdm.write(f"starting a new run in {run}; the run in {other.parent} differs in: {differences}", file=sys.stderr)
-        write_bytes(run / IDENTITY, json.dumps(identity, indent=1).encode() + b"\n")
+        write_json(run / IDENTITY, identity)
     return run
 
 
@@ -219,10 +216,7 @@ def _train_segments(
 
     Args:
         make_context: makes the context of the steps under a teacher.
-        recipe: what to cut.
-        plan: teachers, segments, and taps of each stage.
         folders: one per segment.
-        accelerator: the same as in the contexts.
     """
     previous = None
     for segment, folder in zip(plan.segments, folders, strict=True):
@@ -268,7 +262,7 @@ def _add_environment(folder: Path, environment: Environment) -> None:
     """Add an environment to those of a segment that is about to be trained; without a checkpoint, nothing made in earlier ones is left."""
     earlier = _environments(folder) if any(folder.glob("step-*")) else []
     if environment not in earlier:
-        write_bytes(folder / ENVIRONMENTS, json.dumps([asdict(each) for each in (*earlier, environment)], indent=1).encode() + b"\n")
+        write_json(folder / ENVIRONMENTS, [asdict(each) for each in (*earlier, environment)])
 
 
 def _environments(folder: Path) -> list[Environment]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sdbench import __version__
 from sdbench.arguments import BAD_INPUT, Parser, add_command, run_command
-from sdbench.commands import gating, measuring, showing
+from sdbench.commands import gating, measuring, reference, showing
 from sdbench.commands.console import (
     Command,
     add_common,
@@ -25,10 +25,6 @@ from sdbench.commands.console import (
     table_width,
 )
 from sdbench.errors import UserError
-
-ENCODERS = (  # copied from `encoders.catalogue`, which imports torch
-    "scenes.features", "inception.clean", "inception.tf1", "inception.mlperf", "inception.torchmetrics", "dinov2.vit-l-14", "clip.vit-l-14-336",
-)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_runs(add("suites", _suites, "list the suites, with their metrics and what each needs"))
     doctor = "check what this machine can run, what is missing, whether the shipped weights are intact, and whether the metrics work"
     add_runs(add("doctor", _doctor, doctor))
-    _add_reference(add("reference", _reference, "build reference statistics from real images, import published ones, or list them"))
+    reference.add_commands(add)
     _add_scenes(add_plain("scenes", _scenes, "train the weights of the embedded family, or install trained ones"))
     return top
 
@@ -79,29 +75,6 @@ def _add_scenes(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--work", type=Path, help="folder to train in; a killed run resumes from it (default: RESULTS/runs/training)")
     add_device(command)
-
-
-def _add_reference(command: argparse.ArgumentParser) -> None:
-    actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
-    building = add_command(actions, "build", "build reference statistics from real images")
-    importing = add_command(actions, "import", "import published reference statistics")
-    listing = add_command(actions, "list", "list the available references")
-    for action in (building, importing):
-        action.add_argument("name", help="name of the reference, for suites and --reference")
-    importing.add_argument("file", type=Path, help=".npz file with `mu` and `sigma`")
-    building.add_argument("--images", type=Path, help="folder of real images; give this or --dataset")
-    building.add_argument("--dataset", help="dataset of real images, opened with `datasets`: a file, a folder or a name on the Hub")
-    building.add_argument("--split", default="train", help="split of the dataset (default: train)")
-    building.add_argument("--column", help="column of the dataset's images, if it has several")
-    building.add_argument("--encoder", nargs="+", required=True, help=f"encoders to build for: {', '.join(ENCODERS)}")
-    building.add_argument("--n", type=int, help="use only the first N images (default: all)")
-    importing.add_argument("--encoder", nargs="+", required=True, help="encoders that the publisher used, by the names that build takes")
-    importing.add_argument("--n", type=int, required=True, help="number of images that the statistics were computed from")
-    importing.add_argument("--source", required=True, help="where the file was published")
-    add_device(building)
-    for action in (building, importing, listing):
-        add_common(action, again=True)
-        add_runs(action)
 
 
 def _models(arguments: argparse.Namespace) -> int:
@@ -161,19 +134,6 @@ def _doctor(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json([{"ok": finding.is_ok, "fatal": finding.is_fatal, "text": finding.text} for finding in findings])
     return BAD_INPUT if any(finding.is_fatal and not finding.is_ok for finding in findings) else 0
-
-
-def _reference(arguments: argparse.Namespace) -> int:
-    from sdbench.commands import reference
-
-    cards = reference.run(arguments, places_from(arguments).work)
-    for card in cards:
-        print_answer(reference.describe(card), arguments)
-    if not cards:
-        print_note("no reference was built or imported yet; the reference `scenes` is rendered when it is needed")
-    if arguments.json:
-        print_json([card.model_dump() for card in cards])
-    return 0
 
 
 def _scenes(arguments: argparse.Namespace) -> int:

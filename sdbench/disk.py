@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -91,6 +91,29 @@ def write_bytes(path: Path, content: bytes) -> Path:
             f"cannot write {path}: {error.strerror}. What was made so far is kept; free some space, make the folder writable, or name another folder."
         ) from error
     return path
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON content, a line for each item, as `write_bytes` writes.
+
+    Raises:
+        UserError: see `write_bytes`.
+    """
+    write_bytes(path, json.dumps(content, indent=1).encode() + b"\n")
+
+
+def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
+    """Write a file of JSON lines, each a row, as `write_bytes` writes.
+
+    Raises:
+        UserError: see `write_bytes`.
+    """
+    write_bytes(path, "".join(map(json_line, rows)).encode())
+
+
+def json_line(row: Any) -> str:
+    """A row of a file of JSON lines, with the end of the line."""
+    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def create_array(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> "np.memmap[Any, Any]":

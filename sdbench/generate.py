@@ -16,16 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerAncestralDiscreteScheduler,
-    EulerDiscreteScheduler,
-    LCMScheduler,
-    StableDiffusionXLPipeline,
-    TCDScheduler,
-)
-from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import retrieve_timesteps
+from diffusers import StableDiffusionXLPipeline
 from torch import Tensor
 from tqdm import tqdm
 
@@ -35,18 +26,10 @@ from sdbench.encoders.precision import full_float32
 from sdbench.errors import UserError
 from sdbench.scenes.grammar import parse
 from sdbench.scenes.render import render
+from sdbench.schedulers import set_scheduler
 from sdbench.settings import Sampling
 from sdbench.store import Store
 from sdbench.suites import Noise, Suite
-
-SCHEDULERS = {
-    "ddim": DDIMScheduler,
-    "dpmpp": DPMSolverMultistepScheduler,
-    "euler": EulerDiscreteScheduler,
-    "euler-ancestral": EulerAncestralDiscreteScheduler,
-    "lcm": LCMScheduler,
-    "tcd": TCDScheduler,
-}
 
 
 @dataclass(frozen=True)
@@ -155,25 +138,10 @@ def make_sampler(pipeline: StableDiffusionXLPipeline, sampling: Sampling, noise:
     return make
 
 
-def set_scheduler(pipeline: Any, sampling: Sampling) -> None:
-    """Replace the pipeline's scheduler with the one that the sampling names, in the configuration of the pipeline's own."""
-    if sampling.scheduler != "model":
-        spacing = {} if sampling.timestep_spacing is None else {"timestep_spacing": sampling.timestep_spacing}
-        pipeline.scheduler = SCHEDULERS[sampling.scheduler].from_config(pipeline.scheduler.config, **spacing)
-
-
-def set_timesteps(scheduler: Any, sampling: Sampling, device: torch.device | str) -> Tensor:
-    """Set the scheduler's timesteps as the pipeline does, and return them, (steps,)."""
-    given = sampling.timesteps and [*sampling.timesteps]
-    timesteps: Tensor = retrieve_timesteps(scheduler, sampling.steps, device, given)[0]
-    return timesteps
-
-
 def is_guided(sampling: Sampling, unet: Mapping[str, Any]) -> bool:
     """Whether diffusers uses classifier-free guidance: each step is then two forwards of the UNet, for the prompt and the negative prompt.
 
     Args:
-        sampling: has the guidance scale.
         unet: the UNet's configuration; one with `time_cond_proj_dim` (latent consistency models) takes the guidance scale as an input.
     """
     return sampling.guidance_scale > 1 and unet.get("time_cond_proj_dim") is None

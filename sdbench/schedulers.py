@@ -1,4 +1,4 @@
-"""Which scheduler samples a model's images, and at which timesteps.
+"""Which scheduler samples a model's images, and at which timesteps: as a suite asks for them, and in words for records.
 
 A few-step student looks worse than it is when sampled at timesteps that it was not trained for. A suite that leaves the
 scheduler to the model does not state the timesteps, so dry runs and records do.
@@ -8,14 +8,39 @@ from types import SimpleNamespace
 from typing import Any
 
 import diffusers
+import torch
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import retrieve_timesteps
+from torch import Tensor
 
 from sdbench.errors import UserError
-from sdbench.generate import set_scheduler, set_timesteps
 from sdbench.models.architectures import PARTS
-from sdbench.models.files import read_json
+from sdbench.models.files import read_model_json
 from sdbench.models.locate import locate
 from sdbench.models.spec import ModelSpec
 from sdbench.settings import Sampling
+
+SCHEDULERS = {  # those that a suite may name, besides the model's own
+    "ddim": diffusers.DDIMScheduler,
+    "dpmpp": diffusers.DPMSolverMultistepScheduler,
+    "euler": diffusers.EulerDiscreteScheduler,
+    "euler-ancestral": diffusers.EulerAncestralDiscreteScheduler,
+    "lcm": diffusers.LCMScheduler,
+    "tcd": diffusers.TCDScheduler,
+}
+
+
+def set_scheduler(pipeline: Any, sampling: Sampling) -> None:
+    """Replace the pipeline's scheduler with the one that the sampling names, in the configuration of the pipeline's own."""
+    if sampling.scheduler != "model":
+        spacing = {} if sampling.timestep_spacing is None else {"timestep_spacing": sampling.timestep_spacing}
+        pipeline.scheduler = SCHEDULERS[sampling.scheduler].from_config(pipeline.scheduler.config, **spacing)
+
+
+def set_timesteps(scheduler: Any, sampling: Sampling, device: torch.device | str) -> Tensor:
+    """Set the scheduler's timesteps as the pipeline does, and return them, (steps,)."""
+    given = sampling.timesteps and [*sampling.timesteps]
+    timesteps: Tensor = retrieve_timesteps(scheduler, sampling.steps, device, given)[0]
+    return timesteps
 
 
 def describe(spec: ModelSpec, sampling: Sampling, pipeline: Any = None) -> dict[str, Any]:
@@ -25,15 +50,13 @@ def describe(spec: ModelSpec, sampling: Sampling, pipeline: Any = None) -> dict[
     model draws the images, and where the model's files are not on this disk (yet).
 
     Args:
-        spec: the model.
-        sampling: has the scheduler and its steps.
         pipeline: that of a model in memory; it is not changed.
     """
+    if spec.source == "rendered":
+        return {}
     try:
         kind, config = (type(pipeline.scheduler), pipeline.scheduler.config) if pipeline else _load_own(spec)
     except UserError:
-        return {}
-    if kind is None:
         return {}
     stand_in = SimpleNamespace(scheduler=kind.from_config(config))  # has what `set_scheduler` needs of a pipeline
     set_scheduler(stand_in, sampling)
@@ -45,13 +68,11 @@ def describe(spec: ModelSpec, sampling: Sampling, pipeline: Any = None) -> dict[
 
 
 def _load_own(spec: ModelSpec) -> tuple[Any, dict[str, Any]]:
-    """Class and configuration of the model's own scheduler; no class for rendered images, which no model draws."""
-    if spec.source == "rendered":
-        return None, {}
+    """Class and configuration of the model's own scheduler."""
     if spec.source == "random":
         assert spec.family != "custom", "its networks are not known"
         config = PARTS[spec.family]["scheduler"]
         return getattr(diffusers, config["_class_name"]), config
     pipeline = locate(spec).pipeline
-    _, name = read_json(pipeline / "model_index.json")["scheduler"]
-    return getattr(diffusers, name), read_json(pipeline / "scheduler" / "scheduler_config.json")
+    _, name = read_model_json(pipeline / "model_index.json")["scheduler"]
+    return getattr(diffusers, name), read_model_json(pipeline / "scheduler" / "scheduler_config.json")

@@ -55,4 +55,4 @@ def _note_unverified_weights(value: Value) -> Value:
     names = [asset.name for asset in catalogue.evaluators_for([value.name]) if weights.is_unverified(asset.name)]
     if value.state != "ok" or not names:
         return value
-    return value.model_copy(update={"note": "; ".join(filter(None, [value.note, f"unverified weights: {', '.join(names)}"]))})
+    return value.with_note(f"unverified weights: {', '.join(names)}")

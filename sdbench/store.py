@@ -31,7 +31,6 @@ class Store:
     """Images and features of one run.
 
     Args:
-        runs: the folder of all runs.
         identity: JSON content whose digest names the run; saved as `manifest.json` with the first image.
     """
 

@@ -298,10 +298,9 @@ def names() -> list[str]:
 
 
 def load(what: str, including: tuple[str, ...] = ()) -> Suite:
-    """Read a suite by name or path.
+    """Read a suite by its name, or by the path of a `.toml` file.
 
     Args:
-        what: a name, or the path of a `.toml` file.
         including: the suites being read that include this one.
 
     Raises:

@@ -16,7 +16,7 @@ from rich.text import Text
 from sdbench.records import Direction, Value
 
 JSON_VERSION = 1  # of verdicts and rows as JSON, which other programs read; raised where a key goes or gets another meaning
-_ARROWS: dict[Direction, str] = {"higher": " ↑", "lower": " ↓", "neither": ""}
+ARROWS: dict[Direction, str] = {"higher": " ↑", "lower": " ↓", "neither": ""}  # after a column's title: which direction is better
 _SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹"
 _LATEX = str.maketrans(
     {sign: f"\\{sign}" for sign in "&%$#_{}"}
@@ -72,7 +72,7 @@ class Grid:
 
     def transposed(self) -> "Grid":
         """The grid with rows and columns exchanged."""
-        header, *rows = zip(self.header, *self.rows, strict=True)
+        header, *rows = self.columns()
         return Grid(header, tuple(rows))
 
     def tall(self) -> "Grid":
@@ -194,11 +194,6 @@ def _wrap(cell: str, room: int | None) -> str:
 def _words(cell: str) -> list[str]:
     """What stays on one line: a word with the percent sign, arrow or number of a note behind it."""
     return _WORD.findall(cell)
-
-
-def arrow(direction: Direction) -> str:
-    """The suffix of a column's title that shows which direction is better."""
-    return _ARROWS[direction]
 
 
 def format_value(value: Value | None, usual_n: int | None = None) -> str:

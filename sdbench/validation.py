@@ -24,8 +24,6 @@ def validate(kind: type[T], content: dict[str, Any], where: str) -> T:
     """Validate the content of a file and return it as a table.
 
     Args:
-        kind: class of the table.
-        content: what the file holds.
         where: name of the file, for errors.
 
     Raises:

@@ -29,6 +29,7 @@ from calibration_questions import questions, unpaired_ratios
 from calibration_sampler import SUITE, Sampler
 
 from sdbench import records, tables
+from sdbench.disk import write_json
 from sdbench.gate import compare, judging, looks
 from sdbench.metrics import frechet
 from sdbench.run import until_verdict
@@ -71,19 +72,8 @@ def ask_all(sampler: Sampler, draws: int) -> None:
         if question.name in answers:
             continue
         answers[question.name] = answer = question.answer(draws)
-        path.write_text(
-            json.dumps(
-                {
-                    "digest": digest,
-                    "margins": {name: rule.margin for name, rule in sampler.rules.items()},
-                    "unpaired": unpaired_ratios(sampler),
-                    "answers": answers,
-                },
-                indent=1,
-            )
-            + "\n",
-            encoding="utf-8",
-        )
+        margins = {name: rule.margin for name, rule in sampler.rules.items()}
+        write_json(path, {"digest": digest, "margins": margins, "unpaired": unpaired_ratios(sampler), "answers": answers})
         print(question.name, answer["verdicts"], f"{answer['share_of_prompts']:.2f}", flush=True)
     (FOLDER / "gate.md").write_text(table(json.loads(path.read_text(encoding="utf-8"))), encoding="utf-8")
 

@@ -99,7 +99,7 @@ def _measure(arm: Arm, seed: int, work: Path) -> pa.Table:
     todo = list_jobs(suite, sampling, f"{weights_digest(spec, dtype='float32')}{arm.name if arm.fault else ''}")
     store = Store(work, {"calibration": arm.name})
     if store.missing([job.image_id for job in todo]):
-        pipeline = load(spec, dtype=torch.float32, device="cpu")
+        pipeline = load(spec, dtype="float32", device="cpu")
         if arm.fault:
             arm.fault(pipeline)
         generate(todo, store, sampling.batch, make_sampler(pipeline, sampling, suite.noise), f"{arm.name}, seed {seed}")

@@ -20,6 +20,7 @@ from distillation import cli as distillation
 from distillation.recipe import load_recipe
 from sdbench import __version__, api, cli, suites
 from sdbench.api import measuring
+from sdbench.commands import reference
 from sdbench.doctor import checks
 from sdbench.errors import UserError
 from sdbench.gate import baselines, floors
@@ -283,7 +284,7 @@ def test_names_in_the_help_are_complete() -> None:
     from distillation.ablation.experiment import arm_recipes
     from sdbench.encoders.catalogue import ENCODERS
 
-    assert tuple(ENCODERS) == cli.ENCODERS
+    assert tuple(ENCODERS) == reference.ENCODERS
     assert tuple(arm_recipes(load_recipe("vega"), dict)) == distillation.ARMS
 
 

@@ -30,7 +30,7 @@ from sdbench.scenes.training.pool import Pool
 @pytest.mark.timeout(3600)
 def test_full_size_folder_is_measured(tmp_path: Path) -> None:
     folder = tmp_path / "my-ssd-1b"
-    load(resolve("ssd-1b", random=True), dtype=torch.bfloat16, device="cpu").save_pretrained(folder)
+    load(resolve("ssd-1b", random=True), dtype="bfloat16", device="cpu").save_pretrained(folder)
     (tmp_path / "prompts.txt").write_text("a red barn\na bowl of soup\n", encoding="utf-8")
     suite = {
         "name": "ssim",
@@ -109,7 +109,7 @@ sys.exit(main(sys.argv[1:]))
 @pytest.mark.timeout(3600)
 def test_full_size_vega_trains_ten_steps_within_24_gb_and_resumes_after_a_kill(tmp_path: Path) -> None:
     teacher, images = tmp_path / "teacher", tmp_path / "images"
-    load(resolve("sdxl", random=True), dtype=torch.bfloat16, device="cpu").save_pretrained(teacher)
+    load(resolve("sdxl", random=True), dtype="bfloat16", device="cpu").save_pretrained(teacher)
     save_scenes(images, 16)
     recipe = one_shot_recipe(load_recipe("vega"))
     settings = {"size_px": 256, "batch": 1, "accumulation": 1, "steps": 10, "warmup": 1}

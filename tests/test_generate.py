@@ -22,11 +22,11 @@ from sdbench import store as module
 from sdbench.arrays import U8
 from sdbench.disk import digest, write_bytes
 from sdbench.errors import UserError
-from sdbench.generate import SCHEDULERS, Job, call_arguments, generate, initial_noise, list_jobs, make_sampler, render_scenes
+from sdbench.generate import Job, call_arguments, generate, initial_noise, list_jobs, make_sampler, render_scenes
 from sdbench.models.architectures import PARTS
 from sdbench.models.spec import ModelSpec, resolve
 from sdbench.scenes.grammar import parse
-from sdbench.schedulers import describe
+from sdbench.schedulers import SCHEDULERS, describe
 from sdbench.settings import SUPPORTED_SETTINGS, Sampling, Scheduler
 from sdbench.store import Store
 from sdbench.suites import Noise, Prompts, Suite

@@ -24,7 +24,7 @@ from distillation.run_plan import plan_run, run_identity
 from distillation.sensitivity.removal import pick_most_missed, removal_losses
 from distillation.train import distil
 from sdbench.arrays import F64
-from sdbench.disk import digest, locked, write_bytes
+from sdbench.disk import digest, locked, read_json, write_bytes
 from sdbench.errors import unknown_name
 from sdbench.models.architectures import depths, unet_config
 from sdbench.scenes.embedded import verified_path
@@ -94,13 +94,10 @@ def run_sweep(
     """Train every student that has no result yet, seed by seed, and return all outcomes.
 
     Args:
-        recipe: what to vary.
         teacher_folder: a complete pipeline of the embedded family.
         work: images, latents and students are kept in its subfolder `ablation/<digest of the versions>`.
-        results: folder of results.
         seeds: number of seeds per arm.
         steps: of each student; default: the recipe's.
-        device: where to train.
         only: names of arms; default: all.
 
     Raises:
@@ -146,25 +143,19 @@ def with_seed(recipe: Recipe, seed: int) -> Recipe:
 
 def _evaluate(student_folder: Path, arm: str, seed: int, identity: dict[str, Any], evaluation: SceneEvaluation, device: str) -> Outcome:
     student = UNet2DConditionModel.from_pretrained(student_folder).float().to(device).eval()
-    losses = json.loads((student_folder / "provenance.json").read_text(encoding="utf-8"))["stages"][-1]["losses"]
+    losses = read_json(student_folder / "provenance.json")["stages"][-1]["losses"]
     return Outcome(arm, seed, identity, tuple(evaluation.are_right(evaluation.draw_images(student))), losses)
 
 
 def _read(path: Path) -> Outcome | None:
     if not path.exists():
         return None
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_json(path)
     return Outcome(content["arm"], content["seed"], content["identity"], tuple(content["right"]), content["losses"])
 
 
 def with_other_blocks(recipe: Recipe, choose: BlockChooser, source: str) -> Recipe:
-    """A recipe with the same stages and depths but other blocks.
-
-    Args:
-        recipe: source of stages and depths.
-        choose: chooses the blocks to keep.
-        source: of each row.
-    """
+    """A recipe with the same stages and depths but the blocks that `choose` keeps; `source` is the source of each row."""
     blocks = {path: tuple(range(depth)) for path, depth in depths(unet_config(recipe.teacher)).items()}
     stages = []
     for stage, plan in zip(recipe.stages, recipe.plans, strict=True):

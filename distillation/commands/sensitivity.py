@@ -77,10 +77,9 @@ def run(options: argparse.Namespace) -> None:
     plot_sensitivity(sensitivity, options.results / "sensitivity" / f"{name}.png")
     parameters = parameter_cost(teacher.config)
     show(ranking_table(sensitivity, parameters.shares))
-    if options.latency:
-        _derive(options, teacher, like, sensitivity, parameters, _measure_times(options, teacher, images, guidance_pair), options.latency)
-    elif options.parameters:
-        _derive(options, teacher, like, sensitivity, parameters, parameters, options.parameters)
+    if budget := options.latency or options.parameters:
+        cost = _measure_times(options, teacher, images, guidance_pair) if options.latency else parameters
+        _derive(options, teacher, like, sensitivity, parameters, cost, budget)
 
 
 def _measure_times(options: argparse.Namespace, teacher: "Teacher", images: "CaptionedImages", guidance_pair: "Settings") -> "Cost":

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from distillation.data.images import Images, open_images
 from distillation.recipe_tables import Training
+from sdbench.arrays import U8
 from sdbench.scenes.networks import to_pixels
 from sdbench.scenes.training.pool import Pool
 from sdbench.training.latents import Batch, LatentPool
@@ -40,15 +41,7 @@ class SquareImages:
         return hashlib.sha256(" ".join([*(source.digest for source in self._sources), str(self.size_px)]).encode()).hexdigest()
 
     def read(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Read images as SDXL trains on them.
-
-        Returns:
-            Pixels, N x 3 x H x W float32 in -1..1, and micro-conditioning, N x 6: original height and width, crop top and left,
-            target height and width.
-
-        Raises:
-            UndecodableError: an image cannot be decoded.
-        """
+        """Read images as SDXL trains on them; see `CaptionedImages.read`."""
         squares, time_ids = zip(*(crop_square(self._image(int(row)), self.size_px) for row in rows), strict=True)
         return to_pixels(np.stack(squares)), torch.tensor(time_ids, dtype=torch.float32)
 
@@ -57,8 +50,8 @@ class SquareImages:
         return self._sources[source].image(row - self._ends[source] + len(self._sources[source]))
 
 
-def crop_square(image: Image.Image, size_px: int) -> tuple[npt.NDArray[np.uint8], tuple[int, ...]]:
-    """The central square of the scaled image, size_px x size_px x 3 uint8, and its micro-conditioning (see `SquareImages.read`)."""
+def crop_square(image: Image.Image, size_px: int) -> tuple[U8, tuple[int, ...]]:
+    """The central square of the scaled image, size_px x size_px x 3 uint8, and its micro-conditioning (see `CaptionedImages.read`)."""
     width, height = image.size
     scale = size_px / min(width, height)
     scaled = image.resize((round(width * scale), round(height * scale)), Image.Resampling.LANCZOS)

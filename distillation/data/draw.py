@@ -5,7 +5,6 @@ without `metadata.jsonl` is unfinished; the same command continues it.
 """
 
 import hashlib
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,11 @@ from distillation.export import check_new_or_empty, package_versions
 from distillation.teacher import pipeline_spec
 from sdbench.assets.prompts import read_lines
 from sdbench.assets.sources import METADATA
-from sdbench.disk import digest, write_bytes
+from sdbench.disk import digest, read_json, write_json, write_json_lines
 from sdbench.errors import UserError
 from sdbench.generate import Job, generate, make_sampler, select_part
 from sdbench.models.digest import weights_digest
-from sdbench.models.files import read_json
+from sdbench.models.files import read_model_json
 from sdbench.models.loading import load
 from sdbench.settings import Sampling
 from sdbench.store import Store
@@ -52,13 +51,9 @@ def draw_images(
         teacher: folder of a complete pipeline.
         out: new or empty folder, or one from an earlier run with the same teacher, sampling, seed and type of device.
         steps: of the pipeline's own scheduler.
-        guidance_scale: of classifier-free guidance.
-        dtype: "float32", "bfloat16" or "float16".
         batch: images per call; the last batch is padded.
         size_px: width and height; default: the teacher's native size.
         n: only the first n captions.
-        seed: of the noise.
-        device: "cpu", "cuda" or "cuda:<index>".
         part: (k, n): draw only every n-th batch, starting with the k-th, so that n commands can share a folder; the last one finishes it.
 
     Raises:
@@ -81,7 +76,7 @@ def draw_images(
     jobs = [Job(str(row), 0, caption, digest([store.folder.name, row, caption])) for row, caption in enumerate(captions)]
     if store.missing([job.image_id for job in jobs]) and package_versions() not in (versions := _versions(out)):
         # Only now: a teacher that cannot be loaded claims no folder.
-        _write_settings(out, {**identity, "versions": [*versions, package_versions()]})
+        write_json(out / SETTINGS_FILE, {**identity, "versions": [*versions, package_versions()]})
     generate(select_part(jobs, batch, part), store, batch, draw, "teacher")
     if missing := store.missing([job.image_id for job in jobs]):
         tqdm.write(f"{out}: {len(jobs) - len(missing)} of {len(jobs)} images; the other parts draw the rest", file=sys.stderr)
@@ -93,9 +88,9 @@ def draw_images(
 def _finish_folder(out: Path, store: Store, jobs: list[Job], identity: dict[str, Any]) -> None:
     """Write `metadata.jsonl` and complete the record of the settings."""
     rows = [{"file_name": store.path(job.image_id).relative_to(out).as_posix(), "caption": job.prompt} for job in jobs]
-    write_bytes(out / METADATA[0], "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+    write_json_lines(out / METADATA[0], rows)
     captions_digest = hashlib.sha256("\n".join(job.prompt for job in jobs).encode()).hexdigest()
-    _write_settings(out, {**identity, "n": len(jobs), "captions": captions_digest, "versions": _versions(out)})
+    write_json(out / SETTINGS_FILE, {**identity, "n": len(jobs), "captions": captions_digest, "versions": _versions(out)})
 
 
 def read_captions(path: Path, n: int | None = None) -> list[str]:
@@ -111,12 +106,8 @@ def read_captions(path: Path, n: int | None = None) -> list[str]:
 
 
 def _native_size_px(teacher: Path) -> int:
-    """The side in px of the images that a pipeline was trained for.
-
-    Raises:
-        UserError: a part of the pipeline has no configuration.
-    """
-    unet, vae = (read_json(teacher / part / "config.json") for part in ("unet", "vae"))
+    """The side in px of the images that a pipeline was trained for."""
+    unet, vae = (read_model_json(teacher / part / "config.json") for part in ("unet", "vae"))
     return int(unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1))
 
 
@@ -140,7 +131,3 @@ def _versions(out: Path) -> list[dict[str, str]]:
     """The versions of the packages in each of the runs that drew images of the folder, each once."""
     found: list[dict[str, str]] = read_json(out / SETTINGS_FILE)["versions"] if (out / SETTINGS_FILE).exists() else []
     return found
-
-
-def _write_settings(out: Path, content: dict[str, Any]) -> None:
-    write_bytes(out / SETTINGS_FILE, json.dumps(content, indent=1).encode() + b"\n")

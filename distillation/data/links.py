@@ -5,13 +5,11 @@ Images are stored byte for byte. img2dataset is not an alternative: it resumes o
 connects to private addresses, and requires OpenCV, albumentations and wandb.
 """
 
-import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import TypeAdapter
 from tqdm import tqdm
@@ -20,7 +18,7 @@ from distillation.data.download import FetchRules, Link, download
 from distillation.data.images import CAPTION_COLUMNS, open_images
 from distillation.export import check_new_or_empty
 from sdbench.assets.sources import METADATA, Rows, read_rows, read_texts
-from sdbench.disk import read_json_lines, write_bytes
+from sdbench.disk import json_line, read_json_lines, write_bytes, write_json_lines
 from sdbench.errors import UserError
 
 URL_COLUMNS = ("url", "image_url", "link", "attachments")  # the last in lists taken from Discord, such as Vega's Midjourney set
@@ -80,7 +78,6 @@ def fetch_images(
     Args:
         source: CSV, JSON-lines or parquet file, or Hub dataset, with a column of links and one of captions.
         out: new or empty folder, or one from an earlier run.
-        rules: which images to fetch.
         url_column: column of links; default: the one named in `URL_COLUMNS`.
         caption_column: column of captions; default: the one named in `images.CAPTION_COLUMNS`.
         where: (column, value): only rows with this value, see `Rows.where`.
@@ -114,7 +111,7 @@ def _write_metadata(out: Path, rows: list[tuple[str, str]], captions: Mapping[st
     small = sum(link.state != "dead" and link.px < min_px for link in links)
     if not kept:
         raise UserError(f"none of {len(rows):,} rows leads to an image: {small:,} too small, dead {dict(dead)}; see {out / LINK_LOG}")
-    _write_json_lines(
+    write_json_lines(
         out / METADATA[0], ({"file_name": link.file, "caption": captions[link.url], "url": link.url} for link in kept.values())
     )
     skipped = sum(not (url and caption) for url, caption in rows)
@@ -156,7 +153,7 @@ def _follow_links(urls: list[str], out: Path, rules: FetchRules, threads: int, *
     for url in urls:
         if url in results and not _is_final(results[url], out, rules, retry_dead=retry_dead):
             del results[url]
-    _write_json_lines(log, map(asdict, results.values()))  # without links to retry, and without an incomplete line
+    write_json_lines(log, map(asdict, results.values()))  # without links to retry, and without an incomplete line
     remaining = [url for url in urls if url not in results]
     with (
         log.open("a", encoding="utf-8") as file,
@@ -167,7 +164,7 @@ def _follow_links(urls: list[str], out: Path, rules: FetchRules, threads: int, *
             if body:
                 write_bytes(out / link.file, body)
             results[link.url] = link
-            file.write(_json_line(asdict(link)))
+            file.write(json_line(asdict(link)))
             file.flush()
             bar.update()
     return [results[url] for url in urls]
@@ -185,11 +182,3 @@ def _is_final(link: Link, out: Path, rules: FetchRules, *, retry_dead: bool) -> 
             return link.px < rules.min_px
         case "dead":
             return not retry_dead
-
-
-def _write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    write_bytes(path, "".join(map(_json_line, rows)).encode())
-
-
-def _json_line(row: Mapping[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"

@@ -107,9 +107,7 @@ def derive_recipe(plans: Sequence[Plan], teacher: str, name: str, like: Recipe) 
     """A recipe of these stages, each with an equal share of the steps, and with everything else as in `like`.
 
     Args:
-        plans: of the stages.
-        teacher: name of the teacher's architecture.
-        name: of the recipe.
+        teacher: the teacher's architecture.
         like: source of training settings, taps and loss.
 
     Raises:

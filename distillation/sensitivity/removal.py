@@ -105,11 +105,7 @@ def measure_sensitivity(
     Args:
         teacher: of either family.
         name: of the result's file, `<results>/sensitivity/<name>.json`.
-        settings: how much to measure.
         images: the first of them are used.
-        work: folder for latents.
-        results: folder of results.
-        device: where to measure.
 
     Raises:
         UserError: there are too few images, the device or weights are missing, an earlier result is unreadable, or a loss is not finite.
@@ -135,12 +131,7 @@ def measure_sensitivity(
 
 
 def ranking_table(sensitivity: Sensitivity, shares: Mapping[str, F64]) -> str:
-    """Parts by falling loss, as a Markdown table.
-
-    Args:
-        sensitivity: the losses.
-        shares: each part's share of the UNet's parameters.
-    """
+    """Parts by falling loss, with their shares of the UNet's parameters, as a Markdown table."""
     mean, error = sensitivity.mean, sensitivity.error
     parts = sorted(((path, block) for path, rows in mean.items() for block in range(len(rows))), key=lambda part: -mean[part[0]][part[1]])
     rows = [
@@ -203,9 +194,7 @@ def removal_losses(unet: UNet2DConditionModel, batches: Sequence[Batch], schedul
     """The mean squared change of the output without each block, blocks x batches by attention.
 
     Args:
-        unet: the trained UNet.
         batches: to measure on; with different timesteps per batch, the result shows how losses depend on them.
-        scheduler: adds the batches' noise.
     """
     return _losses_without(unet, _block_paths(unet), batches, scheduler)
 

@@ -34,7 +34,8 @@ class Evaluation:
     def grid(self) -> tables.Grid:
         """The values, a row each."""
         rows = (
-            (f"{value.name}{tables.arrow(value.direction)}", tables.format_value(value), str(value.n or "")) for value in self.record.values
+            (f"{value.name}{tables.ARROWS[value.direction]}", tables.format_value(value), str(value.n or ""))
+            for value in self.record.values
         )
         return tables.Grid(("metric", "value", "n"), tuple(rows))
 

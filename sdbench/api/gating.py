@@ -108,7 +108,6 @@ def noise(
     The records and images of these runs stay in the folder of runs: a leaderboard has no use for them.
 
     Args:
-        seeds: number of runs, each with its own seed.
         only: "quality" or "probes" for one half of the suite.
 
     Raises:
@@ -186,14 +185,12 @@ def _announced_run(places: Places, device: str | None, only: str | None, announc
     return run
 
 
-def judge_records(new: Path, old: Path, rules: Policy, places: Places, baseline: str, *, only: str | None = None) -> Report:
-    """The verdict on two record folders.
+def judge_records(new: Path, old: Path, rules: Policy, places: Places, baseline: str, *, only: str | None) -> Report:
+    """The verdict on two record folders, the candidate's and the baseline's.
 
     Latency, memory and size are not weighed if `only` is "quality", nor where one side consists of images alone and so lacks them.
 
     Args:
-        new, old: record folders of candidate and baseline.
-        rules: the policy.
         places: where the noise floor lies.
         baseline: what the user called the baseline.
         only: "quality" to weigh the image metrics alone.
@@ -225,11 +222,7 @@ def _left_out_probes(sides: tuple[Record, Record], rules: Policy, only: str | No
 
 
 def _leave_out(names: Sequence[str], rules: Policy, suite: str) -> Policy:
-    """The policy for a suite without some metrics.
-
-    Raises:
-        UserError: nothing is left.
-    """
+    """The policy for a suite without some metrics; an error where nothing is left."""
     remaining = {name: rule for name, rule in rules.rules(suite).items() if name not in names}
     if not remaining:
         raise UserError(

@@ -81,9 +81,7 @@ def score(
     Args:
         images: folder of PNG, JPEG or WebP images of one size.
         prompts: text file with one prompt per line, in the order of the sorted file names.
-        places: where the work is kept.
         suite: name or path of a suite. Its family decides what is accepted: `scenes` takes 64 x 64 px and the grammar's captions.
-        device: where the evaluators run.
 
     Raises:
         UserError: the numbers of images and prompts differ, a file cannot be read, the order of the file names is ambiguous, the family

@@ -56,8 +56,8 @@ class Overrides:
             prompts = {"source": "file", "file": str(prompt_file), "n": len(read_lines(prompt_file))}
         if n is not None:
             prompts |= {"n": n, "digest": None, "groups": None}
-        content = {**suite.model_dump(), "name": f"{suite.name}-custom", "sampling": sampling, "prompts": prompts}
-        content["reference"] = reference or suite.reference
+        changes = {"name": f"{suite.name}-custom", "sampling": sampling, "prompts": prompts, "reference": reference or suite.reference}
+        content = {**suite.model_dump(), **changes}
         if timing:
             content["probes"] = _change_timing(suite, timing)
         return validate(Suite, content, f"suite {suite.name!r} with your settings")

@@ -32,7 +32,6 @@ def card(folder: str, places: Places = Places(), base: str | None = None) -> Pat
     """Write the results of the model in a folder into its model card, and return the card's path.
 
     Args:
-        folder: the folder of a pipeline or UNet.
         base: see `sdbench run`; the pipeline that completes a UNet.
 
     Raises:

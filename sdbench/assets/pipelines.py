@@ -44,7 +44,6 @@ def required_files(spec: ModelSpec, *, dtype: str) -> list[RemoteFile]:
     """The files that a model needs from the Hub, including those already on this disk; none for models from elsewhere.
 
     Args:
-        spec: the model.
         dtype: precision of the run: a 16-bit run takes the 16-bit copy of the weights, if there is one.
 
     Raises:

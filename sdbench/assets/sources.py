@@ -87,7 +87,6 @@ def read_rows(what: str, split: str = "train") -> Rows:
     Args:
         what: folder with images and a `metadata.jsonl` or `metadata.csv`, or a text file beside each image; folder, file or glob of parquet,
             webdataset tar, CSV, TSV, JSON or text files; or `owner/name` on the Hub, offline from the cache.
-        split: the split to read, for a source that has several.
 
     Raises:
         MissingError: a Hub dataset is neither cached nor reachable.

@@ -24,7 +24,7 @@ from huggingface_hub.file_download import http_get
 
 from sdbench.assets import catalogue
 from sdbench.assets.catalogue import Asset, File
-from sdbench.disk import file_digest, size_text, write_bytes
+from sdbench.disk import file_digest, size_text, write_json
 from sdbench.errors import MissingError, UserError, describe_error
 from sdbench.models import hub
 
@@ -179,11 +179,7 @@ def _missing_error(asset: Asset, reason: str) -> MissingError:
 
 
 def _verify(asset: Asset, file: File, path: Path) -> str:
-    """Check the SHA-256 of a file against the one that its source states or that was pinned, pin it if there is neither, and return it.
-
-    Raises:
-        UserError: they differ, or the file of pinned digests is damaged.
-    """
+    """Check the SHA-256 of a file against the one that its source states or that was pinned, pin it if there is neither, and return it."""
     pins_file = weights_folder() / "digests" / f"{asset.name}.json"
     try:
         pins: dict[str, Any] = json.loads(pins_file.read_text(encoding="utf-8")) if pins_file.is_file() else {}
@@ -203,7 +199,7 @@ def _verify(asset: Asset, file: File, path: Path) -> str:
         )
     if pin != (new_pin := {"sha256": actual, "seen": stamp}):
         with suppress(UserError):  # in a read-only folder nothing is pinned; its files are hashed once in each process
-            write_bytes(pins_file, json.dumps({**pins, file.name: new_pin}, indent=1).encode() + b"\n")
+            write_json(pins_file, {**pins, file.name: new_pin})
     return actual
 
 

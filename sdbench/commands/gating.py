@@ -158,19 +158,15 @@ def _judge_and_publish(judge: "Callable[[], Report]", arguments: argparse.Namesp
         try:
             report = judge()
         except BaseException as error:  # noqa: BLE001  # a crash must never look like "regressed"
-            report = _failed_report(error, candidate, arguments.baseline or "no baseline")
+            from sdbench.gate.verdicts import Report
+
+            report = Report("incomparable", _describe_error(error), candidate, arguments.baseline or "no baseline")
         _publish(report, arguments)
     except BaseException as error:  # noqa: BLE001  # nor may a verdict that could not be published
         with contextlib.suppress(BaseException):
             print_note(f"sdbench: the verdict cannot be published: {_describe_error(error)}")
         return INCOMPARABLE
     return report.exit_code
-
-
-def _failed_report(error: BaseException, candidate: str, baseline_name: str) -> "Report":
-    from sdbench.gate.verdicts import Report
-
-    return Report("incomparable", _describe_error(error), candidate, baseline_name)
 
 
 def _describe_error(error: BaseException) -> str:

@@ -200,11 +200,7 @@ def _read_models_and_suite(arguments: argparse.Namespace) -> "tuple[list[ModelSp
 
 
 def _check_until_verdict(arguments: argparse.Namespace) -> None:
-    """Check that no option is given that means nothing with `--until-verdict`, or without it.
-
-    Raises:
-        UserError: one is.
-    """
+    """Check that no option is given that means nothing with `--until-verdict`, or without it."""
     if bool(arguments.baseline) != arguments.until_verdict or (arguments.until_verdict and len(arguments.model) > 1):
         raise UserError("--until-verdict takes one --model and a --baseline to compare it with; --baseline needs --until-verdict too")
     names = ("dry_run", "setting", "profile") if arguments.until_verdict else ("policy", "junit", "markdown")
@@ -213,11 +209,7 @@ def _check_until_verdict(arguments: argparse.Namespace) -> None:
 
 
 def _check_part(arguments: argparse.Namespace) -> None:
-    """Check that no option asks for more than images.
-
-    Raises:
-        UserError: one does.
-    """
+    """Check that no option asks for more than images."""
     asked = {
         "--weights random": arguments.weights == "random",
         "--only probes": arguments.only == "probes",

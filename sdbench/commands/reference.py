@@ -1,24 +1,64 @@
-"""`sdbench reference`: build, import or list reference statistics. Listing does not import torch."""
+"""The command `reference`: build, import or list reference statistics. Listing does not import torch."""
 
-from argparse import Namespace
+import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sdbench.arguments import add_command
+from sdbench.commands.console import AddCommand, add_common, add_device, add_runs, places_from, print_answer, print_json, print_note
 from sdbench.errors import UserError, unknown_name
-from sdbench.reference.cards import Card, list_cards
 
 if TYPE_CHECKING:
     from sdbench.encoders.catalogue import Encoder
     from sdbench.reference.build import Images
+    from sdbench.reference.cards import Card
+
+ENCODERS = (  # copied from `encoders.catalogue`, which imports torch
+    "scenes.features", "inception.clean", "inception.tf1", "inception.mlperf", "inception.torchmetrics", "dinov2.vit-l-14", "clip.vit-l-14-336",
+)  # fmt: skip
 
 
-def run(arguments: Namespace, runs: Path) -> list[Card]:
-    """Run the action, and return the cards of the references that were made, or of all that are available.
+def add_commands(add: AddCommand) -> None:
+    """Add the command and its options."""
+    command = add("reference", _reference, "build reference statistics from real images, import published ones, or list them")
+    actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
+    building = add_command(actions, "build", "build reference statistics from real images")
+    importing = add_command(actions, "import", "import published reference statistics")
+    listing = add_command(actions, "list", "list the available references")
+    for action in (building, importing):
+        action.add_argument("name", help="name of the reference, for suites and --reference")
+    importing.add_argument("file", type=Path, help=".npz file with `mu` and `sigma`")
+    building.add_argument("--images", type=Path, help="folder of real images; give this or --dataset")
+    building.add_argument("--dataset", help="dataset of real images, opened with `datasets`: a file, a folder or a name on the Hub")
+    building.add_argument("--split", default="train", help="split of the dataset (default: train)")
+    building.add_argument("--column", help="column of the dataset's images, if it has several")
+    building.add_argument("--encoder", nargs="+", required=True, help=f"encoders to build for: {', '.join(ENCODERS)}")
+    building.add_argument("--n", type=int, help="use only the first N images (default: all)")
+    importing.add_argument("--encoder", nargs="+", required=True, help="encoders that the publisher used, by the names that build takes")
+    importing.add_argument("--n", type=int, required=True, help="number of images that the statistics were computed from")
+    importing.add_argument("--source", required=True, help="where the file was published")
+    add_device(building)
+    for action in (building, importing, listing):
+        add_common(action, again=True)
+        add_runs(action)
 
-    Raises:
-        UserError: options do not fit together, an encoder's weights are not available, or see `list_cards`, `build` and `import_moments`.
-    """
+
+def _reference(arguments: argparse.Namespace) -> int:
+    cards = _run(arguments, places_from(arguments).work)
+    for card in cards:
+        print_answer(_describe(card), arguments)
+    if not cards:
+        print_note("no reference was built or imported yet; the reference `scenes` is rendered when it is needed")
+    if arguments.json:
+        print_json([card.model_dump() for card in cards])
+    return 0
+
+
+def _run(arguments: argparse.Namespace, runs: Path) -> "list[Card]":
+    """Run the action, and return the cards of the references that were made, or of all that are available."""
     if arguments.action == "list":
+        from sdbench.reference.cards import list_cards
+
         return list_cards(runs)
     from sdbench.encoders.memory import evaluators_on
     from sdbench.machine import choose_device
@@ -34,7 +74,7 @@ def run(arguments: Namespace, runs: Path) -> list[Card]:
         return [build(arguments.name, images, encoder, runs) for encoder in encoders]
 
 
-def describe(card: Card) -> str:
+def _describe(card: "Card") -> str:
     """A reference in one line."""
     features = f"{card.features} features kept" if card.features else "moments only"
     return f"{card.name:20} {card.encoder:16} n = {card.n:<7} {features:20} digest {card.digest}  from {card.data['source']}"
@@ -48,7 +88,7 @@ def _encoder(name: str) -> "Encoder":
     return ENCODERS[name]
 
 
-def _images(arguments: Namespace) -> "Images":
+def _images(arguments: argparse.Namespace) -> "Images":
     from sdbench.reference.build import images_in_dataset, images_in_folder
 
     if (arguments.images is None) == (arguments.dataset is None):

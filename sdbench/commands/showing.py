@@ -30,8 +30,7 @@ def add_commands(add: AddCommand) -> None:
 
 def show_leaderboard(arguments: argparse.Namespace) -> int:
     """Run `sdbench leaderboard` and return 0."""
-    from sdbench.leaderboard import writing
-    from sdbench.report import flat
+    from sdbench.leaderboard import flat, writing
 
     check_results(arguments)
     board, files = rewrite_leaderboard(arguments.results)
@@ -46,10 +45,9 @@ def rewrite_leaderboard(results: Path) -> "tuple[list[Row], list[Path]]":
         UserError: there are no records, one or an image cannot be read, or a file cannot be written.
     """
     from sdbench.leaderboard import samples, standings, writing
-    from sdbench.report import flat
 
     board = standings.read_rows(results)
-    return board, [*writing.write(board, results), *flat.write(board, results), *samples.write(board, results)]
+    return board, [*writing.write(board, results), *samples.write(board, results)]
 
 
 def rewrite_leaderboard_after_run(results: Path) -> None:

@@ -81,31 +81,28 @@ def _compiler() -> Finding:
     return Finding(not lacking, False, f"compiled settings: they fail without {lacking}" if lacking else "compiled settings can be built")
 
 
-def _embedded() -> list[Finding]:
+def _embedded() -> Iterator[Finding]:
     try:
         damaged = embedded.changed_files()
     except UserError as error:
-        return [Finding(False, True, str(error))]
-    if damaged:
-        return [
-            Finding(False, True, f"embedded weights: {name} is missing or changed; reinstall sdbench, or check the file out again")
-            for name in damaged
-        ]
-    return [Finding(True, True, f"embedded weights: {len(embedded.read_manifest()['files'])} files match their digests")]
+        yield Finding(False, True, str(error))
+        return
+    for name in damaged:
+        yield Finding(False, True, f"embedded weights: {name} is missing or changed; reinstall sdbench, or check the file out again")
+    if not damaged:
+        yield Finding(True, True, f"embedded weights: {len(embedded.read_manifest()['files'])} files match their digests")
 
 
-def _hub() -> list[Finding]:
+def _hub() -> Iterator[Finding]:
     from sdbench.assets.pipelines import is_cached
     from sdbench.models.catalogue import CATALOGUE
     from sdbench.models.spec import resolve
 
-    findings = []
     for name, entry in CATALOGUE.items():
         if entry.source == "hub":
             cached = is_cached(resolve(name), dtype="bfloat16")
             state = "cached" if cached else f"not cached, about {entry.download_gb:.1f} GB to fetch"
-            findings.append(Finding(cached, False, f"weights of {name} ({entry.location}): {state}"))
-    return findings
+            yield Finding(cached, False, f"weights of {name} ({entry.location}): {state}")
 
 
 def _disk(folder: Path) -> Finding:
@@ -167,10 +164,11 @@ def _published_values() -> Iterator[Finding]:
     except UserError as error:
         yield Finding(False, True, f"known values of CLIP {published.BACKBONE}: {error}")
         return
-    for one in comparisons:
-        text = f"{one.what} is {one.found:.3f}, published {one.expected:.3f} ({published.SOURCE})"
-        advice = "" if one.is_close else "; weights or libraries are not the published ones: remove and fetch the weights again"
-        yield Finding(one.is_close, True, f"known value: {text}{advice}")
+    for value, found in comparisons:
+        is_close = abs(found - value.expected) <= published.TOLERANCE
+        what = f"CLIP score ({published.BACKBONE}) of {value.what}"
+        advice = "" if is_close else "; weights or libraries are not the published ones: remove and fetch the weights again"
+        yield Finding(is_close, True, f"known value: {what} is {found:.3f}, published {value.expected:.3f} ({published.SOURCE}){advice}")
     if not comparisons:
         yield Finding(
             False,

@@ -65,16 +65,16 @@ def judge_metrics() -> list[Judgement]:
     """Judge every metric, in the order of `PROTOCOLS`; those of full-size networks only on a GPU, since they would take hours without one."""
     names = [name for name in PROTOCOLS if torch.cuda.is_available() or not catalogue.evaluators_for([name])]
     with offline(), TemporaryDirectory() as folder:
-        runs, values = Path(folder), dict[str, dict[str, Value]]()
+        runs, drawn, values = Path(folder), images(), dict[str, dict[str, Value]]()
         teacher = _subject(render(SCENES, range(N), SEED + 1), runs)
         _, teacher_scores = score(teacher, names)
-        for name, drawn in images().items():
-            values[name], scores = _score(_subject(drawn, runs), teacher_scores, teacher, names)
+        for name, of_name in drawn.items():
+            values[name], scores = _score(_subject(of_name, runs), teacher_scores, teacher, names)
             if name == "healthy":
                 healthy_scores, names = scores, [metric for metric, value in values[name].items() if value.state not in _NOT_TRIED]
         # In a store of its own, which has no features kept from the first time.
-        again = replace(_subject(images()["healthy"], runs / "twice"), runs=runs)
-        values["twice"], _ = _score(again, healthy_scores, _subject(images()["healthy"], runs), names)
+        again = replace(_subject(drawn["healthy"], runs / "twice"), runs=runs)
+        values["twice"], _ = _score(again, healthy_scores, _subject(drawn["healthy"], runs), names)
     return [
         _judge(protocol, {name: by_metric[protocol.name] for name, by_metric in values.items()})
         if protocol.name in names

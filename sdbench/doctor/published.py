@@ -7,10 +7,9 @@ rank. The inputs are captions and seeded random images of 224 px, the input size
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
+from sdbench.arrays import F64, U8
 from sdbench.encoders import clip
 from sdbench.encoders.clip import Clip
 from sdbench.errors import MissingError
@@ -31,10 +30,10 @@ class PublishedValue:
 
     what: str
     expected: float
-    compute: Callable[[Clip], npt.NDArray[np.float64]]
+    compute: Callable[[Clip], F64]
 
 
-def noise_image(seed: int) -> npt.NDArray[np.uint8]:
+def noise_image(seed: int) -> U8:
     """`torch.randint(255, (3, 224, 224))` from a generator with this seed, as 1 x 224 x 224 x 3 uint8."""
     pixels = torch.randint(255, (3, 224, 224), generator=torch.Generator().manual_seed(seed))
     return pixels.permute(1, 2, 0)[None].to(torch.uint8).numpy()
@@ -53,21 +52,7 @@ PUBLISHED_VALUES = (
 )
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """A published value and the one computed here."""
-
-    what: str
-    expected: float
-    found: float
-
-    @property
-    def is_close(self) -> bool:
-        """Whether they agree within `TOLERANCE`."""
-        return abs(self.found - self.expected) <= TOLERANCE
-
-
-def compare() -> Iterator[Comparison]:
+def compare() -> Iterator[tuple[PublishedValue, float]]:
     """Each published value with the one computed here; none if the weights are not on this machine.
 
     Raises:
@@ -78,4 +63,4 @@ def compare() -> Iterator[Comparison]:
     except MissingError:
         return
     for value in PUBLISHED_VALUES:
-        yield Comparison(f"CLIP score ({BACKBONE}) of {value.what}", value.expected, float(value.compute(towers)[0]))
+        yield value, float(value.compute(towers)[0])

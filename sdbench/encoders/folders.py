@@ -15,7 +15,6 @@ def load_network(kind: Any, folder: Path, *, safetensors: bool) -> Any:
     """Load a network in float32 and evaluation mode, on the encoders' device.
 
     Args:
-        kind: the network's class in transformers.
         folder: holds `config.json` and the weights.
         safetensors: read `model.safetensors`, otherwise `pytorch_model.bin` (weights only); never the other one.
 

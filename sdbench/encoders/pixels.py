@@ -7,7 +7,7 @@ square (for others, Pillow 13 decides by their shape whether columns or rows go 
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -24,7 +24,6 @@ from torchvision.transforms.v2 import functional as transforms
 from sdbench.arrays import F32, U8
 from sdbench.encoders.precision import full_float32
 
-Images = U8 | Sequence[U8]  # N images H x W x 3 uint8 RGB: one array, or a list of arrays if their sizes differ
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of CLIP's training images, from OpenAI
 _BITS = 22  # of Pillow's weights: 32, less 8 for the pixel and 2 for bicubic's overshoot
 RUN_DEVICE: ContextVar[torch.device | None] = ContextVar("RUN_DEVICE", default=None)  # set by `memory.evaluators_on`
@@ -42,8 +41,8 @@ def exact_inference() -> Iterator[None]:
         yield
 
 
-def encode(given: Images | Tensor, encoder: Callable[[Any], Tensor], batch: int) -> F32:
-    """Encode N images, or the token ids of N texts, a batch at a time; returns N x d float32 (float64 if the network is)."""
+def encode(given: U8 | Tensor, encoder: Callable[[Any], Tensor], batch: int) -> F32:
+    """Encode images, N x H x W x 3 uint8 RGB, or token ids of N texts, by batches; returns N x d float32 (float64 if the network is)."""
     with exact_inference():
         return np.concatenate([encoder(given[start : start + batch]).cpu().numpy() for start in range(0, len(given), batch)])
 
@@ -69,7 +68,6 @@ def resize_shortest_edge(images: U8, side: int, to: torch.device, corner: Callab
     Args:
         images: N x H x W x 3 uint8 RGB.
         side: the side of the network's input in px.
-        to: the device to resize on.
         corner: how to round the crop's corner: `round` in open_clip, `math.floor` in transformers.
 
     Raises:

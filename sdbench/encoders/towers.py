@@ -38,7 +38,6 @@ def _output_of_token(blocks: Any, tokens: Tensor, at: Tensor, mask: Tensor | Non
     """Run the blocks and return their output for one token of each sequence, N x width.
 
     Args:
-        blocks: residual blocks of open_clip.
         tokens: N x L x width.
         at: N, the position of that token in its sequence.
         mask: L x L, added to the attention logits.
@@ -56,11 +55,9 @@ def _block(block: Any, residual: Tensor, queries: Tensor, normed: Tensor, mask: 
     """Run a residual block for M of L tokens; returns N x M x width.
 
     Args:
-        block: a residual block of open_clip.
         residual: N x M x width, the M tokens.
         queries: N x M x width, the M tokens after the first norm.
         normed: N x L x width, all tokens after the first norm.
-        mask: added to the attention logits.
     """
     residual = residual + block.ls_1(_attention(block.attn, queries, normed, mask))
     output: Tensor = residual + block.ls_2(block.mlp(block.ln_2(residual)))

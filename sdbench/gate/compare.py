@@ -103,13 +103,9 @@ def _set_difference(new: set[Any], old: set[Any]) -> str:
 
 
 def measure(name: str, rule: Rule, new: Side, old: Side, alpha: float, between_runs: BetweenRuns | None = None) -> Bounds | Obstacle:
-    """Bounds of a metric's difference, oriented so that plus = better, or why there are none.
+    """Bounds of a metric's difference between candidate and baseline, oriented so that plus = better, or why there are none.
 
     Args:
-        name: the metric.
-        rule: how the policy weighs it.
-        new: the candidate.
-        old: the baseline.
         alpha: chance that a bound is wrong, for each of the two.
         between_runs: for a probe, how far the log ratio of two runs of one model lies from 0.
     """

@@ -27,9 +27,6 @@ def gate(candidate: Path, baseline: Path, policy: Policy, between_runs: Mapping[
     """Compare the record folder of a candidate with a baseline's.
 
     Args:
-        candidate: a record folder.
-        baseline: a record folder.
-        policy: the metrics to weigh, and their margins.
         between_runs: how far two runs of one model lie apart on this machine class, by probe.
 
     Raises:
@@ -41,13 +38,9 @@ def gate(candidate: Path, baseline: Path, policy: Policy, between_runs: Mapping[
 def judge(
     new: Side, old: Side, policy: Policy, between_runs: Mapping[str, BetweenRuns], nominal: Level | None = None, *, untested: int = 0
 ) -> Report:
-    """Compare two records in memory.
+    """Compare two records in memory, the candidate's with the baseline's; see `gate`.
 
     Args:
-        new: the candidate.
-        old: the baseline.
-        policy: the metrics to weigh, and their margins.
-        between_runs: see `gate`.
         nominal: for one of several looks, a function from the level that all looks may spend to the level at which this one tests scores.
         untested: number of metrics that only a later look tests; "regressed" must survive Holm's correction for these too.
 
@@ -166,10 +159,6 @@ def _notes(rules: Mapping[str, Rule], new: Record, old: Record, between_runs: Ma
     """What a reader should know although the gate does not weigh it.
 
     Args:
-        rules: the policy's rules.
-        new: the candidate.
-        old: the baseline.
-        between_runs: see `gate`.
         own: whether the rules are for this very suite, not for the suite it was made from.
     """
     if not own:

@@ -49,7 +49,6 @@ def verdict_at(shares: tuple[float, ...], sides: Callable[[bool], tuple[Side, Si
     Args:
         shares: share of the prompts at each look so far, this one last.
         sides: takes whether to measure set metrics; returns candidate and baseline so far, or None where they cannot be measured yet.
-        rules: what is judged.
 
     Raises:
         UserError: the policy has no rules for the suite.

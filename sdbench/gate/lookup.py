@@ -94,8 +94,6 @@ def find_candidate(what: str, results: Path, *, base: str | None = None, lora: s
     """Resolve a candidate: a record folder, what `sdbench run --model` takes, or else a name that records have.
 
     Args:
-        what: what the user named.
-        results: the folder of results.
         base, lora, name: for a model, see `resolve`.
 
     Raises:
@@ -147,14 +145,11 @@ def default_suite(of: ModelSpec | Record) -> Suite:
 def find_or_run_pair(
     ours: RecordOrModel, theirs: RecordOrModel, suite: Suite | None, policy: Policy, results: Path, run: Run
 ) -> tuple[Path, Path]:
-    """The records of candidate and baseline under one suite and, if possible, from one machine class; a model without a record is run.
+    """The records of candidate (`ours`) and baseline under one suite and, if possible, from one machine class; a model without one is run.
 
     Args:
-        ours: the candidate.
-        theirs: the baseline.
         suite: the suite to run where a record is missing; by default the suite of the other's record, or of the baseline's family.
         policy: what is weighed; if it weighs no metric of the suite, nothing is run.
-        results: the folder of results.
         run: measures models under a suite and returns their records.
 
     Raises:
@@ -215,11 +210,7 @@ def _find_name(what: str, results: Path) -> RecordedName:
 
 
 def _the_only(folders: Sequence[Path], whose: str) -> Path:
-    """The folder, if it is the only one.
-
-    Raises:
-        UserError: there are several.
-    """
+    """The folder, if it is the only one; otherwise an error."""
     if len(folders) > 1:
         raise UserError(f"there are {len(folders)} records of {whose}; name one of them: {_join(folders)}")
     return folders[0]

@@ -17,7 +17,6 @@ def grid(models: Sequence[tuple[Record, Scores]], groups: Mapping[str, int], met
     Args:
         models: the record and scores of each model, all of the same prompts.
         groups: names and sizes of consecutive groups of these prompts.
-        metric: name of the score.
     """
     header = ("model", *(f"{name} (n = {n})" for name, n in groups.items()))
     return Grid(header, tuple((record.model.title, *_cells(record, scores, groups, metric)) for record, scores in models))

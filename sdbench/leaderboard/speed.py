@@ -137,7 +137,7 @@ def _setting_grid(records: Sequence[Record], labels: Sequence[str]) -> Grid:
     for probe, label in itertools.product(_PROBES, labels):
         values = [record.value(_probe_name(probe, label)) for record in measured]
         if example := next(filter(None, values), None):
-            rows.append((f"{probe} ({example.unit}){tables.arrow(example.direction)}", label or "base", *map(tables.format_value, values)))
+            rows.append((f"{probe} ({example.unit}){tables.ARROWS[example.direction]}", label or "base", *map(tables.format_value, values)))
     return Grid(("probe", "setting", *(record.model.title for record in measured)), tuple(rows))
 
 

@@ -100,9 +100,10 @@ class Section:
         return min(candidates, key=lambda row: row.record.model.label, default=None)
 
     @property
-    def speed_baseline(self) -> Row | None:
-        """The row that speed-ups are relative to: the teacher's, even if it is under another suite."""
-        return self.teacher or self.teacher_of_other_suite
+    def speed_baseline(self) -> Record | None:
+        """The record that speed-ups are relative to: the teacher's, even if it is under another suite."""
+        teacher = self.teacher or self.teacher_of_other_suite
+        return teacher.record if teacher else None
 
     @cached_property
     def ranks(self) -> dict[str, dict[str, int | None]]:

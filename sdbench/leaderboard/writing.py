@@ -11,7 +11,7 @@ from typing import Any
 
 from sdbench import tables
 from sdbench.disk import write_bytes
-from sdbench.leaderboard import groups, published, ranks, speed, truth
+from sdbench.leaderboard import flat, groups, published, ranks, speed, truth
 from sdbench.leaderboard.speed import P50
 from sdbench.leaderboard.standings import TITLES, Row, Section, metrics, probes, sections, title_rank
 from sdbench.models.catalogue import TEACHERS
@@ -49,7 +49,7 @@ def _section(section: Section) -> Iterator[str]:
         yield from (f"### {title}", tables.markdown(grid))
     if (efficiency := efficiency_grid(section)).rows:
         yield from ("### Efficiency", tables.markdown(efficiency))
-    for title, grid in speed.grids(section.records, section.speed_baseline.record if section.speed_baseline else None).items():
+    for title, grid in speed.grids(section.records, section.speed_baseline).items():
         yield from (f"### {title}", tables.markdown(grid))
     if correlations := truth.grid([(row.record, row.scores) for row in section.models]):
         yield from ("### Against the truth", tables.markdown(correlations))
@@ -65,7 +65,7 @@ def _published(of_family: Sequence[Section]) -> Iterator[str]:
             yield from (f"### Published and measured: {section.title}", tables.markdown(beside))
 
 
-def text_table(board: Sequence[Row], width: int = 160) -> str:
+def text_table(board: Sequence[Row], width: int) -> str:
     """The tables for a terminal `width` characters wide."""
     parts = []
     for section in sections(board):
@@ -93,28 +93,25 @@ def _tall_grids(section: Section) -> Iterator[Grid]:
 
 
 def write(board: Sequence[Row], results: Path) -> list[Path]:
-    """Write `LEADERBOARD.md` and `LEADERBOARD.tex`, each whole or not at all, and return their paths.
+    """Write `LEADERBOARD.md`, `.tex`, `.csv` and `.json`, each whole or not at all, and return their paths.
 
     Raises:
         UserError: a file cannot be written.
     """
-    texts = {".md": markdown(board), ".tex": latex(board)}
+    texts = {".md": markdown(board), ".tex": latex(board), ".csv": flat.csv_text(board), ".json": flat.json_text(board)}
     return [write_bytes((results / FILE_NAME).with_suffix(suffix), text.encode()) for suffix, text in texts.items()]
 
 
 def quality_grid(section: Section) -> Grid:
     """The first table: models down, image metrics across, then median latency and speed-up."""
     columns = metrics(section)
-    teacher = (
-        speed.teacher_title(section.speed_baseline.record, section.records)
-        if section.speed_baseline
-        else TEACHERS.get(section.family, "the teacher")
-    )
-    header = ("model", "images", *map(metric_title, columns), "latency p50 (s) ↓", f"speed-up over {teacher} ↑")
-    return Grid(header, tuple(_quality_row(row, columns, section.speed_baseline) for row in section.rows))
+    teacher = section.speed_baseline
+    over = speed.teacher_title(teacher, section.records) if teacher else TEACHERS.get(section.family, "the teacher")
+    header = ("model", "images", *map(metric_title, columns), "latency p50 (s) ↓", f"speed-up over {over} ↑")
+    return Grid(header, tuple(_quality_row(row, columns, teacher) for row in section.rows))
 
 
-def _quality_row(row: Row, columns: Sequence[Value], teacher: Row | None) -> tuple[str, ...]:
+def _quality_row(row: Row, columns: Sequence[Value], teacher: Record | None) -> tuple[str, ...]:
     n = row.record.n_images
     cells = (tables.format_value(row.record.value(column.name), n) for column in columns)
     times = speed_up(row, teacher)
@@ -216,14 +213,14 @@ def probe_title(value: Value) -> str:
 
 
 def _title(title: str, value: Value) -> str:
-    return f"{title} ({value.unit}){tables.arrow(value.direction)}"
+    return f"{title} ({value.unit}){tables.ARROWS[value.direction]}"
 
 
-def speed_up(row: Row, teacher: Row | None) -> speed.SpeedUp | str:
+def speed_up(row: Row, teacher: Record | None) -> speed.SpeedUp | str:
     """How many times as fast as the teacher, or why that is not known."""
     own = row.record.value(P50)
     if not own or not own.value:
         return probe_cell(row, P50)
     if teacher is None:
         return tables.format_absent("missing", "the teacher's latency was not measured on this machine")
-    return speed.speed_up(row.record, teacher.record, P50)
+    return speed.speed_up(row.record, teacher, P50)

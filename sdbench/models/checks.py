@@ -12,16 +12,14 @@ from sdbench.models.text_encoders import hub_key
 
 _OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}  # of attention in VAEs before 2023
 _IGNORED = ("position_ids", "logit_scale")  # counters and remains of training that text encoders do not use
+_ADVICE = "Put the config.json that it was saved with beside it, or save the model again with `save_pretrained`."
 
 
 def check_tensors(model: nn.Module, part: str, found: Mapping[str, Tensor], where: Path) -> None:
-    """Check that files hold exactly the tensors of a model, in the same shapes.
+    """Check that files hold exactly the tensors of a model, which may be on the meta device, in the same shapes.
 
     Args:
-        model: the model, on any device, including meta.
         part: "unet", "vae", "text_encoder" or "text_encoder_2".
-        found: tensors of the files.
-        where: path to name in errors.
 
     Raises:
         UserError: a tensor is missing, unexpected, or of another shape.
@@ -42,9 +40,6 @@ def check_tensors(model: nn.Module, part: str, found: Mapping[str, Tensor], wher
             raise UserError(
                 f"{present[name].path}: {name!r} has shape {list(present[name].shape)}, its configuration asks for {list(shape)}. {_ADVICE}"
             )
-
-
-_ADVICE = "Put the config.json that it was saved with beside it, or save the model again with `save_pretrained`."
 
 
 def _canonical_name(name: str, part: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sdbench.errors import UserError
-from sdbench.models.files import COPY_AGAIN, Tensor, read_headers, read_json, read_metadata
+from sdbench.models.files import COPY_AGAIN, Tensor, read_headers, read_metadata, read_model_json
 from sdbench.models.locate import PART_CLASSES, Layout, locate
 from sdbench.models.spec import ModelSpec
 
@@ -26,7 +26,6 @@ def weights_digest(spec: ModelSpec, *, dtype: str = "float32") -> str | None:
     the digest of architecture and seed, for a pipeline in memory see `in_memory.digest`; None for images without a model.
 
     Args:
-        spec: the model.
         dtype: precision of the run: a 16-bit run takes the 16-bit copy of the weights, if there is one.
 
     Raises:
@@ -82,5 +81,5 @@ def _configs(layout: Layout) -> dict[str, Path]:
 def _canonical(path: Path) -> str:
     if path.suffix != ".json":
         return path.read_text(encoding="utf-8")
-    content: dict[str, Any] = read_json(path)
+    content: dict[str, Any] = read_model_json(path)
     return json.dumps({key: value for key, value in content.items() if key not in _IGNORED_KEYS}, sort_keys=True)

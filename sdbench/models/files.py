@@ -17,6 +17,12 @@ from sdbench.errors import UserError
 
 T = TypeVar("T")
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model", "text_encoder_2": "model"}
+LDM_PREFIXES = {  # of the names of each part's tensors in a checkpoint in the original layout
+    "unet": "model.diffusion_model.",
+    "vae": "first_stage_model.",
+    "text_encoder": "conditioner.embedders.0.transformer.",
+    "text_encoder_2": "conditioner.embedders.1.model.",
+}
 _ADAPTER = "adapter_config.json"  # transformers applies the adapter beside it to a text encoder
 _WRAPPERS = ("unet.", "module.", "_orig_mod.")  # added by a pipeline's trainer, by (Distributed)DataParallel, by torch.compile
 COPY_AGAIN = "Copy or download it again"
@@ -103,8 +109,8 @@ def _first_line(path: Path) -> str:
     return "a git-lfs pointer" if start.startswith(b"version https://git-lfs") else f"{path.stat().st_size} bytes"
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
+def read_model_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object in the folder of a model.
 
     Raises:
         UserError: the file is missing or holds no JSON object.
@@ -125,9 +131,9 @@ def read_config(path: Path) -> dict[str, Any]:
     lengths of tokenizers and schedulers.
 
     Raises:
-        UserError: see `read_json`; or a number is larger than in any pipeline.
+        UserError: see `read_model_json`; or a number is larger than in any pipeline.
     """
-    config = read_json(path)
+    config = read_model_json(path)
     for key, number in _integers(config):
         if number > (limit := MAX_LAYERS if "layers" in key else MAX_NUMBER):
             raise UserError(f"{path}: {key!r} is {number}, expected at most {limit:,}. {COPY_AGAIN}.")
@@ -163,7 +169,6 @@ def choose_weight_files(names: Iterable[str], stem: str, *, sixteen_bit: bool) -
     Args:
         names: file names in the folder of one part.
         stem: beginning of the names of its weight files.
-        sixteen_bit: whether the run computes in 16 bits.
     """
     present = set(names)
     for variant in ("fp16", None) if sixteen_bit else (None, "fp16"):
@@ -204,7 +209,7 @@ def weight_files(folder: Path, part: str, *, sixteen_bit: bool) -> tuple[str | N
         )
     if choice.names[0] == single:
         return choice.variant, [folder / single]
-    shards = read_json(folder / choice.names[0]).get("weight_map")
+    shards = read_model_json(folder / choice.names[0]).get("weight_map")
     promised = sorted({str(name) for name in shards.values()}) if isinstance(shards, dict) else []
     missing = [name for name in promised if name not in names]
     if missing or not promised:
@@ -290,11 +295,3 @@ def strip_prefixes(tensors: Mapping[str, T]) -> dict[str, T]:
     while prefix := next((each for each in _WRAPPERS if stripped and all(key.startswith(each) for key in stripped)), None):
         stripped = {key.removeprefix(prefix): tensor for key, tensor in stripped.items()}
     return stripped
-
-
-LDM_PREFIXES = {
-    "unet": "model.diffusion_model.",
-    "vae": "first_stage_model.",
-    "text_encoder": "conditioner.embedders.0.transformer.",
-    "text_encoder_2": "conditioner.embedders.1.model.",
-}

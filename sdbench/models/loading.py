@@ -24,13 +24,12 @@ from sdbench.models.stock import CLASSES, PIPELINE, silence_libraries
 _UNUSED_PARTS: dict[str, Any] = {"image_encoder": None, "feature_extractor": None}  # only for prompts that are images; never read
 
 
-def load(spec: ModelSpec, *, dtype: torch.dtype | str, device: torch.device | str) -> Any:
+def load(spec: ModelSpec, *, dtype: str, device: str) -> Any:
     """Load a model as a stock `StableDiffusionXLPipeline`, ready to generate: no watermark, no progress bar, LoRA fused.
 
     Args:
         spec: the model; one on the Hub must be downloaded already (see `sdbench.assets.pipelines.fetch`).
-        dtype: the dtype of all weights: "float32", "bfloat16", "float16" or torch's own.
-        device: the device of the pipeline.
+        dtype: the dtype of all weights: "float32", "bfloat16" or "float16".
 
     Raises:
         UserError: there is no such device, the spec is of images without a model, files are missing or damaged, or tensors do not fit
@@ -39,16 +38,16 @@ def load(spec: ModelSpec, *, dtype: torch.dtype | str, device: torch.device | st
     """
     if spec.source == "rendered":
         raise UserError(f"{spec.name!r} is images without a model: there is nothing to load")
-    device, dtype = _available_device(device), getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    place, number_type = _available_device(device), getattr(torch, dtype)
     silence_libraries()
-    pipeline = random_pipeline(spec, dtype, device) if spec.source == "random" else _read_pipeline(spec, dtype).to(device)
+    pipeline = random_pipeline(spec, number_type, place) if spec.source == "random" else _read_pipeline(spec, number_type).to(place)
     pipeline.set_progress_bar_config(disable=True)
     for part in CLASSES:
         getattr(pipeline, part).eval().requires_grad_(requires_grad=False)
     return pipeline
 
 
-def load_unet(pipeline: Path, *, dtype: str, device: torch.device | str) -> Any:
+def load_unet(pipeline: Path, *, dtype: str, device: str) -> Any:
     """Load only the UNet of a pipeline in diffusers layout, frozen; it prefers the 32-bit copy, whatever the dtype.
 
     On the CPU and in the dtype that it is stored in, its tensors stay memory-mapped: whatever their size, they take none
@@ -57,16 +56,15 @@ def load_unet(pipeline: Path, *, dtype: str, device: torch.device | str) -> Any:
     Args:
         pipeline: folder with `model_index.json`.
         dtype: the dtype of all weights: "float32", "bfloat16" or "float16".
-        device: the device of the UNet.
 
     Raises:
         UserError: there is no such device, files are missing or damaged, or tensors do not fit their configuration or are not finite.
     """
-    device = _available_device(device)
+    place = _available_device(device)
     silence_libraries()
     unet = read_part("unet", pipeline / "unet", getattr(torch, dtype), sixteen_bit=False)
     check_finite(unet, "unet", pipeline)
-    return unet.to(device).eval().requires_grad_(requires_grad=False)
+    return unet.to(place).eval().requires_grad_(requires_grad=False)
 
 
 def check_headers(spec: ModelSpec, *, dtype: str) -> None:
@@ -101,10 +99,10 @@ def _build_parts(layout: Layout, *, sixteen_bit: bool) -> dict[str, nn.Module]:
     return parts if "unet" in parts else {"unet": _build_unet_of_file(layout), **parts}
 
 
-def _available_device(name: torch.device | str) -> torch.device:
+def _available_device(name: str) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"no device {str(name)!r} here: torch {torch.__version__} sees no CUDA device; use --device cpu")
+        raise UserError(f"no device {name!r} here: torch {torch.__version__} sees no CUDA device; use --device cpu")
     return device
 
 
@@ -174,7 +172,6 @@ def read_part(part: str, folder: Path, dtype: torch.dtype, *, sixteen_bit: bool 
     Args:
         part: "unet", "vae", "text_encoder" or "text_encoder_2".
         folder: holds `config.json` and the weights.
-        dtype: the dtype of all weights.
         sixteen_bit: take the 16-bit copy of the weights if there is one; by default for 16-bit dtypes.
 
     Raises:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sdbench.errors import UserError
 from sdbench.models import hub
-from sdbench.models.files import STEMS, checkpoint_kind, read_config, read_header, read_headers, read_json, weight_files
+from sdbench.models.files import STEMS, checkpoint_kind, read_config, read_header, read_headers, read_model_json, weight_files
 from sdbench.models.spec import ModelSpec
 from sdbench.scenes.embedded import WEIGHTS
 
@@ -88,7 +88,7 @@ def check_model_index(folder: Path) -> None:
         UserError: it is not.
     """
     path = folder / "model_index.json"
-    index = read_json(path)
+    index = read_model_json(path)
     if index.get("_class_name") != PIPELINE_CLASS:
         raise UserError(
             f"{path} describes a {index.get('_class_name')!r}, expected {PIPELINE_CLASS!r}; only SDXL pipelines and their students are measured"

@@ -35,7 +35,8 @@ def random_pipeline(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -
     with _seeded_construction(dtype, device):
         networks = random_parts(spec.family, spec.architecture)
     # The scheduler is built on the CPU, as in a pipeline loaded from disk: NumPy reads its tables there.
-    pipe = PIPELINE(**networks, tokenizer=tokenizer, tokenizer_2=tokenizer, scheduler=_scheduler(parts["scheduler"]), add_watermarker=False)
+    scheduler = getattr(diffusers, parts["scheduler"]["_class_name"]).from_config(parts["scheduler"])
+    pipe = PIPELINE(**networks, tokenizer=tokenizer, tokenizer_2=tokenizer, scheduler=scheduler, add_watermarker=False)
     pipe.set_progress_bar_config(disable=True)
     activation_scale.calibrate(pipe)
     return pipe
@@ -70,10 +71,6 @@ def random_parts(family: str, architecture: str) -> dict[str, torch.nn.Module]:
         "text_encoder": CLASSES["text_encoder"](CLIPTextConfig(**parts["text_encoder"])),
         "text_encoder_2": CLASSES["text_encoder_2"](CLIPTextConfig(**parts["text_encoder_2"])),
     }
-
-
-def _scheduler(config: dict[str, Any]) -> Any:
-    return getattr(diffusers, config["_class_name"]).from_config(config)
 
 
 @contextmanager

@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from os.path import expanduser
 from pathlib import Path
-from typing import Any, Self
 
 from sdbench.errors import IncompleteError, UserError, unknown_name
 from sdbench.models.architectures import TOPOLOGIES, Family, architecture_of, depths, depths_of_keys, family_of, ldm_depths, unet_config
 from sdbench.models.catalogue import CATALOGUE, TEACHERS, Entry, Source
-from sdbench.models.files import Tensor, checkpoint_kind, read_config, read_header, read_json, strip_prefixes
+from sdbench.models.files import Tensor, checkpoint_kind, read_config, read_header, read_model_json, strip_prefixes
 
 UNET_CLASS = "UNet2DConditionModel"
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
@@ -27,7 +26,7 @@ RANDOM_LABEL = "random weights"
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model to measure. `dataclasses.asdict` makes JSON content of it, `from_dict` reads that back.
+    """A model to measure.
 
     Attributes:
         name: the model's name in tables.
@@ -66,12 +65,6 @@ class ModelSpec:
             case "file":
                 return f"file:{Path(self.location).name}"
         return self.source
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Rebuild a spec from the result of `dataclasses.asdict`."""
-        base = values.get("base")
-        return cls(**{**values, "base": cls.from_dict(base) if base else None})
 
 
 def resolve(
@@ -202,7 +195,7 @@ def _advise_contents(folder: Path) -> str:
     """A sentence that names the LoRA or the UNets in a folder; "" if there are none."""
     if (folder / _LORA_FILE).is_file():
         return " That is a LoRA: name the model that it belongs to, and this folder with --lora."
-    unets = sorted(config.parent for config in folder.glob("*/config.json") if read_json(config).get("_class_name") == UNET_CLASS)
+    unets = sorted(config.parent for config in folder.glob("*/config.json") if read_model_json(config).get("_class_name") == UNET_CLASS)
     if candidates := [str(path) for path in (*unets, *sorted(folder.glob("*.safetensors")))]:
         return f" Name what is in it, with --base: {' or '.join(candidates)}."
     return ""

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from sdbench.disk import digest as digest_of
 from sdbench.disk import file_digest, locked, write_bytes
 from sdbench.errors import UserError
-from sdbench.machine import environment, this_machine, variables
+from sdbench.machine import environment, this_machine
 from sdbench.models.digest import weights_digest
 from sdbench.models.spec import ModelSpec
 from sdbench.probes import counts, meters, plugin, rounds_file
@@ -39,7 +39,7 @@ ROUNDS_FILE = "rounds.json"
 _PACKAGES = ("torch", "diffusers", "transformers", "peft", "pytest-benchmark")  # a finished round is reused only under the same versions
 _CODE = (  # and with the same code of what runs and of how it is timed
     *("probes/stages", "probes/setup", "probes/meters", "probes/ceilings", "probes/capacity", "probes/monitor"),
-    *("generate", "models/out_of_memory", "models/random_weights", "models/activation_scale"),
+    *("generate", "schedulers", "models/out_of_memory", "models/random_weights", "models/activation_scale"),
     *("models/loading", "models/lora", "models/checks", "models/files"),  # in the time of a cold start
 )
 _MEASURING = tuple(Path(__file__).parents[1] / f"{name}.py" for name in _CODE)
@@ -94,7 +94,7 @@ def measure(
     settings: Sequence[str] = (),
     profile: bool = False,
 ) -> ProbeResult:
-    """Measure models in turns; only rounds that are not in `work` are run.
+    """Measure models in turns; only rounds that are not in `work` are run. For `work` and `suites` see `Folders`.
 
     A second command that measures in `work` waits until the first has ended: at once, both would time each other too.
     A kept round is reused only for the same set of models: only rounds that took turns ran under the same state of the machine.
@@ -103,10 +103,6 @@ def measure(
     Args:
         specs: models with their own weights or random ones; names are unique.
         sampling: that of the suite; batch and dtype are those of the probes' settings.
-        probes: the numbers of rounds, of timed calls and of warm-up calls, and the settings.
-        work: the folder that rounds are kept in.
-        suites: the folder that holds `bench_pipeline.py`.
-        device: "cpu", "cuda" or "cuda:<index>".
         settings: labels of the settings to measure; all by default.
         profile: also write a table of where each stage spends its time, once for each model and setting.
 
@@ -117,8 +113,8 @@ def measure(
     folders = Folders(work.resolve(), suites.resolve())
     if not (suites / BENCHMARK_FILE).is_file():
         raise UserError(f"no {BENCHMARK_FILE} in {suites}: it measures latency and memory; copy it there from the package's own suites")
-    machine, switches = this_machine(device), variables()
-    common: dict[str, Any] = {"sampling": sampling, "warmup": probes.warmup, "device": device, "machine": machine, "variables": switches}
+    machine = this_machine(device)
+    common: dict[str, Any] = {"sampling": sampling, "warmup": probes.warmup, "device": device, "machine": machine}
     requests = {
         (label, spec.name): Request(spec=spec, setting=setting, calls=setting.calls or probes.calls, **common)
         for label, setting in chosen.items()
@@ -127,7 +123,7 @@ def measure(
     digest = cache(weights_digest)  # settings share the weights, so that their gigabytes are read only once
     weights = [(spec.name, digest(spec, dtype=sampling.dtype)) for spec in specs]
     with locked(folders.work / ".lock"):
-        run_id = _run_id(weights, _conditions(device, machine, switches, suites), folders)
+        run_id = _run_id(weights, _conditions(device, machine, suites), folders)
         stems = {key: _file_stem(request, digest(request.spec, dtype=request.dtype), run_id) for key, request in requests.items()}
         rounds = _measure_in_turns(requests, stems, probes.rounds, folders)
         if profile:  # after the rounds, so that it finds the compiler's cache filled
@@ -143,14 +139,14 @@ def measure(
     return ProbeResult(by_name, run_id)
 
 
-def _conditions(device: str, machine: Machine, switches: Mapping[str, str], suites: Path) -> dict[str, Any]:
+def _conditions(device: str, machine: Machine, suites: Path) -> dict[str, Any]:
     """What the times of all models depend on: under other conditions they are measured anew, and did not take turns with those before."""
-    packages = environment().packages
+    software = environment()
     return {
         "device": device,
         "machine": machine.machine_class,
-        "variables": switches,
-        "packages": {name: packages.get(name) for name in _PACKAGES},
+        "variables": software.variables,
+        "packages": {name: software.packages.get(name) for name in _PACKAGES},
         "python": sys.version_info[:2],
         "code": [file_digest(path) for path in (suites / BENCHMARK_FILE, *_MEASURING)],
     }
@@ -173,7 +169,7 @@ def _measure_in_turns(requests: Mapping[Key, Request], stems: Mapping[Key, str],
             done = rounds[key]
             reason = done[0].failures.get("pipeline", "") if done else ""
             if reason.startswith((meters.OUT_OF_MEMORY, meters.NOT_COMPILED)):
-                done.append(_failed_round(reason))
+                done.append(Round(failures=_fail_all(reason)))
             else:
                 done.append(_find_or_run_round(requests[key], stems[key], done, folders))
     return rounds
@@ -209,9 +205,9 @@ def _compiler_cache(stem: str, folders: Folders) -> Path:
     return folders.work / "compiled" / stem
 
 
-def _failed_round(reason: str) -> Round:
-    """A round that measured nothing."""
-    return Round(failures=dict.fromkeys((*STAGES, *CEILINGS), reason))
+def _fail_all(reason: str) -> dict[str, str]:
+    """The failures, by stage, of a round that measured nothing."""
+    return dict.fromkeys((*STAGES, *CEILINGS), reason)
 
 
 def _write_profiles(request: Request, stem: str, folders: Folders) -> dict[str, str]:
@@ -249,12 +245,12 @@ def _run_process(request: Request, target: Path, stem: str, folders: Folders) ->
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return _failed_round(f"timed out after {ROUND_TIMEOUT_S} s").failures
+        return _fail_all(f"timed out after {ROUND_TIMEOUT_S} s")
     write_bytes(target.with_suffix(".log"), f"{done.stdout}\n{done.stderr}".encode())
     failures: dict[str, str] = json.loads(failures_file.read_text(encoding="utf-8")) if failures_file.exists() else {}
     if failures or not done.returncode or Round.read(target, {}).is_complete:  # complete: it crashed at its end, with everything written
         return failures
-    return _failed_round(_exit_reason(done)).failures
+    return _fail_all(_exit_reason(done))
 
 
 def _command(target: Path, folders: Folders) -> list[str]:

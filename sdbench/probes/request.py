@@ -23,7 +23,6 @@ class Request(Table):
         calls: timed calls of each stage.
         warmup: calls of each stage before them; the cold first call counts as the pipeline's first.
         device: "cpu", "cuda" or "cuda:<index>".
-        variables: environment variables that the process inherits, see `machine.variables`.
         profile: write a table of where each stage spends its time, instead of timing it.
     """
 
@@ -34,7 +33,6 @@ class Request(Table):
     warmup: int = Field(ge=0)
     device: str
     machine: Machine
-    variables: dict[str, str] = Field(default_factory=dict)
     profile: bool = False
 
     @property

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from sdbench.generate import call_arguments, is_guided, set_scheduler, set_timesteps
+from sdbench.generate import call_arguments, is_guided
+from sdbench.schedulers import set_scheduler, set_timesteps
 from sdbench.settings import Sampling
 
 PROMPT = "a large red circle left of a small blue star on a pink background"

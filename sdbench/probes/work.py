@@ -65,7 +65,6 @@ def by_stage(configs: Mapping[str, Mapping[str, Any]], sampling: Sampling, *, ze
 
     Args:
         configs: the configurations of the four networks; see `setup.describe` and `random_configs`.
-        sampling: steps, guidance and size.
         zero_negative: the pipeline does not encode a missing negative prompt, but uses zeros for it.
     """
     side, tokens = input_sizes(configs, sampling.size_px)
@@ -78,13 +77,7 @@ def by_stage(configs: Mapping[str, Mapping[str, Any]], sampling: Sampling, *, ze
 
 
 def unet_macs(config: Mapping[str, Any], latent_size: int, tokens: int) -> int:
-    """Multiply-accumulates of one forward of a UNet at batch 1, attention included.
-
-    Args:
-        config: that of a `UNet2DConditionModel`.
-        latent_size: side of the latents.
-        tokens: length of the text in tokens.
-    """
+    """Multiply-accumulates of one forward of a UNet at batch 1, attention included; `latent_size` is the side of the latents."""
     return _work("unet", config, latent_size, tokens).macs
 
 
@@ -106,14 +99,7 @@ def empty_input(config: Mapping[str, Any], latent_size: int, tokens: int) -> dic
 
 
 def loads(works: Mapping[str, Work], *, steps: int, batch: int, dtypes: Mapping[str, str]) -> dict[str, Load]:
-    """FLOPs and bytes of a call of each stage, and of the pipeline.
-
-    Args:
-        works: see `by_stage`.
-        steps: number of the pipeline's steps.
-        batch: images in a call.
-        dtypes: the dtype that each stage runs in.
-    """
+    """FLOPs and bytes of a call of each stage, and of the pipeline; `dtypes` are those that the stages run in."""
     batches = {stage: work.batched(batch) for stage, work in works.items()}
     loads_by_stage = {stage: Load(2.0 * work.macs, float(work.numbers * ITEM_BYTES[dtypes[stage]])) for stage, work in batches.items()}
     calls = {"text_encoders": 1, "unet_step": steps, "vae_decode": 1}

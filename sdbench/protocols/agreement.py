@@ -20,18 +20,22 @@ from sdbench.stats import intervals
 Comparison = Callable[[Subject, Subject, Protocol], Result]  # of the student's images with the teacher's
 
 
-def _compare_with_teacher(compare: Comparison, subject: Subject, protocol: Protocol) -> Result:
-    """The result of `compare`, or the reason why there is nothing to compare."""
-    if subject.is_teacher:
-        return protocol.without_value("not_applicable", "the teacher is what the others are compared with")
-    if subject.is_made_elsewhere:
-        return protocol.without_value("not_applicable", "made elsewhere, not from the teacher's noise")
-    if subject.teacher_images is None:
-        return protocol.without_value(
-            "missing",
-            f"the images of the teacher, {subject.teacher_name}, are not in the run folder; run the teacher, then this model again",
-        )
-    return compare(subject, subject.teacher_images, protocol)
+def _against(compare: Comparison) -> Callable[[Subject, Protocol], Result]:
+    """A measurement by `compare`, or the reason why there is nothing to compare."""
+
+    def measure(subject: Subject, protocol: Protocol) -> Result:
+        if subject.is_teacher:
+            return protocol.without_value("not_applicable", "the teacher is what the others are compared with")
+        if subject.is_made_elsewhere:
+            return protocol.without_value("not_applicable", "made elsewhere, not from the teacher's noise")
+        if subject.teacher_images is None:
+            return protocol.without_value(
+                "missing",
+                f"the images of the teacher, {subject.teacher_name}, are not in the run folder; run the teacher, then this model again",
+            )
+        return compare(subject, subject.teacher_images, protocol)
+
+    return measure
 
 
 def _features(encoder: str, subject: Subject) -> F32:
@@ -57,10 +61,6 @@ def _frechet(encoder: str, student: Subject, teacher: Subject, protocol: Protoco
         return protocol.without_value("not_applicable", f"a distance between distributions needs at least 2 images, found {n}")
     value, influence = frechet.paired(student_features, teacher_features)
     return protocol.distance(intervals.standard_error_interval(value, influence), influence, small_sample_note(n, width))
-
-
-def _against(compare: Comparison) -> Callable[[Subject, Protocol], Result]:
-    return partial(_compare_with_teacher, compare)
 
 
 PROTOCOLS = (

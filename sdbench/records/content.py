@@ -67,6 +67,10 @@ class Value(Table):
         """The column of `scores.parquet` behind an image metric."""
         return column_of(self.name, self.kind)
 
+    def with_note(self, note: str) -> Self:
+        """The value with another note after its own."""
+        return self.model_copy(update={"note": "; ".join(filter(None, [self.note, note]))})
+
     @model_validator(mode="after")
     def _check_numbers(self) -> Self:
         numbers = [number for number in (self.value, self.low, self.high) if number is not None]
@@ -194,7 +198,18 @@ class NamedTeacher(Table):
 
 
 class Record(Table):
-    """The content of `record.json`."""
+    """The content of `record.json`.
+
+    Attributes:
+        sampling: resolved sampling settings, as the run used them.
+        scheduler: the scheduler that drew the images: class, kind of prediction, timesteps; older records lack it.
+        noise: the initial latents: kind and seed; older records lack it.
+        teacher: the teacher behind win rates and agreement, where the suite names one.
+        prompts: for prompts that do not come with the suite: their source, their digest, whether it is verified.
+        groups: the suite's groups of prompts, in their order, each with its number of prompts.
+        run: identifies the run of the probes; models with the same run were measured in turns.
+        looks: the interim looks of a run that stops when it is sure.
+    """
 
     schema_version: Literal[1] = SCHEMA_VERSION
     family: Name
@@ -205,28 +220,14 @@ class Record(Table):
     created: datetime
     n_images: int
     values: tuple[Value, ...]
-    sampling: dict[str, Any] = Field(description="resolved sampling settings, as the run used them")
-    scheduler: dict[str, Any] = Field(
-        default={},
-        exclude_if=operator.not_,
-        description="the scheduler that drew the images: class, kind of prediction, timesteps; older records lack it",
-    )
-    noise: dict[str, Any] = Field(
-        default={}, exclude_if=operator.not_, description="the initial latents: kind and seed; older records lack it"
-    )
-    teacher: NamedTeacher | None = Field(
-        default=None,
-        exclude_if=lambda value: value is None,
-        description="the teacher behind win rates and agreement, where the suite names one",
-    )
-    prompts: str = Field(
-        default="", description="for prompts that do not come with the suite: their source, their digest, whether it is verified"
-    )
-    groups: dict[str, int] = Field(
-        default={}, exclude_if=operator.not_, description="the suite's groups of prompts, in their order, each with its number of prompts"
-    )
-    run: str = Field(default="", description="identifies the run of the probes; models with the same run were measured in turns")
-    looks: Looks | None = Field(default=None, description="the interim looks of a run that stops when it is sure")
+    sampling: dict[str, Any]
+    scheduler: dict[str, Any] = Field(default={}, exclude_if=operator.not_)
+    noise: dict[str, Any] = Field(default={}, exclude_if=operator.not_)
+    teacher: NamedTeacher | None = Field(default=None, exclude_if=operator.not_)
+    prompts: str = ""
+    groups: dict[str, int] = Field(default={}, exclude_if=operator.not_)
+    run: str = ""
+    looks: Looks | None = None
 
     def value(self, name: str) -> Value | None:
         """The value with this name, or None."""

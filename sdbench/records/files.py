@@ -19,10 +19,7 @@ def write(record: Record, scores: Scores, thumbnails: Mapping[str, bytes], resul
     """Write a record folder beside its final place, rename it, and return its path.
 
     Args:
-        record: content of `record.json`.
-        scores: per-image columns.
         thumbnails: PNG bytes by file name, `<prompt id>.png`, or for the teacher's image `<prompt id>.teacher.png`; the first 64 are kept.
-        results: the folder of all records.
 
     Raises:
         UserError: the folder cannot be written.
@@ -117,12 +114,7 @@ def suggest_record_in(folder: Path) -> str:
 
 
 def newest_per_model(results: Path, family: str | None = None, name: str | None = None) -> list[tuple[Path, Record]]:
-    """The newest record of each (family, suite, model, label, machine class), in a stable order.
-
-    Args:
-        results: the folder of all records.
-        family: only of this family.
-        name: only of models of this name.
+    """The newest record of each (family, suite, model, label, machine class), in a stable order; of one family or model name, if given.
 
     Raises:
         UserError: see `read`.

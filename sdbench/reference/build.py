@@ -119,12 +119,9 @@ def import_moments(name: str, file: Path, encoder: str, n: int, source: str, run
     """Import published moments, a `.npz` with `mu` and `sigma` as pytorch-fid writes them, and return the card of the reference.
 
     Args:
-        name: the name of the reference.
-        file: the `.npz`.
         encoder: the encoder that its authors state.
         n: number of images behind it, which the file does not state.
         source: where it was published.
-        runs: folder that gets the reference.
 
     Raises:
         UserError: the file holds something else, n is below 2, the name is not allowed or is taken by another file or n, or the reference
@@ -170,11 +167,7 @@ def _are_moments(mean: F64, covariance: F64) -> bool:
 
 
 def _existing_card(name: str, encoder: str, runs: Path) -> Card | None:
-    """The card of an existing reference of this name; None if there is none.
-
-    Raises:
-        UserError: the name is not allowed.
-    """
+    """The card of an existing reference of this name; None if there is none. A name that is not allowed is an error."""
     if name == "scenes" or not NAME.fullmatch(name):
         raise UserError(
             f"a reference cannot be called {name!r}: use only letters, digits and .+-_, a letter or digit first, and not `scenes`, which is rendered when it is needed"

@@ -77,7 +77,6 @@ class Album:
     """The thumbnails of a section's first models.
 
     Args:
-        section: the section.
         worst: prompt ids of the worst images, the worst first.
         losses: the largest loss of a model against the teacher, by prompt id.
     """
@@ -85,6 +84,7 @@ class Album:
     def __init__(self, section: Section, worst: Sequence[str], losses: Mapping[str, float]) -> None:
         self.worst, self.losses = worst, losses
         self.rows: Sequence[Row] = [row for row in section.rows if row.thumbnails][:MAX_MODELS]
+        self.models = tuple(row.name for row in self.rows)
         self._files = [
             {**_copies_in_students(section, row), **row.thumbnails} if row is section.teacher else row.thumbnails for row in self.rows
         ]
@@ -162,7 +162,7 @@ def build_wall(album: Album, n_bytes: int) -> Wall:
         shots.append(shot)
     shown = {shot.prompt_id for shot in shots}
     left = tuple(prompt_id for prompt_id in album.prompt_ids if prompt_id not in shown)
-    return Wall(_names(album), tuple(sorted(shots, key=lambda shot: shot.prompt_id)), left)
+    return Wall(album.models, tuple(sorted(shots, key=lambda shot: shot.prompt_id)), left)
 
 
 def build_rest_wall(album: Album, left: Sequence[str], beside: Path) -> Wall:
@@ -172,13 +172,9 @@ def build_rest_wall(album: Album, left: Sequence[str], beside: Path) -> Wall:
         UserError: an image cannot be read, or the folder cannot be written.
     """
     try:
-        return Wall(_names(album), tuple(album.shot(prompt_id, beside) for prompt_id in left), ())
+        return Wall(album.models, tuple(album.shot(prompt_id, beside) for prompt_id in left), ())
     except OSError as error:
         raise UserError(f"cannot write the images beside the page: {error}; name a writable place with --out.") from error
-
-
-def _names(album: Album) -> tuple[str, ...]:
-    return tuple(row.name for row in album.rows)
 
 
 def _encode(path: Path) -> tuple[bytes, str, tuple[int, int]]:

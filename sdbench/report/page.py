@@ -65,7 +65,6 @@ def render(shown: Sequence[dict[str, Any]], lede: str, elsewhere: tables.Grid | 
 
     Args:
         shown: a view of each section, from `sections`.
-        lede: introductory text.
         elsewhere: published numbers; None to leave them out.
         images: allowed sources of images, in the syntax of a Content-Security-Policy.
     """

@@ -67,7 +67,7 @@ class Column:
     @property
     def arrow(self) -> str:
         """An arrow that shows which direction is better."""
-        return tables.arrow(self.direction)
+        return tables.ARROWS[self.direction]
 
 
 def build_album(section: Section) -> Album:
@@ -108,7 +108,7 @@ def build_view(section: Section, number: int, wall: Wall, held: Album, policy: P
         "groups": writing.group_grids(section) if len(section.rows) <= MAX_MODELS else {},
         "stages": figures.stage_chart(section),
         "efficiency": writing.efficiency_grid(section) if len(section.rows) <= MAX_MODELS else Grid((), ()),
-        "settings": speed.grids(section.records, section.speed_baseline.record if section.speed_baseline else None),
+        "settings": speed.grids(section.records, section.speed_baseline),
         "matrices": [found for judge in judges if (found := wins.matrix(section, judge))],
         "truth": truth.grid([(row.record, row.scores) for row in section.models]),
         "verdicts": verdicts,
@@ -159,12 +159,9 @@ def _column(section: Section, value: Value) -> Column:
 
 
 def _speed_ups(section: Section) -> Column:
-    cells = [_speed_up(writing.speed_up(row, section.speed_baseline)) for row in section.rows]
-    over = (
-        "the teacher"
-        if section.teacher or not section.speed_baseline
-        else speed.teacher_title(section.speed_baseline.record, section.records)
-    )
+    teacher = section.speed_baseline
+    cells = [_speed_up(writing.speed_up(row, teacher)) for row in section.rows]
+    over = speed.teacher_title(teacher, section.records) if teacher and not section.teacher else "the teacher"
     return Column("speed-up", f"over {over}", "higher", _align(cells))
 
 

@@ -27,7 +27,7 @@ def _add_verdict(value: Value, accept: Accept, differing: Sequence[str]) -> Valu
         verdict = f"{accept.name}-like: other {', '.join(differing)}; {where}"
     else:
         verdict = ("reproduces the reference" if low <= value.value <= high else f"{accept.name}'s protocol, not its result") + f": {where}"
-    return value.model_copy(update={"note": "; ".join(filter(None, [value.note, verdict]))})
+    return value.with_note(verdict)
 
 
 def _differences(values: Sequence[Value], suite: Suite, accept: Accept, runs: Path) -> list[str]:

@@ -61,12 +61,10 @@ def prepare(
     settings: Sequence[str] = (),
     profile: bool = False,
 ) -> RunContext:
-    """Check that the suite can be run and the results can be written, before anything slow begins.
+    """Check that the suite can be run and the results can be written, before anything slow begins, and return the context.
 
     Args:
         only: "quality" or "probes" for one half of the suite, None for both.
-        settings: labels of the probes' settings to measure; all by default.
-        profile: the probes also write a table of where each stage spends its time.
 
     Raises:
         UserError: see `check_suite`; or a folder cannot be written, prompts or a latent are missing, or a record is damaged.

@@ -14,7 +14,7 @@ from sdbench.disk import size_text
 from sdbench.errors import UserError
 from sdbench.machine import choose_device
 from sdbench.models.architectures import TOPOLOGIES
-from sdbench.models.files import read_json
+from sdbench.models.files import read_model_json
 from sdbench.models.locate import locate
 from sdbench.models.spec import ModelSpec
 from sdbench.probes import work
@@ -40,10 +40,8 @@ def plan(
     """Files to fetch, other missing inputs, disk in bytes, and a rough time in seconds; the same under `text`, for people.
 
     Args:
-        specs: the models.
         suite: a suite that can be run, not a part.
         runs: the folder that holds references.
-        device: "cpu", "cuda" or "cuda:<index>" of the run.
         only: "quality" or "probes" where only half of the suite is run.
         settings: labels of the probes' settings; all by default.
         missing: what else the caller knows to be missing.
@@ -56,8 +54,8 @@ def plan(
     check_weights(specs, suite.sampling.dtype)
     rate = _macs_per_s(choose_device(device))
     scored = suite if only != "probes" else suite.model_copy(update={"metrics": {}, "reference": None})
-    probes = suite.probes.select(settings) if suite.probes and only != "quality" else {}
-    copies = itertools.product(specs, dtypes(suite.sampling, probes))
+    timed = suite.probes.select(settings) if suite.probes and only != "quality" else {}
+    copies = itertools.product(specs, dtypes(suite.sampling, timed))
     of_models = itertools.chain.from_iterable(missing_files(spec, dtype=dtype) for spec, dtype in copies)
     files = [*dict.fromkeys(of_models), *requirements.files_to_fetch(scored)]  # models of one base share its files
     n = suite.prompts.n if scored.own_metrics else 0
@@ -70,9 +68,12 @@ def plan(
         "settings": suite.model_dump(),
         "files": [vars(file) for file in files],
         "disk_bytes": int(len(specs) * n * size * size * PNG_BYTES_PER_PIXEL) + sum(file.size_bytes for file in files),
-        "models": _estimate_models(specs, suite.sampling, n + _count_timed_images(suite, probes), rate),
+        "models": _estimate_models(specs, suite.sampling, n + _count_timed_images(suite, timed), rate),
     }
-    return {**content, "text": "\n".join([_text(content, n), *_probe_lines(suite, probes)])}
+    lines = [_text(content, n)]
+    if suite.probes and timed:
+        lines.append(f"probes: {suite.probes.rounds} rounds a model, each a process for every setting: {', '.join(timed)}")
+    return {**content, "text": "\n".join(lines)}
 
 
 def _count_timed_images(suite: Suite, settings: Mapping[str, Setting]) -> int:
@@ -111,12 +112,6 @@ def _text(content: dict[str, Any], n: int) -> str:
     return "\n".join(lines)
 
 
-def _probe_lines(suite: Suite, settings: Mapping[str, Setting]) -> list[str]:
-    if suite.probes is None or not settings:
-        return []
-    return [f"probes: {suite.probes.rounds} rounds a model, each a process for every setting: {', '.join(settings)}"]
-
-
 def duration_text(seconds: float) -> str:
     """A duration in seconds, minutes or hours, as exact as an estimate of it."""
     if seconds < 59.5:  # from there on two digits make 60
@@ -138,7 +133,7 @@ def _read_unet_config(spec: ModelSpec) -> dict[str, Any]:
     if spec.source == "random":
         return {}
     try:
-        return read_json(locate(spec).unet_config)
+        return read_model_json(locate(spec).unet_config)
     except UserError:
         return {}
 

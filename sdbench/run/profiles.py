@@ -46,9 +46,9 @@ def choose(name: str) -> Profile:
     if name == "scenes":
         return Profile(name, "the embedded family, as asked.", (_scenes(),))
     if name == "sdxl":
-        return Profile(name, "the full-size family with its weights, as asked.", (_full_size(random=False),))
+        return Profile(name, "the full-size family with its weights, as asked.", (_full_size(),))
     if name == "sdxl-random":
-        return Profile(name, "latency and memory of the full-size family with random weights, as asked.", (_full_size(random=True),))
+        return Profile(name, "latency and memory of the full-size family with random weights, as asked.", (_full_size_random(),))
     return _auto()
 
 
@@ -71,17 +71,19 @@ def _auto() -> Profile:
         return Profile(
             "auto",
             f"a CUDA device, and the weights of {', '.join(FULL_SIZE)} cached or reachable: the full-size family.",
-            (_full_size(random=False),),
+            (_full_size(),),
         )
     why = "a CUDA device, but the full-size weights are neither cached nor reachable: quality on the embedded family, latency and memory of the full-size architectures with random weights."
-    return Profile("auto", why, (replace(_scenes(), only="quality"), _full_size(random=True)))
+    return Profile("auto", why, (replace(_scenes(), only="quality"), _full_size_random()))
 
 
 def _scenes() -> SuiteRun:
     return SuiteRun([resolve(name) for name, entry in CATALOGUE.items() if entry.family == "scenes"], suites.load("quality"))
 
 
-def _full_size(*, random: bool) -> SuiteRun:
-    if random:
-        return SuiteRun([resolve(name, random=True) for name in ARCHITECTURES], suites.load("efficiency"), "probes", QUICK_SETTINGS)
+def _full_size() -> SuiteRun:
     return SuiteRun([resolve(name) for name in FULL_SIZE], suites.load("standard"))
+
+
+def _full_size_random() -> SuiteRun:
+    return SuiteRun([resolve(name, random=True) for name in ARCHITECTURES], suites.load("efficiency"), "probes", QUICK_SETTINGS)

@@ -56,8 +56,6 @@ def write_record(
     an earlier record of the same weights and the same software, if there is one.
 
     Args:
-        model: what was measured.
-        context: the suite it was measured under.
         subject: the images to score; None to take over what an earlier record says of them.
         probed: latency and memory, perhaps of other models too.
         scheduler: see `schedulers.describe`.

@@ -54,10 +54,6 @@ def run_until_verdict(
     """Make images until the verdict is sure, or cannot become sure even with all of them, and return the record folder and the verdict.
 
     Args:
-        spec: the candidate.
-        context: the suite, on this machine.
-        baseline_folder: record folder of the baseline.
-        policy: the metrics to weigh, and their margins.
         between_runs: probe -> how far two runs of one model lie apart on this machine class.
 
     Raises:

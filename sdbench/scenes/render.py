@@ -8,9 +8,8 @@ image, so that one caption has any number of images. The signed distances are th
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
-from sdbench.arrays import F32
+from sdbench.arrays import F32, U8
 from sdbench.scenes.grammar import BACKGROUNDS, COLOURS, SHAPES, Scene
 
 SIZE_PX = 64
@@ -18,7 +17,7 @@ CHUNK = 64  # scenes drawn at a time: arrays of thousands leave the processor's 
 RADIUS = {"small": 0.105, "large": 0.185}
 
 
-def render(scenes: Sequence[Scene], indices: Sequence[int], seed: int = 0) -> npt.NDArray[np.uint8]:
+def render(scenes: Sequence[Scene], indices: Sequence[int], seed: int = 0) -> U8:
     """Render scenes, with jitter decided by `indices` and `seed`; returns N x 64 x 64 x 3, uint8 RGB."""
     images = np.empty((len(scenes), SIZE_PX, SIZE_PX, 3), np.uint8)
     for start in range(0, len(scenes), CHUNK):
@@ -27,7 +26,7 @@ def render(scenes: Sequence[Scene], indices: Sequence[int], seed: int = 0) -> np
     return images
 
 
-def _render_chunk(scenes: Sequence[Scene], indices: Sequence[int], seed: int) -> npt.NDArray[np.uint8]:
+def _render_chunk(scenes: Sequence[Scene], indices: Sequence[int], seed: int) -> U8:
     jitters = np.stack([np.random.default_rng((seed, 1, index)).uniform(-1, 1, 24) for index in indices]).astype(np.float32)
     canvas = np.empty((len(scenes), SIZE_PX, SIZE_PX, 3), np.float32)
     canvas[:] = np.array([BACKGROUNDS[scene.background] for scene in scenes], np.float32)[:, None, None] + 6 * jitters[:, None, None, :3]

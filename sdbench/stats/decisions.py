@@ -76,7 +76,6 @@ def paired_mean_bounds(difference: npt.ArrayLike, level: float = 0.95, *, unseen
 
     Args:
         difference: (n,).
-        level: confidence level of each bound.
         unseen: where all n differences are 0, perhaps by chance: the largest difference that a prompt could have. At this level, the
             share of prompts that differ is then at most 1 - (1 - level)^(1/n) (Clopper and Pearson 1934). The standard error is as if
             one prompt did.
@@ -177,7 +176,6 @@ def decide(bounds: Bounds, margin: float) -> Verdict:
 
     Args:
         bounds: the bounds of the difference, plus = better.
-        margin: the acceptable loss.
 
     Raises:
         ValueError: a margin below 0, or a margin or bound that is NaN.
@@ -214,8 +212,6 @@ def holm(
     """Which hypotheses are rejected, in the given order; the chance of any false rejection is at most alpha (Holm 1979).
 
     Args:
-        p_values: one for each hypothesis.
-        alpha: chance of any false rejection.
         nominal: for each hypothesis, a function from the level that all its looks may spend to the level at which this look tests it
             (Maurer and Bretz 2013); None where there is a single look.
         untested: number of further hypotheses in the family, which only a later look tests.
@@ -282,11 +278,7 @@ def _variance_of_medians(rounds: F64) -> tuple[float, int]:
 
 
 def _combine_variances(*parts: tuple[float, int]) -> tuple[float, int]:
-    """Standard error of a sum of independent parts, and its degrees of freedom, rounded down (Satterthwaite 1946).
-
-    Args:
-        parts: variance and degrees of freedom of each part.
-    """
+    """Standard error and degrees of freedom, rounded down, of a sum of independent parts, (variance, degrees) each (Satterthwaite 1946)."""
     variance = sum(part for part, _ in parts)
     if variance == 0:
         return 0.0, sum(df for _, df in parts)

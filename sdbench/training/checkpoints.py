@@ -27,9 +27,6 @@ class Checkpoints:
     """Saves and loads the newest checkpoints of a run, in `step-<n>/`.
 
     Args:
-        folder: of the run.
-        model: in training.
-        optimiser: of the model.
         average: running average of the model's weights, if there is one.
         every_s: seconds between two checkpoints; more if saving is slow.
     """

@@ -1,6 +1,5 @@
 """The log of a training run: losses, evaluations, and sample images."""
 
-import json
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +11,7 @@ from PIL import Image
 from tensorboardX import SummaryWriter
 from torch import nn
 
-from sdbench.disk import read_json_lines, write_bytes
+from sdbench.disk import json_line, read_json_lines, write_json_lines
 from sdbench.training.checkpoints import STEP, explain_write_errors
 
 Evaluate = Callable[[nn.Module], tuple[npt.NDArray[np.uint8], dict[str, float]]]
@@ -24,9 +23,7 @@ class Journal:
     Entries from step `start` on, left by a run that was killed, are removed: those steps are logged again.
 
     Args:
-        folder: of the run.
         start: the step that the run starts or continues from.
-        steps: number of steps of the run.
         evaluate: see `fit`.
         evaluate_every: steps between two evaluations.
         quiet: write nothing, because another process does.
@@ -41,8 +38,7 @@ class Journal:
         if quiet:
             return
         with explain_write_errors("the log", folder):
-            earlier = (json.dumps(values) + "\n" for values in read_json_lines(self._log) if values["step"] < start)
-            write_bytes(self._log, "".join(earlier).encode())
+            write_json_lines(self._log, (values for values in read_json_lines(self._log) if values["step"] < start))
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
 
     def __enter__(self) -> Self:
@@ -62,7 +58,7 @@ class Journal:
         if self._quiet:
             return
         with explain_write_errors("the log", self._folder), self._log.open("a", encoding="utf-8") as log:
-            log.write(json.dumps({"step": step, **values}) + "\n")
+            log.write(json_line({"step": step, **values}))
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 

@@ -21,7 +21,7 @@ from transformers import CLIPTokenizer
 from sdbench.disk import file_digest
 from sdbench.errors import UserError, unknown_name
 from sdbench.models.checks import check_finite
-from sdbench.models.files import part_files, read_json
+from sdbench.models.files import part_files, read_model_json
 from sdbench.models.loading import read_part
 from sdbench.models.text_encoders import token_ids
 from sdbench.training.loop import draw_rows
@@ -146,7 +146,7 @@ def check_diffusion(folder: Path) -> None:
     Raises:
         UserError: the pipeline is of another kind, or a configuration cannot be read.
     """
-    scheduler, vae = (read_json(folder / name) for name in ("scheduler/scheduler_config.json", "vae/config.json"))
+    scheduler, vae = (read_model_json(folder / name) for name in ("scheduler/scheduler_config.json", "vae/config.json"))
     if "beta_schedule" not in scheduler or scheduler.get("use_flow_sigmas"):
         found = f"its scheduler, {scheduler.get('_class_name')}, has no betas"
     elif vae.get("latents_mean"):
@@ -176,12 +176,7 @@ class LatentPool:
 
     Args:
         pipeline_folder: a diffusers folder; its `unet` is not needed.
-        images: to encode.
         work: folder for `latents-<digest>.npy`, `captions-<digest>.npy` and, unless that is zeros, `unconditional-<digest>.npy`.
-        device: to encode on.
-
-    Attributes:
-        scheduler: with the pipeline's noise schedule.
 
     Raises:
         UserError: the folder lacks a component, one is damaged, the pipeline is of another kind (see `check_diffusion`), too many
@@ -224,11 +219,8 @@ class LatentPool:
         """Draw a batch.
 
         Args:
-            number: of the batch; decides, with `seed`, the images, the noise, the timesteps and the captions to drop.
-            batch: number of images.
-            seed: of the run.
+            number: of the batch; decides, with the `seed` of the run, the images, the noise, the timesteps and the captions to drop.
             drop: share of captions to replace by the unconditional embedding.
-            device: of the tensors.
         """
         batch_seed = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])  # torch's generator ignores all but 32 bits
         return self.batch_of_rows(draw_rows(number, len(self), batch, seed), batch_seed, drop, device=device)
@@ -289,7 +281,7 @@ class LatentPool:
 def _has_zero_unconditional(folder: Path) -> bool:
     """Whether the unconditional embedding of a pipeline is zeros: as its index says, by diffusers' default yes."""
     index = folder / "model_index.json"
-    return bool(read_json(index).get("force_zeros_for_empty_prompt", True)) if index.exists() else True
+    return bool(read_model_json(index).get("force_zeros_for_empty_prompt", True)) if index.exists() else True
 
 
 def encode(vae: AutoencoderKL, pixels: Tensor) -> Tensor:

@@ -39,11 +39,10 @@ class Schedule:
         steps: number of optimiser steps.
         lr: peak learning rate, after a linear warm-up over `warmup` steps.
         batch: images in one forward pass.
-        weight_decay: of AdamW.
+        weight_decay, betas: of AdamW.
         ema: decay of the running average of the weights, or None to keep the last weights.
         clip_norm: maximum norm of the gradient.
         accumulation: batches in an optimiser step, over all processes.
-        betas: of AdamW.
         lr_decay: the learning rate after the warm-up: "cosine" follows a half cosine down to zero, "none" stays constant.
     """
 
@@ -92,7 +91,6 @@ def fit(
     Args:
         model: prepared by the accelerator, if one is given.
         loss: computes named scalar terms for the batch of a number, each a mean over the batch; their sum is minimised.
-        schedule: how long and how fast to train.
         folder: of the run, see the module.
         accelerator: by default a new one on the model's device.
         evaluate: makes an H x W x 3 uint8 image and named values with the network to keep so far.

@@ -10,7 +10,7 @@ from factories import GPU, LAPTOP, make_record, make_scores, save_record
 
 from sdbench import records, tables
 from sdbench.errors import UserError
-from sdbench.leaderboard import published, standings, writing
+from sdbench.leaderboard import flat, published, standings, writing
 from sdbench.leaderboard.standings import Row
 from sdbench.records import Model, NamedTeacher, Record, Scores, SuiteId, Value
 from sdbench.score import PROTOCOLS
@@ -270,10 +270,11 @@ def test_write_replaces_the_files_with_tables_of_the_records(tmp_path: Path) -> 
     (tmp_path / "LEADERBOARD.md").write_text("old", encoding="utf-8")
     rows = standings.read_rows(tmp_path)
     written = writing.write(rows, tmp_path)
-    assert written == [tmp_path / "LEADERBOARD.md", tmp_path / "LEADERBOARD.tex"]
+    assert written == [tmp_path / f"LEADERBOARD.{kind}" for kind in ("md", "tex", "csv", "json")]
     assert rows == [Row(folder, record)]
-    assert [path.read_text(encoding="utf-8") for path in written] == [writing.markdown(rows), writing.latex(rows)]
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["LEADERBOARD.md", "LEADERBOARD.tex", "scenes"]
+    texts = [writing.markdown(rows), writing.latex(rows), flat.csv_text(rows), flat.json_text(rows)]
+    assert [path.read_text(encoding="utf-8") for path in written] == texts
+    assert {entry.name for entry in tmp_path.iterdir()} == {*(path.name for path in written), "scenes"}
 
 
 def test_latex_has_every_cell_of_the_leaderboard() -> None:

@@ -13,6 +13,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from fakes import colours
 from PIL import ExifTags, Image
 from synthetic_images import deep_png
 
@@ -31,13 +32,6 @@ ROOT = Path(__file__).parents[2]
 N, D = 11, 6
 SIZES = [(8, 8), (8, 8), (5, 9), (8, 8), (9, 5), (5, 9)]  # height, width; real images have many
 ARRAYS = [np.random.default_rng(row).integers(0, 256, (*SIZES[row % len(SIZES)], 3), dtype=np.uint8) for row in range(N)]
-
-
-def colours(images: U8) -> F32:
-    """A fake encoder for images of any one size: mean and spread of each channel, N x 6."""
-    assert images.dtype == np.uint8
-    flat = images.reshape(len(images), -1, 3) / 255
-    return np.concatenate([flat.mean(1), flat.std(1)], 1).astype(np.float32)
 
 
 TOY = Encoder("toy", lambda: "toy-1234", colours)

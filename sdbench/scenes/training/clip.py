@@ -62,8 +62,6 @@ def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, scenes: list[Sc
     Args:
         image: N x d, normalised.
         text: 2N x d, normalised: the right captions, then as many wrong ones, which are negatives of every image.
-        scale: factor of the cosines.
-        scenes: of the images.
     """
     n = len(image)
     logits = scale * image @ text.T

@@ -20,7 +20,6 @@ class SceneEvaluation:
 
     Args:
         latents: supplies text encoders, scheduler and VAE.
-        reader: the attribute reader.
         n: number of captions, a multiple of the batch of 64.
     """
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from sdbench.disk import write_bytes
+from sdbench.disk import read_json, write_bytes
 from sdbench.errors import UserError, unknown_name
 from sdbench.models import architectures
 from sdbench.models.text_encoders import PREFIX, save_text_encoder
@@ -32,12 +32,7 @@ TRAIN_SCENES, HELDOUT_SCENES = 24576, 2048
 
 @dataclass(frozen=True)
 class Workspace:
-    """The folder and device of training, and its shared inputs.
-
-    Attributes:
-        work: folder to train in.
-        device: to train on.
-    """
+    """The folder and device of training, and its shared inputs."""
 
     work: Path
     device: str
@@ -78,7 +73,7 @@ def train_part(part: str, workspace: Workspace) -> None:
         raise unknown_name("part of the embedded family", part, PARTS)
     report, (schedule, train) = workspace.out / "reports" / f"{part}.json", PARTS[part]
     if report.exists():
-        if json.loads(report.read_text(encoding="utf-8"))["schedule"] != json.loads(json.dumps(asdict(schedule))):
+        if read_json(report)["schedule"] != json.loads(json.dumps(asdict(schedule))):
             raise UserError(f"{part!r} in {workspace.work} was trained with another schedule; name another folder with --work")
         return
     scores = train(workspace)

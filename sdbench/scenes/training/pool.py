@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from sdbench.arrays import U8
 from sdbench.disk import create_array, locked
 from sdbench.scenes.grammar import Scene, Split, scene_at
 from sdbench.scenes.networks import to_pixels
@@ -28,7 +29,7 @@ class Pool:
         with locked(self.path.with_suffix(".lock")):  # several processes may share a folder
             if not self.path.exists():
                 self._render()
-        self.images: npt.NDArray[np.uint8] = np.load(self.path, mmap_mode="r")
+        self.images: U8 = np.load(self.path, mmap_mode="r")
 
     @cached_property
     def scenes(self) -> list[Scene]:
@@ -59,11 +60,11 @@ class Pool:
         """The images of these rows as networks take them, N x 3 x H x W, float32 in -1..1."""
         return to_pixels(self.images[rows])
 
-    def _digest_of_first(self, n: int = 8) -> str:
+    def _digest_of_first(self) -> str:
         """The digest of the first captions and images as this version makes them: those of another grammar or renderer are not taken for its own."""
-        scenes = [scene_at(index, self.split, self.seed) for index in range(n)]
+        scenes = [scene_at(index, self.split, self.seed) for index in range(8)]
         captions = "\n".join(scene.caption for scene in scenes)
-        return hashlib.sha256(captions.encode() + render(scenes, range(n), self.seed).tobytes()).hexdigest()[:8]
+        return hashlib.sha256(captions.encode() + render(scenes, range(len(scenes)), self.seed).tobytes()).hexdigest()[:8]
 
     def _render(self) -> None:
         temporary = self.path.with_suffix(".part")

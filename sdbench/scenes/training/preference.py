@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
+from sdbench.arrays import U8
 from sdbench.scenes.attributes import AttributeHeads, attribute_loss, labels
 from sdbench.scenes.grammar import Scene
 from sdbench.scenes.networks import to_pixels
@@ -34,18 +35,9 @@ FAULTS = ("blur", "noise", "colour", "wrong", "smear")
 
 def config(tokens: CLIPTokenizer) -> CLIPConfig:
     """The configuration of the CLIP, for this tokenizer."""
-    text = {
-        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4,
-        "max_position_embeddings": MAX_TOKENS, **vocabulary_config(tokens),
-    }  # fmt: skip
-    vision = {
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "image_size": 64,
-        "patch_size": 8,
-    }
+    both = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
+    text = {**both, "num_hidden_layers": 3, "max_position_embeddings": MAX_TOKENS, **vocabulary_config(tokens)}
+    vision = {**both, "num_hidden_layers": 4, "image_size": 64, "patch_size": 8}
     return CLIPConfig(text_config=text, vision_config=vision, projection_dim=64)
 
 
@@ -76,7 +68,7 @@ def train(work: Path, pool: Pool, tokens: CLIPTokenizer, pipeline: Path, device:
     return kept
 
 
-def draw_pairs(pool: Pool, rows: npt.NDArray[np.int64], rng: np.random.Generator, smeared: npt.NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+def draw_pairs(pool: Pool, rows: npt.NDArray[np.int64], rng: np.random.Generator, smeared: U8) -> tuple[Tensor, Tensor]:
     """Draw pairs of images of these rows, with less and with more of one fault.
 
     `smeared`, n x 64 x 64 x 3 uint8, holds for each row the smear to blend its image with.
@@ -119,7 +111,7 @@ def _add_fault(kind: str, pixels: Tensor, amount: float, smear: Tensor) -> Tenso
     return torch.lerp(pixels, smear, amount)
 
 
-def _smeared_images(path: Path, pipeline: Path, pool: Pool, work: Path) -> npt.NDArray[np.uint8]:
+def _smeared_images(path: Path, pipeline: Path, pool: Pool, work: Path) -> U8:
     """Load or draw an under-trained UNet's predictions from latents at 30 to 90 % of the noise schedule; returns n x 64 x 64 x 3 uint8."""
     if not path.exists():
         latents = LatentPool(pipeline, pool, work / "latents")
@@ -129,14 +121,12 @@ def _smeared_images(path: Path, pipeline: Path, pool: Pool, work: Path) -> npt.N
         temporary = path.with_suffix(".part.npy")
         np.save(temporary, np.concatenate([_predict_clean(latents, unet, vae, np.arange(start, start + 64)) for start in starts]))
         temporary.rename(path)
-    images: npt.NDArray[np.uint8] = np.load(path)
+    images: U8 = np.load(path)
     return images
 
 
 @torch.no_grad()
-def _predict_clean(
-    latents: LatentPool, unet: UNet2DConditionModel, vae: AutoencoderKL, rows: npt.NDArray[np.int64]
-) -> npt.NDArray[np.uint8]:
+def _predict_clean(latents: LatentPool, unet: UNet2DConditionModel, vae: AutoencoderKL, rows: npt.NDArray[np.int64]) -> U8:
     batch = latents.batch_of_rows(rows, seed=int(rows[0]), least=300, most=900)
     noised = add_noise(latents.scheduler, batch)
     alpha = latents.scheduler.alphas_cumprod[batch.timesteps][:, None, None, None]

@@ -1,13 +1,12 @@
 """Installs trained weights: copies `<work>/out/` to `sdbench/scenes/weights/`, writes the manifest of digests, and copies the logs."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
-from sdbench.disk import file_digest
+from sdbench.disk import file_digest, read_json, write_json
 from sdbench.errors import UserError
-from sdbench.scenes.embedded import WEIGHTS
+from sdbench.scenes.embedded import MANIFEST, WEIGHTS
 from sdbench.scenes.training.make import PARTS, Workspace
 
 SHIPPED = ("pipeline", "unets", "evaluators")
@@ -18,7 +17,6 @@ def ship(workspace: Workspace, environment: dict[str, Any], logs: Path) -> Path:
     """Copy the finished parts and their logs, write `manifest.json`, and return its path.
 
     Args:
-        workspace: where the parts were trained.
         environment: versions and commit, for the manifest.
         logs: folder to replace by the losses of each network's training, as `<network>.jsonl`.
 
@@ -34,16 +32,12 @@ def ship(workspace: Workspace, environment: dict[str, Any], logs: Path) -> Path:
     for name in SHIPPED:
         shutil.rmtree(WEIGHTS / name, ignore_errors=True)
         shutil.copytree(workspace.out / name, WEIGHTS / name)
-    reports = {part: json.loads((workspace.out / "reports" / f"{part}.json").read_text(encoding="utf-8")) for part in PARTS}
+    reports = {part: read_json(workspace.out / "reports" / f"{part}.json") for part in PARTS}
     files = sorted(path for name in SHIPPED for path in (WEIGHTS / name).rglob("*") if path.is_file())
-    content = {
-        "files": {path.relative_to(WEIGHTS).as_posix(): file_digest(path) for path in files},
-        "parts": reports,
-        "environment": environment,
-    }
-    (WEIGHTS / "manifest.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    digests = {path.relative_to(WEIGHTS).as_posix(): file_digest(path) for path in files}
+    write_json(MANIFEST, {"files": digests, "parts": reports, "environment": environment})
     shutil.rmtree(logs, ignore_errors=True)
     logs.mkdir(parents=True)
     for log in workspace.work.rglob("log.jsonl"):
         shutil.copy(log, logs / f"{'-'.join(log.parent.relative_to(workspace.work).parts)}.jsonl")
-    return WEIGHTS / "manifest.json"
+    return MANIFEST

@@ -89,6 +89,12 @@ def test_an_invalid_sweep_is_refused_before_anything_is_encoded(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_damaged_result_of_an_earlier_sweep_is_named(tmp_path: Path) -> None:
+    (tmp_path / "one-shot-0.json").write_text('{"arm":', encoding="utf-8")
+    with pytest.raises(UserError, match=r"one-shot-0\.json is damaged"):
+        experiment._read(tmp_path / "one-shot-0.json")
+
+
 def test_committed_results_are_those_of_these_recipes(missed: dict[str, F64]) -> None:
     folder = Path(__file__).parents[3] / "results" / "ablation"
     ways = {

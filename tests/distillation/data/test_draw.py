@@ -129,6 +129,13 @@ def test_a_killed_run_continues_to_the_same_bytes(
     assert len(files(out)) == len(CAPTIONS) + 3
 
 
+def test_damaged_settings_of_an_earlier_run_are_named(prompts: Path, teacher_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "made.json").write_text("{", encoding="utf-8")
+    with pytest.raises(UserError, match=r"made\.json is damaged .*; restore it, or move .*out away"):
+        draw_images(prompts, teacher_folder, tmp_path / "out", **SETTINGS)
+
+
 def test_only_new_captions_are_drawn(prompts: Path, teacher_folder: Path, tmp_path: Path, puts: list[str]) -> None:
     out = draw_images(prompts, teacher_folder, tmp_path / "out", n=3, **SETTINGS)
     assert open_images(str(out)).captions == CAPTIONS[:3]

@@ -4,11 +4,9 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-from sdbench.disk import write_bytes
-from sdbench.leaderboard import standings, writing
+from sdbench.leaderboard import standings
 from sdbench.leaderboard.standings import Row, Section
 from sdbench.tables import JSON_VERSION
 
@@ -78,11 +76,6 @@ def nested(board: Sequence[Row]) -> list[dict[str, Any]]:
     ]
 
 
-def write(board: Sequence[Row], results: Path) -> list[Path]:
-    """Write `LEADERBOARD.csv` and `LEADERBOARD.json`, and return their paths.
-
-    Raises:
-        UserError: a file cannot be written.
-    """
-    texts = {".csv": csv_text(board), ".json": json.dumps(nested(board), indent=1, ensure_ascii=False) + "\n"}
-    return [write_bytes((results / writing.FILE_NAME).with_suffix(suffix), text.encode()) for suffix, text in texts.items()]
+def json_text(board: Sequence[Row]) -> str:
+    """The rows of `nested` as JSON."""
+    return json.dumps(nested(board), indent=1, ensure_ascii=False) + "\n"

@@ -10,8 +10,7 @@ from boards import MODELS, make_model, write_board
 from factories import with_value
 
 from sdbench import cli, records
-from sdbench.leaderboard import standings
-from sdbench.report import flat
+from sdbench.leaderboard import flat, standings
 
 
 @pytest.fixture
