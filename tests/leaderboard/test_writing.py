@@ -277,6 +277,12 @@ def test_write_replaces_the_files_with_tables_of_the_records(tmp_path: Path) -> 
     assert {entry.name for entry in tmp_path.iterdir()} == {*(path.name for path in written), "scenes"}
 
 
+def test_shipped_leaderboard_is_what_the_shipped_records_make(tmp_path: Path) -> None:
+    shipped = Path(__file__).parents[2] / "results"
+    for path in writing.write(standings.read_rows(shipped), tmp_path):
+        assert path.read_text(encoding="utf-8") == (shipped / path.name).read_text(encoding="utf-8"), f"{path.name}: run `sdbench leaderboard`"
+
+
 def test_latex_has_every_cell_of_the_leaderboard() -> None:
     text = writing.latex(example_rows())
     cells = {cell for section in standings.sections(example_rows()) for row in writing.quality_grid(section).rows for cell in row}
