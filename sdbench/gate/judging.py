@@ -118,7 +118,8 @@ def _decide(result: Result, bounds: Bounds, margin: float, alpha: float, *, sure
     needed, unit = decisions.needed_n(bounds, margin, 1 - alpha), "rounds" if result.relative else "prompts"
     if needed:
         chance = f"with a probability of {100 * decisions.POWER:.0f} %, if the true difference is the measured one"
-        reason = f"{bounds.n} {unit} do not decide it; about {needed} would, {chance}"
+        at_once = "" if needed > bounds.n else ", judged once rather than at several looks,"
+        reason = f"{bounds.n} {unit} do not decide it; about {needed}{at_once} would, {chance}"
         return replace(result, verdict="inconclusive", reason=reason, needed_n=needed)
     if bounds.n == 1:
         reason = f"a single {unit.removesuffix('s')} shows no spread; measure more {unit}"

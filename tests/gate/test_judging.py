@@ -16,7 +16,7 @@ from sdbench import api, records, suites
 from sdbench.errors import UserError
 from sdbench.gate import floors, policy
 from sdbench.gate.compare import Side
-from sdbench.gate.judging import gate
+from sdbench.gate.judging import Level, gate
 from sdbench.gate.judging import judge as judge_sides
 from sdbench.gate.policy import Policy, Rule
 from sdbench.gate.verdicts import Report, Result
@@ -331,6 +331,26 @@ def test_a_look_tests_scores_at_its_own_level_and_probes_at_alpha(teacher: Measu
         "scene_accuracy",
     }
     assert (ratios["latency.pipeline.p50"], ratios["memory.peak_rss"]) == (1, 1)
+
+
+def test_a_look_too_strict_to_decide_says_that_one_judgement_would(teacher: Measurement, tmp_path: Path) -> None:
+    sides = Side.read(save_record(make_measurement(), tmp_path)), Side.read(save_record(teacher, tmp_path))
+
+    def compare(nominal: Level | None, margin: float) -> Result:
+        return judge_sides(*sides, single_rule("clip_score.scenes", margin=margin), {}, nominal).results[0]
+
+    def strict(level: float) -> float:
+        return level / 100
+
+    once, looking = compare(None, 0.1), compare(strict, 0.1)
+    assert once.low is not None
+    assert looking.low is not None
+    between = -(once.low + looking.low) / 2
+    assert compare(None, between).verdict == "pass"
+    undecided = compare(strict, between)
+    assert undecided.verdict == "inconclusive"
+    assert undecided.needed_n is not None
+    assert f"about {undecided.needed_n}, judged once rather than at several looks, would" in undecided.reason
 
 
 def test_failure_outranks_regression(teacher: Measurement, tmp_path: Path) -> None:

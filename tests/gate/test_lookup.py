@@ -124,7 +124,7 @@ def test_nothing_is_run_against_a_record_of_other_settings(name: str, results: R
     pairs: list[tuple[Path | str, Path | str]] = [(record, "scenes-teacher"), ("scenes-teacher", record)]
     for candidate, baseline in pairs:
         with pytest.raises(
-            UserError, match=rf"of suite {name}@\d+ \(digest 0\), but this run would be of quality@.*Name the suite with --suite"
+            UserError, match=rf"of suite {name}@\d+ \(digest 0\), but this run would be of quality@.*Name that suite with --suite"
         ):
             results.pair(candidate, baseline, policy=POLICY.model_copy(update={"suites": {name: POLICY.suites["quality"]}}))
     assert results.runs == []
