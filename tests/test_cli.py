@@ -623,11 +623,12 @@ def test_gate_with_a_closed_pipe_does_not_pass(more: list[str], tmp_path: Path, 
     assert gate(worse, teacher, *more) == 2
 
 
-def test_models_and_suites_are_listed_as_text_or_json(capsys: pytest.CaptureFixture[str]) -> None:
+def test_models_and_suites_are_listed_as_text_or_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
     assert cli.main(["models"]) == 0
     out, err = capsys.readouterr()
     assert (out.split()[:2], err) == (["model", "family"], "")
-    (vega,) = (line.split() for line in out.splitlines() if line.startswith(" vega "))  # in a pipe, each model has one line
+    (vega,) = (line.split() for line in out.splitlines() if line.startswith(" vega "))  # each model has one line, as in a pipe
     assert vega == ["vega", "sdxl", "vega", "hub", "3.3", "GB", "segmind/Segmind-Vega", "Apache-2.0"]
     assert cli.main(["models", "--json"]) == 0
     assert {"sdxl", "ssd-1b", "vega", "scenes-teacher"} <= {entry["name"] for entry in json.loads(capsys.readouterr().out)}

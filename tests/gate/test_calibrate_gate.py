@@ -54,6 +54,8 @@ def test_committed_answers_are_of_this_code_and_these_records(calibrate: ModuleT
     committed = json.loads((ROOT / "results" / "calibration" / "gate.json").read_text(encoding="utf-8"))
     draws = max(answer["draws"] for answer in committed["answers"].values())
     assert committed["digest"] == calibrate.digest_of(sampler, draws), "run nox -s calibrate"
+    assert list(committed["answers"]) == [question.name for question in calibrate.questions(sampler)]
+    assert (ROOT / "results" / "calibration" / "gate.md").read_text(encoding="utf-8") == calibrate.table(committed)
 
 
 def test_answers_of_other_records_or_code_are_not_reused(

@@ -149,7 +149,7 @@ def test_a_missing_empty_or_undecodable_caption_is_refused(tmp_path: Path) -> No
     caption.write_bytes(b"\xff")
     with pytest.raises(UserError, match=r"1_name/2\.txt is not UTF-8"):
         open_images(str(folder))
-    caption.write_text("\n")
+    caption.write_text("\n", encoding="utf-8")
     with pytest.raises(UserError, match="texts: row 2 has no caption"):
         open_images(str(folder))
     caption.unlink()
