@@ -280,7 +280,9 @@ def test_write_replaces_the_files_with_tables_of_the_records(tmp_path: Path) -> 
 def test_shipped_leaderboard_is_what_the_shipped_records_make(tmp_path: Path) -> None:
     shipped = Path(__file__).parents[2] / "results"
     for path in writing.write(standings.read_rows(shipped), tmp_path):
-        assert path.read_text(encoding="utf-8") == (shipped / path.name).read_text(encoding="utf-8"), f"{path.name}: run `sdbench leaderboard`"
+        assert path.read_text(encoding="utf-8") == (shipped / path.name).read_text(encoding="utf-8"), (
+            f"{path.name}: run `sdbench leaderboard`"
+        )
 
 
 def test_latex_has_every_cell_of_the_leaderboard() -> None:
