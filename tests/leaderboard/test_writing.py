@@ -277,6 +277,11 @@ def test_write_replaces_the_files_with_tables_of_the_records(tmp_path: Path) -> 
     assert {entry.name for entry in tmp_path.iterdir()} == {*(path.name for path in written), "scenes"}
 
 
+def test_gpu_whose_driver_could_not_be_asked_has_an_unknown_one(tmp_path: Path) -> None:
+    record = make_record(machine=GPU.model_copy(update={"driver": None}))
+    assert "device: Some GPU 80GB, driver unknown, CUDA 12.8" in writing.markdown([Row(tmp_path, record)])
+
+
 def test_shipped_leaderboard_is_what_the_shipped_records_make(tmp_path: Path) -> None:
     shipped = Path(__file__).parents[2] / "results"
     for path in writing.write(standings.read_rows(shipped), tmp_path):
