@@ -279,7 +279,8 @@ def test_write_replaces_the_files_with_tables_of_the_records(tmp_path: Path) -> 
 
 def test_gpu_whose_driver_could_not_be_asked_has_an_unknown_one(tmp_path: Path) -> None:
     record = make_record(machine=GPU.model_copy(update={"driver": None}))
-    assert "device: Some GPU 80GB, driver unknown, CUDA 12.8" in writing.markdown([Row(tmp_path, record)])
+    row = Row(save_record((record, make_scores()), tmp_path), record)
+    assert "device: Some GPU 80GB, driver unknown, CUDA 12.8" in writing.markdown([row])
 
 
 def test_shipped_leaderboard_is_what_the_shipped_records_make(tmp_path: Path) -> None:
