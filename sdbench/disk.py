@@ -35,8 +35,11 @@ def size_text(size_bytes: int) -> str:
     return f"{size_bytes / 1000**power:.3g} {('bytes', 'kB', 'MB', 'GB', 'TB', 'PB')[power]}"
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, *, part: Path | None = None) -> Any:
     """The content of a JSON file that an earlier run wrote.
+
+    Args:
+        part: what to move away to have it made again where the file is damaged; by default its folder.
 
     Raises:
         UserError: it is damaged.
@@ -45,7 +48,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except ValueError as error:  # not JSON, or not UTF-8
-        raise UserError(f"{path} is damaged ({error}); restore it, or move {path.parent} away to start that part again") from error
+        raise UserError(f"{path} is damaged ({error}); restore it, or move {part or path.parent} away to start that part again") from error
 
 
 def read_json_lines(path: Path, parse: Callable[[bytes], Any] = json.loads) -> Iterator[Any]:

@@ -325,10 +325,12 @@ def test_baseline_without_a_record_is_run_first_on_the_device_of_the_model(few: 
 
 def test_until_verdict_can_weigh_and_measure_image_metrics_alone(few: suites.Suite, teacher: api.Evaluation) -> None:
     assert teacher.record.value("latency.pipeline.p50") is None
-    found, report = api.until_verdict(resolve("scenes-teacher", name="copy"), few, str(teacher.folder), device="cpu", only="quality")
+    found, report = api.until_verdict(resolve("scenes-teacher", name="copy"), few, teacher.folder, device="cpu", only="quality")
     assert {"clip_score.scenes", "preference.scenes"} <= {result.name for result in report.results}
     assert not [result.name for result in report.results if is_probe(result.name)]
     assert report.notes[-1] == "left out, as only image metrics are weighed: latency.pipeline.p50, memory.peak_rss, memory.peak_allocated"
+    assert report.inputs
+    assert report.inputs.baseline_asked == str(teacher.folder)
     assert records.read_record(found).value("latency.pipeline.p50") is None
     with pytest.raises(UserError, match="unknown half to gate by 'probes'"):
         api.until_verdict(resolve("scenes-teacher"), few, str(teacher.folder), only="probes")

@@ -150,7 +150,7 @@ def _evaluate(student_folder: Path, arm: str, seed: int, identity: dict[str, Any
 def _read(path: Path) -> Outcome | None:
     if not path.exists():
         return None
-    content = read_json(path)
+    content = read_json(path, part=path)
     return Outcome(content["arm"], content["seed"], content["identity"], tuple(content["right"]), content["losses"])
 
 

@@ -66,7 +66,7 @@ def compare(
 def until_verdict(
     spec: "ModelSpec",
     suite: suites.Suite,
-    baseline: str,
+    baseline: str | Path,
     policy: Path | None = None,
     places: Places = Places(),
     device: str | None = None,
@@ -91,13 +91,13 @@ def until_verdict(
     left_out = [name for name in rules.rules(suite.name) if is_probe(name)] if only else []
     weighed = _leave_out(left_out, rules, suite.name) if left_out else rules  # a policy that weighs nothing ends the run before it begins
     check_models([spec], suite)
-    old = find_or_run_baseline(baseline, suite, places, device, only, announce)
+    old = find_or_run_baseline(str(baseline), suite, places, device, only, announce)
     reference = records.read_record(old)
     context = prepare(suite, device=machine.choose_device(device), results=places.results, runs=places.work, only=only)
     with evaluators_on(context.device):
         new, report = run_until_verdict(spec, context, old, weighed, floors.between_runs(reference, places.results))
     notes = [f"left out, as only image metrics are weighed: {', '.join(left_out)}"] if left_out else []
-    return new, _with_inputs(replace(report, notes=(*report.notes, *notes)), new, old, reference.suite, rules, baseline)
+    return new, _with_inputs(replace(report, notes=(*report.notes, *notes)), new, old, reference.suite, rules, str(baseline))
 
 
 def noise(

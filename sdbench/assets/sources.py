@@ -90,9 +90,11 @@ def read_rows(what: str, split: str = "train") -> Rows:
 
     Raises:
         MissingError: a Hub dataset is neither cached nor reachable.
-        UserError: there is no such source, it is empty, or it cannot be read.
+        UserError: there is no such source or split, it is empty, or it cannot be read.
     """
     if captioned := _read_captioned_files(path_of(what).resolve()):
+        if split != "train":
+            raise UserError(f"{what} has no split {split!r}: images with a text file beside each are all of split 'train'")
         return captioned
     arguments = _loader_arguments(what)
     try:
@@ -151,7 +153,7 @@ def _read_captioned_files(folder: Path) -> Rows | None:
 
 def _read_caption(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8").strip()
+        return path.read_text(encoding="utf-8-sig").strip()  # drops the byte order mark that some editors write
     except OSError as error:
         raise UserError(
             f"cannot read {path} ({error.strerror}); each image needs its caption beside it. Write one, or remove the image"

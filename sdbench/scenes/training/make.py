@@ -73,7 +73,7 @@ def train_part(part: str, workspace: Workspace) -> None:
         raise unknown_name("part of the embedded family", part, PARTS)
     report, (schedule, train) = workspace.out / "reports" / f"{part}.json", PARTS[part]
     if report.exists():
-        if read_json(report)["schedule"] != json.loads(json.dumps(asdict(schedule))):
+        if read_json(report, part=report)["schedule"] != json.loads(json.dumps(asdict(schedule))):
             raise UserError(f"{part!r} in {workspace.work} was trained with another schedule; name another folder with --work")
         return
     scores = train(workspace)

@@ -20,6 +20,7 @@ from datasets.packaged_modules.parquet.parquet import Parquet
 from PIL import EpsImagePlugin, ExifTags, Image
 
 from distillation.data.images import open_images
+from sdbench.assets.sources import read_rows
 from sdbench.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("datasets_cache")
@@ -141,6 +142,14 @@ def test_tables_beside_captioned_files_are_ignored(tmp_path: Path) -> None:
     folder = text_folder(tmp_path / "img2dataset")
     datasets.Dataset.from_dict({"url": ["a"], "caption": ["b"], "status": ["success"]}).to_parquet(folder / "00000.parquet")
     assert open_images(str(folder)).captions == CAPTIONS
+
+
+def test_a_caption_has_no_byte_order_mark_and_all_images_are_of_one_split(tmp_path: Path) -> None:
+    folder = text_folder(tmp_path / "texts")
+    (folder / "0_name" / "0.txt").write_text(CAPTIONS[0], encoding="utf-8-sig")
+    assert open_images(str(folder)).captions == CAPTIONS
+    with pytest.raises(UserError, match="texts has no split 'test': images with a text file beside each are all of split 'train'"):
+        read_rows(str(folder), "test")
 
 
 def test_a_missing_empty_or_undecodable_caption_is_refused(tmp_path: Path) -> None:
