@@ -62,7 +62,7 @@ def judge(
     rejected = decisions.holm(p_values, policy.alpha, [levels[name] for name in bounded], untested)
     surely_worse = {name for name, is_rejected in zip(bounded, rejected, strict=True) if is_rejected}
     results = tuple(
-        _build_result(name, rules[name], outcome, new, old, policy.alpha, surely_worse=name in surely_worse)
+        _build_result(name, rules[name], outcome, new, old, policy.alpha, surely_worse=name in surely_worse, is_look=nominal is not None)
         for name, outcome in measured.items()
     )
     verdict = _worst_verdict(results)
@@ -81,7 +81,9 @@ def _is_image_metric(record: Record, name: str) -> bool:
     return value is not None and value.is_image_metric
 
 
-def _build_result(name: str, rule: Rule, measured: Bounds | Obstacle, new: Side, old: Side, alpha: float, *, surely_worse: bool) -> Result:
+def _build_result(
+    name: str, rule: Rule, measured: Bounds | Obstacle, new: Side, old: Side, alpha: float, *, surely_worse: bool, is_look: bool
+) -> Result:
     """A metric's result, with its numbers turned back from "plus = better" to candidate minus baseline."""
     new_value, old_value = new.record.value(name), old.record.value(name)
     about = new_value or old_value
@@ -102,10 +104,10 @@ def _build_result(name: str, rule: Rule, measured: Bounds | Obstacle, new: Side,
     natural = -measured if rule.direction == "lower" else measured
     difference, low, high = (math.expm1(end) if result.relative else end for end in (natural.difference, natural.low, natural.high))
     result = replace(result, difference=difference, low=low, high=high)
-    return _decide(result, measured, compare.scaled_margin(rule, about), alpha, surely_worse=surely_worse)
+    return _decide(result, measured, compare.scaled_margin(rule, about), alpha, surely_worse=surely_worse, is_look=is_look)
 
 
-def _decide(result: Result, bounds: Bounds, margin: float, alpha: float, *, surely_worse: bool) -> Result:
+def _decide(result: Result, bounds: Bounds, margin: float, alpha: float, *, surely_worse: bool, is_look: bool) -> Result:
     """Add the verdict on a metric's bounds; "regressed" must also survive Holm's correction."""
     verdict = decisions.decide(bounds, margin)
     if verdict == "pass":
@@ -116,7 +118,7 @@ def _decide(result: Result, bounds: Bounds, margin: float, alpha: float, *, sure
         reason = "loss exceeds the margin, but with this many metrics that could be chance (Holm's correction)"
         return replace(result, verdict="inconclusive", reason=reason)
     needed, unit = decisions.needed_n(bounds, margin, 1 - alpha), "rounds" if result.relative else "prompts"
-    if needed:
+    if needed and (needed > bounds.n or is_look):  # a single judgement: fewer for equal shares, whose bounds allow for losses not drawn
         chance = f"with a probability of {100 * decisions.POWER:.0f} %, if the true difference is the measured one"
         at_once = "" if needed > bounds.n else ", judged once rather than at several looks,"
         reason = f"{bounds.n} {unit} do not decide it; about {needed}{at_once} would, {chance}"
