@@ -136,15 +136,18 @@ def _holds_bytes(kind: Any) -> bool:
 def _read_captioned_files(folder: Path) -> Rows | None:
     """The images of a folder and its subfolders in the layout of Kohya's scripts: beside `0.png`, a `0.txt` with the caption.
 
-    None for a folder without such text files, or with a table of captions, and where there is no folder.
+    None for a folder without such text files, or with a table of captions, where the images lie beside tables or tars, as previews of
+    these do, and where there is no folder. Hidden files are left out, as by `datasets`.
 
     Raises:
         UserError: an image has no text file beside it, or that cannot be read.
     """
     if not folder.is_dir() or any((folder / name).is_file() for name in METADATA):
         return None
-    images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ImageFolder.EXTENSIONS)
-    if not any(image.with_suffix(".txt").is_file() for image in images):
+    visible = (path for path in folder.rglob("*") if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    images = sorted(path for path in visible if path.suffix.lower() in ImageFolder.EXTENSIONS)
+    captioned = next((image for image in images if image.with_suffix(".txt").is_file()), None)
+    if captioned is None or any(beside.suffix in (".tar", ".parquet") for beside in captioned.parent.iterdir()):
         return None
     captions = [_read_caption(image.with_suffix(".txt")) for image in images]
     columns = {"image": [str(image) for image in images], "txt": captions}

@@ -82,7 +82,15 @@ def _is_image_metric(record: Record, name: str) -> bool:
 
 
 def _build_result(
-    name: str, rule: Rule, measured: Bounds | Obstacle, new: Side, old: Side, alpha: float, *, surely_worse: bool, is_look: bool
+    name: str,
+    rule: Rule,
+    measured: Bounds | Obstacle,
+    new: Side,
+    old: Side,
+    alpha: float,
+    *,
+    surely_worse: bool = False,
+    is_look: bool = False,
 ) -> Result:
     """A metric's result, with its numbers turned back from "plus = better" to candidate minus baseline."""
     new_value, old_value = new.record.value(name), old.record.value(name)
@@ -195,6 +203,6 @@ def _agreement_note(rules: Mapping[str, Rule], new: Side, old: Side, alpha: floa
             rule = Rule(direction=value.direction, margin=0.0, required=False)
             measured = compare.measure(name, rule, new, old, alpha / 2)
             if isinstance(measured, Bounds):
-                changes.append(f"{name} {format_difference(_build_result(name, rule, measured, new, old, alpha / 2, surely_worse=False))}")
+                changes.append(f"{name} {format_difference(_build_result(name, rule, measured, new, old, alpha / 2))}")
     if changes:
         yield f"agreement with the teacher (not weighed; two-sided bounds): {', '.join(changes)}"

@@ -353,6 +353,13 @@ def test_a_look_too_strict_to_decide_says_that_one_judgement_would(teacher: Meas
     assert f"about {undecided.needed_n}, judged once rather than at several looks, would" in undecided.reason
 
 
+def test_equal_shares_of_too_few_prompts_do_not_claim_that_fewer_would_decide(tmp_path: Path) -> None:
+    student, teacher = make_measurement(n_prompts=33), make_measurement("scenes-teacher", seed=2, n_prompts=33)
+    (result,) = judge(student, teacher, tmp_path, single_rule("scene_accuracy", margin=0.084)).results
+    assert (result.verdict, result.difference, result.needed_n) == ("inconclusive", 0, None)
+    assert result.reason == "33 prompts do not decide it, and it is not known how many would"
+
+
 def test_failure_outranks_regression(teacher: Measurement, tmp_path: Path) -> None:
     broken = with_value(make_measurement(worse="clip_score.scenes", by=9), "fd.scenes", state="failed", reason="singular", **NO_VALUE)
     report = judge(broken, teacher, tmp_path)

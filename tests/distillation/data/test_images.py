@@ -144,6 +144,19 @@ def test_tables_beside_captioned_files_are_ignored(tmp_path: Path) -> None:
     assert open_images(str(folder)).captions == CAPTIONS
 
 
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_a_captioned_preview_beside_tables_or_tars_and_hidden_files_are_ignored(kind: str, tmp_path: Path) -> None:
+    folder = parquet_folder(tmp_path / "set") if kind == "parquet" else tar(tmp_path / "set" / "0.tar").parent
+    (folder / "preview.png").write_bytes(FILES[0])
+    (folder / "preview.txt").write_text("a preview", encoding="utf-8")
+    assert open_images(str(folder)).captions == CAPTIONS
+    texts = text_folder(tmp_path / "texts")
+    for hidden in (texts / "._0.png", texts / ".thumbnails" / "0.png"):
+        hidden.parent.mkdir(exist_ok=True)
+        hidden.write_bytes(b"not an image")
+    assert open_images(str(texts)).captions == CAPTIONS
+
+
 def test_a_caption_has_no_byte_order_mark_and_all_images_are_of_one_split(tmp_path: Path) -> None:
     folder = text_folder(tmp_path / "texts")
     (folder / "0_name" / "0.txt").write_text(CAPTIONS[0], encoding="utf-8-sig")
