@@ -159,7 +159,7 @@ def _table_width(widths: Sequence[int]) -> int:
 
 def _least_width(column: Sequence[str]) -> int:
     """The width with which a column is readable: long cells wrap, but no word breaks."""
-    longest_word = max(len(word) for cell in column for word in _words(cell) or ("",))
+    longest_word = max(len(word) for cell in column for word in _words(cell))
     return min(max(map(len, column)), max(_WRAPPED, longest_word))
 
 

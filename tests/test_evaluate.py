@@ -158,6 +158,14 @@ def test_evaluation_leaves_the_state_of_a_training_loop_unchanged(few: suites.Su
     assert snapshot(pipeline) == before
 
 
+def test_what_is_drawn_from_random_generators_while_sampling_is_given_back() -> None:
+    pipeline = copy_student()
+    before = snapshot(pipeline)
+    with in_memory.sampling_copy(pipeline, torch.float32):
+        random.random(), np.random.rand(), torch.rand(1)  # noqa: NPY002
+    assert snapshot(pipeline) == before
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_other_dtype_is_evaluated_on_a_copy(dtype: torch.dtype, few: suites.Suite) -> None:
     pipeline = copy_student().to(dtype)
@@ -180,7 +188,12 @@ def test_digest_covers_everything_that_affects_an_image() -> None:
         assert found not in seen
         seen.add(found)
 
-    pipeline.unet.conv_out.bias.data[0] += 1e-3
+    bias = pipeline.unet.conv_out.bias
+    bias.data[0] += 1e-3
+    assert_digest_changed()
+    bias.data = bias.data.half()
+    assert_digest_changed()
+    bias.data = bias.data.view(torch.bfloat16)  # other values, though the same bytes
     assert_digest_changed()
     pipeline.vae.config["scaling_factor"] = 7.0
     pipeline.vae.register_to_config(scaling_factor=7.0)
@@ -238,6 +251,8 @@ def test_digest_covers_patches_of_a_pipeline() -> None:
     assert_digest_changed()
     pipeline.unet.down_blocks[1].register_forward_hook(lambda *_: None)
     assert_digest_changed()
+    pipeline.unet.down_blocks[1].register_forward_pre_hook(lambda *_: None)
+    assert_digest_changed()
     for name, value in (("pad_token", pipeline.tokenizer.bos_token), ("model_max_length", 7)):
         setattr(pipeline.tokenizer, name, value)
         assert_digest_changed()
@@ -255,6 +270,7 @@ def test_digest_covers_patches_of_a_pipeline() -> None:
     pipeline.watermark = object()  # evaluation draws without
     pipeline.text_encoder.config.dtype = torch.float16  # as loaded; the tensors were cast since
     pipeline.text_encoder.name_or_path = "elsewhere"
+    pipeline.unet.register_to_config(_name_or_path="elsewhere")
     pipeline.unet.conv_out.bias.data = pipeline.unet.conv_out.bias.data.repeat_interleave(2)[::2]
     assert in_memory.digest(pipeline) in seen
 
@@ -308,19 +324,19 @@ def test_invalid_input_is_reported_before_anything_is_generated(few: suites.Suit
 def test_baseline_without_a_record_is_run_first_on_the_device_of_the_model(few: suites.Suite, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = []
 
-    def run(specs: Any, *_: Any, device: str | None, **__: Any) -> None:
-        runs.append((specs[0].name, device))
+    def run(specs: Any, *_: Any, device: str | None, only: str | None) -> None:
+        runs.append((specs[0].name, device, only))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(measuring, "run", run)
     for evaluate in (
         lambda: sdbench.evaluate(copy_student(), few, baseline="scenes-ssd-1b"),
         lambda: sdbench.evaluate("scenes-vega", few, baseline="scenes-ssd-1b", device="cpu"),
-        lambda: api.until_verdict(resolve("scenes-vega"), few, "scenes-ssd-1b", None, device="cpu"),
+        lambda: api.until_verdict(resolve("scenes-vega"), few, "scenes-ssd-1b", None, device="cpu", only="quality"),
     ):
         with pytest.raises(KeyboardInterrupt):
             evaluate()
-    assert runs == [("scenes-ssd-1b", "cpu")] * 3
+    assert runs == [("scenes-ssd-1b", "cpu", only) for only in ("quality", None, "quality")]
 
 
 def test_until_verdict_can_weigh_and_measure_image_metrics_alone(few: suites.Suite, teacher: api.Evaluation) -> None:

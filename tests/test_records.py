@@ -123,10 +123,11 @@ def test_invalid_record_is_an_error(tmp_path: Path) -> None:
         records.read(tmp_path / "nowhere")
 
 
-def test_scores_without_keys_are_an_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kept", "missing"), [({"sample": [1]}, "prompt_id"), ({"prompt_id": ["p0"]}, "sample")])
+def test_scores_without_keys_are_an_error(kept: dict[str, list[Any]], missing: str, tmp_path: Path) -> None:
     folder = save_record(make_measurement(), tmp_path)
-    pq.write_table(pa.table({"sample": [1]}), folder / "scores.parquet")
-    with pytest.raises(UserError, match=r"record .* cannot be read .*: scores\.parquet has no column 'prompt_id'"):
+    pq.write_table(pa.table(kept), folder / "scores.parquet")
+    with pytest.raises(UserError, match=rf"record .* cannot be read .*: scores\.parquet has no column '{missing}'"):
         records.read(folder)
 
 
@@ -134,6 +135,7 @@ def test_scores_without_keys_are_an_error(tmp_path: Path) -> None:
     ("column", "values", "message"),
     [
         ("a.b", [[1.0], [2.0]], r"column 'a\.b' of scores\.parquet holds list<.*>, expected floating-point numbers"),
+        ("a.b", [1, 2], r"column 'a\.b' of scores\.parquet holds int64, expected floating-point numbers"),
         ("a.b", ["x", "y"], r"column 'a\.b' of scores\.parquet holds string, expected floating-point numbers"),
         ("prompt_id", [1, 2], r"column 'prompt_id' of scores\.parquet holds int64, expected text"),
         ("prompt", [None, None], r"column 'prompt' of scores\.parquet holds null, expected text"),

@@ -47,6 +47,7 @@ def test_rounding_keeps_value_order_and_unit(name: str, anywhere: int, power: in
     [
         (format_count(0), "0"),
         (format_count(999), "999"),
+        (format_count(0.25), "0.25"),
         (format_count(999.96), "1 k"),
         (format_count(999_949), "999.9 k"),
         (format_count(999_960), "1 M"),
@@ -91,3 +92,10 @@ def test_a_wide_table_is_cut_into_parts_in_which_no_word_breaks(width: int) -> N
     for word in (*" ".join(header).split(), *(word for row in rows for cell in row for word in cell.split()), "(-4.5 %..+22.3 %)"):
         assert word in shown
     assert len(shown.split("\n\n")) == {50: 4, 60: 3, 80: 2, 100: 2, 200: 1}[width]
+
+
+@pytest.mark.parametrize("sign", ["%", "↑", "↓", "²", "% ¹²"])
+def test_a_sign_stays_on_the_line_of_its_word_however_long_that_is(sign: str) -> None:
+    phrase = f"memory.peak_reserved_share {sign}"
+    grid = Grid(("what is long takes what room is left", f"of the device: {phrase}"), ())
+    assert phrase in text(grid, 20 + len(phrase) + 5)

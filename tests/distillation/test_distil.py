@@ -596,11 +596,12 @@ def test_of_two_exports_to_one_folder_at_once_the_second_is_refused_and_the_firs
     vega: Recipe, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     teacher, copy_parts, others = open_teacher_for(teacher_folder, vega), export._copy_parts, [0]
-    cut = prune(teacher.unet("float32", "cpu"), vega.plans[-1])
-    write = partial(export_student, cut, tmp_path / "out", teacher, Provenance.from_run(vega, [teacher], cut))
+    cut, out = prune(teacher.unet("float32", "cpu"), vega.plans[-1]), tmp_path / "students" / "out"
+    write = partial(export_student, cut, out, teacher, Provenance.from_run(vega, [teacher], cut))
 
-    def copy_while_another_exports(*arguments: Path) -> None:
-        copy_parts(*arguments)
+    def copy_while_another_exports(source: Path, folder: Path) -> None:
+        assert folder.is_relative_to(out.parent)  # a folder elsewhere may be on another disk, from which none can be renamed
+        copy_parts(source, folder)
         if others.pop() == 0:
             others.append(1)
             write()
@@ -608,8 +609,8 @@ def test_of_two_exports_to_one_folder_at_once_the_second_is_refused_and_the_firs
     monkeypatch.setattr(export, "_copy_parts", copy_while_another_exports)
     with pytest.raises(UserError, match=r"out exists; expected a new or empty folder"):
         write()
-    assert StableDiffusionXLPipeline.from_pretrained(tmp_path / "out").unet.config.mid_block_type == "UNetMidBlock2D"
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert StableDiffusionXLPipeline.from_pretrained(out).unet.config.mid_block_type == "UNetMidBlock2D"
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
 
 
 def test_a_student_can_be_written_to_the_current_folder(

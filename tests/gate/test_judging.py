@@ -401,6 +401,9 @@ def test_record_without_probes_is_reported(teacher: Measurement, tmp_path: Path)
         "pass",
         ("not measured, so not weighed: latency.pipeline.p50, memory.peak_rss, memory.peak_allocated",),
     )
+    assert report.to_json()["inputs"]["baseline_asked"] == str(baseline)
+    with pytest.raises(UserError, match="unknown half to gate by 'probes'"):
+        api.compare(candidate, baseline, places=api.Places(tmp_path), only="probes")
 
 
 def without(measurement: Measurement, *, image_metrics: bool) -> Measurement:

@@ -406,6 +406,8 @@ def _bytes(file: str, change: Callable[[bytes], bytes]) -> Callable[[Path], obje
             _json("tokenizer_2/tokenizer_config.json", eos_token="<new>"),
             r"/tokenizer_2 puts the token '<new>' into each prompt, which is not among the \d+ of text_encoder_2; copy",
         ),
+        (_json("tokenizer/tokenizer_config.json", bos_token="<new>"), r"/tokenizer puts the token '<new>' .* of text_encoder; copy"),
+        (_json("tokenizer/tokenizer_config.json", pad_token="<new>"), r"/tokenizer puts the token '<new>' .* of text_encoder; copy"),
         (_bytes("tokenizer/tokenizer.json", lambda _: b"{}"), r"cannot be loaded \(.*\).*; copy its tokenizers and scheduler"),
         (_json("unet/config.json", block_out_channels=[8, 8]), r"unet/config\.json does not describe a UNet2DConditionModel"),
         (
@@ -438,6 +440,9 @@ def test_damaged_folder_is_an_error(pipeline_copy: Path, damage: Callable[[Path]
     damage(pipeline_copy)
     with pytest.raises(UserError, match=message):
         load(spec, dtype="float32", device="cpu")
+    if "NaN" not in message and "TypeError" not in message:  # all but values of weights and the scheduler
+        with pytest.raises(UserError, match=message):
+            check_headers(spec, dtype="float32")
 
 
 def test_what_the_libraries_ignore_is_no_reason_to_refuse_a_folder(pipeline_copy: Path, tiny_pipeline: Path) -> None:

@@ -810,7 +810,7 @@ def test_external_images_get_a_row_and_a_verdict(tmp_path: Path) -> None:
     assert (record.suite, list(scores.prompt_ids)) == (suite.id, [*suite.prompt_list()])  # beside the models' rows
     assert record.model == Model(name="dall-e", architecture="", source="images:images, 64 x 64 px, PNG", weights_digest=None)
     found = {value.name: value for value in record.values}
-    assert (record.sampling, found["scene_accuracy"].value) == ({}, 1)
+    assert (record.sampling, record.noise, found["scene_accuracy"].value) == ({}, {}, 1)
     assert [found[name].state for name in ("win_rate.preference.scenes", "agreement.ssim")] == [
         "missing",
         "not_applicable",

@@ -165,6 +165,23 @@ def test_a_caption_has_no_byte_order_mark_and_all_images_are_of_one_split(tmp_pa
         read_rows(str(folder), "test")
 
 
+@pytest.mark.parametrize("make", [image_folder, text_folder])
+def test_the_current_folder_is_called_by_its_name(make: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(make(tmp_path / "mine"))
+    assert open_images(".").name == "mine"
+
+
+def test_text_files_beside_a_table_of_captions_are_ignored(tmp_path: Path) -> None:
+    folder = image_folder(tmp_path / "both")
+    (folder / "in" / "0.txt").write_text("another caption", encoding="utf-8")
+    assert open_images(str(folder)).captions == CAPTIONS
+
+
+def test_of_bytes_and_declared_images_the_images_are_read(tmp_path: Path) -> None:
+    table().add_column("thumbnail", [b"not an image"] * 4).to_parquet(tmp_path / "both.parquet")
+    np.testing.assert_array_equal(np.asarray(open_images(str(tmp_path / "both.parquet")).image(0)), ARRAYS[0])
+
+
 def test_a_missing_empty_or_undecodable_caption_is_refused(tmp_path: Path) -> None:
     folder = text_folder(tmp_path / "texts")
     caption = folder / "1_name" / "2.txt"
@@ -321,6 +338,7 @@ def test_a_row_without_image_is_named(tmp_path: Path) -> None:
 def test_an_invalid_source_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     table().remove_columns("image").to_parquet(tmp_path / "texts.parquet")
+    bytes_table(tmp_path / "structs.parquet", clip=pa.struct({"bytes": pa.binary(), "path": pa.string(), "sampling_rate": pa.int64()}))
     pq.ParquetWriter(tmp_path / "none.parquet", table().data.table.schema).close()
     (tmp_path / "damaged.parquet").write_bytes(b"PAR1")
     for other in ("notes.doc", "list.csv"):
@@ -329,6 +347,7 @@ def test_an_invalid_source_is_refused(tmp_path: Path) -> None:
         "empty": r"nothing to read in .*empty: expected metadata\.jsonl.*; found nothing\. A line of metadata\.jsonl is {\"file_name\": \"0\.png\", \"text\": \"a caption\"}",
         "nowhere": "nothing to read at '.*nowhere': it is not a folder, a file, a glob",
         "texts.parquet": r"texts\.parquet has 0 image columns; expected one. Its columns: text \(Value\)",
+        "structs.parquet": r"structs\.parquet has 0 image columns; expected one. Its columns: clip \(dict\), caption \(Value\)",
         "none.parquet": "corresponds to no data",
         "damaged.parquet": r"cannot read '.*damaged\.parquet' as a dataset \(",
         "*": r"names files ending in , \.csv, \.doc, \.parquet; expected files of one kind: \.parquet",
