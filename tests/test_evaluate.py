@@ -352,12 +352,18 @@ def test_until_verdict_can_weigh_and_measure_image_metrics_alone(few: suites.Sui
         api.until_verdict(resolve("scenes-teacher"), few, str(teacher.folder), only="probes")
 
 
-def test_nothing_is_run_for_a_policy_without_the_suite(teacher: api.Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_run_for_a_policy_without_the_suite(
+    few: suites.Suite, teacher: api.Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(measuring, "run", lambda *_, **__: pytest.fail("run"))
     policy = tmp_path / "policy.toml"
     policy.write_text("alpha = 0.05\n[suites.other]\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"has no table \[suites\.quality\], so it weighs no metric of suite 'quality-custom'"):
-        api.compare("scenes-vega-pruned", str(teacher.folder), policy)
+    for judge in (
+        lambda: api.compare("scenes-vega-pruned", teacher.folder, policy),
+        lambda: api.until_verdict(resolve("scenes-vega-pruned"), few, "scenes-vega", policy),
+    ):
+        with pytest.raises(UserError, match=r"has no table \[suites\.quality\], so it weighs no metric of suite 'quality-custom'"):
+            judge()
 
 
 def test_suite_of_the_users_own_is_gated_by_a_policy_of_their_own_in_folders_of_their_own(few: suites.Suite, tmp_path: Path) -> None:

@@ -88,8 +88,9 @@ def until_verdict(
 
     _check_only(only)
     rules = load_policy(policy)
-    left_out = [name for name in rules.rules(suite.name) if is_probe(name)] if only else []
-    weighed = _leave_out(left_out, rules, suite.name) if left_out else rules  # a policy that weighs nothing ends the run before it begins
+    names = rules.rules(suite.name)  # a policy that weighs nothing here ends the run before it begins
+    left_out = [name for name in names if is_probe(name)] if only else []
+    weighed = _leave_out(left_out, rules, suite.name) if left_out else rules
     check_models([spec], suite)
     old = find_or_run_baseline(str(baseline), suite, places, device, only, announce)
     reference = records.read_record(old)
