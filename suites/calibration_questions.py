@@ -79,7 +79,7 @@ def questions(sampler: Sampler) -> Iterator[Question | Exact]:
     yield Question(f"until the verdict, {RARE}", partial(_judge_rare_loss_sequentially, sampler))
     for arm in [arm for arm in sampler.arms if arm != "vega"]:
         yield Question(f"fault: {arm}", partial(_judge_fault, sampler, arm), _size_in_margins(sampler, arm))
-    for name, what in (("latency.pipeline.p50", "slower"), ("memory.peak_rss", "more memory")):
+    for name, what in (("latency.pipeline.p50", "slower"), ("memory.peak_data", "more memory")):
         for rounds in (2, 5, 20):
             for slower in (0.0, 0.03, 0.05, 0.1):
                 sizes = {name: slower / sampler.rules[name].margin}

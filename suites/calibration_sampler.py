@@ -68,7 +68,7 @@ class Sampler:
                 if (value := record.value(name)) and value.value
                 for one in value.samples or ()
             ]
-            for name in ("latency.pipeline.p50", "memory.peak_rss")
+            for name in ("latency.pipeline.p50", "memory.peak_data")
         }
 
     def draw_itself(self, random: np.random.Generator) -> tuple[Images, Images]:

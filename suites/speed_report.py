@@ -44,7 +44,7 @@ def _record(model: str, created: datetime, n: int, rng: np.random.Generator) -> 
         )
         for part in ("pipeline", "unet_step", "vae_decode")
     ]
-    values.append(Value(name="memory.peak_rss", kind="probe", direction="lower", unit="MiB", value=float(rng.uniform(900, 1000)), n=2))
+    values.append(Value(name="memory.peak_data", kind="probe", direction="lower", unit="MiB", value=float(rng.uniform(900, 1000)), n=2))
     record = Record(
         family="scenes",
         suite=SuiteId(name="quality", version=1, digest="5017e"),

@@ -58,9 +58,9 @@ def make_measurement(
     columns["fd.scenes:influence"] -= columns["fd.scenes:influence"].mean()
     if worse in columns:
         columns[worse] -= by
-    scale = {name: 1 + by if name == worse else 1.0 for name in ("latency.pipeline.p50", "memory.peak_rss")}
+    scale = {name: 1 + by if name == worse else 1.0 for name in ("latency.pipeline.p50", "memory.peak_data")}
     calls = scale["latency.pipeline.p50"] * own.lognormal(np.log(0.5), 0.01, (8, 5))
-    resident = scale["memory.peak_rss"] * own.normal(900, 3, 8)
+    resident = scale["memory.peak_data"] * own.normal(900, 3, 8)
     values = (
         Value(
             name="fd.scenes",
@@ -89,7 +89,7 @@ def make_measurement(
             samples=tuple(map(tuple, calls.tolist())),
         ),
         Value(
-            name="memory.peak_rss",
+            name="memory.peak_data",
             kind="probe",
             direction="lower",
             unit="MiB",

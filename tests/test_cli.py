@@ -337,7 +337,7 @@ def test_gate_on_quality_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str
     slower, old = save_record(student, tmp_path), save_record(teacher, tmp_path)
     assert gate(slower, old) == 1
     assert gate(slower, old, "--only", "quality") == 0
-    assert "left out, as only image metrics are weighed: latency.pipeline.p50, memory.peak_rss" in capsys.readouterr().out
+    assert "left out, as only image metrics are weighed: latency.pipeline.p50, memory.peak_data" in capsys.readouterr().out
 
 
 def test_noise_says_what_its_numbers_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

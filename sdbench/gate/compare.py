@@ -18,7 +18,7 @@ from sdbench.stats.decisions import BetweenRuns, Bounds
 
 # Probes that exist on one kind of machine only; any other name that no record has is a mistake.
 _MACHINE_BOUND = frozenset(
-    f"memory.{name}" for name in ("peak_rss", "peak_allocated", "peak_reserved", "process", "context", "smallest_card")
+    f"memory.{name}" for name in ("peak_rss", "peak_data", "peak_allocated", "peak_reserved", "process", "context", "smallest_card")
 )
 Samples = tuple[tuple[float, ...], ...]
 

@@ -25,6 +25,7 @@ _PROBES = (
     "memory.peak_allocated",
     "memory.process",
     "memory.smallest_card",
+    "memory.peak_data",
     "memory.peak_rss",
     "cold_start.first_call",
     "cold_start.first_call_compiling",

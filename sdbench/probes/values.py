@@ -6,7 +6,7 @@ from itertools import chain
 from sdbench.probes import roofline
 from sdbench.probes.capacity import CARDS_GB
 from sdbench.probes.conditions import conditions, remarks
-from sdbench.probes.meters import MIB
+from sdbench.probes.meters import HOST_PEAKS, MIB
 from sdbench.probes.request import STAGES
 from sdbench.probes.rounds import Round, collect_info, exact_value, failed_value, failure_note, failure_reason, median_value
 from sdbench.probes.work import Load
@@ -78,7 +78,7 @@ def _images_per_second(p50: Value, batch: int, note: str) -> Value:
 def _memory(rounds: Sequence[Round], *, on_cuda: bool) -> list[Value]:
     reason, note = failure_reason(rounds, "pipeline"), failure_note(rounds, "pipeline")
     weights = [number / MIB for number in collect_info(rounds, "weights_bytes")]
-    peaks = ("peak_allocated", "peak_reserved", "peak_rss") if on_cuda else ("peak_rss",)
+    peaks = (*(("peak_allocated", "peak_reserved") if on_cuda else ()), *HOST_PEAKS)
     found = [median_value("memory.weights", "MiB", weights, reason)]
     found += [median_value(f"memory.{name}", "MiB", collect_info(rounds, "memory_mib", name), reason, note=note) for name in peaks]
     if on_cuda:

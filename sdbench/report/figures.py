@@ -23,7 +23,7 @@ from sdbench.report import MAX_MODELS
 _HREF = "{http://www.w3.org/1999/xlink}href"
 MAX_BARS = 60  # models with error bars; where there are more, they are small points without
 MAX_LABELS = 12  # models with a name in a scatter; where there are more, only those on the frontier are named
-MEMORY = ("memory.peak_allocated", "memory.peak_rss")
+MEMORY = ("memory.peak_allocated", "memory.peak_data")
 # Stand-ins for the page's colours.
 _COLOURS = {
     "#000001": "var(--ink)", "#000002": "var(--muted)", "#000003": "var(--line)", "#000004": "var(--accent)", "#000005": "var(--paper)",

@@ -58,7 +58,7 @@ def test_floor_needs_two_runs_and_skips_metrics_missing_from_one(tmp_path: Path)
 def test_set_metric_without_influences_and_probe_at_zero_have_no_floor(tmp_path: Path) -> None:
     runs = []
     for seed in (1, 2):
-        record, scores = with_value(make_measurement(seed=seed), "memory.peak_rss", value=0.0, samples=((0.0,),))
+        record, scores = with_value(make_measurement(seed=seed), "memory.peak_data", value=0.0, samples=((0.0,),))
         del scores.columns["fd.scenes:influence"]
         runs.append(Side.read(save_record((record, scores), tmp_path)))
     metrics = floors.estimate(runs, (1, 2), SUITE).metrics
@@ -95,13 +95,13 @@ def test_floor_file_with_a_single_run_is_rejected(tmp_path: Path) -> None:
 def test_only_floors_of_the_same_machine_class_are_used(tmp_path: Path) -> None:
     runs = make_sides(tmp_path, 1, 2)
     path = floors.write(floors.estimate(runs, (1, 2), SUITE), tmp_path)
-    assert floors.between_runs(runs[0].record, tmp_path).keys() == {"latency.pipeline.p50", "memory.peak_rss"}
+    assert floors.between_runs(runs[0].record, tmp_path).keys() == {"latency.pipeline.p50", "memory.peak_data"}
     assert floors.between_runs(make_measurement(machine=GPU)[0], tmp_path) == {}
     wider = floors.read(path).model_copy(
-        update={"model": "other", "metrics": {"memory.peak_rss": floors.Spread(noise=9.0, values=(1.0,), unit="")}}
+        update={"model": "other", "metrics": {"memory.peak_data": floors.Spread(noise=9.0, values=(1.0,), unit="")}}
     )
     floors.write(wider, tmp_path)
-    assert floors.between_runs(runs[0].record, tmp_path)["memory.peak_rss"] == BetweenRuns(9.0, 2)
+    assert floors.between_runs(runs[0].record, tmp_path)["memory.peak_data"] == BetweenRuns(9.0, 2)
 
 
 @pytest.mark.parametrize("change", [{"digest": "07e4"}, {"version": 2}, {"name": "standard"}])
@@ -110,7 +110,7 @@ def test_floor_of_a_suite_with_other_settings_is_not_used(change: dict[str, Any]
     floors.write(floors.estimate(runs, (1, 2), SUITE), tmp_path)
     assert floors.between_runs(make_measurement(suite=other)[0], tmp_path) == {}
     floors.write(floors.estimate(runs, (1, 2), other), tmp_path)
-    assert floors.between_runs(make_measurement(suite=other)[0], tmp_path).keys() == {"latency.pipeline.p50", "memory.peak_rss"}
+    assert floors.between_runs(make_measurement(suite=other)[0], tmp_path).keys() == {"latency.pipeline.p50", "memory.peak_data"}
 
 
 def test_latency_of_another_run_is_judged_with_the_noise_between_runs(tmp_path: Path) -> None:

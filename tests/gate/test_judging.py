@@ -83,7 +83,7 @@ def test_equal_model_passes(teacher: Measurement, tmp_path: Path) -> None:
         ("preference.scenes", 0.5),
         ("scene_accuracy", 0.2),
         ("latency.pipeline.p50", 0.5),
-        ("memory.peak_rss", 0.2),
+        ("memory.peak_data", 0.2),
     ],
 )
 def test_worse_metric_regresses_and_better_metric_passes(name: str, by: float, teacher: Measurement, tmp_path: Path) -> None:
@@ -260,7 +260,7 @@ def test_probes_of_another_machine_class_are_skipped_unless_required(teacher: Me
     report = judge(elsewhere, teacher, tmp_path / "optional", Policy(alpha=0.05, suites={"quality": optional}))
     assert report.verdict == "pass"
     skipped = {result.name: result.reason for result in report.results if result.verdict == "skipped"}
-    assert skipped.keys() == {"latency.pipeline.p50", "memory.peak_rss", "memory.peak_allocated"}
+    assert skipped.keys() == {"latency.pipeline.p50", "memory.peak_data", "memory.peak_allocated"}
     assert "different machine classes: Some GPU 80GB" in skipped["latency.pipeline.p50"]
     report = judge(elsewhere, teacher, tmp_path / "shipped")
     assert (report.verdict, report.exit_code) == ("incomparable", 2)
@@ -307,8 +307,8 @@ def test_probe_missing_from_one_record_is_skipped_only_on_another_machine(side: 
     def verdict(**changes: Any) -> str:
         sides = {"candidate": make_measurement(**changes), "baseline": teacher}
         record, scores = sides[side]
-        sides[side] = record.model_copy(update={"values": tuple(v for v in record.values if v.name != "memory.peak_rss")}), scores
-        report = judge(sides["candidate"], sides["baseline"], tmp_path / f"{len(changes)}", optional_rule("memory.peak_rss"))
+        sides[side] = record.model_copy(update={"values": tuple(v for v in record.values if v.name != "memory.peak_data")}), scores
+        report = judge(sides["candidate"], sides["baseline"], tmp_path / f"{len(changes)}", optional_rule("memory.peak_data"))
         assert side in report.results[0].reason
         return report.results[0].verdict
 
@@ -330,7 +330,7 @@ def test_a_look_tests_scores_at_its_own_level_and_probes_at_alpha(teacher: Measu
         "preference.scenes",
         "scene_accuracy",
     }
-    assert (ratios["latency.pipeline.p50"], ratios["memory.peak_rss"]) == (1, 1)
+    assert (ratios["latency.pipeline.p50"], ratios["memory.peak_data"]) == (1, 1)
 
 
 def test_a_look_too_strict_to_decide_says_that_one_judgement_would(teacher: Measurement, tmp_path: Path) -> None:
@@ -399,7 +399,7 @@ def test_record_without_probes_is_reported(teacher: Measurement, tmp_path: Path)
     report = api.compare(candidate, baseline, places=api.Places(tmp_path))
     assert (report.verdict, report.notes) == (
         "pass",
-        ("not measured, so not weighed: latency.pipeline.p50, memory.peak_rss, memory.peak_allocated",),
+        ("not measured, so not weighed: latency.pipeline.p50, memory.peak_data, memory.peak_allocated",),
     )
     assert report.to_json()["inputs"]["baseline_asked"] == str(baseline)
     with pytest.raises(UserError, match="unknown half to gate by 'probes'"):
@@ -423,7 +423,7 @@ def test_what_was_not_measured_is_not_called_unknown(teacher: Measurement, tmp_p
         assert f"{name}: not measured in either record; {advice}" in report.why
         assert "unknown metric" not in report.why
     only_quality = without(make_measurement(), image_metrics=False)
-    skipped = judge(only_quality, only_quality, tmp_path / "optional", optional_rule("memory.peak_rss")).results[0]
+    skipped = judge(only_quality, only_quality, tmp_path / "optional", optional_rule("memory.peak_data")).results[0]
     assert (skipped.verdict, skipped.reason.partition(";")[0]) == ("skipped", "not measured in either record")
 
 
@@ -445,13 +445,13 @@ def test_gate_on_quality_alone_weighs_every_image_metric_and_names_what_it_leave
     )
     assert report.notes[-2:] == (
         "not measured, so not weighed: memory.peak_allocated",
-        "left out, as only image metrics are weighed: latency.pipeline.p50, memory.peak_rss",
+        "left out, as only image metrics are weighed: latency.pipeline.p50, memory.peak_data",
     )
     unmeasured = [without(measurement, image_metrics=False) for measurement in (make_measurement(), teacher)]
     report = compare(unmeasured[0], save_record(unmeasured[1], tmp_path))
     assert (report.verdict, report.notes[-1]) == (
         "pass",
-        "not measured, so not weighed: latency.pipeline.p50, memory.peak_rss, memory.peak_allocated",
+        "not measured, so not weighed: latency.pipeline.p50, memory.peak_data, memory.peak_allocated",
     )
     assert compare(worse).verdict == "regressed"
     assert compare(failed).verdict == "incomparable"
@@ -625,9 +625,9 @@ def test_agreement_with_the_teacher_is_reported_but_compared_only_if_the_policy_
 
 
 def test_report_text_matches_the_golden_file(teacher: Measurement, tmp_path: Path) -> None:
-    candidate = with_value(make_measurement(), "memory.peak_rss", samples=((1125.0,),) * 3, value=1125)
+    candidate = with_value(make_measurement(), "memory.peak_data", samples=((1125.0,),) * 3, value=1125)
     candidate = with_value(candidate, "latency.pipeline.p50", samples=((1.0, 1.0),) * 3, value=1.0)
-    baseline = with_value(teacher, "memory.peak_rss", samples=((900.0,),) * 3, value=900)
+    baseline = with_value(teacher, "memory.peak_data", samples=((900.0,),) * 3, value=900)
     baseline = with_value(baseline, "latency.pipeline.p50", samples=((0.5, 0.5),) * 3, value=0.5)
     rules = {name: rule for name, rule in SHIPPED.suites["quality"].items() if name.startswith(("latency", "memory", "scene"))}
     report = judge(candidate, baseline, tmp_path, Policy(alpha=0.05, suites={"quality": rules}))

@@ -36,7 +36,30 @@ def test_peak_memory_is_read_in_the_unit_of_its_source(
     monkeypatch.setattr(meters, "Path", lambda _: file)
     monkeypatch.setattr(resource, "getrusage", lambda _: SimpleNamespace(ru_maxrss=3 * 2**20))  # KiB on Linux, bytes on a Mac
     monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(meters, "HOST_PEAKS", ("peak_rss",))
     assert meters.peak_memory_mib("cpu") == {"peak_rss": mib}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_peak_of_data_counts_what_a_library_holds_of_its_own_but_not_its_pages(tmp_path: Path) -> None:
+    """A mapped file of 256 MiB: as a library it does not count, except the pages that were written to; as weights it does."""
+    code = """
+import mmap, sys
+from sdbench.probes.meters import peak_memory_mib
+before = peak_memory_mib("cpu")["peak_data"]
+with open(sys.argv[1], "r+b") as file:
+    area = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE)
+pages = sum(area[::4096])
+for start in range(0, 64 * 2**20, 4096):
+    area[start] = 1
+print(peak_memory_mib("cpu")["peak_data"] - before)
+"""
+    grown = {}
+    for name in ("libkernels.so.12", "unet.safetensors"):
+        (tmp_path / name).write_bytes(bytes(2**28))
+        command = [sys.executable, "-c", code, str(tmp_path / name)]
+        grown[name] = float(subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout)
+    assert grown == {"libkernels.so.12": pytest.approx(64, abs=8), "unet.safetensors": pytest.approx(256, abs=8)}
 
 
 def test_peak_memory_on_windows_needs_no_resource_module(monkeypatch: pytest.MonkeyPatch) -> None:

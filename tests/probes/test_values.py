@@ -30,7 +30,7 @@ def values_on_a_card(**info: Any) -> dict[str, Value]:
         "load_s": 2.0,
         "first_call_s": 1.0,
         "amount": dict.fromkeys(CEILINGS, 1e12),
-        "memory_mib": {"peak_rss": 300.0, "peak_allocated": 400.0, "peak_reserved": 500.0},
+        "memory_mib": {"peak_rss": 300.0, "peak_data": 200.0, "peak_allocated": 400.0, "peak_reserved": 500.0},
         "watch": {"foreign_cores": 0.0, "states": [STATE, STATE], "foreign_processes": {}},
         "process_mib": 900.0,
         "context_mib": 400.0,
@@ -55,6 +55,7 @@ def test_memory_values_of_a_card() -> None:
     expected = {
         "weights": 1,
         "peak_rss": 300,
+        "peak_data": 200,
         "peak_allocated": 400,
         "peak_reserved": 500,
         "process": 900,

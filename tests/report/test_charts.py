@@ -92,7 +92,7 @@ def test_models_without_both_values_are_left_out_and_one_model_makes_no_chart() 
 
 
 def test_charts_are_against_latency_and_the_more_exact_memory() -> None:
-    memory = [probe(name, 2.0, "MiB") for name in ("memory.peak_rss", "memory.peak_allocated")]
+    memory = [probe(name, 2.0, "MiB") for name in ("memory.peak_data", "memory.peak_allocated")]
     rows = [replace(row, record=make_record(row.name, (*memory, *row.record.values))) for row in (make_row("a", 1, 1), make_row("b", 2, 2))]
     charts = figures.pareto_charts(make_section(*rows), rows[0].record.values[2], "CLIP")
     costs = ("latency.pipeline.p50 (s)", "memory.peak_allocated (MiB)")
