@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sdbench import __version__
+from sdbench import __version__, machine
 from sdbench.errors import UserError
 from sdbench.machine import PACKAGES, checkout_state, choose_device, environment, this_machine, variables
 
@@ -44,6 +44,21 @@ def test_cpu_machine_has_no_driver_and_cuda_even_beside_a_gpu() -> None:
     assert machine.machine_class.startswith(f"{machine.cpu} ({machine.cores} cores), torch ")
     assert machine.cores >= 1
     assert machine.ram_gib > 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [("AMD EPYC", "AMD EPYC family 25 model 17"), ("AMD EPYC 9654 96-Core Processor", "AMD EPYC 9654 96-Core Processor")],
+)
+def test_processor_whose_name_tells_no_model_is_told_apart_by_its_numbers(
+    name: str, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clouds call a processor with AVX2 and one with AVX-512 alike."""
+    cpuinfo = tmp_path / "cpuinfo"
+    entry = f"vendor_id\t: AuthenticAMD\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: {name}\n\n"
+    cpuinfo.write_text("".join(f"processor\t: {index}\n{entry}" for index in range(2)), encoding="utf-8")
+    monkeypatch.setattr(machine, "Path", lambda _: cpuinfo)
+    assert this_machine("cpu").cpu == found
 
 
 def test_driver_version_comes_from_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
