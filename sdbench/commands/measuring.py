@@ -6,19 +6,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdbench.arguments import add_part
+from sdbench.arguments import add_part, print_answer, print_json, print_note
 from sdbench.commands import gating, showing
-from sdbench.commands.console import (
-    AddCommand,
-    add_completion,
-    add_device,
-    add_runs,
-    places_from,
-    print_answer,
-    print_json,
-    print_note,
-    table_width,
-)
+from sdbench.commands.console import AddCommand, add_completion, add_device, add_runs, places_from, table_width
 from sdbench.errors import UserError
 
 if TYPE_CHECKING:
