@@ -253,20 +253,20 @@ class Suite(Table):
         return {prompt_id: text for prompt_id, text in by_id.items() if prompt_id in used}
 
     def describe_prompts(self) -> str:
-        """The source and the digest of a dataset's prompts, as text; "" for prompts that come with the suite.
+        """The source and the digest of a dataset's prompts, and how many prompts of a file or dataset repeat others, as text; else "".
 
         Raises:
             MissingError, UserError: see `prompt_list`.
         """
-        if self.prompts is None or self.prompts.source != "dataset":
+        if self.prompts is None or self.prompts.source == "scenes":
             return ""
         texts = tuple(self.prompt_list().values())
         repeated = len(texts) - len(set(texts))
-        return (
-            f"{len(texts)} of {self.prompts.path}, digest {prompts_digest(texts)}"
-            + ("" if is_verified(self.prompts.path or "", self.prompts.digest) else " (unverified)")
-            + (f", {repeated} of them repeat an earlier one" if repeated else "")
-        )
+        repeats = f", {repeated} of them repeat an earlier one" if repeated else ""
+        if self.prompts.source == "file":
+            return f"{len(texts)} of {Path(self.prompts.file or '').name}{repeats}" if repeats else ""
+        unverified = "" if is_verified(self.prompts.path or "", self.prompts.digest) else " (unverified)"
+        return f"{len(texts)} of {self.prompts.path}, digest {prompts_digest(texts)}{unverified}{repeats}"
 
 
 def look_order(prompt_ids: Sequence[str], batch: int) -> list[str]:
