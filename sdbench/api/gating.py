@@ -180,7 +180,7 @@ def _announced_run(places: Places, device: str | None, only: str | None, announc
 
     def run(specs: "Sequence[ModelSpec]", suite: suites.Suite) -> list[Path]:
         if announce:
-            announce(lookup.describe_run(specs, suite))
+            announce(lookup.describe_run(specs, suite, places.results))
         return measuring.run(specs, suite, places, device=device, only=only)
 
     return run
