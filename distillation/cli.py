@@ -13,7 +13,7 @@ from distillation.commands import data, sensitivity
 from distillation.commands.options import TEACHER, add_data, add_device, number_between, positive_int, resolve_device
 from distillation.recipe import Family, Recipe, load_recipe, shipped_recipes
 from sdbench import __version__
-from sdbench.arguments import Parser, add_command, run_command, show
+from sdbench.arguments import Parser, add_command, add_json, print_answer, print_json, run_command, show
 from sdbench.models.catalogue import CATALOGUE, TEACHERS
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     for command in (plan, prune, run, ablate):
         command.add_argument("recipe", help=f"name of a shipped recipe ({', '.join(shipped_recipes())}), or path of a .toml file")
+    add_json(plan)
     _add_estimate_options(plan, run)
     _add_output_options(prune, run)
     _add_training_options(run, ablate)
@@ -119,7 +120,10 @@ def _add_teacher_options(prune: argparse.ArgumentParser, run: argparse.ArgumentP
 def _plan(options: argparse.Namespace) -> None:
     from distillation.describe import describe_recipe
 
-    show(describe_recipe(load_recipe(options.recipe), options.family, tflops=options.tflops, usd_per_hour=options.usd_per_hour))
+    plan = describe_recipe(load_recipe(options.recipe), options.family, tflops=options.tflops, usd_per_hour=options.usd_per_hour)
+    print_answer(plan["text"], options)
+    if options.json:
+        print_json(plan)
 
 
 def _prune(options: argparse.Namespace) -> None:
@@ -231,7 +235,7 @@ def _dry_run(
         usd_per_hour=options.usd_per_hour,
     )
     unchecked = (f"teacher {name}: not on this disk, not checked" for name in names if name not in local)
-    return "\n".join([described, *unchecked])
+    return "\n".join([described["text"], *unchecked])
 
 
 def _ablate(options: argparse.Namespace) -> None:

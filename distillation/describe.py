@@ -1,6 +1,8 @@
-"""A recipe in words: what it cuts, what it compares, how it trains, and an estimate of what training takes."""
+"""A recipe in words and numbers: what it cuts, what it compares, how it trains, and an estimate of what training takes."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from diffusers import UNet2DConditionModel
 
@@ -19,7 +21,7 @@ from distillation.recipe import Family, Recipe
 from distillation.recipe_tables import TeacherShare, Training
 from distillation.taps import Tap, resolve_taps
 from sdbench.disk import size_text
-from sdbench.models.architectures import PARTS, Config, pooled_width, unet_config
+from sdbench.models.architectures import PARTS, pooled_width, unet_config
 from sdbench.models.loading import build_on_meta, count_parameters
 from sdbench.probes.work import input_sizes, unet_macs
 from sdbench.training.checkpoints import MAX_CHECKPOINTS
@@ -34,8 +36,10 @@ def describe_recipe(
     n_images: int | None = None,
     tflops: float | None = None,
     usd_per_hour: float | None = None,
-) -> str:
-    """An estimate of what training takes, and stages, kept blocks with their sources, parameters, settings and taps of a recipe.
+) -> dict[str, Any]:
+    """An estimate of what training takes, and stages, parameters, settings and taps of a recipe; with kept blocks and sources under `text`.
+
+    `memory_bytes` is that of a process in the largest stage. `gpu_hours` and `usd` have one number, or the least and the most, or are None.
 
     Args:
         family: whose widths and settings to use.
@@ -50,25 +54,82 @@ def describe_recipe(
         UserError: a stage or a tap does not fit the architectures, or the steps are too few for the stages.
     """
     settings = recipe.settings(family)
-    stage_steps = recipe.stage_steps(steps or settings.steps)
+    settings = settings.model_copy(update={"steps": steps or settings.steps})
+    stage_steps = recipe.stage_steps(settings.steps)
     teacher = build_on_meta("unet", unet_config(recipe.teacher, family))
     students = [prune(teacher, plan, copy=False) for plan in recipe.plans]
     taps = resolve_taps(students[-1].config, teacher.config, recipe.plans[-1], recipe.taps)
+    has_time = family == "sdxl" or tflops or usd_per_hour
+    estimate = _estimate(recipe, family, settings, teacher, students, taps, stage_steps)
+    hours = [gpu_hours(estimate.flops, speed) for speed in _speeds(tflops)] if has_time else []
     lines = [
         f"{recipe.name}: {recipe.student or 'a student'} from {recipe.teacher}, family {family}",
-        *_estimate_lines(recipe, family, teacher, students, taps, stage_steps, tflops, usd_per_hour),
+        f"estimate at {estimate.size_px} px; nothing was run:",
+        *_memory_lines(estimate.memory, recipe.stages[0].name, settings.batch, settings.dtype),
+        *(_time_lines(hours, tflops, usd_per_hour) if hours else []),
+        *_work_lines(recipe, settings, estimate),
         f"teacher: {count_parameters(teacher):,} parameters",
         *_stage_lines(recipe, settings, students, stage_steps),
-        *_training_lines(recipe, family, of_run=bool(teachers)),
+        *_training_lines(recipe, family, settings, of_run=bool(teachers)),
     ]
     if teachers:
         shares = [1.0] if len(teachers) == 1 else [teacher_share.share for teacher_share in recipe.sdxl.teachers]
         names = (f"{name} ({share:.0%} of the steps)" for name, share in zip(teachers, shares, strict=True))
         lines.append(f"this run: teachers {', '.join(names)}")
     if n_images:
-        lines.append(f"this run: {settings.describe_epochs(n_images, sum(stage_steps))}")
+        lines.append(f"this run: {settings.describe_epochs(n_images, settings.steps)}")
     lines += [f"taps: {len(taps)} (student <- teacher, channels x height x width)", *(f"  {tap}" for tap in taps)]
-    return "\n".join(lines)
+    stages = zip(recipe.stages, recipe.plans, stage_steps, students, estimate.student_macs, estimate.step_flops, strict=True)
+    return {
+        "recipe": recipe.name,
+        "student": recipe.student,
+        "teacher": recipe.teacher,
+        "family": family,
+        "size_px": estimate.size_px,
+        "teacher_parameters": count_parameters(teacher),
+        "teacher_macs": estimate.teacher_macs,
+        "stages": [
+            {
+                "name": stage.name,
+                "steps": n_steps,
+                "parameters": count_parameters(student),
+                "transformer_blocks": sum(plan.depths.values()),
+                "macs": macs,
+                "flops_per_step": flops,
+            }
+            for stage, plan, n_steps, student, macs, flops in stages
+        ],
+        "memory_bytes": vars(estimate.memory) | {"total": estimate.memory.total(settings.batch, checkpointing=settings.checkpointing)},
+        "flops": estimate.flops,
+        "gpu_hours": hours or None,
+        "usd": [each * usd_per_hour for each in hours] if usd_per_hour else None,
+        "loss": recipe.loss.model_dump(),
+        "settings": settings.model_dump(mode="json"),
+        "taps": [{"student": tap.student, "teacher": tap.teacher, "shape": tap.shape[1:]} for tap in taps],
+        "text": "\n".join(lines),
+    }
+
+
+@dataclass(frozen=True)
+class _Estimate:
+    """What training takes.
+
+    Attributes:
+        memory: of a process in the first stage, the largest.
+        teacher_macs: of a forward pass of one image.
+        student_macs: likewise, by stage.
+        step_flops: of an optimiser step, by stage.
+        flops: of all steps.
+        cached_bytes: latents and embeddings of one image, on disk.
+    """
+
+    size_px: int
+    memory: Memory
+    teacher_macs: int
+    student_macs: list[int]
+    step_flops: list[int]
+    flops: int
+    cached_bytes: int
 
 
 def _stage_lines(recipe: Recipe, settings: Training, students: list[UNet2DConditionModel], stage_steps: list[int]) -> list[str]:
@@ -93,9 +154,8 @@ def _middle_lines(recipe: Recipe) -> list[str]:
     return [f"  {change}  ({recipe.middle.source})"]
 
 
-def _training_lines(recipe: Recipe, family: Family, *, of_run: bool) -> list[str]:
+def _training_lines(recipe: Recipe, family: Family, settings: Training, *, of_run: bool) -> list[str]:
     """Loss and settings; a particular run names its own teachers and images instead of the recipe's."""
-    settings = recipe.settings(family)
     decay = {"cosine": "then falls to zero along a half cosine", "none": "then stays"}[settings.lr_decay]
     rows = {name: value for name, value in settings if not (of_run and name in ("teachers", "data", "images"))}
     return [
@@ -106,17 +166,16 @@ def _training_lines(recipe: Recipe, family: Family, *, of_run: bool) -> list[str
     ]
 
 
-def _estimate_lines(
+def _estimate(
     recipe: Recipe,
     family: Family,
+    settings: Training,
     teacher: UNet2DConditionModel,
     students: list[UNet2DConditionModel],
     taps: list[Tap],
     stage_steps: list[int],
-    tflops: float | None,
-    usd_per_hour: float | None,
-) -> list[str]:
-    settings, size_px = recipe.settings(family), recipe.size_px(family)
+) -> _Estimate:
+    size_px = recipe.size_px(family)
     latent_size, tokens = input_sizes(PARTS[family], size_px)
     memory = estimate_memory(
         students[0], count_parameters(teacher), taps, latent_size=latent_size, tokens=tokens, dtype=settings.dtype, ema=settings.ema > 0
@@ -126,30 +185,46 @@ def _estimate_lines(
         step_flops(teacher_macs, macs, settings.batch * settings.accumulation, checkpointing=settings.checkpointing)
         for macs in student_macs
     ]
-    passes = FORWARD_EQUIVALENTS[settings.checkpointing]
-    total_flops = sum(steps * per_step for steps, per_step in zip(stage_steps, flops, strict=True))
+    latents, embeddings = (
+        teacher.config.in_channels * latent_size**2,
+        tokens * teacher.config.cross_attention_dim + pooled_width(teacher.config),
+    )
+    return _Estimate(
+        size_px=size_px,
+        memory=memory,
+        teacher_macs=teacher_macs,
+        student_macs=student_macs,
+        step_flops=flops,
+        flops=sum(steps * per_step for steps, per_step in zip(stage_steps, flops, strict=True)),
+        cached_bytes=2 * (latents + embeddings),
+    )
+
+
+def _work_lines(recipe: Recipe, settings: Training, estimate: _Estimate) -> list[str]:
+    memory, passes = estimate.memory, FORWARD_EQUIVALENTS[settings.checkpointing]
+    checkpoints = (MAX_CHECKPOINTS + 1) * (memory.weights + memory.moments + memory.ema)
     return [
-        f"estimate at {size_px} px; nothing was run:",
-        *_memory_lines(memory, recipe.stages[0].name, settings.batch, settings.dtype),
-        *(_time_lines(total_flops, tflops, usd_per_hour) if family == "sdxl" or tflops or usd_per_hour else []),
-        _disk_line(teacher.config, memory, latent_size, tokens),
-        f"  forward pass of an image: teacher {_format_macs(teacher_macs)}",
+        f"  disk: {size_text(1000 * estimate.cached_bytes)} for latents and embeddings of 1,000 images; {size_text(checkpoints)} for checkpoints",
+        f"  forward pass of an image: teacher {_format_macs(estimate.teacher_macs)}",
         *(
             f"  stage {stage.name}: student {_format_macs(macs)}, {per_step:.4g} FLOP a step"
-            for stage, macs, per_step in zip(recipe.stages, student_macs, flops, strict=True)
+            for stage, macs, per_step in zip(recipe.stages, estimate.student_macs, estimate.step_flops, strict=True)
         ),
-        f"  work: {total_flops:.4g} FLOP; per image, a forward pass of the teacher and the work of {passes:g} forward passes of the student",
+        f"  work: {estimate.flops:.4g} FLOP; per image, a forward pass of the teacher and the work of {passes:g} forward passes of the student",
     ]
 
 
-def _time_lines(total_flops: int, tflops: float | None, usd_per_hour: float | None) -> list[str]:
-    speeds = [tflops] if tflops else [mfu * H100_TFLOPS for mfu in ASSUMED_MFU]
-    hours = [gpu_hours(total_flops, speed) for speed in speeds]
+def _speeds(tflops: float | None) -> list[float]:
+    """TFLOP/s of a GPU in training: the given number, or the best and the worst that is assumed."""
+    return [tflops] if tflops else [mfu * H100_TFLOPS for mfu in ASSUMED_MFU]
+
+
+def _time_lines(hours: Sequence[float], tflops: float | None, usd_per_hour: float | None) -> list[str]:
     percent = _format_range(100 * mfu for mfu in ASSUMED_MFU)
     assumption = "" if tflops else f", assumed: {percent} % of an H100's {H100_TFLOPS:g} for dense bfloat16"
     cost = [f"  cost: {_format_range(each * usd_per_hour for each in hours)} USD at {usd_per_hour:g} an hour"] if usd_per_hour else []
     return [
-        f"  time: {_format_range(hours)} GPU hours at {_format_range(speeds)} TFLOP/s{assumption}",
+        f"  time: {_format_range(hours)} GPU hours at {_format_range(_speeds(tflops))} TFLOP/s{assumption}",
         *cost,
         "    not included: drawing and encoding the images, samples during training, checkpoints",
         "    to measure it: nox -s speed -- -m slow -k training, whose `tflops` goes to --tflops",
@@ -168,13 +243,6 @@ def _memory_lines(memory: Memory, stage: str, batch: int, dtype: str) -> list[st
         f"    total, with {batch} images per forward pass: {total}; with gradient checkpointing {checkpointed}",
         "    not included: workspaces, temporary gradients inside a block, allocator overhead",
     ]
-
-
-def _disk_line(config: Config, memory: Memory, latent_size: int, tokens: int) -> str:
-    latents, embeddings = config["in_channels"] * latent_size**2, tokens * config["cross_attention_dim"] + pooled_width(config)
-    checkpoints = (MAX_CHECKPOINTS + 1) * (memory.weights + memory.moments + memory.ema)
-    per_1000 = size_text(2 * (latents + embeddings) * 1000)
-    return f"  disk: {per_1000} for latents and embeddings of 1,000 images; {size_text(checkpoints)} for checkpoints"
 
 
 def _format_macs(macs: int) -> str:

@@ -1,8 +1,9 @@
-"""What both command lines share: the argument parser, printing, and exit codes."""
+"""What both command lines share: the argument parser, answers on stdout, notes on stderr, and exit codes."""
 
 import argparse
 import contextlib
 import io
+import json
 import re
 import signal
 import sys
@@ -52,6 +53,11 @@ def add_command(commands: "argparse._SubParsersAction[P]", name: str, help_text:
     return commands.add_parser(name, help=help_text, description=help_text)
 
 
+def add_json(command: argparse.ArgumentParser, default: Any = False) -> None:
+    """Add `--json`."""
+    command.add_argument("--json", action="store_true", default=default, help="print the answer as JSON on stdout")
+
+
 def add_part(command: argparse.ArgumentParser, help_text: str) -> None:
     """Add `--part K/N`, for N commands that share a folder; the option is None where it is not given."""
     command.add_argument("--part", type=_parse_part, metavar="K/N", help=help_text)
@@ -86,6 +92,22 @@ def show(text: object) -> None:
         with contextlib.suppress(OSError):
             sys.stdout.close()  # otherwise Python fails to flush it at exit, and ends with exit code 120
         raise
+
+
+def print_note(text: str) -> None:
+    """Print a note for people, on stderr, made `printable`."""
+    sys.stderr.write(f"{printable(text)}\n")
+    sys.stderr.flush()
+
+
+def print_answer(text: str, arguments: argparse.Namespace) -> None:
+    """Print a command's answer on stdout, where it can be piped; on stderr where `--json` puts the answer for machines on stdout."""
+    (print_note if arguments.json else show)(text)
+
+
+def print_json(content: Any) -> None:
+    """Print the answer for machines, as JSON on stdout."""
+    show(json.dumps(content, indent=1, default=str))
 
 
 def run_command(program: str, command: Callable[[], int]) -> int:

@@ -11,19 +11,9 @@ from functools import partial
 from pathlib import Path
 
 from sdbench import __version__
-from sdbench.arguments import BAD_INPUT, Parser, add_command, run_command
+from sdbench.arguments import BAD_INPUT, Parser, add_command, add_json, print_answer, print_json, print_note, run_command
 from sdbench.commands import gating, measuring, reference, showing
-from sdbench.commands.console import (
-    Command,
-    add_common,
-    add_device,
-    add_runs,
-    places_from,
-    print_answer,
-    print_json,
-    print_note,
-    table_width,
-)
+from sdbench.commands.console import Command, add_common, add_device, add_runs, places_from, table_width
 from sdbench.errors import UserError
 
 
@@ -56,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     gating.add_commands(add)
     showing.add_commands(add)
     models = add_plain("models", _models, "list the models that sdbench knows by name")
-    models.add_argument("--json", action="store_true", help="print the answer as JSON on stdout")
+    add_json(models)
     add_runs(add("suites", _suites, "list the suites, with their metrics and what each needs"))
     doctor = "check what this machine can run, what is missing, whether the shipped weights are intact, and whether the metrics work"
     add_runs(add("doctor", _doctor, doctor))

@@ -38,7 +38,7 @@ class Prompts(Table):
         source: `scenes` draws held-out captions from the grammar, `file` reads a text file (one prompt per line), `dataset` reads a column
             of anything that `datasets` opens.
         file: in a suite file, relative to that file; in a loaded suite, or one made in Python, its path.
-        path: the dataset: `asset:<name>`, a local file or folder, or a name on the Hub.
+        path: the dataset: `asset:<name>`, a local file or folder (in a suite file, relative to that file), or a name on the Hub.
         column: the dataset's column of prompts; may be left out where one is called prompt, caption or text.
         seed: for a dataset, 0 takes the first `n` prompts, any other number draws `n` of them.
         digest: digest of a dataset's prompts, as `--dry-run` prints it. A different list is refused; without a digest, the record says
@@ -253,20 +253,20 @@ class Suite(Table):
         return {prompt_id: text for prompt_id, text in by_id.items() if prompt_id in used}
 
     def describe_prompts(self) -> str:
-        """The source and the digest of a dataset's prompts, as text; "" for prompts that come with the suite.
+        """The source and the digest of a dataset's prompts, and how many prompts of a file or dataset repeat others, as text; else "".
 
         Raises:
             MissingError, UserError: see `prompt_list`.
         """
-        if self.prompts is None or self.prompts.source != "dataset":
+        if self.prompts is None or self.prompts.source == "scenes":
             return ""
         texts = tuple(self.prompt_list().values())
         repeated = len(texts) - len(set(texts))
-        return (
-            f"{len(texts)} of {self.prompts.path}, digest {prompts_digest(texts)}"
-            + ("" if is_verified(self.prompts.path or "", self.prompts.digest) else " (unverified)")
-            + (f", {repeated} of them repeat an earlier one" if repeated else "")
-        )
+        repeats = f", {repeated} of them repeat an earlier one" if repeated else ""
+        if self.prompts.source == "file":
+            return f"{len(texts)} of {Path(self.prompts.file or '').name}{repeats}" if repeats else ""
+        unverified = "" if is_verified(self.prompts.path or "", self.prompts.digest) else " (unverified)"
+        return f"{len(texts)} of {self.prompts.path}, digest {prompts_digest(texts)}{unverified}{repeats}"
 
 
 def look_order(prompt_ids: Sequence[str], batch: int) -> list[str]:
@@ -312,9 +312,10 @@ def load(what: str, including: tuple[str, ...] = ()) -> Suite:
     if not path.is_file():
         raise UserError(f"no suite file {what}") if what.endswith(".toml") else unknown_name("suite", what, names())
     suite = read_toml(Suite, path, f"suite {path}")
-    if suite.prompts and suite.prompts.file:
-        located = suite.prompts.model_copy(update={"file": str(path.parent / suite.prompts.file)})
-        suite = suite.model_copy(update={"prompts": located})
+    if suite.prompts:
+        beside = {key: path.parent / name for key in ("file", "path") if (name := getattr(suite.prompts, key))}
+        found = {key: str(place) for key, place in beside.items() if key == "file" or place.exists()}  # another `path` is a name on the Hub
+        suite = suite.model_copy(update={"prompts": suite.prompts.model_copy(update=found)})
     for name in suite.include:
         part = load(name, (*including, what))
         metrics = {family: names for family, names in part.metrics.items() if suite.family in (None, family)}

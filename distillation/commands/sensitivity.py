@@ -2,11 +2,11 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from distillation.commands.options import TEACHER, add_data, add_device, number_between, positive_int
 from distillation.recipe import Recipe, load_recipe
-from sdbench.arguments import add_command, show
+from sdbench.arguments import add_command, add_json, print_answer, print_json
 from sdbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def add(commands: "argparse._SubParsersAction[Parser]", work: Path) -> None:
     command.add_argument("--work", type=Path, default=work, help="folder for images and latents (default: %(default)s)")
     command.add_argument("--results", type=Path, default=Path("results"), help="folder of results (default: %(default)s)")
     add_device(command)
+    add_json(command)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -59,7 +60,7 @@ def run(options: argparse.Namespace) -> None:
     from distillation.sensitivity.budget import parameter_cost
     from distillation.sensitivity.derive import check_recipe_path
     from distillation.sensitivity.plot import plot_sensitivity
-    from distillation.sensitivity.removal import Settings, measure_sensitivity, ranking_table
+    from distillation.sensitivity.removal import Settings, measure_sensitivity, rank_parts, ranking_table
     from distillation.teacher import fetch_folder, named_family, open_teacher
 
     guidance_pair = Settings(bins=1, batches=2, images=2)  # with guidance, a call of the UNet has two halves
@@ -76,10 +77,14 @@ def run(options: argparse.Namespace) -> None:
     sensitivity = measure_sensitivity(teacher, name, settings, images, options.work, options.results, options.device)
     plot_sensitivity(sensitivity, options.results / "sensitivity" / f"{name}.png")
     parameters = parameter_cost(teacher.config)
-    show(ranking_table(sensitivity, parameters.shares))
+    print_answer(ranking_table(sensitivity, parameters.shares), options)
+    stages = None
     if budget := options.latency or options.parameters:
         cost = _measure_times(options, teacher, images, guidance_pair) if options.latency else parameters
-        _derive(options, teacher, like, sensitivity, parameters, cost, budget)
+        stages = _derive(options, teacher, like, sensitivity, parameters, cost, budget)
+    if options.json:
+        parts = rank_parts(sensitivity, parameters.shares)
+        print_json({"teacher": name, "digest": sensitivity.digest, "parts": parts, "stages": stages, "recipe": options.write_recipe})
 
 
 def _measure_times(options: argparse.Namespace, teacher: "Teacher", images: "CaptionedImages", guidance_pair: "Settings") -> "Cost":
@@ -98,18 +103,23 @@ def _derive(
     parameters: "Cost",
     cost: "Cost",
     budget: float,
-) -> None:
-    """Print the best plan within a budget of `cost` (up to 1: a share of its total), and write its recipe if asked to."""
-    from distillation.sensitivity.budget import find_best_plan
+) -> list[dict[str, Any]]:
+    """Print the best plan within a budget of `cost` (up to 1: a share of its total), write its recipe if asked to, and return its stages."""
+    from distillation.sensitivity.budget import find_best_plan, sum_removed
     from distillation.sensitivity.derive import derive_recipe, split_into_stages, stage_table, write_recipe
 
     plan = find_best_plan(sensitivity.mean, cost, int(budget * cost.total if budget <= 1 else budget))
     plans = split_into_stages(sensitivity.mean, parameters, plan, options.stages)
-    show("\n" + stage_table(plans, sensitivity.mean, [parameters] if cost is parameters else [parameters, cost]))
+    costs = [parameters] if cost is parameters else [parameters, cost]
+    print_answer("\n" + stage_table(plans, sensitivity.mean, costs), options)
     if path := options.write_recipe:
         recipe = derive_recipe(plans, teacher.spec.architecture, path.stem, like)
         write_recipe(recipe, path, f"Derived from the weights {sensitivity.digest}: {cost.format(cost.remaining(plan))}.")
-        show(f"\n{path}")
+        print_answer(f"\n{path}", options)
+    return [
+        {"keeps": plan.blocks, "loss": sum_removed(sensitivity.mean, plan)} | {each.unit: each.remaining(plan) for each in costs}
+        for plan in plans
+    ]
 
 
 def _check_has_images(options: argparse.Namespace, family: str) -> None:

@@ -130,13 +130,26 @@ def measure_sensitivity(
     return sensitivity
 
 
+def rank_parts(sensitivity: Sensitivity, shares: Mapping[str, F64]) -> list[dict[str, Any]]:
+    """Parts by falling loss, with its standard error and their shares of the UNet's parameters."""
+    mean, error = sensitivity.mean, sensitivity.error
+    ranked = sorted(((path, block) for path, rows in mean.items() for block in range(len(rows))), key=lambda part: -mean[part[0]][part[1]])
+    return [
+        {
+            "part": _part_name(path, block),
+            "loss": float(mean[path][block]),
+            "standard_error": float(error[path][block]),
+            "parameter_share": float(shares[path][block]),
+        }
+        for path, block in ranked
+    ]
+
+
 def ranking_table(sensitivity: Sensitivity, shares: Mapping[str, F64]) -> str:
     """Parts by falling loss, with their shares of the UNet's parameters, as a Markdown table."""
-    mean, error = sensitivity.mean, sensitivity.error
-    parts = sorted(((path, block) for path, rows in mean.items() for block in range(len(rows))), key=lambda part: -mean[part[0]][part[1]])
     rows = [
-        f"| {_part_name(path, block)} | {mean[path][block]:.3g} | {error[path][block]:.2g} | {shares[path][block]:.2%} |"
-        for path, block in parts
+        f"| {part['part']} | {part['loss']:.3g} | {part['standard_error']:.2g} | {part['parameter_share']:.2%} |"
+        for part in rank_parts(sensitivity, shares)
     ]
     return "\n".join(["| without | mean output loss | ± s.e. | share of parameters |", "|---|---:|---:|---:|", *rows])
 

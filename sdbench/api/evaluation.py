@@ -102,7 +102,7 @@ def evaluate(
     places = Places(Path(results), Path(runs) if runs else None)
     spec, device = _describe(model, name, device)
     only = "quality" if in_memory else only
-    chosen, rules, old = _load_suite(suite, spec), gating.load_policy(Path(policy) if policy else None), None
+    chosen, rules, old = _load_suite(suite, spec), gating.load_policy(policy), None
     if baseline is not None:  # before the model, which may take hours, is run for a misspelt name
         rules.rules(chosen.name)
         old = gating.find_or_run_baseline(str(baseline), chosen, places, device, only)

@@ -27,7 +27,7 @@ Announce = Callable[[str], None]
 def compare(
     candidate: str | Path,
     baseline: str | Path,
-    policy: Path | None = None,
+    policy: str | Path | None = None,
     places: Places = Places(),
     suite: str | None = None,
     *,
@@ -67,7 +67,7 @@ def until_verdict(
     spec: "ModelSpec",
     suite: suites.Suite,
     baseline: str | Path,
-    policy: Path | None = None,
+    policy: str | Path | None = None,
     places: Places = Places(),
     device: str | None = None,
     *,
@@ -148,13 +148,13 @@ def _check_only(only: str | None) -> None:
         raise unknown_name("half to gate by", only, ("quality",))
 
 
-def load_policy(path: Path | None) -> Policy:
+def load_policy(path: str | Path | None) -> Policy:
     """The policy in a file, by default `gate.toml` beside the suites.
 
     Raises:
         UserError: see `policy.load`.
     """
-    return policies.load(path or suites.find(suites.POLICY))
+    return policies.load(Path(path or suites.find(suites.POLICY)))
 
 
 def find_or_run_baseline(
@@ -180,7 +180,7 @@ def _announced_run(places: Places, device: str | None, only: str | None, announc
 
     def run(specs: "Sequence[ModelSpec]", suite: suites.Suite) -> list[Path]:
         if announce:
-            announce(lookup.describe_run(specs, suite))
+            announce(lookup.describe_run(specs, suite, places.results))
         return measuring.run(specs, suite, places, device=device, only=only)
 
     return run

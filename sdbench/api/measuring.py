@@ -74,7 +74,7 @@ def draw(
 
 
 def score(
-    images: Path, prompts: Path, places: Places = Places(), suite: str = "standard", *, device: str | None = None
+    images: str | Path, prompts: str | Path, places: Places = Places(), suite: str = "standard", *, device: str | None = None
 ) -> tuple[list[Value], Scores]:
     """Score images made elsewhere by a suite's metrics, except those that compare with the teacher.
 
@@ -93,13 +93,13 @@ def score(
     from sdbench.score import score as score_subject
 
     chosen = suites.load(suite)
-    subject = external.load_images(images, prompts, chosen, places.work)
+    subject = external.load_images(Path(images), Path(prompts), chosen, places.work)
     with evaluators_on(machine.choose_device(device)):
         return score_subject(subject, [name for name in chosen.own_metrics if not PROTOCOLS[name].against_teacher])
 
 
 def record_images(
-    images: Path, prompts: Path, name: str, places: Places = Places(), suite: str = "standard", *, device: str | None = None
+    images: str | Path, prompts: str | Path, name: str, places: Places = Places(), suite: str = "standard", *, device: str | None = None
 ) -> Path:
     """Score images made elsewhere, write a record, which leaderboard and gate read, and return its folder.
 
@@ -116,8 +116,8 @@ def record_images(
     from sdbench.run import external
     from sdbench.run.context import prepare
 
-    chosen = suites.load(suite)
-    if read_lines(prompts) != tuple(chosen.prompt_list().values()):
-        chosen = Overrides(prompts=prompts).apply(chosen)
+    chosen, lines = suites.load(suite), Path(prompts)
+    if read_lines(lines) != tuple(chosen.prompt_list().values()):
+        chosen = Overrides(prompts=lines).apply(chosen)
     context = prepare(chosen, device=machine.choose_device(device), results=places.results, runs=places.work, only="quality")
-    return external.record_images(images, prompts, name, context)
+    return external.record_images(Path(images), lines, name, context)

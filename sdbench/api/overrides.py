@@ -34,7 +34,7 @@ class Overrides:
     batch: int | None = None
     dtype: str | None = None
     n: int | None = None
-    prompts: Path | None = None
+    prompts: str | Path | None = None
     reference: str | None = None
     rounds: int | None = None
     calls: int | None = None
@@ -53,7 +53,7 @@ class Overrides:
         sampling = {**suite.sampling.model_dump(), **({"steps": len(self.timesteps)} if self.timesteps else {}), **changed}
         prompts = suite.prompts.model_dump()
         if prompt_file:
-            prompts = {"source": "file", "file": str(prompt_file), "n": len(read_lines(prompt_file))}
+            prompts = {"source": "file", "file": str(prompt_file), "n": len(read_lines(Path(prompt_file)))}
         if n is not None:
             prompts |= {"n": n, "digest": None, "groups": None}
         changes = {"name": f"{suite.name}-custom", "sampling": sampling, "prompts": prompts, "reference": reference or suite.reference}

@@ -8,7 +8,7 @@ from sdbench.api.places import Places
 from sdbench.errors import UserError
 
 
-def report(places: Places = Places(), out: Path | None = None, policy: Path | None = None) -> list[Path]:
+def report(places: Places = Places(), out: str | Path | None = None, policy: str | Path | None = None) -> list[Path]:
     """Write the HTML page of all records, and return its path and those of the pages beside it.
 
     Args:
@@ -25,7 +25,7 @@ def report(places: Places = Places(), out: Path | None = None, policy: Path | No
     measured = sorted({row.record.suite.name for row in standings.read_rows(places.results)}) if policy else []
     if measured and not any(rules.suites.get(rules.table_name(name)) for name in measured):
         rules.rules(measured[0])  # raises, with what to do
-    return page.write(places.results, out or places.results / page.FILE_NAME, rules)
+    return page.write(places.results, Path(out or places.results / page.FILE_NAME), rules)
 
 
 def card(folder: str, places: Places = Places(), base: str | None = None) -> Path:

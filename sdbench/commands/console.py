@@ -1,14 +1,12 @@
-"""What all commands share: answers on stdout, notes on stderr, and where results are."""
+"""What all commands of `sdbench` share: options, and where results are."""
 
 import argparse
-import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdbench.arguments import printable, show
+from sdbench.arguments import add_json
 from sdbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,24 +16,9 @@ Command = Callable[[argparse.Namespace], int]  # returns the process's exit code
 AddCommand = Callable[[str, Command, str], argparse.ArgumentParser]  # takes a command's name, function and help text; returns its parser
 
 
-def print_note(text: str) -> None:
-    """Print a note for people, on stderr, made `printable`."""
-    print(printable(text), file=sys.stderr, flush=True)
-
-
-def print_answer(text: str, arguments: argparse.Namespace) -> None:
-    """Print a command's answer on stdout, where it can be piped; on stderr where `--json` puts the answer for machines on stdout."""
-    (print_note if arguments.json else show)(text)
-
-
 def table_width() -> int:
     """Characters in a line of a table: the terminal's width, at most 160; in a pipe 160."""
     return min(160, shutil.get_terminal_size((160, 24)).columns)
-
-
-def print_json(content: Any) -> None:
-    """Print the answer for machines, as JSON on stdout."""
-    show(json.dumps(content, indent=1, default=str))
 
 
 def add_completion(command: argparse.ArgumentParser) -> None:
@@ -58,7 +41,7 @@ def add_common(command: argparse.ArgumentParser, *, again: bool = False) -> None
     def default(value: Any) -> Any:
         return argparse.SUPPRESS if again else value
 
-    command.add_argument("--json", action="store_true", default=default(False), help="print the answer as JSON on stdout")
+    add_json(command, default(False))
     command.add_argument("--results", type=Path, default=default(Path("results")), help="folder of records (default: results)")
 
 

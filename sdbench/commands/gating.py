@@ -10,21 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdbench.arguments import add_command
+from sdbench.arguments import add_command, print_answer, print_json, print_note
 from sdbench.commands import showing
-from sdbench.commands.console import (
-    AddCommand,
-    add_common,
-    add_completion,
-    add_device,
-    add_runs,
-    check_results,
-    places_from,
-    print_answer,
-    print_json,
-    print_note,
-    table_width,
-)
+from sdbench.commands.console import AddCommand, add_common, add_completion, add_device, add_runs, check_results, places_from, table_width
 
 if TYPE_CHECKING:
     from sdbench.gate.verdicts import Report

@@ -6,19 +6,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdbench.arguments import add_part
+from sdbench.arguments import add_part, print_answer, print_json, print_note
 from sdbench.commands import gating, showing
-from sdbench.commands.console import (
-    AddCommand,
-    add_completion,
-    add_device,
-    add_runs,
-    places_from,
-    print_answer,
-    print_json,
-    print_note,
-    table_width,
-)
+from sdbench.commands.console import AddCommand, add_completion, add_device, add_runs, places_from, table_width
 from sdbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -275,8 +265,18 @@ def _score(arguments: argparse.Namespace) -> int:
     if arguments.name:
         return _print_records([api.record_images(arguments.images, arguments.prompts, arguments.name, **options)], arguments)
     values, scores = api.score(arguments.images, arguments.prompts, **options)
+    by_reason: dict[str, list[str]] = {}  # several metrics may lack the same file
     for value in values:
-        print_answer(f"{value.name:28} {format_value(value)}{'' if value.value is None else f', n = {value.n}'}", arguments)
+        if value.value is None:
+            by_reason.setdefault(format_value(value), []).append(value.name)
+        else:
+            print_answer(f"{value.name:28} {format_value(value)}, n = {value.n}", arguments)
+    for reason, names in by_reason.items():
+        print_answer(f"{', '.join(names)}: {reason}", arguments)
+    if all(value.value is None for value in values):  # a script must not take this for scores
+        raise UserError(
+            f"none of these metrics could be measured; put right what is missing, or name another suite than {arguments.suite!r}"
+        )
     if arguments.json:
         print_json(
             {

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdbench.commands.console import AddCommand, check_results, print_answer, print_json, print_note, table_width
+from sdbench.arguments import print_answer, print_json, print_note
+from sdbench.commands.console import AddCommand, check_results, table_width
 
 if TYPE_CHECKING:
     from sdbench.leaderboard.standings import Row

@@ -116,10 +116,13 @@ def find_candidate(what: str, results: Path, *, base: str | None = None, lora: s
     return Path(what)
 
 
-def describe_run(specs: Sequence[ModelSpec], suite: Suite) -> str:
-    """What is about to be run and why, for a note: it takes minutes or hours."""
+def describe_run(specs: Sequence[ModelSpec], suite: Suite, results: Path) -> str:
+    """What is about to be run and why, for a note: it takes minutes or hours. Records of both under other suites may be what was meant."""
     names, them = tables.join_words([spec.name for spec in specs]), "it" if len(specs) == 1 else "them"
-    return f"no matching record of {names} under {suite.id.title_with_digest}: measuring {them} now, on this machine"
+    note = f"no matching record of {names} under {suite.id.title_with_digest}: measuring {them} now, on this machine"
+    measured = [{record.suite for _, record in records.newest_per_model(results, name=spec.name)} for spec in specs]
+    others = sorted(each.title_with_digest for each in set.intersection(*measured) - {suite.id}) if len(specs) > 1 else []
+    return note + (f"; to compare their records under {tables.join_words(others)}, name the folders of these" if others else "")
 
 
 def find_record(what: str, results: Path) -> Path:

@@ -103,12 +103,13 @@ def write(board: Sequence[Row], results: Path) -> list[Path]:
 
 
 def quality_grid(section: Section) -> Grid:
-    """The first table: models down, image metrics across, then median latency and speed-up."""
+    """The first table: models down, image metrics across, then median latency and speed-up, unless no model was timed."""
     columns = metrics(section)
     teacher = section.speed_baseline
     over = speed.teacher_title(teacher, section.records) if teacher else TEACHERS.get(section.family, "the teacher")
     header = ("model", "images", *map(metric_title, columns), "latency p50 (s) ↓", f"speed-up over {over} ↑")
-    return Grid(header, tuple(_quality_row(row, columns, teacher) for row in section.rows))
+    width = len(header) if any(record.value(P50) for record in section.records) else -2
+    return Grid(header[:width], tuple(_quality_row(row, columns, teacher)[:width] for row in section.rows))
 
 
 def _quality_row(row: Row, columns: Sequence[Value], teacher: Record | None) -> tuple[str, ...]:

@@ -110,6 +110,8 @@ def suggest_record_in(folder: Path) -> str:
         UserError: see `read`.
     """
     found = [(read_record(path.parent).created, path.parent) for path in folder.glob("*/record.json")]
+    if len(found) == 1:
+        return f"It holds one; name that: {found[0][1]}"
     return f"It holds {len(found)} records; name one of them, such as the newest, {max(found)[1]}" if found else ""
 
 

@@ -3,6 +3,7 @@
 import itertools
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,11 +121,12 @@ def duration_text(seconds: float) -> str:
 
 
 def _macs(spec: ModelSpec, sampling: Sampling) -> int | None:
-    """Multiply-accumulates of one image; None where the UNet's architecture is not known."""
-    if spec.architecture not in TOPOLOGIES or spec.family == "custom":
+    """Multiply-accumulates of one image; None where the networks are not known."""
+    is_known, own = spec.architecture in TOPOLOGIES, _read_unet_config(spec)
+    if spec.family == "custom" or not (is_known or own):
         return None
-    configs = work.random_configs(spec)
-    works = work.by_stage(configs | {"unet": configs["unet"] | _read_unet_config(spec)}, sampling, zero_negative=True)
+    configs = work.random_configs(spec if is_known else replace(spec, architecture="sdxl"))  # a student with blocks of its own
+    works = work.by_stage(configs | {"unet": configs["unet"] | own}, sampling, zero_negative=True)
     return sum(of_stage.macs * (sampling.steps if stage == "unet_step" else 1) for stage, of_stage in works.items())
 
 

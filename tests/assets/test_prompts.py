@@ -155,6 +155,22 @@ def test_list_is_identified_by_its_digest_and_another_is_rejected(tmp_path: Path
     assert suites.load("quality").describe_prompts() == ""
 
 
+def test_dataset_beside_a_suite_file_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = write_list(tmp_path, "jsonl")
+    text = 'name = "mine"\nversion = 1\ndescription = "for tests"\n'
+    (tmp_path / "mine.toml").write_text(text + f'prompts = {{ source = "dataset", path = "{listed.name}", column = "caption", n = 6 }}\n')
+    monkeypatch.chdir(tmp_path.parent)
+    assert [*suites.load(f"{tmp_path.name}/mine.toml").prompt_list().values()] == CAPTIONS
+
+
+def test_repeated_lines_of_a_file_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "captions.txt"
+    path.write_text("a cat\na dog\na cat\n", encoding="utf-8")
+    repeating, plain = (api.Overrides(prompts=str(path), n=n).apply(suites.load("quality")) for n in (3, 2))
+    assert repeating.describe_prompts() == "3 of captions.txt, 1 of them repeat an earlier one"
+    assert plain.describe_prompts() == ""
+
+
 def test_uncached_hub_dataset_is_missing_offline() -> None:
     with pytest.raises(MissingError, match=r"cannot read 'owner/prompts' as a dataset \(.*Where there is a network"):
         read_prompts("owner/prompts", 1)

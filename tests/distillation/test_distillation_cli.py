@@ -1,4 +1,5 @@
 import errno
+import json
 import shutil
 from pathlib import Path
 
@@ -39,6 +40,28 @@ def test_plan_prints_memory_time_and_cost_first_and_taps_last(capsys: pytest.Cap
     assert " GPU hours at 396 to 148 TFLOP/s, assumed: 40 to 15 % of an H100's 989 for dense bfloat16" in lines[places[1]]
 
 
+@pytest.mark.usefixtures("fake_estimates")
+def test_a_plan_as_json_has_the_numbers_of_the_text(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "ssd-1b", "--family", "sdxl", "--tflops", "200", "--usd-per-hour", "3", "--json"]) == 0
+    said = capsys.readouterr()
+    plan = json.loads(said.out)
+    assert said.err == f"{plan['text']}\n"
+    recipe = load_recipe("ssd-1b")
+    assert [(stage["name"], stage["steps"]) for stage in plan["stages"]] == [
+        (stage.name, steps) for stage, steps in zip(recipe.stages, recipe.stage_steps(recipe.sdxl.steps), strict=True)
+    ]
+    student = build_on_meta("unet", unet_config("ssd-1b", "sdxl"))
+    assert plan["stages"][-1]["parameters"] == sum(parameter.numel() for parameter in student.parameters())
+    assert plan["flops"] == sum(stage["steps"] * stage["flops_per_step"] for stage in plan["stages"])
+    assert plan["gpu_hours"] == [plan["flops"] / 200e12 / 3600]
+    assert plan["usd"] == [3 * plan["gpu_hours"][0]]
+    assert plan["settings"]["steps"] == recipe.sdxl.steps
+    assert (len(plan["taps"]), plan["loss"]["feature"]) == (26, 0.5)
+    assert main(["plan", "ssd-1b", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["family"], plan["gpu_hours"], plan["usd"]) == ("scenes", None, None)
+
+
 def test_prune_writes_a_pipeline(teacher_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prune", "vega", "--teacher", str(teacher_folder), "--out", str(tmp_path / "vega")]) == 0
     said = capsys.readouterr()
@@ -64,6 +87,7 @@ def test_a_dry_run_checks_and_makes_nothing(teacher_folder: Path, tmp_path: Path
     assert main([*arguments, "--steps", "10"]) == 0
     said = capsys.readouterr().out
     assert "stage half: 1 steps (all of them warm-up, to 4% of lr), " in said
+    assert "\n  steps = 10\n" in said
     assert f"this run: teachers {teacher_folder} (100% of the steps)\n" in said
     assert list(tmp_path.iterdir()) == []
 

@@ -115,6 +115,8 @@ def test_record_outside_the_results_or_no_record_is_rejected(results: Path, tmp_
 
 def test_folder_of_records_is_not_taken_for_a_record_or_a_checkpoint(results: Path) -> None:
     newest = save_record(make_measurement(created=datetime(2025, 3, 1, tzinfo=UTC)), results)
+    with pytest.raises(UserError, match=rf"is not a record.* It holds one; name that: {newest}$"):
+        baselines.set_baseline("x", newest.parent, "because", results)
     save_record(make_measurement(created=datetime(2025, 2, 1, tzinfo=UTC)), results)
 
     for call in (

@@ -82,6 +82,18 @@ def test_two_names_without_records_of_one_machine_class_are_run_together(records
     assert not {new, old} & set(existing)
 
 
+def test_note_before_a_run_names_other_suites_that_both_have_records_of(results: Results) -> None:
+    custom, other = (SuiteId(name=name, version=4, digest="0a") for name in ("quality-custom", "other"))
+    results.record("scenes-vega", suite=custom)
+    pair = [resolve("scenes-vega"), resolve("scenes-teacher")]
+    assert lookup.describe_run(pair, SUITE, results.folder).endswith("measuring them now, on this machine")
+    for suite in (SUITE.id, custom, other):
+        results.record("scenes-teacher", suite=suite)
+    note = lookup.describe_run(pair, SUITE, results.folder)
+    assert note.endswith("on this machine; to compare their records under quality-custom@4 (digest 0a), name the folders of these")
+    assert lookup.describe_run(pair[1:], SUITE, results.folder).endswith("measuring it now, on this machine"), "no pair to compare"
+
+
 def test_model_against_itself_is_run_once(results: Results) -> None:
     new, old = results.pair("scenes-vega", "scenes-vega")
     assert results.runs == [(["scenes-vega"], "quality")]

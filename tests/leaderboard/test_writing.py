@@ -422,6 +422,15 @@ def test_speed_up_of_a_few_step_student_is_over_the_teacher_in_its_own_suite() -
     assert elsewhere.speed_baseline is None, "measured on another machine"
 
 
+def test_suite_that_times_nothing_has_no_columns_of_speed() -> None:
+    untimed = [Row(Path(name), make_record(name, ())) for name in ("scenes-teacher", "scenes-vega")]
+    (section,) = standings.sections(untimed)
+    grid = writing.quality_grid(section)
+    assert (grid.header, grid.rows[0]) == (("model", "images"), ("scenes-teacher", str(untimed[0].record.n_images)))
+    (section,) = standings.sections([untimed[0], Row(Path("timed"), make_record("scenes-vega", speeds(1.0)))])
+    assert [row[-2] for row in writing.quality_grid(section).rows].count("missing: not in this record") == 1
+
+
 def test_teacher_named_by_the_suite_is_the_teacher_of_its_section() -> None:
     own = SuiteId(name="mine", version=1, digest="a")
     records = [

@@ -168,6 +168,18 @@ def test_unet_that_embeds_the_guidance_scale_is_estimated_at_one_run_per_step(
     assert [row["seconds"] for row in content["models"]] == pytest.approx([512 * (2 + 12 * 2 + 1), 512 * (2 + 12 + 1)])
 
 
+def test_student_with_blocks_of_its_own_is_estimated_from_its_own_configuration(
+    tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sdbench.run.plan._macs_per_s", lambda _: 1.0)
+    deeper = tiny_unet(transformer_layers_per_block=[1, 2, 3], reverse_transformer_layers_per_block=None)  # as no model of the catalogue
+    folder = with_unet(tiny_pipeline, tmp_path / "own", deeper)
+    specs = [resolve(str(tiny_pipeline)), resolve(str(folder))]
+    assert specs[1].architecture == "custom"
+    vega, own = (row["seconds"] for row in plan(specs, suites.load("quality"), tmp_path, only="quality")["models"])
+    assert own > vega > 0
+
+
 def test_random_weights_need_no_evaluators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sdbench.run.plan._macs_per_s", lambda _: 1.0)
     monkeypatch.setattr("sdbench.run.plan._macs", lambda *_: 1)  # takes seconds for networks of this size

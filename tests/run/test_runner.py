@@ -833,6 +833,22 @@ def test_external_images_get_a_row_and_a_verdict(tmp_path: Path) -> None:
         api.record_images(*save_images(tmp_path / "named", images, prompts), "sdxl", places, str(own))
 
 
+def test_python_functions_take_paths_as_strings(tmp_path: Path) -> None:
+    images, prompts, own, policy = (
+        *map(str, save_images(tmp_path, IMAGES, PROMPTS)),
+        str(tmp_path / "own.toml"),
+        str(tmp_path / "policy.toml"),
+    )
+    Path(own).write_text(OWN, encoding="utf-8")
+    Path(policy).write_text(OWN_POLICY, encoding="utf-8")
+    places = api.Places(tmp_path / "results")
+    values, _ = api.score(images, prompts, places, own)
+    folder = api.record_images(images, prompts, "dall-e", places, own)
+    assert [value.name for value in values] == ["scene_accuracy", "preference.scenes"]
+    assert api.compare(folder, folder, policy, places).verdict == "pass"
+    assert [path.name for path in api.report(places, str(tmp_path / "page.html"), policy)] == ["page.html"]
+
+
 def test_image_and_prompt_counts_must_match(tmp_path: Path) -> None:
     images, prompts = save_images(tmp_path, IMAGES, PROMPTS[:5])
     with pytest.raises(UserError, match=r"6 images and .* 5 prompts"):
@@ -859,6 +875,26 @@ def test_full_size_images_are_scored_with_the_available_weights(tmp_path: Path, 
     assert {"fid.clean", "pickscore.v1"} < {value.name for value in values}
     expected = caption_score(towers.images(images), towers.texts(prompts))
     np.testing.assert_allclose(scores.columns["clip_score.vit-l-14"], expected, atol=1e-4)
+
+
+def test_metrics_that_lack_the_same_thing_share_a_line_and_no_score_at_all_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SDBENCH_WEIGHTS", str(tmp_path / "none"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    images, prompts = map(str, save_images(tmp_path, photographs(7, 40, 56), ["a photograph"] * 7))
+    arguments = ["score", "--images", images, "--prompts", prompts, "--results", str(tmp_path)]
+    assert cli.main(arguments) == 2
+    said = capsys.readouterr()
+    lines = said.out.splitlines()
+    of_inception = (
+        "fid.clean, kid, prdc.precision, prdc.recall, prdc.density, prdc.coverage: missing: reference: 'coco-30k' has not been built"
+    )
+    assert sum(line.startswith(of_inception) for line in lines) == 1
+    assert sum("has not been built for encoder 'inception.clean'" in line for line in lines) == 1
+    assert "none of these metrics could be measured" in said.err
+    assert cli.main([*arguments, "--json"]) == 2
+    assert capsys.readouterr().out == ""
 
 
 def test_images_of_mixed_sizes_are_rejected_in_any_block(tmp_path: Path) -> None:

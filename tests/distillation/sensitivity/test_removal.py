@@ -91,8 +91,20 @@ def test_the_command_measures_once_and_writes_a_recipe(teacher_folder: Path, tmp
     assert load_recipe(tmp_path / "mine.toml").plans[-1].depths != depths(tiny_unet("sdxl").config)
     assert kept.with_suffix(".png").is_file()
     before = kept.stat().st_mtime_ns
-    assert main(words) == 0
+    assert main([*words, "--json"]) == 0
     assert kept.stat().st_mtime_ns == before
+    again = capsys.readouterr()
+    answer = json.loads(again.out)
+    assert said.startswith(again.err.rstrip())  # the same tables, without the recipe
+    assert [part["loss"] for part in answer["parts"]] == sorted((part["loss"] for part in answer["parts"]), reverse=True)
+    assert len(answer["parts"]) == sum(map(len, found.losses.values()))
+    recipe = load_recipe(tmp_path / "mine.toml")
+    assert [{path: tuple(kept) for path, kept in stage["keeps"].items()} for stage in answer["stages"]] == [
+        plan.blocks for plan in recipe.plans
+    ]
+    assert (answer["digest"], answer["recipe"]) == (found.digest, None)
+    assert main([*words[:-2], "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["stages"] is None
     for change, is_measured_again in (
         ({"versions": {"torch": "1"}}, True),
         ({"device": "cuda"}, True),
