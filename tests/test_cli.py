@@ -68,7 +68,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         cli.main(["--help"])
     assert done.value.code == 0
     text = capsys.readouterr().out
-    commands = "run benchmark score gate noise baseline models suites leaderboard report card doctor reference scenes"
+    commands = "run benchmark score gate compare noise baseline models suites leaderboard report card doctor reference scenes"
     for command in commands.split():
         assert re.search(rf"^    {command}\s", text, re.MULTILINE), command
 
@@ -477,7 +477,7 @@ def test_crash_of_the_gate_does_not_look_like_a_verdict(
     def crash(*_: object, **__: object) -> Report:
         raise error
 
-    monkeypatch.setattr(api, "compare", crash)
+    monkeypatch.setattr(api, "gate", crash)
     monkeypatch.setattr(api, "until_verdict", crash)
     assert str(error) in error_message(words, capsys)
 
@@ -488,7 +488,7 @@ def test_crash_is_reported_in_json_junit_and_markdown(
     def crash(*_: object, **__: object) -> Report:
         raise ImportError("no parquet")
 
-    monkeypatch.setattr(api, "compare", crash)
+    monkeypatch.setattr(api, "gate", crash)
     junit, markdown = tmp_path / "gate.xml", tmp_path / "gate.md"
     assert cli.main(["gate", "a", "--baseline", "b", "--json", "--junit", str(junit), "--markdown", str(markdown)]) == 2
     assert json.loads(capsys.readouterr().out)["exit_code"] == 2
@@ -536,7 +536,7 @@ def test_terminated_gate_has_no_verdict(tmp_path: Path) -> None:
     code = """
 import os, signal
 from sdbench import api, cli
-api.compare = lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)
+api.gate = lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)
 sys.exit(cli.main(["gate", "a", "--baseline", "b"]))
 """
     done = run_in_process(code, tmp_path)
@@ -574,11 +574,28 @@ def test_records_of_an_unknown_suite_are_compared_but_not_run_against(tmp_path: 
     assert "is of suite 'own', but neither ./suites nor the package has a file for it; give it with --suite FILE" in capsys.readouterr().err
 
 
-def test_gate_on_records_imports_no_slow_library(tmp_path: Path) -> None:
+def test_compare_exits_with_0_without_policy_or_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, by in (("before", 0.0), ("after", 2.0)):
+        save_record(make_measurement(name, worse="clip_score.scenes", by=by, suite=SuiteId(name="own", version=1, digest="0a")), tmp_path)
+    words, page = ["compare", "before", "after", "--results", str(tmp_path), "--suite", "own"], tmp_path / "page.md"
+    assert cli.main([*words, "--markdown", str(page)]) == 0
+    out, err = capsys.readouterr()
+    assert re.search(r"clip_score.scenes \(100 cos\) ↑ .* worse\n", out)
+    assert err == ""
+    assert cli.main([*words, "--markdown", str(page), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["differences"][1]["outcome"] == "worse"
+    assert page.read_text(encoding="utf-8").count("### after compared with before") == 2
+    assert "only records are compared" in error_message(["compare", "before", "scenes-vega", "--results", str(tmp_path)], capsys)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("words", [["gate", "--baseline"], ["compare"]])
+def test_gate_and_comparison_of_records_import_no_slow_library(words: list[str], tmp_path: Path) -> None:
     folder = save_record(make_measurement(), tmp_path)
     code = f"""
 from sdbench import cli
-assert cli.main(["gate", {str(folder)!r}, "--baseline", {str(folder)!r}]) == 0
+assert cli.main([*{words!r}, {str(folder)!r}, {str(folder)!r}]) == 0
 print("imported:", sorted({SLOW | {"scipy", "pandas", "matplotlib", "huggingface_hub", "PIL"}!r} & set(sys.modules)))
 """
     assert run_in_process(code, tmp_path).stdout.splitlines()[-1:] == ["imported: []"]
@@ -601,7 +618,7 @@ def test_unprintable_report_does_not_look_like_a_verdict(monkeypatch: pytest.Mon
         def text(self, width: int = 160) -> str:
             raise ZeroDivisionError(width)
 
-    monkeypatch.setattr(api, "compare", lambda *_, **__: UnprintableReport("pass", "", "a", "b"))
+    monkeypatch.setattr(api, "gate", lambda *_, **__: UnprintableReport("pass", "", "a", "b"))
     assert "ZeroDivisionError" in error_message(["gate", "a", "--baseline", "b"], capsys)
 
 

@@ -359,7 +359,7 @@ def test_nothing_is_run_for_a_policy_without_the_suite(
     policy = tmp_path / "policy.toml"
     policy.write_text("alpha = 0.05\n[suites.other]\n", encoding="utf-8")
     for judge in (
-        lambda: api.compare("scenes-vega-pruned", teacher.folder, policy),
+        lambda: api.gate("scenes-vega-pruned", teacher.folder, policy),
         lambda: api.until_verdict(resolve("scenes-vega-pruned"), few, "scenes-vega", policy),
     ):
         with pytest.raises(UserError, match=r"has no table \[suites\.quality\], so it weighs no metric of suite 'quality-custom'"):

@@ -1,7 +1,7 @@
-"""The commands as Python functions: the same names, but `compare` for `gate`, and the same records."""
+"""The commands as Python functions: the same names and the same records."""
 
 from sdbench.api.evaluation import Evaluation, evaluate
-from sdbench.api.gating import compare, noise, until_verdict
+from sdbench.api.gating import compare, gate, noise, until_verdict
 from sdbench.api.measuring import draw, record_images, run, score
 from sdbench.api.overrides import Overrides
 from sdbench.api.places import Places
@@ -15,6 +15,7 @@ __all__ = [
     "compare",
     "draw",
     "evaluate",
+    "gate",
     "noise",
     "record_images",
     "report",

@@ -1,4 +1,4 @@
-"""Judge: a candidate against a baseline, a run that stops when the verdict is sure, and the noise floor below both."""
+"""Judge: a candidate against a baseline, two models without a verdict, a run that stops when the verdict is sure, and the noise floor below both."""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -11,9 +11,10 @@ from sdbench.api import measuring
 from sdbench.api.places import Places
 from sdbench.disk import locked
 from sdbench.errors import UserError, unknown_name
-from sdbench.gate import floors, judging, lookup
+from sdbench.gate import comparison, floors, judging, lookup, measured
 from sdbench.gate import policy as policies
 from sdbench.gate.compare import Side
+from sdbench.gate.comparison import Comparison
 from sdbench.gate.policy import Policy, is_probe
 from sdbench.gate.verdicts import Inputs, Report
 from sdbench.records import Record, SuiteId
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 Announce = Callable[[str], None]
 
 
-def compare(
+def gate(
     candidate: str | Path,
     baseline: str | Path,
     policy: str | Path | None = None,
@@ -63,6 +64,21 @@ def compare(
     return judge_records(new, old, rules, places, str(baseline), only=only)
 
 
+def compare(a: str | Path, b: str | Path, places: Places = Places(), suite: str | None = None) -> Comparison:
+    """The differences B - A of all metrics that the records of two models have, with two-sided 95 % intervals; without policy or verdict.
+
+    Each is a record folder, or the name of a model, of its row or of a baseline. Nothing is run.
+
+    Args:
+        suite: a suite file, or the name, `<name>@<version>` or digest of the suite of the records; by default the one that both have records
+            of, of several the family's.
+
+    Raises:
+        UserError: a name has no record, or the records cannot be compared.
+    """
+    return comparison.compare(*measured.find_pair(str(a), str(b), suite, places.results), places.results)
+
+
 def until_verdict(
     spec: "ModelSpec",
     suite: suites.Suite,
@@ -77,7 +93,7 @@ def until_verdict(
     """Measure a model until it is sure whether it is as good as the baseline, and return its record folder and the verdict.
 
     Args:
-        baseline, policy, device, only, announce: see `compare`.
+        baseline, policy, device, only, announce: see `gate`.
 
     Raises:
         UserError: bad input, as from the command line.

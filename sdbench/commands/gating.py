@@ -1,4 +1,4 @@
-"""The commands that give a verdict, `gate` and `run --until-verdict`, and those that prepare one, `noise` and `baseline`.
+"""The commands that give a verdict, `gate` and `run --until-verdict`, that prepare one, `noise` and `baseline`, and that does without, `compare`.
 
 Exit code 1 means "regressed" and nothing else. Whatever goes wrong is exit code 2: a crash, a missing library, Ctrl-C, a request to
 end, a report that cannot be written.
@@ -15,6 +15,7 @@ from sdbench.commands import showing
 from sdbench.commands.console import AddCommand, add_common, add_completion, add_device, add_runs, check_results, places_from, table_width
 
 if TYPE_CHECKING:
+    from sdbench.gate.comparison import Comparison
     from sdbench.gate.verdicts import Report
     from sdbench.models.spec import ModelSpec
     from sdbench.suites import Suite
@@ -33,6 +34,16 @@ def add_commands(add: AddCommand) -> None:
     add_device(judging)
     add_runs(judging)
     add_outputs(judging)
+
+    comparing = add(
+        "compare", compare, "show how much better B is than A: the difference of each metric, with its interval; no policy, no verdict"
+    )
+    comparing.add_argument("a", metavar="A", help="record folder, name of a model or of its row, or baseline name; nothing is run")
+    comparing.add_argument("b", metavar="B", help="likewise")
+    comparing.add_argument(
+        "--suite", help="name, name@version, digest or file of the suite of the records (default: the one that both have)"
+    )
+    _add_markdown(comparing, "comparison")
 
     flooring = add("noise", noise, "measure how much a model's scores vary with the noise seed: the floor for the gate's margins")
     flooring.add_argument("model", help="model name or checkpoint")
@@ -61,8 +72,12 @@ def add_outputs(command: "argparse._ActionsContainer") -> None:
     """Add the options of the commands that give a verdict."""
     command.add_argument("--policy", type=Path, help="policy file with the metrics to weigh and their margins (default: suites/gate.toml)")
     command.add_argument("--junit", type=Path, metavar="FILE", help="also write the verdict as JUnit XML")
+    _add_markdown(command, "verdict")
+
+
+def _add_markdown(command: "argparse._ActionsContainer", what: str) -> None:
     command.add_argument(
-        "--markdown", type=Path, metavar="FILE", help="also append the verdict as Markdown to FILE, such as $GITHUB_STEP_SUMMARY"
+        "--markdown", type=Path, metavar="FILE", help=f"also append the {what} as Markdown to FILE, such as $GITHUB_STEP_SUMMARY"
     )
 
 
@@ -73,7 +88,7 @@ def gate(arguments: argparse.Namespace) -> int:
         from sdbench import api
 
         own = {name: getattr(arguments, name) for name in ("suite", "base", "lora", "name", "device", "only")}
-        return api.compare(arguments.candidate, arguments.baseline, arguments.policy, places_from(arguments), **own, announce=print_note)
+        return api.gate(arguments.candidate, arguments.baseline, arguments.policy, places_from(arguments), **own, announce=print_note)
 
     return _judge_and_publish(judge, arguments, arguments.candidate)
 
@@ -92,6 +107,18 @@ def until_verdict(arguments: argparse.Namespace, read_request: "Callable[[], tup
         return report
 
     return _judge_and_publish(judge, arguments, arguments.model[0])
+
+
+def compare(arguments: argparse.Namespace) -> int:
+    """Run `sdbench compare` and return 0."""
+    from sdbench import api
+
+    found = api.compare(arguments.a, arguments.b, api.Places(arguments.results), arguments.suite)
+    print_answer(found.text(table_width()), arguments)
+    _append_markdown(found, arguments)
+    if arguments.json:
+        print_json(found.to_json())
+    return 0
 
 
 def noise(arguments: argparse.Namespace) -> int:
@@ -175,8 +202,12 @@ def _publish(report: "Report", arguments: argparse.Namespace) -> None:
         print_answer(report.text(table_width()), arguments)
     if arguments.junit:
         arguments.junit.write_text(report.junit(), encoding="utf-8")
-    if arguments.markdown:
-        with arguments.markdown.open("a", encoding="utf-8") as file:
-            file.write(report.markdown())
+    _append_markdown(report, arguments)
     if arguments.json:
         print_json(report.to_json())
+
+
+def _append_markdown(found: "Report | Comparison", arguments: argparse.Namespace) -> None:
+    if arguments.markdown:
+        with arguments.markdown.open("a", encoding="utf-8") as file:
+            file.write(found.markdown())

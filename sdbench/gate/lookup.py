@@ -106,7 +106,7 @@ def find_candidate(what: str, results: Path, *, base: str | None = None, lora: s
             return resolve(what, base=base, lora=lora, name=name)
         except UserError:
             is_free = (base, lora, name) == (None, None, None) and not Path(what).exists()
-            if is_free and (recorded := _find_name(what, results)).rows:
+            if is_free and (recorded := find_name(what, results)).rows:
                 return recorded
             raise
     if (base, lora, name) != (None, None, None):
@@ -131,7 +131,7 @@ def find_record(what: str, results: Path) -> Path:
     Raises:
         UserError: there are several records of this name, or the one there is cannot be read.
     """
-    if (Path(what) / "record.json").is_file() or not (recorded := _find_name(what, results)).rows:
+    if (Path(what) / "record.json").is_file() or not (recorded := find_name(what, results)).rows:
         return Path(what)
     return _the_only(recorded.folders, repr(what))
 
@@ -207,7 +207,7 @@ def _machine_class_of(what: RecordOrModel) -> str | None:
     return record.machine.machine_class
 
 
-def _find_name(what: str, results: Path) -> RecordedName:
+def find_name(what: str, results: Path) -> RecordedName:
     """The records of a name, if there are any."""
     return RecordedName(what, tuple(records.newest_per_model(results, name=what)) if NAME.fullmatch(what) else ())
 

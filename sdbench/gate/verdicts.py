@@ -91,7 +91,7 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Everything as plain JSON types, and the version of this form; an infinite bound is null."""
-        results = [{key: _finite_or_none(item) for key, item in asdict(result).items()} for result in self.results]
+        results = [{key: finite_or_none(item) for key, item in asdict(result).items()} for result in self.results]
         return {
             "schema_version": tables.JSON_VERSION,
             **asdict(self),
@@ -144,8 +144,13 @@ def format_difference(result: Result) -> str:
     """The difference and its bounds, such as `+1.2 (+0.9..+1.5)`."""
     if result.difference is None or result.low is None or result.high is None:
         return "none"
-    ends = [_format_signed(end, result.relative) for end in (result.difference, result.low, result.high)]
-    return ends[0] if result.low == result.high else f"{ends[0]} ({ends[1]}..{ends[2]})"
+    return format_change(result.difference, result.low, result.high, relative=result.relative)
+
+
+def format_change(difference: float, low: float, high: float, *, relative: bool) -> str:
+    """A signed difference and its ends, where these are apart; relative: as shares, in percent."""
+    ends = [_format_signed(end, relative) for end in (difference, low, high)]
+    return ends[0] if low == high else f"{ends[0]} ({ends[1]}..{ends[2]})"
 
 
 def _row(result: Result, mark: str) -> tuple[str, ...]:
@@ -180,5 +185,6 @@ def _format_signed(number: float, relative: bool) -> str:
     return f"{100 * number:+z.1f} %" if relative else f"{number:+z.3g}"
 
 
-def _finite_or_none(item: Any) -> Any:
+def finite_or_none(item: Any) -> Any:
+    """None for a number that JSON lacks; anything else unchanged."""
     return None if isinstance(item, float) and not math.isfinite(item) else item

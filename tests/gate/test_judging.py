@@ -396,14 +396,14 @@ def test_record_without_probes_is_reported(teacher: Measurement, tmp_path: Path)
     assert "latency.pipeline.p50: not in the candidate's record; measure both models in the same way" in report.why
     rendered = record.model_copy(update={"model": record.model.model_copy(update={"source": "rendered", "weights_digest": None})})
     candidate, baseline = (save_record(measurement, tmp_path) for measurement in ((rendered, scores), teacher))
-    report = api.compare(candidate, baseline, places=api.Places(tmp_path))
+    report = api.gate(candidate, baseline, places=api.Places(tmp_path))
     assert (report.verdict, report.notes) == (
         "pass",
         ("not measured, so not weighed: latency.pipeline.p50, memory.peak_data, memory.peak_allocated",),
     )
     assert report.to_json()["inputs"]["baseline_asked"] == str(baseline)
     with pytest.raises(UserError, match="unknown half to gate by 'probes'"):
-        api.compare(candidate, baseline, places=api.Places(tmp_path), only="probes")
+        api.gate(candidate, baseline, places=api.Places(tmp_path), only="probes")
 
 
 def without(measurement: Measurement, *, image_metrics: bool) -> Measurement:
@@ -436,7 +436,7 @@ def test_gate_on_quality_alone_weighs_every_image_metric_and_names_what_it_leave
     old = save_record(teacher, tmp_path)
 
     def compare(candidate: Measurement, baseline: Path = old, policy_file: Path | None = None) -> Report:
-        return api.compare(str(save_record(candidate, tmp_path)), str(baseline), policy_file, api.Places(tmp_path), only="quality")
+        return api.gate(str(save_record(candidate, tmp_path)), str(baseline), policy_file, api.Places(tmp_path), only="quality")
 
     report = compare(slow)
     assert (report.verdict, [result.name for result in report.results]) == (

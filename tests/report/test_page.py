@@ -120,7 +120,7 @@ def test_verdicts_use_the_noise_between_runs(tmp_path: Path) -> None:
     floor = floors.estimate([Side.read(teacher), Side.read(student)], (1, 2), records.read_record(teacher).suite)
     spread = floors.Spread(noise=0.25, values=(0.4, 0.6), unit="s")
     floors.write(floor.model_copy(update={"metrics": {"latency.pipeline.p50": spread}}), tmp_path)
-    assert first_verdict() == "inconclusive" == api.compare(str(student), str(teacher), None, api.Places(tmp_path)).verdict
+    assert first_verdict() == "inconclusive" == api.gate(str(student), str(teacher), None, api.Places(tmp_path)).verdict
 
 
 def test_nan_score_is_shown_as_nan(tmp_path: Path) -> None:

@@ -818,7 +818,7 @@ def test_external_images_get_a_row_and_a_verdict(tmp_path: Path) -> None:
     (row,) = standings.read_rows(tmp_path)
     assert (row.name, row.is_images_only) == ("dall-e", True)
     assert "sampling: unknown, made elsewhere (images:images, 64 x 64 px, PNG)" in writing.markdown([row])
-    report = api.compare(str(folder), str(folder), policy, places)
+    report = api.gate(str(folder), str(folder), policy, places)
     assert (report.verdict, [result.name for result in report.results]) == ("pass", ["preference.scenes"])
     assert report.notes == (
         "the images of dall-e (images:images, 64 x 64 px, PNG) and dall-e (images:images, 64 x 64 px, PNG) were made elsewhere; how they were sampled is not known",
@@ -845,7 +845,7 @@ def test_python_functions_take_paths_as_strings(tmp_path: Path) -> None:
     values, _ = api.score(images, prompts, places, own)
     folder = api.record_images(images, prompts, "dall-e", places, own)
     assert [value.name for value in values] == ["scene_accuracy", "preference.scenes"]
-    assert api.compare(folder, folder, policy, places).verdict == "pass"
+    assert api.gate(folder, folder, policy, places).verdict == "pass"
     assert [path.name for path in api.report(places, str(tmp_path / "page.html"), policy)] == ["page.html"]
 
 
